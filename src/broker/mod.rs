@@ -1,0 +1,210 @@
+//! The connection to a broker: one after another is tried, and what is lost on the way is sent
+//! again by whoever asked for it. It is never awaited for: a link says what happened to it, and
+//! takes what there is to send while it is up.
+//!
+//! Each connection has a client of its own. So nothing that rumqttc keeps from one connection to
+//! the next can get in the way: what was sent counts only once the broker has acknowledged it, and
+//! the sender knows what was not.
+
+mod backoff;
+mod session;
+
+use std::time::Duration;
+
+use rumqttc::{MqttOptions, Transport};
+use tokio::time::{Instant, sleep_until};
+
+use crate::config::{Broker, Config};
+use backoff::Backoff;
+use session::Session;
+
+/// The largest message that is taken, in bytes. rumqttc ends a connection over a larger one.
+const MAX_PACKET: usize = 256 * 1024;
+
+/// A silent connection is found dead after twice this long.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// A broker that refused this much later has been up in between.
+const STABLE: Duration = Duration::from_secs(10);
+
+/// What happened to a link.
+#[derive(Debug)]
+pub enum Event {
+    /// It is up; whatever is to be subscribed to is asked for again.
+    Connected(Broker),
+    /// A message came.
+    Message {
+        /// Its topic.
+        topic: String,
+        /// Its bytes.
+        payload: Vec<u8>,
+    },
+    /// The broker has what was published under this name.
+    Published(String),
+    /// The broker does not let this host subscribe.
+    SubscribeRefused,
+    /// It is down, or did not come up: why. What was not acknowledged is to be sent again.
+    Lost {
+        /// Which broker.
+        broker: Broker,
+        /// Why, with what to do about it where that is known.
+        why: String,
+    },
+}
+
+/// How a client presents itself to the broker.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// MQTT's client identifier; a broker lets one in at a time.
+    pub id: String,
+    /// Whether the broker keeps what comes while this client is away.
+    pub persistent: bool,
+    /// What it wants to hear.
+    pub topics: Vec<String>,
+}
+
+/// A connection that comes back by itself.
+#[derive(Debug)]
+pub struct Link {
+    config: Connection,
+    state: State,
+    turn: usize,
+    backoff: Backoff,
+    /// The broker holds a message for us that is too large to read: it is thrown away with the rest
+    /// of the session, or it would end every connection from now on.
+    discard: bool,
+}
+
+#[derive(Debug)]
+struct Connection {
+    brokers: Vec<Broker>,
+    login: Option<crate::config::Login>,
+    client: Client,
+}
+
+#[derive(Debug)]
+enum State {
+    Down { until: Instant },
+    Up { session: Session, since: Option<Instant> },
+}
+
+impl Link {
+    /// A link that connects when it is first asked for an event.
+    #[must_use]
+    pub fn new(config: &Config, client: Client) -> Self {
+        let (brokers, login) = (config.brokers.clone(), config.login.clone());
+        Self {
+            config: Connection { brokers, login, client },
+            state: State::Down { until: Instant::now() },
+            turn: 0,
+            backoff: Backoff::default(),
+            discard: false,
+        }
+    }
+
+    /// The next thing that happens. May be dropped at any time without losing one.
+    pub async fn event(&mut self) -> Event {
+        loop {
+            let ended = match &mut self.state {
+                State::Down { until } => {
+                    sleep_until(*until).await;
+                    self.connect();
+                    continue;
+                }
+                State::Up { session, .. } => session.event().await,
+            };
+            if let Some(event) = self.pass_on(ended) {
+                return event;
+            }
+        }
+    }
+
+    /// The next thing that has happened already, if any.
+    pub fn ready(&mut self) -> Option<Event> {
+        let State::Up { session, .. } = &mut self.state else { return None };
+        let ready = session.ready()?;
+        self.pass_on(ready)
+    }
+
+    /// How many more messages can be handed over now.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        match &self.state {
+            State::Up { session, since: Some(_) } => session.room(),
+            _ => 0,
+        }
+    }
+
+    /// Hands a message over, to be sent with QoS 1. It counts once [`Event::Published`] names it;
+    /// where there is no room, or the link goes down first, it is to be handed over again.
+    pub fn publish(&mut self, name: String, topic: String, payload: Vec<u8>) {
+        if let State::Up { session, since: Some(_) } = &mut self.state {
+            session.publish(name, topic, payload);
+        }
+    }
+
+    /// Says good-bye to the broker, within `limit`.
+    pub async fn close(self, limit: Duration) {
+        if let State::Up { session, since: Some(_) } = self.state {
+            let _ = tokio::time::timeout(limit, session.close()).await;
+        }
+    }
+
+    fn broker(&self) -> &Broker {
+        &self.config.brokers[self.turn % self.config.brokers.len()]
+    }
+
+    fn connect(&mut self) {
+        let Connection { login, client, .. } = &self.config;
+        let broker = self.broker();
+        let mut options = MqttOptions::new(client.id.clone(), broker.host.clone(), broker.port);
+        options.set_transport(Transport::Tcp);
+        options.set_keep_alive(KEEP_ALIVE);
+        options.set_clean_session(!client.persistent || self.discard);
+        options.set_max_packet_size(MAX_PACKET, MAX_PACKET);
+        if let Some(login) = login {
+            options.set_credentials(login.user.clone(), login.password.reveal());
+        }
+        self.state = State::Up { session: Session::start(options), since: None };
+    }
+
+    fn pass_on(&mut self, event: session::Event) -> Option<Event> {
+        match event {
+            session::Event::Connected if self.discard => {
+                self.discard = false;
+                self.state = State::Down { until: Instant::now() };
+                None
+            }
+            session::Event::Connected => {
+                let broker = self.broker().clone();
+                if let State::Up { session, since } = &mut self.state {
+                    *since = Some(Instant::now());
+                    session.subscribe(&self.config.client.topics);
+                }
+                Some(Event::Connected(broker))
+            }
+            session::Event::Message { topic, payload } => Some(Event::Message { topic, payload }),
+            session::Event::Published(name) => Some(Event::Published(name)),
+            session::Event::SubscribeRefused => Some(Event::SubscribeRefused),
+            session::Event::Ended { why, too_large } => {
+                self.discard = too_large && self.config.client.persistent;
+                let up = match &self.state {
+                    State::Up { since, .. } => since.map(|since| since.elapsed()),
+                    State::Down { .. } => None,
+                };
+                if up.is_some_and(|up| up > STABLE) {
+                    self.backoff.reset();
+                }
+                let broker = self.broker().clone();
+                // A connection that was up is tried again where it was; a broker that is down
+                // gives the next its turn.
+                if up.is_none() {
+                    self.turn = self.turn.wrapping_add(1);
+                }
+                let rounds = self.config.brokers.len();
+                self.state = State::Down { until: Instant::now() + self.backoff.next(rounds) };
+                Some(Event::Lost { broker, why })
+            }
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! One connection to one broker, from its first packet to its end.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::time::Duration;
+
+use rumqttc::{
+    AsyncClient, ConnectReturnCode, ConnectionError, MqttOptions, Outgoing, Packet, QoS,
+    StateError, SubscribeFilter, SubscribeReasonCode, mqttbytes,
+};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+
+/// How many messages may be on their way to the broker.
+const WINDOW: usize = 64;
+
+/// How many packets may wait between the socket and the rest of the program. Beyond that, and only
+/// then, the socket is left unread.
+const QUEUE: usize = 10_000;
+
+/// A broker that has not acknowledged a message for so long will not.
+const ACKNOWLEDGE: Duration = Duration::from_secs(20);
+
+/// How long a connection may take to come up, its CONNACK included, in seconds.
+const CONNECT: u64 = 5;
+
+/// What happened to a session.
+pub(super) enum Event {
+    Connected,
+    Message { topic: String, payload: Vec<u8> },
+    Published(String),
+    SubscribeRefused,
+    Ended { why: String, too_large: bool },
+}
+
+#[derive(Debug)]
+pub(super) struct Session {
+    client: AsyncClient,
+    /// From the task that reads the socket, which does nothing else: whatever the rest of the
+    /// program waits for, a broker never sees its messages pile up.
+    events: mpsc::Receiver<Result<rumqttc::Event, ConnectionError>>,
+    reader: JoinHandle<()>,
+    /// Handed over to rumqttc, in order; it has given them no packet identifier yet.
+    handed: VecDeque<String>,
+    /// Sent, by packet identifier.
+    sent: HashMap<u16, String>,
+    /// The last time that the broker acknowledged something, or had nothing to.
+    progress: Instant,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+impl Session {
+    pub(super) fn start(options: MqttOptions) -> Self {
+        // Room for a window of messages, the subscription and the good-bye.
+        let (client, mut poll) = AsyncClient::new(options, WINDOW + 8);
+        let mut network = poll.network_options();
+        network.set_connection_timeout(CONNECT);
+        network.set_tcp_nodelay(true);
+        poll.set_network_options(network);
+        let (sender, events) = mpsc::channel(QUEUE);
+        let reader = tokio::spawn(async move {
+            loop {
+                let event = poll.poll().await;
+                let last = event.is_err();
+                if sender.send(event).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+        let progress = Instant::now();
+        Self { client, events, reader, handed: VecDeque::new(), sent: HashMap::new(), progress }
+    }
+
+    /// The next thing that happens; safe to drop.
+    pub(super) async fn event(&mut self) -> Event {
+        loop {
+            let deadline = self.progress + ACKNOWLEDGE;
+            let waits = !self.handed.is_empty() || !self.sent.is_empty();
+            let event = tokio::select! {
+                event = self.events.recv() => event,
+                () = sleep_until(deadline), if waits => {
+                    let why = "it does not acknowledge what is published".to_owned();
+                    return Event::Ended { why, too_large: false };
+                }
+            };
+            if let Some(event) = self.read(event) {
+                return event;
+            }
+        }
+    }
+
+    /// The next thing that has happened already.
+    pub(super) fn ready(&mut self) -> Option<Event> {
+        loop {
+            let event = self.events.try_recv().ok()?;
+            let event = self.read(Some(event));
+            if event.is_some() {
+                return event;
+            }
+        }
+    }
+
+    pub(super) fn subscribe(&mut self, topics: &[String]) {
+        let filters =
+            topics.iter().map(|topic| SubscribeFilter::new(topic.clone(), QoS::AtLeastOnce));
+        // There is room: nothing has been handed over on this connection before.
+        let _ = self.client.try_subscribe_many(filters);
+    }
+
+    pub(super) fn room(&self) -> usize {
+        WINDOW.saturating_sub(self.handed.len() + self.sent.len())
+    }
+
+    pub(super) fn publish(&mut self, name: String, topic: String, payload: Vec<u8>) {
+        if self.handed.is_empty() && self.sent.is_empty() {
+            self.progress = Instant::now();
+        }
+        if self.client.try_publish(topic, QoS::AtLeastOnce, false, payload).is_ok() {
+            self.handed.push_back(name);
+        }
+    }
+
+    pub(super) async fn close(mut self) {
+        let _ = self.client.try_disconnect();
+        while let Some(Ok(event)) = self.events.recv().await {
+            if event == rumqttc::Event::Outgoing(Outgoing::Disconnect) {
+                return;
+            }
+        }
+    }
+
+    fn read(&mut self, event: Option<Result<rumqttc::Event, ConnectionError>>) -> Option<Event> {
+        match event {
+            Some(Ok(rumqttc::Event::Incoming(packet))) => self.incoming(packet),
+            Some(Ok(rumqttc::Event::Outgoing(Outgoing::Publish(identifier)))) => {
+                if let Some(name) = self.handed.pop_front() {
+                    self.sent.insert(identifier, name);
+                }
+                None
+            }
+            Some(Ok(_)) => None,
+            Some(Err(error)) => {
+                Some(Event::Ended { why: explain(&error), too_large: is_too_large(&error) })
+            }
+            None => Some(Event::Ended { why: "its reader ended".to_owned(), too_large: false }),
+        }
+    }
+
+    fn incoming(&mut self, packet: Packet) -> Option<Event> {
+        match packet {
+            Packet::ConnAck(_) => Some(Event::Connected),
+            Packet::Publish(publish) => {
+                Some(Event::Message { topic: publish.topic, payload: publish.payload.to_vec() })
+            }
+            Packet::PubAck(ack) => {
+                self.progress = Instant::now();
+                self.sent.remove(&ack.pkid).map(Event::Published)
+            }
+            Packet::SubAck(ack) => ack
+                .return_codes
+                .contains(&SubscribeReasonCode::Failure)
+                .then_some(Event::SubscribeRefused),
+            _ => None,
+        }
+    }
+}
+
+fn is_too_large(error: &ConnectionError) -> bool {
+    use mqttbytes::Error::PayloadSizeLimitExceeded;
+    matches!(
+        error,
+        ConnectionError::MqttState(StateError::Deserialization(PayloadSizeLimitExceeded(_)))
+    )
+}
+
+/// Why a connection ended, in words that say what to do.
+fn explain(error: &ConnectionError) -> String {
+    const LOGIN: &str = "it refuses the login: check MQTT_USER and MQTT_PASSWORD";
+    match error {
+        ConnectionError::ConnectionRefused(
+            ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized,
+        ) => LOGIN.to_owned(),
+        ConnectionError::ConnectionRefused(code) => format!("it refuses the connection: {code:?}"),
+        ConnectionError::NetworkTimeout => format!("no answer within {CONNECT} s"),
+        ConnectionError::FlushTimeout => "it stopped reading".to_owned(),
+        ConnectionError::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            "nothing listens there".to_owned()
+        }
+        ConnectionError::Io(error) | ConnectionError::MqttState(StateError::Io(error)) => {
+            error.to_string()
+        }
+        ConnectionError::MqttState(StateError::ConnectionAborted) => {
+            "it closed the connection (if that repeats: another host has this host's name)"
+                .to_owned()
+        }
+        ConnectionError::MqttState(StateError::AwaitPingResp) => "it fell silent".to_owned(),
+        error if is_too_large(error) => {
+            "it sent a message that is too large: what it kept for this host is dropped".to_owned()
+        }
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,97 @@
+//! The command line: the tree of commands, and nothing else.
+
+use clap::{Args, Parser, Subcommand};
+
+/// `f2bmqtt` and its commands.
+#[derive(Debug, Parser)]
+#[command(
+    name = "f2bmqtt",
+    version,
+    about = "Makes a fleet of fail2ban servers ban as one, over MQTT",
+    long_about = "Makes a fleet of fail2ban servers ban as one, over MQTT.\n\n\
+        What fail2ban on one server detects, every server that has the same jail bans within \
+        milliseconds, and what is freed there is freed everywhere. The service f2bmqttsub does \
+        the work; fail2ban's actions call `f2bmqtt notify`.",
+    after_help = "Files:\n  \
+        /etc/fail2ban/mqtt.env  the settings: broker, login, topic\n  \
+        /var/lib/f2bmqtt/       what waits to be published, and what was banned for others\n\n\
+        Exit codes: 0 done, 1 failed, 2 wrong usage, 78 the settings cannot be used",
+    arg_required_else_help = true,
+    subcommand_required = true
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Tell the fleet of a ban or unban; called by fail2ban's actions
+    Notify(NotifyArgs),
+    /// Share bans with the fleet until stopped; run by the service f2bmqttsub
+    Subscribe,
+    /// Publish what waits in the spool; started by notify where no service runs
+    #[command(hide = true)]
+    Publish,
+}
+
+/// `mqttnotifyban[.sh]`, the notifier under the scripts' name.
+#[derive(Debug, Parser)]
+#[command(
+    name = "mqttnotifyban",
+    version,
+    about = "Tells the fleet of a ban or unban; called by fail2ban's actions (f2bmqtt notify)"
+)]
+pub struct NotifyShim {
+    /// The scripts' arguments.
+    #[command(flatten)]
+    pub args: NotifyArgs,
+}
+
+/// `mqttsubscribebans`, the subscriber under the scripts' name.
+#[derive(Debug, Parser)]
+#[command(
+    name = "mqttsubscribebans",
+    version,
+    about = "Shares bans with the fleet until stopped (f2bmqtt subscribe)"
+)]
+pub struct SubscribeShim {}
+
+/// What fail2ban tells of a ban, in the scripts' order.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Tell the fleet of a ban or unban.\n\nThe event is left in the spool for the \
+        service to publish; nothing is waited for. Where no service runs, a background process \
+        publishes it. Nothing is told if FAILURES is 0 (the ban came from another host, or from \
+        an operator), nor of a ban that fail2ban restores after a start.",
+    after_help = "In an action of fail2ban:\n  \
+        mqttnotifyban.sh <name> <ip> <bantime> ban <restored> <failures> <time>"
+)]
+pub struct NotifyArgs {
+    /// The jail
+    #[arg(allow_hyphen_values = true)]
+    pub name: String,
+    /// The address, IPv4 or IPv6
+    #[arg(allow_hyphen_values = true)]
+    pub ip: String,
+    /// Length of the ban in seconds; -1 is for ever, 0 is not known
+    #[arg(allow_hyphen_values = true)]
+    pub bantime: String,
+    /// ban or unban
+    #[arg(allow_hyphen_values = true)]
+    pub action: String,
+    /// 1 if fail2ban restores the ban after a start
+    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+    pub restored: String,
+    /// How many failures led to it
+    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+    pub failures: String,
+    /// When the ban began, in seconds since 1970
+    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+    pub time: String,
+    /// Ignored, as the scripts ignored it
+    #[arg(allow_hyphen_values = true, hide = true)]
+    pub rest: Vec<String>,
+}

@@ -1,0 +1,166 @@
+//! Reads one line of `mqtt.env` as bash would, so that one file can serve bash scripts and this
+//! program. `dotenvy` does the reading; what it would read unlike bash is a fault that says how to
+//! write it instead.
+
+use super::Lookup;
+
+/// What stands for the n-th `$NAME` of a line while `dotenvy` reads it, because `dotenvy` would ask
+/// the environment first and ends a name at an underscore. From a plane for private use, and
+/// refused in the file itself.
+const PLACE: u32 = 0xF_0000;
+
+/// One line: a setting, or nothing (blank, a comment), or what is wrong with it. A fault never
+/// shows the text of the line, which may hold a password.
+pub(super) fn read(
+    line: &str,
+    known: Lookup<'_>,
+) -> Result<Option<(String, String)>, &'static str> {
+    let line = line.trim_matches([' ', '\t', '\r']);
+    if line.is_empty() || line.starts_with('#') {
+        return Ok(None);
+    }
+    if line.chars().any(|c| c.is_control() && c != '\t' || u32::from(c) >= PLACE) {
+        return Err("holds a character that cannot be printed: remove it");
+    }
+    let mut scan = Scan { rest: line, out: String::new(), names: Vec::new() };
+    scan.line()?;
+    let entry = dotenvy::from_read_iter(scan.out.as_bytes()).next();
+    let Some(Ok((key, value))) = entry else {
+        return Err("cannot be read: write it as NAME='value'");
+    };
+    let mut expanded = String::with_capacity(value.len());
+    for c in value.chars() {
+        match u32::from(c).checked_sub(PLACE) {
+            None => expanded.push(c),
+            Some(n) => {
+                let name = scan.names.get(n as usize).map_or("", |name| name);
+                expanded.push_str(&known(name).unwrap_or_default());
+            }
+        }
+    }
+    Ok(Some((key, expanded)))
+}
+
+/// Walks over a line with bash's rules and writes down what `dotenvy` may read of it.
+struct Scan<'a> {
+    rest: &'a str,
+    out: String,
+    names: Vec<&'a str>,
+}
+
+impl<'a> Scan<'a> {
+    fn next(&mut self) -> Option<char> {
+        let c = self.rest.chars().next()?;
+        self.rest = &self.rest[c.len_utf8()..];
+        Some(c)
+    }
+
+    /// Takes a name of letters, digits and underscores, or nothing.
+    fn name(&mut self) -> &'a str {
+        let starts = self.rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+        let inside = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let end =
+            if starts { self.rest.find(|c| !inside(c)).unwrap_or(self.rest.len()) } else { 0 };
+        let (name, rest) = self.rest.split_at(end);
+        self.rest = rest;
+        name
+    }
+
+    fn line(&mut self) -> Result<(), &'static str> {
+        const FORM: &str = "is not a setting: write NAME=value, without blanks around the =";
+        let exported = match self.rest.strip_prefix("export") {
+            Some(rest) if rest.starts_with([' ', '\t']) => {
+                self.rest = rest.trim_start_matches([' ', '\t']);
+                true
+            }
+            _ => false,
+        };
+        let key = self.name();
+        if key.is_empty() || self.next() != Some('=') {
+            return Err(FORM);
+        }
+        self.out = format!("{key}=");
+        if self.rest.starts_with('#') {
+            return Err("has a value that begins with #: put it in single quotes");
+        }
+        self.value(exported)
+    }
+
+    fn value(&mut self, exported: bool) -> Result<(), &'static str> {
+        const QUOTE: &str = "has a character that bash acts on: put the value in single quotes";
+        let mut before = '=';
+        while let Some(c) = self.next() {
+            match c {
+                '\'' => self.single()?,
+                '"' => self.double()?,
+                '$' => self.expansion()?,
+                '\\' => match self.next() {
+                    Some(c @ ('\\' | '\'' | '"' | '$' | ' ')) => self.out.extend(['\\', c]),
+                    _ => return Err("has a backslash: put the value in single quotes"),
+                },
+                ' ' | '\t' => return self.end(),
+                '`' | ';' | '&' | '|' | '<' | '>' | '(' | ')' => return Err(QUOTE),
+                '~' if before == '=' || before == ':' => return Err(QUOTE),
+                '{' if exported => return Err(QUOTE),
+                _ => self.out.push(c),
+            }
+            before = c;
+        }
+        Ok(())
+    }
+
+    /// After a value only a comment may follow: bash would run a further word as a command.
+    fn end(&mut self) -> Result<(), &'static str> {
+        let rest = self.rest.trim_start_matches([' ', '\t']);
+        if rest.is_empty() || rest.starts_with('#') {
+            return Ok(());
+        }
+        Err("has more after the value: put a value with blanks in quotes, one setting on a line")
+    }
+
+    fn single(&mut self) -> Result<(), &'static str> {
+        let Some((text, rest)) = self.rest.split_once('\'') else {
+            return Err("has a quote that is not closed on the same line");
+        };
+        self.out.extend(["'", text, "'"]);
+        self.rest = rest;
+        Ok(())
+    }
+
+    fn double(&mut self) -> Result<(), &'static str> {
+        self.out.push('"');
+        while let Some(c) = self.next() {
+            match c {
+                '"' => {
+                    self.out.push('"');
+                    return Ok(());
+                }
+                '$' => self.expansion()?,
+                '\\' => match self.next() {
+                    Some(c @ ('\\' | '"' | '$')) => self.out.extend(['\\', c]),
+                    _ => return Err("has a backslash in double quotes: use single quotes"),
+                },
+                '`' => return Err("has a ` in double quotes: use single quotes"),
+                _ => self.out.push(c),
+            }
+        }
+        Err("has a quote that is not closed on the same line")
+    }
+
+    /// `$NAME` or `${NAME}`; the `$` is taken already.
+    fn expansion(&mut self) -> Result<(), &'static str> {
+        const HOW: &str = "has a $ that names no variable: put the value in single quotes";
+        let braced = self.rest.starts_with('{');
+        if braced {
+            self.next();
+        }
+        let name = self.name();
+        if name.is_empty() || braced && self.next() != Some('}') {
+            return Err(HOW);
+        }
+        let place = u32::try_from(self.names.len()).ok().and_then(|n| char::from_u32(PLACE + n));
+        self.out.push(place.ok_or("names too many variables")?);
+        self.names.push(name);
+        Ok(())
+    }
+}

@@ -1,0 +1,245 @@
+//! The settings: `mqtt.env` becomes a [`Config`], or a list of everything that is wrong with it.
+//!
+//! The file stays one that bash can source, because scripts on the same host may read it too. The
+//! file's values beat the environment's, and a later line beats an earlier one.
+
+mod line;
+mod values;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+use crate::wire::Host;
+
+pub use values::{Broker, Login, Secret, Topic};
+
+/// Where the settings are, unless `F2BMQTT_ENV` names another file (as tests do).
+pub const PATH: &str = "/etc/fail2ban/mqtt.env";
+
+/// A settings file is a few hundred bytes; beyond this many it is something else.
+const MAX_BYTES: u64 = 64 * 1024;
+
+const KEYS: [&str; 6] =
+    ["MQTT_HOST", "MQTT_PORT", "MQTT_NODE", "MQTT_TOPIC", "MQTT_USER", "MQTT_PASSWORD"];
+
+/// Settings that would protect the fleet if this version knew them. To pass over one of these with
+/// a warning would be to drop the protection that somebody asked for.
+const PROTECTING: [&str; 5] =
+    ["MQTT_TLS", "MQTT_CAFILE", "MQTT_CERT", "MQTT_KEY", "MQTT_SIGNING_KEY"];
+
+/// Asks for a variable by its name.
+pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// What the program needs to know about its broker and its place in the fleet.
+#[derive(Debug)]
+pub struct Config {
+    /// One broker or several, tried in turn; never empty.
+    pub brokers: Vec<Broker>,
+    /// Name and password, unless the broker takes anybody.
+    pub login: Option<Login>,
+    /// The topic that the fleet shares its bans below.
+    pub topic: Topic,
+    /// This host's name in the fleet.
+    pub node: Host,
+    /// What is odd about the file but stops nothing, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Everything that is wrong with a settings file.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Faults {
+    path: PathBuf,
+    /// Line number (0 where no line is to blame) and what is wrong, in the file's order.
+    faults: Vec<(usize, String)>,
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the settings in {} cannot be used:", self.path.display())?;
+        for (line, what) in &self.faults {
+            match line {
+                0 => write!(f, "\n  {what}")?,
+                _ => write!(f, "\n  line {line}: {what}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Faults {}
+
+impl Config {
+    /// Reads the settings of this process: from `F2BMQTT_ENV` or [`PATH`].
+    ///
+    /// # Errors
+    /// [`Error::Config`] with every fault of the file, or [`Error::Settings`] where it cannot be
+    /// read.
+    pub fn load() -> Result<Self, Error> {
+        let path = std::env::var_os("F2BMQTT_ENV").map_or_else(|| PATH.into(), PathBuf::from);
+        let unread = |source| Error::Settings { path: path.clone(), source };
+        let file = File::open(&path).map_err(unread)?;
+        let mode = file.metadata().map_err(unread)?.permissions().mode();
+        let mut text = Vec::new();
+        file.take(MAX_BYTES + 1).read_to_end(&mut text).map_err(unread)?;
+        let nodename = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let environment = |name: &str| {
+            // bash sets this one itself, in no environment.
+            let own = || (name == "HOSTNAME").then(|| nodename.clone());
+            std::env::var(name).ok().or_else(own)
+        };
+        let mut config = Self::parse(&path, &text, &environment, &nodename)?;
+        if mode & 0o077 != 0 {
+            let path = path.display();
+            config.warnings.push(format!(
+                "{path} can be read by others, and holds a password: chmod 600 {path}"
+            ));
+        }
+        Ok(config)
+    }
+
+    /// Makes settings of a file's `text`; `nodename` is this host's own name.
+    ///
+    /// # Errors
+    /// Every [fault](Faults) that the text has.
+    pub fn parse(
+        path: &Path,
+        text: &[u8],
+        environment: Lookup<'_>,
+        nodename: &str,
+    ) -> Result<Self, Faults> {
+        let mut file = Entries::read(text, environment);
+        let mut warnings = file.unknown();
+        let brokers = file.needed("MQTT_HOST", values::brokers);
+        let port = file.optional("MQTT_PORT", values::port);
+        let topic = file.needed("MQTT_TOPIC", Topic::new);
+        let node = match file.optional("MQTT_NODE", Host::new) {
+            Some(node) => Some(node),
+            None => Host::new(nodename)
+                .map_err(|_| {
+                    file.fault(0, "this host's name cannot be used: set MQTT_NODE".to_owned());
+                })
+                .ok(),
+        };
+        let user = file.optional("MQTT_USER", values::credential);
+        let password = file.optional("MQTT_PASSWORD", values::credential);
+        let login = match (user, password) {
+            (Some(user), password) => {
+                Some(Login { user, password: Secret(password.unwrap_or_default()) })
+            }
+            (None, None) => None,
+            (None, Some(_)) => {
+                file.fault(0, "MQTT_PASSWORD is set and MQTT_USER is not".to_owned());
+                None
+            }
+        };
+        if login.as_ref().is_some_and(|login| login.password.0.is_empty()) {
+            warnings.push("MQTT_USER is set and MQTT_PASSWORD is not".to_owned());
+        }
+        match (brokers, topic, node) {
+            (Some(brokers), Some(topic), Some(node)) if file.faults.is_empty() => {
+                let brokers = brokers.into_iter().map(|broker| broker.or_port(port)).collect();
+                Ok(Self { brokers, login, topic, node, warnings })
+            }
+            _ => {
+                file.faults.sort_by_key(|(line, _)| if *line == 0 { usize::MAX } else { *line });
+                Err(Faults { path: path.to_owned(), faults: file.faults })
+            }
+        }
+    }
+}
+
+/// The lines of a file, read, and what was wrong with them so far.
+struct Entries<'a> {
+    /// Key to line number and value.
+    values: BTreeMap<String, (usize, String)>,
+    /// Names that some line used as `$NAME`.
+    used: BTreeSet<String>,
+    faults: Vec<(usize, String)>,
+    environment: Lookup<'a>,
+}
+
+impl<'a> Entries<'a> {
+    fn read(text: &[u8], environment: Lookup<'a>) -> Self {
+        let mut entries = Self {
+            values: BTreeMap::new(),
+            used: BTreeSet::new(),
+            faults: Vec::new(),
+            environment,
+        };
+        if text.len() as u64 > MAX_BYTES {
+            entries.fault(0, format!("it is larger than {MAX_BYTES} bytes"));
+            return entries;
+        }
+        for (index, line) in text.split(|&byte| byte == b'\n').enumerate() {
+            let number = index + 1;
+            let used = RefCell::new(BTreeSet::new());
+            let known = |name: &str| {
+                used.borrow_mut().insert(name.to_owned());
+                let earlier = entries.values.get(name).map(|(_, value)| value.clone());
+                earlier.or_else(|| environment(name))
+            };
+            let read = match std::str::from_utf8(line) {
+                Ok(line) if line.starts_with('\u{feff}') => {
+                    Err("begins with a byte order mark: save the file without it")
+                }
+                Ok(line) => line::read(line, &known),
+                Err(_) => Err("is not UTF-8: write it anew"),
+            };
+            entries.used.append(&mut used.into_inner());
+            match read {
+                Ok(Some((key, value))) => {
+                    entries.values.insert(key, (number, value));
+                }
+                Ok(None) => {}
+                Err(what) => entries.fault(number, what.to_owned()),
+            }
+        }
+        entries
+    }
+
+    fn fault(&mut self, line: usize, what: String) {
+        self.faults.push((line, what));
+    }
+
+    /// A warning for each key that nobody asks for; a fault for those that would protect.
+    fn unknown(&mut self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for (key, (line, value)) in &self.values {
+            if PROTECTING.contains(&key.as_str()) && !matches!(value.as_str(), "" | "off") {
+                self.faults.push((*line, format!("{key} is not known to this version")));
+            } else if !KEYS.contains(&key.as_str()) && !self.used.contains(key) {
+                warnings.push(format!("line {line}: {key} is no setting of f2bmqtt: ignored"));
+            }
+        }
+        warnings
+    }
+
+    /// The value of `key`, if it is set in the file or the environment and not empty.
+    fn optional<T>(&mut self, key: &str, make: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let from_environment = || (self.environment)(key).map(|value| (0, value));
+        let (line, value) = self.values.get(key).cloned().or_else(from_environment)?;
+        if value.is_empty() {
+            return None;
+        }
+        make(&value).map_err(|what| self.fault(line, format!("{key} {what}"))).ok()
+    }
+
+    fn needed<T>(&mut self, key: &str, make: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let before = self.faults.len();
+        let value = self.optional(key, make);
+        if value.is_none() && self.faults.len() == before {
+            let line = self.values.get(key).map_or(0, |(line, _)| *line);
+            self.fault(line, format!("{key} is not set"));
+        }
+        value
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,144 @@
+//! What a value of the settings may be: brokers, port, topic, name and password.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+
+/// The port of MQTT without TLS, in IANA's register.
+const DEFAULT_PORT: u16 = 1883;
+
+/// A topic leaves room for `/state/<host>/<part>` below the 65,535 bytes that MQTT allows.
+const MAX_TOPIC: usize = 200;
+
+/// Where a broker listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broker {
+    /// Name or address; an IPv6 address in brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl fmt::Display for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// A broker as it is written, with or without a port of its own.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Written {
+    host: String,
+    port: Option<u16>,
+}
+
+impl Written {
+    pub(super) fn or_port(self, port: Option<u16>) -> Broker {
+        Broker { host: self.host, port: self.port.or(port).unwrap_or(DEFAULT_PORT) }
+    }
+}
+
+/// A text that is never shown.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret(pub(super) String);
+
+impl Secret {
+    /// The text itself, for the one place that needs it.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// What the broker knows this host by.
+#[derive(Clone, Debug)]
+pub struct Login {
+    /// The broker's name for us.
+    pub user: String,
+    /// Its password.
+    pub password: Secret,
+}
+
+/// The topic that everything of the fleet is below.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topic(String);
+
+impl Topic {
+    /// Takes a topic that can be published to (MQTT 3.1.1, §4.7: no wildcards, no NUL).
+    ///
+    /// # Errors
+    /// What is wrong with it, to be put behind the setting's name.
+    pub fn new(text: &str) -> Result<Self, String> {
+        if text.contains(['+', '#']) {
+            return Err("has a + or #, which stand for other topics".to_owned());
+        }
+        if text.len() > MAX_TOPIC || text.contains(char::is_control) || text.starts_with('$') {
+            return Err(format!(
+                "must be a topic of at most {MAX_TOPIC} bytes without control characters, \
+                 and not begin with $"
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The topic `name` below this one.
+    #[must_use]
+    pub fn below(&self, name: &str) -> String {
+        format!("{}/{name}", self.0)
+    }
+}
+
+pub(super) fn brokers(text: &str) -> Result<Vec<Written>, String> {
+    text.split(',').map(|one| broker(one.trim())).collect()
+}
+
+fn broker(text: &str) -> Result<Written, String> {
+    const HOW: &str = "must be host, host:port or [IPv6 address]:port, several with commas between";
+    let v6 = |host: &str, port| match host.parse::<Ipv6Addr>() {
+        Ok(address) => Ok(Written { host: format!("[{address}]"), port }),
+        Err(_) => Err(HOW.to_owned()),
+    };
+    if text.contains('/') {
+        return Err(HOW.to_owned());
+    }
+    if let Some((host, rest)) = text.strip_prefix('[').and_then(|text| text.split_once(']')) {
+        let port = rest.strip_prefix(':').map(port).transpose()?;
+        return if port.is_some() || rest.is_empty() {
+            v6(host, port)
+        } else {
+            Err(HOW.to_owned())
+        };
+    }
+    if text.matches(':').count() > 1 {
+        return v6(text, None);
+    }
+    let (host, port) = match text.split_once(':') {
+        Some((host, text)) => (host, Some(port(text)?)),
+        None => (text, None),
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if host.is_empty() || host.len() > 253 || !host.chars().all(plain) {
+        return Err(HOW.to_owned());
+    }
+    Ok(Written { host: host.to_owned(), port })
+}
+
+pub(super) fn port(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err("has a port that is no number from 1 to 65535".to_owned()),
+    }
+}
+
+/// Name or password; MQTT counts their length in two bytes.
+pub(super) fn credential(text: &str) -> Result<String, String> {
+    if text.len() > usize::from(u16::MAX) {
+        return Err("is longer than MQTT allows".to_owned());
+    }
+    Ok(text.to_owned())
+}

@@ -1,0 +1,261 @@
+//! `f2bmqtt subscribe`: the daemon. One loop listens to the broker, the spool, the clock and the
+//! service manager; [`apply`](crate::apply) beside it talks to fail2ban.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::{Stream, StreamExt as _};
+use inotify::{Inotify, WatchMask};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::apply;
+use crate::broker::{Client, Event as LinkEvent, Link};
+use crate::config::{Config, Topic};
+use crate::error::Error;
+use crate::fail2ban::database::Database;
+use crate::guard::{self, Verdict};
+use crate::journal::{say, warn};
+use crate::lock::{self, Lock, Role};
+use crate::memory::Memory;
+use crate::outbox::{Outbox, seconds};
+use crate::paths::Paths;
+use crate::spool::Spool;
+use crate::store::Store;
+use crate::wire::{Event, Host};
+
+/// How long a child of notify has to let go of the lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the good-bye to the broker may take; systemd is promised an end within two seconds.
+const GOODBYE: Duration = Duration::from_millis(800);
+
+const TICK: Duration = Duration::from_secs(5);
+
+/// The most messages that are looked at before what they ask for is written down.
+const AT_ONCE: usize = 500;
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Any [`Error`] that does not let it start.
+pub fn run(paths: &Paths) -> Result<(), Error> {
+    let config = Config::load()?;
+    config.warnings.iter().for_each(warn);
+    // A second thread reads the broker's socket, whatever this one does.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(2)
+        .enable_all()
+        .build()
+        .map_err(Error::Start)?;
+    let result = runtime.block_on(serve(&config, paths));
+    // A name that is being looked up is not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
+    let lock_path = paths.lock();
+    let lock = Lock::take(&lock_path, Role::Daemon, LOCK_PATIENCE)
+        .map_err(Error::file("lock", &lock_path))?;
+    let Some(_lock) = lock else {
+        return Err(Error::Running(lock::holder(&lock_path).unwrap_or_default()));
+    };
+    let (mut term, mut int) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
+    let mut daemon = Daemon::new(config, paths)?;
+    let mut watch = watch(&daemon.spool)?;
+    daemon.scan();
+    let applier = tokio::spawn(apply::run(
+        Arc::clone(&daemon.memory),
+        Arc::clone(&daemon.wake),
+        paths.clone(),
+    ));
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            event = daemon.link.event() => daemon.heard(event),
+            Some(changed) = watch.next() => {
+                changed.map_err(Error::file("watch", daemon.spool.dir()))?;
+                daemon.scan();
+            }
+            _ = tick.tick() => daemon.tick(),
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+        }
+        daemon.outbox.send(&mut daemon.link);
+    }
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    applier.abort();
+    daemon.memory.know().write_down();
+    daemon.link.close(GOODBYE).await;
+    Ok(())
+}
+
+fn stop(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
+    signal(kind).map_err(Error::Start)
+}
+
+/// Says when files are renamed into the spool: once for all that came at once.
+fn watch(spool: &Spool) -> Result<impl Stream<Item = io::Result<()>> + Unpin + use<>, Error> {
+    let failed = || Error::file("watch", spool.dir());
+    spool.create().map_err(Error::file("create", spool.dir()))?;
+    let inotify = Inotify::init().map_err(failed())?;
+    inotify.watches().add(spool.dir(), WatchMask::MOVED_TO).map_err(failed())?;
+    let events = inotify.into_event_stream([0; 4096]).map_err(failed())?;
+    Ok(events
+        .ready_chunks(AT_ONCE)
+        .map(|chunk| chunk.into_iter().try_for_each(|event| event.map(drop))))
+}
+
+/// What the loop works on.
+struct Daemon {
+    host: Host,
+    topic: Topic,
+    spool: Spool,
+    outbox: Outbox,
+    link: Link,
+    memory: Arc<Memory>,
+    wake: Arc<Notify>,
+    database: Database,
+    tidied: Instant,
+}
+
+impl Daemon {
+    fn new(config: &Config, paths: &Paths) -> Result<Self, Error> {
+        let spool = Spool::new(paths.spool());
+        let memory = Memory::load(Store::open(&paths.store())?, SystemTime::now())?;
+        // The scripts publish on any topic below the fleet's; what lies deeper is the fleet's own.
+        let topics = vec![config.topic.below("+"), config.topic.below("+/+")];
+        let id = format!("f2bmqtt-{}", config.node);
+        Ok(Self {
+            host: config.node.clone(),
+            topic: config.topic.clone(),
+            outbox: Outbox::new(spool.clone(), config),
+            spool,
+            link: Link::new(config, Client { id, persistent: true, topics }),
+            memory: Arc::new(memory),
+            wake: Arc::new(Notify::new()),
+            database: Database::new(&paths.database),
+            tidied: Instant::now(),
+        })
+    }
+
+    /// Takes what happened to the link, and what has happened since.
+    fn heard(&mut self, event: LinkEvent) {
+        let mut next = Some(event);
+        for _ in 0..AT_ONCE {
+            let Some(event) = next else { break };
+            match event {
+                LinkEvent::Connected(broker) => {
+                    say(format_args!("connected to the broker {broker} as {}", self.host));
+                }
+                LinkEvent::Message { topic, payload } => self.message(&topic, &payload),
+                LinkEvent::Published(name) => self.outbox.published(&name),
+                LinkEvent::SubscribeRefused => {
+                    let topic = self.topic.below("#");
+                    self.warn(
+                        "subscribe",
+                        &format!(
+                            "the broker refuses the subscription to {topic}: check its access rules"
+                        ),
+                    );
+                }
+                LinkEvent::Lost { broker, why } => {
+                    self.outbox.lost();
+                    self.warn("broker", &format!("no connection to the broker {broker}: {why}"));
+                }
+            }
+            next = self.link.ready();
+        }
+        self.memory.know().write_down();
+        self.wake.notify_one();
+    }
+
+    fn message(&mut self, topic: &str, payload: &[u8]) {
+        let below = topic.strip_prefix(&self.topic.below("")).unwrap_or(topic);
+        // What the fleet's hosts keep there are no events.
+        if below.starts_with("state/") || below.starts_with("host/") {
+            return;
+        }
+        let event = match Event::parse(payload) {
+            Ok(event) => event,
+            Err(why) => {
+                let topic = topic.escape_debug();
+                return self.warn("message", &format!("no event on the topic {topic:.100}: {why}"));
+            }
+        };
+        say(format_args!(
+            "Inbound: {} {} - ipset {} from {} (Rest:={}, Fails:={})",
+            event.action, event.address, event.jail, event.host, event.restored, event.failures
+        ));
+        self.judge(&event);
+    }
+
+    fn judge(&mut self, event: &Event) {
+        let mut known = self.memory.know();
+        match guard::judge(event, &self.host, known.jails.as_ref()) {
+            Verdict::Own | Verdict::Restored => {}
+            Verdict::UnknownJail => say(format_args!(
+                "Jail {} not found for IP {} reported by {} (Restored={})",
+                event.jail, event.address, event.host, event.restored
+            )),
+            Verdict::UnknownAction => say(format_args!("Unrecognised action {}", event.action)),
+            Verdict::Unbannable => {
+                let (address, host) = (event.address, &event.host);
+                known.warn(
+                    "unbannable",
+                    &format!(
+                        "refused to ban {address} for {host}: it is no address of another machine"
+                    ),
+                );
+            }
+            Verdict::Accept => {
+                if !known.fleet.hear(event, seconds(SystemTime::now())) {
+                    known.warn("room", "no room for more bans of other hosts: one was not taken");
+                }
+            }
+        }
+    }
+
+    /// Reads the spool: first of all, so that what was detected here is known before the words of
+    /// others are acted upon.
+    fn scan(&mut self) {
+        match self.outbox.scan(&self.database, SystemTime::now()) {
+            Ok(found) => {
+                let mut known = self.memory.know();
+                for warning in found.warnings {
+                    known.warn("spool", &warning);
+                }
+                for key in &found.detected {
+                    known.fleet.detected(key);
+                }
+                known.write_down();
+            }
+            Err(error) => {
+                let dir = self.spool.dir().display().to_string();
+                self.warn("spool", &format!("cannot read the spool {dir}: {error}"));
+            }
+        }
+    }
+
+    /// Every few seconds: tells systemd that all is well, and looks where no event told it to.
+    fn tick(&mut self) {
+        const TIDY: Duration = Duration::from_mins(1);
+        let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+        self.scan();
+        if self.tidied.elapsed() > TIDY {
+            self.tidied = Instant::now();
+            self.memory.know().fleet.tidy(seconds(SystemTime::now()));
+        }
+    }
+
+    fn warn(&self, kind: &'static str, text: &str) {
+        self.memory.know().warn(kind, text);
+    }
+}

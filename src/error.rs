@@ -1,0 +1,76 @@
+//! Everything that can end a command: what was being done, to what, and what to do next. Each kind
+//! has its exit code.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::config::Faults;
+use crate::fail2ban;
+
+/// Why a command ended without having done its work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The settings file has faults. Exit code 78.
+    #[error("{0}")]
+    Config(#[from] Faults),
+    /// The settings file cannot be read. Exit code 78.
+    #[error("cannot read the settings: {path}: {source}; a template is in /usr/share/f2bmqtt",
+        path = path.display())]
+    Settings {
+        /// The settings file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// An argument is not what it must be. Exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// Something could not be done to a file. Exit code 1.
+    #[error("cannot {doing} {path}: {source}", path = path.display())]
+    File {
+        /// What was being done: "write", "watch".
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// This host's memory of its imports cannot be used. Exit code 1.
+    #[error("cannot {doing} {path}: {source}; it holds which bans came from other hosts",
+        path = path.display())]
+    Store {
+        /// What was being done: "open", "write".
+        doing: &'static str,
+        /// The database.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// Another daemon is running. Exit code 1.
+    #[error("another f2bmqtt subscribes on this host already: {0}")]
+    Running(String),
+    /// The runtime or its signals cannot be set up. Exit code 1.
+    #[error("cannot start: {0}")]
+    Start(io::Error),
+    /// fail2ban refused something or does not answer. Exit code 1.
+    #[error(transparent)]
+    Fail2ban(#[from] fail2ban::Error),
+}
+
+impl Error {
+    /// The exit code: 1 failed, 2 wrong usage, 78 (`EX_CONFIG` of sysexits.h) unusable settings.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Settings { .. } => 78,
+            Self::Usage(_) => 2,
+            _ => 1,
+        }
+    }
+
+    /// For `map_err`: puts what was being done to which file in front of the system's word.
+    pub fn file(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { doing, path, source }
+    }
+}

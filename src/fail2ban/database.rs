@@ -1,0 +1,111 @@
+//! fail2ban's own database: why an address is banned. Read, never written.
+//!
+//! Table `bips` has one row for a current or recent ban: `ip, jail, timeofban, bantime, bancount,
+//! data`, times in seconds; `data` is JSON with the number of `failures` (fail2ban's
+//! `server/database.py`). A ban that ends leaves its row; one that an operator lifts does not.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
+use serde_json::Value;
+
+use crate::wire::{Address, Jail};
+
+/// fail2ban writes for milliseconds at a time.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the database says of a ban.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// When it began, in seconds since 1970.
+    pub timeofban: i64,
+    /// How long it lasts, in seconds; -1 is for ever.
+    pub bantime: i64,
+    /// How many failures led to it; 0 where it was not detected here.
+    pub failures: i64,
+}
+
+impl Row {
+    /// Whether the ban is over `now`. fail2ban rounds times to the second, so one is left in doubt.
+    #[must_use]
+    pub fn is_over(&self, now: i64) -> bool {
+        self.bantime >= 0 && self.timeofban.saturating_add(self.bantime) <= now.saturating_add(1)
+    }
+
+    /// Whether this host detected it itself and it lasts `now`.
+    #[must_use]
+    pub fn is_own(&self, now: i64) -> bool {
+        self.failures > 0 && !self.is_over(now)
+    }
+}
+
+/// The database of a fail2ban server, opened anew for each look, since fail2ban may replace it.
+#[derive(Clone, Debug)]
+pub struct Database {
+    path: PathBuf,
+}
+
+impl Database {
+    /// The database at `path`.
+    #[must_use]
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    /// The rows of some addresses in a jail, in their order.
+    ///
+    /// # Errors
+    /// Whatever SQLite says.
+    pub fn rows(&self, jail: &Jail, addresses: &[Address]) -> rusqlite::Result<Vec<Option<Row>>> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(&self.path, flags)?;
+        connection.busy_timeout(PATIENCE)?;
+        let mut query = connection
+            .prepare("SELECT timeofban, bantime, data FROM bips WHERE jail = ?1 AND ip = ?2")?;
+        let mut rows = Vec::with_capacity(addresses.len());
+        for address in addresses {
+            let row = query.query_row((jail.as_str(), address.to_string()), |row| {
+                // JSON, as a text or, where Python stored it so, as bytes.
+                let data = row.get_ref(2)?.as_bytes_or_null().ok().flatten().unwrap_or(b"{}");
+                let data: Value = serde_json::from_slice(data).unwrap_or_default();
+                Ok(Row {
+                    timeofban: row.get(0)?,
+                    bantime: row.get(1)?,
+                    failures: data["failures"].as_i64().unwrap_or(0),
+                })
+            });
+            rows.push(row.optional()?);
+        }
+        Ok(rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_tell_own_bans_from_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fail2ban.sqlite3");
+        Connection::open(&path)
+            .unwrap()
+            .execute_batch(
+                r#"CREATE TABLE bips(ip TEXT, jail TEXT, timeofban INTEGER, bantime INTEGER,
+                     bancount INTEGER, data JSON, PRIMARY KEY(ip, jail));
+                   INSERT INTO bips VALUES('192.0.2.1','sshd',1000,600,1,'{"matches":[],"failures":3}');
+                   INSERT INTO bips VALUES('192.0.2.2','sshd',1000,-1,1,'{"failures":0}');
+                   INSERT INTO bips VALUES('192.0.2.3','other',1000,600,1,'{}');"#,
+            )
+            .unwrap();
+        let jail = Jail::new("sshd").unwrap();
+        let addresses = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|ip| Address::new(ip).unwrap());
+        let rows = Database::new(&path).rows(&jail, &addresses).unwrap();
+        let own = Row { timeofban: 1000, bantime: 600, failures: 3 };
+        let import = Row { timeofban: 1000, bantime: -1, failures: 0 };
+        assert_eq!(rows, [Some(own), Some(import), None]);
+        assert!(own.is_own(1500) && !own.is_own(1600) && !import.is_own(1500));
+        assert!(own.is_over(1599) && !own.is_over(1598) && !import.is_over(i64::MAX));
+    }
+}

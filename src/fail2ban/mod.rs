@@ -1,0 +1,258 @@
+//! fail2ban on this host: a client for its server's socket, and a reader of its database.
+//!
+//! A request is a pickled list of strings and the end marker; the reply is a pickled pair of a
+//! status (0 is well) and a value, and the same marker (fail2ban's `client/csocket.py` and
+//! `protocol.py`).
+
+pub mod database;
+pub mod pickle;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use crate::wire::{Address, Jail};
+use pickle::{Unreadable, Value};
+
+const END: &[u8] = b"<F2B_END_COMMAND>";
+
+/// The longest reply that is read, in bytes: the list of some 200,000 bans.
+const MAX_REPLY: usize = 32 * 1024 * 1024;
+
+/// Questions are answered in microseconds, but wait for the bans before them.
+const QUESTION: Duration = Duration::from_secs(20);
+
+/// fail2ban kills an action after 60 s, and a batch is a few of them.
+const ORDER: Duration = Duration::from_secs(150);
+
+/// Why fail2ban did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its socket cannot be connected to, or broke.
+    #[error("fail2ban does not answer at {path}: {source}", path = path.display())]
+    Away {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It took longer than it may.
+    #[error("fail2ban took more than {seconds} s to answer «{command}»")]
+    Slow {
+        /// The command, shortened.
+        command: String,
+        /// The time-out, in seconds.
+        seconds: u64,
+    },
+    /// It answered with an error.
+    #[error("fail2ban refuses «{command}»: {why}")]
+    Refused {
+        /// The command, shortened.
+        command: String,
+        /// fail2ban's own words.
+        why: String,
+    },
+    /// Its answer is not what that command answers.
+    #[error("fail2ban's answer to «{command}» cannot be read: {why}")]
+    Unreadable {
+        /// The command, shortened.
+        command: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// A connection to fail2ban's server.
+#[derive(Debug)]
+pub struct Client {
+    path: PathBuf,
+    stream: UnixStream,
+}
+
+impl Client {
+    /// Connects to the server's socket.
+    ///
+    /// # Errors
+    /// [`Error::Away`].
+    pub async fn connect(path: &Path) -> Result<Self, Error> {
+        let connected = UnixStream::connect(path).await;
+        let stream = connected.map_err(|source| Error::Away { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), stream })
+    }
+
+    /// The jails that it has.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn jails(&mut self) -> Result<BTreeSet<Jail>, Error> {
+        let status = self.call(&["status"], QUESTION).await?;
+        let list = status.list().and_then(|pairs| {
+            pairs.iter().find_map(|pair| match pair.list()? {
+                [name, list] if name.text() == Some("Jail list") => list.text(),
+                _ => None,
+            })
+        });
+        let list = list.ok_or_else(|| misread("status"))?;
+        Ok(list.split(',').filter_map(|name| Jail::new(name.trim()).ok()).collect())
+    }
+
+    /// Which of the addresses a jail bans now.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn held(
+        &mut self,
+        jail: &Jail,
+        addresses: &[Address],
+    ) -> Result<BTreeSet<Address>, Error> {
+        if addresses.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let mut command = vec!["get", jail.as_str(), "banned"];
+        command.extend(texts.iter().map(String::as_str));
+        // One address is answered with a number, several with a list of them.
+        let answers = match self.call(&command, QUESTION).await? {
+            Value::List(answers) => answers,
+            answer => vec![answer],
+        };
+        let answers: Option<Vec<i64>> = answers.iter().map(Value::int).collect();
+        match answers {
+            Some(answers) if answers.len() == addresses.len() => {
+                let held = addresses.iter().zip(answers).filter(|(_, held)| *held != 0);
+                Ok(held.map(|(address, _)| *address).collect())
+            }
+            _ => Err(misread("get … banned")),
+        }
+    }
+
+    /// Every address that a jail bans now.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn all_held(&mut self, jail: &Jail) -> Result<BTreeSet<Address>, Error> {
+        let answer = self.call(&["get", jail.as_str(), "banip"], QUESTION).await?;
+        let list = answer.list().ok_or_else(|| misread("get … banip"))?;
+        Ok(list.iter().filter_map(|one| Address::new(one.text()?).ok()).collect())
+    }
+
+    /// Bans addresses in a jail; answers how many were not banned before.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn ban(&mut self, jail: &Jail, addresses: &[Address]) -> Result<i64, Error> {
+        self.order(jail, "banip", addresses).await
+    }
+
+    /// Frees addresses in a jail; answers how many were banned.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn unban(&mut self, jail: &Jail, addresses: &[Address]) -> Result<i64, Error> {
+        self.order(jail, "unbanip", addresses).await
+    }
+
+    async fn order(
+        &mut self,
+        jail: &Jail,
+        what: &str,
+        addresses: &[Address],
+    ) -> Result<i64, Error> {
+        let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let mut command = vec!["set", jail.as_str(), what];
+        command.extend(texts.iter().map(String::as_str));
+        self.call(&command, ORDER).await?.int().ok_or_else(|| misread(what))
+    }
+
+    /// Where its database is, if it keeps one.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn database(&mut self) -> Result<Option<PathBuf>, Error> {
+        let answer = self.call(&["get", "dbfile"], QUESTION).await?;
+        Ok(answer.text().filter(|path| path.starts_with('/')).map(PathBuf::from))
+    }
+
+    /// Sends one command and reads its answer.
+    async fn call(&mut self, command: &[&str], limit: Duration) -> Result<Value, Error> {
+        let shown = shorten(command);
+        let exchange = async {
+            self.stream.write_all(&pickle::write(command)).await?;
+            self.stream.write_all(END).await?;
+            self.reply().await
+        };
+        let reply = match timeout(limit, exchange).await {
+            Err(_) => return Err(Error::Slow { command: shown, seconds: limit.as_secs() }),
+            Ok(Err(source)) => return Err(Error::Away { path: self.path.clone(), source }),
+            Ok(Ok(reply)) => reply,
+        };
+        let unreadable =
+            |why: Unreadable| Error::Unreadable { command: shown.clone(), why: why.to_string() };
+        match pickle::read(&reply).map_err(unreadable)? {
+            Value::List(mut pair) if pair.len() == 2 && pair[0].int() == Some(0) => {
+                Ok(pair.swap_remove(1))
+            }
+            Value::List(pair) if pair.len() == 2 => {
+                Err(Error::Refused { command: shown, why: explain(&pair[1]) })
+            }
+            other => Err(Error::Refused { command: shown, why: explain(&other) }),
+        }
+    }
+
+    async fn reply(&mut self) -> io::Result<Vec<u8>> {
+        let mut reply = Vec::with_capacity(4096);
+        loop {
+            let before = reply.len();
+            if self.stream.read_buf(&mut reply).await? == 0 {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it hung up"));
+            }
+            if reply.ends_with(END) {
+                reply.truncate(reply.len() - END.len());
+                return Ok(reply);
+            }
+            debug_assert!(reply.len() > before);
+            if reply.len() > MAX_REPLY {
+                return Err(io::Error::other("its answer has no end"));
+            }
+        }
+    }
+}
+
+fn misread(command: &str) -> Error {
+    Error::Unreadable { command: command.to_owned(), why: "it is something else".to_owned() }
+}
+
+/// The first words of a command, for a message.
+fn shorten(command: &[&str]) -> String {
+    const WORDS: usize = 4;
+    let mut shown = command.iter().take(WORDS).copied().collect::<Vec<_>>().join(" ");
+    if command.len() > WORDS {
+        shown.push_str(" …");
+    }
+    shown
+}
+
+/// fail2ban's own words on what went wrong, on one line.
+fn explain(value: &Value) -> String {
+    let text = match value {
+        Value::Object(class, made_of) => {
+            let words: Vec<&str> = made_of.iter().filter_map(Value::text).collect();
+            let class = class.rsplit('.').next().unwrap_or(class);
+            if words.is_empty() {
+                class.to_owned()
+            } else {
+                format!("{class}: {}", words.join(" "))
+            }
+        }
+        other => other.text().unwrap_or("no reason given").to_owned(),
+    };
+    text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests;

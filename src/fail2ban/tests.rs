@@ -1,0 +1,140 @@
+//! The client against a socket that plays fail2ban, with replies that Python's pickle made.
+
+use std::time::Instant;
+
+use tokio::net::UnixListener;
+
+use super::pickle::{read, write};
+use super::*;
+
+fn bytes(hex: &str) -> Vec<u8> {
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+}
+
+/// `pickle.dumps((0, [('Number of jail', 2), ('Jail list', 'recidive, sshd')]), 5)`
+const STATUS: &str = "8005953d000000000000004b005d94288c0e4e756d626572206f66206a61696c944b0286948c094a61696c206c697374948c0e72656369646976652c20737368649486946586942e";
+/// `pickle.dumps((1, ValueError('Invalid command (no get action or not yet implemented)')), 5)`
+const REFUSED: &str = "8005955c000000000000004b018c086275696c74696e73948c0a56616c75654572726f729493948c36496e76616c696420636f6d6d616e6420286e6f2067657420616374696f6e206f72206e6f742079657420696d706c656d656e74656429948594529486942e";
+/// `pickle.dumps((0, [1, 0, 1]), 5)`
+const HELD: &str = "8005950f000000000000004b005d94284b014b004b016586942e";
+
+/// A client whose server answers each request with the next of `replies`, and the requests it got.
+async fn play(replies: Vec<Vec<u8>>) -> (Client, tokio::task::JoinHandle<Vec<Vec<u8>>>) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = tokio::spawn(async move {
+        let _dir = dir;
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut requests = Vec::new();
+        for reply in replies {
+            let mut request = Vec::new();
+            while !request.ends_with(END) {
+                stream.read_buf(&mut request).await.unwrap();
+            }
+            request.truncate(request.len() - END.len());
+            requests.push(request);
+            stream.write_all(&reply).await.unwrap();
+        }
+        requests
+    });
+    (Client::connect(&path).await.unwrap(), server)
+}
+
+fn reply(hex: &str) -> Vec<u8> {
+    [bytes(hex).as_slice(), END].concat()
+}
+
+#[tokio::test]
+async fn questions_are_asked_and_answers_read() {
+    let (mut client, server) = play(vec![reply(STATUS), reply(HELD)]).await;
+    let jails: Vec<_> = client.jails().await.unwrap().iter().map(ToString::to_string).collect();
+    assert_eq!(jails, ["recidive", "sshd"]);
+    let asked = ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(|ip| Address::new(ip).unwrap());
+    let held = client.held(&Jail::new("sshd").unwrap(), &asked).await.unwrap();
+    assert_eq!(held, BTreeSet::from([asked[0], asked[2]]));
+    let requests = server.await.unwrap();
+    assert_eq!(requests[0], write(&["status"]));
+    assert_eq!(
+        requests[1],
+        write(&["get", "sshd", "banned", "192.0.2.1", "192.0.2.2", "2001:db8::1"])
+    );
+}
+
+#[tokio::test]
+async fn errors_say_which_command_failed_and_why() {
+    let (mut client, _server) = play(vec![reply(REFUSED), reply("8005942e"), vec![]]).await;
+    let jail = Jail::new("sshd").unwrap();
+    let address = [Address::new("192.0.2.1").unwrap(); 3];
+    let refused = client.ban(&jail, &address).await.unwrap_err().to_string();
+    assert_eq!(
+        refused,
+        "fail2ban refuses «set sshd banip 192.0.2.1 …»: ValueError: Invalid command (no get action \
+         or not yet implemented)"
+    );
+    let unreadable = client.jails().await.unwrap_err().to_string();
+    assert_eq!(
+        unreadable,
+        "fail2ban's answer to «status» cannot be read: its opcodes do not fit together"
+    );
+    let gone = client.jails().await.unwrap_err().to_string();
+    assert!(gone.ends_with("it hung up"), "{gone}");
+    let away = Client::connect(Path::new("/nowhere/socket")).await.unwrap_err().to_string();
+    assert!(
+        away.starts_with("fail2ban does not answer at /nowhere/socket: No such file"),
+        "{away}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_stuck_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let _listener = UnixListener::bind(&path).unwrap();
+    let mut client = Client::connect(&path).await.unwrap();
+    let started = Instant::now();
+    let slow = client.jails().await.unwrap_err().to_string();
+    assert_eq!(slow, "fail2ban took more than 20 s to answer «status»");
+    assert!(started.elapsed() < Duration::from_secs(5), "the clock is paused");
+}
+
+#[test]
+fn every_kind_of_value_is_read() {
+    let numbers = "8005952f000000000000004b005d94284b014b004bff4d00014a000001004affffffff8a06000000000001473ff8000000000000884e6586942e";
+    let Value::List(pair) = read(&bytes(numbers)).unwrap() else { panic!() };
+    let expected = [1, 0, 255, 256, 65536, -1, 1 << 40].map(Value::Int).to_vec();
+    let rest = vec![Value::Float(1.5), Value::Bool(true), Value::None];
+    assert_eq!(pair[1], Value::List([expected, rest].concat()));
+    let dict = "8005951b000000000000004b007d94288c0161945d944b01618c016294430278ff947586942e";
+    let Value::List(pair) = read(&bytes(dict)).unwrap() else { panic!() };
+    let a = (Value::Text("a".to_owned()), Value::List(vec![Value::Int(1)]));
+    let b = (Value::Text("b".to_owned()), Value::Text("xÿ".to_owned()));
+    assert_eq!(pair[1], Value::Dict(vec![a, b]));
+    let set = read(&bytes("8005950b000000000000004b008f94284b019086942e")).unwrap();
+    assert_eq!(set, Value::List(vec![Value::Int(0), Value::List(vec![Value::Int(1)])]));
+}
+
+#[test]
+fn no_reply_can_hurt() {
+    // Cut off at every byte, and every byte changed to every value: an error or a value, no panic.
+    for whole in [STATUS, REFUSED, HELD] {
+        let whole = bytes(whole);
+        for end in 0..whole.len() {
+            assert!(read(&whole[..end]).is_err());
+            for byte in 0..=255 {
+                let mut changed = whole.clone();
+                changed[end] = byte;
+                let _ = read(&changed);
+            }
+        }
+    }
+    let deep = [b"K\x01".to_vec(), b"\x85".repeat(100_000), b".".to_vec()].concat();
+    assert_eq!(read(&deep), Err(Unreadable::TooLarge));
+    // Each line doubles the one before: 2^40 values, if it were let.
+    let mut bomb = b"K\x01\x85\x94".to_vec();
+    for n in 0..25u8 {
+        bomb.extend([b'h', n, b'h', n, 0x86, 0x94]);
+    }
+    bomb.push(b'.');
+    assert!(matches!(read(&bomb), Err(Unreadable::TooLarge | Unreadable::Misfit)));
+}

@@ -1,0 +1,105 @@
+//! What each other host said last of an address: that it bans it, or that it does not.
+//!
+//! Of two words of one host on one address the greater stamp counts. Hosts that run the scripts
+//! send no stamp: their words count in the order in which they come.
+
+use std::collections::BTreeMap;
+
+use super::Key;
+use crate::wire::Host;
+
+/// After a ban's end its origin has this long to say so, and a word that came late can still be
+/// told to be old.
+const GRACE: i64 = 600;
+
+/// A claim of unknown length is kept this long where nothing was imported for it.
+const UNKNOWN: i64 = 86_400;
+
+/// A ban, as the host that made it tells of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ban {
+    /// When it began, in seconds since 1970 on that host's clock; 0 is not known.
+    pub start: i64,
+    /// How long it lasts, in seconds; -1 is for ever, 0 is not known.
+    pub bantime: i64,
+}
+
+/// The last word of one host on one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Word {
+    /// Orders what one host says, in milliseconds since 1970; 0 from a script.
+    pub stamp: i64,
+    /// A claim: it bans the address. `None`: it does not.
+    pub ban: Option<Ban>,
+}
+
+/// A word, when it was heard (in seconds here), and after which other words.
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    word: Word,
+    at: i64,
+    turn: u64,
+}
+
+impl Heard {
+    /// When it no longer matters, on the clock here.
+    fn end(&self) -> i64 {
+        let matters = match self.word.ban {
+            None => GRACE,
+            Some(Ban { bantime: -1, .. }) => i64::MAX,
+            Some(Ban { bantime: 0, .. }) => UNKNOWN,
+            Some(ban) => ban.bantime.saturating_add(GRACE),
+        };
+        self.at.saturating_add(matters)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    words: BTreeMap<Key, BTreeMap<Host, Heard>>,
+    turn: u64,
+}
+
+impl Claims {
+    /// Takes a word. Answers `false` where it is old.
+    pub(super) fn hear(&mut self, key: &Key, host: &Host, word: Word, now: i64) -> bool {
+        let words = self.words.entry(key.clone()).or_default();
+        let old = |last: &Heard| word.stamp > 0 && word.stamp <= last.word.stamp;
+        if words.get(host).is_some_and(old) {
+            return false;
+        }
+        self.turn += 1;
+        words.insert(host.clone(), Heard { word, at: now, turn: self.turn });
+        true
+    }
+
+    /// Whether anybody claims the address.
+    pub(super) fn any(&self, key: &Key) -> bool {
+        let claims =
+            |words: &BTreeMap<_, Heard>| words.values().any(|heard| heard.word.ban.is_some());
+        self.words.get(key).is_some_and(claims)
+    }
+
+    /// Everybody's last word on the address.
+    pub(super) fn of(&self, key: &Key) -> BTreeMap<Host, Word> {
+        let words = self.words.get(key).into_iter().flatten();
+        words.map(|(host, heard)| (host.clone(), heard.word)).collect()
+    }
+
+    /// Whose word it is that the address is to be banned, or else to be freed: the last one's.
+    pub(super) fn speaker(&self, key: &Key) -> Option<&Host> {
+        let words = self.words.get(key)?;
+        let last = words.iter().max_by_key(|(_, heard)| (heard.word.ban.is_some(), heard.turn));
+        last.map(|(host, _)| host)
+    }
+
+    /// Forgets words that no longer matter; claims stay while `imported` says that a ban here
+    /// rests on them.
+    pub(super) fn tidy(&mut self, now: i64, imported: impl Fn(&Key) -> bool) {
+        self.words.retain(|key, words| {
+            let imported = imported(key);
+            words.retain(|_, heard| imported || heard.end() > now);
+            !words.is_empty()
+        });
+    }
+}

@@ -1,0 +1,267 @@
+//! What a ban means across the fleet. Pure: words go in, steps for fail2ban come out, the time is
+//! passed in.
+//!
+//! - [`claims`]: what each other host said last of an address.
+//! - [`reconcile`]: what is to be done with one address, given all that is known of it.
+//! - [`Fleet`], here: keeps both, says what waits for fail2ban and what has to be remembered.
+
+mod claims;
+pub mod reconcile;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use claims::Claims;
+pub use claims::{Ban, Word};
+use reconcile::{Facts, Mark, Step};
+
+use crate::wire::{Action, Address, Event, Host, Jail};
+
+/// The most addresses of other hosts that are kept in mind; no honest fleet comes near.
+const MAX_IMPORTS: usize = 200_000;
+
+/// An address in a jail.
+pub type Key = (Jail, Address);
+
+/// What has to outlive a restart: an address that is, or is about to be, banned here for others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Import {
+    /// How far it came.
+    pub mark: Mark,
+    /// What each host said last of it.
+    pub words: BTreeMap<Host, Word>,
+}
+
+/// One address to be banned or freed here, and the host whose word it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Work {
+    /// The address.
+    pub address: Address,
+    /// Who reported it.
+    pub host: Host,
+}
+
+/// What fail2ban is to be told about one jail.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// To be banned.
+    pub import: Vec<Work>,
+    /// To be freed.
+    pub free: Vec<Work>,
+}
+
+/// Everything that is known of the other hosts' bans, and what was made of it here.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    claims: Claims,
+    marks: BTreeMap<Key, Mark>,
+    /// Addresses that a word has come for and fail2ban has not been asked about since.
+    waiting: VecDeque<Key>,
+    queued: BTreeSet<Key>,
+    changed: BTreeSet<Key>,
+}
+
+impl Fleet {
+    /// Takes up what an earlier process remembered. Whatever that one had not finished waits.
+    #[must_use]
+    pub fn remembering(imports: impl IntoIterator<Item = (Key, Import)>, now: i64) -> Self {
+        let mut fleet = Self::default();
+        for (key, import) in imports {
+            for (host, word) in import.words {
+                fleet.claims.hear(&key, &host, word, now);
+            }
+            if import.mark != Mark::Done || !fleet.claims.any(&key) {
+                fleet.queue(key.clone());
+            }
+            fleet.marks.insert(key, import.mark);
+        }
+        fleet
+    }
+
+    /// Takes another host's word. Answers `false` where there is no room for it.
+    pub fn hear(&mut self, event: &Event, now: i64) -> bool {
+        let key = (event.jail.clone(), event.address);
+        let known = self.marks.contains_key(&key);
+        let ban = match event.action {
+            Action::Ban => Some(Ban { start: event.time, bantime: event.bantime }),
+            Action::Unban => None,
+            Action::Other(_) => return true,
+        };
+        if ban.is_some() && !known && self.marks.len() >= MAX_IMPORTS {
+            return false;
+        }
+        let word = Word { stamp: event.stamp, ban };
+        if self.claims.hear(&key, &event.host, word, now) && (known || ban.is_some()) {
+            self.marks.entry(key.clone()).or_insert(Mark::Heard);
+            self.changed.insert(key.clone());
+            self.queue(key);
+        }
+        true
+    }
+
+    /// This host's fail2ban detected the address itself: whatever was imported is its own now.
+    pub fn detected(&mut self, key: &Key) {
+        self.forget(key);
+    }
+
+    /// How many addresses wait for fail2ban.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// How many addresses are banned here for others.
+    #[must_use]
+    pub fn imports(&self) -> usize {
+        self.marks.values().filter(|mark| **mark == Mark::Done).count()
+    }
+
+    /// The next addresses to ask fail2ban about: up to `max` of one jail, in the order in which
+    /// their words came.
+    pub fn next(&mut self, max: usize) -> Option<(Jail, Vec<Address>)> {
+        let (jail, _) = self.waiting.front()?.clone();
+        let mut addresses = Vec::new();
+        while addresses.len() < max {
+            match self.waiting.pop_front_if(|key| key.0 == jail) {
+                Some(key) => {
+                    self.queued.remove(&key);
+                    addresses.push(key.1);
+                }
+                None => break,
+            }
+        }
+        Some((jail, addresses))
+    }
+
+    /// Puts addresses back that nothing was done about: fail2ban went away.
+    pub fn again(&mut self, jail: &Jail, addresses: &[Address]) {
+        for address in addresses {
+            let key = (jail.clone(), *address);
+            if self.marks.contains_key(&key) {
+                self.queue(key);
+            }
+        }
+    }
+
+    /// Decides on addresses, now that fail2ban has said which it bans (`held`) and which of them
+    /// are its own (`own`). Bans are marked as intended: that is to be [remembered](Self::changes)
+    /// before fail2ban is told.
+    pub fn plan(
+        &mut self,
+        jail: &Jail,
+        addresses: &[Address],
+        held: &BTreeSet<Address>,
+        own: &BTreeSet<Address>,
+    ) -> Plan {
+        let mut plan = Plan::default();
+        for &address in addresses {
+            let key = (jail.clone(), address);
+            let facts = Facts {
+                claimed: self.claims.any(&key),
+                mark: self.marks.get(&key).copied(),
+                held: held.contains(&address),
+                own: own.contains(&address),
+            };
+            let speaker = self.claims.speaker(&key).cloned();
+            match (reconcile::step(facts), speaker) {
+                (Step::Import, Some(host)) => {
+                    self.mark(&key, Mark::Intended);
+                    plan.import.push(Work { address, host });
+                }
+                (Step::Free, Some(host)) => plan.free.push(Work { address, host }),
+                (Step::Keep, _) => self.mark(&key, Mark::Done),
+                _ => self.forget(&key),
+            }
+        }
+        plan
+    }
+
+    /// A plan was carried out.
+    pub fn done(&mut self, jail: &Jail, plan: &Plan) {
+        for work in &plan.import {
+            let key = (jail.clone(), work.address);
+            // A detection that came between took the mark away.
+            if self.marks.contains_key(&key) {
+                self.mark(&key, Mark::Done);
+                if !self.claims.any(&key) {
+                    self.queue(key);
+                }
+            }
+        }
+        for work in &plan.free {
+            let key = (jail.clone(), work.address);
+            if self.claims.any(&key) { self.queue(key) } else { self.forget(&key) }
+        }
+    }
+
+    /// The jails in which addresses are banned for others, and which.
+    #[must_use]
+    pub fn imported(&self) -> BTreeMap<Jail, Vec<Address>> {
+        let mut jails: BTreeMap<Jail, Vec<Address>> = BTreeMap::new();
+        for ((jail, address), mark) in &self.marks {
+            if *mark == Mark::Done {
+                jails.entry(jail.clone()).or_default().push(*address);
+            }
+        }
+        jails
+    }
+
+    /// Forgets an import that fail2ban no longer bans: its time here is over.
+    pub fn over(&mut self, jail: &Jail, address: Address) {
+        let key = (jail.clone(), address);
+        if !self.queued.contains(&key) {
+            self.forget(&key);
+        }
+    }
+
+    /// Whose word on an address counts now.
+    #[must_use]
+    pub fn reporter(&self, jail: &Jail, address: Address) -> String {
+        let speaker = self.claims.speaker(&(jail.clone(), address));
+        speaker.map_or_else(|| "nobody".to_owned(), ToString::to_string)
+    }
+
+    /// Forgets words that no longer matter.
+    pub fn tidy(&mut self, now: i64) {
+        let marks = &self.marks;
+        self.claims.tidy(now, |key| marks.contains_key(key));
+    }
+
+    /// What has changed since the last call and is to be remembered; `None` is to be forgotten.
+    pub fn changes(&mut self) -> Vec<(Key, Option<Import>)> {
+        let changed = std::mem::take(&mut self.changed);
+        changed
+            .into_iter()
+            .map(|key| {
+                let mark = self.marks.get(&key);
+                let import = mark.map(|&mark| Import { mark, words: self.claims.of(&key) });
+                (key, import)
+            })
+            .collect()
+    }
+
+    /// These changes could not be remembered: they stay changes.
+    pub fn unsaved(&mut self, keys: impl IntoIterator<Item = Key>) {
+        self.changed.extend(keys);
+    }
+
+    fn queue(&mut self, key: Key) {
+        if self.queued.insert(key.clone()) {
+            self.waiting.push_back(key);
+        }
+    }
+
+    fn mark(&mut self, key: &Key, mark: Mark) {
+        if self.marks.insert(key.clone(), mark) != Some(mark) {
+            self.changed.insert(key.clone());
+        }
+    }
+
+    fn forget(&mut self, key: &Key) {
+        if self.marks.remove(key).is_some() {
+            self.changed.insert(key.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

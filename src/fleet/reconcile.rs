@@ -1,0 +1,89 @@
+//! The decision on one address in one jail. A table: every combination of what is known has one
+//! answer.
+
+/// How far an import came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// Another host's word has come; fail2ban has not been asked yet.
+    Heard,
+    /// fail2ban is about to be told. A process that died here does not know whether it was.
+    Intended,
+    /// fail2ban was told, and bans the address for the others' sake.
+    Done,
+}
+
+/// All that counts for the decision.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// Some other host says that it bans the address.
+    pub claimed: bool,
+    /// How far an import of it came, if there is one.
+    pub mark: Option<Mark>,
+    /// fail2ban bans it now.
+    pub held: bool,
+    /// fail2ban detected it itself and that ban lasts (perhaps it is only about to be restored).
+    pub own: bool,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Ban it.
+    Import,
+    /// It is banned already, for the others' sake.
+    Keep,
+    /// Free it: it was banned for the others' sake, and none of them claims it any more.
+    Free,
+    /// Nothing: it is this host's own or its operator's, or nobody bans it.
+    Forget,
+}
+
+/// Decides. What is banned here and was not imported belongs to this host or its operator: it is
+/// never banned again and never freed.
+#[must_use]
+pub fn step(facts: Facts) -> Step {
+    match facts {
+        Facts { own: true, .. } => Step::Forget,
+        Facts { claimed: true, held: false, .. } => Step::Import,
+        Facts { held: true, mark: None | Some(Mark::Heard), .. } => Step::Forget,
+        Facts { claimed: true, held: true, .. } => Step::Keep,
+        Facts { claimed: false, held: true, .. } => Step::Free,
+        Facts { claimed: false, held: false, .. } => Step::Forget,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_combination_has_its_answer() {
+        use Mark::{Done, Heard, Intended};
+        use Step::{Forget, Free, Import, Keep};
+        // claimed, mark, held -> step, where it is not this host's own
+        let table = [
+            (true, None, false, Import),
+            (true, Some(Heard), false, Import),
+            (true, Some(Intended), false, Import),
+            (true, Some(Done), false, Import),
+            (true, None, true, Forget),
+            (true, Some(Heard), true, Forget),
+            (true, Some(Intended), true, Keep),
+            (true, Some(Done), true, Keep),
+            (false, None, false, Forget),
+            (false, Some(Heard), false, Forget),
+            (false, Some(Intended), false, Forget),
+            (false, Some(Done), false, Forget),
+            (false, None, true, Forget),
+            (false, Some(Heard), true, Forget),
+            (false, Some(Intended), true, Free),
+            (false, Some(Done), true, Free),
+        ];
+        for (claimed, mark, held, expected) in table {
+            let facts = Facts { claimed, mark, held, own: false };
+            assert_eq!(step(facts), expected, "{facts:?}");
+            let own = Facts { own: true, ..facts };
+            assert_eq!(step(own), Forget, "own: {own:?}");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Stories of a few words each, and what fail2ban is told at their end.
+
+use super::*;
+
+/// A host with a fleet's memory and a stand-in for what its fail2ban bans.
+#[derive(Default)]
+struct Here {
+    fleet: Fleet,
+    held: BTreeSet<Address>,
+    own: BTreeSet<Address>,
+    stamp: i64,
+}
+
+const IP: &str = "203.0.113.9";
+
+fn jail() -> Jail {
+    Jail::new("sshd").unwrap()
+}
+
+fn address(ip: &str) -> Address {
+    Address::new(ip).unwrap()
+}
+
+fn event(action: Action, host: &str, ip: &str, stamp: i64) -> Event {
+    Event {
+        action,
+        jail: jail(),
+        address: address(ip),
+        bantime: 600,
+        host: Host::new(host).unwrap(),
+        restored: 0,
+        failures: 3,
+        time: 1,
+        stamp,
+        reason: None,
+    }
+}
+
+impl Here {
+    fn hears(&mut self, action: Action, host: &str) {
+        self.stamp += 1;
+        assert!(self.fleet.hear(&event(action, host, IP, self.stamp), 0));
+    }
+
+    /// Asks fail2ban and does what is to be done; answers with words like `ban 203.0.113.9 (web1)`.
+    fn works(&mut self) -> Vec<String> {
+        let mut told = Vec::new();
+        while let Some((jail, addresses)) = self.fleet.next(2) {
+            let plan = self.fleet.plan(&jail, &addresses, &self.held, &self.own);
+            for work in &plan.import {
+                self.held.insert(work.address);
+                told.push(format!("ban {} ({})", work.address, work.host));
+            }
+            for work in &plan.free {
+                self.held.remove(&work.address);
+                told.push(format!("unban {} ({})", work.address, work.host));
+            }
+            self.fleet.done(&jail, &plan);
+        }
+        told
+    }
+
+    fn restarts(&mut self) {
+        let imports: Vec<_> = self.remembered().into_iter().collect();
+        self.fleet = Fleet::remembering(imports, 0);
+    }
+
+    /// What the store would hold, from all changes so far.
+    fn remembered(&mut self) -> BTreeMap<Key, Import> {
+        let keys: Vec<Key> = self.fleet.marks.keys().cloned().collect();
+        self.fleet.unsaved(keys);
+        let changes = self.fleet.changes().into_iter();
+        changes.filter_map(|(key, import)| Some((key, import?))).collect()
+    }
+}
+
+const NOTHING: [&str; 0] = [];
+
+#[test]
+fn a_ban_is_imported_once_and_freed_with_its_origin() {
+    let mut here = Here::default();
+    here.hears(Action::Ban, "web1");
+    here.hears(Action::Ban, "web1");
+    assert_eq!(here.works(), ["ban 203.0.113.9 (web1)"]);
+    here.hears(Action::Ban, "web2");
+    assert_eq!(here.works(), NOTHING);
+    here.hears(Action::Unban, "web1");
+    assert_eq!(here.works(), NOTHING, "web2 still bans it");
+    here.hears(Action::Unban, "web2");
+    assert_eq!(here.works(), ["unban 203.0.113.9 (web2)"]);
+    here.hears(Action::Ban, "web1");
+    assert_eq!(here.works(), ["ban 203.0.113.9 (web1)"]);
+}
+
+#[test]
+fn a_ban_whose_time_here_is_over_is_made_again_when_it_is_told_again() {
+    let mut here = Here::default();
+    here.hears(Action::Ban, "web1");
+    here.works();
+    here.held.clear();
+    here.hears(Action::Ban, "web1");
+    assert_eq!(here.works(), ["ban 203.0.113.9 (web1)"]);
+}
+
+#[test]
+fn what_this_host_or_its_operator_banned_is_neither_banned_again_nor_freed() {
+    let mut here = Here::default();
+    here.held.insert(address(IP));
+    here.hears(Action::Ban, "web1");
+    here.hears(Action::Unban, "web1");
+    here.hears(Action::Ban, "web1");
+    here.works();
+    here.hears(Action::Unban, "web1");
+    assert_eq!(here.works(), NOTHING);
+}
+
+#[test]
+fn an_own_ban_that_is_still_to_be_restored_is_left_alone() {
+    let mut here = Here::default();
+    here.own.insert(address(IP));
+    here.hears(Action::Ban, "web1");
+    assert_eq!(here.works(), NOTHING);
+}
+
+#[test]
+fn a_detection_of_its_own_makes_an_import_this_host_s() {
+    let mut here = Here::default();
+    here.hears(Action::Ban, "web1");
+    here.works();
+    here.fleet.detected(&(jail(), address(IP)));
+    here.hears(Action::Unban, "web1");
+    assert_eq!(here.works(), NOTHING);
+    assert!(here.remembered().is_empty());
+}
+
+#[test]
+fn a_detection_while_fail2ban_is_told_counts() {
+    let mut here = Here::default();
+    here.hears(Action::Ban, "web1");
+    let (jail, addresses) = here.fleet.next(9).unwrap();
+    let plan = here.fleet.plan(&jail, &addresses, &here.held, &here.own);
+    here.fleet.detected(&(jail.clone(), address(IP)));
+    here.fleet.done(&jail, &plan);
+    assert_eq!(here.fleet.imports(), 0);
+}
+
+#[test]
+fn old_words_are_ignored_and_words_of_scripts_count_as_they_come() {
+    let mut here = Here::default();
+    let word = |action, stamp| event(action, "web1", IP, stamp);
+    here.fleet.hear(&word(Action::Unban, 20), 0);
+    here.fleet.hear(&word(Action::Ban, 10), 0);
+    assert_eq!(here.works(), NOTHING, "the ban is older than its end");
+    here.fleet.hear(&word(Action::Ban, 0), 0);
+    assert_eq!(here.works(), ["ban 203.0.113.9 (web1)"]);
+    here.fleet.hear(&word(Action::Unban, 0), 0);
+    assert_eq!(here.works(), ["unban 203.0.113.9 (web1)"]);
+}
+
+#[test]
+fn a_restart_at_any_point_ends_the_same() {
+    let mut here = Here::default();
+    here.hears(Action::Ban, "web1");
+    here.restarts();
+    assert_eq!(here.works(), ["ban 203.0.113.9 (web1)"], "it had only been heard");
+    here.restarts();
+    here.hears(Action::Ban, "web2");
+    here.hears(Action::Unban, "web1");
+    here.restarts();
+    assert_eq!(here.works(), NOTHING, "web2's claim is remembered");
+    here.hears(Action::Unban, "web2");
+    here.restarts();
+    let freed = here.works();
+    assert!(freed.len() == 1 && freed[0].starts_with("unban 203.0.113.9"), "{freed:?}");
+}
+
+#[test]
+fn a_restart_between_intent_and_deed_keeps_what_was_done() {
+    let mut here = Here::default();
+    here.hears(Action::Ban, "web1");
+    let (jail, addresses) = here.fleet.next(9).unwrap();
+    let plan = here.fleet.plan(&jail, &addresses, &here.held, &here.own);
+    assert_eq!(plan.import.len(), 1);
+    here.held.insert(address(IP)); // fail2ban did it, and we died
+    here.restarts();
+    assert_eq!(here.works(), NOTHING);
+    here.hears(Action::Unban, "web1");
+    assert_eq!(here.works(), ["unban 203.0.113.9 (web1)"]);
+}
+
+#[test]
+fn fail2ban_away_keeps_the_order_and_loses_nothing() {
+    let mut here = Here::default();
+    here.hears(Action::Ban, "web1");
+    let (jail, addresses) = here.fleet.next(9).unwrap();
+    here.fleet.again(&jail, &addresses);
+    here.hears(Action::Unban, "web1");
+    here.hears(Action::Ban, "web1");
+    assert_eq!(here.works(), ["ban 203.0.113.9 (web1)"]);
+}
+
+#[test]
+fn batches_are_of_one_jail_and_bounded() {
+    let mut fleet = Fleet::default();
+    for n in 1..=5 {
+        fleet.hear(&event(Action::Ban, "web1", &format!("192.0.2.{n}"), n), 0);
+    }
+    let mut other = event(Action::Ban, "web1", "192.0.2.6", 9);
+    other.jail = Jail::new("recidive").unwrap();
+    fleet.hear(&other, 0);
+    let sizes: Vec<_> = std::iter::from_fn(|| fleet.next(3))
+        .map(|(jail, addresses)| (jail.to_string(), addresses.len()))
+        .collect();
+    let of = |jail: &str, count| (jail.to_owned(), count);
+    assert_eq!(sizes, [of("sshd", 3), of("sshd", 2), of("recidive", 1)]);
+}
+
+#[test]
+fn words_are_forgotten_when_they_no_longer_matter() {
+    let mut here = Here::default();
+    here.held.insert(address(IP)); // an own ban: the claim is kept, nothing is imported
+    here.hears(Action::Ban, "web1");
+    here.works();
+    let key = (jail(), address(IP));
+    here.fleet.tidy(1199);
+    assert!(here.fleet.claims.any(&key));
+    here.fleet.tidy(1201);
+    assert!(!here.fleet.claims.any(&key));
+    here.held.clear();
+    here.hears(Action::Ban, "web1");
+    here.works();
+    here.fleet.tidy(999_999);
+    assert!(here.fleet.claims.any(&key), "a ban here rests on it");
+}

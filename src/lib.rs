@@ -1,0 +1,43 @@
+//! f2bmqtt makes a fleet of fail2ban servers ban as one.
+//!
+//! # The way of a ban
+//!
+//! ```text
+//! detecting host                                    every other host
+//! fail2ban ── actionban ──> notify ──> spool        ┌─> wire ─> guard ─> fleet ─> apply ─> fail2ban
+//!                                        │ inotify  │    (what)  (may it)  (what it means)
+//!                                     outbox ──> broker
+//! ```
+//!
+//! - [`notify`] is what fail2ban's actions call. It leaves an event in the [`spool`] and is gone;
+//!   where no daemon runs it leaves [`publish`] behind.
+//! - [`daemon`] is the service. Its [`outbox`] takes events from the spool to the [`broker`], and
+//!   keeps each until the broker has it.
+//! - What comes from the broker is read by [`wire`], refused or let in by [`guard`], and given its
+//!   meaning by [`fleet`]. These three are pure: values in, values out.
+//! - [`apply`] carries out on [`fail2ban`] what the fleet's words ask for, and [`memory`] writes
+//!   down in the [`store`] what must outlive a restart.
+//!
+//! [`config`] reads the settings, [`paths`] says where things lie, [`lock`] who publishes,
+//! [`journal`] prints, [`error`] gives each failure its words and exit code, and [`cli`] is the
+//! command line.
+
+pub mod apply;
+pub mod broker;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod error;
+pub mod fail2ban;
+pub mod fleet;
+pub mod guard;
+pub mod journal;
+pub mod lock;
+pub mod memory;
+pub mod notify;
+pub mod outbox;
+pub mod paths;
+pub mod publish;
+pub mod spool;
+pub mod store;
+pub mod wire;

@@ -1,0 +1,67 @@
+//! What the daemon knows, shared between the part that listens to the broker and the part that
+//! talks to fail2ban, and written down before it is relied on.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use crate::error::Error;
+use crate::fleet::Fleet;
+use crate::journal::{self, Limited};
+use crate::outbox::seconds;
+use crate::store::Store;
+use crate::wire::Jail;
+
+/// Guarded by a lock that is only ever held for as long as it takes to look or to write down.
+#[derive(Debug)]
+pub struct Memory(Mutex<Known>);
+
+/// What is known.
+#[derive(Debug)]
+pub struct Known {
+    /// The other hosts' bans.
+    pub fleet: Fleet,
+    /// The jails that fail2ban has, once it has said so.
+    pub jails: Option<BTreeSet<Jail>>,
+    store: Store,
+    limited: Limited,
+}
+
+impl Memory {
+    /// Takes up what the store remembers.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn load(store: Store, now: SystemTime) -> Result<Self, Error> {
+        let fleet = Fleet::remembering(store.load()?, seconds(now));
+        let limited = Limited::default();
+        Ok(Self(Mutex::new(Known { fleet, jails: None, store, limited })))
+    }
+
+    /// Looks at it, or changes it.
+    pub fn know(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    /// Writes down what has changed. Where that fails (a full disk), the bans are made all the
+    /// same, and it is tried again with the next change.
+    pub fn write_down(&mut self) {
+        let changes = self.fleet.changes();
+        if changes.is_empty() {
+            return;
+        }
+        if let Err(error) = self.store.save(&changes) {
+            self.fleet.unsaved(changes.into_iter().map(|(key, _)| key));
+            self.warn("store", &error.to_string());
+        }
+    }
+
+    /// Warns, but not again and again of the same kind of thing.
+    pub fn warn(&mut self, kind: &'static str, text: &str) {
+        if let Some(line) = self.limited.line(kind, text, Instant::now()) {
+            journal::warn(line);
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! What a fail2ban action calls at each ban and unban: decides as the scripts did, leaves the event
+//! in the spool, and is gone. fail2ban waits for it, and so does the next ban.
+
+use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::time::SystemTime;
+
+use crate::error::Error;
+use crate::journal;
+use crate::lock;
+use crate::paths::Paths;
+use crate::spool::Spool;
+use crate::wire::{Action, Address, Jail, Told};
+
+/// The arguments as fail2ban passes them, still text.
+#[derive(Debug, Default)]
+#[allow(missing_docs)]
+pub struct Call<'a> {
+    pub jail: &'a str,
+    pub address: &'a str,
+    pub bantime: &'a str,
+    pub action: &'a str,
+    pub restored: &'a str,
+    pub failures: &'a str,
+    pub time: &'a str,
+}
+
+impl Call<'_> {
+    /// What there is to tell, if anything, and a warning.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where an argument cannot be what it stands for.
+    pub fn told(&self) -> Result<(Option<Told>, Option<String>), Error> {
+        let usage = |name: &str, what: &str| Error::Usage(format!("{name} {what}"));
+        let jail = Jail::new(self.jail).map_err(|what| usage("NAME", &what))?;
+        let address = Address::new(self.address).map_err(|what| usage("IP", &what))?;
+        let action = match Action::new(self.action) {
+            Action::Other(_) => return Err(usage("ACTION", "must be ban or unban")),
+            known => known,
+        };
+        let count = |name, text: &str| match text {
+            "" => Ok(0),
+            text => text.parse::<u32>().map_err(|_| usage(name, "must be a number, 0 or more")),
+        };
+        let restored = count("RESTORED", self.restored)?;
+        let failures = count("FAILURES", self.failures)?;
+        if failures == 0 || action == Action::Ban && restored != 0 {
+            return Ok((None, None));
+        }
+        let mut warning = None;
+        let bantime = self.bantime.parse().unwrap_or_else(|_| {
+            warning = Some(format!("jail {jail}: its bantime is no number of seconds: told as 0"));
+            0
+        });
+        let time = self.time.parse().map_or(0, whole_seconds);
+        let (restored, failures) = (restored.into(), failures.into());
+        let told = Told { action, jail, address, bantime, restored, failures, time };
+        Ok((Some(told), warning))
+    }
+}
+
+/// Seconds with a fraction, as whole seconds: rounded to even, as fail2ban's database rounds.
+fn whole_seconds(time: f64) -> i64 {
+    const MAX: f64 = 1e11;
+    #[expect(clippy::cast_possible_truncation, reason = "in range, and that is what is wanted")]
+    if (0.0..MAX).contains(&time) { time.round_ties_even() as i64 } else { 0 }
+}
+
+/// Takes one call: spools what there is to tell and, where nobody publishes the spool, leaves a
+/// child that does. Where the spool cannot be written, the child gets the event itself.
+///
+/// # Errors
+/// [`Error::Usage`] alone: nothing else makes the action fail.
+pub fn run(call: &Call<'_>, paths: &Paths) -> Result<(), Error> {
+    let (told, warning) = call.told()?;
+    if let Some(warning) = warning {
+        journal::syslog(warning);
+    }
+    let Some(told) = told else { return Ok(()) };
+    let unspooled = Spool::new(paths.spool()).write(&told, SystemTime::now()).err();
+    if let Some(error) = &unspooled {
+        let dir = paths.spool();
+        journal::syslog(format_args!(
+            "cannot write the spool {}: {error}; a ban of {} goes out from memory",
+            dir.display(),
+            told.address
+        ));
+    }
+    if (unspooled.is_some() || !lock::is_held(&paths.lock()))
+        && let Err(error) = leave_child(unspooled.map(|_| told.encode()))
+    {
+        journal::syslog(format_args!("cannot start the publisher: {error}"));
+    }
+    Ok(())
+}
+
+/// Starts `f2bmqtt publish`, which nobody waits for, with an event on its standard input or none.
+fn leave_child(event: Option<String>) -> std::io::Result<()> {
+    let mut child = Command::new("/proc/self/exe")
+        .arg0("f2bmqtt")
+        .arg("publish")
+        .stdin(if event.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .current_dir("/")
+        .process_group(0)
+        .spawn()?;
+    if let (Some(event), Some(mut pipe)) = (event, child.stdin.take()) {
+        pipe.write_all(event.as_bytes())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call<'a>(text: &'a str) -> Call<'a> {
+        let words: Vec<&'a str> = text.split(',').collect();
+        let word = |n: usize| words.get(n).copied().unwrap_or("");
+        Call {
+            jail: word(0),
+            address: word(1),
+            bantime: word(2),
+            action: word(3),
+            restored: word(4),
+            failures: word(5),
+            time: word(6),
+        }
+    }
+
+    fn told(text: &str) -> Option<String> {
+        let (told, warning) = call(text).told().unwrap();
+        assert!(warning.is_none(), "{text}");
+        told.map(|told| told.encode())
+    }
+
+    #[test]
+    fn the_scripts_rules_decide() {
+        let silent = [
+            "sshd,203.0.113.9,600,ban,1,3",
+            "sshd,203.0.113.9,600,ban,0,0",
+            "sshd,203.0.113.9,600,unban,0,0",
+            "sshd,203.0.113.9,600,ban,0,",
+            "sshd,203.0.113.9,600,ban",
+        ];
+        for text in silent {
+            assert_eq!(told(text), None, "{text}");
+        }
+        let ban = r#"{"action":"ban","bantime":600,"failures":3,"ip":"203.0.113.9","ipmset":"sshd","restored":0,"time":1795342588}"#;
+        assert_eq!(told("sshd,203.0.113.9,600,ban,0,3,1795342587.6").unwrap(), ban);
+        assert!(told("sshd,203.0.113.9,600,unban,1,3").unwrap().contains(r#""restored":1"#));
+        assert!(told("sshd,2001:DB8::0:1,-1,ban,0,3").unwrap().contains(r#""2001:db8::1""#));
+        assert!(told("sshd,192.0.2.1,0,ban,,3,odd").unwrap().contains(r#""time":0"#));
+    }
+
+    #[test]
+    fn a_bantime_that_is_no_number_is_told_as_not_known() {
+        for bantime in ["", "10m", "$(id)"] {
+            let (told, warning) =
+                call(&format!("sshd,192.0.2.1,{bantime},ban,0,3")).told().unwrap();
+            assert_eq!(told.unwrap().bantime, 0);
+            assert!(warning.unwrap().contains("bantime"));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_wrong_usage() {
+        let wrong = [
+            ("ss\"hd,192.0.2.1,600,ban,0,3", "NAME"),
+            ("sshd,192.0.2.0/24,600,ban,0,3", "IP"),
+            ("sshd,192.0.2.1\",600,ban,0,3", "IP"),
+            ("sshd,192.0.2.1,600,reban,0,3", "ACTION"),
+            ("sshd,192.0.2.1,600,ban,x,3", "RESTORED"),
+            ("sshd,192.0.2.1,600,ban,0,a[$(id)]", "FAILURES"),
+            ("sshd,192.0.2.1,600,ban,0,-1", "FAILURES"),
+        ];
+        for (text, name) in wrong {
+            let error = call(text).told().unwrap_err();
+            assert!(error.to_string().starts_with(name), "{text}: {error}");
+            assert_eq!(error.exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn times_are_rounded_as_the_database_rounds() {
+        for (time, whole) in [(0.5, 0), (1.5, 2), (2.5, 2), (7.6, 8), (-3.0, 0), (1e300, 0)] {
+            assert_eq!(whole_seconds(time), whole);
+        }
+        assert_eq!(whole_seconds(f64::NAN), 0);
+    }
+}

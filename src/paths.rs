@@ -1,0 +1,47 @@
+//! Where this program keeps its things on a host, in one place so that tests can pass others in.
+
+use std::path::PathBuf;
+
+/// The directories and sockets that the program touches.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// Own state, 0700: the spool and what was imported.
+    pub state: PathBuf,
+    /// Own runtime files, 0755: the lock.
+    pub run: PathBuf,
+    /// fail2ban's socket.
+    pub fail2ban: PathBuf,
+    /// fail2ban's database where its server cannot be asked for it.
+    pub database: PathBuf,
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self {
+            state: "/var/lib/f2bmqtt".into(),
+            run: "/run/f2bmqtt".into(),
+            fail2ban: "/run/fail2ban/fail2ban.sock".into(),
+            database: "/var/lib/fail2ban/fail2ban.sqlite3".into(),
+        }
+    }
+}
+
+impl Paths {
+    /// Where notify leaves what it was told.
+    #[must_use]
+    pub fn spool(&self) -> PathBuf {
+        self.state.join("spool")
+    }
+
+    /// What was imported from other hosts.
+    #[must_use]
+    pub fn store(&self) -> PathBuf {
+        self.state.join("fleet.sqlite3")
+    }
+
+    /// Held by whoever publishes the spool.
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.run.join("lock")
+    }
+}

@@ -1,0 +1,113 @@
+//! `f2bmqtt publish`: what notify leaves behind where no daemon runs. It publishes the spool, stays
+//! a moment for what else a burst brings, and goes. What it could not publish waits for the next.
+
+use std::io::Read as _;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::process::setsid;
+
+use crate::broker::{Client, Event, Link};
+use crate::config::Config;
+use crate::error::Error;
+use crate::fail2ban::database::Database;
+use crate::journal;
+use crate::lock::{Lock, Role};
+use crate::outbox::{Found, Outbox};
+use crate::paths::Paths;
+use crate::spool::Spool;
+use crate::wire::Told;
+
+/// The longest that it runs.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// How long it stays when nothing is left: a jail's second action, or the next ban, comes soon.
+const STAY: Duration = Duration::from_secs(3);
+
+/// How often it looks into the spool.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Publishes the event on standard input, if there is one, and the spool, if nobody else does.
+///
+/// # Errors
+/// Any [`Error`]; it is in the system's log, too, because nobody sees this process.
+pub fn run(paths: &Paths) -> Result<(), Error> {
+    // Away from fail2ban's process group, which fail2ban kills when an action takes too long.
+    let _ = setsid();
+    let result = work(paths);
+    if let Err(error) = &result {
+        journal::syslog(format_args!("cannot publish bans: {error}"));
+    }
+    result
+}
+
+fn work(paths: &Paths) -> Result<(), Error> {
+    let mut text = Vec::new();
+    let _ = std::io::stdin().take(4096).read_to_end(&mut text);
+    let told = Told::parse(&text).ok();
+    let config = Config::load()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(2)
+        .enable_all()
+        .build()
+        .map_err(Error::Start)?;
+    let result = runtime.block_on(publish(&config, paths, told));
+    runtime.shutdown_background();
+    result
+}
+
+async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(), Error> {
+    let path = paths.lock();
+    // An event from memory goes out in any case; the spool is for whoever holds the lock.
+    let mut lock = Lock::take(&path, Role::Child, Duration::ZERO).unwrap_or(None);
+    if lock.is_none() && told.is_none() {
+        return Ok(());
+    }
+    let database = Database::new(&paths.database);
+    let spool = Spool::new(paths.spool());
+    let mut outbox = Outbox::new(spool.clone(), config);
+    if let Some(told) = told {
+        let now = SystemTime::now();
+        outbox.take("from memory".to_owned(), told, &database, now, &mut Found::default());
+    }
+    let id = format!("f2bmqtt-{}-{}", config.node, std::process::id());
+    let mut link = Link::new(config, Client { id, persistent: false, topics: Vec::new() });
+    let (started, mut busy) = (Instant::now(), Instant::now());
+    let mut lost = None;
+    while started.elapsed() < LONGEST {
+        if lock.is_some() {
+            let found = outbox.scan(&database, SystemTime::now());
+            let found = found.map_err(Error::file("read", spool.dir()))?;
+            found.warnings.iter().for_each(journal::syslog);
+        }
+        if !outbox.is_empty() {
+            busy = Instant::now();
+        }
+        if busy.elapsed() > if lock.is_some() { STAY } else { Duration::ZERO } {
+            drop(lock.take());
+            // Whoever came while the lock was still held has left its event to us.
+            if spool.list().unwrap_or_default().is_empty() {
+                break;
+            }
+            lock = Lock::take(&path, Role::Child, Duration::ZERO).unwrap_or(None);
+            if lock.is_none() {
+                break;
+            }
+        }
+        outbox.send(&mut link);
+        match tokio::time::timeout(LOOK, link.event()).await {
+            Ok(Event::Published(name)) => outbox.published(&name),
+            Ok(Event::Lost { broker, why }) => {
+                outbox.lost();
+                lost = Some(format!("{broker}: {why}"));
+            }
+            Ok(Event::Connected(_)) => lost = None,
+            Ok(_) | Err(_) => {}
+        }
+    }
+    link.close(Duration::from_secs(1)).await;
+    if let (false, Some(lost)) = (outbox.is_empty(), lost) {
+        journal::syslog(format_args!("bans wait in the spool: no connection to the broker {lost}"));
+    }
+    Ok(())
+}

@@ -1,0 +1,264 @@
+//! One event: a host banned an address, or freed it.
+
+use std::fmt;
+
+use serde_json::Value;
+
+use super::fields::{Fields, Malformed};
+use super::{Address, Host, Jail};
+
+/// The largest event that is read, in bytes. Ours are below 400; a script's, below 300.
+pub const MAX_EVENT: usize = 4096;
+
+/// What an event says was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The address was banned.
+    Ban,
+    /// The address was freed.
+    Unban,
+    /// Something that this version does not know; printable, at most 32 characters.
+    Other(String),
+}
+
+impl Action {
+    /// Reads an action's name; what cannot be printed in it is replaced.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        match text {
+            "ban" => Self::Ban,
+            "unban" => Self::Unban,
+            other => Self::Other(
+                other.chars().take(32).map(|c| if c.is_control() { '?' } else { c }).collect(),
+            ),
+        }
+    }
+
+    /// The name, as it travels.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Ban => "ban",
+            Self::Unban => "unban",
+            Self::Other(other) => other,
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why an event was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// A ban: this host's fail2ban found the address itself.
+    Detected,
+    /// An unban: the ban was over.
+    Expired,
+    /// An unban: somebody freed the address by hand at its origin.
+    Lifted,
+}
+
+impl Reason {
+    fn known(text: &str) -> Option<Self> {
+        let all = [Self::Detected, Self::Expired, Self::Lifted];
+        all.into_iter().find(|reason| reason.as_str() == text)
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Detected => "detected",
+            Self::Expired => "expired",
+            Self::Lifted => "lifted",
+        }
+    }
+}
+
+/// An event on `<topic>/ban` or `<topic>/unban`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// What was done.
+    pub action: Action,
+    /// In which jail. (The field is called `ipmset`: the scripts name the jail's ipset by it.)
+    pub jail: Jail,
+    /// To which address.
+    pub address: Address,
+    /// For how many seconds; -1 is for ever, 0 is not known.
+    pub bantime: i64,
+    /// The host that says so.
+    pub host: Host,
+    /// Not 0: fail2ban restored an old ban after a start.
+    pub restored: i64,
+    /// How many failures led to it; 0 where nothing was detected.
+    pub failures: i64,
+    /// When the ban began, in seconds since 1970 on the host's clock; 0 is not known.
+    pub time: i64,
+    /// Orders what one host says, in milliseconds since 1970; 0 from a script.
+    pub stamp: i64,
+    /// Why, where it is known.
+    pub reason: Option<Reason>,
+}
+
+impl Event {
+    /// Reads an event as f2bmqtt or a script wrote it: fields in any order, unknown ones ignored,
+    /// numbers also as digits in a string.
+    ///
+    /// # Errors
+    /// [`Malformed`], with nothing of the payload in its text.
+    pub fn parse(payload: &[u8]) -> Result<Self, Malformed> {
+        let fields = Fields::parse(payload, MAX_EVENT)?;
+        Ok(Self {
+            action: fields.needed("action", |text| Ok(Action::new(text)))?,
+            jail: fields.needed("ipmset", Jail::new)?,
+            address: fields.needed("ip", Address::new)?,
+            bantime: fields.number("bantime")?,
+            host: fields.needed("host", Host::new)?,
+            restored: fields.number("restored")?,
+            failures: fields.number("failures")?,
+            time: fields.number("time")?,
+            stamp: fields.number("stamp")?,
+            reason: fields.text("reason").and_then(Reason::known),
+        })
+    }
+
+    /// Writes the event as one line of JSON.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        // By hand, because the order of the fields is part of the contract; each text goes through
+        // serde_json.
+        let mut json = format!(
+            r#"{{"action":{},"ipmset":{},"ip":"{}","bantime":{},"host":{},"restored":{},"failures":{},"time":{},"stamp":{}"#,
+            Value::from(self.action.as_str()),
+            Value::from(self.jail.as_str()),
+            self.address,
+            self.bantime,
+            Value::from(self.host.as_str()),
+            self.restored,
+            self.failures,
+            self.time,
+            self.stamp,
+        );
+        if let Some(reason) = self.reason {
+            json.extend([r#","reason":""#, reason.as_str(), "\""]);
+        }
+        json.push('}');
+        json
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SCRIPT: &str = r#"{
+  "action":"ban",
+  "ipmset":"sshd",
+  "ip":"203.0.113.9",
+  "bantime":600,
+  "host":"web1",
+  "restored":0,
+  "failures":3
+}"#;
+
+    fn event() -> Event {
+        Event {
+            action: Action::Ban,
+            jail: Jail::new("sshd").unwrap(),
+            address: Address::new("203.0.113.9").unwrap(),
+            bantime: 600,
+            host: Host::new("web1").unwrap(),
+            restored: 0,
+            failures: 3,
+            time: 0,
+            stamp: 0,
+            reason: None,
+        }
+    }
+
+    #[test]
+    fn a_script_s_event_is_read() {
+        assert_eq!(Event::parse(SCRIPT.as_bytes()), Ok(event()));
+    }
+
+    #[test]
+    fn ours_is_one_line_with_the_script_s_fields_first() {
+        let (time, stamp) = (1_795_342_588, 1_795_342_588_123);
+        let ours = Event { time, stamp, reason: Some(Reason::Detected), ..event() };
+        let json = r#"{"action":"ban","ipmset":"sshd","ip":"203.0.113.9","bantime":600,"host":"web1","restored":0,"failures":3,"time":1795342588,"stamp":1795342588123,"reason":"detected"}"#;
+        assert_eq!(ours.encode(), json);
+        assert_eq!(Event::parse(json.as_bytes()), Ok(ours));
+    }
+
+    #[test]
+    fn order_extra_fields_and_digits_in_strings_do_not_matter() {
+        let json = r#"{"host":"web1","x":{"ip":1},"ip":"203.0.113.9","ipmset":"sshd","failures":"3",
+            "restored":"0","bantime":"600","action":"ban","reason":"from a later version"}"#;
+        assert_eq!(Event::parse(json.as_bytes()), Ok(event()));
+    }
+
+    #[test]
+    fn only_four_fields_are_needed() {
+        let json = r#"{"action":"unban","ipmset":"sshd","ip":"2001:DB8:0::1","host":"web1"}"#;
+        let event = Event::parse(json.as_bytes()).unwrap();
+        assert_eq!(event.address.to_string(), "2001:db8::1");
+        assert_eq!((event.bantime, event.failures, event.stamp), (0, 0, 0));
+        for field in ["action", "ipmset", "ip", "host"] {
+            let without = json.replace(&format!("\"{field}\""), "\"other\"");
+            let missing = Malformed::Field(field, "is missing".to_owned());
+            assert_eq!(Event::parse(without.as_bytes()), Err(missing));
+        }
+    }
+
+    #[test]
+    fn what_is_no_event_is_refused() {
+        let with_ip = |ip: &str| SCRIPT.replace("203.0.113.9", ip);
+        let refused = [
+            String::new(),
+            "null".to_owned(),
+            "[]".to_owned(),
+            format!("{SCRIPT}x"),
+            SCRIPT.replace("failures", "ip"),
+            SCRIPT.replace("failures", "action"),
+            SCRIPT.replace("600", "600.5"),
+            SCRIPT.replace("600", "\"600s\""),
+            SCRIPT.replace("600", "1e400"),
+            SCRIPT.replace("\"web1\"", "7"),
+            SCRIPT.replace("web1", "a/b"),
+            SCRIPT.replace("sshd", ""),
+            SCRIPT.replace("sshd", "a\\nb"),
+            SCRIPT.replace("sshd", "a b"),
+            SCRIPT.replace("sshd", &"a".repeat(129)),
+            SCRIPT.replace("web1", &"a".repeat(5000)),
+            with_ip("10.99.0.0/28"),
+            with_ip("203.0.113.9,203.0.113.10"),
+            with_ip("203.0.113.009"),
+            with_ip("0xcb007109"),
+            with_ip("fe80::1%eth0"),
+            with_ip("localhost"),
+            with_ip(" 203.0.113.9"),
+            with_ip("２03.0.113.9"),
+        ];
+        for payload in refused {
+            assert!(Event::parse(payload.as_bytes()).is_err(), "{payload}");
+        }
+        assert!(Event::parse(b"{\"action\":\"b\xffn\"}").is_err());
+        let deep = format!("{{\"x\":{}{}}}", "[".repeat(2000), "]".repeat(2000));
+        assert_eq!(Event::parse(deep.as_bytes()), Err(Malformed::NotJson));
+    }
+
+    #[test]
+    fn a_mapped_address_is_the_address_it_stands_for() {
+        let mapped = SCRIPT.replace("203.0.113.9", "::ffff:203.0.113.9");
+        assert_eq!(Event::parse(mapped.as_bytes()), Ok(event()));
+    }
+
+    #[test]
+    fn an_unknown_action_is_kept_short_and_printable() {
+        let json = SCRIPT.replace("\"ban\"", &format!("\"x\\u001b{}\"", "y".repeat(99)));
+        let action = Event::parse(json.as_bytes()).unwrap().action;
+        assert_eq!(action, Action::Other(format!("x?{}", "y".repeat(30))));
+    }
+}

@@ -1,0 +1,94 @@
+//! The fields of one JSON object in which no key appears twice, so that two readers cannot see two
+//! messages in it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
+use serde_json::Value;
+
+/// Why a text is not the message that it should be. Shows nothing of the text.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// Longer than such a message can be.
+    #[error("it has {0} bytes, more than {1}")]
+    TooLarge(usize, usize),
+    /// Not one JSON object with each key once.
+    #[error("it is not one JSON object in which each key appears once")]
+    NotJson,
+    /// A field is missing or is not what it must be.
+    #[error("its field {0} {1}")]
+    Field(&'static str, String),
+}
+
+/// One object, read; nested values are kept as they came.
+pub(super) struct Fields(BTreeMap<String, Value>);
+
+impl Fields {
+    /// Reads an object of at most `max` bytes.
+    pub(super) fn parse(json: &[u8], max: usize) -> Result<Self, Malformed> {
+        if json.len() > max {
+            return Err(Malformed::TooLarge(json.len(), max));
+        }
+        serde_json::from_slice(json).map_err(|_| Malformed::NotJson)
+    }
+
+    /// A text, or `None` where the field is missing or is something else.
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name).and_then(Value::as_str)
+    }
+
+    /// What `make` makes of a text that has to be there.
+    pub(super) fn needed<T>(
+        &self,
+        name: &'static str,
+        make: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<T, Malformed> {
+        let what = match self.0.get(name) {
+            Some(Value::String(text)) => match make(text) {
+                Ok(value) => return Ok(value),
+                Err(what) => what,
+            },
+            Some(_) => "must be a string".to_owned(),
+            None => "is missing".to_owned(),
+        };
+        Err(Malformed::Field(name, what))
+    }
+
+    /// A whole number, or the digits of one in a string; 0 where the field is missing.
+    pub(super) fn number(&self, name: &'static str) -> Result<i64, Malformed> {
+        let number = match self.0.get(name) {
+            None | Some(Value::Null) => Some(0),
+            Some(Value::Number(number)) => number.as_i64(),
+            Some(Value::String(text)) => text.parse().ok(),
+            Some(_) => None,
+        };
+        number.ok_or_else(|| Malformed::Field(name, "must be a whole number".to_owned()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(EachKeyOnce)
+    }
+}
+
+struct EachKeyOnce;
+
+impl<'de> Visitor<'de> for EachKeyOnce {
+    type Value = Fields;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Fields, M::Error> {
+        let mut fields = BTreeMap::new();
+        while let Some((key, value)) = map.next_entry::<String, Value>()? {
+            if fields.insert(key, value).is_some() {
+                return Err(Error::custom("a key appears twice"));
+            }
+        }
+        Ok(Fields(fields))
+    }
+}

@@ -1,0 +1,103 @@
+//! What fail2ban on this host told us of one ban, as it waits in the spool: an event that does not
+//! know yet which host it speaks for.
+
+use serde_json::json;
+
+use super::fields::{Fields, Malformed};
+use super::{Action, Address, Event, Host, Jail, Reason};
+
+/// One call of the notifier. The fields are those of [`Event`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Told {
+    pub action: Action,
+    pub jail: Jail,
+    pub address: Address,
+    pub bantime: i64,
+    pub restored: i64,
+    pub failures: i64,
+    pub time: i64,
+}
+
+impl Told {
+    const MAX: usize = 1024;
+
+    /// Reads what [`Told::encode`] wrote.
+    ///
+    /// # Errors
+    /// [`Malformed`] where the text is something else.
+    pub fn parse(json: &[u8]) -> Result<Self, Malformed> {
+        let fields = Fields::parse(json, Self::MAX)?;
+        Ok(Self {
+            action: fields.needed("action", |text| Ok(Action::new(text)))?,
+            jail: fields.needed("ipmset", Jail::new)?,
+            address: fields.needed("ip", Address::new)?,
+            bantime: fields.number("bantime")?,
+            restored: fields.number("restored")?,
+            failures: fields.number("failures")?,
+            time: fields.number("time")?,
+        })
+    }
+
+    /// Writes it as JSON.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        json!({
+            "action": self.action.as_str(),
+            "ipmset": self.jail.as_str(),
+            "ip": self.address.to_string(),
+            "bantime": self.bantime,
+            "restored": self.restored,
+            "failures": self.failures,
+            "time": self.time,
+        })
+        .to_string()
+    }
+
+    /// The event that `host` sends of it.
+    #[must_use]
+    pub fn event(self, host: &Host, stamp: i64, reason: Reason) -> Event {
+        Event {
+            action: self.action,
+            jail: self.jail,
+            address: self.address,
+            bantime: self.bantime,
+            host: host.clone(),
+            restored: self.restored,
+            failures: self.failures,
+            time: self.time,
+            stamp,
+            reason: Some(reason),
+        }
+    }
+
+    /// Whether this and an `earlier` call tell of the same thing: a jail may have two actions that
+    /// call the notifier, one of which may not know the time.
+    #[must_use]
+    pub fn repeats(&self, earlier: &Self) -> bool {
+        let same_time = self.time == earlier.time || self.time == 0 || earlier.time == 0;
+        same_time
+            && self.action == earlier.action
+            && self.jail == earlier.jail
+            && self.address == earlier.address
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let told = Told {
+            action: Action::Unban,
+            jail: Jail::new("sshd").unwrap(),
+            address: Address::new("2001:db8::1").unwrap(),
+            bantime: -1,
+            restored: 1,
+            failures: 5,
+            time: 1_795_342_588,
+        };
+        assert_eq!(Told::parse(told.encode().as_bytes()), Ok(told));
+    }
+}
