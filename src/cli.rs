@@ -32,6 +32,11 @@ pub enum Command {
     Notify(NotifyArgs),
     /// Share bans with the fleet until stopped; run by the service f2bmqttsub
     Subscribe,
+    /// End the open connections of a banned address; called by fail2ban's actions
+    Cut {
+        /// The address, IPv4 or IPv6
+        ip: String,
+    },
     /// Publish what waits in the spool; started by notify where no service runs
     #[command(hide = true)]
     Publish,

@@ -17,6 +17,7 @@
 //!   meaning by [`fleet`]. These three are pure: values in, values out.
 //! - [`apply`] carries out on [`fail2ban`] what the fleet's words ask for, and [`memory`] writes
 //!   down in the [`store`] what must outlive a restart.
+//! - [`cut`] ends the open connections of what was banned, where the firewall does not.
 //!
 //! [`config`] reads the settings, [`paths`] says where things lie, [`lock`] who publishes,
 //! [`journal`] prints, [`error`] gives each failure its words and exit code, and [`cli`] is the
@@ -26,6 +27,7 @@ pub mod apply;
 pub mod broker;
 pub mod cli;
 pub mod config;
+pub mod cut;
 pub mod daemon;
 pub mod error;
 pub mod fail2ban;

@@ -9,7 +9,7 @@ use f2bmqtt::cli::{Cli, Command, NotifyArgs, NotifyShim, SubscribeShim};
 use f2bmqtt::error::Error;
 use f2bmqtt::notify::{self, Call};
 use f2bmqtt::paths::Paths;
-use f2bmqtt::{daemon, journal, publish};
+use f2bmqtt::{cut, daemon, journal, publish};
 
 fn main() -> ExitCode {
     match run() {
@@ -33,6 +33,7 @@ fn run() -> Result<(), Error> {
         _ => match Cli::parse().command {
             Command::Notify(args) => tell(&args, &paths),
             Command::Subscribe => daemon::run(&paths),
+            Command::Cut { ip } => cut::run(&ip, &paths),
             Command::Publish => publish::run(&paths),
         },
     }

@@ -1,0 +1,166 @@
+//! Ends the open connections of a banned address: a firewall that lets established connections pass
+//! before it looks at bans would go on serving them.
+//!
+//! `conntrack -D` walks the whole connection table, some 15 ms of processor time whatever it finds.
+//! So one worker at a time does it for all that were banned meanwhile, and nobody waits for it.
+
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use rustix::process::setsid;
+
+use crate::error::Error;
+use crate::paths::Paths;
+use crate::wire::Address;
+
+/// Between two rounds, so that a burst of bans is worked off with a few walks.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Up to this many addresses it is quicker to delete for each than to list all first.
+const FEW: usize = 2;
+
+/// Queues an address and, unless a worker is at it already, works the queue off.
+///
+/// # Errors
+/// [`Error::Usage`] where it is no address, [`Error::File`] where the queue cannot be written.
+pub fn run(address: &str, paths: &Paths) -> Result<(), Error> {
+    let usage = |what| Error::Usage(format!("IP {what}"));
+    let address = Address::new(address).map_err(usage)?;
+    // Away from fail2ban's process group, which fail2ban kills when an action takes too long.
+    let _ = setsid();
+    let queue = paths.run.join("cut");
+    work(address, &queue, &conntrack).map_err(Error::file("use", queue))
+}
+
+fn work(
+    address: Address,
+    queue: &Path,
+    conntrack: &dyn Fn(&[&str]) -> io::Result<Output>,
+) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o755).create(queue)?;
+    fs::write(queue.join(address.to_string()), "")?;
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(queue.with_extension("lock"))?;
+    loop {
+        if lock.try_lock().is_err() {
+            return Ok(());
+        }
+        loop {
+            let taken = take(queue)?;
+            if taken.is_empty() {
+                break;
+            }
+            cut(&taken, conntrack);
+            sleep(PAUSE);
+        }
+        lock.unlock()?;
+        // Whoever came while the lock was still held has left its address to us.
+        if fs::read_dir(queue)?.next().is_none() {
+            return Ok(());
+        }
+    }
+}
+
+/// Takes all that is queued.
+fn take(queue: &Path) -> io::Result<BTreeSet<Address>> {
+    let mut taken = BTreeSet::new();
+    for entry in fs::read_dir(queue)? {
+        let entry = entry?;
+        fs::remove_file(entry.path())?;
+        taken.extend(entry.file_name().to_str().and_then(|name| Address::new(name).ok()));
+    }
+    Ok(taken)
+}
+
+/// Ends the connections of these addresses. That there are none is the usual case, and no failure.
+fn cut(addresses: &BTreeSet<Address>, conntrack: &dyn Fn(&[&str]) -> io::Result<Output>) {
+    let family = |address: &Address| if address.ip().is_ipv4() { "ipv4" } else { "ipv6" };
+    let mut connected: BTreeSet<Address> = BTreeSet::new();
+    if addresses.len() > FEW {
+        for family in addresses.iter().map(family).collect::<BTreeSet<_>>() {
+            if let Ok(output) = conntrack(&["-L", "-f", family]) {
+                connected.extend(sources(&String::from_utf8_lossy(&output.stdout)));
+            }
+        }
+    } else {
+        connected.clone_from(addresses);
+    }
+    for address in addresses.intersection(&connected) {
+        let _ = conntrack(&["-D", "-f", family(address), "-s", &address.to_string()]);
+    }
+}
+
+/// Who began each connection of a `conntrack -L` listing: the first `src=` of a line.
+fn sources(listing: &str) -> impl Iterator<Item = Address> {
+    listing.lines().filter_map(|line| {
+        let source = line.split_ascii_whitespace().find_map(|word| word.strip_prefix("src="))?;
+        Address::new(source).ok()
+    })
+}
+
+fn conntrack(arguments: &[&str]) -> io::Result<Output> {
+    Command::new("conntrack").args(arguments).stdin(Stdio::null()).output()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    const LISTING: &str = "\
+tcp      6 431999 ESTABLISHED src=192.0.2.7 dst=10.0.0.1 sport=5000 dport=22 src=10.0.0.1 dst=192.0.2.7 sport=22 dport=5000 [ASSURED] mark=0 use=1
+udp      17 29 src=198.51.100.1 dst=10.0.0.1 sport=53 dport=53 [UNREPLIED] src=10.0.0.1 dst=198.51.100.1 sport=53 dport=53 mark=0 use=1
+";
+
+    /// What conntrack is asked to do for these addresses, banned while a worker is at work.
+    fn asked(addresses: &[&str]) -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = dir.path().join("run/cut");
+        let asked = RefCell::new(Vec::new());
+        let conntrack = |arguments: &[&str]| {
+            asked.borrow_mut().push(arguments.join(" "));
+            let stdout = LISTING.as_bytes().to_vec();
+            Ok(Output { status: ExitStatus::from_raw(0), stdout, stderr: Vec::new() })
+        };
+        let (first, rest) = addresses.split_first().unwrap();
+        fs::create_dir_all(&queue).unwrap();
+        for address in rest {
+            fs::write(queue.join(address), "").unwrap();
+        }
+        work(Address::new(first).unwrap(), &queue, &conntrack).unwrap();
+        assert!(fs::read_dir(&queue).unwrap().next().is_none(), "the queue is worked off");
+        asked.into_inner()
+    }
+
+    #[test]
+    fn a_few_are_deleted_one_by_one_and_many_only_where_connected() {
+        assert_eq!(asked(&["192.0.2.7"]), ["-D -f ipv4 -s 192.0.2.7"]);
+        assert_eq!(asked(&["2001:db8::1"]), ["-D -f ipv6 -s 2001:db8::1"]);
+        let many = asked(&["192.0.2.1", "192.0.2.7", "192.0.2.8", "2001:db8::1"]);
+        assert_eq!(many, ["-L -f ipv4", "-L -f ipv6", "-D -f ipv4 -s 192.0.2.7"]);
+    }
+
+    #[test]
+    fn while_one_works_others_only_leave_their_address() {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = dir.path().join("cut");
+        let lock = fs::File::create(queue.with_extension("lock")).unwrap();
+        lock.lock().unwrap();
+        let never = |_: &[&str]| unreachable!();
+        work(Address::new("192.0.2.7").unwrap(), &queue, &never).unwrap();
+        assert!(queue.join("192.0.2.7").exists());
+    }
+}
