@@ -1,0 +1,193 @@
+//! Bans that cross between servers: the installed package, real fail2ban, real mosquitto, real
+//! firewalls.
+
+mod support;
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+
+use support::{Host, Rig, eventually};
+
+/// A host on the network that talks to servers, for tests of what their firewalls let through.
+struct Attacker {
+    child: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Attacker {
+    fn from(rig: &Rig, address: &str) -> Self {
+        rig.attacker(address);
+        let mut command =
+            rig.lan("python3", &["-u", "-c", include_str!("support/attacker.py"), address]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let orders = child.stdin.take().unwrap();
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        Self { child, orders, answers }
+    }
+
+    /// Orders: `connect HOST PORT`, `open HOST PORT`, `echo`.
+    fn order(&mut self, order: &str) -> String {
+        writeln!(self.orders, "{order}").unwrap();
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).unwrap();
+        answer.trim().to_owned()
+    }
+}
+
+impl Drop for Attacker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A server that answers every line with the same line.
+fn listen(host: Host<'_>, port: u16) {
+    host.sh(&format!(
+        "systemd-run -q -u echo-{port} python3 -c '
+import socketserver
+class Echo(socketserver.StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile: self.wfile.write(line)
+class Server(socketserver.ThreadingTCPServer):
+    address_family = 10
+Server((\"::\", {port}), Echo).serve_forever()'"
+    ));
+    eventually("the server listens", || {
+        host.try_sh(&format!("ss -Hltn | grep -q :{port}")).is_ok()
+    });
+}
+
+/// The whole story of one address: three log lines on a; b and c ban it and refuse it, also on a
+/// connection that is open; freed on a, it is free on all. One message each way.
+fn crosses(
+    jail: &str,
+    log: &str,
+    port: u16,
+    address: &str,
+    server: &str,
+    shown: impl Fn(Host<'_>) -> bool,
+) {
+    let rig = Rig::fleet(&["a", "b", "c"]);
+    let (a, b, c) = (rig.host("a"), rig.host("b"), rig.host("c"));
+    let record = rig.record();
+    listen(b, port);
+    // A firewall that accepts what is established before it looks at bans.
+    let iptables = if address.contains(':') { "ip6tables" } else { "iptables" };
+    b.sh(&format!("{iptables} -I INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT"));
+    let mut attacker = Attacker::from(&rig, address);
+    assert_eq!(attacker.order(&format!("open {server} {port}")), "open");
+    assert_eq!(attacker.order("echo"), "answered");
+
+    a.attack(log, &[address]);
+    for host in [a, b, c] {
+        eventually("all ban it", || host.bans(jail, address));
+        eventually("the firewall has it", || shown(host));
+    }
+    assert_eq!(attacker.order(&format!("connect {server} {port}")), "refused");
+    eventually("nothing passes on the open connection", || attacker.order("echo") == "silence");
+
+    a.sh(&format!("fail2ban-client set {jail} unbanip {address}"));
+    for host in [a, b, c] {
+        eventually("it is free", || !host.bans(jail, address) && !shown(host));
+    }
+    assert_eq!(attacker.order(&format!("connect {server} {port}")), "connected");
+
+    // Sent last, so that whatever an echo would have sent has come before it.
+    b.sh("/etc/fail2ban/mqttnotifyban last 192.0.2.99 600 ban 0 1");
+    eventually("the last message is seen", || record.count(&["192.0.2.99"]) == 1);
+    let events = record.events();
+    assert_eq!(events.len(), 3, "{events:#?}");
+    let host = r#""host":"a""#;
+    assert_eq!(record.count(&["blacklist/ban", address, host, r#""reason":"detected""#]), 1);
+    assert_eq!(record.count(&["blacklist/unban", address, host, r#""reason":"lifted""#]), 1);
+}
+
+#[test]
+fn an_ipv4_ban_crosses_and_is_lifted() {
+    let shown = |host: Host<'_>| host.in_ipset("f2b-sshd", "10.213.77.200");
+    crosses("sshd", "auth", 22, "10.213.77.200", "10.213.77.13", shown);
+}
+
+#[test]
+fn an_ipv6_ban_crosses_and_is_lifted() {
+    let shown = |host: Host<'_>| host.in_ipset("f2b-sshd6", "fd77::200");
+    crosses("sshd", "auth", 22, "fd77::200", "fd77::13", shown);
+}
+
+#[test]
+fn a_ban_by_nftables_crosses_and_is_lifted() {
+    let shown = |host: Host<'_>| {
+        host.try_sh("nft list table inet f2b-table")
+            .is_ok_and(|rules| rules.contains("10.213.77.201"))
+    };
+    crosses("web", "web", 80, "10.213.77.201", "10.213.77.13", shown);
+}
+
+#[test]
+fn a_jail_with_two_of_our_actions_tells_once() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    let record = rig.record();
+    a.attack("both", &["192.0.2.1"]);
+    eventually("b bans it", || b.bans("both", "192.0.2.1"));
+    a.sh("fail2ban-client set both unbanip 192.0.2.1");
+    eventually("b frees it", || !b.bans("both", "192.0.2.1"));
+    assert_eq!(record.count(&["blacklist/ban", "192.0.2.1"]), 1);
+    assert_eq!(record.count(&["blacklist/unban", "192.0.2.1"]), 1);
+}
+
+#[test]
+fn what_a_host_or_its_operator_banned_no_other_host_frees() {
+    let rig = Rig::fleet(&["a", "b", "c"]);
+    let (a, b, c) = (rig.host("a"), rig.host("b"), rig.host("c"));
+    a.attack("auth", &["192.0.2.1", "192.0.2.2"]);
+    eventually("b and c ban it", || b.bans("sshd", "192.0.2.1") && c.bans("sshd", "192.0.2.2"));
+    // c detects one of them itself, and b's operator banned a third that a then detects.
+    c.sh("fail2ban-client set sshd unbanip 192.0.2.2");
+    c.attack("auth", &["192.0.2.2"]);
+    b.sh("fail2ban-client set sshd banip 192.0.2.3");
+    a.attack("auth", &["192.0.2.3"]);
+    eventually("c bans all", || {
+        ["1", "2", "3"].iter().all(|n| c.bans("sshd", &format!("192.0.2.{n}")))
+    });
+    a.sh("fail2ban-client set sshd unbanip 192.0.2.1 192.0.2.2 192.0.2.3");
+    eventually("b frees what a banned", || !b.bans("sshd", "192.0.2.1"));
+    eventually("c frees what a banned", || {
+        !c.bans("sshd", "192.0.2.1") && !c.bans("sshd", "192.0.2.3")
+    });
+    assert!(b.bans("sshd", "192.0.2.3"), "b's operator banned it");
+    assert!(c.bans("sshd", "192.0.2.2"), "c detected it");
+    assert!(b.bans("sshd", "192.0.2.2"), "c still bans it");
+    c.sh("fail2ban-client set sshd unbanip 192.0.2.2");
+    eventually("b frees what nobody bans any more", || !b.bans("sshd", "192.0.2.2"));
+}
+
+#[test]
+fn the_log_lines_and_messages_of_the_scripts_are_understood() {
+    let rig = Rig::fleet(&["a"]);
+    let (a, hub) = (rig.host("a"), rig.host("hub"));
+    hub.publish_event("ban", "sshd", "192.0.2.1", "old1");
+    eventually("a bans it", || a.bans("sshd", "192.0.2.1"));
+    hub.publish_event("unban", "sshd", "192.0.2.1", "old1");
+    eventually("a frees it", || !a.bans("sshd", "192.0.2.1"));
+    hub.publish_event("ban", "ssh", "192.0.2.2", "old1");
+    hub.publish_event("ban", "sshd", "10.99.0.0/28", "old1");
+    hub.publish(
+        "blacklist/from-nodered",
+        r#"{"ip":"192.0.2.4","action":"ban","host":"red","ipmset":"sshd"}"#,
+    );
+    eventually("any topic will do", || a.bans("sshd", "192.0.2.4"));
+    let journal = a.journal();
+    for line in [
+        "Inbound: ban 192.0.2.1 - ipset sshd from old1 (Rest:=0, Fails:=3)\n",
+        "Ban 192.0.2.1 for ipset sshd reported by old1\n",
+        "UnBan 192.0.2.1 for ipset sshd reported by old1\n",
+        "Jail ssh not found for IP 192.0.2.2 reported by old1 (Restored=0)\n",
+        "no event on the topic blacklist/ban: its field ip must be one IPv4 or IPv6 address\n",
+    ] {
+        assert!(journal.contains(line), "{line}{journal}");
+    }
+    assert_eq!(a.sh("fail2ban-client get sshd banip"), "192.0.2.4");
+}
