@@ -97,7 +97,7 @@ pub fn run(call: &Call<'_>, paths: &Paths) -> Result<(), Error> {
 
 /// Starts `f2bmqtt publish`, which nobody waits for, with an event on its standard input or none.
 fn leave_child(event: Option<String>) -> std::io::Result<()> {
-    let mut child = Command::new("/proc/self/exe")
+    let mut child = Command::new(std::env::current_exe()?)
         .arg0("f2bmqtt")
         .arg("publish")
         .stdin(if event.is_some() { Stdio::piped() } else { Stdio::null() })

@@ -82,8 +82,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
         }
         if !outbox.is_empty() {
             busy = Instant::now();
-        }
-        if busy.elapsed() > if lock.is_some() { STAY } else { Duration::ZERO } {
+        } else if lock.is_none() || busy.elapsed() > STAY {
             drop(lock.take());
             // Whoever came while the lock was still held has left its event to us.
             if spool.list().unwrap_or_default().is_empty() {

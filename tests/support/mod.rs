@@ -11,19 +11,23 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long anything may take to be seen, unless a test says otherwise.
-pub const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 /// Three lines of these in a log are a ban.
-pub const FAILURE: &str = "sshd[99]: Failed password for root from {} port 4711 ssh2";
+pub(crate) const FAILURE: &str = "sshd[99]: Failed password for root from {} port 4711 ssh2";
+
+fn tests() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
+}
 
 fn rig_path() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rig/rig")
+    tests().join("rig/rig")
 }
 
 /// The package that `tests/run` built.
-pub fn package() -> PathBuf {
+pub(crate) fn package() -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/f2bmqtt.deb");
-    assert!(path.exists(), "{} is missing: cargo deb -o target/f2bmqtt.deb", path.display());
+    assert!(path.exists(), "{} is missing: tests/support/prepare makes it", path.display());
     path
 }
 
@@ -38,27 +42,13 @@ fn output(command: &mut Command) -> String {
     String::from_utf8(out.stdout).unwrap().trim_end().to_owned()
 }
 
-/// Packages that every server of a fleet has.
-pub const SERVER: [&str; 10] = [
-    "fail2ban",
-    "python3-systemd",
-    "ipset",
-    "iptables",
-    "nftables",
-    "conntrack",
-    "mosquitto",
-    "mosquitto-clients",
-    "ucf",
-    "python3",
-];
-
 /// A root of a release with some packages, made once and kept.
-pub fn root(suite: &str, packages: &[&str]) -> String {
+pub(crate) fn root(suite: &str, packages: &[&str]) -> String {
     output(Command::new(rig_path()).args(["root", suite]).args(packages))
 }
 
 /// A set of hosts, taken down when it is dropped.
-pub struct Rig {
+pub(crate) struct Rig {
     id: String,
 }
 
@@ -70,7 +60,7 @@ impl Drop for Rig {
 
 impl Rig {
     /// Boots hosts from a root.
-    pub fn up(root: &str, hosts: &[&str]) -> Self {
+    pub(crate) fn up(root: &str, hosts: &[&str]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let id = format!("{:x}{number:x}", std::process::id() % 0xf_ffff);
@@ -81,7 +71,7 @@ impl Rig {
 
     /// A hub with mosquitto, and servers with the package installed and fail2ban running. Their
     /// jails: `sshd` bans by ipset, `web` by nftables, `both` shares by two actions.
-    pub fn fleet(servers: &[&str]) -> Self {
+    pub(crate) fn fleet(servers: &[&str]) -> Self {
         let rig = Self::up(&fleet_root(), &[&["hub"], servers].concat());
         rig.host("hub").sh("systemctl stop f2bmqttsub fail2ban && systemctl start mosquitto");
         for server in servers {
@@ -97,30 +87,30 @@ impl Rig {
         command
     }
 
-    pub fn host<'a>(&'a self, name: &'a str) -> Host<'a> {
+    pub(crate) fn host<'a>(&'a self, name: &'a str) -> Host<'a> {
         Host { rig: self, name }
     }
 
-    pub fn hosts<'a>(&'a self, names: &[&'a str]) -> Vec<Host<'a>> {
+    pub(crate) fn hosts<'a>(&'a self, names: &[&'a str]) -> Vec<Host<'a>> {
         names.iter().map(|name| self.host(name)).collect()
     }
 
     /// Runs a program on the network itself: where attackers live.
-    pub fn lan(&self, program: &str, arguments: &[&str]) -> Command {
+    pub(crate) fn lan(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = self.rig();
         command.args(["lan", program]).args(arguments);
         command
     }
 
     /// Gives the network an address, so that somebody can attack from there.
-    pub fn attacker(&self, address: &str) {
+    pub(crate) fn attacker(&self, address: &str) {
         let bits = if address.contains(':') { 64 } else { 24 };
         let address = format!("{address}/{bits}");
         output(&mut self.lan("ip", &["addr", "add", &address, "dev", "br0", "nodad"]));
     }
 
     /// Writes down all that is published from now on.
-    pub fn record(&self) -> Record<'_> {
+    pub(crate) fn record(&self) -> Record<'_> {
         let hub = self.host("hub");
         hub.sh("systemd-run -q -u record -p StandardOutput=append:/root/seen mosquitto_sub \
                 -h 127.0.0.1 -u fail2ban -P fail2ban -q 1 -t 'blacklist/#' -v");
@@ -133,55 +123,44 @@ impl Rig {
 }
 
 /// What passed over the broker.
-pub struct Record<'a> {
+pub(crate) struct Record<'a> {
     hub: Host<'a>,
 }
 
 impl Record<'_> {
     /// The events so far: topic and payload, a line each.
-    pub fn events(&self) -> Vec<String> {
+    pub(crate) fn events(&self) -> Vec<String> {
         let seen = self.hub.sh("cat /root/seen");
         seen.lines().filter(|line| !line.ends_with("probe")).map(str::to_owned).collect()
     }
 
     /// How many of them hold all of these words.
-    pub fn count(&self, words: &[&str]) -> usize {
+    pub(crate) fn count(&self, words: &[&str]) -> usize {
         let holds = |event: &&String| words.iter().all(|word| event.contains(word));
         self.events().iter().filter(holds).count()
     }
 }
 
 /// The root that a fleet grows from: a server's packages, ours installed, jails and settings.
-pub fn fleet_root() -> String {
-    let script = r#"
-        apt-get install -y /mnt/f2bmqtt.deb
-        sed -i 's/^MQTT_HOST=.*/MQTT_HOST=10.213.77.11/' /etc/fail2ban/mqtt.env
-        cp /mnt/jail.local /etc/fail2ban/
-        touch /var/log/auth.log /var/log/web.log /var/log/both.log
-        printf 'listener 1883\npassword_file /etc/mosquitto/passwd\n' >/etc/mosquitto/conf.d/fleet.conf
-        mosquitto_passwd -c -b /etc/mosquitto/passwd fail2ban fail2ban
-        chown mosquitto /etc/mosquitto/passwd
-    "#;
-    let jails = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/jail.local");
-    let base = root("bookworm", &SERVER);
-    output(Command::new(rig_path()).args(["layer", &base, script]).arg(package()).arg(jails))
+pub(crate) fn fleet_root() -> String {
+    output(Command::new(tests().join("support/server-root")).arg(package()))
 }
 
 /// One booted host.
 #[derive(Clone, Copy)]
-pub struct Host<'a> {
+pub(crate) struct Host<'a> {
     rig: &'a Rig,
-    pub name: &'a str,
+    pub(crate) name: &'a str,
 }
 
 impl Host<'_> {
     /// Runs a line of shell; it has to succeed.
-    pub fn sh(&self, script: &str) -> String {
+    pub(crate) fn sh(&self, script: &str) -> String {
         output(self.rig.rig().args(["sh", self.name, script]))
     }
 
     /// Runs a line of shell; answers what it printed, by whether it succeeded.
-    pub fn try_sh(&self, script: &str) -> Result<String, String> {
+    pub(crate) fn try_sh(&self, script: &str) -> Result<String, String> {
         let out = self.run(script);
         let text = [out.stdout, out.stderr].concat();
         let text = String::from_utf8_lossy(&text).trim_end().to_owned();
@@ -189,22 +168,23 @@ impl Host<'_> {
     }
 
     /// Runs a line of shell, whatever becomes of it.
-    pub fn run(&self, script: &str) -> Output {
+    pub(crate) fn run(&self, script: &str) -> Output {
         let mut command = self.rig.rig();
         command.args(["sh", self.name, script]).stdin(Stdio::null()).output().expect("the rig runs")
     }
 
-    pub fn push(&self, file: &Path, to: &str) {
+    /// Copies a file in.
+    pub(crate) fn push(&self, file: &Path, to: &str) {
         output(self.rig.rig().args(["push", self.name]).arg(file).arg(to));
     }
 
     /// A verb of the rig on this host: cut, join, kill, boot.
-    pub fn rig(&self, verb: &str) -> String {
+    pub(crate) fn rig(&self, verb: &str) -> String {
         output(self.rig.rig().args([verb, self.name]))
     }
 
     /// Waits until fail2ban and the daemon are there and know of each other and the broker.
-    pub fn ready(&self) {
+    pub(crate) fn ready(&self) {
         eventually(&format!("{} is ready", self.name), || {
             let journal = self.journal();
             self.try_sh("fail2ban-client get sshd banip && fail2ban-client get both banip").is_ok()
@@ -214,13 +194,13 @@ impl Host<'_> {
     }
 
     /// What the service printed since it was last started.
-    pub fn journal(&self) -> String {
+    pub(crate) fn journal(&self) -> String {
         self.sh("journalctl -u f2bmqttsub -o cat --no-pager \
                  _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID f2bmqttsub)")
     }
 
     /// Writes log lines that make a jail ban an address.
-    pub fn attack(&self, log: &str, addresses: &[&str]) {
+    pub(crate) fn attack(&self, log: &str, addresses: &[&str]) {
         let mut lines = String::new();
         for address in addresses {
             for _ in 0..3 {
@@ -235,25 +215,25 @@ impl Host<'_> {
     }
 
     /// Whether fail2ban bans the address in a jail.
-    pub fn bans(&self, jail: &str, address: &str) -> bool {
+    pub(crate) fn bans(&self, jail: &str, address: &str) -> bool {
         let banned = self.try_sh(&format!("fail2ban-client get {jail} banned {address}"));
         banned.is_ok_and(|answer| answer == "1")
     }
 
     /// Whether an ipset has the address.
-    pub fn in_ipset(&self, set: &str, address: &str) -> bool {
+    pub(crate) fn in_ipset(&self, set: &str, address: &str) -> bool {
         self.try_sh(&format!("ipset test {set} {address}")).is_ok()
     }
 
     /// Publishes a message, as the scripts do.
-    pub fn publish(&self, topic: &str, payload: &str) {
+    pub(crate) fn publish(&self, topic: &str, payload: &str) {
         self.sh(&format!(
             "mosquitto_pub -h 10.213.77.11 -u fail2ban -P fail2ban -q 1 -t {topic} -m '{payload}'"
         ));
     }
 
     /// Publishes an event with the scripts' fields, from a host that is not there.
-    pub fn publish_event(&self, action: &str, jail: &str, address: &str, host: &str) {
+    pub(crate) fn publish_event(&self, action: &str, jail: &str, address: &str, host: &str) {
         let payload = format!(
             r#"{{"action":"{action}","ipmset":"{jail}","ip":"{address}","bantime":600,"host":"{host}","restored":0,"failures":3}}"#
         );
@@ -262,7 +242,7 @@ impl Host<'_> {
 }
 
 /// Waits until something is so.
-pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     let started = Instant::now();
     while !so() {
         assert!(started.elapsed() < SOON, "not seen within {} s: {what}", SOON.as_secs());

@@ -1,0 +1,116 @@
+//! The command line: names, help, exit codes, messages.
+
+use std::fs;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Output;
+
+use assert_cmd::Command;
+
+/// Runs the binary by one of its names.
+fn run(name: &str, arguments: &[&str], settings: Option<&Path>) -> Output {
+    let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("f2bmqtt"));
+    command.arg0(name).args(arguments);
+    if let Some(settings) = settings {
+        command.env("F2BMQTT_ENV", settings);
+    }
+    Command::from_std(command).output().unwrap()
+}
+
+fn shown(output: &Output) -> String {
+    let text = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
+    String::from_utf8(text).unwrap()
+}
+
+#[test]
+fn each_name_has_its_help() {
+    let table = [
+        ("f2bmqtt", &["--help"] as &[&str], "Makes a fleet of fail2ban servers ban as one"),
+        ("f2bmqtt", &["notify", "--help"], "mqttnotifyban.sh <name> <ip> <bantime> ban"),
+        ("f2bmqtt", &["subscribe", "--help"], "Share bans with the fleet until stopped"),
+        ("f2bmqtt", &["cut", "--help"], "End the open connections of a banned address"),
+        ("/etc/fail2ban/mqttnotifyban", &["--help"], "Usage: mqttnotifyban <NAME> <IP> <BANTIME>"),
+        ("mqttnotifyban.sh", &["--help"], "Usage: mqttnotifyban.sh <NAME> <IP> <BANTIME> <ACTION>"),
+        ("/usr/local/bin/mqttsubscribebans", &["--help"], "Usage: mqttsubscribebans"),
+    ];
+    for (name, arguments, text) in table {
+        let output = run(name, arguments, None);
+        assert!(output.status.success(), "{name}");
+        assert!(shown(&output).contains(text), "{name} {arguments:?}: {}", shown(&output));
+    }
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    let table = [
+        ("f2bmqtt", &[] as &[&str], "Usage: f2bmqtt <COMMAND>"),
+        ("f2bmqtt", &["nonsense"], "unrecognized subcommand 'nonsense'"),
+        ("mqttnotifyban", &["sshd", "192.0.2.1"], "required arguments were not provided"),
+        (
+            "mqttnotifyban",
+            &["ss\"hd", "192.0.2.1", "600", "ban", "0", "3"],
+            "f2bmqtt: NAME must be the name of a jail",
+        ),
+        (
+            "mqttnotifyban",
+            &["sshd", "192.0.2.1", "600", "ban", "0", "x[$(touch /tmp/x)]"],
+            "f2bmqtt: FAILURES must be a number, 0 or more\n",
+        ),
+        (
+            "mqttnotifyban",
+            &["sshd", "192.0.2.0/24", "600", "ban", "0", "3"],
+            "f2bmqtt: IP must be one",
+        ),
+        ("f2bmqtt", &["cut", "nonsense"], "f2bmqtt: IP must be one IPv4 or IPv6 address\n"),
+    ];
+    for (name, arguments, text) in table {
+        let output = run(name, arguments, None);
+        assert_eq!(output.status.code(), Some(2), "{name} {arguments:?}");
+        assert!(shown(&output).contains(text), "{name} {arguments:?}: {}", shown(&output));
+    }
+}
+
+#[test]
+fn what_is_nothing_to_tell_is_done_and_silent() {
+    for arguments in [
+        &["sshd", "192.0.2.1", "600", "ban", "1", "3"] as &[&str],
+        &["sshd", "192.0.2.1", "600", "ban", "0", "0", "1795342588.5"],
+        &["sshd", "192.0.2.1", "-1", "unban", "0", "0"],
+        &["sshd", "192.0.2.1", "600", "ban", "0", ""],
+        &["sshd", "192.0.2.1", "600", "ban", "0"],
+    ] {
+        let output = run("mqttnotifyban.sh", arguments, None);
+        assert!(output.status.success() && shown(&output).is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn settings_that_cannot_be_used_are_exit_code_78() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("mqtt.env");
+    let output = run("mqttsubscribebans", &[], Some(&file));
+    assert_eq!(output.status.code(), Some(78));
+    let text = shown(&output);
+    assert!(text.contains("cannot read the settings: ") && text.contains("No such file"), "{text}");
+
+    fs::write(&file, "MQTT_HOST=a b\nMQTT_PASSWORD=hun ter2\nMQTT_PORT=99999\n").unwrap();
+    let output = run("f2bmqtt", &["subscribe"], Some(&file));
+    assert_eq!(output.status.code(), Some(78));
+    let text = shown(&output);
+    for line in
+        ["line 1: has more", "line 2: has more", "line 3: MQTT_PORT", "MQTT_TOPIC is not set"]
+    {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    assert!(!text.contains("hun") && !text.contains("ter2"), "no password in an error: {text}");
+}
+
+#[test]
+fn the_shipped_settings_are_good() {
+    let text = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/mqtt.env")).unwrap();
+    let none = |_: &str| None;
+    let config = f2bmqtt::config::Config::parse(Path::new("f"), &text, &none, "web1").unwrap();
+    assert_eq!(config.brokers[0].to_string(), "192.168.1.10:1883");
+    assert_eq!(config.topic.below("ban"), "blacklist/ban");
+    assert!(config.warnings.is_empty());
+}

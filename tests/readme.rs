@@ -1,0 +1,47 @@
+//! The README's commands, run as they stand there, on bare machines.
+
+mod support;
+
+use support::{Rig, eventually, package, root};
+
+const README: &str = include_str!("../README.md");
+
+/// The README's blocks of shell, in order.
+fn blocks() -> Vec<&'static str> {
+    let parts = README.split("```sh\n").skip(1);
+    parts.map(|part| part.split("```").next().unwrap()).collect()
+}
+
+#[test]
+fn a_hub_and_two_servers_are_installed_and_a_ban_crosses() {
+    let [hub, server, attack, look] = blocks()[..] else { panic!("{:#?}", blocks()) };
+    let rig = Rig::up(&root("bookworm", &[]), &["hub", "web1", "web2"]);
+    for host in rig.hosts(&["hub", "web1", "web2"]) {
+        // Nobody is there to say yes to apt.
+        host.sh("echo 'APT::Get::Assume-Yes true;' >/etc/apt/apt.conf.d/yes; apt-get update");
+    }
+    rig.host("hub").sh("ip addr add 192.168.1.10/24 dev eth0");
+    rig.host("hub").sh(&format!("set -e; {hub}"));
+    for (number, host) in rig.hosts(&["web1", "web2"]).into_iter().enumerate() {
+        host.sh(&format!("ip addr add 192.168.1.{}/24 dev eth0", 11 + number));
+        // What a server with a jail has before: on a bare Debian fail2ban has no log to read.
+        host.sh("apt-get install fail2ban ipset iptables
+            printf '[DEFAULT]\\nbackend = polling\\nbanaction = iptables-ipset\\n' >/etc/fail2ban/jail.local
+            touch /var/log/auth.log; systemctl restart fail2ban");
+        host.push(&package(), "/root/f2bmqtt.deb");
+        eventually("fail2ban runs", || host.try_sh("fail2ban-client ping").is_ok());
+        host.sh(&format!("set -e; {server}"));
+        eventually("it is connected", || {
+            host.journal().contains("connected to the broker 192.168.1.10")
+        });
+    }
+    rig.host("web1").sh(attack);
+    let expected = README.split(look).nth(1).unwrap().split("```\n").nth(2).unwrap();
+    eventually("web2 shows what the README shows", || {
+        rig.host("web2").sh(look).trim() == expected.trim()
+    });
+    rig.host("web1").sh("fail2ban-client set sshd unbanip 203.0.113.9");
+    eventually("it is free on web2", || {
+        rig.host("web2").sh("fail2ban-client get sshd banip").is_empty()
+    });
+}

@@ -1,0 +1,196 @@
+//! Whatever stops for a while, a daemon, a fail2ban, the broker: the bans of that time are shared
+//! when it is back, and nothing is told twice.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use support::{Host, Rig, eventually};
+
+fn addresses(count: u8) -> Vec<String> {
+    (1..=count).map(|n| format!("192.0.2.{n}")).collect()
+}
+
+fn attack(host: Host<'_>, addresses: &[String]) {
+    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    host.attack("auth", &addresses);
+}
+
+fn banned(host: Host<'_>) -> Vec<String> {
+    let list = host.try_sh("fail2ban-client get sshd banip").unwrap_or_default();
+    let mut list: Vec<_> = list.split_whitespace().map(str::to_owned).collect();
+    list.sort_by_key(|address| address.rsplit('.').next().unwrap().parse::<u8>().unwrap());
+    list
+}
+
+/// Tells of one more ban, and waits for it: whatever was sent before has come by then.
+fn last_message(rig: &Rig, host: Host<'_>) -> Vec<String> {
+    let seen = rig.host("hub");
+    host.sh("/etc/fail2ban/mqttnotifyban last 198.51.100.99 600 ban 0 1");
+    eventually("the last message is seen", || seen.sh("cat /root/seen").contains("198.51.100.99"));
+    let events = seen.sh("grep -v -e probe -e 198.51.100.99 /root/seen || true");
+    events.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn what_happens_while_a_daemon_is_stopped_arrives_after_it() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    attack(a, &["192.0.2.100".to_owned()]);
+    eventually("b bans the first", || b.bans("sshd", "192.0.2.100"));
+    b.sh("systemctl stop f2bmqttsub");
+    attack(a, &addresses(20));
+    eventually("a bans them", || banned(a).len() == 21);
+    a.sh("fail2ban-client set sshd unbanip 192.0.2.100");
+    assert_eq!(banned(b), ["192.0.2.100"]);
+    b.sh("systemctl start f2bmqttsub");
+    eventually("b bans what a bans", || banned(b) == addresses(20));
+    // A daemon that was restarted still knows whose bans it made.
+    b.sh("systemctl restart f2bmqttsub");
+    a.sh("fail2ban-client set sshd unbanip 192.0.2.7");
+    eventually("b frees it", || !b.bans("sshd", "192.0.2.7"));
+}
+
+#[test]
+fn a_restart_of_fail2ban_tells_nothing_and_frees_nobody() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    rig.record();
+    attack(a, &addresses(3));
+    a.attack("web", &["192.0.2.4"]);
+    a.attack("both", &["192.0.2.5"]);
+    let all = |host: Host<'_>| {
+        banned(host) == addresses(3)
+            && host.bans("web", "192.0.2.4")
+            && host.bans("both", "192.0.2.5")
+    };
+    eventually("b bans them", || all(b));
+    for host in [a, b] {
+        host.sh("systemctl restart fail2ban");
+        eventually("its bans are restored", || all(host));
+        host.sh("fail2ban-client reload");
+        eventually("they outlive a reload", || all(host));
+    }
+    let events = last_message(&rig, a);
+    assert_eq!(events.len(), 5, "one message a ban: {events:#?}");
+    assert!(all(a) && all(b));
+}
+
+#[test]
+fn a_broker_that_restarts_loses_nothing() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
+    hub.sh("systemctl stop mosquitto");
+    attack(a, &addresses(20));
+    eventually("a bans them", || banned(a).len() == 20);
+    assert_eq!(banned(b).len(), 0);
+    hub.sh("systemctl start mosquitto");
+    eventually("b bans them", || banned(b) == addresses(20));
+    eventually("the spool is empty", || a.sh("ls /var/lib/f2bmqtt/spool").is_empty());
+}
+
+#[test]
+fn what_comes_while_fail2ban_is_away_waits_for_it() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    b.sh("systemctl stop fail2ban");
+    attack(a, &addresses(20));
+    eventually("b has heard of them", || b.journal().contains("Inbound: ban 192.0.2.20"));
+    // The daemon has them, and has acknowledged them: it must not forget them either.
+    b.sh("systemctl restart f2bmqttsub");
+    b.sh("systemctl start fail2ban");
+    eventually("b bans them", || banned(b) == addresses(20));
+}
+
+#[test]
+fn without_a_daemon_notify_publishes_by_itself() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    let record = rig.record();
+    a.sh("systemctl stop f2bmqttsub");
+    attack(a, &addresses(2));
+    eventually("b bans them", || banned(b) == addresses(2));
+    a.attack("both", &["192.0.2.3"]);
+    eventually("b bans it", || b.bans("both", "192.0.2.3"));
+    a.sh("fail2ban-client set both unbanip 192.0.2.3");
+    eventually("b frees it", || !b.bans("both", "192.0.2.3"));
+    eventually("the spool is empty", || a.sh("ls /var/lib/f2bmqtt/spool").is_empty());
+    assert_eq!(record.count(&["blacklist/ban"]), 3, "{:#?}", record.events());
+    assert_eq!(record.count(&["blacklist/unban"]), 1);
+
+    // A daemon that starts takes over at once.
+    a.sh("/etc/fail2ban/mqttnotifyban sshd 192.0.2.10 600 ban 0 1");
+    let started = Instant::now();
+    a.sh("systemctl start f2bmqttsub");
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    eventually("b bans it", || b.bans("sshd", "192.0.2.10"));
+    eventually("nobody publishes beside it", || a.try_sh("pgrep -f '^f2bmqtt publish'").is_err());
+}
+
+#[test]
+fn where_the_spool_cannot_be_written_a_ban_goes_out_all_the_same() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    a.sh("mkdir -p /etc/systemd/system/fail2ban.service.d
+          printf '[Service]\nReadOnlyPaths=/var/lib/f2bmqtt\n' >/etc/systemd/system/fail2ban.service.d/ro.conf
+          systemctl daemon-reload; systemctl restart fail2ban");
+    a.ready();
+    attack(a, &addresses(1));
+    eventually("b bans it", || b.bans("sshd", "192.0.2.1"));
+    let journal = a.sh("journalctl -t f2bmqtt -o cat --no-pager");
+    assert!(journal.contains("cannot write the spool /var/lib/f2bmqtt/spool"), "{journal}");
+}
+
+#[test]
+fn the_daemon_ends_soon_whatever_the_broker_does() {
+    let rig = Rig::fleet(&["a"]);
+    let (a, hub) = (rig.host("a"), rig.host("hub"));
+    let stop = || {
+        let started = Instant::now();
+        a.sh("systemctl stop f2bmqttsub");
+        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+        assert_eq!(a.sh("systemctl show -P Result f2bmqttsub"), "success");
+        a.sh("systemctl start f2bmqttsub");
+    };
+    stop();
+    a.ready();
+    hub.rig("cut");
+    a.sh("/etc/fail2ban/mqttnotifyban sshd 192.0.2.1 600 ban 0 1");
+    stop();
+    a.sh("sed -i s/^MQTT_HOST=.*/MQTT_HOST=no.such.host/ /etc/fail2ban/mqtt.env");
+    stop();
+    hub.rig("join");
+}
+
+#[test]
+fn a_broker_that_refuses_or_is_not_there_is_named_and_another_tried() {
+    let rig = Rig::fleet(&["a"]);
+    let a = rig.host("a");
+    let set = |line: &str| {
+        let key = line.split('=').next().unwrap();
+        a.sh(&format!(
+            "sed -i 's/^{key}=.*/{line}/' /etc/fail2ban/mqtt.env; systemctl restart --no-block f2bmqttsub"
+        ));
+    };
+    let says = |what: &str| eventually(what, || a.journal().contains(what));
+    set("MQTT_PASSWORD=hunter2");
+    says(
+        "no connection to the broker 10.213.77.11:1883: it refuses the login: check MQTT_USER and MQTT_PASSWORD",
+    );
+    set("MQTT_HOST=10.213.77.11:1884,10.213.77.11");
+    set("MQTT_PASSWORD=fail2ban");
+    says("no connection to the broker 10.213.77.11:1884: nothing listens there");
+    says("connected to the broker 10.213.77.11:1883 as a");
+    set("MQTT_PASSWORD=\"hunter2");
+    eventually("the service gives up", || a.try_sh("systemctl is-failed f2bmqttsub").is_ok());
+    let journal = a.journal();
+    assert!(
+        journal.contains("line 8: has a quote that is not closed on the same line"),
+        "{journal}"
+    );
+    assert_eq!(a.sh("systemctl show -P ExecMainStatus f2bmqttsub"), "78");
+    let all = a.sh(
+        "journalctl --no-pager; cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' '\\n'",
+    );
+    assert!(!all.contains("hunter2"), "no password in the journal, an argument or an environment");
+}
