@@ -1,5 +1,5 @@
 //! `f2bmqtt subscribe`: the daemon. One loop listens to the broker, the spool, the clock and the
-//! service manager; [`apply`](crate::apply) beside it talks to fail2ban.
+//! service manager; [`apply`] beside it talks to fail2ban.
 
 use std::io;
 use std::sync::Arc;

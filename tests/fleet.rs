@@ -177,13 +177,13 @@ fn the_log_lines_and_messages_of_the_scripts_are_understood() {
     eventually("the unknown jail is said", || a.journal().contains("Jail ssh not found"));
     let journal = a.journal();
     for line in [
-        "Inbound: ban 192.0.2.1 - ipset sshd from old1 (Rest:=0, Fails:=3)\n",
-        "Ban 192.0.2.1 for ipset sshd reported by old1\n",
-        "UnBan 192.0.2.1 for ipset sshd reported by old1\n",
-        "Jail ssh not found for IP 192.0.2.2 reported by old1 (Restored=0)\n",
-        "no event on the topic blacklist/ban: its field ip must be one IPv4 or IPv6 address\n",
+        "Inbound: ban 192.0.2.1 - ipset sshd from old1 (Rest:=0, Fails:=3)",
+        "Ban 192.0.2.1 for ipset sshd reported by old1",
+        "UnBan 192.0.2.1 for ipset sshd reported by old1",
+        "Jail ssh not found for IP 192.0.2.2 reported by old1 (Restored=0)",
+        "no event on the topic blacklist/ban: its field ip must be one IPv4 or IPv6 address",
     ] {
-        assert!(journal.contains(line), "{line}{journal}");
+        assert!(journal.lines().any(|said| said == line), "{line}\n{journal}");
     }
     assert_eq!(a.sh("fail2ban-client get sshd banip"), "192.0.2.4");
 }
