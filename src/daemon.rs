@@ -10,7 +10,7 @@ use inotify::{Inotify, WatchMask};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::apply;
 use crate::broker::{Client, Event as LinkEvent, Link};
@@ -33,6 +33,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the good-bye to the broker may take; systemd is promised an end within two seconds.
 const GOODBYE: Duration = Duration::from_millis(800);
 
+/// How often it looks around, and tells systemd that it lives; more often if systemd wants it so.
 const TICK: Duration = Duration::from_secs(5);
 
 /// The most messages that are looked at before what they ask for is written down.
@@ -75,7 +76,8 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
         paths.clone(),
     ));
     let _ = sd_notify::notify(&[NotifyState::Ready]);
-    let mut tick = interval(TICK);
+    let watchdog = sd_notify::watchdog_enabled();
+    let mut tick = interval(watchdog.map_or(TICK, |limit| TICK.min(limit / 3)));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -92,8 +94,7 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     applier.abort();
-    daemon.memory.know().write_down();
-    daemon.link.close(GOODBYE).await;
+    daemon.end().await;
     Ok(())
 }
 
@@ -148,33 +149,48 @@ impl Daemon {
 
     /// Takes what happened to the link, and what has happened since.
     fn heard(&mut self, event: LinkEvent) {
-        let mut next = Some(event);
-        for _ in 0..AT_ONCE {
-            let Some(event) = next else { break };
-            match event {
-                LinkEvent::Connected(broker) => {
-                    say(format_args!("connected to the broker {broker} as {}", self.host));
-                }
-                LinkEvent::Message { topic, payload } => self.message(&topic, &payload),
-                LinkEvent::Published(name) => self.outbox.published(&name),
-                LinkEvent::SubscribeRefused => {
-                    let topic = self.topic.below("#");
-                    self.warn(
-                        "subscribe",
-                        &format!(
-                            "the broker refuses the subscription to {topic}: check its access rules"
-                        ),
-                    );
-                }
-                LinkEvent::Lost { broker, why } => {
-                    self.outbox.lost();
-                    self.warn("broker", &format!("no connection to the broker {broker}: {why}"));
-                }
-            }
-            next = self.link.ready();
+        self.take(event);
+        for _ in 1..AT_ONCE {
+            let Some(event) = self.link.ready() else { break };
+            self.take(event);
         }
         self.memory.know().write_down();
         self.wake.notify_one();
+    }
+
+    fn take(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Connected(broker) => {
+                say(format_args!("connected to the broker {broker} as {}", self.host));
+            }
+            LinkEvent::Message { topic, payload } => self.message(&topic, &payload),
+            LinkEvent::Published(name) => self.outbox.published(&name),
+            LinkEvent::SubscribeRefused => {
+                let topic = self.topic.below("#");
+                let what = format!("the broker refuses the subscription to {topic}");
+                self.warn("subscribe", &format!("{what}: check its access rules"));
+            }
+            LinkEvent::Lost { broker, why } => {
+                self.outbox.lost();
+                self.warn("broker", &format!("no connection to the broker {broker}: {why}"));
+            }
+        }
+    }
+
+    /// Takes in what the broker considers delivered, until it hangs up.
+    async fn end(&mut self) {
+        if self.link.close() {
+            let _ = timeout(GOODBYE, async {
+                loop {
+                    match self.link.event().await {
+                        LinkEvent::Lost { .. } => return,
+                        event => self.take(event),
+                    }
+                }
+            })
+            .await;
+        }
+        self.memory.know().write_down();
     }
 
     fn message(&mut self, topic: &str, payload: &[u8]) {

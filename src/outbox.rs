@@ -37,6 +37,8 @@ pub struct Outbox {
     waiting: BTreeMap<Name, Event>,
     /// Handed to the link.
     in_flight: BTreeSet<Name>,
+    /// Dealt with, but still in the spool, which cannot be written.
+    stuck: BTreeSet<Name>,
     /// What was told last of each address.
     recent: HashMap<Key, (Told, SystemTime)>,
     stamp: i64,
@@ -52,6 +54,7 @@ impl Outbox {
             topic: config.topic.clone(),
             waiting: BTreeMap::new(),
             in_flight: BTreeSet::new(),
+            stuck: BTreeSet::new(),
             recent: HashMap::new(),
             stamp: 0,
         }
@@ -68,7 +71,7 @@ impl Outbox {
             if self.waiting.len() >= MOST {
                 break;
             }
-            if self.waiting.contains_key(&name) {
+            if self.waiting.contains_key(&name) || self.stuck.contains(&name) {
                 continue;
             }
             match self.spool.read(&name) {
@@ -76,7 +79,7 @@ impl Outbox {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
                     found.warnings.push(format!("dropped {name} from the spool: {error}"));
-                    self.spool.remove(&name);
+                    self.remove(&name);
                 }
             }
         }
@@ -108,7 +111,7 @@ impl Outbox {
                 self.recent.insert(key, (told.clone(), now));
                 self.waiting.insert(name, told.event(&self.host, stamp, reason));
             }
-            None => self.spool.remove(&name),
+            None => self.remove(&name),
         }
     }
 
@@ -129,7 +132,13 @@ impl Outbox {
     pub fn published(&mut self, name: &str) {
         self.in_flight.remove(name);
         self.waiting.remove(name);
-        self.spool.remove(name);
+        self.remove(name);
+    }
+
+    fn remove(&mut self, name: &str) {
+        if !self.spool.remove(name) {
+            self.stuck.insert(name.to_owned());
+        }
     }
 
     /// The link went down: what it had is to be sent again.

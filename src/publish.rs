@@ -104,7 +104,10 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
             Ok(_) | Err(_) => {}
         }
     }
-    link.close(Duration::from_secs(1)).await;
+    if link.close() {
+        let hung_up = async { while !matches!(link.event().await, Event::Lost { .. }) {} };
+        let _ = tokio::time::timeout(Duration::from_secs(1), hung_up).await;
+    }
     if let (false, Some(lost)) = (outbox.is_empty(), lost) {
         journal::syslog(format_args!("bans wait in the spool: no connection to the broker {lost}"));
     }

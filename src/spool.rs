@@ -108,9 +108,12 @@ impl Spool {
             .map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what.to_string()))
     }
 
-    /// Takes an event away, once it has been published or is found to be none.
-    pub fn remove(&self, name: &str) {
-        let _ = fs::remove_file(self.dir.join(name));
+    /// Takes an event away, once it has been published or is found to be none. Answers whether it
+    /// is gone.
+    #[must_use]
+    pub fn remove(&self, name: &str) -> bool {
+        let removed = fs::remove_file(self.dir.join(name));
+        removed.map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |()| true)
     }
 }
 
@@ -148,7 +151,7 @@ mod tests {
         assert_eq!(mode(spool.dir()), 0o700);
         assert_eq!(mode(&spool.dir().join(&names[0])), 0o600);
         for name in &names {
-            spool.remove(name);
+            assert!(spool.remove(name));
         }
         assert_eq!(spool.list().unwrap(), [""; 0]);
     }

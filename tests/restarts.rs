@@ -103,6 +103,40 @@ fn what_comes_while_fail2ban_is_away_waits_for_it() {
 }
 
 #[test]
+fn a_burst_of_thousands_is_taken_while_fail2ban_hangs() {
+    // mosquitto keeps 1,000 messages for a client that does not take them, and drops the rest.
+    const COUNT: usize = 1500;
+    let rig = Rig::fleet(&["a"]);
+    let (a, hub) = (rig.host("a"), rig.host("hub"));
+    a.sh("pkill -STOP -x fail2ban-server");
+    let event = |n: usize| {
+        let address = format!("198.18.{}.{}", n / 250, n % 250);
+        format!(r#"{{"action":"ban","ipmset":"sshd","ip":"{address}","bantime":600,"host":"far"}}"#)
+    };
+    let events = (0..COUNT).map(event).collect::<Vec<_>>().join("\n");
+    hub.sh(&format!(
+        "cat >/root/events <<E\n{events}
+E\n
+        mosquitto_pub -h 127.0.0.1 -u fail2ban -P fail2ban -q 1 -t blacklist/ban -l </root/events"
+    ));
+    let heard = "journalctl -u f2bmqttsub -o cat --no-pager | grep -c 'Inbound: ban 198.18'";
+    eventually("all are heard", || a.sh(heard) == COUNT.to_string());
+    a.sh("pkill -CONT -x fail2ban-server");
+    // fail2ban makes some hundred a second: as long as it goes on, it is waited for.
+    let mut before = 0;
+    while before < COUNT {
+        eventually("more are banned", || {
+            a.sh("fail2ban-client get sshd banip | wc -w").parse::<usize>().unwrap() > before
+        });
+        before = a.sh("fail2ban-client get sshd banip | wc -w").parse().unwrap();
+    }
+    assert_eq!(before, COUNT);
+    eventually("the firewall has them", || {
+        a.sh("ipset list f2b-sshd | grep -c ^198.18") == COUNT.to_string()
+    });
+}
+
+#[test]
 fn without_a_daemon_notify_publishes_by_itself() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
@@ -160,6 +194,22 @@ fn the_daemon_ends_soon_whatever_the_broker_does() {
     a.sh("sed -i s/^MQTT_HOST=.*/MQTT_HOST=no.such.host/ /etc/fail2ban/mqtt.env");
     stop();
     hub.rig("join");
+}
+
+#[test]
+fn a_daemon_that_hangs_is_started_anew() {
+    let rig = Rig::fleet(&["a"]);
+    let a = rig.host("a");
+    a.sh("mkdir -p /etc/systemd/system/f2bmqttsub.service.d
+          printf '[Service]\nWatchdogSec=2\n' >/etc/systemd/system/f2bmqttsub.service.d/soon.conf
+          systemctl daemon-reload; systemctl restart f2bmqttsub");
+    let alive = || a.sh("systemctl show -P WatchdogTimestampMonotonic f2bmqttsub");
+    let first = alive();
+    eventually("it says that it is alive", || alive() != first);
+    assert_eq!(a.sh("systemctl show -P NRestarts f2bmqttsub"), "0");
+    a.sh("pkill -STOP -x f2bmqtt");
+    eventually("it is started anew", || a.sh("systemctl show -P NRestarts f2bmqttsub") == "1");
+    a.ready();
 }
 
 #[test]

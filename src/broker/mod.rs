@@ -143,10 +143,12 @@ impl Link {
         }
     }
 
-    /// Says good-bye to the broker, within `limit`.
-    pub async fn close(self, limit: Duration) {
-        if let State::Up { session, since: Some(_) } = self.state {
-            let _ = tokio::time::timeout(limit, session.close()).await;
+    /// Says good-bye to the broker. What it had sent by then still comes as events; the last is
+    /// [`Event::Lost`]. Answers `false` where the link is not up, and nothing comes.
+    pub fn close(&mut self) -> bool {
+        match &mut self.state {
+            State::Up { session, since: Some(_) } => session.close(),
+            _ => false,
         }
     }
 

@@ -126,13 +126,9 @@ impl Session {
         }
     }
 
-    pub(super) async fn close(mut self) {
-        let _ = self.client.try_disconnect();
-        while let Some(Ok(event)) = self.events.recv().await {
-            if event == rumqttc::Event::Outgoing(Outgoing::Disconnect) {
-                return;
-            }
-        }
+    /// Says good-bye; answers whether it is on its way.
+    pub(super) fn close(&mut self) -> bool {
+        self.client.try_disconnect().is_ok()
     }
 
     fn read(&mut self, event: Option<Result<rumqttc::Event, ConnectionError>>) -> Option<Event> {

@@ -110,8 +110,13 @@ impl Client {
         jail: &Jail,
         addresses: &[Address],
     ) -> Result<BTreeSet<Address>, Error> {
-        if addresses.is_empty() {
-            return Ok(BTreeSet::new());
+        // fail2ban compares each address that is asked about with each that it bans, in Python: from
+        // a few on it is quicker to have it list them all (measured: 16 ms against 2 ms for 20
+        // addresses and 2,000 bans).
+        const FEW: usize = 2;
+        if addresses.len() > FEW {
+            let all = self.all_held(jail).await?;
+            return Ok(addresses.iter().copied().filter(|address| all.contains(address)).collect());
         }
         let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         let mut command = vec!["get", jail.as_str(), "banned"];

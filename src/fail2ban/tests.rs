@@ -15,8 +15,10 @@ fn bytes(hex: &str) -> Vec<u8> {
 const STATUS: &str = "8005953d000000000000004b005d94288c0e4e756d626572206f66206a61696c944b0286948c094a61696c206c697374948c0e72656369646976652c20737368649486946586942e";
 /// `pickle.dumps((1, ValueError('Invalid command (no get action or not yet implemented)')), 5)`
 const REFUSED: &str = "8005955c000000000000004b018c086275696c74696e73948c0a56616c75654572726f729493948c36496e76616c696420636f6d6d616e6420286e6f2067657420616374696f6e206f72206e6f742079657420696d706c656d656e74656429948594529486942e";
-/// `pickle.dumps((0, [1, 0, 1]), 5)`
-const HELD: &str = "8005950f000000000000004b005d94284b014b004b016586942e";
+/// `pickle.dumps((0, [1, 0]), 5)`
+const HELD: &str = "8005950d000000000000004b005d94284b014b006586942e";
+/// `pickle.dumps((0, ['192.0.2.1', '198.51.100.1', '2001:db8::1']), 5)`
+const ALL_HELD: &str = "80059532000000000000004b005d94288c093139322e302e322e31948c0c3139382e35312e3130302e31948c0b323030313a6462383a3a31946586942e";
 
 /// A client whose server answers each request with the next of `replies`, and the requests it got.
 async fn play(replies: Vec<Vec<u8>>) -> (Client, tokio::task::JoinHandle<Vec<Vec<u8>>>) {
@@ -47,18 +49,18 @@ fn reply(hex: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn questions_are_asked_and_answers_read() {
-    let (mut client, server) = play(vec![reply(STATUS), reply(HELD)]).await;
+    let (mut client, server) = play(vec![reply(STATUS), reply(HELD), reply(ALL_HELD)]).await;
     let jails: Vec<_> = client.jails().await.unwrap().iter().map(ToString::to_string).collect();
     assert_eq!(jails, ["recidive", "sshd"]);
     let asked = ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(|ip| Address::new(ip).unwrap());
-    let held = client.held(&Jail::new("sshd").unwrap(), &asked).await.unwrap();
+    let jail = Jail::new("sshd").unwrap();
+    assert_eq!(client.held(&jail, &asked[..2]).await.unwrap(), BTreeSet::from([asked[0]]));
+    let held = client.held(&jail, &asked).await.unwrap();
     assert_eq!(held, BTreeSet::from([asked[0], asked[2]]));
     let requests = server.await.unwrap();
     assert_eq!(requests[0], write(&["status"]));
-    assert_eq!(
-        requests[1],
-        write(&["get", "sshd", "banned", "192.0.2.1", "192.0.2.2", "2001:db8::1"])
-    );
+    assert_eq!(requests[1], write(&["get", "sshd", "banned", "192.0.2.1", "192.0.2.2"]));
+    assert_eq!(requests[2], write(&["get", "sshd", "banip"]));
 }
 
 #[tokio::test]

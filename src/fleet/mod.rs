@@ -1,7 +1,7 @@
 //! What a ban means across the fleet. Pure: words go in, steps for fail2ban come out, the time is
 //! passed in.
 //!
-//! - [`claims`]: what each other host said last of an address.
+//! - `claims`: what each other host said last of an address.
 //! - [`reconcile`]: what is to be done with one address, given all that is known of it.
 //! - [`Fleet`], here: keeps both, says what waits for fail2ban and what has to be remembered.
 

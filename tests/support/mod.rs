@@ -63,7 +63,9 @@ impl Rig {
     pub(crate) fn up(root: &str, hosts: &[&str]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let id = format!("{:x}{number:x}", std::process::id() % 0xf_ffff);
+        // `tests/run` takes down whatever begins with its own two letters.
+        let run = std::env::var("RIG_RUN").unwrap_or_else(|_| "xx".to_owned());
+        let id = format!("{run}{:02x}{number:02x}", std::process::id() % 0x100);
         let rig = Self { id };
         output(rig.rig().arg("up").arg(root).args(hosts));
         rig
