@@ -94,10 +94,14 @@ impl<'a> Applier<'a> {
 
     /// Asks fail2ban for its jails and its database.
     async fn look(&mut self) -> Result<(), Error> {
-        let jails = self.client.jails().await?;
         if let Some(path) = self.client.database().await? {
             self.database = Database::new(&path);
         }
+        self.ask_for_jails().await
+    }
+
+    async fn ask_for_jails(&mut self) -> Result<(), Error> {
+        let jails = self.client.jails().await?;
         if jails != self.jails {
             let names: Vec<&str> = jails.iter().map(Jail::as_str).collect();
             say(format_args!("fail2ban answers; jails: {}", names.join(", ")));
@@ -127,11 +131,11 @@ impl<'a> Applier<'a> {
             match result {
                 Ok(()) => drop(self.trouble.remove(&jail)),
                 Err(why @ Error::Refused { .. }) => {
-                    if self.gives_up(&jail, &addresses, &why) {
-                        continue;
+                    let given_up = self.gives_up(&jail, &addresses, &why);
+                    self.ask_for_jails().await?;
+                    if !given_up {
+                        return Ok(false);
                     }
-                    self.jails = self.client.jails().await?;
-                    return Ok(false);
                 }
                 Err(error) => {
                     self.memory.know().fleet.again(&jail, &addresses);

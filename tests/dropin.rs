@@ -1,0 +1,361 @@
+//! Drop-in means drop-in: what people's jails, log watchers and other hosts saw of the scripts, case
+//! by case, on the installed package. Where a case differs, it does so on purpose, and the README
+//! says so.
+
+mod support;
+
+use support::{Host, Rig, eventually};
+
+/// One call of the notifier: its arguments, and what is published, if anything.
+struct Call {
+    arguments: &'static str,
+    published: Option<&'static str>,
+    code: i32,
+}
+
+const fn tells(arguments: &'static str, published: &'static str) -> Call {
+    Call { arguments, published: Some(published), code: 0 }
+}
+
+const fn silent(arguments: &'static str, code: i32) -> Call {
+    Call { arguments, published: None, code }
+}
+
+/// Each address appears once, so that what is published can be matched with its call.
+const CALLS: [Call; 17] = [
+    tells(
+        "sshd 203.0.113.1 600 ban 0 3",
+        r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"203.0.113.1","bantime":600,"host":"a","restored":0,"failures":3,"#,
+    ),
+    tells(
+        "sshd 203.0.113.2 600 unban 0 3",
+        r#"blacklist/unban {"action":"unban","ipmset":"sshd","ip":"203.0.113.2","bantime":600,"host":"a","restored":0,"failures":3,"#,
+    ),
+    silent("sshd 203.0.113.3 600 ban 1 3", 0),
+    tells(
+        "sshd 203.0.113.4 600 unban 1 3",
+        r#"blacklist/unban {"action":"unban","ipmset":"sshd","ip":"203.0.113.4","bantime":600,"host":"a","restored":1,"failures":3,"#,
+    ),
+    silent("sshd 203.0.113.5 600 ban 0 0", 0),
+    silent("sshd 203.0.113.6 600 unban 0 0", 0),
+    silent("sshd 203.0.113.7 600 ban 0 ''", 0),
+    silent("sshd 203.0.113.8 600 ban 0", 0),
+    silent("sshd 203.0.113.9 600 ban 0 'a[$(touch /root/ran)]'", 2),
+    tells(
+        "sshd 203.0.113.10 0 ban 0 3",
+        r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"203.0.113.10","bantime":0,"host":"a","restored":0,"failures":3,"#,
+    ),
+    tells(
+        "sshd 203.0.113.11 '' ban 0 3",
+        r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"203.0.113.11","bantime":0,"host":"a","restored":0,"failures":3,"#,
+    ),
+    tells(
+        "sshd 203.0.113.12 10m ban 0 3",
+        r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"203.0.113.12","bantime":0,"host":"a","restored":0,"failures":3,"#,
+    ),
+    silent("'ss\"hd' 203.0.113.13 600 ban 0 3", 2),
+    silent("sshd '203.0.113.14\"' 600 ban 0 3", 2),
+    tells(
+        "sshd 2001:DB8:0::1 600 ban 0 3",
+        r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"2001:db8::1","bantime":600,"host":"a","restored":0,"failures":3,"#,
+    ),
+    tells(
+        "sshd 203.0.113.15 600 ban 0 3 1795342588.4",
+        r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"203.0.113.15","bantime":600,"host":"a","restored":0,"failures":3,"time":1795342588,"#,
+    ),
+    tells(
+        "sshd 203.0.113.16 -1 ban 0 3",
+        r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"203.0.113.16","bantime":-1,"host":"a","restored":0,"failures":3,"#,
+    ),
+];
+
+#[test]
+fn the_notifier_publishes_what_the_script_published() {
+    let rig = Rig::fleet(&["a"]);
+    let (a, hub) = (rig.host("a"), rig.host("hub"));
+    let record = rig.record();
+    for name in ["mqttnotifyban", "mqttnotifyban.sh"] {
+        for call in &CALLS {
+            let run = a.run(&format!("/etc/fail2ban/{name} {}", call.arguments));
+            assert_eq!(run.status.code(), Some(call.code), "{name} {}", call.arguments);
+            assert!(run.stdout.is_empty(), "{name} {}", call.arguments);
+            assert_eq!(run.stderr.is_empty(), call.code == 0, "{name} {}", call.arguments);
+        }
+        let expected: Vec<_> = CALLS.iter().filter_map(|call| call.published).collect();
+        eventually("all is published", || record.events().len() >= expected.len());
+        for (event, expected) in record.events().iter().zip(&expected) {
+            assert!(event.starts_with(expected) && event.ends_with('}'), "{event}\n{expected}");
+        }
+        a.sh("/etc/fail2ban/mqttnotifyban last 198.51.100.99 600 ban 0 1");
+        eventually("nothing else is published", || record.count(&["198.51.100.99"]) == 1);
+        assert_eq!(record.events().len(), expected.len() + 1);
+        // The same calls again, by the other name: not within the seconds that make them repeats.
+        hub.sh("systemctl stop record; rm /root/seen");
+        a.sh("systemctl restart f2bmqttsub");
+        a.ready();
+        rig.record();
+    }
+    assert!(a.try_sh("test -e /root/ran").is_err(), "an argument ran as a command");
+}
+
+#[test]
+fn the_notifier_never_waits_and_loses_nothing_without_a_broker() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
+    hub.sh("systemctl stop mosquitto");
+    a.sh("/etc/fail2ban/mqttnotifyban sshd 203.0.113.1 600 ban 0 3");
+    assert_eq!(a.sh("ls /var/lib/f2bmqtt/spool | wc -l"), "1");
+    hub.sh("systemctl start mosquitto");
+    eventually("b bans it", || b.bans("sshd", "203.0.113.1"));
+}
+
+/// One message: who publishes what on which topic, and what the subscriber prints of it.
+struct Message {
+    topic: &'static str,
+    payload: &'static str,
+    printed: &'static [&'static str],
+}
+
+/// What a message of a script looks like, on its own lines and all.
+macro_rules! script {
+    ($action:literal, $jail:literal, $ip:literal, $host:literal, $restored:literal) => {
+        concat!(
+            "{\n \"action\":\"",
+            $action,
+            "\",\n \"ipmset\":\"",
+            $jail,
+            "\",\n \"ip\":\"",
+            $ip,
+            "\",\n \"bantime\":0,\n \"host\":\"",
+            $host,
+            "\",\n \"restored\":",
+            $restored,
+            ",\n \"failures\":3\n}"
+        )
+    };
+}
+
+const MESSAGES: [Message; 19] = [
+    Message {
+        topic: "blacklist/ban",
+        payload: script!("ban", "sshd", "203.0.113.1", "old", "0"),
+        printed: &[
+            "Inbound: ban 203.0.113.1 - ipset sshd from old (Rest:=0, Fails:=3)",
+            "Ban 203.0.113.1 for ipset sshd reported by old",
+        ],
+    },
+    // Banned already.
+    Message {
+        topic: "blacklist/ban",
+        payload: script!("ban", "sshd", "203.0.113.1", "old2", "0"),
+        printed: &["Inbound: ban 203.0.113.1 - ipset sshd from old2 (Rest:=0, Fails:=3)"],
+    },
+    // Another still holds it.
+    Message {
+        topic: "blacklist/unban",
+        payload: script!("unban", "sshd", "203.0.113.1", "old", "0"),
+        printed: &["Inbound: unban 203.0.113.1 - ipset sshd from old (Rest:=0, Fails:=3)"],
+    },
+    Message {
+        topic: "blacklist/unban",
+        payload: script!("unban", "sshd", "203.0.113.1", "old2", "1"),
+        printed: &[
+            "Inbound: unban 203.0.113.1 - ipset sshd from old2 (Rest:=1, Fails:=3)",
+            "UnBan 203.0.113.1 for ipset sshd reported by old2",
+        ],
+    },
+    // Not banned.
+    Message {
+        topic: "blacklist/unban",
+        payload: script!("unban", "sshd", "203.0.113.2", "old", "0"),
+        printed: &["Inbound: unban 203.0.113.2 - ipset sshd from old (Rest:=0, Fails:=3)"],
+    },
+    // Restored.
+    Message {
+        topic: "blacklist/ban",
+        payload: script!("ban", "sshd", "203.0.113.3", "old", "1"),
+        printed: &["Inbound: ban 203.0.113.3 - ipset sshd from old (Rest:=1, Fails:=3)"],
+    },
+    // From this host.
+    Message {
+        topic: "blacklist/ban",
+        payload: script!("ban", "sshd", "203.0.113.4", "a", "0"),
+        printed: &["Inbound: ban 203.0.113.4 - ipset sshd from a (Rest:=0, Fails:=3)"],
+    },
+    // Unknown jails, one of them a part of a known one's name.
+    Message {
+        topic: "blacklist/ban",
+        payload: script!("ban", "nginx", "203.0.113.5", "old", "1"),
+        printed: &[
+            "Inbound: ban 203.0.113.5 - ipset nginx from old (Rest:=1, Fails:=3)",
+            "Jail nginx not found for IP 203.0.113.5 reported by old (Restored=1)",
+        ],
+    },
+    Message {
+        topic: "blacklist/ban",
+        payload: script!("ban", "ssh", "203.0.113.5", "old", "0"),
+        printed: &[
+            "Inbound: ban 203.0.113.5 - ipset ssh from old (Rest:=0, Fails:=3)",
+            "Jail ssh not found for IP 203.0.113.5 reported by old (Restored=0)",
+        ],
+    },
+    Message {
+        topic: "blacklist/other",
+        payload: script!("reban", "sshd", "203.0.113.6", "old", "0"),
+        printed: &[
+            "Inbound: reban 203.0.113.6 - ipset sshd from old (Rest:=0, Fails:=3)",
+            "Unrecognised action reban",
+        ],
+    },
+    // Other order, further fields, no failures; any topic; the payload's action decides.
+    Message {
+        topic: "blacklist/from-nodered",
+        payload: r#"{"x":[1,{"y":2}],"host":"red","ip":"203.0.113.7","ipmset":"sshd","action":"ban"}"#,
+        printed: &[
+            "Inbound: ban 203.0.113.7 - ipset sshd from red (Rest:=0, Fails:=0)",
+            "Ban 203.0.113.7 for ipset sshd reported by red",
+        ],
+    },
+    Message {
+        topic: "blacklist/ban",
+        payload: r#"{"host":"red","ip":"203.0.113.7","ipmset":"sshd","action":"unban"}"#,
+        printed: &[
+            "Inbound: unban 203.0.113.7 - ipset sshd from red (Rest:=0, Fails:=0)",
+            "UnBan 203.0.113.7 for ipset sshd reported by red",
+        ],
+    },
+    // Numbers as strings.
+    Message {
+        topic: "blacklist/ban",
+        payload: r#"{"action":"ban","ipmset":"sshd","ip":"203.0.113.8","bantime":"600","host":"red","restored":"0","failures":"3"}"#,
+        printed: &[
+            "Inbound: ban 203.0.113.8 - ipset sshd from red (Rest:=0, Fails:=3)",
+            "Ban 203.0.113.8 for ipset sshd reported by red",
+        ],
+    },
+    // What is no message, or would ban more than one address.
+    Message {
+        topic: "blacklist/ban",
+        payload: "not JSON",
+        printed: &[
+            "no event on the topic blacklist/ban: it is not one JSON object in which each key appears once",
+        ],
+    },
+    Message {
+        topic: "blacklist/ban",
+        payload: r#"{"action":"ban","ipmset":"sshd","host":"red"}"#,
+        printed: &["no event on the topic blacklist/ban: its field ip is missing"],
+    },
+    Message {
+        topic: "blacklist/ban",
+        payload: script!("ban", "sshd", "10.99.0.0/28", "old", "0"),
+        printed: &[
+            "no event on the topic blacklist/ban: its field ip must be one IPv4 or IPv6 address",
+        ],
+    },
+    Message {
+        topic: "blacklist/ban",
+        payload: script!("ban", "sshd", "203.0.113.9 203.0.113.10", "old", "0"),
+        printed: &[
+            "no event on the topic blacklist/ban: its field ip must be one IPv4 or IPv6 address",
+        ],
+    },
+    // Ours alone.
+    Message {
+        topic: "blacklist/host/old",
+        payload: script!("ban", "sshd", "203.0.113.11", "old", "0"),
+        printed: &[],
+    },
+    // An address whose ban was over, and whose row is still there, is banned again.
+    Message {
+        topic: "blacklist/deeper/still",
+        payload: script!("ban", "sshd", "203.0.113.12", "old", "0"),
+        printed: &[
+            "Inbound: ban 203.0.113.12 - ipset sshd from old (Rest:=0, Fails:=3)",
+            "Ban 203.0.113.12 for ipset sshd reported by old",
+        ],
+    },
+];
+
+#[test]
+fn the_subscriber_prints_and_does_what_the_script_did() {
+    let rig = Rig::fleet(&["a"]);
+    let (a, hub) = (rig.host("a"), rig.host("hub"));
+    // A fail2ban that has just started may still be adding jails; one that runs is asked.
+    settled(a);
+    // The last address was banned before, for two seconds.
+    a.sh("fail2ban-client set sshd bantime 2; fail2ban-client set sshd banip 203.0.113.12");
+    eventually("that ban is over", || !a.bans("sshd", "203.0.113.12"));
+    a.sh("fail2ban-client set sshd bantime 600");
+    let mut expected: Vec<&str> = Vec::new();
+    for message in &MESSAGES {
+        hub.publish(message.topic, message.payload);
+        // Each is worked off before the next, as the script did: one after the other.
+        expected.extend(message.printed);
+        eventually(&format!("{} is printed: {:?}", message.payload, message.printed), || {
+            printed(a).len() >= expected.len()
+        });
+    }
+    assert_eq!(printed(a), expected);
+    assert_eq!(a.sh("fail2ban-client get sshd banip"), "203.0.113.8 203.0.113.12");
+}
+
+/// Waits until the daemon tells unknown jails from those that are only being added.
+fn settled(host: Host<'_>) {
+    host.publish(
+        "blacklist/ban",
+        &script!("ban", "none", "198.51.100.1", "probe", "0").replace('\n', ""),
+    );
+    eventually("jails are known", || host.journal().contains("Jail none not found"));
+}
+
+/// What the daemon printed of messages, but for the probe.
+fn printed(host: Host<'_>) -> Vec<String> {
+    let about_messages = |line: &&str| {
+        let begins = ["Inbound:", "Ban ", "UnBan ", "Jail ", "Unrecognised ", "no event "];
+        begins.iter().any(|begin| line.starts_with(begin)) && !line.contains("198.51.100.1")
+    };
+    host.journal().lines().filter(about_messages).map(str::to_owned).collect()
+}
+
+/// Settings files, and the password that bash makes of them: the broker's, each time.
+const SETTINGS: [&str; 9] = [
+    "MQTT_PASSWORD='pa ss$1'",
+    "export MQTT_PASSWORD='pa ss$1'",
+    "MQTT_PASSWORD=\"pa ss\\$1\"",
+    "MQTT_PASSWORD='wrong'\nMQTT_PASSWORD='pa ss$1'",
+    "  MQTT_PASSWORD='pa ss$1'   \n# a comment\n\n",
+    "MQTT_PASSWORD='pa ss$1' # a comment",
+    "MQTT_PASSWORD=pa\\ ss\\$1",
+    "FIRST='pa ss'\nMQTT_PASSWORD=\"$FIRST\\$1\"",
+    "FIRST=pa\nLAST_ONE='ss$1'\nMQTT_PASSWORD=\"${FIRST} $LAST_ONE\"",
+];
+
+#[test]
+fn settings_are_read_as_bash_reads_them() {
+    let rig = Rig::fleet(&["a"]);
+    let (a, hub) = (rig.host("a"), rig.host("hub"));
+    hub.sh(
+        "mosquitto_passwd -b /etc/mosquitto/passwd fleet 'pa ss$1'; systemctl restart mosquitto",
+    );
+    a.sh("mkdir -p /etc/systemd/system/f2bmqttsub.service.d
+          printf '[Service]\nEnvironment=MQTT_PASSWORD=wrong MQTT_HOST=10.213.77.99\n' \
+            >/etc/systemd/system/f2bmqttsub.service.d/env.conf; systemctl daemon-reload");
+    for settings in SETTINGS {
+        for (between, end) in [("\n", "\n"), ("\n", ""), ("\r\n", "\r\n")] {
+            let text = format!("MQTT_HOST=10.213.77.11\nMQTT_USER=fleet\nMQTT_TOPIC=t\n{settings}");
+            let text = text.trim_end_matches('\n').replace('\n', between) + end;
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), &text).unwrap();
+            a.push(file.path(), "/etc/fail2ban/mqtt.env");
+            if between == "\n" {
+                let bash = a.sh("bash -c '. /etc/fail2ban/mqtt.env; printf %s \"$MQTT_PASSWORD\"'");
+                assert_eq!(bash, "pa ss$1", "{text}");
+            }
+            a.sh("systemctl restart f2bmqttsub");
+            eventually("the broker lets it in", || {
+                a.journal().contains("connected to the broker 10.213.77.11:1883 as a")
+            });
+        }
+    }
+}
