@@ -56,6 +56,7 @@ fn listen(host: Host<'_>, port: u16) {
 /// The whole story of one address: three log lines on a; b and c ban it and refuse it, also on a
 /// connection that is open; freed on a, it is free on all. One message each way.
 fn crosses(
+    suite: &str,
     jail: &str,
     log: &str,
     port: u16,
@@ -63,7 +64,7 @@ fn crosses(
     server: &str,
     shown: impl Fn(Host<'_>) -> bool,
 ) {
-    let rig = Rig::fleet(&["a", "b", "c"]);
+    let rig = Rig::fleet_of(suite, &["a", "b", "c"]);
     let (a, b, c) = (rig.host("a"), rig.host("b"), rig.host("c"));
     let record = rig.record();
     listen(b, port);
@@ -101,13 +102,13 @@ fn crosses(
 #[test]
 fn an_ipv4_ban_crosses_and_is_lifted() {
     let shown = |host: Host<'_>| host.in_ipset("f2b-sshd", "10.213.77.200");
-    crosses("sshd", "auth", 22, "10.213.77.200", "10.213.77.13", shown);
+    crosses("bookworm", "sshd", "auth", 22, "10.213.77.200", "10.213.77.13", shown);
 }
 
 #[test]
 fn an_ipv6_ban_crosses_and_is_lifted() {
     let shown = |host: Host<'_>| host.in_ipset("f2b-sshd6", "fd77::200");
-    crosses("sshd", "auth", 22, "fd77::200", "fd77::13", shown);
+    crosses("bookworm", "sshd", "auth", 22, "fd77::200", "fd77::13", shown);
 }
 
 #[test]
@@ -116,7 +117,13 @@ fn a_ban_by_nftables_crosses_and_is_lifted() {
         host.try_sh("nft list table inet f2b-table")
             .is_ok_and(|rules| rules.contains("10.213.77.201"))
     };
-    crosses("web", "web", 80, "10.213.77.201", "10.213.77.13", shown);
+    crosses("bookworm", "web", "web", 80, "10.213.77.201", "10.213.77.13", shown);
+}
+
+#[test]
+fn a_ban_crosses_between_servers_with_debian_13() {
+    let shown = |host: Host<'_>| host.in_ipset("f2b-sshd", "10.213.77.200");
+    crosses("trixie", "sshd", "auth", 22, "10.213.77.200", "10.213.77.13", shown);
 }
 
 #[test]

@@ -74,7 +74,12 @@ impl Rig {
     /// A hub with mosquitto, and servers with the package installed and fail2ban running. Their
     /// jails: `sshd` bans by ipset, `web` by nftables, `both` shares by two actions.
     pub(crate) fn fleet(servers: &[&str]) -> Self {
-        let rig = Self::up(&fleet_root(), &[&["hub"], servers].concat());
+        Self::fleet_of("bookworm", servers)
+    }
+
+    /// The same of another Debian release.
+    pub(crate) fn fleet_of(suite: &str, servers: &[&str]) -> Self {
+        let rig = Self::up(&fleet_root(suite), &[&["hub"], servers].concat());
         rig.host("hub").sh("systemctl stop f2bmqttsub fail2ban && systemctl start mosquitto");
         for server in servers {
             let server = rig.host(server);
@@ -144,8 +149,8 @@ impl Record<'_> {
 }
 
 /// The root that a fleet grows from: a server's packages, ours installed, jails and settings.
-pub(crate) fn fleet_root() -> String {
-    output(Command::new(tests().join("support/server-root")).arg(package()))
+pub(crate) fn fleet_root(suite: &str) -> String {
+    output(Command::new(tests().join("support/server-root")).arg(suite).arg(package()))
 }
 
 /// One booted host.
