@@ -8,10 +8,11 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use crate::fail2ban::database::{Database, Row};
+use crate::fail2ban::database::Database;
 use crate::fail2ban::{Client, Error};
+use crate::fleet::reconcile::Origin;
 use crate::fleet::{Plan, Work};
-use crate::journal::say;
+use crate::journal::{self, say};
 use crate::memory::Memory;
 use crate::outbox::seconds;
 use crate::paths::Paths;
@@ -26,11 +27,10 @@ const LOOK: Duration = Duration::from_secs(10);
 /// How often imports whose time is over are forgotten.
 const SWEEP: Duration = Duration::from_mins(1);
 
-/// How long after its start fail2ban may still be adding jails, and restoring bans.
-const ADDING: Duration = Duration::from_secs(15);
-const RESTORING: Duration = Duration::from_mins(1);
+/// How long after its start fail2ban may still be restoring bans: it makes some 130 a second.
+const RESTORING: Duration = Duration::from_mins(10);
 
-/// A jail that is missing, or refuses, for less than this may be on its way down or up.
+/// A jail that refuses for less than this may be on its way down or up.
 const TROUBLE: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -54,17 +54,14 @@ struct Applier<'a> {
     client: Client,
     memory: &'a Memory,
     paths: &'a Paths,
-    database: Database,
     jails: BTreeSet<Jail>,
-    /// Jails that are missing or refuse, and since when.
+    /// Jails that refuse, and since when.
     trouble: BTreeMap<Jail, Instant>,
 }
 
 impl<'a> Applier<'a> {
     fn new(client: Client, memory: &'a Memory, paths: &'a Paths) -> Self {
-        let database = Database::new(&paths.database);
-        let (jails, trouble) = (BTreeSet::new(), BTreeMap::new());
-        Self { client, memory, paths, database, jails, trouble }
+        Self { client, memory, paths, jails: BTreeSet::new(), trouble: BTreeMap::new() }
     }
 
     /// Serves until fail2ban goes away; answers with how it did.
@@ -92,50 +89,54 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    /// Asks fail2ban for its jails and its database.
+    /// Asks fail2ban for its database and its jails.
     async fn look(&mut self) -> Result<(), Error> {
-        if let Some(path) = self.client.database().await? {
-            self.database = Database::new(&path);
-        }
+        let path = self.client.database().await?;
+        self.memory.know().database = Database::new(path);
         self.ask_for_jails().await
     }
 
+    /// fail2ban adds all jails at once, when it starts or reloads; before that, it has none.
     async fn ask_for_jails(&mut self) -> Result<(), Error> {
         let jails = self.client.jails().await?;
         if jails != self.jails {
             let names: Vec<&str> = jails.iter().map(Jail::as_str).collect();
             say(format_args!("fail2ban answers; jails: {}", names.join(", ")));
-            self.jails = jails;
         }
-        // While it starts it adds one jail after another: nobody is told yet that one is missing.
-        if self.server_is_older_than(ADDING) {
-            self.memory.know().jails = Some(self.jails.clone());
+        if !jails.is_empty() {
+            self.memory.know().jails = Some((jails.clone(), Instant::now()));
         }
+        self.jails = jails;
         Ok(())
     }
 
     /// Works off what waits. Answers `false` if something is to be tried again soon.
     async fn work(&mut self) -> Result<bool, Error> {
+        let mut all = true;
         loop {
             let Some((jail, addresses)) = self.memory.know().fleet.next(BATCH) else {
-                return Ok(true);
+                return Ok(all);
             };
-            let result = if self.jails.contains(&jail) {
-                self.batch(&jail, &addresses).await
-            } else {
-                Err(Error::Refused {
-                    command: format!("set {jail} …"),
-                    why: "there is no such jail".to_owned(),
-                })
-            };
+            if !self.jails.contains(&jail) {
+                self.ask_for_jails().await?;
+            }
+            let missing = !self.jails.contains(&jail);
+            if missing && !self.jails.is_empty() {
+                self.no_such_jail(&jail, &addresses);
+                continue;
+            }
+            let result = if missing { Ok(false) } else { self.batch(&jail, &addresses).await };
             match result {
-                Ok(()) => drop(self.trouble.remove(&jail)),
+                Ok(true) => drop(self.trouble.remove(&jail)),
+                Ok(false) => {
+                    self.memory.know().fleet.again(&jail, &addresses);
+                    return Ok(false);
+                }
                 Err(why @ Error::Refused { .. }) => {
-                    let given_up = self.gives_up(&jail, &addresses, &why);
-                    self.ask_for_jails().await?;
-                    if !given_up {
+                    if !self.gives_up(&jail, &addresses, &why) {
                         return Ok(false);
                     }
+                    all = false;
                 }
                 Err(error) => {
                     self.memory.know().fleet.again(&jail, &addresses);
@@ -145,37 +146,47 @@ impl<'a> Applier<'a> {
         }
     }
 
-    /// A jail is missing or refuses. For a while that may be a server that stops or starts.
+    /// Says so, and forgets the words, but not what fail2ban bans for them: the jail may come back.
+    fn no_such_jail(&mut self, jail: &Jail, addresses: &[Address]) {
+        let lasting = self.rows(jail, addresses).unwrap_or_default();
+        let mut known = self.memory.know();
+        for address in addresses {
+            say(journal::no_such_jail(jail, *address, known.fleet.reporter(jail, *address), 0));
+            if !lasting.contains_key(address) {
+                known.fleet.over(jail, *address);
+            }
+        }
+        known.write_down();
+    }
+
+    /// A jail refuses. For a while that may be a server that stops or starts.
     fn gives_up(&mut self, jail: &Jail, addresses: &[Address], why: &Error) -> bool {
         let since = *self.trouble.entry(jail.clone()).or_insert_with(Instant::now);
         let mut known = self.memory.know();
-        if since.elapsed() < TROUBLE || !self.server_is_older_than(ADDING) {
+        if since.elapsed() < TROUBLE {
             known.fleet.again(jail, addresses);
             return false;
         }
-        if self.jails.contains(jail) {
-            known.warn("refused", &why.to_string());
-        }
+        self.trouble.remove(jail);
+        known.warn("refused", &why.to_string());
         for address in addresses {
-            if !self.jails.contains(jail) {
-                let host = known.fleet.reporter(jail, *address);
-                say(format_args!(
-                    "Jail {jail} not found for IP {address} reported by {host} (Restored=0)"
-                ));
-            }
             known.fleet.over(jail, *address);
         }
         known.write_down();
         true
     }
 
-    /// One batch: ask, decide, write down, tell, write down.
-    async fn batch(&mut self, jail: &Jail, addresses: &[Address]) -> Result<(), Error> {
+    /// One batch: ask, decide, write down, tell, write down. Answers `false` where the database
+    /// cannot be asked, or fail2ban is still to restore something.
+    async fn batch(&mut self, jail: &Jail, addresses: &[Address]) -> Result<bool, Error> {
         let held = self.client.held(jail, addresses).await?;
-        let own = self.own(jail, addresses);
+        let Some(mut rows) = self.rows(jail, addresses) else { return Ok(false) };
+        if self.server_is_older_than(RESTORING) {
+            rows.retain(|address, _| held.contains(address));
+        }
         let plan = {
             let mut known = self.memory.know();
-            let plan = known.fleet.plan(jail, addresses, &held, &own);
+            let plan = known.fleet.plan(jail, addresses, &held, &rows);
             known.write_down();
             plan
         };
@@ -191,41 +202,47 @@ impl<'a> Applier<'a> {
         let mut known = self.memory.know();
         known.fleet.done(jail, &plan);
         known.write_down();
-        Ok(())
+        Ok(plan.wait.is_empty())
     }
 
-    /// Which addresses fail2ban's database says were detected here and are still to be banned.
-    fn own(&self, jail: &Jail, addresses: &[Address]) -> BTreeSet<Address> {
-        let now = seconds(SystemTime::now());
-        self.rows(jail, addresses).filter(|(_, row)| row.is_own(now)).map(|(ip, _)| ip).collect()
-    }
-
-    /// Forgets imports that fail2ban neither bans nor will restore.
+    /// Forgets imports that fail2ban neither bans nor will restore, and looks again at the others.
     async fn sweep(&mut self) -> Result<(), Error> {
         let imported = self.memory.know().fleet.imported();
-        let now = seconds(SystemTime::now());
         for (jail, mut addresses) in imported {
-            if self.jails.contains(&jail) {
-                let mut banned = self.client.all_held(&jail).await?;
-                let lasting = self.rows(&jail, &addresses).filter(|(_, row)| !row.is_over(now));
-                banned.extend(lasting.map(|(address, _)| address));
-                addresses.retain(|address| !banned.contains(address));
-            }
+            let here = self.jails.contains(&jail);
+            let held = if here { self.client.all_held(&jail).await? } else { BTreeSet::new() };
+            let Some(lasting) = self.rows(&jail, &addresses) else { continue };
             let mut known = self.memory.know();
-            for address in addresses {
-                known.fleet.over(&jail, address);
-            }
+            addresses.retain(|address| {
+                let stays = held.contains(address) || lasting.contains_key(address);
+                if !stays {
+                    known.fleet.over(&jail, *address);
+                }
+                stays && here
+            });
+            known.fleet.look_again(&jail, &addresses);
             known.write_down();
         }
         Ok(())
     }
 
-    /// What fail2ban's database says of addresses, where it says anything. Without a database
-    /// (`dbfile = None`) it says nothing.
-    fn rows(&self, jail: &Jail, addresses: &[Address]) -> impl Iterator<Item = (Address, Row)> {
-        let rows = self.database.rows(jail, addresses).unwrap_or_default();
-        let pairs: Vec<_> = addresses.iter().copied().zip(rows).collect();
-        pairs.into_iter().filter_map(|(address, row)| Some((address, row?)))
+    /// What fail2ban's database says of bans that last. `None`, with a warning, where it cannot be
+    /// asked now.
+    fn rows(&self, jail: &Jail, addresses: &[Address]) -> Option<BTreeMap<Address, Origin>> {
+        let now = seconds(SystemTime::now());
+        let database = self.memory.know().database.clone();
+        match database.rows(jail, addresses) {
+            Ok(rows) => {
+                let rows = addresses.iter().zip(rows).filter_map(|(ip, row)| Some((*ip, row?)));
+                let lasting = rows.filter(|(_, row)| !row.is_over(now));
+                Some(lasting.map(|(address, row)| (address, row.origin())).collect())
+            }
+            Err(error) => {
+                let text = format!("cannot read fail2ban's database: {error}; bans wait for it");
+                self.memory.know().warn("database", &text);
+                None
+            }
+        }
     }
 
     /// The server makes its socket when it starts.

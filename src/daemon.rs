@@ -18,11 +18,12 @@ use crate::config::{Config, Topic};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::guard::{self, Verdict};
-use crate::journal::{say, warn};
+use crate::journal::{self, say, warn};
 use crate::lock::{self, Lock, Role};
 use crate::memory::Memory;
 use crate::outbox::{Outbox, seconds};
 use crate::paths::Paths;
+use crate::runtime;
 use crate::spool::Spool;
 use crate::store::Store;
 use crate::wire::{Event, Host};
@@ -46,17 +47,7 @@ const AT_ONCE: usize = 500;
 pub fn run(paths: &Paths) -> Result<(), Error> {
     let config = Config::load()?;
     config.warnings.iter().for_each(warn);
-    // A second thread reads the broker's socket, whatever this one does.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .max_blocking_threads(2)
-        .enable_all()
-        .build()
-        .map_err(Error::Start)?;
-    let result = runtime.block_on(serve(&config, paths));
-    // A name that is being looked up is not waited for.
-    runtime.shutdown_background();
-    result
+    runtime::run(serve(&config, paths))
 }
 
 async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
@@ -123,14 +114,14 @@ struct Daemon {
     link: Link,
     memory: Arc<Memory>,
     wake: Arc<Notify>,
-    database: Database,
     tidied: Instant,
 }
 
 impl Daemon {
     fn new(config: &Config, paths: &Paths) -> Result<Self, Error> {
         let spool = Spool::new(paths.spool());
-        let memory = Memory::load(Store::open(&paths.store())?, SystemTime::now())?;
+        let database = Database::new(Some(paths.database.clone()));
+        let memory = Memory::load(Store::open(&paths.store())?, database, SystemTime::now())?;
         // The scripts publish on any topic below the fleet's; what lies deeper is the fleet's own.
         let topics = vec![config.topic.below("+"), config.topic.below("+/+")];
         let id = format!("f2bmqtt-{}", config.node);
@@ -142,7 +133,6 @@ impl Daemon {
             link: Link::new(config, Client { id, persistent: true, topics }),
             memory: Arc::new(memory),
             wake: Arc::new(Notify::new()),
-            database: Database::new(&paths.database),
             tidied: Instant::now(),
         })
     }
@@ -202,8 +192,8 @@ impl Daemon {
         let event = match Event::parse(payload) {
             Ok(event) => event,
             Err(why) => {
-                let topic = topic.escape_debug();
-                return self.warn("message", &format!("no event on the topic {topic:.100}: {why}"));
+                let topic: String = topic.escape_debug().take(100).collect();
+                return self.warn("message", &format!("no event on the topic {topic}: {why}"));
             }
         };
         say(format_args!(
@@ -214,13 +204,16 @@ impl Daemon {
     }
 
     fn judge(&mut self, event: &Event) {
+        let now = SystemTime::now();
         let mut known = self.memory.know();
-        match guard::judge(event, &self.host, known.jails.as_ref()) {
-            Verdict::Own | Verdict::Restored => {}
-            Verdict::UnknownJail => say(format_args!(
-                "Jail {} not found for IP {} reported by {} (Restored={})",
-                event.jail, event.address, event.host, event.restored
-            )),
+        let jails = known.jails.as_ref().map(|(jails, _)| jails);
+        match guard::judge(event, &self.host, jails) {
+            Verdict::Own => self.outbox.said_before(event.stamp, now),
+            Verdict::Restored => {}
+            // A jail may just have been added: fail2ban is asked before that is said.
+            Verdict::UnknownJail if known.jails_are_fresh() || !event.is_news() => {
+                say(journal::no_such_jail(&event.jail, event.address, &event.host, event.restored));
+            }
             Verdict::UnknownAction => say(format_args!("Unrecognised action {}", event.action)),
             Verdict::Unbannable => {
                 let (address, host) = (event.address, &event.host);
@@ -231,8 +224,8 @@ impl Daemon {
                     ),
                 );
             }
-            Verdict::Accept => {
-                if !known.fleet.hear(event, seconds(SystemTime::now())) {
+            Verdict::Accept | Verdict::UnknownJail => {
+                if !known.fleet.hear(event, seconds(now)) {
                     known.warn("room", "no room for more bans of other hosts: one was not taken");
                 }
             }
@@ -242,7 +235,8 @@ impl Daemon {
     /// Reads the spool: first of all, so that what was detected here is known before the words of
     /// others are acted upon.
     fn scan(&mut self) {
-        match self.outbox.scan(&self.database, SystemTime::now()) {
+        let database = self.memory.know().database.clone();
+        match self.outbox.scan(&database, SystemTime::now()) {
             Ok(found) => {
                 let mut known = self.memory.know();
                 for warning in found.warnings {

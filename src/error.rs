@@ -5,7 +5,6 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::config::Faults;
-use crate::fail2ban;
 
 /// Why a command ended without having done its work.
 #[derive(Debug, thiserror::Error)]
@@ -52,9 +51,6 @@ pub enum Error {
     /// The runtime or its signals cannot be set up. Exit code 1.
     #[error("cannot start: {0}")]
     Start(io::Error),
-    /// fail2ban refused something or does not answer. Exit code 1.
-    #[error(transparent)]
-    Fail2ban(#[from] fail2ban::Error),
 }
 
 impl Error {

@@ -8,6 +8,8 @@ use std::io::{self, Write as _};
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
+use crate::wire::{Address, Jail};
+
 /// Prints a line of what happened.
 pub fn say(line: impl fmt::Display) {
     let _ = writeln!(io::stdout(), "{line}");
@@ -18,6 +20,17 @@ pub fn say(line: impl fmt::Display) {
 pub fn warn(line: impl fmt::Display) {
     let priority = if std::env::var_os("JOURNAL_STREAM").is_some() { "<4>" } else { "" };
     let _ = writeln!(io::stderr(), "{priority}{line}");
+}
+
+/// The line that log watchers know for a jail that this host has not.
+#[must_use]
+pub fn no_such_jail(
+    jail: &Jail,
+    address: Address,
+    host: impl fmt::Display,
+    restored: i64,
+) -> String {
+    format!("Jail {jail} not found for IP {address} reported by {host} (Restored={restored})")
 }
 
 /// Sends a warning to the system's log, for a process whose standard error nobody reads. The form

@@ -20,7 +20,7 @@
 //! - [`cut`] ends the open connections of what was banned, where the firewall does not.
 //!
 //! [`config`] reads the settings, [`paths`] says where things lie, [`lock`] who publishes,
-//! [`journal`] prints, [`error`] gives each failure its words and exit code, and [`cli`] is the
+//! [`runtime`] on which threads, [`journal`] prints, [`error`] gives each failure its words and exit code, and [`cli`] is the
 //! command line.
 
 pub mod apply;
@@ -40,6 +40,7 @@ pub mod notify;
 pub mod outbox;
 pub mod paths;
 pub mod publish;
+pub mod runtime;
 pub mod spool;
 pub mod store;
 pub mod wire;

@@ -3,7 +3,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -47,7 +47,8 @@ impl Lock {
         if let Some(dir) = path.parent() {
             DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
         }
-        let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+        let mut file =
+            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
         let started = Instant::now();
         let mut asked = false;
         loop {
@@ -58,7 +59,9 @@ impl Lock {
             }
             if started.elapsed() > GLANCE && role == Role::Daemon && !asked {
                 asked = true;
-                if let Some(child) = holder(path).and_then(|text| child_of(&text)) {
+                if let Some(child) =
+                    holder(path).and_then(|text| child_of(&text)).filter(|child| is_us(*child))
+                {
                     let _ = kill_process(child, Signal::TERM);
                 }
             }
@@ -89,6 +92,13 @@ pub fn holder(path: &Path) -> Option<String> {
 fn child_of(text: &str) -> Option<Pid> {
     let number: u32 = text.strip_prefix(Role::Child.as_str())?.trim().parse().ok()?;
     Pid::from_raw(number.try_into().ok()?)
+}
+
+/// Whether a process runs this same program, and did not get a number that was another's.
+fn is_us(process: Pid) -> bool {
+    let program = |name: &str| fs::read_link(format!("/proc/{name}/exe")).ok();
+    let number = process.as_raw_nonzero().to_string();
+    program(&number).is_some_and(|theirs| program("self") == Some(theirs))
 }
 
 #[cfg(test)]

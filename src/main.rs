@@ -49,5 +49,6 @@ fn tell(args: &NotifyArgs, paths: &Paths) -> Result<(), Error> {
         failures: &args.failures,
         time: &args.time,
     };
-    notify::run(&call, paths)
+    // fail2ban's actions throw away what is said here.
+    notify::run(&call, paths).inspect_err(|error| journal::syslog(error))
 }

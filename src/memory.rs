@@ -3,9 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::error::Error;
+use crate::fail2ban::database::Database;
 use crate::fleet::Fleet;
 use crate::journal::{self, Limited};
 use crate::outbox::seconds;
@@ -21,8 +22,10 @@ pub struct Memory(Mutex<Known>);
 pub struct Known {
     /// The other hosts' bans.
     pub fleet: Fleet,
-    /// The jails that fail2ban has, once it has said so.
-    pub jails: Option<BTreeSet<Jail>>,
+    /// The jails that fail2ban has, once it has said so, and when it did.
+    pub jails: Option<(BTreeSet<Jail>, Instant)>,
+    /// fail2ban's own memory of its bans.
+    pub database: Database,
     store: Store,
     limited: Limited,
 }
@@ -32,10 +35,10 @@ impl Memory {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn load(store: Store, now: SystemTime) -> Result<Self, Error> {
+    pub fn load(store: Store, database: Database, now: SystemTime) -> Result<Self, Error> {
         let fleet = Fleet::remembering(store.load()?, seconds(now));
         let limited = Limited::default();
-        Ok(Self(Mutex::new(Known { fleet, jails: None, store, limited })))
+        Ok(Self(Mutex::new(Known { fleet, jails: None, database, store, limited })))
     }
 
     /// Looks at it, or changes it.
@@ -45,6 +48,13 @@ impl Memory {
 }
 
 impl Known {
+    /// Whether fail2ban was asked for its jails so lately that one it did not name is missing.
+    #[must_use]
+    pub fn jails_are_fresh(&self) -> bool {
+        const FRESH: Duration = Duration::from_secs(1);
+        self.jails.as_ref().is_some_and(|(_, asked)| asked.elapsed() < FRESH)
+    }
+
     /// Writes down what has changed. Where that fails (a full disk), the bans are made all the
     /// same, and it is tried again with the next change.
     pub fn write_down(&mut self) {

@@ -102,8 +102,9 @@ impl Outbox {
         }
         let repeated = self.recent.get(&key).is_some_and(|(last, _)| told.repeats(last));
         let row = || {
-            let rows = database.rows(&told.jail, &[told.address]);
-            rows.map(|rows| rows.first().copied().flatten()).map_err(drop)
+            let rows =
+                database.rows(&told.jail, &[told.address]).ok().filter(|_| database.is_kept());
+            rows.map(|rows| rows.first().copied().flatten())
         };
         let reason = if repeated { None } else { reason(&told, row, seconds(now)) };
         match reason {
@@ -141,6 +142,15 @@ impl Outbox {
         }
     }
 
+    /// This host said something with this stamp once, perhaps before its clock was set back: what it
+    /// says from now on has a greater one.
+    pub fn said_before(&mut self, stamp: i64, now: SystemTime) {
+        const DAY: i64 = 86_400_000;
+        if stamp < seconds(now).saturating_mul(1000).saturating_add(DAY) {
+            self.stamp = self.stamp.max(stamp);
+        }
+    }
+
     /// The link went down: what it had is to be sent again.
     pub fn lost(&mut self) {
         self.in_flight.clear();
@@ -167,20 +177,22 @@ pub fn seconds(now: SystemTime) -> i64 {
     i64::try_from(seconds).unwrap_or(i64::MAX)
 }
 
-/// Why the fleet is told; `None` where it is not. An unban counts if fail2ban's row is gone (then
-/// somebody lifted it) or over. Otherwise fail2ban only stops, and will restore the ban when it
-/// starts again. Where there is no database to ask, the time decides.
-fn reason(told: &Told, row: impl FnOnce() -> Result<Option<Row>, ()>, now: i64) -> Option<Reason> {
+/// Why the fleet is told; `None` where it is not. An unban counts if the ban is over, by what was told
+/// or by fail2ban's row, or if the row is gone: then somebody lifted it. Otherwise fail2ban only
+/// stops, and will restore the ban when it starts again. Without a database there is no telling a
+/// lift from a stop (`row` is `None`).
+fn reason(told: &Told, row: impl FnOnce() -> Option<Option<Row>>, now: i64) -> Option<Reason> {
     if told.action == Action::Ban {
         return Some(Reason::Detected);
     }
     let over = Row { timeofban: told.time, bantime: told.bantime, failures: told.failures };
+    if told.time > 0 && told.bantime > 0 && over.is_over(now) {
+        return Some(Reason::Expired);
+    }
     match row() {
-        Ok(Some(row)) if row.is_over(now) => Some(Reason::Expired),
-        Ok(Some(_)) => None,
-        Ok(None) => Some(Reason::Lifted),
-        Err(()) if told.time > 0 && over.is_over(now) => Some(Reason::Expired),
-        Err(()) => Some(Reason::Lifted),
+        Some(Some(row)) if row.is_over(now) => Some(Reason::Expired),
+        Some(Some(_)) => None,
+        Some(None) | None => Some(Reason::Lifted),
     }
 }
 
@@ -218,12 +230,16 @@ mod tests {
         let row = |timeofban| Row { timeofban, bantime: 600, failures: 3 };
         let unban = told(Action::Unban, 1000);
         let table = [
-            (Ok(Some(row(1000))), 1600, Some(Reason::Expired)),
-            (Ok(Some(row(1000))), 1599, Some(Reason::Expired)),
-            (Ok(Some(row(1000))), 1200, None),
-            (Ok(None), 1200, Some(Reason::Lifted)),
-            (Err(()), 1600, Some(Reason::Expired)),
-            (Err(()), 1200, Some(Reason::Lifted)),
+            (Some(Some(row(1000))), 1600, Some(Reason::Expired)),
+            (Some(Some(row(1000))), 1599, Some(Reason::Expired)),
+            (Some(Some(row(1000))), 1200, None),
+            // A bantime that was shortened: the row has the old one.
+            (Some(Some(Row { bantime: 9999, ..row(1000) })), 1600, Some(Reason::Expired)),
+            // A ban that was told with another time: the row decides.
+            (Some(Some(row(400))), 1200, Some(Reason::Expired)),
+            (Some(None), 1200, Some(Reason::Lifted)),
+            (None, 1600, Some(Reason::Expired)),
+            (None, 1200, Some(Reason::Lifted)),
         ];
         for (row, now, expected) in table {
             assert_eq!(reason(&unban, || row, now), expected, "{row:?} at {now}");
@@ -236,7 +252,7 @@ mod tests {
     fn what_a_jail_s_two_actions_tell_is_one_event() {
         let dir = tempfile::tempdir().unwrap();
         let mut outbox = outbox(dir.path());
-        let nowhere = Database::new(Path::new("/nowhere"));
+        let nowhere = Database::new(None);
         let mut now = 5000;
         let mut tell = |outbox: &mut Outbox, action, time, pause| {
             now += pause;
@@ -263,6 +279,9 @@ mod tests {
         let mut outbox = outbox(dir.path());
         let stamps = [100, 100, 50, 101].map(|second| outbox.next_stamp(at(second)));
         assert_eq!(stamps, [100_000, 100_001, 100_002, 101_000]);
+        outbox.said_before(110_000, at(101));
+        outbox.said_before(i64::MAX, at(101));
+        assert_eq!(outbox.next_stamp(at(102)), 110_001, "what it said before; but nothing absurd");
     }
 
     #[test]
@@ -270,7 +289,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut outbox = outbox(dir.path());
         std::fs::write(dir.path().join("1.json"), "{}").unwrap();
-        let nowhere = Database::new(Path::new("/nowhere"));
+        let nowhere = Database::new(None);
         let found = outbox.scan(&nowhere, at(1)).unwrap();
         assert_eq!(found.warnings, ["dropped 1.json from the spool: its field action is missing"]);
         assert_eq!(outbox.spool.list().unwrap(), [""; 0]);

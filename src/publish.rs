@@ -14,6 +14,7 @@ use crate::journal;
 use crate::lock::{Lock, Role};
 use crate::outbox::{Found, Outbox};
 use crate::paths::Paths;
+use crate::runtime;
 use crate::spool::Spool;
 use crate::wire::Told;
 
@@ -45,15 +46,7 @@ fn work(paths: &Paths) -> Result<(), Error> {
     let _ = std::io::stdin().take(4096).read_to_end(&mut text);
     let told = Told::parse(&text).ok();
     let config = Config::load()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .max_blocking_threads(2)
-        .enable_all()
-        .build()
-        .map_err(Error::Start)?;
-    let result = runtime.block_on(publish(&config, paths, told));
-    runtime.shutdown_background();
-    result
+    runtime::run(publish(&config, paths, told))
 }
 
 async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(), Error> {
@@ -63,9 +56,10 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
     if lock.is_none() && told.is_none() {
         return Ok(());
     }
-    let database = Database::new(&paths.database);
+    let database = Database::new(Some(paths.database.clone()));
     let spool = Spool::new(paths.spool());
     let mut outbox = Outbox::new(spool.clone(), config);
+    let from_memory = told.is_some();
     if let Some(told) = told {
         let now = SystemTime::now();
         outbox.take("from memory".to_owned(), told, &database, now, &mut Found::default());
@@ -109,7 +103,8 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
         let _ = tokio::time::timeout(Duration::from_secs(1), hung_up).await;
     }
     if let (false, Some(lost)) = (outbox.is_empty(), lost) {
-        journal::syslog(format_args!("bans wait in the spool: no connection to the broker {lost}"));
+        let what = if from_memory { "a ban is lost" } else { "bans wait in the spool" };
+        journal::syslog(format_args!("{what}: no connection to the broker {lost}"));
     }
     Ok(())
 }

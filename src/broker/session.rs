@@ -83,6 +83,7 @@ impl Session {
             let deadline = self.progress + ACKNOWLEDGE;
             let waits = !self.handed.is_empty() || !self.sent.is_empty();
             let event = tokio::select! {
+                biased; // an acknowledgement that waits to be read is one
                 event = self.events.recv() => event,
                 () = sleep_until(deadline), if waits => {
                     let why = "it does not acknowledge what is published".to_owned();

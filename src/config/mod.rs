@@ -30,8 +30,16 @@ const KEYS: [&str; 6] =
 
 /// Settings that would protect the fleet if this version knew them. To pass over one of these with
 /// a warning would be to drop the protection that somebody asked for.
-const PROTECTING: [&str; 5] =
-    ["MQTT_TLS", "MQTT_CAFILE", "MQTT_CERT", "MQTT_KEY", "MQTT_SIGNING_KEY"];
+const PROTECTING: [&str; 8] = [
+    "MQTT_TLS",
+    "MQTT_CAFILE",
+    "MQTT_CERT",
+    "MQTT_KEY",
+    "MQTT_SIGNING_KEY",
+    "MQTT_NEVER_BAN",
+    "MQTT_JAILS",
+    "MQTT_NOT_JAILS",
+];
 
 /// Asks for a variable by its name.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;

@@ -10,10 +10,11 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 use serde_json::Value;
 
+use crate::fleet::reconcile::Origin;
 use crate::wire::{Address, Jail};
 
 /// fail2ban writes for milliseconds at a time.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// What the database says of a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,33 +34,43 @@ impl Row {
         self.bantime >= 0 && self.timeofban.saturating_add(self.bantime) <= now.saturating_add(1)
     }
 
-    /// Whether this host detected it itself and it lasts `now`.
+    /// Where the ban came from.
     #[must_use]
-    pub fn is_own(&self, now: i64) -> bool {
-        self.failures > 0 && !self.is_over(now)
+    pub fn origin(&self) -> Origin {
+        if self.failures > 0 { Origin::Own } else { Origin::Told }
     }
 }
 
 /// The database of a fail2ban server, opened anew for each look, since fail2ban may replace it.
+/// fail2ban may have none (`dbfile = None`): then nothing is in it.
 #[derive(Clone, Debug)]
 pub struct Database {
-    path: PathBuf,
+    path: Option<PathBuf>,
 }
 
 impl Database {
     /// The database at `path`.
     #[must_use]
-    pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+    pub fn new(path: Option<PathBuf>) -> Self {
+        Self { path }
+    }
+
+    /// Whether fail2ban keeps one.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.path.as_deref().is_some_and(Path::exists)
     }
 
     /// The rows of some addresses in a jail, in their order.
     ///
     /// # Errors
-    /// Whatever SQLite says.
+    /// Whatever SQLite says: that it is locked for too long, say.
     pub fn rows(&self, jail: &Jail, addresses: &[Address]) -> rusqlite::Result<Vec<Option<Row>>> {
+        let Some(path) = self.path.as_deref().filter(|path| path.exists()) else {
+            return Ok(vec![None; addresses.len()]);
+        };
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&self.path, flags)?;
+        let connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(PATIENCE)?;
         let mut query = connection
             .prepare("SELECT timeofban, bantime, data FROM bips WHERE jail = ?1 AND ip = ?2")?;
@@ -101,11 +112,14 @@ mod tests {
             .unwrap();
         let jail = Jail::new("sshd").unwrap();
         let addresses = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|ip| Address::new(ip).unwrap());
-        let rows = Database::new(&path).rows(&jail, &addresses).unwrap();
+        let rows = Database::new(Some(path)).rows(&jail, &addresses).unwrap();
         let own = Row { timeofban: 1000, bantime: 600, failures: 3 };
         let import = Row { timeofban: 1000, bantime: -1, failures: 0 };
         assert_eq!(rows, [Some(own), Some(import), None]);
-        assert!(own.is_own(1500) && !own.is_own(1600) && !import.is_own(1500));
+        assert_eq!((own.origin(), import.origin()), (Origin::Own, Origin::Told));
         assert!(own.is_over(1599) && !own.is_over(1598) && !import.is_over(i64::MAX));
+        let none = Database::new(None);
+        assert_eq!(none.rows(&jail, &addresses).unwrap(), [None; 3]);
+        assert!(!none.is_kept());
     }
 }

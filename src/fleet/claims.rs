@@ -15,6 +15,10 @@ const GRACE: i64 = 600;
 /// A claim of unknown length is kept this long where nothing was imported for it.
 const UNKNOWN: i64 = 86_400;
 
+/// The most words that are kept, and on one address; no honest fleet comes near.
+const MAX_WORDS: usize = 500_000;
+const MAX_HOSTS: usize = 1_000;
+
 /// A ban, as the host that made it tells of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ban {
@@ -57,10 +61,18 @@ impl Heard {
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     words: BTreeMap<Key, BTreeMap<Host, Heard>>,
+    count: usize,
     turn: u64,
 }
 
 impl Claims {
+    /// Whether a word of this host on this address can be kept.
+    pub(super) fn has_room(&self, key: &Key, host: &Host) -> bool {
+        let words = self.words.get(key);
+        words.is_some_and(|words| words.contains_key(host))
+            || self.count < MAX_WORDS && words.is_none_or(|words| words.len() < MAX_HOSTS)
+    }
+
     /// Takes a word. Answers `false` where it is old.
     pub(super) fn hear(&mut self, key: &Key, host: &Host, word: Word, now: i64) -> bool {
         let words = self.words.entry(key.clone()).or_default();
@@ -69,7 +81,10 @@ impl Claims {
             return false;
         }
         self.turn += 1;
-        words.insert(host.clone(), Heard { word, at: now, turn: self.turn });
+        let heard = Heard { word, at: now, turn: self.turn };
+        if words.insert(host.clone(), heard).is_none() {
+            self.count += 1;
+        }
         true
     }
 
@@ -101,5 +116,6 @@ impl Claims {
             words.retain(|_, heard| imported || heard.end() > now);
             !words.is_empty()
         });
+        self.count = self.words.values().map(BTreeMap::len).sum();
     }
 }

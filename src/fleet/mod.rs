@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use claims::Claims;
 pub use claims::{Ban, Word};
-use reconcile::{Facts, Mark, Step};
+use reconcile::{Facts, Mark, Origin, Step};
 
 use crate::wire::{Action, Address, Event, Host, Jail};
 
@@ -47,6 +47,8 @@ pub struct Plan {
     pub import: Vec<Work>,
     /// To be freed.
     pub free: Vec<Work>,
+    /// To be asked about again, soon.
+    pub wait: Vec<Address>,
 }
 
 /// Everything that is known of the other hosts' bans, and what was made of it here.
@@ -90,6 +92,14 @@ impl Fleet {
             return false;
         }
         let word = Word { stamp: event.stamp, ban };
+        // Words of scripts are in no order but the one in which they come: one that frees what
+        // nobody banned says nothing.
+        if ban.is_none() && word.stamp == 0 && !self.claims.any(&key) {
+            return true;
+        }
+        if !self.claims.has_room(&key, &event.host) {
+            return false;
+        }
         if self.claims.hear(&key, &event.host, word, now) && (known || ban.is_some()) {
             self.marks.entry(key.clone()).or_insert(Mark::Heard);
             self.changed.insert(key.clone());
@@ -107,12 +117,6 @@ impl Fleet {
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.waiting.len()
-    }
-
-    /// How many addresses are banned here for others.
-    #[must_use]
-    pub fn imports(&self) -> usize {
-        self.marks.values().filter(|mark| **mark == Mark::Done).count()
     }
 
     /// The next addresses to ask fail2ban about: up to `max` of one jail, in the order in which
@@ -142,15 +146,15 @@ impl Fleet {
         }
     }
 
-    /// Decides on addresses, now that fail2ban has said which it bans (`held`) and which of them
-    /// are its own (`own`). Bans are marked as intended: that is to be [remembered](Self::changes)
+    /// Decides on addresses, now that fail2ban has said which it bans (`held`) and what its database
+    /// says of bans that last (`rows`). Bans are marked as intended: that is to be [remembered](Self::changes)
     /// before fail2ban is told.
     pub fn plan(
         &mut self,
         jail: &Jail,
         addresses: &[Address],
         held: &BTreeSet<Address>,
-        own: &BTreeSet<Address>,
+        rows: &BTreeMap<Address, Origin>,
     ) -> Plan {
         let mut plan = Plan::default();
         for &address in addresses {
@@ -159,7 +163,7 @@ impl Fleet {
                 claimed: self.claims.any(&key),
                 mark: self.marks.get(&key).copied(),
                 held: held.contains(&address),
-                own: own.contains(&address),
+                row: rows.get(&address).copied(),
             };
             let speaker = self.claims.speaker(&key).cloned();
             match (reconcile::step(facts), speaker) {
@@ -169,6 +173,7 @@ impl Fleet {
                 }
                 (Step::Free, Some(host)) => plan.free.push(Work { address, host }),
                 (Step::Keep, _) => self.mark(&key, Mark::Done),
+                (Step::Wait, _) => plan.wait.push(address),
                 _ => self.forget(&key),
             }
         }
@@ -210,6 +215,17 @@ impl Fleet {
         let key = (jail.clone(), address);
         if !self.queued.contains(&key) {
             self.forget(&key);
+        }
+    }
+
+    /// Looks again at imports that nobody claims any more: their unban may have come while their jail
+    /// was away.
+    pub fn look_again(&mut self, jail: &Jail, addresses: &[Address]) {
+        for address in addresses {
+            let key = (jail.clone(), *address);
+            if self.marks.contains_key(&key) && !self.claims.any(&key) {
+                self.queue(key);
+            }
         }
     }
 

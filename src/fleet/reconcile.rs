@@ -21,8 +21,17 @@ pub struct Facts {
     pub mark: Option<Mark>,
     /// fail2ban bans it now.
     pub held: bool,
-    /// fail2ban detected it itself and that ban lasts (perhaps it is only about to be restored).
-    pub own: bool,
+    /// What fail2ban's database says of a ban that lasts: perhaps it is only about to be restored.
+    pub row: Option<Origin>,
+}
+
+/// Where a ban came from, by fail2ban's database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// fail2ban here detected it.
+    Own,
+    /// It was told to ban it: by us, or by its operator.
+    Told,
 }
 
 /// What is to be done.
@@ -34,6 +43,8 @@ pub enum Step {
     Keep,
     /// Free it: it was banned for the others' sake, and none of them claims it any more.
     Free,
+    /// Ask again soon: fail2ban has only started, and will restore what is to be freed.
+    Wait,
     /// Nothing: it is this host's own or its operator's, or nobody bans it.
     Forget,
 }
@@ -43,8 +54,14 @@ pub enum Step {
 #[must_use]
 pub fn step(facts: Facts) -> Step {
     match facts {
-        Facts { own: true, .. } => Step::Forget,
+        Facts { row: Some(Origin::Own), .. } => Step::Forget,
         Facts { claimed: true, held: false, .. } => Step::Import,
+        Facts {
+            claimed: false,
+            held: false,
+            mark: Some(Mark::Intended | Mark::Done),
+            row: Some(Origin::Told),
+        } => Step::Wait,
         Facts { held: true, mark: None | Some(Mark::Heard), .. } => Step::Forget,
         Facts { claimed: true, held: true, .. } => Step::Keep,
         Facts { claimed: false, held: true, .. } => Step::Free,
@@ -59,7 +76,7 @@ mod tests {
     #[test]
     fn every_combination_has_its_answer() {
         use Mark::{Done, Heard, Intended};
-        use Step::{Forget, Free, Import, Keep};
+        use Step::{Forget, Free, Import, Keep, Wait};
         // claimed, mark, held -> step, where it is not this host's own
         let table = [
             (true, None, false, Import),
@@ -80,10 +97,13 @@ mod tests {
             (false, Some(Done), true, Free),
         ];
         for (claimed, mark, held, expected) in table {
-            let facts = Facts { claimed, mark, held, own: false };
+            let facts = Facts { claimed, mark, held, row: None };
             assert_eq!(step(facts), expected, "{facts:?}");
-            let own = Facts { own: true, ..facts };
-            assert_eq!(step(own), Forget, "own: {own:?}");
+            let own = Facts { row: Some(Origin::Own), ..facts };
+            assert_eq!(step(own), Forget, "{own:?}");
+            let told = Facts { row: Some(Origin::Told), ..facts };
+            let restoring = !claimed && !held && matches!(mark, Some(Intended | Done));
+            assert_eq!(step(told), if restoring { Wait } else { expected }, "{told:?}");
         }
     }
 }

@@ -7,7 +7,7 @@ use super::*;
 struct Here {
     fleet: Fleet,
     held: BTreeSet<Address>,
-    own: BTreeSet<Address>,
+    rows: BTreeMap<Address, Origin>,
     stamp: i64,
 }
 
@@ -46,7 +46,7 @@ impl Here {
     fn works(&mut self) -> Vec<String> {
         let mut told = Vec::new();
         while let Some((jail, addresses)) = self.fleet.next(2) {
-            let plan = self.fleet.plan(&jail, &addresses, &self.held, &self.own);
+            let plan = self.fleet.plan(&jail, &addresses, &self.held, &self.rows);
             for work in &plan.import {
                 self.held.insert(work.address);
                 told.push(format!("ban {} ({})", work.address, work.host));
@@ -117,7 +117,7 @@ fn what_this_host_or_its_operator_banned_is_neither_banned_again_nor_freed() {
 #[test]
 fn an_own_ban_that_is_still_to_be_restored_is_left_alone() {
     let mut here = Here::default();
-    here.own.insert(address(IP));
+    here.rows.insert(address(IP), Origin::Own);
     here.hears(Action::Ban, "web1");
     assert_eq!(here.works(), NOTHING);
 }
@@ -138,10 +138,10 @@ fn a_detection_while_fail2ban_is_told_counts() {
     let mut here = Here::default();
     here.hears(Action::Ban, "web1");
     let (jail, addresses) = here.fleet.next(9).unwrap();
-    let plan = here.fleet.plan(&jail, &addresses, &here.held, &here.own);
+    let plan = here.fleet.plan(&jail, &addresses, &here.held, &here.rows);
     here.fleet.detected(&(jail.clone(), address(IP)));
     here.fleet.done(&jail, &plan);
-    assert_eq!(here.fleet.imports(), 0);
+    assert!(here.fleet.imported().is_empty());
 }
 
 #[test]
@@ -179,13 +179,51 @@ fn a_restart_between_intent_and_deed_keeps_what_was_done() {
     let mut here = Here::default();
     here.hears(Action::Ban, "web1");
     let (jail, addresses) = here.fleet.next(9).unwrap();
-    let plan = here.fleet.plan(&jail, &addresses, &here.held, &here.own);
+    let plan = here.fleet.plan(&jail, &addresses, &here.held, &here.rows);
     assert_eq!(plan.import.len(), 1);
     here.held.insert(address(IP)); // fail2ban did it, and we died
     here.restarts();
     assert_eq!(here.works(), NOTHING);
     here.hears(Action::Unban, "web1");
     assert_eq!(here.works(), ["unban 203.0.113.9 (web1)"]);
+}
+
+#[test]
+fn an_unban_waits_for_a_fail2ban_that_is_still_to_restore_the_ban() {
+    let mut here = Here::default();
+    here.hears(Action::Ban, "web1");
+    here.works();
+    here.held.clear(); // fail2ban started anew
+    here.rows.insert(address(IP), Origin::Told);
+    here.hears(Action::Unban, "web1");
+    let (jail, addresses) = here.fleet.next(9).unwrap();
+    let plan = here.fleet.plan(&jail, &addresses, &here.held, &here.rows);
+    assert_eq!(plan, Plan { wait: addresses.clone(), ..Plan::default() });
+    here.fleet.again(&jail, &plan.wait);
+    here.held.insert(address(IP)); // and has restored it
+    assert_eq!(here.works(), ["unban 203.0.113.9 (web1)"]);
+}
+
+#[test]
+fn an_unban_that_came_while_its_jail_was_away_is_found_again() {
+    let mut here = Here::default();
+    here.hears(Action::Ban, "web1");
+    here.works();
+    here.hears(Action::Unban, "web1");
+    let (jail, addresses) = here.fleet.next(9).unwrap(); // and given up, with the jail
+    here.fleet.look_again(&jail, &addresses);
+    assert_eq!(here.works(), ["unban 203.0.113.9 (web1)"]);
+}
+
+#[test]
+fn there_is_an_end_to_what_is_kept() {
+    let mut fleet = Fleet::default();
+    let hears = |fleet: &mut Fleet, host: usize| {
+        fleet.hear(&event(Action::Ban, &format!("host{host}"), IP, 1), 0)
+    };
+    assert!((0..1_000).all(|host| hears(&mut fleet, host)));
+    assert!(!hears(&mut fleet, 1_001));
+    assert!(fleet.hear(&event(Action::Ban, "host7", IP, 2), 0), "a known host's next word");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::fields::{Fields, Malformed};
 use super::{Address, Host, Jail};
 
 /// The largest event that is read, in bytes. Ours are below 400; a script's, below 300.
-pub const MAX_EVENT: usize = 4096;
+const MAX_EVENT: usize = 4096;
 
 /// What an event says was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +122,12 @@ impl Event {
             stamp: fields.number("stamp")?,
             reason: fields.text("reason").and_then(Reason::known),
         })
+    }
+
+    /// Whether it tells of a ban or unban that has just been made.
+    #[must_use]
+    pub fn is_news(&self) -> bool {
+        matches!(self.action, Action::Ban | Action::Unban) && self.restored == 0
     }
 
     /// Writes the event as one line of JSON.

@@ -8,7 +8,7 @@ mod fields;
 mod names;
 mod told;
 
-pub use event::{Action, Event, MAX_EVENT, Reason};
+pub use event::{Action, Event, Reason};
 pub use fields::Malformed;
 pub use names::{Address, Host, Jail};
 pub use told::Told;
