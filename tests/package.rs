@@ -36,7 +36,7 @@ fn files(host: Host<'_>) -> Vec<String> {
          -printf '%M %u %p %l\\n' 2>/dev/null | sort -k3; true",
     );
     let own = |line: &&str| {
-        let ours = ["f2bmqtt", "mqtt", "/usr/local/bin", "iptables-ipset.local"];
+        let ours = ["f2bmqtt", "fail2ban/mqtt", "/usr/local/bin", "iptables-ipset.local"];
         let kept = [".pre-f2bmqtt", ".ucf-dist", ".ucf-old", ".scripts-enabled", "/.made-"];
         ours.iter().any(|word| line.contains(word)) && !kept.iter().any(|word| line.contains(word))
     };
@@ -55,13 +55,13 @@ fn is_installed(host: Host<'_>) -> Vec<String> {
         assert_eq!(host.sh(&format!("readlink {link}")), "/usr/bin/f2bmqtt");
         assert!(host.sh(&format!("{link} --version")).ends_with(env!("CARGO_PKG_VERSION")));
     }
-    eventually("the daemon is at work", || host.journal().contains("no connection to the broker"));
+    eventually("the daemon is at work", || host.journal().contains("to the broker"));
     files(host)
 }
 
 /// Puts the scripts on a host, as people have them: running, at their paths, with their settings.
 fn with_scripts(host: Host<'_>) {
-    host.sh("printf 'MQTT_USER=fail2ban\\nMQTT_PASSWORD=fail2ban\\nMQTT_HOST=192.0.2.1\\nMQTT_TOPIC=mine\\n' \
+    host.sh("printf 'MQTT_USER=fail2ban\\nMQTT_PASSWORD=fail2ban\\nMQTT_HOST=10.213.77.11\\nMQTT_TOPIC=mine\\n' \
              >/etc/fail2ban/mqtt.env; chmod 644 /etc/fail2ban/mqtt.env");
     for name in ["mqttnotifyban", "mqttsubscribebans"] {
         host.push(&script(name), &format!("/etc/fail2ban/{name}"));
@@ -86,6 +86,11 @@ fn scripts_run(host: Host<'_>) {
     eventually("they run", || {
         host.try_sh("pgrep -f '^/bin/bash /etc/fail2ban/mqttsubscribebans'").is_ok()
     });
+    host.sh("/etc/fail2ban/mqttnotifyban sshd 192.0.2.9 600 ban 0 3");
+    eventually("the subscriber hears the notifier", || {
+        let heard = host.sh("journalctl -u f2bmqttsub -o cat --no-pager | tail -n 20");
+        heard.contains("Inbound: ban 192.0.2.9 - ipset sshd from")
+    });
 }
 
 /// The package with a later version number.
@@ -100,7 +105,7 @@ fn next_version(dir: &Path) -> PathBuf {
 }
 
 /// What the package depends on, so that only the first way has to fetch it.
-const DEPENDENCIES: [&str; 10] = [
+const DEPENDENCIES: [&str; 11] = [
     "fail2ban",
     "ucf",
     "ipset",
@@ -109,6 +114,7 @@ const DEPENDENCIES: [&str; 10] = [
     "ca-certificates",
     "python3",
     "jq",
+    "mosquitto",
     "mosquitto-clients",
     "sqlite3",
 ];
@@ -126,8 +132,11 @@ fn every_way(suite: &str) {
         assert!(bare.journal().contains("fail2ban does not answer at /run/fail2ban/fail2ban.sock"));
     }
 
-    let rig =
-        Rig::up(&root(suite, &DEPENDENCIES), &["over", "edited", "known", "upgrade", "again"]);
+    let hosts = ["hub", "over", "edited", "known", "upgrade", "again"];
+    let rig = Rig::up(&root(suite, &DEPENDENCIES), &hosts);
+    rig.host("hub")
+        .sh("printf 'listener 1883\\nallow_anonymous true\\n' >/etc/mosquitto/conf.d/a.conf
+                        systemctl restart mosquitto");
     over_the_scripts(rig.host("over"), &expected);
     over_an_edited_action(rig.host("edited"), &expected);
     over_the_scripts_own_action(rig.host("known"), &expected);
@@ -217,8 +226,9 @@ fn after_remove_and_purge(host: Host<'_>, expected: &[String]) {
     host.sh(
         "fail2ban-client set sshd banip 192.0.2.1 && fail2ban-client set sshd unbanip 192.0.2.1",
     );
-    let log = host.sh("cat /var/log/fail2ban.log");
-    assert!(log.contains("Ban 192.0.2.1") && !log.contains("ERROR"), "{log}");
+    let log = || host.sh("cat /var/log/fail2ban.log");
+    eventually("it is logged", || log().contains("Unban 192.0.2.1"));
+    assert!(!log().contains("ERROR"), "{}", log());
     install(host);
     assert_eq!(is_installed(host), expected);
     host.sh("apt-get purge -y f2bmqtt 2>&1");
