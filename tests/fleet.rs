@@ -165,6 +165,55 @@ fn what_a_host_or_its_operator_banned_no_other_host_frees() {
     eventually("b frees what nobody bans any more", || !b.bans("sshd", "192.0.2.2"));
 }
 
+/// Takes a server back to the scripts: theirs in the place of ours, subscribed and called.
+fn with_scripts(host: Host<'_>) {
+    host.sh("systemctl disable --now f2bmqttsub 2>&1; rm /etc/fail2ban/mqtt*bans /etc/fail2ban/mqttnotifyban");
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/scripts");
+    for name in ["mqttnotifyban", "mqttsubscribebans"] {
+        host.push(&scripts.join(name), &format!("/etc/fail2ban/{name}"));
+    }
+    let action = "/etc/fail2ban/action.d/iptables-ipset.local";
+    host.push(&scripts.join("iptables-ipset.local"), action);
+    host.sh(
+        "systemctl restart fail2ban; systemd-run -q -u scripts /etc/fail2ban/mqttsubscribebans",
+    );
+    eventually("the scripts run", || {
+        host.try_sh("fail2ban-client get sshd banip && pgrep -x mosquitto_sub").is_ok()
+    });
+}
+
+#[test]
+fn a_server_that_runs_the_scripts_takes_part() {
+    let rig = Rig::fleet(&["a", "b", "old"]);
+    let (a, b, old) = (rig.host("a"), rig.host("b"), rig.host("old"));
+    with_scripts(old);
+    let record = rig.record();
+    old.attack("auth", &["192.0.2.1"]);
+    eventually("a and b ban what it bans", || {
+        a.bans("sshd", "192.0.2.1") && b.bans("sshd", "192.0.2.1")
+    });
+    old.sh("fail2ban-client set sshd unbanip 192.0.2.1");
+    eventually("and free it", || !a.bans("sshd", "192.0.2.1") && !b.bans("sshd", "192.0.2.1"));
+    a.attack("auth", &["192.0.2.2"]);
+    eventually("it bans what a bans", || {
+        old.bans("sshd", "192.0.2.2") && b.bans("sshd", "192.0.2.2")
+    });
+    eventually("its fail2ban has written that down", || {
+        let row = "SELECT 1 FROM bips WHERE ip = '\"'\"'192.0.2.2'\"'\"'";
+        old.sh(&format!("sqlite3 /var/lib/fail2ban/fail2ban.sqlite3 '{row}'")) == "1"
+    });
+    a.sh("fail2ban-client set sshd unbanip 192.0.2.2");
+    eventually("and frees it", || !old.bans("sshd", "192.0.2.2") && !b.bans("sshd", "192.0.2.2"));
+    b.sh("/etc/fail2ban/mqttnotifyban last 192.0.2.99 600 ban 0 1");
+    eventually("the last message is seen", || record.count(&["192.0.2.99"]) == 1);
+    // A script's message has several lines; its topic stands on the first.
+    let sent = record.events().into_iter().filter(|line| line.starts_with("blacklist/"));
+    let topics: Vec<_> = sent.map(|line| line.split(' ').next().unwrap().to_owned()).collect();
+    let expected =
+        ["blacklist/ban", "blacklist/unban", "blacklist/ban", "blacklist/unban", "blacklist/ban"];
+    assert_eq!(topics, expected, "no echo: {:#?}", record.events());
+}
+
 #[test]
 fn the_log_lines_and_messages_of_the_scripts_are_understood() {
     let rig = Rig::fleet(&["a"]);
