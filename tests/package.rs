@@ -47,6 +47,8 @@ fn files(host: Host<'_>) -> Vec<String> {
 fn is_installed(host: Host<'_>) -> Vec<String> {
     assert_eq!(host.sh("systemctl is-enabled f2bmqttsub"), "enabled");
     assert_eq!(host.sh("systemctl is-active f2bmqttsub"), "active");
+    let unit = "/usr/lib/systemd/system/f2bmqttsub.service";
+    assert_eq!(host.sh(&format!("systemd-analyze verify {unit} 2>&1")), "");
     let shown = host.sh("systemctl show -P ExecStart f2bmqttsub");
     assert!(shown.contains("path=/usr/bin/f2bmqtt"), "{shown}");
     let modes = host.sh("stat -c %a:%U /etc/fail2ban/mqtt.env /var/lib/f2bmqtt");
