@@ -11,7 +11,8 @@ use tokio::time::{sleep, timeout};
 use crate::fail2ban::database::Database;
 use crate::fail2ban::{Client, Error};
 use crate::fleet::reconcile::Origin;
-use crate::fleet::{Plan, Work};
+use crate::fleet::{Here, Plan, Work};
+use crate::ignored::{Ignored, Names, own_addresses};
 use crate::journal::{self, say};
 use crate::memory::Memory;
 use crate::outbox::seconds;
@@ -57,11 +58,13 @@ struct Applier<'a> {
     jails: BTreeSet<Jail>,
     /// Jails that refuse, and since when.
     trouble: BTreeMap<Jail, Instant>,
+    names: Names,
 }
 
 impl<'a> Applier<'a> {
     fn new(client: Client, memory: &'a Memory, paths: &'a Paths) -> Self {
-        Self { client, memory, paths, jails: BTreeSet::new(), trouble: BTreeMap::new() }
+        let (jails, trouble, names) = (BTreeSet::new(), BTreeMap::new(), Names::default());
+        Self { client, memory, paths, jails, trouble, names }
     }
 
     /// Serves until fail2ban goes away; answers with how it did.
@@ -180,13 +183,19 @@ impl<'a> Applier<'a> {
     /// cannot be asked, or fail2ban is still to restore something.
     async fn batch(&mut self, jail: &Jail, addresses: &[Address]) -> Result<bool, Error> {
         let held = self.client.held(jail, addresses).await?;
+        let ignored = self.ignored(jail).await?.among(addresses);
         let Some(mut rows) = self.rows(jail, addresses) else { return Ok(false) };
         if self.server_is_older_than(RESTORING) {
             rows.retain(|address, _| held.contains(address));
         }
         let plan = {
             let mut known = self.memory.know();
-            let plan = known.fleet.plan(jail, addresses, &held, &rows);
+            let plan = known.fleet.plan(jail, addresses, &Here { held, ignored, rows });
+            for Work { address, host } in &plan.refuse {
+                known.warn("ignored", &format!(
+                    "refused to ban {address} in {jail} for {host}: it is in ignoreip, or this host's own"
+                ));
+            }
             known.write_down();
             plan
         };
@@ -203,6 +212,17 @@ impl<'a> Applier<'a> {
         known.fleet.done(jail, &plan);
         known.write_down();
         Ok(plan.wait.is_empty())
+    }
+
+    /// Whom a jail is never to ban, asked anew each time: it may have been changed.
+    async fn ignored(&mut self, jail: &Jail) -> Result<Ignored, Error> {
+        let entries = self.client.ignored(jail).await?;
+        let (mut ignored, names) = Ignored::read(entries.iter().map(String::as_str));
+        for name in names {
+            ignored.extend(self.names.addresses(name).await);
+        }
+        ignored.extend(own_addresses());
+        Ok(ignored)
     }
 
     /// Forgets imports that fail2ban neither bans nor will restore, and looks again at the others.

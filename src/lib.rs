@@ -14,7 +14,8 @@
 //! - [`daemon`] is the service. Its [`outbox`] takes events from the spool to the [`broker`], and
 //!   keeps each until the broker has it.
 //! - What comes from the broker is read by [`wire`], refused or let in by [`guard`], and given its
-//!   meaning by [`fleet`]. These three are pure: values in, values out.
+//!   meaning by [`fleet`]. These three are pure: values in, values out. Whom a jail is never to ban,
+//!   [`ignored`] knows.
 //! - [`apply`] carries out on [`fail2ban`] what the fleet's words ask for, and [`memory`] writes
 //!   down in the [`store`] what must outlive a restart.
 //! - [`cut`] ends the open connections of what was banned, where the firewall does not.
@@ -33,6 +34,7 @@ pub mod error;
 pub mod fail2ban;
 pub mod fleet;
 pub mod guard;
+pub mod ignored;
 pub mod journal;
 pub mod lock;
 pub mod memory;

@@ -146,6 +146,16 @@ impl Client {
         Ok(list.iter().filter_map(|one| Address::new(one.text()?).ok()).collect())
     }
 
+    /// What a jail is never to ban: addresses, networks and names, as they were set.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn ignored(&mut self, jail: &Jail) -> Result<Vec<String>, Error> {
+        let answer = self.call(&["get", jail.as_str(), "ignoreip"], QUESTION).await?;
+        let list = answer.list().ok_or_else(|| misread("get … ignoreip"))?;
+        Ok(list.iter().filter_map(|one| one.text().map(str::to_owned)).collect())
+    }
+
     /// Bans addresses in a jail; answers how many were not banned before.
     ///
     /// # Errors

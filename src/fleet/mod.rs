@@ -40,6 +40,17 @@ pub struct Work {
     pub host: Host,
 }
 
+/// How some addresses of one jail stand on this host.
+#[derive(Debug, Default)]
+pub struct Here {
+    /// fail2ban bans them now.
+    pub held: BTreeSet<Address>,
+    /// They are never to be banned here.
+    pub ignored: BTreeSet<Address>,
+    /// fail2ban's database has a ban of them that lasts.
+    pub rows: BTreeMap<Address, Origin>,
+}
+
 /// What fail2ban is to be told about one jail.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Plan {
@@ -47,6 +58,8 @@ pub struct Plan {
     pub import: Vec<Work>,
     /// To be freed.
     pub free: Vec<Work>,
+    /// Not to be banned here, which is to be said.
+    pub refuse: Vec<Work>,
     /// To be asked about again, soon.
     pub wait: Vec<Address>,
 }
@@ -146,30 +159,28 @@ impl Fleet {
         }
     }
 
-    /// Decides on addresses, now that fail2ban has said which it bans (`held`) and what its database
-    /// says of bans that last (`rows`). Bans are marked as intended: that is to be [remembered](Self::changes)
-    /// before fail2ban is told.
-    pub fn plan(
-        &mut self,
-        jail: &Jail,
-        addresses: &[Address],
-        held: &BTreeSet<Address>,
-        rows: &BTreeMap<Address, Origin>,
-    ) -> Plan {
+    /// Decides on addresses, now that it is known how they stand here. Bans are marked as intended:
+    /// that is to be [remembered](Self::changes) before fail2ban is told.
+    pub fn plan(&mut self, jail: &Jail, addresses: &[Address], here: &Here) -> Plan {
         let mut plan = Plan::default();
         for &address in addresses {
             let key = (jail.clone(), address);
             let facts = Facts {
                 claimed: self.claims.any(&key),
                 mark: self.marks.get(&key).copied(),
-                held: held.contains(&address),
-                row: rows.get(&address).copied(),
+                held: here.held.contains(&address),
+                ignored: here.ignored.contains(&address),
+                row: here.rows.get(&address).copied(),
             };
             let speaker = self.claims.speaker(&key).cloned();
             match (reconcile::step(facts), speaker) {
                 (Step::Import, Some(host)) => {
                     self.mark(&key, Mark::Intended);
                     plan.import.push(Work { address, host });
+                }
+                (Step::Refuse, Some(host)) => {
+                    self.forget(&key);
+                    plan.refuse.push(Work { address, host });
                 }
                 (Step::Free, Some(host)) => plan.free.push(Work { address, host }),
                 (Step::Keep, _) => self.mark(&key, Mark::Done),

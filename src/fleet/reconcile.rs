@@ -21,6 +21,8 @@ pub struct Facts {
     pub mark: Option<Mark>,
     /// fail2ban bans it now.
     pub held: bool,
+    /// This host is never to ban it: it is in the jail's `ignoreip`, or its own.
+    pub ignored: bool,
     /// What fail2ban's database says of a ban that lasts: perhaps it is only about to be restored.
     pub row: Option<Origin>,
 }
@@ -39,6 +41,8 @@ pub enum Origin {
 pub enum Step {
     /// Ban it.
     Import,
+    /// Do not ban it, and say so.
+    Refuse,
     /// It is banned already, for the others' sake.
     Keep,
     /// Free it: it was banned for the others' sake, and none of them claims it any more.
@@ -55,12 +59,14 @@ pub enum Step {
 pub fn step(facts: Facts) -> Step {
     match facts {
         Facts { row: Some(Origin::Own), .. } => Step::Forget,
+        Facts { claimed: true, held: false, ignored: true, .. } => Step::Refuse,
         Facts { claimed: true, held: false, .. } => Step::Import,
         Facts {
             claimed: false,
             held: false,
             mark: Some(Mark::Intended | Mark::Done),
             row: Some(Origin::Told),
+            ..
         } => Step::Wait,
         Facts { held: true, mark: None | Some(Mark::Heard), .. } => Step::Forget,
         Facts { claimed: true, held: true, .. } => Step::Keep,
@@ -76,7 +82,7 @@ mod tests {
     #[test]
     fn every_combination_has_its_answer() {
         use Mark::{Done, Heard, Intended};
-        use Step::{Forget, Free, Import, Keep, Wait};
+        use Step::{Forget, Free, Import, Keep, Refuse, Wait};
         // claimed, mark, held -> step, where it is not this host's own
         let table = [
             (true, None, false, Import),
@@ -97,13 +103,16 @@ mod tests {
             (false, Some(Done), true, Free),
         ];
         for (claimed, mark, held, expected) in table {
-            let facts = Facts { claimed, mark, held, row: None };
+            let facts = Facts { claimed, mark, held, ignored: false, row: None };
             assert_eq!(step(facts), expected, "{facts:?}");
             let own = Facts { row: Some(Origin::Own), ..facts };
             assert_eq!(step(own), Forget, "{own:?}");
             let told = Facts { row: Some(Origin::Told), ..facts };
             let restoring = !claimed && !held && matches!(mark, Some(Intended | Done));
             assert_eq!(step(told), if restoring { Wait } else { expected }, "{told:?}");
+            let ignored = Facts { ignored: true, ..facts };
+            let refused = if expected == Import { Refuse } else { expected };
+            assert_eq!(step(ignored), refused, "{ignored:?}");
         }
     }
 }

@@ -4,10 +4,9 @@ use super::*;
 
 /// A host with a fleet's memory and a stand-in for what its fail2ban bans.
 #[derive(Default)]
-struct Here {
+struct Server {
     fleet: Fleet,
-    held: BTreeSet<Address>,
-    rows: BTreeMap<Address, Origin>,
+    here: Here,
     stamp: i64,
 }
 
@@ -36,7 +35,7 @@ fn event(action: Action, host: &str, ip: &str, stamp: i64) -> Event {
     }
 }
 
-impl Here {
+impl Server {
     fn hears(&mut self, action: Action, host: &str) {
         self.stamp += 1;
         assert!(self.fleet.hear(&event(action, host, IP, self.stamp), 0));
@@ -46,13 +45,13 @@ impl Here {
     fn works(&mut self) -> Vec<String> {
         let mut told = Vec::new();
         while let Some((jail, addresses)) = self.fleet.next(2) {
-            let plan = self.fleet.plan(&jail, &addresses, &self.held, &self.rows);
+            let plan = self.fleet.plan(&jail, &addresses, &self.here);
             for work in &plan.import {
-                self.held.insert(work.address);
+                self.here.held.insert(work.address);
                 told.push(format!("ban {} ({})", work.address, work.host));
             }
             for work in &plan.free {
-                self.held.remove(&work.address);
+                self.here.held.remove(&work.address);
                 told.push(format!("unban {} ({})", work.address, work.host));
             }
             self.fleet.done(&jail, &plan);
@@ -78,141 +77,153 @@ const NOTHING: [&str; 0] = [];
 
 #[test]
 fn a_ban_is_imported_once_and_freed_with_its_origin() {
-    let mut here = Here::default();
-    here.hears(Action::Ban, "web1");
-    here.hears(Action::Ban, "web1");
-    assert_eq!(here.works(), ["ban 203.0.113.9 (web1)"]);
-    here.hears(Action::Ban, "web2");
-    assert_eq!(here.works(), NOTHING);
-    here.hears(Action::Unban, "web1");
-    assert_eq!(here.works(), NOTHING, "web2 still bans it");
-    here.hears(Action::Unban, "web2");
-    assert_eq!(here.works(), ["unban 203.0.113.9 (web2)"]);
-    here.hears(Action::Ban, "web1");
-    assert_eq!(here.works(), ["ban 203.0.113.9 (web1)"]);
+    let mut it = Server::default();
+    it.hears(Action::Ban, "web1");
+    it.hears(Action::Ban, "web1");
+    assert_eq!(it.works(), ["ban 203.0.113.9 (web1)"]);
+    it.hears(Action::Ban, "web2");
+    assert_eq!(it.works(), NOTHING);
+    it.hears(Action::Unban, "web1");
+    assert_eq!(it.works(), NOTHING, "web2 still bans it");
+    it.hears(Action::Unban, "web2");
+    assert_eq!(it.works(), ["unban 203.0.113.9 (web2)"]);
+    it.hears(Action::Ban, "web1");
+    assert_eq!(it.works(), ["ban 203.0.113.9 (web1)"]);
 }
 
 #[test]
 fn a_ban_whose_time_here_is_over_is_made_again_when_it_is_told_again() {
-    let mut here = Here::default();
-    here.hears(Action::Ban, "web1");
-    here.works();
-    here.held.clear();
-    here.hears(Action::Ban, "web1");
-    assert_eq!(here.works(), ["ban 203.0.113.9 (web1)"]);
+    let mut it = Server::default();
+    it.hears(Action::Ban, "web1");
+    it.works();
+    it.here.held.clear();
+    it.hears(Action::Ban, "web1");
+    assert_eq!(it.works(), ["ban 203.0.113.9 (web1)"]);
 }
 
 #[test]
 fn what_this_host_or_its_operator_banned_is_neither_banned_again_nor_freed() {
-    let mut here = Here::default();
-    here.held.insert(address(IP));
-    here.hears(Action::Ban, "web1");
-    here.hears(Action::Unban, "web1");
-    here.hears(Action::Ban, "web1");
-    here.works();
-    here.hears(Action::Unban, "web1");
-    assert_eq!(here.works(), NOTHING);
+    let mut it = Server::default();
+    it.here.held.insert(address(IP));
+    it.hears(Action::Ban, "web1");
+    it.hears(Action::Unban, "web1");
+    it.hears(Action::Ban, "web1");
+    it.works();
+    it.hears(Action::Unban, "web1");
+    assert_eq!(it.works(), NOTHING);
+}
+
+#[test]
+fn what_is_never_to_be_banned_here_is_refused_and_forgotten() {
+    let mut it = Server::default();
+    it.here.ignored.insert(address(IP));
+    it.hears(Action::Ban, "web1");
+    let (jail, addresses) = it.fleet.next(9).unwrap();
+    let plan = it.fleet.plan(&jail, &addresses, &it.here);
+    let work = Work { address: address(IP), host: Host::new("web1").unwrap() };
+    assert_eq!(plan, Plan { refuse: vec![work], ..Plan::default() });
+    assert!(it.remembered().is_empty());
 }
 
 #[test]
 fn an_own_ban_that_is_still_to_be_restored_is_left_alone() {
-    let mut here = Here::default();
-    here.rows.insert(address(IP), Origin::Own);
-    here.hears(Action::Ban, "web1");
-    assert_eq!(here.works(), NOTHING);
+    let mut it = Server::default();
+    it.here.rows.insert(address(IP), Origin::Own);
+    it.hears(Action::Ban, "web1");
+    assert_eq!(it.works(), NOTHING);
 }
 
 #[test]
 fn a_detection_of_its_own_makes_an_import_this_host_s() {
-    let mut here = Here::default();
-    here.hears(Action::Ban, "web1");
-    here.works();
-    here.fleet.detected(&(jail(), address(IP)));
-    here.hears(Action::Unban, "web1");
-    assert_eq!(here.works(), NOTHING);
-    assert!(here.remembered().is_empty());
+    let mut it = Server::default();
+    it.hears(Action::Ban, "web1");
+    it.works();
+    it.fleet.detected(&(jail(), address(IP)));
+    it.hears(Action::Unban, "web1");
+    assert_eq!(it.works(), NOTHING);
+    assert!(it.remembered().is_empty());
 }
 
 #[test]
 fn a_detection_while_fail2ban_is_told_counts() {
-    let mut here = Here::default();
-    here.hears(Action::Ban, "web1");
-    let (jail, addresses) = here.fleet.next(9).unwrap();
-    let plan = here.fleet.plan(&jail, &addresses, &here.held, &here.rows);
-    here.fleet.detected(&(jail.clone(), address(IP)));
-    here.fleet.done(&jail, &plan);
-    assert!(here.fleet.imported().is_empty());
+    let mut it = Server::default();
+    it.hears(Action::Ban, "web1");
+    let (jail, addresses) = it.fleet.next(9).unwrap();
+    let plan = it.fleet.plan(&jail, &addresses, &it.here);
+    it.fleet.detected(&(jail.clone(), address(IP)));
+    it.fleet.done(&jail, &plan);
+    assert!(it.fleet.imported().is_empty());
 }
 
 #[test]
 fn old_words_are_ignored_and_words_of_scripts_count_as_they_come() {
-    let mut here = Here::default();
+    let mut it = Server::default();
     let word = |action, stamp| event(action, "web1", IP, stamp);
-    here.fleet.hear(&word(Action::Unban, 20), 0);
-    here.fleet.hear(&word(Action::Ban, 10), 0);
-    assert_eq!(here.works(), NOTHING, "the ban is older than its end");
-    here.fleet.hear(&word(Action::Ban, 0), 0);
-    assert_eq!(here.works(), ["ban 203.0.113.9 (web1)"]);
-    here.fleet.hear(&word(Action::Unban, 0), 0);
-    assert_eq!(here.works(), ["unban 203.0.113.9 (web1)"]);
+    it.fleet.hear(&word(Action::Unban, 20), 0);
+    it.fleet.hear(&word(Action::Ban, 10), 0);
+    assert_eq!(it.works(), NOTHING, "the ban is older than its end");
+    it.fleet.hear(&word(Action::Ban, 0), 0);
+    assert_eq!(it.works(), ["ban 203.0.113.9 (web1)"]);
+    it.fleet.hear(&word(Action::Unban, 0), 0);
+    assert_eq!(it.works(), ["unban 203.0.113.9 (web1)"]);
 }
 
 #[test]
 fn a_restart_at_any_point_ends_the_same() {
-    let mut here = Here::default();
-    here.hears(Action::Ban, "web1");
-    here.restarts();
-    assert_eq!(here.works(), ["ban 203.0.113.9 (web1)"], "it had only been heard");
-    here.restarts();
-    here.hears(Action::Ban, "web2");
-    here.hears(Action::Unban, "web1");
-    here.restarts();
-    assert_eq!(here.works(), NOTHING, "web2's claim is remembered");
-    here.hears(Action::Unban, "web2");
-    here.restarts();
-    let freed = here.works();
+    let mut it = Server::default();
+    it.hears(Action::Ban, "web1");
+    it.restarts();
+    assert_eq!(it.works(), ["ban 203.0.113.9 (web1)"], "it had only been heard");
+    it.restarts();
+    it.hears(Action::Ban, "web2");
+    it.hears(Action::Unban, "web1");
+    it.restarts();
+    assert_eq!(it.works(), NOTHING, "web2's claim is remembered");
+    it.hears(Action::Unban, "web2");
+    it.restarts();
+    let freed = it.works();
     assert!(freed.len() == 1 && freed[0].starts_with("unban 203.0.113.9"), "{freed:?}");
 }
 
 #[test]
 fn a_restart_between_intent_and_deed_keeps_what_was_done() {
-    let mut here = Here::default();
-    here.hears(Action::Ban, "web1");
-    let (jail, addresses) = here.fleet.next(9).unwrap();
-    let plan = here.fleet.plan(&jail, &addresses, &here.held, &here.rows);
+    let mut it = Server::default();
+    it.hears(Action::Ban, "web1");
+    let (jail, addresses) = it.fleet.next(9).unwrap();
+    let plan = it.fleet.plan(&jail, &addresses, &it.here);
     assert_eq!(plan.import.len(), 1);
-    here.held.insert(address(IP)); // fail2ban did it, and we died
-    here.restarts();
-    assert_eq!(here.works(), NOTHING);
-    here.hears(Action::Unban, "web1");
-    assert_eq!(here.works(), ["unban 203.0.113.9 (web1)"]);
+    it.here.held.insert(address(IP)); // fail2ban did it, and we died
+    it.restarts();
+    assert_eq!(it.works(), NOTHING);
+    it.hears(Action::Unban, "web1");
+    assert_eq!(it.works(), ["unban 203.0.113.9 (web1)"]);
 }
 
 #[test]
 fn an_unban_waits_for_a_fail2ban_that_is_still_to_restore_the_ban() {
-    let mut here = Here::default();
-    here.hears(Action::Ban, "web1");
-    here.works();
-    here.held.clear(); // fail2ban started anew
-    here.rows.insert(address(IP), Origin::Told);
-    here.hears(Action::Unban, "web1");
-    let (jail, addresses) = here.fleet.next(9).unwrap();
-    let plan = here.fleet.plan(&jail, &addresses, &here.held, &here.rows);
+    let mut it = Server::default();
+    it.hears(Action::Ban, "web1");
+    it.works();
+    it.here.held.clear(); // fail2ban started anew
+    it.here.rows.insert(address(IP), Origin::Told);
+    it.hears(Action::Unban, "web1");
+    let (jail, addresses) = it.fleet.next(9).unwrap();
+    let plan = it.fleet.plan(&jail, &addresses, &it.here);
     assert_eq!(plan, Plan { wait: addresses.clone(), ..Plan::default() });
-    here.fleet.again(&jail, &plan.wait);
-    here.held.insert(address(IP)); // and has restored it
-    assert_eq!(here.works(), ["unban 203.0.113.9 (web1)"]);
+    it.fleet.again(&jail, &plan.wait);
+    it.here.held.insert(address(IP)); // and has restored it
+    assert_eq!(it.works(), ["unban 203.0.113.9 (web1)"]);
 }
 
 #[test]
 fn an_unban_that_came_while_its_jail_was_away_is_found_again() {
-    let mut here = Here::default();
-    here.hears(Action::Ban, "web1");
-    here.works();
-    here.hears(Action::Unban, "web1");
-    let (jail, addresses) = here.fleet.next(9).unwrap(); // and given up, with the jail
-    here.fleet.look_again(&jail, &addresses);
-    assert_eq!(here.works(), ["unban 203.0.113.9 (web1)"]);
+    let mut it = Server::default();
+    it.hears(Action::Ban, "web1");
+    it.works();
+    it.hears(Action::Unban, "web1");
+    let (jail, addresses) = it.fleet.next(9).unwrap(); // and given up, with the jail
+    it.fleet.look_again(&jail, &addresses);
+    assert_eq!(it.works(), ["unban 203.0.113.9 (web1)"]);
 }
 
 #[test]
@@ -228,13 +239,13 @@ fn there_is_an_end_to_what_is_kept() {
 
 #[test]
 fn fail2ban_away_keeps_the_order_and_loses_nothing() {
-    let mut here = Here::default();
-    here.hears(Action::Ban, "web1");
-    let (jail, addresses) = here.fleet.next(9).unwrap();
-    here.fleet.again(&jail, &addresses);
-    here.hears(Action::Unban, "web1");
-    here.hears(Action::Ban, "web1");
-    assert_eq!(here.works(), ["ban 203.0.113.9 (web1)"]);
+    let mut it = Server::default();
+    it.hears(Action::Ban, "web1");
+    let (jail, addresses) = it.fleet.next(9).unwrap();
+    it.fleet.again(&jail, &addresses);
+    it.hears(Action::Unban, "web1");
+    it.hears(Action::Ban, "web1");
+    assert_eq!(it.works(), ["ban 203.0.113.9 (web1)"]);
 }
 
 #[test]
@@ -255,18 +266,18 @@ fn batches_are_of_one_jail_and_bounded() {
 
 #[test]
 fn words_are_forgotten_when_they_no_longer_matter() {
-    let mut here = Here::default();
-    here.held.insert(address(IP)); // an own ban: the claim is kept, nothing is imported
-    here.hears(Action::Ban, "web1");
-    here.works();
+    let mut it = Server::default();
+    it.here.held.insert(address(IP)); // an own ban: the claim is kept, nothing is imported
+    it.hears(Action::Ban, "web1");
+    it.works();
     let key = (jail(), address(IP));
-    here.fleet.tidy(1199);
-    assert!(here.fleet.claims.any(&key));
-    here.fleet.tidy(1201);
-    assert!(!here.fleet.claims.any(&key));
-    here.held.clear();
-    here.hears(Action::Ban, "web1");
-    here.works();
-    here.fleet.tidy(999_999);
-    assert!(here.fleet.claims.any(&key), "a ban here rests on it");
+    it.fleet.tidy(1199);
+    assert!(it.fleet.claims.any(&key));
+    it.fleet.tidy(1201);
+    assert!(!it.fleet.claims.any(&key));
+    it.here.held.clear();
+    it.hears(Action::Ban, "web1");
+    it.works();
+    it.fleet.tidy(999_999);
+    assert!(it.fleet.claims.any(&key), "a ban here rests on it");
 }
