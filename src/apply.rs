@@ -8,8 +8,9 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use crate::fail2ban::database::Database;
+use crate::fail2ban::database::{Database, Row};
 use crate::fail2ban::{Client, Error};
+use crate::fleet::lease::{self, Renewal};
 use crate::fleet::reconcile::Origin;
 use crate::fleet::{Here, Plan, Work};
 use crate::ignored::{Ignored, Names, own_addresses};
@@ -25,8 +26,9 @@ const BATCH: usize = 20;
 /// How often fail2ban is asked whether it is there, and for its jails.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// How often imports whose time is over are forgotten.
+/// How often all imports are looked at; those whose lease ends within [`LEASE_LEAD`] seconds, always.
 const SWEEP: Duration = Duration::from_mins(1);
+const LEASE_LEAD: i64 = 60;
 
 /// How long after its start fail2ban may still be restoring bans: it makes some 130 a second.
 const RESTORING: Duration = Duration::from_mins(10);
@@ -80,14 +82,17 @@ impl<'a> Applier<'a> {
     /// Asks once what there is, then works off what comes until it is time to ask again.
     async fn turn(&mut self, wake: &Notify, swept: &mut Instant) -> Result<(), Error> {
         self.look().await?;
-        if swept.elapsed() > SWEEP && self.server_is_older_than(RESTORING) {
+        if swept.elapsed() > SWEEP {
             *swept = Instant::now();
-            self.sweep().await?;
+            self.renew(i64::MAX).await?;
+        } else {
+            self.renew(seconds(SystemTime::now()) + LEASE_LEAD).await?;
         }
         let looked = Instant::now();
         while looked.elapsed() < LOOK {
-            let pause = if self.work().await? { LOOK } else { RETRY };
-            let _ = timeout(pause, wake.notified()).await;
+            let pause = if self.work(looked).await? { LOOK } else { RETRY };
+            let _ =
+                timeout(pause.min(LOOK.saturating_sub(looked.elapsed())), wake.notified()).await;
         }
         Ok(())
     }
@@ -113,10 +118,11 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    /// Works off what waits. Answers `false` if something is to be tried again soon.
-    async fn work(&mut self) -> Result<bool, Error> {
+    /// Works off what waits, until it is time to [look](Self::look) again. Answers `false` if
+    /// something is to be tried again soon.
+    async fn work(&mut self, looked: Instant) -> Result<bool, Error> {
         let mut all = true;
-        loop {
+        while looked.elapsed() < LOOK {
             let Some((jail, addresses)) = self.memory.know().fleet.next(BATCH) else {
                 return Ok(all);
             };
@@ -147,6 +153,7 @@ impl<'a> Applier<'a> {
                 }
             }
         }
+        Ok(all)
     }
 
     /// Says so, and forgets the words, but not what fail2ban bans for them: the jail may come back.
@@ -205,11 +212,14 @@ impl<'a> Applier<'a> {
         if !free.is_empty() {
             self.client.unban(jail, &free).await?;
         }
+        let mut until = None;
         if !import.is_empty() {
+            let bantime = self.client.bantime(jail).await?;
+            until = lease_end(seconds(SystemTime::now()), bantime);
             self.client.ban(jail, &import).await?;
         }
         let mut known = self.memory.know();
-        known.fleet.done(jail, &plan);
+        known.fleet.done(jail, &plan, until);
         known.write_down();
         Ok(plan.wait.is_empty())
     }
@@ -225,37 +235,68 @@ impl<'a> Applier<'a> {
         Ok(ignored)
     }
 
-    /// Forgets imports that fail2ban neither bans nor will restore, and looks again at the others.
-    async fn sweep(&mut self) -> Result<(), Error> {
-        let imported = self.memory.know().fleet.imported();
-        for (jail, mut addresses) in imported {
-            let here = self.jails.contains(&jail);
-            let held = if here { self.client.all_held(&jail).await? } else { BTreeSet::new() };
-            let Some(lasting) = self.rows(&jail, &addresses) else { continue };
-            let mut known = self.memory.know();
-            addresses.retain(|address| {
-                let stays = held.contains(address) || lasting.contains_key(address);
-                if !stays {
-                    known.fleet.over(&jail, *address);
+    /// Looks at imports whose lease ends before `end`: prolongs them, makes those anew that ended too
+    /// soon, forgets those that are over or were lifted here.
+    async fn renew(&mut self, end: i64) -> Result<(), Error> {
+        let imported = self.memory.know().fleet.imported(end);
+        for (jail, addresses) in imported {
+            if !self.jails.contains(&jail) {
+                continue; // what its bans rest on is kept: it may come back
+            }
+            let held = self.client.held(&jail, &addresses).await?;
+            let bantime = self.client.bantime(&jail).await?;
+            let Some(rows) = self.all_rows(&jail, &addresses) else { continue };
+            let restoring = !self.server_is_older_than(RESTORING);
+            let (mut prolong, now) = (Vec::new(), seconds(SystemTime::now()));
+            {
+                let mut known = self.memory.know();
+                for &address in &addresses {
+                    let (until, wanted) = known.fleet.times(&jail, address);
+                    let held = held.contains(&address);
+                    let row = match rows.get(&address) {
+                        None => lease::Row::Gone,
+                        Some(row) if row.is_over(now) => lease::Row::Over,
+                        Some(_) => lease::Row::Lasting,
+                    };
+                    let facts = lease::Facts { now, held, until, wanted, bantime, row, restoring };
+                    match lease::renewal(facts) {
+                        Renewal::Leave => {}
+                        Renewal::Prolong => prolong.push(address),
+                        Renewal::Import => known.fleet.again(&jail, &[address]),
+                        Renewal::Forget => known.fleet.over(&jail, address),
+                    }
                 }
-                stays && here
-            });
-            known.fleet.look_again(&jail, &addresses);
-            known.write_down();
+                known.fleet.look_again(&jail, &addresses);
+                known.write_down();
+            }
+            for batch in prolong.chunks(BATCH) {
+                let now = seconds(SystemTime::now());
+                self.client.ban(&jail, batch).await?;
+                let mut known = self.memory.know();
+                known.fleet.prolonged(&jail, batch, lease_end(now, bantime));
+                known.write_down();
+            }
         }
         Ok(())
     }
 
-    /// What fail2ban's database says of bans that last. `None`, with a warning, where it cannot be
-    /// asked now.
+    /// What fail2ban's database says of bans that last.
     fn rows(&self, jail: &Jail, addresses: &[Address]) -> Option<BTreeMap<Address, Origin>> {
         let now = seconds(SystemTime::now());
+        let rows = self.all_rows(jail, addresses)?.into_iter();
+        Some(
+            rows.filter(|(_, row)| !row.is_over(now)).map(|(ip, row)| (ip, row.origin())).collect(),
+        )
+    }
+
+    /// What fail2ban's database says of addresses. `None`, with a warning, where it cannot be asked
+    /// now.
+    fn all_rows(&self, jail: &Jail, addresses: &[Address]) -> Option<BTreeMap<Address, Row>> {
         let database = self.memory.know().database.clone();
         match database.rows(jail, addresses) {
             Ok(rows) => {
-                let rows = addresses.iter().zip(rows).filter_map(|(ip, row)| Some((*ip, row?)));
-                let lasting = rows.filter(|(_, row)| !row.is_over(now));
-                Some(lasting.map(|(address, row)| (address, row.origin())).collect())
+                let rows = addresses.iter().zip(rows);
+                Some(rows.filter_map(|(address, row)| Some((*address, row?))).collect())
             }
             Err(error) => {
                 let text = format!("cannot read fail2ban's database: {error}; bans wait for it");
@@ -270,6 +311,11 @@ impl<'a> Applier<'a> {
         let made = std::fs::metadata(&self.paths.fail2ban).and_then(|meta| meta.modified());
         made.is_ok_and(|made| made.elapsed().is_ok_and(|elapsed| elapsed > age))
     }
+}
+
+/// When fail2ban ends what it bans now; `None`: never.
+fn lease_end(now: i64, bantime: i64) -> Option<i64> {
+    (bantime >= 0).then(|| now.saturating_add(bantime))
 }
 
 /// The lines that log watchers know.

@@ -121,7 +121,7 @@ impl Daemon {
     fn new(config: &Config, paths: &Paths) -> Result<Self, Error> {
         let spool = Spool::new(paths.spool());
         let database = Database::new(Some(paths.database.clone()));
-        let memory = Memory::load(Store::open(&paths.store())?, database, SystemTime::now())?;
+        let memory = Memory::load(Store::open(&paths.store())?, database)?;
         // The scripts publish on any topic below the fleet's; what lies deeper is the fleet's own.
         let topics = vec![config.topic.below("+"), config.topic.below("+/+")];
         let id = format!("f2bmqtt-{}", config.node);

@@ -3,13 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::fleet::Fleet;
 use crate::journal::{self, Limited};
-use crate::outbox::seconds;
 use crate::store::Store;
 use crate::wire::Jail;
 
@@ -35,8 +34,8 @@ impl Memory {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn load(store: Store, database: Database, now: SystemTime) -> Result<Self, Error> {
-        let fleet = Fleet::remembering(store.load()?, seconds(now));
+    pub fn load(store: Store, database: Database) -> Result<Self, Error> {
+        let fleet = Fleet::remembering(store.load()?);
         let limited = Limited::default();
         Ok(Self(Mutex::new(Known { fleet, jails: None, database, store, limited })))
     }

@@ -15,10 +15,10 @@ use crate::fleet::{Ban, Import, Key, Word};
 use crate::journal;
 use crate::wire::{Address, Host, Jail};
 
-/// One row an import; `words` is `{"web1":[stamp,start,bantime],"web2":[stamp]}`.
+/// One row an import; `words` is `{"web1":[stamp,heard,start,bantime],"web2":[stamp,heard]}`.
 const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
     CREATE TABLE IF NOT EXISTS imports(
-        jail TEXT NOT NULL, ip TEXT NOT NULL, mark TEXT NOT NULL, words TEXT NOT NULL,
+        jail TEXT NOT NULL, ip TEXT NOT NULL, mark TEXT NOT NULL, until INTEGER, words TEXT NOT NULL,
         PRIMARY KEY(jail, ip)) WITHOUT ROWID;";
 
 /// The database.
@@ -72,19 +72,22 @@ impl Store {
         let failed = |source| Error::Store { doing: "read", path: self.path.clone(), source };
         let mut query = self
             .connection
-            .prepare("SELECT jail, ip, mark, words FROM imports ORDER BY jail, ip")
+            .prepare("SELECT jail, ip, mark, words, until FROM imports ORDER BY jail, ip")
             .map_err(failed)?;
         let text = |row: &rusqlite::Row<'_>, column| row.get::<_, String>(column);
         let rows = query
-            .query_map([], |row| Ok((text(row, 0)?, text(row, 1)?, text(row, 2)?, text(row, 3)?)))
+            .query_map([], |row| {
+                let texts = (text(row, 0)?, text(row, 1)?, text(row, 2)?, text(row, 3)?);
+                Ok((texts, row.get(4)?))
+            })
             .map_err(failed)?;
         let mut imports = Vec::new();
         for row in rows {
-            let (jail, ip, mark, words) = row.map_err(failed)?;
+            let ((jail, ip, mark, words), until) = row.map_err(failed)?;
             if let (Ok(jail), Ok(address), Some(mark), Some(words)) =
                 (Jail::new(&jail), Address::new(&ip), read_mark(&mark), read_words(&words))
             {
-                imports.push(((jail, address), Import { mark, words }));
+                imports.push(((jail, address), Import { mark, until, words }));
             }
         }
         Ok(imports)
@@ -102,10 +105,16 @@ impl Store {
             let (jail, ip) = (jail.as_str(), address.to_string());
             let written = match import {
                 Some(import) => transaction
-                    .prepare_cached("INSERT OR REPLACE INTO imports VALUES(?1, ?2, ?3, ?4)")
+                    .prepare_cached("INSERT OR REPLACE INTO imports VALUES(?1, ?2, ?3, ?4, ?5)")
                     .and_then(|mut insert| {
                         let words = write_words(&import.words);
-                        insert.execute(params![jail, ip, write_mark(import.mark), words])
+                        insert.execute(params![
+                            jail,
+                            ip,
+                            write_mark(import.mark),
+                            import.until,
+                            words
+                        ])
                     }),
                 None => transaction
                     .prepare_cached("DELETE FROM imports WHERE jail = ?1 AND ip = ?2")
@@ -138,8 +147,8 @@ fn write_words(words: &BTreeMap<Host, Word>) -> String {
     let mut object = Map::new();
     for (host, word) in words {
         let word = match word.ban {
-            Some(ban) => json!([word.stamp, ban.start, ban.bantime]),
-            None => json!([word.stamp]),
+            Some(ban) => json!([word.stamp, word.heard, ban.start, ban.bantime]),
+            None => json!([word.stamp, word.heard]),
         };
         object.insert(host.as_str().to_owned(), word);
     }
@@ -151,8 +160,10 @@ fn read_words(text: &str) -> Option<BTreeMap<Host, Word>> {
     let word = |(host, value): (String, Value)| {
         let numbers: Option<Vec<i64>> = value.as_array()?.iter().map(Value::as_i64).collect();
         let word = match *numbers?.as_slice() {
-            [stamp] => Word { stamp, ban: None },
-            [stamp, start, bantime] => Word { stamp, ban: Some(Ban { start, bantime }) },
+            [stamp, heard] => Word { stamp, heard, ban: None },
+            [stamp, heard, start, bantime] => {
+                Word { stamp, heard, ban: Some(Ban { start, bantime }) }
+            }
             _ => return None,
         };
         Some((Host::new(&host).ok()?, word))
@@ -167,10 +178,10 @@ mod tests {
     use super::*;
 
     fn import(mark: Mark) -> Import {
-        let claim = Word { stamp: 5, ban: Some(Ban { start: 4, bantime: -1 }) };
+        let claim = Word { stamp: 5, heard: 7, ban: Some(Ban { start: 4, bantime: -1 }) };
         let word = |name, word| (Host::new(name).unwrap(), word);
-        let words = [word("web1", claim), word("w\"eb 2", Word { stamp: 6, ban: None })];
-        Import { mark, words: BTreeMap::from(words) }
+        let words = [word("web1", claim), word("w\"eb 2", Word { stamp: 6, heard: 8, ban: None })];
+        Import { mark, until: Some(9), words: BTreeMap::from(words) }
     }
 
     fn key(ip: &str) -> Key {

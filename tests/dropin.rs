@@ -135,7 +135,7 @@ macro_rules! script {
     };
 }
 
-const MESSAGES: [Message; 19] = [
+const MESSAGES: [Message; 21] = [
     Message {
         topic: "blacklist/ban",
         payload: script!("ban", "sshd", "203.0.113.1", "old", "0"),
@@ -260,6 +260,23 @@ const MESSAGES: [Message; 19] = [
             "no event on the topic blacklist/ban: its field ip must be one IPv4 or IPv6 address",
         ],
     },
+    // In ignoreip, and an address of this host.
+    Message {
+        topic: "blacklist/ban",
+        payload: script!("ban", "sshd", "192.0.2.70", "old", "0"),
+        printed: &[
+            "Inbound: ban 192.0.2.70 - ipset sshd from old (Rest:=0, Fails:=3)",
+            "refused to ban 192.0.2.70 in sshd for old: it is in ignoreip, or this host's own",
+        ],
+    },
+    Message {
+        topic: "blacklist/ban",
+        payload: script!("ban", "sshd", "10.213.77.12", "old", "0"),
+        printed: &[
+            "Inbound: ban 10.213.77.12 - ipset sshd from old (Rest:=0, Fails:=3)",
+            "refused to ban 10.213.77.12 in sshd for old: it is in ignoreip, or this host's own",
+        ],
+    },
     // Ours alone.
     Message {
         topic: "blacklist/host/old",
@@ -287,6 +304,7 @@ fn the_subscriber_prints_and_does_what_the_script_did() {
     a.sh("fail2ban-client set sshd bantime 2; fail2ban-client set sshd banip 203.0.113.12");
     eventually("that ban is over", || !a.bans("sshd", "203.0.113.12"));
     a.sh("fail2ban-client set sshd bantime 600");
+    a.sh("fail2ban-client set sshd addignoreip 192.0.2.64/26");
     let mut expected: Vec<&str> = Vec::new();
     for message in &MESSAGES {
         hub.publish(message.topic, message.payload);
@@ -312,7 +330,8 @@ fn settled(host: Host<'_>) {
 /// What the daemon printed of messages, but for the probe.
 fn printed(host: Host<'_>) -> Vec<String> {
     let about_messages = |line: &&str| {
-        let begins = ["Inbound:", "Ban ", "UnBan ", "Jail ", "Unrecognised ", "no event "];
+        let begins =
+            ["Inbound:", "Ban ", "UnBan ", "Jail ", "Unrecognised ", "no event ", "refused "];
         begins.iter().any(|begin| line.starts_with(begin)) && !line.contains("198.51.100.1")
     };
     host.journal().lines().filter(about_messages).map(str::to_owned).collect()

@@ -52,6 +52,27 @@ fn what_happens_while_a_daemon_is_stopped_arrives_after_it() {
 }
 
 #[test]
+fn a_ban_lasts_as_long_as_at_its_origin() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    // Each address is told to last for minutes; here the jail bans for 20 seconds.
+    b.sh("fail2ban-client set sshd bantime 20");
+    attack(a, &addresses(3));
+    eventually("b bans them", || banned(b) == addresses(3));
+    // b's operator lifts one: it stays lifted, whatever its origin claims.
+    b.sh("fail2ban-client set sshd unbanip 192.0.2.3");
+    let prolonged =
+        "grep -c 'WARNING.*already banned\\|NOTICE.*already banned' /var/log/fail2ban.log || true";
+    eventually("b has prolonged them twice", || b.sh(prolonged).parse::<u32>().unwrap() >= 4);
+    assert_eq!(banned(b), addresses(2));
+    let log = b.sh("grep -e '] Ban ' -e '] Unban ' /var/log/fail2ban.log");
+    assert_eq!(log.matches("] Ban ").count(), 3, "no gap: {log}");
+    assert_eq!(log.matches("] Unban ").count(), 1, "but the operator's: {log}");
+    a.sh("fail2ban-client set sshd unbanip 192.0.2.1");
+    eventually("b frees it with its origin", || banned(b) == ["192.0.2.2"]);
+}
+
+#[test]
 fn a_restart_of_fail2ban_tells_nothing_and_frees_nobody() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));

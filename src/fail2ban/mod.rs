@@ -146,6 +146,15 @@ impl Client {
         Ok(list.iter().filter_map(|one| Address::new(one.text()?).ok()).collect())
     }
 
+    /// How long a jail bans, in seconds; below 0 is for ever.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn bantime(&mut self, jail: &Jail) -> Result<i64, Error> {
+        let answer = self.call(&["get", jail.as_str(), "bantime"], QUESTION).await?;
+        answer.int().ok_or_else(|| misread("get … bantime"))
+    }
+
     /// What a jail is never to ban: addresses, networks and names, as they were set.
     ///
     /// # Errors

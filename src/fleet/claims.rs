@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use super::Key;
 use crate::wire::Host;
 
-/// After a ban's end its origin has this long to say so, and a word that came late can still be
-/// told to be old.
+/// After a ban's end its origin has this long, in seconds, to say so, and a word that came late can
+/// still be told to be old.
 const GRACE: i64 = 600;
 
-/// A claim of unknown length is kept this long where nothing was imported for it.
+/// A claim of unknown length is kept this long, in seconds, where nothing was imported for it.
 const UNKNOWN: i64 = 86_400;
 
 /// The most words that are kept, and on one address; no honest fleet comes near.
@@ -35,27 +35,36 @@ pub struct Word {
     pub stamp: i64,
     /// A claim: it bans the address. `None`: it does not.
     pub ban: Option<Ban>,
+    /// When it was heard, in seconds since 1970 on the clock here: clocks may differ, so this is what
+    /// its length is counted from.
+    pub heard: i64,
 }
 
-/// A word, when it was heard (in seconds here), and after which other words.
+impl Word {
+    /// Until when it wants the address banned, on the clock here; `None` where that is not known.
+    fn wants(&self) -> Option<i64> {
+        match self.ban?.bantime {
+            0 => None,
+            length if length < 0 => Some(i64::MAX),
+            length => Some(self.heard.saturating_add(length)),
+        }
+    }
+
+    /// When it no longer matters, on the clock here.
+    fn end(&self) -> i64 {
+        match (self.ban, self.wants()) {
+            (None, _) => self.heard.saturating_add(GRACE),
+            (Some(_), None) => self.heard.saturating_add(UNKNOWN),
+            (Some(_), Some(end)) => end.saturating_add(GRACE),
+        }
+    }
+}
+
+/// A word, and after which other words it came.
 #[derive(Clone, Copy, Debug)]
 struct Heard {
     word: Word,
-    at: i64,
     turn: u64,
-}
-
-impl Heard {
-    /// When it no longer matters, on the clock here.
-    fn end(&self) -> i64 {
-        let matters = match self.word.ban {
-            None => GRACE,
-            Some(Ban { bantime: -1, .. }) => i64::MAX,
-            Some(Ban { bantime: 0, .. }) => UNKNOWN,
-            Some(ban) => ban.bantime.saturating_add(GRACE),
-        };
-        self.at.saturating_add(matters)
-    }
 }
 
 #[derive(Debug, Default)]
@@ -74,14 +83,14 @@ impl Claims {
     }
 
     /// Takes a word. Answers `false` where it is old.
-    pub(super) fn hear(&mut self, key: &Key, host: &Host, word: Word, now: i64) -> bool {
+    pub(super) fn hear(&mut self, key: &Key, host: &Host, word: Word) -> bool {
         let words = self.words.entry(key.clone()).or_default();
         let old = |last: &Heard| word.stamp > 0 && word.stamp <= last.word.stamp;
         if words.get(host).is_some_and(old) {
             return false;
         }
         self.turn += 1;
-        let heard = Heard { word, at: now, turn: self.turn };
+        let heard = Heard { word, turn: self.turn };
         if words.insert(host.clone(), heard).is_none() {
             self.count += 1;
         }
@@ -108,14 +117,30 @@ impl Claims {
         last.map(|(host, _)| host)
     }
 
-    /// Forgets words that no longer matter; claims stay while `imported` says that a ban here
-    /// rests on them.
-    pub(super) fn tidy(&mut self, now: i64, imported: impl Fn(&Key) -> bool) {
+    /// Until when somebody wants the address banned, on the clock here.
+    pub(super) fn wants(&self, key: &Key) -> Option<i64> {
+        self.words.get(key)?.values().filter_map(|heard| heard.word.wants()).max()
+    }
+
+    /// Forgets words that no longer matter. A claim that a ban here rests on (`imported`) becomes
+    /// "not held" when it is over, and its address is answered; one of unknown length stays: this
+    /// jail's bantime ends that ban.
+    pub(super) fn tidy(&mut self, now: i64, imported: impl Fn(&Key) -> bool) -> Vec<Key> {
+        let mut ended = Vec::new();
         self.words.retain(|key, words| {
             let imported = imported(key);
-            words.retain(|_, heard| imported || heard.end() > now);
+            words.retain(|_, Heard { word, .. }| {
+                let over = word.end() <= now;
+                let rests = imported && word.ban.is_some();
+                if rests && over && word.wants().is_some() {
+                    (word.ban, word.heard) = (None, now);
+                    ended.push(key.clone());
+                }
+                rests || !over
+            });
             !words.is_empty()
         });
         self.count = self.words.values().map(BTreeMap::len).sum();
+        ended
     }
 }

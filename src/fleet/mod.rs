@@ -3,9 +3,11 @@
 //!
 //! - `claims`: what each other host said last of an address.
 //! - [`reconcile`]: what is to be done with one address, given all that is known of it.
+//! - [`lease`]: what is to be done so that a ban lasts here as long as at its origin.
 //! - [`Fleet`], here: keeps both, says what waits for fail2ban and what has to be remembered.
 
 mod claims;
+pub mod lease;
 pub mod reconcile;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -27,6 +29,8 @@ pub type Key = (Jail, Address);
 pub struct Import {
     /// How far it came.
     pub mark: Mark,
+    /// When fail2ban will end it, in seconds since 1970; `None`: never, or not banned yet.
+    pub until: Option<i64>,
     /// What each host said last of it.
     pub words: BTreeMap<Host, Word>,
 }
@@ -69,6 +73,8 @@ pub struct Plan {
 pub struct Fleet {
     claims: Claims,
     marks: BTreeMap<Key, Mark>,
+    /// When fail2ban will end what is banned here for others, in seconds since 1970.
+    leases: BTreeMap<Key, i64>,
     /// Addresses that a word has come for and fail2ban has not been asked about since.
     waiting: VecDeque<Key>,
     queued: BTreeSet<Key>,
@@ -78,15 +84,16 @@ pub struct Fleet {
 impl Fleet {
     /// Takes up what an earlier process remembered. Whatever that one had not finished waits.
     #[must_use]
-    pub fn remembering(imports: impl IntoIterator<Item = (Key, Import)>, now: i64) -> Self {
+    pub fn remembering(imports: impl IntoIterator<Item = (Key, Import)>) -> Self {
         let mut fleet = Self::default();
         for (key, import) in imports {
             for (host, word) in import.words {
-                fleet.claims.hear(&key, &host, word, now);
+                fleet.claims.hear(&key, &host, word);
             }
             if import.mark != Mark::Done || !fleet.claims.any(&key) {
                 fleet.queue(key.clone());
             }
+            fleet.leases.extend(import.until.map(|until| (key.clone(), until)));
             fleet.marks.insert(key, import.mark);
         }
         fleet
@@ -104,7 +111,7 @@ impl Fleet {
         if ban.is_some() && !known && self.marks.len() >= MAX_IMPORTS {
             return false;
         }
-        let word = Word { stamp: event.stamp, ban };
+        let word = Word { stamp: event.stamp, ban, heard: now };
         // Words of scripts are in no order but the one in which they come: one that frees what
         // nobody banned says nothing.
         if ban.is_none() && word.stamp == 0 && !self.claims.any(&key) {
@@ -113,7 +120,7 @@ impl Fleet {
         if !self.claims.has_room(&key, &event.host) {
             return false;
         }
-        if self.claims.hear(&key, &event.host, word, now) && (known || ban.is_some()) {
+        if self.claims.hear(&key, &event.host, word) && (known || ban.is_some()) {
             self.marks.entry(key.clone()).or_insert(Mark::Heard);
             self.changed.insert(key.clone());
             self.queue(key);
@@ -191,13 +198,14 @@ impl Fleet {
         plan
     }
 
-    /// A plan was carried out.
-    pub fn done(&mut self, jail: &Jail, plan: &Plan) {
+    /// A plan was carried out; fail2ban will end these bans at `until`, or never.
+    pub fn done(&mut self, jail: &Jail, plan: &Plan, until: Option<i64>) {
         for work in &plan.import {
             let key = (jail.clone(), work.address);
             // A detection that came between took the mark away.
             if self.marks.contains_key(&key) {
                 self.mark(&key, Mark::Done);
+                self.lease(&key, until);
                 if !self.claims.any(&key) {
                     self.queue(key);
                 }
@@ -209,16 +217,36 @@ impl Fleet {
         }
     }
 
-    /// The jails in which addresses are banned for others, and which.
+    /// The jails in which addresses are banned for others, and which: all, or those whose lease ends
+    /// before `end`.
     #[must_use]
-    pub fn imported(&self) -> BTreeMap<Jail, Vec<Address>> {
+    pub fn imported(&self, end: i64) -> BTreeMap<Jail, Vec<Address>> {
         let mut jails: BTreeMap<Jail, Vec<Address>> = BTreeMap::new();
-        for ((jail, address), mark) in &self.marks {
-            if *mark == Mark::Done {
-                jails.entry(jail.clone()).or_default().push(*address);
+        for (key, mark) in &self.marks {
+            let ends = self.leases.get(key).copied().unwrap_or(i64::MAX);
+            if *mark == Mark::Done && ends <= end {
+                jails.entry(key.0.clone()).or_default().push(key.1);
             }
         }
         jails
+    }
+
+    /// When fail2ban will end an import, and until when somebody wants it: in seconds since 1970,
+    /// `None` for never and not known.
+    #[must_use]
+    pub fn times(&self, jail: &Jail, address: Address) -> (Option<i64>, Option<i64>) {
+        let key = (jail.clone(), address);
+        (self.leases.get(&key).copied(), self.claims.wants(&key))
+    }
+
+    /// Imports were prolonged: fail2ban will end them at `until`, or never.
+    pub fn prolonged(&mut self, jail: &Jail, addresses: &[Address], until: Option<i64>) {
+        for address in addresses {
+            let key = (jail.clone(), *address);
+            if self.marks.contains_key(&key) {
+                self.lease(&key, until);
+            }
+        }
     }
 
     /// Forgets an import that fail2ban no longer bans: its time here is over.
@@ -247,10 +275,17 @@ impl Fleet {
         speaker.map_or_else(|| "nobody".to_owned(), ToString::to_string)
     }
 
-    /// Forgets words that no longer matter.
+    /// Forgets words that no longer matter. What nobody claims any more waits to be freed.
     pub fn tidy(&mut self, now: i64) {
         let marks = &self.marks;
-        self.claims.tidy(now, |key| marks.contains_key(key));
+        for key in self.claims.tidy(now, |key| marks.contains_key(key)) {
+            if self.marks.contains_key(&key) {
+                self.changed.insert(key.clone());
+                if !self.claims.any(&key) {
+                    self.queue(key);
+                }
+            }
+        }
     }
 
     /// What has changed since the last call and is to be remembered; `None` is to be forgotten.
@@ -260,7 +295,10 @@ impl Fleet {
             .into_iter()
             .map(|key| {
                 let mark = self.marks.get(&key);
-                let import = mark.map(|&mark| Import { mark, words: self.claims.of(&key) });
+                let import = mark.map(|&mark| {
+                    let until = self.leases.get(&key).copied();
+                    Import { mark, until, words: self.claims.of(&key) }
+                });
                 (key, import)
             })
             .collect()
@@ -283,7 +321,16 @@ impl Fleet {
         }
     }
 
+    fn lease(&mut self, key: &Key, until: Option<i64>) {
+        match until {
+            Some(until) => self.leases.insert(key.clone(), until),
+            None => self.leases.remove(key),
+        };
+        self.changed.insert(key.clone());
+    }
+
     fn forget(&mut self, key: &Key) {
+        self.leases.remove(key);
         if self.marks.remove(key).is_some() {
             self.changed.insert(key.clone());
         }

@@ -54,14 +54,14 @@ impl Server {
                 self.here.held.remove(&work.address);
                 told.push(format!("unban {} ({})", work.address, work.host));
             }
-            self.fleet.done(&jail, &plan);
+            self.fleet.done(&jail, &plan, Some(600));
         }
         told
     }
 
     fn restarts(&mut self) {
         let imports: Vec<_> = self.remembered().into_iter().collect();
-        self.fleet = Fleet::remembering(imports, 0);
+        self.fleet = Fleet::remembering(imports);
     }
 
     /// What the store would hold, from all changes so far.
@@ -151,8 +151,8 @@ fn a_detection_while_fail2ban_is_told_counts() {
     let (jail, addresses) = it.fleet.next(9).unwrap();
     let plan = it.fleet.plan(&jail, &addresses, &it.here);
     it.fleet.detected(&(jail.clone(), address(IP)));
-    it.fleet.done(&jail, &plan);
-    assert!(it.fleet.imported().is_empty());
+    it.fleet.done(&jail, &plan, None);
+    assert!(it.fleet.imported(i64::MAX).is_empty());
 }
 
 #[test]
@@ -275,9 +275,27 @@ fn words_are_forgotten_when_they_no_longer_matter() {
     assert!(it.fleet.claims.any(&key));
     it.fleet.tidy(1201);
     assert!(!it.fleet.claims.any(&key));
-    it.here.held.clear();
+}
+
+#[test]
+fn a_claim_whose_end_its_origin_does_not_tell_ends_after_a_while() {
+    let mut it = Server::default();
     it.hears(Action::Ban, "web1");
     it.works();
+    assert_eq!(it.fleet.times(&jail(), address(IP)), (Some(600), Some(600)));
+    it.fleet.tidy(1199);
+    assert_eq!(it.works(), NOTHING);
+    it.restarts();
+    it.fleet.tidy(1201);
+    assert_eq!(it.works().len(), 1, "freed");
+    // One of unknown length rests on this jail's bantime.
+    let mut word = event(Action::Ban, "old", IP, 0);
+    word.bantime = 0;
+    it.fleet.hear(&word, 0);
+    it.works();
+    assert_eq!(it.fleet.times(&jail(), address(IP)), (Some(600), None));
     it.fleet.tidy(999_999);
-    assert!(it.fleet.claims.any(&key), "a ban here rests on it");
+    assert_eq!(it.works(), NOTHING);
+    assert_eq!(it.fleet.imported(599), BTreeMap::new());
+    assert_eq!(it.fleet.imported(600).len(), 1);
 }
