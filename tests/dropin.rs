@@ -135,7 +135,7 @@ macro_rules! script {
     };
 }
 
-const MESSAGES: [Message; 21] = [
+const MESSAGES: [Message; 22] = [
     Message {
         topic: "blacklist/ban",
         payload: script!("ban", "sshd", "203.0.113.1", "old", "0"),
@@ -258,6 +258,13 @@ const MESSAGES: [Message; 21] = [
         payload: script!("ban", "sshd", "203.0.113.9 203.0.113.10", "old", "0"),
         printed: &[
             "no event on the topic blacklist/ban: its field ip must be one IPv4 or IPv6 address",
+        ],
+    },
+    Message {
+        topic: "blacklist/ban",
+        payload: script!("ban", "sshd", "localhost", "old", "0"),
+        printed: &[
+            "no event on the topic blacklist/ban: its field ip must be one IPv4 or IPv6 address (more like it are counted, not shown, for a while)",
         ],
     },
     // In ignoreip, and an address of this host.

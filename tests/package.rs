@@ -107,7 +107,7 @@ fn next_version(dir: &Path) -> PathBuf {
 }
 
 /// What the package depends on, so that only the first way has to fetch it.
-const DEPENDENCIES: [&str; 11] = [
+const DEPENDENCIES: [&str; 12] = [
     "fail2ban",
     "ucf",
     "ipset",
@@ -119,6 +119,7 @@ const DEPENDENCIES: [&str; 11] = [
     "mosquitto",
     "mosquitto-clients",
     "sqlite3",
+    "logrotate",
 ];
 
 /// All ways, on one release.
@@ -207,6 +208,9 @@ fn as_an_upgrade(host: Host<'_>, expected: &[String]) {
     assert!(host.sh("dpkg-query -W -f '${Version}' f2bmqtt").ends_with(".1"));
     assert_eq!(is_installed(host), expected);
     assert_ne!(host.sh("systemctl show -P MainPID f2bmqttsub"), before, "the new version runs");
+    host.sh("mkdir -p /var/log/abuseipdb; echo line >/var/log/abuseipdb/abuseipdb.log
+             logrotate -f /etc/logrotate.d/f2bmqtt");
+    assert_eq!(host.sh("cat /var/log/abuseipdb/abuseipdb.log.1"), "line");
     for file in ["mqtt.env", "action.d/f2bmqtt.conf"] {
         assert_eq!(host.sh(&format!("tail -n 1 /etc/fail2ban/{file}")), "# mine");
     }
@@ -246,6 +250,18 @@ fn every_way_ends_the_same_on_debian_12() {
 #[test]
 fn every_way_ends_the_same_on_debian_13() {
     every_way("trixie");
+}
+
+#[test]
+fn the_package_names_what_it_needs() {
+    let field = |name: &str| {
+        let mut show = Command::new("dpkg-deb");
+        let out = show.arg("-f").arg(package()).arg(name).output().unwrap();
+        String::from_utf8(out.stdout).unwrap().trim().to_owned()
+    };
+    assert_eq!(field("Depends"), "fail2ban (>= 0.11.2), libc6 (>= 2.34), ucf");
+    assert_eq!(field("Recommends"), "ca-certificates, conntrack, ipset, iptables");
+    assert_eq!(field("Suggests"), "mosquitto");
 }
 
 #[test]
