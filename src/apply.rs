@@ -71,7 +71,7 @@ impl<'a> Applier<'a> {
 
     /// Serves until fail2ban goes away; answers with how it did.
     async fn serve(&mut self, wake: &Notify) -> Error {
-        let mut swept = Instant::now();
+        let mut swept = None;
         loop {
             if let Err(error) = self.turn(wake, &mut swept).await {
                 return error;
@@ -80,10 +80,10 @@ impl<'a> Applier<'a> {
     }
 
     /// Asks once what there is, then works off what comes until it is time to ask again.
-    async fn turn(&mut self, wake: &Notify, swept: &mut Instant) -> Result<(), Error> {
+    async fn turn(&mut self, wake: &Notify, swept: &mut Option<Instant>) -> Result<(), Error> {
         self.look().await?;
-        if swept.elapsed() > SWEEP {
-            *swept = Instant::now();
+        if swept.is_none_or(|swept| swept.elapsed() > SWEEP) {
+            *swept = Some(Instant::now());
             self.renew(i64::MAX).await?;
         } else {
             self.renew(seconds(SystemTime::now()) + LEASE_LEAD).await?;
@@ -97,11 +97,16 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    /// Asks fail2ban for its database and its jails.
+    /// Asks fail2ban for its jails and its database. Before it has jails, it does not know of its
+    /// database either.
     async fn look(&mut self) -> Result<(), Error> {
-        let path = self.client.database().await?;
-        self.memory.know().database = Database::new(path);
-        self.ask_for_jails().await
+        self.ask_for_jails().await?;
+        if !self.jails.is_empty() {
+            let path = self.client.database().await?;
+            self.memory.know().database = Database::new(path);
+            self.trouble.retain(|_, since| since.elapsed() < 4 * TROUBLE);
+        }
+        Ok(())
     }
 
     /// fail2ban adds all jails at once, when it starts or reloads; before that, it has none.
@@ -127,18 +132,22 @@ impl<'a> Applier<'a> {
                 return Ok(all);
             };
             if !self.jails.contains(&jail) {
-                self.ask_for_jails().await?;
+                self.look().await?;
             }
             let missing = !self.jails.contains(&jail);
             if missing && !self.jails.is_empty() {
                 self.no_such_jail(&jail, &addresses);
                 continue;
             }
-            let result = if missing { Ok(false) } else { self.batch(&jail, &addresses).await };
+            let result = if missing {
+                Ok(addresses.clone()) // fail2ban has only started, and has no jails yet
+            } else {
+                self.batch(&jail, &addresses).await
+            };
             match result {
-                Ok(true) => drop(self.trouble.remove(&jail)),
-                Ok(false) => {
-                    self.memory.know().fleet.again(&jail, &addresses);
+                Ok(left) if left.is_empty() => drop(self.trouble.remove(&jail)),
+                Ok(left) => {
+                    self.memory.know().fleet.again(&jail, &left);
                     return Ok(false);
                 }
                 Err(why @ Error::Refused { .. }) => {
@@ -156,15 +165,22 @@ impl<'a> Applier<'a> {
         Ok(all)
     }
 
-    /// Says so, and forgets the words, but not what fail2ban bans for them: the jail may come back.
+    /// Says so, and forgets the words.
     fn no_such_jail(&mut self, jail: &Jail, addresses: &[Address]) {
+        for address in addresses {
+            let host = self.memory.know().fleet.reporter(jail, *address);
+            say(journal::no_such_jail(jail, *address, host, 0));
+        }
+        self.forget(jail, addresses);
+    }
+
+    /// Forgets words that come to nothing, but not what fail2ban will ban for them when the jail is
+    /// back.
+    fn forget(&self, jail: &Jail, addresses: &[Address]) {
         let lasting = self.rows(jail, addresses).unwrap_or_default();
         let mut known = self.memory.know();
-        for address in addresses {
-            say(journal::no_such_jail(jail, *address, known.fleet.reporter(jail, *address), 0));
-            if !lasting.contains_key(address) {
-                known.fleet.over(jail, *address);
-            }
+        for address in addresses.iter().filter(|address| !lasting.contains_key(address)) {
+            known.fleet.over(jail, *address);
         }
         known.write_down();
     }
@@ -177,23 +193,21 @@ impl<'a> Applier<'a> {
             known.fleet.again(jail, addresses);
             return false;
         }
-        self.trouble.remove(jail);
         known.warn("refused", &why.to_string());
-        for address in addresses {
-            known.fleet.over(jail, *address);
-        }
-        known.write_down();
+        drop(known);
+        self.trouble.remove(jail);
+        self.forget(jail, addresses);
         true
     }
 
-    /// One batch: ask, decide, write down, tell, write down. Answers `false` where the database
-    /// cannot be asked, or fail2ban is still to restore something.
-    async fn batch(&mut self, jail: &Jail, addresses: &[Address]) -> Result<bool, Error> {
+    /// One batch: ask, decide, write down, tell, write down. Answers what is to be tried again: all
+    /// where the database cannot be asked, or what fail2ban is still to restore.
+    async fn batch(&mut self, jail: &Jail, addresses: &[Address]) -> Result<Vec<Address>, Error> {
         let held = self.client.held(jail, addresses).await?;
         let ignored = self.ignored(jail).await?.among(addresses);
-        let Some(mut rows) = self.rows(jail, addresses) else { return Ok(false) };
+        let Some(mut rows) = self.rows(jail, addresses) else { return Ok(addresses.to_vec()) };
         if self.server_is_older_than(RESTORING) {
-            rows.retain(|address, _| held.contains(address));
+            rows.retain(|address, origin| held.contains(address) || *origin == Origin::Own);
         }
         let plan = {
             let mut known = self.memory.know();
@@ -221,7 +235,7 @@ impl<'a> Applier<'a> {
         let mut known = self.memory.know();
         known.fleet.done(jail, &plan, until);
         known.write_down();
-        Ok(plan.wait.is_empty())
+        Ok(plan.wait)
     }
 
     /// Whom a jail is never to ban, asked anew each time: it may have been changed.
@@ -247,20 +261,37 @@ impl<'a> Applier<'a> {
             let bantime = self.client.bantime(&jail).await?;
             let Some(rows) = self.all_rows(&jail, &addresses) else { continue };
             let restoring = !self.server_is_older_than(RESTORING);
+            let ignored = self.ignored(&jail).await?.among(&addresses);
+            let started = self.server_started();
             let (mut prolong, now) = (Vec::new(), seconds(SystemTime::now()));
             {
                 let mut known = self.memory.know();
                 for &address in &addresses {
-                    let (until, wanted) = known.fleet.times(&jail, address);
+                    let (mut until, wanted) = known.fleet.times(&jail, address);
                     let held = held.contains(&address);
-                    let row = match rows.get(&address) {
+                    let ran_on = until.is_none_or(|until| started < until - bantime.max(0));
+                    let row = rows.get(&address);
+                    if let (false, Some(row)) = (ran_on, row) {
+                        // A ban that was restored ends as it was made.
+                        until = until.map(|until| until.min(row.timeofban + row.bantime));
+                    }
+                    let row = match row {
                         None => lease::Row::Gone,
                         Some(row) if row.is_over(now) => lease::Row::Over,
                         Some(_) => lease::Row::Lasting,
                     };
-                    let facts = lease::Facts { now, held, until, wanted, bantime, row, restoring };
-                    match lease::renewal(facts) {
+                    match lease::renewal(lease::Facts {
+                        now,
+                        held,
+                        until,
+                        wanted,
+                        bantime,
+                        row,
+                        ran_on,
+                        restoring,
+                    }) {
                         Renewal::Leave => {}
+                        Renewal::Prolong if ignored.contains(&address) => {}
                         Renewal::Prolong => prolong.push(address),
                         Renewal::Import => known.fleet.again(&jail, &[address]),
                         Renewal::Forget => known.fleet.over(&jail, address),
@@ -306,10 +337,15 @@ impl<'a> Applier<'a> {
         }
     }
 
-    /// The server makes its socket when it starts.
-    fn server_is_older_than(&self, age: Duration) -> bool {
+    /// When the server started, in seconds since 1970: it makes its socket then.
+    fn server_started(&self) -> i64 {
         let made = std::fs::metadata(&self.paths.fail2ban).and_then(|meta| meta.modified());
-        made.is_ok_and(|made| made.elapsed().is_ok_and(|elapsed| elapsed > age))
+        made.map_or(i64::MAX, seconds)
+    }
+
+    fn server_is_older_than(&self, age: Duration) -> bool {
+        let age = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
+        seconds(SystemTime::now()).saturating_sub(self.server_started()) > age
     }
 }
 

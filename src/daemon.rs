@@ -245,6 +245,9 @@ impl Daemon {
                 for key in &found.detected {
                     known.fleet.detected(key);
                 }
+                for key in &found.expired {
+                    known.fleet.expired(key);
+                }
                 known.write_down();
             }
             Err(error) => {

@@ -23,6 +23,8 @@ const MOST: usize = 10_000;
 pub struct Found {
     /// Addresses that this host's fail2ban detected itself.
     pub detected: Vec<Key>,
+    /// Own bans whose time is over.
+    pub expired: Vec<Key>,
     /// What is wrong, a line each.
     pub warnings: Vec<String>,
 }
@@ -102,11 +104,21 @@ impl Outbox {
         }
         let repeated = self.recent.get(&key).is_some_and(|(last, _)| told.repeats(last));
         let row = || {
-            let rows =
-                database.rows(&told.jail, &[told.address]).ok().filter(|_| database.is_kept());
-            rows.map(|rows| rows.first().copied().flatten())
+            let rows = database.rows(&told.jail, &[told.address]);
+            rows.map(|rows| database.is_kept().then(|| rows.first().copied().flatten()))
         };
-        let reason = if repeated { None } else { reason(&told, row, seconds(now)) };
+        let reason = if repeated { Ok(None) } else { reason(&told, row, seconds(now)) };
+        let reason = match reason {
+            Ok(reason) => reason,
+            // A database that is busy is asked again with the next look into the spool.
+            Err(error) => {
+                found.warnings.push(format!("cannot read fail2ban's database: {error}"));
+                return;
+            }
+        };
+        if reason == Some(Reason::Expired) {
+            found.expired.push(key.clone());
+        }
         match reason {
             Some(reason) => {
                 self.recent.insert(key, (told.clone(), now));
@@ -181,19 +193,23 @@ pub fn seconds(now: SystemTime) -> i64 {
 /// or by fail2ban's row, or if the row is gone: then somebody lifted it. Otherwise fail2ban only
 /// stops, and will restore the ban when it starts again. Without a database there is no telling a
 /// lift from a stop (`row` is `None`).
-fn reason(told: &Told, row: impl FnOnce() -> Option<Option<Row>>, now: i64) -> Option<Reason> {
+fn reason<E>(
+    told: &Told,
+    row: impl FnOnce() -> Result<Option<Option<Row>>, E>,
+    now: i64,
+) -> Result<Option<Reason>, E> {
     if told.action == Action::Ban {
-        return Some(Reason::Detected);
+        return Ok(Some(Reason::Detected));
     }
     let over = Row { timeofban: told.time, bantime: told.bantime, failures: told.failures };
     if told.time > 0 && told.bantime > 0 && over.is_over(now) {
-        return Some(Reason::Expired);
+        return Ok(Some(Reason::Expired));
     }
-    match row() {
+    Ok(match row()? {
         Some(Some(row)) if row.is_over(now) => Some(Reason::Expired),
         Some(Some(_)) => None,
         Some(None) | None => Some(Reason::Lifted),
-    }
+    })
 }
 
 #[cfg(test)]
@@ -242,10 +258,12 @@ mod tests {
             (None, 1200, Some(Reason::Lifted)),
         ];
         for (row, now, expected) in table {
-            assert_eq!(reason(&unban, || row, now), expected, "{row:?} at {now}");
+            let asked = || Ok::<_, ()>(row);
+            assert_eq!(reason(&unban, asked, now), Ok(expected), "{row:?} at {now}");
         }
         let ban = told(Action::Ban, 1000);
-        assert_eq!(reason(&ban, || unreachable!(), 9999), Some(Reason::Detected));
+        assert_eq!(reason(&ban, || Err(()), 9999), Ok(Some(Reason::Detected)), "it is not asked");
+        assert_eq!(reason(&unban, || Err(()), 1200), Err(()), "it is busy");
     }
 
     #[test]

@@ -21,6 +21,8 @@ const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
         jail TEXT NOT NULL, ip TEXT NOT NULL, mark TEXT NOT NULL, until INTEGER, words TEXT NOT NULL,
         PRIMARY KEY(jail, ip)) WITHOUT ROWID;";
 
+const ALL: &str = "SELECT jail, ip, mark, words, until FROM imports ORDER BY jail, ip";
+
 /// The database.
 #[derive(Debug)]
 pub struct Store {
@@ -39,6 +41,10 @@ impl Store {
             Err(Error::Store { source, .. }) if is_broken(&source) => {
                 let aside = path.with_extension("broken");
                 std::fs::rename(path, &aside).map_err(Error::file("put aside", path))?;
+                // What was not yet in it is of no use to another.
+                for journal in ["sqlite3-wal", "sqlite3-shm"] {
+                    let _ = std::fs::remove_file(path.with_extension(journal));
+                }
                 let (path_, aside) = (path.display(), aside.display());
                 journal::warn(format_args!(
                     "{path_} is broken ({source}): kept as {aside}, and begun anew"
@@ -61,6 +67,7 @@ impl Store {
         let failed = |source| Error::Store { doing: "open", path: path.to_owned(), source };
         let connection = Connection::open(path).map_err(failed)?;
         connection.execute_batch(SCHEMA).map_err(failed)?;
+        drop(connection.prepare(ALL).map_err(failed)?);
         Ok(Self { path: path.to_owned(), connection })
     }
 
@@ -70,10 +77,7 @@ impl Store {
     /// [`Error::Store`].
     pub fn load(&self) -> Result<Vec<(Key, Import)>, Error> {
         let failed = |source| Error::Store { doing: "read", path: self.path.clone(), source };
-        let mut query = self
-            .connection
-            .prepare("SELECT jail, ip, mark, words, until FROM imports ORDER BY jail, ip")
-            .map_err(failed)?;
+        let mut query = self.connection.prepare(ALL).map_err(failed)?;
         let text = |row: &rusqlite::Row<'_>, column| row.get::<_, String>(column);
         let rows = query
             .query_map([], |row| {
@@ -126,9 +130,11 @@ impl Store {
     }
 }
 
+/// No database, or one with other columns: of another version, or somebody else's.
 fn is_broken(error: &rusqlite::Error) -> bool {
-    let code = error.sqlite_error_code();
-    matches!(code, Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt))
+    use ErrorCode::{DatabaseCorrupt, NotADatabase};
+    matches!(error, rusqlite::Error::SqlInputError { .. })
+        || matches!(error.sqlite_error_code(), Some(NotADatabase | DatabaseCorrupt))
 }
 
 fn write_mark(mark: Mark) -> &'static str {
@@ -215,5 +221,11 @@ mod tests {
         let store = Store::open(&path).unwrap();
         assert_eq!(store.load().unwrap(), []);
         assert!(dir.path().join("fleet.broken").exists());
+        drop(store);
+        std::fs::remove_file(&path).unwrap();
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("CREATE TABLE imports(jail TEXT, ip TEXT)").unwrap();
+        drop(other);
+        assert_eq!(Store::open(&path).unwrap().load().unwrap(), []);
     }
 }

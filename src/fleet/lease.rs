@@ -2,7 +2,8 @@
 //! is prolonged before that, as late as is safe, for as long as somebody wants it.
 //!
 //! What is no longer banned although its lease runs was ended here: by this host's operator, if
-//! fail2ban's row is gone, and then it stays so; or by a restart that forgot the lease.
+//! fail2ban's row is gone and fail2ban has run on since, and then it stays so; or by a restart of
+//! fail2ban, which forgets the lease, and after a day the row.
 
 /// All that counts for one import whose lease is looked at. Times are in seconds.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +20,8 @@ pub struct Facts {
     pub bantime: i64,
     /// What fail2ban's database has of it.
     pub row: Row,
+    /// fail2ban has run on since the lease was taken.
+    pub ran_on: bool,
     /// fail2ban may still be restoring bans after its start.
     pub restoring: bool,
 }
@@ -26,7 +29,7 @@ pub struct Facts {
 /// A row of fail2ban's database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Row {
-    /// There is none: an operator lifted the ban, or it was long ago.
+    /// There is none: an operator lifted the ban, or it was long ago, or there is no database.
     Gone,
     /// Its time is over.
     Over,
@@ -55,7 +58,7 @@ fn lead(bantime: i64) -> i64 {
 /// Decides.
 #[must_use]
 pub fn renewal(facts: Facts) -> Renewal {
-    let Facts { now, held, until, wanted, bantime, row, restoring } = facts;
+    let Facts { now, held, until, wanted, bantime, row, ran_on, restoring } = facts;
     if held {
         let due = until.is_some_and(|until| until - now <= lead(bantime));
         let longer = wanted > until;
@@ -63,7 +66,8 @@ pub fn renewal(facts: Facts) -> Renewal {
     }
     match row {
         Row::Lasting if restoring => Renewal::Leave,
-        Row::Lasting | Row::Over if wanted.is_some_and(|end| end > now) => Renewal::Import,
+        Row::Gone if ran_on => Renewal::Forget,
+        _ if wanted.is_some_and(|end| end > now) => Renewal::Import,
         _ => Renewal::Forget,
     }
 }
@@ -83,6 +87,7 @@ mod tests {
             wanted: Some(5000),
             bantime: 600,
             row: Lasting,
+            ran_on: true,
             restoring: false,
         };
         let ended = Facts { held: false, until: Some(900), row: Over, ..held };
@@ -99,6 +104,7 @@ mod tests {
             (Facts { row: Lasting, ..ended }, Import),
             (Facts { row: Lasting, restoring: true, ..ended }, Leave),
             (Facts { row: Gone, ..ended }, Forget),
+            (Facts { row: Gone, ran_on: false, ..ended }, Import),
             (Facts { wanted: Some(999), ..ended }, Forget),
             (Facts { wanted: None, ..ended }, Forget),
             (Facts { wanted: None, row: Lasting, restoring: true, ..ended }, Leave),

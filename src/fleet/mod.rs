@@ -123,7 +123,10 @@ impl Fleet {
         if self.claims.hear(&key, &event.host, word) && (known || ban.is_some()) {
             self.marks.entry(key.clone()).or_insert(Mark::Heard);
             self.changed.insert(key.clone());
-            self.queue(key);
+            // An unban counts when it was the last claim's: another's word undoes no lift of ours.
+            if ban.is_some() || !self.claims.any(&key) {
+                self.queue(key);
+            }
         }
         true
     }
@@ -131,6 +134,15 @@ impl Fleet {
     /// This host's fail2ban detected the address itself: whatever was imported is its own now.
     pub fn detected(&mut self, key: &Key) {
         self.forget(key);
+    }
+
+    /// This host's own ban of the address is over: if others claim it, it is imported now.
+    pub fn expired(&mut self, key: &Key) {
+        if self.claims.any(key) {
+            self.marks.entry(key.clone()).or_insert(Mark::Heard);
+            self.changed.insert(key.clone());
+            self.queue(key.clone());
+        }
     }
 
     /// How many addresses wait for fail2ban.

@@ -126,6 +126,28 @@ fn what_is_never_to_be_banned_here_is_refused_and_forgotten() {
 }
 
 #[test]
+fn an_own_ban_that_ends_while_others_claim_it_is_imported_then() {
+    let mut it = Server::default();
+    it.here.held.insert(address(IP));
+    it.hears(Action::Ban, "web1");
+    assert_eq!(it.works(), NOTHING);
+    it.here.held.clear();
+    it.fleet.expired(&(jail(), address(IP)));
+    assert_eq!(it.works(), ["ban 203.0.113.9 (web1)"]);
+}
+
+#[test]
+fn an_unban_of_one_host_undoes_no_lift_of_what_another_claims() {
+    let mut it = Server::default();
+    it.hears(Action::Ban, "web1");
+    it.hears(Action::Ban, "web2");
+    it.works();
+    it.here.held.clear(); // lifted by hand
+    it.hears(Action::Unban, "web2");
+    assert_eq!(it.works(), NOTHING);
+}
+
+#[test]
 fn an_own_ban_that_is_still_to_be_restored_is_left_alone() {
     let mut it = Server::default();
     it.here.rows.insert(address(IP), Origin::Own);

@@ -76,7 +76,11 @@ impl Told {
     #[must_use]
     pub fn repeats(&self, earlier: &Self) -> bool {
         let same_time = self.time == earlier.time || self.time == 0 || earlier.time == 0;
+        // A ban that is told again with another length was prolonged.
+        let same_length =
+            self.bantime == earlier.bantime || self.bantime == 0 || earlier.bantime == 0;
         same_time
+            && (same_length || self.action == Action::Unban)
             && self.action == earlier.action
             && self.jail == earlier.jail
             && self.address == earlier.address
