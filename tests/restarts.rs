@@ -73,6 +73,55 @@ fn a_ban_lasts_as_long_as_at_its_origin() {
 }
 
 #[test]
+fn what_others_ban_outlives_a_restart_of_fail2ban_and_the_end_of_an_own_ban() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    b.sh("fail2ban-client set sshd bantime 15");
+    attack(a, &addresses(1));
+    eventually("b bans it", || banned(b) == addresses(1));
+    // b detects another, and a the same: for b's own 15 seconds it is b's, then it is a's.
+    b.attack("auth", &["192.0.2.2"]);
+    a.attack("auth", &["192.0.2.2"]);
+    eventually("b's own is over, and a's is imported", || {
+        b.journal().contains("Ban 192.0.2.2 for ipset sshd reported by a")
+    });
+    eventually("the first is prolonged", || {
+        b.sh("cat /var/log/fail2ban.log").contains("already banned")
+    });
+    // A restart forgets that: the row says that the ban is over, or soon will be.
+    b.sh("systemctl restart fail2ban; until fail2ban-client set sshd bantime 15; do sleep 0.1; done 2>&1");
+    eventually("both are banned again", || banned(b) == addresses(2));
+    a.sh("fail2ban-client set sshd unbanip 192.0.2.1 192.0.2.2");
+    eventually("both are free", || banned(b).is_empty());
+}
+
+#[test]
+fn an_unban_that_meets_a_starting_fail2ban_is_obeyed_when_it_has_restored_its_bans() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    attack(a, &addresses(20));
+    eventually("b bans them", || banned(b) == addresses(20));
+    b.sh("systemctl stop fail2ban");
+    a.sh("fail2ban-client set sshd unbanip 192.0.2.19 192.0.2.20");
+    eventually("b has heard", || b.journal().contains("Inbound: unban 192.0.2.20"));
+    b.sh("systemctl start fail2ban");
+    eventually("b bans what a bans", || banned(b) == addresses(18));
+}
+
+#[test]
+fn a_ban_that_grows_is_told_with_its_length() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let a = rig.host("a");
+    let record = rig.record();
+    a.sh("fail2ban-client set sshd bantime 5; fail2ban-client set sshd bantime.increment true");
+    attack(a, &addresses(1));
+    let told = |words: &[&str]| record.count(&[words, &["192.0.2.1\""]].concat());
+    eventually("its first ban is over", || told(&["/unban", r#""reason":"expired""#]) == 1);
+    attack(a, &addresses(1));
+    eventually("the second is told as longer", || told(&["/ban", r#""bantime":10"#]) == 1);
+}
+
+#[test]
 fn a_restart_of_fail2ban_tells_nothing_and_frees_nobody() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
