@@ -28,6 +28,14 @@ fn install(host: Host<'_>) -> String {
     )
 }
 
+/// The same with a standard input that is open and never says anything: a question would wait for
+/// ever.
+fn install_unanswered(host: Host<'_>, deb: &Path) {
+    host.push(deb, "/root/f2bmqtt.deb");
+    host.sh("tail -f /dev/null | env -u DEBIAN_FRONTEND timeout 60 \
+             apt-get install -y /root/f2bmqtt.deb 2>&1");
+}
+
 /// What lies on the host of ours, with owner, mode and the target of links; but not what the
 /// package keeps for an admin.
 fn files(host: Host<'_>) -> Vec<String> {
@@ -176,7 +184,7 @@ fn over_the_scripts(host: Host<'_>, expected: &[String]) {
 fn over_an_edited_action(host: Host<'_>, expected: &[String]) {
     with_scripts(host);
     let before = host.sh("cat /etc/fail2ban/action.d/iptables-ipset.local");
-    install(host);
+    install_unanswered(host, &package());
     assert_eq!(is_installed(host), expected);
     assert_eq!(host.sh("cat /etc/fail2ban/action.d/iptables-ipset.local"), before);
     host.sh("cmp /etc/fail2ban/action.d/iptables-ipset.local.ucf-dist \
@@ -201,10 +209,7 @@ fn as_an_upgrade(host: Host<'_>, expected: &[String]) {
     let before = host.sh("systemctl show -P MainPID f2bmqttsub");
     host.sh("echo '# mine' >>/etc/fail2ban/mqtt.env; echo '# mine' >>/etc/fail2ban/action.d/f2bmqtt.conf");
     let dir = tempfile::tempdir().unwrap();
-    host.push(&next_version(dir.path()), "/root/next.deb");
-    // Standard input is open, and nobody is there: a question would wait for ever.
-    host.sh("env -u DEBIAN_FRONTEND sh -c 'tail -f /dev/null | timeout 60 apt-get install -y /root/next.deb' \
-             2>&1");
+    install_unanswered(host, &next_version(dir.path()));
     assert!(host.sh("dpkg-query -W -f '${Version}' f2bmqtt").ends_with(".1"));
     assert_eq!(is_installed(host), expected);
     assert_ne!(host.sh("systemctl show -P MainPID f2bmqttsub"), before, "the new version runs");
