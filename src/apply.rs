@@ -82,6 +82,10 @@ impl<'a> Applier<'a> {
     /// Asks once what there is, then works off what comes until it is time to ask again.
     async fn turn(&mut self, wake: &Notify, swept: &mut Option<Instant>) -> Result<(), Error> {
         self.look().await?;
+        if self.jails.is_empty() {
+            sleep(RETRY).await; // it has only started
+            return Ok(());
+        }
         if swept.is_none_or(|swept| swept.elapsed() > SWEEP) {
             *swept = Some(Instant::now());
             self.renew(i64::MAX).await?;
@@ -271,9 +275,9 @@ impl<'a> Applier<'a> {
                     let held = held.contains(&address);
                     let ran_on = until.is_none_or(|until| started < until - bantime.max(0));
                     let row = rows.get(&address);
-                    if let (false, Some(row)) = (ran_on, row) {
+                    if let (false, Some(end)) = (ran_on, row.and_then(Row::end)) {
                         // A ban that was restored ends as it was made.
-                        until = until.map(|until| until.min(row.timeofban + row.bantime));
+                        until = until.map(|until| until.min(end));
                     }
                     let row = match row {
                         None => lease::Row::Gone,

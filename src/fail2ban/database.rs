@@ -28,10 +28,16 @@ pub struct Row {
 }
 
 impl Row {
+    /// When the ban ends, in seconds since 1970; `None`: never.
+    #[must_use]
+    pub fn end(&self) -> Option<i64> {
+        (self.bantime >= 0).then(|| self.timeofban.saturating_add(self.bantime))
+    }
+
     /// Whether the ban is over `now`. fail2ban rounds times to the second, so one is left in doubt.
     #[must_use]
     pub fn is_over(&self, now: i64) -> bool {
-        self.bantime >= 0 && self.timeofban.saturating_add(self.bantime) <= now.saturating_add(1)
+        self.end().is_some_and(|end| end <= now.saturating_add(1))
     }
 
     /// Where the ban came from.
