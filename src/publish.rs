@@ -60,21 +60,26 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
     let spool = Spool::new(paths.spool());
     let mut outbox = Outbox::new(spool.clone(), config);
     let from_memory = told.is_some();
-    if let Some(told) = told {
-        let now = SystemTime::now();
-        outbox.take("from memory".to_owned(), told, &database, now, &mut Found::default());
-    }
+    let mut unread = told;
     let id = format!("f2bmqtt-{}-{}", config.node, std::process::id());
     let mut link = Link::new(config, Client { id, persistent: false, topics: Vec::new() });
     let (started, mut busy) = (Instant::now(), Instant::now());
     let mut lost = None;
     while started.elapsed() < LONGEST {
+        if let Some(told) = unread.take() {
+            let mut found = Found::default();
+            let (name, now) = ("from memory".to_owned(), SystemTime::now());
+            outbox.take(name, told.clone(), &database, now, &mut found);
+            if !found.warnings.is_empty() {
+                unread = Some(told); // fail2ban's database was busy: with the next look
+            }
+        }
         if lock.is_some() {
             let found = outbox.scan(&database, SystemTime::now());
             let found = found.map_err(Error::file("read", spool.dir()))?;
             found.warnings.iter().for_each(journal::syslog);
         }
-        if !outbox.is_empty() {
+        if !outbox.is_empty() || unread.is_some() {
             busy = Instant::now();
         } else if lock.is_none() || busy.elapsed() > STAY {
             drop(lock.take());
@@ -99,8 +104,16 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
         }
     }
     if link.close() {
-        let hung_up = async { while !matches!(link.event().await, Event::Lost { .. }) {} };
-        let _ = tokio::time::timeout(Duration::from_secs(1), hung_up).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), async {
+            loop {
+                match link.event().await {
+                    Event::Lost { .. } => return,
+                    Event::Published(name) => outbox.published(&name),
+                    _ => {}
+                }
+            }
+        })
+        .await;
     }
     if let (false, Some(lost)) = (outbox.is_empty(), lost) {
         let what = if from_memory { "a ban is lost" } else { "bans wait in the spool" };
