@@ -1,5 +1,7 @@
 //! The command line: the tree of commands, and nothing else.
 
+use std::ffi::OsString;
+
 use clap::{Args, Parser, Subcommand};
 
 /// `f2bmqtt` and its commands.
@@ -37,9 +39,87 @@ pub enum Command {
         /// The address, IPv4 or IPv6
         ip: String,
     },
+    /// Report an address to AbuseIPDB
+    Report(ReportArgs),
     /// Publish what waits in the spool; started by notify where no service runs
     #[command(hide = true)]
     Publish,
+    /// Report what waits to AbuseIPDB; started by the reporter where no service runs
+    #[command(hide = true)]
+    Work,
+}
+
+/// One report, by hand.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Report an address to AbuseIPDB.\n\nThe report is queued, freed of what is \
+        private to this host, and sent by the service. The key is read from \
+        /etc/fail2ban/abuseipdb.apikey. fail2ban's action abuseipdb reports by itself: see \
+        /etc/fail2ban/action.d/abuseipdb.local.",
+    after_help = "Categories are numbers of https://www.abuseipdb.com/categories:\n  \
+        18 brute force, 22 SSH, 5 FTP, 11 mail spam, 14 port scan, 15 hacking, 19 bad bot, 21 web"
+)]
+pub struct ReportArgs {
+    /// The address, IPv4 or IPv6
+    #[arg(long)]
+    pub ip: String,
+    /// What happened, log lines for example
+    #[arg(long, allow_hyphen_values = true)]
+    pub comment: String,
+    /// For what: numbers with commas between
+    #[arg(long)]
+    pub categories: String,
+    /// How long it is banned: seconds, or 10m, 2h, 1d, 1w, 1y
+    #[arg(long, default_value = "0", hide_default_value = true, allow_hyphen_values = true)]
+    pub bantime: String,
+    /// Print what would be sent, and send nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `fail2ban-abuseipdb.sh`, the reporter under the script's name.
+#[derive(Debug, Parser)]
+#[command(
+    name = "fail2ban-abuseipdb.sh",
+    version,
+    about = "Reports a ban to AbuseIPDB; called by fail2ban's action abuseipdb",
+    after_help = "fail2ban-abuseipdb.sh --actionstart [DATABASE] [LOG] makes database and log.\n\
+        For people there is `f2bmqtt report`."
+)]
+pub struct ReportShim {
+    /// The API key; the one in /etc/fail2ban/abuseipdb.apikey comes first
+    #[arg(allow_hyphen_values = true)]
+    pub apikey: OsString,
+    /// What happened
+    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+    pub comment: OsString,
+    /// The address
+    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+    pub ip: OsString,
+    /// AbuseIPDB's categories, as 18,22
+    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+    pub categories: OsString,
+    /// Length of the ban: seconds, or 10m, 2h, 1d, 1w, 1y
+    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+    pub bantime: OsString,
+    /// 1 if fail2ban restores the ban after a start
+    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+    pub restored: OsString,
+    /// 1: report restored bans, too
+    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+    pub bypass: OsString,
+    /// The database of what was reported
+    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+    pub database: OsString,
+    /// The log
+    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+    pub log: OsString,
+    /// How many failures led to the ban
+    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+    pub failures: OsString,
+    /// Ignored, as the script ignored it
+    #[arg(allow_hyphen_values = true, hide = true)]
+    pub rest: Vec<OsString>,
 }
 
 /// `mqttnotifyban[.sh]`, the notifier under the scripts' name.

@@ -1,17 +1,16 @@
 //! `f2bmqtt subscribe`: the daemon. One loop listens to the broker, the spool, the clock and the
 //! service manager; [`apply`] beside it talks to fail2ban.
 
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use futures_util::{Stream, StreamExt as _};
-use inotify::{Inotify, WatchMask};
+use futures_util::StreamExt as _;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use crate::abuseipdb;
 use crate::apply;
 use crate::broker::{Client, Event as LinkEvent, Link};
 use crate::config::{Config, Topic};
@@ -59,13 +58,14 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     };
     let (mut term, mut int) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
     let mut daemon = Daemon::new(config, paths)?;
-    let mut watch = watch(&daemon.spool)?;
+    let mut watch = daemon.spool.watch()?;
     daemon.scan();
     let applier = tokio::spawn(apply::run(
         Arc::clone(&daemon.memory),
         Arc::clone(&daemon.wake),
         paths.clone(),
     ));
+    let reporter = tokio::spawn(abuseipdb::service::forever(paths.clone()));
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled();
     let mut tick = interval(watchdog.map_or(TICK, |limit| TICK.min(limit / 3)));
@@ -85,24 +85,13 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     applier.abort();
+    reporter.abort();
     daemon.end().await;
     Ok(())
 }
 
 fn stop(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
     signal(kind).map_err(Error::Start)
-}
-
-/// Says when files are renamed into the spool: once for all that came at once.
-fn watch(spool: &Spool) -> Result<impl Stream<Item = io::Result<()>> + Unpin + use<>, Error> {
-    let failed = || Error::file("watch", spool.dir());
-    spool.create().map_err(Error::file("create", spool.dir()))?;
-    let inotify = Inotify::init().map_err(failed())?;
-    inotify.watches().add(spool.dir(), WatchMask::MOVED_TO).map_err(failed())?;
-    let events = inotify.into_event_stream([0; 4096]).map_err(failed())?;
-    Ok(events
-        .ready_chunks(AT_ONCE)
-        .map(|chunk| chunk.into_iter().try_for_each(|event| event.map(drop))))
 }
 
 /// What the loop works on.

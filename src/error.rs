@@ -45,6 +45,26 @@ pub enum Error {
         /// What SQLite said.
         source: rusqlite::Error,
     },
+    /// The queue of reports cannot be used. Exit code 1.
+    #[error("cannot use {path}: {source}; it holds what waits to be reported", path = path.display())]
+    Queue {
+        /// The database.
+        path: PathBuf,
+        /// What `SQLite` said.
+        source: rusqlite::Error,
+    },
+    /// The database of what was reported cannot be used. Exit code 1.
+    #[error("cannot use {path}: {source}; it holds which addresses were reported",
+        path = path.display())]
+    Ledger {
+        /// The database.
+        path: PathBuf,
+        /// What `SQLite` said.
+        source: rusqlite::Error,
+    },
+    /// A report has not what it needs. Exit code 1.
+    #[error("{0}")]
+    Report(String),
     /// Another daemon is running. Exit code 1.
     #[error("another f2bmqtt subscribes on this host already: {0}")]
     Running(String),

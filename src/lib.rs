@@ -24,8 +24,10 @@
 //! [`runtime`] on which threads, [`journal`] prints, [`error`] gives each failure its words and exit code, and [`cli`] is the
 //! command line.
 
+pub mod abuseipdb;
 pub mod apply;
 pub mod broker;
+pub mod child;
 pub mod cli;
 pub mod config;
 pub mod cut;
@@ -42,6 +44,7 @@ pub mod notify;
 pub mod outbox;
 pub mod paths;
 pub mod publish;
+pub mod random;
 pub mod runtime;
 pub mod spool;
 pub mod store;

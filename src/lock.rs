@@ -23,7 +23,9 @@ pub enum Role {
 }
 
 impl Role {
-    fn as_str(self) -> &'static str {
+    /// As it is written into the lock.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Daemon => "subscribe",
             Self::Child => "publish",

@@ -1,11 +1,12 @@
 //! The binary: the name that it is called by makes the personality, and that the exit code.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use f2bmqtt::cli::{Cli, Command, NotifyArgs, NotifyShim, SubscribeShim};
+use f2bmqtt::abuseipdb::{call, service};
+use f2bmqtt::cli::{Cli, Command, NotifyArgs, NotifyShim, ReportArgs, ReportShim, SubscribeShim};
 use f2bmqtt::error::Error;
 use f2bmqtt::notify::{self, Call};
 use f2bmqtt::paths::Paths;
@@ -30,11 +31,14 @@ fn run() -> Result<(), Error> {
             SubscribeShim::parse();
             daemon::run(&paths)
         }
+        Some("fail2ban-abuseipdb") => report_ban(&ReportShim::parse(), &paths),
         _ => match Cli::parse().command {
             Command::Notify(args) => tell(&args, &paths),
             Command::Subscribe => daemon::run(&paths),
             Command::Cut { ip } => cut::run(&ip, &paths),
             Command::Publish => publish::run(&paths),
+            Command::Report(args) => report(&args, &paths),
+            Command::Work => service::child(&paths),
         },
     }
 }
@@ -51,4 +55,37 @@ fn tell(args: &NotifyArgs, paths: &Paths) -> Result<(), Error> {
     };
     // fail2ban's actions throw away what is said here.
     notify::run(&call, paths).inspect_err(|error| journal::syslog(error))
+}
+
+fn report_ban(args: &ReportShim, paths: &Paths) -> Result<(), Error> {
+    // Log lines need not be Unicode.
+    let text = |argument: &OsString| argument.to_string_lossy().into_owned();
+    if args.apikey == "--actionstart" {
+        return call::start(&text(&args.comment), &text(&args.ip));
+    }
+    let call = call::Call {
+        key: text(&args.apikey),
+        comment: text(&args.comment),
+        address: text(&args.ip),
+        categories: text(&args.categories),
+        bantime: text(&args.bantime),
+        restored: text(&args.restored),
+        bypass: text(&args.bypass),
+        ledger: text(&args.database),
+        log: text(&args.log),
+        failures: text(&args.failures),
+    };
+    call::run(&call, paths).inspect_err(|error| journal::syslog(error))
+}
+
+fn report(args: &ReportArgs, paths: &Paths) -> Result<(), Error> {
+    let call = call::Call {
+        comment: args.comment.clone(),
+        address: args.ip.clone(),
+        categories: args.categories.clone(),
+        bantime: args.bantime.clone(),
+        failures: "1".to_owned(),
+        ..call::Call::default()
+    };
+    call::by_hand(&call, args.dry_run, paths)
 }

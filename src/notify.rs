@@ -1,11 +1,9 @@
 //! What a fail2ban action calls at each ban and unban: decides as the scripts did, leaves the event
 //! in the spool, and is gone. fail2ban waits for it, and so does the next ban.
 
-use std::io::Write as _;
-use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
+use crate::child;
 use crate::error::Error;
 use crate::journal;
 use crate::lock;
@@ -88,26 +86,9 @@ pub fn run(call: &Call<'_>, paths: &Paths) -> Result<(), Error> {
         ));
     }
     if (unspooled.is_some() || !lock::is_held(&paths.lock()))
-        && let Err(error) = leave_child(unspooled.map(|_| told.encode()))
+        && let Err(error) = child::leave("publish", unspooled.map(|_| told.encode()))
     {
         journal::syslog(format_args!("cannot start the publisher: {error}"));
-    }
-    Ok(())
-}
-
-/// Starts `f2bmqtt publish`, which nobody waits for, with an event on its standard input or none.
-fn leave_child(event: Option<String>) -> std::io::Result<()> {
-    let mut child = Command::new(std::env::current_exe()?)
-        .arg0("f2bmqtt")
-        .arg("publish")
-        .stdin(if event.is_some() { Stdio::piped() } else { Stdio::null() })
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .current_dir("/")
-        .process_group(0)
-        .spawn()?;
-    if let (Some(event), Some(mut pipe)) = (event, child.stdin.take()) {
-        pipe.write_all(event.as_bytes())?;
     }
     Ok(())
 }

@@ -13,6 +13,8 @@ pub struct Paths {
     pub fail2ban: PathBuf,
     /// fail2ban's database where its server cannot be asked for it.
     pub database: PathBuf,
+    /// The admin's key for `AbuseIPDB`.
+    pub api_key: PathBuf,
 }
 
 impl Default for Paths {
@@ -22,6 +24,7 @@ impl Default for Paths {
             run: "/run/f2bmqtt".into(),
             fail2ban: "/run/fail2ban/fail2ban.sock".into(),
             database: "/var/lib/fail2ban/fail2ban.sqlite3".into(),
+            api_key: "/etc/fail2ban/abuseipdb.apikey".into(),
         }
     }
 }
@@ -43,5 +46,23 @@ impl Paths {
     #[must_use]
     pub fn lock(&self) -> PathBuf {
         self.run.join("lock")
+    }
+
+    /// Where calls of the reporter leave what is to be reported.
+    #[must_use]
+    pub fn reports(&self) -> PathBuf {
+        self.state.join("reports")
+    }
+
+    /// What waits to be reported.
+    #[must_use]
+    pub fn report_queue(&self) -> PathBuf {
+        self.state.join("reports.sqlite3")
+    }
+
+    /// Held by whoever reports.
+    #[must_use]
+    pub fn report_lock(&self) -> PathBuf {
+        self.run.join("report.lock")
     }
 }

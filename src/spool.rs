@@ -1,33 +1,70 @@
-//! The outbox directory between fail2ban's actions and whoever publishes: one file an event, written
-//! aside and renamed, so that a reader sees whole events only.
+//! The directories between fail2ban's actions and whoever works for them: one file an item, written
+//! aside and renamed, so that a reader sees whole items only. Events wait in one to be published,
+//! reports in another.
 //!
 //! Nothing is synced to disk: after a power cut fail2ban's database tells what was banned.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::marker::PhantomData;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::{Stream, StreamExt as _};
+use inotify::{Inotify, WatchMask};
+
+use crate::error::Error;
 use crate::wire::Told;
+
+/// What can wait in a spool.
+pub trait Item: Sized {
+    /// The most bytes that one takes.
+    const MAX: u64;
+
+    /// Writes it.
+    fn encode(&self) -> String;
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    fn parse(text: &[u8]) -> Result<Self, String>;
+}
+
+impl Item for Told {
+    const MAX: u64 = 4096;
+
+    fn encode(&self) -> String {
+        self.encode()
+    }
+
+    fn parse(text: &[u8]) -> Result<Self, String> {
+        Self::parse(text).map_err(|what| what.to_string())
+    }
+}
+
+/// The most arrivals that are told of as one.
+const AT_ONCE: usize = 500;
 
 /// What is left of a write that was cut off is removed after this long.
 const ABANDONED: Duration = Duration::from_hours(1);
 
-/// One waiting event: the name of its file. Names sort in the order of the events.
+/// One waiting item: the name of its file. Names sort in the order of the items.
 pub type Name = String;
 
-/// The outbox directory.
+/// A spool directory.
 #[derive(Clone, Debug)]
-pub struct Spool {
+pub struct Spool<T = Told> {
     dir: PathBuf,
+    items: PhantomData<T>,
 }
 
-impl Spool {
+impl<T: Item> Spool<T> {
     /// The spool in `dir`, which need not exist yet.
     #[must_use]
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir }
+        Self { dir, items: PhantomData }
     }
 
     /// The directory, to be watched.
@@ -44,11 +81,28 @@ impl Spool {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)
     }
 
-    /// Adds an event.
+    /// Says when items come in: once for all that came at once. Makes the directory first.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn watch(
+        &self,
+    ) -> Result<impl Stream<Item = io::Result<()>> + Unpin + Send + use<T>, Error> {
+        let failed = || Error::file("watch", &self.dir);
+        self.create().map_err(Error::file("create", &self.dir))?;
+        let inotify = Inotify::init().map_err(failed())?;
+        inotify.watches().add(&self.dir, WatchMask::MOVED_TO).map_err(failed())?;
+        let events = inotify.into_event_stream([0; 4096]).map_err(failed())?;
+        Ok(events
+            .ready_chunks(AT_ONCE)
+            .map(|chunk| chunk.into_iter().try_for_each(|event| event.map(drop))))
+    }
+
+    /// Adds an item.
     ///
     /// # Errors
     /// Whatever the system says; then nothing was added.
-    pub fn write(&self, told: &Told, now: SystemTime) -> io::Result<()> {
+    pub fn write(&self, item: &T, now: SystemTime) -> io::Result<()> {
         let nanos = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let name = format!("{nanos:020}-{:010}", std::process::id());
         let aside = self.dir.join(format!(".{name}"));
@@ -61,7 +115,7 @@ impl Spool {
             other => other,
         };
         let written = file?
-            .write_all(told.encode().as_bytes())
+            .write_all(item.encode().as_bytes())
             .and_then(|()| fs::rename(&aside, self.dir.join(format!("{name}.json"))));
         if written.is_err() {
             let _ = fs::remove_file(&aside);
@@ -69,7 +123,7 @@ impl Spool {
         written
     }
 
-    /// The waiting events, oldest first. A directory that is not there is an empty one.
+    /// The waiting items, oldest first. A directory that is not there is an empty one.
     ///
     /// # Errors
     /// Whatever the system says of the directory.
@@ -94,21 +148,20 @@ impl Spool {
         Ok(names)
     }
 
-    /// Reads an event.
+    /// Reads an item.
     ///
     /// # Errors
-    /// Whatever the system says, or [`io::ErrorKind::InvalidData`] where the file is no event.
-    pub fn read(&self, name: &str) -> io::Result<Told> {
+    /// Whatever the system says, or [`io::ErrorKind::InvalidData`] where the file holds something else.
+    pub fn read(&self, name: &str) -> io::Result<T> {
         let mut text = Vec::new();
         let nofollow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
         let file =
             OpenOptions::new().read(true).custom_flags(nofollow).open(self.dir.join(name))?;
-        file.take(4096).read_to_end(&mut text)?;
-        Told::parse(&text)
-            .map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what.to_string()))
+        file.take(T::MAX).read_to_end(&mut text)?;
+        T::parse(&text).map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))
     }
 
-    /// Takes an event away, once it has been published or is found to be none. Answers whether it
+    /// Takes an item away, once it has been worked off or is found to be none. Answers whether it
     /// is gone.
     #[must_use]
     pub fn remove(&self, name: &str) -> bool {
@@ -159,7 +212,7 @@ mod tests {
     #[test]
     fn what_is_no_event_is_told_apart_and_links_are_not_followed() {
         let root = tempfile::tempdir().unwrap();
-        let spool = Spool::new(root.path().to_owned());
+        let spool = Spool::<Told>::new(root.path().to_owned());
         fs::write(root.path().join("1.json"), "{").unwrap();
         assert_eq!(spool.read("1.json").unwrap_err().kind(), io::ErrorKind::InvalidData);
         std::os::unix::fs::symlink("1.json", root.path().join("2.json")).unwrap();

@@ -8,11 +8,12 @@ use std::process::Command;
 
 use support::{Host, Rig, eventually, package, root};
 
-const LINKS: [&str; 4] = [
+const LINKS: [&str; 5] = [
     "/usr/local/bin/mqttsubscribebans",
     "/etc/fail2ban/mqttnotifyban.sh",
     "/etc/fail2ban/mqttnotifyban",
     "/etc/fail2ban/mqttsubscribebans",
+    "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh",
 ];
 
 /// The stand-ins for the scripts that the package takes the place of.
@@ -44,7 +45,8 @@ fn files(host: Host<'_>) -> Vec<String> {
          -printf '%M %u %p %l\\n' 2>/dev/null | sort -k3; true",
     );
     let own = |line: &&str| {
-        let ours = ["f2bmqtt", "fail2ban/mqtt", "/usr/local/bin", "iptables-ipset.local"];
+        let ours =
+            ["f2bmqtt", "fail2ban/mqtt", "/usr/local/bin", "iptables-ipset.local", "abuseipdb"];
         let kept = [".pre-f2bmqtt", ".ucf-dist", ".ucf-old", ".scripts-enabled", "/.made-"];
         ours.iter().any(|word| line.contains(word)) && !kept.iter().any(|word| line.contains(word))
     };

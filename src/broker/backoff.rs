@@ -1,8 +1,9 @@
 //! How long to wait before the next try: soon at first, then ever longer, and each host at another
 //! moment, so that a fleet does not fall upon a broker that has just come up.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
+
+use crate::random;
 
 const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(10);
@@ -18,18 +19,12 @@ impl Backoff {
         let rounds = self.tries / u32::try_from(brokers.max(1)).unwrap_or(1);
         self.tries = self.tries.saturating_add(1);
         let pause = FIRST.saturating_mul(1 << rounds.min(10)).min(LONGEST);
-        pause.mul_f64(0.5 + chance() / 2.0)
+        pause.mul_f64(0.5 + random::chance() / 2.0)
     }
 
     pub(super) fn reset(&mut self) {
         self.tries = 0;
     }
-}
-
-/// Some number from 0 to 1. The standard library's hasher is seeded anew each time.
-fn chance() -> f64 {
-    let bits = RandomState::new().hash_one(0u8) >> 40;
-    f64::from(u32::try_from(bits).unwrap_or(0)) / f64::from(1u32 << 24)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ const PLACE: u32 = 0xF_0000;
 
 /// One line: a setting, or nothing (blank, a comment), or what is wrong with it. A fault never
 /// shows the text of the line, which may hold a password.
-pub(super) fn read(
+pub(crate) fn read(
     line: &str,
     known: Lookup<'_>,
 ) -> Result<Option<(String, String)>, &'static str> {

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use crate::error::Error;
 use crate::wire::Host;
 
+pub(crate) use line::read as read_line;
 pub use values::{Broker, Login, Secret, Topic};
 
 /// Where the settings are, unless `F2BMQTT_ENV` names another file (as tests do).
@@ -138,7 +139,7 @@ impl Config {
         let password = file.optional("MQTT_PASSWORD", values::credential);
         let login = match (user, password) {
             (Some(user), password) => {
-                Some(Login { user, password: Secret(password.unwrap_or_default()) })
+                Some(Login { user, password: Secret::new(password.unwrap_or_default()) })
             }
             (None, None) => None,
             (None, Some(_)) => {
@@ -146,7 +147,7 @@ impl Config {
                 None
             }
         };
-        if login.as_ref().is_some_and(|login| login.password.0.is_empty()) {
+        if login.as_ref().is_some_and(|login| login.password.reveal().is_empty()) {
             warnings.push("MQTT_USER is set and MQTT_PASSWORD is not".to_owned());
         }
         match (brokers, topic, node) {

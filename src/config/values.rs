@@ -39,9 +39,15 @@ impl Written {
 
 /// A text that is never shown.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Secret(pub(super) String);
+pub struct Secret(String);
 
 impl Secret {
+    /// Takes charge of a text.
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
     /// The text itself, for the one place that needs it.
     #[must_use]
     pub fn reveal(&self) -> &str {

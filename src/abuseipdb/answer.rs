@@ -1,0 +1,297 @@
+//! What an answer of the API means. Pure. An answer that does not say clearly that a report was taken
+//! or refused leaves it in doubt, and the report waits.
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// Of an answer, the log shows this many characters.
+const SHOWN: usize = 300;
+
+/// Where a daily limit comes without its end, it is asked again after this many seconds.
+const UNKNOWN_WAIT: i64 = 3600;
+
+/// A day's quota is over within a day; whatever a server says, we ask again then (seconds).
+const LONGEST_WAIT: i64 = 25 * 3600;
+
+/// What remains of a day's calls, by the headers `X-RateLimit-Limit` and `X-RateLimit-Remaining`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    /// Calls a day.
+    pub limit: Option<i64>,
+    /// Calls left today.
+    pub remaining: Option<i64>,
+}
+
+/// What came back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// The status of HTTP.
+    pub status: u16,
+    /// `Retry-After`, in seconds.
+    pub retry_after: Option<i64>,
+    /// `X-RateLimit-Reset`, in seconds since 1970.
+    pub reset: Option<i64>,
+    /// What remains.
+    pub quota: Quota,
+    /// The body, as far as it was read.
+    pub body: Vec<u8>,
+    /// Why no more of it was read, if it did not end.
+    pub cut_off: Option<CutOff>,
+}
+
+/// Why a body was not read to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CutOff {
+    /// It is too long.
+    TooLong,
+    /// The connection failed, or it took too long.
+    Lost(String),
+}
+
+/// Why a call did not do what it should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// 429: an address was reported by this account within 15 minutes.
+    TooSoon,
+    /// 429: the day's calls are spent. Ask again after this many seconds.
+    Spent(i64),
+    /// 401, 402, 403: the key, or what it is allowed.
+    Key,
+    /// 400, 413, 422, in the API's own words: it will never be taken like this.
+    Refused {
+        /// It is the time of the ban that is not liked.
+        timestamp: bool,
+    },
+    /// The answer is too long to be read.
+    TooLong,
+    /// Anything else: the server's trouble, or the answer of somebody between.
+    Odd,
+}
+
+#[derive(Deserialize)]
+struct Errors {
+    errors: Vec<OneError>,
+}
+
+#[derive(Deserialize)]
+struct OneError {
+    #[serde(default)]
+    source: Option<Source>,
+}
+
+#[derive(Deserialize)]
+struct Source {
+    #[serde(default)]
+    parameter: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Data<T> {
+    data: T,
+}
+
+/// The answer to a check.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Listing {
+    /// How sure they are that it is bad, in percent.
+    #[serde(rename = "abuseConfidenceScore", default)]
+    pub score: i64,
+    /// Reports of the last days that were asked for.
+    #[serde(default)]
+    pub total_reports: i64,
+    /// The reports themselves, newest first, where the answer has them.
+    #[serde(default)]
+    pub reports: Vec<Listed>,
+}
+
+/// One report that is listed.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Listed {
+    /// In ISO 8601.
+    #[serde(default)]
+    pub reported_at: String,
+    /// What it says.
+    #[serde(default)]
+    pub comment: Option<String>,
+}
+
+/// The answer to a report.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+pub struct Accepted {
+    /// How sure they are now that it is bad, in percent.
+    #[serde(rename = "abuseConfidenceScore")]
+    pub score: i64,
+}
+
+/// The answer to a bulk report.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BulkAccepted {
+    /// How many were taken.
+    pub saved_reports: i64,
+    /// Those that were not.
+    #[serde(default)]
+    pub invalid_reports: Vec<Invalid>,
+}
+
+/// One line of a bulk report that was not taken.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+pub struct Invalid {
+    /// Why.
+    #[serde(default)]
+    pub error: String,
+    /// Its address, as it was sent.
+    #[serde(default)]
+    pub input: String,
+}
+
+impl Invalid {
+    /// Whether it was refused only because the address was reported within 15 minutes, or twice.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.error.contains("15 minutes") || self.error.starts_with("Duplicate")
+    }
+}
+
+impl Answer {
+    /// Reads what was asked for.
+    ///
+    /// # Errors
+    /// The [`Trouble`] that it tells of.
+    pub fn read<T: DeserializeOwned>(&self, now: i64) -> Result<T, Trouble> {
+        match (self.status, &self.cut_off) {
+            (200, Some(CutOff::TooLong)) => return Err(Trouble::TooLong),
+            (200, None) => {
+                let data = serde_json::from_slice::<Data<T>>(&self.body);
+                return data.map(|data| data.data).map_err(|_| Trouble::Odd);
+            }
+            _ => {}
+        }
+        // A proxy or a portal between may answer with the same numbers, but not in these words.
+        let errors = serde_json::from_slice::<Errors>(&self.body).ok();
+        let about = |parameter: &str| {
+            let named = |error: &OneError| {
+                error.source.as_ref().and_then(|source| source.parameter.as_deref())
+                    == Some(parameter)
+            };
+            errors.as_ref().is_some_and(|errors| errors.errors.iter().any(named))
+        };
+        Err(match self.status {
+            429 if about("ip") => Trouble::TooSoon,
+            429 => Trouble::Spent(self.wait(now)),
+            401..=403 => Trouble::Key,
+            400 | 413 | 422 if errors.is_some() => {
+                Trouble::Refused { timestamp: about("timestamp") }
+            }
+            _ => Trouble::Odd,
+        })
+    }
+
+    fn wait(&self, now: i64) -> i64 {
+        let until_reset = self.reset.map(|reset| reset - now).filter(|wait| *wait > 0);
+        self.retry_after.or(until_reset).unwrap_or(UNKNOWN_WAIT).clamp(1, LONGEST_WAIT)
+    }
+
+    /// What the log says of an answer that is not what it should be. Never shows `secret`.
+    #[must_use]
+    pub fn complaint(&self, secret: &str) -> String {
+        let mut body = String::from_utf8_lossy(&self.body[..self.body.len().min(4 * SHOWN)])
+            .replace(secret, "(key)")
+            .chars()
+            .take(SHOWN)
+            .collect::<String>();
+        match &self.cut_off {
+            Some(CutOff::TooLong) => body.push_str("... (too long)"),
+            Some(CutOff::Lost(why)) => body = format!("{body}... (broken off: {why})"),
+            None if body.is_empty() => body.push_str("(nothing)"),
+            None => {}
+        }
+        match self.status {
+            429 => format!("ERROR: Rate limited (HTTP 429). Response: {body}"),
+            status => format!("ERROR: HTTP {status}. Response: {body}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_795_342_588;
+
+    fn answer(status: u16, body: &str) -> Answer {
+        Answer { status, body: body.as_bytes().to_vec(), ..Answer::default() }
+    }
+
+    fn error(detail: &str, parameter: &str) -> String {
+        let source = match parameter {
+            "" => String::new(),
+            parameter => format!(r#","source":{{"parameter":"{parameter}"}}"#),
+        };
+        format!(r#"{{"errors":[{{"detail":"{detail}","status":1{source}}}]}}"#)
+    }
+
+    #[test]
+    fn each_answer_has_its_meaning() {
+        use Trouble::{Key, Odd, Refused, Spent, TooLong, TooSoon};
+        let (soon, daily) = (error("… once in 15 minutes.", "ip"), error("Daily rate limit", ""));
+        let spent = Answer { retry_after: Some(29_000), ..answer(429, &daily) };
+        let taken = r#"{"data":{"ipAddress":"192.0.2.1","abuseConfidenceScore":52}}"#;
+        let cut_off = |why| Answer { cut_off: Some(why), ..answer(200, taken) };
+        let table: [(Answer, Result<i64, Trouble>); 22] = [
+            (answer(200, taken), Ok(52)),
+            (answer(429, &soon), Err(TooSoon)),
+            (spent.clone(), Err(Spent(29_000))),
+            (Answer { retry_after: Some(1_000_000), ..spent.clone() }, Err(Spent(LONGEST_WAIT))),
+            (Answer { retry_after: Some(-5), ..spent }, Err(Spent(1))),
+            (Answer { reset: Some(NOW + 77), ..answer(429, &daily) }, Err(Spent(77))),
+            (Answer { reset: Some(NOW - 77), ..answer(429, &daily) }, Err(Spent(UNKNOWN_WAIT))),
+            (answer(429, "<html>slow down</html>"), Err(Spent(UNKNOWN_WAIT))),
+            (answer(401, &error("Authentication failed.", "")), Err(Key)),
+            (answer(402, &error("Payment required", "")), Err(Key)),
+            (answer(403, "<html>"), Err(Key)),
+            (answer(404, &error("Not found", "")), Err(Odd)),
+            (answer(422, &error("The ip must be", "ip")), Err(Refused { timestamp: false })),
+            (answer(422, &error("The date", "timestamp")), Err(Refused { timestamp: true })),
+            (answer(422, "<html>portal</html>"), Err(Odd)),
+            (answer(500, &error("Server error", "")), Err(Odd)),
+            (answer(503, ""), Err(Odd)),
+            (answer(302, ""), Err(Odd)),
+            (answer(200, "<html>portal</html>"), Err(Odd)),
+            (answer(200, &taken[..30]), Err(Odd)),
+            (cut_off(CutOff::TooLong), Err(TooLong)),
+            (cut_off(CutOff::Lost("reset".to_owned())), Err(Odd)),
+        ];
+        for (answer, expected) in table {
+            let found = answer.read::<Accepted>(NOW).map(|accepted| accepted.score);
+            assert_eq!(found, expected, "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn checks_and_bulk_reports_are_read() {
+        let check = r#"{"data":{"ipAddress":"192.0.2.1","isPublic":true,"abuseConfidenceScore":100,
+            "countryCode":"CN","totalReports":2,"reports":[{"reportedAt":"2018-12-20T20:55:14+00:00",
+            "comment":"Dec 20","categories":[18,22],"reporterId":1},{"comment":null}]}}"#;
+        let listing: Listing = answer(200, check).read(NOW).unwrap();
+        assert_eq!((listing.score, listing.total_reports, listing.reports.len()), (100, 2, 2));
+        assert_eq!(listing.reports[0].reported_at, "2018-12-20T20:55:14+00:00");
+        let bulk = r#"{"data":{"savedReports":60,"invalidReports":[{"error":"Duplicate IP",
+            "input":"192.0.2.7","rowNumber":5}]}}"#;
+        let bulk: BulkAccepted = answer(200, bulk).read(NOW).unwrap();
+        assert_eq!((bulk.saved_reports, bulk.invalid_reports[0].input.as_str()), (60, "192.0.2.7"));
+        assert!(answer(200, "{\"data\":{}}").read::<BulkAccepted>(NOW).is_err());
+    }
+
+    #[test]
+    fn complaints_are_short_and_keep_the_secret() {
+        let complaint =
+            answer(401, &format!("key abc123 {}", "x".repeat(9000))).complaint("abc123");
+        assert!(complaint.starts_with("ERROR: HTTP 401. Response: key (key) xxx"));
+        assert!(complaint.len() < 400);
+        let limited = answer(429, "").complaint("k");
+        assert_eq!(limited, "ERROR: Rate limited (HTTP 429). Response: (nothing)");
+    }
+}

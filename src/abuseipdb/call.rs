@@ -1,0 +1,419 @@
+//! What fail2ban's action calls at each ban: decides by the script's rules, in their order, leaves the
+//! report in the inbox, and is gone. It asks no server and waits for nobody.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::SystemTime;
+
+use super::api::Form;
+use super::comment::{self, Private};
+use super::key::{self, KeyFile};
+use super::ledger::Ledger;
+use super::log::Log;
+use super::queue::MAX;
+use super::report::{Categories, Report, bounded};
+use super::service::now;
+use super::times::Times;
+use crate::child;
+use crate::config::Secret;
+use crate::error::Error;
+use crate::journal::{self, say};
+use crate::lock;
+use crate::paths::Paths;
+use crate::spool::{Item as _, Spool};
+use crate::wire::Address;
+
+/// The script's database and log, where an action names no others.
+const LEDGER: &str = "/var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb";
+const LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
+
+/// The arguments of one call, still text; empty where there is none.
+#[derive(Clone, Debug, Default)]
+#[allow(missing_docs)]
+pub struct Call {
+    pub key: String,
+    pub comment: String,
+    pub address: String,
+    pub categories: String,
+    pub bantime: String,
+    pub restored: String,
+    pub bypass: String,
+    pub ledger: String,
+    pub log: String,
+    pub failures: String,
+}
+
+/// What is to be done about a call.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Report it.
+    Report(Box<Report>),
+    /// Nothing, and why: a line of the log.
+    Nothing(String),
+}
+
+impl Call {
+    /// Decides. `file` is the key in the admin's file; the time is in seconds since 1970.
+    ///
+    /// # Errors
+    /// [`Error::Report`] where something is missing, [`Error::Usage`] where an argument cannot be
+    /// what it stands for.
+    pub fn decide(&self, file: impl Fn() -> Option<Secret>, now: i64) -> Result<Verdict, Error> {
+        let usage = |name: &str, what: &str| Error::Usage(format!("{name} {what}"));
+        let count = |name, text: &str| match text.trim() {
+            "" => Ok(0),
+            text => text.parse::<u32>().map_err(|_| usage(name, "must be a number, 0 or more")),
+        };
+        let shown: String = self.address.escape_debug().take(50).collect();
+        if count("BYPASS_FAIL2BAN", &self.bypass)? == 0 && count("RESTORED", &self.restored)? != 0 {
+            return Ok(Verdict::Nothing(format!(
+                "INFO: (RESTART) IP {shown} was already reported in the previous Fail2Ban session."
+            )));
+        }
+        let key = key::usable(&self.key);
+        self.complete(key.is_some() || file().is_some())?;
+        let failures = count("FAILURES", &self.failures)?;
+        if failures == 0 {
+            return Ok(Verdict::Nothing(format!(
+                "INFO: (BAN) IP {shown} has 0 failures so no action required"
+            )));
+        }
+        let address = Address::new(self.address.trim()).map_err(|what| usage("IP", &what))?;
+        if !is_public(address.ip()) {
+            return Ok(Verdict::Nothing(format!(
+                "INFO: IP {address} is private or reserved: it is not reported."
+            )));
+        }
+        let categories = Categories::new(&self.categories);
+        Ok(Verdict::Report(Box::new(Report {
+            address,
+            categories: categories.map_err(|what| usage("CATEGORIES", &what))?,
+            comment: bounded(&self.comment),
+            // It is only for the ledger: no reason to report nothing.
+            bantime: seconds(&self.bantime).unwrap_or(0),
+            failures: failures.into(),
+            time: now,
+            key,
+            ledger: self.ledger().into(),
+            log: self.log().into(),
+        })))
+    }
+
+    fn complete(&self, has_key: bool) -> Result<(), Error> {
+        let key = if has_key { "x" } else { "" };
+        let needed = [
+            ("APIKEY (in /etc/fail2ban/abuseipdb.apikey, or passed)", key),
+            ("COMMENT", &self.comment),
+            ("IP", &self.address),
+            ("CATEGORIES", &self.categories),
+            ("BANTIME", &self.bantime),
+        ];
+        let missing: Vec<_> =
+            needed.iter().filter(|(_, text)| text.is_empty()).map(|(name, _)| *name).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Report(format!("Missing core argument(s). Missing: {}.", missing.join(", "))))
+    }
+
+    fn ledger(&self) -> &str {
+        or(&self.ledger, LEDGER)
+    }
+
+    fn log(&self) -> &str {
+        or(&self.log, LOG)
+    }
+}
+
+fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
+    if text.is_empty() { default } else { text }
+}
+
+/// A length of time in seconds: a number, or one with a unit. Below 0 is for ever.
+fn seconds(text: &str) -> Option<i64> {
+    let text = text.trim();
+    let (number, unit) = text.split_at(text.trim_end_matches(char::is_alphabetic).len());
+    let unit = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        "w" => 7 * 86_400,
+        "y" => 365 * 86_400,
+        _ => return None,
+    };
+    number.trim().parse::<i64>().ok()?.checked_mul(unit)
+}
+
+/// Whether an address is one of the internet: anything else is nobody's business.
+fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let [a, b, ..] = v4.octets();
+            let shared = a == 100 && b & 0xc0 == 64; // RFC 6598
+            let benchmark = a == 198 && b & 0xfe == 18; // RFC 2544
+            !(a == 0
+                || a >= 224
+                || v4.is_private()
+                || v4.is_loopback()
+                || v4.is_link_local()
+                || shared
+                || benchmark)
+        }
+        IpAddr::V6(v6) => {
+            let site_local = v6.segments()[0] & 0xffc0 == 0xfec0; // RFC 3879
+            !(v6.is_loopback()
+                || v6.is_unspecified()
+                || v6.is_multicast()
+                || v6.is_unique_local()
+                || v6.is_unicast_link_local()
+                || site_local)
+        }
+    }
+}
+
+/// Takes one call.
+///
+/// # Errors
+/// Those of [`Call::decide`]; they are in the log, too. Nothing else makes the action fail.
+pub fn run(call: &Call, paths: &Paths) -> Result<(), Error> {
+    let log = Log::new(call.log().into());
+    let file = || KeyFile::read(&paths.api_key).key;
+    match call.decide(file, now()) {
+        Ok(Verdict::Report(report)) => queue(&report, &log, paths),
+        Ok(Verdict::Nothing(line)) => log.line(line),
+        Err(error) => {
+            log.line(format_args!("ERROR: {error}"));
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Leaves a report in the inbox and, where nobody works that off, a child that does. Where the inbox
+/// cannot be written, the child gets the report itself.
+fn queue(report: &Report, log: &Log, paths: &Paths) {
+    let inbox = Spool::new(paths.reports());
+    if inbox.list().is_ok_and(|waiting| waiting.len() >= MAX) {
+        let dir = inbox.dir().display().to_string();
+        let address = report.address;
+        return log.line(format_args!(
+            "ERROR: IP {address} is not reported: {MAX} reports wait in {dir} already. \
+             Is the service f2bmqttsub running?"
+        ));
+    }
+    let unqueued = inbox.write(report, SystemTime::now()).err();
+    if let Some(error) = &unqueued {
+        journal::syslog(format_args!(
+            "cannot write {}: {error}; a report of {} is tried from memory",
+            inbox.dir().display(),
+            report.address
+        ));
+    }
+    if (unqueued.is_some() || !lock::is_held(&paths.report_lock()))
+        && let Err(error) = child::leave("work", unqueued.map(|_| report.encode()))
+    {
+        journal::syslog(format_args!("cannot start the reporter: {error}"));
+    }
+}
+
+/// `--actionstart`: makes database and log, so that what is wrong with them is known before a ban.
+///
+/// # Errors
+/// [`Error::File`] or [`Error::Ledger`]; a later ban tries again by itself.
+pub fn start(ledger: &str, log: &str) -> Result<(), Error> {
+    let (ledger, path) = (Path::new(or(ledger, LEDGER)), Path::new(or(log, LOG)));
+    let log = Log::new(path.to_owned());
+    let new = !ledger.exists();
+    if !new && path.exists() {
+        log.line("INFO: Initialization already completed. Skipping further checks.");
+        return Ledger::open(ledger).map(drop);
+    }
+    log.create().map_err(Error::file("write the log", path))?;
+    if new {
+        log.line("INFO: AbuseIPDB database not found. Initializing...");
+    }
+    if let Err(error) = Ledger::open(ledger) {
+        log.line(format_args!("ERROR: {error}"));
+        return Err(error);
+    }
+    if new {
+        log.line("INFO: AbuseIPDB database is initialized!");
+    }
+    log.line("SUCCESS: All (actionstart) checks completed!");
+    Ok(())
+}
+
+/// `f2bmqtt report`: the same for a person, who sees what becomes of it.
+///
+/// # Errors
+/// Those of [`Call::decide`].
+pub fn by_hand(call: &Call, dry_run: bool, paths: &Paths) -> Result<(), Error> {
+    let file = KeyFile::read(&paths.api_key);
+    file.warning.iter().for_each(journal::warn);
+    // Without a key there is still something to look at.
+    let key = file.key.clone().or_else(|| dry_run.then(|| Secret::new(String::new())));
+    let report = match call.decide(|| key.clone(), now())? {
+        Verdict::Nothing(line) => {
+            say(line);
+            return Ok(());
+        }
+        Verdict::Report(report) => report,
+    };
+    if !dry_run {
+        queue(&report, &Log::new(report.log.clone()), paths);
+        let (address, log) = (report.address, report.log.display());
+        say(format_args!("{address} is queued to be reported; what becomes of it is in {log}"));
+        return Ok(());
+    }
+    let times = Times::new().map_err(|error| Error::Start(std::io::Error::other(error)))?;
+    let form = Form {
+        address: report.address,
+        categories: report.categories.to_string(),
+        comment: comment::compose(
+            [report.comment.as_str()],
+            report.address,
+            &Private::of_this_host(),
+        ),
+        timestamp: Some(times.iso(report.time)),
+    };
+    say(form.to_string().trim_end());
+    if file.key.is_none() {
+        journal::warn(format_args!("there is no API key in {}", paths.api_key.display()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(text: &str) -> Call {
+        let words: Vec<&str> = text.split('|').collect();
+        let word = |n: usize| words.get(n).copied().unwrap_or("").to_owned();
+        Call {
+            key: word(0),
+            comment: word(1),
+            address: word(2),
+            categories: word(3),
+            bantime: word(4),
+            restored: word(5),
+            bypass: word(6),
+            ledger: word(7),
+            log: word(8),
+            failures: word(9),
+        }
+    }
+
+    #[test]
+    fn the_script_s_rules_in_their_order() {
+        let restart = "INFO: (RESTART) IP 192.0.2.1 was already reported in the previous Fail2Ban \
+                       session.";
+        let unfailed = "INFO: (BAN) IP 192.0.2.1 has 0 failures so no action required";
+        let private = "INFO: IP 10.0.0.1 is private or reserved: it is not reported.";
+        let silent = [
+            ("k3y|c|192.0.2.1|18|600|1|0|||3", restart),
+            ("||192.0.2.1|||1", restart),
+            ("k3y|c|192.0.2.1|18|600|0|0|||0", unfailed),
+            ("k3y|c|192.0.2.1|18|600|1|1|||0", unfailed),
+            ("k3y|c|192.0.2.1|18|600|0|0", unfailed),
+            ("k3y|c|10.0.0.1|18|600|0|0|||3", private),
+        ];
+        for (text, line) in silent {
+            let expected = Verdict::Nothing(line.to_owned());
+            assert_eq!(call(text).decide(|| None, 1).unwrap(), expected, "{text}");
+        }
+        let missing = [
+            ("|c|192.0.2.1|18|600|0|0|||3", "APIKEY (in"),
+            ("YOUR_API_KEY|c|192.0.2.1|18|600|0|0|||3", "APIKEY (in"),
+            ("k3y||192.0.2.1|18|600|0|0|||3", "Missing: COMMENT."),
+            ("k3y|c||18||0|0|||0", "Missing: IP, BANTIME."),
+        ];
+        for (text, what) in missing {
+            let error = call(text).decide(|| None, 1).unwrap_err();
+            assert!(error.to_string().starts_with("Missing core argument(s)."), "{text}: {error}");
+            assert!(error.to_string().contains(what), "{text}: {error}");
+            assert_eq!(error.exit_code(), 1);
+        }
+        let wrong = [
+            ("k3y|c|192.0.2.0/24|18|600|0|0|||3", "IP"),
+            ("k3y|c|192.0.2.1|ssh|600|0|0|||3", "CATEGORIES"),
+            ("k3y|c|192.0.2.1|18|600|0|0|||a[$(id)]", "FAILURES"),
+            ("k3y|c|192.0.2.1|18|600|x|0|||3", "RESTORED"),
+        ];
+        for (text, name) in wrong {
+            let error = call(text).decide(|| None, 1).unwrap_err();
+            assert!(error.to_string().starts_with(name), "{text}: {error}");
+            assert_eq!(error.exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn what_is_to_be_reported_is_as_it_was_called() {
+        let decided = |text: &str| match call(text).decide(|| None, 77).unwrap() {
+            Verdict::Report(report) => report,
+            Verdict::Nothing(line) => panic!("{text}: {line}"),
+        };
+        let report = decided("k3y|c|::ffff:192.0.2.1|18,22|10m|1|1|/db|/log|3");
+        assert_eq!(report.address.to_string(), "192.0.2.1");
+        assert_eq!((report.bantime, report.failures, report.time), (600, 3, 77));
+        assert_eq!(report.key.as_ref().unwrap().reveal(), "k3y");
+        assert_eq!((report.ledger, report.log), ("/db".into(), "/log".into()));
+        assert_eq!(decided("k3y|c|192.0.2.1|18|soon|0|0|||3").bantime, 0);
+        let report = decided("k3y|c|192.0.2.1|18|-1|0||||1");
+        assert_eq!((report.bantime, report.ledger, report.log), (-1, LEDGER.into(), LOG.into()));
+        let from_file = call("|c|192.0.2.1|18|1|0||||1");
+        let file = || Some(Secret::new("f1le".to_owned()));
+        assert!(
+            matches!(from_file.decide(file, 1), Ok(Verdict::Report(report)) if report.key.is_none())
+        );
+    }
+
+    #[test]
+    fn bantimes_have_units() {
+        let table = [
+            ("600", Some(600)),
+            ("10m", Some(600)),
+            ("2h", Some(7200)),
+            ("1d", Some(86_400)),
+            ("1w", Some(604_800)),
+            ("1y", Some(31_536_000)),
+            ("-1", Some(-1)),
+            ("", None),
+            ("m", None),
+            ("1x", None),
+            ("9999999999999999y", None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(seconds(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_the_internet_is_reported() {
+        let table = [
+            ("203.0.113.9", true),
+            ("100.63.0.1", true),
+            ("2001:db8::1", true),
+            ("10.1.2.3", false),
+            ("172.16.0.1", false),
+            ("192.168.1.1", false),
+            ("100.64.0.1", false),
+            ("127.0.0.2", false),
+            ("169.254.1.1", false),
+            ("198.19.0.1", false),
+            ("0.1.2.3", false),
+            ("224.0.0.1", false),
+            ("255.255.255.255", false),
+            ("::1", false),
+            ("::", false),
+            ("fe80::1", false),
+            ("fd00::1", false),
+            ("ff02::1", false),
+            ("fec0::1", false),
+        ];
+        for (address, public) in table {
+            assert_eq!(is_public(address.parse().unwrap()), public, "{address}");
+        }
+    }
+}

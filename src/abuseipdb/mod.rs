@@ -1,0 +1,35 @@
+//! The reporter: what fail2ban detected here is told to AbuseIPDB, once, and nothing private with it.
+//!
+//! ```text
+//! fail2ban ── actionban ──> call ──> inbox ─ inotify ─> worker ──> api.abuseipdb.com
+//!                        (rules)                       │  │ plan: what is next
+//!                                                 queue┘  └ answer: what came back means
+//! ```
+//!
+//! - [`call`]: what the action calls. It decides by the script's rules, and queues.
+//! - [`worker`]: works the queue off, step by step; `sending`: the steps that ask the server;
+//!   [`service`]: when, in the daemon or in a child that the call leaves.
+//! - [`queue`]: what waits, on disk; [`plan`]: what is to be done next (pure).
+//! - [`api`]: the requests; [`answer`]: what each answer means (pure).
+//! - [`comment`]: what a report says (pure); [`private`]: what it must not say.
+//! - [`ledger`] and [`log`]: the script's database and log, which people know; [`key`]: the API key;
+//!   [`times`]: points in time as text.
+
+pub mod answer;
+pub mod api;
+pub mod call;
+pub mod comment;
+pub mod key;
+pub mod ledger;
+pub mod log;
+pub mod plan;
+pub mod private;
+pub mod queue;
+pub mod report;
+mod sending;
+pub mod service;
+pub mod times;
+pub mod worker;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,389 @@
+//! What waits to be reported, on disk: it survives a reboot. Each change is synced before it is
+//! relied on, so that no report is lost and none sent twice, whenever the process dies.
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, Result as SqlResult, Row, Transaction, params};
+
+use super::answer::Quota;
+use super::plan::{Id, Limits, Stage, Told, Waiting};
+use super::report::{Categories, Report};
+use crate::error::Error;
+use crate::spool::{Item as _, Name};
+use crate::wire::Address;
+
+/// The most reports that wait. `AbuseIPDB` takes as many in one bulk call.
+pub const MAX: usize = 10_000;
+
+const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+    CREATE TABLE IF NOT EXISTS waiting(
+        id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, report TEXT NOT NULL,
+        stage TEXT NOT NULL, tries INTEGER NOT NULL, next INTEGER NOT NULL, sent INTEGER NOT NULL);
+    CREATE TABLE IF NOT EXISTS told(
+        ip TEXT PRIMARY KEY, at INTEGER NOT NULL, categories TEXT NOT NULL, comment TEXT NOT NULL);
+    CREATE TABLE IF NOT EXISTS calls(
+        name TEXT PRIMARY KEY, blocked INTEGER NOT NULL DEFAULT 0, quota INTEGER, remaining INTEGER,
+        seen INTEGER);";
+
+/// The kinds of calls that have limits of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// Any call at all.
+    All,
+    /// `check`
+    Check,
+    /// `report`
+    Report,
+    /// `bulk-report`
+    Bulk,
+}
+
+impl Call {
+    /// As the API names it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Check => "check",
+            Self::Report => "report",
+            Self::Bulk => "bulk-report",
+        }
+    }
+}
+
+/// The queue, in memory and on disk.
+#[derive(Debug)]
+pub struct Queue {
+    path: PathBuf,
+    db: Connection,
+    waiting: BTreeMap<Id, Waiting>,
+    told: BTreeMap<Address, Told>,
+    limits: Limits,
+}
+
+impl Queue {
+    /// Opens it, or makes it: for root alone.
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::Queue`].
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        if let Some(dir) = path.parent() {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            made.map_err(Error::file("create", dir))?;
+        }
+        // SQLite would create it for all to read.
+        let made =
+            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
+        made.map_err(Error::file("open", path))?;
+        Self::with(Connection::open(path), path)
+    }
+
+    /// A queue that is kept nowhere, where the disk cannot be written.
+    ///
+    /// # Errors
+    /// [`Error::Queue`].
+    pub fn in_memory() -> Result<Self, Error> {
+        Self::with(Connection::open_in_memory(), Path::new("memory"))
+    }
+
+    fn with(db: SqlResult<Connection>, path: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::Queue { path: path.to_owned(), source };
+        let db = db.map_err(failed)?;
+        db.execute_batch(SCHEMA).map_err(failed)?;
+        let mut queue = Self {
+            path: path.to_owned(),
+            db,
+            waiting: BTreeMap::new(),
+            told: BTreeMap::new(),
+            limits: Limits::default(),
+        };
+        queue.load().map_err(failed)?;
+        Ok(queue)
+    }
+
+    fn load(&mut self) -> SqlResult<()> {
+        let mut all =
+            self.db.prepare("SELECT id, report, stage, tries, next, sent FROM waiting")?;
+        let waiting = all.query_map([], |row| Ok((row.get(0)?, waiting(row)?)))?;
+        for one in waiting {
+            if let (id, Some(waiting)) = one? {
+                self.waiting.insert(id, waiting);
+            }
+        }
+        let mut all = self.db.prepare("SELECT ip, at, categories, comment FROM told")?;
+        let told = all.query_map([], |row| Ok((row.get::<_, String>(0)?, told(row)?)))?;
+        for one in told {
+            if let (ip, Some(told)) = one?
+                && let Ok(address) = Address::new(&ip)
+            {
+                self.told.insert(address, told);
+            }
+        }
+        let mut all = self.db.prepare("SELECT name, blocked FROM calls")?;
+        let calls =
+            all.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
+        for one in calls {
+            let (name, until) = one?;
+            for call in [Call::All, Call::Check, Call::Report, Call::Bulk] {
+                if call.name() == name {
+                    *limit(&mut self.limits, call) = until;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What waits.
+    #[must_use]
+    pub fn waiting(&self) -> &BTreeMap<Id, Waiting> {
+        &self.waiting
+    }
+
+    /// What was taken of late.
+    #[must_use]
+    pub fn told(&self) -> &BTreeMap<Address, Told> {
+        &self.told
+    }
+
+    /// What is not to be asked yet.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Takes reports in. One whose name is known already is not taken twice.
+    ///
+    /// # Errors
+    /// [`Error::Queue`]; then none was taken.
+    pub fn add(&mut self, reports: Vec<(Name, Report)>) -> Result<(), Error> {
+        let added = self.change(|change| {
+            let mut added = Vec::new();
+            for (name, report) in reports {
+                let mut insert = change.prepare_cached(
+                    "INSERT OR IGNORE INTO waiting(name, report, stage, tries, next, sent)
+                     VALUES(?1, ?2, 'new', 0, 0, 0)",
+                )?;
+                if insert.execute(params![name, report.encode()])? == 1 {
+                    let stage = Stage::New;
+                    let waiting = Waiting { report, stage, tries: 0, next: 0, sent: 0 };
+                    added.push((change.last_insert_rowid(), waiting));
+                }
+            }
+            Ok(added)
+        })?;
+        self.waiting.extend(added);
+        Ok(())
+    }
+
+    /// Changes how far some came.
+    ///
+    /// # Errors
+    /// [`Error::Queue`]; then nothing has changed.
+    pub fn update(&mut self, ids: &[Id], how: impl Fn(&mut Waiting)) -> Result<(), Error> {
+        let mut changed = Vec::new();
+        for id in ids {
+            if let Some(waiting) = self.waiting.get(id) {
+                let mut waiting = waiting.clone();
+                how(&mut waiting);
+                changed.push((*id, waiting));
+            }
+        }
+        self.change(|change| {
+            for (id, waiting) in &changed {
+                let Waiting { stage, tries, next, sent, .. } = waiting;
+                change
+                    .prepare_cached(
+                        "UPDATE waiting SET stage = ?2, tries = ?3, next = ?4, sent = ?5
+                         WHERE id = ?1",
+                    )?
+                    .execute(params![id, write_stage(*stage), tries, next, sent])?;
+            }
+            Ok(())
+        })?;
+        self.waiting.extend(changed);
+        Ok(())
+    }
+
+    /// Some are done with; `taken` is what the server took of which addresses.
+    ///
+    /// # Errors
+    /// [`Error::Queue`]; then nothing has changed.
+    pub fn done(&mut self, ids: &[Id], taken: Vec<(Address, Told)>) -> Result<(), Error> {
+        self.change(|change| {
+            for id in ids {
+                change.prepare_cached("DELETE FROM waiting WHERE id = ?1")?.execute([id])?;
+            }
+            for (address, told) in &taken {
+                let (ip, categories) = (address.to_string(), told.categories.to_string());
+                change
+                    .prepare_cached("INSERT OR REPLACE INTO told VALUES(?1, ?2, ?3, ?4)")?
+                    .execute(params![ip, told.at, categories, told.comment])?;
+            }
+            Ok(())
+        })?;
+        for id in ids {
+            self.waiting.remove(id);
+        }
+        self.told.extend(taken);
+        Ok(())
+    }
+
+    /// Nothing of a kind is to be asked before a time, in seconds since 1970.
+    ///
+    /// # Errors
+    /// [`Error::Queue`]; it holds for this process all the same.
+    pub fn block(&mut self, call: Call, until: i64) -> Result<(), Error> {
+        *limit(&mut self.limits, call) = until;
+        self.change(|change| {
+            let sql = "INSERT INTO calls(name, blocked) VALUES(?1, ?2)
+                       ON CONFLICT(name) DO UPDATE SET blocked = ?2";
+            change.prepare_cached(sql)?.execute(params![call.name(), until]).map(drop)
+        })
+    }
+
+    /// Keeps what remains of a day's calls, for the operator.
+    ///
+    /// # Errors
+    /// [`Error::Queue`].
+    pub fn remains(&mut self, call: Call, quota: Quota, now: i64) -> Result<(), Error> {
+        self.change(|change| {
+            let sql = "INSERT INTO calls(name, quota, remaining, seen) VALUES(?1, ?2, ?3, ?4)
+                       ON CONFLICT(name) DO UPDATE SET quota = ?2, remaining = ?3, seen = ?4";
+            let Quota { limit, remaining } = quota;
+            change
+                .prepare_cached(sql)?
+                .execute(params![call.name(), limit, remaining, now])
+                .map(drop)
+        })
+    }
+
+    /// Forgets what was taken longer ago than it matters.
+    ///
+    /// # Errors
+    /// [`Error::Queue`].
+    pub fn tidy(&mut self, now: i64) -> Result<(), Error> {
+        let old: Vec<_> =
+            self.told.iter().filter(|(_, told)| told.end() <= now).map(|(ip, _)| *ip).collect();
+        if old.is_empty() {
+            return Ok(());
+        }
+        self.change(|change| {
+            for address in &old {
+                let mut delete = change.prepare_cached("DELETE FROM told WHERE ip = ?1")?;
+                delete.execute([address.to_string()])?;
+            }
+            Ok(())
+        })?;
+        for address in &old {
+            self.told.remove(address);
+        }
+        Ok(())
+    }
+
+    fn change<T>(
+        &mut self,
+        how: impl FnOnce(&Transaction<'_>) -> SqlResult<T>,
+    ) -> Result<T, Error> {
+        let path = &self.path;
+        let failed = |source| Error::Queue { path: path.clone(), source };
+        let change = self.db.transaction().map_err(failed)?;
+        let result = how(&change).map_err(failed)?;
+        change.commit().map_err(failed)?;
+        Ok(result)
+    }
+}
+
+fn limit(limits: &mut Limits, call: Call) -> &mut i64 {
+    match call {
+        Call::All => &mut limits.all,
+        Call::Check => &mut limits.check,
+        Call::Report => &mut limits.report,
+        Call::Bulk => &mut limits.bulk,
+    }
+}
+
+fn write_stage(stage: Stage) -> &'static str {
+    match stage {
+        Stage::New => "new",
+        Stage::Check => "check",
+        Stage::Due => "due",
+        Stage::Sent => "sent",
+        Stage::SentInBulk => "sent in bulk",
+    }
+}
+
+/// A row; `None` where it cannot be read.
+fn waiting(row: &Row<'_>) -> SqlResult<Option<Waiting>> {
+    use Stage::{Check, Due, New, Sent, SentInBulk};
+    let (report, stage): (String, String) = (row.get(1)?, row.get(2)?);
+    let report = Report::parse(report.as_bytes()).ok();
+    let mut stages = [New, Check, Due, Sent, SentInBulk].into_iter();
+    let stage = stages.find(|one| write_stage(*one) == stage);
+    let (tries, next, sent) = (row.get(3)?, row.get(4)?, row.get(5)?);
+    Ok(report.zip(stage).map(|(report, stage)| Waiting { report, stage, tries, next, sent }))
+}
+
+fn told(row: &Row<'_>) -> SqlResult<Option<Told>> {
+    let (at, categories): (i64, String) = (row.get(1)?, row.get(2)?);
+    let comment = row.get(3)?;
+    Ok(Categories::new(&categories).ok().map(|categories| Told { at, categories, comment }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn report(ip: &str) -> Report {
+        Report {
+            address: Address::new(ip).unwrap(),
+            categories: Categories::new("18").unwrap(),
+            comment: "x".to_owned(),
+            bantime: 600,
+            failures: 3,
+            time: 1,
+            key: None,
+            ledger: "l".into(),
+            log: "l".into(),
+        }
+    }
+
+    #[test]
+    fn the_next_process_finds_all_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state/reports.sqlite3");
+        let mut queue = Queue::open(&path).unwrap();
+        let one = |name: &str, ip| (name.to_owned(), report(ip));
+        queue
+            .add(vec![one("1", "192.0.2.1"), one("2", "192.0.2.2"), one("1", "192.0.2.1")])
+            .unwrap();
+        queue.add(vec![one("3", "192.0.2.3"), one("2", "192.0.2.2")]).unwrap();
+        assert_eq!(queue.waiting().len(), 3);
+        let ids: Vec<_> = queue.waiting().keys().copied().collect();
+        let sent = |waiting: &mut Waiting| {
+            (waiting.stage, waiting.tries, waiting.next, waiting.sent) = (Stage::Sent, 2, 7, 8);
+        };
+        queue.update(&ids[1..2], sent).unwrap();
+        let categories = Categories::new("18,22").unwrap();
+        let told = Told { at: 100, categories, comment: "y".to_owned() };
+        queue.done(&ids[..1], vec![(report("192.0.2.1").address, told.clone())]).unwrap();
+        queue.block(Call::Report, 99).unwrap();
+        queue.remains(Call::Report, Quota { limit: Some(1000), remaining: Some(7) }, 5).unwrap();
+        let (waiting, limits) = (queue.waiting().clone(), *queue.limits());
+        drop(queue);
+        let mut queue = Queue::open(&path).unwrap();
+        assert_eq!((queue.waiting(), *queue.limits()), (&waiting, limits));
+        assert_eq!(limits.report, 99);
+        assert_eq!(queue.told().get(&report("192.0.2.1").address), Some(&told));
+        queue.tidy(told.end() - 1).unwrap();
+        assert_eq!(queue.told().len(), 1);
+        queue.tidy(told.end()).unwrap();
+        assert_eq!(queue.told().len(), 0);
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+}

@@ -1,0 +1,187 @@
+//! One ban to be reported, as it waits: what the action was called with, checked.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Secret;
+use crate::spool::Item;
+use crate::wire::Address;
+
+/// Of a longer text, the rest is not even looked at.
+const MAX_TEXT: usize = 16 * 1024;
+
+/// What happened to the server, in `AbuseIPDB`'s numbers (abuseipdb.com/categories).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Categories(Vec<u8>);
+
+impl Categories {
+    /// Takes a list such as `18,22`.
+    ///
+    /// # Errors
+    /// A sentence's end that says what it must be.
+    pub fn new(text: &str) -> Result<Self, String> {
+        const HOW: &str = "must be numbers of AbuseIPDB's categories with commas between, as 18,22";
+        let number = |text: &str| match text.trim().parse::<u8>() {
+            Ok(number @ 1..=99) => Ok(number),
+            _ => Err(HOW.to_owned()),
+        };
+        let mut categories = Self::default();
+        for one in text.split(',') {
+            categories.add(number(one)?);
+        }
+        Ok(categories)
+    }
+
+    /// Adds another report's.
+    pub fn join(&mut self, other: &Self) {
+        other.0.iter().for_each(|number| self.add(*number));
+    }
+
+    /// Whether the other report's are all among these.
+    #[must_use]
+    pub fn cover(&self, other: &Self) -> bool {
+        other.0.iter().all(|number| self.0.contains(number))
+    }
+
+    fn add(&mut self, number: u8) {
+        if !self.0.contains(&number) {
+            self.0.push(number);
+        }
+    }
+}
+
+impl std::fmt::Display for Categories {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let texts: Vec<_> = self.0.iter().map(u8::to_string).collect();
+        f.write_str(&texts.join(","))
+    }
+}
+
+/// A ban to be reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Whom fail2ban banned.
+    pub address: Address,
+    /// For what.
+    pub categories: Categories,
+    /// What the jail says of it, log lines as a rule; not yet fit to be published.
+    pub comment: String,
+    /// How long, in seconds; below 0 is for ever.
+    pub bantime: i64,
+    /// How many failures led to it.
+    pub failures: i64,
+    /// When, in seconds since 1970.
+    pub time: i64,
+    /// The API key that the action passed, if it was one.
+    pub key: Option<Secret>,
+    /// The database of what was reported.
+    pub ledger: PathBuf,
+    /// The reporter's log.
+    pub log: PathBuf,
+}
+
+/// As it is written.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    ip: String,
+    categories: String,
+    comment: String,
+    bantime: i64,
+    failures: i64,
+    time: i64,
+    key: Option<String>,
+    ledger: PathBuf,
+    log: PathBuf,
+}
+
+/// What of a text is kept: its beginning, without what no log line has.
+#[must_use]
+pub fn bounded(text: &str) -> String {
+    let mut kept = String::new();
+    for c in text.chars().filter(|c| !c.is_control() || "\n\t".contains(*c)) {
+        if kept.len() + c.len_utf8() > MAX_TEXT {
+            break;
+        }
+        kept.push(c);
+    }
+    kept
+}
+
+impl Item for Report {
+    const MAX: u64 = 64 * 1024;
+
+    fn encode(&self) -> String {
+        let written = Written {
+            ip: self.address.to_string(),
+            categories: self.categories.to_string(),
+            comment: self.comment.clone(),
+            bantime: self.bantime,
+            failures: self.failures,
+            time: self.time,
+            key: self.key.as_ref().map(|key| key.reveal().to_owned()),
+            ledger: self.ledger.clone(),
+            log: self.log.clone(),
+        };
+        // Only a path that is no Unicode cannot be written as JSON; they come from text.
+        serde_json::to_string(&written).unwrap_or_default()
+    }
+
+    fn parse(text: &[u8]) -> Result<Self, String> {
+        let written: Written =
+            serde_json::from_slice(text).map_err(|_| "it is no report".to_owned())?;
+        Ok(Self {
+            address: Address::new(&written.ip)?,
+            categories: Categories::new(&written.categories)?,
+            comment: written.comment,
+            bantime: written.bantime,
+            failures: written.failures,
+            time: written.time,
+            key: written.key.map(Secret::new),
+            ledger: written.ledger,
+            log: written.log,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn categories_are_numbers_each_once() {
+        let mut categories = Categories::new(" 18, 22,18").unwrap();
+        assert_eq!(categories.to_string(), "18,22");
+        let other = Categories::new("22,15").unwrap();
+        assert!(!categories.cover(&other));
+        categories.join(&other);
+        assert_eq!(categories.to_string(), "18,22,15");
+        assert!(categories.cover(&other));
+        for text in ["", "18;22", "ssh", "0", "100", "18,", "-1", "$(id)"] {
+            assert!(Categories::new(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let report = Report {
+            address: Address::new("2001:db8::1").unwrap(),
+            categories: Categories::new("18,22").unwrap(),
+            comment: "a \"line\"\nand another".to_owned(),
+            bantime: 600,
+            failures: 3,
+            time: 1_795_342_588,
+            key: Some(Secret::new("abc".to_owned())),
+            ledger: "/var/lib/x".into(),
+            log: "/var/log/x".into(),
+        };
+        assert_eq!(Report::parse(report.encode().as_bytes()), Ok(report));
+        for text in ["", "{}", r#"{"ip":"10.0.0.0/8"}"#] {
+            assert!(Report::parse(text.as_bytes()).is_err());
+        }
+        // The longest text, written in the longest way, can be read again.
+        assert!(bounded(&"\"".repeat(100_000)).len() * 2 < 60_000);
+        assert_eq!(bounded("a\u{0}b\r\n\tc"), "ab\n\tc");
+        assert!(bounded(&"ü".repeat(MAX_TEXT)).len() <= MAX_TEXT);
+    }
+}

@@ -1,0 +1,457 @@
+//! The steps of the worker that ask the server, and what becomes of a report by its answer.
+
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+
+use super::answer::{Accepted, Answer, BulkAccepted, Listing, Quota, Trouble};
+use super::api::{Api, BULK_HEAD, Failure, Form, Request};
+use super::comment;
+use super::key::Keys;
+use super::log::Log;
+use super::plan::{Id, Stage, Told};
+use super::queue::Call;
+use super::report::{Categories, Report};
+use super::worker::{Worker, already_reported, pause};
+use crate::config::Secret;
+use crate::error::Error;
+use crate::journal;
+use crate::wire::Address;
+
+/// A bulk call carries at most this many bytes (docs.abuseipdb.com: 2 MB).
+const MAX_BULK: usize = 1_900_000;
+
+/// After a bulk call was refused as a whole, reports go singly for this long, in seconds.
+const BULK_PAUSE: i64 = 3600;
+
+/// Reports of one address that go together.
+struct Group {
+    ids: Vec<Id>,
+    address: Address,
+    /// Never empty.
+    reports: Vec<Report>,
+    stage: Stage,
+    safe_to_repeat: bool,
+    form: Form,
+    categories: Categories,
+    log: Log,
+}
+
+impl Group {
+    fn told(&self, at: i64) -> Told {
+        Told { at, categories: self.categories.clone(), comment: self.form.comment.clone() }
+    }
+}
+
+/// What came of asking.
+enum Reply<T> {
+    Done(T),
+    Trouble(Answer, Trouble),
+    Failed(Failure),
+}
+
+/// What came of a check.
+enum Checked {
+    Listing(Listing),
+    /// Checks are spent for today; other calls may go.
+    NotNow,
+    /// The report waits, or is given up.
+    Over,
+}
+
+impl<A: Api> Worker<A> {
+    fn group(&self, ids: &[Id]) -> Option<Group> {
+        let now = self.now();
+        let waiting: Vec<_> = ids.iter().filter_map(|id| self.queue.waiting().get(id)).collect();
+        let first = waiting.first()?;
+        let reports: Vec<_> = waiting.iter().map(|one| one.report.clone()).collect();
+        let address = first.report.address;
+        let mut categories = Categories::default();
+        for report in &reports {
+            categories.join(&report.categories);
+        }
+        let comments = reports.iter().map(|report| report.comment.as_str());
+        let time = reports.iter().map(|report| report.time).min()?;
+        let form = Form {
+            address,
+            categories: categories.to_string(),
+            comment: comment::compose(comments, address, &(self.surroundings.private)()),
+            timestamp: Some(self.times.iso(time)),
+        };
+        Some(Group {
+            ids: ids.to_vec(),
+            address,
+            stage: first.stage,
+            safe_to_repeat: waiting.iter().all(|one| one.is_safe_to_repeat(now)),
+            form,
+            categories,
+            log: Log::new(first.report.log.clone()),
+            reports,
+        })
+    }
+
+    /// The key that a group goes with. Without one, or with one that was refused, the group waits.
+    fn key(&mut self, group: &Group) -> Result<Option<Secret>, Error> {
+        let now = self.now();
+        let key = group.reports.first().and_then(|report| self.keys.of(report)).cloned();
+        let rests = match &key {
+            Some(key) => self.keys.rests(key),
+            None => Some(Keys::missing(now)),
+        };
+        let Some(until) = rests else { return Ok(key) };
+        if key.is_none() {
+            group.log.line(format_args!("ERROR: IP {} waits: there is no API key.", group.address));
+        }
+        self.queue.update(&group.ids, |waiting| waiting.next = until)?;
+        Ok(None)
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &mut self,
+        call: Call,
+        key: &Secret,
+        request: &Request,
+    ) -> Result<Reply<T>, Error> {
+        let answer = match self.api.ask(key, request).await {
+            Ok(answer) => answer,
+            Err(failure) => return Ok(Reply::Failed(failure)),
+        };
+        let now = self.now();
+        if answer.quota != Quota::default() {
+            self.queue.remains(call, answer.quota, now)?;
+        }
+        let read = answer.read(now);
+        if !matches!(read, Err(Trouble::Odd)) {
+            self.failures = 0;
+        }
+        Ok(match read {
+            Ok(data) => Reply::Done(data),
+            Err(trouble) => Reply::Trouble(answer, trouble),
+        })
+    }
+
+    /// One address by itself: asks what is listed of it, then reports it.
+    pub(super) async fn alone(&mut self, ids: &[Id]) -> Result<(), Error> {
+        let Some(group) = self.group(ids) else { return Ok(()) };
+        let Some(key) = self.key(&group)? else { return Ok(()) };
+        let mut listing = None;
+        if self.queue.limits().check <= self.now() {
+            match self.check(&group, &key).await? {
+                Checked::Listing(found) => listing = Some(found),
+                Checked::NotNow => {}
+                Checked::Over => return Ok(()),
+            }
+        }
+        let address = group.address;
+        match (group.stage, &listing) {
+            // Who was never told of needs no check.
+            (Stage::Due, _) => {}
+            (Stage::Sent | Stage::SentInBulk, None) if group.safe_to_repeat => {}
+            (_, None) => return Ok(()), // the plan waits until checks are to be had again
+            (Stage::New | Stage::Check, Some(listing)) => {
+                if listing.total_reports > 0 {
+                    group.log.line(already_reported(address));
+                    return self.queue.done(&group.ids, Vec::new());
+                }
+                group.log.line(format_args!(
+                    "INFO: IP {address} has already been reported but is no longer listed on \
+                     AbuseIPDB. Resubmitting..."
+                ));
+            }
+            (Stage::Sent | Stage::SentInBulk, Some(listing)) => {
+                if self.is_among(listing, &group) {
+                    let line = self.success(&group, Some(listing), None);
+                    return self.accepted(&group, &line);
+                }
+            }
+        }
+        self.report(&group, &key, listing.as_ref()).await
+    }
+
+    /// Whether a report that is in doubt is listed. Where so many are that the answer has none of
+    /// them, and the server would take a second one, it counts as listed.
+    fn is_among(&self, listing: &Listing, group: &Group) -> bool {
+        if listing.reports.is_empty() {
+            return listing.total_reports > 0 && !group.safe_to_repeat;
+        }
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let time = group.form.timestamp.as_ref().and_then(|time| self.times.read(time));
+        let comment = words(&group.form.comment);
+        listing.reports.iter().any(|listed| {
+            self.times.read(&listed.reported_at) == time
+                && listed.comment.as_deref().is_some_and(|listed| words(listed) == comment)
+        })
+    }
+
+    async fn check(&mut self, group: &Group, key: &Secret) -> Result<Checked, Error> {
+        let address = group.address;
+        let mut verbose = true;
+        loop {
+            let request = Request::Check { address, verbose };
+            let reply = self.ask(Call::Check, key, &request).await?;
+            match reply {
+                Reply::Done(listing) => return Ok(Checked::Listing(listing)),
+                Reply::Trouble(_, Trouble::TooLong) if verbose => {
+                    verbose = false;
+                    continue;
+                }
+                Reply::Trouble(answer, trouble) => {
+                    group.log.line(answer.complaint(key.reveal()));
+                    match trouble {
+                        Trouble::Spent(wait) => {
+                            self.spent(&group.log, Call::Check, wait)?;
+                            return Ok(Checked::NotNow);
+                        }
+                        Trouble::Refused { .. } if group.stage == Stage::Check => {
+                            self.give_back(group)?;
+                            return Ok(Checked::Over);
+                        }
+                        Trouble::Refused { .. } => return Ok(Checked::NotNow),
+                        Trouble::Key => self.key_refused(key, &answer)?,
+                        _ => self.put_off(&group.ids)?,
+                    }
+                }
+                Reply::Failed(failure) => {
+                    self.unanswered(&group.log, &group.ids, &failure, None)?;
+                }
+            }
+            if group.stage == Stage::Check {
+                group.log.line(format_args!(
+                    "ERROR: Failed to check IP {address} in the AbuseIPDB API. The report waits."
+                ));
+            }
+            return Ok(Checked::Over);
+        }
+    }
+
+    async fn report(
+        &mut self,
+        group: &Group,
+        key: &Secret,
+        listing: Option<&Listing>,
+    ) -> Result<(), Error> {
+        let mut form = group.form.clone();
+        loop {
+            let now = self.now();
+            self.queue.update(&group.ids, |waiting| {
+                (waiting.stage, waiting.sent) = (Stage::Sent, now);
+            })?;
+            let request = Request::Report(form.clone());
+            let (answer, trouble) = match self.ask::<Accepted>(Call::Report, key, &request).await? {
+                Reply::Done(taken) => {
+                    let line = self.success(group, listing, Some(taken.score));
+                    return self.accepted(group, &line);
+                }
+                Reply::Failed(failure) => {
+                    let (log, ids) = (&group.log, &group.ids);
+                    return self.unanswered(log, ids, &failure, Some(Stage::Due));
+                }
+                Reply::Trouble(answer, trouble) => (answer, trouble),
+            };
+            let address = group.address;
+            if trouble == Trouble::TooSoon {
+                return self.accepted(
+                    group,
+                    &format!(
+                        "INFO: IP {address} has been reported with this key within 15 minutes \
+                         already (HTTP 429)."
+                    ),
+                );
+            }
+            group.log.line(answer.complaint(key.reveal()));
+            match trouble {
+                // A clock that is ahead: better reported as of now than not at all.
+                Trouble::Refused { timestamp: true } if form.timestamp.is_some() => {
+                    form.timestamp = None;
+                }
+                Trouble::Refused { .. } => return self.give_back(group),
+                Trouble::Spent(wait) => {
+                    self.queue.update(&group.ids, |waiting| waiting.stage = Stage::Due)?;
+                    return self.spent(&group.log, Call::Report, wait);
+                }
+                Trouble::Key => {
+                    self.queue.update(&group.ids, |waiting| waiting.stage = Stage::Due)?;
+                    return self.key_refused(key, &answer);
+                }
+                _ => return self.put_off(&group.ids),
+            }
+        }
+    }
+
+    /// Many addresses in one call.
+    pub(super) async fn bulk(&mut self, groups: &[Vec<Id>]) -> Result<(), Error> {
+        let (mut csv, mut together, mut key) = (BULK_HEAD.to_owned(), Vec::new(), None);
+        for ids in groups {
+            let Some(group) = self.group(ids) else { continue };
+            let Some(its) = self.key(&group)? else { continue };
+            let line = group.form.line();
+            if *key.get_or_insert_with(|| its.clone()) == its && csv.len() + line.len() < MAX_BULK {
+                csv.push_str(&line);
+                together.push(group);
+            }
+        }
+        let Some((key, first)) = key.zip(together.first()) else { return Ok(()) };
+        let log = first.log.clone();
+        let ids: Vec<Id> = together.iter().flat_map(|group| group.ids.clone()).collect();
+        let now = self.now();
+        self.queue.update(&ids, |waiting| {
+            // Counted before it is sent: a process that dies meanwhile has tried, too.
+            waiting.tries = if waiting.stage == Stage::SentInBulk { waiting.tries + 1 } else { 1 };
+            (waiting.stage, waiting.sent) = (Stage::SentInBulk, now);
+        })?;
+        let reply = self.ask::<BulkAccepted>(Call::Bulk, &key, &Request::Bulk(csv)).await?;
+        let (answer, trouble) = match reply {
+            Reply::Done(taken) => return self.taken_in_bulk(&together, &taken, &log),
+            Reply::Failed(failure) => {
+                return self.unanswered(&log, &ids, &failure, Some(Stage::Due));
+            }
+            Reply::Trouble(answer, trouble) => (answer, trouble),
+        };
+        log.line(answer.complaint(key.reveal()));
+        match trouble {
+            Trouble::Spent(_) | Trouble::Refused { .. } | Trouble::Key => {
+                self.queue.update(&ids, |waiting| waiting.stage = Stage::Due)?;
+                match trouble {
+                    Trouble::Spent(wait) => self.spent(&log, Call::Bulk, wait),
+                    Trouble::Key => self.key_refused(&key, &answer),
+                    // The file, not a line of it: each report goes by itself.
+                    _ => self.queue.block(Call::Bulk, self.now() + BULK_PAUSE),
+                }
+            }
+            _ => self.put_off(&[]),
+        }
+    }
+
+    fn taken_in_bulk(
+        &mut self,
+        groups: &[Group],
+        taken: &BulkAccepted,
+        log: &Log,
+    ) -> Result<(), Error> {
+        let mut refused = BTreeMap::new();
+        for invalid in taken.invalid_reports.iter().filter(|invalid| !invalid.is_known()) {
+            if let Ok(address) = Address::new(invalid.input.trim()) {
+                refused.insert(address, invalid.error.as_str());
+            }
+        }
+        let (not, now) = (|group: &&Group| refused.contains_key(&group.address), self.now());
+        let told = |group: &Group| (group.address, group.told(now));
+        let ids = groups.iter().filter(|group| !not(group)).flat_map(|group| group.ids.clone());
+        let ids: Vec<Id> = ids.collect();
+        self.queue.done(&ids, groups.iter().filter(|group| !not(group)).map(told).collect())?;
+        log.line(format_args!(
+            "INFO: Reported {} of {} IPs in one call.",
+            taken.saved_reports,
+            groups.len()
+        ));
+        for group in groups {
+            if let Some(why) = refused.get(&group.address) {
+                group.log.line(format_args!("ERROR: IP {} is refused: {why}", group.address));
+                self.give_back(group)?;
+            } else {
+                self.note(&group.reports[0]);
+                group.log.line(self.success(group, None, None));
+            }
+        }
+        Ok(())
+    }
+
+    /// The server has it.
+    fn accepted(&mut self, group: &Group, line: &str) -> Result<(), Error> {
+        let told = group.told(self.now());
+        self.queue.done(&group.ids, vec![(group.address, told)])?;
+        self.note(&group.reports[0]);
+        group.log.line(line);
+        Ok(())
+    }
+
+    /// The line that log watchers know. What only a check tells is not always known.
+    fn success(&self, group: &Group, listing: Option<&Listing>, score: Option<i64>) -> String {
+        const UNKNOWN: &str = "not known";
+        let number = |number: i64| number.to_string();
+        let score = listing.map(|listing| listing.score).or(score);
+        let score = score.map_or(UNKNOWN.to_owned(), |score| format!("{score}%"));
+        let reports = listing.map_or(UNKNOWN.to_owned(), |listing| number(listing.total_reports));
+        let times = listing.map(|listing| {
+            let times = listing.reports.iter();
+            times.filter_map(|listed| self.times.read(&listed.reported_at)).min()
+        });
+        let oldest = match times {
+            None => UNKNOWN.to_owned(),
+            Some(None) => "Not Reported yet".to_owned(),
+            Some(Some(time)) => self.times.local(time),
+        };
+        let failures: i64 = group.reports.iter().map(|report| report.failures).sum();
+        format!(
+            "SUCCESS: Reported {} - Score: {score}, Reports: {reports}, Oldest Report: {oldest}, \
+             Failures:{failures}.",
+            group.address
+        )
+    }
+
+    /// The server will never take it.
+    fn give_back(&mut self, group: &Group) -> Result<(), Error> {
+        self.forget(&group.reports[0]);
+        self.queue.done(&group.ids, Vec::new())
+    }
+
+    /// The server is in trouble, or what answered is not the server: it is left alone for a while,
+    /// and what met with this goes last.
+    fn put_off(&mut self, ids: &[Id]) -> Result<(), Error> {
+        let now = self.now();
+        self.failures = self.failures.saturating_add(1);
+        self.queue.update(ids, |waiting| {
+            waiting.tries = waiting.tries.saturating_add(1);
+            waiting.next = now + 2 * pause(waiting.tries);
+        })?;
+        self.queue.block(Call::All, now + pause(self.failures))
+    }
+
+    /// There was no answer. What was not even sent goes back to `stage`.
+    fn unanswered(
+        &mut self,
+        log: &Log,
+        ids: &[Id],
+        failure: &Failure,
+        stage: Option<Stage>,
+    ) -> Result<(), Error> {
+        let (what, why) = match failure {
+            Failure::NotSent(why) => {
+                if let Some(stage) = stage {
+                    self.queue.update(ids, |waiting| waiting.stage = stage)?;
+                }
+                ("connection to", why)
+            }
+            Failure::Unknown(why) => ("answer from", why),
+        };
+        let count = self.queue.waiting().len();
+        log.line(format_args!(
+            "ERROR: No {what} api.abuseipdb.com: {why}. Reports that wait: {count}."
+        ));
+        self.put_off(&[])
+    }
+
+    /// The day's calls are used up.
+    fn spent(&mut self, log: &Log, call: Call, wait: i64) -> Result<(), Error> {
+        let until = self.now() + wait;
+        log.line(format_args!(
+            "INFO: The daily limit of AbuseIPDB is reached for {}: the next one goes at {}.",
+            call.name(),
+            self.times.local(until)
+        ));
+        self.queue.block(call, until)
+    }
+
+    fn key_refused(&mut self, key: &Secret, answer: &Answer) -> Result<(), Error> {
+        let until = self.keys.refused(key, self.now());
+        journal::warn(format_args!(
+            "AbuseIPDB refuses the API key (HTTP {}): check {}; reports wait",
+            answer.status,
+            self.keys.path().display()
+        ));
+        let its = |report: &Report| self.keys.of(report) == Some(key);
+        let waiting = self.queue.waiting().iter().filter(|(_, one)| its(&one.report));
+        let ids: Vec<Id> = waiting.map(|(id, _)| *id).collect();
+        self.queue.update(&ids, |waiting| waiting.next = until)
+    }
+}

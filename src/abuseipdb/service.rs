@@ -1,0 +1,159 @@
+//! When the reporter works: in the daemon for as long as that runs, or in a child that a call leaves
+//! where no daemon does. One worker at a time on a host.
+
+use std::io::Read as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::StreamExt as _;
+use rustix::process::setsid;
+use tokio::time::{sleep, timeout};
+
+use super::api::Https;
+use super::comment::Private;
+use super::queue::Queue;
+use super::report::Report;
+use super::worker::{Surroundings, Wake, Worker};
+use crate::error::Error;
+use crate::journal;
+use crate::lock::{self, Lock, Role};
+use crate::paths::Paths;
+use crate::runtime;
+use crate::spool::{Item as _, Spool};
+
+/// After something failed on this host, such as a full disk.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// How often a worker that waits looks around.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// A child stays for what is due within so many seconds: the second report of an address is due 15
+/// minutes after the first. What is due later waits for the next call, or the daemon.
+const STAY: i64 = 20 * 60;
+
+/// Where no daemon works, the child that a call leaves; `report` on its standard input is one that
+/// could not be queued.
+///
+/// # Errors
+/// Any [`Error`]; it is in the system's log, too, because nobody sees this process.
+pub fn child(paths: &Paths) -> Result<(), Error> {
+    // Away from fail2ban's process group, which fail2ban kills when an action takes too long.
+    let _ = setsid();
+    let mut text = Vec::new();
+    let _ = std::io::stdin().take(Report::MAX).read_to_end(&mut text);
+    let unqueued = Report::parse(&text);
+    let result = runtime::run(async {
+        match unqueued {
+            Ok(report) => from_memory(paths, report).await,
+            Err(_) => until_idle(paths).await,
+        }
+    });
+    if let Err(error) = &result {
+        journal::syslog(format_args!("cannot report to AbuseIPDB: {error}"));
+    }
+    result
+}
+
+/// Works for as long as the daemon runs.
+pub async fn forever(paths: Paths) {
+    loop {
+        match Lock::take(&paths.report_lock(), Role::Child, Duration::ZERO) {
+            Ok(Some(_lock)) => {
+                let Err(error) = work(&paths, |_| true).await else { continue };
+                journal::warn(format_args!("the AbuseIPDB reporter waits: {error}"));
+                sleep(AGAIN).await;
+            }
+            // A child is at work; it goes when it sees the daemon.
+            Ok(None) => sleep(LOOK).await,
+            Err(error) => {
+                let path = paths.report_lock();
+                journal::warn(format_args!("cannot lock {}: {error}", path.display()));
+                sleep(AGAIN).await;
+            }
+        }
+    }
+}
+
+async fn until_idle(paths: &Paths) -> Result<(), Error> {
+    loop {
+        let path = paths.report_lock();
+        let lock = Lock::take(&path, Role::Child, Duration::ZERO);
+        let Some(lock) = lock.map_err(Error::file("lock", &path))? else { return Ok(()) };
+        let stays = |wake| {
+            !daemon_runs(paths)
+                && match wake {
+                    Wake::Now => true,
+                    Wake::At(time) => time <= now() + STAY,
+                    Wake::Called => false,
+                }
+        };
+        work(paths, stays).await?;
+        drop(lock);
+        // Whoever came while the lock was still held has left its report to us.
+        let left = Spool::<Report>::new(paths.reports()).list().unwrap_or_default();
+        if left.is_empty() || daemon_runs(paths) {
+            return Ok(());
+        }
+    }
+}
+
+/// The disk cannot be written: tries with what there is in memory.
+async fn from_memory(paths: &Paths, report: Report) -> Result<(), Error> {
+    let mut queue = Queue::in_memory()?;
+    queue.add(vec![("from memory".to_owned(), report)])?;
+    let nowhere = Spool::new(paths.state.join("none"));
+    let mut worker = worker(paths, nowhere, queue)?;
+    loop {
+        match worker.step().await? {
+            Wake::Now => {}
+            Wake::At(time) if time <= now() + STAY => sleep(until(time)).await,
+            Wake::At(_) => {
+                journal::syslog("a report to AbuseIPDB is lost: it could not be queued, nor sent");
+                return Ok(());
+            }
+            Wake::Called => return Ok(()),
+        }
+    }
+}
+
+/// Works for as long as it `stays`.
+async fn work(paths: &Paths, stays: impl Fn(Wake) -> bool) -> Result<(), Error> {
+    let inbox = Spool::new(paths.reports());
+    let mut came = inbox.watch()?;
+    let mut worker = worker(paths, inbox, Queue::open(&paths.report_queue())?)?;
+    loop {
+        let wake = worker.step().await?;
+        if !stays(wake) {
+            return Ok(());
+        }
+        let pause = match wake {
+            Wake::Now => continue,
+            Wake::At(time) => until(time),
+            Wake::Called => Duration::MAX,
+        };
+        worker.rest();
+        // It is looked around now and then: the admin may have written a key, a daemon have come.
+        let _ = timeout(pause.min(15 * LOOK), came.next()).await;
+    }
+}
+
+fn worker(paths: &Paths, inbox: Spool<Report>, queue: Queue) -> Result<Worker<Https>, Error> {
+    let surroundings =
+        Surroundings { private: Box::new(Private::of_this_host), clock: Box::new(now) };
+    Worker::new(inbox, queue, &paths.api_key, Https::default(), surroundings)
+}
+
+fn daemon_runs(paths: &Paths) -> bool {
+    let daemon = |text: String| text.starts_with(Role::Daemon.as_str());
+    lock::is_held(&paths.lock()) && lock::holder(&paths.lock()).is_some_and(daemon)
+}
+
+/// The time, in seconds since 1970.
+#[must_use]
+pub fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.as_secs().cast_signed()
+}
+
+fn until(time: i64) -> Duration {
+    Duration::from_secs(u64::try_from(time - now()).unwrap_or(0))
+}

@@ -1,0 +1,60 @@
+//! Points in time as text. `SQLite`, which is here anyway, knows calendars and this host's time zone.
+
+use rusqlite::Connection;
+
+/// Turns seconds since 1970 into text and back.
+#[derive(Debug)]
+pub struct Times(Connection);
+
+impl Times {
+    /// Ready to be asked.
+    ///
+    /// # Errors
+    /// Whatever `SQLite` says; it needs a little memory, and no file.
+    pub fn new() -> rusqlite::Result<Self> {
+        Connection::open_in_memory().map(Self)
+    }
+
+    /// `2026-11-22 15:04:05`, in this host's time zone.
+    #[must_use]
+    pub fn local(&self, seconds: i64) -> String {
+        self.ask("SELECT strftime('%Y-%m-%d %H:%M:%S', ?1, 'unixepoch', 'localtime')", seconds)
+            .unwrap_or_default()
+    }
+
+    /// `2026-11-22T14:04:05+00:00` (ISO 8601), as the API writes and reads it.
+    #[must_use]
+    pub fn iso(&self, seconds: i64) -> String {
+        self.ask("SELECT strftime('%Y-%m-%dT%H:%M:%S+00:00', ?1, 'unixepoch')", seconds)
+            .unwrap_or_default()
+    }
+
+    /// Seconds since 1970 of a time in ISO 8601, with its zone.
+    #[must_use]
+    pub fn read(&self, iso: &str) -> Option<i64> {
+        self.ask("SELECT CAST(strftime('%s', ?1) AS INTEGER)", iso)
+    }
+
+    fn ask<T: rusqlite::types::FromSql>(
+        &self,
+        sql: &str,
+        value: impl rusqlite::ToSql,
+    ) -> Option<T> {
+        self.0.query_row(sql, [value], |row| row.get::<_, Option<T>>(0)).ok().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_and_read_in_iso_8601() {
+        let times = Times::new().unwrap();
+        assert_eq!(times.iso(1_795_342_588), "2026-11-22T10:16:28+00:00");
+        assert_eq!(times.read("2026-11-22T10:16:28+00:00"), Some(1_795_342_588));
+        assert_eq!(times.read("2026-11-22T11:16:28+01:00"), Some(1_795_342_588));
+        assert_eq!(times.read("yesterday"), None);
+        assert_eq!(times.local(0).len(), "1970-01-01 00:00:00".len());
+    }
+}

@@ -1,0 +1,246 @@
+//! Works the queue off: one step after another, each written down before the next.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::api::Api;
+use super::comment::{self, Private};
+use super::key::Keys;
+use super::ledger::Ledger;
+use super::log::Log;
+use super::plan::{self, Id, Next, Stage, Told};
+use super::queue::{MAX, Queue};
+use super::report::Report;
+use super::times::Times;
+use crate::error::Error;
+use crate::journal;
+use crate::random;
+use crate::spool::Spool;
+use crate::wire::Address;
+
+/// After a failure, the server is left alone for so long, in seconds; longer with each more.
+const PAUSE: i64 = 30;
+const LONGEST_PAUSE: i64 = 15 * 60;
+
+/// The most reports that are taken in at once.
+const AT_ONCE: usize = 500;
+
+/// When the next step is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// Now.
+    Now,
+    /// Then, in seconds since 1970, or when something comes in.
+    At(i64),
+    /// When something comes in.
+    Called,
+}
+
+/// What the work is done with.
+pub struct Worker<A> {
+    pub(super) inbox: Spool<Report>,
+    pub(super) queue: Queue,
+    pub(super) api: A,
+    pub(super) keys: Keys,
+    pub(super) times: Times,
+    pub(super) surroundings: Surroundings,
+    pub(super) ledgers: HashMap<PathBuf, Ledger>,
+    /// How often in a row the server could not be asked.
+    pub(super) failures: u32,
+}
+
+/// What the worker asks the host for.
+pub struct Surroundings {
+    /// What must not become public.
+    pub private: Box<dyn Fn() -> Private + Send>,
+    /// The time, in seconds since 1970.
+    pub clock: Box<dyn Fn() -> i64 + Send>,
+}
+
+/// How long to wait after the n-th failure, in seconds: each host a little differently.
+pub(super) fn pause(failures: u32) -> i64 {
+    let pause = PAUSE << failures.saturating_sub(1).min(10);
+    #[expect(clippy::cast_possible_truncation, reason = "a fifth of some minutes")]
+    let more = (f64::from(i32::try_from(PAUSE).unwrap_or(0)) * random::chance()) as i64;
+    pause.min(LONGEST_PAUSE) + more
+}
+
+impl<A: Api> Worker<A> {
+    /// A worker on a queue and the inbox before it, with the admin's key file and somebody to ask.
+    ///
+    /// # Errors
+    /// [`Error::Start`], without memory.
+    pub fn new(
+        inbox: Spool<Report>,
+        queue: Queue,
+        key_file: &Path,
+        api: A,
+        surroundings: Surroundings,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            inbox,
+            queue,
+            api,
+            keys: Keys::new(key_file),
+            times: Times::new().map_err(|error| Error::Start(std::io::Error::other(error)))?,
+            surroundings,
+            ledgers: HashMap::new(),
+            failures: 0,
+        })
+    }
+
+    /// Lets go of what is only needed at work.
+    pub fn rest(&mut self) {
+        self.ledgers.clear();
+        self.api.rest();
+    }
+
+    pub(super) fn now(&self) -> i64 {
+        (self.surroundings.clock)()
+    }
+
+    /// Takes in what has come, and does the next thing.
+    ///
+    /// # Errors
+    /// [`Error::Queue`] or [`Error::File`]: nothing is sent that could not be written down.
+    pub async fn step(&mut self) -> Result<Wake, Error> {
+        self.take_in()?;
+        let now = self.now();
+        self.queue.tidy(now)?;
+        if self.keys.changed(now) {
+            let all: Vec<Id> = self.queue.waiting().keys().copied().collect();
+            self.queue.update(&all, |waiting| waiting.next = 0)?;
+        }
+        let (waiting, told) = (self.queue.waiting(), self.queue.told());
+        match plan::next(waiting, told, self.queue.limits(), now) {
+            Next::Nothing => return Ok(Wake::Called),
+            Next::Sleep(until) => return Ok(Wake::At(until)),
+            Next::GiveUp(id) => self.give_up(id)?,
+            Next::Admit(id) => self.admit(id, now)?,
+            Next::Alone(ids) => self.alone(&ids).await?,
+            Next::Bulk(groups) => self.bulk(&groups).await?,
+        }
+        Ok(Wake::Now)
+    }
+
+    fn take_in(&mut self) -> Result<(), Error> {
+        let failed = || Error::file("read", self.inbox.dir());
+        let names = self.inbox.list().map_err(failed())?;
+        let room = MAX.saturating_sub(self.queue.waiting().len());
+        let (mut taken, mut read) = (Vec::new(), Vec::new());
+        for name in names.into_iter().take(room.min(AT_ONCE)) {
+            match self.inbox.read(&name) {
+                Ok(report) => taken.push((name.clone(), report)),
+                Err(error) => journal::warn(format_args!("no report in {name}: {error}")),
+            }
+            read.push(name);
+        }
+        if !read.is_empty() {
+            self.queue.add(taken)?;
+            for name in read {
+                let _ = self.inbox.remove(&name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out what a report is: the first of its address, one that goes along with another, or
+    /// one that was told before.
+    fn admit(&mut self, id: Id, now: i64) -> Result<(), Error> {
+        let Some(waiting) = self.queue.waiting().get(&id) else { return Ok(()) };
+        let report = waiting.report.clone();
+        let (address, log) = (report.address, Log::new(report.log.clone()));
+        if (self.surroundings.private)().addresses.contains(&address.ip()) {
+            log.line(format_args!("INFO: IP {address} is this host's own: it is not reported."));
+            return self.queue.done(&[id], Vec::new());
+        }
+        if let Some(told) = self.queue.told().get(&address) {
+            if told.categories.cover(&report.categories) && self.adds_nothing(&report, told) {
+                log.line(already_reported(address));
+                return self.queue.done(&[id], Vec::new());
+            }
+            return self.queue.update(&[id], |waiting| waiting.stage = Stage::Due);
+        }
+        let mut others = self.queue.waiting().values().filter(|one| one.report.address == address);
+        let with = others.find(|one| one.stage != Stage::New).map(|one| one.stage);
+        if let Some(stage) = with {
+            let stage = if stage == Stage::Check { Stage::Check } else { Stage::Due };
+            return self.queue.update(&[id], |waiting| waiting.stage = stage);
+        }
+        match self.in_ledger(&report, |ledger| ledger.has(address)) {
+            Ok(true) => self.queue.update(&[id], |waiting| waiting.stage = Stage::Check),
+            Ok(false) => {
+                // First that it is to be told: the address in the ledger says that it was.
+                self.queue.update(&[id], |waiting| waiting.stage = Stage::Due)?;
+                self.note(&report);
+                Ok(())
+            }
+            Err(error) => {
+                log.line(format_args!("ERROR: The report of IP {address} waits: {error}"));
+                self.queue.update(&[id], |waiting| {
+                    waiting.tries += 1;
+                    waiting.next = now + pause(waiting.tries);
+                })
+            }
+        }
+    }
+
+    /// Whether a report would say no more than the one that was taken.
+    fn adds_nothing(&self, report: &Report, told: &Told) -> bool {
+        let comment = comment::compose(
+            [report.comment.as_str()],
+            report.address,
+            &(self.surroundings.private)(),
+        );
+        told.comment == comment
+    }
+
+    fn give_up(&mut self, id: Id) -> Result<(), Error> {
+        let Some(waiting) = self.queue.waiting().get(&id) else { return Ok(()) };
+        let report = waiting.report.clone();
+        Log::new(report.log.clone()).line(format_args!(
+            "ERROR: IP {} could not be reported for 60 days: given up.",
+            report.address
+        ));
+        self.forget(&report);
+        self.queue.done(&[id], Vec::new())
+    }
+
+    fn in_ledger<T>(
+        &mut self,
+        report: &Report,
+        ask: impl FnOnce(&Ledger) -> rusqlite::Result<T>,
+    ) -> Result<T, Error> {
+        let path = &report.ledger;
+        if !self.ledgers.contains_key(path) {
+            self.ledgers.insert(path.clone(), Ledger::open(path)?);
+        }
+        let failed = |source| Error::Ledger { path: path.clone(), source };
+        ask(&self.ledgers[path]).map_err(failed)
+    }
+
+    /// Puts an address into the ledger.
+    pub(super) fn note(&mut self, report: &Report) {
+        let noted = self.in_ledger(report, |ledger| ledger.insert(report.address, report.bantime));
+        if let Err(error) = noted {
+            Log::new(report.log.clone()).line(format_args!("ERROR: {error}"));
+        }
+    }
+
+    /// What was not reported after all leaves the ledger.
+    pub(super) fn forget(&mut self, report: &Report) {
+        let address = report.address;
+        let log = Log::new(report.log.clone());
+        match self.in_ledger(report, |ledger| ledger.delete(address)) {
+            Ok(()) => log.line(format_args!(
+                "INFO: IP {address} deleted from the AbuseIPDB SQLite database."
+            )),
+            Err(error) => log.line(format_args!("ERROR: {error}")),
+        }
+    }
+}
+
+/// What the log says of an address that need not be told.
+pub(super) fn already_reported(address: Address) -> String {
+    format!("INFO: IP {address} has already been reported and remains on AbuseIPDB.")
+}

@@ -1,0 +1,98 @@
+#!/usr/bin/python3
+# Plays api.abuseipdb.com: the three calls of its API v2 with their rules (docs.abuseipdb.com). Writes
+# each request and its answer to DIR/calls, a line of JSON each; what it took, to DIR/taken. A file
+# DIR/answer with "STATUS BODY" makes it answer that instead, for as long as it is there.
+#   abuseipdb.py DIR CERTIFICATE PRIVATE-KEY [PORT]
+import csv, datetime, email, http.server, io, json, pathlib, ssl, sys, threading, time
+from urllib.parse import parse_qs, urlsplit
+
+where, certificate, private, port = pathlib.Path(sys.argv[1]), *sys.argv[2:4], int((sys.argv + ["443"])[4])
+KEY = "a1" * 40
+lock, reported = threading.Lock(), {}
+
+
+def error(detail, status, parameter=None):
+    one = {"detail": detail, "status": status}
+    return status, {"errors": [one | ({"source": {"parameter": parameter}} if parameter else {})]}
+
+
+def take(ip, categories, comment, when):
+    """Takes a report, or says why not."""
+    with lock:
+        if time.time() - reported.get(ip, 0) < 900:
+            return "You can only report the same IP address (`%s`) once in 15 minutes." % ip
+        if not categories or len(comment) > 1024:
+            return "Invalid"
+        datetime.datetime.fromisoformat(when)
+        reported[ip] = time.time()
+        with (where / "taken").open("a") as taken:
+            taken.write(json.dumps([ip, categories, comment, when]) + "\n")
+
+
+class Api(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.play(b"")
+
+    def do_POST(self):
+        self.play(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def play(self, body):
+        status, answer = self.answer(body)
+        # Written down first: whoever reads the answer may look.
+        with lock, (where / "calls").open("a") as calls:
+            calls.write(json.dumps({
+                "call": f"{self.command} {self.path}", "status": status,
+                "headers": {name.lower(): value for name, value in self.headers.items()},
+                "body": body.decode()}) + "\n")
+        text = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.send_header("X-RateLimit-Limit", "1000")
+        self.send_header("X-RateLimit-Remaining", "777")
+        self.end_headers()
+        self.wfile.write(text)
+
+    def answer(self, body):
+        if (where / "answer").exists():
+            status, text = (where / "answer").read_text().split(" ", 1)
+            return int(status), text
+        if self.headers["Key"] != KEY or self.headers["Accept"] != "application/json":
+            return error("Authentication failed. Your API key is either missing or incorrect.", 401)
+        url = urlsplit(self.path)
+        call = f"{self.command} {url.path}"
+        if call == "GET /api/v2/check":
+            ip = parse_qs(url.query)["ipAddress"][0]
+            return 200, {"data": {"ipAddress": ip, "abuseConfidenceScore": 0,
+                                  "totalReports": int(ip in reported), "reports": []}}
+        if call == "POST /api/v2/report":
+            form = {name: values[0] for name, values in parse_qs(body.decode()).items()}
+            why = take(form["ip"], form["categories"], form["comment"], form["timestamp"])
+            if why:
+                return error(why, 429, "ip")
+            return 200, {"data": {"ipAddress": form["ip"], "abuseConfidenceScore": 52}}
+        if call == "POST /api/v2/bulk-report":
+            head = f"Content-Type: {self.headers['Content-Type']}\n\n".encode()
+            parts = email.message_from_bytes(head + body).get_payload()
+            file = next(part for part in parts if 'name="csv"' in part["Content-Disposition"])
+            text = file.get_payload(decode=True).decode()
+            rows = list(csv.DictReader(io.StringIO(text)))
+            refused = []
+            for number, row in enumerate(rows, 1):
+                why = take(row["IP"], row["Categories"], row["Comment"], row["ReportDate"])
+                if why:
+                    refused.append({"error": why, "input": row["IP"], "rowNumber": number})
+            return 200, {"data": {"savedReports": len(rows) - len(refused), "invalidReports": refused}}
+        return error("Not found", 404)
+
+
+server = http.server.ThreadingHTTPServer(("0.0.0.0", port), Api)
+tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+tls.load_cert_chain(certificate, private)
+server.socket = tls.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
