@@ -125,7 +125,9 @@ impl Call {
     }
 }
 
+/// A path, or the default. fail2ban's settings know no quotes: those that somebody wrote come along.
 fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
+    let text = text.trim_matches('"');
     if text.is_empty() { default } else { text }
 }
 

@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 # Plays api.abuseipdb.com: the three calls of its API v2 with their rules (docs.abuseipdb.com). Writes
 # each request and its answer to DIR/calls, a line of JSON each; what it took, to DIR/taken. A file
-# DIR/answer with "STATUS BODY" makes it answer that instead, for as long as it is there.
+# DIR/answer makes it answer something else for as long as it is there: "STATUS BODY", or "200" and
+# "endless", "stalled" or "truncated".
 #   abuseipdb.py DIR CERTIFICATE PRIVATE-KEY [PORT]
 import csv, datetime, email, http.server, io, json, pathlib, ssl, sys, threading, time
 from urllib.parse import parse_qs, urlsplit
@@ -43,6 +44,7 @@ class Api(http.server.BaseHTTPRequestHandler):
 
     def play(self, body):
         status, answer = self.answer(body)
+        self.close_connection = True
         # Written down first: whoever reads the answer may look.
         with lock, (where / "calls").open("a") as calls:
             calls.write(json.dumps({
@@ -52,7 +54,12 @@ class Api(http.server.BaseHTTPRequestHandler):
         text = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
+        if answer in ("endless", "stalled"):
+            self.end_headers()
+            while answer == "endless":
+                self.wfile.write(b" " * 65536)
+            time.sleep(600)
+        self.send_header("Content-Length", str(len(text) + 9 * (answer == "truncated")))
         self.send_header("X-RateLimit-Limit", "1000")
         self.send_header("X-RateLimit-Remaining", "777")
         self.end_headers()
