@@ -14,7 +14,7 @@ fn blocks() -> Vec<&'static str> {
 
 #[test]
 fn a_hub_and_two_servers_are_installed_and_a_ban_crosses() {
-    let [hub, server, attack, look] = blocks()[..] else { panic!("{:#?}", blocks()) };
+    let [hub, server, attack, look, report] = blocks()[..] else { panic!("{:#?}", blocks()) };
     let rig = Rig::up(&root("bookworm", &[]), &["hub", "web1", "web2"]);
     for host in rig.hosts(&["hub", "web1", "web2"]) {
         // Nobody is there to say yes to apt.
@@ -39,6 +39,11 @@ fn a_hub_and_two_servers_are_installed_and_a_ban_crosses() {
     let expected = README.split(look).nth(1).unwrap().split("```\n").nth(2).unwrap();
     eventually("web2 bans it", || rig.host("web2").bans("sshd", "203.0.113.9"));
     assert_eq!(rig.host("web2").sh(look).trim(), expected.trim());
+    let web1 = rig.host("web1");
+    web1.sh("useradd ann; ip addr add 192.0.2.10/24 dev eth0");
+    let expected = README.split(report).nth(1).unwrap().split("```\n").nth(2).unwrap();
+    let timeless = |text: &str| text.trim().rsplit_once("\ntimestamp=2026-").unwrap().0.to_owned();
+    assert_eq!(timeless(&web1.sh(report)), timeless(expected));
     rig.host("web1").sh("fail2ban-client set sshd unbanip 203.0.113.9");
     eventually("it is free on web2", || {
         rig.host("web2").sh("fail2ban-client get sshd banip").is_empty()

@@ -85,7 +85,7 @@ fn what_is_detected_here_is_reported_once_and_nothing_private_with_it() {
              \"$t\" \"$t\" \"$t\" >>/var/log/auth.log");
     eventually("the ban is reported", || taken(&rig).len() == 1);
     eventually("and noted", || {
-        a.sh(&format!("cat {LOG}")).contains("SUCCESS: Reported 203.0.113.9")
+        a.sh(&format!("cat {LOG} 2>/dev/null; true")).contains("SUCCESS: Reported 203.0.113.9")
     });
     eventually("the import is banned", || a.bans("sshd", "203.0.113.5"));
 
@@ -124,7 +124,7 @@ fn what_is_detected_here_is_reported_once_and_nothing_private_with_it() {
     a.sh("systemctl restart f2bmqttsub fail2ban");
     a.ready();
     eventually("restored bans are passed over", || {
-        a.sh(&format!("cat {LOG}")).contains("INFO: (RESTART) IP 203.0.113.9")
+        a.sh(&format!("cat {LOG} 2>/dev/null; true")).contains("INFO: (RESTART) IP 203.0.113.9")
     });
     assert_eq!(taken(&rig).len(), 1);
     let secret = key();
@@ -135,6 +135,211 @@ fn what_is_detected_here_is_reported_once_and_nothing_private_with_it() {
     // The very search is a process, too.
     let found = found.unwrap_or_else(|text| text);
     assert!(!found.lines().any(|line| !line.contains("/proc/")), "the key is in {found}");
+}
+
+/// One call of the script: its arguments, its exit code, what is done before it, and the lines that
+/// it logs, at once or when the server has answered. An asterisk stands for what follows.
+struct Case {
+    before: &'static str,
+    arguments: &'static str,
+    code: i32,
+    logged: &'static [&'static str],
+}
+
+const fn case(
+    before: &'static str,
+    arguments: &'static str,
+    code: i32,
+    logged: &'static [&'static str],
+) -> Case {
+    Case { before, arguments, code, logged }
+}
+
+const NO_FILES: &str = "rm -rf /var/lib/fail2ban/abuseipdb /var/log/abuseipdb";
+const IN_LEDGER: &str = "sqlite3 /var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb \
+    \"INSERT INTO banned_ips VALUES('198.51.100.7', 600), ('203.0.113.7', 600)\"";
+const NO_KEY: &str = "mv /etc/fail2ban/abuseipdb.apikey /root/";
+const KEY_AGAIN: &str = "mv /root/abuseipdb.apikey /etc/fail2ban/";
+
+const CASES: [Case; 18] = [
+    case(
+        NO_FILES,
+        "--actionstart",
+        0,
+        &[
+            "INFO: AbuseIPDB database not found. Initializing...",
+            "INFO: AbuseIPDB database is initialized!",
+            "SUCCESS: All (actionstart) checks completed!",
+        ],
+    ),
+    case(
+        "",
+        "--actionstart '' ''",
+        0,
+        &["INFO: Initialization already completed. Skipping further checks."],
+    ),
+    // What cannot be made is named; the next ban tries again by itself.
+    case("", "--actionstart /dev/null/db", 1, &["INFO: *", "ERROR: cannot create /dev/null: *"]),
+    case(
+        "touch /srv/file",
+        "'' x 203.0.113.3 18 600 0 0 /srv/file/db '' 3",
+        0,
+        &["ERROR: The report of IP 203.0.113.3 waits: cannot create /srv/file: *"],
+    ),
+    case(
+        "",
+        "'' x 203.0.113.4 18 600 1 0 '' '' 3",
+        0,
+        &["INFO: (RESTART) IP 203.0.113.4 was already reported in the previous Fail2Ban session."],
+    ),
+    case(
+        "",
+        "'' '' 203.0.113.4 18 600 0 0 '' '' 3",
+        1,
+        &["ERROR: Missing core argument(s). Missing: COMMENT."],
+    ),
+    case(
+        "",
+        "'' x '' '' '' 0 0 '' '' 3",
+        1,
+        &["ERROR: Missing core argument(s). Missing: IP, CATEGORIES, BANTIME."],
+    ),
+    case(
+        NO_KEY,
+        "'' x 203.0.113.4 18 600 0 0 '' '' 3",
+        1,
+        &["ERROR: Missing core argument(s). Missing: APIKEY (in *"],
+    ),
+    case(
+        "",
+        "YOUR_API_KEY x 203.0.113.4 18 600 0 0 '' '' 3",
+        1,
+        &["ERROR: Missing core argument(s). Missing: APIKEY (in *"],
+    ),
+    case(
+        KEY_AGAIN,
+        "'' x 203.0.113.4 18 600 0 0 '' '' 0",
+        0,
+        &["INFO: (BAN) IP 203.0.113.4 has 0 failures so no action required"],
+    ),
+    case(
+        "",
+        "'' x 10.1.2.3 18 600 0 0 '' '' 3",
+        0,
+        &["INFO: IP 10.1.2.3 is private or reserved: it is not reported."],
+    ),
+    case(
+        "",
+        "'' x 203.0.113.4 18 600 0 0 '' '' 'a[$(touch /root/ran)]'",
+        2,
+        &["ERROR: FAILURES must be a number, 0 or more"],
+    ),
+    // Restored, and told to look again.
+    case(
+        "",
+        "'' x 203.0.113.5 18 10m 1 1 '' '' 3",
+        0,
+        &[
+            "SUCCESS: Reported 203.0.113.5 - Score: 0%, Reports: 0, Oldest Report: Not Reported yet, Failures:3.",
+        ],
+    ),
+    case(
+        IN_LEDGER,
+        "'' x 198.51.100.7 18 600 0 0 '' '' 3",
+        0,
+        &["INFO: IP 198.51.100.7 has already been reported and remains on AbuseIPDB."],
+    ),
+    case(
+        "",
+        "'' x 203.0.113.7 18 600 0 0 '' '' 3",
+        0,
+        &[
+            "INFO: IP 203.0.113.7 has already been reported but is no longer listed on AbuseIPDB. Resubmitting...",
+            "SUCCESS: Reported 203.0.113.7 - Score: 0%, Reports: 0, Oldest Report: Not Reported yet, Failures:3.",
+        ],
+    ),
+    case(
+        r#"hub: echo '422 {"errors":[{"detail":"no","status":422}]}' >/root/api/answer"#,
+        "'' x 203.0.113.8 18 600 0 0 '' '' 3",
+        0,
+        &[
+            "ERROR: HTTP 422. Response: {*",
+            "ERROR: HTTP 422. Response: {*",
+            "INFO: IP 203.0.113.8 deleted from the AbuseIPDB SQLite database.",
+        ],
+    ),
+    case(
+        r#"hub: echo '429 {"errors":[{"detail":"Daily rate limit of 1000 requests exceeded","status":429}]}' >/root/api/answer"#,
+        "'' x 203.0.113.9 18 600 0 0 '' '' 3",
+        0,
+        &[
+            "ERROR: Rate limited (HTTP 429). Response: {*",
+            "INFO: The daily limit of AbuseIPDB is reached for check: *",
+            "ERROR: Rate limited (HTTP 429). Response: {*",
+            "INFO: The daily limit of AbuseIPDB is reached for report: *",
+        ],
+    ),
+    case(
+        "hub: echo '500 trouble' >/root/api/answer",
+        "'' x 198.51.100.7 18 600 0 0 '' '' 3",
+        0,
+        &[
+            "ERROR: HTTP 500. Response: trouble*",
+            "ERROR: Failed to check IP 198.51.100.7 in the AbuseIPDB API. *",
+        ],
+    ),
+];
+
+#[test]
+fn the_script_s_calls_log_and_exit_as_they_did() {
+    let rig = Rig::fleet(&["a"]);
+    let (a, hub) = (rig.host("a"), rig.host("hub"));
+    reports_to_hub(&rig, a);
+    let log = || a.sh(&format!("cat {LOG} 2>/dev/null; true"));
+    for Case { before, arguments, code, logged } in &CASES {
+        // Each case begins with nothing in the queue, and no limit.
+        a.sh("systemctl stop f2bmqttsub; rm -f /var/lib/f2bmqtt/reports.sqlite3*; systemctl start f2bmqttsub");
+        match before.strip_prefix("hub: ") {
+            Some(script) => hub.sh(script),
+            None => a.sh(&format!("{before}\ntrue")),
+        };
+        let known = log().lines().count();
+        let run = a.run(&format!("{CALL} {arguments}"));
+        assert_eq!(run.status.code(), Some(*code), "{arguments}");
+        assert!(run.stdout.is_empty() && run.stderr.is_empty() == (*code == 0), "{arguments}");
+        let lines = || log().lines().skip(known).map(str::to_owned).collect::<Vec<_>>();
+        eventually(arguments, || lines().len() >= logged.len());
+        for (line, expected) in lines().iter().zip(*logged) {
+            let (time, text) = line.split_once(" - ").unwrap();
+            assert_eq!(time.len(), "2026-11-22 15:04:05".len());
+            match expected.strip_suffix('*') {
+                Some(start) => assert!(text.starts_with(start), "{arguments}: {text}"),
+                None => assert_eq!(text, *expected, "{arguments}"),
+            }
+        }
+        assert_eq!(lines().len(), logged.len(), "{arguments}: {:#?}", lines());
+        hub.sh("rm -f /root/api/answer");
+    }
+    assert!(a.try_sh("test -e /root/ran").is_err(), "an argument ran as a command");
+    let ledger = a.sh("sqlite3 /var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb \
+                       'SELECT ip, bantime FROM banned_ips ORDER BY ip'");
+    let expected = "198.51.100.7|600\n203.0.113.5|600\n203.0.113.7|600\n203.0.113.9|600";
+    assert_eq!(ledger, expected);
+    // The check that failed and the limit that was reached were queued, and go when they can.
+    let waiting = "sqlite3 /var/lib/f2bmqtt/reports.sqlite3 'SELECT stage FROM waiting'";
+    assert_eq!(a.sh(waiting), "check");
+    // Its pause is over.
+    a.sh("systemctl stop f2bmqttsub; sqlite3 /var/lib/f2bmqtt/reports.sqlite3 \
+          'DELETE FROM calls; UPDATE waiting SET next = 0'; systemctl start f2bmqttsub");
+    eventually("the failed check is made again", || {
+        log().contains("198.51.100.7 has already been reported and remains")
+            && a.sh(waiting).is_empty()
+    });
+    a.sh("rm /srv/file");
+    a.sh(&format!("{CALL} '' x 203.0.113.3 18 600 0 0 /srv/file/db '' 3"));
+    eventually("what could not be made is made", || {
+        addresses(&taken(&rig)).contains("203.0.113.3")
+    });
 }
 
 #[test]
@@ -167,7 +372,7 @@ E"#
     eventually("the ban is reported", || taken(&rig).len() == 1);
     assert_eq!(taken(&rig)[0][1..3], ["22", "SSH brute force"]);
     eventually("and noted", || {
-        a.sh("cat /var/log/own.log").contains("SUCCESS: Reported 203.0.113.9")
+        a.sh("cat /var/log/own.log 2>/dev/null; true").contains("SUCCESS: Reported 203.0.113.9")
     });
     assert_eq!(a.sh("sqlite3 /var/lib/own/reported 'SELECT * FROM banned_ips'"), "203.0.113.9|600");
     eventually("the child is gone", || a.try_sh("pgrep -f '[f]2bmqtt work'").is_err());
@@ -197,7 +402,8 @@ fn nothing_is_lost_or_told_twice_when_the_server_is_away_and_the_daemon_is_kille
     ));
     assert_eq!(codes.lines().filter(|code| *code == "0").count(), 200, "{codes}");
     eventually("the server is missed", || {
-        a.sh(&format!("cat {LOG}")).contains("ERROR: No connection to api.abuseipdb.com")
+        a.sh(&format!("cat {LOG} 2>/dev/null; true"))
+            .contains("ERROR: No connection to api.abuseipdb.com")
     });
     hub.sh("systemctl reset-failed api 2>/dev/null; sh /root/abuseipdb.sh");
     at_last("all are reported", || {

@@ -75,8 +75,9 @@ class Api(http.server.BaseHTTPRequestHandler):
         call = f"{self.command} {url.path}"
         if call == "GET /api/v2/check":
             ip = parse_qs(url.query)["ipAddress"][0]
+            listed = ip in reported or ip.startswith("198.51.100.")
             return 200, {"data": {"ipAddress": ip, "abuseConfidenceScore": 0,
-                                  "totalReports": int(ip in reported), "reports": []}}
+                                  "totalReports": int(listed), "reports": []}}
         if call == "POST /api/v2/report":
             form = {name: values[0] for name, values in parse_qs(body.decode()).items()}
             why = take(form["ip"], form["categories"], form["comment"], form["timestamp"])
