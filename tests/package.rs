@@ -45,8 +45,14 @@ fn files(host: Host<'_>) -> Vec<String> {
          -printf '%M %u %p %l\\n' 2>/dev/null | sort -k3; true",
     );
     let own = |line: &&str| {
-        let ours =
-            ["f2bmqtt", "fail2ban/mqtt", "/usr/local/bin", "iptables-ipset.local", "abuseipdb"];
+        let ours = [
+            "f2bmqtt",
+            "fail2ban/mqtt",
+            "/usr/local/bin",
+            "iptables-ipset.local",
+            "/abuseipdb.local",
+            "-abuseipdb",
+        ];
         let kept = [".pre-f2bmqtt", ".ucf-dist", ".ucf-old", ".scripts-enabled", "/.made-"];
         ours.iter().any(|word| line.contains(word)) && !kept.iter().any(|word| line.contains(word))
     };
@@ -80,9 +86,16 @@ fn with_scripts(host: Host<'_>) {
     }
     host.push(&script("iptables-ipset.local"), "/etc/fail2ban/action.d/iptables-ipset.local");
     host.push(&script("f2bmqttsub.service"), "/etc/systemd/system/f2bmqttsub.service");
-    host.sh("chmod 755 /etc/fail2ban/mqtt*bans /etc/fail2ban/mqttnotifyban
+    host.sh(
+        "chmod 755 /etc/fail2ban/mqtt*bans /etc/fail2ban/mqttnotifyban
              systemctl daemon-reload; systemctl -q enable --now f2bmqttsub
-             echo '#!/bin/sh' >/usr/local/bin/mqttsubscribebans");
+             echo '#!/bin/sh' >/usr/local/bin/mqttsubscribebans
+             echo 'echo reported' >/etc/fail2ban/action.d/fail2ban-abuseipdb.sh
+             chmod 755 /etc/fail2ban/action.d/fail2ban-abuseipdb.sh
+             echo '# with my key' >/etc/fail2ban/action.d/abuseipdb.local
+             mkdir -p /var/log/abuseipdb /var/lib/fail2ban/abuseipdb
+             touch /var/log/abuseipdb/abuseipdb.log /var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb",
+    );
 }
 
 fn scripts_run(host: Host<'_>) {
@@ -92,6 +105,9 @@ fn scripts_run(host: Host<'_>) {
         ));
     }
     assert_eq!(host.sh("cat /usr/local/bin/mqttsubscribebans"), "#!/bin/sh");
+    assert_eq!(host.sh("sh /etc/fail2ban/action.d/fail2ban-abuseipdb.sh"), "reported");
+    assert_eq!(host.sh("cat /etc/fail2ban/action.d/abuseipdb.local"), "# with my key");
+    host.sh("ls /var/log/abuseipdb/abuseipdb.log /var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb");
     assert_eq!(host.sh("systemctl is-enabled f2bmqttsub"), "enabled");
     let shown = host.sh("systemctl show -P ExecStart f2bmqttsub");
     assert!(shown.contains("path=/etc/fail2ban/mqttsubscribebans"), "{shown}");
@@ -233,7 +249,7 @@ fn after_remove_and_purge(host: Host<'_>, expected: &[String]) {
     // The actions that stay do nothing, quietly.
     host.sh("touch /var/log/auth.log
              printf '[DEFAULT]\\nbanaction = iptables-ipset\\n[sshd]\\nenabled = true\\nbackend = polling\\n\
-                     logpath = /var/log/auth.log\\naction = %%(action_)s\\n  f2bmqtt\\n' \
+                     logpath = /var/log/auth.log\\naction = %%(action_)s\\n  f2bmqtt\\n  abuseipdb\\n' \
                >/etc/fail2ban/jail.local; systemctl restart fail2ban");
     eventually("fail2ban answers", || host.try_sh("fail2ban-client get sshd banip").is_ok());
     host.sh(
@@ -244,7 +260,11 @@ fn after_remove_and_purge(host: Host<'_>, expected: &[String]) {
     assert!(!log().contains("ERROR"), "{}", log());
     install(host);
     assert_eq!(is_installed(host), expected);
+    host.sh("/etc/fail2ban/action.d/fail2ban-abuseipdb.sh --actionstart");
+    host.sh("ls /var/log/abuseipdb/abuseipdb.log /var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb");
     host.sh("apt-get purge -y f2bmqtt 2>&1");
+    let left = host.sh("ls -d /var/log/abuseipdb /var/lib/fail2ban/abuseipdb 2>/dev/null; true");
+    assert_eq!(left, "", "purge takes what the reporter made");
     install(host);
     assert_eq!(is_installed(host), expected);
 }
