@@ -1,7 +1,5 @@
 //! The command line: the tree of commands, and nothing else.
 
-use std::ffi::OsString;
-
 use clap::{Args, Parser, Subcommand};
 
 /// `f2bmqtt` and its commands.
@@ -87,39 +85,11 @@ pub struct ReportArgs {
         For people there is `f2bmqtt report`."
 )]
 pub struct ReportShim {
-    /// The API key; the one in /etc/fail2ban/abuseipdb.apikey comes first
-    #[arg(allow_hyphen_values = true)]
-    pub apikey: OsString,
-    /// What happened
-    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
-    pub comment: OsString,
-    /// The address
-    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
-    pub ip: OsString,
-    /// AbuseIPDB's categories, as 18,22
-    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
-    pub categories: OsString,
-    /// Length of the ban: seconds, or 10m, 2h, 1d, 1w, 1y
-    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
-    pub bantime: OsString,
-    /// 1 if fail2ban restores the ban after a start
-    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
-    pub restored: OsString,
-    /// 1: report restored bans, too
-    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
-    pub bypass: OsString,
-    /// The database of what was reported
-    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
-    pub database: OsString,
-    /// The log
-    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
-    pub log: OsString,
-    /// How many failures led to the ban
-    #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
-    pub failures: OsString,
-    /// Ignored, as the script ignored it
-    #[arg(allow_hyphen_values = true, hide = true)]
-    pub rest: Vec<OsString>,
+    /// The key, a comment, the address, categories, the bantime, 1 if restored, 1 to report restored
+    /// bans, too, the database, the log, the failures, the time of the ban
+    #[arg(value_names = ["APIKEY", "COMMENT", "IP", "CATEGORIES", "BANTIME", "RESTORED", "BYPASS",
+        "DB", "LOG", "FAILURES", "TIME"], num_args = 0..)]
+    pub arguments: Vec<String>,
 }
 
 /// `mqttnotifyban[.sh]`, the notifier under the scripts' name.

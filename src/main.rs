@@ -31,7 +31,7 @@ fn run() -> Result<(), Error> {
             SubscribeShim::parse();
             daemon::run(&paths)
         }
-        Some("fail2ban-abuseipdb") => report_ban(&ReportShim::parse(), &paths),
+        Some("fail2ban-abuseipdb") => report_ban(&paths),
         _ => match Cli::parse().command {
             Command::Notify(args) => tell(&args, &paths),
             Command::Subscribe => daemon::run(&paths),
@@ -57,24 +57,22 @@ fn tell(args: &NotifyArgs, paths: &Paths) -> Result<(), Error> {
     notify::run(&call, paths).inspect_err(|error| journal::syslog(error))
 }
 
-fn report_ban(args: &ReportShim, paths: &Paths) -> Result<(), Error> {
-    // Log lines need not be Unicode.
-    let text = |argument: &OsString| argument.to_string_lossy().into_owned();
-    if args.apikey == "--actionstart" {
-        return call::start(&text(&args.comment), &text(&args.ip));
+/// The arguments are log lines, among others: none of them is an option, unless it stands alone.
+fn report_ban(paths: &Paths) -> Result<(), Error> {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    if let [only] = arguments.as_slice()
+        && ["--help", "-h", "--version", "-V"].iter().any(|option| only == option)
+    {
+        ReportShim::parse();
+        return Ok(());
     }
-    let call = call::Call {
-        key: text(&args.apikey),
-        comment: text(&args.comment),
-        address: text(&args.ip),
-        categories: text(&args.categories),
-        bantime: text(&args.bantime),
-        restored: text(&args.restored),
-        bypass: text(&args.bypass),
-        ledger: text(&args.database),
-        log: text(&args.log),
-        failures: text(&args.failures),
-    };
+    // Nor need they be Unicode.
+    let text = |argument: &OsString| argument.to_string_lossy().into_owned();
+    let arguments: Vec<_> = arguments.iter().map(text).collect();
+    let call = call::Call::by_position(&arguments);
+    if call.key == "--actionstart" {
+        return call::start(&call.comment, &call.address);
+    }
     call::run(&call, paths).inspect_err(|error| journal::syslog(error))
 }
 

@@ -51,18 +51,21 @@ impl Call<'_> {
             warning = Some(format!("jail {jail}: its bantime is no number of seconds: told as 0"));
             0
         });
-        let time = self.time.parse().map_or(0, whole_seconds);
+        let time = whole_seconds(self.time).unwrap_or(0);
         let (restored, failures) = (restored.into(), failures.into());
         let told = Told { action, jail, address, bantime, restored, failures, time };
         Ok((Some(told), warning))
     }
 }
 
-/// Seconds with a fraction, as whole seconds: rounded to even, as fail2ban's database rounds.
-fn whole_seconds(time: f64) -> i64 {
+/// fail2ban's `<time>`, seconds with a fraction, as whole seconds: rounded to even, as its database
+/// rounds.
+#[must_use]
+pub fn whole_seconds(time: &str) -> Option<i64> {
     const MAX: f64 = 1e11;
+    let time: f64 = time.trim().parse().ok()?;
     #[expect(clippy::cast_possible_truncation, reason = "in range, and that is what is wanted")]
-    if (0.0..MAX).contains(&time) { time.round_ties_even() as i64 } else { 0 }
+    (0.0..MAX).contains(&time).then(|| time.round_ties_even() as i64)
 }
 
 /// Takes one call: spools what there is to tell and, where nobody publishes the spool, leaves a
@@ -166,9 +169,11 @@ mod tests {
 
     #[test]
     fn times_are_rounded_as_the_database_rounds() {
-        for (time, whole) in [(0.5, 0), (1.5, 2), (2.5, 2), (7.6, 8), (-3.0, 0), (1e300, 0)] {
-            assert_eq!(whole_seconds(time), whole);
+        for (time, whole) in [("0.5", 0), ("1.5", 2), ("2.5", 2), ("7.6", 8), ("4", 4)] {
+            assert_eq!(whole_seconds(time), Some(whole));
         }
-        assert_eq!(whole_seconds(f64::NAN), 0);
+        for time in ["-3.0", "1e300", "NaN", "", "odd"] {
+            assert_eq!(whole_seconds(time), None);
+        }
     }
 }

@@ -39,16 +39,7 @@ impl Store {
     pub fn open(path: &Path) -> Result<Self, Error> {
         match Self::try_open(path) {
             Err(Error::Store { source, .. }) if is_broken(&source) => {
-                let aside = path.with_extension("broken");
-                std::fs::rename(path, &aside).map_err(Error::file("put aside", path))?;
-                // What was not yet in it is of no use to another.
-                for journal in ["sqlite3-wal", "sqlite3-shm"] {
-                    let _ = std::fs::remove_file(path.with_extension(journal));
-                }
-                let (path_, aside) = (path.display(), aside.display());
-                journal::warn(format_args!(
-                    "{path_} is broken ({source}): kept as {aside}, and begun anew"
-                ));
+                put_aside(path, &source)?;
                 Self::try_open(path)
             }
             other => other,
@@ -130,8 +121,25 @@ impl Store {
     }
 }
 
+/// Makes room for a new database where a broken one is, which is kept beside it.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn put_aside(path: &Path, why: &rusqlite::Error) -> Result<(), Error> {
+    let aside = path.with_extension("broken");
+    std::fs::rename(path, &aside).map_err(Error::file("put aside", path))?;
+    // What was not yet in it is of no use to another.
+    for journal in ["sqlite3-wal", "sqlite3-shm"] {
+        let _ = std::fs::remove_file(path.with_extension(journal));
+    }
+    let (path, aside) = (path.display(), aside.display());
+    journal::warn(format_args!("{path} is broken ({why}): kept as {aside}, and begun anew"));
+    Ok(())
+}
+
 /// No database, or one with other columns: of another version, or somebody else's.
-fn is_broken(error: &rusqlite::Error) -> bool {
+#[must_use]
+pub fn is_broken(error: &rusqlite::Error) -> bool {
     use ErrorCode::{DatabaseCorrupt, NotADatabase};
     matches!(error, rusqlite::Error::SqlInputError { .. })
         || matches!(error.sqlite_error_code(), Some(NotADatabase | DatabaseCorrupt))

@@ -11,7 +11,7 @@ const SHOWN: usize = 300;
 const UNKNOWN_WAIT: i64 = 3600;
 
 /// A day's quota is over within a day; whatever a server says, we ask again then (seconds).
-const LONGEST_WAIT: i64 = 25 * 3600;
+pub const LONGEST_WAIT: i64 = 25 * 3600;
 
 /// What remains of a day's calls, by the headers `X-RateLimit-Limit` and `X-RateLimit-Remaining`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,8 +55,10 @@ pub enum Trouble {
     TooSoon,
     /// 429: the day's calls are spent. Ask again after this many seconds.
     Spent(i64),
-    /// 401, 402, 403: the key, or what it is allowed.
+    /// 401, in the API's own words: the key.
     Key,
+    /// 402, 403, in the API's own words: this call is not for this account.
+    NotAllowed,
     /// 400, 413, 422, in the API's own words: it will never be taken like this.
     Refused {
         /// It is the time of the ban that is not liked.
@@ -181,7 +183,8 @@ impl Answer {
         Err(match self.status {
             429 if about("ip") => Trouble::TooSoon,
             429 => Trouble::Spent(self.wait(now)),
-            401..=403 => Trouble::Key,
+            401 if errors.is_some() => Trouble::Key,
+            402 | 403 if errors.is_some() => Trouble::NotAllowed,
             400 | 413 | 422 if errors.is_some() => {
                 Trouble::Refused { timestamp: about("timestamp") }
             }
@@ -189,8 +192,15 @@ impl Answer {
         })
     }
 
+    /// How long it asks us to leave it alone, in seconds; 0 where it does not say.
+    #[must_use]
+    pub fn asks_for(&self) -> i64 {
+        self.retry_after.unwrap_or(0).clamp(0, LONGEST_WAIT)
+    }
+
     fn wait(&self, now: i64) -> i64 {
-        let until_reset = self.reset.map(|reset| reset - now).filter(|wait| *wait > 0);
+        let until_reset =
+            self.reset.map(|reset| reset.saturating_sub(now)).filter(|wait| *wait > 0);
         self.retry_after.or(until_reset).unwrap_or(UNKNOWN_WAIT).clamp(1, LONGEST_WAIT)
     }
 
@@ -235,12 +245,12 @@ mod tests {
 
     #[test]
     fn each_answer_has_its_meaning() {
-        use Trouble::{Key, Odd, Refused, Spent, TooLong, TooSoon};
+        use Trouble::{Key, NotAllowed, Odd, Refused, Spent, TooLong, TooSoon};
         let (soon, daily) = (error("… once in 15 minutes.", "ip"), error("Daily rate limit", ""));
         let spent = Answer { retry_after: Some(29_000), ..answer(429, &daily) };
         let taken = r#"{"data":{"ipAddress":"192.0.2.1","abuseConfidenceScore":52}}"#;
         let cut_off = |why| Answer { cut_off: Some(why), ..answer(200, taken) };
-        let table: [(Answer, Result<i64, Trouble>); 22] = [
+        let table: [(Answer, Result<i64, Trouble>); 25] = [
             (answer(200, taken), Ok(52)),
             (answer(429, &soon), Err(TooSoon)),
             (spent.clone(), Err(Spent(29_000))),
@@ -250,8 +260,11 @@ mod tests {
             (Answer { reset: Some(NOW - 77), ..answer(429, &daily) }, Err(Spent(UNKNOWN_WAIT))),
             (answer(429, "<html>slow down</html>"), Err(Spent(UNKNOWN_WAIT))),
             (answer(401, &error("Authentication failed.", "")), Err(Key)),
-            (answer(402, &error("Payment required", "")), Err(Key)),
-            (answer(403, "<html>"), Err(Key)),
+            (answer(402, &error("Payment required", "")), Err(NotAllowed)),
+            (answer(403, &error("Forbidden", "")), Err(NotAllowed)),
+            (answer(403, "<html>a firewall</html>"), Err(Odd)),
+            (answer(401, "<html>a proxy</html>"), Err(Odd)),
+            (Answer { reset: Some(i64::MIN), ..answer(429, &daily) }, Err(Spent(UNKNOWN_WAIT))),
             (answer(404, &error("Not found", "")), Err(Odd)),
             (answer(422, &error("The ip must be", "ip")), Err(Refused { timestamp: false })),
             (answer(422, &error("The date", "timestamp")), Err(Refused { timestamp: true })),

@@ -19,6 +19,7 @@ use crate::config::Secret;
 use crate::error::Error;
 use crate::journal::{self, say};
 use crate::lock;
+use crate::notify::whole_seconds;
 use crate::paths::Paths;
 use crate::spool::{Item as _, Spool};
 use crate::wire::Address;
@@ -41,6 +42,7 @@ pub struct Call {
     pub ledger: String,
     pub log: String,
     pub failures: String,
+    pub time: String,
 }
 
 /// What is to be done about a call.
@@ -53,6 +55,33 @@ pub enum Verdict {
 }
 
 impl Call {
+    /// Takes the script's arguments, by position. A tag that fail2ban left as it is, such as
+    /// `<LOG_FILE>`, stands for none.
+    #[must_use]
+    pub fn by_position(arguments: &[String]) -> Self {
+        let tag = |text: &str| {
+            let name = text.strip_prefix('<').and_then(|text| text.strip_suffix('>'));
+            name.is_some_and(|name| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
+        };
+        let word = |n: usize| match arguments.get(n) {
+            Some(text) if !tag(text) => text.clone(),
+            _ => String::new(),
+        };
+        Self {
+            key: word(0),
+            comment: word(1),
+            address: word(2),
+            categories: word(3),
+            bantime: word(4),
+            restored: word(5),
+            bypass: word(6),
+            ledger: word(7),
+            log: word(8),
+            failures: word(9),
+            time: word(10),
+        }
+    }
+
     /// Decides. `file` is the key in the admin's file; the time is in seconds since 1970.
     ///
     /// # Errors
@@ -88,11 +117,11 @@ impl Call {
         Ok(Verdict::Report(Box::new(Report {
             address,
             categories: categories.map_err(|what| usage("CATEGORIES", &what))?,
-            comment: bounded(&self.comment),
+            comment: bounded(&self.comment).to_owned(),
             // It is only for the ledger: no reason to report nothing.
             bantime: seconds(&self.bantime).unwrap_or(0),
             failures: failures.into(),
-            time: now,
+            time: whole_seconds(&self.time).filter(|time| (1..now).contains(time)).unwrap_or(now),
             key,
             ledger: self.ledger().into(),
             log: self.log().into(),
@@ -151,26 +180,26 @@ fn seconds(text: &str) -> Option<i64> {
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
-            let [a, b, ..] = v4.octets();
+            let [a, b, c, _] = v4.octets();
             let shared = a == 100 && b & 0xc0 == 64; // RFC 6598
             let benchmark = a == 198 && b & 0xfe == 18; // RFC 2544
+            let protocols = a == 192 && b == 0 && c == 0; // RFC 6890
             !(a == 0
                 || a >= 224
                 || v4.is_private()
                 || v4.is_loopback()
                 || v4.is_link_local()
                 || shared
-                || benchmark)
+                || benchmark
+                || protocols)
         }
-        IpAddr::V6(v6) => {
-            let site_local = v6.segments()[0] & 0xffc0 == 0xfec0; // RFC 3879
-            !(v6.is_loopback()
-                || v6.is_unspecified()
-                || v6.is_multicast()
-                || v6.is_unique_local()
-                || v6.is_unicast_link_local()
-                || site_local)
-        }
+        IpAddr::V6(v6) => match v6.segments() {
+            // 6to4 (RFC 3056) carries an IPv4 address.
+            [0x2002, high, low, ..] => {
+                is_public(IpAddr::V4((u32::from(high) << 16 | u32::from(low)).into()))
+            }
+            [first, ..] => first & 0xe000 == 0x2000, // what is given out (RFC 4291)
+        },
     }
 }
 
@@ -182,7 +211,9 @@ pub fn run(call: &Call, paths: &Paths) -> Result<(), Error> {
     let log = Log::new(call.log().into());
     let file = || KeyFile::read(&paths.api_key).key;
     match call.decide(file, now()) {
-        Ok(Verdict::Report(report)) => queue(&report, &log, paths),
+        Ok(Verdict::Report(report)) => {
+            queue(&report, &log, paths);
+        }
         Ok(Verdict::Nothing(line)) => log.line(line),
         Err(error) => {
             log.line(format_args!("ERROR: {error}"));
@@ -193,16 +224,17 @@ pub fn run(call: &Call, paths: &Paths) -> Result<(), Error> {
 }
 
 /// Leaves a report in the inbox and, where nobody works that off, a child that does. Where the inbox
-/// cannot be written, the child gets the report itself.
-fn queue(report: &Report, log: &Log, paths: &Paths) {
+/// cannot be written, the child gets the report itself. Answers whether it is in the inbox.
+fn queue(report: &Report, log: &Log, paths: &Paths) -> bool {
     let inbox = Spool::new(paths.reports());
     if inbox.list().is_ok_and(|waiting| waiting.len() >= MAX) {
         let dir = inbox.dir().display().to_string();
         let address = report.address;
-        return log.line(format_args!(
+        log.line(format_args!(
             "ERROR: IP {address} is not reported: {MAX} reports wait in {dir} already. \
              Is the service f2bmqttsub running?"
         ));
+        return false;
     }
     let unqueued = inbox.write(report, SystemTime::now()).err();
     if let Some(error) = &unqueued {
@@ -212,11 +244,13 @@ fn queue(report: &Report, log: &Log, paths: &Paths) {
             report.address
         ));
     }
-    if (unqueued.is_some() || !lock::is_held(&paths.report_lock()))
+    let queued = unqueued.is_none();
+    if (!queued || !lock::is_held(&paths.report_lock()))
         && let Err(error) = child::leave("work", unqueued.map(|_| report.encode()))
     {
         journal::syslog(format_args!("cannot start the reporter: {error}"));
     }
+    queued
 }
 
 /// `--actionstart`: makes database and log, so that what is wrong with them is known before a ban.
@@ -262,9 +296,17 @@ pub fn by_hand(call: &Call, dry_run: bool, paths: &Paths) -> Result<(), Error> {
         }
         Verdict::Report(report) => report,
     };
+    let (address, log, private) = (report.address, &report.log, Private::of_this_host());
+    if private.addresses.contains(&address.ip()) {
+        say(format_args!("INFO: IP {address} is this host's own: it is not reported."));
+        return Ok(());
+    }
     if !dry_run {
-        queue(&report, &Log::new(report.log.clone()), paths);
-        let (address, log) = (report.address, report.log.display());
+        let path = log.display();
+        if !queue(&report, &Log::new(log.clone()), paths) {
+            return Err(Error::Report(format!("{address} could not be queued: see {path}")));
+        }
+        let log = path;
         say(format_args!("{address} is queued to be reported; what becomes of it is in {log}"));
         return Ok(());
     }
@@ -272,11 +314,7 @@ pub fn by_hand(call: &Call, dry_run: bool, paths: &Paths) -> Result<(), Error> {
     let form = Form {
         address: report.address,
         categories: report.categories.to_string(),
-        comment: comment::compose(
-            [report.comment.as_str()],
-            report.address,
-            &Private::of_this_host(),
-        ),
+        comment: comment::compose([report.comment.as_str()], address, &private),
         timestamp: Some(times.iso(report.time)),
     };
     say(form.to_string().trim_end());
@@ -291,20 +329,7 @@ mod tests {
     use super::*;
 
     fn call(text: &str) -> Call {
-        let words: Vec<&str> = text.split('|').collect();
-        let word = |n: usize| words.get(n).copied().unwrap_or("").to_owned();
-        Call {
-            key: word(0),
-            comment: word(1),
-            address: word(2),
-            categories: word(3),
-            bantime: word(4),
-            restored: word(5),
-            bypass: word(6),
-            ledger: word(7),
-            log: word(8),
-            failures: word(9),
-        }
+        Call::by_position(&text.split('|').map(str::to_owned).collect::<Vec<_>>())
     }
 
     #[test]
@@ -362,6 +387,11 @@ mod tests {
         assert_eq!(report.key.as_ref().unwrap().reveal(), "k3y");
         assert_eq!((report.ledger, report.log), ("/db".into(), "/log".into()));
         assert_eq!(decided("k3y|c|192.0.2.1|18|soon|0|0|||3").bantime, 0);
+        let old = decided("k3y|c|192.0.2.1|18|1|0|<BYPASS_FAIL2BAN>|<SQLITE_DB>|<LOG_FILE>|3|12.5");
+        assert_eq!((old.ledger, old.log, old.time), (LEDGER.into(), LOG.into(), 12));
+        assert_eq!(decided("k3y|c|192.0.2.1|18|1|0||||3|99").time, 77, "no time is ahead");
+        let raw = decided("k3y|\u{1b}[31mann\u{1b}[0m|192.0.2.1|18|1|0||||3");
+        assert_eq!(raw.comment, "\u{1b}[31mann\u{1b}[0m", "what is to be masked is found later");
         let report = decided("k3y|c|192.0.2.1|18|-1|0||||1");
         assert_eq!((report.bantime, report.ledger, report.log), (-1, LEDGER.into(), LOG.into()));
         let from_file = call("|c|192.0.2.1|18|1|0||||1");
@@ -413,6 +443,13 @@ mod tests {
             ("fd00::1", false),
             ("ff02::1", false),
             ("fec0::1", false),
+            ("192.0.0.1", false),
+            ("192.0.2.1", true),
+            ("64:ff9b::a00:1", false),
+            ("::10.0.0.1", false),
+            ("2002:a00:1::", false),
+            ("2002:cb00:7109::1", true),
+            ("4000::1", false),
         ];
         for (address, public) in table {
             assert_eq!(is_public(address.parse().unwrap()), public, "{address}");

@@ -2,7 +2,7 @@
 //! freed of what is this host's own, of control characters, and of length.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::wire::Address;
 
@@ -30,12 +30,11 @@ pub fn compose<'a>(
     about: Address,
     private: &Private,
 ) -> String {
-    let mut lines = Vec::new();
+    let (mut lines, mut known) = (Vec::new(), BTreeSet::new());
     for text in texts {
-        for line in printable(text).lines() {
-            let line = private.mask(line.trim());
-            if !line.is_empty() && !lines.contains(&line) {
-                lines.push(line);
+        for line in printable(text).lines().map(str::trim) {
+            if lines.len() < MAX && !line.is_empty() && known.insert(line.to_owned()) {
+                lines.push(private.mask(line));
             }
         }
     }
@@ -58,13 +57,13 @@ fn printable(text: &str) -> String {
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
         match c {
-            '\n' => out.push('\n'),
+            '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{85}' => out.push('\n'),
             '\t' => out.push(' '),
             '\u{1b}' if chars.next_if_eq(&'[').is_some() => {
                 while chars.next().is_some_and(|c| !('@'..='~').contains(&c)) {}
             }
             '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' => {}
-            '\u{feff}' | '\u{fffd}' => {}
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{feff}' | '\u{fffd}' => {}
             c if c.is_control() => {}
             c => out.push(c),
         }
@@ -87,7 +86,7 @@ fn kind(line: &str) -> String {
 
 impl Private {
     fn mask(&self, line: &str) -> String {
-        let mut line = self.mask_addresses(&mask_mail(line));
+        let mut line = self.mask_v4(&self.mask_v6(&mask_mail(line)));
         let longest_first = |words: &[String]| {
             let mut words = words.to_vec();
             words.sort_by_key(|word| std::cmp::Reverse(word.len()));
@@ -102,43 +101,68 @@ impl Private {
         line
     }
 
-    fn mask_addresses(&self, line: &str) -> String {
-        let part = |c: char| c.is_ascii_hexdigit() || c == '.' || c == ':';
-        let mut masked = String::with_capacity(line.len());
-        let mut rest = line;
-        while let Some(start) = rest.find(part) {
-            let (before, token) = rest.split_at(start);
-            let (token, after) = token.split_at(token.find(|c| !part(c)).unwrap_or(token.len()));
-            let inside = before.ends_with(|c: char| c.is_alphanumeric());
-            masked.push_str(before);
-            match self.own_address(token).filter(|_| !inside) {
-                Some(own) => {
-                    masked.push_str("[ip]");
-                    masked.push_str(&token[own..]);
-                }
-                None => masked.push_str(token),
-            }
-            rest = after;
-        }
-        masked + rest
+    /// Masks own IPv4 addresses, whatever stands around them, with dots or, as in names that are made
+    /// of addresses, with dashes.
+    fn mask_v4(&self, line: &str) -> String {
+        let own = |text: &str| {
+            let address = text.replace('-', ".").parse::<Ipv4Addr>();
+            address.is_ok_and(|address| self.addresses.contains(&IpAddr::V4(address)))
+        };
+        let longest = "255.255.255.255".len();
+        mask_where(line, |rest, before| {
+            let inside = before.is_some_and(|c| c.is_ascii_digit());
+            let length = rest.find(|c: char| !c.is_ascii_digit() && !".-".contains(c));
+            let length = length.unwrap_or(rest.len());
+            let whole = |end: &usize| !rest[*end..].starts_with(|c: char| c.is_ascii_digit());
+            let ends = (7..=length.min(longest)).rev().filter(whole);
+            let starts = rest.starts_with(|c: char| c.is_ascii_digit());
+            if inside || !starts { None } else { ends.into_iter().find(|end| own(&rest[..*end])) }
+        })
     }
 
-    /// How long the address of this host is that a token begins with: a port or a full stop may
-    /// follow.
-    fn own_address(&self, token: &str) -> Option<usize> {
-        let trimmed = token.trim_end_matches(['.', ':']);
-        let before_port = token.rsplit_once(':').map_or("", |(address, _)| address);
-        let own = |text: &&str| {
-            let address = text.parse::<IpAddr>().map(|address| address.to_canonical());
-            address.is_ok_and(|address| self.addresses.contains(&address))
+    /// The same for IPv6, also between colons.
+    fn mask_v6(&self, line: &str) -> String {
+        let own = |text: &str| {
+            let address = text.parse::<Ipv6Addr>().map(IpAddr::V6);
+            address.is_ok_and(|address| self.addresses.contains(&address.to_canonical()))
         };
-        [token, trimmed, before_port].into_iter().find(own).map(str::len)
+        let part = |c: char| c.is_ascii_hexdigit() || ":.".contains(c);
+        let longest = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255".len();
+        mask_where(line, |rest, before| {
+            let inside = before.is_some_and(|c| c.is_ascii_alphanumeric());
+            let length = rest.find(|c| !part(c)).unwrap_or(rest.len()).min(longest);
+            if inside || length < 3 || !rest[..length].contains(':') {
+                return None;
+            }
+            let whole =
+                |end: &usize| !rest[*end..].starts_with(|c: char| c.is_ascii_alphanumeric());
+            (3..=length).rev().filter(whole).find(|end| own(&rest[..*end]))
+        })
     }
+}
+
+/// Masks what `found` finds at a place of the line, given what follows and the character before: it
+/// answers how long it is.
+fn mask_where(line: &str, found: impl Fn(&str, Option<char>) -> Option<usize>) -> String {
+    let mut masked = String::with_capacity(line.len());
+    let (mut rest, mut before) = (line, None);
+    while let Some(c) = rest.chars().next() {
+        let length = if let Some(length) = found(rest, before) {
+            masked.push_str("[ip]");
+            length
+        } else {
+            masked.push(c);
+            c.len_utf8()
+        };
+        before = rest[..length].chars().next_back();
+        rest = &rest[length..];
+    }
+    masked
 }
 
 /// Masks whatever looks like an e-mail address, also as it stands in a URL.
 fn mask_mail(line: &str) -> String {
-    let local = |c: char| c.is_alphanumeric() || "._+-=".contains(c);
+    let local = |c: char| c.is_alphanumeric() || "._+-='!#$*^`{|}~".contains(c);
     let domain = |c: char| c.is_alphanumeric() || ".-".contains(c);
     let mut masked = String::with_capacity(line.len());
     let mut rest = line;
@@ -212,10 +236,18 @@ mod tests {
             ("WEB1.Example.ORG: web1.example.com", "[host]: [host].example.com"),
             ("web12 myweb1 web1_a", "web12 myweb1 web1_a"),
             ("to 192.0.2.10:443.", "to [ip]:443."),
+            ("connect() to 192.0.2.10:443: refused", "connect() to [ip]:443: refused"),
+            ("inet:192.0.2.10:8891 sip:192.0.2.10", "inet:[ip]:8891 sip:[ip]"),
+            ("IPv4:192.0.2.10 IPv6:2001:db8::10", "IPv4:[ip] IPv6:[ip]"),
+            ("192.0.2.10.443 > 192.0.2.109.1", "[ip].443 > 192.0.2.109.1"),
+            ("ip-192-0-2-10.example", "ip-[ip].example"),
+            ("2001:db8::10:22 a2001:db8::10 2001:db8::10a", "[ip]:22 a2001:db8::10 2001:db8::10a"),
+            ("::ffff:192.0.2.10: ::1: ::1234", "[ip]: [ip]: ::1234"),
             ("to 192.0.2.10. 192.0.2.100", "to [ip]. 192.0.2.100"),
             ("[2001:DB8::10]:22 2001:db8:0:0::10", "[[ip]]:22 [ip]"),
-            ("::ffff:192.0.2.10 ::1 x192.0.2.10", "[ip] [ip] x192.0.2.10"),
+            ("::ffff:192.0.2.10 ::1 x192.0.2.10", "[ip] [ip] x[ip]"),
             ("<ann@example.com>, bob.o+x@b.de!", "<[email]>, [email]!"),
+            ("o'ann@example.org x!y@example.org", "[email] [email]"),
             ("/?u=joe%40example.com&x=1", "/?[email]&x=1"),
             ("a @ b, @handle, root@", "a @ b, @handle, root@"),
             (
@@ -232,7 +264,8 @@ mod tests {
     #[test]
     fn what_controls_a_terminal_or_hides_text_goes_before_names_are_looked_for() {
         assert_eq!(composed(&["\u{1b}[31mwe\u{0}b1\r\n\tx\u{202e}y"]), "[host]\nxy");
-        assert_eq!(composed(&["an\u{200b}n"]), "[user]");
+        assert_eq!(composed(&["an\u{200b}n an\u{ad}n"]), "[user] [user]");
+        assert_eq!(composed(&["web1\rfoo\u{c}ann\u{85}x"]), "[host]\nfoo\n[user]\nx");
         assert_eq!(composed(&["\u{7}\u{0}", " "]), NOTHING);
     }
 

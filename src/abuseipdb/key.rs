@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use super::report::Report;
 use crate::config::{self, Secret};
-use crate::journal;
 
 /// A key file is one line; beyond this many bytes it is something else.
 const MAX_BYTES: u64 = 64 * 1024;
@@ -40,22 +39,21 @@ impl KeyFile {
         let exposed = file.metadata()?.permissions().mode() & 0o077 != 0;
         let mut text = String::new();
         file.take(MAX_BYTES).read_to_string(&mut text)?;
-        let (mut key, mut warning) = (None, None);
+        let (mut key, mut wrong) = (None, Vec::new());
         for (number, line) in text.lines().enumerate() {
             match config::read_line(line, &|_| None) {
                 Ok(Some((name, value))) if name == "APIKEY" => key = usable(&value),
                 Ok(_) => {}
                 Err(what) => {
-                    let path = path.display();
-                    warning = Some(format!("{path}, line {}: {what}", number + 1));
+                    wrong.push(format!("{}, line {}: {what}", path.display(), number + 1));
                 }
             }
         }
-        if exposed && warning.is_none() {
+        if exposed {
             let path = path.display();
-            warning = Some(format!("{path} can be read by others: chmod 600 {path}"));
+            wrong.push(format!("{path} can be read by others: chmod 600 {path}"));
         }
-        Ok(Self { key, warning })
+        Ok(Self { key, warning: (!wrong.is_empty()).then(|| wrong.join("; ")) })
     }
 }
 
@@ -78,16 +76,15 @@ impl Keys {
         Self { path: path.to_owned(), file: KeyFile::default(), refused: Vec::new() }
     }
 
-    /// Reads the file anew. Answers whether reports that wait for a key can go on.
-    pub fn changed(&mut self, now: i64) -> bool {
+    /// Reads the file anew. Answers whether reports that wait for a key can go on, and what is newly
+    /// wrong with the file.
+    pub fn changed(&mut self, now: i64) -> (bool, Option<String>) {
         self.refused.retain(|(_, until)| *until > now);
         let file = KeyFile::read(&self.path);
-        if let Some(warning) = file.warning.as_ref().filter(|_| file.warning != self.file.warning) {
-            journal::warn(warning);
-        }
+        let warning = file.warning.clone().filter(|_| file.warning != self.file.warning);
         let changed = file.key != self.file.key && file.key.is_some();
         self.file = file;
-        changed
+        (changed, warning)
     }
 
     /// The key of a report.

@@ -21,8 +21,9 @@ pub const OLDEST: i64 = 60 * 86_400;
 /// Beyond this many groups that are due, they go by a bulk call.
 const BACKLOG: usize = 20;
 
-/// A bulk call is repeated once if nobody knows what became of it; then each goes alone.
-const BULK_TRIES: u32 = 2;
+/// A bulk call is repeated once if nobody knows what became of it; then each goes alone, and so does
+/// what a bulk call did not take.
+pub const BULK_TRIES: u32 = 2;
 
 /// Names what waits.
 pub type Id = i64;
@@ -53,11 +54,25 @@ pub struct Waiting {
     pub tries: u32,
     /// Not before, in seconds since 1970.
     pub next: i64,
-    /// When it was last sent, in seconds since 1970; 0 is never.
+    /// When it was first sent of the times that are in doubt, in seconds since 1970; 0 is never.
     pub sent: i64,
 }
 
 impl Waiting {
+    /// It is about to be sent.
+    pub fn send(&mut self, stage: Stage, now: i64) {
+        if !self.in_doubt() {
+            self.sent = now;
+        }
+        self.stage = stage;
+    }
+
+    /// Whether the server may have it.
+    #[must_use]
+    pub fn in_doubt(&self) -> bool {
+        matches!(self.stage, Stage::Sent | Stage::SentInBulk)
+    }
+
     /// Whether a repetition could not be taken twice: within the window the server itself refuses a
     /// second report. After it, only a check tells whether the first one arrived.
     #[must_use]
@@ -124,13 +139,15 @@ struct Group {
     time: i64,
     /// When it is due.
     due: i64,
+    safe_to_repeat: bool,
 }
 
 impl Group {
     fn may_go_in_bulk(&self) -> bool {
         match self.stage {
-            Stage::Due => true,
-            Stage::SentInBulk => self.tries < BULK_TRIES,
+            Stage::Due => self.tries < BULK_TRIES,
+            // Later than that, only a check tells what became of it.
+            Stage::SentInBulk => self.tries < BULK_TRIES && self.safe_to_repeat,
             _ => false,
         }
     }
@@ -144,7 +161,9 @@ pub fn next(
     limits: &Limits,
     now: i64,
 ) -> Next {
-    if let Some((id, _)) = waiting.iter().find(|(_, one)| one.report.time + OLDEST <= now) {
+    if let Some((id, _)) =
+        waiting.iter().find(|(_, one)| one.report.time.saturating_add(OLDEST) <= now)
+    {
         return Next::GiveUp(*id);
     }
     let new = |one: &Waiting| one.stage == Stage::New && one.next <= now;
@@ -184,9 +203,8 @@ fn groups(
         addresses.entry(one.report.address).or_default().push((*id, one));
     }
     let group = |(address, mut ones): (Address, Vec<(Id, &Waiting)>)| {
-        let in_doubt = |one: &Waiting| matches!(one.stage, Stage::Sent | Stage::SentInBulk);
-        if ones.iter().any(|(_, one)| in_doubt(one)) {
-            ones.retain(|(_, one)| in_doubt(one));
+        if ones.iter().any(|(_, one)| one.in_doubt()) {
+            ones.retain(|(_, one)| one.in_doubt());
         }
         let (_, first) = *ones.first()?;
         let stage = first.stage;
@@ -204,6 +222,7 @@ fn groups(
             tries: ones.iter().map(|(_, one)| one.tries).max()?,
             time: ones.iter().map(|(_, one)| one.report.time).min()?,
             due,
+            safe_to_repeat: first.is_safe_to_repeat(now),
         })
     };
     addresses.into_iter().filter_map(group).collect()
@@ -295,7 +314,7 @@ mod tests {
         let mut due: Vec<_> = (1..=20).map(|n| one(n, Due, 0)).collect();
         due.extend([one(1, Due, 0), one(30, Check, 0), one(31, Sent, 0), one(32, Due, NOW + 1)]);
         assert_eq!(planned(&due, &[], Limits::default()), Next::Alone(vec![1, 21]));
-        due.push(Waiting { sent: 7, ..one(40, SentInBulk, 0) });
+        due.push(Waiting { sent: NOW - 60, ..one(40, SentInBulk, 0) });
         let Next::Bulk(groups) =
             planned(&due, &[], Limits { report: NOW + 1, ..Limits::default() })
         else {
@@ -305,7 +324,9 @@ mod tests {
         assert!(groups.contains(&vec![1, 21]) && groups.contains(&vec![25]));
         let spent = Limits { bulk: NOW + 1, ..Limits::default() };
         assert_eq!(planned(&due, &[], spent), Next::Alone(vec![1, 21]));
-        due[24].tries = BULK_TRIES;
+        due[24].sent = NOW - WINDOW;
+        assert_eq!(planned(&due, &[], Limits::default()), Next::Alone(vec![1, 21]));
+        (due[24].sent, due[24].tries) = (NOW - 60, BULK_TRIES);
         assert_eq!(planned(&due, &[], Limits::default()), Next::Alone(vec![1, 21]));
     }
 

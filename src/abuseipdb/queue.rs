@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, Result as SqlResult, Row, Transaction, params};
 
-use super::answer::Quota;
+use super::answer::{LONGEST_WAIT, Quota};
 use super::plan::{Id, Limits, Stage, Told, Waiting};
 use super::report::{Categories, Report};
 use crate::error::Error;
 use crate::spool::{Item as _, Name};
+use crate::store;
 use crate::wire::Address;
 
 /// The most reports that wait. `AbuseIPDB` takes as many in one bulk call.
@@ -27,6 +28,9 @@ const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
     CREATE TABLE IF NOT EXISTS calls(
         name TEXT PRIMARY KEY, blocked INTEGER NOT NULL DEFAULT 0, quota INTEGER, remaining INTEGER,
         seen INTEGER);";
+
+/// No report is put off for longer, in seconds.
+const LONGEST_PAUSE: i64 = 2 * 3600;
 
 /// The kinds of calls that have limits of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +82,13 @@ impl Queue {
         let made =
             OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
         made.map_err(Error::file("open", path))?;
-        Self::with(Connection::open(path), path)
+        match Self::with(Connection::open(path), path) {
+            Err(Error::Queue { source, .. }) if store::is_broken(&source) => {
+                store::put_aside(path, &source)?;
+                Self::with(Connection::open(path), path)
+            }
+            other => other,
+        }
     }
 
     /// A queue that is kept nowhere, where the disk cannot be written.
@@ -183,14 +193,26 @@ impl Queue {
     /// # Errors
     /// [`Error::Queue`]; then nothing has changed.
     pub fn update(&mut self, ids: &[Id], how: impl Fn(&mut Waiting)) -> Result<(), Error> {
-        let mut changed = Vec::new();
-        for id in ids {
-            if let Some(waiting) = self.waiting.get(id) {
-                let mut waiting = waiting.clone();
-                how(&mut waiting);
-                changed.push((*id, waiting));
-            }
+        let mut changed = self.these(ids);
+        for (_, waiting) in &mut changed {
+            how(waiting);
         }
+        self.set(changed)
+    }
+
+    /// How some stand now.
+    #[must_use]
+    pub fn these(&self, ids: &[Id]) -> Vec<(Id, Waiting)> {
+        let one = |id: &Id| Some((*id, self.waiting.get(id)?.clone()));
+        ids.iter().filter_map(one).collect()
+    }
+
+    /// Sets how far some came: those that still wait.
+    ///
+    /// # Errors
+    /// [`Error::Queue`]; then nothing has changed.
+    pub fn set(&mut self, mut changed: Vec<(Id, Waiting)>) -> Result<(), Error> {
+        changed.retain(|(id, _)| self.waiting.contains_key(id));
         self.change(|change| {
             for (id, waiting) in &changed {
                 let Waiting { stage, tries, next, sent, .. } = waiting;
@@ -258,6 +280,23 @@ impl Queue {
                 .execute(params![call.name(), limit, remaining, now])
                 .map(drop)
         })
+    }
+
+    /// Takes times that lie further ahead than they can for what they are: of a clock that went wrong
+    /// for a while.
+    pub fn set_right(&mut self, now: i64) {
+        let limits = &mut self.limits;
+        for limit in [&mut limits.all, &mut limits.check, &mut limits.report, &mut limits.bulk] {
+            *limit = (*limit).min(now + LONGEST_WAIT);
+        }
+        for waiting in self.waiting.values_mut() {
+            waiting.next = waiting.next.min(now + LONGEST_PAUSE);
+            waiting.sent = waiting.sent.min(now);
+            waiting.report.time = waiting.report.time.min(now);
+        }
+        for told in self.told.values_mut() {
+            told.at = told.at.min(now);
+        }
     }
 
     /// Forgets what was taken longer ago than it matters.

@@ -9,7 +9,7 @@ use crate::spool::Item;
 use crate::wire::Address;
 
 /// Of a longer text, the rest is not even looked at.
-const MAX_TEXT: usize = 16 * 1024;
+const MAX_TEXT: usize = 4 * 1024;
 
 /// What happened to the server, in `AbuseIPDB`'s numbers (abuseipdb.com/categories).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -95,17 +95,16 @@ struct Written {
     log: PathBuf,
 }
 
-/// What of a text is kept: its beginning, without what no log line has.
+/// What of a text is kept: its beginning. A line that does not fit is left out, or else its last word:
+/// half a name would not be recognised as one.
 #[must_use]
-pub fn bounded(text: &str) -> String {
-    let mut kept = String::new();
-    for c in text.chars().filter(|c| !c.is_control() || "\n\t".contains(*c)) {
-        if kept.len() + c.len_utf8() > MAX_TEXT {
-            break;
-        }
-        kept.push(c);
+pub fn bounded(text: &str) -> &str {
+    if text.len() <= MAX_TEXT {
+        return text;
     }
-    kept
+    let kept = &text[..text.floor_char_boundary(MAX_TEXT)];
+    let whole = kept.rfind('\n').or_else(|| kept.rfind(char::is_whitespace));
+    &kept[..whole.unwrap_or(0)]
 }
 
 impl Item for Report {
@@ -180,8 +179,11 @@ mod tests {
             assert!(Report::parse(text.as_bytes()).is_err());
         }
         // The longest text, written in the longest way, can be read again.
-        assert!(bounded(&"\"".repeat(100_000)).len() * 2 < 60_000);
-        assert_eq!(bounded("a\u{0}b\r\n\tc"), "ab\n\tc");
-        assert!(bounded(&"ü".repeat(MAX_TEXT)).len() <= MAX_TEXT);
+        let longest = "\u{1}".repeat(MAX_TEXT);
+        assert_eq!(bounded(&longest), longest);
+        assert!(MAX_TEXT as u64 * 6 < Report::MAX / 2);
+        let lines = "one line of it\n".repeat(MAX_TEXT);
+        assert!(bounded(&lines).ends_with("one line of it") && bounded(&lines).len() <= MAX_TEXT);
+        assert!(bounded(&"ü and ".repeat(MAX_TEXT)).ends_with(['ü', 'd']));
     }
 }

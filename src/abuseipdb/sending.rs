@@ -9,20 +9,19 @@ use super::api::{Api, BULK_HEAD, Failure, Form, Request};
 use super::comment;
 use super::key::Keys;
 use super::log::Log;
-use super::plan::{Id, Stage, Told};
+use super::plan::{self, Id, Stage, Told, Waiting};
 use super::queue::Call;
 use super::report::{Categories, Report};
 use super::worker::{Worker, already_reported, pause};
 use crate::config::Secret;
 use crate::error::Error;
-use crate::journal;
 use crate::wire::Address;
 
 /// A bulk call carries at most this many bytes (docs.abuseipdb.com: 2 MB).
 const MAX_BULK: usize = 1_900_000;
 
-/// After a bulk call was refused as a whole, reports go singly for this long, in seconds.
-const BULK_PAUSE: i64 = 3600;
+/// A kind of call that the server refuses as such rests for this long, in seconds.
+const PAUSE: i64 = 3600;
 
 /// Reports of one address that go together.
 struct Group {
@@ -31,6 +30,8 @@ struct Group {
     /// Never empty.
     reports: Vec<Report>,
     stage: Stage,
+    /// When it was first sent, if that is in doubt.
+    sent: i64,
     safe_to_repeat: bool,
     form: Form,
     categories: Categories,
@@ -75,13 +76,14 @@ impl<A: Api> Worker<A> {
         let form = Form {
             address,
             categories: categories.to_string(),
-            comment: comment::compose(comments, address, &(self.surroundings.private)()),
+            comment: comment::compose(comments, address, &self.private),
             timestamp: Some(self.times.iso(time)),
         };
         Some(Group {
             ids: ids.to_vec(),
             address,
             stage: first.stage,
+            sent: first.sent,
             safe_to_repeat: waiting.iter().all(|one| one.is_safe_to_repeat(now)),
             form,
             categories,
@@ -174,12 +176,18 @@ impl<A: Api> Worker<A> {
         if listing.reports.is_empty() {
             return listing.total_reports > 0 && !group.safe_to_repeat;
         }
-        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        // A server may write it a little differently.
+        let letters = |text: &str| text.chars().filter(|c| c.is_alphanumeric()).collect::<String>();
+        let ours = |time: &str| group.form.timestamp.as_deref() == Some(time);
         let time = group.form.timestamp.as_ref().and_then(|time| self.times.read(time));
-        let comment = words(&group.form.comment);
+        let comment = letters(&group.form.comment);
         listing.reports.iter().any(|listed| {
-            self.times.read(&listed.reported_at) == time
-                && listed.comment.as_deref().is_some_and(|listed| words(listed) == comment)
+            let at = self.times.read(&listed.reported_at);
+            // Without its own time it has the one at which it came.
+            let came =
+                at.is_some_and(|at| (group.sent - 60..group.sent + plan::WINDOW).contains(&at));
+            (ours(&listed.reported_at) || at.is_some() && at == time || came)
+                && listed.comment.as_deref().is_some_and(|listed| letters(listed) == comment)
         })
     }
 
@@ -202,17 +210,24 @@ impl<A: Api> Worker<A> {
                             self.spent(&group.log, Call::Check, wait)?;
                             return Ok(Checked::NotNow);
                         }
-                        Trouble::Refused { .. } if group.stage == Stage::Check => {
-                            self.give_back(group)?;
-                            return Ok(Checked::Over);
+                        Trouble::NotAllowed => {
+                            self.queue.block(Call::Check, self.now() + PAUSE)?;
+                            return Ok(Checked::NotNow);
                         }
-                        Trouble::Refused { .. } => return Ok(Checked::NotNow),
+                        Trouble::Refused { .. } => match group.stage {
+                            Stage::Due => return Ok(Checked::NotNow),
+                            Stage::New | Stage::Check => {
+                                self.give_back(group)?;
+                                return Ok(Checked::Over);
+                            }
+                            Stage::Sent | Stage::SentInBulk => self.put_off(&group.ids, 0)?,
+                        },
                         Trouble::Key => self.key_refused(key, &answer)?,
-                        _ => self.put_off(&group.ids)?,
+                        _ => self.put_off(&group.ids, answer.asks_for())?,
                     }
                 }
                 Reply::Failed(failure) => {
-                    self.unanswered(&group.log, &group.ids, &failure, None)?;
+                    self.unanswered(&group.log, &failure, Vec::new())?;
                 }
             }
             if group.stage == Stage::Check {
@@ -231,11 +246,10 @@ impl<A: Api> Worker<A> {
         listing: Option<&Listing>,
     ) -> Result<(), Error> {
         let mut form = group.form.clone();
+        let before = self.queue.these(&group.ids);
         loop {
             let now = self.now();
-            self.queue.update(&group.ids, |waiting| {
-                (waiting.stage, waiting.sent) = (Stage::Sent, now);
-            })?;
+            self.queue.update(&group.ids, |waiting| waiting.send(Stage::Sent, now))?;
             let request = Request::Report(form.clone());
             let (answer, trouble) = match self.ask::<Accepted>(Call::Report, key, &request).await? {
                 Reply::Done(taken) => {
@@ -243,8 +257,7 @@ impl<A: Api> Worker<A> {
                     return self.accepted(group, &line);
                 }
                 Reply::Failed(failure) => {
-                    let (log, ids) = (&group.log, &group.ids);
-                    return self.unanswered(log, ids, &failure, Some(Stage::Due));
+                    return self.unanswered(&group.log, &failure, before);
                 }
                 Reply::Trouble(answer, trouble) => (answer, trouble),
             };
@@ -266,14 +279,18 @@ impl<A: Api> Worker<A> {
                 }
                 Trouble::Refused { .. } => return self.give_back(group),
                 Trouble::Spent(wait) => {
-                    self.queue.update(&group.ids, |waiting| waiting.stage = Stage::Due)?;
+                    self.queue.set(before)?;
                     return self.spent(&group.log, Call::Report, wait);
                 }
                 Trouble::Key => {
-                    self.queue.update(&group.ids, |waiting| waiting.stage = Stage::Due)?;
+                    self.queue.set(before)?;
                     return self.key_refused(key, &answer);
                 }
-                _ => return self.put_off(&group.ids),
+                Trouble::NotAllowed => {
+                    self.queue.set(before)?;
+                    return self.put_off(&group.ids, 0);
+                }
+                _ => return self.put_off(&group.ids, answer.asks_for()),
             }
         }
     }
@@ -293,38 +310,43 @@ impl<A: Api> Worker<A> {
         let Some((key, first)) = key.zip(together.first()) else { return Ok(()) };
         let log = first.log.clone();
         let ids: Vec<Id> = together.iter().flat_map(|group| group.ids.clone()).collect();
-        let now = self.now();
+        let (now, before) = (self.now(), self.queue.these(&ids));
         self.queue.update(&ids, |waiting| {
             // Counted before it is sent: a process that dies meanwhile has tried, too.
-            waiting.tries = if waiting.stage == Stage::SentInBulk { waiting.tries + 1 } else { 1 };
-            (waiting.stage, waiting.sent) = (Stage::SentInBulk, now);
+            waiting.tries = if waiting.in_doubt() { waiting.tries + 1 } else { 1 };
+            waiting.send(Stage::SentInBulk, now);
         })?;
         let reply = self.ask::<BulkAccepted>(Call::Bulk, &key, &Request::Bulk(csv)).await?;
         let (answer, trouble) = match reply {
-            Reply::Done(taken) => return self.taken_in_bulk(&together, &taken, &log),
-            Reply::Failed(failure) => {
-                return self.unanswered(&log, &ids, &failure, Some(Stage::Due));
-            }
+            Reply::Done(taken) => return self.taken_in_bulk(&together, before, &taken, &log),
+            Reply::Failed(failure) => return self.unanswered(&log, &failure, before),
             Reply::Trouble(answer, trouble) => (answer, trouble),
         };
         log.line(answer.complaint(key.reveal()));
         match trouble {
-            Trouble::Spent(_) | Trouble::Refused { .. } | Trouble::Key => {
-                self.queue.update(&ids, |waiting| waiting.stage = Stage::Due)?;
-                match trouble {
-                    Trouble::Spent(wait) => self.spent(&log, Call::Bulk, wait),
-                    Trouble::Key => self.key_refused(&key, &answer),
-                    // The file, not a line of it: each report goes by itself.
-                    _ => self.queue.block(Call::Bulk, self.now() + BULK_PAUSE),
-                }
+            Trouble::Spent(wait) => {
+                self.queue.set(before)?;
+                self.spent(&log, Call::Bulk, wait)
             }
-            _ => self.put_off(&[]),
+            Trouble::Key => {
+                self.queue.set(before)?;
+                self.key_refused(&key, &answer)
+            }
+            // The file, not a line of it: each report goes by itself.
+            Trouble::Refused { .. } | Trouble::NotAllowed => {
+                self.queue.set(before)?;
+                self.queue.block(Call::Bulk, self.now() + PAUSE)
+            }
+            _ => self.put_off(&[], answer.asks_for()),
         }
     }
 
+    /// What a bulk call did not take goes by itself, so that it is known why. Where the answer does
+    /// not tell of all, the rest is in doubt.
     fn taken_in_bulk(
         &mut self,
         groups: &[Group],
+        before: Vec<(Id, Waiting)>,
         taken: &BulkAccepted,
         log: &Log,
     ) -> Result<(), Error> {
@@ -334,10 +356,22 @@ impl<A: Api> Worker<A> {
                 refused.insert(address, invalid.error.as_str());
             }
         }
+        let told_of =
+            taken.saved_reports.saturating_add_unsigned(taken.invalid_reports.len() as u64);
+        if told_of < i64::try_from(groups.len()).unwrap_or(i64::MAX) {
+            log.line(format_args!(
+                "ERROR: AbuseIPDB tells of {told_of} of {} IPs in one call: they are looked up.",
+                groups.len()
+            ));
+            return self.put_off(&[], 0);
+        }
         let (not, now) = (|group: &&Group| refused.contains_key(&group.address), self.now());
         let told = |group: &Group| (group.address, group.told(now));
         let ids = groups.iter().filter(|group| !not(group)).flat_map(|group| group.ids.clone());
         let ids: Vec<Id> = ids.collect();
+        let alone = before.into_iter().filter(|(id, _)| !ids.contains(id));
+        let alone = alone.map(|(id, one)| (id, Waiting { tries: plan::BULK_TRIES, ..one }));
+        self.queue.set(alone.collect())?;
         self.queue.done(&ids, groups.iter().filter(|group| !not(group)).map(told).collect())?;
         log.line(format_args!(
             "INFO: Reported {} of {} IPs in one call.",
@@ -346,8 +380,10 @@ impl<A: Api> Worker<A> {
         ));
         for group in groups {
             if let Some(why) = refused.get(&group.address) {
-                group.log.line(format_args!("ERROR: IP {} is refused: {why}", group.address));
-                self.give_back(group)?;
+                group.log.line(format_args!(
+                    "ERROR: IP {} is refused in a call with others ({why}): it goes by itself.",
+                    group.address
+                ));
             } else {
                 self.note(&group.reports[0]);
                 group.log.line(self.success(group, None, None));
@@ -397,29 +433,27 @@ impl<A: Api> Worker<A> {
 
     /// The server is in trouble, or what answered is not the server: it is left alone for a while,
     /// and what met with this goes last.
-    fn put_off(&mut self, ids: &[Id]) -> Result<(), Error> {
+    /// `wait`: what it asks for, in seconds.
+    fn put_off(&mut self, ids: &[Id], wait: i64) -> Result<(), Error> {
         let now = self.now();
         self.failures = self.failures.saturating_add(1);
         self.queue.update(ids, |waiting| {
             waiting.tries = waiting.tries.saturating_add(1);
             waiting.next = now + 2 * pause(waiting.tries);
         })?;
-        self.queue.block(Call::All, now + pause(self.failures))
+        self.queue.block(Call::All, now + pause(self.failures).max(wait))
     }
 
-    /// There was no answer. What was not even sent goes back to `stage`.
+    /// There was no answer. What was not even sent is as it was before.
     fn unanswered(
         &mut self,
         log: &Log,
-        ids: &[Id],
         failure: &Failure,
-        stage: Option<Stage>,
+        before: Vec<(Id, Waiting)>,
     ) -> Result<(), Error> {
         let (what, why) = match failure {
             Failure::NotSent(why) => {
-                if let Some(stage) = stage {
-                    self.queue.update(ids, |waiting| waiting.stage = stage)?;
-                }
+                self.queue.set(before)?;
                 ("connection to", why)
             }
             Failure::Unknown(why) => ("answer from", why),
@@ -428,7 +462,7 @@ impl<A: Api> Worker<A> {
         log.line(format_args!(
             "ERROR: No {what} api.abuseipdb.com: {why}. Reports that wait: {count}."
         ));
-        self.put_off(&[])
+        self.put_off(&[], 0)
     }
 
     /// The day's calls are used up.
@@ -444,7 +478,7 @@ impl<A: Api> Worker<A> {
 
     fn key_refused(&mut self, key: &Secret, answer: &Answer) -> Result<(), Error> {
         let until = self.keys.refused(key, self.now());
-        journal::warn(format_args!(
+        (self.surroundings.warn)(&format!(
             "AbuseIPDB refuses the API key (HTTP {}): check {}; reports wait",
             answer.status,
             self.keys.path().display()

@@ -5,7 +5,6 @@ use std::io::Read as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt as _;
-use rustix::process::setsid;
 use tokio::time::{sleep, timeout};
 
 use super::api::Https;
@@ -36,8 +35,6 @@ const STAY: i64 = 20 * 60;
 /// # Errors
 /// Any [`Error`]; it is in the system's log, too, because nobody sees this process.
 pub fn child(paths: &Paths) -> Result<(), Error> {
-    // Away from fail2ban's process group, which fail2ban kills when an action takes too long.
-    let _ = setsid();
     let mut text = Vec::new();
     let _ = std::io::stdin().take(Report::MAX).read_to_end(&mut text);
     let unqueued = Report::parse(&text);
@@ -58,7 +55,7 @@ pub async fn forever(paths: Paths) {
     loop {
         match Lock::take(&paths.report_lock(), Role::Child, Duration::ZERO) {
             Ok(Some(_lock)) => {
-                let Err(error) = work(&paths, |_| true).await else { continue };
+                let Err(error) = work(&paths, journal_warn, |_| true).await else { continue };
                 journal::warn(format_args!("the AbuseIPDB reporter waits: {error}"));
                 sleep(AGAIN).await;
             }
@@ -86,7 +83,7 @@ async fn until_idle(paths: &Paths) -> Result<(), Error> {
                     Wake::Called => false,
                 }
         };
-        work(paths, stays).await?;
+        work(paths, syslog, stays).await?;
         drop(lock);
         // Whoever came while the lock was still held has left its report to us.
         let left = Spool::<Report>::new(paths.reports()).list().unwrap_or_default();
@@ -101,12 +98,13 @@ async fn from_memory(paths: &Paths, report: Report) -> Result<(), Error> {
     let mut queue = Queue::in_memory()?;
     queue.add(vec![("from memory".to_owned(), report)])?;
     let nowhere = Spool::new(paths.state.join("none"));
-    let mut worker = worker(paths, nowhere, queue)?;
+    let mut worker = worker(paths, nowhere, queue, syslog)?;
+    let end = now() + STAY;
     loop {
         match worker.step().await? {
-            Wake::Now => {}
-            Wake::At(time) if time <= now() + STAY => sleep(until(time)).await,
-            Wake::At(_) => {
+            Wake::Now if now() < end => {}
+            Wake::At(time) if time < end => sleep(until(time)).await,
+            Wake::Now | Wake::At(_) => {
                 journal::syslog("a report to AbuseIPDB is lost: it could not be queued, nor sent");
                 return Ok(());
             }
@@ -116,10 +114,10 @@ async fn from_memory(paths: &Paths, report: Report) -> Result<(), Error> {
 }
 
 /// Works for as long as it `stays`.
-async fn work(paths: &Paths, stays: impl Fn(Wake) -> bool) -> Result<(), Error> {
+async fn work(paths: &Paths, warn: fn(&str), stays: impl Fn(Wake) -> bool) -> Result<(), Error> {
     let inbox = Spool::new(paths.reports());
     let mut came = inbox.watch()?;
-    let mut worker = worker(paths, inbox, Queue::open(&paths.report_queue())?)?;
+    let mut worker = worker(paths, inbox, Queue::open(&paths.report_queue())?, warn)?;
     loop {
         let wake = worker.step().await?;
         if !stays(wake) {
@@ -136,9 +134,23 @@ async fn work(paths: &Paths, stays: impl Fn(Wake) -> bool) -> Result<(), Error> 
     }
 }
 
-fn worker(paths: &Paths, inbox: Spool<Report>, queue: Queue) -> Result<Worker<Https>, Error> {
+fn journal_warn(text: &str) {
+    journal::warn(text);
+}
+
+/// Nobody reads a child's standard error.
+fn syslog(text: &str) {
+    journal::syslog(text);
+}
+
+fn worker(
+    paths: &Paths,
+    inbox: Spool<Report>,
+    queue: Queue,
+    warn: fn(&str),
+) -> Result<Worker<Https>, Error> {
     let surroundings =
-        Surroundings { private: Box::new(Private::of_this_host), clock: Box::new(now) };
+        Surroundings { private: Box::new(Private::of_this_host), clock: Box::new(now), warn };
     Worker::new(inbox, queue, &paths.api_key, Https::default(), surroundings)
 }
 
@@ -155,5 +167,5 @@ pub fn now() -> i64 {
 }
 
 fn until(time: i64) -> Duration {
-    Duration::from_secs(u64::try_from(time - now()).unwrap_or(0))
+    Duration::from_secs(u64::try_from(time.saturating_sub(now())).unwrap_or(0))
 }

@@ -48,6 +48,8 @@ struct Server {
     whims: VecDeque<Whim>,
     /// Away until then.
     away: i64,
+    /// A firewall before it does not like this word.
+    firewall: Option<&'static str>,
     /// The process dies at the n-th moment from now; each call has two: before and after it.
     dies: Option<usize>,
 }
@@ -152,6 +154,9 @@ impl Api for Line {
             server.keys.push(key.reveal().to_owned());
             if server.moment() {
                 (None, true)
+            } else if server.firewall.is_some_and(|word| format!("{request:?}").contains(word)) {
+                server.calls.push("firewall");
+                (Some(Ok(says(403, "<html>forbidden</html>"))), false)
             } else if server.now < server.away {
                 server.calls.push("away");
                 (Some(Err(Failure::NotSent("no route to host".to_owned()))), false)
@@ -230,6 +235,7 @@ impl Bed {
                 ..Private::default()
             }),
             clock: Box::new(move || clock.lock().unwrap().now),
+            warn: |_| {},
         };
         let queue = Queue::open(&dir.join("queue")).unwrap();
         let (inbox, line) = (Spool::new(dir.join("inbox")), Line(Arc::clone(server)));
@@ -381,8 +387,8 @@ fn cases() -> Vec<Case> {
             (29_000, 29_000),
         ),
         said(401, &error(401), "ERROR: HTTP 401. Response: {\"errors\"", hour),
-        said(402, &error(402), "ERROR: HTTP 402. Response: {\"errors\"", hour),
-        said(403, &error(403), "ERROR: HTTP 403. Response: {\"errors\"", hour),
+        said(402, &error(402), "ERROR: HTTP 402. Response: {\"errors\"", soon),
+        said(403, &error(403), "ERROR: HTTP 403. Response: {\"errors\"", soon),
         said(404, &error(404), "ERROR: HTTP 404. Response: {\"errors\"", soon),
         gone(
             says(422, &error(422)),
@@ -583,4 +589,147 @@ fn a_spent_quota_of_checks_does_not_hold_back_reports() {
     assert_eq!(bed.work(), Wake::Called);
     assert_eq!(bed.server().calls, ["report", "report"]);
     assert!(bed.log().last().unwrap().contains("Score: 52%, Reports: not known"));
+}
+
+fn not_sent() -> Whim {
+    Whim::Away(Failure::NotSent("no route to host".to_owned()))
+}
+
+/// A link that flaps: a call is taken and its answer lost, the next one is not sent, and then it is
+/// away for longer than the window.
+#[test]
+fn a_flapping_link_tells_nothing_twice() {
+    for count in [1, 30] {
+        for checks_spent in [false, true] {
+            let mut bed = Bed::new();
+            bed.server().away = START + 1;
+            for n in 0..count {
+                bed.ban(&format!("203.0.113.{}", n + 1), "18", &format!("ban {n}"));
+            }
+            bed.work();
+            bed.passes(60);
+            if checks_spent && count == 1 {
+                bed.server().whims.push_back(Whim::Says(daily(7200)));
+            } else if count == 1 {
+                bed.server()
+                    .whims
+                    .push_back(Whim::Says(says(200, r#"{"data":{"totalReports":0}}"#)));
+            }
+            bed.server().whims.extend([Whim::Mute, not_sent(), not_sent()]);
+            bed.work();
+            assert_eq!(bed.taken().len(), count, "{:#?}", bed.log());
+            for _ in 0..3 {
+                bed.passes(WINDOW / 2);
+                bed.work();
+            }
+            bed.finish();
+            assert_eq!(bed.taken().len(), count, "{count}, {checks_spent}: {:#?}", bed.log());
+            assert_eq!(bed.waiting(), 0);
+        }
+    }
+}
+
+#[test]
+fn one_report_that_a_firewall_refuses_holds_back_no_other() {
+    let mut bed = Bed::new();
+    bed.server().firewall = Some("OR 1=1");
+    bed.ban(IP, "16", "GET /?id=' OR 1=1 --");
+    for n in 0..4 {
+        bed.ban(&format!("203.0.113.{}", n + 20), "18", "x");
+    }
+    for _ in 0..20 {
+        bed.work();
+        bed.passes(300);
+    }
+    assert_eq!((bed.taken().len(), bed.waiting()), (4, 1), "{:#?}", bed.log());
+    bed.server().firewall = None;
+    bed.finish();
+    assert_eq!(bed.taken().len(), 5);
+}
+
+#[test]
+fn a_plan_without_bulk_reports_sends_singly() {
+    let mut bed = Bed::new();
+    bed.server().away = START + 1;
+    for n in 0..30 {
+        bed.ban(&format!("203.0.113.{}", n + 1), "18", "x");
+    }
+    bed.work();
+    bed.passes(60);
+    let no = says(402, r#"{"errors":[{"detail":"Payment required","status":402}]}"#);
+    bed.server().whims.push_back(Whim::Says(no));
+    bed.work();
+    assert_eq!((bed.taken().len(), bed.waiting()), (30, 0), "{:#?}", bed.log());
+}
+
+#[test]
+fn a_bulk_answer_is_believed_no_further_than_it_goes() {
+    for invalid in [json!([]), json!([{"error": "Invalid Report Date", "input": "203.0.113.5"}])] {
+        let mut bed = Bed::new();
+        bed.server().away = START + 1;
+        for n in 0..30 {
+            bed.ban(&format!("203.0.113.{}", n + 1), "18", &format!("ban {n}"));
+        }
+        bed.work();
+        bed.passes(60);
+        // It took none, and says that it took some, or all but one.
+        let saved = if invalid == json!([]) { 3 } else { 29 };
+        let answer = data(&json!({"savedReports": saved, "invalidReports": invalid}));
+        bed.server().whims.push_back(Whim::Says(answer));
+        bed.finish();
+        let taken = bed.taken();
+        if saved == 3 {
+            assert_eq!(taken.len(), 30, "{:#?}", bed.log());
+        } else {
+            assert_eq!(taken, [("203.0.113.5".to_owned(), "ban 4".to_owned())]);
+        }
+        assert_eq!(bed.waiting(), 0);
+    }
+}
+
+#[test]
+fn what_is_in_doubt_waits_when_a_check_is_refused() {
+    let mut bed = Bed::new();
+    let listing = says(200, r#"{"data":{"totalReports":0}}"#);
+    let refused = says(422, r#"{"errors":[{"detail":"no","status":422}]}"#);
+    bed.server().whims.extend([Whim::Says(listing), Whim::Mute, Whim::Says(refused)]);
+    bed.ban(IP, "18", "x");
+    bed.work();
+    bed.passes(WINDOW);
+    assert!(matches!(bed.work(), Wake::At(_)), "{:#?}", bed.log());
+    bed.finish();
+    assert_eq!((bed.taken().len(), bed.waiting()), (1, 0));
+}
+
+#[test]
+fn a_server_in_trouble_is_left_alone_for_as_long_as_it_asks() {
+    let mut bed = Bed::new();
+    let trouble = Answer { retry_after: Some(3600), ..says(503, "") };
+    bed.server().whims.push_back(Whim::Says(trouble));
+    bed.ban(IP, "18", "x");
+    assert_eq!(bed.work(), Wake::At(START + 3600));
+}
+
+#[test]
+fn a_clock_that_was_ahead_holds_nothing_back() {
+    let mut bed = Bed::new();
+    bed.passes(365 * 86_400);
+    bed.server().whims.extend([Whim::Says(daily(5000)), Whim::Says(daily(5000))]);
+    bed.ban(IP, "18", "x");
+    bed.work();
+    bed.server().now = START;
+    bed.work();
+    let waited = bed.finish();
+    assert!(waited < 26 * 3600, "{waited}");
+    assert_eq!((bed.taken().len(), bed.waiting()), (1, 0));
+}
+
+#[test]
+fn a_ledger_that_cannot_be_used_holds_nothing_back_for_long() {
+    let mut bed = Bed::new();
+    std::fs::create_dir(bed.path("ledger")).unwrap();
+    bed.ban(IP, "18", "x");
+    let waited = bed.finish();
+    assert!(waited < 600, "{waited}");
+    assert_eq!(bed.taken().len(), 1, "{:#?}", bed.log());
 }

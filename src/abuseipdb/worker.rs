@@ -1,6 +1,7 @@
 //! Works the queue off: one step after another, each written down before the next.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::api::Api;
@@ -13,14 +14,16 @@ use super::queue::{MAX, Queue};
 use super::report::Report;
 use super::times::Times;
 use crate::error::Error;
-use crate::journal;
 use crate::random;
-use crate::spool::Spool;
+use crate::spool::{Name, Spool};
 use crate::wire::Address;
 
 /// After a failure, the server is left alone for so long, in seconds; longer with each more.
 const PAUSE: i64 = 30;
 const LONGEST_PAUSE: i64 = 15 * 60;
+
+/// After so many tries, a ledger that cannot be used is done without.
+const LEDGER_TRIES: u32 = 3;
 
 /// The most reports that are taken in at once.
 const AT_ONCE: usize = 500;
@@ -47,6 +50,13 @@ pub struct Worker<A> {
     pub(super) ledgers: HashMap<PathBuf, Ledger>,
     /// How often in a row the server could not be asked.
     pub(super) failures: u32,
+    /// What must not become public, as it was when it was last looked up.
+    pub(super) private: Private,
+    /// When that was, and when the last step was, in seconds since 1970.
+    looked: i64,
+    last: i64,
+    /// Files of the inbox that cannot be read, of which was told.
+    unreadable: BTreeSet<Name>,
 }
 
 /// What the worker asks the host for.
@@ -55,6 +65,8 @@ pub struct Surroundings {
     pub private: Box<dyn Fn() -> Private + Send>,
     /// The time, in seconds since 1970.
     pub clock: Box<dyn Fn() -> i64 + Send>,
+    /// Where warnings go.
+    pub warn: fn(&str),
 }
 
 /// How long to wait after the n-th failure, in seconds: each host a little differently.
@@ -86,6 +98,10 @@ impl<A: Api> Worker<A> {
             surroundings,
             ledgers: HashMap::new(),
             failures: 0,
+            private: Private::default(),
+            looked: i64::MIN,
+            last: i64::MAX,
+            unreadable: BTreeSet::new(),
         })
     }
 
@@ -106,8 +122,22 @@ impl<A: Api> Worker<A> {
     pub async fn step(&mut self) -> Result<Wake, Error> {
         self.take_in()?;
         let now = self.now();
+        // The first step, or the clock was put back.
+        if now < self.last {
+            self.queue.set_right(now);
+            self.looked = i64::MIN;
+        }
+        self.last = now;
+        // At most once a second: there may be many steps.
+        if now > self.looked {
+            (self.private, self.looked) = ((self.surroundings.private)(), now);
+        }
         self.queue.tidy(now)?;
-        if self.keys.changed(now) {
+        let (changed, warning) = self.keys.changed(now);
+        if let Some(warning) = warning {
+            (self.surroundings.warn)(&warning);
+        }
+        if changed {
             let all: Vec<Id> = self.queue.waiting().keys().copied().collect();
             self.queue.update(&all, |waiting| waiting.next = 0)?;
         }
@@ -131,7 +161,15 @@ impl<A: Api> Worker<A> {
         for name in names.into_iter().take(room.min(AT_ONCE)) {
             match self.inbox.read(&name) {
                 Ok(report) => taken.push((name.clone(), report)),
-                Err(error) => journal::warn(format_args!("no report in {name}: {error}")),
+                // Perhaps it can be read later.
+                Err(error) if error.kind() != ErrorKind::InvalidData => {
+                    if self.unreadable.insert(name.clone()) {
+                        let dir = self.inbox.dir().display().to_string();
+                        (self.surroundings.warn)(&format!("cannot read {dir}/{name}: {error}"));
+                    }
+                    continue;
+                }
+                Err(error) => (self.surroundings.warn)(&format!("dropped {name}: {error}")),
             }
             read.push(name);
         }
@@ -148,9 +186,9 @@ impl<A: Api> Worker<A> {
     /// one that was told before.
     fn admit(&mut self, id: Id, now: i64) -> Result<(), Error> {
         let Some(waiting) = self.queue.waiting().get(&id) else { return Ok(()) };
-        let report = waiting.report.clone();
+        let (report, tries) = (waiting.report.clone(), waiting.tries);
         let (address, log) = (report.address, Log::new(report.log.clone()));
-        if (self.surroundings.private)().addresses.contains(&address.ip()) {
+        if self.private.addresses.contains(&address.ip()) {
             log.line(format_args!("INFO: IP {address} is this host's own: it is not reported."));
             return self.queue.done(&[id], Vec::new());
         }
@@ -169,6 +207,13 @@ impl<A: Api> Worker<A> {
         }
         match self.in_ledger(&report, |ledger| ledger.has(address)) {
             Ok(true) => self.queue.update(&[id], |waiting| waiting.stage = Stage::Check),
+            // A check at the server tells the same.
+            Err(error) if tries >= LEDGER_TRIES => {
+                log.line(format_args!(
+                    "ERROR: {error}; AbuseIPDB is asked whether it knows IP {address}"
+                ));
+                self.queue.update(&[id], |waiting| waiting.stage = Stage::Check)
+            }
             Ok(false) => {
                 // First that it is to be told: the address in the ledger says that it was.
                 self.queue.update(&[id], |waiting| waiting.stage = Stage::Due)?;
@@ -187,11 +232,7 @@ impl<A: Api> Worker<A> {
 
     /// Whether a report would say no more than the one that was taken.
     fn adds_nothing(&self, report: &Report, told: &Told) -> bool {
-        let comment = comment::compose(
-            [report.comment.as_str()],
-            report.address,
-            &(self.surroundings.private)(),
-        );
+        let comment = comment::compose([report.comment.as_str()], report.address, &self.private);
         told.comment == comment
     }
 

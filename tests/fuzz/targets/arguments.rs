@@ -1,0 +1,46 @@
+//! The arguments of notifier and reporter, between NUL bytes: whatever is taken can be written and
+//! read again.
+#![no_main]
+
+use f2bmqtt::abuseipdb::call::{self, Verdict};
+use f2bmqtt::abuseipdb::report::Report;
+use f2bmqtt::notify;
+use f2bmqtt::spool::Item;
+use f2bmqtt::wire::Told;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|arguments: &[u8]| {
+    let text = String::from_utf8_lossy(arguments);
+    let words: Vec<&str> = text.split('\0').collect();
+    let word = |n: usize| words.get(n).copied().unwrap_or("");
+    let call = notify::Call {
+        jail: word(0),
+        address: word(1),
+        bantime: word(2),
+        action: word(3),
+        restored: word(4),
+        failures: word(5),
+        time: word(6),
+    };
+    if let Ok((Some(told), _)) = call.told() {
+        assert_eq!(Told::parse(told.encode().as_bytes()), Ok(told));
+    }
+    let word = |n: usize| word(n).to_owned();
+    let call = call::Call {
+        key: word(0),
+        comment: word(1),
+        address: word(2),
+        categories: word(3),
+        bantime: word(4),
+        restored: word(5),
+        bypass: word(6),
+        ledger: word(7),
+        log: word(8),
+        failures: word(9),
+    };
+    if let Ok(Verdict::Report(report)) = call.decide(|| None, 1) {
+        let written = report.encode();
+        assert!(written.len() as u64 <= Report::MAX || word(7).len() + word(8).len() > 4096);
+        assert_eq!(Report::parse(written.as_bytes()), Ok(*report));
+    }
+});
