@@ -39,6 +39,8 @@ pub(super) enum Event {
 pub(super) struct Session {
     client: AsyncClient,
     protection: Protection,
+    /// The broker has let us in.
+    greeted: bool,
     /// From the task that reads the socket, which does nothing else: whatever the rest of the
     /// program waits for, a broker never sees its messages pile up.
     events: mpsc::Receiver<Result<rumqttc::Event, ConnectionError>>,
@@ -77,7 +79,7 @@ impl Session {
         });
         let progress = Instant::now();
         let (handed, sent) = (VecDeque::new(), HashMap::new());
-        Self { client, protection, events, reader, handed, sent, progress }
+        Self { client, protection, greeted: false, events, reader, handed, sent, progress }
     }
 
     /// The next thing that happens; safe to drop.
@@ -146,7 +148,7 @@ impl Session {
             }
             Some(Ok(_)) => None,
             Some(Err(error)) => {
-                let why = explain(&error, self.protection);
+                let why = explain(&error, self.protection, self.greeted);
                 Some(Event::Ended { why, too_large: is_too_large(&error) })
             }
             None => Some(Event::Ended { why: "its reader ended".to_owned(), too_large: false }),
@@ -155,7 +157,10 @@ impl Session {
 
     fn incoming(&mut self, packet: Packet) -> Option<Event> {
         match packet {
-            Packet::ConnAck(_) => Some(Event::Connected),
+            Packet::ConnAck(_) => {
+                self.greeted = true;
+                Some(Event::Connected)
+            }
             Packet::Publish(publish) => {
                 Some(Event::Message { topic: publish.topic, payload: publish.payload.to_vec() })
             }

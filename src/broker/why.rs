@@ -28,7 +28,11 @@ pub(super) fn is_too_large(error: &ConnectionError) -> bool {
     )
 }
 
-pub(super) fn explain(error: &ConnectionError, protection: Protection) -> String {
+/// Why a connection ended; `greeted` where the broker had let us in before.
+pub(super) fn explain(error: &ConnectionError, protection: Protection, greeted: bool) -> String {
+    if !greeted && hung_up(error) {
+        return no_greeting(error, protection).to_owned();
+    }
     match (error, io_error(error)) {
         (
             ConnectionError::ConnectionRefused(
@@ -41,15 +45,6 @@ pub(super) fn explain(error: &ConnectionError, protection: Protection) -> String
         }
         (ConnectionError::NetworkTimeout, _) => format!("no answer within {CONNECT} s"),
         (ConnectionError::FlushTimeout, _) => "it stopped reading".to_owned(),
-        // A server that ends the greeting did not understand it.
-        (ConnectionError::Tls(TlsError::Io(error)), _)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
-            ) =>
-        {
-            NO_TLS.to_owned()
-        }
         (_, Some(error)) => of_io(error, protection),
         (ConnectionError::MqttState(StateError::ConnectionAborted), _) => {
             "it closed the connection (if that repeats: another host has this host's name)"
@@ -58,16 +53,6 @@ pub(super) fn explain(error: &ConnectionError, protection: Protection) -> String
         (ConnectionError::MqttState(StateError::AwaitPingResp), _) => "it fell silent".to_owned(),
         (error, _) if is_too_large(error) => {
             "it sent a message that is too large: what it kept for this host is dropped".to_owned()
-        }
-        // An alert of TLS, read as MQTT, is either no packet or one that no broker begins with.
-        (
-            ConnectionError::NotConnAck(_)
-            | ConnectionError::MqttState(StateError::Deserialization(_)),
-            _,
-        ) if protection == Protection::Nothing => {
-            "it speaks no MQTT on that port: if that is its port for TLS, set MQTT_CAFILE or \
-             MQTT_TLS=on"
-                .to_owned()
         }
         _ => error.to_string(),
     }
@@ -82,6 +67,46 @@ fn login(protection: Protection) -> &'static str {
             "it refuses the login: check MQTT_USER, MQTT_PASSWORD and the name in MQTT_CERT"
         }
         _ => "it refuses the login: check MQTT_USER and MQTT_PASSWORD",
+    }
+}
+
+/// Whether a server ended what it did not understand. An alert of TLS, read as MQTT, is no packet, or
+/// one that no broker begins with.
+fn hung_up(error: &ConnectionError) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    match io_error(error) {
+        Some(error) => {
+            error.get_ref().is_none_or(|error| !error.is::<rustls::Error>())
+                && matches!(
+                    error.kind(),
+                    BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
+                )
+        }
+        None => matches!(
+            error,
+            ConnectionError::NotConnAck(_)
+                | ConnectionError::MqttState(
+                    StateError::Deserialization(_) | StateError::ConnectionAborted
+                )
+        ),
+    }
+}
+
+/// What it may be that a server ended: the greeting of TLS, or of MQTT.
+fn no_greeting(error: &ConnectionError, protection: Protection) -> &'static str {
+    match (error, protection) {
+        (ConnectionError::Tls(_), _) => NO_TLS,
+        (_, Protection::Nothing) => {
+            "it hangs up before a word of MQTT: if that port is for TLS, set MQTT_CAFILE or \
+             MQTT_TLS=on"
+        }
+        (_, Protection::Tls) => {
+            "it hangs up before a word of MQTT: if it wants a certificate of this host, set \
+             MQTT_CERT and MQTT_KEY"
+        }
+        (_, Protection::Identified) => {
+            "it hangs up before a word of MQTT: its log says why (does it accept MQTT_CERT?)"
+        }
     }
 }
 
@@ -183,11 +208,10 @@ fn date(time: UnixTime) -> String {
     Times::new().map(|times| times.iso(seconds)).unwrap_or_default()
 }
 
-/// A name in somebody else's certificate is their text.
+/// A name in a certificate, which is somebody else's text; rustls says `DnsName("hub")`.
 fn short(name: &str) -> String {
-    let name =
-        name.strip_prefix("DnsName(\"").and_then(|name| name.strip_suffix("\")")).unwrap_or(name);
-    name.escape_debug().take(80).collect()
+    let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')')).unwrap_or(name);
+    inner.trim_matches('"').escape_debug().take(80).collect()
 }
 
 #[cfg(test)]
@@ -237,14 +261,16 @@ mod tests {
             (
                 E::NotValidForNameContext {
                     expected,
-                    presented: vec!["DnsName(\"hub\")".to_owned(), "\u{1b}[0m".to_owned()],
+                    presented: ["DnsName(\"hub\")", "IpAddress(::1)", "\u{1b}[0m"]
+                        .map(str::to_owned)
+                        .into(),
                 },
-                "its certificate is not for hub.example, but for hub, \\u{1b}[0m: MQTT_HOST must be",
+                "its certificate is not for hub.example, but for hub, ::1, \\u{1b}[0m: MQTT_HOST must be",
             ),
             (E::InvalidPurpose, "its certificate is not one for servers"),
         ];
         for (error, words) in table {
-            let shown = explain(&greeting(Tls::InvalidCertificate(error)), Protection::Tls);
+            let shown = explain(&greeting(Tls::InvalidCertificate(error)), Protection::Tls, false);
             assert!(shown.starts_with(words), "{shown}");
         }
     }
@@ -264,9 +290,30 @@ mod tests {
         ];
         for (alert, protection, words) in table {
             for error in [greeting(Tls::AlertReceived(alert)), later(Tls::AlertReceived(alert))] {
-                let shown = explain(&error, protection);
+                let shown = explain(&error, protection, false);
                 assert!(shown.starts_with(words), "{shown}");
             }
+        }
+    }
+
+    #[test]
+    fn a_server_that_hangs_up_at_once_speaks_something_else() {
+        let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
+        let during = ConnectionError::Tls(TlsError::Io(reset()));
+        let after = ConnectionError::Io(reset());
+        let gone = ConnectionError::MqttState(StateError::ConnectionAborted);
+        let no_mqtt = "it hangs up before a word of MQTT: if ";
+        let table = [
+            (&during, Protection::Tls, false, "it speaks no TLS on that port"),
+            (&after, Protection::Nothing, false, &format!("{no_mqtt}that port is for TLS")),
+            (&after, Protection::Tls, false, &format!("{no_mqtt}it wants a certificate")),
+            (&gone, Protection::Nothing, false, &format!("{no_mqtt}that port is for TLS")),
+            (&gone, Protection::Nothing, true, "it closed the connection (if that repeats"),
+            (&after, Protection::Tls, true, "connection reset"),
+        ];
+        for (error, protection, greeted, words) in table {
+            let shown = explain(error, protection, greeted);
+            assert!(shown.starts_with(words), "{shown}");
         }
     }
 }

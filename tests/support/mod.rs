@@ -249,10 +249,18 @@ impl Host<'_> {
 }
 
 /// Waits until something is so.
-pub(crate) fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, so: impl FnMut() -> bool) {
+    assert!(within(so), "not seen within {} s: {what}", SOON.as_secs());
+}
+
+/// Waits until something is so; answers whether it was.
+pub(crate) fn within(mut so: impl FnMut() -> bool) -> bool {
     let started = Instant::now();
     while !so() {
-        assert!(started.elapsed() < SOON, "not seen within {} s: {what}", SOON.as_secs());
+        if started.elapsed() > SOON {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(50));
     }
+    true
 }
