@@ -44,7 +44,10 @@ fn work(
     queue: &Path,
     conntrack: &dyn Fn(&[&str]) -> io::Result<Output>,
 ) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o755).create(queue)?;
+    if let Some(run) = queue.parent() {
+        DirBuilder::new().recursive(true).mode(0o755).create(run)?;
+    }
+    files::make_dir(queue)?;
     let private = || {
         let mut options = files::options();
         options.create(true).truncate(false).write(true);

@@ -4,57 +4,19 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{Host, Rig, eventually};
+use support::reports::{jail_reports, key, reports_to_hub, taken};
+use support::{Rig, eventually};
 
 const CALL: &str = "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh";
 const LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
-
-/// What the server takes for a key.
-fn key() -> String {
-    "a1".repeat(40)
-}
-
-/// Makes the hub the server, and lets a host know and trust it.
-fn reports_to_hub(rig: &Rig, host: Host<'_>) {
-    let support = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support");
-    let hub = rig.host("hub");
-    for file in ["abuseipdb.py", "abuseipdb.sh"] {
-        hub.push(&support.join(file), &format!("/root/{file}"));
-    }
-    hub.sh("sh /root/abuseipdb.sh");
-    let ca = hub.sh("cat /root/ca.pem");
-    host.sh(&format!(
-        "echo '{ca}' >/usr/local/share/ca-certificates/tests.crt
-         update-ca-certificates >/dev/null 2>&1
-         echo '10.213.77.11 api.abuseipdb.com' >>/etc/hosts
-         umask 077; echo APIKEY={} >/etc/fail2ban/abuseipdb.apikey",
-        key()
-    ));
-    eventually("the server listens", || hub.try_sh("ss -ltn | grep -q :443").is_ok());
-}
-
-/// Lets the jail sshd report, with these settings of the action.
-fn jail_reports(host: Host<'_>, settings: &str) {
-    host.sh(&format!(
-        "cat >/etc/fail2ban/jail.d/report.local <<'E'\n[sshd]\naction = %(action_)s\n         \
-         %(action_abuseipdb)s[{settings}]\nE\nfail2ban-client reload --restart sshd"
-    ));
-}
 
 /// The requests that the server got.
 fn calls(rig: &Rig) -> Vec<Value> {
     let calls = rig.host("hub").sh("cat /root/api/calls 2>/dev/null; true");
     calls.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// The reports that it took: address, categories, comment, time.
-fn taken(rig: &Rig) -> Vec<[String; 4]> {
-    let taken = rig.host("hub").sh("cat /root/api/taken 2>/dev/null; true");
-    taken.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 fn addresses(taken: &[[String; 4]]) -> BTreeSet<&str> {
@@ -155,7 +117,7 @@ const fn case(
     Case { before, arguments, code, logged }
 }
 
-const NO_FILES: &str = "rm -rf /var/lib/fail2ban/abuseipdb /var/log/abuseipdb";
+const NO_FILES: &str = "rm -f /var/lib/fail2ban/abuseipdb/* /var/log/abuseipdb/*";
 const IN_LEDGER: &str = "sqlite3 /var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb \
     \"INSERT INTO banned_ips VALUES('198.51.100.7', 600), ('203.0.113.7', 600)\"";
 const NO_KEY: &str = "mv /etc/fail2ban/abuseipdb.apikey /root/";
