@@ -143,10 +143,12 @@ const CASES: [Case; 18] = [
     // What cannot be made is named; the next ban tries again by itself.
     case("", "--actionstart /dev/null/db", 1, &["INFO: *", "ERROR: cannot create /dev/null: *"]),
     case(
-        "touch /srv/file",
-        "'' x 203.0.113.3 18 600 0 0 /srv/file/db '' 3",
+        "touch /var/lib/fail2ban/abuseipdb/file",
+        "'' x 203.0.113.3 18 600 0 0 /var/lib/fail2ban/abuseipdb/file/db '' 3",
         0,
-        &["ERROR: The report of IP 203.0.113.3 waits: cannot create /srv/file: *"],
+        &[
+            "ERROR: The report of IP 203.0.113.3 waits: cannot create /var/lib/fail2ban/abuseipdb/file: *",
+        ],
     ),
     case(
         "",
@@ -297,8 +299,8 @@ fn the_script_s_calls_log_and_exit_as_they_did() {
         log().contains("198.51.100.7 has already been reported and remains")
             && a.sh(waiting).is_empty()
     });
-    a.sh("rm /srv/file");
-    a.sh(&format!("{CALL} '' x 203.0.113.3 18 600 0 0 /srv/file/db '' 3"));
+    a.sh("rm /var/lib/fail2ban/abuseipdb/file");
+    a.sh(&format!("{CALL} '' x 203.0.113.3 18 600 0 0 /var/lib/fail2ban/abuseipdb/file/db '' 3"));
     eventually("what could not be made is made", || {
         addresses(&taken(&rig)).contains("203.0.113.3")
     });
