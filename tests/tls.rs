@@ -78,6 +78,14 @@ fn a_fleet_on_the_hub_of_the_example() {
     web1.attack("auth", &["192.0.2.2"]);
     eventually("web2 bans what the child tells", || web2.bans("sshd", "192.0.2.2"));
     eventually("the spool is empty", || web1.sh("ls /var/lib/f2bmqtt/spool").is_empty());
+    // One is shut out, the other stays.
+    let hub = rig.host("hub");
+    hub.sh(&format!("cd /root/fleet; set -e; ./certificates revoke web2; {INSTALL}"));
+    let refused = "it refuses this host's certificate, MQTT_CERT: it was revoked";
+    eventually(refused, || web2.journal().contains(refused));
+    web1.sh("systemctl start f2bmqttsub");
+    let connected = "connected to the broker 192.168.1.10:8883 as web1";
+    eventually(connected, || web1.journal().contains(connected));
 }
 
 #[test]
@@ -223,7 +231,7 @@ const TROUBLES: [Trouble; 12] = [
     },
 ];
 
-const INSTALL: &str = "install -m 0644 ca.crt hub.crt /etc/mosquitto/certs
+const INSTALL: &str = "install -m 0644 ca.crt ca.crl hub.crt /etc/mosquitto/certs
      install -m 0400 -o mosquitto hub.key /etc/mosquitto/certs
      systemctl reset-failed mosquitto; systemctl restart mosquitto";
 
