@@ -5,9 +5,9 @@
 //! So one worker at a time does it for all that were banned meanwhile, and nobody waits for it.
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
@@ -16,6 +16,7 @@ use std::time::Duration;
 use rustix::process::setsid;
 
 use crate::error::Error;
+use crate::files;
 use crate::paths::Paths;
 use crate::wire::Address;
 
@@ -43,14 +44,17 @@ fn work(
     queue: &Path,
     conntrack: &dyn Fn(&[&str]) -> io::Result<Output>,
 ) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o755).create(queue)?;
-    fs::write(queue.join(address.to_string()), "")?;
-    let lock = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(queue.with_extension("lock"))?;
+    if let Some(run) = queue.parent() {
+        DirBuilder::new().recursive(true).mode(0o755).create(run)?;
+    }
+    files::make_dir(queue)?;
+    let private = || {
+        let mut options = files::options();
+        options.create(true).truncate(false).write(true);
+        options
+    };
+    private().open(queue.join(address.to_string()))?;
+    let lock = private().open(queue.with_extension("lock"))?;
     loop {
         if lock.try_lock().is_err() {
             return Ok(());

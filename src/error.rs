@@ -2,7 +2,7 @@
 //! has its exit code.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::config::Faults;
 
@@ -25,7 +25,7 @@ pub enum Error {
     #[error("{0}")]
     Usage(String),
     /// Something could not be done to a file. Exit code 1.
-    #[error("cannot {doing} {path}: {source}", path = path.display())]
+    #[error("cannot {doing} {path}: {source}{hint}", path = path.display(), hint = hint(path, source))]
     File {
         /// What was being done: "write", "watch".
         doing: &'static str,
@@ -88,5 +88,36 @@ impl Error {
     pub fn file(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { doing, path, source }
+    }
+}
+
+/// What to do about it, where that is known.
+fn hint(path: &Path, source: &io::Error) -> String {
+    if source.kind() == io::ErrorKind::ReadOnlyFilesystem {
+        // The service writes to its own directories alone.
+        let dir = path.parent().unwrap_or(path).display();
+        return format!(
+            "; to let the service write there: systemctl edit f2bmqttsub, write the lines [Service] \
+             and ReadWritePaths={dir}, and systemctl restart f2bmqttsub"
+        );
+    }
+    if source.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
+        return "; it is a symbolic link, which is not followed here".to_owned();
+    }
+    String::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_the_service_may_not_write_the_line_to_add_is_named() {
+        let source = io::Error::from(io::ErrorKind::ReadOnlyFilesystem);
+        let error = Error::file("open", "/srv/reports/db")(source).to_string();
+        assert!(error.contains("ReadWritePaths=/srv/reports,"), "{error}");
+        let source = io::Error::from(io::ErrorKind::NotFound);
+        let error = Error::file("open", "/srv/db")(source).to_string();
+        assert_eq!(error, "cannot open /srv/db: entity not found");
     }
 }

@@ -20,7 +20,8 @@
 //!   down in the [`store`] what must outlive a restart.
 //! - [`cut`] ends the open connections of what was banned, where the firewall does not.
 //!
-//! [`config`] reads the settings, [`paths`] says where things lie, [`lock`] who publishes,
+//! [`config`] reads the settings, [`paths`] says where things lie, [`files`] makes them for root
+//! alone, [`lock`] says who publishes,
 //! [`runtime`] on which threads, [`journal`] prints, [`error`] gives each failure its words and exit code, and [`cli`] is the
 //! command line.
 
@@ -34,6 +35,7 @@ pub mod cut;
 pub mod daemon;
 pub mod error;
 pub mod fail2ban;
+pub mod files;
 pub mod fleet;
 pub mod guard;
 pub mod ignored;

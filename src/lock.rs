@@ -1,13 +1,14 @@
 //! Who publishes this host's spool: the daemon, or for a moment the child that notify leaves when
-//! there is no daemon. Whoever holds the lock does; it ends with its process.
+//! there is no daemon. Whoever holds the lock does; it ends with its process. A daemon that waits for
+//! it says so by another lock: the service may send no signal to a process outside of its sandbox.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use crate::files;
 
 /// A process that only looks whether the lock is held has it for an instant.
 const GLANCE: Duration = Duration::from_millis(200);
@@ -40,8 +41,8 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock, or answers `None` if another process has it. A daemon asks a child to go
-    /// and waits up to `patience` for it.
+    /// Takes the lock, or answers `None` if another process has it. A daemon waits up to `patience`
+    /// for a child to go, which [sees](is_wanted) it.
     ///
     /// # Errors
     /// Whatever the system says of the file.
@@ -49,23 +50,20 @@ impl Lock {
         if let Some(dir) = path.parent() {
             DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
         }
-        let mut file =
-            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+        let mut file = open(path)?;
         let started = Instant::now();
-        let mut asked = false;
+        let mut asks = None;
         loop {
             match file.try_lock() {
                 Ok(()) => break,
                 Err(TryLockError::Error(error)) => return Err(error),
                 Err(TryLockError::WouldBlock) => {}
             }
-            if started.elapsed() > GLANCE && role == Role::Daemon && !asked {
-                asked = true;
-                if let Some(child) =
-                    holder(path).and_then(|text| child_of(&text)).filter(|child| is_us(*child))
-                {
-                    let _ = kill_process(child, Signal::TERM);
-                }
+            if role == Role::Daemon && asks.is_none() {
+                let wanted = open(&wanted(path))?;
+                // Another daemon that waits has it: then that one asks.
+                let _ = wanted.try_lock();
+                asks = Some(wanted);
             }
             if started.elapsed() > patience.max(GLANCE) {
                 return Ok(None);
@@ -91,16 +89,18 @@ pub fn holder(path: &Path) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
 
-fn child_of(text: &str) -> Option<Pid> {
-    let number: u32 = text.strip_prefix(Role::Child.as_str())?.trim().parse().ok()?;
-    Pid::from_raw(number.try_into().ok()?)
+/// Whether a daemon waits for the lock.
+#[must_use]
+pub fn is_wanted(path: &Path) -> bool {
+    is_held(&wanted(path))
 }
 
-/// Whether a process runs this same program, and did not get a number that was another's.
-fn is_us(process: Pid) -> bool {
-    let program = |name: &str| fs::read_link(format!("/proc/{name}/exe")).ok();
-    let number = process.as_raw_nonzero().to_string();
-    program(&number).is_some_and(|theirs| program("self") == Some(theirs))
+fn wanted(path: &Path) -> PathBuf {
+    path.with_extension("wanted")
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    files::options().create(true).truncate(false).write(true).open(path)
 }
 
 #[cfg(test)]
@@ -122,10 +122,21 @@ mod tests {
     }
 
     #[test]
-    fn only_a_child_is_asked_to_go() {
-        assert_eq!(child_of("publish 4711"), Pid::from_raw(4711));
-        for text in ["subscribe 4711", "publish", "publish x", "", "publish -1"] {
-            assert_eq!(child_of(text), None, "{text}");
-        }
+    fn a_child_sees_that_a_daemon_waits_and_the_daemon_takes_over() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("lock");
+        let child = Lock::take(&path, Role::Child, Duration::ZERO).unwrap().unwrap();
+        assert!(!is_wanted(&path));
+        std::thread::scope(|scope| {
+            let daemon = scope.spawn(|| Lock::take(&path, Role::Daemon, Duration::from_mins(1)));
+            while !is_wanted(&path) {
+                std::thread::sleep(PAUSE);
+            }
+            drop(child);
+            assert!(daemon.join().unwrap().unwrap().is_some());
+        });
+        assert!(!is_wanted(&path));
+        // Another child is not waited for.
+        assert!(Lock::take(&path, Role::Child, Duration::ZERO).unwrap().is_some());
     }
 }

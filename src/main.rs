@@ -11,8 +11,11 @@ use f2bmqtt::error::Error;
 use f2bmqtt::notify::{self, Call};
 use f2bmqtt::paths::Paths;
 use f2bmqtt::{cut, daemon, journal, publish};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 fn main() -> ExitCode {
+    // Passwords and keys are in this memory: none of it goes into a core file, nor to a tracer.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::journal;
-use crate::lock::{Lock, Role};
+use crate::lock::{self, Lock, Role};
 use crate::outbox::{Found, Outbox};
 use crate::paths::Paths;
 use crate::runtime;
@@ -65,7 +65,9 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
     let mut link = Link::new(config, Client { id, persistent: false, topics: Vec::new() });
     let (started, mut busy) = (Instant::now(), Instant::now());
     let mut lost = None;
-    while started.elapsed() < LONGEST {
+    // A daemon that waits takes over the spool, but not what is only in memory here.
+    let relieved = || !from_memory && lock::is_wanted(&path);
+    while started.elapsed() < LONGEST && !relieved() {
         if let Some(told) = unread.take() {
             let mut found = Found::default();
             let (name, now) = ("from memory".to_owned(), SystemTime::now());

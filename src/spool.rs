@@ -4,10 +4,9 @@
 //!
 //! Nothing is synced to disk: after a power cut fail2ban's database tells what was banned.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::marker::PhantomData;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +14,7 @@ use futures_util::{Stream, StreamExt as _};
 use inotify::{Inotify, WatchMask};
 
 use crate::error::Error;
+use crate::files;
 use crate::wire::Told;
 
 /// What can wait in a spool.
@@ -78,7 +78,7 @@ impl<T: Item> Spool<T> {
     /// # Errors
     /// Whatever the system says.
     pub fn create(&self) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)
+        files::make_dir(&self.dir)
     }
 
     /// Says when items come in: once for all that came at once. Makes the directory first.
@@ -106,7 +106,7 @@ impl<T: Item> Spool<T> {
         let nanos = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let name = format!("{nanos:020}-{:010}", std::process::id());
         let aside = self.dir.join(format!(".{name}"));
-        let open = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside);
+        let open = || files::options().write(true).create_new(true).open(&aside);
         let file = match open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.create()?;
@@ -154,9 +154,7 @@ impl<T: Item> Spool<T> {
     /// Whatever the system says, or [`io::ErrorKind::InvalidData`] where the file holds something else.
     pub fn read(&self, name: &str) -> io::Result<T> {
         let mut text = Vec::new();
-        let nofollow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-        let file =
-            OpenOptions::new().read(true).custom_flags(nofollow).open(self.dir.join(name))?;
+        let file = files::options().read(true).open(self.dir.join(name))?;
         file.take(T::MAX).read_to_end(&mut text)?;
         T::parse(&text).map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))
     }

@@ -2,14 +2,13 @@
 //! it banned for others, and for whom. Each write is synced before it is relied on.
 
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode, params};
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
+use crate::files;
 use crate::fleet::reconcile::Mark;
 use crate::fleet::{Ban, Import, Key, Word};
 use crate::journal;
@@ -47,16 +46,8 @@ impl Store {
     }
 
     fn try_open(path: &Path) -> Result<Self, Error> {
-        if let Some(dir) = path.parent() {
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-            made.map_err(Error::file("create", dir))?;
-        }
-        // SQLite would create it for all to read.
-        let file =
-            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
-        file.map_err(Error::file("open", path))?;
         let failed = |source| Error::Store { doing: "open", path: path.to_owned(), source };
-        let connection = Connection::open(path).map_err(failed)?;
+        let connection = files::database(path, failed)?;
         connection.execute_batch(SCHEMA).map_err(failed)?;
         drop(connection.prepare(ALL).map_err(failed)?);
         Ok(Self { path: path.to_owned(), connection })

@@ -14,7 +14,7 @@ fn blocks() -> Vec<&'static str> {
 
 #[test]
 fn a_hub_and_two_servers_are_installed_and_a_ban_crosses() {
-    let [hub, server, attack, look, report] = blocks()[..] else { panic!("{:#?}", blocks()) };
+    let [hub, server, attack, look, report, ..] = blocks()[..] else { panic!("{:#?}", blocks()) };
     let rig = Rig::up(&root("bookworm", &[]), &["hub", "web1", "web2"]);
     for host in rig.hosts(&["hub", "web1", "web2"]) {
         // Nobody is there to say yes to apt.

@@ -4,57 +4,19 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{Host, Rig, eventually};
+use support::reports::{jail_reports, key, reports_to_hub, taken};
+use support::{Rig, eventually};
 
 const CALL: &str = "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh";
 const LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
-
-/// What the server takes for a key.
-fn key() -> String {
-    "a1".repeat(40)
-}
-
-/// Makes the hub the server, and lets a host know and trust it.
-fn reports_to_hub(rig: &Rig, host: Host<'_>) {
-    let support = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support");
-    let hub = rig.host("hub");
-    for file in ["abuseipdb.py", "abuseipdb.sh"] {
-        hub.push(&support.join(file), &format!("/root/{file}"));
-    }
-    hub.sh("sh /root/abuseipdb.sh");
-    let ca = hub.sh("cat /root/ca.pem");
-    host.sh(&format!(
-        "echo '{ca}' >/usr/local/share/ca-certificates/tests.crt
-         update-ca-certificates >/dev/null 2>&1
-         echo '10.213.77.11 api.abuseipdb.com' >>/etc/hosts
-         umask 077; echo APIKEY={} >/etc/fail2ban/abuseipdb.apikey",
-        key()
-    ));
-    eventually("the server listens", || hub.try_sh("ss -ltn | grep -q :443").is_ok());
-}
-
-/// Lets the jail sshd report, with these settings of the action.
-fn jail_reports(host: Host<'_>, settings: &str) {
-    host.sh(&format!(
-        "cat >/etc/fail2ban/jail.d/report.local <<'E'\n[sshd]\naction = %(action_)s\n         \
-         %(action_abuseipdb)s[{settings}]\nE\nfail2ban-client reload --restart sshd"
-    ));
-}
 
 /// The requests that the server got.
 fn calls(rig: &Rig) -> Vec<Value> {
     let calls = rig.host("hub").sh("cat /root/api/calls 2>/dev/null; true");
     calls.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// The reports that it took: address, categories, comment, time.
-fn taken(rig: &Rig) -> Vec<[String; 4]> {
-    let taken = rig.host("hub").sh("cat /root/api/taken 2>/dev/null; true");
-    taken.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 fn addresses(taken: &[[String; 4]]) -> BTreeSet<&str> {
@@ -156,7 +118,7 @@ const fn case(
     Case { before, arguments, code, logged }
 }
 
-const NO_FILES: &str = "rm -rf /var/lib/fail2ban/abuseipdb /var/log/abuseipdb";
+const NO_FILES: &str = "rm -f /var/lib/fail2ban/abuseipdb/* /var/log/abuseipdb/*";
 const IN_LEDGER: &str = "sqlite3 /var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb \
     \"INSERT INTO banned_ips VALUES('198.51.100.7', 600), ('203.0.113.7', 600)\"";
 const NO_KEY: &str = "mv /etc/fail2ban/abuseipdb.apikey /root/";
@@ -182,10 +144,12 @@ const CASES: [Case; 19] = [
     // What cannot be made is named; the next ban tries again by itself.
     case("", "--actionstart /dev/null/db", 1, &["INFO: *", "ERROR: cannot create /dev/null: *"]),
     case(
-        "touch /srv/file",
-        "'' x 203.0.113.3 18 600 0 0 /srv/file/db '' 3",
+        "touch /var/lib/fail2ban/abuseipdb/file",
+        "'' x 203.0.113.3 18 600 0 0 /var/lib/fail2ban/abuseipdb/file/db '' 3",
         0,
-        &["ERROR: The report of IP 203.0.113.3 waits: cannot create /srv/file: *"],
+        &[
+            "ERROR: The report of IP 203.0.113.3 waits: cannot create /var/lib/fail2ban/abuseipdb/file: *",
+        ],
     ),
     case(
         "",
@@ -343,8 +307,8 @@ fn the_script_s_calls_log_and_exit_as_they_did() {
         log().contains("198.51.100.7 has already been reported and remains")
             && a.sh(waiting).is_empty()
     });
-    a.sh("rm /srv/file");
-    a.sh(&format!("{CALL} '' x 203.0.113.3 18 600 0 0 /srv/file/db '' 3"));
+    a.sh("rm /var/lib/fail2ban/abuseipdb/file");
+    a.sh(&format!("{CALL} '' x 203.0.113.3 18 600 0 0 /var/lib/fail2ban/abuseipdb/file/db '' 3"));
     eventually("what could not be made is made", || {
         addresses(&taken(&rig)).contains("203.0.113.3")
     });

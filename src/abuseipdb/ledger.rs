@@ -1,13 +1,12 @@
 //! What was reported: the script's database, which people and their scripts read. One row an
 //! address, `banned_ips(ip, bantime)`, the bantime in seconds.
 
-use std::fs::{DirBuilder, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use crate::error::Error;
+use crate::files;
 use crate::wire::Address;
 
 const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;
@@ -23,21 +22,9 @@ impl Ledger {
     /// # Errors
     /// [`Error::File`] or [`Error::Ledger`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        if let Some(dir) = path.parent() {
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-            made.map_err(Error::file("create", dir))?;
-        }
-        // SQLite would create it for all to read.
-        OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(Error::file("open", path))?;
-        let connection = Connection::open(path)
-            .and_then(|connection| connection.execute_batch(SCHEMA).map(|()| connection))
-            .map_err(|source| Error::Ledger { path: path.to_owned(), source })?;
+        let failed = |source| Error::Ledger { path: path.to_owned(), source };
+        let connection = files::database(path, failed)?;
+        connection.execute_batch(SCHEMA).map_err(failed)?;
         Ok(Self(connection))
     }
 

@@ -1,12 +1,12 @@
 //! The reporter's log, in the script's form: `2026-11-22 15:04:05 - LEVEL: text`, one line each.
 
-use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::times::Times;
+use crate::error::Error;
+use crate::files;
 use crate::journal;
 
 /// Longer lines are cut: what a server answers is in some of them.
@@ -42,15 +42,16 @@ impl Log {
             .open()
             .and_then(|mut file| file.write_all(format!("{time} - {text}\n").as_bytes()));
         if let Err(error) = written {
-            journal::syslog(format_args!("{text} (cannot write {}: {error})", self.0.display()));
+            let why = Error::file("write", &self.0)(error);
+            journal::syslog(format_args!("{text} ({why})"));
         }
     }
 
     fn open(&self) -> io::Result<std::fs::File> {
         if let Some(dir) = self.0.parent().filter(|dir| *dir != Path::new("")) {
-            DirBuilder::new().recursive(true).mode(0o750).create(dir)?;
+            files::make_dir(dir)?;
         }
-        OpenOptions::new().create(true).append(true).mode(0o600).open(&self.0)
+        files::options().create(true).append(true).open(&self.0)
     }
 }
 

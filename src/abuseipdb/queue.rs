@@ -2,8 +2,6 @@
 //! relied on, so that no report is lost and none sent twice, whenever the process dies.
 
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, Result as SqlResult, Row, Transaction, params};
@@ -12,6 +10,7 @@ use super::answer::{LONGEST_WAIT, Quota};
 use super::plan::{Id, Limits, Stage, Told, Waiting};
 use super::report::{Categories, Report};
 use crate::error::Error;
+use crate::files;
 use crate::spool::{Item as _, Name};
 use crate::store;
 use crate::wire::Address;
@@ -74,18 +73,11 @@ impl Queue {
     /// # Errors
     /// [`Error::File`] or [`Error::Queue`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        if let Some(dir) = path.parent() {
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-            made.map_err(Error::file("create", dir))?;
-        }
-        // SQLite would create it for all to read.
-        let made =
-            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
-        made.map_err(Error::file("open", path))?;
-        match Self::with(Connection::open(path), path) {
+        let failed = |source| Error::Queue { path: path.to_owned(), source };
+        match Self::with(files::database(path, failed)?, path) {
             Err(Error::Queue { source, .. }) if store::is_broken(&source) => {
                 store::put_aside(path, &source)?;
-                Self::with(Connection::open(path), path)
+                Self::with(files::database(path, failed)?, path)
             }
             other => other,
         }
@@ -96,12 +88,13 @@ impl Queue {
     /// # Errors
     /// [`Error::Queue`].
     pub fn in_memory() -> Result<Self, Error> {
-        Self::with(Connection::open_in_memory(), Path::new("memory"))
+        let path = Path::new("memory");
+        let failed = |source| Error::Queue { path: path.to_owned(), source };
+        Self::with(Connection::open_in_memory().map_err(failed)?, path)
     }
 
-    fn with(db: SqlResult<Connection>, path: &Path) -> Result<Self, Error> {
+    fn with(db: Connection, path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Queue { path: path.to_owned(), source };
-        let db = db.map_err(failed)?;
         db.execute_batch(SCHEMA).map_err(failed)?;
         let mut queue = Self {
             path: path.to_owned(),

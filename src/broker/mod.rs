@@ -8,15 +8,17 @@
 
 mod backoff;
 mod session;
+mod why;
 
 use std::time::Duration;
 
-use rumqttc::{MqttOptions, Transport};
+use rumqttc::{MqttOptions, TlsConfiguration, Transport};
 use tokio::time::{Instant, sleep_until};
 
-use crate::config::{Broker, Config};
+use crate::config::{self, Broker, Config, Tls};
 use backoff::Backoff;
 use session::Session;
+use why::Protection;
 
 /// The largest message that is taken, in bytes. rumqttc ends a connection over a larger one.
 const MAX_PACKET: usize = 256 * 1024;
@@ -78,7 +80,8 @@ pub struct Link {
 #[derive(Debug)]
 struct Connection {
     brokers: Vec<Broker>,
-    login: Option<crate::config::Login>,
+    tls: Option<Tls>,
+    login: Option<config::Login>,
     client: Client,
 }
 
@@ -92,9 +95,10 @@ impl Link {
     /// A link that connects when it is first asked for an event.
     #[must_use]
     pub fn new(config: &Config, client: Client) -> Self {
-        let (brokers, login) = (config.brokers.clone(), config.login.clone());
+        let brokers = config.brokers.clone();
+        let (tls, login) = (config.tls.clone(), config.login.clone());
         Self {
-            config: Connection { brokers, login, client },
+            config: Connection { brokers, tls, login, client },
             state: State::Down { until: Instant::now() },
             turn: 0,
             backoff: Backoff::default(),
@@ -108,8 +112,10 @@ impl Link {
             let ended = match &mut self.state {
                 State::Down { until } => {
                     sleep_until(*until).await;
-                    self.connect();
-                    continue;
+                    match self.connect() {
+                        Ok(()) => continue,
+                        Err(why) => session::Event::Ended { why, too_large: false },
+                    }
                 }
                 State::Up { session, .. } => session.event().await,
             };
@@ -156,18 +162,30 @@ impl Link {
         &self.config.brokers[self.turn % self.config.brokers.len()]
     }
 
-    fn connect(&mut self) {
-        let Connection { login, client, .. } = &self.config;
+    /// Begins to connect; `Err` is what this host lacks for it.
+    fn connect(&mut self) -> Result<(), String> {
+        let Connection { tls, login, client, .. } = &self.config;
         let broker = self.broker();
-        let mut options = MqttOptions::new(client.id.clone(), broker.host.clone(), broker.port);
-        options.set_transport(Transport::Tcp);
+        let (transport, protection) = match tls {
+            None => (Transport::Tcp, Protection::Nothing),
+            Some(tls) => (
+                Transport::Tls(TlsConfiguration::Rustls(tls.client()?)),
+                if tls.has_identity() { Protection::Identified } else { Protection::Tls },
+            ),
+        };
+        // Certificates name an IPv6 address without brackets; the resolver takes it so, too.
+        let host = config::bare(&broker.host);
+        let mut options = MqttOptions::new(client.id.clone(), host, broker.port);
+        options.set_transport(transport);
         options.set_keep_alive(KEEP_ALIVE);
         options.set_clean_session(!client.persistent || self.discard);
         options.set_max_packet_size(MAX_PACKET, MAX_PACKET);
         if let Some(login) = login {
             options.set_credentials(login.user.clone(), login.password.reveal());
         }
-        self.state = State::Up { session: Session::start(options), since: None };
+        let session = Session::start(options, protection);
+        self.state = State::Up { session, since: None };
+        Ok(())
     }
 
     fn pass_on(&mut self, event: session::Event) -> Option<Event> {

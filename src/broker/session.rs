@@ -1,16 +1,17 @@
 //! One connection to one broker, from its first packet to its end.
 
 use std::collections::{HashMap, VecDeque};
-use std::io;
 use std::time::Duration;
 
 use rumqttc::{
-    AsyncClient, ConnectReturnCode, ConnectionError, MqttOptions, Outgoing, Packet, QoS,
-    StateError, SubscribeFilter, SubscribeReasonCode, mqttbytes,
+    AsyncClient, ConnectionError, MqttOptions, Outgoing, Packet, QoS, SubscribeFilter,
+    SubscribeReasonCode,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
+
+use super::why::{Protection, explain, is_too_large};
 
 /// How many messages may be on their way to the broker.
 const WINDOW: usize = 64;
@@ -23,7 +24,7 @@ const QUEUE: usize = 10_000;
 const ACKNOWLEDGE: Duration = Duration::from_secs(20);
 
 /// How long a connection may take to come up, its CONNACK included, in seconds.
-const CONNECT: u64 = 5;
+pub(super) const CONNECT: u64 = 5;
 
 /// What happened to a session.
 pub(super) enum Event {
@@ -37,6 +38,9 @@ pub(super) enum Event {
 #[derive(Debug)]
 pub(super) struct Session {
     client: AsyncClient,
+    protection: Protection,
+    /// The broker has let us in.
+    greeted: bool,
     /// From the task that reads the socket, which does nothing else: whatever the rest of the
     /// program waits for, a broker never sees its messages pile up.
     events: mpsc::Receiver<Result<rumqttc::Event, ConnectionError>>,
@@ -56,7 +60,7 @@ impl Drop for Session {
 }
 
 impl Session {
-    pub(super) fn start(options: MqttOptions) -> Self {
+    pub(super) fn start(options: MqttOptions, protection: Protection) -> Self {
         // Room for a window of messages, the subscription and the good-bye.
         let (client, mut poll) = AsyncClient::new(options, WINDOW + 8);
         let mut network = poll.network_options();
@@ -74,7 +78,8 @@ impl Session {
             }
         });
         let progress = Instant::now();
-        Self { client, events, reader, handed: VecDeque::new(), sent: HashMap::new(), progress }
+        let (handed, sent) = (VecDeque::new(), HashMap::new());
+        Self { client, protection, greeted: false, events, reader, handed, sent, progress }
     }
 
     /// The next thing that happens; safe to drop.
@@ -143,7 +148,8 @@ impl Session {
             }
             Some(Ok(_)) => None,
             Some(Err(error)) => {
-                Some(Event::Ended { why: explain(&error), too_large: is_too_large(&error) })
+                let why = explain(&error, self.protection, self.greeted);
+                Some(Event::Ended { why, too_large: is_too_large(&error) })
             }
             None => Some(Event::Ended { why: "its reader ended".to_owned(), too_large: false }),
         }
@@ -151,7 +157,10 @@ impl Session {
 
     fn incoming(&mut self, packet: Packet) -> Option<Event> {
         match packet {
-            Packet::ConnAck(_) => Some(Event::Connected),
+            Packet::ConnAck(_) => {
+                self.greeted = true;
+                Some(Event::Connected)
+            }
             Packet::Publish(publish) => {
                 Some(Event::Message { topic: publish.topic, payload: publish.payload.to_vec() })
             }
@@ -165,41 +174,5 @@ impl Session {
                 .then_some(Event::SubscribeRefused),
             _ => None,
         }
-    }
-}
-
-fn is_too_large(error: &ConnectionError) -> bool {
-    use mqttbytes::Error::PayloadSizeLimitExceeded;
-    matches!(
-        error,
-        ConnectionError::MqttState(StateError::Deserialization(PayloadSizeLimitExceeded(_)))
-    )
-}
-
-/// Why a connection ended, in words that say what to do.
-fn explain(error: &ConnectionError) -> String {
-    const LOGIN: &str = "it refuses the login: check MQTT_USER and MQTT_PASSWORD";
-    match error {
-        ConnectionError::ConnectionRefused(
-            ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized,
-        ) => LOGIN.to_owned(),
-        ConnectionError::ConnectionRefused(code) => format!("it refuses the connection: {code:?}"),
-        ConnectionError::NetworkTimeout => format!("no answer within {CONNECT} s"),
-        ConnectionError::FlushTimeout => "it stopped reading".to_owned(),
-        ConnectionError::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            "nothing listens there".to_owned()
-        }
-        ConnectionError::Io(error) | ConnectionError::MqttState(StateError::Io(error)) => {
-            error.to_string()
-        }
-        ConnectionError::MqttState(StateError::ConnectionAborted) => {
-            "it closed the connection (if that repeats: another host has this host's name)"
-                .to_owned()
-        }
-        ConnectionError::MqttState(StateError::AwaitPingResp) => "it fell silent".to_owned(),
-        error if is_too_large(error) => {
-            "it sent a message that is too large: what it kept for this host is dropped".to_owned()
-        }
-        other => other.to_string(),
     }
 }

@@ -4,6 +4,7 @@
 //! file's values beat the environment's, and a later line beats an earlier one.
 
 mod line;
+mod tls;
 mod values;
 
 use std::cell::RefCell;
@@ -18,6 +19,8 @@ use crate::error::Error;
 use crate::wire::Host;
 
 pub(crate) use line::read as read_line;
+pub use tls::Tls;
+pub(crate) use tls::bare;
 pub use values::{Broker, Login, Secret, Topic};
 
 /// Where the settings are, unless `F2BMQTT_ENV` names another file (as tests do).
@@ -26,21 +29,23 @@ pub const PATH: &str = "/etc/fail2ban/mqtt.env";
 /// A settings file is a few hundred bytes; beyond this many it is something else.
 const MAX_BYTES: u64 = 64 * 1024;
 
-const KEYS: [&str; 6] =
-    ["MQTT_HOST", "MQTT_PORT", "MQTT_NODE", "MQTT_TOPIC", "MQTT_USER", "MQTT_PASSWORD"];
-
-/// Settings that would protect the fleet if this version knew them. To pass over one of these with
-/// a warning would be to drop the protection that somebody asked for.
-const PROTECTING: [&str; 8] = [
+const KEYS: [&str; 10] = [
+    "MQTT_HOST",
+    "MQTT_PORT",
     "MQTT_TLS",
     "MQTT_CAFILE",
     "MQTT_CERT",
     "MQTT_KEY",
-    "MQTT_SIGNING_KEY",
-    "MQTT_NEVER_BAN",
-    "MQTT_JAILS",
-    "MQTT_NOT_JAILS",
+    "MQTT_NODE",
+    "MQTT_TOPIC",
+    "MQTT_USER",
+    "MQTT_PASSWORD",
 ];
+
+/// Settings that would protect the fleet if this version knew them. To pass over one of these with
+/// a warning would be to drop the protection that somebody asked for.
+const PROTECTING: [&str; 4] =
+    ["MQTT_SIGNING_KEY", "MQTT_NEVER_BAN", "MQTT_JAILS", "MQTT_NOT_JAILS"];
 
 /// Asks for a variable by its name.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -50,6 +55,8 @@ pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 pub struct Config {
     /// One broker or several, tried in turn; never empty.
     pub brokers: Vec<Broker>,
+    /// How the connection is protected, if it is.
+    pub tls: Option<Tls>,
     /// Name and password, unless the broker takes anybody.
     pub login: Option<Login>,
     /// The topic that the fleet shares its bans below.
@@ -126,6 +133,19 @@ impl Config {
         let mut warnings = file.unknown();
         let brokers = file.needed("MQTT_HOST", values::brokers);
         let port = file.optional("MQTT_PORT", values::port);
+        let tls = file.tls();
+        let default_port = if tls.is_some() { values::TLS_PORT } else { values::PLAIN_PORT };
+        if tls.is_some()
+            && let Some(brokers) = &brokers
+            && !brokers.iter().all(|broker| tls::is_server_name(&broker.host))
+        {
+            let line = file.line("MQTT_HOST");
+            file.fault(line, "MQTT_HOST has a name that no certificate can have".to_owned());
+        }
+        if let Some(key) = tls.as_ref().and_then(Tls::exposed_key) {
+            let key = key.display();
+            warnings.push(format!("{key} can be read by others, and is a key: chmod 600 {key}"));
+        }
         let topic = file.needed("MQTT_TOPIC", Topic::new);
         let node = match file.optional("MQTT_NODE", Host::new) {
             Some(node) => Some(node),
@@ -152,8 +172,9 @@ impl Config {
         }
         match (brokers, topic, node) {
             (Some(brokers), Some(topic), Some(node)) if file.faults.is_empty() => {
+                let port = port.unwrap_or(default_port);
                 let brokers = brokers.into_iter().map(|broker| broker.or_port(port)).collect();
-                Ok(Self { brokers, login, topic, node, warnings })
+                Ok(Self { brokers, tls, login, topic, node, warnings })
             }
             _ => {
                 file.faults.sort_by_key(|(line, _)| if *line == 0 { usize::MAX } else { *line });
@@ -239,12 +260,64 @@ impl<'a> Entries<'a> {
         make(&value).map_err(|what| self.fault(line, format!("{key} {what}"))).ok()
     }
 
+    /// Whether a key has a value, be it good or not.
+    fn is_set(&self, key: &str) -> bool {
+        match self.values.get(key) {
+            Some((_, value)) => !value.is_empty(),
+            None => (self.environment)(key).is_some_and(|value| !value.is_empty()),
+        }
+    }
+
+    /// The line that sets a key, or 0.
+    fn line(&self, key: &str) -> usize {
+        self.values.get(key).map_or(0, |(line, _)| *line)
+    }
+
+    /// What is said of TLS. Whatever would leave it off although something asks for it is a fault.
+    fn tls(&mut self) -> Option<Tls> {
+        let before = self.faults.len();
+        let switch = self.optional("MQTT_TLS", values::switch);
+        let authorities = self.optional("MQTT_CAFILE", tls::authorities_file);
+        let certificate = self.optional("MQTT_CERT", tls::certificate_file);
+        let key = self.optional("MQTT_KEY", tls::key_file);
+        let on = switch.unwrap_or_else(|| self.is_set("MQTT_CAFILE"));
+        for (setting, partner) in [("MQTT_CERT", "MQTT_KEY"), ("MQTT_KEY", "MQTT_CERT")] {
+            if self.is_set(setting) && !self.is_set(partner) {
+                self.fault(self.line(setting), format!("{setting} is set and {partner} is not"));
+            }
+        }
+        if !on && !self.is_set("MQTT_TLS") && self.is_set("MQTT_CERT") {
+            let what = "MQTT_CERT is set, but not what the broker is to be checked by: set \
+                        MQTT_CAFILE, or MQTT_TLS=on for the system's CAs";
+            self.fault(self.line("MQTT_CERT"), what.to_owned());
+        }
+        if switch == Some(false) {
+            for setting in ["MQTT_CAFILE", "MQTT_CERT", "MQTT_KEY"] {
+                if self.is_set(setting) {
+                    let what = format!("{setting} is set, but MQTT_TLS is off: remove one of them");
+                    self.fault(self.line(setting), what);
+                }
+            }
+        }
+        if !on || self.faults.len() > before {
+            return None;
+        }
+        let tls = Tls { authorities, identity: certificate.zip(key) };
+        match tls.client() {
+            Ok(_) => Some(tls),
+            Err(what) => {
+                let setting = what.split(' ').next().unwrap_or_default();
+                self.fault(self.line(setting), what);
+                None
+            }
+        }
+    }
+
     fn needed<T>(&mut self, key: &str, make: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         let before = self.faults.len();
         let value = self.optional(key, make);
         if value.is_none() && self.faults.len() == before {
-            let line = self.values.get(key).map_or(0, |(line, _)| *line);
-            self.fault(line, format!("{key} is not set"));
+            self.fault(self.line(key), format!("{key} is not set"));
         }
         value
     }

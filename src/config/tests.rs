@@ -161,7 +161,7 @@ fn unknown_keys_are_a_warning() {
 #[test]
 fn all_faults_are_told_at_once_without_the_text_of_a_line() {
     let text = "MQTT_USER=fail2ban\nMQTT_PASSWORD=hunter2 hunter2\nMQTT_HOST=mqtt://broker\n\
-                MQTT_PORT=0\nMQTT_NODE=a/b\nMQTT_TOPIC=a/#\nMQTT_TLS=on\n";
+                MQTT_PORT=0\nMQTT_NODE=a/b\nMQTT_TOPIC=a/#\nMQTT_JAILS=sshd\nMQTT_TLS=insecure\n";
     let shown = parse(text).unwrap_err().to_string();
     let expected = "the settings in mqtt.env cannot be used:
   line 2: has more after the value: put a value with blanks in quotes, one setting on a line
@@ -169,7 +169,8 @@ fn all_faults_are_told_at_once_without_the_text_of_a_line() {
   line 4: MQTT_PORT has a port that is no number from 1 to 65535
   line 5: MQTT_NODE must be a name of at most 128 bytes without / + # or control characters
   line 6: MQTT_TOPIC has a + or #, which stand for other topics
-  line 7: MQTT_TLS is not known to this version";
+  line 7: MQTT_JAILS is not known to this version
+  line 8: MQTT_TLS must be on or off";
     assert_eq!(shown, expected);
 }
 
@@ -188,4 +189,101 @@ fn brokers_that_cannot_be_are_refused() {
     for text in ["", "a,", "a:b", "a:0", "a:70000", "[::1", "[::1]x", "::g", "a b", "mqtt://a"] {
         assert!(values::brokers(text).is_err(), "{text:?}");
     }
+}
+
+/// A CA, a certificate and key for a host, and more, made by the example's own commands.
+fn certificates() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/mosquitto/certificates");
+    let commands = format!(
+        "{0} ca; {0} host web1; {0} host web2; echo nothing >empty
+         openssl pkey -in web1.key -aes128 -passout pass:x -out locked.key",
+        script.display()
+    );
+    let out = Command::new("sh").args(["-ec", &commands]).current_dir(dir.path()).output();
+    let out = out.unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    dir
+}
+
+#[test]
+fn tls_is_on_with_a_ca_or_by_itself_and_has_its_own_port() {
+    let dir = certificates();
+    let at = |text: &str| text.replace("DIR", &dir.path().display().to_string());
+    let table = [
+        ("", Some(1883)),
+        ("MQTT_TLS=off\n", Some(1883)),
+        ("MQTT_CAFILE=\nMQTT_CERT=\n", Some(1883)),
+        ("MQTT_CAFILE=DIR/ca.crt\n", Some(8883)),
+        ("MQTT_TLS=on\nMQTT_CAFILE=DIR/ca.crt\n", Some(8883)),
+        ("MQTT_CAFILE=DIR/ca.crt\nMQTT_PORT=1234\n", Some(1234)),
+        ("MQTT_CAFILE=DIR/ca.crt\nMQTT_CERT=DIR/web1.crt\nMQTT_KEY=DIR/web1.key\n", Some(8883)),
+        // Whatever asks for TLS and would not get it is a fault.
+        ("MQTT_TLS=off\nMQTT_CAFILE=DIR/ca.crt\n", None),
+        ("MQTT_CERT=DIR/web1.crt\nMQTT_KEY=DIR/web1.key\n", None),
+        ("MQTT_CAFILE=DIR/missing\n", None),
+    ];
+    for (text, port) in table {
+        let config = parse(&format!("{GOOD}{}", at(text)));
+        let found = config.as_ref().ok().map(|config| config.brokers[0].port);
+        assert_eq!(found, port, "{text}: {config:?}");
+        if let Ok(config) = config {
+            assert_eq!(config.tls.is_some(), port != Some(1883), "{text}");
+            assert_eq!(config.warnings, [""; 0]);
+        }
+    }
+}
+
+#[test]
+fn every_fault_of_the_files_is_told_with_its_line() {
+    let dir = certificates();
+    let at = |text: &str| text.replace("DIR", &dir.path().display().to_string());
+    let table = [
+        (
+            "MQTT_CAFILE=DIR/missing\nMQTT_CERT=DIR/empty\nMQTT_KEY=DIR/locked.key\n",
+            "line 3: MQTT_CAFILE cannot be read: DIR/missing: No such file or directory (os error 2)
+  line 4: MQTT_CERT holds no certificate in PEM form: DIR/empty
+  line 5: MQTT_KEY is locked with a passphrase, which nobody can type here: DIR/locked.key",
+        ),
+        (
+            "MQTT_CAFILE=ca.crt\nMQTT_KEY=DIR/empty\n",
+            "line 3: MQTT_CAFILE must be a path that begins with /
+  line 4: MQTT_KEY holds no private key in PEM form: DIR/empty
+  line 4: MQTT_KEY is set and MQTT_CERT is not",
+        ),
+        (
+            "MQTT_KEY=DIR/web2.key\nMQTT_CERT=DIR/web1.crt\nMQTT_CAFILE=DIR/ca.crt\n",
+            "line 3: MQTT_KEY is not the key of the certificate in MQTT_CERT",
+        ),
+        (
+            "MQTT_TLS=off\nMQTT_CAFILE=DIR/ca.crt\n",
+            "line 4: MQTT_CAFILE is set, but MQTT_TLS is off: remove one of them",
+        ),
+        (
+            "MQTT_CERT=DIR/web1.crt\nMQTT_KEY=DIR/web1.key\n",
+            "line 3: MQTT_CERT is set, but not what the broker is to be checked by: set MQTT_CAFILE, \
+             or MQTT_TLS=on for the system's CAs",
+        ),
+        ("MQTT_CAFILE=DIR/ca.crt\nMQTT_HOST=a..b\n", "line 4: MQTT_HOST has a name that no certificate can have"),
+    ];
+    for (text, expected) in table {
+        let shown = parse(&format!("{GOOD}{}", at(text))).unwrap_err().to_string();
+        let shown = shown.strip_prefix("the settings in mqtt.env cannot be used:\n  ").unwrap();
+        assert_eq!(shown, at(expected), "{text}");
+    }
+}
+
+#[test]
+fn a_key_that_others_can_read_is_a_warning() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = certificates();
+    let key = dir.path().join("web1.key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let dir = dir.path().display();
+    let text = format!(
+        "{GOOD}MQTT_CAFILE={dir}/ca.crt\nMQTT_CERT={dir}/web1.crt\nMQTT_KEY={dir}/web1.key\n"
+    );
+    let key = key.display();
+    let expected = format!("{key} can be read by others, and is a key: chmod 600 {key}");
+    assert_eq!(parse(&text).unwrap().warnings, [expected]);
 }

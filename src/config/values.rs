@@ -3,8 +3,9 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
-/// The port of MQTT without TLS, in IANA's register.
-const DEFAULT_PORT: u16 = 1883;
+/// The ports of MQTT, without TLS and with it, in IANA's register.
+pub(super) const PLAIN_PORT: u16 = 1883;
+pub(super) const TLS_PORT: u16 = 8883;
 
 /// A topic leaves room for `/state/<host>/<part>` below the 65,535 bytes that MQTT allows.
 const MAX_TOPIC: usize = 200;
@@ -27,13 +28,13 @@ impl fmt::Display for Broker {
 /// A broker as it is written, with or without a port of its own.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Written {
-    host: String,
+    pub(super) host: String,
     port: Option<u16>,
 }
 
 impl Written {
-    pub(super) fn or_port(self, port: Option<u16>) -> Broker {
-        Broker { host: self.host, port: self.port.or(port).unwrap_or(DEFAULT_PORT) }
+    pub(super) fn or_port(self, port: u16) -> Broker {
+        Broker { host: self.host, port: self.port.unwrap_or(port) }
     }
 }
 
@@ -138,6 +139,14 @@ pub(super) fn port(text: &str) -> Result<u16, String> {
     match text.parse() {
         Ok(port) if port > 0 => Ok(port),
         _ => Err("has a port that is no number from 1 to 65535".to_owned()),
+    }
+}
+
+pub(super) fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("must be on or off".to_owned()),
     }
 }
 

@@ -4,6 +4,8 @@
 //! data`, times in seconds; `data` is JSON with the number of `failures` (fail2ban's
 //! `server/database.py`). A ban that ends leaves its row; one that an operator lifts does not.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -75,9 +77,7 @@ impl Database {
         let Some(path) = self.path.as_deref().filter(|path| path.exists()) else {
             return Ok(vec![None; addresses.len()]);
         };
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(path, flags)?;
-        connection.busy_timeout(PATIENCE)?;
+        let connection = open(path)?;
         let mut query = connection
             .prepare("SELECT timeofban, bantime, data FROM bips WHERE jail = ?1 AND ip = ?2")?;
         let mut rows = Vec::with_capacity(addresses.len());
@@ -96,6 +96,32 @@ impl Database {
         }
         Ok(rows)
     }
+}
+
+/// Opens a database that may lie where this process cannot write.
+fn open(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = if wants_log(path) {
+        // To read it, SQLite would have to make the log. Without one, the file is all there is.
+        let escaped =
+            path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+        let uri = format!("file:{escaped}?immutable=1");
+        Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI)?
+    } else {
+        Connection::open_with_flags(path, flags)?
+    };
+    connection.busy_timeout(PATIENCE)?;
+    Ok(connection)
+}
+
+/// Whether a database has its changes in a write-ahead log (its bytes 18 and 19 are 2) that nobody
+/// has open now.
+fn wants_log(path: &Path) -> bool {
+    let mut head = [0; 20];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    read.is_ok() && head[18..] == [2, 2] && !Path::new(&log).exists()
 }
 
 #[cfg(test)]
@@ -127,5 +153,26 @@ mod tests {
         let none = Database::new(None);
         assert_eq!(none.rows(&jail, &addresses).unwrap(), [None; 3]);
         assert!(!none.is_kept());
+    }
+
+    #[test]
+    fn a_write_ahead_log_need_not_be_there_to_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("odd %3f?#name.sqlite3");
+        let writer = Connection::open(&path).unwrap();
+        writer
+            .execute_batch(
+                "PRAGMA journal_mode = WAL;
+                 CREATE TABLE bips(ip, jail, timeofban, bantime, bancount, data);
+                 INSERT INTO bips VALUES('192.0.2.1', 'sshd', 1000, 600, 1, '{}')",
+            )
+            .unwrap();
+        let (jail, address) = (Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
+        let found =
+            || Database::new(Some(path.clone())).rows(&jail, &[address]).unwrap()[0].is_some();
+        assert!(!wants_log(&path) && found(), "it is open");
+        drop(writer);
+        assert!(wants_log(&path) && found(), "it is closed");
+        assert!(wants_log(&path), "reading makes no log");
     }
 }

@@ -5,6 +5,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod reports;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -249,10 +251,18 @@ impl Host<'_> {
 }
 
 /// Waits until something is so.
-pub(crate) fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, so: impl FnMut() -> bool) {
+    assert!(within(so), "not seen within {} s: {what}", SOON.as_secs());
+}
+
+/// Waits until something is so; answers whether it was.
+pub(crate) fn within(mut so: impl FnMut() -> bool) -> bool {
     let started = Instant::now();
     while !so() {
-        assert!(started.elapsed() < SOON, "not seen within {} s: {what}", SOON.as_secs());
+        if started.elapsed() > SOON {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(50));
     }
+    true
 }

@@ -1,0 +1,319 @@
+//! Why a connection ended, in words that say what to do. What TLS says of certificates is for
+//! those who write such programs; here it is for those who run them.
+
+use std::io;
+
+use rumqttc::{ConnectReturnCode, ConnectionError, StateError, TlsError, mqttbytes};
+use rustls::pki_types::UnixTime;
+use rustls::{AlertDescription, CertificateError, InvalidMessage};
+
+use super::session::CONNECT;
+use crate::abuseipdb::times::Times;
+
+/// How a connection was protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protection {
+    Nothing,
+    /// TLS; this host showed no certificate.
+    Tls,
+    /// TLS; this host showed one.
+    Identified,
+}
+
+pub(super) fn is_too_large(error: &ConnectionError) -> bool {
+    use mqttbytes::Error::PayloadSizeLimitExceeded;
+    matches!(
+        error,
+        ConnectionError::MqttState(StateError::Deserialization(PayloadSizeLimitExceeded(_)))
+    )
+}
+
+/// Why a connection ended; `greeted` where the broker had let us in before.
+pub(super) fn explain(error: &ConnectionError, protection: Protection, greeted: bool) -> String {
+    if !greeted && hung_up(error) {
+        return no_greeting(error, protection).to_owned();
+    }
+    match (error, io_error(error)) {
+        (
+            ConnectionError::ConnectionRefused(
+                ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized,
+            ),
+            _,
+        ) => login(protection).to_owned(),
+        (ConnectionError::ConnectionRefused(code), _) => {
+            format!("it refuses the connection: {code:?}")
+        }
+        (ConnectionError::NetworkTimeout, _) => format!("no answer within {CONNECT} s"),
+        (ConnectionError::FlushTimeout, _) => "it stopped reading".to_owned(),
+        (_, Some(error)) => of_io(error, protection),
+        (ConnectionError::MqttState(StateError::ConnectionAborted), _) => {
+            "it closed the connection (if that repeats: another host has this host's name)"
+                .to_owned()
+        }
+        (ConnectionError::MqttState(StateError::AwaitPingResp), _) => "it fell silent".to_owned(),
+        (error, _) if is_too_large(error) => {
+            "it sent a message that is too large: what it kept for this host is dropped".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+const NO_TLS: &str =
+    "it speaks no TLS on that port: check MQTT_PORT (TLS has a port of its own, mostly 8883)";
+
+fn login(protection: Protection) -> &'static str {
+    match protection {
+        Protection::Identified => {
+            "it refuses the login: check MQTT_USER, MQTT_PASSWORD and the name in MQTT_CERT"
+        }
+        _ => "it refuses the login: check MQTT_USER and MQTT_PASSWORD",
+    }
+}
+
+/// Whether a server ended what it did not understand. An alert of TLS, read as MQTT, is no packet, or
+/// one that no broker begins with.
+fn hung_up(error: &ConnectionError) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    match io_error(error) {
+        Some(error) => {
+            error.get_ref().is_none_or(|error| !error.is::<rustls::Error>())
+                && matches!(
+                    error.kind(),
+                    BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
+                )
+        }
+        None => matches!(
+            error,
+            ConnectionError::NotConnAck(_)
+                | ConnectionError::MqttState(
+                    StateError::Deserialization(_) | StateError::ConnectionAborted
+                )
+        ),
+    }
+}
+
+/// What it may be that a server ended: the greeting of TLS, or of MQTT.
+fn no_greeting(error: &ConnectionError, protection: Protection) -> &'static str {
+    match (error, protection) {
+        (ConnectionError::Tls(_), _) => NO_TLS,
+        (_, Protection::Nothing) => {
+            "it hangs up before a word of MQTT: if that port is for TLS, set MQTT_CAFILE or \
+             MQTT_TLS=on"
+        }
+        (_, Protection::Tls) => {
+            "it hangs up before a word of MQTT: if it wants a certificate of this host, set \
+             MQTT_CERT and MQTT_KEY"
+        }
+        (_, Protection::Identified) => {
+            "it hangs up before a word of MQTT: its log says why (does it accept MQTT_CERT?)"
+        }
+    }
+}
+
+/// The system's error, wherever rumqttc has put it.
+fn io_error(error: &ConnectionError) -> Option<&io::Error> {
+    match error {
+        ConnectionError::Io(error)
+        | ConnectionError::Tls(TlsError::Io(error))
+        | ConnectionError::MqttState(
+            StateError::Io(error) | StateError::Deserialization(mqttbytes::Error::Io(error)),
+        ) => Some(error),
+        _ => None,
+    }
+}
+
+fn of_io(error: &io::Error, protection: Protection) -> String {
+    if let Some(error) = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
+        return of_tls(error, protection);
+    }
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "nothing listens there".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+fn of_tls(error: &rustls::Error, protection: Protection) -> String {
+    use rustls::Error::{AlertReceived, InvalidCertificate};
+    match error {
+        InvalidCertificate(what) => of_certificate(what),
+        AlertReceived(alert) => of_alert(*alert, protection),
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => NO_TLS.to_owned(),
+        error => format!("TLS fails: {error}"),
+    }
+}
+
+fn of_certificate(error: &CertificateError) -> String {
+    use CertificateError as E;
+    match error {
+        // Two authorities of one name look like a bad signature.
+        E::UnknownIssuer | E::BadSignature => {
+            "its certificate is signed by a CA that is unknown here: MQTT_CAFILE must be the \
+             certificate of the CA that signed it"
+                .to_owned()
+        }
+        E::ExpiredContext { time, not_after } => format!(
+            "its certificate expired on {} (here it is {}): renew it there",
+            date(*not_after),
+            date(*time)
+        ),
+        E::Expired => "its certificate has expired: renew it there".to_owned(),
+        E::NotValidYetContext { time, not_before } => format!(
+            "its certificate is not valid before {}, and here it is {}: check the clocks of both",
+            date(*not_before),
+            date(*time)
+        ),
+        E::NotValidYet => "its certificate is not valid yet: check the clocks of both".to_owned(),
+        E::NotValidForNameContext { expected, presented } => {
+            let names: Vec<String> = presented.iter().take(8).map(|name| short(name)).collect();
+            let names = if names.is_empty() { "no name".to_owned() } else { names.join(", ") };
+            let expected = expected.to_str();
+            format!(
+                "its certificate is not for {expected}, but for {names}: MQTT_HOST must be a name \
+                 that is in it"
+            )
+        }
+        E::NotValidForName => {
+            "its certificate is for another name: MQTT_HOST must be a name that is in it".to_owned()
+        }
+        E::InvalidPurpose | E::InvalidPurposeContext { .. } => {
+            "its certificate is not one for servers".to_owned()
+        }
+        other => format!("its certificate cannot be accepted: {other}"),
+    }
+}
+
+/// What the broker says before it hangs up.
+fn of_alert(alert: AlertDescription, protection: Protection) -> String {
+    use AlertDescription as A;
+    let why = match alert {
+        A::CertificateRequired | A::HandshakeFailure | A::NoCertificate
+            if protection != Protection::Identified =>
+        {
+            return "it wants a certificate of this host: set MQTT_CERT and MQTT_KEY".to_owned();
+        }
+        A::UnknownCA => "it does not know the CA that signed it",
+        A::CertificateExpired => "it has expired, or is not valid yet",
+        A::CertificateRevoked => "it was revoked",
+        A::BadCertificate | A::CertificateUnknown | A::UnsupportedCertificate | A::AccessDenied => {
+            "its log says why"
+        }
+        A::ProtocolVersion => return "it speaks neither TLS 1.2 nor 1.3".to_owned(),
+        other => return format!("it ends TLS: {other:?}"),
+    };
+    format!("it refuses this host's certificate, MQTT_CERT: {why}")
+}
+
+fn date(time: UnixTime) -> String {
+    let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    Times::new().map(|times| times.iso(seconds)).unwrap_or_default()
+}
+
+/// A name in a certificate, which is somebody else's text; rustls says `DnsName("hub")`.
+fn short(name: &str) -> String {
+    let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')')).unwrap_or(name);
+    inner.trim_matches('"').escape_debug().take(80).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustls::Error as Tls;
+    use rustls::pki_types::ServerName;
+
+    use super::*;
+
+    fn at(seconds: u64) -> UnixTime {
+        UnixTime::since_unix_epoch(Duration::from_secs(seconds))
+    }
+
+    /// As rumqttc hands on what TLS says during the greeting.
+    fn greeting(error: Tls) -> ConnectionError {
+        ConnectionError::Tls(TlsError::Io(io::Error::new(io::ErrorKind::InvalidData, error)))
+    }
+
+    /// The same after it: TLS 1.3 tells only then that a certificate is refused.
+    fn later(error: Tls) -> ConnectionError {
+        let error = io::Error::new(io::ErrorKind::InvalidData, error);
+        ConnectionError::MqttState(StateError::Deserialization(mqttbytes::Error::Io(error)))
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_certificate_is_said_with_what_to_do() {
+        use CertificateError as E;
+        let expected = ServerName::try_from("hub.example").unwrap();
+        let (time, not_after, not_before) =
+            (at(1_800_000_000), at(1_700_000_000), at(1_900_000_000));
+        let table = [
+            (
+                E::UnknownIssuer,
+                "its certificate is signed by a CA that is unknown here: MQTT_CAFILE must be",
+            ),
+            (E::BadSignature, "its certificate is signed by a CA that is unknown here"),
+            (
+                E::ExpiredContext { time, not_after },
+                "its certificate expired on 2023-11-14T22:13:20+00:00 (here it is 2027-01-15T08:00:00+00:00)",
+            ),
+            (
+                E::NotValidYetContext { time, not_before },
+                "its certificate is not valid before 2030-03-17T17:46:40+00:00, and here it is 2027",
+            ),
+            (
+                E::NotValidForNameContext {
+                    expected,
+                    presented: ["DnsName(\"hub\")", "IpAddress(::1)", "\u{1b}[0m"]
+                        .map(str::to_owned)
+                        .into(),
+                },
+                "its certificate is not for hub.example, but for hub, ::1, \\u{1b}[0m: MQTT_HOST must be",
+            ),
+            (E::InvalidPurpose, "its certificate is not one for servers"),
+        ];
+        for (error, words) in table {
+            let shown = explain(&greeting(Tls::InvalidCertificate(error)), Protection::Tls, false);
+            assert!(shown.starts_with(words), "{shown}");
+        }
+    }
+
+    #[test]
+    fn what_the_broker_says_of_this_host_s_certificate_is_told_apart() {
+        use AlertDescription as A;
+        let wants = "it wants a certificate of this host: set MQTT_CERT and MQTT_KEY";
+        let refuses = "it refuses this host's certificate, MQTT_CERT: ";
+        let table = [
+            (A::CertificateRequired, Protection::Tls, wants),
+            (A::HandshakeFailure, Protection::Tls, wants),
+            (A::UnknownCA, Protection::Identified, refuses),
+            (A::CertificateExpired, Protection::Identified, refuses),
+            (A::HandshakeFailure, Protection::Identified, "it ends TLS: HandshakeFailure"),
+            (A::ProtocolVersion, Protection::Tls, "it speaks neither TLS 1.2 nor 1.3"),
+        ];
+        for (alert, protection, words) in table {
+            for error in [greeting(Tls::AlertReceived(alert)), later(Tls::AlertReceived(alert))] {
+                let shown = explain(&error, protection, false);
+                assert!(shown.starts_with(words), "{shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_server_that_hangs_up_at_once_speaks_something_else() {
+        let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
+        let during = ConnectionError::Tls(TlsError::Io(reset()));
+        let after = ConnectionError::Io(reset());
+        let gone = ConnectionError::MqttState(StateError::ConnectionAborted);
+        let no_mqtt = "it hangs up before a word of MQTT: if ";
+        let table = [
+            (&during, Protection::Tls, false, "it speaks no TLS on that port"),
+            (&after, Protection::Nothing, false, &format!("{no_mqtt}that port is for TLS")),
+            (&after, Protection::Tls, false, &format!("{no_mqtt}it wants a certificate")),
+            (&gone, Protection::Nothing, false, &format!("{no_mqtt}that port is for TLS")),
+            (&gone, Protection::Nothing, true, "it closed the connection (if that repeats"),
+            (&after, Protection::Tls, true, "connection reset"),
+        ];
+        for (error, protection, greeted, words) in table {
+            let shown = explain(error, protection, greeted);
+            assert!(shown.starts_with(words), "{shown}");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! TLS: whose word this host takes for who the broker is, and how it shows who it is itself.
+//!
+//! The files are read for the faults that they may have, and anew for each connection, so that a
+//! certificate that was renewed counts from the next one on. There is no setting that leaves the
+//! broker's certificate unchecked.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+
+/// A bundle of all the world's authorities is a quarter of this.
+const MAX_BYTES: u64 = 1024 * 1024;
+
+/// What the settings say of TLS, where it is on.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The certificates that the broker's must be signed by; the system's if there are none.
+    pub(super) authorities: Option<PathBuf>,
+    /// This host's own certificate and its key.
+    pub(super) identity: Option<(PathBuf, PathBuf)>,
+}
+
+impl Tls {
+    /// Whether this host shows a certificate.
+    #[must_use]
+    pub fn has_identity(&self) -> bool {
+        self.identity.is_some()
+    }
+
+    /// What a connection needs, read from the files now.
+    ///
+    /// # Errors
+    /// What is wrong, with the setting's name in front.
+    pub fn client(&self) -> Result<Arc<ClientConfig>, String> {
+        let roots = match &self.authorities {
+            Some(path) => authorities(path).map_err(named("MQTT_CAFILE"))?,
+            None => system().map_err(named("MQTT_TLS"))?,
+        };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?
+            .with_root_certificates(roots);
+        let config = match &self.identity {
+            None => config.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let certificates = certificates(certificate).map_err(named("MQTT_CERT"))?;
+                let key = private_key(key).map_err(named("MQTT_KEY"))?;
+                config.with_client_auth_cert(certificates, key).map_err(|error| match error {
+                    rustls::Error::InconsistentKeys(_) => {
+                        "MQTT_KEY is not the key of the certificate in MQTT_CERT".to_owned()
+                    }
+                    error => format!("MQTT_CERT and MQTT_KEY cannot be used: {error}"),
+                })?
+            }
+        };
+        Ok(Arc::new(config))
+    }
+
+    /// Whether others than root and its group can read this host's key.
+    pub(super) fn exposed_key(&self) -> Option<&Path> {
+        let (_, key) = self.identity.as_ref()?;
+        let mode = std::fs::metadata(key).ok()?.permissions().mode();
+        (mode & 0o007 != 0).then_some(key)
+    }
+}
+
+fn named(setting: &str) -> impl Fn(String) -> String {
+    move |what| format!("{setting} {what}")
+}
+
+/// Whether a broker of this name can have a certificate.
+pub(super) fn is_server_name(host: &str) -> bool {
+    ServerName::try_from(bare(host)).is_ok()
+}
+
+/// A host without the brackets that an IPv6 address is written in.
+pub(crate) fn bare(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+pub(super) fn authorities_file(text: &str) -> Result<PathBuf, String> {
+    checked(text, authorities)
+}
+
+pub(super) fn certificate_file(text: &str) -> Result<PathBuf, String> {
+    checked(text, certificates)
+}
+
+pub(super) fn key_file(text: &str) -> Result<PathBuf, String> {
+    checked(text, private_key)
+}
+
+fn checked<T>(text: &str, read: fn(&Path) -> Result<T, String>) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if !path.is_absolute() {
+        return Err("must be a path that begins with /".to_owned());
+    }
+    read(&path).map(|_| path)
+}
+
+fn authorities(path: &Path) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(certificates(path)?);
+    if roots.is_empty() {
+        return Err(format!("holds no certificate that can be read: {}", path.display()));
+    }
+    Ok(roots)
+}
+
+fn system() -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        return Err("finds no CA certificates on this system: install ca-certificates, or set \
+                    MQTT_CAFILE"
+            .to_owned());
+    }
+    Ok(roots)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let text = read(path)?;
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+    match all {
+        Ok(all) if !all.is_empty() => Ok(all),
+        _ => Err(format!("holds no certificate in PEM form: {}", path.display())),
+    }
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    const ENCRYPTED: &[u8] = b"-----BEGIN ENCRYPTED PRIVATE KEY-----";
+    let text = read(path)?;
+    PrivateKeyDer::from_pem_slice(&text).map_err(|_| {
+        let path = path.display();
+        if text.windows(ENCRYPTED.len()).any(|part| part == ENCRYPTED) {
+            format!("is locked with a passphrase, which nobody can type here: {path}")
+        } else {
+            format!("holds no private key in PEM form: {path}")
+        }
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let mut text = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut text));
+    match read {
+        Ok(_) if text.len() as u64 > MAX_BYTES => {
+            Err(format!("is larger than {MAX_BYTES} bytes: {}", path.display()))
+        }
+        Ok(_) => Ok(text),
+        Err(error) => {
+            // The service is root without root's powers.
+            let hint = match error.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    "; it must belong to root, and not lie in /home or /root"
+                }
+                _ => "",
+            };
+            Err(format!("cannot be read: {}: {error}{hint}", path.display()))
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Files for root alone. They are made so, with no moment in which another could open them, and a
+//! symbolic link in the place of one is not followed.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags};
+
+use crate::error::Error;
+
+/// Makes a directory, and those above it, where they are missing.
+///
+/// # Errors
+/// Whatever the system says.
+pub fn make_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// How such a file is opened; what is to be done with it is still to be said.
+#[must_use]
+pub fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.mode(0o600).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+    options
+}
+
+/// Opens a database of SQLite, and makes it and its directory where they are missing.
+///
+/// # Errors
+/// [`Error::File`], or what `failed` makes of SQLite's.
+pub fn database(
+    path: &Path,
+    failed: impl Fn(rusqlite::Error) -> Error,
+) -> Result<Connection, Error> {
+    let dir = path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
+    make_dir(dir).map_err(Error::file("create", dir))?;
+    // SQLite would create it for all to read.
+    let made = options().create(true).write(true).open(path);
+    made.map_err(Error::file("open", path))?;
+    // It also follows no link on the way to a file, but that way is the admin's.
+    let way = fs::canonicalize(dir).map_err(Error::file("open", path))?;
+    let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let name = path.file_name().unwrap_or_default();
+    Connection::open_with_flags(way.join(name), flags).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    fn open(path: &Path) -> Result<Connection, Error> {
+        database(path, |source| Error::Ledger { path: path.to_owned(), source })
+    }
+
+    #[test]
+    fn a_database_is_for_root_alone_with_all_that_belongs_to_it() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("state/deep/x.sqlite3");
+        let connection = open(&path).unwrap();
+        connection.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t(x)").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&root.path().join("state")), 0o700);
+        for file in ["x.sqlite3", "x.sqlite3-wal", "x.sqlite3-shm"] {
+            assert_eq!(mode(&path.with_file_name(file)), 0o600, "{file}");
+        }
+    }
+
+    #[test]
+    fn a_link_in_its_place_is_refused_and_one_on_the_way_is_the_admin_s() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        fs::write(at("target"), "").unwrap();
+        symlink(at("target"), at("link")).unwrap();
+        let shown = open(&at("link")).unwrap_err().to_string();
+        assert!(shown.ends_with("; it is a symbolic link, which is not followed here"), "{shown}");
+        assert!(options().append(true).create(true).open(at("link")).is_err());
+        assert_eq!(fs::metadata(at("target")).unwrap().len(), 0);
+        fs::create_dir(at("elsewhere")).unwrap();
+        symlink(at("elsewhere"), at("way")).unwrap();
+        open(&at("way/x.sqlite3")).unwrap();
+    }
+}

@@ -1,0 +1,213 @@
+//! The service's sandbox: what it keeps the daemon from, that everything works in it, and that no
+//! secret is to be found on a host.
+
+mod support;
+
+use std::path::Path;
+
+use support::reports::{jail_reports, key, reports_to_hub, taken};
+use support::{Host, Rig, eventually};
+
+const LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
+
+/// Runs `cage.py` in the sandbox of the installed unit: the same lines, but for what is run.
+fn in_the_cage(host: Host<'_>) -> String {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/cage.py");
+    host.push(&program, "/usr/lib/cage.py");
+    host.sh("sed -e 's|^ExecStart=.*|ExecStart=/usr/bin/python3 /usr/lib/cage.py|' \
+                 -e 's/^Type=.*/Type=oneshot/' \
+                 -e '/^Restart=/d; /^WatchdogSec=/d' /usr/lib/systemd/system/f2bmqttsub.service \
+               >/etc/systemd/system/cage.service
+             systemctl daemon-reload; systemctl start cage");
+    host.sh("journalctl -u cage -o cat --no-pager")
+}
+
+fn holds(suite: &str) {
+    let rig = Rig::fleet_of(suite, &["a"]);
+    let a = rig.host("a");
+    let score = a.sh("systemd-analyze security --no-pager f2bmqttsub | tail -n 1");
+    let number = score.split(": ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+    assert!(number.parse::<f64>().unwrap() <= 1.5, "{score}");
+    let tried = in_the_cage(a);
+    let mut can: Vec<_> = tried.lines().filter_map(|line| line.strip_prefix("can ")).collect();
+    can.sort_unstable();
+    let expected = [
+        "connect to fail2ban",
+        "reach the broker",
+        "read /etc/fail2ban/mqtt.env",
+        "read /var/lib/fail2ban/fail2ban.sqlite3",
+        "write /run/f2bmqtt/x",
+        "write /tmp/x",
+        "write /var/lib/f2bmqtt/x",
+        "write /var/lib/fail2ban/abuseipdb/x",
+        "write /var/log/abuseipdb/x",
+        "write /var/tmp/x",
+    ];
+    assert_eq!(can, expected, "{tried}");
+    assert!(tried.contains("capabilities none none none none none"), "{tried}");
+    assert!(tried.contains("core 0 0"), "{tried}");
+    assert!(a.try_sh("test -e /tmp/x").is_err(), "its /tmp is its own");
+}
+
+#[test]
+fn the_cage_holds_on_debian_12() {
+    holds("bookworm");
+}
+
+#[test]
+fn the_cage_holds_on_debian_13() {
+    holds("trixie");
+}
+
+#[test]
+fn what_changes_outside_is_seen_inside() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    // A name that is only known later, in a file that takes the place of the one before.
+    b.sh("sed -i 's/^MQTT_HOST=.*/MQTT_HOST=broker.example/' /etc/fail2ban/mqtt.env
+          systemctl restart f2bmqttsub");
+    eventually("the name is unknown", || b.journal().contains("broker broker.example:1883: "));
+    b.sh("sed -i '1i 10.213.77.11 broker.example' /etc/hosts");
+    eventually("it is connected", || {
+        b.journal().contains("connected to the broker broker.example")
+    });
+    // fail2ban's database with a write-ahead log, and a server that is started anew.
+    b.sh("sqlite3 /var/lib/fail2ban/fail2ban.sqlite3 'PRAGMA journal_mode = wal'");
+    a.attack("auth", &["192.0.2.1"]);
+    b.attack("web", &["192.0.2.2"]);
+    eventually("each bans what the other does", || {
+        b.bans("sshd", "192.0.2.1") && a.bans("web", "192.0.2.2")
+    });
+    let mode = b.sh("sqlite3 /var/lib/fail2ban/fail2ban.sqlite3 'PRAGMA journal_mode'");
+    assert_eq!(mode, "wal");
+    b.sh("systemctl restart fail2ban");
+    eventually("its bans are restored", || b.bans("sshd", "192.0.2.1"));
+    a.sh("fail2ban-client set sshd unbanip 192.0.2.1");
+    eventually("it is free", || !b.bans("sshd", "192.0.2.1"));
+    assert!(!b.journal().contains("database"), "{}", b.journal());
+}
+
+#[test]
+fn the_reporter_s_own_places_are_named_where_the_service_may_not_write() {
+    let rig = Rig::fleet(&["a"]);
+    let a = rig.host("a");
+    reports_to_hub(&rig, a);
+    jail_reports(a, r#"sqlite_db="/srv/reports/db", log_file="/srv/log/reports.log""#);
+    a.attack("auth", &["203.0.113.9"]);
+    // fail2ban's call makes both, and writes to the log; the service may not.
+    let said = "203.0.113.9 waits: cannot open /srv/reports/db: Read-only file system";
+    let line = |dir: &str| format!("the lines [Service] and ReadWritePaths={dir}, and");
+    let heard = || a.sh("journalctl -t f2bmqtt -o cat --no-pager");
+    eventually("what it lacks is said", || {
+        let heard = heard();
+        heard.contains(said)
+            && heard.contains(&line("/srv/reports"))
+            && heard.contains(&line("/srv/log"))
+    });
+    assert_eq!(taken(&rig).len(), 0);
+    a.sh("mkdir -p /etc/systemd/system/f2bmqttsub.service.d
+          printf '[Service]\nReadWritePaths=/srv/reports\nReadWritePaths=/srv/log\n' \
+            >/etc/systemd/system/f2bmqttsub.service.d/override.conf
+          systemctl daemon-reload; systemctl restart f2bmqttsub");
+    // The report waited, and is tried again within a minute and a half.
+    let reported = || taken(&rig).len() == 1;
+    assert!((0..4).any(|_| support::within(reported)), "it is reported");
+    eventually("its log is written", || {
+        a.sh("cat /srv/log/reports.log").contains("SUCCESS: Reported 203.0.113.9")
+    });
+}
+
+#[test]
+fn its_files_are_for_root_alone_and_links_are_not_followed() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    reports_to_hub(&rig, a);
+    jail_reports(a, "");
+    a.attack("auth", &["203.0.113.9"]);
+    b.attack("auth", &["203.0.113.8"]);
+    eventually("it is reported, and the other imported", || {
+        taken(&rig).len() == 1 && a.bans("sshd", "203.0.113.8")
+    });
+    a.sh("/etc/fail2ban/mqttnotifyban sshd 192.0.2.1 600 ban 0 3");
+    let exposed = "find /var/lib/f2bmqtt /var/lib/fail2ban/abuseipdb /var/log/abuseipdb \
+                     /run/f2bmqtt -perm /077 ! -path /run/f2bmqtt";
+    assert_eq!(a.sh(exposed), "");
+    // Links in the places of its files.
+    a.sh("systemctl stop f2bmqttsub; touch /srv/target
+          for file in /var/lib/f2bmqtt/fleet.sqlite3 /var/lib/f2bmqtt/reports.sqlite3 /run/f2bmqtt/lock; do
+              rm -f $file*; ln -s /srv/target $file; done");
+    a.sh("systemctl start --no-block f2bmqttsub");
+    let refused = "cannot lock /run/f2bmqtt/lock: Too many levels of symbolic links (os error 40); \
+                   it is a symbolic link, which is not followed here";
+    eventually(refused, || a.sh("journalctl -u f2bmqttsub -o cat").contains(refused));
+    a.sh("rm /run/f2bmqtt/lock");
+    let refused = "cannot open /var/lib/f2bmqtt/fleet.sqlite3: Too many levels of symbolic links";
+    eventually(refused, || a.sh("journalctl -u f2bmqttsub -o cat").contains(refused));
+    a.sh("rm /var/lib/f2bmqtt/fleet.sqlite3");
+    let refused = "cannot open /var/lib/f2bmqtt/reports.sqlite3: Too many levels of symbolic links";
+    eventually(refused, || a.sh("journalctl -u f2bmqttsub -o cat").contains(refused));
+    assert_eq!(a.sh("stat -c %s /srv/target"), "0");
+}
+
+#[test]
+fn no_secret_is_to_be_found_on_a_host() {
+    const PASSWORD: &str = "hunter2-of-the-fleet";
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
+    hub.sh(&format!(
+        "mosquitto_passwd -b /etc/mosquitto/passwd a {PASSWORD}; systemctl reload mosquitto"
+    ));
+    a.sh(&format!(
+        "sed -i 's/^MQTT_USER=.*/MQTT_USER=a/; s/^MQTT_PASSWORD=.*/MQTT_PASSWORD={PASSWORD}/' \
+           /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub"
+    ));
+    a.ready();
+    reports_to_hub(&rig, a);
+    jail_reports(a, "");
+    a.attack("auth", &["203.0.113.9"]);
+    eventually("it is reported, and crosses", || {
+        taken(&rig).len() == 1 && b.bans("sshd", "203.0.113.9")
+    });
+    // What is said when things go wrong, by the service and by the children without one.
+    hub.sh("systemctl stop mosquitto; echo '401 no' >/root/api/answer");
+    a.attack("auth", &["203.0.113.10"]);
+    eventually("the key is refused", || {
+        a.sh(&format!("cat {LOG}; journalctl -u f2bmqttsub -o cat")).contains("401")
+    });
+    a.sh("systemctl stop f2bmqttsub");
+    a.attack("auth", &["203.0.113.11"]);
+    eventually("the publisher is there", || a.try_sh("pgrep -f '^f2bmqtt publish'").is_ok());
+    let processes = || {
+        a.sh("for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline; tr '\\0' '\\n' <$p/environ; done 2>&1")
+    };
+    let with_children = processes();
+    a.sh("systemctl start f2bmqttsub");
+    eventually("the daemon is there", || {
+        a.try_sh("pgrep -f '^/usr/bin/f2bmqtt subscribe'").is_ok()
+    });
+    let seen = [with_children, processes()].concat();
+    assert!(seen.contains("f2bmqtt publish") && seen.contains("NOTIFY_SOCKET="), "{seen}");
+    // Whatever was written anywhere, but for the two files that the admin keeps them in.
+    let files = |secret: &str| {
+        let found = a.sh(&format!(
+            "grep -rl --devices=skip {secret} /etc /var /run /srv /tmp /root /home /usr/share/f2bmqtt 2>&1; true"
+        ));
+        found.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(files(PASSWORD), ["/etc/fail2ban/mqtt.env"]);
+    assert_eq!(files(&key()), ["/etc/fail2ban/abuseipdb.apikey"]);
+    let journal = a.sh("journalctl --no-pager");
+    for secret in [PASSWORD, &key()] {
+        assert!(!seen.contains(secret) && !journal.contains(secret), "{secret}");
+    }
+    // A process that may leave no core belongs to root in /proc, whoever it runs for.
+    let owner = |command: &str, name: &str| {
+        let look = format!("stat -c %U /proc/$(pgrep -u nobody -x {name} | head -n 1)/status");
+        a.sh(&format!("sleep 5 | setpriv --reuid nobody {command} & sleep 1; {look}; wait; true"))
+    };
+    assert_eq!(owner("cat", "cat"), "nobody");
+    assert_eq!(owner("f2bmqtt publish", "f2bmqtt"), "root");
+    let limits = a.sh("cat /proc/$(systemctl show -P MainPID f2bmqttsub)/limits");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+}

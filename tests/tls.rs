@@ -1,0 +1,320 @@
+//! TLS to real mosquittos: the hub of the example, made by the README's own commands, and each way in
+//! which certificates go wrong.
+
+mod support;
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use support::{Host, Rig, eventually};
+
+const README: &str = include_str!("../README.md");
+
+/// The README's two blocks of shell on TLS: the hub's and a server's.
+fn commands() -> [&'static str; 2] {
+    let (_, section) = README.split_once("\n## TLS").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let blocks: Vec<_> = section.split("```sh\n").skip(1).collect();
+    let [hub, server] = blocks[..] else { panic!("{blocks:#?}") };
+    [hub, server].map(|block| block.split("```").next().unwrap())
+}
+
+/// Copies the example to where the README has it, as it was installed.
+fn example(host: Host<'_>) {
+    host.sh("cp -r /usr/share/doc/f2bmqtt/examples/mosquitto /root/fleet
+             echo 'APT::Get::Assume-Yes true;' >/etc/apt/apt.conf.d/yes");
+}
+
+/// Brings files of the hub's `/root/fleet` to a host.
+fn carry(hub: Host<'_>, to: Host<'_>, files: &[&str], dir: &str) {
+    for file in files {
+        let text = hub.sh(&format!("cat /root/fleet/{file}"));
+        let dir = Path::new(dir).join(file).parent().unwrap().display().to_string();
+        let name = file.rsplit('/').next().unwrap();
+        to.sh(&format!("umask 077; mkdir -p {dir}; echo '{text}' >{dir}/{name}"));
+    }
+}
+
+/// The hub and servers of the README, by its commands.
+fn fleet_of_the_example() -> Rig {
+    let [hub_block, server_block] = commands();
+    let rig = Rig::fleet(&["web1", "web2"]);
+    let hub = rig.host("hub");
+    hub.sh("ip addr add 192.168.1.10/24 dev eth0");
+    example(hub);
+    hub.sh(&format!("set -e; {hub_block}"));
+    for (number, host) in rig.hosts(&["web1", "web2"]).into_iter().enumerate() {
+        host.sh(&format!("ip addr add 192.168.1.{}/24 dev eth0", 11 + number));
+        host.sh("sed -i 's/^MQTT_HOST=.*/MQTT_HOST=192.168.1.10/; /^MQTT_USER/d; /^MQTT_PASS/d' \
+                 /etc/fail2ban/mqtt.env");
+        let (certificate, key) = (format!("{}.crt", host.name), format!("{}.key", host.name));
+        carry(hub, host, &["ca.crt", &certificate, &key], "/root/certificates");
+        let commands = server_block.replace("web1", host.name);
+        host.sh(&format!("set -e; cd /root/certificates; {commands}"));
+        let connected = format!("connected to the broker 192.168.1.10:8883 as {}", host.name);
+        eventually(&connected, || host.journal().contains(&connected));
+    }
+    rig
+}
+
+/// Publishes a retained message with a host's certificate.
+fn publish_as(hub: Host<'_>, name: &str, topic: &str, payload: &str) {
+    hub.sh(&format!(
+        "cd /root/fleet; mosquitto_pub -h 192.168.1.10 -p 8883 --cafile ca.crt --cert {name}.crt \
+         --key {name}.key -q 1 -r -t {topic} -m {payload}"
+    ));
+}
+
+#[test]
+fn a_fleet_on_the_hub_of_the_example() {
+    let rig = fleet_of_the_example();
+    let (web1, web2) = (rig.host("web1"), rig.host("web2"));
+    web1.attack("auth", &["192.0.2.1"]);
+    eventually("web2 bans it", || web2.bans("sshd", "192.0.2.1"));
+    web1.sh("fail2ban-client set sshd unbanip 192.0.2.1");
+    eventually("web2 frees it", || !web2.bans("sshd", "192.0.2.1"));
+    // Without a daemon, the notifier's child has the same protection.
+    web1.sh("systemctl stop f2bmqttsub");
+    web1.attack("auth", &["192.0.2.2"]);
+    eventually("web2 bans what the child tells", || web2.bans("sshd", "192.0.2.2"));
+    eventually("the spool is empty", || web1.sh("ls /var/lib/f2bmqtt/spool").is_empty());
+    // One is shut out, the other stays.
+    let hub = rig.host("hub");
+    hub.sh(&format!("cd /root/fleet; set -e; ./certificates revoke web2; {INSTALL}"));
+    let refused = "it refuses this host's certificate, MQTT_CERT: it was revoked";
+    eventually(refused, || web2.journal().contains(refused));
+    web1.sh("systemctl start f2bmqttsub");
+    let connected = "connected to the broker 192.168.1.10:8883 as web1";
+    eventually(connected, || web1.journal().contains(connected));
+}
+
+#[test]
+fn a_host_that_publishes_as_another_is_refused_by_the_broker() {
+    let rig = fleet_of_the_example();
+    let hub = rig.host("hub");
+    // A recorder reads all, as every host may.
+    hub.sh("systemd-run -q -u record -p StandardOutput=append:/root/seen \
+            --working-directory=/root/fleet mosquitto_sub -h 192.168.1.10 -p 8883 --cafile ca.crt \
+            --cert web1.crt --key web1.key -q 1 -t '#' -v");
+    eventually("the recorder reads", || {
+        publish_as(hub, "web1", "blacklist/host/web1", "probe");
+        hub.try_sh("grep -q probe /root/seen").is_ok()
+    });
+    let table = [
+        ("blacklist/state/web2/0", true),
+        ("blacklist/host/web2", true),
+        ("blacklist/ban", true),
+        ("blacklist/unban", true),
+        ("blacklist/state/web1/0", false),
+        ("blacklist/state/web1", false),
+        ("blacklist/host/web1", false),
+        ("blacklist/host/web2/more", false),
+        ("blacklist/else", false),
+        ("another/ban", false),
+    ];
+    for (topic, _) in table {
+        publish_as(hub, "web2", topic, "word-of-web2");
+    }
+    // Sent last: whatever was let through has come before it.
+    publish_as(hub, "web2", "blacklist/host/web2", "last-of-web2");
+    eventually("the last is seen", || hub.try_sh("grep -q last-of-web2 /root/seen").is_ok());
+    let seen = hub.sh("cat /root/seen");
+    for (topic, passes) in table {
+        let passed = seen.lines().any(|line| line == format!("{topic} word-of-web2"));
+        assert_eq!(passed, passes, "{topic}\n{seen}");
+    }
+    // Without a certificate of the CA, or without TLS, nobody gets in.
+    for arguments in ["-p 8883 --cafile ca.crt", "-p 8883", "-p 1883 -u fail2ban -P fail2ban"] {
+        let said = hub.try_sh(&format!(
+            "cd /root/fleet; timeout 10 mosquitto_pub -h 192.168.1.10 {arguments} -t blacklist/ban -m x"
+        ));
+        assert!(said.is_err(), "{arguments}");
+    }
+}
+
+/// Sets keys of a host's settings and starts the service anew; an empty value takes a key away.
+fn set(host: Host<'_>, settings: &[(&str, &str)]) {
+    let mut script = String::new();
+    for (key, value) in settings {
+        let _ = writeln!(script, "sed -i '/^{key}=/d' /etc/fail2ban/mqtt.env");
+        if !value.is_empty() {
+            let _ = writeln!(script, "echo {key}={value} >>/etc/fail2ban/mqtt.env");
+        }
+    }
+    host.sh(&format!("{script} systemctl restart f2bmqttsub"));
+}
+
+/// A way in which TLS goes wrong: what makes it so on the hub and on the host, and what is said.
+struct Trouble {
+    hub: &'static str,
+    host: &'static [(&'static str, &'static str)],
+    said: &'static [&'static str],
+}
+
+const GOOD: [(&str, &str); 6] = [
+    ("MQTT_HOST", "hub"),
+    ("MQTT_PORT", ""),
+    ("MQTT_TLS", ""),
+    ("MQTT_CAFILE", "/etc/tls/ca.crt"),
+    ("MQTT_CERT", "/etc/tls/a.crt"),
+    ("MQTT_KEY", "/etc/tls/a.key"),
+];
+
+const TROUBLES: [Trouble; 12] = [
+    Trouble { hub: "", host: &[], said: &["connected to the broker hub:8883 as a"] },
+    Trouble {
+        hub: "",
+        host: &[("MQTT_CAFILE", "/etc/tls/other/ca.crt")],
+        said: &[
+            "hub:8883: its certificate is signed by a CA that is unknown here: MQTT_CAFILE must be",
+        ],
+    },
+    Trouble {
+        hub: "",
+        host: &[("MQTT_CAFILE", ""), ("MQTT_TLS", "on")],
+        said: &[
+            "hub:8883: its certificate is signed by a CA that is unknown here: MQTT_CAFILE must be",
+        ],
+    },
+    Trouble {
+        hub: "faketime '2020-01-01 12:00:00' ./certificates hub hub",
+        host: &[],
+        said: &["hub:8883: its certificate expired on 2022-04-05T", ": renew it there"],
+    },
+    Trouble {
+        hub: "faketime '2030-01-01 12:00:00' ./certificates hub hub",
+        host: &[],
+        said: &[
+            "hub:8883: its certificate is not valid before 2030-01-01T",
+            "check the clocks of both",
+        ],
+    },
+    Trouble {
+        hub: "./certificates hub other.example 10.213.77.99",
+        host: &[],
+        said: &["hub:8883: its certificate is not for hub, but for other.example, 10.213.77.99: \
+                 MQTT_HOST must be a name that is in it"],
+    },
+    Trouble {
+        hub: "./certificates hub hub",
+        host: &[("MQTT_HOST", "10.213.77.11")],
+        said: &[
+            "10.213.77.11:8883: its certificate is not for 10.213.77.11, but for hub: MQTT_HOST",
+        ],
+    },
+    Trouble {
+        hub: "",
+        host: &[("MQTT_CERT", ""), ("MQTT_KEY", "")],
+        said: &["hub:8883: it wants a certificate of this host: set MQTT_CERT and MQTT_KEY"],
+    },
+    Trouble {
+        hub: "",
+        host: &[("MQTT_CERT", "/etc/tls/other/a.crt"), ("MQTT_KEY", "/etc/tls/other/a.key")],
+        said: &["hub:8883: it refuses this host's certificate, MQTT_CERT: "],
+    },
+    Trouble {
+        hub: "",
+        host: &[("MQTT_CERT", "/etc/tls/old.crt"), ("MQTT_KEY", "/etc/tls/old.key")],
+        said: &["hub:8883: it refuses this host's certificate, MQTT_CERT: it has expired"],
+    },
+    Trouble {
+        hub: "",
+        host: &[("MQTT_PORT", "1883")],
+        said: &["hub:1883: it speaks no TLS on that port: check MQTT_PORT"],
+    },
+    Trouble {
+        hub: "",
+        host: &[("MQTT_CAFILE", ""), ("MQTT_CERT", ""), ("MQTT_KEY", ""), ("MQTT_PORT", "8883")],
+        said: &[
+            "hub:8883: it hangs up before a word of MQTT: if that port is for TLS, set MQTT_CAFILE",
+        ],
+    },
+];
+
+const INSTALL: &str = "install -m 0644 ca.crt ca.crl hub.crt /etc/mosquitto/certs
+     install -m 0400 -o mosquitto hub.key /etc/mosquitto/certs
+     systemctl reset-failed mosquitto; systemctl restart mosquitto";
+
+/// The example's hub with a plain port beside the one with TLS, and a host with certificates, good
+/// and bad ones.
+fn hub_with_troubles() -> Rig {
+    let rig = Rig::fleet(&["a"]);
+    let (hub, a) = (rig.host("hub"), rig.host("a"));
+    example(hub);
+    hub.sh(&format!(
+        "cd /root/fleet; set -e
+         ./certificates ca; ./certificates hub hub; ./certificates host a
+         faketime '2020-01-01 12:00:00' ./certificates host old
+         mkdir other; cd other; ../certificates ca; ../certificates host a; cd ..
+         install -m 0400 -o mosquitto fleet.acl /etc/mosquitto
+         {{ echo per_listener_settings true; cat fleet.conf
+            printf 'listener 1883\\nallow_anonymous true\\n'; }} >/etc/mosquitto/conf.d/fleet.conf
+         {INSTALL}"
+    ));
+    carry(hub, a, &["ca.crt", "a.crt", "a.key", "old.crt", "old.key"], "/etc/tls");
+    carry(hub, a, &["other/ca.crt", "other/a.crt", "other/a.key"], "/etc/tls");
+    rig
+}
+
+#[test]
+fn each_trouble_with_certificates_is_said_in_plain_words() {
+    let rig = hub_with_troubles();
+    let (hub, a) = (rig.host("hub"), rig.host("a"));
+    for trouble in &TROUBLES {
+        if !trouble.hub.is_empty() {
+            hub.sh(&format!("cd /root/fleet; set -e; {}; {INSTALL}", trouble.hub));
+        }
+        set(a, &[&GOOD, trouble.host].concat());
+        let said = || {
+            let journal = a.journal();
+            let holds = |line: &str| trouble.said.iter().all(|words| line.contains(words));
+            journal.lines().any(holds).then_some(()).ok_or(journal)
+        };
+        let mut last = String::new();
+        let found =
+            support::within(|| said().inspect_err(|journal| last.clone_from(journal)).is_ok());
+        assert!(found, "{:?}\n{last}", trouble.said);
+    }
+}
+
+#[test]
+fn a_certificate_that_was_renewed_counts_from_the_next_connection_on() {
+    let rig = hub_with_troubles();
+    let a = rig.host("a");
+    a.sh("cp /etc/tls/a.crt /etc/tls/new.crt; cp /etc/tls/a.key /etc/tls/new.key
+          cp /etc/tls/old.crt /etc/tls/a.crt; cp /etc/tls/old.key /etc/tls/a.key");
+    set(a, &GOOD);
+    eventually("it is refused", || a.journal().contains("it refuses this host's certificate"));
+    // One file after the other: for a moment they do not belong together.
+    a.sh("cp /etc/tls/new.crt /etc/tls/a.crt; sleep 1; cp /etc/tls/new.key /etc/tls/a.key");
+    eventually("it is connected", || a.journal().contains("connected to the broker hub:8883"));
+}
+
+#[test]
+fn the_system_s_cas_are_trusted_by_a_word() {
+    let rig = hub_with_troubles();
+    let a = rig.host("a");
+    a.sh("cp /etc/tls/ca.crt /usr/local/share/ca-certificates/; update-ca-certificates 2>&1");
+    set(a, &[&GOOD[..], &[("MQTT_CAFILE", ""), ("MQTT_TLS", "on")]].concat());
+    eventually("it is connected", || a.journal().contains("connected to the broker hub:8883"));
+}
+
+#[test]
+fn settings_that_would_protect_nothing_stop_the_service() {
+    let rig = Rig::fleet(&["a"]);
+    let a = rig.host("a");
+    a.sh("openssl req -x509 -newkey rsa:2048 -noenc -subj /CN=x -keyout /etc/x.key -out /etc/x.crt 2>&1
+          chmod 600 /etc/x.key; chown nobody /etc/x.key
+          printf 'MQTT_TLS=insecure\\nMQTT_CAFILE=/etc/missing.crt\\nMQTT_CERT=/etc/x.crt\\nMQTT_KEY=/etc/x.key\\n' \
+            >>/etc/fail2ban/mqtt.env; systemctl restart --no-block f2bmqttsub");
+    eventually("it gives up", || a.try_sh("systemctl is-failed f2bmqttsub").is_ok());
+    let journal = a.journal();
+    for words in [
+        "MQTT_TLS must be on or off",
+        "MQTT_CAFILE cannot be read: /etc/missing.crt: No such file or directory",
+        "MQTT_KEY cannot be read: /etc/x.key: Permission denied (os error 13); it must belong to root",
+    ] {
+        assert!(journal.contains(words), "{words}\n{journal}");
+    }
+    assert_eq!(a.sh("systemctl show -P ExecMainStatus f2bmqttsub"), "78");
+}
