@@ -107,6 +107,9 @@ fn watch(spool: &Spool) -> Result<impl Stream<Item = io::Result<()>> + Unpin + u
         .map(|chunk| chunk.into_iter().try_for_each(|event| event.map(drop))))
 }
 
+/// What a message is not, and why.
+type Odd = (&'static str, String);
+
 /// What the loop works on.
 struct Daemon {
     host: Host,
@@ -235,11 +238,11 @@ impl Daemon {
             (Some("host"), Some(host), None) => self.presence(host, payload),
             // What else the fleet's hosts may keep there are no events.
             (Some("state" | "host"), ..) => Ok(()),
-            _ => self.event(payload).map_err(|why| format!("no event: {why}")),
+            _ => self.event(payload).map_err(|why| ("no event", why)),
         };
-        if let Err(why) = result {
+        if let Err((what, why)) = result {
             let topic: String = topic.escape_debug().take(100).collect();
-            self.warn("message", &format!("the message on the topic {topic} is {why}"));
+            self.warn("message", &format!("{what} on the topic {topic}: {why}"));
         }
     }
 
@@ -281,17 +284,18 @@ impl Daemon {
     }
 
     /// A part of somebody's snapshot, or nothing where one was.
-    fn part(&mut self, host: &str, number: &str, payload: &[u8]) -> Result<(), String> {
-        let host = Host::new(host).map_err(|_| "below a name that no host can have".to_owned())?;
-        let number: u32 = number.parse().map_err(|_| "no part of a snapshot".to_owned())?;
+    fn part(&mut self, host: &str, number: &str, payload: &[u8]) -> Result<(), Odd> {
+        const WHAT: &str = "no part of a snapshot";
+        let host = Host::new(host).map_err(|what| (WHAT, format!("the host {what}")))?;
+        let number: u32 = number.parse().map_err(|_| (WHAT, "it has no number".to_owned()))?;
         let mut known = self.memory.know();
         if payload.is_empty() {
             known.fleet.hear_cleared(&host, number, now());
             return Ok(());
         }
-        let part = Part::parse(payload).map_err(|why| format!("no part of a snapshot: {why}"))?;
+        let part = Part::parse(payload).map_err(|why| (WHAT, why.to_string()))?;
         if part.host != host || part.slice.part() != number {
-            return Err("another host's or part's: it is ignored".to_owned());
+            return Err((WHAT, "it is another host's, or another part".to_owned()));
         }
         if let Some(what) = known.fleet.hear_part(&part, now()) {
             known.warn("part", what);
@@ -299,12 +303,13 @@ impl Daemon {
         Ok(())
     }
 
-    fn presence(&mut self, host: &str, payload: &[u8]) -> Result<(), String> {
-        let host = Host::new(host).map_err(|_| "below a name that no host can have".to_owned())?;
+    fn presence(&mut self, host: &str, payload: &[u8]) -> Result<(), Odd> {
+        const WHAT: &str = "no presence";
+        let host = Host::new(host).map_err(|what| (WHAT, format!("the host {what}")))?;
         if payload.is_empty() {
             return Ok(()); // it was forgotten
         }
-        let there = Presence::parse(payload).map_err(|why| format!("no presence: {why}"))?;
+        let there = Presence::parse(payload).map_err(|why| (WHAT, why.to_string()))?;
         let mut known = self.memory.know();
         known.fleet.hear_presence(&host, now());
         if host == self.host && !there.machine.is_empty() && there.machine != self.machine {

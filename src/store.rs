@@ -17,7 +17,7 @@ use crate::journal;
 use crate::wire::{Address, Ban, Host, Jail, Pardon, Scope, UnbanId};
 
 /// `claims` is `{"web1":[stamp,start,bantime,"id of a fleet unban",…]}`.
-const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; BEGIN;
     CREATE TABLE IF NOT EXISTS marks(
         jail TEXT NOT NULL, ip TEXT NOT NULL, done INTEGER NOT NULL, asked INTEGER NOT NULL,
         answered INTEGER NOT NULL, bantime INTEGER NOT NULL, rowed INTEGER NOT NULL, claims TEXT NOT NULL,
@@ -34,7 +34,8 @@ const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
     CREATE TABLE IF NOT EXISTS detected(
         jail TEXT NOT NULL, ip TEXT NOT NULL, start INTEGER NOT NULL, bantime INTEGER NOT NULL,
         PRIMARY KEY(jail, ip)) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS stamp(last INTEGER NOT NULL);";
+    CREATE TABLE IF NOT EXISTS stamp(last INTEGER NOT NULL);
+    COMMIT;";
 
 const MARKS: &str = "SELECT jail, ip, done, asked, answered, bantime, rowed, claims FROM marks";
 const LIFTS: &str = "SELECT jail, ip, host, start, stamp FROM lifts";

@@ -49,6 +49,16 @@ impl Branches {
         (self.connected, self.asked) = (false, None);
     }
 
+    /// The clock was set back: nothing waits for a time that lies far ahead now.
+    pub(super) fn set_back(&mut self, now: i64) {
+        for branch in self.known.values_mut() {
+            branch.next = branch.next.min(now + branch.pause);
+        }
+        if let Some((_, at)) = &mut self.asked {
+            *at = now.min(*at);
+        }
+    }
+
     /// There is such a host. Answers `false` where there is no room for it.
     pub fn found(&mut self, host: &Host, now: i64) -> bool {
         if !self.known.contains_key(host) {

@@ -273,6 +273,9 @@ impl Fleet {
         if case.mark.as_ref().is_some_and(|mark| ban.start < mark.asked) {
             return;
         }
+        if local.told.get(&key.1).is_some_and(|told| told.ban.start > ban.start) {
+            return; // an old one, come back
+        }
         local.told.insert(key.1, Detection { ban, turn, kept: false });
         if case.mark.take().is_some() {
             self.change(Change::Mark(key.clone(), None));
@@ -358,6 +361,9 @@ impl Fleet {
         let Some(case) = local.cases.get_mut(&key.1) else { return false };
         let gone: Vec<Said> = case.said.extract_if(.., |said| which(said)).collect();
         self.words -= gone.len();
+        if let (true, Some(last)) = (case.said.is_empty() && case.mark.is_some(), gone.last()) {
+            self.unsaid.insert(key.clone(), last.host.clone());
+        }
         for said in &gone {
             if said.is_script() {
                 self.change(Change::Script(key.clone(), said.host.clone(), None));

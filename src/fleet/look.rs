@@ -124,6 +124,14 @@ impl Local {
         self.shown.as_ref().map(|shown| shown.bantime)
     }
 
+    /// The clock was set back: nothing waits for a time that lies far ahead now.
+    pub(super) fn set_back(&mut self, now: i64, pace: &Pace) {
+        self.restoring.0 = self.restoring.0.min(now.div_euclid(1000) + pace.grace);
+        if let Some(shown) = &mut self.shown {
+            (shown.fresh, shown.due) = (i64::MIN, i64::MIN);
+        }
+    }
+
     /// Whether the jail may still be restoring bans.
     pub(super) fn is_restoring(&self, now: i64) -> bool {
         now < self.restoring.0

@@ -115,6 +115,8 @@ pub struct Fleet {
     me: Host,
     pace: Pace,
     jails: BTreeMap<Jail, Local>,
+    /// Who took back the last claim on an address.
+    unsaid: BTreeMap<Key, Host>,
     /// The jails that fail2ban has, once it has said so.
     names: Option<BTreeSet<Jail>>,
     origins: BTreeMap<Host, Origin>,
@@ -144,6 +146,8 @@ pub struct Fleet {
     round: i64,
     as_of: i64,
     turn: u64,
+    /// When the last round began, in milliseconds.
+    begun: i64,
     /// The disk is full: not before then is it tried again; in milliseconds.
     unsaved: i64,
     tidied: i64,
@@ -158,6 +162,7 @@ impl Fleet {
             me,
             pace,
             jails: BTreeMap::new(),
+            unsaid: BTreeMap::new(),
             names: None,
             origins: BTreeMap::new(),
             words: 0,
@@ -178,6 +183,7 @@ impl Fleet {
             round: 0,
             as_of: 0,
             turn: 0,
+            begun: 0,
             unsaved: 0,
             tidied: 0,
         };
@@ -329,11 +335,13 @@ impl Fleet {
         })
     }
 
-    /// Whose word on an address counts first.
+    /// Whose word it is that an address is banned, or else that it is free.
     #[must_use]
     pub fn reporter(&self, key: &Key) -> Option<&Host> {
         let case = self.jails.get(&key.0)?.cases.get(&key.1)?;
-        case.said.iter().max_by_key(|said| (said.ban.is_some(), said.stamp)).map(|said| &said.host)
+        let last = case.said.iter().max_by_key(|said| (said.ban.is_some(), said.stamp));
+        let of_mark = || case.mark.as_ref()?.claims.last().map(|claim| &claim.host);
+        last.map(|said| &said.host).or_else(|| self.unsaid.get(key)).or_else(of_mark)
     }
 }
 

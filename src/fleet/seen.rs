@@ -22,9 +22,23 @@ const PROLONG: usize = 100;
 impl Fleet {
     /// A round of looks begins: **its stamp is taken before the spool and fail2ban are read**.
     pub fn begin(&mut self, now: i64) {
+        if now < self.begun {
+            self.set_back(now);
+        }
+        self.begun = now;
         self.round = self.teller.stamp(now);
         self.turn += 1;
         self.looks.clear();
+    }
+
+    /// The clock was set back: nothing waits for a time that lies far ahead now.
+    fn set_back(&mut self, now: i64) {
+        (self.tidied, self.unsaved) = (0, 0);
+        self.snapshots.set_back(now);
+        self.branches.set_back(now);
+        for local in self.jails.values_mut() {
+            local.set_back(now, &self.pace);
+        }
     }
 
     /// fail2ban answers, and has these jails. What is worth a look is asked for as a

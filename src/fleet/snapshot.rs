@@ -33,6 +33,8 @@ pub(super) struct Snapshots {
     /// Numbers that hold a part of a larger snapshot.
     stale: BTreeSet<u32>,
     refresh: i64,
+    /// When the connection came up.
+    connected: i64,
     /// How many bytes may be sent now, since when.
     budget: (usize, i64),
     /// When old parts of its own made this host publish anew.
@@ -48,6 +50,7 @@ impl Snapshots {
             again: BTreeSet::new(),
             stale: BTreeSet::new(),
             refresh: 0,
+            connected: 0,
             budget: (0, 0),
             echoed: 0,
         }
@@ -60,8 +63,22 @@ impl Snapshots {
 
     /// **All on every connection.** What the broker has, nobody knows.
     pub(super) fn connected(&mut self, host: &Host, now: i64, pace: &Pace) {
+        self.connected = now;
+        self.refresh(host, now, pace);
+    }
+
+    fn refresh(&mut self, host: &Host, now: i64, pace: &Pace) {
         self.again.extend(0..self.parts);
         self.refresh = now + pace.refresh_after(host, now);
+    }
+
+    /// The clock was set back: nothing waits for a time that lies far ahead now.
+    pub(super) fn set_back(&mut self, now: i64) {
+        (self.budget.1, self.connected, self.echoed) = (now, 0, 0);
+        self.refresh = now;
+        for since in self.changed.values_mut() {
+            *since = now.min(*since);
+        }
     }
 
     /// Whether it is time to publish all anew, whatever the broker still has.
@@ -91,7 +108,9 @@ impl Snapshots {
                 slice.parts() != self.parts || last.is_some_and(|last| stamp < last)
             }
         };
-        if !old || now - self.echoed < pace.echo {
+        // Just after a connection the broker hands out what was there before, and all is on its way.
+        let expected = now - self.connected < pace.echo;
+        if !old || expected || now - self.echoed < pace.echo {
             return false;
         }
         self.echoed = now;
@@ -115,7 +134,7 @@ impl Snapshots {
         pace: &Pace,
     ) -> Vec<Publication> {
         if self.is_refreshed(now) {
-            self.connected(host, now, pace);
+            self.refresh(host, now, pace);
         }
         let ripe = self.changed.values().any(|since| now - since >= pace.change);
         let fresh = |number: &u32| self.published.get(number).is_none_or(|last| *last < as_of);

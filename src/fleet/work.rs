@@ -202,6 +202,7 @@ impl Fleet {
     }
 
     fn unmark(&mut self, key: &Key) {
+        self.unsaid.remove(key);
         let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
         if case.and_then(|case| case.mark.take()).is_some() {
             self.change(Change::Mark(key.clone(), None));

@@ -98,6 +98,10 @@ impl World {
         let quiet = self.now;
         for _ in 0..QUIET {
             self.tick()?;
+            if [SETTLED, SETTLED + 20, SETTLED + 40].contains(&(self.now - quiet)) {
+                self.replay("ban");
+                self.replay("unban");
+            }
             if self.now - quiet > SETTLED {
                 self.check()?;
             }
@@ -335,7 +339,7 @@ impl World {
                 let until = self.now + self.chance.within(3, 20);
                 self.full.insert(n, until);
             }
-            _ => self.replay(),
+            _ => self.replay("state/"),
         }
     }
 
@@ -473,17 +477,15 @@ impl World {
         self.hosts[n].hear(("unban".to_owned(), event.encode()));
     }
 
-    /// An old part comes back from somewhere: a backup, a bridge.
-    fn replay(&mut self) {
-        let parts = self
-            .broker
-            .seen
-            .iter()
-            .filter(|(_, (topic, payload))| topic.starts_with("state/") && !payload.is_empty());
-        let parts: Vec<_> = parts.map(|(_, message)| message.clone()).collect();
-        if !parts.is_empty() {
-            let (topic, payload) = self.chance.pick(&parts).clone();
-            self.broker.publish(self.now, &topic, &payload, true);
+    /// An old message of a daemon comes back from somewhere: a backup, a bridge.
+    fn replay(&mut self, kind: &str) {
+        let old = self.broker.seen.iter().map(|(_, message)| message);
+        let old =
+            old.filter(|(topic, payload)| topic.starts_with(kind) && payload.contains("stamp"));
+        let old: Vec<_> = old.cloned().collect();
+        if !old.is_empty() {
+            let (topic, payload) = self.chance.pick(&old).clone();
+            self.broker.publish(self.now, &topic, &payload, topic.starts_with("state/"));
         }
     }
 

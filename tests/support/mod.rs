@@ -137,8 +137,14 @@ pub(crate) struct Record<'a> {
 impl Record<'_> {
     /// The events so far: topic and payload, a line each.
     pub(crate) fn events(&self) -> Vec<String> {
-        let seen = self.hub.sh("cat /root/seen");
-        seen.lines().filter(|line| !line.ends_with("probe")).map(str::to_owned).collect()
+        let other = ["blacklist/probe", "blacklist/state/", "blacklist/host/"];
+        let event = |line: &&String| !other.iter().any(|topic| line.starts_with(topic));
+        self.messages().iter().filter(event).cloned().collect()
+    }
+
+    /// Everything so far: events, parts of snapshots, presence.
+    pub(crate) fn messages(&self) -> Vec<String> {
+        self.hub.sh("cat /root/seen").lines().map(str::to_owned).collect()
     }
 
     /// How many of them hold all of these words.
