@@ -348,3 +348,6 @@ impl Fleet {
 fn secs(now: i64) -> i64 {
     now.div_euclid(1000)
 }
+
+#[cfg(test)]
+mod tests;

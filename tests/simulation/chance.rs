@@ -1,5 +1,7 @@
 //! Chance from a seed: the same seed, the same run (`SplitMix64`, by Steele, Lea and Flood).
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
 pub(crate) struct Chance(u64);
 
 impl Chance {

@@ -79,7 +79,12 @@ impl Rig {
 
     /// The same of another Debian release.
     pub(crate) fn fleet_of(suite: &str, servers: &[&str]) -> Self {
-        let rig = Self::up(&fleet_root(suite), &[&["hub"], servers].concat());
+        Self::fleet_with(suite, &[], servers)
+    }
+
+    /// The same with more packages.
+    pub(crate) fn fleet_with(suite: &str, packages: &[&str], servers: &[&str]) -> Self {
+        let rig = Self::up(&fleet_root(suite, packages), &[&["hub"], servers].concat());
         rig.host("hub").sh("systemctl stop f2bmqttsub fail2ban && systemctl start mosquitto");
         for server in servers {
             let server = rig.host(server);
@@ -155,8 +160,9 @@ impl Record<'_> {
 }
 
 /// The root that a fleet grows from: a server's packages, ours installed, jails and settings.
-pub(crate) fn fleet_root(suite: &str) -> String {
-    output(Command::new(tests().join("support/server-root")).arg(suite).arg(package()))
+pub(crate) fn fleet_root(suite: &str, packages: &[&str]) -> String {
+    let mut command = Command::new(tests().join("support/server-root"));
+    output(command.arg(suite).arg(package()).args(packages))
 }
 
 /// One booted host.
@@ -255,10 +261,15 @@ impl Host<'_> {
 }
 
 /// Waits until something is so.
-pub(crate) fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, so: impl FnMut() -> bool) {
+    within(SOON, what, so);
+}
+
+/// Waits so long until something is so.
+pub(crate) fn within(limit: Duration, what: &str, mut so: impl FnMut() -> bool) {
     let started = Instant::now();
     while !so() {
-        assert!(started.elapsed() < SOON, "not seen within {} s: {what}", SOON.as_secs());
+        assert!(started.elapsed() < limit, "not seen within {} s: {what}", limit.as_secs());
         std::thread::sleep(Duration::from_millis(50));
     }
 }

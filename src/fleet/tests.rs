@@ -1,0 +1,296 @@
+//! Stories of a few words each: what a host is told, and what it makes of it. The simulation has all the
+//! others.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use super::claims::Word;
+use super::look::{Look, Server};
+use super::work::Step;
+use super::*;
+use crate::fail2ban::database::Row;
+use crate::wire::{Action, Ban, Event, Listed, Part, Slice, Told, UnbanId};
+
+const IP: &str = "203.0.113.9";
+const NOW: i64 = 1_795_342_588_000;
+
+fn jail() -> Jail {
+    Jail::new("sshd").unwrap()
+}
+
+fn address(ip: &str) -> Address {
+    Address::new(ip).unwrap()
+}
+
+fn key() -> Key {
+    (jail(), address(IP))
+}
+
+fn host(name: &str) -> Host {
+    Host::new(name).unwrap()
+}
+
+fn event(action: Action, from: &str, stamp: i64) -> Event {
+    Event {
+        action,
+        jail: jail(),
+        address: address(IP),
+        bantime: 600,
+        host: host(from),
+        restored: 0,
+        failures: 3,
+        time: NOW / 1000,
+        stamp,
+        reason: None,
+        id: None,
+        every_jail: false,
+        unbans: Vec::new(),
+    }
+}
+
+fn part(from: &str, stamp: i64, listed: &[&str]) -> Part {
+    let bans = listed.iter().map(|ip| Listed {
+        jail: jail(),
+        address: address(ip),
+        start: NOW / 1000,
+        bantime: 600,
+    });
+    let slice = Slice::new(0, 1).unwrap();
+    Part { host: host(from), stamp, slice, bans: bans.collect(), unbans: Vec::new() }
+}
+
+/// A host with a fail2ban that does as it is told.
+struct Bench {
+    fleet: Fleet,
+    held: BTreeMap<Address, Option<i64>>,
+    rows: BTreeMap<Address, Row>,
+    disk: Remembered,
+    now: i64,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+        let (held, rows) = (BTreeMap::new(), BTreeMap::new());
+        Self { fleet, held, rows, disk: Remembered::default(), now: NOW }
+    }
+
+    fn hears(&mut self, event: &Event) {
+        assert!(self.fleet.hear(event, self.now));
+    }
+
+    /// A round: what fail2ban is told, a word each.
+    fn works(&mut self) -> Vec<&'static str> {
+        self.now += 2_000;
+        let server = Server { pid: 1, started: 0 };
+        self.fleet.begin(self.now);
+        self.fleet.pulse(Pulse { server, data_version: None }, BTreeSet::from([jail()]), self.now);
+        let mut told = Vec::new();
+        loop {
+            let secs = self.now / 1000;
+            let answer = match self.fleet.next(self.now) {
+                Step::Rest => return told,
+                Step::Save(changes) => {
+                    for change in changes {
+                        self.disk.apply(change);
+                    }
+                    self.fleet.saved(true, self.now);
+                    continue;
+                }
+                Step::Look(jail, of) => {
+                    let (held, rows) = (self.held.clone(), self.rows.clone());
+                    let (total, bantime) = (Some(9), 600);
+                    let look =
+                        Look { held, rows, database: true, total, bantime, ..Look::default() };
+                    self.fleet.seen(&jail, of.as_deref(), look, self.now);
+                    continue;
+                }
+                Step::Import(_, work) => {
+                    told.push("ban");
+                    for work in &work {
+                        let row = Row { timeofban: secs, bantime: 600, failures: 0 };
+                        self.held.insert(work.address, Some(600));
+                        self.rows.insert(work.address, row);
+                    }
+                    work.len()
+                }
+                Step::Free(_, work) => {
+                    told.push("free");
+                    self.lift();
+                    work.len()
+                }
+                Step::Obey(..) => {
+                    told.push("obey");
+                    self.lift();
+                    1
+                }
+                other => panic!("{other:?}"),
+            };
+            self.fleet.done(i64::try_from(answer).unwrap(), self.now);
+        }
+    }
+
+    fn lift(&mut self) {
+        self.held.clear();
+        self.rows.clear();
+    }
+
+    fn restarts(&mut self) {
+        self.fleet = Fleet::new(host("me"), Pace::default(), self.disk.clone());
+    }
+}
+
+const NOTHING: [&str; 0] = [];
+
+#[test]
+fn of_two_words_of_a_host_the_greater_stamp_counts() {
+    use Action::{Ban as B, Unban as U};
+    let mut it = Bench::new();
+    it.hears(&event(B, "web1", 10));
+    assert_eq!(it.works(), ["ban"]);
+    it.hears(&event(U, "web1", 9));
+    it.fleet.hear_part(&part("web1", 8, &[]), NOW);
+    assert_eq!(it.works(), NOTHING, "older words");
+    it.fleet.hear_part(&part("web1", 20, &[]), NOW);
+    assert_eq!(it.works(), ["free"], "a newer part does not list it");
+    it.hears(&event(B, "web1", 15));
+    it.hears(&event(B, "web1", 20));
+    assert_eq!(it.works(), NOTHING, "told before the part, or as soon");
+    assert_eq!(it.fleet.word(&key(), &host("web1")), Word::Free(20));
+    it.fleet.hear_part(&part("web1", 30, &[IP]), NOW);
+    assert_eq!(it.works(), ["ban"]);
+    it.fleet.hear_cleared(&host("web1"), 0, NOW);
+    assert_eq!(it.works(), ["free"], "it was forgotten");
+}
+
+#[test]
+fn each_claims_for_itself_and_scripts_in_the_order_in_which_they_speak() {
+    use Action::{Ban as B, Unban as U};
+    let mut it = Bench::new();
+    for from in ["web1", "web2"] {
+        it.hears(&event(B, from, 10));
+    }
+    for from in ["old1", "old2"] {
+        it.hears(&event(B, from, 0));
+    }
+    assert_eq!(it.works(), ["ban"]);
+    for (from, stamp) in [("web1", 11), ("old1", 0), ("web2", 11)] {
+        it.hears(&event(U, from, stamp));
+        assert_eq!(it.works(), NOTHING, "somebody still claims it");
+    }
+    it.hears(&event(U, "old2", 0));
+    assert_eq!(it.works(), ["free"]);
+}
+
+#[test]
+fn what_was_lifted_here_stays_lifted_until_its_origin_bans_anew() {
+    let mut it = Bench::new();
+    it.hears(&event(Action::Ban, "web1", 10));
+    it.works();
+    it.works();
+    it.lift();
+    assert_eq!(it.works(), NOTHING);
+    it.restarts();
+    it.fleet.hear_part(&part("web1", 20, &[IP]), NOW);
+    assert_eq!(it.works(), NOTHING, "the same ban");
+    let anew = Event { time: NOW / 1000 + 60, ..event(Action::Ban, "web1", 30) };
+    it.hears(&anew);
+    assert_eq!(it.works(), ["ban"]);
+}
+
+#[test]
+fn a_fleet_unban_frees_what_is_the_host_s_own_and_a_claim_has_to_carry_it() {
+    let mut it = Bench::new();
+    let row = Row { timeofban: NOW / 1000, bantime: 600, failures: 3 };
+    it.held.insert(address(IP), Some(600));
+    it.rows.insert(address(IP), row);
+    assert_eq!(it.works(), NOTHING);
+    let id = UnbanId::made_by(&host("web2"), NOW);
+    let unban = event(Action::Unban, "web2", 7);
+    it.hears(&Event { reason: Some(crate::wire::Reason::Fleet), id: Some(id.clone()), ..unban });
+    assert_eq!(it.works(), ["obey"]);
+    it.hears(&event(Action::Ban, "web1", 10));
+    assert_eq!(it.works(), NOTHING, "void");
+    it.restarts();
+    it.hears(&Event { unbans: vec![id.clone()], ..event(Action::Ban, "web1", 20) });
+    assert_eq!(it.works(), ["ban"]);
+    let told = Told {
+        action: Action::Ban,
+        jail: jail(),
+        address: address(IP),
+        bantime: 600,
+        restored: 0,
+        failures: 3,
+        time: it.now / 1000,
+    };
+    let ours = it.fleet.tell(&told, || Ok::<_, Infallible>(None), it.now).unwrap().unwrap();
+    assert_eq!(ours.unbans, [id], "and so does ours");
+}
+
+#[test]
+fn a_detection_that_only_its_event_tells_of_is_learned_from_it() {
+    // The spool cannot be written: notify's child publishes, and the event comes back.
+    let mut it = Bench::new();
+    it.held.insert(address(IP), Some(600));
+    let reason = Some(crate::wire::Reason::Detected);
+    it.fleet.hear_own(&Event { reason, ..event(Action::Ban, "me", NOW) }, NOW);
+    it.works();
+    it.fleet.connected(it.now);
+    it.works();
+    let published = it.fleet.publications(it.now);
+    let bans = &published[0].part.as_ref().unwrap().bans;
+    assert_eq!((bans.len(), bans[0].start), (1, NOW / 1000));
+}
+
+#[test]
+fn a_clock_that_was_set_back_holds_nothing_up() {
+    let mut it = Bench::new();
+    it.fleet.connected(it.now);
+    it.works();
+    assert_eq!(it.fleet.publications(it.now).len(), 1);
+    let before = it.now;
+    it.now -= 3_600_000;
+    it.hears(&event(Action::Ban, "web1", 10));
+    assert_eq!(it.works(), ["ban"]);
+    it.works();
+    let published = it.fleet.publications(it.now);
+    assert!(published[0].part.as_ref().unwrap().stamp > before, "and its stamps go on from there");
+}
+
+#[test]
+fn a_full_disk_stops_no_ban_and_is_written_when_there_is_room() {
+    let mut it = Bench::new();
+    it.works();
+    it.hears(&event(Action::Ban, "web1", 10));
+    let mut steps = Vec::new();
+    for _ in 0..9 {
+        match it.fleet.next(it.now) {
+            Step::Save(_) => {
+                steps.push("save");
+                it.fleet.saved(false, it.now);
+            }
+            Step::Import(..) => {
+                steps.push("ban");
+                it.fleet.done(1, it.now);
+            }
+            Step::Rest => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(steps, ["save", "ban"]);
+    it.held.insert(address(IP), Some(600));
+    it.works();
+    assert!(it.disk.marks[&key()].done);
+}
+
+#[test]
+fn there_is_an_end_to_what_is_kept() {
+    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    let mut hears =
+        |n: usize, stamp| fleet.hear(&event(Action::Ban, &format!("host{n}"), stamp), 0);
+    assert!((0..1_000).all(|n| hears(n, 1)));
+    assert!(!hears(1_001, 1));
+    assert!(hears(7, 2), "a known host's next word");
+    let ban = Ban { start: NOW / 1000, bantime: 600 };
+    assert_eq!(fleet.word(&key(), &host("host7")), Word::Held(2, ban));
+}
