@@ -1,31 +1,35 @@
 //! `f2bmqtt subscribe`: the daemon. One loop listens to the broker, the spool, the clock and the
-//! service manager; [`apply`] beside it talks to fail2ban.
+//! service manager, and tells the fleet of this host; [`apply`] beside it talks to fail2ban.
 
+use std::collections::{BTreeSet, VecDeque};
+use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt as _;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::abuseipdb;
-use crate::apply;
+use crate::apply::{self, Bell};
 use crate::broker::{Client, Event as LinkEvent, Link};
 use crate::config::{Config, Topic};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
+use crate::fleet::snapshot::Publication;
+use crate::fleet::work::Step;
+use crate::fleet::{Fleet, Pace};
 use crate::guard::{self, Verdict};
 use crate::journal::{self, say, warn};
 use crate::lock::{self, Lock, Role};
 use crate::memory::Memory;
-use crate::outbox::{Outbox, seconds};
+use crate::outbox::{Outbox, millis};
 use crate::paths::Paths;
 use crate::runtime;
 use crate::spool::Spool;
 use crate::store::Store;
-use crate::wire::{Event, Host};
+use crate::wire::{Event, Fnv, Host, Part, Presence, State};
 
 /// How long a child of notify has to let go of the lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -34,7 +38,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const GOODBYE: Duration = Duration::from_millis(800);
 
 /// How often it looks around, and tells systemd that it lives; more often if systemd wants it so.
-const TICK: Duration = Duration::from_secs(5);
+const TICK: Duration = Duration::from_secs(1);
 
 /// The most messages that are looked at before what they ask for is written down.
 const AT_ONCE: usize = 500;
@@ -60,11 +64,8 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let mut daemon = Daemon::new(config, paths)?;
     let mut watch = daemon.spool.watch()?;
     daemon.scan();
-    let applier = tokio::spawn(apply::run(
-        Arc::clone(&daemon.memory),
-        Arc::clone(&daemon.wake),
-        paths.clone(),
-    ));
+    let (memory, bell) = (Arc::clone(&daemon.memory), Arc::clone(&daemon.bell));
+    let applier = tokio::spawn(apply::run(memory, Arc::clone(&bell), paths.clone()));
     let reporter = tokio::spawn(abuseipdb::service::forever(paths.clone()));
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled();
@@ -78,10 +79,11 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
                 daemon.scan();
             }
             _ = tick.tick() => daemon.tick(),
+            () = bell.news.notified() => {}
             _ = term.recv() => break,
             _ = int.recv() => break,
         }
-        daemon.outbox.send(&mut daemon.link);
+        daemon.speak();
     }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     applier.abort();
@@ -94,35 +96,46 @@ fn stop(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
     signal(kind).map_err(Error::Start)
 }
 
+/// What a message is not, and why.
+type Odd = (&'static str, String);
+
 /// What the loop works on.
 struct Daemon {
     host: Host,
     topic: Topic,
     spool: Spool,
-    outbox: Outbox,
     link: Link,
     memory: Arc<Memory>,
-    wake: Arc<Notify>,
-    tidied: Instant,
+    bell: Arc<Bell>,
+    /// Parts of this host's snapshot on their way out.
+    parts: VecDeque<Publication>,
+    /// A hash of this machine's id.
+    machine: String,
 }
 
 impl Daemon {
     fn new(config: &Config, paths: &Paths) -> Result<Self, Error> {
         let spool = Spool::new(paths.spool());
         let database = Database::new(Some(paths.database.clone()));
-        let memory = Memory::load(Store::open(&paths.store())?, database)?;
-        // The scripts publish on any topic below the fleet's; what lies deeper is the fleet's own.
+        let store = Store::open(&paths.store())?;
+        let fleet = Fleet::new(config.node.clone(), Pace::default(), store.load()?);
+        let outbox = Outbox::new(spool.clone(), config.topic.clone());
+        let machine = machine();
+        // The scripts publish on any topic below the fleet's; what lies deeper is the fleet's own, and
+        // asked for one host after another.
         let topics = vec![config.topic.below("+"), config.topic.below("+/+")];
+        let gone = presence(State::Offline, &machine).encode();
+        let will = Some((config.topic.below(&format!("host/{}", config.node)), gone));
         let id = format!("f2bmqtt-{}", config.node);
         Ok(Self {
             host: config.node.clone(),
             topic: config.topic.clone(),
-            outbox: Outbox::new(spool.clone(), config),
             spool,
-            link: Link::new(config, Client { id, persistent: true, topics }),
-            memory: Arc::new(memory),
-            wake: Arc::new(Notify::new()),
-            tidied: Instant::now(),
+            link: Link::new(config, Client { id, persistent: true, topics, will }),
+            memory: Arc::new(Memory::new(fleet, outbox, database, store)),
+            bell: Arc::new(Bell::default()),
+            parts: VecDeque::new(),
+            machine,
         })
     }
 
@@ -133,31 +146,62 @@ impl Daemon {
             let Some(event) = self.link.ready() else { break };
             self.take(event);
         }
-        self.memory.know().write_down();
-        self.wake.notify_one();
+        self.bell.work.notify_one();
     }
 
     fn take(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Connected(broker) => {
                 say(format_args!("connected to the broker {broker} as {}", self.host));
+                self.parts.clear();
+                self.memory.know().fleet.connected(now());
             }
             LinkEvent::Message { topic, payload } => self.message(&topic, &payload),
-            LinkEvent::Published(name) => self.outbox.published(&name),
+            LinkEvent::Published(name) => self.memory.know().outbox.published(&name),
             LinkEvent::SubscribeRefused => {
                 let topic = self.topic.below("#");
                 let what = format!("the broker refuses the subscription to {topic}");
                 self.warn("subscribe", &format!("{what}: check its access rules"));
             }
             LinkEvent::Lost { broker, why } => {
-                self.outbox.lost();
+                {
+                    let mut known = self.memory.know();
+                    known.outbox.lost();
+                    known.fleet.lost();
+                }
                 self.warn("broker", &format!("no connection to the broker {broker}: {why}"));
             }
         }
     }
 
+    /// Tells the fleet what there is to tell, as far as the link has room: events first.
+    fn speak(&mut self) {
+        let mut known = self.memory.know();
+        known.outbox.send(&mut self.link);
+        if self.link.room() == 0 {
+            return;
+        }
+        if let Some(host) = known.fleet.branch(now()) {
+            self.link.subscribe(self.topic.below(&format!("state/{host}/+")));
+        }
+        if let Some(presence) = known.fleet.presence(env!("CARGO_PKG_VERSION"), &self.machine) {
+            let topic = self.topic.below(&format!("host/{}", self.host));
+            self.link.keep(topic, presence.encode().into_bytes());
+        }
+        if self.parts.is_empty() {
+            self.parts.extend(known.fleet.publications(now()));
+        }
+        while self.link.room() > 0 {
+            let Some(Publication { number, part }) = self.parts.pop_front() else { break };
+            let topic = self.topic.below(&format!("state/{}/{number}", self.host));
+            self.link.keep(topic, part.map(|part| part.encode().into_bytes()).unwrap_or_default());
+        }
+    }
+
     /// Takes in what the broker considers delivered, until it hangs up.
     async fn end(&mut self) {
+        let topic = self.topic.below(&format!("host/{}", self.host));
+        self.link.keep(topic, presence(State::Offline, &self.machine).encode().into_bytes());
         if self.link.close() {
             let _ = timeout(GOODBYE, async {
                 loop {
@@ -169,38 +213,45 @@ impl Daemon {
             })
             .await;
         }
-        self.memory.know().write_down();
+        let mut known = self.memory.know();
+        if let Step::Save(changes) = known.fleet.next(now()) {
+            known.save(&changes);
+        }
     }
 
     fn message(&mut self, topic: &str, payload: &[u8]) {
         let below = topic.strip_prefix(&self.topic.below("")).unwrap_or(topic);
-        // What the fleet's hosts keep there are no events.
-        if below.starts_with("state/") || below.starts_with("host/") {
-            return;
-        }
-        let event = match Event::parse(payload) {
-            Ok(event) => event,
-            Err(why) => {
-                let topic: String = topic.escape_debug().take(100).collect();
-                return self.warn("message", &format!("no event on the topic {topic}: {why}"));
-            }
+        let mut levels = below.split('/');
+        let result = match (levels.next(), levels.next(), levels.next()) {
+            (Some("state"), Some(host), Some(number)) => self.part(host, number, payload),
+            (Some("host"), Some(host), None) => self.presence(host, payload),
+            // What else the fleet's hosts may keep there are no events.
+            (Some("state" | "host"), ..) => Ok(()),
+            _ => self.event(payload).map_err(|why| ("no event", why)),
         };
+        if let Err((what, why)) = result {
+            let topic: String = topic.escape_debug().take(100).collect();
+            self.warn("message", &format!("{what} on the topic {topic}: {why}"));
+        }
+    }
+
+    fn event(&mut self, payload: &[u8]) -> Result<(), String> {
+        let event = Event::parse(payload).map_err(|why| why.to_string())?;
         say(format_args!(
             "Inbound: {} {} - ipset {} from {} (Rest:={}, Fails:={})",
             event.action, event.address, event.jail, event.host, event.restored, event.failures
         ));
         self.judge(&event);
+        Ok(())
     }
 
     fn judge(&mut self, event: &Event) {
-        let now = SystemTime::now();
         let mut known = self.memory.know();
-        let jails = known.jails.as_ref().map(|(jails, _)| jails);
-        match guard::judge(event, &self.host, jails) {
-            Verdict::Own => self.outbox.said_before(event.stamp, now),
+        match guard::judge(event, &self.host, known.fleet.names()) {
+            Verdict::Own => known.fleet.hear_own(event, now()),
             Verdict::Restored => {}
             // A jail may just have been added: fail2ban is asked before that is said.
-            Verdict::UnknownJail if known.jails_are_fresh() || !event.is_news() => {
+            Verdict::UnknownJail if !event.is_news() => {
                 say(journal::no_such_jail(&event.jail, event.address, &event.host, event.restored));
             }
             Verdict::UnknownAction => say(format_args!("Unrecognised action {}", event.action)),
@@ -214,50 +265,80 @@ impl Daemon {
                 );
             }
             Verdict::Accept | Verdict::UnknownJail => {
-                if !known.fleet.hear(event, seconds(now)) {
+                if !known.fleet.hear(event, now()) {
                     known.warn("room", "no room for more bans of other hosts: one was not taken");
                 }
             }
         }
     }
 
-    /// Reads the spool: first of all, so that what was detected here is known before the words of
-    /// others are acted upon.
-    fn scan(&mut self) {
-        let database = self.memory.know().database.clone();
-        match self.outbox.scan(&database, SystemTime::now()) {
-            Ok(found) => {
-                let mut known = self.memory.know();
-                for warning in found.warnings {
-                    known.warn("spool", &warning);
-                }
-                for key in &found.detected {
-                    known.fleet.detected(key);
-                }
-                for key in &found.expired {
-                    known.fleet.expired(key);
-                }
-                known.write_down();
-            }
-            Err(error) => {
-                let dir = self.spool.dir().display().to_string();
-                self.warn("spool", &format!("cannot read the spool {dir}: {error}"));
-            }
+    /// A part of somebody's snapshot, or nothing where one was.
+    fn part(&mut self, host: &str, number: &str, payload: &[u8]) -> Result<(), Odd> {
+        const WHAT: &str = "no part of a snapshot";
+        let host = Host::new(host).map_err(|what| (WHAT, format!("the host {what}")))?;
+        let number: u32 = number.parse().map_err(|_| (WHAT, "it has no number".to_owned()))?;
+        let mut known = self.memory.know();
+        if payload.is_empty() {
+            known.fleet.hear_cleared(&host, number, now());
+            return Ok(());
         }
+        let part = Part::parse(payload).map_err(|why| (WHAT, why.to_string()))?;
+        if part.host != host || part.slice.part() != number {
+            return Err((WHAT, "it is another host's, or another part".to_owned()));
+        }
+        if let Some(what) = known.fleet.hear_part(&part, now()) {
+            known.warn("part", what);
+        }
+        Ok(())
     }
 
-    /// Every few seconds: tells systemd that all is well, and looks where no event told it to.
-    fn tick(&mut self) {
-        const TIDY: Duration = Duration::from_mins(1);
-        let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-        self.scan();
-        if self.tidied.elapsed() > TIDY {
-            self.tidied = Instant::now();
-            self.memory.know().fleet.tidy(seconds(SystemTime::now()));
+    fn presence(&mut self, host: &str, payload: &[u8]) -> Result<(), Odd> {
+        const WHAT: &str = "no presence";
+        let host = Host::new(host).map_err(|what| (WHAT, format!("the host {what}")))?;
+        if payload.is_empty() {
+            return Ok(()); // it was forgotten
         }
+        let there = Presence::parse(payload).map_err(|why| (WHAT, why.to_string()))?;
+        let mut known = self.memory.know();
+        known.fleet.hear_presence(&host, now());
+        if host == self.host && !there.machine.is_empty() && there.machine != self.machine {
+            let text =
+                format!("another machine is called {host}, too: set MQTT_NODE on one of them");
+            known.warn("namesake", &text);
+        }
+        Ok(())
+    }
+
+    fn scan(&mut self) {
+        self.memory.know().scan();
+        self.bell.work.notify_one();
+    }
+
+    /// Every second: tells systemd that all is well, and looks where no event told it to.
+    fn tick(&mut self) {
+        let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+        self.memory.know().scan();
     }
 
     fn warn(&self, kind: &'static str, text: &str) {
         self.memory.know().warn(kind, text);
     }
+}
+
+fn now() -> i64 {
+    millis(SystemTime::now())
+}
+
+/// What the broker tells of a host that knows no more of itself.
+fn presence(state: State, machine: &str) -> Presence {
+    let (version, machine) = (env!("CARGO_PKG_VERSION").to_owned(), machine.to_owned());
+    Presence { state, version, jails: BTreeSet::new(), bans: 0, machine }
+}
+
+/// A hash of the machine id (machine-id(5)), which itself is not to be published.
+fn machine() -> String {
+    let mut hash = Fnv::default();
+    let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let _ = write!(hash, "f2bmqtt {}", id.trim());
+    if id.is_empty() { String::new() } else { format!("{:016x}", hash.value()) }
 }

@@ -26,7 +26,8 @@ pub enum Verdict {
 /// every jail is given the benefit of the doubt.
 #[must_use]
 pub fn judge(event: &Event, me: &Host, jails: Option<&BTreeSet<Jail>>) -> Verdict {
-    if event.host == *me {
+    // What is meant for the whole fleet this host obeys, too, whoever sent it.
+    if event.host == *me && event.id.is_none() {
         return Verdict::Own;
     }
     if jails.is_some_and(|jails| !jails.contains(&event.jail)) {
@@ -42,7 +43,8 @@ pub fn judge(event: &Event, me: &Host, jails: Option<&BTreeSet<Jail>>) -> Verdic
 }
 
 /// Whether an address can be another machine's at all.
-fn is_bannable(ip: IpAddr) -> bool {
+#[must_use]
+pub fn is_bannable(ip: IpAddr) -> bool {
     let local = match ip {
         IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast() || ip.octets()[0] == 0,
         IpAddr::V6(ip) => ip.is_unicast_link_local(),

@@ -1,7 +1,7 @@
 //! Which addresses a jail is never to ban: fail2ban's `ignoreip`, which `banip` passes over, and this
 //! host's own.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::wire::Address;
 
 /// A jail's `ignoreip`, read.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Ignored {
     networks: Vec<IpNet>,
 }
@@ -35,13 +35,10 @@ impl Ignored {
         self.networks.extend(addresses.into_iter().map(|ip| IpNet::from(ip.to_canonical())));
     }
 
-    /// Which of the addresses are not to be banned.
+    /// Whether an address is not to be banned.
     #[must_use]
-    pub fn among(&self, addresses: &[Address]) -> BTreeSet<Address> {
-        let covered = |address: &&Address| {
-            self.networks.iter().any(|network| network.contains(&address.ip()))
-        };
-        addresses.iter().filter(covered).copied().collect()
+    pub fn covers(&self, address: Address) -> bool {
+        self.networks.iter().any(|network| network.contains(&address.ip()))
     }
 }
 
@@ -122,7 +119,7 @@ mod tests {
         ];
         for (address, covered) in table {
             let address = Address::new(address).unwrap();
-            assert_eq!(ignored.among(&[address]).contains(&address), covered, "{address}");
+            assert_eq!(ignored.covers(address), covered, "{address}");
         }
     }
 

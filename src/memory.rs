@@ -1,16 +1,15 @@
 //! What the daemon knows, shared between the part that listens to the broker and the part that
-//! talks to fail2ban, and written down before it is relied on.
+//! talks to fail2ban.
 
-use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Instant, SystemTime};
 
 use crate::error::Error;
 use crate::fail2ban::database::Database;
-use crate::fleet::Fleet;
+use crate::fleet::{Change, Fleet};
 use crate::journal::{self, Limited};
+use crate::outbox::{Outbox, millis};
 use crate::store::Store;
-use crate::wire::Jail;
 
 /// Guarded by a lock that is only ever held for as long as it takes to look or to write down.
 #[derive(Debug)]
@@ -19,10 +18,10 @@ pub struct Memory(Mutex<Known>);
 /// What is known.
 #[derive(Debug)]
 pub struct Known {
-    /// The other hosts' bans.
+    /// The fleet's bans, and this host's.
     pub fleet: Fleet,
-    /// The jails that fail2ban has, once it has said so, and when it did.
-    pub jails: Option<(BTreeSet<Jail>, Instant)>,
+    /// What fail2ban told, on its way to the broker.
+    pub outbox: Outbox,
     /// fail2ban's own memory of its bans.
     pub database: Database,
     store: Store,
@@ -30,14 +29,11 @@ pub struct Known {
 }
 
 impl Memory {
-    /// Takes up what the store remembers.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub fn load(store: Store, database: Database) -> Result<Self, Error> {
-        let fleet = Fleet::remembering(store.load()?);
+    /// Puts together what is known.
+    #[must_use]
+    pub fn new(fleet: Fleet, outbox: Outbox, database: Database, store: Store) -> Self {
         let limited = Limited::default();
-        Ok(Self(Mutex::new(Known { fleet, jails: None, database, store, limited })))
+        Self(Mutex::new(Known { fleet, outbox, database, store, limited }))
     }
 
     /// Looks at it, or changes it.
@@ -47,22 +43,34 @@ impl Memory {
 }
 
 impl Known {
-    /// Whether fail2ban was asked for its jails so lately that one it did not name is missing.
-    #[must_use]
-    pub fn jails_are_fresh(&self) -> bool {
-        const FRESH: Duration = Duration::from_secs(1);
-        self.jails.as_ref().is_some_and(|(_, asked)| asked.elapsed() < FRESH)
+    /// Reads the spool: so that what was detected here is known before the words of others are acted
+    /// upon.
+    pub fn scan(&mut self) {
+        let now = millis(SystemTime::now());
+        let Self { fleet, database, .. } = self;
+        let mut decide = |told: &crate::wire::Told| {
+            let row = || -> rusqlite::Result<_> {
+                let rows = database.rows(&told.jail, &[told.address])?;
+                Ok(database.is_kept().then(|| rows.get(&told.address).copied()))
+            };
+            let busy = |error| format!("cannot read fail2ban's database: {error}");
+            fleet.tell(told, row, now).map_err(busy)
+        };
+        let warnings = match self.outbox.scan(&mut decide) {
+            Ok(warnings) => warnings,
+            Err(error) => vec![format!("cannot read the spool: {error}")],
+        };
+        for warning in warnings {
+            self.warn("spool", &warning);
+        }
     }
 
-    /// Writes down what has changed. Where that fails (a full disk), the bans are made all the
-    /// same, and it is tried again with the next change.
-    pub fn write_down(&mut self) {
-        let changes = self.fleet.changes();
-        if changes.is_empty() {
-            return;
-        }
-        if let Err(error) = self.store.save(&changes) {
-            self.fleet.unsaved(changes.into_iter().map(|(key, _)| key));
+    /// Writes down what has changed. Where that fails (a full disk), the bans are made all the same, and
+    /// it is tried again.
+    pub fn save(&mut self, changes: &[Change]) {
+        let result: Result<(), Error> = self.store.save(changes);
+        self.fleet.saved(result.is_ok(), millis(SystemTime::now()));
+        if let Err(error) = result {
             self.warn("store", &error.to_string());
         }
     }

@@ -1,39 +1,25 @@
-//! From the spool to the broker: reads what notify left, decides what of it the fleet is told, and
+//! From the spool to the broker: reads what notify left, has it decided what of it the fleet is told, and
 //! keeps each event until the broker has acknowledged it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::broker::Link;
-use crate::config::{Config, Topic};
-use crate::fail2ban::database::{Database, Row};
-use crate::fleet::Key;
+use crate::config::Topic;
 use crate::spool::{Name, Spool};
-use crate::wire::{Action, Event, Host, Reason, Told};
-
-/// What is told again within this time is the same event, told by a second action of the jail.
-const REPEAT: Duration = Duration::from_secs(10);
+use crate::wire::{Event, Told};
 
 /// The most events that are kept in memory; the rest waits in the spool.
 const MOST: usize = 10_000;
 
-/// What was found in the spool.
-#[derive(Debug, Default)]
-pub struct Found {
-    /// Addresses that this host's fail2ban detected itself.
-    pub detected: Vec<Key>,
-    /// Own bans whose time is over.
-    pub expired: Vec<Key>,
-    /// What is wrong, a line each.
-    pub warnings: Vec<String>,
-}
+/// Decides what the fleet is told, if anything; fails where that cannot be decided now.
+pub type Decide<'a> = &'a mut dyn FnMut(&Told) -> Result<Option<Event>, String>;
 
 /// The events on their way out.
 #[derive(Debug)]
 pub struct Outbox {
     spool: Spool,
-    host: Host,
     topic: Topic,
     /// Read, in order, and not acknowledged yet.
     waiting: BTreeMap<Name, Event>,
@@ -41,34 +27,22 @@ pub struct Outbox {
     in_flight: BTreeSet<Name>,
     /// Dealt with, but still in the spool, which cannot be written.
     stuck: BTreeSet<Name>,
-    /// What was told last of each address.
-    recent: HashMap<Key, (Told, SystemTime)>,
-    stamp: i64,
 }
 
 impl Outbox {
-    /// The outbox of a host with these settings.
+    /// The outbox of a fleet that talks below `topic`.
     #[must_use]
-    pub fn new(spool: Spool, config: &Config) -> Self {
-        Self {
-            spool,
-            host: config.node.clone(),
-            topic: config.topic.clone(),
-            waiting: BTreeMap::new(),
-            in_flight: BTreeSet::new(),
-            stuck: BTreeSet::new(),
-            recent: HashMap::new(),
-            stamp: 0,
-        }
+    pub fn new(spool: Spool, topic: Topic) -> Self {
+        let (waiting, in_flight, stuck) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        Self { spool, topic, waiting, in_flight, stuck }
     }
 
-    /// Reads what is new in the spool.
+    /// Reads what is new in the spool. Answers what is wrong, a line each.
     ///
     /// # Errors
     /// Whatever the system says of the directory.
-    pub fn scan(&mut self, database: &Database, now: SystemTime) -> io::Result<Found> {
-        let mut found = Found::default();
-        self.recent.retain(|_, (_, at)| now.duration_since(*at).is_ok_and(|age| age < REPEAT));
+    pub fn scan(&mut self, decide: Decide<'_>) -> io::Result<Vec<String>> {
+        let mut warnings = Vec::new();
         for name in self.spool.list()? {
             if self.waiting.len() >= MOST {
                 break;
@@ -77,55 +51,27 @@ impl Outbox {
                 continue;
             }
             match self.spool.read(&name) {
-                Ok(told) => self.take(name, told, database, now, &mut found),
+                Ok(told) => warnings.extend(self.take(name, &told, decide).err()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    found.warnings.push(format!("dropped {name} from the spool: {error}"));
+                    warnings.push(format!("dropped {name} from the spool: {error}"));
                     self.remove(&name);
                 }
             }
         }
-        Ok(found)
+        Ok(warnings)
     }
 
     /// Takes what was told under a name.
-    pub fn take(
-        &mut self,
-        name: Name,
-        told: Told,
-        database: &Database,
-        now: SystemTime,
-        found: &mut Found,
-    ) {
-        let stamp = self.next_stamp(now);
-        let key = (told.jail.clone(), told.address);
-        if told.action == Action::Ban {
-            found.detected.push(key.clone());
-        }
-        let repeated = self.recent.get(&key).is_some_and(|(last, _)| told.repeats(last));
-        let row = || {
-            let rows = database.rows(&told.jail, &[told.address]);
-            rows.map(|rows| database.is_kept().then(|| rows.first().copied().flatten()))
-        };
-        let reason = if repeated { Ok(None) } else { reason(&told, row, seconds(now)) };
-        let reason = match reason {
-            Ok(reason) => reason,
-            // A database that is busy is asked again with the next look into the spool.
-            Err(error) => {
-                found.warnings.push(format!("cannot read fail2ban's database: {error}"));
-                return;
-            }
-        };
-        if reason == Some(Reason::Expired) {
-            found.expired.push(key.clone());
-        }
-        match reason {
-            Some(reason) => {
-                self.recent.insert(key, (told.clone(), now));
-                self.waiting.insert(name, told.event(&self.host, stamp, reason));
-            }
+    ///
+    /// # Errors
+    /// Why it cannot be decided now; then it is to be told again.
+    pub fn take(&mut self, name: Name, told: &Told, decide: Decide<'_>) -> Result<(), String> {
+        match decide(told)? {
+            Some(event) => drop(self.waiting.insert(name, event)),
             None => self.remove(&name),
         }
+        Ok(())
     }
 
     /// Hands over as much as the link has room for.
@@ -154,15 +100,6 @@ impl Outbox {
         }
     }
 
-    /// This host said something with this stamp once, perhaps before its clock was set back: what it
-    /// says from now on has a greater one.
-    pub fn said_before(&mut self, stamp: i64, now: SystemTime) {
-        const DAY: i64 = 86_400_000;
-        if stamp < seconds(now).saturating_mul(1000).saturating_add(DAY) {
-            self.stamp = self.stamp.max(stamp);
-        }
-    }
-
     /// The link went down: what it had is to be sent again.
     pub fn lost(&mut self) {
         self.in_flight.clear();
@@ -173,43 +110,13 @@ impl Outbox {
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
-
-    /// A stamp that is greater than the one before, whatever the clock does.
-    fn next_stamp(&mut self, now: SystemTime) -> i64 {
-        let millis = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        self.stamp = i64::try_from(millis).unwrap_or(i64::MAX - 1).max(self.stamp + 1);
-        self.stamp
-    }
 }
 
-/// Seconds since 1970.
+/// Milliseconds since 1970.
 #[must_use]
-pub fn seconds(now: SystemTime) -> i64 {
-    let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    i64::try_from(seconds).unwrap_or(i64::MAX)
-}
-
-/// Why the fleet is told; `None` where it is not. An unban counts if the ban is over, by what was told
-/// or by fail2ban's row, or if the row is gone: then somebody lifted it. Otherwise fail2ban only
-/// stops, and will restore the ban when it starts again. Without a database there is no telling a
-/// lift from a stop (`row` is `None`).
-fn reason<E>(
-    told: &Told,
-    row: impl FnOnce() -> Result<Option<Option<Row>>, E>,
-    now: i64,
-) -> Result<Option<Reason>, E> {
-    if told.action == Action::Ban {
-        return Ok(Some(Reason::Detected));
-    }
-    let over = Row { timeofban: told.time, bantime: told.bantime, failures: told.failures };
-    if told.time > 0 && told.bantime > 0 && over.is_over(now) {
-        return Ok(Some(Reason::Expired));
-    }
-    Ok(match row()? {
-        Some(Some(row)) if row.is_over(now) => Some(Reason::Expired),
-        Some(Some(_)) => None,
-        Some(None) | None => Some(Reason::Lifted),
-    })
+pub fn millis(now: SystemTime) -> i64 {
+    let millis = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    i64::try_from(millis).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -217,89 +124,45 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::wire::{Address, Jail};
+    use crate::wire::{Action, Address, Host, Jail, Reason};
 
-    fn told(action: Action, time: i64) -> Told {
-        Told {
-            action,
+    fn outbox(dir: &Path) -> Outbox {
+        Outbox::new(Spool::new(dir.to_owned()), Topic::new("t").unwrap())
+    }
+
+    fn tell(outbox: &Outbox, ip: &str) {
+        let told = Told {
+            action: Action::Ban,
             jail: Jail::new("sshd").unwrap(),
-            address: Address::new("203.0.113.9").unwrap(),
+            address: Address::new(ip).unwrap(),
             bantime: 600,
             restored: 0,
             failures: 3,
-            time,
-        }
-    }
-
-    fn outbox(dir: &Path) -> Outbox {
-        let text = b"MQTT_HOST=broker\nMQTT_TOPIC=t\n";
-        let config = Config::parse(Path::new("f"), text, &|_| None, "web1").unwrap();
-        Outbox::new(Spool::new(dir.to_owned()), &config)
-    }
-
-    fn at(seconds: u64) -> SystemTime {
-        UNIX_EPOCH + Duration::from_secs(seconds)
-    }
-
-    #[test]
-    fn an_unban_is_told_if_it_was_lifted_or_is_over() {
-        let row = |timeofban| Row { timeofban, bantime: 600, failures: 3 };
-        let unban = told(Action::Unban, 1000);
-        let table = [
-            (Some(Some(row(1000))), 1600, Some(Reason::Expired)),
-            (Some(Some(row(1000))), 1599, Some(Reason::Expired)),
-            (Some(Some(row(1000))), 1200, None),
-            // A bantime that was shortened: the row has the old one.
-            (Some(Some(Row { bantime: 9999, ..row(1000) })), 1600, Some(Reason::Expired)),
-            // A ban that was told with another time: the row decides.
-            (Some(Some(row(400))), 1200, Some(Reason::Expired)),
-            (Some(None), 1200, Some(Reason::Lifted)),
-            (None, 1600, Some(Reason::Expired)),
-            (None, 1200, Some(Reason::Lifted)),
-        ];
-        for (row, now, expected) in table {
-            let asked = || Ok::<_, ()>(row);
-            assert_eq!(reason(&unban, asked, now), Ok(expected), "{row:?} at {now}");
-        }
-        let ban = told(Action::Ban, 1000);
-        assert_eq!(reason(&ban, || Err(()), 9999), Ok(Some(Reason::Detected)), "it is not asked");
-        assert_eq!(reason(&unban, || Err(()), 1200), Err(()), "it is busy");
-    }
-
-    #[test]
-    fn what_a_jail_s_two_actions_tell_is_one_event() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut outbox = outbox(dir.path());
-        let nowhere = Database::new(None);
-        let mut now = 5000;
-        let mut tell = |outbox: &mut Outbox, action, time, pause| {
-            now += pause;
-            outbox.spool.write(&told(action, time), at(now)).unwrap();
-            let before = outbox.waiting.len();
-            outbox.scan(&nowhere, at(now)).unwrap();
-            outbox.waiting.len() - before
+            time: 1,
         };
-        assert_eq!(tell(&mut outbox, Action::Ban, 1000, 0), 1);
-        assert_eq!(tell(&mut outbox, Action::Ban, 1000, 1), 0, "the second action");
-        assert_eq!(tell(&mut outbox, Action::Ban, 0, 1), 0, "one that does not know the time");
-        assert_eq!(tell(&mut outbox, Action::Unban, 1000, 1), 1);
-        assert_eq!(tell(&mut outbox, Action::Unban, 1000, 1), 0);
-        assert_eq!(tell(&mut outbox, Action::Ban, 1003, 1), 1, "a ban after its unban is another");
-        assert_eq!(tell(&mut outbox, Action::Ban, 1009, 1), 1, "a ban of another time, too");
-        assert_eq!(tell(&mut outbox, Action::Ban, 0, 11), 1, "and one that comes much later");
-        let files = outbox.spool.list().unwrap();
-        assert_eq!(files.len(), outbox.waiting.len(), "what repeats is gone from the spool");
+        outbox.spool.write(&told, SystemTime::now()).unwrap();
     }
 
     #[test]
-    fn stamps_grow_whatever_the_clock_does() {
+    fn what_is_told_waits_for_the_broker_and_what_is_not_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let mut outbox = outbox(dir.path());
-        let stamps = [100, 100, 50, 101].map(|second| outbox.next_stamp(at(second)));
-        assert_eq!(stamps, [100_000, 100_001, 100_002, 101_000]);
-        outbox.said_before(110_000, at(101));
-        outbox.said_before(i64::MAX, at(101));
-        assert_eq!(outbox.next_stamp(at(102)), 110_001, "what it said before; but nothing absurd");
+        let host = Host::new("web1").unwrap();
+        let mut decide = |told: &Told| match told.address.to_string().as_str() {
+            "192.0.2.1" => Ok(Some(told.clone().event(&host, 1, Reason::Detected))),
+            "192.0.2.2" => Ok(None),
+            _ => Err("busy".to_owned()),
+        };
+        for ip in ["192.0.2.1", "192.0.2.2", "192.0.2.3"] {
+            tell(&outbox, ip);
+        }
+        assert_eq!(outbox.scan(&mut decide).unwrap(), ["busy"]);
+        assert_eq!(outbox.scan(&mut decide).unwrap(), ["busy"], "it is asked again");
+        let names = outbox.spool.list().unwrap();
+        assert_eq!((names.len(), outbox.waiting.len()), (2, 1));
+        outbox.published(&names[0]);
+        assert!(outbox.is_empty());
+        assert_eq!(outbox.spool.list().unwrap(), names[1..]);
     }
 
     #[test]
@@ -307,9 +170,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut outbox = outbox(dir.path());
         std::fs::write(dir.path().join("1.json"), "{}").unwrap();
-        let nowhere = Database::new(None);
-        let found = outbox.scan(&nowhere, at(1)).unwrap();
-        assert_eq!(found.warnings, ["dropped 1.json from the spool: its field action is missing"]);
+        let warnings = outbox.scan(&mut |_| Ok(None)).unwrap();
+        assert_eq!(warnings, ["dropped 1.json from the spool: its field action is missing"]);
         assert_eq!(outbox.spool.list().unwrap(), [""; 0]);
     }
 }

@@ -10,9 +10,10 @@ use crate::broker::{Client, Event, Link};
 use crate::config::Config;
 use crate::error::Error;
 use crate::fail2ban::database::Database;
+use crate::fleet::tell::Teller;
 use crate::journal;
 use crate::lock::{self, Lock, Role};
-use crate::outbox::{Found, Outbox};
+use crate::outbox::{Outbox, millis};
 use crate::paths::Paths;
 use crate::runtime;
 use crate::spool::Spool;
@@ -56,30 +57,36 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
     if lock.is_none() && told.is_none() {
         return Ok(());
     }
-    let database = Database::new(Some(paths.database.clone()));
+    let mut database = Database::new(Some(paths.database.clone()));
     let spool = Spool::new(paths.spool());
-    let mut outbox = Outbox::new(spool.clone(), config);
+    let mut outbox = Outbox::new(spool.clone(), config.topic.clone());
+    let mut teller = Teller::new(config.node.clone(), 0);
+    let mut decide = |told: &Told| {
+        let row = || -> rusqlite::Result<_> {
+            let rows = database.rows(&told.jail, &[told.address])?;
+            Ok(database.is_kept().then(|| rows.get(&told.address).copied()))
+        };
+        let event = teller.event(told, row, Vec::new(), millis(SystemTime::now()));
+        event.map_err(|error| format!("cannot read fail2ban's database: {error}"))
+    };
     let from_memory = told.is_some();
     let mut unread = told;
     let id = format!("f2bmqtt-{}-{}", config.node, std::process::id());
-    let mut link = Link::new(config, Client { id, persistent: false, topics: Vec::new() });
+    let client = Client { id, persistent: false, topics: Vec::new(), will: None };
+    let mut link = Link::new(config, client);
     let (started, mut busy) = (Instant::now(), Instant::now());
     let mut lost = None;
     // A daemon that waits takes over the spool, but not what is only in memory here.
     let relieved = || !from_memory && lock::is_wanted(&path);
     while started.elapsed() < LONGEST && !relieved() {
-        if let Some(told) = unread.take() {
-            let mut found = Found::default();
-            let (name, now) = ("from memory".to_owned(), SystemTime::now());
-            outbox.take(name, told.clone(), &database, now, &mut found);
-            if !found.warnings.is_empty() {
-                unread = Some(told); // fail2ban's database was busy: with the next look
-            }
+        if let Some(told) = unread.take()
+            && outbox.take("from memory".to_owned(), &told, &mut decide).is_err()
+        {
+            unread = Some(told); // fail2ban's database was busy: with the next look
         }
         if lock.is_some() {
-            let found = outbox.scan(&database, SystemTime::now());
-            let found = found.map_err(Error::file("read", spool.dir()))?;
-            found.warnings.iter().for_each(journal::syslog);
+            let warnings = outbox.scan(&mut decide).map_err(Error::file("read", spool.dir()))?;
+            warnings.iter().for_each(journal::syslog);
         }
         if !outbox.is_empty() || unread.is_some() {
             busy = Instant::now();

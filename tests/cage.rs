@@ -4,9 +4,10 @@
 mod support;
 
 use std::path::Path;
+use std::time::Duration;
 
 use support::reports::{jail_reports, key, reports_to_hub, taken};
-use support::{Host, Rig, eventually};
+use support::{Host, Rig, eventually, within};
 
 const LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
 
@@ -111,7 +112,7 @@ fn the_reporter_s_own_places_are_named_where_the_service_may_not_write() {
           systemctl daemon-reload; systemctl restart f2bmqttsub");
     // The report waited, and is tried again within a minute and a half.
     let reported = || taken(&rig).len() == 1;
-    assert!((0..4).any(|_| support::within(reported)), "it is reported");
+    within(Duration::from_mins(2), "it is reported", reported);
     eventually("its log is written", || {
         a.sh("cat /srv/log/reports.log").contains("SUCCESS: Reported 203.0.113.9")
     });

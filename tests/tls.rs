@@ -6,7 +6,7 @@ mod support;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use support::{Host, Rig, eventually};
+use support::{Host, Rig, SOON, eventually};
 
 const README: &str = include_str!("../README.md");
 
@@ -271,8 +271,9 @@ fn each_trouble_with_certificates_is_said_in_plain_words() {
             journal.lines().any(holds).then_some(()).ok_or(journal)
         };
         let mut last = String::new();
-        let found =
-            support::within(|| said().inspect_err(|journal| last.clone_from(journal)).is_ok());
+        let found = support::becomes(SOON, || {
+            said().inspect_err(|journal| last.clone_from(journal)).is_ok()
+        });
         assert!(found, "{:?}\n{last}", trouble.said);
     }
 }

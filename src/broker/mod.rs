@@ -12,7 +12,7 @@ mod why;
 
 use std::time::Duration;
 
-use rumqttc::{MqttOptions, TlsConfiguration, Transport};
+use rumqttc::{LastWill, MqttOptions, QoS, TlsConfiguration, Transport};
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::{self, Broker, Config, Tls};
@@ -61,8 +61,10 @@ pub struct Client {
     pub id: String,
     /// Whether the broker keeps what comes while this client is away.
     pub persistent: bool,
-    /// What it wants to hear.
+    /// What it wants to hear from the first on.
     pub topics: Vec<String>,
+    /// What the broker is to keep on a topic once this client is gone without a good-bye.
+    pub will: Option<(String, String)>,
 }
 
 /// A connection that comes back by itself.
@@ -149,6 +151,21 @@ impl Link {
         }
     }
 
+    /// Hands over what the broker is to keep on a topic, for whoever asks for it later; nothing clears it.
+    /// It goes out if the link stays up: after that it is to be handed over anew.
+    pub fn keep(&mut self, topic: String, payload: Vec<u8>) {
+        if let State::Up { session, since: Some(_) } = &mut self.state {
+            session.keep(topic, payload);
+        }
+    }
+
+    /// Asks for a topic, and for what the broker keeps there, on this connection.
+    pub fn subscribe(&mut self, topic: String) {
+        if let State::Up { session, since: Some(_) } = &mut self.state {
+            session.subscribe(&[topic]);
+        }
+    }
+
     /// Says good-bye to the broker. What it had sent by then still comes as events; the last is
     /// [`Event::Lost`]. Answers `false` where the link is not up, and nothing comes.
     pub fn close(&mut self) -> bool {
@@ -180,6 +197,9 @@ impl Link {
         options.set_keep_alive(KEEP_ALIVE);
         options.set_clean_session(!client.persistent || self.discard);
         options.set_max_packet_size(MAX_PACKET, MAX_PACKET);
+        if let Some((topic, payload)) = &client.will {
+            options.set_last_will(LastWill::new(topic, payload.clone(), QoS::AtLeastOnce, true));
+        }
         if let Some(login) = login {
             options.set_credentials(login.user.clone(), login.password.reveal());
         }

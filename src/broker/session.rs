@@ -46,9 +46,9 @@ pub(super) struct Session {
     events: mpsc::Receiver<Result<rumqttc::Event, ConnectionError>>,
     reader: JoinHandle<()>,
     /// Handed over to rumqttc, in order; it has given them no packet identifier yet.
-    handed: VecDeque<String>,
+    handed: VecDeque<Option<String>>,
     /// Sent, by packet identifier.
-    sent: HashMap<u16, String>,
+    sent: HashMap<u16, Option<String>>,
     /// The last time that the broker acknowledged something, or had nothing to.
     progress: Instant,
 }
@@ -115,7 +115,7 @@ impl Session {
     pub(super) fn subscribe(&mut self, topics: &[String]) {
         let filters =
             topics.iter().map(|topic| SubscribeFilter::new(topic.clone(), QoS::AtLeastOnce));
-        // There is room: nothing has been handed over on this connection before.
+        // There is room beside a window of messages: one is asked for at a time.
         let _ = self.client.try_subscribe_many(filters);
     }
 
@@ -124,10 +124,18 @@ impl Session {
     }
 
     pub(super) fn publish(&mut self, name: String, topic: String, payload: Vec<u8>) {
+        self.send(Some(name), topic, payload, false);
+    }
+
+    pub(super) fn keep(&mut self, topic: String, payload: Vec<u8>) {
+        self.send(None, topic, payload, true);
+    }
+
+    fn send(&mut self, name: Option<String>, topic: String, payload: Vec<u8>, retain: bool) {
         if self.handed.is_empty() && self.sent.is_empty() {
             self.progress = Instant::now();
         }
-        if self.client.try_publish(topic, QoS::AtLeastOnce, false, payload).is_ok() {
+        if self.client.try_publish(topic, QoS::AtLeastOnce, retain, payload).is_ok() {
             self.handed.push_back(name);
         }
     }
@@ -166,7 +174,7 @@ impl Session {
             }
             Packet::PubAck(ack) => {
                 self.progress = Instant::now();
-                self.sent.remove(&ack.pkid).map(Event::Published)
+                self.sent.remove(&ack.pkid).flatten().map(Event::Published)
             }
             Packet::SubAck(ack) => ack
                 .return_codes

@@ -4,15 +4,16 @@
 //! data`, times in seconds; `data` is JSON with the number of `failures` (fail2ban's
 //! `server/database.py`). A ban that ends leaves its row; one that an operator lifts does not.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
+use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
-use crate::fleet::reconcile::Origin;
 use crate::wire::{Address, Jail};
 
 /// fail2ban writes for milliseconds at a time.
@@ -41,26 +42,28 @@ impl Row {
     pub fn is_over(&self, now: i64) -> bool {
         self.end().is_some_and(|end| end <= now.saturating_add(1))
     }
-
-    /// Where the ban came from.
-    #[must_use]
-    pub fn origin(&self) -> Origin {
-        if self.failures > 0 { Origin::Own } else { Origin::Told }
-    }
 }
 
-/// The database of a fail2ban server, opened anew for each look, since fail2ban may replace it.
-/// fail2ban may have none (`dbfile = None`): then nothing is in it.
-#[derive(Clone, Debug)]
+/// The database of a fail2ban server. fail2ban may have none (`dbfile = None`): then nothing is in it.
+#[derive(Debug)]
 pub struct Database {
     path: Option<PathBuf>,
+    /// Open on the file that had this number: fail2ban may put another in its place.
+    open: Option<((u64, u64), Connection)>,
 }
 
 impl Database {
     /// The database at `path`.
     #[must_use]
     pub fn new(path: Option<PathBuf>) -> Self {
-        Self { path }
+        Self { path, open: None }
+    }
+
+    /// From now on it is the one at `path`.
+    pub fn move_to(&mut self, path: Option<PathBuf>) {
+        if path != self.path {
+            *self = Self::new(path);
+        }
     }
 
     /// Whether fail2ban keeps one.
@@ -69,39 +72,106 @@ impl Database {
         self.path.as_deref().is_some_and(Path::exists)
     }
 
-    /// The rows of some addresses in a jail, in their order.
+    /// A number that changes when fail2ban writes to it; `None` where it keeps none.
+    ///
+    /// # Errors
+    /// Whatever SQLite says.
+    pub fn version(&mut self) -> rusqlite::Result<Option<i64>> {
+        let Some((file, connection)) = self.connect()? else { return Ok(None) };
+        let version: i64 = connection.query_row("PRAGMA data_version", [], |row| row.get(0))?;
+        // Of another file it says nothing.
+        Ok(Some(version ^ file.1.cast_signed().rotate_left(32)))
+    }
+
+    /// The rows of some addresses in a jail.
     ///
     /// # Errors
     /// Whatever SQLite says: that it is locked for too long, say.
-    pub fn rows(&self, jail: &Jail, addresses: &[Address]) -> rusqlite::Result<Vec<Option<Row>>> {
-        let Some(path) = self.path.as_deref().filter(|path| path.exists()) else {
-            return Ok(vec![None; addresses.len()]);
-        };
-        let connection = open(path)?;
-        let mut query = connection
-            .prepare("SELECT timeofban, bantime, data FROM bips WHERE jail = ?1 AND ip = ?2")?;
-        let mut rows = Vec::with_capacity(addresses.len());
+    pub fn rows(
+        &mut self,
+        jail: &Jail,
+        addresses: &[Address],
+    ) -> rusqlite::Result<BTreeMap<Address, Row>> {
+        let mut rows = BTreeMap::new();
+        let Some((_, connection)) = self.connect()? else { return Ok(rows) };
+        let mut query = connection.prepare_cached(
+            "SELECT timeofban, bantime, data FROM bips WHERE jail = ?1 AND ip = ?2",
+        )?;
         for address in addresses {
-            let row = query.query_row((jail.as_str(), address.to_string()), |row| {
-                // JSON, as a text or, where Python stored it so, as bytes.
-                let data = row.get_ref(2)?.as_bytes_or_null().ok().flatten().unwrap_or(b"{}");
-                let data: Value = serde_json::from_slice(data).unwrap_or_default();
-                Ok(Row {
-                    timeofban: row.get(0)?,
-                    bantime: row.get(1)?,
-                    failures: data["failures"].as_i64().unwrap_or(0),
-                })
-            });
-            rows.push(row.optional()?);
+            let mut found = query.query((jail.as_str(), address.to_string()))?;
+            if let Some(row) = found.next()? {
+                rows.insert(*address, read(row, 0)?);
+            }
         }
         Ok(rows)
     }
+
+    /// All rows of a jail.
+    ///
+    /// # Errors
+    /// Whatever SQLite says: that it is locked for too long, say.
+    pub fn all(&mut self, jail: &Jail) -> rusqlite::Result<BTreeMap<Address, Row>> {
+        let mut rows = BTreeMap::new();
+        let Some((_, connection)) = self.connect()? else { return Ok(rows) };
+        let mut query = connection
+            .prepare_cached("SELECT ip, timeofban, bantime, data FROM bips WHERE jail = ?1")?;
+        let mut found = query.query([jail.as_str()])?;
+        while let Some(row) = found.next()? {
+            let ip: String = row.get(0)?;
+            if let Ok(address) = Address::new(&ip) {
+                rows.insert(address, read(row, 1)?);
+            }
+        }
+        Ok(rows)
+    }
+
+    /// The jails that it has rows of.
+    ///
+    /// # Errors
+    /// Whatever SQLite says: that it is locked for too long, say.
+    pub fn jails(&mut self) -> rusqlite::Result<BTreeSet<Jail>> {
+        let Some((_, connection)) = self.connect()? else { return Ok(BTreeSet::new()) };
+        let mut query = connection.prepare_cached("SELECT DISTINCT jail FROM bips")?;
+        let names = query.query_map([], |row| row.get::<_, String>(0))?;
+        let names: Vec<String> = names.collect::<rusqlite::Result<_>>()?;
+        Ok(names.iter().filter_map(|name| Jail::new(name).ok()).collect())
+    }
+
+    fn connect(&mut self) -> rusqlite::Result<Option<&((u64, u64), Connection)>> {
+        let file =
+            self.path.as_deref().and_then(|path| Some((path, std::fs::metadata(path).ok()?)));
+        let Some((path, meta)) = file else {
+            self.open = None;
+            return Ok(None);
+        };
+        let file = (meta.dev(), meta.ino());
+        // Without its log it is read as it is now, and not as it will be.
+        let fixed = wants_log(path);
+        if fixed || self.open.as_ref().is_none_or(|(open, _)| *open != file) {
+            // So that it counts as another file, once the log is there.
+            let file = if fixed { (file.0, !file.1) } else { file };
+            self.open = Some((file, open(path, fixed)?));
+        }
+        Ok(self.open.as_ref())
+    }
+}
+
+/// Reads a row from the column of its `timeofban` on.
+fn read(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Row> {
+    // JSON, as a text or, where Python stored it so, as bytes.
+    let data = row.get_ref(column + 2)?.as_bytes_or_null().ok().flatten().unwrap_or(b"{}");
+    let data: Value = serde_json::from_slice(data).unwrap_or_default();
+    Ok(Row {
+        timeofban: row.get(column)?,
+        bantime: row.get(column + 1)?,
+        failures: data["failures"].as_i64().unwrap_or(0),
+    })
 }
 
 /// Opens a database that may lie where this process cannot write.
-fn open(path: &Path) -> rusqlite::Result<Connection> {
+fn open(path: &Path, fixed: bool) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = if wants_log(path) {
+    let connection = if fixed {
         // To read it, SQLite would have to make the log. Without one, the file is all there is.
         let escaped =
             path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
@@ -128,30 +198,31 @@ fn wants_log(path: &Path) -> bool {
 mod tests {
     use super::*;
 
+    const TABLE: &str = r#"CREATE TABLE bips(ip TEXT, jail TEXT, timeofban INTEGER, bantime INTEGER,
+            bancount INTEGER, data JSON, PRIMARY KEY(ip, jail));
+        INSERT INTO bips VALUES('192.0.2.1','sshd',1000,600,1,'{"matches":[],"failures":3}');
+        INSERT INTO bips VALUES('192.0.2.2','sshd',1000,-1,1,'{"failures":0}');
+        INSERT INTO bips VALUES('192.0.2.3','other',1000,600,1,'{}');"#;
+
     #[test]
     fn rows_tell_own_bans_from_others() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fail2ban.sqlite3");
-        Connection::open(&path)
-            .unwrap()
-            .execute_batch(
-                r#"CREATE TABLE bips(ip TEXT, jail TEXT, timeofban INTEGER, bantime INTEGER,
-                     bancount INTEGER, data JSON, PRIMARY KEY(ip, jail));
-                   INSERT INTO bips VALUES('192.0.2.1','sshd',1000,600,1,'{"matches":[],"failures":3}');
-                   INSERT INTO bips VALUES('192.0.2.2','sshd',1000,-1,1,'{"failures":0}');
-                   INSERT INTO bips VALUES('192.0.2.3','other',1000,600,1,'{}');"#,
-            )
-            .unwrap();
+        Connection::open(&path).unwrap().execute_batch(TABLE).unwrap();
         let jail = Jail::new("sshd").unwrap();
         let addresses = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|ip| Address::new(ip).unwrap());
-        let rows = Database::new(Some(path)).rows(&jail, &addresses).unwrap();
+        let mut database = Database::new(Some(path));
         let own = Row { timeofban: 1000, bantime: 600, failures: 3 };
         let import = Row { timeofban: 1000, bantime: -1, failures: 0 };
-        assert_eq!(rows, [Some(own), Some(import), None]);
-        assert_eq!((own.origin(), import.origin()), (Origin::Own, Origin::Told));
+        let expected = BTreeMap::from([(addresses[0], own), (addresses[1], import)]);
+        assert_eq!(database.rows(&jail, &addresses).unwrap(), expected);
+        assert_eq!(database.all(&jail).unwrap(), expected);
+        let jails = ["other", "sshd"].map(|jail| Jail::new(jail).unwrap());
+        assert_eq!(database.jails().unwrap(), jails.into());
         assert!(own.is_over(1599) && !own.is_over(1598) && !import.is_over(i64::MAX));
-        let none = Database::new(None);
-        assert_eq!(none.rows(&jail, &addresses).unwrap(), [None; 3]);
+        let mut none = Database::new(None);
+        assert_eq!(none.rows(&jail, &addresses).unwrap(), BTreeMap::new());
+        assert_eq!(none.version().unwrap(), None);
         assert!(!none.is_kept());
     }
 
@@ -169,10 +240,28 @@ mod tests {
             .unwrap();
         let (jail, address) = (Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
         let found =
-            || Database::new(Some(path.clone())).rows(&jail, &[address]).unwrap()[0].is_some();
+            || !Database::new(Some(path.clone())).rows(&jail, &[address]).unwrap().is_empty();
         assert!(!wants_log(&path) && found(), "it is open");
         drop(writer);
         assert!(wants_log(&path) && found(), "it is closed");
         assert!(wants_log(&path), "reading makes no log");
+    }
+
+    #[test]
+    fn its_version_tells_of_a_write_and_of_another_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fail2ban.sqlite3");
+        let fail2ban = Connection::open(&path).unwrap();
+        fail2ban.execute_batch(TABLE).unwrap();
+        let mut database = Database::new(Some(path.clone()));
+        let first = database.version().unwrap();
+        assert_eq!(database.version().unwrap(), first);
+        fail2ban.execute_batch("DELETE FROM bips WHERE ip = '192.0.2.1'").unwrap();
+        let second = database.version().unwrap();
+        assert_ne!(second, first);
+        std::fs::rename(&path, dir.path().join("old")).unwrap();
+        Connection::open(&path).unwrap().execute_batch(TABLE).unwrap();
+        assert_ne!(database.version().unwrap(), second);
+        assert_eq!(database.all(&Jail::new("sshd").unwrap()).unwrap().len(), 2);
     }
 }

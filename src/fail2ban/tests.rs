@@ -17,8 +17,11 @@ const STATUS: &str = "8005953d000000000000004b005d94288c0e4e756d626572206f66206a
 const REFUSED: &str = "8005955c000000000000004b018c086275696c74696e73948c0a56616c75654572726f729493948c36496e76616c696420636f6d6d616e6420286e6f2067657420616374696f6e206f72206e6f742079657420696d706c656d656e74656429948594529486942e";
 /// `pickle.dumps((0, [1, 0]), 5)`
 const HELD: &str = "8005950d000000000000004b005d94284b014b006586942e";
-/// `pickle.dumps((0, ['192.0.2.1', '198.51.100.1', '2001:db8::1']), 5)`
-const ALL_HELD: &str = "80059532000000000000004b005d94288c093139322e302e322e31948c0c3139382e35312e3130302e31948c0b323030313a6462383a3a31946586942e";
+/// `pickle.dumps((0, ['192.0.2.1 \t2026-11-22 15:00:00 + 600 = 2026-11-22 15:10:00', '2001:db8::1
+/// \t2026-11-22 15:00:00 + -1 = 9999-12-31 23:59:59']), 5)`
+const ALL_HELD: &str = "80059584000000000000004b005d94288c3a3139322e302e322e312009323032362d31312d32322031353a30303a3030202b20363030203d20323032362d31312d32322031353a31303a3030948c3b323030313a6462383a3a312009323032362d31312d32322031353a30303a3030202b202d31203d20393939392d31322d33312032333a35393a3539946586942e";
+/// `pickle.dumps((0, [('Filter', …), ('Actions', [('Currently banned', 1), ('Total banned', 7), …])]), 5)`
+const JAIL: &str = "8005959e000000000000004b005d94288c0646696c746572945d94288c1043757272656e746c79206661696c6564944b0086948c0c546f74616c206661696c6564944b0386946586948c07416374696f6e73945d94288c1043757272656e746c792062616e6e6564944b0186948c0c546f74616c2062616e6e6564944b0786948c0e42616e6e6564204950206c697374945d948c093139322e302e322e31946186946586946586942e";
 
 /// A client whose server answers each request with the next of `replies`, and the requests it got.
 async fn play(replies: Vec<Vec<u8>>) -> (Client, tokio::task::JoinHandle<Vec<Vec<u8>>>) {
@@ -49,18 +52,20 @@ fn reply(hex: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn questions_are_asked_and_answers_read() {
-    let (mut client, server) = play(vec![reply(STATUS), reply(HELD), reply(ALL_HELD)]).await;
+    let (mut client, server) =
+        play(vec![reply(STATUS), reply(HELD), reply(ALL_HELD), reply(JAIL)]).await;
     let jails: Vec<_> = client.jails().await.unwrap().iter().map(ToString::to_string).collect();
     assert_eq!(jails, ["recidive", "sshd"]);
     let asked = ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(|ip| Address::new(ip).unwrap());
     let jail = Jail::new("sshd").unwrap();
     assert_eq!(client.held(&jail, &asked[..2]).await.unwrap(), BTreeSet::from([asked[0]]));
-    let held = client.held(&jail, &asked).await.unwrap();
-    assert_eq!(held, BTreeSet::from([asked[0], asked[2]]));
+    let held = client.all_held(&jail).await.unwrap();
+    assert_eq!(held, BTreeMap::from([(asked[0], 600), (asked[2], -1)]));
+    assert_eq!(client.total(&jail).await.unwrap(), 7);
     let requests = server.await.unwrap();
     assert_eq!(requests[0], write(&["status"]));
     assert_eq!(requests[1], write(&["get", "sshd", "banned", "192.0.2.1", "192.0.2.2"]));
-    assert_eq!(requests[2], write(&["get", "sshd", "banip"]));
+    assert_eq!(requests[2], write(&["get", "sshd", "banip", "--with-time"]));
 }
 
 #[tokio::test]

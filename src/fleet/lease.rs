@@ -1,75 +1,30 @@
-//! A ban lasts here as long as at its origin. fail2ban ends each after its jail's own bantime; so it
-//! is prolonged before that, as late as is safe, for as long as somebody wants it.
-//!
-//! What is no longer banned although its lease runs was ended here: by this host's operator, if
-//! fail2ban's row is gone and fail2ban has run on since, and then it stays so; or by a restart of
-//! fail2ban, which forgets the lease, and after a day the row.
+//! **Lease**: a ban lasts here as long as at its origin. fail2ban ends each after its jail's own bantime,
+//! and `banip` on a banned address prolongs it. So an import is prolonged before that, as late as is safe
+//! and as seldom as will do, the last time so that it ends with its origin.
 
-/// All that counts for one import whose lease is looked at. Times are in seconds.
-#[derive(Clone, Copy, Debug)]
-pub struct Facts {
-    /// The time.
-    pub now: i64,
-    /// fail2ban bans it now.
-    pub held: bool,
-    /// When fail2ban will end it; `None`: never, or it is not known.
-    pub until: Option<i64>,
-    /// Until when somebody wants it; `None` where that is not known.
-    pub wanted: Option<i64>,
-    /// The jail's bantime; below 0 is for ever.
-    pub bantime: i64,
-    /// What fail2ban's database has of it.
-    pub row: Row,
-    /// fail2ban has run on since the lease was taken.
-    pub ran_on: bool,
-    /// fail2ban may still be restoring bans after its start.
-    pub restoring: bool,
-}
-
-/// A row of fail2ban's database.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Row {
-    /// There is none: an operator lifted the ban, or it was long ago, or there is no database.
-    Gone,
-    /// Its time is over.
-    Over,
-    /// It lasts.
-    Lasting,
-}
-
-/// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Renewal {
-    /// Nothing now.
-    Leave,
-    /// Ban it again while it is banned, which prolongs it.
-    Prolong,
-    /// It ended too soon: import it anew.
-    Import,
-    /// It is over, or was lifted here: forget it.
-    Forget,
-}
-
-/// How long before its end a lease is due: daemon and fail2ban look every ten seconds.
-fn lead(bantime: i64) -> i64 {
-    (bantime / 4).clamp(15, 60)
-}
-
-/// Decides.
+/// How long before its end a lease is renewed at the latest, in seconds: fail2ban is asked every two,
+/// and may be busy.
 #[must_use]
-pub fn renewal(facts: Facts) -> Renewal {
-    let Facts { now, held, until, wanted, bantime, row, ran_on, restoring } = facts;
-    if held {
-        let due = until.is_some_and(|until| until - now <= lead(bantime));
-        let longer = wanted > until;
-        return if due && longer { Renewal::Prolong } else { Renewal::Leave };
+pub fn lead(bantime: i64) -> i64 {
+    (bantime / 4).clamp(1, 60)
+}
+
+/// When a ban that fail2ban ends at `end` is to be prolonged, so that it lasts until `wanted`: in seconds
+/// since 1970; `None` where there is no need. `bantime` is the jail's, and how long a `banip` lasts.
+#[must_use]
+pub fn due(end: i64, wanted: i64, bantime: i64) -> Option<i64> {
+    if wanted <= end || end == i64::MAX {
+        return None;
     }
-    match row {
-        Row::Lasting if restoring => Renewal::Leave,
-        Row::Gone if ran_on => Renewal::Forget,
-        _ if wanted.is_some_and(|end| end > now) => Renewal::Import,
-        _ => Renewal::Forget,
+    if bantime < 0 {
+        return Some(end - lead(60)); // the jail bans for ever by now; what it banned before does not
     }
+    let (last, step) = (end - lead(bantime), (bantime - lead(bantime)).max(1));
+    let missing = wanted.saturating_sub(end);
+    // So many times it takes in any case. The first is early enough for the last to end with the origin.
+    let rest = missing % step;
+    let early = if missing > 1_000 * step || rest == 0 { 0 } else { step - rest };
+    Some(last - early)
 }
 
 #[cfg(test)]
@@ -77,40 +32,46 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lease_is_renewed_late_and_only_while_it_is_wanted() {
-        use Renewal::{Forget, Import, Leave, Prolong};
-        use Row::{Gone, Lasting, Over};
-        let held = Facts {
-            now: 1000,
-            held: true,
-            until: Some(1600),
-            wanted: Some(5000),
-            bantime: 600,
-            row: Lasting,
-            ran_on: true,
-            restoring: false,
-        };
-        let ended = Facts { held: false, until: Some(900), row: Over, ..held };
+    fn a_lease_is_renewed_late_seldom_and_the_last_ends_with_the_origin() {
+        const NEVER: i64 = i64::MAX;
         let table = [
-            (held, Leave),
-            (Facts { now: 1539, ..held }, Leave),
-            (Facts { now: 1540, ..held }, Prolong),
-            (Facts { now: 1540, wanted: Some(i64::MAX), ..held }, Prolong),
-            (Facts { now: 1540, wanted: Some(1600), ..held }, Leave),
-            (Facts { now: 1540, wanted: None, ..held }, Leave),
-            (Facts { now: 1540, until: None, bantime: -1, ..held }, Leave),
-            (Facts { now: 1590, bantime: 12, ..held }, Prolong),
-            (ended, Import),
-            (Facts { row: Lasting, ..ended }, Import),
-            (Facts { row: Lasting, restoring: true, ..ended }, Leave),
-            (Facts { row: Gone, ..ended }, Forget),
-            (Facts { row: Gone, ran_on: false, ..ended }, Import),
-            (Facts { wanted: Some(999), ..ended }, Forget),
-            (Facts { wanted: None, ..ended }, Forget),
-            (Facts { wanted: None, row: Lasting, restoring: true, ..ended }, Leave),
+            // fail2ban's end, the origin's end, the jail's bantime -> due
+            (1600, 1600, 600, None),
+            (1600, 900, 600, None),
+            (NEVER, NEVER, -1, None),
+            (1600, NEVER, 600, Some(1540)),
+            (1600, 2140, 600, Some(1540)), // 540 more: at 1540, until 2140
+            (1600, 1700, 600, Some(1100)), // 100 more: at 1100, until 1700
+            (1600, 2141, 600, Some(1001)), // twice, 540 apart: at 1001 and 1541, until 2141
+            (1060, NEVER, 60, Some(1045)),
+            (1600, NEVER, -1, Some(1585)),
+            (1002, NEVER, 2, Some(1001)),
+            (1001, NEVER, 1, Some(1000)),
         ];
-        for (facts, expected) in table {
-            assert_eq!(renewal(facts), expected, "{facts:?}");
+        for (end, wanted, bantime, expected) in table {
+            assert_eq!(due(end, wanted, bantime), expected, "{end} {wanted} {bantime}");
+        }
+    }
+
+    #[test]
+    fn followed_to_the_end_it_has_no_gap_and_ends_on_time() {
+        for bantime in [4, 20, 60, 600, 3600] {
+            for wanted in (1000 + bantime..1000 + 9 * bantime).step_by(7) {
+                let (mut end, mut times) = (1000 + bantime, 0);
+                while let Some(due) = due(end, wanted, bantime) {
+                    assert!(
+                        due < end && due >= end - bantime,
+                        "{bantime} {wanted}: {due} for {end}"
+                    );
+                    end = due + bantime;
+                    times += 1;
+                }
+                assert_eq!(end, wanted);
+                let least = (wanted - 1000 - bantime)
+                    .unsigned_abs()
+                    .div_ceil((bantime - lead(bantime)).unsigned_abs());
+                assert_eq!(times, least, "as seldom as will do");
+            }
         }
     }
 }

@@ -1,352 +1,352 @@
-//! What a ban means across the fleet. Pure: words go in, steps for fail2ban come out, the time is
-//! passed in.
+//! What a ban means across the fleet. Pure: words go in, steps for fail2ban and words for the fleet come
+//! out, the time is passed in. The daemon and the simulation drive the same [`Fleet`].
+//!
+//! Each rule has its file:
 //!
 //! - `claims`: what each other host said last of an address.
-//! - [`reconcile`]: what is to be done with one address, given all that is known of it.
-//! - [`lease`]: what is to be done so that a ban lasts here as long as at its origin.
-//! - [`Fleet`], here: keeps both, says what waits for fail2ban and what has to be remembered.
+//! - [`own`]: what this host itself detected and holds.
+//! - [`marks`]: what was imported for others, and whether it still is what is held.
+//! - [`lifts`]: what this host's operator freed stays free.
+//! - `unbans`: what was freed for the whole fleet stays free everywhere.
+//! - [`reconcile`]: the decision on one address. [`lease`]: when an import is prolonged.
+//! - [`tell`]: which events are sent, and the stamps. [`snapshot`]: which parts are published when.
+//! - [`branches`]: whose snapshots are asked for when.
+//! - [`look`]: what fail2ban showed, and whether it is worth another look.
+//! - [`remember`]: what has to outlive a restart.
+//!
+//! [`Fleet`] keeps them: `hear` takes the others' words, `seen` what fail2ban shows, `work` says what to
+//! do next.
 
-mod claims;
+pub mod branches;
+pub mod claims;
+mod hear;
 pub mod lease;
+pub mod lifts;
+pub mod look;
+pub mod marks;
+pub mod own;
 pub mod reconcile;
+pub mod remember;
+mod seen;
+pub mod snapshot;
+pub mod tell;
+mod unbans;
+pub mod work;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use claims::Claims;
-pub use claims::{Ban, Word};
-use reconcile::{Facts, Mark, Origin, Step};
+use branches::Branches;
+use claims::{Origin, Said};
+use lifts::Lifts;
+use look::{Case, Detection, Local, Pulse};
+use remember::Slot;
+pub use remember::{Change, Remembered};
+use snapshot::{Publication, Snapshots};
+use tell::Teller;
+use unbans::Unbans;
 
-use crate::wire::{Action, Address, Event, Host, Jail};
+use crate::wire::{Address, Host, Jail, Presence, State};
 
-/// The most addresses of other hosts that are kept in mind; no honest fleet comes near.
-const MAX_IMPORTS: usize = 200_000;
+/// The most words of other hosts that are kept in mind, on one address, and the most hosts; no honest
+/// fleet comes near.
+const MAX_WORDS: usize = 500_000;
+const MAX_HOSTS: usize = 1_000;
+
+/// How often words that no longer matter are forgotten; in milliseconds.
+const TIDY: i64 = 30_000;
 
 /// An address in a jail.
 pub type Key = (Jail, Address);
 
-/// What has to outlive a restart: an address that is, or is about to be, banned here for others.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Import {
-    /// How far it came.
-    pub mark: Mark,
-    /// When fail2ban will end it, in seconds since 1970; `None`: never, or not banned yet.
-    pub until: Option<i64>,
-    /// What each host said last of it.
-    pub words: BTreeMap<Host, Word>,
+/// How long things take. The simulation lives faster.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    /// After a ban's end its origin has so long to say so, in seconds.
+    pub end_slack: i64,
+    /// A ban of unknown length lasts so long, in seconds, unless its origin says something.
+    pub unknown: i64,
+    /// fail2ban restores its bans for so long after its start, in seconds.
+    pub grace: i64,
+    /// What a host says twice of a ban's start may differ by so much, in seconds.
+    pub start_slack: i64,
+    /// A ban that ends within so many seconds is left to end by itself.
+    pub soon: i64,
+    /// For how long fleet unbans are kept, in seconds.
+    pub keep_unbans: i64,
+    /// How often fail2ban is asked whether there is anything to ask, in milliseconds.
+    pub ask: i64,
+    /// How long what fail2ban showed is good enough to act upon, in milliseconds.
+    pub fresh: i64,
+    /// How long after a change its part is published, in milliseconds.
+    pub change: i64,
+    /// How often a snapshot is published again: once to twice this, in milliseconds.
+    pub refresh: i64,
+    /// How often old parts of its own make a host publish anew, in milliseconds.
+    pub echo: i64,
+    /// How many bytes of parts a second, and at once.
+    pub bytes: usize,
+    #[allow(missing_docs)]
+    pub burst: usize,
 }
 
-/// One address to be banned or freed here, and the host whose word it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Work {
-    /// The address.
-    pub address: Address,
-    /// Who reported it.
-    pub host: Host,
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            end_slack: 600,
+            unknown: 86_400,
+            grace: 60,
+            start_slack: 2,
+            soon: 3,
+            keep_unbans: 30 * 86_400,
+            ask: 2_000,
+            fresh: 2_000,
+            change: 2_000,
+            refresh: 300_000,
+            echo: 5_000,
+            bytes: 4 * 1024,
+            burst: 64 * 1024,
+        }
+    }
 }
 
-/// How some addresses of one jail stand on this host.
-#[derive(Debug, Default)]
-pub struct Here {
-    /// fail2ban bans them now.
-    pub held: BTreeSet<Address>,
-    /// They are never to be banned here.
-    pub ignored: BTreeSet<Address>,
-    /// fail2ban's database has a ban of them that lasts.
-    pub rows: BTreeMap<Address, Origin>,
-}
-
-/// What fail2ban is to be told about one jail.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    /// To be banned.
-    pub import: Vec<Work>,
-    /// To be freed.
-    pub free: Vec<Work>,
-    /// Not to be banned here, which is to be said.
-    pub refuse: Vec<Work>,
-    /// To be asked about again, soon.
-    pub wait: Vec<Address>,
-}
-
-/// Everything that is known of the other hosts' bans, and what was made of it here.
-#[derive(Debug, Default)]
+/// Everything that is known of the other hosts' bans and of this host's, and what was made of it.
+#[derive(Debug)]
 pub struct Fleet {
-    claims: Claims,
-    marks: BTreeMap<Key, Mark>,
-    /// When fail2ban will end what is banned here for others, in seconds since 1970.
-    leases: BTreeMap<Key, i64>,
-    /// Addresses that a word has come for and fail2ban has not been asked about since.
-    waiting: VecDeque<Key>,
+    me: Host,
+    pace: Pace,
+    jails: BTreeMap<Jail, Local>,
+    /// Who took back the last claim on an address.
+    unsaid: BTreeMap<Key, Host>,
+    /// The jails that fail2ban has, once it has said so.
+    names: Option<BTreeSet<Jail>>,
+    origins: BTreeMap<Host, Origin>,
+    words: usize,
+    lifts: Lifts,
+    unbans: Unbans,
+    /// Some fleet unban waits to be obeyed.
+    pardoning: bool,
+    teller: Teller,
+    snapshots: Snapshots,
+    branches: Branches,
+    presence: Option<Presence>,
+    /// What is not on disk yet.
+    changes: BTreeMap<Slot, Change>,
+    /// Addresses that something is to be done about.
+    queue: VecDeque<Key>,
     queued: BTreeSet<Key>,
-    changed: BTreeSet<Key>,
+    /// Jails that are to be looked at in this round.
+    looks: BTreeSet<Jail>,
+    orders: VecDeque<work::Order>,
+    doing: Option<work::Order>,
+    pulse: Option<Pulse>,
+    /// Addresses that were looked at by themselves just now.
+    glanced: Option<(Jail, Vec<Address>)>,
+    /// The stamp that this round's look at fail2ban stands for, and that of the last one that was
+    /// finished.
+    round: i64,
+    as_of: i64,
+    turn: u64,
+    /// When the last round began, in milliseconds.
+    begun: i64,
+    /// The disk is full: not before then is it tried again; in milliseconds.
+    unsaved: i64,
+    tidied: i64,
 }
 
 impl Fleet {
-    /// Takes up what an earlier process remembered. Whatever that one had not finished waits.
+    /// Takes up what an earlier process remembered.
     #[must_use]
-    pub fn remembering(imports: impl IntoIterator<Item = (Key, Import)>) -> Self {
-        let mut fleet = Self::default();
-        for (key, import) in imports {
-            for (host, word) in import.words {
-                fleet.claims.hear(&key, &host, word);
-            }
-            if import.mark != Mark::Done || !fleet.claims.any(&key) {
-                fleet.queue(key.clone());
-            }
-            fleet.leases.extend(import.until.map(|until| (key.clone(), until)));
-            fleet.marks.insert(key, import.mark);
-        }
+    pub fn new(me: Host, pace: Pace, remembered: Remembered) -> Self {
+        let mut fleet = Self {
+            teller: Teller::new(me.clone(), remembered.stamp),
+            me,
+            pace,
+            jails: BTreeMap::new(),
+            unsaid: BTreeMap::new(),
+            names: None,
+            origins: BTreeMap::new(),
+            words: 0,
+            lifts: Lifts::default(),
+            unbans: Unbans::default(),
+            pardoning: true,
+            snapshots: Snapshots::new(),
+            branches: Branches::default(),
+            presence: None,
+            changes: BTreeMap::new(),
+            queue: VecDeque::new(),
+            queued: BTreeSet::new(),
+            looks: BTreeSet::new(),
+            orders: VecDeque::new(),
+            doing: None,
+            pulse: None,
+            glanced: None,
+            round: 0,
+            as_of: 0,
+            turn: 0,
+            begun: 0,
+            unsaved: 0,
+            tidied: 0,
+        };
+        fleet.take_up(remembered);
         fleet
     }
 
-    /// Takes another host's word. Answers `false` where there is no room for it.
-    pub fn hear(&mut self, event: &Event, now: i64) -> bool {
-        let key = (event.jail.clone(), event.address);
-        let known = self.marks.contains_key(&key);
-        let ban = match event.action {
-            Action::Ban => Some(Ban { start: event.time, bantime: event.bantime }),
-            Action::Unban => None,
-            Action::Other(_) => return true,
+    /// **Marks keep the claims**: a restart without a broker still knows what it holds and until when.
+    fn take_up(&mut self, remembered: Remembered) {
+        for ((key, host), lift) in remembered.lifts {
+            self.lifts.lift(&key, &host, lift);
+        }
+        for (pardon, obeyed) in remembered.unbans {
+            self.unbans.remember(pardon, obeyed);
+        }
+        for ((key, host), since) in remembered.scripts {
+            self.say(&key, hear::script(host, since));
+        }
+        for ((jail, address), ban) in remembered.detected {
+            let told = &mut self.jails.entry(jail).or_default().told;
+            told.insert(address, Detection { ban, turn: 0, kept: true });
+        }
+        for (key, mark) in remembered.marks {
+            // What scripts said is remembered by itself.
+            for claim in mark.claims.iter().filter(|claim| claim.stamp > 0) {
+                let (host, stamp, ban) = (claim.host.clone(), claim.stamp, Some(claim.ban));
+                self.say(&key, Said { host, stamp, ban, unbans: claim.unbans.clone() });
+            }
+            let case = self.jails.entry(key.0.clone()).or_default().cases.entry(key.1).or_default();
+            case.mark = Some(Box::new(mark));
+        }
+    }
+
+    /// This host's name.
+    #[must_use]
+    pub fn me(&self) -> &Host {
+        &self.me
+    }
+
+    /// The jails that fail2ban has, once it has said so.
+    #[must_use]
+    pub fn names(&self) -> Option<&BTreeSet<Jail>> {
+        self.names.as_ref()
+    }
+
+    /// The link to the broker is up.
+    pub fn connected(&mut self, now: i64) {
+        self.branches.connected(now);
+        let me = self.me.clone();
+        self.branches.found(&me, now);
+        self.snapshots.connected(&me, now, &self.pace);
+        self.presence = None;
+    }
+
+    /// The link to the broker is down.
+    pub fn lost(&mut self) {
+        self.branches.lost();
+    }
+
+    /// Whose branch is to be subscribed to now, if any.
+    pub fn branch(&mut self, now: i64) -> Option<Host> {
+        self.branches.next(now)
+    }
+
+    /// What of this host's snapshot is to be published now.
+    pub fn publications(&mut self, now: i64) -> Vec<Publication> {
+        // Before fail2ban or its database was read, nothing is known, and nothing said.
+        if self.as_of == 0 {
+            return Vec::new();
+        }
+        if self.snapshots.is_refreshed(now) {
+            self.presence = None;
+        }
+        let jails = &self.jails;
+        let own = || {
+            let mut own = Vec::new();
+            for (jail, local) in jails {
+                own.extend(
+                    local.own.iter().map(|(address, own)| ((jail.clone(), *address), own.ban)),
+                );
+            }
+            own
         };
-        if ban.is_some() && !known && self.marks.len() >= MAX_IMPORTS {
-            return false;
-        }
-        let word = Word { stamp: event.stamp, ban, heard: now };
-        // Words of scripts are in no order but the one in which they come: one that frees what
-        // nobody banned says nothing.
-        if ban.is_none() && word.stamp == 0 && !self.claims.any(&key) {
-            return true;
-        }
-        if !self.claims.has_room(&key, &event.host) {
-            return false;
-        }
-        if self.claims.hear(&key, &event.host, word) && (known || ban.is_some()) {
-            self.marks.entry(key.clone()).or_insert(Mark::Heard);
-            self.changed.insert(key.clone());
-            // An unban counts when it was the last claim's: another's word undoes no lift of ours.
-            if ban.is_some() || !self.claims.any(&key) {
-                self.queue(key);
-            }
-        }
-        true
+        let unbans = || self.unbans.obeyed().collect();
+        self.snapshots.due(&self.me, own, unbans, self.as_of, now, &self.pace)
     }
 
-    /// This host's fail2ban detected the address itself: whatever was imported is its own now.
-    pub fn detected(&mut self, key: &Key) {
-        self.forget(key);
-    }
-
-    /// This host's own ban of the address is over: if others claim it, it is imported now.
-    pub fn expired(&mut self, key: &Key) {
-        if self.claims.any(key) {
-            self.marks.entry(key.clone()).or_insert(Mark::Heard);
-            self.changed.insert(key.clone());
-            self.queue(key.clone());
+    /// What is to be said of this host itself, where that is news on this connection.
+    pub fn presence(&mut self, version: &str, machine: &str) -> Option<Presence> {
+        let presence = Presence {
+            state: State::Online,
+            version: version.to_owned(),
+            jails: self.names.clone().unwrap_or_default(),
+            bans: self.jails.values().map(|local| local.own.len()).sum(),
+            machine: machine.to_owned(),
+        };
+        // The number of bans alone is no news: it comes with the next connection or jail.
+        let known = |last: &Presence| last.jails == presence.jails;
+        if self.presence.as_ref().is_some_and(known) {
+            return None;
         }
+        self.presence = Some(presence.clone());
+        Some(presence)
     }
 
-    /// How many addresses wait for fail2ban.
+    /// How many other hosts are known, and of how many everything.
     #[must_use]
-    pub fn waiting(&self) -> usize {
-        self.waiting.len()
+    pub fn hosts(&self) -> (usize, usize) {
+        self.branches.count()
     }
 
-    /// The next addresses to ask fail2ban about: up to `max` of one jail, in the order in which
-    /// their words came.
-    pub fn next(&mut self, max: usize) -> Option<(Jail, Vec<Address>)> {
-        let (jail, _) = self.waiting.front()?.clone();
-        let mut addresses = Vec::new();
-        while addresses.len() < max {
-            match self.waiting.pop_front_if(|key| key.0 == jail) {
-                Some(key) => {
-                    self.queued.remove(&key);
-                    addresses.push(key.1);
-                }
-                None => break,
-            }
-        }
-        Some((jail, addresses))
-    }
-
-    /// Puts addresses back that nothing was done about: fail2ban went away.
-    pub fn again(&mut self, jail: &Jail, addresses: &[Address]) {
-        for address in addresses {
-            let key = (jail.clone(), *address);
-            if self.marks.contains_key(&key) {
-                self.queue(key);
-            }
-        }
-    }
-
-    /// Decides on addresses, now that it is known how they stand here. Bans are marked as intended:
-    /// that is to be [remembered](Self::changes) before fail2ban is told.
-    pub fn plan(&mut self, jail: &Jail, addresses: &[Address], here: &Here) -> Plan {
-        let mut plan = Plan::default();
-        for &address in addresses {
-            let key = (jail.clone(), address);
-            let facts = Facts {
-                claimed: self.claims.any(&key),
-                mark: self.marks.get(&key).copied(),
-                held: here.held.contains(&address),
-                ignored: here.ignored.contains(&address),
-                row: here.rows.get(&address).copied(),
-            };
-            let speaker = self.claims.speaker(&key).cloned();
-            match (reconcile::step(facts), speaker) {
-                (Step::Import, Some(host)) => {
-                    self.mark(&key, Mark::Intended);
-                    plan.import.push(Work { address, host });
-                }
-                (Step::Refuse, Some(host)) => {
-                    self.forget(&key);
-                    plan.refuse.push(Work { address, host });
-                }
-                (Step::Free, Some(host)) => plan.free.push(Work { address, host }),
-                (Step::Keep, _) => self.mark(&key, Mark::Done),
-                (Step::Wait, _) => plan.wait.push(address),
-                _ => self.forget(&key),
-            }
-        }
-        plan
-    }
-
-    /// A plan was carried out; fail2ban will end these bans at `until`, or never.
-    pub fn done(&mut self, jail: &Jail, plan: &Plan, until: Option<i64>) {
-        for work in &plan.import {
-            let key = (jail.clone(), work.address);
-            // A detection that came between took the mark away.
-            if self.marks.contains_key(&key) {
-                self.mark(&key, Mark::Done);
-                self.lease(&key, until);
-                if !self.claims.any(&key) {
-                    self.queue(key);
-                }
-            }
-        }
-        for work in &plan.free {
-            let key = (jail.clone(), work.address);
-            if self.claims.any(&key) { self.queue(key) } else { self.forget(&key) }
-        }
-    }
-
-    /// The jails in which addresses are banned for others, and which: all, or those whose lease ends
-    /// before `end`.
+    /// How many bans of other hosts are known.
     #[must_use]
-    pub fn imported(&self, end: i64) -> BTreeMap<Jail, Vec<Address>> {
-        let mut jails: BTreeMap<Jail, Vec<Address>> = BTreeMap::new();
-        for (key, mark) in &self.marks {
-            let ends = self.leases.get(key).copied().unwrap_or(i64::MAX);
-            if *mark == Mark::Done && ends <= end {
-                jails.entry(key.0.clone()).or_default().push(key.1);
-            }
-        }
-        jails
+    pub fn claims(&self) -> usize {
+        let cases = self.jails.values().flat_map(|local| local.cases.values());
+        cases.flat_map(|case| &case.said).filter(|said| said.ban.is_some()).count()
     }
 
-    /// When fail2ban will end an import, and until when somebody wants it: in seconds since 1970,
-    /// `None` for never and not known.
+    /// The import of an address, if it is one.
     #[must_use]
-    pub fn times(&self, jail: &Jail, address: Address) -> (Option<i64>, Option<i64>) {
-        let key = (jail.clone(), address);
-        (self.leases.get(&key).copied(), self.claims.wants(&key))
+    pub fn mark(&self, key: &Key) -> Option<&marks::Mark> {
+        self.jails.get(&key.0)?.cases.get(&key.1)?.mark.as_deref()
     }
 
-    /// Imports were prolonged: fail2ban will end them at `until`, or never.
-    pub fn prolonged(&mut self, jail: &Jail, addresses: &[Address], until: Option<i64>) {
-        for address in addresses {
-            let key = (jail.clone(), *address);
-            if self.marks.contains_key(&key) {
-                self.lease(&key, until);
-            }
-        }
+    fn change(&mut self, change: Change) {
+        self.changes.insert(change.slot(), change);
     }
 
-    /// Forgets an import that fail2ban no longer bans: its time here is over.
-    pub fn over(&mut self, jail: &Jail, address: Address) {
-        let key = (jail.clone(), address);
-        if !self.queued.contains(&key) {
-            self.forget(&key);
-        }
-    }
-
-    /// Looks again at imports that nobody claims any more: their unban may have come while their jail
-    /// was away.
-    pub fn look_again(&mut self, jail: &Jail, addresses: &[Address]) {
-        for address in addresses {
-            let key = (jail.clone(), *address);
-            if self.marks.contains_key(&key) && !self.claims.any(&key) {
-                self.queue(key);
-            }
-        }
-    }
-
-    /// Whose word on an address counts now.
-    #[must_use]
-    pub fn reporter(&self, jail: &Jail, address: Address) -> String {
-        let speaker = self.claims.speaker(&(jail.clone(), address));
-        speaker.map_or_else(|| "nobody".to_owned(), ToString::to_string)
-    }
-
-    /// Forgets words that no longer matter. What nobody claims any more waits to be freed.
-    pub fn tidy(&mut self, now: i64) {
-        let marks = &self.marks;
-        for key in self.claims.tidy(now, |key| marks.contains_key(key)) {
-            if self.marks.contains_key(&key) {
-                self.changed.insert(key.clone());
-                if !self.claims.any(&key) {
-                    self.queue(key);
-                }
-            }
-        }
-    }
-
-    /// What has changed since the last call and is to be remembered; `None` is to be forgotten.
-    pub fn changes(&mut self) -> Vec<(Key, Option<Import>)> {
-        let changed = std::mem::take(&mut self.changed);
-        changed
-            .into_iter()
-            .map(|key| {
-                let mark = self.marks.get(&key);
-                let import = mark.map(|&mark| {
-                    let until = self.leases.get(&key).copied();
-                    Import { mark, until, words: self.claims.of(&key) }
-                });
-                (key, import)
-            })
-            .collect()
-    }
-
-    /// These changes could not be remembered: they stay changes.
-    pub fn unsaved(&mut self, keys: impl IntoIterator<Item = Key>) {
-        self.changed.extend(keys);
-    }
-
-    fn queue(&mut self, key: Key) {
+    fn queue(&mut self, key: &Key) {
         if self.queued.insert(key.clone()) {
-            self.waiting.push_back(key);
+            self.queue.push_back(key.clone());
         }
     }
 
-    fn mark(&mut self, key: &Key, mark: Mark) {
-        if self.marks.insert(key.clone(), mark) != Some(mark) {
-            self.changed.insert(key.clone());
-        }
+    /// Whose claims on an address count.
+    fn claimants<'a>(
+        &'a self,
+        key: &'a Key,
+        local: &'a Local,
+        case: &'a Case,
+        now: i64,
+    ) -> impl Iterator<Item = &'a Said> {
+        let bantime = local.bantime();
+        case.said.iter().filter(move |said| {
+            let lifted = |ban| self.lifts.covers(key, &said.host, ban, &self.pace);
+            said.lasts(bantime, now, &self.pace)
+                && !self.unbans.voids(key, said)
+                && !said.ban.is_some_and(lifted)
+        })
     }
 
-    fn lease(&mut self, key: &Key, until: Option<i64>) {
-        match until {
-            Some(until) => self.leases.insert(key.clone(), until),
-            None => self.leases.remove(key),
-        };
-        self.changed.insert(key.clone());
+    /// Whose word it is that an address is banned, or else that it is free.
+    #[must_use]
+    pub fn reporter(&self, key: &Key) -> Option<&Host> {
+        let case = self.jails.get(&key.0)?.cases.get(&key.1)?;
+        let last = case.said.iter().max_by_key(|said| (said.ban.is_some(), said.stamp));
+        let of_mark = || case.mark.as_ref()?.claims.last().map(|claim| &claim.host);
+        last.map(|said| &said.host).or_else(|| self.unsaid.get(key)).or_else(of_mark)
     }
+}
 
-    fn forget(&mut self, key: &Key) {
-        self.leases.remove(key);
-        if self.marks.remove(key).is_some() {
-            self.changed.insert(key.clone());
-        }
-    }
+fn secs(now: i64) -> i64 {
+    now.div_euclid(1000)
 }
 
 #[cfg(test)]

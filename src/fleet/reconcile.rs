@@ -1,77 +1,55 @@
-//! The decision on one address in one jail. A table: every combination of what is known has one
-//! answer.
-
-/// How far an import came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mark {
-    /// Another host's word has come; fail2ban has not been asked yet.
-    Heard,
-    /// fail2ban is about to be told. A process that died here does not know whether it was.
-    Intended,
-    /// fail2ban was told, and bans the address for the others' sake.
-    Done,
-}
+//! **Reconcile**: the decision on one address in one jail, from all that is known of it. A table: every
+//! combination has one answer.
 
 /// All that counts for the decision.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "the columns of a table")]
 pub struct Facts {
-    /// Some other host says that it bans the address.
+    /// Some other host claims the address.
     pub claimed: bool,
-    /// How far an import of it came, if there is one.
-    pub mark: Option<Mark>,
+    /// This host imported it, or was about to.
+    pub marked: bool,
     /// fail2ban bans it now.
     pub held: bool,
+    /// It ends by itself within seconds.
+    pub ends_soon: bool,
     /// This host is never to ban it: it is in the jail's `ignoreip`, or its own.
     pub ignored: bool,
-    /// What fail2ban's database says of a ban that lasts: perhaps it is only about to be restored.
-    pub row: Option<Origin>,
-}
-
-/// Where a ban came from, by fail2ban's database.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// fail2ban here detected it.
-    Own,
-    /// It was told to ban it: by us, or by its operator.
-    Told,
+    /// fail2ban has a row of it that lasts, and may still be about to restore it.
+    pub restoring: bool,
 }
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Ban it.
+    /// Ban it for the others' sake.
     Import,
     /// Do not ban it, and say so.
     Refuse,
-    /// It is banned already, for the others' sake.
-    Keep,
     /// Free it: it was banned for the others' sake, and none of them claims it any more.
     Free,
-    /// Ask again soon: fail2ban has only started, and will restore what is to be freed.
-    Wait,
-    /// Nothing: it is this host's own or its operator's, or nobody bans it.
+    /// Nothing is left of an import: forget it.
     Forget,
+    /// Nothing.
+    Leave,
 }
 
-/// Decides. What is banned here and was not imported belongs to this host or its operator: it is
-/// never banned again and never freed.
+/// Decides.
 #[must_use]
 pub fn step(facts: Facts) -> Step {
-    match facts {
-        Facts { row: Some(Origin::Own), .. } => Step::Forget,
-        Facts { claimed: true, held: false, ignored: true, .. } => Step::Refuse,
-        Facts { claimed: true, held: false, .. } => Step::Import,
-        Facts {
-            claimed: false,
-            held: false,
-            mark: Some(Mark::Intended | Mark::Done),
-            row: Some(Origin::Told),
-            ..
-        } => Step::Wait,
-        Facts { held: true, mark: None | Some(Mark::Heard), .. } => Step::Forget,
-        Facts { claimed: true, held: true, .. } => Step::Keep,
-        Facts { claimed: false, held: true, .. } => Step::Free,
-        Facts { claimed: false, held: false, .. } => Step::Forget,
+    let Facts { claimed, marked, held, ends_soon, ignored, restoring } = facts;
+    match (claimed, marked, held) {
+        // What fail2ban has yet to restore is neither missing nor gone.
+        (_, _, false) if restoring => Step::Leave,
+        (true, _, false) if ignored => Step::Refuse,
+        (true, _, false) => Step::Import,
+        // What is held and not marked is this host's own or its operator's, and stays theirs.
+        (_, false, _) => Step::Leave,
+        (true, true, true) => Step::Leave,
+        // `unbanip` would delete the host's own history.
+        (false, true, true) if ends_soon => Step::Leave,
+        (false, true, true) => Step::Free,
+        (false, true, false) => Step::Forget,
     }
 }
 
@@ -81,38 +59,28 @@ mod tests {
 
     #[test]
     fn every_combination_has_its_answer() {
-        use Mark::{Done, Heard, Intended};
-        use Step::{Forget, Free, Import, Keep, Refuse, Wait};
-        // claimed, mark, held -> step, where it is not this host's own
+        use Step::{Forget, Free, Import, Leave, Refuse};
+        // claimed, marked, held -> as it is; ends soon; ignored; restoring
         let table = [
-            (true, None, false, Import),
-            (true, Some(Heard), false, Import),
-            (true, Some(Intended), false, Import),
-            (true, Some(Done), false, Import),
-            (true, None, true, Forget),
-            (true, Some(Heard), true, Forget),
-            (true, Some(Intended), true, Keep),
-            (true, Some(Done), true, Keep),
-            (false, None, false, Forget),
-            (false, Some(Heard), false, Forget),
-            (false, Some(Intended), false, Forget),
-            (false, Some(Done), false, Forget),
-            (false, None, true, Forget),
-            (false, Some(Heard), true, Forget),
-            (false, Some(Intended), true, Free),
-            (false, Some(Done), true, Free),
+            (true, false, false, [Import, Import, Refuse, Leave]),
+            (true, true, false, [Import, Import, Refuse, Leave]),
+            (true, false, true, [Leave, Leave, Leave, Leave]),
+            (true, true, true, [Leave, Leave, Leave, Leave]),
+            (false, false, false, [Leave, Leave, Leave, Leave]),
+            (false, true, false, [Forget, Forget, Forget, Leave]),
+            (false, false, true, [Leave, Leave, Leave, Leave]),
+            (false, true, true, [Free, Leave, Free, Free]),
         ];
-        for (claimed, mark, held, expected) in table {
-            let facts = Facts { claimed, mark, held, ignored: false, row: None };
-            assert_eq!(step(facts), expected, "{facts:?}");
-            let own = Facts { row: Some(Origin::Own), ..facts };
-            assert_eq!(step(own), Forget, "{own:?}");
-            let told = Facts { row: Some(Origin::Told), ..facts };
-            let restoring = !claimed && !held && matches!(mark, Some(Intended | Done));
-            assert_eq!(step(told), if restoring { Wait } else { expected }, "{told:?}");
-            let ignored = Facts { ignored: true, ..facts };
-            let refused = if expected == Import { Refuse } else { expected };
-            assert_eq!(step(ignored), refused, "{ignored:?}");
+        for (claimed, marked, held, expected) in table {
+            let facts =
+                Facts { claimed, marked, held, ends_soon: false, ignored: false, restoring: false };
+            let answers = [
+                step(facts),
+                step(Facts { ends_soon: true, ..facts }),
+                step(Facts { ignored: true, ..facts }),
+                step(Facts { restoring: true, ..facts }),
+            ];
+            assert_eq!(answers, expected, "{facts:?}");
         }
     }
 }

@@ -1,16 +1,18 @@
-//! Stories of a few words each, and what fail2ban is told at their end.
+//! Stories of a few words each: what a host is told, and what it makes of it. The simulation has all the
+//! others.
 
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use super::claims::Word;
+use super::look::{Look, Server};
+use super::work::Step;
 use super::*;
-
-/// A host with a fleet's memory and a stand-in for what its fail2ban bans.
-#[derive(Default)]
-struct Server {
-    fleet: Fleet,
-    here: Here,
-    stamp: i64,
-}
+use crate::fail2ban::database::Row;
+use crate::wire::{Action, Ban, Event, Listed, Part, Slice, Told, UnbanId};
 
 const IP: &str = "203.0.113.9";
+const NOW: i64 = 1_795_342_588_000;
 
 fn jail() -> Jail {
     Jail::new("sshd").unwrap()
@@ -20,304 +22,275 @@ fn address(ip: &str) -> Address {
     Address::new(ip).unwrap()
 }
 
-fn event(action: Action, host: &str, ip: &str, stamp: i64) -> Event {
+fn key() -> Key {
+    (jail(), address(IP))
+}
+
+fn host(name: &str) -> Host {
+    Host::new(name).unwrap()
+}
+
+fn event(action: Action, from: &str, stamp: i64) -> Event {
     Event {
         action,
         jail: jail(),
-        address: address(ip),
+        address: address(IP),
         bantime: 600,
-        host: Host::new(host).unwrap(),
+        host: host(from),
         restored: 0,
         failures: 3,
-        time: 1,
+        time: NOW / 1000,
         stamp,
         reason: None,
+        id: None,
+        every_jail: false,
+        unbans: Vec::new(),
     }
 }
 
-impl Server {
-    fn hears(&mut self, action: Action, host: &str) {
-        self.stamp += 1;
-        assert!(self.fleet.hear(&event(action, host, IP, self.stamp), 0));
+fn part(from: &str, stamp: i64, listed: &[&str]) -> Part {
+    let bans = listed.iter().map(|ip| Listed {
+        jail: jail(),
+        address: address(ip),
+        start: NOW / 1000,
+        bantime: 600,
+    });
+    let slice = Slice::new(0, 1).unwrap();
+    Part { host: host(from), stamp, slice, bans: bans.collect(), unbans: Vec::new() }
+}
+
+/// A host with a fail2ban that does as it is told.
+struct Bench {
+    fleet: Fleet,
+    held: BTreeMap<Address, Option<i64>>,
+    rows: BTreeMap<Address, Row>,
+    disk: Remembered,
+    now: i64,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+        let (held, rows) = (BTreeMap::new(), BTreeMap::new());
+        Self { fleet, held, rows, disk: Remembered::default(), now: NOW }
     }
 
-    /// Asks fail2ban and does what is to be done; answers with words like `ban 203.0.113.9 (web1)`.
-    fn works(&mut self) -> Vec<String> {
+    fn hears(&mut self, event: &Event) {
+        assert!(self.fleet.hear(event, self.now));
+    }
+
+    /// A round: what fail2ban is told, a word each.
+    fn works(&mut self) -> Vec<&'static str> {
+        self.now += 2_000;
+        let server = Server { pid: 1, started: 0 };
+        self.fleet.begin(self.now);
+        self.fleet.pulse(Pulse { server, data_version: None }, BTreeSet::from([jail()]), self.now);
         let mut told = Vec::new();
-        while let Some((jail, addresses)) = self.fleet.next(2) {
-            let plan = self.fleet.plan(&jail, &addresses, &self.here);
-            for work in &plan.import {
-                self.here.held.insert(work.address);
-                told.push(format!("ban {} ({})", work.address, work.host));
-            }
-            for work in &plan.free {
-                self.here.held.remove(&work.address);
-                told.push(format!("unban {} ({})", work.address, work.host));
-            }
-            self.fleet.done(&jail, &plan, Some(600));
+        loop {
+            let secs = self.now / 1000;
+            let answer = match self.fleet.next(self.now) {
+                Step::Rest => return told,
+                Step::Save(changes) => {
+                    for change in changes {
+                        self.disk.apply(change);
+                    }
+                    self.fleet.saved(true, self.now);
+                    continue;
+                }
+                Step::Look(jail, of) => {
+                    let (held, rows) = (self.held.clone(), self.rows.clone());
+                    let (total, bantime) = (Some(9), 600);
+                    let look =
+                        Look { held, rows, database: true, total, bantime, ..Look::default() };
+                    self.fleet.seen(&jail, of.as_deref(), look, self.now);
+                    continue;
+                }
+                Step::Import(_, work) => {
+                    told.push("ban");
+                    for work in &work {
+                        let row = Row { timeofban: secs, bantime: 600, failures: 0 };
+                        self.held.insert(work.address, Some(600));
+                        self.rows.insert(work.address, row);
+                    }
+                    work.len()
+                }
+                Step::Free(_, work) => {
+                    told.push("free");
+                    self.lift();
+                    work.len()
+                }
+                Step::Obey(..) => {
+                    told.push("obey");
+                    self.lift();
+                    1
+                }
+                other => panic!("{other:?}"),
+            };
+            self.fleet.done(i64::try_from(answer).unwrap(), self.now);
         }
-        told
+    }
+
+    fn lift(&mut self) {
+        self.held.clear();
+        self.rows.clear();
     }
 
     fn restarts(&mut self) {
-        let imports: Vec<_> = self.remembered().into_iter().collect();
-        self.fleet = Fleet::remembering(imports);
-    }
-
-    /// What the store would hold, from all changes so far.
-    fn remembered(&mut self) -> BTreeMap<Key, Import> {
-        let keys: Vec<Key> = self.fleet.marks.keys().cloned().collect();
-        self.fleet.unsaved(keys);
-        let changes = self.fleet.changes().into_iter();
-        changes.filter_map(|(key, import)| Some((key, import?))).collect()
+        self.fleet = Fleet::new(host("me"), Pace::default(), self.disk.clone());
     }
 }
 
 const NOTHING: [&str; 0] = [];
 
 #[test]
-fn a_ban_is_imported_once_and_freed_with_its_origin() {
-    let mut it = Server::default();
-    it.hears(Action::Ban, "web1");
-    it.hears(Action::Ban, "web1");
-    assert_eq!(it.works(), ["ban 203.0.113.9 (web1)"]);
-    it.hears(Action::Ban, "web2");
-    assert_eq!(it.works(), NOTHING);
-    it.hears(Action::Unban, "web1");
-    assert_eq!(it.works(), NOTHING, "web2 still bans it");
-    it.hears(Action::Unban, "web2");
-    assert_eq!(it.works(), ["unban 203.0.113.9 (web2)"]);
-    it.hears(Action::Ban, "web1");
-    assert_eq!(it.works(), ["ban 203.0.113.9 (web1)"]);
+fn of_two_words_of_a_host_the_greater_stamp_counts() {
+    use Action::{Ban as B, Unban as U};
+    let mut it = Bench::new();
+    it.hears(&event(B, "web1", 10));
+    assert_eq!(it.works(), ["ban"]);
+    it.hears(&event(U, "web1", 9));
+    it.fleet.hear_part(&part("web1", 8, &[]), NOW);
+    assert_eq!(it.works(), NOTHING, "older words");
+    it.fleet.hear_part(&part("web1", 20, &[]), NOW);
+    assert_eq!(it.works(), ["free"], "a newer part does not list it");
+    it.hears(&event(B, "web1", 15));
+    it.hears(&event(B, "web1", 20));
+    assert_eq!(it.works(), NOTHING, "told before the part, or as soon");
+    assert_eq!(it.fleet.word(&key(), &host("web1")), Word::Free(20));
+    it.fleet.hear_part(&part("web1", 30, &[IP]), NOW);
+    assert_eq!(it.works(), ["ban"]);
+    it.fleet.hear_cleared(&host("web1"), 0, NOW);
+    assert_eq!(it.works(), ["free"], "it was forgotten");
 }
 
 #[test]
-fn a_ban_whose_time_here_is_over_is_made_again_when_it_is_told_again() {
-    let mut it = Server::default();
-    it.hears(Action::Ban, "web1");
+fn each_claims_for_itself_and_scripts_in_the_order_in_which_they_speak() {
+    use Action::{Ban as B, Unban as U};
+    let mut it = Bench::new();
+    for from in ["web1", "web2"] {
+        it.hears(&event(B, from, 10));
+    }
+    for from in ["old1", "old2"] {
+        it.hears(&event(B, from, 0));
+    }
+    assert_eq!(it.works(), ["ban"]);
+    for (from, stamp) in [("web1", 11), ("old1", 0), ("web2", 11)] {
+        it.hears(&event(U, from, stamp));
+        assert_eq!(it.works(), NOTHING, "somebody still claims it");
+    }
+    it.hears(&event(U, "old2", 0));
+    assert_eq!(it.works(), ["free"]);
+}
+
+#[test]
+fn what_was_lifted_here_stays_lifted_until_its_origin_bans_anew() {
+    let mut it = Bench::new();
+    it.hears(&event(Action::Ban, "web1", 10));
     it.works();
-    it.here.held.clear();
-    it.hears(Action::Ban, "web1");
-    assert_eq!(it.works(), ["ban 203.0.113.9 (web1)"]);
-}
-
-#[test]
-fn what_this_host_or_its_operator_banned_is_neither_banned_again_nor_freed() {
-    let mut it = Server::default();
-    it.here.held.insert(address(IP));
-    it.hears(Action::Ban, "web1");
-    it.hears(Action::Unban, "web1");
-    it.hears(Action::Ban, "web1");
     it.works();
-    it.hears(Action::Unban, "web1");
+    it.lift();
     assert_eq!(it.works(), NOTHING);
-}
-
-#[test]
-fn what_is_never_to_be_banned_here_is_refused_and_forgotten() {
-    let mut it = Server::default();
-    it.here.ignored.insert(address(IP));
-    it.hears(Action::Ban, "web1");
-    let (jail, addresses) = it.fleet.next(9).unwrap();
-    let plan = it.fleet.plan(&jail, &addresses, &it.here);
-    let work = Work { address: address(IP), host: Host::new("web1").unwrap() };
-    assert_eq!(plan, Plan { refuse: vec![work], ..Plan::default() });
-    assert!(it.remembered().is_empty());
-}
-
-#[test]
-fn an_own_ban_that_ends_while_others_claim_it_is_imported_then() {
-    let mut it = Server::default();
-    it.here.held.insert(address(IP));
-    it.hears(Action::Ban, "web1");
-    assert_eq!(it.works(), NOTHING);
-    it.here.held.clear();
-    it.fleet.expired(&(jail(), address(IP)));
-    assert_eq!(it.works(), ["ban 203.0.113.9 (web1)"]);
-}
-
-#[test]
-fn an_unban_of_one_host_undoes_no_lift_of_what_another_claims() {
-    let mut it = Server::default();
-    it.hears(Action::Ban, "web1");
-    it.hears(Action::Ban, "web2");
-    it.works();
-    it.here.held.clear(); // lifted by hand
-    it.hears(Action::Unban, "web2");
-    assert_eq!(it.works(), NOTHING);
-}
-
-#[test]
-fn an_own_ban_that_is_still_to_be_restored_is_left_alone() {
-    let mut it = Server::default();
-    it.here.rows.insert(address(IP), Origin::Own);
-    it.hears(Action::Ban, "web1");
-    assert_eq!(it.works(), NOTHING);
-}
-
-#[test]
-fn a_detection_of_its_own_makes_an_import_this_host_s() {
-    let mut it = Server::default();
-    it.hears(Action::Ban, "web1");
-    it.works();
-    it.fleet.detected(&(jail(), address(IP)));
-    it.hears(Action::Unban, "web1");
-    assert_eq!(it.works(), NOTHING);
-    assert!(it.remembered().is_empty());
-}
-
-#[test]
-fn a_detection_while_fail2ban_is_told_counts() {
-    let mut it = Server::default();
-    it.hears(Action::Ban, "web1");
-    let (jail, addresses) = it.fleet.next(9).unwrap();
-    let plan = it.fleet.plan(&jail, &addresses, &it.here);
-    it.fleet.detected(&(jail.clone(), address(IP)));
-    it.fleet.done(&jail, &plan, None);
-    assert!(it.fleet.imported(i64::MAX).is_empty());
-}
-
-#[test]
-fn old_words_are_ignored_and_words_of_scripts_count_as_they_come() {
-    let mut it = Server::default();
-    let word = |action, stamp| event(action, "web1", IP, stamp);
-    it.fleet.hear(&word(Action::Unban, 20), 0);
-    it.fleet.hear(&word(Action::Ban, 10), 0);
-    assert_eq!(it.works(), NOTHING, "the ban is older than its end");
-    it.fleet.hear(&word(Action::Ban, 0), 0);
-    assert_eq!(it.works(), ["ban 203.0.113.9 (web1)"]);
-    it.fleet.hear(&word(Action::Unban, 0), 0);
-    assert_eq!(it.works(), ["unban 203.0.113.9 (web1)"]);
-}
-
-#[test]
-fn a_restart_at_any_point_ends_the_same() {
-    let mut it = Server::default();
-    it.hears(Action::Ban, "web1");
     it.restarts();
-    assert_eq!(it.works(), ["ban 203.0.113.9 (web1)"], "it had only been heard");
-    it.restarts();
-    it.hears(Action::Ban, "web2");
-    it.hears(Action::Unban, "web1");
-    it.restarts();
-    assert_eq!(it.works(), NOTHING, "web2's claim is remembered");
-    it.hears(Action::Unban, "web2");
-    it.restarts();
-    let freed = it.works();
-    assert!(freed.len() == 1 && freed[0].starts_with("unban 203.0.113.9"), "{freed:?}");
+    it.fleet.hear_part(&part("web1", 20, &[IP]), NOW);
+    assert_eq!(it.works(), NOTHING, "the same ban");
+    let anew = Event { time: NOW / 1000 + 60, ..event(Action::Ban, "web1", 30) };
+    it.hears(&anew);
+    assert_eq!(it.works(), ["ban"]);
 }
 
 #[test]
-fn a_restart_between_intent_and_deed_keeps_what_was_done() {
-    let mut it = Server::default();
-    it.hears(Action::Ban, "web1");
-    let (jail, addresses) = it.fleet.next(9).unwrap();
-    let plan = it.fleet.plan(&jail, &addresses, &it.here);
-    assert_eq!(plan.import.len(), 1);
-    it.here.held.insert(address(IP)); // fail2ban did it, and we died
-    it.restarts();
+fn a_fleet_unban_frees_what_is_the_host_s_own_and_a_claim_has_to_carry_it() {
+    let mut it = Bench::new();
+    let row = Row { timeofban: NOW / 1000, bantime: 600, failures: 3 };
+    it.held.insert(address(IP), Some(600));
+    it.rows.insert(address(IP), row);
     assert_eq!(it.works(), NOTHING);
-    it.hears(Action::Unban, "web1");
-    assert_eq!(it.works(), ["unban 203.0.113.9 (web1)"]);
+    let id = UnbanId::made_by(&host("web2"), NOW);
+    let unban = event(Action::Unban, "web2", 7);
+    it.hears(&Event { reason: Some(crate::wire::Reason::Fleet), id: Some(id.clone()), ..unban });
+    assert_eq!(it.works(), ["obey"]);
+    it.hears(&event(Action::Ban, "web1", 10));
+    assert_eq!(it.works(), NOTHING, "void");
+    it.restarts();
+    it.hears(&Event { unbans: vec![id.clone()], ..event(Action::Ban, "web1", 20) });
+    assert_eq!(it.works(), ["ban"]);
+    let told = Told {
+        action: Action::Ban,
+        jail: jail(),
+        address: address(IP),
+        bantime: 600,
+        restored: 0,
+        failures: 3,
+        time: it.now / 1000,
+    };
+    let ours = it.fleet.tell(&told, || Ok::<_, Infallible>(None), it.now).unwrap().unwrap();
+    assert_eq!(ours.unbans, [id], "and so does ours");
 }
 
 #[test]
-fn an_unban_waits_for_a_fail2ban_that_is_still_to_restore_the_ban() {
-    let mut it = Server::default();
-    it.hears(Action::Ban, "web1");
+fn a_detection_that_only_its_event_tells_of_is_learned_from_it() {
+    // The spool cannot be written: notify's child publishes, and the event comes back.
+    let mut it = Bench::new();
+    it.held.insert(address(IP), Some(600));
+    let reason = Some(crate::wire::Reason::Detected);
+    it.fleet.hear_own(&Event { reason, ..event(Action::Ban, "me", NOW) }, NOW);
     it.works();
-    it.here.held.clear(); // fail2ban started anew
-    it.here.rows.insert(address(IP), Origin::Told);
-    it.hears(Action::Unban, "web1");
-    let (jail, addresses) = it.fleet.next(9).unwrap();
-    let plan = it.fleet.plan(&jail, &addresses, &it.here);
-    assert_eq!(plan, Plan { wait: addresses.clone(), ..Plan::default() });
-    it.fleet.again(&jail, &plan.wait);
-    it.here.held.insert(address(IP)); // and has restored it
-    assert_eq!(it.works(), ["unban 203.0.113.9 (web1)"]);
+    it.fleet.connected(it.now);
+    it.works();
+    let published = it.fleet.publications(it.now);
+    let bans = &published[0].part.as_ref().unwrap().bans;
+    assert_eq!((bans.len(), bans[0].start), (1, NOW / 1000));
 }
 
 #[test]
-fn an_unban_that_came_while_its_jail_was_away_is_found_again() {
-    let mut it = Server::default();
-    it.hears(Action::Ban, "web1");
+fn a_clock_that_was_set_back_holds_nothing_up() {
+    let mut it = Bench::new();
+    it.fleet.connected(it.now);
     it.works();
-    it.hears(Action::Unban, "web1");
-    let (jail, addresses) = it.fleet.next(9).unwrap(); // and given up, with the jail
-    it.fleet.look_again(&jail, &addresses);
-    assert_eq!(it.works(), ["unban 203.0.113.9 (web1)"]);
+    assert_eq!(it.fleet.publications(it.now).len(), 1);
+    let before = it.now;
+    it.now -= 3_600_000;
+    it.hears(&event(Action::Ban, "web1", 10));
+    assert_eq!(it.works(), ["ban"]);
+    it.works();
+    let published = it.fleet.publications(it.now);
+    assert!(published[0].part.as_ref().unwrap().stamp > before, "and its stamps go on from there");
+}
+
+#[test]
+fn a_full_disk_stops_no_ban_and_is_written_when_there_is_room() {
+    let mut it = Bench::new();
+    it.works();
+    it.hears(&event(Action::Ban, "web1", 10));
+    let mut steps = Vec::new();
+    for _ in 0..9 {
+        match it.fleet.next(it.now) {
+            Step::Save(_) => {
+                steps.push("save");
+                it.fleet.saved(false, it.now);
+            }
+            Step::Import(..) => {
+                steps.push("ban");
+                it.fleet.done(1, it.now);
+            }
+            Step::Rest => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(steps, ["save", "ban"]);
+    it.held.insert(address(IP), Some(600));
+    it.works();
+    assert!(it.disk.marks[&key()].done);
 }
 
 #[test]
 fn there_is_an_end_to_what_is_kept() {
-    let mut fleet = Fleet::default();
-    let hears = |fleet: &mut Fleet, host: usize| {
-        fleet.hear(&event(Action::Ban, &format!("host{host}"), IP, 1), 0)
-    };
-    assert!((0..1_000).all(|host| hears(&mut fleet, host)));
-    assert!(!hears(&mut fleet, 1_001));
-    assert!(fleet.hear(&event(Action::Ban, "host7", IP, 2), 0), "a known host's next word");
-}
-
-#[test]
-fn fail2ban_away_keeps_the_order_and_loses_nothing() {
-    let mut it = Server::default();
-    it.hears(Action::Ban, "web1");
-    let (jail, addresses) = it.fleet.next(9).unwrap();
-    it.fleet.again(&jail, &addresses);
-    it.hears(Action::Unban, "web1");
-    it.hears(Action::Ban, "web1");
-    assert_eq!(it.works(), ["ban 203.0.113.9 (web1)"]);
-}
-
-#[test]
-fn batches_are_of_one_jail_and_bounded() {
-    let mut fleet = Fleet::default();
-    for n in 1..=5 {
-        fleet.hear(&event(Action::Ban, "web1", &format!("192.0.2.{n}"), n), 0);
-    }
-    let mut other = event(Action::Ban, "web1", "192.0.2.6", 9);
-    other.jail = Jail::new("recidive").unwrap();
-    fleet.hear(&other, 0);
-    let sizes: Vec<_> = std::iter::from_fn(|| fleet.next(3))
-        .map(|(jail, addresses)| (jail.to_string(), addresses.len()))
-        .collect();
-    let of = |jail: &str, count| (jail.to_owned(), count);
-    assert_eq!(sizes, [of("sshd", 3), of("sshd", 2), of("recidive", 1)]);
-}
-
-#[test]
-fn words_are_forgotten_when_they_no_longer_matter() {
-    let mut it = Server::default();
-    it.here.held.insert(address(IP)); // an own ban: the claim is kept, nothing is imported
-    it.hears(Action::Ban, "web1");
-    it.works();
-    let key = (jail(), address(IP));
-    it.fleet.tidy(1199);
-    assert!(it.fleet.claims.any(&key));
-    it.fleet.tidy(1201);
-    assert!(!it.fleet.claims.any(&key));
-}
-
-#[test]
-fn a_claim_whose_end_its_origin_does_not_tell_ends_after_a_while() {
-    let mut it = Server::default();
-    it.hears(Action::Ban, "web1");
-    it.works();
-    assert_eq!(it.fleet.times(&jail(), address(IP)), (Some(600), Some(600)));
-    it.fleet.tidy(1199);
-    assert_eq!(it.works(), NOTHING);
-    it.restarts();
-    it.fleet.tidy(1201);
-    assert_eq!(it.works().len(), 1, "freed");
-    // One of unknown length rests on this jail's bantime.
-    let mut word = event(Action::Ban, "old", IP, 0);
-    word.bantime = 0;
-    it.fleet.hear(&word, 0);
-    it.works();
-    assert_eq!(it.fleet.times(&jail(), address(IP)), (Some(600), None));
-    it.fleet.tidy(999_999);
-    assert_eq!(it.works(), NOTHING);
-    assert_eq!(it.fleet.imported(599), BTreeMap::new());
-    assert_eq!(it.fleet.imported(600).len(), 1);
+    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    let mut hears =
+        |n: usize, stamp| fleet.hear(&event(Action::Ban, &format!("host{n}"), stamp), 0);
+    assert!((0..1_000).all(|n| hears(n, 1)));
+    assert!(!hears(1_001, 1));
+    assert!(hears(7, 2), "a known host's next word");
+    let ban = Ban { start: NOW / 1000, bantime: 600 };
+    assert_eq!(fleet.word(&key(), &host("host7")), Word::Held(2, ban));
 }

@@ -5,10 +5,14 @@ use std::fmt;
 use serde_json::Value;
 
 use super::fields::{Fields, Malformed};
-use super::{Address, Host, Jail};
+use super::{Address, Host, Jail, UnbanId};
 
-/// The largest event that is read, in bytes. Ours are below 400; a script's, below 300.
+/// The largest event that is read, in bytes. Ours are below 400 where they carry no fleet unbans; a
+/// script's, below 300.
 const MAX_EVENT: usize = 4096;
+
+/// The most fleet unbans that an event names, the newest ones: with more, the snapshot tells.
+const MAX_UNBANS: usize = 10;
 
 /// What an event says was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,11 +64,13 @@ pub enum Reason {
     Expired,
     /// An unban: somebody freed the address by hand at its origin.
     Lifted,
+    /// An unban that is meant for the whole fleet, and has an id.
+    Fleet,
 }
 
 impl Reason {
     fn known(text: &str) -> Option<Self> {
-        let all = [Self::Detected, Self::Expired, Self::Lifted];
+        let all = [Self::Detected, Self::Expired, Self::Lifted, Self::Fleet];
         all.into_iter().find(|reason| reason.as_str() == text)
     }
 
@@ -73,6 +79,7 @@ impl Reason {
             Self::Detected => "detected",
             Self::Expired => "expired",
             Self::Lifted => "lifted",
+            Self::Fleet => "fleet",
         }
     }
 }
@@ -100,6 +107,12 @@ pub struct Event {
     pub stamp: i64,
     /// Why, where it is known.
     pub reason: Option<Reason>,
+    /// Of an unban for the whole fleet: its name.
+    pub id: Option<UnbanId>,
+    /// Of an unban for the whole fleet: it is for every jail (`"jails":"*"`), not for this one alone.
+    pub every_jail: bool,
+    /// Of a ban: the fleet unbans of its address that its host knew and obeyed before it.
+    pub unbans: Vec<UnbanId>,
 }
 
 impl Event {
@@ -110,6 +123,11 @@ impl Event {
     /// [`Malformed`], with nothing of the payload in its text.
     pub fn parse(payload: &[u8]) -> Result<Self, Malformed> {
         let fields = Fields::parse(payload, MAX_EVENT)?;
+        let reason = fields.text("reason").and_then(Reason::known);
+        let id = match reason {
+            Some(Reason::Fleet) => Some(fields.needed("id", UnbanId::new)?),
+            _ => None,
+        };
         Ok(Self {
             action: fields.needed("action", |text| Ok(Action::new(text)))?,
             jail: fields.needed("ipmset", Jail::new)?,
@@ -120,7 +138,10 @@ impl Event {
             failures: fields.number("failures")?,
             time: fields.number("time")?,
             stamp: fields.number("stamp")?,
-            reason: fields.text("reason").and_then(Reason::known),
+            reason,
+            id,
+            every_jail: fields.text("jails") == Some("*"),
+            unbans: fields.texts("unbans", MAX_UNBANS, UnbanId::new)?,
         })
     }
 
@@ -149,6 +170,19 @@ impl Event {
         );
         if let Some(reason) = self.reason {
             json.extend([r#","reason":""#, reason.as_str(), "\""]);
+        }
+        if let Some(id) = &self.id {
+            json.extend([r#","id":"#, &Value::from(id.as_str()).to_string()]);
+        }
+        if self.every_jail {
+            json.push_str(r#","jails":"*""#);
+        }
+        if !self.unbans.is_empty() {
+            let mut newest: Vec<&UnbanId> = self.unbans.iter().collect();
+            newest.sort_by_key(|id| std::cmp::Reverse(id.made()));
+            let texts: Vec<&str> =
+                newest.into_iter().take(MAX_UNBANS).map(UnbanId::as_str).collect();
+            json.extend([r#","unbans":"#, &Value::from(texts).to_string()]);
         }
         json.push('}');
         json
@@ -181,6 +215,37 @@ mod tests {
             time: 0,
             stamp: 0,
             reason: None,
+            id: None,
+            every_jail: false,
+            unbans: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_fleet_unban_has_a_name_and_a_later_ban_repeats_it() {
+        let id = UnbanId::new("web2-1795340000123").unwrap();
+        let unban = Event {
+            action: Action::Unban,
+            stamp: 7,
+            reason: Some(Reason::Fleet),
+            id: Some(id.clone()),
+            every_jail: true,
+            ..event()
+        };
+        let end = r#""reason":"fleet","id":"web2-1795340000123","jails":"*"}"#;
+        assert!(unban.encode().ends_with(end), "{}", unban.encode());
+        assert_eq!(Event::parse(unban.encode().as_bytes()), Ok(unban.clone()));
+        let without = unban.encode().replace("\"id\"", "\"x\"");
+        let missing = Malformed::Field("id", "is missing".to_owned());
+        assert_eq!(Event::parse(without.as_bytes()), Err(missing));
+        let ban = Event { stamp: 8, reason: Some(Reason::Detected), unbans: vec![id], ..event() };
+        assert!(ban.encode().ends_with(r#""reason":"detected","unbans":["web2-1795340000123"]}"#));
+        assert_eq!(Event::parse(ban.encode().as_bytes()), Ok(ban.clone()));
+        let many = ban.encode().replace('[', &format!("[{}", r#""a-1","#.repeat(10)));
+        for odd in
+            [many, ban.encode().replace("web2-1", "web2/1"), ban.encode().replace("[\"", "[7,\"")]
+        {
+            assert!(Event::parse(odd.as_bytes()).is_err(), "{odd}");
         }
     }
 

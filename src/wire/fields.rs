@@ -55,6 +55,33 @@ impl Fields {
         Err(Malformed::Field(name, what))
     }
 
+    /// What `make` makes of each text of a list; empty where the field is missing.
+    pub(super) fn texts<T>(
+        &self,
+        name: &'static str,
+        max: usize,
+        make: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Vec<T>, Malformed> {
+        self.list(name, max)?
+            .iter()
+            .map(|value| match value {
+                Value::String(text) => make(text).map_err(|what| Malformed::Field(name, what)),
+                _ => Err(Malformed::Field(name, "must be a list of strings".to_owned())),
+            })
+            .collect()
+    }
+
+    /// A list of at most `max` values; empty where the field is missing.
+    pub(super) fn list(&self, name: &'static str, max: usize) -> Result<&[Value], Malformed> {
+        match self.0.get(name) {
+            None => Ok(&[]),
+            Some(Value::Array(values)) if values.len() <= max => Ok(values),
+            Some(_) => {
+                Err(Malformed::Field(name, format!("must be a list of at most {max} values")))
+            }
+        }
+    }
+
     /// A whole number, or the digits of one in a string; 0 where the field is missing.
     pub(super) fn number(&self, name: &'static str) -> Result<i64, Malformed> {
         let number = match self.0.get(name) {

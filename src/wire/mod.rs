@@ -1,14 +1,23 @@
 //! What travels between hosts: the messages, as types, and their JSON. Pure.
 //!
+//! - [`Event`]: a host banned an address, or freed it.
+//! - [`Part`]: what a host detected and holds now, or a part of that.
+//! - [`Presence`]: that a host is there.
+//! - [`Told`]: what fail2ban told this host, on its way to an event.
+//!
 //! An event's first seven fields are those of the scripts that this program replaces: their names,
 //! order and types stay, so that each side reads the other.
 
 mod event;
 mod fields;
 mod names;
+mod part;
+mod presence;
 mod told;
 
 pub use event::{Action, Event, Reason};
 pub use fields::Malformed;
-pub use names::{Address, Host, Jail};
+pub use names::{Address, Fnv, Host, Jail, Scope, UnbanId};
+pub use part::{Ban, Listed, MAX_PARTS, Pardon, Part, Slice};
+pub use presence::{Presence, State};
 pub use told::Told;

@@ -1,12 +1,13 @@
 //! The names that messages carry: of a jail, a host, an address. A value of one of these types is
 //! safe to print, to publish and to hand to fail2ban.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// A jail's name, as fail2ban has it: exact, 1 to 128 bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Jail(String);
+pub struct Jail(Arc<str>);
 
 impl Jail {
     const MAX: usize = 128;
@@ -24,7 +25,7 @@ impl Jail {
                 "must be the name of a jail: at most {max} bytes, no blank or quote"
             ));
         }
-        Ok(Self(text.to_owned()))
+        Ok(Self(text.into()))
     }
 
     /// The name.
@@ -42,7 +43,7 @@ impl fmt::Display for Jail {
 
 /// A host's name in the fleet: one level of a topic, 1 to 128 bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Host(String);
+pub struct Host(Arc<str>);
 
 impl Host {
     const MAX: usize = 128;
@@ -59,7 +60,7 @@ impl Host {
                 "must be a name of at most {max} bytes without / + # or control characters"
             ));
         }
-        Ok(Self(text.to_owned()))
+        Ok(Self(text.into()))
     }
 
     /// The name.
@@ -97,10 +98,161 @@ impl Address {
     pub fn ip(self) -> IpAddr {
         self.0
     }
+
+    /// Which part of a snapshot it belongs to: FNV-1a, 64 bit, of its canonical text.
+    #[must_use]
+    pub fn hash(self) -> u64 {
+        let mut hash = Fnv::default();
+        let _ = write!(hash, "{}", self.0);
+        hash.0
+    }
+}
+
+/// FNV-1a, 64 bit (draft-eastlake-fnv).
+#[derive(Clone, Copy, Debug)]
+pub struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    /// The hash of what was written so far.
+    #[must_use]
+    pub fn value(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Write for Fnv {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        Ok(())
+    }
+}
+
+/// The name of one fleet unban: the host that made it, a `-`, and when, in milliseconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnbanId {
+    text: Arc<str>,
+    made: i64,
+}
+
+impl UnbanId {
+    /// The name of an unban that a host makes now.
+    #[must_use]
+    pub fn made_by(host: &Host, millis: i64) -> Self {
+        let made = millis.max(0);
+        Self { text: format!("{host}-{made}").into(), made }
+    }
+
+    /// Takes what may be such a name.
+    ///
+    /// # Errors
+    /// A sentence's end that says what it must be.
+    pub fn new(text: &str) -> Result<Self, String> {
+        let parts = text.rsplit_once('-').filter(|(host, digits)| {
+            Host::new(host).is_ok()
+                && !digits.is_empty()
+                && digits.bytes().all(|b| b.is_ascii_digit())
+        });
+        let made = parts.and_then(|(_, digits)| digits.parse().ok());
+        made.map(|made| Self { text: text.into(), made })
+            .ok_or_else(|| "must be a host's name, - and milliseconds since 1970".to_owned())
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// When it was made, in milliseconds since 1970 on the clock of the host that made it.
+    #[must_use]
+    pub fn made(&self) -> i64 {
+        self.made
+    }
+}
+
+impl fmt::Display for UnbanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// What a fleet unban is for: one jail, or every one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// Every jail; `*` on the wire.
+    Every,
+    /// This one.
+    One(Jail),
+}
+
+impl Scope {
+    /// Takes `*` or the name of a jail.
+    ///
+    /// # Errors
+    /// A sentence's end that says what it must be.
+    pub fn new(text: &str) -> Result<Self, String> {
+        if text == "*" { Ok(Self::Every) } else { Jail::new(text).map(Self::One) }
+    }
+
+    /// How it is written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Every => "*",
+            Self::One(jail) => jail.as_str(),
+        }
+    }
+
+    /// Whether it is for this jail.
+    #[must_use]
+    pub fn covers(&self, jail: &Jail) -> bool {
+        match self {
+            Self::Every => true,
+            Self::One(one) => one == jail,
+        }
+    }
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_fnv_1a() {
+        // Of the reference's test vectors, and of two canonical texts.
+        let mut hash = Fnv::default();
+        assert_eq!(hash.value(), 0xcbf2_9ce4_8422_2325);
+        hash.write_str("foobar").unwrap();
+        assert_eq!(hash.value(), 0x8594_4171_f739_67e8);
+        let of = |text: &str| Address::new(text).unwrap().hash();
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+        assert_eq!(of("2001:DB8:0::1"), of("2001:db8::1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+    }
+
+    #[test]
+    fn an_unban_s_name_is_a_host_and_a_time() {
+        let id = UnbanId::made_by(&Host::new("web-2").unwrap(), 1_795_340_000_123);
+        assert_eq!(id.as_str(), "web-2-1795340000123");
+        assert_eq!(UnbanId::new("web-2-1795340000123"), Ok(id));
+        for text in
+            ["", "web2", "web2-", "-1", "web2-x", "web2-+1", "a/b-1", "web2-99999999999999999999"]
+        {
+            assert!(UnbanId::new(text).is_err(), "{text}");
+        }
     }
 }

@@ -68,6 +68,9 @@ impl Told {
             time: self.time,
             stamp,
             reason: Some(reason),
+            id: None,
+            every_jail: false,
+            unbans: Vec::new(),
         }
     }
 

@@ -81,7 +81,12 @@ impl Rig {
 
     /// The same of another Debian release.
     pub(crate) fn fleet_of(suite: &str, servers: &[&str]) -> Self {
-        let rig = Self::up(&fleet_root(suite), &[&["hub"], servers].concat());
+        Self::fleet_with(suite, &[], servers)
+    }
+
+    /// The same with more packages.
+    pub(crate) fn fleet_with(suite: &str, packages: &[&str], servers: &[&str]) -> Self {
+        let rig = Self::up(&fleet_root(suite, packages), &[&["hub"], servers].concat());
         rig.host("hub").sh("systemctl stop f2bmqttsub fail2ban && systemctl start mosquitto");
         for server in servers {
             let server = rig.host(server);
@@ -139,8 +144,14 @@ pub(crate) struct Record<'a> {
 impl Record<'_> {
     /// The events so far: topic and payload, a line each.
     pub(crate) fn events(&self) -> Vec<String> {
-        let seen = self.hub.sh("cat /root/seen");
-        seen.lines().filter(|line| !line.ends_with("probe")).map(str::to_owned).collect()
+        let other = ["blacklist/probe", "blacklist/state/", "blacklist/host/"];
+        let event = |line: &&String| !other.iter().any(|topic| line.starts_with(topic));
+        self.messages().iter().filter(event).cloned().collect()
+    }
+
+    /// Everything so far: events, parts of snapshots, presence.
+    pub(crate) fn messages(&self) -> Vec<String> {
+        self.hub.sh("cat /root/seen").lines().map(str::to_owned).collect()
     }
 
     /// How many of them hold all of these words.
@@ -151,8 +162,9 @@ impl Record<'_> {
 }
 
 /// The root that a fleet grows from: a server's packages, ours installed, jails and settings.
-pub(crate) fn fleet_root(suite: &str) -> String {
-    output(Command::new(tests().join("support/server-root")).arg(suite).arg(package()))
+pub(crate) fn fleet_root(suite: &str, packages: &[&str]) -> String {
+    let mut command = Command::new(tests().join("support/server-root"));
+    output(command.arg(suite).arg(package()).args(packages))
 }
 
 /// One booted host.
@@ -252,14 +264,19 @@ impl Host<'_> {
 
 /// Waits until something is so.
 pub(crate) fn eventually(what: &str, so: impl FnMut() -> bool) {
-    assert!(within(so), "not seen within {} s: {what}", SOON.as_secs());
+    within(SOON, what, so);
 }
 
-/// Waits until something is so; answers whether it was.
-pub(crate) fn within(mut so: impl FnMut() -> bool) -> bool {
+/// Waits so long until something is so.
+pub(crate) fn within(limit: Duration, what: &str, so: impl FnMut() -> bool) {
+    assert!(becomes(limit, so), "not seen within {} s: {what}", limit.as_secs());
+}
+
+/// Waits so long until something is so; answers whether it was.
+pub(crate) fn becomes(limit: Duration, mut so: impl FnMut() -> bool) -> bool {
     let started = Instant::now();
     while !so() {
-        if started.elapsed() > SOON {
+        if started.elapsed() > limit {
             return false;
         }
         std::thread::sleep(Duration::from_millis(50));

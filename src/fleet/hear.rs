@@ -1,0 +1,418 @@
+//! The others' words: events, parts of snapshots, presence; and what notify tells of this host.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::claims::{Said, Word};
+use super::look::Detection;
+use super::{Change, Fleet, Key, MAX_HOSTS, MAX_WORDS, TIDY, secs};
+use crate::fail2ban::database::Row;
+use crate::guard::is_bannable;
+use crate::wire::{
+    Action, Address, Ban, Event, Host, Pardon, Part, Reason, Scope, Slice, Told, UnbanId,
+};
+
+/// A claim by a host that runs the scripts: it begins when it is heard.
+pub(super) fn script(host: Host, since: i64) -> Said {
+    Said { host, stamp: 0, ban: Some(Ban { start: since, bantime: 0 }), unbans: None }
+}
+
+fn boxed(unbans: &[UnbanId]) -> Option<Box<[UnbanId]>> {
+    (!unbans.is_empty()).then(|| unbans.into())
+}
+
+impl Fleet {
+    /// Takes an event that the guard let in. Answers `false` where there is no room for it.
+    pub fn hear(&mut self, event: &Event, now: i64) -> bool {
+        let key = (event.jail.clone(), event.address);
+        if let (Some(Reason::Fleet), Some(id)) = (event.reason, &event.id) {
+            let scope =
+                if event.every_jail { Scope::Every } else { Scope::One(event.jail.clone()) };
+            self.pardon(&Pardon { scope, address: event.address, id: id.clone() }, now);
+            return true;
+        }
+        if event.stamp <= 0 {
+            return self.hear_script(event, &key, now);
+        }
+        if self.last_stamp(&key, &event.host) >= event.stamp {
+            return true; // **stamps**: equal or older words are ignored
+        }
+        let ban = match event.action {
+            Action::Ban => {
+                let start = if event.time > 0 { event.time } else { secs(now) };
+                Some(Ban { start, bantime: event.bantime })
+            }
+            Action::Unban => None,
+            Action::Other(_) => return true,
+        };
+        self.branches.found(&event.host, now);
+        let (host, stamp, unbans) = (event.host.clone(), event.stamp, boxed(&event.unbans));
+        if !self.say(&key, Said { host, stamp, ban, unbans }) {
+            return false;
+        }
+        if let Some(origin) = self.origins.get_mut(&event.host) {
+            origin.heard(event.stamp, now);
+        }
+        self.end_lift(&key, &event.host);
+        self.queue(&key);
+        true
+    }
+
+    /// **Scripts**: their words have no stamp, and count in the order in which they come.
+    fn hear_script(&mut self, event: &Event, key: &Key, now: i64) -> bool {
+        let heard = match event.action {
+            Action::Ban => {
+                let since = secs(now);
+                self.change(Change::Script(key.clone(), event.host.clone(), Some(since)));
+                self.say(key, script(event.host.clone(), since))
+            }
+            Action::Unban => {
+                self.unsay(key, |said| said.is_script() && said.host == event.host);
+                true
+            }
+            Action::Other(_) => true,
+        };
+        self.queue(key);
+        heard
+    }
+
+    /// Takes a part of another host's snapshot, or of this host's own, which came back. Answers what is
+    /// wrong with it, if anything.
+    pub fn hear_part(&mut self, part: &Part, now: i64) -> Option<&'static str> {
+        if part.host == self.me {
+            if self.teller.said_before(part.stamp, now) {
+                self.snapshots.outdated();
+            }
+            let heard = Some((part.slice, part.stamp));
+            let old = self.snapshots.heard(part.slice.part(), heard, now, &self.pace);
+            self.branches.heard(&part.host, true, now);
+            return old.then_some("an old part of this host's own came back, and all is published anew; if that repeats, another host has this host's name");
+        }
+        if !self.branches.found(&part.host, now) || !self.has_room_for(&part.host) {
+            return Some("no room for more hosts");
+        }
+        let origin = self.origins.entry(part.host.clone()).or_default();
+        origin.heard(part.stamp, now);
+        // A newer part of another size may cover some of it.
+        let newer =
+            |address: Address| origin.covered(address).is_some_and(|last| last > part.stamp);
+        let bans: Vec<_> = part.bans.iter().filter(|ban| !newer(ban.address)).collect();
+        let covered: Vec<_> = origin
+            .addresses
+            .iter()
+            .copied()
+            .filter(|address| part.slice.covers(*address) && !newer(*address))
+            .collect();
+        let news = origin.cover(part.slice, part.stamp);
+        let complete = origin.is_complete();
+        self.branches.heard(&part.host, complete, now);
+        let mut room = true;
+        if news {
+            let mut pardons: BTreeMap<Address, Vec<&Pardon>> = BTreeMap::new();
+            for pardon in &part.unbans {
+                pardons.entry(pardon.address).or_default().push(pardon);
+            }
+            let mut listed = BTreeSet::new();
+            for ban in bans {
+                let key = (ban.jail.clone(), ban.address);
+                let carried = pardons.get(&ban.address).into_iter().flatten();
+                let unbans: Vec<_> = carried
+                    .filter(|pardon| pardon.scope.covers(&ban.jail))
+                    .map(|pardon| pardon.id.clone())
+                    .collect();
+                listed.insert((&ban.jail, ban.address));
+                room &= self.hear_listed(
+                    &key,
+                    part,
+                    Ban { start: ban.start, bantime: ban.bantime },
+                    &unbans,
+                );
+            }
+            self.hear_absent(part, &covered, &listed);
+            self.end_lifts(&part.host, part.slice);
+        }
+        for pardon in &part.unbans {
+            self.pardon(pardon, now);
+        }
+        (!room).then_some("no room for more bans")
+    }
+
+    fn hear_listed(&mut self, key: &Key, part: &Part, ban: Ban, unbans: &[UnbanId]) -> bool {
+        let last = self.said(key, &part.host);
+        if last.is_some_and(|last| last.stamp >= part.stamp) || !is_bannable(key.1.ip()) {
+            return true;
+        }
+        let unbans = boxed(unbans);
+        let same = last.is_some_and(|last| last.ban == Some(ban) && last.unbans == unbans);
+        let said = Said { host: part.host.clone(), stamp: part.stamp, ban: Some(ban), unbans };
+        if !self.say(key, said) {
+            return false;
+        }
+        if !same {
+            self.queue(key);
+        }
+        true
+    }
+
+    /// What a part covers and does not list, its host does not hold.
+    fn hear_absent(
+        &mut self,
+        part: &Part,
+        covered: &[Address],
+        listed: &BTreeSet<(&crate::wire::Jail, Address)>,
+    ) {
+        let jails: Vec<_> = self.jails.keys().cloned().collect();
+        for &address in covered {
+            for jail in &jails {
+                if !listed.contains(&(jail, address)) {
+                    let key = (jail.clone(), address);
+                    let old = |said: &Said| {
+                        !said.is_script() && said.host == part.host && said.stamp <= part.stamp
+                    };
+                    if self.unsay(&key, old) {
+                        self.queue(&key);
+                    }
+                }
+            }
+            let left =
+                jails.iter().any(|jail| self.said(&(jail.clone(), address), &part.host).is_some());
+            if !left && let Some(origin) = self.origins.get_mut(&part.host) {
+                origin.addresses.remove(&address);
+            }
+        }
+    }
+
+    /// A branch was cleared: an empty part 0 means that the host was forgotten.
+    pub fn hear_cleared(&mut self, host: &Host, number: u32, now: i64) {
+        if *host == self.me {
+            self.snapshots.heard(number, None, now, &self.pace);
+            return;
+        }
+        if number > 0 {
+            return;
+        }
+        let Some(origin) = self.origins.remove(host) else { return };
+        let jails: Vec<_> = self.jails.keys().cloned().collect();
+        for address in origin.addresses {
+            for jail in &jails {
+                let key = (jail.clone(), address);
+                if self.unsay(&key, |said| !said.is_script() && said.host == *host) {
+                    self.queue(&key);
+                }
+            }
+        }
+    }
+
+    /// An event of this host's own came back. Where the spool cannot be written, notify's child sends it
+    /// from memory, and this is how the daemon learns of a detection.
+    pub fn hear_own(&mut self, event: &Event, now: i64) {
+        if self.teller.said_before(event.stamp, now) {
+            self.snapshots.outdated();
+        }
+        if event.action == Action::Ban && event.reason == Some(Reason::Detected) && event.time > 0 {
+            let key = (event.jail.clone(), event.address);
+            self.detected(&key, Ban { start: event.time, bantime: event.bantime });
+        }
+    }
+
+    /// A host's presence was heard of.
+    pub fn hear_presence(&mut self, host: &Host, now: i64) {
+        self.branches.found(host, now);
+    }
+
+    /// A fleet unban is known from now on: scripts cannot carry it, so their claims end with it.
+    fn pardon(&mut self, pardon: &Pardon, now: i64) {
+        let Some(change) = self.unbans.hear(pardon, now, &self.pace) else { return };
+        self.change(change);
+        self.pardoning = true;
+        let jails: Vec<_> =
+            self.jails.keys().filter(|jail| pardon.scope.covers(jail)).cloned().collect();
+        for jail in jails {
+            let key = (jail, pardon.address);
+            self.unsay(&key, Said::is_script);
+            self.queue(&key);
+        }
+    }
+
+    /// Takes what notify told, and answers the event that is to be sent of it. `row` is fail2ban's row of
+    /// the ban: `None` where fail2ban keeps none at all.
+    ///
+    /// # Errors
+    /// Whatever `row` fails with: then it is to be told again.
+    pub fn tell<E>(
+        &mut self,
+        told: &Told,
+        row: impl FnOnce() -> Result<Option<Option<Row>>, E>,
+        now: i64,
+    ) -> Result<Option<Event>, E> {
+        let key = (told.jail.clone(), told.address);
+        let start = if told.time > 0 { told.time } else { secs(now) };
+        if told.action == Action::Ban {
+            self.detected(&key, Ban { start, bantime: told.bantime });
+        }
+        let unbans = self.unbans.carried(&key);
+        let mut event = self.teller.event(told, row, unbans, now)?;
+        if let Some(event) = &mut event {
+            event.time = start;
+            self.snapshots.touch(key.1, now);
+            let local = self.jails.entry(key.0.clone()).or_default();
+            if let Some(shown) = &mut local.shown {
+                shown.due = i64::MIN;
+            }
+            if told.action == Action::Unban {
+                self.forget_detection(&key);
+            }
+        }
+        Ok(event)
+    }
+
+    /// **A detection told by notify removes the mark**, unless the import came after it.
+    fn detected(&mut self, key: &Key, ban: Ban) {
+        let turn = self.turn;
+        let local = self.jails.entry(key.0.clone()).or_default();
+        let case = local.cases.entry(key.1).or_default();
+        if case.mark.as_ref().is_some_and(|mark| ban.start < mark.asked) {
+            return;
+        }
+        if local.told.get(&key.1).is_some_and(|told| told.ban.start > ban.start) {
+            return; // an old one, come back
+        }
+        local.told.insert(key.1, Detection { ban, turn, kept: false });
+        if case.mark.take().is_some() {
+            self.change(Change::Mark(key.clone(), None));
+        }
+    }
+
+    /// A detection is over, or in fail2ban's database.
+    pub(super) fn forget_detection(&mut self, key: &Key) {
+        let local = self.jails.get_mut(&key.0);
+        if local.and_then(|local| local.told.remove(&key.1)).is_some_and(|told| told.kept) {
+            self.change(Change::Detected(key.clone(), None));
+        }
+    }
+
+    /// Forgets words that no longer matter.
+    pub(super) fn tidy(&mut self, now: i64) {
+        if now - self.tidied < TIDY {
+            return;
+        }
+        self.tidied = now;
+        let mut over = Vec::new();
+        for (jail, local) in &self.jails {
+            let bantime = local.bantime();
+            for (address, case) in &local.cases {
+                let old = |said: &Said| match said.ban {
+                    Some(_) => !said.lasts(bantime, secs(now), &self.pace),
+                    None => said.stamp < now - self.pace.end_slack * 1000,
+                };
+                if case.said.iter().any(old) {
+                    over.push((jail.clone(), *address));
+                }
+            }
+        }
+        for key in over {
+            let bantime = self.jails.get(&key.0).and_then(super::Local::bantime);
+            let pace = self.pace.clone();
+            self.unsay(&key, |said| match said.ban {
+                Some(_) => !said.lasts(bantime, secs(now), &pace),
+                None => said.stamp < now - pace.end_slack * 1000,
+            });
+            self.queue(&key);
+        }
+        let (jails, pace) = (&self.jails, &self.pace);
+        let listed = |address: Address, scope: &Scope, id: &UnbanId| {
+            jails.iter().filter(|(jail, _)| scope.covers(jail)).any(|(_, local)| {
+                let said = local.cases.get(&address).into_iter().flat_map(|case| &case.said);
+                said.into_iter()
+                    .any(|said| said.ban.is_some() && !said.is_script() && !said.carries(id))
+            })
+        };
+        for (address, change) in self.unbans.tidy(now, pace, listed) {
+            self.snapshots.touch(address, now);
+            self.change(change);
+        }
+    }
+
+    /// Puts a word in the place of its host's last. Answers `false` where there is no room for it.
+    pub(super) fn say(&mut self, key: &Key, said: Said) -> bool {
+        if !said.is_script() && !self.has_room_for(&said.host) {
+            return false;
+        }
+        let case = self.jails.entry(key.0.clone()).or_default().cases.entry(key.1).or_default();
+        let same =
+            |other: &&mut Said| other.host == said.host && other.is_script() == said.is_script();
+        if let Some(last) = case.said.iter_mut().find(same) {
+            *last = said;
+            return true;
+        }
+        if self.words >= MAX_WORDS || case.said.len() >= MAX_HOSTS {
+            return false;
+        }
+        if !said.is_script() {
+            self.origins.entry(said.host.clone()).or_default().addresses.insert(key.1);
+        }
+        case.said.push(said);
+        self.words += 1;
+        true
+    }
+
+    /// Forgets words on an address. Answers whether there were any.
+    pub(super) fn unsay(&mut self, key: &Key, which: impl Fn(&Said) -> bool) -> bool {
+        let Some(local) = self.jails.get_mut(&key.0) else { return false };
+        let Some(case) = local.cases.get_mut(&key.1) else { return false };
+        let gone: Vec<Said> = case.said.extract_if(.., |said| which(said)).collect();
+        self.words -= gone.len();
+        if let (true, Some(last)) = (case.said.is_empty() && case.mark.is_some(), gone.last()) {
+            self.unsaid.insert(key.clone(), last.host.clone());
+        }
+        for said in &gone {
+            if said.is_script() {
+                self.change(Change::Script(key.clone(), said.host.clone(), None));
+            }
+        }
+        !gone.is_empty()
+    }
+
+    fn has_room_for(&self, host: &Host) -> bool {
+        self.origins.contains_key(host) || self.origins.len() < MAX_HOSTS
+    }
+
+    fn said(&self, key: &Key, host: &Host) -> Option<&Said> {
+        let case = self.jails.get(&key.0)?.cases.get(&key.1)?;
+        case.said.iter().find(|said| !said.is_script() && said.host == *host)
+    }
+
+    fn last_stamp(&self, key: &Key, host: &Host) -> i64 {
+        let said = self.said(key, host).map_or(i64::MIN, |said| said.stamp);
+        let covered = self.origins.get(host).and_then(|origin| origin.covered(key.1));
+        said.max(covered.unwrap_or(i64::MIN))
+    }
+
+    /// **The last word of a host on an address**: its newest event or covering part.
+    #[must_use]
+    pub fn word(&self, key: &Key, host: &Host) -> Word {
+        if let Some(said) = self.said(key, host) {
+            return said.ban.map_or(Word::Free(said.stamp), |ban| Word::Held(said.stamp, ban));
+        }
+        let covered = self.origins.get(host).and_then(|origin| origin.covered(key.1));
+        covered.map_or(Word::Unknown, Word::Free)
+    }
+
+    fn end_lift(&mut self, key: &Key, host: &Host) {
+        let word = self.word(key, host);
+        let over = self
+            .lifts
+            .of(host)
+            .any(|(lifted, lift)| lifted == key && lift.is_over(word, &self.pace));
+        if over && let Some(change) = self.lifts.end(key, host) {
+            self.change(change);
+        }
+    }
+
+    fn end_lifts(&mut self, host: &Host, slice: Slice) {
+        let keys = self.lifts.of(host).map(|(key, _)| key).filter(|key| slice.covers(key.1));
+        let keys: Vec<Key> = keys.cloned().collect();
+        for key in keys {
+            self.end_lift(&key, host);
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! What fail2ban on this host is asked, what it showed last, and when it is worth asking again.
+
+use std::collections::BTreeMap;
+
+use super::Pace;
+use super::claims::Said;
+use super::marks::Mark;
+use crate::fail2ban::database::Row;
+use crate::ignored::Ignored;
+use crate::wire::{Address, Ban};
+
+/// One process of fail2ban's server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Its process.
+    pub pid: i32,
+    /// When it started, in seconds since 1970.
+    pub started: i64,
+}
+
+/// One look at a jail, at all of its bans or at those of some addresses.
+#[derive(Debug, Default)]
+pub struct Look {
+    /// What it bans: for so many seconds from its start on, below 0 for ever; `None` where only that it
+    /// does was asked.
+    pub held: BTreeMap<Address, Option<i64>>,
+    /// Rows of fail2ban's database.
+    pub rows: BTreeMap<Address, Row>,
+    /// It keeps a database.
+    pub database: bool,
+    /// How many bans the jail made since it started, where that was asked.
+    pub total: Option<i64>,
+    /// How long the jail bans, in seconds; below 0 for ever.
+    pub bantime: i64,
+    /// For how long its database keeps old rows, in seconds.
+    pub purge_age: i64,
+    /// Whom the jail is never to ban.
+    pub ignored: Ignored,
+    /// How long it took, in milliseconds.
+    pub took: i64,
+}
+
+/// What can be asked at no cost, every two seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pulse {
+    /// The server that answers.
+    pub server: Server,
+    /// Changes with every write to fail2ban's database (SQLite's `data_version`); `None` where it has
+    /// none, and there is no telling.
+    pub data_version: Option<i64>,
+}
+
+/// Everything that is known of one address in one jail.
+#[derive(Debug, Default)]
+pub(super) struct Case {
+    /// What other hosts said of it last.
+    pub(super) said: Vec<Said>,
+    /// It was imported, or is about to be.
+    pub(super) mark: Option<Box<Mark>>,
+    /// fail2ban bans it until then, in seconds since 1970; `i64::MAX` for ever.
+    pub(super) end: Option<i64>,
+    /// fail2ban has a row of it.
+    pub(super) rowed: bool,
+    /// fail2ban has a row of it that lasts, and may still be about to restore it.
+    pub(super) restoring: bool,
+}
+
+impl Case {
+    pub(super) fn is_empty(&self) -> bool {
+        self.said.is_empty() && self.mark.is_none() && self.end.is_none() && !self.restoring
+    }
+}
+
+/// A ban of this host's own.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Own {
+    pub(super) ban: Ban,
+    /// In which run of the jail it was seen.
+    pub(super) run: u32,
+    /// fail2ban's row of it was seen.
+    pub(super) rowed: bool,
+}
+
+/// A detection that notify told of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Detection {
+    pub(super) ban: Ban,
+    /// How many looks had begun by then: an earlier one cannot have seen it.
+    pub(super) turn: u64,
+    /// It is remembered over a restart.
+    pub(super) kept: bool,
+}
+
+/// How one jail stands on this host.
+#[derive(Debug, Default)]
+pub(super) struct Local {
+    pub(super) cases: BTreeMap<Address, Case>,
+    pub(super) own: BTreeMap<Address, Own>,
+    pub(super) told: BTreeMap<Address, Detection>,
+    pub(super) shown: Option<Shown>,
+    /// Counts the times that the jail started.
+    pub(super) run: u32,
+    /// Until when the jail may still be restoring its bans, and how many it lacked; seconds.
+    restoring: (i64, usize),
+}
+
+/// What the jail showed last.
+#[derive(Debug)]
+pub(super) struct Shown {
+    server: Server,
+    data_version: Option<i64>,
+    total: i64,
+    pub(super) bantime: i64,
+    pub(super) ignored: Ignored,
+    /// Until when that is good enough to act upon; in milliseconds.
+    pub(super) fresh: i64,
+    /// When something is due by itself, in seconds since 1970.
+    pub(super) due: i64,
+}
+
+impl Local {
+    /// How long the jail bans, once that is known.
+    pub(super) fn bantime(&self) -> Option<i64> {
+        self.shown.as_ref().map(|shown| shown.bantime)
+    }
+
+    /// The clock was set back: nothing waits for a time that lies far ahead now.
+    pub(super) fn set_back(&mut self, now: i64, pace: &Pace) {
+        self.restoring.0 = self.restoring.0.min(now.div_euclid(1000) + pace.grace);
+        if let Some(shown) = &mut self.shown {
+            (shown.fresh, shown.due) = (i64::MIN, i64::MIN);
+        }
+    }
+
+    /// Whether the jail may still be restoring bans.
+    pub(super) fn is_restoring(&self, now: i64) -> bool {
+        now < self.restoring.0
+    }
+
+    /// Takes up what does not concern one address. The jail has started anew if another server answers,
+    /// if it made fewer bans than before, or if it lacks one whose row and time last.
+    pub(super) fn show(
+        &mut self,
+        look: &mut Look,
+        pulse: Pulse,
+        whole: bool,
+        now: i64,
+        pace: &Pace,
+    ) {
+        let secs = now.div_euclid(1000);
+        let last = self.shown.as_ref();
+        let other = last.is_none_or(|last| last.server != pulse.server);
+        let fewer = last.is_some_and(|last| look.total.is_some_and(|total| total < last.total));
+        let lacks = |(address, row): (&Address, &Row)| {
+            let end = self.cases.get(address).and_then(|case| case.end);
+            !row.is_over(secs)
+                && !look.held.contains_key(address)
+                && end.is_some_and(|end| end > secs + 1)
+        };
+        let restarted = fewer || whole && look.rows.iter().any(lacks);
+        if other || restarted {
+            // Whether the jail was started anew before this process was, nobody knows.
+            let started = if last.is_some() && other { pulse.server.started } else { secs };
+            self.run += 1;
+            self.restoring = (started + pace.grace, usize::MAX);
+        }
+        // **For a minute after its start, longer while it still restores, one by one.**
+        if whole && self.is_restoring(secs) {
+            let lasts = |(address, row): &(&Address, &Row)| {
+                !row.is_over(secs) && !look.held.contains_key(address)
+            };
+            let missing = look.rows.iter().filter(lasts).count();
+            if missing < self.restoring.1 {
+                let longer = if self.restoring.1 == usize::MAX { 0 } else { secs + pace.grace };
+                self.restoring = (self.restoring.0.max(longer), missing);
+            }
+        }
+        let last = self.shown.as_ref();
+        let fresh =
+            if whole { now + pace.fresh.max(10 * look.took) } else { last.map_or(0, |l| l.fresh) };
+        let total = look.total.or(last.map(|last| last.total)).unwrap_or(0);
+        let total = if other { look.total.unwrap_or(0) } else { total };
+        let due = if whole { i64::MAX } else { last.map_or(i64::MIN, |last| last.due) };
+        let data_version =
+            if whole { pulse.data_version } else { last.and_then(|l| l.data_version) };
+        let ignored = std::mem::take(&mut look.ignored);
+        let (server, bantime) = (pulse.server, look.bantime);
+        self.shown = Some(Shown { server, data_version, total, bantime, ignored, fresh, due });
+    }
+
+    /// **Whether there is anything to ask**: another server, a write to its database, or something due.
+    pub(super) fn is_worth_a_look(&self, pulse: Pulse, now: i64) -> bool {
+        let Some(shown) = &self.shown else { return true };
+        let secs = now.div_euclid(1000);
+        shown.server != pulse.server
+            || pulse.data_version.is_none()
+            || shown.data_version != pulse.data_version
+            || shown.due <= secs
+            || self.is_restoring(secs)
+            || !self.told.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_000_000_000;
+    const SECS: i64 = NOW / 1000;
+
+    fn pulse(pid: i32, data_version: i64) -> Pulse {
+        Pulse { server: Server { pid, started: SECS - 500 }, data_version: Some(data_version) }
+    }
+
+    fn look(total: i64) -> Look {
+        Look { total: Some(total), bantime: 600, database: true, ..Look::default() }
+    }
+
+    #[test]
+    fn fail2ban_is_asked_only_when_there_is_something_to_ask() {
+        let (mut local, pace) = (Local::default(), Pace::default());
+        assert!(local.is_worth_a_look(pulse(1, 1), NOW));
+        local.show(&mut look(5), pulse(1, 1), true, NOW, &pace);
+        let worth = |local: &Local, pulse, now| local.is_worth_a_look(pulse, now);
+        assert!(worth(&local, pulse(1, 1), NOW + 1000), "it may be restoring bans");
+        let now = NOW + 61_000;
+        assert!(!worth(&local, pulse(1, 1), now));
+        assert!(worth(&local, pulse(1, 2), now), "a write");
+        assert!(worth(&local, pulse(2, 1), now), "another server");
+        assert!(worth(&local, Pulse { data_version: None, ..pulse(1, 1) }, now), "no database");
+        local.shown.as_mut().unwrap().due = SECS + 65;
+        assert!(!worth(&local, pulse(1, 1), now + 3_000));
+        assert!(worth(&local, pulse(1, 1), now + 4_000), "something ends");
+    }
+
+    #[test]
+    fn a_jail_restores_for_a_minute_and_as_long_as_bans_come_back() {
+        let (mut local, pace) = (Local::default(), Pace::default());
+        local.show(&mut look(0), pulse(6, 1), true, NOW - 900_000, &pace);
+        let rows: BTreeMap<_, _> = (1..=9)
+            .map(|n| Address::new(&format!("192.0.2.{n}")).unwrap())
+            .map(|address| (address, Row { timeofban: SECS, bantime: 6000, failures: 3 }))
+            .collect();
+        let restored = |count: usize| {
+            let held = rows.keys().take(count).map(|address| (*address, Some(600))).collect();
+            Look { held, rows: rows.clone(), ..look(i64::try_from(count).unwrap()) }
+        };
+        let server = Server { pid: 7, started: SECS };
+        let pulse = Pulse { server, data_version: Some(1) };
+        let mut show = |at: i64, look: &mut Look| {
+            local.show(look, pulse, true, NOW + at * 1000, &pace);
+            (local.run, local.restoring.0 - SECS)
+        };
+        assert_eq!(show(1, &mut restored(0)), (2, 60));
+        assert_eq!(show(40, &mut restored(1)), (2, 100));
+        assert_eq!(show(90, &mut restored(2)), (2, 150));
+        assert_eq!(show(120, &mut restored(2)), (2, 150), "nothing came back");
+        assert_eq!(show(151, &mut restored(3)), (2, 150), "that was new");
+        assert_eq!(show(200, &mut restored(1)), (3, 260), "the jail has started anew");
+    }
+}

@@ -1,0 +1,195 @@
+//! **Import**: what this host banned for others is marked, on disk before fail2ban is told, so that it can
+//! be told from the host's own bans and its operator's, and be freed.
+
+use crate::fail2ban::database::Row;
+use crate::wire::{Ban, Host, UnbanId};
+
+/// fail2ban kills an action after a minute, and a batch is a few of them: no answer comes later.
+const ANSWER: i64 = 150;
+
+/// fail2ban writes a ban into its database within so many seconds.
+pub(super) const WRITTEN: i64 = 5;
+
+/// Whose ban an import rests on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Claim {
+    pub host: Host,
+    pub stamp: i64,
+    pub ban: Ban,
+    pub unbans: Option<Box<[UnbanId]>>,
+}
+
+/// One import.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// `false`: *intended*, fail2ban was about to be told. `true`: *done*, it was.
+    pub done: bool,
+    /// When fail2ban was told, and when it had answered, in seconds since 1970: the ban began between.
+    pub asked: i64,
+    #[allow(missing_docs)]
+    pub answered: i64,
+    /// How long the jail banned then, in seconds; below 0 is for ever.
+    pub bantime: i64,
+    /// fail2ban's row of it was seen.
+    pub rowed: bool,
+    /// Whose bans it rests on.
+    pub claims: Box<[Claim]>,
+    /// Which run of the jail was seen to hold it; not remembered.
+    pub run: Option<u32>,
+}
+
+/// What fail2ban shows of a marked address.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    /// It bans the address.
+    pub held: bool,
+    /// Its row.
+    pub row: Option<Row>,
+    /// It keeps a database.
+    pub database: bool,
+    /// Which run of the jail this is.
+    pub run: u32,
+    /// When the ban was to end by itself, in seconds since 1970, by what was seen before.
+    pub end: i64,
+    /// Rows that are older may have been purged, in seconds.
+    pub purge_age: i64,
+    /// The time, in seconds since 1970.
+    pub now: i64,
+}
+
+/// What a look at fail2ban says of a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It stands.
+    Stands,
+    /// What is held is not what was imported: it is the host's own or its operator's.
+    NotOurs,
+    /// It is not held: its time here is over, or fail2ban lost it.
+    Ended,
+    /// It is not held: this host's operator lifted it.
+    Lifted,
+}
+
+impl Mark {
+    /// An import that fail2ban is about to be told of.
+    #[must_use]
+    pub fn intended(claims: Box<[Claim]>, bantime: i64, now: i64) -> Self {
+        let answered = now.saturating_add(ANSWER);
+        Self { done: false, asked: now, answered, bantime, rowed: false, claims, run: None }
+    }
+
+    /// **A mark counts only while the row's `timeofban` is the mark's.** An older row that lasts is
+    /// another ban's, if fail2ban had time to write this one's.
+    #[must_use]
+    pub fn fits(&self, row: Row, now: i64) -> bool {
+        let waits = row.is_over(now) || now <= self.answered.saturating_add(WRITTEN);
+        self.is_of(row) || row.timeofban < self.asked - 1 && waits
+    }
+
+    /// Whether a row is the import's.
+    #[must_use]
+    pub fn is_of(&self, row: Row) -> bool {
+        let ours = self.asked - 1..=self.answered.saturating_add(1);
+        row.failures == 0 && ours.contains(&row.timeofban)
+    }
+
+    /// It was seen to stand. Answers whether that is news to be remembered.
+    pub fn stands(&mut self, seen: Seen) -> bool {
+        let rowed = self.rowed || seen.row.is_some_and(|row| self.is_of(row));
+        let news = !self.done || rowed != self.rowed;
+        (self.done, self.rowed, self.run) = (true, rowed, Some(seen.run));
+        news
+    }
+
+    /// What has become of the import.
+    #[must_use]
+    pub fn judge(&self, seen: Seen) -> Verdict {
+        let Seen { held, row, now, .. } = seen;
+        if held {
+            let fits = row.is_none_or(|row| self.fits(row, now));
+            return if fits { Verdict::Stands } else { Verdict::NotOurs };
+        }
+        if self.is_lifted(seen) { Verdict::Lifted } else { Verdict::Ended }
+    }
+
+    /// **The operator of this host wins.** A done import that is not held was lifted by hand if its row is
+    /// gone, and either this fail2ban has run on since with the lease unfinished, or the row was too young
+    /// to be purged. A row that was never seen cannot be gone.
+    fn is_lifted(&self, seen: Seen) -> bool {
+        let gone = seen.row.is_none();
+        let ran_on = self.run == Some(seen.run) && seen.now < seen.end;
+        let old = seen.now.saturating_sub(seen.purge_age);
+        let young = self.bantime < 0 || self.asked.saturating_add(3 * self.bantime) > old;
+        self.done && gone && (ran_on || seen.database && self.rowed && young)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark() -> Mark {
+        let mark = Mark::intended(Box::new([]), 600, 1000);
+        Mark { done: true, answered: 1003, rowed: true, run: Some(7), ..mark }
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "most of a table is rows")]
+    fn row(timeofban: i64, bantime: i64, failures: i64) -> Option<Row> {
+        Some(Row { timeofban, bantime, failures })
+    }
+
+    fn seen(held: bool, row: Option<Row>) -> Seen {
+        Seen { held, row, database: true, run: 7, end: 1600, purge_age: 86_400, now: 1100 }
+    }
+
+    #[test]
+    fn what_is_held_is_ours_only_while_its_row_is() {
+        use Verdict::{NotOurs, Stands};
+        let table = [
+            (None, Stands),
+            (row(1001, 600, 0), Stands),
+            (row(999, 600, 0), Stands),
+            (row(1004, 600, 0), Stands),
+            (row(400, 600, 3), Stands), // of an older ban; its own is not written yet
+            (row(500, 700, 3), NotOurs),
+            (row(500, 700, 0), NotOurs), // the operator's
+            (row(1005, 600, 0), NotOurs),
+            (row(1001, 600, 3), NotOurs), // detected
+        ];
+        for (row, expected) in table {
+            assert_eq!(mark().judge(seen(true, row)), expected, "{row:?}");
+        }
+        let just = Seen { now: 1008, ..seen(true, row(500, 700, 3)) };
+        assert_eq!(mark().judge(just), Stands, "fail2ban is still to write the new one");
+        let intended = Mark::intended(Box::new([]), 600, 1000);
+        assert_eq!(intended.judge(seen(true, row(1090, 600, 0))), Stands, "the answer never came");
+    }
+
+    #[test]
+    fn what_is_not_held_was_lifted_if_its_row_is_gone_and_nothing_else_explains_it() {
+        use Verdict::{Ended, Lifted};
+        let gone = seen(false, None);
+        let restarted = Seen { run: 8, ..gone };
+        let unrowed = Mark { rowed: false, ..mark() };
+        let old = Mark { asked: 1100 - 86_400 - 1800, ..mark() };
+        let table = [
+            (mark(), gone, Lifted),
+            (mark(), seen(false, row(1001, 600, 0)), Ended),
+            (mark(), Seen { now: 1600, ..gone }, Lifted), // young: it would still have its row
+            (mark(), restarted, Lifted),
+            (unrowed.clone(), gone, Lifted), // this fail2ban has run on
+            (unrowed.clone(), restarted, Ended), // it was killed before it wrote the row
+            (unrowed.clone(), Seen { now: 1600, ..gone }, Ended),
+            (old.clone(), restarted, Ended), // purged
+            (old.clone(), gone, Lifted),
+            (Mark { bantime: -1, ..old.clone() }, restarted, Lifted), // these are never purged
+            (mark(), Seen { database: false, ..gone }, Lifted),
+            (mark(), Seen { database: false, ..restarted }, Ended),
+            (Mark { done: false, ..mark() }, gone, Ended),
+        ];
+        for (mark, seen, expected) in table {
+            assert_eq!(mark.judge(seen), expected, "{mark:?} {seen:?}");
+        }
+    }
+}

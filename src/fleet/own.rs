@@ -1,0 +1,123 @@
+//! **Own**: what this host detected itself and holds. That, and nothing else, its snapshot tells the fleet.
+
+use crate::fail2ban::database::Row;
+use crate::wire::Ban;
+
+/// What is known here of one address.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Facts {
+    /// fail2ban bans it, for so many seconds from its start on (`get JAIL banip --with-time`; fresh
+    /// failures prolong it), below 0 for ever.
+    pub held: Option<i64>,
+    /// fail2ban's row of it.
+    pub row: Option<Row>,
+    /// A detection that notify told of and that is not in the database yet, or ever: a full disk, or none.
+    pub told: Option<Ban>,
+    /// It is marked as an import.
+    pub marked: bool,
+    /// fail2ban is away, or has started so lately that it may not have restored its bans yet.
+    pub restoring: bool,
+    /// fail2ban is away.
+    pub away: bool,
+    /// The time, in seconds since 1970.
+    pub now: i64,
+}
+
+/// **An own ban that is unbanned here is lifted for the others' claims, too**: whether an operator ended
+/// one that is not held any more, and not its time. Its row is gone, and was seen, or its time was not over.
+#[must_use]
+pub fn is_lifted(last: Ban, rowed: bool, row: Option<Row>, now: i64, purge_age: i64) -> bool {
+    let old = now.saturating_sub(purge_age);
+    let young = last.bantime < 0 || last.start.saturating_add(3 * last.bantime) > old;
+    row.is_none() && (now < last.end() || rowed && young)
+}
+
+/// The host's own ban of the address, if there is one.
+#[must_use]
+pub fn ban(facts: Facts) -> Option<Ban> {
+    let Facts { held, row, told, marked, restoring, away, now } = facts;
+    let length = |bantime| held.unwrap_or(bantime);
+    // What was told since the row was written is the newer detection; an import came after it.
+    let told = told.filter(|told| !marked && row.is_none_or(|row| row.timeofban < told.start));
+    if let Some(row) = row.filter(|row| row.failures > 0) {
+        // **While fail2ban is away or restores, rows whose end is to come count as held**: so its stop
+        // frees nobody.
+        let lasts = !row.is_over(now);
+        let counts = if held.is_some() { !marked } else { lasts && (restoring || away) };
+        if counts && told.is_none() {
+            return Some(Ban { start: row.timeofban, bantime: length(row.bantime) });
+        }
+    }
+    let told = told?;
+    let over = told.bantime > 0 && told.end() < now;
+    if held.is_some() || away && !over {
+        return Some(Ban { start: told.start, bantime: length(told.bantime) });
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_before_its_time_and_leaves_no_row_was_lifted() {
+        let last = Ban { start: 1000, bantime: 600 };
+        let row = Some(Row { timeofban: 1000, bantime: 600, failures: 3 });
+        let table = [
+            (last, true, None, 1100, true),
+            (last, false, None, 1100, true),
+            (last, true, row, 1100, false),
+            (last, true, None, 1700, true),
+            (last, false, None, 1700, false), // a full disk: it never had a row
+            (last, true, None, 1000 + 1800 + 86_400, false), // purged
+            (Ban { bantime: -1, ..last }, true, None, 9_999_999, true),
+        ];
+        for (last, rowed, row, now, lifted) in table {
+            assert_eq!(
+                is_lifted(last, rowed, row, now, 86_400),
+                lifted,
+                "{last:?} {rowed} {row:?} {now}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_was_detected_here_and_is_held_is_own() {
+        let row = |timeofban, bantime, failures| Some(Row { timeofban, bantime, failures });
+        let ban = |start, bantime| Some(Ban { start, bantime });
+        let own = Facts { held: Some(600), row: row(1000, 600, 3), now: 1100, ..Facts::default() };
+        let gone = Facts { held: None, ..own };
+        let told = Facts { row: None, told: ban(1090, 600), ..own };
+        let table = [
+            (own, ban(1000, 600)),
+            (Facts { held: Some(900), ..own }, ban(1000, 900)), // fresh failures
+            (Facts { held: Some(900), now: 1800, ..own }, ban(1000, 900)), // the row never learns of them
+            (Facts { held: Some(-1), ..own }, ban(1000, -1)),
+            (Facts { row: row(1000, 600, 0), ..own }, None), // an import, or its operator's
+            (Facts { row: None, ..own }, None),
+            (Facts { row: row(400, 600, 3), marked: true, ..own }, None), // imported after an own ban
+            (Facts { marked: true, ..own }, None), // its row is still to be written
+            (Facts { marked: true, ..told }, None),
+            // Not held: over, lifted, or not restored yet.
+            (gone, None),
+            (Facts { restoring: true, ..gone }, ban(1000, 600)),
+            (Facts { away: true, ..gone }, ban(1000, 600)),
+            (Facts { restoring: true, now: 1700, ..gone }, None),
+            (Facts { away: true, row: row(1000, 600, 0), ..gone }, None),
+            (Facts { away: true, row: None, ..gone }, None),
+            // Told, and not in the database.
+            (told, ban(1090, 600)),
+            (Facts { row: row(400, 600, 3), ..told }, ban(1090, 600)),
+            (Facts { row: row(1090, 600, 3), ..told }, ban(1090, 600)),
+            (Facts { row: row(1095, 600, 0), ..told }, None), // it ended, and the operator banned it
+            (Facts { held: None, ..told }, None),
+            (Facts { held: None, away: true, ..told }, ban(1090, 600)),
+            (Facts { held: None, away: true, now: 1700, ..told }, None),
+            (Facts { held: None, away: true, now: 9999, told: ban(1090, 0), ..told }, ban(1090, 0)),
+        ];
+        for (facts, expected) in table {
+            assert_eq!(super::ban(facts), expected, "{facts:?}");
+        }
+    }
+}

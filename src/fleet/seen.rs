@@ -1,0 +1,404 @@
+//! What fail2ban shows, and what that means for each address: whether an import still is one, what is
+//! this host's own, what its operator lifted, and what is to be done next.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::claims::Said;
+use super::lifts::Lift;
+use super::look::{Local, Look, Own, Pulse};
+use super::marks::{Claim, Mark, Seen, Verdict, WRITTEN};
+use super::reconcile::{self, Step};
+use super::work::Order;
+use super::{Change, Fleet, Key, lease, own, secs};
+use crate::fail2ban::database::Row;
+use crate::wire::{Address, Ban, Jail};
+
+/// How often what ends at an unknown time is looked at, in seconds.
+const UNKNOWN: i64 = 5;
+
+/// How many leases are renewed at once: that is quick.
+const PROLONG: usize = 100;
+
+impl Fleet {
+    /// A round of looks begins: **its stamp is taken before the spool and fail2ban are read**.
+    pub fn begin(&mut self, now: i64) {
+        if now < self.begun {
+            self.set_back(now);
+        }
+        self.begun = now;
+        self.round = self.teller.stamp(now);
+        self.turn += 1;
+        self.looks.clear();
+    }
+
+    /// The clock was set back: nothing waits for a time that lies far ahead now.
+    fn set_back(&mut self, now: i64) {
+        (self.tidied, self.unsaved) = (0, 0);
+        self.snapshots.set_back(now);
+        self.branches.set_back(now);
+        for local in self.jails.values_mut() {
+            local.set_back(now, &self.pace);
+        }
+    }
+
+    /// fail2ban answers, and has these jails. What is worth a look is asked for as a
+    /// [`work::Step`](super::work::Step).
+    pub fn pulse(&mut self, pulse: Pulse, names: BTreeSet<Jail>, now: i64) {
+        self.pulse = Some(pulse);
+        for jail in &names {
+            let known = self.jails.get(jail);
+            if known.is_none_or(|local| local.is_worth_a_look(pulse, now)) {
+                self.looks.insert(jail.clone());
+            }
+        }
+        self.names = Some(names);
+        self.finish_round();
+    }
+
+    /// Jails that fail2ban does not have now, or fail2ban is away: **rows whose end is to come count as
+    /// held**.
+    pub fn absent(&mut self, jail: &Jail, rows: &BTreeMap<Address, Row>, now: i64) {
+        let local = self.jails.entry(jail.clone()).or_default();
+        let scope: BTreeSet<Address> =
+            rows.keys().chain(local.own.keys()).chain(local.told.keys()).copied().collect();
+        let mut touched = Vec::new();
+        for address in scope {
+            let told = local.told.get(&address).map(|told| told.ban);
+            let row = rows.get(&address).copied();
+            let facts =
+                own::Facts { row, told, away: true, now: secs(now), ..own::Facts::default() };
+            let ban = own::ban(facts);
+            let last = local.own.get(&address).copied();
+            if ban != last.map(|own| own.ban) {
+                touched.push(address);
+            }
+            match ban {
+                Some(ban) => {
+                    let (run, rowed) = (local.run, row.is_some());
+                    local.own.insert(address, Own { ban, run, rowed });
+                }
+                None => drop(local.own.remove(&address)),
+            }
+        }
+        for address in touched {
+            self.snapshots.touch(address, now);
+        }
+    }
+
+    /// Jails other than these have no rows at all.
+    pub fn absent_but<'a>(&mut self, these: impl Iterator<Item = &'a Jail>, now: i64) {
+        let these: BTreeSet<&Jail> = these.collect();
+        let others = self.jails.keys().filter(|jail| !these.contains(jail)).cloned();
+        for jail in others.collect::<Vec<_>>() {
+            self.absent(&jail, &BTreeMap::new(), now);
+        }
+    }
+
+    /// Jails that this host had bans of its own in, and that are not among these.
+    #[must_use]
+    pub fn missing(&self, these: &BTreeSet<Jail>) -> Vec<Jail> {
+        let owns = |local: &Local| !local.own.is_empty() || !local.told.is_empty();
+        let missing =
+            self.jails.iter().filter(|(jail, local)| !these.contains(jail) && owns(local));
+        missing.map(|(jail, _)| jail.clone()).collect()
+    }
+
+    /// fail2ban is away, and what its database has of every jail was told to [`absent`](Self::absent).
+    pub fn away(&mut self) {
+        self.orders.clear();
+        self.doing = None;
+        self.pulse = None;
+        self.looks.clear();
+        self.as_of = self.round;
+    }
+
+    /// A jail was looked at: whole, or at some addresses.
+    pub fn seen(&mut self, jail: &Jail, of: Option<&[Address]>, mut look: Look, now: i64) {
+        let Some(pulse) = self.pulse else { return };
+        let local = self.jails.entry(jail.clone()).or_default();
+        // What is not held although its row lasts may be about to be restored: only a look at the whole
+        // jail tells whether it has started anew.
+        let lasts = |address: &Address| {
+            !look.held.contains_key(address)
+                && look.rows.get(address).is_some_and(|row| !row.is_over(secs(now)))
+        };
+        if of.is_some_and(|of| of.iter().any(lasts)) {
+            self.looks.insert(jail.clone());
+            return;
+        }
+        local.show(&mut look, pulse, of.is_none(), now, &self.pace);
+        let scope: BTreeSet<Address> = if let Some(addresses) = of {
+            addresses.iter().copied().collect()
+        } else {
+            let rows = local.is_restoring(secs(now)).then_some(look.rows.keys());
+            let known = local.cases.keys().chain(local.own.keys()).chain(local.told.keys());
+            known.chain(look.held.keys()).chain(rows.into_iter().flatten()).copied().collect()
+        };
+        let mut due = Due { at: i64::MAX, prolong: Vec::new() };
+        for address in scope {
+            self.see(&(jail.clone(), address), &look, now, &mut due);
+        }
+        for batch in due.prolong.chunks(PROLONG) {
+            self.orders.push_back(Order::Prolong(jail.clone(), batch.to_vec()));
+        }
+        let local = self.jails.entry(jail.clone()).or_default();
+        if let Some(shown) = &mut local.shown {
+            shown.due = shown.due.min(due.at);
+        }
+        match of {
+            None => {
+                self.looks.remove(jail);
+                self.finish_round();
+            }
+            Some(addresses) => self.glanced = Some((jail.clone(), addresses.to_vec())),
+        }
+    }
+
+    fn finish_round(&mut self) {
+        if self.looks.is_empty() {
+            self.as_of = self.as_of.max(self.round);
+        }
+    }
+
+    /// One address, as fail2ban shows it.
+    fn see(&mut self, key: &Key, look: &Look, now: i64, due: &mut Due) {
+        let (millis, now) = (now, secs(now));
+        let local = self.jails.entry(key.0.clone()).or_default();
+        let (run, restoring) = (local.run, local.is_restoring(now));
+        let held = look.held.get(&key.1).copied();
+        let row = look.rows.get(&key.1).copied();
+        let detection = local.told.get(&key.1).copied();
+        let last = local.own.get(&key.1).copied();
+        let case = local.cases.entry(key.1).or_default();
+        case.rowed = row.is_some();
+        case.restoring = restoring && held.is_none() && row.is_some_and(|row| !row.is_over(now));
+
+        // What became of an import.
+        let was_marked = case.mark.is_some();
+        let seen = Seen {
+            held: held.is_some(),
+            row,
+            database: look.database,
+            run,
+            end: case.end.unwrap_or(i64::MIN),
+            purge_age: look.purge_age,
+            now,
+        };
+        let (mut changed, mut lifted) = (false, Vec::new());
+        if let Some(mark) = &mut case.mark {
+            match mark.judge(seen) {
+                Verdict::Stands => {
+                    changed = mark.stands(seen);
+                }
+                Verdict::NotOurs => (case.mark, changed) = (None, true),
+                Verdict::Lifted => {
+                    lifted = mark.claims.to_vec();
+                    (case.mark, changed) = (None, true);
+                }
+                Verdict::Ended => {}
+            }
+        }
+
+        // What is this host's own.
+        let told = detection.map(|told| told.ban);
+        let length = |length: Option<i64>| {
+            let row = row.map_or(look.bantime, |row| row.bantime);
+            length.unwrap_or_else(|| last.map_or(row, |own| own.ban.bantime))
+        };
+        let ban = own::ban(own::Facts {
+            held: held.map(length),
+            row,
+            told,
+            marked: case.mark.is_some(),
+            restoring,
+            away: false,
+            now,
+        });
+        case.end = held.map(|length| match length {
+            Some(length) if length < 0 => i64::MAX,
+            Some(length) => match began(case.mark.as_deref(), told, row) {
+                Some(start) => start.saturating_add(length),
+                None => case.end.unwrap_or_else(|| now.saturating_add(length)),
+            },
+            None => case.end.unwrap_or_else(|| now.saturating_add(1)),
+        });
+        let unseen = detection.is_some_and(|told| held.is_some() || told.turn == self.turn);
+        let written = told.is_some_and(|told| row.is_some_and(|row| row.timeofban >= told.start));
+        match ban {
+            Some(ban) => {
+                let before = last.is_some_and(|own| own.rowed && own.ban.start == ban.start);
+                let rowed = before || row.is_some_and(|row| row.timeofban == ban.start);
+                local.own.insert(key.1, Own { ban, run, rowed });
+            }
+            None => drop(local.own.remove(&key.1)),
+        }
+        let mark = changed.then(|| case.mark.as_deref().cloned());
+        if !unseen || written {
+            self.forget_detection(key);
+        } else {
+            self.keep_detection(key, now);
+        }
+
+        if let Some(mark) = mark {
+            self.change(Change::Mark(key.clone(), mark));
+        }
+        if last.map(|own| own.ban) != ban {
+            self.snapshots.touch(key.1, millis);
+        }
+        for claim in lifted {
+            self.lift(key, &claim);
+        }
+        // This fail2ban has run on, and ended an own ban.
+        let ended = last.filter(|own| own.run == run && held.is_none() && ban.is_none());
+        let lifted =
+            ended.is_some_and(|own| own::is_lifted(own.ban, own.rowed, row, now, look.purge_age));
+        if lifted && look.database && !unseen && !was_marked {
+            for claim in self.rests_on(key, now) {
+                self.lift(key, &claim);
+            }
+        }
+        self.decide(key, now, due);
+    }
+
+    /// **A detection that is not in the database, or never will be**, has to be remembered here.
+    fn keep_detection(&mut self, key: &Key, now: i64) {
+        let local = self.jails.get_mut(&key.0);
+        let told = local.and_then(|local| local.told.get_mut(&key.1));
+        if let Some(told) = told.filter(|told| !told.kept && told.ban.start + WRITTEN < now) {
+            told.kept = true;
+            let change = Change::Detected(key.clone(), Some(told.ban));
+            self.change(change);
+        }
+    }
+
+    /// What is to be done about an address, now that it was seen, and when it is to be seen again.
+    fn decide(&mut self, key: &Key, now: i64, due: &mut Due) {
+        let facts = self.facts(key, now);
+        if matches!(reconcile::step(facts), Step::Import | Step::Free | Step::Forget) {
+            self.queue(key);
+        }
+        if facts.claimed && facts.held && facts.marked {
+            self.keep_claims(key, now);
+        }
+        let Some(local) = self.jails.get_mut(&key.0) else { return };
+        let Some(case) = local.cases.get(&key.1) else { return };
+        if case.is_empty() {
+            local.cases.remove(&key.1);
+            return;
+        }
+        let Some(end) = case.end.filter(|end| *end < i64::MAX) else { return };
+        due.at = due.at.min(end.max(now) + 1);
+        // Of what has no row nobody knows when it began, and so when it ends.
+        if !facts.marked && !local.own.contains_key(&key.1) && !case.rowed {
+            due.at = due.at.min(now + UNKNOWN);
+        }
+        if facts.marked && facts.claimed {
+            let bantime = local.bantime().unwrap_or(-1);
+            let (wanted, until) = self.wanted(key, bantime, now);
+            due.at = due.at.min(until.max(now).saturating_add(1));
+            match lease::due(end, wanted, bantime) {
+                Some(at) if at <= now => due.prolong.push(key.1),
+                Some(at) => due.at = due.at.min(at),
+                None => {}
+            }
+        }
+    }
+
+    /// Until when somebody wants an import, on the clock here (an origin's may be behind), and until when
+    /// a claim lasts at most.
+    fn wanted(&self, key: &Key, bantime: i64, now: i64) -> (i64, i64) {
+        let case = self.jails.get(&key.0).and_then(|local| Some((local, local.cases.get(&key.1)?)));
+        let Some((local, case)) = case else { return (i64::MIN, i64::MIN) };
+        let mut latest = (i64::MIN, i64::MIN);
+        for said in self.claimants(key, local, case, now) {
+            let behind = self.origins.get(&said.host).and_then(|origin| origin.behind);
+            let end = said.end(Some(bantime), &self.pace).saturating_add(behind.unwrap_or(0));
+            let until = said.until(Some(bantime), &self.pace);
+            latest = (latest.0.max(end), latest.1.max(until));
+        }
+        latest
+    }
+
+    /// All that counts for the decision on an address.
+    pub(super) fn facts(&self, key: &Key, now: i64) -> reconcile::Facts {
+        let local = self.jails.get(&key.0);
+        let case = local.and_then(|local| Some((local, local.cases.get(&key.1)?)));
+        let ignored =
+            |local: &Local| local.shown.as_ref().is_some_and(|shown| shown.ignored.covers(key.1));
+        reconcile::Facts {
+            claimed: case.is_some_and(|(local, case)| {
+                self.claimants(key, local, case, now).next().is_some()
+            }),
+            marked: case.is_some_and(|(_, case)| case.mark.is_some()),
+            held: case.is_some_and(|(_, case)| case.end.is_some()),
+            ends_soon: case.is_some_and(|(_, case)| {
+                case.end.is_some_and(|end| end <= now.saturating_add(self.pace.soon))
+            }),
+            ignored: local.is_some_and(ignored),
+            restoring: case.is_some_and(|(_, case)| case.restoring),
+        }
+    }
+
+    /// The claims that an import of an address rests on now.
+    pub(super) fn rests_on(&self, key: &Key, now: i64) -> Box<[Claim]> {
+        let local = self.jails.get(&key.0);
+        let case = local.and_then(|local| Some((local, local.cases.get(&key.1)?)));
+        let Some((local, case)) = case else { return Box::default() };
+        let claim = |said: &Said| {
+            let (host, stamp, unbans) = (said.host.clone(), said.stamp, said.unbans.clone());
+            said.ban.map(|ban| Claim { host, stamp, ban, unbans })
+        };
+        self.claimants(key, local, case, now).filter_map(claim).collect()
+    }
+
+    /// Brings the claims that a mark keeps up to date, if they changed.
+    fn keep_claims(&mut self, key: &Key, now: i64) {
+        if self.keeps_claims(key, now) {
+            return;
+        }
+        let claims = self.rests_on(key, now);
+        let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
+        if let Some(mark) = case.and_then(|case| case.mark.as_mut()) {
+            mark.claims = claims;
+            let change = Change::Mark(key.clone(), Some(Mark::clone(mark)));
+            self.change(change);
+        }
+    }
+
+    /// Whether a mark keeps the claims that count now.
+    pub(super) fn keeps_claims(&self, key: &Key, now: i64) -> bool {
+        let case = self.jails.get(&key.0).and_then(|local| Some((local, local.cases.get(&key.1)?)));
+        let Some((local, case)) = case else { return true };
+        let Some(mark) = &case.mark else { return true };
+        let now = self.claimants(key, local, case, now);
+        let now = now.map(|said| (&said.host, said.ban, &said.unbans));
+        now.eq(mark.claims.iter().map(|claim| (&claim.host, Some(claim.ban), &claim.unbans)))
+    }
+
+    /// **Lifted by hand** is what the import rested on, and nothing newer.
+    fn lift(&mut self, key: &Key, claim: &Claim) {
+        if claim.stamp == 0 {
+            self.unsay(key, |said| said.is_script() && said.host == claim.host);
+        } else {
+            let lift = Lift { start: claim.ban.start, stamp: claim.stamp };
+            let change = self.lifts.lift(key, &claim.host, lift);
+            self.change(change);
+        }
+    }
+}
+
+/// When what fail2ban holds began, in seconds since 1970, where that is known.
+fn began(mark: Option<&Mark>, told: Option<Ban>, row: Option<Row>) -> Option<i64> {
+    match (mark, told, row) {
+        (None, Some(told), _) => Some(told.start),
+        (Some(mark), _, Some(row)) if mark.is_of(row) => Some(row.timeofban),
+        (Some(mark), ..) => Some(mark.asked),
+        (None, None, row) => row.map(|row| row.timeofban),
+    }
+}
+
+/// What comes next in a jail by itself.
+struct Due {
+    at: i64,
+    prolong: Vec<Address>,
+}

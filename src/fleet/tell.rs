@@ -1,0 +1,216 @@
+//! From what notify told to what the fleet is told: which events are sent, why, and in which order.
+
+use std::collections::HashMap;
+
+use super::Key;
+use crate::fail2ban::database::Row;
+use crate::wire::{Action, Event, Host, Reason, Told, UnbanId};
+
+/// What is told again within this time is the same event, told by a second action of the jail; in
+/// milliseconds.
+const REPEAT: i64 = 10_000;
+
+/// fail2ban tells of what this host itself frees within this time; in milliseconds.
+const FREEING: i64 = 10_000;
+
+/// Puts what a host says in order.
+#[derive(Debug)]
+pub struct Teller {
+    host: Host,
+    stamp: i64,
+    /// What was told last of each address.
+    recent: HashMap<Key, (Told, i64)>,
+    /// What this host itself has freed lately.
+    freeing: HashMap<Key, i64>,
+}
+
+impl Teller {
+    /// What `host` says, after a word with this stamp; 0 for none.
+    #[must_use]
+    pub fn new(host: Host, stamp: i64) -> Self {
+        Self { host, stamp, recent: HashMap::new(), freeing: HashMap::new() }
+    }
+
+    /// **One growing stamp**: greater than the one before, whatever the clock does. It is taken before
+    /// that is read which it is for.
+    pub fn stamp(&mut self, now: i64) -> i64 {
+        self.stamp = now.max(self.stamp.saturating_add(1));
+        self.stamp
+    }
+
+    /// The stamp that was taken last.
+    #[must_use]
+    pub fn last(&self) -> i64 {
+        self.stamp
+    }
+
+    /// This host said something with this stamp once, perhaps before its clock was set back: what it says
+    /// from now on has a greater one. Answers whether it was news.
+    pub fn said_before(&mut self, stamp: i64, now: i64) -> bool {
+        const DAY: i64 = 86_400_000;
+        let news = stamp > self.stamp && stamp < now.saturating_add(DAY);
+        if news {
+            self.stamp = stamp;
+        }
+        news
+    }
+
+    /// This host frees an address by itself: fail2ban will tell of that.
+    pub fn frees(&mut self, key: &Key, now: i64) {
+        self.freeing.insert(key.clone(), now);
+    }
+
+    /// The event that the fleet is told of what notify told, if any. `row` is fail2ban's row of the ban:
+    /// `None` where fail2ban keeps none at all. `unbans` are the fleet unbans that it carries.
+    ///
+    /// # Errors
+    /// Whatever `row` fails with: then it is to be told again.
+    pub fn event<E>(
+        &mut self,
+        told: &Told,
+        row: impl FnOnce() -> Result<Option<Option<Row>>, E>,
+        unbans: Vec<UnbanId>,
+        now: i64,
+    ) -> Result<Option<Event>, E> {
+        self.recent.retain(|_, (_, at)| (0..REPEAT).contains(&(now - *at)));
+        self.freeing.retain(|_, at| (0..FREEING).contains(&(now - *at)));
+        let stamp = self.stamp(now);
+        let key = (told.jail.clone(), told.address);
+        if self.recent.get(&key).is_some_and(|(last, _)| told.repeats(last)) {
+            return Ok(None);
+        }
+        // **An unban is sent only if the row is gone or over, and not if this host itself frees it.**
+        if told.action == Action::Unban && self.freeing.contains_key(&key) {
+            return Ok(None);
+        }
+        let Some(reason) = reason(told, row, now.div_euclid(1000))? else { return Ok(None) };
+        self.recent.insert(key, (told.clone(), now));
+        let mut event = told.clone().event(&self.host, stamp, reason);
+        if told.action == Action::Ban {
+            event.unbans = unbans;
+        }
+        Ok(Some(event))
+    }
+}
+
+/// Why the fleet is told; `None` where it is not. An unban counts if the ban is over, by what was told
+/// or by fail2ban's row, or if the row is gone: then somebody lifted it. Otherwise fail2ban only
+/// stops, and will restore the ban when it starts again. Without a database there is no telling a
+/// lift from a stop (`row` is `None`).
+fn reason<E>(
+    told: &Told,
+    row: impl FnOnce() -> Result<Option<Option<Row>>, E>,
+    now: i64,
+) -> Result<Option<Reason>, E> {
+    if told.action == Action::Ban {
+        return Ok(Some(Reason::Detected));
+    }
+    let over = Row { timeofban: told.time, bantime: told.bantime, failures: told.failures };
+    if told.time > 0 && told.bantime > 0 && over.is_over(now) {
+        return Ok(Some(Reason::Expired));
+    }
+    Ok(match row()? {
+        Some(Some(row)) if row.is_over(now) => Some(Reason::Expired),
+        Some(Some(_)) => None,
+        Some(None) | None => Some(Reason::Lifted),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Address, Jail};
+
+    fn told(action: Action, time: i64) -> Told {
+        Told {
+            action,
+            jail: Jail::new("sshd").unwrap(),
+            address: Address::new("203.0.113.9").unwrap(),
+            bantime: 600,
+            restored: 0,
+            failures: 3,
+            time,
+        }
+    }
+
+    fn teller() -> Teller {
+        Teller::new(Host::new("web1").unwrap(), 0)
+    }
+
+    #[test]
+    fn an_unban_is_told_if_it_was_lifted_or_is_over() {
+        let row = |timeofban| Row { timeofban, bantime: 600, failures: 3 };
+        let unban = told(Action::Unban, 1000);
+        let table = [
+            (Some(Some(row(1000))), 1600, Some(Reason::Expired)),
+            (Some(Some(row(1000))), 1599, Some(Reason::Expired)),
+            (Some(Some(row(1000))), 1200, None),
+            // A bantime that was shortened: the row has the old one.
+            (Some(Some(Row { bantime: 9999, ..row(1000) })), 1600, Some(Reason::Expired)),
+            // A ban that was told with another time: the row decides.
+            (Some(Some(row(400))), 1200, Some(Reason::Expired)),
+            (Some(None), 1200, Some(Reason::Lifted)),
+            (None, 1600, Some(Reason::Expired)),
+            (None, 1200, Some(Reason::Lifted)),
+        ];
+        for (row, now, expected) in table {
+            let asked = || Ok::<_, ()>(row);
+            assert_eq!(reason(&unban, asked, now), Ok(expected), "{row:?} at {now}");
+        }
+        let ban = told(Action::Ban, 1000);
+        assert_eq!(reason(&ban, || Err(()), 9999), Ok(Some(Reason::Detected)), "it is not asked");
+        assert_eq!(reason(&unban, || Err(()), 1200), Err(()), "it is busy");
+    }
+
+    #[test]
+    fn what_a_jail_s_two_actions_tell_is_one_event() {
+        let (mut teller, mut now) = (teller(), 5_000_000);
+        let mut tells = |action, time, pause: i64| {
+            now += pause * 1000;
+            let event = teller.event(&told(action, time), || Ok::<_, ()>(None), Vec::new(), now);
+            event.unwrap().is_some()
+        };
+        assert!(tells(Action::Ban, 1000, 0));
+        assert!(!tells(Action::Ban, 1000, 1), "the second action");
+        assert!(!tells(Action::Ban, 0, 1), "one that does not know the time");
+        assert!(tells(Action::Unban, 1000, 1));
+        assert!(!tells(Action::Unban, 1000, 1));
+        assert!(tells(Action::Ban, 1003, 1), "a ban after its unban is another");
+        assert!(tells(Action::Ban, 1009, 1), "a ban of another time, too");
+        assert!(tells(Action::Ban, 0, 11), "and one that comes much later");
+    }
+
+    #[test]
+    fn what_this_host_itself_frees_is_not_told() {
+        let mut teller = teller();
+        let unban = told(Action::Unban, 1000);
+        teller.frees(&(unban.jail.clone(), unban.address), 1_100_000);
+        let mut tells = |now| teller.event(&unban, || Ok::<_, ()>(Some(None)), Vec::new(), now);
+        assert_eq!(tells(1_101_000), Ok(None));
+        assert_eq!(tells(1_120_000).unwrap().unwrap().reason, Some(Reason::Lifted));
+    }
+
+    #[test]
+    fn a_ban_carries_fleet_unbans_and_an_unban_none() {
+        let mut teller = teller();
+        let id = UnbanId::new("web2-5").unwrap();
+        let mut tells = |action, now| {
+            let event =
+                teller.event(&told(action, 1000), || Ok::<_, ()>(None), vec![id.clone()], now);
+            event.unwrap().unwrap().unbans.len()
+        };
+        assert_eq!(tells(Action::Ban, 1_000_000), 1);
+        assert_eq!(tells(Action::Unban, 1_000_001), 0);
+    }
+
+    #[test]
+    fn stamps_grow_whatever_the_clock_does() {
+        let mut teller = teller();
+        let stamps = [100_000, 100_000, 50_000, 101_000].map(|now| teller.stamp(now));
+        assert_eq!(stamps, [100_000, 100_001, 100_002, 101_000]);
+        assert!(teller.said_before(110_000, 101_000));
+        assert!(!teller.said_before(109_000, 101_000));
+        assert!(!teller.said_before(i64::MAX, 101_000));
+        assert_eq!(teller.stamp(102_000), 110_001, "what it said before; but nothing absurd");
+    }
+}

@@ -1,0 +1,354 @@
+//! What is to be done next: one step at a time, in an order that a crash between any two of them leaves
+//! well. What fail2ban is told rests on what is on disk; what is done, on what was just seen.
+
+use super::marks::Mark;
+use super::reconcile::{self, Step as Decision};
+use super::{Change, Fleet, Key, secs};
+use crate::wire::{Address, Host, Jail};
+
+/// fail2ban makes some 130 bans a second and answers nobody meanwhile.
+const BATCH: usize = 20;
+
+/// From so many addresses on it is quicker to look at all of a jail's bans.
+const FEW: usize = 2;
+
+/// A disk that is full is tried again after so long; in milliseconds.
+const FULL: i64 = 1_000;
+
+/// One address to be banned or freed here, and the host whose word it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Work {
+    pub address: Address,
+    pub host: Option<Host>,
+}
+
+/// What the daemon is to do, and to answer how it went.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Write this down, synced; then [`Fleet::saved`].
+    Save(Vec<Change>),
+    /// Look at a jail, whole or at some addresses; then [`Fleet::seen`].
+    Look(Jail, Option<Vec<Address>>),
+    /// Free these addresses; then [`Fleet::done`].
+    Free(Jail, Vec<Work>),
+    /// Free this address, whoever banned it: it was freed for the whole fleet; then [`Fleet::done`].
+    Obey(Jail, Address),
+    /// Ban these addresses; then [`Fleet::done`].
+    Import(Jail, Vec<Work>),
+    /// Ban these again, which prolongs them; then [`Fleet::done`].
+    Prolong(Jail, Vec<Address>),
+    /// Say that this one is not banned here: it is in `ignoreip`, or this host's own.
+    Refuse(Jail, Work),
+    /// Say that this host has no such jail.
+    NoSuchJail(Jail, Work),
+    /// Nothing now.
+    Rest,
+}
+
+/// What fail2ban is to be told.
+#[derive(Clone, Debug)]
+pub(super) enum Order {
+    Free(Jail, Vec<Work>),
+    /// For the whole fleet, own and manual bans included.
+    Obey(Key),
+    Import(Jail, Vec<Work>),
+    Prolong(Jail, Vec<Address>),
+    Refuse(Jail, Work),
+    NoSuchJail(Jail, Work),
+}
+
+impl Fleet {
+    /// The next step. **What is intended is on disk before fail2ban is told.**
+    pub fn next(&mut self, now: i64) -> Step {
+        self.tidy(now);
+        if let Some(step) = self.save(now) {
+            return step;
+        }
+        let Some(names) =
+            self.names.clone().filter(|names| self.pulse.is_some() && !names.is_empty())
+        else {
+            return Step::Rest;
+        };
+        if self.pardoning && self.orders.is_empty() {
+            if let Some(key) = self.unbans.to_obey(&names) {
+                self.orders.push_back(Order::Obey(key));
+            } else {
+                self.pardoning = false;
+                for (address, change) in self.unbans.settle(&names) {
+                    self.snapshots.touch(address, now);
+                    self.change(change);
+                }
+                if let Some(step) = self.save(now) {
+                    return step;
+                }
+            }
+        }
+        if let Some(order) = self.orders.pop_front() {
+            return self.give(order, now);
+        }
+        if let Some(jail) = self.looks.first() {
+            return Step::Look(jail.clone(), None);
+        }
+        let Some((jail, addresses)) = self.batch() else { return Step::Rest };
+        if !names.contains(&jail) {
+            return self.without_jail(&jail, &addresses);
+        }
+        if self.is_fresh(&jail, &addresses, now) {
+            self.plan(&jail, &addresses, now);
+            return self.next(now);
+        }
+        for address in &addresses {
+            self.queue(&(jail.clone(), *address));
+        }
+        let known = self.jails.get(&jail).is_some_and(|local| local.shown.is_some());
+        if known && addresses.len() <= FEW {
+            return Step::Look(jail, Some(addresses));
+        }
+        self.looks.insert(jail.clone());
+        Step::Look(jail, None)
+    }
+
+    /// The next addresses of one jail, in the order in which their words came.
+    fn batch(&mut self) -> Option<(Jail, Vec<Address>)> {
+        let (jail, _) = self.queue.front()?.clone();
+        let mut addresses = Vec::new();
+        while addresses.len() < BATCH {
+            let Some(key) = self.queue.pop_front_if(|key| key.0 == jail) else { break };
+            self.queued.remove(&key);
+            addresses.push(key.1);
+        }
+        Some((jail, addresses))
+    }
+
+    /// Whether these were seen just now.
+    fn is_fresh(&mut self, jail: &Jail, addresses: &[Address], now: i64) -> bool {
+        let glanced = self.glanced.take();
+        let glanced = glanced.is_some_and(|(at, seen)| {
+            at == *jail && addresses.iter().all(|address| seen.contains(address))
+        });
+        let shown = self.jails.get(jail).and_then(|local| local.shown.as_ref());
+        glanced || shown.is_some_and(|shown| shown.fresh >= now)
+    }
+
+    /// Their jail is not there: perhaps it is only on its way down or up. What it bans is kept in mind.
+    fn without_jail(&mut self, jail: &Jail, addresses: &[Address]) -> Step {
+        for &address in addresses {
+            let facts = self.facts(&(jail.clone(), address), i64::MIN);
+            if facts.claimed && !facts.marked {
+                let order = Order::NoSuchJail(jail.clone(), self.work(jail, address));
+                self.orders.push_back(order);
+            }
+        }
+        self.orders.pop_front().map_or(Step::Rest, |order| self.give(order, 0))
+    }
+
+    fn work(&self, jail: &Jail, address: Address) -> Work {
+        let key = (jail.clone(), address);
+        Work { address, host: self.reporter(&key).cloned() }
+    }
+
+    /// Decides on addresses that were seen just now. What is to be banned is marked as *intended*.
+    fn plan(&mut self, jail: &Jail, addresses: &[Address], now: i64) {
+        let (mut free, mut import) = (Vec::new(), Vec::new());
+        for &address in addresses {
+            let key = (jail.clone(), address);
+            let facts = self.facts(&key, secs(now));
+            match reconcile::step(facts) {
+                Decision::Import => {
+                    self.forget_detection(&key);
+                    let claims = self.rests_on(&key, secs(now));
+                    let local = self.jails.entry(jail.clone()).or_default();
+                    let bantime = local.bantime().unwrap_or(-1);
+                    let mark = Mark::intended(claims, bantime, secs(now));
+                    let case = local.cases.entry(address).or_default();
+                    case.mark = Some(Box::new(mark.clone()));
+                    self.change(Change::Mark(key, Some(mark)));
+                    import.push(self.work(jail, address));
+                }
+                Decision::Refuse => {
+                    self.unmark(&key);
+                    let order = Order::Refuse(jail.clone(), self.work(jail, address));
+                    self.orders.push_back(order);
+                }
+                Decision::Free => free.push(self.work(jail, address)),
+                Decision::Forget => self.unmark(&key),
+                Decision::Leave => {
+                    // Its claims changed: with the next look, which tells whether it still is held.
+                    if facts.marked
+                        && facts.held
+                        && facts.claimed
+                        && !self.keeps_claims(&key, secs(now))
+                    {
+                        self.look_again(jail);
+                    }
+                }
+            }
+        }
+        if !free.is_empty() {
+            self.orders.push_back(Order::Free(jail.clone(), free));
+        }
+        if !import.is_empty() {
+            self.orders.push_back(Order::Import(jail.clone(), import));
+        }
+    }
+
+    /// With the next pulse this jail is looked at, whatever that says.
+    fn look_again(&mut self, jail: &Jail) {
+        let local = self.jails.get_mut(jail);
+        if let Some(shown) = local.and_then(|local| local.shown.as_mut()) {
+            (shown.due, shown.fresh) = (i64::MIN, i64::MIN);
+        }
+    }
+
+    fn unmark(&mut self, key: &Key) {
+        self.unsaid.remove(key);
+        let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
+        if case.and_then(|case| case.mark.take()).is_some() {
+            self.change(Change::Mark(key.clone(), None));
+        }
+    }
+
+    /// Hands an order out.
+    fn give(&mut self, order: Order, now: i64) -> Step {
+        self.doing = Some(order.clone());
+        match order {
+            Order::Free(jail, work) => {
+                for Work { address, .. } in &work {
+                    self.teller.frees(&(jail.clone(), *address), now);
+                }
+                Step::Free(jail, work)
+            }
+            Order::Obey(key) => {
+                self.teller.frees(&key, now);
+                Step::Obey(key.0, key.1)
+            }
+            Order::Import(jail, work) => Step::Import(jail, work),
+            Order::Prolong(jail, addresses) => Step::Prolong(jail, addresses),
+            Order::Refuse(jail, work) => Step::Refuse(jail, work),
+            Order::NoSuchJail(jail, work) => Step::NoSuchJail(jail, work),
+        }
+    }
+
+    /// fail2ban has done what it was told, and answered with a number.
+    pub fn done(&mut self, answer: i64, now: i64) {
+        match self.doing.take() {
+            Some(Order::Free(jail, work)) => {
+                for Work { address, .. } in work {
+                    self.freed(&(jail.clone(), address));
+                }
+            }
+            Some(Order::Obey(key)) => self.obeyed(&key, now),
+            Some(Order::Import(jail, work)) => self.imported(&jail, &work, answer, secs(now)),
+            Some(Order::Prolong(jail, addresses)) => {
+                for address in addresses {
+                    self.held(&(jail.clone(), address), secs(now));
+                }
+            }
+            Some(Order::Refuse(..) | Order::NoSuchJail(..)) | None => {}
+        }
+    }
+
+    /// fail2ban has not done it, or nobody knows: it is looked at again.
+    pub fn failed(&mut self) {
+        let (jail, addresses) = match self.doing.take() {
+            Some(Order::Free(jail, work) | Order::Import(jail, work)) => {
+                (jail, work.into_iter().map(|work| work.address).collect())
+            }
+            Some(Order::Prolong(jail, addresses)) => (jail, addresses),
+            Some(Order::Obey((jail, _))) => (jail, Vec::new()),
+            Some(Order::Refuse(..) | Order::NoSuchJail(..)) | None => return,
+        };
+        for address in addresses {
+            self.queue(&(jail.clone(), address));
+        }
+        self.look_again(&jail);
+    }
+
+    /// fail2ban goes on refusing what it is told of a jail: the words wait until there is something new
+    /// of them or of the jail.
+    pub fn give_up(&mut self, jail: &Jail) {
+        self.queue.retain(|key| key.0 != *jail);
+        self.queued.retain(|key| key.0 != *jail);
+        self.looks.remove(jail);
+    }
+
+    /// **What `banip` says was not new is not ours.** Of several it does not say which: the next look
+    /// tells, by their rows.
+    fn imported(&mut self, jail: &Jail, work: &[Work], new: i64, now: i64) {
+        let all = usize::try_from(new).is_ok_and(|new| new >= work.len());
+        for Work { address, .. } in work {
+            let key = (jail.clone(), *address);
+            if !all && work.len() == 1 {
+                self.unmark(&key);
+                continue;
+            }
+            let local = self.jails.entry(jail.clone()).or_default();
+            let run = local.run;
+            let case = local.cases.entry(*address).or_default();
+            // A detection that came between took the mark away.
+            if let Some(mark) = &mut case.mark {
+                (mark.done, mark.answered, mark.run) = (true, now, Some(run));
+                let change = Change::Mark(key.clone(), Some(Mark::clone(mark)));
+                self.change(change);
+                self.held(&key, now);
+            }
+        }
+        if !all {
+            self.look_again(jail);
+        }
+    }
+
+    /// fail2ban holds an address from now on for this jail's bantime.
+    fn held(&mut self, key: &Key, now: i64) {
+        let Some(local) = self.jails.get_mut(&key.0) else { return };
+        let bantime = local.bantime().unwrap_or(-1);
+        let end = if bantime < 0 { i64::MAX } else { now.saturating_add(bantime) };
+        local.cases.entry(key.1).or_default().end = Some(end);
+        // Not later than it ends is it looked at again.
+        if let Some(shown) = &mut local.shown {
+            let soon = end.saturating_sub(super::lease::lead(bantime));
+            shown.due = shown.due.min(soon);
+        }
+    }
+
+    fn freed(&mut self, key: &Key) {
+        self.unmark(key);
+        let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
+        if let Some(case) = case {
+            case.end = None;
+        }
+        self.queue(key);
+    }
+
+    /// **A fleet unban frees the address once, own and manual bans included.**
+    fn obeyed(&mut self, key: &Key, now: i64) {
+        self.freed(key);
+        self.forget_detection(key);
+        if let Some(local) = self.jails.get_mut(&key.0) {
+            local.own.remove(&key.1);
+        }
+        self.unbans.freed(key);
+        self.snapshots.touch(key.1, now);
+    }
+
+    /// What is not on disk yet.
+    fn save(&mut self, now: i64) -> Option<Step> {
+        if self.changes.is_empty() || now < self.unsaved {
+            return None;
+        }
+        let stamp = Change::Stamp(self.teller.last());
+        Some(Step::Save(self.changes.values().cloned().chain([stamp]).collect()))
+    }
+
+    /// It was written down, or could not be. Then bans are made all the same, and it is tried again
+    /// later.
+    pub fn saved(&mut self, well: bool, now: i64) {
+        if well {
+            self.changes.clear();
+            self.unsaved = 0;
+        } else {
+            self.unsaved = now + FULL;
+        }
+    }
+}

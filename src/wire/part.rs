@@ -1,0 +1,320 @@
+//! One part of a host's snapshot: what the host detected and holds now, as far as a hash of the
+//! addresses says that it belongs here. Retained at `<topic>/state/<host>/<part>`.
+//!
+//! ```json
+//! {"v":1,"host":"web1","stamp":1795342588123,"part":0,"parts":4,
+//!  "bans":[["sshd","203.0.113.9",1795342588,600]],"unbans":[["*","198.51.100.7","web2-1795340000123"]]}
+//! ```
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use super::fields::{Fields, Malformed};
+use super::{Address, Host, Jail, Scope, UnbanId};
+
+/// The largest part that is read, in bytes. Ours are about 16 KiB.
+const MAX_PART: usize = 192 * 1024;
+
+/// The most bans and fleet unbans in a part.
+const MAX_LISTED: usize = 8_000;
+
+/// The most parts of a snapshot: a default mosquitto hands out 1,000 retained messages at once and
+/// drops the rest.
+pub const MAX_PARTS: u32 = 512;
+
+/// A ban, as the host that made it tells of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ban {
+    /// When it began, in seconds since 1970 on that host's clock; 0 is not known.
+    pub start: i64,
+    /// How long it lasts, in seconds; -1 is for ever, 0 is not known.
+    pub bantime: i64,
+}
+
+impl Ban {
+    /// When it ends, in seconds since 1970 on its host's clock; `i64::MAX` for ever.
+    #[must_use]
+    pub fn end(self) -> i64 {
+        if self.bantime < 0 { i64::MAX } else { self.start.saturating_add(self.bantime) }
+    }
+}
+
+/// Which addresses a part is for: those whose hash, modulo `parts`, is `part`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Slice {
+    part: u32,
+    parts: u32,
+}
+
+impl Slice {
+    /// A part of so many.
+    ///
+    /// # Errors
+    /// A sentence's end that says what they must be.
+    pub fn new(part: u32, parts: u32) -> Result<Self, String> {
+        if parts.is_power_of_two() && parts <= MAX_PARTS && part < parts {
+            Ok(Self { part, parts })
+        } else {
+            Err(format!("must be a power of two, at most {MAX_PARTS} and above part"))
+        }
+    }
+
+    /// The part that an address belongs to.
+    ///
+    /// # Panics
+    /// If `parts` is 0.
+    #[must_use]
+    pub fn of(address: Address, parts: u32) -> Self {
+        let part = address.hash() % u64::from(parts);
+        Self { part: u32::try_from(part).unwrap_or_default(), parts }
+    }
+
+    /// Its number, which is the last level of its topic.
+    #[must_use]
+    pub fn part(self) -> u32 {
+        self.part
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn parts(self) -> u32 {
+        self.parts
+    }
+
+    /// Whether an address belongs here.
+    #[must_use]
+    pub fn covers(self, address: Address) -> bool {
+        Self::of(address, self.parts) == self
+    }
+
+    /// Whether every address of `other` belongs here.
+    #[must_use]
+    pub fn contains(self, other: Self) -> bool {
+        other.parts.is_multiple_of(self.parts) && other.part % self.parts == self.part
+    }
+}
+
+/// One ban of a part.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub struct Listed {
+    pub jail: Jail,
+    pub address: Address,
+    pub start: i64,
+    pub bantime: i64,
+}
+
+/// One fleet unban that the part's host knows and has obeyed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub struct Pardon {
+    pub scope: Scope,
+    pub address: Address,
+    pub id: UnbanId,
+}
+
+/// A part of a host's snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Whose.
+    pub host: Host,
+    /// Orders what the host says, events and parts, in milliseconds since 1970.
+    pub stamp: i64,
+    /// Which addresses it is for.
+    pub slice: Slice,
+    /// What the host detected and holds.
+    pub bans: Vec<Listed>,
+    /// What was freed for the whole fleet.
+    pub unbans: Vec<Pardon>,
+}
+
+impl Part {
+    /// Reads a part. Every address has to belong to it.
+    ///
+    /// # Errors
+    /// [`Malformed`], with nothing of the payload in its text.
+    pub fn parse(payload: &[u8]) -> Result<Self, Malformed> {
+        let fields = Fields::parse(payload, MAX_PART)?;
+        if fields.number("v")? != 1 {
+            return Err(Malformed::Field(
+                "v",
+                "must be 1: this host needs a newer version".to_owned(),
+            ));
+        }
+        let number = |name| Ok(u32::try_from(fields.number(name)?).unwrap_or(u32::MAX));
+        let slice = Slice::new(number("part")?, number("parts")?);
+        let slice = slice.map_err(|what| Malformed::Field("parts", what))?;
+        let stamp = fields.number("stamp")?;
+        if stamp <= 0 {
+            return Err(Malformed::Field("stamp", "must be above 0".to_owned()));
+        }
+        let bans = fields.list("bans", MAX_LISTED)?.iter().map(|value| listed(value, slice));
+        let bans = bans.collect::<Result<_, _>>().map_err(|what| Malformed::Field("bans", what))?;
+        let unbans = fields.list("unbans", MAX_LISTED)?.iter().map(|value| pardon(value, slice));
+        let unbans =
+            unbans.collect::<Result<_, _>>().map_err(|what| Malformed::Field("unbans", what))?;
+        Ok(Self { host: fields.needed("host", Host::new)?, stamp, slice, bans, unbans })
+    }
+
+    /// Writes the part as one line of JSON.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut json = format!(
+            r#"{{"v":1,"host":{},"stamp":{},"part":{},"parts":{},"bans":["#,
+            Value::from(self.host.as_str()),
+            self.stamp,
+            self.slice.part,
+            self.slice.parts,
+        );
+        for (n, Listed { jail, address, start, bantime }) in self.bans.iter().enumerate() {
+            let comma = if n == 0 { "" } else { "," };
+            let jail = Value::from(jail.as_str());
+            let _ = write!(json, r#"{comma}[{jail},"{address}",{start},{bantime}]"#);
+        }
+        json.push_str(r#"],"unbans":["#);
+        for (n, Pardon { scope, address, id }) in self.unbans.iter().enumerate() {
+            let comma = if n == 0 { "" } else { "," };
+            let (scope, id) = (Value::from(scope.as_str()), Value::from(id.as_str()));
+            let _ = write!(json, r#"{comma}[{scope},"{address}",{id}]"#);
+        }
+        json.push_str("]}");
+        json
+    }
+}
+
+fn listed(value: &Value, slice: Slice) -> Result<Listed, String> {
+    let what = || "must be [jail, address, start, bantime]".to_owned();
+    let [Value::String(jail), Value::String(address), Value::Number(start), Value::Number(bantime)] =
+        value.as_array().map(Vec::as_slice).unwrap_or_default()
+    else {
+        return Err(what());
+    };
+    let number = |number: &serde_json::Number, least| {
+        number.as_i64().filter(|number| *number >= least).ok_or_else(what)
+    };
+    Ok(Listed {
+        jail: Jail::new(jail)?,
+        address: belonging(address, slice)?,
+        start: number(start, 0)?,
+        bantime: number(bantime, -1)?,
+    })
+}
+
+fn pardon(value: &Value, slice: Slice) -> Result<Pardon, String> {
+    let [Value::String(scope), Value::String(address), Value::String(id)] =
+        value.as_array().map(Vec::as_slice).unwrap_or_default()
+    else {
+        return Err("must be [jail, address, id]".to_owned());
+    };
+    Ok(Pardon {
+        scope: Scope::new(scope)?,
+        address: belonging(address, slice)?,
+        id: UnbanId::new(id)?,
+    })
+}
+
+fn belonging(address: &str, slice: Slice) -> Result<Address, String> {
+    let address = Address::new(address)?;
+    if slice.covers(address) {
+        Ok(address)
+    } else {
+        Err("must list addresses of this part alone".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part() -> Part {
+        let address = |text: &str| Address::new(text).unwrap();
+        let slice = Slice::of(address("203.0.113.9"), 4);
+        let jail = Jail::new("sshd").unwrap();
+        let mut bans: Vec<_> = (0..=255)
+            .map(|n| address(&format!("203.0.113.{n}")))
+            .filter(|address| slice.covers(*address))
+            .map(|address| Listed {
+                jail: jail.clone(),
+                address,
+                start: 1_795_342_588,
+                bantime: 600,
+            })
+            .collect();
+        bans[0].bantime = -1;
+        let one = |scope: &str, id: &str| Pardon {
+            scope: Scope::new(scope).unwrap(),
+            address: address("203.0.113.9"),
+            id: UnbanId::new(id).unwrap(),
+        };
+        let unbans = vec![one("*", "web2-1795340000123"), one("sshd", "web-3-1795340000124")];
+        Part { host: Host::new("we\"b 1").unwrap(), stamp: 1_795_342_588_123, slice, bans, unbans }
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        assert_eq!(Part::parse(part().encode().as_bytes()), Ok(part()));
+        let empty = Part {
+            host: Host::new("web1").unwrap(),
+            stamp: 5,
+            slice: Slice::new(0, 1).unwrap(),
+            bans: Vec::new(),
+            unbans: Vec::new(),
+        };
+        let json = r#"{"v":1,"host":"web1","stamp":5,"part":0,"parts":1,"bans":[],"unbans":[]}"#;
+        assert_eq!(empty.encode(), json);
+        assert_eq!(Part::parse(json.as_bytes()), Ok(empty.clone()));
+        let later = json.replace("]}", r#"],"sig":"later"}"#);
+        assert_eq!(Part::parse(later.as_bytes()), Ok(empty));
+    }
+
+    #[test]
+    fn what_is_no_part_is_refused() {
+        let json = part().encode();
+        let other = (0..=255)
+            .map(|n| format!("203.0.113.{n}"))
+            .find(|text| !part().slice.covers(Address::new(text).unwrap()))
+            .unwrap();
+        let refused = [
+            String::new(),
+            "[]".to_owned(),
+            json.replace(r#""v":1"#, r#""v":2"#),
+            json.replace(r#""v":1"#, r#""stamp":1"#),
+            json.replace(r#""parts":4"#, r#""parts":3"#),
+            json.replace(r#""parts":4"#, r#""parts":1024"#),
+            json.replace(r#""parts":4"#, r#""parts":0"#),
+            json.replace(r#""parts":4"#, r#""parts":-4"#),
+            json.replace("1795342588123", "0"),
+            json.replace("1795342588123", "1e9"),
+            json.replace("203.0.113.9", &other),
+            json.replace("203.0.113.9", "203.0.113.9/32"),
+            json.replacen("\"sshd\"", "\"ss hd\"", 1),
+            json.replacen(",600]", ",-2]", 1),
+            json.replacen(",600]", ",600,1]", 1),
+            json.replacen(",600]", "]", 1),
+            json.replacen(",600]", ",\"600\"]", 1),
+            json.replace("web-3-1795340000124", "web3"),
+            json.replace(r#""bans":["#, r#""bans":[7,"#),
+            json.replace(r#""bans":["#, r#""bans":{},"b":["#),
+            json.replace("1795342588123", &format!("7{}", " ".repeat(MAX_PART))),
+        ];
+        for payload in refused {
+            assert_ne!(payload, json);
+            assert!(Part::parse(payload.as_bytes()).is_err(), "{payload}");
+        }
+    }
+
+    #[test]
+    fn each_address_belongs_to_one_part_and_to_one_of_twice_as_many() {
+        for n in 0..=255 {
+            let address = Address::new(&format!("198.51.100.{n}")).unwrap();
+            for parts in [1, 2, 64, MAX_PARTS] {
+                let covering =
+                    (0..parts).filter(|&n| Slice::new(n, parts).unwrap().covers(address));
+                assert_eq!(covering.count(), 1);
+            }
+            assert!(Slice::of(address, 4).contains(Slice::of(address, 8)));
+            assert!(!Slice::of(address, 8).contains(Slice::of(address, 4)));
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! Whatever fails, every server ends with the same bans, and for as long as their origin: on real servers,
+//! with real fail2ban and mosquitto.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use support::{Host, Rig, eventually, within};
+
+/// The addresses that a jail bans.
+fn banned(host: Host<'_>) -> BTreeSet<String> {
+    let list = host.try_sh("fail2ban-client get sshd banip").unwrap_or_default();
+    list.split_whitespace().map(str::to_owned).collect()
+}
+
+fn set(addresses: &[&str]) -> BTreeSet<String> {
+    addresses.iter().map(|&address| address.to_owned()).collect()
+}
+
+/// Has a jail ban so long, also what it detects from now on.
+fn bantime(host: Host<'_>, seconds: i64) {
+    host.sh(&format!("fail2ban-client set sshd bantime {seconds}"));
+}
+
+/// The same over restarts of fail2ban.
+fn bantime_for_good(host: Host<'_>, lines: &str) {
+    host.sh(&format!(
+        "sed -i '/^\\[sshd\\]/a {lines}' /etc/fail2ban/jail.local
+         systemctl restart fail2ban; until fail2ban-client get sshd bantime; do sleep 0.1; done 2>&1"
+    ));
+    host.ready();
+}
+
+/// Loses the broker's whole memory.
+fn forget_all(hub: Host<'_>) {
+    hub.sh("systemctl kill -s KILL mosquitto; systemctl stop mosquitto
+            rm -f /var/lib/mosquitto/mosquitto.db; systemctl start mosquitto");
+}
+
+#[test]
+fn a_broker_that_forgets_everything_and_a_host_that_joins_get_all() {
+    let rig = Rig::fleet(&["a", "b", "c"]);
+    let (a, b, c, hub) = (rig.host("a"), rig.host("b"), rig.host("c"), rig.host("hub"));
+    c.sh("systemctl stop f2bmqttsub");
+    a.attack("auth", &["192.0.2.1", "192.0.2.2"]);
+    b.attack("auth", &["192.0.2.3"]);
+    let all = set(&["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
+    eventually("a and b ban all", || banned(a) == all && banned(b) == all);
+    forget_all(hub);
+    // c was not there when these were told, and no session kept them for it.
+    c.sh("rm -rf /var/lib/f2bmqtt/*; systemctl start f2bmqttsub");
+    eventually("c bans all", || banned(c) == all);
+    assert!(banned(a) == all && banned(b) == all);
+    // What a host hears of no more because the broker lost it, it keeps; what was freed meanwhile, not.
+    rig.host("b").rig("cut");
+    a.sh("fail2ban-client set sshd unbanip 192.0.2.1");
+    eventually("c frees it", || !c.bans("sshd", "192.0.2.1"));
+    forget_all(hub);
+    b.rig("join");
+    eventually("b frees it, too", || banned(b) == set(&["192.0.2.2", "192.0.2.3"]));
+}
+
+#[test]
+fn a_fail2ban_that_stops_frees_nobody_and_an_operator_who_frees_all_does() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    a.attack("auth", &["192.0.2.1", "192.0.2.2"]);
+    b.attack("auth", &["192.0.2.2", "192.0.2.3"]);
+    let all = set(&["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
+    eventually("both ban all", || banned(a) == all && banned(b) == all);
+    a.sh("systemctl stop fail2ban");
+    let stopped = Instant::now();
+    while stopped.elapsed() < Duration::from_mins(1) {
+        assert_eq!(banned(b), all, "after {:?}", stopped.elapsed());
+        sleep(Duration::from_secs(1));
+    }
+    a.sh("systemctl start fail2ban");
+    eventually("it restores its bans", || banned(a) == all);
+    assert_eq!(banned(b), all);
+    // What b detected, too, is lifted on a, and stays with b.
+    a.sh("fail2ban-client unban --all");
+    eventually("b frees what only a held", || banned(b) == set(&["192.0.2.2", "192.0.2.3"]));
+    sleep(Duration::from_secs(6));
+    assert_eq!(banned(a), set(&[]), "what its operator lifted does not come back");
+    assert_eq!(banned(b), set(&["192.0.2.2", "192.0.2.3"]), "what b detected no other frees");
+}
+
+#[test]
+fn what_an_operator_lifts_stays_lifted_over_restarts_of_everything() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
+    b.sh("fail2ban-client set sshd banip 192.0.2.9");
+    a.attack("auth", &["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.9"]);
+    eventually("b bans them", || banned(b).len() == 4);
+    // One while the daemon runs, one while it does not.
+    eventually("fail2ban has written it down", || {
+        b.sh("sqlite3 /var/lib/fail2ban/fail2ban.sqlite3 \"SELECT count(*) FROM bips\"") == "4"
+    });
+    sleep(Duration::from_secs(4));
+    b.sh("fail2ban-client set sshd unbanip 192.0.2.1");
+    sleep(Duration::from_secs(4));
+    b.sh("systemctl stop f2bmqttsub; fail2ban-client set sshd unbanip 192.0.2.2; systemctl start f2bmqttsub");
+    let left = set(&["192.0.2.3", "192.0.2.9"]);
+    sleep(Duration::from_secs(6));
+    assert_eq!(banned(b), left);
+    for host in [a, b] {
+        host.sh("systemctl restart fail2ban f2bmqttsub");
+        host.ready();
+    }
+    forget_all(hub);
+    eventually("both are connected", || {
+        [a, b].iter().all(|host| host.journal().matches("connected to the broker").count() >= 2)
+    });
+    sleep(Duration::from_secs(8));
+    assert_eq!(banned(b), left, "over restarts of everything");
+    // A new ban of its origin counts again; the operator's own no other frees.
+    a.sh("fail2ban-client set sshd unbanip 192.0.2.1 192.0.2.9");
+    sleep(Duration::from_secs(5));
+    a.attack("auth", &["192.0.2.1"]);
+    eventually("a bans it anew", || a.bans("sshd", "192.0.2.1"));
+    eventually("and b", || banned(b) == set(&["192.0.2.1", "192.0.2.3", "192.0.2.9"]));
+}
+
+/// Publishes what `f2bmqtt unban` does.
+fn fleet_unban(hub: Host<'_>, address: &str) {
+    let millis = hub.sh("date +%s%3N");
+    hub.publish(
+        "blacklist/unban",
+        &format!(
+            r#"{{"action":"unban","ipmset":"sshd","ip":"{address}","bantime":0,"host":"hub","restored":0,"failures":0,"time":0,"stamp":{millis},"reason":"fleet","id":"hub-{millis}","jails":"*"}}"#
+        ),
+    );
+}
+
+#[test]
+fn a_fleet_unban_holds_also_for_a_host_that_was_cut_off() {
+    let rig = Rig::fleet(&["a", "b", "c"]);
+    let (a, b, c, hub) = (rig.host("a"), rig.host("b"), rig.host("c"), rig.host("hub"));
+    a.attack("auth", &["192.0.2.1", "192.0.2.2"]);
+    b.sh("fail2ban-client set sshd banip 192.0.2.1");
+    eventually("all ban them", || [a, b, c].iter().all(|host| banned(*host).len() == 2));
+    a.rig("cut");
+    fleet_unban(hub, "192.0.2.1");
+    let left = set(&["192.0.2.2"]);
+    eventually("it is free, also where it was banned by hand", || {
+        banned(b) == left && banned(c) == left
+    });
+    forget_all(hub);
+    c.sh("systemctl restart f2bmqttsub");
+    a.rig("join");
+    eventually("and at its origin, once that is back", || banned(a) == left);
+    sleep(Duration::from_secs(8));
+    for host in [a, b, c] {
+        assert_eq!(banned(host), left, "it stays free");
+    }
+    a.attack("auth", &["192.0.2.1"]);
+    eventually("a new detection counts", || [a, b, c].iter().all(|host| banned(*host).len() == 2));
+}
+
+/// Asks each second whether `host` bans the address until it does not. Answers when that was.
+fn holds_until_free(host: Host<'_>, address: &str, limit: Duration) -> Instant {
+    let started = Instant::now();
+    while host.bans("sshd", address) && host.in_ipset("f2b-sshd", address) {
+        assert!(started.elapsed() < limit, "it is never freed");
+        sleep(Duration::from_millis(500));
+    }
+    Instant::now()
+}
+
+#[test]
+fn a_ban_lasts_as_long_as_at_its_origin_over_a_restart_and_ends_with_it() {
+    let rig = Rig::fleet(&["a", "b", "c"]);
+    let (a, b, c) = (rig.host("a"), rig.host("b"), rig.host("c"));
+    bantime(a, 120);
+    bantime_for_good(b, "bantime = 30");
+    bantime_for_good(c, "bantime = -1");
+    a.attack("auth", &["192.0.2.1"]);
+    for host in [a, b, c] {
+        eventually("all ban it", || host.in_ipset("f2b-sshd", "192.0.2.1"));
+    }
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        let watch = |host: Host<'_>| holds_until_free(host, "192.0.2.1", Duration::from_mins(3));
+        let on_a = scope.spawn(move || watch(a));
+        let on_b = scope.spawn(move || watch(b));
+        let on_c = scope.spawn(move || watch(c));
+        let free = on_a.join().unwrap();
+        assert!(free.duration_since(begun) > Duration::from_secs(110), "{:?}", free - begun);
+        for (name, host) in [("b", on_b), ("c", on_c)] {
+            let other = host.join().unwrap();
+            let apart = other.max(free) - other.min(free);
+            assert!(apart < Duration::from_secs(6), "{name}: {apart:?} apart");
+        }
+    });
+    let log = b.sh("grep -e '] Ban ' -e '] Unban ' /var/log/fail2ban.log");
+    assert_eq!(
+        (log.matches("] Ban ").count(), log.matches("] Unban ").count()),
+        (1, 1),
+        "no gap: {log}"
+    );
+}
+
+#[test]
+fn a_growing_ban_and_one_for_ever_hold_elsewhere_and_over_a_restart() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    bantime_for_good(b, "bantime = 20");
+    bantime(a, -1);
+    a.attack("auth", &["192.0.2.1"]);
+    eventually("b bans it", || b.bans("sshd", "192.0.2.1"));
+    // The second ban of an address is twice as long: longer than b's own by far.
+    a.sh("fail2ban-client set sshd bantime 15; fail2ban-client set sshd bantime.increment true");
+    a.attack("auth", &["192.0.2.2"]);
+    eventually("b bans it, too", || b.bans("sshd", "192.0.2.2"));
+    within(Duration::from_mins(1), "its time is over", || {
+        !a.bans("sshd", "192.0.2.2") && !b.bans("sshd", "192.0.2.2")
+    });
+    a.sh("fail2ban-client set sshd bantime 40");
+    a.attack("auth", &["192.0.2.2"]);
+    eventually("b bans it again", || b.bans("sshd", "192.0.2.2"));
+    b.sh("systemctl restart fail2ban");
+    b.ready();
+    eventually("after its restart b bans both", || banned(b).len() == 2);
+    let begun = Instant::now();
+    while a.bans("sshd", "192.0.2.2") {
+        // b may free a moment before a is asked again.
+        assert!(
+            b.bans("sshd", "192.0.2.2") || !a.bans("sshd", "192.0.2.2"),
+            "{:?}",
+            begun.elapsed()
+        );
+        assert!(begun.elapsed() < Duration::from_secs(150));
+        sleep(Duration::from_millis(700));
+    }
+    assert!(begun.elapsed() > Duration::from_secs(45), "it had grown: {:?}", begun.elapsed());
+    within(Duration::from_secs(5), "b frees it", || !b.bans("sshd", "192.0.2.2"));
+    assert!(b.bans("sshd", "192.0.2.1"), "that one is for ever");
+}
+
+#[test]
+fn five_bans_of_one_address_make_one_recidive_ban_a_host_at_most() {
+    let rig = Rig::fleet(&["a", "b", "c"]);
+    let hosts = rig.hosts(&["a", "b", "c"]);
+    for host in &hosts {
+        host.sh("printf '[recidive]\\nenabled = true\\nbackend = polling\\nlogpath = /var/log/fail2ban.log\\nmaxretry = 5\\nfindtime = 600\\nbantime = 600\\nbanaction = iptables-ipset\\n' >>/etc/fail2ban/jail.local
+                 sed -i 's/^filter = sshd$//; /^\\[sshd\\]/a filter = sshd' /etc/fail2ban/jail.local
+                 sed -i 's/^\\[web\\]/&\\nfilter = sshd/; s/^\\[both\\]/&\\nfilter = sshd/' /etc/fail2ban/jail.local
+                 systemctl restart fail2ban; until fail2ban-client get recidive banip; do sleep 0.1; done 2>&1");
+        host.ready();
+    }
+    let record = rig.record();
+    let a = hosts[0];
+    for _ in 0..5 {
+        a.attack("auth", &["192.0.2.1"]);
+        eventually("all ban it", || hosts.iter().all(|host| host.bans("sshd", "192.0.2.1")));
+        a.sh("fail2ban-client set sshd unbanip 192.0.2.1");
+        eventually("all free it", || hosts.iter().all(|host| !host.bans("sshd", "192.0.2.1")));
+    }
+    eventually("all ban it for longer", || {
+        hosts.iter().all(|host| host.bans("recidive", "192.0.2.1"))
+    });
+    sleep(Duration::from_secs(10));
+    for host in ["a", "b", "c"] {
+        let told = record.count(&["blacklist/ban", "recidive", &format!(r#""host":"{host}""#)]);
+        assert!(told <= 1, "{host} told {told} times");
+    }
+}
+
+#[test]
+fn a_queue_that_overflows_loses_nothing() {
+    // mosquitto keeps 1,000 messages for a client that is away, and drops the rest.
+    const COUNT: usize = 3_000;
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    b.rig("cut");
+    let addresses: Vec<_> = (0..COUNT).map(|n| format!("198.18.{}.{}", n / 250, n % 250)).collect();
+    for batch in addresses.chunks(300) {
+        a.attack("auth", &batch.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    within(Duration::from_mins(5), "a bans them all", || banned(a).len() == COUNT);
+    b.rig("join");
+    within(Duration::from_mins(5), "and b", || banned(b).len() == COUNT);
+}

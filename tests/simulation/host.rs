@@ -1,0 +1,387 @@
+//! One host: the real fleet code, on a model of fail2ban, with what outlives a crash kept apart. It is
+//! driven as the daemon drives it, with a crash between any two steps.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::convert::Infallible;
+
+use f2bmqtt::fleet::look::{Look, Pulse, Server};
+use f2bmqtt::fleet::work::{Step, Work};
+use f2bmqtt::fleet::{Change, Fleet, Key, Pace, Remembered};
+use f2bmqtt::guard::{self, Verdict};
+use f2bmqtt::notify::Call;
+use f2bmqtt::wire::{Address, Event, Host as Name, Jail, Part, Presence, Told};
+
+use crate::broker::{Broker, Message};
+use crate::chance::Chance;
+use crate::fail2ban::{Action, Fail2ban};
+
+/// What the model cannot do without, from one turn to the next.
+pub(crate) struct Around<'a> {
+    pub(crate) now: i64,
+    pub(crate) faults: bool,
+    pub(crate) chance: &'a mut Chance,
+    pub(crate) broker: &'a mut Broker,
+    pub(crate) log: &'a mut Vec<String>,
+}
+
+/// The daemon's process died.
+pub(crate) struct Crash;
+
+/// A rule was broken: which, and where.
+pub(crate) type Broken = (&'static str, Address);
+
+pub(crate) struct Host {
+    pub(crate) name: String,
+    me: Name,
+    pub(crate) fail2ban: Fail2ban,
+    /// The daemon, while it runs.
+    pub(crate) fleet: Option<Fleet>,
+    pub(crate) connected: bool,
+    /// What is on disk.
+    pub(crate) disk: Remembered,
+    spool: VecDeque<Told>,
+    /// The outbox of the daemon: it dies with it, and is read from the spool again.
+    waiting: VecDeque<Event>,
+    read: usize,
+    asked: i64,
+    /// What this host's operator banned by hand, by the time of its ticket.
+    pub(crate) manual: BTreeMap<Address, i64>,
+    /// Banned by hand in place of an import that was lifted between two looks: documented.
+    pub(crate) muddled: BTreeSet<Address>,
+    pub(crate) broken: Option<Broken>,
+    pub(crate) gone: bool,
+    /// It does not crash now: a full disk and a crash together lose marks, which is documented.
+    pub(crate) cares: bool,
+}
+
+/// The simulation lives faster than servers do.
+fn pace() -> Pace {
+    Pace { end_slack: 40, grace: 12, refresh: 25_000, ..Pace::default() }
+}
+
+pub(crate) fn jail() -> Jail {
+    Jail::new("sshd").unwrap()
+}
+
+pub(crate) fn key(address: Address) -> Key {
+    (jail(), address)
+}
+
+impl Host {
+    pub(crate) fn new(name: &str, fail2ban: Fail2ban) -> Self {
+        Self {
+            name: name.to_owned(),
+            me: Name::new(name).unwrap(),
+            fail2ban,
+            fleet: None,
+            connected: false,
+            disk: Remembered::default(),
+            spool: VecDeque::new(),
+            waiting: VecDeque::new(),
+            read: 0,
+            asked: 0,
+            manual: BTreeMap::new(),
+            muddled: BTreeSet::new(),
+            broken: None,
+            gone: false,
+            cares: false,
+        }
+    }
+
+    /// The time by this host's clock, in milliseconds.
+    fn millis(&self) -> i64 {
+        self.fail2ban.clock() * 1000
+    }
+
+    pub(crate) fn start(&mut self) {
+        let fleet = Fleet::new(self.me.clone(), pace(), self.disk.clone());
+        (self.fleet, self.asked) = (Some(fleet), 0);
+    }
+
+    pub(crate) fn kill(&mut self, broker: &mut Broker) {
+        self.fleet = None;
+        self.waiting.clear();
+        self.read = 0;
+        self.cut(broker);
+    }
+
+    pub(crate) fn cut(&mut self, broker: &mut Broker) {
+        self.connected = false;
+        broker.disconnect(&self.name);
+        if let Some(fleet) = &mut self.fleet {
+            fleet.lost();
+        }
+    }
+
+    pub(crate) fn connect(&mut self, resume: bool, broker: &mut Broker) {
+        let now = self.millis();
+        if let Some(fleet) = &mut self.fleet {
+            self.connected = true;
+            fleet.connected(now);
+            broker.connect(&self.name, &["+", "host/+"], resume);
+        }
+    }
+
+    /// What fail2ban's actions call: the real notifier decides what there is to tell.
+    pub(crate) fn notified(&mut self, actions: Vec<Action>, around: &mut Around<'_>) {
+        for (action, address, ticket) in actions {
+            let text = |number: i64| number.to_string();
+            let (address, bantime, restored) =
+                (address.to_string(), text(ticket.bantime), text(i64::from(ticket.restored)));
+            let (failures, time) = (text(ticket.failures), text(ticket.time));
+            let call = Call {
+                jail: "sshd",
+                address: &address,
+                bantime: &bantime,
+                action,
+                restored: &restored,
+                failures: &failures,
+                time: &time,
+            };
+            let Ok((Some(told), _)) = call.told() else { continue };
+            around.log.push(format!("{} {action} {address} {ticket:?}", self.name));
+            self.spool.push_back(told);
+        }
+    }
+
+    /// A message comes from the broker.
+    pub(crate) fn hear(&mut self, (topic, payload): Message) {
+        let now = self.millis();
+        let Some(fleet) = &mut self.fleet else { return };
+        let levels: Vec<_> = topic.split('/').collect();
+        match levels[..] {
+            ["state", host, number] if payload.is_empty() => {
+                fleet.hear_cleared(&Name::new(host).unwrap(), number.parse().unwrap(), now);
+            }
+            ["state", ..] => drop(fleet.hear_part(&Part::parse(payload.as_bytes()).unwrap(), now)),
+            ["host", host] => {
+                Presence::parse(payload.as_bytes()).unwrap();
+                fleet.hear_presence(&Name::new(host).unwrap(), now);
+            }
+            _ => {
+                let event = Event::parse(payload.as_bytes()).unwrap();
+                match guard::judge(&event, &self.me, fleet.names()) {
+                    Verdict::Own => fleet.hear_own(&event, now),
+                    Verdict::Accept => assert!(fleet.hear(&event, now)),
+                    _ => {}
+                }
+            }
+        }
+        // Whatever comes in between two rounds is worked off at once.
+        self.asked = self.asked.min(now - 1000);
+    }
+
+    /// The daemon does what there is to do.
+    pub(crate) fn turn(&mut self, around: &mut Around<'_>) -> Result<(), Crash> {
+        self.scan();
+        let now = self.millis();
+        if self.fail2ban.up {
+            if now - self.asked >= 2000
+                || self.fail2ban.restore.is_empty() && now - self.asked >= 1000
+            {
+                self.asked = now;
+                self.pulse();
+            }
+            self.work(around)?;
+        } else {
+            self.absent(around)?;
+        }
+        if self.connected {
+            self.speak(around)?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, around: &mut Around<'_>) -> Result<(), Crash> {
+        if around.faults && !self.cares && around.chance.often(4) { Err(Crash) } else { Ok(()) }
+    }
+
+    fn scan(&mut self) {
+        let now = self.millis();
+        let Some(fleet) = &mut self.fleet else { return };
+        while let Some(told) = self.spool.get(self.read).cloned() {
+            let row = self.fail2ban.rows.get(&told.address).copied();
+            match fleet.tell(&told, || Ok::<_, Infallible>(Some(row)), now) {
+                Ok(Some(event)) => {
+                    self.waiting.push_back(event);
+                    self.read += 1;
+                }
+                Ok(None) => drop(self.spool.remove(self.read)),
+                Err(never) => match never {},
+            }
+        }
+    }
+
+    fn pulse(&mut self) {
+        let now = self.millis();
+        if let Some(fleet) = &mut self.fleet {
+            fleet.begin(now);
+        }
+        self.scan();
+        let Some(fleet) = &mut self.fleet else { return };
+        let server = Server { pid: self.fail2ban.pid, started: self.fail2ban.started };
+        let pulse = Pulse { server, data_version: Some(self.fail2ban.version) };
+        fleet.pulse(pulse, BTreeSet::from([jail()]), now);
+    }
+
+    fn absent(&mut self, around: &mut Around<'_>) -> Result<(), Crash> {
+        let now = self.millis();
+        let Some(fleet) = &mut self.fleet else { return Ok(()) };
+        fleet.begin(now);
+        fleet.failed();
+        fleet.absent(&jail(), &self.fail2ban.rows, now);
+        fleet.away();
+        if let Step::Save(changes) = fleet.next(now) {
+            for change in changes {
+                self.disk.apply(change);
+            }
+            fleet.saved(true, now);
+        }
+        self.step(around)
+    }
+
+    fn work(&mut self, around: &mut Around<'_>) -> Result<(), Crash> {
+        for _ in 0..200 {
+            let now = self.millis();
+            let Some(fleet) = &mut self.fleet else { return Ok(()) };
+            let step = fleet.next(now);
+            match step {
+                Step::Rest => return Ok(()),
+                Step::Save(changes) => {
+                    let well = !self.fail2ban.full;
+                    let news = changes.iter().filter(|change| !matches!(change, Change::Stamp(_)));
+                    around
+                        .log
+                        .extend(news.map(|change| format!("{} {well} {change:?}", self.name)));
+                    if well {
+                        for change in changes {
+                            self.disk.apply(change);
+                        }
+                    }
+                    fleet.saved(well, now);
+                }
+                Step::Look(jail, of) => {
+                    let look = self.look(of.as_deref());
+                    self.scan();
+                    let fleet = self.fleet.as_mut().unwrap();
+                    fleet.seen(&jail, of.as_deref(), look, now);
+                }
+                order => self.obey(order, around)?,
+            }
+            self.step(around)?;
+        }
+        panic!("{}: there is no end to its work", self.name)
+    }
+
+    fn look(&self, of: Option<&[Address]>) -> Look {
+        let fail2ban = &self.fail2ban;
+        let asked = |address: &Address| of.is_none_or(|of| of.contains(address));
+        let tickets = fail2ban.tickets.iter().filter(|(address, _)| asked(address));
+        let rows = fail2ban.rows.iter().filter(|(address, _)| asked(address));
+        let length = |bantime| of.is_none().then_some(bantime);
+        Look {
+            held: tickets.map(|(address, ticket)| (*address, length(ticket.bantime))).collect(),
+            rows: rows.map(|(address, row)| (*address, *row)).collect(),
+            database: true,
+            total: of.is_none().then_some(fail2ban.total),
+            bantime: fail2ban.bantime,
+            purge_age: fail2ban.purge,
+            ..Look::default()
+        }
+    }
+
+    /// Does to fail2ban what the fleet asks for, and watches over what is freed.
+    fn obey(&mut self, order: Step, around: &mut Around<'_>) -> Result<(), Crash> {
+        around.log.push(format!("{} {order:?}", self.name));
+        let mut answer = 0;
+        match order {
+            Step::Free(_, work) => {
+                for Work { address, .. } in work {
+                    self.watch(address);
+                    self.step(around)?;
+                    self.fail2ban.unbanip(address);
+                }
+            }
+            Step::Obey(_, address) => {
+                self.manual.remove(&address);
+                self.step(around)?;
+                self.fail2ban.unbanip(address);
+            }
+            Step::Import(_, work) => {
+                for Work { address, .. } in work {
+                    answer += self.fail2ban.banip(address, around.chance);
+                    self.step(around)?;
+                }
+            }
+            Step::Prolong(_, addresses) => {
+                for address in addresses {
+                    answer += self.fail2ban.banip(address, around.chance);
+                }
+            }
+            _ => {}
+        }
+        self.step(around)?;
+        let now = self.millis();
+        self.fleet.as_mut().unwrap().done(answer, now);
+        Ok(())
+    }
+
+    /// **P4, P5**: what the host detected and what its operator banned no other host frees.
+    fn watch(&mut self, address: Address) {
+        let Some(ticket) = self.fail2ban.tickets.get(&address) else { return };
+        if ticket.failures > 0 {
+            self.broken = Some(("P4: an own ban was freed", address));
+        } else if self.is_manual(address) && !self.muddled.contains(&address) {
+            self.broken = Some(("P5: the operator's ban was freed", address));
+        }
+    }
+
+    /// What there is to know of an address here, for whoever looks for what went wrong.
+    pub(crate) fn known(&self, address: Address) -> String {
+        let Self { name, fail2ban, fleet, gone, .. } = self;
+        let mark = fleet.as_ref().and_then(|fleet| fleet.mark(&key(address)));
+        let words = ["a", "b", "c", "joiner"].map(|other| {
+            let word = |fleet: &Fleet| fleet.word(&key(address), &Name::new(other).unwrap());
+            fleet.as_ref().map(word)
+        });
+        format!(
+            "{name}: gone {gone}, clock {}, bantime {}, ticket {:?}, row {:?}, mark {mark:?}, words {words:?}, by hand {:?}",
+            fail2ban.clock(),
+            fail2ban.bantime,
+            fail2ban.tickets.get(&address),
+            fail2ban.rows.get(&address),
+            self.manual.get(&address),
+        )
+    }
+
+    /// Whether what is held was banned by hand.
+    pub(crate) fn is_manual(&self, address: Address) -> bool {
+        let ticket = self.fail2ban.tickets.get(&address);
+        ticket.is_some_and(|t| t.failures == 0 && self.manual.get(&address) == Some(&t.time))
+    }
+
+    fn speak(&mut self, around: &mut Around<'_>) -> Result<(), Crash> {
+        while let Some(event) = self.waiting.pop_front() {
+            around.broker.publish(around.now, event.action.as_str(), &event.encode(), false);
+            // It dies before the acknowledgement: the event is told again.
+            self.step(around)?;
+            self.spool.pop_front();
+            self.read -= 1;
+        }
+        let now = self.millis();
+        let Some(fleet) = &mut self.fleet else { return Ok(()) };
+        if let Some(host) = fleet.branch(now) {
+            around.broker.subscribe(&self.name, &format!("state/{host}/+"));
+        }
+        if let Some(presence) = fleet.presence("1", "") {
+            let topic = format!("host/{}", self.name);
+            around.broker.publish(around.now, &topic, &presence.encode(), true);
+        }
+        for publication in fleet.publications(now) {
+            let topic = format!("state/{}/{}", self.name, publication.number);
+            let payload = publication.part.map(|part| part.encode()).unwrap_or_default();
+            around.broker.publish(around.now, &topic, &payload, true);
+        }
+        self.step(around)
+    }
+}
