@@ -80,8 +80,13 @@ fn what_others_ban_outlives_a_restart_of_fail2ban_and_the_end_of_an_own_ban() {
     attack(a, &addresses(1));
     eventually("b bans it", || banned(b) == addresses(1));
     // b detects another, and a the same: for b's own 15 seconds it is b's, then it is a's.
-    b.attack("auth", &["192.0.2.2"]);
+    // Neither hears of the other's before it has its own.
+    a.rig("cut");
     a.attack("auth", &["192.0.2.2"]);
+    eventually("a bans it", || a.bans("sshd", "192.0.2.2"));
+    b.attack("auth", &["192.0.2.2"]);
+    eventually("b bans it", || b.bans("sshd", "192.0.2.2"));
+    a.rig("join");
     eventually("b's own is over, and a's is imported", || {
         b.journal().contains("Ban 192.0.2.2 for ipset sshd reported by a")
     });
