@@ -64,13 +64,21 @@ fn prepare(host: Host<'_>, clock: i64) {
             cp -a /root/old/$d/. /var/lib/$d/
         done");
     if clock != 0 {
-        for service in ["f2bmqttsub", "fail2ban"] {
-            host.sh(&format!(
-                "mkdir -p /etc/systemd/system/{service}.service.d
-                 printf '[Service]\\nEnvironment=LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1 FAKETIME={clock:+}s FAKETIME_DONT_FAKE_MONOTONIC=1\\n' \
-                    >/etc/systemd/system/{service}.service.d/clock.conf; systemctl daemon-reload"
-            ));
-        }
+        // fail2ban's Python waits for semaphores by the clock, which libfaketime does not bear.
+        host.sh(&format!(
+            "cat >>/etc/python3.11/sitecustomize.py <<E\n
+import os, time
+if 'CLOCK' in os.environ:
+    real, off = time.time, float(os.environ['CLOCK'])
+    time.time = lambda: real() + off\nE
+             lib=$(echo /usr/lib/*/faketime/libfaketime.so.1)
+             for s in f2bmqttsub fail2ban; do
+                 mkdir -p /etc/systemd/system/$s.service.d; c=/etc/systemd/system/$s.service.d/clock.conf
+                 if [ $s = fail2ban ]; then e=CLOCK={clock}
+                 else e=\"LD_PRELOAD=$lib FAKETIME={clock:+}s FAKETIME_DONT_FAKE_MONOTONIC=1\"; fi
+                 printf '[Service]\\nEnvironment=%s\\n' \"$e\" >$c
+             done; systemctl daemon-reload"
+        ));
     }
     // One bans for much shorter than all others: what it imports it has to prolong.
     if host.name == "b" {
