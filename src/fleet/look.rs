@@ -192,7 +192,7 @@ impl Local {
         let Some(shown) = &self.shown else { return true };
         let secs = now.div_euclid(1000);
         shown.server != pulse.server
-            || pulse.data_version.is_none()
+            || pulse.data_version.is_none() && shown.fresh <= now
             || shown.data_version != pulse.data_version
             || shown.due <= secs
             || self.is_restoring(secs)
@@ -226,7 +226,7 @@ mod tests {
         assert!(!worth(&local, pulse(1, 1), now));
         assert!(worth(&local, pulse(1, 2), now), "a write");
         assert!(worth(&local, pulse(2, 1), now), "another server");
-        assert!(worth(&local, Pulse { data_version: None, ..pulse(1, 1) }, now), "no database");
+        assert!(worth(&local, Pulse { data_version: None, ..pulse(1, 1) }, now), "no telling");
         local.shown.as_mut().unwrap().due = SECS + 65;
         assert!(!worth(&local, pulse(1, 1), now + 3_000));
         assert!(worth(&local, pulse(1, 1), now + 4_000), "something ends");
