@@ -53,6 +53,8 @@ struct Chaos<'a> {
     full: BTreeSet<&'static str>,
     away: BTreeSet<&'static str>,
     report: Round,
+    /// What was done, for whoever looks for what went wrong.
+    trace: Vec<String>,
 }
 
 /// Prepares a server: a small disk of its own for what is in /var/lib, and for some a clock that is off.
@@ -64,13 +66,21 @@ fn prepare(host: Host<'_>, clock: i64) {
             cp -a /root/old/$d/. /var/lib/$d/
         done");
     if clock != 0 {
-        for service in ["f2bmqttsub", "fail2ban"] {
-            host.sh(&format!(
-                "mkdir -p /etc/systemd/system/{service}.service.d
-                 printf '[Service]\\nEnvironment=LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1 FAKETIME={clock:+}s FAKETIME_DONT_FAKE_MONOTONIC=1\\n' \
-                    >/etc/systemd/system/{service}.service.d/clock.conf; systemctl daemon-reload"
-            ));
-        }
+        // fail2ban's Python waits for semaphores by the clock, which libfaketime does not bear.
+        host.sh(&format!(
+            "cat >>/etc/python3.11/sitecustomize.py <<E\n
+import os, time
+if 'CLOCK' in os.environ:
+    real, off = time.time, float(os.environ['CLOCK'])
+    time.time = lambda: real() + off\nE
+             lib=$(echo /usr/lib/*/faketime/libfaketime.so.1)
+             for s in f2bmqttsub fail2ban; do
+                 mkdir -p /etc/systemd/system/$s.service.d; c=/etc/systemd/system/$s.service.d/clock.conf
+                 if [ $s = fail2ban ]; then e=CLOCK={clock}
+                 else e=\"LD_PRELOAD=$lib FAKETIME={clock:+}s FAKETIME_DONT_FAKE_MONOTONIC=1\"; fi
+                 printf '[Service]\\nEnvironment=%s\\n' \"$e\" >$c
+             done; systemctl daemon-reload"
+        ));
     }
     // One bans for much shorter than all others: what it imports it has to prolong.
     if host.name == "b" {
@@ -95,7 +105,36 @@ impl<'a> Chaos<'a> {
             full: BTreeSet::new(),
             away: BTreeSet::new(),
             report: Round::default(),
+            trace: Vec::new(),
         }
+    }
+
+    fn say(&mut self, line: &str) {
+        let at = self.rig.host("hub").sh("date +%H:%M:%S.%3N");
+        self.trace.push(format!("{at} {line}"));
+    }
+
+    /// Everything that is known of what is wrong.
+    fn explain(&self, wrong: &[String]) -> String {
+        let text = wrong.join("\n");
+        let words = text.split(|c: char| !(c.is_ascii_digit() || c == '.'));
+        let addresses: Set =
+            words.filter(|word| word.starts_with("198.18.")).map(str::to_owned).collect();
+        let mut told = vec![format!("round {}: {text}", self.round)];
+        told.extend(self.trace.iter().cloned());
+        for address in addresses.iter().take(2) {
+            for server in SERVERS {
+                let host = self.host(server);
+                told.push(format!("--- {address} on {server}"));
+                told.push(host.try_sh(&format!(
+                    "journalctl -o short-precise --no-pager | grep -F '{address} ' | cut -c1-150 | tail -20
+                     grep -F '{address}' /var/log/fail2ban.log | tail -12
+                     sqlite3 /var/lib/fail2ban/fail2ban.sqlite3 \"SELECT timeofban, bantime, substr(data, 1, 60) FROM bips WHERE ip = '\"'\"'{address}'\"'\"'\"
+                     for t in marks lifts; do sqlite3 /var/lib/f2bmqtt/fleet.sqlite3 \"SELECT * FROM $t\" | grep -F '{address}|'; done"
+                )).unwrap_or_else(|text| text));
+            }
+        }
+        told.join("\n")
     }
 
     fn host(&self, name: &'static str) -> Host<'a> {
@@ -105,6 +144,7 @@ impl<'a> Chaos<'a> {
     /// One round: trouble, quiet, and a look.
     fn round(&mut self) -> Round {
         self.round += 1;
+        self.trace.clear();
         self.report = Round::default();
         // Two are away for long.
         while self.away.len() < 2 {
@@ -118,20 +158,21 @@ impl<'a> Chaos<'a> {
             sleep(Duration::from_millis(pause));
         }
         self.heal();
+        self.say("quiet");
         let quiet = Instant::now();
         loop {
             let wrong = self.wrong();
             if wrong.is_empty() {
                 break;
             }
-            assert!(quiet.elapsed() < QUIET, "round {}: {wrong:#?}", self.round);
+            assert!(quiet.elapsed() < QUIET, "{}", self.explain(&wrong));
             sleep(Duration::from_millis(200));
         }
         self.report.seconds = quiet.elapsed().as_secs_f64();
         // It stays so: nothing comes back late.
         sleep(Duration::from_secs(3));
         let wrong = self.wrong();
-        assert!(wrong.is_empty(), "round {}, a while after: {wrong:#?}", self.round);
+        assert!(wrong.is_empty(), "a while after, {}", self.explain(&wrong));
         self.clear();
         std::mem::take(&mut self.report)
     }
@@ -156,10 +197,12 @@ impl<'a> Chaos<'a> {
     }
 
     fn fault(&mut self, what: &'static str) {
+        self.say(what);
         *self.report.faults.entry(what).or_default() += 1;
     }
 
     fn shake(&mut self, server: &'static str) {
+        self.say(&format!("  ({server})"));
         self.shaken.insert(server, Instant::now());
     }
 
@@ -174,6 +217,7 @@ impl<'a> Chaos<'a> {
                 // What b bans for itself ends within the round.
                 let server = if server == "b" { "a" } else { server };
                 self.host(server).attack("auth", &[&address]);
+                self.say(&format!("{server} detects {address}"));
                 if self.own.get_mut(server).unwrap().insert(address.clone()) {
                     self.report.bans += 1;
                 }
@@ -200,6 +244,7 @@ impl<'a> Chaos<'a> {
         }
         let address = self.chance.pick(&here).clone();
         if host.try_sh(&format!("fail2ban-client set sshd unbanip {address}")).is_ok() {
+            self.say(&format!("{server} lifts {address}"));
             self.own.get_mut(server).unwrap().remove(&address);
             self.lifted.get_mut(server).unwrap().insert(address);
             self.report.lifts += 1;

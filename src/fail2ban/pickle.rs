@@ -5,6 +5,8 @@
 //! The opcodes are those of CPython's `Lib/pickletools.py`, protocols 2 to 5. The reader is bounded:
 //! by the length of the reply, by depth, and by the number of values.
 
+use std::sync::Arc;
+
 /// The deepest nesting that is read; replies have at most five levels.
 const MAX_DEPTH: usize = 32;
 
@@ -23,13 +25,13 @@ pub enum Value {
     /// Any other number.
     Float(f64),
     /// A text; bytes are read as Latin-1.
-    Text(String),
+    Text(Arc<str>),
     /// A list, a tuple or a set.
     List(Vec<Value>),
     /// A dictionary, in its order.
     Dict(Vec<(Value, Value)>),
     /// An object: the name of its class and the texts it was made of.
-    Object(String, Vec<Value>),
+    Object(Arc<str>, Vec<Value>),
 }
 
 impl Value {
@@ -147,13 +149,13 @@ impl Reader<'_> {
                     _ => 8,
                 })?;
                 let text = std::str::from_utf8(self.bytes(length)?);
-                let text = text.map_err(|_| Unreadable::NotUtf8)?.to_owned();
+                let text = text.map_err(|_| Unreadable::NotUtf8)?.into();
                 self.push(Value::Text(text))?;
             }
             b'C' | b'B' => {
                 let length = self.length(if opcode == b'C' { 1 } else { 4 })?;
-                let text = self.bytes(length)?.iter().copied().map(char::from).collect();
-                self.push(Value::Text(text))?;
+                let text: String = self.bytes(length)?.iter().copied().map(char::from).collect();
+                self.push(Value::Text(text.into()))?;
             }
             b']' | b')' | 0x8f => self.push(Value::List(Vec::new()))?,
             b'}' => self.push(Value::Dict(Vec::new()))?,
@@ -218,13 +220,13 @@ impl Reader<'_> {
         match opcode {
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
-                self.push(Value::Text(format!("{module}.{name}")))
+                self.push(Value::Text(format!("{module}.{name}").into()))
             }
             0x93 => {
                 let names = self.top(2)?;
                 match names.as_slice() {
                     [Value::Text(module), Value::Text(name)] => {
-                        self.push(Value::Text(format!("{module}.{name}")))
+                        self.push(Value::Text(format!("{module}.{name}").into()))
                     }
                     _ => Err(Unreadable::Misfit),
                 }

@@ -114,8 +114,8 @@ fn every_kind_of_value_is_read() {
     assert_eq!(pair[1], Value::List([expected, rest].concat()));
     let dict = "8005951b000000000000004b007d94288c0161945d944b01618c016294430278ff947586942e";
     let Value::List(pair) = read(&bytes(dict)).unwrap() else { panic!() };
-    let a = (Value::Text("a".to_owned()), Value::List(vec![Value::Int(1)]));
-    let b = (Value::Text("b".to_owned()), Value::Text("xÿ".to_owned()));
+    let a = (Value::Text("a".into()), Value::List(vec![Value::Int(1)]));
+    let b = (Value::Text("b".into()), Value::Text("xÿ".into()));
     assert_eq!(pair[1], Value::Dict(vec![a, b]));
     let set = read(&bytes("8005950b000000000000004b008f94284b019086942e")).unwrap();
     assert_eq!(set, Value::List(vec![Value::Int(0), Value::List(vec![Value::Int(1)])]));

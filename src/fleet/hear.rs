@@ -350,6 +350,8 @@ impl Fleet {
         if !said.is_script() {
             self.origins.entry(said.host.clone()).or_default().addresses.insert(key.1);
         }
+        // Most addresses are one host's, and there are many.
+        case.said.reserve_exact(1);
         case.said.push(said);
         self.words += 1;
         true

@@ -14,7 +14,7 @@ use crate::wire::{Address, Ban};
 pub struct Server {
     /// Its process.
     pub pid: i32,
-    /// When it started, in seconds since 1970.
+    /// When it made its socket, in seconds since 1970: processes' numbers are used again.
     pub started: i64,
 }
 
@@ -159,10 +159,9 @@ impl Local {
         };
         let restarted = fewer || whole && look.rows.iter().any(lacks);
         if other || restarted {
-            // Whether the jail was started anew before this process was, nobody knows.
-            let started = if last.is_some() && other { pulse.server.started } else { secs };
+            // It is noticed within seconds; of what was before this process nobody knows.
             self.run += 1;
-            self.restoring = (started + pace.grace, usize::MAX);
+            self.restoring = (secs + pace.grace, usize::MAX);
         }
         // **For a minute after its start, longer while it still restores, one by one.**
         if whole && self.is_restoring(secs) {
@@ -193,7 +192,7 @@ impl Local {
         let Some(shown) = &self.shown else { return true };
         let secs = now.div_euclid(1000);
         shown.server != pulse.server
-            || pulse.data_version.is_none()
+            || pulse.data_version.is_none() && shown.fresh <= now
             || shown.data_version != pulse.data_version
             || shown.due <= secs
             || self.is_restoring(secs)
@@ -227,7 +226,7 @@ mod tests {
         assert!(!worth(&local, pulse(1, 1), now));
         assert!(worth(&local, pulse(1, 2), now), "a write");
         assert!(worth(&local, pulse(2, 1), now), "another server");
-        assert!(worth(&local, Pulse { data_version: None, ..pulse(1, 1) }, now), "no database");
+        assert!(worth(&local, Pulse { data_version: None, ..pulse(1, 1) }, now), "no telling");
         local.shown.as_mut().unwrap().due = SECS + 65;
         assert!(!worth(&local, pulse(1, 1), now + 3_000));
         assert!(worth(&local, pulse(1, 1), now + 4_000), "something ends");
@@ -251,7 +250,7 @@ mod tests {
             local.show(look, pulse, true, NOW + at * 1000, &pace);
             (local.run, local.restoring.0 - SECS)
         };
-        assert_eq!(show(1, &mut restored(0)), (2, 60));
+        assert_eq!(show(0, &mut restored(0)), (2, 60));
         assert_eq!(show(40, &mut restored(1)), (2, 100));
         assert_eq!(show(90, &mut restored(2)), (2, 150));
         assert_eq!(show(120, &mut restored(2)), (2, 150), "nothing came back");

@@ -1,0 +1,119 @@
+//! A fleet with many bans: a server that joins it knows them soon, and stays usable while its fail2ban takes
+//! them in.
+
+mod support;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use support::{Host, Rig, within};
+
+fn push(host: Host<'_>, name: &str) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support").join(name);
+    host.push(&file, &format!("/root/{name}"));
+}
+
+/// A broker of default settings that keeps the snapshots of hosts that are not there.
+fn fleet(rig: &Rig, hosts: usize, bans: usize) -> Host<'_> {
+    let hub = rig.host("hub");
+    push(hub, "far.py");
+    println!("{}", hub.sh(&format!("python3 /root/far.py {hosts} {bans}")));
+    hub
+}
+
+/// A server whose fail2ban is a stand-in, and whose daemon has just been started.
+fn joins(host: Host<'_>) {
+    push(host, "stand_in.py");
+    host.sh("systemctl stop f2bmqttsub fail2ban; rm -rf /var/lib/f2bmqtt/*
+             systemd-run -q -u stand-in python3 /root/stand_in.py /run/fail2ban/fail2ban.sock /run/count
+             until [ -S /run/fail2ban/fail2ban.sock ]; do sleep 0.05; done; systemctl start f2bmqttsub");
+}
+
+/// How many bans the stand-in holds, and how long after the connection to the broker it did so, in seconds.
+fn progress(host: Host<'_>) -> (usize, f64) {
+    let line = host.try_sh("cat /run/count").unwrap_or_default();
+    let connected = host.sh("journalctl -u f2bmqttsub -o short-unix --no-pager | grep 'connected to the broker' | tail -1 | cut -d' ' -f1");
+    let number = |text: Option<&str>| text.and_then(|text| text.parse::<f64>().ok());
+    let mut words = line.split(' ');
+    let count = words.next().and_then(|text| text.parse().ok()).unwrap_or(0);
+    (count, number(words.next()).unwrap_or(0.0) - number(Some(&connected)).unwrap_or(0.0))
+}
+
+/// The memory of the daemon, in MiB: at most so far, and now.
+fn memory(host: Host<'_>) -> (u64, u64) {
+    let of = |name| {
+        let text = host.sh(&format!(
+            "awk '/{name}/ {{ print $2 }}' /proc/$(systemctl show -P MainPID f2bmqttsub)/status"
+        ));
+        text.parse::<u64>().unwrap() / 1024
+    };
+    (of("VmHWM"), of("VmRSS"))
+}
+
+fn all_known(host: Host<'_>, count: usize) -> f64 {
+    within(Duration::from_mins(2), "all are banned", || progress(host).0 == count);
+    let seconds = progress(host).1;
+    println!("{count} bans known and made {seconds:.1} s after the connection");
+    seconds
+}
+
+#[test]
+fn a_server_that_joins_a_fleet_with_20_000_bans_knows_them_within_seconds() {
+    let rig = Rig::fleet(&["a"]);
+    fleet(&rig, 4, 5_000);
+    let a = rig.host("a");
+    joins(a);
+    let seconds = all_known(a, 20_000);
+    println!("memory {:?} MiB", memory(a));
+    // Five, on a machine that has nothing else to do.
+    assert!(seconds < 15.0, "{seconds}");
+}
+
+#[test]
+#[ignore = "a measurement, for tests/scale"]
+fn a_server_of_a_fleet_of_200_hosts_with_500_bans_each() {
+    let rig = Rig::fleet(&["a"]);
+    fleet(&rig, 200, 500);
+    let a = rig.host("a");
+    joins(a);
+    all_known(a, 100_000);
+    std::thread::sleep(Duration::from_secs(10));
+    let (most, now) = memory(a);
+    println!("memory of the daemon: {now} MiB, {most} MiB at most");
+    let cpu = || a.sh("systemctl show -P CPUUsageNSec f2bmqttsub").parse::<u64>().unwrap();
+    let before = cpu();
+    std::thread::sleep(Duration::from_secs(20));
+    let spent = Duration::from_nanos(cpu() - before).as_secs_f64();
+    println!("processor time while nothing happens: {:.2} %", spent / 20.0 * 100.0);
+    // A cut: the broker keeps what it has, and all is asked for again.
+    a.rig("cut");
+    std::thread::sleep(Duration::from_secs(40));
+    a.rig("join");
+    assert!(now <= 40, "{now} MiB");
+}
+
+#[test]
+fn fail2ban_stays_usable_while_it_takes_in_20_000_bans() {
+    let rig = Rig::fleet(&["a"]);
+    fleet(&rig, 4, 5_000);
+    let a = rig.host("a");
+    let count = || a.sh("fail2ban-client get sshd banip | wc -w").parse::<usize>().unwrap_or(0);
+    within(Duration::from_mins(1), "it takes them in", || count() > 500);
+    let mut times: Vec<Duration> = (0..20)
+        .map(|_| {
+            let started = Instant::now();
+            a.sh("fail2ban-client ping");
+            started.elapsed()
+        })
+        .collect();
+    times.sort();
+    println!(
+        "fail2ban-client ping: {:?} (median), {:?} (max), with {} bans",
+        times[10],
+        times[19],
+        count()
+    );
+    assert!(times[10] < Duration::from_millis(500), "{times:?}");
+    let before = count();
+    within(Duration::from_mins(1), "it goes on", || count() > before + 500);
+}
