@@ -13,6 +13,9 @@ use super::{Change, Fleet, Key, lease, own, secs};
 use crate::fail2ban::database::Row;
 use crate::wire::{Address, Ban, Jail};
 
+/// How long before its end an own ban is looked at once more, in seconds.
+const EARLY: i64 = 10;
+
 /// How often what ends at an unknown time is looked at, in seconds.
 const UNKNOWN: i64 = 5;
 
@@ -288,6 +291,10 @@ impl Fleet {
         }
         let Some(end) = case.end.filter(|end| *end < i64::MAX) else { return };
         due.at = due.at.min(end.max(now) + 1);
+        // Fresh failures prolong an own ban and write nothing: the others are told before their leases end.
+        if local.own.contains_key(&key.1) && end - EARLY > now {
+            due.at = due.at.min(end - EARLY);
+        }
         // Of what has no row nobody knows when it began, and so when it ends.
         if !facts.marked && !local.own.contains_key(&key.1) && !case.rowed {
             due.at = due.at.min(now + UNKNOWN);

@@ -17,9 +17,10 @@ impl World {
                 let (held, name) = (ticket.is_some(), self.hosts[n].name.clone());
                 // **P3**: what is imported lasts as long as at its origin, with no gap.
                 let by_hand = self.hosts[n].is_manual(address);
-                let imported = must && ticket.is_some_and(|t| t.failures == 0) && !by_hand;
-                let before = self.wrong.insert((n, address, "imported"), i64::from(imported));
-                if must && !held && before == Some(1) {
+                let imported = ticket.filter(|ticket| must && ticket.failures == 0 && !by_hand);
+                let began = imported.map_or(0, |ticket| ticket.time);
+                let before = self.wrong.insert((n, address, "imported"), began).unwrap_or(0);
+                if must && before != 0 && ticket.is_none_or(|ticket| ticket.time != before) {
                     return Err(self.breaks("P3: a gap in a ban", &name, address));
                 }
                 if self.is_long(n, address, "missing", must && !held, 8) {
