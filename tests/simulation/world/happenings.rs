@@ -49,6 +49,8 @@ impl World {
             }
             "manual" => self.ban_by_hand(n, address),
             "fleet" => self.fleet_unban(n, address),
+            // What a full disk kept out of the database a restart forgets: documented.
+            "stop" if self.hosts[n].cares => {}
             "stop" => {
                 self.hosts[n].fail2ban.stop();
                 let away = self.now + self.chance.within(2, 15);
@@ -225,6 +227,7 @@ impl World {
             every_jail: self.chance.often(500),
             unbans: Vec::new(),
         };
+        self.unbanner = Some(n);
         self.broker.publish(self.now, "unban", &event.encode(), false);
         self.hosts[n].hear(("unban".to_owned(), event.encode()));
     }

@@ -43,6 +43,8 @@ pub(crate) struct World {
     lifted: BTreeSet<(usize, Origin)>,
     perhaps_lifted: BTreeSet<(usize, Origin)>,
     unbanned: BTreeSet<Origin>,
+    /// Who freed something for all last.
+    unbanner: Option<usize>,
     /// When a host last heard a script's ban.
     scripts_heard: BTreeMap<(usize, Address), i64>,
     /// What a host that is gone for good held, and until when.
@@ -82,6 +84,7 @@ impl World {
             lifted: BTreeSet::new(),
             perhaps_lifted: BTreeSet::new(),
             unbanned: BTreeSet::new(),
+            unbanner: None,
             scripts_heard: BTreeMap::new(),
             left_behind: BTreeMap::new(),
             wrong: BTreeMap::new(),
@@ -274,6 +277,10 @@ impl World {
         }
         if self.chance.often(300) {
             let n = self.chance.index(3);
+            // One that is gone before anybody heard it is not heard: documented.
+            if self.unbanner == Some(n) {
+                return;
+            }
             let name = self.hosts[n].name.clone();
             self.say(format_args!("{name} is gone for good"));
             self.bury(n);
