@@ -9,15 +9,20 @@
 //!                                     outbox ──> broker
 //! ```
 //!
+//! Events are only fast. What each host detected and still bans it keeps on the broker, in a snapshot of
+//! one part or more, and whatever was lost, doubled or late, the next part brings every host to the same
+//! bans. A host remembers by itself what nobody else could tell it: what it banned for others, what its
+//! operator lifted, and what was freed for the whole fleet.
+//!
 //! - [`notify`] is what fail2ban's actions call. It leaves an event in the [`spool`] and is gone;
 //!   where no daemon runs it leaves [`publish`] behind.
 //! - [`daemon`] is the service. Its [`outbox`] takes events from the spool to the [`broker`], and
-//!   keeps each until the broker has it.
+//!   keeps each until the broker has it; parts go out, and others' are asked for, as [`fleet`] says.
 //! - What comes from the broker is read by [`wire`], refused or let in by [`guard`], and given its
 //!   meaning by [`fleet`]. These three are pure: values in, values out. Whom a jail is never to ban,
 //!   [`ignored`] knows.
-//! - [`apply`] carries out on [`fail2ban`] what the fleet's words ask for, and [`memory`] writes
-//!   down in the [`store`] what must outlive a restart.
+//! - [`apply`] looks at [`fail2ban`] and carries out on it what the fleet's words ask for, step by step as
+//!   [`fleet`] says. [`memory`] is what both halves of the daemon know, and [`store`] what outlives a restart.
 //! - [`cut`] ends the open connections of what was banned, where the firewall does not.
 //!
 //! [`config`] reads the settings, [`paths`] says where things lie, [`files`] makes them for root

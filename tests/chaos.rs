@@ -235,10 +235,15 @@ impl<'a> Chaos<'a> {
         let host = self.host(server);
         let here: Vec<String> =
             banned(host).into_iter().filter(|address| steady(self.since.get(address))).collect();
-        // Not what is on its way to be freed.
+        // Not what is on its way to be freed; and not what two detected, one of whom may be cut off: its
+        // ban is another, and comes later.
         let expected = self.expected(server);
-        let here: Vec<String> =
-            here.into_iter().filter(|address| expected.contains(address)).collect();
+        let owners =
+            |address: &String| self.own.values().filter(|own| own.contains(address)).count();
+        let here: Vec<String> = here
+            .into_iter()
+            .filter(|address| expected.contains(address) && owners(address) == 1)
+            .collect();
         if here.is_empty() {
             return;
         }

@@ -11,6 +11,9 @@ use crate::wire::{
     Action, Address, Ban, Event, Host, Pardon, Part, Reason, Scope, Slice, Told, UnbanId,
 };
 
+/// An own event that comes back later than this is an old one; in milliseconds.
+const FRESH: i64 = 60_000;
+
 /// A claim by a host that runs the scripts: it begins when it is heard.
 pub(super) fn script(host: Host, since: i64) -> Said {
     Said { host, stamp: 0, ban: Some(Ban { start: since, bantime: 0 }), unbans: None }
@@ -208,7 +211,9 @@ impl Fleet {
         if self.teller.said_before(event.stamp, now) {
             self.snapshots.outdated();
         }
-        if event.action == Action::Ban && event.reason == Some(Reason::Detected) && event.time > 0 {
+        let fresh = (now - event.stamp).abs() < FRESH;
+        let detected = event.action == Action::Ban && event.reason == Some(Reason::Detected);
+        if detected && fresh && event.time > 0 {
             let key = (event.jail.clone(), event.address);
             self.detected(&key, Ban { start: event.time, bantime: event.bantime });
         }

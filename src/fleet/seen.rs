@@ -13,6 +13,9 @@ use super::{Change, Fleet, Key, lease, own, secs};
 use crate::fail2ban::database::Row;
 use crate::wire::{Address, Ban, Jail};
 
+/// How long before its end an own ban is looked at once more, in seconds.
+const EARLY: i64 = 10;
+
 /// How often what ends at an unknown time is looked at, in seconds.
 const UNKNOWN: i64 = 5;
 
@@ -79,6 +82,18 @@ impl Fleet {
                 }
                 None => drop(local.own.remove(&address)),
             }
+        }
+        // The rows of imports are seen now, too, however short fail2ban will be there.
+        let mut changed = Vec::new();
+        for (address, row) in rows {
+            let mark = local.cases.get_mut(address).and_then(|case| case.mark.as_mut());
+            if let Some(mark) = mark.filter(|mark| !mark.rowed && mark.is_of(*row)) {
+                mark.rowed = true;
+                changed.push(Change::Mark((jail.clone(), *address), Some(Mark::clone(mark))));
+            }
+        }
+        for change in changed {
+            self.change(change);
         }
         for address in touched {
             self.snapshots.touch(address, now);
@@ -248,8 +263,9 @@ impl Fleet {
         for claim in lifted {
             self.lift(key, &claim);
         }
-        // This fail2ban has run on, and ended an own ban.
-        let ended = last.filter(|own| own.run == run && held.is_none() && ban.is_none());
+        // This fail2ban has run on, and ended an own ban; or it had a row, which no restart takes.
+        let ended =
+            last.filter(|own| (own.run == run || own.rowed) && held.is_none() && ban.is_none());
         let lifted =
             ended.is_some_and(|own| own::is_lifted(own.ban, own.rowed, row, now, look.purge_age));
         if lifted && look.database && !unseen && !was_marked {
@@ -288,6 +304,10 @@ impl Fleet {
         }
         let Some(end) = case.end.filter(|end| *end < i64::MAX) else { return };
         due.at = due.at.min(end.max(now) + 1);
+        // Fresh failures prolong an own ban and write nothing: the others are told before their leases end.
+        if local.own.contains_key(&key.1) && end - EARLY > now {
+            due.at = due.at.min(end - EARLY);
+        }
         // Of what has no row nobody knows when it began, and so when it ends.
         if !facts.marked && !local.own.contains_key(&key.1) && !case.rowed {
             due.at = due.at.min(now + UNKNOWN);

@@ -2,8 +2,7 @@
 //! broker, in virtual time, from a seed, under every fault that the design promises to survive.
 //!
 //! What must hold: **P1** after the faults every host bans the union, minus what its operator lifted and what
-//! was freed for all; **P2** nothing echoes; **P3** a ban lasts as long as at its origin (within P1: the union
-//! is looked at every second); **P4** what a host detected no other frees; **P5** the operator wins.
+//! was freed for all; **P2** nothing echoes; **P3** a ban lasts as long as at its origin, with no gap; **P4** what a host detected no other frees; **P5** the operator wins.
 //!
 //! A seed is a world. `tests/simulate RUNS [SEED]` runs as many as one likes; one that fails is told, and
 //! `tests/simulate 1 SEED` shows it line by line.

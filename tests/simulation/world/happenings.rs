@@ -1,0 +1,246 @@
+//! What may happen in a world: attacks, operators, faults.
+
+use f2bmqtt::fleet::claims::Word;
+use f2bmqtt::wire::{Action, Address, Event, Host as Name, Reason, UnbanId};
+
+use super::{Origin, World};
+use crate::fail2ban::Fail2ban;
+use crate::host::{jail, key};
+
+impl World {
+    /// Something happens.
+    pub(super) fn happen(&mut self) {
+        const HAPPENINGS: [(&str, i64); 15] = [
+            ("detect", 120),
+            ("lift", 30),
+            ("manual", 10),
+            ("fleet", 20),
+            ("stop", 20),
+            ("unban all", 4),
+            ("restart jail", 7),
+            ("kill", 25),
+            ("cut", 20),
+            ("broker", 6),
+            ("retained lost", 6),
+            ("queue lost", 10),
+            ("script detects", 20),
+            ("full", 6),
+            ("replay", 5),
+        ];
+        let sum = HAPPENINGS.iter().map(|(_, weight)| weight).sum::<i64>();
+        let mut left = self.chance.within(0, sum - 1);
+        let (what, _) = HAPPENINGS
+            .iter()
+            .find(|(_, weight)| {
+                left -= weight;
+                left < 0
+            })
+            .unwrap();
+        let n = self.chance.index(self.hosts.len());
+        let address = *self.chance.pick(&self.addresses);
+        let name = self.hosts[n].name.clone();
+        self.say(format_args!("{what} {name} {address}"));
+        match *what {
+            "detect" => self.detect(n, address),
+            "lift" => self.lift(n, &[address], |fail2ban| fail2ban.unbanip(address)),
+            "unban all" => {
+                let all = self.addresses.clone();
+                self.lift(n, &all, Fail2ban::unban_all);
+            }
+            "manual" => self.ban_by_hand(n, address),
+            "fleet" => self.fleet_unban(n, address),
+            // What a full disk kept out of the database a restart forgets: documented.
+            "stop" if self.hosts[n].cares => {}
+            "stop" => {
+                self.hosts[n].fail2ban.stop();
+                let away = self.now + self.chance.within(2, 15);
+                self.fail2ban_away.insert(n, away);
+            }
+            "restart jail" => {
+                // What a full disk kept out of the database a restart forgets: documented.
+                if self.hosts[n].fail2ban.up && !self.hosts[n].cares {
+                    self.hosts[n].fail2ban.restart_jail(&mut self.chance);
+                }
+            }
+            "kill" => {
+                if !self.hosts[n].cares {
+                    self.hosts[n].kill(&mut self.broker);
+                }
+            }
+            "cut" => {
+                let away = self.now + self.chance.within(3, 60);
+                self.links_away.insert(n, away);
+            }
+            "broker" => {
+                self.broker_away = self.now + self.chance.within(2, 10);
+                let with_data = self.chance.often(500);
+                self.broker.restart(with_data);
+                for host in &mut self.hosts {
+                    host.cut(&mut self.broker);
+                }
+            }
+            "retained lost" => self.broker.lose_retained(),
+            "queue lost" => {
+                let name = self.hosts[n].name.clone();
+                self.broker.lose_queue(&name);
+            }
+            "script detects" => {
+                if let Some(script) = &mut self.script {
+                    script.detect(address, &mut self.chance);
+                }
+            }
+            "full" => {
+                let until = self.now + self.chance.within(3, 20);
+                self.full.insert(n, until);
+            }
+            _ => self.replay("state/"),
+        }
+    }
+
+    fn detect(&mut self, n: usize, address: Address) {
+        let fail2ban = &mut self.hosts[n].fail2ban;
+        let before = fail2ban.tickets.get(&address).map(|ticket| ticket.time);
+        fail2ban.detect(address, &mut self.chance);
+        let after = fail2ban.tickets.get(&address).map(|ticket| ticket.time);
+        if before != after {
+            self.doubt(n, address);
+        }
+    }
+
+    /// A lift and a new ban between two looks are like nothing: documented.
+    fn doubt(&mut self, n: usize, address: Address) {
+        let lifted = |(host, (_, lifted, _)): &(usize, Origin)| *host == n && *lifted == address;
+        let unsure: Vec<_> = self.lifted.extract_if(.., |lift| lifted(lift)).collect();
+        self.perhaps_lifted.extend(unsure);
+    }
+
+    /// An operator lifts bans. It counts for sure where this host had seen what it lifts.
+    fn lift(&mut self, n: usize, addresses: &[Address], how: impl FnOnce(&mut Fail2ban)) {
+        if !self.hosts[n].fail2ban.up {
+            return;
+        }
+        for &address in addresses {
+            let host = &self.hosts[n];
+            let fail2ban = &host.fail2ban;
+            if !fail2ban.tickets.contains_key(&address) && !fail2ban.rows.contains_key(&address) {
+                continue;
+            }
+            for other in (0..self.hosts.len()).filter(|other| *other != n) {
+                let Some(start) = self.hosts[other].fail2ban.own().get(&address).copied() else {
+                    continue;
+                };
+                let lift = (n, (other, address, start));
+                if self.is_seen_through(n, other, address, start) {
+                    self.lifted.insert(lift);
+                } else {
+                    self.perhaps_lifted.insert(lift);
+                }
+            }
+        }
+        how(&mut self.hosts[n].fail2ban);
+    }
+
+    /// Whether a host holds an import of another's ban, and knows so.
+    fn is_seen_through(&self, n: usize, other: usize, address: Address, start: i64) -> bool {
+        let host = &self.hosts[n];
+        let fail2ban = &host.fail2ban;
+        let (Some(ticket), Some(row)) =
+            (fail2ban.tickets.get(&address), fail2ban.rows.get(&address))
+        else {
+            return false;
+        };
+        if ticket.failures > 0
+            || host.is_manual(address)
+            || fail2ban.pending.iter().any(|p| p.1 == address)
+        {
+            return false;
+        }
+        let origin = Name::new(&self.hosts[other].name).unwrap();
+        let mark = match &host.fleet {
+            Some(fleet) => fleet.mark(&key(address)).cloned(),
+            None => host.disk.marks.get(&key(address)).cloned(),
+        };
+        let Some(mark) = mark.filter(|mark| mark.done && mark.rowed) else { return false };
+        let claimed =
+            mark.claims.iter().any(|claim| claim.host == origin && claim.ban.start == start);
+        match &host.fleet {
+            Some(fleet) => {
+                claimed
+                    && matches!(fleet.word(&key(address), &origin), Word::Held(_, ban) if ban.start == start)
+            }
+            // Its row must not be purged before somebody looks.
+            None => {
+                claimed && row.bantime >= 0 && row.timeofban + row.bantime > fail2ban.clock() - 15
+            }
+        }
+    }
+
+    fn ban_by_hand(&mut self, n: usize, address: Address) {
+        let host = &mut self.hosts[n];
+        if !host.fail2ban.up
+            || host.fail2ban.tickets.contains_key(&address)
+            || host.fail2ban.restore.contains(&address)
+        {
+            return;
+        }
+        let marked = match &host.fleet {
+            Some(fleet) => fleet.mark(&key(address)).is_some(),
+            None => host.disk.marks.contains_key(&key(address)),
+        };
+        host.fail2ban.banip(address, &mut self.chance);
+        host.manual.insert(address, host.fail2ban.clock());
+        // Lifted and banned between two looks: documented.
+        if marked {
+            host.muddled.insert(address);
+            self.doubt(n, address);
+        } else {
+            host.muddled.remove(&address);
+        }
+    }
+
+    /// `f2bmqtt unban`, which waits until its own daemon has heard.
+    fn fleet_unban(&mut self, n: usize, address: Address) {
+        if !self.hosts[n].connected || self.hosts[n].fleet.is_none() {
+            return;
+        }
+        for (other, host) in self.hosts.iter_mut().enumerate() {
+            if let Some(start) = host.fail2ban.own().get(&address) {
+                self.unbanned.insert((other, address, *start));
+            }
+            host.manual.remove(&address);
+        }
+        self.scripts_heard.retain(|(_, heard), _| *heard != address);
+        let host = Name::new(&self.hosts[n].name).unwrap();
+        let millis = self.hosts[n].fail2ban.clock() * 1000 + self.now % 1000;
+        let event = Event {
+            action: Action::Unban,
+            jail: jail(),
+            address,
+            bantime: 0,
+            id: Some(UnbanId::made_by(&host, millis)),
+            host,
+            restored: 0,
+            failures: 0,
+            time: 0,
+            stamp: millis,
+            reason: Some(Reason::Fleet),
+            every_jail: self.chance.often(500),
+            unbans: Vec::new(),
+        };
+        self.unbanner = Some(n);
+        self.broker.publish(self.now, "unban", &event.encode(), false);
+        self.hosts[n].hear(("unban".to_owned(), event.encode()));
+    }
+
+    /// An old message of a daemon comes back from somewhere: a backup, a bridge.
+    pub(super) fn replay(&mut self, kind: &str) {
+        let old = self.broker.seen.iter().map(|(_, message)| message);
+        let old =
+            old.filter(|(topic, payload)| topic.starts_with(kind) && payload.contains("stamp"));
+        let old: Vec<_> = old.cloned().collect();
+        if !old.is_empty() {
+            let (topic, payload) = self.chance.pick(&old).clone();
+            self.broker.publish(self.now, &topic, &payload, topic.starts_with("state/"));
+        }
+    }
+}
