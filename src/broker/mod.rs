@@ -22,7 +22,7 @@ use session::Session;
 const MAX_PACKET: usize = 256 * 1024;
 
 /// A silent connection is found dead after twice this long.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// A connection that lasted this long was good: the next try comes soon.
 const STABLE: Duration = Duration::from_secs(10);
