@@ -24,7 +24,7 @@ use why::Protection;
 const MAX_PACKET: usize = 256 * 1024;
 
 /// A silent connection is found dead after twice this long.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// A connection that lasted this long was good: the next try comes soon.
 const STABLE: Duration = Duration::from_secs(10);
