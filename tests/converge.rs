@@ -63,6 +63,7 @@ fn a_broker_that_forgets_everything_and_a_host_that_joins_get_all() {
 }
 
 #[test]
+#[ignore = "takes minutes: tests/long"]
 fn a_fail2ban_that_stops_frees_nobody_and_an_operator_who_frees_all_does() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
@@ -177,6 +178,7 @@ fn holds_until_free(host: Host<'_>, address: &str, limit: Duration) -> Instant {
 }
 
 #[test]
+#[ignore = "takes minutes: tests/long"]
 fn a_ban_lasts_as_long_as_at_its_origin_over_a_restart_and_ends_with_it() {
     let rig = Rig::fleet(&["a", "b", "c"]);
     let (a, b, c) = (rig.host("a"), rig.host("b"), rig.host("c"));
@@ -210,6 +212,7 @@ fn a_ban_lasts_as_long_as_at_its_origin_over_a_restart_and_ends_with_it() {
 }
 
 #[test]
+#[ignore = "takes minutes: tests/long"]
 fn a_growing_ban_and_one_for_ever_hold_elsewhere_and_over_a_restart() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
@@ -246,7 +249,7 @@ fn a_growing_ban_and_one_for_ever_hold_elsewhere_and_over_a_restart() {
         assert!(begun.elapsed() < Duration::from_secs(150));
         sleep(Duration::from_millis(700));
     }
-    assert!(detected.elapsed() > Duration::from_secs(60), "it had grown: {:?}", detected.elapsed());
+    assert!(detected.elapsed() > Duration::from_mins(1), "it had grown: {:?}", detected.elapsed());
     within(Duration::from_secs(5), "b frees it", || !b.bans("sshd", "192.0.2.2"));
     assert!(b.bans("both", "192.0.2.1"), "that one is for ever");
 }
@@ -281,6 +284,7 @@ fn five_bans_of_one_address_make_one_recidive_ban_a_host_at_most() {
 }
 
 #[test]
+#[ignore = "takes minutes: tests/long"]
 fn a_queue_that_overflows_loses_nothing() {
     // mosquitto keeps 1,000 messages for a client that is away, and drops the rest.
     const COUNT: usize = 3_000;
