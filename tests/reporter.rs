@@ -11,6 +11,9 @@ use support::reports::{jail_reports, key, reports_to_hub, taken};
 use support::{Rig, eventually};
 
 const CALL: &str = "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh";
+/// Ends a child that works the queue off, and waits until it is gone with its lock.
+const NO_CHILD: &str = "pkill -f '[f]2bmqtt work'; \
+    while pgrep -f '[f]2bmqtt work' >/dev/null; do sleep 0.1; done";
 const LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
 
 /// The requests that the server got.
@@ -441,9 +444,7 @@ fn what_is_wrong_with_the_connection_or_the_answer_is_said() {
         (&|| answers("401 {}"), String::new(), "ERROR: HTTP 401. Response: {}"),
     ];
     for (make, undo, said) in table {
-        a.sh(&format!(
-            "pkill -f '[f]2bmqtt work'; rm -f /var/lib/f2bmqtt/reports.sqlite3* {LOG}; true"
-        ));
+        a.sh(&format!("{NO_CHILD}; rm -f /var/lib/f2bmqtt/reports.sqlite3* {LOG}; true"));
         let make = make();
         a.sh(&make);
         a.sh(&format!("{CALL} '' x 203.0.113.9 18 600 0 0 '' '' 3"));
@@ -459,7 +460,7 @@ fn what_is_wrong_with_the_connection_or_the_answer_is_said() {
     }
     assert_eq!(taken(&rig).len(), 0);
     // And then, all is well.
-    a.sh("pkill -f '[f]2bmqtt work'; rm -f /var/lib/f2bmqtt/reports.sqlite3*");
+    a.sh(&format!("{NO_CHILD}; rm -f /var/lib/f2bmqtt/reports.sqlite3*"));
     a.sh(&format!("{CALL} '' x 203.0.113.9 18 600 0 0 '' '' 3"));
     eventually("the ban is reported", || taken(&rig).len() == 1);
     assert_eq!(json!(taken(&rig)[0][0]), "203.0.113.9");
