@@ -187,8 +187,10 @@ impl<'a> Applier<'a> {
             }
         };
         for jail in known.fleet.missing(&jails) {
-            let rows = known.database.all(&jail).unwrap_or_default();
-            known.fleet.absent(&jail, &rows, now());
+            // A database that is busy now says nothing, and not that there is nothing.
+            if let Ok(rows) = known.database.all(&jail) {
+                known.fleet.absent(&jail, &rows, now());
+            }
         }
         known.fleet.pulse(Pulse { server, data_version }, jails, now());
         Ok(())
