@@ -25,22 +25,12 @@ fuzz_target!(|arguments: &[u8]| {
     if let Ok((Some(told), _)) = call.told() {
         assert_eq!(Told::parse(told.encode().as_bytes()), Ok(told));
     }
-    let word = |n: usize| word(n).to_owned();
-    let call = call::Call {
-        key: word(0),
-        comment: word(1),
-        address: word(2),
-        categories: word(3),
-        bantime: word(4),
-        restored: word(5),
-        bypass: word(6),
-        ledger: word(7),
-        log: word(8),
-        failures: word(9),
-    };
+    let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+    let call = call::Call::by_position(&words);
     if let Ok(Verdict::Report(report)) = call.decide(|| None, 1) {
         let written = report.encode();
-        assert!(written.len() as u64 <= Report::MAX || word(7).len() + word(8).len() > 4096);
+        let paths = call.ledger.len() + call.log.len();
+        assert!(written.len() as u64 <= Report::MAX || paths > 4096);
         assert_eq!(Report::parse(written.as_bytes()), Ok(*report));
     }
 });
