@@ -96,7 +96,6 @@ fn a_fail2ban_that_stops_frees_nobody_and_an_operator_who_frees_all_does() {
 }
 
 #[test]
-#[ignore = "now and then a lift does not outlive a restart of all: tests/long"]
 fn what_an_operator_lifts_stays_lifted_over_restarts_of_everything() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));

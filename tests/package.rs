@@ -251,11 +251,12 @@ fn after_remove_and_purge(host: Host<'_>, expected: &[String]) {
              printf '[DEFAULT]\\nbanaction = iptables-ipset\\n[sshd]\\nenabled = true\\nbackend = polling\\n\
                      logpath = /var/log/auth.log\\naction = %%(action_)s\\n  f2bmqtt\\n  abuseipdb\\n' \
                >/etc/fail2ban/jail.local; systemctl restart fail2ban");
-    eventually("fail2ban answers", || host.try_sh("fail2ban-client get sshd banip").is_ok());
+    let log = || host.sh("cat /var/log/fail2ban.log");
+    // A question that comes too early would be an error in the log, too.
+    eventually("the jail has started", || log().contains("Jail 'sshd' started"));
     host.sh(
         "fail2ban-client set sshd banip 192.0.2.1 && fail2ban-client set sshd unbanip 192.0.2.1",
     );
-    let log = || host.sh("cat /var/log/fail2ban.log");
     eventually("it is logged", || log().contains("Unban 192.0.2.1"));
     assert!(!log().contains("ERROR"), "{}", log());
     install(host);

@@ -21,7 +21,7 @@ const WINDOW: usize = 64;
 const QUEUE: usize = 10_000;
 
 /// A broker that has not acknowledged a message for so long will not.
-const ACKNOWLEDGE: Duration = Duration::from_secs(20);
+const ACKNOWLEDGE: Duration = Duration::from_secs(15);
 
 /// How long a connection may take to come up, its CONNACK included, in seconds.
 pub(super) const CONNECT: u64 = 5;
