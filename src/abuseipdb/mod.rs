@@ -7,16 +7,18 @@
 //! ```
 //!
 //! - [`call`]: what the action calls. It decides by the script's rules, and queues.
-//! - [`worker`]: works the queue off, step by step; `sending`: the steps that ask the server;
+//! - [`worker`]: works the queue off, step by step; `sending` and `bulk`: the steps that ask the server;
 //!   [`service`]: when, in the daemon or in a child that the call leaves.
 //! - [`queue`]: what waits, on disk; [`plan`]: what is to be done next (pure).
 //! - [`api`]: the requests; [`answer`]: what each answer means (pure).
-//! - [`comment`]: what a report says (pure); [`private`]: what it must not say.
+//! - [`comment`]: what a report says (pure); [`private`]: what it must not say;
+//!   [`public`]: of whom it is.
 //! - [`ledger`] and [`log`]: the script's database and log, which people know; [`key`]: the API key;
 //!   [`times`]: points in time as text.
 
 pub mod answer;
 pub mod api;
+mod bulk;
 pub mod call;
 pub mod comment;
 pub mod key;
@@ -24,6 +26,7 @@ pub mod ledger;
 pub mod log;
 pub mod plan;
 pub mod private;
+pub mod public;
 pub mod queue;
 pub mod report;
 mod sending;

@@ -1,11 +1,9 @@
 //! The steps of the worker that ask the server, and what becomes of a report by its answer.
 
-use std::collections::BTreeMap;
-
 use serde::de::DeserializeOwned;
 
-use super::answer::{Accepted, Answer, BulkAccepted, Listing, Quota, Trouble};
-use super::api::{Api, BULK_HEAD, Failure, Form, Request};
+use super::answer::{Accepted, Answer, Listing, Quota, Trouble};
+use super::api::{Api, Failure, Form, Request};
 use super::comment;
 use super::key::Keys;
 use super::log::Log;
@@ -17,35 +15,32 @@ use crate::config::Secret;
 use crate::error::Error;
 use crate::wire::Address;
 
-/// A bulk call carries at most this many bytes (docs.abuseipdb.com: 2 MB).
-const MAX_BULK: usize = 1_900_000;
-
 /// A kind of call that the server refuses as such rests for this long, in seconds.
-const PAUSE: i64 = 3600;
+pub(super) const PAUSE: i64 = 3600;
 
 /// Reports of one address that go together.
-struct Group {
-    ids: Vec<Id>,
-    address: Address,
+pub(super) struct Group {
+    pub(super) ids: Vec<Id>,
+    pub(super) address: Address,
     /// Never empty.
-    reports: Vec<Report>,
+    pub(super) reports: Vec<Report>,
     stage: Stage,
     /// When it was first sent, if that is in doubt.
     sent: i64,
     safe_to_repeat: bool,
-    form: Form,
+    pub(super) form: Form,
     categories: Categories,
-    log: Log,
+    pub(super) log: Log,
 }
 
 impl Group {
-    fn told(&self, at: i64) -> Told {
+    pub(super) fn told(&self, at: i64) -> Told {
         Told { at, categories: self.categories.clone(), comment: self.form.comment.clone() }
     }
 }
 
 /// What came of asking.
-enum Reply<T> {
+pub(super) enum Reply<T> {
     Done(T),
     Trouble(Answer, Trouble),
     Failed(Failure),
@@ -61,7 +56,7 @@ enum Checked {
 }
 
 impl<A: Api> Worker<A> {
-    fn group(&self, ids: &[Id]) -> Option<Group> {
+    pub(super) fn group(&self, ids: &[Id]) -> Option<Group> {
         let now = self.now();
         let waiting: Vec<_> = ids.iter().filter_map(|id| self.queue.waiting().get(id)).collect();
         let first = waiting.first()?;
@@ -93,7 +88,7 @@ impl<A: Api> Worker<A> {
     }
 
     /// The key that a group goes with. Without one, or with one that was refused, the group waits.
-    fn key(&mut self, group: &Group) -> Result<Option<Secret>, Error> {
+    pub(super) fn key(&mut self, group: &Group) -> Result<Option<Secret>, Error> {
         let now = self.now();
         let key = group.reports.first().and_then(|report| self.keys.of(report)).cloned();
         let rests = match &key {
@@ -108,7 +103,7 @@ impl<A: Api> Worker<A> {
         Ok(None)
     }
 
-    async fn ask<T: DeserializeOwned>(
+    pub(super) async fn ask<T: DeserializeOwned>(
         &mut self,
         call: Call,
         key: &Secret,
@@ -295,103 +290,6 @@ impl<A: Api> Worker<A> {
         }
     }
 
-    /// Many addresses in one call.
-    pub(super) async fn bulk(&mut self, groups: &[Vec<Id>]) -> Result<(), Error> {
-        let (mut csv, mut together, mut key) = (BULK_HEAD.to_owned(), Vec::new(), None);
-        for ids in groups {
-            let Some(group) = self.group(ids) else { continue };
-            let Some(its) = self.key(&group)? else { continue };
-            let line = group.form.line();
-            if *key.get_or_insert_with(|| its.clone()) == its && csv.len() + line.len() < MAX_BULK {
-                csv.push_str(&line);
-                together.push(group);
-            }
-        }
-        let Some((key, first)) = key.zip(together.first()) else { return Ok(()) };
-        let log = first.log.clone();
-        let ids: Vec<Id> = together.iter().flat_map(|group| group.ids.clone()).collect();
-        let (now, before) = (self.now(), self.queue.these(&ids));
-        self.queue.update(&ids, |waiting| {
-            // Counted before it is sent: a process that dies meanwhile has tried, too.
-            waiting.tries = if waiting.in_doubt() { waiting.tries + 1 } else { 1 };
-            waiting.send(Stage::SentInBulk, now);
-        })?;
-        let reply = self.ask::<BulkAccepted>(Call::Bulk, &key, &Request::Bulk(csv)).await?;
-        let (answer, trouble) = match reply {
-            Reply::Done(taken) => return self.taken_in_bulk(&together, before, &taken, &log),
-            Reply::Failed(failure) => return self.unanswered(&log, &failure, before),
-            Reply::Trouble(answer, trouble) => (answer, trouble),
-        };
-        log.line(answer.complaint(key.reveal()));
-        match trouble {
-            Trouble::Spent(wait) => {
-                self.queue.set(before)?;
-                self.spent(&log, Call::Bulk, wait)
-            }
-            Trouble::Key => {
-                self.queue.set(before)?;
-                self.key_refused(&key, &answer)
-            }
-            // The file, not a line of it: each report goes by itself.
-            Trouble::Refused { .. } | Trouble::NotAllowed => {
-                self.queue.set(before)?;
-                self.queue.block(Call::Bulk, self.now() + PAUSE)
-            }
-            _ => self.put_off(&[], answer.asks_for()),
-        }
-    }
-
-    /// What a bulk call did not take goes by itself, so that it is known why. Where the answer does
-    /// not tell of all, the rest is in doubt.
-    fn taken_in_bulk(
-        &mut self,
-        groups: &[Group],
-        before: Vec<(Id, Waiting)>,
-        taken: &BulkAccepted,
-        log: &Log,
-    ) -> Result<(), Error> {
-        let mut refused = BTreeMap::new();
-        for invalid in taken.invalid_reports.iter().filter(|invalid| !invalid.is_known()) {
-            if let Ok(address) = Address::new(invalid.input.trim()) {
-                refused.insert(address, invalid.error.as_str());
-            }
-        }
-        let told_of =
-            taken.saved_reports.saturating_add_unsigned(taken.invalid_reports.len() as u64);
-        if told_of < i64::try_from(groups.len()).unwrap_or(i64::MAX) {
-            log.line(format_args!(
-                "ERROR: AbuseIPDB tells of {told_of} of {} IPs in one call: they are looked up.",
-                groups.len()
-            ));
-            return self.put_off(&[], 0);
-        }
-        let (not, now) = (|group: &&Group| refused.contains_key(&group.address), self.now());
-        let told = |group: &Group| (group.address, group.told(now));
-        let ids = groups.iter().filter(|group| !not(group)).flat_map(|group| group.ids.clone());
-        let ids: Vec<Id> = ids.collect();
-        let alone = before.into_iter().filter(|(id, _)| !ids.contains(id));
-        let alone = alone.map(|(id, one)| (id, Waiting { tries: plan::BULK_TRIES, ..one }));
-        self.queue.set(alone.collect())?;
-        self.queue.done(&ids, groups.iter().filter(|group| !not(group)).map(told).collect())?;
-        log.line(format_args!(
-            "INFO: Reported {} of {} IPs in one call.",
-            taken.saved_reports,
-            groups.len()
-        ));
-        for group in groups {
-            if let Some(why) = refused.get(&group.address) {
-                group.log.line(format_args!(
-                    "ERROR: IP {} is refused in a call with others ({why}): it goes by itself.",
-                    group.address
-                ));
-            } else {
-                self.note(&group.reports[0]);
-                group.log.line(self.success(group, None, None));
-            }
-        }
-        Ok(())
-    }
-
     /// The server has it.
     fn accepted(&mut self, group: &Group, line: &str) -> Result<(), Error> {
         let told = group.told(self.now());
@@ -402,7 +300,12 @@ impl<A: Api> Worker<A> {
     }
 
     /// The line that log watchers know. What only a check tells is not always known.
-    fn success(&self, group: &Group, listing: Option<&Listing>, score: Option<i64>) -> String {
+    pub(super) fn success(
+        &self,
+        group: &Group,
+        listing: Option<&Listing>,
+        score: Option<i64>,
+    ) -> String {
         const UNKNOWN: &str = "not known";
         let number = |number: i64| number.to_string();
         let score = listing.map(|listing| listing.score).or(score);
@@ -434,7 +337,7 @@ impl<A: Api> Worker<A> {
     /// The server is in trouble, or what answered is not the server: it is left alone for a while,
     /// and what met with this goes last.
     /// `wait`: what it asks for, in seconds.
-    fn put_off(&mut self, ids: &[Id], wait: i64) -> Result<(), Error> {
+    pub(super) fn put_off(&mut self, ids: &[Id], wait: i64) -> Result<(), Error> {
         let now = self.now();
         self.failures = self.failures.saturating_add(1);
         self.queue.update(ids, |waiting| {
@@ -445,7 +348,7 @@ impl<A: Api> Worker<A> {
     }
 
     /// There was no answer. What was not even sent is as it was before.
-    fn unanswered(
+    pub(super) fn unanswered(
         &mut self,
         log: &Log,
         failure: &Failure,
@@ -466,7 +369,7 @@ impl<A: Api> Worker<A> {
     }
 
     /// The day's calls are used up.
-    fn spent(&mut self, log: &Log, call: Call, wait: i64) -> Result<(), Error> {
+    pub(super) fn spent(&mut self, log: &Log, call: Call, wait: i64) -> Result<(), Error> {
         let until = self.now() + wait;
         log.line(format_args!(
             "INFO: The daily limit of AbuseIPDB is reached for {}: the next one goes at {}.",
@@ -476,7 +379,7 @@ impl<A: Api> Worker<A> {
         self.queue.block(call, until)
     }
 
-    fn key_refused(&mut self, key: &Secret, answer: &Answer) -> Result<(), Error> {
+    pub(super) fn key_refused(&mut self, key: &Secret, answer: &Answer) -> Result<(), Error> {
         let until = self.keys.refused(key, self.now());
         (self.surroundings.warn)(&format!(
             "AbuseIPDB refuses the API key (HTTP {}): check {}; reports wait",
