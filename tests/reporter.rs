@@ -395,6 +395,24 @@ fn nothing_is_lost_or_told_twice_when_the_server_is_away_and_the_daemon_is_kille
 }
 
 #[test]
+fn what_waits_survives_a_reboot_and_keeps_the_time_of_the_ban() {
+    let rig = Rig::fleet(&["a"]);
+    let (a, hub) = (rig.host("a"), rig.host("hub"));
+    reports_to_hub(&rig, a);
+    hub.sh("systemctl stop api");
+    let time = a.sh("echo $(($(date +%s) - 60))");
+    a.sh(&format!("{CALL} '' x 203.0.113.9 18 600 0 0 '' '' 3 {time}.4"));
+    eventually("the server is missed", || {
+        a.sh(&format!("cat {LOG} 2>/dev/null; true")).contains("ERROR: No connection to")
+    });
+    a.rig("kill");
+    hub.sh("systemctl reset-failed api 2>/dev/null; sh /root/abuseipdb.sh");
+    a.rig("boot");
+    at_last("it is reported", || taken(&rig).len() == 1);
+    assert_eq!(taken(&rig)[0][3], a.sh(&format!("date -u -d @{time} +%Y-%m-%dT%H:%M:%S+00:00")));
+}
+
+#[test]
 fn what_is_wrong_with_the_connection_or_the_answer_is_said() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
