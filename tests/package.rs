@@ -250,7 +250,8 @@ fn after_remove_and_purge(host: Host<'_>, expected: &[String]) {
     host.sh("touch /var/log/auth.log
              printf '[DEFAULT]\\nbanaction = iptables-ipset\\n[sshd]\\nenabled = true\\nbackend = polling\\n\
                      logpath = /var/log/auth.log\\naction = %%(action_)s\\n  f2bmqtt\\n  abuseipdb\\n' \
-               >/etc/fail2ban/jail.local; systemctl restart fail2ban");
+               >/etc/fail2ban/jail.local
+             systemctl stop fail2ban; : >/var/log/fail2ban.log; systemctl start fail2ban");
     let log = || host.sh("cat /var/log/fail2ban.log");
     // A question that comes too early would be an error in the log, too.
     eventually("the jail has started", || log().contains("Jail 'sshd' started"));
