@@ -17,6 +17,7 @@ use crate::broker::{Client, Event as LinkEvent, Link};
 use crate::config::{Config, Topic};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
+use crate::figures::Shown;
 use crate::fleet::snapshot::Publication;
 use crate::fleet::work::Step;
 use crate::fleet::{Fleet, Pace};
@@ -113,6 +114,7 @@ struct Daemon {
     machine: String,
     /// When it started, in seconds since 1970.
     since: i64,
+    shown: Shown,
 }
 
 impl Daemon {
@@ -125,7 +127,10 @@ impl Daemon {
         let machine = machine();
         // The scripts publish on any topic below the fleet's; what lies deeper is the fleet's own, and
         // asked for one host after another.
-        let topics = vec![config.topic.below("+"), config.topic.below("+/+")];
+        let mut topics = vec![config.topic.below("+"), config.topic.below("+/+")];
+        let since = now().div_euclid(1000);
+        let shown = Shown::new(config, paths, since);
+        topics.extend(shown.topic());
         let gone = Presence { state: State::Offline, ..presence(&machine) }.encode();
         let will = Some((config.topic.below(&format!("host/{}", config.node)), gone));
         let id = format!("f2bmqtt-{}", config.node);
@@ -138,7 +143,8 @@ impl Daemon {
             bell: Arc::new(Bell::default()),
             parts: VecDeque::new(),
             machine,
-            since: now().div_euclid(1000),
+            since,
+            shown,
         })
     }
 
@@ -157,16 +163,23 @@ impl Daemon {
             LinkEvent::Connected(broker) => {
                 say(format_args!("connected to the broker {broker} as {}", self.host));
                 self.parts.clear();
+                self.shown.connected();
                 self.memory.know().fleet.connected(now());
             }
             LinkEvent::Message { topic, payload } => self.message(&topic, &payload),
-            LinkEvent::Published(name) => self.memory.know().outbox.published(&name),
+            LinkEvent::Published(name) => {
+                let event = self.memory.know().outbox.published(&name);
+                if let Some((topic, word)) = event.and_then(|event| self.shown.published(&event)) {
+                    self.link.mention(topic, word.into_bytes());
+                }
+            }
             LinkEvent::SubscribeRefused => {
                 let topic = self.topic.below("#");
                 let what = format!("the broker refuses the subscription to {topic}");
                 self.warn("subscribe", &format!("{what}: check its access rules"));
             }
             LinkEvent::Lost { broker, why } => {
+                self.shown.connected = false;
                 {
                     let mut known = self.memory.know();
                     known.outbox.lost();
@@ -227,9 +240,13 @@ impl Daemon {
         if let Step::Save(changes) = known.fleet.next(now()) {
             known.save(&changes);
         }
+        self.shown.end();
     }
 
     fn message(&mut self, topic: &str, payload: &[u8]) {
+        if self.shown.hear(topic, payload) {
+            return;
+        }
         let below = topic.strip_prefix(&self.topic.below("")).unwrap_or(topic);
         let mut levels = below.split('/');
         let result = match (levels.next(), levels.next(), levels.next()) {
@@ -247,6 +264,7 @@ impl Daemon {
 
     fn event(&mut self, payload: &[u8]) -> Result<(), String> {
         let event = Event::parse(payload).map_err(|why| why.to_string())?;
+        self.shown.traffic.events += 1;
         say(format_args!(
             "Inbound: {} {} - ipset {} from {} (Rest:={}, Fails:={})",
             event.action, event.address, event.jail, event.host, event.restored, event.failures
@@ -297,6 +315,7 @@ impl Daemon {
             return Ok(());
         }
         let part = Part::parse(payload).map_err(|why| malformed(WHAT, &why))?;
+        self.shown.traffic.parts += 1;
         if part.host != host || part.slice.part() != number {
             let why = "it is another host's, or another part".to_owned();
             return Err((Refusal::WrongTopic, WHAT, why));
@@ -314,6 +333,7 @@ impl Daemon {
             return Ok(()); // it was forgotten
         }
         let there = Presence::parse(payload).map_err(|why| malformed(WHAT, &why))?;
+        self.shown.traffic.presences += 1;
         let mut known = self.memory.know();
         known.fleet.hear_presence(&host, now());
         if host == self.host && !there.machine.is_empty() && there.machine != self.machine {
@@ -335,6 +355,9 @@ impl Daemon {
         let mut known = self.memory.know();
         known.settle();
         known.scan();
+        for (topic, text) in self.shown.show(&mut known, now()) {
+            self.link.keep(topic, text.into_bytes());
+        }
     }
 
     fn warn(&self, kind: &'static str, text: &str) {

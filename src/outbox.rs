@@ -87,11 +87,11 @@ impl Outbox {
         }
     }
 
-    /// The broker has the event of this name.
-    pub fn published(&mut self, name: &str) {
+    /// The broker has the event of this name; answers with it.
+    pub fn published(&mut self, name: &str) -> Option<Event> {
         self.in_flight.remove(name);
-        self.waiting.remove(name);
         self.remove(name);
+        self.waiting.remove(name)
     }
 
     fn remove(&mut self, name: &str) {
@@ -103,6 +103,12 @@ impl Outbox {
     /// The link went down: what it had is to be sent again.
     pub fn lost(&mut self) {
         self.in_flight.clear();
+    }
+
+    /// How many events wait to be sent or acknowledged.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
     }
 
     /// Whether nothing waits to be sent or acknowledged.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 pub struct Paths {
     /// Own state, 0700: the spool and what was imported.
     pub state: PathBuf,
-    /// Own runtime files, 0755: the lock.
+    /// Own runtime files, 0755: the lock, figures.
     pub run: PathBuf,
     /// fail2ban's socket.
     pub fail2ban: PathBuf,
@@ -58,6 +58,12 @@ impl Paths {
     #[must_use]
     pub fn report_queue(&self) -> PathBuf {
         self.state.join("reports.sqlite3")
+    }
+
+    /// Figures for Prometheus.
+    #[must_use]
+    pub fn metrics(&self) -> PathBuf {
+        self.run.join("f2bmqtt.prom")
     }
 
     /// Held by whoever reports.

@@ -103,7 +103,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
         }
         outbox.send(&mut link);
         match tokio::time::timeout(LOOK, link.event()).await {
-            Ok(Event::Published(name)) => outbox.published(&name),
+            Ok(Event::Published(name)) => drop(outbox.published(&name)),
             Ok(Event::Lost { broker, why }) => {
                 outbox.lost();
                 lost = Some(format!("{broker}: {why}"));
@@ -117,7 +117,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
             loop {
                 match link.event().await {
                     Event::Lost { .. } => return,
-                    Event::Published(name) => outbox.published(&name),
+                    Event::Published(name) => drop(outbox.published(&name)),
                     _ => {}
                 }
             }

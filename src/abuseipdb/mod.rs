@@ -14,13 +14,14 @@
 //! - [`comment`]: what a report says (pure); [`private`]: what it must not say;
 //!   [`public`]: of whom it is.
 //! - [`ledger`] and [`log`]: the script's database and log, which people know; [`key`]: the API key;
-//!   [`times`]: points in time as text.
+//!   [`times`]: points in time as text; [`glance`]: how it all stands, for people.
 
 pub mod answer;
 pub mod api;
 mod bulk;
 pub mod call;
 pub mod comment;
+pub mod glance;
 pub mod key;
 pub mod ledger;
 pub mod log;

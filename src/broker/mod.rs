@@ -159,6 +159,13 @@ impl Link {
         }
     }
 
+    /// Hands over what is for those who listen now, and not missed if it is lost.
+    pub fn mention(&mut self, topic: String, payload: Vec<u8>) {
+        if let State::Up { session, since: Some(_) } = &mut self.state {
+            session.mention(topic, payload);
+        }
+    }
+
     /// Asks for a topic, and for what the broker keeps there, on this connection.
     pub fn subscribe(&mut self, topic: String) {
         if let State::Up { session, since: Some(_) } = &mut self.state {

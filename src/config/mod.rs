@@ -29,7 +29,7 @@ pub const PATH: &str = "/etc/fail2ban/mqtt.env";
 /// A settings file is a few hundred bytes; beyond this many it is something else.
 const MAX_BYTES: u64 = 64 * 1024;
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 12] = [
     "MQTT_HOST",
     "MQTT_PORT",
     "MQTT_TLS",
@@ -40,6 +40,8 @@ const KEYS: [&str; 10] = [
     "MQTT_TOPIC",
     "MQTT_USER",
     "MQTT_PASSWORD",
+    "MQTT_HA_PREFIX",
+    "MQTT_METRICS",
 ];
 
 /// Settings that would protect the fleet if this version knew them. To pass over one of these with
@@ -63,6 +65,10 @@ pub struct Config {
     pub topic: Topic,
     /// This host's name in the fleet.
     pub node: Host,
+    /// Where Home Assistant discovers devices, if it is to discover this host.
+    pub ha_prefix: Option<Topic>,
+    /// Figures for Prometheus are wanted.
+    pub metrics: bool,
     /// What is odd about the file but stops nothing, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -170,11 +176,13 @@ impl Config {
         if login.as_ref().is_some_and(|login| login.password.reveal().is_empty()) {
             warnings.push("MQTT_USER is set and MQTT_PASSWORD is not".to_owned());
         }
+        let ha_prefix = file.optional("MQTT_HA_PREFIX", Topic::new);
+        let metrics = file.optional("MQTT_METRICS", values::switch).unwrap_or(false);
         match (brokers, topic, node) {
             (Some(brokers), Some(topic), Some(node)) if file.faults.is_empty() => {
                 let port = port.unwrap_or(default_port);
                 let brokers = brokers.into_iter().map(|broker| broker.or_port(port)).collect();
-                Ok(Self { brokers, tls, login, topic, node, warnings })
+                Ok(Self { brokers, tls, login, topic, node, ha_prefix, metrics, warnings })
             }
             _ => {
                 file.faults.sort_by_key(|(line, _)| if *line == 0 { usize::MAX } else { *line });
