@@ -119,7 +119,7 @@ struct Daemon {
 
 impl Daemon {
     fn new(config: &Config, paths: &Paths) -> Result<Self, Error> {
-        let spool = Spool::new(paths.spool());
+        let spool = paths.spool();
         let database = Database::new(Some(paths.database.clone()));
         let store = Store::open(&paths.store())?;
         let fleet = Fleet::new(config.node.clone(), Pace::default(), store.load()?);
