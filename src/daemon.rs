@@ -14,13 +14,14 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::abuseipdb;
 use crate::apply::{self, Bell};
 use crate::broker::{Client, Event as LinkEvent, Link};
-use crate::config::{Config, Topic};
+use crate::config::{Config, Topic, bare};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::fleet::snapshot::Publication;
 use crate::fleet::work::Step;
 use crate::fleet::{Fleet, Pace};
-use crate::guard::{self, Refusal, Verdict};
+use crate::guard::{Guard, Refusal, Verdict};
+use crate::ignored::Exempt;
 use crate::journal::{self, say, warn};
 use crate::lock::{self, Lock, Role};
 use crate::memory::Memory;
@@ -65,7 +66,8 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let mut watch = daemon.spool.watch()?;
     daemon.scan();
     let (memory, bell) = (Arc::clone(&daemon.memory), Arc::clone(&daemon.bell));
-    let applier = tokio::spawn(apply::run(memory, Arc::clone(&bell), paths.clone()));
+    let applier =
+        tokio::spawn(apply::run(memory, Arc::clone(&bell), paths.clone(), exempt(config)));
     let reporter = tokio::spawn(abuseipdb::service::forever(paths.clone()));
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled();
@@ -120,7 +122,10 @@ impl Daemon {
         let spool = Spool::new(paths.spool());
         let database = Database::new(Some(paths.database.clone()));
         let store = Store::open(&paths.store())?;
-        let fleet = Fleet::new(config.node.clone(), Pace::default(), store.load()?);
+        let mut remembered = store.load()?;
+        remembered.detected.retain(|(jail, _), _| config.sharing.has(jail));
+        let fleet = Fleet::new(config.node.clone(), Pace::default(), remembered);
+        let guard = Guard::new(config.node.clone(), config.sharing.clone());
         let outbox = Outbox::new(spool.clone(), config.topic.clone());
         let machine = machine();
         // The scripts publish on any topic below the fleet's; what lies deeper is the fleet's own, and
@@ -134,7 +139,7 @@ impl Daemon {
             topic: config.topic.clone(),
             spool,
             link: Link::new(config, Client { id, persistent: true, topics, will }),
-            memory: Arc::new(Memory::new(fleet, outbox, database, store)),
+            memory: Arc::new(Memory::new(fleet, guard, outbox, database, store)),
             bell: Arc::new(Bell::default()),
             parts: VecDeque::new(),
             machine,
@@ -257,29 +262,32 @@ impl Daemon {
 
     fn judge(&mut self, event: &Event) {
         let mut known = self.memory.know();
-        match guard::judge(event, &self.host, known.fleet.names()) {
+        match known.guard.judge(event, known.fleet.names()) {
             Verdict::Own => known.fleet.hear_own(event, now()),
-            Verdict::Restored => {}
+            Verdict::Nothing => {}
             // A jail may just have been added: fail2ban is asked before that is said.
-            Verdict::UnknownJail if !event.is_news() => {
+            Verdict::Refuse(Refusal::UnknownJail) if !event.is_news() => {
                 known.refused.count(Refusal::UnknownJail);
                 say(journal::no_such_jail(&event.jail, event.address, &event.host, event.restored));
             }
-            Verdict::UnknownAction => {
-                known.refused.count(Refusal::UnknownAction);
-                say(format_args!("Unrecognised action {}", event.action));
-            }
-            Verdict::Unbannable => {
-                let (address, host) = (event.address, &event.host);
-                let why = "it is no address of another machine";
-                let text = format!("refused to ban {address} for {host}: {why}");
-                known.refuse(Refusal::Unbannable, &text);
-            }
-            Verdict::Accept | Verdict::UnknownJail => {
+            Verdict::Accept | Verdict::Refuse(Refusal::UnknownJail) => {
                 if !known.fleet.hear(event, now()) {
                     let text = "no room for more bans of other hosts: one was not taken";
                     known.refuse(Refusal::TooMany, text);
                 }
+            }
+            Verdict::Refuse(Refusal::UnknownAction) => {
+                known.refused.count(Refusal::UnknownAction);
+                say(format_args!("Unrecognised action {}", event.action));
+            }
+            Verdict::Refuse(refusal) => {
+                let Event { action, address, jail, host, .. } = event;
+                let why = match refusal {
+                    Refusal::NotShared => "that jail does not take part here",
+                    _ => "it is no address of another machine",
+                };
+                let text = format!("refused to {action} {address} in {jail} for {host}: {why}");
+                known.refuse(refusal, &text);
             }
         }
     }
@@ -296,11 +304,12 @@ impl Daemon {
             known.fleet.hear_cleared(&host, number, now());
             return Ok(());
         }
-        let part = Part::parse(payload).map_err(|why| malformed(WHAT, &why))?;
+        let mut part = Part::parse(payload).map_err(|why| malformed(WHAT, &why))?;
         if part.host != host || part.slice.part() != number {
             let why = "it is another host's, or another part".to_owned();
             return Err((Refusal::WrongTopic, WHAT, why));
         }
+        known.keep_shared(&mut part);
         if let Some(what) = known.fleet.hear_part(&part, now()) {
             known.warn("part", what);
         }
@@ -344,6 +353,13 @@ impl Daemon {
 
 fn now() -> i64 {
     millis(SystemTime::now())
+}
+
+/// Whom no message is to ban, as far as the settings say.
+fn exempt(config: &Config) -> Exempt {
+    let brokers = config.brokers.iter().map(|broker| bare(&broker.host).to_owned()).collect();
+    let own = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Exempt::new(config.never_ban.clone(), brokers, own)
 }
 
 /// The host that a topic names.
