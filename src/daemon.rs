@@ -158,9 +158,9 @@ impl Daemon {
             }
             LinkEvent::Message { topic, payload } => self.message(&topic, &payload),
             LinkEvent::Published(name) => self.memory.know().outbox.published(&name),
-            LinkEvent::SubscribeRefused => {
-                let topic = self.topic.below("#");
-                let what = format!("the broker refuses the subscription to {topic}");
+            LinkEvent::SubscribeRefused(topics) => {
+                let topics = topics.join(", ");
+                let what = format!("the broker refuses the subscription to {topics}");
                 self.warn("subscribe", &format!("{what}: check its access rules"));
             }
             LinkEvent::Lost { broker, why } => {

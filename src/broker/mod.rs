@@ -19,6 +19,7 @@ use crate::config::{self, Broker, Config, Tls};
 use backoff::Backoff;
 use session::Session;
 use why::Protection;
+pub use why::{Stage, Why};
 
 /// The largest message that is taken, in bytes. rumqttc ends a connection over a larger one.
 const MAX_PACKET: usize = 256 * 1024;
@@ -43,14 +44,14 @@ pub enum Event {
     },
     /// The broker has what was published under this name.
     Published(String),
-    /// The broker does not let this host subscribe.
-    SubscribeRefused,
+    /// The broker does not let this host subscribe to these topics.
+    SubscribeRefused(Vec<String>),
     /// It is down, or did not come up: why. What was not acknowledged is to be sent again.
     Lost {
         /// Which broker.
         broker: Broker,
         /// Why, with what to do about it where that is known.
-        why: String,
+        why: Why,
     },
 }
 
@@ -116,7 +117,7 @@ impl Link {
                     sleep_until(*until).await;
                     match self.connect() {
                         Ok(()) => continue,
-                        Err(why) => session::Event::Ended { why, too_large: false },
+                        Err(why) => session::Event::Ended { why: why.into(), too_large: false },
                     }
                 }
                 State::Up { session, .. } => session.event().await,
@@ -225,7 +226,7 @@ impl Link {
             }
             session::Event::Message { topic, payload } => Some(Event::Message { topic, payload }),
             session::Event::Published(name) => Some(Event::Published(name)),
-            session::Event::SubscribeRefused => Some(Event::SubscribeRefused),
+            session::Event::SubscribeRefused(topics) => Some(Event::SubscribeRefused(topics)),
             session::Event::Ended { why, too_large } => {
                 self.discard = too_large && self.config.client.persistent;
                 let up = match &self.state {
