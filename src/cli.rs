@@ -1,6 +1,10 @@
 //! The command line: the tree of commands, and nothing else.
 
+pub mod operator;
+
 use clap::{Args, Parser, Subcommand};
+
+use operator::Operation;
 
 /// `f2bmqtt` and its commands.
 #[derive(Debug, Parser)]
@@ -28,6 +32,9 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// The operator's commands.
+    #[command(flatten)]
+    Operator(Operation),
     /// Tell the fleet of a ban or unban; called by fail2ban's actions
     Notify(NotifyArgs),
     /// Share bans with the fleet until stopped; run by the service f2bmqttsub

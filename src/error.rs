@@ -65,6 +65,10 @@ pub enum Error {
     /// A report has not what it needs. Exit code 1.
     #[error("{0}")]
     Report(String),
+    /// What the operator asked for is not so, or could not be done; what there is to say was said.
+    /// Exit code 1.
+    #[error("{0}")]
+    Undone(String),
     /// Another daemon is running. Exit code 1.
     #[error("another f2bmqtt subscribes on this host already: {0}")]
     Running(String),
