@@ -29,7 +29,7 @@ use crate::paths::Paths;
 use crate::runtime;
 use crate::spool::Spool;
 use crate::store::Store;
-use crate::wire::{Event, Fnv, Host, Part, Presence, State};
+use crate::wire::{CHECK, Event, Fnv, Host, Part, Presence, State};
 
 /// How long a child of notify has to let go of the lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -237,6 +237,9 @@ impl Daemon {
 
     fn event(&mut self, payload: &[u8]) -> Result<(), String> {
         let event = Event::parse(payload).map_err(|why| why.to_string())?;
+        if event.action.as_str() == CHECK {
+            return Ok(());
+        }
         say(format_args!(
             "Inbound: {} {} - ipset {} from {} (Rest:={}, Fails:={})",
             event.action, event.address, event.jail, event.host, event.restored, event.failures
@@ -330,13 +333,13 @@ fn now() -> i64 {
 }
 
 /// What the broker tells of a host that knows no more of itself.
-fn presence(state: State, machine: &str) -> Presence {
+pub(crate) fn presence(state: State, machine: &str) -> Presence {
     let (version, machine) = (env!("CARGO_PKG_VERSION").to_owned(), machine.to_owned());
     Presence { state, version, jails: BTreeSet::new(), bans: 0, machine }
 }
 
 /// A hash of the machine id (machine-id(5)), which itself is not to be published.
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let mut hash = Fnv::default();
     let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let _ = write!(hash, "f2bmqtt {}", id.trim());

@@ -91,7 +91,7 @@ struct Connection {
 #[derive(Debug)]
 enum State {
     Down { until: Instant },
-    Up { session: Session, since: Option<Instant> },
+    Up { session: Box<Session>, since: Option<Instant> },
 }
 
 impl Link {
@@ -204,7 +204,7 @@ impl Link {
         if let Some(login) = login {
             options.set_credentials(login.user.clone(), login.password.reveal());
         }
-        let session = Session::start(options, protection);
+        let session = Box::new(Session::start(options, protection));
         self.state = State::Up { session, since: None };
         Ok(())
     }

@@ -67,8 +67,9 @@ pub(super) fn explain(error: &ConnectionError, protection: Protection, greeted: 
 
 fn stage(error: &ConnectionError, greeted: bool) -> Stage {
     use ConnectReturnCode::{BadUserNamePassword, NotAuthorized};
-    let of_tls =
-        |error: &io::Error| error.get_ref().is_some_and(|error| error.is::<rustls::Error>());
+    let of_tls = |error: &io::Error| {
+        error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
+    };
     match error {
         ConnectionError::ConnectionRefused(BadUserNamePassword | NotAuthorized) => Stage::Login,
         ConnectionError::Tls(_) => Stage::Tls,

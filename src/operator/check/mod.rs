@@ -1,0 +1,93 @@
+//! `f2bmqtt check`: finds out why it does not work.
+//!
+//! Facts are gathered first, all at once and each within some seconds: [`look`] at this host, [`ask`]
+//! fail2ban, [`probe`] the brokers. What they mean is decided by pure functions, each of which makes
+//! [findings](finding) of its facts: [`settings`], [`broker`], [`fleet`], [`jails`], [`reports`], [`host`].
+
+mod ask;
+mod broker;
+mod finding;
+mod fleet;
+mod host;
+mod jails;
+mod look;
+mod probe;
+mod reports;
+mod settings;
+
+use std::io::{self, IsTerminal as _};
+
+use rustix::process::geteuid;
+
+use self::finding::{Finding, State};
+use crate::config::{self, Config};
+use crate::error::Error;
+use crate::journal::say;
+use crate::paths::Paths;
+use crate::{daemon, runtime};
+
+/// Shows what works and what does not.
+///
+/// # Errors
+/// [`Error::Faulty`] where something does not.
+pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
+    if !geteuid().is_root() {
+        let what = "check must be run by root: it reads the settings and asks fail2ban";
+        return Err(Error::Undone(what.to_owned()));
+    }
+    let config = Config::load();
+    let findings = findings(&config, paths)?;
+    if json {
+        say(finding::object(&findings));
+    } else {
+        let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        say(finding::text(&findings, colour));
+    }
+    let of = |state| finding::count(&findings, state);
+    match (of(State::Fault), of(State::Warning)) {
+        (0, _) => Ok(()),
+        (faults, warnings) => Err(Error::Faulty { faults, warnings, settings: config.is_err() }),
+    }
+}
+
+fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding>, Error> {
+    let path = config::path();
+    let files = {
+        let (paths, path) = (paths.clone(), path.clone());
+        std::thread::spawn(move || (look::host(&paths, &path), ask::configured()))
+    };
+    let (brokers, server) = runtime::run(async {
+        let brokers = async {
+            match config {
+                Ok(config) => probe::brokers(config).await,
+                Err(_) => Vec::new(),
+            }
+        };
+        Ok(tokio::join!(brokers, ask::server(&paths.fail2ban)))
+    })?;
+    let (host, configured) = files.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let mut found = settings::findings(config, &path);
+    if let Ok(config) = config {
+        let works = brokers.iter().any(|reached| reached.heard().is_some());
+        found.extend(settings::sample(config, works, &path));
+        found.extend(brokers.iter().flat_map(|reached| reached.findings(config)));
+        let heard = brokers.iter().find_map(broker::Reached::heard);
+        if let Some(heard) = heard {
+            found.extend(fleet::findings(
+                &config.node,
+                &daemon::machine(),
+                heard,
+                host.clock_is_set,
+            ));
+        }
+    }
+    found.extend(host.findings(&paths.state, &path));
+    found.extend(jails::findings(&server, &configured));
+    if let Ok(server) = &server {
+        let seen = look::seen_by(server.pid, &paths.spool());
+        found.extend(seen.map(|seen| seen.finding(&paths.spool())));
+        let (key, warning) = look::key(&paths.api_key);
+        found.extend(reports::findings(&server.jails, &paths.api_key, &key, warning.as_deref()));
+    }
+    Ok(found)
+}
