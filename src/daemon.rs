@@ -1,7 +1,7 @@
 //! `f2bmqtt subscribe`: the daemon. One loop listens to the broker, the spool, the clock and the
 //! service manager, and tells the fleet of this host; [`apply`] beside it talks to fail2ban.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,13 +14,14 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::abuseipdb;
 use crate::apply::{self, Bell};
 use crate::broker::{Client, Event as LinkEvent, Link};
-use crate::config::{Config, Topic};
+use crate::config::{Config, Topic, bare};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::fleet::snapshot::Publication;
 use crate::fleet::work::Step;
 use crate::fleet::{Fleet, Pace};
-use crate::guard::{self, Verdict};
+use crate::guard::{Guard, Refusal, Verdict};
+use crate::ignored::Exempt;
 use crate::journal::{self, say, warn};
 use crate::lock::{self, Lock, Role};
 use crate::memory::Memory;
@@ -29,7 +30,7 @@ use crate::paths::Paths;
 use crate::runtime;
 use crate::spool::Spool;
 use crate::store::Store;
-use crate::wire::{CHECK, Event, Fnv, Host, Part, Presence, State};
+use crate::wire::{CHECK, Event, Fnv, Host, Malformed, Part, Presence, State};
 
 /// How long a child of notify has to let go of the lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -65,7 +66,8 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let mut watch = daemon.spool.watch()?;
     daemon.scan();
     let (memory, bell) = (Arc::clone(&daemon.memory), Arc::clone(&daemon.bell));
-    let applier = tokio::spawn(apply::run(memory, Arc::clone(&bell), paths.clone()));
+    let applier =
+        tokio::spawn(apply::run(memory, Arc::clone(&bell), paths.clone(), exempt(config)));
     let reporter = tokio::spawn(abuseipdb::service::forever(paths.clone()));
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled();
@@ -97,7 +99,7 @@ fn stop(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
 }
 
 /// What a message is not, and why.
-type Odd = (&'static str, String);
+type Odd = (Refusal, &'static str, String);
 
 /// What the loop works on.
 struct Daemon {
@@ -111,6 +113,8 @@ struct Daemon {
     parts: VecDeque<Publication>,
     /// A hash of this machine's id.
     machine: String,
+    /// When it started, in seconds since 1970.
+    since: i64,
 }
 
 impl Daemon {
@@ -118,13 +122,16 @@ impl Daemon {
         let spool = Spool::new(paths.spool());
         let database = Database::new(Some(paths.database.clone()));
         let store = Store::open(&paths.store())?;
-        let fleet = Fleet::new(config.node.clone(), Pace::default(), store.load()?);
+        let mut remembered = store.load()?;
+        remembered.detected.retain(|(jail, _), _| config.sharing.has(jail));
+        let fleet = Fleet::new(config.node.clone(), Pace::default(), remembered);
+        let guard = Guard::new(config.node.clone(), config.sharing.clone());
         let outbox = Outbox::new(spool.clone(), config.topic.clone());
         let machine = machine();
         // The scripts publish on any topic below the fleet's; what lies deeper is the fleet's own, and
         // asked for one host after another.
         let topics = vec![config.topic.below("+"), config.topic.below("+/+")];
-        let gone = presence(State::Offline, &machine).encode();
+        let gone = Presence { state: State::Offline, ..presence(&machine) }.encode();
         let will = Some((config.topic.below(&format!("host/{}", config.node)), gone));
         let id = format!("f2bmqtt-{}", config.node);
         Ok(Self {
@@ -132,10 +139,11 @@ impl Daemon {
             topic: config.topic.clone(),
             spool,
             link: Link::new(config, Client { id, persistent: true, topics, will }),
-            memory: Arc::new(Memory::new(fleet, outbox, database, store)),
+            memory: Arc::new(Memory::new(fleet, guard, outbox, database, store)),
             bell: Arc::new(Bell::default()),
             parts: VecDeque::new(),
             machine,
+            since: now().div_euclid(1000),
         })
     }
 
@@ -177,6 +185,7 @@ impl Daemon {
     /// Tells the fleet what there is to tell, as far as the link has room: events first.
     fn speak(&mut self) {
         let mut known = self.memory.know();
+        let known = &mut *known;
         known.outbox.send(&mut self.link);
         if self.link.room() == 0 {
             return;
@@ -184,7 +193,12 @@ impl Daemon {
         if let Some(host) = known.fleet.branch(now()) {
             self.link.subscribe(self.topic.below(&format!("state/{host}/+")));
         }
-        if let Some(presence) = known.fleet.presence(env!("CARGO_PKG_VERSION"), &self.machine) {
+        let refused = &known.refused;
+        let itself = || {
+            let refused = refused.by_name();
+            Presence { since: self.since, refused, ..presence(&self.machine) }
+        };
+        if let Some(presence) = known.fleet.presence(itself, now()) {
             let topic = self.topic.below(&format!("host/{}", self.host));
             self.link.keep(topic, presence.encode().into_bytes());
         }
@@ -201,7 +215,8 @@ impl Daemon {
     /// Takes in what the broker considers delivered, until it hangs up.
     async fn end(&mut self) {
         let topic = self.topic.below(&format!("host/{}", self.host));
-        self.link.keep(topic, presence(State::Offline, &self.machine).encode().into_bytes());
+        let gone = Presence { state: State::Offline, ..presence(&self.machine) };
+        self.link.keep(topic, gone.encode().into_bytes());
         if self.link.close() {
             let _ = timeout(GOODBYE, async {
                 loop {
@@ -227,11 +242,11 @@ impl Daemon {
             (Some("host"), Some(host), None) => self.presence(host, payload),
             // What else the fleet's hosts may keep there are no events.
             (Some("state" | "host"), ..) => Ok(()),
-            _ => self.event(payload).map_err(|why| ("no event", why)),
+            _ => self.event(payload).map_err(|why| (Refusal::Malformed, "no event", why)),
         };
-        if let Err((what, why)) = result {
+        if let Err((refusal, what, why)) = result {
             let topic: String = topic.escape_debug().take(100).collect();
-            self.warn("message", &format!("{what} on the topic {topic}: {why}"));
+            self.memory.know().refuse(refusal, &format!("{what} on the topic {topic}: {why}"));
         }
     }
 
@@ -250,27 +265,32 @@ impl Daemon {
 
     fn judge(&mut self, event: &Event) {
         let mut known = self.memory.know();
-        match guard::judge(event, &self.host, known.fleet.names()) {
+        match known.guard.judge(event, known.fleet.names()) {
             Verdict::Own => known.fleet.hear_own(event, now()),
-            Verdict::Restored => {}
+            Verdict::Nothing => {}
             // A jail may just have been added: fail2ban is asked before that is said.
-            Verdict::UnknownJail if !event.is_news() => {
+            Verdict::Refuse(Refusal::UnknownJail) if !event.is_news() => {
+                known.refused.count(Refusal::UnknownJail);
                 say(journal::no_such_jail(&event.jail, event.address, &event.host, event.restored));
             }
-            Verdict::UnknownAction => say(format_args!("Unrecognised action {}", event.action)),
-            Verdict::Unbannable => {
-                let (address, host) = (event.address, &event.host);
-                known.warn(
-                    "unbannable",
-                    &format!(
-                        "refused to ban {address} for {host}: it is no address of another machine"
-                    ),
-                );
-            }
-            Verdict::Accept | Verdict::UnknownJail => {
+            Verdict::Accept | Verdict::Refuse(Refusal::UnknownJail) => {
                 if !known.fleet.hear(event, now()) {
-                    known.warn("room", "no room for more bans of other hosts: one was not taken");
+                    let text = "no room for more bans of other hosts: one was not taken";
+                    known.refuse(Refusal::TooMany, text);
                 }
+            }
+            Verdict::Refuse(Refusal::UnknownAction) => {
+                known.refused.count(Refusal::UnknownAction);
+                say(format_args!("Unrecognised action {}", event.action));
+            }
+            Verdict::Refuse(refusal) => {
+                let Event { action, address, jail, host, .. } = event;
+                let why = match refusal {
+                    Refusal::NotShared => "that jail does not take part here",
+                    _ => "it is no address of another machine",
+                };
+                let text = format!("refused to {action} {address} in {jail} for {host}: {why}");
+                known.refuse(refusal, &text);
             }
         }
     }
@@ -278,17 +298,21 @@ impl Daemon {
     /// A part of somebody's snapshot, or nothing where one was.
     fn part(&mut self, host: &str, number: &str, payload: &[u8]) -> Result<(), Odd> {
         const WHAT: &str = "no part of a snapshot";
-        let host = Host::new(host).map_err(|what| (WHAT, format!("the host {what}")))?;
-        let number: u32 = number.parse().map_err(|_| (WHAT, "it has no number".to_owned()))?;
+        let host = named(host, WHAT)?;
+        let number: u32 = number
+            .parse()
+            .map_err(|_| (Refusal::WrongTopic, WHAT, "it has no number".to_owned()))?;
         let mut known = self.memory.know();
         if payload.is_empty() {
             known.fleet.hear_cleared(&host, number, now());
             return Ok(());
         }
-        let part = Part::parse(payload).map_err(|why| (WHAT, why.to_string()))?;
+        let mut part = Part::parse(payload).map_err(|why| malformed(WHAT, &why))?;
         if part.host != host || part.slice.part() != number {
-            return Err((WHAT, "it is another host's, or another part".to_owned()));
+            let why = "it is another host's, or another part".to_owned();
+            return Err((Refusal::WrongTopic, WHAT, why));
         }
+        known.keep_shared(&mut part);
         if let Some(what) = known.fleet.hear_part(&part, now()) {
             known.warn("part", what);
         }
@@ -297,11 +321,11 @@ impl Daemon {
 
     fn presence(&mut self, host: &str, payload: &[u8]) -> Result<(), Odd> {
         const WHAT: &str = "no presence";
-        let host = Host::new(host).map_err(|what| (WHAT, format!("the host {what}")))?;
+        let host = named(host, WHAT)?;
         if payload.is_empty() {
             return Ok(()); // it was forgotten
         }
-        let there = Presence::parse(payload).map_err(|why| (WHAT, why.to_string()))?;
+        let there = Presence::parse(payload).map_err(|why| malformed(WHAT, &why))?;
         let mut known = self.memory.know();
         known.fleet.hear_presence(&host, now());
         if host == self.host && !there.machine.is_empty() && there.machine != self.machine {
@@ -320,7 +344,9 @@ impl Daemon {
     /// Every second: tells systemd that all is well, and looks where no event told it to.
     fn tick(&mut self) {
         let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-        self.memory.know().scan();
+        let mut known = self.memory.know();
+        known.settle();
+        known.scan();
     }
 
     fn warn(&self, kind: &'static str, text: &str) {
@@ -332,10 +358,26 @@ fn now() -> i64 {
     millis(SystemTime::now())
 }
 
-/// What the broker tells of a host that knows no more of itself.
-pub(crate) fn presence(state: State, machine: &str) -> Presence {
+/// Whom no message is to ban, as far as the settings say.
+fn exempt(config: &Config) -> Exempt {
+    let brokers = config.brokers.iter().map(|broker| bare(&broker.host).to_owned()).collect();
+    let own = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Exempt::new(config.never_ban.clone(), brokers, own)
+}
+
+/// The host that a topic names.
+fn named(host: &str, what: &'static str) -> Result<Host, Odd> {
+    Host::new(host).map_err(|why| (Refusal::WrongTopic, what, format!("the host {why}")))
+}
+
+fn malformed(what: &'static str, why: &Malformed) -> Odd {
+    (Refusal::Malformed, what, why.to_string())
+}
+
+/// What a host knows of itself from the first on.
+pub(crate) fn presence(machine: &str) -> Presence {
     let (version, machine) = (env!("CARGO_PKG_VERSION").to_owned(), machine.to_owned());
-    Presence { state, version, jails: BTreeSet::new(), bans: 0, machine }
+    Presence { version, machine, ..Presence::default() }
 }
 
 /// A hash of the machine id (machine-id(5)), which itself is not to be published.

@@ -15,7 +15,10 @@ use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
+
 use crate::error::Error;
+use crate::guard::Sharing;
 use crate::wire::Host;
 
 pub(crate) use line::read as read_line;
@@ -35,7 +38,7 @@ pub fn path() -> PathBuf {
 /// A settings file is a few hundred bytes; beyond this many it is something else.
 const MAX_BYTES: u64 = 64 * 1024;
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 13] = [
     "MQTT_HOST",
     "MQTT_PORT",
     "MQTT_TLS",
@@ -46,12 +49,14 @@ const KEYS: [&str; 10] = [
     "MQTT_TOPIC",
     "MQTT_USER",
     "MQTT_PASSWORD",
+    "MQTT_JAILS",
+    "MQTT_NOT_JAILS",
+    "MQTT_NEVER_BAN",
 ];
 
 /// Settings that would protect the fleet if this version knew them. To pass over one of these with
 /// a warning would be to drop the protection that somebody asked for.
-const PROTECTING: [&str; 4] =
-    ["MQTT_SIGNING_KEY", "MQTT_NEVER_BAN", "MQTT_JAILS", "MQTT_NOT_JAILS"];
+const PROTECTING: [&str; 1] = ["MQTT_SIGNING_KEY"];
 
 /// Asks for a variable by its name.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -69,6 +74,10 @@ pub struct Config {
     pub topic: Topic,
     /// This host's name in the fleet.
     pub node: Host,
+    /// Which jails take part.
+    pub sharing: Sharing,
+    /// What no message bans here.
+    pub never_ban: Vec<IpNet>,
     /// What is odd about the file but stops nothing, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -169,6 +178,8 @@ impl Config {
                 })
                 .ok(),
         };
+        let sharing = file.sharing();
+        let never_ban = file.optional("MQTT_NEVER_BAN", values::networks).unwrap_or_default();
         let user = file.optional("MQTT_USER", values::credential);
         let password = file.optional("MQTT_PASSWORD", values::credential);
         let login = match (user, password) {
@@ -188,7 +199,7 @@ impl Config {
             (Some(brokers), Some(topic), Some(node)) if file.faults.is_empty() => {
                 let port = port.unwrap_or(default_port);
                 let brokers = brokers.into_iter().map(|broker| broker.or_port(port)).collect();
-                Ok(Self { brokers, tls, login, topic, node, warnings })
+                Ok(Self { brokers, tls, login, topic, node, sharing, never_ban, warnings })
             }
             _ => {
                 file.faults.sort_by_key(|(line, _)| if *line == 0 { usize::MAX } else { *line });
@@ -285,6 +296,17 @@ impl<'a> Entries<'a> {
     /// The line that sets a key, or 0.
     fn line(&self, key: &str) -> usize {
         self.values.get(key).map_or(0, |(line, _)| *line)
+    }
+
+    /// Which jails take part. One that is to and is not to is a fault.
+    fn sharing(&mut self) -> Sharing {
+        let only = self.optional("MQTT_JAILS", values::jails);
+        let not = self.optional("MQTT_NOT_JAILS", values::jails).unwrap_or_default();
+        if let Some(jail) = only.iter().flatten().find(|jail| not.contains(jail)) {
+            let what = format!("MQTT_NOT_JAILS names {jail}, and so does MQTT_JAILS");
+            self.fault(self.line("MQTT_NOT_JAILS"), what);
+        }
+        Sharing::new(only, not)
     }
 
     /// What is said of TLS. Whatever would leave it off although something asks for it is a fault.

@@ -1,7 +1,14 @@
-//! What a value of the settings may be: brokers, port, topic, name and password.
+//! What a value of the settings may be: brokers, port, topic, name and password, lists of jails and of
+//! networks.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv6Addr;
+
+use ipnet::IpNet;
+
+use crate::ignored;
+use crate::wire::Jail;
 
 /// The ports of MQTT, without TLS and with it, in IANA's register.
 pub(super) const PLAIN_PORT: u16 = 1883;
@@ -156,4 +163,25 @@ pub(super) fn credential(text: &str) -> Result<String, String> {
         return Err("is longer than MQTT allows".to_owned());
     }
     Ok(text.to_owned())
+}
+
+/// Names of jails, with commas or blanks between.
+pub(super) fn jails(text: &str) -> Result<BTreeSet<Jail>, String> {
+    let jails: Option<BTreeSet<Jail>> = list(text).map(|name| Jail::new(name).ok()).collect();
+    jails
+        .filter(|jails| !jails.is_empty())
+        .ok_or_else(|| "must be names of jails, with commas or blanks between".to_owned())
+}
+
+/// Addresses and networks, with commas or blanks between.
+pub(super) fn networks(text: &str) -> Result<Vec<IpNet>, String> {
+    let networks: Option<Vec<IpNet>> = list(text).map(ignored::network).collect();
+    networks.filter(|networks| !networks.is_empty()).ok_or_else(|| {
+        "must be addresses and networks such as 192.0.2.0/24, with commas or blanks between"
+            .to_owned()
+    })
+}
+
+fn list(text: &str) -> impl Iterator<Item = &str> {
+    text.split([',', ' ', '\t']).filter(|word| !word.is_empty())
 }

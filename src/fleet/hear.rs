@@ -6,7 +6,6 @@ use super::claims::{Said, Word};
 use super::look::Detection;
 use super::{Change, Fleet, Key, MAX_HOSTS, MAX_WORDS, TIDY, secs};
 use crate::fail2ban::database::Row;
-use crate::guard::is_bannable;
 use crate::wire::{
     Action, Address, Ban, Event, Host, Pardon, Part, Reason, Scope, Slice, Told, UnbanId,
 };
@@ -141,7 +140,7 @@ impl Fleet {
 
     fn hear_listed(&mut self, key: &Key, part: &Part, ban: Ban, unbans: &[UnbanId]) -> bool {
         let last = self.said(key, &part.host);
-        if last.is_some_and(|last| last.stamp >= part.stamp) || !is_bannable(key.1.ip()) {
+        if last.is_some_and(|last| last.stamp >= part.stamp) {
             return true;
         }
         let unbans = boxed(unbans);

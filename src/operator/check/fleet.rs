@@ -113,7 +113,7 @@ fn clocks(heard: &Heard, set: bool) -> Vec<Finding> {
 mod tests {
     use super::super::finding::State as How;
     use super::*;
-    use crate::daemon;
+    use crate::wire::Presence;
 
     fn host(name: &str) -> Host {
         Host::new(name).unwrap()
@@ -121,7 +121,8 @@ mod tests {
 
     fn heard(presences: &[(&str, State, &str)], stamps: &[(&str, i64)]) -> Heard {
         let presence = |(name, state, machine): &(&str, State, &str)| {
-            (host(name), daemon::presence(*state, machine))
+            let machine = (*machine).to_owned();
+            (host(name), Presence { state: *state, machine, ..Presence::default() })
         };
         Heard {
             presences: presences.iter().map(presence).collect(),

@@ -1,8 +1,9 @@
 //! Does fail2ban run, and do its jails share their bans? Pure; [`ask`](super::ask) asks it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::finding::{Finding, list};
+use crate::guard::Sharing;
 use crate::wire::Jail;
 
 /// The first version that can be asked what is needed.
@@ -67,7 +68,11 @@ pub(super) fn configured(dump: &str) -> BTreeMap<Jail, bool> {
 }
 
 /// What is to be said of fail2ban and its jails.
-pub(super) fn findings(server: &Result<Server, String>, configured: &Configured) -> Vec<Finding> {
+pub(super) fn findings(
+    server: &Result<Server, String>,
+    configured: &Configured,
+    sharing: &Sharing,
+) -> Vec<Finding> {
     let mut found = Vec::new();
     if let Err(why) = configured {
         let text = format!("fail2ban's configuration cannot be used: {why}");
@@ -90,11 +95,11 @@ pub(super) fn findings(server: &Result<Server, String>, configured: &Configured)
         found.push(Finding::well("fail2ban", format!("fail2ban {version} answers")));
     }
     let empty = BTreeMap::new();
-    found.extend(of_jails(server, configured.as_ref().unwrap_or(&empty)));
+    found.extend(of_jails(server, configured.as_ref().unwrap_or(&empty), sharing));
     found
 }
 
-fn of_jails(server: &Server, configured: &BTreeMap<Jail, bool>) -> Vec<Finding> {
+fn of_jails(server: &Server, configured: &BTreeMap<Jail, bool>, sharing: &Sharing) -> Vec<Finding> {
     let mut found = Vec::new();
     if server.jails.is_empty() {
         let text = "fail2ban has no jail: it bans nothing, and nothing is banned here for others";
@@ -103,13 +108,25 @@ fn of_jails(server: &Server, configured: &BTreeMap<Jail, bool>) -> Vec<Finding> 
              then: fail2ban-client reload",
         ));
     }
-    let (sharing, silent): (Vec<_>, Vec<_>) =
-        server.jails.iter().partition(|jail| jail.actions.iter().any(|action| shares(&action.ban)));
-    if !sharing.is_empty() {
-        let names: Vec<&str> = sharing.iter().map(|jail| jail.name.as_str()).collect();
-        let verb = if names.len() == 1 { "shares its" } else { "share their" };
-        found.push(Finding::well("jail_shares", format!("{} {verb} bans", list(&names))));
+    let (part, none): (Vec<_>, Vec<_>) =
+        server.jails.iter().partition(|jail| sharing.has(&jail.name));
+    let (told, silent): (Vec<_>, Vec<_>) =
+        part.into_iter().partition(|jail| jail.actions.iter().any(|action| shares(&action.ban)));
+    if !told.is_empty() {
+        let verb = if told.len() == 1 { "shares its" } else { "share their" };
+        found.push(Finding::well("jail_shares", format!("{} {verb} bans", names(&told))));
     }
+    if !none.is_empty() {
+        let verb = if none.len() == 1 { "takes" } else { "take" };
+        let text = format!("{} {verb} no part, as the settings say", names(&none));
+        found.push(Finding::well("jail_left_out", text));
+    }
+    let jails: BTreeSet<Jail> = server.jails.iter().map(|jail| jail.name.clone()).collect();
+    found.extend(sharing.missing(&jails).into_iter().map(|name| {
+        let text = format!("MQTT_JAILS names {name}, and fail2ban has no such jail");
+        let next = "mend the name in /etc/fail2ban/mqtt.env, or add the jail to jail.local";
+        Finding::warning("jail_missing", text).next(next).about(name)
+    }));
     found.extend(silent.iter().map(|jail| {
         let written = configured.get(&jail.name).copied().unwrap_or(false);
         unheard(jail, written).about(&jail.name)
@@ -121,6 +138,11 @@ fn of_jails(server: &Server, configured: &BTreeMap<Jail, bool>) -> Vec<Finding> 
         Finding::warning("jail_not_running", text).next(next).about(name)
     }));
     found
+}
+
+fn names(jails: &[&Running]) -> String {
+    let names: Vec<&str> = jails.iter().map(|jail| jail.name.as_str()).collect();
+    list(&names)
 }
 
 /// A jail that tells nobody of its bans; `written` where its files say that it should.
@@ -146,7 +168,8 @@ fn unheard(jail: &Running, written: bool) -> Finding {
              \x20   [{name}]\n\
              \x20   action = %(action_)s\n\
              \x20            f2bmqtt\n\
-             then: fail2ban-client reload --restart {name}"
+             then: fail2ban-client reload --restart {name}\n\
+             (if it is to stay out of the fleet: MQTT_NOT_JAILS={name} in mqtt.env)"
         ))
 }
 
@@ -179,7 +202,8 @@ mod tests {
         server: &Result<Server, String>,
         configured: &Configured,
     ) -> Vec<(&'static str, String)> {
-        let found = findings(server, configured).into_iter();
+        let out = BTreeSet::from([jail("recidive")]);
+        let found = findings(server, configured, &Sharing::new(None, out)).into_iter();
         found
             .filter(|finding| finding.state != State::Well)
             .map(|finding| (finding.id, finding.text))
@@ -208,6 +232,7 @@ mod tests {
                 running("sshd", &[("iptables-ipset", TELLS)]),
                 running("web", &[("nftables", "nft add"), ("mail", "")]),
                 running("ftp", &[("nftables", "nft add")]),
+                running("recidive", &[("nftables", "nft add")]),
             ],
         };
         let files = BTreeMap::from([

@@ -82,7 +82,8 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         }
     }
     found.extend(host.findings(&paths.state, &path));
-    found.extend(jails::findings(&server, &configured));
+    let sharing = config.as_ref().map(|config| config.sharing.clone()).unwrap_or_default();
+    found.extend(jails::findings(&server, &configured, &sharing));
     if let Ok(server) = &server {
         let seen = look::seen_by(server.pid, &paths.spool());
         found.extend(seen.map(|seen| seen.finding(&paths.spool())));

@@ -232,7 +232,7 @@ impl Ear<'_> {
             .iter()
             .rev()
             .find(|(host, there)| *host == self.config.node && there.machine == machine);
-        own.map_or_else(|| daemon::presence(State::Offline, &machine), |(_, own)| own.clone())
+        own.map_or_else(|| daemon::presence(&machine), |(_, own)| own.clone())
     }
 
     /// What a message of this check is known by.

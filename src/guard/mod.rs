@@ -1,0 +1,145 @@
+//! Which of the fleet's words this host obeys. Pure: accept, or refuse and say why. [`Refusals`] counts what
+//! was refused; [`Sharing`] says which jails take part.
+
+mod refused;
+mod sharing;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+pub use refused::{Refusal, Refusals};
+pub use sharing::Sharing;
+
+use crate::wire::{Action, Event, Host, Jail};
+
+/// What is to be done with an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is a word that counts.
+    Accept,
+    /// It is this host's own word, come back.
+    Own,
+    /// It tells nothing new: that a ban was restored after a start, or what this host itself once said of
+    /// a jail that does not take part any more.
+    Nothing,
+    /// It is not obeyed.
+    Refuse(Refusal),
+}
+
+/// Judges what comes from the fleet.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    me: Host,
+    /// Which jails take part.
+    pub sharing: Sharing,
+}
+
+impl Guard {
+    /// The guard of a host.
+    #[must_use]
+    pub fn new(me: Host, sharing: Sharing) -> Self {
+        Self { me, sharing }
+    }
+
+    /// Judges an event. `jails` are those that fail2ban has; `None` while that is not known, when every
+    /// jail is given the benefit of the doubt.
+    #[must_use]
+    pub fn judge(&self, event: &Event, jails: Option<&BTreeSet<Jail>>) -> Verdict {
+        let shared = self.sharing.has(&event.jail);
+        // What is meant for the whole fleet this host obeys, too, whoever sent it.
+        if event.host == self.me && event.id.is_none() {
+            return if shared { Verdict::Own } else { Verdict::Nothing };
+        }
+        // A fleet unban of every jail names one that need not be here.
+        if !shared && !event.every_jail {
+            return Verdict::Refuse(Refusal::NotShared);
+        }
+        if jails.is_some_and(|jails| !jails.contains(&event.jail)) && !event.every_jail {
+            return Verdict::Refuse(Refusal::UnknownJail);
+        }
+        match event.action {
+            Action::Ban if event.restored != 0 => Verdict::Nothing,
+            Action::Other(_) if event.restored != 0 => Verdict::Nothing,
+            Action::Other(_) => Verdict::Refuse(Refusal::UnknownAction),
+            Action::Ban if !is_bannable(event.address.ip()) => Verdict::Refuse(Refusal::Unbannable),
+            Action::Ban | Action::Unban => Verdict::Accept,
+        }
+    }
+}
+
+/// Whether an address can be another machine's at all.
+#[must_use]
+pub fn is_bannable(ip: IpAddr) -> bool {
+    let local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast() || ip.octets()[0] == 0,
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !(local || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(action: &str, jail: &str, ip: &str, host: &str, restored: i64) -> Event {
+        let json = format!(
+            r#"{{"action":"{action}","ipmset":"{jail}","ip":"{ip}","host":"{host}","restored":{restored}}}"#
+        );
+        Event::parse(json.as_bytes()).unwrap()
+    }
+
+    fn fleet_unban(jail: &str, more: &str) -> Event {
+        let json = format!(
+            r#"{{"action":"unban","ipmset":"{jail}","ip":"203.0.113.9","host":"web1","reason":"fleet","id":"web1-5"{more}}}"#
+        );
+        Event::parse(json.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn each_event_has_its_verdict() {
+        use Refusal::{NotShared, Unbannable, UnknownAction, UnknownJail};
+        use Verdict::{Accept, Nothing, Own, Refuse};
+        let ip = "203.0.113.9";
+        let table = [
+            (event("ban", "sshd", ip, "web2", 0), Accept),
+            (event("unban", "sshd", ip, "web2", 0), Accept),
+            (event("unban", "sshd", ip, "web2", 1), Accept),
+            (event("ban", "sshd", ip, "web2", 1), Nothing),
+            (event("ban", "sshd", ip, "web1", 0), Own),
+            (event("unban", "ssh", ip, "web1", 0), Own),
+            (event("ban", "ssh", ip, "web2", 0), Refuse(UnknownJail)),
+            (event("ban", "sshd2", ip, "web2", 1), Refuse(UnknownJail)),
+            (event("reban", "sshd", ip, "web2", 0), Refuse(UnknownAction)),
+            (event("reban", "sshd", ip, "web2", 1), Nothing),
+            (event("reban", "ssh", ip, "web2", 0), Refuse(UnknownJail)),
+            (event("unban", "sshd", "127.0.0.1", "web2", 0), Accept),
+            (event("ban", "sshd", "2001:db8::1", "web2", 0), Accept),
+            (event("ban", "sshd", "192.168.1.5", "web2", 0), Accept),
+            (event("ban", "mail", ip, "web2", 0), Refuse(NotShared)),
+            (event("unban", "mail", ip, "web2", 0), Refuse(NotShared)),
+            (event("ban", "mail", ip, "web1", 0), Nothing),
+            (fleet_unban("sshd", ""), Accept),
+            (fleet_unban("mail", ""), Refuse(NotShared)),
+            (fleet_unban("mail", r#","jails":"*""#), Accept),
+            (fleet_unban("ssh", r#","jails":"*""#), Accept),
+            (event("ban", "sshd", "127.0.0.1", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "::ffff:127.0.0.1", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "0.0.0.0", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "255.255.255.255", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "224.0.0.1", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "169.254.1.1", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "::", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "::1", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "fe80::1", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "ff02::1", "web2", 0), Refuse(Unbannable)),
+        ];
+        let not = BTreeSet::from([Jail::new("mail").unwrap()]);
+        let guard = Guard::new(Host::new("web1").unwrap(), Sharing::new(None, not));
+        let jails = ["sshd", "mail"].map(|jail| Jail::new(jail).unwrap()).into();
+        for (event, verdict) in table {
+            assert_eq!(guard.judge(&event, Some(&jails)), verdict, "{event:?}");
+        }
+        let other = event("ban", "ssh", ip, "web2", 0);
+        assert_eq!(guard.judge(&other, None), Accept, "fail2ban is away: it will be asked later");
+    }
+}
