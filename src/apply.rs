@@ -12,6 +12,7 @@ use tokio::time::{sleep, timeout};
 use crate::fail2ban::{Client, Error};
 use crate::fleet::look::{Look, Pulse, Server};
 use crate::fleet::work::{Step, Work};
+use crate::guard::Refusal;
 use crate::ignored::{Ignored, Names, own_addresses};
 use crate::journal::{self, say};
 use crate::memory::Memory;
@@ -218,12 +219,13 @@ impl<'a> Applier<'a> {
             Step::Prolong(jail, addresses) => self.client.ban(&jail, &addresses).await?,
             Step::Refuse(jail, Work { address, host }) => {
                 let host = named(host.as_ref());
-                self.memory.know().warn("ignored", &format!(
-                    "refused to ban {address} in {jail} for {host}: it is in ignoreip, or this host's own"
-                ));
+                let why = "it is in ignoreip, or this host's own";
+                let text = format!("refused to ban {address} in {jail} for {host}: {why}");
+                self.memory.know().refuse(Refusal::Ignored, &text);
                 0
             }
             Step::NoSuchJail(jail, Work { address, host }) => {
+                self.memory.know().refused.count(Refusal::UnknownJail);
                 say(journal::no_such_jail(&jail, address, named(host.as_ref()), 0));
                 0
             }

@@ -1,7 +1,7 @@
 //! `f2bmqtt subscribe`: the daemon. One loop listens to the broker, the spool, the clock and the
 //! service manager, and tells the fleet of this host; [`apply`] beside it talks to fail2ban.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,7 +20,7 @@ use crate::fail2ban::database::Database;
 use crate::fleet::snapshot::Publication;
 use crate::fleet::work::Step;
 use crate::fleet::{Fleet, Pace};
-use crate::guard::{self, Verdict};
+use crate::guard::{self, Refusal, Verdict};
 use crate::journal::{self, say, warn};
 use crate::lock::{self, Lock, Role};
 use crate::memory::Memory;
@@ -29,7 +29,7 @@ use crate::paths::Paths;
 use crate::runtime;
 use crate::spool::Spool;
 use crate::store::Store;
-use crate::wire::{Event, Fnv, Host, Part, Presence, State};
+use crate::wire::{Event, Fnv, Host, Malformed, Part, Presence, State};
 
 /// How long a child of notify has to let go of the lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -97,7 +97,7 @@ fn stop(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
 }
 
 /// What a message is not, and why.
-type Odd = (&'static str, String);
+type Odd = (Refusal, &'static str, String);
 
 /// What the loop works on.
 struct Daemon {
@@ -111,6 +111,8 @@ struct Daemon {
     parts: VecDeque<Publication>,
     /// A hash of this machine's id.
     machine: String,
+    /// When it started, in seconds since 1970.
+    since: i64,
 }
 
 impl Daemon {
@@ -124,7 +126,7 @@ impl Daemon {
         // The scripts publish on any topic below the fleet's; what lies deeper is the fleet's own, and
         // asked for one host after another.
         let topics = vec![config.topic.below("+"), config.topic.below("+/+")];
-        let gone = presence(State::Offline, &machine).encode();
+        let gone = Presence { state: State::Offline, ..presence(&machine) }.encode();
         let will = Some((config.topic.below(&format!("host/{}", config.node)), gone));
         let id = format!("f2bmqtt-{}", config.node);
         Ok(Self {
@@ -136,6 +138,7 @@ impl Daemon {
             bell: Arc::new(Bell::default()),
             parts: VecDeque::new(),
             machine,
+            since: now().div_euclid(1000),
         })
     }
 
@@ -177,6 +180,7 @@ impl Daemon {
     /// Tells the fleet what there is to tell, as far as the link has room: events first.
     fn speak(&mut self) {
         let mut known = self.memory.know();
+        let known = &mut *known;
         known.outbox.send(&mut self.link);
         if self.link.room() == 0 {
             return;
@@ -184,7 +188,12 @@ impl Daemon {
         if let Some(host) = known.fleet.branch(now()) {
             self.link.subscribe(self.topic.below(&format!("state/{host}/+")));
         }
-        if let Some(presence) = known.fleet.presence(env!("CARGO_PKG_VERSION"), &self.machine) {
+        let refused = &known.refused;
+        let itself = || {
+            let refused = refused.by_name();
+            Presence { since: self.since, refused, ..presence(&self.machine) }
+        };
+        if let Some(presence) = known.fleet.presence(itself, now()) {
             let topic = self.topic.below(&format!("host/{}", self.host));
             self.link.keep(topic, presence.encode().into_bytes());
         }
@@ -201,7 +210,8 @@ impl Daemon {
     /// Takes in what the broker considers delivered, until it hangs up.
     async fn end(&mut self) {
         let topic = self.topic.below(&format!("host/{}", self.host));
-        self.link.keep(topic, presence(State::Offline, &self.machine).encode().into_bytes());
+        let gone = Presence { state: State::Offline, ..presence(&self.machine) };
+        self.link.keep(topic, gone.encode().into_bytes());
         if self.link.close() {
             let _ = timeout(GOODBYE, async {
                 loop {
@@ -227,11 +237,11 @@ impl Daemon {
             (Some("host"), Some(host), None) => self.presence(host, payload),
             // What else the fleet's hosts may keep there are no events.
             (Some("state" | "host"), ..) => Ok(()),
-            _ => self.event(payload).map_err(|why| ("no event", why)),
+            _ => self.event(payload).map_err(|why| (Refusal::Malformed, "no event", why)),
         };
-        if let Err((what, why)) = result {
+        if let Err((refusal, what, why)) = result {
             let topic: String = topic.escape_debug().take(100).collect();
-            self.warn("message", &format!("{what} on the topic {topic}: {why}"));
+            self.memory.know().refuse(refusal, &format!("{what} on the topic {topic}: {why}"));
         }
     }
 
@@ -252,21 +262,23 @@ impl Daemon {
             Verdict::Restored => {}
             // A jail may just have been added: fail2ban is asked before that is said.
             Verdict::UnknownJail if !event.is_news() => {
+                known.refused.count(Refusal::UnknownJail);
                 say(journal::no_such_jail(&event.jail, event.address, &event.host, event.restored));
             }
-            Verdict::UnknownAction => say(format_args!("Unrecognised action {}", event.action)),
+            Verdict::UnknownAction => {
+                known.refused.count(Refusal::UnknownAction);
+                say(format_args!("Unrecognised action {}", event.action));
+            }
             Verdict::Unbannable => {
                 let (address, host) = (event.address, &event.host);
-                known.warn(
-                    "unbannable",
-                    &format!(
-                        "refused to ban {address} for {host}: it is no address of another machine"
-                    ),
-                );
+                let why = "it is no address of another machine";
+                let text = format!("refused to ban {address} for {host}: {why}");
+                known.refuse(Refusal::Unbannable, &text);
             }
             Verdict::Accept | Verdict::UnknownJail => {
                 if !known.fleet.hear(event, now()) {
-                    known.warn("room", "no room for more bans of other hosts: one was not taken");
+                    let text = "no room for more bans of other hosts: one was not taken";
+                    known.refuse(Refusal::TooMany, text);
                 }
             }
         }
@@ -275,16 +287,19 @@ impl Daemon {
     /// A part of somebody's snapshot, or nothing where one was.
     fn part(&mut self, host: &str, number: &str, payload: &[u8]) -> Result<(), Odd> {
         const WHAT: &str = "no part of a snapshot";
-        let host = Host::new(host).map_err(|what| (WHAT, format!("the host {what}")))?;
-        let number: u32 = number.parse().map_err(|_| (WHAT, "it has no number".to_owned()))?;
+        let host = named(host, WHAT)?;
+        let number: u32 = number
+            .parse()
+            .map_err(|_| (Refusal::WrongTopic, WHAT, "it has no number".to_owned()))?;
         let mut known = self.memory.know();
         if payload.is_empty() {
             known.fleet.hear_cleared(&host, number, now());
             return Ok(());
         }
-        let part = Part::parse(payload).map_err(|why| (WHAT, why.to_string()))?;
+        let part = Part::parse(payload).map_err(|why| malformed(WHAT, &why))?;
         if part.host != host || part.slice.part() != number {
-            return Err((WHAT, "it is another host's, or another part".to_owned()));
+            let why = "it is another host's, or another part".to_owned();
+            return Err((Refusal::WrongTopic, WHAT, why));
         }
         if let Some(what) = known.fleet.hear_part(&part, now()) {
             known.warn("part", what);
@@ -294,11 +309,11 @@ impl Daemon {
 
     fn presence(&mut self, host: &str, payload: &[u8]) -> Result<(), Odd> {
         const WHAT: &str = "no presence";
-        let host = Host::new(host).map_err(|what| (WHAT, format!("the host {what}")))?;
+        let host = named(host, WHAT)?;
         if payload.is_empty() {
             return Ok(()); // it was forgotten
         }
-        let there = Presence::parse(payload).map_err(|why| (WHAT, why.to_string()))?;
+        let there = Presence::parse(payload).map_err(|why| malformed(WHAT, &why))?;
         let mut known = self.memory.know();
         known.fleet.hear_presence(&host, now());
         if host == self.host && !there.machine.is_empty() && there.machine != self.machine {
@@ -317,7 +332,9 @@ impl Daemon {
     /// Every second: tells systemd that all is well, and looks where no event told it to.
     fn tick(&mut self) {
         let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-        self.memory.know().scan();
+        let mut known = self.memory.know();
+        known.settle();
+        known.scan();
     }
 
     fn warn(&self, kind: &'static str, text: &str) {
@@ -329,10 +346,19 @@ fn now() -> i64 {
     millis(SystemTime::now())
 }
 
-/// What the broker tells of a host that knows no more of itself.
-fn presence(state: State, machine: &str) -> Presence {
+/// The host that a topic names.
+fn named(host: &str, what: &'static str) -> Result<Host, Odd> {
+    Host::new(host).map_err(|why| (Refusal::WrongTopic, what, format!("the host {why}")))
+}
+
+fn malformed(what: &'static str, why: &Malformed) -> Odd {
+    (Refusal::Malformed, what, why.to_string())
+}
+
+/// What a host knows of itself from the first on.
+fn presence(machine: &str) -> Presence {
     let (version, machine) = (env!("CARGO_PKG_VERSION").to_owned(), machine.to_owned());
-    Presence { state, version, jails: BTreeSet::new(), bans: 0, machine }
+    Presence { version, machine, ..Presence::default() }
 }
 
 /// A hash of the machine id (machine-id(5)), which itself is not to be published.

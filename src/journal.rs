@@ -45,30 +45,51 @@ pub fn syslog(line: impl fmt::Display) {
 /// Lets through the first few lines of a kind in a minute and counts the rest.
 #[derive(Debug, Default)]
 pub struct Limited {
-    kinds: HashMap<&'static str, (Instant, u32)>,
+    kinds: HashMap<&'static str, Kind>,
+}
+
+/// What was said of a kind since its minute began, and the last that was not.
+#[derive(Debug)]
+struct Kind {
+    since: Instant,
+    count: u64,
+    last: String,
 }
 
 impl Limited {
     const WINDOW: Duration = Duration::from_mins(1);
-    const LINES: u32 = 5;
+    const LINES: u64 = 5;
 
     /// The line to print now, if there is one; says so where it is the last of its kind for a while.
     pub fn line(&mut self, kind: &'static str, text: &str, now: Instant) -> Option<String> {
-        let (since, count) = self.kinds.entry(kind).or_insert((now, 0));
-        let mut held_back = 0;
-        if now.duration_since(*since) >= Self::WINDOW {
-            held_back = count.saturating_sub(Self::LINES);
-            (*since, *count) = (now, 0);
-        }
-        *count = count.saturating_add(1);
-        match *count {
-            1 if held_back > 0 => Some(format!("{text} ({held_back} more like it before)")),
+        let fresh = || Kind { since: now, count: 0, last: String::new() };
+        let kind = self.kinds.entry(kind).or_insert_with(fresh);
+        kind.count = kind.count.saturating_add(1);
+        match kind.count {
             n if n < Self::LINES => Some(text.to_owned()),
             Self::LINES => {
                 Some(format!("{text} (more like it are counted, not shown, for a while)"))
             }
-            _ => None,
+            _ => {
+                text.clone_into(&mut kind.last);
+                None
+            }
         }
+    }
+
+    /// What is to be said of those that were held back, once their minute is over: how many, and the
+    /// last.
+    pub fn held_back(&mut self, now: Instant) -> Vec<String> {
+        let mut lines = Vec::new();
+        self.kinds.retain(|_, kind| {
+            let over = now.duration_since(kind.since) >= Self::WINDOW;
+            if over && kind.count > Self::LINES {
+                let Kind { last, count, .. } = kind;
+                lines.push(format!("{last} ({count} like it in a minute)"));
+            }
+            !over
+        });
+        lines
     }
 }
 
@@ -84,7 +105,10 @@ mod tests {
         assert_eq!(lines.len(), 5);
         assert!(lines[4].ends_with("for a while)"));
         assert!(limited.line("other", "other", start).is_some());
-        let later = limited.line("odd", "odd message", start + Duration::from_secs(61)).unwrap();
-        assert_eq!(later, "odd message (95 more like it before)");
+        assert!(limited.held_back(start + Duration::from_secs(59)).is_empty());
+        let later = start + Duration::from_secs(61);
+        assert_eq!(limited.held_back(later), ["odd message (100 like it in a minute)"]);
+        assert!(limited.held_back(later).is_empty());
+        assert_eq!(limited.line("odd", "odd message", later).unwrap(), "odd message");
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::fleet::{Change, Fleet};
+use crate::guard::{Refusal, Refusals};
 use crate::journal::{self, Limited};
 use crate::outbox::{Outbox, millis};
 use crate::store::Store;
@@ -24,6 +25,8 @@ pub struct Known {
     pub outbox: Outbox,
     /// fail2ban's own memory of its bans.
     pub database: Database,
+    /// What of the fleet's words was refused.
+    pub refused: Refusals,
     store: Store,
     limited: Limited,
 }
@@ -32,8 +35,8 @@ impl Memory {
     /// Puts together what is known.
     #[must_use]
     pub fn new(fleet: Fleet, outbox: Outbox, database: Database, store: Store) -> Self {
-        let limited = Limited::default();
-        Self(Mutex::new(Known { fleet, outbox, database, store, limited }))
+        let (refused, limited) = (Refusals::default(), Limited::default());
+        Self(Mutex::new(Known { fleet, outbox, database, refused, store, limited }))
     }
 
     /// Looks at it, or changes it.
@@ -73,6 +76,17 @@ impl Known {
         if let Err(error) = result {
             self.warn("store", &error.to_string());
         }
+    }
+
+    /// Refuses something of the fleet's: counts it, and warns.
+    pub fn refuse(&mut self, refusal: Refusal, text: &str) {
+        self.refused.count(refusal);
+        self.warn(refusal.name(), text);
+    }
+
+    /// Says how many warnings were held back.
+    pub fn settle(&mut self) {
+        self.limited.held_back(Instant::now()).iter().for_each(journal::warn);
     }
 
     /// Warns, but not again and again of the same kind of thing.

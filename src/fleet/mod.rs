@@ -83,6 +83,8 @@ pub struct Pace {
     pub refresh: i64,
     /// How often old parts of its own make a host publish anew, in milliseconds.
     pub echo: i64,
+    /// How often what a host says of itself may change by its counts alone, in milliseconds.
+    pub counts: i64,
     /// How many bytes of parts a second, and at once.
     pub bytes: usize,
     #[allow(missing_docs)]
@@ -103,6 +105,7 @@ impl Default for Pace {
             change: 2_000,
             refresh: 300_000,
             echo: 5_000,
+            counts: 60_000,
             bytes: 4 * 1024,
             burst: 64 * 1024,
         }
@@ -128,7 +131,8 @@ pub struct Fleet {
     teller: Teller,
     snapshots: Snapshots,
     branches: Branches,
-    presence: Option<Presence>,
+    /// What was said of this host itself, or would have been again, and when.
+    presence: Option<(Presence, i64)>,
     /// What is not on disk yet.
     changes: BTreeMap<Slot, Change>,
     /// Addresses that something is to be done about.
@@ -271,22 +275,26 @@ impl Fleet {
         self.snapshots.due(&self.me, own, unbans, self.as_of, now, &self.pace)
     }
 
-    /// What is to be said of this host itself, where that is news on this connection.
-    pub fn presence(&mut self, version: &str, machine: &str) -> Option<Presence> {
+    /// What is to be said of this host itself, where that is news on this connection. `itself` has what the
+    /// fleet knows nothing of. Jails are news at once; counts, a minute after what was said last.
+    pub fn presence(&mut self, itself: impl FnOnce() -> Presence, now: i64) -> Option<Presence> {
+        let jails = self.names.as_ref();
+        if let Some((last, at)) = &self.presence {
+            let same = jails.is_none_or(|jails| last.jails == *jails);
+            if same && (0..self.pace.counts).contains(&(now - at)) {
+                return None;
+            }
+        }
+        let held = |local: &Local| local.cases.values().filter(|case| case.mark.is_some()).count();
         let presence = Presence {
             state: State::Online,
-            version: version.to_owned(),
-            jails: self.names.clone().unwrap_or_default(),
+            jails: jails.cloned().unwrap_or_default(),
             bans: self.jails.values().map(|local| local.own.len()).sum(),
-            machine: machine.to_owned(),
+            held: self.jails.values().map(held).sum(),
+            ..itself()
         };
-        // The number of bans alone is no news: it comes with the next connection or jail.
-        let known = |last: &Presence| last.jails == presence.jails;
-        if self.presence.as_ref().is_some_and(known) {
-            return None;
-        }
-        self.presence = Some(presence.clone());
-        Some(presence)
+        let last = self.presence.replace((presence.clone(), now)).map(|(last, _)| last);
+        (last.as_ref() != Some(&presence)).then_some(presence)
     }
 
     /// How many other hosts are known, and of how many everything.

@@ -82,6 +82,18 @@ impl Fields {
         }
     }
 
+    /// Names and how many of each; empty where the field is missing.
+    pub(super) fn counts(&self, name: &'static str) -> Result<Vec<(&str, u64)>, Malformed> {
+        let counts = match self.0.get(name) {
+            None => Some(Vec::new()),
+            Some(Value::Object(counts)) => {
+                counts.iter().map(|(name, count)| Some((name.as_str(), count.as_u64()?))).collect()
+            }
+            Some(_) => None,
+        };
+        counts.ok_or_else(|| Malformed::Field(name, "must be names and their counts".to_owned()))
+    }
+
     /// A whole number, or the digits of one in a string; 0 where the field is missing.
     pub(super) fn number(&self, name: &'static str) -> Result<i64, Malformed> {
         let number = match self.0.get(name) {

@@ -2,24 +2,28 @@
 //! Nothing is correct or wrong by it: it is for people, and tells of whose snapshots there are.
 //!
 //! ```json
-//! {"v":1,"state":"online","version":"1.0.0","jails":["sshd"],"bans":12,"machine":"8f1d…"}
+//! {"v":1,"state":"online","version":"1.0.0","jails":["sshd"],"bans":12,"machine":"8f1d…",
+//!  "since":1795342588,"held":30,"refused":{"malformed":2}}
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 
 use serde_json::Value;
 
 use super::Jail;
 use super::fields::{Fields, Malformed};
 
-/// The largest presence that is read, in bytes, and the most jails in it.
+/// The largest presence that is read, in bytes, and the most jails and reasons in it.
 const MAX_PRESENCE: usize = 32 * 1024;
 const MAX_JAILS: usize = 500;
+const MAX_REASONS: usize = 30;
 
 /// Whether a host's daemon is connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum State {
+    #[default]
     Online,
     Offline,
 }
@@ -34,7 +38,7 @@ impl State {
 }
 
 /// What a host says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Presence {
     /// Whether it is connected. A last will says offline.
     pub state: State,
@@ -46,6 +50,13 @@ pub struct Presence {
     pub bans: usize,
     /// A hash of its machine id: two machines of one name are told apart by it.
     pub machine: String,
+    /// When its daemon started, in seconds since 1970; 0 is not known.
+    pub since: i64,
+    /// How many bans it holds for other hosts.
+    pub held: usize,
+    /// How many messages it has refused since, by the reason's name (of this version or another);
+    /// printable, at most 32 characters.
+    pub refused: BTreeMap<String, u64>,
 }
 
 impl Presence {
@@ -61,20 +72,21 @@ impl Presence {
                 "must be 1: this host needs a newer version".to_owned(),
             ));
         }
-        let printable = |name| {
-            let text = fields.text(name).unwrap_or_default();
-            text.chars().filter(|c| !c.is_control()).take(32).collect::<String>()
-        };
+        let text = |name| printable(fields.text(name).unwrap_or_default());
+        let count = |name| Ok(usize::try_from(fields.number(name)?).unwrap_or_default());
         let state = fields.needed("state", |text| {
             let state = [State::Online, State::Offline].into_iter().find(|s| s.as_str() == text);
             state.ok_or_else(|| "must be online or offline".to_owned())
         })?;
         Ok(Self {
             state,
-            version: printable("version"),
+            version: text("version"),
             jails: fields.texts("jails", MAX_JAILS, Jail::new)?.into_iter().collect(),
-            bans: usize::try_from(fields.number("bans")?).unwrap_or_default(),
-            machine: printable("machine"),
+            bans: count("bans")?,
+            machine: text("machine"),
+            since: fields.number("since")?.max(0),
+            held: count("held")?,
+            refused: refused(fields.counts("refused")?),
         })
     }
 
@@ -82,15 +94,45 @@ impl Presence {
     #[must_use]
     pub fn encode(&self) -> String {
         let jails: Vec<&str> = self.jails.iter().map(Jail::as_str).collect();
-        format!(
-            r#"{{"v":1,"state":"{}","version":{},"jails":{},"bans":{},"machine":{}}}"#,
+        let mut json = format!(
+            r#"{{"v":1,"state":"{}","version":{},"jails":{},"bans":{},"machine":{}"#,
             self.state.as_str(),
             Value::from(self.version.as_str()),
             Value::from(jails),
             self.bans,
             Value::from(self.machine.as_str()),
-        )
+        );
+        if self.since > 0 {
+            let _ = write!(json, r#","since":{}"#, self.since);
+        }
+        if self.held > 0 {
+            let _ = write!(json, r#","held":{}"#, self.held);
+        }
+        if !self.refused.is_empty() {
+            let counts = self.refused.iter().map(|(name, count)| (name.clone(), *count));
+            let _ = write!(json, r#","refused":{}"#, counts.collect::<Value>());
+        }
+        json.push('}');
+        json
     }
+}
+
+/// What is for people alone: short, and to be shown as it is.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(32).collect()
+}
+
+/// A later version may have more reasons: of those that look alike when shown, the counts add up.
+fn refused(counts: Vec<(&str, u64)>) -> BTreeMap<String, u64> {
+    let mut refused = BTreeMap::new();
+    for (name, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
+        let name = printable(name);
+        if refused.len() < MAX_REASONS || refused.contains_key(&name) {
+            let sum: &mut u64 = refused.entry(name).or_default();
+            *sum = sum.saturating_add(count);
+        }
+    }
+    refused
 }
 
 #[cfg(test)]
@@ -105,12 +147,17 @@ mod tests {
             jails: ["sshd", "web"].map(|jail| Jail::new(jail).unwrap()).into(),
             bans: 12,
             machine: "8f1d".to_owned(),
+            since: 1_795_342_588,
+            held: 30,
+            refused: [("malformed", 2), ("old", 1)].map(|(name, n)| (name.to_owned(), n)).into(),
         };
-        let json = r#"{"v":1,"state":"online","version":"1.0.0","jails":["sshd","web"],"bans":12,"machine":"8f1d"}"#;
+        let json = r#"{"v":1,"state":"online","version":"1.0.0","jails":["sshd","web"],"bans":12,"machine":"8f1d","since":1795342588,"held":30,"refused":{"malformed":2,"old":1}}"#;
         assert_eq!(presence.encode(), json);
         assert_eq!(Presence::parse(json.as_bytes()), Ok(presence));
         let least = Presence::parse(br#"{"v":1,"state":"offline"}"#).unwrap();
         assert_eq!((least.state, least.bans, least.jails.len()), (State::Offline, 0, 0));
+        let json = r#"{"v":1,"state":"offline","version":"","jails":[],"bans":0,"machine":""}"#;
+        assert_eq!(least.encode(), json, "what is not known is not said");
         let refused = [
             "",
             "{}",
@@ -118,9 +165,26 @@ mod tests {
             r#"{"v":1,"state":"asleep"}"#,
             r#"{"v":1,"state":"online","jails":["a b"]}"#,
             r#"{"v":1,"state":"online","state":"online"}"#,
+            r#"{"v":1,"state":"online","refused":["malformed"]}"#,
+            r#"{"v":1,"state":"online","refused":{"malformed":-1}}"#,
+            r#"{"v":1,"state":"online","refused":{"malformed":"1"}}"#,
         ];
         for payload in refused {
             assert!(Presence::parse(payload.as_bytes()).is_err(), "{payload}");
         }
+    }
+
+    #[test]
+    fn reasons_that_are_not_known_are_kept_short_and_few() {
+        let reasons: Vec<_> = (0..99).map(|n| format!(r#""later{n:02}":{}"#, n + 1)).collect();
+        let long = "x".repeat(99);
+        let json = format!(
+            r#"{{"v":1,"state":"online","refused":{{"\u001b[0m":1,"[0m":2,"{long}":7,"zero":0,{}}}}}"#,
+            reasons.join(",")
+        );
+        let refused = Presence::parse(json.as_bytes()).unwrap().refused;
+        assert_eq!((refused.len(), refused["[0m"]), (MAX_REASONS, 3));
+        assert!(refused.keys().all(|name| name.len() <= 32 && !name.contains(char::is_control)));
+        assert!(!refused.contains_key("zero"));
     }
 }

@@ -373,7 +373,7 @@ impl Host {
         if let Some(host) = fleet.branch(now) {
             around.broker.subscribe(&self.name, &format!("state/{host}/+"));
         }
-        if let Some(presence) = fleet.presence("1", "") {
+        if let Some(presence) = fleet.presence(Presence::default, now) {
             let topic = format!("host/{}", self.name);
             around.broker.publish(around.now, &topic, &presence.encode(), true);
         }

@@ -1,7 +1,12 @@
-//! Which of the fleet's events this host obeys. Pure: accept, or refuse and say why.
+//! Which of the fleet's events this host obeys. Pure: accept, or refuse and say why. [`Refusals`] counts
+//! what was refused.
+
+mod refused;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+
+pub use refused::{Refusal, Refusals};
 
 use crate::wire::{Action, Event, Host, Jail};
 
