@@ -1,6 +1,13 @@
 //! What a person asks of the fleet, and does to it. None of it needs the daemon: the broker has it all.
 
+pub mod clock;
+pub mod gather;
+pub mod list;
+pub mod local;
+pub mod out;
 pub mod status;
+pub mod view;
+pub mod visit;
 
 use crate::cli::operator::Operation;
 use crate::error::Error;
@@ -13,5 +20,6 @@ use crate::paths::Paths;
 pub fn run(operation: &Operation, paths: &Paths) -> Result<(), Error> {
     match operation {
         Operation::Status(args) => status::run(args.json, paths),
+        Operation::List(args) => list::run(args, paths),
     }
 }
