@@ -13,8 +13,7 @@ pub enum Error {
     #[error("{0}")]
     Config(#[from] Faults),
     /// The settings file cannot be read. Exit code 78.
-    #[error("cannot read the settings: {path}: {source}; a template is in /usr/share/f2bmqtt",
-        path = path.display())]
+    #[error("cannot read the settings: {path}: {source}; {}", next_step(source), path = path.display())]
     Settings {
         /// The settings file.
         path: PathBuf,
@@ -102,6 +101,15 @@ impl Error {
     pub fn file(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { doing, path, source }
+    }
+}
+
+/// What to do about settings that cannot be read.
+fn next_step(source: &io::Error) -> &'static str {
+    match source.kind() {
+        // They hold a password.
+        io::ErrorKind::PermissionDenied => "this is for root: sudo f2bmqtt …",
+        _ => "a template is in /usr/share/f2bmqtt",
     }
 }
 

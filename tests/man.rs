@@ -69,14 +69,13 @@ fn commands() -> String {
         page.push_str(&section(|part| man.render_description_section(part)));
         page.push_str(&section(|part| man.render_options_section(part)));
         if command.get_after_help().or(command.get_after_long_help()).is_some() {
-            page.push_str(".PP\n.nf\n");
+            page.push_str(".PP\n");
             page.push_str(&section(|part| man.render_extra_section(part)));
-            page.push_str(".fi\n");
         }
     }
-    page.push_str(".SH NOTES\n.nf\n");
+    page.push_str(".SH NOTES\n");
     page.push_str(&section(|part| man.render_extra_section(part)));
-    page.push_str(".fi\n.SH SEE ALSO\n.BR mqtt.env (5),\n.BR fail2ban\\-client (1)\n");
+    page.push_str(".SH SEE ALSO\n.BR mqtt.env (5),\n.BR fail2ban\\-client (1)\n");
     page
 }
 

@@ -25,6 +25,9 @@ _f2bmqtt() {
             f2bmqtt,help)
                 cmd="f2bmqtt__subcmd__help"
                 ;;
+            f2bmqtt,list)
+                cmd="f2bmqtt__subcmd__list"
+                ;;
             f2bmqtt,notify)
                 cmd="f2bmqtt__subcmd__notify"
                 ;;
@@ -46,6 +49,9 @@ _f2bmqtt() {
             f2bmqtt__subcmd__help,help)
                 cmd="f2bmqtt__subcmd__help__subcmd__help"
                 ;;
+            f2bmqtt__subcmd__help,list)
+                cmd="f2bmqtt__subcmd__help__subcmd__list"
+                ;;
             f2bmqtt__subcmd__help,notify)
                 cmd="f2bmqtt__subcmd__help__subcmd__notify"
                 ;;
@@ -65,7 +71,7 @@ _f2bmqtt() {
 
     case "${cmd}" in
         f2bmqtt)
-            opts="-h -V --help --version status check notify subscribe cut report help"
+            opts="-h -V --help --version status check list notify subscribe cut report help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -107,7 +113,7 @@ _f2bmqtt() {
             return 0
             ;;
         f2bmqtt__subcmd__help)
-            opts="status check notify subscribe cut report help"
+            opts="status check list notify subscribe cut report help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -149,6 +155,20 @@ _f2bmqtt() {
             return 0
             ;;
         f2bmqtt__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        f2bmqtt__subcmd__help__subcmd__list)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -211,6 +231,28 @@ _f2bmqtt() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        f2bmqtt__subcmd__list)
+            opts="-h --jail --host --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --jail)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --host)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;

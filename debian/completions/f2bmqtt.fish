@@ -28,6 +28,7 @@ complete -c f2bmqtt -n "__fish_f2bmqtt_needs_command" -s h -l help -d 'Print hel
 complete -c f2bmqtt -n "__fish_f2bmqtt_needs_command" -s V -l version -d 'Print version'
 complete -c f2bmqtt -n "__fish_f2bmqtt_needs_command" -f -a "status" -d 'Show whether it works: this host, the broker, every host of the fleet'
 complete -c f2bmqtt -n "__fish_f2bmqtt_needs_command" -f -a "check" -d 'Find out why it does not work, and say what to do'
+complete -c f2bmqtt -n "__fish_f2bmqtt_needs_command" -f -a "list" -d 'List what is banned, where, by whom, until when; or say why one address is'
 complete -c f2bmqtt -n "__fish_f2bmqtt_needs_command" -f -a "notify" -d 'Tell the fleet of a ban or unban; called by fail2ban\'s actions'
 complete -c f2bmqtt -n "__fish_f2bmqtt_needs_command" -f -a "subscribe" -d 'Share bans with the fleet until stopped; run by the service f2bmqttsub'
 complete -c f2bmqtt -n "__fish_f2bmqtt_needs_command" -f -a "cut" -d 'End the open connections of a banned address; called by fail2ban\'s actions'
@@ -36,8 +37,12 @@ complete -c f2bmqtt -n "__fish_f2bmqtt_needs_command" -f -a "help" -d 'Print thi
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand status" -l json -d 'Print one JSON object instead'
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand status" -s h -l help -d 'Print help'
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand check" -l json -d 'Print one JSON object instead'
-complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand check" -s h -l help -d 'Print help'
-complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand notify" -s h -l help -d 'Print help'
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand list" -l jail -d 'In this jail alone' -r
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand list" -l host -d 'Detected by this host alone' -r
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand list" -l json -d 'Print one JSON object instead'
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand list" -s h -l help -d 'Print help'
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand notify" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand subscribe" -s h -l help -d 'Print help'
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand cut" -s h -l help -d 'Print help'
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand report" -l ip -d 'The address, IPv4 or IPv6' -r
@@ -45,11 +50,12 @@ complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand report" -l comment -d 'W
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand report" -l categories -d 'For what: numbers with commas between' -r
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand report" -l bantime -d 'How long it is banned: seconds, or 10m, 2h, 1d, 1w, 1y' -r
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand report" -l dry-run -d 'Print what would be sent, and send nothing'
-complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand report" -s h -l help -d 'Print help'
-complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand help; and not __fish_seen_subcommand_from status check notify subscribe cut report help" -f -a "status" -d 'Show whether it works: this host, the broker, every host of the fleet'
-complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand help; and not __fish_seen_subcommand_from status check notify subscribe cut report help" -f -a "check" -d 'Find out why it does not work, and say what to do'
-complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand help; and not __fish_seen_subcommand_from status check notify subscribe cut report help" -f -a "notify" -d 'Tell the fleet of a ban or unban; called by fail2ban\'s actions'
-complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand help; and not __fish_seen_subcommand_from status check notify subscribe cut report help" -f -a "subscribe" -d 'Share bans with the fleet until stopped; run by the service f2bmqttsub'
-complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand help; and not __fish_seen_subcommand_from status check notify subscribe cut report help" -f -a "cut" -d 'End the open connections of a banned address; called by fail2ban\'s actions'
-complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand help; and not __fish_seen_subcommand_from status check notify subscribe cut report help" -f -a "report" -d 'Report an address to AbuseIPDB'
-complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand help; and not __fish_seen_subcommand_from status check notify subscribe cut report help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand report" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand help; and not __fish_seen_subcommand_from status check list notify subscribe cut report help" -f -a "status" -d 'Show whether it works: this host, the broker, every host of the fleet'
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand help; and not __fish_seen_subcommand_from status check list notify subscribe cut report help" -f -a "check" -d 'Find out why it does not work, and say what to do'
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand help; and not __fish_seen_subcommand_from status check list notify subscribe cut report help" -f -a "list" -d 'List what is banned, where, by whom, until when; or say why one address is'
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand help; and not __fish_seen_subcommand_from status check list notify subscribe cut report help" -f -a "notify" -d 'Tell the fleet of a ban or unban; called by fail2ban\'s actions'
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand help; and not __fish_seen_subcommand_from status check list notify subscribe cut report help" -f -a "subscribe" -d 'Share bans with the fleet until stopped; run by the service f2bmqttsub'
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand help; and not __fish_seen_subcommand_from status check list notify subscribe cut report help" -f -a "cut" -d 'End the open connections of a banned address; called by fail2ban\'s actions'
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand help; and not __fish_seen_subcommand_from status check list notify subscribe cut report help" -f -a "report" -d 'Report an address to AbuseIPDB'
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand help; and not __fish_seen_subcommand_from status check list notify subscribe cut report help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

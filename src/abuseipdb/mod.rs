@@ -13,6 +13,7 @@
 //! - [`api`]: the requests; [`answer`]: what each answer means (pure).
 //! - [`comment`]: what a report says (pure); [`private`]: what it must not say;
 //!   [`public`]: of whom it is.
+//! - [`glance`]: what an operator sees of the queue.
 //! - [`ledger`] and [`log`]: the script's database and log, which people know; [`key`]: the API key;
 //!   [`times`]: points in time as text.
 
@@ -21,6 +22,7 @@ pub mod api;
 mod bulk;
 pub mod call;
 pub mod comment;
+pub mod glance;
 pub mod key;
 pub mod ledger;
 pub mod log;

@@ -160,6 +160,13 @@ impl Link {
         }
     }
 
+    /// Takes away what the broker keeps on a topic. It counts as [`publish`](Self::publish) does.
+    pub fn clear(&mut self, name: String, topic: String) {
+        if let State::Up { session, since: Some(_) } = &mut self.state {
+            session.clear(name, topic);
+        }
+    }
+
     /// Asks for a topic, and for what the broker keeps there, on this connection.
     pub fn subscribe(&mut self, topic: String) {
         if let State::Up { session, since: Some(_) } = &mut self.state {

@@ -146,6 +146,10 @@ impl Session {
         self.send(None, topic, payload, true);
     }
 
+    pub(super) fn clear(&mut self, name: String, topic: String) {
+        self.send(Some(name), topic, Vec::new(), true);
+    }
+
     fn send(&mut self, name: Option<String>, topic: String, payload: Vec<u8>, retain: bool) {
         if self.handed.is_empty() && self.sent.is_empty() {
             self.progress = Instant::now();
