@@ -41,6 +41,9 @@ const GOODBYE: Duration = Duration::from_millis(800);
 /// How often it looks around, and tells systemd that it lives; more often if systemd wants it so.
 const TICK: Duration = Duration::from_secs(1);
 
+/// How a warning of a second host of this name begins.
+pub(crate) const NAMESAKE: &str = "another machine is called";
+
 /// The most messages that are looked at before what they ask for is written down.
 const AT_ONCE: usize = 500;
 
@@ -329,8 +332,7 @@ impl Daemon {
         let mut known = self.memory.know();
         known.fleet.hear_presence(&host, now());
         if host == self.host && !there.machine.is_empty() && there.machine != self.machine {
-            let text =
-                format!("another machine is called {host}, too: set MQTT_NODE on one of them");
+            let text = format!("{NAMESAKE} {host}, too: set MQTT_NODE on one of them");
             known.warn("namesake", &text);
         }
         Ok(())

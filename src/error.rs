@@ -69,12 +69,10 @@ pub enum Error {
     #[error("{0}")]
     Undone(String),
     /// A check found faults, and showed them. Exit code 1, or 78 where the settings have some.
-    #[error("check: faults {faults}, warnings {warnings}")]
+    #[error("{summary}")]
     Faulty {
-        /// What does not work.
-        faults: usize,
-        /// What is odd.
-        warnings: usize,
+        /// How many of which kind.
+        summary: String,
         /// The settings cannot be used.
         settings: bool,
     },

@@ -69,14 +69,24 @@ fn commands() -> String {
         page.push_str(&section(|part| man.render_description_section(part)));
         page.push_str(&section(|part| man.render_options_section(part)));
         if command.get_after_help().or(command.get_after_long_help()).is_some() {
-            page.push_str(".PP\n");
+            page.push_str(".PP\n.na\n");
             page.push_str(&section(|part| man.render_extra_section(part)));
+            page.push_str(".ad\n");
         }
     }
-    page.push_str(".SH NOTES\n");
+    page.push_str(".SH NOTES\n.na\n");
     page.push_str(&section(|part| man.render_extra_section(part)));
-    page.push_str(".SH SEE ALSO\n.BR mqtt.env (5),\n.BR fail2ban\\-client (1)\n");
-    page
+    page.push_str(".ad\n.SH SEE ALSO\n.BR mqtt.env (5),\n.BR fail2ban\\-client (1)\n");
+    ascii(&page)
+}
+
+/// What is not ASCII, by its number: not every roff reads UTF-8.
+fn ascii(page: &str) -> String {
+    let name = |c: char| match c {
+        c if c.is_ascii() => c.to_string(),
+        c => format!("\\[u{:04X}]", u32::from(c)),
+    };
+    page.chars().map(name).collect()
 }
 
 /// The rows of the README's table of settings: keys, default, meaning.
@@ -128,7 +138,7 @@ fn settings_page() -> String {
         page.push('\n');
     }
     page.push_str(".fi\n.SH SEE ALSO\n.BR f2bmqtt (8)\n");
-    page
+    ascii(&page)
 }
 
 /// A shell's completion of the commands that are shown.

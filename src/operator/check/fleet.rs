@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use super::broker::Heard;
 use super::finding::{Finding, list};
+use super::host::Host as Seen;
 use crate::wire::{Host, State};
 
 /// Clocks that differ by less, in seconds, are as good as one: messages take their time.
@@ -17,11 +18,12 @@ const HARM: i64 = 300;
 /// for one that has much to publish.
 const OLDEST: i64 = 900;
 
-/// What is to be said of this host among the others. `set` is whether something keeps its clock right.
-pub(super) fn findings(me: &Host, machine: &str, heard: &Heard, set: bool) -> Vec<Finding> {
+/// What is to be said of this host among the others.
+pub(super) fn findings(me: &Host, machine: &str, heard: &Heard, seen: &Seen) -> Vec<Finding> {
     let mut found = Vec::new();
     let others = |there: &str| !there.is_empty() && there != machine;
-    if heard.presences.iter().any(|(host, there)| host == me && others(&there.machine)) {
+    let mut own = heard.presences.iter().filter(|(host, _)| host == me);
+    if seen.namesake || own.any(|(_, there)| others(&there.machine)) {
         let text =
             format!("another machine is called {me}, too: each drives the other off the broker");
         found.push(Finding::fault("fleet_name", text).next(
@@ -45,7 +47,7 @@ pub(super) fn findings(me: &Host, machine: &str, heard: &Heard, set: bool) -> Ve
         n => format!("{n} other servers are online"),
     };
     found.push(Finding::well("fleet_hosts", text));
-    found.extend(clocks(heard, set));
+    found.extend(clocks(heard, seen.clock_is_set));
     found
 }
 
@@ -132,7 +134,7 @@ mod tests {
     }
 
     fn odd(heard: &Heard) -> Vec<(How, String)> {
-        let found = findings(&host("web1"), "m1", heard, false).into_iter();
+        let found = findings(&host("web1"), "m1", heard, &Seen::default()).into_iter();
         found
             .filter(|finding| finding.state != How::Well)
             .map(|finding| (finding.state, finding.text))
@@ -152,7 +154,7 @@ mod tests {
     fn who_is_online_is_told() {
         use State::{Offline, Online};
         let there = heard(&[("a", Online, "x"), ("b", Online, "y"), ("a", Offline, "x")], &[]);
-        let found = findings(&host("web1"), "m1", &there, false);
+        let found = findings(&host("web1"), "m1", &there, &Seen::default());
         assert_eq!(found[1].text, "online, too: b");
     }
 

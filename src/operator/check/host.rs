@@ -37,6 +37,8 @@ pub(super) struct Host {
     pub(super) spool: (usize, u64),
     /// systemd-timesyncd has set the clock.
     pub(super) clock_is_set: bool,
+    /// The service said within the last minute that another machine has its name.
+    pub(super) namesake: bool,
 }
 
 /// What systemd says of the service.
@@ -52,6 +54,8 @@ pub(super) struct Service {
     pub(super) status: String,
     /// `enabled`, `disabled`.
     pub(super) enabled: String,
+    /// This run of it.
+    pub(super) run: String,
 }
 
 /// A script that subscribes.
@@ -103,9 +107,10 @@ impl Host {
             let path = path.display();
             let text =
                 format!("{path} is no link to /usr/bin/f2bmqtt: what calls it runs something else");
-            Finding::fault("links", text)
-                .about(&path)
-                .next("dpkg-reconfigure f2bmqtt (what is there is kept as ….pre-f2bmqtt)")
+            Finding::fault("links", text).about(&path).next(
+                "dpkg-reconfigure f2bmqtt; systemctl enable --now f2bmqttsub\n\
+                     (what is there is kept, as ….pre-f2bmqtt)",
+            )
         }));
         found.extend(self.no_actions.iter().map(|path| {
             let name = path.file_name().unwrap_or_default().display();
@@ -135,7 +140,7 @@ impl Host {
             enabled: "enabled".to_owned(),
             ..Service::default()
         };
-        let Service { load, active, fragment, status, enabled } =
+        let Service { load, active, fragment, status, enabled, .. } =
             self.service.as_ref().unwrap_or(&none);
         let shadowed = !fragment.is_empty() && !UNITS.contains(&fragment.as_str());
         if load == "masked" {
@@ -209,7 +214,10 @@ impl Host {
         match self.room {
             None => {
                 let text = format!("{state} is missing");
-                found.push(Finding::fault("disk", text).next("dpkg-reconfigure f2bmqtt"));
+                found.push(
+                    Finding::fault("disk", text)
+                        .next("dpkg-reconfigure f2bmqtt; systemctl restart f2bmqttsub"),
+                );
             }
             Some((bytes, files)) if bytes < LITTLE || files == 0 => {
                 let what =
@@ -296,6 +304,7 @@ mod tests {
             fragment: UNITS[0].to_owned(),
             status: "0".to_owned(),
             enabled: "enabled".to_owned(),
+            run: String::new(),
         };
         Host {
             service: Some(service),

@@ -43,11 +43,15 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
         let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         say(finding::text(&findings, colour));
     }
-    let of = |state| finding::count(&findings, state);
-    match (of(State::Fault), of(State::Warning)) {
-        (0, _) => Ok(()),
-        (faults, warnings) => Err(Error::Faulty { faults, warnings, settings: config.is_err() }),
+    let of = |state, name: &str| match finding::count(&findings, state) {
+        1 => format!("1 {name}"),
+        n => format!("{n} {name}s"),
+    };
+    if finding::count(&findings, State::Fault) == 0 {
+        return Ok(());
     }
+    let summary = format!("{}, {}", of(State::Fault, "fault"), of(State::Warning, "warning"));
+    Err(Error::Faulty { summary, settings: config.is_err() })
 }
 
 fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding>, Error> {
@@ -65,7 +69,11 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         };
         Ok(tokio::join!(brokers, ask::server(&paths.fail2ban)))
     })?;
-    let (host, configured) = files.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let (mut host, configured) =
+        files.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    if config.is_err() {
+        host.settings_newer = None; // to start the service anew would be to stop it
+    }
     let mut found = settings::findings(config, &path);
     if let Ok(config) = config {
         let works = brokers.iter().any(|reached| reached.heard().is_some());
@@ -73,12 +81,7 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         found.extend(brokers.iter().flat_map(|reached| reached.findings(config)));
         let heard = brokers.iter().find_map(broker::Reached::heard);
         if let Some(heard) = heard {
-            found.extend(fleet::findings(
-                &config.node,
-                &daemon::machine(),
-                heard,
-                host.clock_is_set,
-            ));
+            found.extend(fleet::findings(&config.node, &daemon::machine(), heard, &host));
         }
     }
     found.extend(host.findings(&paths.state, &path));

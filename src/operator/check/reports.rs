@@ -54,31 +54,28 @@ pub(super) fn findings(
     let who = format!("{} to AbuseIPDB", list(&names));
     let verb = if names.len() == 1 { "reports" } else { "report" };
     let who = who.replacen(" to ", &format!(" {verb} to "), 1);
-    match (warning, key) {
-        (Some(what), _) => found.push(if *key == Key::Usable {
-            Finding::warning("report_key", what)
-        } else {
-            Finding::fault("report_key", what)
-        }),
-        (None, Key::Usable) => {
-            found.push(Finding::well("report_key", format!("{who}, with the key in {path}")));
-        }
-        (None, _) if reporting.iter().all(own_key) => {
+    if let Some(what) = warning {
+        let next = format!("it is for root alone, and one line: chmod 600 {path}; APIKEY=...");
+        found.push(Finding::warning("report_key_file", what).next(next));
+    }
+    found.push(match key {
+        Key::Usable => Finding::well("report_key", format!("{who}, with the key in {path}")),
+        _ if reporting.iter().all(own_key) => {
             let text = format!(
                 "{who}, with a key of the jail, which can be seen in the list of processes"
             );
-            found.push(Finding::warning("report_key", text).next(make));
+            Finding::warning("report_key", text).next(make)
         }
-        (None, Key::Missing) => {
+        Key::Missing => {
             let text = format!("{who}, and there is no key: {path} is missing");
-            found.push(Finding::fault("report_key", text).next(make));
+            Finding::fault("report_key", text).next(make)
         }
-        (None, Key::None) => {
+        Key::None => {
             let text = format!("{who}, and {path} holds no key, at most the place for one");
-            let next = format!("write the line APIKEY=... with your key into {path}");
-            found.push(Finding::fault("report_key", text).next(next));
+            let next = format!("write your key into {path}: APIKEY=...");
+            Finding::fault("report_key", text).next(next)
         }
-    }
+    });
     for jail in reporting {
         let log = |path: &String| path.rsplit('/').next() == Some("fail2ban.log");
         if jail.logs.iter().any(log) {
@@ -125,13 +122,13 @@ mod tests {
                 jail("a", OURS, false, AUTH),
                 Key::Usable,
                 Some("0644"),
-                vec![("report_key", State::Warning)],
+                vec![("report_key_file", State::Warning), ("report_key", State::Well)],
             ),
             (
                 jail("a", OURS, false, AUTH),
                 Key::None,
                 Some("odd"),
-                vec![("report_key", State::Fault)],
+                vec![("report_key_file", State::Warning), ("report_key", State::Fault)],
             ),
             (
                 jail("recidive", OURS, false, "/var/log/fail2ban.log"),
