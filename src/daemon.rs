@@ -31,7 +31,7 @@ use crate::paths::Paths;
 use crate::runtime;
 use crate::spool::Spool;
 use crate::store::Store;
-use crate::wire::{Event, Fnv, Host, Malformed, Part, Presence, State};
+use crate::wire::{CHECK, Event, Fnv, Host, Malformed, Part, Presence, State};
 
 /// How long a child of notify has to let go of the lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -41,6 +41,9 @@ const GOODBYE: Duration = Duration::from_millis(800);
 
 /// How often it looks around, and tells systemd that it lives; more often if systemd wants it so.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How a warning of a second host of this name begins.
+pub(crate) const NAMESAKE: &str = "another machine is called";
 
 /// The most messages that are looked at before what they ask for is written down.
 const AT_ONCE: usize = 500;
@@ -189,9 +192,9 @@ impl Daemon {
                 };
                 self.refuse(&topic, (refusal, "no message of the fleet", why.to_owned()));
             }
-            LinkEvent::SubscribeRefused => {
-                let topic = self.topic.below("#");
-                let what = format!("the broker refuses the subscription to {topic}");
+            LinkEvent::SubscribeRefused(topics) => {
+                let topics = topics.join(", ");
+                let what = format!("the broker refuses the subscription to {topics}");
                 self.warn("subscribe", &format!("{what}: check its access rules"));
             }
             LinkEvent::Lost { broker, why } => {
@@ -284,6 +287,9 @@ impl Daemon {
 
     fn event(&mut self, payload: &[u8]) -> Result<(), String> {
         let event = Event::parse(payload).map_err(|why| why.to_string())?;
+        if event.action.as_str() == CHECK {
+            return Ok(());
+        }
         self.shown.traffic.events += 1;
         say(format_args!(
             "Inbound: {} {} - ipset {} from {} (Rest:={}, Fails:={})",
@@ -373,8 +379,7 @@ impl Daemon {
         let mut known = self.memory.know();
         known.fleet.hear_presence(&host, now());
         if host == self.host && !there.machine.is_empty() && there.machine != self.machine {
-            let text =
-                format!("another machine is called {host}, too: set MQTT_NODE on one of them");
+            let text = format!("{NAMESAKE} {host}, too: set MQTT_NODE on one of them");
             known.warn("namesake", &text);
         }
         Ok(())
@@ -422,13 +427,13 @@ fn malformed(what: &'static str, why: &Malformed) -> Odd {
 }
 
 /// What a host knows of itself from the first on.
-fn presence(machine: &str) -> Presence {
+pub(crate) fn presence(machine: &str) -> Presence {
     let (version, machine) = (env!("CARGO_PKG_VERSION").to_owned(), machine.to_owned());
     Presence { version, machine, ..Presence::default() }
 }
 
 /// A hash of the machine id (machine-id(5)), which itself is not to be published.
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let mut hash = Fnv::default();
     let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let _ = write!(hash, "f2bmqtt {}", id.trim());

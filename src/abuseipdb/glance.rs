@@ -1,78 +1,74 @@
-//! How the reporter stands, for people: how much waits, and how many calls are left today. It is read
-//! beside the worker, and changes nothing.
+//! What an operator sees of the queue, while somebody else works on it.
 
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags, Result as SqlResult};
+use rusqlite::{Connection, OpenFlags};
 
-use super::report::Report;
-use crate::paths::Paths;
-use crate::spool::Spool;
+use super::answer::Quota;
 
-/// What AbuseIPDB said last of one kind of call.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Left {
-    /// `check`, `report` or `bulk-report`.
-    pub call: String,
-    /// How many more the key may make today, and how many a day.
-    pub remaining: i64,
-    #[allow(missing_docs)]
-    pub quota: Option<i64>,
-    /// When that was, in seconds since 1970.
-    pub seen: i64,
-}
-
-/// One reading.
+/// The queue, at a glance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Glance {
-    /// Reports that are not sent yet.
+    /// How many reports wait.
     pub waiting: usize,
-    /// The calls that are left.
-    pub left: Vec<Left>,
+    /// What is known of each kind of call that was made.
+    pub calls: Vec<Call>,
 }
 
-/// Reads it; `None` where nothing was ever to be reported.
-#[must_use]
-pub fn glance(paths: &Paths) -> Option<Glance> {
-    let inbox = Spool::<Report>::new(paths.reports()).list().map_or(0, |names| names.len());
-    match read(&paths.report_queue()) {
-        Ok(glance) => Some(Glance { waiting: glance.waiting + inbox, ..glance }),
-        Err(_) if inbox > 0 => Some(Glance { waiting: inbox, left: Vec::new() }),
-        Err(_) => None,
+/// What is known of a kind of call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// As the API names it; `all` for every kind.
+    pub name: String,
+    /// Not before, in seconds since 1970.
+    pub blocked: i64,
+    /// What was left of a day's calls,
+    pub quota: Quota,
+    /// and when, in seconds since 1970.
+    pub seen: Option<i64>,
+}
+
+impl Glance {
+    /// Looks at the queue there. One that is not there is empty.
+    ///
+    /// # Errors
+    /// Whatever SQLite says.
+    pub fn of(path: &Path) -> rusqlite::Result<Self> {
+        if !path.exists() {
+            return Ok(Self::default());
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(path, flags)?;
+        let waiting = db.query_row("SELECT count(*) FROM waiting", [], |row| row.get(0))?;
+        let mut all =
+            db.prepare("SELECT name, blocked, quota, remaining, seen FROM calls ORDER BY name")?;
+        let calls = all.query_map([], |row| {
+            let quota = Quota { limit: row.get(2)?, remaining: row.get(3)? };
+            Ok(Call { name: row.get(0)?, blocked: row.get(1)?, quota, seen: row.get(4)? })
+        })?;
+        let calls = calls.collect::<rusqlite::Result<_>>()?;
+        Ok(Self { waiting, calls })
     }
-}
-
-fn read(path: &Path) -> SqlResult<Glance> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let db = Connection::open_with_flags(path, flags)?;
-    let waiting = db.query_one("SELECT count(*) FROM waiting", [], |row| row.get(0))?;
-    let mut left = db.prepare(
-        "SELECT name, remaining, quota, seen FROM calls \
-         WHERE remaining IS NOT NULL ORDER BY name",
-    )?;
-    let left = left.query_map([], |row| {
-        let seen = row.get::<_, Option<i64>>(3)?.unwrap_or_default();
-        Ok(Left { call: row.get(0)?, remaining: row.get(1)?, quota: row.get(2)?, seen })
-    })?;
-    Ok(Glance { waiting, left: left.collect::<SqlResult<_>>()? })
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::queue::{self, Queue};
     use super::*;
-    use crate::abuseipdb::answer::Quota;
-    use crate::abuseipdb::queue::{Call, Queue};
 
     #[test]
-    fn what_waits_and_what_is_left_is_read_beside_the_worker() {
-        let root = tempfile::tempdir().unwrap();
-        let paths = Paths { state: root.path().to_owned(), ..Paths::default() };
-        assert_eq!(glance(&paths), None, "it never ran");
-        let mut queue = Queue::open(&paths.report_queue()).unwrap();
-        assert_eq!(glance(&paths), Some(Glance::default()));
-        queue.remains(Call::Report, Quota { limit: Some(1000), remaining: Some(990) }, 77).unwrap();
-        queue.block(Call::Check, 99).unwrap();
-        let left = Left { call: "report".to_owned(), remaining: 990, quota: Some(1000), seen: 77 };
-        assert_eq!(glance(&paths), Some(Glance { waiting: 0, left: vec![left] }));
+    fn it_is_what_the_worker_wrote() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("reports.sqlite3");
+        assert_eq!(Glance::of(&path).unwrap(), Glance::default());
+        let mut queue = Queue::open(&path).unwrap();
+        let quota = Quota { limit: Some(1000), remaining: Some(7) };
+        queue.remains(queue::Call::Report, quota, 5).unwrap();
+        queue.block(queue::Call::Check, 99).unwrap();
+        let call =
+            |name: &str, blocked, quota, seen| Call { name: name.to_owned(), blocked, quota, seen };
+        let calls =
+            vec![call("check", 99, Quota::default(), None), call("report", 0, quota, Some(5))];
+        assert_eq!(Glance::of(&path).unwrap(), Glance { waiting: 0, calls });
     }
 }

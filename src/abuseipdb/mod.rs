@@ -13,6 +13,7 @@
 //! - [`api`]: the requests; [`answer`]: what each answer means (pure).
 //! - [`comment`]: what a report says (pure); [`private`]: what it must not say;
 //!   [`public`]: of whom it is.
+//! - [`glance`]: what an operator sees of the queue.
 //! - [`ledger`] and [`log`]: the script's database and log, which people know; [`key`]: the API key;
 //!   [`times`]: points in time as text; [`glance`]: how it all stands, for people.
 

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use super::why::{Protection, explain, is_too_large};
+use super::why::{Protection, Why, explain, is_too_large};
 
 /// How many messages may be on their way to the broker.
 const WINDOW: usize = 64;
@@ -31,8 +31,8 @@ pub(super) enum Event {
     Connected,
     Message { topic: String, payload: Vec<u8> },
     Published(String),
-    SubscribeRefused,
-    Ended { why: String, too_large: bool },
+    SubscribeRefused(Vec<String>),
+    Ended { why: Why, too_large: bool },
 }
 
 #[derive(Debug)]
@@ -49,6 +49,9 @@ pub(super) struct Session {
     handed: VecDeque<Option<String>>,
     /// Sent, by packet identifier.
     sent: HashMap<u16, Option<String>>,
+    /// Topics asked for, in order; those without a packet identifier yet, and those with one.
+    asked: VecDeque<Vec<String>>,
+    asked_as: HashMap<u16, Vec<String>>,
     /// The last time that the broker acknowledged something, or had nothing to.
     progress: Instant,
 }
@@ -78,8 +81,18 @@ impl Session {
             }
         });
         let progress = Instant::now();
-        let (handed, sent) = (VecDeque::new(), HashMap::new());
-        Self { client, protection, greeted: false, events, reader, handed, sent, progress }
+        Self {
+            client,
+            protection,
+            greeted: false,
+            events,
+            reader,
+            handed: VecDeque::new(),
+            sent: HashMap::new(),
+            asked: VecDeque::new(),
+            asked_as: HashMap::new(),
+            progress,
+        }
     }
 
     /// The next thing that happens; safe to drop.
@@ -92,7 +105,7 @@ impl Session {
                 event = self.events.recv() => event,
                 () = sleep_until(deadline), if waits => {
                     let why = "it does not acknowledge what is published".to_owned();
-                    return Event::Ended { why, too_large: false };
+                    return Event::Ended { why: why.into(), too_large: false };
                 }
             };
             if let Some(event) = self.read(event) {
@@ -116,7 +129,9 @@ impl Session {
         let filters =
             topics.iter().map(|topic| SubscribeFilter::new(topic.clone(), QoS::AtLeastOnce));
         // There is room beside a window of messages: one is asked for at a time.
-        let _ = self.client.try_subscribe_many(filters);
+        if self.client.try_subscribe_many(filters).is_ok() {
+            self.asked.push_back(topics.to_vec());
+        }
     }
 
     pub(super) fn room(&self) -> usize {
@@ -133,6 +148,10 @@ impl Session {
 
     pub(super) fn mention(&mut self, topic: String, payload: Vec<u8>) {
         self.send(None, topic, payload, false);
+    }
+
+    pub(super) fn clear(&mut self, name: String, topic: String) {
+        self.send(Some(name), topic, Vec::new(), true);
     }
 
     fn send(&mut self, name: Option<String>, topic: String, payload: Vec<u8>, retain: bool) {
@@ -158,12 +177,21 @@ impl Session {
                 }
                 None
             }
+            Some(Ok(rumqttc::Event::Outgoing(Outgoing::Subscribe(identifier)))) => {
+                if let Some(topics) = self.asked.pop_front() {
+                    self.asked_as.insert(identifier, topics);
+                }
+                None
+            }
             Some(Ok(_)) => None,
             Some(Err(error)) => {
                 let why = explain(&error, self.protection, self.greeted);
                 Some(Event::Ended { why, too_large: is_too_large(&error) })
             }
-            None => Some(Event::Ended { why: "its reader ended".to_owned(), too_large: false }),
+            None => {
+                let why = "its reader ended".to_owned().into();
+                Some(Event::Ended { why, too_large: false })
+            }
         }
     }
 
@@ -180,10 +208,13 @@ impl Session {
                 self.progress = Instant::now();
                 self.sent.remove(&ack.pkid).flatten().map(Event::Published)
             }
-            Packet::SubAck(ack) => ack
-                .return_codes
-                .contains(&SubscribeReasonCode::Failure)
-                .then_some(Event::SubscribeRefused),
+            Packet::SubAck(ack) => {
+                let topics = self.asked_as.remove(&ack.pkid).unwrap_or_default();
+                let answers = topics.into_iter().zip(ack.return_codes);
+                let refused = answers.filter(|(_, code)| *code == SubscribeReasonCode::Failure);
+                let refused: Vec<String> = refused.map(|(topic, _)| topic).collect();
+                (!refused.is_empty()).then_some(Event::SubscribeRefused(refused))
+            }
             _ => None,
         }
     }

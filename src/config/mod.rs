@@ -29,6 +29,12 @@ pub use values::{Broker, Login, Secret, Signing, Topic};
 /// Where the settings are, unless `F2BMQTT_ENV` names another file (as tests do).
 pub const PATH: &str = "/etc/fail2ban/mqtt.env";
 
+/// Where the settings of this process are.
+#[must_use]
+pub fn path() -> PathBuf {
+    std::env::var_os("F2BMQTT_ENV").map_or_else(|| PATH.into(), PathBuf::from)
+}
+
 /// A settings file is a few hundred bytes; beyond this many it is something else.
 const MAX_BYTES: u64 = 64 * 1024;
 
@@ -56,7 +62,7 @@ const KEYS: [&str; 17] = [
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// What the program needs to know about its broker and its place in the fleet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// One broker or several, tried in turn; never empty.
     pub brokers: Vec<Broker>,
@@ -105,6 +111,14 @@ impl fmt::Display for Faults {
 
 impl std::error::Error for Faults {}
 
+impl Faults {
+    /// Line number (0 where no line is to blame) and what is wrong, in the file's order.
+    #[must_use]
+    pub fn list(&self) -> &[(usize, String)] {
+        &self.faults
+    }
+}
+
 impl Config {
     /// Reads the settings of this process: from `F2BMQTT_ENV` or [`PATH`].
     ///
@@ -112,7 +126,7 @@ impl Config {
     /// [`Error::Config`] with every fault of the file, or [`Error::Settings`] where it cannot be
     /// read.
     pub fn load() -> Result<Self, Error> {
-        let path = std::env::var_os("F2BMQTT_ENV").map_or_else(|| PATH.into(), PathBuf::from);
+        let path = path();
         let unread = |source| Error::Settings { path: path.clone(), source };
         let file = File::open(&path).map_err(unread)?;
         let mode = file.metadata().map_err(unread)?.permissions().mode();
@@ -200,11 +214,11 @@ impl Config {
                     login,
                     topic,
                     node,
+                    ha_prefix,
+                    metrics,
                     signing,
                     sharing,
                     never_ban,
-                    ha_prefix,
-                    metrics,
                     warnings,
                 })
             }

@@ -114,8 +114,10 @@ fn render(figures: &Figures) -> String {
         page.gauge("abuseipdb_reports_waiting", "Reports to AbuseIPDB that are not sent yet.");
         page.sample("abuseipdb_reports_waiting", reports.waiting);
         page.gauge("abuseipdb_calls_remaining", "Calls that the key may still make, as told last.");
-        for left in &reports.left {
-            page.with("abuseipdb_calls_remaining", &[("call", &left.call)], left.remaining);
+        for call in &reports.calls {
+            if let Some(remaining) = call.quota.remaining {
+                page.with("abuseipdb_calls_remaining", &[("call", &call.name)], remaining);
+            }
         }
     }
     page.0
@@ -157,18 +159,20 @@ impl Page {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abuseipdb::glance::{Glance, Left};
+    use crate::abuseipdb::answer::Quota;
+    use crate::abuseipdb::glance::{Call, Glance};
     use crate::figures::JailFigures;
     use crate::wire::Jail;
 
     fn figures() -> Figures {
         let jail = Jail::new("sshd").unwrap();
-        let left = Left { call: "report".to_owned(), remaining: 990, quota: Some(1000), seen: 1 };
+        let quota = Quota { limit: Some(1000), remaining: Some(990) };
+        let call = Call { name: "report".to_owned(), blocked: 0, quota, seen: Some(1) };
         Figures {
             since: 1_795_342_588,
             connected: true,
             jails: vec![JailFigures { jail, detected: 3, imported: 40, lifted: 1 }],
-            reports: Some(Glance { waiting: 2, left: vec![left] }),
+            reports: Some(Glance { waiting: 2, calls: vec![call] }),
             ..Figures::default()
         }
     }

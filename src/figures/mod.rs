@@ -6,7 +6,7 @@ pub mod metrics;
 
 use self::homeassistant::{HomeAssistant, Kept};
 use self::metrics::Metrics;
-use crate::abuseipdb::glance::{Glance, glance};
+use crate::abuseipdb::glance::Glance;
 use crate::config::Config;
 use crate::guard::Refusals;
 use crate::memory::Known;
@@ -152,7 +152,10 @@ impl Shown {
             waiting: known.outbox.waiting(),
             traffic: self.traffic,
             refused: known.refused.clone(),
-            reports: self.metrics.as_ref().and_then(|_| glance(&self.paths)),
+            reports: self
+                .metrics
+                .as_ref()
+                .and_then(|_| Glance::of(&self.paths.report_queue()).ok()),
         }
     }
 
