@@ -9,6 +9,11 @@ pub enum Operation {
     Status(StatusArgs),
     /// List what is banned, where, by whom, until when; or say why one address is
     List(ListArgs),
+    /// Watch the fleet as it lives: bans as they come, hosts, jails; q ends it
+    ///
+    /// On a terminal it fills the screen, and is meant to be left open. In a pipe it prints a line for each
+    /// ban, unban and host that comes or goes: time, what, address, jail, host and more, with tabs between.
+    Watch,
     /// Ban addresses on every host that has the jail
     Ban(BanArgs),
     /// Free addresses on every host, whoever banned them

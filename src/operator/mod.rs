@@ -12,6 +12,7 @@ pub mod status;
 pub mod unban;
 pub mod view;
 pub mod visit;
+pub mod watch;
 
 use crate::cli::operator::Operation;
 use crate::error::Error;
@@ -25,6 +26,7 @@ pub fn run(operation: &Operation, paths: &Paths) -> Result<(), Error> {
     match operation {
         Operation::Status(args) => status::run(args.json, paths),
         Operation::List(args) => list::run(args, paths),
+        Operation::Watch => watch::run(),
         Operation::Ban(args) => ban::run(args, paths),
         Operation::Unban(args) => unban::run(args, paths),
         Operation::Forget(args) => forget::run(args),
