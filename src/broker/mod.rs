@@ -175,6 +175,12 @@ impl Link {
         }
     }
 
+    /// Whether the connection ended over a message that is too large.
+    #[must_use]
+    pub fn was_too_large(&self) -> bool {
+        self.discard
+    }
+
     /// Hands a message over, to be sent with QoS 1. It counts once [`Event::Published`] names it;
     /// where there is no room, or the link goes down first, it is to be handed over again.
     pub fn publish(&mut self, name: String, topic: String, payload: Vec<u8>) {
