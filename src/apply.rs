@@ -13,15 +13,18 @@ use crate::fail2ban::{Client, Error};
 use crate::fleet::look::{Look, Pulse, Server};
 use crate::fleet::work::{Step, Work};
 use crate::guard::Refusal;
-use crate::ignored::{Ignored, Names, own_addresses};
+use crate::ignored::{Exempt, Ignored};
 use crate::journal::{self, say};
-use crate::memory::Memory;
+use crate::memory::{Known, Memory};
 use crate::outbox::millis;
 use crate::paths::Paths;
 use crate::wire::{Address, Jail};
 
 /// How often fail2ban is asked whether there is anything to ask.
 const ASK: Duration = Duration::from_secs(2);
+
+/// How often fail2ban is asked whom it is never to ban, although there is nobody to be banned.
+const RECONSIDER: Duration = Duration::from_secs(30);
 
 /// A jail that refuses for less than this may be on its way down or up.
 const TROUBLE: Duration = Duration::from_secs(5);
@@ -36,14 +39,14 @@ pub struct Bell {
     pub news: Notify,
 }
 
-/// Works for ever.
-pub async fn run(memory: Arc<Memory>, bell: Arc<Bell>, paths: Paths) {
+/// Works for ever; `exempt` says whom no jail is to ban.
+pub async fn run(memory: Arc<Memory>, bell: Arc<Bell>, paths: Paths, mut exempt: Exempt) {
     let mut absence = Absence::default();
     loop {
         let error = match Client::connect(&paths.fail2ban).await {
             Ok(client) => {
                 absence = Absence::default();
-                Applier::new(client, &memory, &bell, &paths.fail2ban).serve().await
+                Applier::new(client, &memory, &bell, &paths.fail2ban, &mut exempt).serve().await
             }
             Err(error) => error,
         };
@@ -91,8 +94,10 @@ impl Absence {
         let lately = self.looked.is_some_and(|looked| looked.elapsed() < Self::NOW_AND_THEN);
         if !(lately && version == self.version) {
             (self.version, self.looked) = (version, Some(Instant::now()));
-            let rows = known.database.jails().and_then(|jails| {
-                jails.into_iter().map(|jail| Ok((known.database.all(&jail)?, jail))).collect()
+            let Known { database, guard, .. } = &mut *known;
+            let rows = database.jails().and_then(|jails| {
+                let shared = jails.into_iter().filter(|jail| guard.sharing.has(jail));
+                shared.map(|jail| Ok((database.all(&jail)?, jail))).collect()
             });
             let rows: Vec<(BTreeMap<Address, _>, Jail)> = match rows {
                 Ok(rows) => rows,
@@ -118,13 +123,23 @@ struct Applier<'a> {
     jails: BTreeSet<Jail>,
     /// Jails that refuse, and since when.
     trouble: BTreeMap<Jail, Instant>,
-    names: Names,
+    exempt: &'a mut Exempt,
+    /// Whom each jail is never to ban, as far as that was found out, and when all were last asked.
+    ignored: BTreeMap<Jail, Ignored>,
+    asked: Instant,
 }
 
 impl<'a> Applier<'a> {
-    fn new(client: Client, memory: &'a Memory, bell: &'a Bell, socket: &'a Path) -> Self {
-        let (jails, trouble, names) = (BTreeSet::new(), BTreeMap::new(), Names::default());
-        Self { client, memory, bell, socket, jails, trouble, names }
+    fn new(
+        client: Client,
+        memory: &'a Memory,
+        bell: &'a Bell,
+        socket: &'a Path,
+        exempt: &'a mut Exempt,
+    ) -> Self {
+        let (jails, trouble, ignored) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
+        let asked = Instant::now();
+        Self { client, memory, bell, socket, jails, trouble, exempt, ignored, asked }
     }
 
     /// Serves until fail2ban goes away; answers with how it did.
@@ -140,6 +155,7 @@ impl<'a> Applier<'a> {
     async fn round(&mut self) -> Result<(), Error> {
         let begun = Instant::now();
         self.pulse().await?;
+        self.reconsider().await?;
         while begun.elapsed() < ASK {
             let step = self.memory.know().fleet.next(now());
             if step == Step::Rest {
@@ -172,10 +188,10 @@ impl<'a> Applier<'a> {
             self.memory.know().database.move_to(path);
         }
         if jails != self.jails {
-            let names: Vec<&str> = jails.iter().map(Jail::as_str).collect();
-            say(format_args!("fail2ban answers; jails: {}", names.join(", ")));
+            self.announce(&jails);
         }
         self.jails.clone_from(&jails);
+        let jails = self.memory.know().guard.sharing.of(&jails);
         self.trouble.retain(|_, since| since.elapsed() < 4 * TROUBLE);
         let server = Server { pid: self.client.pid(), started: self.started() };
         let mut known = self.memory.know();
@@ -187,13 +203,52 @@ impl<'a> Applier<'a> {
                 return Ok(());
             }
         };
-        for jail in known.fleet.missing(&jails) {
+        let missing = known.fleet.missing(&jails);
+        for jail in missing {
             // A database that is busy now says nothing, and not that there is nothing.
             if let Ok(rows) = known.database.all(&jail) {
                 known.fleet.absent(&jail, &rows, now());
             }
         }
         known.fleet.pulse(Pulse { server, data_version }, jails, now());
+        Ok(())
+    }
+
+    /// Says which jails fail2ban has, and which of them take part.
+    fn announce(&self, jails: &BTreeSet<Jail>) {
+        let mut known = self.memory.know();
+        let shared = known.guard.sharing.of(jails);
+        let names = |jails: &mut dyn Iterator<Item = &Jail>| {
+            jails.map(Jail::as_str).collect::<Vec<_>>().join(", ")
+        };
+        let alone = names(&mut jails.difference(&shared));
+        let alone = if alone.is_empty() { alone } else { format!("; not shared: {alone}") };
+        say(format_args!("fail2ban answers; jails: {}{alone}", names(&mut shared.iter())));
+        let missing = names(&mut known.guard.sharing.missing(jails).into_iter());
+        if !missing.is_empty() && !jails.is_empty() {
+            known
+                .warn("jails", &format!("MQTT_JAILS names what fail2ban does not have: {missing}"));
+        }
+    }
+
+    /// Now and then, and not only when there is something to ban: a jail whose `ignoreip` changed, or this
+    /// host's network, is looked at whole.
+    async fn reconsider(&mut self) -> Result<(), Error> {
+        if self.asked.elapsed() < RECONSIDER {
+            return Ok(());
+        }
+        self.asked = Instant::now();
+        let shared = self.memory.know().guard.sharing.of(&self.jails);
+        for jail in shared {
+            let before = self.ignored.get(&jail).cloned();
+            match self.ignored(&jail).await {
+                Ok(now) if before.is_some_and(|before| before != now) => {
+                    self.memory.know().fleet.mistrust(&jail);
+                }
+                Ok(_) | Err(Error::Refused { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
         Ok(())
     }
 
@@ -217,11 +272,10 @@ impl<'a> Applier<'a> {
                 self.client.ban(&jail, &addresses(&work)).await?
             }
             Step::Prolong(jail, addresses) => self.client.ban(&jail, &addresses).await?,
-            Step::Refuse(jail, Work { address, host }) => {
+            Step::Refuse(jail, Work { address, host }, because) => {
                 let host = named(host.as_ref());
-                let why = "it is in ignoreip, or this host's own";
-                let text = format!("refused to ban {address} in {jail} for {host}: {why}");
-                self.memory.know().refuse(Refusal::Ignored, &text);
+                let text = format!("refused to ban {address} in {jail} for {host}: {because}");
+                self.memory.know().refuse(because.refusal(), &text);
                 0
             }
             Step::NoSuchJail(jail, Work { address, host }) => {
@@ -291,11 +345,11 @@ impl<'a> Applier<'a> {
     /// Whom a jail is never to ban, asked anew each time: it may have been changed.
     async fn ignored(&mut self, jail: &Jail) -> Result<Ignored, Error> {
         let entries = self.client.ignored(jail).await?;
-        let (mut ignored, names) = Ignored::read(entries.iter().map(String::as_str));
-        for name in names {
-            ignored.extend(self.names.addresses(name).await);
+        let (ignored, wrong) = self.exempt.of(&entries).await;
+        for what in wrong {
+            self.memory.know().warn("ignoreip", &format!("ignoreip of {jail}: {what}"));
         }
-        ignored.extend(own_addresses());
+        self.ignored.insert(jail.clone(), ignored.clone());
         Ok(ignored)
     }
 

@@ -14,14 +14,15 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::abuseipdb;
 use crate::apply::{self, Bell};
 use crate::broker::{Client, Event as LinkEvent, Link};
-use crate::config::{Config, Topic};
+use crate::config::{Config, Topic, bare};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::fleet::snapshot::Publication;
 use crate::fleet::work::Step;
-use crate::fleet::{Fleet, Pace};
-use crate::guard::{self, Refusal, Verdict};
-use crate::journal::{self, say, warn};
+use crate::fleet::{Fleet, Pace, Trouble};
+use crate::guard::{Guard, Kind, Limits, Refusal, Verdict};
+use crate::ignored::Exempt;
+use crate::journal::{self, Inbound, say, warn};
 use crate::lock::{self, Lock, Role};
 use crate::memory::Memory;
 use crate::outbox::{Outbox, millis};
@@ -65,7 +66,8 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let mut watch = daemon.spool.watch()?;
     daemon.scan();
     let (memory, bell) = (Arc::clone(&daemon.memory), Arc::clone(&daemon.bell));
-    let applier = tokio::spawn(apply::run(memory, Arc::clone(&bell), paths.clone()));
+    let applier =
+        tokio::spawn(apply::run(memory, Arc::clone(&bell), paths.clone(), exempt(config)));
     let reporter = tokio::spawn(abuseipdb::service::forever(paths.clone()));
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled();
@@ -96,6 +98,19 @@ fn stop(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
     signal(kind).map_err(Error::Start)
 }
 
+/// What is said of an old message.
+const OLD: &str = "it is old, sent again or by a host whose clock is behind by days";
+
+/// What is said where there is no room.
+const FULL: &str = "no fleet has so many; what was banned stays";
+
+/// What is said of an old part of this host's own.
+const ECHO: &str = "an old part of this host's own came back, and all is published anew; if that \
+                    repeats, another host has this host's name";
+
+/// What is said of a host that talks too much.
+const FAST: &str = "no host has so much to say in a minute; its snapshot counts";
+
 /// What a message is not, and why.
 type Odd = (Refusal, &'static str, String);
 
@@ -113,6 +128,9 @@ struct Daemon {
     machine: String,
     /// When it started, in seconds since 1970.
     since: i64,
+    /// What each host said lately, and how many lines were printed of that.
+    limits: Limits,
+    inbound: Inbound,
 }
 
 impl Daemon {
@@ -120,7 +138,11 @@ impl Daemon {
         let spool = Spool::new(paths.spool());
         let database = Database::new(Some(paths.database.clone()));
         let store = Store::open(&paths.store())?;
-        let fleet = Fleet::new(config.node.clone(), Pace::default(), store.load()?);
+        let mut remembered = store.load()?;
+        remembered.detected.retain(|(jail, _), _| config.sharing.has(jail));
+        let fleet = Fleet::new(config.node.clone(), Pace::default(), remembered);
+        let guard =
+            Guard::new(config.node.clone(), config.signing.is_some(), config.sharing.clone());
         let outbox = Outbox::new(spool.clone(), config.topic.clone());
         let machine = machine();
         // The scripts publish on any topic below the fleet's; what lies deeper is the fleet's own, and
@@ -134,11 +156,13 @@ impl Daemon {
             topic: config.topic.clone(),
             spool,
             link: Link::new(config, Client { id, persistent: true, topics, will }),
-            memory: Arc::new(Memory::new(fleet, outbox, database, store)),
+            memory: Arc::new(Memory::new(fleet, guard, outbox, database, store)),
             bell: Arc::new(Bell::default()),
             parts: VecDeque::new(),
             machine,
             since: now().div_euclid(1000),
+            limits: Limits::default(),
+            inbound: Inbound::default(),
         })
     }
 
@@ -160,6 +184,13 @@ impl Daemon {
                 self.memory.know().fleet.connected(now());
             }
             LinkEvent::Message { topic, payload } => self.message(&topic, &payload),
+            LinkEvent::Refused { topic, refusal } => {
+                let why = match refusal {
+                    Refusal::Unsigned => "it is not signed, and MQTT_SIGNING_KEY is set here",
+                    _ => "it is signed with another key or for another topic, or was changed",
+                };
+                self.refuse(&topic, (refusal, "no message of the fleet", why.to_owned()));
+            }
             LinkEvent::Published(name) => self.memory.know().outbox.published(&name),
             LinkEvent::SubscribeRefused => {
                 let topic = self.topic.below("#");
@@ -171,6 +202,9 @@ impl Daemon {
                     let mut known = self.memory.know();
                     known.outbox.lost();
                     known.fleet.lost();
+                }
+                if self.link.was_too_large() {
+                    self.memory.know().refused.count(Refusal::TooLarge);
                 }
                 self.warn("broker", &format!("no connection to the broker {broker}: {why}"));
             }
@@ -237,49 +271,72 @@ impl Daemon {
             (Some("host"), Some(host), None) => self.presence(host, payload),
             // What else the fleet's hosts may keep there are no events.
             (Some("state" | "host"), ..) => Ok(()),
-            _ => self.event(payload).map_err(|why| (Refusal::Malformed, "no event", why)),
+            _ => self.event(payload),
         };
-        if let Err((refusal, what, why)) = result {
-            let topic: String = topic.escape_debug().take(100).collect();
-            self.memory.know().refuse(refusal, &format!("{what} on the topic {topic}: {why}"));
+        if let Err(odd) = result {
+            self.refuse(topic, odd);
         }
     }
 
-    fn event(&mut self, payload: &[u8]) -> Result<(), String> {
-        let event = Event::parse(payload).map_err(|why| why.to_string())?;
-        say(format_args!(
-            "Inbound: {} {} - ipset {} from {} (Rest:={}, Fails:={})",
-            event.action, event.address, event.jail, event.host, event.restored, event.failures
-        ));
+    fn refuse(&self, topic: &str, (refusal, what, why): Odd) {
+        let topic: String = topic.escape_debug().take(100).collect();
+        self.memory.know().refuse(refusal, &format!("{what} on the topic {topic}: {why}"));
+    }
+
+    fn event(&mut self, payload: &[u8]) -> Result<(), Odd> {
+        const WHAT: &str = "no event";
+        let event = Event::parse(payload).map_err(|why| malformed(WHAT, &why))?;
+        let kind = if event.id.is_some() { Kind::FleetUnban } else { Kind::Event };
+        if self.limits.is_too_fast(&event.host, kind, now()) {
+            return Err((Refusal::TooFast, "too many events", FAST.to_owned()));
+        }
+        self.inbound.say(|| {
+            let Event { action, address, jail, host, restored, failures, .. } = &event;
+            format!(
+                "Inbound: {action} {address} - ipset {jail} from {host} (Rest:={restored}, Fails:={failures})"
+            )
+        });
         self.judge(&event);
         Ok(())
     }
 
     fn judge(&mut self, event: &Event) {
         let mut known = self.memory.know();
-        match guard::judge(event, &self.host, known.fleet.names()) {
+        if known.guard.is_old_event(event, now()) {
+            let Event { action, address, jail, host, .. } = event;
+            let text = format!("refused to {action} {address} in {jail} for {host}: {OLD}");
+            known.refuse(Refusal::Old, &text);
+            return;
+        }
+        match known.guard.judge(event, known.fleet.names()) {
             Verdict::Own => known.fleet.hear_own(event, now()),
-            Verdict::Restored => {}
+            Verdict::Nothing => {}
             // A jail may just have been added: fail2ban is asked before that is said.
-            Verdict::UnknownJail if !event.is_news() => {
+            Verdict::Refuse(Refusal::UnknownJail) if !event.is_news() => {
                 known.refused.count(Refusal::UnknownJail);
-                say(journal::no_such_jail(&event.jail, event.address, &event.host, event.restored));
+                let Event { jail, address, host, restored, .. } = event;
+                self.inbound.say(|| journal::no_such_jail(jail, *address, host, *restored));
             }
-            Verdict::UnknownAction => {
-                known.refused.count(Refusal::UnknownAction);
-                say(format_args!("Unrecognised action {}", event.action));
-            }
-            Verdict::Unbannable => {
-                let (address, host) = (event.address, &event.host);
-                let why = "it is no address of another machine";
-                let text = format!("refused to ban {address} for {host}: {why}");
-                known.refuse(Refusal::Unbannable, &text);
-            }
-            Verdict::Accept | Verdict::UnknownJail => {
+            Verdict::Accept | Verdict::Refuse(Refusal::UnknownJail) => {
                 if !known.fleet.hear(event, now()) {
-                    let text = "no room for more bans of other hosts: one was not taken";
-                    known.refuse(Refusal::TooMany, text);
+                    let Event { action, address, jail, host, .. } = event;
+                    let text =
+                        format!("no room for {action} {address} in {jail} of {host}: {FULL}");
+                    known.refuse(Refusal::TooMany, &text);
                 }
+            }
+            Verdict::Refuse(Refusal::UnknownAction) => {
+                known.refused.count(Refusal::UnknownAction);
+                self.inbound.say(|| format!("Unrecognised action {}", event.action));
+            }
+            Verdict::Refuse(refusal) => {
+                let Event { action, address, jail, host, .. } = event;
+                let why = match refusal {
+                    Refusal::NotShared => "that jail does not take part here",
+                    _ => "it is no address of another machine",
+                };
+                let text = format!("refused to {action} {address} in {jail} for {host}: {why}");
+                known.refuse(refusal, &text);
             }
         }
     }
@@ -293,16 +350,31 @@ impl Daemon {
             .map_err(|_| (Refusal::WrongTopic, WHAT, "it has no number".to_owned()))?;
         let mut known = self.memory.know();
         if payload.is_empty() {
-            known.fleet.hear_cleared(&host, number, now());
+            // Nobody signs that: where it counts, a host is forgotten by an empty part that is signed.
+            if host == self.host || !known.guard.signed {
+                known.fleet.hear_cleared(&host, number, now());
+            }
             return Ok(());
         }
-        let part = Part::parse(payload).map_err(|why| malformed(WHAT, &why))?;
+        if self.limits.is_too_fast(&host, Kind::Part, now()) {
+            return Err((Refusal::TooFast, "too many parts of a snapshot", FAST.to_owned()));
+        }
+        let mut part = Part::parse(payload).map_err(|why| malformed(WHAT, &why))?;
         if part.host != host || part.slice.part() != number {
             let why = "it is another host's, or another part".to_owned();
             return Err((Refusal::WrongTopic, WHAT, why));
         }
-        if let Some(what) = known.fleet.hear_part(&part, now()) {
-            known.warn("part", what);
+        if known.guard.is_old_part(&part, now()) {
+            return Err((Refusal::Old, WHAT, OLD.to_owned()));
+        }
+        known.keep_shared(&mut part);
+        match known.fleet.hear_part(&part, now()) {
+            Some(Trouble::NoRoom) => {
+                let text = format!("no room for all bans of {host}: {FULL}");
+                known.refuse(Refusal::TooMany, &text);
+            }
+            Some(Trouble::OwnAndOld) => known.warn("part", ECHO),
+            None => {}
         }
         Ok(())
     }
@@ -332,6 +404,7 @@ impl Daemon {
     /// Every second: tells systemd that all is well, and looks where no event told it to.
     fn tick(&mut self) {
         let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+        self.inbound.settle();
         let mut known = self.memory.know();
         known.settle();
         known.scan();
@@ -344,6 +417,13 @@ impl Daemon {
 
 fn now() -> i64 {
     millis(SystemTime::now())
+}
+
+/// Whom no message is to ban, as far as the settings say.
+fn exempt(config: &Config) -> Exempt {
+    let brokers = config.brokers.iter().map(|broker| bare(&broker.host).to_owned()).collect();
+    let own = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Exempt::new(config.never_ban.clone(), brokers, own)
 }
 
 /// The host that a topic names.

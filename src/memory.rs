@@ -7,10 +7,11 @@ use std::time::{Instant, SystemTime};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::fleet::{Change, Fleet};
-use crate::guard::{Refusal, Refusals};
+use crate::guard::{Guard, Refusal, Refusals, is_bannable};
 use crate::journal::{self, Limited};
 use crate::outbox::{Outbox, millis};
 use crate::store::Store;
+use crate::wire::{Part, Scope};
 
 /// Guarded by a lock that is only ever held for as long as it takes to look or to write down.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct Known {
     pub outbox: Outbox,
     /// fail2ban's own memory of its bans.
     pub database: Database,
+    /// Judges the fleet's words.
+    pub guard: Guard,
     /// What of the fleet's words was refused.
     pub refused: Refusals,
     store: Store,
@@ -34,9 +37,15 @@ pub struct Known {
 impl Memory {
     /// Puts together what is known.
     #[must_use]
-    pub fn new(fleet: Fleet, outbox: Outbox, database: Database, store: Store) -> Self {
+    pub fn new(
+        fleet: Fleet,
+        guard: Guard,
+        outbox: Outbox,
+        database: Database,
+        store: Store,
+    ) -> Self {
         let (refused, limited) = (Refusals::default(), Limited::default());
-        Self(Mutex::new(Known { fleet, outbox, database, refused, store, limited }))
+        Self(Mutex::new(Known { fleet, outbox, database, guard, refused, store, limited }))
     }
 
     /// Looks at it, or changes it.
@@ -50,8 +59,11 @@ impl Known {
     /// upon.
     pub fn scan(&mut self) {
         let now = millis(SystemTime::now());
-        let Self { fleet, database, .. } = self;
+        let Self { fleet, database, guard, .. } = self;
         let mut decide = |told: &crate::wire::Told| {
+            if !guard.sharing.has(&told.jail) {
+                return Ok(None);
+            }
             let row = || -> rusqlite::Result<_> {
                 let rows = database.rows(&told.jail, &[told.address])?;
                 Ok(database.is_kept().then(|| rows.get(&told.address).copied()))
@@ -76,6 +88,23 @@ impl Known {
         if let Err(error) = result {
             self.warn("store", &error.to_string());
         }
+    }
+
+    /// Takes from a part of a snapshot what no host may ban, and what is of jails that do not take part
+    /// here: that is as it should be, and comes again every few minutes.
+    pub fn keep_shared(&mut self, part: &mut Part) {
+        let Self { guard, refused, .. } = self;
+        part.bans.retain(|ban| {
+            let bannable = is_bannable(ban.address.ip());
+            if !bannable {
+                refused.count(Refusal::Unbannable);
+            }
+            bannable && guard.sharing.has(&ban.jail)
+        });
+        part.unbans.retain(|unban| match &unban.scope {
+            Scope::Every => true,
+            Scope::One(jail) => guard.sharing.has(jail),
+        });
     }
 
     /// Refuses something of the fleet's: counts it, and warns.

@@ -62,6 +62,9 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
     let mut outbox = Outbox::new(spool.clone(), config.topic.clone());
     let mut teller = Teller::new(config.node.clone(), 0);
     let mut decide = |told: &Told| {
+        if !config.sharing.has(&told.jail) {
+            return Ok(None);
+        }
         let row = || -> rusqlite::Result<_> {
             let rows = database.rows(&told.jail, &[told.address])?;
             Ok(database.is_kept().then(|| rows.get(&told.address).copied()))

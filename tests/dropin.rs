@@ -273,7 +273,7 @@ const MESSAGES: [Message; 22] = [
         payload: script!("ban", "sshd", "192.0.2.70", "old", "0"),
         printed: &[
             "Inbound: ban 192.0.2.70 - ipset sshd from old (Rest:=0, Fails:=3)",
-            "refused to ban 192.0.2.70 in sshd for old: it is in ignoreip, or this host's own",
+            "refused to ban 192.0.2.70 in sshd for old: it is in ignoreip",
         ],
     },
     Message {
@@ -281,7 +281,7 @@ const MESSAGES: [Message; 22] = [
         payload: script!("ban", "sshd", "10.213.77.12", "old", "0"),
         printed: &[
             "Inbound: ban 10.213.77.12 - ipset sshd from old (Rest:=0, Fails:=3)",
-            "refused to ban 10.213.77.12 in sshd for old: it is in ignoreip, or this host's own",
+            "refused to ban 10.213.77.12 in sshd for old: it is this host's own",
         ],
     },
     // Ours alone.

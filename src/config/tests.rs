@@ -161,7 +161,8 @@ fn unknown_keys_are_a_warning() {
 #[test]
 fn all_faults_are_told_at_once_without_the_text_of_a_line() {
     let text = "MQTT_USER=fail2ban\nMQTT_PASSWORD=hunter2 hunter2\nMQTT_HOST=mqtt://broker\n\
-                MQTT_PORT=0\nMQTT_NODE=a/b\nMQTT_TOPIC=a/#\nMQTT_JAILS=sshd\nMQTT_TLS=insecure\n";
+                MQTT_PORT=0\nMQTT_NODE=a/b\nMQTT_TOPIC=a/#\nMQTT_JAILS='ss hd; id'\nMQTT_TLS=insecure\n\
+                MQTT_NEVER_BAN=192.0.2.0/24,web.example\n";
     let shown = parse(text).unwrap_err().to_string();
     let expected = "the settings in mqtt.env cannot be used:
   line 2: has more after the value: put a value with blanks in quotes, one setting on a line
@@ -169,9 +170,50 @@ fn all_faults_are_told_at_once_without_the_text_of_a_line() {
   line 4: MQTT_PORT has a port that is no number from 1 to 65535
   line 5: MQTT_NODE must be a name of at most 128 bytes without / + # or control characters
   line 6: MQTT_TOPIC has a + or #, which stand for other topics
-  line 7: MQTT_JAILS is not known to this version
-  line 8: MQTT_TLS must be on or off";
+  line 7: MQTT_JAILS must be names of jails, with commas or blanks between
+  line 8: MQTT_TLS must be on or off
+  line 9: MQTT_NEVER_BAN must be addresses and networks such as 192.0.2.0/24, with commas or blanks between";
     assert_eq!(shown, expected);
+}
+
+#[test]
+fn jails_and_networks_are_lists() {
+    let jail = |name: &str| crate::wire::Jail::new(name).unwrap();
+    let all = parse(GOOD).unwrap();
+    assert!(all.sharing.has(&jail("any")) && all.never_ban.is_empty());
+    let text = "MQTT_JAILS='sshd, web mail'\nMQTT_NEVER_BAN='192.0.2.1 2001:db8::/32,10.0.0.0/8'\n";
+    let some = parse(&format!("{GOOD}{text}")).unwrap();
+    assert!(some.sharing.has(&jail("mail")) && !some.sharing.has(&jail("ftp")));
+    let shown: Vec<_> = some.never_ban.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["192.0.2.1/32", "2001:db8::/32", "10.0.0.0/8"]);
+    let but = parse(&format!("{GOOD}MQTT_NOT_JAILS=ftp\n")).unwrap();
+    assert!(but.sharing.has(&jail("mail")) && !but.sharing.has(&jail("ftp")));
+    let both = format!("{GOOD}MQTT_JAILS=sshd,web\nMQTT_NOT_JAILS=web\n");
+    let shown = parse(&both).unwrap_err().to_string();
+    assert!(shown.ends_with("line 4: MQTT_NOT_JAILS names web, and so does MQTT_JAILS"), "{shown}");
+    for text in ["MQTT_JAILS=,", "MQTT_NOT_JAILS='a\"b'", "MQTT_NEVER_BAN=', '"] {
+        assert!(parse(&format!("{GOOD}{text}\n")).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_signing_key_is_long_and_its_faults_do_not_show_it() {
+    assert!(parse(GOOD).unwrap().signing.is_none());
+    let long = "0123456789abcdef";
+    let config = parse(&format!("{GOOD}MQTT_SIGNING_KEY={long}\n")).unwrap();
+    assert!(!format!("{config:?}").contains(long));
+    assert!(!config.signing.unwrap().accept_unsigned);
+    let text = format!("{GOOD}MQTT_SIGNING_KEY='{long}, x{long}'\nMQTT_ACCEPT_UNSIGNED=yes\n");
+    assert!(parse(&text).unwrap().signing.unwrap().accept_unsigned);
+    let (short, three) = (format!("hunter2,{long}"), format!("{long},{long},{long}"));
+    for value in [&short, &three, "off", "hunter2hunter2,"] {
+        let shown = parse(&format!("{GOOD}MQTT_SIGNING_KEY={value}\n")).unwrap_err().to_string();
+        assert!(shown.ends_with("make one with openssl rand -hex 32"), "{shown}");
+        assert!(!shown.contains("hunter2") && !shown.contains(long), "{shown}");
+    }
+    let shown = parse(&format!("{GOOD}MQTT_ACCEPT_UNSIGNED=no\n")).unwrap_err().to_string();
+    assert!(shown.ends_with("line 3: MQTT_ACCEPT_UNSIGNED is no, and MQTT_SIGNING_KEY is not set"));
+    assert!(parse(&format!("{GOOD}MQTT_ACCEPT_UNSIGNED=off\n")).is_err());
 }
 
 #[test]

@@ -1,7 +1,16 @@
-//! What a value of the settings may be: brokers, port, topic, name and password.
+//! What a value of the settings may be: brokers, port, topic, name and password, lists of jails and of
+//! networks.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv6Addr;
+
+use ipnet::IpNet;
+
+use crate::guard::Refusal;
+use crate::ignored;
+use crate::wire::Jail;
+use crate::wire::seal::{Keys, Seal};
 
 /// The ports of MQTT, without TLS and with it, in IANA's register.
 pub(super) const PLAIN_PORT: u16 = 1883;
@@ -71,6 +80,28 @@ pub struct Login {
     pub password: Secret,
 }
 
+/// How this host's messages are signed, and the others' checked.
+#[derive(Clone, Debug)]
+pub struct Signing {
+    /// The secrets that the fleet shares.
+    pub keys: Keys,
+    /// What is not signed counts, too: some hosts do not sign yet, or run the scripts.
+    pub accept_unsigned: bool,
+}
+
+impl Signing {
+    /// Why a message that came on a topic is not the fleet's, if it is not.
+    #[must_use]
+    pub fn refuses(&self, topic: &str, message: &[u8]) -> Option<Refusal> {
+        match self.keys.check(topic, message) {
+            Seal::Good => None,
+            Seal::Missing if self.accept_unsigned => None,
+            Seal::Missing => Some(Refusal::Unsigned),
+            Seal::Wrong => Some(Refusal::WrongSignature),
+        }
+    }
+}
+
 /// The topic that everything of the fleet is below.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topic(String);
@@ -91,6 +122,12 @@ impl Topic {
             ));
         }
         Ok(Self(text.to_owned()))
+    }
+
+    /// Whether a topic lies below this one.
+    #[must_use]
+    pub fn is_above(&self, topic: &str) -> bool {
+        topic.strip_prefix(&self.0).is_some_and(|rest| rest.starts_with('/'))
     }
 
     /// The topic `name` below this one.
@@ -156,4 +193,46 @@ pub(super) fn credential(text: &str) -> Result<String, String> {
         return Err("is longer than MQTT allows".to_owned());
     }
     Ok(text.to_owned())
+}
+
+/// One secret or, while it is changed, the new and the old one.
+pub(super) fn signing_keys(text: &str) -> Result<Keys, String> {
+    const SHORTEST: usize = 16;
+    let secrets: Vec<&str> = text.split(',').map(str::trim).collect();
+    if secrets.len() > 2 || secrets.iter().any(|secret| secret.chars().count() < SHORTEST) {
+        return Err(format!(
+            "must be a secret of at least {SHORTEST} characters, or new,old while it is changed: make \
+             one with openssl rand -hex 32"
+        ));
+    }
+    Ok(Keys::new(secrets))
+}
+
+pub(super) fn yes(text: &str) -> Result<bool, String> {
+    match text {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err("must be yes or no".to_owned()),
+    }
+}
+
+/// Names of jails, with commas or blanks between.
+pub(super) fn jails(text: &str) -> Result<BTreeSet<Jail>, String> {
+    let jails: Option<BTreeSet<Jail>> = list(text).map(|name| Jail::new(name).ok()).collect();
+    jails
+        .filter(|jails| !jails.is_empty())
+        .ok_or_else(|| "must be names of jails, with commas or blanks between".to_owned())
+}
+
+/// Addresses and networks, with commas or blanks between.
+pub(super) fn networks(text: &str) -> Result<Vec<IpNet>, String> {
+    let networks: Option<Vec<IpNet>> = list(text).map(ignored::network).collect();
+    networks.filter(|networks| !networks.is_empty()).ok_or_else(|| {
+        "must be addresses and networks such as 192.0.2.0/24, with commas or blanks between"
+            .to_owned()
+    })
+}
+
+fn list(text: &str) -> impl Iterator<Item = &str> {
+    text.split([',', ' ', '\t']).filter(|word| !word.is_empty())
 }

@@ -185,14 +185,14 @@ impl Client {
         answer.int().ok_or_else(|| misread("get … bantime"))
     }
 
-    /// What a jail is never to ban: addresses, networks and names, as they were set.
+    /// What a jail is never to ban: addresses, networks, names and `file:`, as they were set.
     ///
     /// # Errors
     /// Any [`Error`].
     pub async fn ignored(&mut self, jail: &Jail) -> Result<Vec<String>, Error> {
         let answer = self.call(&["get", jail.as_str(), "ignoreip"], QUESTION).await?;
         let list = answer.list().ok_or_else(|| misread("get … ignoreip"))?;
-        Ok(list.iter().filter_map(|one| one.text().map(str::to_owned)).collect())
+        Ok(list.iter().flat_map(entries).collect())
     }
 
     /// Bans addresses in a jail; answers how many were not banned before.
@@ -314,6 +314,29 @@ fn ticket(text: &str) -> Option<(Address, i64)> {
     let (_, seconds) = times.split_once(" + ")?;
     let (seconds, _) = seconds.split_once(" = ")?;
     Some((Address::new(address.trim()).ok()?, seconds.trim().parse().ok()?))
+}
+
+/// What one value of `ignoreip` stands for. A file of addresses (since fail2ban 1.1.1) is an object that holds
+/// what it last read, and knows the file's name.
+fn entries(value: &Value) -> Vec<String> {
+    let Value::Object(_, made_of) = value else {
+        return value.text().map(str::to_owned).into_iter().collect();
+    };
+    let mut entries = Vec::new();
+    for part in made_of {
+        match part {
+            Value::Text(text) => entries.push(text.to_string()),
+            Value::List(values) => {
+                entries.extend(values.iter().filter_map(|one| one.text().map(str::to_owned)));
+            }
+            Value::Dict(state) => {
+                let name = state.iter().find(|(key, _)| key.text() == Some("fileName"));
+                entries.extend(name.and_then(|(_, name)| Some(format!("file:{}", name.text()?))));
+            }
+            _ => {}
+        }
+    }
+    entries
 }
 
 fn misread(command: &str) -> Error {

@@ -30,7 +30,7 @@ pub enum Value {
     List(Vec<Value>),
     /// A dictionary, in its order.
     Dict(Vec<(Value, Value)>),
-    /// An object: the name of its class and the texts it was made of.
+    /// An object: the name of its class and what it was made of, with the state that was set on it last.
     Object(Arc<str>, Vec<Value>),
 }
 
@@ -215,7 +215,7 @@ impl Reader<'_> {
     }
 
     /// A class is a text until it is called; called, it is an object that keeps what it was called
-    /// with. State that is set on an object later is read and left out.
+    /// with, and the state that is set on it later.
     fn object(&mut self, opcode: u8) -> Result<(), Unreadable> {
         match opcode {
             b'c' => {
@@ -231,7 +231,15 @@ impl Reader<'_> {
                     _ => Err(Unreadable::Misfit),
                 }
             }
-            b'b' => self.pop().map(drop),
+            b'b' => {
+                let state = self.pop()?;
+                depth(&state, 1)?;
+                match self.stack.last_mut() {
+                    Some(Value::Object(_, made_of)) => made_of.push(state),
+                    _ => return Err(Unreadable::Misfit),
+                }
+                Ok(())
+            }
             _ => {
                 if opcode == 0x92 {
                     self.pop()?; // NEWOBJ_EX: arguments by name

@@ -23,6 +23,10 @@ const ALL_HELD: &str = "80059584000000000000004b005d94288c3a3139322e302e322e3120
 /// `pickle.dumps((0, [('Filter', …), ('Actions', [('Currently banned', 1), ('Total banned', 7), …])]), 5)`
 const JAIL: &str = "8005959e000000000000004b005d94288c0646696c746572945d94288c1043757272656e746c79206661696c6564944b0086948c0c546f74616c206661696c6564944b0386946586948c07416374696f6e73945d94288c1043757272656e746c792062616e6e6564944b0186948c0c546f74616c2062616e6e6564944b0786948c0e42616e6e6564204950206c697374945d948c093139322e302e322e31946186946586946586942e";
 
+/// What `get JAIL ignoreip` answers with a network, a file of addresses (a set with a name, as fail2ban has it
+/// since 1.1.1) that last had one, and a name.
+const IGNORED: &str = "800595b8000000000000004b005d94288c086275696c74696e73948c037374729493948c0c3139322e302e322e302f323494859452948c156661696c3262616e2e7365727665722e6970646e73948c0d46696c654950416464725365749493945d9468038c093139322e302e322e37948594529461859452947d94288c0866696c654e616d65948c152f6574632f6661696c3262616e2f667269656e6473948c055f7365656e944b03756268038c0b7765622e6578616d706c6594859452946586942e";
+
 /// A client whose server answers each request with the next of `replies`, and the requests it got.
 async fn play(replies: Vec<Vec<u8>>) -> (Client, tokio::task::JoinHandle<Vec<Vec<u8>>>) {
     let dir = tempfile::tempdir().unwrap();
@@ -48,6 +52,14 @@ async fn play(replies: Vec<Vec<u8>>) -> (Client, tokio::task::JoinHandle<Vec<Vec
 
 fn reply(hex: &str) -> Vec<u8> {
     [bytes(hex).as_slice(), END].concat()
+}
+
+#[tokio::test]
+async fn files_of_addresses_in_ignoreip_are_known_by_their_name() {
+    let (mut client, _server) = play(vec![reply(IGNORED)]).await;
+    let ignored = client.ignored(&Jail::new("sshd").unwrap()).await.unwrap();
+    let expected = ["192.0.2.0/24", "192.0.2.7", "file:/etc/fail2ban/friends", "web.example"];
+    assert_eq!(ignored, expected);
 }
 
 #[tokio::test]

@@ -45,6 +45,8 @@ pub fn step(facts: Facts) -> Step {
         (true, _, false) => Step::Import,
         // What is held and not marked is this host's own or its operator's, and stays theirs.
         (_, false, _) => Step::Leave,
+        // It was put into `ignoreip`, or became this host's own, since it was imported.
+        (true, true, true) if ignored => Step::Free,
         (true, true, true) => Step::Leave,
         // `unbanip` would delete the host's own history.
         (false, true, true) if ends_soon => Step::Leave,
@@ -65,7 +67,7 @@ mod tests {
             (true, false, false, [Import, Import, Refuse, Leave]),
             (true, true, false, [Import, Import, Refuse, Leave]),
             (true, false, true, [Leave, Leave, Leave, Leave]),
-            (true, true, true, [Leave, Leave, Leave, Leave]),
+            (true, true, true, [Leave, Leave, Free, Leave]),
             (false, false, false, [Leave, Leave, Leave, Leave]),
             (false, true, false, [Forget, Forget, Forget, Leave]),
             (false, false, true, [Leave, Leave, Leave, Leave]),

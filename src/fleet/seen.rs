@@ -11,6 +11,7 @@ use super::reconcile::{self, Step};
 use super::work::Order;
 use super::{Change, Fleet, Key, lease, own, secs};
 use crate::fail2ban::database::Row;
+use crate::ignored::Because;
 use crate::wire::{Address, Ban, Jail};
 
 /// How long before its end an own ban is looked at once more, in seconds.
@@ -343,8 +344,6 @@ impl Fleet {
     pub(super) fn facts(&self, key: &Key, now: i64) -> reconcile::Facts {
         let local = self.jails.get(&key.0);
         let case = local.and_then(|local| Some((local, local.cases.get(&key.1)?)));
-        let ignored =
-            |local: &Local| local.shown.as_ref().is_some_and(|shown| shown.ignored.covers(key.1));
         reconcile::Facts {
             claimed: case.is_some_and(|(local, case)| {
                 self.claimants(key, local, case, now).next().is_some()
@@ -354,9 +353,14 @@ impl Fleet {
             ends_soon: case.is_some_and(|(_, case)| {
                 case.end.is_some_and(|end| end <= now.saturating_add(self.pace.soon))
             }),
-            ignored: local.is_some_and(ignored),
+            ignored: self.ignored(key).is_some(),
             restoring: case.is_some_and(|(_, case)| case.restoring),
         }
+    }
+
+    /// Why an address is never to be banned here, if it is not.
+    pub(super) fn ignored(&self, key: &Key) -> Option<Because> {
+        self.jails.get(&key.0)?.shown.as_ref()?.ignored.covers(key.1)
     }
 
     /// The claims that an import of an address rests on now.

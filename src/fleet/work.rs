@@ -4,6 +4,7 @@
 use super::marks::Mark;
 use super::reconcile::{self, Step as Decision};
 use super::{Change, Fleet, Key, secs};
+use crate::ignored::Because;
 use crate::wire::{Address, Host, Jail};
 
 /// fail2ban makes some 130 bans a second and answers nobody meanwhile.
@@ -38,8 +39,8 @@ pub enum Step {
     Import(Jail, Vec<Work>),
     /// Ban these again, which prolongs them; then [`Fleet::done`].
     Prolong(Jail, Vec<Address>),
-    /// Say that this one is not banned here: it is in `ignoreip`, or this host's own.
-    Refuse(Jail, Work),
+    /// Say that this one is not banned here, and why.
+    Refuse(Jail, Work, Because),
     /// Say that this host has no such jail.
     NoSuchJail(Jail, Work),
     /// Nothing now.
@@ -54,7 +55,7 @@ pub(super) enum Order {
     Obey(Key),
     Import(Jail, Vec<Work>),
     Prolong(Jail, Vec<Address>),
-    Refuse(Jail, Work),
+    Refuse(Jail, Work, Because),
     NoSuchJail(Jail, Work),
 }
 
@@ -168,8 +169,10 @@ impl Fleet {
                 }
                 Decision::Refuse => {
                     self.unmark(&key);
-                    let order = Order::Refuse(jail.clone(), self.work(jail, address));
-                    self.orders.push_back(order);
+                    if let Some(because) = self.ignored(&key) {
+                        let work = self.work(jail, address);
+                        self.orders.push_back(Order::Refuse(jail.clone(), work, because));
+                    }
                 }
                 Decision::Free => free.push(self.work(jail, address)),
                 Decision::Forget => self.unmark(&key),
@@ -191,6 +194,11 @@ impl Fleet {
         if !import.is_empty() {
             self.orders.push_back(Order::Import(jail.clone(), import));
         }
+    }
+
+    /// Whom a jail is never to ban may have changed: with the next pulse all of it is looked at.
+    pub fn mistrust(&mut self, jail: &Jail) {
+        self.look_again(jail);
     }
 
     /// With the next pulse this jail is looked at, whatever that says.
@@ -225,7 +233,7 @@ impl Fleet {
             }
             Order::Import(jail, work) => Step::Import(jail, work),
             Order::Prolong(jail, addresses) => Step::Prolong(jail, addresses),
-            Order::Refuse(jail, work) => Step::Refuse(jail, work),
+            Order::Refuse(jail, work, because) => Step::Refuse(jail, work, because),
             Order::NoSuchJail(jail, work) => Step::NoSuchJail(jail, work),
         }
     }

@@ -1,14 +1,18 @@
-//! Which of the fleet's events this host obeys. Pure: accept, or refuse and say why. [`Refusals`] counts
-//! what was refused.
+//! Which of the fleet's words this host obeys. Pure: accept, or refuse and say why. [`Refusals`] counts what
+//! was refused, [`Limits`] counts what each host says, and [`Sharing`] says which jails take part.
 
+mod limits;
 mod refused;
+mod sharing;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+pub use limits::{Kind, Limits};
 pub use refused::{Refusal, Refusals};
+pub use sharing::Sharing;
 
-use crate::wire::{Action, Event, Host, Jail};
+use crate::wire::{Action, Event, Host, Jail, Part, UnbanId};
 
 /// What is to be done with an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,33 +21,73 @@ pub enum Verdict {
     Accept,
     /// It is this host's own word, come back.
     Own,
-    /// It tells that a ban was restored after a start: nothing new.
-    Restored,
-    /// This host has no such jail.
-    UnknownJail,
-    /// It is neither a ban nor an unban.
-    UnknownAction,
-    /// No host may ban such an address elsewhere.
-    Unbannable,
+    /// It tells nothing new: that a ban was restored after a start, or what this host itself once said of
+    /// a jail that does not take part any more.
+    Nothing,
+    /// It is not obeyed.
+    Refuse(Refusal),
 }
 
-/// Judges an event. `jails` are those that fail2ban has; `None` while that is not known, when
-/// every jail is given the benefit of the doubt.
-#[must_use]
-pub fn judge(event: &Event, me: &Host, jails: Option<&BTreeSet<Jail>>) -> Verdict {
-    // What is meant for the whole fleet this host obeys, too, whoever sent it.
-    if event.host == *me && event.id.is_none() {
-        return Verdict::Own;
+/// **What is old.** Where messages are signed, an old one sent again is signed well. A newer word of its host
+/// makes it count for nothing; but a host that has just started has not heard that yet, or a broker keeps it
+/// back. So an event is refused after two days (one may wait in a queue for one), a part of a snapshot after
+/// thirty: fleet unbans are not remembered for longer. In milliseconds.
+const OLD_EVENT: i64 = 2 * 86_400_000;
+const OLD_PART: i64 = 30 * 86_400_000;
+
+/// Judges what comes from the fleet.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    me: Host,
+    /// Messages are signed.
+    pub signed: bool,
+    /// Which jails take part.
+    pub sharing: Sharing,
+}
+
+impl Guard {
+    /// The guard of a host, in a fleet whose messages are signed or not.
+    #[must_use]
+    pub fn new(me: Host, signed: bool, sharing: Sharing) -> Self {
+        Self { me, signed, sharing }
     }
-    if jails.is_some_and(|jails| !jails.contains(&event.jail)) {
-        return Verdict::UnknownJail;
+
+    /// Whether an event is too old to count; `now` is in milliseconds. A script's has no time.
+    #[must_use]
+    pub fn is_old_event(&self, event: &Event, now: i64) -> bool {
+        let stamp = event.id.as_ref().map_or(event.stamp, UnbanId::made);
+        self.signed && event.host != self.me && stamp > 0 && now.saturating_sub(stamp) > OLD_EVENT
     }
-    match event.action {
-        Action::Ban if event.restored != 0 => Verdict::Restored,
-        Action::Other(_) if event.restored != 0 => Verdict::Restored,
-        Action::Other(_) => Verdict::UnknownAction,
-        Action::Ban if !is_bannable(event.address.ip()) => Verdict::Unbannable,
-        Action::Ban | Action::Unban => Verdict::Accept,
+
+    /// The same of a part of a snapshot.
+    #[must_use]
+    pub fn is_old_part(&self, part: &Part, now: i64) -> bool {
+        self.signed && part.host != self.me && now.saturating_sub(part.stamp) > OLD_PART
+    }
+
+    /// Judges an event. `jails` are those that fail2ban has; `None` while that is not known, when every
+    /// jail is given the benefit of the doubt.
+    #[must_use]
+    pub fn judge(&self, event: &Event, jails: Option<&BTreeSet<Jail>>) -> Verdict {
+        let shared = self.sharing.has(&event.jail);
+        // What is meant for the whole fleet this host obeys, too, whoever sent it.
+        if event.host == self.me && event.id.is_none() {
+            return if shared { Verdict::Own } else { Verdict::Nothing };
+        }
+        // A fleet unban of every jail names one that need not be here.
+        if !shared && !event.every_jail {
+            return Verdict::Refuse(Refusal::NotShared);
+        }
+        if jails.is_some_and(|jails| !jails.contains(&event.jail)) && !event.every_jail {
+            return Verdict::Refuse(Refusal::UnknownJail);
+        }
+        match event.action {
+            Action::Ban if event.restored != 0 => Verdict::Nothing,
+            Action::Other(_) if event.restored != 0 => Verdict::Nothing,
+            Action::Other(_) => Verdict::Refuse(Refusal::UnknownAction),
+            Action::Ban if !is_bannable(event.address.ip()) => Verdict::Refuse(Refusal::Unbannable),
+            Action::Ban | Action::Unban => Verdict::Accept,
+        }
     }
 }
 
@@ -60,6 +104,7 @@ pub fn is_bannable(ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::Slice;
 
     fn event(action: &str, jail: &str, ip: &str, host: &str, restored: i64) -> Event {
         let json = format!(
@@ -68,42 +113,88 @@ mod tests {
         Event::parse(json.as_bytes()).unwrap()
     }
 
+    fn fleet_unban(jail: &str, more: &str) -> Event {
+        let json = format!(
+            r#"{{"action":"unban","ipmset":"{jail}","ip":"203.0.113.9","host":"web1","reason":"fleet","id":"web1-5"{more}}}"#
+        );
+        Event::parse(json.as_bytes()).unwrap()
+    }
+
     #[test]
     fn each_event_has_its_verdict() {
-        use Verdict::{Accept, Own, Restored, Unbannable, UnknownAction, UnknownJail};
+        use Refusal::{NotShared, Unbannable, UnknownAction, UnknownJail};
+        use Verdict::{Accept, Nothing, Own, Refuse};
         let ip = "203.0.113.9";
         let table = [
             (event("ban", "sshd", ip, "web2", 0), Accept),
             (event("unban", "sshd", ip, "web2", 0), Accept),
             (event("unban", "sshd", ip, "web2", 1), Accept),
-            (event("ban", "sshd", ip, "web2", 1), Restored),
+            (event("ban", "sshd", ip, "web2", 1), Nothing),
             (event("ban", "sshd", ip, "web1", 0), Own),
             (event("unban", "ssh", ip, "web1", 0), Own),
-            (event("ban", "ssh", ip, "web2", 0), UnknownJail),
-            (event("ban", "sshd2", ip, "web2", 1), UnknownJail),
-            (event("reban", "sshd", ip, "web2", 0), UnknownAction),
-            (event("reban", "sshd", ip, "web2", 1), Restored),
-            (event("reban", "ssh", ip, "web2", 0), UnknownJail),
+            (event("ban", "ssh", ip, "web2", 0), Refuse(UnknownJail)),
+            (event("ban", "sshd2", ip, "web2", 1), Refuse(UnknownJail)),
+            (event("reban", "sshd", ip, "web2", 0), Refuse(UnknownAction)),
+            (event("reban", "sshd", ip, "web2", 1), Nothing),
+            (event("reban", "ssh", ip, "web2", 0), Refuse(UnknownJail)),
             (event("unban", "sshd", "127.0.0.1", "web2", 0), Accept),
             (event("ban", "sshd", "2001:db8::1", "web2", 0), Accept),
             (event("ban", "sshd", "192.168.1.5", "web2", 0), Accept),
-            (event("ban", "sshd", "127.0.0.1", "web2", 0), Unbannable),
-            (event("ban", "sshd", "::ffff:127.0.0.1", "web2", 0), Unbannable),
-            (event("ban", "sshd", "0.0.0.0", "web2", 0), Unbannable),
-            (event("ban", "sshd", "255.255.255.255", "web2", 0), Unbannable),
-            (event("ban", "sshd", "224.0.0.1", "web2", 0), Unbannable),
-            (event("ban", "sshd", "169.254.1.1", "web2", 0), Unbannable),
-            (event("ban", "sshd", "::", "web2", 0), Unbannable),
-            (event("ban", "sshd", "::1", "web2", 0), Unbannable),
-            (event("ban", "sshd", "fe80::1", "web2", 0), Unbannable),
-            (event("ban", "sshd", "ff02::1", "web2", 0), Unbannable),
+            (event("ban", "mail", ip, "web2", 0), Refuse(NotShared)),
+            (event("unban", "mail", ip, "web2", 0), Refuse(NotShared)),
+            (event("ban", "mail", ip, "web1", 0), Nothing),
+            (fleet_unban("sshd", ""), Accept),
+            (fleet_unban("mail", ""), Refuse(NotShared)),
+            (fleet_unban("mail", r#","jails":"*""#), Accept),
+            (fleet_unban("ssh", r#","jails":"*""#), Accept),
+            (event("ban", "sshd", "127.0.0.1", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "::ffff:127.0.0.1", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "0.0.0.0", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "255.255.255.255", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "224.0.0.1", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "169.254.1.1", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "::", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "::1", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "fe80::1", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "ff02::1", "web2", 0), Refuse(Unbannable)),
         ];
-        let me = Host::new("web1").unwrap();
-        let jails = BTreeSet::from([Jail::new("sshd").unwrap()]);
+        let not = BTreeSet::from([Jail::new("mail").unwrap()]);
+        let guard = Guard::new(Host::new("web1").unwrap(), false, Sharing::new(None, not));
+        let jails = ["sshd", "mail"].map(|jail| Jail::new(jail).unwrap()).into();
         for (event, verdict) in table {
-            assert_eq!(judge(&event, &me, Some(&jails)), verdict, "{event:?}");
+            assert_eq!(guard.judge(&event, Some(&jails)), verdict, "{event:?}");
         }
         let other = event("ban", "ssh", ip, "web2", 0);
-        assert_eq!(judge(&other, &me, None), Accept, "fail2ban is away: it will be asked later");
+        assert_eq!(guard.judge(&other, None), Accept, "fail2ban is away: it will be asked later");
+    }
+
+    #[test]
+    fn what_is_signed_is_old_after_days() {
+        const DAY: i64 = 86_400_000;
+        let now = 1_795_342_588_123;
+        let guard = |signed| Guard::new(Host::new("web1").unwrap(), signed, Sharing::default());
+        let event =
+            |host: &str, stamp| Event { stamp, ..event("ban", "sshd", "192.0.2.1", host, 0) };
+        let part = |stamp| {
+            let (slice, host) = (Slice::new(0, 1).unwrap(), Host::new("web2").unwrap());
+            Part { host, stamp, slice, bans: Vec::new(), unbans: Vec::new() }
+        };
+        let table = [
+            (event("web2", now - DAY), false),
+            (event("web2", now + DAY), false),
+            (event("web2", now - 2 * DAY - 1), true),
+            (event("web2", 0), false),
+            (event("web1", 1), false),
+            (Event { stamp: now, ..fleet_unban("sshd", "") }, false),
+            (Event { host: Host::new("web2").unwrap(), ..fleet_unban("sshd", "") }, true),
+        ];
+        for (event, old) in table {
+            assert_eq!(guard(true).is_old_event(&event, now), old, "{event:?}");
+            assert!(!guard(false).is_old_event(&event, now));
+        }
+        for (stamp, old) in [(now - 29 * DAY, false), (now - 31 * DAY, true), (now + DAY, false)] {
+            assert_eq!(guard(true).is_old_part(&part(stamp), now), old);
+            assert!(!guard(false).is_old_part(&part(stamp), now));
+        }
     }
 }

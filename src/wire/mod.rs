@@ -3,6 +3,7 @@
 //! - [`Event`]: a host banned an address, or freed it.
 //! - [`Part`]: what a host detected and holds now, or a part of that.
 //! - [`Presence`]: that a host is there.
+//! - [`seal`]: the signature that any of these may have.
 //! - [`Told`]: what fail2ban told this host, on its way to an event.
 //!
 //! An event's first seven fields are those of the scripts that this program replaces: their names,
@@ -13,11 +14,12 @@ mod fields;
 mod names;
 mod part;
 mod presence;
+pub mod seal;
 mod told;
 
 pub use event::{Action, Event, Reason};
 pub use fields::Malformed;
-pub use names::{Address, Fnv, Host, Jail, Scope, UnbanId};
+pub use names::{Address, Fnv, Host, Jail, Scope, UnbanId, is_hidden};
 pub use part::{Ban, Listed, MAX_PARTS, Pardon, Part, Slice};
 pub use presence::{Presence, State};
 pub use told::Told;

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use f2bmqtt::fleet::look::{Look, Pulse, Server};
 use f2bmqtt::fleet::work::{Step, Work};
 use f2bmqtt::fleet::{Change, Fleet, Key, Pace, Remembered};
-use f2bmqtt::guard::{self, Verdict};
+use f2bmqtt::guard::{Guard, Sharing, Verdict};
 use f2bmqtt::notify::Call;
 use f2bmqtt::wire::{Address, Event, Host as Name, Jail, Part, Presence, Told};
 
@@ -160,7 +160,8 @@ impl Host {
             }
             _ => {
                 let event = Event::parse(payload.as_bytes()).unwrap();
-                match guard::judge(&event, &self.me, fleet.names()) {
+                let guard = Guard::new(self.me.clone(), false, Sharing::default());
+                match guard.judge(&event, fleet.names()) {
                     Verdict::Own => fleet.hear_own(&event, now),
                     Verdict::Accept => assert!(fleet.hear(&event, now)),
                     _ => {}
