@@ -20,10 +20,10 @@ use crate::fail2ban::database::Database;
 use crate::figures::Shown;
 use crate::fleet::snapshot::Publication;
 use crate::fleet::work::Step;
-use crate::fleet::{Fleet, Pace};
-use crate::guard::{Guard, Refusal, Verdict};
+use crate::fleet::{Fleet, Pace, Trouble};
+use crate::guard::{Guard, Kind, Limits, Refusal, Verdict};
 use crate::ignored::Exempt;
-use crate::journal::{self, say, warn};
+use crate::journal::{self, Inbound, say, warn};
 use crate::lock::{self, Lock, Role};
 use crate::memory::Memory;
 use crate::outbox::{Outbox, millis};
@@ -105,6 +105,16 @@ fn stop(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
 /// What is said of an old message.
 const OLD: &str = "it is old, sent again or by a host whose clock is behind by days";
 
+/// What is said where there is no room.
+const FULL: &str = "no fleet has so many; what was banned stays";
+
+/// What is said of an old part of this host's own.
+const ECHO: &str = "an old part of this host's own came back, and all is published anew; if that \
+                    repeats, another host has this host's name";
+
+/// What is said of a host that talks too much.
+const FAST: &str = "no host has so much to say in a minute; its snapshot counts";
+
 /// What a message is not, and why.
 type Odd = (Refusal, &'static str, String);
 
@@ -123,6 +133,9 @@ struct Daemon {
     /// When it started, in seconds since 1970.
     since: i64,
     shown: Shown,
+    /// What each host said lately, and how many lines were printed of that.
+    limits: Limits,
+    inbound: Inbound,
 }
 
 impl Daemon {
@@ -157,6 +170,8 @@ impl Daemon {
             machine,
             since,
             shown,
+            limits: Limits::default(),
+            inbound: Inbound::default(),
         })
     }
 
@@ -203,6 +218,9 @@ impl Daemon {
                     let mut known = self.memory.know();
                     known.outbox.lost();
                     known.fleet.lost();
+                }
+                if self.link.was_too_large() {
+                    self.memory.know().refused.count(Refusal::TooLarge);
                 }
                 self.warn("broker", &format!("no connection to the broker {broker}: {why}"));
             }
@@ -273,7 +291,7 @@ impl Daemon {
             (Some("host"), Some(host), None) => self.presence(host, payload),
             // What else the fleet's hosts may keep there are no events.
             (Some("state" | "host"), ..) => Ok(()),
-            _ => self.event(payload).map_err(|why| (Refusal::Malformed, "no event", why)),
+            _ => self.event(payload),
         };
         if let Err(odd) = result {
             self.refuse(topic, odd);
@@ -285,16 +303,23 @@ impl Daemon {
         self.memory.know().refuse(refusal, &format!("{what} on the topic {topic}: {why}"));
     }
 
-    fn event(&mut self, payload: &[u8]) -> Result<(), String> {
-        let event = Event::parse(payload).map_err(|why| why.to_string())?;
+    fn event(&mut self, payload: &[u8]) -> Result<(), Odd> {
+        const WHAT: &str = "no event";
+        let event = Event::parse(payload).map_err(|why| malformed(WHAT, &why))?;
         if event.action.as_str() == CHECK {
             return Ok(());
         }
         self.shown.traffic.events += 1;
-        say(format_args!(
-            "Inbound: {} {} - ipset {} from {} (Rest:={}, Fails:={})",
-            event.action, event.address, event.jail, event.host, event.restored, event.failures
-        ));
+        let kind = if event.id.is_some() { Kind::FleetUnban } else { Kind::Event };
+        if self.limits.is_too_fast(&event.host, kind, now()) {
+            return Err((Refusal::TooFast, "too many events", FAST.to_owned()));
+        }
+        self.inbound.say(|| {
+            let Event { action, address, jail, host, restored, failures, .. } = &event;
+            format!(
+                "Inbound: {action} {address} - ipset {jail} from {host} (Rest:={restored}, Fails:={failures})"
+            )
+        });
         self.judge(&event);
         Ok(())
     }
@@ -313,17 +338,20 @@ impl Daemon {
             // A jail may just have been added: fail2ban is asked before that is said.
             Verdict::Refuse(Refusal::UnknownJail) if !event.is_news() => {
                 known.refused.count(Refusal::UnknownJail);
-                say(journal::no_such_jail(&event.jail, event.address, &event.host, event.restored));
+                let Event { jail, address, host, restored, .. } = event;
+                self.inbound.say(|| journal::no_such_jail(jail, *address, host, *restored));
             }
             Verdict::Accept | Verdict::Refuse(Refusal::UnknownJail) => {
                 if !known.fleet.hear(event, now()) {
-                    let text = "no room for more bans of other hosts: one was not taken";
-                    known.refuse(Refusal::TooMany, text);
+                    let Event { action, address, jail, host, .. } = event;
+                    let text =
+                        format!("no room for {action} {address} in {jail} of {host}: {FULL}");
+                    known.refuse(Refusal::TooMany, &text);
                 }
             }
             Verdict::Refuse(Refusal::UnknownAction) => {
                 known.refused.count(Refusal::UnknownAction);
-                say(format_args!("Unrecognised action {}", event.action));
+                self.inbound.say(|| format!("Unrecognised action {}", event.action));
             }
             Verdict::Refuse(refusal) => {
                 let Event { action, address, jail, host, .. } = event;
@@ -352,6 +380,9 @@ impl Daemon {
             }
             return Ok(());
         }
+        if self.limits.is_too_fast(&host, Kind::Part, now()) {
+            return Err((Refusal::TooFast, "too many parts of a snapshot", FAST.to_owned()));
+        }
         let mut part = Part::parse(payload).map_err(|why| malformed(WHAT, &why))?;
         self.shown.traffic.parts += 1;
         if part.host != host || part.slice.part() != number {
@@ -362,8 +393,13 @@ impl Daemon {
             return Err((Refusal::Old, WHAT, OLD.to_owned()));
         }
         known.keep_shared(&mut part);
-        if let Some(what) = known.fleet.hear_part(&part, now()) {
-            known.warn("part", what);
+        match known.fleet.hear_part(&part, now()) {
+            Some(Trouble::NoRoom) => {
+                let text = format!("no room for all bans of {host}: {FULL}");
+                known.refuse(Refusal::TooMany, &text);
+            }
+            Some(Trouble::OwnAndOld) => known.warn("part", ECHO),
+            None => {}
         }
         Ok(())
     }
@@ -393,6 +429,7 @@ impl Daemon {
     /// Every second: tells systemd that all is well, and looks where no event told it to.
     fn tick(&mut self) {
         let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+        self.inbound.settle();
         let mut known = self.memory.know();
         known.settle();
         known.scan();
@@ -411,7 +448,7 @@ fn now() -> i64 {
 }
 
 /// Whom no message is to ban, as far as the settings say.
-fn exempt(config: &Config) -> Exempt {
+pub(crate) fn exempt(config: &Config) -> Exempt {
     let brokers = config.brokers.iter().map(|broker| bare(&broker.host).to_owned()).collect();
     let own = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Exempt::new(config.never_ban.clone(), brokers, own)

@@ -93,6 +93,40 @@ impl Limited {
     }
 }
 
+/// Prints a line for each message that comes, as log watchers know it, but not without end: the journal
+/// would drop other lines for it.
+#[derive(Debug, Default)]
+pub struct Inbound {
+    since: Option<Instant>,
+    lines: u32,
+}
+
+impl Inbound {
+    const WINDOW: Duration = Duration::from_secs(10);
+    const LINES: u32 = 3_000;
+
+    /// Prints a line, or counts it.
+    pub fn say(&mut self, line: impl FnOnce() -> String) {
+        self.since.get_or_insert_with(Instant::now);
+        self.lines = self.lines.saturating_add(1);
+        if self.lines <= Self::LINES {
+            say(line());
+        }
+    }
+
+    /// Says how many lines were not printed.
+    pub fn settle(&mut self) {
+        if self.since.is_none_or(|since| since.elapsed() < Self::WINDOW) {
+            return;
+        }
+        let more = self.lines.saturating_sub(Self::LINES);
+        if more > 0 {
+            warn(format_args!("{more} more lines on what came were not printed"));
+        }
+        *self = Self::default();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -68,6 +68,12 @@ impl Paths {
         self.run.join("f2bmqtt.prom")
     }
 
+    /// Which bans an operator made.
+    #[must_use]
+    pub fn by_hand(&self) -> PathBuf {
+        self.state.join("by-hand.sqlite3")
+    }
+
     /// Held by whoever reports.
     #[must_use]
     pub fn report_lock(&self) -> PathBuf {

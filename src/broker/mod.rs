@@ -177,6 +177,12 @@ impl Link {
         }
     }
 
+    /// Whether the connection ended over a message that is too large.
+    #[must_use]
+    pub fn was_too_large(&self) -> bool {
+        self.discard
+    }
+
     /// Hands a message over, to be sent with QoS 1. It counts once [`Event::Published`] names it;
     /// where there is no room, or the link goes down first, it is to be handed over again.
     pub fn publish(&mut self, name: String, topic: String, payload: Vec<u8>) {
@@ -202,10 +208,12 @@ impl Link {
         }
     }
 
-    /// Takes away what the broker keeps on a topic. It counts as [`publish`](Self::publish) does.
-    pub fn clear(&mut self, name: String, topic: String) {
+    /// Hands over what the broker is to keep on a topic, or nothing where it is to keep nothing any more.
+    /// It counts as [`publish`](Self::publish) does.
+    pub fn replace(&mut self, name: String, topic: String, payload: Vec<u8>) {
         if let State::Up { session, since: Some(_) } = &mut self.state {
-            session.clear(name, topic);
+            let payload = self.config.sign(&topic, payload);
+            session.replace(name, topic, payload);
         }
     }
 

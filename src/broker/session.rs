@@ -1,13 +1,14 @@
 //! One connection to one broker, from its first packet to its end.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rumqttc::{
     AsyncClient, ConnectionError, MqttOptions, Outgoing, Packet, QoS, SubscribeFilter,
     SubscribeReasonCode,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
@@ -16,9 +17,10 @@ use super::why::{Protection, Why, explain, is_too_large};
 /// How many messages may be on their way to the broker.
 const WINDOW: usize = 64;
 
-/// How many packets may wait between the socket and the rest of the program. Beyond that, and only
-/// then, the socket is left unread.
+/// How many packets may wait between the socket and the rest of the program, and of how many bytes in all.
+/// Beyond that, and only then, the socket is left unread.
 const QUEUE: usize = 10_000;
+const QUEUE_BYTES: usize = 32 * 1024 * 1024;
 
 /// A broker that has not acknowledged a message for so long will not.
 const ACKNOWLEDGE: Duration = Duration::from_secs(15);
@@ -35,6 +37,8 @@ pub(super) enum Event {
     Ended { why: Why, too_large: bool },
 }
 
+type Read = Result<rumqttc::Event, ConnectionError>;
+
 #[derive(Debug)]
 pub(super) struct Session {
     client: AsyncClient,
@@ -43,7 +47,7 @@ pub(super) struct Session {
     greeted: bool,
     /// From the task that reads the socket, which does nothing else: whatever the rest of the
     /// program waits for, a broker never sees its messages pile up.
-    events: mpsc::Receiver<Result<rumqttc::Event, ConnectionError>>,
+    events: mpsc::Receiver<(Read, OwnedSemaphorePermit)>,
     reader: JoinHandle<()>,
     /// Handed over to rumqttc, in order; it has given them no packet identifier yet.
     handed: VecDeque<Option<String>>,
@@ -71,11 +75,15 @@ impl Session {
         network.set_tcp_nodelay(true);
         poll.set_network_options(network);
         let (sender, events) = mpsc::channel(QUEUE);
+        let room = Arc::new(Semaphore::new(QUEUE_BYTES));
         let reader = tokio::spawn(async move {
             loop {
                 let event = poll.poll().await;
                 let last = event.is_err();
-                if sender.send(event).await.is_err() || last {
+                let Ok(taken) = Arc::clone(&room).acquire_many_owned(bytes(&event)).await else {
+                    return;
+                };
+                if sender.send((event, taken)).await.is_err() || last {
                     return;
                 }
             }
@@ -150,8 +158,8 @@ impl Session {
         self.send(None, topic, payload, false);
     }
 
-    pub(super) fn clear(&mut self, name: String, topic: String) {
-        self.send(Some(name), topic, Vec::new(), true);
+    pub(super) fn replace(&mut self, name: String, topic: String, payload: Vec<u8>) {
+        self.send(Some(name), topic, payload, true);
     }
 
     fn send(&mut self, name: Option<String>, topic: String, payload: Vec<u8>, retain: bool) {
@@ -168,29 +176,29 @@ impl Session {
         self.client.try_disconnect().is_ok()
     }
 
-    fn read(&mut self, event: Option<Result<rumqttc::Event, ConnectionError>>) -> Option<Event> {
+    fn read(&mut self, event: Option<(Read, OwnedSemaphorePermit)>) -> Option<Event> {
+        let Some((event, _taken)) = event else {
+            let why = "its reader ended".to_owned().into();
+            return Some(Event::Ended { why, too_large: false });
+        };
         match event {
-            Some(Ok(rumqttc::Event::Incoming(packet))) => self.incoming(packet),
-            Some(Ok(rumqttc::Event::Outgoing(Outgoing::Publish(identifier)))) => {
+            Ok(rumqttc::Event::Incoming(packet)) => self.incoming(packet),
+            Ok(rumqttc::Event::Outgoing(Outgoing::Publish(identifier))) => {
                 if let Some(name) = self.handed.pop_front() {
                     self.sent.insert(identifier, name);
                 }
                 None
             }
-            Some(Ok(rumqttc::Event::Outgoing(Outgoing::Subscribe(identifier)))) => {
+            Ok(rumqttc::Event::Outgoing(Outgoing::Subscribe(identifier))) => {
                 if let Some(topics) = self.asked.pop_front() {
                     self.asked_as.insert(identifier, topics);
                 }
                 None
             }
-            Some(Ok(_)) => None,
-            Some(Err(error)) => {
+            Ok(_) => None,
+            Err(error) => {
                 let why = explain(&error, self.protection, self.greeted);
                 Some(Event::Ended { why, too_large: is_too_large(&error) })
-            }
-            None => {
-                let why = "its reader ended".to_owned().into();
-                Some(Event::Ended { why, too_large: false })
             }
         }
     }
@@ -218,4 +226,13 @@ impl Session {
             _ => None,
         }
     }
+}
+
+/// About how many bytes a packet takes while it waits.
+fn bytes(event: &Read) -> u32 {
+    let length = match event {
+        Ok(rumqttc::Event::Incoming(Packet::Publish(publish))) => publish.payload.len(),
+        _ => 0,
+    };
+    u32::try_from(length.min(QUEUE_BYTES)).unwrap_or(u32::MAX)
 }

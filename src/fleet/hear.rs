@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::claims::{Said, Word};
 use super::look::Detection;
 use super::remember::Slot;
-use super::{Change, Fleet, Key, MAX_HOSTS, MAX_WORDS, TIDY, secs};
+use super::{Change, Fleet, Key, MAX_HOSTS, MAX_JAILS, MAX_OF_HOST, MAX_WORDS, TIDY, secs};
 use crate::fail2ban::database::Row;
 use crate::wire::{
-    Action, Address, Ban, Event, Host, Pardon, Part, Reason, Scope, Slice, Told, UnbanId,
+    Action, Address, Ban, Event, Host, Jail, Pardon, Part, Reason, Scope, Slice, Told, UnbanId,
 };
 
 /// An own event that comes back later than this is an old one; in milliseconds.
@@ -17,6 +17,15 @@ const FRESH: i64 = 60_000;
 /// A claim by a host that runs the scripts: it begins when it is heard.
 pub(super) fn script(host: Host, since: i64) -> Said {
     Said { host, stamp: 0, ban: Some(Ban { start: since, bantime: 0 }), unbans: None }
+}
+
+/// What is wrong with a part of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// There is no room for all of it.
+    NoRoom,
+    /// It is this host's own, and not what this host said last.
+    OwnAndOld,
 }
 
 fn boxed(unbans: &[UnbanId]) -> Option<Box<[UnbanId]>> {
@@ -30,8 +39,9 @@ impl Fleet {
         if let (Some(Reason::Fleet), Some(id)) = (event.reason, &event.id) {
             let scope =
                 if event.every_jail { Scope::Every } else { Scope::One(event.jail.clone()) };
+            let room = self.unbans.has_room(event.address);
             self.pardon(&Pardon { scope, address: event.address, id: id.clone() }, now);
-            return true;
+            return room;
         }
         if event.stamp <= 0 {
             return self.hear_script(event, &key, now);
@@ -48,6 +58,7 @@ impl Fleet {
             Action::Other(_) => return true,
         };
         self.branches.found(&event.host, now);
+        let news = ban.is_some() || self.said(&key, &event.host).is_some();
         let (host, stamp, unbans) = (event.host.clone(), event.stamp, boxed(&event.unbans));
         if !self.say(&key, Said { host, stamp, ban, unbans }) {
             return false;
@@ -56,31 +67,36 @@ impl Fleet {
             origin.heard(event.stamp, now);
         }
         self.end_lift(&key, &event.host);
-        self.queue(&key);
+        if news {
+            self.queue(&key);
+        }
         true
     }
 
     /// **Scripts**: their words have no stamp, and count in the order in which they come.
     fn hear_script(&mut self, event: &Event, key: &Key, now: i64) -> bool {
-        let heard = match event.action {
+        match event.action {
             Action::Ban => {
                 let since = secs(now);
+                if !self.say(key, script(event.host.clone(), since)) {
+                    return false;
+                }
                 self.change(Change::Script(key.clone(), event.host.clone(), Some(since)));
-                self.say(key, script(event.host.clone(), since))
+                self.queue(key);
             }
             Action::Unban => {
-                self.unsay(key, |said| said.is_script() && said.host == event.host);
-                true
+                if self.unsay(key, |said| said.is_script() && said.host == event.host) {
+                    self.queue(key);
+                }
             }
-            Action::Other(_) => true,
-        };
-        self.queue(key);
-        heard
+            Action::Other(_) => {}
+        }
+        true
     }
 
     /// Takes a part of another host's snapshot, or of this host's own, which came back. Answers what is
     /// wrong with it, if anything.
-    pub fn hear_part(&mut self, part: &Part, now: i64) -> Option<&'static str> {
+    pub fn hear_part(&mut self, part: &Part, now: i64) -> Option<Trouble> {
         if part.host == self.me {
             if self.teller.said_before(part.stamp, now) {
                 self.snapshots.outdated();
@@ -88,10 +104,10 @@ impl Fleet {
             let heard = Some((part.slice, part.stamp));
             let old = self.snapshots.heard(part.slice.part(), heard, now, &self.pace);
             self.branches.heard(&part.host, true, now);
-            return old.then_some("an old part of this host's own came back, and all is published anew; if that repeats, another host has this host's name");
+            return old.then_some(Trouble::OwnAndOld);
         }
         if !self.branches.found(&part.host, now) || !self.has_room_for(&part.host) {
-            return Some("no room for more hosts");
+            return Some(Trouble::NoRoom);
         }
         let origin = self.origins.entry(part.host.clone()).or_default();
         origin.heard(part.stamp, now);
@@ -136,7 +152,7 @@ impl Fleet {
         for pardon in &part.unbans {
             self.pardon(pardon, now);
         }
-        (!room).then_some("no room for more bans")
+        (!room).then_some(Trouble::NoRoom)
     }
 
     fn hear_listed(&mut self, key: &Key, part: &Part, ban: Ban, unbans: &[UnbanId]) -> bool {
@@ -161,7 +177,7 @@ impl Fleet {
         &mut self,
         part: &Part,
         covered: &[Address],
-        listed: &BTreeSet<(&crate::wire::Jail, Address)>,
+        listed: &BTreeSet<(&Jail, Address)>,
     ) {
         let jails: Vec<_> = self.jails.keys().cloned().collect();
         for &address in covered {
@@ -335,6 +351,8 @@ impl Fleet {
             });
             self.queue(&key);
         }
+        // Of jails that are not here nothing is left with their last claim.
+        self.jails.retain(|_, local| !local.is_empty());
         let (jails, pace) = (&self.jails, &self.pace);
         let listed = |address: Address, scope: &Scope, id: &UnbanId| {
             jails.iter().filter(|(jail, _)| scope.covers(jail)).any(|(_, local)| {
@@ -351,22 +369,28 @@ impl Fleet {
 
     /// Puts a word in the place of its host's last. Answers `false` where there is no room for it.
     pub(super) fn say(&mut self, key: &Key, said: Said) -> bool {
-        if !said.is_script() && !self.has_room_for(&said.host) {
-            return false;
-        }
-        let case = self.jails.entry(key.0.clone()).or_default().cases.entry(key.1).or_default();
         let same =
             |other: &&mut Said| other.host == said.host && other.is_script() == said.is_script();
-        if let Some(last) = case.said.iter_mut().find(same) {
+        let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
+        let others = case.as_ref().map_or(0, |case| case.said.len());
+        if let Some(last) = case.and_then(|case| case.said.iter_mut().find(same)) {
             *last = said;
             return true;
         }
-        if self.words >= MAX_WORDS || case.said.len() >= MAX_HOSTS {
+        if self.words >= MAX_WORDS || others >= MAX_HOSTS || !self.has_room_in(&key.0) {
             return false;
         }
         if !said.is_script() {
-            self.origins.entry(said.host.clone()).or_default().addresses.insert(key.1);
+            if !self.has_room_for(&said.host) {
+                return false;
+            }
+            let origin = self.origins.entry(said.host.clone()).or_default();
+            if origin.addresses.len() >= MAX_OF_HOST && !origin.addresses.contains(&key.1) {
+                return false;
+            }
+            origin.addresses.insert(key.1);
         }
+        let case = self.jails.entry(key.0.clone()).or_default().cases.entry(key.1).or_default();
         // Most addresses are one host's, and there are many.
         case.said.reserve_exact(1);
         case.said.push(said);
@@ -383,12 +407,20 @@ impl Fleet {
         if let (true, Some(last)) = (case.said.is_empty() && case.mark.is_some(), gone.last()) {
             self.unsaid.insert(key.clone(), last.host.clone());
         }
+        if case.is_empty() {
+            local.cases.remove(&key.1);
+        }
         for said in &gone {
             if said.is_script() {
                 self.change(Change::Script(key.clone(), said.host.clone(), None));
             }
         }
         !gone.is_empty()
+    }
+
+    fn has_room_in(&self, jail: &Jail) -> bool {
+        let known = self.jails.contains_key(jail) || self.jails.len() < MAX_JAILS;
+        known || self.names.as_ref().is_some_and(|names| names.contains(jail))
     }
 
     fn has_room_for(&self, host: &Host) -> bool {

@@ -119,6 +119,11 @@ pub(super) struct Shown {
 }
 
 impl Local {
+    /// Whether nothing is known of it: it was not looked at, and nobody says anything of it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.shown.is_none() && self.cases.is_empty() && self.own.is_empty() && self.told.is_empty()
+    }
+
     /// How long the jail bans, once that is known.
     pub(super) fn bantime(&self) -> Option<i64> {
         self.shown.as_ref().map(|shown| shown.bantime)

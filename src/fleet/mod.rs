@@ -37,6 +37,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use branches::Branches;
 use claims::{Origin, Said};
+pub use hear::Trouble;
 use lifts::Lifts;
 use look::{Case, Detection, Local, Pulse};
 use remember::Slot;
@@ -48,10 +49,12 @@ use unbans::Unbans;
 use crate::figures::JailFigures;
 use crate::wire::{Address, Host, Jail, Presence, State};
 
-/// The most words of other hosts that are kept in mind, on one address, and the most hosts; no honest
-/// fleet comes near.
-const MAX_WORDS: usize = 500_000;
+/// The most words of other hosts that are kept in mind, of one host, and on one address; and the most hosts
+/// and jails. An honest fleet has 100,000 in all.
+const MAX_WORDS: usize = 250_000;
+const MAX_OF_HOST: usize = 100_000;
 const MAX_HOSTS: usize = 1_000;
+const MAX_JAILS: usize = 500;
 
 /// How often words that no longer matter are forgotten; in milliseconds.
 const TIDY: i64 = 30_000;

@@ -284,6 +284,48 @@ fn a_full_disk_stops_no_ban_and_is_written_when_there_is_room() {
 }
 
 #[test]
+fn what_means_nothing_here_leaves_nothing() {
+    use Action::{Ban as B, Unban as U};
+    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    // Jails without end, and unbans of what nobody bans.
+    let in_jail = |n: usize, action| Event {
+        jail: Jail::new(&format!("jail{n}")).unwrap(),
+        ..event(action, "old1", 0)
+    };
+    assert!((0..500).all(|n| fleet.hear(&in_jail(n, B), NOW)));
+    assert!(!fleet.hear(&in_jail(500, B), NOW), "no fleet has so many jails");
+    assert_eq!((fleet.jails.len(), fleet.changes.len(), fleet.queue.len()), (500, 500, 500));
+    for n in 0..1_000 {
+        assert!(fleet.hear(&in_jail(n, U), NOW));
+    }
+    fleet.tidied = 0;
+    fleet.tidy(NOW);
+    assert_eq!((fleet.jails.len(), fleet.words, fleet.queue.len()), (0, 0, 500));
+    for n in 0..999 {
+        let address = address(&format!("198.18.{}.{}", n / 256, n % 256));
+        assert!(fleet.hear(&Event { address, ..event(U, "web1", 10) }, NOW));
+        assert!(fleet.hear(&Event { address, ..event(U, "old1", 0) }, NOW));
+    }
+    assert_eq!(fleet.queue.len(), 500, "nothing is to be done for them");
+    fleet.tidied = 0;
+    fleet.tidy(NOW);
+    assert_eq!(fleet.words, 0, "and nothing is kept of what was said long ago");
+}
+
+#[test]
+fn one_host_does_not_take_the_room_of_all() {
+    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    let origin = fleet.origins.entry(host("web1")).or_default();
+    let ip = |n: u32| address(&std::net::Ipv4Addr::from(0xc612_0000 + n).to_string());
+    origin.addresses.extend((0..100_000).map(ip));
+    let ban = |from, n| Event { address: ip(n), ..event(Action::Ban, from, 10) };
+    assert!(!fleet.hear(&ban("web1", 100_001), NOW));
+    assert!(fleet.hear(&ban("web1", 7), NOW));
+    assert!(fleet.hear(&ban("web2", 100_001), NOW));
+    assert_eq!(fleet.hear_part(&part("web1", 20, &["203.0.113.1"]), NOW), Some(Trouble::NoRoom));
+}
+
+#[test]
 fn there_is_an_end_to_what_is_kept() {
     let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
     let mut hears =

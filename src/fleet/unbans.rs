@@ -42,13 +42,19 @@ impl Unbans {
         self.count += 1;
     }
 
+    /// Whether there is room for one more of an address.
+    pub(super) fn has_room(&self, address: Address) -> bool {
+        let of = self.known.get(&address).map_or(0, Vec::len);
+        self.count < MAX_UNBANS && of < MAX_OF_ONE
+    }
+
     /// Hears of one; `None` if it is known already, too old or too many. `now` is in milliseconds.
     pub(super) fn hear(&mut self, pardon: &Pardon, now: i64, pace: &Pace) -> Option<Change> {
         const DAY: i64 = 86_400_000;
         let age = now.saturating_sub(pardon.id.made());
         let of = self.known.get(&pardon.address);
         let known = of.into_iter().flatten().any(|u| u.id == pardon.id && u.scope == pardon.scope);
-        let full = self.count >= MAX_UNBANS || of.is_some_and(|of| of.len() >= MAX_OF_ONE);
+        let full = !self.has_room(pardon.address);
         if known || full || age > pace.keep_unbans * 1000 || age < -DAY {
             return None;
         }

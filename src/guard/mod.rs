@@ -1,12 +1,14 @@
 //! Which of the fleet's words this host obeys. Pure: accept, or refuse and say why. [`Refusals`] counts what
-//! was refused; [`Sharing`] says which jails take part.
+//! was refused, [`Limits`] counts what each host says, and [`Sharing`] says which jails take part.
 
+mod limits;
 mod refused;
 mod sharing;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+pub use limits::{Kind, Limits};
 pub use refused::{Refusal, Refusals};
 pub use sharing::Sharing;
 

@@ -5,7 +5,7 @@ use std::fmt;
 use serde_json::Value;
 
 use super::fields::{Fields, Malformed};
-use super::{Address, Host, Jail, UnbanId};
+use super::{Address, Host, Jail, UnbanId, is_hidden};
 
 /// The largest event that is read, in bytes. Ours are below 400 where they carry no fleet unbans; a
 /// script's, below 300.
@@ -36,7 +36,7 @@ impl Action {
             "ban" => Self::Ban,
             "unban" => Self::Unban,
             other => Self::Other(
-                other.chars().take(32).map(|c| if c.is_control() { '?' } else { c }).collect(),
+                other.chars().take(32).map(|c| if is_hidden(c) { '?' } else { c }).collect(),
             ),
         }
     }

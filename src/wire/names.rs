@@ -5,6 +5,21 @@ use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+/// Whether a character has no place in a name or a log: it does something instead of being seen (Unicode's
+/// control and format characters, line ends, and what is invisible or turns the text around).
+#[must_use]
+pub fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
+            | '\u{890}'..='\u{891}' | '\u{8e2}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+            | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}'
+            | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{10ffff}')
+}
+
 /// A jail's name, as fail2ban has it: exact, 1 to 128 bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Jail(Arc<str>);
@@ -18,7 +33,7 @@ impl Jail {
     /// # Errors
     /// A sentence's end that says what a jail's name must be.
     pub fn new(text: &str) -> Result<Self, String> {
-        let odd = |c: char| c.is_control() || c.is_whitespace() || "\"'\\,`$<>|&;".contains(c);
+        let odd = |c: char| is_hidden(c) || c.is_whitespace() || "\"'\\,`$<>|&;".contains(c);
         if text.is_empty() || text.len() > Self::MAX || text.contains(odd) {
             let max = Self::MAX;
             return Err(format!(
@@ -53,7 +68,7 @@ impl Host {
     /// # Errors
     /// A sentence's end that says what a host's name must be.
     pub fn new(text: &str) -> Result<Self, String> {
-        let odd = |c: char| c.is_control() || "/+#".contains(c);
+        let odd = |c: char| is_hidden(c) || "/+#".contains(c);
         if text.is_empty() || text.len() > Self::MAX || text.contains(odd) {
             let max = Self::MAX;
             return Err(format!(
@@ -230,6 +245,18 @@ impl fmt::Display for Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_has_only_what_is_seen() {
+        for name in ["web1", "grün", "ホスト", "a b", "🐘", "Ωmega"] {
+            assert!(Host::new(name).is_ok(), "{name}");
+        }
+        for hidden in ['\u{202e}', '\u{200b}', '\u{feff}', '\u{2028}', '\u{85}', '\0', '\u{e0041}']
+        {
+            assert!(Host::new(&format!("web{hidden}1")).is_err(), "{hidden:?}");
+            assert!(Jail::new(&format!("ss{hidden}hd")).is_err(), "{hidden:?}");
+        }
+    }
 
     #[test]
     fn the_hash_is_fnv_1a() {

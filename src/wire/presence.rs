@@ -11,8 +11,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::Jail;
 use super::fields::{Fields, Malformed};
+use super::{Jail, is_hidden};
 
 /// The largest presence that is read, in bytes, and the most jails and reasons in it.
 const MAX_PRESENCE: usize = 32 * 1024;
@@ -121,7 +121,7 @@ impl Presence {
 
 /// What is for people alone: short, and to be shown as it is.
 fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(32).collect()
+    text.chars().filter(|c| !is_hidden(*c)).take(32).collect()
 }
 
 /// A later version may have more reasons: of those that look alike when shown, the counts add up.
