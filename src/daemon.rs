@@ -420,7 +420,7 @@ fn now() -> i64 {
 }
 
 /// Whom no message is to ban, as far as the settings say.
-fn exempt(config: &Config) -> Exempt {
+pub(crate) fn exempt(config: &Config) -> Exempt {
     let brokers = config.brokers.iter().map(|broker| bare(&broker.host).to_owned()).collect();
     let own = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Exempt::new(config.never_ban.clone(), brokers, own)

@@ -2,9 +2,12 @@
 
 mod support;
 
+use std::path::Path;
+use std::process::Command;
+
 use serde_json::{Value, json};
 use support::reports::{jail_reports, reports_to_hub, taken};
-use support::{Host, Rig, eventually};
+use support::{Host, Rig, SOON, becomes, eventually};
 
 const README: &str = include_str!("../README.md");
 
@@ -38,6 +41,20 @@ fn masked(text: &str) -> String {
         words.join(" ")
     };
     text.trim().lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A status without the counts that are told once a minute: what is held for others, and refused.
+fn counted(status: &str) -> String {
+    let status = masked(status);
+    let known = status.split("\n\nREFUSED BY").next().unwrap();
+    let line = |line: &str| {
+        let mut words: Vec<&str> = line.split(' ').collect();
+        if words.get(1) == Some(&"online") {
+            words[5] = "*";
+        }
+        words.join(" ")
+    };
+    known.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// What a command prints on a terminal.
@@ -101,7 +118,7 @@ fn the_fleet_is_seen_from_any_host() {
     let rig = fleet();
     attacked(&rig);
     let (web1, web2, db1) = (rig.host("web1"), rig.host("web2"), rig.host("db1"));
-    assert_eq!(masked(&on_terminal(web1, "f2bmqtt status")), shown("f2bmqtt status"));
+    assert_eq!(counted(&on_terminal(web1, "f2bmqtt status")), counted(&shown("f2bmqtt status")));
     let host = |name: &str, jails: &[&str], bans: usize| {
         json!({
             "host": name, "state": "online", "since": "*", "version": "1.0.0", "jails": jails, "bans": bans,
@@ -201,8 +218,8 @@ fn what_the_operator_does_the_fleet_obeys() {
     let refused = [
         ("ban web 203.0.113.0/24", "203.0.113.0/24 is none"),
         ("ban web 127.0.0.1", "is no address of another machine"),
-        ("ban web 10.213.77.12", "is this host's own address"),
-        ("ban web 10.213.77.11", "is the broker's address"),
+        ("ban web 10.213.77.12", "it is this host's own"),
+        ("ban web 10.213.77.11", "it is the broker's"),
         ("ban nope 203.0.113.31", "has no jail nope"),
         ("ban web 198.51.100.{1..11}", "Ban 11 addresses on every host? Nothing was done"),
         ("unban 198.51.100.{1..11}", "Free 11 addresses on every host? Nothing was done"),
@@ -212,7 +229,7 @@ fn what_the_operator_does_the_fleet_obeys() {
         assert!(said.contains(what), "{arguments}: {said}");
     }
     let lockout = "SSH_CONNECTION='203.0.113.31 4711 10.213.77.12 22' f2bmqtt ban web 203.0.113.31";
-    assert!(web1.try_sh(lockout).unwrap_err().contains("you would lock yourself out"));
+    assert!(web1.try_sh(lockout).unwrap_err().contains("would lock yourself out"));
 
     // Own bans of two hosts, and an operator's.
     db1.sh("fail2ban-client set both banip 203.0.113.9");
@@ -257,6 +274,109 @@ fn what_the_operator_does_the_fleet_obeys() {
         .host("hub")
         .sh("mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'blacklist/#' -W 1 -F %t; true");
     assert!(left.contains("blacklist/host/web1") && !left.contains("web2"), "{left}");
+}
+
+/// A terminal of this machine, in which a command runs on a host.
+struct Terminal(String);
+
+impl Terminal {
+    fn open(host: Host<'_>, command: &str) -> Self {
+        let terminal = Self(format!("f2bmqtt-{}", host.rig("ip")));
+        let inside = format!("TERM=screen NO_COLOR=1 {command}; echo over; stty -a; sleep 600");
+        terminal.tmux(&["new-session", "-d", "-x", "80", "-y", "24", &host.by_hand(&inside)]);
+        terminal
+    }
+
+    fn tmux(&self, arguments: &[&str]) -> String {
+        let out = Command::new("tmux").args(["-L", &self.0]).args(arguments).output().unwrap();
+        assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    /// Waits until the screen is so; answers it.
+    fn shows(&self, what: &str, so: impl Fn(&str) -> bool) -> String {
+        let mut screen = String::new();
+        let seen = becomes(SOON, || {
+            screen = self.tmux(&["capture-pane", "-p"]);
+            so(&screen)
+        });
+        assert!(seen, "{what}:\n{screen}");
+        screen
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = Command::new("tmux").args(["-L", &self.0, "kill-server"]).output();
+    }
+}
+
+#[test]
+fn the_fleet_is_watched_as_it_lives() {
+    let rig = Rig::fleet(&["web1", "web2"]);
+    let (web1, web2) = (rig.host("web1"), rig.host("web2"));
+    web1.sh("systemd-run -q -u lines -p StandardOutput=append:/root/lines f2bmqtt watch");
+    let terminal = Terminal::open(web1, "f2bmqtt watch");
+    terminal.shows("it begins", |screen| screen.contains("2 hosts, 2 online; 0 bans"));
+    web2.attack("auth", &["203.0.113.9"]);
+    terminal.shows("a ban comes", |screen| {
+        screen.contains("ban     203.0.113.9      sshd           web2             for 10m")
+            && screen.contains("┌ 1 bans in the last minute, at most 1 a second ")
+    });
+    terminal.shows("it is counted", |screen| {
+        screen.contains("│ web2                 online        1")
+            && screen.contains("│ sshd                      1")
+    });
+    web2.sh("systemctl stop f2bmqttsub");
+    let screen = terminal.shows("a host goes", |screen| {
+        screen.contains("│ web2                 offline       1") && screen.contains("offline")
+    });
+    let lines: Vec<&str> = screen.lines().collect();
+    assert!(
+        lines.len() == 24 && lines[23].starts_with('└') && lines[23].ends_with('┘'),
+        "{screen}"
+    );
+    terminal.tmux(&["resize-window", "-x", "60", "-y", "20"]);
+    terminal.shows("it fits another size", |screen| {
+        let wide = screen.lines().nth(2).is_some_and(|line| line.ends_with('┐'));
+        wide && screen.lines().nth(19).is_some_and(|line| line.ends_with('┘'))
+    });
+    rig.host("hub").sh("systemctl stop mosquitto");
+    terminal.shows("the broker is away", |screen| screen.contains("no connection to the broker"));
+    rig.host("hub").sh("systemctl start mosquitto");
+    terminal.shows("it is back", |screen| screen.contains("broker 10.213.77.11:1883"));
+    terminal.tmux(&["send-keys", "C-c"]);
+    // The screen is as it was, and the terminal takes lines again.
+    terminal.shows("it is over", |screen| {
+        screen.contains("over") && screen.contains(" icanon") && !screen.contains('│')
+    });
+    let lines = web1.sh("cat /root/lines");
+    let ban = lines.lines().find(|line| line.contains("\tban\t")).unwrap();
+    assert_eq!(
+        ban.split('\t').skip(1).collect::<Vec<_>>(),
+        ["ban", "203.0.113.9", "sshd", "web2", "for 10m"]
+    );
+    assert!(lines.lines().any(|line| line.ends_with("\toffline\t\t\tweb2\t")), "{lines}");
+}
+
+#[test]
+fn twenty_thousand_bans_take_little_time_and_memory() {
+    let rig = Rig::fleet(&["web1"]);
+    let (web1, hub) = (rig.host("web1"), rig.host("hub"));
+    web1.sh("systemctl stop f2bmqttsub");
+    hub.push(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/far.py"), "/root/far.py");
+    println!("{}", hub.sh("python3 /root/far.py 40 500"));
+    let run = "import resource, subprocess, sys, time
+started = time.monotonic()
+ended = subprocess.run([\"f2bmqtt\", *sys.argv[1:]], stdout=subprocess.PIPE)
+print(round(time.monotonic() - started, 2), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, len(ended.stdout))";
+    for command in ["status --json", "list", "list --json", "list 10.0.5.9"] {
+        let measured = web1.sh(&format!("python3 -c '{run}' {command}"));
+        println!("{command}: seconds, KiB, bytes: {measured}");
+        let numbers: Vec<f64> = measured.split(' ').map(|number| number.parse().unwrap()).collect();
+        assert!(numbers[1] < 20.0 * 1024.0, "{command}: {measured}");
+    }
+    assert_eq!(web1.sh("f2bmqtt list | wc -l"), "20001");
 }
 
 #[test]

@@ -199,10 +199,12 @@ impl Link {
         }
     }
 
-    /// Takes away what the broker keeps on a topic. It counts as [`publish`](Self::publish) does.
-    pub fn clear(&mut self, name: String, topic: String) {
+    /// Hands over what the broker is to keep on a topic, or nothing where it is to keep nothing any more.
+    /// It counts as [`publish`](Self::publish) does.
+    pub fn replace(&mut self, name: String, topic: String, payload: Vec<u8>) {
         if let State::Up { session, since: Some(_) } = &mut self.state {
-            session.clear(name, topic);
+            let payload = self.config.sign(&topic, payload);
+            session.replace(name, topic, payload);
         }
     }
 

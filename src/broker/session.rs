@@ -139,8 +139,8 @@ impl Session {
         self.send(None, topic, payload, true);
     }
 
-    pub(super) fn clear(&mut self, name: String, topic: String) {
-        self.send(Some(name), topic, Vec::new(), true);
+    pub(super) fn replace(&mut self, name: String, topic: String, payload: Vec<u8>) {
+        self.send(Some(name), topic, payload, true);
     }
 
     fn send(&mut self, name: Option<String>, topic: String, payload: Vec<u8>, retain: bool) {

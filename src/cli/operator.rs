@@ -143,7 +143,7 @@ pub struct UnbanArgs {
         snapshot.\n\nWhat it alone had detected then ends on the other hosts. A host that comes back \
         publishes all anew.",
     after_help = "JSON, one object:\n  \
-        host, topics                        how many topics were cleared\n  \
+        host\n  \
         bans                                how many bans it alone had made"
 )]
 pub struct ForgetArgs {

@@ -2,12 +2,10 @@
 //! was attacked for; and says who does. It is never reported to AbuseIPDB: nobody detected anything.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tokio::net::lookup_host;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::ask;
 use super::clock::span;
@@ -18,11 +16,11 @@ use super::visit::Visit;
 use crate::abuseipdb::by_hand::Notes;
 use crate::abuseipdb::service::now;
 use crate::cli::operator::BanArgs;
-use crate::config::{self, Config};
+use crate::config::Config;
+use crate::daemon;
 use crate::error::Error;
 use crate::fail2ban::Client;
 use crate::guard::is_bannable;
-use crate::ignored::own_addresses;
 use crate::journal::say;
 use crate::paths::Paths;
 use crate::runtime;
@@ -58,11 +56,11 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
                 "fail2ban here has no jail {jail}; it has: {names}"
             )));
         }
+        if !config.sharing.has(&jail) {
+            return Err(Error::Undone(format!("{jail} does not take part here: see MQTT_JAILS")));
+        }
         if !args.yes {
-            let protected = Protected::look(&mut fail2ban, &jail, &config).await?;
-            for address in &addresses {
-                protected.refuse(*address)?;
-            }
+            refuse(&config, &mut fail2ban, &jail, &addresses).await?;
         }
         ask::about_many("Ban", &addresses, args.yes)?;
         let ban = Ban { jail, me: config.node.clone() };
@@ -80,49 +78,28 @@ fn not_told(me: &Host) -> Error {
     Error::Undone(format!("{me} has not told the fleet yet: journalctl -u f2bmqttsub says why"))
 }
 
-/// Whom to ban would do more harm than good.
-struct Protected {
-    own: Vec<IpAddr>,
-    client: Option<IpAddr>,
-    broker: Vec<IpAddr>,
-    ignored: Vec<String>,
-    jail: Jail,
-}
-
-impl Protected {
-    async fn look(fail2ban: &mut Client, jail: &Jail, config: &Config) -> Result<Self, Error> {
-        let ignored = fail2ban.ignored(jail).await?;
-        let mut broker = Vec::new();
-        for one in &config.brokers {
-            let found =
-                timeout(Duration::from_secs(2), lookup_host((config::bare(&one.host), one.port)));
-            if let Ok(Ok(found)) = found.await {
-                broker.extend(found.map(|address| address.ip().to_canonical()));
-            }
-        }
-        let client = ask::client(std::env::var("SSH_CONNECTION").ok().as_deref());
-        Ok(Self { own: own_addresses(), client, broker, ignored, jail: jail.clone() })
-    }
-
-    /// Refuses what should not be banned without a second thought.
-    fn refuse(&self, address: Address) -> Result<(), Error> {
-        let ip = address.ip();
-        let what = if self.own.contains(&ip) {
-            "this host's own address".to_owned()
-        } else if self.client == Some(ip) {
-            "where you are connected from: you would lock yourself out".to_owned()
-        } else if self.broker.contains(&ip) {
-            "the broker's address: the fleet would lose it".to_owned()
-        } else if crate::ignored::Ignored::read(self.ignored.iter().map(String::as_str))
-            .0
-            .covers(address)
-        {
-            format!("in the ignoreip of {}", self.jail)
+/// Refuses whom to ban would do more harm than good.
+async fn refuse(
+    config: &Config,
+    fail2ban: &mut Client,
+    jail: &Jail,
+    addresses: &[Address],
+) -> Result<(), Error> {
+    let (exempt, _) = daemon::exempt(config).of(&fail2ban.ignored(jail).await?).await;
+    let client = ask::client(std::env::var("SSH_CONNECTION").ok().as_deref());
+    for address in addresses {
+        let why = if client == Some(address.ip()) {
+            Some("you are connected from it, and would lock yourself out".to_owned())
         } else {
-            return Ok(());
+            exempt.covers(*address).map(|because| because.to_string())
         };
-        Err(Error::Undone(format!("{address} is {what}. Nothing was done: say so with --yes")))
+        if let Some(why) = why {
+            return Err(Error::Undone(format!(
+                "{address} is not to be banned: {why}. Nothing was done: say so with --yes"
+            )));
+        }
     }
+    Ok(())
 }
 
 /// What fail2ban made of one address.

@@ -1,7 +1,7 @@
 //! `f2bmqtt forget`: takes what a host that is gone for good left on the broker: its presence and its
 //! snapshot. What it alone banned then ends on the others.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
 
@@ -13,8 +13,9 @@ use crate::cli::operator::ForgetArgs;
 use crate::config::Config;
 use crate::error::Error;
 use crate::journal::say;
+use crate::outbox::millis;
 use crate::runtime;
-use crate::wire::Host;
+use crate::wire::{Host, Part, Slice};
 
 /// What the broker took is heard within moments.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -41,8 +42,8 @@ pub fn run(args: &ForgetArgs) -> Result<(), Error> {
         }
         let bans = visit.view().banned(now());
         let alone = bans.iter().filter(|ban| ban.origin == host && ban.also.is_empty()).count();
-        let topics = topics(&host, member);
-        visit.publish(&topics).await?;
+        let farewell = farewell(&host, member, millis(SystemTime::now()));
+        visit.publish(&farewell).await?;
         let until = Instant::now() + PATIENCE;
         while visit.view().hosts().contains_key(&host) {
             if visit.listen(until).await?.is_none() {
@@ -56,9 +57,7 @@ pub fn run(args: &ForgetArgs) -> Result<(), Error> {
         }
         visit.end().await;
         if args.json {
-            out::print_json(
-                &json!({ "host": host.as_str(), "topics": topics.len(), "bans": alone }),
-            );
+            out::print_json(&json!({ "host": host.as_str(), "bans": alone }));
         } else {
             let bans = count(alone, "ban");
             say(out::shown(&format!(
@@ -75,13 +74,25 @@ fn unknown(host: &Host, view: &View) -> Error {
     Error::Undone(format!("the broker has nothing of {host}; it knows: {}", out::shown(&known)))
 }
 
-/// Everything of a host, part 0 last: without that one it counts as forgotten.
-fn topics(host: &Host, member: &Member) -> Vec<Message> {
-    let mut numbers: Vec<u32> = member.numbers().collect();
+/// First a word in the host's name that it holds nothing: that can be signed, and an empty payload cannot.
+/// Then everything is cleared, part 0 last: without that one it counts as forgotten.
+fn farewell(host: &Host, member: &Member, millis: i64) -> Vec<Message> {
+    let stamp = millis.max(member.stamp().unwrap_or(0).saturating_add(1));
+    let part = Slice::new(0, 1).map(|slice| Part {
+        host: host.clone(),
+        stamp,
+        slice,
+        bans: Vec::new(),
+        unbans: Vec::new(),
+    });
+    let nothing = part.map(|part| Message::Keep(format!("state/{host}/0"), part.encode()));
+    let mut numbers: Vec<u32> = member.numbers().filter(|number| *number > 0).collect();
     numbers.sort_unstable_by_key(|number| std::cmp::Reverse(*number));
+    numbers.push(0);
     let parts = numbers.into_iter().map(|number| format!("state/{host}/{number}"));
-    let presence = member.presence().map(|_| format!("host/{host}"));
-    presence.into_iter().chain(parts).map(Message::Clear).collect()
+    let topics = [format!("host/{host}")].into_iter().chain(parts);
+    let clear = topics.map(|topic| Message::Keep(topic, String::new()));
+    nothing.into_iter().chain(clear).collect()
 }
 
 #[cfg(test)]
@@ -89,17 +100,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_of_a_host_is_cleared_and_part_0_last() {
+    fn a_host_holds_nothing_and_then_all_of_it_is_cleared_part_0_last() {
         let (mut view, host) = (View::default(), Host::new("web3").unwrap());
         view.hear("host/web3", br#"{"v":1,"state":"offline"}"#);
         for n in [0, 1, 7] {
             let parts = if n == 7 { 8 } else { 2 };
-            let part = format!(r#"{{"v":1,"host":"web3","stamp":5,"part":{n},"parts":{parts}}}"#);
+            let part = format!(r#"{{"v":1,"host":"web3","stamp":50,"part":{n},"parts":{parts}}}"#);
             view.hear(&format!("state/web3/{n}"), part.as_bytes());
         }
-        let expected = ["host/web3", "state/web3/7", "state/web3/1", "state/web3/0"];
-        let expected = expected.map(|topic| Message::Clear(topic.to_owned()));
-        assert_eq!(topics(&host, &view.hosts()[&host]), expected);
+        let nothing =
+            r#"{"v":1,"host":"web3","stamp":51,"part":0,"parts":1,"bans":[],"unbans":[]}"#;
+        let expected = [
+            ("state/web3/0", nothing),
+            ("host/web3", ""),
+            ("state/web3/7", ""),
+            ("state/web3/1", ""),
+            ("state/web3/0", ""),
+        ];
+        let expected =
+            expected.map(|(topic, text)| Message::Keep(topic.to_owned(), text.to_owned()));
+        assert_eq!(farewell(&host, &view.hosts()[&host], 49), expected);
         assert!(unknown(&host, &view).to_string().ends_with("it knows: web3"));
     }
 }

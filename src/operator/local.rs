@@ -1,6 +1,6 @@
 //! What this host itself knows, without the broker: its service, its fail2ban, what waits here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -9,8 +9,10 @@ use tokio::time::timeout;
 
 use crate::abuseipdb::glance::Glance;
 use crate::abuseipdb::report::Report;
+use crate::config::Config;
+use crate::daemon;
 use crate::fail2ban::Client;
-use crate::ignored::{Ignored, Names};
+use crate::ignored::Because;
 use crate::lock::{self, Role};
 use crate::paths::Paths;
 use crate::spool::Spool;
@@ -62,13 +64,14 @@ fn started(process: &Path) -> Option<i64> {
 /// Why it does not say.
 pub async fn jails(paths: &Paths) -> Result<BTreeSet<Jail>, String> {
     let ask = async { Client::connect(&paths.fail2ban).await?.jails().await };
-    patiently(ask).await
+    patiently(PATIENCE, ask).await
 }
 
 async fn patiently<T>(
+    patience: Duration,
     ask: impl Future<Output = Result<T, crate::fail2ban::Error>>,
 ) -> Result<T, String> {
-    match timeout(PATIENCE, ask).await {
+    match timeout(patience, ask).await {
         Ok(answer) => answer.map_err(|error| error.to_string()),
         Err(_) => Err("fail2ban is busy".to_owned()),
     }
@@ -81,8 +84,10 @@ pub struct Here {
     pub jails: BTreeSet<Jail>,
     /// Those in which it bans the address.
     pub banned: BTreeSet<Jail>,
-    /// Those in which it is never to be banned here.
-    pub ignored: BTreeSet<Jail>,
+    /// Those in which it is never to be banned here, and why.
+    pub exempt: BTreeMap<Jail, Because>,
+    /// Those that do not take part, by the settings.
+    pub apart: BTreeSet<Jail>,
     /// Whose bans of it this host's operator lifted, and in which jail.
     pub lifted: BTreeSet<(Jail, Host)>,
 }
@@ -92,7 +97,8 @@ impl Here {
     ///
     /// # Errors
     /// Why fail2ban does not say.
-    pub async fn look(paths: &Paths, address: Address) -> Result<Self, String> {
+    pub async fn look(config: &Config, paths: &Paths, address: Address) -> Result<Self, String> {
+        let mut exempt = daemon::exempt(config);
         let ask = async {
             let mut client = Client::connect(&paths.fail2ban).await?;
             let mut here = Self { jails: client.jails().await?, ..Self::default() };
@@ -100,26 +106,18 @@ impl Here {
                 if !client.held(&jail, &[address]).await?.is_empty() {
                     here.banned.insert(jail.clone());
                 }
-                if is_ignored(&client.ignored(&jail).await?, address).await {
-                    here.ignored.insert(jail);
+                if !config.sharing.has(&jail) {
+                    here.apart.insert(jail.clone());
                 }
+                let (ignored, _) = exempt.of(&client.ignored(&jail).await?).await;
+                here.exempt.extend(ignored.covers(address).map(|because| (jail, because)));
             }
             Ok(here)
         };
-        let mut here = patiently(ask).await?;
+        let mut here = patiently(2 * PATIENCE, ask).await?;
         here.lifted = lifted(&paths.store(), address).unwrap_or_default();
         Ok(here)
     }
-}
-
-/// Whether an address is among the entries of an `ignoreip`.
-pub async fn is_ignored(entries: &[String], address: Address) -> bool {
-    let (mut ignored, names) = Ignored::read(entries.iter().map(String::as_str));
-    let mut known = Names::default();
-    for name in names {
-        ignored.extend(known.addresses(name).await);
-    }
-    ignored.covers(address)
 }
 
 /// Whose bans of an address were lifted here by hand.

@@ -25,8 +25,8 @@ const GOODBYE: Duration = Duration::from_millis(300);
 pub enum Message {
     /// An event: below the fleet's topic, and its text.
     Event(&'static str, String),
-    /// Nothing any more is to be kept there, below the fleet's topic.
-    Clear(String),
+    /// What is to be kept on a topic below the fleet's from now on: nothing any more, if it is empty.
+    Keep(String, String),
 }
 
 /// A visit.
@@ -118,7 +118,8 @@ impl Visit {
             }
             Event::SubscribeRefused => Err(refused(&self.topic)),
             Event::Lost { broker, why } => Err(lost(&broker, &why)),
-            Event::Connected(_) | Event::Published(_) => Ok(Heard::Nothing),
+            // What is not signed well is nobody's word.
+            Event::Connected(_) | Event::Published(_) | Event::Refused { .. } => Ok(Heard::Nothing),
         }
     }
 
@@ -156,7 +157,9 @@ impl Visit {
             Message::Event(topic, text) => {
                 self.link.publish(name, self.topic.below(topic), text.clone().into_bytes());
             }
-            Message::Clear(topic) => self.link.clear(name, self.topic.below(topic)),
+            Message::Keep(topic, text) => {
+                self.link.replace(name, self.topic.below(topic), text.clone().into_bytes());
+            }
         }
     }
 

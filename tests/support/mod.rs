@@ -194,6 +194,12 @@ impl Host<'_> {
         command.args(["sh", self.name, script]).stdin(Stdio::null()).output().expect("the rig runs")
     }
 
+    /// The line of shell that runs another one here, for a terminal.
+    pub(crate) fn by_hand(&self, script: &str) -> String {
+        let (rig, name) = (rig_path(), self.name);
+        format!("RIG_ID={} {} sh {name} '{script}'", self.rig.id, rig.display())
+    }
+
     /// Copies a file in.
     pub(crate) fn push(&self, file: &Path, to: &str) {
         output(self.rig.rig().args(["push", self.name]).arg(file).arg(to));

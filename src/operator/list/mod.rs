@@ -70,7 +70,7 @@ pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
     let (view, here) = runtime::run(async {
         let look = async {
             match asked.address {
-                Some(address) => Some(Here::look(paths, address).await),
+                Some(address) => Some(Here::look(&config, paths, address).await),
                 None => None,
             }
         };

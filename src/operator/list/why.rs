@@ -99,7 +99,7 @@ impl Case<'_> {
     }
 
     fn of_here(&self, here: &Here, banned: &Banned) -> String {
-        let Banned { address, jail, origin, also, .. } = banned;
+        let Banned { jail, origin, also, .. } = banned;
         let by = |host: &Host| *host == self.me;
         if here.banned.contains(jail) {
             return if by(origin) || also.iter().any(by) {
@@ -117,8 +117,11 @@ impl Case<'_> {
         if !here.jails.contains(jail) {
             return format!("does not: its fail2ban has no jail {jail}");
         }
-        if here.ignored.contains(jail) {
-            return format!("does not: {address} is in the ignoreip of its jail {jail}");
+        if here.apart.contains(jail) {
+            return format!("does not: by its settings {jail} does not take part");
+        }
+        if let Some(because) = here.exempt.get(jail) {
+            return format!("does not: {because}");
         }
         "does not ban it now".to_owned()
     }

@@ -103,7 +103,7 @@ impl Ear {
                 let topic = topic.strip_prefix(&self.topic.below(""))?;
                 self.seen.hear(topic, &payload, now()).map(Came::News)
             }
-            Event::Published(_) => None,
+            Event::Published(_) | Event::Refused { .. } => None,
         }
     }
 

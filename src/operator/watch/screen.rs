@@ -78,8 +78,9 @@ impl Screen {
         // Each second as wide as there is room for, the last one at the right.
         let room = usize::from(block.inner(area).width);
         let (wide, from) = ((room / SECONDS).max(1), SECONDS.saturating_sub(room));
-        let bars: Vec<u64> =
-            rate[from..].iter().flat_map(|count| std::iter::repeat_n(*count, wide)).collect();
+        let bars = rate[from..].iter().flat_map(|count| std::iter::repeat_n(*count, wide));
+        let gap = room.saturating_sub(wide * (SECONDS - from));
+        let bars: Vec<u64> = std::iter::repeat_n(0, gap).chain(bars).collect();
         let bars = Sparkline::default().data(bars).style(self.style(Color::Yellow));
         frame.render_widget(bars.block(block), area);
     }
