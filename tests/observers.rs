@@ -81,6 +81,9 @@ fn home_assistant_and_prometheus_take_what_we_say() {
     b.sh("systemctl kill -s KILL f2bmqttsub; systemctl stop f2bmqttsub");
     shows(hub, "binary_sensor.fail2ban_on_b_example_connection", "off");
     shows(hub, "sensor.fail2ban_on_b_example_bans", "unavailable");
+    a.sh("f2bmqtt forget b.example");
+    eventually("a host that is forgotten is no device", || !device("fail2ban on b.example"));
+    assert!(device("fail2ban on a"));
     assert_eq!(home(hub)["errors"], Value::Array(Vec::new()));
 
     prometheus(a);

@@ -229,7 +229,15 @@ fn what_the_operator_does_the_fleet_obeys() {
         assert!(said.contains(what), "{arguments}: {said}");
     }
     let lockout = "SSH_CONNECTION='203.0.113.31 4711 10.213.77.12 22' f2bmqtt ban web 203.0.113.31";
-    assert!(web1.try_sh(lockout).unwrap_err().contains("you would lock yourself out"));
+    assert!(web1.try_sh(lockout).unwrap_err().contains("would lock yourself out"));
+
+    let hidden = lockout.replace("f2bmqtt", "env -u SSH_CONNECTION f2bmqtt").replacen(
+        "SSH",
+        "export SSH",
+        1,
+    );
+    let hidden = hidden.replacen(" env", "; env", 1);
+    assert!(web1.try_sh(&hidden).unwrap_err().contains("would lock yourself out"), "sudo hides it");
 
     // Own bans of two hosts, and an operator's.
     db1.sh("fail2ban-client set both banip 203.0.113.9");

@@ -74,7 +74,8 @@ pub struct StatusArgs {
     long_about = "List what is banned, where, by whom, until when; or say why one address is.\n\n\
         One line for each address in each jail, the newest last, with the host that detected it first \
         and those that detected it, too. Times are this host's. In a pipe there are tabs between the \
-        columns. With one address, say in words why it is banned, and what this host does with it.",
+        columns. With one address, say in words why it is banned, and what this host does with it.\n\n\
+        What hosts that run the scripts ban is kept nowhere, and not listed.",
     after_help = "JSON, one object; times are in seconds since 1970; null is not known:\n  \
         time                                when it looked\n  \
         bans[].ip, .jail, .host, .since, .until, .forever, .also (hosts)\n  \

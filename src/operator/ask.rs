@@ -1,5 +1,7 @@
 //! Before something that reaches far, a person is asked; a script has to say that it means it.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::net::IpAddr;
 
@@ -8,6 +10,9 @@ use crate::wire::Address;
 
 /// More addresses at once are asked about.
 const MANY: usize = 10;
+
+/// How many processes may stand between a command and the session that it belongs to.
+const GENERATIONS: usize = 32;
 
 /// Reads the addresses of a command; each counts once.
 ///
@@ -53,13 +58,38 @@ pub fn about(what: &str) -> Result<(), Error> {
     if yes { Ok(()) } else { Err(Error::Undone("nothing was done".to_owned())) }
 }
 
-/// The address that the operator's own session comes from, as sshd says (ssh(1), `SSH_CONNECTION`).
+/// Where the operator's own session comes from, as sshd says (ssh(1), `SSH_CONNECTION`). sudo takes that
+/// from the environment, but not from that of the shell which called it.
 #[must_use]
-pub fn client(connection: Option<&str>) -> Option<IpAddr> {
-    let first = connection?.split(' ').next()?;
+pub fn clients() -> BTreeSet<IpAddr> {
+    let own = std::env::var("SSH_CONNECTION").ok();
+    let mut clients: BTreeSet<IpAddr> = own.as_deref().and_then(client).into_iter().collect();
+    let mut process = std::os::unix::process::parent_id();
+    for _ in 0..GENERATIONS {
+        let environment = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+        let variables =
+            environment.split(|byte| *byte == 0).filter_map(|one| str::from_utf8(one).ok());
+        let said = variables.filter_map(|one| one.strip_prefix("SSH_CONNECTION="));
+        clients.extend(said.filter_map(client));
+        match parent(&fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default()) {
+            Some(parent) if parent > 1 => process = parent,
+            _ => break,
+        }
+    }
+    clients
+}
+
+fn client(connection: &str) -> Option<IpAddr> {
+    let first = connection.split(' ').next()?;
     // sshd may add the zone of a link-local address.
     let address = first.split('%').next()?.parse::<IpAddr>().ok()?;
     Some(address.to_canonical())
+}
+
+/// The parent of a process, in its `stat` (proc(5)); its name before that may have any character.
+fn parent(stat: &str) -> Option<u32> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -69,11 +99,14 @@ mod tests {
     #[test]
     fn the_operator_s_own_address_is_known() {
         let ip = |text: &str| Some(text.parse::<IpAddr>().unwrap());
-        assert_eq!(client(Some("203.0.113.9 4711 192.0.2.10 22")), ip("203.0.113.9"));
-        assert_eq!(client(Some("::ffff:203.0.113.9 4711 ::1 22")), ip("203.0.113.9"));
-        assert_eq!(client(Some("fe80::1%eth0 4711 fe80::2 22")), ip("fe80::1"));
-        assert_eq!(client(Some("")), None);
-        assert_eq!(client(None), None);
+        assert_eq!(client("203.0.113.9 4711 192.0.2.10 22"), ip("203.0.113.9"));
+        assert_eq!(client("::ffff:203.0.113.9 4711 ::1 22"), ip("203.0.113.9"));
+        assert_eq!(client("fe80::1%eth0 4711 fe80::2 22"), ip("fe80::1"));
+        assert_eq!(client(""), None);
+        assert_eq!(parent("4711 (a) b) S 815 4711 4711 0"), Some(815));
+        assert_eq!(parent(""), None);
+        let stat = fs::read_to_string("/proc/self/stat").unwrap();
+        assert_eq!(parent(&stat), Some(std::os::unix::process::parent_id()));
     }
 
     #[test]

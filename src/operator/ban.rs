@@ -65,7 +65,13 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
         ask::about_many("Ban", &addresses, args.yes)?;
         let ban = Ban { jail, me: config.node.clone() };
         let made = ban.make(&mut fail2ban, &addresses, paths).await?;
-        let mut visit = Visit::begin(&config).await?;
+        let mut visit = match Visit::begin(&config).await {
+            Ok(visit) => visit,
+            Err(error) => {
+                ban.conclude(&View::default(), &made, false, args.json);
+                return Err(error);
+            }
+        };
         // Without the service, a child of notify has told of it, and no snapshot will.
         let told = local::Service::look(paths).pid.is_none() || ban.told(&mut visit, &made).await?;
         ban.conclude(visit.view(), &made, told, args.json);
@@ -86,9 +92,9 @@ async fn refuse(
     addresses: &[Address],
 ) -> Result<(), Error> {
     let (exempt, _) = daemon::exempt(config).of(&fail2ban.ignored(jail).await?).await;
-    let client = ask::client(std::env::var("SSH_CONNECTION").ok().as_deref());
+    let clients = ask::clients();
     for address in addresses {
-        let why = if client == Some(address.ip()) {
+        let why = if clients.contains(&address.ip()) {
             Some("you are connected from it, and would lock yourself out".to_owned())
         } else {
             exempt.covers(*address).map(|because| because.to_string())

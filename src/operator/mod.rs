@@ -1,4 +1,9 @@
 //! What a person asks of the fleet, and does to it. None of it needs the daemon: the broker has it all.
+//!
+//! - [`visit`]: a command's own connection. What it asks for and when it has all, [`gather`] says, and what
+//!   it means, [`view`]; both are pure. [`local`]: what this host itself knows.
+//! - [`status`], [`list`], [`watch`] show; [`ban`], [`unban`], [`forget`] act, and say what came of it.
+//! - [`out`], [`clock`]: text, tables, JSON and times for people; [`ask`]: whether they mean it.
 
 pub mod ask;
 pub mod ban;

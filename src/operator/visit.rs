@@ -27,6 +27,8 @@ pub enum Message {
     Event(&'static str, String),
     /// What is to be kept on a topic below the fleet's from now on: nothing any more, if it is empty.
     Keep(String, String),
+    /// Nothing is to be kept any more on a topic that is not the fleet's.
+    Clear(String),
 }
 
 /// A visit.
@@ -160,6 +162,7 @@ impl Visit {
             Message::Keep(topic, text) => {
                 self.link.replace(name, self.topic.below(topic), text.clone().into_bytes());
             }
+            Message::Clear(topic) => self.link.replace(name, topic.clone(), Vec::new()),
         }
     }
 

@@ -130,3 +130,90 @@ impl Case<'_> {
 fn names(hosts: &[Host]) -> String {
     hosts.iter().map(Host::as_str).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ignored::Because;
+
+    const NOW: i64 = 1_795_342_600;
+
+    /// What web1 is told of an address that web2 and db1 detected, or nobody.
+    fn told(here: Result<Here, String>, detected: bool) -> String {
+        let mut view = View::default();
+        for (host, state) in [("web1", "online"), ("web3", "online"), ("web4", "offline")] {
+            let json = format!(r#"{{"v":1,"state":"{state}","jails":["sshd"]}}"#);
+            view.hear(&format!("host/{host}"), json.as_bytes());
+        }
+        for (host, start) in [("web2", NOW - 60), ("db1", NOW - 5)] {
+            let bans = if detected {
+                format!(r#"["sshd","192.0.2.1",{start},600]"#)
+            } else {
+                String::new()
+            };
+            let json = format!(
+                r#"{{"v":1,"host":"{host}","stamp":5,"part":0,"parts":1,"bans":[{bans}]}}"#
+            );
+            view.hear(&format!("state/{host}/0"), json.as_bytes());
+        }
+        let all = view.banned(NOW);
+        let (me, address) = (Host::new("web1").unwrap(), Address::new("192.0.2.1").unwrap());
+        Case { me, address, banned: all.iter().collect(), view, here }
+            .text(&Clock::new(NOW).unwrap())
+    }
+
+    #[test]
+    fn it_is_said_who_bans_it_and_what_this_host_does() {
+        let jail = |name: &str| Jail::new(name).unwrap();
+        let sshd = || Here { jails: [jail("sshd")].into(), ..Here::default() };
+        let held = Here { banned: [jail("sshd")].into(), ..sshd() };
+        let text = told(Ok(held.clone()), true);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "192.0.2.1 is banned in sshd, because web2 detected it.");
+        assert!(
+            lines[1].starts_with("  Since ") && lines[1].ends_with(", 9m 55s still."),
+            "{text}"
+        );
+        assert_eq!(
+            lines[2..],
+            [
+                "  Detected and held, too, by db1.",
+                "  Banned for it on web3, by what they say of their jails.",
+                "  Not connected now: web4.",
+                "  This host, web1, bans it, too.",
+                "To free it everywhere: f2bmqtt unban 192.0.2.1",
+            ]
+        );
+        let table = [
+            (sshd(), "does not ban it now."),
+            (Here::default(), "does not: its fail2ban has no jail sshd."),
+            (
+                Here { exempt: [(jail("sshd"), Because::Jail)].into(), ..sshd() },
+                "does not: it is in ignoreip.",
+            ),
+            (
+                Here { apart: [jail("sshd")].into(), ..sshd() },
+                "does not: by its settings sshd does not take part.",
+            ),
+            (
+                Here { lifted: [(jail("sshd"), Host::new("web2").unwrap())].into(), ..sshd() },
+                "does not: its operator lifted the ban of web2 here.",
+            ),
+        ];
+        for (here, what) in table {
+            let text = told(Ok(here), true);
+            assert!(text.contains(&format!("  This host, web1, {what}\n")), "{what}: {text}");
+        }
+        let text = told(Err("fail2ban is busy".to_owned()), true);
+        assert!(
+            text.contains("What web1, this host, does with it is not known: fail2ban is busy\n")
+        );
+        let nobody = "192.0.2.1 is banned by no host of the fleet.\n";
+        assert_eq!(told(Ok(sshd()), false), nobody);
+        let text = told(Ok(held), false);
+        assert!(
+            text.contains("To free it: fail2ban-client set sshd unbanip 192.0.2.1\n"),
+            "{text}"
+        );
+    }
+}
