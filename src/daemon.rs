@@ -101,6 +101,9 @@ fn stop(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
     signal(kind).map_err(Error::Start)
 }
 
+/// What is said of an old message.
+const OLD: &str = "it is old, sent again or by a host whose clock is behind by days";
+
 /// What a message is not, and why.
 type Odd = (Refusal, &'static str, String);
 
@@ -128,7 +131,8 @@ impl Daemon {
         let mut remembered = store.load()?;
         remembered.detected.retain(|(jail, _), _| config.sharing.has(jail));
         let fleet = Fleet::new(config.node.clone(), Pace::default(), remembered);
-        let guard = Guard::new(config.node.clone(), config.sharing.clone());
+        let guard =
+            Guard::new(config.node.clone(), config.signing.is_some(), config.sharing.clone());
         let outbox = Outbox::new(spool.clone(), config.topic.clone());
         let machine = machine();
         // The scripts publish on any topic below the fleet's; what lies deeper is the fleet's own, and
@@ -168,6 +172,13 @@ impl Daemon {
                 self.memory.know().fleet.connected(now());
             }
             LinkEvent::Message { topic, payload } => self.message(&topic, &payload),
+            LinkEvent::Refused { topic, refusal } => {
+                let why = match refusal {
+                    Refusal::Unsigned => "it is not signed, and MQTT_SIGNING_KEY is set here",
+                    _ => "it is signed with another key or for another topic, or was changed",
+                };
+                self.refuse(&topic, (refusal, "no message of the fleet", why.to_owned()));
+            }
             LinkEvent::Published(name) => self.memory.know().outbox.published(&name),
             LinkEvent::SubscribeRefused(topics) => {
                 let topics = topics.join(", ");
@@ -247,10 +258,14 @@ impl Daemon {
             (Some("state" | "host"), ..) => Ok(()),
             _ => self.event(payload).map_err(|why| (Refusal::Malformed, "no event", why)),
         };
-        if let Err((refusal, what, why)) = result {
-            let topic: String = topic.escape_debug().take(100).collect();
-            self.memory.know().refuse(refusal, &format!("{what} on the topic {topic}: {why}"));
+        if let Err(odd) = result {
+            self.refuse(topic, odd);
         }
+    }
+
+    fn refuse(&self, topic: &str, (refusal, what, why): Odd) {
+        let topic: String = topic.escape_debug().take(100).collect();
+        self.memory.know().refuse(refusal, &format!("{what} on the topic {topic}: {why}"));
     }
 
     fn event(&mut self, payload: &[u8]) -> Result<(), String> {
@@ -268,6 +283,12 @@ impl Daemon {
 
     fn judge(&mut self, event: &Event) {
         let mut known = self.memory.know();
+        if known.guard.is_old_event(event, now()) {
+            let Event { action, address, jail, host, .. } = event;
+            let text = format!("refused to {action} {address} in {jail} for {host}: {OLD}");
+            known.refuse(Refusal::Old, &text);
+            return;
+        }
         match known.guard.judge(event, known.fleet.names()) {
             Verdict::Own => known.fleet.hear_own(event, now()),
             Verdict::Nothing => {}
@@ -307,13 +328,19 @@ impl Daemon {
             .map_err(|_| (Refusal::WrongTopic, WHAT, "it has no number".to_owned()))?;
         let mut known = self.memory.know();
         if payload.is_empty() {
-            known.fleet.hear_cleared(&host, number, now());
+            // Nobody signs that: where it counts, a host is forgotten by an empty part that is signed.
+            if host == self.host || !known.guard.signed {
+                known.fleet.hear_cleared(&host, number, now());
+            }
             return Ok(());
         }
         let mut part = Part::parse(payload).map_err(|why| malformed(WHAT, &why))?;
         if part.host != host || part.slice.part() != number {
             let why = "it is another host's, or another part".to_owned();
             return Err((Refusal::WrongTopic, WHAT, why));
+        }
+        if known.guard.is_old_part(&part, now()) {
+            return Err((Refusal::Old, WHAT, OLD.to_owned()));
         }
         known.keep_shared(&mut part);
         if let Some(what) = known.fleet.hear_part(&part, now()) {

@@ -5,6 +5,9 @@
 //! Each connection has a client of its own. So nothing that rumqttc keeps from one connection to
 //! the next can get in the way: what was sent counts only once the broker has acknowledged it, and
 //! the sender knows what was not.
+//!
+//! Where the fleet has a key, a link signs what it publishes below the fleet's topic and hands over only
+//! what is signed well. So nobody who uses it needs to know of that.
 
 mod backoff;
 mod session;
@@ -15,7 +18,8 @@ use std::time::Duration;
 use rumqttc::{LastWill, MqttOptions, QoS, TlsConfiguration, Transport};
 use tokio::time::{Instant, sleep_until};
 
-use crate::config::{self, Broker, Config, Tls};
+use crate::config::{self, Broker, Config, Signing, Tls, Topic};
+use crate::guard::Refusal;
 use backoff::Backoff;
 use session::Session;
 use why::Protection;
@@ -35,12 +39,19 @@ const STABLE: Duration = Duration::from_secs(10);
 pub enum Event {
     /// It is up; whatever is to be subscribed to is asked for again.
     Connected(Broker),
-    /// A message came.
+    /// A message came, signed well if it has to be. Nothing, which clears a topic, cannot be signed.
     Message {
         /// Its topic.
         topic: String,
         /// Its bytes.
         payload: Vec<u8>,
+    },
+    /// A message came that is not signed well.
+    Refused {
+        /// Its topic.
+        topic: String,
+        /// What is wrong with it.
+        refusal: Refusal,
     },
     /// The broker has what was published under this name.
     Published(String),
@@ -85,7 +96,27 @@ struct Connection {
     brokers: Vec<Broker>,
     tls: Option<Tls>,
     login: Option<config::Login>,
+    topic: Topic,
+    signing: Option<Signing>,
     client: Client,
+}
+
+impl Connection {
+    /// Signs what is published below the fleet's topic.
+    fn sign(&self, topic: &str, payload: Vec<u8>) -> Vec<u8> {
+        match &self.signing {
+            Some(signing) if self.topic.is_above(topic) => signing.keys.sign(topic, payload),
+            _ => payload,
+        }
+    }
+
+    fn open(&self, topic: String, payload: Vec<u8>) -> Event {
+        let refuses = |signing: &Signing| signing.refuses(&topic, &payload);
+        match self.signing.as_ref().filter(|_| !payload.is_empty()).and_then(refuses) {
+            Some(refusal) => Event::Refused { topic, refusal },
+            None => Event::Message { topic, payload },
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -100,8 +131,9 @@ impl Link {
     pub fn new(config: &Config, client: Client) -> Self {
         let brokers = config.brokers.clone();
         let (tls, login) = (config.tls.clone(), config.login.clone());
+        let (topic, signing) = (config.topic.clone(), config.signing.clone());
         Self {
-            config: Connection { brokers, tls, login, client },
+            config: Connection { brokers, tls, login, topic, signing, client },
             state: State::Down { until: Instant::now() },
             turn: 0,
             backoff: Backoff::default(),
@@ -148,6 +180,7 @@ impl Link {
     /// where there is no room, or the link goes down first, it is to be handed over again.
     pub fn publish(&mut self, name: String, topic: String, payload: Vec<u8>) {
         if let State::Up { session, since: Some(_) } = &mut self.state {
+            let payload = self.config.sign(&topic, payload);
             session.publish(name, topic, payload);
         }
     }
@@ -156,6 +189,7 @@ impl Link {
     /// It goes out if the link stays up: after that it is to be handed over anew.
     pub fn keep(&mut self, topic: String, payload: Vec<u8>) {
         if let State::Up { session, since: Some(_) } = &mut self.state {
+            let payload = self.config.sign(&topic, payload);
             session.keep(topic, payload);
         }
     }
@@ -206,7 +240,8 @@ impl Link {
         options.set_clean_session(!client.persistent || self.discard);
         options.set_max_packet_size(MAX_PACKET, MAX_PACKET);
         if let Some((topic, payload)) = &client.will {
-            options.set_last_will(LastWill::new(topic, payload.clone(), QoS::AtLeastOnce, true));
+            let payload = self.config.sign(topic, payload.clone().into_bytes());
+            options.set_last_will(LastWill::new(topic, payload, QoS::AtLeastOnce, true));
         }
         if let Some(login) = login {
             options.set_credentials(login.user.clone(), login.password.reveal());
@@ -231,7 +266,7 @@ impl Link {
                 }
                 Some(Event::Connected(broker))
             }
-            session::Event::Message { topic, payload } => Some(Event::Message { topic, payload }),
+            session::Event::Message { topic, payload } => Some(self.config.open(topic, payload)),
             session::Event::Published(name) => Some(Event::Published(name)),
             session::Event::SubscribeRefused(topics) => Some(Event::SubscribeRefused(topics)),
             session::Event::Ended { why, too_large } => {

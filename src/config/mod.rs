@@ -24,7 +24,7 @@ use crate::wire::Host;
 pub(crate) use line::read as read_line;
 pub use tls::Tls;
 pub(crate) use tls::bare;
-pub use values::{Broker, Login, Secret, Topic};
+pub use values::{Broker, Login, Secret, Signing, Topic};
 
 /// Where the settings are, unless `F2BMQTT_ENV` names another file (as tests do).
 pub const PATH: &str = "/etc/fail2ban/mqtt.env";
@@ -38,7 +38,7 @@ pub fn path() -> PathBuf {
 /// A settings file is a few hundred bytes; beyond this many it is something else.
 const MAX_BYTES: u64 = 64 * 1024;
 
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 15] = [
     "MQTT_HOST",
     "MQTT_PORT",
     "MQTT_TLS",
@@ -52,11 +52,9 @@ const KEYS: [&str; 13] = [
     "MQTT_JAILS",
     "MQTT_NOT_JAILS",
     "MQTT_NEVER_BAN",
+    "MQTT_SIGNING_KEY",
+    "MQTT_ACCEPT_UNSIGNED",
 ];
-
-/// Settings that would protect the fleet if this version knew them. To pass over one of these with
-/// a warning would be to drop the protection that somebody asked for.
-const PROTECTING: [&str; 1] = ["MQTT_SIGNING_KEY"];
 
 /// Asks for a variable by its name.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -74,6 +72,8 @@ pub struct Config {
     pub topic: Topic,
     /// This host's name in the fleet.
     pub node: Host,
+    /// How messages are signed, if they are.
+    pub signing: Option<Signing>,
     /// Which jails take part.
     pub sharing: Sharing,
     /// What no message bans here.
@@ -178,6 +178,7 @@ impl Config {
                 })
                 .ok(),
         };
+        let signing = file.signing();
         let sharing = file.sharing();
         let never_ban = file.optional("MQTT_NEVER_BAN", values::networks).unwrap_or_default();
         let user = file.optional("MQTT_USER", values::credential);
@@ -199,7 +200,7 @@ impl Config {
             (Some(brokers), Some(topic), Some(node)) if file.faults.is_empty() => {
                 let port = port.unwrap_or(default_port);
                 let brokers = brokers.into_iter().map(|broker| broker.or_port(port)).collect();
-                Ok(Self { brokers, tls, login, topic, node, sharing, never_ban, warnings })
+                Ok(Self { brokers, tls, login, topic, node, signing, sharing, never_ban, warnings })
             }
             _ => {
                 file.faults.sort_by_key(|(line, _)| if *line == 0 { usize::MAX } else { *line });
@@ -262,13 +263,11 @@ impl<'a> Entries<'a> {
         self.faults.push((line, what));
     }
 
-    /// A warning for each key that nobody asks for; a fault for those that would protect.
-    fn unknown(&mut self) -> Vec<String> {
+    /// A warning for each key that nobody asks for.
+    fn unknown(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        for (key, (line, value)) in &self.values {
-            if PROTECTING.contains(&key.as_str()) && !matches!(value.as_str(), "" | "off") {
-                self.faults.push((*line, format!("{key} is not known to this version")));
-            } else if !KEYS.contains(&key.as_str()) && !self.used.contains(key) {
+        for (key, (line, _)) in &self.values {
+            if !KEYS.contains(&key.as_str()) && !self.used.contains(key) {
                 warnings.push(format!("line {line}: {key} is no setting of f2bmqtt: ignored"));
             }
         }
@@ -296,6 +295,17 @@ impl<'a> Entries<'a> {
     /// The line that sets a key, or 0.
     fn line(&self, key: &str) -> usize {
         self.values.get(key).map_or(0, |(line, _)| *line)
+    }
+
+    /// How messages are signed. Whoever asks for no unsigned ones without a key would get them all.
+    fn signing(&mut self) -> Option<Signing> {
+        let keys = self.optional("MQTT_SIGNING_KEY", values::signing_keys);
+        let accept = self.optional("MQTT_ACCEPT_UNSIGNED", values::yes);
+        if accept == Some(false) && !self.is_set("MQTT_SIGNING_KEY") {
+            let what = "MQTT_ACCEPT_UNSIGNED is no, and MQTT_SIGNING_KEY is not set".to_owned();
+            self.fault(self.line("MQTT_ACCEPT_UNSIGNED"), what);
+        }
+        Some(Signing { keys: keys?, accept_unsigned: accept.unwrap_or(false) })
     }
 
     /// Which jails take part. One that is to and is not to is a fault.

@@ -197,6 +197,26 @@ fn jails_and_networks_are_lists() {
 }
 
 #[test]
+fn a_signing_key_is_long_and_its_faults_do_not_show_it() {
+    assert!(parse(GOOD).unwrap().signing.is_none());
+    let long = "0123456789abcdef";
+    let config = parse(&format!("{GOOD}MQTT_SIGNING_KEY={long}\n")).unwrap();
+    assert!(!format!("{config:?}").contains(long));
+    assert!(!config.signing.unwrap().accept_unsigned);
+    let text = format!("{GOOD}MQTT_SIGNING_KEY='{long}, x{long}'\nMQTT_ACCEPT_UNSIGNED=yes\n");
+    assert!(parse(&text).unwrap().signing.unwrap().accept_unsigned);
+    let (short, three) = (format!("hunter2,{long}"), format!("{long},{long},{long}"));
+    for value in [&short, &three, "off", "hunter2hunter2,"] {
+        let shown = parse(&format!("{GOOD}MQTT_SIGNING_KEY={value}\n")).unwrap_err().to_string();
+        assert!(shown.ends_with("make one with openssl rand -hex 32"), "{shown}");
+        assert!(!shown.contains("hunter2") && !shown.contains(long), "{shown}");
+    }
+    let shown = parse(&format!("{GOOD}MQTT_ACCEPT_UNSIGNED=no\n")).unwrap_err().to_string();
+    assert!(shown.ends_with("line 3: MQTT_ACCEPT_UNSIGNED is no, and MQTT_SIGNING_KEY is not set"));
+    assert!(parse(&format!("{GOOD}MQTT_ACCEPT_UNSIGNED=off\n")).is_err());
+}
+
+#[test]
 fn what_is_missing_is_named() {
     let shown = parse("MQTT_HOST=\nMQTT_PASSWORD=x\n").unwrap_err().to_string();
     let expected = "the settings in mqtt.env cannot be used:

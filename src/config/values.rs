@@ -7,8 +7,10 @@ use std::net::Ipv6Addr;
 
 use ipnet::IpNet;
 
+use crate::guard::Refusal;
 use crate::ignored;
 use crate::wire::Jail;
+use crate::wire::seal::{Keys, Seal};
 
 /// The ports of MQTT, without TLS and with it, in IANA's register.
 pub(super) const PLAIN_PORT: u16 = 1883;
@@ -78,6 +80,28 @@ pub struct Login {
     pub password: Secret,
 }
 
+/// How this host's messages are signed, and the others' checked.
+#[derive(Clone, Debug)]
+pub struct Signing {
+    /// The secrets that the fleet shares.
+    pub keys: Keys,
+    /// What is not signed counts, too: some hosts do not sign yet, or run the scripts.
+    pub accept_unsigned: bool,
+}
+
+impl Signing {
+    /// Why a message that came on a topic is not the fleet's, if it is not.
+    #[must_use]
+    pub fn refuses(&self, topic: &str, message: &[u8]) -> Option<Refusal> {
+        match self.keys.check(topic, message) {
+            Seal::Good => None,
+            Seal::Missing if self.accept_unsigned => None,
+            Seal::Missing => Some(Refusal::Unsigned),
+            Seal::Wrong => Some(Refusal::WrongSignature),
+        }
+    }
+}
+
 /// The topic that everything of the fleet is below.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topic(String);
@@ -98,6 +122,12 @@ impl Topic {
             ));
         }
         Ok(Self(text.to_owned()))
+    }
+
+    /// Whether a topic lies below this one.
+    #[must_use]
+    pub fn is_above(&self, topic: &str) -> bool {
+        topic.strip_prefix(&self.0).is_some_and(|rest| rest.starts_with('/'))
     }
 
     /// The topic `name` below this one.
@@ -163,6 +193,27 @@ pub(super) fn credential(text: &str) -> Result<String, String> {
         return Err("is longer than MQTT allows".to_owned());
     }
     Ok(text.to_owned())
+}
+
+/// One secret or, while it is changed, the new and the old one.
+pub(super) fn signing_keys(text: &str) -> Result<Keys, String> {
+    const SHORTEST: usize = 16;
+    let secrets: Vec<&str> = text.split(',').map(str::trim).collect();
+    if secrets.len() > 2 || secrets.iter().any(|secret| secret.chars().count() < SHORTEST) {
+        return Err(format!(
+            "must be a secret of at least {SHORTEST} characters, or new,old while it is changed: make \
+             one with openssl rand -hex 32"
+        ));
+    }
+    Ok(Keys::new(secrets))
+}
+
+pub(super) fn yes(text: &str) -> Result<bool, String> {
+    match text {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err("must be yes or no".to_owned()),
+    }
 }
 
 /// Names of jails, with commas or blanks between.

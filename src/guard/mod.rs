@@ -10,7 +10,7 @@ use std::net::IpAddr;
 pub use refused::{Refusal, Refusals};
 pub use sharing::Sharing;
 
-use crate::wire::{Action, Event, Host, Jail};
+use crate::wire::{Action, Event, Host, Jail, Part, UnbanId};
 
 /// What is to be done with an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,19 +26,41 @@ pub enum Verdict {
     Refuse(Refusal),
 }
 
+/// **What is old.** Where messages are signed, an old one sent again is signed well. A newer word of its host
+/// makes it count for nothing; but a host that has just started has not heard that yet, or a broker keeps it
+/// back. So an event is refused after two days (one may wait in a queue for one), a part of a snapshot after
+/// thirty: fleet unbans are not remembered for longer. In milliseconds.
+const OLD_EVENT: i64 = 2 * 86_400_000;
+const OLD_PART: i64 = 30 * 86_400_000;
+
 /// Judges what comes from the fleet.
 #[derive(Clone, Debug)]
 pub struct Guard {
     me: Host,
+    /// Messages are signed.
+    pub signed: bool,
     /// Which jails take part.
     pub sharing: Sharing,
 }
 
 impl Guard {
-    /// The guard of a host.
+    /// The guard of a host, in a fleet whose messages are signed or not.
     #[must_use]
-    pub fn new(me: Host, sharing: Sharing) -> Self {
-        Self { me, sharing }
+    pub fn new(me: Host, signed: bool, sharing: Sharing) -> Self {
+        Self { me, signed, sharing }
+    }
+
+    /// Whether an event is too old to count; `now` is in milliseconds. A script's has no time.
+    #[must_use]
+    pub fn is_old_event(&self, event: &Event, now: i64) -> bool {
+        let stamp = event.id.as_ref().map_or(event.stamp, UnbanId::made);
+        self.signed && event.host != self.me && stamp > 0 && now.saturating_sub(stamp) > OLD_EVENT
+    }
+
+    /// The same of a part of a snapshot.
+    #[must_use]
+    pub fn is_old_part(&self, part: &Part, now: i64) -> bool {
+        self.signed && part.host != self.me && now.saturating_sub(part.stamp) > OLD_PART
     }
 
     /// Judges an event. `jails` are those that fail2ban has; `None` while that is not known, when every
@@ -80,6 +102,7 @@ pub fn is_bannable(ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::Slice;
 
     fn event(action: &str, jail: &str, ip: &str, host: &str, restored: i64) -> Event {
         let json = format!(
@@ -134,12 +157,42 @@ mod tests {
             (event("ban", "sshd", "ff02::1", "web2", 0), Refuse(Unbannable)),
         ];
         let not = BTreeSet::from([Jail::new("mail").unwrap()]);
-        let guard = Guard::new(Host::new("web1").unwrap(), Sharing::new(None, not));
+        let guard = Guard::new(Host::new("web1").unwrap(), false, Sharing::new(None, not));
         let jails = ["sshd", "mail"].map(|jail| Jail::new(jail).unwrap()).into();
         for (event, verdict) in table {
             assert_eq!(guard.judge(&event, Some(&jails)), verdict, "{event:?}");
         }
         let other = event("ban", "ssh", ip, "web2", 0);
         assert_eq!(guard.judge(&other, None), Accept, "fail2ban is away: it will be asked later");
+    }
+
+    #[test]
+    fn what_is_signed_is_old_after_days() {
+        const DAY: i64 = 86_400_000;
+        let now = 1_795_342_588_123;
+        let guard = |signed| Guard::new(Host::new("web1").unwrap(), signed, Sharing::default());
+        let event =
+            |host: &str, stamp| Event { stamp, ..event("ban", "sshd", "192.0.2.1", host, 0) };
+        let part = |stamp| {
+            let (slice, host) = (Slice::new(0, 1).unwrap(), Host::new("web2").unwrap());
+            Part { host, stamp, slice, bans: Vec::new(), unbans: Vec::new() }
+        };
+        let table = [
+            (event("web2", now - DAY), false),
+            (event("web2", now + DAY), false),
+            (event("web2", now - 2 * DAY - 1), true),
+            (event("web2", 0), false),
+            (event("web1", 1), false),
+            (Event { stamp: now, ..fleet_unban("sshd", "") }, false),
+            (Event { host: Host::new("web2").unwrap(), ..fleet_unban("sshd", "") }, true),
+        ];
+        for (event, old) in table {
+            assert_eq!(guard(true).is_old_event(&event, now), old, "{event:?}");
+            assert!(!guard(false).is_old_event(&event, now));
+        }
+        for (stamp, old) in [(now - 29 * DAY, false), (now - 31 * DAY, true), (now + DAY, false)] {
+            assert_eq!(guard(true).is_old_part(&part(stamp), now), old);
+            assert!(!guard(false).is_old_part(&part(stamp), now));
+        }
     }
 }

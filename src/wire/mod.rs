@@ -3,6 +3,7 @@
 //! - [`Event`]: a host banned an address, or freed it.
 //! - [`Part`]: what a host detected and holds now, or a part of that.
 //! - [`Presence`]: that a host is there.
+//! - [`seal`]: the signature that any of these may have.
 //! - [`Told`]: what fail2ban told this host, on its way to an event.
 //!
 //! An event's first seven fields are those of the scripts that this program replaces: their names,
@@ -13,6 +14,7 @@ mod fields;
 mod names;
 mod part;
 mod presence;
+pub mod seal;
 mod told;
 
 pub use event::{Action, CHECK, Event, Reason};

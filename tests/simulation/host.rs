@@ -160,7 +160,7 @@ impl Host {
             }
             _ => {
                 let event = Event::parse(payload.as_bytes()).unwrap();
-                let guard = Guard::new(self.me.clone(), Sharing::default());
+                let guard = Guard::new(self.me.clone(), false, Sharing::default());
                 match guard.judge(&event, fleet.names()) {
                     Verdict::Own => fleet.hear_own(&event, now),
                     Verdict::Accept => assert!(fleet.hear(&event, now)),

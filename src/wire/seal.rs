@@ -1,0 +1,154 @@
+//! The signature of a message: with a secret that all hosts share, what is on the broker is theirs, whoever
+//! may write there. It is HMAC-SHA256 (RFC 2104) of the topic, a line end, and the message as far as the
+//! signature, which is the last field:
+//!
+//! ```json
+//! {"action":"ban", … ,"reason":"detected","sig":"9c56cc51b374c3ba…"}
+//! ```
+//!
+//! The topic is part of it: nobody can move a message to another host's branch.
+
+use std::fmt::{self, Write as _};
+
+use ring::hmac;
+
+/// What comes before the signature's digits, and after them.
+const BEFORE: &[u8] = br#","sig":""#;
+const AFTER: &[u8] = br#""}"#;
+const DIGITS: usize = 64;
+
+/// What became of a message's signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seal {
+    /// It was made with one of the keys, for this topic and this text.
+    Good,
+    /// There is none.
+    Missing,
+    /// It is another one.
+    Wrong,
+}
+
+/// The secrets: the first signs, each is accepted.
+#[derive(Clone)]
+pub struct Keys(Vec<hmac::Key>);
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+impl Keys {
+    /// Takes secrets; there has to be one.
+    #[must_use]
+    pub fn new<'a>(secrets: impl IntoIterator<Item = &'a str>) -> Self {
+        let key = |secret: &str| hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+        Self(secrets.into_iter().map(key).collect())
+    }
+
+    /// Signs a JSON object that is to be published on a topic; anything else stays as it is.
+    #[must_use]
+    pub fn sign(&self, topic: &str, mut message: Vec<u8>) -> Vec<u8> {
+        if message.len() > 2
+            && let (Some(key), Some(b'}')) = (self.0.first(), message.pop_if(|last| *last == b'}'))
+        {
+            let signature = hmac::sign(key, &signed(topic, &message));
+            let mut digits = String::with_capacity(DIGITS);
+            for byte in signature.as_ref() {
+                let _ = write!(digits, "{byte:02x}");
+            }
+            message.extend([BEFORE, digits.as_bytes(), AFTER].concat());
+        }
+        message
+    }
+
+    /// Looks at the signature of a message that came on a topic.
+    #[must_use]
+    pub fn check(&self, topic: &str, message: &[u8]) -> Seal {
+        let Some((text, signature)) = split(message) else {
+            let name = &BEFORE[1..BEFORE.len() - 1];
+            let named = message.windows(name.len()).any(|window| window == name);
+            return if named { Seal::Wrong } else { Seal::Missing };
+        };
+        let good = |key: &hmac::Key| hmac::verify(key, &signed(topic, text), &signature).is_ok();
+        if self.0.iter().any(good) { Seal::Good } else { Seal::Wrong }
+    }
+}
+
+/// A message as far as its signature, and the signature, if it has the form of a signed one.
+#[must_use]
+pub fn split(message: &[u8]) -> Option<(&[u8], [u8; DIGITS / 2])> {
+    let rest = message.strip_suffix(AFTER)?;
+    let (rest, digits) = rest.split_at_checked(rest.len().checked_sub(DIGITS)?)?;
+    let text = rest.strip_suffix(BEFORE)?;
+    let value = |digit: u8| match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    };
+    let mut signature = [0; DIGITS / 2];
+    for (byte, pair) in signature.iter_mut().zip(digits.chunks(2)) {
+        *byte = value(pair[0])? << 4 | value(pair[1])?;
+    }
+    Some((text, signature))
+}
+
+/// What is signed: a topic has no line end.
+fn signed(topic: &str, text: &[u8]) -> Vec<u8> {
+    [topic.as_bytes(), b"\n", text].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Event;
+
+    const TOPIC: &str = "blacklist/ban";
+    const BAN: &str = r#"{"action":"ban","ipmset":"sshd","ip":"203.0.113.9","host":"web1"}"#;
+
+    const DIGEST: &str = "83abf8c7882e57b2c50d73898fc5b38197699144103d4a1037b4766769fea1b7";
+
+    fn sign(secrets: &[&str], topic: &str) -> Vec<u8> {
+        Keys::new(secrets.iter().copied()).sign(topic, BAN.into())
+    }
+
+    #[test]
+    fn it_is_the_hmac_of_topic_and_text() {
+        // printf 'blacklist/ban\n{…"host":"web1"' | openssl dgst -sha256 -hmac 0123456789abcdef
+        let message = String::from_utf8(sign(&["0123456789abcdef"], TOPIC)).unwrap();
+        assert_eq!(message, format!(r#"{},"sig":"{DIGEST}"}}"#, &BAN[..BAN.len() - 1]));
+        assert_eq!(Event::parse(message.as_bytes()), Event::parse(BAN.as_bytes()));
+        let keys = Keys::new(["0123456789abcdef"]);
+        assert_eq!(keys.sign(TOPIC, Vec::new()), b"", "nothing to be signed");
+        assert_eq!(format!("{keys:?}"), "(secret)");
+    }
+
+    #[test]
+    fn only_what_was_signed_with_a_key_for_this_topic_is_good() {
+        let (old, new) = ("an old secret of the fleet", "a new secret of the fleet");
+        let good = sign(&[old], TOPIC);
+        let text = std::str::from_utf8(&good).unwrap();
+        let changed = |from: &str, to: &str| text.replacen(from, to, 1).into_bytes();
+        let end = text.len() - 10;
+        let table: [(&[&str], &[u8], Seal); 14] = [
+            (&[old], &good, Seal::Good),
+            (&[new, old], &good, Seal::Good),
+            (&[new, old], &sign(&[new, old], TOPIC), Seal::Good),
+            (&[old], &sign(&[new, old], TOPIC), Seal::Wrong),
+            (&[new], &good, Seal::Wrong),
+            (&[old], &sign(&[old], "blacklist/unban"), Seal::Wrong),
+            (&[old], &changed("203.0.113.9", "203.0.113.8"), Seal::Wrong),
+            (&[old], &changed("{", "{ "), Seal::Wrong),
+            (&[old], &changed("\"}", "\" }"), Seal::Wrong),
+            (&[old], &[&good[..], b"\n"].concat(), Seal::Wrong),
+            (&[old], &[&text[..end], "G", &text[end + 1..]].concat().into_bytes(), Seal::Wrong),
+            (&[old], &[&good[..good.len() - 1], br#","ip":"1.2.3.4"}"#].concat(), Seal::Wrong),
+            (&[old], BAN.as_bytes(), Seal::Missing),
+            (&[old], b"", Seal::Missing),
+        ];
+        for (secrets, message, seal) in table {
+            let keys = Keys::new(secrets.iter().copied());
+            assert_eq!(keys.check(TOPIC, message), seal, "{}", String::from_utf8_lossy(message));
+        }
+    }
+}
