@@ -64,6 +64,9 @@ pub enum Error {
     /// A report has not what it needs. Exit code 1.
     #[error("{0}")]
     Report(String),
+    /// fail2ban on this host did not do what it was asked to. Exit code 1.
+    #[error("{0}")]
+    Fail2ban(#[from] crate::fail2ban::Error),
     /// What the operator asked for is not so, or could not be done; what there is to say was said.
     /// Exit code 1.
     #[error("{0}")]

@@ -60,6 +60,12 @@ impl Paths {
         self.state.join("reports.sqlite3")
     }
 
+    /// Which bans an operator made.
+    #[must_use]
+    pub fn by_hand(&self) -> PathBuf {
+        self.state.join("by-hand.sqlite3")
+    }
+
     /// Held by whoever reports.
     #[must_use]
     pub fn report_lock(&self) -> PathBuf {

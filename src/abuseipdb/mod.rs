@@ -7,6 +7,7 @@
 //! ```
 //!
 //! - [`call`]: what the action calls. It decides by the script's rules, and queues.
+//!   [`by_hand`]: which bans an operator made, and are not to be reported.
 //! - [`worker`]: works the queue off, step by step; `sending` and `bulk`: the steps that ask the server;
 //!   [`service`]: when, in the daemon or in a child that the call leaves.
 //! - [`queue`]: what waits, on disk; [`plan`]: what is to be done next (pure).
@@ -20,6 +21,7 @@
 pub mod answer;
 pub mod api;
 mod bulk;
+pub mod by_hand;
 pub mod call;
 pub mod comment;
 pub mod glance;

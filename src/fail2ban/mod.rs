@@ -260,6 +260,32 @@ impl Client {
         self.order(jail, "unbanip", addresses).await
     }
 
+    /// How many failures a jail bans for.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn max_retry(&mut self, jail: &Jail) -> Result<i64, Error> {
+        let answer = self.call(&["get", jail.as_str(), "maxretry"], QUESTION).await?;
+        answer.int().ok_or_else(|| misread("get … maxretry"))
+    }
+
+    /// Lets a jail detect an address: each text is a failure. Bans are made a moment later. It does not
+    /// look at `ignoreip`.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn attempt(
+        &mut self,
+        jail: &Jail,
+        address: Address,
+        failures: &[&str],
+    ) -> Result<(), Error> {
+        let address = address.to_string();
+        let mut command = vec!["set", jail.as_str(), "attempt", &address];
+        command.extend(failures);
+        self.call(&command, QUESTION).await.map(drop)
+    }
+
     async fn order(
         &mut self,
         jail: &Jail,

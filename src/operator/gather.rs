@@ -7,6 +7,7 @@
 //! missing and nothing has come for a moment.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::view::{Heard, View};
 use crate::wire::Host;
@@ -83,6 +84,21 @@ impl Gathering {
             return Step::Done;
         }
         Step::Listen((self.last + self.quiet).min(self.began + LIMIT))
+    }
+
+    /// How long a broker that has more may be silent.
+    #[must_use]
+    pub fn quiet(&self) -> Duration {
+        Duration::from_millis(self.quiet.cast_unsigned())
+    }
+
+    /// The branches that have more parts than they had, since all was there.
+    pub fn grown(&mut self) -> Vec<Host> {
+        let wanted = self.wanted(false);
+        for host in &wanted {
+            *self.asked.entry(host.clone()).or_default() += 1;
+        }
+        wanted
     }
 
     /// The branches to ask for: those that have more parts, and, if nobody says anything any more, those

@@ -1,12 +1,16 @@
 //! What a person asks of the fleet, and does to it. None of it needs the daemon: the broker has it all.
 
+pub mod ask;
+pub mod ban;
 pub mod check;
 pub mod clock;
+pub mod forget;
 pub mod gather;
 pub mod list;
 pub mod local;
 pub mod out;
 pub mod status;
+pub mod unban;
 pub mod view;
 pub mod visit;
 
@@ -23,5 +27,8 @@ pub fn run(operation: &Operation, paths: &Paths) -> Result<(), Error> {
         Operation::Check(args) => check::run(args.json, paths),
         Operation::Status(args) => status::run(args.json, paths),
         Operation::List(args) => list::run(args, paths),
+        Operation::Ban(args) => ban::run(args, paths),
+        Operation::Unban(args) => unban::run(args, paths),
+        Operation::Forget(args) => forget::run(args),
     }
 }

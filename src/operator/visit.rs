@@ -69,6 +69,16 @@ impl Visit {
         }
     }
 
+    /// Asks for all that the broker has of one host, and listens until it falls silent.
+    ///
+    /// # Errors
+    /// [`Error::Undone`]: why the connection broke.
+    pub async fn look_into(&mut self, host: &Host) -> Result<(), Error> {
+        self.ask(host);
+        while self.listen(Instant::now() + self.gathering.quiet()).await?.is_some() {}
+        Ok(())
+    }
+
     fn ask(&mut self, host: &Host) {
         self.link.subscribe(self.topic.below(&format!("state/{host}/+")));
     }
@@ -92,7 +102,12 @@ impl Visit {
     pub async fn listen(&mut self, until: Instant) -> Result<Option<Heard>, Error> {
         let left = until.saturating_duration_since(Instant::now());
         let Ok(event) = timeout(left, self.link.event()).await else { return Ok(None) };
-        self.take(event).map(Some)
+        let heard = self.take(event)?;
+        // A snapshot may grow meanwhile.
+        if let Heard::Part(_) = heard {
+            self.gathering.grown().iter().for_each(|host| self.ask(host));
+        }
+        Ok(Some(heard))
     }
 
     fn take(&mut self, event: Event) -> Result<Heard, Error> {
@@ -103,7 +118,7 @@ impl Visit {
             }
             Event::SubscribeRefused(_) => Err(refused(&self.topic)),
             Event::Lost { broker, why } => Err(lost(&broker, &why)),
-            Event::Connected(_) | Event::Published(_) => Ok(Heard::Nothing),
+            Event::Connected(_) | Event::Published(_) | Event::Refused { .. } => Ok(Heard::Nothing),
         }
     }
 
