@@ -216,7 +216,8 @@ const WAYS: [Case; 10] = [
     Case {
         hub: [
             "mosquitto_ctrl dynsec init /var/lib/mosquitto/rules.json fail2ban fail2ban
-             sed -i 's/\"publishClientSend\":\\s*false/\"publishClientSend\":true/' /var/lib/mosquitto/rules.json
+             jq '.roles[0].acls = [] | .defaultACLAccess |= (.publishClientSend = true | .subscribe = false)' \
+               /var/lib/mosquitto/rules.json >/root/rules; cp /root/rules /var/lib/mosquitto/rules.json
              chown mosquitto /var/lib/mosquitto/rules.json
              cp /etc/mosquitto/conf.d/fleet.conf /root/kept
              printf 'listener 1883\\nplugin %s\\nplugin_opt_config_file /var/lib/mosquitto/rules.json\\n' \
@@ -260,7 +261,7 @@ fn each_fault_on_the_way_to_the_broker_is_named() {
 const NO_JAILS: &str = "rm /etc/fail2ban/jail.d/more.local; fail2ban-client reload";
 
 /// Faults of the host itself.
-const HOSTS: [Case; 20] = [
+const HOSTS: [Case; 21] = [
     Case {
         host: [
             "printf '[quiet]\nenabled = true\nlogpath = /var/log/auth.log\naction = nftables[type=allports]\n' \
@@ -309,7 +310,16 @@ const HOSTS: [Case; 20] = [
     Case {
         host: [
             "printf '[late]\nenabled = true\nfilter = none\n' >/etc/fail2ban/jail.d/more.local
-             systemctl stop fail2ban",
+             fail2ban-client reload",
+            "",
+        ],
+        said: &["! of its configuration, fail2ban says: "],
+        code: 0,
+        ..FAULT
+    },
+    Case {
+        host: [
+            "echo 'enabled = true' >/etc/fail2ban/jail.d/more.local; systemctl stop fail2ban",
             "rm /etc/fail2ban/jail.d/more.local; systemctl start fail2ban",
         ],
         said: &[
@@ -350,7 +360,7 @@ const HOSTS: [Case; 20] = [
             "✗ the service f2bmqttsub does not run: nothing is banned here for others\n    \
              systemctl enable --now f2bmqttsub\n",
             "! the service f2bmqttsub does not start with this host: it is disabled\n",
-            "! 1 bans or unbans wait to be published, the first for 5 min\n",
+            "! 1 event waits to be published, the first for 5 min\n",
         ],
         ..FAULT
     },
