@@ -17,6 +17,7 @@ use crate::broker::{Client, Event as LinkEvent, Link};
 use crate::config::{Config, Topic, bare};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
+use crate::figures::Shown;
 use crate::fleet::snapshot::Publication;
 use crate::fleet::work::Step;
 use crate::fleet::{Fleet, Pace};
@@ -121,11 +122,12 @@ struct Daemon {
     machine: String,
     /// When it started, in seconds since 1970.
     since: i64,
+    shown: Shown,
 }
 
 impl Daemon {
     fn new(config: &Config, paths: &Paths) -> Result<Self, Error> {
-        let spool = Spool::new(paths.spool());
+        let spool = paths.spool();
         let database = Database::new(Some(paths.database.clone()));
         let store = Store::open(&paths.store())?;
         let mut remembered = store.load()?;
@@ -137,7 +139,10 @@ impl Daemon {
         let machine = machine();
         // The scripts publish on any topic below the fleet's; what lies deeper is the fleet's own, and
         // asked for one host after another.
-        let topics = vec![config.topic.below("+"), config.topic.below("+/+")];
+        let mut topics = vec![config.topic.below("+"), config.topic.below("+/+")];
+        let since = now().div_euclid(1000);
+        let shown = Shown::new(config, paths, since);
+        topics.extend(shown.topic());
         let gone = Presence { state: State::Offline, ..presence(&machine) }.encode();
         let will = Some((config.topic.below(&format!("host/{}", config.node)), gone));
         let id = format!("f2bmqtt-{}", config.node);
@@ -150,7 +155,8 @@ impl Daemon {
             bell: Arc::new(Bell::default()),
             parts: VecDeque::new(),
             machine,
-            since: now().div_euclid(1000),
+            since,
+            shown,
         })
     }
 
@@ -169,9 +175,16 @@ impl Daemon {
             LinkEvent::Connected(broker) => {
                 say(format_args!("connected to the broker {broker} as {}", self.host));
                 self.parts.clear();
+                self.shown.connected();
                 self.memory.know().fleet.connected(now());
             }
             LinkEvent::Message { topic, payload } => self.message(&topic, &payload),
+            LinkEvent::Published(name) => {
+                let event = self.memory.know().outbox.published(&name);
+                if let Some((topic, word)) = event.and_then(|event| self.shown.published(&event)) {
+                    self.link.mention(topic, word.into_bytes());
+                }
+            }
             LinkEvent::Refused { topic, refusal } => {
                 let why = match refusal {
                     Refusal::Unsigned => "it is not signed, and MQTT_SIGNING_KEY is set here",
@@ -179,13 +192,13 @@ impl Daemon {
                 };
                 self.refuse(&topic, (refusal, "no message of the fleet", why.to_owned()));
             }
-            LinkEvent::Published(name) => self.memory.know().outbox.published(&name),
             LinkEvent::SubscribeRefused(topics) => {
                 let topics = topics.join(", ");
                 let what = format!("the broker refuses the subscription to {topics}");
                 self.warn("subscribe", &format!("{what}: check its access rules"));
             }
             LinkEvent::Lost { broker, why } => {
+                self.shown.connected = false;
                 {
                     let mut known = self.memory.know();
                     known.outbox.lost();
@@ -246,9 +259,13 @@ impl Daemon {
         if let Step::Save(changes) = known.fleet.next(now()) {
             known.save(&changes);
         }
+        self.shown.end();
     }
 
     fn message(&mut self, topic: &str, payload: &[u8]) {
+        if self.shown.hear(topic, payload) {
+            return;
+        }
         let below = topic.strip_prefix(&self.topic.below("")).unwrap_or(topic);
         let mut levels = below.split('/');
         let result = match (levels.next(), levels.next(), levels.next()) {
@@ -273,6 +290,7 @@ impl Daemon {
         if event.action.as_str() == CHECK {
             return Ok(());
         }
+        self.shown.traffic.events += 1;
         say(format_args!(
             "Inbound: {} {} - ipset {} from {} (Rest:={}, Fails:={})",
             event.action, event.address, event.jail, event.host, event.restored, event.failures
@@ -335,6 +353,7 @@ impl Daemon {
             return Ok(());
         }
         let mut part = Part::parse(payload).map_err(|why| malformed(WHAT, &why))?;
+        self.shown.traffic.parts += 1;
         if part.host != host || part.slice.part() != number {
             let why = "it is another host's, or another part".to_owned();
             return Err((Refusal::WrongTopic, WHAT, why));
@@ -356,6 +375,7 @@ impl Daemon {
             return Ok(()); // it was forgotten
         }
         let there = Presence::parse(payload).map_err(|why| malformed(WHAT, &why))?;
+        self.shown.traffic.presences += 1;
         let mut known = self.memory.know();
         known.fleet.hear_presence(&host, now());
         if host == self.host && !there.machine.is_empty() && there.machine != self.machine {
@@ -376,6 +396,9 @@ impl Daemon {
         let mut known = self.memory.know();
         known.settle();
         known.scan();
+        for (topic, text) in self.shown.show(&mut known, now()) {
+            self.link.keep(topic, text.into_bytes());
+        }
     }
 
     fn warn(&self, kind: &'static str, text: &str) {

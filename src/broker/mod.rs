@@ -112,7 +112,8 @@ impl Connection {
 
     fn open(&self, topic: String, payload: Vec<u8>) -> Event {
         let refuses = |signing: &Signing| signing.refuses(&topic, &payload);
-        match self.signing.as_ref().filter(|_| !payload.is_empty()).and_then(refuses) {
+        let counts = !payload.is_empty() && self.topic.is_above(&topic);
+        match self.signing.as_ref().filter(|_| counts).and_then(refuses) {
             Some(refusal) => Event::Refused { topic, refusal },
             None => Event::Message { topic, payload },
         }
@@ -191,6 +192,13 @@ impl Link {
         if let State::Up { session, since: Some(_) } = &mut self.state {
             let payload = self.config.sign(&topic, payload);
             session.keep(topic, payload);
+        }
+    }
+
+    /// Hands over what is for those who listen now, and not missed if it is lost.
+    pub fn mention(&mut self, topic: String, payload: Vec<u8>) {
+        if let State::Up { session, since: Some(_) } = &mut self.state {
+            session.mention(topic, payload);
         }
     }
 

@@ -146,6 +146,10 @@ impl Session {
         self.send(None, topic, payload, true);
     }
 
+    pub(super) fn mention(&mut self, topic: String, payload: Vec<u8>) {
+        self.send(None, topic, payload, false);
+    }
+
     pub(super) fn clear(&mut self, name: String, topic: String) {
         self.send(Some(name), topic, Vec::new(), true);
     }

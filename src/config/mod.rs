@@ -38,7 +38,7 @@ pub fn path() -> PathBuf {
 /// A settings file is a few hundred bytes; beyond this many it is something else.
 const MAX_BYTES: u64 = 64 * 1024;
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 17] = [
     "MQTT_HOST",
     "MQTT_PORT",
     "MQTT_TLS",
@@ -49,6 +49,8 @@ const KEYS: [&str; 15] = [
     "MQTT_TOPIC",
     "MQTT_USER",
     "MQTT_PASSWORD",
+    "MQTT_HA_PREFIX",
+    "MQTT_METRICS",
     "MQTT_JAILS",
     "MQTT_NOT_JAILS",
     "MQTT_NEVER_BAN",
@@ -72,6 +74,10 @@ pub struct Config {
     pub topic: Topic,
     /// This host's name in the fleet.
     pub node: Host,
+    /// Where Home Assistant discovers devices, if it is to discover this host.
+    pub ha_prefix: Option<Topic>,
+    /// Figures for Prometheus are wanted.
+    pub metrics: bool,
     /// How messages are signed, if they are.
     pub signing: Option<Signing>,
     /// Which jails take part.
@@ -196,11 +202,25 @@ impl Config {
         if login.as_ref().is_some_and(|login| login.password.reveal().is_empty()) {
             warnings.push("MQTT_USER is set and MQTT_PASSWORD is not".to_owned());
         }
+        let ha_prefix = file.optional("MQTT_HA_PREFIX", Topic::new);
+        let metrics = file.optional("MQTT_METRICS", values::switch).unwrap_or(false);
         match (brokers, topic, node) {
             (Some(brokers), Some(topic), Some(node)) if file.faults.is_empty() => {
                 let port = port.unwrap_or(default_port);
                 let brokers = brokers.into_iter().map(|broker| broker.or_port(port)).collect();
-                Ok(Self { brokers, tls, login, topic, node, signing, sharing, never_ban, warnings })
+                Ok(Self {
+                    brokers,
+                    tls,
+                    login,
+                    topic,
+                    node,
+                    ha_prefix,
+                    metrics,
+                    signing,
+                    sharing,
+                    never_ban,
+                    warnings,
+                })
             }
             _ => {
                 file.faults.sort_by_key(|(line, _)| if *line == 0 { usize::MAX } else { *line });

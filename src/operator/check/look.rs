@@ -63,7 +63,7 @@ pub(super) fn host(paths: &Paths, settings: &Path) -> Host {
             (room.f_bavail.saturating_mul(room.f_frsize), files)
         }),
         exposed: exposed(paths),
-        spool: spool_waits(&paths.spool()),
+        spool: spool_waits(paths.spool().dir()),
         clock_is_set: Path::new("/run/systemd/timesync/synchronized").exists(),
     }
 }
@@ -160,8 +160,13 @@ fn actions() -> (Vec<PathBuf>, Vec<PathBuf>) {
 
 /// What is for root alone and is not.
 fn exposed(paths: &Paths) -> Vec<(PathBuf, u32)> {
-    let all =
-        [paths.state.clone(), paths.spool(), paths.store(), paths.reports(), paths.report_queue()];
+    let all = [
+        paths.state.clone(),
+        paths.spool().dir().to_owned(),
+        paths.store(),
+        paths.reports(),
+        paths.report_queue(),
+    ];
     let mode = |path: PathBuf| {
         let meta = fs::symlink_metadata(&path).ok()?;
         let mode = meta.permissions().mode();

@@ -88,8 +88,9 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
     let sharing = config.as_ref().map(|config| config.sharing.clone()).unwrap_or_default();
     found.extend(jails::findings(&server, &configured, &sharing));
     if let Ok(server) = &server {
-        let seen = look::seen_by(server.pid, &paths.spool());
-        found.extend(seen.map(|seen| seen.finding(&paths.spool())));
+        let spool = paths.spool();
+        let seen = look::seen_by(server.pid, spool.dir());
+        found.extend(seen.map(|seen| seen.finding(spool.dir())));
         let (key, warning) = look::key(&paths.api_key);
         found.extend(reports::findings(&server.jails, &paths.api_key, &key, warning.as_deref()));
     }
