@@ -169,9 +169,13 @@ fn the_completions_are_made_from_the_command_line() {
 
 #[test]
 fn bash_completes_a_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("f2bmqtt");
+    std::fs::write(&file, completion(Shell::Bash)).unwrap();
     let script = format!(
-        "source {}; COMP_WORDS=(f2bmqtt che); COMP_CWORD=1; _f2bmqtt f2bmqtt che f2bmqtt; echo \"${{COMPREPLY[@]}}\"",
-        path("completions/f2bmqtt.bash").display()
+        "source {}; COMP_WORDS=(f2bmqtt che); COMP_CWORD=1; _f2bmqtt f2bmqtt che f2bmqtt
+         echo \"${{COMPREPLY[@]}}\"",
+        file.display()
     );
     let out = Process::new("bash").args(["-c", &script]).output().unwrap();
     assert_eq!(String::from_utf8(out.stdout).unwrap(), "check\n");

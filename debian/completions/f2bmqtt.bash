@@ -16,11 +16,17 @@ _f2bmqtt() {
             ",$1")
                 cmd="f2bmqtt"
                 ;;
+            f2bmqtt,ban)
+                cmd="f2bmqtt__subcmd__ban"
+                ;;
             f2bmqtt,check)
                 cmd="f2bmqtt__subcmd__check"
                 ;;
             f2bmqtt,cut)
                 cmd="f2bmqtt__subcmd__cut"
+                ;;
+            f2bmqtt,forget)
+                cmd="f2bmqtt__subcmd__forget"
                 ;;
             f2bmqtt,help)
                 cmd="f2bmqtt__subcmd__help"
@@ -40,11 +46,23 @@ _f2bmqtt() {
             f2bmqtt,subscribe)
                 cmd="f2bmqtt__subcmd__subscribe"
                 ;;
+            f2bmqtt,unban)
+                cmd="f2bmqtt__subcmd__unban"
+                ;;
+            f2bmqtt,watch)
+                cmd="f2bmqtt__subcmd__watch"
+                ;;
+            f2bmqtt__subcmd__help,ban)
+                cmd="f2bmqtt__subcmd__help__subcmd__ban"
+                ;;
             f2bmqtt__subcmd__help,check)
                 cmd="f2bmqtt__subcmd__help__subcmd__check"
                 ;;
             f2bmqtt__subcmd__help,cut)
                 cmd="f2bmqtt__subcmd__help__subcmd__cut"
+                ;;
+            f2bmqtt__subcmd__help,forget)
+                cmd="f2bmqtt__subcmd__help__subcmd__forget"
                 ;;
             f2bmqtt__subcmd__help,help)
                 cmd="f2bmqtt__subcmd__help__subcmd__help"
@@ -64,6 +82,12 @@ _f2bmqtt() {
             f2bmqtt__subcmd__help,subscribe)
                 cmd="f2bmqtt__subcmd__help__subcmd__subscribe"
                 ;;
+            f2bmqtt__subcmd__help,unban)
+                cmd="f2bmqtt__subcmd__help__subcmd__unban"
+                ;;
+            f2bmqtt__subcmd__help,watch)
+                cmd="f2bmqtt__subcmd__help__subcmd__watch"
+                ;;
             *)
                 ;;
         esac
@@ -71,8 +95,22 @@ _f2bmqtt() {
 
     case "${cmd}" in
         f2bmqtt)
-            opts="-h -V --help --version status check list notify subscribe cut report help"
+            opts="-h -V --help --version status check list watch ban unban forget notify subscribe cut report help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        f2bmqtt__subcmd__ban)
+            opts="-y -h --yes --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -112,9 +150,37 @@ _f2bmqtt() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        f2bmqtt__subcmd__help)
-            opts="status check list notify subscribe cut report help"
+        f2bmqtt__subcmd__forget)
+            opts="-y -h --yes --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        f2bmqtt__subcmd__help)
+            opts="status check list watch ban unban forget notify subscribe cut report help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        f2bmqtt__subcmd__help__subcmd__ban)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -141,6 +207,20 @@ _f2bmqtt() {
             return 0
             ;;
         f2bmqtt__subcmd__help__subcmd__cut)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        f2bmqtt__subcmd__help__subcmd__forget)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -238,6 +318,34 @@ _f2bmqtt() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        f2bmqtt__subcmd__help__subcmd__unban)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        f2bmqtt__subcmd__help__subcmd__watch)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         f2bmqtt__subcmd__list)
             opts="-h --jail --host --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -319,6 +427,38 @@ _f2bmqtt() {
             return 0
             ;;
         f2bmqtt__subcmd__subscribe)
+            opts="-h --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        f2bmqtt__subcmd__unban)
+            opts="-y -h --jail --yes --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --jail)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        f2bmqtt__subcmd__watch)
             opts="-h --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

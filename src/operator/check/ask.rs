@@ -57,14 +57,27 @@ async fn property(
     }
 }
 
+/// The most of fail2ban's complaints that are passed on.
+const MAX_WRONG: usize = 5;
+
 /// What the files would make.
 pub(super) fn configured() -> Configured {
-    let output = look::command("fail2ban-client", &["-d"]).map_err(|error| error.to_string())?;
-    if output.status.success() {
-        return Ok(jails::configured(&String::from_utf8_lossy(&output.stdout)));
-    }
+    let output = match look::command("fail2ban-client", &["-d"]) {
+        Ok(output) => output,
+        Err(error) => return broken(format!("cannot run fail2ban-client: {error}")),
+    };
     // `2026-11-22 19:14:40,963 fail2ban [71]: ERROR  Have not found any log file for sshd jail`
     let said = String::from_utf8_lossy(&output.stderr);
-    let error = said.lines().find_map(|line| line.split_once("ERROR").map(|(_, what)| what.trim()));
-    Err(error.or(said.lines().last()).unwrap_or("fail2ban-client -d fails").to_owned())
+    let errors = said.lines().filter_map(|line| line.split_once(" ERROR "));
+    let wrong: Vec<_> = errors.map(|(_, what)| what.trim().to_owned()).take(MAX_WRONG).collect();
+    if output.status.success() {
+        let jails = jails::configured(&String::from_utf8_lossy(&output.stdout));
+        return Configured { jails, wrong, broken: false };
+    }
+    let last = said.lines().last().unwrap_or("fail2ban-client -d fails");
+    broken(wrong.into_iter().next().unwrap_or_else(|| last.to_owned()))
+}
+
+fn broken(what: String) -> Configured {
+    Configured { wrong: vec![what], broken: true, ..Configured::default() }
 }

@@ -1,13 +1,14 @@
 //! How far this host comes with a broker: its name, the way there, TLS, the login, each topic. Pure;
 //! [`probe`](super::probe) goes the way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::finding::{Finding, list};
 use super::probe::PATIENCE;
 use crate::broker::{Stage, Why};
 use crate::config::{Broker, Config};
+use crate::guard::Refusal;
 use crate::wire::{Host, Presence};
 
 /// One broker, and how far this host came with it.
@@ -64,6 +65,10 @@ pub(super) struct Heard {
     pub(super) cut: Option<Why>,
     /// Who is there, in the order in which it was told.
     pub(super) presences: Vec<(Host, Presence)>,
+    /// Others whose messages are not signed as they have to be here.
+    pub(super) refusals: BTreeMap<Host, Refusal>,
+    /// Others who sign their messages, where nothing is signed here.
+    pub(super) signed: BTreeSet<Host>,
     /// The newest stamp of others that are online, in milliseconds since 1970 by their clocks, and
     /// when it was read, by the one here.
     pub(super) stamps: BTreeMap<Host, (i64, i64)>,

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use super::broker::Heard;
 use super::finding::{Finding, list};
 use super::host::Host as Seen;
+use crate::guard::Refusal;
 use crate::wire::{Host, State};
 
 /// Clocks that differ by less, in seconds, are as good as one: messages take their time.
@@ -47,8 +48,30 @@ pub(super) fn findings(me: &Host, machine: &str, heard: &Heard, seen: &Seen) -> 
         n => format!("{n} other servers are online"),
     };
     found.push(Finding::well("fleet_hosts", text));
+    found.extend(keys(heard));
     found.extend(clocks(heard, seen.clock_is_set));
     found
+}
+
+/// Whether all sign alike: who has another key is heard by nobody here, or hears nobody from here.
+fn keys(heard: &Heard) -> Vec<Finding> {
+    const NEXT: &str = "the same MQTT_SIGNING_KEY in mqtt.env on every server, then: \
+                        systemctl restart f2bmqttsub";
+    let refused = heard.refusals.iter().map(|(host, refusal)| {
+        let how = match refusal {
+            Refusal::Unsigned => "does not sign its messages",
+            _ => "signs its messages with another key",
+        };
+        (host, format!("{host} {how}: what it tells is refused here"))
+    });
+    let signed = heard.signed.iter().map(|host| {
+        let text = format!(
+            "{host} signs its messages, and this host does not: it refuses what is told here"
+        );
+        (host, text)
+    });
+    let all = refused.chain(signed);
+    all.map(|(host, text)| Finding::fault("fleet_key", text).about(host).next(NEXT)).collect()
 }
 
 /// By how many seconds a host's clock is ahead of the one here, as far as that can be known: a stamp
@@ -148,6 +171,22 @@ mod tests {
         let two = heard(&[("web1", Online, "m1"), ("web1", Offline, "m3")], &[]);
         assert!(odd(&two)[0].1.starts_with("another machine is called web1, too"));
         assert_eq!(odd(&heard(&[("web1", Online, "")], &[])), [], "it does not say which it is");
+    }
+
+    #[test]
+    fn all_have_to_sign_alike() {
+        let texts =
+            |heard: Heard| odd(&heard).into_iter().map(|(_, text)| text).collect::<Vec<_>>();
+        let refusals =
+            [(host("a"), Refusal::Unsigned), (host("b"), Refusal::WrongSignature)].into();
+        let expected = [
+            "a does not sign its messages: what it tells is refused here",
+            "b signs its messages with another key: what it tells is refused here",
+        ];
+        assert_eq!(texts(Heard { refusals, ..Heard::default() }), expected);
+        let signed = [host("c")].into();
+        let told = "c signs its messages, and this host does not: it refuses what is told here";
+        assert_eq!(texts(Heard { signed, ..Heard::default() }), [told]);
     }
 
     #[test]

@@ -243,7 +243,12 @@ impl Host {
         let (count, oldest) = self.spool;
         if oldest > WAITS {
             let text = format!(
-                "{count} bans or unbans wait to be published, the first for {}",
+                "{} to be published, the first for {}",
+                if count == 1 {
+                    "1 event waits".to_owned()
+                } else {
+                    format!("{count} events wait")
+                },
                 span(oldest)
             );
             found.push(Finding::warning("spool", text).next("journalctl -u f2bmqttsub -n 20"));

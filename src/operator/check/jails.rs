@@ -36,9 +36,16 @@ pub(super) struct Action {
     pub(super) key: bool,
 }
 
-/// What the files would make of fail2ban: each jail, and whether it would share its bans. `Err` is why
-/// they make nothing.
-pub(super) type Configured = Result<BTreeMap<Jail, bool>, String>;
+/// What the files would make of fail2ban.
+#[derive(Debug, Default)]
+pub(super) struct Configured {
+    /// Each jail, and whether it would share its bans.
+    pub(super) jails: BTreeMap<Jail, bool>,
+    /// What fail2ban finds wrong with them.
+    pub(super) wrong: Vec<String>,
+    /// They make nothing.
+    pub(super) broken: bool,
+}
 
 /// Whether an action's text tells the fleet.
 pub(super) fn shares(action: &str) -> bool {
@@ -74,10 +81,18 @@ pub(super) fn findings(
     sharing: &Sharing,
 ) -> Vec<Finding> {
     let mut found = Vec::new();
-    if let Err(why) = configured {
-        let text = format!("fail2ban's configuration cannot be used: {why}");
-        found.push(Finding::fault("fail2ban_config", text).next("fail2ban-client -t"));
-    }
+    found.extend(configured.wrong.iter().map(|what| {
+        let finding = if configured.broken {
+            let text = format!("fail2ban's configuration cannot be used: {what}");
+            Finding::fault("fail2ban_config", text)
+        } else {
+            Finding::warning(
+                "fail2ban_config",
+                format!("of its configuration, fail2ban says: {what}"),
+            )
+        };
+        finding.next("fail2ban-client -t")
+    }));
     let server = match server {
         Ok(server) => server,
         Err(why) => {
@@ -94,8 +109,7 @@ pub(super) fn findings(
     } else {
         found.push(Finding::well("fail2ban", format!("fail2ban {version} answers")));
     }
-    let empty = BTreeMap::new();
-    found.extend(of_jails(server, configured.as_ref().unwrap_or(&empty), sharing));
+    found.extend(of_jails(server, &configured.jails, sharing));
     found
 }
 
@@ -253,13 +267,17 @@ mod tests {
             ("jail_not_running", "the jail mail is configured, and fail2ban does not run it"),
         ];
         let expected = expected.map(|(id, text)| (id, text.to_owned()));
-        assert_eq!(odd(&Ok(server()), &Ok(files)), expected);
+        let configured = Configured { jails: files, ..Configured::default() };
+        assert_eq!(odd(&Ok(server()), &configured), expected);
         let none = odd(
             &Ok(Server { version: "1.1.0.dev1".to_owned(), ..Server::default() }),
-            &Ok(BTreeMap::new()),
+            &Configured::default(),
         );
         assert_eq!((none.len(), none[0].0), (1, "jail_none"));
-        let broken = odd(&Err("fail2ban does not answer".to_owned()), &Err("no log".to_owned()));
+        let broken = odd(
+            &Err("fail2ban does not answer".to_owned()),
+            &Configured { wrong: vec!["no log".to_owned()], broken: true, ..Configured::default() },
+        );
         assert_eq!(
             broken.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
             ["fail2ban_config", "fail2ban"]

@@ -161,7 +161,12 @@ impl Ear<'_> {
                 self.heard.refused.extend(needed);
             }
             Event::Lost { why, .. } => self.heard.cut = Some(why),
-            Event::Connected(_) | Event::Refused { .. } => {}
+            Event::Refused { topic, refusal } => {
+                self.heard.others = true;
+                let host = self.whose(&topic);
+                self.heard.refusals.extend(host.map(|host| (host, refusal)));
+            }
+            Event::Connected(_) => {}
         }
     }
 
@@ -178,6 +183,10 @@ impl Ear<'_> {
             return;
         }
         self.heard.others = true;
+        if self.config.signing.is_none() && wire::seal::split(payload).is_some() {
+            let host = self.whose(topic);
+            self.heard.signed.extend(host);
+        }
         let prefix = self.config.topic.below("");
         let mut levels = topic.strip_prefix(&prefix).unwrap_or_default().split('/');
         match (levels.next(), levels.next().map(Host::new), levels.next()) {
@@ -195,6 +204,14 @@ impl Ear<'_> {
             }
             _ => {}
         }
+    }
+
+    /// The other host whose branch a topic is in.
+    fn whose(&self, topic: &str) -> Option<Host> {
+        let mut levels = topic.strip_prefix(&self.config.topic.below(""))?.split('/');
+        let branch = matches!(levels.next(), Some("host" | "state"));
+        let host = Host::new(levels.next()?).ok()?;
+        (branch && host != self.config.node).then_some(host)
     }
 
     fn others_online(&self) -> Vec<Host> {
