@@ -55,7 +55,7 @@ pub enum Event {
     },
     /// The broker has what was published under this name.
     Published(String),
-    /// The broker does not let this host subscribe to these topics.
+    /// The broker does not let this host subscribe to these topics; it is asked again.
     SubscribeRefused(Vec<String>),
     /// It is down, or did not come up: why. What was not acknowledged is to be sent again.
     Lost {
