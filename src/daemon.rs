@@ -377,7 +377,7 @@ impl Daemon {
         let there = Presence::parse(payload).map_err(|why| malformed(WHAT, &why))?;
         self.shown.traffic.presences += 1;
         let mut known = self.memory.know();
-        known.fleet.hear_presence(&host, now());
+        known.fleet.hear_presence(&host, there.state, now());
         if host == self.host && !there.machine.is_empty() && there.machine != self.machine {
             let text = format!("{NAMESAKE} {host}, too: set MQTT_NODE on one of them");
             known.warn("namesake", &text);

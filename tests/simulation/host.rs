@@ -164,8 +164,8 @@ impl Host {
             }
             ["state", ..] => drop(fleet.hear_part(&Part::parse(payload.as_bytes()).unwrap(), now)),
             ["host", host] => {
-                Presence::parse(payload.as_bytes()).unwrap();
-                fleet.hear_presence(&Name::new(host).unwrap(), now);
+                let state = Presence::parse(payload.as_bytes()).unwrap().state;
+                fleet.hear_presence(&Name::new(host).unwrap(), state, now);
             }
             _ => {
                 let event = Event::parse(payload.as_bytes()).unwrap();
