@@ -138,8 +138,9 @@ impl Daemon {
         let outbox = Outbox::new(spool.clone(), config.topic.clone());
         let machine = machine();
         // The scripts publish on any topic below the fleet's; what lies deeper is the fleet's own, and
-        // asked for one host after another.
-        let mut topics = vec![config.topic.below("+"), config.topic.below("+/+")];
+        // asked for one host after another. RabbitMQ makes two levels of a host's name with a dot.
+        let mut topics: Vec<_> =
+            ["+", "+/+", "host/#"].map(|topic| config.topic.below(topic)).into();
         let since = now().div_euclid(1000);
         let shown = Shown::new(config, paths, since);
         topics.extend(shown.topic());

@@ -10,6 +10,7 @@
 //! what is signed well. So nobody who uses it needs to know of that.
 
 mod backoff;
+mod dots;
 mod session;
 mod why;
 
@@ -111,6 +112,7 @@ impl Connection {
     }
 
     fn open(&self, topic: String, payload: Vec<u8>) -> Event {
+        let topic = dots::restored(&self.topic, topic);
         let refuses = |signing: &Signing| signing.refuses(&topic, &payload);
         let counts = !payload.is_empty() && self.topic.is_above(&topic);
         match self.signing.as_ref().filter(|_| counts).and_then(refuses) {
