@@ -218,8 +218,9 @@ impl Daemon {
         if self.link.room() == 0 {
             return;
         }
-        if let Some(host) = known.fleet.branch(now()) {
-            self.link.subscribe(self.topic.below(&format!("state/{host}/+")));
+        if let Some(topics) = known.fleet.branch(now()) {
+            let topics: Vec<_> = topics.iter().map(|topic| self.topic.below(topic)).collect();
+            self.link.subscribe(&topics);
         }
         let refused = &known.refused;
         let itself = || {

@@ -211,10 +211,10 @@ impl Link {
         }
     }
 
-    /// Asks for a topic, and for what the broker keeps there, on this connection.
-    pub fn subscribe(&mut self, topic: String) {
+    /// Asks for topics, and for what the broker keeps there, on this connection.
+    pub fn subscribe(&mut self, topics: &[String]) {
         if let State::Up { session, since: Some(_) } = &mut self.state {
-            session.subscribe(&[topic]);
+            session.subscribe(topics);
         }
     }
 

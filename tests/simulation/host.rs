@@ -391,8 +391,8 @@ impl Host {
         }
         let now = self.millis();
         let Some(fleet) = &mut self.fleet else { return Ok(()) };
-        if let Some(host) = fleet.branch(now) {
-            around.broker.subscribe(&self.name, &format!("state/{host}/+"));
+        for topic in fleet.branch(now).into_iter().flatten() {
+            around.broker.subscribe(&self.name, &topic);
         }
         if let Some(presence) = fleet.presence(Presence::default, now) {
             let topic = format!("host/{}", self.name);
