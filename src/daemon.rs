@@ -151,8 +151,9 @@ impl Daemon {
         let outbox = Outbox::new(spool.clone(), config.topic.clone());
         let machine = machine();
         // The scripts publish on any topic below the fleet's; what lies deeper is the fleet's own, and
-        // asked for one host after another.
-        let mut topics = vec![config.topic.below("+"), config.topic.below("+/+")];
+        // asked for one host after another. RabbitMQ makes two levels of a host's name with a dot.
+        let mut topics: Vec<_> =
+            ["+", "+/+", "host/#"].map(|topic| config.topic.below(topic)).into();
         let since = now().div_euclid(1000);
         let shown = Shown::new(config, paths, since);
         topics.extend(shown.topic());
@@ -235,8 +236,9 @@ impl Daemon {
         if self.link.room() == 0 {
             return;
         }
-        if let Some(host) = known.fleet.branch(now()) {
-            self.link.subscribe(self.topic.below(&format!("state/{host}/+")));
+        if let Some(topics) = known.fleet.branch(now()) {
+            let topics: Vec<_> = topics.iter().map(|topic| self.topic.below(topic)).collect();
+            self.link.subscribe(&topics);
         }
         let refused = &known.refused;
         let itself = || {
@@ -413,7 +415,7 @@ impl Daemon {
         let there = Presence::parse(payload).map_err(|why| malformed(WHAT, &why))?;
         self.shown.traffic.presences += 1;
         let mut known = self.memory.know();
-        known.fleet.hear_presence(&host, now());
+        known.fleet.hear_presence(&host, there.state, now());
         if host == self.host && !there.machine.is_empty() && there.machine != self.machine {
             let text = format!("{NAMESAKE} {host}, too: set MQTT_NODE on one of them");
             known.warn("namesake", &text);

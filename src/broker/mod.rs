@@ -10,6 +10,7 @@
 //! what is signed well. So nobody who uses it needs to know of that.
 
 mod backoff;
+mod dots;
 mod session;
 mod why;
 
@@ -55,7 +56,7 @@ pub enum Event {
     },
     /// The broker has what was published under this name.
     Published(String),
-    /// The broker does not let this host subscribe to these topics.
+    /// The broker does not let this host subscribe to these topics; it is asked again.
     SubscribeRefused(Vec<String>),
     /// It is down, or did not come up: why. What was not acknowledged is to be sent again.
     Lost {
@@ -111,6 +112,7 @@ impl Connection {
     }
 
     fn open(&self, topic: String, payload: Vec<u8>) -> Event {
+        let topic = dots::restored(&self.topic, topic);
         let refuses = |signing: &Signing| signing.refuses(&topic, &payload);
         let counts = !payload.is_empty() && self.topic.is_above(&topic);
         match self.signing.as_ref().filter(|_| counts).and_then(refuses) {
@@ -217,10 +219,10 @@ impl Link {
         }
     }
 
-    /// Asks for a topic, and for what the broker keeps there, on this connection.
-    pub fn subscribe(&mut self, topic: String) {
+    /// Asks for topics, and for what the broker keeps there, on this connection.
+    pub fn subscribe(&mut self, topics: &[String]) {
         if let State::Up { session, since: Some(_) } = &mut self.state {
-            session.subscribe(&[topic]);
+            session.subscribe(topics);
         }
     }
 

@@ -1,6 +1,6 @@
 //! One connection to one broker, from its first packet to its end.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,10 +25,16 @@ const QUEUE_BYTES: usize = 32 * 1024 * 1024;
 /// A broker that has not acknowledged a message for so long will not.
 const ACKNOWLEDGE: Duration = Duration::from_secs(15);
 
+/// A subscription that was refused is asked for again after so long, and then ever more seldom: NATS
+/// refuses what takes it too long, as after the death of one of its servers.
+const AGAIN: Duration = Duration::from_secs(2);
+const SELDOM: Duration = Duration::from_mins(5);
+
 /// How long a connection may take to come up, its CONNACK included, in seconds.
 pub(super) const CONNECT: u64 = 5;
 
 /// What happened to a session.
+#[derive(Debug)]
 pub(super) enum Event {
     Connected,
     Message { topic: String, payload: Vec<u8> },
@@ -56,6 +62,10 @@ pub(super) struct Session {
     /// Topics asked for, in order; those without a packet identifier yet, and those with one.
     asked: VecDeque<Vec<String>>,
     asked_as: HashMap<u16, Vec<String>>,
+    /// Those that were refused, when they are asked for again, and how long after that the next time.
+    refused: BTreeSet<String>,
+    again: Instant,
+    pause: Duration,
     /// The last time that the broker acknowledged something, or had nothing to.
     progress: Instant,
 }
@@ -99,6 +109,9 @@ impl Session {
             sent: HashMap::new(),
             asked: VecDeque::new(),
             asked_as: HashMap::new(),
+            refused: BTreeSet::new(),
+            again: progress,
+            pause: AGAIN,
             progress,
         }
     }
@@ -111,6 +124,11 @@ impl Session {
             let event = tokio::select! {
                 biased; // an acknowledgement that waits to be read is one
                 event = self.events.recv() => event,
+                () = sleep_until(self.again), if !self.refused.is_empty() => {
+                    let topics: Vec<_> = std::mem::take(&mut self.refused).into_iter().collect();
+                    self.subscribe(&topics);
+                    continue;
+                }
                 () = sleep_until(deadline), if waits => {
                     let why = "it does not acknowledge what is published".to_owned();
                     return Event::Ended { why: why.into(), too_large: false };
@@ -136,7 +154,7 @@ impl Session {
     pub(super) fn subscribe(&mut self, topics: &[String]) {
         let filters =
             topics.iter().map(|topic| SubscribeFilter::new(topic.clone(), QoS::AtLeastOnce));
-        // There is room beside a window of messages: one is asked for at a time.
+        // There is room beside a window of messages: one branch is asked for at a time.
         if self.client.try_subscribe_many(filters).is_ok() {
             self.asked.push_back(topics.to_vec());
         }
@@ -203,6 +221,18 @@ impl Session {
         }
     }
 
+    fn refuse(&mut self, topics: Vec<String>) -> Option<Event> {
+        if topics.is_empty() {
+            return None;
+        }
+        if self.refused.is_empty() {
+            self.again = Instant::now() + self.pause;
+            self.pause = (self.pause * 2).min(SELDOM);
+        }
+        self.refused.extend(topics.iter().cloned());
+        Some(Event::SubscribeRefused(topics))
+    }
+
     fn incoming(&mut self, packet: Packet) -> Option<Event> {
         match packet {
             Packet::ConnAck(_) => {
@@ -221,7 +251,7 @@ impl Session {
                 let answers = topics.into_iter().zip(ack.return_codes);
                 let refused = answers.filter(|(_, code)| *code == SubscribeReasonCode::Failure);
                 let refused: Vec<String> = refused.map(|(topic, _)| topic).collect();
-                (!refused.is_empty()).then_some(Event::SubscribeRefused(refused))
+                self.refuse(refused)
             }
             _ => None,
         }
@@ -235,4 +265,57 @@ fn bytes(event: &Read) -> u32 {
         _ => 0,
     };
     u32::try_from(length.min(QUEUE_BYTES)).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// A broker that grants the second of two topics, and the first when it is asked for again. Answers
+    /// what it was asked for.
+    async fn hesitates(listener: TcpListener) -> (Vec<Vec<u8>>, TcpStream) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut asked = Vec::new();
+        loop {
+            let mut head = [0; 2];
+            stream.read_exact(&mut head).await.unwrap();
+            let mut body = vec![0; usize::from(head[1])];
+            stream.read_exact(&mut body).await.unwrap();
+            match (head[0] >> 4, asked.len()) {
+                (1, _) => stream.write_all(&[0x20, 2, 0, 0]).await.unwrap(),
+                (8, 0) => {
+                    stream.write_all(&[0x90, 4, body[0], body[1], 0x80, 1]).await.unwrap();
+                    asked.push(body.split_off(2));
+                }
+                (8, _) => {
+                    stream.write_all(&[0x90, 3, body[0], body[1], 1]).await.unwrap();
+                    asked.push(body.split_off(2));
+                    // And a message, so that there is something to wait for.
+                    stream.write_all(&[0x30, 4, 0, 1, b'a', b'!']).await.unwrap();
+                    return (asked, stream);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_subscription_that_was_refused_is_asked_for_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let options = MqttOptions::new("it", "127.0.0.1", listener.local_addr().unwrap().port());
+        let broker = tokio::spawn(hesitates(listener));
+        let mut session = Session::start(options, Protection::Nothing);
+        assert!(matches!(session.event().await, Event::Connected));
+        session.subscribe(&["a".to_owned(), "b".to_owned()]);
+        let refused = session.event().await;
+        assert!(matches!(refused, Event::SubscribeRefused(topics) if topics == ["a"]));
+        let next = session.event().await;
+        assert!(matches!(next, Event::Message { .. }), "{next:?}");
+        let topics = |text: &[u8]| text.to_vec();
+        let expected = [topics(b"\0\x01a\x01\0\x01b\x01"), topics(b"\0\x01a\x01")];
+        assert_eq!(broker.await.unwrap().0, expected);
+    }
 }

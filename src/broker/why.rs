@@ -148,7 +148,7 @@ fn no_greeting(error: &ConnectionError, protection: Protection) -> &'static str 
         (ConnectionError::Tls(_), _) => NO_TLS,
         (_, Protection::Nothing) => {
             "it hangs up before a word of MQTT: if that port is for TLS, set MQTT_CAFILE or \
-             MQTT_TLS=on"
+             MQTT_TLS=on; if not, its log says why"
         }
         (_, Protection::Tls) => {
             "it hangs up before a word of MQTT: if it wants a certificate of this host, set \

@@ -8,7 +8,8 @@ use super::remember::Slot;
 use super::{Change, Fleet, Key, MAX_HOSTS, MAX_JAILS, MAX_OF_HOST, MAX_WORDS, TIDY, secs};
 use crate::fail2ban::database::Row;
 use crate::wire::{
-    Action, Address, Ban, Event, Host, Jail, Pardon, Part, Reason, Scope, Slice, Told, UnbanId,
+    Action, Address, Ban, Event, Host, Jail, Pardon, Part, Reason, Scope, Slice, State, Told,
+    UnbanId,
 };
 
 /// An own event that comes back later than this is an old one; in milliseconds.
@@ -235,9 +236,16 @@ impl Fleet {
         }
     }
 
-    /// A host's presence was heard of.
-    pub fn hear_presence(&mut self, host: &Host, now: i64) {
+    /// A host's presence was heard of. Another broker's last will of this host, which is no longer connected
+    /// there, is answered; what was kept before this connection came up has been.
+    pub fn hear_presence(&mut self, host: &Host, state: State, now: i64) {
         self.branches.found(host, now);
+        if *host == self.me
+            && state == State::Offline
+            && !self.snapshots.just_connected(now, &self.pace)
+        {
+            self.presence = None;
+        }
     }
 
     /// A fleet unban is known from now on: scripts cannot carry it, so their claims end with it.

@@ -35,7 +35,7 @@ pub mod work;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use branches::Branches;
+use branches::{Asking, Branches};
 use claims::{Origin, Said};
 pub use hear::Trouble;
 use lifts::Lifts;
@@ -251,9 +251,15 @@ impl Fleet {
         self.branches.lost();
     }
 
-    /// Whose branch is to be subscribed to now, if any.
-    pub fn branch(&mut self, now: i64) -> Option<Host> {
-        self.branches.next(now)
+    /// The branch that is to be subscribed to now, if any, as topics below the fleet's.
+    pub fn branch(&mut self, now: i64) -> Option<Vec<String>> {
+        let Asking { host, again } = self.branches.next(now)?;
+        let mut topics = vec![format!("state/{host}/+")];
+        if again {
+            let wanted = self.origins.get(&host).map_or_else(|| vec![0], Origin::wanted);
+            topics.extend(wanted.iter().map(|number| format!("state/{host}/{number}")));
+        }
+        Some(topics)
     }
 
     /// What of this host's snapshot is to be published now.

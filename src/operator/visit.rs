@@ -82,7 +82,7 @@ impl Visit {
     }
 
     fn ask(&mut self, host: &Host) {
-        self.link.subscribe(self.topic.below(&format!("state/{host}/+")));
+        self.link.subscribe(&[self.topic.below(&format!("state/{host}/+"))]);
     }
 
     /// The fleet, as far as it was heard.

@@ -164,8 +164,8 @@ impl Host {
             }
             ["state", ..] => drop(fleet.hear_part(&Part::parse(payload.as_bytes()).unwrap(), now)),
             ["host", host] => {
-                Presence::parse(payload.as_bytes()).unwrap();
-                fleet.hear_presence(&Name::new(host).unwrap(), now);
+                let state = Presence::parse(payload.as_bytes()).unwrap().state;
+                fleet.hear_presence(&Name::new(host).unwrap(), state, now);
             }
             _ => {
                 let event = Event::parse(payload.as_bytes()).unwrap();
@@ -391,8 +391,8 @@ impl Host {
         }
         let now = self.millis();
         let Some(fleet) = &mut self.fleet else { return Ok(()) };
-        if let Some(host) = fleet.branch(now) {
-            around.broker.subscribe(&self.name, &format!("state/{host}/+"));
+        for topic in fleet.branch(now).into_iter().flatten() {
+            around.broker.subscribe(&self.name, &topic);
         }
         if let Some(presence) = fleet.presence(Presence::default, now) {
             let topic = format!("host/{}", self.name);

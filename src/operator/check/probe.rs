@@ -103,11 +103,11 @@ impl Ear<'_> {
         // What the daemon subscribes to, as it does, and where a message of ours comes back.
         let own = format!("state/{node}/check/{}", self.mark);
         for below in ["+", "+/+", &format!("state/{node}/+"), &own] {
-            self.link.subscribe(topic.below(below));
+            self.link.subscribe(&[topic.below(below)]);
         }
         self.hear(GATHER, |_| false).await;
         for host in self.others_online() {
-            self.link.subscribe(topic.below(&format!("state/{host}/0")));
+            self.link.subscribe(&[topic.below(&format!("state/{host}/0"))]);
         }
         let event = self.event().encode();
         self.publish("ban", "ban", &event);

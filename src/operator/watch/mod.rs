@@ -115,7 +115,7 @@ impl Ear {
             Step::Listen(_) => Vec::new(),
         };
         for host in hosts {
-            self.link.subscribe(self.topic.below(&format!("state/{host}/+")));
+            self.link.subscribe(&[self.topic.below(&format!("state/{host}/+"))]);
         }
     }
 }
