@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::Error;
 use crate::files;
+use crate::fleet::claims::carried;
 use crate::fleet::lifts::Lift;
 use crate::fleet::marks::{Claim, Mark};
 use crate::fleet::{Change, Key, Remembered};
@@ -309,7 +310,8 @@ fn write_claims(claims: &[Claim]) -> String {
     let mut object = Map::new();
     for Claim { host, stamp, ban, unbans } in claims {
         let mut list = vec![json!(stamp), json!(ban.start), json!(ban.bantime)];
-        list.extend(unbans.iter().flatten().map(|id| json!(id.as_str())));
+        let unbans = unbans.as_deref().into_iter().flatten();
+        list.extend(unbans.map(|id| json!(id.as_str())));
         object.insert(host.as_str().to_owned(), Value::Array(list));
     }
     Value::Object(object).to_string()
@@ -320,12 +322,12 @@ fn read_claims(text: &str) -> Option<Box<[Claim]>> {
     let claim = |(host, value): (String, Value)| {
         let (numbers, ids) = value.as_array()?.split_at_checked(3)?;
         let number = |n: usize| numbers[n].as_i64();
-        let ids: Option<Box<[_]>> = ids.iter().map(|id| UnbanId::new(id.as_str()?).ok()).collect();
+        let ids: Option<Vec<_>> = ids.iter().map(|id| UnbanId::new(id.as_str()?).ok()).collect();
         Some(Claim {
             host: Host::new(&host).ok()?,
             stamp: number(0)?,
             ban: Ban { start: number(1)?, bantime: number(2)? },
-            unbans: ids.filter(|ids| !ids.is_empty()),
+            unbans: carried(ids?),
         })
     };
     object.into_iter().map(claim).collect()
@@ -371,7 +373,7 @@ mod tests {
         let id = UnbanId::new("web2-5").unwrap();
         let claim = |name, stamp, unbans: &[UnbanId]| {
             let ban = Ban { start: 4, bantime: -1 };
-            let unbans = (!unbans.is_empty()).then(|| unbans.into());
+            let unbans = carried(unbans.to_vec());
             Claim { host: host(name), stamp, ban, unbans }
         };
         let claims = Box::new([claim("w\"eb 2", 6, &[]), claim("web1", 5, &[id])]);

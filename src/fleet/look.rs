@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use smallvec::SmallVec;
+
 use super::Pace;
 use super::claims::Said;
 use super::marks::Mark;
@@ -50,11 +52,12 @@ pub struct Pulse {
     pub data_version: Option<i64>,
 }
 
-/// Everything that is known of one address in one jail.
+/// Everything that is known of one address in one jail. There are many, and of most one host said
+/// something: that takes no memory of its own.
 #[derive(Debug, Default)]
 pub(super) struct Case {
     /// What other hosts said of it last.
-    pub(super) said: Vec<Said>,
+    pub(super) said: SmallVec<[Said; 1]>,
     /// It was imported, or is about to be.
     pub(super) mark: Option<Box<Mark>>,
     /// fail2ban bans it until then, in seconds since 1970; `i64::MAX` for ever.
@@ -63,6 +66,8 @@ pub(super) struct Case {
     pub(super) rowed: bool,
     /// fail2ban has a row of it that lasts, and may still be about to restore it.
     pub(super) restoring: bool,
+    /// It waits for a decision.
+    pub(super) queued: bool,
 }
 
 impl Case {
@@ -94,7 +99,7 @@ pub(super) struct Detection {
 /// How one jail stands on this host.
 #[derive(Debug, Default)]
 pub(super) struct Local {
-    pub(super) cases: BTreeMap<Address, Case>,
+    pub(super) cases: BTreeMap<Address, Box<Case>>,
     pub(super) own: BTreeMap<Address, Own>,
     pub(super) told: BTreeMap<Address, Detection>,
     pub(super) shown: Option<Shown>,

@@ -1,8 +1,9 @@
 //! **Import**: what this host banned for others is marked, on disk before fail2ban is told, so that it can
 //! be told from the host's own bans and its operator's, and be freed.
 
+use super::claims::Carried;
 use crate::fail2ban::database::Row;
-use crate::wire::{Ban, Host, UnbanId};
+use crate::wire::{Ban, Host};
 
 /// fail2ban kills an action after a minute, and a batch is a few of them: no answer comes later.
 const ANSWER: i64 = 150;
@@ -17,7 +18,7 @@ pub struct Claim {
     pub host: Host,
     pub stamp: i64,
     pub ban: Ban,
-    pub unbans: Option<Box<[UnbanId]>>,
+    pub unbans: Carried,
 }
 
 /// One import.

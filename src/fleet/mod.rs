@@ -133,7 +133,6 @@ pub struct Fleet {
     changes: BTreeMap<Slot, Change>,
     /// Addresses that something is to be done about.
     queue: VecDeque<Key>,
-    queued: BTreeSet<Key>,
     /// Jails that are to be looked at in this round.
     looks: BTreeSet<Jail>,
     orders: VecDeque<work::Order>,
@@ -145,6 +144,9 @@ pub struct Fleet {
     /// finished.
     round: i64,
     as_of: i64,
+    /// The greatest stamp that this host took before and had forgotten: what was read before it was heard
+    /// of is not published.
+    forgotten: i64,
     turn: u64,
     /// When the last round began, in milliseconds.
     begun: i64,
@@ -174,7 +176,6 @@ impl Fleet {
             presence: None,
             changes: BTreeMap::new(),
             queue: VecDeque::new(),
-            queued: BTreeSet::new(),
             looks: BTreeSet::new(),
             orders: VecDeque::new(),
             doing: None,
@@ -182,6 +183,7 @@ impl Fleet {
             glanced: None,
             round: 0,
             as_of: 0,
+            forgotten: 0,
             turn: 0,
             begun: 0,
             unsaved: 0,
@@ -250,8 +252,9 @@ impl Fleet {
 
     /// What of this host's snapshot is to be published now.
     pub fn publications(&mut self, now: i64) -> Vec<Publication> {
-        // Before fail2ban or its database was read, nothing is known, and nothing said.
-        if self.as_of == 0 {
+        // Before fail2ban or its database was read, nothing is known, and nothing said; and nothing that
+        // others would take for old.
+        if self.as_of <= self.forgotten {
             return Vec::new();
         }
         if self.snapshots.is_refreshed(now) {
@@ -312,8 +315,11 @@ impl Fleet {
         self.changes.insert(change.slot(), change);
     }
 
+    /// An address of which nothing is known needs no decision.
     fn queue(&mut self, key: &Key) {
-        if self.queued.insert(key.clone()) {
+        let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
+        if let Some(case) = case.filter(|case| !case.queued) {
+            case.queued = true;
             self.queue.push_back(key.clone());
         }
     }

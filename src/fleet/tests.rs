@@ -258,6 +258,20 @@ fn a_clock_that_was_set_back_holds_nothing_up() {
 }
 
 #[test]
+fn what_was_read_before_a_greater_stamp_of_its_own_was_heard_is_not_published() {
+    let mut it = Bench::new();
+    it.fleet.connected(it.now);
+    it.works();
+    // An earlier process of this host spoke by a clock that was ahead.
+    let before = it.now + 150_000;
+    it.fleet.hear_part(&part("me", before, &[]), it.now);
+    assert_eq!(it.fleet.publications(it.now), [], "the others would take it for old");
+    it.works();
+    let published = it.fleet.publications(it.now);
+    assert!(published[0].part.as_ref().unwrap().stamp > before);
+}
+
+#[test]
 fn a_full_disk_stops_no_ban_and_is_written_when_there_is_room() {
     let mut it = Bench::new();
     it.works();
