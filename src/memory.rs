@@ -51,7 +51,7 @@ impl Known {
         let mut decide = |told: &crate::wire::Told| {
             let row = || -> rusqlite::Result<_> {
                 let rows = database.rows(&told.jail, &[told.address])?;
-                Ok(database.is_kept().then(|| rows.get(&told.address).copied()))
+                Ok(database.is_kept().then(|| rows.get(told.address).copied()))
             };
             let busy = |error| format!("cannot read fail2ban's database: {error}");
             fleet.tell(told, row, now).map_err(busy)

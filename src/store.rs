@@ -433,6 +433,19 @@ mod tests {
     }
 
     #[test]
+    fn each_write_is_on_disk_before_it_is_relied_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("fleet.sqlite3")).unwrap();
+        let asked = |pragma: &str| -> String {
+            let value = |row: &rusqlite::Row<'_>| row.get::<_, rusqlite::types::Value>(0);
+            format!("{:?}", store.connection.pragma_query_value(None, pragma, value).unwrap())
+        };
+        // With a log, FULL syncs it at each commit.
+        assert_eq!(asked("synchronous"), "Integer(2)");
+        assert_eq!(asked("journal_mode"), r#"Text("wal")"#);
+    }
+
+    #[test]
     fn a_broken_database_is_put_aside() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fleet.sqlite3");

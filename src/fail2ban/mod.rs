@@ -6,8 +6,9 @@
 
 pub mod database;
 pub mod pickle;
+pub mod table;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use tokio::time::timeout;
 
 use crate::wire::{Address, Jail};
 use pickle::{Unreadable, Value};
+use table::Table;
 
 const END: &[u8] = b"<F2B_END_COMMAND>";
 
@@ -136,11 +138,12 @@ impl Client {
     ///
     /// # Errors
     /// Any [`Error`].
-    pub async fn all_held(&mut self, jail: &Jail) -> Result<BTreeMap<Address, i64>, Error> {
+    pub async fn all_held(&mut self, jail: &Jail) -> Result<Table<Option<i64>>, Error> {
         let command = ["get", jail.as_str(), "banip", "--with-time"];
         let answer = self.call(&command, QUESTION).await?;
         let list = answer.list().ok_or_else(|| misread("get … banip"))?;
-        Ok(list.iter().filter_map(|one| ticket(one.text()?)).collect())
+        let tickets = list.iter().filter_map(|one| ticket(one.text()?));
+        Ok(tickets.map(|(address, length)| (address, Some(length))).collect())
     }
 
     /// How many bans a jail made since it started.

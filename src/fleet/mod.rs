@@ -233,10 +233,8 @@ impl Fleet {
 
     /// The link to the broker is up.
     pub fn connected(&mut self, now: i64) {
-        self.branches.connected(now);
-        let me = self.me.clone();
-        self.branches.found(&me, now);
-        self.snapshots.connected(&me, now, &self.pace);
+        self.branches.connected(&self.me, now);
+        self.snapshots.connected(&self.me, now, &self.pace);
         self.presence = None;
     }
 

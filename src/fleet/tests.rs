@@ -98,7 +98,8 @@ impl Bench {
                     continue;
                 }
                 Step::Look(jail, of) => {
-                    let (held, rows) = (self.held.clone(), self.rows.clone());
+                    let held = self.held.clone().into_iter().collect();
+                    let rows = self.rows.clone().into_iter().collect();
                     let (total, bantime) = (Some(9), 600);
                     let look =
                         Look { held, rows, database: true, total, bantime, ..Look::default() };
