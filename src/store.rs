@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::files;
 use crate::fleet::claims::carried;
 use crate::fleet::lifts::Lift;
-use crate::fleet::marks::{Claim, Mark};
+use crate::fleet::marks::{Claim, Claims, Mark};
 use crate::fleet::{Change, Key, Remembered};
 use crate::journal;
 use crate::wire::{Address, Ban, Host, Jail, Pardon, Scope, UnbanId};
@@ -317,7 +317,7 @@ fn write_claims(claims: &[Claim]) -> String {
     Value::Object(object).to_string()
 }
 
-fn read_claims(text: &str) -> Option<Box<[Claim]>> {
+fn read_claims(text: &str) -> Option<Claims> {
     let object: Map<String, Value> = serde_json::from_str(text).ok()?;
     let claim = |(host, value): (String, Value)| {
         let (numbers, ids) = value.as_array()?.split_at_checked(3)?;
@@ -348,7 +348,7 @@ fn words_before(text: &str) -> Vec<(Host, i64, i64, Ban)> {
     object.into_iter().filter_map(word).collect()
 }
 
-fn claims_before(text: &str) -> Box<[Claim]> {
+fn claims_before(text: &str) -> Claims {
     let stamped = words_before(text).into_iter().filter(|(_, stamp, ..)| *stamp > 0);
     let claim = |(host, stamp, _, ban)| Claim { host, stamp, ban, unbans: None };
     stamped.map(claim).collect()
@@ -376,7 +376,7 @@ mod tests {
             let unbans = carried(unbans.to_vec());
             Claim { host: host(name), stamp, ban, unbans }
         };
-        let claims = Box::new([claim("w\"eb 2", 6, &[]), claim("web1", 5, &[id])]);
+        let claims = [claim("w\"eb 2", 6, &[]), claim("web1", 5, &[id])].into_iter().collect();
         Mark { done, asked: 1, answered: 2, bantime: 600, rowed: done, claims, run: None }
     }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::claims::Said;
 use super::lifts::Lift;
 use super::look::{Local, Look, Own, Pulse};
-use super::marks::{Claim, Mark, Seen, Verdict, WRITTEN};
+use super::marks::{Claim, Claims, Mark, Seen, Verdict, WRITTEN};
 use super::reconcile::{self, Step};
 use super::work::Order;
 use super::{Change, Fleet, Key, lease, own, secs};
@@ -366,10 +366,10 @@ impl Fleet {
     }
 
     /// The claims that an import of an address rests on now.
-    pub(super) fn rests_on(&self, key: &Key, now: i64) -> Box<[Claim]> {
+    pub(super) fn rests_on(&self, key: &Key, now: i64) -> Claims {
         let local = self.jails.get(&key.0);
         let case = local.and_then(|local| Some((local, local.cases.get(&key.1)?)));
-        let Some((local, case)) = case else { return Box::default() };
+        let Some((local, case)) = case else { return Claims::new() };
         let claim = |said: &Said| {
             let (host, stamp, unbans) = (said.host.clone(), said.stamp, said.unbans.clone());
             said.ban.map(|ban| Claim { host, stamp, ban, unbans })
