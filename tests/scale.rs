@@ -78,19 +78,25 @@ fn a_server_of_a_fleet_of_200_hosts_with_500_bans_each() {
     let a = rig.host("a");
     joins(a);
     all_known(a, 100_000);
-    std::thread::sleep(Duration::from_secs(10));
-    let (most, now) = memory(a);
-    println!("memory of the daemon: {now} MiB, {most} MiB at most");
+    sleep(Duration::from_secs(10));
     let cpu = || a.sh("systemctl show -P CPUUsageNSec f2bmqttsub").parse::<u64>().unwrap();
-    let before = cpu();
-    std::thread::sleep(Duration::from_secs(20));
+    let (before, started) = (cpu(), Instant::now());
+    // While it looks at the bans of a fail2ban that keeps no database, it has them twice.
+    let mut samples: Vec<u64> = (0..40)
+        .map(|_| {
+            sleep(Duration::from_millis(500));
+            memory(a).1
+        })
+        .collect();
     let spent = Duration::from_nanos(cpu() - before).as_secs_f64();
-    println!("processor time while nothing happens: {:.2} %", spent / 20.0 * 100.0);
-    // A cut: the broker keeps what it has, and all is asked for again.
-    a.rig("cut");
-    std::thread::sleep(Duration::from_secs(40));
-    a.rig("join");
-    assert!(now <= 40, "{now} MiB");
+    println!("processor time: {:.2} %", spent / started.elapsed().as_secs_f64() * 100.0);
+    samples.sort_unstable();
+    let (most, _) = memory(a);
+    let (least, median, last) = (samples[0], samples[20], samples[39]);
+    println!(
+        "memory of the daemon: {median} MiB (median), {least} to {last} MiB, {most} MiB at most so far"
+    );
+    assert!(median <= 40, "{median} MiB");
 }
 
 /// Many daemons on one machine, and the broker on another.
@@ -193,8 +199,9 @@ fn a_fleet_of_many_real_daemons_has_the_same_bans_also_after_an_outage() {
     let (hosts, bans) = (number("HOSTS", 12), number("BANS", 50));
     let rig = Rig::fleet(&["a"]);
     println!("{hosts} hosts with {bans} bans each");
-    let rest = if std::env::var_os("HOSTS").is_some() { 900 } else { 1 };
-    Crowd::of(&rig, hosts, bans).measure(number("BURST", 200), Duration::from_secs(rest));
+    // In a quarter of an hour each host publishes all of its own again, once or more often.
+    let rest = Duration::from_secs(number("REST", 1).try_into().unwrap());
+    Crowd::of(&rig, hosts, bans).measure(number("BURST", 200), rest);
 }
 
 #[test]
