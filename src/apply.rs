@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+use crate::fail2ban::table::Table;
 use crate::fail2ban::{Client, Error};
 use crate::fleet::look::{Look, Pulse, Server};
 use crate::fleet::work::{Step, Work};
@@ -99,7 +100,7 @@ impl Absence {
                 let shared = jails.into_iter().filter(|jail| guard.sharing.has(jail));
                 shared.map(|jail| Ok((database.all(&jail)?, jail))).collect()
             });
-            let rows: Vec<(BTreeMap<Address, _>, Jail)> = match rows {
+            let rows: Vec<(Table<_>, Jail)> = match rows {
                 Ok(rows) => rows,
                 Err(error) => {
                     let text = format!("cannot read fail2ban's database: {error}");
@@ -296,8 +297,7 @@ impl<'a> Applier<'a> {
             let held = self.client.held(jail, addresses).await?;
             held.into_iter().map(|address| (address, None)).collect()
         } else {
-            let held = self.client.all_held(jail).await?;
-            held.into_iter().map(|(address, length)| (address, Some(length))).collect()
+            self.client.all_held(jail).await?
         };
         let total = if of.is_none() { Some(self.client.total(jail).await?) } else { None };
         let bantime = self.client.bantime(jail).await?;

@@ -66,7 +66,7 @@ impl Known {
             }
             let row = || -> rusqlite::Result<_> {
                 let rows = database.rows(&told.jail, &[told.address])?;
-                Ok(database.is_kept().then(|| rows.get(&told.address).copied()))
+                Ok(database.is_kept().then(|| rows.get(told.address).copied()))
             };
             let busy = |error| format!("cannot read fail2ban's database: {error}");
             fleet.tell(told, row, now).map_err(busy)

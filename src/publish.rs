@@ -66,7 +66,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
         }
         let row = || -> rusqlite::Result<_> {
             let rows = database.rows(&told.jail, &[told.address])?;
-            Ok(database.is_kept().then(|| rows.get(&told.address).copied()))
+            Ok(database.is_kept().then(|| rows.get(told.address).copied()))
         };
         let event = teller.event(told, row, Vec::new(), millis(SystemTime::now()));
         event.map_err(|error| format!("cannot read fail2ban's database: {error}"))

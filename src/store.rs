@@ -9,8 +9,9 @@ use serde_json::{Map, Value, json};
 
 use crate::error::Error;
 use crate::files;
+use crate::fleet::claims::carried;
 use crate::fleet::lifts::Lift;
-use crate::fleet::marks::{Claim, Mark};
+use crate::fleet::marks::{Claim, Claims, Mark};
 use crate::fleet::{Change, Key, Remembered};
 use crate::journal;
 use crate::wire::{Address, Ban, Host, Jail, Pardon, Scope, UnbanId};
@@ -309,23 +310,24 @@ fn write_claims(claims: &[Claim]) -> String {
     let mut object = Map::new();
     for Claim { host, stamp, ban, unbans } in claims {
         let mut list = vec![json!(stamp), json!(ban.start), json!(ban.bantime)];
-        list.extend(unbans.iter().flatten().map(|id| json!(id.as_str())));
+        let unbans = unbans.as_deref().into_iter().flatten();
+        list.extend(unbans.map(|id| json!(id.as_str())));
         object.insert(host.as_str().to_owned(), Value::Array(list));
     }
     Value::Object(object).to_string()
 }
 
-fn read_claims(text: &str) -> Option<Box<[Claim]>> {
+fn read_claims(text: &str) -> Option<Claims> {
     let object: Map<String, Value> = serde_json::from_str(text).ok()?;
     let claim = |(host, value): (String, Value)| {
         let (numbers, ids) = value.as_array()?.split_at_checked(3)?;
         let number = |n: usize| numbers[n].as_i64();
-        let ids: Option<Box<[_]>> = ids.iter().map(|id| UnbanId::new(id.as_str()?).ok()).collect();
+        let ids: Option<Vec<_>> = ids.iter().map(|id| UnbanId::new(id.as_str()?).ok()).collect();
         Some(Claim {
             host: Host::new(&host).ok()?,
             stamp: number(0)?,
             ban: Ban { start: number(1)?, bantime: number(2)? },
-            unbans: ids.filter(|ids| !ids.is_empty()),
+            unbans: carried(ids?),
         })
     };
     object.into_iter().map(claim).collect()
@@ -346,7 +348,7 @@ fn words_before(text: &str) -> Vec<(Host, i64, i64, Ban)> {
     object.into_iter().filter_map(word).collect()
 }
 
-fn claims_before(text: &str) -> Box<[Claim]> {
+fn claims_before(text: &str) -> Claims {
     let stamped = words_before(text).into_iter().filter(|(_, stamp, ..)| *stamp > 0);
     let claim = |(host, stamp, _, ban)| Claim { host, stamp, ban, unbans: None };
     stamped.map(claim).collect()
@@ -371,10 +373,10 @@ mod tests {
         let id = UnbanId::new("web2-5").unwrap();
         let claim = |name, stamp, unbans: &[UnbanId]| {
             let ban = Ban { start: 4, bantime: -1 };
-            let unbans = (!unbans.is_empty()).then(|| unbans.into());
+            let unbans = carried(unbans.to_vec());
             Claim { host: host(name), stamp, ban, unbans }
         };
-        let claims = Box::new([claim("w\"eb 2", 6, &[]), claim("web1", 5, &[id])]);
+        let claims = [claim("w\"eb 2", 6, &[]), claim("web1", 5, &[id])].into_iter().collect();
         Mark { done, asked: 1, answered: 2, bantime: 600, rowed: done, claims, run: None }
     }
 
@@ -428,6 +430,19 @@ mod tests {
         assert_eq!((expected.marks.len(), expected.detected.len(), expected.stamp), (1, 1, 10));
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn each_write_is_on_disk_before_it_is_relied_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("fleet.sqlite3")).unwrap();
+        let asked = |pragma: &str| -> String {
+            let value = |row: &rusqlite::Row<'_>| row.get::<_, rusqlite::types::Value>(0);
+            format!("{:?}", store.connection.pragma_query_value(None, pragma, value).unwrap())
+        };
+        // With a log, FULL syncs it at each commit.
+        assert_eq!(asked("synchronous"), "Integer(2)");
+        assert_eq!(asked("journal_mode"), r#"Text("wal")"#);
     }
 
     #[test]

@@ -18,9 +18,9 @@ const SERVERS: [&str; 5] = ["a", "b", "c", "d", "e"];
 
 /// How many things happen in a long round and in a short one, and how long at most from one to the next, in
 /// milliseconds.
-const LONG: i64 = 40;
+const LONG: i64 = 30;
 const SHORT: i64 = 24;
-const PAUSE: i64 = 1_500;
+const PAUSE: i64 = 1_000;
 
 /// How long the quiet may take until all is right.
 const QUIET: Duration = Duration::from_secs(90);

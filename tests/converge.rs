@@ -282,20 +282,3 @@ fn five_bans_of_one_address_make_one_recidive_ban_a_host_at_most() {
         assert!(told <= 1, "{host} told {told} times");
     }
 }
-
-#[test]
-#[ignore = "takes minutes: tests/long"]
-fn a_queue_that_overflows_loses_nothing() {
-    // mosquitto keeps 1,000 messages for a client that is away, and drops the rest.
-    const COUNT: usize = 3_000;
-    let rig = Rig::fleet(&["a", "b"]);
-    let (a, b) = (rig.host("a"), rig.host("b"));
-    b.rig("cut");
-    let addresses: Vec<_> = (0..COUNT).map(|n| format!("198.18.{}.{}", n / 250, n % 250)).collect();
-    for batch in addresses.chunks(300) {
-        a.attack("auth", &batch.iter().map(String::as_str).collect::<Vec<_>>());
-    }
-    within(Duration::from_mins(5), "a bans them all", || banned(a).len() == COUNT);
-    b.rig("join");
-    within(Duration::from_mins(5), "and b", || banned(b).len() == COUNT);
-}

@@ -4,7 +4,7 @@
 //! data`, times in seconds; `data` is JSON with the number of `failures` (fail2ban's
 //! `server/database.py`). A ban that ends leaves its row; one that an operator lifts does not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -14,6 +14,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
+use super::table::Table;
 use crate::wire::{Address, Jail};
 
 /// fail2ban writes for milliseconds at a time.
@@ -87,42 +88,38 @@ impl Database {
     ///
     /// # Errors
     /// Whatever SQLite says: that it is locked for too long, say.
-    pub fn rows(
-        &mut self,
-        jail: &Jail,
-        addresses: &[Address],
-    ) -> rusqlite::Result<BTreeMap<Address, Row>> {
-        let mut rows = BTreeMap::new();
-        let Some((_, connection)) = self.connect()? else { return Ok(rows) };
+    pub fn rows(&mut self, jail: &Jail, addresses: &[Address]) -> rusqlite::Result<Table<Row>> {
+        let mut rows = Vec::new();
+        let Some((_, connection)) = self.connect()? else { return Ok(Table::default()) };
         let mut query = connection.prepare_cached(
             "SELECT timeofban, bantime, data FROM bips WHERE jail = ?1 AND ip = ?2",
         )?;
         for address in addresses {
             let mut found = query.query((jail.as_str(), address.to_string()))?;
             if let Some(row) = found.next()? {
-                rows.insert(*address, read(row, 0)?);
+                rows.push((*address, read(row, 0)?));
             }
         }
-        Ok(rows)
+        Ok(rows.into_iter().collect())
     }
 
     /// All rows of a jail.
     ///
     /// # Errors
     /// Whatever SQLite says: that it is locked for too long, say.
-    pub fn all(&mut self, jail: &Jail) -> rusqlite::Result<BTreeMap<Address, Row>> {
-        let mut rows = BTreeMap::new();
-        let Some((_, connection)) = self.connect()? else { return Ok(rows) };
+    pub fn all(&mut self, jail: &Jail) -> rusqlite::Result<Table<Row>> {
+        let mut rows = Vec::new();
+        let Some((_, connection)) = self.connect()? else { return Ok(Table::default()) };
         let mut query = connection
             .prepare_cached("SELECT ip, timeofban, bantime, data FROM bips WHERE jail = ?1")?;
         let mut found = query.query([jail.as_str()])?;
         while let Some(row) = found.next()? {
             let ip: String = row.get(0)?;
             if let Ok(address) = Address::new(&ip) {
-                rows.insert(address, read(row, 1)?);
+                rows.push((address, read(row, 1)?));
             }
         }
-        Ok(rows)
+        Ok(rows.into_iter().collect())
     }
 
     /// The jails that it has rows of.
@@ -214,14 +211,15 @@ mod tests {
         let mut database = Database::new(Some(path));
         let own = Row { timeofban: 1000, bantime: 600, failures: 3 };
         let import = Row { timeofban: 1000, bantime: -1, failures: 0 };
-        let expected = BTreeMap::from([(addresses[0], own), (addresses[1], import)]);
+        let expected: Table<_> =
+            [(addresses[0], own), (addresses[1], import)].into_iter().collect();
         assert_eq!(database.rows(&jail, &addresses).unwrap(), expected);
         assert_eq!(database.all(&jail).unwrap(), expected);
         let jails = ["other", "sshd"].map(|jail| Jail::new(jail).unwrap());
         assert_eq!(database.jails().unwrap(), jails.into());
         assert!(own.is_over(1599) && !own.is_over(1598) && !import.is_over(i64::MAX));
         let mut none = Database::new(None);
-        assert_eq!(none.rows(&jail, &addresses).unwrap(), BTreeMap::new());
+        assert_eq!(none.rows(&jail, &addresses).unwrap(), Table::default());
         assert_eq!(none.version().unwrap(), None);
         assert!(!none.is_kept());
     }
@@ -240,7 +238,7 @@ mod tests {
             .unwrap();
         let (jail, address) = (Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
         let found =
-            || !Database::new(Some(path.clone())).rows(&jail, &[address]).unwrap().is_empty();
+            || Database::new(Some(path.clone())).rows(&jail, &[address]).unwrap().has(address);
         assert!(!wants_log(&path) && found(), "it is open");
         drop(writer);
         assert!(wants_log(&path) && found(), "it is closed");
@@ -262,6 +260,6 @@ mod tests {
         std::fs::rename(&path, dir.path().join("old")).unwrap();
         Connection::open(&path).unwrap().execute_batch(TABLE).unwrap();
         assert_ne!(database.version().unwrap(), second);
-        assert_eq!(database.all(&Jail::new("sshd").unwrap()).unwrap().len(), 2);
+        assert_eq!(database.all(&Jail::new("sshd").unwrap()).unwrap().count(), 2);
     }
 }

@@ -6,8 +6,9 @@
 
 pub mod database;
 pub mod pickle;
+pub mod table;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use tokio::time::timeout;
 
 use crate::wire::{Address, Jail};
 use pickle::{Unreadable, Value};
+use table::Table;
 
 const END: &[u8] = b"<F2B_END_COMMAND>";
 
@@ -92,15 +94,11 @@ impl Client {
     /// # Errors
     /// Any [`Error`].
     pub async fn jails(&mut self) -> Result<BTreeSet<Jail>, Error> {
-        let status = self.call(&["status"], QUESTION).await?;
-        let list = status.list().and_then(|pairs| {
-            pairs.iter().find_map(|pair| match pair.list()? {
-                [name, list] if name.text() == Some("Jail list") => list.text(),
-                _ => None,
-            })
-        });
-        let list = list.ok_or_else(|| misread("status"))?;
-        Ok(list.split(',').filter_map(|name| Jail::new(name.trim()).ok()).collect())
+        let read = |status: &Value<'_>| {
+            let list = field(status, "Jail list")?.text()?;
+            Some(list.split(',').filter_map(|name| Jail::new(name.trim()).ok()).collect())
+        };
+        self.call(&["status"], QUESTION, read).await
     }
 
     /// Which of a few addresses a jail bans now: fail2ban compares each with each that it bans, in
@@ -116,19 +114,15 @@ impl Client {
         let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         let mut command = vec!["get", jail.as_str(), "banned"];
         command.extend(texts.iter().map(String::as_str));
-        // One address is answered with a number, several with a list of them.
-        let answers = match self.call(&command, QUESTION).await? {
-            Value::List(answers) => answers,
-            answer => vec![answer],
+        let read = |answer: &Value<'_>| {
+            // One address is answered with a number, several with a list of them.
+            let answers = answer.list().unwrap_or(std::slice::from_ref(answer));
+            let answers: Vec<i64> = answers.iter().map(Value::int).collect::<Option<_>>()?;
+            let held = addresses.iter().zip(&answers).filter(|(_, held)| **held != 0);
+            let held = held.map(|(address, _)| *address).collect();
+            (answers.len() == addresses.len()).then_some(held)
         };
-        let answers: Option<Vec<i64>> = answers.iter().map(Value::int).collect();
-        match answers {
-            Some(answers) if answers.len() == addresses.len() => {
-                let held = addresses.iter().zip(answers).filter(|(_, held)| *held != 0);
-                Ok(held.map(|(address, _)| *address).collect())
-            }
-            _ => Err(misread("get … banned")),
-        }
+        self.call(&command, QUESTION, read).await
     }
 
     /// Every address that a jail bans now, and for how long from its start on, in seconds; below 0 is for
@@ -136,11 +130,13 @@ impl Client {
     ///
     /// # Errors
     /// Any [`Error`].
-    pub async fn all_held(&mut self, jail: &Jail) -> Result<BTreeMap<Address, i64>, Error> {
+    pub async fn all_held(&mut self, jail: &Jail) -> Result<Table<Option<i64>>, Error> {
         let command = ["get", jail.as_str(), "banip", "--with-time"];
-        let answer = self.call(&command, QUESTION).await?;
-        let list = answer.list().ok_or_else(|| misread("get … banip"))?;
-        Ok(list.iter().filter_map(|one| ticket(one.text()?)).collect())
+        let read = |answer: &Value<'_>| {
+            let tickets = answer.list()?.iter().filter_map(|one| ticket(one.text()?));
+            Some(tickets.map(|(address, length)| (address, Some(length))).collect())
+        };
+        self.call(&command, QUESTION, read).await
     }
 
     /// How many bans a jail made since it started.
@@ -148,16 +144,8 @@ impl Client {
     /// # Errors
     /// Any [`Error`].
     pub async fn total(&mut self, jail: &Jail) -> Result<i64, Error> {
-        let status = self.call(&["status", jail.as_str()], QUESTION).await?;
-        let find = |value: &Value, name: &str| {
-            value.list()?.iter().find_map(|pair| match pair.list()? {
-                [key, value] if key.text() == Some(name) => Some(value.clone()),
-                _ => None,
-            })
-        };
-        let actions = find(&status, "Actions");
-        let total = actions.and_then(|actions| find(&actions, "Total banned")?.int());
-        total.ok_or_else(|| misread("status …"))
+        let read = |status: &Value<'_>| field(field(status, "Actions")?, "Total banned")?.int();
+        self.call(&["status", jail.as_str()], QUESTION, read).await
     }
 
     /// Which version of fail2ban it is.
@@ -165,8 +153,7 @@ impl Client {
     /// # Errors
     /// Any [`Error`].
     pub async fn version(&mut self) -> Result<String, Error> {
-        let answer = self.call(&["version"], QUESTION).await?;
-        answer.text().map(str::to_owned).ok_or_else(|| misread("version"))
+        self.call(&["version"], QUESTION, |answer| answer.text().map(str::to_owned)).await
     }
 
     /// The actions of a jail, by name.
@@ -199,14 +186,15 @@ impl Client {
         name: &str,
     ) -> Result<String, Error> {
         let command = ["get", jail.as_str(), "action", action, name];
-        let answer = self.call(&command, QUESTION).await?;
-        Ok(answer.text().unwrap_or_default().to_owned())
+        let read = |answer: &Value<'_>| Some(answer.text().unwrap_or_default().to_owned());
+        self.call(&command, QUESTION, read).await
     }
 
     async fn texts(&mut self, jail: &Jail, what: &str) -> Result<Vec<String>, Error> {
-        let answer = self.call(&["get", jail.as_str(), what], QUESTION).await?;
-        let list = answer.list().ok_or_else(|| misread(what))?;
-        Ok(list.iter().filter_map(|one| one.text().map(str::to_owned)).collect())
+        let read = |answer: &Value<'_>| {
+            Some(answer.list()?.iter().filter_map(Value::text).map(str::to_owned).collect())
+        };
+        self.call(&["get", jail.as_str(), what], QUESTION, read).await
     }
 
     /// For how long its database keeps old rows, in seconds.
@@ -214,8 +202,9 @@ impl Client {
     /// # Errors
     /// Any [`Error`].
     pub async fn purge_age(&mut self) -> Result<i64, Error> {
-        let answer = self.call(&["get", "dbpurgeage"], QUESTION).await?;
-        Ok(answer.int().unwrap_or(0)) // none where it keeps no database
+        // None where it keeps no database.
+        let read = |answer: &Value<'_>| Some(answer.int().unwrap_or(0));
+        self.call(&["get", "dbpurgeage"], QUESTION, read).await
     }
 
     /// The server's process.
@@ -230,8 +219,7 @@ impl Client {
     /// # Errors
     /// Any [`Error`].
     pub async fn bantime(&mut self, jail: &Jail) -> Result<i64, Error> {
-        let answer = self.call(&["get", jail.as_str(), "bantime"], QUESTION).await?;
-        answer.int().ok_or_else(|| misread("get … bantime"))
+        self.call(&["get", jail.as_str(), "bantime"], QUESTION, number).await
     }
 
     /// What a jail is never to ban: addresses, networks, names and `file:`, as they were set.
@@ -239,9 +227,8 @@ impl Client {
     /// # Errors
     /// Any [`Error`].
     pub async fn ignored(&mut self, jail: &Jail) -> Result<Vec<String>, Error> {
-        let answer = self.call(&["get", jail.as_str(), "ignoreip"], QUESTION).await?;
-        let list = answer.list().ok_or_else(|| misread("get … ignoreip"))?;
-        Ok(list.iter().flat_map(entries).collect())
+        let read = |answer: &Value<'_>| Some(answer.list()?.iter().flat_map(entries).collect());
+        self.call(&["get", jail.as_str(), "ignoreip"], QUESTION, read).await
     }
 
     /// Bans addresses in a jail; answers how many were not banned before.
@@ -265,8 +252,7 @@ impl Client {
     /// # Errors
     /// Any [`Error`].
     pub async fn max_retry(&mut self, jail: &Jail) -> Result<i64, Error> {
-        let answer = self.call(&["get", jail.as_str(), "maxretry"], QUESTION).await?;
-        answer.int().ok_or_else(|| misread("get … maxretry"))
+        self.call(&["get", jail.as_str(), "maxretry"], QUESTION, number).await
     }
 
     /// Lets a jail detect an address: each text is a failure. Bans are made a moment later. It does not
@@ -283,7 +269,7 @@ impl Client {
         let address = address.to_string();
         let mut command = vec!["set", jail.as_str(), "attempt", &address];
         command.extend(failures);
-        self.call(&command, QUESTION).await.map(drop)
+        self.call(&command, QUESTION, |_| Some(())).await
     }
 
     async fn order(
@@ -295,7 +281,7 @@ impl Client {
         let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         let mut command = vec!["set", jail.as_str(), what];
         command.extend(texts.iter().map(String::as_str));
-        self.call(&command, ORDER).await?.int().ok_or_else(|| misread(what))
+        self.call(&command, ORDER, number).await
     }
 
     /// Where its database is, if it keeps one.
@@ -303,12 +289,20 @@ impl Client {
     /// # Errors
     /// Any [`Error`].
     pub async fn database(&mut self) -> Result<Option<PathBuf>, Error> {
-        let answer = self.call(&["get", "dbfile"], QUESTION).await?;
-        Ok(answer.text().filter(|path| path.starts_with('/')).map(PathBuf::from))
+        let read = |answer: &Value<'_>| {
+            Some(answer.text().filter(|path| path.starts_with('/')).map(PathBuf::from))
+        };
+        self.call(&["get", "dbfile"], QUESTION, read).await
     }
 
-    /// Sends one command and reads its answer.
-    async fn call(&mut self, command: &[&str], limit: Duration) -> Result<Value, Error> {
+    /// Sends one command and reads its answer; `read` answers `None` where it is not what that command
+    /// answers.
+    async fn call<T>(
+        &mut self,
+        command: &[&str],
+        limit: Duration,
+        read: impl FnOnce(&Value<'_>) -> Option<T>,
+    ) -> Result<T, Error> {
         let shown = shorten(command);
         let exchange = async {
             self.stream.write_all(&pickle::write(command)).await?;
@@ -323,9 +317,11 @@ impl Client {
         let unreadable =
             |why: Unreadable| Error::Unreadable { command: shown.clone(), why: why.to_string() };
         match pickle::read(&reply).map_err(unreadable)? {
-            Value::List(mut pair) if pair.len() == 2 && pair[0].int() == Some(0) => {
-                Ok(pair.swap_remove(1))
-            }
+            Value::List(pair) if pair.len() == 2 && pair[0].int() == Some(0) => read(&pair[1])
+                .ok_or_else(|| Error::Unreadable {
+                    command: shown,
+                    why: "it is something else".to_owned(),
+                }),
             answer => {
                 let why = match &answer {
                     Value::List(pair) if pair.len() == 2 => explain(&pair[1]),
@@ -367,7 +363,7 @@ fn ticket(text: &str) -> Option<(Address, i64)> {
 
 /// What one value of `ignoreip` stands for. A file of addresses (since fail2ban 1.1.1) is an object that holds
 /// what it last read, and knows the file's name.
-fn entries(value: &Value) -> Vec<String> {
+fn entries(value: &Value<'_>) -> Vec<String> {
     let Value::Object(_, made_of) = value else {
         return value.text().map(str::to_owned).into_iter().collect();
     };
@@ -388,8 +384,16 @@ fn entries(value: &Value) -> Vec<String> {
     entries
 }
 
-fn misread(command: &str) -> Error {
-    Error::Unreadable { command: command.to_owned(), why: "it is something else".to_owned() }
+fn number(value: &Value<'_>) -> Option<i64> {
+    value.int()
+}
+
+/// What stands behind a name in a list of pairs.
+fn field<'v, 'a>(pairs: &'v Value<'a>, name: &str) -> Option<&'v Value<'a>> {
+    pairs.list()?.iter().find_map(|pair| match pair.list()? {
+        [key, value] if key.text() == Some(name) => Some(value),
+        _ => None,
+    })
 }
 
 /// The first words of a command, for a message.
@@ -403,7 +407,7 @@ fn shorten(command: &[&str]) -> String {
 }
 
 /// fail2ban's own words on what went wrong, on one line.
-fn explain(value: &Value) -> String {
+fn explain(value: &Value<'_>) -> String {
     let text = match value {
         Value::Object(class, made_of) => {
             let words: Vec<&str> = made_of.iter().filter_map(Value::text).collect();

@@ -5,7 +5,7 @@
 //! The opcodes are those of CPython's `Lib/pickletools.py`, protocols 2 to 5. The reader is bounded:
 //! by the length of the reply, by depth, and by the number of values.
 
-use std::sync::Arc;
+use std::borrow::Cow;
 
 /// The deepest nesting that is read; replies have at most five levels.
 const MAX_DEPTH: usize = 32;
@@ -13,9 +13,9 @@ const MAX_DEPTH: usize = 32;
 /// The most values that are read, counting copies made by back references.
 const MAX_VALUES: usize = 4_000_000;
 
-/// One value of a reply.
+/// One value of a reply, whose texts stay where they are: it may have many.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Value {
+pub enum Value<'a> {
     /// None.
     None,
     /// True or False.
@@ -25,16 +25,16 @@ pub enum Value {
     /// Any other number.
     Float(f64),
     /// A text; bytes are read as Latin-1.
-    Text(Arc<str>),
+    Text(Cow<'a, str>),
     /// A list, a tuple or a set.
-    List(Vec<Value>),
+    List(Vec<Self>),
     /// A dictionary, in its order.
-    Dict(Vec<(Value, Value)>),
+    Dict(Vec<(Self, Self)>),
     /// An object: the name of its class and what it was made of, with the state that was set on it last.
-    Object(Arc<str>, Vec<Value>),
+    Object(Cow<'a, str>, Vec<Self>),
 }
 
-impl Value {
+impl Value<'_> {
     /// The text of a string, or of an object that was made of one (an address in `ignoreip`).
     #[must_use]
     pub fn text(&self) -> Option<&str> {
@@ -104,23 +104,23 @@ pub fn write(words: &[&str]) -> Vec<u8> {
 ///
 /// # Errors
 /// [`Unreadable`].
-pub fn read(bytes: &[u8]) -> Result<Value, Unreadable> {
+pub fn read(bytes: &[u8]) -> Result<Value<'_>, Unreadable> {
     Reader { rest: bytes, stack: Vec::new(), marks: Vec::new(), memo: Vec::new(), values: 0 }.run()
 }
 
 struct Reader<'a> {
     rest: &'a [u8],
-    stack: Vec<Value>,
+    stack: Vec<Value<'a>>,
     /// Where on the stack a MARK stood.
     marks: Vec<usize>,
     /// What a GET may ask for. A list that is memoized before it is filled is not kept: no reply
     /// holds the same list twice.
-    memo: Vec<Option<Value>>,
+    memo: Vec<Option<Value<'a>>>,
     values: usize,
 }
 
-impl Reader<'_> {
-    fn run(mut self) -> Result<Value, Unreadable> {
+impl<'a> Reader<'a> {
+    fn run(mut self) -> Result<Value<'a>, Unreadable> {
         loop {
             let opcode = self.byte()?;
             if opcode == b'.' {
@@ -192,7 +192,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn number(&mut self, opcode: u8) -> Result<Value, Unreadable> {
+    fn number(&mut self, opcode: u8) -> Result<Value<'a>, Unreadable> {
         let length = match opcode {
             b'K' => 1,
             b'M' => 2,
@@ -280,7 +280,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn push(&mut self, value: Value) -> Result<(), Unreadable> {
+    fn push(&mut self, value: Value<'a>) -> Result<(), Unreadable> {
         self.values += size(&value, 0)?;
         if self.values > MAX_VALUES {
             return Err(Unreadable::TooLarge);
@@ -289,7 +289,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn pop(&mut self) -> Result<Value, Unreadable> {
+    fn pop(&mut self) -> Result<Value<'a>, Unreadable> {
         let floor = self.marks.last().copied().unwrap_or(0);
         if self.stack.len() <= floor {
             return Err(Unreadable::Misfit);
@@ -297,7 +297,7 @@ impl Reader<'_> {
         self.stack.pop().ok_or(Unreadable::Misfit)
     }
 
-    fn top(&mut self, count: usize) -> Result<Vec<Value>, Unreadable> {
+    fn top(&mut self, count: usize) -> Result<Vec<Value<'a>>, Unreadable> {
         let floor = self.marks.last().copied().unwrap_or(0);
         match self.stack.len().checked_sub(count) {
             Some(from) if from >= floor => Ok(self.stack.split_off(from)),
@@ -305,20 +305,20 @@ impl Reader<'_> {
         }
     }
 
-    fn marked(&mut self) -> Result<Vec<Value>, Unreadable> {
+    fn marked(&mut self) -> Result<Vec<Value<'a>>, Unreadable> {
         let from = self.marks.pop().ok_or(Unreadable::Misfit)?;
         Ok(self.stack.split_off(from))
     }
 
     /// Makes a tuple of values that are counted already.
-    fn collect(&mut self, values: Vec<Value>) -> Result<(), Unreadable> {
+    fn collect(&mut self, values: Vec<Value<'a>>) -> Result<(), Unreadable> {
         let tuple = Value::List(values);
         depth(&tuple, 0)?;
         self.stack.push(tuple);
         Ok(())
     }
 
-    fn append(&mut self, values: Vec<Value>) -> Result<(), Unreadable> {
+    fn append(&mut self, values: Vec<Value<'a>>) -> Result<(), Unreadable> {
         for value in &values {
             depth(value, 1)?;
         }
@@ -329,7 +329,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn set_items(&mut self, values: Vec<Value>) -> Result<(), Unreadable> {
+    fn set_items(&mut self, values: Vec<Value<'a>>) -> Result<(), Unreadable> {
         if !values.len().is_multiple_of(2) {
             return Err(Unreadable::Misfit);
         }
@@ -352,7 +352,7 @@ impl Reader<'_> {
         Ok(first)
     }
 
-    fn bytes(&mut self, count: usize) -> Result<&[u8], Unreadable> {
+    fn bytes(&mut self, count: usize) -> Result<&'a [u8], Unreadable> {
         let (taken, rest) = self.rest.split_at_checked(count).ok_or(Unreadable::CutOff)?;
         self.rest = rest;
         Ok(taken)
@@ -373,7 +373,7 @@ impl Reader<'_> {
 }
 
 /// How many values are in a value.
-fn size(value: &Value, level: usize) -> Result<usize, Unreadable> {
+fn size(value: &Value<'_>, level: usize) -> Result<usize, Unreadable> {
     if level > MAX_DEPTH {
         return Err(Unreadable::TooLarge);
     }
@@ -386,6 +386,6 @@ fn size(value: &Value, level: usize) -> Result<usize, Unreadable> {
 }
 
 /// Fails where a value is nested too deep.
-fn depth(value: &Value, level: usize) -> Result<(), Unreadable> {
+fn depth(value: &Value<'_>, level: usize) -> Result<(), Unreadable> {
     size(value, level).map(drop)
 }

@@ -72,7 +72,8 @@ async fn questions_are_asked_and_answers_read() {
     let jail = Jail::new("sshd").unwrap();
     assert_eq!(client.held(&jail, &asked[..2]).await.unwrap(), BTreeSet::from([asked[0]]));
     let held = client.all_held(&jail).await.unwrap();
-    assert_eq!(held, BTreeMap::from([(asked[0], 600), (asked[2], -1)]));
+    let expected = [(asked[0], Some(600)), (asked[2], Some(-1))];
+    assert_eq!(held, expected.into_iter().collect());
     assert_eq!(client.total(&jail).await.unwrap(), 7);
     let requests = server.await.unwrap();
     assert_eq!(requests[0], write(&["status"]));
@@ -120,16 +121,19 @@ async fn a_server_that_is_stuck_is_given_up() {
 #[test]
 fn every_kind_of_value_is_read() {
     let numbers = "8005952f000000000000004b005d94284b014b004bff4d00014a000001004affffffff8a06000000000001473ff8000000000000884e6586942e";
-    let Value::List(pair) = read(&bytes(numbers)).unwrap() else { panic!() };
+    let numbers = bytes(numbers);
+    let Value::List(pair) = read(&numbers).unwrap() else { panic!() };
     let expected = [1, 0, 255, 256, 65536, -1, 1 << 40].map(Value::Int).to_vec();
     let rest = vec![Value::Float(1.5), Value::Bool(true), Value::None];
     assert_eq!(pair[1], Value::List([expected, rest].concat()));
     let dict = "8005951b000000000000004b007d94288c0161945d944b01618c016294430278ff947586942e";
-    let Value::List(pair) = read(&bytes(dict)).unwrap() else { panic!() };
+    let dict = bytes(dict);
+    let Value::List(pair) = read(&dict).unwrap() else { panic!() };
     let a = (Value::Text("a".into()), Value::List(vec![Value::Int(1)]));
     let b = (Value::Text("b".into()), Value::Text("xÿ".into()));
     assert_eq!(pair[1], Value::Dict(vec![a, b]));
-    let set = read(&bytes("8005950b000000000000004b008f94284b019086942e")).unwrap();
+    let set = bytes("8005950b000000000000004b008f94284b019086942e");
+    let set = read(&set).unwrap();
     assert_eq!(set, Value::List(vec![Value::Int(0), Value::List(vec![Value::Int(1)])]));
 }
 

@@ -46,11 +46,13 @@ pub struct Branches {
 }
 
 impl Branches {
-    /// The link is up: everything is to be heard anew.
-    pub fn connected(&mut self, now: i64) {
+    /// The link is up: everything is to be heard anew. **This host's own branch first**: what it said
+    /// before and has forgotten is there only until it publishes anew.
+    pub fn connected(&mut self, me: &Host, now: i64) {
         for branch in self.known.values_mut() {
             *branch = Branch { complete: false, next: now, pause: AGAIN };
         }
+        self.known.insert(me.clone(), Branch { complete: false, next: i64::MIN, pause: AGAIN });
         (self.connected, self.asked) = (true, None);
     }
 
@@ -145,7 +147,9 @@ mod tests {
             assert!(branches.found(&host(name), 0));
         }
         assert_eq!(branches.next(0), None, "not connected");
-        branches.connected(0);
+        branches.connected(&host("me"), 0);
+        assert_eq!(branches.next(0), Some(first("me")), "its own first");
+        branches.heard(&host("me"), true, 0);
         assert_eq!(branches.next(0), Some(first("a")));
         assert_eq!(branches.next(10), None, "one at a time");
         branches.heard(&host("a"), false, 500);
@@ -163,9 +167,9 @@ mod tests {
         branches.heard(&host("a"), false, 15_000);
         assert_eq!(branches.next(18_999), None);
         assert_eq!(branches.next(19_000), Some(first("a")), "a part of it is missing now");
-        assert_eq!(branches.count(), (3, 2));
+        assert_eq!(branches.count(), (4, 3));
         branches.lost();
-        branches.connected(20_000);
-        assert_eq!(branches.count(), (3, 0), "whatever was missed meanwhile");
+        branches.connected(&host("me"), 20_000);
+        assert_eq!(branches.count(), (4, 0), "whatever was missed meanwhile");
     }
 }

@@ -9,6 +9,7 @@
 //! which they come; the jail's bantime here ends them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::Pace;
 use crate::wire::{Address, Ban, Host, Slice, UnbanId};
@@ -23,7 +24,16 @@ pub struct Said {
     /// It holds this ban, or none. A script's begins when it was heard here.
     pub ban: Option<Ban>,
     /// The fleet unbans of the address that the claim carries.
-    pub unbans: Option<Box<[UnbanId]>>,
+    pub unbans: Carried,
+}
+
+/// The fleet unbans that a claim carries: hardly ever any, so it is as small as a pointer.
+pub type Carried = Option<Arc<Vec<UnbanId>>>;
+
+/// Puts fleet unbans together.
+#[must_use]
+pub fn carried(unbans: Vec<UnbanId>) -> Carried {
+    (!unbans.is_empty()).then(|| unbans.into())
 }
 
 impl Said {
@@ -36,7 +46,7 @@ impl Said {
     /// Whether it carries a fleet unban.
     #[must_use]
     pub fn carries(&self, id: &UnbanId) -> bool {
-        self.unbans.iter().flatten().any(|carried| carried == id)
+        self.unbans.as_deref().into_iter().flatten().any(|carried| carried == id)
     }
 
     /// When the ban ends, in seconds since 1970; `i64::MAX`: never, or nobody knows. `bantime` is the

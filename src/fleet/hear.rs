@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::claims::{Said, Word};
+use super::claims::{Carried, Said, Word, carried};
 use super::look::Detection;
 use super::remember::Slot;
 use super::{Change, Fleet, Key, MAX_HOSTS, MAX_JAILS, MAX_OF_HOST, MAX_WORDS, TIDY, secs};
@@ -27,10 +27,6 @@ pub enum Trouble {
     NoRoom,
     /// It is this host's own, and not what this host said last.
     OwnAndOld,
-}
-
-fn boxed(unbans: &[UnbanId]) -> Option<Box<[UnbanId]>> {
-    (!unbans.is_empty()).then(|| unbans.into())
 }
 
 impl Fleet {
@@ -60,7 +56,8 @@ impl Fleet {
         };
         self.branches.found(&event.host, now);
         let news = ban.is_some() || self.said(&key, &event.host).is_some();
-        let (host, stamp, unbans) = (event.host.clone(), event.stamp, boxed(&event.unbans));
+        let (host, stamp) = (self.known(&event.host), event.stamp);
+        let unbans = carried(event.unbans.clone());
         if !self.say(&key, Said { host, stamp, ban, unbans }) {
             return false;
         }
@@ -99,9 +96,7 @@ impl Fleet {
     /// wrong with it, if anything.
     pub fn hear_part(&mut self, part: &Part, now: i64) -> Option<Trouble> {
         if part.host == self.me {
-            if self.teller.said_before(part.stamp, now) {
-                self.snapshots.outdated();
-            }
+            self.hear_own_stamp(part.stamp, now);
             let heard = Some((part.slice, part.stamp));
             let old = self.snapshots.heard(part.slice.part(), heard, now, &self.pace);
             self.branches.heard(&part.host, true, now);
@@ -134,8 +129,8 @@ impl Fleet {
             let mut listed = BTreeSet::new();
             for ban in bans {
                 let key = (ban.jail.clone(), ban.address);
-                let carried = pardons.get(&ban.address).into_iter().flatten();
-                let unbans: Vec<_> = carried
+                let of = pardons.get(&ban.address).into_iter().flatten();
+                let unbans: Vec<_> = of
                     .filter(|pardon| pardon.scope.covers(&ban.jail))
                     .map(|pardon| pardon.id.clone())
                     .collect();
@@ -144,7 +139,7 @@ impl Fleet {
                     &key,
                     part,
                     Ban { start: ban.start, bantime: ban.bantime },
-                    &unbans,
+                    carried(unbans),
                 );
             }
             self.hear_absent(part, &covered, &listed);
@@ -156,14 +151,14 @@ impl Fleet {
         (!room).then_some(Trouble::NoRoom)
     }
 
-    fn hear_listed(&mut self, key: &Key, part: &Part, ban: Ban, unbans: &[UnbanId]) -> bool {
+    fn hear_listed(&mut self, key: &Key, part: &Part, ban: Ban, unbans: Carried) -> bool {
         let last = self.said(key, &part.host);
         if last.is_some_and(|last| last.stamp >= part.stamp) {
             return true;
         }
-        let unbans = boxed(unbans);
         let same = last.is_some_and(|last| last.ban == Some(ban) && last.unbans == unbans);
-        let said = Said { host: part.host.clone(), stamp: part.stamp, ban: Some(ban), unbans };
+        let (host, stamp) = (self.known(&part.host), part.stamp);
+        let said = Said { host, stamp, ban: Some(ban), unbans };
         if !self.say(key, said) {
             return false;
         }
@@ -225,14 +220,20 @@ impl Fleet {
     /// An event of this host's own came back. Where the spool cannot be written, notify's child sends it
     /// from memory, and this is how the daemon learns of a detection.
     pub fn hear_own(&mut self, event: &Event, now: i64) {
-        if self.teller.said_before(event.stamp, now) {
-            self.snapshots.outdated();
-        }
+        self.hear_own_stamp(event.stamp, now);
         let fresh = (now - event.stamp).abs() < FRESH;
         let detected = event.action == Action::Ban && event.reason == Some(Reason::Detected);
         if detected && fresh && event.time > 0 {
             let key = (event.jail.clone(), event.address);
             self.detected(&key, Ban { start: event.time, bantime: event.bantime });
+        }
+    }
+
+    /// **A host that hears a greater stamp of its own goes on from there**, and says all anew.
+    fn hear_own_stamp(&mut self, stamp: i64, now: i64) {
+        if self.teller.said_before(stamp, now) {
+            self.forgotten = stamp;
+            self.snapshots.outdated();
         }
     }
 
@@ -399,8 +400,6 @@ impl Fleet {
             origin.addresses.insert(key.1);
         }
         let case = self.jails.entry(key.0.clone()).or_default().cases.entry(key.1).or_default();
-        // Most addresses are one host's, and there are many.
-        case.said.reserve_exact(1);
         case.said.push(said);
         self.words += 1;
         true
@@ -410,7 +409,8 @@ impl Fleet {
     pub(super) fn unsay(&mut self, key: &Key, which: impl Fn(&Said) -> bool) -> bool {
         let Some(local) = self.jails.get_mut(&key.0) else { return false };
         let Some(case) = local.cases.get_mut(&key.1) else { return false };
-        let gone: Vec<Said> = case.said.extract_if(.., |said| which(said)).collect();
+        let gone: Vec<Said> = case.said.iter().filter(|said| which(said)).cloned().collect();
+        case.said.retain(|said| !which(said));
         self.words -= gone.len();
         if let (true, Some(last)) = (case.said.is_empty() && case.mark.is_some(), gone.last()) {
             self.unsaid.insert(key.clone(), last.host.clone());
@@ -429,6 +429,11 @@ impl Fleet {
     fn has_room_in(&self, jail: &Jail) -> bool {
         let known = self.jails.contains_key(jail) || self.jails.len() < MAX_JAILS;
         known || self.names.as_ref().is_some_and(|names| names.contains(jail))
+    }
+
+    /// A host's name as it is kept already: many claims share one.
+    fn known(&self, host: &Host) -> Host {
+        self.origins.get_key_value(host).map_or(host, |(known, _)| known).clone()
     }
 
     fn has_room_for(&self, host: &Host) -> bool {

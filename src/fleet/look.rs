@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use smallvec::SmallVec;
+
 use super::Pace;
 use super::claims::Said;
 use super::marks::Mark;
 use crate::fail2ban::database::Row;
+use crate::fail2ban::table::Table;
 use crate::ignored::Ignored;
 use crate::wire::{Address, Ban};
 
@@ -23,9 +26,9 @@ pub struct Server {
 pub struct Look {
     /// What it bans: for so many seconds from its start on, below 0 for ever; `None` where only that it
     /// does was asked.
-    pub held: BTreeMap<Address, Option<i64>>,
+    pub held: Table<Option<i64>>,
     /// Rows of fail2ban's database.
-    pub rows: BTreeMap<Address, Row>,
+    pub rows: Table<Row>,
     /// It keeps a database.
     pub database: bool,
     /// How many bans the jail made since it started, where that was asked.
@@ -50,11 +53,12 @@ pub struct Pulse {
     pub data_version: Option<i64>,
 }
 
-/// Everything that is known of one address in one jail.
+/// Everything that is known of one address in one jail. There are many, and of most one host said
+/// something: that takes no memory of its own.
 #[derive(Debug, Default)]
 pub(super) struct Case {
     /// What other hosts said of it last.
-    pub(super) said: Vec<Said>,
+    pub(super) said: SmallVec<[Said; 1]>,
     /// It was imported, or is about to be.
     pub(super) mark: Option<Box<Mark>>,
     /// fail2ban bans it until then, in seconds since 1970; `i64::MAX` for ever.
@@ -63,6 +67,8 @@ pub(super) struct Case {
     pub(super) rowed: bool,
     /// fail2ban has a row of it that lasts, and may still be about to restore it.
     pub(super) restoring: bool,
+    /// It waits for a decision.
+    pub(super) queued: bool,
 }
 
 impl Case {
@@ -94,7 +100,7 @@ pub(super) struct Detection {
 /// How one jail stands on this host.
 #[derive(Debug, Default)]
 pub(super) struct Local {
-    pub(super) cases: BTreeMap<Address, Case>,
+    pub(super) cases: BTreeMap<Address, Box<Case>>,
     pub(super) own: BTreeMap<Address, Own>,
     pub(super) told: BTreeMap<Address, Detection>,
     pub(super) shown: Option<Shown>,
@@ -156,11 +162,9 @@ impl Local {
         let last = self.shown.as_ref();
         let other = last.is_none_or(|last| last.server != pulse.server);
         let fewer = last.is_some_and(|last| look.total.is_some_and(|total| total < last.total));
-        let lacks = |(address, row): (&Address, &Row)| {
-            let end = self.cases.get(address).and_then(|case| case.end);
-            !row.is_over(secs)
-                && !look.held.contains_key(address)
-                && end.is_some_and(|end| end > secs + 1)
+        let lacks = |(address, row): (Address, &Row)| {
+            let end = self.cases.get(&address).and_then(|case| case.end);
+            !row.is_over(secs) && !look.held.has(address) && end.is_some_and(|end| end > secs + 1)
         };
         let restarted = fewer || whole && look.rows.iter().any(lacks);
         if other || restarted {
@@ -170,9 +174,8 @@ impl Local {
         }
         // **For a minute after its start, longer while it still restores, one by one.**
         if whole && self.is_restoring(secs) {
-            let lasts = |(address, row): &(&Address, &Row)| {
-                !row.is_over(secs) && !look.held.contains_key(address)
-            };
+            let lasts =
+                |(address, row): &(Address, &Row)| !row.is_over(secs) && !look.held.has(*address);
             let missing = look.rows.iter().filter(lasts).count();
             if missing < self.restoring.1 {
                 let longer = if self.restoring.1 == usize::MAX { 0 } else { secs + pace.grace };
@@ -241,12 +244,12 @@ mod tests {
     fn a_jail_restores_for_a_minute_and_as_long_as_bans_come_back() {
         let (mut local, pace) = (Local::default(), Pace::default());
         local.show(&mut look(0), pulse(6, 1), true, NOW - 900_000, &pace);
-        let rows: BTreeMap<_, _> = (1..=9)
+        let rows: Table<_> = (1..=9)
             .map(|n| Address::new(&format!("192.0.2.{n}")).unwrap())
             .map(|address| (address, Row { timeofban: SECS, bantime: 6000, failures: 3 }))
             .collect();
         let restored = |count: usize| {
-            let held = rows.keys().take(count).map(|address| (*address, Some(600))).collect();
+            let held = rows.addresses().take(count).map(|address| (address, Some(600))).collect();
             Look { held, rows: rows.clone(), ..look(i64::try_from(count).unwrap()) }
         };
         let server = Server { pid: 7, started: SECS };

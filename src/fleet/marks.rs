@@ -1,8 +1,11 @@
 //! **Import**: what this host banned for others is marked, on disk before fail2ban is told, so that it can
 //! be told from the host's own bans and its operator's, and be freed.
 
+use smallvec::SmallVec;
+
+use super::claims::Carried;
 use crate::fail2ban::database::Row;
-use crate::wire::{Ban, Host, UnbanId};
+use crate::wire::{Ban, Host};
 
 /// fail2ban kills an action after a minute, and a batch is a few of them: no answer comes later.
 const ANSWER: i64 = 150;
@@ -17,8 +20,11 @@ pub struct Claim {
     pub host: Host,
     pub stamp: i64,
     pub ban: Ban,
-    pub unbans: Option<Box<[UnbanId]>>,
+    pub unbans: Carried,
 }
+
+/// Those of one import: most rest on one, which takes no memory of its own.
+pub type Claims = SmallVec<[Claim; 1]>;
 
 /// One import.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +40,7 @@ pub struct Mark {
     /// fail2ban's row of it was seen.
     pub rowed: bool,
     /// Whose bans it rests on.
-    pub claims: Box<[Claim]>,
+    pub claims: Claims,
     /// Which run of the jail was seen to hold it; not remembered.
     pub run: Option<u32>,
 }
@@ -74,7 +80,7 @@ pub enum Verdict {
 impl Mark {
     /// An import that fail2ban is about to be told of.
     #[must_use]
-    pub fn intended(claims: Box<[Claim]>, bantime: i64, now: i64) -> Self {
+    pub fn intended(claims: Claims, bantime: i64, now: i64) -> Self {
         let answered = now.saturating_add(ANSWER);
         Self { done: false, asked: now, answered, bantime, rowed: false, claims, run: None }
     }
@@ -130,7 +136,7 @@ mod tests {
     use super::*;
 
     fn mark() -> Mark {
-        let mark = Mark::intended(Box::new([]), 600, 1000);
+        let mark = Mark::intended(Claims::new(), 600, 1000);
         Mark { done: true, answered: 1003, rowed: true, run: Some(7), ..mark }
     }
 
@@ -162,7 +168,7 @@ mod tests {
         }
         let just = Seen { now: 1008, ..seen(true, row(500, 700, 3)) };
         assert_eq!(mark().judge(just), Stands, "fail2ban is still to write the new one");
-        let intended = Mark::intended(Box::new([]), 600, 1000);
+        let intended = Mark::intended(Claims::new(), 600, 1000);
         assert_eq!(intended.judge(seen(true, row(1090, 600, 0))), Stands, "the answer never came");
     }
 

@@ -141,7 +141,6 @@ pub struct Fleet {
     changes: BTreeMap<Slot, Change>,
     /// Addresses that something is to be done about.
     queue: VecDeque<Key>,
-    queued: BTreeSet<Key>,
     /// Jails that are to be looked at in this round.
     looks: BTreeSet<Jail>,
     orders: VecDeque<work::Order>,
@@ -153,6 +152,9 @@ pub struct Fleet {
     /// finished.
     round: i64,
     as_of: i64,
+    /// The greatest stamp that this host took before and had forgotten: what was read before it was heard
+    /// of is not published.
+    forgotten: i64,
     turn: u64,
     /// When the last round began, in milliseconds.
     begun: i64,
@@ -182,7 +184,6 @@ impl Fleet {
             presence: None,
             changes: BTreeMap::new(),
             queue: VecDeque::new(),
-            queued: BTreeSet::new(),
             looks: BTreeSet::new(),
             orders: VecDeque::new(),
             doing: None,
@@ -190,6 +191,7 @@ impl Fleet {
             glanced: None,
             round: 0,
             as_of: 0,
+            forgotten: 0,
             turn: 0,
             begun: 0,
             unsaved: 0,
@@ -239,10 +241,8 @@ impl Fleet {
 
     /// The link to the broker is up.
     pub fn connected(&mut self, now: i64) {
-        self.branches.connected(now);
-        let me = self.me.clone();
-        self.branches.found(&me, now);
-        self.snapshots.connected(&me, now, &self.pace);
+        self.branches.connected(&self.me, now);
+        self.snapshots.connected(&self.me, now, &self.pace);
         self.presence = None;
     }
 
@@ -264,8 +264,9 @@ impl Fleet {
 
     /// What of this host's snapshot is to be published now.
     pub fn publications(&mut self, now: i64) -> Vec<Publication> {
-        // Before fail2ban or its database was read, nothing is known, and nothing said.
-        if self.as_of == 0 {
+        // Before fail2ban or its database was read, nothing is known, and nothing said; and nothing that
+        // others would take for old.
+        if self.as_of <= self.forgotten {
             return Vec::new();
         }
         if self.snapshots.is_refreshed(now) {
@@ -352,8 +353,11 @@ impl Fleet {
         self.changes.insert(change.slot(), change);
     }
 
+    /// An address of which nothing is known needs no decision.
     fn queue(&mut self, key: &Key) {
-        if self.queued.insert(key.clone()) {
+        let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
+        if let Some(case) = case.filter(|case| !case.queued) {
+            case.queued = true;
             self.queue.push_back(key.clone());
         }
     }

@@ -1,16 +1,17 @@
 //! What fail2ban shows, and what that means for each address: whether an import still is one, what is
 //! this host's own, what its operator lifted, and what is to be done next.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::claims::Said;
 use super::lifts::Lift;
 use super::look::{Local, Look, Own, Pulse};
-use super::marks::{Claim, Mark, Seen, Verdict, WRITTEN};
+use super::marks::{Claim, Claims, Mark, Seen, Verdict, WRITTEN};
 use super::reconcile::{self, Step};
 use super::work::Order;
 use super::{Change, Fleet, Key, lease, own, secs};
 use crate::fail2ban::database::Row;
+use crate::fail2ban::table::Table;
 use crate::ignored::Because;
 use crate::wire::{Address, Ban, Jail};
 
@@ -61,14 +62,17 @@ impl Fleet {
 
     /// Jails that fail2ban does not have now, or fail2ban is away: **rows whose end is to come count as
     /// held**.
-    pub fn absent(&mut self, jail: &Jail, rows: &BTreeMap<Address, Row>, now: i64) {
+    pub fn absent(&mut self, jail: &Jail, rows: &Table<Row>, now: i64) {
         let local = self.jails.entry(jail.clone()).or_default();
-        let scope: BTreeSet<Address> =
-            rows.keys().chain(local.own.keys()).chain(local.told.keys()).copied().collect();
+        let scope: BTreeSet<Address> = rows
+            .addresses()
+            .chain(local.own.keys().copied())
+            .chain(local.told.keys().copied())
+            .collect();
         let mut touched = Vec::new();
         for address in scope {
             let told = local.told.get(&address).map(|told| told.ban);
-            let row = rows.get(&address).copied();
+            let row = rows.get(address).copied();
             let facts =
                 own::Facts { row, told, away: true, now: secs(now), ..own::Facts::default() };
             let ban = own::ban(facts);
@@ -86,11 +90,11 @@ impl Fleet {
         }
         // The rows of imports are seen now, too, however short fail2ban will be there.
         let mut changed = Vec::new();
-        for (address, row) in rows {
-            let mark = local.cases.get_mut(address).and_then(|case| case.mark.as_mut());
+        for (address, row) in rows.iter() {
+            let mark = local.cases.get_mut(&address).and_then(|case| case.mark.as_mut());
             if let Some(mark) = mark.filter(|mark| !mark.rowed && mark.is_of(*row)) {
                 mark.rowed = true;
-                changed.push(Change::Mark((jail.clone(), *address), Some(Mark::clone(mark))));
+                changed.push(Change::Mark((jail.clone(), address), Some(Mark::clone(mark))));
             }
         }
         for change in changed {
@@ -106,7 +110,7 @@ impl Fleet {
         let these: BTreeSet<&Jail> = these.collect();
         let others = self.jails.keys().filter(|jail| !these.contains(jail)).cloned();
         for jail in others.collect::<Vec<_>>() {
-            self.absent(&jail, &BTreeMap::new(), now);
+            self.absent(&jail, &Table::default(), now);
         }
     }
 
@@ -135,21 +139,23 @@ impl Fleet {
         // What is not held although its row lasts may be about to be restored: only a look at the whole
         // jail tells whether it has started anew.
         let lasts = |address: &Address| {
-            !look.held.contains_key(address)
-                && look.rows.get(address).is_some_and(|row| !row.is_over(secs(now)))
+            !look.held.has(*address)
+                && look.rows.get(*address).is_some_and(|row| !row.is_over(secs(now)))
         };
         if of.is_some_and(|of| of.iter().any(lasts)) {
             self.looks.insert(jail.clone());
             return;
         }
         local.show(&mut look, pulse, of.is_none(), now, &self.pace);
-        let scope: BTreeSet<Address> = if let Some(addresses) = of {
-            addresses.iter().copied().collect()
+        let mut scope: Vec<Address> = if let Some(addresses) = of {
+            addresses.to_vec()
         } else {
-            let rows = local.is_restoring(secs(now)).then_some(look.rows.keys());
+            let rows = local.is_restoring(secs(now)).then_some(look.rows.addresses());
             let known = local.cases.keys().chain(local.own.keys()).chain(local.told.keys());
-            known.chain(look.held.keys()).chain(rows.into_iter().flatten()).copied().collect()
+            known.copied().chain(look.held.addresses()).chain(rows.into_iter().flatten()).collect()
         };
+        scope.sort_unstable();
+        scope.dedup();
         let mut due = Due { at: i64::MAX, prolong: Vec::new() };
         for address in scope {
             self.see(&(jail.clone(), address), &look, now, &mut due);
@@ -181,8 +187,8 @@ impl Fleet {
         let (millis, now) = (now, secs(now));
         let local = self.jails.entry(key.0.clone()).or_default();
         let (run, restoring) = (local.run, local.is_restoring(now));
-        let held = look.held.get(&key.1).copied();
-        let row = look.rows.get(&key.1).copied();
+        let held = look.held.get(key.1).copied();
+        let row = look.rows.get(key.1).copied();
         let detection = local.told.get(&key.1).copied();
         let last = local.own.get(&key.1).copied();
         let case = local.cases.entry(key.1).or_default();
@@ -364,10 +370,10 @@ impl Fleet {
     }
 
     /// The claims that an import of an address rests on now.
-    pub(super) fn rests_on(&self, key: &Key, now: i64) -> Box<[Claim]> {
+    pub(super) fn rests_on(&self, key: &Key, now: i64) -> Claims {
         let local = self.jails.get(&key.0);
         let case = local.and_then(|local| Some((local, local.cases.get(&key.1)?)));
-        let Some((local, case)) = case else { return Box::default() };
+        let Some((local, case)) = case else { return Claims::new() };
         let claim = |said: &Said| {
             let (host, stamp, unbans) = (said.host.clone(), said.stamp, said.unbans.clone());
             said.ban.map(|ban| Claim { host, stamp, ban, unbans })

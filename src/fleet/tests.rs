@@ -98,7 +98,8 @@ impl Bench {
                     continue;
                 }
                 Step::Look(jail, of) => {
-                    let (held, rows) = (self.held.clone(), self.rows.clone());
+                    let held = self.held.clone().into_iter().collect();
+                    let rows = self.rows.clone().into_iter().collect();
                     let (total, bantime) = (Some(9), 600);
                     let look =
                         Look { held, rows, database: true, total, bantime, ..Look::default() };
@@ -255,6 +256,20 @@ fn a_clock_that_was_set_back_holds_nothing_up() {
     it.works();
     let published = it.fleet.publications(it.now);
     assert!(published[0].part.as_ref().unwrap().stamp > before, "and its stamps go on from there");
+}
+
+#[test]
+fn what_was_read_before_a_greater_stamp_of_its_own_was_heard_is_not_published() {
+    let mut it = Bench::new();
+    it.fleet.connected(it.now);
+    it.works();
+    // An earlier process of this host spoke by a clock that was ahead.
+    let before = it.now + 150_000;
+    it.fleet.hear_part(&part("me", before, &[]), it.now);
+    assert_eq!(it.fleet.publications(it.now), [], "the others would take it for old");
+    it.works();
+    let published = it.fleet.publications(it.now);
+    assert!(published[0].part.as_ref().unwrap().stamp > before);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! What is to be done next: one step at a time, in an order that a crash between any two of them leaves
 //! well. What fail2ban is told rests on what is on disk; what is done, on what was just seen.
 
+use std::collections::VecDeque;
+
 use super::marks::Mark;
 use super::reconcile::{self, Step as Decision};
 use super::{Change, Fleet, Key, secs};
@@ -116,8 +118,15 @@ impl Fleet {
         let mut addresses = Vec::new();
         while addresses.len() < BATCH {
             let Some(key) = self.queue.pop_front_if(|key| key.0 == jail) else { break };
-            self.queued.remove(&key);
+            let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
+            if let Some(case) = case {
+                case.queued = false;
+            }
             addresses.push(key.1);
+        }
+        // After a burst it would go on taking the room for one.
+        if self.queue.is_empty() {
+            self.queue = VecDeque::new();
         }
         Some((jail, addresses))
     }
@@ -277,7 +286,10 @@ impl Fleet {
     /// of them or of the jail.
     pub fn give_up(&mut self, jail: &Jail) {
         self.queue.retain(|key| key.0 != *jail);
-        self.queued.retain(|key| key.0 != *jail);
+        for case in self.jails.get_mut(jail).into_iter().flat_map(|local| local.cases.values_mut())
+        {
+            case.queued = false;
+        }
         self.looks.remove(jail);
     }
 

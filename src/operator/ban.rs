@@ -136,7 +136,7 @@ impl Ban {
         let before = fail2ban.all_held(jail).await?;
         let (mut notes, since) = (Notes::open(&paths.by_hand())?, now());
         let new: BTreeSet<Address> =
-            addresses.iter().filter(|address| !before.contains_key(address)).copied().collect();
+            addresses.iter().filter(|address| !before.has(**address)).copied().collect();
         for address in &new {
             notes.note(*address, since)?;
             fail2ban.attempt(jail, *address, &failures).await?;
@@ -144,7 +144,7 @@ impl Ban {
         let until = Instant::now() + BANS;
         let held = loop {
             let held = fail2ban.all_held(jail).await?;
-            if new.iter().all(|address| held.contains_key(address)) {
+            if new.iter().all(|address| held.has(*address)) {
                 break held;
             }
             if Instant::now() > until {
@@ -158,7 +158,7 @@ impl Ban {
         let seen = now();
         let mut made = Vec::new();
         for address in addresses {
-            let seconds = held.get(address).copied().unwrap_or(0);
+            let seconds = held.get(*address).copied().flatten().unwrap_or(0);
             let already = !new.contains(address);
             if !already {
                 notes.seen(*address, since, seen, seconds)?;

@@ -241,7 +241,8 @@ impl Host {
         let Some(fleet) = &mut self.fleet else { return Ok(()) };
         fleet.begin(now);
         fleet.failed();
-        fleet.absent(&jail(), &self.fail2ban.rows, now);
+        let rows = self.fail2ban.rows.iter().map(|(address, row)| (*address, *row)).collect();
+        fleet.absent(&jail(), &rows, now);
         fleet.away();
         if let Step::Save(changes) = fleet.next(now) {
             for change in changes {
