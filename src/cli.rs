@@ -1,6 +1,10 @@
 //! The command line: the tree of commands, and nothing else.
 
+pub mod operator;
+
 use clap::{Args, Parser, Subcommand};
+
+use operator::Operation;
 
 /// `f2bmqtt` and its commands.
 #[derive(Debug, Parser)]
@@ -28,7 +32,16 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// The operator's commands.
+    #[command(flatten)]
+    Operator(Operation),
     /// Tell the fleet of a ban or unban; called by fail2ban's actions
+    #[command(
+        long_about = "Tell the fleet of a ban or unban.\n\nThe event is left in the spool for the \
+        service to publish; nothing is waited for. Where no service runs, a background process \
+        publishes it. Nothing is told if FAILURES is 0 (the ban came from another host, or from \
+        an operator), nor of a ban that fail2ban restores after a start."
+    )]
     Notify(NotifyArgs),
     /// Share bans with the fleet until stopped; run by the service f2bmqttsub
     Subscribe,
@@ -38,6 +51,12 @@ pub enum Command {
         ip: String,
     },
     /// Report an address to AbuseIPDB
+    #[command(
+        long_about = "Report an address to AbuseIPDB.\n\nThe report is queued, freed of what is \
+        private to this host, and sent by the service. The key is read from \
+        /etc/fail2ban/abuseipdb.apikey. fail2ban's action abuseipdb reports by itself: see \
+        /etc/fail2ban/action.d/abuseipdb.local."
+    )]
     Report(ReportArgs),
     /// Publish what waits in the spool; started by notify where no service runs
     #[command(hide = true)]
@@ -49,14 +68,8 @@ pub enum Command {
 
 /// One report, by hand.
 #[derive(Debug, Args)]
-#[command(
-    long_about = "Report an address to AbuseIPDB.\n\nThe report is queued, freed of what is \
-        private to this host, and sent by the service. The key is read from \
-        /etc/fail2ban/abuseipdb.apikey. fail2ban's action abuseipdb reports by itself: see \
-        /etc/fail2ban/action.d/abuseipdb.local.",
-    after_help = "Categories are numbers of https://www.abuseipdb.com/categories:\n  \
-        18 brute force, 22 SSH, 5 FTP, 11 mail spam, 14 port scan, 15 hacking, 19 bad bot, 21 web"
-)]
+#[command(after_help = "Categories are numbers of https://www.abuseipdb.com/categories:\n  \
+        18 brute force, 22 SSH, 5 FTP, 11 mail spam, 14 port scan, 15 hacking, 19 bad bot, 21 web")]
 pub struct ReportArgs {
     /// The address, IPv4 or IPv6
     #[arg(long)]
@@ -116,14 +129,8 @@ pub struct SubscribeShim {}
 
 /// What fail2ban tells of a ban, in the scripts' order.
 #[derive(Debug, Args)]
-#[command(
-    long_about = "Tell the fleet of a ban or unban.\n\nThe event is left in the spool for the \
-        service to publish; nothing is waited for. Where no service runs, a background process \
-        publishes it. Nothing is told if FAILURES is 0 (the ban came from another host, or from \
-        an operator), nor of a ban that fail2ban restores after a start.",
-    after_help = "In an action of fail2ban:\n  \
-        mqttnotifyban.sh <name> <ip> <bantime> ban <restored> <failures> <time>"
-)]
+#[command(after_help = "In an action of fail2ban:\n  \
+        mqttnotifyban.sh <name> <ip> <bantime> ban <restored> <failures> <time>")]
 pub struct NotifyArgs {
     /// The jail
     #[arg(allow_hyphen_values = true)]

@@ -13,8 +13,7 @@ pub enum Error {
     #[error("{0}")]
     Config(#[from] Faults),
     /// The settings file cannot be read. Exit code 78.
-    #[error("cannot read the settings: {path}: {source}; a template is in /usr/share/f2bmqtt",
-        path = path.display())]
+    #[error("cannot read the settings: {path}: {source}; {}", next_step(source), path = path.display())]
     Settings {
         /// The settings file.
         path: PathBuf,
@@ -65,6 +64,21 @@ pub enum Error {
     /// A report has not what it needs. Exit code 1.
     #[error("{0}")]
     Report(String),
+    /// fail2ban on this host did not do what it was asked to. Exit code 1.
+    #[error("{0}")]
+    Fail2ban(#[from] crate::fail2ban::Error),
+    /// What the operator asked for is not so, or could not be done; what there is to say was said.
+    /// Exit code 1.
+    #[error("{0}")]
+    Undone(String),
+    /// A check found faults, and showed them. Exit code 1, or 78 where the settings have some.
+    #[error("{summary}")]
+    Faulty {
+        /// How many of which kind.
+        summary: String,
+        /// The settings cannot be used.
+        settings: bool,
+    },
     /// Another daemon is running. Exit code 1.
     #[error("another f2bmqtt subscribes on this host already: {0}")]
     Running(String),
@@ -78,7 +92,7 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Settings { .. } => 78,
+            Self::Config(_) | Self::Settings { .. } | Self::Faulty { settings: true, .. } => 78,
             Self::Usage(_) => 2,
             _ => 1,
         }
@@ -88,6 +102,15 @@ impl Error {
     pub fn file(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { doing, path, source }
+    }
+}
+
+/// What to do about settings that cannot be read.
+fn next_step(source: &io::Error) -> &'static str {
+    match source.kind() {
+        // They hold a password.
+        io::ErrorKind::PermissionDenied => "this is for root: sudo f2bmqtt …",
+        _ => "a template is in /usr/share/f2bmqtt",
     }
 }
 

@@ -10,7 +10,7 @@ use f2bmqtt::cli::{Cli, Command, NotifyArgs, NotifyShim, ReportArgs, ReportShim,
 use f2bmqtt::error::Error;
 use f2bmqtt::notify::{self, Call};
 use f2bmqtt::paths::Paths;
-use f2bmqtt::{cut, daemon, journal, publish};
+use f2bmqtt::{cut, daemon, journal, operator, publish};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 fn main() -> ExitCode {
@@ -36,6 +36,7 @@ fn run() -> Result<(), Error> {
         }
         Some("fail2ban-abuseipdb") => report_ban(&paths),
         _ => match Cli::parse().command {
+            Command::Operator(operation) => operator::run(&operation, &paths),
             Command::Notify(args) => tell(&args, &paths),
             Command::Subscribe => daemon::run(&paths),
             Command::Cut { ip } => cut::run(&ip, &paths),

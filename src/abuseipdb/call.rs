@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::api::Form;
+use super::by_hand;
 use super::comment::{self, Private};
 use super::key::{self, KeyFile};
 use super::ledger::Ledger;
@@ -184,6 +185,10 @@ pub fn run(call: &Call, paths: &Paths) -> Result<(), Error> {
     let log = Log::new(call.log().into());
     let file = || KeyFile::read(&paths.api_key).key;
     match call.decide(file, now()) {
+        Ok(Verdict::Report(report)) if is_by_hand(&report, &log, paths) => log.line(format_args!(
+            "INFO: IP {} was banned by hand (f2bmqtt ban): it is not reported.",
+            report.address
+        )),
         Ok(Verdict::Report(report)) => {
             queue(&report, &log, paths);
         }
@@ -194,6 +199,16 @@ pub fn run(call: &Call, paths: &Paths) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Whether an operator made the ban. Where that cannot be read, no report is lost for it.
+fn is_by_hand(report: &Report, log: &Log, paths: &Paths) -> bool {
+    let path = paths.by_hand();
+    let noted = by_hand::is_noted(&path, report.address, report.time, now());
+    noted.unwrap_or_else(|error| {
+        log.line(format_args!("ERROR: cannot read {}: {error}", path.display()));
+        false
+    })
 }
 
 /// Leaves a report in the inbox and, where nobody works that off, a child that does. Where the inbox

@@ -40,7 +40,8 @@ impl Times {
         sql: &str,
         value: impl rusqlite::ToSql,
     ) -> Option<T> {
-        self.0.query_row(sql, [value], |row| row.get::<_, Option<T>>(0)).ok().flatten()
+        let mut query = self.0.prepare_cached(sql).ok()?;
+        query.query_row([value], |row| row.get::<_, Option<T>>(0)).ok().flatten()
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use super::why::{Protection, explain, is_too_large};
+use super::why::{Protection, Why, explain, is_too_large};
 
 /// How many messages may be on their way to the broker.
 const WINDOW: usize = 64;
@@ -33,8 +33,8 @@ pub(super) enum Event {
     Connected,
     Message { topic: String, payload: Vec<u8> },
     Published(String),
-    SubscribeRefused,
-    Ended { why: String, too_large: bool },
+    SubscribeRefused(Vec<String>),
+    Ended { why: Why, too_large: bool },
 }
 
 type Read = Result<rumqttc::Event, ConnectionError>;
@@ -53,6 +53,9 @@ pub(super) struct Session {
     handed: VecDeque<Option<String>>,
     /// Sent, by packet identifier.
     sent: HashMap<u16, Option<String>>,
+    /// Topics asked for, in order; those without a packet identifier yet, and those with one.
+    asked: VecDeque<Vec<String>>,
+    asked_as: HashMap<u16, Vec<String>>,
     /// The last time that the broker acknowledged something, or had nothing to.
     progress: Instant,
 }
@@ -86,8 +89,18 @@ impl Session {
             }
         });
         let progress = Instant::now();
-        let (handed, sent) = (VecDeque::new(), HashMap::new());
-        Self { client, protection, greeted: false, events, reader, handed, sent, progress }
+        Self {
+            client,
+            protection,
+            greeted: false,
+            events,
+            reader,
+            handed: VecDeque::new(),
+            sent: HashMap::new(),
+            asked: VecDeque::new(),
+            asked_as: HashMap::new(),
+            progress,
+        }
     }
 
     /// The next thing that happens; safe to drop.
@@ -100,7 +113,7 @@ impl Session {
                 event = self.events.recv() => event,
                 () = sleep_until(deadline), if waits => {
                     let why = "it does not acknowledge what is published".to_owned();
-                    return Event::Ended { why, too_large: false };
+                    return Event::Ended { why: why.into(), too_large: false };
                 }
             };
             if let Some(event) = self.read(event) {
@@ -124,7 +137,9 @@ impl Session {
         let filters =
             topics.iter().map(|topic| SubscribeFilter::new(topic.clone(), QoS::AtLeastOnce));
         // There is room beside a window of messages: one is asked for at a time.
-        let _ = self.client.try_subscribe_many(filters);
+        if self.client.try_subscribe_many(filters).is_ok() {
+            self.asked.push_back(topics.to_vec());
+        }
     }
 
     pub(super) fn room(&self) -> usize {
@@ -137,6 +152,14 @@ impl Session {
 
     pub(super) fn keep(&mut self, topic: String, payload: Vec<u8>) {
         self.send(None, topic, payload, true);
+    }
+
+    pub(super) fn mention(&mut self, topic: String, payload: Vec<u8>) {
+        self.send(None, topic, payload, false);
+    }
+
+    pub(super) fn replace(&mut self, name: String, topic: String, payload: Vec<u8>) {
+        self.send(Some(name), topic, payload, true);
     }
 
     fn send(&mut self, name: Option<String>, topic: String, payload: Vec<u8>, retain: bool) {
@@ -155,7 +178,7 @@ impl Session {
 
     fn read(&mut self, event: Option<(Read, OwnedSemaphorePermit)>) -> Option<Event> {
         let Some((event, _taken)) = event else {
-            let why = "its reader ended".to_owned();
+            let why = "its reader ended".to_owned().into();
             return Some(Event::Ended { why, too_large: false });
         };
         match event {
@@ -163,6 +186,12 @@ impl Session {
             Ok(rumqttc::Event::Outgoing(Outgoing::Publish(identifier))) => {
                 if let Some(name) = self.handed.pop_front() {
                     self.sent.insert(identifier, name);
+                }
+                None
+            }
+            Ok(rumqttc::Event::Outgoing(Outgoing::Subscribe(identifier))) => {
+                if let Some(topics) = self.asked.pop_front() {
+                    self.asked_as.insert(identifier, topics);
                 }
                 None
             }
@@ -187,10 +216,13 @@ impl Session {
                 self.progress = Instant::now();
                 self.sent.remove(&ack.pkid).flatten().map(Event::Published)
             }
-            Packet::SubAck(ack) => ack
-                .return_codes
-                .contains(&SubscribeReasonCode::Failure)
-                .then_some(Event::SubscribeRefused),
+            Packet::SubAck(ack) => {
+                let topics = self.asked_as.remove(&ack.pkid).unwrap_or_default();
+                let answers = topics.into_iter().zip(ack.return_codes);
+                let refused = answers.filter(|(_, code)| *code == SubscribeReasonCode::Failure);
+                let refused: Vec<String> = refused.map(|(topic, _)| topic).collect();
+                (!refused.is_empty()).then_some(Event::SubscribeRefused(refused))
+            }
             _ => None,
         }
     }

@@ -160,6 +160,55 @@ impl Client {
         total.ok_or_else(|| misread("status …"))
     }
 
+    /// Which version of fail2ban it is.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn version(&mut self) -> Result<String, Error> {
+        let answer = self.call(&["version"], QUESTION).await?;
+        answer.text().map(str::to_owned).ok_or_else(|| misread("version"))
+    }
+
+    /// The actions of a jail, by name.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn actions(&mut self, jail: &Jail) -> Result<Vec<String>, Error> {
+        self.texts(jail, "actions").await
+    }
+
+    /// The log files that a jail reads.
+    ///
+    /// # Errors
+    /// Any [`Error`]; a jail that reads the journal has none.
+    pub async fn logs(&mut self, jail: &Jail) -> Result<Vec<String>, Error> {
+        match self.texts(jail, "logpath").await {
+            Err(Error::Refused { .. }) => Ok(Vec::new()),
+            answer => answer,
+        }
+    }
+
+    /// What an action of a jail has under a name: `actionban`, say.
+    ///
+    /// # Errors
+    /// Any [`Error`]; [`Error::Refused`] where it has nothing of that name.
+    pub async fn property(
+        &mut self,
+        jail: &Jail,
+        action: &str,
+        name: &str,
+    ) -> Result<String, Error> {
+        let command = ["get", jail.as_str(), "action", action, name];
+        let answer = self.call(&command, QUESTION).await?;
+        Ok(answer.text().unwrap_or_default().to_owned())
+    }
+
+    async fn texts(&mut self, jail: &Jail, what: &str) -> Result<Vec<String>, Error> {
+        let answer = self.call(&["get", jail.as_str(), what], QUESTION).await?;
+        let list = answer.list().ok_or_else(|| misread(what))?;
+        Ok(list.iter().filter_map(|one| one.text().map(str::to_owned)).collect())
+    }
+
     /// For how long its database keeps old rows, in seconds.
     ///
     /// # Errors
@@ -209,6 +258,32 @@ impl Client {
     /// Any [`Error`].
     pub async fn unban(&mut self, jail: &Jail, addresses: &[Address]) -> Result<i64, Error> {
         self.order(jail, "unbanip", addresses).await
+    }
+
+    /// How many failures a jail bans for.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn max_retry(&mut self, jail: &Jail) -> Result<i64, Error> {
+        let answer = self.call(&["get", jail.as_str(), "maxretry"], QUESTION).await?;
+        answer.int().ok_or_else(|| misread("get … maxretry"))
+    }
+
+    /// Lets a jail detect an address: each text is a failure. Bans are made a moment later. It does not
+    /// look at `ignoreip`.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn attempt(
+        &mut self,
+        jail: &Jail,
+        address: Address,
+        failures: &[&str],
+    ) -> Result<(), Error> {
+        let address = address.to_string();
+        let mut command = vec!["set", jail.as_str(), "attempt", &address];
+        command.extend(failures);
+        self.call(&command, QUESTION).await.map(drop)
     }
 
     async fn order(

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::claims::{Said, Word};
 use super::look::Detection;
+use super::remember::Slot;
 use super::{Change, Fleet, Key, MAX_HOSTS, MAX_JAILS, MAX_OF_HOST, MAX_WORDS, TIDY, secs};
 use crate::fail2ban::database::Row;
 use crate::wire::{
@@ -300,6 +301,18 @@ impl Fleet {
         if case.mark.take().is_some() {
             self.change(Change::Mark(key.clone(), None));
         }
+    }
+
+    /// Whether nothing but what notify told knows of a detection yet: fail2ban's database does not, and
+    /// neither does this host's own memory on disk.
+    #[must_use]
+    pub fn is_unwritten(&self, event: &Event) -> bool {
+        let told = self.jails.get(&event.jail).and_then(|local| local.told.get(&event.address));
+        told.is_some_and(|told| {
+            let slot = Slot::Detected((event.jail.clone(), event.address));
+            let saved = told.kept && !self.changes.contains_key(&slot);
+            told.ban.start == event.time && !saved
+        })
     }
 
     /// A detection is over, or in fail2ban's database.

@@ -1,0 +1,186 @@
+//! The operator's part of the command line.
+
+use clap::{Args, Subcommand};
+
+/// The operator's commands.
+#[derive(Debug, Subcommand)]
+pub enum Operation {
+    /// Show whether it works: this host, the broker, every host of the fleet
+    Status(StatusArgs),
+    /// Find out why it does not work, and say what to do
+    #[command(
+        long_about = "Find out why it does not work, and say what to do.\n\nLooks at the settings, the \
+            way to each broker, TLS, the login, the right to publish and to subscribe on each topic, \
+            the name and the clock of this host, the service, the package's links and files, fail2ban, \
+            its jails and what they report to AbuseIPDB. A line a check: ✓ it is well, ! it is odd, ✗ \
+            it does not work; below it, what to do next. Nothing is changed. What it publishes for it, \
+            no host acts upon and no broker keeps.",
+        after_help = "Exit codes: 0 no faults, 1 faults, 78 the settings cannot be used.\n\n\
+            JSON, one object:\n  \
+            state             ok, warning or fault: the worst of all\n  \
+            faults, warnings  how many\n  \
+            checks[].id       the check\n  \
+            checks[].state    its own\n  \
+            checks[].about    what was looked at, where there are several: a broker, a jail, a file\n  \
+            checks[].text     what was found\n  \
+            checks[].next     what to do, a list of lines"
+    )]
+    Check(CheckArgs),
+    /// List what is banned, where, by whom, until when; or say why one address is
+    List(ListArgs),
+    /// Watch the fleet as it lives: bans as they come, hosts, jails; q ends it
+    ///
+    /// On a terminal it fills the screen, and is meant to be left open. In a pipe it prints a line for each
+    /// ban, unban and host that comes or goes: time, what, address, jail, host and more, with tabs between.
+    Watch,
+    /// Ban addresses on every host that has the jail
+    Ban(BanArgs),
+    /// Free addresses on every host, whoever banned them
+    Unban(UnbanArgs),
+    /// Clear what a host that is gone for good left on the broker
+    Forget(ForgetArgs),
+}
+
+/// What `status` is asked.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Show whether it works: this host, the broker, every host of the fleet.\n\n\
+        The fleet is read from the broker, so it is what every host sees. HELD is how many bans a host \
+        holds for others, SNAPSHOT how old what it told last of its own bans is (5 to 10 minutes, where \
+        nothing changes).",
+    after_help = "JSON, one object; times and ages are in seconds, times since 1970; null is not known:\n  \
+        host, version, time                 this host, and when it looked\n  \
+        service.running, .pid, .since       the daemon here\n  \
+        broker.address, .user, .fault       fault: why it cannot be used\n  \
+        fail2ban.jails, .fault\n  \
+        waiting.events, .reports            not published yet; not reported yet\n  \
+        abuseipdb.{report,check,bulk-report}.limit, .remaining, .seen, .blocked\n                                      \
+        calls a day, calls left, when that was seen; none before\n  \
+        hosts[].host, .state (online, offline, unknown), .since, .version, .jails, .bans, .held,\n          \
+        .snapshot (its time), .parts, .missing (parts), .refused (messages by reason)\n  \
+        jails.NAME, bans                    bans by jail, and in all\n  \
+        missing                             what the broker did not show\n\n\
+        Exit codes: 0 this host takes part, 1 it does not, or not all could be seen"
+)]
+pub struct StatusArgs {
+    /// Print one JSON object instead
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `list` is asked.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "List what is banned, where, by whom, until when; or say why one address is.\n\n\
+        One line for each address in each jail, the newest last, with the host that detected it first \
+        and those that detected it, too. Times are this host's. In a pipe there are tabs between the \
+        columns. With one address, say in words why it is banned, and what this host does with it.\n\n\
+        What hosts that run the scripts ban is kept nowhere, and not listed.",
+    after_help = "JSON, one object; times are in seconds since 1970; null is not known:\n  \
+        time                                when it looked\n  \
+        bans[].ip, .jail, .host, .since, .until, .forever, .also (hosts)\n  \
+        freed[].jail, .host, .id            of one address: what a host still lists from before a fleet\n                                      \
+        unban, and counts for nobody\n  \
+        missing                             what the broker did not show"
+)]
+pub struct ListArgs {
+    /// An address, or a network
+    #[arg(value_name = "IP|NETWORK")]
+    pub address: Option<String>,
+    /// In this jail alone
+    #[arg(long)]
+    pub jail: Option<String>,
+    /// Detected by this host alone
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Print one JSON object instead
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How `check` answers.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Print one JSON object instead
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `ban` is asked.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Ban addresses on every host that has the jail.\n\n\
+        fail2ban on this host is made to detect them, and everything follows from there: they are banned \
+        for as long as the jail bans, and freed as any other. Nothing of it is reported to AbuseIPDB. \
+        What follows says which hosts have the jail, and so ban them; a host may still refuse an address \
+        that its own ignoreip has.",
+    after_help = "It asks before it bans more than 10 addresses, and refuses this host's own, the broker's, \
+        those in the jail's ignoreip and the one that you are connected from.\n\n\
+        JSON, one object:\n  \
+        jail, host                          where it was detected\n  \
+        bans[].ip, .already, .seconds       already: it was banned before, and nothing was done; \n                                      \
+        seconds: for how long, null for ever\n  \
+        told                                this host's snapshot lists them\n  \
+        hosts, without_jail, offline        other hosts: connected with the jail, without, not connected"
+)]
+pub struct BanArgs {
+    /// The jail
+    pub jail: String,
+    /// Addresses, IPv4 or IPv6; no networks
+    #[arg(value_name = "IP", required = true)]
+    pub addresses: Vec<String>,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Print one JSON object instead
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `unban` is asked.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Free addresses on every host, whoever banned them: own bans and bans by hand, too.\n\n\
+        Each host says when it has done it, and is waited for, up to 30 seconds. One that is not connected \
+        does it when it is back: nothing that it or an old message says brings the ban back, only a new \
+        detection does.",
+    after_help = "JSON, one object:\n  \
+        id, ips, jail                       the name of this unban; null is every jail\n  \
+        freed, silent, offline              hosts: have done it, have not answered yet, are not connected\n\n\
+        Exit codes: 0 every host has done it, 1 not all have"
+)]
+pub struct UnbanArgs {
+    /// Addresses, IPv4 or IPv6
+    #[arg(value_name = "IP", required = true)]
+    pub addresses: Vec<String>,
+    /// In this jail alone
+    #[arg(long)]
+    pub jail: Option<String>,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Print one JSON object instead
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `forget` is asked.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Clear what a host that is gone for good left on the broker: that it was there, and its \
+        snapshot.\n\nWhat it alone had detected then ends on the other hosts. A host that comes back \
+        publishes all anew.",
+    after_help = "JSON, one object:\n  \
+        host\n  \
+        bans                                how many bans it alone had made"
+)]
+pub struct ForgetArgs {
+    /// The host's name in the fleet
+    pub host: String,
+    /// Also one that is connected
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Print one JSON object instead
+    #[arg(long)]
+    pub json: bool,
+}

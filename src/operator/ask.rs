@@ -1,0 +1,123 @@
+//! Before something that reaches far, a person is asked; a script has to say that it means it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::net::IpAddr;
+
+use crate::error::Error;
+use crate::wire::Address;
+
+/// More addresses at once are asked about.
+const MANY: usize = 10;
+
+/// How many processes may stand between a command and the session that it belongs to.
+const GENERATIONS: usize = 32;
+
+/// Reads the addresses of a command; each counts once.
+///
+/// # Errors
+/// [`Error::Usage`]
+pub fn addresses(texts: &[String]) -> Result<Vec<Address>, Error> {
+    let mut addresses = Vec::new();
+    for text in texts {
+        let address = Address::new(text).map_err(|what| {
+            let shown: String = text.escape_debug().take(50).collect();
+            Error::Usage(format!("IP {what}: {shown} is none"))
+        })?;
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    Ok(addresses)
+}
+
+/// Asks whether it is meant, where it is of many addresses.
+///
+/// # Errors
+/// [`Error::Undone`] where it is not.
+pub fn about_many(doing: &str, addresses: &[Address], yes: bool) -> Result<(), Error> {
+    if yes || addresses.len() <= MANY {
+        return Ok(());
+    }
+    about(&format!("{doing} {} addresses on every host", addresses.len()))
+}
+
+/// Asks whether it is meant.
+///
+/// # Errors
+/// [`Error::Undone`] where it is not.
+pub fn about(what: &str) -> Result<(), Error> {
+    let (mut out, mut answer) = (io::stderr(), String::new());
+    if !io::stdin().is_terminal() {
+        return Err(Error::Undone(format!("{what}? Nothing was done: say so with --yes")));
+    }
+    let _ = write!(out, "{what}? [y/N] ").and_then(|()| out.flush());
+    let read = io::stdin().lock().read_line(&mut answer);
+    let yes = read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes");
+    if yes { Ok(()) } else { Err(Error::Undone("nothing was done".to_owned())) }
+}
+
+/// Where the operator's own session comes from, as sshd says (ssh(1), `SSH_CONNECTION`). sudo takes that
+/// from the environment, but not from that of the shell which called it.
+#[must_use]
+pub fn clients() -> BTreeSet<IpAddr> {
+    let own = std::env::var("SSH_CONNECTION").ok();
+    let mut clients: BTreeSet<IpAddr> = own.as_deref().and_then(client).into_iter().collect();
+    let mut process = std::os::unix::process::parent_id();
+    for _ in 0..GENERATIONS {
+        let environment = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+        let variables =
+            environment.split(|byte| *byte == 0).filter_map(|one| str::from_utf8(one).ok());
+        let said = variables.filter_map(|one| one.strip_prefix("SSH_CONNECTION="));
+        clients.extend(said.filter_map(client));
+        match parent(&fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default()) {
+            Some(parent) if parent > 1 => process = parent,
+            _ => break,
+        }
+    }
+    clients
+}
+
+fn client(connection: &str) -> Option<IpAddr> {
+    let first = connection.split(' ').next()?;
+    // sshd may add the zone of a link-local address.
+    let address = first.split('%').next()?.parse::<IpAddr>().ok()?;
+    Some(address.to_canonical())
+}
+
+/// The parent of a process, in its `stat` (proc(5)); its name before that may have any character.
+fn parent(stat: &str) -> Option<u32> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_operator_s_own_address_is_known() {
+        let ip = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        assert_eq!(client("203.0.113.9 4711 192.0.2.10 22"), ip("203.0.113.9"));
+        assert_eq!(client("::ffff:203.0.113.9 4711 ::1 22"), ip("203.0.113.9"));
+        assert_eq!(client("fe80::1%eth0 4711 fe80::2 22"), ip("fe80::1"));
+        assert_eq!(client(""), None);
+        assert_eq!(parent("4711 (a) b) S 815 4711 4711 0"), Some(815));
+        assert_eq!(parent(""), None);
+        let stat = fs::read_to_string("/proc/self/stat").unwrap();
+        assert_eq!(parent(&stat), Some(std::os::unix::process::parent_id()));
+    }
+
+    #[test]
+    fn addresses_count_once_and_a_network_is_none() {
+        let texts = |of: &[&str]| of.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let read = addresses(&texts(&["192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1"])).unwrap();
+        assert_eq!(read.len(), 2);
+        let error = addresses(&texts(&["192.0.2.0/24"])).unwrap_err();
+        assert_eq!(error.to_string(), "IP must be one IPv4 or IPv6 address: 192.0.2.0/24 is none");
+        let few: Vec<_> =
+            (1..=10).map(|n| Address::new(&format!("192.0.2.{n}")).unwrap()).collect();
+        assert!(about_many("Ban", &few, false).is_ok());
+    }
+}

@@ -1,0 +1,153 @@
+//! `f2bmqtt list`: what is banned, where, by whom, until when; and why an address is.
+
+mod why;
+
+use std::fmt;
+
+use ipnet::IpNet;
+use serde_json::json;
+
+use super::clock::Clock;
+use super::local::Here;
+use super::out::{self, Long, Look, Out, count};
+use super::view::{Banned, Until, Void};
+use super::visit::Visit;
+use crate::abuseipdb::service::now;
+use crate::cli::operator::ListArgs;
+use crate::config::Config;
+use crate::error::Error;
+use crate::paths::Paths;
+use crate::runtime;
+use crate::wire::{Address, Host, Jail};
+use why::Case;
+
+/// Which bans are asked for.
+#[derive(Debug, Default)]
+struct Asked {
+    jail: Option<Jail>,
+    host: Option<Host>,
+    network: Option<IpNet>,
+    address: Option<Address>,
+}
+
+impl Asked {
+    fn read(args: &ListArgs) -> Result<Self, Error> {
+        let usage = |name: &str, what: &str| Error::Usage(format!("{name} {what}"));
+        let mut asked = Self::default();
+        if let Some(jail) = &args.jail {
+            asked.jail = Some(Jail::new(jail).map_err(|what| usage("--jail", &what))?);
+        }
+        if let Some(host) = &args.host {
+            asked.host = Some(Host::new(host).map_err(|what| usage("--host", &what))?);
+        }
+        if let Some(text) = &args.address {
+            asked.address = Address::new(text).ok();
+            asked.network = match asked.address {
+                Some(address) => Some(IpNet::from(address.ip())),
+                None => Some(text.parse::<IpNet>().map_err(|_| {
+                    usage("IP", "must be an address or a network, as 203.0.113.0/24")
+                })?),
+            };
+        }
+        Ok(asked)
+    }
+
+    fn takes(&self, banned: &Banned) -> bool {
+        let of_host = |host: &Host| banned.origin == *host || banned.also.contains(host);
+        self.jail.as_ref().is_none_or(|jail| banned.jail == *jail)
+            && self.host.as_ref().is_none_or(of_host)
+            && self.network.is_none_or(|network| network.contains(&banned.address.ip()))
+    }
+}
+
+/// Shows them.
+///
+/// # Errors
+/// Any [`Error`]; [`Error::Undone`] where the broker did not show all.
+pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
+    let asked = Asked::read(args)?;
+    let config = Config::load()?;
+    let (view, here) = runtime::run(async {
+        let look = async {
+            match asked.address {
+                Some(address) => Some(Here::look(&config, paths, address).await),
+                None => None,
+            }
+        };
+        let (visit, here) = tokio::join!(Visit::begin(&config), look);
+        let mut visit = visit?;
+        let view = visit.take_view();
+        visit.end().await;
+        Ok((view, here))
+    })?;
+    let clock = Clock::new(now())?;
+    let banned = view.banned(clock.now);
+    let banned: Vec<&Banned> = banned.iter().filter(|banned| asked.takes(banned)).collect();
+    let missing = view.missing();
+    match (asked.address, here) {
+        _ if args.json => {
+            let voids = asked.address.map(|address| view.voids(address)).unwrap_or_default();
+            let _ = figures(&mut Long::default(), &banned, &voids, &missing, clock.now);
+        }
+        (Some(address), Some(here)) => {
+            let case = Case { me: config.node, address, banned, view, here };
+            out::print(&case.text(&clock));
+        }
+        _ => table(&mut Long::default(), Out::stdout(), &banned, view.hosts().len(), &clock),
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Undone(format!("the broker did not show {}", missing.join(", "))))
+}
+
+/// One object, written ban by ban: there may be many.
+fn figures(
+    to: &mut dyn fmt::Write,
+    banned: &[&Banned],
+    voids: &[Void],
+    missing: &[String],
+    now: i64,
+) -> fmt::Result {
+    let void = |void: &Void| json!({ "jail": void.jail.as_str(), "host": void.host.as_str(), "id": void.id.as_str() });
+    let freed: Vec<_> = voids.iter().map(void).collect();
+    let rest = out::json(&json!({ "time": now, "freed": freed, "missing": missing }));
+    write!(to, "{},\"bans\":[", rest.trim_end_matches('}'))?;
+    for (n, banned) in banned.iter().enumerate() {
+        let comma = if n == 0 { "" } else { "," };
+        let ban = json!({
+            "ip": banned.address.to_string(),
+            "jail": banned.jail.as_str(),
+            "host": banned.origin.as_str(),
+            "since": (banned.since > 0).then_some(banned.since),
+            "until": match banned.until { Until::Time(end) => Some(end), _ => None },
+            "forever": banned.until == Until::Never,
+            "also": banned.also.iter().map(Host::as_str).collect::<Vec<_>>(),
+        });
+        write!(to, "{comma}{}", out::json(&ban))?;
+    }
+    writeln!(to, "]}}")
+}
+
+fn table(to: &mut dyn fmt::Write, out: Out, banned: &[&Banned], hosts: usize, clock: &Clock) {
+    let row = |banned: &&Banned| {
+        let (until, left) = clock.until(banned.until);
+        let also = banned.also.iter().map(Host::as_str).collect::<Vec<_>>().join(", ");
+        let cells = [
+            banned.address.to_string(),
+            banned.jail.to_string(),
+            banned.origin.to_string(),
+            clock.local(banned.since),
+            until,
+            left,
+            also,
+        ];
+        cells.map(|cell| (Look::Plain, cell)).to_vec()
+    };
+    let heads = ["ADDRESS", "JAIL", "DETECTED BY", "SINCE", "UNTIL", "LEFT", "ALSO BY"];
+    out.table(to, &heads, banned.iter().map(row));
+    if out.terminal {
+        let (bans, hosts) = (count(banned.len(), "ban"), count(hosts, "host"));
+        let _ = writeln!(to, "\n{bans} on {hosts}");
+    }
+}

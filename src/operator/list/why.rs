@@ -1,0 +1,219 @@
+//! Why one address is banned, in words: who detected it, who obeys, and what this host does with it.
+
+use std::fmt::Write as _;
+
+use crate::operator::clock::Clock;
+use crate::operator::local::Here;
+use crate::operator::out;
+use crate::operator::view::{Banned, Member, Until, View, Void};
+use crate::wire::{Address, Host, Jail};
+
+/// Why one address is banned, or is not.
+pub(super) struct Case<'a> {
+    pub(super) me: Host,
+    pub(super) address: Address,
+    pub(super) banned: Vec<&'a Banned>,
+    pub(super) view: View,
+    /// What this host does with it.
+    pub(super) here: Result<Here, String>,
+}
+
+impl Case<'_> {
+    pub(super) fn text(&self, clock: &Clock) -> String {
+        let mut lines = Vec::new();
+        let (address, me) = (self.address, &self.me);
+        if self.banned.is_empty() {
+            lines.push(format!("{address} is banned by no host of the fleet."));
+        }
+        for banned in &self.banned {
+            self.of_jail(banned, clock, &mut lines);
+        }
+        for Void { jail, host, id, .. } in self.view.voids(address) {
+            lines.push(format!(
+                "{host} still lists it in {jail}, from before the fleet unban {id}: that counts for \
+                 nobody, and ends when {host} is back."
+            ));
+        }
+        match &self.here {
+            Err(why) => {
+                lines.push(format!("What {me}, this host, does with it is not known: {why}"));
+            }
+            Ok(here) => {
+                let by_hand = |jail: &&Jail| self.banned.iter().all(|ban| ban.jail != **jail);
+                for jail in here.banned.iter().filter(by_hand) {
+                    lines.push(format!(
+                        "{me}, this host, bans it in {jail} for itself: by hand, or the jail does not \
+                         share its bans. To free it: fail2ban-client set {jail} unbanip {address}"
+                    ));
+                }
+            }
+        }
+        if !self.banned.is_empty() {
+            lines.push(format!("To free it everywhere: f2bmqtt unban {address}"));
+        }
+        let mut text = String::new();
+        for line in lines {
+            let _ = writeln!(text, "{}", out::shown(&line));
+        }
+        text
+    }
+
+    /// One jail's ban: by whom, how long, and who obeys.
+    fn of_jail(&self, banned: &Banned, clock: &Clock, lines: &mut Vec<String>) {
+        let Banned { address, jail, origin, since, also, .. } = banned;
+        let (until, left) = clock.until(banned.until);
+        let until = match (banned.until, left.as_str()) {
+            (Until::Never, _) => "for ever".to_owned(),
+            (Until::Unknown, _) => "nobody knows for how long".to_owned(),
+            (Until::Time(_), "over") => format!("until {until}, which is over: it ends soon"),
+            (Until::Time(_), left) => format!("until {until}, {left} still"),
+        };
+        lines.push(format!("{address} is banned in {jail}, because {origin} detected it."));
+        lines.push(format!("  Since {}, {until}.", clock.local(*since)));
+        if !also.is_empty() {
+            lines.push(format!("  Detected and held, too, by {}.", names(also)));
+        }
+        let detected = |host: &Host| host == origin || also.contains(host);
+        let others =
+            || self.view.hosts().iter().filter(|(host, _)| !detected(host) && **host != self.me);
+        let takes = |online: bool| {
+            let of = move |(host, member): (&Host, &Member)| {
+                let takes = member.is_online() == online && member.jails().contains(jail);
+                takes.then(|| host.clone())
+            };
+            others().filter_map(of).collect::<Vec<_>>()
+        };
+        let (on, off) = (takes(true), takes(false));
+        if !on.is_empty() {
+            lines.push(format!(
+                "  Banned for it on {}, by what they say of their jails.",
+                names(&on)
+            ));
+        }
+        if !off.is_empty() {
+            lines.push(format!("  Not connected now: {}.", names(&off)));
+        }
+        if let Ok(here) = &self.here {
+            lines.push(format!("  This host, {}, {}.", self.me, self.of_here(here, banned)));
+        }
+    }
+
+    fn of_here(&self, here: &Here, banned: &Banned) -> String {
+        let Banned { jail, origin, also, .. } = banned;
+        let by = |host: &Host| *host == self.me;
+        if here.banned.contains(jail) {
+            return if by(origin) || also.iter().any(by) {
+                "bans it".to_owned()
+            } else {
+                "bans it, too".to_owned()
+            };
+        }
+        let lifted: Vec<_> =
+            here.lifted.iter().filter(|(of, _)| of == jail).map(|(_, host)| host.clone()).collect();
+        if !lifted.is_empty() {
+            let hosts = names(&lifted);
+            return format!("does not: its operator lifted the ban of {hosts} here");
+        }
+        if !here.jails.contains(jail) {
+            return format!("does not: its fail2ban has no jail {jail}");
+        }
+        if here.apart.contains(jail) {
+            return format!("does not: by its settings {jail} does not take part");
+        }
+        if let Some(because) = here.exempt.get(jail) {
+            return format!("does not: {because}");
+        }
+        "does not ban it now".to_owned()
+    }
+}
+
+fn names(hosts: &[Host]) -> String {
+    hosts.iter().map(Host::as_str).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ignored::Because;
+
+    const NOW: i64 = 1_795_342_600;
+
+    /// What web1 is told of an address that web2 and db1 detected, or nobody.
+    fn told(here: Result<Here, String>, detected: bool) -> String {
+        let mut view = View::default();
+        for (host, state) in [("web1", "online"), ("web3", "online"), ("web4", "offline")] {
+            let json = format!(r#"{{"v":1,"state":"{state}","jails":["sshd"]}}"#);
+            view.hear(&format!("host/{host}"), json.as_bytes());
+        }
+        for (host, start) in [("web2", NOW - 60), ("db1", NOW - 5)] {
+            let bans = if detected {
+                format!(r#"["sshd","192.0.2.1",{start},600]"#)
+            } else {
+                String::new()
+            };
+            let json = format!(
+                r#"{{"v":1,"host":"{host}","stamp":5,"part":0,"parts":1,"bans":[{bans}]}}"#
+            );
+            view.hear(&format!("state/{host}/0"), json.as_bytes());
+        }
+        let all = view.banned(NOW);
+        let (me, address) = (Host::new("web1").unwrap(), Address::new("192.0.2.1").unwrap());
+        Case { me, address, banned: all.iter().collect(), view, here }
+            .text(&Clock::new(NOW).unwrap())
+    }
+
+    #[test]
+    fn it_is_said_who_bans_it_and_what_this_host_does() {
+        let jail = |name: &str| Jail::new(name).unwrap();
+        let sshd = || Here { jails: [jail("sshd")].into(), ..Here::default() };
+        let held = Here { banned: [jail("sshd")].into(), ..sshd() };
+        let text = told(Ok(held.clone()), true);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "192.0.2.1 is banned in sshd, because web2 detected it.");
+        assert!(
+            lines[1].starts_with("  Since ") && lines[1].ends_with(", 9m 55s still."),
+            "{text}"
+        );
+        assert_eq!(
+            lines[2..],
+            [
+                "  Detected and held, too, by db1.",
+                "  Banned for it on web3, by what they say of their jails.",
+                "  Not connected now: web4.",
+                "  This host, web1, bans it, too.",
+                "To free it everywhere: f2bmqtt unban 192.0.2.1",
+            ]
+        );
+        let table = [
+            (sshd(), "does not ban it now."),
+            (Here::default(), "does not: its fail2ban has no jail sshd."),
+            (
+                Here { exempt: [(jail("sshd"), Because::Jail)].into(), ..sshd() },
+                "does not: it is in ignoreip.",
+            ),
+            (
+                Here { apart: [jail("sshd")].into(), ..sshd() },
+                "does not: by its settings sshd does not take part.",
+            ),
+            (
+                Here { lifted: [(jail("sshd"), Host::new("web2").unwrap())].into(), ..sshd() },
+                "does not: its operator lifted the ban of web2 here.",
+            ),
+        ];
+        for (here, what) in table {
+            let text = told(Ok(here), true);
+            assert!(text.contains(&format!("  This host, web1, {what}\n")), "{what}: {text}");
+        }
+        let text = told(Err("fail2ban is busy".to_owned()), true);
+        assert!(
+            text.contains("What web1, this host, does with it is not known: fail2ban is busy\n")
+        );
+        let nobody = "192.0.2.1 is banned by no host of the fleet.\n";
+        assert_eq!(told(Ok(sshd()), false), nobody);
+        let text = told(Ok(held), false);
+        assert!(
+            text.contains("To free it: fail2ban-client set sshd unbanip 192.0.2.1\n"),
+            "{text}"
+        );
+    }
+}

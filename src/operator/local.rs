@@ -1,0 +1,136 @@
+//! What this host itself knows, without the broker: its service, its fail2ban, what waits here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+use rusqlite::{Connection, OpenFlags};
+use tokio::time::timeout;
+
+use crate::abuseipdb::glance::Glance;
+use crate::abuseipdb::report::Report;
+use crate::config::Config;
+use crate::daemon;
+use crate::fail2ban::Client;
+use crate::ignored::Because;
+use crate::lock::{self, Role};
+use crate::paths::Paths;
+use crate::spool::Spool;
+use crate::wire::{Address, Host, Jail};
+
+/// A fail2ban that bans many is busy for seconds; nobody is to wait for it here.
+const PATIENCE: Duration = Duration::from_millis(700);
+
+/// The service on this host, and what waits for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// The daemon's process, if it runs.
+    pub pid: Option<u32>,
+    /// When it was started, in seconds since 1970.
+    pub since: Option<i64>,
+    /// Events that wait to be published.
+    pub events: usize,
+    /// Reports that wait to be sent, and what is left of the day's calls.
+    pub reports: Glance,
+}
+
+impl Service {
+    /// Looks at it.
+    #[must_use]
+    pub fn look(paths: &Paths) -> Self {
+        let pid = lock::holder(&paths.lock()).filter(|_| lock::is_held(&paths.lock()));
+        let pid = pid.and_then(|text| {
+            let (role, pid) = text.split_once(' ')?;
+            (role == Role::Daemon.as_str()).then(|| pid.parse().ok())?
+        });
+        let since = pid.and_then(|pid: u32| started(&PathBuf::from(format!("/proc/{pid}"))));
+        let inbox = Spool::<Report>::new(paths.reports()).list().unwrap_or_default().len();
+        let mut reports = Glance::of(&paths.report_queue()).unwrap_or_default();
+        reports.waiting += inbox;
+        let events = paths.spool().list().unwrap_or_default().len();
+        Self { pid, since, events, reports }
+    }
+}
+
+fn started(process: &Path) -> Option<i64> {
+    let at = std::fs::metadata(process).ok()?.modified().ok()?;
+    i64::try_from(at.duration_since(UNIX_EPOCH).ok()?.as_secs()).ok()
+}
+
+/// The jails of fail2ban on this host.
+///
+/// # Errors
+/// Why it does not say.
+pub async fn jails(paths: &Paths) -> Result<BTreeSet<Jail>, String> {
+    let ask = async { Client::connect(&paths.fail2ban).await?.jails().await };
+    patiently(PATIENCE, ask).await
+}
+
+async fn patiently<T>(
+    patience: Duration,
+    ask: impl Future<Output = Result<T, crate::fail2ban::Error>>,
+) -> Result<T, String> {
+    match timeout(patience, ask).await {
+        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Err(_) => Err("fail2ban is busy".to_owned()),
+    }
+}
+
+/// What this host does with one address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Here {
+    /// The jails that fail2ban has here.
+    pub jails: BTreeSet<Jail>,
+    /// Those in which it bans the address.
+    pub banned: BTreeSet<Jail>,
+    /// Those in which it is never to be banned here, and why.
+    pub exempt: BTreeMap<Jail, Because>,
+    /// Those that do not take part, by the settings.
+    pub apart: BTreeSet<Jail>,
+    /// Whose bans of it this host's operator lifted, and in which jail.
+    pub lifted: BTreeSet<(Jail, Host)>,
+}
+
+impl Here {
+    /// Asks fail2ban, and looks at what the daemon remembers.
+    ///
+    /// # Errors
+    /// Why fail2ban does not say.
+    pub async fn look(config: &Config, paths: &Paths, address: Address) -> Result<Self, String> {
+        let mut exempt = daemon::exempt(config);
+        let ask = async {
+            let mut client = Client::connect(&paths.fail2ban).await?;
+            let mut here = Self { jails: client.jails().await?, ..Self::default() };
+            for jail in here.jails.clone() {
+                if !client.held(&jail, &[address]).await?.is_empty() {
+                    here.banned.insert(jail.clone());
+                }
+                if !config.sharing.has(&jail) {
+                    here.apart.insert(jail.clone());
+                }
+                let (ignored, _) = exempt.of(&client.ignored(&jail).await?).await;
+                here.exempt.extend(ignored.covers(address).map(|because| (jail, because)));
+            }
+            Ok(here)
+        };
+        let mut here = patiently(2 * PATIENCE, ask).await?;
+        here.lifted = lifted(&paths.store(), address).unwrap_or_default();
+        Ok(here)
+    }
+}
+
+/// Whose bans of an address were lifted here by hand.
+fn lifted(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, Host)>> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(store, flags)?;
+    let mut query = db.prepare("SELECT jail, host FROM lifts WHERE ip = ?1")?;
+    let rows = query.query_map([address.to_string()], |row| {
+        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+    })?;
+    let mut lifted = BTreeSet::new();
+    for row in rows {
+        let (jail, host) = row?;
+        lifted.extend(Jail::new(&jail).ok().zip(Host::new(&host).ok()));
+    }
+    Ok(lifted)
+}

@@ -1,0 +1,62 @@
+//! The status for programs: one JSON object, whose names are in the help and stay.
+
+use serde_json::{Value, json};
+
+use super::Status;
+use crate::abuseipdb::glance::{Call, Glance};
+use crate::operator::local::Service;
+use crate::operator::view::Member;
+use crate::wire::{Host, Jail};
+
+impl Status {
+    pub(super) fn json(&self) -> Value {
+        let Service { pid, since, events, reports } = &self.service;
+        json!({
+            "host": self.me.as_str(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "time": self.clock.now,
+            "service": { "running": pid.is_some(), "pid": pid, "since": since },
+            "broker": { "address": self.broker, "user": self.user, "fault": self.fault },
+            "fail2ban": {
+                "jails": self.jails.iter().flatten().map(Jail::as_str).collect::<Vec<_>>(),
+                "fault": self.jails.as_ref().err(),
+            },
+            "waiting": { "events": events, "reports": reports.waiting },
+            "abuseipdb": quotas(reports),
+            "hosts": self.view.hosts().iter().map(of_host).collect::<Vec<_>>(),
+            "jails": self.by_jail().iter().map(|(jail, bans)| (jail.to_string(), json!(bans)))
+                .collect::<serde_json::Map<_, _>>(),
+            "bans": self.banned.len(),
+            "missing": self.view.missing(),
+        })
+    }
+}
+
+fn of_host((host, member): (&Host, &Member)) -> Value {
+    let presence = member.presence();
+    json!({
+        "host": host.as_str(),
+        "state": presence.map_or("unknown", |presence| presence.state.as_str()),
+        "since": presence.map(|presence| presence.since).filter(|since| *since > 0),
+        "version": presence.map(|presence| presence.version.as_str()),
+        "jails": member.jails().iter().map(Jail::as_str).collect::<Vec<_>>(),
+        "bans": member.bans(),
+        "held": presence.map(|presence| presence.held),
+        "snapshot": member.stamp().map(|stamp| stamp / 1000),
+        "parts": member.count(),
+        "missing": member.missing(),
+        "refused": presence.map(|presence| &presence.refused),
+    })
+}
+
+/// What is left of a day's calls, by their kinds.
+fn quotas(reports: &Glance) -> Value {
+    let of = |call: &Call| {
+        let quota = json!({
+            "limit": call.quota.limit, "remaining": call.quota.remaining, "seen": call.seen,
+            "blocked": (call.blocked > 0).then_some(call.blocked),
+        });
+        (call.name.clone(), quota)
+    };
+    Value::Object(reports.calls.iter().map(of).collect())
+}

@@ -1,0 +1,94 @@
+//! `f2bmqtt status`: is it working, on every host?
+
+mod figures;
+mod text;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::clock::Clock;
+use super::local::{self, Service};
+use super::out::{self, Out};
+use super::view::{Banned, View};
+use super::visit::Visit;
+use crate::abuseipdb::service::now;
+use crate::config::Config;
+use crate::error::Error;
+use crate::paths::Paths;
+use crate::runtime;
+use crate::wire::{Host, Jail};
+
+/// Shows it.
+///
+/// # Errors
+/// Any [`Error`]; [`Error::Undone`] where this host does not take part as it should.
+pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
+    let config = Config::load()?;
+    let status = runtime::run(async {
+        let (visit, jails) = tokio::join!(Visit::begin(&config), local::jails(paths));
+        let (broker, view, fault) = match visit {
+            Ok(mut visit) => {
+                let view = visit.take_view();
+                let broker = visit.broker.to_string();
+                visit.end().await;
+                (broker, view, None)
+            }
+            Err(error) => {
+                let broker = config.brokers[0].to_string();
+                (broker, View::default(), Some(error.to_string()))
+            }
+        };
+        let user = config.login.as_ref().map(|login| login.user.clone());
+        let (service, me) = (Service::look(paths), config.node.clone());
+        let (banned, clock) = (view.banned(now()), Clock::new(now())?);
+        Ok(Status { me, service, broker, user, fault, jails, view, banned, clock })
+    })?;
+    if json {
+        out::print_json(&status.json());
+    } else {
+        out::print(&status.text(Out::stdout()));
+    }
+    let faults = status.faults();
+    if faults.is_empty() { Ok(()) } else { Err(Error::Undone(faults.join("; "))) }
+}
+
+/// What there is to show.
+struct Status {
+    me: Host,
+    service: Service,
+    /// The broker, as whom this host logs in, and why that fails.
+    broker: String,
+    user: Option<String>,
+    fault: Option<String>,
+    /// fail2ban's jails here.
+    jails: Result<BTreeSet<Jail>, String>,
+    view: View,
+    banned: Vec<Banned>,
+    clock: Clock,
+}
+
+impl Status {
+    /// Why this host does not take part, if so.
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if self.service.pid.is_none() {
+            faults.push("the service does not run".to_owned());
+        }
+        faults.extend(self.fault.iter().map(|_| "the broker cannot be used".to_owned()));
+        if self.jails.is_err() {
+            faults.push("fail2ban does not answer".to_owned());
+        }
+        let missing = self.view.missing();
+        if !missing.is_empty() {
+            faults.push(format!("the broker did not show {}", missing.join(", ")));
+        }
+        faults
+    }
+
+    fn by_jail(&self) -> BTreeMap<Jail, usize> {
+        let mut jails = BTreeMap::new();
+        for banned in &self.banned {
+            *jails.entry(banned.jail.clone()).or_default() += 1;
+        }
+        jails
+    }
+}

@@ -1,0 +1,176 @@
+//! The status for people: words and tables that fit a terminal.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use super::Status;
+use crate::abuseipdb::glance::Call;
+use crate::operator::clock::span;
+use crate::operator::local::Service;
+use crate::operator::out::{Look, Out, count};
+use crate::operator::view::Member;
+use crate::wire::{Host, Jail, State};
+
+impl Status {
+    pub(super) fn text(&self, out: Out) -> String {
+        let mut text = String::new();
+        let mut line = |name: &str, look, words: &str| {
+            let _ = writeln!(
+                text,
+                "{} {}",
+                out.paint(Look::Head, &format!("{name:10}")),
+                out.paint(look, words)
+            );
+        };
+        line(
+            "this host",
+            Look::Plain,
+            &format!("{}, f2bmqtt {}", self.me, env!("CARGO_PKG_VERSION")),
+        );
+        let (look, words) = self.service();
+        line("service", look, &words);
+        let (look, words) = self.broker();
+        line("broker", look, &words);
+        match &self.jails {
+            Ok(jails) => line("fail2ban", Look::Good, &format!("answers; jails: {}", list(jails))),
+            Err(why) => line("fail2ban", Look::Bad, why),
+        }
+        let Service { events, reports, .. } = &self.service;
+        let words = format!("{}, {}", count(*events, "event"), count(reports.waiting, "report"));
+        line("waiting", Look::Plain, &words);
+        for words in self.quotas() {
+            line("AbuseIPDB", Look::Plain, &words);
+        }
+        if self.fault.is_none() {
+            text.push_str(&self.fleet(out));
+        }
+        text
+    }
+
+    fn service(&self) -> (Look, String) {
+        let since = self.service.since.map(|since| format!(", since {}", self.clock.local(since)));
+        match self.service.pid {
+            Some(pid) => (Look::Good, format!("runs{}, process {pid}", since.unwrap_or_default())),
+            None => (Look::Bad, "does not run: systemctl start f2bmqttsub".to_owned()),
+        }
+    }
+
+    fn broker(&self) -> (Look, String) {
+        let user = self.user.as_ref().map(|user| format!(", as {user}")).unwrap_or_default();
+        match &self.fault {
+            None => (Look::Good, format!("{} answers{user}", self.broker)),
+            Some(why) => (Look::Bad, why.clone()),
+        }
+    }
+
+    /// What is left of the day's calls of AbuseIPDB.
+    fn quotas(&self) -> Vec<String> {
+        let words = |call: &Call| {
+            let (kind, now) = (kind(&call.name), self.clock.now);
+            let blocked = (call.blocked > now)
+                .then(|| format!("no {kind} before {}", self.clock.local(call.blocked)));
+            let left = call.quota.remaining.map(|left| match (call.quota.limit, call.seen) {
+                (Some(limit), Some(seen)) => {
+                    format!("{left} of {limit} {kind} left today, {} ago", span(now - seen))
+                }
+                _ => format!("{left} {kind} left today"),
+            });
+            let words: Vec<String> = left.into_iter().chain(blocked).collect();
+            (!words.is_empty()).then(|| words.join("; "))
+        };
+        self.service.reports.calls.iter().filter_map(words).collect()
+    }
+
+    fn fleet(&self, out: Out) -> String {
+        let mut text = String::new();
+        let hosts = self.view.hosts();
+        let online = hosts.values().filter(|member| member.is_online()).count();
+        let (hosts, bans) = (count(hosts.len(), "host"), count(self.banned.len(), "ban"));
+        let _ = writeln!(text, "\n{hosts}, {online} online; {bans} in the fleet\n");
+        let rows = self.view.hosts().iter().map(|host| self.host(host));
+        let heads = ["HOST", "STATE", "SINCE", "VERSION", "BANS", "HELD", "SNAPSHOT", "JAILS"];
+        out.table(&mut text, &heads, rows);
+        let jails = self.by_jail();
+        if !jails.is_empty() {
+            let row = |(jail, bans): (&Jail, &usize)| {
+                vec![(Look::Plain, jail.to_string()), (Look::Plain, bans.to_string())]
+            };
+            text.push('\n');
+            out.table(&mut text, &["JAIL", "BANS"], jails.iter().map(row));
+        }
+        let refused: Vec<_> = self.refused();
+        if !refused.is_empty() {
+            let row = |(host, reason, count): &(&Host, &str, u64)| {
+                vec![
+                    (Look::Plain, host.to_string()),
+                    (Look::Plain, (*reason).to_owned()),
+                    (Look::Plain, count.to_string()),
+                ]
+            };
+            text.push('\n');
+            out.table(&mut text, &["REFUSED BY", "REASON", "MESSAGES"], refused.iter().map(row));
+        }
+        text
+    }
+
+    fn host(&self, (host, member): (&Host, &Member)) -> Vec<(Look, String)> {
+        let presence = member.presence();
+        let (look, state) = match presence.map(|presence| presence.state) {
+            Some(State::Online) => (Look::Good, "online"),
+            Some(State::Offline) => (Look::Bad, "offline"),
+            None => (Look::Dim, "unknown"),
+        };
+        let since = presence.map_or(0, |presence| presence.since);
+        let since = if since > 0 { self.clock.local(since) } else { "-".to_owned() };
+        let snapshot = match (self.age(member), member.missing()) {
+            (None, _) => "none".to_owned(),
+            (Some(age), 0) => format!("{} ago", span(age)),
+            (Some(age), missing) => {
+                format!("{} ago, {missing} of {} parts missing", span(age), member.count())
+            }
+        };
+        let text = |text: &str| (Look::Plain, text.to_owned());
+        let version = presence.map_or("", |presence| presence.version.as_str());
+        vec![
+            text(host.as_str()),
+            (look, state.to_owned()),
+            text(&since),
+            text(if version.is_empty() { "-" } else { version }),
+            text(&member.bans().to_string()),
+            text(&presence.map_or(0, |presence| presence.held).to_string()),
+            text(&snapshot),
+            text(&list(member.jails())),
+        ]
+    }
+
+    /// How old a host's snapshot is, in seconds, as far as its clock and this one agree.
+    fn age(&self, member: &Member) -> Option<i64> {
+        member.stamp().map(|stamp| (self.clock.now - stamp / 1000).max(0))
+    }
+
+    fn refused(&self) -> Vec<(&Host, &str, u64)> {
+        let hosts = self.view.hosts().iter();
+        let presences = hosts.filter_map(|(host, member)| Some((host, member.presence()?)));
+        let counts = presences.flat_map(|(host, presence)| {
+            presence.refused.iter().map(move |(reason, count)| (host, reason.as_str(), *count))
+        });
+        counts.collect()
+    }
+}
+
+/// What the calls of a kind are called.
+fn kind(name: &str) -> &str {
+    match name {
+        "report" => "reports",
+        "check" => "checks",
+        "bulk-report" => "bulk reports",
+        _ => "calls",
+    }
+}
+
+fn list(jails: &BTreeSet<Jail>) -> String {
+    if jails.is_empty() {
+        return "-".to_owned();
+    }
+    jails.iter().map(Jail::as_str).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,388 @@
+//! What the broker has of the fleet, folded into what it means. Pure.
+//!
+//! The rules are those of the daemons: the newest part that covers an address is right, the fleet's bans
+//! are the union, and a ban whose host does not repeat every fleet unban of its address is void.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::wire::{
+    Address, Ban, Host, Jail, Listed, Pardon, Part, Presence, Slice, State, UnbanId,
+};
+
+/// The most hosts and bans that are kept in mind; no honest fleet comes near.
+const MAX_HOSTS: usize = 1_000;
+const MAX_BANS: usize = 500_000;
+
+/// After its end a ban is held for so long by others, in seconds, unless its origin says something.
+const END_SLACK: i64 = 600;
+
+/// The fleet, as the broker shows it.
+#[derive(Debug, Default)]
+pub struct View {
+    hosts: BTreeMap<Host, Member>,
+    /// Each name once: there are many bans, and few jails.
+    jails: BTreeSet<Jail>,
+    bans: usize,
+    /// Something was left out: there is too much of it.
+    full: bool,
+}
+
+/// What the broker has of one host.
+#[derive(Debug, Default)]
+pub struct Member {
+    presence: Option<Presence>,
+    /// By the last level of their topics.
+    parts: BTreeMap<u32, Part>,
+}
+
+/// A message, as far as the view is concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Of a host's state.
+    Presence(Host),
+    /// A part of a host's snapshot.
+    Part(Host),
+    /// A topic of a host was cleared.
+    Cleared(Host),
+    /// Nothing that the view shows.
+    Nothing,
+}
+
+/// When a ban ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Until {
+    /// Then, in seconds since 1970 on its origin's clock.
+    Time(i64),
+    /// Its origin did not know.
+    Unknown,
+    /// Never.
+    Never,
+}
+
+impl Until {
+    fn of(start: i64, bantime: i64) -> Self {
+        match bantime {
+            0 => Self::Unknown,
+            _ if bantime < 0 => Self::Never,
+            _ => Self::Time(Ban { start, bantime }.end()),
+        }
+    }
+}
+
+/// An address that is banned in a jail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Banned {
+    /// Which address.
+    pub address: Address,
+    /// In which jail.
+    pub jail: Jail,
+    /// The host that detected it first, of those that hold it.
+    pub origin: Host,
+    /// Since when, in seconds since 1970; 0 is not known.
+    pub since: i64,
+    /// The last of its ends.
+    pub until: Until,
+    /// Who else detected it and holds it.
+    pub also: Vec<Host>,
+}
+
+/// A ban that counts for nobody, because its host has not heard of a fleet unban yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Void {
+    /// Which address.
+    pub address: Address,
+    /// In which jail.
+    pub jail: Jail,
+    /// The host that still lists it.
+    pub host: Host,
+    /// The fleet unban.
+    pub id: UnbanId,
+}
+
+impl View {
+    /// Takes a message; the topic is what stands below the fleet's.
+    pub fn hear(&mut self, topic: &str, payload: &[u8]) -> Heard {
+        let mut levels = topic.split('/');
+        let words = (levels.next(), levels.next(), levels.next(), levels.next());
+        match words {
+            (Some("host"), Some(host), None, None) => self.presence(host, payload),
+            (Some("state"), Some(host), Some(number), None) => self.part(host, number, payload),
+            _ => Heard::Nothing,
+        }
+    }
+
+    fn presence(&mut self, host: &str, payload: &[u8]) -> Heard {
+        let Ok(host) = Host::new(host) else { return Heard::Nothing };
+        if payload.is_empty() {
+            if let Some(member) = self.hosts.get_mut(&host) {
+                member.presence = None;
+            }
+            return self.cleared(host);
+        }
+        match (Presence::parse(payload), self.member(&host)) {
+            (Ok(presence), Some(member)) => {
+                member.presence = Some(presence);
+                Heard::Presence(host)
+            }
+            _ => Heard::Nothing,
+        }
+    }
+
+    fn part(&mut self, host: &str, number: &str, payload: &[u8]) -> Heard {
+        let (Ok(host), Ok(number)) = (Host::new(host), number.parse()) else {
+            return Heard::Nothing;
+        };
+        if payload.is_empty() {
+            let gone = self.hosts.get_mut(&host).and_then(|member| member.parts.remove(&number));
+            self.bans -= gone.map_or(0, |part| part.bans.len());
+            return self.cleared(host);
+        }
+        let Ok(mut part) = Part::parse(payload) else { return Heard::Nothing };
+        if part.host != host || part.slice.part() != number {
+            return Heard::Nothing;
+        }
+        if self.bans + part.bans.len() > MAX_BANS {
+            self.full = true;
+            return Heard::Nothing;
+        }
+        let bans = part.bans.len();
+        for listed in &mut part.bans {
+            match self.jails.get(&listed.jail) {
+                Some(jail) => listed.jail = jail.clone(),
+                None => drop(self.jails.insert(listed.jail.clone())),
+            }
+        }
+        let Some(member) = self.member(&host) else { return Heard::Nothing };
+        let before = member.parts.insert(number, part);
+        self.bans = self.bans + bans - before.map_or(0, |part| part.bans.len());
+        Heard::Part(host)
+    }
+
+    fn cleared(&mut self, host: Host) -> Heard {
+        self.hosts.retain(|_, member| member.presence.is_some() || !member.parts.is_empty());
+        Heard::Cleared(host)
+    }
+
+    fn member(&mut self, host: &Host) -> Option<&mut Member> {
+        if self.hosts.len() >= MAX_HOSTS && !self.hosts.contains_key(host) {
+            self.full = true;
+            return None;
+        }
+        Some(self.hosts.entry(host.clone()).or_default())
+    }
+
+    /// Its hosts.
+    #[must_use]
+    pub fn hosts(&self) -> &BTreeMap<Host, Member> {
+        &self.hosts
+    }
+
+    /// What of the fleet is not in here, a line each.
+    #[must_use]
+    pub fn missing(&self) -> Vec<String> {
+        let of = |(host, member): (&Host, &Member)| match (member.missing(), member.count()) {
+            (0, _) => None,
+            (missing, all) => Some(format!("{missing} of {all} parts of {host}'s snapshot")),
+        };
+        let mut missing: Vec<String> = self.hosts.iter().filter_map(of).collect();
+        if self.full {
+            missing.push(format!("what is beyond {MAX_HOSTS} hosts or {MAX_BANS} bans"));
+        }
+        missing
+    }
+
+    /// All jails that hosts say they have, and those of their bans.
+    #[must_use]
+    pub fn jails(&self) -> BTreeSet<Jail> {
+        let of = |member: &Member| {
+            let mut jails = member.jails().clone();
+            jails.extend(member.listed().map(|(listed, _)| listed.jail.clone()));
+            jails
+        };
+        self.hosts.values().flat_map(of).collect()
+    }
+
+    /// What is banned at a time, in seconds since 1970: each address in each jail once, the newest ban
+    /// last.
+    #[must_use]
+    pub fn banned(&self, now: i64) -> Vec<Banned> {
+        let pardons = self.pardons();
+        let mut all: Vec<Banned> = Vec::with_capacity(self.bans);
+        for (host, member) in &self.hosts {
+            for (listed, part) in member.listed() {
+                if is_over(listed, now) || void(listed, part, &pardons).is_some() {
+                    continue;
+                }
+                all.push(Banned {
+                    address: listed.address,
+                    jail: listed.jail.clone(),
+                    origin: host.clone(),
+                    since: listed.start,
+                    until: Until::of(listed.start, listed.bantime),
+                    also: Vec::new(),
+                });
+            }
+        }
+        all.sort_unstable_by(|a, b| a.order().cmp(&b.order()));
+        all.dedup_by(|other, first| first.join(other));
+        all.sort_by_key(|banned| banned.since);
+        all
+    }
+
+    /// What is still listed, and counts for nobody since a fleet unban.
+    #[must_use]
+    pub fn voids(&self, address: Address) -> Vec<Void> {
+        let pardons = self.pardons();
+        let mut voids = Vec::new();
+        for (host, member) in &self.hosts {
+            for (listed, part) in member.listed().filter(|(listed, _)| listed.address == address) {
+                if let Some(pardon) = void(listed, part, &pardons) {
+                    let (jail, id) = (listed.jail.clone(), pardon.id.clone());
+                    voids.push(Void { address, jail, host: host.clone(), id });
+                }
+            }
+        }
+        voids
+    }
+
+    /// The fleet unbans that hosts repeat.
+    fn pardons(&self) -> BTreeMap<Address, Vec<&Pardon>> {
+        let mut pardons: BTreeMap<Address, Vec<&Pardon>> = BTreeMap::new();
+        let parts = self.hosts.values().flat_map(|member| member.parts.values());
+        for pardon in parts.flat_map(|part| &part.unbans) {
+            pardons.entry(pardon.address).or_default().push(pardon);
+        }
+        pardons
+    }
+}
+
+impl Banned {
+    /// What is banned, and then who detected it first.
+    fn order(&self) -> (Address, &Jail, i64, &Host) {
+        (self.address, &self.jail, self.since, &self.origin)
+    }
+
+    /// Takes up that another host holds the same, too; answers whether it is the same.
+    fn join(&mut self, other: &Self) -> bool {
+        let same = (self.address, &self.jail) == (other.address, &other.jail);
+        if same {
+            self.until = self.until.max(other.until);
+            self.also.push(other.origin.clone());
+            self.also.sort();
+        }
+        same
+    }
+}
+
+impl Member {
+    /// What it says of itself.
+    #[must_use]
+    pub fn presence(&self) -> Option<&Presence> {
+        self.presence.as_ref()
+    }
+
+    /// Whether its daemon is connected.
+    #[must_use]
+    pub fn is_online(&self) -> bool {
+        self.presence.as_ref().is_some_and(|presence| presence.state == State::Online)
+    }
+
+    /// The jails that it takes part in.
+    #[must_use]
+    pub fn jails(&self) -> &BTreeSet<Jail> {
+        static NONE: BTreeSet<Jail> = BTreeSet::new();
+        self.presence.as_ref().map_or(&NONE, |presence| &presence.jails)
+    }
+
+    /// The numbers of the parts that the broker has.
+    pub fn numbers(&self) -> impl Iterator<Item = u32> {
+        self.parts.keys().copied()
+    }
+
+    /// When its snapshot was last published, in milliseconds since 1970 on its own clock.
+    #[must_use]
+    pub fn stamp(&self) -> Option<i64> {
+        self.newest().map(|part| part.stamp)
+    }
+
+    /// How many parts its snapshot has; 0 where there is none.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.newest().map_or(0, |part| part.slice.parts())
+    }
+
+    /// How many of them are not here.
+    #[must_use]
+    pub fn missing(&self) -> u32 {
+        let count = self.count();
+        let there = self.parts.values().filter(|part| part.slice.parts() == count).count();
+        count.saturating_sub(u32::try_from(there).unwrap_or(u32::MAX))
+    }
+
+    /// How many bans of its own it holds.
+    #[must_use]
+    pub fn bans(&self) -> usize {
+        self.listed().count()
+    }
+
+    /// Whether it says that it has obeyed a fleet unban of an address.
+    #[must_use]
+    pub fn repeats(&self, address: Address, id: &UnbanId) -> bool {
+        self.covering(address).is_some_and(|part| {
+            part.unbans.iter().any(|pardon| pardon.address == address && pardon.id == *id)
+        })
+    }
+
+    /// Whether it lists an address in a jail.
+    #[must_use]
+    pub fn lists(&self, jail: &Jail, address: Address) -> bool {
+        let is = |listed: &Listed| listed.address == address && listed.jail == *jail;
+        self.covering(address).is_some_and(|part| part.bans.iter().any(is))
+    }
+
+    fn newest(&self) -> Option<&Part> {
+        self.parts.values().max_by_key(|part| part.stamp)
+    }
+
+    /// **The newest part that covers an address is right.**
+    fn covering(&self, address: Address) -> Option<&Part> {
+        let sizes: BTreeSet<u32> = self.parts.values().map(|part| part.slice.parts()).collect();
+        let of = |parts: u32| self.parts.get(&Slice::of(address, parts).part());
+        let covers = |part: &&Part| part.slice.covers(address);
+        sizes.into_iter().filter_map(of).filter(covers).max_by_key(|part| part.stamp)
+    }
+
+    /// What it detected and holds, with the part that says so.
+    fn listed(&self) -> impl Iterator<Item = (&Listed, &Part)> {
+        let size = self.count();
+        let even = self.parts.values().all(|part| part.slice.parts() == size);
+        let all = self.parts.values().flat_map(|part| part.bans.iter().map(move |ban| (ban, part)));
+        all.filter(move |(listed, part)| {
+            even || self.covering(listed.address).is_some_and(|right| right.slice == part.slice)
+        })
+    }
+}
+
+fn is_over(listed: &Listed, now: i64) -> bool {
+    match Until::of(listed.start, listed.bantime) {
+        Until::Time(end) => end.saturating_add(END_SLACK) < now,
+        Until::Unknown | Until::Never => false,
+    }
+}
+
+/// The fleet unban that a ban should carry and does not.
+fn void<'a>(
+    listed: &Listed,
+    part: &Part,
+    pardons: &BTreeMap<Address, Vec<&'a Pardon>>,
+) -> Option<&'a Pardon> {
+    let carried = |id: &UnbanId| {
+        let covers = |one: &Pardon| one.address == listed.address && one.scope.covers(&listed.jail);
+        part.unbans.iter().any(|one| covers(one) && one.id == *id)
+    };
+    let mut of = pardons.get(&listed.address).into_iter().flatten();
+    of.find(|pardon| pardon.scope.covers(&listed.jail) && !carried(&pardon.id)).copied()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+use super::*;
+
+const NOW: i64 = 1_795_342_600;
+
+fn address(text: &str) -> Address {
+    Address::new(text).unwrap()
+}
+
+/// Lets a view hear a part: `bans` are `jail address start bantime`, `unbans` `jail address id`.
+fn hears(
+    view: &mut View,
+    host: &str,
+    stamp: i64,
+    slice: (u32, u32),
+    bans: &[&str],
+    unbans: &[&str],
+) {
+    let list = |of: &[&str]| {
+        let row = |text: &&str| {
+            let word = |word: &str| match word.parse::<i64>() {
+                Ok(_) => word.to_owned(),
+                Err(_) => format!("\"{word}\""),
+            };
+            format!("[{}]", text.split(' ').map(word).collect::<Vec<_>>().join(","))
+        };
+        of.iter().map(row).collect::<Vec<_>>().join(",")
+    };
+    let (part, parts) = slice;
+    let json = format!(
+        r#"{{"v":1,"host":"{host}","stamp":{stamp},"part":{part},"parts":{parts},"bans":[{}],"unbans":[{}]}}"#,
+        list(bans),
+        list(unbans)
+    );
+    let heard = view.hear(&format!("state/{host}/{part}"), json.as_bytes());
+    assert_eq!(heard, Heard::Part(Host::new(host).unwrap()), "{json}");
+}
+
+/// `address jail origin +also since until`, a line each.
+fn shown(view: &View) -> Vec<String> {
+    let line = |banned: Banned| {
+        let names = [&banned.origin].into_iter().chain(&banned.also).map(Host::as_str);
+        let names = names.collect::<Vec<_>>().join("+");
+        let Banned { address, jail, since, until, .. } = banned;
+        format!("{address} {jail} {names} {since} {until:?}")
+    };
+    view.banned(NOW).into_iter().map(line).collect()
+}
+
+#[test]
+fn each_address_is_shown_once_in_a_jail_with_all_who_hold_it() {
+    let mut view = View::default();
+    let start = NOW - 60;
+    let ban = |jail, n, start, length| format!("{jail} 192.0.2.{n} {start} {length}");
+    let a =
+        [ban("sshd", 1, start, 600), ban("web", 1, start - 9, -1), ban("sshd", 2, start - 1, 0)];
+    let a: Vec<&str> = a.iter().map(String::as_str).collect();
+    hears(&mut view, "a", 1, (0, 1), &a, &[]);
+    hears(&mut view, "b", 1, (0, 1), &[&ban("sshd", 1, start - 5, 300)], &[]);
+    hears(&mut view, "c", 1, (0, 1), &[&ban("sshd", 1, start + 5, 60)], &[]);
+    let expected = [
+        format!("192.0.2.1 web a {} Never", start - 9),
+        format!("192.0.2.1 sshd b+a+c {} Time({})", start - 5, start + 600),
+        format!("192.0.2.2 sshd a {} Unknown", start - 1),
+    ];
+    assert_eq!(shown(&view), expected);
+    // What is over is held for a while, and then by nobody.
+    let over = |left: i64| ban("sshd", 3, NOW - 600 - left, 600);
+    hears(&mut view, "a", 2, (0, 1), &[&over(600)], &[]);
+    assert_eq!(view.hosts()[&Host::new("a").unwrap()].bans(), 1);
+    assert!(shown(&view)[0].starts_with("192.0.2.3"));
+    hears(&mut view, "a", 3, (0, 1), &[&over(601)], &[]);
+    assert_eq!(shown(&view).len(), 1, "b's and c's");
+}
+
+#[test]
+fn the_newest_part_that_covers_an_address_is_right() {
+    let mut view = View::default();
+    let ip =
+        (0..100).map(|n| format!("192.0.2.{n}")).find(|ip| address(ip).hash() % 4 == 1).unwrap();
+    let ban = format!("sshd {ip} {NOW} 600");
+    let host = Host::new("a").unwrap();
+    hears(&mut view, "a", 5, (1, 4), &[&ban], &[]);
+    assert_eq!((view.hosts()[&host].missing(), view.hosts()[&host].count()), (3, 4));
+    assert_eq!(view.missing(), ["3 of 4 parts of a's snapshot"]);
+    assert_eq!(shown(&view).len(), 1);
+    // Part 0 of 1 covers all that part 1 of 4 does.
+    hears(&mut view, "a", 6, (0, 1), &[], &[]);
+    assert_eq!(view.hosts()[&host].missing(), 0);
+    assert!(
+        shown(&view).is_empty()
+            && !view.hosts()[&host].lists(&Jail::new("sshd").unwrap(), address(&ip))
+    );
+    // What is left of a larger snapshot says nothing, whatever else it lists.
+    hears(&mut view, "a", 4, (1, 4), &[&ban], &[]);
+    assert!(shown(&view).is_empty());
+    hears(&mut view, "a", 7, (1, 4), &[&ban], &[]);
+    assert_eq!(shown(&view).len(), 1);
+}
+
+#[test]
+fn a_ban_without_a_known_fleet_unban_is_void() {
+    let mut view = View::default();
+    let ban = format!("sshd 192.0.2.1 {NOW} 600");
+    let web = format!("web 192.0.2.1 {NOW} 600");
+    hears(&mut view, "a", 1, (0, 1), &[&ban, &web], &[]);
+    hears(&mut view, "b", 1, (0, 1), &[&ban], &["sshd 192.0.2.1 b-5"]);
+    hears(&mut view, "c", 1, (0, 1), &[], &["sshd 192.0.2.1 b-5", "web 192.0.2.9 c-6"]);
+    assert_eq!(
+        shown(&view),
+        [
+            format!("192.0.2.1 sshd b {NOW} Time({})", NOW + 600),
+            format!("192.0.2.1 web a {NOW} Time({})", NOW + 600),
+        ]
+    );
+    let voids = view.voids(address("192.0.2.1"));
+    assert_eq!(voids.len(), 1);
+    assert_eq!(
+        (voids[0].host.as_str(), voids[0].jail.as_str(), voids[0].id.as_str()),
+        ("a", "sshd", "b-5")
+    );
+    let repeats = |host: &str, ip: &str| {
+        let id = UnbanId::new("b-5").unwrap();
+        view.hosts()[&Host::new(host).unwrap()].repeats(address(ip), &id)
+    };
+    assert!(!repeats("a", "192.0.2.1") && repeats("b", "192.0.2.1") && repeats("c", "192.0.2.1"));
+    assert!(!repeats("c", "192.0.2.2"));
+}
+
+#[test]
+fn hosts_come_and_go_and_what_is_odd_is_nothing() {
+    let mut view = View::default();
+    let (a, b) = (Host::new("a").unwrap(), Host::new("b").unwrap());
+    let online = br#"{"v":1,"state":"online","jails":["web"]}"#;
+    assert_eq!(view.hear("host/a", online), Heard::Presence(a.clone()));
+    hears(&mut view, "a", 1, (0, 1), &[&format!("sshd 192.0.2.1 {NOW} 600")], &[]);
+    hears(&mut view, "b", 1, (0, 2), &[], &[]);
+    assert!(view.hosts()[&a].is_online() && !view.hosts()[&b].is_online());
+    let jails: Vec<_> = view.jails().iter().map(ToString::to_string).collect();
+    assert_eq!(jails, ["sshd", "web"]);
+    let part = br#"{"v":1,"host":"a","stamp":5,"part":0,"parts":1,"bans":[]}"#;
+    let odd: [(&str, &[u8]); 8] = [
+        ("host/c", b"{}"),
+        ("host/c/d", online),
+        ("host", online),
+        ("ban", part),
+        ("state/b/0", part),
+        ("state/a/1", part),
+        ("state/a/x", part),
+        ("state/a/0/0", part),
+    ];
+    for (topic, payload) in odd {
+        assert_eq!(view.hear(topic, payload), Heard::Nothing, "{topic}");
+    }
+    assert_eq!(view.hear("host/a", b""), Heard::Cleared(a.clone()));
+    assert!(view.hosts()[&a].presence().is_none(), "its bans are still there");
+    assert_eq!(view.hear("state/a/0", b""), Heard::Cleared(a.clone()));
+    assert!(!view.hosts().contains_key(&a));
+    assert_eq!(view.hear("state/b/0", b""), Heard::Cleared(b));
+    assert!(view.hosts().is_empty() && view.bans == 0);
+}

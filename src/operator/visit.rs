@@ -1,0 +1,221 @@
+//! One command's visit to the broker: a connection of its own, which leaves nothing behind, beside the
+//! daemon's, which it does not disturb.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+
+use super::gather::{Gathering, Step};
+use super::view::{Heard, View};
+use crate::broker::{Client, Event, Link};
+use crate::config::{Broker, Config, Topic};
+use crate::error::Error;
+use crate::random;
+use crate::wire::Host;
+
+/// The longest that a broker may take to acknowledge what it was sent.
+const ACKNOWLEDGE: Duration = Duration::from_secs(10);
+
+/// How long a good-bye may take.
+const GOODBYE: Duration = Duration::from_millis(300);
+
+/// What is to be published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// An event: below the fleet's topic, and its text.
+    Event(&'static str, String),
+    /// What is to be kept on a topic below the fleet's from now on: nothing any more, if it is empty.
+    Keep(String, String),
+    /// Nothing is to be kept any more on a topic that is not the fleet's.
+    Clear(String),
+}
+
+/// A visit.
+#[derive(Debug)]
+pub struct Visit {
+    topic: Topic,
+    link: Link,
+    began: Instant,
+    gathering: Gathering,
+    /// Which broker it is.
+    pub broker: Broker,
+}
+
+impl Visit {
+    /// Connects and gathers what the broker has of the fleet.
+    ///
+    /// # Errors
+    /// [`Error::Undone`]: why there is no connection.
+    pub async fn begin(config: &Config) -> Result<Self, Error> {
+        let mut link = Link::new(config, client(config, &Gathering::FIRST));
+        let began = Instant::now();
+        let broker = connect(&mut link, config).await?;
+        let gathering = Gathering::new(millis(began), millis(began));
+        let topic = config.topic.clone();
+        let mut visit = Self { topic, link, began, gathering, broker };
+        visit.gather().await?;
+        Ok(visit)
+    }
+
+    async fn gather(&mut self) -> Result<(), Error> {
+        loop {
+            match self.gathering.next(millis(self.began)) {
+                Step::Done => return Ok(()),
+                Step::Ask(hosts) => hosts.iter().for_each(|host| self.ask(host)),
+                Step::Listen(until) => {
+                    let until = Duration::from_millis(until.cast_unsigned());
+                    self.listen(self.began + until).await?;
+                }
+            }
+        }
+    }
+
+    /// Asks for all that the broker has of one host, and listens until it falls silent.
+    ///
+    /// # Errors
+    /// [`Error::Undone`]: why the connection broke.
+    pub async fn look_into(&mut self, host: &Host) -> Result<(), Error> {
+        self.ask(host);
+        while self.listen(Instant::now() + self.gathering.quiet()).await?.is_some() {}
+        Ok(())
+    }
+
+    fn ask(&mut self, host: &Host) {
+        self.link.subscribe(self.topic.below(&format!("state/{host}/+")));
+    }
+
+    /// The fleet, as far as it was heard.
+    #[must_use]
+    pub fn view(&self) -> &View {
+        &self.gathering.view
+    }
+
+    /// The same, for good: nothing is heard after it.
+    #[must_use]
+    pub fn take_view(&mut self) -> View {
+        std::mem::take(&mut self.gathering.view)
+    }
+
+    /// Waits for the next message; `None` where none came until then.
+    ///
+    /// # Errors
+    /// [`Error::Undone`]: why the connection broke.
+    pub async fn listen(&mut self, until: Instant) -> Result<Option<Heard>, Error> {
+        let left = until.saturating_duration_since(Instant::now());
+        let Ok(event) = timeout(left, self.link.event()).await else { return Ok(None) };
+        let heard = self.take(event)?;
+        // A snapshot may grow meanwhile.
+        if let Heard::Part(_) = heard {
+            self.gathering.grown().iter().for_each(|host| self.ask(host));
+        }
+        Ok(Some(heard))
+    }
+
+    fn take(&mut self, event: Event) -> Result<Heard, Error> {
+        match event {
+            Event::Message { topic, payload } => {
+                let topic = topic.strip_prefix(&self.topic.below("")).unwrap_or_default();
+                Ok(self.gathering.hear(topic, &payload, millis(self.began)))
+            }
+            Event::SubscribeRefused(_) => Err(refused(&self.topic)),
+            Event::Lost { broker, why } => Err(lost(&broker, &why)),
+            // What is not signed well is nobody's word.
+            Event::Connected(_) | Event::Published(_) | Event::Refused { .. } => Ok(Heard::Nothing),
+        }
+    }
+
+    /// Publishes, and waits until the broker has all of it.
+    ///
+    /// # Errors
+    /// [`Error::Undone`], also where it takes too long.
+    pub async fn publish(&mut self, messages: &[Message]) -> Result<(), Error> {
+        let until = Instant::now() + ACKNOWLEDGE;
+        let mut waiting: BTreeSet<String> = BTreeSet::new();
+        let mut left = messages.iter().enumerate();
+        loop {
+            while self.link.room() > 0 {
+                let Some((number, message)) = left.next() else { break };
+                self.hand_over(number.to_string(), message);
+                waiting.insert(number.to_string());
+            }
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            let rest = until.saturating_duration_since(Instant::now());
+            match timeout(rest, self.link.event()).await {
+                Ok(Event::Published(name)) => drop(waiting.remove(&name)),
+                Ok(event) => drop(self.take(event)?),
+                Err(_) => {
+                    return Err(lost(&self.broker, "it does not acknowledge what is published"));
+                }
+            }
+        }
+    }
+
+    /// All that the operator's commands publish goes out here.
+    fn hand_over(&mut self, name: String, message: &Message) {
+        match message {
+            Message::Event(topic, text) => {
+                self.link.publish(name, self.topic.below(topic), text.clone().into_bytes());
+            }
+            Message::Keep(topic, text) => {
+                self.link.replace(name, self.topic.below(topic), text.clone().into_bytes());
+            }
+            Message::Clear(topic) => self.link.replace(name, topic.clone(), Vec::new()),
+        }
+    }
+
+    /// Says good-bye.
+    pub async fn end(mut self) {
+        if self.link.close() {
+            let gone = async { while !matches!(self.link.event().await, Event::Lost { .. }) {} };
+            let _ = timeout(GOODBYE, gone).await;
+        }
+    }
+}
+
+/// How a command presents itself: under a name of its own each time, so that it takes no other's place.
+#[must_use]
+pub fn client(config: &Config, below: &[&str]) -> Client {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "any number will do"
+    )]
+    let number = (random::chance() * f64::from(u32::MAX)) as u32;
+    let id = format!("f2bmqtt-{}-{number:08x}", config.node);
+    let topics = below.iter().map(|topic| config.topic.below(topic)).collect();
+    Client { id, persistent: false, topics, will: None }
+}
+
+/// Tries each broker once.
+async fn connect(link: &mut Link, config: &Config) -> Result<Broker, Error> {
+    let mut tried = 0;
+    loop {
+        match link.event().await {
+            Event::Connected(broker) => return Ok(broker),
+            Event::Lost { broker, why } => {
+                tried += 1;
+                if tried >= config.brokers.len() {
+                    return Err(lost(&broker, &why));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn lost(broker: &Broker, why: impl std::fmt::Display) -> Error {
+    Error::Undone(format!("no connection to the broker {broker}: {why}"))
+}
+
+/// The broker lets nobody of this login look.
+fn refused(topic: &Topic) -> Error {
+    let topic = topic.below("#");
+    Error::Undone(format!("the broker refuses the subscription to {topic}: check its access rules"))
+}
+
+fn millis(since: Instant) -> i64 {
+    i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,225 @@
+//! The screen of `watch`: how the fleet is, how fast bans come, and which.
+
+use std::cmp::Reverse;
+
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Color, Modifier, Style};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, Paragraph, Sparkline};
+
+use super::seen::{Count, SECONDS, Seen};
+use crate::operator::clock::Clock;
+use crate::operator::out::{count, shown};
+
+/// What stands around the fleet.
+#[derive(Debug)]
+pub struct Screen {
+    /// This host, and the fleet's topic.
+    pub title: String,
+    /// The broker, or why there is no connection to it.
+    pub broker: Result<String, String>,
+    /// It may have colours.
+    pub colour: bool,
+}
+
+impl Screen {
+    /// Draws it.
+    pub fn draw(&self, frame: &mut Frame<'_>, seen: &mut Seen, clock: &Clock) {
+        let bans = seen.count(clock.now * 1000).clone();
+        let hosts =
+            u16::try_from(seen.view().hosts().len().max(bans.jails.len())).unwrap_or(u16::MAX);
+        let area = frame.area();
+        let middle = (hosts.saturating_add(2)).clamp(4, (area.height / 3).max(4));
+        let rows = [
+            Constraint::Length(2),
+            Constraint::Length(5),
+            Constraint::Length(middle),
+            Constraint::Min(3),
+        ];
+        let [head, rate, fleet, news] = Layout::vertical(rows).areas(area);
+        frame.render_widget(Paragraph::new(self.head(seen, &bans, clock)), head);
+        self.rate(frame, seen, rate);
+        let [hosts, jails] =
+            Layout::horizontal([Constraint::Percentage(60), Constraint::Percentage(40)])
+                .areas(fleet);
+        self.hosts(frame, seen, &bans, hosts);
+        Self::jails(frame, &bans, jails);
+        self.news(frame, seen, clock, news);
+    }
+
+    fn style(&self, colour: Color) -> Style {
+        if self.colour { Style::new().fg(colour) } else { Style::new() }
+    }
+
+    fn block(title: String) -> Block<'static> {
+        Block::bordered().title(Span::styled(title, Modifier::BOLD))
+    }
+
+    fn head(&self, seen: &Seen, bans: &Count, clock: &Clock) -> Vec<Line<'static>> {
+        let broker = match &self.broker {
+            Ok(broker) => Span::styled(shown(broker).into_owned(), self.style(Color::Green)),
+            Err(why) => Span::styled(shown(why).into_owned(), self.style(Color::Red)),
+        };
+        let title = Span::styled(format!(" {}  ", shown(&self.title)), Modifier::BOLD);
+        let hosts = seen.view().hosts();
+        let online = hosts.values().filter(|member| member.is_online()).count();
+        let (all, bans) = (count(hosts.len(), "host"), count(bans.all, "ban"));
+        let time = clock.local(clock.now);
+        let line = format!(" {all}, {online} online; {bans}  {time}  q ends this");
+        vec![Line::from(vec![title, broker]), Line::from(line)]
+    }
+
+    fn rate(&self, frame: &mut Frame<'_>, seen: &Seen, area: Rect) {
+        let rate = seen.rate();
+        let (sum, most) = (rate.iter().sum::<u64>(), rate.iter().max().copied().unwrap_or(0));
+        let title = format!(" {sum} bans in the last minute, at most {most} a second ");
+        let block = Self::block(title);
+        // Each second as wide as there is room for, the last one at the right.
+        let room = usize::from(block.inner(area).width);
+        let (wide, from) = ((room / SECONDS).max(1), SECONDS.saturating_sub(room));
+        let bars = rate[from..].iter().flat_map(|count| std::iter::repeat_n(*count, wide));
+        let gap = room.saturating_sub(wide * (SECONDS - from));
+        let bars: Vec<u64> = std::iter::repeat_n(0, gap).chain(bars).collect();
+        let bars = Sparkline::default().data(bars).style(self.style(Color::Yellow));
+        frame.render_widget(bars.block(block), area);
+    }
+
+    fn hosts(&self, frame: &mut Frame<'_>, seen: &Seen, bans: &Count, area: Rect) {
+        let mut hosts: Vec<_> = seen.view().hosts().iter().collect();
+        hosts.sort_by_key(|(host, member)| (member.is_online(), (*host).clone()));
+        let line = |(host, member): &(&_, &crate::operator::view::Member)| {
+            let (colour, state) = match (member.presence(), member.is_online()) {
+                (None, _) => (Color::DarkGray, "unknown"),
+                (_, true) => (Color::Green, "online"),
+                (_, false) => (Color::Red, "offline"),
+            };
+            let bans = bans.hosts.get(*host).copied().unwrap_or(0);
+            let missing = if member.missing() > 0 { ", not all seen" } else { "" };
+            Line::from(vec![
+                Span::from(format!(" {:<20.20} ", shown(host.as_str()))),
+                Span::styled(format!("{state:<8}"), self.style(colour)),
+                Span::from(format!("{bans:>7}{missing}")),
+            ])
+        };
+        let lines = fitting(hosts.iter().map(line).collect(), area, "hosts");
+        frame.render_widget(
+            Paragraph::new(lines).block(Self::block(" hosts, and what they banned ".to_owned())),
+            area,
+        );
+    }
+
+    fn jails(frame: &mut Frame<'_>, bans: &Count, area: Rect) {
+        let mut jails: Vec<_> = bans.jails.iter().collect();
+        jails.sort_by_key(|(jail, bans)| (Reverse(**bans), (*jail).clone()));
+        let line = |(jail, bans): &(&_, &usize)| {
+            Line::from(format!(" {:<18.18} {bans:>8}", shown(crate::wire::Jail::as_str(jail))))
+        };
+        let lines = fitting(jails.iter().map(line).collect(), area, "jails");
+        frame.render_widget(Paragraph::new(lines).block(Self::block(" jails ".to_owned())), area);
+    }
+
+    fn news(&self, frame: &mut Frame<'_>, seen: &Seen, clock: &Clock, area: Rect) {
+        let line = |(at, news): &(i64, super::seen::News)| {
+            let [what, address, jail, host, more] = news.words();
+            let colour = match what.as_str() {
+                "ban" | "offline" => Color::Red,
+                _ => Color::Green,
+            };
+            let time = clock.local(*at).split_off(11);
+            let rest = format!("{address:<16} {jail:<14.14} {host:<16.16} {more}");
+            Line::from(vec![
+                Span::from(format!(" {time} ")),
+                Span::styled(format!("{what:<8}"), self.style(colour)),
+                Span::from(shown(&rest).into_owned()),
+            ])
+        };
+        let lines: Vec<_> = seen.news().take(area.height.into()).map(line).collect();
+        frame.render_widget(
+            Paragraph::new(lines).block(Self::block(" as it comes ".to_owned())),
+            area,
+        );
+    }
+}
+
+/// As many lines as there is room for; the last says how many are left out.
+fn fitting(mut lines: Vec<Line<'static>>, area: Rect, what: &str) -> Vec<Line<'static>> {
+    let room = usize::from(area.height.saturating_sub(2));
+    if lines.len() > room && room > 0 {
+        let left = lines.len() - room + 1;
+        lines.truncate(room - 1);
+        lines.push(Line::from(format!(" and {left} {what} more")));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    use super::*;
+
+    const NOW: i64 = 1_795_342_600;
+
+    fn drawn(
+        width: u16,
+        height: u16,
+        broker: Result<String, String>,
+        seen: &mut Seen,
+    ) -> Vec<String> {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        let screen = Screen { title: "f2bmqtt on web1".to_owned(), broker, colour: false };
+        let clock = Clock::new(NOW).unwrap();
+        terminal.draw(|frame| screen.draw(frame, seen, &clock)).unwrap();
+        let buffer = terminal.backend().buffer();
+        let row = |y: u16| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>();
+        (0..height).map(|y| row(y).trim_end().to_owned()).collect()
+    }
+
+    fn seen() -> Seen {
+        let mut seen = Seen::new((NOW - 30) * 1000);
+        for n in 0..9 {
+            let state = if n == 7 { "offline" } else { "online" };
+            let presence = format!(r#"{{"v":1,"state":"{state}","jails":["sshd"]}}"#);
+            seen.hear(&format!("host/web{n}"), presence.as_bytes(), NOW * 1000);
+            let part = format!(
+                r#"{{"v":1,"host":"web{n}","stamp":5,"part":0,"parts":1,"bans":[["sshd","192.0.2.{n}",{NOW},600]]}}"#
+            );
+            seen.hear(&format!("state/web{n}/0"), part.as_bytes(), NOW * 1000);
+            let ban = format!(
+                r#"{{"action":"ban","ipmset":"sshd","ip":"192.0.2.{n}","host":"web{n}","bantime":600}}"#
+            );
+            seen.hear("ban", ban.as_bytes(), (NOW - 9 + n) * 1000);
+        }
+        seen.turn(NOW * 1000);
+        seen
+    }
+
+    #[test]
+    fn all_of_it_fits_on_80_by_24() {
+        let lines = drawn(80, 24, Ok("broker 192.168.1.10:1883".to_owned()), &mut seen());
+        assert_eq!(lines[0], " f2bmqtt on web1  broker 192.168.1.10:1883");
+        assert!(lines[1].starts_with(" 9 hosts, 8 online; 9 bans  "), "{lines:#?}");
+        assert!(lines[1].ends_with("q ends this"));
+        assert!(lines[2].starts_with("┌ 9 bans in the last minute, at most 1 a second ─"));
+        let has = |text: &str| lines.iter().any(|line| line.contains(text));
+        assert!(has("│ web7                 offline       1"), "{lines:#?}");
+        assert!(has("and 4 hosts more") && has("│ sshd                      9"), "{lines:#?}");
+        assert!(has("ban     192.0.2.8        sshd           web8             for 10m"));
+        assert!(lines[23].starts_with('└') && lines.iter().all(|line| line.chars().count() <= 80));
+    }
+
+    #[test]
+    fn any_size_will_do() {
+        let lost = || Err("no connection to the broker: nothing listens there".to_owned());
+        for (width, height) in [(1, 1), (10, 3), (40, 10), (80, 5), (300, 100)] {
+            assert_eq!(drawn(width, height, lost(), &mut seen()).len(), usize::from(height));
+        }
+        let lines = drawn(80, 24, lost(), &mut Seen::new(NOW * 1000));
+        assert_eq!(
+            lines[0],
+            " f2bmqtt on web1  no connection to the broker: nothing listens there"
+        );
+    }
+}

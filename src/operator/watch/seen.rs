@@ -1,0 +1,256 @@
+//! What `watch` has seen: the bans as they came, how many a second, and the fleet. Pure.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::operator::gather::Gathering;
+use crate::operator::view::{Heard, View};
+use crate::wire::{Action, Address, Event, Host, Jail, Reason, State};
+
+/// How many of the last events are kept.
+const KEPT: usize = 500;
+
+/// Of how many seconds the rate is kept.
+pub const SECONDS: usize = 60;
+
+/// Something that happened in the fleet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum News {
+    /// An address was banned, for so many seconds (-1 is for ever, 0 is not known), or freed.
+    Event {
+        action: Action,
+        address: Address,
+        jail: Jail,
+        host: Host,
+        bantime: i64,
+        reason: Option<Reason>,
+    },
+    /// A host came or went.
+    Host { host: Host, online: bool },
+}
+
+/// Everything that was seen.
+#[derive(Debug)]
+pub struct Seen {
+    gathering: Gathering,
+    /// The last first, with its time in seconds since 1970.
+    news: VecDeque<(i64, News)>,
+    /// Bans in each of the last seconds, up to this one.
+    rate: VecDeque<u64>,
+    second: i64,
+    /// The last fleet unban: it comes once for each jail.
+    pardoned: Option<(Address, String)>,
+    /// Bans by jail and by host, and in all, as they were counted last.
+    count: Count,
+    counted: i64,
+}
+
+/// How many bans there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Count {
+    pub all: usize,
+    pub jails: BTreeMap<Jail, usize>,
+    pub hosts: BTreeMap<Host, usize>,
+}
+
+impl Seen {
+    /// Nothing yet; times are in milliseconds since 1970.
+    #[must_use]
+    pub fn new(now: i64) -> Self {
+        Self {
+            gathering: Gathering::new(ANSWERS, now),
+            news: VecDeque::new(),
+            rate: VecDeque::from([0; SECONDS]),
+            second: now / 1000,
+            pardoned: None,
+            count: Count::default(),
+            counted: 0,
+        }
+    }
+
+    /// The link is up: the fleet is gathered anew.
+    pub fn connected(&mut self, now: i64) {
+        self.gathering = Gathering::new(ANSWERS, now);
+        self.counted = 0;
+    }
+
+    /// What is to be gathered.
+    pub fn gathering(&mut self) -> &mut Gathering {
+        &mut self.gathering
+    }
+
+    /// The fleet.
+    #[must_use]
+    pub fn view(&self) -> &View {
+        &self.gathering.view
+    }
+
+    /// Takes a message; the topic is what stands below the fleet's. Answers what is new.
+    pub fn hear(&mut self, topic: &str, payload: &[u8], now: i64) -> Option<News> {
+        self.turn(now);
+        let online = |view: &View, host: &Host| {
+            view.hosts().get(host).map(super::super::view::Member::is_online)
+        };
+        if topic.starts_with("state/") || topic.starts_with("host/") {
+            let host = topic.split('/').nth(1).and_then(|name| Host::new(name).ok())?;
+            let before = online(self.view(), &host);
+            let heard = self.gathering.hear(topic, payload, now);
+            let after = online(self.view(), &host).unwrap_or(false);
+            // What is there when it begins is no news.
+            let came =
+                matches!(heard, Heard::Presence(_)) && before.is_some_and(|before| before != after);
+            return came.then(|| self.tell(News::Host { host, online: after }, now));
+        }
+        let event = Event::parse(payload).ok().filter(Event::is_news)?;
+        let Event { action, address, jail, host, bantime, reason, id, .. } = event;
+        if let Some(id) = id {
+            let pardon = Some((address, id.as_str().to_owned()));
+            if self.pardoned == pardon {
+                return None;
+            }
+            self.pardoned = pardon;
+        }
+        if action == Action::Ban
+            && let Some(count) = self.rate.back_mut()
+        {
+            *count += 1;
+        }
+        Some(self.tell(News::Event { action, address, jail, host, bantime, reason }, now))
+    }
+
+    fn tell(&mut self, news: News, now: i64) -> News {
+        self.news.truncate(KEPT - 1);
+        self.news.push_front((now / 1000, news.clone()));
+        news
+    }
+
+    /// Time goes on.
+    pub fn turn(&mut self, now: i64) {
+        let second = now / 1000;
+        for _ in self.second..second.min(self.second + i64::try_from(SECONDS).unwrap_or(0)) {
+            self.rate.pop_front();
+            self.rate.push_back(0);
+        }
+        self.second = second;
+    }
+
+    /// Counts the bans, which takes a moment where there are many: at most once a second.
+    pub fn count(&mut self, now: i64) -> &Count {
+        if now - self.counted >= 1000 {
+            self.counted = now;
+            let mut count = Count::default();
+            for banned in self.gathering.view.banned(now / 1000) {
+                count.all += 1;
+                *count.jails.entry(banned.jail).or_default() += 1;
+                *count.hosts.entry(banned.origin).or_default() += 1;
+                for host in banned.also {
+                    *count.hosts.entry(host).or_default() += 1;
+                }
+            }
+            self.count = count;
+        }
+        &self.count
+    }
+
+    /// The last news first, with their times.
+    pub fn news(&self) -> impl Iterator<Item = &(i64, News)> {
+        self.news.iter()
+    }
+
+    /// Bans in each of the last seconds.
+    #[must_use]
+    pub fn rate(&self) -> Vec<u64> {
+        self.rate.iter().copied().collect()
+    }
+}
+
+/// How long the broker takes to answer, in milliseconds: nobody waits for it here.
+const ANSWERS: i64 = 100;
+
+impl News {
+    /// What happened, of which address, in which jail, by whom, and what more there is to say.
+    #[must_use]
+    pub fn words(&self) -> [String; 5] {
+        match self {
+            Self::Event { action, address, jail, host, bantime, reason } => {
+                let more = match (action, reason, bantime) {
+                    (Action::Ban, _, 0) => String::new(),
+                    (Action::Ban, _, ..0) => "for ever".to_owned(),
+                    (Action::Ban, _, bantime) => {
+                        format!("for {}", crate::operator::clock::span(*bantime))
+                    }
+                    (_, Some(Reason::Expired), _) => "it is over".to_owned(),
+                    (_, Some(Reason::Lifted), _) => "by hand".to_owned(),
+                    (_, Some(Reason::Fleet), _) => "everywhere".to_owned(),
+                    _ => String::new(),
+                };
+                let jail =
+                    if *reason == Some(Reason::Fleet) { "*".to_owned() } else { jail.to_string() };
+                [action.to_string(), address.to_string(), jail, host.to_string(), more]
+            }
+            Self::Host { host, online } => {
+                let state = if *online { State::Online } else { State::Offline };
+                let none = String::new;
+                [state.as_str().to_owned(), none(), none(), host.to_string(), none()]
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_795_342_600_000;
+
+    fn event(action: &str, ip: &str, more: &str) -> Vec<u8> {
+        let stamp = r#""host":"web1","bantime":600,"stamp":5"#;
+        format!(r#"{{"action":"{action}","ipmset":"sshd","ip":"{ip}",{stamp}{more}}}"#).into_bytes()
+    }
+
+    #[test]
+    fn bans_are_told_and_counted_by_the_second() {
+        let mut seen = Seen::new(NOW);
+        let mut words = |topic: &str, payload: &[u8], now| {
+            seen.hear(topic, payload, now).map(|news| news.words().join("|"))
+        };
+        let ip = "203.0.113.9";
+        let ban = Some("ban|203.0.113.9|sshd|web1|for 10m".to_owned());
+        assert_eq!(words("ban", &event("ban", ip, ""), NOW), ban);
+        assert_eq!(words("script/ban", &event("ban", ip, ""), NOW + 999), ban);
+        assert_eq!(words("ban", &event("ban", ip, r#","restored":1"#), NOW), None);
+        assert_eq!(words("ban", b"{}", NOW), None);
+        let unban = Some("unban|203.0.113.9|sshd|web1|it is over".to_owned());
+        assert_eq!(
+            words("unban", &event("unban", ip, r#","reason":"expired""#), NOW + 2000),
+            unban
+        );
+        let fleet = event("unban", ip, r#","reason":"fleet","id":"web2-7""#);
+        let unban = Some("unban|203.0.113.9|*|web1|everywhere".to_owned());
+        assert_eq!(words("unban", &fleet, NOW + 2000), unban);
+        assert_eq!(words("unban", &fleet, NOW + 2000), None, "once for each jail");
+        assert_eq!(words("ban", &event("ban", ip, ""), NOW + 3000), ban);
+        assert_eq!(seen.rate()[SECONDS - 4..], [2, 0, 0, 1]);
+        seen.turn(NOW + 3_600_000);
+        assert!(seen.rate().iter().all(|count| *count == 0) && seen.rate().len() == SECONDS);
+        assert_eq!(seen.news().count(), 5);
+    }
+
+    #[test]
+    fn hosts_that_come_and_go_are_news_and_those_that_are_there_are_not() {
+        let mut seen = Seen::new(NOW);
+        let mut state = |state: &str| {
+            let json = format!(r#"{{"v":1,"state":"{state}"}}"#);
+            seen.hear("host/web2", json.as_bytes(), NOW).map(|news| news.words().join("|"))
+        };
+        assert_eq!(state("online"), None);
+        assert_eq!(state("online"), None);
+        assert_eq!(state("offline"), Some("offline|||web2|".to_owned()));
+        assert_eq!(state("online"), Some("online|||web2|".to_owned()));
+        let part = br#"{"v":1,"host":"web2","stamp":5,"part":0,"parts":1,"bans":[["sshd","192.0.2.1",1795342600,600]]}"#;
+        assert_eq!(seen.hear("state/web2/0", part, NOW), None);
+        let count = seen.count(NOW).clone();
+        assert_eq!((count.all, count.jails.len(), count.hosts.len()), (1, 1, 1));
+    }
+}

@@ -1,0 +1,417 @@
+//! The operator's commands, on a fleet of real servers. What the README shows of them is what they print.
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use support::reports::{jail_reports, reports_to_hub, taken};
+use support::{Host, Rig, SOON, becomes, eventually};
+
+const README: &str = include_str!("../README.md");
+
+/// What the README shows of a command.
+fn shown(command: &str) -> String {
+    let begin = format!("```\n$ {command}\n");
+    let rest =
+        README.split_once(&begin).unwrap_or_else(|| panic!("not in the README: {command}")).1;
+    masked(rest.split("\n```").next().unwrap())
+}
+
+/// Times, spans and processes differ each time: they become one word, and gaps one blank.
+fn masked(text: &str) -> String {
+    let is_span = |word: &str| {
+        let digits = word.trim_end_matches(['d', 'h', 'm', 's']);
+        !digits.is_empty()
+            && digits.len() < word.len()
+            && digits.bytes().all(|b| b.is_ascii_digit())
+    };
+    let mask = |word: &str| {
+        let bare = word.trim_end_matches([',', '.']);
+        let odd = bare.starts_with("20") && bare.matches('-').count() == 2
+            || bare.matches(':').count() == 2 && bare.len() == 8
+            || is_span(bare)
+            || bare.len() < 8 && bare.parse::<u32>().is_ok_and(|number| number > 10);
+        if odd { "*".to_owned() } else { word.to_owned() }
+    };
+    let line = |line: &str| {
+        let mut words: Vec<String> = line.split_whitespace().map(mask).collect();
+        words.dedup_by(|a, b| a == "*" && b == "*");
+        words.join(" ")
+    };
+    text.trim().lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A status without the counts that are told once a minute: what is held for others, and refused.
+fn counted(status: &str) -> String {
+    let status = masked(status);
+    let known = status.split("\n\nREFUSED BY").next().unwrap();
+    let line = |line: &str| {
+        let mut words: Vec<&str> = line.split(' ').collect();
+        if words.get(1) == Some(&"online") {
+            words[5] = "*";
+        }
+        words.join(" ")
+    };
+    known.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// What a command prints on a terminal.
+fn on_terminal(host: Host<'_>, command: &str) -> String {
+    host.sh(&format!("script -qec 'NO_COLOR=1 {command}' /dev/null")).replace('\r', "")
+}
+
+/// A command's JSON, without what differs each time.
+fn figures(host: Host<'_>, command: &str) -> Value {
+    fn mask(value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    let times = ["time", "since", "until", "snapshot", "pid", "id", "held"];
+                    if times.contains(&name.as_str()) && !value.is_null() {
+                        *value = "*".into();
+                    }
+                    mask(value);
+                }
+            }
+            Value::Array(values) => values.iter_mut().for_each(mask),
+            _ => {}
+        }
+    }
+    let mut value = serde_json::from_str(&host.sh(command)).unwrap();
+    mask(&mut value);
+    value
+}
+
+/// web1 and web2 have the same jails, db1 has no `web`.
+fn fleet() -> Rig {
+    let rig = Rig::fleet(&["web1", "web2", "db1"]);
+    let db1 = rig.host("db1");
+    db1.sh("printf '[web]\\nenabled = false\\n' >/etc/fail2ban/jail.d/no-web.local; fail2ban-client reload");
+    eventually("db1 has no jail web", || {
+        figures(db1, "f2bmqtt status --json")["hosts"][0]["jails"] == json!(["both", "sshd"])
+    });
+    rig
+}
+
+/// web1 detects one address, and web2 it and another.
+fn attacked(rig: &Rig) {
+    let (web1, web2, db1) = (rig.host("web1"), rig.host("web2"), rig.host("db1"));
+    web1.attack("auth", &["203.0.113.9"]);
+    eventually("web2 bans it for web1", || web2.bans("sshd", "203.0.113.9"));
+    web2.sh("fail2ban-client set sshd unbanip 203.0.113.9");
+    web2.attack("auth", &["203.0.113.9"]);
+    web2.attack("web", &["203.0.113.20"]);
+    eventually("all is told of", || {
+        let list = figures(db1, "f2bmqtt list --json");
+        list["bans"].as_array().is_some_and(|bans| bans.len() == 2)
+            && list["bans"][0]["also"] == json!(["web2"])
+    });
+    eventually("it is banned everywhere", || {
+        db1.bans("sshd", "203.0.113.9") && web1.bans("web", "203.0.113.20")
+    });
+}
+
+#[test]
+fn the_fleet_is_seen_from_any_host() {
+    let rig = fleet();
+    attacked(&rig);
+    let (web1, web2, db1) = (rig.host("web1"), rig.host("web2"), rig.host("db1"));
+    assert_eq!(counted(&on_terminal(web1, "f2bmqtt status")), counted(&shown("f2bmqtt status")));
+    let host = |name: &str, jails: &[&str], bans: usize| {
+        json!({
+            "host": name, "state": "online", "since": "*", "version": "1.0.0", "jails": jails, "bans": bans,
+            "held": "*", "snapshot": "*", "parts": 1, "missing": 0, "refused": {},
+        })
+    };
+    let mut status = figures(db1, "f2bmqtt status --json");
+    // db1 has heard of a ban in a jail that it has not.
+    status["hosts"][0]["refused"] = json!({});
+    assert_eq!(
+        status,
+        json!({
+            "host": "db1", "version": "1.0.0", "time": "*",
+            "service": { "running": true, "pid": "*", "since": "*" },
+            "broker": { "address": "10.213.77.11:1883", "user": "fail2ban", "fault": null },
+            "fail2ban": { "jails": ["both", "sshd"], "fault": null },
+            "waiting": { "events": 0, "reports": 0 },
+            "abuseipdb": {},
+            "hosts": [
+                host("db1", &["both", "sshd"], 0),
+                host("web1", &["both", "sshd", "web"], 1),
+                host("web2", &["both", "sshd", "web"], 2),
+            ],
+            "jails": { "sshd": 1, "web": 1 },
+            "bans": 2, "missing": [],
+        })
+    );
+
+    assert_eq!(masked(&on_terminal(web1, "f2bmqtt list")), shown("f2bmqtt list"));
+    let piped = web1.sh("f2bmqtt list --host web2 --jail sshd");
+    let row: Vec<&str> = piped.lines().nth(1).unwrap().split('\t').collect();
+    assert_eq!((&row[..3], row[6], row.len()), (&["203.0.113.9", "sshd", "web1"][..], "web2", 7));
+    let ban = |ip: &str, jail: &str, host: &str, also: &[&str]| {
+        json!({ "ip": ip, "jail": jail, "host": host, "since": "*", "until": "*", "forever": false,
+            "also": also })
+    };
+    assert_eq!(
+        figures(web1, "f2bmqtt list 203.0.113.0/28 --json"),
+        json!({
+            "time": "*", "freed": [], "missing": [],
+            "bans": [ban("203.0.113.9", "sshd", "web1", &["web2"])],
+        })
+    );
+    assert_eq!(
+        figures(web1, "f2bmqtt list --jail web --json")["bans"],
+        json!([ban("203.0.113.20", "web", "web2", &[])])
+    );
+
+    // Why, and what this host does with it.
+    assert_eq!(masked(&db1.sh("f2bmqtt list 203.0.113.9")), shown("f2bmqtt list 203.0.113.9"));
+    let why = |host: Host<'_>, ip: &str| host.sh(&format!("f2bmqtt list {ip}"));
+    assert!(
+        why(db1, "203.0.113.20")
+            .contains("This host, db1, does not: its fail2ban has no jail web.")
+    );
+    db1.sh("fail2ban-client set sshd unbanip 203.0.113.9");
+    eventually("db1's operator has lifted it", || {
+        why(db1, "203.0.113.9").contains("its operator lifted the ban of web1, web2 here")
+    });
+    web2.sh("fail2ban-client set sshd banip 203.0.113.77");
+    assert!(why(web2, "203.0.113.77").contains("203.0.113.77 is banned by no host of the fleet.\nweb2, this host, bans it in sshd for itself"));
+
+    // Who may not read the settings is told so; a broker that is away ends nothing else.
+    let nobody = web1.try_sh("su nobody -s /bin/sh -c 'f2bmqtt status'").unwrap_err();
+    assert!(
+        nobody.contains("Permission denied") && nobody.contains("this is for root"),
+        "{nobody}"
+    );
+    rig.host("hub").sh("systemctl stop mosquitto");
+    let alone = web1.try_sh("f2bmqtt status").unwrap_err();
+    assert!(
+        alone.contains("no connection to the broker 10.213.77.11:1883: nothing listens there"),
+        "{alone}"
+    );
+    assert!(alone.contains("fail2ban   answers; jails: both, sshd, web"), "{alone}");
+}
+
+#[test]
+fn what_the_operator_does_the_fleet_obeys() {
+    let rig = fleet();
+    attacked(&rig);
+    let (web1, web2, db1) = (rig.host("web1"), rig.host("web2"), rig.host("db1"));
+    let all = [web1, web2, db1];
+
+    let ban = "f2bmqtt ban web 203.0.113.30";
+    assert_eq!(masked(&web1.sh(ban)), shown(ban));
+    eventually("web2 bans it", || web2.bans("web", "203.0.113.30"));
+    assert!(!db1.bans("sshd", "203.0.113.30"));
+    assert_eq!(
+        figures(web1, &format!("{ban} --json")),
+        json!({
+            "jail": "web", "host": "web1", "told": true,
+            "bans": [{ "ip": "203.0.113.30", "already": true, "seconds": 600 }],
+            "hosts": ["web2"], "without_jail": ["db1"], "offline": [],
+        })
+    );
+    let refused = [
+        ("ban web 203.0.113.0/24", "203.0.113.0/24 is none"),
+        ("ban web 127.0.0.1", "is no address of another machine"),
+        ("ban web 10.213.77.12", "it is this host's own"),
+        ("ban web 10.213.77.11", "it is the broker's"),
+        ("ban nope 203.0.113.31", "has no jail nope"),
+        ("ban web 198.51.100.{1..11}", "Ban 11 addresses on every host? Nothing was done"),
+        ("unban 198.51.100.{1..11}", "Free 11 addresses on every host? Nothing was done"),
+    ];
+    for (arguments, what) in refused {
+        let said = web1.try_sh(&format!("bash -c 'f2bmqtt {arguments}'")).unwrap_err();
+        assert!(said.contains(what), "{arguments}: {said}");
+    }
+    let lockout = "SSH_CONNECTION='203.0.113.31 4711 10.213.77.12 22' f2bmqtt ban web 203.0.113.31";
+    assert!(web1.try_sh(lockout).unwrap_err().contains("would lock yourself out"));
+
+    let hidden = lockout.replace("f2bmqtt", "env -u SSH_CONNECTION f2bmqtt").replacen(
+        "SSH",
+        "export SSH",
+        1,
+    );
+    let hidden = hidden.replacen(" env", "; env", 1);
+    assert!(web1.try_sh(&hidden).unwrap_err().contains("would lock yourself out"), "sudo hides it");
+
+    // Own bans of two hosts, and an operator's.
+    db1.sh("fail2ban-client set both banip 203.0.113.9");
+    let unban = "f2bmqtt unban 203.0.113.9";
+    let (said, expected) = (masked(&db1.sh(unban)), shown(unban));
+    let sorted = |text: &str| {
+        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(&said), sorted(&expected));
+    for host in all {
+        assert!(
+            !host.bans("sshd", "203.0.113.9") && !host.bans("both", "203.0.113.9"),
+            "{}",
+            host.name
+        );
+        assert!(!host.in_ipset("f2b-sshd", "203.0.113.9"), "{}", host.name);
+    }
+    assert_eq!(
+        figures(web1, "f2bmqtt unban --jail web --json 203.0.113.30"),
+        json!({
+            "id": "*", "ips": ["203.0.113.30"], "jail": "web", "freed": ["db1", "web1", "web2"],
+            "silent": [], "offline": [],
+        })
+    );
+    assert!(!web1.bans("web", "203.0.113.30") && !web2.bans("web", "203.0.113.30"));
+
+    // web2 goes for good, with a ban of its own.
+    web2.sh("systemctl disable --now f2bmqttsub 2>&1");
+    eventually("web2 is seen to be away", || {
+        figures(web1, "f2bmqtt status --json")["hosts"][2]["state"] == "offline"
+    });
+    let away = web1.try_sh("f2bmqtt unban 203.0.113.40").unwrap_err();
+    assert!(away.contains("web2: not connected; it frees when it is back"), "{away}");
+    assert!(web1.try_sh("f2bmqtt forget web3").unwrap_err().contains("it knows: db1, web1, web2"));
+    assert!(web1.try_sh("f2bmqtt forget db1").unwrap_err().contains("db1 is connected"));
+    assert!(web1.bans("web", "203.0.113.20"));
+    assert_eq!(web1.sh("f2bmqtt forget web2"), shown("f2bmqtt forget web2"));
+    eventually("what it alone had banned ends", || !web1.bans("web", "203.0.113.20"));
+    let left = rig
+        .host("hub")
+        .sh("mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'blacklist/#' -W 1 -F %t; true");
+    assert!(left.contains("blacklist/host/web1") && !left.contains("web2"), "{left}");
+}
+
+/// A terminal of this machine, in which a command runs on a host.
+struct Terminal(String);
+
+impl Terminal {
+    fn open(host: Host<'_>, command: &str) -> Self {
+        let terminal = Self(format!("f2bmqtt-{}", host.rig("ip")));
+        let inside = format!("TERM=screen NO_COLOR=1 {command}; echo over; stty -a; sleep 600");
+        terminal.tmux(&["new-session", "-d", "-x", "80", "-y", "24", &host.by_hand(&inside)]);
+        terminal
+    }
+
+    fn tmux(&self, arguments: &[&str]) -> String {
+        let out = Command::new("tmux").args(["-L", &self.0]).args(arguments).output().unwrap();
+        assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    /// Waits until the screen is so; answers it.
+    fn shows(&self, what: &str, so: impl Fn(&str) -> bool) -> String {
+        let mut screen = String::new();
+        let seen = becomes(SOON, || {
+            screen = self.tmux(&["capture-pane", "-p"]);
+            so(&screen)
+        });
+        assert!(seen, "{what}:\n{screen}");
+        screen
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = Command::new("tmux").args(["-L", &self.0, "kill-server"]).output();
+    }
+}
+
+#[test]
+fn the_fleet_is_watched_as_it_lives() {
+    let rig = Rig::fleet(&["web1", "web2"]);
+    let (web1, web2) = (rig.host("web1"), rig.host("web2"));
+    web1.sh("systemd-run -q -u lines -p StandardOutput=append:/root/lines f2bmqtt watch");
+    let terminal = Terminal::open(web1, "f2bmqtt watch");
+    terminal.shows("it begins", |screen| screen.contains("2 hosts, 2 online; 0 bans"));
+    web2.attack("auth", &["203.0.113.9"]);
+    terminal.shows("a ban comes", |screen| {
+        screen.contains("ban     203.0.113.9      sshd           web2             for 10m")
+            && screen.contains("┌ 1 bans in the last minute, at most 1 a second ")
+    });
+    terminal.shows("it is counted", |screen| {
+        screen.contains("│ web2                 online        1")
+            && screen.contains("│ sshd                      1")
+    });
+    web2.sh("systemctl stop f2bmqttsub");
+    let screen = terminal.shows("a host goes", |screen| {
+        screen.contains("│ web2                 offline       1") && screen.contains("offline")
+    });
+    let lines: Vec<&str> = screen.lines().collect();
+    assert!(
+        lines.len() == 24 && lines[23].starts_with('└') && lines[23].ends_with('┘'),
+        "{screen}"
+    );
+    terminal.tmux(&["resize-window", "-x", "60", "-y", "20"]);
+    terminal.shows("it fits another size", |screen| {
+        let wide = screen.lines().nth(2).is_some_and(|line| line.ends_with('┐'));
+        wide && screen.lines().nth(19).is_some_and(|line| line.ends_with('┘'))
+    });
+    rig.host("hub").sh("systemctl stop mosquitto");
+    terminal.shows("the broker is away", |screen| screen.contains("no connection to the broker"));
+    rig.host("hub").sh("systemctl start mosquitto");
+    terminal.shows("it is back", |screen| screen.contains("broker 10.213.77.11:1883"));
+    terminal.tmux(&["send-keys", "C-c"]);
+    // The screen is as it was, and the terminal takes lines again.
+    terminal.shows("it is over", |screen| {
+        screen.contains("over") && screen.contains(" icanon") && !screen.contains('│')
+    });
+    let lines = web1.sh("cat /root/lines");
+    let ban = lines.lines().find(|line| line.contains("\tban\t")).unwrap();
+    assert_eq!(
+        ban.split('\t').skip(1).collect::<Vec<_>>(),
+        ["ban", "203.0.113.9", "sshd", "web2", "for 10m"]
+    );
+    assert!(lines.lines().any(|line| line.ends_with("\toffline\t\t\tweb2\t")), "{lines}");
+}
+
+#[test]
+fn twenty_thousand_bans_take_little_time_and_memory() {
+    let rig = Rig::fleet(&["web1"]);
+    let (web1, hub) = (rig.host("web1"), rig.host("hub"));
+    web1.sh("systemctl stop f2bmqttsub");
+    hub.push(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/far.py"), "/root/far.py");
+    println!("{}", hub.sh("python3 /root/far.py 40 500"));
+    let run = "import resource, subprocess, sys, time
+started = time.monotonic()
+ended = subprocess.run([\"f2bmqtt\", *sys.argv[1:]], stdout=subprocess.PIPE)
+print(round(time.monotonic() - started, 2), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, len(ended.stdout))";
+    for command in ["status --json", "list", "list --json", "list 10.0.5.9"] {
+        let measured = web1.sh(&format!("python3 -c '{run}' {command}"));
+        println!("{command}: seconds, KiB, bytes: {measured}");
+        let numbers: Vec<f64> = measured.split(' ').map(|number| number.parse().unwrap()).collect();
+        assert!(numbers[1] < 20.0 * 1024.0, "{command}: {measured}");
+    }
+    assert_eq!(web1.sh("f2bmqtt list | wc -l"), "20001");
+}
+
+#[test]
+fn a_ban_by_hand_is_never_reported() {
+    let rig = Rig::fleet(&["web1", "web2"]);
+    let web1 = rig.host("web1");
+    reports_to_hub(&rig, web1);
+    jail_reports(web1, "abuseipdb_category=\"18,22\"");
+    eventually("fail2ban has the jail again", || {
+        web1.try_sh("fail2ban-client get sshd banip").is_ok()
+    });
+    web1.sh("f2bmqtt ban sshd 203.0.113.50");
+    let log = || web1.sh("cat /var/log/abuseipdb/abuseipdb.log");
+    eventually("the reporter was called", || {
+        log().contains("IP 203.0.113.50 was banned by hand (f2bmqtt ban): it is not reported.")
+    });
+    // What is detected is reported; by then the other would have been.
+    web1.attack("auth", &["203.0.113.51"]);
+    eventually("a detection is reported", || !taken(&rig).is_empty());
+    // Banned again, after a start of fail2ban that passes on what it restores.
+    web1.sh("sed -i 's/^BYPASS_FAIL2BAN = 0/BYPASS_FAIL2BAN = 1/' /etc/fail2ban/action.d/abuseipdb.local
+             systemctl restart fail2ban");
+    eventually("it was restored", || log().matches("203.0.113.50 was banned by hand").count() == 2);
+    web1.attack("auth", &["203.0.113.52"]);
+    eventually("a detection is reported", || {
+        taken(&rig).iter().any(|report| report[0] == "203.0.113.52")
+    });
+    assert!(taken(&rig).iter().all(|report| report[0] != "203.0.113.50"), "{:?}", taken(&rig));
+    assert!(rig.host("web2").bans("sshd", "203.0.113.50"), "the fleet bans it all the same");
+}
