@@ -207,6 +207,7 @@ impl Daemon {
                     _ => "it is signed with another key or for another topic, or was changed",
                 };
                 self.refuse(&topic, (refusal, "no message of the fleet", why.to_owned()));
+                self.spoilt(&topic);
             }
             LinkEvent::SubscribeRefused(topics) => {
                 let topics = topics.join(", ");
@@ -297,6 +298,14 @@ impl Daemon {
         };
         if let Err(odd) = result {
             self.refuse(topic, odd);
+        }
+    }
+
+    /// What is not signed well and retained in this host's own branch took the place of a part.
+    fn spoilt(&self, topic: &str) {
+        let branch = self.topic.below(&format!("state/{}/", self.host));
+        if let Some(Ok(number)) = topic.strip_prefix(&branch).map(str::parse) {
+            self.memory.know().fleet.hear_cleared(&self.host, number, now());
         }
     }
 

@@ -106,6 +106,13 @@ impl Rig {
         command
     }
 
+    /// A verb of the rig, for whoever wants to talk to it.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.rig();
+        command.args(arguments);
+        command
+    }
+
     pub(crate) fn host<'a>(&'a self, name: &'a str) -> Host<'a> {
         Host { rig: self, name }
     }

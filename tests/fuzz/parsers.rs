@@ -1,0 +1,167 @@
+//! What must hold of each parser that reads what it does not control, whatever it is given. libFuzzer drives
+//! these in `targets/`, and `tests/mutations.rs` in every run of the tests.
+
+#![allow(dead_code, reason = "each target uses one of them")]
+
+use std::path::Path;
+
+use f2bmqtt::abuseipdb::answer::{Accepted, Answer, BulkAccepted, Listing, Trouble};
+use f2bmqtt::abuseipdb::call::{self, Verdict};
+use f2bmqtt::abuseipdb::comment::{MAX, Private, compose};
+use f2bmqtt::abuseipdb::report::Report;
+use f2bmqtt::config::Config;
+use f2bmqtt::fail2ban::pickle::{Value, read};
+use f2bmqtt::notify;
+use f2bmqtt::spool::Item;
+use f2bmqtt::wire::seal::{Keys, Seal, split};
+use f2bmqtt::wire::{Address, Event, Part, Presence, Told, is_hidden};
+
+/// An event, as it comes from the broker: what is taken is bounded, and means the same when it is sent on.
+pub(crate) fn event(payload: &[u8]) {
+    sealed(payload);
+    if let Ok(event) = Event::parse(payload) {
+        assert!(payload.len() <= 4096);
+        let again = event.encode();
+        assert!(!again.contains(is_hidden), "{again}");
+        assert_eq!(Event::parse(again.as_bytes()).as_ref(), Ok(&event));
+    }
+}
+
+/// A part of a snapshot: the same, and it lists only what belongs to it.
+pub(crate) fn part(payload: &[u8]) {
+    sealed(payload);
+    if let Ok(part) = Part::parse(payload) {
+        assert!(payload.len() <= 192 * 1024);
+        assert!(part.bans.iter().all(|ban| part.slice.covers(ban.address)));
+        assert!(part.unbans.iter().all(|unban| part.slice.covers(unban.address)));
+        let again = part.encode();
+        assert!(!again.contains(is_hidden), "{again}");
+        assert_eq!(Part::parse(again.as_bytes()).as_ref(), Ok(&part));
+    }
+}
+
+/// What a host says of itself: the same.
+pub(crate) fn presence(payload: &[u8]) {
+    sealed(payload);
+    if let Ok(presence) = Presence::parse(payload) {
+        assert!(presence.jails.len() <= 500 && presence.refused.len() <= 30);
+        let again = presence.encode();
+        assert!(!again.contains(is_hidden), "{again}");
+        assert_eq!(Presence::parse(again.as_bytes()).as_ref(), Ok(&presence));
+    }
+}
+
+/// A signature: nothing that was not signed is taken for it, and what is signed is.
+fn sealed(message: &[u8]) {
+    const TOPIC: &str = "blacklist/ban";
+    let keys = Keys::new(["a secret that no input has"]);
+    assert_ne!(keys.check(TOPIC, message), Seal::Good);
+    if let Some((text, _)) = split(message) {
+        assert_eq!(text.len() + 74, message.len());
+    }
+    let signed = keys.sign(TOPIC, message.to_vec());
+    if message.len() > 2 && message.ends_with(b"}") {
+        assert_eq!(keys.check(TOPIC, &signed), Seal::Good);
+        assert_ne!(keys.check("blacklist/unban", &signed), Seal::Good);
+    } else {
+        assert_eq!(signed, message);
+    }
+}
+
+/// A reply of fail2ban's socket: a pickle, of which nothing but plain values is ever made.
+pub(crate) fn reply(reply: &[u8]) {
+    fn count(value: &Value) -> usize {
+        1 + value.list().map_or(0, |list| list.iter().map(count).sum())
+    }
+    if let Ok(value) = read(reply) {
+        // A few bytes make no heap of values.
+        assert!(count(&value) <= 64 * 1024 + 16 * reply.len());
+        let _ = (value.text(), value.int());
+    }
+}
+
+/// A settings file: read whole or refused with all its faults, which never show a password.
+pub(crate) fn settings(text: &[u8]) {
+    let nothing = |_: &str| None;
+    let secret = [b"MQTT_PASSWORD=pass4711word\nMQTT_SIGNING_KEY=pass4711word\n", text].concat();
+    match Config::parse(Path::new("mqtt.env"), &secret, &nothing, "node") {
+        Err(faults) => assert!(!faults.to_string().contains("pass4711word")),
+        Ok(config) => assert!(!format!("{config:?}").contains("pass4711word")),
+    }
+    let _ = Config::parse(Path::new("mqtt.env"), text, &nothing, "node");
+}
+
+/// The arguments of notifier and reporter, between NUL bytes: whatever is taken can be written and read
+/// again.
+pub(crate) fn arguments(arguments: &[u8]) {
+    let text = String::from_utf8_lossy(arguments);
+    let words: Vec<&str> = text.split('\0').collect();
+    let word = |n: usize| words.get(n).copied().unwrap_or("");
+    let call = notify::Call {
+        jail: word(0),
+        address: word(1),
+        bantime: word(2),
+        action: word(3),
+        restored: word(4),
+        failures: word(5),
+        time: word(6),
+    };
+    if let Ok((Some(told), _)) = call.told() {
+        assert_eq!(Told::parse(told.encode().as_bytes()), Ok(told));
+    }
+    let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+    let call = call::Call::by_position(&words);
+    if let Ok(Verdict::Report(report)) = call.decide(|| None, 1) {
+        let written = report.encode();
+        let paths = call.ledger.len() + call.log.len();
+        assert!(written.len() as u64 <= Report::MAX || paths > 4096);
+        assert_eq!(Report::parse(written.as_bytes()), Ok(*report));
+    }
+}
+
+/// An answer of AbuseIPDB, or of whoever is between: a wait is bounded, and what is logged, too.
+pub(crate) fn answer(bytes: &[u8]) {
+    let Some((head, body)) = bytes.split_first_chunk::<18>() else { return };
+    let number = |at: usize| {
+        let eight: [u8; 8] = std::array::from_fn(|n| head[at + n]);
+        Some(i64::from_le_bytes(eight))
+    };
+    let answer = Answer {
+        status: [200, 400, 401, 422, 429, 500][usize::from(head[0]) % 6],
+        retry_after: number(2).filter(|_| head[1] & 1 == 0),
+        reset: number(10).filter(|_| head[1] & 2 == 0),
+        body: body.to_vec(),
+        ..Answer::default()
+    };
+    let now = 1_795_342_588;
+    let _ = answer.read::<Listing>(now);
+    let _ = answer.read::<BulkAccepted>(now);
+    if let Err(Trouble::Spent(wait)) = answer.read::<Accepted>(now) {
+        assert!((1..=25 * 3600).contains(&wait));
+    }
+    assert!(answer.complaint("secret").chars().count() < 400);
+    assert!(!answer.complaint("secret").contains("secret"));
+}
+
+/// A report's comment, of whatever an attacker writes into a log, in two texts with a NUL between: short,
+/// and with nothing private.
+pub(crate) fn comment(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let (first, second) = text.split_once('\0').unwrap_or((&text, ""));
+    let private = Private {
+        names: vec!["web1".to_owned(), "web1.example.org".to_owned()],
+        addresses: vec!["192.0.2.10".parse().unwrap(), "2001:db8::10".parse().unwrap()],
+        accounts: vec!["ann".to_owned()],
+    };
+    let about = Address::new("203.0.113.9").unwrap();
+    let comment = compose([first, second], about, &private);
+    assert!(comment.chars().count() <= MAX);
+    assert!(!comment.contains(|c: char| c.is_control() && c != '\n'));
+    let part = |c: char| c.is_alphanumeric() || c == '_';
+    let words = comment.to_ascii_lowercase();
+    let cut_off = comment.chars().count() == MAX;
+    for word in words.split(|c| !part(c)) {
+        // What is cut at the end may become a name that was part of another word.
+        assert!(cut_off || !["web1", "ann"].contains(&word), "{comment}");
+    }
+}

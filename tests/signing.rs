@@ -1,0 +1,282 @@
+//! A fleet with a signing key, on a hub with certificates and access rules: whatever the broker lets through,
+//! nobody without the key bans or frees.
+
+mod support;
+
+use std::path::Path;
+
+use f2bmqtt::wire::seal::Keys;
+use support::{Host, Rig, eventually};
+
+const KEY: &str = "7c7f0a5be0d5a2ffe8a2c5b1f0e4d3c2";
+const NEW: &str = "19d04b3a9c8e7f6051423324150617f8";
+
+/// Sets a line of a host's settings; nothing takes it away.
+fn set(host: Host<'_>, key: &str, value: &str) {
+    host.sh(&format!("sed -i '/^{key}=/d' /etc/fail2ban/mqtt.env"));
+    if !value.is_empty() {
+        host.sh(&format!("echo {key}={value} >>/etc/fail2ban/mqtt.env"));
+    }
+}
+
+fn restart(host: Host<'_>) {
+    host.sh("systemctl restart f2bmqttsub");
+    host.ready();
+}
+
+fn sign(host: Host<'_>, key: &str) {
+    set(host, "MQTT_SIGNING_KEY", key);
+    restart(host);
+}
+
+/// A hub with TLS and the example's access rules, and servers with certificates and a key.
+fn signed_fleet(names: &[&'static str]) -> Rig {
+    let rig = Rig::fleet(names);
+    let hub = rig.host("hub");
+    let hosts = [names, &["evil"]].concat().join(" ");
+    hub.sh(&format!(
+        "set -e; cp -r /usr/share/doc/f2bmqtt/examples/mosquitto /root/fleet; cd /root/fleet
+         ./certificates ca; ./certificates hub hub 10.213.77.11
+         for host in {hosts}; do ./certificates host $host; done
+         install -m 0644 ca.crt ca.crl hub.crt /etc/mosquitto/certs
+         install -m 0400 -o mosquitto hub.key /etc/mosquitto/certs
+         install -m 0400 -o mosquitto fleet.acl /etc/mosquitto
+         install -m 0644 fleet.conf /etc/mosquitto/conf.d; systemctl restart mosquitto"
+    ));
+    for name in names {
+        let host = rig.host(name);
+        for file in ["ca.crt", &format!("{name}.crt"), &format!("{name}.key")] {
+            let text = hub.sh(&format!("cat /root/fleet/{file}"));
+            host.sh(&format!("umask 077; mkdir -p /etc/tls; echo '{text}' >/etc/tls/{file}"));
+        }
+        set(host, "MQTT_CAFILE", "/etc/tls/ca.crt");
+        set(host, "MQTT_CERT", &format!("/etc/tls/{name}.crt"));
+        set(host, "MQTT_KEY", &format!("/etc/tls/{name}.key"));
+        sign(host, KEY);
+    }
+    rig
+}
+
+/// Publishes with the certificate of a host that was taken over and has no key.
+fn publish_as(hub: Host<'_>, name: &str, topic: &str, payload: &str, more: &str) {
+    let file =
+        Path::new("/tmp").join(format!("i{}-{}", std::process::id(), topic.replace('/', "-")));
+    std::fs::write(&file, payload).unwrap();
+    hub.push(&file, "/root/payload");
+    std::fs::remove_file(&file).unwrap();
+    hub.sh(&format!(
+        "cd /root/fleet; mosquitto_pub -h hub -p 8883 --cafile ca.crt --cert {name}.crt --key {name}.key \
+         -q 1 {more} -t {topic} -f /root/payload"
+    ));
+}
+
+/// What is retained on a topic, or comes there next.
+fn read(hub: Host<'_>, topic: &str) -> String {
+    hub.sh(&format!(
+        "cd /root/fleet; mosquitto_sub -h hub -p 8883 --cafile ca.crt --cert evil.crt --key evil.key \
+         -C 1 -W 20 -t {topic}"
+    ))
+}
+
+fn event(action: &str, address: &str, host: &str, stamp: i64) -> String {
+    let time = stamp / 1000;
+    format!(
+        r#"{{"action":"{action}","ipmset":"sshd","ip":"{address}","bantime":-1,"host":"{host}","restored":0,"failures":3,"time":{time},"stamp":{stamp}}}"#
+    )
+}
+
+fn part_of(host: &str, bans: &str, stamp: i64) -> String {
+    format!(
+        r#"{{"v":1,"host":"{host}","stamp":{stamp},"part":0,"parts":1,"bans":[{bans}],"unbans":[]}}"#
+    )
+}
+
+fn now() -> i64 {
+    f2bmqtt::outbox::millis(std::time::SystemTime::now())
+}
+
+fn signed(key: &str, topic: &str, payload: &str) -> String {
+    String::from_utf8(Keys::new([key]).sign(topic, payload.into())).unwrap()
+}
+
+#[test]
+fn whoever_has_no_key_is_refused_by_every_host() {
+    let rig = signed_fleet(&["web1", "web2"]);
+    let (hub, web1, web2) = (rig.host("hub"), rig.host("web1"), rig.host("web2"));
+    hub.sh("systemd-run -q -u record -p StandardOutput=append:/root/seen --working-directory=/root/fleet \
+            mosquitto_sub -h hub -p 8883 --cafile ca.crt --cert evil.crt --key evil.key -q 1 -t 'blacklist/#' -v");
+    web1.attack("auth", &["192.0.2.1"]);
+    eventually("web2 bans it", || web2.bans("sshd", "192.0.2.1"));
+    web1.attack("auth", &["192.0.2.2"]);
+    eventually("web2 bans it, too", || web2.bans("sshd", "192.0.2.2"));
+    web1.sh("fail2ban-client set sshd unbanip 192.0.2.2");
+    eventually("and frees it", || !web2.bans("sshd", "192.0.2.2"));
+    let seen = |words: &[&str]| {
+        let seen = hub.sh("cat /root/seen");
+        let line = seen.lines().find(|line| words.iter().all(|word| line.contains(word)));
+        line.and_then(|line| line.split_once(' ')).map(|(_, payload)| payload.to_owned())
+    };
+    let ban = seen(&["blacklist/ban", "192.0.2.2"]).unwrap();
+    assert!(ban.contains(r#","sig":""#), "{ban}");
+    eventually("its part has the other alone", || {
+        let part = read(hub, "blacklist/state/web1/0");
+        part.contains("192.0.2.1") && !part.contains("192.0.2.2")
+    });
+    assert!(read(hub, "blacklist/host/web1").contains(r#","sig":""#));
+
+    // The hub lets through what evil says of others in events, and of itself in its branch. The rest is what
+    // a broker of its own could do: without access rules.
+    hub.sh(
+        "sed -i 's/^acl_file/#&/' /etc/mosquitto/conf.d/fleet.conf; systemctl restart mosquitto",
+    );
+    for host in [web1, web2] {
+        eventually("it is connected again", || {
+            host.journal().matches("connected to the broker 10.213.77.11:8883").count() == 2
+        });
+    }
+    let part = |host: &str, bans: &str| part_of(host, bans, now() + 5_000);
+    let listed = format!(r#"["sshd","192.0.2.8",{},-1]"#, now() / 1000);
+    let other = "0123456789abcdef of somebody else";
+    let old = now() - 3 * 86_400_000;
+    let older = now() - 31 * 86_400_000;
+    let table = [
+        // Not signed.
+        ("blacklist/ban", event("ban", "192.0.2.8", "evil", now()), ""),
+        ("blacklist/ban", event("ban", "192.0.2.8", "evil", 0), ""),
+        ("blacklist/unban", event("unban", "192.0.2.1", "web1", now() + 5_000), ""),
+        ("blacklist/state/evil/0", part("evil", &listed), "-r"),
+        ("blacklist/state/web1/0", part("web1", ""), "-r"),
+        ("blacklist/host/evil", r#"{"v":1,"state":"online"}"#.to_owned(), "-r"),
+        // Signed with another key.
+        (
+            "blacklist/ban",
+            signed(other, "blacklist/ban", &event("ban", "192.0.2.8", "web1", now())),
+            "",
+        ),
+        // Words of the fleet's, on another topic, and changed.
+        ("blacklist/unban", ban.clone(), ""),
+        ("blacklist/ban", ban.replace("192.0.2.2", "192.0.2.8"), ""),
+        ("blacklist/state/web1/1", read(hub, "blacklist/state/web1/0"), "-r"),
+        // Signed well, of long ago: of a host of which nobody has heard since.
+        (
+            "blacklist/ban",
+            signed(KEY, "blacklist/ban", &event("ban", "192.0.2.8", "gone", old)),
+            "",
+        ),
+        (
+            "blacklist/host/gone",
+            signed(KEY, "blacklist/host/gone", r#"{"v":1,"state":"online"}"#),
+            "-r",
+        ),
+        (
+            "blacklist/state/gone/0",
+            signed(KEY, "blacklist/state/gone/0", &part_of("gone", &listed, older)),
+            "-r",
+        ),
+        // Signed well, and its host has said something newer.
+        ("blacklist/ban", ban.clone(), ""),
+        // What nobody can sign.
+        ("blacklist/state/web1/0", String::new(), "-r"),
+    ];
+    for (topic, payload, more) in &table {
+        publish_as(hub, "evil", topic, payload, more);
+    }
+    // Sent last: what was sent before has been heard.
+    web1.attack("auth", &["192.0.2.3"]);
+    eventually("web2 bans what was sent last", || web2.bans("sshd", "192.0.2.3"));
+    assert_eq!(web2.sh("fail2ban-client get sshd banip"), "192.0.2.1 192.0.2.3");
+    assert_eq!(web1.sh("fail2ban-client get sshd banip"), "192.0.2.1 192.0.2.3");
+    for words in [
+        "on the topic blacklist/ban: it is not signed, and MQTT_SIGNING_KEY is set here",
+        "on the topic blacklist/ban: it is signed with another key or for another topic, or was changed",
+        "refused to ban 192.0.2.8 in sshd for gone: it is old",
+        "no part of a snapshot on the topic blacklist/state/gone/0: it is old",
+    ] {
+        eventually(words, || web2.journal().contains(words));
+    }
+    for host in [web1, web2] {
+        assert!(!host.sh("journalctl --no-pager").contains(KEY));
+    }
+    // A part of its own that was cleared, or spoilt, is there again.
+    eventually("web1 publishes it anew", || {
+        read(hub, "blacklist/state/web1/0").contains("192.0.2.3")
+    });
+    publish_as(hub, "evil", "blacklist/state/web1/0", &part("web1", ""), "-r");
+    eventually("and once more", || read(hub, "blacklist/state/web1/0").contains("192.0.2.3"));
+    forgotten(hub, web2, &part("gone2", ""));
+}
+
+/// A host is forgotten by an empty part that is signed, and not by nothing.
+fn forgotten(hub: Host<'_>, web2: Host<'_>, empty: &str) {
+    let empty = signed(KEY, "blacklist/state/gone2/0", empty);
+    let held = signed(KEY, "blacklist/ban", &event("ban", "192.0.2.9", "gone2", now()));
+    publish_as(hub, "evil", "blacklist/ban", &held, "");
+    eventually("it is banned", || web2.bans("sshd", "192.0.2.9"));
+    publish_as(hub, "evil", "blacklist/state/gone2/0", "", "-r");
+    publish_as(hub, "evil", "blacklist/state/gone2/0", &empty, "-r");
+    eventually("it is forgotten", || !web2.bans("sshd", "192.0.2.9"));
+}
+
+#[test]
+fn the_key_is_changed_while_the_fleet_runs_and_no_ban_is_lost() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    let both = format!("{NEW},{KEY}");
+    let mut next = 0;
+    let mut crosses = |when: &str| {
+        for (from, to) in [(a, b), (b, a)] {
+            next += 1;
+            let address = format!("192.0.2.{next}");
+            from.attack("auth", &[&address]);
+            eventually(&format!("{address} crosses: {when}"), || to.bans("sshd", &address));
+        }
+        for host in [a, b] {
+            let held = host.sh("fail2ban-client get sshd banip | wc -w");
+            assert_eq!(held, next.to_string(), "none is lost: {when}");
+        }
+    };
+    // Towards a key: those that sign already accept what is not signed.
+    crosses("nobody signs");
+    set(a, "MQTT_ACCEPT_UNSIGNED", "yes");
+    sign(a, KEY);
+    crosses("a signs");
+    sign(b, KEY);
+    set(a, "MQTT_ACCEPT_UNSIGNED", "");
+    restart(a);
+    crosses("both sign");
+    // From one key to another.
+    sign(a, &format!("{KEY},{NEW}"));
+    sign(b, &format!("{KEY},{NEW}"));
+    crosses("both know the new one");
+    sign(a, &both);
+    crosses("a signs with the new one");
+    sign(b, &both);
+    crosses("both do");
+    sign(a, NEW);
+    sign(b, NEW);
+    crosses("the old one is gone");
+}
+
+#[test]
+fn hosts_that_run_the_scripts_take_part_where_that_is_allowed() {
+    let rig = Rig::fleet(&["a"]);
+    let (a, hub) = (rig.host("a"), rig.host("hub"));
+    set(a, "MQTT_ACCEPT_UNSIGNED", "yes");
+    sign(a, KEY);
+    hub.publish_event("ban", "sshd", "192.0.2.1", "old1");
+    eventually("a bans it", || a.bans("sshd", "192.0.2.1"));
+    let wrong = signed(NEW, "blacklist/ban", &event("ban", "192.0.2.8", "old1", now()));
+    hub.publish("blacklist/ban", &wrong);
+    hub.publish_event("unban", "sshd", "192.0.2.1", "old1");
+    eventually("a frees it", || !a.bans("sshd", "192.0.2.1"));
+    assert_eq!(a.sh("fail2ban-client get sshd banip"), "");
+    // The scripts read what is signed as they read anything.
+    let sub = "mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -C 1 -W 30 -t blacklist/ban";
+    hub.sh(&format!("systemd-run -q -u one -p StandardOutput=append:/root/one {sub}; sleep 1"));
+    a.attack("auth", &["192.0.2.2"]);
+    eventually("it is read", || {
+        hub.try_sh(r#"jq -r '"\(.action) \(.ip) \(.ipmset) \(.host)"' /root/one"#)
+            .is_ok_and(|read| read == "ban 192.0.2.2 sshd a")
+    });
+    assert!(hub.sh("cat /root/one").contains(r#","sig":""#));
+}
