@@ -92,9 +92,9 @@ fn a_server_of_a_fleet_of_200_hosts_with_500_bans_each() {
     println!("processor time: {:.2} %", spent / started.elapsed().as_secs_f64() * 100.0);
     samples.sort_unstable();
     let (most, _) = memory(a);
-    let (least, median, last) = (samples[0], samples[20], samples[39]);
+    let (low, median, high) = (samples[0], samples[20], samples[39]);
     println!(
-        "memory of the daemon: {median} MiB (median), {least} to {last} MiB, {most} MiB at most so far"
+        "memory of the daemon: {median} MiB (median), {low} to {high} MiB, {most} MiB at most so far"
     );
     assert!(median <= 40, "{median} MiB");
 }
