@@ -168,6 +168,31 @@ fn the_completions_are_made_from_the_command_line() {
 }
 
 #[test]
+fn the_help_of_check_names_every_check() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/operator/check");
+    let files = std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
+    let code: String = files
+        .filter(|path| !path.ends_with("finding.rs"))
+        .map(|path| std::fs::read_to_string(path).unwrap())
+        .collect();
+    let made = ["well(", "warning(", "fault("];
+    let calls = made.iter().flat_map(|how| {
+        let how = format!("Finding::{how}");
+        code.split(&how).skip(1).map(str::to_owned).collect::<Vec<_>>()
+    });
+    let ids = calls.filter_map(|call| {
+        let (id, _) = call.trim_start().strip_prefix('"')?.split_once('"')?;
+        Some(id.to_owned())
+    });
+    let help =
+        Cli::command().find_subcommand("check").unwrap().get_after_help().unwrap().to_string();
+    let (_, named) = help.split_once("Checks: ").unwrap();
+    let named: BTreeSet<_> = named.split([' ', ';']).filter(|id| !id.is_empty()).collect();
+    let ids: BTreeSet<_> = ids.collect();
+    assert_eq!(ids.iter().map(String::as_str).collect::<BTreeSet<_>>(), named);
+}
+
+#[test]
 fn bash_completes_a_command() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("f2bmqtt");
