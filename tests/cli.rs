@@ -28,6 +28,8 @@ fn each_name_has_its_help() {
         ("f2bmqtt", &["--help"] as &[&str], "Makes a fleet of fail2ban servers ban as one"),
         ("f2bmqtt", &["notify", "--help"], "mqttnotifyban.sh <name> <ip> <bantime> ban"),
         ("f2bmqtt", &["subscribe", "--help"], "Share bans with the fleet until stopped"),
+        ("f2bmqtt", &["check", "--help"], "Nothing is changed."),
+        ("f2bmqtt", &["notify", "--help"], "The event is left in the spool"),
         ("f2bmqtt", &["cut", "--help"], "End the open connections of a banned address"),
         ("f2bmqtt", &["status", "--help"], "hosts[].host, .state (online, offline, unknown)"),
         (
@@ -134,6 +136,21 @@ fn settings_that_cannot_be_used_are_exit_code_78() {
         assert!(text.contains(line), "{line}: {text}");
     }
     assert!(!text.contains("hun") && !text.contains("ter2"), "no password in an error: {text}");
+}
+
+#[test]
+fn check_tells_machines_of_every_fault_of_the_settings() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("mqtt.env");
+    fs::write(&file, "MQTT_PORT=0\nMQTT_PASSWORD=hun ter2\n").unwrap();
+    let output = run("f2bmqtt", &["check", "--json"], Some(&file));
+    assert_eq!(output.status.code(), Some(78), "{}", shown(&output));
+    let object: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(object["state"], "fault");
+    let of_settings = |check: &&serde_json::Value| check["id"] == "settings";
+    let found = object["checks"].as_array().unwrap().iter().filter(of_settings).count();
+    assert_eq!(found, 4, "lines 1 and 2, MQTT_HOST, MQTT_TOPIC: {object:#}");
+    assert!(!shown(&output).contains("hun"), "no password in an error");
 }
 
 #[test]

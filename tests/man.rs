@@ -40,7 +40,7 @@ fn section(render: impl Fn(&mut Vec<u8>) -> std::io::Result<()>) -> String {
     render(&mut part).unwrap();
     let part = String::from_utf8(part).unwrap();
     let lines = part.lines().filter(|line| !line.starts_with(".SH") && !line.starts_with(".ie"));
-    lines.filter(|line| !line.starts_with(".el")).map(|line| format!("{line}\n")).collect()
+    lines.filter(|line| !line.starts_with(".el")).flat_map(|line| [line, "\n"]).collect()
 }
 
 /// Text for roff: what it would act upon is not.
@@ -64,7 +64,7 @@ fn commands() -> String {
     for command in shown(&tree) {
         let usage = command.clone().render_usage().to_string();
         let usage = usage.strip_prefix("Usage: ").unwrap_or(&usage);
-        page.push_str(&format!(".SS {}\n", roff(usage)));
+        page.extend([".SS ", &roff(usage), "\n"]);
         let man = Man::new(command.clone());
         page.push_str(&section(|part| man.render_description_section(part)));
         page.push_str(&section(|part| man.render_options_section(part)));
@@ -127,9 +127,9 @@ fn settings_page() -> String {
     }
     page.push_str(".SH SETTINGS\n");
     for [keys, default, meaning] in settings() {
-        page.push_str(&format!(".TP\n{}\n{}\n", bold(&keys), bold(&meaning)));
+        page.extend([".TP\n", &bold(&keys), "\n", &bold(&meaning), "\n"]);
         if !default.is_empty() {
-            page.push_str(&format!(".br\nDefault: {}\n", bold(&default)));
+            page.extend([".br\nDefault: ", &bold(&default), "\n"]);
         }
     }
     page.push_str(".SH EXAMPLE\nThe file as it is shipped:\n.PP\n.nf\n");
@@ -151,7 +151,7 @@ fn completion(shell: Shell) -> String {
     let mut text = Vec::new();
     generate(shell, &mut shown, "f2bmqtt", &mut text);
     let text = String::from_utf8(text).unwrap();
-    text.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    text.lines().flat_map(|line| [line.trim_end(), "\n"]).collect()
 }
 
 #[test]
@@ -165,6 +165,31 @@ fn the_completions_are_made_from_the_command_line() {
     is_kept("completions/f2bmqtt.bash", &completion(Shell::Bash));
     is_kept("completions/_f2bmqtt", &completion(Shell::Zsh));
     is_kept("completions/f2bmqtt.fish", &completion(Shell::Fish));
+}
+
+#[test]
+fn the_help_of_check_names_every_check() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/operator/check");
+    let files = std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
+    let code: String = files
+        .filter(|path| !path.ends_with("finding.rs"))
+        .map(|path| std::fs::read_to_string(path).unwrap())
+        .collect();
+    let made = ["well(", "warning(", "fault("];
+    let calls = made.iter().flat_map(|how| {
+        let how = format!("Finding::{how}");
+        code.split(&how).skip(1).map(str::to_owned).collect::<Vec<_>>()
+    });
+    let ids = calls.filter_map(|call| {
+        let (id, _) = call.trim_start().strip_prefix('"')?.split_once('"')?;
+        Some(id.to_owned())
+    });
+    let help =
+        Cli::command().find_subcommand("check").unwrap().get_after_help().unwrap().to_string();
+    let (_, named) = help.split_once("Checks: ").unwrap();
+    let named: BTreeSet<_> = named.split([' ', ';']).filter(|id| !id.is_empty()).collect();
+    let ids: BTreeSet<_> = ids.collect();
+    assert_eq!(ids.iter().map(String::as_str).collect::<BTreeSet<_>>(), named);
 }
 
 #[test]
@@ -189,6 +214,6 @@ fn the_sample_and_the_table_name_the_same_settings() {
     };
     let table: String = settings().into_iter().map(|[keys, ..]| keys).collect();
     let lines = SAMPLE.lines().filter(|line| line.trim_start_matches('#').starts_with("MQTT_"));
-    let sample: String = lines.map(|line| format!("{line}\n")).collect();
+    let sample: String = lines.flat_map(|line| [line, "\n"]).collect();
     assert_eq!(keys(&table, &['`']), keys(&sample, &['=']));
 }

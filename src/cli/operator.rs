@@ -180,7 +180,13 @@ pub struct ForgetArgs {
             checks[].state    its own\n  \
             checks[].about    what was looked at, where there are several: a broker, a jail, a file\n  \
             checks[].text     what was found\n  \
-            checks[].next     what to do, a list of lines"
+            checks[].next     what to do, a list of lines\n\n\
+        Checks: settings settings_sample; broker_name broker_port broker_tls broker_login \
+        broker_subscribe broker_publish broker_read; fleet_name fleet_hosts fleet_key clock; service \
+        service_unit service_enabled service_version service_settings; scripts links action_file disk \
+        modes spool; fail2ban fail2ban_config fail2ban_sandbox; jail_none jail_shares jail_left_out \
+        jail_missing jail_not_wired jail_not_loaded jail_not_running; report_key report_key_file \
+        report_action report_recidive"
 )]
 pub struct CheckArgs {
     /// Print one JSON object instead

@@ -1,8 +1,8 @@
 //! `f2bmqtt check`: finds out why it does not work.
 //!
-//! Facts are gathered first, all at once and each within some seconds: [`look`] at this host, [`ask`]
-//! fail2ban, [`probe`] the brokers. What they mean is decided by pure functions, each of which makes
-//! [findings](finding) of its facts: [`settings`], [`broker`], [`fleet`], [`jails`], [`reports`], [`host`].
+//! Facts are gathered first, all at once and each within some seconds: `look` at this host, `ask`
+//! fail2ban, `probe` the brokers. What they mean is decided by pure functions, each of which makes
+//! findings (`finding`) of its facts: `settings`, `broker`, `fleet`, `jails`, `reports`, `host`.
 
 mod ask;
 mod broker;
