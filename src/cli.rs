@@ -31,11 +31,12 @@ pub struct Cli {
 
 /// The commands.
 #[derive(Debug, Subcommand)]
+#[allow(missing_docs, reason = "a comment would be taken for the long help, too")]
 pub enum Command {
     /// The operator's commands.
     #[command(flatten)]
     Operator(Operation),
-    /// Tell the fleet of a ban or unban; called by fail2ban's actions
+    #[command(about = "Tell the fleet of a ban or unban; called by fail2ban's actions")]
     Notify(NotifyArgs),
     /// Share bans with the fleet until stopped; run by the service f2bmqttsub
     Subscribe,
@@ -44,7 +45,7 @@ pub enum Command {
         /// The address, IPv4 or IPv6
         ip: String,
     },
-    /// Report an address to AbuseIPDB
+    #[command(about = "Report an address to AbuseIPDB")]
     Report(ReportArgs),
     /// Publish what waits in the spool; started by notify where no service runs
     #[command(hide = true)]

@@ -17,6 +17,7 @@ use crate::broker::{Client, Event as LinkEvent, Link};
 use crate::config::{Config, Topic, bare};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
+use crate::figures::Shown;
 use crate::fleet::snapshot::Publication;
 use crate::fleet::work::Step;
 use crate::fleet::{Fleet, Pace, Trouble};
@@ -30,7 +31,7 @@ use crate::paths::Paths;
 use crate::runtime;
 use crate::spool::Spool;
 use crate::store::Store;
-use crate::wire::{Event, Fnv, Host, Malformed, Part, Presence, State};
+use crate::wire::{CHECK, Event, Fnv, Host, Malformed, Part, Presence, State};
 
 /// How long a child of notify has to let go of the lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -40,6 +41,9 @@ const GOODBYE: Duration = Duration::from_millis(800);
 
 /// How often it looks around, and tells systemd that it lives; more often if systemd wants it so.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How a warning of a second host of this name begins.
+pub(crate) const NAMESAKE: &str = "another machine is called";
 
 /// The most messages that are looked at before what they ask for is written down.
 const AT_ONCE: usize = 500;
@@ -128,6 +132,7 @@ struct Daemon {
     machine: String,
     /// When it started, in seconds since 1970.
     since: i64,
+    shown: Shown,
     /// What each host said lately, and how many lines were printed of that.
     limits: Limits,
     inbound: Inbound,
@@ -135,7 +140,7 @@ struct Daemon {
 
 impl Daemon {
     fn new(config: &Config, paths: &Paths) -> Result<Self, Error> {
-        let spool = Spool::new(paths.spool());
+        let spool = paths.spool();
         let database = Database::new(Some(paths.database.clone()));
         let store = Store::open(&paths.store())?;
         let mut remembered = store.load()?;
@@ -146,8 +151,12 @@ impl Daemon {
         let outbox = Outbox::new(spool.clone(), config.topic.clone());
         let machine = machine();
         // The scripts publish on any topic below the fleet's; what lies deeper is the fleet's own, and
-        // asked for one host after another.
-        let topics = vec![config.topic.below("+"), config.topic.below("+/+")];
+        // asked for one host after another. RabbitMQ makes two levels of a host's name with a dot.
+        let mut topics: Vec<_> =
+            ["+", "+/+", "host/#"].map(|topic| config.topic.below(topic)).into();
+        let since = now().div_euclid(1000);
+        let shown = Shown::new(config, paths, since);
+        topics.extend(shown.topic());
         let gone = Presence { state: State::Offline, ..presence(&machine) }.encode();
         let will = Some((config.topic.below(&format!("host/{}", config.node)), gone));
         let id = format!("f2bmqtt-{}", config.node);
@@ -160,7 +169,8 @@ impl Daemon {
             bell: Arc::new(Bell::default()),
             parts: VecDeque::new(),
             machine,
-            since: now().div_euclid(1000),
+            since,
+            shown,
             limits: Limits::default(),
             inbound: Inbound::default(),
         })
@@ -181,9 +191,16 @@ impl Daemon {
             LinkEvent::Connected(broker) => {
                 say(format_args!("connected to the broker {broker} as {}", self.host));
                 self.parts.clear();
+                self.shown.connected();
                 self.memory.know().fleet.connected(now());
             }
             LinkEvent::Message { topic, payload } => self.message(&topic, &payload),
+            LinkEvent::Published(name) => {
+                let event = self.memory.know().outbox.published(&name);
+                if let Some((topic, word)) = event.and_then(|event| self.shown.published(&event)) {
+                    self.link.mention(topic, word.into_bytes());
+                }
+            }
             LinkEvent::Refused { topic, refusal } => {
                 let why = match refusal {
                     Refusal::Unsigned => "it is not signed, and MQTT_SIGNING_KEY is set here",
@@ -191,13 +208,13 @@ impl Daemon {
                 };
                 self.refuse(&topic, (refusal, "no message of the fleet", why.to_owned()));
             }
-            LinkEvent::Published(name) => self.memory.know().outbox.published(&name),
-            LinkEvent::SubscribeRefused => {
-                let topic = self.topic.below("#");
-                let what = format!("the broker refuses the subscription to {topic}");
+            LinkEvent::SubscribeRefused(topics) => {
+                let topics = topics.join(", ");
+                let what = format!("the broker refuses the subscription to {topics}");
                 self.warn("subscribe", &format!("{what}: check its access rules"));
             }
             LinkEvent::Lost { broker, why } => {
+                self.shown.connected = false;
                 {
                     let mut known = self.memory.know();
                     known.outbox.lost();
@@ -219,8 +236,9 @@ impl Daemon {
         if self.link.room() == 0 {
             return;
         }
-        if let Some(host) = known.fleet.branch(now()) {
-            self.link.subscribe(self.topic.below(&format!("state/{host}/+")));
+        if let Some(topics) = known.fleet.branch(now()) {
+            let topics: Vec<_> = topics.iter().map(|topic| self.topic.below(topic)).collect();
+            self.link.subscribe(&topics);
         }
         let refused = &known.refused;
         let itself = || {
@@ -261,9 +279,13 @@ impl Daemon {
         if let Step::Save(changes) = known.fleet.next(now()) {
             known.save(&changes);
         }
+        self.shown.end();
     }
 
     fn message(&mut self, topic: &str, payload: &[u8]) {
+        if self.shown.hear(topic, payload) {
+            return;
+        }
         let below = topic.strip_prefix(&self.topic.below("")).unwrap_or(topic);
         let mut levels = below.split('/');
         let result = match (levels.next(), levels.next(), levels.next()) {
@@ -286,6 +308,10 @@ impl Daemon {
     fn event(&mut self, payload: &[u8]) -> Result<(), Odd> {
         const WHAT: &str = "no event";
         let event = Event::parse(payload).map_err(|why| malformed(WHAT, &why))?;
+        if event.action.as_str() == CHECK {
+            return Ok(());
+        }
+        self.shown.traffic.events += 1;
         let kind = if event.id.is_some() { Kind::FleetUnban } else { Kind::Event };
         if self.limits.is_too_fast(&event.host, kind, now()) {
             return Err((Refusal::TooFast, "too many events", FAST.to_owned()));
@@ -360,6 +386,7 @@ impl Daemon {
             return Err((Refusal::TooFast, "too many parts of a snapshot", FAST.to_owned()));
         }
         let mut part = Part::parse(payload).map_err(|why| malformed(WHAT, &why))?;
+        self.shown.traffic.parts += 1;
         if part.host != host || part.slice.part() != number {
             let why = "it is another host's, or another part".to_owned();
             return Err((Refusal::WrongTopic, WHAT, why));
@@ -386,11 +413,11 @@ impl Daemon {
             return Ok(()); // it was forgotten
         }
         let there = Presence::parse(payload).map_err(|why| malformed(WHAT, &why))?;
+        self.shown.traffic.presences += 1;
         let mut known = self.memory.know();
-        known.fleet.hear_presence(&host, now());
+        known.fleet.hear_presence(&host, there.state, now());
         if host == self.host && !there.machine.is_empty() && there.machine != self.machine {
-            let text =
-                format!("another machine is called {host}, too: set MQTT_NODE on one of them");
+            let text = format!("{NAMESAKE} {host}, too: set MQTT_NODE on one of them");
             known.warn("namesake", &text);
         }
         Ok(())
@@ -408,6 +435,9 @@ impl Daemon {
         let mut known = self.memory.know();
         known.settle();
         known.scan();
+        for (topic, text) in self.shown.show(&mut known, now()) {
+            self.link.keep(topic, text.into_bytes());
+        }
     }
 
     fn warn(&self, kind: &'static str, text: &str) {
@@ -436,13 +466,13 @@ fn malformed(what: &'static str, why: &Malformed) -> Odd {
 }
 
 /// What a host knows of itself from the first on.
-fn presence(machine: &str) -> Presence {
+pub(crate) fn presence(machine: &str) -> Presence {
     let (version, machine) = (env!("CARGO_PKG_VERSION").to_owned(), machine.to_owned());
     Presence { version, machine, ..Presence::default() }
 }
 
 /// A hash of the machine id (machine-id(5)), which itself is not to be published.
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let mut hash = Fnv::default();
     let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let _ = write!(hash, "f2bmqtt {}", id.trim());

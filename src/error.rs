@@ -71,6 +71,14 @@ pub enum Error {
     /// Exit code 1.
     #[error("{0}")]
     Undone(String),
+    /// A check found faults, and showed them. Exit code 1, or 78 where the settings have some.
+    #[error("{summary}")]
+    Faulty {
+        /// How many of which kind.
+        summary: String,
+        /// The settings cannot be used.
+        settings: bool,
+    },
     /// Another daemon is running. Exit code 1.
     #[error("another f2bmqtt subscribes on this host already: {0}")]
     Running(String),
@@ -84,7 +92,7 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Settings { .. } => 78,
+            Self::Config(_) | Self::Settings { .. } | Self::Faulty { settings: true, .. } => 78,
             Self::Usage(_) => 2,
             _ => 1,
         }

@@ -24,6 +24,7 @@
 //! - [`apply`] looks at [`fail2ban`] and carries out on it what the fleet's words ask for, step by step as
 //!   [`fleet`] says. [`memory`] is what both halves of the daemon know, and [`store`] what outlives a restart.
 //! - [`cut`] ends the open connections of what was banned, where the firewall does not.
+//! - [`figures`] shows how this host stands to Prometheus and to Home Assistant.
 //! - [`operator`] shows a person the fleet, and acts on it: the broker has all that it takes.
 //!
 //! [`config`] reads the settings, [`paths`] says where things lie, [`files`] makes them for root
@@ -41,6 +42,7 @@ pub mod cut;
 pub mod daemon;
 pub mod error;
 pub mod fail2ban;
+pub mod figures;
 pub mod files;
 pub mod fleet;
 pub mod guard;

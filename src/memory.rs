@@ -75,6 +75,8 @@ impl Known {
             Ok(warnings) => warnings,
             Err(error) => vec![format!("cannot read the spool: {error}")],
         };
+        let fleet = &self.fleet;
+        self.outbox.settle(|event| fleet.is_unwritten(event));
         for warning in warnings {
             self.warn("spool", &warning);
         }

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::journal;
 use crate::lock;
 use crate::paths::Paths;
-use crate::spool::Spool;
+use crate::spool::Left;
 use crate::wire::{Action, Address, Jail, Told};
 
 /// The arguments as fail2ban passes them, still text.
@@ -69,7 +69,7 @@ pub fn whole_seconds(time: &str) -> Option<i64> {
 }
 
 /// Takes one call: spools what there is to tell and, where nobody publishes the spool, leaves a
-/// child that does. Where the spool cannot be written, the child gets the event itself.
+/// child that does. Where no spool can be written, the child gets the event itself.
 ///
 /// # Errors
 /// [`Error::Usage`] alone: nothing else makes the action fail.
@@ -79,17 +79,24 @@ pub fn run(call: &Call<'_>, paths: &Paths) -> Result<(), Error> {
         journal::syslog(warning);
     }
     let Some(told) = told else { return Ok(()) };
-    let unspooled = Spool::new(paths.spool()).write(&told, SystemTime::now()).err();
-    if let Some(error) = &unspooled {
-        let dir = paths.spool();
-        journal::syslog(format_args!(
-            "cannot write the spool {}: {error}; a ban of {} goes out from memory",
-            dir.display(),
-            told.address
-        ));
-    }
+    let spool = paths.spool();
+    let failed = |error, what| {
+        let (dir, address) = (spool.dir().display(), told.address);
+        journal::syslog(format_args!("cannot write the spool {dir}: {error}; {address} {what}"));
+    };
+    let unspooled = match spool.write(&told, SystemTime::now()) {
+        Ok(Left::Here) => None,
+        Ok(Left::Spare(error)) => {
+            failed(error, "waits in memory, where no reboot keeps it");
+            None
+        }
+        Err(error) => {
+            failed(error, "goes out at once, or never");
+            Some(told.encode())
+        }
+    };
     if (unspooled.is_some() || !lock::is_held(&paths.lock()))
-        && let Err(error) = child::leave("publish", unspooled.map(|_| told.encode()))
+        && let Err(error) = child::leave("publish", unspooled)
     {
         journal::syslog(format_args!("cannot start the publisher: {error}"));
     }

@@ -1,5 +1,6 @@
 //! From the spool to the broker: reads what notify left, has it decided what of it the fleet is told, and
-//! keeps each event until the broker has acknowledged it.
+//! keeps each event until the broker has acknowledged it. A ban that the disk was too full for stays in
+//! the spare spool for longer: until it is written down somewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -8,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::broker::Link;
 use crate::config::Topic;
 use crate::spool::{Name, Spool};
-use crate::wire::{Event, Told};
+use crate::wire::{Action, Event, Told};
 
 /// The most events that are kept in memory; the rest waits in the spool.
 const MOST: usize = 10_000;
@@ -27,6 +28,8 @@ pub struct Outbox {
     in_flight: BTreeSet<Name>,
     /// Dealt with, but still in the spool, which cannot be written.
     stuck: BTreeSet<Name>,
+    /// Published bans that nobody else has written down yet.
+    unwritten: BTreeMap<Name, Event>,
 }
 
 impl Outbox {
@@ -34,7 +37,7 @@ impl Outbox {
     #[must_use]
     pub fn new(spool: Spool, topic: Topic) -> Self {
         let (waiting, in_flight, stuck) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
-        Self { spool, topic, waiting, in_flight, stuck }
+        Self { spool, topic, waiting, in_flight, stuck, unwritten: BTreeMap::new() }
     }
 
     /// Reads what is new in the spool. Answers what is wrong, a line each.
@@ -47,7 +50,7 @@ impl Outbox {
             if self.waiting.len() >= MOST {
                 break;
             }
-            if self.waiting.contains_key(&name) || self.stuck.contains(&name) {
+            if self.is_known(&name) {
                 continue;
             }
             match self.spool.read(&name) {
@@ -87,11 +90,25 @@ impl Outbox {
         }
     }
 
-    /// The broker has the event of this name.
-    pub fn published(&mut self, name: &str) {
+    /// The broker has the event of this name; answers with it.
+    pub fn published(&mut self, name: &str) -> Option<Event> {
         self.in_flight.remove(name);
-        self.waiting.remove(name);
-        self.remove(name);
+        let event = self.waiting.remove(name);
+        let spare = |event: &&Event| event.action == Action::Ban && self.spool.is_spare(name);
+        match event.as_ref().filter(spare) {
+            Some(event) => drop(self.unwritten.insert(name.to_owned(), event.clone())),
+            None => self.remove(name),
+        }
+        event
+    }
+
+    /// Takes away what is written down by now, or over, which `is_unwritten` tells.
+    pub fn settle(&mut self, mut is_unwritten: impl FnMut(&Event) -> bool) {
+        for (name, _) in self.unwritten.extract_if(.., |_, event| !is_unwritten(event)) {
+            if !self.spool.remove(&name) {
+                self.stuck.insert(name);
+            }
+        }
     }
 
     fn remove(&mut self, name: &str) {
@@ -103,6 +120,24 @@ impl Outbox {
     /// The link went down: what it had is to be sent again.
     pub fn lost(&mut self) {
         self.in_flight.clear();
+    }
+
+    /// How many events wait to be sent or acknowledged.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    fn is_known(&self, name: &str) -> bool {
+        self.waiting.contains_key(name)
+            || self.stuck.contains(name)
+            || self.unwritten.contains_key(name)
+    }
+
+    /// Whether the spool has something that was not read yet.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        self.spool.list().unwrap_or_default().iter().any(|name| !self.is_known(name))
     }
 
     /// Whether nothing waits to be sent or acknowledged.
@@ -163,6 +198,26 @@ mod tests {
         outbox.published(&names[0]);
         assert!(outbox.is_empty());
         assert_eq!(outbox.spool.list().unwrap(), names[1..]);
+    }
+
+    #[test]
+    fn a_ban_in_the_spare_spool_stays_until_it_is_written_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut outbox = outbox(Path::new("/dev/null/full"));
+        outbox.spool = outbox.spool.with_spare(dir.path().to_owned());
+        tell(&outbox, "192.0.2.1");
+        let host = Host::new("web1").unwrap();
+        let mut decide = |told: &Told| Ok(Some(told.clone().event(&host, 1, Reason::Detected)));
+        outbox.spool = Spool::new("/nowhere".into()).with_spare(dir.path().to_owned());
+        assert_eq!(outbox.scan(&mut decide).unwrap(), [""; 0]);
+        let names = outbox.spool.list().unwrap();
+        outbox.published(&names[0]);
+        outbox.settle(|_| true);
+        assert_eq!(outbox.scan(&mut decide).unwrap(), [""; 0]);
+        assert!(outbox.is_empty() && !outbox.has_news(), "it is not told again");
+        assert_eq!(outbox.spool.list().unwrap(), names);
+        outbox.settle(|_| false);
+        assert_eq!(outbox.spool.list().unwrap(), [""; 0]);
     }
 
     #[test]

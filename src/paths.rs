@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
+use crate::spool::Spool;
+
 /// The directories and sockets that the program touches.
 #[derive(Clone, Debug)]
 pub struct Paths {
     /// Own state, 0700: the spool and what was imported.
     pub state: PathBuf,
-    /// Own runtime files, 0755: the lock.
+    /// Own runtime files, 0755: the lock, figures, and the spare spool, 0700.
     pub run: PathBuf,
     /// fail2ban's socket.
     pub fail2ban: PathBuf,
@@ -30,10 +32,10 @@ impl Default for Paths {
 }
 
 impl Paths {
-    /// Where notify leaves what it was told.
+    /// Where notify leaves what it was told: on disk, or in memory where the disk is full.
     #[must_use]
-    pub fn spool(&self) -> PathBuf {
-        self.state.join("spool")
+    pub fn spool(&self) -> Spool {
+        Spool::new(self.state.join("spool")).with_spare(self.run.join("spool"))
     }
 
     /// What was imported from other hosts.
@@ -58,6 +60,12 @@ impl Paths {
     #[must_use]
     pub fn report_queue(&self) -> PathBuf {
         self.state.join("reports.sqlite3")
+    }
+
+    /// Figures for Prometheus.
+    #[must_use]
+    pub fn metrics(&self) -> PathBuf {
+        self.run.join("f2bmqtt.prom")
     }
 
     /// Which bans an operator made.

@@ -16,8 +16,7 @@ use crate::lock::{self, Lock, Role};
 use crate::outbox::{Outbox, millis};
 use crate::paths::Paths;
 use crate::runtime;
-use crate::spool::Spool;
-use crate::wire::Told;
+use crate::wire::{Ban, Told};
 
 /// The longest that it runs.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -58,7 +57,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
         return Ok(());
     }
     let mut database = Database::new(Some(paths.database.clone()));
-    let spool = Spool::new(paths.spool());
+    let spool = paths.spool();
     let mut outbox = Outbox::new(spool.clone(), config.topic.clone());
     let mut teller = Teller::new(config.node.clone(), 0);
     let mut decide = |told: &Told| {
@@ -94,9 +93,12 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
         if !outbox.is_empty() || unread.is_some() {
             busy = Instant::now();
         } else if lock.is_none() || busy.elapsed() > STAY {
+            // What no disk has is left to the daemon, for as long as it matters.
+            let now = millis(SystemTime::now()).div_euclid(1000);
+            outbox.settle(|event| Ban { start: event.time, bantime: event.bantime }.end() > now);
             drop(lock.take());
             // Whoever came while the lock was still held has left its event to us.
-            if spool.list().unwrap_or_default().is_empty() {
+            if !outbox.has_news() {
                 break;
             }
             lock = Lock::take(&path, Role::Child, Duration::ZERO).unwrap_or(None);
@@ -106,7 +108,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
         }
         outbox.send(&mut link);
         match tokio::time::timeout(LOOK, link.event()).await {
-            Ok(Event::Published(name)) => outbox.published(&name),
+            Ok(Event::Published(name)) => drop(outbox.published(&name)),
             Ok(Event::Lost { broker, why }) => {
                 outbox.lost();
                 lost = Some(format!("{broker}: {why}"));
@@ -120,7 +122,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
             loop {
                 match link.event().await {
                     Event::Lost { .. } => return,
-                    Event::Published(name) => outbox.published(&name),
+                    Event::Published(name) => drop(outbox.published(&name)),
                     _ => {}
                 }
             }

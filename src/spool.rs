@@ -1,6 +1,7 @@
 //! The directories between fail2ban's actions and whoever works for them: one file an item, written
 //! aside and renamed, so that a reader sees whole items only. Events wait in one to be published,
-//! reports in another.
+//! reports in another. A spool may have a second directory, in memory, for when the first cannot be
+//! written: a disk that is full loses no ban.
 //!
 //! Nothing is synced to disk: after a power cut fail2ban's database tells what was banned.
 
@@ -53,46 +54,62 @@ const ABANDONED: Duration = Duration::from_hours(1);
 /// One waiting item: the name of its file. Names sort in the order of the items.
 pub type Name = String;
 
-/// A spool directory.
+/// A spool.
 #[derive(Clone, Debug)]
 pub struct Spool<T = Told> {
     dir: PathBuf,
+    /// What is written where `dir` cannot be.
+    spare: Option<PathBuf>,
     items: PhantomData<T>,
+}
+
+/// Where an item was left.
+#[derive(Debug)]
+pub enum Left {
+    /// Where it belongs.
+    Here,
+    /// In the spare directory, and why.
+    Spare(io::Error),
 }
 
 impl<T: Item> Spool<T> {
     /// The spool in `dir`, which need not exist yet.
     #[must_use]
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir, items: PhantomData }
+        Self { dir, spare: None, items: PhantomData }
     }
 
-    /// The directory, to be watched.
+    /// The same with a second directory, for when the first cannot be written.
+    #[must_use]
+    pub fn with_spare(self, dir: PathBuf) -> Self {
+        Self { spare: Some(dir), ..self }
+    }
+
+    /// The directory that it is known by.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Makes the directory, for root alone, if it is not there.
-    ///
-    /// # Errors
-    /// Whatever the system says.
-    pub fn create(&self) -> io::Result<()> {
-        files::make_dir(&self.dir)
+    fn dirs(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.dir].into_iter().chain(&self.spare)
     }
 
-    /// Says when items come in: once for all that came at once. Makes the directory first.
+    /// Says when items come in: once for all that came at once. Makes what is missing first, for root
+    /// alone.
     ///
     /// # Errors
     /// [`Error::File`].
     pub fn watch(
         &self,
     ) -> Result<impl Stream<Item = io::Result<()>> + Unpin + Send + use<T>, Error> {
-        let failed = || Error::file("watch", &self.dir);
-        self.create().map_err(Error::file("create", &self.dir))?;
-        let inotify = Inotify::init().map_err(failed())?;
-        inotify.watches().add(&self.dir, WatchMask::MOVED_TO).map_err(failed())?;
-        let events = inotify.into_event_stream([0; 4096]).map_err(failed())?;
+        let failed = |dir| Error::file("watch", dir);
+        let inotify = Inotify::init().map_err(failed(&self.dir))?;
+        for dir in self.dirs() {
+            files::make_dir(dir).map_err(Error::file("create", dir))?;
+            inotify.watches().add(dir, WatchMask::MOVED_TO).map_err(failed(dir))?;
+        }
+        let events = inotify.into_event_stream([0; 4096]).map_err(failed(&self.dir))?;
         Ok(events
             .ready_chunks(AT_ONCE)
             .map(|chunk| chunk.into_iter().try_for_each(|event| event.map(drop))))
@@ -101,51 +118,35 @@ impl<T: Item> Spool<T> {
     /// Adds an item.
     ///
     /// # Errors
-    /// Whatever the system says; then nothing was added.
-    pub fn write(&self, item: &T, now: SystemTime) -> io::Result<()> {
+    /// What the system says of the directory that it belongs in; then nothing was added.
+    pub fn write(&self, item: &T, now: SystemTime) -> io::Result<Left> {
         let nanos = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let name = format!("{nanos:020}-{:010}", std::process::id());
-        let aside = self.dir.join(format!(".{name}"));
-        let open = || files::options().write(true).create_new(true).open(&aside);
-        let file = match open() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.create()?;
-                open()
-            }
-            other => other,
-        };
-        let written = file?
-            .write_all(item.encode().as_bytes())
-            .and_then(|()| fs::rename(&aside, self.dir.join(format!("{name}.json"))));
-        if written.is_err() {
-            let _ = fs::remove_file(&aside);
+        let text = item.encode();
+        let Err(why) = write(&self.dir, &name, &text) else { return Ok(Left::Here) };
+        match &self.spare {
+            Some(spare) if write(spare, &name, &text).is_ok() => Ok(Left::Spare(why)),
+            _ => Err(why),
         }
-        written
     }
 
-    /// The waiting items, oldest first. A directory that is not there is an empty one.
+    /// The waiting items, oldest first, wherever they are. A directory that is not there is an empty one.
     ///
     /// # Errors
-    /// Whatever the system says of the directory.
+    /// Whatever the system says of a directory.
     pub fn list(&self) -> io::Result<Vec<Name>> {
         let mut names = Vec::new();
-        let entries = match fs::read_dir(&self.dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(names),
-            other => other?,
-        };
-        for entry in entries {
-            let entry = entry?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            if !name.starts_with('.') {
-                names.push(name);
-            } else if entry.metadata().is_ok_and(|meta| {
-                meta.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > ABANDONED))
-            }) {
-                let _ = fs::remove_file(entry.path());
-            }
+        for dir in self.dirs() {
+            list(dir, &mut names)?;
         }
         names.sort_unstable();
         Ok(names)
+    }
+
+    /// Whether an item is in the spare directory.
+    #[must_use]
+    pub fn is_spare(&self, name: &str) -> bool {
+        self.spare.as_ref().is_some_and(|spare| spare.join(name).exists())
     }
 
     /// Reads an item.
@@ -154,8 +155,12 @@ impl<T: Item> Spool<T> {
     /// Whatever the system says, or [`io::ErrorKind::InvalidData`] where the file holds something else.
     pub fn read(&self, name: &str) -> io::Result<T> {
         let mut text = Vec::new();
-        let file = files::options().read(true).open(self.dir.join(name))?;
-        file.take(T::MAX).read_to_end(&mut text)?;
+        let open = |dir: &PathBuf| files::options().read(true).open(dir.join(name));
+        let file = match (open(&self.dir), &self.spare) {
+            (Err(error), Some(spare)) if error.kind() == io::ErrorKind::NotFound => open(spare),
+            (other, _) => other,
+        };
+        file?.take(T::MAX).read_to_end(&mut text)?;
         T::parse(&text).map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))
     }
 
@@ -163,9 +168,52 @@ impl<T: Item> Spool<T> {
     /// is gone.
     #[must_use]
     pub fn remove(&self, name: &str) -> bool {
-        let removed = fs::remove_file(self.dir.join(name));
-        removed.map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |()| true)
+        let gone = |dir: &PathBuf| match fs::remove_file(dir.join(name)) {
+            Ok(()) => true,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        self.dirs().all(gone)
     }
+}
+
+/// Writes a file aside and renames it; makes its directory, for root alone, where that is missing.
+fn write(dir: &Path, name: &str, text: &str) -> io::Result<()> {
+    let aside = dir.join(format!(".{name}"));
+    let open = || files::options().write(true).create_new(true).open(&aside);
+    let file = match open() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            files::make_dir(dir)?;
+            open()
+        }
+        other => other,
+    };
+    let written = file?
+        .write_all(text.as_bytes())
+        .and_then(|()| fs::rename(&aside, dir.join(format!("{name}.json"))));
+    if written.is_err() {
+        let _ = fs::remove_file(&aside);
+    }
+    written
+}
+
+/// Adds the names of the items in a directory, and clears away what is left of writes.
+fn list(dir: &Path, names: &mut Vec<Name>) -> io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if !name.starts_with('.') {
+            names.push(name);
+        } else if entry.metadata().is_ok_and(|meta| {
+            meta.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > ABANDONED))
+        }) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -216,5 +264,32 @@ mod tests {
         std::os::unix::fs::symlink("1.json", root.path().join("2.json")).unwrap();
         let followed = spool.read("2.json").unwrap_err();
         assert_eq!(followed.raw_os_error(), Some(rustix::io::Errno::LOOP.raw_os_error()));
+    }
+
+    #[test]
+    fn what_cannot_be_written_where_it_belongs_waits_in_the_spare_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let (usual, spare) = (root.path().join("state/spool"), root.path().join("run/spool"));
+        let spool = Spool::new(usual.clone()).with_spare(spare.clone());
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        assert!(matches!(spool.write(&told("192.0.2.1"), at(1)), Ok(Left::Here)));
+        fs::rename(&usual, root.path().join("aside")).unwrap();
+        fs::write(&usual, "no directory").unwrap();
+        let Ok(Left::Spare(why)) = spool.write(&told("192.0.2.2"), at(2)) else { panic!() };
+        assert_eq!(why.kind(), io::ErrorKind::NotADirectory);
+        assert_eq!(fs::metadata(&spare).unwrap().permissions().mode() & 0o777, 0o700);
+        fs::remove_file(&usual).unwrap();
+        fs::rename(root.path().join("aside"), &usual).unwrap();
+        spool.write(&told("192.0.2.3"), at(3)).unwrap();
+        let names = spool.list().unwrap();
+        let read: Vec<_> = names.iter().map(|name| spool.read(name).unwrap()).collect();
+        assert_eq!(read, ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(told));
+        let spares: Vec<_> = names.iter().map(|name| spool.is_spare(name)).collect();
+        assert_eq!(spares, [false, true, false]);
+        assert!(names.iter().all(|name| spool.remove(name)));
+        assert_eq!(spool.list().unwrap(), [""; 0]);
+        let nowhere = Spool::new(root.path().join("aside/x")).with_spare("/dev/null/x".into());
+        fs::write(root.path().join("aside"), "").unwrap();
+        assert!(nowhere.write(&told("192.0.2.4"), at(4)).is_err());
     }
 }

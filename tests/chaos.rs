@@ -1,6 +1,7 @@
 //! Five real servers under a random but seeded mix of bans, unbans and everything that may fail; and after
-//! each round, within half a minute of quiet, fail2ban and the firewall of every server show exactly what
-//! they should. `tests/chaos ROUNDS SEED` runs as many rounds as one likes.
+//! each round, within a moment of quiet, fail2ban and the firewall of every server show exactly what
+//! they should. Two short rounds are run with all other tests; `tests/chaos ROUNDS [SEED]` runs as many long
+//! ones as one likes.
 
 #[path = "simulation/chance.rs"]
 mod chance;
@@ -15,12 +16,14 @@ use support::{Host, Rig, eventually};
 
 const SERVERS: [&str; 5] = ["a", "b", "c", "d", "e"];
 
-/// How many things happen in a round, and how long at most from one to the next, in milliseconds.
-const HAPPENINGS: i64 = 40;
+/// How many things happen in a long round and in a short one, and how long at most from one to the next, in
+/// milliseconds.
+const LONG: i64 = 40;
+const SHORT: i64 = 24;
 const PAUSE: i64 = 1_500;
 
 /// How long the quiet may take until all is right.
-const QUIET: Duration = Duration::from_secs(30);
+const QUIET: Duration = Duration::from_secs(90);
 
 /// What is lifted by hand must have been there for a while, and nothing else have happened to its server.
 const STEADY: Duration = Duration::from_secs(8);
@@ -33,12 +36,28 @@ struct Round {
     faults: BTreeMap<&'static str, usize>,
     bans: usize,
     lifts: usize,
+    /// Bans that some server had not, and that some server had too many, when the quiet was over.
+    lost: Set,
+    extra: Set,
     seconds: f64,
+}
+
+/// What one server's fail2ban or firewall has not, and has too many.
+#[derive(Debug)]
+struct Wrong {
+    #[allow(dead_code, reason = "shown")]
+    server: &'static str,
+    #[allow(dead_code, reason = "shown")]
+    what: &'static str,
+    missing: Set,
+    extra: Set,
 }
 
 struct Chaos<'a> {
     rig: &'a Rig,
     chance: Chance,
+    /// How many things happen in a round.
+    happenings: i64,
     round: i64,
     next: i64,
     /// What each server detected and nobody freed there.
@@ -90,11 +109,12 @@ if 'CLOCK' in os.environ:
 }
 
 impl<'a> Chaos<'a> {
-    fn new(rig: &'a Rig, seed: u64) -> Self {
+    fn new(rig: &'a Rig, seed: u64, happenings: i64) -> Self {
         let empty = || SERVERS.iter().map(|server| (*server, Set::new())).collect();
         Self {
             rig,
             chance: Chance::new(seed),
+            happenings,
             round: 0,
             next: 0,
             own: empty(),
@@ -115,12 +135,10 @@ impl<'a> Chaos<'a> {
     }
 
     /// Everything that is known of what is wrong.
-    fn explain(&self, wrong: &[String]) -> String {
-        let text = wrong.join("\n");
-        let words = text.split(|c: char| !(c.is_ascii_digit() || c == '.'));
+    fn explain(&self, wrong: &[Wrong]) -> String {
         let addresses: Set =
-            words.filter(|word| word.starts_with("198.18.")).map(str::to_owned).collect();
-        let mut told = vec![format!("round {}: {text}", self.round)];
+            wrong.iter().flat_map(|wrong| wrong.missing.union(&wrong.extra)).cloned().collect();
+        let mut told = vec![format!("round {}: {wrong:#?}", self.round)];
         told.extend(self.trace.iter().cloned());
         for address in addresses.iter().take(2) {
             for server in SERVERS {
@@ -152,7 +170,7 @@ impl<'a> Chaos<'a> {
             self.away.insert(server);
             self.cut(server);
         }
-        for _ in 0..HAPPENINGS {
+        for _ in 0..self.happenings {
             self.happen();
             let pause = self.chance.within(0, PAUSE).unsigned_abs();
             sleep(Duration::from_millis(pause));
@@ -160,19 +178,20 @@ impl<'a> Chaos<'a> {
         self.heal();
         self.say("quiet");
         let quiet = Instant::now();
-        loop {
-            let wrong = self.wrong();
-            if wrong.is_empty() {
-                break;
-            }
-            assert!(quiet.elapsed() < QUIET, "{}", self.explain(&wrong));
+        while !self.wrong().is_empty() && quiet.elapsed() < QUIET {
             sleep(Duration::from_millis(200));
         }
         self.report.seconds = quiet.elapsed().as_secs_f64();
         // It stays so: nothing comes back late.
         sleep(Duration::from_secs(3));
         let wrong = self.wrong();
-        assert!(wrong.is_empty(), "a while after, {}", self.explain(&wrong));
+        if !wrong.is_empty() {
+            println!("{}", self.explain(&wrong));
+        }
+        for Wrong { missing, extra, .. } in wrong {
+            self.report.lost.extend(missing);
+            self.report.extra.extend(extra);
+        }
         self.clear();
         std::mem::take(&mut self.report)
     }
@@ -340,7 +359,7 @@ impl<'a> Chaos<'a> {
     }
 
     /// What fail2ban and the firewall show that they should not, or do not show that they should.
-    fn wrong(&self) -> Vec<String> {
+    fn wrong(&self) -> Vec<Wrong> {
         let looks = scope(|scope| {
             let looks = SERVERS.map(|server| {
                 let host = self.host(server);
@@ -352,12 +371,10 @@ impl<'a> Chaos<'a> {
         for (server, (fail2ban, firewall)) in looks {
             let expected = self.expected(server);
             for (what, shown) in [("fail2ban", &fail2ban), ("ipset", &firewall)] {
-                let missing: Vec<_> = expected.difference(shown).collect();
-                let extra: Vec<_> = shown.difference(&expected).collect();
+                let missing: Set = expected.difference(shown).cloned().collect();
+                let extra: Set = shown.difference(&expected).cloned().collect();
                 if !(missing.is_empty() && extra.is_empty()) {
-                    wrong.push(format!(
-                        "{what} on {server}: missing {missing:?}, too many {extra:?}"
-                    ));
+                    wrong.push(Wrong { server, what, missing, extra });
                 }
             }
         }
@@ -393,9 +410,9 @@ fn number(name: &str, otherwise: u64) -> u64 {
 }
 
 #[test]
-#[ignore = "takes minutes: tests/chaos"]
 fn five_servers_end_with_the_same_bans_whatever_fails() {
     let (rounds, seed) = (number("ROUNDS", 2), number("SEED", 1));
+    let happenings = if std::env::var_os("ROUNDS").is_some() { LONG } else { SHORT };
     let rig = Rig::fleet_with("bookworm", &["libfaketime"], &SERVERS);
     for (server, clock) in SERVERS.into_iter().zip([0, 0, 0, 150, -150]) {
         prepare(rig.host(server), clock);
@@ -403,19 +420,23 @@ fn five_servers_end_with_the_same_bans_whatever_fails() {
     for server in SERVERS {
         rig.host(server).ready();
     }
-    let mut chaos = Chaos::new(&rig, seed);
+    let mut chaos = Chaos::new(&rig, seed, happenings);
     let mut all = Round::default();
     let mut seconds = Vec::new();
-    println!("round  bans  lifts  faults  seconds to converge");
+    println!("round  bans  lifts  faults  lost  too many  seconds to converge");
     for n in 1..=rounds {
         let round = chaos.round();
         let faults: usize = round.faults.values().sum();
-        println!("{n:5}  {:4}  {:5}  {faults:6}  {:.1}", round.bans, round.lifts, round.seconds);
+        let Round { bans, lifts, lost, extra, seconds: took, .. } = &round;
+        let (lost, extra) = (lost.len(), extra.len());
+        println!("{n:5}  {bans:4}  {lifts:5}  {faults:6}  {lost:4}  {extra:8}  {took:.1}");
         for (what, count) in round.faults {
             *all.faults.entry(what).or_default() += count;
         }
         all.bans += round.bans;
         all.lifts += round.lifts;
+        all.lost.extend(round.lost);
+        all.extra.extend(round.extra);
         seconds.push(round.seconds);
     }
     seconds.sort_by(f64::total_cmp);
@@ -425,7 +446,9 @@ fn five_servers_end_with_the_same_bans_whatever_fails() {
     }
     println!("{:32} {:6}", "bans", all.bans);
     println!("{:32} {:6}", "lifted by hand", all.lifts);
-    println!("{:32} {:6}", "lost", 0);
+    println!("{:32} {:6}", "lost", all.lost.len());
+    println!("{:32} {:6}", "too many", all.extra.len());
     let (median, max) = (seconds[seconds.len() / 2], seconds[seconds.len() - 1]);
     println!("{:32} {median:.1} (median), {max:.1} (max)", "seconds to converge");
+    assert!(all.lost.is_empty() && all.extra.is_empty(), "lost or too many: see above");
 }

@@ -1,22 +1,194 @@
-//! The manual page says what the command line says: it is made from it.
+//! The manual pages and the completions of shells say what the command line and the settings are: they
+//! are made from them. `BLESS=1 cargo test --test man` writes them anew.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command as Process;
 
-use clap::CommandFactory as _;
+use clap::{Command, CommandFactory as _};
+use clap_complete::{Shell, generate};
+use clap_mangen::Man;
 use f2bmqtt::cli::Cli;
 
-#[test]
-fn the_manual_page_is_made_from_the_command_line() {
-    let mut page = Vec::new();
-    let manual = clap_mangen::Man::new(Cli::command()).section("8").manual("f2bmqtt");
-    manual.render(&mut page).unwrap();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("debian/f2bmqtt.8");
+const README: &str = include_str!("../README.md");
+const SAMPLE: &str = include_str!("../etc/mqtt.env");
+
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("debian").join(name)
+}
+
+/// Compares a text with the one that is kept, or keeps it.
+fn is_kept(name: &str, made: &str) {
+    let path = path(name);
     if std::env::var_os("BLESS").is_some() {
-        std::fs::write(&path, &page).unwrap();
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, made).unwrap();
     }
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        kept == String::from_utf8(page).unwrap(),
-        "make it anew: BLESS=1 cargo test --test man"
+    assert!(kept == made, "debian/{name}: make it anew: BLESS=1 cargo test --test man");
+}
+
+/// The commands that are for people and for fail2ban, and not for the program itself.
+fn shown(command: &Command) -> Vec<Command> {
+    let commands = command.get_subcommands().filter(|command| !command.is_hide_set());
+    commands.filter(|command| command.get_name() != "help").cloned().collect()
+}
+
+/// A part of a page, without its heading.
+fn section(render: impl Fn(&mut Vec<u8>) -> std::io::Result<()>) -> String {
+    let mut part = Vec::new();
+    render(&mut part).unwrap();
+    let part = String::from_utf8(part).unwrap();
+    let lines = part.lines().filter(|line| !line.starts_with(".SH") && !line.starts_with(".ie"));
+    lines.filter(|line| !line.starts_with(".el")).map(|line| format!("{line}\n")).collect()
+}
+
+/// Text for roff: what it would act upon is not.
+fn roff(text: &str) -> String {
+    let text = text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\*(Aq");
+    if text.starts_with('.') { format!("\\&{text}") } else { text }
+}
+
+/// The commands' page: the tree in one, a section for each command.
+fn commands() -> String {
+    let mut tree = Cli::command().disable_help_subcommand(true);
+    tree.build();
+    let man = Man::new(tree.clone()).section("8").manual("f2bmqtt");
+    let mut page = Vec::new();
+    man.render_title(&mut page).unwrap();
+    man.render_name_section(&mut page).unwrap();
+    man.render_synopsis_section(&mut page).unwrap();
+    man.render_description_section(&mut page).unwrap();
+    let mut page = String::from_utf8(page).unwrap();
+    page.push_str(".SH COMMANDS\n");
+    for command in shown(&tree) {
+        let usage = command.clone().render_usage().to_string();
+        let usage = usage.strip_prefix("Usage: ").unwrap_or(&usage);
+        page.push_str(&format!(".SS {}\n", roff(usage)));
+        let man = Man::new(command.clone());
+        page.push_str(&section(|part| man.render_description_section(part)));
+        page.push_str(&section(|part| man.render_options_section(part)));
+        if command.get_after_help().or(command.get_after_long_help()).is_some() {
+            page.push_str(".PP\n.na\n");
+            page.push_str(&section(|part| man.render_extra_section(part)));
+            page.push_str(".ad\n");
+        }
+    }
+    page.push_str(".SH NOTES\n.na\n");
+    page.push_str(&section(|part| man.render_extra_section(part)));
+    page.push_str(".ad\n.SH SEE ALSO\n.BR mqtt.env (5),\n.BR fail2ban\\-client (1)\n");
+    ascii(&page)
+}
+
+/// What is not ASCII, by its number: not every roff reads UTF-8.
+fn ascii(page: &str) -> String {
+    let name = |c: char| match c {
+        c if c.is_ascii() => c.to_string(),
+        c => format!("\\[u{:04X}]", u32::from(c)),
+    };
+    page.chars().map(name).collect()
+}
+
+/// The rows of the README's table of settings: keys, default, meaning.
+fn settings() -> Vec<[String; 3]> {
+    let (_, rest) = README.split_once("\n## Settings\n").unwrap();
+    let (rest, _) = rest.split_once("\n## ").unwrap();
+    let rows = rest.lines().filter(|line| line.starts_with("| `"));
+    let cells = |row: &str| -> [String; 3] {
+        let row = row.trim_matches(['|', ' ']).replace("\\|", "|");
+        let cells: Vec<_> = row.splitn(3, " |").map(|cell| cell.trim().to_owned()).collect();
+        cells.try_into().unwrap()
+    };
+    rows.map(cells).collect()
+}
+
+/// Bold what the README has in backticks.
+fn bold(markdown: &str) -> String {
+    let parts = markdown.split('`').enumerate().map(|(number, part)| match number % 2 {
+        0 => roff(part),
+        _ => format!("\\fB{}\\fR", roff(part)),
+    });
+    parts.collect()
+}
+
+/// The settings' page: the README's words, and the file as it is shipped.
+fn settings_page() -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    let mut page = format!(
+        ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n.TH mqtt.env 5 \"f2bmqtt {version}\" f2bmqtt\n\
+         .SH NAME\nmqtt.env \\- the settings of f2bmqtt\n.SH SYNOPSIS\n\\fI/etc/fail2ban/mqtt.env\\fR\n\
+         .SH DESCRIPTION\n"
     );
+    let (_, text) = README.split_once("\n## Settings\n\n").unwrap();
+    let (text, _) = text.split_once("\n\n|").unwrap();
+    for line in text.lines() {
+        page.push_str(&bold(line));
+        page.push('\n');
+    }
+    page.push_str(".SH SETTINGS\n");
+    for [keys, default, meaning] in settings() {
+        page.push_str(&format!(".TP\n{}\n{}\n", bold(&keys), bold(&meaning)));
+        if !default.is_empty() {
+            page.push_str(&format!(".br\nDefault: {}\n", bold(&default)));
+        }
+    }
+    page.push_str(".SH EXAMPLE\nThe file as it is shipped:\n.PP\n.nf\n");
+    for line in SAMPLE.lines() {
+        page.push_str(&roff(line));
+        page.push('\n');
+    }
+    page.push_str(".fi\n.SH SEE ALSO\n.BR f2bmqtt (8)\n");
+    ascii(&page)
+}
+
+/// A shell's completion of the commands that are shown.
+fn completion(shell: Shell) -> String {
+    let tree = Cli::command();
+    let mut shown = Command::new("f2bmqtt")
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(tree.get_arguments().cloned())
+        .subcommands(shown(&tree));
+    let mut text = Vec::new();
+    generate(shell, &mut shown, "f2bmqtt", &mut text);
+    let text = String::from_utf8(text).unwrap();
+    text.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+#[test]
+fn the_manual_pages_are_made_from_the_command_line_and_the_settings() {
+    is_kept("f2bmqtt.8", &commands());
+    is_kept("mqtt.env.5", &settings_page());
+}
+
+#[test]
+fn the_completions_are_made_from_the_command_line() {
+    is_kept("completions/f2bmqtt.bash", &completion(Shell::Bash));
+    is_kept("completions/_f2bmqtt", &completion(Shell::Zsh));
+    is_kept("completions/f2bmqtt.fish", &completion(Shell::Fish));
+}
+
+#[test]
+fn bash_completes_a_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("f2bmqtt");
+    std::fs::write(&file, completion(Shell::Bash)).unwrap();
+    let script = format!(
+        "source {}; COMP_WORDS=(f2bmqtt che); COMP_CWORD=1; _f2bmqtt f2bmqtt che f2bmqtt
+         echo \"${{COMPREPLY[@]}}\"",
+        file.display()
+    );
+    let out = Process::new("bash").args(["-c", &script]).output().unwrap();
+    assert_eq!(String::from_utf8(out.stdout).unwrap(), "check\n");
+}
+
+#[test]
+fn the_sample_and_the_table_name_the_same_settings() {
+    let keys = |text: &str, ends: &[char]| -> BTreeSet<String> {
+        let found = text.split("MQTT_").skip(1);
+        found.map(|rest| rest.split(ends).next().unwrap().to_owned()).collect()
+    };
+    let table: String = settings().into_iter().map(|[keys, ..]| keys).collect();
+    let lines = SAMPLE.lines().filter(|line| line.trim_start_matches('#').starts_with("MQTT_"));
+    let sample: String = lines.map(|line| format!("{line}\n")).collect();
+    assert_eq!(keys(&table, &['`']), keys(&sample, &['=']));
 }

@@ -240,14 +240,67 @@ fn without_a_daemon_notify_publishes_by_itself() {
 fn where_the_spool_cannot_be_written_a_ban_goes_out_all_the_same() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
-    a.sh("mkdir -p /etc/systemd/system/fail2ban.service.d
-          printf '[Service]\nReadOnlyPaths=/var/lib/f2bmqtt\n' >/etc/systemd/system/fail2ban.service.d/ro.conf
-          systemctl daemon-reload; systemctl restart fail2ban");
+    let journal = || a.sh("journalctl -t f2bmqtt -o cat --no-pager");
+    for (paths, address, what) in [
+        ("/var/lib/f2bmqtt", "192.0.2.1", "waits in memory"),
+        ("/var/lib/f2bmqtt /run/f2bmqtt", "192.0.2.2", "goes out at once, or never"),
+    ] {
+        a.sh(&format!(
+            "mkdir -p /etc/systemd/system/fail2ban.service.d
+             printf '[Service]\nReadOnlyPaths={paths}\n' >/etc/systemd/system/fail2ban.service.d/ro.conf
+             systemctl daemon-reload; systemctl restart fail2ban"
+        ));
+        a.ready();
+        a.attack("auth", &[address]);
+        eventually("b bans it", || b.bans("sshd", address));
+        let text = "cannot write the spool /var/lib/f2bmqtt/spool: ";
+        let said = journal().lines().any(|line| line.starts_with(text) && line.contains(what));
+        assert!(said, "{}", journal());
+    }
+}
+
+/// How many events wait on disk and in memory.
+fn spooled(host: Host<'_>) -> (usize, usize) {
+    let count = |dir: &str| host.sh(&format!("ls {dir}")).lines().count();
+    (count("/var/lib/f2bmqtt/spool"), count("/run/f2bmqtt/spool"))
+}
+
+#[test]
+fn a_ban_that_no_disk_has_outlives_the_daemon_and_the_broker_s_memory() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
+    a.sh("systemctl stop f2bmqttsub fail2ban
+          for d in f2bmqtt fail2ban; do
+              cp -a /var/lib/$d /root/; mount -t tmpfs -o size=4m,mode=0700 tmpfs /var/lib/$d
+              cp -a /root/$d/. /var/lib/$d/
+          done; systemctl start fail2ban f2bmqttsub");
     a.ready();
-    attack(a, &addresses(1));
-    eventually("b bans it", || b.bans("sshd", "192.0.2.1"));
+    a.sh("for d in f2bmqtt fail2ban; do
+              dd if=/dev/zero of=/var/lib/$d/filler bs=64k; dd if=/dev/zero of=/var/lib/$d/filler2 bs=512
+          done 2>&1; true");
+    attack(a, &addresses(2));
+    eventually("b bans them", || banned(b) == addresses(2));
     let journal = a.sh("journalctl -t f2bmqtt -o cat --no-pager");
-    assert!(journal.contains("cannot write the spool /var/lib/f2bmqtt/spool"), "{journal}");
+    assert_eq!(journal.matches("waits in memory").count(), 2, "{journal}");
+    // Nobody but this fail2ban's memory and the spare spool knows of them from here on.
+    a.sh("systemctl kill -s KILL f2bmqttsub");
+    hub.sh("systemctl kill -s KILL mosquitto; systemctl stop mosquitto
+            rm -f /var/lib/mosquitto/mosquitto.db; systemctl start mosquitto");
+    b.sh("systemctl restart f2bmqttsub");
+    for host in [a, b] {
+        host.ready();
+    }
+    std::thread::sleep(Duration::from_secs(8));
+    assert_eq!((banned(a), banned(b)), (addresses(2), addresses(2)));
+    a.sh("fail2ban-client set sshd unbanip 192.0.2.2");
+    eventually("b frees it", || banned(b) == addresses(1));
+    a.sh("rm /var/lib/f2bmqtt/filler* /var/lib/fail2ban/filler*");
+    eventually("the other is written down", || spooled(a) == (0, 0));
+    a.sh("systemctl kill -s KILL f2bmqttsub");
+    hub.sh("systemctl restart mosquitto");
+    a.ready();
+    std::thread::sleep(Duration::from_secs(8));
+    assert_eq!((banned(a), banned(b)), (addresses(1), addresses(1)));
 }
 
 #[test]

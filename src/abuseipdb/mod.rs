@@ -16,7 +16,7 @@
 //!   [`public`]: of whom it is.
 //! - [`glance`]: what an operator sees of the queue.
 //! - [`ledger`] and [`log`]: the script's database and log, which people know; [`key`]: the API key;
-//!   [`times`]: points in time as text.
+//!   [`times`]: points in time as text; [`glance`]: how it all stands, for people.
 
 pub mod answer;
 pub mod api;

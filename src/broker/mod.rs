@@ -10,6 +10,7 @@
 //! what is signed well. So nobody who uses it needs to know of that.
 
 mod backoff;
+mod dots;
 mod session;
 mod why;
 
@@ -23,6 +24,7 @@ use crate::guard::Refusal;
 use backoff::Backoff;
 use session::Session;
 use why::Protection;
+pub use why::{Stage, Why};
 
 /// The largest message that is taken, in bytes. rumqttc ends a connection over a larger one.
 const MAX_PACKET: usize = 256 * 1024;
@@ -54,14 +56,14 @@ pub enum Event {
     },
     /// The broker has what was published under this name.
     Published(String),
-    /// The broker does not let this host subscribe.
-    SubscribeRefused,
+    /// The broker does not let this host subscribe to these topics; it is asked again.
+    SubscribeRefused(Vec<String>),
     /// It is down, or did not come up: why. What was not acknowledged is to be sent again.
     Lost {
         /// Which broker.
         broker: Broker,
         /// Why, with what to do about it where that is known.
-        why: String,
+        why: Why,
     },
 }
 
@@ -110,8 +112,10 @@ impl Connection {
     }
 
     fn open(&self, topic: String, payload: Vec<u8>) -> Event {
+        let topic = dots::restored(&self.topic, topic);
         let refuses = |signing: &Signing| signing.refuses(&topic, &payload);
-        match self.signing.as_ref().filter(|_| !payload.is_empty()).and_then(refuses) {
+        let counts = !payload.is_empty() && self.topic.is_above(&topic);
+        match self.signing.as_ref().filter(|_| counts).and_then(refuses) {
             Some(refusal) => Event::Refused { topic, refusal },
             None => Event::Message { topic, payload },
         }
@@ -121,7 +125,7 @@ impl Connection {
 #[derive(Debug)]
 enum State {
     Down { until: Instant },
-    Up { session: Session, since: Option<Instant> },
+    Up { session: Box<Session>, since: Option<Instant> },
 }
 
 impl Link {
@@ -148,7 +152,7 @@ impl Link {
                     sleep_until(*until).await;
                     match self.connect() {
                         Ok(()) => continue,
-                        Err(why) => session::Event::Ended { why, too_large: false },
+                        Err(why) => session::Event::Ended { why: why.into(), too_large: false },
                     }
                 }
                 State::Up { session, .. } => session.event().await,
@@ -199,6 +203,13 @@ impl Link {
         }
     }
 
+    /// Hands over what is for those who listen now, and not missed if it is lost.
+    pub fn mention(&mut self, topic: String, payload: Vec<u8>) {
+        if let State::Up { session, since: Some(_) } = &mut self.state {
+            session.mention(topic, payload);
+        }
+    }
+
     /// Hands over what the broker is to keep on a topic, or nothing where it is to keep nothing any more.
     /// It counts as [`publish`](Self::publish) does.
     pub fn replace(&mut self, name: String, topic: String, payload: Vec<u8>) {
@@ -208,10 +219,10 @@ impl Link {
         }
     }
 
-    /// Asks for a topic, and for what the broker keeps there, on this connection.
-    pub fn subscribe(&mut self, topic: String) {
+    /// Asks for topics, and for what the broker keeps there, on this connection.
+    pub fn subscribe(&mut self, topics: &[String]) {
         if let State::Up { session, since: Some(_) } = &mut self.state {
-            session.subscribe(&[topic]);
+            session.subscribe(topics);
         }
     }
 
@@ -253,7 +264,7 @@ impl Link {
         if let Some(login) = login {
             options.set_credentials(login.user.clone(), login.password.reveal());
         }
-        let session = Session::start(options, protection);
+        let session = Box::new(Session::start(options, protection));
         self.state = State::Up { session, since: None };
         Ok(())
     }
@@ -275,7 +286,7 @@ impl Link {
             }
             session::Event::Message { topic, payload } => Some(self.config.open(topic, payload)),
             session::Event::Published(name) => Some(Event::Published(name)),
-            session::Event::SubscribeRefused => Some(Event::SubscribeRefused),
+            session::Event::SubscribeRefused(topics) => Some(Event::SubscribeRefused(topics)),
             session::Event::Ended { why, too_large } => {
                 self.discard = too_large && self.config.client.persistent;
                 let up = match &self.state {

@@ -1,6 +1,6 @@
 //! One connection to one broker, from its first packet to its end.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use super::why::{Protection, explain, is_too_large};
+use super::why::{Protection, Why, explain, is_too_large};
 
 /// How many messages may be on their way to the broker.
 const WINDOW: usize = 64;
@@ -25,16 +25,22 @@ const QUEUE_BYTES: usize = 32 * 1024 * 1024;
 /// A broker that has not acknowledged a message for so long will not.
 const ACKNOWLEDGE: Duration = Duration::from_secs(15);
 
+/// A subscription that was refused is asked for again after so long, and then ever more seldom: NATS
+/// refuses what takes it too long, as after the death of one of its servers.
+const AGAIN: Duration = Duration::from_secs(2);
+const SELDOM: Duration = Duration::from_mins(5);
+
 /// How long a connection may take to come up, its CONNACK included, in seconds.
 pub(super) const CONNECT: u64 = 5;
 
 /// What happened to a session.
+#[derive(Debug)]
 pub(super) enum Event {
     Connected,
     Message { topic: String, payload: Vec<u8> },
     Published(String),
-    SubscribeRefused,
-    Ended { why: String, too_large: bool },
+    SubscribeRefused(Vec<String>),
+    Ended { why: Why, too_large: bool },
 }
 
 type Read = Result<rumqttc::Event, ConnectionError>;
@@ -53,6 +59,13 @@ pub(super) struct Session {
     handed: VecDeque<Option<String>>,
     /// Sent, by packet identifier.
     sent: HashMap<u16, Option<String>>,
+    /// Topics asked for, in order; those without a packet identifier yet, and those with one.
+    asked: VecDeque<Vec<String>>,
+    asked_as: HashMap<u16, Vec<String>>,
+    /// Those that were refused, when they are asked for again, and how long after that the next time.
+    refused: BTreeSet<String>,
+    again: Instant,
+    pause: Duration,
     /// The last time that the broker acknowledged something, or had nothing to.
     progress: Instant,
 }
@@ -86,8 +99,21 @@ impl Session {
             }
         });
         let progress = Instant::now();
-        let (handed, sent) = (VecDeque::new(), HashMap::new());
-        Self { client, protection, greeted: false, events, reader, handed, sent, progress }
+        Self {
+            client,
+            protection,
+            greeted: false,
+            events,
+            reader,
+            handed: VecDeque::new(),
+            sent: HashMap::new(),
+            asked: VecDeque::new(),
+            asked_as: HashMap::new(),
+            refused: BTreeSet::new(),
+            again: progress,
+            pause: AGAIN,
+            progress,
+        }
     }
 
     /// The next thing that happens; safe to drop.
@@ -98,9 +124,14 @@ impl Session {
             let event = tokio::select! {
                 biased; // an acknowledgement that waits to be read is one
                 event = self.events.recv() => event,
+                () = sleep_until(self.again), if !self.refused.is_empty() => {
+                    let topics: Vec<_> = std::mem::take(&mut self.refused).into_iter().collect();
+                    self.subscribe(&topics);
+                    continue;
+                }
                 () = sleep_until(deadline), if waits => {
                     let why = "it does not acknowledge what is published".to_owned();
-                    return Event::Ended { why, too_large: false };
+                    return Event::Ended { why: why.into(), too_large: false };
                 }
             };
             if let Some(event) = self.read(event) {
@@ -123,8 +154,10 @@ impl Session {
     pub(super) fn subscribe(&mut self, topics: &[String]) {
         let filters =
             topics.iter().map(|topic| SubscribeFilter::new(topic.clone(), QoS::AtLeastOnce));
-        // There is room beside a window of messages: one is asked for at a time.
-        let _ = self.client.try_subscribe_many(filters);
+        // There is room beside a window of messages: one branch is asked for at a time.
+        if self.client.try_subscribe_many(filters).is_ok() {
+            self.asked.push_back(topics.to_vec());
+        }
     }
 
     pub(super) fn room(&self) -> usize {
@@ -137,6 +170,10 @@ impl Session {
 
     pub(super) fn keep(&mut self, topic: String, payload: Vec<u8>) {
         self.send(None, topic, payload, true);
+    }
+
+    pub(super) fn mention(&mut self, topic: String, payload: Vec<u8>) {
+        self.send(None, topic, payload, false);
     }
 
     pub(super) fn replace(&mut self, name: String, topic: String, payload: Vec<u8>) {
@@ -159,7 +196,7 @@ impl Session {
 
     fn read(&mut self, event: Option<(Read, OwnedSemaphorePermit)>) -> Option<Event> {
         let Some((event, _taken)) = event else {
-            let why = "its reader ended".to_owned();
+            let why = "its reader ended".to_owned().into();
             return Some(Event::Ended { why, too_large: false });
         };
         match event {
@@ -170,12 +207,30 @@ impl Session {
                 }
                 None
             }
+            Ok(rumqttc::Event::Outgoing(Outgoing::Subscribe(identifier))) => {
+                if let Some(topics) = self.asked.pop_front() {
+                    self.asked_as.insert(identifier, topics);
+                }
+                None
+            }
             Ok(_) => None,
             Err(error) => {
                 let why = explain(&error, self.protection, self.greeted);
                 Some(Event::Ended { why, too_large: is_too_large(&error) })
             }
         }
+    }
+
+    fn refuse(&mut self, topics: Vec<String>) -> Option<Event> {
+        if topics.is_empty() {
+            return None;
+        }
+        if self.refused.is_empty() {
+            self.again = Instant::now() + self.pause;
+            self.pause = (self.pause * 2).min(SELDOM);
+        }
+        self.refused.extend(topics.iter().cloned());
+        Some(Event::SubscribeRefused(topics))
     }
 
     fn incoming(&mut self, packet: Packet) -> Option<Event> {
@@ -191,10 +246,13 @@ impl Session {
                 self.progress = Instant::now();
                 self.sent.remove(&ack.pkid).flatten().map(Event::Published)
             }
-            Packet::SubAck(ack) => ack
-                .return_codes
-                .contains(&SubscribeReasonCode::Failure)
-                .then_some(Event::SubscribeRefused),
+            Packet::SubAck(ack) => {
+                let topics = self.asked_as.remove(&ack.pkid).unwrap_or_default();
+                let answers = topics.into_iter().zip(ack.return_codes);
+                let refused = answers.filter(|(_, code)| *code == SubscribeReasonCode::Failure);
+                let refused: Vec<String> = refused.map(|(topic, _)| topic).collect();
+                self.refuse(refused)
+            }
             _ => None,
         }
     }
@@ -207,4 +265,57 @@ fn bytes(event: &Read) -> u32 {
         _ => 0,
     };
     u32::try_from(length.min(QUEUE_BYTES)).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// A broker that grants the second of two topics, and the first when it is asked for again. Answers
+    /// what it was asked for.
+    async fn hesitates(listener: TcpListener) -> (Vec<Vec<u8>>, TcpStream) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut asked = Vec::new();
+        loop {
+            let mut head = [0; 2];
+            stream.read_exact(&mut head).await.unwrap();
+            let mut body = vec![0; usize::from(head[1])];
+            stream.read_exact(&mut body).await.unwrap();
+            match (head[0] >> 4, asked.len()) {
+                (1, _) => stream.write_all(&[0x20, 2, 0, 0]).await.unwrap(),
+                (8, 0) => {
+                    stream.write_all(&[0x90, 4, body[0], body[1], 0x80, 1]).await.unwrap();
+                    asked.push(body.split_off(2));
+                }
+                (8, _) => {
+                    stream.write_all(&[0x90, 3, body[0], body[1], 1]).await.unwrap();
+                    asked.push(body.split_off(2));
+                    // And a message, so that there is something to wait for.
+                    stream.write_all(&[0x30, 4, 0, 1, b'a', b'!']).await.unwrap();
+                    return (asked, stream);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_subscription_that_was_refused_is_asked_for_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let options = MqttOptions::new("it", "127.0.0.1", listener.local_addr().unwrap().port());
+        let broker = tokio::spawn(hesitates(listener));
+        let mut session = Session::start(options, Protection::Nothing);
+        assert!(matches!(session.event().await, Event::Connected));
+        session.subscribe(&["a".to_owned(), "b".to_owned()]);
+        let refused = session.event().await;
+        assert!(matches!(refused, Event::SubscribeRefused(topics) if topics == ["a"]));
+        let next = session.event().await;
+        assert!(matches!(next, Event::Message { .. }), "{next:?}");
+        let topics = |text: &[u8]| text.to_vec();
+        let expected = [topics(b"\0\x01a\x01\0\x01b\x01"), topics(b"\0\x01a\x01")];
+        assert_eq!(broker.await.unwrap().0, expected);
+    }
 }

@@ -1,7 +1,7 @@
 //! Why a connection ended, in words that say what to do. What TLS says of certificates is for
 //! those who write such programs; here it is for those who run them.
 
-use std::io;
+use std::{fmt, io};
 
 use rumqttc::{ConnectReturnCode, ConnectionError, StateError, TlsError, mqttbytes};
 use rustls::pki_types::UnixTime;
@@ -20,6 +20,38 @@ pub(super) enum Protection {
     Identified,
 }
 
+/// How far a connection came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It was still to be protected, or to be.
+    Tls,
+    /// The broker does not take the login.
+    Login,
+    /// Before that, or after it.
+    Other,
+}
+
+/// Why a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Why {
+    /// How far it came.
+    pub stage: Stage,
+    /// For people, with what to do where that is known.
+    pub text: String,
+}
+
+impl From<String> for Why {
+    fn from(text: String) -> Self {
+        Self { stage: Stage::Other, text }
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 pub(super) fn is_too_large(error: &ConnectionError) -> bool {
     use mqttbytes::Error::PayloadSizeLimitExceeded;
     matches!(
@@ -29,7 +61,25 @@ pub(super) fn is_too_large(error: &ConnectionError) -> bool {
 }
 
 /// Why a connection ended; `greeted` where the broker had let us in before.
-pub(super) fn explain(error: &ConnectionError, protection: Protection, greeted: bool) -> String {
+pub(super) fn explain(error: &ConnectionError, protection: Protection, greeted: bool) -> Why {
+    Why { stage: stage(error, greeted), text: words(error, protection, greeted) }
+}
+
+fn stage(error: &ConnectionError, greeted: bool) -> Stage {
+    use ConnectReturnCode::{BadUserNamePassword, NotAuthorized};
+    let of_tls = |error: &io::Error| {
+        error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
+    };
+    match error {
+        ConnectionError::ConnectionRefused(BadUserNamePassword | NotAuthorized) => Stage::Login,
+        ConnectionError::Tls(_) => Stage::Tls,
+        error if io_error(error).is_some_and(of_tls) => Stage::Tls,
+        error if !greeted && hung_up(error) => Stage::Tls,
+        _ => Stage::Other,
+    }
+}
+
+fn words(error: &ConnectionError, protection: Protection, greeted: bool) -> String {
     if !greeted && hung_up(error) {
         return no_greeting(error, protection).to_owned();
     }
@@ -98,7 +148,7 @@ fn no_greeting(error: &ConnectionError, protection: Protection) -> &'static str 
         (ConnectionError::Tls(_), _) => NO_TLS,
         (_, Protection::Nothing) => {
             "it hangs up before a word of MQTT: if that port is for TLS, set MQTT_CAFILE or \
-             MQTT_TLS=on"
+             MQTT_TLS=on; if not, its log says why"
         }
         (_, Protection::Tls) => {
             "it hangs up before a word of MQTT: if it wants a certificate of this host, set \
@@ -270,7 +320,8 @@ mod tests {
             (E::InvalidPurpose, "its certificate is not one for servers"),
         ];
         for (error, words) in table {
-            let shown = explain(&greeting(Tls::InvalidCertificate(error)), Protection::Tls, false);
+            let shown =
+                explain(&greeting(Tls::InvalidCertificate(error)), Protection::Tls, false).text;
             assert!(shown.starts_with(words), "{shown}");
         }
     }
@@ -290,7 +341,7 @@ mod tests {
         ];
         for (alert, protection, words) in table {
             for error in [greeting(Tls::AlertReceived(alert)), later(Tls::AlertReceived(alert))] {
-                let shown = explain(&error, protection, false);
+                let shown = explain(&error, protection, false).text;
                 assert!(shown.starts_with(words), "{shown}");
             }
         }
@@ -312,7 +363,7 @@ mod tests {
             (&after, Protection::Tls, true, "connection reset"),
         ];
         for (error, protection, greeted, words) in table {
-            let shown = explain(error, protection, greeted);
+            let shown = explain(error, protection, greeted).text;
             assert!(shown.starts_with(words), "{shown}");
         }
     }

@@ -4,21 +4,26 @@ use clap::{Args, Subcommand};
 
 /// The operator's commands.
 #[derive(Debug, Subcommand)]
+#[allow(missing_docs, reason = "a comment would be taken for the long help, too")]
 pub enum Operation {
-    /// Show whether it works: this host, the broker, every host of the fleet
+    #[command(about = "Show whether it works: this host, the broker, every host of the fleet")]
     Status(StatusArgs),
-    /// List what is banned, where, by whom, until when; or say why one address is
+    #[command(about = "Find out why it does not work, and say what to do")]
+    Check(CheckArgs),
+    #[command(about = "List what is banned, where, by whom, until when; or say why one address is")]
     List(ListArgs),
-    /// Watch the fleet as it lives: bans as they come, hosts, jails; q ends it
-    ///
-    /// On a terminal it fills the screen, and is meant to be left open. In a pipe it prints a line for each
-    /// ban, unban and host that comes or goes: time, what, address, jail, host and more, with tabs between.
+    #[command(
+        about = "Watch the fleet as it lives: bans as they come, hosts, jails; q ends it",
+        long_about = "Watch the fleet as it lives: bans as they come, hosts, jails; q ends it.\n\nOn a terminal it \
+            fills the screen, and is meant to be left open. In a pipe it prints a line for each ban, unban and \
+            host that comes or goes: time, what, address, jail, host and more, with tabs between."
+    )]
     Watch,
-    /// Ban addresses on every host that has the jail
+    #[command(about = "Ban addresses on every host that has the jail")]
     Ban(BanArgs),
-    /// Free addresses on every host, whoever banned them
+    #[command(about = "Free addresses on every host, whoever banned them")]
     Unban(UnbanArgs),
-    /// Clear what a host that is gone for good left on the broker
+    #[command(about = "Clear what a host that is gone for good left on the broker")]
     Forget(ForgetArgs),
 }
 
@@ -153,6 +158,31 @@ pub struct ForgetArgs {
     /// Also one that is connected
     #[arg(long, short)]
     pub yes: bool,
+    /// Print one JSON object instead
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `check` is asked.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Find out why it does not work, and say what to do.\n\nLooks at the settings, the \
+            way to each broker, TLS, the login, the right to publish and to subscribe on each topic, \
+            the name and the clock of this host, the service, the package's links and files, fail2ban, \
+            its jails and what they report to AbuseIPDB. A line a check: ✓ it is well, ! it is odd, ✗ \
+            it does not work; below it, what to do next. Nothing is changed. What it publishes for it, \
+            no host acts upon and no broker keeps.",
+    after_help = "Exit codes: 0 no faults, 1 faults, 78 the settings cannot be used.\n\n\
+            JSON, one object:\n  \
+            state             ok, warning or fault: the worst of all\n  \
+            faults, warnings  how many\n  \
+            checks[].id       the check\n  \
+            checks[].state    its own\n  \
+            checks[].about    what was looked at, where there are several: a broker, a jail, a file\n  \
+            checks[].text     what was found\n  \
+            checks[].next     what to do, a list of lines"
+)]
+pub struct CheckArgs {
     /// Print one JSON object instead
     #[arg(long)]
     pub json: bool,

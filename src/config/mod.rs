@@ -29,10 +29,16 @@ pub use values::{Broker, Login, Secret, Signing, Topic};
 /// Where the settings are, unless `F2BMQTT_ENV` names another file (as tests do).
 pub const PATH: &str = "/etc/fail2ban/mqtt.env";
 
+/// Where the settings of this process are.
+#[must_use]
+pub fn path() -> PathBuf {
+    std::env::var_os("F2BMQTT_ENV").map_or_else(|| PATH.into(), PathBuf::from)
+}
+
 /// A settings file is a few hundred bytes; beyond this many it is something else.
 const MAX_BYTES: u64 = 64 * 1024;
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 17] = [
     "MQTT_HOST",
     "MQTT_PORT",
     "MQTT_TLS",
@@ -43,6 +49,8 @@ const KEYS: [&str; 15] = [
     "MQTT_TOPIC",
     "MQTT_USER",
     "MQTT_PASSWORD",
+    "MQTT_HA_PREFIX",
+    "MQTT_METRICS",
     "MQTT_JAILS",
     "MQTT_NOT_JAILS",
     "MQTT_NEVER_BAN",
@@ -54,7 +62,7 @@ const KEYS: [&str; 15] = [
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// What the program needs to know about its broker and its place in the fleet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// One broker or several, tried in turn; never empty.
     pub brokers: Vec<Broker>,
@@ -66,6 +74,10 @@ pub struct Config {
     pub topic: Topic,
     /// This host's name in the fleet.
     pub node: Host,
+    /// Where Home Assistant discovers devices, if it is to discover this host.
+    pub ha_prefix: Option<Topic>,
+    /// Figures for Prometheus are wanted.
+    pub metrics: bool,
     /// How messages are signed, if they are.
     pub signing: Option<Signing>,
     /// Which jails take part.
@@ -99,6 +111,14 @@ impl fmt::Display for Faults {
 
 impl std::error::Error for Faults {}
 
+impl Faults {
+    /// Line number (0 where no line is to blame) and what is wrong, in the file's order.
+    #[must_use]
+    pub fn list(&self) -> &[(usize, String)] {
+        &self.faults
+    }
+}
+
 impl Config {
     /// Reads the settings of this process: from `F2BMQTT_ENV` or [`PATH`].
     ///
@@ -106,7 +126,7 @@ impl Config {
     /// [`Error::Config`] with every fault of the file, or [`Error::Settings`] where it cannot be
     /// read.
     pub fn load() -> Result<Self, Error> {
-        let path = std::env::var_os("F2BMQTT_ENV").map_or_else(|| PATH.into(), PathBuf::from);
+        let path = path();
         let unread = |source| Error::Settings { path: path.clone(), source };
         let file = File::open(&path).map_err(unread)?;
         let mode = file.metadata().map_err(unread)?.permissions().mode();
@@ -182,11 +202,25 @@ impl Config {
         if login.as_ref().is_some_and(|login| login.password.reveal().is_empty()) {
             warnings.push("MQTT_USER is set and MQTT_PASSWORD is not".to_owned());
         }
+        let ha_prefix = file.optional("MQTT_HA_PREFIX", Topic::new);
+        let metrics = file.optional("MQTT_METRICS", values::switch).unwrap_or(false);
         match (brokers, topic, node) {
             (Some(brokers), Some(topic), Some(node)) if file.faults.is_empty() => {
                 let port = port.unwrap_or(default_port);
                 let brokers = brokers.into_iter().map(|broker| broker.or_port(port)).collect();
-                Ok(Self { brokers, tls, login, topic, node, signing, sharing, never_ban, warnings })
+                Ok(Self {
+                    brokers,
+                    tls,
+                    login,
+                    topic,
+                    node,
+                    ha_prefix,
+                    metrics,
+                    signing,
+                    sharing,
+                    never_ban,
+                    warnings,
+                })
             }
             _ => {
                 file.faults.sort_by_key(|(line, _)| if *line == 0 { usize::MAX } else { *line });

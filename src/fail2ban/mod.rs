@@ -160,6 +160,55 @@ impl Client {
         total.ok_or_else(|| misread("status …"))
     }
 
+    /// Which version of fail2ban it is.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn version(&mut self) -> Result<String, Error> {
+        let answer = self.call(&["version"], QUESTION).await?;
+        answer.text().map(str::to_owned).ok_or_else(|| misread("version"))
+    }
+
+    /// The actions of a jail, by name.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn actions(&mut self, jail: &Jail) -> Result<Vec<String>, Error> {
+        self.texts(jail, "actions").await
+    }
+
+    /// The log files that a jail reads.
+    ///
+    /// # Errors
+    /// Any [`Error`]; a jail that reads the journal has none.
+    pub async fn logs(&mut self, jail: &Jail) -> Result<Vec<String>, Error> {
+        match self.texts(jail, "logpath").await {
+            Err(Error::Refused { .. }) => Ok(Vec::new()),
+            answer => answer,
+        }
+    }
+
+    /// What an action of a jail has under a name: `actionban`, say.
+    ///
+    /// # Errors
+    /// Any [`Error`]; [`Error::Refused`] where it has nothing of that name.
+    pub async fn property(
+        &mut self,
+        jail: &Jail,
+        action: &str,
+        name: &str,
+    ) -> Result<String, Error> {
+        let command = ["get", jail.as_str(), "action", action, name];
+        let answer = self.call(&command, QUESTION).await?;
+        Ok(answer.text().unwrap_or_default().to_owned())
+    }
+
+    async fn texts(&mut self, jail: &Jail, what: &str) -> Result<Vec<String>, Error> {
+        let answer = self.call(&["get", jail.as_str(), what], QUESTION).await?;
+        let list = answer.list().ok_or_else(|| misread(what))?;
+        Ok(list.iter().filter_map(|one| one.text().map(str::to_owned)).collect())
+    }
+
     /// For how long its database keeps old rows, in seconds.
     ///
     /// # Errors

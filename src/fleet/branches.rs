@@ -1,6 +1,7 @@
 //! Whose snapshots there are, and which to ask the broker for next: one host's branch after another. A
 //! default mosquitto silently drops what goes beyond 20 messages in flight and 1,000 queued, so whoever
-//! asks for all at once gets a part of it. What is missing after some seconds is asked for again.
+//! asks for all at once gets a part of it. What is missing after some seconds is asked for again, then by
+//! its exact topics, too: `RabbitMQ` keeps messages, and hands out none of them for a topic with a wildcard.
 
 use std::collections::BTreeMap;
 
@@ -24,6 +25,15 @@ struct Branch {
     /// When it may be asked for, and how long after that again; in milliseconds.
     next: i64,
     pause: i64,
+}
+
+/// A branch that is to be subscribed to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asking {
+    /// Whose.
+    pub host: Host,
+    /// The broker was asked before, and did not hand it out.
+    pub again: bool,
 }
 
 /// The branches of all hosts that are known.
@@ -83,8 +93,8 @@ impl Branches {
         }
     }
 
-    /// Whose branch is to be subscribed to now, if any.
-    pub fn next(&mut self, now: i64) -> Option<Host> {
+    /// The branch that is to be subscribed to now, if any.
+    pub fn next(&mut self, now: i64) -> Option<Asking> {
         if !self.connected {
             return None;
         }
@@ -98,10 +108,11 @@ impl Branches {
         let due = |(_, branch): &(&Host, &mut Branch)| !branch.complete && branch.next <= now;
         let (host, branch) =
             self.known.iter_mut().filter(due).min_by_key(|(_, branch)| branch.next)?;
+        let again = branch.pause > AGAIN;
         branch.next = now + branch.pause;
         branch.pause = (branch.pause * 2).min(SELDOM);
         self.asked = Some((host.clone(), now));
-        Some(host.clone())
+        Some(Asking { host: host.clone(), again })
     }
 
     /// How many hosts there are, and of how many everything is known.
@@ -119,6 +130,14 @@ mod tests {
         Host::new(name).unwrap()
     }
 
+    fn first(name: &str) -> Asking {
+        Asking { host: host(name), again: false }
+    }
+
+    fn again(name: &str) -> Asking {
+        Asking { host: host(name), again: true }
+    }
+
     #[test]
     fn one_branch_after_another_and_what_is_missing_again() {
         let mut branches = Branches::default();
@@ -127,23 +146,23 @@ mod tests {
         }
         assert_eq!(branches.next(0), None, "not connected");
         branches.connected(0);
-        assert_eq!(branches.next(0), Some(host("a")));
+        assert_eq!(branches.next(0), Some(first("a")));
         assert_eq!(branches.next(10), None, "one at a time");
         branches.heard(&host("a"), false, 500);
         assert_eq!(branches.next(2_400), None, "it still speaks");
         branches.heard(&host("a"), true, 2_450);
-        assert_eq!(branches.next(2_450), Some(host("b")));
+        assert_eq!(branches.next(2_450), Some(first("b")));
         assert_eq!(branches.next(4_449), None);
-        assert_eq!(branches.next(4_450), Some(host("c")), "b says nothing");
+        assert_eq!(branches.next(4_450), Some(first("c")), "b says nothing");
         branches.heard(&host("c"), true, 4_500);
         assert_eq!(branches.next(4_500), None);
-        assert_eq!(branches.next(6_450), Some(host("b")), "again");
+        assert_eq!(branches.next(6_450), Some(again("b")), "again");
         assert_eq!(branches.next(14_449), None);
-        assert_eq!(branches.next(14_450), Some(host("b")), "ever more seldom");
+        assert_eq!(branches.next(14_450), Some(again("b")), "ever more seldom");
         branches.heard(&host("b"), true, 14_460);
         branches.heard(&host("a"), false, 15_000);
         assert_eq!(branches.next(18_999), None);
-        assert_eq!(branches.next(19_000), Some(host("a")), "a part of it is missing now");
+        assert_eq!(branches.next(19_000), Some(first("a")), "a part of it is missing now");
         assert_eq!(branches.count(), (3, 2));
         branches.lost();
         branches.connected(20_000);

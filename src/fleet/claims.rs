@@ -124,6 +124,17 @@ impl Origin {
         parts > 0 && self.of(parts).count() == parts as usize
     }
 
+    /// The numbers of the parts that are not known of its newest snapshot; of one that is known, or of
+    /// which nothing is, all that may be there.
+    pub(super) fn wanted(&self) -> Vec<u32> {
+        let (parts, _) = self.newest();
+        let known = |part: u32| {
+            self.slices.keys().any(|slice| (slice.part(), slice.parts()) == (part, parts))
+        };
+        let all = 0..parts.max(1);
+        if self.is_complete() { all.collect() } else { all.filter(|part| !known(*part)).collect() }
+    }
+
     /// How many parts its newest snapshot has, and the stamp of the oldest of these.
     fn newest(&self) -> (u32, i64) {
         let newest = self.slices.iter().max_by_key(|(_, stamp)| **stamp);
@@ -182,15 +193,18 @@ mod tests {
         let other = slice(1 - mine.part(), 2);
         assert_eq!(origin.covered(address), None);
         assert!(!origin.is_complete());
+        assert_eq!(origin.wanted(), [0], "the first says how many there are");
         assert!(origin.cover(slice(0, 1), 10));
         assert!(!origin.cover(slice(0, 1), 10), "the same again");
         assert_eq!(origin.covered(address), Some(10));
         assert!(origin.cover(other, 20));
         assert_eq!(origin.covered(address), Some(10), "the other part says nothing of it");
         assert!(!origin.is_complete(), "the other half is missing");
+        assert_eq!(origin.wanted(), [mine.part()]);
         assert!(origin.cover(mine, 21));
         assert_eq!(origin.covered(address), Some(21));
         assert!(origin.is_complete());
+        assert_eq!(origin.wanted(), [0, 1], "they may have changed");
         assert_eq!(origin.slices.len(), 2, "what newer parts cover is gone");
         assert!(origin.cover(slice(0, 1), 30));
         assert_eq!(origin.slices.len(), 1);

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::claims::{Said, Word};
 use super::look::Detection;
+use super::remember::Slot;
 use super::{Change, Fleet, Key, MAX_HOSTS, MAX_JAILS, MAX_OF_HOST, MAX_WORDS, TIDY, secs};
 use crate::fail2ban::database::Row;
 use crate::wire::{
-    Action, Address, Ban, Event, Host, Jail, Pardon, Part, Reason, Scope, Slice, Told, UnbanId,
+    Action, Address, Ban, Event, Host, Jail, Pardon, Part, Reason, Scope, Slice, State, Told,
+    UnbanId,
 };
 
 /// An own event that comes back later than this is an old one; in milliseconds.
@@ -234,9 +236,16 @@ impl Fleet {
         }
     }
 
-    /// A host's presence was heard of.
-    pub fn hear_presence(&mut self, host: &Host, now: i64) {
+    /// A host's presence was heard of. Another broker's last will of this host, which is no longer connected
+    /// there, is answered; what was kept before this connection came up has been.
+    pub fn hear_presence(&mut self, host: &Host, state: State, now: i64) {
         self.branches.found(host, now);
+        if *host == self.me
+            && state == State::Offline
+            && !self.snapshots.just_connected(now, &self.pace)
+        {
+            self.presence = None;
+        }
     }
 
     /// A fleet unban is known from now on: scripts cannot carry it, so their claims end with it.
@@ -300,6 +309,18 @@ impl Fleet {
         if case.mark.take().is_some() {
             self.change(Change::Mark(key.clone(), None));
         }
+    }
+
+    /// Whether nothing but what notify told knows of a detection yet: fail2ban's database does not, and
+    /// neither does this host's own memory on disk.
+    #[must_use]
+    pub fn is_unwritten(&self, event: &Event) -> bool {
+        let told = self.jails.get(&event.jail).and_then(|local| local.told.get(&event.address));
+        told.is_some_and(|told| {
+            let slot = Slot::Detected((event.jail.clone(), event.address));
+            let saved = told.kept && !self.changes.contains_key(&slot);
+            told.ban.start == event.time && !saved
+        })
     }
 
     /// A detection is over, or in fail2ban's database.

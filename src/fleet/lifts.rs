@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::claims::Word;
 use super::{Change, Key, Pace};
-use crate::wire::{Ban, Host};
+use crate::wire::{Ban, Host, Jail};
 
 /// One origin's ban that was lifted here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +56,11 @@ impl Lifts {
     /// What of one host's bans was lifted.
     pub(super) fn of(&self, host: &Host) -> impl Iterator<Item = (&Key, Lift)> {
         self.0.get(host).into_iter().flatten().map(|(key, lift)| (key, *lift))
+    }
+
+    /// How many bans of a jail were lifted.
+    pub(super) fn count(&self, jail: &Jail) -> usize {
+        self.0.values().flat_map(BTreeMap::keys).filter(|key| key.0 == *jail).count()
     }
 
     /// A lift is over.

@@ -35,7 +35,7 @@ pub mod work;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use branches::Branches;
+use branches::{Asking, Branches};
 use claims::{Origin, Said};
 pub use hear::Trouble;
 use lifts::Lifts;
@@ -46,6 +46,7 @@ use snapshot::{Publication, Snapshots};
 use tell::Teller;
 use unbans::Unbans;
 
+use crate::figures::JailFigures;
 use crate::wire::{Address, Host, Jail, Presence, State};
 
 /// The most words of other hosts that are kept in mind, of one host, and on one address; and the most hosts
@@ -250,9 +251,15 @@ impl Fleet {
         self.branches.lost();
     }
 
-    /// Whose branch is to be subscribed to now, if any.
-    pub fn branch(&mut self, now: i64) -> Option<Host> {
-        self.branches.next(now)
+    /// The branch that is to be subscribed to now, if any, as topics below the fleet's.
+    pub fn branch(&mut self, now: i64) -> Option<Vec<String>> {
+        let Asking { host, again } = self.branches.next(now)?;
+        let mut topics = vec![format!("state/{host}/+")];
+        if again {
+            let wanted = self.origins.get(&host).map_or_else(|| vec![0], Origin::wanted);
+            topics.extend(wanted.iter().map(|number| format!("state/{host}/{number}")));
+        }
+        Some(topics)
     }
 
     /// What of this host's snapshot is to be published now.
@@ -311,6 +318,28 @@ impl Fleet {
     pub fn claims(&self) -> usize {
         let cases = self.jails.values().flat_map(|local| local.cases.values());
         cases.flat_map(|case| &case.said).filter(|said| said.ban.is_some()).count()
+    }
+
+    /// Whether fail2ban answers.
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        self.pulse.is_some()
+    }
+
+    /// What each jail of this host holds.
+    #[must_use]
+    pub fn figures(&self) -> Vec<JailFigures> {
+        let figures = |jail: &Jail| {
+            let local = self.jails.get(jail);
+            let marked = |local: &Local| local.cases.values().filter(|c| c.mark.is_some()).count();
+            JailFigures {
+                jail: jail.clone(),
+                detected: local.map_or(0, |local| local.own.len()),
+                imported: local.map_or(0, marked),
+                lifted: self.lifts.count(jail),
+            }
+        };
+        self.names.iter().flatten().map(figures).collect()
     }
 
     /// The import of an address, if it is one.

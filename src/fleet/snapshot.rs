@@ -108,14 +108,17 @@ impl Snapshots {
                 slice.parts() != self.parts || last.is_some_and(|last| stamp < last)
             }
         };
-        // Just after a connection the broker hands out what was there before, and all is on its way.
-        let expected = now - self.connected < pace.echo;
-        if !old || expected || now - self.echoed < pace.echo {
+        if !old || self.just_connected(now, pace) || now - self.echoed < pace.echo {
             return false;
         }
         self.echoed = now;
         self.again.extend(0..self.parts);
         true
+    }
+
+    /// Whether the broker still hands out what was there before, and all that is new is on its way.
+    pub(super) fn just_connected(&self, now: i64, pace: &Pace) -> bool {
+        now - self.connected < pace.echo
     }
 
     /// This host said greater stamps before: all that it says is said again with greater ones.

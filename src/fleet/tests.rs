@@ -336,3 +336,41 @@ fn there_is_an_end_to_what_is_kept() {
     let ban = Ban { start: NOW / 1000, bantime: 600 };
     assert_eq!(fleet.word(&key(), &host("host7")), Word::Held(2, ban));
 }
+
+#[test]
+fn what_a_broker_does_not_hand_out_is_asked_for_by_its_exact_topics() {
+    let mut it = Bench::new();
+    it.fleet.connected(NOW);
+    let mine = part("me", NOW, &[]);
+    it.fleet.hear_part(&mine, NOW);
+    it.fleet.hear_presence(&host("a"), State::Online, NOW);
+    let asked = |it: &mut Bench, after| it.fleet.branch(NOW + after);
+    let all = |topics: &[&str]| Some(topics.iter().map(|topic| (*topic).to_owned()).collect());
+    assert_eq!(asked(&mut it, 0), all(&["state/a/+"]));
+    assert_eq!(asked(&mut it, 3_999), None);
+    assert_eq!(asked(&mut it, 4_000), all(&["state/a/+", "state/a/0"]));
+    // Its first part says that there are two.
+    let first = Part { slice: Slice::new(0, 2).unwrap(), ..part("a", NOW, &[]) };
+    it.fleet.hear_part(&first, NOW + 5_000);
+    assert_eq!(asked(&mut it, 12_000), all(&["state/a/+", "state/a/1"]));
+    let second = Part { slice: Slice::new(1, 2).unwrap(), ..part("a", NOW, &[]) };
+    it.fleet.hear_part(&second, NOW + 13_000);
+    assert_eq!(asked(&mut it, 600_000), None);
+}
+
+#[test]
+fn another_broker_s_last_will_of_this_host_is_answered() {
+    let mut it = Bench::new();
+    it.fleet.connected(NOW);
+    let mut says = |heard: Option<State>, after| {
+        if let Some(state) = heard {
+            it.fleet.hear_presence(&host("me"), state, NOW + after);
+        }
+        it.fleet.presence(Presence::default, NOW + after).is_some()
+    };
+    assert!(says(None, 0), "on connection");
+    assert!(!says(Some(State::Offline), 100), "that was kept from before");
+    assert!(!says(Some(State::Online), 20_000), "that is its own");
+    assert!(says(Some(State::Offline), 20_000));
+    assert!(!says(None, 20_001), "once");
+}

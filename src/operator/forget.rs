@@ -12,6 +12,7 @@ use crate::abuseipdb::service::now;
 use crate::cli::operator::ForgetArgs;
 use crate::config::Config;
 use crate::error::Error;
+use crate::figures::homeassistant;
 use crate::journal::say;
 use crate::outbox::millis;
 use crate::runtime;
@@ -42,7 +43,11 @@ pub fn run(args: &ForgetArgs) -> Result<(), Error> {
         }
         let bans = visit.view().banned(now());
         let alone = bans.iter().filter(|ban| ban.origin == host && ban.also.is_empty()).count();
-        let farewell = farewell(&host, member, millis(SystemTime::now()));
+        let mut farewell = farewell(&host, member, millis(SystemTime::now()));
+        if let Some(prefix) = &config.ha_prefix {
+            farewell
+                .extend(homeassistant::topics(prefix, &config.topic, &host).map(Message::Clear));
+        }
         visit.publish(&farewell).await?;
         let until = Instant::now() + PATIENCE;
         while visit.view().hosts().contains_key(&host) {

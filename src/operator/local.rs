@@ -47,8 +47,7 @@ impl Service {
         let inbox = Spool::<Report>::new(paths.reports()).list().unwrap_or_default().len();
         let mut reports = Glance::of(&paths.report_queue()).unwrap_or_default();
         reports.waiting += inbox;
-        let events =
-            Spool::<crate::wire::Told>::new(paths.spool()).list().unwrap_or_default().len();
+        let events = paths.spool().list().unwrap_or_default().len();
         Self { pid, since, events, reports }
     }
 }

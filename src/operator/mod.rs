@@ -7,6 +7,7 @@
 
 pub mod ask;
 pub mod ban;
+pub mod check;
 pub mod clock;
 pub mod forget;
 pub mod gather;
@@ -29,6 +30,7 @@ use crate::paths::Paths;
 /// Any [`Error`].
 pub fn run(operation: &Operation, paths: &Paths) -> Result<(), Error> {
     match operation {
+        Operation::Check(args) => check::run(args.json, paths),
         Operation::Status(args) => status::run(args.json, paths),
         Operation::List(args) => list::run(args, paths),
         Operation::Watch => watch::run(),

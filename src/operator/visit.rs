@@ -27,6 +27,8 @@ pub enum Message {
     Event(&'static str, String),
     /// What is to be kept on a topic below the fleet's from now on: nothing any more, if it is empty.
     Keep(String, String),
+    /// Nothing is to be kept any more on a topic that is not the fleet's.
+    Clear(String),
 }
 
 /// A visit.
@@ -80,7 +82,7 @@ impl Visit {
     }
 
     fn ask(&mut self, host: &Host) {
-        self.link.subscribe(self.topic.below(&format!("state/{host}/+")));
+        self.link.subscribe(&[self.topic.below(&format!("state/{host}/+"))]);
     }
 
     /// The fleet, as far as it was heard.
@@ -116,7 +118,7 @@ impl Visit {
                 let topic = topic.strip_prefix(&self.topic.below("")).unwrap_or_default();
                 Ok(self.gathering.hear(topic, &payload, millis(self.began)))
             }
-            Event::SubscribeRefused => Err(refused(&self.topic)),
+            Event::SubscribeRefused(_) => Err(refused(&self.topic)),
             Event::Lost { broker, why } => Err(lost(&broker, &why)),
             // What is not signed well is nobody's word.
             Event::Connected(_) | Event::Published(_) | Event::Refused { .. } => Ok(Heard::Nothing),
@@ -160,6 +162,7 @@ impl Visit {
             Message::Keep(topic, text) => {
                 self.link.replace(name, self.topic.below(topic), text.clone().into_bytes());
             }
+            Message::Clear(topic) => self.link.replace(name, topic.clone(), Vec::new()),
         }
     }
 
@@ -203,7 +206,7 @@ async fn connect(link: &mut Link, config: &Config) -> Result<Broker, Error> {
     }
 }
 
-fn lost(broker: &Broker, why: &str) -> Error {
+fn lost(broker: &Broker, why: impl std::fmt::Display) -> Error {
     Error::Undone(format!("no connection to the broker {broker}: {why}"))
 }
 

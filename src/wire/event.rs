@@ -14,6 +14,9 @@ const MAX_EVENT: usize = 4096;
 /// The most fleet unbans that an event names, the newest ones: with more, the snapshot tells.
 const MAX_UNBANS: usize = 10;
 
+/// The action of an event that only has to come back to its sender: nothing was done.
+pub const CHECK: &str = "check";
+
 /// What an event says was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {

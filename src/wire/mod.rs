@@ -17,7 +17,7 @@ mod presence;
 pub mod seal;
 mod told;
 
-pub use event::{Action, Event, Reason};
+pub use event::{Action, CHECK, Event, Reason};
 pub use fields::Malformed;
 pub use names::{Address, Fnv, Host, Jail, Scope, UnbanId, is_hidden};
 pub use part::{Ban, Listed, MAX_PARTS, Pardon, Part, Slice};

@@ -9,7 +9,9 @@ use f2bmqtt::fleet::work::{Step, Work};
 use f2bmqtt::fleet::{Change, Fleet, Key, Pace, Remembered};
 use f2bmqtt::guard::{Guard, Sharing, Verdict};
 use f2bmqtt::notify::Call;
-use f2bmqtt::wire::{Address, Event, Host as Name, Jail, Part, Presence, Told};
+use f2bmqtt::wire::{
+    Action as Word, Address, Event, Host as Name, Jail, Part, Presence, Reason, Told,
+};
 
 use crate::broker::{Broker, Message};
 use crate::chance::Chance;
@@ -39,7 +41,10 @@ pub(crate) struct Host {
     pub(crate) connected: bool,
     /// What is on disk.
     pub(crate) disk: Remembered,
-    spool: VecDeque<Told>,
+    /// What notify told; and whether the disk was full then, so that it is in the spare spool.
+    spool: VecDeque<(Told, bool)>,
+    /// Published from the spare spool, and nowhere on disk yet.
+    unwritten: VecDeque<Told>,
     /// The outbox of the daemon: it dies with it, and is read from the spool again.
     waiting: VecDeque<Event>,
     read: usize,
@@ -50,8 +55,8 @@ pub(crate) struct Host {
     pub(crate) muddled: BTreeSet<Address>,
     pub(crate) broken: Option<Broken>,
     pub(crate) gone: bool,
-    /// It does not crash now: a full disk and a crash together lose marks, which is documented.
-    pub(crate) cares: bool,
+    /// Marks, lifts or fleet unbans could not be written: it does not crash now, which would lose them.
+    pub(crate) unsaved: bool,
 }
 
 /// The simulation lives faster than servers do.
@@ -77,6 +82,7 @@ impl Host {
             connected: false,
             disk: Remembered::default(),
             spool: VecDeque::new(),
+            unwritten: VecDeque::new(),
             waiting: VecDeque::new(),
             read: 0,
             asked: 0,
@@ -84,7 +90,7 @@ impl Host {
             muddled: BTreeSet::new(),
             broken: None,
             gone: false,
-            cares: false,
+            unsaved: false,
         }
     }
 
@@ -102,6 +108,9 @@ impl Host {
         self.fleet = None;
         self.waiting.clear();
         self.read = 0;
+        for told in self.unwritten.drain(..).rev() {
+            self.spool.push_front((told, true));
+        }
         self.cut(broker);
     }
 
@@ -140,7 +149,7 @@ impl Host {
             };
             let Ok((Some(told), _)) = call.told() else { continue };
             around.log.push(format!("{} {action} {address} {ticket:?}", self.name));
-            self.spool.push_back(told);
+            self.spool.push_back((told, self.fail2ban.full));
         }
     }
 
@@ -155,8 +164,8 @@ impl Host {
             }
             ["state", ..] => drop(fleet.hear_part(&Part::parse(payload.as_bytes()).unwrap(), now)),
             ["host", host] => {
-                Presence::parse(payload.as_bytes()).unwrap();
-                fleet.hear_presence(&Name::new(host).unwrap(), now);
+                let state = Presence::parse(payload.as_bytes()).unwrap().state;
+                fleet.hear_presence(&Name::new(host).unwrap(), state, now);
             }
             _ => {
                 let event = Event::parse(payload.as_bytes()).unwrap();
@@ -194,13 +203,13 @@ impl Host {
     }
 
     fn step(&mut self, around: &mut Around<'_>) -> Result<(), Crash> {
-        if around.faults && !self.cares && around.chance.often(4) { Err(Crash) } else { Ok(()) }
+        if around.faults && !self.unsaved && around.chance.often(4) { Err(Crash) } else { Ok(()) }
     }
 
     fn scan(&mut self) {
         let now = self.millis();
         let Some(fleet) = &mut self.fleet else { return };
-        while let Some(told) = self.spool.get(self.read).cloned() {
+        while let Some((told, _)) = self.spool.get(self.read).cloned() {
             let row = self.fail2ban.rows.get(&told.address).copied();
             match fleet.tell(&told, || Ok::<_, Infallible>(Some(row)), now) {
                 Ok(Some(event)) => {
@@ -211,6 +220,8 @@ impl Host {
                 Err(never) => match never {},
             }
         }
+        self.unwritten
+            .retain(|told| fleet.is_unwritten(&told.clone().event(&self.me, 0, Reason::Detected)));
     }
 
     fn pulse(&mut self) {
@@ -250,6 +261,11 @@ impl Host {
                 Step::Rest => return Ok(()),
                 Step::Save(changes) => {
                     let well = !self.fail2ban.full;
+                    // Of a detection the spare spool knows.
+                    let lost = |change: &Change| {
+                        !matches!(change, Change::Stamp(_) | Change::Detected(..))
+                    };
+                    self.unsaved = !well && changes.iter().any(lost);
                     let news = changes.iter().filter(|change| !matches!(change, Change::Stamp(_)));
                     around
                         .log
@@ -366,13 +382,17 @@ impl Host {
             around.broker.publish(around.now, event.action.as_str(), &event.encode(), false);
             // It dies before the acknowledgement: the event is told again.
             self.step(around)?;
-            self.spool.pop_front();
+            if let Some((told, true)) = self.spool.pop_front()
+                && told.action == Word::Ban
+            {
+                self.unwritten.push_back(told);
+            }
             self.read -= 1;
         }
         let now = self.millis();
         let Some(fleet) = &mut self.fleet else { return Ok(()) };
-        if let Some(host) = fleet.branch(now) {
-            around.broker.subscribe(&self.name, &format!("state/{host}/+"));
+        for topic in fleet.branch(now).into_iter().flatten() {
+            around.broker.subscribe(&self.name, &topic);
         }
         if let Some(presence) = fleet.presence(Presence::default, now) {
             let topic = format!("host/{}", self.name);

@@ -86,7 +86,12 @@ impl Rig {
 
     /// The same with more packages.
     pub(crate) fn fleet_with(suite: &str, packages: &[&str], servers: &[&str]) -> Self {
-        let rig = Self::up(&fleet_root(suite, packages), &[&["hub"], servers].concat());
+        Self::fleet_from(&fleet_root(suite, packages), servers)
+    }
+
+    /// The same from a root that has all that a server needs.
+    pub(crate) fn fleet_from(root: &str, servers: &[&str]) -> Self {
+        let rig = Self::up(root, &[&["hub"], servers].concat());
         rig.host("hub").sh("systemctl stop f2bmqttsub fail2ban && systemctl start mosquitto");
         for server in servers {
             let server = rig.host(server);
@@ -165,6 +170,11 @@ impl Record<'_> {
 pub(crate) fn fleet_root(suite: &str, packages: &[&str]) -> String {
     let mut command = Command::new(tests().join("support/server-root"));
     output(command.arg(suite).arg(package()).args(packages))
+}
+
+/// The same on Debian 13, with those who look at a server's figures.
+pub(crate) fn home_root() -> String {
+    output(Command::new(tests().join("support/home-root")).arg(package()))
 }
 
 /// One booted host.

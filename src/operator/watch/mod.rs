@@ -94,7 +94,7 @@ impl Ear {
             Event::Lost { broker, why } => {
                 Some(Came::Lost(format!("no connection to the broker {broker}: {why}")))
             }
-            Event::SubscribeRefused => {
+            Event::SubscribeRefused(_) => {
                 let topic = self.topic.below("#");
                 let what = format!("the broker refuses the subscription to {topic}");
                 Some(Came::Lost(format!("{what}: check its access rules")))
@@ -115,7 +115,7 @@ impl Ear {
             Step::Listen(_) => Vec::new(),
         };
         for host in hosts {
-            self.link.subscribe(self.topic.below(&format!("state/{host}/+")));
+            self.link.subscribe(&[self.topic.below(&format!("state/{host}/+"))]);
         }
     }
 }

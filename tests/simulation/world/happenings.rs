@@ -50,7 +50,7 @@ impl World {
             "manual" => self.ban_by_hand(n, address),
             "fleet" => self.fleet_unban(n, address),
             // What a full disk kept out of the database a restart forgets: documented.
-            "stop" if self.hosts[n].cares => {}
+            "stop" if self.was_full(n) => {}
             "stop" => {
                 self.hosts[n].fail2ban.stop();
                 let away = self.now + self.chance.within(2, 15);
@@ -58,12 +58,12 @@ impl World {
             }
             "restart jail" => {
                 // What a full disk kept out of the database a restart forgets: documented.
-                if self.hosts[n].fail2ban.up && !self.hosts[n].cares {
+                if self.hosts[n].fail2ban.up && !self.was_full(n) {
                     self.hosts[n].fail2ban.restart_jail(&mut self.chance);
                 }
             }
             "kill" => {
-                if !self.hosts[n].cares {
+                if !self.hosts[n].unsaved {
                     self.hosts[n].kill(&mut self.broker);
                 }
             }
@@ -95,6 +95,11 @@ impl World {
             }
             _ => self.replay("state/"),
         }
+    }
+
+    /// Whether a host's disk was full a moment ago.
+    fn was_full(&self, n: usize) -> bool {
+        self.full.get(&n).is_some_and(|until| until + 10 > self.now)
     }
 
     fn detect(&mut self, n: usize, address: Address) {

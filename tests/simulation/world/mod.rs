@@ -129,7 +129,6 @@ impl World {
             let full = self.full.get(&n).copied().unwrap_or(0);
             let host = &mut self.hosts[n];
             host.fail2ban.full = full > self.now;
-            host.cares = full + 10 > self.now;
             host.fail2ban.tick(self.now, &mut self.chance);
             if !host.fail2ban.up
                 && self.fail2ban_away.get(&n).is_none_or(|until| *until <= self.now)

@@ -1,0 +1,217 @@
+//! Figures for Prometheus, in a file that its node exporter picks up (`MQTT_METRICS=on`).
+//!
+//! The text is the exposition format 0.0.4, the names and base units are as Prometheus asks for
+//! (<https://prometheus.io/docs/practices/naming/>). The file is written aside and renamed, so that a
+//! reader sees whole files only.
+
+use std::fmt::{Display, Write as _};
+use std::fs::{self, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use super::Figures;
+use crate::files;
+use crate::guard::Refusal;
+
+/// How often the file is written, in milliseconds.
+const EVERY: i64 = 10_000;
+
+/// The file, and when it was written last.
+#[derive(Debug)]
+pub struct Metrics {
+    path: PathBuf,
+    written: i64,
+}
+
+impl Metrics {
+    /// Figures are to be in this file.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, written: 0 }
+    }
+
+    /// Whether it is time to write, in milliseconds since 1970.
+    #[must_use]
+    pub fn is_due(&self, now: i64) -> bool {
+        !(0..EVERY).contains(&(now - self.written))
+    }
+
+    /// Writes, for all to read.
+    ///
+    /// # Errors
+    /// What could not be done, in words.
+    pub fn write(&mut self, figures: &Figures, now: i64) -> Result<(), String> {
+        self.written = now;
+        let path = self.path.display();
+        replace(&self.path, &render(figures)).map_err(|why| format!("cannot write {path}: {why}"))
+    }
+
+    /// Removes the file: nobody is to take old figures for new ones.
+    pub fn clear(&self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let aside = path.with_extension("new");
+    let _ = fs::remove_file(&aside);
+    let mut file = files::options().write(true).create_new(true).open(&aside)?;
+    file.write_all(text.as_bytes())?;
+    file.set_permissions(Permissions::from_mode(0o644))?;
+    fs::rename(&aside, path)
+}
+
+/// The text of a reading.
+fn render(figures: &Figures) -> String {
+    let mut page = Page::default();
+    page.gauge("build_info", "The version that runs; always 1.");
+    page.with("build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1);
+    page.gauge("start_time_seconds", "When the service started, in seconds since 1970.");
+    page.sample("start_time_seconds", figures.since);
+    page.gauge("broker_connected", "Whether the link to the broker is up.");
+    page.sample("broker_connected", u8::from(figures.connected));
+    page.counter("broker_connections_total", "How often a link to a broker came up.");
+    page.sample("broker_connections_total", figures.traffic.connections);
+    page.gauge("fail2ban_up", "Whether fail2ban answers.");
+    page.sample("fail2ban_up", u8::from(figures.fail2ban));
+    page.gauge(
+        "bans",
+        "Addresses that this host bans: detected here, or imported from other hosts.",
+    );
+    for jail in &figures.jails {
+        for (kind, count) in [("detected", jail.detected), ("imported", jail.imported)] {
+            page.with("bans", &[("jail", &jail.jail), ("kind", &kind)], count);
+        }
+    }
+    page.gauge("lifts", "Bans of other hosts that were lifted by hand on this one.");
+    for jail in &figures.jails {
+        page.with("lifts", &[("jail", &jail.jail)], jail.lifted);
+    }
+    page.gauge("fleet_bans", "Bans of other hosts that are known here, held or not.");
+    page.sample("fleet_bans", figures.claims);
+    page.gauge("fleet_hosts", "Other hosts that are known here.");
+    page.sample("fleet_hosts", figures.hosts);
+    page.counter(
+        "messages_received_total",
+        "Messages of the fleet that came in and could be read.",
+    );
+    let traffic = &figures.traffic;
+    let kinds =
+        [("event", traffic.events), ("snapshot", traffic.parts), ("presence", traffic.presences)];
+    for (kind, count) in kinds {
+        page.with("messages_received_total", &[("kind", &kind)], count);
+    }
+    page.counter("events_published_total", "Events of this host that the broker acknowledged.");
+    page.sample("events_published_total", traffic.published);
+    page.gauge("events_waiting", "Events of this host that wait for the broker.");
+    page.sample("events_waiting", figures.waiting);
+    page.counter("refused_total", "What was refused of the fleet's messages, by reason.");
+    for refusal in Refusal::ALL {
+        page.with("refused_total", &[("reason", &refusal)], figures.refused.of(refusal));
+    }
+    if let Some(reports) = &figures.reports {
+        page.gauge("abuseipdb_reports_waiting", "Reports to AbuseIPDB that are not sent yet.");
+        page.sample("abuseipdb_reports_waiting", reports.waiting);
+        page.gauge("abuseipdb_calls_remaining", "Calls that the key may still make, as told last.");
+        for call in &reports.calls {
+            if let Some(remaining) = call.quota.remaining {
+                page.with("abuseipdb_calls_remaining", &[("call", &call.name)], remaining);
+            }
+        }
+    }
+    page.0
+}
+
+/// A page of metrics, each named `f2bmqtt_…`.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn gauge(&mut self, name: &str, help: &str) {
+        self.head(name, help, "gauge");
+    }
+
+    fn counter(&mut self, name: &str, help: &str) {
+        self.head(name, help, "counter");
+    }
+
+    fn head(&mut self, name: &str, help: &str, kind: &str) {
+        let _ = writeln!(self.0, "# HELP f2bmqtt_{name} {help}\n# TYPE f2bmqtt_{name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, value: impl Display) {
+        self.with(name, &[], value);
+    }
+
+    fn with(&mut self, name: &str, labels: &[(&str, &dyn Display)], value: impl Display) {
+        let label = |(label, value): &(&str, &dyn Display)| {
+            let value = value.to_string().replace('\\', "\\\\").replace('"', "\\\"");
+            format!("{label}=\"{}\"", value.replace('\n', "\\n"))
+        };
+        let labels: Vec<_> = labels.iter().map(label).collect();
+        let labels =
+            if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        let _ = writeln!(self.0, "f2bmqtt_{name}{labels} {value}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abuseipdb::answer::Quota;
+    use crate::abuseipdb::glance::{Call, Glance};
+    use crate::figures::JailFigures;
+    use crate::wire::Jail;
+
+    fn figures() -> Figures {
+        let jail = Jail::new("sshd").unwrap();
+        let quota = Quota { limit: Some(1000), remaining: Some(990) };
+        let call = Call { name: "report".to_owned(), blocked: 0, quota, seen: Some(1) };
+        Figures {
+            since: 1_795_342_588,
+            connected: true,
+            jails: vec![JailFigures { jail, detected: 3, imported: 40, lifted: 1 }],
+            reports: Some(Glance { waiting: 2, calls: vec![call] }),
+            ..Figures::default()
+        }
+    }
+
+    #[test]
+    fn each_figure_has_its_line() {
+        let text = render(&figures());
+        for line in [
+            "f2bmqtt_start_time_seconds 1795342588",
+            "f2bmqtt_broker_connected 1",
+            "f2bmqtt_fail2ban_up 0",
+            "f2bmqtt_bans{jail=\"sshd\",kind=\"detected\"} 3",
+            "f2bmqtt_bans{jail=\"sshd\",kind=\"imported\"} 40",
+            "f2bmqtt_lifts{jail=\"sshd\"} 1",
+            "f2bmqtt_refused_total{reason=\"unsigned\"} 0",
+            "f2bmqtt_abuseipdb_calls_remaining{call=\"report\"} 990",
+        ] {
+            assert!(text.lines().any(|have| have == line), "{line} in\n{text}");
+        }
+        let mut page = Page::default();
+        page.with("x", &[("jail", &"a\"b\\c")], 1);
+        assert_eq!(page.0, "f2bmqtt_x{jail=\"a\\\"b\\\\c\"} 1\n");
+    }
+
+    #[test]
+    fn the_file_is_replaced_whole_and_others_can_read_it() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("f2bmqtt.prom");
+        let mut metrics = Metrics::new(path.clone());
+        assert!(metrics.is_due(1_000_000));
+        metrics.write(&figures(), 1_000_000).unwrap();
+        assert!(!metrics.is_due(1_009_999) && metrics.is_due(1_010_000));
+        assert!(metrics.is_due(1), "the clock was set back");
+        metrics.write(&figures(), 1_010_000).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+        metrics.clear();
+        assert!(!path.exists());
+        let refused = Metrics::new(root.path().join("no/f2bmqtt.prom")).write(&figures(), 1);
+        assert!(refused.unwrap_err().starts_with("cannot write "));
+    }
+}

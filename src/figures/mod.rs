@@ -1,0 +1,168 @@
+//! How this host stands, in numbers: one reading of what the daemon knows, for those who show it:
+//! Prometheus and Home Assistant.
+
+pub mod homeassistant;
+pub mod metrics;
+
+use self::homeassistant::{HomeAssistant, Kept};
+use self::metrics::Metrics;
+use crate::abuseipdb::glance::Glance;
+use crate::config::Config;
+use crate::guard::Refusals;
+use crate::memory::Known;
+use crate::paths::Paths;
+use crate::wire::{Event, Jail};
+
+/// What one jail of this host holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JailFigures {
+    /// Its name.
+    pub jail: Jail,
+    /// Bans that this host detected.
+    pub detected: usize,
+    /// Bans that it holds for other hosts.
+    pub imported: usize,
+    /// Bans of other hosts that its operator lifted.
+    pub lifted: usize,
+}
+
+/// What went over the link since the daemon started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// How often a connection came up.
+    pub connections: u64,
+    /// Events, parts of snapshots and presences that came in and could be read, this host's own included.
+    pub events: u64,
+    #[allow(missing_docs)]
+    pub parts: u64,
+    #[allow(missing_docs)]
+    pub presences: u64,
+    /// Events of this host that the broker has acknowledged.
+    pub published: u64,
+}
+
+/// One reading.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// When the daemon started, in seconds since 1970.
+    pub since: i64,
+    /// The link to the broker is up.
+    pub connected: bool,
+    /// fail2ban answers.
+    pub fail2ban: bool,
+    /// The jails that take part, by name.
+    pub jails: Vec<JailFigures>,
+    /// Bans of other hosts that are known, whether they are held here or not.
+    pub claims: usize,
+    /// Other hosts that are known.
+    pub hosts: usize,
+    /// Events that wait for the broker.
+    pub waiting: usize,
+    /// What went over the link.
+    pub traffic: Traffic,
+    /// What was refused.
+    pub refused: Refusals,
+    /// What the reporter has; `None` where it never ran.
+    pub reports: Option<Glance>,
+}
+
+/// Those who are shown it, as the settings say.
+#[derive(Debug)]
+pub struct Shown {
+    paths: Paths,
+    since: i64,
+    /// The link to the broker is up.
+    pub connected: bool,
+    /// What went over it.
+    pub traffic: Traffic,
+    metrics: Option<Metrics>,
+    home: Option<HomeAssistant>,
+}
+
+impl Shown {
+    /// Nothing is shown yet. `since` is when the daemon started, in seconds since 1970.
+    #[must_use]
+    pub fn new(config: &Config, paths: &Paths, since: i64) -> Self {
+        let metrics = Metrics::new(paths.metrics());
+        metrics.clear();
+        let home = config.ha_prefix.clone();
+        Self {
+            paths: paths.clone(),
+            since,
+            connected: false,
+            traffic: Traffic::default(),
+            metrics: config.metrics.then_some(metrics),
+            home: home.map(|at| HomeAssistant::new(at, config.topic.clone(), config.node.clone())),
+        }
+    }
+
+    /// The topic that is to be listened to for Home Assistant.
+    #[must_use]
+    pub fn topic(&self) -> Option<String> {
+        self.home.as_ref().map(HomeAssistant::birth_topic)
+    }
+
+    /// A connection came up.
+    pub fn connected(&mut self) {
+        self.connected = true;
+        self.traffic.connections += 1;
+        if let Some(home) = &mut self.home {
+            home.connected();
+        }
+    }
+
+    /// Takes what came on a topic; answers whether it was meant for this.
+    pub fn hear(&mut self, topic: &str, payload: &[u8]) -> bool {
+        self.home.as_mut().is_some_and(|home| home.hear(topic, payload))
+    }
+
+    /// The broker has an event of this host: what else is to be said of it.
+    pub fn published(&mut self, event: &Event) -> Option<(String, String)> {
+        self.traffic.published += 1;
+        self.home.as_ref().and_then(|home| home.ban(event))
+    }
+
+    /// Shows what has changed: writes the file, and answers what the broker is to keep. `now` is in
+    /// milliseconds since 1970.
+    pub fn show(&mut self, known: &mut Known, now: i64) -> Vec<Kept> {
+        let to_home = self.connected && self.home.as_ref().is_some_and(|home| home.is_due(now));
+        let to_file = self.metrics.as_ref().is_some_and(|metrics| metrics.is_due(now));
+        if !to_home && !to_file {
+            return Vec::new();
+        }
+        let figures = self.read(known);
+        if let Some(metrics) = self.metrics.as_mut().filter(|_| to_file)
+            && let Err(what) = metrics.write(&figures, now)
+        {
+            known.warn("metrics", &what);
+        }
+        // Before fail2ban has said which jails there are, there is nothing to show of them.
+        let home = self.home.as_mut().filter(|_| to_home && known.fleet.names().is_some());
+        home.map(|home| home.news(&figures, now)).unwrap_or_default()
+    }
+
+    fn read(&self, known: &Known) -> Figures {
+        Figures {
+            since: self.since,
+            connected: self.connected,
+            fail2ban: known.fleet.is_served(),
+            jails: known.fleet.figures(),
+            claims: known.fleet.claims(),
+            hosts: known.fleet.hosts().0,
+            waiting: known.outbox.waiting(),
+            traffic: self.traffic,
+            refused: known.refused.clone(),
+            reports: self
+                .metrics
+                .as_ref()
+                .and_then(|_| Glance::of(&self.paths.report_queue()).ok()),
+        }
+    }
+
+    /// It ends here.
+    pub fn end(&self) {
+        if let Some(metrics) = &self.metrics {
+            metrics.clear();
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Asks fail2ban for what is to be looked at: its server over the socket, and its files by its own
+//! client, which starts nothing.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::jails::{self, Action, Configured, Running, Server};
+use super::look;
+use crate::abuseipdb::key;
+use crate::fail2ban::{Client, Error};
+use crate::wire::Jail;
+
+/// A server that takes longer makes bans meanwhile, or hangs.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// What the server says; `Err` is why it says nothing.
+pub(super) async fn server(socket: &Path) -> Result<Server, String> {
+    match timeout(PATIENCE, ask(socket)).await {
+        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Err(_) => Err(format!(
+            "fail2ban does not answer within {} s: one of its actions hangs, or it makes many bans",
+            PATIENCE.as_secs()
+        )),
+    }
+}
+
+async fn ask(socket: &Path) -> Result<Server, Error> {
+    let mut client = Client::connect(socket).await?;
+    let version = client.version().await?;
+    let mut server = Server { version, pid: client.pid(), jails: Vec::new() };
+    for name in client.jails().await? {
+        let mut actions = Vec::new();
+        for action in client.actions(&name).await? {
+            let ban = property(&mut client, &name, &action, "actionban").await?;
+            let inline = property(&mut client, &name, &action, "abuseipdb_apikey").await?;
+            let key = key::usable(&inline).is_some();
+            actions.push(Action { name: action, ban, key });
+        }
+        let logs = client.logs(&name).await?;
+        server.jails.push(Running { name, actions, logs });
+    }
+    Ok(server)
+}
+
+/// A property of an action, or nothing where it has none of that name.
+async fn property(
+    client: &mut Client,
+    jail: &Jail,
+    action: &str,
+    name: &str,
+) -> Result<String, Error> {
+    match client.property(jail, action, name).await {
+        Err(Error::Refused { .. }) => Ok(String::new()),
+        answer => answer,
+    }
+}
+
+/// The most of fail2ban's complaints that are passed on.
+const MAX_WRONG: usize = 5;
+
+/// What the files would make.
+pub(super) fn configured() -> Configured {
+    let output = match look::command("fail2ban-client", &["-d"]) {
+        Ok(output) => output,
+        Err(error) => return broken(format!("cannot run fail2ban-client: {error}")),
+    };
+    // `2026-11-22 19:14:40,963 fail2ban [71]: ERROR  Have not found any log file for sshd jail`
+    let said = String::from_utf8_lossy(&output.stderr);
+    let errors = said.lines().filter_map(|line| line.split_once(" ERROR "));
+    let wrong: Vec<_> = errors.map(|(_, what)| what.trim().to_owned()).take(MAX_WRONG).collect();
+    if output.status.success() {
+        let jails = jails::configured(&String::from_utf8_lossy(&output.stdout));
+        return Configured { jails, wrong, broken: false };
+    }
+    let last = said.lines().last().unwrap_or("fail2ban-client -d fails");
+    broken(wrong.into_iter().next().unwrap_or_else(|| last.to_owned()))
+}
+
+fn broken(what: String) -> Configured {
+    Configured { wrong: vec![what], broken: true, ..Configured::default() }
+}

@@ -1,0 +1,355 @@
+//! How far this host comes with a broker: its name, the way there, TLS, the login, each topic. Pure;
+//! [`probe`](super::probe) goes the way.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use super::finding::{Finding, list};
+use super::probe::PATIENCE;
+use crate::broker::{Stage, Why};
+use crate::config::{Broker, Config};
+use crate::guard::Refusal;
+use crate::wire::{Host, Presence};
+
+/// One broker, and how far this host came with it.
+#[derive(Debug)]
+pub(super) struct Reached {
+    pub(super) broker: Broker,
+    pub(super) way: Way,
+}
+
+#[derive(Debug)]
+pub(super) enum Way {
+    /// Its name says no address: why.
+    NoName(String),
+    /// None of its addresses answers.
+    NoPort(Vec<(IpAddr, Port)>),
+    /// It answers, and does not let this host in.
+    NoEntry { ports: Vec<(IpAddr, Port)>, why: Why },
+    /// This host is in, and listened for a moment.
+    In { ports: Vec<(IpAddr, Port)>, heard: Heard },
+}
+
+/// What knocking at a port brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Port {
+    Open,
+    /// The machine is there, and nothing listens.
+    Refused,
+    /// Nothing came back.
+    Dropped,
+    /// The system's word.
+    Other(String),
+}
+
+/// What became of a message that this host published to itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Probe {
+    /// The topic that it stands for; it may have been published below that.
+    pub(super) topic: String,
+    /// The broker says that it has it.
+    pub(super) taken: bool,
+    /// It came back.
+    pub(super) back: bool,
+}
+
+/// What was heard on a connection.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    /// Topics that the broker does not let this host subscribe to.
+    pub(super) refused: Vec<String>,
+    pub(super) probes: Vec<Probe>,
+    /// Something came that this host did not publish just now.
+    pub(super) others: bool,
+    /// The connection ended before its time.
+    pub(super) cut: Option<Why>,
+    /// Who is there, in the order in which it was told.
+    pub(super) presences: Vec<(Host, Presence)>,
+    /// Others whose messages are not signed as they have to be here.
+    pub(super) refusals: BTreeMap<Host, Refusal>,
+    /// Others who sign their messages, where nothing is signed here.
+    pub(super) signed: BTreeSet<Host>,
+    /// The newest stamp of others that are online, in milliseconds since 1970 by their clocks, and
+    /// when it was read, by the one here.
+    pub(super) stamps: BTreeMap<Host, (i64, i64)>,
+}
+
+impl Reached {
+    /// Whether it lets this host in.
+    pub(super) fn heard(&self) -> Option<&Heard> {
+        match &self.way {
+            Way::In { heard, .. } => Some(heard),
+            _ => None,
+        }
+    }
+
+    pub(super) fn findings(&self, config: &Config) -> Vec<Finding> {
+        let broker = &self.broker;
+        let mut found = Vec::new();
+        let (ports, why) = match &self.way {
+            Way::NoName(why) => {
+                let text = format!("{broker}: the name cannot be resolved: {why}");
+                found.push(Finding::fault("broker_name", text).next(format!(
+                    "getent hosts {host}\ncheck MQTT_HOST, /etc/resolv.conf and /etc/hosts",
+                    host = broker.host
+                )));
+                return about(broker, found);
+            }
+            Way::NoPort(ports) => {
+                found.extend(ports.iter().map(|(address, port)| closed(broker, *address, port)));
+                return about(broker, found);
+            }
+            Way::NoEntry { ports, why } => (ports, Some(why)),
+            Way::In { ports, .. } => (ports, None),
+        };
+        let (open, shut): (Vec<_>, Vec<_>) =
+            ports.iter().partition(|(_, port)| *port == Port::Open);
+        let open: Vec<String> = open.iter().map(|(address, _)| address.to_string()).collect();
+        found.push(Finding::well("broker_port", format!("{broker} answers at {}", list(&open))));
+        for (address, port) in shut {
+            // The others are tried after it, but each try takes its time.
+            let Finding { id, text, next, .. } = closed(broker, *address, port);
+            found.push(Finding { next, ..Finding::warning(id, text) });
+        }
+        found.extend(entry(broker, config, why));
+        if let Some(heard) = self.heard() {
+            found.extend(heard.topics(broker, config));
+        }
+        about(broker, found)
+    }
+}
+
+fn about(broker: &Broker, found: Vec<Finding>) -> Vec<Finding> {
+    found.into_iter().map(|finding| finding.about(broker)).collect()
+}
+
+fn closed(broker: &Broker, address: IpAddr, port: &Port) -> Finding {
+    let Broker { host, port: number } = broker;
+    let at =
+        if host.contains(&address.to_string()) { String::new() } else { format!(" at {address}") };
+    let (what, next) = match port {
+        Port::Open => return Finding::well("broker_port", format!("{broker} answers{at}")),
+        Port::Refused => (
+            "nothing listens there".to_owned(),
+            format!(
+                "on the hub: systemctl status mosquitto; ss -tln 'sport = {number}'\n\
+                 (without a line \"listener {number}\", mosquitto listens to its own machine alone)\n\
+                 on this host: check MQTT_HOST and MQTT_PORT"
+            ),
+        ),
+        Port::Dropped => (
+            format!(
+                "no answer within {} s: the packets are dropped on the way",
+                PATIENCE.as_secs()
+            ),
+            format!(
+                "let TCP port {number} through the firewalls of the hub and of this host\n\
+                 is the hub up, and is that its address? ping {address}"
+            ),
+        ),
+        Port::Other(what) => {
+            (what.clone(), format!("is there a way to it? ip route get {address}"))
+        }
+    };
+    Finding::fault("broker_port", format!("{broker}{at}: {what}")).next(next)
+}
+
+/// TLS and the login.
+fn entry(broker: &Broker, config: &Config, why: Option<&Why>) -> Vec<Finding> {
+    let user = config.login.as_ref().map(|login| login.user.as_str());
+    let protected =
+        || Finding::well("broker_tls", format!("{broker} has a certificate that is good"));
+    let mut found = Vec::new();
+    let stage = why.map(|why| why.stage);
+    if config.tls.is_some() && matches!(stage, None | Some(Stage::Login)) {
+        found.push(protected());
+    }
+    let Some(why) = why else {
+        let text = match user {
+            Some(user) => format!("{broker} lets this host in as {user}"),
+            None => format!("{broker} lets this host in"),
+        };
+        found.push(Finding::well("broker_login", text));
+        return found;
+    };
+    let again = "then: systemctl restart f2bmqttsub";
+    let text = format!("{broker}: {why}");
+    found.push(match why.stage {
+        Stage::Login => Finding::fault("broker_login", text).next(format!(
+            "on the hub: mosquitto_passwd -b /etc/mosquitto/passwd {} PASSWORD; \
+             systemctl reload mosquitto\n\
+             here the same in mqtt.env, {again}",
+            user.unwrap_or("USER")
+        )),
+        Stage::Tls => Finding::fault("broker_tls", text).next(format!(
+            "MQTT_TLS, MQTT_CAFILE, MQTT_CERT and MQTT_KEY are in mqtt.env, {again}"
+        )),
+        Stage::Other => Finding::fault("broker_login", text)
+            .next("on the hub, what its log says: journalctl -u mosquitto -n 20"),
+    });
+    found
+}
+
+impl Heard {
+    /// Whether this host may read and write what it has to.
+    fn topics(&self, broker: &Broker, config: &Config) -> Vec<Finding> {
+        let user = config.login.as_ref().map_or("this host", |login| login.user.as_str());
+        let all = config.topic.below("#");
+        let rules = "how the rules of a mosquitto may look: \
+                     /usr/share/doc/f2bmqtt/examples/mosquitto/fleet.acl";
+        let mut found = Vec::new();
+        if let Some(why) = &self.cut {
+            let at = self.probes.iter().find(|probe| !probe.taken);
+            let what =
+                at.map_or("subscribes".to_owned(), |at| format!("publishes on {}", at.topic));
+            let text = format!("{broker} ends the connection when this host {what}: {why}");
+            let next = format!("the broker's access rules must let {user} use {all}\n{rules}");
+            found.push(Finding::fault("broker_publish", text).next(next));
+            return found;
+        }
+        if self.refused.is_empty() {
+            let text = format!("{broker} takes this host's subscriptions");
+            found.push(Finding::well("broker_subscribe", text));
+        } else {
+            let refused = list(&self.refused);
+            let text = format!("{broker} refuses the subscription to {refused}");
+            let next = format!("the broker's access rules must let {user} read {all}\n{rules}");
+            found.push(Finding::fault("broker_subscribe", text).next(next));
+        }
+        let (back, gone): (Vec<_>, Vec<_>) = self.probes.iter().partition(|probe| probe.back);
+        if !back.is_empty() {
+            let topics: Vec<&str> = back.iter().map(|probe| probe.topic.as_str()).collect();
+            let text = format!("what this host publishes on {} arrives", list(&topics));
+            found.push(Finding::well("broker_publish", text));
+        }
+        if back.is_empty() && !gone.is_empty() && !self.others && self.refused.is_empty() {
+            let text = format!(
+                "{broker} hands out nothing of what this host publishes: without a word, it drops that, \
+                 or does not let {user} read it"
+            );
+            let next = format!("the broker's access rules must let {user} read {all}\n{rules}");
+            found.push(Finding::fault("broker_read", text).next(next));
+            return found;
+        }
+        for Probe { topic, taken, .. } in gone {
+            let how = if *taken { ", without a word" } else { "" };
+            let text = format!("{broker} drops what this host publishes on {topic}{how}");
+            let topic =
+                if topic.contains("/state/") { format!("{topic}/#") } else { topic.clone() };
+            let next = format!("the broker's access rules must let {user} write {topic}\n{rules}");
+            found.push(Finding::fault("broker_publish", text).next(next));
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::finding::State;
+    use super::*;
+
+    const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
+    fn config() -> Config {
+        let text = "MQTT_HOST=hub\nMQTT_USER=web1\nMQTT_PASSWORD=x\nMQTT_TOPIC=t\n";
+        Config::parse(Path::new("f"), text.as_bytes(), &|_| None, "web1").unwrap()
+    }
+
+    fn shown(way: Way) -> Vec<(&'static str, State, String)> {
+        let config = config();
+        let reached = Reached { broker: config.brokers[0].clone(), way };
+        let found = reached.findings(&config).into_iter();
+        found.map(|finding| (finding.id, finding.state, finding.text)).collect()
+    }
+
+    fn why(stage: Stage, text: &str) -> Why {
+        Why { stage, text: text.to_owned() }
+    }
+
+    fn probes(table: [(bool, bool); 4]) -> Vec<Probe> {
+        let topics = ["t/ban", "t/unban", "t/state/web1", "t/host/web1"];
+        let probe =
+            |(topic, (taken, back)): (&str, _)| Probe { topic: topic.to_owned(), taken, back };
+        topics.into_iter().zip(table).map(probe).collect()
+    }
+
+    #[test]
+    fn it_is_said_how_far_it_goes() {
+        let open = || vec![(ADDRESS, Port::Open)];
+        let table = [
+            (
+                Way::NoName("unknown".to_owned()),
+                "broker_name",
+                "hub:1883: the name cannot be resolved: unknown",
+            ),
+            (
+                Way::NoPort(vec![(ADDRESS, Port::Refused)]),
+                "broker_port",
+                "hub:1883 at 192.0.2.1: nothing listens there",
+            ),
+            (
+                Way::NoPort(vec![(ADDRESS, Port::Dropped)]),
+                "broker_port",
+                "hub:1883 at 192.0.2.1: no answer within 3 s: the packets are dropped on the way",
+            ),
+            (
+                Way::NoEntry { ports: open(), why: why(Stage::Login, "no") },
+                "broker_login",
+                "hub:1883: no",
+            ),
+            (
+                Way::NoEntry { ports: open(), why: why(Stage::Tls, "no") },
+                "broker_tls",
+                "hub:1883: no",
+            ),
+        ];
+        for (way, id, text) in table {
+            let found = shown(way);
+            assert_eq!(found.last().unwrap(), &(id, State::Fault, text.to_owned()));
+            assert!(found[..found.len() - 1].iter().all(|(_, state, _)| *state == State::Well));
+        }
+    }
+
+    #[test]
+    fn each_topic_is_looked_at() {
+        let faults = |heard: Heard| {
+            let ports = vec![(ADDRESS, Port::Open)];
+            let found = shown(Way::In { ports, heard }).into_iter();
+            found
+                .filter(|(_, state, _)| *state != State::Well)
+                .map(|(id, _, text)| (id, text))
+                .collect::<Vec<_>>()
+        };
+        let all = [(true, true); 4];
+        assert_eq!(faults(Heard { probes: probes(all), ..Heard::default() }), []);
+        let mut one = all;
+        one[0] = (true, false);
+        let text = "hub:1883 drops what this host publishes on t/ban, without a word".to_owned();
+        let heard = Heard { probes: probes(one), ..Heard::default() };
+        assert_eq!(faults(heard), [("broker_publish", text)]);
+        let none = || probes([(true, false); 4]);
+        let silent = faults(Heard { probes: none(), ..Heard::default() });
+        assert_eq!((silent.len(), silent[0].0), (1, "broker_read"));
+        assert_eq!(faults(Heard { probes: none(), others: true, ..Heard::default() }).len(), 4);
+        let refused = vec!["t/+".to_owned()];
+        let refused = faults(Heard { refused, probes: probes(all), ..Heard::default() });
+        let text = "hub:1883 refuses the subscription to t/+".to_owned();
+        assert_eq!(refused, [("broker_subscribe", text)]);
+        let cut = Some(why(Stage::Other, "it closed the connection"));
+        let mut probes = probes([(false, false); 4]);
+        probes[0].taken = true;
+        let cut = faults(Heard { probes, cut, ..Heard::default() });
+        assert!(cut[0].1.contains("when this host publishes on t/unban: it closed"), "{cut:?}");
+    }
+
+    #[test]
+    fn an_address_that_does_not_answer_beside_one_that_does_is_odd() {
+        let other = "2001:db8::1".parse().unwrap();
+        let ports = vec![(ADDRESS, Port::Open), (other, Port::Dropped)];
+        let found = shown(Way::In { ports, heard: Heard::default() });
+        assert_eq!(found[0].2, "hub:1883 answers at 192.0.2.1");
+        assert_eq!((found[1].0, found[1].1), ("broker_port", State::Warning));
+    }
+}

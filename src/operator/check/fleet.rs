@@ -1,0 +1,232 @@
+//! What the others' words tell of this host: whether its name is its own, who else is there, and
+//! whether the clocks agree. Pure.
+
+use std::collections::BTreeSet;
+
+use super::broker::Heard;
+use super::finding::{Finding, list};
+use super::host::Host as Seen;
+use crate::guard::Refusal;
+use crate::wire::{Host, State};
+
+/// Clocks that differ by less, in seconds, are as good as one: messages take their time.
+const SLACK: i64 = 5;
+
+/// From here on, in seconds, bans of others end too early or too late by it.
+const HARM: i64 = 300;
+
+/// A host that is online publishes its snapshot anew at least so often, in seconds; with some more
+/// for one that has much to publish.
+const OLDEST: i64 = 900;
+
+/// What is to be said of this host among the others.
+pub(super) fn findings(me: &Host, machine: &str, heard: &Heard, seen: &Seen) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let others = |there: &str| !there.is_empty() && there != machine;
+    let mut own = heard.presences.iter().filter(|(host, _)| host == me);
+    if seen.namesake || own.any(|(_, there)| others(&there.machine)) {
+        let text =
+            format!("another machine is called {me}, too: each drives the other off the broker");
+        found.push(Finding::fault("fleet_name", text).next(
+            "on one of them: set MQTT_NODE in /etc/fail2ban/mqtt.env\n\
+             then: systemctl restart f2bmqttsub",
+        ));
+    } else {
+        found.push(Finding::well("fleet_name", format!("no other machine is called {me}")));
+    }
+    let mut online = BTreeSet::new();
+    for (host, there) in heard.presences.iter().filter(|(host, _)| host != me) {
+        match there.state {
+            State::Online => online.insert(host.as_str()),
+            State::Offline => online.remove(host.as_str()),
+        };
+    }
+    let online: Vec<&str> = online.into_iter().collect();
+    let text = match online.len() {
+        0 => "no other server with f2bmqtt is online".to_owned(),
+        1..=8 => format!("online, too: {}", list(&online)),
+        n => format!("{n} other servers are online"),
+    };
+    found.push(Finding::well("fleet_hosts", text));
+    found.extend(keys(heard));
+    found.extend(clocks(heard, seen.clock_is_set));
+    found
+}
+
+/// Whether all sign alike: who has another key is heard by nobody here, or hears nobody from here.
+fn keys(heard: &Heard) -> Vec<Finding> {
+    const NEXT: &str = "the same MQTT_SIGNING_KEY in mqtt.env on every server, then: \
+                        systemctl restart f2bmqttsub";
+    let refused = heard.refusals.iter().map(|(host, refusal)| {
+        let how = match refusal {
+            Refusal::Unsigned => "does not sign its messages",
+            _ => "signs its messages with another key",
+        };
+        (host, format!("{host} {how}: what it tells is refused here"))
+    });
+    let signed = heard.signed.iter().map(|host| {
+        let text = format!(
+            "{host} signs its messages, and this host does not: it refuses what is told here"
+        );
+        (host, text)
+    });
+    let all = refused.chain(signed);
+    all.map(|(host, text)| Finding::fault("fleet_key", text).about(host).next(NEXT)).collect()
+}
+
+/// By how many seconds a host's clock is ahead of the one here, as far as that can be known: a stamp
+/// may be minutes old, but is never of the future.
+fn ahead((stamp, read): (i64, i64)) -> i64 {
+    match (stamp - read) / 1000 {
+        ahead if ahead > SLACK => ahead,
+        behind if behind < -OLDEST => behind,
+        _ => 0,
+    }
+}
+
+fn clocks(heard: &Heard, set: bool) -> Vec<Finding> {
+    if heard.stamps.is_empty() {
+        return Vec::new();
+    }
+    let all: Vec<(&str, i64)> =
+        heard.stamps.iter().map(|(host, times)| (host.as_str(), ahead(*times))).collect();
+    let off: Vec<(&str, i64)> = all.iter().copied().filter(|(_, ahead)| *ahead != 0).collect();
+    if off.is_empty() {
+        let text = "no clock of the others is seen to be off";
+        return vec![Finding::well("clock", text)];
+    }
+    let finding = |seconds: i64, text: String| {
+        let look = if set {
+            "this host's clock is set by systemd-timesyncd; there: timedatectl"
+        } else {
+            "on both: timedatectl (systemd-timesyncd or chrony keeps a clock right)"
+        };
+        let make = if seconds > HARM { Finding::fault } else { Finding::warning };
+        make("clock", text).next(look)
+    };
+    // Most of them against this one.
+    for sign in [1, -1] {
+        let same: Vec<i64> =
+            off.iter().map(|(_, ahead)| ahead * sign).filter(|ahead| *ahead > 0).collect();
+        if same.len() > 1 && same.len() * 2 > all.len() {
+            let least = same.iter().copied().min().unwrap_or_default();
+            let how = if sign > 0 { "behind" } else { "ahead of" };
+            let text = format!(
+                "this host's clock is at least {least} s {how} those of {} of {} others",
+                same.len(),
+                all.len()
+            );
+            return vec![finding(least, text)];
+        }
+    }
+    let odd = off.iter().map(|(host, ahead)| {
+        let text = if *ahead > 0 {
+            format!("the clock of {host} is at least {ahead} s ahead of this host's")
+        } else {
+            format!(
+                "{host} is online, and its newest word is {} s old: its clock is behind, or this \
+                 host's ahead",
+                -ahead
+            )
+        };
+        finding(ahead.abs(), text).about(host)
+    });
+    odd.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::State as How;
+    use super::*;
+    use crate::wire::Presence;
+
+    fn host(name: &str) -> Host {
+        Host::new(name).unwrap()
+    }
+
+    fn heard(presences: &[(&str, State, &str)], stamps: &[(&str, i64)]) -> Heard {
+        let presence = |(name, state, machine): &(&str, State, &str)| {
+            let machine = (*machine).to_owned();
+            (host(name), Presence { state: *state, machine, ..Presence::default() })
+        };
+        Heard {
+            presences: presences.iter().map(presence).collect(),
+            stamps: stamps.iter().map(|(name, ahead)| (host(name), (ahead * 1000, 0))).collect(),
+            ..Heard::default()
+        }
+    }
+
+    fn odd(heard: &Heard) -> Vec<(How, String)> {
+        let found = findings(&host("web1"), "m1", heard, &Seen::default()).into_iter();
+        found
+            .filter(|finding| finding.state != How::Well)
+            .map(|finding| (finding.state, finding.text))
+            .collect()
+    }
+
+    #[test]
+    fn a_name_is_one_machine_s() {
+        use State::{Offline, Online};
+        assert_eq!(odd(&heard(&[("web1", Online, "m1"), ("web2", Online, "m2")], &[])), []);
+        let two = heard(&[("web1", Online, "m1"), ("web1", Offline, "m3")], &[]);
+        assert!(odd(&two)[0].1.starts_with("another machine is called web1, too"));
+        assert_eq!(odd(&heard(&[("web1", Online, "")], &[])), [], "it does not say which it is");
+    }
+
+    #[test]
+    fn all_have_to_sign_alike() {
+        let texts =
+            |heard: Heard| odd(&heard).into_iter().map(|(_, text)| text).collect::<Vec<_>>();
+        let refusals =
+            [(host("a"), Refusal::Unsigned), (host("b"), Refusal::WrongSignature)].into();
+        let expected = [
+            "a does not sign its messages: what it tells is refused here",
+            "b signs its messages with another key: what it tells is refused here",
+        ];
+        assert_eq!(texts(Heard { refusals, ..Heard::default() }), expected);
+        let signed = [host("c")].into();
+        let told = "c signs its messages, and this host does not: it refuses what is told here";
+        assert_eq!(texts(Heard { signed, ..Heard::default() }), [told]);
+    }
+
+    #[test]
+    fn who_is_online_is_told() {
+        use State::{Offline, Online};
+        let there = heard(&[("a", Online, "x"), ("b", Online, "y"), ("a", Offline, "x")], &[]);
+        let found = findings(&host("web1"), "m1", &there, &Seen::default());
+        assert_eq!(found[1].text, "online, too: b");
+    }
+
+    #[test]
+    fn only_what_a_stamp_can_show_of_a_clock_is_said() {
+        type Case = (&'static [(&'static str, i64)], Option<(How, &'static str)>);
+        let table: [Case; 7] = [
+            (&[("a", 0), ("b", -600)], None),
+            (&[("a", 4)], None),
+            (&[("a", 60), ("b", 0)], Some((How::Warning, "the clock of a is at least 60 s ahead"))),
+            (&[("a", 600)], Some((How::Fault, "the clock of a is at least 600 s ahead"))),
+            (
+                &[("a", -4000), ("b", 0)],
+                Some((How::Fault, "a is online, and its newest word is 4000 s")),
+            ),
+            (
+                &[("a", 60), ("b", 61), ("c", 0)],
+                Some((How::Warning, "this host's clock is at least 60 s behind")),
+            ),
+            (
+                &[("a", -4000), ("b", -4100)],
+                Some((How::Fault, "this host's clock is at least 4000 s ahead of those of 2 of 2")),
+            ),
+        ];
+        for (stamps, expected) in table {
+            let found = odd(&heard(&[], stamps));
+            match expected {
+                None => assert_eq!(found, [], "{stamps:?}"),
+                Some((state, text)) => {
+                    assert_eq!(found.len(), 1, "{found:?}");
+                    assert!(found[0].0 == state && found[0].1.starts_with(text), "{found:?}");
+                }
+            }
+        }
+    }
+}

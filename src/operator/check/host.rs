@@ -1,0 +1,408 @@
+//! Is this host as the package made it, and does the service run? Pure; [`look`](super::look) looks.
+
+use std::path::{Path, PathBuf};
+
+use super::finding::Finding;
+
+/// Less room than this, in bytes, is soon none.
+const LITTLE: u64 = 16 * 1024 * 1024;
+
+/// What waits in the spool for longer, in seconds, waits for a reason.
+const WAITS: u64 = 60;
+
+/// What was seen of this host.
+#[derive(Debug, Default)]
+pub(super) struct Host {
+    /// What systemd says of the service, where there is systemd.
+    pub(super) service: Option<Service>,
+    /// Whoever publishes this host's bans, as the lock names it: `subscribe`, and its process.
+    pub(super) holder: Option<(String, i32)>,
+    /// It runs from a binary that is no longer there.
+    pub(super) replaced: bool,
+    /// For how many seconds the settings are newer than the service.
+    pub(super) settings_newer: Option<u64>,
+    /// Scripts that subscribe beside it.
+    pub(super) scripts: Vec<Script>,
+    /// Paths where a link of ours ought to be.
+    pub(super) no_links: Vec<PathBuf>,
+    /// Action files of an admin beside which a newer one of ours waits.
+    pub(super) kept: Vec<PathBuf>,
+    /// Action files that are not there.
+    pub(super) no_actions: Vec<PathBuf>,
+    /// Bytes and files that there is room for, where the state is.
+    pub(super) room: Option<(u64, u64)>,
+    /// What others than root can get at.
+    pub(super) exposed: Vec<(PathBuf, u32)>,
+    /// How many events wait in the spool, and for how many seconds the oldest.
+    pub(super) spool: (usize, u64),
+    /// systemd-timesyncd has set the clock.
+    pub(super) clock_is_set: bool,
+    /// The service said within the last minute that another machine has its name.
+    pub(super) namesake: bool,
+}
+
+/// What systemd says of the service.
+#[derive(Debug, Default)]
+pub(super) struct Service {
+    /// `loaded`, `masked`, `not-found`.
+    pub(super) load: String,
+    /// `active`, `inactive`, `failed`, `activating`.
+    pub(super) active: String,
+    /// The unit's file.
+    pub(super) fragment: String,
+    /// Its last exit code.
+    pub(super) status: String,
+    /// `enabled`, `disabled`.
+    pub(super) enabled: String,
+    /// This run of it.
+    pub(super) run: String,
+}
+
+/// A script that subscribes.
+#[derive(Debug)]
+pub(super) struct Script {
+    pub(super) pid: i32,
+    pub(super) unit: Option<String>,
+}
+
+/// fail2ban's view of the spool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// It can write there, as far as can be seen.
+    Same,
+    ReadOnly,
+    /// It sees something else, or nothing, at that path.
+    Other,
+    /// It does not run as root, but as this user.
+    User(u32),
+}
+
+/// The units that the package ships: `/lib` is a link to `/usr/lib`, or the other way round.
+const UNITS: [&str; 2] =
+    ["/lib/systemd/system/f2bmqttsub.service", "/usr/lib/systemd/system/f2bmqttsub.service"];
+
+impl Host {
+    /// Whether the daemon holds the lock.
+    pub(super) fn runs(&self) -> bool {
+        self.holder.as_ref().is_some_and(|(role, _)| role == "subscribe")
+    }
+
+    pub(super) fn findings(&self, state: &Path, settings: &Path) -> Vec<Finding> {
+        let mut found = self.service(settings);
+        found.extend(self.scripts.iter().map(|Script { pid, unit }| {
+            let text = format!("a script mqttsubscribebans still runs, as process {pid}");
+            let next = match unit.as_deref() {
+                Some("f2bmqttsub.service") => "systemctl restart f2bmqttsub".to_owned(),
+                Some(unit) => format!("systemctl disable --now {unit}"),
+                None => {
+                    format!("kill {pid}\nand look for what starts it: crontab -l, /etc/rc.local")
+                }
+            };
+            Finding::fault("scripts", text).about(pid).next(next)
+        }));
+        if self.no_links.is_empty() {
+            found.push(Finding::well("links", "what fail2ban's actions call is f2bmqtt"));
+        }
+        found.extend(self.no_links.iter().map(|path| {
+            let path = path.display();
+            let text =
+                format!("{path} is no link to /usr/bin/f2bmqtt: what calls it runs something else");
+            Finding::fault("links", text).about(&path).next(
+                "dpkg-reconfigure f2bmqtt; systemctl enable --now f2bmqttsub\n\
+                     (what is there is kept, as ….pre-f2bmqtt)",
+            )
+        }));
+        found.extend(self.no_actions.iter().map(|path| {
+            let name = path.file_name().unwrap_or_default().display();
+            let text = format!("{} is missing", path.display());
+            Finding::warning("action_file", text).about(&path.display()).next(format!(
+                "cp /usr/share/f2bmqtt/action.d/{name} /etc/fail2ban/action.d/\n\
+                 then: fail2ban-client reload"
+            ))
+        }));
+        found.extend(self.kept.iter().map(|path| {
+            let path = path.display();
+            let text = format!("{path} is your own, and the package's waits beside it");
+            Finding::warning("action_file", text).about(&path).next(format!(
+                "diff -u {path} {path}.ucf-dist\nto take it: mv {path}.ucf-dist {path}; \
+                 fail2ban-client reload"
+            ))
+        }));
+        found.extend(self.state(state));
+        found
+    }
+
+    fn service(&self, settings: &Path) -> Vec<Finding> {
+        const LOG: &str = "journalctl -u f2bmqttsub -n 20";
+        let mut found = Vec::new();
+        let none = Service {
+            load: "loaded".to_owned(),
+            enabled: "enabled".to_owned(),
+            ..Service::default()
+        };
+        let Service { load, active, fragment, status, enabled, .. } =
+            self.service.as_ref().unwrap_or(&none);
+        let shadowed = !fragment.is_empty() && !UNITS.contains(&fragment.as_str());
+        if load == "masked" {
+            let text = "the service f2bmqttsub is masked: it cannot be started";
+            found.push(
+                Finding::fault("service_unit", text)
+                    .next("systemctl unmask f2bmqttsub; systemctl enable --now f2bmqttsub"),
+            );
+        } else if load == "not-found" {
+            let text = "systemd knows no service f2bmqttsub";
+            found.push(
+                Finding::fault("service_unit", text)
+                    .next("apt install --reinstall f2bmqtt; systemctl daemon-reload"),
+            );
+        } else if shadowed {
+            let text = format!("systemd runs {fragment} in the place of the package's unit");
+            found.push(Finding::fault("service_unit", text).about(fragment).next(format!(
+                "mv {fragment} {fragment}.old; systemctl daemon-reload\n\
+                 systemctl reenable f2bmqttsub; systemctl restart f2bmqttsub"
+            )));
+        }
+        let runs = if self.service.is_some() { active == "active" } else { self.runs() };
+        if runs && (shadowed || self.runs()) {
+            found.push(Finding::well("service", "the service f2bmqttsub runs"));
+        } else if load == "loaded" {
+            let (text, next) = match (active.as_str(), status.as_str()) {
+                ("active", _) => ("the service f2bmqttsub runs, but has no lock".to_owned(), LOG),
+                (_, "78") => (
+                    "the service f2bmqttsub stopped: its settings cannot be used".to_owned(),
+                    "mend them, then: systemctl restart f2bmqttsub",
+                ),
+                ("" | "inactive", _) => (
+                    "the service f2bmqttsub does not run: nothing is banned here for others"
+                        .to_owned(),
+                    "systemctl enable --now f2bmqttsub",
+                ),
+                (active, _) => (format!("the service f2bmqttsub does not stay ({active})"), LOG),
+            };
+            found.push(Finding::fault("service", text).next(next));
+        }
+        if load == "loaded" && enabled != "enabled" {
+            let text =
+                format!("the service f2bmqttsub does not start with this host: it is {enabled}");
+            found.push(
+                Finding::warning("service_enabled", text).next("systemctl enable f2bmqttsub"),
+            );
+        }
+        if self.replaced && self.runs() {
+            let text = "the service still runs the version before the one that is installed";
+            found.push(
+                Finding::warning("service_version", text).next("systemctl restart f2bmqttsub"),
+            );
+        }
+        if let (Some(seconds), true) = (self.settings_newer, self.runs()) {
+            let settings = settings.display();
+            let text = format!(
+                "the service runs with older settings: {settings} was changed {} after it started",
+                span(seconds)
+            );
+            found.push(
+                Finding::fault("service_settings", text).next("systemctl restart f2bmqttsub"),
+            );
+        }
+        found
+    }
+
+    /// What is kept on disk.
+    fn state(&self, state: &Path) -> Vec<Finding> {
+        let mut found = Vec::new();
+        let state = state.display();
+        match self.room {
+            None => {
+                let text = format!("{state} is missing");
+                found.push(
+                    Finding::fault("disk", text)
+                        .next("dpkg-reconfigure f2bmqtt; systemctl restart f2bmqttsub"),
+                );
+            }
+            Some((bytes, files)) if bytes < LITTLE || files == 0 => {
+                let what =
+                    if files == 0 { "no file".to_owned() } else { format!("{} KiB", bytes / 1024) };
+                let text = format!(
+                    "{what} more fits where {state} is: what cannot be written there, a restart forgets"
+                );
+                found.push(Finding::fault("disk", text).next(format!("make room: df -h {state}")));
+            }
+            Some((bytes, _)) => {
+                let text = format!("{} MiB are free where {state} is", bytes / 1024 / 1024);
+                found.push(Finding::well("disk", text));
+            }
+        }
+        found.extend(self.exposed.iter().map(|(path, mode)| {
+            let path = path.display();
+            let text =
+                format!("others than root can get at {path} (its mode is {:04o})", mode & 0o7777);
+            Finding::fault("modes", text)
+                .about(&path)
+                .next(format!("chown root: {path}; chmod go= {path}"))
+        }));
+        let (count, oldest) = self.spool;
+        if oldest > WAITS {
+            let text = format!(
+                "{} to be published, the first for {}",
+                if count == 1 {
+                    "1 event waits".to_owned()
+                } else {
+                    format!("{count} events wait")
+                },
+                span(oldest)
+            );
+            found.push(Finding::warning("spool", text).next("journalctl -u f2bmqttsub -n 20"));
+        }
+        found
+    }
+}
+
+impl Seen {
+    /// Whether fail2ban's actions can leave what they tell.
+    pub(super) fn finding(&self, spool: &Path) -> Finding {
+        let path = spool.display();
+        let why = match self {
+            Self::Same => {
+                return Finding::well("fail2ban_sandbox", format!("fail2ban can write to {path}"));
+            }
+            Self::ReadOnly => "its unit makes that read-only for it".to_owned(),
+            Self::Other => "its unit shows it something else there".to_owned(),
+            Self::User(user) => format!("it runs as user {user}"),
+        };
+        let text = format!(
+            "fail2ban cannot write to {path}: {why}; a ban that is not published at once is not shared"
+        );
+        let lines = match self {
+            Self::User(_) => "remove User= from fail2ban's unit: systemctl edit --full fail2ban",
+            Self::Other => {
+                "systemctl edit fail2ban, and add:\n    [Service]\n    BindPaths=/var/lib/f2bmqtt"
+            }
+            _ => {
+                "systemctl edit fail2ban, and add:\n    [Service]\n    ReadWritePaths=/var/lib/f2bmqtt"
+            }
+        };
+        Finding::fault("fail2ban_sandbox", text)
+            .next(lines)
+            .next("then: systemctl restart fail2ban")
+    }
+}
+
+/// Seconds, for people.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::State;
+    use super::*;
+
+    fn sound() -> Host {
+        let service = Service {
+            load: "loaded".to_owned(),
+            active: "active".to_owned(),
+            fragment: UNITS[0].to_owned(),
+            status: "0".to_owned(),
+            enabled: "enabled".to_owned(),
+            run: String::new(),
+        };
+        Host {
+            service: Some(service),
+            holder: Some(("subscribe".to_owned(), 7)),
+            room: Some((1 << 30, 1000)),
+            ..Host::default()
+        }
+    }
+
+    fn odd(host: &Host) -> Vec<(&'static str, State)> {
+        let found = host.findings(Path::new("/state"), Path::new("/settings")).into_iter();
+        let odd = found.filter(|finding| finding.state != State::Well);
+        odd.inspect(|finding| assert!(!finding.next.is_empty(), "{finding:?}"))
+            .map(|finding| (finding.id, finding.state))
+            .collect()
+    }
+
+    #[test]
+    fn each_oddity_is_told_and_a_sound_host_has_none() {
+        use State::{Fault, Warning};
+        assert_eq!(odd(&sound()), []);
+        let file = || vec![PathBuf::from("/x")];
+        let with = |change: &dyn Fn(&mut Service)| {
+            let mut host = sound();
+            host.service.iter_mut().for_each(change);
+            host
+        };
+        let table = [
+            (
+                Host { holder: None, ..with(&|service| service.active = "inactive".to_owned()) },
+                vec![("service", Fault)],
+            ),
+            (Host { holder: None, ..sound() }, vec![("service", Fault)]),
+            (
+                with(&|service| {
+                    service.fragment = "/etc/systemd/system/f2bmqttsub.service".to_owned();
+                }),
+                vec![("service_unit", Fault)],
+            ),
+            (
+                Host {
+                    holder: None,
+                    ..with(&|service| {
+                        (service.load, service.active) =
+                            ("masked".to_owned(), "inactive".to_owned());
+                        service.fragment.clear();
+                    })
+                },
+                vec![("service_unit", Fault)],
+            ),
+            (
+                with(&|service| service.enabled = "disabled".to_owned()),
+                vec![("service_enabled", Warning)],
+            ),
+            (Host { replaced: true, ..sound() }, vec![("service_version", Warning)]),
+            (Host { settings_newer: Some(3), ..sound() }, vec![("service_settings", Fault)]),
+            (
+                Host { scripts: vec![Script { pid: 9, unit: None }], ..sound() },
+                vec![("scripts", Fault)],
+            ),
+            (Host { no_links: file(), ..sound() }, vec![("links", Fault)]),
+            (Host { kept: file(), ..sound() }, vec![("action_file", Warning)]),
+            (Host { no_actions: file(), ..sound() }, vec![("action_file", Warning)]),
+            (Host { room: Some((5, 5)), ..sound() }, vec![("disk", Fault)]),
+            (Host { room: Some((1 << 30, 0)), ..sound() }, vec![("disk", Fault)]),
+            (Host { room: None, ..sound() }, vec![("disk", Fault)]),
+            (
+                Host { exposed: vec![(PathBuf::from("/x"), 0o40755)], ..sound() },
+                vec![("modes", Fault)],
+            ),
+            (Host { spool: (3, 500), ..sound() }, vec![("spool", Warning)]),
+            (Host { spool: (3, 5), ..sound() }, vec![]),
+            // Without systemd, the lock says it.
+            (Host { service: None, ..sound() }, vec![]),
+            (Host { service: None, holder: None, ..sound() }, vec![("service", Fault)]),
+        ];
+        for (host, expected) in table {
+            assert_eq!(odd(&host), expected, "{host:?}");
+        }
+    }
+
+    #[test]
+    fn what_keeps_fail2ban_from_the_spool_is_told() {
+        let text = |seen: Seen| seen.finding(Path::new("/s")).text;
+        assert_eq!(text(Seen::Same), "fail2ban can write to /s");
+        assert!(
+            text(Seen::ReadOnly)
+                .starts_with("fail2ban cannot write to /s: its unit makes that read-only")
+        );
+        assert!(text(Seen::User(5)).contains("it runs as user 5"));
+        assert_eq!(
+            (span(119), span(120), span(7200), span(172_800)),
+            ("119 s".to_owned(), "2 min".to_owned(), "2 h".to_owned(), "2 days".to_owned())
+        );
+    }
+}

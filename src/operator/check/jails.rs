@@ -1,0 +1,295 @@
+//! Does fail2ban run, and do its jails share their bans? Pure; [`ask`](super::ask) asks it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::finding::{Finding, list};
+use crate::guard::Sharing;
+use crate::wire::Jail;
+
+/// The first version that can be asked what is needed.
+const LEAST: [u32; 3] = [0, 11, 2];
+
+/// A server of fail2ban that answers.
+#[derive(Debug, Default)]
+pub(super) struct Server {
+    pub(super) version: String,
+    pub(super) pid: i32,
+    pub(super) jails: Vec<Running>,
+}
+
+/// A jail that it runs.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) name: Jail,
+    pub(super) actions: Vec<Action>,
+    /// The log files that it reads.
+    pub(super) logs: Vec<String>,
+}
+
+/// An action of a jail.
+#[derive(Debug)]
+pub(super) struct Action {
+    pub(super) name: String,
+    /// What it does for a ban; empty for one that is written in Python.
+    pub(super) ban: String,
+    /// Whether the jail gives it a usable key for AbuseIPDB.
+    pub(super) key: bool,
+}
+
+/// What the files would make of fail2ban.
+#[derive(Debug, Default)]
+pub(super) struct Configured {
+    /// Each jail, and whether it would share its bans.
+    pub(super) jails: BTreeMap<Jail, bool>,
+    /// What fail2ban finds wrong with them.
+    pub(super) wrong: Vec<String>,
+    /// They make nothing.
+    pub(super) broken: bool,
+}
+
+/// Whether an action's text tells the fleet.
+pub(super) fn shares(action: &str) -> bool {
+    action.contains("mqttnotifyban") || action.contains("f2bmqtt notify")
+}
+
+/// Reads what `fail2ban-client -d` prints: the commands that would start a server, one a line, as
+/// Python writes lists.
+pub(super) fn configured(dump: &str) -> BTreeMap<Jail, bool> {
+    let mut jails = BTreeMap::new();
+    for line in dump.lines() {
+        let Some(line) = line.strip_prefix("['") else { continue };
+        let mut words = line.splitn(4, "', '");
+        let (verb, jail) = (words.next(), words.next().unwrap_or_default());
+        let Ok(jail) = Jail::new(jail.trim_end_matches("']")) else { continue };
+        match (verb, words.next(), words.next()) {
+            (Some("add" | "start"), _, _) => {
+                jails.entry(jail).or_insert(false);
+            }
+            (Some("set" | "multi-set"), Some("action"), Some(text)) if shares(text) => {
+                jails.insert(jail, true);
+            }
+            _ => {}
+        }
+    }
+    jails
+}
+
+/// What is to be said of fail2ban and its jails.
+pub(super) fn findings(
+    server: &Result<Server, String>,
+    configured: &Configured,
+    sharing: &Sharing,
+) -> Vec<Finding> {
+    let mut found = Vec::new();
+    found.extend(configured.wrong.iter().map(|what| {
+        let finding = if configured.broken {
+            let text = format!("fail2ban's configuration cannot be used: {what}");
+            Finding::fault("fail2ban_config", text)
+        } else {
+            Finding::warning(
+                "fail2ban_config",
+                format!("of its configuration, fail2ban says: {what}"),
+            )
+        };
+        finding.next("fail2ban-client -t")
+    }));
+    let server = match server {
+        Ok(server) => server,
+        Err(why) => {
+            found.push(Finding::fault("fail2ban", why.as_str()).next(
+                "systemctl restart fail2ban\nif it does not stay: journalctl -u fail2ban -n 20",
+            ));
+            return found;
+        }
+    };
+    let version = &server.version;
+    if numbers(version) < LEAST {
+        let text = format!("fail2ban {version} is too old: at least 0.11.2 is needed");
+        found.push(Finding::fault("fail2ban", text).next("apt install fail2ban"));
+    } else {
+        found.push(Finding::well("fail2ban", format!("fail2ban {version} answers")));
+    }
+    found.extend(of_jails(server, &configured.jails, sharing));
+    found
+}
+
+fn of_jails(server: &Server, configured: &BTreeMap<Jail, bool>, sharing: &Sharing) -> Vec<Finding> {
+    let mut found = Vec::new();
+    if server.jails.is_empty() {
+        let text = "fail2ban has no jail: it bans nothing, and nothing is banned here for others";
+        found.push(Finding::fault("jail_none", text).next(
+            "in /etc/fail2ban/jail.local, for example:\n    [sshd]\n    enabled = true\n\
+             then: fail2ban-client reload",
+        ));
+    }
+    let (part, none): (Vec<_>, Vec<_>) =
+        server.jails.iter().partition(|jail| sharing.has(&jail.name));
+    let (told, silent): (Vec<_>, Vec<_>) =
+        part.into_iter().partition(|jail| jail.actions.iter().any(|action| shares(&action.ban)));
+    if !told.is_empty() {
+        let verb = if told.len() == 1 { "shares its" } else { "share their" };
+        found.push(Finding::well("jail_shares", format!("{} {verb} bans", names(&told))));
+    }
+    if !none.is_empty() {
+        let verb = if none.len() == 1 { "takes" } else { "take" };
+        let text = format!("{} {verb} no part, as the settings say", names(&none));
+        found.push(Finding::well("jail_left_out", text));
+    }
+    let jails: BTreeSet<Jail> = server.jails.iter().map(|jail| jail.name.clone()).collect();
+    found.extend(sharing.missing(&jails).into_iter().map(|name| {
+        let text = format!("MQTT_JAILS names {name}, and fail2ban has no such jail");
+        let next = "mend the name in /etc/fail2ban/mqtt.env, or add the jail to jail.local";
+        Finding::warning("jail_missing", text).next(next).about(name)
+    }));
+    found.extend(silent.iter().map(|jail| {
+        let written = configured.get(&jail.name).copied().unwrap_or(false);
+        unheard(jail, written).about(&jail.name)
+    }));
+    let runs = |name: &&Jail| server.jails.iter().any(|jail| jail.name == **name);
+    found.extend(configured.keys().filter(|name| !runs(name)).map(|name| {
+        let text = format!("the jail {name} is configured, and fail2ban does not run it");
+        let next = "fail2ban-client reload\nif it does not come: tail /var/log/fail2ban.log";
+        Finding::warning("jail_not_running", text).next(next).about(name)
+    }));
+    found
+}
+
+fn names(jails: &[&Running]) -> String {
+    let names: Vec<&str> = jails.iter().map(|jail| jail.name.as_str()).collect();
+    list(&names)
+}
+
+/// A jail that tells nobody of its bans; `written` where its files say that it should.
+fn unheard(jail: &Running, written: bool) -> Finding {
+    let Running { name, actions, .. } = jail;
+    if written {
+        let text = format!(
+            "the jail {name} does not share its bans yet: fail2ban has not loaded the action that its \
+             files name"
+        );
+        return Finding::fault("jail_not_loaded", text)
+            .next(format!("fail2ban-client reload --restart {name}"));
+    }
+    let names: Vec<&str> = actions.iter().map(|action| action.name.as_str()).collect();
+    let actions = match names.len() {
+        0 => "it has no action".to_owned(),
+        1 => format!("its action is {}", names[0]),
+        _ => format!("its actions are {}", list(&names)),
+    };
+    Finding::fault("jail_not_wired", format!("the jail {name} does not share its bans: {actions}"))
+        .next(format!(
+            "in /etc/fail2ban/jail.local, behind what its action is already:\n\
+             \x20   [{name}]\n\
+             \x20   action = %(action_)s\n\
+             \x20            f2bmqtt\n\
+             then: fail2ban-client reload --restart {name}\n\
+             (if it is to stay out of the fleet: MQTT_NOT_JAILS={name} in mqtt.env)"
+        ))
+}
+
+/// The numbers of a version; `1.1.0.dev1` is 1.1.0.
+fn numbers(version: &str) -> [u32; 3] {
+    let mut numbers = version.split(['.', '-']).map(|part| part.parse().unwrap_or(0));
+    [(); 3].map(|()| numbers.next().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::State;
+    use super::*;
+
+    fn jail(name: &str) -> Jail {
+        Jail::new(name).unwrap()
+    }
+
+    fn running(name: &str, actions: &[(&str, &str)]) -> Running {
+        let action = |(name, ban): &(&str, &str)| Action {
+            name: (*name).to_owned(),
+            ban: (*ban).to_owned(),
+            key: false,
+        };
+        let actions = actions.iter().map(action).collect();
+        Running { name: jail(name), actions, logs: Vec::new() }
+    }
+
+    fn odd(
+        server: &Result<Server, String>,
+        configured: &Configured,
+    ) -> Vec<(&'static str, String)> {
+        let out = BTreeSet::from([jail("recidive")]);
+        let found = findings(server, configured, &Sharing::new(None, out)).into_iter();
+        found
+            .filter(|finding| finding.state != State::Well)
+            .map(|finding| (finding.id, finding.text))
+            .collect()
+    }
+
+    const TELLS: &str = "[ '<failures>' = 0 ] || /etc/fail2ban/mqttnotifyban 'web' '<ip>'";
+
+    #[test]
+    fn what_the_files_would_make_is_read() {
+        let dump = "['set', 'syslogsocket', 'auto']\n['add', 'sshd', 'polling']\n\
+                    ['set', 'sshd', 'addaction', 'f2bmqtt']\n\
+                    ['multi-set', 'sshd', 'action', 'f2bmqtt', [['actionban', \"/etc/fail2ban/mqttnotifyban 'sshd'\"]]]\n\
+                    ['add', 'web', 'polling']\n['set', 'web', 'action', 'x', 'actionban', 'true']\n\
+                    ['start', 'web']\n['start', 'odd one']\n2026 WARNING\n";
+        let expected = BTreeMap::from([(jail("sshd"), true), (jail("web"), false)]);
+        assert_eq!(configured(dump), expected);
+    }
+
+    #[test]
+    fn a_jail_shares_or_it_is_said_how_it_would() {
+        let server = || Server {
+            version: "1.0.2".to_owned(),
+            pid: 1,
+            jails: vec![
+                running("sshd", &[("iptables-ipset", TELLS)]),
+                running("web", &[("nftables", "nft add"), ("mail", "")]),
+                running("ftp", &[("nftables", "nft add")]),
+                running("recidive", &[("nftables", "nft add")]),
+            ],
+        };
+        let files = BTreeMap::from([
+            (jail("sshd"), true),
+            (jail("web"), false),
+            (jail("ftp"), true),
+            (jail("mail"), true),
+        ]);
+        let expected = [
+            (
+                "jail_not_wired",
+                "the jail web does not share its bans: its actions are nftables and mail",
+            ),
+            (
+                "jail_not_loaded",
+                "the jail ftp does not share its bans yet: fail2ban has not loaded the action that its files name",
+            ),
+            ("jail_not_running", "the jail mail is configured, and fail2ban does not run it"),
+        ];
+        let expected = expected.map(|(id, text)| (id, text.to_owned()));
+        let configured = Configured { jails: files, ..Configured::default() };
+        assert_eq!(odd(&Ok(server()), &configured), expected);
+        let none = odd(
+            &Ok(Server { version: "1.1.0.dev1".to_owned(), ..Server::default() }),
+            &Configured::default(),
+        );
+        assert_eq!((none.len(), none[0].0), (1, "jail_none"));
+        let broken = odd(
+            &Err("fail2ban does not answer".to_owned()),
+            &Configured { wrong: vec!["no log".to_owned()], broken: true, ..Configured::default() },
+        );
+        assert_eq!(
+            broken.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
+            ["fail2ban_config", "fail2ban"]
+        );
+    }
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        for (version, old) in
+            [("0.11.1", true), ("0.9.99", true), ("0.11.2", false), ("1.1.0.dev1", false)]
+        {
+            assert_eq!(numbers(version) < LEAST, old, "{version}");
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! Looks at this host: processes, files, what systemd says. Nothing is changed.
+
+use std::ffi::OsStr;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::SystemTime;
+
+use super::host::{Host, Script, Seen, Service};
+use super::reports::Key;
+use crate::abuseipdb::key::KeyFile;
+use crate::paths::Paths;
+use crate::{daemon, lock};
+
+const LINKS: &str = "/usr/share/f2bmqtt/links";
+const BINARY: &str = "/usr/bin/f2bmqtt";
+const ACTIONS: &str = "/etc/fail2ban/action.d";
+
+/// The most events of the spool that are counted.
+const MAX_COUNTED: usize = 100_000;
+
+/// Runs a program to its end, but no longer than some seconds.
+pub(super) fn command(program: &str, arguments: &[&str]) -> io::Result<Output> {
+    Command::new("timeout")
+        .args(["8", program])
+        .args(arguments)
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("LC_ALL", "C.UTF-8")
+        .stdin(Stdio::null())
+        .output()
+}
+
+pub(super) fn host(paths: &Paths, settings: &Path) -> Host {
+    let path = paths.lock();
+    let holder = lock::is_held(&path).then(|| lock::holder(&path)).flatten().and_then(|text| {
+        let (role, pid) = text.split_once(' ')?;
+        Some((role.to_owned(), pid.parse().ok()?))
+    });
+    let exe = holder.as_ref().map(|(_, pid): &(_, i32)| fs::read_link(format!("/proc/{pid}/exe")));
+    let links = fs::read_to_string(LINKS).unwrap_or_default();
+    let links = links.lines().map(PathBuf::from);
+    let (no_actions, kept) = actions();
+    let room = rustix::fs::statvfs(&paths.state).ok();
+    let service = service();
+    Host {
+        namesake: service.as_ref().is_some_and(|service| says_namesake(&service.run)),
+        service,
+        replaced: exe.is_some_and(|exe| {
+            exe.is_ok_and(|exe| exe.as_os_str().as_bytes().ends_with(b" (deleted)"))
+        }),
+        settings_newer: newer(settings, &path),
+        holder,
+        scripts: scripts(),
+        no_links: links.filter(|link| !leads_to(link, Path::new(BINARY))).collect(),
+        no_actions,
+        kept,
+        // Some file systems count no files.
+        room: room.map(|room| {
+            let files = if room.f_files == 0 { u64::MAX } else { room.f_favail };
+            (room.f_bavail.saturating_mul(room.f_frsize), files)
+        }),
+        exposed: exposed(paths),
+        spool: spool_waits(paths.spool().dir()),
+        clock_is_set: Path::new("/run/systemd/timesync/synchronized").exists(),
+    }
+}
+
+fn service() -> Option<Service> {
+    if !Path::new("/run/systemd/system").exists() {
+        return None;
+    }
+    let wanted =
+        "--property=LoadState,ActiveState,FragmentPath,ExecMainStatus,UnitFileState,InvocationID";
+    let output = command("systemctl", &["show", wanted, "f2bmqttsub.service"]).ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let of = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        line.unwrap_or_default().to_owned()
+    };
+    Some(Service {
+        load: of("LoadState"),
+        active: of("ActiveState"),
+        fragment: of("FragmentPath"),
+        status: of("ExecMainStatus"),
+        enabled: of("UnitFileState"),
+        run: of("InvocationID"),
+    })
+}
+
+/// Whether the service warned of a namesake just now. The two drive each other off the broker, every few
+/// seconds, and the broker knows only the last of them.
+fn says_namesake(run: &str) -> bool {
+    let run = format!("_SYSTEMD_INVOCATION_ID={run}");
+    let output = command("journalctl", &["-q", "-o", "cat", "--no-pager", "--since=-70s", &run]);
+    let said = output.map(|output| output.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&said).contains(daemon::NAMESAKE)
+}
+
+/// By how many seconds the settings are younger than the lock, which is as old as the daemon.
+fn newer(settings: &Path, lock: &Path) -> Option<u64> {
+    let time = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    let newer = time(settings)?.duration_since(time(lock)?).ok()?;
+    Some(newer.as_secs()).filter(|seconds| *seconds > 0)
+}
+
+/// Shells that run a script of that name.
+fn scripts() -> Vec<Script> {
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| is_script(*pid)).map(|pid| Script { pid, unit: unit(pid) }).collect()
+}
+
+fn is_script(pid: i32) -> bool {
+    let name = |path: &[u8]| Path::new(OsStr::from_bytes(path)).file_name().map(OsStr::to_owned);
+    let shell = fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| {
+        exe.file_name()
+            .is_some_and(|name| ["bash", "dash", "sh"].iter().any(|shell| name == *shell))
+    });
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    // A pipe of the script's has its name, too, and its parent is told of.
+    shell
+        && arguments
+            .split(|byte| *byte == 0)
+            .any(|word| name(word).is_some_and(|name| name == "mqttsubscribebans"))
+        && parent(pid).is_none_or(|parent| !is_script(parent))
+}
+
+fn parent(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // `12 (any name) S 1 …`
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(1)?.parse().ok().filter(|parent| *parent > 1)
+}
+
+fn unit(pid: i32) -> Option<String> {
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let mut levels = cgroups.lines().flat_map(|line| line.rsplit('/'));
+    levels.find(|level| level.ends_with(".service")).map(str::to_owned)
+}
+
+fn leads_to(link: &Path, target: &Path) -> bool {
+    fs::read_link(link).is_ok_and(|to| to == target)
+}
+
+/// The package's action files that are missing, and those beside which a newer one waits.
+fn actions() -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let all = ["iptables-ipset.local", "f2bmqtt.conf", "abuseipdb.local"];
+    let all = all.map(|name| Path::new(ACTIONS).join(name));
+    let missing = all.iter().filter(|path| !path.exists()).cloned().collect();
+    let kept = all.iter().filter(|path| {
+        let mut waiting = path.as_os_str().to_owned();
+        waiting.push(".ucf-dist");
+        Path::new(&waiting).exists()
+    });
+    (missing, kept.cloned().collect())
+}
+
+/// What is for root alone and is not.
+fn exposed(paths: &Paths) -> Vec<(PathBuf, u32)> {
+    let all = [
+        paths.state.clone(),
+        paths.spool().dir().to_owned(),
+        paths.store(),
+        paths.reports(),
+        paths.report_queue(),
+    ];
+    let mode = |path: PathBuf| {
+        let meta = fs::symlink_metadata(&path).ok()?;
+        let mode = meta.permissions().mode();
+        (mode & 0o077 != 0 || meta.uid() != 0).then_some((path, mode))
+    };
+    all.into_iter().filter_map(mode).collect()
+}
+
+fn spool_waits(spool: &Path) -> (usize, u64) {
+    let Ok(entries) = fs::read_dir(spool) else { return (0, 0) };
+    let files =
+        entries.flatten().filter_map(|entry| entry.metadata().ok()).filter(Metadata::is_file);
+    let age = |meta: &Metadata| {
+        let age = SystemTime::now().duration_since(meta.modified().ok()?).ok()?;
+        Some(age.as_secs())
+    };
+    files
+        .take(MAX_COUNTED)
+        .fold((0, 0), |(count, oldest), meta| (count + 1, oldest.max(age(&meta).unwrap_or(0))))
+}
+
+/// The spool as a process sees it.
+pub(super) fn seen_by(pid: i32, spool: &Path) -> Option<Seen> {
+    let user = fs::metadata(format!("/proc/{pid}/status")).ok()?.uid();
+    if user != 0 {
+        return Some(Seen::User(user));
+    }
+    let own = fs::metadata(spool).ok()?;
+    let inside = spool.strip_prefix("/").unwrap_or(spool);
+    let theirs = fs::metadata(Path::new(&format!("/proc/{pid}/root")).join(inside));
+    if !theirs.is_ok_and(|theirs| (theirs.dev(), theirs.ino()) == (own.dev(), own.ino())) {
+        return Some(Seen::Other);
+    }
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
+    Some(if is_read_only(&mounts, spool) { Seen::ReadOnly } else { Seen::Same })
+}
+
+/// Whether a path is mounted read-only (mountinfo in proc(5)): on the last of the deepest mounts on its
+/// way.
+fn is_read_only(mounts: &str, path: &Path) -> bool {
+    let mount = |line: &str| {
+        let mut words = line.split(' ');
+        let point = words.nth(4)?.replace("\\040", " ");
+        let options = words.next()?.to_owned();
+        let file_system = line.rsplit(' ').next()?;
+        let read_only = |options: &str| options.split(',').any(|option| option == "ro");
+        path.starts_with(&point)
+            .then(|| (point.len(), read_only(&options) || read_only(file_system)))
+    };
+    let deepest = mounts.lines().filter_map(mount).max_by_key(|(depth, _)| *depth);
+    deepest.is_some_and(|(_, read_only)| read_only)
+}
+
+/// The file with the key, and what is odd about it.
+pub(super) fn key(path: &Path) -> (Key, Option<String>) {
+    let KeyFile { key, warning } = KeyFile::read(path);
+    let state = match key {
+        Some(_) => Key::Usable,
+        None if path.exists() => Key::None,
+        None => Key::Missing,
+    };
+    (state, warning)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOUNTS: &str = "\
+823 796 0:110 / / rw,relatime shared:116 - overlay overlay rw,lowerdir=/x
+830 823 0:117 / /var/lib ro,nosuid shared:122 - tmpfs tmpfs rw,size=1k
+831 830 0:118 / /var/lib/f2bmqtt ro - tmpfs tmpfs rw
+832 831 0:118 / /var/lib/f2bmqtt rw - tmpfs tmpfs rw
+833 823 0:119 / /srv rw - ext4 /dev/x ro
+834 823 0:119 / /with\\040blank ro - ext4 /dev/x rw";
+
+    #[test]
+    fn the_last_and_deepest_mount_counts() {
+        let table = [
+            ("/var/lib/f2bmqtt/spool", false),
+            ("/var/lib/f2bmqtt2", true),
+            ("/var/lib/x", true),
+            ("/var/x", false),
+            ("/srv/x", true),
+            ("/with blank/x", true),
+        ];
+        for (path, expected) in table {
+            assert_eq!(is_read_only(MOUNTS, Path::new(path)), expected, "{path}");
+        }
+        assert!(!is_read_only("", Path::new("/")));
+    }
+
+    #[test]
+    fn this_process_sees_what_it_sees() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(seen_by(pid, dir.path()), Some(Seen::Same));
+        assert_eq!(seen_by(pid, &dir.path().join("none")), None);
+        assert!(!is_script(pid) && parent(pid).is_some());
+    }
+}

@@ -1,0 +1,98 @@
+//! `f2bmqtt check`: finds out why it does not work.
+//!
+//! Facts are gathered first, all at once and each within some seconds: [`look`] at this host, [`ask`]
+//! fail2ban, [`probe`] the brokers. What they mean is decided by pure functions, each of which makes
+//! [findings](finding) of its facts: [`settings`], [`broker`], [`fleet`], [`jails`], [`reports`], [`host`].
+
+mod ask;
+mod broker;
+mod finding;
+mod fleet;
+mod host;
+mod jails;
+mod look;
+mod probe;
+mod reports;
+mod settings;
+
+use std::io::{self, IsTerminal as _};
+
+use rustix::process::geteuid;
+
+use self::finding::{Finding, State};
+use crate::config::{self, Config};
+use crate::error::Error;
+use crate::journal::say;
+use crate::paths::Paths;
+use crate::{daemon, runtime};
+
+/// Shows what works and what does not.
+///
+/// # Errors
+/// [`Error::Faulty`] where something does not.
+pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
+    if !geteuid().is_root() {
+        let what = "check must be run by root: it reads the settings and asks fail2ban";
+        return Err(Error::Undone(what.to_owned()));
+    }
+    let config = Config::load();
+    let findings = findings(&config, paths)?;
+    if json {
+        say(finding::object(&findings));
+    } else {
+        let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        say(finding::text(&findings, colour));
+    }
+    let of = |state, name: &str| match finding::count(&findings, state) {
+        1 => format!("1 {name}"),
+        n => format!("{n} {name}s"),
+    };
+    if finding::count(&findings, State::Fault) == 0 {
+        return Ok(());
+    }
+    let summary = format!("{}, {}", of(State::Fault, "fault"), of(State::Warning, "warning"));
+    Err(Error::Faulty { summary, settings: config.is_err() })
+}
+
+fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding>, Error> {
+    let path = config::path();
+    let files = {
+        let (paths, path) = (paths.clone(), path.clone());
+        std::thread::spawn(move || (look::host(&paths, &path), ask::configured()))
+    };
+    let (brokers, server) = runtime::run(async {
+        let brokers = async {
+            match config {
+                Ok(config) => probe::brokers(config).await,
+                Err(_) => Vec::new(),
+            }
+        };
+        Ok(tokio::join!(brokers, ask::server(&paths.fail2ban)))
+    })?;
+    let (mut host, configured) =
+        files.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    if config.is_err() {
+        host.settings_newer = None; // to start the service anew would be to stop it
+    }
+    let mut found = settings::findings(config, &path);
+    if let Ok(config) = config {
+        let works = brokers.iter().any(|reached| reached.heard().is_some());
+        found.extend(settings::sample(config, works, &path));
+        found.extend(brokers.iter().flat_map(|reached| reached.findings(config)));
+        let heard = brokers.iter().find_map(broker::Reached::heard);
+        if let Some(heard) = heard {
+            found.extend(fleet::findings(&config.node, &daemon::machine(), heard, &host));
+        }
+    }
+    found.extend(host.findings(&paths.state, &path));
+    let sharing = config.as_ref().map(|config| config.sharing.clone()).unwrap_or_default();
+    found.extend(jails::findings(&server, &configured, &sharing));
+    if let Ok(server) = &server {
+        let spool = paths.spool();
+        let seen = look::seen_by(server.pid, spool.dir());
+        found.extend(seen.map(|seen| seen.finding(spool.dir())));
+        let (key, warning) = look::key(&paths.api_key);
+        found.extend(reports::findings(&server.jails, &paths.api_key, &key, warning.as_deref()));
+    }
+    Ok(found)
+}

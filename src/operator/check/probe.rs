@@ -1,0 +1,259 @@
+//! Goes the way to each broker, and listens there for a moment. What it publishes, nobody acts upon
+//! and no broker keeps: it only has to come back.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, SystemTime};
+
+use futures_util::future::join_all;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{Instant, timeout};
+
+use super::broker::{Heard, Port, Probe, Reached, Way};
+use crate::broker::{Client, Event, Link};
+use crate::config::{self, Broker, Config};
+use crate::daemon;
+use crate::outbox::millis;
+use crate::random;
+use crate::wire::{self, Action, Address, Host, Jail, Part, Presence, State};
+
+/// How long a name, and then a port, may take to answer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A broker that answers at all has said all that it keeps after such a silence, or so long.
+const QUIET: Duration = Duration::from_millis(250);
+const GATHER: Duration = Duration::from_secs(1);
+
+/// How long a message may take to come back.
+const BACK: Duration = Duration::from_secs(2);
+
+/// The most addresses of a name that are tried, and the most hosts whose clocks are looked at.
+const MAX_ADDRESSES: usize = 8;
+const MAX_CLOCKS: usize = 40;
+
+/// Goes to all brokers at once.
+pub(super) async fn brokers(config: &Config) -> Vec<Reached> {
+    let ways = config
+        .brokers
+        .iter()
+        .map(|broker| async { Reached { broker: broker.clone(), way: go(config, broker).await } });
+    join_all(ways).await
+}
+
+async fn go(config: &Config, broker: &Broker) -> Way {
+    let addresses = match resolve(broker).await {
+        Ok(addresses) => addresses,
+        Err(why) => return Way::NoName(why),
+    };
+    let knocks = addresses.into_iter().map(|at| async move { (at.ip(), knock(at).await) });
+    let ports: Vec<(IpAddr, Port)> = join_all(knocks).await;
+    if !ports.iter().any(|(_, port)| *port == Port::Open) {
+        return Way::NoPort(ports);
+    }
+    // A name of its own: the service's connection stays as it is.
+    let mark = format!("{:x}", random::chance().to_bits() >> 28);
+    let id = format!("f2bmqtt-{}-check-{mark}", config.node);
+    let client = Client { id, persistent: false, topics: Vec::new(), will: None };
+    let only = Config { brokers: vec![broker.clone()], ..config.clone() };
+    let mut ear = Ear { link: Link::new(&only, client), config, mark, heard: Heard::default() };
+    match ear.link.event().await {
+        Event::Lost { why, .. } => Way::NoEntry { ports, why },
+        _ => Way::In { ports, heard: ear.listen().await },
+    }
+}
+
+async fn resolve(broker: &Broker) -> Result<Vec<SocketAddr>, String> {
+    match timeout(PATIENCE, lookup_host((config::bare(&broker.host), broker.port))).await {
+        Err(_) => Err(format!("no name server answers within {} s", PATIENCE.as_secs())),
+        Ok(Err(error)) => {
+            // `failed to lookup address information: Name or service not known`
+            let text = error.to_string();
+            Err(text.rsplit(": ").next().unwrap_or_default().to_owned())
+        }
+        Ok(Ok(addresses)) => {
+            let mut addresses: Vec<_> = addresses.collect();
+            addresses.dedup();
+            addresses.truncate(MAX_ADDRESSES);
+            if addresses.is_empty() { Err("it has no address".to_owned()) } else { Ok(addresses) }
+        }
+    }
+}
+
+async fn knock(at: SocketAddr) -> Port {
+    match timeout(PATIENCE, TcpStream::connect(at)).await {
+        Err(_) => Port::Dropped,
+        Ok(Ok(_)) => Port::Open,
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Port::Refused,
+        Ok(Err(error)) => Port::Other(error.to_string()),
+    }
+}
+
+/// Listens on a connection.
+struct Ear<'a> {
+    link: Link,
+    config: &'a Config,
+    /// In each message that it publishes itself.
+    mark: String,
+    heard: Heard,
+}
+
+impl Ear<'_> {
+    async fn listen(mut self) -> Heard {
+        let Config { topic, node, .. } = self.config;
+        // What the daemon subscribes to, as it does, and where a message of ours comes back.
+        let own = format!("state/{node}/check/{}", self.mark);
+        for below in ["+", "+/+", &format!("state/{node}/+"), &own] {
+            self.link.subscribe(&[topic.below(below)]);
+        }
+        self.hear(GATHER, |_| false).await;
+        for host in self.others_online() {
+            self.link.subscribe(&[topic.below(&format!("state/{host}/0"))]);
+        }
+        let event = self.event().encode();
+        self.publish("ban", "ban", &event);
+        self.publish("unban", "unban", &event);
+        // No host listens so deep in a branch.
+        self.publish(&format!("state/{node}"), &own, "{}");
+        // What this host says of itself, said again.
+        let presence = self.presence().encode();
+        self.publish(&format!("host/{node}"), &format!("host/{node}"), &presence);
+        self.hear(BACK, |heard| heard.probes.iter().all(|probe| probe.back)).await;
+        if self.link.close() {
+            let _ = timeout(QUIET, self.link.event()).await;
+        }
+        self.heard
+    }
+
+    /// Publishes an object with the mark in it.
+    fn publish(&mut self, stands_for: &str, below: &str, object: &str) {
+        let topic = self.config.topic.below(below);
+        let fields = object.trim_end_matches('}');
+        let comma = if fields == "{" { "" } else { "," };
+        let payload = format!("{fields}{comma}{}}}", self.field());
+        self.link.publish(stands_for.to_owned(), topic, payload.into_bytes());
+        let topic = self.config.topic.below(stands_for);
+        self.heard.probes.push(Probe { topic, taken: false, back: false });
+    }
+
+    /// Listens until it is quiet and `enough` is there, but no longer than `limit`.
+    async fn hear(&mut self, limit: Duration, enough: impl Fn(&Heard) -> bool) {
+        let started = Instant::now();
+        while self.heard.cut.is_none() && started.elapsed() < limit {
+            match timeout(QUIET, self.link.event()).await {
+                Err(_) if self.heard.probes.is_empty() || enough(&self.heard) => return,
+                Err(_) => {}
+                Ok(event) => self.take(event),
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Message { topic, payload } => self.message(&topic, &payload),
+            Event::Published(stands_for) => {
+                let topic = self.config.topic.below(&stands_for);
+                if let Some(probe) = self.probe(&topic) {
+                    probe.taken = true;
+                }
+            }
+            Event::SubscribeRefused(topics) => {
+                let needed = topics.into_iter().filter(|topic| !topic.contains("/check/"));
+                self.heard.refused.extend(needed);
+            }
+            Event::Lost { why, .. } => self.heard.cut = Some(why),
+            Event::Refused { topic, refusal } => {
+                self.heard.others = true;
+                let host = self.whose(&topic);
+                self.heard.refusals.extend(host.map(|host| (host, refusal)));
+            }
+            Event::Connected(_) => {}
+        }
+    }
+
+    fn probe(&mut self, topic: &str) -> Option<&mut Probe> {
+        self.heard.probes.iter_mut().find(|probe| probe.topic == topic)
+    }
+
+    fn message(&mut self, topic: &str, payload: &[u8]) {
+        if String::from_utf8_lossy(payload).contains(&self.field()) {
+            let stands_for = topic.split("/check/").next().unwrap_or(topic).to_owned();
+            if let Some(probe) = self.probe(&stands_for) {
+                probe.back = true;
+            }
+            return;
+        }
+        self.heard.others = true;
+        if self.config.signing.is_none() && wire::seal::split(payload).is_some() {
+            let host = self.whose(topic);
+            self.heard.signed.extend(host);
+        }
+        let prefix = self.config.topic.below("");
+        let mut levels = topic.strip_prefix(&prefix).unwrap_or_default().split('/');
+        match (levels.next(), levels.next().map(Host::new), levels.next()) {
+            (Some("host"), Some(Ok(host)), None) => {
+                if let Ok(presence) = Presence::parse(payload) {
+                    self.heard.presences.push((host, presence));
+                }
+            }
+            (Some("state"), Some(Ok(host)), Some("0")) if host != self.config.node => {
+                if let Ok(part) = Part::parse(payload) {
+                    let now = millis(SystemTime::now());
+                    let stamp = self.heard.stamps.entry(host).or_insert((part.stamp, now));
+                    *stamp = (*stamp).max((part.stamp, now));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The other host whose branch a topic is in.
+    fn whose(&self, topic: &str) -> Option<Host> {
+        let mut levels = topic.strip_prefix(&self.config.topic.below(""))?.split('/');
+        let branch = matches!(levels.next(), Some("host" | "state"));
+        let host = Host::new(levels.next()?).ok()?;
+        (branch && host != self.config.node).then_some(host)
+    }
+
+    fn others_online(&self) -> Vec<Host> {
+        let presences = self.heard.presences.iter();
+        let online = presences
+            .filter(|(host, there)| *host != self.config.node && there.state == State::Online);
+        online.map(|(host, _)| host.clone()).take(MAX_CLOCKS).collect()
+    }
+
+    /// An event that nobody acts upon: its action is none, its jail nobody's, and it is no news.
+    fn event(&self) -> wire::Event {
+        wire::Event {
+            action: Action::Other(wire::CHECK.to_owned()),
+            jail: Jail::new("f2bmqtt-check").expect("it may be a jail's name"),
+            address: Address::new("192.0.2.0").expect("it is an address"), // for documentation
+            bantime: 0,
+            host: self.config.node.clone(),
+            restored: 1,
+            failures: 0,
+            time: 0,
+            stamp: 0,
+            reason: None,
+            id: None,
+            every_jail: false,
+            unbans: Vec::new(),
+        }
+    }
+
+    /// What the broker keeps of this host, or else that it is offline.
+    fn presence(&self) -> Presence {
+        let machine = daemon::machine();
+        let own = self
+            .heard
+            .presences
+            .iter()
+            .rev()
+            .find(|(host, there)| *host == self.config.node && there.machine == machine);
+        own.map_or_else(|| daemon::presence(&machine), |(_, own)| own.clone())
+    }
+
+    /// What a message of this check is known by.
+    fn field(&self) -> String {
+        format!(r#""check":"{}""#, self.mark)
+    }
+}

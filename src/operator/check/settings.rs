@@ -1,0 +1,107 @@
+//! Are the settings good, and somebody's own? Pure.
+
+use std::path::Path;
+
+use super::finding::Finding;
+use crate::config::{Config, Login};
+use crate::error::Error;
+
+/// The settings as they are shipped.
+const SHIPPED: &str = include_str!("../../../etc/mqtt.env");
+
+/// What is to be said of the settings themselves.
+pub(super) fn findings(settings: &Result<Config, Error>, path: &Path) -> Vec<Finding> {
+    let path = path.display();
+    match settings {
+        Ok(config) if config.warnings.is_empty() => {
+            vec![Finding::well("settings", format!("the settings in {path} can be used"))]
+        }
+        Ok(config) => {
+            let warnings = config.warnings.iter();
+            warnings.map(|what| Finding::warning("settings", what.as_str())).collect()
+        }
+        Err(Error::Config(faults)) => faults
+            .list()
+            .iter()
+            .map(|(line, what)| {
+                let at = if *line == 0 { String::new() } else { format!(", line {line}") };
+                let finding = Finding::fault("settings", format!("{path}{at}: {what}"));
+                if *line == 0 { finding } else { finding.about(line) }
+            })
+            .map(|finding| finding.next("mend it, then: systemctl restart f2bmqttsub"))
+            .collect(),
+        Err(error) => vec![Finding::fault("settings", error.to_string()).next(format!(
+            "install -m 0600 /usr/share/f2bmqtt/mqtt.env {path}\n\
+             set the broker in it, then: systemctl restart f2bmqttsub"
+        ))],
+    }
+}
+
+/// Whether these are the settings as shipped: in the one network where that is how the hub is called
+/// they work, and everybody knows the password.
+pub(super) fn sample(config: &Config, works: bool, path: &Path) -> Option<Finding> {
+    let shipped = Config::parse(path, SHIPPED.as_bytes(), &|_| None, "shipped").ok()?;
+    let login = |config: &Config| {
+        let Login { user, password } = config.login.clone()?;
+        Some((user, password))
+    };
+    let same = config.brokers == shipped.brokers
+        && config.topic == shipped.topic
+        && config.tls.is_none()
+        && login(config) == login(&shipped);
+    let path = path.display();
+    match (same, works) {
+        (false, _) => None,
+        (true, true) => {
+            let text =
+                format!("the login in {path} is the one of the documentation, which all know");
+            Some(Finding::warning("settings_sample", text).next(
+                "on the hub: mosquitto_passwd -b /etc/mosquitto/passwd fail2ban ANOTHER\n\
+                 on each server: MQTT_PASSWORD in mqtt.env, then: systemctl restart f2bmqttsub",
+            ))
+        }
+        (true, false) => {
+            let text = format!("{path} is as it was shipped: it names no broker of yours");
+            Some(Finding::fault("settings_sample", text).next(format!(
+                "set MQTT_HOST, MQTT_USER and MQTT_PASSWORD in {path}\n\
+                 then: systemctl restart f2bmqttsub"
+            )))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::State;
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, Error> {
+        Config::parse(Path::new("f"), text.as_bytes(), &|_| None, "web1").map_err(Error::Config)
+    }
+
+    #[test]
+    fn every_fault_is_told_with_its_line() {
+        let found = findings(&read("MQTT_HOST=a b\nMQTT_PORT=0\n"), Path::new("f"));
+        let texts: Vec<&str> = found.iter().map(|finding| finding.text.as_str()).collect();
+        assert_eq!(texts.len(), 4, "{texts:?}");
+        assert!(texts[0].starts_with("f, line 1: has more"), "{texts:?}");
+        assert_eq!(texts[1], "f, line 2: MQTT_PORT has a port that is no number from 1 to 65535");
+        assert_eq!(texts[2..], ["f: MQTT_HOST is not set", "f: MQTT_TOPIC is not set"]);
+        assert_eq!(found[1].about.as_deref(), Some("2"));
+        let found = findings(&read("MQTT_HOST=a\nMQTT_TOPIC=t\nMQTT_X=1\n"), Path::new("f"));
+        assert_eq!((found.len(), found[0].state), (1, State::Warning));
+    }
+
+    #[test]
+    fn what_was_shipped_is_nobody_s_own() {
+        let config = read(SHIPPED).unwrap();
+        let state = |config: &Config, works| {
+            sample(config, works, Path::new("f")).map(|finding| finding.state)
+        };
+        assert_eq!(state(&config, false), Some(State::Fault));
+        assert_eq!(state(&config, true), Some(State::Warning));
+        for (from, to) in [("PASSWORD=fail2ban", "PASSWORD=x"), ("HOST=192.168.1.10", "HOST=hub")] {
+            assert_eq!(state(&read(&SHIPPED.replace(from, to)).unwrap(), false), None);
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Those who look at a server's figures: Prometheus' own tools, and Home Assistant's own code, with the
+//! installed package.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_json::Value;
+use support::{Host, Rig, eventually, home_root};
+
+const EXAMPLES: &str = "/usr/share/doc/f2bmqtt/examples";
+
+fn repository(path: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Starts Home Assistant's code on the hub. What it makes of the broker's messages it writes down.
+fn start_home(hub: Host<'_>) {
+    hub.push(&repository("tests/support/home.py"), "/root/home.py");
+    hub.sh("systemd-run -q -u home -p Restart=no -E PYTHONPATH=/opt/homeassistant \
+            python3 /root/home.py /root/seen.json /root/home");
+}
+
+/// What Home Assistant shows.
+fn home(hub: Host<'_>) -> Value {
+    let text = hub.try_sh("cat /root/seen.json").unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
+/// The state of one entity.
+fn state(hub: Host<'_>, entity: &str) -> String {
+    home(hub)["states"][entity]["state"].as_str().unwrap_or_default().to_owned()
+}
+
+fn shows(hub: Host<'_>, entity: &str, expected: &str) {
+    eventually(&format!("{entity} is {expected}"), || state(hub, entity) == expected);
+}
+
+fn set(host: Host<'_>, settings: &str) {
+    host.sh(&format!("printf '{settings}' >>/etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub"));
+    host.ready();
+}
+
+#[test]
+fn home_assistant_and_prometheus_take_what_we_say() {
+    let rig = Rig::fleet_from(&home_root(), &["a", "b.example"]);
+    let (hub, a, b) = (rig.host("hub"), rig.host("a"), rig.host("b.example"));
+    start_home(hub);
+    set(a, "MQTT_HA_PREFIX=homeassistant\\nMQTT_METRICS=on\\n");
+    set(b, "MQTT_HA_PREFIX=homeassistant\\n");
+    shows(hub, "binary_sensor.fail2ban_on_a_connection", "on");
+    shows(hub, "sensor.fail2ban_on_a_bans", "0");
+
+    a.attack("auth", &["203.0.113.9"]);
+    eventually("it is banned on both", || {
+        a.bans("sshd", "203.0.113.9") && b.bans("sshd", "203.0.113.9")
+    });
+    for host in ["a", "b_example"] {
+        shows(hub, &format!("sensor.fail2ban_on_{host}_bans"), "1");
+        shows(hub, &format!("sensor.fail2ban_on_{host}_bans_in_sshd"), "1");
+        shows(hub, &format!("sensor.fail2ban_on_{host}_bans_in_web"), "0");
+        let version = format!("sensor.fail2ban_on_{host}_version");
+        shows(hub, &version, env!("CARGO_PKG_VERSION"));
+    }
+    let last =
+        |host: &str| home(hub)["states"][format!("event.fail2ban_on_{host}_last_ban")].clone();
+    eventually("the ban is an event where it was detected", || last("a")["ip"] == "203.0.113.9");
+    assert_eq!((&last("a")["event_type"], &last("a")["jail"]), (&"ban".into(), &"sshd".into()));
+    assert_eq!(last("b_example")["ip"], Value::Null, "and only there");
+
+    // Home Assistant starts anew on a broker that has lost what it kept.
+    hub.sh("mosquitto_pub -u fail2ban -P fail2ban -r -n -t homeassistant/device/f2bmqtt_a/config");
+    let device = |name: &str| {
+        home(hub)["devices"].as_array().is_some_and(|all| all.iter().any(|d| d["name"] == name))
+    };
+    eventually("without its topic the device is gone", || !device("fail2ban on a"));
+    hub.publish("homeassistant/status", "online");
+    shows(hub, "sensor.fail2ban_on_a_bans", "1");
+
+    b.sh("systemctl kill -s KILL f2bmqttsub; systemctl stop f2bmqttsub");
+    shows(hub, "binary_sensor.fail2ban_on_b_example_connection", "off");
+    shows(hub, "sensor.fail2ban_on_b_example_bans", "unavailable");
+    a.sh("f2bmqtt forget b.example");
+    eventually("a host that is forgotten is no device", || !device("fail2ban on b.example"));
+    assert!(device("fail2ban on a"));
+    assert_eq!(home(hub)["errors"], Value::Array(Vec::new()));
+
+    prometheus(a);
+}
+
+/// promtool finds nothing to complain of, and the node exporter picks the file up.
+fn prometheus(a: Host<'_>) {
+    let file = "/run/f2bmqtt/f2bmqtt.prom";
+    eventually("the ban is counted", || {
+        a.sh(&format!("cat {file}")).contains("f2bmqtt_bans{jail=\"sshd\",kind=\"detected\"} 1\n")
+    });
+    assert_eq!(a.sh(&format!("stat -c %a:%U {file}")), "644:root");
+    assert_eq!(a.sh(&format!("promtool check metrics <{file} 2>&1")), "");
+    a.sh(&format!("promtool check rules {EXAMPLES}/prometheus/f2bmqtt.rules.yml"));
+    a.sh(&format!("ln -s {file} /var/lib/prometheus/node-exporter/"));
+    a.sh("systemctl start prometheus-node-exporter");
+    let scraped = || {
+        a.try_sh(
+            "python3 -c 'import urllib.request as u
+print(u.urlopen(\"http://127.0.0.1:9100/metrics\").read().decode())'",
+        )
+    };
+    eventually("the node exporter passes it on", || {
+        scraped().is_ok_and(|text| text.contains("\nf2bmqtt_broker_connected 1\n"))
+    });
+    let errors = "node_textfile_scrape_error 0";
+    assert!(scraped().unwrap().contains(errors), "it could be read");
+    a.sh("systemctl stop f2bmqttsub");
+    assert!(a.try_sh(&format!("cat {file}")).is_err(), "nobody takes old figures for new ones");
+}
+
+/// Whatever is asked for in the examples is there to be asked for.
+#[test]
+fn dashboard_and_alerts_name_figures_that_there_are() {
+    let source = std::fs::read_to_string(repository("src/figures/metrics.rs")).unwrap();
+    let dashboard = std::fs::read_to_string(repository("examples/grafana/f2bmqtt.json")).unwrap();
+    let parsed: Value = serde_json::from_str(&dashboard).unwrap();
+    assert!(parsed["panels"].as_array().unwrap().len() > 5);
+    let rules = repository("examples/prometheus/f2bmqtt.rules.yml");
+    let rules = std::fs::read_to_string(rules).unwrap();
+    let mut names = BTreeSet::new();
+    for text in [&dashboard, &rules] {
+        for after in text.split("f2bmqtt_").skip(1) {
+            let word = |c: &char| c.is_ascii_lowercase() || *c == '_' || c.is_ascii_digit();
+            names.insert(after.chars().take_while(word).collect::<String>());
+        }
+    }
+    assert!(names.len() > 8, "{names:?}");
+    for name in names {
+        assert!(source.contains(&format!("(\"{name}\"")), "there is no f2bmqtt_{name}");
+    }
+}
