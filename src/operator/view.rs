@@ -185,6 +185,12 @@ impl View {
             (missing, all) => Some(format!("{missing} of {all} parts of {host}'s snapshot")),
         };
         let mut missing: Vec<String> = self.hosts.iter().filter_map(of).collect();
+        if self.hosts.is_empty() {
+            // RabbitMQ keeps messages, and hands out none of them for a topic with a wildcard.
+            missing.push(
+                "any host: is MQTT_TOPIC right, and does it hand out what it keeps?".to_owned(),
+            );
+        }
         if self.full {
             missing.push(format!("what is beyond {MAX_HOSTS} hosts or {MAX_BANS} bans"));
         }
