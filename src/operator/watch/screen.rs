@@ -3,10 +3,10 @@
 use std::cmp::Reverse;
 
 use ratatui::Frame;
-use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Block, Paragraph, Sparkline};
+use ratatui::widgets::{Block, Sparkline};
 
 use super::seen::{Count, SECONDS, Seen};
 use crate::operator::clock::Clock;
@@ -29,31 +29,21 @@ impl Screen {
         let bans = seen.count(clock.now * 1000).clone();
         let hosts =
             u16::try_from(seen.view().hosts().len().max(bans.jails.len())).unwrap_or(u16::MAX);
-        let area = frame.area();
-        let middle = (hosts.saturating_add(2)).clamp(4, (area.height / 3).max(4));
-        let rows = [
-            Constraint::Length(2),
-            Constraint::Length(5),
-            Constraint::Length(middle),
-            Constraint::Min(3),
-        ];
-        let [head, rate, fleet, news] = Layout::vertical(rows).areas(area);
-        frame.render_widget(Paragraph::new(self.head(seen, &bans, clock)), head);
-        self.rate(frame, seen, rate);
-        let [hosts, jails] =
-            Layout::horizontal([Constraint::Percentage(60), Constraint::Percentage(40)])
-                .areas(fleet);
+        let mut left = frame.area();
+        let middle = (hosts.saturating_add(2)).clamp(4, (left.height / 3).max(4));
+        let head = top(&mut left, 2);
+        lines(frame, head, self.head(seen, &bans, clock));
+        self.rate(frame, seen, top(&mut left, 5));
+        let fleet = top(&mut left, middle);
+        let hosts = Rect { width: fleet.width * 3 / 5, ..fleet };
+        let jails = Rect { x: hosts.right(), width: fleet.width - hosts.width, ..fleet };
         self.hosts(frame, seen, &bans, hosts);
         Self::jails(frame, &bans, jails);
-        self.news(frame, seen, clock, news);
+        self.news(frame, seen, clock, left);
     }
 
     fn style(&self, colour: Color) -> Style {
         if self.colour { Style::new().fg(colour) } else { Style::new() }
-    }
-
-    fn block(title: String) -> Block<'static> {
-        Block::bordered().title(Span::styled(title, Modifier::BOLD))
     }
 
     fn head(&self, seen: &Seen, bans: &Count, clock: &Clock) -> Vec<Line<'static>> {
@@ -74,7 +64,7 @@ impl Screen {
         let rate = seen.rate();
         let (sum, most) = (rate.iter().sum::<u64>(), rate.iter().max().copied().unwrap_or(0));
         let title = format!(" {sum} bans in the last minute, at most {most} a second ");
-        let block = Self::block(title);
+        let block = block(&title);
         // Each second as wide as there is room for, the last one at the right.
         let room = usize::from(block.inner(area).width);
         let (wide, from) = ((room / SECONDS).max(1), SECONDS.saturating_sub(room));
@@ -103,10 +93,7 @@ impl Screen {
             ])
         };
         let lines = fitting(hosts.iter().map(line).collect(), area, "hosts");
-        frame.render_widget(
-            Paragraph::new(lines).block(Self::block(" hosts, and what they banned ".to_owned())),
-            area,
-        );
+        framed(frame, area, " hosts, and what they banned ", lines);
     }
 
     fn jails(frame: &mut Frame<'_>, bans: &Count, area: Rect) {
@@ -116,7 +103,7 @@ impl Screen {
             Line::from(format!(" {:<18.18} {bans:>8}", shown(crate::wire::Jail::as_str(jail))))
         };
         let lines = fitting(jails.iter().map(line).collect(), area, "jails");
-        frame.render_widget(Paragraph::new(lines).block(Self::block(" jails ".to_owned())), area);
+        framed(frame, area, " jails ", lines);
     }
 
     fn news(&self, frame: &mut Frame<'_>, seen: &Seen, clock: &Clock, area: Rect) {
@@ -135,11 +122,35 @@ impl Screen {
             ])
         };
         let lines: Vec<_> = seen.news().take(area.height.into()).map(line).collect();
-        frame.render_widget(
-            Paragraph::new(lines).block(Self::block(" as it comes ".to_owned())),
-            area,
-        );
+        framed(frame, area, " as it comes ", lines);
     }
+}
+
+/// Takes so many rows from the top of what is left.
+fn top(left: &mut Rect, height: u16) -> Rect {
+    let height = height.min(left.height);
+    let top = Rect { height, ..*left };
+    *left = Rect { y: left.y + height, height: left.height - height, ..*left };
+    top
+}
+
+/// Writes lines, as far as there is room for them.
+fn lines(frame: &mut Frame<'_>, area: Rect, lines: Vec<Line<'static>>) {
+    for (row, line) in area.rows().zip(lines) {
+        frame.buffer_mut().set_line(row.x, row.y, &line, row.width);
+    }
+}
+
+/// The same, in a frame with a title.
+fn framed(frame: &mut Frame<'_>, area: Rect, title: &str, of: Vec<Line<'static>>) {
+    let block = block(title);
+    let inner = block.inner(area);
+    frame.render_widget(block, area);
+    lines(frame, inner, of);
+}
+
+fn block(title: &str) -> Block<'_> {
+    Block::bordered().title(Span::styled(title, Modifier::BOLD))
 }
 
 /// As many lines as there is room for; the last says how many are left out.
