@@ -2,9 +2,9 @@
 //! (<https://www.home-assistant.io/integrations/mqtt/#device-discovery-payload>).
 //!
 //! Retained at `<prefix>/device/f2bmqtt_<host>/config` is what there is to see, and at
-//! `<topic>/host/<host>/bans` the numbers: `{"bans":42,"jails":{"sshd":40,"web":2}}`. Whether the host is
-//! connected, and its version, Home Assistant takes from its presence. Each ban that is detected here is
-//! an event at `<topic>/host/<host>/ban`, not retained.
+//! `<prefix>/f2bmqtt/<host>/bans` the numbers: `{"bans":42,"jails":{"sshd":40,"web":2}}`. Whether the host
+//! is connected, and its version, Home Assistant takes from its presence. Each ban that is detected here
+//! is an event at `<prefix>/f2bmqtt/<host>/ban`, not retained. None of this is for the fleet.
 
 use std::fmt::Write as _;
 
@@ -71,10 +71,10 @@ impl HomeAssistant {
     /// What of a reading is news.
     pub fn news(&mut self, figures: &Figures, now: i64) -> Vec<Kept> {
         self.told = now;
-        let [config, state] = topics(&self.prefix, &self.topic, &self.host);
+        let [config, state] = topics(&self.prefix, &self.host);
         let mut news = Vec::new();
         for (last, topic, text) in [
-            (&mut self.device, config, device(&self.topic, &self.host, figures)),
+            (&mut self.device, config, device(&self.prefix, &self.topic, &self.host, figures)),
             (&mut self.numbers, state, numbers(figures)),
         ] {
             if last.as_ref() != Some(&text) {
@@ -98,17 +98,18 @@ impl HomeAssistant {
             "bantime": event.bantime,
             "time": event.time,
         });
-        Some((self.topic.below(&format!("host/{}/ban", self.host)), told.to_string()))
+        Some((own(&self.prefix, &self.host, "ban"), told.to_string()))
     }
 }
 
 /// The topics on which something is kept of a host: cleared, Home Assistant forgets it.
 #[must_use]
-pub fn topics(prefix: &Topic, topic: &Topic, host: &Host) -> [String; 2] {
-    [
-        prefix.below(&format!("device/{}/config", device_id(host))),
-        topic.below(&format!("host/{host}/bans")),
-    ]
+pub fn topics(prefix: &Topic, host: &Host) -> [String; 2] {
+    [prefix.below(&format!("device/{}/config", device_id(host))), own(prefix, host, "bans")]
+}
+
+fn own(prefix: &Topic, host: &Host, name: &str) -> String {
+    prefix.below(&format!("f2bmqtt/{}/{name}", slug(host.as_str())))
 }
 
 fn device_id(host: &Host) -> String {
@@ -140,11 +141,11 @@ fn numbers(figures: &Figures) -> String {
 }
 
 /// The device and what there is to see of it.
-fn device(topic: &Topic, host: &Host, figures: &Figures) -> String {
+fn device(prefix: &Topic, topic: &Topic, host: &Host, figures: &Figures) -> String {
     let id = device_id(host);
     let version = env!("CARGO_PKG_VERSION");
     let presence = topic.below(&format!("host/{host}"));
-    let state = topic.below(&format!("host/{host}/bans"));
+    let state = own(prefix, host, "bans");
     let bans = |name: String, part: &str, template: String| {
         json!({
             "platform": "sensor",
@@ -188,7 +189,7 @@ fn device(topic: &Topic, host: &Host, figures: &Figures) -> String {
             "platform": "event",
             "unique_id": format!("{id}_last_ban"),
             "name": "Last ban",
-            "state_topic": topic.below(&format!("host/{host}/ban")),
+            "state_topic": own(prefix, host, "ban"),
             "event_types": ["ban"],
             "icon": "mdi:shield-alert",
         }),
@@ -250,7 +251,7 @@ mod tests {
         let mut home = home("web1");
         let told = home.news(&figures(2), 1_000_000);
         let [config, state] =
-            ["homeassistant/device/f2bmqtt_web1/config", "blacklist/host/web1/bans"];
+            ["homeassistant/device/f2bmqtt_web1/config", "homeassistant/f2bmqtt/web1/bans"];
         assert_eq!(
             told.iter().map(|(topic, _)| topic.as_str()).collect::<Vec<_>>(),
             [config, state]
@@ -268,8 +269,8 @@ mod tests {
 
     #[test]
     fn a_device_has_what_there_is_to_see_of_its_host() {
-        let text =
-            device(&Topic::new("t").unwrap(), &Host::new("web1.example.org").unwrap(), &figures(1));
+        let HomeAssistant { prefix, topic, host, .. } = home("web1.example.org");
+        let text = device(&prefix, &topic, &host, &figures(1));
         let device: Value = serde_json::from_str(&text).unwrap();
         let id = device["device"]["identifiers"][0].as_str().unwrap();
         assert_eq!(id, format!("f2bmqtt_{}", slug("web1.example.org")));
@@ -296,7 +297,7 @@ mod tests {
             "time":7,"reason":"detected"}"#;
         let mut event = Event::parse(json.as_bytes()).unwrap();
         let (topic, told) = home("web1").ban(&event).unwrap();
-        assert_eq!(topic, "blacklist/host/web1/ban");
+        assert_eq!(topic, "homeassistant/f2bmqtt/web1/ban");
         let told: Value = serde_json::from_str(&told).unwrap();
         assert_eq!((&told["event_type"], &told["ip"]), (&json!("ban"), &json!("203.0.113.9")));
         event.action = Action::Unban;

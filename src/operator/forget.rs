@@ -45,8 +45,7 @@ pub fn run(args: &ForgetArgs) -> Result<(), Error> {
         let alone = bans.iter().filter(|ban| ban.origin == host && ban.also.is_empty()).count();
         let mut farewell = farewell(&host, member, millis(SystemTime::now()));
         if let Some(prefix) = &config.ha_prefix {
-            farewell
-                .extend(homeassistant::topics(prefix, &config.topic, &host).map(Message::Clear));
+            farewell.extend(homeassistant::topics(prefix, &host).map(Message::Clear));
         }
         visit.publish(&farewell).await?;
         let until = Instant::now() + PATIENCE;
