@@ -13,13 +13,23 @@ pub(super) fn restored(fleet: &Topic, came: String) -> String {
     };
     // A host's name is one level.
     let whole = match below.split_once('/') {
-        Some(("state", branch)) => branch
-            .rsplit_once('/')
-            .map(|(host, number)| format!("state/{}/{number}", host.replace('/', "."))),
+        Some(("state", branch)) => {
+            branch_of(branch).map(|(host, what)| format!("state/{}/{what}", host.replace('/', ".")))
+        }
         Some(("host", host)) => Some(format!("host/{}", host.replace('/', "."))),
         _ => None,
     };
     fleet.below(whole.as_deref().unwrap_or(below))
+}
+
+/// Whose branch it is, and what of it: a part, which has a number, or what `f2bmqtt check` says to itself.
+fn branch_of(branch: &str) -> Option<(&str, &str)> {
+    let (host, number) = branch.rsplit_once('/')?;
+    if number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some((host, number));
+    }
+    let host = host.strip_suffix("/check")?;
+    Some((host, &branch[host.len() + 1..]))
 }
 
 #[cfg(test)]
@@ -36,6 +46,10 @@ mod tests {
             ("blacklist", "blacklist/state/web1/0", "blacklist/state/web1/0"),
             ("blacklist", "blacklist/state/web1.org/12", "blacklist/state/web1.org/12"),
             ("blacklist", "blacklist/state/web1/org/12", "blacklist/state/web1.org/12"),
+            ("blacklist", "blacklist/state/web1/check/0", "blacklist/state/web1.check/0"),
+            ("blacklist", "blacklist/state/web1/check/m7", "blacklist/state/web1/check/m7"),
+            ("blacklist", "blacklist/state/web1/org/check/m7", "blacklist/state/web1.org/check/m7"),
+            ("blacklist", "blacklist/state/web1/any/other", "blacklist/state/web1/any/other"),
             ("blacklist", "blacklist/host/web1", "blacklist/host/web1"),
             ("blacklist", "blacklist/host/web1/x/org", "blacklist/host/web1.x.org"),
             ("black.list", "black.list/host/web1", "black.list/host/web1"),

@@ -65,9 +65,10 @@ impl Rig {
     pub(crate) fn up(root: &str, hosts: &[&str]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        // `tests/run` takes down whatever begins with its own two letters.
-        let run = std::env::var("RIG_RUN").unwrap_or_else(|_| "xx".to_owned());
-        let id = format!("{run}{:02x}{number:02x}", std::process::id() % 0x100);
+        // `tests/run` gives each test binary a name of its own, and takes down whatever it leaves.
+        let own = || format!("xx{:02x}", std::process::id() % 0x100);
+        let run = std::env::var("RIG_RUN").unwrap_or_else(|_| own());
+        let id = format!("{run}{number:02x}");
         let rig = Self { id };
         output(rig.rig().arg("up").arg(root).args(hosts));
         rig

@@ -50,8 +50,8 @@ async fn go(config: &Config, broker: &Broker) -> Way {
     if !ports.iter().any(|(_, port)| *port == Port::Open) {
         return Way::NoPort(ports);
     }
-    // A name of its own: the service's connection stays as it is.
-    let mark = format!("{:x}", random::chance().to_bits() >> 28);
+    // A name of its own: the service's connection stays as it is. Its mark is no number, as parts have.
+    let mark = format!("m{:x}", random::chance().to_bits() >> 28);
     let id = format!("f2bmqtt-{}-check-{mark}", config.node);
     let client = Client { id, persistent: false, topics: Vec::new(), will: None };
     let only = Config { brokers: vec![broker.clone()], ..config.clone() };
@@ -157,8 +157,13 @@ impl Ear<'_> {
                 }
             }
             Event::SubscribeRefused(topics) => {
-                let needed = topics.into_iter().filter(|topic| !topic.contains("/check/"));
-                self.heard.refused.extend(needed);
+                let known = &mut self.heard.refused;
+                for topic in topics {
+                    // It is asked for again, and refused again.
+                    if !topic.contains("/check/") && !known.contains(&topic) {
+                        known.push(topic);
+                    }
+                }
             }
             Event::Lost { why, .. } => self.heard.cut = Some(why),
             Event::Refused { topic, refusal } => {
