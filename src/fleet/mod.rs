@@ -3,7 +3,7 @@
 //!
 //! Each rule has its file:
 //!
-//! - `claims`: what each other host said last of an address.
+//! - `claims`: what each other host said last of an address; `words`: how many of them there may be.
 //! - [`own`]: what this host itself detected and holds.
 //! - [`marks`]: what was imported for others, and whether it still is what is held.
 //! - [`lifts`]: what this host's operator freed stays free.
@@ -31,6 +31,7 @@ mod seen;
 pub mod snapshot;
 pub mod tell;
 mod unbans;
+mod words;
 pub mod work;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
