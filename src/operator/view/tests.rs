@@ -1,3 +1,5 @@
+//! Cases of the view: what a broker may keep, and what the fleet is by it.
+
 use super::*;
 
 const NOW: i64 = 1_795_342_600;
