@@ -305,7 +305,6 @@ fn bridged(hub: Host<'_>) {
 }
 
 #[test]
-#[ignore = "what a hub that comes back lacks may take ten minutes: tests/long"]
 fn two_bridged_mosquittos_and_one_dies() {
     let rig = boot("bookworm", &["hub1", "hub2", "a", "b"]);
     let (first, second) = ("192.168.1.10", "192.168.1.20");

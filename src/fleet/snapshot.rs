@@ -108,7 +108,13 @@ impl Snapshots {
                 slice.parts() != self.parts || last.is_some_and(|last| stamp < last)
             }
         };
-        if !old || self.just_connected(now, pace) || now - self.echoed < pace.echo {
+        if !old {
+            return false;
+        }
+        // Answered now or a little later: whoever comes back twice is not answered twice at once.
+        let free = self.connected.max(self.echoed) + pace.echo;
+        if now < free {
+            self.refresh = self.refresh.min(free);
             return false;
         }
         self.echoed = now;
@@ -320,6 +326,7 @@ mod tests {
         assert!(hears(&mut it, Some((slice, 59_000)), 62_000), "an older one");
         assert_eq!(it.due(63_000).len(), 1);
         assert!(!hears(&mut it, Some((slice, 59_000)), 64_000), "rate-limited");
+        assert_eq!((it.due(66_000).len(), it.due(67_000).len()), (0, 1), "and answered later");
         assert!(hears(&mut it, None, 68_000), "somebody cleared it");
         assert_eq!(it.due(69_000).len(), 1);
         let larger = Slice::new(3, 4).unwrap();

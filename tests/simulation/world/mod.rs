@@ -310,16 +310,24 @@ impl World {
                 }
             }
         }
-        // What it told last may not be what it held last; and a permanent ban needs `forget`.
-        let parts = self
-            .broker
-            .seen
-            .iter()
-            .filter(|(_, (topic, _))| topic.starts_with(&format!("state/{name}/")));
-        for part in parts.filter_map(|(_, (_, payload))| Part::parse(payload.as_bytes()).ok()) {
-            for ban in part.bans {
-                let end = left.entry(ban.address).or_insert(i64::MIN);
-                *end = (*end).max(Ban { start: ban.start, bantime: ban.bantime }.end());
+        // What it told once may come back when nobody is left to say otherwise, and a permanent ban then
+        // needs `forget`.
+        let mut told = |address, ban: Ban| {
+            let end = left.entry(address).or_insert(i64::MIN);
+            *end = (*end).max(ban.end());
+        };
+        for (_, (topic, payload)) in &self.broker.seen {
+            if topic.starts_with(&format!("state/{name}/"))
+                && let Ok(part) = Part::parse(payload.as_bytes())
+            {
+                for ban in part.bans {
+                    told(ban.address, Ban { start: ban.start, bantime: ban.bantime });
+                }
+            } else if topic == "ban"
+                && let Ok(event) = Event::parse(payload.as_bytes())
+                && event.host == name
+            {
+                told(event.address, Ban { start: event.time, bantime: event.bantime });
             }
         }
         for (address, end) in left {
