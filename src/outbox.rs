@@ -1,6 +1,6 @@
 //! From the spool to the broker: reads what notify left, has it decided what of it the fleet is told, and
-//! keeps each event until the broker has acknowledged it. A ban that the disk was too full for stays in
-//! the spare spool for longer: until it is written down somewhere.
+//! keeps each event until the broker has acknowledged it. A ban stays in the spool for longer, until it is
+//! written down somewhere else: the disk may have become full meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -94,8 +94,7 @@ impl Outbox {
     pub fn published(&mut self, name: &str) -> Option<Event> {
         self.in_flight.remove(name);
         let event = self.waiting.remove(name);
-        let spare = |event: &&Event| event.action == Action::Ban && self.spool.is_spare(name);
-        match event.as_ref().filter(spare) {
+        match event.as_ref().filter(|event| event.action == Action::Ban) {
             Some(event) => drop(self.unwritten.insert(name.to_owned(), event.clone())),
             None => self.remove(name),
         }
@@ -196,19 +195,18 @@ mod tests {
         let names = outbox.spool.list().unwrap();
         assert_eq!((names.len(), outbox.waiting.len()), (2, 1));
         outbox.published(&names[0]);
+        outbox.settle(|_| false);
         assert!(outbox.is_empty());
         assert_eq!(outbox.spool.list().unwrap(), names[1..]);
     }
 
     #[test]
-    fn a_ban_in_the_spare_spool_stays_until_it_is_written_down() {
+    fn a_ban_stays_in_the_spool_until_it_is_written_down() {
         let dir = tempfile::tempdir().unwrap();
-        let mut outbox = outbox(Path::new("/dev/null/full"));
-        outbox.spool = outbox.spool.with_spare(dir.path().to_owned());
+        let mut outbox = outbox(dir.path());
         tell(&outbox, "192.0.2.1");
         let host = Host::new("web1").unwrap();
         let mut decide = |told: &Told| Ok(Some(told.clone().event(&host, 1, Reason::Detected)));
-        outbox.spool = Spool::new("/nowhere".into()).with_spare(dir.path().to_owned());
         assert_eq!(outbox.scan(&mut decide).unwrap(), [""; 0]);
         let names = outbox.spool.list().unwrap();
         outbox.published(&names[0]);

@@ -84,13 +84,12 @@ pub(crate) fn reply(reply: &[u8]) {
 pub(crate) fn settings(text: &[u8]) {
     let nothing = |_: &str| None;
     let secret = [b"MQTT_PASSWORD=pass4711word\nMQTT_SIGNING_KEY=pass4711word\n", text].concat();
-    match Config::parse(Path::new("mqtt.env"), &secret, &nothing, "node") {
-        Err(faults) => assert!(!faults.to_string().contains("pass4711word")),
-        // Whoever writes `$MQTT_PASSWORD` into another setting wants it there.
-        Ok(config) => {
-            assert!(text.contains(&b'$') || !format!("{config:?}").contains("pass4711word"));
-        }
-    }
+    let shown = match Config::parse(Path::new("mqtt.env"), &secret, &nothing, "node") {
+        Err(faults) => faults.to_string(),
+        Ok(config) => format!("{config:?}"),
+    };
+    // Whoever writes `$MQTT_PASSWORD` into another setting wants it there.
+    assert!(text.contains(&b'$') || !shown.contains("pass4711word"));
     let _ = Config::parse(Path::new("mqtt.env"), text, &nothing, "node");
 }
 

@@ -41,9 +41,9 @@ pub(crate) struct Host {
     pub(crate) connected: bool,
     /// What is on disk.
     pub(crate) disk: Remembered,
-    /// What notify told; and whether the disk was full then, so that it is in the spare spool.
-    spool: VecDeque<(Told, bool)>,
-    /// Published from the spare spool, and nowhere on disk yet.
+    /// What notify told.
+    spool: VecDeque<Told>,
+    /// Published, but written down nowhere else yet.
     unwritten: VecDeque<Told>,
     /// The outbox of the daemon: it dies with it, and is read from the spool again.
     waiting: VecDeque<Event>,
@@ -109,7 +109,7 @@ impl Host {
         self.waiting.clear();
         self.read = 0;
         for told in self.unwritten.drain(..).rev() {
-            self.spool.push_front((told, true));
+            self.spool.push_front(told);
         }
         self.cut(broker);
     }
@@ -149,7 +149,7 @@ impl Host {
             };
             let Ok((Some(told), _)) = call.told() else { continue };
             around.log.push(format!("{} {action} {address} {ticket:?}", self.name));
-            self.spool.push_back((told, self.fail2ban.full));
+            self.spool.push_back(told);
         }
     }
 
@@ -209,7 +209,7 @@ impl Host {
     fn scan(&mut self) {
         let now = self.millis();
         let Some(fleet) = &mut self.fleet else { return };
-        while let Some((told, _)) = self.spool.get(self.read).cloned() {
+        while let Some(told) = self.spool.get(self.read).cloned() {
             let row = self.fail2ban.rows.get(&told.address).copied();
             match fleet.tell(&told, || Ok::<_, Infallible>(Some(row)), now) {
                 Ok(Some(event)) => {
@@ -262,7 +262,7 @@ impl Host {
                 Step::Rest => return Ok(()),
                 Step::Save(changes) => {
                     let well = !self.fail2ban.full;
-                    // Of a detection the spare spool knows.
+                    // Of a detection the spool knows.
                     let lost = |change: &Change| {
                         !matches!(change, Change::Stamp(_) | Change::Detected(..))
                     };
@@ -383,7 +383,7 @@ impl Host {
             around.broker.publish(around.now, event.action.as_str(), &event.encode(), false);
             // It dies before the acknowledgement: the event is told again.
             self.step(around)?;
-            if let Some((told, true)) = self.spool.pop_front()
+            if let Some(told) = self.spool.pop_front()
                 && told.action == Word::Ban
             {
                 self.unwritten.push_back(told);

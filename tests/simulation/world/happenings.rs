@@ -181,6 +181,10 @@ impl World {
     }
 
     fn ban_by_hand(&mut self, n: usize, address: Address) {
+        // What a full disk kept out of the database looks like what was detected before: documented.
+        if self.was_full(n) {
+            return;
+        }
         let host = &mut self.hosts[n];
         if !host.fail2ban.up
             || host.fail2ban.tickets.contains_key(&address)
