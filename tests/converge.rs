@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use support::{Host, Rig, eventually, within};
+use support::{Host, Rig, eventually};
 
 /// The addresses that a jail bans.
 fn banned(host: Host<'_>) -> BTreeSet<String> {
@@ -17,20 +17,6 @@ fn banned(host: Host<'_>) -> BTreeSet<String> {
 
 fn set(addresses: &[&str]) -> BTreeSet<String> {
     addresses.iter().map(|&address| address.to_owned()).collect()
-}
-
-/// Has a jail ban so long, also what it detects from now on.
-fn bantime(host: Host<'_>, seconds: i64) {
-    host.sh(&format!("fail2ban-client set sshd bantime {seconds}"));
-}
-
-/// The same over restarts of fail2ban.
-fn bantime_for_good(host: Host<'_>, lines: &str) {
-    host.sh(&format!(
-        "sed -i '/^\\[sshd\\]/a {lines}' /etc/fail2ban/jail.local
-         systemctl restart fail2ban; until fail2ban-client get sshd bantime; do sleep 0.1; done 2>&1"
-    ));
-    host.ready();
 }
 
 /// Loses the broker's whole memory.
@@ -165,93 +151,6 @@ fn a_fleet_unban_holds_also_for_a_host_that_was_cut_off() {
     }
     a.attack("auth", &["192.0.2.1"]);
     eventually("a new detection counts", || [a, b, c].iter().all(|host| banned(*host).len() == 2));
-}
-
-/// Asks each second whether `host` bans the address until it does not. Answers when that was.
-fn holds_until_free(host: Host<'_>, address: &str, limit: Duration) -> Instant {
-    let started = Instant::now();
-    while host.bans("sshd", address) && host.in_ipset("f2b-sshd", address) {
-        assert!(started.elapsed() < limit, "it is never freed");
-        sleep(Duration::from_millis(500));
-    }
-    Instant::now()
-}
-
-#[test]
-#[ignore = "takes minutes: tests/long"]
-fn a_ban_lasts_as_long_as_at_its_origin_over_a_restart_and_ends_with_it() {
-    let rig = Rig::fleet(&["a", "b", "c"]);
-    let (a, b, c) = (rig.host("a"), rig.host("b"), rig.host("c"));
-    bantime(a, 120);
-    bantime_for_good(b, "bantime = 30");
-    bantime_for_good(c, "bantime = -1");
-    a.attack("auth", &["192.0.2.1"]);
-    for host in [a, b, c] {
-        eventually("all ban it", || host.in_ipset("f2b-sshd", "192.0.2.1"));
-    }
-    let begun = Instant::now();
-    std::thread::scope(|scope| {
-        let watch = |host: Host<'_>| holds_until_free(host, "192.0.2.1", Duration::from_mins(3));
-        let on_a = scope.spawn(move || watch(a));
-        let on_b = scope.spawn(move || watch(b));
-        let on_c = scope.spawn(move || watch(c));
-        let free = on_a.join().unwrap();
-        assert!(free.duration_since(begun) > Duration::from_secs(110), "{:?}", free - begun);
-        for (name, host) in [("b", on_b), ("c", on_c)] {
-            let other = host.join().unwrap();
-            let apart = other.max(free) - other.min(free);
-            assert!(apart < Duration::from_secs(6), "{name}: {apart:?} apart");
-        }
-    });
-    let log = b.sh("grep -e '] Ban ' -e '] Unban ' /var/log/fail2ban.log");
-    assert_eq!(
-        (log.matches("] Ban ").count(), log.matches("] Unban ").count()),
-        (1, 1),
-        "no gap: {log}"
-    );
-}
-
-#[test]
-#[ignore = "takes minutes: tests/long"]
-fn a_growing_ban_and_one_for_ever_hold_elsewhere_and_over_a_restart() {
-    let rig = Rig::fleet(&["a", "b"]);
-    let (a, b) = (rig.host("a"), rig.host("b"));
-    b.sh("sed -i '/^\\[both\\]/a bantime = 20' /etc/fail2ban/jail.local");
-    bantime_for_good(b, "bantime = 20");
-    // A jail's bantime is that of its bans, too: the one for ever is another jail's.
-    a.sh("fail2ban-client set both bantime -1");
-    a.attack("both", &["192.0.2.1"]);
-    eventually("b bans it", || b.bans("both", "192.0.2.1"));
-    // The second ban of an address is twice as long: longer than b's own by far.
-    a.sh("fail2ban-client set sshd bantime 15; fail2ban-client set sshd bantime.increment true");
-    a.attack("auth", &["192.0.2.2"]);
-    eventually("b bans it, too", || b.bans("sshd", "192.0.2.2"));
-    within(Duration::from_mins(1), "its time is over", || {
-        !a.bans("sshd", "192.0.2.2") && !b.bans("sshd", "192.0.2.2")
-    });
-    a.sh("fail2ban-client set sshd bantime 40");
-    let detected = Instant::now();
-    a.attack("auth", &["192.0.2.2"]);
-    eventually("b bans it again", || b.bans("sshd", "192.0.2.2"));
-    b.sh("systemctl restart fail2ban");
-    b.ready();
-    eventually("after its restart b bans both", || {
-        b.bans("both", "192.0.2.1") && b.bans("sshd", "192.0.2.2")
-    });
-    let begun = Instant::now();
-    while a.bans("sshd", "192.0.2.2") {
-        // b may free a moment before a is asked again.
-        assert!(
-            b.bans("sshd", "192.0.2.2") || !a.bans("sshd", "192.0.2.2"),
-            "{:?}",
-            begun.elapsed()
-        );
-        assert!(begun.elapsed() < Duration::from_secs(150));
-        sleep(Duration::from_millis(700));
-    }
-    assert!(detected.elapsed() > Duration::from_mins(1), "it had grown: {:?}", detected.elapsed());
-    within(Duration::from_secs(5), "b frees it", || !b.bans("sshd", "192.0.2.2"));
-    assert!(b.bans("both", "192.0.2.1"), "that one is for ever");
 }
 
 #[test]

@@ -1,57 +1,14 @@
 //! Bans that cross between servers: the installed package, real fail2ban, real mosquitto, real
 //! firewalls.
 
+#[path = "support/attacker.rs"]
+mod attacker;
 mod support;
 
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
+use attacker::{Attacker, listen};
 use support::{Host, Rig, eventually};
-
-/// A host on the network that talks to servers, for tests of what their firewalls let through.
-struct Attacker {
-    child: Child,
-    orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Attacker {
-    fn from(rig: &Rig, address: &str) -> Self {
-        rig.attacker(address);
-        let mut command =
-            rig.lan("python3", &["-u", "-c", include_str!("support/attacker.py"), address]);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let orders = child.stdin.take().unwrap();
-        let answers = BufReader::new(child.stdout.take().unwrap());
-        Self { child, orders, answers }
-    }
-
-    /// Orders: `connect HOST PORT`, `open HOST PORT`, `echo`.
-    fn order(&mut self, order: &str) -> String {
-        writeln!(self.orders, "{order}").unwrap();
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer).unwrap();
-        answer.trim().to_owned()
-    }
-}
-
-impl Drop for Attacker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Starts a server that answers every line with the same line.
-fn listen(host: Host<'_>, port: u16) {
-    let echo = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/echo.py");
-    host.push(&echo, "/root/echo.py");
-    host.sh(&format!("systemd-run -q python3 /root/echo.py {port}"));
-    eventually("the server listens", || {
-        host.try_sh(&format!("ss -Hltn | grep -q :{port}")).is_ok()
-    });
-}
 
 /// The whole story of one address: three log lines on a; b and c ban it and refuse it, also on a
 /// connection that is open; freed on a, it is free on all. One message each way.

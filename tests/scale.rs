@@ -18,7 +18,7 @@ fn push(host: Host<'_>, name: &str) {
 fn fleet(rig: &Rig, hosts: usize, bans: usize) -> Host<'_> {
     let hub = rig.host("hub");
     push(hub, "far.py");
-    println!("{}", hub.sh(&format!("python3 /root/far.py {hosts} {bans}")));
+    println!("{}", hub.sh(&format!("python3 /root/far.py leave 127.0.0.1 {hosts} {bans}")));
     hub
 }
 
@@ -99,7 +99,8 @@ fn a_server_of_a_fleet_of_200_hosts_with_500_bans_each() {
     assert!(median <= 40, "{median} MiB");
 }
 
-/// Many daemons on one machine, and the broker on another.
+/// Many daemons on one machine, and the broker on another. Of `hosts`, so many are `real`; the others speak
+/// and hear as hosts do, and have no fail2ban.
 struct Crowd<'a> {
     host: Host<'a>,
     hub: Host<'a>,
@@ -107,12 +108,17 @@ struct Crowd<'a> {
 }
 
 impl<'a> Crowd<'a> {
-    fn of(rig: &'a Rig, hosts: usize, bans: usize) -> Self {
+    fn of(rig: &'a Rig, hosts: usize, bans: usize, real: usize) -> Self {
         let (host, hub) = (rig.host("a"), rig.host("hub"));
         push(host, "crowd.py");
+        push(host, "far.py");
+        let far = hosts - real;
         host.sh(&format!(
             "systemctl stop f2bmqttsub fail2ban
-             systemd-run -q -u crowd -p LimitNOFILE=65536 -p TasksMax=infinity python3 /root/crowd.py {hosts} {bans} 10.213.77.11"
+             systemd-run -q -u far python3 /root/far.py stay 10.213.77.11 {far} {bans}
+             systemd-run -q -u crowd -p LimitNOFILE=65536 -p TasksMax=infinity \
+                python3 /root/crowd.py {real} {bans} 10.213.77.11 {}",
+            far * bans
         ));
         Self { host, hub, hosts }
     }
@@ -198,12 +204,13 @@ fn number(name: &str, otherwise: usize) -> usize {
 
 #[test]
 fn a_fleet_of_many_real_daemons_has_the_same_bans_also_after_an_outage() {
-    let (hosts, bans) = (number("HOSTS", 12), number("BANS", 50));
+    let (hosts, bans) = (number("HOSTS", 24), number("BANS", 50));
+    let real = number("REAL", hosts / 2);
     let rig = Rig::fleet(&["a"]);
-    println!("{hosts} hosts with {bans} bans each");
+    println!("{hosts} hosts with {bans} bans each; {real} of them real daemons");
     // In a quarter of an hour each host publishes all of its own again, once or more often.
     let rest = Duration::from_secs(number("REST", 0).try_into().unwrap());
-    Crowd::of(&rig, hosts, bans).measure(number("BURST", 200), rest);
+    Crowd::of(&rig, hosts, bans, real).measure(number("BURST", 200), rest);
 }
 
 #[test]
@@ -214,7 +221,7 @@ fn a_queue_that_overflows_loses_nothing() {
     let rig = Rig::fleet(&["a", "b"]);
     let b = rig.host("b");
     joins(b);
-    let crowd = Crowd::of(&rig, 1, 10);
+    let crowd = Crowd::of(&rig, 1, 10, 1);
     within(Duration::from_mins(1), "b has what was there", || progress(b).0 == 10);
     b.rig("cut");
     crowd.burst(COUNT);

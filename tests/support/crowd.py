@@ -1,5 +1,6 @@
-"""A whole fleet on one machine: `crowd.py HOSTS BANS BROKER` starts so many real daemons, each with directories of
-its own and a stand-in for its fail2ban, which bans at once and holds so many bans of its own from the beginning.
+"""A whole fleet on one machine: `crowd.py HOSTS BANS BROKER OTHERS` starts so many real daemons, each with directories
+of its own and a stand-in for its fail2ban, which bans at once and holds so many bans of its own from the beginning.
+OTHERS are the bans of hosts elsewhere.
 
 Every second it writes into /run/crowd/state how many bans the hosts hold at least and at most, whether all hold the
 same, and the memory of the daemons in KiB (mean and largest). A file /run/crowd/burst with a number in it makes the
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 
-HOSTS, BANS, BROKER = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+HOSTS, BANS, BROKER, OTHERS = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 END = b"<F2B_END_COMMAND>"
 BANTIME = 86400
 TABLE = "CREATE TABLE bips(ip TEXT, jail TEXT, timeofban INTEGER, bantime INTEGER, bancount INTEGER, data JSON)"
@@ -137,7 +138,7 @@ def serve(hosts):
         if time.time() - told >= 1:
             counts = [len(host.held) for host in hosts]
             memory = [host.memory() for host in hosts]
-            same = int(min(counts) == max(counts) == HOSTS * BANS + extra)
+            same = int(min(counts) == max(counts) == OTHERS + HOSTS * BANS + extra)
             with open("/run/crowd/state.new", "w") as state:
                 state.write(f"{min(counts)} {max(counts)} {same} {sum(memory) // HOSTS} {max(memory)}\n")
             os.rename("/run/crowd/state.new", "/run/crowd/state")
