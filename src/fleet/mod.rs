@@ -25,6 +25,7 @@ pub mod lifts;
 pub mod look;
 pub mod marks;
 pub mod own;
+mod queue;
 pub mod reconcile;
 pub mod remember;
 mod seen;
@@ -41,6 +42,7 @@ use claims::{Origin, Said};
 pub use hear::Trouble;
 use lifts::Lifts;
 use look::{Case, Detection, Local, Pulse};
+use queue::Queue;
 use remember::Slot;
 pub use remember::{Change, Remembered};
 use snapshot::{Publication, Snapshots};
@@ -141,7 +143,7 @@ pub struct Fleet {
     /// What is not on disk yet.
     changes: BTreeMap<Slot, Change>,
     /// Addresses that something is to be done about.
-    queue: VecDeque<Key>,
+    queue: Queue,
     /// Jails that are to be looked at in this round.
     looks: BTreeSet<Jail>,
     orders: VecDeque<work::Order>,
@@ -184,7 +186,7 @@ impl Fleet {
             branches: Branches::default(),
             presence: None,
             changes: BTreeMap::new(),
-            queue: VecDeque::new(),
+            queue: Queue::default(),
             looks: BTreeSet::new(),
             orders: VecDeque::new(),
             doing: None,
@@ -357,10 +359,10 @@ impl Fleet {
     /// An address of which nothing is known needs no decision.
     fn queue(&mut self, key: &Key) {
         let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
-        if let Some(case) = case.filter(|case| !case.queued) {
-            case.queued = true;
-            self.queue.push_back(key.clone());
-        }
+        let Some(case) = case.filter(|case| !case.queued) else { return };
+        case.queued = true;
+        let host = self.reporter(key).cloned();
+        self.queue.push(host, key.clone());
     }
 
     /// Whose claims on an address count.

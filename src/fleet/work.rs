@@ -1,8 +1,6 @@
 //! What is to be done next: one step at a time, in an order that a crash between any two of them leaves
 //! well. What fail2ban is told rests on what is on disk; what is done, on what was just seen.
 
-use std::collections::VecDeque;
-
 use super::marks::Mark;
 use super::reconcile::{self, Step as Decision};
 use super::{Change, Fleet, Key, secs};
@@ -112,21 +110,15 @@ impl Fleet {
         Step::Look(jail, None)
     }
 
-    /// The next addresses of one jail, in the order in which their words came.
+    /// The next addresses of one jail.
     fn batch(&mut self) -> Option<(Jail, Vec<Address>)> {
-        let (jail, _) = self.queue.front()?.clone();
-        let mut addresses = Vec::new();
-        while addresses.len() < BATCH {
-            let Some(key) = self.queue.pop_front_if(|key| key.0 == jail) else { break };
-            let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
+        let (jail, addresses) = self.queue.batch(BATCH)?;
+        let mut local = self.jails.get_mut(&jail);
+        for address in &addresses {
+            let case = local.as_mut().and_then(|local| local.cases.get_mut(address));
             if let Some(case) = case {
                 case.queued = false;
             }
-            addresses.push(key.1);
-        }
-        // After a burst it would go on taking the room for one.
-        if self.queue.is_empty() {
-            self.queue = VecDeque::new();
         }
         Some((jail, addresses))
     }
@@ -285,7 +277,7 @@ impl Fleet {
     /// fail2ban goes on refusing what it is told of a jail: the words wait until there is something new
     /// of them or of the jail.
     pub fn give_up(&mut self, jail: &Jail) {
-        self.queue.retain(|key| key.0 != *jail);
+        self.queue.forget(jail);
         for case in self.jails.get_mut(jail).into_iter().flat_map(|local| local.cases.values_mut())
         {
             case.queued = false;
