@@ -274,7 +274,7 @@ mod tests {
             format!("[{}]", good.replace("banned", &"w".repeat(33))),
             format!("[{}]", good.replace("banned", "\\u202e")),
             format!("[{}]", good.replace("\"banned\"", "7")),
-            format!("[{}]", good.replace("]", ",1]")),
+            format!("[{}]", good.replace(']', ",1]")),
             format!("[{}]", good.replace(",7,", ",0,")),
             format!("[{}]", good.replace(",7,", ",7.5,")),
             format!("[{}]", good.replace(",7,", ",\"7\",")),
