@@ -4,6 +4,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
+use crate::abuseipdb::by_hand::Watch;
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::fleet::{Change, Fleet};
@@ -11,7 +12,7 @@ use crate::guard::{Guard, Refusal, Refusals, is_bannable};
 use crate::journal::{self, Limited};
 use crate::outbox::{Outbox, millis};
 use crate::store::Store;
-use crate::wire::{Part, Scope};
+use crate::wire::{Event, Part, Scope};
 
 /// Guarded by a lock that is only ever held for as long as it takes to look or to write down.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub struct Known {
     /// What of the fleet's words was refused.
     pub refused: Refusals,
     store: Store,
+    /// Which bans an operator of this host makes.
+    by_hand: Watch,
     limited: Limited,
 }
 
@@ -43,9 +46,11 @@ impl Memory {
         outbox: Outbox,
         database: Database,
         store: Store,
+        by_hand: Watch,
     ) -> Self {
         let (refused, limited) = (Refusals::default(), Limited::default());
-        Self(Mutex::new(Known { fleet, outbox, database, guard, refused, store, limited }))
+        let known = Known { fleet, outbox, database, guard, refused, store, by_hand, limited };
+        Self(Mutex::new(known))
     }
 
     /// Looks at it, or changes it.
@@ -59,7 +64,7 @@ impl Known {
     /// upon.
     pub fn scan(&mut self) {
         let now = millis(SystemTime::now());
-        let Self { fleet, database, guard, .. } = self;
+        let Self { fleet, database, guard, by_hand, .. } = self;
         let mut decide = |told: &crate::wire::Told| {
             if !guard.sharing.has(&told.jail) {
                 return Ok(None);
@@ -69,7 +74,8 @@ impl Known {
                 Ok(database.is_kept().then(|| rows.get(told.address).copied()))
             };
             let busy = |error| format!("cannot read fail2ban's database: {error}");
-            fleet.tell(told, row, now).map_err(busy)
+            let event = fleet.tell(told, row, now).map_err(busy)?;
+            Ok(event.map(|event| Event { asked: by_hand.asks(&event), ..event }))
         };
         let warnings = match self.outbox.scan(&mut decide) {
             Ok(warnings) => warnings,

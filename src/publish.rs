@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::setsid;
 
+use crate::abuseipdb::by_hand::Watch;
 use crate::broker::{Client, Event, Link};
 use crate::config::Config;
 use crate::error::Error;
@@ -16,7 +17,7 @@ use crate::lock::{self, Lock, Role};
 use crate::outbox::{Outbox, millis};
 use crate::paths::Paths;
 use crate::runtime;
-use crate::wire::{Ban, Told};
+use crate::wire::{Ban, Event as BanEvent, Told};
 
 /// The longest that it runs.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -60,6 +61,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
     let spool = paths.spool();
     let mut outbox = Outbox::new(spool.clone(), config.topic.clone());
     let mut teller = Teller::new(config.node.clone(), 0);
+    let mut by_hand = Watch::new(paths.by_hand());
     let mut decide = |told: &Told| {
         if !config.sharing.has(&told.jail) {
             return Ok(None);
@@ -69,7 +71,8 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
             Ok(database.is_kept().then(|| rows.get(told.address).copied()))
         };
         let event = teller.event(told, row, Vec::new(), millis(SystemTime::now()));
-        event.map_err(|error| format!("cannot read fail2ban's database: {error}"))
+        let event = event.map_err(|error| format!("cannot read fail2ban's database: {error}"))?;
+        Ok(event.map(|event| BanEvent { asked: by_hand.asks(&event), ..event }))
     };
     let from_memory = told.is_some();
     let mut unread = told;

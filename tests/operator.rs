@@ -211,8 +211,12 @@ fn what_the_operator_does_the_fleet_obeys() {
         figures(web1, &format!("{ban} --json")),
         json!({
             "jail": "web", "host": "web1", "told": true,
-            "bans": [{ "ip": "203.0.113.30", "already": true, "seconds": 600 }],
-            "hosts": ["web2"], "without_jail": ["db1"], "offline": [],
+            "bans": [{
+                "ip": "203.0.113.30", "already": true, "seconds": 600,
+                "answers": { "db1": "unknown_jail", "web2": "banned" },
+            }],
+            "hosts": ["web2"], "without_jail": ["db1"], "refused": {}, "waiting": [], "silent": [],
+            "offline": [],
         })
     );
     let refused = [
@@ -279,6 +283,85 @@ fn what_the_operator_does_the_fleet_obeys() {
         .host("hub")
         .sh("mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'blacklist/#' -W 1 -F %t; true");
     assert!(left.contains("blacklist/host/web1") && !left.contains("web2"), "{left}");
+}
+
+#[test]
+fn each_host_says_what_it_did_with_a_ban_by_hand() {
+    let rig = fleet();
+    let (web1, web2, db1) = (rig.host("web1"), rig.host("web2"), rig.host("db1"));
+    // What is said is signed, as all else.
+    for host in [web1, web2, db1] {
+        host.sh("echo MQTT_SIGNING_KEY=7c7f0a5be0d5a2ffe8a2c5b1f0e4d3c2 >>/etc/fail2ban/mqtt.env");
+    }
+    web2.sh("echo MQTT_NEVER_BAN=198.51.100.0/28 >>/etc/fail2ban/mqtt.env
+        echo MQTT_NOT_JAILS=both >>/etc/fail2ban/mqtt.env
+        fail2ban-client set web addignoreip 203.0.113.41");
+    for host in [web1, web2, db1] {
+        host.sh("systemctl restart f2bmqttsub");
+        host.ready();
+    }
+
+    let ignored = "web2: does not: there it is in ignoreip, or its own address, or the broker's";
+    let no_jail = "db1: does not: it has no jail web";
+    let said = web1.sh("f2bmqtt ban web 203.0.113.41");
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines, ["203.0.113.41 is banned in web, for 10m", ignored, no_jail]);
+    assert!(!web2.bans("web", "203.0.113.41"));
+    assert_eq!(
+        web1.sh("f2bmqtt ban web 198.51.100.1 203.0.113.42").lines().skip(2).collect::<Vec<_>>(),
+        [
+            "web2: bans 203.0.113.42, too",
+            "web2: does not ban 198.51.100.1: its MQTT_NEVER_BAN has it",
+            "db1: does not ban them: it has no jail web",
+        ]
+    );
+    assert!(web2.bans("web", "203.0.113.42") && !web2.bans("web", "198.51.100.1"));
+    let ban = |ip: &str, web2: &str, db1: &str| json!({ "ip": ip, "already": false, "seconds": 600, "answers": { "db1": db1, "web2": web2 } });
+    assert_eq!(
+        figures(web1, "f2bmqtt ban --json sshd 198.51.100.2"),
+        json!({
+            "jail": "sshd", "host": "web1", "told": true,
+            "bans": [ban("198.51.100.2", "never_ban", "banned")],
+            "hosts": ["db1"], "without_jail": [], "refused": { "web2": "never_ban" }, "waiting": [],
+            "silent": [], "offline": [],
+        })
+    );
+    assert_eq!(
+        figures(web1, "f2bmqtt ban --json both 203.0.113.43")["bans"],
+        json!([ban("203.0.113.43", "not_shared", "banned")])
+    );
+
+    // More than a host answers for at once; and a daemon that is down leaves the telling to a child.
+    let many = "bash -c 'f2bmqtt ban --yes --json sshd 203.0.113.{101..140}'";
+    assert_eq!(figures(web1, many)["hosts"], json!(["db1", "web2"]));
+    web1.sh("systemctl stop f2bmqttsub");
+    let said = web1.sh("f2bmqtt ban sshd 203.0.113.44");
+    assert!(said.ends_with("\ndb1: bans it, too\nweb2: bans it, too"), "{said}");
+    web1.sh("systemctl start f2bmqttsub");
+    web1.ready();
+
+    // One cannot do it now, and one says nothing.
+    web2.sh("systemctl stop fail2ban");
+    db1.sh("systemctl kill -s STOP f2bmqttsub");
+    let said = web1.try_sh("f2bmqtt ban sshd 203.0.113.45").unwrap_err();
+    db1.sh("systemctl kill -s CONT f2bmqttsub");
+    let lines: Vec<&str> = said.lines().skip(1).collect();
+    assert_eq!(
+        lines,
+        [
+            "web2: does not ban it yet: its fail2ban is busy or away",
+            "db1: has not said yet",
+            "f2bmqtt: 2 hosts have not answered yet; what a host missed, the snapshot of this one tells it",
+        ]
+    );
+    web2.sh("systemctl start fail2ban; systemctl stop f2bmqttsub");
+    let said = web1.try_sh("f2bmqtt ban --json sshd 203.0.113.46").unwrap_err();
+    let said: Value = serde_json::from_str(said.rsplit_once("\nf2bmqtt: ").unwrap().0).unwrap();
+    assert_eq!((&said["hosts"], &said["offline"]), (&json!(["db1"]), &json!(["web2"])));
+    web2.sh("systemctl start f2bmqttsub");
+    eventually("web2 bans both, now that it is back", || {
+        web2.bans("sshd", "203.0.113.45") && web2.bans("sshd", "203.0.113.46")
+    });
 }
 
 /// A terminal of this machine, in which a command runs on a host.

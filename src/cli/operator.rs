@@ -90,16 +90,25 @@ pub struct ListArgs {
     long_about = "Ban addresses on every host that has the jail.\n\n\
         fail2ban on this host is made to detect them, and everything follows from there: they are banned \
         for as long as the jail bans, and freed as any other. Nothing of it is reported to AbuseIPDB. \
-        What follows says which hosts have the jail, and so ban them; a host may still refuse an address \
-        that its own ignoreip has.",
+        Each host says what it did, and is waited for, up to 15 seconds: that it bans them, too, or why \
+        not (it has no such jail, its own ignoreip has the address). One that is not connected hears of \
+        it when it is back.",
     after_help = "It asks before it bans more than 10 addresses, and refuses this host's own, the broker's, \
         those in the jail's ignoreip and the one that you are connected from.\n\n\
         JSON, one object:\n  \
         jail, host                          where it was detected\n  \
         bans[].ip, .already, .seconds       already: it was banned before, and nothing was done; \n                                      \
         seconds: for how long, null for ever\n  \
+        bans[].answers                      what each other host says it did: banned, waiting, lifted, or\n                                      \
+        the reason of a refusal\n  \
         told                                this host's snapshot lists them\n  \
-        hosts, without_jail, offline        other hosts: connected with the jail, without, not connected"
+        hosts, without_jail, offline        other hosts: ban all of them, have no such jail, are not\n                                      \
+        connected\n  \
+        refused.HOST                        the reason why it does not ban one of them: never_ban, ignored,\n                                      \
+        not_shared, lifted, too_many\n  \
+        waiting, silent                     hosts whose fail2ban is busy or away; that have not said yet,\n                                      \
+        or were not asked, as it was banned before\n\n\
+        Exit codes: 0 every host has said what it did, 1 one has not, or is not connected"
 )]
 pub struct BanArgs {
     /// The jail

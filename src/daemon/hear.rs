@@ -83,7 +83,9 @@ impl Daemon {
             known.refuse(Refusal::Old, &text);
             return;
         }
-        match known.guard.judge(event, known.fleet.names()) {
+        let verdict = known.guard.judge(event, known.fleet.names());
+        let mut refused = None;
+        match verdict {
             Verdict::Own => known.fleet.hear_own(event, now()),
             Verdict::Nothing => {}
             // A jail may just have been added: fail2ban is asked before that is said.
@@ -98,6 +100,7 @@ impl Daemon {
                     let text =
                         format!("no room for {action} {address} in {jail} of {host}: {FULL}");
                     known.refuse(Refusal::TooMany, &text);
+                    refused = Some(Refusal::TooMany);
                 }
             }
             Verdict::Refuse(Refusal::UnknownAction) => {
@@ -112,7 +115,11 @@ impl Daemon {
                 };
                 let text = format!("refused to {action} {address} in {jail} for {host}: {why}");
                 known.refuse(refusal, &text);
+                refused = Some(refusal);
             }
+        }
+        if event.host != self.host {
+            known.fleet.asked(event, refused, now());
         }
     }
 

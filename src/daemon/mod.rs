@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::abuseipdb;
+use crate::abuseipdb::by_hand;
 use crate::apply::{self, Bell};
 use crate::broker::{Client, Event as LinkEvent, Link};
 use crate::config::{Config, Topic, bare};
@@ -136,6 +137,7 @@ impl Daemon {
         let guard =
             Guard::new(config.node.clone(), config.signing.is_some(), config.sharing.clone());
         let outbox = Outbox::new(spool.clone(), config.topic.clone());
+        let by_hand = by_hand::Watch::new(paths.by_hand());
         let machine = machine();
         // The scripts publish on any topic below the fleet's; what lies deeper is the fleet's own, and
         // asked for one host after another. RabbitMQ makes two levels of a host's name with a dot.
@@ -152,7 +154,7 @@ impl Daemon {
             topic: config.topic.clone(),
             spool,
             link: Link::new(config, Client { id, persistent: true, topics, will }),
-            memory: Arc::new(Memory::new(fleet, guard, outbox, database, store)),
+            memory: Arc::new(Memory::new(fleet, guard, outbox, database, store, by_hand)),
             bell: Arc::new(Bell::default()),
             parts: VecDeque::new(),
             machine,

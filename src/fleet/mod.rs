@@ -10,6 +10,7 @@
 //! - `unbans`: what was freed for the whole fleet stays free everywhere.
 //! - [`reconcile`]: the decision on one address. [`lease`]: when an import is prolonged.
 //! - [`tell`]: which events are sent, and the stamps. [`snapshot`]: which parts are published when.
+//! - `asked`: what is said of bans that another host's operator made.
 //! - [`branches`]: whose snapshots are asked for when.
 //! - [`look`]: what fail2ban showed, and whether it is worth another look.
 //! - [`remember`]: what has to outlive a restart.
@@ -17,6 +18,7 @@
 //! [`Fleet`] keeps them: `hear` takes the others' words, `seen` what fail2ban shows, `work` says what to
 //! do next.
 
+mod asked;
 pub mod branches;
 pub mod claims;
 mod hear;
@@ -37,6 +39,7 @@ pub mod work;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use asked::Asked;
 use branches::{Asking, Branches};
 use claims::{Origin, Said};
 pub use hear::Trouble;
@@ -92,6 +95,8 @@ pub struct Pace {
     pub echo: i64,
     /// How often what a host says of itself may change by its counts alone, in milliseconds.
     pub counts: i64,
+    /// How often by its answers alone, in milliseconds.
+    pub answers: i64,
     /// How many bytes of parts a second, and at once.
     pub bytes: usize,
     #[allow(missing_docs)]
@@ -113,6 +118,7 @@ impl Default for Pace {
             refresh: 300_000,
             echo: 5_000,
             counts: 60_000,
+            answers: 1_000,
             bytes: 4 * 1024,
             burst: 64 * 1024,
         }
@@ -140,6 +146,8 @@ pub struct Fleet {
     branches: Branches,
     /// What was said of this host itself, or would have been again, and when.
     presence: Option<(Presence, i64)>,
+    /// What was asked of bans that other hosts' operators made.
+    asked: Asked,
     /// What is not on disk yet.
     changes: BTreeMap<Slot, Change>,
     /// Addresses that something is to be done about.
@@ -185,6 +193,7 @@ impl Fleet {
             snapshots: Snapshots::new(),
             branches: Branches::default(),
             presence: None,
+            asked: Asked::default(),
             changes: BTreeMap::new(),
             queue: Queue::default(),
             looks: BTreeSet::new(),
@@ -290,12 +299,18 @@ impl Fleet {
     }
 
     /// What is to be said of this host itself, where that is news on this connection. `itself` has what the
-    /// fleet knows nothing of. Jails are news at once; counts, a minute after what was said last.
+    /// fleet knows nothing of. Jails are news at once; answers, a second after what was said last, and
+    /// counts, a minute.
     pub fn presence(&mut self, itself: impl FnOnce() -> Presence, now: i64) -> Option<Presence> {
         let jails = self.names.as_ref();
+        let asked = self.answers(now);
+        let mut answered = false;
         if let Some((last, at)) = &self.presence {
             let same = jails.is_none_or(|jails| last.jails == *jails);
-            if same && (0..self.pace.counts).contains(&(now - at)) {
+            answered = asked.iter().any(|answer| !last.asked.contains(answer));
+            let prompt = answered && self.asked.may_tell(now);
+            let pause = if prompt { self.pace.answers } else { self.pace.counts };
+            if same && (0..pause).contains(&(now - at)) {
                 return None;
             }
         }
@@ -305,8 +320,12 @@ impl Fleet {
             jails: jails.cloned().unwrap_or_default(),
             bans: self.jails.values().map(|local| local.own.len()).sum(),
             held: self.jails.values().map(held).sum(),
+            asked,
             ..itself()
         };
+        if answered {
+            self.asked.told(now);
+        }
         let last = self.presence.replace((presence.clone(), now)).map(|(last, _)| last);
         (last.as_ref() != Some(&presence)).then_some(presence)
     }

@@ -45,6 +45,7 @@ fn event(action: Action, from: &str, stamp: i64) -> Event {
         id: None,
         every_jail: false,
         unbans: Vec::new(),
+        asked: false,
     }
 }
 
@@ -388,4 +389,41 @@ fn another_broker_s_last_will_of_this_host_is_answered() {
     assert!(!says(Some(State::Online), 20_000), "that is its own");
     assert!(says(Some(State::Offline), 20_000));
     assert!(!says(None, 20_001), "once");
+}
+
+#[test]
+fn what_an_operator_of_another_host_asks_is_answered_soon_and_not_too_often() {
+    let mut it = Bench::new();
+    it.fleet.connected(NOW);
+    it.works();
+    let says = |it: &mut Bench, after| {
+        let presence = it.fleet.presence(Presence::default, it.now + after)?;
+        Some(presence.asked.into_iter().map(|answer| answer.word).collect::<Vec<_>>())
+    };
+    assert_eq!(says(&mut it, 0), Some(Vec::new()));
+    let asks = |stamp| Event { asked: true, ..event(Action::Ban, "web1", stamp) };
+    let hears = |it: &mut Bench, event: &Event| {
+        it.hears(event);
+        it.fleet.asked(event, None, it.now);
+    };
+    hears(&mut it, &event(Action::Ban, "web2", NOW));
+    assert_eq!(it.works(), ["ban"]);
+    assert_eq!(says(&mut it, 0), None, "nobody asked");
+    hears(&mut it, &asks(NOW));
+    assert_eq!(says(&mut it, 0), None, "it has yet to look");
+    assert_eq!(it.works(), [""; 0]);
+    assert_eq!(says(&mut it, 0), Some(vec!["banned".to_owned()]));
+    assert_eq!(says(&mut it, 50_000), None, "that was said");
+    // Another one, of a jail that is not here.
+    let gone = Event { jail: Jail::new("gone").unwrap(), ..asks(NOW + 1) };
+    it.fleet.asked(&gone, Some(crate::guard::Refusal::NotShared), it.now);
+    let both = vec!["banned".to_owned(), "not_shared".to_owned()];
+    assert_eq!(says(&mut it, 999), None, "a second after the last");
+    assert_eq!(says(&mut it, 1_000), Some(both));
+    // This host's operator frees it; later nobody waits any more.
+    it.lift();
+    it.works();
+    let freed = vec!["lifted".to_owned(), "not_shared".to_owned()];
+    assert_eq!(says(&mut it, 0), Some(freed));
+    assert_eq!(says(&mut it, 700_000), Some(Vec::new()), "with the next counts");
 }

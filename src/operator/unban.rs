@@ -94,6 +94,7 @@ impl Unban {
             id: Some(self.id.clone()),
             every_jail: self.jail.is_none(),
             unbans: Vec::new(),
+            asked: false,
         };
         let all =
             self.addresses.iter().flat_map(|address| jails.iter().map(move |jail| (address, jail)));

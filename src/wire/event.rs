@@ -116,6 +116,8 @@ pub struct Event {
     pub every_jail: bool,
     /// Of a ban: the fleet unbans of its address that its host knew and obeyed before it.
     pub unbans: Vec<UnbanId>,
+    /// Of a ban: an operator made it, and wants to know what each host did with it.
+    pub asked: bool,
 }
 
 impl Event {
@@ -131,6 +133,11 @@ impl Event {
             Some(Reason::Fleet) => Some(fields.needed("id", UnbanId::new)?),
             _ => None,
         };
+        let asked = match fields.number("asked")? {
+            0 => false,
+            1 => true,
+            _ => return Err(Malformed::Field("asked", "must be 0 or 1".to_owned())),
+        };
         Ok(Self {
             action: fields.needed("action", |text| Ok(Action::new(text)))?,
             jail: fields.needed("ipmset", Jail::new)?,
@@ -145,6 +152,7 @@ impl Event {
             id,
             every_jail: fields.text("jails") == Some("*"),
             unbans: fields.texts("unbans", MAX_UNBANS, UnbanId::new)?,
+            asked,
         })
     }
 
@@ -187,6 +195,9 @@ impl Event {
                 newest.into_iter().take(MAX_UNBANS).map(UnbanId::as_str).collect();
             json.extend([r#","unbans":"#, &Value::from(texts).to_string()]);
         }
+        if self.asked {
+            json.push_str(r#","asked":1"#);
+        }
         json.push('}');
         json
     }
@@ -221,6 +232,7 @@ mod tests {
             id: None,
             every_jail: false,
             unbans: Vec::new(),
+            asked: false,
         }
     }
 
@@ -264,6 +276,20 @@ mod tests {
         let json = r#"{"action":"ban","ipmset":"sshd","ip":"203.0.113.9","bantime":600,"host":"web1","restored":0,"failures":3,"time":1795342588,"stamp":1795342588123,"reason":"detected"}"#;
         assert_eq!(ours.encode(), json);
         assert_eq!(Event::parse(json.as_bytes()), Ok(ours));
+    }
+
+    #[test]
+    fn a_ban_that_an_operator_made_says_so_last() {
+        let asks = Event { asked: true, unbans: vec![UnbanId::new("a-1").unwrap()], ..event() };
+        let json = asks.encode();
+        assert!(json.ends_with(r#","unbans":["a-1"],"asked":1}"#), "{json}");
+        assert_eq!(Event::parse(json.as_bytes()), Ok(asks.clone()));
+        let not = Event { asked: false, ..asks };
+        assert_eq!(Event::parse(json.replace(":1}", ":0}").as_bytes()), Ok(not));
+        for odd in ["2", "-1", "true", "\"yes\"", "[]"] {
+            let json = json.replace(":1}", &format!(":{odd}}}"));
+            assert!(Event::parse(json.as_bytes()).is_err(), "{json}");
+        }
     }
 
     #[test]

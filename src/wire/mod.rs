@@ -21,5 +21,5 @@ pub use event::{Action, CHECK, Event, Reason};
 pub use fields::Malformed;
 pub use names::{Address, Fnv, Host, Jail, Scope, UnbanId, is_hidden};
 pub use part::{Ban, Listed, MAX_PARTS, Pardon, Part, Slice};
-pub use presence::{Presence, State};
+pub use presence::{Answer, MAX_ANSWERS, Presence, State};
 pub use told::Told;

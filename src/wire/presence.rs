@@ -3,7 +3,8 @@
 //!
 //! ```json
 //! {"v":1,"state":"online","version":"1.0.0","jails":["sshd"],"bans":12,"machine":"8f1d…",
-//!  "since":1795342588,"held":30,"refused":{"malformed":2}}
+//!  "since":1795342588,"held":30,"refused":{"malformed":2},
+//!  "asked":[["sshd","203.0.113.9","web2",1795342588123,"banned"]]}
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,12 +13,18 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use super::fields::{Fields, Malformed};
-use super::{Jail, is_hidden};
+use super::{Address, Host, Jail, is_hidden};
 
 /// The largest presence that is read, in bytes, and the most jails and reasons in it.
 const MAX_PRESENCE: usize = 32 * 1024;
 const MAX_JAILS: usize = 500;
 const MAX_REASONS: usize = 30;
+
+/// The longest text that is for people, and the longest word of an answer; in characters.
+const MAX_TEXT: usize = 32;
+
+/// The most answers in a presence.
+pub const MAX_ANSWERS: usize = 16;
 
 /// Whether a host's daemon is connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +44,22 @@ impl State {
             Self::Offline => "offline",
         }
     }
+}
+
+/// What a host did with a ban that an operator of another one made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// In which jail.
+    pub jail: Jail,
+    /// Of which address.
+    pub address: Address,
+    /// The host that made it, and the stamp of its event.
+    pub origin: Host,
+    #[allow(missing_docs)]
+    pub stamp: i64,
+    /// `banned`, `waiting`, `lifted`, or the name of the reason why not; of this version or another:
+    /// printable, 1 to 32 characters.
+    pub word: String,
 }
 
 /// What a host says of itself.
@@ -59,6 +82,8 @@ pub struct Presence {
     /// How many messages it has refused since, by the reason's name (of this version or another);
     /// printable, at most 32 characters.
     pub refused: BTreeMap<String, u64>,
+    /// What it did with the last bans that it was asked about.
+    pub asked: Vec<Answer>,
 }
 
 impl Presence {
@@ -89,6 +114,12 @@ impl Presence {
             since: fields.number("since")?.max(0),
             held: count("held")?,
             refused: refused(fields.counts("refused")?),
+            asked: fields
+                .list("asked", MAX_ANSWERS)?
+                .iter()
+                .map(answer)
+                .collect::<Result<_, _>>()
+                .map_err(|what| Malformed::Field("asked", what))?,
         })
     }
 
@@ -114,14 +145,49 @@ impl Presence {
             let counts = self.refused.iter().map(|(name, count)| (name.clone(), *count));
             let _ = write!(json, r#","refused":{}"#, counts.collect::<Value>());
         }
+        if !self.asked.is_empty() {
+            json.push_str(r#","asked":["#);
+            for (n, Answer { jail, address, origin, stamp, word }) in self.asked.iter().enumerate()
+            {
+                let comma = if n == 0 { "" } else { "," };
+                let [jail, origin, word] =
+                    [jail.as_str(), origin.as_str(), word.as_str()].map(Value::from);
+                let _ = write!(json, r#"{comma}[{jail},"{address}",{origin},{stamp},{word}]"#);
+            }
+            json.push(']');
+        }
         json.push('}');
         json
     }
 }
 
+fn answer(value: &Value) -> Result<Answer, String> {
+    let what = || "must be [jail, address, host, stamp, word]".to_owned();
+    let [
+        Value::String(jail),
+        Value::String(address),
+        Value::String(origin),
+        Value::Number(stamp),
+        Value::String(word),
+    ] = value.as_array().map(Vec::as_slice).unwrap_or_default()
+    else {
+        return Err(what());
+    };
+    if word.is_empty() || *word != printable(word) {
+        return Err("must have words that can be shown".to_owned());
+    }
+    Ok(Answer {
+        jail: Jail::new(jail)?,
+        address: Address::new(address)?,
+        origin: Host::new(origin)?,
+        stamp: stamp.as_i64().filter(|stamp| *stamp > 0).ok_or_else(what)?,
+        word: word.clone(),
+    })
+}
+
 /// What is for people alone: short, and to be shown as it is.
 fn printable(text: &str) -> String {
-    text.chars().filter(|c| !is_hidden(*c)).take(32).collect()
+    text.chars().filter(|c| !is_hidden(*c)).take(MAX_TEXT).collect()
 }
 
 /// A later version may have more reasons: of those that look alike when shown, the counts add up.
@@ -141,6 +207,16 @@ fn refused(counts: Vec<(&str, u64)>) -> BTreeMap<String, u64> {
 mod tests {
     use super::*;
 
+    fn said(word: &str) -> Answer {
+        Answer {
+            jail: Jail::new("web").unwrap(),
+            address: Address::new("203.0.113.30").unwrap(),
+            origin: Host::new("web\"1").unwrap(),
+            stamp: 1_795_342_588_123,
+            word: word.to_owned(),
+        }
+    }
+
     #[test]
     fn what_is_written_is_read_again() {
         let presence = Presence {
@@ -152,8 +228,9 @@ mod tests {
             since: 1_795_342_588,
             held: 30,
             refused: [("malformed", 2), ("old", 1)].map(|(name, n)| (name.to_owned(), n)).into(),
+            asked: vec![said("banned"), said("never_ban")],
         };
-        let json = r#"{"v":1,"state":"online","version":"1.0.0","jails":["sshd","web"],"bans":12,"machine":"8f1d","since":1795342588,"held":30,"refused":{"malformed":2,"old":1}}"#;
+        let json = r#"{"v":1,"state":"online","version":"1.0.0","jails":["sshd","web"],"bans":12,"machine":"8f1d","since":1795342588,"held":30,"refused":{"malformed":2,"old":1},"asked":[["web","203.0.113.30","web\"1",1795342588123,"banned"],["web","203.0.113.30","web\"1",1795342588123,"never_ban"]]}"#;
         assert_eq!(presence.encode(), json);
         assert_eq!(Presence::parse(json.as_bytes()), Ok(presence));
         let least = Presence::parse(br#"{"v":1,"state":"offline"}"#).unwrap();
@@ -173,6 +250,40 @@ mod tests {
         ];
         for payload in refused {
             assert!(Presence::parse(payload.as_bytes()).is_err(), "{payload}");
+        }
+    }
+
+    #[test]
+    fn answers_are_few_and_each_is_read_strictly() {
+        let with = |answers: &str| {
+            let json = format!(r#"{{"v":1,"state":"online","asked":{answers}}}"#);
+            Presence::parse(json.as_bytes()).map(|presence| presence.asked.len())
+        };
+        let good = r#"["web","203.0.113.30","web1",7,"banned"]"#;
+        let some = |count: usize| format!("[{}]", vec![good; count].join(","));
+        assert_eq!(with(&some(0)), Ok(0));
+        assert_eq!(with(&some(MAX_ANSWERS)), Ok(MAX_ANSWERS));
+        let later = good.replace("banned", &"w".repeat(32));
+        assert_eq!(with(&format!("[{later}]")), Ok(1), "a word of a later version");
+        let odd = [
+            some(MAX_ANSWERS + 1),
+            "{}".to_owned(),
+            "null".to_owned(),
+            "[[]]".to_owned(),
+            format!("[{}]", good.replace("banned", "")),
+            format!("[{}]", good.replace("banned", &"w".repeat(33))),
+            format!("[{}]", good.replace("banned", "\\u202e")),
+            format!("[{}]", good.replace("\"banned\"", "7")),
+            format!("[{}]", good.replace(']', ",1]")),
+            format!("[{}]", good.replace(",7,", ",0,")),
+            format!("[{}]", good.replace(",7,", ",7.5,")),
+            format!("[{}]", good.replace(",7,", ",\"7\",")),
+            format!("[{}]", good.replace("203.0.113.30", "203.0.113.0/24")),
+            format!("[{}]", good.replace("web1", "a/b")),
+            format!("[{}]", good.replace("\"web\"", "\"a b\"")),
+        ];
+        for answers in odd {
+            assert!(with(&answers).is_err(), "{answers}");
         }
     }
 

@@ -71,6 +71,7 @@ impl Told {
             id: None,
             every_jail: false,
             unbans: Vec::new(),
+            asked: false,
         }
     }
 

@@ -242,6 +242,7 @@ impl Ear<'_> {
             id: None,
             every_jail: false,
             unbans: Vec::new(),
+            asked: false,
         }
     }
 

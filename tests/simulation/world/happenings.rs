@@ -235,6 +235,7 @@ impl World {
             reason: Some(Reason::Fleet),
             every_jail: self.chance.often(500),
             unbans: Vec::new(),
+            asked: false,
         };
         self.unbanner = Some(n);
         self.broker.publish(self.now, "unban", &event.encode(), false);

@@ -1,10 +1,13 @@
 //! `f2bmqtt ban`: makes fail2ban on this host detect an address, so that every host bans it as it bans what
-//! was attacked for; and says who does. It is never reported to AbuseIPDB: nobody detected anything.
+//! was attacked for, and says what each did. It is never reported to AbuseIPDB: nobody detected anything.
+
+mod said;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use said::{Made, Said};
+use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::ask;
@@ -24,12 +27,12 @@ use crate::guard::is_bannable;
 use crate::journal::say;
 use crate::paths::Paths;
 use crate::runtime;
-use crate::wire::{Address, Host, Jail};
+use crate::wire::{Address, Host, Jail, MAX_ANSWERS};
 
 /// fail2ban makes a ban within a second or two; longer where it has many to make.
 const BANS: Duration = Duration::from_secs(30);
 
-/// A snapshot tells of a ban two seconds later.
+/// A snapshot tells of a ban two seconds later, and every host says what it did with it meanwhile.
 const TELLS: Duration = Duration::from_secs(15);
 
 /// What the jail's log says of it.
@@ -63,25 +66,37 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
             refuse(&config, &mut fail2ban, &jail, &addresses).await?;
         }
         ask::about_many("Ban", &addresses, args.yes)?;
-        let ban = Ban { jail, me: config.node.clone() };
-        let made = ban.make(&mut fail2ban, &addresses, paths).await?;
-        let mut visit = match Visit::begin(&config).await {
-            Ok(visit) => visit,
-            Err(error) => {
-                ban.conclude(&View::default(), &made, false, args.json);
-                return Err(error);
-            }
+        let mut ban = Ban {
+            said: Said::new(config.node.clone(), jail.clone(), now() * 1000),
+            jail,
+            me: config.node.clone(),
+            made: Vec::new(),
+            told: false,
+            slow: BTreeSet::new(),
         };
-        // Without the service, a child of notify has told of it, and no snapshot will.
-        let told = local::Service::look(paths).pid.is_none() || ban.told(&mut visit, &made).await?;
-        ban.conclude(visit.view(), &made, told, args.json);
-        visit.end().await;
-        if told { Ok(()) } else { Err(not_told(&config.node)) }
+        // Without the service, a child of notify tells of it, and no snapshot will.
+        let alone = local::Service::look(paths).pid.is_none();
+        // A host answers for so many, and who is there first hears it at once.
+        let mut batches = addresses.chunks(MAX_ANSWERS);
+        let first = ban.make(&mut fail2ban, batches.next().unwrap_or_default(), paths);
+        let (mut visit, mut made) = tokio::join!(Visit::begin(&config), first);
+        loop {
+            if let (Ok(there), Ok(())) = (&mut visit, &made)
+                && let Err(lost) = ban.hear(there, alone).await
+            {
+                visit = Err(lost);
+            }
+            let Some(batch) = batches.next().filter(|_| made.is_ok()) else { break };
+            made = ban.make(&mut fail2ban, batch, paths).await;
+        }
+        let view = visit.as_mut().map(Visit::take_view).unwrap_or_default();
+        if !ban.made.is_empty() {
+            ban.conclude(&view, args.json);
+        }
+        made?;
+        visit?.end().await;
+        ban.result(&view)
     })
-}
-
-fn not_told(me: &Host) -> Error {
-    Error::Undone(format!("{me} has not told the fleet yet: journalctl -u f2bmqttsub says why"))
 }
 
 /// Refuses whom to ban would do more harm than good.
@@ -108,28 +123,25 @@ async fn refuse(
     Ok(())
 }
 
-/// What fail2ban made of one address.
-struct Made {
-    address: Address,
-    /// It was banned before.
-    already: bool,
-    /// How long it is banned, in seconds; below 0 is for ever.
-    seconds: i64,
-}
-
 struct Ban {
     jail: Jail,
     me: Host,
+    made: Vec<Made>,
+    said: Said,
+    /// This host's snapshot lists what was made.
+    told: bool,
+    /// Connected hosts that did not say in time what they do, and are not waited for again.
+    slow: BTreeSet<Host>,
 }
 
 impl Ban {
     /// Lets fail2ban detect the addresses, and waits until it bans them.
     async fn make(
-        &self,
+        &mut self,
         fail2ban: &mut Client,
         addresses: &[Address],
         paths: &Paths,
-    ) -> Result<Vec<Made>, Error> {
+    ) -> Result<(), Error> {
         let jail = &self.jail;
         let failures = fail2ban.max_retry(jail).await?.clamp(1, 100);
         let failures = vec![FAILURE; usize::try_from(failures).unwrap_or(1)];
@@ -137,8 +149,11 @@ impl Ban {
         let (mut notes, since) = (Notes::open(&paths.by_hand())?, now());
         let new: BTreeSet<Address> =
             addresses.iter().filter(|address| !before.has(**address)).copied().collect();
+        // All of them first: the notes are read when the first is banned.
         for address in &new {
             notes.note(*address, since)?;
+        }
+        for address in &new {
             fail2ban.attempt(jail, *address, &failures).await?;
         }
         let until = Instant::now() + BANS;
@@ -156,66 +171,71 @@ impl Ban {
             sleep(Duration::from_millis(100)).await;
         };
         let seen = now();
-        let mut made = Vec::new();
         for address in addresses {
             let seconds = held.get(*address).copied().flatten().unwrap_or(0);
             let already = !new.contains(address);
             if !already {
                 notes.seen(*address, since, seen, seconds)?;
             }
-            made.push(Made { address: *address, already, seconds });
+            self.made.push(Made { address: *address, already, seconds });
         }
-        Ok(made)
+        Ok(())
     }
 
-    /// Waits until this host's snapshot tells of what was made; answers whether it does.
-    async fn told(&self, visit: &mut Visit, made: &[Made]) -> Result<bool, Error> {
+    /// Waits until this host's snapshot tells of what was made, where a daemon is there to tell, and until
+    /// every host that is connected has said what it does with it.
+    async fn hear(&mut self, visit: &mut Visit, alone: bool) -> Result<(), Error> {
         let until = Instant::now() + TELLS;
-        let lists = |view: &View| {
-            let me = view.hosts().get(&self.me);
-            let mut new = made.iter().filter(|one| !one.already);
-            new.all(|one| me.is_some_and(|me| me.lists(&self.jail, one.address)))
-        };
-        while !lists(visit.view()) {
+        loop {
+            let view = visit.view();
+            self.said.hear(view, &self.made);
+            self.told = alone || self.is_told(view);
+            let mut waits = self.said.waits_for(view, &self.made);
+            waits.retain(|host| !self.slow.contains(host));
+            if self.told && waits.is_empty() {
+                return Ok(());
+            }
             if visit.listen(until).await?.is_none() {
-                return Ok(false);
+                self.slow.extend(waits);
+                return Ok(());
             }
         }
-        Ok(true)
     }
 
-    fn conclude(&self, view: &View, made: &[Made], told: bool, json: bool) {
-        let Self { jail, me } = self;
-        let others = || view.hosts().iter().filter(|(host, _)| *host != me);
-        let (mut bans, mut no_jail, mut offline) = (Vec::new(), Vec::new(), Vec::new());
-        for (host, member) in others() {
-            let to = match (member.is_online(), member.jails().contains(jail)) {
-                (false, _) => &mut offline,
-                (true, true) => &mut bans,
-                (true, false) => &mut no_jail,
-            };
-            to.push(host.as_str());
-        }
+    fn is_told(&self, view: &View) -> bool {
+        let me = view.hosts().get(&self.me);
+        let mut new = self.made.iter().filter(|one| !one.already);
+        new.all(|one| me.is_some_and(|me| me.lists(&self.jail, one.address)))
+    }
+
+    fn conclude(&self, view: &View, json: bool) {
+        let Self { jail, me, made, .. } = self;
         if json {
-            let made = made.iter().map(|one| {
+            let bans = made.iter().map(|one| {
                 json!({
                     "ip": one.address.to_string(),
                     "already": one.already,
                     "seconds": (one.seconds >= 0).then_some(one.seconds),
+                    "answers": self.said.answers(one.address),
                 })
             });
-            out::print_json(&json!({
-                "jail": jail.as_str(), "host": me.as_str(), "bans": made.collect::<Vec<_>>(), "told": told,
-                "hosts": bans, "without_jail": no_jail, "offline": offline,
-            }));
+            let mut all = json!({
+                "jail": jail.as_str(), "host": me.as_str(), "bans": bans.collect::<Vec<_>>(),
+                "told": self.told,
+            });
+            if let (Some(all), Value::Object(hosts)) =
+                (all.as_object_mut(), self.said.hosts(view, made))
+            {
+                all.extend(hosts);
+            }
+            out::print_json(&all);
             return;
         }
-        for one in made {
-            let length = match one.seconds {
+        for Made { address, already, seconds } in made {
+            let length = match *seconds {
                 ..0 => "for ever".to_owned(),
                 seconds => format!("for {}", span(seconds)),
             };
-            let Made { address, already, .. } = one;
             let words = if *already {
                 format!("{address} was banned in {jail} here before: nothing was done")
             } else {
@@ -223,14 +243,27 @@ impl Ban {
             };
             say(out::shown(&words));
         }
-        for host in bans {
-            say(out::shown(&format!("{host}: bans it, too (it has the jail {jail})")));
+        for line in self.said.lines(view, made) {
+            say(out::shown(&line));
         }
-        for host in no_jail {
-            say(out::shown(&format!("{host}: does not (it has no jail {jail})")));
+    }
+
+    /// Whether this host has told of it, and everybody done it, or said why not.
+    fn result(&self, view: &View) -> Result<(), Error> {
+        if !self.told {
+            let me = &self.me;
+            return Err(Error::Undone(format!(
+                "{me} has not told the fleet yet: journalctl -u f2bmqttsub says why"
+            )));
         }
-        for host in offline {
-            say(out::shown(&format!("{host}: not connected")));
+        let new = self.made.iter().any(|one| !one.already);
+        let offline = if new { self.said.offline(view).count() } else { 0 };
+        match self.said.waits_for(view, &self.made).len() + offline {
+            0 => Ok(()),
+            silent => Err(Error::Undone(format!(
+                "{} not answered yet; what a host missed, the snapshot of this one tells it",
+                if silent == 1 { "a host has".to_owned() } else { format!("{silent} hosts have") }
+            ))),
         }
     }
 }
