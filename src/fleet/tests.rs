@@ -9,7 +9,7 @@ use super::look::{Look, Server};
 use super::work::Step;
 use super::*;
 use crate::fail2ban::database::Row;
-use crate::wire::{Action, Ban, Event, Listed, Part, Slice, Told, UnbanId};
+use crate::wire::{Action, Ban, Event, Listed, Part, Slice, State, Told, UnbanId};
 
 const IP: &str = "203.0.113.9";
 const NOW: i64 = 1_795_342_588_000;
