@@ -89,7 +89,9 @@ fn the_notifier_publishes_what_the_script_published() {
         a.sh("/etc/fail2ban/mqttnotifyban last 198.51.100.99 600 ban 0 1");
         eventually("nothing else is published", || record.count(&["198.51.100.99"]) == 1);
         assert_eq!(record.events().len(), expected.len() + 1);
-        // The same calls again, by the other name: not within the seconds that make them repeats.
+        // The same calls again, by the other name: not within the seconds that make them repeats. What
+        // fail2ban does not know of would be told again.
+        eventually("all is settled", || a.sh("ls /var/lib/f2bmqtt/spool").is_empty());
         hub.sh("systemctl stop record; rm /root/seen");
         a.sh("systemctl restart f2bmqttsub");
         a.ready();

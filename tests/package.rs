@@ -288,7 +288,7 @@ fn the_package_names_what_it_needs() {
         let out = show.arg("-f").arg(package()).arg(name).output().unwrap();
         String::from_utf8(out.stdout).unwrap().trim().to_owned()
     };
-    assert_eq!(field("Depends"), "fail2ban (>= 0.11.2), libc6 (>= 2.34), ucf");
+    assert_eq!(field("Depends"), "fail2ban (>= 0.11.2), libc6 (>= 2.35), ucf");
     assert_eq!(field("Recommends"), "ca-certificates, conntrack, ipset, iptables");
     assert_eq!(field("Suggests"), "mosquitto");
 }

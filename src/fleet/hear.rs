@@ -316,6 +316,9 @@ impl Fleet {
     /// neither does this host's own memory on disk.
     #[must_use]
     pub fn is_unwritten(&self, event: &Event) -> bool {
+        if self.names.as_ref().is_some_and(|names| !names.contains(&event.jail)) {
+            return false; // fail2ban never looks for it
+        }
         let told = self.jails.get(&event.jail).and_then(|local| local.told.get(&event.address));
         told.is_some_and(|told| {
             let slot = Slot::Detected((event.jail.clone(), event.address));
