@@ -130,6 +130,9 @@ fn carries_a_fleet(kind: &Kind) {
     a_broker_that_is_killed(hub, a, b, kind);
     a_host_that_joins(hub, kind);
     a_wrong_password(a);
+    if kind.service == RABBITMQ.service {
+        a_topic_that_is_forbidden(hub, a);
+    }
     signed(hub, a, b, kind);
     for host in [a, b] {
         let journal = host.journal();
@@ -213,6 +216,22 @@ fn a_wrong_password(a: Host<'_>) {
     eventually(said, || a.journal().contains(said));
     set(a, "MQTT_PASSWORD", "fail2ban");
     eventually("it is let in", || a.journal().contains("connected to the broker"));
+}
+
+/// `RabbitMQ` hangs up on whoever publishes where he may not: `check` finds out where that was.
+fn a_topic_that_is_forbidden(hub: Host<'_>, a: Host<'_>) {
+    let cases = [("unban|state|host", "blacklist/ban"), ("ban|unban|state", "blacklist/host/a")];
+    for (allowed, forbidden) in cases {
+        hub.sh(&format!(
+            "rabbitmqctl set_topic_permissions fail2ban amq.topic '^blacklist.({allowed})' '^blacklist'"
+        ));
+        let said = format!("ends the connection when this host publishes on {forbidden}\n");
+        let text = a.try_sh("f2bmqtt check").unwrap_err();
+        let next = format!("    the broker's access rules must let fail2ban write {forbidden}\n");
+        assert!(text.contains(&said) && text.contains(&next), "{text}");
+    }
+    hub.sh("rabbitmqctl clear_topic_permissions fail2ban");
+    eventually("it may again", || a.try_sh("f2bmqtt check").is_ok());
 }
 
 /// What is signed passes unchanged, and the topic, which is signed with it.
