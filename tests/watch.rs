@@ -102,3 +102,48 @@ fn it_is_drawn_as_the_readme_shows_it_and_leaves_the_terminal_as_it_was() {
     dies(web1);
     takes_any_size(web1);
 }
+
+#[test]
+fn the_fleet_is_watched_as_it_lives() {
+    let rig = Rig::fleet(&["web1", "web2"]);
+    let (web1, web2) = (rig.host("web1"), rig.host("web2"));
+    web1.sh("systemd-run -q -u lines -p StandardOutput=append:/root/lines f2bmqtt watch");
+    let terminal = Terminal::open(web1, "f2bmqtt watch");
+    terminal.shows("it begins", |screen| screen.contains("2 hosts, 2 online; 0 bans"));
+    web2.attack("auth", &["203.0.113.9"]);
+    terminal.shows("a ban comes", |screen| {
+        screen.contains("ban     203.0.113.9      sshd           web2             for 10m")
+            && screen.contains("┌ 1 bans in the last minute, at most 1 a second ")
+    });
+    terminal.shows("it is counted", |screen| {
+        screen.contains("│ web2                 online        1")
+            && screen.contains("│ sshd                      1")
+    });
+    web2.sh("systemctl stop f2bmqttsub");
+    let screen = terminal.shows("a host goes", |screen| {
+        screen.contains("│ web2                 offline       1") && screen.contains("offline")
+    });
+    let lines: Vec<&str> = screen.lines().collect();
+    assert!(
+        lines.len() == 24 && lines[23].starts_with('└') && lines[23].ends_with('┘'),
+        "{screen}"
+    );
+    terminal.resize(60, 20);
+    terminal.shows("it fits another size", |screen| {
+        let wide = screen.lines().nth(2).is_some_and(|line| line.ends_with('┐'));
+        wide && screen.lines().nth(19).is_some_and(|line| line.ends_with('┘'))
+    });
+    rig.host("hub").sh("systemctl stop mosquitto");
+    terminal.shows("the broker is away", |screen| screen.contains("no connection to the broker"));
+    rig.host("hub").sh("systemctl start mosquitto");
+    terminal.shows("it is back", |screen| screen.contains("broker 10.213.77.11:1883"));
+    terminal.types(&["C-c"]);
+    terminal.is_left_in_order();
+    let lines = web1.sh("cat /root/lines");
+    let ban = lines.lines().find(|line| line.contains("\tban\t")).unwrap();
+    assert_eq!(
+        ban.split('\t').skip(1).collect::<Vec<_>>(),
+        ["ban", "203.0.113.9", "sshd", "web2", "for 10m"]
+    );
+    assert!(lines.lines().any(|line| line.ends_with("\toffline\t\t\tweb2\t")), "{lines}");
+}
