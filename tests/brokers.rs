@@ -129,6 +129,7 @@ fn carries_a_fleet(kind: &Kind) {
     a_host_that_was_away(hub, a, b, kind.name);
     a_broker_that_is_killed(hub, a, b, kind);
     a_host_that_joins(hub, kind);
+    the_fleet_is_seen(hub, kind.name);
     a_wrong_password(a);
     if kind.service == RABBITMQ.service {
         a_topic_that_is_forbidden(hub, a);
@@ -208,6 +209,22 @@ fn a_host_that_joins(hub: Host<'_>, kind: &Kind) {
         all_ban(&[hub], address);
     }
     assert!(!hub.bans("sshd", "192.0.2.1"));
+}
+
+/// By a command that comes and goes, on a host that holds bans of all others.
+fn the_fleet_is_seen(hub: Host<'_>, name: &str) {
+    let figures = |command: &str| -> serde_json::Value {
+        serde_json::from_str(&hub.sh(&format!("f2bmqtt {command} --json"))).unwrap()
+    };
+    let all = |list: &serde_json::Value, field: &str| -> Vec<String> {
+        let of = |one: &serde_json::Value| one[field].as_str().unwrap().to_owned();
+        list.as_array().unwrap().iter().map(of).collect()
+    };
+    let status = figures("status");
+    assert_eq!(all(&status["hosts"], "host"), ["a", name, "hub"]);
+    assert_eq!(all(&status["hosts"], "state"), ["online"; 3]);
+    let bans = all(&figures("list")["bans"], "ip");
+    assert_eq!(bans, ["192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5"]);
 }
 
 fn a_wrong_password(a: Host<'_>) {
