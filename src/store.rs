@@ -317,7 +317,8 @@ fn write_claims(claims: &[Claim]) -> String {
     Value::Object(object).to_string()
 }
 
-fn read_claims(text: &str) -> Option<Claims> {
+/// The claims of a mark, as they are kept; `None` where they cannot be read.
+pub(crate) fn read_claims(text: &str) -> Option<Claims> {
     let object: Map<String, Value> = serde_json::from_str(text).ok()?;
     let claim = |(host, value): (String, Value)| {
         let (numbers, ids) = value.as_array()?.split_at_checked(3)?;

@@ -129,7 +129,11 @@ fn carries_a_fleet(kind: &Kind) {
     a_host_that_was_away(hub, a, b, kind.name);
     a_broker_that_is_killed(hub, a, b, kind);
     a_host_that_joins(hub, kind);
+    the_fleet_is_seen(hub, kind.name);
     a_wrong_password(a);
+    if kind.service == RABBITMQ.service {
+        a_topic_that_is_forbidden(hub, a);
+    }
     signed(hub, a, b, kind);
     for host in [a, b] {
         let journal = host.journal();
@@ -207,12 +211,44 @@ fn a_host_that_joins(hub: Host<'_>, kind: &Kind) {
     assert!(!hub.bans("sshd", "192.0.2.1"));
 }
 
+/// By a command that comes and goes, on a host that holds bans of all others.
+fn the_fleet_is_seen(hub: Host<'_>, name: &str) {
+    let figures = |command: &str| -> serde_json::Value {
+        serde_json::from_str(&hub.sh(&format!("f2bmqtt {command} --json"))).unwrap()
+    };
+    let all = |list: &serde_json::Value, field: &str| -> Vec<String> {
+        let of = |one: &serde_json::Value| one[field].as_str().unwrap().to_owned();
+        list.as_array().unwrap().iter().map(of).collect()
+    };
+    let status = figures("status");
+    assert_eq!(all(&status["hosts"], "host"), ["a", name, "hub"]);
+    assert_eq!(all(&status["hosts"], "state"), ["online"; 3]);
+    let bans = all(&figures("list")["bans"], "ip");
+    assert_eq!(bans, ["192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5"]);
+}
+
 fn a_wrong_password(a: Host<'_>) {
     set(a, "MQTT_PASSWORD", "wrong");
     let said = "it refuses the login: check MQTT_USER and MQTT_PASSWORD";
     eventually(said, || a.journal().contains(said));
     set(a, "MQTT_PASSWORD", "fail2ban");
     eventually("it is let in", || a.journal().contains("connected to the broker"));
+}
+
+/// `RabbitMQ` hangs up on whoever publishes where he may not: `check` finds out where that was.
+fn a_topic_that_is_forbidden(hub: Host<'_>, a: Host<'_>) {
+    let cases = [("unban|state|host", "blacklist/ban"), ("ban|unban|state", "blacklist/host/a")];
+    for (allowed, forbidden) in cases {
+        hub.sh(&format!(
+            "rabbitmqctl set_topic_permissions fail2ban amq.topic '^blacklist.({allowed})' '^blacklist'"
+        ));
+        let said = format!("ends the connection when this host publishes on {forbidden}\n");
+        let text = a.try_sh("f2bmqtt check").unwrap_err();
+        let next = format!("    the broker's access rules must let fail2ban write {forbidden}\n");
+        assert!(text.contains(&said) && text.contains(&next), "{text}");
+    }
+    hub.sh("rabbitmqctl clear_topic_permissions fail2ban");
+    eventually("it may again", || a.try_sh("f2bmqtt check").is_ok());
 }
 
 /// What is signed passes unchanged, and the topic, which is signed with it.

@@ -3,11 +3,10 @@
 mod support;
 
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::{Value, json};
 use support::reports::{jail_reports, reports_to_hub, taken};
-use support::{Host, Rig, SOON, becomes, eventually};
+use support::{Host, Rig, eventually};
 
 const README: &str = include_str!("../README.md");
 
@@ -364,96 +363,13 @@ fn each_host_says_what_it_did_with_a_ban_by_hand() {
     });
 }
 
-/// A terminal of this machine, in which a command runs on a host.
-struct Terminal(String);
-
-impl Terminal {
-    fn open(host: Host<'_>, command: &str) -> Self {
-        let terminal = Self(format!("f2bmqtt-{}", host.rig("ip")));
-        let inside = format!("TERM=screen NO_COLOR=1 {command}; echo over; stty -a; sleep 600");
-        terminal.tmux(&["new-session", "-d", "-x", "80", "-y", "24", &host.by_hand(&inside)]);
-        terminal
-    }
-
-    fn tmux(&self, arguments: &[&str]) -> String {
-        let out = Command::new("tmux").args(["-L", &self.0]).args(arguments).output().unwrap();
-        assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
-        String::from_utf8(out.stdout).unwrap()
-    }
-
-    /// Waits until the screen is so; answers it.
-    fn shows(&self, what: &str, so: impl Fn(&str) -> bool) -> String {
-        let mut screen = String::new();
-        let seen = becomes(SOON, || {
-            screen = self.tmux(&["capture-pane", "-p"]);
-            so(&screen)
-        });
-        assert!(seen, "{what}:\n{screen}");
-        screen
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        let _ = Command::new("tmux").args(["-L", &self.0, "kill-server"]).output();
-    }
-}
-
-#[test]
-fn the_fleet_is_watched_as_it_lives() {
-    let rig = Rig::fleet(&["web1", "web2"]);
-    let (web1, web2) = (rig.host("web1"), rig.host("web2"));
-    web1.sh("systemd-run -q -u lines -p StandardOutput=append:/root/lines f2bmqtt watch");
-    let terminal = Terminal::open(web1, "f2bmqtt watch");
-    terminal.shows("it begins", |screen| screen.contains("2 hosts, 2 online; 0 bans"));
-    web2.attack("auth", &["203.0.113.9"]);
-    terminal.shows("a ban comes", |screen| {
-        screen.contains("ban     203.0.113.9      sshd           web2             for 10m")
-            && screen.contains("┌ 1 bans in the last minute, at most 1 a second ")
-    });
-    terminal.shows("it is counted", |screen| {
-        screen.contains("│ web2                 online        1")
-            && screen.contains("│ sshd                      1")
-    });
-    web2.sh("systemctl stop f2bmqttsub");
-    let screen = terminal.shows("a host goes", |screen| {
-        screen.contains("│ web2                 offline       1") && screen.contains("offline")
-    });
-    let lines: Vec<&str> = screen.lines().collect();
-    assert!(
-        lines.len() == 24 && lines[23].starts_with('└') && lines[23].ends_with('┘'),
-        "{screen}"
-    );
-    terminal.tmux(&["resize-window", "-x", "60", "-y", "20"]);
-    terminal.shows("it fits another size", |screen| {
-        let wide = screen.lines().nth(2).is_some_and(|line| line.ends_with('┐'));
-        wide && screen.lines().nth(19).is_some_and(|line| line.ends_with('┘'))
-    });
-    rig.host("hub").sh("systemctl stop mosquitto");
-    terminal.shows("the broker is away", |screen| screen.contains("no connection to the broker"));
-    rig.host("hub").sh("systemctl start mosquitto");
-    terminal.shows("it is back", |screen| screen.contains("broker 10.213.77.11:1883"));
-    terminal.tmux(&["send-keys", "C-c"]);
-    // The screen is as it was, and the terminal takes lines again.
-    terminal.shows("it is over", |screen| {
-        screen.contains("over") && screen.contains(" icanon") && !screen.contains('│')
-    });
-    let lines = web1.sh("cat /root/lines");
-    let ban = lines.lines().find(|line| line.contains("\tban\t")).unwrap();
-    assert_eq!(
-        ban.split('\t').skip(1).collect::<Vec<_>>(),
-        ["ban", "203.0.113.9", "sshd", "web2", "for 10m"]
-    );
-    assert!(lines.lines().any(|line| line.ends_with("\toffline\t\t\tweb2\t")), "{lines}");
-}
-
 #[test]
 fn twenty_thousand_bans_take_little_time_and_memory() {
     let rig = Rig::fleet(&["web1"]);
     let (web1, hub) = (rig.host("web1"), rig.host("hub"));
     web1.sh("systemctl stop f2bmqttsub");
     hub.push(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/far.py"), "/root/far.py");
-    println!("{}", hub.sh("python3 /root/far.py 40 500"));
+    println!("{}", hub.sh("python3 /root/far.py leave 127.0.0.1 40 500"));
     let run = "import resource, subprocess, sys, time
 started = time.monotonic()
 ended = subprocess.run([\"f2bmqtt\", *sys.argv[1:]], stdout=subprocess.PIPE)

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::figures::homeassistant;
 use crate::journal::say;
 use crate::outbox::millis;
+use crate::paths::Paths;
 use crate::runtime;
 use crate::wire::{Host, Part, Slice};
 
@@ -25,11 +26,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// Any [`Error`]
-pub fn run(args: &ForgetArgs) -> Result<(), Error> {
+pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
     let host = Host::new(&args.host).map_err(|what| Error::Usage(format!("HOST {what}")))?;
     let config = Config::load()?;
     runtime::run(async {
-        let mut visit = Visit::begin(&config).await?;
+        let mut visit = Visit::begin(&config, paths).await?;
         // Parts of a snapshot that once was larger may be left, too.
         visit.look_into(&host).await?;
         let Some(member) = visit.view().hosts().get(&host) else {

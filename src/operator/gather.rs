@@ -5,6 +5,9 @@
 //! then the branches that have more, a few at a time: a default mosquitto silently drops what goes beyond
 //! 1,000 messages. No message says that it is the last one, so what is there is all when nothing is
 //! missing and nothing has come for a moment.
+//!
+//! `RabbitMQ` keeps messages, and hands out none of them for a topic with a wildcard: what is still missing is
+//! asked for by its exact topics, too.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -84,6 +87,27 @@ impl Gathering {
             return Step::Done;
         }
         Step::Listen((self.last + self.quiet).min(self.began + LIMIT))
+    }
+
+    /// What is to be asked for of a host, below the fleet's topic.
+    #[must_use]
+    pub fn topics(&self, host: &Host) -> Vec<String> {
+        let mut topics = vec![format!("state/{host}/+")];
+        match self.view.hosts().get(host) {
+            None => topics.extend([format!("host/{host}"), format!("state/{host}/0")]),
+            Some(member) if self.asked.get(host).is_some_and(|asked| *asked > 1) => {
+                let there: Vec<u32> = member.numbers().collect();
+                let missing = (0..member.count().max(1)).filter(|number| !there.contains(number));
+                topics.extend(missing.map(|number| format!("state/{host}/{number}")));
+            }
+            Some(_) => {}
+        }
+        topics
+    }
+
+    /// More was asked for: the broker may take its time again.
+    pub fn asked(&mut self, now: i64) {
+        self.last = now;
     }
 
     /// How long a broker that has more may be silent.
@@ -192,5 +216,9 @@ mod tests {
         let (asked, gathering) = gathered(&[("a", 4, 3), ("b", 0, 0), ("c", 1, 1)]);
         assert_eq!(asked, [vec!["a"], vec!["a", "b"]]);
         assert_eq!(gathering.view.missing(), ["1 of 4 parts of a's snapshot"]);
+        let topics = |name: &str| gathering.topics(&Host::new(name).unwrap());
+        assert_eq!(topics("a"), ["state/a/+", "state/a/3"]);
+        assert_eq!(topics("c"), ["state/c/+"]);
+        assert_eq!(topics("d"), ["state/d/+", "host/d", "state/d/0"], "nothing was handed out");
     }
 }

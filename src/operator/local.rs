@@ -16,6 +16,7 @@ use crate::ignored::Because;
 use crate::lock::{self, Role};
 use crate::paths::Paths;
 use crate::spool::Spool;
+use crate::store::read_claims;
 use crate::wire::{Address, Host, Jail};
 
 /// A fail2ban that bans many is busy for seconds; nobody is to wait for it here.
@@ -119,10 +120,34 @@ impl Here {
     }
 }
 
+/// This host, and those whose bans the daemon remembers.
+#[must_use]
+pub fn hosts(config: &Config, paths: &Paths) -> BTreeSet<Host> {
+    let mut hosts = origins(&paths.store()).unwrap_or_default();
+    hosts.insert(config.node.clone());
+    hosts
+}
+
+fn origins(store: &Path) -> rusqlite::Result<BTreeSet<Host>> {
+    let db = open(store)?;
+    let mut hosts = BTreeSet::new();
+    let mut query = db.prepare("SELECT claims FROM marks")?;
+    let mut rows = query.query([])?;
+    while let Some(row) = rows.next()? {
+        let claims = read_claims(&row.get::<_, String>(0)?).unwrap_or_default();
+        hosts.extend(claims.into_iter().map(|claim| claim.host));
+    }
+    Ok(hosts)
+}
+
+fn open(store: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(store, flags)
+}
+
 /// Whose bans of an address were lifted here by hand.
 fn lifted(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, Host)>> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let db = Connection::open_with_flags(store, flags)?;
+    let db = open(store)?;
     let mut query = db.prepare("SELECT jail, host FROM lifts WHERE ip = ?1")?;
     let rows = query.query_map([address.to_string()], |row| {
         Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))

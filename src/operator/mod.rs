@@ -36,6 +36,6 @@ pub fn run(operation: &Operation, paths: &Paths) -> Result<(), Error> {
         Operation::Watch => watch::run(),
         Operation::Ban(args) => ban::run(args, paths),
         Operation::Unban(args) => unban::run(args, paths),
-        Operation::Forget(args) => forget::run(args),
+        Operation::Forget(args) => forget::run(args, paths),
     }
 }

@@ -46,7 +46,7 @@ pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
         addresses,
     };
     runtime::run(async {
-        let (visit, here) = tokio::join!(Visit::begin(&config), local::jails(paths));
+        let (visit, here) = tokio::join!(Visit::begin(&config, paths), local::jails(paths));
         let mut visit = visit?;
         let events = unban.events(visit.view(), here.unwrap_or_default(), millis);
         if events.is_empty() {

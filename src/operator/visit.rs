@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use super::gather::{Gathering, Step};
+use super::local;
 use super::view::{Heard, View};
 use crate::broker::{Client, Event, Link};
 use crate::config::{Broker, Config, Topic};
 use crate::error::Error;
+use crate::paths::Paths;
 use crate::random;
 use crate::wire::Host;
 
@@ -47,7 +49,7 @@ impl Visit {
     ///
     /// # Errors
     /// [`Error::Undone`]: why there is no connection.
-    pub async fn begin(config: &Config) -> Result<Self, Error> {
+    pub async fn begin(config: &Config, paths: &Paths) -> Result<Self, Error> {
         let mut link = Link::new(config, client(config, &Gathering::FIRST));
         let began = Instant::now();
         let broker = connect(&mut link, config).await?;
@@ -55,6 +57,12 @@ impl Visit {
         let topic = config.topic.clone();
         let mut visit = Self { topic, link, began, gathering, broker };
         visit.gather().await?;
+        if !visit.view().hosts().contains_key(&config.node) {
+            // It keeps at least what this host says of itself: it may hand out nothing for a wildcard.
+            visit.ask(&local::hosts(config, paths));
+            visit.gathering.asked(millis(began));
+            visit.gather().await?;
+        }
         Ok(visit)
     }
 
@@ -62,7 +70,7 @@ impl Visit {
         loop {
             match self.gathering.next(millis(self.began)) {
                 Step::Done => return Ok(()),
-                Step::Ask(hosts) => hosts.iter().for_each(|host| self.ask(host)),
+                Step::Ask(hosts) => self.ask(&hosts),
                 Step::Listen(until) => {
                     let until = Duration::from_millis(until.cast_unsigned());
                     self.listen(self.began + until).await?;
@@ -76,13 +84,17 @@ impl Visit {
     /// # Errors
     /// [`Error::Undone`]: why the connection broke.
     pub async fn look_into(&mut self, host: &Host) -> Result<(), Error> {
-        self.ask(host);
+        self.ask([host]);
         while self.listen(Instant::now() + self.gathering.quiet()).await?.is_some() {}
         Ok(())
     }
 
-    fn ask(&mut self, host: &Host) {
-        self.link.subscribe(&[self.topic.below(&format!("state/{host}/+"))]);
+    fn ask<'a>(&mut self, hosts: impl IntoIterator<Item = &'a Host>) {
+        let topics = hosts.into_iter().flat_map(|host| self.gathering.topics(host));
+        let topics: Vec<_> = topics.map(|topic| self.topic.below(&topic)).collect();
+        if !topics.is_empty() {
+            self.link.subscribe(&topics);
+        }
     }
 
     /// The fleet, as far as it was heard.
@@ -107,7 +119,8 @@ impl Visit {
         let heard = self.take(event)?;
         // A snapshot may grow meanwhile.
         if let Heard::Part(_) = heard {
-            self.gathering.grown().iter().for_each(|host| self.ask(host));
+            let grown = self.gathering.grown();
+            self.ask(&grown);
         }
         Ok(Some(heard))
     }

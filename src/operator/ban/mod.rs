@@ -79,7 +79,7 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
         // A host answers for so many, and who is there first hears it at once.
         let mut batches = addresses.chunks(MAX_ANSWERS);
         let first = ban.make(&mut fail2ban, batches.next().unwrap_or_default(), paths);
-        let (mut visit, mut made) = tokio::join!(Visit::begin(&config), first);
+        let (mut visit, mut made) = tokio::join!(Visit::begin(&config, paths), first);
         loop {
             if let (Ok(there), Ok(())) = (&mut visit, &made)
                 && let Err(lost) = ban.hear(there, alone).await

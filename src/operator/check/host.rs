@@ -153,7 +153,7 @@ impl Host {
             let text = "systemd knows no service f2bmqttsub";
             found.push(
                 Finding::fault("service_unit", text)
-                    .next("apt install --reinstall f2bmqtt; systemctl daemon-reload"),
+                    .next("apt install --reinstall ./f2bmqtt.deb; systemctl daemon-reload"),
             );
         } else if shadowed {
             let text = format!("systemd runs {fragment} in the place of the package's unit");

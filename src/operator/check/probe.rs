@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use tokio::net::{TcpStream, lookup_host};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::broker::{Heard, Port, Probe, Reached, Way};
 use crate::broker::{Client, Event, Link};
@@ -109,14 +109,24 @@ impl Ear<'_> {
         for host in self.others_online() {
             self.link.subscribe(&[topic.below(&format!("state/{host}/0"))]);
         }
-        let event = self.event().encode();
-        self.publish("ban", "ban", &event);
-        self.publish("unban", "unban", &event);
-        // No host listens so deep in a branch.
-        self.publish(&format!("state/{node}"), &own, "{}");
-        // What this host says of itself, said again.
-        let presence = self.presence().encode();
-        self.publish(&format!("host/{node}"), &format!("host/{node}"), &presence);
+        let (event, presence) = (self.event().encode(), self.presence().encode());
+        let (state, host) = (format!("state/{node}"), format!("host/{node}"));
+        let messages = [
+            ("ban", "ban", &*event),
+            ("unban", "unban", &event),
+            // No host listens so deep in a branch.
+            (&state, &own, "{}"),
+            // What this host says of itself, said again.
+            (&host, &host, &presence),
+        ];
+        let until = Instant::now() + BACK;
+        for (stands_for, below, object) in messages {
+            // One after another: a broker may hang up at the first that it forbids.
+            if !self.heard.cut {
+                self.publish(stands_for, below, object);
+                self.taken(until).await;
+            }
+        }
         self.hear(BACK, |heard| heard.probes.iter().all(|probe| probe.back)).await;
         if self.link.close() {
             let _ = timeout(QUIET, self.link.event()).await;
@@ -138,11 +148,21 @@ impl Ear<'_> {
     /// Listens until it is quiet and `enough` is there, but no longer than `limit`.
     async fn hear(&mut self, limit: Duration, enough: impl Fn(&Heard) -> bool) {
         let started = Instant::now();
-        while self.heard.cut.is_none() && started.elapsed() < limit {
+        while !self.heard.cut && started.elapsed() < limit {
             match timeout(QUIET, self.link.event()).await {
                 Err(_) if self.heard.probes.is_empty() || enough(&self.heard) => return,
                 Err(_) => {}
                 Ok(event) => self.take(event),
+            }
+        }
+    }
+
+    /// Listens until the broker has what was published last, but no longer than `until`.
+    async fn taken(&mut self, until: Instant) {
+        while !self.heard.cut && self.heard.probes.last().is_some_and(|probe| !probe.taken) {
+            match timeout_at(until, self.link.event()).await {
+                Ok(event) => self.take(event),
+                Err(_) => return,
             }
         }
     }
@@ -165,7 +185,7 @@ impl Ear<'_> {
                     }
                 }
             }
-            Event::Lost { why, .. } => self.heard.cut = Some(why),
+            Event::Lost { .. } => self.heard.cut = true,
             Event::Refused { topic, refusal } => {
                 self.heard.others = true;
                 let host = self.whose(&topic);

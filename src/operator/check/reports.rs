@@ -39,7 +39,7 @@ pub(super) fn findings(
             jail.name
         );
         found.push(Finding::fault("report_action", text).about(&jail.name).next(format!(
-            "take the package's: dpkg-reconfigure f2bmqtt; look for abuseipdb.local.ucf-dist\n\
+            "cp -b /usr/share/f2bmqtt/action.d/abuseipdb.local /etc/fail2ban/action.d/\n\
              then: fail2ban-client reload --restart {}",
             jail.name
         )));

@@ -74,7 +74,7 @@ pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
                 None => None,
             }
         };
-        let (visit, here) = tokio::join!(Visit::begin(&config), look);
+        let (visit, here) = tokio::join!(Visit::begin(&config, paths), look);
         let mut visit = visit?;
         let view = visit.take_view();
         visit.end().await;

@@ -24,7 +24,7 @@ use crate::wire::{Host, Jail};
 pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
     let config = Config::load()?;
     let status = runtime::run(async {
-        let (visit, jails) = tokio::join!(Visit::begin(&config), local::jails(paths));
+        let (visit, jails) = tokio::join!(Visit::begin(&config, paths), local::jails(paths));
         let (broker, view, fault) = match visit {
             Ok(mut visit) => {
                 let view = visit.take_view();

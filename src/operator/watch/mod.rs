@@ -159,6 +159,7 @@ async fn full(
     let mut ear = Ear::new(config);
     let mut keys = keys();
     let mut term = signal(SignalKind::terminate()).map_err(Error::Start)?;
+    let mut int = signal(SignalKind::interrupt()).map_err(Error::Start)?; // from elsewhere: ctrl-c is a key
     let mut hang_up = signal(SignalKind::hangup()).map_err(Error::Start)?;
     let mut tick = interval(FRAME);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -189,6 +190,7 @@ async fn full(
                 }
             }
             _ = term.recv() => return Ok(()),
+            _ = int.recv() => return Ok(()),
             _ = hang_up.recv() => return Ok(()),
         }
     }

@@ -1,0 +1,278 @@
+//! Faults of the host itself: its jails, the service, files, the reporter.
+
+use super::{Case, FAULT, is_named, is_sound};
+use crate::support::Rig;
+
+/// Adds jails to a host's fail2ban, and takes them away.
+const NO_JAILS: &str = "rm /etc/fail2ban/jail.d/more.local; fail2ban-client reload";
+
+/// Faults of the host itself.
+const HOSTS: [Case; 25] = [
+    Case {
+        host: [
+            "printf '[quiet]\nenabled = true\nlogpath = /var/log/auth.log\naction = nftables[type=allports]\n' \
+               >/etc/fail2ban/jail.d/more.local; fail2ban-client reload",
+            "",
+        ],
+        said: &[
+            "✗ the jail quiet does not share its bans: its action is nftables\n",
+            "        [quiet]\n        action = %(action_)s\n                 f2bmqtt\n    \
+             then: fail2ban-client reload --restart quiet\n",
+        ],
+        ..FAULT
+    },
+    // A reload without --restart does not bring a new action.
+    Case {
+        host: [
+            "printf '         f2bmqtt\n' >>/etc/fail2ban/jail.d/more.local; fail2ban-client reload",
+            "fail2ban-client reload --restart quiet",
+        ],
+        said: &[
+            "✗ the jail quiet does not share its bans yet: fail2ban has not loaded the action",
+            "    fail2ban-client reload --restart quiet\n",
+        ],
+        ..FAULT
+    },
+    // The step that was named has helped.
+    Case { said: &["✓ both, quiet, sshd and web share their bans\n"], code: 0, ..FAULT },
+    Case {
+        host: [
+            "sed -i '/f2bmqtt/d' /etc/fail2ban/jail.d/more.local; fail2ban-client reload --restart quiet
+             echo MQTT_NOT_JAILS=quiet >>/etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
+            "sed -i '/MQTT_NOT_JAILS/d' /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
+        ],
+        said: &["✓ quiet takes no part, as the settings say\n"],
+        code: 0,
+        ..FAULT
+    },
+    Case {
+        host: [
+            "printf '[late]\nenabled = true\nlogpath = /var/log/auth.log\n' >/etc/fail2ban/jail.d/more.local",
+            "fail2ban-client reload",
+        ],
+        said: &["! the jail late is configured, and fail2ban does not run it\n"],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "printf '[late]\nenabled = true\nfilter = none\n' >/etc/fail2ban/jail.d/more.local
+             fail2ban-client reload",
+            "",
+        ],
+        said: &["! of its configuration, fail2ban says: "],
+        code: 0,
+        ..FAULT
+    },
+    Case {
+        host: [
+            "echo 'enabled = true' >/etc/fail2ban/jail.d/more.local; systemctl stop fail2ban",
+            "rm /etc/fail2ban/jail.d/more.local; systemctl start fail2ban",
+        ],
+        said: &[
+            "✗ fail2ban does not answer at /run/fail2ban/fail2ban.sock: No such file or directory",
+            "✗ fail2ban's configuration cannot be used: ",
+            "    systemctl restart fail2ban\n",
+        ],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "mkdir -p /etc/systemd/system/fail2ban.service.d
+             printf '[Service]\nProtectSystem=strict\nReadWritePaths=/var/run/fail2ban /var/lib/fail2ban /var/log\n' \
+               >/etc/systemd/system/fail2ban.service.d/x.conf; systemctl daemon-reload; systemctl restart fail2ban",
+            "",
+        ],
+        said: &[
+            "✗ fail2ban cannot write to /var/lib/f2bmqtt/spool: its unit makes that read-only for it",
+            "        ReadWritePaths=/var/lib/f2bmqtt\n    then: systemctl restart fail2ban\n",
+        ],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "printf '[Service]\nInaccessiblePaths=/var/lib/f2bmqtt\n' \
+               >/etc/systemd/system/fail2ban.service.d/x.conf; systemctl daemon-reload; systemctl restart fail2ban",
+            "rm /etc/systemd/system/fail2ban.service.d/x.conf; systemctl daemon-reload; systemctl restart fail2ban",
+        ],
+        said: &["✗ fail2ban cannot write to /var/lib/f2bmqtt/spool: its unit shows it something else there"],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "sed -i.kept 's/^version = .*/version = \"0.11.1\"/' /usr/lib/python3/dist-packages/fail2ban/version.py
+             systemctl restart fail2ban",
+            "mv /usr/lib/python3/dist-packages/fail2ban/version.py.kept \
+                /usr/lib/python3/dist-packages/fail2ban/version.py; systemctl restart fail2ban",
+        ],
+        said: &["✗ fail2ban 0.11.1 is too old: at least 0.11.2 is needed\n    apt install fail2ban\n"],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "systemctl disable -q --now f2bmqttsub; touch -d '5 minutes ago' /var/lib/f2bmqtt/spool/1.waits",
+            "rm /var/lib/f2bmqtt/spool/1.waits; systemctl enable -q --now f2bmqttsub",
+        ],
+        said: &[
+            "✗ the service f2bmqttsub does not run: nothing is banned here for others\n    \
+             systemctl enable --now f2bmqttsub\n",
+            "! the service f2bmqttsub does not start with this host: it is disabled\n",
+            "! 1 event waits to be published, the first for 5 min\n",
+        ],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "systemctl mask -q --now f2bmqttsub",
+            "systemctl unmask -q f2bmqttsub; systemctl enable -q --now f2bmqttsub",
+        ],
+        said: &[
+            "✗ the service f2bmqttsub is masked: it cannot be started\n    \
+             systemctl unmask f2bmqttsub; systemctl enable --now f2bmqttsub\n",
+        ],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "mv /usr/lib/systemd/system/f2bmqttsub.service /root/; systemctl daemon-reload",
+            "mv /root/f2bmqttsub.service /usr/lib/systemd/system/; systemctl daemon-reload",
+        ],
+        said: &[
+            "✗ systemd knows no service f2bmqttsub\n    \
+             apt install --reinstall ./f2bmqtt.deb; systemctl daemon-reload\n",
+            "✓ the service f2bmqttsub runs\n",
+        ],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "cp /usr/lib/systemd/system/f2bmqttsub.service /etc/systemd/system/; systemctl daemon-reload",
+            "mv /etc/systemd/system/f2bmqttsub.service /etc/systemd/system/f2bmqttsub.service.old
+             systemctl daemon-reload; systemctl -q reenable f2bmqttsub; systemctl restart f2bmqttsub",
+        ],
+        said: &[
+            "✗ systemd runs /etc/systemd/system/f2bmqttsub.service in the place of the package's unit\n",
+            "    systemctl reenable f2bmqttsub; systemctl restart f2bmqttsub\n",
+        ],
+        ..FAULT
+    },
+    Case {
+        host: ["sleep 1; touch /etc/fail2ban/mqtt.env", "systemctl restart f2bmqttsub"],
+        said: &["✗ the service runs with older settings: /etc/fail2ban/mqtt.env was changed "],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "cp -p /usr/bin/f2bmqtt /usr/bin/f2bmqtt.new; mv /usr/bin/f2bmqtt.new /usr/bin/f2bmqtt",
+            "systemctl restart f2bmqttsub",
+        ],
+        said: &["! the service still runs the version before the one that is installed\n"],
+        code: 0,
+        ..FAULT
+    },
+    Case {
+        host: [
+            "printf '#!/bin/bash\nsleep 1000\n:\n' >/opt/mqttsubscribebans; chmod 755 /opt/mqttsubscribebans
+             systemd-run -q -u old /opt/mqttsubscribebans",
+            "systemctl stop old",
+        ],
+        said: &[
+            "✗ a script mqttsubscribebans still runs, as process ",
+            "    systemctl disable --now old.service\n",
+        ],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "rm /etc/fail2ban/mqttnotifyban; echo '#!/bin/sh' >/etc/fail2ban/mqttnotifyban",
+            "dpkg-reconfigure f2bmqtt; systemctl enable -q --now f2bmqttsub",
+        ],
+        said: &[
+            "✗ /etc/fail2ban/mqttnotifyban is no link to /usr/bin/f2bmqtt: what calls it runs something else\n",
+            "    dpkg-reconfigure f2bmqtt; systemctl enable --now f2bmqttsub\n",
+        ],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "echo '# mine' >/etc/fail2ban/action.d/iptables-ipset.local.ucf-dist
+             mv /etc/fail2ban/action.d/abuseipdb.local /root/",
+            "rm /etc/fail2ban/action.d/iptables-ipset.local.ucf-dist
+             mv /root/abuseipdb.local /etc/fail2ban/action.d/",
+        ],
+        said: &[
+            "! /etc/fail2ban/action.d/iptables-ipset.local is your own, and the package's waits beside it\n",
+            "! /etc/fail2ban/action.d/abuseipdb.local is missing\n",
+        ],
+        code: 0,
+        ..FAULT
+    },
+    Case {
+        host: [
+            "chmod 755 /var/lib/f2bmqtt; chmod 644 /etc/fail2ban/mqtt.env",
+            "chmod 700 /var/lib/f2bmqtt; chmod 600 /etc/fail2ban/mqtt.env",
+        ],
+        said: &[
+            "✗ others than root can get at /var/lib/f2bmqtt (its mode is 0755)\n",
+            "! /etc/fail2ban/mqtt.env can be read by others, and holds a password: chmod 600",
+        ],
+        ..FAULT
+    },
+    Case {
+        host: ["mount -t tmpfs -o size=64k,mode=700 none /var/lib/f2bmqtt", "umount /var/lib/f2bmqtt"],
+        said: &["✗ 64 KiB more fits where /var/lib/f2bmqtt is: what cannot be written there, a restart forgets\n"],
+        ..FAULT
+    },
+    // fail2ban's own action, where ours does not take its place.
+    Case {
+        host: [
+            "mv /etc/fail2ban/action.d/abuseipdb.local /root/
+             printf '[old]\nenabled = true\nlogpath = /var/log/fail2ban.log\naction = %%(action_)s\n         \
+             %%(action_abuseipdb)s[abuseipdb_category=18]\n' >/etc/fail2ban/jail.d/more.local
+             fail2ban-client reload",
+            "",
+        ],
+        said: &[
+            "! /etc/fail2ban/action.d/abuseipdb.local is missing\n",
+            "✗ the jail old reports to AbuseIPDB by fail2ban's own action, which also reports what other servers \
+             detected\n    \
+             cp -b /usr/share/f2bmqtt/action.d/abuseipdb.local /etc/fail2ban/action.d/\n    \
+             then: fail2ban-client reload --restart old\n",
+        ],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "cp -b /usr/share/f2bmqtt/action.d/abuseipdb.local /etc/fail2ban/action.d/
+             fail2ban-client reload --restart old",
+            "",
+        ],
+        said: &[
+            "✗ old reports to AbuseIPDB, and there is no key: /etc/fail2ban/abuseipdb.apikey is missing\n",
+            "✗ the jail old counts bans, those of other servers too, and reports them to AbuseIPDB",
+        ],
+        ..FAULT
+    },
+    Case {
+        host: ["echo APIKEY=YOUR_API_KEY >/etc/fail2ban/abuseipdb.apikey", ""],
+        said: &[
+            "! /etc/fail2ban/abuseipdb.apikey can be read by others: chmod 600",
+            "✗ old reports to AbuseIPDB, and /etc/fail2ban/abuseipdb.apikey holds no key, at most the place",
+        ],
+        ..FAULT
+    },
+    Case {
+        host: ["echo 'APIKEY=a b' >/etc/fail2ban/abuseipdb.apikey", NO_JAILS],
+        said: &["! /etc/fail2ban/abuseipdb.apikey, line 1: has more after the value"],
+        ..FAULT
+    },
+];
+
+#[test]
+fn each_fault_of_the_host_is_named() {
+    let rig = Rig::fleet(&["a"]);
+    let (a, hub) = (rig.host("a"), rig.host("hub"));
+    for case in &HOSTS {
+        is_named(case, hub, a);
+    }
+    is_sound(a);
+}

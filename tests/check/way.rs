@@ -1,0 +1,143 @@
+//! Faults on the way to the broker: the name, the port, TLS, the login, access rules.
+
+use super::{Case, FAULT, NO_RULES, is_named};
+use crate::support::Rig;
+
+/// `RULES` stands for what brings access rules into force.
+const WAYS: [Case; 10] = [
+    Case {
+        host: [
+            "sed -i s/^MQTT_PASSWORD=.*/MQTT_PASSWORD=x/ /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
+            "sed -i s/^MQTT_PASSWORD=.*/MQTT_PASSWORD=fail2ban/ /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
+        ],
+        said: &[
+            "✗ 10.213.77.11:1883: it refuses the login: check MQTT_USER and MQTT_PASSWORD\n",
+            "mosquitto_passwd -b /etc/mosquitto/passwd fail2ban PASSWORD",
+            "1 fault, 0 warnings",
+        ],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "sed -i s/^MQTT_HOST=.*/MQTT_HOST=no.such.host/ /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
+            "",
+        ],
+        said: &["✗ no.such.host:1883: the name cannot be resolved: ", "getent hosts no.such.host"],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "sed -i s/^MQTT_HOST=.*/MQTT_HOST=hub:1884/ /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
+            "",
+        ],
+        said: &["✗ hub:1884 at 10.213.77.11: nothing listens there\n", "systemctl status mosquitto"],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "sed -i s/^MQTT_HOST=.*/MQTT_HOST=192.168.1.10/ /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
+            "sed -i s/^MQTT_HOST=.*/MQTT_HOST=10.213.77.11/ /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
+        ],
+        said: &[
+            "✗ /etc/fail2ban/mqtt.env is as it was shipped: it names no broker of yours\n",
+            "✗ 192.168.1.10:1883: Network is unreachable",
+        ],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "cp -p /etc/fail2ban/mqtt.env /root/kept
+             printf 'MQTT_HOST=a b\\nMQTT_PORT=0\\nMQTT_TOPIC=t\\n' >/etc/fail2ban/mqtt.env",
+            "cp -p /root/kept /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
+        ],
+        said: &[
+            "✗ /etc/fail2ban/mqtt.env, line 1: has more after the value",
+            "✗ /etc/fail2ban/mqtt.env, line 2: MQTT_PORT has a port that is no number",
+        ],
+        code: 78,
+        ..FAULT
+    },
+    Case {
+        hub: [
+            "nft add table inet t; nft 'add chain inet t i { type filter hook input priority 0; }'
+             nft add rule inet t i tcp dport 1883 drop",
+            "nft delete table inet t",
+        ],
+        said: &[
+            "✗ 10.213.77.11:1883: no answer within 3 s: the packets are dropped on the way\n",
+            "let TCP port 1883 through the firewalls",
+        ],
+        ..FAULT
+    },
+    // mosquitto takes what its rules forbid, and drops it.
+    Case {
+        hub: [
+            "printf 'user fail2ban\\ntopic read blacklist/#\\ntopic write blacklist/unban\\n\
+             topic write blacklist/host/a\\n' >/etc/mosquitto/acl; RULES",
+            NO_RULES,
+        ],
+        said: &[
+            "✗ 10.213.77.11:1883 drops what this host publishes on blacklist/ban, without a word\n",
+            "✗ 10.213.77.11:1883 drops what this host publishes on blacklist/state/a, without a word\n",
+            "let fail2ban write blacklist/state/a/#\n",
+            "✓ what this host publishes on blacklist/unban and blacklist/host/a arrives\n",
+        ],
+        ..FAULT
+    },
+    // It also takes a subscription that they forbid, and hands out nothing.
+    Case {
+        hub: ["printf 'user fail2ban\\ntopic write blacklist/#\\n' >/etc/mosquitto/acl; RULES", NO_RULES],
+        said: &[
+            "✗ 10.213.77.11:1883 hands out nothing of what this host publishes",
+            "the broker's access rules must let fail2ban read blacklist/#\n",
+        ],
+        ..FAULT
+    },
+    // Its plugin for such rules says no.
+    Case {
+        hub: [
+            "mosquitto_ctrl dynsec init /var/lib/mosquitto/rules.json fail2ban fail2ban
+             jq '.roles[0].acls = [] | .defaultACLAccess |= (.publishClientSend = true | .subscribe = false)' \
+               /var/lib/mosquitto/rules.json >/root/rules; cp /root/rules /var/lib/mosquitto/rules.json
+             chown mosquitto /var/lib/mosquitto/rules.json
+             cp /etc/mosquitto/conf.d/fleet.conf /root/kept
+             printf 'listener 1883\\nplugin %s\\nplugin_opt_config_file /var/lib/mosquitto/rules.json\\n' \
+               /usr/lib/*/mosquitto_dynamic_security.so >/etc/mosquitto/conf.d/fleet.conf
+             systemctl restart mosquitto",
+            "cp /root/kept /etc/mosquitto/conf.d/fleet.conf; systemctl restart mosquitto",
+        ],
+        said: &["✗ 10.213.77.11:1883 refuses the subscription to blacklist/+, blacklist/+/+ and blacklist/state/a/+\n"],
+        ..FAULT
+    },
+    Case {
+        hub: [
+            "cd /root/fleet; set -e; faketime '2020-01-01 12:00:00' ./certificates hub hub
+             install -m 0644 hub.crt /etc/mosquitto/certs; install -m 0400 -o mosquitto hub.key /etc/mosquitto/certs
+             printf 'listener 8883\\ncertfile /etc/mosquitto/certs/hub.crt\\nkeyfile /etc/mosquitto/certs/hub.key\\n' \
+               >>/etc/mosquitto/conf.d/fleet.conf; systemctl restart mosquitto",
+            "",
+        ],
+        host: [
+            "sed -i s/^MQTT_HOST=.*/MQTT_HOST=hub/ /etc/fail2ban/mqtt.env
+             echo MQTT_CAFILE=/etc/ca.crt >>/etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
+            "",
+        ],
+        said: &["✗ hub:8883: its certificate expired on 2022-04-05T", ": renew it there\n"],
+        ..FAULT
+    },
+];
+
+#[test]
+fn each_fault_on_the_way_to_the_broker_is_named() {
+    let rig = Rig::fleet(&["a"]);
+    let (a, hub) = (rig.host("a"), rig.host("hub"));
+    hub.sh("cp -r /usr/share/doc/f2bmqtt/examples/mosquitto /root/fleet; cd /root/fleet; ./certificates ca");
+    a.sh(&format!("echo '{}' >/etc/ca.crt", hub.sh("cat /root/fleet/ca.crt")));
+    // It is restarted more often than a unit may be by default.
+    hub.sh("mkdir -p /etc/systemd/system/mosquitto.service.d
+            printf '[Unit]\\nStartLimitIntervalSec=0\\n' >/etc/systemd/system/mosquitto.service.d/often.conf
+            systemctl daemon-reload");
+    for case in &WAYS {
+        is_named(case, hub, a);
+    }
+}

@@ -1,0 +1,149 @@
+//! `f2bmqtt watch` in a real terminal: what the README shows of it is what it draws, and however it ends,
+//! the terminal is as it was.
+
+mod support;
+
+use support::terminal::Terminal;
+use support::{Host, Rig, eventually};
+
+const README: &str = include_str!("../README.md");
+
+/// A screen without what differs each time: the time, and how fast bans came.
+fn timeless(screen: &str) -> Vec<String> {
+    let mask = |word: &str| {
+        let odd = word.starts_with("20") && word.matches('-').count() == 2
+            || word.len() == 8 && word.matches(':').count() == 2;
+        if odd { "*".repeat(word.len()) } else { word.to_owned() }
+    };
+    let line = |line: &str| {
+        let line: String =
+            line.chars().map(|c| if "▁▂▃▄▅▆▇█".contains(c) { ' ' } else { c }).collect();
+        let mut words: Vec<String> = line.trim_end().split(' ').map(mask).collect();
+        if let Some(n) = words.iter().position(|word| word == "most") {
+            "N".clone_into(&mut words[n + 1]);
+        }
+        words.join(" ")
+    };
+    screen.trim_end().lines().map(line).collect()
+}
+
+/// Bans for the README's picture: two before it is watched, and fourteen then, of which one is lifted.
+fn is_as_in_the_readme(rig: &Rig) {
+    let (web1, web2, db1) = (rig.host("web1"), rig.host("web2"), rig.host("db1"));
+    web1.attack("web", &["203.0.113.20"]);
+    web2.attack("web", &["203.0.113.21"]);
+    let list = || web1.sh("f2bmqtt list");
+    eventually("both are told of", || list().contains("113.20\t") && list().contains("113.21\t"));
+    let terminal = Terminal::open(web1, "f2bmqtt watch");
+    terminal.shows("it begins", |screen| screen.contains("3 hosts, 3 online; 2 bans"));
+    let seven = |net: &str| (61..=67).map(|n| format!("{net}.{n}")).collect::<Vec<_>>();
+    for (host, log, net) in [(db1, "auth", "203.0.113"), (web2, "both", "198.51.100")] {
+        let addresses = seven(net);
+        host.attack(log, &addresses.iter().map(String::as_str).collect::<Vec<_>>());
+        terminal.shows("the last one is banned", |screen| screen.contains(&addresses[6]));
+    }
+    web2.sh("fail2ban-client set both unbanip 198.51.100.61");
+    let screen = terminal.shows("all is counted", |screen| {
+        screen.contains(" 15 bans ") && screen.contains("by hand") && screen.contains('█')
+    });
+    let (_, shown) = README.split_once("\n$ f2bmqtt watch\n").unwrap();
+    let shown = shown.split("```").next().unwrap();
+    assert_eq!(timeless(&screen), timeless(shown), "{screen}");
+    terminal.types(&["q"]);
+    terminal.is_left_in_order();
+}
+
+/// Waits until the screen is drawn, from its first to its last line.
+fn is_drawn(terminal: &Terminal) {
+    terminal.shows("it is drawn", |screen| {
+        screen.starts_with(" f2bmqtt on web1, blacklist/#  broker 10.213.77.11:1883")
+            && screen.trim_end().ends_with('┘')
+    });
+}
+
+fn is_ended_by(host: Host<'_>, signal: &str) {
+    let terminal = Terminal::open(host, "f2bmqtt watch");
+    is_drawn(&terminal);
+    host.sh(&format!("kill -{signal} $(pgrep -f '^f2bmqtt watch$')"));
+    terminal.is_left_in_order();
+}
+
+/// Where the system refuses it a thread, it dies of that, in the middle of beginning.
+fn dies(host: Host<'_>) {
+    host.sh("install -m 0644 /etc/fail2ban/mqtt.env /tmp/mqtt.env");
+    let one_thread =
+        "setpriv --reuid nobody prlimit --nproc=1 env F2BMQTT_ENV=/tmp/mqtt.env f2bmqtt watch";
+    let terminal = Terminal::open(host, one_thread);
+    let screen = terminal.is_left_in_order();
+    assert!(screen.contains("panicked at"), "{screen}");
+}
+
+/// No size of a terminal ends it, and it is drawn anew in one that has room.
+fn takes_any_size(host: Host<'_>) {
+    let terminal = Terminal::open(host, "stty rows 0 cols 0; f2bmqtt watch");
+    eventually("it runs", || host.try_sh("pgrep -f '^f2bmqtt watch$'").is_ok());
+    for (width, height) in [(1, 1), (2, 9), (90, 1), (3, 3), (300, 5), (80, 24)] {
+        terminal.resize(width, height);
+        std::thread::sleep(std::time::Duration::from_millis(300)); // it draws five times a second
+    }
+    is_drawn(&terminal);
+    drop(terminal);
+    eventually("it ends with its terminal", || host.try_sh("pgrep -f '^f2bmqtt watch$'").is_err());
+}
+
+#[test]
+fn it_is_drawn_as_the_readme_shows_it_and_leaves_the_terminal_as_it_was() {
+    let rig = Rig::fleet(&["web1", "web2", "db1"]);
+    is_as_in_the_readme(&rig);
+    let web1 = rig.host("web1");
+    for signal in ["TERM", "INT", "HUP"] {
+        is_ended_by(web1, signal);
+    }
+    dies(web1);
+    takes_any_size(web1);
+}
+
+#[test]
+fn the_fleet_is_watched_as_it_lives() {
+    let rig = Rig::fleet(&["web1", "web2"]);
+    let (web1, web2) = (rig.host("web1"), rig.host("web2"));
+    web1.sh("systemd-run -q -u lines -p StandardOutput=append:/root/lines f2bmqtt watch");
+    let terminal = Terminal::open(web1, "f2bmqtt watch");
+    terminal.shows("it begins", |screen| screen.contains("2 hosts, 2 online; 0 bans"));
+    web2.attack("auth", &["203.0.113.9"]);
+    terminal.shows("a ban comes", |screen| {
+        screen.contains("ban     203.0.113.9      sshd           web2             for 10m")
+            && screen.contains("┌ 1 bans in the last minute, at most 1 a second ")
+    });
+    terminal.shows("it is counted", |screen| {
+        screen.contains("│ web2                 online        1")
+            && screen.contains("│ sshd                      1")
+    });
+    web2.sh("systemctl stop f2bmqttsub");
+    let screen = terminal.shows("a host goes", |screen| {
+        screen.contains("│ web2                 offline       1") && screen.contains("offline")
+    });
+    let lines: Vec<&str> = screen.lines().collect();
+    assert!(
+        lines.len() == 24 && lines[23].starts_with('└') && lines[23].ends_with('┘'),
+        "{screen}"
+    );
+    terminal.resize(60, 20);
+    terminal.shows("it fits another size", |screen| {
+        let wide = screen.lines().nth(2).is_some_and(|line| line.ends_with('┐'));
+        wide && screen.lines().nth(19).is_some_and(|line| line.ends_with('┘'))
+    });
+    rig.host("hub").sh("systemctl stop mosquitto");
+    terminal.shows("the broker is away", |screen| screen.contains("no connection to the broker"));
+    rig.host("hub").sh("systemctl start mosquitto");
+    terminal.shows("it is back", |screen| screen.contains("broker 10.213.77.11:1883"));
+    terminal.types(&["C-c"]);
+    terminal.is_left_in_order();
+    let lines = web1.sh("cat /root/lines");
+    let ban = lines.lines().find(|line| line.contains("\tban\t")).unwrap();
+    assert_eq!(
+        ban.split('\t').skip(1).collect::<Vec<_>>(),
+        ["ban", "203.0.113.9", "sshd", "web2", "for 10m"]
+    );
+    assert!(lines.lines().any(|line| line.ends_with("\toffline\t\t\tweb2\t")), "{lines}");
+}
