@@ -82,7 +82,7 @@ impl Known {
             Err(error) => vec![format!("cannot read the spool: {error}")],
         };
         let fleet = &self.fleet;
-        self.outbox.settle(|event| fleet.is_unwritten(event));
+        self.outbox.settle(|_, event| fleet.is_unwritten(event));
         for warning in warnings {
             self.warn("spool", &warning);
         }

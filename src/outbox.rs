@@ -102,8 +102,8 @@ impl Outbox {
     }
 
     /// Takes away what is written down by now, or over, which `is_unwritten` tells.
-    pub fn settle(&mut self, mut is_unwritten: impl FnMut(&Event) -> bool) {
-        for (name, _) in self.unwritten.extract_if(.., |_, event| !is_unwritten(event)) {
+    pub fn settle(&mut self, is_unwritten: impl Fn(&str, &Event) -> bool) {
+        for (name, _) in self.unwritten.extract_if(.., |name, event| !is_unwritten(name, event)) {
             if !self.spool.remove(&name) {
                 self.stuck.insert(name);
             }
@@ -195,7 +195,7 @@ mod tests {
         let names = outbox.spool.list().unwrap();
         assert_eq!((names.len(), outbox.waiting.len()), (2, 1));
         outbox.published(&names[0]);
-        outbox.settle(|_| false);
+        outbox.settle(|_, _| false);
         assert!(outbox.is_empty());
         assert_eq!(outbox.spool.list().unwrap(), names[1..]);
     }
@@ -210,11 +210,11 @@ mod tests {
         assert_eq!(outbox.scan(&mut decide).unwrap(), [""; 0]);
         let names = outbox.spool.list().unwrap();
         outbox.published(&names[0]);
-        outbox.settle(|_| true);
+        outbox.settle(|_, _| true);
         assert_eq!(outbox.scan(&mut decide).unwrap(), [""; 0]);
         assert!(outbox.is_empty() && !outbox.has_news(), "it is not told again");
         assert_eq!(outbox.spool.list().unwrap(), names);
-        outbox.settle(|_| false);
+        outbox.settle(|_, _| false);
         assert_eq!(outbox.spool.list().unwrap(), [""; 0]);
     }
 

@@ -74,14 +74,10 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
         let event = event.map_err(|error| format!("cannot read fail2ban's database: {error}"))?;
         Ok(event.map(|event| BanEvent { asked: by_hand.asks(&event), ..event }))
     };
-    let mut written = Database::new(Some(paths.database.clone()));
     // What no disk has is left to the daemon, for as long as it matters.
-    let mut is_unwritten = |event: &BanEvent| {
-        let rows = written.rows(&event.jail, &[event.address]);
-        let row = rows.ok().and_then(|rows| rows.get(event.address).copied());
-        let known = !written.is_kept() || row.is_some_and(|row| row.timeofban >= event.time);
+    let is_unwritten = |name: &str, event: &BanEvent| {
         let now = millis(SystemTime::now()).div_euclid(1000);
-        !known && Ban { start: event.time, bantime: event.bantime }.end() > now
+        spool.is_spare(name) && Ban { start: event.time, bantime: event.bantime }.end() > now
     };
     let from_memory = told.is_some();
     let mut unread = told;
@@ -105,7 +101,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
         if !outbox.is_empty() || unread.is_some() {
             busy = Instant::now();
         } else if lock.is_none() || busy.elapsed() > STAY {
-            outbox.settle(&mut is_unwritten);
+            outbox.settle(is_unwritten);
             drop(lock.take());
             // Whoever came while the lock was still held has left its event to us.
             if !outbox.has_news() {

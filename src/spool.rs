@@ -143,6 +143,12 @@ impl<T: Item> Spool<T> {
         Ok(names)
     }
 
+    /// Whether an item is in the spare directory.
+    #[must_use]
+    pub fn is_spare(&self, name: &str) -> bool {
+        self.spare.as_ref().is_some_and(|spare| spare.join(name).exists())
+    }
+
     /// Reads an item.
     ///
     /// # Errors
@@ -278,7 +284,7 @@ mod tests {
         let names = spool.list().unwrap();
         let read: Vec<_> = names.iter().map(|name| spool.read(name).unwrap()).collect();
         assert_eq!(read, ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(told));
-        let spares: Vec<_> = names.iter().map(|name| spare.join(name).exists()).collect();
+        let spares: Vec<_> = names.iter().map(|name| spool.is_spare(name)).collect();
         assert_eq!(spares, [false, true, false]);
         assert!(names.iter().all(|name| spool.remove(name)));
         assert_eq!(spool.list().unwrap(), [""; 0]);
