@@ -7,7 +7,7 @@ use crate::support::Rig;
 const NO_JAILS: &str = "rm /etc/fail2ban/jail.d/more.local; fail2ban-client reload";
 
 /// Faults of the host itself.
-const HOSTS: [Case; 25] = [
+const HOSTS: [Case; 30] = [
     Case {
         host: [
             "printf '[quiet]\nenabled = true\nlogpath = /var/log/auth.log\naction = nftables[type=allports]\n' \
@@ -72,6 +72,42 @@ const HOSTS: [Case; 25] = [
             "✗ fail2ban does not answer at /run/fail2ban/fail2ban.sock: No such file or directory",
             "✗ fail2ban's configuration cannot be used: ",
             "    systemctl restart fail2ban\n",
+        ],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "printf '[both]\nenabled = false\n[sshd]\nenabled = false\n[web]\nenabled = false\n' \
+               >/etc/fail2ban/jail.d/more.local; fail2ban-client reload",
+            NO_JAILS,
+        ],
+        said: &[
+            "✗ fail2ban has no jail: it bans nothing, and nothing is banned here for others\n",
+            "        [sshd]\n        enabled = true\n    then: fail2ban-client reload\n",
+        ],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "echo MQTT_JAILS=both,shsd,sshd,web >>/etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
+            "sed -i '/MQTT_JAILS/d' /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
+        ],
+        said: &["! MQTT_JAILS names shsd, and fail2ban has no such jail\n"],
+        code: 0,
+        ..FAULT
+    },
+    Case {
+        host: [
+            "mkdir -p /etc/systemd/system/fail2ban.service.d
+             useradd -r f2b; chown -R f2b /var/lib/fail2ban /var/log/fail2ban.log
+             printf '[Service]\nUser=f2b\n' >/etc/systemd/system/fail2ban.service.d/x.conf
+             systemctl daemon-reload; systemctl restart fail2ban",
+            "rm /etc/systemd/system/fail2ban.service.d/x.conf; systemctl daemon-reload
+             chown -R root /var/lib/fail2ban /var/log/fail2ban.log; systemctl restart fail2ban",
+        ],
+        said: &[
+            "✗ fail2ban cannot write to /var/lib/f2bmqtt/spool: it runs as user ",
+            "    remove User= from fail2ban's unit: systemctl edit --full fail2ban\n",
         ],
         ..FAULT
     },
@@ -182,6 +218,14 @@ const HOSTS: [Case; 25] = [
         ..FAULT
     },
     Case {
+        host: ["setsid /opt/mqttsubscribebans >/dev/null 2>&1 &", "pkill -f '^/bin/bash /opt/mqtt'"],
+        said: &[
+            "✗ a script mqttsubscribebans still runs, as process ",
+            "\n    and look for what starts it: crontab -l, /etc/rc.local\n",
+        ],
+        ..FAULT
+    },
+    Case {
         host: [
             "rm /etc/fail2ban/mqttnotifyban; echo '#!/bin/sh' >/etc/fail2ban/mqttnotifyban",
             "dpkg-reconfigure f2bmqtt; systemctl enable -q --now f2bmqttsub",
@@ -261,8 +305,19 @@ const HOSTS: [Case; 25] = [
         ..FAULT
     },
     Case {
-        host: ["echo 'APIKEY=a b' >/etc/fail2ban/abuseipdb.apikey", NO_JAILS],
+        host: ["echo 'APIKEY=a b' >/etc/fail2ban/abuseipdb.apikey", ""],
         said: &["! /etc/fail2ban/abuseipdb.apikey, line 1: has more after the value"],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "rm /etc/fail2ban/abuseipdb.apikey
+             sed -i 's/fail2ban.log/auth.log/; s/category=18/category=18, abuseipdb_apikey=k3y/' \
+               /etc/fail2ban/jail.d/more.local; fail2ban-client reload --restart old",
+            NO_JAILS,
+        ],
+        said: &["! old reports to AbuseIPDB, with a key of the jail, which can be seen in the list of processes\n"],
+        code: 0,
         ..FAULT
     },
 ];
