@@ -70,11 +70,15 @@ fn home_assistant_and_prometheus_take_what_we_say() {
     assert_eq!(last("b_example")["ip"], Value::Null, "and only there");
 
     // Home Assistant starts anew on a broker that has lost what it kept.
-    hub.sh("mosquitto_pub -u fail2ban -P fail2ban -r -n -t homeassistant/device/f2bmqtt_a/config");
+    let lose =
+        "mosquitto_pub -u fail2ban -P fail2ban -r -n -t homeassistant/device/f2bmqtt_a/config";
     let device = |name: &str| {
         home(hub)["devices"].as_array().is_some_and(|all| all.iter().any(|d| d["name"] == name))
     };
-    eventually("without its topic the device is gone", || !device("fail2ban on a"));
+    eventually("without its topic the device is gone", || {
+        hub.sh(lose);
+        !device("fail2ban on a")
+    });
     hub.publish("homeassistant/status", "online");
     shows(hub, "sensor.fail2ban_on_a_bans", "1");
 
