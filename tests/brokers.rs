@@ -304,6 +304,10 @@ fn address(host: Host<'_>, address: &str) {
 /// each in an order of its own.
 fn hubs_and_servers(rig: &Rig, hubs: &[&str], install: impl Fn(Host<'_>), servers: &[&str]) {
     let at = |number| format!("192.168.1.{}", 10 * (number + 1));
+    // A hub that still deals with a server's last connection sends it to the next hub.
+    for server in rig.hosts(servers) {
+        server.sh("systemctl stop f2bmqttsub");
+    }
     for (number, hub) in rig.hosts(hubs).into_iter().enumerate() {
         address(hub, &at(number));
     }
