@@ -21,6 +21,8 @@ fn timeless(screen: &str) -> Vec<String> {
         let mut words: Vec<String> = line.trim_end().split(' ').map(mask).collect();
         if let Some(n) = words.iter().position(|word| word == "most") {
             "N".clone_into(&mut words[n + 1]);
+            // The frame's line gives way to it.
+            words.retain(|word| !word.starts_with('─'));
         }
         words.join(" ")
     };
