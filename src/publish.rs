@@ -98,10 +98,10 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
             let warnings = outbox.scan(&mut decide).map_err(Error::file("read", spool.dir()))?;
             warnings.iter().for_each(journal::syslog);
         }
+        outbox.settle(is_unwritten);
         if !outbox.is_empty() || unread.is_some() {
             busy = Instant::now();
         } else if lock.is_none() || busy.elapsed() > STAY {
-            outbox.settle(is_unwritten);
             drop(lock.take());
             // Whoever came while the lock was still held has left its event to us.
             if !outbox.has_news() {
@@ -135,6 +135,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
         })
         .await;
     }
+    outbox.settle(is_unwritten);
     if let (false, Some(lost)) = (outbox.is_empty(), lost) {
         let what = if from_memory { "a ban is lost" } else { "bans wait in the spool" };
         journal::syslog(format_args!("{what}: no connection to the broker {lost}"));

@@ -30,7 +30,7 @@ impl Queue {
         let hosts: Vec<_> = later.chain(earlier).map(|(host, _)| host.clone()).collect();
         let hosts = &hosts[..self.lines.len()];
         let (jail, _) = self.lines.get(hosts.first()?)?.front()?.clone();
-        let mut addresses = Vec::new();
+        let (mut addresses, mut skipped) = (Vec::new(), false);
         loop {
             let before = addresses.len();
             for host in hosts {
@@ -40,7 +40,12 @@ impl Queue {
                 let Some(line) = self.lines.get_mut(host) else { continue };
                 if let Some(key) = line.pop_front_if(|key| key.0 == jail) {
                     addresses.push(key.1);
-                    self.last.clone_from(host);
+                    // Whose word is of another jail is the next to have its turn.
+                    if !skipped {
+                        self.last.clone_from(host);
+                    }
+                } else {
+                    skipped = true;
                 }
                 // After a burst it would go on taking the room for one.
                 if line.is_empty() {
@@ -116,6 +121,14 @@ mod tests {
         assert_eq!(batch(&mut it, 9), Some(("sshd".to_owned(), vec![1])));
         assert_eq!(batch(&mut it, 9), Some(("web".to_owned(), vec![4, 2])));
         assert_eq!(batch(&mut it, 9), Some(("sshd".to_owned(), vec![3])));
+        let many = (1..=9).flat_map(|n| [(Some("a"), "sshd", n), (Some("c"), "sshd", n + 100)]);
+        let mut it = queue(&many.chain([(Some("b"), "web", 4)]).collect::<Vec<_>>());
+        assert_eq!(batch(&mut it, 4), Some(("sshd".to_owned(), vec![1, 101, 2, 102])));
+        assert_eq!(
+            batch(&mut it, 4),
+            Some(("web".to_owned(), vec![4])),
+            "between two that have many"
+        );
         let mut it = queue(&waiting);
         it.forget(&key("sshd", 1).0);
         assert_eq!(batch(&mut it, 9), Some(("web".to_owned(), vec![2, 4])));
