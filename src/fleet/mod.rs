@@ -158,7 +158,7 @@ pub struct Fleet {
     doing: Option<work::Order>,
     pulse: Option<Pulse>,
     /// Addresses that were looked at by themselves just now.
-    glanced: Option<(Jail, Vec<Address>)>,
+    glanced: BTreeMap<Jail, Vec<Address>>,
     /// The stamp that this round's look at fail2ban stands for, and that of the last one that was
     /// finished.
     round: i64,
@@ -200,7 +200,7 @@ impl Fleet {
             orders: VecDeque::new(),
             doing: None,
             pulse: None,
-            glanced: None,
+            glanced: BTreeMap::new(),
             round: 0,
             as_of: 0,
             forgotten: 0,

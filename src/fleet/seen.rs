@@ -49,6 +49,7 @@ impl Fleet {
     /// fail2ban answers, and has these jails. What is worth a look is asked for as a
     /// [`work::Step`](super::work::Step).
     pub fn pulse(&mut self, pulse: Pulse, names: BTreeSet<Jail>, now: i64) {
+        self.glanced.clear();
         self.pulse = Some(pulse);
         for jail in &names {
             let known = self.jails.get(jail);
@@ -172,7 +173,7 @@ impl Fleet {
                 self.looks.remove(jail);
                 self.finish_round();
             }
-            Some(addresses) => self.glanced = Some((jail.clone(), addresses.to_vec())),
+            Some(addresses) => drop(self.glanced.insert(jail.clone(), addresses.to_vec())),
         }
     }
 

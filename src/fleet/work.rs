@@ -125,10 +125,11 @@ impl Fleet {
 
     /// Whether these were seen just now.
     fn is_fresh(&mut self, jail: &Jail, addresses: &[Address], now: i64) -> bool {
-        let glanced = self.glanced.take();
-        let glanced = glanced.is_some_and(|(at, seen)| {
-            at == *jail && addresses.iter().all(|address| seen.contains(address))
-        });
+        // Of each jail for itself: two that take turns would look for ever.
+        let glanced = self
+            .glanced
+            .remove(jail)
+            .is_some_and(|seen| addresses.iter().all(|address| seen.contains(address)));
         let shown = self.jails.get(jail).and_then(|local| local.shown.as_ref());
         glanced || shown.is_some_and(|shown| shown.fresh >= now)
     }
