@@ -342,6 +342,43 @@ fn one_host_does_not_take_the_room_of_all() {
 }
 
 #[test]
+fn one_word_each_of_two_jails_is_looked_at_once_and_done() {
+    let jails = ["sshd", "web"].map(|name| Jail::new(name).unwrap());
+    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    let server = Server { pid: 1, started: 0 };
+    let pulse = Pulse { server, data_version: Some(1) };
+    // The jails are seen whole, and long after, when nothing is due, a word of each comes.
+    for now in [NOW, NOW + 200_000] {
+        fleet.begin(now);
+        fleet.pulse(pulse, BTreeSet::from(jails.clone()), now);
+        if now > NOW {
+            for jail in jails.clone() {
+                fleet.hear(&Event { jail, stamp: now, ..event(Action::Ban, "web1", now) }, now);
+            }
+        }
+        let (mut glances, mut imports) = (0, 0);
+        for _ in 0..30 {
+            match fleet.next(now) {
+                Step::Rest => break,
+                Step::Save(_) => fleet.saved(true, now),
+                Step::Look(jail, of) => {
+                    glances += usize::from(of.is_some());
+                    let (total, bantime) = (Some(0), 600);
+                    let look = Look { database: true, total, bantime, ..Look::default() };
+                    fleet.seen(&jail, of.as_deref(), look, now);
+                }
+                Step::Import(..) => {
+                    imports += 1;
+                    fleet.done(1, now);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!((glances, imports), if now > NOW { (2, 2) } else { (0, 0) });
+    }
+}
+
+#[test]
 fn there_is_an_end_to_what_is_kept() {
     let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
     let mut hears =
