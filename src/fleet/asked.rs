@@ -95,6 +95,9 @@ struct Facts {
 /// What is said of it, if anything.
 fn word(facts: Facts) -> Option<&'static str> {
     let Facts { refused, claimed, lifted, settled, jail, held, doing, ignored, late } = facts;
+    // What there was no room for a snapshot may have brought since.
+    let banned = held && claimed && settled && !doing;
+    let refused = refused.filter(|refusal| !(banned && *refusal == Refusal::TooMany));
     let refused = refused.or((settled && !jail).then_some(Refusal::UnknownJail));
     let ignored = ignored.filter(|_| settled).map(Because::refusal);
     match (refused, held) {
@@ -189,6 +192,7 @@ mod tests {
             (Facts { jail: false, ..heard }, Some("unknown_jail")),
             (Facts { refused: Some(Refusal::NotShared), ..heard }, Some("not_shared")),
             (Facts { refused: Some(Refusal::TooMany), claimed: false, ..heard }, Some("too_many")),
+            (Facts { refused: Some(Refusal::TooMany), held: true, ..heard }, Some("banned")),
             (
                 Facts { refused: Some(Refusal::Unbannable), settled: false, ..heard },
                 Some("unbannable"),

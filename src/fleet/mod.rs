@@ -313,7 +313,8 @@ impl Fleet {
         let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
         let Some(case) = case.filter(|case| !case.queued) else { return };
         case.queued = true;
-        let host = self.reporter(key).cloned();
+        // Hosts that run the scripts have one line together: anybody can name more of them.
+        let host = self.reporter(key).filter(|host| self.origins.contains_key(*host)).cloned();
         self.queue.push(host, key.clone());
     }
 

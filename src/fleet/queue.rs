@@ -1,6 +1,6 @@
 //! Addresses that wait for a decision. fail2ban makes some 130 bans a second, and a host may claim thousands:
 //! **each host's words wait in a line of their own**, and the lines are served in turn. So whoever floods the
-//! fleet, or has been away, delays nobody but itself.
+//! fleet, or has been away, delays little but itself.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
@@ -8,7 +8,8 @@ use std::ops::Bound::{Excluded, Unbounded};
 use super::Key;
 use crate::wire::{Address, Host, Jail};
 
-/// The lines, by the host whose word it is; `None` where nobody claims the address.
+/// The lines, by the host whose word it is; `None` for hosts that run the scripts, and where nobody claims the
+/// address.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     lines: BTreeMap<Option<Host>, VecDeque<Key>>,

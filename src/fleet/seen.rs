@@ -70,10 +70,13 @@ impl Fleet {
             .chain(local.own.keys().copied())
             .chain(local.told.keys().copied())
             .collect();
-        let mut touched = Vec::new();
+        let (mut touched, mut written) = (Vec::new(), Vec::new());
         for address in scope {
             let told = local.told.get(&address).map(|told| told.ban);
             let row = rows.get(address).copied();
+            if told.is_some_and(|told| row.is_some_and(|row| row.timeofban >= told.start)) {
+                written.push(address);
+            }
             let facts =
                 own::Facts { row, told, away: true, now: secs(now), ..own::Facts::default() };
             let ban = own::ban(facts);
@@ -100,6 +103,9 @@ impl Fleet {
         }
         for change in changed {
             self.change(change);
+        }
+        for address in written {
+            self.forget_detection(&(jail.clone(), address));
         }
         for address in touched {
             self.snapshots.touch(address, now);
