@@ -381,7 +381,16 @@ fn two_bridged_mosquittos_and_one_dies() {
                 .iter()
                 .all(|host| kept(hub, &format!("host/{host}")).contains(r#""state":"online""#))
     };
-    within(FAILOVER, "both hubs keep all", || whole(hub1) && whole(hub2));
+    let all_kept = support::becomes(FAILOVER, || whole(hub1) && whole(hub2));
+    let keep = |hub| ["state/a/0", "state/b/0", "host/a", "host/b"].map(|topic| kept(hub, topic));
+    assert!(
+        all_kept,
+        "{:#?}\n{:#?}\na: {}\nb: {}",
+        keep(hub1),
+        keep(hub2),
+        a.journal(),
+        b.journal()
+    );
     for address in ["192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5", "192.0.2.6"] {
         all_ban(&[a, b], address);
     }

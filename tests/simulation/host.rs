@@ -311,6 +311,8 @@ impl Host {
     /// Does to fail2ban what the fleet asks for, and watches over what is freed.
     fn obey(&mut self, order: Step, around: &mut Around<'_>) -> Result<(), Crash> {
         around.log.push(format!("{} {order:?}", self.name));
+        // What is done while nothing can be written rests on what is not on disk.
+        self.unsaved |= self.fail2ban.full;
         let mut answer = 0;
         match order {
             Step::Free(_, work) => {
