@@ -91,6 +91,10 @@ impl Absence {
         let mut known = memory.know();
         known.fleet.begin(now());
         known.scan();
+        // Which database is its own only fail2ban says: the one at the default's place may be an old one.
+        if !known.database.is_told() {
+            return known.fleet.away(false);
+        }
         let version = known.database.version().unwrap_or_default();
         let lately = self.looked.is_some_and(|looked| looked.elapsed() < Self::NOW_AND_THEN);
         if !(lately && version == self.version) {
@@ -112,7 +116,7 @@ impl Absence {
                 known.fleet.absent(jail, rows, now());
             }
         }
-        known.fleet.away();
+        known.fleet.away(true);
     }
 }
 
@@ -196,22 +200,19 @@ impl<'a> Applier<'a> {
         self.trouble.retain(|_, since| since.elapsed() < 4 * TROUBLE);
         let server = Server { pid: self.client.pid(), started: self.started() };
         let mut known = self.memory.know();
-        let data_version = match known.database.version() {
-            Ok(version) => version,
+        if !known.database.is_told() {
+            return Ok(()); // of a server without jails nothing is known
+        }
+        match absent(&mut known, &jails, server) {
+            Ok(data_version) => {
+                known.fleet.pulse(Pulse { server, data_version }, jails, now());
+            }
+            // One that is busy now says nothing, and not that there is nothing.
             Err(error) => {
                 let text = format!("cannot read fail2ban's database: {error}; bans wait for it");
                 known.warn("database", &text);
-                return Ok(());
-            }
-        };
-        let missing = known.fleet.missing(&jails);
-        for jail in missing {
-            // A database that is busy now says nothing, and not that there is nothing.
-            if let Ok(rows) = known.database.all(&jail) {
-                known.fleet.absent(&jail, &rows, now());
             }
         }
-        known.fleet.pulse(Pulse { server, data_version }, jails, now());
         Ok(())
     }
 
@@ -358,6 +359,23 @@ impl<'a> Applier<'a> {
         let made = std::fs::metadata(self.socket).and_then(|meta| meta.modified());
         made.map_or(i64::MAX, |at| millis(at).div_euclid(1000))
     }
+}
+
+/// Takes up the rows of jails that fail2ban does not have now, and answers its database's version.
+fn absent(
+    known: &mut Known,
+    jails: &BTreeSet<Jail>,
+    server: Server,
+) -> rusqlite::Result<Option<i64>> {
+    let version = known.database.version()?;
+    let starting = known.fleet.is_starting(server, now());
+    let written = if starting { known.database.jails()? } else { BTreeSet::new() };
+    let written = known.guard.sharing.of(&written);
+    for jail in known.fleet.missing(jails, &written) {
+        let rows = known.database.all(&jail)?;
+        known.fleet.absent(&jail, &rows, now());
+    }
+    Ok(version)
 }
 
 fn addresses(work: &[Work]) -> Vec<Address> {

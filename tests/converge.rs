@@ -117,6 +117,31 @@ fn what_an_operator_lifts_stays_lifted_over_restarts_of_everything() {
     eventually("and b", || banned(b) == set(&["192.0.2.1", "192.0.2.3", "192.0.2.9"]));
 }
 
+#[test]
+fn a_jail_that_is_not_up_yet_frees_nobody() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    a.attack("auth", &["192.0.2.1", "192.0.2.2"]);
+    eventually("b bans them", || banned(b).len() == 2);
+    sleep(Duration::from_secs(4));
+    b.sh("fail2ban-client set sshd unbanip 192.0.2.1");
+    sleep(Duration::from_secs(4));
+    // As it is for a moment when both are restarted: fail2ban has some of its jails.
+    let record = rig.record();
+    a.sh("systemctl stop f2bmqttsub; fail2ban-client stop sshd; systemctl start f2bmqttsub");
+    sleep(Duration::from_secs(6));
+    let left = set(&["192.0.2.2"]);
+    assert_eq!(banned(b), left);
+    a.sh("fail2ban-client reload");
+    eventually("a bans both again", || banned(a).len() == 2);
+    sleep(Duration::from_secs(6));
+    assert_eq!(banned(b), left);
+    let messages = record.messages();
+    let parts = || messages.iter().filter(|line| line.starts_with("blacklist/state/a/0"));
+    assert!(parts().count() >= 2, "{messages:?}");
+    assert!(parts().all(|part| part.contains("192.0.2.1") && part.contains("192.0.2.2")));
+}
+
 /// Publishes what `f2bmqtt unban` does.
 fn fleet_unban(hub: Host<'_>, address: &str) {
     let millis = hub.sh("date +%s%3N");

@@ -345,13 +345,15 @@ fn each_host_says_what_it_did_with_a_ban_by_hand() {
     let said = web1.try_sh("f2bmqtt ban sshd 203.0.113.45").unwrap_err();
     db1.sh("systemctl kill -s CONT f2bmqttsub");
     let lines: Vec<&str> = said.lines().skip(1).collect();
+    // The broker gives up a client that stopped about when the command gives up waiting.
+    let silent = ["db1: has not said yet", "db1: not connected; it hears of it when it is back"];
+    assert!(lines.len() == 3 && silent.contains(&lines[1]), "{said}");
     assert_eq!(
-        lines,
-        [
+        (lines[0], lines[2]),
+        (
             "web2: does not ban it yet: its fail2ban is busy or away",
-            "db1: has not said yet",
             "f2bmqtt: 2 hosts have not answered yet; what a host missed, the snapshot of this one tells it",
-        ]
+        )
     );
     web2.sh("systemctl start fail2ban; systemctl stop f2bmqttsub");
     let said = web1.try_sh("f2bmqtt ban --json sshd 203.0.113.46").unwrap_err();

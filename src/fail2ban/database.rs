@@ -49,6 +49,8 @@ impl Row {
 #[derive(Debug)]
 pub struct Database {
     path: Option<PathBuf>,
+    /// fail2ban itself said where it is.
+    told: bool,
     /// Open on the file that had this number: fail2ban may put another in its place.
     open: Option<((u64, u64), Connection)>,
 }
@@ -57,7 +59,7 @@ impl Database {
     /// The database at `path`.
     #[must_use]
     pub fn new(path: Option<PathBuf>) -> Self {
-        Self { path, open: None }
+        Self { path, told: false, open: None }
     }
 
     /// From now on it is the one at `path`.
@@ -65,6 +67,13 @@ impl Database {
         if path != self.path {
             *self = Self::new(path);
         }
+        self.told = true;
+    }
+
+    /// Whether fail2ban itself said where it is, and not only its default counts.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        self.told
     }
 
     /// Whether fail2ban keeps one.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::claims::Said;
 use super::lifts::Lift;
-use super::look::{Local, Look, Own, Pulse};
+use super::look::{Local, Look, Own, Pulse, Server};
 use super::marks::{Claim, Claims, Mark, Seen, Verdict, WRITTEN};
 use super::reconcile::{self, Step};
 use super::work::Order;
@@ -51,6 +51,17 @@ impl Fleet {
     pub fn pulse(&mut self, pulse: Pulse, names: BTreeSet<Jail>, now: i64) {
         self.glanced.clear();
         self.pulse = Some(pulse);
+        // What it was to start by now is no jail of its any more.
+        if !self.is_starting(pulse.server, now) {
+            for jail in self
+                .owned()
+                .filter(|(jail, local)| !names.contains(jail) && local.shown.is_none())
+                .map(|(jail, _)| jail.clone())
+                .collect::<Vec<_>>()
+            {
+                self.absent(&jail, &Table::default(), now);
+            }
+        }
         for jail in &names {
             let known = self.jails.get(jail);
             if known.is_none_or(|local| local.is_worth_a_look(pulse, now)) {
@@ -121,22 +132,34 @@ impl Fleet {
         }
     }
 
-    /// Jails that this host had bans of its own in, and that are not among these.
+    /// **For a minute after its start fail2ban may still have to make its jails**, in milliseconds.
     #[must_use]
-    pub fn missing(&self, these: &BTreeSet<Jail>) -> Vec<Jail> {
-        let owns = |local: &Local| !local.own.is_empty() || !local.told.is_empty();
-        let missing =
-            self.jails.iter().filter(|(jail, local)| !these.contains(jail) && owns(local));
-        missing.map(|(jail, _)| jail.clone()).collect()
+    pub fn is_starting(&self, server: Server, now: i64) -> bool {
+        secs(now) < server.started.saturating_add(self.pace.grace)
     }
 
-    /// fail2ban is away, and what its database has of every jail was told to [`absent`](Self::absent).
-    pub fn away(&mut self) {
+    /// Jails that fail2ban does not have among these, and that count all the same: this host has bans of
+    /// its own in them, or they are `written` in the database of one that starts.
+    #[must_use]
+    pub fn missing(&self, these: &BTreeSet<Jail>, written: &BTreeSet<Jail>) -> BTreeSet<Jail> {
+        let owned = self.owned().map(|(jail, _)| jail);
+        owned.chain(written).filter(|jail| !these.contains(*jail)).cloned().collect()
+    }
+
+    fn owned(&self) -> impl Iterator<Item = (&Jail, &Local)> {
+        self.jails.iter().filter(|(_, local)| !local.own.is_empty() || !local.told.is_empty())
+    }
+
+    /// fail2ban is away. Where it is known which database is its own, what that has of every jail was told
+    /// to [`absent`](Self::absent), and is told to the fleet.
+    pub fn away(&mut self, database: bool) {
         self.orders.clear();
         self.doing = None;
         self.pulse = None;
         self.looks.clear();
-        self.as_of = self.round;
+        if database {
+            self.as_of = self.round;
+        }
     }
 
     /// A jail was looked at: whole, or at some addresses.

@@ -43,6 +43,8 @@ pub(crate) struct Fail2ban {
     /// Its disk is full: it writes no rows.
     pub(crate) full: bool,
     pub(crate) up: bool,
+    /// It answers, and has not made the jail yet.
+    pub(crate) coming: bool,
     pub(crate) pid: i32,
     pub(crate) started: i64,
     pub(crate) total: i64,
@@ -70,6 +72,7 @@ impl Fail2ban {
             skew: chance.within(-20, 20),
             full: false,
             up: true,
+            coming: false,
             pid: 1,
             started: now - 100,
             total: 0,
@@ -167,10 +170,15 @@ impl Fail2ban {
         self.tell_all(tickets);
     }
 
-    pub(crate) fn start(&mut self, chance: &mut Chance) {
-        self.up = true;
+    pub(crate) fn come(&mut self) {
+        self.coming = true;
         self.pid += 1;
         self.started = self.clock();
+    }
+
+    /// The jail is there.
+    pub(crate) fn start(&mut self, chance: &mut Chance) {
+        (self.coming, self.up) = (false, true);
         self.begin(chance);
     }
 

@@ -32,6 +32,7 @@ pub(crate) struct Crash;
 /// A rule was broken: which, and where.
 pub(crate) type Broken = (&'static str, Address);
 
+#[allow(clippy::struct_excessive_bools, reason = "each may be with any other")]
 pub(crate) struct Host {
     pub(crate) name: String,
     me: Name,
@@ -49,6 +50,8 @@ pub(crate) struct Host {
     waiting: VecDeque<Event>,
     read: usize,
     asked: i64,
+    /// fail2ban said which database is its own.
+    told: bool,
     /// What this host's operator banned by hand, by the time of its ticket.
     pub(crate) manual: BTreeMap<Address, i64>,
     /// Banned by hand in place of an import that was lifted between two looks: documented.
@@ -86,6 +89,7 @@ impl Host {
             waiting: VecDeque::new(),
             read: 0,
             asked: 0,
+            told: false,
             manual: BTreeMap::new(),
             muddled: BTreeSet::new(),
             broken: None,
@@ -101,7 +105,7 @@ impl Host {
 
     pub(crate) fn start(&mut self) {
         let fleet = Fleet::new(self.me.clone(), pace(), self.disk.clone());
-        (self.fleet, self.asked) = (Some(fleet), 0);
+        (self.fleet, self.asked, self.told) = (Some(fleet), 0, false);
     }
 
     pub(crate) fn kill(&mut self, broker: &mut Broker) {
@@ -193,6 +197,9 @@ impl Host {
                 self.pulse();
             }
             self.work(around)?;
+        } else if self.fail2ban.coming {
+            self.coming();
+            self.work(around)?;
         } else {
             self.absent(around)?;
         }
@@ -230,10 +237,36 @@ impl Host {
             fleet.begin(now);
         }
         self.scan();
+        let pulse = self.seen_pulse();
         let Some(fleet) = &mut self.fleet else { return };
-        let server = Server { pid: self.fail2ban.pid, started: self.fail2ban.started };
-        let pulse = Pulse { server, data_version: Some(self.fail2ban.version) };
+        self.told = true;
         fleet.pulse(pulse, BTreeSet::from([jail()]), now);
+    }
+
+    fn seen_pulse(&self) -> Pulse {
+        let server = Server { pid: self.fail2ban.pid, started: self.fail2ban.started };
+        Pulse { server, data_version: Some(self.fail2ban.version) }
+    }
+
+    /// fail2ban has none of its jails yet, or another only.
+    fn coming(&mut self) {
+        let now = self.millis();
+        if let Some(fleet) = &mut self.fleet {
+            fleet.begin(now);
+        }
+        self.scan();
+        let pulse = self.seen_pulse();
+        let other = (pulse.server.pid % 2 == 0).then(|| Jail::new("web").unwrap());
+        self.told |= other.is_some();
+        let Some(fleet) = self.fleet.as_mut().filter(|_| self.told) else { return };
+        let jails = other.into_iter().collect();
+        let written = self.fail2ban.rows.keys().map(|_| jail()).take(1).collect();
+        assert!(fleet.is_starting(pulse.server, now));
+        for jail in fleet.missing(&jails, &written) {
+            let rows = self.fail2ban.rows.iter().map(|(address, row)| (*address, *row)).collect();
+            fleet.absent(&jail, &rows, now);
+        }
+        fleet.pulse(pulse, jails, now);
     }
 
     fn absent(&mut self, around: &mut Around<'_>) -> Result<(), Crash> {
@@ -242,8 +275,10 @@ impl Host {
         fleet.begin(now);
         fleet.failed();
         let rows = self.fail2ban.rows.iter().map(|(address, row)| (*address, *row)).collect();
-        fleet.absent(&jail(), &rows, now);
-        fleet.away();
+        if self.told {
+            fleet.absent(&jail(), &rows, now);
+        }
+        fleet.away(self.told);
         if let Step::Save(changes) = fleet.next(now) {
             for change in changes {
                 self.disk.apply(change);
@@ -279,7 +314,8 @@ impl Host {
                     fleet.saved(well, now);
                 }
                 Step::Look(jail, of) => {
-                    let look = self.look(of.as_deref());
+                    let there = jail == self::jail();
+                    let look = if there { self.look(of.as_deref()) } else { Look::default() };
                     self.scan();
                     let fleet = self.fleet.as_mut().unwrap();
                     fleet.seen(&jail, of.as_deref(), look, now);

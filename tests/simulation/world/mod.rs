@@ -133,8 +133,15 @@ impl World {
             if !host.fail2ban.up
                 && self.fail2ban_away.get(&n).is_none_or(|until| *until <= self.now)
             {
-                host.fail2ban.start(&mut self.chance);
-                self.say(format_args!("fail2ban starts on {n}"));
+                if host.fail2ban.coming {
+                    host.fail2ban.start(&mut self.chance);
+                    self.say(format_args!("fail2ban has its jail on {n}"));
+                } else {
+                    host.fail2ban.come();
+                    let jails = self.now + self.chance.within(0, 3);
+                    self.fail2ban_away.insert(n, jails);
+                    self.say(format_args!("fail2ban starts on {n}"));
+                }
             }
         }
         if let Some(script) = &mut self.script {
