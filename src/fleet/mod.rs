@@ -135,12 +135,15 @@ pub struct Fleet {
     unsaid: BTreeMap<Key, Host>,
     /// The jails that fail2ban has, once it has said so.
     names: Option<BTreeSet<Jail>>,
+    /// Jails that it has bans of in its database, and may still have to make.
+    awaited: BTreeSet<Jail>,
     origins: BTreeMap<Host, Origin>,
     words: usize,
     lifts: Lifts,
     unbans: Unbans,
-    /// Some fleet unban waits to be obeyed.
+    /// Some fleet unban waits to be obeyed; or for a jail that is not there yet.
     pardoning: bool,
+    postponed: bool,
     teller: Teller,
     snapshots: Snapshots,
     branches: Branches,
@@ -185,11 +188,13 @@ impl Fleet {
             jails: BTreeMap::new(),
             unsaid: BTreeMap::new(),
             names: None,
+            awaited: BTreeSet::new(),
             origins: BTreeMap::new(),
             words: 0,
             lifts: Lifts::default(),
             unbans: Unbans::default(),
             pardoning: true,
+            postponed: false,
             snapshots: Snapshots::new(),
             branches: Branches::default(),
             presence: None,

@@ -51,6 +51,7 @@ impl Fleet {
     pub fn pulse(&mut self, pulse: Pulse, names: BTreeSet<Jail>, now: i64) {
         self.glanced.clear();
         self.pulse = Some(pulse);
+        self.pardoning |= self.postponed;
         // What it was to start by now is no jail of its any more.
         if !self.is_starting(pulse.server, now) {
             for jail in self
@@ -141,9 +142,10 @@ impl Fleet {
     /// Jails that fail2ban does not have among these, and that count all the same: this host has bans of
     /// its own in them, or they are `written` in the database of one that starts.
     #[must_use]
-    pub fn missing(&self, these: &BTreeSet<Jail>, written: &BTreeSet<Jail>) -> BTreeSet<Jail> {
+    pub fn missing(&mut self, these: &BTreeSet<Jail>, written: &BTreeSet<Jail>) -> BTreeSet<Jail> {
+        self.awaited = written.difference(these).cloned().collect();
         let owned = self.owned().map(|(jail, _)| jail);
-        owned.chain(written).filter(|jail| !these.contains(*jail)).cloned().collect()
+        owned.filter(|jail| !these.contains(*jail)).chain(&self.awaited).cloned().collect()
     }
 
     fn owned(&self) -> impl Iterator<Item = (&Jail, &Local)> {

@@ -104,13 +104,23 @@ impl Unbans {
         }
     }
 
-    /// Notes which are obeyed: nothing of them is left to be freed in these jails.
-    pub(super) fn settle(&mut self, jails: &BTreeSet<Jail>) -> Vec<(Address, Change)> {
-        let mut settled = Vec::new();
+    /// Notes which are obeyed: nothing of them is left to be freed in these jails, nor `awaited` in another
+    /// that fail2ban has yet to make. Answers whether some were postponed for that.
+    pub(super) fn settle(
+        &mut self,
+        jails: &BTreeSet<Jail>,
+        awaited: impl Fn(Address, &Scope) -> bool,
+    ) -> (Vec<(Address, Change)>, bool) {
+        let (mut settled, mut postponed) = (Vec::new(), false);
         for (address, unbans) in &mut self.known {
             for unban in unbans.iter_mut().filter(|unban| !unban.obeyed) {
                 let done = |jail: &Jail| !unban.scope.covers(jail) || unban.freed.contains(jail);
-                if jails.iter().all(done) {
+                if !jails.iter().all(done) {
+                    continue;
+                }
+                if awaited(*address, &unban.scope) {
+                    postponed = true;
+                } else {
                     unban.obeyed = true;
                     unban.freed.clear();
                     let (scope, id) = (unban.scope.clone(), unban.id.clone());
@@ -119,7 +129,7 @@ impl Unbans {
                 }
             }
         }
-        settled
+        (settled, postponed)
     }
 
     /// **Kept for 30 days, and longer while a snapshot lists the address without it**, which `listed`
@@ -207,13 +217,15 @@ mod tests {
         assert_eq!(unbans.carried(&key("sshd")), []);
         assert_eq!(unbans.to_obey(&jails), Some(key("sshd")));
         unbans.freed(&key("sshd"));
-        assert_eq!(unbans.settle(&jails), []);
+        let none = |_: Address, _: &Scope| false;
+        assert_eq!(unbans.settle(&jails, none), (vec![], false));
         assert_eq!(unbans.to_obey(&jails), Some(key("web")));
         unbans.freed(&key("web"));
         assert_eq!(unbans.to_obey(&jails), None);
         let change = Change::Unban(pardon("*", NOW), Some(true));
-        assert_eq!(unbans.settle(&jails), [(key("web").1, change)]);
-        assert_eq!(unbans.settle(&jails), []);
+        assert_eq!(unbans.settle(&jails, |_, _| true), (vec![], true), "another is to come");
+        assert_eq!(unbans.settle(&jails, none), (vec![(key("web").1, change)], false));
+        assert_eq!(unbans.settle(&jails, none), (vec![], false));
         assert_eq!(unbans.carried(&key("web")), [pardon("*", NOW).id]);
         assert_eq!(unbans.obeyed().collect::<Vec<_>>(), [pardon("*", NOW)]);
     }

@@ -1,11 +1,12 @@
 //! What is to be done next: one step at a time, in an order that a crash between any two of them leaves
 //! well. What fail2ban is told rests on what is on disk; what is done, on what was just seen.
 
+use super::look::Local;
 use super::marks::Mark;
 use super::reconcile::{self, Step as Decision};
 use super::{Change, Fleet, Key, secs};
 use crate::ignored::Because;
-use crate::wire::{Address, Host, Jail};
+use crate::wire::{Address, Host, Jail, Scope};
 
 /// fail2ban makes some 130 bans a second and answers nobody meanwhile.
 const BATCH: usize = 20;
@@ -76,7 +77,17 @@ impl Fleet {
                 self.orders.push_back(Order::Obey(key));
             } else {
                 self.pardoning = false;
-                for (address, change) in self.unbans.settle(&names) {
+                let (jails, awaited) = (&self.jails, &self.awaited);
+                // A ban in a jail that is not there yet comes back with it, and is to be freed then.
+                let waits = |address: Address, scope: &Scope| {
+                    let owns = |(_, local): &(&Jail, &Local)| local.own.contains_key(&address);
+                    let there = |jail: &Jail| names.contains(jail) || !scope.covers(jail);
+                    awaited.iter().any(|jail| !there(jail))
+                        || jails.iter().filter(owns).any(|(jail, _)| !there(jail))
+                };
+                let (settled, postponed) = self.unbans.settle(&names, waits);
+                self.postponed = postponed;
+                for (address, change) in settled {
                     self.snapshots.touch(address, now);
                     self.change(change);
                 }

@@ -165,7 +165,7 @@ impl Fail2ban {
     pub(crate) fn stop(&mut self) {
         self.observe(true);
         let tickets = std::mem::take(&mut self.tickets);
-        self.up = false;
+        (self.up, self.coming) = (false, false);
         self.restore.clear();
         self.tell_all(tickets);
     }
