@@ -239,10 +239,20 @@ fn flood(what: &str, seconds: u32, rate: u32) -> u64 {
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
     push(hub);
     b.attack("auth", &["192.0.2.1"]);
+    let rate =
+        survives(a, hub, &format!("flood 127.0.0.1 {what} {seconds} {rate}"), "192.0.2.1", || {});
+    b.attack("auth", &["192.0.2.2"]);
+    within(Duration::from_mins(1), "192.0.2.2 is banned", || a.bans("sshd", "192.0.2.2"));
+    rate
+}
+
+/// While the hub floods it, a's fail2ban answers, and an honest ban comes through; answers how many messages a
+/// second there were. `begin` is done once the flood is there.
+fn survives(a: Host<'_>, hub: Host<'_>, how: &str, honest: &str, begin: impl FnOnce()) -> u64 {
     hub.sh(&format!(
-        "systemd-run -q -u flood -p StandardOutput=append:/root/flood \
-         python3 -u /root/hostile.py flood 127.0.0.1 {what} {seconds} {rate}"
+        "systemd-run -q -u flood -p StandardOutput=append:/root/flood python3 -u /root/hostile.py {how}"
     ));
+    begin();
     let over = || hub.sh("cat /root/flood");
     let (mut most, mut slowest) = (0, Duration::ZERO);
     within(Duration::from_mins(3), "the flood is over", || {
@@ -252,12 +262,8 @@ fn flood(what: &str, seconds: u32, rate: u32) -> u64 {
         slowest = slowest.max(asked.elapsed());
         !over().is_empty()
     });
-    b.attack("auth", &["192.0.2.2"]);
-    for address in ["192.0.2.1", "192.0.2.2"] {
-        // fail2ban is still busy with what it was let in of the flood; others have their turn.
-        let banned = || a.bans("sshd", address);
-        within(Duration::from_mins(1), &format!("{address} is banned"), banned);
-    }
+    // fail2ban is still busy with what it was let in of the flood; others have their turn.
+    within(Duration::from_mins(1), &format!("{honest} is banned"), || a.bans("sshd", honest));
     most = most.max(memory(a));
     println!("{}: sent, a second; a: {most} KiB at most, ping in {slowest:?} at most", over());
     assert!(most < 120 * 1024, "{most} KiB");
@@ -278,6 +284,36 @@ fn a_client_that_publishes_without_end_takes_nobody_down() {
 fn a_client_that_publishes_50_000_bans_a_second_takes_nobody_down() {
     let rate = flood("addresses", 10, 50_000);
     println!("{rate} messages a second");
+}
+
+/// A broker takes its time for each message of a client; this one has them ready.
+fn pour(what: &str) {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
+    push(hub);
+    let how = format!("pour 1999 {what} 10 50000");
+    let rate = survives(a, hub, &how, "192.0.2.3", || {
+        eventually("it listens", || hub.try_sh("ss -Hltn | grep -q :1999").is_ok());
+        a.sh("sed -i 's/^MQTT_HOST=.*/MQTT_HOST=10.213.77.11:1999,10.213.77.11/' /etc/fail2ban/mqtt.env
+              systemctl restart f2bmqttsub");
+    });
+    println!("{rate} messages a second");
+    let connected = "connected to the broker 10.213.77.11:1883";
+    within(Duration::from_mins(1), connected, || a.journal().contains(connected));
+    b.attack("auth", &["192.0.2.2"]);
+    within(Duration::from_mins(1), "192.0.2.2 is banned", || a.bans("sshd", "192.0.2.2"));
+}
+
+#[test]
+#[ignore = "takes minutes: tests/long"]
+fn a_broker_that_sends_50_000_bans_a_second_takes_nobody_down() {
+    pour("addresses");
+}
+
+#[test]
+#[ignore = "takes minutes: tests/long"]
+fn a_broker_that_sends_50_000_networks_a_second_takes_nobody_down() {
+    pour("networks");
 }
 
 #[test]

@@ -4,6 +4,9 @@ hostile.py send BROKER          publishes what standard input says, a line each:
 hostile.py flood BROKER WHAT S RATE
                                 publishes bans of random addresses, or networks, by one host for S seconds, at most
                                 RATE a second, and prints how many it got rid of, and how many a second
+hostile.py pour PORT WHAT S RATE
+                                is a broker that sends the same to who comes, and in the middle of it the
+                                snapshot of the host b with one ban; then it ends
 hostile.py serve PORT           is a broker: to each that comes it says the next thing that is no MQTT, then it ends
 """
 
@@ -12,6 +15,7 @@ import random
 import socket
 import struct
 import sys
+import threading
 import time
 
 
@@ -52,35 +56,87 @@ def send(broker):
         assert answer == b"\x40\x02\x00\x01", (topic, answer)
 
 
-def flood(broker, what, seconds, rate):
-    link = connect(broker, "flood")
+def ban(address, host):
+    form = '{"action":"ban","ipmset":"sshd","ip":"%s","bantime":600,"host":"%s","restored":0,"failures":3}'
+    return publish("blacklist/ban", (form % (address, host)).encode())
+
+
+def batches(what):
     bits = "/24" if what == "networks" else ""
-    form = '{"action":"ban","ipmset":"sshd","ip":"%d.%d.%d.%d%s","bantime":600,"host":"flood","restored":0,"failures":3}'
     random.seed(1)
-    one = lambda: publish("blacklist/ban", (form % (random.randint(11, 126), *random.randbytes(3), bits)).encode())
-    batches = [b"".join(one() for _ in range(500)) for _ in range(100)]
+    one = lambda: ban("%d.%d.%d.%d" % (random.randint(11, 126), *random.randbytes(3)) + bits, "flood")
+    return [b"".join(one() for _ in range(500)) for _ in range(100)]
+
+
+def pump(link, ready, seconds, rate, halfway=b""):
     start, sent = time.monotonic(), 0
     while (passed := time.monotonic() - start) < seconds:
         if sent > passed * rate:
             time.sleep(0.002)
             continue
-        link.sendall(batches[sent // 500 % len(batches)])
+        link.sendall(ready[sent // 500 % len(ready)])
         sent += 500
+        if halfway and passed > seconds / 2:
+            link.sendall(halfway)
+            halfway = b""
     print(sent, round(sent / passed))
 
 
+def flood(broker, what, seconds, rate):
+    ready = batches(what)
+    pump(connect(broker, "flood"), ready, seconds, rate)
+
+
+def pour(port, what, seconds, rate):
+    ready = batches(what)
+    server = socket.create_server(("", port))
+    client, _ = server.accept()
+    subscribed = threading.Event()
+
+    def hear():
+        """Says what a broker has to: an answer for each CONNECT, SUBSCRIBE, PUBLISH and PINGREQ."""
+        stream = client.makefile("rb")
+        while kind := stream.read(1):
+            length = shift = 0
+            while True:
+                digit = stream.read(1)[0]
+                length, shift = length | (digit & 0x7F) << shift, shift + 7
+                if digit < 0x80:
+                    break
+            kind, body = kind[0], stream.read(length)
+            if kind >> 4 == 1:
+                client.sendall(b"\x20\x02\x00\x00")
+            elif kind >> 4 == 8:
+                topics, left = 0, body[2:]
+                while left:
+                    left, topics = left[3 + struct.unpack(">H", left[:2])[0] :], topics + 1
+                client.sendall(packet(0x90, body[:2] + b"\x01" * topics))
+                subscribed.set()
+            elif kind & 0xF6 == 0x32:
+                at = 2 + struct.unpack(">H", body[:2])[0]
+                client.sendall(b"\x40\x02" + body[at : at + 2])
+            elif kind >> 4 == 12:
+                client.sendall(b"\xd0\x00")
+
+    threading.Thread(target=hear, daemon=True).start()
+    subscribed.wait()
+    form = '{"v":1,"host":"b","stamp":%d,"part":0,"parts":1,"bans":[["sshd","192.0.2.3",%d,600]],"unbans":[]}'
+    honest = publish("blacklist/state/b/0", (form % (time.time() * 1000, time.time())).encode())
+    pump(client, ready, seconds, rate, honest)
+
+
 def serve(port):
-    ban = b'{"action":"ban","ipmset":"sshd","ip":"198.18.66.6","bantime":600,"host":"x","restored":0,"failures":3}'
-    whole = publish("blacklist/ban", ban)
+    text = b'{"action":"ban","ipmset":"sshd","ip":"198.18.66.6","bantime":600,"host":"x","restored":0,"failures":3}'
+    whole = publish("blacklist/ban", text)
     tricks = [
-        packet(0x30, string("blacklist/ban") + ban, len(ban)),  # shorter than it is: the rest is read as packets
-        packet(0x30, string("blacklist/ban") + ban, 100_000),  # longer than what ever comes
-        packet(0x30, struct.pack(">H", 65535) + b"blacklist/ban" + ban),  # the topic is longer than all of it
+        packet(0x30, string("blacklist/ban") + text, len(ban)),  # shorter than it is: the rest is read as packets
+        packet(0x30, string("blacklist/ban") + text, 100_000),  # longer than what ever comes
+        packet(0x30, struct.pack(">H", 65535) + b"blacklist/ban" + text),  # the topic is longer than all of it
         packet(0x30, b"\x00"),
         b"\x30\xff\xff\xff\xff\xff",  # a length without end
         packet(0x30, b"", 268_435_455),
-        packet(0x36, string("blacklist/ban") + struct.pack(">H", 1) + ban),  # QoS 3
-        publish(b"blacklist/\xff\xfe", ban),  # a topic that is no text
+        packet(0x36, string("blacklist/ban") + struct.pack(">H", 1) + text),  # QoS 3
+        publish(b"blacklist/\xff\xfe", text),  # a topic that is no text
         packet(0x00, b""), packet(0xF0, b""), packet(0x10, b"x"), packet(0x90, b"\x00"), packet(0x40, b""),
         packet(0x40, b"\xff\xff") * 500,  # acknowledges what was never sent
         whole * 200 + packet(0x20, b"\x00\x00"),
@@ -108,4 +164,6 @@ if mode == "serve":
 elif mode == "send":
     send(rest[0])
 else:
-    flood(rest[0], rest[1], float(rest[2]), float(rest[3]))
+    {"flood": flood, "pour": lambda port, *how: pour(int(port), *how)}[mode](
+        rest[0], rest[1], float(rest[2]), float(rest[3])
+    )
