@@ -58,6 +58,12 @@ impl Call<'_> {
     }
 }
 
+/// Whether what a fail2ban action runs tells the fleet.
+#[must_use]
+pub fn is_called_by(action: &str) -> bool {
+    action.contains("mqttnotifyban") || action.contains("f2bmqtt notify")
+}
+
 /// fail2ban's `<time>`, seconds with a fraction, as whole seconds: rounded to even, as its database
 /// rounds.
 #[must_use]

@@ -329,6 +329,12 @@ fn each_host_says_what_it_did_with_a_ban_by_hand() {
         figures(web1, "f2bmqtt ban --json both 203.0.113.43")["bans"],
         json!([ban("203.0.113.43", "not_shared", "banned")])
     );
+    // In a jail whose actions tell nobody, the command does.
+    web1.sh("fail2ban-client set both delaction f2bmqtt");
+    assert_eq!(
+        figures(web1, "f2bmqtt ban --json both 203.0.113.48")["bans"],
+        json!([ban("203.0.113.48", "not_shared", "banned")])
+    );
 
     // More than a host answers for at once; and a daemon that is down leaves the telling to a child.
     let many = "bash -c 'f2bmqtt ban --yes --json sshd 203.0.113.{101..140}'";

@@ -2,6 +2,7 @@
 //! was attacked for, and says what each did. It is never reported to AbuseIPDB: nobody detected anything.
 
 mod said;
+mod share;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -145,6 +146,7 @@ impl Ban {
         let jail = &self.jail;
         let failures = fail2ban.max_retry(jail).await?.clamp(1, 100);
         let failures = vec![FAILURE; usize::try_from(failures).unwrap_or(1)];
+        let shared = share::is_done(fail2ban, jail).await?;
         let before = fail2ban.all_held(jail).await?;
         let (mut notes, since) = (Notes::open(&paths.by_hand())?, now());
         let new: BTreeSet<Address> =
@@ -178,6 +180,9 @@ impl Ban {
                 notes.seen(*address, since, seen, seconds)?;
             }
             self.made.push(Made { address: *address, already, seconds });
+        }
+        if !shared {
+            share::tell(fail2ban, jail, &new, &held, failures.len(), paths).await?;
         }
         Ok(())
     }

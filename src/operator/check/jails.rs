@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::finding::{Finding, list};
 use crate::guard::Sharing;
+use crate::notify::is_called_by;
 use crate::wire::Jail;
 
 /// The first version that can be asked what is needed.
@@ -47,11 +48,6 @@ pub(super) struct Configured {
     pub(super) broken: bool,
 }
 
-/// Whether an action's text tells the fleet.
-pub(super) fn shares(action: &str) -> bool {
-    action.contains("mqttnotifyban") || action.contains("f2bmqtt notify")
-}
-
 /// Reads what `fail2ban-client -d` prints: the commands that would start a server, one a line, as
 /// Python writes lists.
 pub(super) fn configured(dump: &str) -> BTreeMap<Jail, bool> {
@@ -65,7 +61,7 @@ pub(super) fn configured(dump: &str) -> BTreeMap<Jail, bool> {
             (Some("add" | "start"), _, _) => {
                 jails.entry(jail).or_insert(false);
             }
-            (Some("set" | "multi-set"), Some("action"), Some(text)) if shares(text) => {
+            (Some("set" | "multi-set"), Some("action"), Some(text)) if is_called_by(text) => {
                 jails.insert(jail, true);
             }
             _ => {}
@@ -124,8 +120,9 @@ fn of_jails(server: &Server, configured: &BTreeMap<Jail, bool>, sharing: &Sharin
     }
     let (part, none): (Vec<_>, Vec<_>) =
         server.jails.iter().partition(|jail| sharing.has(&jail.name));
-    let (told, silent): (Vec<_>, Vec<_>) =
-        part.into_iter().partition(|jail| jail.actions.iter().any(|action| shares(&action.ban)));
+    let (told, silent): (Vec<_>, Vec<_>) = part
+        .into_iter()
+        .partition(|jail| jail.actions.iter().any(|action| is_called_by(&action.ban)));
     if !told.is_empty() {
         let verb = if told.len() == 1 { "shares its" } else { "share their" };
         found.push(Finding::well("jail_shares", format!("{} {verb} bans", names(&told))));

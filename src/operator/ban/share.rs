@@ -1,0 +1,73 @@
+//! A jail whose actions do not share its bans: what the operator bans in it is told all the same, as notify would.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use crate::abuseipdb::service::now;
+use crate::error::Error;
+use crate::fail2ban::database::Database;
+use crate::fail2ban::table::Table;
+use crate::fail2ban::{self, Client};
+use crate::notify::{self, Call};
+use crate::paths::Paths;
+use crate::wire::{Address, Jail};
+
+/// fail2ban writes a ban down within a moment; what it has not written by then it never will.
+const WRITTEN: Duration = Duration::from_secs(5);
+
+/// Whether an action of the jail calls notify.
+///
+/// # Errors
+/// Any of [`fail2ban::Error`].
+pub(super) async fn is_done(fail2ban: &mut Client, jail: &Jail) -> Result<bool, fail2ban::Error> {
+    for action in fail2ban.actions(jail).await? {
+        match fail2ban.property(jail, &action, "actionban").await {
+            Ok(text) if notify::is_called_by(&text) => return Ok(true),
+            Ok(_) | Err(fail2ban::Error::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
+/// Tells of bans that were just made: for so long, after so many failures.
+///
+/// # Errors
+/// [`Error::Usage`], which is none of the operator's, or any of [`fail2ban::Error`].
+pub(super) async fn tell(
+    fail2ban: &mut Client,
+    jail: &Jail,
+    new: &BTreeSet<Address>,
+    held: &Table<Option<i64>>,
+    failures: usize,
+    paths: &Paths,
+) -> Result<(), Error> {
+    let mut database = Database::new(fail2ban.database().await?);
+    let until = Instant::now() + WRITTEN;
+    for address in new {
+        // Its start is to be the one that fail2ban goes on showing.
+        let time = loop {
+            let rows = database.rows(jail, &[*address]).unwrap_or_default();
+            match rows.get(*address) {
+                Some(row) => break row.timeofban,
+                None if !database.is_kept() || Instant::now() > until => break now(),
+                None => sleep(Duration::from_millis(50)).await,
+            }
+        };
+        let bantime = held.get(*address).copied().flatten().unwrap_or(0);
+        let text = |number: i64| number.to_string();
+        let call = Call {
+            jail: jail.as_str(),
+            address: &address.to_string(),
+            bantime: &text(bantime),
+            action: "ban",
+            restored: "0",
+            failures: &failures.to_string(),
+            time: &text(time),
+        };
+        notify::run(&call, paths)?;
+    }
+    Ok(())
+}
