@@ -371,7 +371,7 @@ fn absent(
     let starting = known.fleet.is_starting(server, now());
     let written = if starting { known.database.jails()? } else { BTreeSet::new() };
     let written = known.guard.sharing.of(&written);
-    for jail in known.fleet.missing(jails, &written) {
+    for jail in known.fleet.missing(jails, &written, server, now()) {
         let rows = known.database.all(&jail)?;
         known.fleet.absent(&jail, &rows, now());
     }

@@ -5,6 +5,7 @@
 //!
 //! - `claims`: what each other host said last of an address; `words`: how many of them there may be.
 //! - [`own`]: what this host itself detected and holds.
+//! - `absent`: what counts while fail2ban is away or has not made its jails.
 //! - [`marks`]: what was imported for others, and whether it still is what is held.
 //! - [`lifts`]: what this host's operator freed stays free.
 //! - `unbans`: what was freed for the whole fleet stays free everywhere.
@@ -18,6 +19,7 @@
 //! [`Fleet`] keeps them: `hear` takes the others' words, `seen` what fail2ban shows, `work` says what to
 //! do next.
 
+mod absent;
 mod asked;
 pub mod branches;
 pub mod claims;

@@ -5,13 +5,12 @@ use std::collections::BTreeSet;
 
 use super::claims::Said;
 use super::lifts::Lift;
-use super::look::{Local, Look, Own, Pulse, Server};
+use super::look::{Look, Own, Pulse};
 use super::marks::{Claim, Claims, Mark, Seen, Verdict, WRITTEN};
 use super::reconcile::{self, Step};
 use super::work::Order;
 use super::{Change, Fleet, Key, lease, own, secs};
 use crate::fail2ban::database::Row;
-use crate::fail2ban::table::Table;
 use crate::ignored::Because;
 use crate::wire::{Address, Ban, Jail};
 
@@ -52,17 +51,6 @@ impl Fleet {
         self.glanced.clear();
         self.pulse = Some(pulse);
         self.pardoning |= self.postponed;
-        // What it was to start by now is no jail of its any more.
-        if !self.is_starting(pulse.server, now) {
-            for jail in self
-                .owned()
-                .filter(|(jail, local)| !names.contains(jail) && local.shown.is_none())
-                .map(|(jail, _)| jail.clone())
-                .collect::<Vec<_>>()
-            {
-                self.absent(&jail, &Table::default(), now);
-            }
-        }
         for jail in &names {
             let known = self.jails.get(jail);
             if known.is_none_or(|local| local.is_worth_a_look(pulse, now)) {
@@ -71,97 +59,6 @@ impl Fleet {
         }
         self.names = Some(names);
         self.finish_round();
-    }
-
-    /// Jails that fail2ban does not have now, or fail2ban is away: **rows whose end is to come count as
-    /// held**.
-    pub fn absent(&mut self, jail: &Jail, rows: &Table<Row>, now: i64) {
-        let local = self.jails.entry(jail.clone()).or_default();
-        let scope: BTreeSet<Address> = rows
-            .addresses()
-            .chain(local.own.keys().copied())
-            .chain(local.told.keys().copied())
-            .collect();
-        let (mut touched, mut written) = (Vec::new(), Vec::new());
-        for address in scope {
-            let told = local.told.get(&address).map(|told| told.ban);
-            let row = rows.get(address).copied();
-            if told.is_some_and(|told| row.is_some_and(|row| row.timeofban >= told.start)) {
-                written.push(address);
-            }
-            let facts =
-                own::Facts { row, told, away: true, now: secs(now), ..own::Facts::default() };
-            let ban = own::ban(facts);
-            let last = local.own.get(&address).copied();
-            if ban != last.map(|own| own.ban) {
-                touched.push(address);
-            }
-            match ban {
-                Some(ban) => {
-                    let (run, rowed) = (local.run, row.is_some());
-                    local.own.insert(address, Own { ban, run, rowed });
-                }
-                None => drop(local.own.remove(&address)),
-            }
-        }
-        // The rows of imports are seen now, too, however short fail2ban will be there.
-        let mut changed = Vec::new();
-        for (address, row) in rows.iter() {
-            let mark = local.cases.get_mut(&address).and_then(|case| case.mark.as_mut());
-            if let Some(mark) = mark.filter(|mark| !mark.rowed && mark.is_of(*row)) {
-                mark.rowed = true;
-                changed.push(Change::Mark((jail.clone(), address), Some(Mark::clone(mark))));
-            }
-        }
-        for change in changed {
-            self.change(change);
-        }
-        for address in written {
-            self.forget_detection(&(jail.clone(), address));
-        }
-        for address in touched {
-            self.snapshots.touch(address, now);
-        }
-    }
-
-    /// Jails other than these have no rows at all.
-    pub fn absent_but<'a>(&mut self, these: impl Iterator<Item = &'a Jail>, now: i64) {
-        let these: BTreeSet<&Jail> = these.collect();
-        let others = self.jails.keys().filter(|jail| !these.contains(jail)).cloned();
-        for jail in others.collect::<Vec<_>>() {
-            self.absent(&jail, &Table::default(), now);
-        }
-    }
-
-    /// **For a minute after its start fail2ban may still have to make its jails**, in milliseconds.
-    #[must_use]
-    pub fn is_starting(&self, server: Server, now: i64) -> bool {
-        secs(now) < server.started.saturating_add(self.pace.grace)
-    }
-
-    /// Jails that fail2ban does not have among these, and that count all the same: this host has bans of
-    /// its own in them, or they are `written` in the database of one that starts.
-    #[must_use]
-    pub fn missing(&mut self, these: &BTreeSet<Jail>, written: &BTreeSet<Jail>) -> BTreeSet<Jail> {
-        self.awaited = written.difference(these).cloned().collect();
-        let owned = self.owned().map(|(jail, _)| jail);
-        owned.filter(|jail| !these.contains(*jail)).chain(&self.awaited).cloned().collect()
-    }
-
-    fn owned(&self) -> impl Iterator<Item = (&Jail, &Local)> {
-        self.jails.iter().filter(|(_, local)| !local.own.is_empty() || !local.told.is_empty())
-    }
-
-    /// fail2ban is away. Where it is known which database is its own, what that has of every jail was told
-    /// to [`absent`](Self::absent), and is told to the fleet.
-    pub fn away(&mut self, database: bool) {
-        self.orders.clear();
-        self.doing = None;
-        self.pulse = None;
-        self.looks.clear();
-        if database {
-            self.as_of = self.round;
-        }
     }
 
     /// A jail was looked at: whole, or at some addresses.

@@ -262,7 +262,7 @@ impl Host {
         let jails = other.into_iter().collect();
         let written = self.fail2ban.rows.keys().map(|_| jail()).take(1).collect();
         assert!(fleet.is_starting(pulse.server, now));
-        for jail in fleet.missing(&jails, &written) {
+        for jail in fleet.missing(&jails, &written, pulse.server, now) {
             let rows = self.fail2ban.rows.iter().map(|(address, row)| (*address, *row)).collect();
             fleet.absent(&jail, &rows, now);
         }

@@ -1,0 +1,180 @@
+//! What counts of a fail2ban that is away, or that has not made a jail: its database's **rows whose end is to
+//! come count as held**, so that nobody is freed by a stop, a start, or a jail that comes late.
+
+use std::collections::BTreeSet;
+
+use super::look::{Local, Own, Server};
+use super::marks::Mark;
+use super::{Change, Fleet, own, secs};
+use crate::fail2ban::database::Row;
+use crate::fail2ban::table::Table;
+use crate::wire::{Address, Jail};
+
+impl Fleet {
+    /// **For a minute after its start fail2ban may still have to make its jails.** `now` is in milliseconds.
+    #[must_use]
+    pub fn is_starting(&self, server: Server, now: i64) -> bool {
+        secs(now) < server.started.saturating_add(self.pace.grace)
+    }
+
+    /// Jails that are not among these, which fail2ban has, and whose rows count all the same: it had them
+    /// and this host bans in them; or it is starting, and they are `written` in its database. What it has
+    /// not made by then is no jail of its any more.
+    pub fn missing(
+        &mut self,
+        these: &BTreeSet<Jail>,
+        written: &BTreeSet<Jail>,
+        server: Server,
+        now: i64,
+    ) -> BTreeSet<Jail> {
+        let starting = self.is_starting(server, now);
+        self.awaited.clear();
+        if starting {
+            self.awaited.extend(written.difference(these).cloned());
+        }
+        let bans = |local: &Local| !local.own.is_empty() || !local.told.is_empty();
+        let owned = self.jails.iter().filter(|(jail, local)| !these.contains(*jail) && bans(local));
+        let (kept, gone): (Vec<_>, Vec<_>) =
+            owned.partition(|(_, local)| starting || local.shown.is_some());
+        let names = |jails: Vec<(&Jail, &Local)>| -> BTreeSet<Jail> {
+            jails.into_iter().map(|(jail, _)| jail.clone()).collect()
+        };
+        let (mut kept, gone) = (names(kept), names(gone));
+        for jail in &gone {
+            self.absent(jail, &Table::default(), now);
+        }
+        kept.extend(self.awaited.iter().cloned());
+        kept
+    }
+
+    /// A jail that fail2ban does not have now, or fail2ban is away, and the rows of it.
+    pub fn absent(&mut self, jail: &Jail, rows: &Table<Row>, now: i64) {
+        let local = self.jails.entry(jail.clone()).or_default();
+        let scope: BTreeSet<Address> = rows
+            .addresses()
+            .chain(local.own.keys().copied())
+            .chain(local.told.keys().copied())
+            .collect();
+        let (mut touched, mut written) = (Vec::new(), Vec::new());
+        for address in scope {
+            let told = local.told.get(&address).map(|told| told.ban);
+            let row = rows.get(address).copied();
+            if told.is_some_and(|told| row.is_some_and(|row| row.timeofban >= told.start)) {
+                written.push(address);
+            }
+            let facts =
+                own::Facts { row, told, away: true, now: secs(now), ..own::Facts::default() };
+            let ban = own::ban(facts);
+            let last = local.own.get(&address).copied();
+            if ban != last.map(|own| own.ban) {
+                touched.push(address);
+            }
+            match ban {
+                Some(ban) => {
+                    let (run, rowed) = (local.run, row.is_some());
+                    local.own.insert(address, Own { ban, run, rowed });
+                }
+                None => drop(local.own.remove(&address)),
+            }
+        }
+        // The rows of imports are seen now, too, however short fail2ban will be there.
+        let mut changed = Vec::new();
+        for (address, row) in rows.iter() {
+            let mark = local.cases.get_mut(&address).and_then(|case| case.mark.as_mut());
+            if let Some(mark) = mark.filter(|mark| !mark.rowed && mark.is_of(*row)) {
+                mark.rowed = true;
+                changed.push(Change::Mark((jail.clone(), address), Some(Mark::clone(mark))));
+            }
+        }
+        for change in changed {
+            self.change(change);
+        }
+        for address in written {
+            self.forget_detection(&(jail.clone(), address));
+        }
+        for address in touched {
+            self.snapshots.touch(address, now);
+        }
+    }
+
+    /// Jails other than these have no rows at all.
+    pub fn absent_but<'a>(&mut self, these: impl Iterator<Item = &'a Jail>, now: i64) {
+        let these: BTreeSet<&Jail> = these.collect();
+        let others = self.jails.keys().filter(|jail| !these.contains(jail)).cloned();
+        for jail in others.collect::<Vec<_>>() {
+            self.absent(&jail, &Table::default(), now);
+        }
+    }
+
+    /// fail2ban is away. Where it is known which database is its own, what that has of every jail was told
+    /// to [`absent`](Self::absent), and is told to the fleet.
+    pub fn away(&mut self, database: bool) {
+        self.orders.clear();
+        self.doing = None;
+        self.pulse = None;
+        self.looks.clear();
+        if database {
+            self.as_of = self.round;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::look::{Look, Pulse};
+    use crate::fleet::{Pace, Remembered};
+    use crate::wire::Host;
+
+    const NOW: i64 = 1_000_000_000;
+
+    fn jails(names: &[&str]) -> BTreeSet<Jail> {
+        names.iter().map(|name| Jail::new(name).unwrap()).collect()
+    }
+
+    fn rows() -> Table<Row> {
+        let address = Address::new("192.0.2.1").unwrap();
+        std::iter::once((address, Row { timeofban: NOW / 1000, bantime: -1, failures: 3 }))
+            .collect()
+    }
+
+    #[test]
+    fn a_jail_counts_before_it_is_made_and_after_it_was_there() {
+        let [sshd, web] = ["sshd", "web"].map(|name| Jail::new(name).unwrap());
+        // It was looked at before; fail2ban started so many seconds ago -> it counts, and bans.
+        let table = [(false, 0, true), (false, 59, true), (false, 60, false), (true, 60, true)];
+        for (shown, age, counts) in table {
+            let host = Host::new("web1").unwrap();
+            let mut fleet = Fleet::new(host, Pace::default(), Remembered::default());
+            let server = Server { pid: 7, started: NOW / 1000 - age };
+            let pulse = Pulse { server, data_version: Some(1) };
+            if shown {
+                fleet.pulse(pulse, jails(&["sshd", "web"]), NOW);
+                let held = rows().iter().map(|(address, _)| (address, Some(-1))).collect();
+                let look = Look { held, rows: rows(), database: true, ..Look::default() };
+                fleet.seen(&sshd, None, look, NOW);
+            } else {
+                fleet.absent(&sshd, &rows(), NOW);
+            }
+            let starts = fleet.is_starting(server, NOW);
+            let written = if starts { jails(&["sshd", "web"]) } else { jails(&[]) };
+            let missing = fleet.missing(&jails(&["web"]), &written, server, NOW);
+            let expected = if counts { jails(&["sshd"]) } else { jails(&[]) };
+            assert_eq!(missing, expected, "{shown} {age}");
+            assert_eq!(fleet.jails[&sshd].own.len(), usize::from(counts), "{shown} {age}");
+            assert!(!missing.contains(&web));
+        }
+    }
+
+    #[test]
+    fn nothing_is_told_before_it_is_known_which_database_is_its_own() {
+        let mut fleet =
+            Fleet::new(Host::new("web1").unwrap(), Pace::default(), Remembered::default());
+        fleet.connected(NOW);
+        for known in [false, true] {
+            fleet.begin(NOW + 1_000);
+            fleet.away(known);
+            assert_eq!(fleet.publications(NOW + 10_000).is_empty(), !known);
+        }
+    }
+}
