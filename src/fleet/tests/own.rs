@@ -1,0 +1,74 @@
+//! What this host detected, and its operator banned, before fail2ban's database has it.
+
+use super::*;
+
+/// The addresses that its snapshot lists.
+fn listed(it: &mut Bench) -> Vec<Address> {
+    it.fleet.connected(it.now);
+    it.works();
+    let published = it.fleet.publications(it.now);
+    published[0].part.as_ref().unwrap().bans.iter().map(|ban| ban.address).collect()
+}
+
+#[test]
+fn a_detection_that_only_its_event_tells_of_is_learned_from_it() {
+    // The spool cannot be written: notify's child publishes, and the event comes back.
+    let mut it = Bench::new();
+    it.held.insert(address(IP), Some(600));
+    let reason = Some(crate::wire::Reason::Detected);
+    it.fleet.hear_own(&Event { reason, ..event(Action::Ban, "me", NOW) }, NOW);
+    it.works();
+    it.fleet.connected(it.now);
+    it.works();
+    let published = it.fleet.publications(it.now);
+    let bans = &published[0].part.as_ref().unwrap().bans;
+    assert_eq!((bans.len(), bans[0].start), (1, NOW / 1000));
+}
+
+#[test]
+fn a_detection_that_has_no_row_is_remembered_until_it_has_one() {
+    let mut it = Bench::new();
+    it.held.insert(address(IP), Some(600));
+    it.detects();
+    let start = it.now / 1000;
+    for _ in 0..4 {
+        it.works();
+    }
+    assert_eq!(it.disk.detected.len(), 1, "the row should have been there by now");
+    it.restarts();
+    assert_eq!(listed(&mut it), [address(IP)]);
+    it.rows.insert(address(IP), Row { timeofban: start, bantime: 600, failures: 3 });
+    it.works();
+    it.works();
+    assert_eq!(it.disk.detected.len(), 0);
+    assert_eq!(listed(&mut it), [address(IP)]);
+}
+
+#[test]
+fn what_an_operator_banned_a_moment_before_the_import_stays_his() {
+    for raced in [false, true] {
+        let mut it = Bench::new();
+        it.raced = raced;
+        it.hears(&event(Action::Ban, "web1", 10));
+        assert_eq!(it.works(), ["ban"]);
+        it.hears(&event(Action::Unban, "web1", 20));
+        assert_eq!(it.works().is_empty(), raced, "banip said that it was not new: {raced}");
+    }
+}
+
+#[test]
+fn a_detection_makes_an_import_this_host_s_own() {
+    for detected in [false, true] {
+        let mut it = Bench::new();
+        it.hears(&event(Action::Ban, "web1", 10));
+        assert_eq!(it.works(), ["ban"]);
+        it.works();
+        // fail2ban lost the import and detected the address itself; the row is still the import's.
+        it.now += 300_000;
+        if detected {
+            it.detects();
+        }
+        it.hears(&event(Action::Unban, "web1", 20));
+        assert_eq!(it.works().is_empty(), detected, "{detected}");
+    }
+}
