@@ -129,7 +129,7 @@ def serve(port):
     text = b'{"action":"ban","ipmset":"sshd","ip":"198.18.66.6","bantime":600,"host":"x","restored":0,"failures":3}'
     whole = publish("blacklist/ban", text)
     tricks = [
-        packet(0x30, string("blacklist/ban") + text, len(ban)),  # shorter than it is: the rest is read as packets
+        packet(0x30, string("blacklist/ban") + text, len(text)),  # shorter than it is: the rest is read as packets
         packet(0x30, string("blacklist/ban") + text, 100_000),  # longer than what ever comes
         packet(0x30, struct.pack(">H", 65535) + b"blacklist/ban" + text),  # the topic is longer than all of it
         packet(0x30, b"\x00"),
