@@ -182,7 +182,7 @@ impl Ban {
             self.made.push(Made { address: *address, already, seconds });
         }
         if !shared {
-            share::tell(fail2ban, jail, &new, &held, failures.len(), paths).await?;
+            share::tell(fail2ban, jail, &new, &held, (since, failures.len()), paths).await?;
         }
         Ok(())
     }

@@ -17,6 +17,9 @@ use crate::wire::{Address, Jail};
 /// fail2ban writes a ban down within a moment; what it has not written by then it never will.
 const WRITTEN: Duration = Duration::from_secs(5);
 
+/// Times are rounded, each its own way; in seconds.
+const SLACK: i64 = 2;
+
 /// Whether an action of the jail calls notify.
 ///
 /// # Errors
@@ -32,7 +35,7 @@ pub(super) async fn is_done(fail2ban: &mut Client, jail: &Jail) -> Result<bool, 
     Ok(false)
 }
 
-/// Tells of bans that were just made: for so long, after so many failures.
+/// Tells of bans that were just made, since then in seconds since 1970: for so long, after so many failures.
 ///
 /// # Errors
 /// [`Error::Usage`], which is none of the operator's, or any of [`fail2ban::Error`].
@@ -41,7 +44,7 @@ pub(super) async fn tell(
     jail: &Jail,
     new: &BTreeSet<Address>,
     held: &Table<Option<i64>>,
-    failures: usize,
+    (since, failures): (i64, usize),
     paths: &Paths,
 ) -> Result<(), Error> {
     let mut database = Database::new(fail2ban.database().await?);
@@ -50,7 +53,8 @@ pub(super) async fn tell(
         // Its start is to be the one that fail2ban goes on showing.
         let time = loop {
             let rows = database.rows(jail, &[*address]).unwrap_or_default();
-            match rows.get(*address) {
+            // An older ban's row stays until the new one's takes its place.
+            match rows.get(*address).filter(|row| row.timeofban >= since - SLACK) {
                 Some(row) => break row.timeofban,
                 None if !database.is_kept() || Instant::now() > until => break now(),
                 None => sleep(Duration::from_millis(50)).await,
