@@ -231,31 +231,27 @@ impl Host {
             .retain(|told| fleet.is_unwritten(&told.clone().event(&self.me, 0, Reason::Detected)));
     }
 
-    fn pulse(&mut self) {
+    /// A round begins.
+    fn begin(&mut self) -> (i64, Pulse) {
         let now = self.millis();
         if let Some(fleet) = &mut self.fleet {
             fleet.begin(now);
         }
         self.scan();
-        let pulse = self.seen_pulse();
+        let server = Server { pid: self.fail2ban.pid, started: self.fail2ban.started };
+        (now, Pulse { server, data_version: Some(self.fail2ban.version) })
+    }
+
+    fn pulse(&mut self) {
+        let (now, pulse) = self.begin();
         let Some(fleet) = &mut self.fleet else { return };
         self.told = true;
         fleet.pulse(pulse, BTreeSet::from([jail()]), now);
     }
 
-    fn seen_pulse(&self) -> Pulse {
-        let server = Server { pid: self.fail2ban.pid, started: self.fail2ban.started };
-        Pulse { server, data_version: Some(self.fail2ban.version) }
-    }
-
     /// fail2ban has none of its jails yet, or another only.
     fn coming(&mut self) {
-        let now = self.millis();
-        if let Some(fleet) = &mut self.fleet {
-            fleet.begin(now);
-        }
-        self.scan();
-        let pulse = self.seen_pulse();
+        let (now, pulse) = self.begin();
         let other = (pulse.server.pid % 2 == 0).then(|| Jail::new("web").unwrap());
         self.told |= other.is_some();
         let Some(fleet) = self.fleet.as_mut().filter(|_| self.told) else { return };
