@@ -22,8 +22,11 @@ use crate::spool::{Item as _, Spool};
 /// After something failed on this host, such as a full disk.
 const AGAIN: Duration = Duration::from_secs(30);
 
-/// How often a worker that waits looks around.
+/// How often a child looks for a daemon that came, and a daemon for a child that went.
 const LOOK: Duration = Duration::from_secs(2);
+
+/// How often the daemon's worker looks around while it waits: the admin may have written a key.
+const LOOK_AROUND: Duration = Duration::from_secs(30);
 
 /// A child stays for what is due within so many seconds: the second report of an address is due 15
 /// minutes after the first. What is due later waits for the next call, or the daemon.
@@ -55,7 +58,7 @@ pub async fn forever(paths: Paths) {
     loop {
         match Lock::take(&paths.report_lock(), Role::Child, Duration::ZERO) {
             Ok(Some(_lock)) => {
-                let Err(error) = work(&paths, journal_warn, |_| true).await else { continue };
+                let Err(error) = work(&paths, LOOK_AROUND, journal_warn, |_| true).await else { continue };
                 journal::warn(format_args!("the AbuseIPDB reporter waits: {error}"));
                 sleep(AGAIN).await;
             }
@@ -83,7 +86,7 @@ async fn until_idle(paths: &Paths) -> Result<(), Error> {
                     Wake::Called => false,
                 }
         };
-        work(paths, syslog, stays).await?;
+        work(paths, LOOK, syslog, stays).await?;
         drop(lock);
         // Whoever came while the lock was still held has left its report to us.
         let left = Spool::<Report>::new(paths.reports()).list().unwrap_or_default();
@@ -113,8 +116,13 @@ async fn from_memory(paths: &Paths, report: Report) -> Result<(), Error> {
     }
 }
 
-/// Works for as long as it `stays`.
-async fn work(paths: &Paths, warn: fn(&str), stays: impl Fn(Wake) -> bool) -> Result<(), Error> {
+/// Works for as long as it `stays`, and looks around at least this often.
+async fn work(
+    paths: &Paths,
+    look: Duration,
+    warn: fn(&str),
+    stays: impl Fn(Wake) -> bool,
+) -> Result<(), Error> {
     let inbox = Spool::new(paths.reports());
     let mut came = inbox.watch()?;
     let mut worker = worker(paths, inbox, Queue::open(&paths.report_queue())?, warn)?;
@@ -129,8 +137,7 @@ async fn work(paths: &Paths, warn: fn(&str), stays: impl Fn(Wake) -> bool) -> Re
             Wake::Called => Duration::MAX,
         };
         worker.rest();
-        // It is looked around now and then: the admin may have written a key, a daemon have come.
-        let _ = timeout(pause.min(15 * LOOK), came.next()).await;
+        let _ = timeout(pause.min(look), came.next()).await;
     }
 }
 
