@@ -321,7 +321,7 @@ impl<'a> Applier<'a> {
             Some(addresses) => known.database.rows(jail, addresses)?,
             None => known.database.all(jail)?,
         };
-        look.database = known.database.is_kept();
+        look.database = known.database.made();
         // What notify told meanwhile is not an import's any more.
         known.scan();
         known.fleet.seen(jail, of, look, now());

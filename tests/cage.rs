@@ -150,7 +150,11 @@ fn its_files_are_for_root_alone_and_links_are_not_followed() {
     a.sh("rm /var/lib/f2bmqtt/fleet.sqlite3");
     let refused = "cannot open /var/lib/f2bmqtt/reports.sqlite3: Too many levels of symbolic links";
     let said = becomes(SOON, || a.sh("journalctl -u f2bmqttsub -o cat").contains(refused));
-    assert!(said, "{}", a.sh("journalctl -o short-precise; ls -la /var/lib/f2bmqtt /run/f2bmqtt; ps ax"));
+    assert!(
+        said,
+        "{}",
+        a.sh("journalctl -o short-precise; ls -la /var/lib/f2bmqtt /run/f2bmqtt; ps ax")
+    );
     assert_eq!(a.sh("stat -c %s /srv/target"), "0");
 }
 

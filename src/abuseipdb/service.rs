@@ -58,7 +58,9 @@ pub async fn forever(paths: Paths) {
     loop {
         match Lock::take(&paths.report_lock(), Role::Child, Duration::ZERO) {
             Ok(Some(_lock)) => {
-                let Err(error) = work(&paths, LOOK_AROUND, journal_warn, |_| true).await else { continue };
+                let Err(error) = work(&paths, LOOK_AROUND, journal_warn, |_| true).await else {
+                    continue;
+                };
                 journal::warn(format_args!("the AbuseIPDB reporter waits: {error}"));
                 sleep(AGAIN).await;
             }

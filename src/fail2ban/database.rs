@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
@@ -80,6 +80,17 @@ impl Database {
     #[must_use]
     pub fn is_kept(&self) -> bool {
         self.path.as_deref().is_some_and(Path::exists)
+    }
+
+    /// When its file was made, in seconds since 1970: rows that are older were in another, or came with
+    /// it. `None` where it keeps none; before all times where the file system does not tell.
+    #[must_use]
+    pub fn made(&self) -> Option<i64> {
+        let meta = std::fs::metadata(self.path.as_deref()?).ok()?;
+        let age = |at: SystemTime| {
+            at.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs().cast_signed())
+        };
+        Some(meta.created().map_or(i64::MIN, age))
     }
 
     /// A number that changes when fail2ban writes to it; `None` where it keeps none.

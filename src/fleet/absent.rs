@@ -151,7 +151,7 @@ mod tests {
             if shown {
                 fleet.pulse(pulse, jails(&["sshd", "web"]), NOW);
                 let held = rows().iter().map(|(address, _)| (address, Some(-1))).collect();
-                let look = Look { held, rows: rows(), database: true, ..Look::default() };
+                let look = Look { held, rows: rows(), database: Some(0), ..Look::default() };
                 fleet.seen(&sshd, None, look, NOW);
             } else {
                 fleet.absent(&sshd, &rows(), NOW);

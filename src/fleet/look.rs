@@ -29,8 +29,8 @@ pub struct Look {
     pub held: Table<Option<i64>>,
     /// Rows of fail2ban's database.
     pub rows: Table<Row>,
-    /// It keeps a database.
-    pub database: bool,
+    /// When its database was made, in seconds since 1970; `None`: it keeps none.
+    pub database: Option<i64>,
     /// How many bans the jail made since it started, where that was asked.
     pub total: Option<i64>,
     /// How long the jail bans, in seconds; below 0 for ever.
@@ -220,7 +220,7 @@ mod tests {
     }
 
     fn look(total: i64) -> Look {
-        Look { total: Some(total), bantime: 600, database: true, ..Look::default() }
+        Look { total: Some(total), bantime: 600, database: Some(0), ..Look::default() }
     }
 
     #[test]

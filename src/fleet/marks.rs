@@ -52,8 +52,8 @@ pub struct Seen {
     pub held: bool,
     /// Its row.
     pub row: Option<Row>,
-    /// It keeps a database.
-    pub database: bool,
+    /// When its database was made, in seconds since 1970; `None`: it keeps none.
+    pub database: Option<i64>,
     /// Which run of the jail this is.
     pub run: u32,
     /// When the ban was to end by itself, in seconds since 1970, by what was seen before.
@@ -121,13 +121,15 @@ impl Mark {
 
     /// **The operator of this host wins.** A done import that is not held was lifted by hand if its row is
     /// gone, and either this fail2ban has run on since with the lease unfinished, or the row was too young
-    /// to be purged. A row that was never seen cannot be gone.
+    /// to be purged. A row that was never seen cannot be gone, nor can one that was in another database:
+    /// fail2ban makes a new one where it lost or could not repair it.
     fn is_lifted(&self, seen: Seen) -> bool {
         let gone = seen.row.is_none();
         let ran_on = self.run == Some(seen.run) && seen.now < seen.end;
         let old = seen.now.saturating_sub(seen.purge_age);
         let young = self.bantime < 0 || self.asked.saturating_add(3 * self.bantime) > old;
-        self.done && gone && (ran_on || seen.database && self.rowed && young)
+        let had = self.rowed && seen.database.is_some_and(|made| made <= self.asked);
+        self.done && gone && (ran_on || had && young)
     }
 }
 
@@ -146,7 +148,15 @@ mod tests {
     }
 
     fn seen(held: bool, row: Option<Row>) -> Seen {
-        Seen { held, row, database: true, run: 7, end: 1600, purge_age: 86_400, now: 1100 }
+        Seen {
+            held,
+            row,
+            database: Some(i64::MIN),
+            run: 7,
+            end: 1600,
+            purge_age: 86_400,
+            now: 1100,
+        }
     }
 
     #[test]
@@ -190,8 +200,10 @@ mod tests {
             (old.clone(), restarted, Ended), // purged
             (old.clone(), gone, Lifted),
             (Mark { bantime: -1, ..old.clone() }, restarted, Lifted), // these are never purged
-            (mark(), Seen { database: false, ..gone }, Lifted),
-            (mark(), Seen { database: false, ..restarted }, Ended),
+            (mark(), Seen { database: None, ..gone }, Lifted),
+            (mark(), Seen { database: None, ..restarted }, Ended),
+            (mark(), Seen { database: Some(1000), ..restarted }, Lifted),
+            (mark(), Seen { database: Some(1001), ..restarted }, Ended), // a new one
             (Mark { done: false, ..mark() }, gone, Ended),
         ];
         for (mark, seen, expected) in table {

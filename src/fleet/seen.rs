@@ -199,12 +199,13 @@ impl Fleet {
         for claim in lifted {
             self.lift(key, &claim);
         }
-        // This fail2ban has run on, and ended an own ban; or it had a row, which no restart takes.
+        // This fail2ban has run on, and ended an own ban; or its database had a row, which no restart takes.
+        let rowed = |own: Own| own.rowed && look.database.is_some_and(|made| made <= own.ban.start);
         let ended =
-            last.filter(|own| (own.run == run || own.rowed) && held.is_none() && ban.is_none());
+            last.filter(|own| (own.run == run || rowed(*own)) && held.is_none() && ban.is_none());
         let lifted =
-            ended.is_some_and(|own| own::is_lifted(own.ban, own.rowed, row, now, look.purge_age));
-        if lifted && look.database && !unseen && !was_marked {
+            ended.is_some_and(|own| own::is_lifted(own.ban, rowed(own), row, now, look.purge_age));
+        if lifted && look.database.is_some() && !unseen && !was_marked {
             for claim in self.rests_on(key, now) {
                 self.lift(key, &claim);
             }

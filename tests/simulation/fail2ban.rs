@@ -52,6 +52,9 @@ pub(crate) struct Fail2ban {
     pub(crate) version: i64,
     pub(crate) tickets: BTreeMap<Address, Ticket>,
     pub(crate) rows: BTreeMap<Address, Row>,
+    /// When its database was made; it is lost before the next start.
+    pub(crate) made: i64,
+    pub(crate) lost: bool,
     counts: BTreeMap<Address, i64>,
     /// What the observer is to write, and when.
     pub(crate) pending: Vec<(i64, Address, i64)>,
@@ -79,6 +82,8 @@ impl Fail2ban {
             version: 0,
             tickets: BTreeMap::new(),
             rows: BTreeMap::new(),
+            made: now - 1000,
+            lost: false,
             counts: BTreeMap::new(),
             pending: Vec::new(),
             restore: Vec::new(),
@@ -174,6 +179,12 @@ impl Fail2ban {
         self.coming = true;
         self.pid += 1;
         self.started = self.clock();
+        if std::mem::take(&mut self.lost) {
+            self.rows.clear();
+            self.counts.clear();
+            self.version += 1;
+            self.made = self.clock();
+        }
     }
 
     /// The jail is there.

@@ -332,7 +332,7 @@ impl Host {
         Look {
             held: tickets.map(|(address, ticket)| (*address, length(ticket.bantime))).collect(),
             rows: rows.map(|(address, row)| (*address, *row)).collect(),
-            database: true,
+            database: Some(fail2ban.made),
             total: of.is_none().then_some(fail2ban.total),
             bantime: fail2ban.bantime,
             purge_age: fail2ban.purge,

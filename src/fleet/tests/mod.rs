@@ -68,6 +68,9 @@ struct Bench {
     held: BTreeMap<Address, Option<i64>>,
     rows: BTreeMap<Address, Row>,
     disk: Remembered,
+    server: Server,
+    /// When fail2ban's database was made.
+    made: i64,
     /// Somebody on this host is quicker than each import.
     raced: bool,
     now: i64,
@@ -77,7 +80,8 @@ impl Bench {
     fn new() -> Self {
         let fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
         let (held, rows) = (BTreeMap::new(), BTreeMap::new());
-        Self { fleet, held, rows, disk: Remembered::default(), raced: false, now: NOW }
+        let (disk, server) = (Remembered::default(), Server { pid: 1, started: 0 });
+        Self { fleet, held, rows, disk, server, made: 0, raced: false, now: NOW }
     }
 
     fn hears(&mut self, event: &Event) {
@@ -87,9 +91,9 @@ impl Bench {
     /// A round: what fail2ban is told, a word each.
     fn works(&mut self) -> Vec<&'static str> {
         self.now += 2_000;
-        let server = Server { pid: 1, started: 0 };
+        let pulse = Pulse { server: self.server, data_version: None };
         self.fleet.begin(self.now);
-        self.fleet.pulse(Pulse { server, data_version: None }, BTreeSet::from([jail()]), self.now);
+        self.fleet.pulse(pulse, BTreeSet::from([jail()]), self.now);
         let mut told = Vec::new();
         loop {
             let secs = self.now / 1000;
@@ -105,9 +109,8 @@ impl Bench {
                 Step::Look(jail, of) => {
                     let held = self.held.clone().into_iter().collect();
                     let rows = self.rows.clone().into_iter().collect();
-                    let (total, bantime) = (Some(9), 600);
-                    let look =
-                        Look { held, rows, database: true, total, bantime, ..Look::default() };
+                    let (total, bantime, database) = (Some(9), 600, Some(self.made));
+                    let look = Look { held, rows, database, total, bantime, ..Look::default() };
                     self.fleet.seen(&jail, of.as_deref(), look, self.now);
                     continue;
                 }
@@ -357,8 +360,8 @@ fn one_word_each_of_two_jails_is_looked_at_once_and_done() {
                 Step::Save(_) => fleet.saved(true, now),
                 Step::Look(jail, of) => {
                     glances += usize::from(of.is_some());
-                    let (total, bantime) = (Some(0), 600);
-                    let look = Look { database: true, total, bantime, ..Look::default() };
+                    let (total, bantime, database) = (Some(0), 600, Some(0));
+                    let look = Look { database, total, bantime, ..Look::default() };
                     fleet.seen(&jail, of.as_deref(), look, now);
                 }
                 Step::Import(..) => {

@@ -72,3 +72,25 @@ fn a_detection_makes_an_import_this_host_s_own() {
         assert_eq!(it.works().is_empty(), detected, "{detected}");
     }
 }
+
+#[test]
+fn what_is_not_in_a_new_database_nobody_lifted() {
+    // It was detected here, too; fail2ban has a new database -> what was lost is banned for the other host.
+    for (own, new) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut it = Bench::new();
+        if own {
+            it.held.insert(address(IP), Some(600));
+            let timeofban = it.now / 1000;
+            it.rows.insert(address(IP), Row { timeofban, bantime: 600, failures: 3 });
+        }
+        it.hears(&event(Action::Ban, "web1", 10));
+        assert_eq!(it.works().is_empty(), own);
+        it.works();
+        it.lift();
+        it.server = Server { pid: 2, started: it.now / 1000 };
+        if new {
+            it.made = it.server.started;
+        }
+        assert_eq!(it.works().is_empty(), !new, "{own} {new}");
+    }
+}

@@ -10,12 +10,13 @@ use crate::host::{jail, key};
 impl World {
     /// Something happens.
     pub(super) fn happen(&mut self) {
-        const HAPPENINGS: [(&str, i64); 15] = [
+        const HAPPENINGS: [(&str, i64); 16] = [
             ("detect", 120),
             ("lift", 30),
             ("manual", 10),
             ("fleet", 20),
             ("stop", 20),
+            ("database lost", 5),
             ("unban all", 4),
             ("restart jail", 7),
             ("kill", 25),
@@ -50,9 +51,16 @@ impl World {
             "manual" => self.ban_by_hand(n, address),
             "fleet" => self.fleet_unban(n, address),
             // What a full disk kept out of the database a restart forgets: documented.
-            "stop" if self.was_full(n) => {}
-            "stop" => {
+            "stop" | "database lost" if self.was_full(n) => {}
+            "stop" | "database lost" => {
                 self.hosts[n].fail2ban.stop();
+                if *what == "database lost" {
+                    self.hosts[n].fail2ban.lost = true;
+                    // Whether the daemon saw a lift before its trace was lost, nobody knows.
+                    for address in self.addresses.clone() {
+                        self.doubt(n, address);
+                    }
+                }
                 let away = self.now + self.chance.within(2, 15);
                 self.fail2ban_away.insert(n, away);
             }
