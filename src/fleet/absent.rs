@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::look::{Local, Own, Server};
+use super::look::{Own, Server};
 use super::marks::Mark;
 use super::{Change, Fleet, own, secs};
 use crate::fail2ban::database::Row;
@@ -17,9 +17,9 @@ impl Fleet {
         secs(now) < server.started.saturating_add(self.pace.grace)
     }
 
-    /// Jails that are not among these, which fail2ban has, and whose rows count all the same: it had them
-    /// and this host bans in them; or it is starting, and they are `written` in its database. What it has
-    /// not made by then is no jail of its any more.
+    /// Jails that are not among these, which fail2ban has, and whose rows count all the same: this host bans
+    /// in them, and they were there within a minute; or fail2ban is starting, and they are `written` in its
+    /// database. What is not there by then is no jail of its any more, and nothing is banned in it.
     pub fn missing(
         &mut self,
         these: &BTreeSet<Jail>,
@@ -30,25 +30,49 @@ impl Fleet {
         let starting = self.is_starting(server, now);
         self.awaited.clear();
         if starting {
-            self.awaited.extend(written.difference(these).cloned());
+            let missing = written.difference(these).map(|jail| (jail.clone(), BTreeSet::new()));
+            self.awaited.extend(missing);
         }
-        let bans = |local: &Local| !local.own.is_empty() || !local.told.is_empty();
-        let owned = self.jails.iter().filter(|(jail, local)| !these.contains(*jail) && bans(local));
-        let (kept, gone): (Vec<_>, Vec<_>) =
-            owned.partition(|(_, local)| starting || local.shown.is_some());
-        let names = |jails: Vec<(&Jail, &Local)>| -> BTreeSet<Jail> {
-            jails.into_iter().map(|(jail, _)| jail.clone()).collect()
-        };
-        let (mut kept, gone) = (names(kept), names(gone));
+        let (mut kept, mut gone) = (BTreeSet::new(), Vec::new());
+        for (jail, local) in &mut self.jails {
+            if these.contains(jail) {
+                continue;
+            }
+            if local.shown.is_some() {
+                local.gone.get_or_insert((secs(now), self.unbans.heard()));
+            }
+            let lasts = |(since, _): (i64, _)| secs(now) < since.saturating_add(self.pace.grace);
+            let lately = local.gone.is_some_and(lasts);
+            let bans = !local.own.is_empty() || !local.told.is_empty();
+            if bans && (starting || lately) {
+                kept.insert(jail.clone());
+            } else if bans {
+                gone.push(jail.clone());
+            }
+        }
         for jail in &gone {
-            self.absent(jail, &Table::default(), now);
+            self.no_more(jail, now);
         }
-        kept.extend(self.awaited.iter().cloned());
+        kept.extend(self.awaited.keys().cloned());
         kept
+    }
+
+    /// A jail is gone for good.
+    fn no_more(&mut self, jail: &Jail, now: i64) {
+        let told = self.jails.get(jail).map(|local| local.told.keys().copied().collect());
+        let told: Vec<Address> = told.unwrap_or_default();
+        for address in told {
+            self.forget_detection(&(jail.clone(), address));
+        }
+        self.absent(jail, &Table::default(), now);
     }
 
     /// A jail that fail2ban does not have now, or fail2ban is away, and the rows of it.
     pub fn absent(&mut self, jail: &Jail, rows: &Table<Row>, now: i64) {
+        if let Some(awaited) = self.awaited.get_mut(jail) {
+            let lasts = |(_, row): &(Address, &Row)| !row.is_over(secs(now));
+            *awaited = rows.iter().filter(lasts).map(|(address, _)| address).collect();
+        }
         let local = self.jails.entry(jail.clone()).or_default();
         let scope: BTreeSet<Address> = rows
             .addresses()
@@ -122,9 +146,10 @@ impl Fleet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::look::{Look, Pulse};
+    use crate::fleet::look::{Detection, Look, Pulse};
+    use crate::fleet::work::Step;
     use crate::fleet::{Pace, Remembered};
-    use crate::wire::Host;
+    use crate::wire::{Action, Ban, Event, Host, Reason, UnbanId};
 
     const NOW: i64 = 1_000_000_000;
 
@@ -141,9 +166,17 @@ mod tests {
     #[test]
     fn a_jail_counts_before_it_is_made_and_after_it_was_there() {
         let [sshd, web] = ["sshd", "web"].map(|name| Jail::new(name).unwrap());
-        // It was looked at before; fail2ban started so many seconds ago -> it counts, and bans.
-        let table = [(false, 0, true), (false, 59, true), (false, 60, false), (true, 60, true)];
-        for (shown, age, counts) in table {
+        // It was looked at before; fail2ban started so many seconds ago, and lacks it for so many -> it
+        // counts, and bans.
+        let table = [
+            (false, 0, 0, true),
+            (false, 59, 0, true),
+            (false, 60, 0, false),
+            (true, 60, 0, true),
+            (true, 600, 59, true),
+            (true, 600, 60, false),
+        ];
+        for (shown, age, lacks, counts) in table {
             let host = Host::new("web1").unwrap();
             let mut fleet = Fleet::new(host, Pace::default(), Remembered::default());
             let server = Server { pid: 7, started: NOW / 1000 - age };
@@ -156,13 +189,71 @@ mod tests {
             } else {
                 fleet.absent(&sshd, &rows(), NOW);
             }
+            let address = Address::new("192.0.2.2").unwrap();
+            let ban = Ban { start: NOW / 1000, bantime: -1 };
+            let told = &mut fleet.jails.get_mut(&sshd).unwrap().told;
+            told.insert(address, Detection { ban, turn: 0, kept: true });
             let starts = fleet.is_starting(server, NOW);
             let written = if starts { jails(&["sshd", "web"]) } else { jails(&[]) };
-            let missing = fleet.missing(&jails(&["web"]), &written, server, NOW);
+            let mut missing = fleet.missing(&jails(&["web"]), &written, server, NOW);
+            if lacks > 0 {
+                assert!(missing.contains(&sshd));
+                missing = fleet.missing(&jails(&["web"]), &written, server, NOW + lacks * 1_000);
+            }
             let expected = if counts { jails(&["sshd"]) } else { jails(&[]) };
-            assert_eq!(missing, expected, "{shown} {age}");
-            assert_eq!(fleet.jails[&sshd].own.len(), usize::from(counts), "{shown} {age}");
+            assert_eq!(missing, expected, "{shown} {age} {lacks}");
+            if counts {
+                fleet.absent(&sshd, &rows(), NOW);
+            }
+            let bans = fleet.jails[&sshd].own.len();
+            assert_eq!(bans, if counts { 2 } else { 0 }, "{shown} {age} {lacks}");
             assert!(!missing.contains(&web));
+        }
+    }
+
+    fn unban(address: Address) -> Event {
+        let host = Host::new("web2").unwrap();
+        Event {
+            action: Action::Unban,
+            jail: Jail::new("web").unwrap(),
+            address,
+            bantime: 0,
+            id: Some(UnbanId::made_by(&host, NOW)),
+            host,
+            restored: 0,
+            failures: 0,
+            time: 0,
+            stamp: NOW,
+            reason: Some(Reason::Fleet),
+            every_jail: true,
+            unbans: Vec::new(),
+            asked: false,
+        }
+    }
+
+    #[test]
+    fn a_fleet_unban_waits_for_a_jail_to_come_only_where_that_bans_the_address() {
+        let [sshd, web] = ["sshd", "web"].map(|name| Jail::new(name).unwrap());
+        for (address, waits) in [("192.0.2.1", true), ("192.0.2.2", false)] {
+            let host = Host::new("web1").unwrap();
+            let mut fleet = Fleet::new(host, Pace::default(), Remembered::default());
+            let server = Server { pid: 7, started: NOW / 1000 };
+            let pulse = Pulse { server, data_version: Some(1) };
+            for jail in fleet.missing(&jails(&["web"]), &jails(&["sshd", "web"]), server, NOW) {
+                assert_eq!(jail, sshd);
+                fleet.absent(&jail, &rows(), NOW);
+            }
+            fleet.begin(NOW);
+            fleet.pulse(pulse, jails(&["web"]), NOW);
+            fleet.seen(&web, None, Look { database: Some(0), ..Look::default() }, NOW);
+            let address = Address::new(address).unwrap();
+            fleet.hear(&unban(address), NOW);
+            assert!(matches!(fleet.next(NOW), Step::Save(_)));
+            fleet.saved(true, NOW);
+            assert_eq!(fleet.next(NOW), Step::Obey(web.clone(), address));
+            fleet.done(0, NOW);
+            let _ = fleet.next(NOW);
+            assert_eq!(fleet.unbans.carried(&(sshd.clone(), address)).is_empty(), waits);
         }
     }
 

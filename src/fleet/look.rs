@@ -104,6 +104,9 @@ pub(super) struct Local {
     pub(super) own: BTreeMap<Address, Own>,
     pub(super) told: BTreeMap<Address, Detection>,
     pub(super) shown: Option<Shown>,
+    /// Since when a fail2ban that had it does not, in seconds since 1970, and how many fleet unbans had come
+    /// by then.
+    pub(super) gone: Option<(i64, u64)>,
     /// Counts the times that the jail started.
     pub(super) run: u32,
     /// Until when the jail may still be restoring its bans, and how many it lacked; seconds.
@@ -127,7 +130,8 @@ pub(super) struct Shown {
 impl Local {
     /// Whether nothing is known of it: it was not looked at, and nobody says anything of it.
     pub(super) fn is_empty(&self) -> bool {
-        self.shown.is_none() && self.cases.is_empty() && self.own.is_empty() && self.told.is_empty()
+        let known = self.shown.is_some() || self.gone.is_some();
+        !known && self.cases.is_empty() && self.own.is_empty() && self.told.is_empty()
     }
 
     /// How long the jail bans, once that is known.
@@ -138,6 +142,7 @@ impl Local {
     /// The clock was set back: nothing waits for a time that lies far ahead now.
     pub(super) fn set_back(&mut self, now: i64, pace: &Pace) {
         self.restoring.0 = self.restoring.0.min(now.div_euclid(1000) + pace.grace);
+        self.gone = self.gone.map(|(since, unbans)| (since.min(now.div_euclid(1000)), unbans));
         if let Some(shown) = &mut self.shown {
             (shown.fresh, shown.due) = (i64::MIN, i64::MIN);
         }

@@ -137,8 +137,8 @@ pub struct Fleet {
     unsaid: BTreeMap<Key, Host>,
     /// The jails that fail2ban has, once it has said so.
     names: Option<BTreeSet<Jail>>,
-    /// Jails that it has bans of in its database, and may still have to make.
-    awaited: BTreeSet<Jail>,
+    /// Jails that it has rows of in its database, and may still have to make; and whose rows last.
+    awaited: BTreeMap<Jail, BTreeSet<Address>>,
     origins: BTreeMap<Host, Origin>,
     words: usize,
     lifts: Lifts,
@@ -190,7 +190,7 @@ impl Fleet {
             jails: BTreeMap::new(),
             unsaid: BTreeMap::new(),
             names: None,
-            awaited: BTreeSet::new(),
+            awaited: BTreeMap::new(),
             origins: BTreeMap::new(),
             words: 0,
             lifts: Lifts::default(),

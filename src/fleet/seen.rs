@@ -52,8 +52,16 @@ impl Fleet {
         self.pulse = Some(pulse);
         self.pardoning |= self.postponed;
         for jail in &names {
-            let known = self.jails.get(jail);
-            if known.is_none_or(|local| local.is_worth_a_look(pulse, now)) {
+            let local = self.jails.entry(jail.clone()).or_default();
+            let new = self.names.as_ref().is_some_and(|names| !names.contains(jail));
+            // One that comes restores its bans, and first obeys the fleet unbans that came before it.
+            if new || local.gone.is_some() {
+                let unbans = local.gone.take().map_or(0, |(_, unbans)| unbans);
+                local.shown = None;
+                self.unbans.appears(jail, unbans);
+                self.pardoning = true;
+            }
+            if local.is_worth_a_look(pulse, now) {
                 self.looks.insert(jail.clone());
             }
         }

@@ -24,6 +24,10 @@ pub(super) struct Unban {
     pub(super) obeyed: bool,
     /// In these jails it was, on the way there.
     freed: BTreeSet<Jail>,
+    /// In these it is still to be: they were not there when it came.
+    left: BTreeSet<Jail>,
+    /// How many had come by then since this process began; 0: before.
+    heard: u64,
 }
 
 /// All that are known here.
@@ -31,13 +35,16 @@ pub(super) struct Unban {
 pub(super) struct Unbans {
     known: BTreeMap<Address, Vec<Unban>>,
     count: usize,
+    /// How many came since this process began.
+    heard: u64,
 }
 
 impl Unbans {
     /// Takes up what an earlier process remembered.
     pub(super) fn remember(&mut self, pardon: Pardon, obeyed: bool) {
         let Pardon { scope, address, id } = pardon;
-        let unban = Unban { scope, id, obeyed, freed: BTreeSet::new() };
+        let (freed, left) = (BTreeSet::new(), BTreeSet::new());
+        let unban = Unban { scope, id, obeyed, freed, left, heard: self.heard };
         self.known.entry(address).or_default().push(unban);
         self.count += 1;
     }
@@ -58,6 +65,7 @@ impl Unbans {
         if known || full || age > pace.keep_unbans * 1000 || age < -DAY {
             return None;
         }
+        self.heard += 1;
         self.remember(pardon.clone(), false);
         Some(Change::Unban(pardon.clone(), Some(false)))
     }
@@ -69,7 +77,8 @@ impl Unbans {
 
     /// The ids that this host repeats with its own words on an address: those that it has obeyed.
     pub(super) fn carried(&self, key: &Key) -> Vec<UnbanId> {
-        self.of(key).filter(|unban| unban.obeyed).map(|unban| unban.id.clone()).collect()
+        let obeyed = |unban: &&Unban| unban.obeyed && !unban.left.contains(&key.0);
+        self.of(key).filter(obeyed).map(|unban| unban.id.clone()).collect()
     }
 
     /// Everything that this host repeats in its snapshot.
@@ -86,13 +95,30 @@ impl Unbans {
     /// An address that is still to be freed in one of these jails.
     pub(super) fn to_obey(&self, jails: &BTreeSet<Jail>) -> Option<Key> {
         self.known.iter().find_map(|(address, unbans)| {
-            let mut waits = unbans.iter().filter(|unban| !unban.obeyed);
             let left = |unban: &Unban| {
-                let left = |jail: &&Jail| unban.scope.covers(jail) && !unban.freed.contains(*jail);
+                let left = |jail: &&Jail| {
+                    let waits = !unban.obeyed && !unban.freed.contains(*jail);
+                    unban.scope.covers(jail) && (waits || unban.left.contains(*jail))
+                };
                 jails.iter().find(left).cloned()
             };
-            waits.find_map(left).map(|jail| (jail, *address))
+            unbans.iter().find_map(left).map(|jail| (jail, *address))
         })
+    }
+
+    /// How many were heard of since this process began.
+    pub(super) fn heard(&self) -> u64 {
+        self.heard
+    }
+
+    /// A jail is there, and was not for those that were heard of after so many others: whatever it
+    /// restores is freed again.
+    pub(super) fn appears(&mut self, jail: &Jail, after: u64) {
+        for unban in self.known.values_mut().flatten() {
+            if unban.obeyed && unban.heard > after && unban.scope.covers(jail) {
+                unban.left.insert(jail.clone());
+            }
+        }
     }
 
     /// An address was freed in a jail.
@@ -100,6 +126,7 @@ impl Unbans {
         for unban in self.known.get_mut(&key.1).into_iter().flatten() {
             if unban.scope.covers(&key.0) {
                 unban.freed.insert(key.0.clone());
+                unban.left.remove(&key.0);
             }
         }
     }
@@ -228,6 +255,26 @@ mod tests {
         assert_eq!(unbans.settle(&jails, none), (vec![], false));
         assert_eq!(unbans.carried(&key("web")), [pardon("*", NOW).id]);
         assert_eq!(unbans.obeyed().collect::<Vec<_>>(), [pardon("*", NOW)]);
+    }
+
+    #[test]
+    fn a_jail_that_was_gone_obeys_when_it_is_back() {
+        let (pace, mut unbans) = (Pace::default(), Unbans::default());
+        let (sshd, web) = (BTreeSet::from([key("sshd").0]), BTreeSet::from([key("web").0]));
+        unbans.hear(&pardon("*", NOW), NOW, &pace);
+        assert_eq!(unbans.to_obey(&sshd), Some(key("sshd")));
+        unbans.freed(&key("sshd"));
+        let change = Change::Unban(pardon("*", NOW), Some(true));
+        assert_eq!(unbans.settle(&sshd, |_, _| false), (vec![(key("web").1, change)], false));
+        unbans.appears(&key("web").0, unbans.heard());
+        assert_eq!(unbans.to_obey(&web), None, "it was there");
+        unbans.appears(&key("web").0, 0);
+        assert_eq!(unbans.to_obey(&sshd), None);
+        assert_eq!((unbans.carried(&key("sshd")).len(), unbans.carried(&key("web")).len()), (1, 0));
+        assert_eq!(unbans.to_obey(&web), Some(key("web")));
+        unbans.freed(&key("web"));
+        assert_eq!(unbans.to_obey(&web), None);
+        assert_eq!(unbans.carried(&key("web")).len(), 1);
     }
 
     #[test]

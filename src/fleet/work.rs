@@ -1,6 +1,8 @@
 //! What is to be done next: one step at a time, in an order that a crash between any two of them leaves
 //! well. What fail2ban is told rests on what is on disk; what is done, on what was just seen.
 
+use std::collections::BTreeSet;
+
 use super::look::Local;
 use super::marks::Mark;
 use super::reconcile::{self, Step as Decision};
@@ -82,7 +84,8 @@ impl Fleet {
                 let waits = |address: Address, scope: &Scope| {
                     let owns = |(_, local): &(&Jail, &Local)| local.own.contains_key(&address);
                     let there = |jail: &Jail| names.contains(jail) || !scope.covers(jail);
-                    awaited.iter().any(|jail| !there(jail))
+                    let comes = |(_, rows): &(&Jail, &BTreeSet<Address>)| rows.contains(&address);
+                    awaited.iter().filter(comes).any(|(jail, _)| !there(jail))
                         || jails.iter().filter(owns).any(|(jail, _)| !there(jail))
                 };
                 let (settled, postponed) = self.unbans.settle(&names, waits);

@@ -43,8 +43,10 @@ pub(crate) struct Fail2ban {
     /// Its disk is full: it writes no rows.
     pub(crate) full: bool,
     pub(crate) up: bool,
-    /// It answers, and has not made the jail yet.
+    /// It answers, and has not made the jail yet, or has it no more.
     pub(crate) coming: bool,
+    /// It was told to stop the jail.
+    pub(crate) removed: bool,
     pub(crate) pid: i32,
     pub(crate) started: i64,
     pub(crate) total: i64,
@@ -76,6 +78,7 @@ impl Fail2ban {
             full: false,
             up: true,
             coming: false,
+            removed: false,
             pid: 1,
             started: now - 100,
             total: 0,
@@ -170,7 +173,7 @@ impl Fail2ban {
     pub(crate) fn stop(&mut self) {
         self.observe(true);
         let tickets = std::mem::take(&mut self.tickets);
-        (self.up, self.coming) = (false, false);
+        (self.up, self.coming, self.removed) = (false, false, false);
         self.restore.clear();
         self.tell_all(tickets);
     }
@@ -189,7 +192,7 @@ impl Fail2ban {
 
     /// The jail is there.
     pub(crate) fn start(&mut self, chance: &mut Chance) {
-        (self.coming, self.up) = (false, true);
+        (self.coming, self.removed, self.up) = (false, false, true);
         self.begin(chance);
     }
 
@@ -199,6 +202,13 @@ impl Fail2ban {
         self.up = true;
         self.version += 1; // its table of jails
         self.begin(chance);
+    }
+
+    /// `stop JAIL`: the server stays, without it.
+    pub(crate) fn remove_jail(&mut self) {
+        self.stop();
+        (self.coming, self.removed) = (true, true);
+        self.version += 1;
     }
 
     fn begin(&mut self, chance: &mut Chance) {

@@ -56,6 +56,11 @@ pub(crate) struct Host {
     pub(crate) manual: BTreeMap<Address, i64>,
     /// Banned by hand in place of an import that was lifted between two looks: documented.
     pub(crate) muddled: BTreeSet<Address>,
+    /// What it frees, until that is written down; and what it had freed when it crashed.
+    freeing: BTreeSet<Address>,
+    pub(crate) torn: BTreeSet<Address>,
+    /// It crashed while its jail was away, and forgot which fleet unbans that is still to obey.
+    pub(crate) forgetful: bool,
     pub(crate) broken: Option<Broken>,
     pub(crate) gone: bool,
     /// Marks, lifts or fleet unbans could not be written: it does not crash now, which would lose them.
@@ -92,6 +97,9 @@ impl Host {
             told: false,
             manual: BTreeMap::new(),
             muddled: BTreeSet::new(),
+            freeing: BTreeSet::new(),
+            torn: BTreeSet::new(),
+            forgetful: false,
             broken: None,
             gone: false,
             unsaved: false,
@@ -110,6 +118,8 @@ impl Host {
 
     pub(crate) fn kill(&mut self, broker: &mut Broker) {
         self.fleet = None;
+        self.forgetful |= self.fail2ban.removed;
+        self.torn.append(&mut self.freeing);
         self.waiting.clear();
         self.read = 0;
         for told in self.unwritten.drain(..).rev() {
@@ -249,15 +259,19 @@ impl Host {
         fleet.pulse(pulse, BTreeSet::from([jail()]), now);
     }
 
-    /// fail2ban has none of its jails yet, or another only.
+    /// fail2ban has none of its jails yet or any more, or another only.
     fn coming(&mut self) {
         let (now, pulse) = self.begin();
         let other = (pulse.server.pid % 2 == 0).then(|| Jail::new("web").unwrap());
-        self.told |= other.is_some();
-        let Some(fleet) = self.fleet.as_mut().filter(|_| self.told) else { return };
+        let Some(fleet) = &mut self.fleet else { return };
+        let starting = fleet.is_starting(pulse.server, now);
+        self.told |= other.is_some() || !starting;
+        if !self.told {
+            return;
+        }
         let jails = other.into_iter().collect();
-        let written = self.fail2ban.rows.keys().map(|_| jail()).take(1).collect();
-        assert!(fleet.is_starting(pulse.server, now));
+        let written =
+            self.fail2ban.rows.keys().map(|_| jail()).take(usize::from(starting)).collect();
         for jail in fleet.missing(&jails, &written, pulse.server, now) {
             let rows = self.fail2ban.rows.iter().map(|(address, row)| (*address, *row)).collect();
             fleet.absent(&jail, &rows, now);
@@ -352,15 +366,21 @@ impl Host {
                     self.watch(address);
                     self.step(around)?;
                     self.fail2ban.unbanip(address);
+                    self.freeing.insert(address);
                 }
             }
-            Step::Obey(_, address) => {
+            Step::Obey(jail, address) if jail == self::jail() => {
                 self.manual.remove(&address);
                 self.step(around)?;
                 self.fail2ban.unbanip(address);
             }
             Step::Import(_, work) => {
                 for Work { address, .. } in work {
+                    // In the second in which its operator banned it, and nobody hears that it was not new.
+                    let by_hand = self.manual.get(&address).copied().unwrap_or(i64::MIN);
+                    if by_hand >= self.fail2ban.clock() - 1 {
+                        self.muddled.insert(address);
+                    }
                     answer += self.fail2ban.banip(address, around.chance);
                     self.step(around)?;
                 }
@@ -374,6 +394,7 @@ impl Host {
         }
         self.step(around)?;
         let now = self.millis();
+        self.freeing.clear();
         self.fleet.as_mut().unwrap().done(answer, now);
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::host::{jail, key};
 impl World {
     /// Something happens.
     pub(super) fn happen(&mut self) {
-        const HAPPENINGS: [(&str, i64); 16] = [
+        const HAPPENINGS: [(&str, i64); 17] = [
             ("detect", 120),
             ("lift", 30),
             ("manual", 10),
@@ -19,6 +19,7 @@ impl World {
             ("database lost", 5),
             ("unban all", 4),
             ("restart jail", 7),
+            ("jail removed", 5),
             ("kill", 25),
             ("cut", 20),
             ("broker", 6),
@@ -70,6 +71,8 @@ impl World {
                     self.hosts[n].fail2ban.restart_jail(&mut self.chance);
                 }
             }
+            "jail removed" if self.hosts[n].fail2ban.up && !self.was_full(n) => self.remove_jail(n),
+            "jail removed" => {}
             "kill" => {
                 if !self.hosts[n].unsaved {
                     self.hosts[n].kill(&mut self.broker);
@@ -103,6 +106,18 @@ impl World {
             }
             _ => self.replay("state/"),
         }
+    }
+
+    /// A jail is removed for a while.
+    fn remove_jail(&mut self, n: usize) {
+        self.hosts[n].fail2ban.remove_jail();
+        let away = self.now + self.chance.within(2, 40);
+        self.fail2ban_away.insert(n, away);
+        self.returned.insert(n);
+        // What it bans may end meanwhile, and with it the others' lifts: documented.
+        let of = |(_, (origin, ..)): &(usize, Origin)| *origin == n;
+        let unsure: Vec<_> = self.lifted.extract_if(.., of).collect();
+        self.perhaps_lifted.extend(unsure);
     }
 
     /// Whether a host's disk was full a moment ago.
@@ -143,7 +158,8 @@ impl World {
                     continue;
                 };
                 let lift = (n, (other, address, start));
-                if self.is_seen_through(n, other, address, start) {
+                if !self.returned.contains(&other) && self.is_seen_through(n, other, address, start)
+                {
                     self.lifted.insert(lift);
                 } else {
                     self.perhaps_lifted.insert(lift);

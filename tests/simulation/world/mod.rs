@@ -43,6 +43,8 @@ pub(crate) struct World {
     lifted: BTreeSet<(usize, Origin)>,
     perhaps_lifted: BTreeSet<(usize, Origin)>,
     unbanned: BTreeSet<Origin>,
+    /// Hosts whose jail was away for a while: their bans may have ended, and come back as they were.
+    returned: BTreeSet<usize>,
     /// Who freed something for all last.
     unbanner: Option<usize>,
     /// When a host last heard a script's ban.
@@ -84,6 +86,7 @@ impl World {
             lifted: BTreeSet::new(),
             perhaps_lifted: BTreeSet::new(),
             unbanned: BTreeSet::new(),
+            returned: BTreeSet::new(),
             unbanner: None,
             scripts_heard: BTreeMap::new(),
             left_behind: BTreeMap::new(),

@@ -68,10 +68,12 @@ impl World {
             }
             let Some(start) = host.fail2ban.own().get(&address).copied() else { continue };
             let origin = (other, address, start);
-            if self.unbanned.contains(&origin) || self.lifted.contains(&(n, origin)) {
-                continue;
-            }
-            if self.perhaps_lifted.contains(&(n, origin)) {
+            // What is freed twice in the life of a ban looks like its operator's doing: documented.
+            let torn = self.returned.contains(&other) && self.hosts[n].torn.contains(&address);
+            if self.unbanned.contains(&origin) {
+                may |= host.forgetful;
+            } else if self.lifted.contains(&(n, origin)) {
+            } else if self.perhaps_lifted.contains(&(n, origin)) || torn {
                 may = true;
             } else {
                 must = true;
