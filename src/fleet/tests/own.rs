@@ -94,3 +94,23 @@ fn what_is_not_in_a_new_database_nobody_lifted() {
         assert_eq!(it.works().is_empty(), !new, "{own} {new}");
     }
 }
+
+#[test]
+fn a_jail_that_was_gone_restores_its_imports() {
+    let mut it = Bench::new();
+    it.hears(&event(Action::Ban, "web1", 10));
+    assert_eq!(it.works(), ["ban"]);
+    it.works();
+    it.restarts();
+    let held = std::mem::take(&mut it.held);
+    assert_eq!(it.works(), NOTHING, "it restores");
+    // fail2ban stops the jail for longer than one restores; the claim ends meanwhile.
+    let (none, pulse) = (BTreeSet::new(), Pulse { server: it.server, data_version: None });
+    it.fleet.missing(&none, &none, it.server, it.now);
+    it.fleet.pulse(pulse, none, it.now);
+    it.hears(&event(Action::Unban, "web1", 20));
+    it.now += 100_000;
+    assert_eq!(it.works(), NOTHING, "it restores again");
+    it.held = held;
+    assert_eq!(it.works(), ["free"]);
+}
