@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::look::{Own, Server};
+use super::look::{Own, Server, Sweep};
 use super::marks::Mark;
 use super::{Change, Fleet, own, secs};
 use crate::fail2ban::database::Row;
@@ -137,6 +137,7 @@ impl Fleet {
         self.doing = None;
         self.pulse = None;
         self.looks.clear();
+        self.sweep = Sweep::default();
         if database {
             self.as_of = self.round;
         }

@@ -53,6 +53,16 @@ pub struct Pulse {
     pub data_version: Option<i64>,
 }
 
+/// A sweep over all jails that are worth a look. **One that takes long goes on over several rounds, and for
+/// as long as it took the others' words have their turn**, so that neither waits for ever.
+#[derive(Debug, Default)]
+pub(super) struct Sweep {
+    /// It is under way, and when it began, in milliseconds.
+    pub(super) since: Option<i64>,
+    /// Until when the next one waits for what is to be done, in milliseconds.
+    pub(super) pause: i64,
+}
+
 /// Everything that is known of one address in one jail. There are many, and of most one host said
 /// something: that takes no memory of its own.
 #[derive(Debug, Default)]

@@ -47,7 +47,7 @@ use branches::{Asking, Branches};
 use claims::{Origin, Said};
 pub use hear::Trouble;
 use lifts::Lifts;
-use look::{Case, Detection, Local, Pulse};
+use look::{Case, Detection, Local, Pulse, Sweep};
 use queue::Queue;
 use remember::Slot;
 pub use remember::{Change, Remembered};
@@ -157,15 +157,15 @@ pub struct Fleet {
     changes: BTreeMap<Slot, Change>,
     /// Addresses that something is to be done about.
     queue: Queue,
-    /// Jails that are to be looked at in this round.
+    /// Jails that are still to be looked at in this sweep.
     looks: BTreeSet<Jail>,
+    sweep: Sweep,
     orders: VecDeque<work::Order>,
     doing: Option<work::Order>,
     pulse: Option<Pulse>,
     /// Addresses that were looked at by themselves just now.
     glanced: BTreeMap<Jail, Vec<Address>>,
-    /// The stamp that this round's look at fail2ban stands for, and that of the last one that was
-    /// finished.
+    /// The stamp that this sweep stands for, and that of the last one that was finished.
     round: i64,
     as_of: i64,
     /// The greatest stamp that this host took before and had forgotten: what was read before it was heard
@@ -204,6 +204,7 @@ impl Fleet {
             changes: BTreeMap::new(),
             queue: Queue::default(),
             looks: BTreeSet::new(),
+            sweep: Sweep::default(),
             orders: VecDeque::new(),
             doing: None,
             pulse: None,

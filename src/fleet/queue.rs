@@ -67,6 +67,11 @@ impl Queue {
         });
     }
 
+    /// Nobody waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
     /// How many wait.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::claims::Said;
 use super::lifts::Lift;
-use super::look::{Look, Own, Pulse};
+use super::look::{Look, Own, Pulse, Sweep};
 use super::marks::{Claim, Claims, Mark, Seen, Verdict, WRITTEN};
 use super::reconcile::{self, Step};
 use super::work::Order;
@@ -24,20 +24,22 @@ const UNKNOWN: i64 = 5;
 const PROLONG: usize = 100;
 
 impl Fleet {
-    /// A round of looks begins: **its stamp is taken before the spool and fail2ban are read**.
+    /// A round begins. **The stamp of a sweep is taken before the spool and fail2ban are read.**
     pub fn begin(&mut self, now: i64) {
         if now < self.begun {
             self.set_back(now);
         }
         self.begun = now;
-        self.round = self.teller.stamp(now);
         self.turn += 1;
-        self.looks.clear();
+        if self.looks.is_empty() || self.sweep.since.is_none() {
+            self.round = self.teller.stamp(now);
+        }
     }
 
     /// The clock was set back: nothing waits for a time that lies far ahead now.
     fn set_back(&mut self, now: i64) {
         (self.tidied, self.unsaved) = (0, 0);
+        (self.sweep, self.looks) = (Sweep::default(), BTreeSet::new());
         self.snapshots.set_back(now);
         self.branches.set_back(now);
         for local in self.jails.values_mut() {
@@ -49,7 +51,14 @@ impl Fleet {
     /// [`work::Step`](super::work::Step).
     pub fn pulse(&mut self, pulse: Pulse, names: BTreeSet<Jail>, now: i64) {
         self.glanced.clear();
-        self.pulse = Some(pulse);
+        let last = self.pulse.replace(pulse).filter(|last| last.server == pulse.server);
+        self.looks.retain(|jail| last.is_some() && names.contains(jail));
+        let goes_on = self.sweep.since.is_some() && !self.looks.is_empty();
+        let waits = last.is_some() && now < self.sweep.pause && !self.queue.is_empty();
+        let sweeps = !goes_on && !waits;
+        if !goes_on {
+            self.sweep.since = sweeps.then_some(now);
+        }
         self.pardoning |= self.postponed;
         for jail in &names {
             let local = self.jails.entry(jail.clone()).or_default();
@@ -61,12 +70,12 @@ impl Fleet {
                 self.unbans.appears(jail, unbans);
                 self.pardoning = true;
             }
-            if local.is_worth_a_look(pulse, now) {
+            if (sweeps || local.shown.is_none()) && local.is_worth_a_look(pulse, now) {
                 self.looks.insert(jail.clone());
             }
         }
         self.names = Some(names);
-        self.finish_round();
+        self.finish_sweep(now);
     }
 
     /// A jail was looked at: whole, or at some addresses.
@@ -107,14 +116,17 @@ impl Fleet {
         match of {
             None => {
                 self.looks.remove(jail);
-                self.finish_round();
+                self.finish_sweep(now);
             }
             Some(addresses) => drop(self.glanced.insert(jail.clone(), addresses.to_vec())),
         }
     }
 
-    fn finish_round(&mut self) {
-        if self.looks.is_empty() {
+    fn finish_sweep(&mut self, now: i64) {
+        if self.looks.is_empty()
+            && let Some(since) = self.sweep.since.take()
+        {
+            self.sweep.pause = now + (now - since);
             self.as_of = self.as_of.max(self.round);
         }
     }

@@ -376,6 +376,50 @@ fn one_word_each_of_two_jails_is_looked_at_once_and_done() {
 }
 
 #[test]
+fn looks_that_take_long_and_others_words_both_have_their_turn() {
+    let jails = ["a", "b", "c", "d", "e"].map(|name| Jail::new(name).unwrap());
+    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    let server = Server { pid: 1, started: 0 };
+    let (mut now, mut told) = (NOW, 0);
+    let (mut looks, mut imports) = (BTreeMap::new(), BTreeMap::new());
+    fleet.connected(now);
+    for n in 0..30 {
+        // Each jail takes longer to look at than a round lasts, and all are always worth it.
+        let begun = now;
+        fleet.begin(now);
+        fleet.pulse(Pulse { server, data_version: Some(n) }, jails.clone().into(), now);
+        for jail in jails.clone() {
+            fleet.hear(&Event { jail, ..event(Action::Ban, "web1", now) }, now);
+        }
+        while now < begun + 2_000 {
+            match fleet.next(now) {
+                Step::Rest => now = begun + 2_000,
+                Step::Save(_) => fleet.saved(true, now),
+                Step::Look(jail, of) => {
+                    now += if of.is_some() { 10 } else { 2_500 };
+                    *looks.entry(jail.clone()).or_insert(0) += 1;
+                    let (total, bantime, database) = (Some(0), 600, Some(0));
+                    let look = Look { database, total, bantime, took: 2_500, ..Look::default() };
+                    fleet.seen(&jail, of.as_deref(), look, now);
+                }
+                Step::Import(jail, _) => {
+                    now += 150;
+                    *imports.entry(jail).or_insert(0) += 1;
+                    fleet.done(1, now);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        let stamp = |publication: &Publication| publication.part.as_ref().unwrap().stamp;
+        told = fleet.publications(now).iter().map(stamp).max().unwrap_or(told);
+    }
+    assert_eq!(looks.len(), 5, "{looks:?}");
+    assert!(looks.values().all(|looks| *looks > 1), "{looks:?}");
+    assert_eq!(imports.len(), 5, "{imports:?}");
+    assert!(told >= NOW, "its own bans are told");
+}
+
+#[test]
 fn there_is_an_end_to_what_is_kept() {
     let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
     let mut hears =
