@@ -185,10 +185,11 @@ impl<'a> Applier<'a> {
             known.scan();
         }
         let jails = self.client.jails().await?;
-        if jails.is_empty() {
-            sleep(RETRY).await; // it has only started
+        let server = Server { pid: self.client.pid(), started: self.started() };
+        if jails.is_empty() && self.memory.know().fleet.is_starting(server, now()) {
+            sleep(RETRY).await; // it is yet to make them
         } else if self.jails.is_empty() {
-            // Before it has jails, it does not know of its database either.
+            // While it starts, it does not know of its database before it has jails.
             let path = self.client.database().await?;
             self.memory.know().database.move_to(path);
         }
@@ -198,10 +199,9 @@ impl<'a> Applier<'a> {
         self.jails.clone_from(&jails);
         let jails = self.memory.know().guard.sharing.of(&jails);
         self.trouble.retain(|_, since| since.elapsed() < 4 * TROUBLE);
-        let server = Server { pid: self.client.pid(), started: self.started() };
         let mut known = self.memory.know();
         if !known.database.is_told() {
-            return Ok(()); // of a server without jails nothing is known
+            return Ok(()); // of a server that has only started nothing is known
         }
         match absent(&mut known, &jails, server) {
             Ok(data_version) => {

@@ -3,8 +3,9 @@
 //! nothing before that is decided. Somebody waits for it, so it is said at once, but never so often that who
 //! asks a lot makes it chatter; and it is kept in memory alone, for as long as anybody may wait.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
+use super::look::Pulse;
 use super::{Fleet, Key, secs};
 use crate::guard::Refusal;
 use crate::ignored::Because;
@@ -15,6 +16,9 @@ const KEPT: i64 = 600_000;
 
 /// A host that has not decided by then says so; in milliseconds.
 const LATE: i64 = 10_000;
+
+/// A fail2ban that starts makes its jails one by one, and the next within this; in milliseconds.
+const MAKES: i64 = 5_000;
 
 /// How often in a minute answers are news; what comes then waits, as the counts do.
 const NEWS: u32 = 20;
@@ -141,15 +145,16 @@ impl Fleet {
         let Question { key, origin, refused, heard, .. } = question;
         let local = self.jails.get(&key.0);
         let case = local.and_then(|local| Some((local, local.cases.get(&key.1)?)));
-        let names = self.names.as_ref().filter(|names| self.is_served() && !names.is_empty());
-        let late = !(0..LATE).contains(&(now - heard));
-        let here = Facts {
-            refused: *refused,
-            settled: names.is_some(),
-            jail: names.is_some_and(|names| names.contains(&key.0)),
-            late,
-            ..Facts::default()
+        let jail = self.names.as_ref().is_some_and(|names| names.contains(&key.0));
+        // A jail that is not there may be yet to be made.
+        let comes = |pulse: Pulse| {
+            let lately = (now - self.named).abs() < MAKES;
+            self.is_starting(pulse.server, now)
+                && (lately || self.names.iter().all(BTreeSet::is_empty))
         };
+        let settled = self.pulse.is_some_and(|pulse| jail || !comes(pulse));
+        let late = !(0..LATE).contains(&(now - heard));
+        let here = Facts { refused: *refused, settled, jail, late, ..Facts::default() };
         let Some((local, case)) = case else { return here };
         let ban = self.said(key, origin).and_then(|said| said.ban);
         Facts {
@@ -167,6 +172,8 @@ impl Fleet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::look::Server;
+    use crate::fleet::{Pace, Remembered};
     use crate::wire::{Address, Jail};
 
     #[test]
@@ -207,6 +214,37 @@ mod tests {
         ];
         for (facts, expected) in table {
             assert_eq!(word(facts), expected, "{facts:?}");
+        }
+    }
+
+    #[test]
+    fn a_jail_that_is_yet_to_be_made_is_not_unknown() {
+        let web = Jail::new("web").unwrap();
+        // fail2ban started so long ago, has these jails, and since so long -> what is said.
+        let table = [
+            (30_000, &["sshd"][..], 0, None),
+            (30_000, &["sshd"], 4_999, None),
+            (30_000, &["sshd"], 5_000, Some("unknown_jail")),
+            (30_000, &[], 5_000, None),
+            (90_000, &["sshd"], 0, Some("unknown_jail")),
+            (90_000, &[], 0, Some("unknown_jail")),
+        ];
+        for (started, jails, since, expected) in table {
+            const NOW: i64 = 1_795_342_588_000;
+            let me = Host::new("me").unwrap();
+            let mut fleet = Fleet::new(me, Pace::default(), Remembered::default());
+            let server = Server { pid: 1, started: (NOW - started) / 1000 };
+            let jails: BTreeSet<_> = jails.iter().map(|jail| Jail::new(jail).unwrap()).collect();
+            for at in [NOW - since, NOW] {
+                fleet.begin(at);
+                fleet.pulse(Pulse { server, data_version: Some(1) }, jails.clone(), at);
+            }
+            let address = Address::new("203.0.113.9").unwrap();
+            let origin = Host::new("web1").unwrap();
+            let key = (web.clone(), address);
+            fleet.asked.ask(Question { key, origin, stamp: 5, refused: None, heard: NOW });
+            let words: Vec<_> = fleet.answers(NOW).into_iter().map(|answer| answer.word).collect();
+            assert_eq!(words.first().map(String::as_str), expected, "{started} {jails:?} {since}");
         }
     }
 

@@ -137,6 +137,8 @@ pub struct Fleet {
     unsaid: BTreeMap<Key, Host>,
     /// The jails that fail2ban has, once it has said so.
     names: Option<BTreeSet<Jail>>,
+    /// When that changed, in milliseconds.
+    named: i64,
     /// Jails that it has rows of in its database, and may still have to make; and whose rows last.
     awaited: BTreeMap<Jail, BTreeSet<Address>>,
     origins: BTreeMap<Host, Origin>,
@@ -190,6 +192,7 @@ impl Fleet {
             jails: BTreeMap::new(),
             unsaid: BTreeMap::new(),
             names: None,
+            named: 0,
             awaited: BTreeMap::new(),
             origins: BTreeMap::new(),
             words: 0,

@@ -74,7 +74,9 @@ impl Fleet {
                 self.looks.insert(jail.clone());
             }
         }
-        self.names = Some(names);
+        if self.names.as_ref() != Some(&names) {
+            (self.names, self.named) = (Some(names), now);
+        }
         self.finish_sweep(now);
     }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::look::Local;
+use super::look::{Local, Pulse};
 use super::marks::Mark;
 use super::reconcile::{self, Step as Decision};
 use super::{Change, Fleet, Key, secs};
@@ -69,11 +69,12 @@ impl Fleet {
         if let Some(step) = self.save(now) {
             return step;
         }
-        let Some(names) =
-            self.names.clone().filter(|names| self.pulse.is_some() && !names.is_empty())
-        else {
+        let Some(Pulse { server, .. }) = self.pulse else { return Step::Rest };
+        let names = self.names.clone().unwrap_or_default();
+        // One that starts is yet to make them.
+        if names.is_empty() && self.is_starting(server, now) {
             return Step::Rest;
-        };
+        }
         if self.pardoning && self.orders.is_empty() {
             if let Some(key) = self.unbans.to_obey(&names) {
                 self.orders.push_back(Order::Obey(key));

@@ -81,6 +81,10 @@ impl World {
         }
         let host = &self.hosts[n];
         may |= host.is_manual(address);
+        // A fleet unban that a crash made it forget, of what its operator had banned.
+        let ticket = host.fail2ban.tickets.get(&address);
+        may |=
+            host.forgetful && ticket.is_some_and(|ticket| ticket.restored && ticket.failures == 0);
         let heard = self.scripts_heard.get(&(n, address));
         may |= heard.is_some_and(|heard| {
             host.fail2ban.bantime < 0 || heard + host.fail2ban.bantime >= self.now - 8
