@@ -95,7 +95,7 @@ pub enum Word {
 pub(super) struct Origin {
     /// The newest part heard for each slice, by its stamp.
     slices: BTreeMap<Slice, i64>,
-    /// Addresses that it said something of and that may still matter.
+    /// Addresses that words of it are kept on.
     pub(super) addresses: BTreeSet<Address>,
     /// How far its clock is behind the one here at most, in seconds; 0 where it is ahead.
     pub(super) behind: Option<i64>,

@@ -188,11 +188,6 @@ impl Fleet {
                     }
                 }
             }
-            let left =
-                jails.iter().any(|jail| self.said(&(jail.clone(), address), &part.host).is_some());
-            if !left && let Some(origin) = self.origins.get_mut(&part.host) {
-                origin.addresses.remove(&address);
-            }
         }
     }
 

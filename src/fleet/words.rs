@@ -2,7 +2,7 @@
 
 use super::claims::{Said, Word};
 use super::{Change, Fleet, Key, MAX_HOSTS, MAX_JAILS, MAX_OF_HOST, MAX_WORDS};
-use crate::wire::{Host, Jail};
+use crate::wire::{Address, Host, Jail};
 
 impl Fleet {
     /// Puts a word in the place of its host's last. Answers `false` where there is no room for it.
@@ -50,9 +50,19 @@ impl Fleet {
         for said in &gone {
             if said.is_script() {
                 self.change(Change::Script(key.clone(), said.host.clone(), None));
+            } else if !self.says(&said.host, key.1)
+                && let Some(origin) = self.origins.get_mut(&said.host)
+            {
+                origin.addresses.remove(&key.1);
             }
         }
         !gone.is_empty()
+    }
+
+    /// Whether some word of a host on an address is kept, in whatever jail.
+    fn says(&self, host: &Host, address: Address) -> bool {
+        let mut cases = self.jails.values().filter_map(|local| local.cases.get(&address));
+        cases.any(|case| case.said.iter().any(|said| !said.is_script() && said.host == *host))
     }
 
     pub(super) fn has_room_in(&self, jail: &Jail) -> bool {

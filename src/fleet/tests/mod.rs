@@ -420,6 +420,21 @@ fn looks_that_take_long_and_others_words_both_have_their_turn() {
 }
 
 #[test]
+fn what_a_host_without_snapshots_said_is_forgotten_when_it_is_over() {
+    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    let other = || Jail::new("web").unwrap();
+    fleet.hear(&event(Action::Ban, "web1", 10), NOW);
+    fleet.hear(&Event { jail: other(), ..event(Action::Ban, "web1", 11) }, NOW);
+    fleet.hear(&Event { jail: other(), ..event(Action::Unban, "web1", 12) }, NOW);
+    // After so many seconds -> of so many addresses something is kept.
+    for (secs, kept) in [(600, 1), (1_100, 1), (1_300, 0)] {
+        fleet.tidied = 0;
+        fleet.tidy(NOW + secs * 1_000);
+        assert_eq!(fleet.origins[&host("web1")].addresses.len(), kept, "{secs}");
+    }
+}
+
+#[test]
 fn there_is_an_end_to_what_is_kept() {
     let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
     let mut hears =
