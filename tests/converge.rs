@@ -118,6 +118,75 @@ fn what_an_operator_lifts_stays_lifted_over_restarts_of_everything() {
 }
 
 #[test]
+fn a_fail2ban_that_lost_its_database_bans_for_the_others_again() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    let all = set(&["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
+    a.attack("auth", &["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
+    eventually("b bans them", || banned(b) == all);
+    let database = "/var/lib/fail2ban/fail2ban.sqlite3";
+    for lose in ["rm", "echo no database >"] {
+        eventually("fail2ban has written it down", || {
+            b.sh(&format!("sqlite3 {database} 'SELECT count(*) FROM bips'")) == "3"
+        });
+        sleep(Duration::from_secs(4));
+        b.sh(&format!("systemctl stop fail2ban; {lose} {database}; systemctl start fail2ban"));
+        eventually("b bans them again", || banned(b) == all);
+    }
+    sleep(Duration::from_secs(4));
+    assert_eq!(banned(b), all);
+    // What its operator lifts is lifted still.
+    b.sh("fail2ban-client set sshd unbanip 192.0.2.1");
+    sleep(Duration::from_secs(4));
+    b.sh("systemctl restart fail2ban f2bmqttsub");
+    b.ready();
+    sleep(Duration::from_secs(4));
+    assert_eq!(banned(b), set(&["192.0.2.2", "192.0.2.3"]));
+}
+
+#[test]
+fn a_fail2ban_without_jails_bans_nobody_for_the_fleet_and_answers_it() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    a.attack("auth", &["192.0.2.1", "192.0.2.2"]);
+    eventually("b bans them", || banned(b).len() == 2);
+    a.sh("systemctl stop f2bmqttsub
+          printf '[both]\nenabled = false\n[sshd]\nenabled = false\n[web]\nenabled = false\n' \
+            >/etc/fail2ban/jail.d/none.local
+          systemctl restart fail2ban; until fail2ban-client ping; do sleep 0.1; done >/dev/null 2>&1");
+    // It started a while ago, and will make no more jails.
+    a.sh("touch -d '-2 minutes' /run/fail2ban/fail2ban.sock; systemctl start f2bmqttsub");
+    eventually("b frees them", || banned(b).is_empty());
+    let out = b.run("f2bmqtt unban 192.0.2.1");
+    assert!(out.status.success(), "{out:?}");
+}
+
+#[test]
+#[ignore = "takes minutes: tests/long"]
+fn a_jail_that_is_removed_bans_nobody_after_a_minute() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    a.attack("auth", &["192.0.2.1", "192.0.2.2"]);
+    eventually("b bans them", || banned(b).len() == 2);
+    sleep(Duration::from_mins(1)); // fail2ban starts no more
+    a.sh("fail2ban-client stop sshd");
+    let stopped = Instant::now();
+    while stopped.elapsed() < Duration::from_secs(50) {
+        assert_eq!(banned(b).len(), 2, "after {:?}: it may be on its way up", stopped.elapsed());
+        sleep(Duration::from_secs(1));
+    }
+    eventually("b frees them", || banned(b).is_empty());
+    let out = b.run("f2bmqtt unban 192.0.2.1");
+    assert!(out.status.success(), "{out:?}");
+    a.sh("fail2ban-client reload");
+    let left = set(&["192.0.2.2"]);
+    eventually("it is back, without what was freed for all", || banned(a) == left);
+    eventually("and b bans for it again", || banned(b) == left);
+    sleep(Duration::from_secs(6));
+    assert!(banned(a) == left && banned(b) == left);
+}
+
+#[test]
 fn a_jail_that_is_not_up_yet_frees_nobody() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
@@ -128,7 +197,9 @@ fn a_jail_that_is_not_up_yet_frees_nobody() {
     sleep(Duration::from_secs(4));
     // As it is for a moment when both are restarted: fail2ban has some of its jails.
     let record = rig.record();
-    a.sh("systemctl stop f2bmqttsub; fail2ban-client stop sshd; systemctl start f2bmqttsub");
+    a.sh("systemctl stop f2bmqttsub; systemctl restart fail2ban");
+    eventually("fail2ban restores its bans", || banned(a).len() == 3);
+    a.sh("fail2ban-client stop sshd; systemctl start f2bmqttsub");
     sleep(Duration::from_secs(6));
     assert_eq!(banned(b), set(&["192.0.2.2", "192.0.2.3"]));
     fleet_unban(hub, "192.0.2.3");
