@@ -39,7 +39,7 @@ impl Fleet {
                 continue;
             }
             if local.shown.is_some() {
-                local.gone.get_or_insert((secs(now), self.unbans.heard()));
+                local.gone.get_or_insert_with(|| (secs(now), self.unbans.done()));
             }
             let lasts = |(since, _): (i64, _)| secs(now) < since.saturating_add(self.pace.grace);
             let lately = local.gone.is_some_and(lasts);

@@ -114,8 +114,8 @@ pub(super) struct Local {
     pub(super) own: BTreeMap<Address, Own>,
     pub(super) told: BTreeMap<Address, Detection>,
     pub(super) shown: Option<Shown>,
-    /// Since when a fail2ban that had it does not, in seconds since 1970, and how many fleet unbans had come
-    /// by then.
+    /// Since when a fail2ban that had it does not, in seconds since 1970, and how many fleet unbans it had
+    /// obeyed by then.
     pub(super) gone: Option<(i64, u64)>,
     /// Counts the times that the jail started.
     pub(super) run: u32,

@@ -106,13 +106,14 @@ impl Unbans {
         })
     }
 
-    /// How many were heard of since this process began.
-    pub(super) fn heard(&self) -> u64 {
-        self.heard
+    /// How many of those that were heard of since this process began are obeyed, up to the first that is not.
+    pub(super) fn done(&self) -> u64 {
+        let waits = self.known.values().flatten().filter(|unban| !unban.obeyed);
+        waits.map(|unban| unban.heard.saturating_sub(1)).min().unwrap_or(self.heard)
     }
 
-    /// A jail is there, and was not for those that were heard of after so many others: whatever it
-    /// restores is freed again.
+    /// A jail is there, and was not for those that were heard of after so many others: what it restores of
+    /// them is freed.
     pub(super) fn appears(&mut self, jail: &Jail, after: u64) {
         for unban in self.known.values_mut().flatten() {
             if unban.obeyed && unban.heard > after && unban.scope.covers(jail) {
@@ -262,11 +263,12 @@ mod tests {
         let (pace, mut unbans) = (Pace::default(), Unbans::default());
         let (sshd, web) = (BTreeSet::from([key("sshd").0]), BTreeSet::from([key("web").0]));
         unbans.hear(&pardon("*", NOW), NOW, &pace);
+        assert_eq!(unbans.done(), 0);
         assert_eq!(unbans.to_obey(&sshd), Some(key("sshd")));
         unbans.freed(&key("sshd"));
         let change = Change::Unban(pardon("*", NOW), Some(true));
         assert_eq!(unbans.settle(&sshd, |_, _| false), (vec![(key("web").1, change)], false));
-        unbans.appears(&key("web").0, unbans.heard());
+        unbans.appears(&key("web").0, unbans.done());
         assert_eq!(unbans.to_obey(&web), None, "it was there");
         unbans.appears(&key("web").0, 0);
         assert_eq!(unbans.to_obey(&sshd), None);

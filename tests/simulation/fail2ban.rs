@@ -47,6 +47,8 @@ pub(crate) struct Fail2ban {
     pub(crate) coming: bool,
     /// It was told to stop the jail.
     pub(crate) removed: bool,
+    /// When it was last there again.
+    back: i64,
     pub(crate) pid: i32,
     pub(crate) started: i64,
     pub(crate) total: i64,
@@ -79,6 +81,7 @@ impl Fail2ban {
             up: true,
             coming: false,
             removed: false,
+            back: i64::MIN,
             pid: 1,
             started: now - 100,
             total: 0,
@@ -190,8 +193,16 @@ impl Fail2ban {
         }
     }
 
+    /// The jail was removed, and may not have been found again.
+    pub(crate) fn lacks_jail(&self) -> bool {
+        self.removed || self.now.saturating_sub(self.back) < 4
+    }
+
     /// The jail is there.
     pub(crate) fn start(&mut self, chance: &mut Chance) {
+        if self.removed {
+            self.back = self.now;
+        }
         (self.coming, self.removed, self.up) = (false, false, true);
         self.begin(chance);
     }

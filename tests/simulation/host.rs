@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use f2bmqtt::fleet::look::{Look, Pulse, Server};
 use f2bmqtt::fleet::work::{Step, Work};
 use f2bmqtt::fleet::{Change, Fleet, Key, Pace, Remembered};
-use f2bmqtt::guard::{Guard, Sharing, Verdict};
+use f2bmqtt::guard::{Guard, Refusal, Sharing, Verdict};
 use f2bmqtt::notify::Call;
 use f2bmqtt::wire::{
     Action as Word, Address, Event, Host as Name, Jail, Part, Presence, Reason, Told,
@@ -118,7 +118,7 @@ impl Host {
 
     pub(crate) fn kill(&mut self, broker: &mut Broker) {
         self.fleet = None;
-        self.forgetful |= self.fail2ban.removed;
+        self.forgetful |= self.fail2ban.lacks_jail();
         self.torn.append(&mut self.freeing);
         self.waiting.clear();
         self.read = 0;
@@ -187,6 +187,10 @@ impl Host {
                 match guard.judge(&event, fleet.names()) {
                     Verdict::Own => fleet.hear_own(&event, now),
                     Verdict::Accept => assert!(fleet.hear(&event, now)),
+                    // It may be yet to be made.
+                    Verdict::Refuse(Refusal::UnknownJail) if event.is_news() => {
+                        assert!(fleet.hear(&event, now));
+                    }
                     _ => {}
                 }
             }

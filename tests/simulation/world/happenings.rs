@@ -158,7 +158,11 @@ impl World {
                     continue;
                 };
                 let lift = (n, (other, address, start));
-                if !self.returned.contains(&other) && self.is_seen_through(n, other, address, start)
+                // A fleet unban that comes a moment after a lift hides it: documented.
+                let freed = self.freed.get(&address).is_some_and(|at| at + 60 > self.now);
+                if !freed
+                    && !self.returned.contains(&other)
+                    && self.is_seen_through(n, other, address, start)
                 {
                     self.lifted.insert(lift);
                 } else {
@@ -262,6 +266,7 @@ impl World {
             asked: false,
         };
         self.unbanner = Some(n);
+        self.freed.insert(address, self.now);
         self.broker.publish(self.now, "unban", &event.encode(), false);
         self.hosts[n].hear(("unban".to_owned(), event.encode()));
     }

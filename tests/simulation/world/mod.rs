@@ -45,8 +45,9 @@ pub(crate) struct World {
     unbanned: BTreeSet<Origin>,
     /// Hosts whose jail was away for a while: their bans may have ended, and come back as they were.
     returned: BTreeSet<usize>,
-    /// Who freed something for all last.
+    /// Who freed something for all last; and when what was.
     unbanner: Option<usize>,
+    freed: BTreeMap<Address, i64>,
     /// When a host last heard a script's ban.
     scripts_heard: BTreeMap<(usize, Address), i64>,
     /// What a host that is gone for good held, and until when.
@@ -88,6 +89,7 @@ impl World {
             unbanned: BTreeSet::new(),
             returned: BTreeSet::new(),
             unbanner: None,
+            freed: BTreeMap::new(),
             scripts_heard: BTreeMap::new(),
             left_behind: BTreeMap::new(),
             wrong: BTreeMap::new(),
