@@ -321,6 +321,7 @@ impl Host {
                         .log
                         .extend(news.map(|change| format!("{} {well} {change:?}", self.name)));
                     if well {
+                        self.freeing.clear();
                         for change in changes {
                             self.disk.apply(change);
                         }
@@ -398,7 +399,6 @@ impl Host {
         }
         self.step(around)?;
         let now = self.millis();
-        self.freeing.clear();
         self.fleet.as_mut().unwrap().done(answer, now);
         Ok(())
     }
