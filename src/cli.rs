@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand};
 
 use operator::Operation;
 
+use crate::notify::Call;
+
 /// `f2bmqtt` and its commands.
 #[derive(Debug, Parser)]
 #[command(
@@ -157,4 +159,20 @@ pub struct NotifyArgs {
     /// Ignored, as the scripts ignored it
     #[arg(allow_hyphen_values = true, hide = true)]
     pub rest: Vec<String>,
+}
+
+impl NotifyArgs {
+    /// The call that they are.
+    #[must_use]
+    pub fn call(&self) -> Call<'_> {
+        Call {
+            jail: &self.name,
+            address: &self.ip,
+            bantime: &self.bantime,
+            action: &self.action,
+            restored: &self.restored,
+            failures: &self.failures,
+            time: &self.time,
+        }
+    }
 }

@@ -24,7 +24,17 @@ pub struct Call<'a> {
     pub time: &'a str,
 }
 
-impl Call<'_> {
+impl<'a> Call<'a> {
+    /// A call with arguments in the scripts' order: the first four at least; what follows the time is
+    /// ignored, as the scripts ignored it.
+    #[must_use]
+    pub fn by_position(words: &[&'a str]) -> Option<Self> {
+        let [jail, address, bantime, action, more @ ..] = words else { return None };
+        let more = |n: usize| more.get(n).copied().unwrap_or_default();
+        let (restored, failures, time) = (more(0), more(1), more(2));
+        Some(Self { jail, address, bantime, action, restored, failures, time })
+    }
+
     /// What there is to tell, if anything, and a warning.
     ///
     /// # Errors
@@ -113,18 +123,8 @@ pub fn run(call: &Call<'_>, paths: &Paths) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    fn call<'a>(text: &'a str) -> Call<'a> {
-        let words: Vec<&'a str> = text.split(',').collect();
-        let word = |n: usize| words.get(n).copied().unwrap_or("");
-        Call {
-            jail: word(0),
-            address: word(1),
-            bantime: word(2),
-            action: word(3),
-            restored: word(4),
-            failures: word(5),
-            time: word(6),
-        }
+    fn call(text: &str) -> Call<'_> {
+        Call::by_position(&text.split(',').collect::<Vec<_>>()).unwrap()
     }
 
     fn told(text: &str) -> Option<String> {
@@ -150,6 +150,8 @@ mod tests {
         assert!(told("sshd,203.0.113.9,600,unban,1,3").unwrap().contains(r#""restored":1"#));
         assert!(told("sshd,2001:DB8::0:1,-1,ban,0,3").unwrap().contains(r#""2001:db8::1""#));
         assert!(told("sshd,192.0.2.1,0,ban,,3,odd").unwrap().contains(r#""time":0"#));
+        assert_eq!(told("sshd,203.0.113.9,600,ban,0,3,1795342587.6,more").unwrap(), ban);
+        assert!(Call::by_position(&["sshd", "203.0.113.9", "600"]).is_none());
     }
 
     #[test]
