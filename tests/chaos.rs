@@ -345,7 +345,7 @@ impl<'a> Chaos<'a> {
         }
         for server in SERVERS {
             let host = self.host(server);
-            eventually("fail2ban is up", || host.try_sh("fail2ban-client get sshd banip").is_ok());
+            eventually("fail2ban is up", || host.ask("get sshd banip").is_ok());
             // It detects what was logged while it was away.
             let own = self.own[server].clone();
             eventually(&format!("{server} has read its log"), || own.is_subset(&banned(host)));
@@ -396,7 +396,7 @@ impl<'a> Chaos<'a> {
 }
 
 fn banned(host: Host<'_>) -> Set {
-    let list = host.try_sh("fail2ban-client get sshd banip").unwrap_or_default();
+    let list = host.ask("get sshd banip").unwrap_or_default();
     list.split_whitespace().map(str::to_owned).collect()
 }
 

@@ -135,7 +135,7 @@ fn with_scripts(host: Host<'_>) {
         "systemctl restart fail2ban; systemd-run -q -u scripts /etc/fail2ban/mqttsubscribebans",
     );
     eventually("the scripts run", || {
-        host.try_sh("fail2ban-client get sshd banip && pgrep -x mosquitto_sub").is_ok()
+        host.ask("get sshd banip").and(host.try_sh("pgrep -x mosquitto_sub")).is_ok()
     });
 }
 

@@ -397,9 +397,7 @@ fn a_ban_by_hand_is_never_reported() {
     let web1 = rig.host("web1");
     reports_to_hub(&rig, web1);
     jail_reports(web1, "abuseipdb_category=\"18,22\"");
-    eventually("fail2ban has the jail again", || {
-        web1.try_sh("fail2ban-client get sshd banip").is_ok()
-    });
+    eventually("fail2ban has the jail again", || web1.ask("get sshd banip").is_ok());
     web1.sh("f2bmqtt ban sshd 203.0.113.50");
     let log = || web1.sh("cat /var/log/abuseipdb/abuseipdb.log");
     eventually("the reporter was called", || {

@@ -233,7 +233,7 @@ impl Host<'_> {
     pub(crate) fn ready(&self) {
         eventually(&format!("{} is ready", self.name), || {
             let journal = self.journal();
-            self.try_sh("fail2ban-client get sshd banip && fail2ban-client get both banip").is_ok()
+            self.ask("get sshd banip").and(self.ask("get both banip")).is_ok()
                 && journal.contains("fail2ban answers; jails:")
                 && journal.contains("connected to the broker")
         });
@@ -260,10 +260,15 @@ impl Host<'_> {
         self.sh(&format!("t=$(date '+%b %e %H:%M:%S'); cat >>/var/log/{log}.log <<E\n{lines}E\n"));
     }
 
+    /// What fail2ban answers to a question of a few words.
+    pub(crate) fn ask(&self, question: &str) -> Result<String, String> {
+        let ask = include_str!("ask.py");
+        self.try_sh(&format!("python3 -IS - {question} <<'E'\n{ask}\nE\n"))
+    }
+
     /// Whether fail2ban bans the address in a jail.
     pub(crate) fn bans(&self, jail: &str, address: &str) -> bool {
-        let banned = self.try_sh(&format!("fail2ban-client get {jail} banned {address}"));
-        banned.is_ok_and(|answer| answer == "1")
+        self.ask(&format!("get {jail} banned {address}")).is_ok_and(|answer| answer == "1")
     }
 
     /// Whether an ipset has the address.
