@@ -1,0 +1,194 @@
+//! The reporter against a server that keeps `AbuseIPDB`'s rules, with a clock that is turned by hand,
+//! and with a process that dies whenever it hurts.
+
+mod answers;
+mod outages;
+mod server;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, UNIX_EPOCH};
+
+use futures_util::FutureExt as _;
+use tempfile::TempDir;
+
+use super::comment::Private;
+use super::ledger::Ledger;
+use super::plan::WINDOW;
+use super::queue::Queue;
+use super::report::{Categories, Report};
+use super::times::Times;
+use super::worker::{Surroundings, Wake, Worker};
+use crate::config::Secret;
+use crate::spool::Spool;
+use crate::wire::Address;
+use server::{Line, Server};
+
+const START: i64 = 1_795_342_588;
+
+/// A host, and the server.
+struct Bed {
+    dir: TempDir,
+    server: Arc<Mutex<Server>>,
+    worker: Option<Worker<Line>>,
+    reports: u64,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let server = Server { now: START, ..Server::default() };
+        let dir = tempfile::tempdir().unwrap();
+        Self { dir, server: Arc::new(Mutex::new(server)), worker: None, reports: 0 }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn server(&self) -> std::sync::MutexGuard<'_, Server> {
+        self.server.lock().unwrap()
+    }
+
+    fn passes(&self, seconds: i64) {
+        self.server().now += seconds;
+    }
+
+    fn ban(&mut self, ip: &str, categories: &str, comment: &str) {
+        let report = Report {
+            address: Address::new(ip).unwrap(),
+            categories: Categories::new(categories).unwrap(),
+            comment: comment.to_owned(),
+            bantime: 600,
+            failures: 3,
+            time: self.server().now,
+            key: Some(Secret::new("k3y".to_owned())),
+            ledger: self.path("ledger"),
+            log: self.path("log"),
+        };
+        self.reports += 1;
+        let at = UNIX_EPOCH + Duration::from_secs(self.reports);
+        Spool::new(self.path("inbox")).write(&report, at).unwrap();
+    }
+
+    fn start(dir: &Path, server: &Arc<Mutex<Server>>) -> Worker<Line> {
+        let clock = Arc::clone(server);
+        let surroundings = Surroundings {
+            private: Box::new(|| Private {
+                addresses: vec!["198.51.100.1".parse().unwrap()],
+                ..Private::default()
+            }),
+            clock: Box::new(move || clock.lock().unwrap().now),
+            warn: |_| {},
+        };
+        let queue = Queue::open(&dir.join("queue")).unwrap();
+        let (inbox, line) = (Spool::new(dir.join("inbox")), Line(Arc::clone(server)));
+        Worker::new(inbox, queue, &dir.join("key"), line, surroundings).unwrap()
+    }
+
+    /// Works until there is nothing to do now. A process that died is started anew.
+    fn work(&mut self) -> Wake {
+        for _ in 0..10_000 {
+            let worker =
+                self.worker.get_or_insert_with(|| Self::start(self.dir.path(), &self.server));
+            match worker.step().now_or_never() {
+                Some(Ok(Wake::Now)) => {}
+                Some(wake) => return wake.unwrap(),
+                None => {
+                    self.worker = None;
+                    self.server().dies = None;
+                }
+            }
+        }
+        panic!("it works without end");
+    }
+
+    /// Works until nothing waits any more, and answers how long that took, in seconds.
+    fn finish(&mut self) -> i64 {
+        let start = self.server().now;
+        for _ in 0..1000 {
+            match self.work() {
+                Wake::At(time) => self.server().now = time,
+                Wake::Called | Wake::Now => return self.server().now - start,
+            }
+        }
+        panic!("something waits without end: {}", self.log().join("\n"));
+    }
+
+    fn waiting(&self) -> usize {
+        Queue::open(&self.path("queue")).unwrap().waiting().len()
+    }
+
+    fn in_ledger(&self, ip: &str) -> bool {
+        Ledger::open(&self.path("ledger")).unwrap().has(Address::new(ip).unwrap()).unwrap()
+    }
+
+    /// The lines of the log, without their times.
+    fn log(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.path("log")).unwrap_or_default();
+        text.lines().map(|line| line.split_once(" - ").unwrap().1.to_owned()).collect()
+    }
+
+    fn taken(&self) -> Vec<(String, String)> {
+        let server = self.server();
+        server.taken.iter().map(|one| (one.0.to_string(), one.4.clone())).collect()
+    }
+}
+
+const IP: &str = "203.0.113.9";
+
+#[test]
+fn the_first_report_goes_at_once_and_further_jails_in_one_after_the_window() {
+    let mut bed = Bed::new();
+    bed.ban(IP, "18,22", "sshd: three failures");
+    assert_eq!(bed.work(), Wake::Called);
+    assert_eq!(bed.server().calls, ["check", "report"]);
+    bed.passes(60);
+    bed.ban(IP, "21", "web: probing");
+    bed.ban(IP, "18,22", "sshd: three failures");
+    bed.passes(60);
+    bed.ban(IP, "15", "ftp: probing");
+    let Wake::At(later) = bed.work() else { panic!("it waits for the window") };
+    assert!((START + WINDOW..START + WINDOW + 60).contains(&later), "{}", later - START);
+    assert_eq!(bed.server().calls, ["check", "report"]);
+    bed.finish();
+    let server = bed.server();
+    assert_eq!(server.calls, ["check", "report", "check", "report"]);
+    let (_, _, time, categories, comment) = &server.taken[1];
+    assert_eq!((categories.as_str(), comment.as_str()), ("21,15", "web: probing\nftp: probing"));
+    assert_eq!(Times::new().unwrap().read(time), Some(START + 60));
+    drop(server);
+    let reported = "SUCCESS: Reported 203.0.113.9 - Score: 7%, Reports: 0, \
+                    Oldest Report: Not Reported yet, Failures:3.";
+    assert_eq!(bed.log()[0], reported);
+    let known = "INFO: IP 203.0.113.9 has already been reported and remains on AbuseIPDB.";
+    assert_eq!(bed.log()[1], known);
+    assert!(bed.log()[2].contains("Reports: 1, Oldest Report: 20"), "{:?}", bed.log());
+    assert!(bed.log()[2].ends_with("Failures:6."), "{:?}", bed.log());
+}
+
+#[test]
+fn an_address_in_the_ledger_is_reported_again_when_it_is_listed_no_longer() {
+    let mut bed = Bed::new();
+    let (ledger, address) = (Ledger::open(&bed.path("ledger")), Address::new(IP).unwrap());
+    ledger.unwrap().insert(address, 600).unwrap();
+    bed.server().listed.insert(address, 5);
+    bed.ban(IP, "18", "x");
+    assert_eq!(bed.work(), Wake::Called);
+    assert_eq!(bed.server().calls, ["check"]);
+    bed.server().listed.clear();
+    bed.ban(IP, "18", "x");
+    assert_eq!(bed.work(), Wake::Called);
+    assert_eq!(bed.taken().len(), 1);
+    let again = "INFO: IP 203.0.113.9 has already been reported but is no longer listed on \
+                 AbuseIPDB. Resubmitting...";
+    assert_eq!(bed.log()[1], again);
+}
+
+#[test]
+fn this_host_s_own_address_is_not_reported() {
+    let mut bed = Bed::new();
+    bed.ban("198.51.100.1", "18", "x");
+    assert_eq!(bed.work(), Wake::Called);
+    assert!(bed.server().calls.is_empty());
+    assert!(!bed.in_ledger("198.51.100.1"));
+}

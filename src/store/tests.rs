@@ -1,0 +1,126 @@
+//! What is saved, by this version and the first layout, is loaded.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::*;
+
+fn host(name: &str) -> Host {
+    Host::new(name).unwrap()
+}
+
+fn mark(done: bool) -> Mark {
+    let id = UnbanId::new("web2-5").unwrap();
+    let claim = |name, stamp, unbans: &[UnbanId]| {
+        let ban = Ban { start: 4, bantime: -1 };
+        let unbans = carried(unbans.to_vec());
+        Claim { host: host(name), stamp, ban, unbans }
+    };
+    let claims = [claim("w\"eb 2", 6, &[]), claim("web1", 5, &[id])].into_iter().collect();
+    Mark { done, asked: 1, answered: 2, bantime: 600, rowed: done, claims, run: None }
+}
+
+fn key(ip: &str) -> Key {
+    (Jail::new("sshd").unwrap(), Address::new(ip).unwrap())
+}
+
+#[test]
+fn what_was_saved_is_loaded_by_the_next_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state/fleet.sqlite3");
+    let (one, two) = (key("192.0.2.1"), key("2001:db8::1"));
+    let id = UnbanId::new("web2-5").unwrap();
+    let pardon =
+        |scope: &str| Pardon { scope: Scope::new(scope).unwrap(), address: one.1, id: id.clone() };
+    let changes = [
+        Change::Mark(one.clone(), Some(mark(false))),
+        Change::Mark(two.clone(), Some(mark(true))),
+        Change::Mark(one.clone(), Some(mark(true))),
+        Change::Lift(one.clone(), host("web1"), Some(Lift { start: 1, stamp: 2 })),
+        Change::Lift(two.clone(), host("web1"), Some(Lift { start: 3, stamp: 4 })),
+        Change::Unban(pardon("*"), Some(false)),
+        Change::Unban(pardon("sshd"), Some(false)),
+        Change::Unban(pardon("*"), Some(true)),
+        Change::Script(one.clone(), host("old"), Some(7)),
+        Change::Script(two.clone(), host("old"), Some(8)),
+        Change::Detected(one.clone(), Some(Ban { start: 5, bantime: -1 })),
+        Change::Detected(two.clone(), Some(Ban { start: 5, bantime: 600 })),
+        Change::Stamp(9),
+        Change::Stamp(10),
+    ];
+    let gone = [
+        Change::Mark(two.clone(), None),
+        Change::Lift(two.clone(), host("web1"), None),
+        Change::Unban(pardon("sshd"), None),
+        Change::Script(two.clone(), host("old"), None),
+        Change::Detected(two, None),
+    ];
+    let mut expected = Remembered::default();
+    let mut store = Store::open(&path).unwrap();
+    for changes in [&changes[..], &gone] {
+        store.save(changes).unwrap();
+        changes.iter().cloned().for_each(|change| expected.apply(change));
+        drop(store);
+        store = Store::open(&path).unwrap();
+        assert_eq!(store.load().unwrap(), expected);
+    }
+    assert_eq!((expected.marks.len(), expected.detected.len(), expected.stamp), (1, 1, 10));
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn each_write_is_on_disk_before_it_is_relied_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("fleet.sqlite3")).unwrap();
+    let asked = |pragma: &str| -> String {
+        let value = |row: &rusqlite::Row<'_>| row.get::<_, rusqlite::types::Value>(0);
+        format!("{:?}", store.connection.pragma_query_value(None, pragma, value).unwrap())
+    };
+    // With a log, FULL syncs it at each commit.
+    assert_eq!(asked("synchronous"), "Integer(2)");
+    assert_eq!(asked("journal_mode"), r#"Text("wal")"#);
+}
+
+#[test]
+fn a_broken_database_is_put_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("fleet.sqlite3");
+    std::fs::write(&path, "this is no database, and long enough to be looked at").unwrap();
+    let store = Store::open(&path).unwrap();
+    assert_eq!(store.load().unwrap(), Remembered::default());
+    assert!(dir.path().join("fleet.broken").exists());
+    drop(store);
+    std::fs::remove_file(&path).unwrap();
+    let other = Connection::open(&path).unwrap();
+    other.execute_batch("CREATE TABLE marks(jail TEXT, ip TEXT)").unwrap();
+    drop(other);
+    assert_eq!(Store::open(&path).unwrap().load().unwrap(), Remembered::default());
+}
+
+#[test]
+fn what_the_first_version_kept_is_taken_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("fleet.sqlite3");
+    let before = Connection::open(&path).unwrap();
+    before
+        .execute_batch(
+            r#"CREATE TABLE imports(jail TEXT NOT NULL, ip TEXT NOT NULL, mark TEXT NOT NULL,
+                until INTEGER, words TEXT NOT NULL, PRIMARY KEY(jail, ip)) WITHOUT ROWID;
+            INSERT INTO imports VALUES
+                ('sshd', '192.0.2.1', 'done', 9, '{"web1":[5,7,4,-1],"web2":[6,8]}'),
+                ('sshd', '192.0.2.2', 'intended', NULL, '{"web1":[5,7,4,600]}'),
+                ('sshd', '192.0.2.3', 'heard', NULL, '{"old":[0,7,0,600]}');"#,
+        )
+        .unwrap();
+    drop(before);
+    for _ in 0..2 {
+        let remembered = Store::open(&path).unwrap().load().unwrap();
+        let done = &remembered.marks[&key("192.0.2.1")];
+        assert!(done.done && !remembered.marks[&key("192.0.2.2")].done);
+        assert_eq!(done.claims.len(), 1);
+        assert_eq!((done.claims[0].host.as_str(), done.claims[0].stamp), ("web1", 5));
+        assert_eq!(done.claims[0].ban, Ban { start: 4, bantime: -1 });
+        assert_eq!(remembered.marks.len(), 2);
+        assert_eq!(remembered.scripts[&(key("192.0.2.3"), host("old"))], 7);
+    }
+}
