@@ -31,6 +31,9 @@ const RECONSIDER: Duration = Duration::from_secs(30);
 const TROUBLE: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(1);
 
+/// How many steps are taken between two tries while fail2ban is away.
+const MAX_STEPS: usize = 1_000;
+
 /// What the daemon's two halves wake each other with.
 #[derive(Debug, Default)]
 pub struct Bell {
@@ -70,9 +73,13 @@ fn now() -> i64 {
 
 /// Writes down what is not on disk yet, where nothing else can be done.
 fn save(memory: &Memory) {
-    let mut known = memory.know();
-    if let Step::Save(changes) = known.fleet.next(now()) {
-        known.save(&changes);
+    for _ in 0..MAX_STEPS {
+        let mut known = memory.know();
+        match known.fleet.next(now()) {
+            Step::Save(changes) => known.save(&changes),
+            Step::Continue => {}
+            _ => return,
+        }
     }
 }
 
@@ -265,9 +272,11 @@ impl<'a> Applier<'a> {
                 tell("UnBan", &jail, &work);
                 self.client.unban(&jail, &addresses(&work)).await?
             }
-            Step::Obey(jail, address) => {
-                say(format_args!("UnBan {address} for ipset {jail} in the whole fleet"));
-                self.client.unban(&jail, &[address]).await?
+            Step::Obey(jail, addresses) => {
+                for address in &addresses {
+                    say(format_args!("UnBan {address} for ipset {jail} in the whole fleet"));
+                }
+                self.client.unban(&jail, &addresses).await?
             }
             Step::Import(jail, work) => {
                 tell("Ban", &jail, &work);
@@ -285,7 +294,7 @@ impl<'a> Applier<'a> {
                 say(journal::no_such_jail(&jail, address, named(host.as_ref()), 0));
                 0
             }
-            Step::Rest => return Ok(()),
+            Step::Continue | Step::Rest => return Ok(()),
         };
         self.memory.know().fleet.done(answer, now());
         Ok(())

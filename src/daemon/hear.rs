@@ -9,6 +9,14 @@ use crate::wire::{CHECK, Event, Host, Malformed, Part, Presence};
 /// What is said of an old message.
 const OLD: &str = "it is old, sent again or by a host whose clock is behind by days";
 
+/// What is said of one of the future.
+const AHEAD: &str = "its stamp is more than a day ahead of this host's clock; set the clock that is wrong \
+                     (timedatectl)";
+
+fn of_another_time(refusal: Refusal) -> &'static str {
+    if refusal == Refusal::Ahead { AHEAD } else { OLD }
+}
+
 /// What is said where there is no room.
 const FULL: &str = "no fleet has so many; what was banned stays";
 
@@ -77,10 +85,11 @@ impl Daemon {
 
     fn judge(&mut self, event: &Event) {
         let mut known = self.memory.know();
-        if known.guard.is_old_event(event, now()) {
+        if let Some(refusal) = known.guard.check_event_time(event, now()) {
             let Event { action, address, jail, host, .. } = event;
-            let text = format!("refused to {action} {address} in {jail} for {host}: {OLD}");
-            known.refuse(Refusal::Old, &text);
+            let why = of_another_time(refusal);
+            let text = format!("rejected {action} of {address} in {jail} from {host}: {why}");
+            known.refuse(refusal, &text);
             return;
         }
         let verdict = known.guard.judge(event, known.fleet.names());
@@ -147,8 +156,8 @@ impl Daemon {
             let why = "it is another host's, or another part".to_owned();
             return Err((Refusal::WrongTopic, WHAT, why));
         }
-        if known.guard.is_old_part(&part, now()) {
-            return Err((Refusal::Old, WHAT, OLD.to_owned()));
+        if let Some(refusal) = known.guard.check_part_time(&part, now()) {
+            return Err((refusal, WHAT, of_another_time(refusal).to_owned()));
         }
         known.keep_shared(&mut part);
         match known.fleet.hear_part(&part, now()) {

@@ -132,6 +132,7 @@ impl Daemon {
         let database = Database::new(Some(paths.database.clone()));
         let store = Store::open(&paths.store())?;
         let mut remembered = store.load()?;
+        remembered.clamp(now());
         remembered.detected.retain(|(jail, _), _| config.sharing.has(jail));
         let fleet = Fleet::new(config.node.clone(), Pace::default(), remembered);
         let guard =

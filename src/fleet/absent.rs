@@ -39,7 +39,7 @@ impl Fleet {
                 continue;
             }
             if local.shown.is_some() {
-                local.gone.get_or_insert_with(|| (secs(now), self.unbans.done()));
+                local.gone.get_or_insert_with(|| (secs(now), self.tombstones.applied_watermark()));
             }
             let lasts = |(since, _): (i64, _)| secs(now) < since.saturating_add(self.pace.grace);
             let lately = local.gone.is_some_and(lasts);
@@ -81,7 +81,10 @@ impl Fleet {
             .collect();
         let (mut touched, mut written) = (Vec::new(), Vec::new());
         for address in scope {
-            let told = local.told.get(&address).map(|told| told.ban);
+            // What only an event on the broker tells of counts once fail2ban was seen to ban it.
+            let seen = local.own.contains_key(&address);
+            let told = local.told.get(&address).filter(|told| told.echo.is_none() || seen);
+            let told = told.map(|told| told.ban);
             let row = rows.get(address).copied();
             if told.is_some_and(|told| row.is_some_and(|row| row.timeofban >= told.start)) {
                 written.push(address);
@@ -135,6 +138,7 @@ impl Fleet {
     pub fn away(&mut self, database: bool) {
         self.orders.clear();
         self.doing = None;
+        self.tombstones.retry();
         self.pulse = None;
         self.looks.clear();
         self.sweep = Sweep::default();
@@ -193,7 +197,7 @@ mod tests {
             let address = Address::new("192.0.2.2").unwrap();
             let ban = Ban { start: NOW / 1000, bantime: -1 };
             let told = &mut fleet.jails.get_mut(&sshd).unwrap().told;
-            told.insert(address, Detection { ban, turn: 0, kept: true });
+            told.insert(address, Detection { ban, turn: 0, kept: true, echo: None });
             let starts = fleet.is_starting(server, NOW);
             let written = if starts { jails(&["sshd", "web"]) } else { jails(&[]) };
             let mut missing = fleet.missing(&jails(&["web"]), &written, server, NOW);
@@ -251,10 +255,10 @@ mod tests {
             fleet.hear(&unban(address), NOW);
             assert!(matches!(fleet.next(NOW), Step::Save(_)));
             fleet.saved(true, NOW);
-            assert_eq!(fleet.next(NOW), Step::Obey(web.clone(), address));
+            assert_eq!(fleet.next(NOW), Step::Obey(web.clone(), vec![address]));
             fleet.done(0, NOW);
             let _ = fleet.next(NOW);
-            assert_eq!(fleet.unbans.carried(&(sshd.clone(), address)).is_empty(), waits);
+            assert_eq!(fleet.tombstones.carried(&(sshd.clone(), address)).is_empty(), waits);
         }
     }
 

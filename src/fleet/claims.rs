@@ -8,11 +8,12 @@
 //! Hosts that run the scripts make claims by events alone. These have no stamp and count in the order in
 //! which they come; the jail's bantime here ends them.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::Pace;
-use crate::wire::{Address, Ban, Host, Slice, UnbanId};
+use super::limits::Table;
+use super::peers::{MAX_PEERS, PeerState, Released};
+use super::{Change, Fleet, Key, Pace};
+use crate::wire::{Ban, Host, Jail, UnbanId};
 
 /// What one host said last of one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +42,10 @@ impl Said {
     #[must_use]
     pub fn is_script(&self) -> bool {
         self.stamp == 0
+    }
+
+    fn carried_count(&self) -> usize {
+        self.unbans.as_deref().map_or(0, Vec::len)
     }
 
     /// Whether it carries a fleet unban.
@@ -90,76 +95,208 @@ pub enum Word {
     Held(i64, Ban),
 }
 
-/// What is known of one other host.
+/// The most claims that are kept: of peers in all and of one of them, of hosts that run the scripts, and on one
+/// address. An honest fleet has 100,000 in all.
+pub(super) const MAX_CLAIMS: usize = 200_000;
+pub(super) const MAX_CLAIMS_PER_PEER: usize = 100_000;
+pub(super) const MAX_SCRIPT_CLAIMS: usize = 50_000;
+const MAX_CLAIMS_PER_KEY: usize = 256;
+
+/// The most fleet unbans that all claims together carry. Beyond that a claim is kept without them, and so is
+/// void where they count.
+const MAX_CARRIED: usize = 200_000;
+
+/// The most jails that claims are kept of and fail2ban does not have; more while it has not said what it has.
+const MAX_OTHER_JAILS: usize = 64;
+const MAX_JAILS: usize = 500;
+
+/// When all claims are too many, the peer with the most loses so many of them.
+const GIVE_WAY: usize = 256;
+
+/// When all peers are too many, so many new ones without a snapshot give way.
+const PEERS_GIVE_WAY: usize = 50;
+
+/// How many claims are searched at once for those that a shard released.
+const SEARCH: usize = 1_000;
+
+/// How many claims there are.
 #[derive(Debug, Default)]
-pub(super) struct Origin {
-    /// The newest part heard for each slice, by its stamp.
-    slices: BTreeMap<Slice, i64>,
-    /// Addresses that words of it are kept on.
-    pub(super) addresses: BTreeSet<Address>,
-    /// How far its clock is behind the one here at most, in seconds; 0 where it is ahead.
-    pub(super) behind: Option<i64>,
+pub(super) struct Counts {
+    /// Of peers; what the claims carry; and of hosts that run the scripts.
+    pub(super) claims: usize,
+    carried: usize,
+    pub(super) scripts: usize,
 }
 
-impl Origin {
-    /// The stamp of the newest part that covers an address.
-    pub(super) fn covered(&self, address: Address) -> Option<i64> {
-        if self.slices.is_empty() {
-            return None;
-        }
-        let hash = address.hash();
-        let covers = |slice: &Slice| hash % u64::from(slice.parts()) == u64::from(slice.part());
-        self.slices.iter().filter(|(slice, _)| covers(slice)).map(|(_, stamp)| *stamp).max()
+impl Counts {
+    fn add(&mut self, said: &Said) {
+        let count = if said.is_script() { &mut self.scripts } else { &mut self.claims };
+        *count += 1;
+        self.carried += said.carried_count();
     }
 
-    /// Takes up a part's stamp; `false` where the part is old.
-    pub(super) fn cover(&mut self, slice: Slice, stamp: i64) -> bool {
-        if self.slices.get(&slice).is_some_and(|last| *last >= stamp) {
+    fn subtract(&mut self, said: &Said) {
+        let count = if said.is_script() { &mut self.scripts } else { &mut self.claims };
+        *count -= 1;
+        self.carried -= said.carried_count();
+    }
+}
+
+impl Fleet {
+    /// Puts a claim in the place of its host's last. Answers `false` where a limit is reached.
+    pub(super) fn upsert_claim(&mut self, key: &Key, mut said: Said, now: i64) -> bool {
+        if self.counts.carried + said.carried_count() > MAX_CARRIED {
+            said.unbans = None;
+        }
+        let same =
+            |other: &&mut Said| other.host == said.host && other.is_script() == said.is_script();
+        let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
+        let others = case.as_ref().map_or(0, |case| case.said.len());
+        if let Some(last) = case.and_then(|case| case.said.iter_mut().find(same)) {
+            self.counts.subtract(last);
+            self.counts.add(&said);
+            *last = said;
+            return true;
+        }
+        if others >= MAX_CLAIMS_PER_KEY || !self.has_room_for_jail(&key.0) {
+            self.limits.reached(Table::Claims, MAX_CLAIMS_PER_KEY, Some(said.host.as_str()), now);
             return false;
         }
-        self.slices.insert(slice, stamp);
-        // What newer parts cover wholly says nothing any more.
-        self.slices
-            .retain(|other, last| *last >= stamp || *other == slice || !slice.contains(*other));
-        if self.is_complete() {
-            let (parts, oldest) = self.newest();
-            self.slices.retain(|other, last| other.parts() == parts || *last > oldest);
+        if said.is_script() {
+            if self.counts.scripts >= MAX_SCRIPT_CLAIMS {
+                self.limits.reached(Table::Claims, MAX_SCRIPT_CLAIMS, None, now);
+                return false;
+            }
+        } else {
+            let claims = self.admit_peer(&said.host, now).claims.len();
+            if claims >= MAX_CLAIMS_PER_PEER {
+                let peer = Some(said.host.as_str());
+                self.limits.reached(Table::Claims, MAX_CLAIMS_PER_PEER, peer, now);
+                return false;
+            }
+            if self.counts.claims >= MAX_CLAIMS && !self.make_room(&said.host, now) {
+                return false;
+            }
+            if let Some(peer) = self.peers.get_mut(&said.host) {
+                peer.claims.insert(key);
+            }
         }
+        self.counts.add(&said);
+        let case = self.jails.entry(key.0.clone()).or_default().cases.entry(key.1).or_default();
+        case.said.push(said);
         true
     }
 
-    /// Whether every part of its newest snapshot is known.
-    pub(super) fn is_complete(&self) -> bool {
-        let (parts, _) = self.newest();
-        parts > 0 && self.of(parts).count() == parts as usize
+    /// Removes claims on an address. Answers whether there were any.
+    pub(super) fn remove_claims(&mut self, key: &Key, which: impl Fn(&Said) -> bool) -> bool {
+        let Some(local) = self.jails.get_mut(&key.0) else { return false };
+        let Some(case) = local.cases.get_mut(&key.1) else { return false };
+        let gone: Vec<Said> = case.said.iter().filter(|said| which(said)).cloned().collect();
+        case.said.retain(|said| !which(said));
+        if let (true, Some(last)) = (case.said.is_empty() && case.mark.is_some(), gone.last()) {
+            self.unsaid.insert(key.clone(), last.host.clone());
+        }
+        if case.is_empty() {
+            local.cases.remove(&key.1);
+        }
+        for said in &gone {
+            self.counts.subtract(said);
+            if said.is_script() {
+                self.change(Change::Script(key.clone(), said.host.clone(), None));
+            } else if let Some(peer) = self.peers.get_mut(&said.host) {
+                peer.claims.remove(key);
+            }
+        }
+        !gone.is_empty()
     }
 
-    /// The numbers of the parts that are not known of its newest snapshot; of one that is known, or of
-    /// which nothing is, all that may be there.
-    pub(super) fn wanted(&self) -> Vec<u32> {
-        let (parts, _) = self.newest();
-        let known = |part: u32| {
-            self.slices.keys().any(|slice| (slice.part(), slice.parts()) == (part, parts))
+    /// The peer, in the place of another where there are too many: that one's claims are released.
+    pub(super) fn admit_peer(&mut self, host: &Host, now: i64) -> &mut PeerState {
+        if !self.peers.contains(host) && self.peers.is_full() {
+            self.limits.reached(Table::Peers, MAX_PEERS, None, now);
+            for least in self.peers.least(PEERS_GIVE_WAY, now) {
+                self.release_some(&least, usize::MAX);
+                self.peers.remove(&least);
+            }
+        }
+        self.peers.admit(host, now)
+    }
+
+    /// The peer with the most claims loses some of them to another, unless that one has as many.
+    fn make_room(&mut self, host: &Host, now: i64) -> bool {
+        let mine = self.peers.get(host).map_or(0, |peer| peer.claims.len());
+        let Some((largest, peer)) = self.peers.largest() else { return false };
+        let largest = largest.clone();
+        let gives_way = peer.claims.len() > mine + GIVE_WAY;
+        self.limits.reached(Table::Claims, MAX_CLAIMS, Some(largest.as_str()), now);
+        if gives_way {
+            self.release_some(&largest, GIVE_WAY);
+        }
+        gives_way
+    }
+
+    fn release_some(&mut self, host: &Host, max: usize) {
+        let keys = self.peers.get(host).map_or_else(Vec::new, |peer| peer.claims.first(max));
+        for key in keys {
+            self.remove_claims(&key, |said| !said.is_script() && said.host == *host);
+            self.queue(&key);
+        }
+    }
+
+    /// Searches some claims for those that a newer shard of their peer released. Answers whether there is
+    /// more to be searched.
+    pub(super) fn release_claims(&mut self) -> bool {
+        let Some(Released { host, keys, finished }) = self.peers.next_released(SEARCH) else {
+            return false;
         };
-        let all = 0..parts.max(1);
-        if self.is_complete() { all.collect() } else { all.filter(|part| !known(*part)).collect() }
+        for key in keys {
+            let covering = self.peers.get(&host).and_then(|peer| peer.covering_stamp(key.1));
+            let old = |said: &Said| {
+                !said.is_script() && said.host == host && covering.is_some_and(|at| at > said.stamp)
+            };
+            if self.remove_claims(&key, old) {
+                self.queue(&key);
+            }
+        }
+        if let Some(slice) = finished {
+            self.end_lifts(&host, slice);
+        }
+        self.peers.is_searching()
     }
 
-    /// How many parts its newest snapshot has, and the stamp of the oldest of these.
-    fn newest(&self) -> (u32, i64) {
-        let newest = self.slices.iter().max_by_key(|(_, stamp)| **stamp);
-        let parts = newest.map_or(0, |(slice, _)| slice.parts());
-        (parts, self.of(parts).min().unwrap_or_default())
+    pub(super) fn has_room_for_jail(&self, jail: &Jail) -> bool {
+        self.jails.contains_key(jail)
+            || match &self.names {
+                Some(names) => {
+                    names.contains(jail) || self.jails.len() < names.len() + MAX_OTHER_JAILS
+                }
+                None => self.jails.len() < MAX_JAILS,
+            }
     }
 
-    fn of(&self, parts: u32) -> impl Iterator<Item = i64> {
-        self.slices.iter().filter(move |(slice, _)| slice.parts() == parts).map(|(_, stamp)| *stamp)
+    pub(super) fn said(&self, key: &Key, host: &Host) -> Option<&Said> {
+        let case = self.jails.get(&key.0)?.cases.get(&key.1)?;
+        case.said.iter().find(|said| !said.is_script() && said.host == *host)
     }
 
-    /// A word with this stamp came at `now` (both in milliseconds): its clock is behind by no more.
-    pub(super) fn heard(&mut self, stamp: i64, now: i64) {
-        let behind = (now.saturating_sub(stamp) / 1000).max(0);
-        self.behind = Some(self.behind.map_or(behind, |least| least.min(behind)));
+    pub(super) fn last_stamp(&self, key: &Key, host: &Host) -> i64 {
+        let said = self.said(key, host).map_or(i64::MIN, |said| said.stamp);
+        let covered = self.peers.get(host).and_then(|peer| peer.covering_stamp(key.1));
+        said.max(covered.unwrap_or(i64::MIN))
+    }
+
+    /// **The last word of a host on an address**: its newest event or covering part.
+    #[must_use]
+    pub fn word(&self, key: &Key, host: &Host) -> Word {
+        let covered = self.peers.get(host).and_then(|peer| peer.covering_stamp(key.1));
+        // What a newer shard does not list is released, even before it was searched for.
+        let said = self.said(key, host).filter(|said| covered.is_none_or(|at| at <= said.stamp));
+        match said {
+            Some(said) => {
+                said.ban.map_or(Word::Free(said.stamp), |ban| Word::Held(said.stamp, ban))
+            }
+            None => covered.map_or(Word::Unknown, Word::Free),
+        }
     }
 }
 
@@ -192,42 +329,5 @@ mod tests {
         for (stamp, ban, bantime, now, lasts) in table {
             assert_eq!(said(stamp, ban).lasts(bantime, now, &pace), lasts, "{stamp} {ban:?} {now}");
         }
-    }
-
-    #[test]
-    fn each_part_stands_alone_and_the_newest_that_covers_an_address_counts() {
-        let mut origin = Origin::default();
-        let slice = |part, parts| Slice::new(part, parts).unwrap();
-        let address = Address::new("192.0.2.1").unwrap();
-        let mine = Slice::of(address, 2);
-        let other = slice(1 - mine.part(), 2);
-        assert_eq!(origin.covered(address), None);
-        assert!(!origin.is_complete());
-        assert_eq!(origin.wanted(), [0], "the first says how many there are");
-        assert!(origin.cover(slice(0, 1), 10));
-        assert!(!origin.cover(slice(0, 1), 10), "the same again");
-        assert_eq!(origin.covered(address), Some(10));
-        assert!(origin.cover(other, 20));
-        assert_eq!(origin.covered(address), Some(10), "the other part says nothing of it");
-        assert!(!origin.is_complete(), "the other half is missing");
-        assert_eq!(origin.wanted(), [mine.part()]);
-        assert!(origin.cover(mine, 21));
-        assert_eq!(origin.covered(address), Some(21));
-        assert!(origin.is_complete());
-        assert_eq!(origin.wanted(), [0, 1], "they may have changed");
-        assert_eq!(origin.slices.len(), 2, "what newer parts cover is gone");
-        assert!(origin.cover(slice(0, 1), 30));
-        assert_eq!(origin.slices.len(), 1);
-    }
-
-    #[test]
-    fn how_far_a_clock_is_behind_is_known_from_the_quickest_word() {
-        let mut origin = Origin::default();
-        origin.heard(100_000, 160_500);
-        assert_eq!(origin.behind, Some(60));
-        origin.heard(200_000, 999_000);
-        assert_eq!(origin.behind, Some(60), "that one was retained");
-        origin.heard(300_000, 290_000);
-        assert_eq!(origin.behind, Some(0));
     }
 }

@@ -1,19 +1,28 @@
 //! The others' words: events, parts of snapshots, presence; and what notify tells of this host.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use super::branches::MAX_BRANCHES;
 use super::claims::{Carried, Said, carried};
+use super::limits::Table;
 use super::look::Detection;
 use super::remember::Slot;
+use super::tombstones::Usage;
 use super::{Change, Fleet, Key, TIDY, secs};
 use crate::fail2ban::database::Row;
 use crate::wire::{
-    Action, Address, Ban, Event, Host, Jail, Pardon, Part, Reason, Scope, Slice, State, Told,
+    Action, Address, Ban, Event, Host, Listed, Pardon, Part, Reason, Scope, Slice, State, Told,
     UnbanId,
 };
 
 /// An own event that comes back later than this is an old one; in milliseconds.
 const FRESH: i64 = 60_000;
+
+/// The most detections of this host that only its own events on the broker tell of.
+const MAX_ECHOES: usize = 1_000;
+
+/// The most fleet unbans that a claim carries: as many as are kept of an address.
+const MAX_CARRIED: usize = 16;
 
 /// A claim by a host that runs the scripts: it begins when it is heard.
 pub(super) fn script(host: Host, since: i64) -> Said {
@@ -36,9 +45,8 @@ impl Fleet {
         if let (Some(Reason::Fleet), Some(id)) = (event.reason, &event.id) {
             let scope =
                 if event.every_jail { Scope::Every } else { Scope::One(event.jail.clone()) };
-            let room = self.unbans.has_room(event.address);
-            self.pardon(&Pardon { scope, address: event.address, id: id.clone() }, now);
-            return room;
+            self.learn_tombstone(&Pardon { scope, address: event.address, id: id.clone() }, now);
+            return true;
         }
         if event.stamp <= 0 {
             return self.hear_script(event, &key, now);
@@ -54,15 +62,16 @@ impl Fleet {
             Action::Unban => None,
             Action::Other(_) => return true,
         };
-        self.branches.found(&event.host, now);
+        self.discover(&event.host, now);
         let news = ban.is_some() || self.said(&key, &event.host).is_some();
-        let (host, stamp) = (self.known(&event.host), event.stamp);
+        self.admit_peer(&event.host, now);
+        let (host, stamp) = (self.peers.intern(&event.host), event.stamp);
         let unbans = carried(event.unbans.clone());
-        if !self.say(&key, Said { host, stamp, ban, unbans }) {
+        if !self.upsert_claim(&key, Said { host, stamp, ban, unbans }, now) {
             return false;
         }
-        if let Some(origin) = self.origins.get_mut(&event.host) {
-            origin.heard(event.stamp, now);
+        if let Some(peer) = self.peers.get_mut(&event.host) {
+            peer.record_stamp(event.stamp, now);
         }
         self.end_lift(&key, &event.host);
         if news {
@@ -76,14 +85,14 @@ impl Fleet {
         match event.action {
             Action::Ban => {
                 let since = secs(now);
-                if !self.say(key, script(event.host.clone(), since)) {
+                if !self.upsert_claim(key, script(event.host.clone(), since), now) {
                     return false;
                 }
                 self.change(Change::Script(key.clone(), event.host.clone(), Some(since)));
                 self.queue(key);
             }
             Action::Unban => {
-                if self.unsay(key, |said| said.is_script() && said.host == event.host) {
+                if self.remove_claims(key, |said| said.is_script() && said.host == event.host) {
                     self.queue(key);
                 }
             }
@@ -102,93 +111,75 @@ impl Fleet {
             self.branches.heard(&part.host, true, now);
             return old.then_some(Trouble::OwnAndOld);
         }
-        if !self.branches.found(&part.host, now) || !self.has_room_for(&part.host) {
-            return Some(Trouble::NoRoom);
-        }
-        let origin = self.origins.entry(part.host.clone()).or_default();
-        origin.heard(part.stamp, now);
+        self.discover(&part.host, now);
+        let peer = self.admit_peer(&part.host, now);
+        peer.record_stamp(part.stamp, now);
         // A newer part of another size may cover some of it.
-        let newer =
-            |address: Address| origin.covered(address).is_some_and(|last| last > part.stamp);
-        let bans: Vec<_> = part.bans.iter().filter(|ban| !newer(ban.address)).collect();
-        let covered: Vec<_> = origin
-            .addresses
-            .iter()
-            .copied()
-            .filter(|address| part.slice.covers(*address) && !newer(*address))
-            .collect();
-        let news = origin.cover(part.slice, part.stamp);
-        let complete = origin.is_complete();
+        let current = |ban: &&Listed| {
+            peer.covering_stamp(ban.address).is_none_or(|covering| covering <= part.stamp)
+        };
+        let bans: Vec<&Listed> = part.bans.iter().filter(current).collect();
+        let news = peer.record_shard(part.slice, part.stamp);
+        let complete = peer.is_complete();
         self.branches.heard(&part.host, complete, now);
         let mut room = true;
         if news {
-            let mut pardons: BTreeMap<Address, Vec<&Pardon>> = BTreeMap::new();
-            for pardon in &part.unbans {
-                pardons.entry(pardon.address).or_default().push(pardon);
-            }
-            let mut listed = BTreeSet::new();
-            for ban in bans {
-                let key = (ban.jail.clone(), ban.address);
-                let of = pardons.get(&ban.address).into_iter().flatten();
-                let unbans: Vec<_> = of
-                    .filter(|pardon| pardon.scope.covers(&ban.jail))
-                    .map(|pardon| pardon.id.clone())
-                    .collect();
-                listed.insert((&ban.jail, ban.address));
-                room &= self.hear_listed(
-                    &key,
-                    part,
-                    Ban { start: ban.start, bantime: ban.bantime },
-                    carried(unbans),
-                );
-            }
-            self.hear_absent(part, &covered, &listed);
-            self.end_lifts(&part.host, part.slice);
+            room = self.apply_listed(part, &bans, now);
+            // What it does not list is released, in steps.
+            self.peers.search(&part.host);
         }
         for pardon in &part.unbans {
-            self.pardon(pardon, now);
+            self.learn_tombstone(pardon, now);
         }
         (!room).then_some(Trouble::NoRoom)
     }
 
-    fn hear_listed(&mut self, key: &Key, part: &Part, ban: Ban, unbans: Carried) -> bool {
-        let last = self.said(key, &part.host);
+    /// What a part lists, its host holds. Answers whether there is room for all of it.
+    fn apply_listed(&mut self, part: &Part, bans: &[&Listed], now: i64) -> bool {
+        let mut pardons: BTreeMap<Address, Vec<&Pardon>> = BTreeMap::new();
+        for pardon in &part.unbans {
+            pardons.entry(pardon.address).or_default().push(pardon);
+        }
+        // Claims share what they carry, as long as it is not for one jail alone.
+        let mut shared: BTreeMap<Address, Carried> = BTreeMap::new();
+        for (address, of) in &mut pardons {
+            of.sort_by_key(|pardon| std::cmp::Reverse(pardon.id.made()));
+            of.truncate(MAX_CARRIED);
+            if of.iter().all(|pardon| pardon.scope == Scope::Every) {
+                shared.insert(*address, carried(of.iter().map(|one| one.id.clone()).collect()));
+            }
+        }
+        let mut room = true;
+        for ban in bans {
+            let unbans = match (shared.get(&ban.address), pardons.get(&ban.address)) {
+                (Some(shared), _) => shared.clone(),
+                (None, None) => None,
+                (None, Some(of)) => {
+                    let of = of.iter().filter(|pardon| pardon.scope.covers(&ban.jail));
+                    carried(of.map(|pardon| pardon.id.clone()).collect())
+                }
+            };
+            room &= self.hear_listed(part, ban, unbans, now);
+        }
+        room
+    }
+
+    fn hear_listed(&mut self, part: &Part, listed: &Listed, unbans: Carried, now: i64) -> bool {
+        let key = (listed.jail.clone(), listed.address);
+        let ban = Ban { start: listed.start, bantime: listed.bantime };
+        let last = self.said(&key, &part.host);
         if last.is_some_and(|last| last.stamp >= part.stamp) {
             return true;
         }
         let same = last.is_some_and(|last| last.ban == Some(ban) && last.unbans == unbans);
-        let (host, stamp) = (self.known(&part.host), part.stamp);
-        let said = Said { host, stamp, ban: Some(ban), unbans };
-        if !self.say(key, said) {
+        let (host, stamp) = (self.peers.intern(&part.host), part.stamp);
+        if !self.upsert_claim(&key, Said { host, stamp, ban: Some(ban), unbans }, now) {
             return false;
         }
         if !same {
-            self.queue(key);
+            self.queue(&key);
         }
         true
-    }
-
-    /// What a part covers and does not list, its host does not hold.
-    fn hear_absent(
-        &mut self,
-        part: &Part,
-        covered: &[Address],
-        listed: &BTreeSet<(&Jail, Address)>,
-    ) {
-        let jails: Vec<_> = self.jails.keys().cloned().collect();
-        for &address in covered {
-            for jail in &jails {
-                if !listed.contains(&(jail, address)) {
-                    let key = (jail.clone(), address);
-                    let old = |said: &Said| {
-                        !said.is_script() && said.host == part.host && said.stamp <= part.stamp
-                    };
-                    if self.unsay(&key, old) {
-                        self.queue(&key);
-                    }
-                }
-            }
-        }
     }
 
     /// A branch was cleared: an empty part 0 means that the host was forgotten.
@@ -200,15 +191,9 @@ impl Fleet {
         if number > 0 {
             return;
         }
-        let Some(origin) = self.origins.remove(host) else { return };
-        let jails: Vec<_> = self.jails.keys().cloned().collect();
-        for address in origin.addresses {
-            for jail in &jails {
-                let key = (jail.clone(), address);
-                if self.unsay(&key, |said| !said.is_script() && said.host == *host) {
-                    self.queue(&key);
-                }
-            }
+        if let Some(peer) = self.peers.get_mut(host) {
+            peer.forget();
+            self.peers.search(host);
         }
     }
 
@@ -220,8 +205,32 @@ impl Fleet {
         let detected = event.action == Action::Ban && event.reason == Some(Reason::Detected);
         if detected && fresh && event.time > 0 {
             let key = (event.jail.clone(), event.address);
-            self.detected(&key, Ban { start: event.time, bantime: event.bantime });
+            self.record_echo(&key, Ban { start: event.time, bantime: event.bantime }, now);
         }
+    }
+
+    /// **Anybody who may publish can make such an event.** It counts only for a jail that fail2ban has, and if
+    /// fail2ban bans the address, as no import; otherwise the next look at the jail drops it, or a minute.
+    fn record_echo(&mut self, key: &Key, ban: Ban, now: i64) {
+        let absent = self.names.as_ref().is_some_and(|names| !names.contains(&key.0));
+        if absent || !self.has_room_for_jail(&key.0) || self.mark(key).is_some() {
+            return;
+        }
+        if self.echoes.len() >= MAX_ECHOES {
+            let told = |key: &Key| self.jails.get(&key.0)?.told.get(&key.1)?.echo;
+            self.echoes.retain(|key| told(key).is_some());
+        }
+        if self.echoes.len() >= MAX_ECHOES {
+            self.limits.reached(Table::Echoes, MAX_ECHOES, None, now);
+            return;
+        }
+        let local = self.jails.entry(key.0.clone()).or_default();
+        if local.told.contains_key(&key.1) {
+            return; // notify told of it
+        }
+        self.echoes.insert(key.clone());
+        let detection = Detection { ban, turn: self.turn, kept: false, echo: Some(now) };
+        local.told.insert(key.1, detection);
     }
 
     /// **A host that hears a greater stamp of its own goes on from there**, and says all anew.
@@ -232,10 +241,18 @@ impl Fleet {
         }
     }
 
+    /// There is such a host: its snapshot is to be asked for.
+    fn discover(&mut self, host: &Host, now: i64) {
+        if self.branches.is_full_for(host) {
+            self.limits.reached(Table::Peers, MAX_BRANCHES, None, now);
+        }
+        self.branches.found(host, now);
+    }
+
     /// A host's presence was heard of. Another broker's last will of this host, which is no longer connected
     /// there, is answered; what was kept before this connection came up has been.
     pub fn hear_presence(&mut self, host: &Host, state: State, now: i64) {
-        self.branches.found(host, now);
+        self.discover(host, now);
         if *host == self.me
             && state == State::Offline
             && !self.snapshots.just_connected(now, &self.pace)
@@ -245,16 +262,26 @@ impl Fleet {
     }
 
     /// A fleet unban is known from now on: scripts cannot carry it, so their claims end with it.
-    fn pardon(&mut self, pardon: &Pardon, now: i64) {
-        let Some(change) = self.unbans.hear(pardon, now, &self.pace) else { return };
-        self.change(change);
-        self.pardoning = true;
-        let jails: Vec<_> =
-            self.jails.keys().filter(|jail| pardon.scope.covers(jail)).cloned().collect();
-        for jail in jails {
-            let key = (jail, pardon.address);
-            self.unsay(&key, Said::is_script);
-            self.queue(&key);
+    fn learn_tombstone(&mut self, pardon: &Pardon, now: i64) {
+        let changes = self.tombstones.learn(pardon, now, &self.pace);
+        if changes.is_empty() {
+            return;
+        }
+        for change in changes {
+            if let Change::Unban(gone, None) = &change {
+                self.snapshots.touch(gone.address, now);
+            }
+            self.change(change);
+        }
+        if let Some((max, maker)) = self.tombstones.limit() {
+            self.limits.reached(Table::Tombstones, max, Some(maker), now);
+        }
+        if self.counts.scripts == 0 {
+            return;
+        }
+        let jails = self.jails.keys().filter(|jail| pardon.scope.covers(jail));
+        for jail in jails.cloned().collect::<Vec<_>>() {
+            self.remove_claims(&(jail, pardon.address), Said::is_script);
         }
     }
 
@@ -274,7 +301,7 @@ impl Fleet {
         if told.action == Action::Ban {
             self.detected(&key, Ban { start, bantime: told.bantime });
         }
-        let unbans = self.unbans.carried(&key);
+        let unbans = self.tombstones.carried(&key);
         let mut event = self.teller.event(told, row, unbans, now)?;
         if let Some(event) = &mut event {
             event.time = start;
@@ -301,7 +328,7 @@ impl Fleet {
         if local.told.get(&key.1).is_some_and(|told| told.ban.start > ban.start) {
             return; // an old one, come back
         }
-        local.told.insert(key.1, Detection { ban, turn, kept: false });
+        local.told.insert(key.1, Detection { ban, turn, kept: false, echo: None });
         if case.mark.take().is_some() {
             self.change(Change::Mark(key.clone(), None));
         }
@@ -352,23 +379,40 @@ impl Fleet {
         for key in over {
             let bantime = self.jails.get(&key.0).and_then(super::Local::bantime);
             let pace = self.pace.clone();
-            self.unsay(&key, |said| match said.ban {
+            self.remove_claims(&key, |said| match said.ban {
                 Some(_) => !said.lasts(bantime, secs(now), &pace),
                 None => said.stamp < now - pace.end_slack * 1000,
             });
             self.queue(&key);
         }
-        // Of jails that are not here nothing is left with their last claim.
+        for local in self.jails.values_mut() {
+            let own = &local.own;
+            local.told.retain(|address, told| {
+                let old = told.echo.is_some_and(|at| !(0..FRESH).contains(&now.saturating_sub(at)));
+                !old || told.kept || own.contains_key(address)
+            });
+        }
+        // Of jails that are not here nothing is left with their last claim, nor of hosts that are gone.
         self.jails.retain(|_, local| !local.is_empty());
+        self.peers.gc(now);
+        self.collecting = true;
+    }
+
+    /// Drops fleet unbans that are no longer needed, some at a time.
+    pub(super) fn collect_tombstones(&mut self, now: i64) {
+        if !self.collecting {
+            return;
+        }
+        let idle = self.pace.tombstone_idle * 1000;
+        let connected = self.connected_since.is_some_and(|since| now.saturating_sub(since) >= idle);
         let (jails, pace) = (&self.jails, &self.pace);
-        let listed = |address: Address, scope: &Scope, id: &UnbanId| {
-            jails.iter().filter(|(jail, _)| scope.covers(jail)).any(|(_, local)| {
-                let said = local.cases.get(&address).into_iter().flat_map(|case| &case.said);
-                said.into_iter()
-                    .any(|said| said.ban.is_some() && !said.is_script() && !said.carries(id))
-            })
+        let usage = |address: Address, scope: &Scope, id: &UnbanId| {
+            let of = jails.iter().filter(|(jail, _)| scope.covers(jail));
+            of.map(|(_, local)| local.usage(address, id, pace)).max().unwrap_or(Usage::Unused)
         };
-        for (address, change) in self.unbans.tidy(now, pace, listed) {
+        let (gone, more) = self.tombstones.gc(now, connected, pace, usage);
+        self.collecting = more;
+        for (address, change) in gone {
             self.snapshots.touch(address, now);
             self.change(change);
         }
@@ -385,7 +429,7 @@ impl Fleet {
         }
     }
 
-    fn end_lifts(&mut self, host: &Host, slice: Slice) {
+    pub(super) fn end_lifts(&mut self, host: &Host, slice: Slice) {
         let keys = self.lifts.of(host).map(|(key, _)| key).filter(|key| slice.covers(key.1));
         let keys: Vec<Key> = keys.cloned().collect();
         for key in keys {

@@ -7,10 +7,11 @@ use smallvec::SmallVec;
 use super::Pace;
 use super::claims::Said;
 use super::marks::Mark;
+use super::tombstones::{self, Usage};
 use crate::fail2ban::database::Row;
 use crate::fail2ban::table::Table;
 use crate::ignored::Ignored;
-use crate::wire::{Address, Ban};
+use crate::wire::{Address, Ban, UnbanId};
 
 /// One process of fail2ban's server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +106,8 @@ pub(super) struct Detection {
     pub(super) turn: u64,
     /// It is remembered over a restart.
     pub(super) kept: bool,
+    /// Only this host's own event on the broker tells of it, which came then; in milliseconds.
+    pub(super) echo: Option<i64>,
 }
 
 /// How one jail stands on this host.
@@ -142,6 +145,22 @@ impl Local {
     pub(super) fn is_empty(&self) -> bool {
         let known = self.shown.is_some() || self.gone.is_some();
         !known && self.cases.is_empty() && self.own.is_empty() && self.told.is_empty()
+    }
+
+    /// How an address's bans in this jail need a fleet unban.
+    pub(super) fn usage(&self, address: Address, id: &UnbanId, pace: &Pace) -> Usage {
+        if self.own.contains_key(&address) || self.told.contains_key(&address) {
+            return Usage::Carried;
+        }
+        let Some(case) = self.cases.get(&address) else { return Usage::Unused };
+        let claims = case.said.iter().filter(|said| said.ban.is_some());
+        let of = |said: &Said| {
+            let later = said.ban.is_some_and(|ban| tombstones::is_outlived(id, ban.start, pace));
+            let carried = said.is_script() || said.carries(id) || later;
+            if carried { Usage::Carried } else { Usage::Missing }
+        };
+        let held = if case.mark.is_some() { Usage::Carried } else { Usage::Unused };
+        claims.map(of).max().unwrap_or(held)
     }
 
     /// How long the jail bans, once that is known.

@@ -3,12 +3,14 @@
 //!
 //! Each rule has its file:
 //!
-//! - `claims`: what each other host said last of an address; `words`: how many of them there may be.
+//! - `claims`: what each other host said last of an address; `peers`: what is kept of each host, and
+//!   `claim_index`, where its claims are found.
 //! - [`own`]: what this host itself detected and holds.
 //! - `absent`: what counts while fail2ban is away or has not made its jails.
 //! - [`marks`]: what was imported for others, and whether it still is what is held.
 //! - [`lifts`]: what this host's operator freed stays free.
-//! - `unbans`: what was freed for the whole fleet stays free everywhere.
+//! - `tombstones`: what was freed for the whole fleet stays free everywhere.
+//! - [`limits`]: which tables are full.
 //! - [`reconcile`]: the decision on one address. [`lease`]: when an import is prolonged.
 //! - [`tell`]: which events are sent, and the stamps. [`snapshot`]: which parts are published when.
 //! - `asked`: what is said of bans that another host's operator made.
@@ -22,13 +24,16 @@
 mod absent;
 mod asked;
 pub mod branches;
+mod claim_index;
 pub mod claims;
 mod hear;
 pub mod lease;
 pub mod lifts;
+pub mod limits;
 pub mod look;
 pub mod marks;
 pub mod own;
+mod peers;
 mod queue;
 pub mod reconcile;
 pub mod remember;
@@ -36,33 +41,27 @@ mod seen;
 mod shown;
 pub mod snapshot;
 pub mod tell;
-mod unbans;
-mod words;
+mod tombstones;
 pub mod work;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use asked::Asked;
 use branches::{Asking, Branches};
-use claims::{Origin, Said};
+use claims::{Counts, Said};
 pub use hear::Trouble;
 use lifts::Lifts;
+use limits::Limits;
 use look::{Case, Detection, Local, Pulse, Sweep};
+use peers::{PeerState, Peers};
 use queue::Queue;
 use remember::Slot;
 pub use remember::{Change, Remembered};
 use snapshot::{Publication, Snapshots};
 use tell::Teller;
-use unbans::Unbans;
+use tombstones::Tombstones;
 
 use crate::wire::{Address, Host, Jail, Presence};
-
-/// The most words of other hosts that are kept in mind, of one host, and on one address; and the most hosts
-/// and jails. An honest fleet has 100,000 in all.
-const MAX_WORDS: usize = 250_000;
-const MAX_OF_HOST: usize = 100_000;
-const MAX_HOSTS: usize = 1_000;
-const MAX_JAILS: usize = 500;
 
 /// How often words that no longer matter are forgotten; in milliseconds.
 const TIDY: i64 = 30_000;
@@ -83,8 +82,11 @@ pub struct Pace {
     pub start_slack: i64,
     /// A ban that ends within so many seconds is left to end by itself.
     pub soon: i64,
-    /// For how long fleet unbans are kept, in seconds.
+    /// For how long fleet unbans are kept, in seconds; and for how long where no host bans the address. No
+    /// two clocks differ by as much as the latter.
     pub keep_unbans: i64,
+    #[allow(missing_docs)]
+    pub tombstone_idle: i64,
     /// How often fail2ban is asked whether there is anything to ask, in milliseconds.
     pub ask: i64,
     /// How long what fail2ban showed is good enough to act upon, in milliseconds.
@@ -114,6 +116,7 @@ impl Default for Pace {
             start_slack: 2,
             soon: 3,
             keep_unbans: 30 * 86_400,
+            tombstone_idle: 3_600,
             ask: 2_000,
             fresh: 2_000,
             change: 2_000,
@@ -141,13 +144,18 @@ pub struct Fleet {
     named: i64,
     /// Jails that it has rows of in its database, and may still have to make; and whose rows last.
     awaited: BTreeMap<Jail, BTreeSet<Address>>,
-    origins: BTreeMap<Host, Origin>,
-    words: usize,
+    peers: Peers,
+    counts: Counts,
+    limits: Limits,
     lifts: Lifts,
-    unbans: Unbans,
-    /// Some fleet unban waits to be obeyed; or for a jail that is not there yet.
-    pardoning: bool,
-    postponed: bool,
+    tombstones: Tombstones,
+    /// The next turn is that of fleet unbans, not of bans; and the garbage collection goes through them.
+    tombstones_turn: bool,
+    collecting: bool,
+    /// Detections that only this host's own events tell of; some may be over.
+    echoes: BTreeSet<Key>,
+    /// Since when the link to the broker has been up, in milliseconds.
+    connected_since: Option<i64>,
     teller: Teller,
     snapshots: Snapshots,
     branches: Branches,
@@ -194,12 +202,15 @@ impl Fleet {
             names: None,
             named: 0,
             awaited: BTreeMap::new(),
-            origins: BTreeMap::new(),
-            words: 0,
+            peers: Peers::default(),
+            counts: Counts::default(),
+            limits: Limits::default(),
             lifts: Lifts::default(),
-            unbans: Unbans::default(),
-            pardoning: true,
-            postponed: false,
+            tombstones: Tombstones::default(),
+            tombstones_turn: true,
+            collecting: false,
+            echoes: BTreeSet::new(),
+            connected_since: None,
             snapshots: Snapshots::new(),
             branches: Branches::default(),
             presence: None,
@@ -230,20 +241,21 @@ impl Fleet {
             self.lifts.lift(&key, &host, lift);
         }
         for (pardon, obeyed) in remembered.unbans {
-            self.unbans.remember(pardon, obeyed);
+            self.tombstones.restore(pardon, obeyed);
         }
         for ((key, host), since) in remembered.scripts {
-            self.say(&key, hear::script(host, since));
+            self.upsert_claim(&key, hear::script(host, since), since * 1000);
         }
         for ((jail, address), ban) in remembered.detected {
             let told = &mut self.jails.entry(jail).or_default().told;
-            told.insert(address, Detection { ban, turn: 0, kept: true });
+            told.insert(address, Detection { ban, turn: 0, kept: true, echo: None });
         }
         for (key, mark) in remembered.marks {
             // What scripts said is remembered by itself.
             for claim in mark.claims.iter().filter(|claim| claim.stamp > 0) {
                 let (host, stamp, ban) = (claim.host.clone(), claim.stamp, Some(claim.ban));
-                self.say(&key, Said { host, stamp, ban, unbans: claim.unbans.clone() });
+                let said = Said { host, stamp, ban, unbans: claim.unbans.clone() };
+                self.upsert_claim(&key, said, mark.asked * 1000);
             }
             let case = self.jails.entry(key.0.clone()).or_default().cases.entry(key.1).or_default();
             case.mark = Some(Box::new(mark));
@@ -264,6 +276,7 @@ impl Fleet {
 
     /// The link to the broker is up.
     pub fn connected(&mut self, now: i64) {
+        self.connected_since = Some(now);
         self.branches.connected(&self.me, now);
         self.snapshots.connected(&self.me, now, &self.pace);
         self.presence = None;
@@ -271,15 +284,21 @@ impl Fleet {
 
     /// The link to the broker is down.
     pub fn lost(&mut self) {
+        self.connected_since = None;
         self.branches.lost();
     }
 
-    /// The branch that is to be subscribed to now, if any, as topics below the fleet's.
+    /// What is to be subscribed to now, if anything, as topics below the fleet's.
     pub fn branch(&mut self, now: i64) -> Option<Vec<String>> {
-        let Asking { host, again } = self.branches.next(now)?;
+        let (host, again) = match self.branches.next(now)? {
+            Asking::First(hosts) => {
+                return Some(hosts.iter().map(|host| format!("state/{host}/0")).collect());
+            }
+            Asking::All { host, again } => (host, again),
+        };
         let mut topics = vec![format!("state/{host}/+")];
         if again {
-            let wanted = self.origins.get(&host).map_or_else(|| vec![0], Origin::wanted);
+            let wanted = self.peers.get(&host).map_or_else(|| vec![0], PeerState::missing_shards);
             topics.extend(wanted.iter().map(|number| format!("state/{host}/{number}")));
         }
         Some(topics)
@@ -305,7 +324,7 @@ impl Fleet {
             }
             own
         };
-        let unbans = || self.unbans.obeyed().collect();
+        let unbans = || self.tombstones.applied().collect();
         self.snapshots.due(&self.me, own, unbans, self.as_of, now, &self.pace)
     }
 
@@ -325,7 +344,7 @@ impl Fleet {
         let Some(case) = case.filter(|case| !case.queued) else { return };
         case.queued = true;
         // Hosts that run the scripts have one line together: anybody can name more of them.
-        let host = self.reporter(key).filter(|host| self.origins.contains_key(*host)).cloned();
+        let host = self.reporter(key).filter(|host| self.peers.contains(host)).cloned();
         self.queue.push(host, key.clone());
     }
 
@@ -341,7 +360,7 @@ impl Fleet {
         case.said.iter().filter(move |said| {
             let lifted = |ban| self.lifts.covers(key, &said.host, ban, &self.pace);
             said.lasts(bantime, now, &self.pace)
-                && !self.unbans.voids(key, said)
+                && !self.tombstones.voids(key, said, &self.pace)
                 && !said.ban.is_some_and(lifted)
         })
     }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::Key;
 use super::lifts::Lift;
 use super::marks::Mark;
+use crate::guard::is_ahead;
 use crate::wire::{Ban, Host, Pardon};
 
 /// One change of it; `None` is to be forgotten.
@@ -62,6 +63,21 @@ pub struct Remembered {
 }
 
 impl Remembered {
+    /// What others told with stamps of the future counts as told now; a fleet unban of the future as none. An
+    /// earlier version, or a clock that was far behind, may have let it in. `now` is in milliseconds.
+    pub fn clamp(&mut self, now: i64) {
+        let clamp = |stamp: &mut i64| {
+            if is_ahead(*stamp, now) {
+                *stamp = now;
+            }
+        };
+        for claim in self.marks.values_mut().flat_map(|mark| &mut mark.claims) {
+            clamp(&mut claim.stamp);
+        }
+        self.lifts.values_mut().for_each(|lift| clamp(&mut lift.stamp));
+        self.unbans.retain(|pardon, _| !is_ahead(pardon.id.made(), now));
+    }
+
     /// Takes up a change.
     pub fn apply(&mut self, change: Change) {
         fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
@@ -77,6 +93,39 @@ impl Remembered {
             Change::Script(key, host, since) => put(&mut self.scripts, (key, host), since),
             Change::Detected(key, ban) => put(&mut self.detected, key, ban),
             Change::Stamp(stamp) => self.stamp = stamp,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::marks::{Claim, Claims};
+    use crate::guard::HORIZON;
+    use crate::wire::{Address, Jail, Scope, UnbanId};
+
+    #[test]
+    fn stamps_of_the_future_are_clamped() {
+        const NOW: i64 = 1_795_342_588_000;
+        let key: Key = (Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
+        let host = Host::new("web2").unwrap();
+        let table =
+            [(5, 5), (NOW + HORIZON, NOW + HORIZON), (NOW + HORIZON + 1, NOW), (i64::MAX, NOW)];
+        for (stamp, expected) in table {
+            let mut remembered = Remembered::default();
+            let ban = Ban { start: 1, bantime: -1 };
+            let claim = Claim { host: host.clone(), stamp, ban, unbans: None };
+            let claims: Claims = [claim].into_iter().collect();
+            remembered.marks.insert(key.clone(), Mark::intended(claims, 600, 1));
+            let lift = Lift { start: 1, stamp };
+            remembered.lifts.insert((key.clone(), host.clone()), lift);
+            let id = UnbanId::made_by(&host, stamp);
+            let pardon = Pardon { scope: Scope::Every, address: key.1, id };
+            remembered.unbans.insert(pardon, true);
+            remembered.clamp(NOW);
+            assert_eq!(remembered.marks[&key].claims[0].stamp, expected);
+            assert_eq!(remembered.lifts[&(key.clone(), host.clone())].stamp, expected);
+            assert_eq!(remembered.unbans.len(), usize::from(stamp == expected));
         }
     }
 }

@@ -34,6 +34,11 @@ impl Fleet {
         if self.looks.is_empty() || self.sweep.since.is_none() {
             self.round = self.teller.stamp(now);
         }
+        if self.teller.take_was_ahead() {
+            self.round = self.teller.stamp(now);
+            (self.as_of, self.forgotten) = (0, 0);
+            self.snapshots.republish_all();
+        }
     }
 
     /// The clock was set back: nothing waits for a time that lies far ahead now.
@@ -42,6 +47,8 @@ impl Fleet {
         (self.sweep, self.looks) = (Sweep::default(), BTreeSet::new());
         self.snapshots.set_back(now);
         self.branches.set_back(now);
+        self.peers.on_clock_rollback(now);
+        self.connected_since = self.connected_since.map(|since| since.min(now));
         for local in self.jails.values_mut() {
             local.set_back(now, &self.pace);
         }
@@ -59,7 +66,7 @@ impl Fleet {
         if !goes_on {
             self.sweep.since = sweeps.then_some(now);
         }
-        self.pardoning |= self.postponed;
+        self.tombstones.retry_deferred();
         for jail in &names {
             let local = self.jails.entry(jail.clone()).or_default();
             let new = self.names.as_ref().is_some_and(|names| !names.contains(jail));
@@ -67,8 +74,7 @@ impl Fleet {
             if new || local.gone.is_some() {
                 let unbans = local.gone.take().map_or(0, |(_, unbans)| unbans);
                 local.shown = None;
-                self.unbans.appears(jail, unbans);
-                self.pardoning = true;
+                self.tombstones.on_jail_added(jail, unbans);
             }
             if (sweeps || local.shown.is_none()) && local.is_worth_a_look(pulse, now) {
                 self.looks.insert(jail.clone());
@@ -290,7 +296,7 @@ impl Fleet {
         let Some((local, case)) = case else { return (i64::MIN, i64::MIN) };
         let mut latest = (i64::MIN, i64::MIN);
         for said in self.claimants(key, local, case, now) {
-            let behind = self.origins.get(&said.host).and_then(|origin| origin.behind);
+            let behind = self.peers.get(&said.host).and_then(|peer| peer.clock_lag);
             let end = said.end(Some(bantime), &self.pace).saturating_add(behind.unwrap_or(0));
             let until = said.until(Some(bantime), &self.pace);
             latest = (latest.0.max(end), latest.1.max(until));
@@ -360,7 +366,7 @@ impl Fleet {
     /// **Lifted by hand** is what the import rested on, and nothing newer.
     fn lift(&mut self, key: &Key, claim: &Claim) {
         if claim.stamp == 0 {
-            self.unsay(key, |said| said.is_script() && said.host == claim.host);
+            self.remove_claims(key, |said| said.is_script() && said.host == claim.host);
         } else {
             let lift = Lift { start: claim.ban.start, stamp: claim.stamp };
             let change = self.lifts.lift(key, &claim.host, lift);

@@ -132,6 +132,12 @@ impl Snapshots {
         self.again.extend(0..self.parts);
     }
 
+    /// What was published had stamps of the future: all is published again, with smaller ones.
+    pub(super) fn republish_all(&mut self) {
+        self.published.clear();
+        self.outdated();
+    }
+
     /// What is to be published now. `own` and `unbans` were read after the stamp `as_of` was taken.
     pub(super) fn due(
         &mut self,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::Key;
 use crate::fail2ban::database::Row;
+use crate::guard::{HORIZON, HORIZON_MARGIN};
 use crate::wire::{Action, Event, Host, Reason, Told, UnbanId};
 
 /// What is told again within this time is the same event, told by a second action of the jail; in
@@ -13,11 +14,15 @@ const REPEAT: i64 = 10_000;
 /// fail2ban tells of what this host itself frees within this time; in milliseconds.
 const FREEING: i64 = 10_000;
 
+/// Stamps that were beyond the horizon go on from so far below it, in milliseconds.
+const BACK: i64 = 60_000;
+
 /// Puts what a host says in order.
 #[derive(Debug)]
 pub struct Teller {
     host: Host,
     stamp: i64,
+    was_ahead: bool,
     /// What was told last of each address.
     recent: HashMap<Key, (Told, i64)>,
     /// What this host itself has freed lately.
@@ -28,14 +33,25 @@ impl Teller {
     /// What `host` says, after a word with this stamp; 0 for none.
     #[must_use]
     pub fn new(host: Host, stamp: i64) -> Self {
-        Self { host, stamp, recent: HashMap::new(), freeing: HashMap::new() }
+        Self { host, stamp, was_ahead: false, recent: HashMap::new(), freeing: HashMap::new() }
     }
 
     /// **One growing stamp**: greater than the one before, whatever the clock does. It is taken before
     /// that is read which it is for.
     pub fn stamp(&mut self, now: i64) -> i64 {
+        let limit = now.saturating_add(HORIZON - HORIZON_MARGIN);
+        // The clock was far ahead once: others reject what has such a stamp.
+        if self.stamp > limit {
+            self.stamp = limit - BACK;
+            self.was_ahead = true;
+        }
         self.stamp = now.max(self.stamp.saturating_add(1));
         self.stamp
+    }
+
+    /// Whether stamps were beyond the horizon and are smaller now, since this was asked last.
+    pub fn take_was_ahead(&mut self) -> bool {
+        std::mem::take(&mut self.was_ahead)
     }
 
     /// The stamp that was taken last.
@@ -47,8 +63,8 @@ impl Teller {
     /// This host said something with this stamp once, perhaps before its clock was set back: what it says
     /// from now on has a greater one. Answers whether it was news.
     pub fn said_before(&mut self, stamp: i64, now: i64) -> bool {
-        const DAY: i64 = 86_400_000;
-        let news = stamp > self.stamp && stamp < now.saturating_add(DAY);
+        let limit = now.saturating_add(HORIZON - HORIZON_MARGIN - BACK);
+        let news = stamp > self.stamp && stamp < limit;
         if news {
             self.stamp = stamp;
         }

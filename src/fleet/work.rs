@@ -16,6 +16,9 @@ const BATCH: usize = 20;
 /// From so many addresses on it is quicker to look at all of a jail's bans.
 const FEW: usize = 2;
 
+/// How many addresses of fleet unbans are worked off at once, before it is the turn of bans.
+const TOMBSTONES: usize = 100;
+
 /// A disk that is full is tried again after so long; in milliseconds.
 const FULL: i64 = 1_000;
 
@@ -36,8 +39,8 @@ pub enum Step {
     Look(Jail, Option<Vec<Address>>),
     /// Free these addresses; then [`Fleet::done`].
     Free(Jail, Vec<Work>),
-    /// Free this address, whoever banned it: it was freed for the whole fleet; then [`Fleet::done`].
-    Obey(Jail, Address),
+    /// Free these addresses, whoever banned them: they were freed for the whole fleet; then [`Fleet::done`].
+    Obey(Jail, Vec<Address>),
     /// Ban these addresses; then [`Fleet::done`].
     Import(Jail, Vec<Work>),
     /// Ban these again, which prolongs them; then [`Fleet::done`].
@@ -46,6 +49,8 @@ pub enum Step {
     Refuse(Jail, Work, Because),
     /// Say that this host has no such jail.
     NoSuchJail(Jail, Work),
+    /// Call again soon: there is more to do, and nothing of it is the daemon's.
+    Continue,
     /// Nothing now.
     Rest,
 }
@@ -55,7 +60,7 @@ pub enum Step {
 pub(super) enum Order {
     Free(Jail, Vec<Work>),
     /// For the whole fleet, own and manual bans included.
-    Obey(Key),
+    Obey(Jail, Vec<Address>),
     Import(Jail, Vec<Work>),
     Prolong(Jail, Vec<Address>),
     Refuse(Jail, Work, Because),
@@ -66,63 +71,134 @@ impl Fleet {
     /// The next step. **What is intended is on disk before fail2ban is told.**
     pub fn next(&mut self, now: i64) -> Step {
         self.tidy(now);
+        self.collect_tombstones(now);
+        let searching = self.release_claims();
         if let Some(step) = self.save(now) {
             return step;
         }
+        let step = self.next_effect(now);
+        let more = searching || self.collecting;
+        if step == Step::Rest && more { Step::Continue } else { step }
+    }
+
+    fn next_effect(&mut self, now: i64) -> Step {
         let Some(Pulse { server, .. }) = self.pulse else { return Step::Rest };
         let names = self.names.clone().unwrap_or_default();
         // One that starts is yet to make them.
         if names.is_empty() && self.is_starting(server, now) {
             return Step::Rest;
         }
-        if self.pardoning && self.orders.is_empty() {
-            if let Some(key) = self.unbans.to_obey(&names) {
-                self.orders.push_back(Order::Obey(key));
-            } else {
-                self.pardoning = false;
-                let (jails, awaited) = (&self.jails, &self.awaited);
-                // A ban in a jail that is not there yet comes back with it, and is to be freed then.
-                let waits = |address: Address, scope: &Scope| {
-                    let owns = |(_, local): &(&Jail, &Local)| local.own.contains_key(&address);
-                    let there = |jail: &Jail| names.contains(jail) || !scope.covers(jail);
-                    let comes = |(_, rows): &(&Jail, &BTreeSet<Address>)| rows.contains(&address);
-                    awaited.iter().filter(comes).any(|(jail, _)| !there(jail))
-                        || jails.iter().filter(owns).any(|(jail, _)| !there(jail))
-                };
-                let (settled, postponed) = self.unbans.settle(&names, waits);
-                self.postponed = postponed;
-                for (address, change) in settled {
-                    self.snapshots.touch(address, now);
-                    self.change(change);
-                }
+        loop {
+            if self.orders.is_empty() {
+                self.settle_tombstones(&names, now);
                 if let Some(step) = self.save(now) {
                     return step;
                 }
+                // Bans and fleet unbans take turns, so that neither waits for a flood of the other.
+                let bans = !self.queue.is_empty() || !self.looks.is_empty();
+                if self.tombstones.has_unapplied() && (self.tombstones_turn || !bans) {
+                    self.tombstones_turn = false;
+                    self.apply_tombstones(&names, now);
+                    continue;
+                }
+                self.tombstones_turn = true;
+            }
+            if let Some(order) = self.orders.pop_front() {
+                return self.give(order, now);
+            }
+            if let Some(jail) = self.looks.first() {
+                return Step::Look(jail.clone(), None);
+            }
+            let Some((jail, addresses)) = self.batch() else { return Step::Rest };
+            if !names.contains(&jail) {
+                return self.without_jail(&jail, &addresses);
+            }
+            if self.is_fresh(&jail, &addresses, now) {
+                self.plan(&jail, &addresses, now);
+                if let Some(step) = self.save(now) {
+                    return step;
+                }
+                continue;
+            }
+            for address in &addresses {
+                self.queue(&(jail.clone(), *address));
+            }
+            let known = self.jails.get(&jail).is_some_and(|local| local.shown.is_some());
+            if known && addresses.len() <= FEW {
+                return Step::Look(jail, Some(addresses));
+            }
+            self.looks.insert(jail.clone());
+            return Step::Look(jail, None);
+        }
+    }
+
+    /// The next fleet unbans are applied: fail2ban is told where there may be something to free.
+    fn apply_tombstones(&mut self, names: &BTreeSet<Jail>, now: i64) {
+        let batch = self.tombstones.next_batch(TOMBSTONES);
+        for jail in names {
+            let mut addresses = Vec::new();
+            for &address in &batch {
+                let key = (jail.clone(), address);
+                if !self.tombstones.is_due(&key, None, &self.pace) {
+                    continue;
+                }
+                let start = self.start_of_newer_ban(&key, now);
+                if self.tombstones.is_due(&key, start, &self.pace) && self.may_be_held(&key, now) {
+                    addresses.push(address);
+                } else {
+                    self.tombstones.mark_applied(&key);
+                }
+            }
+            if !addresses.is_empty() {
+                self.orders.push_back(Order::Obey(jail.clone(), addresses));
             }
         }
-        if let Some(order) = self.orders.pop_front() {
-            return self.give(order, now);
+    }
+
+    /// When the ban of an address began that is this host's own, or whose claims count in spite of every fleet
+    /// unban that is known; in seconds since 1970.
+    fn start_of_newer_ban(&self, key: &Key, now: i64) -> Option<i64> {
+        let local = self.jails.get(&key.0)?;
+        let own = local.own.get(&key.1).map(|own| own.ban.start);
+        let told = local.told.get(&key.1).filter(|told| told.echo.is_none());
+        let told = told.map(|told| told.ban.start);
+        let case = local.cases.get(&key.1);
+        let imported = case.filter(|case| case.mark.is_some()).and_then(|case| {
+            let claims = self.claimants(key, local, case, secs(now));
+            claims.filter_map(|said| said.ban.map(|ban| ban.start)).max()
+        });
+        own.max(told).max(imported)
+    }
+
+    /// Whether fail2ban may ban an address, as far as what it showed last still holds.
+    fn may_be_held(&self, key: &Key, now: i64) -> bool {
+        let (Some(pulse), Some(local)) = (self.pulse, self.jails.get(&key.0)) else { return true };
+        local.is_worth_a_look(pulse, now)
+            || local.cases.get(&key.1).is_some_and(|case| {
+                case.end.is_some() || case.mark.is_some() || case.rowed || case.restoring
+            })
+            || local.own.contains_key(&key.1)
+            || local.told.contains_key(&key.1)
+    }
+
+    /// Fleet unbans that fail2ban was told of are applied, but for those that wait for a jail.
+    fn settle_tombstones(&mut self, names: &BTreeSet<Jail>, now: i64) {
+        if !self.tombstones.is_applying() {
+            return;
         }
-        if let Some(jail) = self.looks.first() {
-            return Step::Look(jail.clone(), None);
+        let (jails, awaited) = (&self.jails, &self.awaited);
+        // A ban in a jail that is not there yet comes back with it, and is to be freed then.
+        let waits = |address: Address, scope: &Scope| {
+            let owns = |(_, local): &(&Jail, &Local)| local.own.contains_key(&address);
+            let there = |jail: &Jail| names.contains(jail) || !scope.covers(jail);
+            let comes = |(_, rows): &(&Jail, &BTreeSet<Address>)| rows.contains(&address);
+            awaited.iter().filter(comes).any(|(jail, _)| !there(jail))
+                || jails.iter().filter(owns).any(|(jail, _)| !there(jail))
+        };
+        for (address, change) in self.tombstones.settle(names, waits) {
+            self.snapshots.touch(address, now);
+            self.change(change);
         }
-        let Some((jail, addresses)) = self.batch() else { return Step::Rest };
-        if !names.contains(&jail) {
-            return self.without_jail(&jail, &addresses);
-        }
-        if self.is_fresh(&jail, &addresses, now) {
-            self.plan(&jail, &addresses, now);
-            return self.next(now);
-        }
-        for address in &addresses {
-            self.queue(&(jail.clone(), *address));
-        }
-        let known = self.jails.get(&jail).is_some_and(|local| local.shown.is_some());
-        if known && addresses.len() <= FEW {
-            return Step::Look(jail, Some(addresses));
-        }
-        self.looks.insert(jail.clone());
-        Step::Look(jail, None)
     }
 
     /// The next addresses of one jail.
@@ -244,9 +320,11 @@ impl Fleet {
                 }
                 Step::Free(jail, work)
             }
-            Order::Obey(key) => {
-                self.teller.frees(&key, now);
-                Step::Obey(key.0, key.1)
+            Order::Obey(jail, addresses) => {
+                for address in &addresses {
+                    self.teller.frees(&(jail.clone(), *address), now);
+                }
+                Step::Obey(jail, addresses)
             }
             Order::Import(jail, work) => Step::Import(jail, work),
             Order::Prolong(jail, addresses) => Step::Prolong(jail, addresses),
@@ -263,7 +341,11 @@ impl Fleet {
                     self.freed(&(jail.clone(), address));
                 }
             }
-            Some(Order::Obey(key)) => self.obeyed(&key, now),
+            Some(Order::Obey(jail, addresses)) => {
+                for address in addresses {
+                    self.obeyed(&(jail.clone(), address), now);
+                }
+            }
             Some(Order::Import(jail, work)) => self.imported(&jail, &work, answer, secs(now)),
             Some(Order::Prolong(jail, addresses)) => {
                 for address in addresses {
@@ -281,7 +363,11 @@ impl Fleet {
                 (jail, work.into_iter().map(|work| work.address).collect())
             }
             Some(Order::Prolong(jail, addresses)) => (jail, addresses),
-            Some(Order::Obey((jail, _))) => (jail, Vec::new()),
+            Some(Order::Obey(jail, _)) => {
+                self.orders.retain(|order| !matches!(order, Order::Obey(..)));
+                self.tombstones.retry();
+                (jail, Vec::new())
+            }
             Some(Order::Refuse(..) | Order::NoSuchJail(..)) | None => return,
         };
         for address in addresses {
@@ -356,7 +442,7 @@ impl Fleet {
         if let Some(local) = self.jails.get_mut(&key.0) {
             local.own.remove(&key.1);
         }
-        self.unbans.freed(key);
+        self.tombstones.mark_applied(key);
         self.snapshots.touch(key.1, now);
     }
 

@@ -35,6 +35,14 @@ pub enum Verdict {
 const OLD_EVENT: i64 = 2 * 86_400_000;
 const OLD_PART: i64 = 30 * 86_400_000;
 
+/// **The horizon of stamps.** A message whose stamp is further ahead of this host's clock is rejected: the
+/// greatest stamp counts, and one of the far future would keep its host mute until then. In milliseconds.
+pub const HORIZON: i64 = 86_400_000;
+
+/// This host's own stamps keep away from the horizon of hosts whose clocks are behind by so much; in
+/// milliseconds.
+pub const HORIZON_MARGIN: i64 = 600_000;
+
 /// Judges what comes from the fleet.
 #[derive(Clone, Debug)]
 pub struct Guard {
@@ -52,17 +60,26 @@ impl Guard {
         Self { me, signed, sharing }
     }
 
-    /// Whether an event is too old to count; `now` is in milliseconds. A script's has no time.
+    /// Why an event is of another time, if it is; `now` is in milliseconds. A script's has no time.
     #[must_use]
-    pub fn is_old_event(&self, event: &Event, now: i64) -> bool {
-        let stamp = event.id.as_ref().map_or(event.stamp, UnbanId::made);
-        self.signed && event.host != self.me && stamp > 0 && now.saturating_sub(stamp) > OLD_EVENT
+    pub fn check_event_time(&self, event: &Event, now: i64) -> Option<Refusal> {
+        let made = event.id.as_ref().map_or(event.stamp, UnbanId::made);
+        let ahead = is_ahead(event.stamp, now) || is_ahead(made, now);
+        let old = self.signed && made > 0 && now.saturating_sub(made) > OLD_EVENT;
+        if event.host == self.me && event.id.is_none() {
+            return None; // the controller decides what it makes of its own stamps
+        }
+        if ahead { Some(Refusal::Ahead) } else { old.then_some(Refusal::Old) }
     }
 
     /// The same of a part of a snapshot.
     #[must_use]
-    pub fn is_old_part(&self, part: &Part, now: i64) -> bool {
-        self.signed && part.host != self.me && now.saturating_sub(part.stamp) > OLD_PART
+    pub fn check_part_time(&self, part: &Part, now: i64) -> Option<Refusal> {
+        let old = self.signed && now.saturating_sub(part.stamp) > OLD_PART;
+        if part.host == self.me {
+            return None;
+        }
+        if is_ahead(part.stamp, now) { Some(Refusal::Ahead) } else { old.then_some(Refusal::Old) }
     }
 
     /// Judges an event. `jails` are those that fail2ban has; `None` while that is not known, when every
@@ -89,6 +106,12 @@ impl Guard {
             Action::Ban | Action::Unban => Verdict::Accept,
         }
     }
+}
+
+/// Whether a stamp is beyond the horizon; both are in milliseconds since 1970.
+#[must_use]
+pub fn is_ahead(stamp: i64, now: i64) -> bool {
+    stamp > now.saturating_add(HORIZON)
 }
 
 /// Whether an address can be another machine's at all.
@@ -169,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_signed_is_old_after_days() {
+    fn messages_of_another_time_are_rejected() {
         const DAY: i64 = 86_400_000;
         let now = 1_795_342_588_123;
         let guard = |signed| Guard::new(Host::new("web1").unwrap(), signed, Sharing::default());
@@ -179,22 +202,41 @@ mod tests {
             let (slice, host) = (Slice::new(0, 1).unwrap(), Host::new("web2").unwrap());
             Part { host, stamp, slice, bans: Vec::new(), unbans: Vec::new() }
         };
+        let old = Some(Refusal::Old);
+        let ahead = Some(Refusal::Ahead);
+        let from_web2 = |made: i64| {
+            let id = UnbanId::made_by(&Host::new("web2").unwrap(), made);
+            let host = Host::new("web2").unwrap();
+            Event { id: Some(id), stamp: now, host, ..fleet_unban("sshd", "") }
+        };
+        // The event, what is said of it where messages are signed, and where they are not.
         let table = [
-            (event("web2", now - DAY), false),
-            (event("web2", now + DAY), false),
-            (event("web2", now - 2 * DAY - 1), true),
-            (event("web2", 0), false),
-            (event("web1", 1), false),
-            (Event { stamp: now, ..fleet_unban("sshd", "") }, false),
-            (Event { host: Host::new("web2").unwrap(), ..fleet_unban("sshd", "") }, true),
+            (event("web2", now - DAY), None, None),
+            (event("web2", now + DAY), None, None),
+            (event("web2", now + DAY + 1), ahead, ahead),
+            (event("web2", i64::MAX), ahead, ahead),
+            (event("web2", now - 2 * DAY - 1), old, None),
+            (event("web2", 0), None, None),
+            (event("web1", 1), None, None),
+            (event("web1", now + 2 * DAY), None, None),
+            (Event { stamp: now, ..fleet_unban("sshd", "") }, old, None),
+            (from_web2(now), None, None),
+            (from_web2(now - 2 * DAY - 1), old, None),
+            (from_web2(now + DAY + 1), ahead, ahead),
         ];
-        for (event, old) in table {
-            assert_eq!(guard(true).is_old_event(&event, now), old, "{event:?}");
-            assert!(!guard(false).is_old_event(&event, now));
+        for (event, signed, unsigned) in table {
+            assert_eq!(guard(true).check_event_time(&event, now), signed, "{event:?}");
+            assert_eq!(guard(false).check_event_time(&event, now), unsigned, "{event:?}");
         }
-        for (stamp, old) in [(now - 29 * DAY, false), (now - 31 * DAY, true), (now + DAY, false)] {
-            assert_eq!(guard(true).is_old_part(&part(stamp), now), old);
-            assert!(!guard(false).is_old_part(&part(stamp), now));
+        let table = [
+            (now - 29 * DAY, None, None),
+            (now - 31 * DAY, old, None),
+            (now + DAY, None, None),
+            (now + DAY + 1, ahead, ahead),
+        ];
+        for (stamp, signed, unsigned) in table {
+            assert_eq!(guard(true).check_part_time(&part(stamp), now), signed);
+            assert_eq!(guard(false).check_part_time(&part(stamp), now), unsigned);
         }
     }
 }

@@ -31,6 +31,8 @@ pub enum Refusal {
     WrongSignature,
     /// It was true once: a message of long ago, sent again.
     Old,
+    /// Its time is more than a day ahead of this host's clock.
+    Ahead,
     /// It is beyond what is kept in mind of one host, or of all.
     TooMany,
     /// Its host says more in a minute than any host has to say.
@@ -39,7 +41,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// All of them, in their order.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Malformed,
         Self::WrongTopic,
         Self::TooLarge,
@@ -52,6 +54,7 @@ impl Refusal {
         Self::Unsigned,
         Self::WrongSignature,
         Self::Old,
+        Self::Ahead,
         Self::TooMany,
         Self::TooFast,
     ];
@@ -72,6 +75,7 @@ impl Refusal {
             Self::Unsigned => "unsigned",
             Self::WrongSignature => "wrong_signature",
             Self::Old => "old",
+            Self::Ahead => "ahead",
             Self::TooMany => "too_many",
             Self::TooFast => "too_fast",
         }
@@ -127,6 +131,6 @@ mod tests {
         assert_eq!(refusals.of(Refusal::Old), 12);
         let by_name = refusals.by_name();
         assert_eq!(by_name.len(), Refusal::ALL.len(), "no name twice");
-        assert_eq!((by_name["malformed"], by_name["too_fast"]), (1, 14));
+        assert_eq!((by_name["malformed"], by_name["too_fast"]), (1, 15));
     }
 }

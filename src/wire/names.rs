@@ -187,6 +187,12 @@ impl UnbanId {
         &self.text
     }
 
+    /// The name of the host that made it.
+    #[must_use]
+    pub fn maker(&self) -> &str {
+        self.text.rsplit_once('-').map_or("", |(maker, _)| maker)
+    }
+
     /// When it was made, in milliseconds since 1970 on the clock of the host that made it.
     #[must_use]
     pub fn made(&self) -> i64 {

@@ -70,6 +70,16 @@ impl Slice {
         Self { part: u32::try_from(part).unwrap_or_default(), parts }
     }
 
+    /// The parts that an address belongs to, one for each number of parts.
+    pub fn all_of(address: Address) -> impl Iterator<Item = Self> {
+        let hash = address.hash();
+        let sizes = (0..=MAX_PARTS.trailing_zeros()).map(|bits| 1 << bits);
+        sizes.map(move |parts: u32| {
+            let part = u32::try_from(hash % u64::from(parts)).unwrap_or_default();
+            Self { part, parts }
+        })
+    }
+
     /// Its number, which is the last level of its topic.
     #[must_use]
     pub fn part(self) -> u32 {

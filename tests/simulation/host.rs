@@ -69,7 +69,7 @@ pub(crate) struct Host {
 
 /// The simulation lives faster than servers do.
 fn pace() -> Pace {
-    Pace { end_slack: 40, grace: 12, refresh: 25_000, ..Pace::default() }
+    Pace { end_slack: 40, grace: 12, refresh: 25_000, tombstone_idle: 60, ..Pace::default() }
 }
 
 pub(crate) fn jail() -> Jail {
@@ -309,6 +309,7 @@ impl Host {
             let step = fleet.next(now);
             match step {
                 Step::Rest => return Ok(()),
+                Step::Continue => continue,
                 Step::Save(changes) => {
                     let well = !self.fail2ban.full;
                     // Of a detection the spool knows.
@@ -374,10 +375,12 @@ impl Host {
                     self.freeing.insert(address);
                 }
             }
-            Step::Obey(jail, address) if jail == self::jail() => {
-                self.manual.remove(&address);
-                self.step(around)?;
-                self.fail2ban.unbanip(address);
+            Step::Obey(jail, addresses) if jail == self::jail() => {
+                for address in addresses {
+                    self.manual.remove(&address);
+                    self.step(around)?;
+                    self.fail2ban.unbanip(address);
+                }
             }
             Step::Import(_, work) => {
                 for Work { address, .. } in work {

@@ -19,7 +19,7 @@ fn what_means_nothing_here_leaves_nothing() {
     }
     fleet.tidied = 0;
     fleet.tidy(NOW);
-    assert_eq!((fleet.jails.len(), fleet.words, fleet.queue.len()), (0, 0, 500));
+    assert_eq!((fleet.jails.len(), fleet.counts.scripts, fleet.queue.len()), (0, 0, 500));
     for n in 0..999 {
         let address = address(&format!("198.18.{}.{}", n / 256, n % 256));
         assert!(fleet.hear(&Event { address, ..event(U, "web1", 10) }, NOW));
@@ -28,18 +28,17 @@ fn what_means_nothing_here_leaves_nothing() {
     assert_eq!(fleet.queue.len(), 500, "nothing is to be done for them");
     fleet.tidied = 0;
     fleet.tidy(NOW);
-    assert_eq!(fleet.words, 0, "and nothing is kept of what was said long ago");
+    assert_eq!(fleet.counts.claims, 0, "and nothing is kept of what was said long ago");
 }
 
 #[test]
 fn one_host_does_not_take_the_room_of_all() {
     let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
-    let origin = fleet.origins.entry(host("web1")).or_default();
+    let peer = fleet.peers.admit(&host("web1"), NOW);
     let ip = |n: u32| address(&std::net::Ipv4Addr::from(0xc612_0000 + n).to_string());
-    origin.addresses.extend((0..100_000).map(ip));
+    (0..100_000).for_each(|n| peer.claims.insert(&(jail(), ip(n))));
     let ban = |from, n| Event { address: ip(n), ..event(Action::Ban, from, 10) };
     assert!(!fleet.hear(&ban("web1", 100_001), NOW));
-    assert!(fleet.hear(&ban("web1", 7), NOW));
     assert!(fleet.hear(&ban("web2", 100_001), NOW));
     assert_eq!(fleet.hear_part(&part("web1", 20, &["203.0.113.1"]), NOW), Some(Trouble::NoRoom));
 }
@@ -136,7 +135,8 @@ fn what_a_host_without_snapshots_said_is_forgotten_when_it_is_over() {
     for (secs, kept) in [(600, 1), (1_100, 1), (1_300, 0)] {
         fleet.tidied = 0;
         fleet.tidy(NOW + secs * 1_000);
-        assert_eq!(fleet.origins[&host("web1")].addresses.len(), kept, "{secs}");
+        let claims = fleet.peers.get(&host("web1")).map_or(0, |peer| peer.claims.len());
+        assert_eq!(claims, kept, "{secs}");
     }
 }
 
@@ -145,9 +145,154 @@ fn there_is_an_end_to_what_is_kept() {
     let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
     let mut hears =
         |n: usize, stamp| fleet.hear(&event(Action::Ban, &format!("host{n}"), stamp), 0);
-    assert!((0..1_000).all(|n| hears(n, 1)));
-    assert!(!hears(1_001, 1));
+    assert!((0..256).all(|n| hears(n, 1)));
+    assert!(!hears(257, 1));
     assert!(hears(7, 2), "a known host's next word");
     let ban = Ban { start: NOW / 1000, bantime: 600 };
     assert_eq!(fleet.word(&key(), &host("host7")), Word::Held(2, ban));
+}
+
+/// A snapshot of a peer with so many bans, in so many shards.
+fn snapshot(from: &str, stamp: i64, bans: u32, parts: u32) -> Vec<Part> {
+    let mut shards: BTreeMap<u32, Vec<Listed>> = BTreeMap::new();
+    for n in 0..bans {
+        let address = address(&std::net::Ipv4Addr::from(0x0b00_0000 + n).to_string());
+        let (start, bantime) = (NOW / 1000, -1);
+        let listed = Listed { jail: jail(), address, start, bantime };
+        shards.entry(Slice::of(address, parts).part()).or_default().push(listed);
+    }
+    let part = |(number, bans)| {
+        let slice = Slice::new(number, parts).unwrap();
+        Part { host: host(from), stamp, slice, bans, unbans: Vec::new() }
+    };
+    shards.into_iter().map(part).collect()
+}
+
+#[test]
+fn small_shard_costs_little_whatever_came_before() {
+    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    for shard in snapshot("evil", NOW + 1_000, 99_000, 512) {
+        assert_eq!(fleet.hear_part(&shard, NOW), None);
+    }
+    for n in 0..60 {
+        let jail = Jail::new(&format!("q{n}")).unwrap();
+        let address = address("12.0.0.1");
+        fleet.hear(&Event { jail, address, ..event(Action::Ban, "evil", 5) }, NOW);
+    }
+    assert!(fleet.counts.claims > 98_000);
+    // Old ones, and then one that releases everything: not while it is heard, but a few at a time.
+    let begun = std::time::Instant::now();
+    for n in 1..=300 {
+        fleet.hear_part(&Part { bans: Vec::new(), ..part("evil", n, &[]) }, NOW);
+    }
+    fleet.hear_part(&part("evil", NOW + 2_000, &[]), NOW);
+    let heard = begun.elapsed();
+    assert!(fleet.counts.claims > 98_000, "nothing is released at once");
+    let mut steps = 0;
+    while fleet.release_claims() {
+        steps += 1;
+    }
+    assert!((99..700).contains(&steps), "{steps}");
+    assert_eq!(fleet.counts.claims, 0);
+    let all = begun.elapsed();
+    assert!(heard < all / 2, "{heard:?} of {all:?}");
+}
+
+#[test]
+fn largest_peer_gives_way_to_another() {
+    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    for (n, name) in ["x1", "x2"].into_iter().enumerate() {
+        for mut shard in snapshot(name, NOW, 100_000, 512) {
+            shard.stamp += i64::try_from(n).unwrap();
+            fleet.hear_part(&shard, NOW);
+        }
+    }
+    assert_eq!(fleet.counts.claims, claims::MAX_CLAIMS);
+    let honest = snapshot("web2", NOW, 5_000, 16);
+    assert!(honest.iter().all(|shard| fleet.hear_part(shard, NOW).is_none()));
+    assert_eq!(fleet.peers.get(&host("web2")).unwrap().claims.len(), 5_000);
+    assert!(fleet.counts.claims <= claims::MAX_CLAIMS);
+    // The large ones do not come back for it.
+    let again = snapshot("x1", NOW + 10, 100_000, 512);
+    let refused = again.iter().filter(|shard| fleet.hear_part(shard, NOW).is_some()).count();
+    assert!(refused > 0);
+    assert_eq!(fleet.peers.get(&host("web2")).unwrap().claims.len(), 5_000);
+    let shown: Vec<_> = fleet.limits.shown(NOW).map(|limit| limit.table).collect();
+    assert!(shown.contains(&limits::Table::Claims));
+}
+
+#[test]
+fn peers_without_end_take_the_place_of_each_other() {
+    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    let ip = |n: u32| address(&std::net::Ipv4Addr::from(0x0b00_0000 + n).to_string());
+    fleet.hear_part(&part("web2", NOW, &["203.0.113.1"]), NOW - 700_000);
+    fleet.hear(&event(Action::Ban, "script-less", NOW), NOW - 700_000);
+    for n in 0..3_000u32 {
+        let fake = Event { address: ip(n), ..event(Action::Ban, &format!("fake{n}"), NOW) };
+        assert!(fleet.hear(&fake, NOW + i64::from(n)));
+    }
+    let newcomer = Event { address: ip(9_000), ..event(Action::Ban, "web3", NOW) };
+    assert!(fleet.hear(&newcomer, NOW + 3_000));
+    for known in ["web2", "script-less", "web3"] {
+        assert!(fleet.peers.contains(&host(known)), "{known}");
+    }
+    assert!(fleet.counts.claims <= 1_002, "{}", fleet.counts.claims);
+    // With their claims they are forgotten.
+    fleet.tidied = 0;
+    fleet.tidy(NOW + 1_300_000);
+    assert!(!fleet.peers.contains(&host("fake2999")));
+}
+
+#[test]
+fn flood_of_fleet_unbans_and_bans_take_turns() {
+    let mut it = Bench::new();
+    it.works();
+    for n in 0..2_000u32 {
+        let ip = address(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string());
+        let made = NOW + i64::from(n);
+        let unban = Event {
+            address: ip,
+            reason: Some(crate::wire::Reason::Fleet),
+            id: Some(UnbanId::made_by(&host("evil"), made)),
+            every_jail: true,
+            ..event(Action::Unban, "evil", made)
+        };
+        assert!(it.fleet.hear(&unban, it.now));
+    }
+    it.hears(&event(Action::Ban, "web1", NOW));
+    let mut effects = Vec::new();
+    while !effects.contains(&"ban") {
+        match it.fleet.next(it.now) {
+            Step::Save(_) => it.fleet.saved(true, it.now),
+            Step::Look(jail, of) => {
+                let look = Look { database: Some(0), bantime: 600, ..Look::default() };
+                it.fleet.seen(&jail, of.as_deref(), look, it.now);
+            }
+            Step::Obey(_, addresses) => {
+                assert!(addresses.len() <= 100);
+                effects.push("unban");
+                it.fleet.done(0, it.now);
+            }
+            Step::Import(..) => effects.push("ban"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(effects.len() <= 4, "{effects:?}");
+}
+
+#[test]
+fn own_stamps_that_were_far_ahead_come_back_below_the_horizon() {
+    let stamp = NOW + 1_000 * 86_400_000;
+    let remembered = Remembered { stamp, ..Remembered::default() };
+    let mut it =
+        Bench { fleet: Fleet::new(host("me"), Pace::default(), remembered), ..Bench::new() };
+    it.fleet.connected(it.now);
+    it.works();
+    let published = it.fleet.publications(it.now);
+    let first = published[0].part.as_ref().unwrap().stamp;
+    assert!(!crate::guard::is_ahead(first, it.now - crate::guard::HORIZON_MARGIN));
+    it.works();
+    it.fleet.connected(it.now);
+    let again = it.fleet.publications(it.now)[0].part.as_ref().unwrap().stamp;
+    assert!(again > first, "{again} {first}");
 }

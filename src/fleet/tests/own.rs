@@ -114,3 +114,40 @@ fn a_jail_that_was_gone_restores_its_imports() {
     it.held = held;
     assert_eq!(it.works(), ["free"]);
 }
+
+#[test]
+fn forged_event_of_this_host_makes_no_ban_its_own() {
+    let own = |jail: &str, time| {
+        let reason = Some(crate::wire::Reason::Detected);
+        let jail = Jail::new(jail).unwrap();
+        Event { reason, time, jail, ..event(Action::Ban, "me", NOW) }
+    };
+    // What is imported stays an import.
+    let mut it = Bench::new();
+    it.hears(&event(Action::Ban, "web1", 10));
+    assert_eq!(it.works(), ["ban"]);
+    it.fleet.hear_own(&own("sshd", NOW / 1000), it.now);
+    assert_eq!(listed(&mut it), []);
+    it.hears(&event(Action::Unban, "web1", 20));
+    assert_eq!(it.works(), ["free"]);
+    // What fail2ban does not ban is none, nor while fail2ban is away.
+    let mut it = Bench::new();
+    it.works();
+    it.fleet.hear_own(&own("sshd", NOW / 1000), it.now);
+    it.fleet.absent(&jail(), &std::iter::empty().collect(), it.now);
+    assert_eq!(listed(&mut it), []);
+    // Of jails that are not here nothing is kept, and of others so much.
+    for n in 0..3_000 {
+        let ip = address(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string());
+        it.fleet.hear_own(&Event { address: ip, ..own(&format!("x{n}"), NOW / 1000) }, it.now);
+        it.fleet.hear_own(&Event { address: ip, ..own("sshd", NOW / 1000) }, it.now);
+    }
+    assert_eq!((it.fleet.jails.len(), it.fleet.jails[&jail()].told.len()), (1, 1_000));
+    let limits: Vec<_> = it.fleet.limits.shown(it.now).map(|limit| limit.max).collect();
+    assert_eq!(limits, [1_000]);
+    // While fail2ban is away, a minute ends them.
+    it.now += 61_000;
+    it.fleet.tidied = 0;
+    it.fleet.tidy(it.now);
+    assert_eq!(it.fleet.jails.get(&jail()).map_or(0, |local| local.told.len()), 0);
+}

@@ -1,0 +1,94 @@
+//! Which tables of the controller are at a limit, or were within the last day. Whatever the network can fill has
+//! a limit; this is how an operator sees that one was reached, and by whom.
+
+use std::collections::BTreeMap;
+
+/// For how long a limit that was reached is shown, in milliseconds.
+const SHOWN: i64 = 86_400_000;
+
+/// The longest name of a peer that is shown, in characters.
+const MAX_NAME: usize = 64;
+
+/// What is limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Table {
+    /// The other hosts.
+    Peers,
+    /// Their bans.
+    Claims,
+    /// The fleet unbans.
+    Tombstones,
+    /// Bans that only this host's own events on the broker tell of.
+    Echoes,
+    /// Messages of one host in a minute.
+    Messages,
+}
+
+impl Table {
+    /// Its name in the status file and in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Peers => "peers",
+            Self::Claims => "claims",
+            Self::Tombstones => "tombstones",
+            Self::Echoes => "echoes",
+            Self::Messages => "messages",
+        }
+    }
+}
+
+/// A limit that was reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Which table.
+    pub table: Table,
+    /// The limit.
+    pub max: usize,
+    /// The host that has most of it, where one has.
+    pub peer: Option<String>,
+    /// When it was reached last, in milliseconds since 1970.
+    pub at: i64,
+}
+
+/// The last time that each limit was reached.
+#[derive(Debug, Default)]
+pub struct Limits(BTreeMap<(Table, usize), Limit>);
+
+impl Limits {
+    /// A limit was reached at `now`, in milliseconds.
+    pub fn reached(&mut self, table: Table, max: usize, peer: Option<&str>, now: i64) {
+        let last = self.0.get_mut(&(table, max));
+        // The same again within a second costs nothing.
+        if let Some(last) = last.filter(|last| (0..1_000).contains(&now.saturating_sub(last.at))) {
+            last.at = now;
+            return;
+        }
+        let peer = peer.map(|peer| peer.chars().take(MAX_NAME).collect());
+        self.0.insert((table, max), Limit { table, max, peer, at: now });
+    }
+
+    /// Those that were reached within a day.
+    pub fn shown(&self, now: i64) -> impl Iterator<Item = &Limit> {
+        self.0.values().filter(move |limit| now.saturating_sub(limit.at) < SHOWN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limit_is_shown_for_a_day_after_it_was_reached_last() {
+        let mut limits = Limits::default();
+        limits.reached(Table::Peers, 1_000, None, 5_000);
+        limits.reached(Table::Claims, 200_000, Some(&"x".repeat(99)), 5_000);
+        limits.reached(Table::Peers, 1_000, None, 5_500);
+        let shown = |now| limits.shown(now).map(|limit| limit.table.name()).collect::<Vec<_>>();
+        assert_eq!(shown(6_000), ["peers", "claims"]);
+        assert_eq!(shown(5_000 + SHOWN), ["peers"]);
+        assert_eq!(shown(5_500 + SHOWN), [""; 0]);
+        let longest = limits.shown(6_000).filter_map(|limit| limit.peer.as_ref()).map(String::len);
+        assert_eq!(longest.collect::<Vec<_>>(), [MAX_NAME]);
+    }
+}

@@ -1,0 +1,362 @@
+//! What is kept of each other host: the shards that it published, the claims of it that are kept, and when it
+//! was last heard. Handling a message costs no more than the message's own size: what a shard releases is
+//! found afterwards, in small steps, in turns between peers.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::Key;
+use super::claim_index::{ClaimIndex, Position};
+use crate::wire::{Address, Host, Slice};
+
+/// The most peers that are kept.
+pub(super) const MAX_PEERS: usize = 1_000;
+
+/// A peer without claims is forgotten when it was not heard for so long, in milliseconds. A daemon publishes
+/// its snapshot at least every ten minutes.
+const IDLE: i64 = 3_600_000;
+
+/// A peer that has been known for so long gives way after those that are new, in milliseconds.
+const ESTABLISHED: i64 = 600_000;
+
+/// What is kept of one peer.
+#[derive(Debug, Default)]
+pub(super) struct PeerState {
+    /// The newest stamp of each shard. Shards that newer ones cover wholly are left out.
+    shard_stamps: BTreeMap<Slice, i64>,
+    /// The keys that claims of it are kept on.
+    pub(super) claims: ClaimIndex,
+    /// Shards that may have released claims, and how far the first of them has been searched.
+    releases: VecDeque<Slice>,
+    searched: Option<Position>,
+    /// How far its clock is behind the one here at most, in seconds; 0 where it is ahead.
+    pub(super) clock_lag: Option<i64>,
+    /// An operator forgot it: nothing of it is kept once its claims are released.
+    forgotten: bool,
+    /// The greatest stamp that it used.
+    last_stamp: i64,
+    /// When it was heard first and last, in milliseconds.
+    first_heard: i64,
+    last_heard: i64,
+}
+
+/// Claims that a shard may have released.
+pub(super) struct Released {
+    pub(super) host: Host,
+    pub(super) keys: Vec<Key>,
+    /// The shard, once all of it has been searched.
+    pub(super) finished: Option<Slice>,
+}
+
+impl PeerState {
+    /// The stamp of the newest shard that covers an address.
+    pub(super) fn covering_stamp(&self, address: Address) -> Option<i64> {
+        if self.shard_stamps.is_empty() {
+            return None;
+        }
+        let of = |slice: Slice| self.shard_stamps.get(&slice).copied();
+        Slice::all_of(address).filter_map(of).max()
+    }
+
+    /// Takes a shard's stamp; `false` where the shard is old.
+    pub(super) fn record_shard(&mut self, slice: Slice, stamp: i64) -> bool {
+        if self.shard_stamps.get(&slice).is_some_and(|last| *last >= stamp) {
+            return false;
+        }
+        self.shard_stamps.insert(slice, stamp);
+        // What newer shards cover wholly says nothing any more.
+        self.shard_stamps
+            .retain(|other, last| *last >= stamp || *other == slice || !slice.contains(*other));
+        if self.is_complete() {
+            let (parts, oldest) = self.latest_layout();
+            self.shard_stamps.retain(|other, last| other.parts() == parts || *last > oldest);
+        }
+        self.forgotten = false;
+        // What was searched already is searched again, after the others.
+        let begun = usize::from(self.searched.is_some());
+        if !self.releases.iter().skip(begun).any(|waiting| *waiting == slice) {
+            self.releases.push_back(slice);
+        }
+        true
+    }
+
+    /// An operator forgot the peer: all that it claimed up to now is released.
+    pub(super) fn forget(&mut self) {
+        if let Ok(all) = Slice::new(0, 1) {
+            self.record_shard(all, self.last_stamp.saturating_add(1));
+        }
+        self.forgotten = true;
+    }
+
+    /// Whether every shard of its newest snapshot is known.
+    pub(super) fn is_complete(&self) -> bool {
+        let (parts, _) = self.latest_layout();
+        parts > 0 && self.stamps_of(parts).count() == parts as usize
+    }
+
+    /// The indexes of the shards that are not known of its newest snapshot; of one that is known, or of
+    /// which nothing is, all that may be there.
+    pub(super) fn missing_shards(&self) -> Vec<u32> {
+        let (parts, _) = self.latest_layout();
+        let known = |part: u32| {
+            self.shard_stamps.keys().any(|slice| (slice.part(), slice.parts()) == (part, parts))
+        };
+        let all = 0..parts.max(1);
+        if self.is_complete() { all.collect() } else { all.filter(|part| !known(*part)).collect() }
+    }
+
+    /// How many shards its newest snapshot has, and the stamp of the oldest of these.
+    fn latest_layout(&self) -> (u32, i64) {
+        let newest = self.shard_stamps.iter().max_by_key(|(_, stamp)| **stamp);
+        let parts = newest.map_or(0, |(slice, _)| slice.parts());
+        (parts, self.stamps_of(parts).min().unwrap_or_default())
+    }
+
+    fn stamps_of(&self, parts: u32) -> impl Iterator<Item = i64> {
+        let of = self.shard_stamps.iter().filter(move |(slice, _)| slice.parts() == parts);
+        of.map(|(_, stamp)| *stamp)
+    }
+
+    /// A message with this stamp came at `now` (both in milliseconds): its clock is behind by no more.
+    pub(super) fn record_stamp(&mut self, stamp: i64, now: i64) {
+        let lag = (now.saturating_sub(stamp) / 1000).max(0);
+        self.clock_lag = Some(self.clock_lag.map_or(lag, |least| least.min(lag)));
+        self.last_stamp = self.last_stamp.max(stamp);
+        self.last_heard = now;
+    }
+
+    fn next_released(&mut self, host: &Host, max: usize) -> Option<Released> {
+        let slice = *self.releases.front()?;
+        let found = self.claims.after(slice, self.searched.as_ref(), max);
+        let (keys, last) = found.map_or_else(Default::default, |(keys, last)| (keys, Some(last)));
+        let finished = (keys.len() < max).then_some(slice);
+        self.searched = if finished.is_some() { None } else { last };
+        if finished.is_some() {
+            self.releases.pop_front();
+        }
+        Some(Released { host: host.clone(), keys, finished })
+    }
+
+    /// Which peer gives way first, the smallest: those without a snapshot, new ones before established ones,
+    /// the one that was heard least recently; then those without claims; then the one that is known for the
+    /// shortest time.
+    fn rank(&self, now: i64) -> (u8, i64) {
+        let established = now.saturating_sub(self.first_heard) >= ESTABLISHED;
+        match (self.shard_stamps.is_empty(), established, self.claims.is_empty()) {
+            (true, false, _) => (0, self.last_heard),
+            (true, true, _) => (1, self.last_heard),
+            (false, _, true) => (2, self.last_heard),
+            (false, _, false) => (3, self.first_heard.saturating_neg()),
+        }
+    }
+
+    fn is_idle(&self, now: i64) -> bool {
+        let silent = now.saturating_sub(self.last_heard) >= IDLE;
+        let nothing = self.claims.is_empty() && self.releases.is_empty();
+        nothing && (silent || self.forgotten || self.shard_stamps.is_empty())
+    }
+}
+
+/// All peers. At most [`MAX_PEERS`] are kept; one that has nothing left is forgotten.
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    known: BTreeMap<Host, PeerState>,
+    /// Peers with shards that are still to be searched, each once.
+    releasing: VecDeque<Host>,
+}
+
+impl Peers {
+    pub(super) fn get(&self, host: &Host) -> Option<&PeerState> {
+        self.known.get(host)
+    }
+
+    pub(super) fn get_mut(&mut self, host: &Host) -> Option<&mut PeerState> {
+        self.known.get_mut(host)
+    }
+
+    pub(super) fn contains(&self, host: &Host) -> bool {
+        self.known.contains_key(host)
+    }
+
+    /// A host's name as it is kept already: many claims share one.
+    pub(super) fn intern(&self, host: &Host) -> Host {
+        self.known.get_key_value(host).map_or(host, |(known, _)| known).clone()
+    }
+
+    /// Whether one more peer has to take the place of another.
+    pub(super) fn is_full(&self) -> bool {
+        self.known.len() >= MAX_PEERS
+    }
+
+    /// The peers that give way to new ones: at most `max` of those that are new themselves and have no
+    /// snapshot, or else one.
+    pub(super) fn least(&self, max: usize, now: i64) -> Vec<Host> {
+        let ranks = self.known.iter().map(|(host, peer)| (peer.rank(now), host));
+        let mut ranks: Vec<_> = ranks.collect();
+        ranks.sort_unstable();
+        let new = ranks.iter().take(max).take_while(|((class, _), _)| *class == 0).count();
+        ranks.into_iter().take(new.max(1)).map(|(_, host)| host.clone()).collect()
+    }
+
+    /// The peer, which is new if it was not known.
+    pub(super) fn admit(&mut self, host: &Host, now: i64) -> &mut PeerState {
+        let new = || PeerState { first_heard: now, last_heard: now, ..PeerState::default() };
+        self.known.entry(host.clone()).or_insert_with(new)
+    }
+
+    pub(super) fn remove(&mut self, host: &Host) -> Option<PeerState> {
+        self.releasing.retain(|other| other != host);
+        self.known.remove(host)
+    }
+
+    /// The peer with the most claims.
+    pub(super) fn largest(&self) -> Option<(&Host, &PeerState)> {
+        self.known.iter().max_by_key(|(_, peer)| peer.claims.len())
+    }
+
+    /// A peer has shards that are to be searched.
+    pub(super) fn search(&mut self, host: &Host) {
+        if !self.releasing.contains(host) {
+            self.releasing.push_back(host.clone());
+        }
+    }
+
+    /// At most `max` claims of the next peer in turn that a shard of it may have released.
+    pub(super) fn next_released(&mut self, max: usize) -> Option<Released> {
+        loop {
+            let host = self.releasing.pop_front()?;
+            let Some(peer) = self.known.get_mut(&host) else { continue };
+            let released = peer.next_released(&host, max);
+            if !peer.releases.is_empty() {
+                self.releasing.push_back(host);
+            }
+            if released.is_some() {
+                return released;
+            }
+        }
+    }
+
+    /// Whether some shard is still to be searched.
+    pub(super) fn is_searching(&self) -> bool {
+        !self.releasing.is_empty()
+    }
+
+    /// Forgets peers that have nothing left.
+    pub(super) fn gc(&mut self, now: i64) {
+        self.known.retain(|_, peer| !peer.is_idle(now));
+    }
+
+    /// The clock was set back: nothing was heard in the future.
+    pub(super) fn on_clock_rollback(&mut self, now: i64) {
+        for peer in self.known.values_mut() {
+            peer.first_heard = peer.first_heard.min(now);
+            peer.last_heard = peer.last_heard.min(now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(name: &str) -> Host {
+        Host::new(name).unwrap()
+    }
+
+    fn slice(part: u32, parts: u32) -> Slice {
+        Slice::new(part, parts).unwrap()
+    }
+
+    #[test]
+    fn newest_shard_that_covers_an_address_counts() {
+        let mut peer = PeerState::default();
+        let address = Address::new("192.0.2.1").unwrap();
+        let mine = Slice::of(address, 2);
+        let other = slice(1 - mine.part(), 2);
+        assert_eq!(peer.covering_stamp(address), None);
+        assert!(!peer.is_complete());
+        assert_eq!(peer.missing_shards(), [0], "the first says how many there are");
+        assert!(peer.record_shard(slice(0, 1), 10));
+        assert!(!peer.record_shard(slice(0, 1), 10), "the same again");
+        assert_eq!(peer.covering_stamp(address), Some(10));
+        assert!(peer.record_shard(other, 20));
+        assert_eq!(peer.covering_stamp(address), Some(10), "the other shard says nothing of it");
+        assert!(!peer.is_complete(), "the other half is missing");
+        assert_eq!(peer.missing_shards(), [mine.part()]);
+        assert!(peer.record_shard(mine, 21));
+        assert_eq!(peer.covering_stamp(address), Some(21));
+        assert!(peer.is_complete());
+        assert_eq!(peer.missing_shards(), [0, 1], "they may have changed");
+        assert_eq!(peer.shard_stamps.len(), 2, "what newer shards cover is gone");
+        assert!(peer.record_shard(slice(0, 1), 30));
+        assert_eq!(peer.shard_stamps.len(), 1);
+    }
+
+    #[test]
+    fn clock_lag_is_that_of_the_quickest_message() {
+        let mut peer = PeerState::default();
+        peer.record_stamp(100_000, 160_500);
+        assert_eq!(peer.clock_lag, Some(60));
+        peer.record_stamp(200_000, 999_000);
+        assert_eq!(peer.clock_lag, Some(60), "that one was retained");
+        peer.record_stamp(300_000, 290_000);
+        assert_eq!(peer.clock_lag, Some(0));
+    }
+
+    #[test]
+    fn peers_give_way_in_the_order_of_what_they_hold() {
+        const NOW: i64 = 10_000_000;
+        let mut peers = Peers::default();
+        let key = (crate::wire::Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
+        // Name, first heard, last heard, it has a snapshot, it has a claim.
+        let table = [
+            ("new-silent", NOW - 5_000, NOW - 3_000, false, true),
+            ("new-heard", NOW - 6_000, NOW - 1_000, false, false),
+            ("old-silent", NOW - 900_000, NOW - 800_000, false, true),
+            ("old-heard", NOW - 900_000, NOW - 1_000, false, true),
+            ("empty", NOW - 900_000, NOW - 1_000, true, false),
+            ("latest", NOW - 2_000, NOW - 1_000, true, true),
+            ("first", NOW - 900_000, NOW - 500_000, true, true),
+        ];
+        for (name, first, last, snapshot, claim) in table {
+            let peer = peers.admit(&host(name), first);
+            peer.record_stamp(1, last);
+            if snapshot {
+                peer.record_shard(slice(0, 1), 1);
+            }
+            if claim {
+                peer.claims.insert(&key);
+            }
+        }
+        for (name, ..) in table {
+            assert_eq!(peers.least(1, NOW), [host(name)]);
+            peers.remove(&host(name));
+        }
+    }
+
+    #[test]
+    fn peers_with_nothing_left_are_forgotten() {
+        let key = (crate::wire::Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
+        // It has a snapshot, a claim, and was heard so long ago -> it is kept.
+        let table = [
+            (false, false, 0, false),
+            (false, true, 9 * IDLE, true),
+            (true, false, IDLE - 1, true),
+            (true, false, IDLE, false),
+            (true, true, 9 * IDLE, true),
+        ];
+        for (snapshot, claim, silent, kept) in table {
+            let mut peers = Peers::default();
+            let peer = peers.admit(&host("web1"), 0);
+            if claim {
+                peer.claims.insert(&key);
+            }
+            if snapshot {
+                peer.record_shard(slice(0, 1), 1);
+                peers.search(&host("web1"));
+                while peers.next_released(10).is_some() {}
+            }
+            peers.gc(silent);
+            assert_eq!(peers.contains(&host("web1")), kept, "{snapshot} {claim} {silent}");
+        }
+    }
+}

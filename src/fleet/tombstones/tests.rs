@@ -1,0 +1,222 @@
+//! Fleet unbans: what they void, how they are applied, and how many there may be.
+
+use super::*;
+use crate::wire::{Ban, Host};
+
+const NOW: i64 = 10_000_000_000;
+const DAY: i64 = 86_400_000;
+
+fn pardon(scope: &str, made: i64) -> Pardon {
+    pardon_of("web2", "192.0.2.1", scope, made)
+}
+
+fn pardon_of(maker: &str, address: &str, scope: &str, made: i64) -> Pardon {
+    let host = Host::new(maker).unwrap();
+    let address = Address::new(address).unwrap();
+    Pardon { scope: Scope::new(scope).unwrap(), address, id: UnbanId::made_by(&host, made) }
+}
+
+fn key(jail: &str) -> Key {
+    (Jail::new(jail).unwrap(), Address::new("192.0.2.1").unwrap())
+}
+
+fn claim(stamp: i64, carries: &[&Pardon]) -> Said {
+    let unbans: Vec<_> = carries.iter().map(|pardon| pardon.id.clone()).collect();
+    let ban = Some(Ban { start: 1, bantime: 600 });
+    Said { host: Host::new("web1").unwrap(), stamp, ban, unbans: Some(unbans.into()) }
+}
+
+/// Applies what waits, in these jails; answers which addresses fail2ban would be told, in which order.
+fn apply(tombstones: &mut Tombstones, jails: &BTreeSet<Jail>, max: usize) -> Vec<(Jail, Address)> {
+    let batch = tombstones.next_batch(max);
+    let mut told = Vec::new();
+    for jail in jails {
+        for address in &batch {
+            let key = (jail.clone(), *address);
+            if tombstones.is_due(&key, None, &Pace::default()) {
+                tombstones.mark_applied(&key);
+                told.push(key);
+            }
+        }
+    }
+    told
+}
+
+fn none(_: Address, _: &Scope) -> bool {
+    false
+}
+
+#[test]
+fn claim_without_a_known_tombstone_of_its_address_is_void() {
+    let (pace, mut tombstones) = (Pace::default(), Tombstones::default());
+    let (every, one) = (pardon("*", NOW), pardon("sshd", NOW + 1));
+    assert!(!tombstones.voids(&key("sshd"), &claim(1, &[]), &pace));
+    assert_eq!(tombstones.learn(&every, NOW, &pace).len(), 1);
+    assert!(tombstones.learn(&every, NOW, &pace).is_empty(), "once is enough");
+    assert_eq!(tombstones.learn(&one, NOW, &pace).len(), 1);
+    let later = |seconds: i64| {
+        let ban = Some(Ban { start: NOW / 1000 + seconds, bantime: 600 });
+        Said { ban, ..claim(1, &[]) }
+    };
+    let table = [
+        ("sshd", claim(1, &[]), true),
+        ("sshd", claim(1, &[&every]), true),
+        ("sshd", claim(1, &[&every, &one]), false),
+        ("web", claim(1, &[&every]), false),
+        ("web", claim(1, &[&one]), true),
+        ("sshd", claim(0, &[]), false), // a script's comes after the unban, or was forgotten with it
+        ("sshd", later(3_600), true),
+        ("sshd", later(3_601), false), // no clock is so far off: it was detected after the unban
+    ];
+    for (jail, said, void) in table {
+        assert_eq!(tombstones.voids(&key(jail), &said, &pace), void, "{jail} {said:?}");
+    }
+}
+
+#[test]
+fn tombstone_is_applied_once_in_every_jail_and_then_repeated() {
+    let (pace, mut tombstones) = (Pace::default(), Tombstones::default());
+    let jails = BTreeSet::from([key("sshd").0, key("web").0]);
+    tombstones.learn(&pardon("*", NOW), NOW, &pace);
+    assert_eq!(tombstones.carried(&key("sshd")), []);
+    assert_eq!(apply(&mut tombstones, &jails, 9), [key("sshd"), key("web")]);
+    assert!(tombstones.is_applying() && !tombstones.has_unapplied());
+    assert_eq!(tombstones.settle(&jails, |_, _| true), [], "another jail is to come");
+    assert!(!tombstones.has_unapplied());
+    tombstones.retry_deferred();
+    assert_eq!(apply(&mut tombstones, &jails, 9), []);
+    let change = Change::Unban(pardon("*", NOW), Some(true));
+    assert_eq!(tombstones.settle(&jails, none), [(key("web").1, change)]);
+    assert_eq!(tombstones.settle(&jails, none), []);
+    assert!(!tombstones.has_unapplied());
+    assert_eq!(tombstones.carried(&key("web")), [pardon("*", NOW).id]);
+    assert_eq!(tombstones.applied().collect::<Vec<_>>(), [pardon("*", NOW)]);
+}
+
+#[test]
+fn tombstone_that_did_not_reach_fail2ban_is_tried_again() {
+    let (pace, mut tombstones) = (Pace::default(), Tombstones::default());
+    let jails = BTreeSet::from([key("sshd").0]);
+    tombstones.learn(&pardon("sshd", NOW), NOW, &pace);
+    assert_eq!(tombstones.next_batch(9), [key("sshd").1]);
+    tombstones.retry();
+    assert_eq!(apply(&mut tombstones, &jails, 9), [key("sshd")]);
+    // A jail was added meanwhile that it is for, too: nothing is settled before.
+    tombstones.learn(&pardon("*", NOW + 1), NOW, &pace);
+    assert_eq!(apply(&mut tombstones, &jails, 9), [key("sshd")]);
+    let both = BTreeSet::from([key("sshd").0, key("web").0]);
+    assert_eq!(tombstones.settle(&both, none).len(), 1);
+    assert_eq!(apply(&mut tombstones, &both, 9), [key("web")]);
+    assert_eq!(tombstones.settle(&both, none).len(), 1);
+}
+
+#[test]
+fn jail_that_was_gone_applies_what_it_missed() {
+    let (pace, mut tombstones) = (Pace::default(), Tombstones::default());
+    let (sshd, web) = (BTreeSet::from([key("sshd").0]), BTreeSet::from([key("web").0]));
+    tombstones.learn(&pardon("*", NOW), NOW, &pace);
+    assert_eq!(tombstones.applied_watermark(), 0);
+    assert_eq!(apply(&mut tombstones, &sshd, 9), [key("sshd")]);
+    let change = Change::Unban(pardon("*", NOW), Some(true));
+    assert_eq!(tombstones.settle(&sshd, none), [(key("web").1, change)]);
+    tombstones.on_jail_added(&key("web").0, tombstones.applied_watermark());
+    assert_eq!(apply(&mut tombstones, &web, 9), [], "it was there");
+    tombstones.on_jail_added(&key("web").0, 0);
+    assert_eq!(
+        (tombstones.carried(&key("sshd")).len(), tombstones.carried(&key("web")).len()),
+        (1, 0)
+    );
+    assert_eq!(apply(&mut tombstones, &web, 9), [key("web")]);
+    tombstones.settle(&web, none);
+    assert_eq!(apply(&mut tombstones, &web, 9), []);
+    assert_eq!(tombstones.carried(&key("web")).len(), 1);
+}
+
+#[test]
+fn newer_ban_is_not_freed_by_an_old_tombstone() {
+    let (pace, mut tombstones) = (Pace::default(), Tombstones::default());
+    tombstones.learn(&pardon("*", NOW), NOW, &pace);
+    let table = [(None, true), (Some(3_600), true), (Some(3_601), false)];
+    for (after, due) in table {
+        let start = after.map(|after| NOW / 1000 + after);
+        assert_eq!(tombstones.is_due(&key("sshd"), start, &pace), due, "{after:?}");
+    }
+}
+
+/// Goes through all of them once; answers how many were dropped.
+fn collect(tombstones: &mut Tombstones, now: i64, idle: bool, usage: Usage) -> usize {
+    let mut dropped = 0;
+    loop {
+        let (gone, more) = tombstones.gc(now, idle, &Pace::default(), |_, _, _| usage);
+        dropped += gone.len();
+        if !more {
+            return dropped;
+        }
+    }
+}
+
+#[test]
+fn tombstone_is_kept_as_long_as_some_ban_needs_it() {
+    use Usage::{Carried, Missing, Unused};
+    const HOUR: i64 = 3_600_000;
+    // It is applied, so old, this host knows all snapshots, how it is used -> it is dropped.
+    let table = [
+        (true, HOUR, true, Unused, false),
+        (true, HOUR + 1, true, Unused, true),
+        (true, HOUR + 1, false, Unused, false),
+        (false, HOUR + 1, true, Unused, false),
+        (true, HOUR + 1, true, Carried, false),
+        (true, HOUR + 1, true, Missing, false),
+        (true, 30 * DAY, true, Carried, false),
+        (true, 30 * DAY + 1, true, Carried, true),
+        (true, 30 * DAY + 1, false, Carried, true),
+        (true, 30 * DAY + 1, true, Missing, false),
+        (false, 30 * DAY + 1, true, Unused, true),
+    ];
+    for (applied, age, idle, usage, dropped) in table {
+        let mut tombstones = Tombstones::default();
+        tombstones.restore(pardon("*", NOW), applied);
+        let gone = collect(&mut tombstones, NOW + age, idle, usage);
+        assert_eq!(gone, usize::from(dropped), "{applied} {age} {idle} {usage:?}");
+        assert_eq!(tombstones.known.len(), 1 - gone);
+    }
+    let (pace, mut tombstones) = (Pace::default(), Tombstones::default());
+    assert!(tombstones.learn(&pardon("*", NOW - 31 * DAY), NOW, &pace).is_empty(), "too old");
+    assert!(tombstones.learn(&pardon("*", NOW + DAY + 1), NOW, &pace).is_empty(), "of the future");
+}
+
+#[test]
+fn the_oldest_of_the_largest_maker_give_way() {
+    let (pace, mut tombstones) = (Pace::default(), Tombstones::default());
+    let ip = |n: u32| std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string();
+    let honest = pardon_of("web2", "192.0.2.1", "*", NOW);
+    tombstones.learn(&honest, NOW, &pace);
+    // One maker is bounded,
+    for n in 0..6_000 {
+        let changes = tombstones.learn(&pardon_of("u0", &ip(n), "*", NOW + 1), NOW, &pace);
+        assert_eq!(changes.len(), if n < 5_000 { 1 } else { 2 });
+    }
+    assert_eq!(tombstones.count, MAX_PER_MAKER + 1);
+    assert_eq!(tombstones.limit(), Some((MAX_PER_MAKER, "u0")));
+    // all are,
+    for n in 6_000..30_000 {
+        let maker = format!("u{}", n % 7);
+        tombstones.learn(&pardon_of(&maker, &ip(n), "*", NOW + 2), NOW, &pace);
+    }
+    assert_eq!((tombstones.count, tombstones.known.len()), (MAX_TOMBSTONES, MAX_TOMBSTONES));
+    assert!(tombstones.limit().is_some_and(|(max, _)| max == MAX_TOMBSTONES));
+    // and the one of a maker that has few stays, and has its turn.
+    assert!(tombstones.known.contains_key(&honest.address));
+    let batch = tombstones.next_batch(16);
+    assert!(batch.contains(&honest.address), "{batch:?}");
+    // Of one address there are so many.
+    for n in 0..60 {
+        tombstones.learn(&pardon("*", NOW + n), NOW, &pace);
+    }
+    assert_eq!(tombstones.known[&honest.address].len(), MAX_PER_ADDRESS);
+    let of_makers: usize = tombstones.by_maker.values().map(BTreeSet::len).sum();
+    assert_eq!(
+        (of_makers, tombstones.by_size.len()),
+        (tombstones.count, tombstones.by_maker.len())
+    );
+}
