@@ -269,35 +269,53 @@ impl<'a> Applier<'a> {
             }
             Step::Look(jail, of) => return self.look(&jail, of.as_deref()).await,
             Step::Free(jail, work) => {
-                tell("UnBan", &jail, &work);
+                self.tell("UnBan", &jail, &work);
                 self.client.unban(&jail, &addresses(&work)).await?
             }
             Step::Obey(jail, addresses) => {
-                for address in &addresses {
-                    say(format_args!("UnBan {address} for ipset {jail} in the whole fleet"));
-                }
+                self.tell_fleet_unbans(&jail, &addresses);
                 self.client.unban(&jail, &addresses).await?
             }
             Step::Import(jail, work) => {
-                tell("Ban", &jail, &work);
+                self.tell("Ban", &jail, &work);
                 self.client.ban(&jail, &addresses(&work)).await?
             }
             Step::Prolong(jail, addresses) => self.client.ban(&jail, &addresses).await?,
             Step::Refuse(jail, Work { address, host }, because) => {
                 let host = named(host.as_ref());
                 let text = format!("refused to ban {address} in {jail} for {host}: {because}");
-                self.memory.know().refuse(because.refusal(), &text);
+                self.memory.know().refuse_of(host, because.refusal(), &text);
                 0
             }
             Step::NoSuchJail(jail, Work { address, host }) => {
-                self.memory.know().refused.count(Refusal::UnknownJail);
-                say(journal::no_such_jail(&jail, address, named(host.as_ref()), 0));
+                let mut known = self.memory.know();
+                known.refused.count(Refusal::UnknownJail);
+                let host = named(host.as_ref());
+                known.inbound.say(host, || journal::no_such_jail(&jail, address, host, 0));
                 0
             }
             Step::Continue | Step::Rest => return Ok(()),
         };
         self.memory.know().fleet.done(answer, now());
         Ok(())
+    }
+
+    /// The lines that log watchers know.
+    fn tell(&self, what: &str, jail: &Jail, work: &[Work]) {
+        let mut known = self.memory.know();
+        for Work { address, host } in work {
+            let host = named(host.as_ref());
+            let line = || format!("{what} {address} for ipset {jail} reported by {host}");
+            known.inbound.say(host, line);
+        }
+    }
+
+    fn tell_fleet_unbans(&self, jail: &Jail, addresses: &[Address]) {
+        let mut known = self.memory.know();
+        for address in addresses {
+            let line = || format!("UnBan {address} for ipset {jail} in the whole fleet");
+            known.inbound.say("", line);
+        }
     }
 
     /// Looks at a jail: whole, or at a few addresses.
@@ -393,12 +411,4 @@ fn addresses(work: &[Work]) -> Vec<Address> {
 
 fn named(host: Option<&crate::wire::Host>) -> &str {
     host.map_or("nobody", crate::wire::Host::as_str)
-}
-
-/// The lines that log watchers know.
-fn tell(what: &str, jail: &Jail, work: &[Work]) {
-    for Work { address, host } in work {
-        let host = named(host.as_ref());
-        say(format_args!("{what} {address} for ipset {jail} reported by {host}"));
-    }
 }

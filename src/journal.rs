@@ -42,13 +42,15 @@ pub fn syslog(line: impl fmt::Display) {
     }
 }
 
-/// Lets through the first few lines of a kind in a minute and counts the rest.
+/// Lets through the first few lines of a kind in a minute, of each peer and in all, and counts the rest.
+/// Whoever may publish can cause such lines, and the journal drops other lines when there are too many.
 #[derive(Debug, Default)]
 pub struct Limited {
-    kinds: HashMap<&'static str, Kind>,
+    /// By kind and peer; the peer is empty for all of a kind together.
+    kinds: HashMap<(&'static str, String), Kind>,
 }
 
-/// What was said of a kind since its minute began, and the last that was not.
+/// What was printed of a kind since its minute began, and the last line that was not.
 #[derive(Debug)]
 struct Kind {
     since: Instant,
@@ -58,72 +60,126 @@ struct Kind {
 
 impl Limited {
     const WINDOW: Duration = Duration::from_mins(1);
+    /// The most lines of a kind in a minute: of one peer, and in all.
     const LINES: u64 = 5;
+    const LINES_IN_ALL: u64 = 25;
+    /// The most pairs of a kind and a peer. Peers beyond that count together.
+    const MAX_KINDS: usize = 500;
 
-    /// The line to print now, if there is one; says so where it is the last of its kind for a while.
-    pub fn line(&mut self, kind: &'static str, text: &str, now: Instant) -> Option<String> {
-        let fresh = || Kind { since: now, count: 0, last: String::new() };
-        let kind = self.kinds.entry(kind).or_insert_with(fresh);
-        kind.count = kind.count.saturating_add(1);
-        match kind.count {
-            n if n < Self::LINES => Some(text.to_owned()),
-            Self::LINES => {
-                Some(format!("{text} (more like it are counted, not shown, for a while)"))
+    /// The line to print now, if there is one; says so where it is the last of its kind for a while. `peer` is
+    /// whose message it is about, or empty.
+    pub fn line(
+        &mut self,
+        kind: &'static str,
+        peer: &str,
+        text: &str,
+        now: Instant,
+    ) -> Option<String> {
+        let full = self.kinds.len() >= Self::MAX_KINDS;
+        let known = self.kinds.contains_key(&(kind, peer.to_owned()));
+        let peer = if full && !known { "" } else { peer };
+        let in_all = if peer.is_empty() { 0 } else { self.count(kind, "", now) };
+        let of_peer = self.count(kind, peer, now);
+        let suppressed = match (of_peer, in_all) {
+            (count, in_all) if count > Self::LINES || in_all > Self::LINES_IN_ALL => true,
+            (Self::LINES, _) | (_, Self::LINES_IN_ALL) => {
+                return Some(format!("{text} (more like it are counted, not shown, for a while)"));
             }
-            _ => {
+            _ => false,
+        };
+        if suppressed {
+            if let Some(kind) = self.kinds.get_mut(&(kind, peer.to_owned())) {
                 text.clone_into(&mut kind.last);
-                None
             }
+            return None;
         }
+        Some(text.to_owned())
     }
 
-    /// What is to be said of those that were held back, once their minute is over: how many, and the
-    /// last.
+    fn count(&mut self, kind: &'static str, peer: &str, now: Instant) -> u64 {
+        let fresh = || Kind { since: now, count: 0, last: String::new() };
+        let kind = self.kinds.entry((kind, peer.to_owned())).or_insert_with(fresh);
+        kind.count = kind.count.saturating_add(1);
+        kind.count
+    }
+
+    /// The summaries of what was suppressed, once its minute is over: how many, and the last; at most
+    /// `LINES_IN_ALL`, those of the most lines first.
     pub fn held_back(&mut self, now: Instant) -> Vec<String> {
         let mut lines = Vec::new();
         self.kinds.retain(|_, kind| {
             let over = now.duration_since(kind.since) >= Self::WINDOW;
-            if over && kind.count > Self::LINES {
+            if over && !kind.last.is_empty() {
                 let Kind { last, count, .. } = kind;
-                lines.push(format!("{last} ({count} like it in a minute)"));
+                lines.push((*count, format!("{last} ({count} like it in a minute)")));
             }
             !over
         });
-        lines
+        lines.sort_unstable_by(|one, other| other.cmp(one));
+        let most = usize::try_from(Self::LINES_IN_ALL).unwrap_or(usize::MAX);
+        lines.into_iter().take(most).map(|(_, line)| line).collect()
     }
 }
 
-/// Prints a line for each message that comes, as log watchers know it, but not without end: the journal
-/// would drop other lines for it.
+/// Prints the lines that log watchers know, of what comes and what is done for it, within bounds: so many in
+/// ten seconds, and of one peer so many of them.
 #[derive(Debug, Default)]
 pub struct Inbound {
     since: Option<Instant>,
     lines: u32,
+    of_peer: HashMap<String, u32>,
+    suppressed: u32,
 }
 
 impl Inbound {
     const WINDOW: Duration = Duration::from_secs(10);
     const LINES: u32 = 3_000;
+    const LINES_OF_PEER: u32 = 1_500;
+    /// The most peers that are told apart; the others count together.
+    const MAX_PEERS: usize = 500;
 
-    /// Prints a line, or counts it.
-    pub fn say(&mut self, line: impl FnOnce() -> String) {
-        self.since.get_or_insert_with(Instant::now);
-        self.lines = self.lines.saturating_add(1);
-        if self.lines <= Self::LINES {
+    /// Prints a line about what a peer sent, or counts it.
+    pub fn say(&mut self, peer: &str, line: impl FnOnce() -> String) {
+        if self.admits(peer, Instant::now()) {
             say(line());
         }
     }
 
-    /// Says how many lines were not printed.
+    fn admits(&mut self, peer: &str, now: Instant) -> bool {
+        self.since.get_or_insert(now);
+        let apart = self.of_peer.len() < Self::MAX_PEERS || self.of_peer.contains_key(peer);
+        let of_peer = self.of_peer.entry(if apart { peer } else { "" }.to_owned()).or_default();
+        *of_peer = of_peer.saturating_add(1);
+        let admitted = *of_peer <= Self::LINES_OF_PEER && self.lines < Self::LINES;
+        if admitted {
+            self.lines += 1;
+        } else {
+            self.suppressed = self.suppressed.saturating_add(1);
+        }
+        admitted
+    }
+
+    /// Says how many lines were suppressed, and of which peer most of them were.
     pub fn settle(&mut self) {
-        if self.since.is_none_or(|since| since.elapsed() < Self::WINDOW) {
-            return;
+        if let Some(line) = self.summary(Instant::now()) {
+            warn(line);
         }
-        let more = self.lines.saturating_sub(Self::LINES);
-        if more > 0 {
-            warn(format_args!("{more} more lines on what came were not printed"));
+    }
+
+    fn summary(&mut self, now: Instant) -> Option<String> {
+        let since = self.since?;
+        if now.duration_since(since) < Self::WINDOW {
+            return None;
         }
-        *self = Self::default();
+        let Self { of_peer, suppressed, .. } = std::mem::take(self);
+        let peers = of_peer.into_iter().filter(|(peer, _)| !peer.is_empty());
+        let most = peers.max_by_key(|(_, lines)| *lines);
+        let most = most.map(|(peer, lines)| format!("; {lines} lines in all were about {peer}"));
+        let seconds = Self::WINDOW.as_secs();
+        let most = most.unwrap_or_default();
+        (suppressed > 0).then(|| {
+            format!("suppressed {suppressed} lines about messages of the last {seconds} s{most}")
+        })
     }
 }
 
@@ -134,15 +190,46 @@ mod tests {
     #[test]
     fn a_flood_of_one_kind_is_a_few_lines_a_minute() {
         let (mut limited, start) = (Limited::default(), Instant::now());
-        let lines = (0..100).filter_map(|_| limited.line("odd", "odd message", start));
-        let lines: Vec<_> = lines.collect();
+        let mut odd = |peer, now| limited.line("odd", peer, "odd message", now);
+        let lines: Vec<_> = (0..100).filter_map(|_| odd("web1", start)).collect();
         assert_eq!(lines.len(), 5);
         assert!(lines[4].ends_with("for a while)"));
-        assert!(limited.line("other", "other", start).is_some());
+        assert!(odd("web2", start).is_some(), "each peer has its own");
+        let many: Vec<_> = (0..2_000).map(|n| format!("fake{n}")).collect();
+        let lines = many.iter().filter_map(|peer| odd(peer, start)).count();
+        assert_eq!(lines, 0, "25 in all");
+        assert!(limited.kinds.len() <= 501);
+        assert!(limited.line("other", "", "other", start).is_some());
         assert!(limited.held_back(start + Duration::from_secs(59)).is_empty());
         let later = start + Duration::from_secs(61);
-        assert_eq!(limited.held_back(later), ["odd message (100 like it in a minute)"]);
+        let summary = limited.held_back(later);
+        assert!(
+            summary.contains(&"odd message (100 like it in a minute)".to_owned()),
+            "{summary:?}"
+        );
+        assert!(summary.len() <= 25);
         assert!(limited.held_back(later).is_empty());
-        assert_eq!(limited.line("odd", "odd message", later).unwrap(), "odd message");
+        assert_eq!(limited.line("odd", "", "odd message", later).unwrap(), "odd message");
+    }
+
+    #[test]
+    fn flood_of_one_peer_leaves_lines_for_the_others() {
+        let (mut inbound, start) = (Inbound::default(), Instant::now());
+        let count = |inbound: &mut Inbound, peer: &str, n| {
+            (0..n).filter(|_| inbound.admits(peer, start)).count()
+        };
+        assert_eq!(count(&mut inbound, "flood", 9_000), 1_500);
+        assert_eq!(count(&mut inbound, "web2", 1_000), 1_000);
+        assert_eq!(count(&mut inbound, "web3", 1_000), 500);
+        assert_eq!(inbound.summary(start), None);
+        let summary = inbound.summary(start + Duration::from_secs(10)).unwrap();
+        let expected = "suppressed 8000 lines about messages of the last 10 s; 9000 lines in all were about flood";
+        assert_eq!(summary, expected);
+        assert_eq!(count(&mut inbound, "web3", 1), 1, "another ten seconds");
+        let names: Vec<_> = (0..2_000).map(|n| format!("fake{n}")).collect();
+        for name in &names {
+            inbound.admits(name, start);
+        }
+        assert!(inbound.of_peer.len() <= 501);
     }
 }

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::fleet::{Change, Fleet};
 use crate::guard::{Guard, Refusal, Refusals, is_bannable};
-use crate::journal::{self, Limited};
+use crate::journal::{self, Inbound, Limited};
 use crate::outbox::{Outbox, millis};
 use crate::store::Store;
 use crate::wire::{Event, Part, Scope};
@@ -35,6 +35,8 @@ pub struct Known {
     /// Which bans an operator of this host makes.
     by_hand: Watch,
     limited: Limited,
+    /// The lines about what comes, and what is done for it.
+    pub inbound: Inbound,
 }
 
 impl Memory {
@@ -49,7 +51,9 @@ impl Memory {
         by_hand: Watch,
     ) -> Self {
         let (refused, limited) = (Refusals::default(), Limited::default());
-        let known = Known { fleet, outbox, database, guard, refused, store, by_hand, limited };
+        let inbound = Inbound::default();
+        let known =
+            Known { fleet, outbox, database, guard, refused, store, by_hand, limited, inbound };
         Self(Mutex::new(known))
     }
 
@@ -117,18 +121,26 @@ impl Known {
 
     /// Refuses something of the fleet's: counts it, and warns.
     pub fn refuse(&mut self, refusal: Refusal, text: &str) {
+        self.refuse_of("", refusal, text);
+    }
+
+    /// Refuses what one host sent: a flood of one host takes no other's lines.
+    pub fn refuse_of(&mut self, host: &str, refusal: Refusal, text: &str) {
         self.refused.count(refusal);
-        self.warn(refusal.name(), text);
+        if let Some(line) = self.limited.line(refusal.name(), host, text, Instant::now()) {
+            journal::warn(line);
+        }
     }
 
     /// Says how many warnings were held back.
     pub fn settle(&mut self) {
         self.limited.held_back(Instant::now()).iter().for_each(journal::warn);
+        self.inbound.settle();
     }
 
     /// Warns, but not again and again of the same kind of thing.
     pub fn warn(&mut self, kind: &'static str, text: &str) {
-        if let Some(line) = self.limited.line(kind, text, Instant::now()) {
+        if let Some(line) = self.limited.line(kind, "", text, Instant::now()) {
             journal::warn(line);
         }
     }

@@ -2,6 +2,7 @@
 
 use super::{Daemon, NAMESAKE, now};
 use crate::fleet::Trouble;
+use crate::fleet::limits::Table;
 use crate::guard::{Kind, Refusal, Verdict};
 use crate::journal;
 use crate::wire::{CHECK, Event, Host, Malformed, Part, Presence};
@@ -70,10 +71,10 @@ impl Daemon {
         }
         self.shown.traffic.events += 1;
         let kind = if event.id.is_some() { Kind::FleetUnban } else { Kind::Event };
-        if self.limits.is_too_fast(&event.host, kind, now()) {
+        if self.is_too_fast(&event.host, kind) {
             return Err((Refusal::TooFast, "too many events", FAST.to_owned()));
         }
-        self.inbound.say(|| {
+        self.memory.know().inbound.say(event.host.as_str(), || {
             let Event { action, address, jail, host, restored, failures, .. } = &event;
             format!(
                 "Inbound: {action} {address} - ipset {jail} from {host} (Rest:={restored}, Fails:={failures})"
@@ -83,13 +84,30 @@ impl Daemon {
         Ok(())
     }
 
+    /// Whether a host sends more in a minute than any has to. Peers that are known are told apart, however
+    /// many others there are.
+    fn is_too_fast(&mut self, host: &Host, kind: Kind) -> bool {
+        let mut known = self.memory.know();
+        let peer = known.fleet.is_peer(host);
+        let too_fast = self.limits.is_too_fast(host, peer, kind, now());
+        if too_fast {
+            known.fleet.limits_mut().reached(
+                Table::Messages,
+                kind.most(),
+                Some(host.as_str()),
+                now(),
+            );
+        }
+        too_fast
+    }
+
     fn judge(&mut self, event: &Event) {
         let mut known = self.memory.know();
         if let Some(refusal) = known.guard.check_event_time(event, now()) {
             let Event { action, address, jail, host, .. } = event;
             let why = of_another_time(refusal);
             let text = format!("rejected {action} of {address} in {jail} from {host}: {why}");
-            known.refuse(refusal, &text);
+            known.refuse_of(event.host.as_str(), refusal, &text);
             return;
         }
         let verdict = known.guard.judge(event, known.fleet.names());
@@ -101,20 +119,22 @@ impl Daemon {
             Verdict::Refuse(Refusal::UnknownJail) if !event.is_news() => {
                 known.refused.count(Refusal::UnknownJail);
                 let Event { jail, address, host, restored, .. } = event;
-                self.inbound.say(|| journal::no_such_jail(jail, *address, host, *restored));
+                let line = || journal::no_such_jail(jail, *address, host, *restored);
+                known.inbound.say(host.as_str(), line);
             }
             Verdict::Accept | Verdict::Refuse(Refusal::UnknownJail) => {
                 if !known.fleet.hear(event, now()) {
                     let Event { action, address, jail, host, .. } = event;
                     let text =
                         format!("no room for {action} {address} in {jail} of {host}: {FULL}");
-                    known.refuse(Refusal::TooMany, &text);
+                    known.refuse_of(host.as_str(), Refusal::TooMany, &text);
                     refused = Some(Refusal::TooMany);
                 }
             }
             Verdict::Refuse(Refusal::UnknownAction) => {
                 known.refused.count(Refusal::UnknownAction);
-                self.inbound.say(|| format!("Unrecognised action {}", event.action));
+                let line = || format!("Unrecognised action {}", event.action);
+                known.inbound.say(event.host.as_str(), line);
             }
             Verdict::Refuse(refusal) => {
                 let Event { action, address, jail, host, .. } = event;
@@ -123,7 +143,7 @@ impl Daemon {
                     _ => "it is no address of another machine",
                 };
                 let text = format!("refused to {action} {address} in {jail} for {host}: {why}");
-                known.refuse(refusal, &text);
+                known.refuse_of(host.as_str(), refusal, &text);
                 refused = Some(refusal);
             }
         }
@@ -139,19 +159,20 @@ impl Daemon {
         let number: u32 = number
             .parse()
             .map_err(|_| (Refusal::WrongTopic, WHAT, "it has no number".to_owned()))?;
-        let mut known = self.memory.know();
         if payload.is_empty() {
+            let mut known = self.memory.know();
             // Nobody signs that: where it counts, a host is forgotten by an empty part that is signed.
             if host == self.host || !known.guard.signed {
                 known.fleet.hear_cleared(&host, number, now());
             }
             return Ok(());
         }
-        if self.limits.is_too_fast(&host, Kind::Part, now()) {
+        if self.is_too_fast(&host, Kind::Part) {
             return Err((Refusal::TooFast, "too many parts of a snapshot", FAST.to_owned()));
         }
         let mut part = Part::parse(payload).map_err(|why| malformed(WHAT, &why))?;
         self.shown.traffic.parts += 1;
+        let mut known = self.memory.know();
         if part.host != host || part.slice.part() != number {
             let why = "it is another host's, or another part".to_owned();
             return Err((Refusal::WrongTopic, WHAT, why));
@@ -163,7 +184,7 @@ impl Daemon {
         match known.fleet.hear_part(&part, now()) {
             Some(Trouble::NoRoom) => {
                 let text = format!("no room for all bans of {host}: {FULL}");
-                known.refuse(Refusal::TooMany, &text);
+                known.refuse_of(host.as_str(), Refusal::TooMany, &text);
             }
             Some(Trouble::OwnAndOld) => known.warn("part", ECHO),
             None => {}

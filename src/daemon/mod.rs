@@ -7,7 +7,7 @@ mod hear;
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::StreamExt as _;
 use sd_notify::NotifyState;
@@ -27,7 +27,7 @@ use crate::fleet::work::Step;
 use crate::fleet::{Fleet, Pace};
 use crate::guard::{Guard, Limits, Refusal};
 use crate::ignored::Exempt;
-use crate::journal::{Inbound, say, warn};
+use crate::journal::{say, warn};
 use crate::lock::{self, Lock, Role};
 use crate::memory::Memory;
 use crate::outbox::{Outbox, millis};
@@ -49,8 +49,10 @@ const TICK: Duration = Duration::from_secs(1);
 /// How a warning of a second host of this name begins.
 pub(crate) const NAMESAKE: &str = "another machine is called";
 
-/// The most messages that are looked at before what they ask for is written down.
+/// The most messages that are looked at before what they ask for is written down, and the longest that this
+/// takes: the timer is served in between.
 const AT_ONCE: usize = 500;
+const MAX_TURN: Duration = Duration::from_millis(50);
 
 /// Runs until SIGTERM or SIGINT.
 ///
@@ -83,15 +85,16 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            event = daemon.link.event() => daemon.heard(event),
+            biased; // whatever floods in, the timer and the end are served first
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+            _ = tick.tick() => daemon.tick(),
             Some(changed) = watch.next() => {
                 changed.map_err(Error::file("watch", daemon.spool.dir()))?;
                 daemon.scan();
             }
-            _ = tick.tick() => daemon.tick(),
+            event = daemon.link.event() => daemon.heard(event),
             () = bell.news.notified() => {}
-            _ = term.recv() => break,
-            _ = int.recv() => break,
         }
         daemon.speak();
     }
@@ -121,9 +124,8 @@ struct Daemon {
     /// When it started, in seconds since 1970.
     since: i64,
     shown: Shown,
-    /// What each host said lately, and how many lines were printed of that.
+    /// What each host said lately.
     limits: Limits,
-    inbound: Inbound,
 }
 
 impl Daemon {
@@ -162,14 +164,17 @@ impl Daemon {
             since,
             shown,
             limits: Limits::default(),
-            inbound: Inbound::default(),
         })
     }
 
     /// Takes what happened to the link, and what has happened since.
     fn heard(&mut self, event: LinkEvent) {
         self.take(event);
+        let begun = Instant::now();
         for _ in 1..AT_ONCE {
+            if begun.elapsed() >= MAX_TURN {
+                break;
+            }
             let Some(event) = self.link.ready() else { break };
             self.take(event);
         }
@@ -281,7 +286,6 @@ impl Daemon {
     /// Every second: tells systemd that all is well, and looks where no event told it to.
     fn tick(&mut self) {
         let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-        self.inbound.settle();
         let mut known = self.memory.know();
         known.settle();
         known.scan();

@@ -223,12 +223,12 @@ mod tests {
         Host::new(name).unwrap()
     }
 
-    fn all(name: &str, again: bool) -> Option<Asking> {
-        Some(Asking::All { host: host(name), again })
+    fn all(name: &str, again: bool) -> Asking {
+        Asking::All { host: host(name), again }
     }
 
-    fn first(names: &[&str]) -> Option<Asking> {
-        Some(Asking::First(names.iter().map(|name| host(name)).collect()))
+    fn first(names: &[&str]) -> Asking {
+        Asking::First(names.iter().map(|name| host(name)).collect())
     }
 
     #[test]
@@ -239,25 +239,25 @@ mod tests {
         }
         assert_eq!(branches.next(0), None, "not connected");
         branches.connected(&host("me"), 0);
-        assert_eq!(branches.next(0), all("me", false), "its own first");
+        assert_eq!(branches.next(0), Some(all("me", false)), "its own first");
         branches.heard(&host("me"), true, 0);
-        assert_eq!(branches.next(0), first(&["a", "b", "c"]));
+        assert_eq!(branches.next(0), Some(first(&["a", "b", "c"])));
         assert_eq!(branches.next(10), None);
         branches.heard(&host("a"), true, 500);
         branches.heard(&host("b"), false, 600);
         assert_eq!(branches.next(2_500), None, "c may still answer");
-        assert_eq!(branches.next(2_600), all("b", false), "there is more of it");
+        assert_eq!(branches.next(2_600), Some(all("b", false)), "there is more of it");
         assert_eq!(branches.next(4_500), None, "one at a time");
         branches.heard(&host("b"), true, 4_550);
-        assert_eq!(branches.next(4_550), all("c", false), "c says nothing");
+        assert_eq!(branches.next(4_550), Some(all("c", false)), "c says nothing");
         assert_eq!(branches.next(8_549), None);
-        assert_eq!(branches.next(8_550), all("c", true), "again");
+        assert_eq!(branches.next(8_550), Some(all("c", true)), "again");
         assert_eq!(branches.next(16_549), None);
-        assert_eq!(branches.next(16_550), all("c", true), "ever more seldom");
+        assert_eq!(branches.next(16_550), Some(all("c", true)), "ever more seldom");
         branches.heard(&host("c"), true, 16_560);
         branches.heard(&host("a"), false, 17_000);
         assert_eq!(branches.next(20_999), None);
-        assert_eq!(branches.next(21_000), all("a", false), "a part of it is missing now");
+        assert_eq!(branches.next(21_000), Some(all("a", false)), "a part of it is missing now");
         assert_eq!(branches.count(), (4, 3));
         branches.lost();
         branches.connected(&host("me"), 30_000);

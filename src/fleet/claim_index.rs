@@ -87,7 +87,9 @@ mod tests {
                 (Jail::new(jail).unwrap(), Address::new(&ip).unwrap())
             })
             .collect();
-        keys.iter().for_each(|key| index.insert(key));
+        for key in &keys {
+            index.insert(key);
+        }
         assert_eq!(index.len(), 3_000);
         for parts in [1, 2, 16, 512] {
             let mut found = 0;
@@ -106,7 +108,9 @@ mod tests {
             }
             assert_eq!(found, 3_000);
         }
-        keys.iter().for_each(|key| index.remove(key));
+        for key in &keys {
+            index.remove(key);
+        }
         assert!(index.is_empty());
     }
 }

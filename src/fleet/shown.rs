@@ -2,9 +2,10 @@
 //! how much is known of the others.
 
 use super::Fleet;
+use super::limits::Limits;
 use super::look::Local;
 use crate::figures::JailFigures;
-use crate::wire::{Jail, Presence, State};
+use crate::wire::{Host, Jail, Presence, State};
 
 impl Fleet {
     /// What is to be said of this host itself, where that is news on this connection. `itself` has what the
@@ -43,6 +44,23 @@ impl Fleet {
     #[must_use]
     pub fn hosts(&self) -> (usize, usize) {
         self.branches.count()
+    }
+
+    /// Whether something is kept of a host.
+    #[must_use]
+    pub fn is_peer(&self, host: &Host) -> bool {
+        self.peers.contains(host)
+    }
+
+    /// The limits that were reached.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    #[allow(missing_docs)]
+    pub fn limits_mut(&mut self) -> &mut Limits {
+        &mut self.limits
     }
 
     /// How many bans of other hosts are known.

@@ -22,7 +22,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn most(self) -> u32 {
+    /// The most of them of one host in a minute.
+    #[must_use]
+    pub fn most(self) -> usize {
         match self {
             Self::Event => 20_000,
             Self::FleetUnban => 2_000,
@@ -40,17 +42,18 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Counts a word of a host; answers whether it is one too many. `now` is in milliseconds.
-    pub fn is_too_fast(&mut self, host: &Host, kind: Kind, now: i64) -> bool {
+    /// Counts a message of a host; answers whether it is one too many. A `peer`, of which the fleet keeps
+    /// something, is always told apart. `now` is in milliseconds.
+    pub fn is_too_fast(&mut self, host: &Host, peer: bool, kind: Kind, now: i64) -> bool {
         if !(0..MINUTE).contains(&now.saturating_sub(self.since)) {
             self.said.clear();
             self.since = now;
         }
-        let own = self.said.len() < HOSTS || self.said.contains_key(&Some(host.clone()));
+        let own = peer || self.said.len() < HOSTS || self.said.contains_key(&Some(host.clone()));
         let said = self.said.entry(own.then(|| host.clone())).or_default();
         let count = &mut said[kind as usize];
         *count = count.saturating_add(1);
-        *count > kind.most()
+        usize::try_from(*count).is_ok_and(|count| count > kind.most())
     }
 }
 
@@ -63,7 +66,7 @@ mod tests {
         let (web1, web2) = (Host::new("web1").unwrap(), Host::new("web2").unwrap());
         let mut limits = Limits::default();
         let now = 1_795_342_588_000;
-        let mut says = |host: &Host, kind, now| limits.is_too_fast(host, kind, now);
+        let mut says = |host: &Host, kind, now| limits.is_too_fast(host, false, kind, now);
         assert!((0..20_000).all(|_| !says(&web1, Kind::Event, now)));
         assert!(says(&web1, Kind::Event, now + 59_000));
         assert!(!says(&web1, Kind::Part, now + 59_000) && !says(&web2, Kind::Event, now + 59_000));
@@ -77,9 +80,10 @@ mod tests {
     fn names_without_end_take_no_room_without_end() {
         let mut limits = Limits::default();
         let host = |n: u32| Host::new(&format!("host{n}")).unwrap();
-        let mut says = |n| limits.is_too_fast(&host(n), Kind::FleetUnban, 0);
+        let mut says = |n| limits.is_too_fast(&host(n), n == 9_999, Kind::FleetUnban, 0);
         assert_eq!((0..9_999).filter(|n| says(*n)).count(), 9_999 - 4_000);
         assert!(!says(7), "one that was known before");
-        assert_eq!(limits.said.len(), HOSTS + 1);
+        assert!(!says(9_999), "a peer");
+        assert_eq!(limits.said.len(), HOSTS + 2);
     }
 }

@@ -120,7 +120,7 @@ fn forged_event_of_this_host_makes_no_ban_its_own() {
     let own = |jail: &str, time| {
         let reason = Some(crate::wire::Reason::Detected);
         let jail = Jail::new(jail).unwrap();
-        Event { reason, time, jail, ..event(Action::Ban, "me", NOW) }
+        Event { jail, time, reason, ..event(Action::Ban, "me", NOW) }
     };
     // What is imported stays an import.
     let mut it = Bench::new();
