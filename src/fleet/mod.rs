@@ -14,7 +14,7 @@
 //! - `asked`: what is said of bans that another host's operator made.
 //! - [`branches`]: whose snapshots are asked for when.
 //! - [`look`]: what fail2ban showed, and whether it is worth another look.
-//! - [`remember`]: what has to outlive a restart.
+//! - [`remember`]: what has to outlive a restart. [`provenance`]: what of it still counts elsewhere.
 //!
 //! [`Fleet`] keeps them: `hear` takes the others' words, `seen` what fail2ban shows, `work` says what to
 //! do next.
@@ -29,6 +29,7 @@ pub mod lifts;
 pub mod look;
 pub mod marks;
 pub mod own;
+pub mod provenance;
 mod queue;
 pub mod reconcile;
 pub mod remember;
@@ -55,7 +56,7 @@ use snapshot::{Publication, Snapshots};
 use tell::Teller;
 use unbans::Unbans;
 
-use crate::wire::{Address, Host, Jail, Presence};
+use crate::wire::{Address, Host, Jail, Pardon, Presence};
 
 /// The most words of other hosts that are kept in mind, of one host, and on one address; and the most hosts
 /// and jails. An honest fleet has 100,000 in all.
@@ -274,7 +275,7 @@ impl Fleet {
         self.branches.lost();
     }
 
-    /// The branch that is to be subscribed to now, if any, as topics below the fleet's.
+    /// The branch that is to be subscribed to now, if any, as filters below the fleet's retained branch.
     pub fn branch(&mut self, now: i64) -> Option<Vec<String>> {
         let Asking { host, again } = self.branches.next(now)?;
         let mut topics = vec![format!("state/{host}/+")];
@@ -313,6 +314,12 @@ impl Fleet {
     #[must_use]
     pub fn mark(&self, key: &Key) -> Option<&marks::Mark> {
         self.jails.get(&key.0)?.cases.get(&key.1)?.mark.as_deref()
+    }
+
+    /// Whether a fleet unban is known here.
+    #[must_use]
+    pub fn knows_unban(&self, pardon: &Pardon) -> bool {
+        self.unbans.knows(pardon)
     }
 
     fn change(&mut self, change: Change) {

@@ -55,6 +55,12 @@ impl Unbans {
         self.count < MAX_UNBANS && of < MAX_OF_ONE
     }
 
+    /// Whether it is known here.
+    pub(super) fn knows(&self, pardon: &Pardon) -> bool {
+        let of = self.known.get(&pardon.address).into_iter().flatten();
+        of.into_iter().any(|unban| unban.id == pardon.id && unban.scope == pardon.scope)
+    }
+
     /// Hears of one; `None` if it is known already, too old or too many. `now` is in milliseconds.
     pub(super) fn hear(&mut self, pardon: &Pardon, now: i64, pace: &Pace) -> Option<Change> {
         const DAY: i64 = 86_400_000;

@@ -14,7 +14,7 @@ use super::fields::{Fields, Malformed};
 use super::{Address, Host, Jail, Scope, UnbanId};
 
 /// The largest part that is read, in bytes. Ours are about 16 KiB.
-const MAX_PART: usize = 192 * 1024;
+pub(crate) const MAX_PART: usize = 192 * 1024;
 
 /// The most bans and fleet unbans in a part.
 const MAX_LISTED: usize = 8_000;

@@ -16,7 +16,7 @@ use super::fields::{Fields, Malformed};
 use super::{Address, Host, Jail, is_hidden};
 
 /// The largest presence that is read, in bytes, and the most jails and reasons in it.
-const MAX_PRESENCE: usize = 32 * 1024;
+pub(crate) const MAX_PRESENCE: usize = 32 * 1024;
 const MAX_JAILS: usize = 500;
 const MAX_REASONS: usize = 30;
 
