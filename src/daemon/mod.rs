@@ -22,9 +22,9 @@ use crate::config::{Config, Topic, bare};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::figures::Shown;
+use crate::fleet::provenance::Provenance;
 use crate::fleet::snapshot::Publication;
 use crate::fleet::work::Step;
-use crate::fleet::provenance::Provenance;
 use crate::fleet::{Fleet, Pace, Remembered};
 use crate::guard::{Guard, Limits, Refusal};
 use crate::ignored::Exempt;
@@ -314,7 +314,9 @@ fn identify(
     if before.as_ref() != Some(&identity) {
         store.adopt(&identity, &changes)?;
     }
-    changes.into_iter().for_each(|change| remembered.apply(change));
+    for change in changes {
+        remembered.apply(change);
+    }
     let former = before.map(|before| before.client_id());
     Ok((identity.clone(), former.filter(|former| *former != identity.client_id())))
 }

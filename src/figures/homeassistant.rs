@@ -233,8 +233,8 @@ fn device(prefix: &Topic, topic: &Topic, host: &Host, figures: &Figures) -> Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guard::gate::tests::admit;
     use crate::figures::JailFigures;
+    use crate::guard::gate::tests::admit;
     use crate::wire::Jail;
 
     fn home(host: &str) -> HomeAssistant {
@@ -265,7 +265,9 @@ mod tests {
         assert!(!home.hear(&admit("ban", b"online").unwrap()));
         assert!(home.hear(&admit("homeassistant/status", b"offline").unwrap()));
         assert!(home.news(&figures(3), 1_015_000).is_empty());
-        assert!(home.hear(&admit("homeassistant/status", b"online").unwrap()) && home.is_due(1_015_001));
+        assert!(
+            home.hear(&admit("homeassistant/status", b"online").unwrap()) && home.is_due(1_015_001)
+        );
         assert_eq!(home.news(&figures(3), 1_020_000).len(), 2);
     }
 

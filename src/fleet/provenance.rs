@@ -184,13 +184,18 @@ mod tests {
     fn after(remembered: &Remembered, doubt: Doubt) -> Remembered {
         let mut after = remembered.clone();
         let changes = remembered.discard(doubt, &Pace::default(), NOW);
-        changes.into_iter().for_each(|change| after.apply(change));
+        for change in changes {
+            after.apply(change);
+        }
         after
     }
 
     #[test]
     fn doubtful_state_is_deleted_except_what_this_host_has_to_undo_itself() {
-        let before = remembered(&[(1_000, Ban { start: NOW, bantime: -1 }), (0, Ban { start: 1, bantime: 0 })]);
+        let before = remembered(&[
+            (1_000, Ban { start: NOW, bantime: -1 }),
+            (0, Ban { start: 1, bantime: 0 }),
+        ]);
         assert_eq!(after(&before, Doubt::Nothing), before);
         let mixed = after(&before, Doubt::Unbans);
         assert!(mixed.unbans.is_empty());

@@ -9,6 +9,7 @@ use crate::config::{Signing, Topic};
 use crate::wire::seal::Seal;
 use crate::wire::{
     Event, Host, MAX_EVENT, MAX_PART, MAX_PARTS, MAX_PRESENCE, Malformed, Pardon, Part, Presence,
+    is_hidden,
 };
 
 /// The longest topic that is printed, in characters.
@@ -186,7 +187,15 @@ fn index(digits: &str) -> Option<u32> {
 }
 
 fn shown(topic: &str) -> String {
-    topic.escape_debug().take(MAX_SHOWN).collect()
+    let mut text = String::new();
+    for c in topic.chars().take(MAX_SHOWN) {
+        if is_hidden(c) {
+            text.extend(c.escape_unicode());
+        } else {
+            text.extend(c.escape_debug());
+        }
+    }
+    text.chars().take(MAX_SHOWN).collect()
 }
 
 impl Source {

@@ -1,5 +1,5 @@
 //! One part of a host's snapshot: what the host detected and holds now, as far as a hash of the
-//! addresses says that it belongs here. Retained at `<topic>/state/<host>/<part>`.
+//! addresses says that it belongs here. Retained at `f2bmqtt/<topic>/state/<host>/<part>`.
 //!
 //! ```json
 //! {"v":1,"host":"web1","stamp":1795342588123,"part":0,"parts":4,

@@ -1,4 +1,4 @@
-//! That a host is there, retained at `<topic>/host/<host>`, with a last will for when it is not.
+//! That a host is there, retained at `f2bmqtt/<topic>/host/<host>`, with a last will for when it is not.
 //! Nothing is correct or wrong by it: it is for people, and tells of whose snapshots there are.
 //!
 //! ```json

@@ -14,9 +14,13 @@ fn gate(topic: &str, signing: Option<Signing>) -> Gate {
     Gate::new(Topic::of_fleet(topic).unwrap(), host("web1"), signing, others)
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "a gate may have none")]
 fn signing(accept_unsigned: bool) -> Option<Signing> {
     Some(Signing { keys: Keys::new([KEY]), accept_unsigned })
 }
+
+/// Without a key, with one and unsigned messages accepted, with one.
+type Decisions = [Result<bool, Refusal>; 3];
 
 /// A message of the fleet `blacklist` whose topic is `host/…`, `state/…`, or an event's.
 pub(crate) fn admit(name: &str, payload: &[u8]) -> Result<Admitted, Rejected> {
@@ -56,7 +60,10 @@ fn each_topic_has_one_place_or_none() {
         ("f2bmqtt/b/host/web2", Some(presence("web2"))),
         ("f2bmqtt/b/host/web2/example/org", Some(presence("web2.example.org"))),
         ("homeassistant/status", Some(Source::Other("homeassistant/status".to_owned()))),
-        ("f2bmqtt/b/state/a/b/check/m7", Some(Source::Other("f2bmqtt/b/state/a.b/check/m7".into()))),
+        (
+            "f2bmqtt/b/state/a/b/check/m7",
+            Some(Source::Other("f2bmqtt/b/state/a.b/check/m7".into())),
+        ),
         ("f2bmqtt/b/state/a.b/check/m8", None),
         ("f2bmqtt/b/state/web2/512", None),
         ("f2bmqtt/b/state/web2/07", None),
@@ -112,9 +119,10 @@ fn signed_messages_count_and_unsigned_ones_only_where_they_may() {
     use Refusal::{Unsigned, WrongSignature, WrongTopic};
     let object = br#"{"v":1}"#;
     let moved = Keys::new([KEY]).sign("b/other", object.to_vec());
-    let foreign = |topic: &str| Keys::new(["the key of another fleet"]).sign(topic, object.to_vec());
-    // Trusted or not, or why not: without a key, with one and unsigned messages accepted, with one.
-    let table: [(&str, &str, [Result<bool, Refusal>; 3]); 20] = [
+    let foreign =
+        |topic: &str| Keys::new(["the key of another fleet"]).sign(topic, object.to_vec());
+    // Trusted or not, or why not.
+    let table: [(&str, &str, Decisions); 20] = [
         ("b/ban", "signed", [Ok(true), Ok(true), Ok(true)]),
         ("b/ban", "unsigned", [Ok(true), Ok(false), Err(Unsigned)]),
         ("b/ban", "foreign", [Ok(true), Err(WrongSignature), Err(WrongSignature)]),

@@ -58,7 +58,8 @@ async fn go(config: &Config, broker: &Broker) -> Way {
     let client =
         Client { id, persistent: false, topics: Vec::new(), others: vec![own.clone()], will: None };
     let only = Config { brokers: vec![broker.clone()], ..config.clone() };
-    let mut ear = Ear { link: Link::new(&only, client), config, mark, own, heard: Heard::default() };
+    let mut ear =
+        Ear { link: Link::new(&only, client), config, mark, own, heard: Heard::default() };
     match ear.link.event().await {
         Event::Lost { why, .. } => Way::NoEntry { ports, why },
         _ => Way::In { ports, heard: ear.listen().await },

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::guard::gate::Admitted;
 use crate::operator::gather::Gathering;
 use crate::operator::view::{Heard, View};
-use crate::guard::gate::Admitted;
 use crate::wire::{Action, Address, Event, Host, Jail, Reason, State};
 
 /// How many of the last events are kept.
