@@ -311,8 +311,11 @@ fn identify(
         Some(same) => same.clone().with(here),
         None => Identity::draw(here)?,
     };
-    if before.as_ref() != Some(&identity) {
-        store.adopt(&identity, &changes)?;
+    // On a full disk the next start does it again.
+    if before.as_ref() != Some(&identity)
+        && let Err(error) = store.adopt(&identity, &changes)
+    {
+        warn(error);
     }
     for change in changes {
         remembered.apply(change);
