@@ -78,22 +78,19 @@ impl Limited {
         let full = self.kinds.len() >= Self::MAX_KINDS;
         let known = self.kinds.contains_key(&(kind, peer.to_owned()));
         let peer = if full && !known { "" } else { peer };
-        let in_all = if peer.is_empty() { 0 } else { self.count(kind, "", now) };
         let of_peer = self.count(kind, peer, now);
-        let suppressed = match (of_peer, in_all) {
-            (count, in_all) if count > Self::LINES || in_all > Self::LINES_IN_ALL => true,
-            (Self::LINES, _) | (_, Self::LINES_IN_ALL) => {
-                return Some(format!("{text} (more like it are counted, not shown, for a while)"));
-            }
-            _ => false,
-        };
-        if suppressed {
+        // A flood of one peer takes none of the lines of the others.
+        let in_all =
+            if peer.is_empty() || of_peer > Self::LINES { 0 } else { self.count(kind, "", now) };
+        if of_peer > Self::LINES || in_all > Self::LINES_IN_ALL {
             if let Some(kind) = self.kinds.get_mut(&(kind, peer.to_owned())) {
                 text.clone_into(&mut kind.last);
             }
             return None;
         }
-        Some(text.to_owned())
+        let last = of_peer == Self::LINES || in_all == Self::LINES_IN_ALL;
+        let more = if last { " (more like it are counted, not shown, for a while)" } else { "" };
+        Some(format!("{text}{more}"))
     }
 
     fn count(&mut self, kind: &'static str, peer: &str, now: Instant) -> u64 {
@@ -197,7 +194,7 @@ mod tests {
         assert!(odd("web2", start).is_some(), "each peer has its own");
         let many: Vec<_> = (0..2_000).map(|n| format!("fake{n}")).collect();
         let lines = many.iter().filter_map(|peer| odd(peer, start)).count();
-        assert_eq!(lines, 0, "25 in all");
+        assert!(lines < 25, "{lines}: 25 in all");
         assert!(limited.kinds.len() <= 501);
         assert!(limited.line("other", "", "other", start).is_some());
         assert!(limited.held_back(start + Duration::from_secs(59)).is_empty());

@@ -18,9 +18,9 @@
 //!   where no daemon runs it leaves [`publish`] behind.
 //! - [`daemon`] is the service. Its [`outbox`] takes events from the spool to the [`broker`], and
 //!   keeps each until the broker has it; parts go out, and others' are asked for, as [`fleet`] says.
-//! - What comes from the broker is read by [`wire`], refused or let in by [`guard`], and given its
+//! - What comes from the broker passes [`guard::gate`] inside of [`broker`], is read by [`wire`], refused or let in by [`guard`], and given its
 //!   meaning by [`fleet`]. These three are pure: values in, values out. Whom a jail is never to ban,
-//!   [`ignored`] knows. What is not signed well, where it has to be, the broker's link keeps out.
+//!   [`ignored`] knows.
 //! - [`apply`] looks at [`fail2ban`] and carries out on it what the fleet's words ask for, step by step as
 //!   [`fleet`] says. [`memory`] is what both halves of the daemon know, and [`store`] what outlives a restart.
 //! - [`cut`] ends the open connections of what was banned, where the firewall does not.

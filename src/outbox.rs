@@ -84,7 +84,7 @@ impl Outbox {
                 return;
             }
             if self.in_flight.insert(name.clone()) {
-                let topic = self.topic.below(event.action.as_str());
+                let topic = self.topic.event(event.action.as_str());
                 link.publish(name.clone(), topic, event.encode().into_bytes());
             }
         }

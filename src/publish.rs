@@ -82,7 +82,8 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
     let from_memory = told.is_some();
     let mut unread = told;
     let id = format!("f2bmqtt-{}-{}", config.node, std::process::id());
-    let client = Client { id, persistent: false, topics: Vec::new(), will: None };
+    let client =
+        Client { id, persistent: false, topics: Vec::new(), others: Vec::new(), will: None };
     let mut link = Link::new(config, client);
     let (started, mut busy) = (Instant::now(), Instant::now());
     let mut lost = None;

@@ -1,10 +1,30 @@
-//! Chance, so that the hosts of a fleet do not all do the same thing at the same moment.
+//! Chance, so that the hosts of a fleet do not all do the same thing at the same moment; and names that
+//! nobody can guess.
 
+use std::fmt::Write as _;
 use std::hash::{BuildHasher as _, RandomState};
+use std::io;
+
+use ring::rand::{SystemRandom, generate};
 
 /// Some number from 0 to 1. The standard library's hasher is seeded anew each time.
 #[must_use]
 pub fn chance() -> f64 {
     let bits = RandomState::new().hash_one(0u8) >> 40;
     f64::from(u32::try_from(bits).unwrap_or(0)) / f64::from(1u32 << 24)
+}
+
+/// 16 hexadecimal digits from the system's source of secrets.
+///
+/// # Errors
+/// The system has none.
+pub fn token() -> io::Result<String> {
+    let bytes: [u8; 8] = generate(&SystemRandom::new())
+        .map_err(|_| io::Error::other("the system has no random numbers"))?
+        .expose();
+    let mut digits = String::new();
+    for byte in bytes {
+        let _ = write!(digits, "{byte:02x}");
+    }
+    Ok(digits)
 }

@@ -100,7 +100,7 @@ fn set(host: Host<'_>, key: &str, value: &str) {
 /// What a hub keeps on a topic.
 fn kept(hub: Host<'_>, topic: &str) -> String {
     hub.try_sh(&format!(
-        "mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -q 1 -C 1 -W 3 -t blacklist/{topic}"
+        "mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -q 1 -C 1 -W 3 -t f2bmqtt/blacklist/{topic}"
     ))
     .unwrap_or_default()
 }
@@ -203,7 +203,7 @@ fn a_host_that_joins(hub: Host<'_>, kind: &Kind) {
         hub.ready();
         for name in ["a", kind.name] {
             hub.sh(&format!(
-                "mosquitto_pub -h 127.0.0.1 -u fail2ban -P fail2ban -q 1 -t blacklist/host/{name} \
+                "mosquitto_pub -h 127.0.0.1 -u fail2ban -P fail2ban -q 1 -t f2bmqtt/blacklist/host/{name} \
                  -m '{{\"v\":1,\"state\":\"online\"}}'"
             ));
         }
@@ -240,10 +240,11 @@ fn a_wrong_password(a: Host<'_>) {
 
 /// `RabbitMQ` hangs up on whoever publishes where he may not: `check` finds out where that was.
 fn a_topic_that_is_forbidden(hub: Host<'_>, a: Host<'_>) {
-    let cases = [("unban|state|host", "blacklist/ban"), ("ban|unban|state", "blacklist/host/a")];
+    let cases =
+        [("unban|state|host", "blacklist/ban"), ("ban|unban|state", "f2bmqtt/blacklist/host/a")];
     for (allowed, forbidden) in cases {
         hub.sh(&format!(
-            "rabbitmqctl set_topic_permissions fail2ban amq.topic '^blacklist.({allowed})' '^blacklist'"
+            "rabbitmqctl set_topic_permissions fail2ban amq.topic '^(f2bmqtt.)?blacklist.({allowed})' '^(f2bmqtt.)?blacklist'"
         ));
         let said = format!("ends the connection when this host publishes on {forbidden}\n");
         let text = a.try_sh("f2bmqtt check").unwrap_err();

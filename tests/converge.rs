@@ -213,7 +213,7 @@ fn a_jail_that_is_not_up_yet_frees_nobody() {
     sleep(Duration::from_secs(6));
     assert_eq!(banned(b), left);
     let messages = record.messages();
-    let parts = || messages.iter().filter(|line| line.starts_with("blacklist/state/a/0"));
+    let parts = || messages.iter().filter(|line| line.starts_with("f2bmqtt/blacklist/state/a/0"));
     assert!(parts().count() >= 2, "{messages:?}");
     assert!(parts().all(|part| part.contains("192.0.2.1") && part.contains("192.0.2.2")));
 }

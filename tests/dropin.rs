@@ -288,7 +288,7 @@ const MESSAGES: [Message; 22] = [
     },
     // Ours alone.
     Message {
-        topic: "blacklist/host/old",
+        topic: "f2bmqtt/blacklist/host/old",
         payload: script!("ban", "sshd", "203.0.113.11", "old", "0"),
         printed: &[],
     },

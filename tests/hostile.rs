@@ -100,14 +100,14 @@ fn table(stamp: u64) -> Vec<(bool, String, Vec<u8>)> {
             &[r#""ban""#, r#""sshd""#, r#""evil""#],
         ),
         (
-            "blacklist/state/evil/0",
+            "f2bmqtt/blacklist/state/evil/0",
             PART,
             r#""198.18.0.1""#,
             &["v", "host", "stamp", "parts"],
             &[r#"["sshd","198.18.0.1",1795342588,600000000]"#, r#""evil""#, "1795342588123"],
         ),
         (
-            "blacklist/host/evil",
+            "f2bmqtt/blacklist/host/evil",
             PRESENCE,
             r#""sshd""#,
             &["v", "state"],
@@ -147,10 +147,18 @@ fn table(stamp: u64) -> Vec<(bool, String, Vec<u8>)> {
         add(b"null".to_vec());
     }
     // Topics that lie, with messages that would do elsewhere.
-    for topic in ["blacklist/state/other/0", "blacklist/state/evil/1", "blacklist/state/evil/-1"] {
+    for topic in [
+        "f2bmqtt/blacklist/state/other/0",
+        "f2bmqtt/blacklist/state/evil/1",
+        "f2bmqtt/blacklist/state/evil/-1",
+    ] {
         table.push((false, topic.to_owned(), PART.into()));
     }
-    for topic in ["blacklist/state/evil", "blacklist/state/evil/0/0", "blacklist/host/evil/more"] {
+    for topic in [
+        "f2bmqtt/blacklist/state/evil",
+        "f2bmqtt/blacklist/state/evil/0/0",
+        "f2bmqtt/blacklist/host/evil/more",
+    ] {
         table.push((false, topic.to_owned(), EVENT.into()));
     }
     for ((_, _, payload), stamp) in table.iter_mut().zip(stamp..) {
@@ -200,8 +208,7 @@ fn whatever_is_said_to_it_a_host_tells_fail2ban_nothing_of_it() {
     // It tells of it, within a minute.
     let mut said = String::new();
     within(Duration::from_mins(2), "the refusals are told", || {
-        let sub =
-            "mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -C 1 -W 5 -t blacklist/host/a";
+        let sub = "mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -C 1 -W 5 -t f2bmqtt/blacklist/host/a";
         said = hub.try_sh(sub).unwrap_or_default();
         let told = said.split_once(r#""malformed":"#);
         let told = told.and_then(|(_, rest)| rest.split(['}', ',']).next());

@@ -109,4 +109,4 @@ macro_rules! parsers {
     };
 }
 
-parsers!(event part presence reply settings arguments answer comment);
+parsers!(event gate part presence reply settings arguments answer comment);

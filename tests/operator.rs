@@ -280,8 +280,8 @@ fn what_the_operator_does_the_fleet_obeys() {
     eventually("what it alone had banned ends", || !web1.bans("web", "203.0.113.20"));
     let left = rig
         .host("hub")
-        .sh("mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'blacklist/#' -W 1 -F %t; true");
-    assert!(left.contains("blacklist/host/web1") && !left.contains("web2"), "{left}");
+        .sh("mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'f2bmqtt/blacklist/#' -W 1 -F %t; true");
+    assert!(left.contains("f2bmqtt/blacklist/host/web1") && !left.contains("web2"), "{left}");
 }
 
 #[test]

@@ -4,9 +4,10 @@
 mod support;
 
 use std::path::Path;
+use std::time::Duration;
 
 use f2bmqtt::wire::seal::Keys;
-use support::{Host, Rig, eventually};
+use support::{Host, Rig, eventually, within};
 
 const KEY: &str = "7c7f0a5be0d5a2ffe8a2c5b1f0e4d3c2";
 const NEW: &str = "19d04b3a9c8e7f6051423324150617f8";
@@ -104,7 +105,7 @@ fn whoever_has_no_key_is_refused_by_every_host() {
     let rig = signed_fleet(&["web1", "web2"]);
     let (hub, web1, web2) = (rig.host("hub"), rig.host("web1"), rig.host("web2"));
     hub.sh("systemd-run -q -u record -p StandardOutput=append:/root/seen --working-directory=/root/fleet \
-            mosquitto_sub -h hub -p 8883 --cafile ca.crt --cert evil.crt --key evil.key -q 1 -t 'blacklist/#' -v");
+            mosquitto_sub -h hub -p 8883 --cafile ca.crt --cert evil.crt --key evil.key -q 1 -t 'blacklist/#' -t 'f2bmqtt/blacklist/#' -v");
     web1.attack("auth", &["192.0.2.1"]);
     eventually("web2 bans it", || web2.bans("sshd", "192.0.2.1"));
     web1.attack("auth", &["192.0.2.2"]);
@@ -119,10 +120,10 @@ fn whoever_has_no_key_is_refused_by_every_host() {
     let ban = seen(&["blacklist/ban", "192.0.2.2"]).unwrap();
     assert!(ban.contains(r#","sig":""#), "{ban}");
     eventually("its part has the other alone", || {
-        let part = read(hub, "blacklist/state/web1/0");
+        let part = read(hub, "f2bmqtt/blacklist/state/web1/0");
         part.contains("192.0.2.1") && !part.contains("192.0.2.2")
     });
-    assert!(read(hub, "blacklist/host/web1").contains(r#","sig":""#));
+    assert!(read(hub, "f2bmqtt/blacklist/host/web1").contains(r#","sig":""#));
 
     // The hub lets through what evil says of others in events, and of itself in its branch. The rest is what
     // a broker of its own could do: without access rules.
@@ -148,9 +149,9 @@ fn whoever_has_no_key_is_refused_by_every_host() {
         ("blacklist/ban", event("ban", "192.0.2.8", "evil", now()), ""),
         ("blacklist/ban", event("ban", "192.0.2.8", "evil", 0), ""),
         ("blacklist/unban", event("unban", "192.0.2.1", "web1", now() + 5_000), ""),
-        ("blacklist/state/evil/0", part("evil", &listed), "-r"),
-        ("blacklist/state/web1/0", part("web1", ""), "-r"),
-        ("blacklist/host/evil", r#"{"v":1,"state":"online"}"#.to_owned(), "-r"),
+        ("f2bmqtt/blacklist/state/evil/0", part("evil", &listed), "-r"),
+        ("f2bmqtt/blacklist/state/web1/0", part("web1", ""), "-r"),
+        ("f2bmqtt/blacklist/host/evil", r#"{"v":1,"state":"online"}"#.to_owned(), "-r"),
         // Signed with another key.
         (
             "blacklist/ban",
@@ -160,7 +161,7 @@ fn whoever_has_no_key_is_refused_by_every_host() {
         // Words of the fleet's, on another topic, and changed.
         ("blacklist/unban", ban.clone(), ""),
         ("blacklist/ban", ban.replace("192.0.2.2", "192.0.2.8"), ""),
-        ("blacklist/state/web1/1", read(hub, "blacklist/state/web1/0"), "-r"),
+        ("f2bmqtt/blacklist/state/web1/1", read(hub, "f2bmqtt/blacklist/state/web1/0"), "-r"),
         // Signed well, of long ago: of a host of which nobody has heard since.
         (
             "blacklist/ban",
@@ -168,19 +169,19 @@ fn whoever_has_no_key_is_refused_by_every_host() {
             "",
         ),
         (
-            "blacklist/host/gone",
-            signed(KEY, "blacklist/host/gone", r#"{"v":1,"state":"online"}"#),
+            "f2bmqtt/blacklist/host/gone",
+            signed(KEY, "f2bmqtt/blacklist/host/gone", r#"{"v":1,"state":"online"}"#),
             "-r",
         ),
         (
-            "blacklist/state/gone/0",
-            signed(KEY, "blacklist/state/gone/0", &part_of("gone", &listed, older)),
+            "f2bmqtt/blacklist/state/gone/0",
+            signed(KEY, "f2bmqtt/blacklist/state/gone/0", &part_of("gone", &listed, older)),
             "-r",
         ),
         // Signed well, and its host has said something newer.
         ("blacklist/ban", ban.clone(), ""),
         // What nobody can sign.
-        ("blacklist/state/web1/0", String::new(), "-r"),
+        ("f2bmqtt/blacklist/state/web1/0", String::new(), "-r"),
     ];
     for (topic, payload, more) in &table {
         publish_as(hub, "evil", topic, payload, more);
@@ -194,7 +195,7 @@ fn whoever_has_no_key_is_refused_by_every_host() {
         "on the topic blacklist/ban: it is not signed, and MQTT_SIGNING_KEY is set here",
         "on the topic blacklist/ban: it is signed with another key or for another topic, or was changed",
         "refused to ban 192.0.2.8 in sshd for gone: it is old",
-        "no part of a snapshot on the topic blacklist/state/gone/0: it is old",
+        "no part of a snapshot on the topic f2bmqtt/blacklist/state/gone/0: it is old",
     ] {
         eventually(words, || web2.journal().contains(words));
     }
@@ -203,21 +204,23 @@ fn whoever_has_no_key_is_refused_by_every_host() {
     }
     // A part of its own that was cleared, or spoilt, is there again.
     eventually("web1 publishes it anew", || {
-        read(hub, "blacklist/state/web1/0").contains("192.0.2.3")
+        read(hub, "f2bmqtt/blacklist/state/web1/0").contains("192.0.2.3")
     });
-    publish_as(hub, "evil", "blacklist/state/web1/0", &part("web1", ""), "-r");
-    eventually("and once more", || read(hub, "blacklist/state/web1/0").contains("192.0.2.3"));
+    publish_as(hub, "evil", "f2bmqtt/blacklist/state/web1/0", &part("web1", ""), "-r");
+    eventually("and once more", || {
+        read(hub, "f2bmqtt/blacklist/state/web1/0").contains("192.0.2.3")
+    });
     forgotten(hub, web2, &part("gone2", ""));
 }
 
 /// A host is forgotten by an empty part that is signed, and not by nothing.
 fn forgotten(hub: Host<'_>, web2: Host<'_>, empty: &str) {
-    let empty = signed(KEY, "blacklist/state/gone2/0", empty);
+    let empty = signed(KEY, "f2bmqtt/blacklist/state/gone2/0", empty);
     let held = signed(KEY, "blacklist/ban", &event("ban", "192.0.2.9", "gone2", now()));
     publish_as(hub, "evil", "blacklist/ban", &held, "");
     eventually("it is banned", || web2.bans("sshd", "192.0.2.9"));
-    publish_as(hub, "evil", "blacklist/state/gone2/0", "", "-r");
-    publish_as(hub, "evil", "blacklist/state/gone2/0", &empty, "-r");
+    publish_as(hub, "evil", "f2bmqtt/blacklist/state/gone2/0", "", "-r");
+    publish_as(hub, "evil", "f2bmqtt/blacklist/state/gone2/0", &empty, "-r");
     eventually("it is forgotten", || !web2.bans("sshd", "192.0.2.9"));
 }
 
@@ -283,4 +286,65 @@ fn hosts_that_run_the_scripts_take_part_where_that_is_allowed() {
             .is_ok_and(|read| read == "ban 192.0.2.2 sshd a")
     });
     assert!(hub.sh("cat /root/one").contains(r#","sig":""#));
+}
+
+/// The client ID of a host's daemon.
+fn client_id(host: Host<'_>) -> String {
+    host.sh("python3 -c \"import sqlite3
+row = sqlite3.connect('/var/lib/f2bmqtt/fleet.sqlite3').execute('SELECT node, secret FROM identity').fetchone()
+print('f2bmqtt-%s-%s' % row)\"")
+}
+
+#[test]
+fn what_was_learned_unsigned_or_in_a_former_fleet_has_no_effect() {
+    const MINUTES: Duration = Duration::from_mins(2);
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
+    a.attack("auth", &["192.0.2.1"]);
+    hub.publish("blacklist/ban", &event("ban", "192.0.2.2", "evil", now()));
+    for address in ["192.0.2.1", "192.0.2.2"] {
+        eventually("b bans it without a key", || b.bans("sshd", address));
+    }
+    let unsigned = client_id(b);
+    sign(a, KEY);
+    sign(b, KEY);
+    within(MINUTES, "what nobody signed ends", || {
+        assert!(b.bans("sshd", "192.0.2.1"), "its origin signs");
+        !b.bans("sshd", "192.0.2.2")
+    });
+    eventually("on a, too", || !a.bans("sshd", "192.0.2.2"));
+    assert!(b.bans("sshd", "192.0.2.1"));
+    let former = client_id(b);
+    assert_eq!(unsigned, former, "the session goes on");
+    // To another topic: what its former fleet signed does not count, queued or live.
+    let ban = |topic: &str, address: &str| {
+        hub.publish(topic, &signed(KEY, topic, &event("ban", address, "a", now())));
+    };
+    b.sh("systemctl stop f2bmqttsub");
+    ban("blacklist/ban", "192.0.2.3");
+    set(b, "MQTT_TOPIC", "other");
+    restart(b);
+    ban("blacklist/ban", "192.0.2.4");
+    ban("other/ban", "192.0.2.5");
+    eventually("b bans what its fleet bans now", || b.bans("sshd", "192.0.2.5"));
+    assert!(!b.bans("sshd", "192.0.2.3") && !b.bans("sshd", "192.0.2.4"), "{}", b.journal());
+    assert_ne!(client_id(b), former);
+    eventually("its former session is gone", || {
+        let session = format!(
+            "mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -i {former} -c -q 1 -t none/of/it -W 2; true"
+        );
+        hub.sh(&session).is_empty()
+    });
+    within(MINUTES, "what its former fleet banned ends", || !b.bans("sshd", "192.0.2.1"));
+    assert!(b.bans("sshd", "192.0.2.5") && a.bans("sshd", "192.0.2.1"));
+    // A client that leaves a subscription in the session of a guessed ID changes nothing.
+    hub.sh(
+        "mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -i f2bmqtt-b -c -q 1 -t '#' -E; true",
+    );
+    restart(b);
+    hub.publish("ban", &event("ban", "192.0.2.6", "evil", now()));
+    hub.publish("x/ban", &event("ban", "192.0.2.6", "evil", now()));
+    ban("other/ban", "192.0.2.7");
+    eventually("b bans on", || b.bans("sshd", "192.0.2.7"));
+    assert!(!b.bans("sshd", "192.0.2.6"));
 }

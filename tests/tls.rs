@@ -97,18 +97,18 @@ fn a_host_that_publishes_as_another_is_refused_by_the_broker() {
             --working-directory=/root/fleet mosquitto_sub -h 192.168.1.10 -p 8883 --cafile ca.crt \
             --cert web1.crt --key web1.key -q 1 -t '#' -v");
     eventually("the recorder reads", || {
-        publish_as(hub, "web1", "blacklist/host/web1", "probe");
+        publish_as(hub, "web1", "f2bmqtt/blacklist/host/web1", "probe");
         hub.try_sh("grep -q probe /root/seen").is_ok()
     });
     let table = [
-        ("blacklist/state/web2/0", true),
-        ("blacklist/host/web2", true),
+        ("f2bmqtt/blacklist/state/web2/0", true),
+        ("f2bmqtt/blacklist/host/web2", true),
         ("blacklist/ban", true),
         ("blacklist/unban", true),
-        ("blacklist/state/web1/0", false),
-        ("blacklist/state/web1", false),
-        ("blacklist/host/web1", false),
-        ("blacklist/host/web2/more", false),
+        ("f2bmqtt/blacklist/state/web1/0", false),
+        ("f2bmqtt/blacklist/state/web1", false),
+        ("f2bmqtt/blacklist/host/web1", false),
+        ("f2bmqtt/blacklist/host/web2/more", false),
         ("blacklist/else", false),
         ("another/ban", false),
     ];
@@ -116,7 +116,7 @@ fn a_host_that_publishes_as_another_is_refused_by_the_broker() {
         publish_as(hub, "web2", topic, "word-of-web2");
     }
     // Sent last: whatever was let through has come before it.
-    publish_as(hub, "web2", "blacklist/host/web2", "last-of-web2");
+    publish_as(hub, "web2", "f2bmqtt/blacklist/host/web2", "last-of-web2");
     eventually("the last is seen", || hub.try_sh("grep -q last-of-web2 /root/seen").is_ok());
     let seen = hub.sh("cat /root/seen");
     for (topic, passes) in table {

@@ -6,11 +6,11 @@
 //! the next can get in the way: what was sent counts only once the broker has acknowledged it, and
 //! the sender knows what was not.
 //!
-//! Where the fleet has a key, a link signs what it publishes below the fleet's topic and hands over only
-//! what is signed well. So nobody who uses it needs to know of that.
+//! A link signs what it publishes on the fleet's topics, where the fleet has a key, and hands over only what
+//! the [gate](crate::guard::gate) admits: no raw topic or payload leaves this module.
 
 mod backoff;
-mod dots;
+mod purge;
 mod session;
 mod why;
 
@@ -20,8 +20,9 @@ use rumqttc::{LastWill, MqttOptions, QoS, TlsConfiguration, Transport};
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::{self, Broker, Config, Signing, Tls, Topic};
-use crate::guard::Refusal;
+use crate::guard::gate::{Admitted, Gate, Rejected};
 use backoff::Backoff;
+pub use purge::purge;
 use session::Session;
 use why::Protection;
 pub use why::{Stage, Why};
@@ -40,20 +41,10 @@ const STABLE: Duration = Duration::from_secs(10);
 pub enum Event {
     /// It is up; whatever is to be subscribed to is asked for again.
     Connected(Broker),
-    /// A message came, signed well if it has to be. Nothing, which clears a topic, cannot be signed.
-    Message {
-        /// Its topic.
-        topic: String,
-        /// Its bytes.
-        payload: Vec<u8>,
-    },
-    /// A message came that is not signed well.
-    Refused {
-        /// Its topic.
-        topic: String,
-        /// What is wrong with it.
-        refusal: Refusal,
-    },
+    /// A message came that the gate admitted.
+    Message(Admitted),
+    /// A message came that the gate rejected.
+    Refused(Rejected),
     /// The broker has what was published under this name.
     Published(String),
     /// The broker does not let this host subscribe to these topics; it is asked again.
@@ -74,8 +65,10 @@ pub struct Client {
     pub id: String,
     /// Whether the broker keeps what comes while this client is away.
     pub persistent: bool,
-    /// What it wants to hear from the first on.
+    /// Filters of the fleet's topics that it subscribes to on each connection.
     pub topics: Vec<String>,
+    /// Topics of others that it subscribes to, too, exact.
+    pub others: Vec<String>,
     /// What the broker is to keep on a topic once this client is gone without a good-bye.
     pub will: Option<(String, String)>,
 }
@@ -99,25 +92,23 @@ struct Connection {
     login: Option<config::Login>,
     topic: Topic,
     signing: Option<Signing>,
+    gate: Gate,
     client: Client,
 }
 
 impl Connection {
-    /// Signs what is published below the fleet's topic.
+    /// Signs what is published on the fleet's topics.
     fn sign(&self, topic: &str, payload: Vec<u8>) -> Vec<u8> {
         match &self.signing {
-            Some(signing) if self.topic.is_above(topic) => signing.keys.sign(topic, payload),
+            Some(signing) if self.topic.is_fleet_topic(topic) => signing.keys.sign(topic, payload),
             _ => payload,
         }
     }
 
-    fn open(&self, topic: String, payload: Vec<u8>) -> Event {
-        let topic = dots::restored(&self.topic, topic);
-        let refuses = |signing: &Signing| signing.refuses(&topic, &payload);
-        let counts = !payload.is_empty() && self.topic.is_above(&topic);
-        match self.signing.as_ref().filter(|_| counts).and_then(refuses) {
-            Some(refusal) => Event::Refused { topic, refusal },
-            None => Event::Message { topic, payload },
+    fn open(&self, topic: &str, payload: Vec<u8>) -> Event {
+        match self.gate.admit(topic, payload) {
+            Ok(admitted) => Event::Message(admitted),
+            Err(rejected) => Event::Refused(rejected),
         }
     }
 }
@@ -135,8 +126,10 @@ impl Link {
         let brokers = config.brokers.clone();
         let (tls, login) = (config.tls.clone(), config.login.clone());
         let (topic, signing) = (config.topic.clone(), config.signing.clone());
+        let others = client.others.clone();
+        let gate = Gate::new(topic.clone(), config.node.clone(), signing.clone(), others);
         Self {
-            config: Connection { brokers, tls, login, topic, signing, client },
+            config: Connection { brokers, tls, login, topic, signing, gate, client },
             state: State::Down { until: Instant::now() },
             turn: 0,
             backoff: Backoff::default(),
@@ -280,11 +273,12 @@ impl Link {
                 let broker = self.broker().clone();
                 if let State::Up { session, since } = &mut self.state {
                     *since = Some(Instant::now());
-                    session.subscribe(&self.config.client.topics);
+                    let Client { topics, others, .. } = &self.config.client;
+                    session.subscribe(&[&topics[..], others].concat());
                 }
                 Some(Event::Connected(broker))
             }
-            session::Event::Message { topic, payload } => Some(self.config.open(topic, payload)),
+            session::Event::Message { topic, payload } => Some(self.config.open(&topic, payload)),
             session::Event::Published(name) => Some(Event::Published(name)),
             session::Event::SubscribeRefused(topics) => Some(Event::SubscribeRefused(topics)),
             session::Event::Ended { why, too_large } => {

@@ -5,6 +5,7 @@
 
 mod line;
 mod tls;
+mod topic;
 mod values;
 
 use std::cell::RefCell;
@@ -24,7 +25,8 @@ use crate::wire::Host;
 pub(crate) use line::read as read_line;
 pub use tls::Tls;
 pub(crate) use tls::bare;
-pub use values::{Broker, Login, Secret, Signing, Topic};
+pub use topic::Topic;
+pub use values::{Broker, Login, Secret, Signing};
 
 /// Where the settings are, unless `F2BMQTT_ENV` names another file (as tests do).
 pub const PATH: &str = "/etc/fail2ban/mqtt.env";
@@ -70,7 +72,7 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// Name and password, unless the broker takes anybody.
     pub login: Option<Login>,
-    /// The topic that the fleet shares its bans below.
+    /// Where the fleet shares its bans.
     pub topic: Topic,
     /// This host's name in the fleet.
     pub node: Host,
@@ -175,7 +177,7 @@ impl Config {
             let key = key.display();
             warnings.push(format!("{key} can be read by others, and is a key: chmod 600 {key}"));
         }
-        let topic = file.needed("MQTT_TOPIC", Topic::new);
+        let topic = file.needed("MQTT_TOPIC", Topic::of_fleet);
         let node = match file.optional("MQTT_NODE", Host::new) {
             Some(node) => Some(node),
             None => Host::new(nodename)

@@ -329,3 +329,12 @@ fn a_key_that_others_can_read_is_a_warning() {
     let expected = format!("{key} can be read by others, and is a key: chmod 600 {key}");
     assert_eq!(parse(&text).unwrap().warnings, [expected]);
 }
+
+#[test]
+fn a_fleet_is_not_where_snapshots_are() {
+    for topic in ["f2bmqtt", "f2bmqtt/blacklist"] {
+        let text = format!("MQTT_HOST=hub\nMQTT_TOPIC={topic}\n");
+        let faults = Config::parse(Path::new("f"), text.as_bytes(), &|_| None, "web1").unwrap_err();
+        assert!(faults.to_string().contains("line 2: MQTT_TOPIC must not be f2bmqtt"), "{faults}");
+    }
+}

@@ -7,17 +7,13 @@ use std::net::Ipv6Addr;
 
 use ipnet::IpNet;
 
-use crate::guard::Refusal;
 use crate::ignored;
 use crate::wire::Jail;
-use crate::wire::seal::{Keys, Seal};
+use crate::wire::seal::Keys;
 
 /// The ports of MQTT, without TLS and with it, in IANA's register.
 pub(super) const PLAIN_PORT: u16 = 1883;
 pub(super) const TLS_PORT: u16 = 8883;
-
-/// A topic leaves room for `/state/<host>/<part>` below the 65,535 bytes that MQTT allows.
-const MAX_TOPIC: usize = 200;
 
 /// Where a broker listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,54 +83,6 @@ pub struct Signing {
     pub keys: Keys,
     /// What is not signed counts, too: some hosts do not sign yet, or run the scripts.
     pub accept_unsigned: bool,
-}
-
-impl Signing {
-    /// Why a message that came on a topic is not the fleet's, if it is not.
-    #[must_use]
-    pub fn refuses(&self, topic: &str, message: &[u8]) -> Option<Refusal> {
-        match self.keys.check(topic, message) {
-            Seal::Good => None,
-            Seal::Missing if self.accept_unsigned => None,
-            Seal::Missing => Some(Refusal::Unsigned),
-            Seal::Wrong => Some(Refusal::WrongSignature),
-        }
-    }
-}
-
-/// The topic that everything of the fleet is below.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Topic(String);
-
-impl Topic {
-    /// Takes a topic that can be published to (MQTT 3.1.1, §4.7: no wildcards, no NUL).
-    ///
-    /// # Errors
-    /// What is wrong with it, to be put behind the setting's name.
-    pub fn new(text: &str) -> Result<Self, String> {
-        if text.contains(['+', '#']) {
-            return Err("has a + or #, which stand for other topics".to_owned());
-        }
-        if text.len() > MAX_TOPIC || text.contains(char::is_control) || text.starts_with('$') {
-            return Err(format!(
-                "must be a topic of at most {MAX_TOPIC} bytes without control characters, \
-                 and not begin with $"
-            ));
-        }
-        Ok(Self(text.to_owned()))
-    }
-
-    /// Whether a topic lies below this one.
-    #[must_use]
-    pub fn is_above(&self, topic: &str) -> bool {
-        topic.strip_prefix(&self.0).is_some_and(|rest| rest.starts_with('/'))
-    }
-
-    /// The topic `name` below this one.
-    #[must_use]
-    pub fn below(&self, name: &str) -> String {
-        format!("{}/{name}", self.0)
-    }
 }
 
 pub(super) fn brokers(text: &str) -> Result<Vec<Written>, String> {

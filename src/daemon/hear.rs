@@ -3,9 +3,10 @@
 use super::{Daemon, NAMESAKE, now};
 use crate::fleet::Trouble;
 use crate::fleet::limits::Table;
+use crate::guard::gate::{Admitted, Rejected, Source};
 use crate::guard::{Kind, Refusal, Verdict};
 use crate::journal;
-use crate::wire::{CHECK, Event, Host, Malformed, Part, Presence};
+use crate::wire::{CHECK, Event, Host};
 
 /// What is said of an old message.
 const OLD: &str = "it is old, sent again or by a host whose clock is behind by days";
@@ -28,51 +29,42 @@ const ECHO: &str = "an old part of this host's own came back, and all is publish
 /// What is said of a host that talks too much.
 const FAST: &str = "no host has so much to say in a minute; its snapshot counts";
 
-/// What a message is not, and why.
-type Odd = (Refusal, &'static str, String);
-
 impl Daemon {
-    pub(super) fn message(&mut self, topic: &str, payload: &[u8]) {
-        if self.shown.hear(topic, payload) {
+    pub(super) fn message(&mut self, message: &Admitted) {
+        if self.shown.hear(message) {
             return;
         }
-        let below = topic.strip_prefix(&self.topic.below("")).unwrap_or(topic);
-        let mut levels = below.split('/');
-        let result = match (levels.next(), levels.next(), levels.next()) {
-            (Some("state"), Some(host), Some(number)) => self.part(host, number, payload),
-            (Some("host"), Some(host), None) => self.presence(host, payload),
-            // What else the fleet's hosts may keep there are no events.
-            (Some("state" | "host"), ..) => Ok(()),
-            _ => self.event(payload),
+        let result = match message.source() {
+            Source::Event => self.event(message),
+            Source::Shard { host, index } => self.part(message, host, *index),
+            Source::Presence { host } => self.presence(message, host),
+            Source::Other(_) => Ok(()),
         };
-        if let Err(odd) = result {
-            self.refuse(topic, odd);
+        if let Err(rejected) = result {
+            self.refuse(&rejected);
         }
     }
 
-    /// What is not signed well and retained in this host's own branch took the place of a part.
-    pub(super) fn spoilt(&self, topic: &str) {
-        let branch = self.topic.below(&format!("state/{}/", self.host));
-        if let Some(Ok(number)) = topic.strip_prefix(&branch).map(str::parse) {
-            self.memory.know().fleet.hear_cleared(&self.host, number, now());
+    /// What is not the fleet's and retained in this host's own branch took the place of a part.
+    pub(super) fn spoilt(&self, rejected: &Rejected) {
+        if let Some(index) = rejected.own_shard() {
+            self.memory.know().fleet.hear_cleared(&self.host, index, now());
         }
     }
 
-    pub(super) fn refuse(&self, topic: &str, (refusal, what, why): Odd) {
-        let topic: String = topic.escape_debug().take(100).collect();
-        self.memory.know().refuse(refusal, &format!("{what} on the topic {topic}: {why}"));
+    pub(super) fn refuse(&self, rejected: &Rejected) {
+        self.memory.know().refuse(rejected.reason(), &rejected.to_string());
     }
 
-    fn event(&mut self, payload: &[u8]) -> Result<(), Odd> {
-        const WHAT: &str = "no event";
-        let event = Event::parse(payload).map_err(|why| malformed(WHAT, &why))?;
+    fn event(&mut self, message: &Admitted) -> Result<(), Rejected> {
+        let event = message.event()?;
         if event.action.as_str() == CHECK {
             return Ok(());
         }
         self.shown.traffic.events += 1;
         let kind = if event.id.is_some() { Kind::FleetUnban } else { Kind::Event };
         if self.is_too_fast(&event.host, kind) {
-            return Err((Refusal::TooFast, "too many events", FAST.to_owned()));
+            return Err(message.reject(Refusal::TooFast, "too many events", FAST.to_owned()));
         }
         self.memory.know().inbound.say(event.host.as_str(), || {
             let Event { action, address, jail, host, restored, failures, .. } = &event;
@@ -80,7 +72,7 @@ impl Daemon {
                 "Inbound: {action} {address} - ipset {jail} from {host} (Rest:={restored}, Fails:={failures})"
             )
         });
-        self.judge(&event);
+        self.judge(&event, message.is_trusted());
         Ok(())
     }
 
@@ -101,7 +93,7 @@ impl Daemon {
         too_fast
     }
 
-    fn judge(&mut self, event: &Event) {
+    fn judge(&mut self, event: &Event, trusted: bool) {
         let mut known = self.memory.know();
         if let Some(refusal) = known.guard.check_event_time(event, now()) {
             let Event { action, address, jail, host, .. } = event;
@@ -147,38 +139,32 @@ impl Daemon {
                 refused = Some(refusal);
             }
         }
-        if event.host != self.host {
+        // Answers are part of a signed message.
+        if trusted && event.host != self.host {
             known.fleet.asked(event, refused, now());
         }
     }
 
     /// A part of somebody's snapshot, or nothing where one was.
-    fn part(&mut self, host: &str, number: &str, payload: &[u8]) -> Result<(), Odd> {
+    fn part(&mut self, message: &Admitted, host: &Host, index: u32) -> Result<(), Rejected> {
         const WHAT: &str = "no part of a snapshot";
-        let host = named(host, WHAT)?;
-        let number: u32 = number
-            .parse()
-            .map_err(|_| (Refusal::WrongTopic, WHAT, "it has no number".to_owned()))?;
-        if payload.is_empty() {
+        if message.payload().is_empty() {
             let mut known = self.memory.know();
             // Nobody signs that: where it counts, a host is forgotten by an empty part that is signed.
-            if host == self.host || !known.guard.signed {
-                known.fleet.hear_cleared(&host, number, now());
+            if *host == self.host || message.is_trusted() {
+                known.fleet.hear_cleared(host, index, now());
             }
             return Ok(());
         }
-        if self.is_too_fast(&host, Kind::Part) {
-            return Err((Refusal::TooFast, "too many parts of a snapshot", FAST.to_owned()));
+        if self.is_too_fast(host, Kind::Part) {
+            let what = "too many parts of a snapshot";
+            return Err(message.reject(Refusal::TooFast, what, FAST.to_owned()));
         }
-        let mut part = Part::parse(payload).map_err(|why| malformed(WHAT, &why))?;
-        self.shown.traffic.parts += 1;
         let mut known = self.memory.know();
-        if part.host != host || part.slice.part() != number {
-            let why = "it is another host's, or another part".to_owned();
-            return Err((Refusal::WrongTopic, WHAT, why));
-        }
+        let mut part = message.shard(|pardon| known.fleet.knows_unban(pardon))?;
+        self.shown.traffic.parts += 1;
         if let Some(refusal) = known.guard.check_part_time(&part, now()) {
-            return Err((refusal, WHAT, of_another_time(refusal).to_owned()));
+            return Err(message.reject(refusal, WHAT, of_another_time(refusal).to_owned()));
         }
         known.keep_shared(&mut part);
         match known.fleet.hear_part(&part, now()) {
@@ -192,29 +178,18 @@ impl Daemon {
         Ok(())
     }
 
-    fn presence(&mut self, host: &str, payload: &[u8]) -> Result<(), Odd> {
-        const WHAT: &str = "no presence";
-        let host = named(host, WHAT)?;
-        if payload.is_empty() {
+    fn presence(&mut self, message: &Admitted, host: &Host) -> Result<(), Rejected> {
+        if message.payload().is_empty() {
             return Ok(()); // it was forgotten
         }
-        let there = Presence::parse(payload).map_err(|why| malformed(WHAT, &why))?;
+        let there = message.presence()?;
         self.shown.traffic.presences += 1;
         let mut known = self.memory.know();
-        known.fleet.hear_presence(&host, there.state, now());
-        if host == self.host && !there.machine.is_empty() && there.machine != self.machine {
+        known.fleet.hear_presence(host, there.state, now());
+        if *host == self.host && !there.machine.is_empty() && there.machine != self.machine {
             let text = format!("{NAMESAKE} {host}, too: set MQTT_NODE on one of them");
             known.warn("namesake", &text);
         }
         Ok(())
     }
-}
-
-/// The host that a topic names.
-fn named(host: &str, what: &'static str) -> Result<Host, Odd> {
-    Host::new(host).map_err(|why| (Refusal::WrongTopic, what, format!("the host {why}")))
-}
-
-fn malformed(what: &'static str, why: &Malformed) -> Odd {
-    (Refusal::Malformed, what, why.to_string())
 }

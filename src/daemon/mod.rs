@@ -17,14 +17,15 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::abuseipdb;
 use crate::abuseipdb::by_hand;
 use crate::apply::{self, Bell};
-use crate::broker::{Client, Event as LinkEvent, Link};
+use crate::broker::{self, Client, Event as LinkEvent, Link};
 use crate::config::{Config, Topic, bare};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::figures::Shown;
+use crate::fleet::provenance::Provenance;
 use crate::fleet::snapshot::Publication;
 use crate::fleet::work::Step;
-use crate::fleet::{Fleet, Pace};
+use crate::fleet::{Fleet, Pace, Remembered};
 use crate::guard::{Guard, Limits, Refusal};
 use crate::ignored::Exempt;
 use crate::journal::{say, warn};
@@ -34,7 +35,7 @@ use crate::outbox::{Outbox, millis};
 use crate::paths::Paths;
 use crate::runtime;
 use crate::spool::Spool;
-use crate::store::Store;
+use crate::store::{Identity, Store};
 use crate::wire::{Fnv, Host, Presence, State};
 
 /// How long a child of notify has to let go of the lock.
@@ -78,6 +79,9 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let (memory, bell) = (Arc::clone(&daemon.memory), Arc::clone(&daemon.bell));
     let applier =
         tokio::spawn(apply::run(memory, Arc::clone(&bell), paths.clone(), exempt(config)));
+    if let Some(id) = daemon.former.take() {
+        tokio::spawn(broker::purge(config.clone(), id));
+    }
     let reporter = tokio::spawn(abuseipdb::service::forever(paths.clone()));
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled();
@@ -123,6 +127,8 @@ struct Daemon {
     machine: String,
     /// When it started, in seconds since 1970.
     since: i64,
+    /// The client ID that it had before, under other settings.
+    former: Option<String>,
     shown: Shown,
     /// What each host said lately.
     limits: Limits,
@@ -132,9 +138,10 @@ impl Daemon {
     fn new(config: &Config, paths: &Paths) -> Result<Self, Error> {
         let spool = paths.spool();
         let database = Database::new(Some(paths.database.clone()));
-        let store = Store::open(&paths.store())?;
+        let mut store = Store::open(&paths.store())?;
         let mut remembered = store.load()?;
         remembered.clamp(now());
+        let (identity, former) = identify(config, &mut store, &mut remembered)?;
         remembered.detected.retain(|(jail, _), _| config.sharing.has(jail));
         let fleet = Fleet::new(config.node.clone(), Pace::default(), remembered);
         let guard =
@@ -142,26 +149,25 @@ impl Daemon {
         let outbox = Outbox::new(spool.clone(), config.topic.clone());
         let by_hand = by_hand::Watch::new(paths.by_hand());
         let machine = machine();
-        // The scripts publish on any topic below the fleet's; what lies deeper is the fleet's own, and
-        // asked for one host after another. RabbitMQ makes two levels of a host's name with a dot.
-        let mut topics: Vec<_> =
-            ["+", "+/+", "host/#"].map(|topic| config.topic.below(topic)).into();
+        // Snapshots are asked for one host after another.
+        let topics = vec![config.topic.events(), config.topic.presences()];
         let since = now().div_euclid(1000);
         let shown = Shown::new(config, paths, since);
-        topics.extend(shown.topic());
+        let others = shown.topic().into_iter().collect();
         let gone = Presence { state: State::Offline, ..presence(&machine) }.encode();
-        let will = Some((config.topic.below(&format!("host/{}", config.node)), gone));
-        let id = format!("f2bmqtt-{}", config.node);
+        let will = Some((config.topic.presence(&config.node), gone));
+        let id = identity.client_id();
         Ok(Self {
             host: config.node.clone(),
             topic: config.topic.clone(),
             spool,
-            link: Link::new(config, Client { id, persistent: true, topics, will }),
+            link: Link::new(config, Client { id, persistent: true, topics, others, will }),
             memory: Arc::new(Memory::new(fleet, guard, outbox, database, store, by_hand)),
             bell: Arc::new(Bell::default()),
             parts: VecDeque::new(),
             machine,
             since,
+            former,
             shown,
             limits: Limits::default(),
         })
@@ -189,20 +195,16 @@ impl Daemon {
                 self.shown.connected();
                 self.memory.know().fleet.connected(now());
             }
-            LinkEvent::Message { topic, payload } => self.message(&topic, &payload),
+            LinkEvent::Message(message) => self.message(&message),
             LinkEvent::Published(name) => {
                 let event = self.memory.know().outbox.published(&name);
                 if let Some((topic, word)) = event.and_then(|event| self.shown.published(&event)) {
                     self.link.mention(topic, word.into_bytes());
                 }
             }
-            LinkEvent::Refused { topic, refusal } => {
-                let why = match refusal {
-                    Refusal::Unsigned => "it is not signed, and MQTT_SIGNING_KEY is set here",
-                    _ => "it is signed with another key or for another topic, or was changed",
-                };
-                self.refuse(&topic, (refusal, "no message of the fleet", why.to_owned()));
-                self.spoilt(&topic);
+            LinkEvent::Refused(rejected) => {
+                self.refuse(&rejected);
+                self.spoilt(&rejected);
             }
             LinkEvent::SubscribeRefused(topics) => {
                 let topics = topics.join(", ");
@@ -233,7 +235,7 @@ impl Daemon {
             return;
         }
         if let Some(topics) = known.fleet.branch(now()) {
-            let topics: Vec<_> = topics.iter().map(|topic| self.topic.below(topic)).collect();
+            let topics: Vec<_> = topics.iter().map(|topic| self.topic.retained(topic)).collect();
             self.link.subscribe(&topics);
         }
         let refused = &known.refused;
@@ -242,7 +244,7 @@ impl Daemon {
             Presence { since: self.since, refused, ..presence(&self.machine) }
         };
         if let Some(presence) = known.fleet.presence(itself, now()) {
-            let topic = self.topic.below(&format!("host/{}", self.host));
+            let topic = self.topic.presence(&self.host);
             self.link.keep(topic, presence.encode().into_bytes());
         }
         if self.parts.is_empty() {
@@ -250,14 +252,14 @@ impl Daemon {
         }
         while self.link.room() > 0 {
             let Some(Publication { number, part }) = self.parts.pop_front() else { break };
-            let topic = self.topic.below(&format!("state/{}/{number}", self.host));
+            let topic = self.topic.shard(&self.host, number);
             self.link.keep(topic, part.map(|part| part.encode().into_bytes()).unwrap_or_default());
         }
     }
 
     /// Takes in what the broker considers delivered, until it hangs up.
     async fn end(&mut self) {
-        let topic = self.topic.below(&format!("host/{}", self.host));
+        let topic = self.topic.presence(&self.host);
         let gone = Presence { state: State::Offline, ..presence(&self.machine) };
         self.link.keep(topic, gone.encode().into_bytes());
         if self.link.close() {
@@ -297,6 +299,34 @@ impl Daemon {
     fn warn(&self, kind: &'static str, text: &str) {
         self.memory.know().warn(kind, text);
     }
+}
+
+/// Who this host is at its broker, and the client ID that it had before, if that was another. What was
+/// learned in another fleet, or by laxer rules, is discarded.
+fn identify(
+    config: &Config,
+    store: &mut Store,
+    remembered: &mut Remembered,
+) -> Result<(Identity, Option<String>), Error> {
+    let (before, here) = (store.identity()?, Provenance::of(config));
+    let doubt = here.doubt(before.as_ref().map(|before| &before.provenance));
+    let changes = remembered.discard(doubt, &Pace::default(), now().div_euclid(1000));
+    let same = before.as_ref().filter(|before| here.keeps_session(&before.provenance));
+    let identity = match same {
+        Some(same) => same.clone().with(here),
+        None => Identity::draw(here)?,
+    };
+    // On a full disk the next start does it again.
+    if before.as_ref() != Some(&identity)
+        && let Err(error) = store.adopt(&identity, &changes)
+    {
+        warn(error);
+    }
+    for change in changes {
+        remembered.apply(change);
+    }
+    let former = before.map(|before| before.client_id());
+    Ok((identity.clone(), former.filter(|former| *former != identity.client_id())))
 }
 
 fn now() -> i64 {

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::Figures;
 use crate::config::Topic;
+use crate::guard::gate::{Admitted, Source};
 use crate::wire::{Action, Event, Fnv, Host, Reason};
 
 /// How often numbers may change, in milliseconds.
@@ -48,10 +49,10 @@ impl HomeAssistant {
         self.prefix.below("status")
     }
 
-    /// Takes what came on a topic; answers whether it was meant for this.
-    pub fn hear(&mut self, topic: &str, payload: &[u8]) -> bool {
-        let ours = topic == self.birth_topic();
-        if ours && payload == STARTED {
+    /// Takes a message; answers whether it was meant for this.
+    pub fn hear(&mut self, message: &Admitted) -> bool {
+        let ours = *message.source() == Source::Other(self.birth_topic());
+        if ours && message.payload() == STARTED {
             self.connected();
         }
         ours
@@ -144,7 +145,7 @@ fn numbers(figures: &Figures) -> String {
 fn device(prefix: &Topic, topic: &Topic, host: &Host, figures: &Figures) -> String {
     let id = device_id(host);
     let version = env!("CARGO_PKG_VERSION");
-    let presence = topic.below(&format!("host/{host}"));
+    let presence = topic.presence(host);
     let state = own(prefix, host, "bans");
     let bans = |name: String, part: &str, template: String| {
         json!({
@@ -233,6 +234,7 @@ fn device(prefix: &Topic, topic: &Topic, host: &Host, figures: &Figures) -> Stri
 mod tests {
     use super::*;
     use crate::figures::JailFigures;
+    use crate::guard::gate::tests::admit;
     use crate::wire::Jail;
 
     fn home(host: &str) -> HomeAssistant {
@@ -260,10 +262,12 @@ mod tests {
         assert!(!home.is_due(1_004_999) && home.is_due(1_005_000) && home.is_due(1));
         assert!(home.news(&figures(2), 1_005_000).is_empty());
         assert_eq!(home.news(&figures(3), 1_010_000).len(), 1);
-        assert!(!home.hear("blacklist/ban", b"online"));
-        assert!(home.hear("homeassistant/status", b"offline"));
+        assert!(!home.hear(&admit("ban", b"online").unwrap()));
+        assert!(home.hear(&admit("homeassistant/status", b"offline").unwrap()));
         assert!(home.news(&figures(3), 1_015_000).is_empty());
-        assert!(home.hear("homeassistant/status", b"online") && home.is_due(1_015_001));
+        assert!(
+            home.hear(&admit("homeassistant/status", b"online").unwrap()) && home.is_due(1_015_001)
+        );
         assert_eq!(home.news(&figures(3), 1_020_000).len(), 2);
     }
 

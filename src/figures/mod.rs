@@ -9,6 +9,7 @@ use self::metrics::Metrics;
 use crate::abuseipdb::glance::Glance;
 use crate::config::Config;
 use crate::guard::Refusals;
+use crate::guard::gate::Admitted;
 use crate::memory::Known;
 use crate::paths::Paths;
 use crate::wire::{Event, Jail};
@@ -111,9 +112,9 @@ impl Shown {
         }
     }
 
-    /// Takes what came on a topic; answers whether it was meant for this.
-    pub fn hear(&mut self, topic: &str, payload: &[u8]) -> bool {
-        self.home.as_mut().is_some_and(|home| home.hear(topic, payload))
+    /// Takes a message; answers whether it was meant for this.
+    pub fn hear(&mut self, message: &Admitted) -> bool {
+        self.home.as_mut().is_some_and(|home| home.hear(message))
     }
 
     /// The broker has an event of this host: what else is to be said of it.

@@ -16,7 +16,7 @@
 //! - `asked`: what is said of bans that another host's operator made.
 //! - [`branches`]: whose snapshots are asked for when.
 //! - [`look`]: what fail2ban showed, and whether it is worth another look.
-//! - [`remember`]: what has to outlive a restart.
+//! - [`remember`]: what has to outlive a restart. [`provenance`]: what of it still counts elsewhere.
 //!
 //! [`Fleet`] keeps them: `hear` takes the others' words, `seen` what fail2ban shows, `work` says what to
 //! do next.
@@ -34,6 +34,7 @@ pub mod look;
 pub mod marks;
 pub mod own;
 mod peers;
+pub mod provenance;
 mod queue;
 pub mod reconcile;
 pub mod remember;
@@ -61,7 +62,7 @@ use snapshot::{Publication, Snapshots};
 use tell::Teller;
 use tombstones::Tombstones;
 
-use crate::wire::{Address, Host, Jail, Presence};
+use crate::wire::{Address, Host, Jail, Pardon, Presence};
 
 /// How often words that no longer matter are forgotten; in milliseconds.
 const TIDY: i64 = 30_000;
@@ -288,7 +289,7 @@ impl Fleet {
         self.branches.lost();
     }
 
-    /// What is to be subscribed to now, if anything, as topics below the fleet's.
+    /// What is to be subscribed to now, if anything, as filters below the fleet's retained branch.
     pub fn branch(&mut self, now: i64) -> Option<Vec<String>> {
         let (host, again) = match self.branches.next(now)? {
             Asking::First(hosts) => {
@@ -332,6 +333,12 @@ impl Fleet {
     #[must_use]
     pub fn mark(&self, key: &Key) -> Option<&marks::Mark> {
         self.jails.get(&key.0)?.cases.get(&key.1)?.mark.as_deref()
+    }
+
+    /// Whether a fleet unban is known here.
+    #[must_use]
+    pub fn knows_unban(&self, pardon: &Pardon) -> bool {
+        self.tombstones.knows(pardon)
     }
 
     fn change(&mut self, change: Change) {

@@ -207,6 +207,12 @@ impl Tombstones {
         self.of(key).filter(applied).map(|one| one.id.clone()).collect()
     }
 
+    /// Whether it is known here.
+    pub(super) fn knows(&self, pardon: &Pardon) -> bool {
+        let of = self.known.get(&pardon.address);
+        of.into_iter().flatten().any(|one| one.id == pardon.id && one.scope == pardon.scope)
+    }
+
     /// Everything that this host repeats in its snapshot.
     pub(super) fn applied(&self) -> impl Iterator<Item = Pardon> {
         self.known.iter().flat_map(|(address, of)| {

@@ -1,6 +1,8 @@
 //! Which of the fleet's words this host obeys. Pure: accept, or refuse and say why. [`Refusals`] counts what
-//! was refused, [`Limits`] counts what each host says, and [`Sharing`] says which jails take part.
+//! was refused, [`Limits`] counts what each host says, [`Sharing`] says which jails take part, and [`gate`]
+//! decides before all of them which messages are the fleet's.
 
+pub mod gate;
 mod limits;
 mod refused;
 mod sharing;

@@ -56,7 +56,7 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
                     "the broker still has what {host} left: its access rules may let {} write its own \
                      branch alone; run this with a login that may write {}",
                     config.node,
-                    config.topic.below(&format!("state/{host}/#"))
+                    config.topic.retained(&format!("state/{host}/#"))
                 )));
             }
         }
@@ -107,11 +107,11 @@ mod tests {
     #[test]
     fn a_host_holds_nothing_and_then_all_of_it_is_cleared_part_0_last() {
         let (mut view, host) = (View::default(), Host::new("web3").unwrap());
-        view.hear("host/web3", br#"{"v":1,"state":"offline"}"#);
+        view.hear_on("host/web3", br#"{"v":1,"state":"offline"}"#);
         for n in [0, 1, 7] {
             let parts = if n == 7 { 8 } else { 2 };
             let part = format!(r#"{{"v":1,"host":"web3","stamp":50,"part":{n},"parts":{parts}}}"#);
-            view.hear(&format!("state/web3/{n}"), part.as_bytes());
+            view.hear_on(&format!("state/web3/{n}"), part.as_bytes());
         }
         let nothing =
             r#"{"v":1,"host":"web3","stamp":51,"part":0,"parts":1,"bans":[],"unbans":[]}"#;

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::view::{Heard, View};
+use crate::guard::gate::Admitted;
 use crate::wire::Host;
 
 /// Longer it does not take, in milliseconds.
@@ -50,7 +51,7 @@ pub struct Gathering {
 }
 
 impl Gathering {
-    /// What is to be asked for first, below the fleet's topic.
+    /// What is to be asked for first, below the fleet's retained branch.
     pub const FIRST: [&str; 2] = ["host/+", "state/+/0"];
 
     /// Begins now; the broker takes so long to answer, in milliseconds.
@@ -60,9 +61,9 @@ impl Gathering {
         Self { view: View::default(), quiet, began: now, last: now, asked: BTreeMap::new() }
     }
 
-    /// Takes a message; the topic is what stands below the fleet's.
-    pub fn hear(&mut self, topic: &str, payload: &[u8], now: i64) -> Heard {
-        let heard = self.view.hear(topic, payload);
+    /// Takes a message.
+    pub fn hear(&mut self, message: &Admitted, now: i64) -> Heard {
+        let heard = self.view.hear(message);
         if heard != Heard::Nothing {
             self.last = now;
         }
@@ -89,7 +90,7 @@ impl Gathering {
         Step::Listen((self.last + self.quiet).min(self.began + LIMIT))
     }
 
-    /// What is to be asked for of a host, below the fleet's topic.
+    /// What is to be asked for of a host, below the fleet's retained branch.
     #[must_use]
     pub fn topics(&self, host: &Host) -> Vec<String> {
         let mut topics = vec![format!("state/{host}/+")];
@@ -154,6 +155,7 @@ impl Gathering {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guard::gate::tests::admit;
 
     /// What a broker keeps: for each host how many parts, of which it hands out so many.
     fn gathered(hosts: &[(&str, u32, u32)]) -> (Vec<Vec<String>>, Gathering) {
@@ -163,9 +165,11 @@ mod tests {
         };
         for (host, parts, _) in hosts {
             let online = br#"{"v":1,"state":"online"}"#;
-            gathering.hear(&format!("host/{host}"), online, now);
+            gathering.hear(&admit(&format!("host/{host}"), online).unwrap(), now);
             if *parts > 0 {
-                gathering.hear(&format!("state/{host}/0"), part(host, 0, *parts).as_bytes(), now);
+                let part = part(host, 0, *parts);
+                let part = admit(&format!("state/{host}/0"), part.as_bytes()).unwrap();
+                gathering.hear(&part, now);
             }
         }
         loop {
@@ -183,7 +187,8 @@ mod tests {
                             hosts.iter().find(|(host, ..)| host == name).unwrap();
                         for n in 0..*there {
                             let topic = format!("state/{name}/{n}");
-                            gathering.hear(&topic, part(name, n, *parts).as_bytes(), now + 1);
+                            let part = part(name, n, *parts);
+                            gathering.hear(&admit(&topic, part.as_bytes()).unwrap(), now + 1);
                         }
                     }
                     asked.push(names);

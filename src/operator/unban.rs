@@ -177,7 +177,7 @@ mod tests {
         let id = UnbanId::made_by(&host, 1_795_342_588_123);
         let mut unban = Unban { me: host, jail: None, id, addresses };
         let mut view = View::default();
-        view.hear("host/web2", br#"{"v":1,"state":"offline","jails":["web"]}"#);
+        view.hear_on("host/web2", br#"{"v":1,"state":"offline","jails":["web"]}"#);
         let events = unban.events(&view, jails(&["sshd"]), 1_795_342_588_123);
         let expected = r#"{"action":"unban","ipmset":"sshd","ip":"203.0.113.9","bantime":0,"host":"web1","restored":0,"failures":0,"time":1795342588,"stamp":1795342588123,"reason":"fleet","id":"web1-1795342588123","jails":"*"}"#;
         assert_eq!(events.len(), 2);

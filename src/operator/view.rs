@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::guard::gate::{Admitted, Source};
 use crate::wire::{
     Address, Ban, Host, Jail, Listed, Pardon, Part, Presence, Slice, State, UnbanId,
 };
@@ -33,6 +34,8 @@ pub struct Member {
     presence: Option<Presence>,
     /// By the last level of their topics.
     parts: BTreeMap<u32, Part>,
+    /// Those of them that are not signed, in a fleet that has a key.
+    unsigned: BTreeSet<u32>,
 }
 
 /// A message, as far as the view is concerned.
@@ -100,47 +103,39 @@ pub struct Void {
 }
 
 impl View {
-    /// Takes a message; the topic is what stands below the fleet's.
-    pub fn hear(&mut self, topic: &str, payload: &[u8]) -> Heard {
-        let mut levels = topic.split('/');
-        let words = (levels.next(), levels.next(), levels.next(), levels.next());
-        match words {
-            (Some("host"), Some(host), None, None) => self.presence(host, payload),
-            (Some("state"), Some(host), Some(number), None) => self.part(host, number, payload),
-            _ => Heard::Nothing,
+    /// Takes a message.
+    pub fn hear(&mut self, message: &Admitted) -> Heard {
+        match message.source() {
+            Source::Presence { host } => self.presence(message, host),
+            Source::Shard { host, index } => self.part(message, host, *index),
+            Source::Event | Source::Other(_) => Heard::Nothing,
         }
     }
 
-    fn presence(&mut self, host: &str, payload: &[u8]) -> Heard {
-        let Ok(host) = Host::new(host) else { return Heard::Nothing };
-        if payload.is_empty() {
-            if let Some(member) = self.hosts.get_mut(&host) {
+    fn presence(&mut self, message: &Admitted, host: &Host) -> Heard {
+        if message.payload().is_empty() {
+            if let Some(member) = self.hosts.get_mut(host) {
                 member.presence = None;
             }
             return self.cleared(host);
         }
-        match (Presence::parse(payload), self.member(&host)) {
+        match (message.presence(), self.member(host)) {
             (Ok(presence), Some(member)) => {
                 member.presence = Some(presence);
-                Heard::Presence(host)
+                Heard::Presence(host.clone())
             }
             _ => Heard::Nothing,
         }
     }
 
-    fn part(&mut self, host: &str, number: &str, payload: &[u8]) -> Heard {
-        let (Ok(host), Ok(number)) = (Host::new(host), number.parse()) else {
-            return Heard::Nothing;
-        };
-        if payload.is_empty() {
-            let gone = self.hosts.get_mut(&host).and_then(|member| member.parts.remove(&number));
+    fn part(&mut self, message: &Admitted, host: &Host, number: u32) -> Heard {
+        if message.payload().is_empty() {
+            let gone = self.hosts.get_mut(host).and_then(|member| member.parts.remove(&number));
             self.bans -= gone.map_or(0, |part| part.bans.len());
             return self.cleared(host);
         }
-        let Ok(mut part) = Part::parse(payload) else { return Heard::Nothing };
-        if part.host != host || part.slice.part() != number {
-            return Heard::Nothing;
-        }
+        // An unsigned part frees nobody, but its bans may carry what others freed.
+        let Ok(mut part) = message.shard(|_| true) else { return Heard::Nothing };
         if self.bans + part.bans.len() > MAX_BANS {
             self.full = true;
             return Heard::Nothing;
@@ -152,15 +147,20 @@ impl View {
                 None => drop(self.jails.insert(listed.jail.clone())),
             }
         }
-        let Some(member) = self.member(&host) else { return Heard::Nothing };
+        let Some(member) = self.member(host) else { return Heard::Nothing };
+        if message.is_trusted() {
+            member.unsigned.remove(&number);
+        } else {
+            member.unsigned.insert(number);
+        }
         let before = member.parts.insert(number, part);
         self.bans = self.bans + bans - before.map_or(0, |part| part.bans.len());
-        Heard::Part(host)
+        Heard::Part(host.clone())
     }
 
-    fn cleared(&mut self, host: Host) -> Heard {
+    fn cleared(&mut self, host: &Host) -> Heard {
         self.hosts.retain(|_, member| member.presence.is_some() || !member.parts.is_empty());
-        Heard::Cleared(host)
+        Heard::Cleared(host.clone())
     }
 
     fn member(&mut self, host: &Host) -> Option<&mut Member> {
@@ -254,7 +254,7 @@ impl View {
     /// The fleet unbans that hosts repeat.
     fn pardons(&self) -> BTreeMap<Address, Vec<&Pardon>> {
         let mut pardons: BTreeMap<Address, Vec<&Pardon>> = BTreeMap::new();
-        let parts = self.hosts.values().flat_map(|member| member.parts.values());
+        let parts = self.hosts.values().flat_map(Member::trusted);
         for pardon in parts.flat_map(|part| &part.unbans) {
             pardons.entry(pardon.address).or_default().push(pardon);
         }
@@ -346,6 +346,11 @@ impl Member {
         self.covering(address).is_some_and(|part| part.bans.iter().any(is))
     }
 
+    fn trusted(&self) -> impl Iterator<Item = &Part> {
+        let parts = self.parts.iter().filter(|(number, _)| !self.unsigned.contains(number));
+        parts.map(|(_, part)| part)
+    }
+
     fn newest(&self) -> Option<&Part> {
         self.parts.values().max_by_key(|part| part.stamp)
     }
@@ -388,6 +393,15 @@ fn void<'a>(
     };
     let mut of = pardons.get(&listed.address).into_iter().flatten();
     of.find(|pardon| pardon.scope.covers(&listed.jail) && !carried(&pardon.id)).copied()
+}
+
+#[cfg(test)]
+impl View {
+    /// Takes a message of an unsigned fleet.
+    pub fn hear_on(&mut self, name: &str, payload: &[u8]) -> Heard {
+        let admitted = crate::guard::gate::tests::admit(name, payload);
+        admitted.map_or(Heard::Nothing, |message| self.hear(&message))
+    }
 }
 
 #[cfg(test)]

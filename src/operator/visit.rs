@@ -27,7 +27,7 @@ const GOODBYE: Duration = Duration::from_millis(300);
 pub enum Message {
     /// An event: below the fleet's topic, and its text.
     Event(&'static str, String),
-    /// What is to be kept on a topic below the fleet's from now on: nothing any more, if it is empty.
+    /// What is to be kept on a topic of the fleet's retained branch from now on: nothing any more, if it is empty.
     Keep(String, String),
     /// Nothing is to be kept any more on a topic that is not the fleet's.
     Clear(String),
@@ -50,7 +50,7 @@ impl Visit {
     /// # Errors
     /// [`Error::Undone`]: why there is no connection.
     pub async fn begin(config: &Config, paths: &Paths) -> Result<Self, Error> {
-        let mut link = Link::new(config, client(config, &Gathering::FIRST));
+        let mut link = Link::new(config, client(config, first(&config.topic)));
         let began = Instant::now();
         let broker = connect(&mut link, config).await?;
         let gathering = Gathering::new(millis(began), millis(began));
@@ -91,7 +91,7 @@ impl Visit {
 
     fn ask<'a>(&mut self, hosts: impl IntoIterator<Item = &'a Host>) {
         let topics = hosts.into_iter().flat_map(|host| self.gathering.topics(host));
-        let topics: Vec<_> = topics.map(|topic| self.topic.below(&topic)).collect();
+        let topics: Vec<_> = topics.map(|topic| self.topic.retained(&topic)).collect();
         if !topics.is_empty() {
             self.link.subscribe(&topics);
         }
@@ -127,14 +127,11 @@ impl Visit {
 
     fn take(&mut self, event: Event) -> Result<Heard, Error> {
         match event {
-            Event::Message { topic, payload } => {
-                let topic = topic.strip_prefix(&self.topic.below("")).unwrap_or_default();
-                Ok(self.gathering.hear(topic, &payload, millis(self.began)))
-            }
+            Event::Message(message) => Ok(self.gathering.hear(&message, millis(self.began))),
             Event::SubscribeRefused(_) => Err(refused(&self.topic)),
             Event::Lost { broker, why } => Err(lost(&broker, &why)),
-            // What is not signed well is nobody's word.
-            Event::Connected(_) | Event::Published(_) | Event::Refused { .. } => Ok(Heard::Nothing),
+            // The gate's counters are the daemon's.
+            Event::Connected(_) | Event::Published(_) | Event::Refused(_) => Ok(Heard::Nothing),
         }
     }
 
@@ -170,10 +167,10 @@ impl Visit {
     fn hand_over(&mut self, name: String, message: &Message) {
         match message {
             Message::Event(topic, text) => {
-                self.link.publish(name, self.topic.below(topic), text.clone().into_bytes());
+                self.link.publish(name, self.topic.event(topic), text.clone().into_bytes());
             }
             Message::Keep(topic, text) => {
-                self.link.replace(name, self.topic.below(topic), text.clone().into_bytes());
+                self.link.replace(name, self.topic.retained(topic), text.clone().into_bytes());
             }
             Message::Clear(topic) => self.link.replace(name, topic.clone(), Vec::new()),
         }
@@ -190,7 +187,7 @@ impl Visit {
 
 /// How a command presents itself: under a name of its own each time, so that it takes no other's place.
 #[must_use]
-pub fn client(config: &Config, below: &[&str]) -> Client {
+pub fn client(config: &Config, topics: Vec<String>) -> Client {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -198,8 +195,13 @@ pub fn client(config: &Config, below: &[&str]) -> Client {
     )]
     let number = (random::chance() * f64::from(u32::MAX)) as u32;
     let id = format!("f2bmqtt-{}-{number:08x}", config.node);
-    let topics = below.iter().map(|topic| config.topic.below(topic)).collect();
-    Client { id, persistent: false, topics, will: None }
+    Client { id, persistent: false, topics, others: Vec::new(), will: None }
+}
+
+/// What is subscribed to first.
+#[must_use]
+pub fn first(topic: &Topic) -> Vec<String> {
+    Gathering::FIRST.map(|name| topic.retained(name)).into()
 }
 
 /// Tries each broker once.
@@ -225,7 +227,7 @@ fn lost(broker: &Broker, why: impl std::fmt::Display) -> Error {
 
 /// The broker lets nobody of this login look.
 fn refused(topic: &Topic) -> Error {
-    let topic = topic.below("#");
+    let topic = topic.retained("#");
     Error::Undone(format!("the broker refuses the subscription to {topic}: check its access rules"))
 }
 

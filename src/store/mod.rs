@@ -3,6 +3,7 @@
 //! relied on.
 
 mod before;
+mod identity;
 
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,8 @@ use crate::fleet::marks::{Claim, Claims, Mark};
 use crate::fleet::{Change, Key, Remembered};
 use crate::journal;
 use crate::wire::{Address, Ban, Host, Jail, Pardon, Scope, UnbanId};
+use identity::IDENTITY;
+pub use identity::Identity;
 
 /// `claims` is `{"web1":[stamp,start,bantime,"id of a fleet unban",…]}`.
 const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; BEGIN;
@@ -37,6 +40,9 @@ const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; BEGI
         jail TEXT NOT NULL, ip TEXT NOT NULL, start INTEGER NOT NULL, bantime INTEGER NOT NULL,
         PRIMARY KEY(jail, ip)) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS stamp(last INTEGER NOT NULL);
+    CREATE TABLE IF NOT EXISTS identity(
+        secret TEXT NOT NULL, topic TEXT NOT NULL, brokers TEXT NOT NULL, node TEXT NOT NULL,
+        trust INTEGER NOT NULL);
     COMMIT;";
 
 const MARKS: &str = "SELECT jail, ip, done, asked, answered, bantime, rowed, claims FROM marks";
@@ -73,7 +79,7 @@ impl Store {
         let failed = |source| Error::Store { doing: "open", path: path.to_owned(), source };
         let connection = files::database(path, failed)?;
         connection.execute_batch(SCHEMA).map_err(failed)?;
-        for query in [MARKS, LIFTS, UNBANS, SCRIPTS, DETECTED, STAMP] {
+        for query in [MARKS, LIFTS, UNBANS, SCRIPTS, DETECTED, STAMP, IDENTITY] {
             drop(connection.prepare(query).map_err(failed)?);
         }
         let mut store = Self { path: path.to_owned(), connection };

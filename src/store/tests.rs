@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
+use crate::fleet::provenance::{Provenance, Trust};
 
 fn host(name: &str) -> Host {
     Host::new(name).unwrap()
@@ -123,4 +124,34 @@ fn what_the_first_version_kept_is_taken_over() {
         assert_eq!(remembered.marks.len(), 2);
         assert_eq!(remembered.scripts[&(key("192.0.2.3"), host("old"))], 7);
     }
+}
+
+#[test]
+fn an_identity_is_kept_with_the_changes_it_brought_and_a_store_of_before_has_none() {
+    let provenance = |topic: &str, trust| {
+        let [topic, brokers, node] = [topic, "hub:1883,hub2:1883", "web1"].map(str::to_owned);
+        Provenance { topic, brokers, node, trust }
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("fleet.sqlite3");
+    let mut store = Store::open(&path).unwrap();
+    store.save(&[Change::Script(key("192.0.2.1"), host("old"), Some(7))]).unwrap();
+    store.connection.execute_batch("DROP TABLE identity").unwrap();
+    drop(store);
+    let mut store = Store::open(&path).unwrap();
+    assert_eq!(store.identity().unwrap(), None);
+    assert_eq!(store.load().unwrap().scripts.len(), 1);
+    let first = Identity::draw(provenance("t", Trust::Open)).unwrap();
+    let second = Identity::draw(provenance("u", Trust::Strict)).unwrap();
+    assert_ne!(first.client_id(), second.client_id());
+    let digits = second.client_id().strip_prefix("f2bmqtt-web1-").unwrap().to_owned();
+    assert!(digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()), "{digits}");
+    store.adopt(&first, &[]).unwrap();
+    store.adopt(&second, &[Change::Script(key("192.0.2.1"), host("old"), None)]).unwrap();
+    drop(store);
+    let store = Store::open(&path).unwrap();
+    assert_eq!(store.identity().unwrap(), Some(second.clone()));
+    assert!(store.load().unwrap().scripts.is_empty());
+    let laxer = second.clone().with(provenance("u", Trust::Mixed));
+    assert_eq!(laxer.client_id(), second.client_id());
 }

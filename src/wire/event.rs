@@ -9,7 +9,7 @@ use super::{Address, Host, Jail, UnbanId, is_hidden};
 
 /// The largest event that is read, in bytes. Ours are below 400 where they carry no fleet unbans; a
 /// script's, below 300.
-const MAX_EVENT: usize = 4096;
+pub(crate) const MAX_EVENT: usize = 4096;
 
 /// The most fleet unbans that an event names, the newest ones: with more, the snapshot tells.
 const MAX_UNBANS: usize = 10;

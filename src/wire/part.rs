@@ -1,5 +1,5 @@
 //! One part of a host's snapshot: what the host detected and holds now, as far as a hash of the
-//! addresses says that it belongs here. Retained at `<topic>/state/<host>/<part>`.
+//! addresses says that it belongs here. Retained at `f2bmqtt/<topic>/state/<host>/<part>`.
 //!
 //! ```json
 //! {"v":1,"host":"web1","stamp":1795342588123,"part":0,"parts":4,
@@ -14,7 +14,7 @@ use super::fields::{Fields, Malformed};
 use super::{Address, Host, Jail, Scope, UnbanId};
 
 /// The largest part that is read, in bytes. Ours are about 16 KiB.
-const MAX_PART: usize = 192 * 1024;
+pub(crate) const MAX_PART: usize = 192 * 1024;
 
 /// The most bans and fleet unbans in a part.
 const MAX_LISTED: usize = 8_000;

@@ -1,4 +1,4 @@
-//! That a host is there, retained at `<topic>/host/<host>`, with a last will for when it is not.
+//! That a host is there, retained at `f2bmqtt/<topic>/host/<host>`, with a last will for when it is not.
 //! Nothing is correct or wrong by it: it is for people, and tells of whose snapshots there are.
 //!
 //! ```json
@@ -16,7 +16,7 @@ use super::fields::{Fields, Malformed};
 use super::{Address, Host, Jail, is_hidden};
 
 /// The largest presence that is read, in bytes, and the most jails and reasons in it.
-const MAX_PRESENCE: usize = 32 * 1024;
+pub(crate) const MAX_PRESENCE: usize = 32 * 1024;
 const MAX_JAILS: usize = 500;
 const MAX_REASONS: usize = 30;
 

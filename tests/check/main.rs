@@ -73,7 +73,7 @@ fn a_sound_host_has_ticks_alone_and_looking_leaves_nothing_behind() {
     });
     let retained = || {
         let kept = hub.try_sh(
-            "mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'blacklist/#' -F '%t %p' \
+            "mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'f2bmqtt/blacklist/#' -F '%t %p' \
              --retained-only -W 1 | sort",
         );
         kept.unwrap_or_else(|kept| kept) // it ends by its time-out
@@ -84,8 +84,8 @@ fn a_sound_host_has_ticks_alone_and_looking_leaves_nothing_behind() {
     for line in [
         "✓ the settings in /etc/fail2ban/mqtt.env can be used",
         "✓ 10.213.77.11:1883 lets this host in as fail2ban",
-        "✓ what this host publishes on blacklist/ban, blacklist/unban, blacklist/state/web1 and \
-         blacklist/host/web1 arrives",
+        "✓ what this host publishes on blacklist/ban, blacklist/unban, f2bmqtt/blacklist/state/web1 and \
+         f2bmqtt/blacklist/host/web1 arrives",
         "✓ the service f2bmqttsub runs",
         "✓ both, sshd and web share their bans",
         "✓ fail2ban can write to /var/lib/f2bmqtt/spool",
@@ -93,7 +93,7 @@ fn a_sound_host_has_ticks_alone_and_looking_leaves_nothing_behind() {
         assert!(text.lines().any(|told| told == line), "{line}\n{text}");
     }
     let kept = retained();
-    assert!(kept.contains("blacklist/host/web1 ") && !kept.contains("check"), "{kept}");
+    assert!(kept.contains("f2bmqtt/blacklist/host/web1 ") && !kept.contains("check"), "{kept}");
     // The daemons take no notice; the script prints a line, and bans nobody.
     eventually("the script has heard it", || {
         web2.sh("cat /root/lines")

@@ -9,10 +9,10 @@ const OTHERS: [Case; 3] = [
         hub: [
             "now=$(date +%s)
              pub() { mosquitto_pub -h 127.0.0.1 -u fail2ban -P fail2ban -r -t \"$1\" -m \"$2\"; }
-             pub blacklist/host/far '{\"v\":1,\"state\":\"online\"}'
-             pub blacklist/state/far/0 \"{\\\"v\\\":1,\\\"host\\\":\\\"far\\\",\\\"stamp\\\":$((now + 600))000,\\\"part\\\":0,\\\"parts\\\":1,\\\"bans\\\":[],\\\"unbans\\\":[]}\"",
+             pub f2bmqtt/blacklist/host/far '{\"v\":1,\"state\":\"online\"}'
+             pub f2bmqtt/blacklist/state/far/0 \"{\\\"v\\\":1,\\\"host\\\":\\\"far\\\",\\\"stamp\\\":$((now + 600))000,\\\"part\\\":0,\\\"parts\\\":1,\\\"bans\\\":[],\\\"unbans\\\":[]}\"",
             "for topic in host/far state/far/0; do
-               mosquitto_pub -h 127.0.0.1 -u fail2ban -P fail2ban -r -t blacklist/$topic -n
+               mosquitto_pub -h 127.0.0.1 -u fail2ban -P fail2ban -r -t f2bmqtt/blacklist/$topic -n
              done",
         ],
         said: &["✗ the clock of far is at least ", "timedatectl"],
@@ -29,7 +29,7 @@ const OTHERS: [Case; 3] = [
     },
     Case {
         host: ["echo MQTT_NODE=b >>/etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub", ""],
-        said: &["✗ another machine is called b, too: each drives the other off the broker\n", "set MQTT_NODE"],
+        said: &["✗ another machine is called b, too: each overwrites the other's snapshot\n", "set MQTT_NODE"],
         ..FAULT
     },
 ];
@@ -41,7 +41,7 @@ fn each_fault_that_others_show_is_named() {
     for case in &OTHERS {
         is_named(case, hub, a);
     }
-    // Whichever of the two is connected at the moment.
+    // Both are connected.
     for host in [a, b, a, b] {
         let (text, code) = check(host);
         assert!(code == 1 && text.contains("✗ another machine is called b, too"), "{text}");

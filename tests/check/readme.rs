@@ -25,7 +25,7 @@ pub(super) fn is_what_it_prints(rig: &Rig) {
     // The broker may not take bans, and fail2ban has not loaded what the jail's files name.
     hub.sh(&format!(
         "{{ echo user fail2ban; echo 'topic read blacklist/#'
-            for below in unban 'state/#' 'host/#'; do echo \"topic write blacklist/$below\"; done
+            echo 'topic write blacklist/unban'; echo 'topic f2bmqtt/blacklist/#'
          }} >/etc/mosquitto/acl; {RULES}"
     ));
     let reload = |host: Host<'_>, how: &str| host.sh(&format!("fail2ban-client reload {how}"));

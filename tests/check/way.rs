@@ -72,24 +72,24 @@ const WAYS: [Case; 10] = [
     // mosquitto takes what its rules forbid, and drops it.
     Case {
         hub: [
-            "printf 'user fail2ban\\ntopic read blacklist/#\\ntopic write blacklist/unban\\n\
-             topic write blacklist/host/a\\n' >/etc/mosquitto/acl; RULES",
+            "printf 'user fail2ban\\ntopic read blacklist/#\\ntopic read f2bmqtt/blacklist/#\\ntopic write blacklist/unban\\n\
+             topic write f2bmqtt/blacklist/host/a\\n' >/etc/mosquitto/acl; RULES",
             NO_RULES,
         ],
         said: &[
             "✗ 10.213.77.11:1883 drops what this host publishes on blacklist/ban, without a word\n",
-            "✗ 10.213.77.11:1883 drops what this host publishes on blacklist/state/a, without a word\n",
-            "let fail2ban write blacklist/state/a/#\n",
-            "✓ what this host publishes on blacklist/unban and blacklist/host/a arrives\n",
+            "✗ 10.213.77.11:1883 drops what this host publishes on f2bmqtt/blacklist/state/a, without a word\n",
+            "let fail2ban write f2bmqtt/blacklist/state/a/#\n",
+            "✓ what this host publishes on blacklist/unban and f2bmqtt/blacklist/host/a arrives\n",
         ],
         ..FAULT
     },
     // It also takes a subscription that they forbid, and hands out nothing.
     Case {
-        hub: ["printf 'user fail2ban\\ntopic write blacklist/#\\n' >/etc/mosquitto/acl; RULES", NO_RULES],
+        hub: ["printf 'user fail2ban\\ntopic write blacklist/#\\ntopic write f2bmqtt/blacklist/#\\n' >/etc/mosquitto/acl; RULES", NO_RULES],
         said: &[
             "✗ 10.213.77.11:1883 hands out nothing of what this host publishes",
-            "the broker's access rules must let fail2ban read blacklist/#\n",
+            "the broker's access rules must let fail2ban read blacklist/# and f2bmqtt/blacklist/#\n",
         ],
         ..FAULT
     },
@@ -106,7 +106,7 @@ const WAYS: [Case; 10] = [
              systemctl restart mosquitto",
             "cp /root/kept /etc/mosquitto/conf.d/fleet.conf; systemctl restart mosquitto",
         ],
-        said: &["✗ 10.213.77.11:1883 refuses the subscription to blacklist/+, blacklist/+/+ and blacklist/state/a/+\n"],
+        said: &["✗ 10.213.77.11:1883 refuses the subscription to blacklist/#, f2bmqtt/blacklist/host/# and f2bmqtt/blacklist/state/a/+\n"],
         ..FAULT
     },
     Case {

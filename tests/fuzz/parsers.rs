@@ -9,12 +9,13 @@ use f2bmqtt::abuseipdb::answer::{Accepted, Answer, BulkAccepted, Listing, Troubl
 use f2bmqtt::abuseipdb::call::{self, Verdict};
 use f2bmqtt::abuseipdb::comment::{MAX, Private, compose};
 use f2bmqtt::abuseipdb::report::Report;
-use f2bmqtt::config::Config;
+use f2bmqtt::config::{Config, Signing, Topic};
 use f2bmqtt::fail2ban::pickle::{Value, read};
+use f2bmqtt::guard::gate::Gate;
 use f2bmqtt::notify;
 use f2bmqtt::spool::Item;
 use f2bmqtt::wire::seal::{Keys, Seal, split};
-use f2bmqtt::wire::{Address, Event, Part, Presence, Told, is_hidden};
+use f2bmqtt::wire::{Address, Event, Host, Part, Presence, Told, is_hidden};
 
 /// An event, as it comes from the broker: what is taken is bounded, and means the same when it is sent on.
 pub(crate) fn event(payload: &[u8]) {
@@ -49,6 +50,43 @@ pub(crate) fn presence(payload: &[u8]) {
         let again = presence.encode();
         assert!(!again.contains(is_hidden), "{again}");
         assert_eq!(Presence::parse(again.as_bytes()).as_ref(), Ok(&presence));
+    }
+}
+
+/// A message as it comes, topic and payload with a line end between: nobody without the key gets past the gate
+/// of a fleet that has one, except with an empty payload; and nothing in it is printed as it is.
+pub(crate) fn gate(message: &[u8]) {
+    let at = message.iter().position(|byte| *byte == b'\n').unwrap_or(message.len());
+    let topic = String::from_utf8_lossy(&message[..at]);
+    let payload = message.get(at + 1..).unwrap_or_default();
+    let me = Host::new("web1").expect("it is a name");
+    let gate = |accept_unsigned: Option<bool>| {
+        let keys = Keys::new(["a secret that no input has"]);
+        let signing = accept_unsigned.map(|accept_unsigned| Signing { keys, accept_unsigned });
+        let topic = Topic::of_fleet("blacklist").expect("it is a topic");
+        Gate::new(topic, me.clone(), signing, Vec::new())
+    };
+    for accepts in [None, Some(true), Some(false)] {
+        match gate(accepts).admit(&topic, payload.to_vec()) {
+            Ok(admitted) => {
+                assert!(topic.starts_with("blacklist") || topic.starts_with("f2bmqtt/blacklist/"));
+                assert_eq!(admitted.is_trusted(), accepts.is_none());
+                assert!(accepts != Some(false) || payload.is_empty());
+                let own = admitted.source().host() == Some(&me);
+                assert!(accepts.is_none() || payload.is_empty() || !own);
+                let event = admitted.event();
+                let is_ours = |event: &Event| event.host == me || event.id.is_some();
+                assert!(accepts.is_none() || !event.as_ref().is_ok_and(is_ours));
+                if let Ok(part) = admitted.shard(|_| false) {
+                    assert!(accepts.is_none() || part.unbans.is_empty());
+                    assert_eq!(admitted.source().host(), Some(&part.host));
+                }
+            }
+            Err(rejected) => {
+                assert!(!rejected.to_string().contains(is_hidden), "{rejected}");
+                assert!(rejected.own_shard().is_none() || rejected.host() == Some(&me));
+            }
+        }
     }
 }
 

@@ -55,7 +55,7 @@ class Host:
         assert link.recv(4, socket.MSG_WAITALL)[3] == 0
         self.link, self.read = link, bytearray()
         for topic in topics:
-            link.sendall(packet(0x82, b"\x00\x01" + string(f"blacklist/{topic}") + b"\x01"))
+            link.sendall(packet(0x82, b"\x00\x01" + string(topic) + b"\x01"))
         return self.publish()
 
     def publish(self):
@@ -68,7 +68,7 @@ class Host:
         self.next, size = time.monotonic() + random.uniform(300, 600), 0
         for topic, message in messages:
             payload = json.dumps(message, separators=(",", ":")).encode()
-            self.link.sendall(packet(0x33, string(f"blacklist/{topic}") + b"\x00\x02" + payload))
+            self.link.sendall(packet(0x33, string(f"f2bmqtt/blacklist/{topic}") + b"\x00\x02" + payload))
             size += len(payload)
         return size
 
@@ -106,7 +106,7 @@ def stay(hosts):
         for host in hosts:
             if host.link is None:
                 try:
-                    host.connect(["+", "host/+", "state/#"])
+                    host.connect(["blacklist/#", "f2bmqtt/blacklist/host/#", "f2bmqtt/blacklist/state/#"])
                     selector.register(host.link, selectors.EVENT_READ, host)
                 except OSError:
                     host.link = None

@@ -121,7 +121,7 @@ def pour(port, what, seconds, rate):
     threading.Thread(target=hear, daemon=True).start()
     subscribed.wait()
     form = '{"v":1,"host":"b","stamp":%d,"part":0,"parts":1,"bans":[["sshd","192.0.2.3",%d,600]],"unbans":[]}'
-    honest = publish("blacklist/state/b/0", (form % (time.time() * 1000, time.time())).encode())
+    honest = publish("f2bmqtt/blacklist/state/b/0", (form % (time.time() * 1000, time.time())).encode())
     pump(client, ready, seconds, rate, honest)
 
 

@@ -141,7 +141,7 @@ impl Rig {
     pub(crate) fn record(&self) -> Record<'_> {
         let hub = self.host("hub");
         hub.sh("systemd-run -q -u record -p StandardOutput=append:/root/seen mosquitto_sub \
-                -h 127.0.0.1 -u fail2ban -P fail2ban -q 1 -t 'blacklist/#' -v");
+                -h 127.0.0.1 -u fail2ban -P fail2ban -q 1 -t 'blacklist/#' -t 'f2bmqtt/blacklist/#' -v");
         eventually("the recorder subscribes", || {
             hub.publish("blacklist/probe", "probe");
             hub.try_sh("grep -q probe /root/seen").is_ok()
@@ -158,7 +158,7 @@ pub(crate) struct Record<'a> {
 impl Record<'_> {
     /// The events so far: topic and payload, a line each.
     pub(crate) fn events(&self) -> Vec<String> {
-        let other = ["blacklist/probe", "blacklist/state/", "blacklist/host/"];
+        let other = ["blacklist/probe", "f2bmqtt/"];
         let event = |line: &&String| !other.iter().any(|topic| line.starts_with(topic));
         self.messages().iter().filter(event).cloned().collect()
     }

@@ -198,7 +198,7 @@ mod tests {
         };
         let answers = words.iter().map(answer).collect::<Vec<_>>().join(",");
         let json = format!(r#"{{"v":1,"state":"online","jails":["web"],"asked":[{answers}]}}"#);
-        view.hear(&format!("host/{host}"), json.as_bytes());
+        view.hear_on(&format!("host/{host}"), json.as_bytes());
     }
 
     fn said() -> Said {
@@ -225,7 +225,7 @@ mod tests {
         says(&mut view, "b2", "web2", SINCE + 1, &[(9, "banned")]);
         says(&mut view, "b3", "web1", SINCE + 1, &[(8, "banned")]);
         says(&mut view, "web1", "web2", SINCE, &[]);
-        view.hear("host/c1", br#"{"v":1,"state":"offline"}"#);
+        view.hear_on("host/c1", br#"{"v":1,"state":"offline"}"#);
         let new = [made(9, false)];
         said.hear(&view, &new);
         assert_eq!(

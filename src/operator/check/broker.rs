@@ -194,7 +194,7 @@ impl Heard {
     /// Whether this host may read and write what it has to.
     fn topics(&self, broker: &Broker, config: &Config) -> Vec<Finding> {
         let user = config.login.as_ref().map_or("this host", |login| login.user.as_str());
-        let all = config.topic.below("#");
+        let all = config.topic.branches();
         let rules = "how the rules of a mosquitto may look: \
                      /usr/share/doc/f2bmqtt/examples/mosquitto/fleet.acl";
         let mut found = Vec::new();
@@ -274,7 +274,7 @@ mod tests {
     }
 
     fn probes(table: [(bool, bool); 4]) -> Vec<Probe> {
-        let topics = ["t/ban", "t/unban", "t/state/web1", "t/host/web1"];
+        let topics = ["t/ban", "t/unban", "f2bmqtt/t/state/web1", "f2bmqtt/t/host/web1"];
         let probe =
             |(topic, (taken, back)): (&str, _)| Probe { topic: topic.to_owned(), taken, back };
         topics.into_iter().zip(table).map(probe).collect()

@@ -26,7 +26,7 @@ pub(super) fn findings(me: &Host, machine: &str, heard: &Heard, seen: &Seen) -> 
     let mut own = heard.presences.iter().filter(|(host, _)| host == me);
     if seen.namesake || own.any(|(_, there)| others(&there.machine)) {
         let text =
-            format!("another machine is called {me}, too: each drives the other off the broker");
+            format!("another machine is called {me}, too: each overwrites the other's snapshot");
         found.push(Finding::fault("fleet_name", text).next(
             "on one of them: set MQTT_NODE in /etc/fail2ban/mqtt.env\n\
              then: systemctl restart f2bmqttsub",

@@ -13,9 +13,10 @@ use super::broker::{Heard, Port, Probe, Reached, Way};
 use crate::broker::{Client, Event, Link};
 use crate::config::{self, Broker, Config};
 use crate::daemon;
+use crate::guard::gate::{Admitted, Source};
 use crate::outbox::millis;
 use crate::random;
-use crate::wire::{self, Action, Address, Host, Jail, Part, Presence, State};
+use crate::wire::{self, Action, Address, Host, Jail, Presence, State};
 
 /// How long a name, and then a port, may take to answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(3);
@@ -53,9 +54,12 @@ async fn go(config: &Config, broker: &Broker) -> Way {
     // A name of its own: the service's connection stays as it is. Its mark is no number, as parts have.
     let mark = format!("m{:x}", random::chance().to_bits() >> 28);
     let id = format!("f2bmqtt-{}-check-{mark}", config.node);
-    let client = Client { id, persistent: false, topics: Vec::new(), will: None };
+    let own = config.topic.retained(&format!("state/{}/check/{mark}", config.node));
+    let client =
+        Client { id, persistent: false, topics: Vec::new(), others: vec![own.clone()], will: None };
     let only = Config { brokers: vec![broker.clone()], ..config.clone() };
-    let mut ear = Ear { link: Link::new(&only, client), config, mark, heard: Heard::default() };
+    let mut ear =
+        Ear { link: Link::new(&only, client), config, mark, own, heard: Heard::default() };
     match ear.link.event().await {
         Event::Lost { why, .. } => Way::NoEntry { ports, why },
         _ => Way::In { ports, heard: ear.listen().await },
@@ -94,36 +98,37 @@ struct Ear<'a> {
     config: &'a Config,
     /// In each message that it publishes itself.
     mark: String,
+    /// Where it publishes in its own snapshot's branch; no host listens so deep.
+    own: String,
     heard: Heard,
 }
 
 impl Ear<'_> {
     async fn listen(mut self) -> Heard {
         let Config { topic, node, .. } = self.config;
-        // What the daemon subscribes to, as it does, and where a message of ours comes back.
-        let own = format!("state/{node}/check/{}", self.mark);
-        for below in ["+", "+/+", &format!("state/{node}/+"), &own] {
-            self.link.subscribe(&[topic.below(below)]);
+        // What the daemon subscribes to, as it does. Where a message of ours comes back, the link does.
+        for filter in [topic.events(), topic.presences(), topic.shards(node)] {
+            self.link.subscribe(&[filter]);
         }
         self.hear(GATHER, |_| false).await;
         for host in self.others_online() {
-            self.link.subscribe(&[topic.below(&format!("state/{host}/0"))]);
+            self.link.subscribe(&[topic.shard(&host, 0)]);
         }
         let (event, presence) = (self.event().encode(), self.presence().encode());
-        let (state, host) = (format!("state/{node}"), format!("host/{node}"));
+        let (ban, unban, host) = (topic.event("ban"), topic.event("unban"), topic.presence(node));
+        let (state, own) = (topic.retained(&format!("state/{node}")), self.own.clone());
         let messages = [
-            ("ban", "ban", &*event),
-            ("unban", "unban", &event),
-            // No host listens so deep in a branch.
+            (&ban, &ban, &*event),
+            (&unban, &unban, &event),
             (&state, &own, "{}"),
             // What this host says of itself, said again.
             (&host, &host, &presence),
         ];
         let until = Instant::now() + BACK;
-        for (stands_for, below, object) in messages {
+        for (stands_for, topic, object) in messages {
             // One after another: a broker may hang up at the first that it forbids.
             if !self.heard.cut {
-                self.publish(stands_for, below, object);
+                self.publish(stands_for, topic, object);
                 self.taken(until).await;
             }
         }
@@ -135,13 +140,12 @@ impl Ear<'_> {
     }
 
     /// Publishes an object with the mark in it.
-    fn publish(&mut self, stands_for: &str, below: &str, object: &str) {
-        let topic = self.config.topic.below(below);
+    fn publish(&mut self, stands_for: &str, topic: &str, object: &str) {
         let fields = object.trim_end_matches('}');
         let comma = if fields == "{" { "" } else { "," };
-        let payload = format!("{fields}{comma}{}}}", self.field());
-        self.link.publish(stands_for.to_owned(), topic, payload.into_bytes());
-        let topic = self.config.topic.below(stands_for);
+        let payload = format!("{fields}{comma}{}}}", self.field(self.heard.probes.len()));
+        self.link.publish(stands_for.to_owned(), topic.to_owned(), payload.into_bytes());
+        let topic = stands_for.to_owned();
         self.heard.probes.push(Probe { topic, taken: false, back: false });
     }
 
@@ -169,10 +173,10 @@ impl Ear<'_> {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Message { topic, payload } => self.message(&topic, &payload),
+            Event::Message(message) => self.message(&message),
             Event::Published(stands_for) => {
-                let topic = self.config.topic.below(&stands_for);
-                if let Some(probe) = self.probe(&topic) {
+                let mut probes = self.heard.probes.iter_mut();
+                if let Some(probe) = probes.find(|probe| probe.topic == stands_for) {
                     probe.taken = true;
                 }
             }
@@ -186,42 +190,35 @@ impl Ear<'_> {
                 }
             }
             Event::Lost { .. } => self.heard.cut = true,
-            Event::Refused { topic, refusal } => {
+            Event::Refused(rejected) => {
                 self.heard.others = true;
-                let host = self.whose(&topic);
-                self.heard.refusals.extend(host.map(|host| (host, refusal)));
+                let host = self.other(rejected.host());
+                self.heard.refusals.extend(host.map(|host| (host, rejected.reason())));
             }
             Event::Connected(_) => {}
         }
     }
 
-    fn probe(&mut self, topic: &str) -> Option<&mut Probe> {
-        self.heard.probes.iter_mut().find(|probe| probe.topic == topic)
-    }
-
-    fn message(&mut self, topic: &str, payload: &[u8]) {
-        if String::from_utf8_lossy(payload).contains(&self.field()) {
-            let stands_for = topic.split("/check/").next().unwrap_or(topic).to_owned();
-            if let Some(probe) = self.probe(&stands_for) {
-                probe.back = true;
-            }
+    fn message(&mut self, message: &Admitted) {
+        let text = String::from_utf8_lossy(message.payload());
+        let fields = (0..self.heard.probes.len()).map(|number| self.field(number));
+        if let Some(number) = fields.into_iter().position(|field| text.contains(&field)) {
+            self.heard.probes[number].back = true;
             return;
         }
         self.heard.others = true;
-        if self.config.signing.is_none() && wire::seal::split(payload).is_some() {
-            let host = self.whose(topic);
-            self.heard.signed.extend(host);
+        let host = self.other(message.source().host());
+        if self.config.signing.is_none() && wire::seal::split(message.payload()).is_some() {
+            self.heard.signed.extend(host.clone());
         }
-        let prefix = self.config.topic.below("");
-        let mut levels = topic.strip_prefix(&prefix).unwrap_or_default().split('/');
-        match (levels.next(), levels.next().map(Host::new), levels.next()) {
-            (Some("host"), Some(Ok(host)), None) => {
-                if let Ok(presence) = Presence::parse(payload) {
-                    self.heard.presences.push((host, presence));
+        match (message.source(), host) {
+            (Source::Presence { host }, _) => {
+                if let Ok(presence) = message.presence() {
+                    self.heard.presences.push((host.clone(), presence));
                 }
             }
-            (Some("state"), Some(Ok(host)), Some("0")) if host != self.config.node => {
-                if let Ok(part) = Part::parse(payload) {
+            (Source::Shard { index: 0, .. }, Some(host)) => {
+                if let Ok(part) = message.shard(|_| false) {
                     let now = millis(SystemTime::now());
                     let stamp = self.heard.stamps.entry(host).or_insert((part.stamp, now));
                     *stamp = (*stamp).max((part.stamp, now));
@@ -231,12 +228,9 @@ impl Ear<'_> {
         }
     }
 
-    /// The other host whose branch a topic is in.
-    fn whose(&self, topic: &str) -> Option<Host> {
-        let mut levels = topic.strip_prefix(&self.config.topic.below(""))?.split('/');
-        let branch = matches!(levels.next(), Some("host" | "state"));
-        let host = Host::new(levels.next()?).ok()?;
-        (branch && host != self.config.node).then_some(host)
+    /// A host, if it is not this one.
+    fn other(&self, host: Option<&Host>) -> Option<Host> {
+        host.filter(|host| **host != self.config.node).cloned()
     }
 
     fn others_online(&self) -> Vec<Host> {
@@ -279,7 +273,7 @@ impl Ear<'_> {
     }
 
     /// What a message of this check is known by.
-    fn field(&self) -> String {
-        format!(r#""check":"{}""#, self.mark)
+    fn field(&self, number: usize) -> String {
+        format!(r#""check":"{}.{number}""#, self.mark)
     }
 }

@@ -143,7 +143,7 @@ mod tests {
         let mut view = View::default();
         for (host, state) in [("web1", "online"), ("web3", "online"), ("web4", "offline")] {
             let json = format!(r#"{{"v":1,"state":"{state}","jails":["sshd"]}}"#);
-            view.hear(&format!("host/{host}"), json.as_bytes());
+            view.hear_on(&format!("host/{host}"), json.as_bytes());
         }
         for (host, start) in [("web2", NOW - 60), ("db1", NOW - 5)] {
             let bans = if detected {
@@ -154,7 +154,7 @@ mod tests {
             let json = format!(
                 r#"{{"v":1,"host":"{host}","stamp":5,"part":0,"parts":1,"bans":[{bans}]}}"#
             );
-            view.hear(&format!("state/{host}/0"), json.as_bytes());
+            view.hear_on(&format!("state/{host}/0"), json.as_bytes());
         }
         let all = view.banned(NOW);
         let (me, address) = (Host::new("web1").unwrap(), Address::new("192.0.2.1").unwrap());

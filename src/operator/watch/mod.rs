@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::clock::Clock;
-use super::gather::{Gathering, Step};
+use super::gather::Step;
 use super::out::{self, Out};
 use super::visit;
 use crate::broker::{Event, Link};
@@ -39,7 +39,7 @@ pub fn run() -> Result<(), Error> {
         return runtime::run(lines(&config));
     }
     let screen = Screen {
-        title: format!("f2bmqtt on {}, {}", config.node, config.topic.below("#")),
+        title: format!("f2bmqtt on {}, {}", config.node, config.topic.events()),
         broker: Err("connecting".to_owned()),
         colour: out.colour,
     };
@@ -68,8 +68,8 @@ enum Came {
 
 impl Ear {
     fn new(config: &Config) -> Self {
-        let topics = [&["+"][..], &Gathering::FIRST].concat();
-        let link = Link::new(config, visit::client(config, &topics));
+        let topics = [vec![config.topic.events()], visit::first(&config.topic)].concat();
+        let link = Link::new(config, visit::client(config, topics));
         Self { link, topic: config.topic.clone(), seen: Seen::new(now()) }
     }
 
@@ -95,15 +95,12 @@ impl Ear {
                 Some(Came::Lost(format!("no connection to the broker {broker}: {why}")))
             }
             Event::SubscribeRefused(_) => {
-                let topic = self.topic.below("#");
+                let topic = self.topic.branches();
                 let what = format!("the broker refuses the subscription to {topic}");
                 Some(Came::Lost(format!("{what}: check its access rules")))
             }
-            Event::Message { topic, payload } => {
-                let topic = topic.strip_prefix(&self.topic.below(""))?;
-                self.seen.hear(topic, &payload, now()).map(Came::News)
-            }
-            Event::Published(_) | Event::Refused { .. } => None,
+            Event::Message(message) => self.seen.hear(&message, now()).map(Came::News),
+            Event::Published(_) | Event::Refused(_) => None,
         }
     }
 
@@ -115,7 +112,7 @@ impl Ear {
             Step::Listen(_) => Vec::new(),
         };
         for host in hosts {
-            self.link.subscribe(&[self.topic.below(&format!("state/{host}/+"))]);
+            self.link.subscribe(&[self.topic.shards(&host)]);
         }
     }
 }

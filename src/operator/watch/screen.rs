@@ -170,6 +170,7 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::*;
+    use crate::guard::gate::tests::admit;
 
     const NOW: i64 = 1_795_342_600;
 
@@ -193,15 +194,15 @@ mod tests {
         for n in 0..9 {
             let state = if n == 7 { "offline" } else { "online" };
             let presence = format!(r#"{{"v":1,"state":"{state}","jails":["sshd"]}}"#);
-            seen.hear(&format!("host/web{n}"), presence.as_bytes(), NOW * 1000);
+            seen.hear(&admit(&format!("host/web{n}"), presence.as_bytes()).unwrap(), NOW * 1000);
             let part = format!(
                 r#"{{"v":1,"host":"web{n}","stamp":5,"part":0,"parts":1,"bans":[["sshd","192.0.2.{n}",{NOW},600]]}}"#
             );
-            seen.hear(&format!("state/web{n}/0"), part.as_bytes(), NOW * 1000);
+            seen.hear(&admit(&format!("state/web{n}/0"), part.as_bytes()).unwrap(), NOW * 1000);
             let ban = format!(
                 r#"{{"action":"ban","ipmset":"sshd","ip":"192.0.2.{n}","host":"web{n}","bantime":600}}"#
             );
-            seen.hear("ban", ban.as_bytes(), (NOW - 9 + n) * 1000);
+            seen.hear(&admit("ban", ban.as_bytes()).unwrap(), (NOW - 9 + n) * 1000);
         }
         seen.turn(NOW * 1000);
         seen

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::guard::gate::Admitted;
 use crate::operator::gather::Gathering;
 use crate::operator::view::{Heard, View};
 use crate::wire::{Action, Address, Event, Host, Jail, Reason, State};
@@ -86,23 +87,23 @@ impl Seen {
         &self.gathering.view
     }
 
-    /// Takes a message; the topic is what stands below the fleet's. Answers what is new.
-    pub fn hear(&mut self, topic: &str, payload: &[u8], now: i64) -> Option<News> {
+    /// Takes a message. Answers what is new.
+    pub fn hear(&mut self, message: &Admitted, now: i64) -> Option<News> {
         self.turn(now);
         let online = |view: &View, host: &Host| {
             view.hosts().get(host).map(super::super::view::Member::is_online)
         };
-        if topic.starts_with("state/") || topic.starts_with("host/") {
-            let host = topic.split('/').nth(1).and_then(|name| Host::new(name).ok())?;
+        if let Some(host) = message.source().host() {
+            let host = host.clone();
             let before = online(self.view(), &host);
-            let heard = self.gathering.hear(topic, payload, now);
+            let heard = self.gathering.hear(message, now);
             let after = online(self.view(), &host).unwrap_or(false);
             // What is there when it begins is no news.
             let came =
                 matches!(heard, Heard::Presence(_)) && before.is_some_and(|before| before != after);
             return came.then(|| self.tell(News::Host { host, online: after }, now));
         }
-        let event = Event::parse(payload).ok().filter(Event::is_news)?;
+        let event = message.event().ok().filter(Event::is_news)?;
         let Event { action, address, jail, host, bantime, reason, id, .. } = event;
         if let Some(id) = id {
             let pardon = Some((address, id.as_str().to_owned()));
@@ -201,6 +202,7 @@ impl News {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guard::gate::tests::admit;
 
     const NOW: i64 = 1_795_342_600_000;
 
@@ -213,7 +215,7 @@ mod tests {
     fn bans_are_told_and_counted_by_the_second() {
         let mut seen = Seen::new(NOW);
         let mut words = |topic: &str, payload: &[u8], now| {
-            seen.hear(topic, payload, now).map(|news| news.words().join("|"))
+            seen.hear(&admit(topic, payload).unwrap(), now).map(|news| news.words().join("|"))
         };
         let ip = "203.0.113.9";
         let ban = Some("ban|203.0.113.9|sshd|web1|for 10m".to_owned());
@@ -242,14 +244,15 @@ mod tests {
         let mut seen = Seen::new(NOW);
         let mut state = |state: &str| {
             let json = format!(r#"{{"v":1,"state":"{state}"}}"#);
-            seen.hear("host/web2", json.as_bytes(), NOW).map(|news| news.words().join("|"))
+            let presence = admit("host/web2", json.as_bytes()).unwrap();
+            seen.hear(&presence, NOW).map(|news| news.words().join("|"))
         };
         assert_eq!(state("online"), None);
         assert_eq!(state("online"), None);
         assert_eq!(state("offline"), Some("offline|||web2|".to_owned()));
         assert_eq!(state("online"), Some("online|||web2|".to_owned()));
         let part = br#"{"v":1,"host":"web2","stamp":5,"part":0,"parts":1,"bans":[["sshd","192.0.2.1",1795342600,600]]}"#;
-        assert_eq!(seen.hear("state/web2/0", part, NOW), None);
+        assert_eq!(seen.hear(&admit("state/web2/0", part).unwrap(), NOW), None);
         let count = seen.count(NOW).clone();
         assert_eq!((count.all, count.jails.len(), count.hosts.len()), (1, 1, 1));
     }

@@ -1,0 +1,29 @@
+//! Ends the session of a client ID that this host no longer uses, so that the broker queues nothing for it.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::timeout;
+
+use super::{Client, Event, Link};
+use crate::config::Config;
+
+/// How long a broker may be away.
+const PATIENCE: Duration = Duration::from_mins(10);
+
+/// Connects once to each broker with a clean session. A broker that is away for long keeps its session, in
+/// which nobody is interested.
+pub async fn purge(config: Config, id: String) {
+    let visits = config.brokers.iter().map(|broker| {
+        let only = Config { brokers: vec![broker.clone()], ..config.clone() };
+        let (topics, others) = (Vec::new(), Vec::new());
+        let client = Client { id: id.clone(), persistent: false, topics, others, will: None };
+        let mut link = Link::new(&only, client);
+        timeout(PATIENCE, async move {
+            while !matches!(link.event().await, Event::Connected(_)) {}
+            link.close();
+            while !matches!(link.event().await, Event::Lost { .. }) {}
+        })
+    });
+    join_all(visits).await;
+}

@@ -1,0 +1,178 @@
+//! Where on the broker a fleet lives: events below `MQTT_TOPIC`, and what is retained below
+//! `f2bmqtt/MQTT_TOPIC`. Hosts that run the scripts subscribe to the first and never see the second.
+
+use crate::wire::Host;
+
+/// A topic leaves room for `f2bmqtt/<topic>/state/<host>/<index>` below the 65,535 bytes that MQTT allows.
+const MAX_TOPIC: usize = 200;
+
+/// The first level of everything retained.
+const RETAINED: &str = "f2bmqtt";
+
+/// A topic that can be published to. Every topic name of the fleet is made here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topic(String);
+
+impl Topic {
+    /// Takes a topic that can be published to (MQTT 3.1.1, §4.7: no wildcards, no NUL).
+    ///
+    /// # Errors
+    /// What is wrong with it, to be put behind the setting's name.
+    pub fn new(text: &str) -> Result<Self, String> {
+        if text.contains(['+', '#']) {
+            return Err("has a + or #, which stand for other topics".to_owned());
+        }
+        if text.len() > MAX_TOPIC || text.contains(char::is_control) || text.starts_with('$') {
+            return Err(format!(
+                "must be a topic of at most {MAX_TOPIC} bytes without control characters, \
+                 and not begin with $"
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// Takes the topic of a fleet. Below `f2bmqtt/` it could be the retained branch of another fleet.
+    ///
+    /// # Errors
+    /// As [`Topic::new`].
+    pub fn of_fleet(text: &str) -> Result<Self, String> {
+        let topic = Self::new(text)?;
+        if text == RETAINED || text.starts_with("f2bmqtt/") {
+            return Err(format!(
+                "must not be {RETAINED} or below {RETAINED}/: snapshots and presence of all fleets are there"
+            ));
+        }
+        Ok(topic)
+    }
+
+    /// The topic.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The topic `name` below this one.
+    #[must_use]
+    pub fn below(&self, name: &str) -> String {
+        format!("{}/{name}", self.0)
+    }
+
+    /// Where an action's events go.
+    #[must_use]
+    pub fn event(&self, action: &str) -> String {
+        self.below(action)
+    }
+
+    /// The filter of all events: the scripts publish on any topic below the fleet's.
+    #[must_use]
+    pub fn events(&self) -> String {
+        self.below("#")
+    }
+
+    /// The presence of a host.
+    #[must_use]
+    pub fn presence(&self, host: &Host) -> String {
+        self.retained(&format!("host/{host}"))
+    }
+
+    /// The filter of all presences. `RabbitMQ` makes levels of the dots in a host's name, so it is no `+`.
+    #[must_use]
+    pub fn presences(&self) -> String {
+        self.retained("host/#")
+    }
+
+    /// One shard of a host's snapshot.
+    #[must_use]
+    pub fn shard(&self, host: &Host, index: u32) -> String {
+        self.retained(&format!("state/{host}/{index}"))
+    }
+
+    /// The filter of a host's whole snapshot.
+    #[must_use]
+    pub fn shards(&self, host: &Host) -> String {
+        self.retained(&format!("state/{host}/+"))
+    }
+
+    /// The topic or filter `name` in the retained branch: `host/web1`, `state/web1/+`.
+    #[must_use]
+    pub fn retained(&self, name: &str) -> String {
+        format!("{RETAINED}/{}/{name}", self.0)
+    }
+
+    /// Both branches, for texts on access rules.
+    #[must_use]
+    pub fn branches(&self) -> String {
+        format!("{} and {}", self.events(), self.retained("#"))
+    }
+
+    /// Whether a topic is in one of the two branches.
+    #[must_use]
+    pub fn is_fleet_topic(&self, topic: &str) -> bool {
+        self.of_event(topic).is_some() || self.retained_below(topic).is_some()
+    }
+
+    /// The topic that an event was published on, by the one that it came on.
+    pub(crate) fn of_event(&self, came: &str) -> Option<String> {
+        let rest = strip(came, &self.0)?;
+        (rest.is_empty() || rest.starts_with('/')).then(|| format!("{}{rest}", self.0))
+    }
+
+    /// What stands below the retained branch.
+    pub(crate) fn retained_below<'a>(&self, topic: &'a str) -> Option<&'a str> {
+        let rest = topic.strip_prefix(RETAINED)?.strip_prefix('/')?;
+        strip(rest, &self.0)?.strip_prefix('/')
+    }
+}
+
+/// What follows a prefix. `RabbitMQ` knows no slash in a topic: it makes a dot of each slash, and of every
+/// dot a slash when the message goes out.
+fn strip<'a>(topic: &'a str, prefix: &str) -> Option<&'a str> {
+    topic.strip_prefix(prefix).or_else(|| topic.strip_prefix(&prefix.replace('.', "/")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fleet_has_two_branches_and_no_topic_of_another_is_in_them() {
+        let (topic, host) = (Topic::of_fleet("blacklist").unwrap(), Host::new("web1").unwrap());
+        assert_eq!(topic.event("ban"), "blacklist/ban");
+        assert_eq!(topic.events(), "blacklist/#");
+        assert_eq!(topic.presence(&host), "f2bmqtt/blacklist/host/web1");
+        assert_eq!(topic.presences(), "f2bmqtt/blacklist/host/#");
+        assert_eq!(topic.shard(&host, 3), "f2bmqtt/blacklist/state/web1/3");
+        assert_eq!(topic.shards(&host), "f2bmqtt/blacklist/state/web1/+");
+        assert_eq!(topic.branches(), "blacklist/# and f2bmqtt/blacklist/#");
+        let table = [
+            ("blacklist", true, None),
+            ("blacklist/", true, None),
+            ("blacklist/ban", true, None),
+            ("blacklist/a//b", true, None),
+            ("blacklistx/ban", false, None),
+            ("f2bmqtt/blacklist/host/web1", false, Some("host/web1")),
+            ("f2bmqtt/blacklist", false, None),
+            ("f2bmqtt/blacklistx/host/web1", false, None),
+            ("f2bmqttx/blacklist/host/web1", false, None),
+            ("blacklist/f2bmqtt/host/web1", true, None),
+        ];
+        for (text, is_event, retained) in table {
+            assert_eq!(topic.of_event(text), is_event.then(|| text.to_owned()));
+            assert_eq!(topic.retained_below(text), retained, "{text}");
+        }
+        let dotted = Topic::of_fleet("black.list").unwrap();
+        assert_eq!(dotted.of_event("black/list/ban").unwrap(), "black.list/ban");
+        assert_eq!(dotted.retained_below("f2bmqtt/black/list/host/a"), Some("host/a"));
+    }
+
+    #[test]
+    fn the_retained_branch_is_no_topic_of_a_fleet() {
+        for text in ["f2bmqtt", "f2bmqtt/", "f2bmqtt/blacklist"] {
+            assert!(Topic::of_fleet(text).unwrap_err().contains("below f2bmqtt/"), "{text}");
+            assert!(Topic::new(text).is_ok(), "Home Assistant's prefix may be anything");
+        }
+        for text in ["f2bmqttx", "x/f2bmqtt", "f2b"] {
+            assert!(Topic::of_fleet(text).is_ok(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Where persisted state was learned, and what of it still counts elsewhere: under another topic, or once
+//! messages have to be signed. Pure.
+
+use super::marks::{Claim, Claims, Mark};
+use super::{Change, Pace, Remembered};
+use crate::fleet::lifts::Lift;
+use crate::wire::Ban;
+
+/// How long a claim from before may last unless its origin repeats it, in seconds.
+const GRACE: i64 = 60;
+
+/// The stamp of a claim from before: any word of its origin is newer.
+const BEFORE: i64 = 1;
+
+/// Which messages count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trust {
+    /// All: there is no key.
+    Open,
+    /// Signed ones, and unsigned ones with limits.
+    Mixed,
+    /// Signed ones.
+    Strict,
+}
+
+impl Trust {
+    /// All, in their order.
+    pub const ALL: [Self; 3] = [Self::Open, Self::Mixed, Self::Strict];
+}
+
+/// Where persisted state was learned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Provenance {
+    pub topic: String,
+    pub brokers: String,
+    pub node: String,
+    pub trust: Trust,
+}
+
+/// Which persisted state is not to be relied on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// None.
+    Nothing,
+    /// Fleet unbans, which this host would repeat in signed messages.
+    Unbans,
+    /// Everything that was learned from other hosts.
+    All,
+}
+
+impl Provenance {
+    /// Whether the broker may go on with the session from before.
+    #[must_use]
+    pub fn keeps_session(&self, before: &Self) -> bool {
+        (&self.topic, &self.brokers, &self.node) == (&before.topic, &before.brokers, &before.node)
+    }
+
+    /// What not to rely on that was learned `before`, which is not known of a store of the first version.
+    #[must_use]
+    pub fn doubt(&self, before: Option<&Self>) -> Doubt {
+        let trust = before.map_or(Trust::Open, |before| before.trust);
+        if before.is_some_and(|before| before.topic != self.topic) {
+            return Doubt::All;
+        }
+        match self.trust {
+            _ if self.trust <= trust => Doubt::Nothing,
+            Trust::Strict => Doubt::All,
+            Trust::Open | Trust::Mixed => Doubt::Unbans,
+        }
+    }
+}
+
+impl Remembered {
+    /// The changes that leave no doubtful state. Imports stay, because only this host knows that they are no
+    /// bans of its own; what they rest on ends soon unless its origin repeats it. `now` is in
+    /// seconds since 1970.
+    #[must_use]
+    pub fn discard(&self, doubt: Doubt, pace: &Pace, now: i64) -> Vec<Change> {
+        if doubt == Doubt::Nothing {
+            return Vec::new();
+        }
+        let unbans = self.unbans.keys().map(|pardon| Change::Unban(pardon.clone(), None));
+        let mut changes: Vec<Change> = unbans.collect();
+        if doubt == Doubt::Unbans {
+            return changes;
+        }
+        let scripts = self.scripts.keys();
+        changes.extend(scripts.map(|(key, host)| Change::Script(key.clone(), host.clone(), None)));
+        changes.extend(self.marks.iter().map(|(key, mark)| {
+            let claims = mark.claims.iter().filter(|claim| claim.stamp > 0);
+            let claims: Claims = claims.map(|claim| provisional(claim, pace, now)).collect();
+            Change::Mark(key.clone(), Some(Mark { claims, ..mark.clone() }))
+        }));
+        changes.extend(self.lifts.iter().map(|((key, host), lift)| {
+            let lift = Lift { stamp: BEFORE, ..*lift };
+            Change::Lift(key.clone(), host.clone(), Some(lift))
+        }));
+        changes
+    }
+}
+
+/// A claim that ends soon, or earlier if it was to end earlier, and gives way to any word of its origin.
+fn provisional(claim: &Claim, pace: &Pace, now: i64) -> Claim {
+    let Ban { start, bantime } = claim.ban;
+    let end = match bantime {
+        0 => start.saturating_add(pace.unknown),
+        _ => claim.ban.end(),
+    };
+    // After its end it lasts for `end_slack`.
+    let end = end.min(now.saturating_add(GRACE).saturating_sub(pace.end_slack));
+    // A bantime of 0 is not known, and below that it is for ever.
+    let start = start.min(end.saturating_sub(1));
+    let ban = Ban { start, bantime: end.saturating_sub(start) };
+    Claim { host: claim.host.clone(), stamp: BEFORE, ban, unbans: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::claims::{Said, carried};
+    use crate::wire::{Address, Host, Jail, Pardon, Scope, UnbanId};
+
+    const NOW: i64 = 1_795_342_600;
+
+    fn provenance(topic: &str, brokers: &str, node: &str, trust: Trust) -> Provenance {
+        let [topic, brokers, node] = [topic, brokers, node].map(str::to_owned);
+        Provenance { topic, brokers, node, trust }
+    }
+
+    #[test]
+    fn another_fleet_or_stricter_rules_cast_doubt_and_another_place_ends_the_session() {
+        use Doubt::{All, Nothing, Unbans};
+        use Trust::{Mixed, Open, Strict};
+        let now = |trust| provenance("t", "hub:1883", "web1", trust);
+        let table = [
+            (Some(now(Open)), Open, Nothing, true),
+            (Some(now(Open)), Mixed, Unbans, true),
+            (Some(now(Open)), Strict, All, true),
+            (Some(now(Mixed)), Open, Nothing, true),
+            (Some(now(Mixed)), Mixed, Nothing, true),
+            (Some(now(Mixed)), Strict, All, true),
+            (Some(now(Strict)), Strict, Nothing, true),
+            (Some(now(Strict)), Mixed, Nothing, true),
+            (Some(provenance("u", "hub:1883", "web1", Strict)), Strict, All, false),
+            (Some(provenance("u", "hub:1883", "web1", Open)), Open, All, false),
+            (Some(provenance("t", "old:1883", "web1", Strict)), Strict, Nothing, false),
+            (Some(provenance("t", "hub:1883", "web2", Open)), Open, Nothing, false),
+            (None, Open, Nothing, false),
+            (None, Mixed, Unbans, false),
+            (None, Strict, All, false),
+        ];
+        for (before, trust, doubt, keeps) in table {
+            let now = now(trust);
+            assert_eq!(now.doubt(before.as_ref()), doubt, "{before:?} {trust:?}");
+            let kept = before.as_ref().is_some_and(|before| now.keeps_session(before));
+            assert_eq!(kept, keeps, "{before:?}");
+        }
+    }
+
+    fn remembered(bans: &[(i64, Ban)]) -> Remembered {
+        let key = (Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
+        let (web2, id) = (Host::new("web2").unwrap(), UnbanId::new("web2-5").unwrap());
+        let claim = |(stamp, ban): &(i64, Ban)| {
+            let unbans = carried(vec![id.clone()]);
+            Claim { host: web2.clone(), stamp: *stamp, ban: *ban, unbans }
+        };
+        let mark = Mark::intended(bans.iter().map(claim).collect(), 600, NOW - 9);
+        let pardon = Pardon { scope: Scope::Every, address: key.1, id: id.clone() };
+        let mut remembered = Remembered::default();
+        for change in [
+            Change::Mark(key.clone(), Some(mark)),
+            Change::Lift(key.clone(), web2.clone(), Some(Lift { start: 7, stamp: 1_000 })),
+            Change::Unban(pardon, Some(true)),
+            Change::Script(key.clone(), Host::new("old").unwrap(), Some(8)),
+            Change::Detected(key, Some(Ban { start: 9, bantime: 600 })),
+            Change::Stamp(77),
+        ] {
+            remembered.apply(change);
+        }
+        remembered
+    }
+
+    fn after(remembered: &Remembered, doubt: Doubt) -> Remembered {
+        let mut after = remembered.clone();
+        let changes = remembered.discard(doubt, &Pace::default(), NOW);
+        for change in changes {
+            after.apply(change);
+        }
+        after
+    }
+
+    #[test]
+    fn doubtful_state_is_deleted_except_what_this_host_has_to_undo_itself() {
+        let before = remembered(&[
+            (1_000, Ban { start: NOW, bantime: -1 }),
+            (0, Ban { start: 1, bantime: 0 }),
+        ]);
+        assert_eq!(after(&before, Doubt::Nothing), before);
+        let mixed = after(&before, Doubt::Unbans);
+        assert!(mixed.unbans.is_empty());
+        assert_eq!(mixed, Remembered { unbans: mixed.unbans.clone(), ..before.clone() });
+        let all = after(&before, Doubt::All);
+        assert!(all.unbans.is_empty() && all.scripts.is_empty());
+        assert_eq!((all.detected.clone(), all.stamp), (before.detected.clone(), 77));
+        assert_eq!(all.lifts.values().collect::<Vec<_>>(), [&Lift { start: 7, stamp: 1 }]);
+        let (was, is) = (before.marks.values().next().unwrap(), all.marks.values().next().unwrap());
+        assert_eq!(*is, Mark { claims: is.claims.clone(), ..was.clone() });
+        assert_eq!(is.claims.len(), 1, "the script's is gone");
+        assert_eq!((is.claims[0].stamp, &is.claims[0].unbans), (1, &None));
+        assert_eq!(after(&all, Doubt::All), all, "once more changes nothing");
+    }
+
+    #[test]
+    fn a_claim_from_before_lasts_a_minute_at_most() {
+        let pace = Pace::default();
+        let lasts = |ban: Ban| {
+            let host = Host::new("web2").unwrap();
+            Said { host, stamp: 1_000, ban: Some(ban), unbans: None }.until(None, &pace)
+        };
+        let table = [
+            (NOW - 10, 600, NOW + 60),
+            (NOW - 10, -1, NOW + 60),
+            (NOW - 10, 0, NOW + 60),
+            (NOW + 900, 600, NOW + 60),
+            (NOW - 90_000, 0, NOW - 90_000 + 86_400 + 600),
+            (NOW - 1_150, 600, NOW + 50),
+            (NOW - 2_000, 600, NOW - 800),
+            (0, 600, 1_200),
+            (i64::MAX, -1, NOW + 60),
+        ];
+        for (start, bantime, until) in table {
+            let before = remembered(&[(1_000, Ban { start, bantime })]);
+            let after = after(&before, Doubt::All);
+            let ban = after.marks.values().next().unwrap().claims[0].ban;
+            assert!(ban.bantime > 0, "{ban:?}");
+            assert_eq!(lasts(ban), until, "{start} {bantime}");
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! The one way in. Topic, size and signature of each message are decided here, before a parser sees it, and
+//! nothing else makes an [`Admitted`]: so the compiler keeps any code from acting on a message that was not
+//! checked. Pure.
+
+use std::fmt;
+
+use super::Refusal;
+use crate::config::{Signing, Topic};
+use crate::wire::seal::Seal;
+use crate::wire::{
+    Event, Host, MAX_EVENT, MAX_PART, MAX_PARTS, MAX_PRESENCE, Malformed, Pardon, Part, Presence,
+    is_hidden,
+};
+
+/// The longest topic that is printed, in characters.
+const MAX_SHOWN: usize = 100;
+
+/// Decides which messages a client takes.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    topic: Topic,
+    me: Host,
+    signing: Option<Signing>,
+    /// What this client subscribes to besides the fleet's topics, exact.
+    others: Vec<String>,
+}
+
+/// Where in the fleet a message belongs, by its topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// An event.
+    Event,
+    /// One shard of a host's snapshot.
+    Shard {
+        /// Whose.
+        host: Host,
+        /// The last level of its topic.
+        index: u32,
+    },
+    /// The presence of a host.
+    Presence {
+        /// Whose.
+        host: Host,
+    },
+    /// Another topic that this client subscribed to.
+    Other(String),
+}
+
+/// A message that passed the [`Gate`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    source: Source,
+    payload: Vec<u8>,
+    trusted: bool,
+    /// Fit to be printed.
+    topic: String,
+    me: Host,
+}
+
+/// A message that did not pass, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    reason: Refusal,
+    topic: String,
+    what: &'static str,
+    why: String,
+    host: Option<Host>,
+    own_shard: Option<u32>,
+}
+
+impl Gate {
+    /// The gate of a client of the host `me`, which also subscribes to the topics `others`.
+    #[must_use]
+    pub fn new(topic: Topic, me: Host, signing: Option<Signing>, others: Vec<String>) -> Self {
+        Self { topic, me, signing, others }
+    }
+
+    /// Decides on a message that came on a topic.
+    ///
+    /// # Errors
+    /// [`Rejected`]
+    pub fn admit(&self, topic: &str, payload: Vec<u8>) -> Result<Admitted, Rejected> {
+        let shown = shown(topic);
+        let (source, topic) = self.classify(topic).map_err(|why| Rejected {
+            reason: Refusal::WrongTopic,
+            topic: shown.clone(),
+            what: "no message of the fleet",
+            why,
+            host: None,
+            own_shard: None,
+        })?;
+        match self.verify(&source, &topic, &payload) {
+            Ok(trusted) => {
+                Ok(Admitted { source, payload, trusted, topic: shown, me: self.me.clone() })
+            }
+            Err((reason, why)) => Err(Rejected {
+                reason,
+                topic: shown,
+                what: "no message of the fleet",
+                why,
+                own_shard: source.own_shard(&self.me),
+                host: source.host().cloned(),
+            }),
+        }
+    }
+
+    /// Where a topic belongs, and the one that the message was published and signed on.
+    fn classify(&self, came: &str) -> Result<(Source, String), String> {
+        // RabbitMQ makes a slash of each dot.
+        let same = |other: &&String| other.replace('.', "/") == came.replace('.', "/");
+        if let Some(other) = self.others.iter().find(same) {
+            return Ok((Source::Other(other.clone()), other.clone()));
+        }
+        if let Some(topic) = self.topic.of_event(came) {
+            return Ok((Source::Event, topic));
+        }
+        let Some(below) = self.topic.retained_below(came) else {
+            return Err("it is not below MQTT_TOPIC".to_owned());
+        };
+        // A host name is one level, whatever became of its dots.
+        let named = |host: &str| {
+            Host::new(&host.replace('/', ".")).map_err(|why| format!("the host {why}"))
+        };
+        match below.split_once('/') {
+            Some(("host", host)) => {
+                let host = named(host)?;
+                let topic = self.topic.presence(&host);
+                Ok((Source::Presence { host }, topic))
+            }
+            Some(("state", rest)) => {
+                let (host, digits) = rest.rsplit_once('/').unwrap_or((rest, ""));
+                let index = index(digits).ok_or("it has no shard number")?;
+                let host = named(host)?;
+                let topic = self.topic.shard(&host, index);
+                Ok((Source::Shard { host, index }, topic))
+            }
+            _ => Err("it is neither presence nor snapshot".to_owned()),
+        }
+    }
+
+    /// Whether a message is verified, or the fleet has no key; or why it is not taken at all.
+    fn verify(
+        &self,
+        source: &Source,
+        topic: &str,
+        payload: &[u8],
+    ) -> Result<bool, (Refusal, String)> {
+        let max = match source {
+            Source::Event | Source::Other(_) => MAX_EVENT,
+            Source::Shard { .. } => MAX_PART,
+            Source::Presence { .. } => MAX_PRESENCE,
+        };
+        if payload.len() > max {
+            let why = format!("it has {} bytes, more than {max}", payload.len());
+            return Err((Refusal::TooLarge, why));
+        }
+        let Some(signing) = &self.signing else { return Ok(true) };
+        // An empty payload clears a topic, and cannot be signed.
+        if payload.is_empty() || matches!(source, Source::Other(_)) {
+            return Ok(false);
+        }
+        let own = source.host() == Some(&self.me);
+        match signing.keys.check(topic, payload) {
+            Seal::Good => Ok(true),
+            Seal::Missing if !signing.accept_unsigned => {
+                let why = "it is not signed, and MQTT_SIGNING_KEY is set here";
+                Err((Refusal::Unsigned, why.to_owned()))
+            }
+            Seal::Missing if own => Err((Refusal::Unsigned, OWN.to_owned())),
+            Seal::Missing => Ok(false),
+            Seal::Wrong => {
+                let why = "it is signed with another key or for another topic, or was changed";
+                Err((Refusal::WrongSignature, why.to_owned()))
+            }
+        }
+    }
+}
+
+/// Why a message is rejected although unsigned ones are accepted.
+const OWN: &str = "it is in this host's name and not signed, and this host signs what it publishes";
+const UNBAN: &str = "it is a fleet unban and not signed";
+
+/// The number of a shard, in its one spelling.
+fn index(digits: &str) -> Option<u32> {
+    let index = digits.parse::<u32>().ok().filter(|index| *index < MAX_PARTS)?;
+    (index.to_string() == digits).then_some(index)
+}
+
+fn shown(topic: &str) -> String {
+    let mut text = String::new();
+    for c in topic.chars().take(MAX_SHOWN) {
+        if is_hidden(c) {
+            text.extend(c.escape_unicode());
+        } else {
+            text.extend(c.escape_debug());
+        }
+    }
+    text.chars().take(MAX_SHOWN).collect()
+}
+
+impl Source {
+    /// The host in whose branch it is.
+    #[must_use]
+    pub fn host(&self) -> Option<&Host> {
+        match self {
+            Self::Shard { host, .. } | Self::Presence { host } => Some(host),
+            Self::Event | Self::Other(_) => None,
+        }
+    }
+
+    fn own_shard(&self, me: &Host) -> Option<u32> {
+        match self {
+            Self::Shard { host, index } if host == me => Some(*index),
+            _ => None,
+        }
+    }
+}
+
+impl Admitted {
+    /// Where it belongs.
+    #[must_use]
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// Whether its signature is good, or the fleet has no key. **Nothing that was learned from any other
+    /// message may appear in a signed one.**
+    #[must_use]
+    pub fn is_trusted(&self) -> bool {
+        self.trusted
+    }
+
+    /// The event that it is. A fleet unban and what is in this host's own name have to be trusted.
+    ///
+    /// # Errors
+    /// [`Rejected`]
+    pub fn event(&self) -> Result<Event, Rejected> {
+        const WHAT: &str = "no event";
+        let event = Event::parse(&self.payload).map_err(|why| self.malformed(WHAT, &why))?;
+        let why = match &event {
+            _ if self.trusted => return Ok(event),
+            event if event.id.is_some() => UNBAN,
+            event if event.host == self.me => OWN,
+            _ => return Ok(event),
+        };
+        Err(self.reject(Refusal::Unsigned, WHAT, why.to_owned()))
+    }
+
+    /// The shard that it is. Of an unsigned one only those fleet unbans are left that `is_known` knows.
+    ///
+    /// # Errors
+    /// [`Rejected`]
+    pub fn shard(&self, is_known: impl Fn(&Pardon) -> bool) -> Result<Part, Rejected> {
+        const WHAT: &str = "no part of a snapshot";
+        let mut part = Part::parse(&self.payload).map_err(|why| self.malformed(WHAT, &why))?;
+        let (host, index) = (part.host.clone(), part.slice.part());
+        if self.source != (Source::Shard { host, index }) {
+            let why = "it is another host's, or another part".to_owned();
+            return Err(self.reject(Refusal::WrongTopic, WHAT, why));
+        }
+        if !self.trusted {
+            part.unbans.retain(is_known);
+        }
+        Ok(part)
+    }
+
+    /// The presence that it is.
+    ///
+    /// # Errors
+    /// [`Rejected`]
+    pub fn presence(&self) -> Result<Presence, Rejected> {
+        Presence::parse(&self.payload).map_err(|why| self.malformed("no presence", &why))
+    }
+
+    /// Rejects it for what is in it.
+    #[must_use]
+    pub fn reject(&self, reason: Refusal, what: &'static str, why: String) -> Rejected {
+        let host = self.source.host().cloned();
+        Rejected { reason, topic: self.topic.clone(), what, why, host, own_shard: None }
+    }
+
+    fn malformed(&self, what: &'static str, why: &Malformed) -> Rejected {
+        self.reject(Refusal::Malformed, what, why.to_string())
+    }
+}
+
+impl Rejected {
+    /// The reason.
+    #[must_use]
+    pub fn reason(&self) -> Refusal {
+        self.reason
+    }
+
+    /// Its topic, fit to be printed.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// The host in whose branch it is.
+    #[must_use]
+    pub fn host(&self) -> Option<&Host> {
+        self.host.as_ref()
+    }
+
+    /// Which of this host's own shards it took the place of.
+    #[must_use]
+    pub fn own_shard(&self) -> Option<u32> {
+        self.own_shard
+    }
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on the topic {}: {}", self.what, self.topic, self.why)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,253 @@
+//! Cases of the gate: every form of topic, signed or not, with a key or without.
+
+use super::*;
+use crate::wire::seal::Keys;
+
+const KEY: &str = "a secret of the whole fleet";
+
+fn host(name: &str) -> Host {
+    Host::new(name).unwrap()
+}
+
+fn gate(topic: &str, signing: Option<Signing>) -> Gate {
+    let others = vec!["homeassistant/status".to_owned(), "f2bmqtt/b/state/a.b/check/m7".to_owned()];
+    Gate::new(Topic::of_fleet(topic).unwrap(), host("web1"), signing, others)
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "a gate may have none")]
+fn signing(accept_unsigned: bool) -> Option<Signing> {
+    Some(Signing { keys: Keys::new([KEY]), accept_unsigned })
+}
+
+/// Without a key, with one and unsigned messages accepted, with one.
+type Decisions = [Result<bool, Refusal>; 3];
+
+/// A message of the fleet `blacklist` whose topic is `host/…`, `state/…`, or an event's.
+pub(crate) fn admit(name: &str, payload: &[u8]) -> Result<Admitted, Rejected> {
+    let topic = Topic::of_fleet("blacklist").unwrap();
+    let home = "homeassistant/status".to_owned();
+    let below = if name == home {
+        home.clone()
+    } else if name.starts_with("host") || name.starts_with("state") {
+        topic.retained(name)
+    } else {
+        topic.below(name)
+    };
+    Gate::new(topic, host("web1"), None, vec![home]).admit(&below, payload.to_vec())
+}
+
+fn shard(name: &str, index: u32) -> Source {
+    Source::Shard { host: host(name), index }
+}
+
+fn presence(name: &str) -> Source {
+    Source::Presence { host: host(name) }
+}
+
+#[test]
+fn each_topic_has_one_place_or_none() {
+    let table: &[(&str, Option<Source>)] = &[
+        ("b", Some(Source::Event)),
+        ("b/ban", Some(Source::Event)),
+        ("b/a/deep//topic", Some(Source::Event)),
+        ("b/", Some(Source::Event)),
+        ("b/state/web2/0", Some(Source::Event)),
+        ("b/$SYS/x", Some(Source::Event)),
+        ("f2bmqtt/b/state/web2/0", Some(shard("web2", 0))),
+        ("f2bmqtt/b/state/web2/511", Some(shard("web2", 511))),
+        ("f2bmqtt/b/state/web2/example/org/7", Some(shard("web2.example.org", 7))),
+        ("f2bmqtt/b/state/web2/check/0", Some(shard("web2.check", 0))),
+        ("f2bmqtt/b/host/web2", Some(presence("web2"))),
+        ("f2bmqtt/b/host/web2/example/org", Some(presence("web2.example.org"))),
+        ("homeassistant/status", Some(Source::Other("homeassistant/status".to_owned()))),
+        (
+            "f2bmqtt/b/state/a/b/check/m7",
+            Some(Source::Other("f2bmqtt/b/state/a.b/check/m7".into())),
+        ),
+        ("f2bmqtt/b/state/a.b/check/m8", None),
+        ("f2bmqtt/b/state/web2/512", None),
+        ("f2bmqtt/b/state/web2/07", None),
+        ("f2bmqtt/b/state/web2/+7", None),
+        ("f2bmqtt/b/state/web2/x", None),
+        ("f2bmqtt/b/state/web2/", None),
+        ("f2bmqtt/b/state/web2", None),
+        ("f2bmqtt/b/state/0", None),
+        ("f2bmqtt/b/state//0", None),
+        ("f2bmqtt/b/state/we\u{202e}b/0", None),
+        ("f2bmqtt/b/host/", None),
+        ("f2bmqtt/b/host", None),
+        ("f2bmqtt/b/other/web2", None),
+        ("f2bmqtt/b/", None),
+        ("f2bmqtt/b", None),
+        ("f2bmqtt/other/state/web2/0", None),
+        ("f2bmqtt/bx/host/web2", None),
+        ("f2bmqttx/b/host/web2", None),
+        ("/f2bmqtt/b/host/web2", None),
+        ("bx/ban", None),
+        ("/b/ban", None),
+        ("x/b/ban", None),
+        ("ban", None),
+        ("x/ban", None),
+        ("state/web2/0", None),
+        ("host/web2", None),
+        ("$SYS/broker/version", None),
+        ("homeassistant/status/x", None),
+        ("homeassistant/x", None),
+        ("", None),
+        ("/", None),
+    ];
+    for (topic, source) in table {
+        for key in [None, signing(true), signing(false)] {
+            let has_key = key.is_some();
+            let decided = gate("b", key).admit(topic, Vec::new());
+            match (decided, source) {
+                (Ok(admitted), Some(source)) => {
+                    assert_eq!((&admitted.source, admitted.trusted), (source, !has_key), "{topic}");
+                }
+                (Err(rejected), None) => {
+                    assert_eq!(rejected.reason, Refusal::WrongTopic, "{topic}");
+                    assert_eq!((rejected.host, rejected.own_shard), (None, None));
+                }
+                (decided, _) => panic!("{topic}: {decided:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn signed_messages_count_and_unsigned_ones_only_where_they_may() {
+    use Refusal::{Unsigned, WrongSignature, WrongTopic};
+    let object = br#"{"v":1}"#;
+    let moved = Keys::new([KEY]).sign("b/other", object.to_vec());
+    let foreign =
+        |topic: &str| Keys::new(["the key of another fleet"]).sign(topic, object.to_vec());
+    // Trusted or not, or why not.
+    let table: [(&str, &str, Decisions); 20] = [
+        ("b/ban", "signed", [Ok(true), Ok(true), Ok(true)]),
+        ("b/ban", "unsigned", [Ok(true), Ok(false), Err(Unsigned)]),
+        ("b/ban", "foreign", [Ok(true), Err(WrongSignature), Err(WrongSignature)]),
+        ("b/ban", "moved", [Ok(true), Err(WrongSignature), Err(WrongSignature)]),
+        ("b/any/deeper", "unsigned", [Ok(true), Ok(false), Err(Unsigned)]),
+        ("f2bmqtt/b/state/web2/3", "signed", [Ok(true), Ok(true), Ok(true)]),
+        ("f2bmqtt/b/state/web2/3", "unsigned", [Ok(true), Ok(false), Err(Unsigned)]),
+        ("f2bmqtt/b/state/web2/3", "foreign", [Ok(true), Err(WrongSignature), Err(WrongSignature)]),
+        ("f2bmqtt/b/state/web1/3", "signed", [Ok(true), Ok(true), Ok(true)]),
+        ("f2bmqtt/b/state/web1/3", "unsigned", [Ok(true), Err(Unsigned), Err(Unsigned)]),
+        ("f2bmqtt/b/state/web1/3", "moved", [Ok(true), Err(WrongSignature), Err(WrongSignature)]),
+        ("f2bmqtt/b/state/web1/3", "empty", [Ok(true), Ok(false), Ok(false)]),
+        ("f2bmqtt/b/state/web2/3", "empty", [Ok(true), Ok(false), Ok(false)]),
+        ("f2bmqtt/b/host/web2", "unsigned", [Ok(true), Ok(false), Err(Unsigned)]),
+        ("f2bmqtt/b/host/web2", "empty", [Ok(true), Ok(false), Ok(false)]),
+        ("f2bmqtt/b/host/web1", "unsigned", [Ok(true), Err(Unsigned), Err(Unsigned)]),
+        ("f2bmqtt/b/host/web1", "signed", [Ok(true), Ok(true), Ok(true)]),
+        ("homeassistant/status", "unsigned", [Ok(true), Ok(false), Ok(false)]),
+        ("x/ban", "signed", [Err(WrongTopic), Err(WrongTopic), Err(WrongTopic)]),
+        ("x/ban", "unsigned", [Err(WrongTopic), Err(WrongTopic), Err(WrongTopic)]),
+    ];
+    for (topic, form, expected) in table {
+        let payload = match form {
+            "signed" => Keys::new([KEY]).sign(topic, object.to_vec()),
+            "foreign" => foreign(topic),
+            "moved" => moved.clone(),
+            "empty" => Vec::new(),
+            _ => object.to_vec(),
+        };
+        let gates = [None, signing(true), signing(false)].map(|signing| gate("b", signing));
+        for (gate, expected) in gates.into_iter().zip(expected) {
+            let decided = gate.admit(topic, payload.clone());
+            let own = topic.contains("/state/web1/").then_some(3);
+            let own_shard = decided.as_ref().err().map(|rejected| rejected.own_shard);
+            assert!(own_shard.is_none_or(|shard| shard == own), "{topic}");
+            let decided = decided.map(|admitted| admitted.trusted).map_err(|it| it.reason);
+            assert_eq!(decided, expected, "{topic} {form} {gate:?}");
+        }
+    }
+}
+
+#[test]
+fn larger_than_any_such_message_is_rejected_before_it_is_read() {
+    let table = [
+        ("b/ban", 4_096),
+        ("f2bmqtt/b/state/web1/2", 192 * 1024),
+        ("f2bmqtt/b/host/web2", 32 * 1024),
+        ("homeassistant/status", 4_096),
+    ];
+    for (topic, max) in table {
+        let gate = gate("b", None);
+        assert!(gate.admit(topic, vec![b'x'; max]).is_ok(), "{topic}");
+        let rejected = gate.admit(topic, vec![b'x'; max + 1]).unwrap_err();
+        assert_eq!(rejected.reason, Refusal::TooLarge);
+        assert_eq!(rejected.own_shard, topic.contains("web1").then_some(2));
+    }
+}
+
+#[test]
+fn a_topic_is_printed_short_and_harmless() {
+    let long = format!("x/\u{1b}[2J\n{}", "y".repeat(1_000));
+    let rejected = gate("b", None).admit(&long, Vec::new()).unwrap_err();
+    assert_eq!(rejected.topic().chars().count(), MAX_SHOWN);
+    assert!(!rejected.to_string().contains(char::is_control));
+    assert!(rejected.to_string().ends_with("yyy: it is not below MQTT_TOPIC"), "{rejected}");
+}
+
+#[test]
+fn dots_that_rabbitmq_made_levels_of_are_dots_again_and_signed_so() {
+    let table = [
+        ("b.c", "b/c/ban", "b.c/ban"),
+        ("b.c", "b.c/ban", "b.c/ban"),
+        ("b", "f2bmqtt/b/state/a/org/12", "f2bmqtt/b/state/a.org/12"),
+        ("b.c", "f2bmqtt/b/c/state/a/org/12", "f2bmqtt/b.c/state/a.org/12"),
+        ("b.c", "f2bmqtt/b/c/host/a/x/org", "f2bmqtt/b.c/host/a.x.org"),
+    ];
+    for (fleet, came, published) in table {
+        let payload = Keys::new([KEY]).sign(published, br#"{"v":1}"#.to_vec());
+        let admitted = gate(fleet, signing(false)).admit(came, payload).unwrap();
+        assert!(admitted.is_trusted(), "{came}");
+    }
+}
+
+#[test]
+fn unsigned_messages_free_nobody_and_are_not_in_this_host_s_name() {
+    let event = |action: &str, host: &str, more: &str| {
+        format!(r#"{{"action":"{action}","ipmset":"sshd","ip":"192.0.2.1","host":"{host}"{more}}}"#)
+    };
+    let fleet = r#","reason":"fleet","id":"web2-5""#;
+    let table = [
+        (event("ban", "web2", ""), true),
+        (event("unban", "web2", ""), true),
+        (event("unban", "web2", fleet), false),
+        (event("ban", "web1", ""), false),
+        (event("unban", "web1", fleet), false),
+    ];
+    for (event, counts) in table {
+        let open = gate("b", signing(true));
+        let unsigned = open.admit("b/ban", event.clone().into_bytes()).unwrap();
+        assert!(!unsigned.is_trusted());
+        let reason = unsigned.event().map_err(|rejected| rejected.reason).err();
+        assert_eq!(reason, (!counts).then_some(Refusal::Unsigned), "{event}");
+        let signed = Keys::new([KEY]).sign("b/ban", event.clone().into_bytes());
+        assert!(open.admit("b/ban", signed).unwrap().event().is_ok());
+        assert!(gate("b", None).admit("b/ban", event.into_bytes()).unwrap().event().is_ok());
+    }
+}
+
+#[test]
+fn an_unsigned_shard_brings_no_fleet_unban() {
+    let json = r#"{"v":1,"host":"web2","stamp":5,"part":0,"parts":1,"bans":[["sshd","192.0.2.1",9,600]],
+        "unbans":[["*","192.0.2.1","web2-5"],["*","192.0.2.2","web2-6"]]}"#;
+    let topic = "f2bmqtt/b/state/web2/0";
+    let signed = Keys::new([KEY]).sign(topic, json.as_bytes().to_vec());
+    let known = |pardon: &Pardon| pardon.id.as_str() == "web2-5";
+    let table = [
+        (None, json.as_bytes().to_vec(), 2),
+        (signing(true), json.as_bytes().to_vec(), 1),
+        (signing(true), signed, 2),
+    ];
+    for (signing, payload, unbans) in table {
+        let admitted = gate("b", signing).admit(topic, payload).unwrap();
+        let part = admitted.shard(known).unwrap();
+        assert_eq!((part.bans.len(), part.unbans.len()), (1, unbans));
+    }
+    let elsewhere = gate("b", None).admit("f2bmqtt/b/state/web3/0", json.into()).unwrap();
+    assert_eq!(elsewhere.shard(known).unwrap_err().reason, Refusal::WrongTopic);
+}

@@ -1,0 +1,101 @@
+//! Under which name this host is known to its broker, and where the rest of the store was learned.
+
+use rusqlite::{OptionalExtension as _, params};
+
+use super::{Store, write};
+use crate::config::{Broker, Config};
+use crate::error::Error;
+use crate::fleet::Change;
+use crate::fleet::provenance::{Provenance, Trust};
+use crate::random;
+
+/// What the broker knows this host by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The part of the client ID that nobody can guess: who connects with it takes the session over.
+    secret: String,
+    /// Where the rest of the store was learned.
+    pub provenance: Provenance,
+}
+
+impl Identity {
+    /// A new identity at the place that the settings name.
+    ///
+    /// # Errors
+    /// [`Error::Start`]: the system has no random numbers.
+    pub fn draw(provenance: Provenance) -> Result<Self, Error> {
+        Ok(Self { secret: random::token().map_err(Error::Start)?, provenance })
+    }
+
+    /// The same client at the same place, by other rules.
+    #[must_use]
+    pub fn with(self, provenance: Provenance) -> Self {
+        Self { provenance, ..self }
+    }
+
+    /// MQTT's client ID.
+    #[must_use]
+    pub fn client_id(&self) -> String {
+        format!("f2bmqtt-{}-{}", self.provenance.node, self.secret)
+    }
+}
+
+impl Provenance {
+    /// What the settings say.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let brokers: Vec<String> = config.brokers.iter().map(Broker::to_string).collect();
+        let trust = match &config.signing {
+            None => Trust::Open,
+            Some(signing) if signing.accept_unsigned => Trust::Mixed,
+            Some(_) => Trust::Strict,
+        };
+        Self {
+            topic: config.topic.as_str().to_owned(),
+            brokers: brokers.join(","),
+            node: config.node.to_string(),
+            trust,
+        }
+    }
+}
+
+pub(super) const IDENTITY: &str = "SELECT secret, topic, brokers, node, trust FROM identity";
+
+impl Store {
+    /// The identity that was adopted last.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn identity(&self) -> Result<Option<Identity>, Error> {
+        let failed = |source| Error::Store { doing: "read", path: self.path.clone(), source };
+        let row = self.connection.query_row(IDENTITY, [], |row| {
+            let trust = usize::try_from(row.get::<_, i64>(4)?).unwrap_or(0);
+            let trust = Trust::ALL.get(trust).copied().unwrap_or(Trust::Open);
+            let (topic, brokers, node) = (row.get(1)?, row.get(2)?, row.get(3)?);
+            let provenance = Provenance { topic, brokers, node, trust };
+            Ok(Identity { secret: row.get(0)?, provenance })
+        });
+        row.optional().map_err(failed)
+    }
+
+    /// Takes an identity on, and makes the changes that go with it, both or neither.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn adopt(&mut self, identity: &Identity, changes: &[Change]) -> Result<(), Error> {
+        let path = &self.path;
+        let failed = |source| Error::Store { doing: "write", path: path.clone(), source };
+        let transaction = self.connection.transaction().map_err(failed)?;
+        for change in changes {
+            write(&transaction, change).map_err(failed)?;
+        }
+        let Identity { secret, provenance } = identity;
+        let Provenance { topic, brokers, node, trust } = provenance;
+        transaction.execute("DELETE FROM identity", []).map_err(failed)?;
+        let row = params![secret, topic, brokers, node, *trust as i64];
+        transaction
+            .execute("INSERT INTO identity VALUES(?1, ?2, ?3, ?4, ?5)", row)
+            .map_err(failed)?;
+        transaction.commit().map_err(failed)
+    }
+}
