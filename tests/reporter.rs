@@ -145,7 +145,12 @@ const CASES: [Case; 19] = [
         &["INFO: Initialization already completed. Skipping further checks."],
     ),
     // What cannot be made is named; the next ban tries again by itself.
-    case("", "--actionstart /dev/null/db", 1, &["INFO: *", "ERROR: cannot create /dev/null: *"]),
+    case(
+        "",
+        "--actionstart /dev/null/db",
+        1,
+        &["INFO: *", "ERROR: Initialization failed! (actionstart). cannot create /dev/null: *"],
+    ),
     case(
         "touch /var/lib/fail2ban/abuseipdb/file",
         "'' x 192.31.196.3 18 600 0 0 /var/lib/fail2ban/abuseipdb/file/db '' 3",

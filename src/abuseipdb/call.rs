@@ -26,8 +26,9 @@ use crate::spool::{Item as _, Spool};
 use crate::wire::Address;
 
 /// The script's database and log, where an action names no others.
-const LEDGER: &str = "/var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb";
-const LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
+pub const LEDGER: &str = "/var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb";
+#[allow(missing_docs)]
+pub const LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
 
 /// The arguments of one call, still text; empty where there is none.
 #[derive(Clone, Debug, Default)]
@@ -156,7 +157,8 @@ impl Call {
 }
 
 /// A path, or the default. fail2ban's settings know no quotes: those that somebody wrote come along.
-fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
+#[must_use]
+pub fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
     let text = text.trim_matches('"');
     if text.is_empty() { default } else { text }
 }
@@ -248,19 +250,21 @@ fn queue(report: &Report, log: &Log, paths: &Paths) -> bool {
 pub fn start(ledger: &str, log: &str) -> Result<(), Error> {
     let (ledger, path) = (Path::new(or(ledger, LEDGER)), Path::new(or(log, LOG)));
     let log = Log::new(path.to_owned());
+    let failed = |error: Error| {
+        // The action prints to /dev/null: without a log, the system's log gets this line.
+        log.line(format_args!("ERROR: Initialization failed! (actionstart). {error}"));
+        error
+    };
     let new = !ledger.exists();
     if !new && path.exists() {
         log.line("INFO: Initialization already completed. Skipping further checks.");
-        return Ledger::open(ledger).map(drop);
+        return Ledger::open(ledger).map(drop).map_err(failed);
     }
-    log.create().map_err(Error::file("write the log", path))?;
+    log.create().map_err(Error::file("write the log", path)).map_err(failed)?;
     if new {
         log.line("INFO: AbuseIPDB database not found. Initializing...");
     }
-    if let Err(error) = Ledger::open(ledger) {
-        log.line(format_args!("ERROR: {error}"));
-        return Err(error);
-    }
+    Ledger::open(ledger).map_err(failed)?;
     if new {
         log.line("INFO: AbuseIPDB database is initialized!");
     }
