@@ -1,12 +1,16 @@
 //! Files for root alone. They are made so, with no moment in which another could open them, and a
-//! symbolic link in the place of one is not followed.
+//! symbolic link in the place of one is not followed. Where an admin chose the place, [`trust`] looks at it first.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+pub mod trust;
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
+use rustix::fs::OFlags;
+use trust::Keeps;
 
 use crate::error::Error;
 
@@ -18,12 +22,28 @@ pub fn make_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
-/// How such a file is opened; what is to be done with it is still to be said.
+/// How such a file is opened, without waiting for anything; for what, is still open.
 #[must_use]
 pub fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
-    options.mode(0o600).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    options.mode(0o600).custom_flags(flags.bits().cast_signed());
     options
+}
+
+/// Opens a file to append lines, and makes it and its directory where they are missing.
+///
+/// # Errors
+/// Why root may keep no file there, or whatever the system says.
+pub fn log(path: &Path) -> io::Result<File> {
+    trust::look(path, Keeps::Log)?;
+    if let Some(dir) = path.parent().filter(|dir| *dir != Path::new("")) {
+        make_dir(dir)?;
+    }
+    let file = options().create(true).append(true).open(path)?;
+    // The directory may be a system group's.
+    trust::is_regular(&file.metadata()?)?;
+    Ok(file)
 }
 
 /// Opens a database of SQLite, and makes it and its directory where they are missing.
@@ -35,6 +55,7 @@ pub fn database(
     failed: impl Fn(rusqlite::Error) -> Error,
 ) -> Result<Connection, Error> {
     let dir = path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
+    trust::look(path, Keeps::Database).map_err(Error::file("open", path))?;
     make_dir(dir).map_err(Error::file("create", dir))?;
     // SQLite would create it for all to read.
     let made = options().create(true).write(true).open(path);

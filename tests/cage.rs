@@ -94,9 +94,9 @@ fn the_reporter_s_own_places_are_named_where_the_service_may_not_write() {
     let a = rig.host("a");
     reports_to_hub(&rig, a);
     jail_reports(a, r#"sqlite_db="/srv/reports/db", log_file="/srv/log/reports.log""#);
-    a.attack("auth", &["203.0.113.9"]);
+    a.attack("auth", &["192.31.196.9"]);
     // fail2ban's call makes both, and writes to the log; the service may not.
-    let said = "203.0.113.9 waits: cannot open /srv/reports/db: Read-only file system";
+    let said = "192.31.196.9 waits: cannot open /srv/reports/db: Read-only file system";
     let line = |dir: &str| format!("the lines [Service] and ReadWritePaths={dir}, and");
     let heard = || a.sh("journalctl -t f2bmqtt -o cat --no-pager");
     eventually("what it lacks is said", || {
@@ -114,7 +114,7 @@ fn the_reporter_s_own_places_are_named_where_the_service_may_not_write() {
     let reported = || taken(&rig).len() == 1;
     within(Duration::from_mins(2), "it is reported", reported);
     eventually("its log is written", || {
-        a.sh("cat /srv/log/reports.log").contains("SUCCESS: Reported 203.0.113.9")
+        a.sh("cat /srv/log/reports.log").contains("SUCCESS: Reported 192.31.196.9")
     });
 }
 
@@ -124,10 +124,10 @@ fn its_files_are_for_root_alone_and_links_are_not_followed() {
     let (a, b) = (rig.host("a"), rig.host("b"));
     reports_to_hub(&rig, a);
     jail_reports(a, "");
-    a.attack("auth", &["203.0.113.9"]);
-    b.attack("auth", &["203.0.113.8"]);
+    a.attack("auth", &["192.31.196.9"]);
+    b.attack("auth", &["192.31.196.8"]);
     eventually("it is reported, and the other imported", || {
-        taken(&rig).len() == 1 && a.bans("sshd", "203.0.113.8")
+        taken(&rig).len() == 1 && a.bans("sshd", "192.31.196.8")
     });
     a.sh("/etc/fail2ban/mqttnotifyban sshd 192.0.2.1 600 ban 0 3");
     let exposed = "find /var/lib/f2bmqtt /var/lib/fail2ban/abuseipdb /var/log/abuseipdb \
@@ -135,7 +135,7 @@ fn its_files_are_for_root_alone_and_links_are_not_followed() {
     assert_eq!(a.sh(exposed), "");
     // A child that reports in the daemon's place is at work while links come into its files' places.
     a.sh("systemctl stop f2bmqttsub");
-    a.attack("auth", &["203.0.113.7"]);
+    a.attack("auth", &["192.31.196.7"]);
     eventually("a child reports it", || taken(&rig).len() == 2);
     a.sh("touch /srv/target
           for file in /var/lib/f2bmqtt/fleet.sqlite3 /var/lib/f2bmqtt/reports.sqlite3 /run/f2bmqtt/lock; do
@@ -173,18 +173,18 @@ fn no_secret_is_to_be_found_on_a_host() {
     a.ready();
     reports_to_hub(&rig, a);
     jail_reports(a, "");
-    a.attack("auth", &["203.0.113.9"]);
+    a.attack("auth", &["192.31.196.9"]);
     eventually("it is reported, and crosses", || {
-        taken(&rig).len() == 1 && b.bans("sshd", "203.0.113.9")
+        taken(&rig).len() == 1 && b.bans("sshd", "192.31.196.9")
     });
     // What is said when things go wrong, by the service and by the children without one.
     hub.sh("systemctl stop mosquitto; echo '401 no' >/root/api/answer");
-    a.attack("auth", &["203.0.113.10"]);
+    a.attack("auth", &["192.31.196.10"]);
     eventually("the key is refused", || {
         a.sh(&format!("cat {LOG}; journalctl -u f2bmqttsub -o cat")).contains("401")
     });
     a.sh("systemctl stop f2bmqttsub");
-    a.attack("auth", &["203.0.113.11"]);
+    a.attack("auth", &["192.31.196.11"]);
     eventually("the publisher is there", || a.try_sh("pgrep -f '^f2bmqtt publish'").is_ok());
     let processes = || {
         a.sh("for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline; tr '\\0' '\\n' <$p/environ; done 2>&1")

@@ -46,20 +46,20 @@ fn what_is_detected_here_is_reported_once_and_nothing_private_with_it() {
         r#"abuseipdb_category="18,22", BYPASS_FAIL2BAN=0, LOG_FILE="/var/log/abuseipdb/abuseipdb.log""#,
     );
     // Another host's ban, and the operator's: they are no business of AbuseIPDB's.
-    rig.host("hub").publish_event("ban", "sshd", "203.0.113.5", "other");
-    a.sh("fail2ban-client set sshd banip 203.0.113.6");
+    rig.host("hub").publish_event("ban", "sshd", "192.31.196.5", "other");
+    a.sh("fail2ban-client set sshd banip 192.31.196.6");
     a.sh("t=$(date '+%b %e %H:%M:%S')
-          printf '%s a sshd[9]: Failed password for ann from 203.0.113.9 port 1 ssh2\\n' \
+          printf '%s a sshd[9]: Failed password for ann from 192.31.196.9 port 1 ssh2\\n' \
              \"$t\" \"$t\" \"$t\" >>/var/log/auth.log");
     eventually("the ban is reported", || taken(&rig).len() == 1);
     eventually("and noted", || {
-        a.sh(&format!("cat {LOG} 2>/dev/null; true")).contains("SUCCESS: Reported 203.0.113.9")
+        a.sh(&format!("cat {LOG} 2>/dev/null; true")).contains("SUCCESS: Reported 192.31.196.9")
     });
-    eventually("the import is banned", || a.bans("sshd", "203.0.113.5"));
+    eventually("the import is banned", || a.bans("sshd", "192.31.196.5"));
 
     let calls = calls(&rig);
     assert_eq!(calls.len(), 2, "{calls:#?}");
-    let check = "GET /api/v2/check?ipAddress=203.0.113.9&maxAgeInDays=90&verbose=";
+    let check = "GET /api/v2/check?ipAddress=192.31.196.9&maxAgeInDays=90&verbose=";
     assert_eq!(calls[0]["call"], check);
     assert_eq!(calls[1]["call"], "POST /api/v2/report");
     for call in &calls {
@@ -71,17 +71,17 @@ fn what_is_detected_here_is_reported_once_and_nothing_private_with_it() {
     let names: Vec<_> = body.split('&').map(|field| field.split('=').next().unwrap()).collect();
     assert_eq!(names, ["comment", "ip", "categories", "timestamp"]);
     let [ip, categories, comment, time] = &taken(&rig)[0];
-    assert_eq!((ip.as_str(), categories.as_str()), ("203.0.113.9", "18,22"));
+    assert_eq!((ip.as_str(), categories.as_str()), ("192.31.196.9", "18,22"));
     let line = comment
-        .strip_suffix(" [host] sshd[9]: Failed password for [user] from 203.0.113.9 port 1 ssh2");
+        .strip_suffix(" [host] sshd[9]: Failed password for [user] from 192.31.196.9 port 1 ssh2");
     assert_eq!(line.map(str::len), Some("Nov 22 15:04:05".len()), "{comment}");
     let row = "sqlite3 /var/lib/fail2ban/fail2ban.sqlite3 \
         \"SELECT strftime('%Y-%m-%dT%H:%M:%S+00:00', timeofban, 'unixepoch') FROM bips \
-        WHERE ip = '203.0.113.9'\"";
+        WHERE ip = '192.31.196.9'\"";
     eventually("the report has the time of the ban", || a.sh(row) == *time);
     let ledger =
         "sqlite3 /var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb 'SELECT * FROM banned_ips'";
-    assert_eq!(a.sh(ledger), "203.0.113.9|600");
+    assert_eq!(a.sh(ledger), "192.31.196.9|600");
     assert_eq!(a.sh("stat -c %a /var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb"), "600");
     let quota = "sqlite3 /var/lib/f2bmqtt/reports.sqlite3 \
                  \"SELECT quota, remaining FROM calls WHERE name='report'\"";
@@ -90,7 +90,7 @@ fn what_is_detected_here_is_reported_once_and_nothing_private_with_it() {
     a.sh("systemctl restart f2bmqttsub fail2ban");
     a.ready();
     eventually("restored bans are passed over", || {
-        a.sh(&format!("cat {LOG} 2>/dev/null; true")).contains("INFO: (RESTART) IP 203.0.113.9")
+        a.sh(&format!("cat {LOG} 2>/dev/null; true")).contains("INFO: (RESTART) IP 192.31.196.9")
     });
     assert_eq!(taken(&rig).len(), 1);
     let secret = key();
@@ -123,7 +123,7 @@ const fn case(
 
 const NO_FILES: &str = "rm -f /var/lib/fail2ban/abuseipdb/* /var/log/abuseipdb/*";
 const IN_LEDGER: &str = "sqlite3 /var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb \
-    \"INSERT INTO banned_ips VALUES('198.51.100.7', 600), ('203.0.113.7', 600)\"";
+    \"INSERT INTO banned_ips VALUES('192.175.48.7', 600), ('192.31.196.7', 600)\"";
 const NO_KEY: &str = "mv /etc/fail2ban/abuseipdb.apikey /root/";
 const KEY_AGAIN: &str = "mv /root/abuseipdb.apikey /etc/fail2ban/";
 
@@ -145,24 +145,29 @@ const CASES: [Case; 19] = [
         &["INFO: Initialization already completed. Skipping further checks."],
     ),
     // What cannot be made is named; the next ban tries again by itself.
-    case("", "--actionstart /dev/null/db", 1, &["INFO: *", "ERROR: cannot create /dev/null: *"]),
+    case(
+        "",
+        "--actionstart /dev/null/db",
+        1,
+        &["INFO: *", "ERROR: Initialization failed! (actionstart). cannot create /dev/null: *"],
+    ),
     case(
         "touch /var/lib/fail2ban/abuseipdb/file",
-        "'' x 203.0.113.3 18 600 0 0 /var/lib/fail2ban/abuseipdb/file/db '' 3",
+        "'' x 192.31.196.3 18 600 0 0 /var/lib/fail2ban/abuseipdb/file/db '' 3",
         0,
         &[
-            "ERROR: The report of IP 203.0.113.3 waits: cannot create /var/lib/fail2ban/abuseipdb/file: *",
+            "ERROR: The report of IP 192.31.196.3 waits: cannot create /var/lib/fail2ban/abuseipdb/file: *",
         ],
     ),
     case(
         "",
-        "'' x 203.0.113.4 18 600 1 0 '' '' 3",
+        "'' x 192.31.196.4 18 600 1 0 '' '' 3",
         0,
-        &["INFO: (RESTART) IP 203.0.113.4 was already reported in the previous Fail2Ban session."],
+        &["INFO: (RESTART) IP 192.31.196.4 was already reported in the previous Fail2Ban session."],
     ),
     case(
         "",
-        "'' '' 203.0.113.4 18 600 0 0 '' '' 3",
+        "'' '' 192.31.196.4 18 600 0 0 '' '' 3",
         1,
         &["ERROR: Missing core argument(s). Missing: COMMENT."],
     ),
@@ -174,21 +179,21 @@ const CASES: [Case; 19] = [
     ),
     case(
         NO_KEY,
-        "'' x 203.0.113.4 18 600 0 0 '' '' 3",
+        "'' x 192.31.196.4 18 600 0 0 '' '' 3",
         1,
         &["ERROR: Missing core argument(s). Missing: APIKEY (in *"],
     ),
     case(
         "",
-        "YOUR_API_KEY x 203.0.113.4 18 600 0 0 '' '' 3",
+        "YOUR_API_KEY x 192.31.196.4 18 600 0 0 '' '' 3",
         1,
         &["ERROR: Missing core argument(s). Missing: APIKEY (in *"],
     ),
     case(
         KEY_AGAIN,
-        "'' x 203.0.113.4 18 600 0 0 '' '' 0",
+        "'' x 192.31.196.4 18 600 0 0 '' '' 0",
         0,
-        &["INFO: (BAN) IP 203.0.113.4 has 0 failures so no action required"],
+        &["INFO: (BAN) IP 192.31.196.4 has 0 failures so no action required"],
     ),
     case(
         "",
@@ -198,54 +203,54 @@ const CASES: [Case; 19] = [
     ),
     case(
         "",
-        "'' x 203.0.113.4 18 600 0 0 '' '' 'a[$(touch /root/ran)]'",
+        "'' x 192.31.196.4 18 600 0 0 '' '' 'a[$(touch /root/ran)]'",
         2,
         &["ERROR: FAILURES must be a number, 0 or more"],
     ),
     // A comment is a comment, whatever it looks like.
     case(
         "",
-        "'' --help 203.0.113.4 18 600 1 0 '' '' 3",
+        "'' --help 192.31.196.4 18 600 1 0 '' '' 3",
         0,
-        &["INFO: (RESTART) IP 203.0.113.4 was *"],
+        &["INFO: (RESTART) IP 192.31.196.4 was *"],
     ),
     // Restored, and told to look again.
     case(
         "",
-        "'' x 203.0.113.5 18 10m 1 1 '' '' 3",
+        "'' x 192.31.196.5 18 10m 1 1 '' '' 3",
         0,
         &[
-            "SUCCESS: Reported 203.0.113.5 - Score: 0%, Reports: 0, Oldest Report: Not Reported yet, Failures:3.",
+            "SUCCESS: Reported 192.31.196.5 - Score: 0%, Reports: 0, Oldest Report: Not Reported yet, Failures:3.",
         ],
     ),
     case(
         IN_LEDGER,
-        "'' x 198.51.100.7 18 600 0 0 '' '' 3",
+        "'' x 192.175.48.7 18 600 0 0 '' '' 3",
         0,
-        &["INFO: IP 198.51.100.7 has already been reported and remains on AbuseIPDB."],
+        &["INFO: IP 192.175.48.7 has already been reported and remains on AbuseIPDB."],
     ),
     case(
         "",
-        "'' x 203.0.113.7 18 600 0 0 '' '' 3",
+        "'' x 192.31.196.7 18 600 0 0 '' '' 3",
         0,
         &[
-            "INFO: IP 203.0.113.7 has already been reported but is no longer listed on AbuseIPDB. Resubmitting...",
-            "SUCCESS: Reported 203.0.113.7 - Score: 0%, Reports: 0, Oldest Report: Not Reported yet, Failures:3.",
+            "INFO: IP 192.31.196.7 has already been reported but is no longer listed on AbuseIPDB. Resubmitting...",
+            "SUCCESS: Reported 192.31.196.7 - Score: 0%, Reports: 0, Oldest Report: Not Reported yet, Failures:3.",
         ],
     ),
     case(
         r#"hub: echo '422 {"errors":[{"detail":"no","status":422}]}' >/root/api/answer"#,
-        "'' x 203.0.113.8 18 600 0 0 '' '' 3",
+        "'' x 192.31.196.8 18 600 0 0 '' '' 3",
         0,
         &[
             "ERROR: HTTP 422. Response: {*",
             "ERROR: HTTP 422. Response: {*",
-            "INFO: IP 203.0.113.8 deleted from the AbuseIPDB SQLite database.",
+            "INFO: IP 192.31.196.8 deleted from the AbuseIPDB SQLite database.",
         ],
     ),
     case(
         r#"hub: echo '429 {"errors":[{"detail":"Daily rate limit of 1000 requests exceeded","status":429}]}' >/root/api/answer"#,
-        "'' x 203.0.113.9 18 600 0 0 '' '' 3",
+        "'' x 192.31.196.9 18 600 0 0 '' '' 3",
         0,
         &[
             "ERROR: Rate limited (HTTP 429). Response: {*",
@@ -256,11 +261,11 @@ const CASES: [Case; 19] = [
     ),
     case(
         "hub: echo '500 trouble' >/root/api/answer",
-        "'' x 198.51.100.7 18 600 0 0 '' '' 3",
+        "'' x 192.175.48.7 18 600 0 0 '' '' 3",
         0,
         &[
             "ERROR: HTTP 500. Response: trouble*",
-            "ERROR: Failed to check IP 198.51.100.7 in the AbuseIPDB API. *",
+            "ERROR: Failed to check IP 192.175.48.7 in the AbuseIPDB API. *",
         ],
     ),
 ];
@@ -298,7 +303,7 @@ fn the_script_s_calls_log_and_exit_as_they_did() {
     assert!(a.try_sh("test -e /root/ran").is_err(), "an argument ran as a command");
     let ledger = a.sh("sqlite3 /var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb \
                        'SELECT ip, bantime FROM banned_ips ORDER BY ip'");
-    let expected = "198.51.100.7|600\n203.0.113.5|600\n203.0.113.7|600\n203.0.113.9|600";
+    let expected = "192.175.48.7|600\n192.31.196.5|600\n192.31.196.7|600\n192.31.196.9|600";
     assert_eq!(ledger, expected);
     // The check that failed and the limit that was reached were queued, and go when they can.
     let waiting = "sqlite3 /var/lib/f2bmqtt/reports.sqlite3 'SELECT stage FROM waiting'";
@@ -307,13 +312,13 @@ fn the_script_s_calls_log_and_exit_as_they_did() {
     a.sh("systemctl stop f2bmqttsub; sqlite3 /var/lib/f2bmqtt/reports.sqlite3 \
           'DELETE FROM calls; UPDATE waiting SET next = 0'; systemctl start f2bmqttsub");
     eventually("the failed check is made again", || {
-        log().contains("198.51.100.7 has already been reported and remains")
+        log().contains("192.175.48.7 has already been reported and remains")
             && a.sh(waiting).is_empty()
     });
     a.sh("rm /var/lib/fail2ban/abuseipdb/file");
-    a.sh(&format!("{CALL} '' x 203.0.113.3 18 600 0 0 /var/lib/fail2ban/abuseipdb/file/db '' 3"));
+    a.sh(&format!("{CALL} '' x 192.31.196.3 18 600 0 0 /var/lib/fail2ban/abuseipdb/file/db '' 3"));
     eventually("what could not be made is made", || {
-        addresses(&taken(&rig)).contains("203.0.113.3")
+        addresses(&taken(&rig)).contains("192.31.196.3")
     });
 }
 
@@ -343,17 +348,20 @@ E"#
             key()
         ),
     );
-    a.attack("auth", &["203.0.113.9"]);
+    a.attack("auth", &["192.31.196.9"]);
     eventually("the ban is reported", || taken(&rig).len() == 1);
     assert_eq!(taken(&rig)[0][1..3], ["22", "SSH brute force"]);
     eventually("and noted", || {
-        a.sh("cat /var/log/own.log 2>/dev/null; true").contains("SUCCESS: Reported 203.0.113.9")
+        a.sh("cat /var/log/own.log 2>/dev/null; true").contains("SUCCESS: Reported 192.31.196.9")
     });
-    assert_eq!(a.sh("sqlite3 /var/lib/own/reported 'SELECT * FROM banned_ips'"), "203.0.113.9|600");
+    assert_eq!(
+        a.sh("sqlite3 /var/lib/own/reported 'SELECT * FROM banned_ips'"),
+        "192.31.196.9|600"
+    );
     eventually("the child is gone", || a.try_sh("pgrep -f '[f]2bmqtt work'").is_err());
     // Two jails at once become one report, and one after the window.
     a.sh(&format!(
-        "{CALL} {} 'web: probing' 203.0.113.9 21 600 0 0 /var/lib/own/reported /var/log/own.log 1",
+        "{CALL} {} 'web: probing' 192.31.196.9 21 600 0 0 /var/lib/own/reported /var/log/own.log 1",
         key()
     ));
     eventually("a child waits for the window", || a.try_sh("pgrep -f '[f]2bmqtt work'").is_ok());
@@ -373,7 +381,7 @@ fn nothing_is_lost_or_told_twice_when_the_server_is_away_and_the_daemon_is_kille
     hub.sh("systemctl stop api");
     // All at once, as a burst of bans in many jails is.
     let codes = a.sh(&format!(
-        "for i in $(seq 200); do ({CALL} '' x 203.0.113.$i 18 600 0 0 '' '' 3; echo $?) & done; wait"
+        "for i in $(seq 200); do ({CALL} '' x 192.31.196.$i 18 600 0 0 '' '' 3; echo $?) & done; wait"
     ));
     assert_eq!(codes.lines().filter(|code| *code == "0").count(), 200, "{codes}");
     eventually("the server is missed", || {
@@ -401,7 +409,7 @@ fn what_waits_survives_a_reboot_and_keeps_the_time_of_the_ban() {
     reports_to_hub(&rig, a);
     hub.sh("systemctl stop api");
     let time = a.sh("echo $(($(date +%s) - 60))");
-    a.sh(&format!("{CALL} '' x 203.0.113.9 18 600 0 0 '' '' 3 {time}.4"));
+    a.sh(&format!("{CALL} '' x 192.31.196.9 18 600 0 0 '' '' 3 {time}.4"));
     eventually("the server is missed", || {
         a.sh(&format!("cat {LOG} 2>/dev/null; true")).contains("ERROR: No connection to")
     });
@@ -465,7 +473,7 @@ fn what_is_wrong_with_the_connection_or_the_answer_is_said() {
         a.sh(&format!("{NO_CHILD}; rm -f /var/lib/f2bmqtt/reports.sqlite3* {LOG}; true"));
         let make = make();
         a.sh(&make);
-        a.sh(&format!("{CALL} '' x 203.0.113.9 18 600 0 0 '' '' 3"));
+        a.sh(&format!("{CALL} '' x 192.31.196.9 18 600 0 0 '' '' 3"));
         let (first, last) = said.split_once(" * ").unwrap_or((said, ""));
         let mut log = String::new();
         at_last(said, || {
@@ -479,7 +487,7 @@ fn what_is_wrong_with_the_connection_or_the_answer_is_said() {
     assert_eq!(taken(&rig).len(), 0);
     // And then, all is well.
     a.sh(&format!("{NO_CHILD}; rm -f /var/lib/f2bmqtt/reports.sqlite3*"));
-    a.sh(&format!("{CALL} '' x 203.0.113.9 18 600 0 0 '' '' 3"));
+    a.sh(&format!("{CALL} '' x 192.31.196.9 18 600 0 0 '' '' 3"));
     eventually("the ban is reported", || taken(&rig).len() == 1);
-    assert_eq!(json!(taken(&rig)[0][0]), "203.0.113.9");
+    assert_eq!(json!(taken(&rig)[0][0]), "192.31.196.9");
 }

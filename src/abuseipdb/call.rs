@@ -10,7 +10,6 @@ use super::comment::{self, Private};
 use super::key::{self, KeyFile};
 use super::ledger::Ledger;
 use super::log::Log;
-use super::public::is_public;
 use super::queue::MAX;
 use super::report::{Categories, Report, bounded};
 use super::service::now;
@@ -18,6 +17,7 @@ use super::times::Times;
 use crate::child;
 use crate::config::Secret;
 use crate::error::Error;
+use crate::guard::is_reportable;
 use crate::journal::{self, say};
 use crate::lock;
 use crate::notify::whole_seconds;
@@ -26,8 +26,9 @@ use crate::spool::{Item as _, Spool};
 use crate::wire::Address;
 
 /// The script's database and log, where an action names no others.
-const LEDGER: &str = "/var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb";
-const LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
+pub const LEDGER: &str = "/var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb";
+#[allow(missing_docs)]
+pub const LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
 
 /// The arguments of one call, still text; empty where there is none.
 #[derive(Clone, Debug, Default)]
@@ -109,7 +110,7 @@ impl Call {
             )));
         }
         let address = Address::new(self.address.trim()).map_err(|what| usage("IP", &what))?;
-        if !is_public(address.ip()) {
+        if !is_reportable(address.ip()) {
             return Ok(Verdict::Nothing(format!(
                 "INFO: IP {address} is private or reserved: it is not reported."
             )));
@@ -156,7 +157,8 @@ impl Call {
 }
 
 /// A path, or the default. fail2ban's settings know no quotes: those that somebody wrote come along.
-fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
+#[must_use]
+pub fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
     let text = text.trim_matches('"');
     if text.is_empty() { default } else { text }
 }
@@ -248,19 +250,21 @@ fn queue(report: &Report, log: &Log, paths: &Paths) -> bool {
 pub fn start(ledger: &str, log: &str) -> Result<(), Error> {
     let (ledger, path) = (Path::new(or(ledger, LEDGER)), Path::new(or(log, LOG)));
     let log = Log::new(path.to_owned());
+    let failed = |error: Error| {
+        // The action prints to /dev/null: without a log, the system's log gets this line.
+        log.line(format_args!("ERROR: Initialization failed! (actionstart). {error}"));
+        error
+    };
     let new = !ledger.exists();
     if !new && path.exists() {
         log.line("INFO: Initialization already completed. Skipping further checks.");
-        return Ledger::open(ledger).map(drop);
+        return Ledger::open(ledger).map(drop).map_err(failed);
     }
-    log.create().map_err(Error::file("write the log", path))?;
+    log.create().map_err(Error::file("write the log", path)).map_err(failed)?;
     if new {
         log.line("INFO: AbuseIPDB database not found. Initializing...");
     }
-    if let Err(error) = Ledger::open(ledger) {
-        log.line(format_args!("ERROR: {error}"));
-        return Err(error);
-    }
+    Ledger::open(ledger).map_err(failed)?;
     if new {
         log.line("INFO: AbuseIPDB database is initialized!");
     }
@@ -322,26 +326,28 @@ mod tests {
 
     #[test]
     fn the_script_s_rules_in_their_order() {
-        let restart = "INFO: (RESTART) IP 192.0.2.1 was already reported in the previous Fail2Ban \
+        let restart = "INFO: (RESTART) IP 192.31.196.1 was already reported in the previous Fail2Ban \
                        session.";
-        let unfailed = "INFO: (BAN) IP 192.0.2.1 has 0 failures so no action required";
+        let unfailed = "INFO: (BAN) IP 192.31.196.1 has 0 failures so no action required";
+        let documentation = "INFO: IP 203.0.113.120 is private or reserved: it is not reported.";
         let private = "INFO: IP 10.0.0.1 is private or reserved: it is not reported.";
         let silent = [
-            ("k3y|c|192.0.2.1|18|600|1|0|||3", restart),
-            ("||192.0.2.1|||1", restart),
-            ("k3y|c|192.0.2.1|18|600|0|0|||0", unfailed),
-            ("k3y|c|192.0.2.1|18|600|1|1|||0", unfailed),
-            ("k3y|c|192.0.2.1|18|600|0|0", unfailed),
+            ("k3y|c|192.31.196.1|18|600|1|0|||3", restart),
+            ("||192.31.196.1|||1", restart),
+            ("k3y|c|192.31.196.1|18|600|0|0|||0", unfailed),
+            ("k3y|c|192.31.196.1|18|600|1|1|||0", unfailed),
+            ("k3y|c|192.31.196.1|18|600|0|0", unfailed),
             ("k3y|c|10.0.0.1|18|600|0|0|||3", private),
+            ("k3y|c|203.0.113.120|18|600|0|0|||3", documentation),
         ];
         for (text, line) in silent {
             let expected = Verdict::Nothing(line.to_owned());
             assert_eq!(call(text).decide(|| None, 1).unwrap(), expected, "{text}");
         }
         let missing = [
-            ("|c|192.0.2.1|18|600|0|0|||3", "APIKEY (in"),
-            ("YOUR_API_KEY|c|192.0.2.1|18|600|0|0|||3", "APIKEY (in"),
-            ("k3y||192.0.2.1|18|600|0|0|||3", "Missing: COMMENT."),
+            ("|c|192.31.196.1|18|600|0|0|||3", "APIKEY (in"),
+            ("YOUR_API_KEY|c|192.31.196.1|18|600|0|0|||3", "APIKEY (in"),
+            ("k3y||192.31.196.1|18|600|0|0|||3", "Missing: COMMENT."),
             ("k3y|c||18||0|0|||0", "Missing: IP, BANTIME."),
         ];
         for (text, what) in missing {
@@ -351,10 +357,10 @@ mod tests {
             assert_eq!(error.exit_code(), 1);
         }
         let wrong = [
-            ("k3y|c|192.0.2.0/24|18|600|0|0|||3", "IP"),
-            ("k3y|c|192.0.2.1|ssh|600|0|0|||3", "CATEGORIES"),
-            ("k3y|c|192.0.2.1|18|600|0|0|||a[$(id)]", "FAILURES"),
-            ("k3y|c|192.0.2.1|18|600|x|0|||3", "RESTORED"),
+            ("k3y|c|192.31.196.0/24|18|600|0|0|||3", "IP"),
+            ("k3y|c|192.31.196.1|ssh|600|0|0|||3", "CATEGORIES"),
+            ("k3y|c|192.31.196.1|18|600|0|0|||a[$(id)]", "FAILURES"),
+            ("k3y|c|192.31.196.1|18|600|x|0|||3", "RESTORED"),
         ];
         for (text, name) in wrong {
             let error = call(text).decide(|| None, 1).unwrap_err();
@@ -369,20 +375,21 @@ mod tests {
             Verdict::Report(report) => report,
             Verdict::Nothing(line) => panic!("{text}: {line}"),
         };
-        let report = decided("k3y|c|::ffff:192.0.2.1|18,22|10m|1|1|/db|/log|3");
-        assert_eq!(report.address.to_string(), "192.0.2.1");
+        let report = decided("k3y|c|::ffff:192.31.196.1|18,22|10m|1|1|/db|/log|3");
+        assert_eq!(report.address.to_string(), "192.31.196.1");
         assert_eq!((report.bantime, report.failures, report.time), (600, 3, 77));
         assert_eq!(report.key.as_ref().unwrap().reveal(), "k3y");
         assert_eq!((report.ledger, report.log), ("/db".into(), "/log".into()));
-        assert_eq!(decided("k3y|c|192.0.2.1|18|soon|0|0|||3").bantime, 0);
-        let old = decided("k3y|c|192.0.2.1|18|1|0|<BYPASS_FAIL2BAN>|<SQLITE_DB>|<LOG_FILE>|3|12.5");
+        assert_eq!(decided("k3y|c|192.31.196.1|18|soon|0|0|||3").bantime, 0);
+        let old =
+            decided("k3y|c|192.31.196.1|18|1|0|<BYPASS_FAIL2BAN>|<SQLITE_DB>|<LOG_FILE>|3|12.5");
         assert_eq!((old.ledger, old.log, old.time), (LEDGER.into(), LOG.into(), 12));
-        assert_eq!(decided("k3y|c|192.0.2.1|18|1|0||||3|99").time, 77, "no time is ahead");
-        let raw = decided("k3y|\u{1b}[31mann\u{1b}[0m|192.0.2.1|18|1|0||||3");
+        assert_eq!(decided("k3y|c|192.31.196.1|18|1|0||||3|99").time, 77, "no time is ahead");
+        let raw = decided("k3y|\u{1b}[31mann\u{1b}[0m|192.31.196.1|18|1|0||||3");
         assert_eq!(raw.comment, "\u{1b}[31mann\u{1b}[0m", "what is to be masked is found later");
-        let report = decided("k3y|c|192.0.2.1|18|-1|0||||1");
+        let report = decided("k3y|c|192.31.196.1|18|-1|0||||1");
         assert_eq!((report.bantime, report.ledger, report.log), (-1, LEDGER.into(), LOG.into()));
-        let from_file = call("|c|192.0.2.1|18|1|0||||1");
+        let from_file = call("|c|192.31.196.1|18|1|0||||1");
         let file = || Some(Secret::new("f1le".to_owned()));
         assert!(
             matches!(from_file.decide(file, 1), Ok(Verdict::Report(report)) if report.key.is_none())

@@ -1,7 +1,7 @@
 //! The reporter's log, in the script's form: `2026-11-22 15:04:05 - LEVEL: text`, one line each.
 
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::times::Times;
@@ -26,7 +26,7 @@ impl Log {
     /// Makes the file and its directory, for root alone, if they are not there.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// Why root may keep no file there, or whatever the system says.
     pub fn create(&self) -> io::Result<()> {
         self.open().map(drop)
     }
@@ -48,10 +48,7 @@ impl Log {
     }
 
     fn open(&self) -> io::Result<std::fs::File> {
-        if let Some(dir) = self.0.parent().filter(|dir| *dir != Path::new("")) {
-            files::make_dir(dir)?;
-        }
-        files::options().create(true).append(true).open(&self.0)
+        files::log(&self.0)
     }
 }
 

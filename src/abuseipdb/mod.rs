@@ -12,8 +12,7 @@
 //!   [`service`]: when, in the daemon or in a child that the call leaves.
 //! - [`queue`]: what waits, on disk; [`plan`]: what is to be done next (pure).
 //! - [`api`]: the requests; [`answer`]: what each answer means (pure).
-//! - [`comment`]: what a report says (pure); [`private`]: what it must not say;
-//!   [`public`]: of whom it is.
+//! - [`comment`]: what a report says (pure); [`private`]: what it must not say.
 //! - [`glance`]: what an operator sees of the queue.
 //! - [`ledger`] and [`log`]: the script's database and log, which people know; [`key`]: the API key;
 //!   [`times`]: points in time as text; [`glance`]: how it all stands, for people.
@@ -30,7 +29,6 @@ pub mod ledger;
 pub mod log;
 pub mod plan;
 pub mod private;
-pub mod public;
 pub mod queue;
 pub mod report;
 mod sending;

@@ -181,8 +181,8 @@ impl Config {
         let node = match file.optional("MQTT_NODE", Host::new) {
             Some(node) => Some(node),
             None => Host::new(nodename)
-                .map_err(|_| {
-                    file.fault(0, "this host's name cannot be used: set MQTT_NODE".to_owned());
+                .map_err(|what| {
+                    file.fault(0, format!("this machine's host name {what}. Set MQTT_NODE"));
                 })
                 .ok(),
         };

@@ -168,7 +168,7 @@ fn all_faults_are_told_at_once_without_the_text_of_a_line() {
   line 2: has more after the value: put a value with blanks in quotes, one setting on a line
   line 3: MQTT_HOST must be host, host:port or [IPv6 address]:port, several with commas between
   line 4: MQTT_PORT has a port that is no number from 1 to 65535
-  line 5: MQTT_NODE must be a name of at most 128 bytes without / + # or control characters
+  line 5: MQTT_NODE must be a name of at most 128 bytes, without blanks, invisible characters and / + #
   line 6: MQTT_TOPIC has a + or #, which stand for other topics
   line 7: MQTT_JAILS must be names of jails, with commas or blanks between
   line 8: MQTT_TLS must be on or off

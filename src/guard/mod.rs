@@ -1,18 +1,22 @@
 //! Which of the fleet's words this host obeys. Pure: accept, or refuse and say why. [`Refusals`] counts what
 //! was refused, [`Limits`] counts what each host says, [`Sharing`] says which jails take part, and [`gate`]
-//! decides before all of them which messages are the fleet's.
+//! decides before all of them which messages are the fleet's. `special` has the table of special-purpose
+//! addresses.
 
 pub mod gate;
 mod limits;
 mod refused;
 mod sharing;
+mod special;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 pub use limits::{Kind, Limits};
 pub use refused::{Refusal, Refusals};
 pub use sharing::Sharing;
+#[cfg(test)]
+pub(crate) use special::tests::forms;
+pub use special::{embedded_ipv4, is_bannable, is_reportable};
 
 use crate::wire::{Action, Event, Host, Jail, Part, UnbanId};
 
@@ -116,16 +120,6 @@ pub fn is_ahead(stamp: i64, now: i64) -> bool {
     stamp > now.saturating_add(HORIZON)
 }
 
-/// Whether an address can be another machine's at all.
-#[must_use]
-pub fn is_bannable(ip: IpAddr) -> bool {
-    let local = match ip {
-        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast() || ip.octets()[0] == 0,
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    };
-    !(local || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,6 +176,9 @@ mod tests {
             (event("ban", "sshd", "::1", "web2", 0), Refuse(Unbannable)),
             (event("ban", "sshd", "fe80::1", "web2", 0), Refuse(Unbannable)),
             (event("ban", "sshd", "ff02::1", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "::127.0.0.1", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "2002:7f00:1::1", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "240.0.0.1", "web2", 0), Refuse(Unbannable)),
         ];
         let not = BTreeSet::from([Jail::new("mail").unwrap()]);
         let guard = Guard::new(Host::new("web1").unwrap(), false, Sharing::new(None, not));

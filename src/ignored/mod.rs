@@ -5,12 +5,13 @@ mod exempt;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::iter;
 use std::net::IpAddr;
 
 pub use exempt::{Exempt, own_addresses};
 use ipnet::IpNet;
 
-use crate::guard::Refusal;
+use crate::guard::{Refusal, embedded_ipv4};
 use crate::wire::Address;
 
 /// Why an address is not to be banned.
@@ -56,22 +57,32 @@ pub struct Ignored {
 }
 
 impl Ignored {
-    /// Adds an address or a network; of several reasons the first stays.
+    /// Adds an address or a network; of several reasons the first stays. An address that contains an
+    /// IPv4 address exempts that one, too: behind a NAT64, a name resolves to such an address. A network does
+    /// not: `64:ff9b::/96` contains every IPv4 address.
     pub fn add(&mut self, network: IpNet, because: Because) {
         if network.prefix_len() == network.max_prefix_len() {
-            self.addresses.entry(network.addr().to_canonical()).or_insert(because);
+            for ip in forms(network.addr().to_canonical()) {
+                self.addresses.entry(ip).or_insert(because);
+            }
         } else {
             self.networks.entry(network).or_insert(because);
         }
     }
 
-    /// Why an address is not to be banned, if it is not.
+    /// Why an address is not to be banned, if it is not: because of itself, or of an IPv4 address in it.
     #[must_use]
     pub fn covers(&self, address: Address) -> Option<Because> {
-        let ip = address.ip();
-        let of_network = || self.networks.iter().find(|(network, _)| network.contains(&ip));
-        self.addresses.get(&ip).copied().or_else(|| of_network().map(|(_, because)| *because))
+        forms(address.ip()).find_map(|ip| {
+            let of_network = || self.networks.iter().find(|(network, _)| network.contains(&ip));
+            self.addresses.get(&ip).copied().or_else(|| of_network().map(|(_, because)| *because))
+        })
     }
+}
+
+/// An address, and each IPv4 address that it may stand for.
+fn forms(ip: IpAddr) -> impl Iterator<Item = IpAddr> {
+    iter::once(ip).chain(embedded_ipv4(ip).map(IpAddr::V4))
 }
 
 /// An address, `address/bits` or `address/mask`. What is written for IPv4 as IPv6 is IPv4.
@@ -98,7 +109,10 @@ pub fn network(text: &str) -> Option<IpNet> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use super::*;
+    use crate::guard::{forms as forms_of_ipv4, is_bannable};
 
     #[test]
     fn addresses_networks_and_masks_cover_what_is_in_them() {
@@ -138,6 +152,89 @@ mod tests {
         }
         for text in ["web.example", "192.0.2.1/33", "192.0.2.0/255.0.255.0", "", "/8", "1.2.3"] {
             assert_eq!(network(text), None, "{text}");
+        }
+    }
+    #[test]
+    fn no_form_of_an_exempt_address_is_covered_by_less() {
+        let mut ignored = Ignored::default();
+        for entry in ["10.213.77.14", "198.51.100.0/24", "64:ff9b::203.0.113.7", "2001:db8::7"] {
+            ignored.add(network(entry).unwrap(), Because::Own);
+        }
+        let table = [
+            ("::ffff:10.213.77.14", true),
+            ("::10.213.77.14", true),
+            ("::ffff:0:10.213.77.14", true),
+            ("64:ff9b::10.213.77.14", true),
+            ("64:ff9b:1::10.213.77.14", true),
+            ("2002:ad5:4d0e::1", true),
+            ("2001:0:808:808::f52a:b2f1", true),
+            ("64:ff9b::198.51.100.9", true),
+            ("2002:c633:6409:5:6:7:8:9", true),
+            // The other way round, and one form by another.
+            ("203.0.113.7", true),
+            ("2002:cb00:7107::1", true),
+            ("10.213.77.15", false),
+            ("64:ff9b::10.213.77.15", false),
+            ("64:ff9b:2::10.213.77.14", false),
+            ("2001:db8::8", false),
+        ];
+        for (address, exempt) in table {
+            let found = ignored.covers(Address::new(address).unwrap());
+            assert_eq!(found, exempt.then_some(Because::Own), "{address}");
+        }
+    }
+
+    #[test]
+    fn no_spelling_or_form_of_an_exempt_address_is_importable() {
+        // xorshift64 (Marsaglia 2003), with a fixed seed: each run tries the same addresses.
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        for _ in 0..5_000 {
+            let bits = random();
+            let exempt: IpAddr = if bits & 1 == 0 {
+                Ipv4Addr::from_bits((bits >> 32) as u32).into()
+            } else {
+                Ipv6Addr::from_bits(u128::from(bits) << 64 | u128::from(random())).into()
+            };
+            // The guard refuses these and all their forms.
+            if !is_bannable(exempt) {
+                continue;
+            }
+            let length = if exempt.is_ipv4() { 8 + random() % 25 } else { 8 + random() % 121 };
+            let entry = IpNet::new(exempt, u8::try_from(length).unwrap()).unwrap();
+            let mut ignored = Ignored::default();
+            // As an admin writes it, and in its canonical form.
+            let written = if bits & 2 == 0 { entry.to_string() } else { entry.trunc().to_string() };
+            ignored.add(network(&written).unwrap(), Because::Jail);
+            for text in spellings(exempt) {
+                let address = Address::new(&text).unwrap();
+                let importable = is_bannable(address.ip()) && ignored.covers(address).is_none();
+                assert!(!importable, "{text} of {written}");
+            }
+        }
+    }
+
+    /// What `Address` takes for an address, and the IPv6 forms of an IPv4 address.
+    fn spellings(ip: IpAddr) -> Vec<String> {
+        match ip {
+            IpAddr::V4(ip) => {
+                let mut texts = vec![ip.to_string()];
+                for form in forms_of_ipv4(ip) {
+                    texts.extend(spellings(form.into()));
+                }
+                texts
+            }
+            IpAddr::V6(ip) => {
+                let groups = ip.segments().map(|group| format!("{group:04x}"));
+                let [.., a, b, c, d] = ip.octets();
+                let dotted = format!("{}:{a}.{b}.{c}.{d}", groups[..6].join(":"));
+                vec![ip.to_string(), groups.join(":").to_uppercase(), dotted]
+            }
         }
     }
 }

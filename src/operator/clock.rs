@@ -25,7 +25,9 @@ impl Clock {
     /// The date and time of day here.
     #[must_use]
     pub fn local(&self, seconds: i64) -> String {
-        if seconds <= 0 { "not known".to_owned() } else { self.times.local(seconds) }
+        let time = if seconds > 0 { self.times.local(seconds) } else { String::new() };
+        // A time that no calendar has.
+        if time.is_empty() { "not known".to_owned() } else { time }
     }
 
     /// When a ban ends, and how long it still lasts.
@@ -61,6 +63,7 @@ pub fn span(seconds: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::range::{BANTIME_SECS, TIME_SECS};
 
     #[test]
     fn a_span_has_two_units() {
@@ -88,7 +91,13 @@ mod tests {
         assert_eq!(left(Until::Time(1_795_342_600)), "over");
         assert_eq!(clock.until(Until::Never), ("never".to_owned(), "for ever".to_owned()));
         assert_eq!(clock.until(Until::Unknown), ("not known".to_owned(), String::new()));
-        assert_eq!(clock.local(0), "not known");
+        for seconds in [i64::MIN, -1, 0, i64::MAX] {
+            assert_eq!(clock.local(seconds), "not known");
+        }
+        let last = TIME_SECS.end() + BANTIME_SECS.end();
+        assert!(
+            clock.local(last).starts_with("2299-12-3") || clock.local(last).starts_with("2300-0")
+        );
         assert_eq!(clock.local(1_795_342_600).len(), 19);
     }
 }

@@ -16,7 +16,7 @@ fn mark(done: bool) -> Mark {
         let unbans = carried(unbans.to_vec());
         Claim { host: host(name), stamp, ban, unbans }
     };
-    let claims = [claim("w\"eb 2", 6, &[]), claim("web1", 5, &[id])].into_iter().collect();
+    let claims = [claim("w\"eb2", 6, &[]), claim("web1", 5, &[id])].into_iter().collect();
     Mark { done, asked: 1, answered: 2, bantime: 600, rowed: done, claims, run: None }
 }
 

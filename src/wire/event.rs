@@ -5,7 +5,9 @@ use std::fmt;
 use serde_json::Value;
 
 use super::fields::{Fields, Malformed};
-use super::{Address, Host, Jail, UnbanId, is_hidden};
+use super::names::shown;
+use super::range::{self, BANTIME_SECS, COUNT, STAMP_MILLIS, TIME_SECS};
+use super::{Address, Host, Jail, UnbanId};
 
 /// The largest event that is read, in bytes. Ours are below 400 where they carry no fleet unbans; a
 /// script's, below 300.
@@ -29,15 +31,13 @@ pub enum Action {
 }
 
 impl Action {
-    /// Reads an action's name; what cannot be printed in it is replaced.
+    /// Reads an action's name; blanks and what cannot be seen in it are replaced.
     #[must_use]
     pub fn new(text: &str) -> Self {
         match text {
             "ban" => Self::Ban,
             "unban" => Self::Unban,
-            other => Self::Other(
-                other.chars().take(32).map(|c| if is_hidden(c) { '?' } else { c }).collect(),
-            ),
+            other => Self::Other(shown(other, Some('?')).take(32).collect()),
         }
     }
 
@@ -142,12 +142,13 @@ impl Event {
             action: fields.needed("action", |text| Ok(Action::new(text)))?,
             jail: fields.needed("ipmset", Jail::new)?,
             address: fields.needed("ip", Address::new)?,
-            bantime: fields.number("bantime")?,
+            // A host that runs the scripts publishes whatever its jail has.
+            bantime: range::into(&BANTIME_SECS, fields.number("bantime")?),
             host: fields.needed("host", Host::new)?,
-            restored: fields.number("restored")?,
-            failures: fields.number("failures")?,
-            time: fields.number("time")?,
-            stamp: fields.number("stamp")?,
+            restored: fields.within("restored", &COUNT)?,
+            failures: fields.within("failures", &COUNT)?,
+            time: fields.within("time", &TIME_SECS)?,
+            stamp: fields.within("stamp", &STAMP_MILLIS)?,
             reason,
             id,
             every_jail: fields.text("jails") == Some("*"),
@@ -172,12 +173,12 @@ impl Event {
             Value::from(self.action.as_str()),
             Value::from(self.jail.as_str()),
             self.address,
-            self.bantime,
+            range::into(&BANTIME_SECS, self.bantime),
             Value::from(self.host.as_str()),
-            self.restored,
-            self.failures,
-            self.time,
-            self.stamp,
+            range::into(&COUNT, self.restored),
+            range::into(&COUNT, self.failures),
+            range::into(&TIME_SECS, self.time),
+            range::into(&STAMP_MILLIS, self.stamp),
         );
         if let Some(reason) = self.reason {
             json.extend([r#","reason":""#, reason.as_str(), "\""]);
@@ -356,9 +357,53 @@ mod tests {
     }
 
     #[test]
+    fn number_out_of_its_range_is_rejected() {
+        let with = |field: &str, number: i64| {
+            let json = format!(
+                r#"{{"action":"ban","ipmset":"sshd","ip":"203.0.113.9","host":"web1","{field}":{number}}}"#
+            );
+            Event::parse(json.as_bytes())
+        };
+        let table = [
+            ("restored", 0, 10_000_000),
+            ("failures", 0, 10_000_000),
+            ("time", 0, 7_258_118_399),
+            ("stamp", 0, 253_402_300_799_999),
+        ];
+        for (field, least, most) in table {
+            assert!(with(field, least).is_ok() && with(field, most).is_ok(), "{field}");
+            for number in [least - 1, most + 1, i64::MIN, i64::MAX, 1 << 53] {
+                let error = Malformed::Field("", format!("must be from {least} to {most}"));
+                let found = with(field, number).unwrap_err();
+                assert_eq!(found.to_string().replace(field, ""), error.to_string(), "{number}");
+            }
+        }
+        let bantimes = [(i64::MIN, -1), (-2, -1), (0, 0), (3_155_760_000, 3_155_760_000)];
+        for (published, read) in bantimes.into_iter().chain([(i64::MAX, 3_155_760_000)]) {
+            assert_eq!(with("bantime", published).unwrap().bantime, read);
+        }
+    }
+
+    #[test]
+    fn own_number_out_of_its_range_is_published_within() {
+        let absurd = Event {
+            bantime: i64::MAX,
+            restored: -1,
+            failures: i64::MAX,
+            time: i64::MAX,
+            stamp: i64::MAX,
+            ..event()
+        };
+        let read = Event::parse(absurd.encode().as_bytes()).unwrap();
+        assert_eq!((read.bantime, read.restored, read.time), (3_155_760_000, 0, 7_258_118_399));
+    }
+
+    #[test]
     fn an_unknown_action_is_kept_short_and_printable() {
         let json = SCRIPT.replace("\"ban\"", &format!("\"x\\u001b{}\"", "y".repeat(99)));
         let action = Event::parse(json.as_bytes()).unwrap().action;
         assert_eq!(action, Action::Other(format!("x?{}", "y".repeat(30))));
+        let forged = "ban 192.0.2.1\u{3000}-\u{2800}ipset\nsshd";
+        assert_eq!(Action::new(forged).as_str(), "ban?192.0.2.1?-?ipset?sshd");
     }
 }

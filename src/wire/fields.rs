@@ -3,9 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::Value;
+
+use super::range;
 
 /// Why a text is not the message that it should be. Shows nothing of the text.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -92,6 +95,15 @@ impl Fields {
             Some(_) => None,
         };
         counts.ok_or_else(|| Malformed::Field(name, "must be names and their counts".to_owned()))
+    }
+
+    /// A number of a range; 0 where the field is missing.
+    pub(super) fn within(
+        &self,
+        name: &'static str,
+        range: &RangeInclusive<i64>,
+    ) -> Result<i64, Malformed> {
+        range::within(range, self.number(name)?).map_err(|what| Malformed::Field(name, what))
     }
 
     /// A whole number, or the digits of one in a string; 0 where the field is missing.

@@ -4,6 +4,7 @@
 //! - [`Part`]: what a host detected and holds now, or a part of that.
 //! - [`Presence`]: that a host is there.
 //! - [`seal`]: the signature that any of these may have.
+//! - [`range`]: the numbers that any of these may contain.
 //! - [`Told`]: what fail2ban told this host, on its way to an event.
 //!
 //! An event's first seven fields are those of the scripts that this program replaces: their names,
@@ -14,6 +15,7 @@ mod fields;
 mod names;
 mod part;
 mod presence;
+pub mod range;
 pub mod seal;
 mod told;
 

@@ -5,8 +5,40 @@ use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Whether a character has no place in a name or a log: it does something instead of being seen (Unicode's
-/// control and format characters, line ends, and what is invisible or turns the text around).
+use unicode_width::UnicodeWidthChar as _;
+
+use super::range::{self, STAMP_MILLIS};
+
+/// The most marks on one letter: languages need two.
+const MAX_MARKS: usize = 2;
+
+/// Each character of a text, and whether a person sees it: white space, hidden characters, and marks with no
+/// letter before them (or with many on one) are not seen, or change how others look. Letters that look alike
+/// in two alphabets are seen.
+fn seen(text: &str) -> impl Iterator<Item = (char, bool)> {
+    let mut marks = MAX_MARKS;
+    text.chars().map(move |c| {
+        if is_hidden(c) || c.is_whitespace() {
+            return (c, false);
+        }
+        let is_mark = c.width().unwrap_or(0) == 0;
+        marks = if is_mark { marks + 1 } else { 0 };
+        (c, marks <= MAX_MARKS)
+    })
+}
+
+/// Whether a person sees each character of a text.
+fn is_seen(text: &str) -> bool {
+    seen(text).all(|(_, is_seen)| is_seen)
+}
+
+/// What a person sees of a text, with something in the place of the rest.
+pub(super) fn shown(text: &str, hidden: Option<char>) -> impl Iterator<Item = char> {
+    seen(text).filter_map(move |(c, is_seen)| if is_seen { Some(c) } else { hidden })
+}
+
+/// Whether a character has no place in a name or a log: Unicode's control and format characters, line ends,
+/// what `Default_Ignorable_Code_Point` lists, blank glyphs, private characters, and what is no character.
 #[must_use]
 pub fn is_hidden(c: char) -> bool {
     c.is_control()
@@ -14,10 +46,13 @@ pub fn is_hidden(c: char) -> bool {
             '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
             | '\u{890}'..='\u{891}' | '\u{8e2}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
             | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
-            | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}'
-            | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
-            | '\u{e0000}'..='\u{10ffff}')
+            | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}' | '\u{e000}'..='\u{f8ff}'
+            | '\u{fdd0}'..='\u{fdef}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
+            | '\u{fff0}'..='\u{fffc}' | '\u{fffe}'..='\u{ffff}' | '\u{110bd}' | '\u{110cd}'
+            | '\u{13430}'..='\u{1343f}' | '\u{16fe4}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d159}'
+            | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{10ffff}')
+        // The last two of each plane are no characters.
+        || u32::from(c) & 0xfffe == 0xfffe
 }
 
 /// A jail's name, as fail2ban has it: exact, 1 to 128 bytes.
@@ -27,17 +62,17 @@ pub struct Jail(Arc<str>);
 impl Jail {
     const MAX: usize = 128;
 
-    /// Takes what may be the name of a jail: no blank, quote, comma, backslash or control
+    /// Takes what may be the name of a jail: no blank, quote, comma, backslash or invisible
     /// character (fail2ban lists its jails with commas between).
     ///
     /// # Errors
     /// A sentence's end that says what a jail's name must be.
     pub fn new(text: &str) -> Result<Self, String> {
-        let odd = |c: char| is_hidden(c) || c.is_whitespace() || "\"'\\,`$<>|&;".contains(c);
-        if text.is_empty() || text.len() > Self::MAX || text.contains(odd) {
+        let odd = |c: char| "\"'\\,`$<>|&;".contains(c);
+        if text.is_empty() || text.len() > Self::MAX || text.contains(odd) || !is_seen(text) {
             let max = Self::MAX;
             return Err(format!(
-                "must be the name of a jail: at most {max} bytes, no blank or quote"
+                "must be the name of a jail: at most {max} bytes, no blank, quote or invisible character"
             ));
         }
         Ok(Self(text.into()))
@@ -64,16 +99,17 @@ pub struct Host(Arc<String>);
 impl Host {
     const MAX: usize = 128;
 
-    /// Takes what may be a host's name.
+    /// Takes what may be a host's name. It has no blank: log lines end with `from HOST (Rest:=0, Fails:=9)`,
+    /// and a name must not read like a part of one.
     ///
     /// # Errors
     /// A sentence's end that says what a host's name must be.
     pub fn new(text: &str) -> Result<Self, String> {
-        let odd = |c: char| is_hidden(c) || "/+#".contains(c);
-        if text.is_empty() || text.len() > Self::MAX || text.contains(odd) {
+        let odd = |c: char| "/+#".contains(c);
+        if text.is_empty() || text.len() > Self::MAX || text.contains(odd) || !is_seen(text) {
             let max = Self::MAX;
             return Err(format!(
-                "must be a name of at most {max} bytes without / + # or control characters"
+                "must be a name of at most {max} bytes, without blanks, invisible characters and / + #"
             ));
         }
         Ok(Self(Arc::new(text.to_owned())))
@@ -162,7 +198,7 @@ impl UnbanId {
     /// The name of an unban that a host makes now.
     #[must_use]
     pub fn made_by(host: &Host, millis: i64) -> Self {
-        let made = millis.max(0);
+        let made = range::into(&STAMP_MILLIS, millis);
         Self { text: format!("{host}-{made}").into(), made }
     }
 
@@ -177,6 +213,7 @@ impl UnbanId {
                 && digits.bytes().all(|b| b.is_ascii_digit())
         });
         let made = parts.and_then(|(_, digits)| digits.parse().ok());
+        let made = made.filter(|made| STAMP_MILLIS.contains(made));
         made.map(|made| Self { text: text.into(), made })
             .ok_or_else(|| "must be a host's name, - and milliseconds since 1970".to_owned())
     }
@@ -254,14 +291,135 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_has_only_what_is_seen() {
-        for name in ["web1", "grün", "ホスト", "a b", "🐘", "Ωmega"] {
+    fn name_of_visible_characters_is_accepted() {
+        let names = [
+            "web1",
+            "web-1.example",
+            "a_b",
+            "web1(2)",
+            "grün",
+            "gru\u{308}n",
+            "ホスト",
+            "हिन्दी",
+            "ชื่อ",
+            "Ωmega",
+            "\u{430}dmin",
+            "🐘",
+            "é",
+            "%s%n",
+            "$(id)",
+            "web\"1",
+            "..",
+        ];
+        for name in names {
             assert!(Host::new(name).is_ok(), "{name}");
         }
-        for hidden in ['\u{202e}', '\u{200b}', '\u{feff}', '\u{2028}', '\u{85}', '\0', '\u{e0041}']
-        {
-            assert!(Host::new(&format!("web{hidden}1")).is_err(), "{hidden:?}");
-            assert!(Jail::new(&format!("ss{hidden}hd")).is_err(), "{hidden:?}");
+        for name in ["sshd", "nginx-http-auth", "j{}%", "grün", "é"] {
+            assert!(Jail::new(name).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn shown_text_stays_as_it_is_when_shown_again() {
+        let texts = [
+            "a b",
+            "\u{301}a",
+            "e\u{301}\u{301}\u{2800}\u{301}\u{301}",
+            "e\u{200b}\u{301}",
+            "\u{2800}\u{301}x",
+        ];
+        for text in texts {
+            for hidden in [None, Some('?')] {
+                let once: String = shown(text, hidden).collect();
+                assert_eq!(shown(&once, hidden).collect::<String>(), once, "{text:?}");
+                assert!(hidden.is_none() || once.chars().count() == text.chars().count());
+            }
+        }
+    }
+
+    #[test]
+    fn name_with_an_invisible_character_or_a_blank_is_rejected() {
+        let hidden = [
+            // White space.
+            ' ',
+            '\t',
+            '\n',
+            '\r',
+            '\u{b}',
+            '\u{c}',
+            '\u{85}',
+            '\u{a0}',
+            '\u{1680}',
+            '\u{2000}',
+            '\u{200a}',
+            '\u{2028}',
+            '\u{2029}',
+            '\u{202f}',
+            '\u{205f}',
+            '\u{3000}',
+            // Controls and formats.
+            '\0',
+            '\u{1b}',
+            '\u{7f}',
+            '\u{9b}',
+            '\u{ad}',
+            '\u{61c}',
+            '\u{6dd}',
+            '\u{200b}',
+            '\u{200d}',
+            '\u{200e}',
+            '\u{202a}',
+            '\u{202e}',
+            '\u{2060}',
+            '\u{2066}',
+            '\u{206f}',
+            '\u{feff}',
+            '\u{fff9}',
+            '\u{e0001}',
+            '\u{e0041}',
+            // Other characters that are ignored, blank glyphs, private characters, and no characters.
+            '\u{34f}',
+            '\u{115f}',
+            '\u{1160}',
+            '\u{17b4}',
+            '\u{180b}',
+            '\u{180e}',
+            '\u{2065}',
+            '\u{2800}',
+            '\u{3164}',
+            '\u{fe00}',
+            '\u{fe0f}',
+            '\u{ffa0}',
+            '\u{fffc}',
+            '\u{1d159}',
+            '\u{1d173}',
+            '\u{e0100}',
+            '\u{e000}',
+            '\u{f0000}',
+            '\u{10fffd}',
+            '\u{fdd0}',
+            '\u{ffff}',
+            '\u{1fffe}',
+        ];
+        for c in hidden {
+            for name in [format!("{c}"), format!("web{c}1"), format!("{c}web1"), format!("web1{c}")]
+            {
+                assert!(Host::new(&name).is_err(), "{name:?}");
+                assert!(Jail::new(&name).is_err(), "{name:?}");
+            }
+        }
+        let marks = ["\u{301}", "\u{301}web", "e\u{301}\u{301}\u{301}", "\u{20dd}1"];
+        for name in marks {
+            assert!(Host::new(name).is_err() && Jail::new(name).is_err(), "{name:?}");
+        }
+        // What would forge a line of the log.
+        for name in [
+            "web1 (Rest:=0, Fails:=9)",
+            "web1 (Rest:=0, Fails:=9)\nInbound: ban 192.0.2.1 - ipset sshd from web2",
+            "sshd from web2 (Rest:=0, Fails:=9)",
+            "sshd reported by web2",
+        ] {
+            assert!(Host::new(name).is_err() && Jail::new(name).is_err(), "{name}");
         }
     }
 
@@ -283,9 +441,19 @@ mod tests {
         let id = UnbanId::made_by(&Host::new("web-2").unwrap(), 1_795_340_000_123);
         assert_eq!(id.as_str(), "web-2-1795340000123");
         assert_eq!(UnbanId::new("web-2-1795340000123"), Ok(id));
-        for text in
-            ["", "web2", "web2-", "-1", "web2-x", "web2-+1", "a/b-1", "web2-99999999999999999999"]
-        {
+        assert!(UnbanId::new("web2-253402300799999").is_ok());
+        for text in [
+            "",
+            "web2",
+            "web2-",
+            "-1",
+            "web2-x",
+            "web2-+1",
+            "a/b-1",
+            "web2-99999999999999999999",
+            "web 2-1",
+            "web2-253402300800000",
+        ] {
             assert!(UnbanId::new(text).is_err(), "{text}");
         }
     }

@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use super::fields::{Fields, Malformed};
+use super::range::{self, BANTIME_SECS, STAMP_MILLIS, TIME_SECS, within};
 use super::{Address, Host, Jail, Scope, UnbanId};
 
 /// The largest part that is read, in bytes. Ours are about 16 KiB.
@@ -155,8 +156,8 @@ impl Part {
         let number = |name| Ok(u32::try_from(fields.number(name)?).unwrap_or(u32::MAX));
         let slice = Slice::new(number("part")?, number("parts")?);
         let slice = slice.map_err(|what| Malformed::Field("parts", what))?;
-        let stamp = fields.number("stamp")?;
-        if stamp <= 0 {
+        let stamp = fields.within("stamp", &STAMP_MILLIS)?;
+        if stamp == 0 {
             return Err(Malformed::Field("stamp", "must be above 0".to_owned()));
         }
         let bans = fields.list("bans", MAX_LISTED)?.iter().map(|value| listed(value, slice));
@@ -173,13 +174,15 @@ impl Part {
         let mut json = format!(
             r#"{{"v":1,"host":{},"stamp":{},"part":{},"parts":{},"bans":["#,
             Value::from(self.host.as_str()),
-            self.stamp,
+            range::into(&STAMP_MILLIS, self.stamp),
             self.slice.part,
             self.slice.parts,
         );
         for (n, Listed { jail, address, start, bantime }) in self.bans.iter().enumerate() {
             let comma = if n == 0 { "" } else { "," };
             let jail = Value::from(jail.as_str());
+            let start = range::into(&TIME_SECS, *start);
+            let bantime = range::into(&BANTIME_SECS, *bantime);
             let _ = write!(json, r#"{comma}[{jail},"{address}",{start},{bantime}]"#);
         }
         json.push_str(r#"],"unbans":["#);
@@ -200,14 +203,14 @@ fn listed(value: &Value, slice: Slice) -> Result<Listed, String> {
     else {
         return Err(what());
     };
-    let number = |number: &serde_json::Number, least| {
-        number.as_i64().filter(|number| *number >= least).ok_or_else(what)
+    let number = |number: &serde_json::Number, range| {
+        number.as_i64().ok_or_else(what).and_then(|number| within(range, number))
     };
     Ok(Listed {
         jail: Jail::new(jail)?,
         address: belonging(address, slice)?,
-        start: number(start, 0)?,
-        bantime: number(bantime, -1)?,
+        start: number(start, &TIME_SECS)?,
+        bantime: number(bantime, &BANTIME_SECS)?,
     })
 }
 
@@ -258,7 +261,7 @@ mod tests {
             id: UnbanId::new(id).unwrap(),
         };
         let unbans = vec![one("*", "web2-1795340000123"), one("sshd", "web-3-1795340000124")];
-        Part { host: Host::new("we\"b 1").unwrap(), stamp: 1_795_342_588_123, slice, bans, unbans }
+        Part { host: Host::new("we\"b1").unwrap(), stamp: 1_795_342_588_123, slice, bans, unbans }
     }
 
     #[test]
@@ -276,6 +279,17 @@ mod tests {
         assert_eq!(Part::parse(json.as_bytes()), Ok(empty.clone()));
         let later = json.replace("]}", r#"],"sig":"later"}"#);
         assert_eq!(Part::parse(later.as_bytes()), Ok(empty));
+    }
+
+    #[test]
+    fn own_number_out_of_its_range_is_published_within() {
+        let mut part = part();
+        part.bans[0].bantime = i64::MAX;
+        part.bans[1].bantime = i64::MIN;
+        part.bans[1].start = i64::MAX;
+        let read = Part::parse(part.encode().as_bytes()).unwrap();
+        assert_eq!((read.bans[0].bantime, read.bans[1].bantime), (3_155_760_000, -1));
+        assert_eq!(read.bans[1].start, 7_258_118_399);
     }
 
     #[test]
@@ -300,6 +314,12 @@ mod tests {
             json.replace("203.0.113.9", "203.0.113.9/32"),
             json.replacen("\"sshd\"", "\"ss hd\"", 1),
             json.replacen(",600]", ",-2]", 1),
+            json.replacen(",600]", ",3155760001]", 1),
+            json.replacen("1795342588,600]", "-1,600]", 1),
+            json.replacen("1795342588,600]", "7258118400,600]", 1),
+            json.replacen("1795342588,600]", "9223372036854775807,600]", 1),
+            json.replace("1795342588123", "253402300800000"),
+            json.replace("web-3-1795340000124", "web-3-253402300800000"),
             json.replacen(",600]", ",600,1]", 1),
             json.replacen(",600]", "]", 1),
             json.replacen(",600]", ",\"600\"]", 1),

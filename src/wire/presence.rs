@@ -13,7 +13,9 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use super::fields::{Fields, Malformed};
-use super::{Address, Host, Jail, is_hidden};
+use super::names::shown;
+use super::range::{self, COUNT, STAMP_MILLIS, TIME_SECS};
+use super::{Address, Host, Jail};
 
 /// The largest presence that is read, in bytes, and the most jails and reasons in it.
 pub(crate) const MAX_PRESENCE: usize = 32 * 1024;
@@ -22,6 +24,9 @@ const MAX_REASONS: usize = 30;
 
 /// The longest text that is for people, and the longest word of an answer; in characters.
 const MAX_TEXT: usize = 32;
+
+/// The most rejected messages that count, of each reason.
+const MAX_REFUSED: u64 = COUNT.end().unsigned_abs();
 
 /// The most answers in a presence.
 pub const MAX_ANSWERS: usize = 16;
@@ -100,7 +105,7 @@ impl Presence {
             ));
         }
         let text = |name| printable(fields.text(name).unwrap_or_default());
-        let count = |name| Ok(usize::try_from(fields.number(name)?).unwrap_or_default());
+        let count = |name| Ok(usize::try_from(fields.within(name, &COUNT)?).unwrap_or_default());
         let state = fields.needed("state", |text| {
             let state = [State::Online, State::Offline].into_iter().find(|s| s.as_str() == text);
             state.ok_or_else(|| "must be online or offline".to_owned())
@@ -111,7 +116,7 @@ impl Presence {
             jails: fields.texts("jails", MAX_JAILS, Jail::new)?.into_iter().collect(),
             bans: count("bans")?,
             machine: text("machine"),
-            since: fields.number("since")?.max(0),
+            since: fields.within("since", &TIME_SECS)?,
             held: count("held")?,
             refused: refused(fields.counts("refused")?),
             asked: fields
@@ -136,7 +141,7 @@ impl Presence {
             Value::from(self.machine.as_str()),
         );
         if self.since > 0 {
-            let _ = write!(json, r#","since":{}"#, self.since);
+            let _ = write!(json, r#","since":{}"#, range::into(&TIME_SECS, self.since));
         }
         if self.held > 0 {
             let _ = write!(json, r#","held":{}"#, self.held);
@@ -180,14 +185,17 @@ fn answer(value: &Value) -> Result<Answer, String> {
         jail: Jail::new(jail)?,
         address: Address::new(address)?,
         origin: Host::new(origin)?,
-        stamp: stamp.as_i64().filter(|stamp| *stamp > 0).ok_or_else(what)?,
+        stamp: stamp
+            .as_i64()
+            .filter(|stamp| *stamp > 0 && STAMP_MILLIS.contains(stamp))
+            .ok_or_else(what)?,
         word: word.clone(),
     })
 }
 
 /// What is for people alone: short, and to be shown as it is.
 fn printable(text: &str) -> String {
-    text.chars().filter(|c| !is_hidden(*c)).take(MAX_TEXT).collect()
+    shown(text, None).take(MAX_TEXT).collect()
 }
 
 /// A later version may have more reasons: of those that look alike when shown, the counts add up.
@@ -197,7 +205,8 @@ fn refused(counts: Vec<(&str, u64)>) -> BTreeMap<String, u64> {
         let name = printable(name);
         if refused.len() < MAX_REASONS || refused.contains_key(&name) {
             let sum: &mut u64 = refused.entry(name).or_default();
-            *sum = sum.saturating_add(count);
+            // An attack may cause more within days; from there on, the number stands for "or more".
+            *sum = sum.saturating_add(count).min(MAX_REFUSED);
         }
     }
     refused
@@ -243,6 +252,11 @@ mod tests {
             r#"{"v":2,"state":"online"}"#,
             r#"{"v":1,"state":"asleep"}"#,
             r#"{"v":1,"state":"online","jails":["a b"]}"#,
+            r#"{"v":1,"state":"online","since":-1}"#,
+            r#"{"v":1,"state":"online","since":7258118400}"#,
+            r#"{"v":1,"state":"online","bans":-1}"#,
+            r#"{"v":1,"state":"online","bans":10000001}"#,
+            r#"{"v":1,"state":"online","held":9223372036854775807}"#,
             r#"{"v":1,"state":"online","state":"online"}"#,
             r#"{"v":1,"state":"online","refused":["malformed"]}"#,
             r#"{"v":1,"state":"online","refused":{"malformed":-1}}"#,
@@ -277,6 +291,8 @@ mod tests {
             format!("[{}]", good.replace(']', ",1]")),
             format!("[{}]", good.replace(",7,", ",0,")),
             format!("[{}]", good.replace(",7,", ",7.5,")),
+            format!("[{}]", good.replace(",7,", ",253402300800000,")),
+            format!("[{}]", good.replace("banned", "ban ned")),
             format!("[{}]", good.replace(",7,", ",\"7\",")),
             format!("[{}]", good.replace("203.0.113.30", "203.0.113.0/24")),
             format!("[{}]", good.replace("web1", "a/b")),
@@ -299,5 +315,8 @@ mod tests {
         assert_eq!((refused.len(), refused["[0m"]), (MAX_REASONS, 3));
         assert!(refused.keys().all(|name| name.len() <= 32 && !name.contains(char::is_control)));
         assert!(!refused.contains_key("zero"));
+        let json = format!(r#"{{"v":1,"state":"online","refused":{{"a b":{},"ab":9}}}}"#, u64::MAX);
+        let refused = Presence::parse(json.as_bytes()).unwrap().refused;
+        assert_eq!(refused, [("ab".to_owned(), 10_000_000)].into());
     }
 }

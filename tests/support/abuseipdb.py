@@ -75,7 +75,7 @@ class Api(http.server.BaseHTTPRequestHandler):
         call = f"{self.command} {url.path}"
         if call == "GET /api/v2/check":
             ip = parse_qs(url.query)["ipAddress"][0]
-            listed = ip in reported or ip.startswith("198.51.100.")
+            listed = ip in reported or ip.startswith("192.175.48.")
             return 200, {"data": {"ipAddress": ip, "abuseConfidenceScore": 0,
                                   "totalReports": int(listed), "reports": []}}
         if call == "POST /api/v2/report":

@@ -1,5 +1,6 @@
 //! A host that reports to AbuseIPDB: the hub plays api.abuseipdb.com behind the unchanged name, with a
-//! CA of its own in the host's trust store.
+//! CA of its own in the host's trust store. Documentation addresses are never reported, so tests use those of
+//! AS112 (192.31.196.0/24, 192.175.48.0/24), which belong to no machine that a report could harm.
 
 use std::path::Path;
 

@@ -8,8 +8,10 @@ use tokio::time::timeout;
 
 use super::jails::{self, Action, Configured, Running, Server};
 use super::look;
-use crate::abuseipdb::key;
+use super::reports::is_reporter;
+use crate::abuseipdb::{call, key};
 use crate::fail2ban::{Client, Error};
+use crate::files::trust::Keeps;
 use crate::wire::Jail;
 
 /// A server that takes longer makes bans meanwhile, or hangs.
@@ -36,7 +38,18 @@ async fn ask(socket: &Path) -> Result<Server, Error> {
             let ban = property(&mut client, &name, &action, "actionban").await?;
             let inline = property(&mut client, &name, &action, "abuseipdb_apikey").await?;
             let key = key::usable(&inline).is_some();
-            actions.push(Action { name: action, ban, key });
+            let mut files = Vec::new();
+            if is_reporter(&ban) {
+                let of = [
+                    ("SQLITE_DB", call::LEDGER, Keeps::Database),
+                    ("LOG_FILE", call::LOG, Keeps::Log),
+                ];
+                for (setting, default, keeps) in of {
+                    let path = property(&mut client, &name, &action, setting).await?;
+                    files.push((call::or(&path, default).into(), keeps));
+                }
+            }
+            actions.push(Action { name: action, ban, key, files });
         }
         let logs = client.logs(&name).await?;
         server.jails.push(Running { name, actions, logs });

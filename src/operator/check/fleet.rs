@@ -7,6 +7,7 @@ use super::broker::Heard;
 use super::finding::{Finding, list};
 use super::host::Host as Seen;
 use crate::guard::Refusal;
+use crate::operator::clock::span;
 use crate::wire::{Host, State};
 
 /// Clocks that differ by less, in seconds, are as good as one: messages take their time.
@@ -18,6 +19,9 @@ const HARM: i64 = 300;
 /// A host that is online publishes its snapshot anew at least so often, in seconds; with some more
 /// for one that has much to publish.
 const OLDEST: i64 = 900;
+
+/// From here on, in seconds, nobody wants to know by how much.
+const MANY_YEARS: i64 = 3650 * 86_400;
 
 /// What is to be said of this host among the others.
 pub(super) fn findings(me: &Host, machine: &str, heard: &Heard, seen: &Seen) -> Vec<Finding> {
@@ -84,6 +88,11 @@ fn ahead((stamp, read): (i64, i64)) -> i64 {
     }
 }
 
+/// How long: a clock is not off by more than years, but a forged stamp may be.
+fn length(seconds: i64) -> String {
+    if seconds > MANY_YEARS { "over 10 years".to_owned() } else { span(seconds) }
+}
+
 fn clocks(heard: &Heard, set: bool) -> Vec<Finding> {
     if heard.stamps.is_empty() {
         return Vec::new();
@@ -112,7 +121,8 @@ fn clocks(heard: &Heard, set: bool) -> Vec<Finding> {
             let least = same.iter().copied().min().unwrap_or_default();
             let how = if sign > 0 { "behind" } else { "ahead of" };
             let text = format!(
-                "this host's clock is at least {least} s {how} those of {} of {} others",
+                "this host's clock is at least {} {how} those of {} of {} others",
+                length(least),
                 same.len(),
                 all.len()
             );
@@ -121,12 +131,12 @@ fn clocks(heard: &Heard, set: bool) -> Vec<Finding> {
     }
     let odd = off.iter().map(|(host, ahead)| {
         let text = if *ahead > 0 {
-            format!("the clock of {host} is at least {ahead} s ahead of this host's")
+            format!("the clock of {host} is at least {} ahead of this host's", length(*ahead))
         } else {
             format!(
-                "{host} is online, and its newest word is {} s old: its clock is behind, or this \
+                "{host} is online, and its newest word is {} old: its clock is behind, or this \
                  host's ahead",
-                -ahead
+                length(-ahead)
             )
         };
         finding(ahead.abs(), text).about(host)
@@ -200,22 +210,30 @@ mod tests {
     #[test]
     fn only_what_a_stamp_can_show_of_a_clock_is_said() {
         type Case = (&'static [(&'static str, i64)], Option<(How, &'static str)>);
-        let table: [Case; 7] = [
+        let table: [Case; 9] = [
             (&[("a", 0), ("b", -600)], None),
             (&[("a", 4)], None),
-            (&[("a", 60), ("b", 0)], Some((How::Warning, "the clock of a is at least 60 s ahead"))),
-            (&[("a", 600)], Some((How::Fault, "the clock of a is at least 600 s ahead"))),
+            (&[("a", 60), ("b", 0)], Some((How::Warning, "the clock of a is at least 1m ahead"))),
+            (&[("a", 600)], Some((How::Fault, "the clock of a is at least 10m ahead"))),
             (
                 &[("a", -4000), ("b", 0)],
-                Some((How::Fault, "a is online, and its newest word is 4000 s")),
+                Some((How::Fault, "a is online, and its newest word is 1h 6m old")),
             ),
             (
                 &[("a", 60), ("b", 61), ("c", 0)],
-                Some((How::Warning, "this host's clock is at least 60 s behind")),
+                Some((How::Warning, "this host's clock is at least 1m behind")),
+            ),
+            (
+                &[("a", 250_000_000_000), ("b", 0)],
+                Some((How::Fault, "the clock of a is at least over 10 years ahead")),
+            ),
+            (
+                &[("a", -1_800_000_000), ("b", 0)],
+                Some((How::Fault, "a is online, and its newest word is over 10 years old")),
             ),
             (
                 &[("a", -4000), ("b", -4100)],
-                Some((How::Fault, "this host's clock is at least 4000 s ahead of those of 2 of 2")),
+                Some((How::Fault, "this host's clock is at least 1h 6m ahead of those of 2 of 2")),
             ),
         ];
         for (stamps, expected) in table {

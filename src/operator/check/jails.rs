@@ -1,8 +1,10 @@
 //! Does fail2ban run, and do its jails share their bans? Pure; [`ask`](super::ask) asks it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use super::finding::{Finding, list};
+use crate::files::trust::Keeps;
 use crate::guard::Sharing;
 use crate::notify::is_called_by;
 use crate::wire::Jail;
@@ -35,6 +37,8 @@ pub(super) struct Action {
     pub(super) ban: String,
     /// Whether the jail gives it a usable key for AbuseIPDB.
     pub(super) key: bool,
+    /// Of an action that reports to AbuseIPDB: its database and its log.
+    pub(super) files: Vec<(PathBuf, Keeps)>,
 }
 
 /// What the files would make of fail2ban.
@@ -204,6 +208,7 @@ mod tests {
             name: (*name).to_owned(),
             ban: (*ban).to_owned(),
             key: false,
+            files: Vec::new(),
         };
         let actions = actions.iter().map(action).collect();
         Running { name: jail(name), actions, logs: Vec::new() }

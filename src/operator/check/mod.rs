@@ -22,6 +22,7 @@ use rustix::process::geteuid;
 use self::finding::{Finding, State};
 use crate::config::{self, Config};
 use crate::error::Error;
+use crate::files::trust;
 use crate::journal::say;
 use crate::paths::Paths;
 use crate::{daemon, runtime};
@@ -93,6 +94,7 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         found.extend(seen.map(|seen| seen.finding(spool.dir())));
         let (key, warning) = look::key(&paths.api_key);
         found.extend(reports::findings(&server.jails, &paths.api_key, &key, warning.as_deref()));
+        found.extend(reports::files(&server.jails, trust::look));
     }
     Ok(found)
 }

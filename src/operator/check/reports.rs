@@ -1,10 +1,14 @@
 //! Can what jails report to AbuseIPDB go out, and ought it to? Pure. The key is never shown, nor sent
 //! anywhere.
 
+use std::io;
 use std::path::Path;
+
+use rustix::io::Errno;
 
 use super::finding::{Finding, list};
 use super::jails::{Action, Running};
+use crate::files::trust::{Fault, Keeps};
 
 /// What is known of the file with the key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,8 +19,57 @@ pub(super) enum Key {
     Usable,
 }
 
+/// Whether what an action does for a ban is to report it.
+pub(super) fn is_reporter(ban: &str) -> bool {
+    ban.contains("fail2ban-abuseipdb") || ban.contains("f2bmqtt report")
+}
+
 fn reports(action: &Action) -> bool {
-    action.ban.contains("fail2ban-abuseipdb") || action.ban.contains("f2bmqtt report")
+    is_reporter(&action.ban)
+}
+
+/// Where the reporter keeps what, and whether it may; `look` looks at a place.
+pub(super) fn files(
+    jails: &[Running],
+    look: impl Fn(&Path, Keeps) -> io::Result<Vec<String>>,
+) -> Vec<Finding> {
+    let mut places: Vec<_> = jails
+        .iter()
+        .flat_map(|jail| &jail.actions)
+        .flat_map(|action| &action.files)
+        .map(|(path, keeps)| (path.as_path(), *keeps))
+        .collect();
+    places.sort_by_key(|(path, _)| *path);
+    places.dedup();
+    places.into_iter().flat_map(|(path, keeps)| place(path, keeps, look(path, keeps))).collect()
+}
+
+fn place(path: &Path, keeps: Keeps, looked: io::Result<Vec<String>>) -> Vec<Finding> {
+    let shown = path.display();
+    let setting = if keeps == Keeps::Database { "SQLITE_DB" } else { "LOG_FILE" };
+    let error = match looked {
+        Err(error) => error,
+        Ok(odd) => {
+            let finding = |what: String| {
+                let text = format!("{what}, and the reporter keeps {shown} there");
+                Finding::warning("report_place", text).about(&shown).next(format!(
+                    "let {setting} of the jail's action name a place where only root can write"
+                ))
+            };
+            return odd.into_iter().map(finding).collect();
+        }
+    };
+    let fault = error.get_ref().and_then(|inner| inner.downcast_ref::<Fault>());
+    let (what, cure) = match fault {
+        Some(Fault { what, cure }) => (what.clone(), cure.clone()),
+        None if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => (
+            "it is a symbolic link, which is not followed".to_owned(),
+            format!("let {setting} of the jail's action name the file itself"),
+        ),
+        None => (error.to_string(), format!("let {setting} of the jail's action name a file")),
+    };
+    let text = format!("the reporter cannot use {shown}: {what}");
+    vec![Finding::fault("report_file", text).about(&shown).next(cure)]
 }
 
 /// What is to be said of the jails that report; `warning` is what is odd about the file of the key.
@@ -103,9 +156,36 @@ mod tests {
     fn jail(name: &str, ban: &str, key: bool, log: &str) -> Running {
         Running {
             name: Jail::new(name).unwrap(),
-            actions: vec![Action { name: "abuseipdb".to_owned(), ban: ban.to_owned(), key }],
+            actions: vec![Action {
+                name: "abuseipdb".to_owned(),
+                ban: ban.to_owned(),
+                key,
+                files: vec![("/srv/db".into(), Keeps::Database), ("/srv/log".into(), Keeps::Log)],
+            }],
             logs: vec![log.to_owned()],
         }
+    }
+
+    #[test]
+    fn unsafe_place_is_named_once_with_its_cure() {
+        let jails = [jail("a", "", false, ""), jail("b", "", false, "")];
+        let found = files(&jails, |_, keeps| match keeps {
+            Keeps::Log => Ok(vec!["/srv is writable by every user".to_owned()]),
+            _ => Err(Fault { what: "a".to_owned(), cure: "b".to_owned() }.into()),
+        });
+        let found: Vec<_> = found.iter().map(|one| (one.state, one.text.as_str())).collect();
+        let expected = [
+            (State::Fault, "the reporter cannot use /srv/db: a"),
+            (
+                State::Warning,
+                "/srv is writable by every user, and the reporter keeps /srv/log there",
+            ),
+        ];
+        assert_eq!(found, expected);
+        let found = files(&jails, |_, _| Err(Errno::LOOP.into()));
+        assert_eq!(found[1].next, ["let LOG_FILE of the jail's action name the file itself"]);
+        assert!(found[1].text.ends_with("it is a symbolic link, which is not followed"));
+        assert!(files(&jails, |_, _| Ok(Vec::new())).is_empty());
     }
 
     #[test]

@@ -163,6 +163,38 @@ mod tests {
     }
 
     #[test]
+    fn list_shows_a_time_for_each_number_that_the_wire_accepts() {
+        let table = [
+            ("0,600", None),
+            ("0,-1", Some("Since not known, for ever.")),
+            ("1795342540,0", Some("nobody knows for how long.")),
+            ("7258118399,3155760000", Some("still.")),
+            ("7258118400,600", None),
+            ("9223372036854775807,9223372036854775807", None),
+            ("-1,600", None),
+            ("1795342540,9223372036854775807", None),
+        ];
+        for (numbers, expected) in table {
+            let mut view = View::default();
+            let json = format!(
+                r#"{{"v":1,"host":"web2","stamp":5,"part":0,"parts":1,"bans":[["sshd","192.0.2.1",{numbers}]]}}"#
+            );
+            view.hear("state/web2/0", json.as_bytes());
+            let all = view.banned(NOW);
+            let (me, address) = (Host::new("web1").unwrap(), Address::new("192.0.2.1").unwrap());
+            let here = Ok(Here::default());
+            let text = Case { me, address, banned: all.iter().collect(), view, here }
+                .text(&Clock::new(NOW).unwrap());
+            let since = text.lines().find(|line| line.starts_with("  Since "));
+            match (since, expected) {
+                (Some(line), Some(end)) => assert!(line.ends_with(end), "{numbers}: {line}"),
+                (found, expected) => assert_eq!(found, expected, "{numbers}"),
+            }
+            assert!(!text.contains("until ,") && !text.contains("Since ,"), "{text}");
+        }
+    }
+
+    #[test]
     fn it_is_said_who_bans_it_and_what_this_host_does() {
         let jail = |name: &str| Jail::new(name).unwrap();
         let sshd = || Here { jails: [jail("sshd")].into(), ..Here::default() };
