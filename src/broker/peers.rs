@@ -15,7 +15,7 @@ pub struct Peers(Arc<Mutex<VecDeque<IpAddr>>>);
 
 impl Peers {
     /// Records that the peer accepted the login.
-    pub(super) fn record(&self, peer: IpAddr) {
+    pub(crate) fn record(&self, peer: IpAddr) {
         let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let peer = peer.to_canonical();
         peers.retain(|known| *known != peer);

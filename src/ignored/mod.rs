@@ -2,6 +2,7 @@
 //! those that the settings name, this host's own, and the broker's. [`Exempt`] gathers them.
 
 mod exempt;
+mod names;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,6 +25,8 @@ pub enum Because {
     Broker,
     /// The jail's `ignoreip` has it.
     Jail,
+    /// The jail's `ignoreip` has a name that was never resolved: it may stand for this address.
+    Unresolved,
 }
 
 impl Because {
@@ -32,8 +35,14 @@ impl Because {
     pub fn refusal(self) -> Refusal {
         match self {
             Self::Settings => Refusal::NeverBan,
-            Self::Own | Self::Broker | Self::Jail => Refusal::Ignored,
+            Self::Own | Self::Broker | Self::Jail | Self::Unresolved => Refusal::Ignored,
         }
+    }
+
+    /// Whether an import that stands has to go; one of which it is not known whether it may stand stays.
+    #[must_use]
+    pub fn ends_imports(self) -> bool {
+        self != Self::Unresolved
     }
 }
 
@@ -44,6 +53,7 @@ impl fmt::Display for Because {
             Self::Own => "it is this host's own",
             Self::Broker => "it is the broker's",
             Self::Jail => "it is in ignoreip",
+            Self::Unresolved => "a name in ignoreip cannot be resolved",
         })
     }
 }
@@ -53,6 +63,8 @@ impl fmt::Display for Because {
 pub struct Ignored {
     addresses: BTreeMap<IpAddr, Because>,
     networks: BTreeMap<IpNet, Because>,
+    /// A name of the jail's was never resolved: any address may be one of its.
+    incomplete: bool,
 }
 
 impl Ignored {
@@ -65,12 +77,24 @@ impl Ignored {
         }
     }
 
+    /// A name of the jail's was never resolved.
+    pub fn set_incomplete(&mut self) {
+        self.incomplete = true;
+    }
+
     /// Why an address is not to be banned, if it is not.
     #[must_use]
     pub fn covers(&self, address: Address) -> Option<Because> {
         let ip = address.ip();
         let of_network = || self.networks.iter().find(|(network, _)| network.contains(&ip));
-        self.addresses.get(&ip).copied().or_else(|| of_network().map(|(_, because)| *because))
+        let known = self.addresses.get(&ip).or_else(|| of_network().map(|(_, because)| because));
+        known.copied().or(self.incomplete.then_some(Because::Unresolved))
+    }
+
+    /// Whether a name was never resolved, so that nothing is imported.
+    #[must_use]
+    pub fn is_incomplete(&self) -> bool {
+        self.incomplete
     }
 }
 

@@ -105,6 +105,7 @@ mod tests {
             name: Jail::new(name).unwrap(),
             actions: vec![Action { name: "abuseipdb".to_owned(), ban: ban.to_owned(), key }],
             logs: vec![log.to_owned()],
+            wrong: Vec::new(),
         }
     }
 
