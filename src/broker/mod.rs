@@ -15,6 +15,8 @@ mod dots;
 mod peers;
 mod session;
 mod why;
+#[cfg(test)]
+mod wire_bytes;
 
 use std::time::Duration;
 

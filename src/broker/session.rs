@@ -21,6 +21,9 @@ use super::why::{Protection, Why, explain, is_too_large};
 /// How many messages may be on their way to the broker.
 const WINDOW: usize = 64;
 
+/// How many requests rumqttc takes in ahead: a window of messages, the subscription and the good-bye.
+const CAPACITY: usize = WINDOW + 8;
+
 /// How many packets may wait between the socket and the rest of the program, and of how many bytes in all.
 /// Beyond that, and only then, the socket is left unread.
 const QUEUE: usize = 10_000;
@@ -54,6 +57,15 @@ pub(super) enum Event {
     Ended { why: Why, too_large: bool },
 }
 
+/// A message to be published; it counts by its name, if it has one.
+#[derive(Debug)]
+struct Outbound {
+    name: Option<String>,
+    topic: String,
+    payload: Vec<u8>,
+    retain: bool,
+}
+
 type Read = Result<rumqttc::Event, ConnectionError>;
 
 #[derive(Debug)]
@@ -66,6 +78,8 @@ pub(super) struct Session {
     /// program waits for, a broker never sees its messages pile up.
     events: mpsc::Receiver<(Read, OwnedSemaphorePermit)>,
     reader: JoinHandle<()>,
+    /// Waits for the subscription before it to be sent: rumqttc sends what is published first.
+    held: VecDeque<Outbound>,
     /// Handed over to rumqttc, in order; it has given them no packet identifier yet.
     handed: VecDeque<Option<String>>,
     /// Sent, by packet identifier.
@@ -90,8 +104,7 @@ impl Drop for Session {
 impl Session {
     pub(super) fn start(mut options: MqttOptions, protection: Protection, peers: Peers) -> Self {
         options.set_read_batch_size(READ_BATCH);
-        // Room for a window of messages, the subscription and the good-bye.
-        let (client, poll) = AsyncClient::builder(options).capacity(WINDOW + 8).build();
+        let (client, poll) = AsyncClient::builder(options).capacity(CAPACITY).build();
         let (sender, events) = mpsc::channel(QUEUE);
         let reader = tokio::spawn(read(poll, sender, peers));
         let progress = Instant::now();
@@ -101,6 +114,7 @@ impl Session {
             greeted: false,
             events,
             reader,
+            held: VecDeque::new(),
             handed: VecDeque::new(),
             sent: HashMap::new(),
             asked: VecDeque::new(),
@@ -157,7 +171,7 @@ impl Session {
     }
 
     pub(super) fn room(&self) -> usize {
-        WINDOW.saturating_sub(self.handed.len() + self.sent.len())
+        WINDOW.saturating_sub(self.held.len() + self.handed.len() + self.sent.len())
     }
 
     pub(super) fn publish(&mut self, name: String, topic: String, payload: Vec<u8>) {
@@ -177,17 +191,34 @@ impl Session {
     }
 
     fn send(&mut self, name: Option<String>, topic: String, payload: Vec<u8>, retain: bool) {
+        let message = Outbound { name, topic, payload, retain };
+        if self.asked.is_empty() {
+            self.hand_over(message);
+        } else if self.held.len() < CAPACITY {
+            self.held.push_back(message);
+        }
+    }
+
+    fn hand_over(&mut self, message: Outbound) {
         if self.handed.is_empty() && self.sent.is_empty() {
             self.progress = Instant::now();
         }
+        let Outbound { name, topic, payload, retain } = message;
         let options = PublishOptions::at_least_once().retain(retain);
         if self.client.try_publish(topic, payload, options).is_ok() {
             self.handed.push_back(name);
         }
     }
 
+    fn release(&mut self) {
+        for message in std::mem::take(&mut self.held) {
+            self.hand_over(message);
+        }
+    }
+
     /// Says good-bye, once the broker has acknowledged what was sent; answers whether it is on its way.
     pub(super) fn close(&mut self) -> bool {
+        self.release();
         self.client.try_disconnect_with_timeout(ACKNOWLEDGE).is_ok()
     }
 
@@ -207,6 +238,9 @@ impl Session {
             Ok(rumqttc::Event::Outgoing(Outgoing::Subscribe(identifier))) => {
                 if let Some(topics) = self.asked.pop_front() {
                     self.asked_as.insert(identifier, topics);
+                }
+                if self.asked.is_empty() {
+                    self.release();
                 }
                 None
             }
