@@ -27,6 +27,9 @@ const ASK: Duration = Duration::from_secs(2);
 /// How often fail2ban is asked whom it is never to ban, although there is nobody to be banned.
 const RECONSIDER: Duration = Duration::from_secs(30);
 
+/// The same while a name in an `ignoreip` is not resolved, and bans wait for that.
+const RECONSIDER_UNRESOLVED: Duration = Duration::from_secs(5);
+
 /// A jail that refuses for less than this may be on its way down or up.
 const TROUBLE: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(1);
@@ -243,17 +246,15 @@ impl<'a> Applier<'a> {
     /// Now and then, and not only when there is something to ban: a jail whose `ignoreip` changed, or this
     /// host's network, is looked at whole.
     async fn reconsider(&mut self) -> Result<(), Error> {
-        if self.asked.elapsed() < RECONSIDER {
+        let shared = self.memory.know().guard.sharing.of(&self.jails);
+        let waits = |jail| self.ignored.get(jail).is_some_and(Ignored::is_incomplete);
+        let pause = if shared.iter().any(waits) { RECONSIDER_UNRESOLVED } else { RECONSIDER };
+        if self.asked.elapsed() < pause {
             return Ok(());
         }
         self.asked = Instant::now();
-        let shared = self.memory.know().guard.sharing.of(&self.jails);
         for jail in shared {
-            let before = self.ignored.get(&jail).cloned();
             match self.ignored(&jail).await {
-                Ok(now) if before.is_some_and(|before| before != now) => {
-                    self.memory.know().fleet.mistrust(&jail);
-                }
                 Ok(_) | Err(Error::Refused { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -370,14 +371,19 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    /// Whom a jail is never to ban, asked anew each time: it may have been changed.
+    /// Whom a jail is never to ban, asked anew each time. If that changed, the jail is looked at whole: what
+    /// was refused may be bannable now, and what was imported may not.
     async fn ignored(&mut self, jail: &Jail) -> Result<Ignored, Error> {
         let entries = self.client.ignored(jail).await?;
-        let (ignored, wrong) = self.exempt.of(&entries).await;
+        let (ignored, wrong) = self.exempt.of(jail, &entries).await;
+        let mut known = self.memory.know();
         for what in wrong {
-            self.memory.know().warn("ignoreip", &format!("ignoreip of {jail}: {what}"));
+            known.warn("ignoreip", &what);
         }
-        self.ignored.insert(jail.clone(), ignored.clone());
+        let before = self.ignored.insert(jail.clone(), ignored.clone());
+        if before.is_some_and(|before| before != ignored) {
+            known.fleet.mistrust(jail);
+        }
         Ok(ignored)
     }
 

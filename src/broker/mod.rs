@@ -10,9 +10,13 @@
 //! the [gate](crate::guard::gate) admits: no raw topic or payload leaves this module.
 
 mod backoff;
+mod dial;
+mod peers;
 mod purge;
 mod session;
 mod why;
+#[cfg(test)]
+mod wire_bytes;
 
 use std::time::Duration;
 
@@ -22,6 +26,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::config::{self, Broker, Config, Signing, Tls, Topic};
 use crate::guard::gate::{Admitted, Gate, Rejected};
 use backoff::Backoff;
+pub use peers::Peers;
 pub use purge::purge;
 use session::Session;
 use why::Protection;
@@ -30,8 +35,8 @@ pub use why::{Stage, Why};
 /// The largest message that is taken, in bytes. rumqttc ends a connection over a larger one.
 const MAX_PACKET: usize = 256 * 1024;
 
-/// A silent connection is found dead after twice this long.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// A silent connection is found dead after twice this long. In seconds.
+const KEEP_ALIVE: u16 = 10;
 
 /// A connection that lasted this long was good: the next try comes soon.
 const STABLE: Duration = Duration::from_secs(10);
@@ -83,6 +88,7 @@ pub struct Link {
     /// The broker holds a message for us that is too large to read: it is thrown away with the rest
     /// of the session, or it would end every connection from now on.
     discard: bool,
+    peers: Peers,
 }
 
 #[derive(Debug)]
@@ -134,7 +140,14 @@ impl Link {
             turn: 0,
             backoff: Backoff::default(),
             discard: false,
+            peers: Peers::default(),
         }
+    }
+
+    /// The addresses of the brokers that this link was connected to.
+    #[must_use]
+    pub fn peers(&self) -> Peers {
+        self.peers.clone()
     }
 
     /// The next thing that happens. May be dropped at any time without losing one.
@@ -245,7 +258,7 @@ impl Link {
         };
         // Certificates name an IPv6 address without brackets; the resolver takes it so, too.
         let host = config::bare(&broker.host);
-        let mut options = MqttOptions::new(client.id.clone(), host, broker.port);
+        let mut options = MqttOptions::new(client.id.clone(), (host, broker.port));
         options.set_transport(transport);
         options.set_keep_alive(KEEP_ALIVE);
         options.set_clean_session(!client.persistent || self.discard);
@@ -255,9 +268,9 @@ impl Link {
             options.set_last_will(LastWill::new(topic, payload, QoS::AtLeastOnce, true));
         }
         if let Some(login) = login {
-            options.set_credentials(login.user.clone(), login.password.reveal());
+            options.set_credentials(login.user.clone(), login.password.reveal().to_owned());
         }
-        let session = Box::new(Session::start(options, protection));
+        let session = Box::new(Session::start(options, protection, self.peers.clone()));
         self.state = State::Up { session, since: None };
         Ok(())
     }

@@ -1,26 +1,39 @@
 //! One connection to one broker, from its first packet to its end.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::Arc;
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rumqttc::{
-    AsyncClient, ConnectionError, MqttOptions, Outgoing, Packet, QoS, SubscribeFilter,
-    SubscribeReasonCode,
+    AsyncClient, ConnectionError, EventLoop, MqttOptions, Outgoing, Packet, PublishOptions, QoS,
+    SubscribeFilter, SubscribeReasonCode,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
+use super::dial::dial;
+use super::peers::Peers;
 use super::why::{Protection, Why, explain, is_too_large};
 
 /// How many messages may be on their way to the broker.
 const WINDOW: usize = 64;
 
+/// How many requests rumqttc takes in ahead: a window of messages, the subscription and the good-bye.
+const CAPACITY: usize = WINDOW + 8;
+
 /// How many packets may wait between the socket and the rest of the program, and of how many bytes in all.
 /// Beyond that, and only then, the socket is left unread.
 const QUEUE: usize = 10_000;
 const QUEUE_BYTES: usize = 32 * 1024 * 1024;
+
+/// What each packet takes beside its own bytes, as it lies in the queue.
+const PACKET_OVERHEAD: usize = 128;
+
+/// How many packets rumqttc takes off the socket before it hands over the first: these are beside the queue.
+const READ_BATCH: usize = 10;
 
 /// A broker that has not acknowledged a message for so long will not.
 const ACKNOWLEDGE: Duration = Duration::from_secs(15);
@@ -30,7 +43,8 @@ const ACKNOWLEDGE: Duration = Duration::from_secs(15);
 const AGAIN: Duration = Duration::from_secs(2);
 const SELDOM: Duration = Duration::from_mins(5);
 
-/// How long a connection may take to come up, its CONNACK included, in seconds.
+/// How long TLS and the login may take, once an address has answered; and how long the socket may take no
+/// more bytes. In seconds.
 pub(super) const CONNECT: u64 = 5;
 
 /// What happened to a session.
@@ -41,6 +55,15 @@ pub(super) enum Event {
     Published(String),
     SubscribeRefused(Vec<String>),
     Ended { why: Why, too_large: bool },
+}
+
+/// A message to be published; it counts by its name, if it has one.
+#[derive(Debug)]
+struct Outbound {
+    name: Option<String>,
+    topic: String,
+    payload: Vec<u8>,
+    retain: bool,
 }
 
 type Read = Result<rumqttc::Event, ConnectionError>;
@@ -55,6 +78,8 @@ pub(super) struct Session {
     /// program waits for, a broker never sees its messages pile up.
     events: mpsc::Receiver<(Read, OwnedSemaphorePermit)>,
     reader: JoinHandle<()>,
+    /// Waits for the subscription before it to be sent: rumqttc sends what is published first.
+    held: VecDeque<Outbound>,
     /// Handed over to rumqttc, in order; it has given them no packet identifier yet.
     handed: VecDeque<Option<String>>,
     /// Sent, by packet identifier.
@@ -77,27 +102,11 @@ impl Drop for Session {
 }
 
 impl Session {
-    pub(super) fn start(options: MqttOptions, protection: Protection) -> Self {
-        // Room for a window of messages, the subscription and the good-bye.
-        let (client, mut poll) = AsyncClient::new(options, WINDOW + 8);
-        let mut network = poll.network_options();
-        network.set_connection_timeout(CONNECT);
-        network.set_tcp_nodelay(true);
-        poll.set_network_options(network);
+    pub(super) fn start(mut options: MqttOptions, protection: Protection, peers: Peers) -> Self {
+        options.set_read_batch_size(READ_BATCH);
+        let (client, poll) = AsyncClient::builder(options).capacity(CAPACITY).build();
         let (sender, events) = mpsc::channel(QUEUE);
-        let room = Arc::new(Semaphore::new(QUEUE_BYTES));
-        let reader = tokio::spawn(async move {
-            loop {
-                let event = poll.poll().await;
-                let last = event.is_err();
-                let Ok(taken) = Arc::clone(&room).acquire_many_owned(bytes(&event)).await else {
-                    return;
-                };
-                if sender.send((event, taken)).await.is_err() || last {
-                    return;
-                }
-            }
-        });
+        let reader = tokio::spawn(read(poll, sender, peers));
         let progress = Instant::now();
         Self {
             client,
@@ -105,6 +114,7 @@ impl Session {
             greeted: false,
             events,
             reader,
+            held: VecDeque::new(),
             handed: VecDeque::new(),
             sent: HashMap::new(),
             asked: VecDeque::new(),
@@ -161,7 +171,7 @@ impl Session {
     }
 
     pub(super) fn room(&self) -> usize {
-        WINDOW.saturating_sub(self.handed.len() + self.sent.len())
+        WINDOW.saturating_sub(self.held.len() + self.handed.len() + self.sent.len())
     }
 
     pub(super) fn publish(&mut self, name: String, topic: String, payload: Vec<u8>) {
@@ -181,17 +191,35 @@ impl Session {
     }
 
     fn send(&mut self, name: Option<String>, topic: String, payload: Vec<u8>, retain: bool) {
+        let message = Outbound { name, topic, payload, retain };
+        if self.asked.is_empty() {
+            self.hand_over(message);
+        } else if self.held.len() < CAPACITY {
+            self.held.push_back(message);
+        }
+    }
+
+    fn hand_over(&mut self, message: Outbound) {
         if self.handed.is_empty() && self.sent.is_empty() {
             self.progress = Instant::now();
         }
-        if self.client.try_publish(topic, QoS::AtLeastOnce, retain, payload).is_ok() {
+        let Outbound { name, topic, payload, retain } = message;
+        let options = PublishOptions::at_least_once().retain(retain);
+        if self.client.try_publish(topic, payload, options).is_ok() {
             self.handed.push_back(name);
         }
     }
 
-    /// Says good-bye; answers whether it is on its way.
+    fn release(&mut self) {
+        for message in std::mem::take(&mut self.held) {
+            self.hand_over(message);
+        }
+    }
+
+    /// Says good-bye, once the broker has acknowledged what was sent; answers whether it is on its way.
     pub(super) fn close(&mut self) -> bool {
-        self.client.try_disconnect().is_ok()
+        self.release();
+        self.client.try_disconnect_with_timeout(ACKNOWLEDGE).is_ok()
     }
 
     fn read(&mut self, event: Option<(Read, OwnedSemaphorePermit)>) -> Option<Event> {
@@ -210,6 +238,9 @@ impl Session {
             Ok(rumqttc::Event::Outgoing(Outgoing::Subscribe(identifier))) => {
                 if let Some(topics) = self.asked.pop_front() {
                     self.asked_as.insert(identifier, topics);
+                }
+                if self.asked.is_empty() {
+                    self.release();
                 }
                 None
             }
@@ -240,7 +271,9 @@ impl Session {
                 Some(Event::Connected)
             }
             Packet::Publish(publish) => {
-                Some(Event::Message { topic: publish.topic, payload: publish.payload.to_vec() })
+                // rumqttc ends a connection on which a topic comes that is no UTF-8.
+                let topic = String::from_utf8(publish.topic.to_vec()).ok()?;
+                Some(Event::Message { topic, payload: publish.payload.to_vec() })
             }
             Packet::PubAck(ack) => {
                 self.progress = Instant::now();
@@ -258,19 +291,73 @@ impl Session {
     }
 }
 
-/// About how many bytes a packet takes while it waits.
+/// Reads the socket until the connection ends, and queues what comes.
+async fn read(
+    mut poll: EventLoop,
+    sender: mpsc::Sender<(Read, OwnedSemaphorePermit)>,
+    peers: Peers,
+) {
+    let room = Arc::new(Semaphore::new(QUEUE_BYTES));
+    let queue = async |event: Read| {
+        let last = event.is_err();
+        let taken = Arc::clone(&room).acquire_many_owned(bytes(&event)).await.ok()?;
+        sender.send((event, taken)).await.ok().filter(|()| !last)
+    };
+    let peer = match connect(&mut poll).await {
+        Ok(peer) => peer,
+        Err(error) => {
+            queue(Err(error.into())).await;
+            return;
+        }
+    };
+    loop {
+        let event = poll.poll().await;
+        // The address of this broker is known before a message of its can be acted upon.
+        if let Ok(rumqttc::Event::Incoming(Packet::ConnAck(_))) = event {
+            peers.record(peer);
+        }
+        if queue(event).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Connects to the broker's address, and gives rumqttc the socket; answers the peer's address.
+async fn connect(poll: &mut EventLoop) -> io::Result<IpAddr> {
+    let (host, port) = poll.mqtt_options.broker().tcp_address().ok_or_else(lost)?;
+    let stream = dial(host, port).await?;
+    let peer = stream.peer_addr()?.ip();
+    let mut network = poll.network_options();
+    network.set_connection_timeout(CONNECT);
+    poll.set_network_options(network);
+    // rumqttc asks once: a session ends with its connection.
+    let stream = Mutex::new(Some(stream));
+    poll.mqtt_options.set_socket_connector(move |_, _| {
+        let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+        std::future::ready(stream.ok_or_else(lost))
+    });
+    Ok(peer)
+}
+
+fn lost() -> io::Error {
+    io::ErrorKind::NotConnected.into()
+}
+
+/// About how many bytes a packet takes while it waits: whatever its kind is, a broker cannot make them
+/// more than [`QUEUE_BYTES`] in all.
 fn bytes(event: &Read) -> u32 {
-    let length = match event {
-        Ok(rumqttc::Event::Incoming(Packet::Publish(publish))) => publish.payload.len(),
+    let packet = match event {
+        Ok(rumqttc::Event::Incoming(packet)) => packet.size(),
         _ => 0,
     };
-    u32::try_from(length.min(QUEUE_BYTES)).unwrap_or(u32::MAX)
+    u32::try_from((packet + PACKET_OVERHEAD).min(QUEUE_BYTES)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -305,10 +392,12 @@ mod tests {
     #[tokio::test]
     async fn a_subscription_that_was_refused_is_asked_for_again() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let options = MqttOptions::new("it", "127.0.0.1", listener.local_addr().unwrap().port());
-        let broker = tokio::spawn(hesitates(listener));
-        let mut session = Session::start(options, Protection::Nothing);
+        let port = listener.local_addr().unwrap().port();
+        let options = MqttOptions::new("it", ("127.0.0.1", port));
+        let (broker, peers) = (tokio::spawn(hesitates(listener)), Peers::default());
+        let mut session = Session::start(options, Protection::Nothing, peers.clone());
         assert!(matches!(session.event().await, Event::Connected));
+        assert_eq!(peers.addresses(), [IpAddr::from([127, 0, 0, 1])]);
         session.subscribe(&["a".to_owned(), "b".to_owned()]);
         let refused = session.event().await;
         assert!(matches!(refused, Event::SubscribeRefused(topics) if topics == ["a"]));
@@ -317,5 +406,55 @@ mod tests {
         let topics = |text: &[u8]| text.to_vec();
         let expected = [topics(b"\0\x01a\x01\0\x01b\x01"), topics(b"\0\x01a\x01")];
         assert_eq!(broker.await.unwrap().0, expected);
+    }
+
+    #[test]
+    fn every_packet_counts_with_its_topic_and_overhead() {
+        let publish = |topic: usize, payload: usize| {
+            let packet =
+                rumqttc::Publish::new("x".repeat(topic), QoS::AtMostOnce, vec![0; payload]);
+            Ok(rumqttc::Event::Incoming(Packet::Publish(packet)))
+        };
+        let suback = |codes: usize| {
+            let codes = vec![SubscribeReasonCode::Failure; codes];
+            Ok(rumqttc::Event::Incoming(Packet::SubAck(rumqttc::SubAck::new(1, codes))))
+        };
+        let table = [
+            (publish(65_535, 0), 65_535),
+            (publish(10, 1_000), 1_010),
+            (suback(200_000), 200_000),
+            (Ok(rumqttc::Event::Incoming(Packet::PingResp)), 0),
+            (Ok(rumqttc::Event::Outgoing(Outgoing::PubAck(1))), 0),
+        ];
+        for (event, length) in table {
+            let counted = usize::try_from(bytes(&event)).unwrap();
+            let expected = length + PACKET_OVERHEAD..=length + PACKET_OVERHEAD + 8;
+            assert!(expected.contains(&counted), "{counted} of {length}");
+        }
+    }
+
+    #[tokio::test]
+    async fn empty_messages_with_long_topics_do_not_fill_the_memory() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut options = MqttOptions::new("it", ("127.0.0.1", port));
+        options.set_max_packet_size(256 * 1024, 256 * 1024);
+        let session = Session::start(options, Protection::Nothing, Peers::default());
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(&[0x20, 2, 0, 0]).await.unwrap();
+        let mut packet = vec![0x30, 0x81, 0x80, 0x04, 0xff, 0xff];
+        packet.resize(packet.len() + 65_535, b'x');
+        // Beyond the queue, the sockets' buffers and a batch take some.
+        let most = 2 * QUEUE_BYTES / packet.len();
+        let mut taken = 0;
+        while taken < most {
+            let sent = timeout(Duration::from_secs(1), stream.write_all(&packet)).await;
+            if sent.is_err() {
+                break;
+            }
+            taken += 1;
+        }
+        assert!(taken < most, "{taken} packets were taken");
+        drop(session);
     }
 }

@@ -77,8 +77,8 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let mut watch = daemon.spool.watch()?;
     daemon.scan();
     let (memory, bell) = (Arc::clone(&daemon.memory), Arc::clone(&daemon.bell));
-    let applier =
-        tokio::spawn(apply::run(memory, Arc::clone(&bell), paths.clone(), exempt(config)));
+    let exempt = exempt(config).with_peers(daemon.link.peers());
+    let applier = tokio::spawn(apply::run(memory, Arc::clone(&bell), paths.clone(), exempt));
     if let Some(id) = daemon.former.take() {
         tokio::spawn(broker::purge(config.clone(), id));
     }

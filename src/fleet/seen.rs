@@ -317,7 +317,9 @@ impl Fleet {
             ends_soon: case.is_some_and(|(_, case)| {
                 case.end.is_some_and(|end| end <= now.saturating_add(self.pace.soon))
             }),
-            ignored: self.ignored(key).is_some(),
+            ignored: self.ignored(key).is_some_and(|because| {
+                because.ends_imports() || case.is_none_or(|(_, case)| case.end.is_none())
+            }),
             restoring: case.is_some_and(|(_, case)| case.restoring),
         }
     }

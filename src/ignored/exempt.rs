@@ -4,16 +4,17 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use futures_util::future::join_all;
-use ipnet::IpNet;
-use tokio::net::lookup_host;
-use tokio::time::timeout;
+use if_addrs::IfAddr;
+use ipnet::{IpNet, Ipv4Net};
 
+use super::names::{MAX_NAMES, Names, Resolution};
 use super::{Because, Ignored, network};
+use crate::broker::Peers;
+use crate::wire::Jail;
 
 /// The largest file of addresses that is read, in bytes.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
@@ -25,6 +26,8 @@ pub struct Exempt {
     never: Vec<IpNet>,
     /// Where the brokers are: names or addresses.
     brokers: Vec<String>,
+    /// Where a broker was really reached: exempt whatever the resolver says.
+    peers: Peers,
     /// This host's own name.
     own: String,
     names: Names,
@@ -38,14 +41,29 @@ impl Exempt {
         Self { never, brokers, own, ..Self::default() }
     }
 
-    /// Whom a jail with these entries in `ignoreip` is never to ban, and what is wrong with its files.
-    pub async fn of(&mut self, entries: &[String]) -> (Ignored, Vec<String>) {
+    /// Also exempts the brokers that a link was connected to.
+    #[must_use]
+    pub fn with_peers(self, peers: Peers) -> Self {
+        Self { peers, ..self }
+    }
+
+    /// Of no settings, for whoever can wait for names.
+    #[must_use]
+    pub fn patient(first_wait: Duration) -> Self {
+        Self { names: Names::with_first_wait(first_wait), ..Self::default() }
+    }
+
+    /// Whom a jail with these entries in `ignoreip` is never to ban, and what is wrong with them.
+    pub async fn of(&mut self, jail: &Jail, entries: &[String]) -> (Ignored, Vec<String>) {
         let (mut ignored, mut wrong) = (Ignored::default(), Vec::new());
         for network in &self.never {
             ignored.add(*network, Because::Settings);
         }
-        for address in own_addresses() {
-            ignored.add(IpNet::from(address.to_canonical()), Because::Own);
+        for network in own_networks() {
+            ignored.add(network, Because::Own);
+        }
+        for address in self.peers.addresses() {
+            ignored.add(IpNet::from(address), Because::Broker);
         }
         let mut names = vec![(self.own.clone(), Because::Own)];
         names.extend(self.brokers.iter().map(|broker| (broker.clone(), Because::Broker)));
@@ -58,15 +76,51 @@ impl Exempt {
             for entry in entries {
                 sort(entry, Because::Jail, &mut ignored, &mut names);
             }
-            wrong.extend(error.map(|error| format!("cannot read {}: {error}", path.display())));
+            wrong.extend(error.map(|error| {
+                format!("ignoreip of {jail}: cannot read {}: {error}", path.display())
+            }));
+        }
+        names.retain(|(name, _)| !name.is_empty());
+        if names.len() > MAX_NAMES {
+            wrong.push(format!(
+                "ignoreip of {jail}: more than {MAX_NAMES} names; the rest is ignored"
+            ));
+            names.truncate(MAX_NAMES);
         }
         self.names.refresh(names.iter().map(|(name, _)| name.as_str())).await;
         for (name, because) in names {
-            for address in self.names.addresses(&name) {
-                ignored.add(IpNet::from(address.to_canonical()), because);
+            let resolution = self.names.resolution(&name);
+            wrong.extend(fault(&name, because, &resolution, jail));
+            match resolution {
+                Resolution::Addresses(addresses) => {
+                    for address in addresses {
+                        ignored.add(IpNet::from(address.to_canonical()), because);
+                    }
+                }
+                // Any address may be one of its. A broker's is known once this host is connected to it.
+                Resolution::Unknown(_) if because == Because::Jail => ignored.set_incomplete(),
+                Resolution::None(_) | Resolution::Unknown(_) => {}
             }
         }
         (ignored, wrong)
+    }
+}
+
+/// What is wrong with a name, and what follows from that.
+fn fault(name: &str, because: Because, resolution: &Resolution, jail: &Jail) -> Option<String> {
+    match (because, resolution) {
+        (_, Resolution::Addresses(_)) | (Because::Own, _) => None,
+        (Because::Jail, Resolution::Unknown(why)) => Some(format!(
+            "ignoreip of {jail}: cannot resolve {name}: {why}; no bans are imported into {jail} until \
+             the name resolves"
+        )),
+        (Because::Jail, Resolution::None(why)) => {
+            Some(format!("ignoreip of {jail}: cannot resolve {name}: {why}; it exempts no address"))
+        }
+        (_, Resolution::Unknown(why) | Resolution::None(why)) => Some(format!(
+            "cannot resolve the broker's name {name}: {why}; its address is exempt only once this host \
+             is connected to it"
+        )),
     }
 }
 
@@ -91,42 +145,27 @@ pub fn own_addresses() -> Vec<IpAddr> {
     interfaces.iter().map(if_addrs::Interface::ip).collect()
 }
 
-/// What names stand for, asked again each minute. A name server that is away takes nobody's name from
-/// the list.
-#[derive(Debug, Default)]
-struct Names {
-    known: HashMap<String, (Instant, Vec<IpAddr>)>,
-}
-
-impl Names {
-    const FRESH: Duration = Duration::from_mins(1);
-    const PATIENCE: Duration = Duration::from_secs(2);
-    /// More are not asked for: a list of so many is one of addresses, or broken.
-    const MOST: usize = 500;
-
-    /// Asks for those of which nothing fresh is known, all at once.
-    async fn refresh(&mut self, names: impl Iterator<Item = &str>) {
-        let fresh = |name: &&str| {
-            self.known.get(*name).is_some_and(|(asked, _)| asked.elapsed() < Self::FRESH)
-        };
-        let old =
-            names.filter(|name| !name.is_empty()).take(Self::MOST).filter(|name| !fresh(name));
-        let asked = join_all(old.map(|name| async move {
-            let found = timeout(Self::PATIENCE, lookup_host((name, 0))).await;
-            let found = found.ok().and_then(Result::ok);
-            (name, found.map(|found| found.map(|address| address.ip()).collect::<Vec<_>>()))
-        }))
-        .await;
-        for (name, found) in asked {
-            let last = || self.known.remove(name).map(|(_, addresses)| addresses);
-            let addresses = found.or_else(last).unwrap_or_default();
-            self.known.insert(name.to_owned(), (Instant::now(), addresses));
+/// The addresses that are this host's: those of its interfaces, and the network and broadcast addresses of
+/// their IPv4 subnets, to which this host answers as well.
+fn own_networks() -> Vec<IpNet> {
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    let mut own = Vec::new();
+    for interface in interfaces {
+        own.push(IpNet::from(interface.ip().to_canonical()));
+        if let IfAddr::V4(address) = interface.addr {
+            own.extend(edges(address.ip, address.netmask));
         }
     }
+    own
+}
 
-    /// The addresses of a name; none where it never resolved.
-    fn addresses(&self, name: &str) -> Vec<IpAddr> {
-        self.known.get(name).map(|(_, addresses)| addresses.clone()).unwrap_or_default()
+/// The network and broadcast addresses of a subnet; one of a single address or two has none (RFC 3021).
+fn edges(address: Ipv4Addr, mask: Ipv4Addr) -> Vec<IpNet> {
+    match Ipv4Net::with_netmask(address, mask) {
+        Ok(subnet) if subnet.prefix_len() < 31 => {
+            [subnet.network(), subnet.broadcast()].map(|edge| IpNet::from(IpAddr::V4(edge))).into()
+        }
+        _ => Vec::new(),
     }
 }
 
@@ -184,6 +223,10 @@ mod tests {
     use super::*;
     use crate::wire::Address;
 
+    fn jail() -> Jail {
+        Jail::new("sshd").unwrap()
+    }
+
     fn why(ignored: &Ignored, address: &str) -> Option<Because> {
         ignored.covers(Address::new(address).unwrap())
     }
@@ -200,7 +243,7 @@ mod tests {
         let never = vec![network("198.51.100.0/24").unwrap()];
         let mut exempt = Exempt::new(never, vec!["203.0.113.7".to_owned()], "localhost".to_owned());
         let entries = [format!("file:/{}", path.display()), "203.0.113.9".to_owned()];
-        let (ignored, wrong) = exempt.of(&entries).await;
+        let (ignored, wrong) = exempt.of(&jail(), &entries).await;
         assert_eq!(wrong, [""; 0]);
         let table = [
             ("198.18.7.1", Some(Because::Jail)),
@@ -218,12 +261,12 @@ mod tests {
         }
         // It changes; it is gone, and the last that it said still counts.
         std::fs::write(&path, "198.18.7.1").unwrap();
-        let (ignored, _) = exempt.of(&entries).await;
+        let (ignored, _) = exempt.of(&jail(), &entries).await;
         assert_eq!(why(&ignored, "198.18.7.2"), None);
         std::fs::remove_file(&path).unwrap();
-        let (ignored, wrong) = exempt.of(&entries).await;
+        let (ignored, wrong) = exempt.of(&jail(), &entries).await;
         assert_eq!(why(&ignored, "198.18.7.1"), Some(Because::Jail));
-        assert!(wrong[0].starts_with("cannot read /"), "{wrong:?}");
+        assert!(wrong[0].starts_with("ignoreip of sshd: cannot read /"), "{wrong:?}");
     }
 
     #[test]
@@ -241,12 +284,71 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_stands_for_its_addresses_and_one_that_does_not_resolve_for_none() {
-        let mut names = Names::default();
-        names.refresh(["localhost", "no.such.host.invalid"].into_iter()).await;
-        let addresses = names.addresses("localhost");
-        assert!(!addresses.is_empty() && addresses.iter().all(IpAddr::is_loopback));
-        assert!(names.addresses("no.such.host.invalid").is_empty());
+    async fn unresolved_name_of_a_jail_holds_every_address_back() {
+        let broker = "broker of no answer".to_owned();
+        let mut exempt = Exempt::new(Vec::new(), vec![broker], String::new());
+        // A name server that never answers.
+        exempt.names = Names::with_first_wait(Duration::ZERO);
+        let (ignored, wrong) = exempt.of(&jail(), &["friend.example".to_owned()]).await;
+        assert_eq!(why(&ignored, "198.18.7.1"), Some(Because::Unresolved));
+        assert_eq!(why(&ignored, "127.0.0.1"), Some(Because::Own));
+        assert!(wrong.iter().any(|text| text.contains("friend.example")), "{wrong:?}");
+        assert!(wrong.iter().any(|text| text.contains("the broker's name")), "{wrong:?}");
+        // Without it, the broker's name alone holds nothing back.
+        let (ignored, _) = exempt.of(&jail(), &[]).await;
+        assert_eq!(why(&ignored, "198.18.7.1"), None);
+    }
+
+    #[tokio::test]
+    async fn connected_broker_is_exempt_whatever_its_name_stands_for() {
+        let peers = Peers::default();
+        let mut exempt = Exempt::default().with_peers(peers.clone());
+        peers.record("203.0.113.7".parse().unwrap());
+        let (ignored, _) = exempt.of(&jail(), &[]).await;
+        assert_eq!(why(&ignored, "203.0.113.7"), Some(Because::Broker));
+    }
+
+    #[test]
+    fn faults_of_names_are_told_apart() {
+        use Resolution::{Addresses, None, Unknown};
+        let table = [
+            (Because::Jail, Addresses(Vec::new()), ""),
+            (
+                Because::Jail,
+                None("it does not exist".to_owned()),
+                "ignoreip of sshd: cannot resolve x: it does not exist; it exempts no address",
+            ),
+            (
+                Because::Jail,
+                Unknown("why".to_owned()),
+                "ignoreip of sshd: cannot resolve x: why; no bans are imported into sshd until the name resolves",
+            ),
+            (
+                Because::Broker,
+                Unknown("why".to_owned()),
+                "cannot resolve the broker's name x: why; its address is exempt only once this host is \
+              connected to it",
+            ),
+            (Because::Own, Unknown("why".to_owned()), ""),
+        ];
+        for (because, resolution, text) in table {
+            assert_eq!(fault("x", because, &resolution, &jail()).unwrap_or_default(), text);
+        }
+    }
+
+    #[test]
+    fn subnet_has_a_network_and_a_broadcast_address() {
+        let table: [(&str, &str, &[&str]); 4] = [
+            ("192.0.2.77", "255.255.255.192", &["192.0.2.64/32", "192.0.2.127/32"]),
+            ("192.0.2.77", "255.255.255.254", &[]),
+            ("192.0.2.77", "255.255.255.255", &[]),
+            ("192.0.2.77", "255.0.255.0", &[]),
+        ];
+        for (address, mask, expected) in table {
+            let edges = edges(address.parse().unwrap(), mask.parse().unwrap());
+            let edges: Vec<_> = edges.iter().map(ToString::to_string).collect();
+            assert_eq!(edges, expected, "{address} {mask}");
+        }
     }
 
     #[test]

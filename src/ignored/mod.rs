@@ -2,6 +2,7 @@
 //! those that the settings name, this host's own, and the broker's. [`Exempt`] gathers them.
 
 mod exempt;
+mod names;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,6 +26,8 @@ pub enum Because {
     Broker,
     /// The jail's `ignoreip` has it.
     Jail,
+    /// The jail's `ignoreip` has a name that was never resolved: it may stand for this address.
+    Unresolved,
 }
 
 impl Because {
@@ -33,8 +36,14 @@ impl Because {
     pub fn refusal(self) -> Refusal {
         match self {
             Self::Settings => Refusal::NeverBan,
-            Self::Own | Self::Broker | Self::Jail => Refusal::Ignored,
+            Self::Own | Self::Broker | Self::Jail | Self::Unresolved => Refusal::Ignored,
         }
+    }
+
+    /// Whether an import that stands has to go; one of which it is not known whether it may stand stays.
+    #[must_use]
+    pub fn ends_imports(self) -> bool {
+        self != Self::Unresolved
     }
 }
 
@@ -45,6 +54,7 @@ impl fmt::Display for Because {
             Self::Own => "it is this host's own",
             Self::Broker => "it is the broker's",
             Self::Jail => "it is in ignoreip",
+            Self::Unresolved => "a name in ignoreip cannot be resolved",
         })
     }
 }
@@ -54,6 +64,8 @@ impl fmt::Display for Because {
 pub struct Ignored {
     addresses: BTreeMap<IpAddr, Because>,
     networks: BTreeMap<IpNet, Because>,
+    /// A name of the jail's was never resolved: any address may be one of its.
+    incomplete: bool,
 }
 
 impl Ignored {
@@ -70,13 +82,25 @@ impl Ignored {
         }
     }
 
+    /// A name of the jail's was never resolved.
+    pub fn set_incomplete(&mut self) {
+        self.incomplete = true;
+    }
+
     /// Why an address is not to be banned, if it is not: because of itself, or of an IPv4 address in it.
     #[must_use]
     pub fn covers(&self, address: Address) -> Option<Because> {
-        forms(address.ip()).find_map(|ip| {
+        let known = forms(address.ip()).find_map(|ip| {
             let of_network = || self.networks.iter().find(|(network, _)| network.contains(&ip));
             self.addresses.get(&ip).copied().or_else(|| of_network().map(|(_, because)| *because))
-        })
+        });
+        known.or(self.incomplete.then_some(Because::Unresolved))
+    }
+
+    /// Whether a name was never resolved, so that nothing is imported.
+    #[must_use]
+    pub fn is_incomplete(&self) -> bool {
+        self.incomplete
     }
 }
 

@@ -109,7 +109,7 @@ impl Here {
                 if !config.sharing.has(&jail) {
                     here.apart.insert(jail.clone());
                 }
-                let (ignored, _) = exempt.of(&client.ignored(&jail).await?).await;
+                let (ignored, _) = exempt.of(&jail, &client.ignored(&jail).await?).await;
                 here.exempt.extend(ignored.covers(address).map(|because| (jail, because)));
             }
             Ok(here)

@@ -2,7 +2,16 @@
 import socketserver
 import sys
 
-CONNACK, SUBACK = b"\x20\x02\x00\x00", b"\x90\x04\x00\x01\x01\x01"
+CONNACK = b"\x20\x02\x00\x00"
+
+
+def suback(subscribe):
+    """Grants every filter of a SUBSCRIBE, which is shorter than 128 bytes and may have others behind it."""
+    body, granted, at = subscribe[2 : 2 + subscribe[1]], b"", 2
+    while at < len(body):
+        at += 2 + int.from_bytes(body[at : at + 2], "big") + 1
+        granted += b"\x01"
+    return bytes([0x90, 2 + len(granted)]) + body[:2] + granted
 
 
 class Silent(socketserver.BaseRequestHandler):
@@ -11,7 +20,7 @@ class Silent(socketserver.BaseRequestHandler):
             if packet[0] >> 4 == 1:
                 self.request.sendall(CONNACK)
             elif packet[0] >> 4 == 8:
-                self.request.sendall(SUBACK)
+                self.request.sendall(suback(packet))
 
 
 class Server(socketserver.ThreadingTCPServer):

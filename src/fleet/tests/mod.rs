@@ -3,6 +3,7 @@
 
 mod bounds;
 mod own;
+mod unresolved;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

@@ -107,7 +107,7 @@ async fn refuse(
     jail: &Jail,
     addresses: &[Address],
 ) -> Result<(), Error> {
-    let (exempt, _) = daemon::exempt(config).of(&fail2ban.ignored(jail).await?).await;
+    let (exempt, _) = daemon::exempt(config).of(jail, &fail2ban.ignored(jail).await?).await;
     let clients = ask::clients();
     for address in addresses {
         let why = if clients.contains(&address.ip()) {

@@ -12,15 +12,23 @@ use super::reports::is_reporter;
 use crate::abuseipdb::{call, key};
 use crate::fail2ban::{Client, Error};
 use crate::files::trust::Keeps;
+use crate::ignored::Exempt;
 use crate::wire::Jail;
 
 /// A server that takes longer makes bans meanwhile, or hangs.
 const PATIENCE: Duration = Duration::from_secs(4);
 
+/// How long the names in all `ignoreip` may take.
+const NAME_PATIENCE: Duration = Duration::from_secs(3);
+
 /// What the server says; `Err` is why it says nothing.
 pub(super) async fn server(socket: &Path) -> Result<Server, String> {
     match timeout(PATIENCE, ask(socket)).await {
-        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Ok(Ok((mut server, ignored))) => {
+            look_at(&mut server, &ignored).await;
+            Ok(server)
+        }
+        Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!(
             "fail2ban does not answer within {} s: one of its actions hangs, or it makes many bans",
             PATIENCE.as_secs()
@@ -28,10 +36,24 @@ pub(super) async fn server(socket: &Path) -> Result<Server, String> {
     }
 }
 
-async fn ask(socket: &Path) -> Result<Server, Error> {
+/// Finds out what is wrong with the `ignoreip` of each jail.
+async fn look_at(server: &mut Server, ignored: &[Vec<String>]) {
+    let mut exempt = Exempt::patient(NAME_PATIENCE);
+    // All names at once: so their waits are one.
+    if let Some(first) = server.jails.first() {
+        exempt.of(&first.name, &ignored.concat()).await;
+    }
+    for (jail, entries) in server.jails.iter_mut().zip(ignored) {
+        (_, jail.wrong) = exempt.of(&jail.name, entries).await;
+    }
+}
+
+/// Answers with the `ignoreip` of each jail as well.
+async fn ask(socket: &Path) -> Result<(Server, Vec<Vec<String>>), Error> {
     let mut client = Client::connect(socket).await?;
     let version = client.version().await?;
     let mut server = Server { version, pid: client.pid(), jails: Vec::new() };
+    let mut ignored = Vec::new();
     for name in client.jails().await? {
         let mut actions = Vec::new();
         for action in client.actions(&name).await? {
@@ -52,9 +74,10 @@ async fn ask(socket: &Path) -> Result<Server, Error> {
             actions.push(Action { name: action, ban, key, files });
         }
         let logs = client.logs(&name).await?;
-        server.jails.push(Running { name, actions, logs });
+        ignored.push(client.ignored(&name).await?);
+        server.jails.push(Running { name, actions, logs, wrong: Vec::new() });
     }
-    Ok(server)
+    Ok((server, ignored))
 }
 
 /// A property of an action, or nothing where it has none of that name.

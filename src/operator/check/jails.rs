@@ -27,6 +27,8 @@ pub(super) struct Running {
     pub(super) actions: Vec<Action>,
     /// The log files that it reads.
     pub(super) logs: Vec<String>,
+    /// What is wrong with its `ignoreip`.
+    pub(super) wrong: Vec<String>,
 }
 
 /// An action of a jail.
@@ -146,6 +148,16 @@ fn of_jails(server: &Server, configured: &BTreeMap<Jail, bool>, sharing: &Sharin
         let written = configured.get(&jail.name).copied().unwrap_or(false);
         unheard(jail, written).about(&jail.name)
     }));
+    for jail in server.jails.iter().filter(|jail| sharing.has(&jail.name)) {
+        found.extend(jail.wrong.iter().map(|what| {
+            let next = format!(
+                "getent ahosts NAME\nif the name is wrong: mend ignoreip in jail.local, then: \
+                 fail2ban-client reload {}",
+                jail.name
+            );
+            Finding::warning("jail_ignoreip", what.as_str()).next(next).about(&jail.name)
+        }));
+    }
     let runs = |name: &&Jail| server.jails.iter().any(|jail| jail.name == **name);
     found.extend(configured.keys().filter(|name| !runs(name)).map(|name| {
         let text = format!("the jail {name} is configured, and fail2ban does not run it");
@@ -211,7 +223,7 @@ mod tests {
             files: Vec::new(),
         };
         let actions = actions.iter().map(action).collect();
-        Running { name: jail(name), actions, logs: Vec::new() }
+        Running { name: jail(name), actions, logs: Vec::new(), wrong: Vec::new() }
     }
 
     fn odd(
@@ -284,6 +296,21 @@ mod tests {
             broken.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
             ["fail2ban_config", "fail2ban"]
         );
+    }
+
+    #[test]
+    fn faulty_ignoreip_of_a_jail_that_shares_is_a_warning() {
+        let wrong = |name: &str| Running {
+            wrong: vec![format!("ignoreip of {name}: cannot resolve x.example: why")],
+            ..running(name, &[("f2bmqtt", TELLS)])
+        };
+        let server = Server {
+            version: "1.0.2".to_owned(),
+            pid: 1,
+            jails: vec![wrong("sshd"), wrong("recidive")],
+        };
+        let text = "ignoreip of sshd: cannot resolve x.example: why".to_owned();
+        assert_eq!(odd(&Ok(server), &Configured::default()), [("jail_ignoreip", text)]);
     }
 
     #[test]

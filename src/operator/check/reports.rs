@@ -163,6 +163,7 @@ mod tests {
                 files: vec![("/srv/db".into(), Keeps::Database), ("/srv/log".into(), Keeps::Log)],
             }],
             logs: vec![log.to_owned()],
+            wrong: Vec::new(),
         }
     }
 

@@ -179,7 +179,7 @@ mod tests {
             let json = format!(
                 r#"{{"v":1,"host":"web2","stamp":5,"part":0,"parts":1,"bans":[["sshd","192.0.2.1",{numbers}]]}}"#
             );
-            view.hear("state/web2/0", json.as_bytes());
+            view.hear_on("state/web2/0", json.as_bytes());
             let all = view.banned(NOW);
             let (me, address) = (Host::new("web1").unwrap(), Address::new("192.0.2.1").unwrap());
             let here = Ok(Here::default());

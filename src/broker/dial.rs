@@ -1,0 +1,136 @@
+//! Opens the TCP connection to a broker: resolves its name and tries its addresses, so that a dead address
+//! among them does not keep this host from the broker (RFC 8305 in its simple form).
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{sleep, timeout};
+
+/// How long the name server may take, and then each address.
+const STEP_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long an address is tried alone before the next one joins it (RFC 8305, section 5).
+const HEAD_START: Duration = Duration::from_millis(250);
+
+/// How many addresses of a name are tried. So a dial takes at most two [`STEP_LIMIT`]s and three
+/// [`HEAD_START`]s.
+const MAX_ADDRESSES: usize = 4;
+
+/// Connects to the address of `host` that answers first.
+pub(super) async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
+    let found = timeout(STEP_LIMIT, lookup_host((host, port))).await;
+    let found = found.map_err(|_| timed_out("no name server answers"))??;
+    let stream = race(in_turn(found.collect())).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Tries addresses one after another: the next one once the last failed, or after [`HEAD_START`].
+async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let (mut left, mut attempts) = (addresses.into_iter(), FuturesUnordered::new());
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
+    loop {
+        attempts.extend(left.next().map(attempt));
+        tokio::select! {
+            Some(ended) = attempts.next() => match ended {
+                Ok(stream) => return Ok(stream),
+                // That a machine refuses says more than that another one is silent.
+                Err(_) if failed.kind() == io::ErrorKind::ConnectionRefused => {}
+                Err(error) => failed = error,
+            },
+            () = sleep(HEAD_START), if left.len() > 0 => {}
+            else => return Err(failed),
+        }
+    }
+}
+
+async fn attempt(address: SocketAddr) -> io::Result<TcpStream> {
+    let connected = timeout(STEP_LIMIT, TcpStream::connect(address)).await;
+    connected.map_err(|_| timed_out("no answer"))?
+}
+
+fn timed_out(what: &str) -> io::Error {
+    let text = format!("{what} within {} s", STEP_LIMIT.as_secs());
+    io::Error::new(io::ErrorKind::TimedOut, text)
+}
+
+/// The addresses to try, in order: the families take turns, and the resolver's first choice begins.
+fn in_turn(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let Some(begins) = found.first().map(SocketAddr::is_ipv6) else { return found };
+    let (ours, others): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|address| address.is_ipv6() == begins);
+    let (mut ours, mut others) = (ours.into_iter(), others.into_iter());
+    let mut ordered = Vec::new();
+    while ours.len() + others.len() > 0 {
+        for next in [ours.next(), others.next()].into_iter().flatten() {
+            if !ordered.contains(&next) {
+                ordered.push(next);
+            }
+        }
+    }
+    ordered.truncate(MAX_ADDRESSES);
+    ordered
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn address_families_take_turns() {
+        let address = |text: &&str| format!("{text}:1883").parse::<SocketAddr>().unwrap();
+        let (a, b, c, d) = ("[2001:db8::a]", "[2001:db8::b]", "192.0.2.1", "192.0.2.2");
+        let table: [(&[&str], &[&str]); 5] = [
+            (&[], &[]),
+            (&[a, b, c, d], &[a, c, b, d]),
+            (&[c, a], &[c, a]),
+            (&[a, a, c], &[a, c]),
+            (
+                &[a, b, "[2001:db8::c]", "[2001:db8::d]", "[2001:db8::e]", c],
+                &[a, c, b, "[2001:db8::c]"],
+            ),
+        ];
+        for (found, tried) in table {
+            let tried: Vec<_> = tried.iter().map(address).collect();
+            assert_eq!(in_turn(found.iter().map(address).collect()), tried, "{found:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn refusing_addresses_give_way_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let open = listener.local_addr().unwrap();
+        let refuses = |last| SocketAddr::from(([127, 0, 0, last], open.port()));
+        let started = Instant::now();
+        let stream = race(vec![refuses(2), refuses(3), open]).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), open);
+        assert!(started.elapsed() < HEAD_START, "{:?}", started.elapsed());
+        let error = race(vec![refuses(2), refuses(3)]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn silent_address_does_not_keep_from_the_next() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let open = listener.local_addr().unwrap();
+        // A listener whose queue is full drops what comes.
+        let silent = tokio::net::TcpSocket::new_v4().unwrap();
+        silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let silent = silent.listen(1).unwrap();
+        let at = silent.local_addr().unwrap();
+        let mut queued = Vec::new();
+        while let Ok(Ok(stream)) = timeout(Duration::from_millis(100), TcpStream::connect(at)).await
+        {
+            queued.push(stream);
+        }
+        let stream = race(vec![at, open]).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), open);
+    }
+}

@@ -1,0 +1,50 @@
+//! The addresses of the brokers that this process was really connected to, whatever a resolver answers for
+//! their names: banning one of them would cut this host off.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// How many addresses are remembered.
+const MAX_PEERS: usize = 16;
+
+/// A handle that a link and the list of exempt addresses share. Invariant: holds the address of each peer
+/// that accepted a login of this process, each once, the latest last, at most [`MAX_PEERS`].
+#[derive(Clone, Debug, Default)]
+pub struct Peers(Arc<Mutex<VecDeque<IpAddr>>>);
+
+impl Peers {
+    /// Records that the peer accepted the login.
+    pub(crate) fn record(&self, peer: IpAddr) {
+        let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let peer = peer.to_canonical();
+        peers.retain(|known| *known != peer);
+        peers.push_back(peer);
+        if peers.len() > MAX_PEERS {
+            peers.pop_front();
+        }
+    }
+
+    /// The addresses, the latest last.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latest_peers_are_kept_once_each() {
+        let peers = Peers::default();
+        let at = |last: usize| format!("192.0.2.{last}").parse::<IpAddr>().unwrap();
+        for last in 0..=MAX_PEERS {
+            peers.clone().record(at(last));
+        }
+        peers.record("::ffff:192.0.2.3".parse().unwrap());
+        let known = peers.addresses();
+        assert_eq!((known.len(), known[0], known[MAX_PEERS - 1]), (MAX_PEERS, at(1), at(3)));
+    }
+}

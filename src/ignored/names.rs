@@ -1,0 +1,218 @@
+//! Resolves the names among those that are never to be banned. A name server that is slow or away neither
+//! takes a name from the list nor holds up what needs no name: lookups run beside, one each name.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use tokio::net::lookup_host;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+/// How long an answer counts; and after how long a name that was not answered is asked for again.
+const FRESH: Duration = Duration::from_mins(1);
+const RETRY: Duration = Duration::from_secs(5);
+
+/// How long a list waits for names that are asked for the first time. What comes later counts the next time.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+
+/// How many lookups run at once: the threads for them are few, and the broker's name needs one, too.
+const MAX_LOOKUPS: usize = 2;
+
+/// How many names of a list are asked for: one with more is a list of addresses, or broken.
+pub(super) const MAX_NAMES: usize = 500;
+
+/// What a name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Resolution {
+    /// The addresses of the last answer that had some.
+    Addresses(Vec<IpAddr>),
+    /// The resolver says that the name has no address.
+    None(String),
+    /// The resolver did not answer, or could not: the cause.
+    Unknown(String),
+}
+
+/// What is known of a name.
+#[derive(Debug)]
+struct Entry {
+    resolution: Resolution,
+    /// When it was asked for last; and whether that goes on.
+    asked: Instant,
+    pending: bool,
+}
+
+impl Entry {
+    /// Takes up an answer. A name that had addresses keeps them until it gets others.
+    fn update(&mut self, answer: io::Result<Vec<IpAddr>>) {
+        self.pending = false;
+        self.asked = Instant::now();
+        let answer = match answer {
+            Ok(addresses) if !addresses.is_empty() => Resolution::Addresses(addresses),
+            Ok(_) => Resolution::None("it has no address".to_owned()),
+            Err(error) => unresolved(&error.to_string()),
+        };
+        let keeps = matches!(self.resolution, Resolution::Addresses(_));
+        if !keeps || matches!(answer, Resolution::Addresses(_)) {
+            self.resolution = answer;
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        let pause = if matches!(self.resolution, Resolution::Unknown(_)) { RETRY } else { FRESH };
+        !self.pending && self.asked.elapsed() >= pause
+    }
+}
+
+/// What the resolver's error means. The standard library hands on only the text of getaddrinfo(3), which is
+/// English here: this process never calls setlocale(3).
+fn unresolved(error: &str) -> Resolution {
+    /// Of `EAI_NONAME`, `EAI_NODATA` and `EAI_ADDRFAMILY` in glibc (`gai_strerror-strs.h`).
+    const AUTHORITATIVE: [&str; 3] = [
+        "Name or service not known",
+        "No address associated with hostname",
+        "Address family for hostname not supported",
+    ];
+    // `failed to lookup address information: Name or service not known`
+    let cause = error.rsplit(": ").next().unwrap_or_default();
+    if AUTHORITATIVE.contains(&cause) {
+        Resolution::None("it does not exist".to_owned())
+    } else {
+        Resolution::Unknown(cause.to_owned())
+    }
+}
+
+/// Invariant: at most one lookup of a name runs at a time.
+#[derive(Debug)]
+pub(super) struct Names {
+    known: Arc<Mutex<HashMap<String, Entry>>>,
+    lookups: Arc<Semaphore>,
+    first_wait: Duration,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        let lookups = Arc::new(Semaphore::new(MAX_LOOKUPS));
+        Self { known: Arc::default(), lookups, first_wait: FIRST_WAIT }
+    }
+}
+
+impl Names {
+    /// With another wait for names that are asked for the first time.
+    pub(super) fn with_first_wait(first_wait: Duration) -> Self {
+        Self { first_wait, ..Self::default() }
+    }
+
+    /// Asks for those of which nothing fresh is known. Waits only for those that are new, and not for long.
+    pub(super) async fn refresh(&self, names: impl IntoIterator<Item = &str>) {
+        let mut first = Vec::new();
+        for name in names.into_iter().collect::<HashSet<_>>() {
+            let Some(is_new) = self.begin(name) else { continue };
+            let (name, known) = (name.to_owned(), Arc::clone(&self.known));
+            let lookups = Arc::clone(&self.lookups);
+            let lookup = tokio::spawn(async move {
+                let _turn = lookups.acquire().await;
+                let answer = lookup_host((name.as_str(), 0)).await;
+                let answer = answer.map(|found| found.map(|address| address.ip()).collect());
+                if let Some(entry) = lock(&known).get_mut(&name) {
+                    entry.update(answer);
+                }
+            });
+            first.extend(is_new.then_some(lookup));
+        }
+        if !first.is_empty() {
+            let _ = timeout(self.first_wait, join_all(first)).await;
+        }
+    }
+
+    /// Marks a name as asked for, if it is due; answers whether it is new.
+    fn begin(&self, name: &str) -> Option<bool> {
+        let mut known = lock(&self.known);
+        if let Some(entry) = known.get_mut(name) {
+            let due = entry.is_due();
+            entry.pending |= due;
+            return due.then_some(false);
+        }
+        let resolution = Resolution::Unknown("no name server answered".to_owned());
+        let entry = Entry { resolution, asked: Instant::now(), pending: true };
+        known.insert(name.to_owned(), entry);
+        Some(true)
+    }
+
+    /// What a name stands for, as far as is known.
+    pub(super) fn resolution(&self, name: &str) -> Resolution {
+        let unknown = || Resolution::Unknown("it was not asked for".to_owned());
+        lock(&self.known).get(name).map_or_else(unknown, |entry| entry.resolution.clone())
+    }
+}
+
+/// Held for as long as it takes to look up or to write down, never while a name is resolved.
+fn lock(known: &Mutex<HashMap<String, Entry>>) -> MutexGuard<'_, HashMap<String, Entry>> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn names_are_resolved_or_do_not_exist() {
+        let names = Names::with_first_wait(Duration::from_secs(20));
+        names.refresh(["localhost", "not a name"]).await;
+        let Resolution::Addresses(addresses) = names.resolution("localhost") else { panic!() };
+        assert!(!addresses.is_empty() && addresses.iter().all(IpAddr::is_loopback));
+        assert_eq!(
+            names.resolution("not a name"),
+            Resolution::None("it does not exist".to_owned())
+        );
+        assert!(matches!(names.resolution("another"), Resolution::Unknown(_)));
+    }
+
+    #[test]
+    fn only_an_authoritative_answer_says_that_a_name_does_not_exist() {
+        let table = [
+            ("Name or service not known", true),
+            ("No address associated with hostname", true),
+            ("Temporary failure in name resolution", false),
+            ("Non-recoverable failure in name resolution", false),
+            ("System error", false),
+        ];
+        for (cause, none) in table {
+            let resolution = unresolved(&format!("failed to lookup address information: {cause}"));
+            assert_eq!(matches!(resolution, Resolution::None(_)), none, "{cause}");
+            assert_eq!(resolution == Resolution::Unknown(cause.to_owned()), !none, "{cause}");
+        }
+    }
+
+    #[test]
+    fn name_that_had_addresses_keeps_them() {
+        let resolution = Resolution::Unknown(String::new());
+        let mut entry = Entry { resolution, asked: Instant::now(), pending: true };
+        let error = |text: &str| Err(io::Error::other(format!("failed: {text}")));
+        entry.update(error("Name or service not known"));
+        assert!(matches!(entry.resolution, Resolution::None(_)));
+        entry.update(error("Temporary failure in name resolution"));
+        assert!(matches!(entry.resolution, Resolution::Unknown(_)));
+        let addresses: Vec<IpAddr> = vec!["192.0.2.1".parse().unwrap()];
+        entry.update(Ok(addresses.clone()));
+        for lost in [error("Name or service not known"), error("x"), Ok(Vec::new())] {
+            entry.update(lost);
+            assert_eq!(entry.resolution, Resolution::Addresses(addresses.clone()));
+        }
+    }
+
+    #[tokio::test]
+    async fn name_without_an_answer_is_not_waited_for_twice() {
+        let names = Names::with_first_wait(Duration::from_millis(50));
+        // Whoever looks names up is busy.
+        let _turns = names.lookups.acquire_many(2).await.unwrap();
+        names.refresh(["localhost"]).await;
+        let started = Instant::now();
+        names.refresh(["localhost"]).await;
+        assert!(started.elapsed() < Duration::from_millis(40), "{:?}", started.elapsed());
+        assert!(matches!(names.resolution("localhost"), Resolution::Unknown(_)));
+    }
+}

@@ -1,0 +1,6 @@
+//! Attacks on real hosts.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod dns;
