@@ -74,14 +74,14 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let mut watch = daemon.spool.watch()?;
     daemon.scan();
     let (memory, bell) = (Arc::clone(&daemon.memory), Arc::clone(&daemon.bell));
-    let applier =
+    let mut applier =
         tokio::spawn(apply::run(memory, Arc::clone(&bell), paths.clone(), exempt(config)));
     let reporter = tokio::spawn(abuseipdb::service::forever(paths.clone()));
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled();
     let mut tick = interval(watchdog.map_or(TICK, |limit| TICK.min(limit / 3)));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
+    let removed = loop {
         tokio::select! {
             event = daemon.link.event() => daemon.heard(event),
             Some(changed) = watch.next() => {
@@ -90,15 +90,22 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
             }
             _ = tick.tick() => daemon.tick(),
             () = bell.news.notified() => {}
-            _ = term.recv() => break,
-            _ = int.recv() => break,
+            _ = term.recv() => break false,
+            _ = int.recv() => break false,
+            _ = &mut applier => break true,
         }
         daemon.speak();
-    }
+    };
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     applier.abort();
     reporter.abort();
     daemon.end().await;
+    if removed {
+        return Err(Error::Undone(
+            "fail2ban replaced its directory in /run, which this process cannot see: starting again"
+                .to_owned(),
+        ));
+    }
     Ok(())
 }
 
