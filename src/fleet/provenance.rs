@@ -1,5 +1,7 @@
-//! Where persisted state was learned, and what of it still counts elsewhere: under another topic, or once
-//! messages have to be signed. Pure.
+//! Where persisted state was learned, and what of it still counts elsewhere: under another topic, once
+//! messages have to be signed, or once a key was withdrawn. Pure.
+
+use std::collections::BTreeSet;
 
 use super::marks::{Claim, Claims, Mark};
 use super::{Change, Pace, Remembered};
@@ -36,6 +38,8 @@ pub struct Provenance {
     pub brokers: String,
     pub node: String,
     pub trust: Trust,
+    /// Fingerprints of the keys whose signatures count.
+    pub keys: BTreeSet<String>,
 }
 
 /// Which persisted state is not to be relied on.
@@ -61,6 +65,11 @@ impl Provenance {
     pub fn doubt(&self, before: Option<&Self>) -> Doubt {
         let trust = before.map_or(Trust::Open, |before| before.trust);
         if before.is_some_and(|before| before.topic != self.topic) {
+            return Doubt::All;
+        }
+        // A key that was taken away may be known to somebody else: what it signed does not count any more.
+        let withdrawn = before.is_some_and(|before| !before.keys.is_subset(&self.keys));
+        if withdrawn && self.trust > Trust::Open {
             return Doubt::All;
         }
         match self.trust {
@@ -125,7 +134,7 @@ mod tests {
 
     fn provenance(topic: &str, brokers: &str, node: &str, trust: Trust) -> Provenance {
         let [topic, brokers, node] = [topic, brokers, node].map(str::to_owned);
-        Provenance { topic, brokers, node, trust }
+        Provenance { topic, brokers, node, trust, keys: BTreeSet::new() }
     }
 
     #[test]
@@ -155,6 +164,29 @@ mod tests {
             assert_eq!(now.doubt(before.as_ref()), doubt, "{before:?} {trust:?}");
             let kept = before.as_ref().is_some_and(|before| now.keeps_session(before));
             assert_eq!(kept, keeps, "{before:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_withdrawn_key_signed_is_in_doubt() {
+        use Doubt::{All, Nothing};
+        use Trust::{Mixed, Open, Strict};
+        let with = |keys: &str, trust| {
+            let keys = keys.split_whitespace().map(str::to_owned).collect();
+            Provenance { keys, ..provenance("t", "hub:1883", "web1", trust) }
+        };
+        let table = [
+            ("old", "new old", Strict, Nothing),
+            ("new old", "new", Strict, All),
+            ("new old", "new", Mixed, All),
+            ("old", "new", Strict, All),
+            ("new", "new", Strict, Nothing),
+            ("old", "", Open, Nothing), // without a key everything counts anyway
+        ];
+        for (before, now, trust, doubt) in table {
+            let before = with(before, trust.max(Mixed));
+            assert_eq!(with(now, trust).doubt(Some(&before)), doubt, "{before:?} {now}");
+            assert!(with(now, trust).keeps_session(&before));
         }
     }
 
