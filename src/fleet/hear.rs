@@ -8,7 +8,7 @@ use super::lifts::Lift;
 use super::limits::Table;
 use super::look::{Detection, Local};
 use super::remember::Slot;
-use super::tombstones::{self, Usage};
+use super::tombstones::Usage;
 use super::{Change, Fleet, Key, TIDY, secs};
 use crate::fail2ban::database::Row;
 use crate::wire::{
@@ -284,21 +284,19 @@ impl Fleet {
         for jail in jails.collect::<Vec<_>>() {
             let key = (jail, pardon.address);
             self.remove_claims(&key, Said::is_script);
-            self.suppress_later_claims(&key, &pardon.id);
+            self.suppress_future_claims(&key, now);
         }
     }
 
-    /// A claim that is known already is meant by a fleet unban, also if its ban has a time of the future, which
-    /// the unban does not void: it is lifted here, as an operator would.
-    fn suppress_later_claims(&mut self, key: &Key, id: &UnbanId) {
+    /// A fleet unban does not void a ban that began an hour after it. One that is known already and begins in
+    /// the future is meant all the same: it is lifted here, as an operator would.
+    fn suppress_future_claims(&mut self, key: &Key, now: i64) {
         let case = self.jails.get(&key.0).and_then(|local| local.cases.get(&key.1));
-        let pace = &self.pace;
-        let later = |said: &&Said| {
-            let ban = said.ban.filter(|ban| tombstones::is_outlived(id, ban.start, pace));
-            !said.is_script() && ban.is_some()
-        };
+        let latest = secs(now).saturating_add(self.pace.tombstone_idle);
+        let future =
+            |said: &&Said| !said.is_script() && said.ban.is_some_and(|ban| ban.start > latest);
         let claims: Vec<Said> =
-            case.into_iter().flat_map(|case| &case.said).filter(later).cloned().collect();
+            case.into_iter().flat_map(|case| &case.said).filter(future).cloned().collect();
         for Said { host, stamp, ban, .. } in claims {
             let Some(ban) = ban else { continue };
             let change = self.lifts.lift(key, &host, Lift { start: ban.start, stamp });

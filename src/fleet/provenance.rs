@@ -49,6 +49,8 @@ pub enum Doubt {
     Nothing,
     /// Fleet unbans, which this host would repeat in signed messages.
     Unbans,
+    /// Other hosts' bans. Where unsigned messages counted beside a key, fleet unbans had to be signed.
+    Claims,
     /// Everything that was learned from other hosts.
     All,
 }
@@ -74,6 +76,7 @@ impl Provenance {
         }
         match self.trust {
             _ if self.trust <= trust => Doubt::Nothing,
+            Trust::Strict if trust == Trust::Mixed => Doubt::Claims,
             Trust::Strict => Doubt::All,
             Trust::Open | Trust::Mixed => Doubt::Unbans,
         }
@@ -89,7 +92,8 @@ impl Remembered {
         if doubt == Doubt::Nothing {
             return Vec::new();
         }
-        let unbans = self.unbans.keys().map(|pardon| Change::Unban(pardon.clone(), None));
+        let unbans = self.unbans.keys().filter(|_| doubt != Doubt::Claims);
+        let unbans = unbans.map(|pardon| Change::Unban(pardon.clone(), None));
         let mut changes: Vec<Change> = unbans.collect();
         if doubt == Doubt::Unbans {
             return changes;
@@ -139,7 +143,7 @@ mod tests {
 
     #[test]
     fn another_fleet_or_stricter_rules_cast_doubt_and_another_place_ends_the_session() {
-        use Doubt::{All, Nothing, Unbans};
+        use Doubt::{All, Claims, Nothing, Unbans};
         use Trust::{Mixed, Open, Strict};
         let now = |trust| provenance("t", "hub:1883", "web1", trust);
         let table = [
@@ -148,7 +152,7 @@ mod tests {
             (Some(now(Open)), Strict, All, true),
             (Some(now(Mixed)), Open, Nothing, true),
             (Some(now(Mixed)), Mixed, Nothing, true),
-            (Some(now(Mixed)), Strict, All, true),
+            (Some(now(Mixed)), Strict, Claims, true),
             (Some(now(Strict)), Strict, Nothing, true),
             (Some(now(Strict)), Mixed, Nothing, true),
             (Some(provenance("u", "hub:1883", "web1", Strict)), Strict, All, false),
@@ -232,7 +236,9 @@ mod tests {
         let mixed = after(&before, Doubt::Unbans);
         assert!(mixed.unbans.is_empty());
         assert_eq!(mixed, Remembered { unbans: mixed.unbans.clone(), ..before.clone() });
+        let claims = after(&before, Doubt::Claims);
         let all = after(&before, Doubt::All);
+        assert_eq!(claims, Remembered { unbans: before.unbans.clone(), ..all.clone() });
         assert!(all.unbans.is_empty() && all.scripts.is_empty());
         assert_eq!((all.detected.clone(), all.stamp), (before.detected.clone(), 77));
         assert_eq!(all.lifts.values().collect::<Vec<_>>(), [&Lift { start: 7, stamp: 1 }]);
