@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::support::reports::jail_reports;
 use crate::support::{Rig, eventually};
 
 const CALL: &str = "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh";
@@ -51,10 +52,7 @@ fn planted_files_delete_nothing_and_hang_nothing() {
     assert_eq!(a.sh("cat /root/victim"), "precious");
     a.sh("test -e /srv/eve/db-journal && test ! -e /srv/eve/new");
     // A jail that is so configured is found, and what to do.
-    a.sh(&format!(
-        "printf '[sshd]\naction = %%(action_)s\n %%(action_abuseipdb)s[sqlite_db=/srv/eve/db, log_file=/srv/link]\n' \
-           >/etc/fail2ban/jail.d/report.local; fail2ban-client reload --restart sshd"
-    ));
+    jail_reports(a, "sqlite_db=/srv/eve/db, log_file=/srv/link");
     let check = || String::from_utf8(a.run("f2bmqtt check").stdout).unwrap();
     eventually("check names both", || {
         let text = check();
