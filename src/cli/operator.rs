@@ -178,7 +178,7 @@ pub struct ForgetArgs {
     long_about = "Find out why it does not work, and say what to do.\n\nLooks at the settings, the \
             way to each broker, TLS, the login, the right to publish and to subscribe on each topic, \
             the name and the clock of this host, the service, the package's links and files, fail2ban, \
-            its jails and what they report to AbuseIPDB. A line a check: ✓ it is well, ! it is odd, ✗ \
+            its jails and what they report to AbuseIPDB, and the limits that the daemon reached. A line a check: ✓ it is well, ! it is odd, ✗ \
             it does not work; below it, what to do next. Nothing is changed. What it publishes for it, \
             no host acts upon and no broker keeps.",
     after_help = "Exit codes: 0 no faults, 1 faults, 78 the settings cannot be used.\n\n\
@@ -191,9 +191,9 @@ pub struct ForgetArgs {
             checks[].text     what was found\n  \
             checks[].next     what to do, a list of lines\n\n\
         Checks: settings settings_sample; broker_name broker_port broker_tls broker_login \
-        broker_subscribe broker_publish broker_read; fleet_name fleet_hosts fleet_key clock; service \
+        broker_subscribe broker_publish broker_read; fleet_name fleet_hosts fleet_key clock clock_ahead; service \
         service_unit service_enabled service_version service_settings; scripts links action_file disk \
-        modes spool; fail2ban fail2ban_config fail2ban_sandbox; jail_none jail_shares jail_left_out \
+        modes spool tables; fail2ban fail2ban_config fail2ban_sandbox; jail_none jail_shares jail_left_out \
         jail_missing jail_not_wired jail_not_loaded jail_not_running; report_key report_key_file \
         report_action report_recidive"
 )]
