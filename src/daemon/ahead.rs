@@ -80,8 +80,8 @@ mod tests {
             ("web2", 5, None),
             ("web3", 16, None),
             ("web2", 17, Some("web2, web3")),
-            ("web4", 20, None),
-            ("web4", 27, Some("web2, web3, web4")),
+            ("web2", 20, None),
+            ("web4", 27, Some("web2, web4")),
             ("web4", -9_000, None), // the clock was set back
             ("web2", -9_000, Some("web2, web4")),
         ];
