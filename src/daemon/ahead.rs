@@ -88,9 +88,13 @@ mod tests {
         for (host, minutes, expected) in table {
             assert_eq!(hosts(host, minutes).as_deref(), expected, "{host} {minutes}");
         }
-        let many = (0..200).find_map(|n| (n > 150).then(|| hosts(&format!("x{n}"), n)).flatten());
-        assert_eq!(many, None, "one warning is enough");
-        assert!(ahead.shown(NOW + 200 * 60_000).len() <= MAX_HOSTS);
+        let lines = (0..200).filter_map(|n| hosts(&format!("x{n}"), 1_000)).count();
+        assert_eq!(lines, 1, "one warning is enough");
+        assert_eq!(hosts("y", 1_020), None, "alone within ten minutes");
+        assert_eq!(hosts("x1", 1_020).as_deref(), Some("x1, y"));
+        let six: Vec<_> = (0..6).filter_map(|n| hosts(&format!("z{n}"), 1_025)).collect();
+        assert_eq!(six, [""; 0], "within ten minutes after the last");
+        assert_eq!(hosts("z6", 1_030).as_deref(), Some("z0, z1, z2, z3, z4 and 2 more"));
     }
 
     #[test]

@@ -92,8 +92,10 @@ fn table(full: &FullTable, now: i64) -> Finding {
 /// Other hosts are ahead of this one by more than a day; or this one is behind them, which is likelier the more
 /// of them there are. A daemon knows no more than the difference.
 fn ahead(hosts: &[AheadHost], peers: usize) -> Option<Finding> {
+    const NEXT: &str =
+        "here and there: timedatectl (systemd-timesyncd or chrony keeps a clock right)";
     let first = hosts.first()?;
-    let (text, fault) = if hosts.len() >= 2 || hosts.len() >= peers {
+    let finding = if hosts.len() >= 2 || hosts.len() >= peers {
         let names: Vec<&str> =
             hosts.iter().take(MAX_NAMES).map(|host| host.host.as_str()).collect();
         let more = if hosts.len() > MAX_NAMES { ", …" } else { "" };
@@ -107,19 +109,15 @@ fn ahead(hosts: &[AheadHost], peers: usize) -> Option<Finding> {
              {affected} ({}{more}), which are stamped more than a day ahead",
             list(&names)
         );
-        (text, true)
+        Finding::fault("clock_ahead", text)
     } else {
         let text = format!(
             "the clock of {} is more than a day ahead of this host's: the daemon rejects its messages",
             first.host
         );
-        (text, false)
+        Finding::warning("clock_ahead", text)
     };
-    let make = if fault { Finding::fault } else { Finding::warning };
-    Some(
-        make("clock_ahead", text)
-            .next("here and there: timedatectl (systemd-timesyncd or chrony keeps a clock right)"),
-    )
+    Some(finding.next(NEXT))
 }
 
 #[cfg(test)]
