@@ -232,17 +232,6 @@ impl View {
         missing
     }
 
-    /// All jails that hosts say they have, and those of their bans.
-    #[must_use]
-    pub fn jails(&self) -> BTreeSet<Jail> {
-        let of = |member: &Member| {
-            let mut jails = member.jails().clone();
-            jails.extend(member.listed().map(|(listed, _)| listed.jail.clone()));
-            jails
-        };
-        self.hosts.values().flat_map(of).collect()
-    }
-
     /// What is banned at a time, in seconds since 1970: each address in each jail once, the newest ban
     /// last.
     #[must_use]
@@ -401,6 +390,20 @@ impl Member {
     pub fn lists(&self, jail: &Jail, address: Address) -> bool {
         let is = |listed: &Listed| listed.address == address && listed.jail == *jail;
         self.covering(address).is_some_and(|part| part.bans.iter().any(is))
+    }
+
+    /// The jails in which it lists one of these addresses, and those in which it lists others.
+    #[must_use]
+    pub fn jails_of_bans(&self, addresses: &BTreeSet<Address>) -> (BTreeSet<Jail>, BTreeSet<Jail>) {
+        let (mut of_these, mut of_others) = (BTreeSet::new(), BTreeSet::new());
+        for (listed, _) in self.listed() {
+            let jails =
+                if addresses.contains(&listed.address) { &mut of_these } else { &mut of_others };
+            if !jails.contains(&listed.jail) {
+                jails.insert(listed.jail.clone());
+            }
+        }
+        (of_these, of_others)
     }
 
     fn trusted(&self) -> impl Iterator<Item = &Part> {
