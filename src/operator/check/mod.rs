@@ -20,6 +20,7 @@ use std::io::{self, IsTerminal as _};
 
 use rustix::process::geteuid;
 
+pub(super) use self::finding::list;
 use self::finding::{Finding, State};
 use crate::abuseipdb::service::now;
 use crate::config::{self, Config};
