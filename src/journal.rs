@@ -131,7 +131,7 @@ pub struct Inbound {
 impl Inbound {
     const WINDOW: Duration = Duration::from_secs(10);
     const LINES: u32 = 3_000;
-    const LINES_OF_PEER: u32 = 1_500;
+    const LINES_OF_PEER: u32 = 2_500;
     /// The most peers that are told apart; the others count together.
     const MAX_PEERS: usize = 500;
 
@@ -215,12 +215,12 @@ mod tests {
         let count = |inbound: &mut Inbound, peer: &str, n| {
             (0..n).filter(|_| inbound.admits(peer, start)).count()
         };
-        assert_eq!(count(&mut inbound, "flood", 9_000), 1_500);
-        assert_eq!(count(&mut inbound, "web2", 1_000), 1_000);
-        assert_eq!(count(&mut inbound, "web3", 1_000), 500);
+        assert_eq!(count(&mut inbound, "flood", 9_000), 2_500);
+        assert_eq!(count(&mut inbound, "web2", 300), 300);
+        assert_eq!(count(&mut inbound, "web3", 300), 200);
         assert_eq!(inbound.summary(start), None);
         let summary = inbound.summary(start + Duration::from_secs(10)).unwrap();
-        let expected = "suppressed 8000 lines about messages of the last 10 s; 9000 lines in all were about flood";
+        let expected = "suppressed 6600 lines about messages of the last 10 s; 9000 lines in all were about flood";
         assert_eq!(summary, expected);
         assert_eq!(count(&mut inbound, "web3", 1), 1, "another ten seconds");
         let names: Vec<_> = (0..2_000).map(|n| format!("fake{n}")).collect();
