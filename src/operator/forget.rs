@@ -76,7 +76,9 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
                 "hosts": names(&mut hosts.iter()), "unknown": names(&mut unknown.iter()), "bans": bans,
             }));
         } else {
-            lines(&hosts, &unknown, bans).iter().for_each(|line| say(out::shown(line)));
+            for line in lines(&hosts, &unknown, bans) {
+                say(out::shown(&line));
+            }
         }
         Ok(())
     })

@@ -127,8 +127,8 @@ mod tests {
 
     const NOW: i64 = 1_795_342_600;
 
-    fn shown(status: Result<DaemonStatus, String>) -> Vec<Finding> {
-        findings(&status, Path::new("/run/x.json"), NOW)
+    fn shown(status: &Result<DaemonStatus, String>) -> Vec<Finding> {
+        findings(status, Path::new("/run/x.json"), NOW)
     }
 
     fn full(table: &str, limit: usize, peer: Option<&str>) -> FullTable {
@@ -182,7 +182,7 @@ mod tests {
         for (full, text, next) in table {
             let about = Some(full.table.clone());
             let status = DaemonStatus { tables_full: vec![full], ..DaemonStatus::default() };
-            let found = shown(Ok(status));
+            let found = shown(&Ok(status));
             assert_eq!((found.len(), found[0].state), (1, State::Warning), "{found:?}");
             assert_eq!((found[0].text.as_str(), &found[0].about), (text, &about));
             assert!(found[0].next.iter().any(|line| line.contains(next)), "{found:?}");
@@ -192,8 +192,8 @@ mod tests {
     #[test]
     fn daemon_without_full_tables_is_well_and_one_without_a_file_is_odd() {
         let well = Finding::well("tables", "no table of the daemon is full");
-        assert_eq!(shown(Ok(DaemonStatus::default())), [well]);
-        let odd = shown(Err("No such file".to_owned()));
+        assert_eq!(shown(&Ok(DaemonStatus::default())), [well]);
+        let odd = shown(&Err("No such file".to_owned()));
         assert_eq!(odd[0].state, State::Warning);
         assert!(odd[0].text.ends_with("in /run/x.json: No such file"), "{odd:?}");
     }
@@ -214,7 +214,7 @@ mod tests {
         ];
         for (count, peers, state, text) in table {
             let status = DaemonStatus { ahead: hosts(count), peers, ..DaemonStatus::default() };
-            let found = shown(Ok(status));
+            let found = shown(&Ok(status));
             let clock: Vec<_> = found.iter().filter(|one| one.id == "clock_ahead").collect();
             assert_eq!((clock.len(), clock[0].state), (1, state), "{count} of {peers}");
             assert!(clock[0].text.contains(text), "{text}: {}", clock[0].text);
