@@ -20,7 +20,9 @@ use crate::notify::Call;
         the work; fail2ban's actions call `f2bmqtt notify`.",
     after_help = "Files:\n  \
         /etc/fail2ban/mqtt.env  the settings: broker, login, topic\n  \
-        /var/lib/f2bmqtt/       what waits to be published, and what was banned for others\n\n\
+        /var/lib/f2bmqtt/       what waits to be published, and what was banned for others\n  \
+        /run/f2bmqtt/status.json\n                          \
+        the state of the daemon: see f2bmqtt subscribe\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage, 78 the settings cannot be used",
     arg_required_else_help = true,
     subcommand_required = true
@@ -31,6 +33,24 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// The fields of the [status file](crate::daemon::status).
+const STATUS_FILE: &str = "The daemon keeps its state in /run/f2bmqtt/status.json, for root alone: it writes the file \
+    when something changes, at most once a second, and every 60 seconds. One JSON object; times are in \
+    seconds since 1970:\n  \
+    version, since            the version of the daemon, and when it started\n  \
+    link.state, .since        up or down, and since when\n  \
+    link.broker               the broker that the daemon is connected to, or tried last\n  \
+    link.error                the last error of the link since the start, or null\n  \
+    peers                     how many other hosts the daemon knows\n  \
+    rejected.REASON           how many messages the daemon rejected since the start\n  \
+    ahead[].host, .at         hosts whose messages were stamped more than a day ahead of this host's\n                            \
+    clock within the last 20 minutes, and when last\n  \
+    tables_full[]             limits that were reached within the last day:\n  \
+    tables_full[].table       peers (other hosts), claims (their bans), tombstones (fleet unbans), echoes\n                            \
+    (detections that only the broker knows), messages (of a host in a minute)\n  \
+    tables_full[].limit, .at  the limit, and when it was reached last\n  \
+    tables_full[].peer        the host that has most of the table, or null";
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 #[allow(missing_docs, reason = "a comment would be taken for the long help, too")]
@@ -40,7 +60,10 @@ pub enum Command {
     Operator(Operation),
     #[command(about = "Tell the fleet of a ban or unban; called by fail2ban's actions")]
     Notify(NotifyArgs),
-    /// Share bans with the fleet until stopped; run by the service f2bmqttsub
+    #[command(
+        about = "Share bans with the fleet until stopped; run by the service f2bmqttsub",
+        after_help = STATUS_FILE
+    )]
     Subscribe,
     /// End the open connections of a banned address; called by fail2ban's actions
     Cut {

@@ -3,9 +3,9 @@
 
 pub mod trust;
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
@@ -29,6 +29,20 @@ pub fn options() -> OpenOptions {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     options.mode(0o600).custom_flags(flags.bits().cast_signed());
     options
+}
+
+/// Replaces a file at once: a reader gets the old text or the new one. `mode` is the new file's, whatever the
+/// umask.
+///
+/// # Errors
+/// Whatever the system says.
+pub fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+    let aside = path.with_added_extension("new");
+    let _ = fs::remove_file(&aside);
+    let mut file = options().write(true).create_new(true).open(&aside)?;
+    file.write_all(text.as_bytes())?;
+    file.set_permissions(Permissions::from_mode(mode))?;
+    fs::rename(&aside, path)
 }
 
 /// Opens a file to append lines, and makes it and its directory where they are missing.
@@ -69,7 +83,7 @@ pub fn database(
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 

@@ -68,6 +68,12 @@ impl Paths {
         self.run.join("f2bmqtt.prom")
     }
 
+    /// The state of the daemon, for `f2bmqtt check`.
+    #[must_use]
+    pub fn status(&self) -> PathBuf {
+        self.run.join("status.json")
+    }
+
     /// Which bans an operator made.
     #[must_use]
     pub fn by_hand(&self) -> PathBuf {

@@ -54,7 +54,7 @@ complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand unban" -l jail -d 'In th
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand unban" -s y -l yes -d 'Do not ask'
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand unban" -l json -d 'Print one JSON object instead'
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand unban" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand forget" -s y -l yes -d 'Also one that is connected'
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand forget" -s y -l yes -d 'Do not ask, and also remove hosts that are connected'
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand forget" -l json -d 'Print one JSON object instead'
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand forget" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand notify" -s h -l help -d 'Print help (see more with \'--help\')'

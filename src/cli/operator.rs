@@ -133,7 +133,9 @@ pub struct BanArgs {
         detection does.",
     after_help = "JSON, one object:\n  \
         id, ips, jail                       the name of this unban; null is every jail\n  \
-        freed, silent, offline              hosts: have done it, have not answered yet, are not connected\n\n\
+        freed, silent, offline              hosts: have done it, have not answered yet, are not connected\n  \
+        jails_left_out                      for how many jails hosts that run the scripts get no unban: one\n                                      \
+        call publishes at most 1,000 events\n\n\
         Exit codes: 0 every host has done it, 1 not all have"
 )]
 pub struct UnbanArgs {
@@ -154,17 +156,21 @@ pub struct UnbanArgs {
 /// What `forget` is asked.
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Clear what a host that is gone for good left on the broker: that it was there, and its \
-        snapshot.\n\nWhat it alone had detected then ends on the other hosts. A host that comes back \
-        publishes all anew.",
-    after_help = "JSON, one object:\n  \
-        host\n  \
-        bans                                how many bans it alone had made"
+    long_about = "Clear what a host that is gone for good left on the broker: its presence and its \
+        snapshot.\n\nThe bans that only this host held then end on all other hosts. A host that comes \
+        back publishes its bans again. The command also removes a host of which the broker keeps nothing, \
+        but whose events the daemons received.",
+    after_help = "The command asks before it removes a host of which the broker keeps nothing.\n\n\
+        JSON, one object:\n  \
+        hosts                               the hosts that are removed\n  \
+        unknown                             those of them of which the broker kept nothing\n  \
+        bans                                how many bans of snapshots no other host held"
 )]
 pub struct ForgetArgs {
-    /// The host's name in the fleet
-    pub host: String,
-    /// Also one that is connected
+    /// Names of hosts in the fleet
+    #[arg(value_name = "HOST", required = true)]
+    pub hosts: Vec<String>,
+    /// Do not ask, and also remove hosts that are connected
     #[arg(long, short)]
     pub yes: bool,
     /// Print one JSON object instead
@@ -178,7 +184,7 @@ pub struct ForgetArgs {
     long_about = "Find out why it does not work, and say what to do.\n\nLooks at the settings, the \
             way to each broker, TLS, the login, the right to publish and to subscribe on each topic, \
             the name and the clock of this host, the service, the package's links and files, fail2ban, \
-            its jails and what they report to AbuseIPDB. A line a check: ✓ it is well, ! it is odd, ✗ \
+            its jails and what they report to AbuseIPDB, and the limits that the daemon reached. A line a check: ✓ it is well, ! it is odd, ✗ \
             it does not work; below it, what to do next. Nothing is changed. What it publishes for it, \
             no host acts upon and no broker keeps.",
     after_help = "Exit codes: 0 no faults, 1 faults, 78 the settings cannot be used.\n\n\
@@ -191,11 +197,11 @@ pub struct ForgetArgs {
             checks[].text     what was found\n  \
             checks[].next     what to do, a list of lines\n\n\
         Checks: settings settings_sample; broker_name broker_port broker_tls broker_login \
-        broker_subscribe broker_publish broker_read; fleet_name fleet_hosts fleet_key clock; service \
-        service_unit service_enabled service_version service_settings; scripts links action_file disk \
-        modes spool; fail2ban fail2ban_config fail2ban_sandbox; jail_none jail_shares jail_left_out \
-        jail_missing jail_not_wired jail_not_loaded jail_not_running; report_key report_key_file \
-        report_action report_recidive"
+        broker_subscribe broker_publish broker_read; fleet_name fleet_hosts fleet_key clock clock_ahead; \
+        service service_unit service_enabled service_version service_settings; scripts links action_file \
+        disk modes spool tables; fail2ban fail2ban_config fail2ban_sandbox; jail_none jail_shares \
+        jail_left_out jail_missing jail_not_wired jail_not_loaded jail_not_running jail_ignoreip; report_key \
+        report_key_file report_action report_recidive report_file report_place"
 )]
 pub struct CheckArgs {
     /// Print one JSON object instead

@@ -99,6 +99,9 @@ impl Daemon {
             let why = of_another_time(refusal);
             let text = format!("rejected {action} of {address} in {jail} from {host}: {why}");
             known.refuse_of(event.host.as_str(), refusal, &text);
+            if refusal == Refusal::Ahead {
+                self.ahead.record(&event.host, now()).iter().for_each(journal::warn);
+            }
             return;
         }
         let verdict = known.guard.judge(event, known.fleet.names());
@@ -163,6 +166,9 @@ impl Daemon {
         let mut part = message.shard(|pardon| known.fleet.knows_unban(pardon))?;
         self.shown.traffic.parts += 1;
         if let Some(refusal) = known.guard.check_part_time(&part, now()) {
+            if refusal == Refusal::Ahead {
+                self.ahead.record(host, now()).iter().for_each(journal::warn);
+            }
             return Err(message.reject(refusal, WHAT, of_another_time(refusal).to_owned()));
         }
         known.keep_shared(&mut part);

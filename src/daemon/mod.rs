@@ -1,8 +1,10 @@
 //! `f2bmqtt subscribe`: the daemon. One loop listens to the broker, the spool, the clock and the
 //! service manager, and tells the fleet of this host; [`apply`] beside it talks to fail2ban. What it hears
-//! is in `hear`.
+//! is in `hear`; what it shows of its own state, in [`status`].
 
+mod ahead;
 mod hear;
+pub mod status;
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -14,6 +16,8 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use self::ahead::AheadHosts;
+use self::status::{DaemonStatus, LinkState, LinkStatus, StatusFile};
 use crate::abuseipdb;
 use crate::abuseipdb::by_hand;
 use crate::apply::{self, Bell};
@@ -139,6 +143,9 @@ struct Daemon {
     shown: Shown,
     /// What each host said lately.
     limits: Limits,
+    ahead: AheadHosts,
+    link_status: LinkStatus,
+    status: StatusFile,
 }
 
 impl Daemon {
@@ -164,6 +171,7 @@ impl Daemon {
         let gone = Presence { state: State::Offline, ..presence(&machine) }.encode();
         let will = Some((config.topic.presence(&config.node), gone));
         let id = identity.client_id();
+        let broker = config.brokers[0].to_string();
         Ok(Self {
             host: config.node.clone(),
             topic: config.topic.clone(),
@@ -177,6 +185,9 @@ impl Daemon {
             former,
             shown,
             limits: Limits::default(),
+            ahead: AheadHosts::default(),
+            link_status: LinkStatus { broker, since, ..LinkStatus::default() },
+            status: StatusFile::new(paths.status()),
         })
     }
 
@@ -199,6 +210,7 @@ impl Daemon {
             LinkEvent::Connected(broker) => {
                 say(format_args!("connected to the broker {broker} as {}", self.host));
                 self.parts.clear();
+                self.link_status.turn(LinkState::Up, &broker, now());
                 self.shown.connected();
                 self.memory.know().fleet.connected(now());
             }
@@ -228,6 +240,8 @@ impl Daemon {
                 if self.link.was_too_large() {
                     self.memory.know().refused.count(Refusal::TooLarge);
                 }
+                self.link_status.turn(LinkState::Down, &broker, now());
+                self.link_status.fail(&why);
                 self.warn("broker", &format!("no connection to the broker {broker}: {why}"));
             }
         }
@@ -285,6 +299,7 @@ impl Daemon {
             known.save(&changes);
         }
         self.shown.end();
+        self.status.clear();
     }
 
     fn scan(&mut self) {
@@ -300,6 +315,19 @@ impl Daemon {
         known.scan();
         for (topic, text) in self.shown.show(&mut known, now()) {
             self.link.keep(topic, text.into_bytes());
+        }
+        let now = now();
+        let status = DaemonStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            since: self.since,
+            link: self.link_status.clone(),
+            peers: known.fleet.hosts().0,
+            rejected: known.refused.by_name(),
+            ahead: self.ahead.shown(now),
+            tables_full: status::tables_full(known.fleet.limits(), now),
+        };
+        if let Err(what) = self.status.update(status, now) {
+            known.warn("status", &what);
         }
     }
 

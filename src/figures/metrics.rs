@@ -5,10 +5,8 @@
 //! reader sees whole files only.
 
 use std::fmt::{Display, Write as _};
-use std::fs::{self, Permissions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 
 use super::Figures;
 use crate::files;
@@ -44,22 +42,14 @@ impl Metrics {
     pub fn write(&mut self, figures: &Figures, now: i64) -> Result<(), String> {
         self.written = now;
         let path = self.path.display();
-        replace(&self.path, &render(figures)).map_err(|why| format!("cannot write {path}: {why}"))
+        files::replace(&self.path, &render(figures), 0o644)
+            .map_err(|why| format!("cannot write {path}: {why}"))
     }
 
     /// Removes the file: nobody is to take old figures for new ones.
     pub fn clear(&self) {
         let _ = fs::remove_file(&self.path);
     }
-}
-
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let aside = path.with_extension("new");
-    let _ = fs::remove_file(&aside);
-    let mut file = files::options().write(true).create_new(true).open(&aside)?;
-    file.write_all(text.as_bytes())?;
-    file.set_permissions(Permissions::from_mode(0o644))?;
-    fs::rename(&aside, path)
 }
 
 /// The text of a reading.
@@ -110,6 +100,13 @@ fn render(figures: &Figures) -> String {
     for refusal in Refusal::ALL {
         page.with("refused_total", &[("reason", &refusal)], figures.refused.of(refusal));
     }
+    page.gauge(
+        "limit_reached_timestamp_seconds",
+        "When a table of the daemon reached a limit last, within the last day.",
+    );
+    for (table, at) in &figures.limits {
+        page.with("limit_reached_timestamp_seconds", &[("table", &table.name())], at);
+    }
     if let Some(reports) = &figures.reports {
         page.gauge("abuseipdb_reports_waiting", "Reports to AbuseIPDB that are not sent yet.");
         page.sample("abuseipdb_reports_waiting", reports.waiting);
@@ -158,10 +155,13 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
     use crate::abuseipdb::answer::Quota;
     use crate::abuseipdb::glance::{Call, Glance};
     use crate::figures::JailFigures;
+    use crate::fleet::limits::Table;
     use crate::wire::Jail;
 
     fn figures() -> Figures {
@@ -172,6 +172,7 @@ mod tests {
             since: 1_795_342_588,
             connected: true,
             jails: vec![JailFigures { jail, detected: 3, imported: 40, lifted: 1 }],
+            limits: [(Table::Claims, 1_795_342_600)].into(),
             reports: Some(Glance { waiting: 2, calls: vec![call] }),
             ..Figures::default()
         }
@@ -189,9 +190,11 @@ mod tests {
             "f2bmqtt_lifts{jail=\"sshd\"} 1",
             "f2bmqtt_refused_total{reason=\"unsigned\"} 0",
             "f2bmqtt_abuseipdb_calls_remaining{call=\"report\"} 990",
+            "f2bmqtt_limit_reached_timestamp_seconds{table=\"claims\"} 1795342600",
         ] {
             assert!(text.lines().any(|have| have == line), "{line} in\n{text}");
         }
+        assert!(!text.contains("table=\"peers\""), "no limit of that table was reached");
         let mut page = Page::default();
         page.with("x", &[("jail", &"a\"b\\c")], 1);
         assert_eq!(page.0, "f2bmqtt_x{jail=\"a\\\"b\\\\c\"} 1\n");

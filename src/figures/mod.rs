@@ -4,10 +4,13 @@
 pub mod homeassistant;
 pub mod metrics;
 
+use std::collections::BTreeMap;
+
 use self::homeassistant::{HomeAssistant, Kept};
 use self::metrics::Metrics;
 use crate::abuseipdb::glance::Glance;
 use crate::config::Config;
+use crate::fleet::limits::{Limits, Table};
 use crate::guard::Refusals;
 use crate::guard::gate::Admitted;
 use crate::memory::Known;
@@ -63,6 +66,8 @@ pub struct Figures {
     pub traffic: Traffic,
     /// What was refused.
     pub refused: Refusals,
+    /// When each table reached a limit last within a day, in seconds since 1970.
+    pub limits: BTreeMap<Table, i64>,
     /// What the reporter has; `None` where it never ran.
     pub reports: Option<Glance>,
 }
@@ -131,7 +136,7 @@ impl Shown {
         if !to_home && !to_file {
             return Vec::new();
         }
-        let figures = self.read(known);
+        let figures = self.read(known, now);
         if let Some(metrics) = self.metrics.as_mut().filter(|_| to_file)
             && let Err(what) = metrics.write(&figures, now)
         {
@@ -142,7 +147,7 @@ impl Shown {
         home.map(|home| home.news(&figures, now)).unwrap_or_default()
     }
 
-    fn read(&self, known: &Known) -> Figures {
+    fn read(&self, known: &Known, now: i64) -> Figures {
         Figures {
             since: self.since,
             connected: self.connected,
@@ -153,6 +158,7 @@ impl Shown {
             waiting: known.outbox.waiting(),
             traffic: self.traffic,
             refused: known.refused.clone(),
+            limits: last_reached(known.fleet.limits(), now),
             reports: self
                 .metrics
                 .as_ref()
@@ -165,5 +171,31 @@ impl Shown {
         if let Some(metrics) = &self.metrics {
             metrics.clear();
         }
+    }
+}
+
+/// The last time of each table: it may have several limits.
+fn last_reached(limits: &Limits, now: i64) -> BTreeMap<Table, i64> {
+    let mut last = BTreeMap::new();
+    for limit in limits.shown(now) {
+        let at: &mut i64 = last.entry(limit.table).or_default();
+        *at = (*at).max(limit.at.div_euclid(1000));
+    }
+    last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_with_several_limits_has_the_last_time() {
+        let mut limits = Limits::default();
+        limits.reached(Table::Claims, 200_000, None, 7_000);
+        limits.reached(Table::Claims, 100_000, None, 5_000);
+        limits.reached(Table::Peers, 1_000, None, 1_000);
+        let expected = [(Table::Peers, 1), (Table::Claims, 7)].into();
+        assert_eq!(last_reached(&limits, 8_000), expected);
+        assert!(last_reached(&limits, 90_000_000).is_empty(), "a day later");
     }
 }

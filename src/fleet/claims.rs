@@ -64,8 +64,7 @@ impl Said {
                 Some(length) if length >= 0 => ban.start.saturating_add(length),
                 _ => i64::MAX,
             },
-            Some(ban) if ban.bantime == 0 => ban.start.saturating_add(pace.unknown),
-            Some(ban) => ban.end(),
+            Some(ban) => expected_end(ban, pace),
         }
     }
 
@@ -82,6 +81,17 @@ impl Said {
         let slack = if self.is_script() { 0 } else { pace.end_slack };
         self.end(bantime, pace).saturating_add(slack)
     }
+}
+
+/// When a daemon's ban ends, in seconds since 1970; one of unknown length, after a while.
+fn expected_end(ban: Ban, pace: &Pace) -> i64 {
+    if ban.bantime == 0 { ban.start.saturating_add(pace.unknown) } else { ban.end() }
+}
+
+/// Whether a ban that a daemon listed counts at `now`, in seconds since 1970, if the daemon has not released it.
+#[must_use]
+pub fn is_held(ban: Ban, now: i64, pace: &Pace) -> bool {
+    expected_end(ban, pace).saturating_add(pace.end_slack) >= now
 }
 
 /// The last word of a host on an address, with its stamp.

@@ -61,6 +61,7 @@ pub use remember::{Change, Remembered};
 use snapshot::{Publication, Snapshots};
 use tell::Teller;
 use tombstones::Tombstones;
+pub use tombstones::is_outlived;
 
 use crate::wire::{Address, Host, Jail, Pardon, Presence};
 

@@ -59,7 +59,8 @@ impl Tombstone {
 
 /// Whether a ban began so long after a fleet unban that it cannot be the one that was freed. `start` is in
 /// seconds since 1970.
-pub(super) fn is_outlived(id: &UnbanId, start: i64, pace: &Pace) -> bool {
+#[must_use]
+pub fn is_outlived(id: &UnbanId, start: i64, pace: &Pace) -> bool {
     start > id.made().div_euclid(1000).saturating_add(pace.tombstone_idle)
 }
 

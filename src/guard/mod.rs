@@ -69,23 +69,19 @@ impl Guard {
     /// Why an event is of another time, if it is; `now` is in milliseconds. A script's has no time.
     #[must_use]
     pub fn check_event_time(&self, event: &Event, now: i64) -> Option<Refusal> {
-        let made = event.id.as_ref().map_or(event.stamp, UnbanId::made);
-        let ahead = is_ahead(event.stamp, now) || is_ahead(made, now);
-        let old = self.signed && made > 0 && now.saturating_sub(made) > OLD_EVENT;
         if event.host == self.me && event.id.is_none() {
             return None; // the controller decides what it makes of its own stamps
         }
-        if ahead { Some(Refusal::Ahead) } else { old.then_some(Refusal::Old) }
+        check_event_stamp(event, self.signed, now)
     }
 
     /// The same of a part of a snapshot.
     #[must_use]
     pub fn check_part_time(&self, part: &Part, now: i64) -> Option<Refusal> {
-        let old = self.signed && now.saturating_sub(part.stamp) > OLD_PART;
         if part.host == self.me {
             return None;
         }
-        if is_ahead(part.stamp, now) { Some(Refusal::Ahead) } else { old.then_some(Refusal::Old) }
+        check_part_stamp(part, self.signed, now)
     }
 
     /// Judges an event. `jails` are those that fail2ban has; `None` while that is not known, when every
@@ -112,6 +108,23 @@ impl Guard {
             Action::Ban | Action::Unban => Verdict::Accept,
         }
     }
+}
+
+/// Why an event of another host is of another time, if it is: `signed` says that the fleet has a key, `now` is in
+/// milliseconds.
+#[must_use]
+pub fn check_event_stamp(event: &Event, signed: bool, now: i64) -> Option<Refusal> {
+    let made = event.id.as_ref().map_or(event.stamp, UnbanId::made);
+    let old = signed && made > 0 && now.saturating_sub(made) > OLD_EVENT;
+    let ahead = is_ahead(event.stamp, now) || is_ahead(made, now);
+    if ahead { Some(Refusal::Ahead) } else { old.then_some(Refusal::Old) }
+}
+
+/// The same of a part of another host's snapshot.
+#[must_use]
+pub fn check_part_stamp(part: &Part, signed: bool, now: i64) -> Option<Refusal> {
+    let old = signed && now.saturating_sub(part.stamp) > OLD_PART;
+    if is_ahead(part.stamp, now) { Some(Refusal::Ahead) } else { old.then_some(Refusal::Old) }
 }
 
 /// Whether a stamp is beyond the horizon; both are in milliseconds since 1970.

@@ -1,60 +1,67 @@
-//! `f2bmqtt forget`: takes what a host that is gone for good left on the broker: its presence and its
-//! snapshot. What it alone banned then ends on the others.
+//! `f2bmqtt forget`: removes hosts that are gone for good, or never were: what the broker keeps of them, and the
+//! bans that only they held. A host of which the broker keeps nothing may be known from its events alone.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
 
 use super::out::{self, count};
-use super::view::{Member, View};
+use super::view::{Banned, Member, View};
 use super::visit::{Message, Visit};
+use super::{ask, check};
 use crate::abuseipdb::service::now;
 use crate::cli::operator::ForgetArgs;
 use crate::config::Config;
 use crate::error::Error;
 use crate::figures::homeassistant;
+use crate::guard::is_ahead;
 use crate::journal::say;
 use crate::outbox::millis;
 use crate::paths::Paths;
 use crate::runtime;
 use crate::wire::{Host, Part, Slice};
 
-/// What the broker took is heard within moments.
+/// What the broker took comes back within moments.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Forgets a host.
+/// The most hosts that an error names.
+const MAX_NAMES: usize = 20;
+
+/// Forgets hosts.
 ///
 /// # Errors
 /// Any [`Error`]
 pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
-    let host = Host::new(&args.host).map_err(|what| Error::Usage(format!("HOST {what}")))?;
+    let hosts = args.hosts.iter().map(|host| Host::new(host));
+    let hosts = hosts.collect::<Result<BTreeSet<_>, _>>();
+    let hosts = hosts.map_err(|what| Error::Usage(format!("HOST {what}")))?;
     let config = Config::load()?;
     runtime::run(async {
         let mut visit = Visit::begin(&config, paths).await?;
         // Parts of a snapshot that once was larger may be left, too.
-        visit.look_into(&host).await?;
-        let Some(member) = visit.view().hosts().get(&host) else {
-            return Err(unknown(&host, visit.view()));
-        };
-        if member.is_online() && !args.yes {
-            return Err(Error::Undone(format!(
-                "{host} is connected, and would publish all anew: stop it first \
-                 (systemctl disable --now f2bmqttsub there), or say --yes"
-            )));
+        for host in &hosts {
+            visit.look_into(host).await?;
         }
-        let bans = visit.view().banned(now());
-        let alone = bans.iter().filter(|ban| ban.origin == host && ban.also.is_empty()).count();
-        let mut farewell = farewell(&host, member, millis(SystemTime::now()));
-        if let Some(prefix) = &config.ha_prefix {
-            farewell.extend(homeassistant::topics(prefix, &host).map(Message::Clear));
+        if !args.yes {
+            ask_about(&hosts, visit.view())?;
         }
-        visit.publish(&farewell).await?;
+        let unknown: Vec<Host> =
+            hosts.iter().filter(|host| !is_kept(host, visit.view())).cloned().collect();
+        let bans = only_theirs(&visit.view().banned(now()), &hosts);
+        for host in &hosts {
+            let mut farewell = farewell(host, visit.view(), millis(SystemTime::now()));
+            if let Some(prefix) = &config.ha_prefix {
+                farewell.extend(homeassistant::topics(prefix, host).map(Message::Clear));
+            }
+            visit.publish(&farewell).await?;
+        }
         let until = Instant::now() + PATIENCE;
-        while visit.view().hosts().contains_key(&host) {
+        while let Some(host) = hosts.iter().find(|host| is_kept(host, visit.view())) {
             if visit.listen(until).await?.is_none() {
                 return Err(Error::Undone(format!(
-                    "the broker still has what {host} left: its access rules may let {} write its own \
-                     branch alone; run this with a login that may write {}",
+                    "cannot remove {host}: the broker still keeps its topics, perhaps because {} may write \
+                     only its own branch; use a login that may write {}",
                     config.node,
                     config.topic.retained(&format!("state/{host}/#"))
                 )));
@@ -62,27 +69,81 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
         }
         visit.end().await;
         if args.json {
-            out::print_json(&json!({ "host": host.as_str(), "bans": alone }));
+            let names = |hosts: &mut dyn Iterator<Item = &Host>| {
+                hosts.map(Host::to_string).collect::<Vec<_>>()
+            };
+            out::print_json(&json!({
+                "hosts": names(&mut hosts.iter()), "unknown": names(&mut unknown.iter()), "bans": bans,
+            }));
         } else {
-            let bans = count(alone, "ban");
-            say(out::shown(&format!(
-                "{host} is forgotten; {bans} that it alone had made end with it"
-            )));
+            for line in lines(&hosts, &unknown, bans) {
+                say(out::shown(&line));
+            }
         }
         Ok(())
     })
 }
 
-fn unknown(host: &Host, view: &View) -> Error {
-    let known: Vec<&str> = view.hosts().keys().map(Host::as_str).take(20).collect();
-    let known = known.join(", ");
-    Error::Undone(format!("the broker has nothing of {host}; it knows: {}", out::shown(&known)))
+/// Whether the broker keeps something of a host.
+fn is_kept(host: &Host, view: &View) -> bool {
+    view.hosts().contains_key(host) || !view.topics_of(host).is_empty()
 }
 
-/// First a word in the host's name that it holds nothing: that can be signed, and an empty payload cannot.
-/// Then everything is cleared, part 0 last: without that one it counts as forgotten.
-fn farewell(host: &Host, member: &Member, millis: i64) -> Vec<Message> {
-    let stamp = millis.max(member.stamp().unwrap_or(0).saturating_add(1));
+/// Asks about what may be a mistake: a host that is connected, and one of which the broker keeps nothing.
+fn ask_about(hosts: &BTreeSet<Host>, view: &View) -> Result<(), Error> {
+    let of = |host: &&Host| view.hosts().get(*host).is_some_and(Member::is_online);
+    if let Some(host) = hosts.iter().find(of) {
+        return Err(Error::Undone(format!(
+            "{host} is connected and would publish its bans again: stop it first (systemctl disable --now \
+             f2bmqttsub on {host}), or use --yes"
+        )));
+    }
+    let unknown: Vec<&Host> = hosts.iter().filter(|host| !is_kept(host, view)).collect();
+    if unknown.is_empty() { Ok(()) } else { ask::about(&out::shown(&question(&unknown, view))) }
+}
+
+fn question(unknown: &[&Host], view: &View) -> String {
+    let names = |of: &mut dyn Iterator<Item = &Host>| {
+        of.map(Host::as_str).take(MAX_NAMES).collect::<Vec<_>>().join(", ")
+    };
+    let (unknown, known) = (names(&mut unknown.iter().copied()), names(&mut view.hosts().keys()));
+    format!(
+        "the broker keeps nothing of {unknown}; it knows: {known}. Release all bans that only {unknown} held"
+    )
+}
+
+/// How many bans no other host holds.
+fn only_theirs(bans: &[Banned], hosts: &BTreeSet<Host>) -> usize {
+    let is_theirs = |ban: &&Banned| {
+        hosts.contains(&ban.origin) && ban.also.iter().all(|host| hosts.contains(host))
+    };
+    bans.iter().filter(is_theirs).count()
+}
+
+fn lines(hosts: &BTreeSet<Host>, unknown: &[Host], bans: usize) -> Vec<String> {
+    let known: Vec<&Host> = hosts.iter().filter(|host| !unknown.contains(host)).collect();
+    let names: Vec<&str> = known.iter().map(|host| host.as_str()).collect();
+    let holders = if let [one] = names[..] { one } else { "they" };
+    let bans = count(bans, "ban");
+    let removed = (!names.is_empty())
+        .then(|| format!("removed {} and {bans} that only {holders} held", check::list(&names)));
+    let released = unknown.iter().map(|host| {
+        format!(
+            "removed {host}: the broker kept nothing of {host}, and the daemons release all bans that only \
+             {host} held"
+        )
+    });
+    removed.into_iter().chain(released).collect()
+}
+
+/// First an empty snapshot in the host's name, which a daemon takes for the release of all its bans: a snapshot
+/// can be signed, and an empty payload cannot. Then the topics are cleared, part 0 last: without part 0 the
+/// host counts as forgotten.
+fn farewell(host: &Host, view: &View, now: i64) -> Vec<Message> {
+    let last = view.hosts().get(host).and_then(Member::stamp);
+    // The stamp has to be the greatest of the host, but none that daemons reject.
+    let next = last.map(|last| last.saturating_add(1)).filter(|next| !is_ahead(*next, now));
+    let stamp = next.map_or(now, |next| next.max(now));
     let part = Slice::new(0, 1).map(|slice| Part {
         host: host.clone(),
         stamp,
@@ -91,10 +152,9 @@ fn farewell(host: &Host, member: &Member, millis: i64) -> Vec<Message> {
         unbans: Vec::new(),
     });
     let nothing = part.map(|part| Message::Keep(format!("state/{host}/0"), part.encode()));
-    let mut numbers: Vec<u32> = member.numbers().filter(|number| *number > 0).collect();
-    numbers.sort_unstable_by_key(|number| std::cmp::Reverse(*number));
-    numbers.push(0);
-    let parts = numbers.into_iter().map(|number| format!("state/{host}/{number}"));
+    let mut numbers = view.topics_of(host);
+    numbers.insert(0);
+    let parts = numbers.into_iter().rev().map(|number| format!("state/{host}/{number}"));
     let topics = [format!("host/{host}")].into_iter().chain(parts);
     let clear = topics.map(|topic| Message::Keep(topic, String::new()));
     nothing.into_iter().chain(clear).collect()
@@ -102,29 +162,110 @@ fn farewell(host: &Host, member: &Member, millis: i64) -> Vec<Message> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::view::Until;
     use super::*;
+    use crate::wire::{Address, Jail};
+
+    const NOW: i64 = 1_795_342_600_000;
+    const DAY: i64 = 86_400_000;
+
+    fn host(name: &str) -> Host {
+        Host::new(name).unwrap()
+    }
+
+    fn part(number: u32, parts: u32, stamp: i64) -> String {
+        format!(r#"{{"v":1,"host":"web3","stamp":{stamp},"part":{number},"parts":{parts}}}"#)
+    }
 
     #[test]
-    fn a_host_holds_nothing_and_then_all_of_it_is_cleared_part_0_last() {
-        let (mut view, host) = (View::default(), Host::new("web3").unwrap());
+    fn snapshot_is_emptied_and_then_all_topics_are_cleared_part_0_last() {
+        let mut view = View::default();
         view.hear_on("host/web3", br#"{"v":1,"state":"offline"}"#);
-        for n in [0, 1, 7] {
-            let parts = if n == 7 { 8 } else { 2 };
-            let part = format!(r#"{{"v":1,"host":"web3","stamp":50,"part":{n},"parts":{parts}}}"#);
-            view.hear_on(&format!("state/web3/{n}"), part.as_bytes());
+        for (number, parts) in [(0, 2), (1, 2), (7, 8)] {
+            view.hear_on(&format!("state/web3/{number}"), part(number, parts, 50).as_bytes());
         }
+        // The daemons reject this one, and the broker keeps it all the same.
+        view.hear_on("state/web3/9", part(9, 16, NOW + DAY + 1).as_bytes());
         let nothing =
             r#"{"v":1,"host":"web3","stamp":51,"part":0,"parts":1,"bans":[],"unbans":[]}"#;
         let expected = [
             ("state/web3/0", nothing),
             ("host/web3", ""),
+            ("state/web3/9", ""),
             ("state/web3/7", ""),
             ("state/web3/1", ""),
             ("state/web3/0", ""),
         ];
         let expected =
             expected.map(|(topic, text)| Message::Keep(topic.to_owned(), text.to_owned()));
-        assert_eq!(farewell(&host, &view.hosts()[&host], 49), expected);
-        assert!(unknown(&host, &view).to_string().ends_with("it knows: web3"));
+        assert_eq!(farewell(&host("web3"), &view, 49), expected);
+        // The broker keeps nothing of this one.
+        let unknown = farewell(&host("web9"), &view, NOW);
+        let topics: Vec<_> = unknown.iter().map(|message| format!("{message:?}")).collect();
+        assert_eq!(unknown.len(), 3, "{topics:?}");
+        assert!(topics[0].contains(&NOW.to_string()) && topics[2].contains("state/web9/0"));
+        assert!(!is_kept(&host("web9"), &view) && is_kept(&host("web3"), &view));
+        let question = question(&[&host("web9")], &view);
+        assert!(question.starts_with("the broker keeps nothing of web9; it knows: web3. Release"));
+    }
+
+    #[test]
+    fn stamp_of_the_empty_snapshot_is_the_greatest_that_no_daemon_rejects() {
+        // The last stamp of the host, and that of the empty snapshot.
+        let table = [
+            (None, NOW),
+            (Some(50), NOW),
+            (Some(NOW), NOW + 1),
+            (Some(NOW + DAY - 1), NOW + DAY),
+            (Some(NOW + DAY), NOW),
+            (Some(NOW + DAY + 1), NOW),
+        ];
+        for (last, expected) in table {
+            let mut view = View::default();
+            if let Some(last) = last {
+                view.hear_on("state/web3/0", part(0, 1, last).as_bytes());
+            }
+            let first = farewell(&host("web3"), &view, NOW).remove(0);
+            let Message::Keep(_, text) = first else { panic!("{first:?}") };
+            assert!(text.contains(&format!(r#""stamp":{expected},"#)), "{last:?}: {text}");
+        }
+    }
+
+    #[test]
+    fn bans_that_only_removed_hosts_held_are_counted_and_shown() {
+        let ban = |origin: &str, also: &[&str]| Banned {
+            address: Address::new("192.0.2.1").unwrap(),
+            jail: Jail::new("sshd").unwrap(),
+            origin: host(origin),
+            since: 1,
+            until: Until::Never,
+            also: also.iter().map(|name| host(name)).collect(),
+        };
+        let bans =
+            [ban("web2", &[]), ban("web2", &["web3"]), ban("web3", &[]), ban("web1", &["web2"])];
+        let hosts = |names: &[&str]| names.iter().map(|name| host(name)).collect::<BTreeSet<_>>();
+        let table = [
+            (hosts(&["web2"]), vec![], 1, vec!["removed web2 and 1 ban that only web2 held"]),
+            (
+                hosts(&["web2", "web3"]),
+                vec![],
+                3,
+                vec!["removed web2 and web3 and 3 bans that only they held"],
+            ),
+            (
+                hosts(&["web2", "web9"]),
+                vec![host("web9")],
+                1,
+                vec![
+                    "removed web2 and 1 ban that only web2 held",
+                    "removed web9: the broker kept nothing of web9, and the daemons release all bans that \
+                     only web9 held",
+                ],
+            ),
+        ];
+        for (removed, unknown, count, expected) in table {
+            assert_eq!(only_theirs(&bans, &removed), count);
+            assert_eq!(lines(&removed, &unknown, count), expected);
+        }
     }
 }

@@ -54,16 +54,17 @@ impl Gathering {
     /// What is to be asked for first, below the fleet's retained branch.
     pub const FIRST: [&str; 2] = ["host/+", "state/+/0"];
 
-    /// Begins now; the broker takes so long to answer, in milliseconds.
+    /// Begins now, in a fleet whose messages are signed or not; the broker takes so long to answer, in
+    /// milliseconds.
     #[must_use]
-    pub fn new(answers: i64, now: i64) -> Self {
+    pub fn new(signed: bool, answers: i64, now: i64) -> Self {
         let quiet = (100 + 2 * answers).min(LIMIT / 4);
-        Self { view: View::default(), quiet, began: now, last: now, asked: BTreeMap::new() }
+        Self { view: View::new(signed), quiet, began: now, last: now, asked: BTreeMap::new() }
     }
 
-    /// Takes a message.
-    pub fn hear(&mut self, message: &Admitted, now: i64) -> Heard {
-        let heard = self.view.hear(message);
+    /// Takes a message; `time` is the time of day, in milliseconds since 1970.
+    pub fn hear(&mut self, message: &Admitted, now: i64, time: i64) -> Heard {
+        let heard = self.view.hear(message, time);
         if heard != Heard::Nothing {
             self.last = now;
         }
@@ -157,19 +158,21 @@ mod tests {
     use super::*;
     use crate::guard::gate::tests::admit;
 
+    const TIME: i64 = 1_795_342_600_000;
+
     /// What a broker keeps: for each host how many parts, of which it hands out so many.
     fn gathered(hosts: &[(&str, u32, u32)]) -> (Vec<Vec<String>>, Gathering) {
-        let (mut gathering, mut asked, mut now) = (Gathering::new(5, 0), Vec::new(), 0);
+        let (mut gathering, mut asked, mut now) = (Gathering::new(false, 5, 0), Vec::new(), 0);
         let part = |host: &str, n: u32, parts: u32| {
             format!(r#"{{"v":1,"host":"{host}","stamp":5,"part":{n},"parts":{parts},"bans":[]}}"#)
         };
         for (host, parts, _) in hosts {
             let online = br#"{"v":1,"state":"online"}"#;
-            gathering.hear(&admit(&format!("host/{host}"), online).unwrap(), now);
+            gathering.hear(&admit(&format!("host/{host}"), online).unwrap(), now, TIME);
             if *parts > 0 {
                 let part = part(host, 0, *parts);
                 let part = admit(&format!("state/{host}/0"), part.as_bytes()).unwrap();
-                gathering.hear(&part, now);
+                gathering.hear(&part, now, TIME);
             }
         }
         loop {
@@ -188,7 +191,7 @@ mod tests {
                         for n in 0..*there {
                             let topic = format!("state/{name}/{n}");
                             let part = part(name, n, *parts);
-                            gathering.hear(&admit(&topic, part.as_bytes()).unwrap(), now + 1);
+                            gathering.hear(&admit(&topic, part.as_bytes()).unwrap(), now + 1, TIME);
                         }
                     }
                     asked.push(names);

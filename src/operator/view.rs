@@ -1,11 +1,16 @@
 //! What the broker has of the fleet, folded into what it means. Pure.
 //!
 //! The rules are those of the daemons: the newest part that covers an address is right, the fleet's bans
-//! are the union, and a ban whose host does not repeat every fleet unban of its address is void.
+//! are the union, and a ban whose host does not repeat every fleet unban of its address is void, unless it began
+//! long after that. What daemons reject is not shown: snapshots of another time, fleet unbans of the future, and
+//! addresses that no host may ban.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::fleet::claims::is_held;
+use crate::fleet::{Pace, is_outlived};
 use crate::guard::gate::{Admitted, Source};
+use crate::guard::{check_part_stamp, is_ahead, is_bannable};
 use crate::wire::{
     Address, Ban, Host, Jail, Listed, Pardon, Part, Presence, Slice, State, UnbanId,
 };
@@ -13,9 +18,6 @@ use crate::wire::{
 /// The most hosts and bans that are kept in mind; no honest fleet comes near.
 const MAX_HOSTS: usize = 1_000;
 const MAX_BANS: usize = 500_000;
-
-/// After its end a ban is held for so long by others, in seconds, unless its origin says something.
-const END_SLACK: i64 = 600;
 
 /// The fleet, as the broker shows it.
 #[derive(Debug, Default)]
@@ -26,6 +28,11 @@ pub struct View {
     bans: usize,
     /// Something was left out: there is too much of it.
     full: bool,
+    /// The fleet has a key.
+    signed: bool,
+    /// Topics of snapshots, by their last level, whose payload the daemons reject.
+    rejected: BTreeMap<Host, BTreeSet<u32>>,
+    pace: Pace,
 }
 
 /// What the broker has of one host.
@@ -103,11 +110,17 @@ pub struct Void {
 }
 
 impl View {
-    /// Takes a message.
-    pub fn hear(&mut self, message: &Admitted) -> Heard {
+    /// The view of a fleet whose messages are signed, or not.
+    #[must_use]
+    pub fn new(signed: bool) -> Self {
+        Self { signed, ..Self::default() }
+    }
+
+    /// Takes a message that came at `now`, in milliseconds since 1970.
+    pub fn hear(&mut self, message: &Admitted, now: i64) -> Heard {
         match message.source() {
             Source::Presence { host } => self.presence(message, host),
-            Source::Shard { host, index } => self.part(message, host, *index),
+            Source::Shard { host, index } => self.part(message, host, *index, now),
             Source::Event | Source::Other(_) => Heard::Nothing,
         }
     }
@@ -128,14 +141,29 @@ impl View {
         }
     }
 
-    fn part(&mut self, message: &Admitted, host: &Host, number: u32) -> Heard {
+    fn part(&mut self, message: &Admitted, host: &Host, number: u32, now: i64) -> Heard {
+        if let Some(rejected) = self.rejected.get_mut(host)
+            && rejected.remove(&number)
+            && rejected.is_empty()
+        {
+            self.rejected.remove(host);
+        }
         if message.payload().is_empty() {
             let gone = self.hosts.get_mut(host).and_then(|member| member.parts.remove(&number));
             self.bans -= gone.map_or(0, |part| part.bans.len());
             return self.cleared(host);
         }
         // An unsigned part frees nobody, but its bans may carry what others freed.
-        let Ok(mut part) = message.shard(|_| true) else { return Heard::Nothing };
+        let part = message.shard(|_| true).ok();
+        let Some(mut part) = part.filter(|part| check_part_stamp(part, self.signed, now).is_none())
+        else {
+            if self.rejected.len() < MAX_HOSTS || self.rejected.contains_key(host) {
+                self.rejected.entry(host.clone()).or_default().insert(number);
+            }
+            return Heard::Nothing;
+        };
+        part.bans.retain(|listed| is_bannable(listed.address.ip()));
+        part.unbans.retain(|pardon| !is_ahead(pardon.id.made(), now));
         if self.bans + part.bans.len() > MAX_BANS {
             self.full = true;
             return Heard::Nothing;
@@ -177,6 +205,13 @@ impl View {
         &self.hosts
     }
 
+    /// The last levels of the topics of a host's snapshot on which the broker keeps something.
+    #[must_use]
+    pub fn topics_of(&self, host: &Host) -> BTreeSet<u32> {
+        let shown = self.hosts.get(host).into_iter().flat_map(Member::numbers);
+        shown.chain(self.rejected.get(host).into_iter().flatten().copied()).collect()
+    }
+
     /// What of the fleet is not in here, a line each.
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
@@ -197,17 +232,6 @@ impl View {
         missing
     }
 
-    /// All jails that hosts say they have, and those of their bans.
-    #[must_use]
-    pub fn jails(&self) -> BTreeSet<Jail> {
-        let of = |member: &Member| {
-            let mut jails = member.jails().clone();
-            jails.extend(member.listed().map(|(listed, _)| listed.jail.clone()));
-            jails
-        };
-        self.hosts.values().flat_map(of).collect()
-    }
-
     /// What is banned at a time, in seconds since 1970: each address in each jail once, the newest ban
     /// last.
     #[must_use]
@@ -216,7 +240,9 @@ impl View {
         let mut all: Vec<Banned> = Vec::with_capacity(self.bans);
         for (host, member) in &self.hosts {
             for (listed, part) in member.listed() {
-                if is_over(listed, now) || void(listed, part, &pardons).is_some() {
+                let ban = Ban { start: listed.start, bantime: listed.bantime };
+                let held = is_held(ban, now, &self.pace);
+                if !held || self.void(listed, part, &pardons).is_some() {
                     continue;
                 }
                 all.push(Banned {
@@ -242,13 +268,33 @@ impl View {
         let mut voids = Vec::new();
         for (host, member) in &self.hosts {
             for (listed, part) in member.listed().filter(|(listed, _)| listed.address == address) {
-                if let Some(pardon) = void(listed, part, &pardons) {
+                if let Some(pardon) = self.void(listed, part, &pardons) {
                     let (jail, id) = (listed.jail.clone(), pardon.id.clone());
                     voids.push(Void { address, jail, host: host.clone(), id });
                 }
             }
         }
         voids
+    }
+
+    /// The fleet unban that a ban should carry and does not.
+    fn void<'a>(
+        &self,
+        listed: &Listed,
+        part: &Part,
+        pardons: &BTreeMap<Address, Vec<&'a Pardon>>,
+    ) -> Option<&'a Pardon> {
+        let carried = |id: &UnbanId| {
+            let covers =
+                |one: &Pardon| one.address == listed.address && one.scope.covers(&listed.jail);
+            part.unbans.iter().any(|one| covers(one) && one.id == *id)
+        };
+        let voids = |pardon: &&&Pardon| {
+            pardon.scope.covers(&listed.jail)
+                && !carried(&pardon.id)
+                && !is_outlived(&pardon.id, listed.start, &self.pace)
+        };
+        pardons.get(&listed.address).into_iter().flatten().find(voids).copied()
     }
 
     /// The fleet unbans that hosts repeat.
@@ -346,6 +392,20 @@ impl Member {
         self.covering(address).is_some_and(|part| part.bans.iter().any(is))
     }
 
+    /// The jails in which it lists one of these addresses, and those in which it lists others.
+    #[must_use]
+    pub fn jails_of_bans(&self, addresses: &BTreeSet<Address>) -> (BTreeSet<Jail>, BTreeSet<Jail>) {
+        let (mut of_these, mut of_others) = (BTreeSet::new(), BTreeSet::new());
+        for (listed, _) in self.listed() {
+            let jails =
+                if addresses.contains(&listed.address) { &mut of_these } else { &mut of_others };
+            if !jails.contains(&listed.jail) {
+                jails.insert(listed.jail.clone());
+            }
+        }
+        (of_these, of_others)
+    }
+
     fn trusted(&self) -> impl Iterator<Item = &Part> {
         let parts = self.parts.iter().filter(|(number, _)| !self.unsigned.contains(number));
         parts.map(|(_, part)| part)
@@ -374,33 +434,13 @@ impl Member {
     }
 }
 
-fn is_over(listed: &Listed, now: i64) -> bool {
-    match Until::of(listed.start, listed.bantime) {
-        Until::Time(end) => end.saturating_add(END_SLACK) < now,
-        Until::Unknown | Until::Never => false,
-    }
-}
-
-/// The fleet unban that a ban should carry and does not.
-fn void<'a>(
-    listed: &Listed,
-    part: &Part,
-    pardons: &BTreeMap<Address, Vec<&'a Pardon>>,
-) -> Option<&'a Pardon> {
-    let carried = |id: &UnbanId| {
-        let covers = |one: &Pardon| one.address == listed.address && one.scope.covers(&listed.jail);
-        part.unbans.iter().any(|one| covers(one) && one.id == *id)
-    };
-    let mut of = pardons.get(&listed.address).into_iter().flatten();
-    of.find(|pardon| pardon.scope.covers(&listed.jail) && !carried(&pardon.id)).copied()
-}
-
 #[cfg(test)]
 impl View {
-    /// Takes a message of an unsigned fleet.
+    /// Takes a message, some seconds after those of the tests were made.
     pub fn hear_on(&mut self, name: &str, payload: &[u8]) -> Heard {
+        const NOW: i64 = 1_795_342_600_000;
         let admitted = crate::guard::gate::tests::admit(name, payload);
-        admitted.map_or(Heard::Nothing, |message| self.hear(&message))
+        admitted.map_or(Heard::Nothing, |message| self.hear(&message, NOW))
     }
 }
 

@@ -2,7 +2,7 @@
 //! daemon's, which it does not disturb.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::time::timeout;
 
@@ -12,6 +12,7 @@ use super::view::{Heard, View};
 use crate::broker::{Client, Event, Link};
 use crate::config::{Broker, Config, Topic};
 use crate::error::Error;
+use crate::outbox;
 use crate::paths::Paths;
 use crate::random;
 use crate::wire::Host;
@@ -53,7 +54,7 @@ impl Visit {
         let mut link = Link::new(config, client(config, first(&config.topic)));
         let began = Instant::now();
         let broker = connect(&mut link, config).await?;
-        let gathering = Gathering::new(millis(began), millis(began));
+        let gathering = Gathering::new(config.signing.is_some(), millis(began), millis(began));
         let topic = config.topic.clone();
         let mut visit = Self { topic, link, began, gathering, broker };
         visit.gather().await?;
@@ -127,7 +128,10 @@ impl Visit {
 
     fn take(&mut self, event: Event) -> Result<Heard, Error> {
         match event {
-            Event::Message(message) => Ok(self.gathering.hear(&message, millis(self.began))),
+            Event::Message(message) => {
+                let time = outbox::millis(SystemTime::now());
+                Ok(self.gathering.hear(&message, millis(self.began), time))
+            }
             Event::SubscribeRefused(_) => Err(refused(&self.topic)),
             Event::Lost { broker, why } => Err(lost(&broker, &why)),
             // The gate's counters are the daemon's.

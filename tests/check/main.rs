@@ -119,6 +119,7 @@ fn a_sound_host_has_ticks_alone_and_looking_leaves_nothing_behind() {
         "service",
         "links",
         "disk",
+        "tables",
         "fail2ban",
         "jail_shares",
         "fail2ban_sandbox",

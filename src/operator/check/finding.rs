@@ -116,7 +116,7 @@ fn printable(text: &str) -> String {
 }
 
 /// Names with commas between, and a word before the last.
-pub(super) fn list(names: &[impl AsRef<str>]) -> String {
+pub(in crate::operator) fn list(names: &[impl AsRef<str>]) -> String {
     match names {
         [] => String::new(),
         [one] => one.as_ref().to_owned(),

@@ -2,7 +2,7 @@
 //!
 //! Facts are gathered first, all at once and each within some seconds: `look` at this host, `ask`
 //! fail2ban, `probe` the brokers. What they mean is decided by pure functions, each of which makes
-//! findings (`finding`) of its facts: `settings`, `broker`, `fleet`, `jails`, `reports`, `host`.
+//! findings (`finding`) of its facts: `settings`, `broker`, `fleet`, `jails`, `reports`, `host`, `status`.
 
 mod ask;
 mod broker;
@@ -14,13 +14,17 @@ mod look;
 mod probe;
 mod reports;
 mod settings;
+mod status;
 
 use std::io::{self, IsTerminal as _};
 
 use rustix::process::geteuid;
 
+pub(super) use self::finding::list;
 use self::finding::{Finding, State};
+use crate::abuseipdb::service::now;
 use crate::config::{self, Config};
+use crate::daemon::status::DaemonStatus;
 use crate::error::Error;
 use crate::files::trust;
 use crate::journal::say;
@@ -86,6 +90,10 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         }
     }
     found.extend(host.findings(&paths.state, &path));
+    if host.runs() {
+        let file = paths.status();
+        found.extend(status::findings(&DaemonStatus::read(&file), &file, now()));
+    }
     let sharing = config.as_ref().map(|config| config.sharing.clone()).unwrap_or_default();
     found.extend(jails::findings(&server, &configured, &sharing));
     if let Ok(server) = &server {

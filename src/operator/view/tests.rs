@@ -105,8 +105,10 @@ fn a_ban_without_a_known_fleet_unban_is_void() {
     let ban = format!("sshd 192.0.2.1 {NOW} 600");
     let web = format!("web 192.0.2.1 {NOW} 600");
     hears(&mut view, "a", 1, (0, 1), &[&ban, &web], &[]);
-    hears(&mut view, "b", 1, (0, 1), &[&ban], &["sshd 192.0.2.1 b-5"]);
-    hears(&mut view, "c", 1, (0, 1), &[], &["sshd 192.0.2.1 b-5", "web 192.0.2.9 c-6"]);
+    let (unban, other) =
+        (format!("sshd 192.0.2.1 b-{NOW}005"), format!("web 192.0.2.9 c-{NOW}006"));
+    hears(&mut view, "b", 1, (0, 1), &[&ban], &[&unban]);
+    hears(&mut view, "c", 1, (0, 1), &[], &[&unban, &other]);
     assert_eq!(
         shown(&view),
         [
@@ -118,10 +120,10 @@ fn a_ban_without_a_known_fleet_unban_is_void() {
     assert_eq!(voids.len(), 1);
     assert_eq!(
         (voids[0].host.as_str(), voids[0].jail.as_str(), voids[0].id.as_str()),
-        ("a", "sshd", "b-5")
+        ("a", "sshd", &*format!("b-{NOW}005"))
     );
     let repeats = |host: &str, ip: &str| {
-        let id = UnbanId::new("b-5").unwrap();
+        let id = UnbanId::new(&format!("b-{NOW}005")).unwrap();
         view.hosts()[&Host::new(host).unwrap()].repeats(address(ip), &id)
     };
     assert!(!repeats("a", "192.0.2.1") && repeats("b", "192.0.2.1") && repeats("c", "192.0.2.1"));
@@ -137,8 +139,6 @@ fn hosts_come_and_go_and_what_is_odd_is_nothing() {
     hears(&mut view, "a", 1, (0, 1), &[&format!("sshd 192.0.2.1 {NOW} 600")], &[]);
     hears(&mut view, "b", 1, (0, 2), &[], &[]);
     assert!(view.hosts()[&a].is_online() && !view.hosts()[&b].is_online());
-    let jails: Vec<_> = view.jails().iter().map(ToString::to_string).collect();
-    assert_eq!(jails, ["sshd", "web"]);
     let part = br#"{"v":1,"host":"a","stamp":5,"part":0,"parts":1,"bans":[]}"#;
     let odd: [(&str, &[u8]); 7] = [
         ("host/c", b"{}"),
@@ -159,4 +159,69 @@ fn hosts_come_and_go_and_what_is_odd_is_nothing() {
     assert_eq!(view.hear_on("state/b/0", b""), Heard::Cleared(b));
     assert!(view.hosts().is_empty() && view.bans == 0);
     assert!(view.missing()[0].starts_with("any host: "));
+}
+
+#[test]
+fn unban_voids_older_bans_and_those_that_began_within_an_hour_after_it() {
+    // When the fleet unban was made, before the ban began, in seconds; and whether the ban counts.
+    let table = [(-60, false), (0, false), (3_600, false), (3_601, true), (86_400, true)];
+    for (before, counts) in table {
+        let mut view = View::default();
+        let id = format!("b-{}000", NOW - 60 - before);
+        let ban = format!("sshd 192.0.2.1 {} 6000", NOW - 60);
+        hears(&mut view, "a", 1, (0, 1), &[&ban], &[]);
+        hears(&mut view, "b", 1, (0, 1), &[], &[&format!("* 192.0.2.1 {id}")]);
+        assert_eq!(!shown(&view).is_empty(), counts, "{before}");
+        assert_eq!(view.voids(address("192.0.2.1")).is_empty(), counts, "{before}");
+    }
+}
+
+#[test]
+fn ban_of_unknown_length_ends_when_the_daemons_end_it() {
+    for (since, counts) in [(86_400 + 600, true), (86_400 + 601, false)] {
+        let mut view = View::default();
+        hears(&mut view, "a", 1, (0, 1), &[&format!("sshd 192.0.2.1 {} 0", NOW - since)], &[]);
+        assert_eq!(!shown(&view).is_empty(), counts, "{since}");
+    }
+}
+
+#[test]
+fn what_daemons_reject_is_not_shown() {
+    const DAY: i64 = 86_400_000;
+    let now = NOW * 1000;
+    let part = |stamp: i64| {
+        format!(
+            r#"{{"v":1,"host":"a","stamp":{stamp},"part":0,"parts":1,"bans":[["sshd","192.0.2.1",{NOW},600]]}}"#
+        )
+    };
+    // The stamp, and whether it is shown in a fleet without a key and with one.
+    let table = [
+        (now, true, true),
+        (now + DAY, true, true),
+        (now + DAY + 1, false, false),
+        (253_402_300_799_999, false, false),
+        (now - 30 * DAY, true, true),
+        (now - 30 * DAY - 1, true, false),
+    ];
+    let host = Host::new("a").unwrap();
+    for (stamp, unsigned, signed) in table {
+        for (has_key, expected) in [(false, unsigned), (true, signed)] {
+            let mut view = View::new(has_key);
+            view.hear_on("state/a/0", part(stamp).as_bytes());
+            assert_eq!(view.hosts().contains_key(&host), expected, "{stamp} {has_key}");
+            assert_eq!(shown(&view).len(), usize::from(expected));
+            // It is on the broker all the same, until its topic is cleared.
+            assert_eq!(view.topics_of(&host), [0].into());
+            view.hear_on("state/a/0", b"");
+            assert!(view.topics_of(&host).is_empty() && view.rejected.is_empty());
+        }
+    }
+    let mut view = View::default();
+    let bans = ["127.0.0.1", "224.0.0.1", "192.0.2.1"].map(|ip| format!("sshd {ip} {NOW} 600"));
+    let bans: Vec<&str> = bans.iter().map(String::as_str).collect();
+    let future = format!("* 192.0.2.1 b-{}", now + DAY + 1);
+    hears(&mut view, "a", 1, (0, 1), &bans, &[]);
+    hears(&mut view, "b", 1, (0, 1), &[], &[&future]);
+    assert_eq!(shown(&view), [format!("192.0.2.1 sshd a {NOW} Time({})", NOW + 600)]);
+    assert!(view.voids(address("192.0.2.1")).is_empty(), "a fleet unban of the future");
 }

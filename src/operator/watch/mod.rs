@@ -70,7 +70,7 @@ impl Ear {
     fn new(config: &Config) -> Self {
         let topics = [vec![config.topic.events()], visit::first(&config.topic)].concat();
         let link = Link::new(config, visit::client(config, topics));
-        Self { link, topic: config.topic.clone(), seen: Seen::new(now()) }
+        Self { link, topic: config.topic.clone(), seen: Seen::new(config.signing.is_some(), now()) }
     }
 
     /// The next thing that happens; safe to drop.

@@ -190,7 +190,7 @@ mod tests {
     }
 
     fn seen() -> Seen {
-        let mut seen = Seen::new((NOW - 30) * 1000);
+        let mut seen = Seen::new(false, (NOW - 30) * 1000);
         for n in 0..9 {
             let state = if n == 7 { "offline" } else { "online" };
             let presence = format!(r#"{{"v":1,"state":"{state}","jails":["sshd"]}}"#);
@@ -228,7 +228,7 @@ mod tests {
         for (width, height) in [(1, 1), (10, 3), (40, 10), (80, 5), (300, 100)] {
             assert_eq!(drawn(width, height, lost(), &mut seen()).len(), usize::from(height));
         }
-        let lines = drawn(80, 24, lost(), &mut Seen::new(NOW * 1000));
+        let lines = drawn(80, 24, lost(), &mut Seen::new(false, NOW * 1000));
         assert_eq!(
             lines[0],
             " f2bmqtt on web1  no connection to the broker: nothing listens there"

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::guard::gate::Admitted;
+use crate::guard::{check_event_stamp, is_bannable};
 use crate::operator::gather::Gathering;
 use crate::operator::view::{Heard, View};
 use crate::wire::{Action, Address, Event, Host, Jail, Reason, State};
@@ -34,6 +35,8 @@ pub enum News {
 #[derive(Debug)]
 pub struct Seen {
     gathering: Gathering,
+    /// The fleet has a key.
+    signed: bool,
     /// The last first, with its time in seconds since 1970.
     news: VecDeque<(i64, News)>,
     /// Bans in each of the last seconds, up to this one.
@@ -56,11 +59,12 @@ pub struct Count {
 }
 
 impl Seen {
-    /// Nothing yet; times are in milliseconds since 1970.
+    /// Nothing yet, of a fleet whose messages are signed or not; times are in milliseconds since 1970.
     #[must_use]
-    pub fn new(now: i64) -> Self {
+    pub fn new(signed: bool, now: i64) -> Self {
         Self {
-            gathering: Gathering::new(ANSWERS, now),
+            gathering: Gathering::new(signed, ANSWERS, now),
+            signed,
             news: VecDeque::new(),
             rate: VecDeque::from([0; SECONDS]),
             second: now / 1000,
@@ -72,7 +76,7 @@ impl Seen {
 
     /// The link is up: the fleet is gathered anew.
     pub fn connected(&mut self, now: i64) {
-        self.gathering = Gathering::new(ANSWERS, now);
+        self.gathering = Gathering::new(self.signed, ANSWERS, now);
         self.counted = 0;
     }
 
@@ -96,7 +100,7 @@ impl Seen {
         if let Some(host) = message.source().host() {
             let host = host.clone();
             let before = online(self.view(), &host);
-            let heard = self.gathering.hear(message, now);
+            let heard = self.gathering.hear(message, now, now);
             let after = online(self.view(), &host).unwrap_or(false);
             // What is there when it begins is no news.
             let came =
@@ -104,6 +108,11 @@ impl Seen {
             return came.then(|| self.tell(News::Host { host, online: after }, now));
         }
         let event = message.event().ok().filter(Event::is_news)?;
+        // What the daemons reject is no news.
+        let unbannable = event.action == Action::Ban && !is_bannable(event.address.ip());
+        if unbannable || check_event_stamp(&event, self.signed, now).is_some() {
+            return None;
+        }
         let Event { action, address, jail, host, bantime, reason, id, .. } = event;
         if let Some(id) = id {
             let pardon = Some((address, id.as_str().to_owned()));
@@ -213,7 +222,7 @@ mod tests {
 
     #[test]
     fn bans_are_told_and_counted_by_the_second() {
-        let mut seen = Seen::new(NOW);
+        let mut seen = Seen::new(false, NOW);
         let mut words = |topic: &str, payload: &[u8], now| {
             seen.hear(&admit(topic, payload).unwrap(), now).map(|news| news.words().join("|"))
         };
@@ -240,8 +249,40 @@ mod tests {
     }
 
     #[test]
+    fn events_that_daemons_reject_are_no_news() {
+        const DAY: i64 = 86_400_000;
+        let (ban, later) = (|ip: &str| event("ban", ip, ""), NOW + DAY + 1);
+        let stamped = |stamp: i64| {
+            let text = String::from_utf8(ban("192.0.2.1")).unwrap();
+            text.replace(r#""stamp":5"#, &format!(r#""stamp":{stamp}"#)).into_bytes()
+        };
+        let unban = |made: i64| {
+            event("unban", "192.0.2.1", &format!(r#","reason":"fleet","id":"web2-{made}""#))
+        };
+        // The event, and whether it is news in a fleet without a key and with one.
+        let table = [
+            (stamped(NOW), true, true),
+            (stamped(NOW + DAY), true, true),
+            (stamped(later), false, false),
+            (stamped(NOW - 2 * DAY - 1), true, false),
+            (stamped(0), true, true),
+            (unban(NOW), true, true),
+            (unban(later), false, false),
+            (ban("127.0.0.1"), false, false),
+            (event("unban", "127.0.0.1", ""), true, false),
+        ];
+        for (payload, unsigned, signed) in table {
+            for (has_key, expected) in [(false, unsigned), (true, signed)] {
+                let news = Seen::new(has_key, NOW).hear(&admit("ban", &payload).unwrap(), NOW);
+                let text = String::from_utf8_lossy(&payload);
+                assert_eq!(news.is_some(), expected, "{has_key} {text}");
+            }
+        }
+    }
+
+    #[test]
     fn hosts_that_come_and_go_are_news_and_those_that_are_there_are_not() {
-        let mut seen = Seen::new(NOW);
+        let mut seen = Seen::new(false, NOW);
         let mut state = |state: &str| {
             let json = format!(r#"{{"v":1,"state":"{state}"}}"#);
             let presence = admit("host/web2", json.as_bytes()).unwrap();

@@ -1,0 +1,246 @@
+//! The status file: the daemon's own state, for `f2bmqtt check` and for programs. Root alone may read it.
+//!
+//! ```json
+//! {"version":"1.0.0","since":1795342588,
+//!  "link":{"state":"up","broker":"192.0.2.1:1883","error":null,"since":1795342590},
+//!  "peers":3,"rejected":{"ahead":7},"ahead":[{"host":"web2","at":1795342600}],
+//!  "tables_full":[{"table":"claims","limit":100000,"peer":"web2","at":1795342600}]}
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::files;
+use crate::fleet::limits::{Limit, Limits};
+
+/// The file is written at least so often, in milliseconds.
+const INTERVAL: i64 = 60_000;
+
+/// The longest error text of the link, in characters: it may come from the broker.
+const MAX_ERROR: usize = 300;
+
+/// The state of the daemon. All times are in seconds since 1970. A field that a file lacks has its default, so
+/// that versions can be mixed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DaemonStatus {
+    /// The version of the daemon.
+    pub version: String,
+    /// When the daemon started.
+    pub since: i64,
+    /// The link to the broker.
+    pub link: LinkStatus,
+    /// How many other hosts the daemon knows.
+    pub peers: usize,
+    /// How many messages the daemon rejected since its start, by [reason](crate::guard::Refusal::name).
+    pub rejected: BTreeMap<String, u64>,
+    /// The hosts whose messages were rejected as `ahead` within the last 20 minutes, by name.
+    pub ahead: Vec<AheadHost>,
+    /// The limits that tables of the daemon reached within the last day.
+    pub tables_full: Vec<FullTable>,
+}
+
+/// The link to the broker.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LinkStatus {
+    #[allow(missing_docs)]
+    pub state: LinkState,
+    /// The broker that the daemon is connected to, or tried last.
+    pub broker: String,
+    /// The last error since the daemon started, also where the link is up again.
+    pub error: Option<String>,
+    /// When `state` changed last.
+    pub since: i64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum LinkState {
+    Up,
+    #[default]
+    Down,
+}
+
+/// A host whose clock, or else this host's, is more than a day off.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AheadHost {
+    #[allow(missing_docs)]
+    pub host: String,
+    /// When a message of the host was rejected last.
+    pub at: i64,
+}
+
+/// A limit that a table reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FullTable {
+    /// The [name](crate::fleet::limits::Table::name) of the table.
+    pub table: String,
+    #[allow(missing_docs)]
+    pub limit: usize,
+    /// The host that has most of the table.
+    pub peer: Option<String>,
+    /// When the table reached the limit last.
+    pub at: i64,
+}
+
+impl From<&Limit> for FullTable {
+    fn from(limit: &Limit) -> Self {
+        let Limit { table, max, peer, at } = limit;
+        let (table, at) = (table.name().to_owned(), at.div_euclid(1000));
+        Self { table, limit: *max, peer: peer.clone(), at }
+    }
+}
+
+impl DaemonStatus {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// The cause.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+        serde_json::from_str(&text).map_err(|error| error.to_string())
+    }
+}
+
+/// The limits that are shown at `now`, in milliseconds.
+pub(super) fn tables_full(limits: &Limits, now: i64) -> Vec<FullTable> {
+    limits.shown(now).map(FullTable::from).collect()
+}
+
+impl LinkStatus {
+    /// The link changed to `state` at `now`, in milliseconds.
+    pub(super) fn turn(&mut self, state: LinkState, broker: &impl ToString, now: i64) {
+        if self.state != state {
+            self.since = now.div_euclid(1000);
+        }
+        (self.state, self.broker) = (state, broker.to_string());
+    }
+
+    /// The link failed.
+    pub(super) fn fail(&mut self, error: &impl ToString) {
+        self.error = Some(error.to_string().chars().take(MAX_ERROR).collect());
+    }
+}
+
+/// The file, and what is in it.
+#[derive(Debug)]
+pub(super) struct StatusFile {
+    path: PathBuf,
+    written: Option<(DaemonStatus, i64)>,
+}
+
+impl StatusFile {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path, written: None }
+    }
+
+    /// Writes what changed, or what was written a minute ago. `now` is in milliseconds.
+    ///
+    /// # Errors
+    /// What failed, and why.
+    pub(super) fn update(&mut self, status: DaemonStatus, now: i64) -> Result<(), String> {
+        let fresh = |at: i64| (0..INTERVAL).contains(&now.saturating_sub(at));
+        if self.written.as_ref().is_some_and(|(last, at)| *last == status && fresh(*at)) {
+            return Ok(());
+        }
+        let failed = |why: &dyn ToString| {
+            format!("cannot write {}: {}", self.path.display(), why.to_string())
+        };
+        let text = serde_json::to_string(&status).map_err(|why| failed(&why))?;
+        files::replace(&self.path, &format!("{text}\n"), 0o600).map_err(|why| failed(&why))?;
+        self.written = Some((status, now));
+        Ok(())
+    }
+
+    /// Removes the file, so that old state is not taken for new.
+    pub(super) fn clear(&self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::fleet::limits::Table;
+
+    const NOW: i64 = 1_795_342_600_123;
+
+    fn status() -> DaemonStatus {
+        let mut limits = Limits::default();
+        limits.reached(Table::Claims, 100_000, Some("web2"), NOW);
+        let mut link = LinkStatus::default();
+        link.turn(LinkState::Up, &"192.0.2.1:1883", NOW - 10_000);
+        DaemonStatus {
+            version: "1.0.0".to_owned(),
+            since: 1_795_342_588,
+            link,
+            peers: 3,
+            rejected: [("ahead".to_owned(), 7)].into(),
+            ahead: vec![AheadHost { host: "web2".to_owned(), at: 1_795_342_600 }],
+            tables_full: tables_full(&limits, NOW),
+        }
+    }
+
+    #[test]
+    fn file_has_the_documented_fields_and_is_for_root_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("status.json");
+        StatusFile::new(path.clone()).update(status(), NOW).unwrap();
+        let expected = r#"{"version":"1.0.0","since":1795342588,"link":{"state":"up","broker":"192.0.2.1:1883","error":null,"since":1795342590},"peers":3,"rejected":{"ahead":7},"ahead":[{"host":"web2","at":1795342600}],"tables_full":[{"table":"claims","limit":100000,"peer":"web2","at":1795342600}]}"#;
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{expected}\n"));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+        assert_eq!(DaemonStatus::read(&path), Ok(status()));
+        fs::write(&path, r#"{"version":"2.0.0","later":1,"link":{"state":"down"}}"#).unwrap();
+        assert_eq!(DaemonStatus::read(&path).unwrap().version, "2.0.0", "another version's");
+        assert!(DaemonStatus::read(&root.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn file_is_written_when_something_changed_and_every_minute() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("status.json");
+        let mut file = StatusFile::new(path.clone());
+        let changed = DaemonStatus { peers: 4, ..status() };
+        // What is to be written, when, and whether the file is written.
+        let table = [
+            (status(), NOW, true),
+            (status(), NOW + INTERVAL - 1, false),
+            (changed.clone(), NOW + INTERVAL - 1, true),
+            (changed.clone(), NOW + 2 * INTERVAL - 1, true),
+            (changed, NOW, true), // the clock was set back
+        ];
+        for (status, now, written) in table {
+            let _ = fs::remove_file(&path);
+            file.update(status, now).unwrap();
+            assert_eq!(path.exists(), written, "{now}");
+        }
+        file.clear();
+        assert!(!path.exists());
+        let failed = StatusFile::new(root.path().join("no/status.json")).update(status(), NOW);
+        assert!(failed.unwrap_err().starts_with("cannot write "));
+    }
+
+    #[test]
+    fn link_keeps_the_time_of_its_last_change_and_its_last_error() {
+        let mut link = LinkStatus::default();
+        link.turn(LinkState::Down, &"a:1", NOW);
+        assert_eq!(link.since, 0, "it was down");
+        link.turn(LinkState::Up, &"b:1", NOW);
+        link.fail(&"x".repeat(999));
+        link.turn(LinkState::Down, &"b:1", NOW + 5_000);
+        link.turn(LinkState::Down, &"a:1", NOW + 9_000);
+        link.turn(LinkState::Up, &"a:1", NOW + 10_000);
+        assert_eq!((link.broker.as_str(), link.since), ("a:1", 1_795_342_610));
+        assert_eq!(link.error.map(|error| error.len()), Some(MAX_ERROR));
+    }
+}

@@ -1,0 +1,224 @@
+//! What the daemon's status file shows: whether a table of the daemon is full, and whether other hosts' messages
+//! are stamped in the future. Pure.
+
+use std::path::Path;
+
+use super::finding::{Finding, list};
+use crate::daemon::status::{AheadHost, DaemonStatus, FullTable};
+use crate::operator::clock::span;
+
+/// The most hosts that a finding names.
+const MAX_NAMES: usize = 8;
+
+/// How to keep strangers from filling tables.
+const KEEP_OUT: &str = "to keep strangers out: MQTT_SIGNING_KEY in mqtt.env on every server, and the broker's access \
+                        rules (/usr/share/doc/f2bmqtt/examples/mosquitto/fleet.acl)";
+
+/// What the file of a daemon that runs shows at `now`, in seconds since 1970.
+pub(super) fn findings(
+    status: &Result<DaemonStatus, String>,
+    path: &Path,
+    now: i64,
+) -> Vec<Finding> {
+    let status = match status {
+        Ok(status) => status,
+        Err(why) => {
+            let text = format!("cannot read the daemon's state in {}: {why}", path.display());
+            return vec![
+                Finding::warning("tables", text)
+                    .next("systemctl restart f2bmqttsub\nthen: journalctl -u f2bmqttsub -n 20"),
+            ];
+        }
+    };
+    let mut found: Vec<Finding> = status.tables_full.iter().map(|full| table(full, now)).collect();
+    if found.is_empty() {
+        found.push(Finding::well("tables", "no table of the daemon is full"));
+    }
+    found.extend(ahead(&status.ahead, status.peers));
+    found
+}
+
+fn table(full: &FullTable, now: i64) -> Finding {
+    let FullTable { table, limit, peer, at } = full;
+    let ago = span(now.saturating_sub(*at));
+    let of = |most: &str| peer.as_ref().map(|peer| format!("; {peer} {most}")).unwrap_or_default();
+    let forget = "f2bmqtt forget HOST, for each host that does not exist";
+    let (what, most, next) = match table.as_str() {
+        "peers" => (
+            format!("the daemon's table of other hosts is full: limit of {limit} hosts"),
+            of("has most"),
+            format!("f2bmqtt status lists the hosts\n{forget}\n{KEEP_OUT}"),
+        ),
+        "claims" => (
+            format!("the daemon's table of other hosts' bans is full: limit of {limit} bans"),
+            of("has most"),
+            format!(
+                "f2bmqtt list --host {} lists them\n{forget}\n{KEEP_OUT}",
+                peer.as_deref().unwrap_or("HOST")
+            ),
+        ),
+        "tombstones" => (
+            format!("the daemon's table of fleet unbans is full: limit of {limit} fleet unbans"),
+            of("made most"),
+            "nothing to do: a fleet unban is dropped an hour after it was made, where no host bans the \
+             address"
+                .to_owned(),
+        ),
+        "echoes" => (
+            format!(
+                "the daemon's table of detections that only the broker knows is full: limit of {limit} \
+                 detections"
+            ),
+            String::new(),
+            "nothing to do: a detection that fail2ban does not have is dropped within a minute".to_owned(),
+        ),
+        "messages" => (
+            format!("messages of a host are too many: limit of {limit} a minute"),
+            of("sends most"),
+            format!(
+                "nothing to do: the daemon drops the rest of the minute, and the host's snapshot makes up for \
+                 it\nif it goes on: look at that host\n{KEEP_OUT}"
+            ),
+        ),
+        other => (
+            format!("the daemon's table {other} is full: limit of {limit}"),
+            of("has most"),
+            KEEP_OUT.to_owned(),
+        ),
+    };
+    Finding::warning("tables", format!("{what} reached {ago} ago{most}")).about(table).next(next)
+}
+
+/// Other hosts are ahead of this one by more than a day; or this one is behind them, which is likelier the more
+/// of them there are. A daemon knows no more than the difference.
+fn ahead(hosts: &[AheadHost], peers: usize) -> Option<Finding> {
+    const NEXT: &str =
+        "here and there: timedatectl (systemd-timesyncd or chrony keeps a clock right)";
+    let first = hosts.first()?;
+    let finding = if hosts.len() >= 2 || hosts.len() >= peers {
+        let names: Vec<&str> =
+            hosts.iter().take(MAX_NAMES).map(|host| host.host.as_str()).collect();
+        let more = if hosts.len() > MAX_NAMES { ", …" } else { "" };
+        let affected = match hosts.len() {
+            1 => "the only other host".to_owned(),
+            all if all >= peers => format!("all {all} other hosts"),
+            some => format!("{some} of {peers} other hosts"),
+        };
+        let text = format!(
+            "this host's clock is probably more than a day behind: the daemon rejects the messages of \
+             {affected} ({}{more}), which are stamped more than a day ahead",
+            list(&names)
+        );
+        Finding::fault("clock_ahead", text)
+    } else {
+        let text = format!(
+            "the clock of {} is more than a day ahead of this host's: the daemon rejects its messages",
+            first.host
+        );
+        Finding::warning("clock_ahead", text)
+    };
+    Some(finding.next(NEXT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::State;
+    use super::*;
+
+    const NOW: i64 = 1_795_342_600;
+
+    fn shown(status: &Result<DaemonStatus, String>) -> Vec<Finding> {
+        findings(status, Path::new("/run/x.json"), NOW)
+    }
+
+    fn full(table: &str, limit: usize, peer: Option<&str>) -> FullTable {
+        FullTable { table: table.to_owned(), limit, peer: peer.map(str::to_owned), at: NOW - 183 }
+    }
+
+    #[test]
+    fn each_full_table_has_its_limit_its_largest_peer_and_what_to_do() {
+        type Case = (FullTable, &'static str, &'static str);
+        let table: [Case; 7] = [
+            (
+                full("peers", 1_000, None),
+                "the daemon's table of other hosts is full: limit of 1000 hosts reached 3m 3s ago",
+                "f2bmqtt forget HOST",
+            ),
+            (
+                full("claims", 100_000, Some("web2")),
+                "the daemon's table of other hosts' bans is full: limit of 100000 bans reached 3m 3s ago; \
+                 web2 has most",
+                "f2bmqtt list --host web2",
+            ),
+            (
+                full("claims", 50_000, None),
+                "the daemon's table of other hosts' bans is full: limit of 50000 bans reached 3m 3s ago",
+                "MQTT_SIGNING_KEY",
+            ),
+            (
+                full("tombstones", 5_000, Some("web2")),
+                "the daemon's table of fleet unbans is full: limit of 5000 fleet unbans reached 3m 3s \
+                 ago; web2 made most",
+                "nothing to do: a fleet unban is dropped an hour after",
+            ),
+            (
+                full("echoes", 1_000, None),
+                "the daemon's table of detections that only the broker knows is full: limit of 1000 \
+                 detections reached 3m 3s ago",
+                "nothing to do: ",
+            ),
+            (
+                full("messages", 20_000, Some("web2")),
+                "messages of a host are too many: limit of 20000 a minute reached 3m 3s ago; web2 sends \
+                 most",
+                "nothing to do: ",
+            ),
+            (
+                full("later", 7, None),
+                "the daemon's table later is full: limit of 7 reached 3m 3s ago",
+                "MQTT_SIGNING_KEY",
+            ),
+        ];
+        for (full, text, next) in table {
+            let about = Some(full.table.clone());
+            let status = DaemonStatus { tables_full: vec![full], ..DaemonStatus::default() };
+            let found = shown(&Ok(status));
+            assert_eq!((found.len(), found[0].state), (1, State::Warning), "{found:?}");
+            assert_eq!((found[0].text.as_str(), &found[0].about), (text, &about));
+            assert!(found[0].next.iter().any(|line| line.contains(next)), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn daemon_without_full_tables_is_well_and_one_without_a_file_is_odd() {
+        let well = Finding::well("tables", "no table of the daemon is full");
+        assert_eq!(shown(&Ok(DaemonStatus::default())), [well]);
+        let odd = shown(&Err("No such file".to_owned()));
+        assert_eq!(odd[0].state, State::Warning);
+        assert!(odd[0].text.ends_with("in /run/x.json: No such file"), "{odd:?}");
+    }
+
+    #[test]
+    fn hosts_that_are_ahead_are_this_hosts_fault_if_they_are_several_or_all() {
+        use State::{Fault, Warning};
+        let hosts = |count: usize| {
+            let host = |n| AheadHost { host: format!("web{n}"), at: NOW };
+            (0..count).map(host).collect()
+        };
+        let table = [
+            (1, 1, Fault, "the messages of the only other host (web0), which"),
+            (1, 3, Warning, "the clock of web0 is more than a day ahead of this host's"),
+            (2, 3, Fault, "the messages of 2 of 3 other hosts (web0 and web1), which"),
+            (3, 3, Fault, "the messages of all 3 other hosts (web0, web1 and web2), which"),
+            (9, 30, Fault, "web6 and web7, …), which"),
+        ];
+        for (count, peers, state, text) in table {
+            let status = DaemonStatus { ahead: hosts(count), peers, ..DaemonStatus::default() };
+            let found = shown(&Ok(status));
+            let clock: Vec<_> = found.iter().filter(|one| one.id == "clock_ahead").collect();
+            assert_eq!((clock.len(), clock[0].state), (1, state), "{count} of {peers}");
+            assert!(clock[0].text.contains(text), "{text}: {}", clock[0].text);
+            assert!(clock[0].next[0].contains("timedatectl"));
+        }
+    }
+}
