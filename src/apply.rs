@@ -2,6 +2,7 @@
 //! usable, and in its own time. While fail2ban is away, everything waits.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -46,7 +47,8 @@ pub struct Bell {
     pub news: Notify,
 }
 
-/// Works for ever; `exempt` says whom no jail is to ban.
+/// Works until this process sees a directory that no longer exists in the place of fail2ban's; `exempt` says
+/// whom no jail is to ban.
 pub async fn run(memory: Arc<Memory>, bell: Arc<Bell>, paths: Paths, mut exempt: Exempt) {
     let mut absence = Absence::default();
     loop {
@@ -66,8 +68,17 @@ pub async fn run(memory: Arc<Memory>, bell: Arc<Bell>, paths: Paths, mut exempt:
         bell.news.notify_one();
         // What is to be written down does not wait.
         save(&memory);
+        if is_removed(&paths.fail2ban) {
+            return;
+        }
         sleep(RETRY).await;
     }
+}
+
+/// Whether the socket's directory was removed. In the service's sandbox it is a bind mount, which goes on
+/// showing the removed directory when fail2ban makes a new one: only a new sandbox shows that.
+fn is_removed(socket: &Path) -> bool {
+    socket.parent().is_some_and(|dir| dir.metadata().is_ok_and(|about| about.nlink() == 0))
 }
 
 fn now() -> i64 {

@@ -29,10 +29,16 @@ fn holds(suite: &str) {
     let score = a.sh("systemd-analyze security --no-pager f2bmqttsub | tail -n 1");
     let number = score.split(": ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
     assert!(number.parse::<f64>().unwrap() <= 1.5, "{score}");
+    // Some other service of root's, with a socket for whoever is root.
+    a.sh("systemd-run -q -u own python3 -c \"import socket, time
+s = socket.socket(socket.AF_UNIX); s.bind('/run/own.sock'); s.listen(); time.sleep(999)\"
+          until [ -S /run/own.sock ]; do sleep 0.1; done");
     let tried = in_the_cage(a);
     let mut can: Vec<_> = tried.lines().filter_map(|line| line.strip_prefix("can ")).collect();
     can.sort_unstable();
     let expected = [
+        "connect to /run/systemd/journal/dev-log",
+        "connect to /run/systemd/notify",
         "connect to fail2ban",
         "reach the broker",
         "read /etc/fail2ban/mqtt.env",
@@ -47,6 +53,24 @@ fn holds(suite: &str) {
     assert_eq!(can, expected, "{tried}");
     assert!(tried.contains("capabilities none none none none none"), "{tried}");
     assert!(tried.contains("core 0 0"), "{tried}");
+    let run = tried.lines().find_map(|line| line.strip_prefix("run ")).unwrap();
+    let seen: Vec<_> = run.split(' ').collect();
+    // Those of systemd's own making hold what the unit itself was given.
+    let allowed = [
+        "f2bmqtt",
+        "fail2ban",
+        "systemd",
+        "systemd/notify",
+        "systemd/journal",
+        "systemd/resolve",
+        "systemd/incoming",
+        "credentials",
+        "host",
+        "resolvconf",
+        "nscd",
+        "avahi-daemon",
+    ];
+    assert!(seen.iter().all(|name| allowed.contains(name)), "{run}");
     assert!(a.try_sh("test -e /tmp/x").is_err(), "its /tmp is its own");
 }
 
@@ -86,6 +110,37 @@ fn what_changes_outside_is_seen_inside() {
     a.sh("fail2ban-client set sshd unbanip 192.0.2.1");
     eventually("it is free", || !b.bans("sshd", "192.0.2.1"));
     assert!(!b.journal().contains("database"), "{}", b.journal());
+}
+
+#[test]
+fn fail2ban_is_seen_whenever_it_starts() {
+    let rig = Rig::fleet(&["a", "b"]);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    let pid = || b.sh("systemctl show -P MainPID f2bmqttsub");
+    let crosses = |address: &str| {
+        a.attack("auth", &[address]);
+        eventually("b bans what a detects", || b.bans("sshd", address));
+    };
+    // It starts for the first time after the daemon.
+    b.sh("systemctl stop f2bmqttsub fail2ban; rm -rf /run/fail2ban; systemctl start f2bmqttsub");
+    let first = pid();
+    b.sh("systemctl start fail2ban");
+    crosses("192.0.2.1");
+    b.sh("systemctl restart fail2ban");
+    crosses("192.0.2.2");
+    b.sh("systemctl stop fail2ban; sleep 1; systemctl start fail2ban");
+    crosses("192.0.2.3");
+    assert_eq!(pid(), first, "the same daemon all the time");
+    // A unit that makes its directory again with each start.
+    b.sh("mkdir -p /etc/systemd/system/fail2ban.service.d
+          printf '[Service]\nRuntimeDirectoryPreserve=no\n' \
+            >/etc/systemd/system/fail2ban.service.d/zz.conf
+          systemctl daemon-reload; systemctl restart fail2ban");
+    crosses("192.0.2.4");
+    assert_ne!(pid(), first);
+    let said = "fail2ban replaced its directory in /run, which this process cannot see";
+    let journal = b.sh("journalctl -u f2bmqttsub -o cat --no-pager");
+    assert!(journal.contains(said), "{journal}");
 }
 
 #[test]

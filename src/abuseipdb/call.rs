@@ -255,12 +255,12 @@ pub fn start(ledger: &str, log: &str) -> Result<(), Error> {
         log.line(format_args!("ERROR: Initialization failed! (actionstart). {error}"));
         error
     };
-    let new = !ledger.exists();
-    if !new && path.exists() {
+    let (new, has_log) = (!ledger.exists(), path.exists());
+    log.create().map_err(Error::file("write the log", path)).map_err(failed)?;
+    if !new && has_log {
         log.line("INFO: Initialization already completed. Skipping further checks.");
         return Ledger::open(ledger).map(drop).map_err(failed);
     }
-    log.create().map_err(Error::file("write the log", path)).map_err(failed)?;
     if new {
         log.line("INFO: AbuseIPDB database not found. Initializing...");
     }

@@ -2,7 +2,7 @@
 //! freed of what is this host's own, of control characters, and of length.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
 use crate::wire::Address;
 
@@ -86,7 +86,7 @@ fn kind(line: &str) -> String {
 
 impl Private {
     fn mask(&self, line: &str) -> String {
-        let mut line = self.mask_v4(&self.mask_v6(&mask_mail(line)));
+        let mut line = self.mask_v4(&self.mask_v6(&self.mask_digits(&mask_mail(line))));
         let longest_first = |words: &[String]| {
             let mut words = words.to_vec();
             words.sort_by_key(|word| std::cmp::Reverse(word.len()));
@@ -101,37 +101,49 @@ impl Private {
         line
     }
 
+    fn has(&self, address: impl Into<IpAddr>) -> bool {
+        self.addresses.contains(&address.into().to_canonical())
+    }
+
     /// Masks own IPv4 addresses, whatever stands around them, with dots or, as in names that are made
-    /// of addresses, with dashes.
+    /// of addresses, with dashes, underscores and leading zeros; and in reverse, as in such names and below
+    /// in-addr.arpa.
     fn mask_v4(&self, line: &str) -> String {
-        let own = |text: &str| {
-            let address = text.replace('-', ".").parse::<Ipv4Addr>();
-            address.is_ok_and(|address| self.addresses.contains(&IpAddr::V4(address)))
+        let own = |text: &str, after: &str| {
+            let [a, b, c, d] = octets(text)?;
+            // Four numbers with dots are some address; the own one in reverse may be another machine's.
+            let reversed = text.contains(['-', '_']) || starts_with(after, ".in-addr.arpa");
+            let found = self.has([a, b, c, d]) || (reversed && self.has([d, c, b, a]));
+            found.then_some(())
         };
         let longest = "255.255.255.255".len();
         mask_where(line, |rest, before| {
             let inside = before.is_some_and(|c| c.is_ascii_digit());
-            let length = rest.find(|c: char| !c.is_ascii_digit() && !".-".contains(c));
+            let length = rest.find(|c: char| !c.is_ascii_digit() && !".-_".contains(c));
             let length = length.unwrap_or(rest.len());
             let whole = |end: &usize| !rest[*end..].starts_with(|c: char| c.is_ascii_digit());
             let ends = (7..=length.min(longest)).rev().filter(whole);
             let starts = rest.starts_with(|c: char| c.is_ascii_digit());
-            if inside || !starts { None } else { ends.into_iter().find(|end| own(&rest[..*end])) }
+            if inside || !starts {
+                return None;
+            }
+            ends.into_iter().find(|end| own(&rest[..*end], &rest[*end..]).is_some())
         })
     }
 
-    /// The same for IPv6, also between colons.
+    /// The same for IPv6, also between colons, and with dashes where it begins with a digit.
     fn mask_v6(&self, line: &str) -> String {
         let own = |text: &str| {
-            let address = text.parse::<Ipv6Addr>().map(IpAddr::V6);
-            address.is_ok_and(|address| self.addresses.contains(&address.to_canonical()))
+            let dashes = text.contains('-');
+            let address = text.replace('-', ":").parse::<Ipv6Addr>();
+            !(dashes && text.starts_with('-')) && address.is_ok_and(|address| self.has(address))
         };
-        let part = |c: char| c.is_ascii_hexdigit() || ":.".contains(c);
+        let part = |c: char| c.is_ascii_hexdigit() || ":.-".contains(c);
         let longest = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255".len();
         mask_where(line, |rest, before| {
             let inside = before.is_some_and(|c| c.is_ascii_alphanumeric());
             let length = rest.find(|c| !part(c)).unwrap_or(rest.len()).min(longest);
-            if inside || length < 3 || !rest[..length].contains(':') {
+            if inside || length < 3 || !rest[..length].contains([':', '-']) {
                 return None;
             }
             let whole =
@@ -139,6 +151,48 @@ impl Private {
             (3..=length).rev().filter(whole).find(|end| own(&rest[..*end]))
         })
     }
+
+    /// Masks own IPv6 addresses that are written as their 32 digits: in order, or one by one in reverse, as
+    /// below ip6.arpa.
+    fn mask_digits(&self, line: &str) -> String {
+        const DIGITS: usize = 32;
+        let own = |digits: &str| {
+            u128::from_str_radix(digits, 16).is_ok_and(|bits| self.has(Ipv6Addr::from_bits(bits)))
+        };
+        mask_where(line, |rest, before| {
+            let whole = |end: usize| !rest[end..].starts_with(|c: char| c.is_ascii_alphanumeric());
+            if before.is_some_and(|c| c.is_ascii_alphanumeric()) {
+                return None;
+            }
+            let together = rest.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(rest.len());
+            if together == DIGITS {
+                return (whole(DIGITS) && own(&rest[..DIGITS])).then_some(DIGITS);
+            }
+            let length = 2 * DIGITS - 1;
+            let dotted = rest.get(..length)?;
+            let is_dotted = dotted
+                .bytes()
+                .enumerate()
+                .all(|(n, byte)| if n % 2 == 0 { byte.is_ascii_hexdigit() } else { byte == b'.' });
+            let digits = || dotted.chars().rev().step_by(2).collect::<String>();
+            (is_dotted && whole(length) && own(&digits())).then_some(length)
+        })
+    }
+}
+
+/// Four numbers with something between, also with leading zeros.
+fn octets(text: &str) -> Option<[u8; 4]> {
+    let mut numbers = text.split(['.', '-', '_']).map(|number| {
+        let is_number = (1..=3).contains(&number.len()) && !number.starts_with('+');
+        number.parse().ok().filter(|_| is_number)
+    });
+    let octets = [numbers.next()??, numbers.next()??, numbers.next()??, numbers.next()??];
+    numbers.next().is_none().then_some(octets)
+}
+
+/// In any case.
+fn starts_with(text: &str, start: &str) -> bool {
+    text.get(..start.len()).is_some_and(|text| text.eq_ignore_ascii_case(start))
 }
 
 /// Masks what `found` finds at a place of the line, given what follows and the character before: it
@@ -195,7 +249,7 @@ fn mask_word(line: &str, word: &str, mask: &str) -> String {
     if word.is_empty() || !lower.contains(&word) {
         return line.to_owned();
     }
-    let part = |c: char| c.is_alphanumeric() || c == '_';
+    let part = char::is_alphanumeric;
     let mut masked = String::with_capacity(line.len());
     let mut done = 0;
     for (at, _) in lower.match_indices(&word) {
@@ -234,7 +288,33 @@ mod tests {
         let table = [
             ("on web1 from 203.0.113.9", "on [host] from 203.0.113.9"),
             ("WEB1.Example.ORG: web1.example.com", "[host]: [host].example.com"),
-            ("web12 myweb1 web1_a", "web12 myweb1 web1_a"),
+            ("web12 myweb1 web1a", "web12 myweb1 web1a"),
+            ("web1_a x_web1 _web1_", "[host]_a x_[host] _[host]_"),
+            ("web1.example.org_443 (web1)/web1;web1", "[host]_443 ([host])/[host];[host]"),
+            (
+                "10.2.0.192.in-addr.arpa 10.2.0.192.IN-ADDR.ARPA.",
+                "[ip].in-addr.arpa [ip].IN-ADDR.ARPA.",
+            ),
+            ("10.2.0.192 11.2.0.192.in-addr.arpa", "10.2.0.192 11.2.0.192.in-addr.arpa"),
+            ("192.0.2.10.in-addr.arpa", "[ip].in-addr.arpa"),
+            ("10-2-0-192.dsl.example ip-192-0-2-10", "[ip].dsl.example ip-[ip]"),
+            ("host_192_0_2_10_x 192-000-002-010.example", "host_[ip]_x [ip].example"),
+            ("192-0-2-100 9-2-0-192", "192-0-2-100 9-2-0-192"),
+            ("ip-2001-db8--10.example 2001-db8-0-0-0-0-0-10", "ip-[ip].example [ip]"),
+            ("a --1 2001-db8--11", "a --1 2001-db8--11"),
+            (
+                "0.1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa",
+                "[ip].ip6.arpa",
+            ),
+            (
+                "x.0.1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.B.D.0.1.0.0.2.IP6.ARPA",
+                "x.[ip].IP6.ARPA",
+            ),
+            (
+                "1.1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa",
+                "1.1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa",
+            ),
+            ("h-20010db8000000000000000000000010.example", "h-[ip].example"),
             ("to 192.0.2.10:443.", "to [ip]:443."),
             ("connect() to 192.0.2.10:443: refused", "connect() to [ip]:443: refused"),
             ("inet:192.0.2.10:8891 sip:192.0.2.10", "inet:[ip]:8891 sip:[ip]"),

@@ -61,7 +61,57 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+
+    /// A journal beside a database that asks SQLite to roll back, and then to delete a file: the
+    /// super-journal that it names (sqlite.org/fileformat2.html, "The Rollback Journal").
+    fn plant_hot_journal(db: &Path, victim: &Path) {
+        const PAGE: usize = 4096;
+        let magic = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+        Connection::open(db).unwrap().execute_batch(SCHEMA_OF_THE_SCRIPT).unwrap();
+        let content = fs::read(db).unwrap();
+        let (first, pages) = (&content[..PAGE], u32::try_from(content.len() / PAGE).unwrap());
+        let mut journal = magic.to_vec();
+        for number in [1, 0, pages, 512, 4096_u32] {
+            journal.extend(number.to_be_bytes());
+        }
+        journal.resize(512, 0);
+        let checked = (1..=(PAGE - 1) / 200).map(|n| u32::from(first[PAGE - n * 200]));
+        journal.extend(1_u32.to_be_bytes());
+        journal.extend(first);
+        journal.extend(checked.sum::<u32>().to_be_bytes());
+        let name = victim.as_os_str().as_encoded_bytes();
+        let sum: u32 = name.iter().map(|byte| u32::from(*byte)).sum();
+        journal.extend((0x4000_0000_u32 / 4096 + 1).to_be_bytes());
+        journal.extend(name);
+        journal.extend(u32::try_from(name.len()).unwrap().to_be_bytes());
+        journal.extend(sum.to_be_bytes());
+        journal.extend(magic);
+        fs::write(db.with_file_name("db-journal"), journal).unwrap();
+    }
+
+    const SCHEMA_OF_THE_SCRIPT: &str =
+        "CREATE TABLE IF NOT EXISTS banned_ips(ip TEXT PRIMARY KEY, bantime INTEGER)";
+
+    #[test]
+    fn planted_hot_journal_deletes_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let (dir, victim) = (root.path().join("eve"), root.path().join("victim"));
+        fs::create_dir(&dir).unwrap();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
+        fs::write(&victim, "root's").unwrap();
+        let db = dir.join("db");
+        plant_hot_journal(&db, &victim);
+        let refused = Ledger::open(&db).unwrap_err().to_string();
+        assert!(refused.contains("is writable by every user, who could exchange files in it"));
+        assert!(victim.exists());
+        // That the journal would have done it.
+        let read = Connection::open(&db).unwrap().execute_batch("SELECT * FROM banned_ips");
+        assert!(!victim.exists(), "the attack does not work any more: {read:?}");
+    }
 
     #[test]
     fn it_is_the_script_s_table() {

@@ -8,10 +8,8 @@ use crate::guard::{Kind, Refusal, Verdict};
 use crate::journal;
 use crate::wire::{CHECK, Event, Host};
 
-/// What is said of an old message.
-const OLD: &str = "it is old, sent again or by a host whose clock is behind by days";
-
-/// What is said of one of the future.
+/// Why a message of another time is rejected.
+const OLD: &str = "it is too old: a replay, or its host's clock is behind by days";
 const AHEAD: &str = "its stamp is more than a day ahead of this host's clock; set the clock that is wrong \
                      (timedatectl)";
 
@@ -19,15 +17,16 @@ fn of_another_time(refusal: Refusal) -> &'static str {
     if refusal == Refusal::Ahead { AHEAD } else { OLD }
 }
 
-/// What is said where there is no room.
-const FULL: &str = "no fleet has so many; what was banned stays";
+/// Why some bans are ignored.
+const FULL: &str =
+    "a limit on bans of other hosts is reached (f2bmqtt check names it); existing bans are kept";
 
 /// What is said of an old part of this host's own.
 const ECHO: &str = "an old part of this host's own came back, and all is published anew; if that \
                     repeats, another host has this host's name";
 
-/// What is said of a host that talks too much.
-const FAST: &str = "no host has so much to say in a minute; its snapshot counts";
+/// Why messages of a host that sends too many are rejected.
+const FAST: &str = "its host sent more in a minute than a host may; its snapshot makes up for it";
 
 impl Daemon {
     pub(super) fn message(&mut self, message: &Admitted) {
@@ -118,7 +117,7 @@ impl Daemon {
                 if !known.fleet.hear(event, now()) {
                     let Event { action, address, jail, host, .. } = event;
                     let text =
-                        format!("no room for {action} {address} in {jail} of {host}: {FULL}");
+                        format!("ignored {action} of {address} in {jail} from {host}: {FULL}");
                     known.refuse_of(host.as_str(), Refusal::TooMany, &text);
                     refused = Some(Refusal::TooMany);
                 }
@@ -169,7 +168,7 @@ impl Daemon {
         known.keep_shared(&mut part);
         match known.fleet.hear_part(&part, now()) {
             Some(Trouble::NoRoom) => {
-                let text = format!("no room for all bans of {host}: {FULL}");
+                let text = format!("ignored some bans from {host}: {FULL}");
                 known.refuse_of(host.as_str(), Refusal::TooMany, &text);
             }
             Some(Trouble::OwnAndOld) => known.warn("part", ECHO),

@@ -78,7 +78,7 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     daemon.scan();
     let (memory, bell) = (Arc::clone(&daemon.memory), Arc::clone(&daemon.bell));
     let exempt = exempt(config).with_peers(daemon.link.peers());
-    let applier = tokio::spawn(apply::run(memory, Arc::clone(&bell), paths.clone(), exempt));
+    let mut applier = tokio::spawn(apply::run(memory, Arc::clone(&bell), paths.clone(), exempt));
     if let Some(id) = daemon.former.take() {
         tokio::spawn(broker::purge(config.clone(), id));
     }
@@ -87,11 +87,12 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let watchdog = sd_notify::watchdog_enabled();
     let mut tick = interval(watchdog.map_or(TICK, |limit| TICK.min(limit / 3)));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
+    let removed = loop {
         tokio::select! {
             biased; // whatever floods in, the timer and the end are served first
-            _ = term.recv() => break,
-            _ = int.recv() => break,
+            _ = term.recv() => break false,
+            _ = int.recv() => break false,
+            _ = &mut applier => break true,
             _ = tick.tick() => daemon.tick(),
             Some(changed) = watch.next() => {
                 changed.map_err(Error::file("watch", daemon.spool.dir()))?;
@@ -101,11 +102,17 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
             () = bell.news.notified() => {}
         }
         daemon.speak();
-    }
+    };
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     applier.abort();
     reporter.abort();
     daemon.end().await;
+    if removed {
+        return Err(Error::Undone(
+            "fail2ban replaced its directory in /run, which this process cannot see: starting again"
+                .to_owned(),
+        ));
+    }
     Ok(())
 }
 

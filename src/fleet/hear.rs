@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 
 use super::branches::MAX_BRANCHES;
 use super::claims::{Carried, Said, carried};
+use super::lifts::Lift;
 use super::limits::Table;
-use super::look::Detection;
+use super::look::{Detection, Local};
 use super::remember::Slot;
 use super::tombstones::Usage;
 use super::{Change, Fleet, Key, TIDY, secs};
 use crate::fail2ban::database::Row;
 use crate::wire::{
-    Action, Address, Ban, Event, Host, Listed, Pardon, Part, Reason, Scope, Slice, State, Told,
-    UnbanId,
+    Action, Address, Ban, Event, Host, Jail, Listed, Pardon, Part, Reason, Scope, Slice, State,
+    Told, UnbanId,
 };
 
 /// An own event that comes back later than this is an old one; in milliseconds.
@@ -276,12 +277,30 @@ impl Fleet {
         if let Some((max, maker)) = self.tombstones.limit() {
             self.limits.reached(Table::Tombstones, max, Some(maker), now);
         }
-        if self.counts.scripts == 0 {
-            return;
+        let here = |(jail, local): &(&Jail, &Local)| {
+            pardon.scope.covers(jail) && local.cases.contains_key(&pardon.address)
+        };
+        let jails = self.jails.iter().filter(here).map(|(jail, _)| jail.clone());
+        for jail in jails.collect::<Vec<_>>() {
+            let key = (jail, pardon.address);
+            self.remove_claims(&key, Said::is_script);
+            self.suppress_future_claims(&key, now);
         }
-        let jails = self.jails.keys().filter(|jail| pardon.scope.covers(jail));
-        for jail in jails.cloned().collect::<Vec<_>>() {
-            self.remove_claims(&(jail, pardon.address), Said::is_script);
+    }
+
+    /// A fleet unban does not void a ban that began an hour after it. One that is known already and begins in
+    /// the future is meant all the same: it is lifted here, as an operator would.
+    fn suppress_future_claims(&mut self, key: &Key, now: i64) {
+        let case = self.jails.get(&key.0).and_then(|local| local.cases.get(&key.1));
+        let latest = secs(now).saturating_add(self.pace.tombstone_idle);
+        let future =
+            |said: &&Said| !said.is_script() && said.ban.is_some_and(|ban| ban.start > latest);
+        let claims: Vec<Said> =
+            case.into_iter().flat_map(|case| &case.said).filter(future).cloned().collect();
+        for Said { host, stamp, ban, .. } in claims {
+            let Some(ban) = ban else { continue };
+            let change = self.lifts.lift(key, &host, Lift { start: ban.start, stamp });
+            self.change(change);
         }
     }
 
@@ -377,7 +396,7 @@ impl Fleet {
             }
         }
         for key in over {
-            let bantime = self.jails.get(&key.0).and_then(super::Local::bantime);
+            let bantime = self.jails.get(&key.0).and_then(Local::bantime);
             let pace = self.pace.clone();
             self.remove_claims(&key, |said| match said.ban {
                 Some(_) => !said.lasts(bantime, secs(now), &pace),

@@ -1,5 +1,7 @@
-//! Where persisted state was learned, and what of it still counts elsewhere: under another topic, or once
-//! messages have to be signed. Pure.
+//! Where persisted state was learned, and what of it still counts elsewhere: under another topic, once
+//! messages have to be signed, or once a key was withdrawn. Pure.
+
+use std::collections::BTreeSet;
 
 use super::marks::{Claim, Claims, Mark};
 use super::{Change, Pace, Remembered};
@@ -36,6 +38,8 @@ pub struct Provenance {
     pub brokers: String,
     pub node: String,
     pub trust: Trust,
+    /// Fingerprints of the keys whose signatures count.
+    pub keys: BTreeSet<String>,
 }
 
 /// Which persisted state is not to be relied on.
@@ -45,6 +49,8 @@ pub enum Doubt {
     Nothing,
     /// Fleet unbans, which this host would repeat in signed messages.
     Unbans,
+    /// Other hosts' bans. Where unsigned messages counted beside a key, fleet unbans had to be signed.
+    Claims,
     /// Everything that was learned from other hosts.
     All,
 }
@@ -63,8 +69,14 @@ impl Provenance {
         if before.is_some_and(|before| before.topic != self.topic) {
             return Doubt::All;
         }
+        // A key that was taken away may be known to somebody else: what it signed does not count any more.
+        let withdrawn = before.is_some_and(|before| !before.keys.is_subset(&self.keys));
+        if withdrawn && self.trust > Trust::Open {
+            return Doubt::All;
+        }
         match self.trust {
             _ if self.trust <= trust => Doubt::Nothing,
+            Trust::Strict if trust == Trust::Mixed => Doubt::Claims,
             Trust::Strict => Doubt::All,
             Trust::Open | Trust::Mixed => Doubt::Unbans,
         }
@@ -80,7 +92,8 @@ impl Remembered {
         if doubt == Doubt::Nothing {
             return Vec::new();
         }
-        let unbans = self.unbans.keys().map(|pardon| Change::Unban(pardon.clone(), None));
+        let unbans = self.unbans.keys().filter(|_| doubt != Doubt::Claims);
+        let unbans = unbans.map(|pardon| Change::Unban(pardon.clone(), None));
         let mut changes: Vec<Change> = unbans.collect();
         if doubt == Doubt::Unbans {
             return changes;
@@ -125,12 +138,12 @@ mod tests {
 
     fn provenance(topic: &str, brokers: &str, node: &str, trust: Trust) -> Provenance {
         let [topic, brokers, node] = [topic, brokers, node].map(str::to_owned);
-        Provenance { topic, brokers, node, trust }
+        Provenance { topic, brokers, node, trust, keys: BTreeSet::new() }
     }
 
     #[test]
     fn another_fleet_or_stricter_rules_cast_doubt_and_another_place_ends_the_session() {
-        use Doubt::{All, Nothing, Unbans};
+        use Doubt::{All, Claims, Nothing, Unbans};
         use Trust::{Mixed, Open, Strict};
         let now = |trust| provenance("t", "hub:1883", "web1", trust);
         let table = [
@@ -139,7 +152,7 @@ mod tests {
             (Some(now(Open)), Strict, All, true),
             (Some(now(Mixed)), Open, Nothing, true),
             (Some(now(Mixed)), Mixed, Nothing, true),
-            (Some(now(Mixed)), Strict, All, true),
+            (Some(now(Mixed)), Strict, Claims, true),
             (Some(now(Strict)), Strict, Nothing, true),
             (Some(now(Strict)), Mixed, Nothing, true),
             (Some(provenance("u", "hub:1883", "web1", Strict)), Strict, All, false),
@@ -155,6 +168,29 @@ mod tests {
             assert_eq!(now.doubt(before.as_ref()), doubt, "{before:?} {trust:?}");
             let kept = before.as_ref().is_some_and(|before| now.keeps_session(before));
             assert_eq!(kept, keeps, "{before:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_withdrawn_key_signed_is_in_doubt() {
+        use Doubt::{All, Nothing};
+        use Trust::{Mixed, Open, Strict};
+        let with = |keys: &str, trust| {
+            let keys = keys.split_whitespace().map(str::to_owned).collect();
+            Provenance { keys, ..provenance("t", "hub:1883", "web1", trust) }
+        };
+        let table = [
+            ("old", "new old", Strict, Nothing),
+            ("new old", "new", Strict, All),
+            ("new old", "new", Mixed, All),
+            ("old", "new", Strict, All),
+            ("new", "new", Strict, Nothing),
+            ("old", "", Open, Nothing), // without a key everything counts anyway
+        ];
+        for (before, now, trust, doubt) in table {
+            let before = with(before, trust.max(Mixed));
+            assert_eq!(with(now, trust).doubt(Some(&before)), doubt, "{before:?} {now}");
+            assert!(with(now, trust).keeps_session(&before));
         }
     }
 
@@ -200,7 +236,9 @@ mod tests {
         let mixed = after(&before, Doubt::Unbans);
         assert!(mixed.unbans.is_empty());
         assert_eq!(mixed, Remembered { unbans: mixed.unbans.clone(), ..before.clone() });
+        let claims = after(&before, Doubt::Claims);
         let all = after(&before, Doubt::All);
+        assert_eq!(claims, Remembered { unbans: before.unbans.clone(), ..all.clone() });
         assert!(all.unbans.is_empty() && all.scripts.is_empty());
         assert_eq!((all.detected.clone(), all.stamp), (before.detected.clone(), 77));
         assert_eq!(all.lifts.values().collect::<Vec<_>>(), [&Lift { start: 7, stamp: 1 }]);

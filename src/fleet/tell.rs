@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::Key;
 use crate::fail2ban::database::Row;
-use crate::guard::{HORIZON, HORIZON_MARGIN};
+use crate::guard::{CLOCK_TOLERANCE, HORIZON};
 use crate::wire::{Action, Event, Host, Reason, Told, UnbanId};
 
 /// What is told again within this time is the same event, told by a second action of the jail; in
@@ -39,10 +39,9 @@ impl Teller {
     /// **One growing stamp**: greater than the one before, whatever the clock does. It is taken before
     /// that is read which it is for.
     pub fn stamp(&mut self, now: i64) -> i64 {
-        let limit = now.saturating_add(HORIZON - HORIZON_MARGIN);
         // The clock was far ahead once: others reject what has such a stamp.
-        if self.stamp > limit {
-            self.stamp = limit - BACK;
+        if self.stamp > now.saturating_add(HORIZON + CLOCK_TOLERANCE) {
+            self.stamp = now.saturating_add(HORIZON - BACK);
             self.was_ahead = true;
         }
         self.stamp = now.max(self.stamp.saturating_add(1));
@@ -63,7 +62,7 @@ impl Teller {
     /// This host said something with this stamp once, perhaps before its clock was set back: what it says
     /// from now on has a greater one. Answers whether it was news.
     pub fn said_before(&mut self, stamp: i64, now: i64) -> bool {
-        let limit = now.saturating_add(HORIZON - HORIZON_MARGIN - BACK);
+        let limit = now.saturating_add(HORIZON + CLOCK_TOLERANCE);
         let news = stamp > self.stamp && stamp < limit;
         if news {
             self.stamp = stamp;

@@ -55,11 +55,12 @@ impl Provenance {
             brokers: brokers.join(","),
             node: config.node.to_string(),
             trust,
+            keys: config.signing.iter().flat_map(|signing| signing.keys.fingerprints()).collect(),
         }
     }
 }
 
-pub(super) const IDENTITY: &str = "SELECT secret, topic, brokers, node, trust FROM identity";
+pub(super) const IDENTITY: &str = "SELECT secret, topic, brokers, node, trust, keys FROM identity";
 
 impl Store {
     /// The identity that was adopted last.
@@ -72,7 +73,9 @@ impl Store {
             let trust = usize::try_from(row.get::<_, i64>(4)?).unwrap_or(0);
             let trust = Trust::ALL.get(trust).copied().unwrap_or(Trust::Open);
             let (topic, brokers, node) = (row.get(1)?, row.get(2)?, row.get(3)?);
-            let provenance = Provenance { topic, brokers, node, trust };
+            let keys: String = row.get(5)?;
+            let keys = keys.split_whitespace().map(str::to_owned).collect();
+            let provenance = Provenance { topic, brokers, node, trust, keys };
             Ok(Identity { secret: row.get(0)?, provenance })
         });
         row.optional().map_err(failed)
@@ -90,11 +93,12 @@ impl Store {
             write(&transaction, change).map_err(failed)?;
         }
         let Identity { secret, provenance } = identity;
-        let Provenance { topic, brokers, node, trust } = provenance;
+        let Provenance { topic, brokers, node, trust, keys } = provenance;
+        let keys = keys.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
         transaction.execute("DELETE FROM identity", []).map_err(failed)?;
-        let row = params![secret, topic, brokers, node, *trust as i64];
+        let row = params![secret, topic, brokers, node, *trust as i64, keys];
         transaction
-            .execute("INSERT INTO identity VALUES(?1, ?2, ?3, ?4, ?5)", row)
+            .execute("INSERT INTO identity VALUES(?1, ?2, ?3, ?4, ?5, ?6)", row)
             .map_err(failed)?;
         transaction.commit().map_err(failed)
     }

@@ -42,7 +42,7 @@ const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; BEGI
     CREATE TABLE IF NOT EXISTS stamp(last INTEGER NOT NULL);
     CREATE TABLE IF NOT EXISTS identity(
         secret TEXT NOT NULL, topic TEXT NOT NULL, brokers TEXT NOT NULL, node TEXT NOT NULL,
-        trust INTEGER NOT NULL);
+        trust INTEGER NOT NULL, keys TEXT NOT NULL);
     COMMIT;";
 
 const MARKS: &str = "SELECT jail, ip, done, asked, answered, bantime, rowed, claims FROM marks";

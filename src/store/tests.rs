@@ -130,7 +130,8 @@ fn what_the_first_version_kept_is_taken_over() {
 fn an_identity_is_kept_with_the_changes_it_brought_and_a_store_of_before_has_none() {
     let provenance = |topic: &str, trust| {
         let [topic, brokers, node] = [topic, "hub:1883,hub2:1883", "web1"].map(str::to_owned);
-        Provenance { topic, brokers, node, trust }
+        let keys = ["0a1b", "2c3d"].map(str::to_owned).into();
+        Provenance { topic, brokers, node, trust, keys }
     };
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("fleet.sqlite3");

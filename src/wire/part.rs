@@ -19,6 +19,7 @@ pub(crate) const MAX_PART: usize = 192 * 1024;
 
 /// The most bans and fleet unbans in a part.
 const MAX_LISTED: usize = 8_000;
+const MAX_UNBANS: usize = 1_000;
 
 /// The most parts of a snapshot: a default mosquitto hands out 1,000 retained messages at once and
 /// drops the rest.
@@ -162,7 +163,7 @@ impl Part {
         }
         let bans = fields.list("bans", MAX_LISTED)?.iter().map(|value| listed(value, slice));
         let bans = bans.collect::<Result<_, _>>().map_err(|what| Malformed::Field("bans", what))?;
-        let unbans = fields.list("unbans", MAX_LISTED)?.iter().map(|value| pardon(value, slice));
+        let unbans = fields.list("unbans", MAX_UNBANS)?.iter().map(|value| pardon(value, slice));
         let unbans =
             unbans.collect::<Result<_, _>>().map_err(|what| Malformed::Field("unbans", what))?;
         Ok(Self { host: fields.needed("host", Host::new)?, stamp, slice, bans, unbans })

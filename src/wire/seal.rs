@@ -46,6 +46,17 @@ impl Keys {
         Self(secrets.into_iter().map(key).collect())
     }
 
+    /// What tells the keys apart, 16 hexadecimal digits each, and tells nothing else of them.
+    pub fn fingerprints(&self) -> impl Iterator<Item = String> {
+        self.0.iter().map(|key| {
+            let tag = hmac::sign(key, b"f2bmqtt: fingerprint of a signing key");
+            tag.as_ref().iter().take(8).fold(String::new(), |mut digits, byte| {
+                let _ = write!(digits, "{byte:02x}");
+                digits
+            })
+        })
+    }
+
     /// Signs a JSON object that is to be published on a topic; anything else stays as it is.
     #[must_use]
     pub fn sign(&self, topic: &str, mut message: Vec<u8>) -> Vec<u8> {
@@ -121,6 +132,16 @@ mod tests {
         let keys = Keys::new(["0123456789abcdef"]);
         assert_eq!(keys.sign(TOPIC, Vec::new()), b"", "nothing to be signed");
         assert_eq!(format!("{keys:?}"), "(secret)");
+    }
+
+    #[test]
+    fn fingerprints_tell_keys_apart() {
+        let of = |secrets: &[&str]| -> Vec<String> {
+            Keys::new(secrets.iter().copied()).fingerprints().collect()
+        };
+        let both = of(&["0123456789abcdef", "fedcba9876543210"]);
+        assert_eq!(both[..1], of(&["0123456789abcdef"]));
+        assert!(both[0] != both[1] && both.iter().all(|digits| digits.len() == 16));
     }
 
     #[test]

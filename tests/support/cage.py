@@ -48,6 +48,14 @@ for path in OWN:
 for path in ["/etc/shadow", "/etc/fail2ban/mqtt.env", "/var/lib/fail2ban/fail2ban.sqlite3"]:
     attempt("read " + path, lambda: open(path).close() if os.path.getsize(path) else 1 / 0)
 attempt("connect to fail2ban", lambda: socket.socket(socket.AF_UNIX).connect("/run/fail2ban/fail2ban.sock"))
+for path in ["/run/systemd/private", "/run/dbus/system_bus_socket", "/var/run/dbus/system_bus_socket", "/run/own.sock",
+             "/run/systemd/userdb/io.systemd.DynamicUser", "/run/systemd/journal/io.systemd.journal",
+             "/run/systemd/journal/dev-log", "/run/systemd/notify"]:
+    kind = socket.SOCK_DGRAM if path.endswith(("notify", "dev-log")) else socket.SOCK_STREAM
+    attempt("connect to " + path, lambda: socket.socket(socket.AF_UNIX, kind).connect(path))
+for program in [["systemd-run", "--wait", "true"], ["systemctl", "is-system-running"], ["busctl", "list"],
+                ["systemctl", "stop", "fail2ban"]]:
+    attempt("run " + " ".join(program[:2]), lambda: subprocess.run(program, check=True, timeout=10, capture_output=True))
 attempt("reach the broker", lambda: socket.create_connection(("10.213.77.11", 1883), 5))
 attempt("listen", listen)
 attempt("send raw packets", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))
@@ -61,6 +69,7 @@ attempt("signal another process", lambda: os.kill(1, 0) or os.kill(1, 18))
 attempt("look into another process", lambda: os.readlink("/proc/1/root"))
 attempt("trace", lambda: call("ptrace", 16, 1, None, None))
 attempt("raise its limits", lambda: resource.setrlimit(resource.RLIMIT_CORE, (1, 1)))
+print("run", *sorted(os.path.join(where, name)[5:] for where in ["/run", "/run/systemd"] for name in os.listdir(where)))
 status = open("/proc/self/status").read()
 print("capabilities", *[line.split()[1].lstrip("0") or "none" for line in status.splitlines() if line.startswith("Cap")])
 print("core", *resource.getrlimit(resource.RLIMIT_CORE))

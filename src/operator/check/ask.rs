@@ -62,9 +62,10 @@ async fn ask(socket: &Path) -> Result<(Server, Vec<Vec<String>>), Error> {
             let key = key::usable(&inline).is_some();
             let mut files = Vec::new();
             if is_reporter(&ban) {
+                // SQLITE_DB and LOG_FILE: fail2ban keeps the names of settings in lower case.
                 let of = [
-                    ("SQLITE_DB", call::LEDGER, Keeps::Database),
-                    ("LOG_FILE", call::LOG, Keeps::Log),
+                    ("sqlite_db", call::LEDGER, Keeps::Database),
+                    ("log_file", call::LOG, Keeps::Log),
                 ];
                 for (setting, default, keeps) in of {
                     let path = property(&mut client, &name, &action, setting).await?;

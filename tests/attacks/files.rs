@@ -1,0 +1,69 @@
+//! A local user plants files where an action lets root keep the reporter's: a journal that names a file to
+//! delete, a FIFO that nobody reads, a link. Nothing is deleted, and nothing hangs.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::support::reports::jail_reports;
+use crate::support::{Rig, eventually};
+
+const CALL: &str = "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh";
+const LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
+
+#[test]
+fn planted_files_delete_nothing_and_hang_nothing() {
+    let rig = Rig::fleet(&["a"]);
+    let a = rig.host("a");
+    let hot = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/hot.py");
+    a.push(&hot, "/srv/hot.py");
+    a.sh("umask 077; echo APIKEY=$(printf 'a1%.0s' $(seq 40)) >/etc/fail2ban/abuseipdb.apikey
+          useradd eve; install -d -m 0755 -o eve /srv/eve; echo precious >/root/victim
+          setpriv --reuid eve --clear-groups --regid eve sh -c \
+            'python3 /srv/hot.py /srv/eve /root/victim; mkfifo -m 0666 /srv/eve/fifo; ln -s /root/victim /srv/eve/link'
+          mkfifo /srv/fifo; ln -s /root/victim /srv/link");
+    let places = [
+        ("/srv/eve/db", LOG, "/srv/eve belongs to the user with UID"),
+        ("/srv/eve/new/db", LOG, "/srv/eve belongs to the user with UID"),
+        ("/srv/fifo", LOG, "this is a FIFO, and must be a regular file"),
+        ("/srv/link", LOG, "Too many levels of symbolic links"),
+        ("''", "/srv/eve/fifo", "/srv/eve belongs to the user with UID"),
+        ("''", "/srv/fifo", "this is a FIFO, and must be a regular file"),
+        ("''", "/srv/link", "it is a symbolic link, which is not followed here"),
+    ];
+    for (database, log, cause) in places {
+        let started = Instant::now();
+        let call = format!("timeout 20 {CALL} --actionstart {database} {log}");
+        let failed = a.run(&call);
+        assert_eq!(failed.status.code(), Some(1), "{call}: {failed:?}");
+        // A ban of a jail with such a setting still comes out of it, at once.
+        a.sh(&format!("timeout 20 {CALL} '' x 192.31.196.9 18 600 0 0 {database} {log} 3"));
+        assert!(started.elapsed() < Duration::from_secs(10), "{call} took {:?}", started.elapsed());
+        let told = || a.sh(&format!("cat {LOG} 2>/dev/null; journalctl -o cat --no-pager"));
+        eventually(cause, || {
+            told()
+                .lines()
+                .any(|line| line.contains("Initialization failed!") && line.contains(cause))
+        });
+    }
+    // The daemon met them all, too.
+    eventually("the reports wait", || {
+        a.sh(&format!("cat {LOG}")).contains("waits: cannot open /srv/eve/db: ")
+    });
+    assert_eq!(a.sh("cat /root/victim"), "precious");
+    a.sh("test -e /srv/eve/db-journal && test ! -e /srv/eve/new");
+    // A jail that is so configured is found, and what to do.
+    jail_reports(a, "sqlite_db=/srv/eve/db, log_file=/srv/link");
+    let check = || String::from_utf8(a.run("f2bmqtt check").stdout).unwrap();
+    eventually("check names both", || {
+        let text = check();
+        text.contains(
+            "✗ the reporter cannot use /srv/eve/db: /srv/eve belongs to the user with UID",
+        ) && text.contains("chown root:root /srv/eve")
+            && text.contains("✗ the reporter cannot use /srv/link: it is a symbolic link")
+    });
+    let started = Instant::now();
+    assert_eq!(a.sh("fail2ban-client ping"), "Server replied: pong");
+    assert!(started.elapsed() < Duration::from_secs(2));
+    // That the journal would have done it.
+    a.sh("python3 -c \"import sqlite3; sqlite3.connect('/srv/eve/db').execute('SELECT * FROM banned_ips')\"; test ! -e /root/victim");
+}
