@@ -264,7 +264,8 @@ impl Siege {
     /// Whether a host must never ban an address. Without a key, a client that may publish can have others
     /// banned: another host's own address, or one by a forgery that is found out later.
     fn is_wrong(&self, name: &str, address: &str) -> bool {
-        let other = if name == "a" { ["77.13", "4d0d", "fd77::13"] } else { ["77.12", "4d0c", "fd77::12"] };
+        let other =
+            if name == "a" { ["77.13", "4d0d", "fd77::13"] } else { ["77.12", "4d0c", "fd77::12"] };
         let other = !self.is_signed && other.iter().any(|part| address.contains(part));
         !other && !address.starts_with("192.0.2.") && !address.starts_with(FORGED)
     }
