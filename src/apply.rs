@@ -88,11 +88,8 @@ fn now() -> i64 {
 /// Writes down what is not on disk yet, where nothing else can be done.
 fn save(memory: &Memory) {
     for _ in 0..MAX_STEPS {
-        let mut known = memory.know();
-        match known.fleet.next(now()) {
-            Step::Save(changes) => known.save(&changes),
-            Step::Continue => {}
-            _ => return,
+        if !memory.know().save_next() {
+            return;
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime};
 use crate::abuseipdb::by_hand::Watch;
 use crate::error::Error;
 use crate::fail2ban::database::Database;
+use crate::fleet::work::Step;
 use crate::fleet::{Change, Fleet};
 use crate::guard::{Guard, Refusal, Refusals, is_bannable};
 use crate::journal::{self, Inbound, Limited};
@@ -100,6 +101,17 @@ impl Known {
         if let Err(error) = result {
             self.warn("store", &error.to_string());
         }
+    }
+
+    /// Writes down some of what is not on disk yet, where nothing else can be done. Answers whether there may be
+    /// more.
+    pub fn save_next(&mut self) -> bool {
+        match self.fleet.next(millis(SystemTime::now())) {
+            Step::Save(changes) => self.save(&changes),
+            Step::Continue => {}
+            _ => return false,
+        }
+        true
     }
 
     /// Takes from a part of a snapshot what no host may ban, and what is of jails that do not take part

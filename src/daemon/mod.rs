@@ -28,7 +28,6 @@ use crate::fail2ban::database::Database;
 use crate::figures::Shown;
 use crate::fleet::provenance::Provenance;
 use crate::fleet::snapshot::Publication;
-use crate::fleet::work::Step;
 use crate::fleet::{Fleet, Pace, Remembered};
 use crate::guard::{Guard, Limits, Refusal};
 use crate::ignored::Exempt;
@@ -58,6 +57,9 @@ pub(crate) const NAMESAKE: &str = "another machine is called";
 /// takes: the timer is served in between.
 const AT_ONCE: usize = 500;
 const MAX_TURN: Duration = Duration::from_millis(50);
+
+/// How many batches of changes are written at the end.
+const MAX_STEPS: usize = 100;
 
 /// Runs until SIGTERM or SIGINT.
 ///
@@ -295,8 +297,10 @@ impl Daemon {
             .await;
         }
         let mut known = self.memory.know();
-        if let Step::Save(changes) = known.fleet.next(now()) {
-            known.save(&changes);
+        for _ in 0..MAX_STEPS {
+            if !known.save_next() {
+                break;
+            }
         }
         self.shown.end();
         self.status.clear();

@@ -363,7 +363,7 @@ impl Fleet {
         let told = self.jails.get(&event.jail).and_then(|local| local.told.get(&event.address));
         told.is_some_and(|told| {
             let slot = Slot::Detected((event.jail.clone(), event.address));
-            let saved = told.kept && !self.changes.contains_key(&slot);
+            let saved = told.kept && !self.dirty.contains(&slot);
             told.ban.start == event.time && !saved
         })
     }

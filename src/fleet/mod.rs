@@ -16,7 +16,7 @@
 //! - `asked`: what is said of bans that another host's operator made.
 //! - [`branches`]: whose snapshots are asked for when.
 //! - [`look`]: what fail2ban showed, and whether it is worth another look.
-//! - [`remember`]: what has to outlive a restart. [`provenance`]: what of it still counts elsewhere.
+//! - [`remember`]: what has to outlive a restart; `dirty`: what of it is not on disk yet. [`provenance`]: what of it still counts elsewhere.
 //!
 //! [`Fleet`] keeps them: `hear` takes the others' words, `seen` what fail2ban shows, `work` says what to
 //! do next.
@@ -26,6 +26,7 @@ mod asked;
 pub mod branches;
 mod claim_index;
 pub mod claims;
+mod dirty;
 mod hear;
 pub mod lease;
 pub mod lifts;
@@ -50,13 +51,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use asked::Asked;
 use branches::{Asking, Branches};
 use claims::{Counts, Said};
+use dirty::DirtyRecords;
 pub use hear::Trouble;
 use lifts::Lifts;
 use limits::Limits;
 use look::{Case, Detection, Local, Pulse, Sweep};
 use peers::{PeerState, Peers};
 use queue::Queue;
-use remember::Slot;
 pub use remember::{Change, Remembered};
 use snapshot::{Publication, Snapshots};
 use tell::Teller;
@@ -166,7 +167,7 @@ pub struct Fleet {
     /// What was asked of bans that other hosts' operators made.
     asked: Asked,
     /// What is not on disk yet.
-    changes: BTreeMap<Slot, Change>,
+    dirty: DirtyRecords,
     /// Addresses that something is to be done about.
     queue: Queue,
     /// Jails that are still to be looked at in this sweep.
@@ -186,8 +187,6 @@ pub struct Fleet {
     turn: u64,
     /// When the last round began, in milliseconds.
     begun: i64,
-    /// The disk is full: not before then is it tried again; in milliseconds.
-    unsaved: i64,
     tidied: i64,
 }
 
@@ -217,7 +216,7 @@ impl Fleet {
             branches: Branches::default(),
             presence: None,
             asked: Asked::default(),
-            changes: BTreeMap::new(),
+            dirty: DirtyRecords::default(),
             queue: Queue::default(),
             looks: BTreeSet::new(),
             sweep: Sweep::default(),
@@ -230,7 +229,6 @@ impl Fleet {
             forgotten: 0,
             turn: 0,
             begun: 0,
-            unsaved: 0,
             tidied: 0,
         };
         fleet.take_up(remembered);
@@ -343,7 +341,7 @@ impl Fleet {
     }
 
     fn change(&mut self, change: Change) {
-        self.changes.insert(change.slot(), change);
+        self.dirty.put(change);
     }
 
     /// An address of which nothing is known needs no decision.

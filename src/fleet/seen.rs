@@ -43,7 +43,8 @@ impl Fleet {
 
     /// The clock was set back: nothing waits for a time that lies far ahead now.
     fn set_back(&mut self, now: i64) {
-        (self.tidied, self.unsaved) = (0, 0);
+        self.tidied = 0;
+        self.dirty.on_clock_rollback();
         (self.sweep, self.looks) = (Sweep::default(), BTreeSet::new());
         self.snapshots.set_back(now);
         self.branches.set_back(now);

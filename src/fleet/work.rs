@@ -19,9 +19,6 @@ const FEW: usize = 2;
 /// How many addresses of fleet unbans are worked off at once, before it is the turn of bans.
 const TOMBSTONES: usize = 100;
 
-/// A disk that is full is tried again after so long; in milliseconds.
-const FULL: i64 = 1_000;
-
 /// One address to be banned or freed here, and the host whose word it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -453,21 +450,14 @@ impl Fleet {
 
     /// What is not on disk yet.
     fn save(&mut self, now: i64) -> Option<Step> {
-        if self.changes.is_empty() || now < self.unsaved {
-            return None;
-        }
-        let stamp = Change::Stamp(self.teller.last());
-        Some(Step::Save(self.changes.values().cloned().chain([stamp]).collect()))
+        let mut changes = self.dirty.next_batch(now)?;
+        changes.push(Change::Stamp(self.teller.last()));
+        Some(Step::Save(changes))
     }
 
     /// It was written down, or could not be. Then bans are made all the same, and it is tried again
     /// later.
     pub fn saved(&mut self, well: bool, now: i64) {
-        if well {
-            self.changes.clear();
-            self.unsaved = 0;
-        } else {
-            self.unsaved = now + FULL;
-        }
+        self.dirty.on_written(well, now);
     }
 }

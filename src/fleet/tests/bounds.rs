@@ -13,7 +13,7 @@ fn what_means_nothing_here_leaves_nothing() {
     };
     assert!((0..500).all(|n| fleet.hear(&in_jail(n, B), NOW)));
     assert!(!fleet.hear(&in_jail(500, B), NOW), "no fleet has so many jails");
-    assert_eq!((fleet.jails.len(), fleet.changes.len(), fleet.queue.len()), (500, 500, 500));
+    assert_eq!((fleet.jails.len(), fleet.dirty.len(), fleet.queue.len()), (500, 500, 500));
     for n in 0..1_000 {
         assert!(fleet.hear(&in_jail(n, U), NOW));
     }

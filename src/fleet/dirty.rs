@@ -1,0 +1,128 @@
+//! Changes that are not on disk yet. They are written in batches, so that no flood of them holds up the daemon for
+//! long, and each until it is known to be written.
+
+use std::collections::BTreeMap;
+
+use super::Change;
+use super::remember::Slot;
+
+/// The most changes that are written at once.
+const BATCH: usize = 2_000;
+
+/// A disk that is full is tried again after so long; in milliseconds.
+const RETRY: i64 = 1_000;
+
+/// The changes, one of each record: a later one takes the place of an earlier one.
+///
+/// Invariant: a change is in `waiting` or `writing` until a batch with it was written and it was not changed
+/// again meanwhile.
+#[derive(Debug, Default)]
+pub(super) struct DirtyRecords {
+    waiting: BTreeMap<Slot, Change>,
+    /// Being written.
+    writing: BTreeMap<Slot, Change>,
+    /// Not before then is it tried again, in milliseconds.
+    retry_at: i64,
+}
+
+impl DirtyRecords {
+    pub(super) fn put(&mut self, change: Change) {
+        self.waiting.insert(change.slot(), change);
+    }
+
+    /// Whether a record is not on disk as it is now.
+    pub(super) fn contains(&self, slot: &Slot) -> bool {
+        self.waiting.contains_key(slot) || self.writing.contains_key(slot)
+    }
+
+    /// The changes that are to be written now, if any; then [`on_written`](Self::on_written).
+    pub(super) fn next_batch(&mut self, now: i64) -> Option<Vec<Change>> {
+        self.take_back(); // of an earlier batch nobody knows
+        if self.waiting.is_empty() || now < self.retry_at {
+            return None;
+        }
+        let rest = self.waiting.keys().nth(BATCH).cloned();
+        let rest = rest.map(|slot| self.waiting.split_off(&slot)).unwrap_or_default();
+        self.writing = std::mem::replace(&mut self.waiting, rest);
+        Some(self.writing.values().cloned().collect())
+    }
+
+    /// The batch was written, or could not be.
+    pub(super) fn on_written(&mut self, written: bool, now: i64) {
+        if written {
+            self.writing.clear();
+            self.retry_at = 0;
+        } else {
+            self.take_back();
+            self.retry_at = now + RETRY;
+        }
+    }
+
+    /// The clock was set back: nothing waits for a time that lies far ahead now.
+    pub(super) fn on_clock_rollback(&mut self) {
+        self.retry_at = 0;
+    }
+
+    fn take_back(&mut self) {
+        for (slot, change) in std::mem::take(&mut self.writing) {
+            self.waiting.entry(slot).or_insert(change);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len() + self.writing.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Address, Ban, Jail};
+
+    fn change(n: u32, start: i64) -> Change {
+        let address = Address::new(&std::net::Ipv4Addr::from(n).to_string()).unwrap();
+        let ban = Ban { start, bantime: 600 };
+        Change::Detected((Jail::new("sshd").unwrap(), address), Some(ban))
+    }
+
+    #[test]
+    fn change_stays_until_it_is_written_as_it_is() {
+        let mut dirty = DirtyRecords::default();
+        assert_eq!(dirty.next_batch(0), None);
+        dirty.put(change(1, 1));
+        dirty.put(change(1, 2));
+        dirty.put(change(2, 1));
+        assert_eq!(dirty.next_batch(0), Some(vec![change(1, 2), change(2, 1)]));
+        // While it is written, one changes again and another comes.
+        dirty.put(change(1, 3));
+        dirty.put(change(3, 1));
+        assert!(dirty.contains(&change(2, 0).slot()));
+        dirty.on_written(true, 0);
+        assert!(!dirty.contains(&change(2, 0).slot()));
+        assert_eq!(dirty.next_batch(0), Some(vec![change(1, 3), change(3, 1)]));
+        // The disk is full; meanwhile one changes again.
+        dirty.put(change(1, 4));
+        dirty.on_written(false, 5);
+        assert_eq!(dirty.next_batch(1_004), None);
+        assert_eq!(dirty.next_batch(1_005), Some(vec![change(1, 4), change(3, 1)]));
+        // Whether that was written nobody learned.
+        assert_eq!(dirty.next_batch(1_006), Some(vec![change(1, 4), change(3, 1)]));
+        dirty.on_written(true, 1_007);
+        assert_eq!((dirty.next_batch(1_007), dirty.len()), (None, 0));
+    }
+
+    #[test]
+    fn many_changes_are_written_in_batches() {
+        let mut dirty = DirtyRecords::default();
+        for n in 0..4_500 {
+            dirty.put(change(n, 1));
+        }
+        let mut batches = Vec::new();
+        while let Some(batch) = dirty.next_batch(0) {
+            batches.push(batch.len());
+            dirty.on_written(true, 0);
+        }
+        assert_eq!(batches, [2_000, 2_000, 500]);
+    }
+}
