@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::limits::Table;
 use super::peers::{MAX_PEERS, PeerState, Released};
-use super::{Change, Fleet, Key, Pace};
+use super::{Change, Fleet, Key, Pace, secs};
 use crate::wire::{Ban, Host, Jail, UnbanId};
 
 /// What one host said last of one address.
@@ -168,8 +168,11 @@ impl Fleet {
             *last = said;
             return true;
         }
-        if others >= MAX_CLAIMS_PER_KEY || !self.has_room_for_jail(&key.0) {
+        if !self.has_room_for_jail(&key.0) {
             self.limits.reached(Table::Claims, MAX_CLAIMS_PER_KEY, Some(said.host.as_str()), now);
+            return false;
+        }
+        if others >= MAX_CLAIMS_PER_KEY && !self.make_room_on(key, &said, now) {
             return false;
         }
         if said.is_script() {
@@ -243,6 +246,29 @@ impl Fleet {
             self.release_some(&largest, GIVE_WAY);
         }
         gives_way
+    }
+
+    /// The least claim on an address gives way to one that counts more: one that is over, then that of the least
+    /// senior peer.
+    fn make_room_on(&mut self, key: &Key, said: &Said, now: i64) -> bool {
+        self.limits.reached(Table::Claims, MAX_CLAIMS_PER_KEY, Some(said.host.as_str()), now);
+        if !said.is_script() {
+            self.admit_peer(&said.host, now);
+        }
+        let Some(local) = self.jails.get(&key.0) else { return false };
+        let (bantime, pace) = (local.bantime(), &self.pace);
+        let weight = |said: &Said| {
+            let lasts = said.end(bantime, pace) > secs(now);
+            (lasts, self.peers.get(&said.host).map(PeerState::seniority))
+        };
+        let claims = local.cases.get(&key.1).map_or(&[][..], |case| &case.said);
+        let least =
+            claims.iter().map(|said| (weight(said), said)).min_by_key(|(weight, _)| *weight);
+        let Some((_, least)) = least.filter(|(least, _)| *least < weight(said)) else {
+            return false;
+        };
+        let (host, script) = (least.host.clone(), least.is_script());
+        self.remove_claims(key, |said| said.host == host && said.is_script() == script)
     }
 
     fn release_some(&mut self, host: &Host, max: usize) {

@@ -149,6 +149,11 @@ impl PeerState {
         }
     }
 
+    /// Whose claims count most, the greatest: of those with a snapshot the one that is known for the longest time.
+    pub(super) fn seniority(&self) -> (bool, i64) {
+        (!self.shard_stamps.is_empty(), self.first_heard.saturating_neg())
+    }
+
     fn is_idle(&self, now: i64) -> bool {
         let silent = now.saturating_sub(self.last_heard) >= IDLE;
         let nothing = self.claims.is_empty() && self.releases.is_empty();

@@ -269,7 +269,7 @@ impl Tombstones {
     }
 
     /// Nothing is in flight any more. Notes which are applied: nothing of them is left to be freed in these
-    /// jails, nor awaited in another that fail2ban has yet to make. Those wait for
+    /// jails, nor awaited in another that fail2ban has yet to make. The others wait for
     /// [`retry_deferred`](Self::retry_deferred).
     pub(super) fn settle(
         &mut self,
@@ -278,22 +278,18 @@ impl Tombstones {
     ) -> Vec<(Address, Change)> {
         let mut settled = Vec::new();
         for address in std::mem::take(&mut self.in_flight) {
-            let (mut due, mut deferred) = (false, false);
+            let mut deferred = false;
             for one in self.known.get_mut(&address).into_iter().flatten() {
-                if jails.iter().any(|jail| one.is_due_in(jail)) {
-                    due = true;
-                } else if one.applied {
-                } else if awaited(address, &one.scope) {
+                let due = jails.iter().any(|jail| one.is_due_in(jail));
+                if due || !one.applied && awaited(address, &one.scope) {
                     deferred = true;
-                } else {
+                } else if !one.applied {
                     one.applied = true;
                     one.applied_jails.clear();
                     settled.push((address, Change::Unban(one.pardon(address), Some(true))));
                 }
             }
-            if due {
-                self.wait(address);
-            } else if deferred {
+            if deferred {
                 self.deferred.push(address);
             }
         }
@@ -313,7 +309,7 @@ impl Tombstones {
         }
     }
 
-    /// fail2ban may have made the jails that some wait for.
+    /// fail2ban may have made the jails that some wait for, or restored their bans.
     pub(super) fn retry_deferred(&mut self) {
         for address in std::mem::take(&mut self.deferred) {
             self.wait(address);

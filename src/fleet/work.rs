@@ -139,7 +139,12 @@ impl Fleet {
             let mut addresses = Vec::new();
             for &address in &batch {
                 let key = (jail.clone(), address);
-                if !self.tombstones.is_due(&key, None, &self.pace) {
+                // What fail2ban is about to restore it would restore all the same: that is freed once it is back.
+                let comes_back = self.jails.get(jail).is_none_or(|local| {
+                    local.shown.is_none()
+                        || local.cases.get(&address).is_some_and(|case| case.restoring)
+                });
+                if comes_back || !self.tombstones.is_due(&key, None, &self.pace) {
                     continue;
                 }
                 let start = self.start_of_newer_ban(&key, now);

@@ -4,3 +4,5 @@
 mod support;
 
 mod dns;
+mod rounds;
+mod siege;

@@ -87,38 +87,45 @@ def flood(broker, what, seconds, rate):
     pump(connect(broker, "flood"), ready, seconds, rate)
 
 
+def read(stream):
+    """The next packet: its first byte, and its body; None at the end."""
+    kind = stream.read(1)
+    if not kind:
+        return None
+    length = shift = 0
+    while True:
+        digit = stream.read(1)[0]
+        length, shift = length | (digit & 0x7F) << shift, shift + 7
+        if digit < 0x80:
+            return kind[0], stream.read(length)
+
+
+def answer(client, subscribed):
+    """Says what a broker has to: an answer for each CONNECT, SUBSCRIBE, PUBLISH and PINGREQ."""
+    stream = client.makefile("rb")
+    while received := read(stream):
+        kind, body = received
+        if kind >> 4 == 1:
+            client.sendall(b"\x20\x02\x00\x00")
+        elif kind >> 4 == 8:
+            topics, left = 0, body[2:]
+            while left:
+                left, topics = left[3 + struct.unpack(">H", left[:2])[0] :], topics + 1
+            client.sendall(packet(0x90, body[:2] + b"\x01" * topics))
+            subscribed.set()
+        elif kind & 0xF6 == 0x32:
+            at = 2 + struct.unpack(">H", body[:2])[0]
+            client.sendall(b"\x40\x02" + body[at : at + 2])
+        elif kind >> 4 == 12:
+            client.sendall(b"\xd0\x00")
+
+
 def pour(port, what, seconds, rate):
     ready = batches(what)
     server = socket.create_server(("", port))
     client, _ = server.accept()
     subscribed = threading.Event()
-
-    def hear():
-        """Says what a broker has to: an answer for each CONNECT, SUBSCRIBE, PUBLISH and PINGREQ."""
-        stream = client.makefile("rb")
-        while kind := stream.read(1):
-            length = shift = 0
-            while True:
-                digit = stream.read(1)[0]
-                length, shift = length | (digit & 0x7F) << shift, shift + 7
-                if digit < 0x80:
-                    break
-            kind, body = kind[0], stream.read(length)
-            if kind >> 4 == 1:
-                client.sendall(b"\x20\x02\x00\x00")
-            elif kind >> 4 == 8:
-                topics, left = 0, body[2:]
-                while left:
-                    left, topics = left[3 + struct.unpack(">H", left[:2])[0] :], topics + 1
-                client.sendall(packet(0x90, body[:2] + b"\x01" * topics))
-                subscribed.set()
-            elif kind & 0xF6 == 0x32:
-                at = 2 + struct.unpack(">H", body[:2])[0]
-                client.sendall(b"\x40\x02" + body[at : at + 2])
-            elif kind >> 4 == 12:
-                client.sendall(b"\xd0\x00")
-
-    threading.Thread(target=hear, daemon=True).start()
+    threading.Thread(target=answer, args=(client, subscribed), daemon=True).start()
     subscribed.wait()
     form = '{"v":1,"host":"b","stamp":%d,"part":0,"parts":1,"bans":[["sshd","192.0.2.3",%d,600]],"unbans":[]}'
     honest = publish("f2bmqtt/blacklist/state/b/0", (form % (time.time() * 1000, time.time())).encode())
@@ -158,12 +165,13 @@ def serve(port):
     print("all tried")
 
 
-mode, *rest = sys.argv[1:]
-if mode == "serve":
-    serve(int(rest[0]))
-elif mode == "send":
-    send(rest[0])
-else:
-    {"flood": flood, "pour": lambda port, *how: pour(int(port), *how)}[mode](
-        rest[0], rest[1], float(rest[2]), float(rest[3])
-    )
+if __name__ == "__main__":
+    mode, *rest = sys.argv[1:]
+    if mode == "serve":
+        serve(int(rest[0]))
+    elif mode == "send":
+        send(rest[0])
+    else:
+        {"flood": flood, "pour": lambda port, *how: pour(int(port), *how)}[mode](
+            rest[0], rest[1], float(rest[2]), float(rest[3])
+        )

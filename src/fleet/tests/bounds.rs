@@ -152,6 +152,28 @@ fn there_is_an_end_to_what_is_kept() {
     assert_eq!(fleet.word(&key(), &host("host7")), Word::Held(2, ban));
 }
 
+#[test]
+fn claims_of_many_hosts_on_one_address_give_way_to_a_senior_peer() {
+    let length =
+        |bantime| move |n: usize| Event { bantime, ..event(Action::Ban, &format!("host{n}"), NOW) };
+    // Bans that are over, and bans that last; of hosts with a snapshot and without.
+    for (bantime, snapshot) in [(1, false), (1, true), (-1, false), (-1, true)] {
+        let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+        fleet.hear_part(&part("web1", NOW - 10_000, &[]), NOW - 10_000);
+        for n in 0..300 {
+            if snapshot {
+                fleet.hear_part(&part(&format!("host{n}"), NOW - 5_000, &[]), NOW - 5_000);
+            }
+            fleet.hear(&length(bantime)(n), NOW + 2_000);
+        }
+        assert!(fleet.hear(&event(Action::Ban, "web1", NOW), NOW + 3_000), "{bantime} {snapshot}");
+        assert!(matches!(fleet.word(&key(), &host("web1")), Word::Held(..)));
+        assert_eq!(fleet.counts.claims, 256);
+        assert!(!fleet.hear(&length(bantime)(999), NOW + 3_000));
+        assert!(matches!(fleet.word(&key(), &host("web1")), Word::Held(..)), "it stays");
+    }
+}
+
 /// A snapshot of a peer with so many bans, in so many shards.
 fn snapshot(from: &str, stamp: i64, bans: u32, parts: u32) -> Vec<Part> {
     let mut shards: BTreeMap<u32, Vec<Listed>> = BTreeMap::new();

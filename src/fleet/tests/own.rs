@@ -151,3 +151,19 @@ fn forged_event_of_this_host_makes_no_ban_its_own() {
     it.fleet.tidy(it.now);
     assert_eq!(it.fleet.jails.get(&jail()).map_or(0, |local| local.told.len()), 0);
 }
+
+#[test]
+fn ban_that_fail2ban_is_about_to_restore_is_freed_once_it_is_back() {
+    let mut it = Bench::new();
+    it.rows.insert(address(IP), Row { timeofban: NOW / 1000, bantime: 600, failures: 3 });
+    assert_eq!(it.works(), NOTHING);
+    let id = Some(UnbanId::made_by(&host("web2"), NOW));
+    let reason = Some(crate::wire::Reason::Fleet);
+    it.hears(&Event { reason, id, ..event(Action::Unban, "web2", 7) });
+    assert_eq!(it.works(), NOTHING, "fail2ban would restore it all the same");
+    assert_eq!(listed(&mut it), [address(IP)]);
+    it.held.insert(address(IP), Some(600));
+    it.works();
+    assert_eq!(listed(&mut it), []);
+    assert!(it.held.is_empty());
+}

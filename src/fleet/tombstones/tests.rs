@@ -106,6 +106,7 @@ fn tombstone_that_did_not_reach_fail2ban_is_tried_again() {
     assert_eq!(apply(&mut tombstones, &jails, 9), [key("sshd")]);
     let both = BTreeSet::from([key("sshd").0, key("web").0]);
     assert_eq!(tombstones.settle(&both, none).len(), 1);
+    tombstones.retry_deferred();
     assert_eq!(apply(&mut tombstones, &both, 9), [key("web")]);
     assert_eq!(tombstones.settle(&both, none).len(), 1);
 }

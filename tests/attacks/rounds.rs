@@ -1,0 +1,192 @@
+//! Whatever a client of the broker publishes, or a broker sends: each attack of `tests/support/attacks.py` on a
+//! fleet without a signing key and on one with a key that the attacker does not have, and one with a stolen key.
+//! The short forms fill no table; `tests/long` makes the full ones.
+
+use std::time::Duration;
+
+use crate::siege::{FORGED, KEY, STAYS, Siege};
+use crate::support::{Host, SOON, eventually, within};
+
+const MINUTE: Duration = Duration::from_mins(1);
+
+const NEW_KEY: &str = "19d04b3a9c8e7f6051423324150617f8";
+
+/// `f2bmqtt check` names a table that is full, its limit and the peer.
+const CHECK_SHOWS_LIMITS: bool = false;
+
+/// `f2bmqtt unban` sends one event to all hosts with f2bmqtt, however many jails others name.
+const UNBAN_IS_ONE_EVENT: bool = false;
+
+/// One fleet withstands all attacks, one after another.
+fn withstand(is_signed: bool, full: bool) {
+    let mut siege = Siege::lay(is_signed, full);
+    siege.rounds(&["takeover", "spellings", "names", "crowd"]);
+    siege.host("a").sh("python3 -S /root/attacks.py show");
+    siege.make("names_clear", "");
+    siege.rounds(&["cpu", "jail_flood", "own"]);
+    siege.rounds(&["unbans", "hosts"]);
+    if full && !is_signed {
+        shows_limits(&siege);
+    }
+    replayed(&mut siege);
+    others_join(&mut siege);
+    presence(&mut siege);
+    siege.rounds(&["stamp"]);
+    if is_signed {
+        stolen(&mut siege);
+    }
+    hostile_broker(&mut siege);
+}
+
+#[test]
+fn fleet_without_a_key_withstands_each_attack() {
+    withstand(false, false);
+}
+
+#[test]
+fn fleet_with_a_key_is_unchanged_by_each_attack() {
+    withstand(true, false);
+}
+
+#[test]
+#[ignore = "takes minutes: tests/long"]
+fn fleet_without_a_key_withstands_each_attack_that_fills_a_table() {
+    withstand(false, true);
+}
+
+#[test]
+#[ignore = "takes minutes: tests/long"]
+fn fleet_with_a_key_is_unchanged_by_each_large_attack() {
+    withstand(true, true);
+}
+
+/// An operator learns which tables are full, and of whom.
+fn shows_limits(siege: &Siege) {
+    if !CHECK_SHOWS_LIMITS {
+        return;
+    }
+    let check = siege.host("a").run("f2bmqtt check").stdout;
+    let check = String::from_utf8_lossy(&check).into_owned();
+    for (number, peer) in [("20000", "u0"), ("1000", "")] {
+        let shows = |line: &str| {
+            let limit = line.contains("full") || line.contains("limit");
+            limit && line.contains(number) && line.contains(peer)
+        };
+        assert!(check.lines().any(shows), "{number} {peer}: {check}");
+    }
+}
+
+/// What was heard is published again: on its topic and others, live and retained.
+fn replayed(siege: &mut Siege) {
+    let (next, before) = (siege.draw(), siege.states());
+    let hub = siege.host("hub");
+    std::thread::scope(|scope| {
+        let it = &*siege;
+        hub.sh("rm -f /root/out");
+        let attack = scope.spawn(|| it.make("replay", &next));
+        let heard = |what: &str| {
+            eventually(what, || hub.try_sh(&format!("grep -q '{what}' /root/out")).is_ok());
+        };
+        heard("listens");
+        it.host("b").attack("auth", &[&next]);
+        it.crosses("a", &next);
+        heard("state/b/");
+        it.host("b").sh(&format!("fail2ban-client set sshd unbanip {next}"));
+        attack.join().unwrap();
+    });
+    siege.withstands("replay", &[&next], before);
+}
+
+/// More presences are retained than a broker hands out; a host joins nevertheless, and one comes back.
+fn others_join(siege: &mut Siege) {
+    let (next, missed, before) = (siege.draw(), siege.draw(), siege.states());
+    siege.make("retain", &next);
+    siege.host("b").sh("systemctl stop f2bmqttsub");
+    siege.host("a").attack("auth", &[&missed]);
+    siege.host("c").sh("systemctl start f2bmqttsub");
+    siege.host("b").sh("systemctl start f2bmqttsub");
+    siege.host("b").ready();
+    siege.host("b").attack("auth", &[&next]);
+    for name in ["b", "c"] {
+        siege.crosses(name, &missed);
+    }
+    for name in ["a", "c"] {
+        siege.crosses(name, &next);
+    }
+    siege.crosses("c", STAYS);
+    siege.make("retain_clear", "");
+    siege.host("c").sh("systemctl stop f2bmqttsub; f2bmqtt forget --yes newcomer");
+    siege.remember("b");
+    siege.withstands("retain", &[&next, &missed], before);
+}
+
+/// Hosts that do not exist name more jails than an unban may have events.
+fn presence(siege: &mut Siege) {
+    let (next, before) = (siege.draw(), siege.states());
+    siege.make("presence", &next);
+    siege.host("b").attack("auth", &[&next]);
+    siege.crosses("a", &next);
+    if UNBAN_IS_ONE_EVENT {
+        std::thread::scope(|scope| {
+            let it = &*siege;
+            // It waits for hosts that do not exist, until they are gone.
+            scope.spawn(|| it.host("a").run(&format!("f2bmqtt unban --yes {next}")));
+            for host in it.rig.hosts(&["a", "b"]) {
+                within(SOON, "it is free", || !host.bans("sshd", &next));
+            }
+            it.make("presence_clear", "");
+        });
+    } else {
+        siege.make("presence_clear", "");
+    }
+    siege.withstands("presence", &[&next], before);
+}
+
+/// Somebody has the key; with another one, nothing is left of what was signed with it.
+fn stolen(siege: &mut Siege) {
+    siege.make_with("stolen", "", &format!("key={KEY}"));
+    eventually("it has an effect", || siege.host("a").bans("sshd", &format!("{FORGED}79")));
+    for keys in [&format!("{NEW_KEY},{KEY}"), NEW_KEY] {
+        for host in siege.rig.hosts(&["a", "b"]) {
+            host.sh(&format!(
+                "sed -i 's/^MQTT_SIGNING_KEY=.*/MQTT_SIGNING_KEY={keys}/' /etc/fail2ban/mqtt.env
+                 systemctl restart f2bmqttsub"
+            ));
+        }
+        siege.rig.hosts(&["a", "b"]).iter().for_each(Host::ready);
+    }
+    within(Duration::from_mins(2), "nothing is left of the forgeries", || {
+        let left = |line: &String| !line.starts_with("ever ") && line.contains(FORGED);
+        !siege.states().iter().flatten().any(left)
+    });
+    for name in ["a", "b"] {
+        siege.remember(name);
+    }
+    let before = siege.states();
+    siege.withstands("stolen", &[], before);
+}
+
+/// One host's broker is hostile for a while; then it is at an honest one again.
+fn hostile_broker(siege: &mut Siege) {
+    let before = siege.states();
+    let connected = |siege: &Siege, port: u16| {
+        let connected = format!("connected to the broker 10.213.77.11:{port}");
+        within(MINUTE, &connected, || siege.host("a").journal().contains(&connected));
+    };
+    let hub = siege.host("hub");
+    let attack = "systemd-run -q -u hostile python3 -S /root/attacks.py as_broker";
+    hub.sh(&format!("{attack} full={}", if siege.full { "1" } else { "" }));
+    eventually("it listens", || hub.try_sh("ss -Hltn | grep -q :1999").is_ok());
+    let hosts = "10.213.77.11:1999,10.213.77.11";
+    siege.host("a").sh(&format!(
+        "sed -i 's/^MQTT_HOST=.*/MQTT_HOST={hosts}/' /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub"
+    ));
+    connected(siege, 1999);
+    siege.remember("a");
+    while siege.host("hub").try_sh("systemctl is-active hostile").is_ok() {
+        siege.is_small("a");
+    }
+    connected(siege, 1883);
+    siege.reconnects("a");
+    siege.withstands("a hostile broker", &[], before);
+}
