@@ -282,6 +282,61 @@ fn what_the_operator_does_the_fleet_obeys() {
         .host("hub")
         .sh("mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'f2bmqtt/blacklist/#' -W 1 -F %t; true");
     assert!(left.contains("f2bmqtt/blacklist/host/web1") && !left.contains("web2"), "{left}");
+
+    // Hosts that do not exist: the broker keeps nothing of the first, and of the second what daemons reject.
+    let hub = rig.host("hub");
+    hub.sh(r#"pub() { mosquitto_pub -h 127.0.0.1 -u fail2ban -P fail2ban "$@"; }
+        pub -t blacklist/ban -m "{\"action\":\"ban\",\"ipmset\":\"web\",\"ip\":\"203.0.113.50\",\"bantime\":6000,\"host\":\"ghost1\",\"restored\":0,\"failures\":3,\"time\":$(date +%s),\"stamp\":$(date +%s)000}"
+        pub -r -t f2bmqtt/blacklist/state/ghost2/3 -m "{\"v\":1,\"host\":\"ghost2\",\"stamp\":$(($(date +%s) + 200000))000,\"part\":3,\"parts\":4,\"bans\":[],\"unbans\":[]}""#);
+    eventually("an event is enough for a ban", || web1.bans("web", "203.0.113.50"));
+    assert!(!web1.sh("f2bmqtt status").contains("ghost"), "daemons reject its snapshot");
+    let asked = web1.try_sh("f2bmqtt forget ghost1 ghost2").unwrap_err();
+    assert!(asked.contains("the broker keeps nothing of ghost1; it knows: "), "{asked}");
+    assert!(asked.contains("say so with --yes"), "{asked}");
+    let forgotten = figures(web1, "f2bmqtt forget --yes --json ghost1 ghost2");
+    let expected = json!({"hosts": ["ghost1", "ghost2"], "unknown": ["ghost1"], "bans": 0});
+    assert_eq!(forgotten, expected);
+    eventually("the ban of ghost1 ends", || !web1.bans("web", "203.0.113.50"));
+    let left = hub
+        .sh("mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'f2bmqtt/#' -W 1 -F %t; true");
+    assert!(!left.contains("ghost"), "{left}");
+
+    // Hosts that claim to have thousands of jails, and publish of the future.
+    hub.sh(r#"pub() { mosquitto_pub -h 127.0.0.1 -u fail2ban -P fail2ban "$@"; }
+        for n in 1 2 3; do
+          pub -r -t f2bmqtt/blacklist/host/ghost$n -m "{\"v\":1,\"state\":\"offline\",\"jails\":[$(seq -s, -f "\"j$n-%.0f\"" 500)]}"
+          pub -t blacklist/ban -m "{\"action\":\"ban\",\"ipmset\":\"web\",\"ip\":\"203.0.113.51\",\"bantime\":6000,\"host\":\"ghost$n\",\"restored\":0,\"failures\":3,\"time\":5,\"stamp\":$(($(date +%s) + 200000))000}"
+        done"#);
+    web1.attack("web", &["203.0.113.52"]);
+    eventually("db1 has no such jail, web1 bans it", || web1.bans("web", "203.0.113.52"));
+    let freed = web1.run("f2bmqtt unban 203.0.113.52");
+    let (out, why) =
+        (String::from_utf8_lossy(&freed.stdout), String::from_utf8_lossy(&freed.stderr));
+    assert!(
+        out.contains("hosts that run the scripts get no unban for 503 jails: limit of 1000"),
+        "{out}"
+    );
+    assert!(
+        out.contains("web1: free") && why.contains("3 hosts have not answered yet"),
+        "{out} {why}"
+    );
+    assert!(!web1.bans("web", "203.0.113.52") && !web1.bans("web", "203.0.113.51"));
+    let check = web1.run("f2bmqtt check");
+    let text = String::from_utf8_lossy(&check.stdout).into_owned();
+    let mut lines = text.lines();
+    let clock = lines
+        .find(|line| line.starts_with("✗ this host's clock is probably more than a day behind: "));
+    let hosts = "other hosts (ghost1, ghost2 and ghost3), which are stamped more than a day ahead";
+    assert!(
+        check.status.code() == Some(1) && clock.is_some_and(|line| line.ends_with(hosts)),
+        "{text}"
+    );
+    let warned = "this host's clock is probably more than a day behind: the daemon rejects the messages of ghost";
+    assert_eq!(web1.journal().matches(warned).count(), 1, "{}", web1.journal());
+    let status: Value = serde_json::from_str(&web1.sh("cat /run/f2bmqtt/status.json")).unwrap();
+    assert_eq!((&status["link"]["state"], &status["tables_full"]), (&json!("up"), &json!([])));
+    assert_eq!(web1.sh("stat -c %a /run/f2bmqtt/status.json").trim(), "600");
+    web1.sh("systemctl stop f2bmqttsub; test ! -e /run/f2bmqtt/status.json");
 }
 
 #[test]

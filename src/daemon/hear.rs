@@ -99,7 +99,7 @@ impl Daemon {
             let why = of_another_time(refusal);
             let text = format!("rejected {action} of {address} in {jail} from {host}: {why}");
             known.refuse_of(event.host.as_str(), refusal, &text);
-            if refusal == Refusal::Ahead {
+            if refusal == Refusal::Ahead && trusted {
                 self.ahead.record(&event.host, now()).iter().for_each(journal::warn);
             }
             return;
@@ -166,7 +166,7 @@ impl Daemon {
         let mut part = message.shard(|pardon| known.fleet.knows_unban(pardon))?;
         self.shown.traffic.parts += 1;
         if let Some(refusal) = known.guard.check_part_time(&part, now()) {
-            if refusal == Refusal::Ahead {
+            if refusal == Refusal::Ahead && message.is_trusted() {
                 self.ahead.record(host, now()).iter().for_each(journal::warn);
             }
             return Err(message.reject(refusal, WHAT, of_another_time(refusal).to_owned()));

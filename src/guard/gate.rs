@@ -65,6 +65,7 @@ pub struct Rejected {
     what: &'static str,
     why: String,
     host: Option<Host>,
+    shard: Option<u32>,
     own_shard: Option<u32>,
 }
 
@@ -87,6 +88,7 @@ impl Gate {
             what: "no message of the fleet",
             why,
             host: None,
+            shard: None,
             own_shard: None,
         })?;
         match self.verify(&source, &topic, &payload) {
@@ -99,6 +101,7 @@ impl Gate {
                 what: "no message of the fleet",
                 why,
                 own_shard: source.own_shard(&self.me),
+                shard: source.shard(),
                 host: source.host().cloned(),
             }),
         }
@@ -208,11 +211,15 @@ impl Source {
         }
     }
 
-    fn own_shard(&self, me: &Host) -> Option<u32> {
+    fn shard(&self) -> Option<u32> {
         match self {
-            Self::Shard { host, index } if host == me => Some(*index),
+            Self::Shard { index, .. } => Some(*index),
             _ => None,
         }
+    }
+
+    fn own_shard(&self, me: &Host) -> Option<u32> {
+        self.shard().filter(|_| self.host() == Some(me))
     }
 }
 
@@ -281,8 +288,8 @@ impl Admitted {
     /// Rejects it for what is in it.
     #[must_use]
     pub fn reject(&self, reason: Refusal, what: &'static str, why: String) -> Rejected {
-        let host = self.source.host().cloned();
-        Rejected { reason, topic: self.topic.clone(), what, why, host, own_shard: None }
+        let (host, shard) = (self.source.host().cloned(), self.source.shard());
+        Rejected { reason, topic: self.topic.clone(), what, why, host, shard, own_shard: None }
     }
 
     fn malformed(&self, what: &'static str, why: &Malformed) -> Rejected {
@@ -307,6 +314,12 @@ impl Rejected {
     #[must_use]
     pub fn host(&self) -> Option<&Host> {
         self.host.as_ref()
+    }
+
+    /// The shard in that branch on whose topic it is.
+    #[must_use]
+    pub fn shard(&self) -> Option<u32> {
+        self.shard
     }
 
     /// Which of this host's own shards it took the place of.

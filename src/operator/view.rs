@@ -157,9 +157,7 @@ impl View {
         let part = message.shard(|_| true).ok();
         let Some(mut part) = part.filter(|part| check_part_stamp(part, self.signed, now).is_none())
         else {
-            if self.rejected.len() < MAX_HOSTS || self.rejected.contains_key(host) {
-                self.rejected.entry(host.clone()).or_default().insert(number);
-            }
+            self.reject(host, number);
             return Heard::Nothing;
         };
         part.bans.retain(|listed| is_bannable(listed.address.ip()));
@@ -184,6 +182,13 @@ impl View {
         let before = member.parts.insert(number, part);
         self.bans = self.bans + bans - before.map_or(0, |part| part.bans.len());
         Heard::Part(host.clone())
+    }
+
+    /// The broker keeps something on a topic of a host's snapshot that daemons reject.
+    pub fn reject(&mut self, host: &Host, number: u32) {
+        if self.rejected.len() < MAX_HOSTS || self.rejected.contains_key(host) {
+            self.rejected.entry(host.clone()).or_default().insert(number);
+        }
     }
 
     fn cleared(&mut self, host: &Host) -> Heard {

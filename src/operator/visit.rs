@@ -135,7 +135,13 @@ impl Visit {
             Event::SubscribeRefused(_) => Err(refused(&self.topic)),
             Event::Lost { broker, why } => Err(lost(&broker, &why)),
             // The gate's counters are the daemon's.
-            Event::Connected(_) | Event::Published(_) | Event::Refused(_) => Ok(Heard::Nothing),
+            Event::Refused(rejected) => {
+                if let (Some(host), Some(number)) = (rejected.host(), rejected.shard()) {
+                    self.gathering.view.reject(host, number);
+                }
+                Ok(Heard::Nothing)
+            }
+            Event::Connected(_) | Event::Published(_) => Ok(Heard::Nothing),
         }
     }
 

@@ -178,6 +178,13 @@ fn larger_than_any_such_message_is_rejected_before_it_is_read() {
         let rejected = gate.admit(topic, vec![b'x'; max + 1]).unwrap_err();
         assert_eq!(rejected.reason, Refusal::TooLarge);
         assert_eq!(rejected.own_shard, topic.contains("web1").then_some(2));
+        let shard =
+            rejected.host().zip(rejected.shard()).map(|(host, index)| format!("{host}/{index}"));
+        assert_eq!(
+            shard.as_deref(),
+            topic.split_once("/state/").map(|(_, shard)| shard),
+            "{topic}"
+        );
     }
 }
 
