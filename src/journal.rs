@@ -43,7 +43,7 @@ pub fn syslog(line: impl fmt::Display) {
 }
 
 /// Lets through the first few lines of a kind in a minute, of each peer and in all, and counts the rest.
-/// Whoever may publish can cause such lines, and the journal drops other lines when there are too many.
+/// Any client that may publish can cause such lines, and the journal drops other lines when there are too many.
 #[derive(Debug, Default)]
 pub struct Limited {
     /// By kind and peer; the peer is empty for all of a kind together.

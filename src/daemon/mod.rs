@@ -196,9 +196,9 @@ impl Daemon {
     /// Takes what happened to the link, and what has happened since.
     fn heard(&mut self, event: LinkEvent) {
         self.take(event);
-        let begun = Instant::now();
+        let started = Instant::now();
         for _ in 1..AT_ONCE {
-            if begun.elapsed() >= MAX_TURN {
+            if started.elapsed() >= MAX_TURN {
                 break;
             }
             let Some(event) = self.link.ready() else { break };

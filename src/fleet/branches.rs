@@ -1,5 +1,5 @@
 //! Whose snapshots there are, and which to ask the broker for next. A default mosquitto silently drops what goes
-//! beyond 20 messages in flight and 1,000 queued, so whoever asks for all at once gets a part of it.
+//! beyond 20 messages in flight and 1,000 queued, so a client that asks for all at once gets a part of it.
 //!
 //! First the first shard of every host is asked for, many hosts at once: for most it is all. Then, one host
 //! after another, the branches of those whose first shard says that there is more. What is missing after some

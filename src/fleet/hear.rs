@@ -4,16 +4,13 @@ use std::collections::BTreeMap;
 
 use super::branches::MAX_BRANCHES;
 use super::claims::{Carried, Said, carried};
-use super::lifts::Lift;
 use super::limits::Table;
 use super::look::{Detection, Local};
 use super::remember::Slot;
-use super::tombstones::Usage;
 use super::{Change, Fleet, Key, TIDY, secs};
 use crate::fail2ban::database::Row;
 use crate::wire::{
-    Action, Address, Ban, Event, Host, Jail, Listed, Pardon, Part, Reason, Scope, Slice, State,
-    Told, UnbanId,
+    Action, Address, Ban, Event, Host, Listed, Pardon, Part, Reason, Scope, Slice, State, Told,
 };
 
 /// An own event that comes back later than this is an old one; in milliseconds.
@@ -262,48 +259,6 @@ impl Fleet {
         }
     }
 
-    /// A fleet unban is known from now on: scripts cannot carry it, so their claims end with it.
-    fn learn_tombstone(&mut self, pardon: &Pardon, now: i64) {
-        let changes = self.tombstones.learn(pardon, now, &self.pace);
-        if changes.is_empty() {
-            return;
-        }
-        for change in changes {
-            if let Change::Unban(gone, None) = &change {
-                self.snapshots.touch(gone.address, now);
-            }
-            self.change(change);
-        }
-        if let Some((max, maker)) = self.tombstones.limit() {
-            self.limits.reached(Table::Tombstones, max, Some(maker), now);
-        }
-        let here = |(jail, local): &(&Jail, &Local)| {
-            pardon.scope.covers(jail) && local.cases.contains_key(&pardon.address)
-        };
-        let jails = self.jails.iter().filter(here).map(|(jail, _)| jail.clone());
-        for jail in jails.collect::<Vec<_>>() {
-            let key = (jail, pardon.address);
-            self.remove_claims(&key, Said::is_script);
-            self.suppress_future_claims(&key, now);
-        }
-    }
-
-    /// A fleet unban does not void a ban that began an hour after it. One that is known already and begins in
-    /// the future is meant all the same: it is lifted here, as an operator would.
-    fn suppress_future_claims(&mut self, key: &Key, now: i64) {
-        let case = self.jails.get(&key.0).and_then(|local| local.cases.get(&key.1));
-        let latest = secs(now).saturating_add(self.pace.tombstone_idle);
-        let future =
-            |said: &&Said| !said.is_script() && said.ban.is_some_and(|ban| ban.start > latest);
-        let claims: Vec<Said> =
-            case.into_iter().flat_map(|case| &case.said).filter(future).cloned().collect();
-        for Said { host, stamp, ban, .. } in claims {
-            let Some(ban) = ban else { continue };
-            let change = self.lifts.lift(key, &host, Lift { start: ban.start, stamp });
-            self.change(change);
-        }
-    }
-
     /// Takes what notify told, and answers the event that is to be sent of it. `row` is fail2ban's row of
     /// the ban: `None` where fail2ban keeps none at all.
     ///
@@ -415,26 +370,6 @@ impl Fleet {
         self.jails.retain(|_, local| !local.is_empty());
         self.peers.gc(now);
         self.collecting = true;
-    }
-
-    /// Drops fleet unbans that are no longer needed, some at a time.
-    pub(super) fn collect_tombstones(&mut self, now: i64) {
-        if !self.collecting {
-            return;
-        }
-        let idle = self.pace.tombstone_idle * 1000;
-        let connected = self.connected_since.is_some_and(|since| now.saturating_sub(since) >= idle);
-        let (jails, pace) = (&self.jails, &self.pace);
-        let usage = |address: Address, scope: &Scope, id: &UnbanId| {
-            let of = jails.iter().filter(|(jail, _)| scope.covers(jail));
-            of.map(|(_, local)| local.usage(address, id, pace)).max().unwrap_or(Usage::Unused)
-        };
-        let (gone, more) = self.tombstones.gc(now, connected, pace, usage);
-        self.collecting = more;
-        for (address, change) in gone {
-            self.snapshots.touch(address, now);
-            self.change(change);
-        }
     }
 
     fn end_lift(&mut self, key: &Key, host: &Host) {

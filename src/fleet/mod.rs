@@ -9,7 +9,7 @@
 //! - `absent`: what counts while fail2ban is away or has not made its jails.
 //! - [`marks`]: what was imported for others, and whether it still is what is held.
 //! - [`lifts`]: what this host's operator freed stays free.
-//! - `tombstones`: what was freed for the whole fleet stays free everywhere.
+//! - `tombstones`: what was freed for the whole fleet stays free everywhere; `fleet_unbans`: how it is applied.
 //! - [`limits`]: which tables are full.
 //! - [`reconcile`]: the decision on one address. [`lease`]: when an import is prolonged.
 //! - [`tell`]: which events are sent, and the stamps. [`snapshot`]: which parts are published when.
@@ -27,6 +27,7 @@ pub mod branches;
 mod claim_index;
 pub mod claims;
 mod dirty;
+mod fleet_unbans;
 mod hear;
 pub mod lease;
 pub mod lifts;

@@ -1,23 +1,18 @@
 //! What is to be done next: one step at a time, in an order that a crash between any two of them leaves
 //! well. What fail2ban is told rests on what is on disk; what is done, on what was just seen.
 
-use std::collections::BTreeSet;
-
-use super::look::{Local, Pulse};
+use super::look::Pulse;
 use super::marks::Mark;
 use super::reconcile::{self, Step as Decision};
 use super::{Change, Fleet, Key, secs};
 use crate::ignored::Because;
-use crate::wire::{Address, Host, Jail, Scope};
+use crate::wire::{Address, Host, Jail};
 
 /// fail2ban makes some 130 bans a second and answers nobody meanwhile.
 const BATCH: usize = 20;
 
 /// From so many addresses on it is quicker to look at all of a jail's bans.
 const FEW: usize = 2;
-
-/// How many addresses of fleet unbans are worked off at once, before it is the turn of bans.
-const TOMBSTONES: usize = 100;
 
 /// One address to be banned or freed here, and the host whose word it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,80 +121,6 @@ impl Fleet {
             }
             self.looks.insert(jail.clone());
             return Step::Look(jail, None);
-        }
-    }
-
-    /// The next fleet unbans are applied: fail2ban is told where there may be something to free.
-    fn apply_tombstones(&mut self, names: &BTreeSet<Jail>, now: i64) {
-        let batch = self.tombstones.next_batch(TOMBSTONES);
-        for jail in names {
-            let mut addresses = Vec::new();
-            for &address in &batch {
-                let key = (jail.clone(), address);
-                // What fail2ban is about to restore it would restore all the same: that is freed once it is back.
-                let comes_back = self.jails.get(jail).is_none_or(|local| {
-                    local.shown.is_none()
-                        || local.cases.get(&address).is_some_and(|case| case.restoring)
-                });
-                if comes_back || !self.tombstones.is_due(&key, None, &self.pace) {
-                    continue;
-                }
-                let start = self.start_of_newer_ban(&key, now);
-                if self.tombstones.is_due(&key, start, &self.pace) && self.may_be_held(&key, now) {
-                    addresses.push(address);
-                } else {
-                    self.tombstones.mark_applied(&key);
-                }
-            }
-            if !addresses.is_empty() {
-                self.orders.push_back(Order::Obey(jail.clone(), addresses));
-            }
-        }
-    }
-
-    /// When the ban of an address began that is this host's own, or whose claims count in spite of every fleet
-    /// unban that is known; in seconds since 1970.
-    fn start_of_newer_ban(&self, key: &Key, now: i64) -> Option<i64> {
-        let local = self.jails.get(&key.0)?;
-        let own = local.own.get(&key.1).map(|own| own.ban.start);
-        let told = local.told.get(&key.1).filter(|told| told.echo.is_none());
-        let told = told.map(|told| told.ban.start);
-        let case = local.cases.get(&key.1);
-        let imported = case.filter(|case| case.mark.is_some()).and_then(|case| {
-            let claims = self.claimants(key, local, case, secs(now));
-            claims.filter_map(|said| said.ban.map(|ban| ban.start)).max()
-        });
-        own.max(told).max(imported)
-    }
-
-    /// Whether fail2ban may ban an address, as far as what it showed last still holds.
-    fn may_be_held(&self, key: &Key, now: i64) -> bool {
-        let (Some(pulse), Some(local)) = (self.pulse, self.jails.get(&key.0)) else { return true };
-        local.is_worth_a_look(pulse, now)
-            || local.cases.get(&key.1).is_some_and(|case| {
-                case.end.is_some() || case.mark.is_some() || case.rowed || case.restoring
-            })
-            || local.own.contains_key(&key.1)
-            || local.told.contains_key(&key.1)
-    }
-
-    /// Fleet unbans that fail2ban was told of are applied, but for those that wait for a jail.
-    fn settle_tombstones(&mut self, names: &BTreeSet<Jail>, now: i64) {
-        if !self.tombstones.is_applying() {
-            return;
-        }
-        let (jails, awaited) = (&self.jails, &self.awaited);
-        // A ban in a jail that is not there yet comes back with it, and is to be freed then.
-        let waits = |address: Address, scope: &Scope| {
-            let owns = |(_, local): &(&Jail, &Local)| local.own.contains_key(&address);
-            let there = |jail: &Jail| names.contains(jail) || !scope.covers(jail);
-            let comes = |(_, rows): &(&Jail, &BTreeSet<Address>)| rows.contains(&address);
-            awaited.iter().filter(comes).any(|(jail, _)| !there(jail))
-                || jails.iter().filter(owns).any(|(jail, _)| !there(jail))
-        };
-        for (address, change) in self.tombstones.settle(names, waits) {
-            self.snapshots.touch(address, now);
-            self.change(change);
         }
     }
 
