@@ -6,7 +6,7 @@ use crate::fleet::limits::Table;
 use crate::guard::gate::{Admitted, Rejected, Source};
 use crate::guard::{Kind, Refusal, Verdict};
 use crate::journal;
-use crate::wire::{CHECK, Event, Host};
+use crate::wire::{CHECK, Event, Host, State};
 
 /// Why a message of another time is rejected.
 const OLD: &str = "it is too old: a replay, or its host's clock is behind by days";
@@ -41,11 +41,15 @@ impl Daemon {
         };
         if let Err(rejected) = result {
             self.refuse(&rejected);
+            self.spoilt(&rejected);
         }
     }
 
-    /// What is not the fleet's and retained in this host's own branch took the place of a part.
+    /// What is rejected in this host's own branch took the place of a part, or of its presence.
     pub(super) fn spoilt(&self, rejected: &Rejected) {
+        if rejected.host() == Some(&self.host) && rejected.shard().is_none() {
+            self.memory.know().fleet.hear_own_presence(None);
+        }
         if let Some(index) = rejected.own_shard() {
             self.memory.know().fleet.hear_cleared(&self.host, index, now());
         }
@@ -185,12 +189,21 @@ impl Daemon {
 
     fn presence(&mut self, message: &Admitted, host: &Host) -> Result<(), Rejected> {
         if message.payload().is_empty() {
+            if *host == self.host {
+                self.memory.know().fleet.hear_own_presence(None);
+            }
             return Ok(()); // it was forgotten
         }
         let there = message.presence()?;
         self.shown.traffic.presences += 1;
         let mut known = self.memory.know();
         known.fleet.hear_presence(host, there.state, now());
+        if *host == self.host && there.state == State::Online {
+            let own = there.machine == self.machine;
+            known
+                .fleet
+                .hear_own_presence(Some(&there).filter(|_| own || !there.machine.is_empty()));
+        }
         if *host == self.host && !there.machine.is_empty() && there.machine != self.machine {
             let text = format!("{NAMESAKE} {host}, too: set MQTT_NODE on one of them");
             known.warn("namesake", &text);

@@ -10,7 +10,8 @@ use super::remember::Slot;
 use super::{Change, Fleet, Key, TIDY, secs};
 use crate::fail2ban::database::Row;
 use crate::wire::{
-    Action, Address, Ban, Event, Host, Listed, Pardon, Part, Reason, Scope, Slice, State, Told,
+    Action, Address, Ban, Event, Host, Listed, Pardon, Part, Presence, Reason, Scope, Slice, State,
+    Told,
 };
 
 /// An own event that comes back later than this is an old one; in milliseconds.
@@ -257,6 +258,13 @@ impl Fleet {
         {
             self.presence = None;
         }
+    }
+
+    /// What the broker has as this host's presence now; `None` where that is none, or none of this host's.
+    pub fn hear_own_presence(&mut self, there: Option<&Presence>) {
+        let same =
+            |(last, _): &(Presence, i64)| there.is_some_and(|there| there.jails == last.jails);
+        self.presence_lost |= self.presence.as_ref().is_some_and(|last| !same(last));
     }
 
     /// Takes what notify told, and answers the event that is to be sent of it. `row` is fail2ban's row of

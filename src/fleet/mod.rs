@@ -165,6 +165,8 @@ pub struct Fleet {
     branches: Branches,
     /// What was said of this host itself, or would have been again, and when.
     presence: Option<(Presence, i64)>,
+    /// The broker has another presence of this host, or none: it is published again.
+    presence_lost: bool,
     /// What was asked of bans that other hosts' operators made.
     asked: Asked,
     /// What is not on disk yet.
@@ -216,6 +218,7 @@ impl Fleet {
             snapshots: Snapshots::new(),
             branches: Branches::default(),
             presence: None,
+            presence_lost: false,
             asked: Asked::default(),
             dirty: DirtyRecords::default(),
             queue: Queue::default(),

@@ -19,7 +19,11 @@ impl Fleet {
             let same = jails.is_none_or(|jails| last.jails == *jails);
             answered = asked.iter().any(|answer| !last.asked.contains(answer));
             let prompt = answered && self.asked.may_tell(now);
-            let pause = if prompt { self.pace.answers } else { self.pace.counts };
+            let pause = match (prompt, self.presence_lost) {
+                (true, _) => self.pace.answers,
+                (_, true) => self.pace.echo,
+                _ => self.pace.counts,
+            };
             if same && (0..pause).contains(&(now - at)) {
                 return None;
             }
@@ -36,8 +40,9 @@ impl Fleet {
         if answered {
             self.asked.told(now);
         }
+        let lost = std::mem::take(&mut self.presence_lost);
         let last = self.presence.replace((presence.clone(), now)).map(|(last, _)| last);
-        (last.as_ref() != Some(&presence)).then_some(presence)
+        (lost || last.as_ref() != Some(&presence)).then_some(presence)
     }
 
     /// How many other hosts are known, and of how many everything.

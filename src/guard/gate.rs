@@ -289,7 +289,8 @@ impl Admitted {
     #[must_use]
     pub fn reject(&self, reason: Refusal, what: &'static str, why: String) -> Rejected {
         let (host, shard) = (self.source.host().cloned(), self.source.shard());
-        Rejected { reason, topic: self.topic.clone(), what, why, host, shard, own_shard: None }
+        let own_shard = self.source.own_shard(&self.me);
+        Rejected { reason, topic: self.topic.clone(), what, why, host, shard, own_shard }
     }
 
     fn malformed(&self, what: &'static str, why: &Malformed) -> Rejected {

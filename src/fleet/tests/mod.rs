@@ -339,6 +339,28 @@ fn another_broker_s_last_will_of_this_host_is_answered() {
 }
 
 #[test]
+fn own_presence_that_was_replaced_is_published_again() {
+    let mut it = Bench::new();
+    it.fleet.connected(NOW);
+    let published = it.fleet.presence(Presence::default, NOW).unwrap();
+    let forged = Presence { jails: [jail()].into(), ..published.clone() };
+    // What the broker has, after so many milliseconds, and whether it is published then.
+    let table = [
+        (Some(&published), 6_000, false),
+        (None, 6_000, true),
+        (None, 7_000, false),
+        (Some(&published), 11_000, true),
+        (Some(&forged), 17_000, true),
+        (Some(&published), 40_000, false),
+    ];
+    for (there, after, again) in table {
+        it.fleet.hear_own_presence(there);
+        let presence = it.fleet.presence(Presence::default, NOW + after);
+        assert_eq!(presence, again.then(|| published.clone()), "{after}");
+    }
+}
+
+#[test]
 fn what_an_operator_of_another_host_asks_is_answered_soon_and_not_too_often() {
     let mut it = Bench::new();
     it.fleet.connected(NOW);
