@@ -115,7 +115,7 @@ impl Database {
             "SELECT timeofban, bantime, data FROM bips WHERE jail = ?1 AND ip = ?2",
         )?;
         for address in addresses {
-            let mut found = query.query((jail.as_str(), address.to_string()))?;
+            let mut found = query.query((jail.as_str(), super::spelled(*address)))?;
             if let Some(row) = found.next()? {
                 rows.push((*address, read(row, 0)?));
             }

@@ -10,6 +10,7 @@ pub mod table;
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -111,7 +112,7 @@ impl Client {
         jail: &Jail,
         addresses: &[Address],
     ) -> Result<BTreeSet<Address>, Error> {
-        let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let texts: Vec<String> = addresses.iter().map(|address| spelled(*address)).collect();
         let mut command = vec!["get", jail.as_str(), "banned"];
         command.extend(texts.iter().map(String::as_str));
         let read = |answer: &Value<'_>| {
@@ -266,7 +267,7 @@ impl Client {
         address: Address,
         failures: &[&str],
     ) -> Result<(), Error> {
-        let address = address.to_string();
+        let address = spelled(address);
         let mut command = vec!["set", jail.as_str(), "attempt", &address];
         command.extend(failures);
         self.call(&command, QUESTION, |_| Some(())).await
@@ -278,7 +279,7 @@ impl Client {
         what: &str,
         addresses: &[Address],
     ) -> Result<i64, Error> {
-        let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let texts: Vec<String> = addresses.iter().map(|address| spelled(*address)).collect();
         let mut command = vec!["set", jail.as_str(), what];
         command.extend(texts.iter().map(String::as_str));
         self.call(&command, ORDER, number).await
@@ -349,6 +350,18 @@ impl Client {
                 return Err(io::Error::other("its answer has no end"));
             }
         }
+    }
+}
+
+/// An address as fail2ban spells it, by inet_ntop(3), and compares it: the last 32 bits of an IPv4-compatible IPv6
+/// address have dots (`::192.0.2.1`).
+pub(crate) fn spelled(address: Address) -> String {
+    match address.ip() {
+        IpAddr::V6(ip) => match u32::try_from(ip.to_bits()) {
+            Ok(bits @ 0x1_0000..) => format!("::{}", Ipv4Addr::from(bits)),
+            _ => ip.to_string(),
+        },
+        IpAddr::V4(ip) => ip.to_string(),
     }
 }
 

@@ -119,6 +119,23 @@ async fn a_server_that_is_stuck_is_given_up() {
 }
 
 #[test]
+fn addresses_are_spelled_as_fail2ban_does() {
+    let table = [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:DB8:0::1", "2001:db8::1"),
+        ("::192.0.2.1", "::192.0.2.1"),
+        ("::c000:201", "::192.0.2.1"),
+        ("::1:0", "::0.1.0.0"),
+        ("::ffff", "::ffff"),
+        ("64:ff9b::192.0.2.1", "64:ff9b::c000:201"),
+        ("::ffff:0:192.0.2.1", "::ffff:0:c000:201"),
+    ];
+    for (text, expected) in table {
+        assert_eq!(spelled(Address::new(text).unwrap()), expected);
+    }
+}
+
+#[test]
 fn every_kind_of_value_is_read() {
     let numbers = "8005952f000000000000004b005d94284b014b004bff4d00014a000001004affffffff8a06000000000001473ff8000000000000884e6586942e";
     let numbers = bytes(numbers);
