@@ -4,5 +4,6 @@
 mod support;
 
 mod dns;
+mod files;
 mod rounds;
 mod siege;
