@@ -261,7 +261,7 @@ fn what_the_operator_does_the_fleet_obeys() {
         figures(web1, "f2bmqtt unban --jail web --json 203.0.113.30"),
         json!({
             "id": "*", "ips": ["203.0.113.30"], "jail": "web", "freed": ["db1", "web1", "web2"],
-            "silent": [], "offline": [],
+            "silent": [], "offline": [], "jails_left_out": 0,
         })
     );
     assert!(!web1.bans("web", "203.0.113.30") && !web2.bans("web", "203.0.113.30"));
