@@ -45,8 +45,8 @@ const OLD_PART: i64 = 30 * 86_400_000;
 /// greatest stamp counts, and one of the far future would keep its host mute until then. In milliseconds.
 pub const HORIZON: i64 = 86_400_000;
 
-/// This host's own stamps keep away from the horizon of hosts whose clocks are behind by so much; in
-/// milliseconds.
+/// The clocks of honest hosts differ by no more than this, in milliseconds: a stamp that is further beyond the
+/// horizon no other host has accepted, and one that is as far below it all accept.
 pub const HORIZON_MARGIN: i64 = 600_000;
 
 /// Judges what comes from the fleet.
