@@ -18,7 +18,7 @@ use crate::wire::{
 const FRESH: i64 = 60_000;
 
 /// The most detections of this host that only its own events on the broker tell of.
-const MAX_ECHOES: usize = 1_000;
+pub(super) const MAX_ECHOES: usize = 1_000;
 
 /// The most fleet unbans that a claim carries: as many as are kept of an address.
 const MAX_CARRIED: usize = 16;
@@ -312,6 +312,7 @@ impl Fleet {
         }
         local.told.insert(key.1, Detection { ban, turn, kept: false, echo: None });
         if case.mark.take().is_some() {
+            self.unsaid.remove(key);
             self.change(Change::Mark(key.clone(), None));
         }
     }

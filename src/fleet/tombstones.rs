@@ -10,6 +10,8 @@
 //! address. One more than that takes the place of the oldest of the maker that has most. They are applied in
 //! batches, in turns between makers. One that no host's ban needs is dropped after an hour.
 
+mod invariants;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
