@@ -107,6 +107,7 @@ impl Siege {
         for address in [STAYS, &it.victim] {
             it.crosses("a", address);
         }
+        it.make("introduce", "");
         it.remember("a");
         it.remember("b");
         it

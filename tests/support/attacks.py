@@ -164,6 +164,20 @@ def outside_messages():
         yield f"host/{host}", presence("sshd", "x")
 
 
+def attack_introduce():
+    """Hosts that do not exist are known: a daemon subscribes to the snapshots of those that it knows."""
+    client = Client()
+    for host in ("evil", *(f"evil{n}" for n in range(2, 8))):
+        client.publish(snapshots(host), shard(host, 1, 0, 2), 1)
+        client.publish(f"f2bmqtt/blacklist/host/{host}", presence("sshd"))
+    client.close()
+    time.sleep(8)
+    client = Client()
+    for host in ("evil", *(f"evil{n}" for n in range(2, 8))):
+        client.publish(snapshots(host), b"", 1)
+    client.close()
+
+
 def attack_outside():
     for retain in (0, 1):
         client = Client()
@@ -383,6 +397,7 @@ def attack_replay():
             print(topic, flush=True)
             if topic.endswith("/unban"):
                 until = time.time() + 4
+                threading.Timer(5, lambda: Client("end").publish("end", b"")).start()
     assert len(heard) > 1, heard
     client = Client()
     given["key"] = ""
