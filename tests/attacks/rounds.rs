@@ -102,12 +102,11 @@ fn others_join(siege: &mut Siege) {
     siege.host("b").sh("systemctl start f2bmqttsub");
     siege.host("b").ready();
     siege.host("b").attack("auth", &[&next]);
-    for name in ["b", "c"] {
-        siege.crosses(name, &missed);
-    }
+    siege.crosses("b", &missed);
     for name in ["a", "c"] {
         siege.crosses(name, &next);
     }
+    // The broker may never hand out a's presence to c: c knows a from its next message on.
     siege.crosses("c", STAYS);
     siege.make("retain_clear", "");
     siege.host("c").sh("systemctl stop f2bmqttsub; f2bmqtt forget --yes newcomer");

@@ -426,18 +426,30 @@ def attack_stolen():
 def attack_as_broker():
     """A broker that sends messages outside of the fleet's topics, and then long topics without end."""
     server = socket.create_server(("", 1999))
-    client, _ = server.accept()
-    client.settimeout(15)
+    seconds = 40 if given["full"] else 4
+    # A daemon with new settings has two clients: the other ends its former session.
+    until = time.time() + 30
+    while (left := until - time.time()) > 0:
+        server.settimeout(left)
+        try:
+            client, _ = server.accept()
+        except TimeoutError:
+            break
+        until = time.time() + seconds
+        threading.Thread(target=pour, args=(client, until), daemon=True).start()
+
+
+def pour(client, until):
     subscribed = threading.Event()
     threading.Thread(target=hostile.answer, args=(client, subscribed), daemon=True).start()
-    subscribed.wait(20)
+    if not subscribed.wait(20):
+        return
+    client.settimeout(15)
     for topic, message in outside_messages():
         client.sendall(hostile.publish(topic, json.dumps(message, separators=(",", ":")).encode()))
     long = b"".join(hostile.publish(start + "t" * 65_500, b"") for start in ("blacklist/", "f2bmqtt/blacklist/", "x")) * 7
-    until = time.time() + (40 if given["full"] else 4)
     while time.time() < until:
         client.sendall(long)
-    client.close()
 
 
 def state():
