@@ -45,7 +45,9 @@ impl Fleet {
         if let (Some(Reason::Fleet), Some(id)) = (event.reason, &event.id) {
             let scope =
                 if event.every_jail { Scope::Every } else { Scope::One(event.jail.clone()) };
-            self.learn_tombstone(&Pardon { scope, address: event.address, id: id.clone() }, now);
+            let pardon = Pardon { scope, address: event.address, id: id.clone() };
+            let changes = self.tombstones.learn(&pardon, now, &self.pace);
+            self.take_tombstone(&pardon, changes, now);
             return true;
         }
         if event.stamp <= 0 {
@@ -129,7 +131,8 @@ impl Fleet {
             self.peers.search(&part.host);
         }
         for pardon in &part.unbans {
-            self.learn_tombstone(pardon, now);
+            let changes = self.tombstones.learn_repeated(pardon, now, &self.pace);
+            self.take_tombstone(pardon, changes, now);
         }
         (!room).then_some(Trouble::NoRoom)
     }
@@ -262,8 +265,7 @@ impl Fleet {
     }
 
     /// A fleet unban is known from now on: scripts cannot carry it, so their claims end with it.
-    fn learn_tombstone(&mut self, pardon: &Pardon, now: i64) {
-        let changes = self.tombstones.learn(pardon, now, &self.pace);
+    fn take_tombstone(&mut self, pardon: &Pardon, changes: Vec<Change>, now: i64) {
         if changes.is_empty() {
             return;
         }
