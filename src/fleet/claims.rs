@@ -209,11 +209,12 @@ impl Fleet {
         if let (true, Some(last)) = (case.said.is_empty() && case.mark.is_some(), gone.last()) {
             self.unsaid.insert(key.clone(), last.host.clone());
         }
+        let is_abandoned = case.is_empty() && case.queued;
         if case.is_empty() {
-            if case.queued {
-                self.queue.abandon();
-            }
             local.cases.remove(&key.1);
+        }
+        if is_abandoned {
+            self.abandon_entry();
         }
         for said in &gone {
             self.counts.subtract(said);

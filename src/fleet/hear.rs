@@ -44,7 +44,9 @@ impl Fleet {
         if let (Some(Reason::Fleet), Some(id)) = (event.reason, &event.id) {
             let scope =
                 if event.every_jail { Scope::Every } else { Scope::One(event.jail.clone()) };
-            self.learn_tombstone(&Pardon { scope, address: event.address, id: id.clone() }, now);
+            let pardon = Pardon { scope, address: event.address, id: id.clone() };
+            let changes = self.tombstones.learn(&pardon, now, &self.pace);
+            self.take_tombstone(&pardon, changes, now);
             return true;
         }
         if event.stamp <= 0 {
@@ -128,7 +130,8 @@ impl Fleet {
             self.peers.search(&part.host);
         }
         for pardon in &part.unbans {
-            self.learn_tombstone(pardon, now);
+            let changes = self.tombstones.learn_repeated(pardon, now, &self.pace);
+            self.take_tombstone(pardon, changes, now);
         }
         (!room).then_some(Trouble::NoRoom)
     }

@@ -364,13 +364,15 @@ impl Fleet {
         // Hosts that run the scripts have one line together: anybody can name more of them.
         let host = self.reporter(key).filter(|host| self.peers.contains(host)).cloned();
         self.queue.push(host, key.clone());
-        if self.queue.is_mostly_stale() {
-            self.drop_stale_entries();
-        }
     }
 
-    /// Of each address that waits one entry is left in the queue, and nothing else.
-    fn drop_stale_entries(&mut self) {
+    /// Nothing is known any more of an address that waits. Once most of the queue is such entries, of each address
+    /// that waits one is left, and nothing else.
+    fn abandon_entry(&mut self) {
+        self.queue.abandon();
+        if !self.queue.is_mostly_stale() {
+            return;
+        }
         let jails = &mut self.jails;
         let mut case = |key: &Key, queued: bool| {
             let case = jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));

@@ -49,6 +49,11 @@ impl Tombstone {
         Pardon { scope: self.scope.clone(), address, id: self.id.clone() }
     }
 
+    /// Which is the oldest, on every host the same.
+    fn rank(&self) -> (i64, &UnbanId, &Scope) {
+        (self.id.made(), &self.id, &self.scope)
+    }
+
     fn is_due_in(&self, jail: &Jail) -> bool {
         let waits = !self.applied && !self.applied_jails.contains(jail);
         self.scope.covers(jail) && (waits || self.pending_jails.contains(jail))
@@ -145,6 +150,20 @@ impl Tombstones {
         }
     }
 
+    /// Learns of one that a snapshot repeats. Of an address with too many the newest are kept: so all hosts keep the
+    /// same ones, whatever they heard in which order. A claim would be void where another set is known.
+    pub(super) fn learn_repeated(&mut self, pardon: &Pardon, now: i64, pace: &Pace) -> Vec<Change> {
+        let of = self.known.get(&pardon.address).filter(|of| of.len() >= MAX_PER_ADDRESS);
+        let rank = (pardon.id.made(), &pardon.id, &pardon.scope);
+        if of
+            .and_then(|of| of.iter().map(Tombstone::rank).min())
+            .is_some_and(|oldest| rank < oldest)
+        {
+            return Vec::new();
+        }
+        self.learn(pardon, now, pace)
+    }
+
     /// Learns of one; answers what is to be persisted: nothing if it is known already, or of another time.
     /// `now` is in milliseconds.
     pub(super) fn learn(&mut self, pardon: &Pardon, now: i64, pace: &Pace) -> Vec<Change> {
@@ -168,7 +187,7 @@ impl Tombstones {
     /// The one that has to go before there is room for another, if any.
     fn victim(&self, pardon: &Pardon) -> Option<Pardon> {
         let of_address = self.known.get(&pardon.address).filter(|of| of.len() >= MAX_PER_ADDRESS);
-        if let Some(oldest) = of_address.and_then(|of| of.iter().min_by_key(|one| one.id.made())) {
+        if let Some(oldest) = of_address.and_then(|of| of.iter().min_by_key(|one| one.rank())) {
             return Some(oldest.pardon(pardon.address));
         }
         let of_maker = self.by_maker.get(pardon.id.maker()).map_or(0, BTreeSet::len);
