@@ -188,9 +188,10 @@ impl World {
             return;
         }
         let elsewhere = [format!("x/{}", whole(&topic)), topic.clone(), format!("f2bmqtt/{topic}")];
-        let topic = match self.attacker.chance.often(100) {
-            true => self.attacker.chance.pick(&elsewhere).clone(),
-            false => whole(&topic),
+        let topic = if self.attacker.chance.often(100) {
+            self.attacker.chance.pick(&elsewhere).clone()
+        } else {
+            whole(&topic)
         };
         self.attacker.log.push(format!("{} {} {topic} {payload}", self.now - BEGIN, host.name));
         let result = host.hear_on(&topic, payload.as_bytes());
