@@ -179,6 +179,6 @@ fn hostile_broker(siege: &mut Siege) {
         siege.is_small("a", MAX_QUEUE);
     }
     connected(siege, 1883);
-    siege.reconnects("a");
+    siege.reconnected("a");
     siege.withstands("a hostile broker", &[], before);
 }
