@@ -147,6 +147,8 @@ fn table(stamp: u64) -> Vec<(bool, String, Vec<u8>)> {
         add(b"null".to_vec());
     }
     // Topics that lie, with messages that would do elsewhere.
+    let of_another = PART.replacen("\"evil\"", "\"other\"", 1);
+    table.push((false, "f2bmqtt/blacklist/state/evil/0".to_owned(), of_another.into()));
     for topic in [
         "f2bmqtt/blacklist/state/other/0",
         "f2bmqtt/blacklist/state/evil/1",

@@ -353,7 +353,7 @@ impl Client {
     }
 }
 
-/// An address as fail2ban spells it, by inet_ntop(3), and compares it: the last 32 bits of an IPv4-compatible IPv6
+/// An address as fail2ban spells it, by `inet_ntop(3)`, and compares it: the last 32 bits of an IPv4-compatible IPv6
 /// address have dots (`::192.0.2.1`).
 pub(crate) fn spelled(address: Address) -> String {
     match address.ip() {

@@ -110,15 +110,15 @@ pub enum Word {
 pub(super) const MAX_CLAIMS: usize = 200_000;
 pub(super) const MAX_CLAIMS_PER_PEER: usize = 100_000;
 pub(super) const MAX_SCRIPT_CLAIMS: usize = 50_000;
-const MAX_CLAIMS_PER_KEY: usize = 256;
+pub(super) const MAX_CLAIMS_PER_KEY: usize = 256;
 
 /// The most fleet unbans that all claims together carry. Beyond that a claim is kept without them, and so is
 /// void where they count.
-const MAX_CARRIED: usize = 200_000;
+pub(super) const MAX_CARRIED: usize = 200_000;
 
 /// The most jails that claims are kept of and fail2ban does not have; more while it has not said what it has.
-const MAX_OTHER_JAILS: usize = 64;
-const MAX_JAILS: usize = 500;
+pub(super) const MAX_OTHER_JAILS: usize = 64;
+pub(super) const MAX_JAILS: usize = 500;
 
 /// When all claims are too many, the peer with the most loses so many of them.
 const GIVE_WAY: usize = 256;
@@ -134,7 +134,7 @@ const SEARCH: usize = 1_000;
 pub(super) struct Counts {
     /// Of peers; what the claims carry; and of hosts that run the scripts.
     pub(super) claims: usize,
-    carried: usize,
+    pub(super) carried: usize,
     pub(super) scripts: usize,
 }
 
@@ -209,8 +209,12 @@ impl Fleet {
         if let (true, Some(last)) = (case.said.is_empty() && case.mark.is_some(), gone.last()) {
             self.unsaid.insert(key.clone(), last.host.clone());
         }
+        let is_abandoned = case.is_empty() && case.queued;
         if case.is_empty() {
             local.cases.remove(&key.1);
+        }
+        if is_abandoned {
+            self.abandon_entry();
         }
         for said in &gone {
             self.counts.subtract(said);

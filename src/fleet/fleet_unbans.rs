@@ -17,8 +17,7 @@ const TOMBSTONES: usize = 100;
 
 impl Fleet {
     /// A fleet unban is known from now on: scripts cannot carry it, so their claims end with it.
-    pub(super) fn learn_tombstone(&mut self, pardon: &Pardon, now: i64) {
-        let changes = self.tombstones.learn(pardon, now, &self.pace);
+    pub(super) fn take_tombstone(&mut self, pardon: &Pardon, changes: Vec<Change>, now: i64) {
         if changes.is_empty() {
             return;
         }

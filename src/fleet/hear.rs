@@ -18,7 +18,7 @@ use crate::wire::{
 const FRESH: i64 = 60_000;
 
 /// The most detections of this host that only its own events on the broker tell of.
-const MAX_ECHOES: usize = 1_000;
+pub(super) const MAX_ECHOES: usize = 1_000;
 
 /// The most fleet unbans that a claim carries: as many as are kept of an address.
 const MAX_CARRIED: usize = 16;
@@ -44,7 +44,9 @@ impl Fleet {
         if let (Some(Reason::Fleet), Some(id)) = (event.reason, &event.id) {
             let scope =
                 if event.every_jail { Scope::Every } else { Scope::One(event.jail.clone()) };
-            self.learn_tombstone(&Pardon { scope, address: event.address, id: id.clone() }, now);
+            let pardon = Pardon { scope, address: event.address, id: id.clone() };
+            let changes = self.tombstones.learn(&pardon, now, &self.pace);
+            self.take_tombstone(&pardon, changes, now);
             return true;
         }
         if event.stamp <= 0 {
@@ -128,7 +130,8 @@ impl Fleet {
             self.peers.search(&part.host);
         }
         for pardon in &part.unbans {
-            self.learn_tombstone(pardon, now);
+            let changes = self.tombstones.learn_repeated(pardon, now, &self.pace);
+            self.take_tombstone(pardon, changes, now);
         }
         (!room).then_some(Trouble::NoRoom)
     }
@@ -312,6 +315,7 @@ impl Fleet {
         }
         local.told.insert(key.1, Detection { ban, turn, kept: false, echo: None });
         if case.mark.take().is_some() {
+            self.unsaid.remove(key);
             self.change(Change::Mark(key.clone(), None));
         }
     }

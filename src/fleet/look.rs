@@ -147,6 +147,12 @@ impl Local {
         !known && self.cases.is_empty() && self.own.is_empty() && self.told.is_empty()
     }
 
+    /// Whether nothing but other hosts' messages is known of it.
+    pub(super) fn is_of_others(&self) -> bool {
+        let known = self.shown.is_some() || self.gone.is_some() || !self.own.is_empty();
+        !known && self.cases.values().all(|case| case.mark.is_none())
+    }
+
     /// How an address's bans in this jail need a fleet unban.
     pub(super) fn usage(&self, address: Address, id: &UnbanId, pace: &Pace) -> Usage {
         if self.own.contains_key(&address) || self.told.contains_key(&address) {

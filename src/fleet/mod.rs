@@ -16,7 +16,9 @@
 //! - `asked`: what is said of bans that another host's operator made.
 //! - [`branches`]: whose snapshots are asked for when.
 //! - [`look`]: what fail2ban showed, and whether it is worth another look.
-//! - [`remember`]: what has to outlive a restart; `dirty`: what of it is not on disk yet. [`provenance`]: what of it still counts elsewhere.
+//! - `invariants`: what holds of these tables after every step.
+//! - [`remember`]: what has to outlive a restart; `dirty`: what of it is not on disk yet. [`provenance`]: what of
+//!   it still counts elsewhere.
 //!
 //! [`Fleet`] keeps them: `hear` takes the others' words, `seen` what fail2ban shows, `work` says what to
 //! do next.
@@ -29,6 +31,7 @@ pub mod claims;
 mod dirty;
 mod fleet_unbans;
 mod hear;
+mod invariants;
 pub mod lease;
 pub mod lifts;
 pub mod limits;
@@ -281,6 +284,11 @@ impl Fleet {
     /// The link to the broker is up.
     pub fn connected(&mut self, now: i64) {
         self.connected_since = Some(now);
+        // Whose bans are held here, perhaps since before a restart, may be forgotten on the broker later.
+        let peers: Vec<Host> = self.peers.iter().map(|(host, _)| host.clone()).collect();
+        for host in peers {
+            self.branches.found(&host, now);
+        }
         self.branches.connected(&self.me, now);
         self.snapshots.connected(&self.me, now, &self.pace);
         self.presence = None;
@@ -356,6 +364,24 @@ impl Fleet {
         // Hosts that run the scripts have one line together: anybody can name more of them.
         let host = self.reporter(key).filter(|host| self.peers.contains(host)).cloned();
         self.queue.push(host, key.clone());
+    }
+
+    /// Nothing is known any more of an address that waits. Once most of the queue is such entries, of each address
+    /// that waits one is left, and nothing else.
+    fn abandon_entry(&mut self) {
+        self.queue.abandon();
+        if !self.queue.is_mostly_stale() {
+            return;
+        }
+        let jails = &mut self.jails;
+        let mut case = |key: &Key, queued: bool| {
+            let case = jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
+            case.is_some_and(|case| std::mem::replace(&mut case.queued, queued))
+        };
+        self.queue.retain(|key| case(key, false));
+        for key in self.queue.keys() {
+            case(key, true);
+        }
     }
 
     /// Whose claims on an address count.

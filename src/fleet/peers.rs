@@ -2,11 +2,12 @@
 //! was last heard. Handling a message costs no more than the message's own size: what a shard releases is
 //! found afterwards, in small steps, in turns between peers.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::Key;
 use super::claim_index::{ClaimIndex, Position};
-use crate::wire::{Address, Host, Slice};
+use super::invariants::holds;
+use crate::wire::{Address, Host, MAX_PARTS, Slice};
 
 /// The most peers that are kept.
 pub(super) const MAX_PEERS: usize = 1_000;
@@ -180,6 +181,24 @@ impl Peers {
 
     pub(super) fn contains(&self, host: &Host) -> bool {
         self.known.contains_key(host)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Host, &PeerState)> {
+        self.known.iter()
+    }
+
+    pub(super) fn check_invariants(&self) -> Result<(), String> {
+        holds!(self.known.len() <= MAX_PEERS, "{} peers", self.known.len());
+        for (host, peer) in &self.known {
+            let layouts = 2 * MAX_PARTS as usize;
+            let sizes = (peer.shard_stamps.len(), peer.releases.len());
+            holds!(sizes.0 < layouts && sizes.1 <= layouts, "{host}: {sizes:?} shards");
+            let is_searched = peer.releases.is_empty() || self.releasing.contains(host);
+            holds!(is_searched, "shards of {host} that are never searched");
+        }
+        let once: BTreeSet<_> = self.releasing.iter().collect();
+        holds!(once.len() == self.releasing.len(), "a peer that is searched twice in turn");
+        Ok(())
     }
 
     /// A host's name as it is kept already: many claims share one.

@@ -8,6 +8,9 @@ use std::ops::Bound::{Excluded, Unbounded};
 use super::Key;
 use crate::wire::{Address, Host, Jail};
 
+/// How many entries without a case may be left before they are dropped.
+pub(super) const MAX_STALE: usize = 1_000;
+
 /// The lines, by the host whose word it is; `None` for hosts that run the scripts, and where nobody claims the
 /// address.
 #[derive(Debug, Default)]
@@ -15,11 +18,15 @@ pub(super) struct Queue {
     lines: BTreeMap<Option<Host>, VecDeque<Key>>,
     /// Whose turn it was last.
     last: Option<Host>,
+    /// How many entries there are, and at most how many of them nothing is known of any more.
+    count: usize,
+    stale: usize,
 }
 
 impl Queue {
     /// An address waits behind what the same host said before.
     pub(super) fn push(&mut self, host: Option<Host>, key: Key) {
+        self.count += 1;
         self.lines.entry(host).or_default().push_back(key);
     }
 
@@ -29,6 +36,9 @@ impl Queue {
         let after = (Excluded(self.last.clone()), Unbounded);
         let (later, earlier) = (self.lines.range(after), self.lines.iter());
         let hosts: Vec<_> = later.chain(earlier).map(|(host, _)| host.clone()).collect();
+        if hosts.is_empty() {
+            self.stale = 0;
+        }
         let hosts = &hosts[..self.lines.len()];
         let (jail, _) = self.lines.get(hosts.first()?)?.front()?.clone();
         let (mut addresses, mut skipped) = (Vec::new(), false);
@@ -41,6 +51,7 @@ impl Queue {
                 let Some(line) = self.lines.get_mut(host) else { continue };
                 if let Some(key) = line.pop_front_if(|key| key.0 == jail) {
                     addresses.push(key.1);
+                    self.count -= 1;
                     // Whose word is of another jail is the next to have its turn.
                     if !skipped {
                         self.last.clone_from(host);
@@ -61,10 +72,32 @@ impl Queue {
 
     /// Nothing of this jail waits any more.
     pub(super) fn forget(&mut self, jail: &Jail) {
+        self.retain(|key| key.0 != *jail);
+    }
+
+    /// Nothing is known any more of an address that waits: its entry is left where it is.
+    pub(super) fn abandon(&mut self) {
+        self.stale += 1;
+    }
+
+    /// Whether most of the queue may be entries that were abandoned. While fail2ban is away nothing is taken
+    /// from the queue, and a peer can claim and release addresses without end.
+    pub(super) fn is_mostly_stale(&self) -> bool {
+        self.stale > MAX_STALE / 2 + self.count / 2
+    }
+
+    /// Drops all other entries.
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(&Key) -> bool) {
         self.lines.retain(|_, line| {
-            line.retain(|key| key.0 != *jail);
+            line.retain(&mut keep);
             !line.is_empty()
         });
+        (self.count, self.stale) = (self.keys().count(), 0);
+    }
+
+    /// What waits, in no order.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.lines.values().flatten()
     }
 
     /// Nobody waits.
@@ -75,7 +108,7 @@ impl Queue {
     /// How many wait.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.lines.values().map(VecDeque::len).sum()
+        self.count
     }
 }
 

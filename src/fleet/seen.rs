@@ -213,6 +213,9 @@ impl Fleet {
             None => drop(local.own.remove(&key.1)),
         }
         let mark = changed.then(|| case.mark.as_deref().cloned());
+        if case.mark.is_none() {
+            self.unsaid.remove(key);
+        }
         if !unseen || written {
             self.forget_detection(key);
         } else {
@@ -265,7 +268,11 @@ impl Fleet {
         let Some(local) = self.jails.get_mut(&key.0) else { return };
         let Some(case) = local.cases.get(&key.1) else { return };
         if case.is_empty() {
+            let is_abandoned = case.queued;
             local.cases.remove(&key.1);
+            if is_abandoned {
+                self.abandon_entry();
+            }
             return;
         }
         let Some(end) = case.end.filter(|end| *end < i64::MAX) else { return };

@@ -40,9 +40,9 @@ impl Fleet {
         if answered {
             self.asked.told(now);
         }
-        let lost = std::mem::take(&mut self.presence_lost);
+        let replaced = std::mem::take(&mut self.presence_lost);
         let last = self.presence.replace((presence.clone(), now)).map(|(last, _)| last);
-        (lost || last.as_ref() != Some(&presence)).then_some(presence)
+        (replaced || last.as_ref() != Some(&presence)).then_some(presence)
     }
 
     /// How many other hosts are known, and of how many everything.

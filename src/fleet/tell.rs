@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::Key;
 use crate::fail2ban::database::Row;
-use crate::guard::{CLOCK_TOLERANCE, HORIZON};
+use crate::guard::{HORIZON, HORIZON_MARGIN};
 use crate::wire::{Action, Event, Host, Reason, Told, UnbanId};
 
 /// What is told again within this time is the same event, told by a second action of the jail; in
@@ -14,7 +14,7 @@ const REPEAT: i64 = 10_000;
 /// fail2ban tells of what this host itself frees within this time; in milliseconds.
 const FREEING: i64 = 10_000;
 
-/// Stamps that were beyond the horizon go on from so far below it, in milliseconds.
+/// Stamps that were beyond every host's horizon go on from so far below it, in milliseconds.
 const BACK: i64 = 60_000;
 
 /// Puts what a host says in order.
@@ -39,9 +39,9 @@ impl Teller {
     /// **One growing stamp**: greater than the one before, whatever the clock does. It is taken before
     /// that is read which it is for.
     pub fn stamp(&mut self, now: i64) -> i64 {
-        // The clock was far ahead once: others reject what has such a stamp.
-        if self.stamp > now.saturating_add(HORIZON + CLOCK_TOLERANCE) {
-            self.stamp = now.saturating_add(HORIZON - BACK);
+        // The clock was far ahead once: no other host has accepted such a stamp.
+        if self.stamp > now.saturating_add(HORIZON + HORIZON_MARGIN) {
+            self.stamp = now.saturating_add(HORIZON - HORIZON_MARGIN - BACK);
             self.was_ahead = true;
         }
         self.stamp = now.max(self.stamp.saturating_add(1));
@@ -60,10 +60,11 @@ impl Teller {
     }
 
     /// This host said something with this stamp once, perhaps before its clock was set back: what it says
-    /// from now on has a greater one. Answers whether it was news.
+    /// from now on has a greater one. **Whatever stamp another host may have accepted in this host's name counts**:
+    /// with smaller ones this host would be ignored there for a day. Answers whether it was news.
     pub fn said_before(&mut self, stamp: i64, now: i64) -> bool {
-        let limit = now.saturating_add(HORIZON + CLOCK_TOLERANCE);
-        let news = stamp > self.stamp && stamp < limit;
+        let limit = now.saturating_add(HORIZON + HORIZON_MARGIN);
+        let news = stamp > self.stamp && stamp <= limit;
         if news {
             self.stamp = stamp;
         }
@@ -227,5 +228,23 @@ mod tests {
         assert!(!teller.said_before(109_000, 101_000));
         assert!(!teller.said_before(i64::MAX, 101_000));
         assert_eq!(teller.stamp(102_000), 110_001, "what it said before; but nothing absurd");
+    }
+
+    #[test]
+    fn own_stamp_counts_if_another_host_may_have_accepted_it() {
+        const NOW: i64 = 1_795_342_588_000;
+        // How far the stamp is ahead -> it is adopted.
+        let table = [
+            (HORIZON - HORIZON_MARGIN, true),
+            (HORIZON, true),
+            (HORIZON + HORIZON_MARGIN, true),
+            (HORIZON + HORIZON_MARGIN + 1, false),
+        ];
+        for (ahead, adopted) in table {
+            let mut teller = teller();
+            assert_eq!(teller.said_before(NOW + ahead, NOW), adopted, "{ahead}");
+            assert_eq!(teller.stamp(NOW + 1) == NOW + ahead + 1, adopted, "{ahead}");
+            assert!(!teller.take_was_ahead());
+        }
     }
 }

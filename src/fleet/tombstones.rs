@@ -10,6 +10,8 @@
 //! address. One more than that takes the place of the oldest of the maker that has most. They are applied in
 //! batches, in turns between makers. One that no host's ban needs is dropped after an hour.
 
+mod invariants;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
@@ -45,6 +47,11 @@ struct Tombstone {
 impl Tombstone {
     fn pardon(&self, address: Address) -> Pardon {
         Pardon { scope: self.scope.clone(), address, id: self.id.clone() }
+    }
+
+    /// Which is the oldest, on every host the same.
+    fn rank(&self) -> (i64, &UnbanId, &Scope) {
+        (self.id.made(), &self.id, &self.scope)
     }
 
     fn is_due_in(&self, jail: &Jail) -> bool {
@@ -143,6 +150,20 @@ impl Tombstones {
         }
     }
 
+    /// Learns of one that a snapshot repeats. Of an address with too many the newest are kept: so all hosts keep the
+    /// same ones, whatever they heard in which order. A claim would be void where another set is known.
+    pub(super) fn learn_repeated(&mut self, pardon: &Pardon, now: i64, pace: &Pace) -> Vec<Change> {
+        let of = self.known.get(&pardon.address).filter(|of| of.len() >= MAX_PER_ADDRESS);
+        let rank = (pardon.id.made(), &pardon.id, &pardon.scope);
+        if of
+            .and_then(|of| of.iter().map(Tombstone::rank).min())
+            .is_some_and(|oldest| rank < oldest)
+        {
+            return Vec::new();
+        }
+        self.learn(pardon, now, pace)
+    }
+
     /// Learns of one; answers what is to be persisted: nothing if it is known already, or of another time.
     /// `now` is in milliseconds.
     pub(super) fn learn(&mut self, pardon: &Pardon, now: i64, pace: &Pace) -> Vec<Change> {
@@ -166,7 +187,7 @@ impl Tombstones {
     /// The one that has to go before there is room for another, if any.
     fn victim(&self, pardon: &Pardon) -> Option<Pardon> {
         let of_address = self.known.get(&pardon.address).filter(|of| of.len() >= MAX_PER_ADDRESS);
-        if let Some(oldest) = of_address.and_then(|of| of.iter().min_by_key(|one| one.id.made())) {
+        if let Some(oldest) = of_address.and_then(|of| of.iter().min_by_key(|one| one.rank())) {
             return Some(oldest.pardon(pardon.address));
         }
         let of_maker = self.by_maker.get(pardon.id.maker()).map_or(0, BTreeSet::len);

@@ -45,9 +45,9 @@ const OLD_PART: i64 = 30 * 86_400_000;
 /// greatest stamp counts, and one of the far future would keep its host mute until then. In milliseconds.
 pub const HORIZON: i64 = 86_400_000;
 
-/// Hosts whose clocks are ahead of this one by so much accept stamps that are beyond its horizon. A host that
-/// hears such a stamp of itself continues from there: they would ignore what has a smaller one. In milliseconds.
-pub const CLOCK_TOLERANCE: i64 = 600_000;
+/// The clocks of honest hosts differ by no more than this, in milliseconds: a stamp that is further beyond the
+/// horizon no other host has accepted, and one that is as far below it all accept.
+pub const HORIZON_MARGIN: i64 = 600_000;
 
 /// Judges what comes from the fleet.
 #[derive(Clone, Debug)]

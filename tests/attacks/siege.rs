@@ -185,7 +185,9 @@ impl Siege {
         let (next, before) = (self.draw(), self.states());
         let (first, rest): (Vec<&str>, Vec<&str>) =
             attacks.iter().partition(|one| **one == "crowd");
-        first.iter().for_each(|attack| self.make(attack, &next));
+        for attack in first {
+            self.make(attack, &next);
+        }
         std::thread::scope(|scope| {
             let it = &*self;
             let attack = scope.spawn(|| rest.iter().for_each(|attack| it.make(attack, &next)));

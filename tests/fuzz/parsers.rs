@@ -3,6 +3,11 @@
 
 #![allow(dead_code, reason = "each target uses one of them")]
 
+#[path = "controller.rs"]
+mod controller;
+#[path = "../simulation/inbound.rs"]
+mod inbound;
+
 use std::path::Path;
 
 use f2bmqtt::abuseipdb::answer::{Accepted, Answer, BulkAccepted, Listing, Trouble};
@@ -54,7 +59,8 @@ pub(crate) fn presence(payload: &[u8]) {
 }
 
 /// A message as it comes, topic and payload with a line end between: nobody without the key gets past the gate
-/// of a fleet that has one, except with an empty payload; and nothing in it is printed as it is.
+/// of a fleet that has one, except with an empty payload; nothing in it is printed as it is; and what passes goes
+/// on into the tables of a small fleet, whose invariants hold.
 pub(crate) fn gate(message: &[u8]) {
     let at = message.iter().position(|byte| *byte == b'\n').unwrap_or(message.len());
     let topic = String::from_utf8_lossy(&message[..at]);
@@ -87,6 +93,8 @@ pub(crate) fn gate(message: &[u8]) {
                 assert!(rejected.own_shard().is_none() || rejected.host() == Some(&me));
             }
         }
+        let keys = accepts.map(|_| Keys::new(["a secret that no input has"]));
+        controller::take(&me, keys.as_ref(), accepts == Some(true), &topic, payload);
     }
 }
 

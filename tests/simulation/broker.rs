@@ -63,8 +63,13 @@ impl Broker {
     }
 
     pub(crate) fn publish(&mut self, now: i64, topic: &str, payload: &str, retain: bool) {
+        self.seen.push((now, (topic.to_owned(), payload.to_owned())));
+        self.inject(topic, payload, retain);
+    }
+
+    /// A message of which nobody keeps count.
+    pub(crate) fn inject(&mut self, topic: &str, payload: &str, retain: bool) {
         let message = (topic.to_owned(), payload.to_owned());
-        self.seen.push((now, message.clone()));
         if retain && payload.is_empty() {
             self.retained.remove(topic);
         } else if retain {
@@ -78,6 +83,10 @@ impl Broker {
                 session.queue.push_back(message.clone());
             }
         }
+    }
+
+    pub(crate) fn retained_topics(&self) -> Vec<String> {
+        self.retained.keys().cloned().collect()
     }
 
     /// What reaches each client now.

@@ -7,15 +7,15 @@ use std::convert::Infallible;
 use f2bmqtt::fleet::look::{Look, Pulse, Server};
 use f2bmqtt::fleet::work::{Step, Work};
 use f2bmqtt::fleet::{Change, Fleet, Key, Pace, Remembered};
-use f2bmqtt::guard::{Guard, Refusal, Sharing, Verdict};
+use f2bmqtt::guard::Refusal;
 use f2bmqtt::notify::Call;
-use f2bmqtt::wire::{
-    Action as Word, Address, Event, Host as Name, Jail, Part, Presence, Reason, Told,
-};
+use f2bmqtt::wire::seal::Keys;
+use f2bmqtt::wire::{Action as Word, Address, Event, Host as Name, Jail, Presence, Reason, Told};
 
 use crate::broker::{Broker, Message};
 use crate::chance::Chance;
 use crate::fail2ban::{Action, Fail2ban};
+use crate::inbound::{Inbound, whole};
 
 /// What the model cannot do without, from one turn to the next.
 pub(crate) struct Around<'a> {
@@ -37,6 +37,9 @@ pub(crate) struct Host {
     pub(crate) name: String,
     me: Name,
     pub(crate) fail2ban: Fail2ban,
+    inbound: Inbound,
+    /// What it signs with, in a fleet that has a key.
+    keys: Option<Keys>,
     /// The daemon, while it runs.
     pub(crate) fleet: Option<Fleet>,
     pub(crate) connected: bool,
@@ -81,11 +84,14 @@ pub(crate) fn key(address: Address) -> Key {
 }
 
 impl Host {
-    pub(crate) fn new(name: &str, fail2ban: Fail2ban) -> Self {
+    pub(crate) fn new(name: &str, fail2ban: Fail2ban, keys: Option<Keys>) -> Self {
+        let me = Name::new(name).unwrap();
         Self {
             name: name.to_owned(),
-            me: Name::new(name).unwrap(),
+            inbound: Inbound::new(&me, keys.clone(), false),
+            me,
             fail2ban,
+            keys,
             fleet: None,
             connected: false,
             disk: Remembered::default(),
@@ -167,36 +173,32 @@ impl Host {
         }
     }
 
-    /// A message comes from the broker.
-    pub(crate) fn hear(&mut self, (topic, payload): Message) {
-        let now = self.millis();
-        let Some(fleet) = &mut self.fleet else { return };
-        let levels: Vec<_> = topic.split('/').collect();
-        match levels[..] {
-            ["state", host, number] if payload.is_empty() => {
-                fleet.hear_cleared(&Name::new(host).unwrap(), number.parse().unwrap(), now);
-            }
-            ["state", ..] => drop(fleet.hear_part(&Part::parse(payload.as_bytes()).unwrap(), now)),
-            ["host", host] => {
-                let state = Presence::parse(payload.as_bytes()).unwrap().state;
-                fleet.hear_presence(&Name::new(host).unwrap(), state, now);
-            }
-            _ => {
-                let event = Event::parse(payload.as_bytes()).unwrap();
-                let guard = Guard::new(self.me.clone(), false, Sharing::default());
-                match guard.judge(&event, fleet.names()) {
-                    Verdict::Own => fleet.hear_own(&event, now),
-                    Verdict::Accept => assert!(fleet.hear(&event, now)),
-                    // It may be yet to be made.
-                    Verdict::Refuse(Refusal::UnknownJail) if event.is_news() => {
-                        assert!(fleet.hear(&event, now));
-                    }
-                    _ => {}
-                }
-            }
+    /// A message comes from the broker, on a topic below the fleet's.
+    pub(crate) fn hear(&mut self, (topic, payload): Message) -> Result<(), Refusal> {
+        let result = self.hear_on(&whole(&topic), payload.as_bytes());
+        if self.fleet.is_some() && result.is_ok() {
+            // Whatever comes in between two rounds is worked off at once.
+            self.asked = self.asked.min(self.millis() - 1000);
         }
-        // Whatever comes in between two rounds is worked off at once.
-        self.asked = self.asked.min(now - 1000);
+        result
+    }
+
+    /// A message comes, on its whole topic; answers why it was rejected.
+    pub(crate) fn hear_on(&mut self, topic: &str, payload: &[u8]) -> Result<(), Refusal> {
+        let now = self.millis();
+        let Some(fleet) = &mut self.fleet else { return Ok(()) };
+        let result = self.inbound.take(fleet, topic, payload, now);
+        if let Err(what) = fleet.check_invariants() {
+            panic!("{}: {what}, after {topic} {}", self.name, String::from_utf8_lossy(payload));
+        }
+        result
+    }
+
+    /// What it publishes on a topic below the fleet's.
+    pub(crate) fn signs(&self, topic: &str, payload: String) -> String {
+        let Some(keys) = &self.keys else { return payload };
+        let signed = keys.sign(&whole(topic), payload.into_bytes());
+        String::from_utf8(signed).unwrap()
     }
 
     /// The daemon does what there is to do.
@@ -307,6 +309,7 @@ impl Host {
             let now = self.millis();
             let Some(fleet) = &mut self.fleet else { return Ok(()) };
             let step = fleet.next(now);
+            fleet.check_invariants().unwrap();
             match step {
                 Step::Rest => return Ok(()),
                 Step::Continue => continue,
@@ -367,6 +370,11 @@ impl Host {
         self.unsaved |= self.fail2ban.full;
         let mut answer = 0;
         match order {
+            // The model has one jail; of another it does as it is told.
+            Step::Import(jail, work) if jail != self::jail() => {
+                answer = i64::try_from(work.len()).unwrap();
+            }
+            Step::Free(jail, _) | Step::Prolong(jail, _) if jail != self::jail() => {}
             Step::Free(_, work) => {
                 for Work { address, .. } in work {
                     self.watch(address);
@@ -442,7 +450,9 @@ impl Host {
 
     fn speak(&mut self, around: &mut Around<'_>) -> Result<(), Crash> {
         while let Some(event) = self.waiting.pop_front() {
-            around.broker.publish(around.now, event.action.as_str(), &event.encode(), false);
+            let topic = event.action.as_str();
+            let payload = self.signs(topic, event.encode());
+            around.broker.publish(around.now, topic, &payload, false);
             // It dies before the acknowledgement: the event is told again.
             self.step(around)?;
             if let Some(told) = self.spool.pop_front()
@@ -457,13 +467,17 @@ impl Host {
         for topic in fleet.branch(now).into_iter().flatten() {
             around.broker.subscribe(&self.name, &topic);
         }
-        if let Some(presence) = fleet.presence(Presence::default, now) {
-            let topic = format!("host/{}", self.name);
-            around.broker.publish(around.now, &topic, &presence.encode(), true);
-        }
+        let presence = fleet.presence(Presence::default, now);
+        let mut published: Vec<_> = presence
+            .map(|presence| (format!("host/{}", self.name), presence.encode()))
+            .into_iter()
+            .collect();
         for publication in fleet.publications(now) {
             let topic = format!("state/{}/{}", self.name, publication.number);
-            let payload = publication.part.map(|part| part.encode()).unwrap_or_default();
+            published.push((topic, publication.part.map(|part| part.encode()).unwrap_or_default()));
+        }
+        for (topic, payload) in published {
+            let payload = self.signs(&topic, payload);
             around.broker.publish(around.now, &topic, &payload, true);
         }
         self.step(around)

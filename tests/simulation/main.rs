@@ -11,6 +11,7 @@ mod broker;
 mod chance;
 mod fail2ban;
 mod host;
+mod inbound;
 mod world;
 
 use std::collections::BTreeMap;
@@ -31,9 +32,14 @@ fn worlds(first: u64, count: u64) -> BTreeMap<u64, String> {
                     if seed >= first + count {
                         return;
                     }
-                    if let Err(rule) = World::new(seed).run() {
-                        failed.lock().unwrap().insert(seed, rule);
-                    }
+                    // What panics is a broken rule, too.
+                    let live = || World::live(seed).1;
+                    let rule = match std::panic::catch_unwind(live) {
+                        Ok(Ok(())) => continue,
+                        Ok(Err(rule)) => rule,
+                        Err(_) => "a panic".to_owned(),
+                    };
+                    failed.lock().unwrap().insert(seed, rule);
                 }
             });
         }
@@ -59,8 +65,7 @@ fn a_fleet_converges_whatever_fails() {
         println!("{:6} of {count}: {rule}, seeds {first:?}", seeds.len());
     }
     if let (1, Some(seed)) = (count, failed.keys().next()) {
-        let mut world = World::new(*seed);
-        let _ = world.run();
+        let (world, _) = World::live(*seed);
         println!("{}", world.log.join("\n"));
     }
     println!("{count} worlds from {first} on, {} failed", failed.len());

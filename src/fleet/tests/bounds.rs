@@ -266,6 +266,51 @@ fn peers_without_end_take_the_place_of_each_other() {
 }
 
 #[test]
+fn claims_that_come_and_go_do_not_fill_the_queue() {
+    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    let mut stamp = NOW;
+    for n in 0..400 {
+        let listed: Vec<String> = (0..50).map(|m| format!("198.51.100.{m}")).collect();
+        let listed: Vec<&str> = listed.iter().map(String::as_str).collect();
+        fleet.hear_part(&part("evil", stamp, &listed[n % 2..]), NOW);
+        fleet.hear_part(&part("evil", stamp + 1, &[]), NOW);
+        while fleet.release_claims() {}
+        stamp += 2;
+        fleet.check_invariants().unwrap();
+    }
+    fleet.hear_part(&part("web1", NOW, &[IP]), NOW);
+    assert!(fleet.queue.len() <= queue::MAX_STALE, "{}", fleet.queue.len());
+    assert!(fleet.queue.keys().any(|waiting| *waiting == key()), "what is new waits");
+}
+
+#[test]
+fn import_that_is_no_more_leaves_no_last_releaser() {
+    let mut it = Bench::new();
+    it.hears(&event(Action::Ban, "web1", 10));
+    assert_eq!(it.works(), ["ban"]);
+    it.hears(&event(Action::Ban, "old1", 0));
+    it.hears(&event(Action::Unban, "old1", 0));
+    it.fleet.hear_cleared(&host("web1"), 0, NOW);
+    while it.fleet.release_claims() {}
+    assert!(it.fleet.unsaid.contains_key(&key()));
+    it.detects();
+    it.fleet.check_invariants().unwrap();
+    assert!(it.fleet.unsaid.is_empty(), "notify told that it is an own ban");
+}
+
+#[test]
+fn host_whose_bans_are_held_is_heard_after_a_restart() {
+    let mut it = Bench::new();
+    it.hears(&event(Action::Ban, "gone", 10));
+    assert_eq!(it.works(), ["ban"]);
+    it.restarts();
+    it.fleet.connected(NOW);
+    it.fleet.hear_part(&part("me", NOW, &[]), NOW);
+    let asked = it.fleet.branch(NOW + 1).unwrap_or_default();
+    assert!(asked.contains(&"state/gone/0".to_owned()), "{asked:?}");
+}
+
+#[test]
 fn flood_of_fleet_unbans_and_bans_take_turns() {
     let mut it = Bench::new();
     it.works();

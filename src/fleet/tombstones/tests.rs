@@ -221,3 +221,30 @@ fn the_oldest_of_the_largest_maker_give_way() {
         (tombstones.count, tombstones.by_maker.len())
     );
 }
+
+#[test]
+fn hosts_keep_the_same_tombstones_of_an_address_in_whatever_order_they_come() {
+    let pace = Pace::default();
+    let address = Address::new("192.0.2.1").unwrap();
+    let pardon = |n: i64| {
+        let id = UnbanId::new(&format!("evil{}-{}", n % 3, NOW + n / 2)).unwrap();
+        Pardon { scope: Scope::Every, address, id }
+    };
+    let kept = |order: &mut dyn Iterator<Item = i64>| {
+        let mut it = Tombstones::default();
+        for n in order {
+            it.learn_repeated(&pardon(n), NOW, &pace);
+        }
+        it.check_invariants().unwrap();
+        (0..40).filter(|n| it.knows(&pardon(*n))).collect::<Vec<_>>()
+    };
+    let newest = kept(&mut (0..40));
+    assert_eq!(newest, (24..40).collect::<Vec<_>>());
+    assert_eq!(kept(&mut (0..40).rev()), newest);
+    assert_eq!(kept(&mut (0..40).chain(0..40)), newest, "what was dropped does not come back");
+    // An operator's own counts although others have times of the future.
+    let mut it = Tombstones::default();
+    (20..40).for_each(|n| drop(it.learn_repeated(&pardon(n), NOW, &pace)));
+    it.learn(&pardon(1), NOW, &pace);
+    assert!(it.knows(&pardon(1)));
+}

@@ -76,6 +76,7 @@ impl World {
             "kill" => {
                 if !self.hosts[n].unsaved {
                     self.hosts[n].kill(&mut self.broker);
+                    self.attacker.forgets(&name);
                 }
             }
             "cut" => {
@@ -267,8 +268,10 @@ impl World {
         };
         self.unbanner = Some(n);
         self.freed.insert(address, self.now);
-        self.broker.publish(self.now, "unban", &event.encode(), false);
-        self.hosts[n].hear(("unban".to_owned(), event.encode()));
+        let payload = self.hosts[n].signs("unban", event.encode());
+        self.broker.publish(self.now, "unban", &payload, false);
+        let heard = self.hosts[n].hear(("unban".to_owned(), payload));
+        assert_eq!(heard, Ok(()));
     }
 
     /// An old message of a daemon comes back from somewhere: a backup, a bridge.
@@ -276,7 +279,8 @@ impl World {
         let old = self.broker.seen.iter().map(|(_, message)| message);
         let old =
             old.filter(|(topic, payload)| topic.starts_with(kind) && payload.contains("stamp"));
-        let old: Vec<_> = old.cloned().collect();
+        // Forged again would be another attack.
+        let old: Vec<_> = old.filter(|old| !self.attacker.forged.contains(*old)).cloned().collect();
         if !old.is_empty() {
             let (topic, payload) = self.chance.pick(&old).clone();
             self.broker.publish(self.now, &topic, &payload, topic.starts_with("state/"));

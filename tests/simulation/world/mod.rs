@@ -1,12 +1,15 @@
 //! A world from a seed: hosts, a broker, a network, whatever may go wrong with them, and then quiet, in
 //! which everything must come right.
 
+mod attack;
 mod happenings;
 mod properties;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use attack::{Attack, Attacker};
 use f2bmqtt::fleet::claims::Word;
+use f2bmqtt::guard::Refusal;
 use f2bmqtt::wire::{Action, Address, Ban, Event, Host as Name, Part};
 
 use crate::broker::Broker;
@@ -53,19 +56,24 @@ pub(crate) struct World {
     /// What a host that is gone for good held, and until when.
     left_behind: BTreeMap<(usize, Address), i64>,
     wrong: BTreeMap<(usize, Address, &'static str), i64>,
+    attacker: Attacker,
     pub(crate) log: Vec<String>,
 }
 
 impl World {
     pub(crate) fn new(seed: u64) -> Self {
         let mut chance = Chance::new(seed);
+        let attacker = Attacker::new(seed);
+        let keys = attacker.signed.then(attack::keys);
         let hosts = ["a", "b", "c"].map(|name| {
-            let mut host = Host::new(name, Fail2ban::new(&mut chance, BEGIN));
+            let mut host = Host::new(name, Fail2ban::new(&mut chance, BEGIN), keys.clone());
             host.start();
             host
         });
         let mut broker = Broker::default();
-        let script = chance.often(500).then(|| {
+        // Scripts sign nothing.
+        let has_script = chance.often(500) && keys.is_none();
+        let script = has_script.then(|| {
             broker.connect("script", &["#"], false);
             let mut fail2ban = Fail2ban::new(&mut chance, BEGIN);
             (fail2ban.bantime, fail2ban.lag, fail2ban.skew, fail2ban.increment) = (60, 0, 0, false);
@@ -93,8 +101,35 @@ impl World {
             scripts_heard: BTreeMap::new(),
             left_behind: BTreeMap::new(),
             wrong: BTreeMap::new(),
+            attacker,
             log: Vec::new(),
         }
+    }
+
+    /// Lives through the world of a seed, and through the same without the attacker where that must make no
+    /// difference. Answers which rule was broken.
+    pub(crate) fn live(seed: u64) -> (Self, Result<(), String>) {
+        let mut world = Self::new(seed);
+        let mut result = world.run();
+        if world.attacker.attack == Attack::Broker && result.is_ok() {
+            let mut twin = Self::new(seed);
+            twin.attacker.attack = Attack::None;
+            result = twin.run().and_then(|()| world.compare(&twin));
+        }
+        let attack = world.attacker.attack;
+        (world, result.map_err(|rule| format!("{rule} ({attack:?})")))
+    }
+
+    fn compare(&mut self, twin: &Self) -> Result<(), String> {
+        let (account, other) = (self.account(), twin.account());
+        let same = account.iter().zip(&other).take_while(|(this, that)| this == that).count();
+        if same == account.len() && same == other.len() {
+            return Ok(());
+        }
+        let handed = std::mem::take(&mut self.attacker.log).join("\n");
+        let (this, that) = (account.get(same), other.get(same));
+        self.log.push(format!("HANDED OUT\n{handed}\nWITH {this:?}\nWITHOUT {that:?}"));
+        Err("A1: an attacker without the key made a difference".to_owned())
     }
 
     /// Lives through it; answers which rule was broken.
@@ -103,11 +138,13 @@ impl World {
             if self.chance.often(250) {
                 self.happen();
             }
+            self.attack();
             self.tick()?;
         }
         self.become_quiet();
         let quiet = self.now;
         for _ in 0..QUIET {
+            self.attack();
             self.tick()?;
             if [SETTLED, SETTLED + 20, SETTLED + 40].contains(&(self.now - quiet)) {
                 self.replay("ban");
@@ -160,13 +197,13 @@ impl World {
             self.turn(n)?;
         }
         self.notify();
-        Ok(())
+        self.check_attacker()
     }
 
     fn turn(&mut self, n: usize) -> Result<(), String> {
         let away = self.broker_away > self.now
             || self.links_away.get(&n).is_some_and(|until| *until > self.now);
-        let Self { hosts, chance, broker, now, faults, log, .. } = self;
+        let Self { hosts, chance, broker, now, faults, log, attacker, .. } = self;
         let host = &mut hosts[n];
         if host.gone {
             return Ok(());
@@ -187,6 +224,7 @@ impl World {
         if host.fleet.is_some() && host.turn(&mut around).is_err() {
             around.log.push(format!("{} crashes", host.name));
             host.kill(broker);
+            attacker.forgets(&host.name);
         }
         let name = host.name.clone();
         let broken = host.broken.take();
@@ -250,10 +288,19 @@ impl World {
             } else if let Some(n) = self.hosts.iter().position(|host| host.name == client) {
                 if let Ok(event) = Event::parse(payload.as_bytes())
                     && (event.stamp, event.action == Action::Ban) == (0, true)
+                    && !self.attacker.signed
                 {
                     self.scripts_heard.insert((n, event.address), self.now);
                 }
-                self.hosts[n].hear((topic, payload));
+                if self.hosts[n].fleet.is_some() {
+                    self.attacker.is_heard(&client, &payload);
+                }
+                let shown = format!("{client} {topic} {payload}");
+                let result = self.hosts[n].hear((topic, payload));
+                // What honest hosts publish, no gate keeps out.
+                let is_honest = !matches!(self.attacker.attack, Attack::Client | Attack::Open);
+                let is_taken = matches!(result, Ok(()) | Err(Refusal::UnknownJail));
+                assert!(!is_honest || is_taken, "{result:?} {shown}");
             }
         }
     }
@@ -281,7 +328,9 @@ impl World {
         self.full.clear();
         self.say("QUIET");
         if self.chance.often(500) {
-            let mut host = Host::new("joiner", Fail2ban::new(&mut self.chance, self.now));
+            let keys = self.attacker.signed.then(attack::keys);
+            let fail2ban = Fail2ban::new(&mut self.chance, self.now);
+            let mut host = Host::new("joiner", fail2ban, keys);
             host.start();
             self.hosts.push(host);
             self.say("a host joins");

@@ -3,6 +3,7 @@
 use f2bmqtt::wire::Address;
 
 use super::World;
+use super::attack::Attack;
 
 impl World {
     /// **P1**: every host bans the union, minus what its operator lifted and what was freed for all.
@@ -11,7 +12,13 @@ impl World {
             if self.hosts[n].gone {
                 continue;
             }
-            for address in self.addresses.clone() {
+            for address in self
+                .addresses
+                .iter()
+                .copied()
+                .chain(self.attacker.addresses.iter().copied())
+                .collect::<Vec<_>>()
+            {
                 let (must, may) = self.expected(n, address);
                 let ticket = self.hosts[n].fail2ban.tickets.get(&address).copied();
                 let (held, name) = (ticket.is_some(), self.hosts[n].name.clone());
@@ -20,7 +27,13 @@ impl World {
                 let imported = ticket.filter(|ticket| must && ticket.failures == 0 && !by_hand);
                 let began = imported.map_or(0, |ticket| ticket.time);
                 let before = self.wrong.insert((n, address, "imported"), began).unwrap_or(0);
-                if must && before != 0 && ticket.is_none_or(|ticket| ticket.time != before) {
+                // How far a clock is behind is known by its host's stamps, which an attacker may have spoilt.
+                let spoilt = self.attacker.attack == Attack::Open;
+                if must
+                    && !spoilt
+                    && before != 0
+                    && ticket.is_none_or(|ticket| ticket.time != before)
+                {
                     return Err(self.breaks("P3: a gap in a ban", &name, address));
                 }
                 if self.is_long(n, address, "missing", must && !held, 8) {
@@ -60,6 +73,7 @@ impl World {
     /// Whether a host must ban an address, and whether it may.
     fn expected(&self, n: usize, address: Address) -> (bool, bool) {
         let (mut must, mut may) = (false, false);
+        let open = self.attacker.attack == Attack::Open;
         for (other, host) in self.hosts.iter().enumerate() {
             if host.gone {
                 let end = self.left_behind.get(&(other, address)).copied().unwrap_or(i64::MIN);
@@ -70,10 +84,12 @@ impl World {
             let origin = (other, address, start);
             // What is freed twice in the life of a ban looks like its operator's doing: documented.
             let torn = self.returned.contains(&other) && self.hosts[n].torn.contains(&address);
+            // In a fleet without a key an attacker can take back a ban that was lifted, and make it again.
+            let forged_lift = open && self.lifted.contains(&(n, origin));
             if self.unbanned.contains(&origin) {
                 may |= host.forgetful;
-            } else if self.lifted.contains(&(n, origin)) {
-            } else if self.perhaps_lifted.contains(&(n, origin)) || torn {
+            } else if self.lifted.contains(&(n, origin)) && !open {
+            } else if self.perhaps_lifted.contains(&(n, origin)) || torn || forged_lift {
                 may = true;
             } else {
                 must = true;

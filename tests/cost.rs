@@ -1,0 +1,134 @@
+//! What the most expensive messages that are known cost the daemon, beside a plain ban event. `tests/bench` runs it;
+//! the ratios of one run can be compared, the times depend on the machine.
+
+use std::hint::black_box;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use f2bmqtt::fleet::work::Step;
+use f2bmqtt::fleet::{Fleet, Pace, Remembered};
+use f2bmqtt::wire::{Address, Event, Host, Jail, Listed, Pardon, Part, Scope, Slice, UnbanId};
+
+const NOW: i64 = 1_795_342_588_000;
+
+/// The largest shard that a host reads, in bytes.
+const MAX_SHARD: usize = 192 * 1024;
+
+fn address(n: u32) -> Address {
+    Address::new(&Ipv4Addr::from(0x0b00_0000 + n).to_string()).unwrap()
+}
+
+fn shard(host: &str, stamp: i64, slice: Slice, bans: Vec<Listed>) -> Part {
+    Part { host: Host::new(host).unwrap(), stamp, slice, bans, unbans: Vec::new() }
+}
+
+/// A snapshot of so many permanent bans in 512 shards, of which the first is left out.
+fn snapshot(host: &str, stamp: i64, bans: u32) -> Vec<String> {
+    let mut shards: Vec<Vec<Listed>> = (0..512).map(|_| Vec::new()).collect();
+    for n in 0..bans {
+        let (jail, address) = (Jail::new("sshd").unwrap(), address(n));
+        let listed = Listed { jail, address, start: NOW / 1000, bantime: -1 };
+        shards[Slice::of(address, 512).part() as usize].push(listed);
+    }
+    let encoded =
+        |(number, bans)| shard(host, stamp, Slice::new(number, 512).unwrap(), bans).encode();
+    (0..).zip(shards).skip(1).map(encoded).collect()
+}
+
+fn event(n: u32) -> String {
+    let (address, stamp) = (address(n), NOW + i64::from(n));
+    format!(
+        r#"{{"action":"ban","ipmset":"sshd","ip":"{address}","bantime":600,"host":"web2","restored":0,"failures":3,"time":1795342588,"stamp":{stamp},"reason":"detected"}}"#
+    )
+}
+
+/// A shard with as many fleet unbans as it has room for.
+fn unbans() -> String {
+    let mut part = shard("evil", NOW + 5_000, Slice::new(0, 1).unwrap(), Vec::new());
+    let of = |n: u32| {
+        let id = UnbanId::new(&format!("e-{}", NOW + i64::from(n))).unwrap();
+        Pardon { scope: Scope::Every, address: address(n), id }
+    };
+    part.unbans.push(of(0));
+    let size = part.encode().len();
+    part.unbans.push(of(1));
+    let each = part.encode().len() - size + 3;
+    let room = u32::try_from((MAX_SHARD - size) / each).unwrap();
+    part.unbans = (0..room).map(of).collect();
+    part.encode()
+}
+
+fn hear(fleet: &mut Fleet, shard: &str) {
+    black_box(fleet.hear_part(&Part::parse(shard.as_bytes()).unwrap(), NOW));
+}
+
+/// Works off what is to be done without fail2ban; answers the longest step.
+fn work(fleet: &mut Fleet) -> Duration {
+    let mut longest = Duration::ZERO;
+    loop {
+        let begun = Instant::now();
+        let step = fleet.next(NOW);
+        longest = longest.max(begun.elapsed());
+        match step {
+            Step::Save(_) => fleet.saved(true, NOW),
+            Step::Rest => return longest,
+            _ => {}
+        }
+    }
+}
+
+struct Costs {
+    /// A plain ban event, in microseconds.
+    plain: f64,
+}
+
+impl Costs {
+    fn print(&self, name: &str, messages: u32, took: Duration) {
+        let each = took.as_secs_f64() * 1e6 / f64::from(messages);
+        println!("  {name:<46} {each:>10.1} us {:>9.1}", each / self.plain);
+    }
+}
+
+#[test]
+#[ignore = "a measurement, which tests/bench makes"]
+fn worst_messages_cost_little_more_than_their_size() {
+    let mut fleet = Fleet::new(Host::new("web1").unwrap(), Pace::default(), Remembered::default());
+    let (mine, slice) = (snapshot("evil", NOW + 1_000, 99_000), Slice::new(0, 1).unwrap());
+    let begun = Instant::now();
+    for shard in &mine {
+        hear(&mut fleet, shard);
+    }
+    let filled = begun.elapsed();
+
+    let events: Vec<String> = (200_000..210_000).map(event).collect();
+    let begun = Instant::now();
+    for event in &events {
+        black_box(fleet.hear(&Event::parse(event.as_bytes()).unwrap(), NOW));
+    }
+    let costs = Costs { plain: begun.elapsed().as_secs_f64() * 1e6 / 10_000.0 };
+    println!("Cost of one message: time, and times a plain ban event (99,000 bans are known)");
+    costs.print("a ban event", 1, Duration::from_secs_f64(costs.plain / 1e6));
+    costs.print("one of 511 shards with 99,000 bans", 511, filled);
+
+    let old: Vec<String> =
+        (1..=300).map(|stamp| shard("evil", stamp, slice, Vec::new()).encode()).collect();
+    let begun = Instant::now();
+    for shard in &old {
+        hear(&mut fleet, shard);
+    }
+    costs.print("one of 300 old shards of 80 bytes", 300, begun.elapsed());
+
+    let last = shard("evil", NOW + 2_000, slice, Vec::new()).encode();
+    let begun = Instant::now();
+    hear(&mut fleet, &last);
+    costs.print("a shard that releases all 99,000", 1, begun.elapsed());
+    let longest = work(&mut fleet);
+    costs.print("the same, until all are released", 1, begun.elapsed());
+    costs.print("the longest step on the way", 1, longest);
+
+    let unbans = unbans();
+    let begun = Instant::now();
+    hear(&mut fleet, &unbans);
+    let count = unbans.matches("e-").count();
+    costs.print(&format!("a shard with {count} fleet unbans"), 1, begun.elapsed());
+}

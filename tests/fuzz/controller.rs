@@ -1,0 +1,101 @@
+//! A small fleet that each message of the fuzzer reaches by the daemon's path: host `web1` with two peers, an
+//! import and a fleet unban. Whatever comes, the controller's invariants hold, and it finds an end to its work.
+
+#![allow(dead_code, reason = "each target uses a part of it")]
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use f2bmqtt::fleet::look::{Look, Pulse, Server};
+use f2bmqtt::fleet::work::Step;
+use f2bmqtt::fleet::{Fleet, Pace, Remembered};
+use f2bmqtt::wire::seal::Keys;
+use f2bmqtt::wire::{Address, Event, Host, Jail, Part};
+
+use super::inbound::Inbound;
+
+/// The time on the host's clock, in milliseconds since 1970.
+const NOW: i64 = 1_795_342_588_000;
+
+const ADDRESSES: [&str; 3] = ["203.0.113.7", "203.0.113.9", "2001:db8::1"];
+
+/// What `web1` knows before: a ban by event, one by shard that `web1` imported, and a fleet unban.
+fn fleet(me: &Host) -> (Fleet, Remembered) {
+    let mut fleet = Fleet::new(me.clone(), Pace::default(), Remembered::default());
+    fleet.connected(NOW);
+    let event = r#"{"action":"ban","ipmset":"sshd","ip":"203.0.113.9","bantime":600,"host":"web2","time":1795342500,"stamp":1795342588000,"reason":"detected"}"#;
+    let unban = r#"{"action":"unban","ipmset":"sshd","ip":"203.0.113.7","host":"web3","reason":"fleet","id":"web3-1795342588000","jails":"*"}"#;
+    let part = r#"{"v":1,"host":"web3","stamp":1795342588000,"part":0,"parts":1,"bans":[["sshd","2001:db8::1",1795342500,-1],["web","203.0.113.7",1795342500,600]],"unbans":[["sshd","2001:db8::1","web3-1795342400000"]]}"#;
+    for event in [event, unban] {
+        assert!(fleet.hear(&Event::parse(event.as_bytes()).unwrap(), NOW));
+    }
+    assert_eq!(fleet.hear_part(&Part::parse(part.as_bytes()).unwrap(), NOW), None);
+    let mut disk = Remembered::default();
+    work(&mut fleet, &mut disk);
+    (fleet, disk)
+}
+
+/// One round on a fail2ban that bans nobody; ends when there is nothing more to do.
+fn work(fleet: &mut Fleet, disk: &mut Remembered) {
+    let server = Server { pid: 1, started: NOW / 1000 - 900 };
+    fleet.begin(NOW);
+    let jails = BTreeSet::from([Jail::new("sshd").unwrap()]);
+    fleet.pulse(Pulse { server, data_version: Some(1) }, jails, NOW);
+    for _ in 0..1_000 {
+        match fleet.next(NOW) {
+            Step::Rest => return,
+            Step::Continue => {}
+            Step::Save(changes) => {
+                for change in changes {
+                    disk.apply(change);
+                }
+                fleet.saved(true, NOW);
+            }
+            Step::Look(jail, of) => {
+                let look =
+                    Look { database: Some(0), bantime: 600, total: Some(0), ..Look::default() };
+                fleet.seen(&jail, of.as_deref(), look, NOW);
+            }
+            Step::Import(_, work) => fleet.done(i64::try_from(work.len()).unwrap(), NOW),
+            _ => fleet.done(1, NOW),
+        }
+    }
+    panic!("there is no end to its work");
+}
+
+/// All that counts of what a host knows: what it remembers, and what each peer claims.
+fn known(fleet: &Fleet, disk: &Remembered) -> String {
+    // The stamp grows with each round.
+    let disk = Remembered { stamp: 0, ..disk.clone() };
+    let mut text = format!("{disk:?} {}", fleet.claims());
+    for host in ["web1", "web2", "web3"] {
+        for (jail, address) in
+            ["sshd", "web"].iter().flat_map(|jail| ADDRESSES.map(|ip| (jail, ip)))
+        {
+            let key = (Jail::new(jail).unwrap(), Address::new(address).unwrap());
+            let _ = write!(text, " {:?}", fleet.word(&key, &Host::new(host).unwrap()));
+        }
+    }
+    text
+}
+
+/// A message comes, whose signature is checked or not.
+pub(crate) fn take(
+    me: &Host,
+    keys: Option<&Keys>,
+    accept_unsigned: bool,
+    topic: &str,
+    payload: &[u8],
+) {
+    let inbound = Inbound::new(me, keys.cloned(), accept_unsigned);
+    let (mut fleet, mut disk) = fleet(me);
+    let before = known(&fleet, &disk);
+    let _ = inbound.take(&mut fleet, topic, payload, NOW);
+    fleet.check_invariants().unwrap();
+    work(&mut fleet, &mut disk);
+    fleet.check_invariants().unwrap();
+    assert!(fleet.publications(NOW + 60_000).len() <= 1);
+    if keys.is_some() && !accept_unsigned {
+        assert_eq!(known(&fleet, &disk), before, "it changed without the key");
+    }
+}

@@ -1,0 +1,126 @@
+//! What the daemon does with a message, without its counters, rate limits and journal: through the real gate and
+//! guard into the controller. It follows `src/daemon/hear.rs`.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use f2bmqtt::config::{Signing, Topic};
+use f2bmqtt::fleet::Fleet;
+use f2bmqtt::guard::gate::{Admitted, Gate, Source};
+use f2bmqtt::guard::{Guard, Refusal, Sharing, Verdict, is_bannable};
+use f2bmqtt::wire::seal::Keys;
+use f2bmqtt::wire::{CHECK, Host};
+
+/// The topic of every fleet in the tests.
+pub(crate) fn topic() -> Topic {
+    Topic::of_fleet("blacklist").unwrap()
+}
+
+/// The whole topic of one below the fleet's two branches.
+pub(crate) fn whole(name: &str) -> String {
+    let retained = ["host/", "state/"].iter().any(|branch| name.starts_with(branch));
+    if retained { topic().retained(name) } else { topic().below(name) }
+}
+
+/// The inbound path of one host.
+pub(crate) struct Inbound {
+    me: Host,
+    gate: Gate,
+    guard: Guard,
+}
+
+impl Inbound {
+    pub(crate) fn new(me: &Host, keys: Option<Keys>, accept_unsigned: bool) -> Self {
+        let signing = keys.map(|keys| Signing { keys, accept_unsigned });
+        let guard = Guard::new(me.clone(), signing.is_some(), Sharing::default());
+        let gate = Gate::new(topic(), me.clone(), signing, vec!["homeassistant/status".to_owned()]);
+        Self { me: me.clone(), gate, guard }
+    }
+
+    /// Takes a message on its whole topic. An error says that it was rejected; it may still have made the
+    /// controller publish this host's own shard again.
+    pub(crate) fn take(
+        &self,
+        fleet: &mut Fleet,
+        topic: &str,
+        payload: &[u8],
+        now: i64,
+    ) -> Result<(), Refusal> {
+        let message = match self.gate.admit(topic, payload.to_vec()) {
+            Ok(message) => message,
+            Err(rejected) => {
+                if let Some(index) = rejected.own_shard() {
+                    fleet.hear_cleared(&self.me, index, now);
+                }
+                return Err(rejected.reason());
+            }
+        };
+        match message.source() {
+            Source::Event => self.event(fleet, &message, now),
+            Source::Shard { host, index } => self.shard(fleet, &message, host, *index, now),
+            Source::Presence { .. } if payload.is_empty() => Ok(()),
+            Source::Presence { host } => {
+                let presence = message.presence().map_err(|rejected| rejected.reason())?;
+                fleet.hear_presence(host, presence.state, now);
+                Ok(())
+            }
+            Source::Other(_) => Ok(()),
+        }
+    }
+
+    fn event(&self, fleet: &mut Fleet, message: &Admitted, now: i64) -> Result<(), Refusal> {
+        let event = message.event().map_err(|rejected| rejected.reason())?;
+        if event.action.as_str() == CHECK {
+            return Ok(());
+        }
+        if let Some(refusal) = self.guard.check_event_time(&event, now) {
+            return Err(refusal);
+        }
+        let mut refused = None;
+        match self.guard.judge(&event, fleet.names()) {
+            Verdict::Own => fleet.hear_own(&event, now),
+            Verdict::Nothing => {}
+            Verdict::Refuse(Refusal::UnknownJail) if !event.is_news() => {
+                return Err(Refusal::UnknownJail);
+            }
+            Verdict::Refuse(Refusal::UnknownAction) => return Err(Refusal::UnknownAction),
+            // A jail may just have been added.
+            Verdict::Accept | Verdict::Refuse(Refusal::UnknownJail) => {
+                if !fleet.hear(&event, now) {
+                    refused = Some(Refusal::TooMany);
+                }
+            }
+            Verdict::Refuse(refusal) => refused = Some(refusal),
+        }
+        if message.is_trusted() && event.host != self.me {
+            fleet.asked(&event, refused, now);
+        }
+        refused.map_or(Ok(()), Err)
+    }
+
+    fn shard(
+        &self,
+        fleet: &mut Fleet,
+        message: &Admitted,
+        host: &Host,
+        index: u32,
+        now: i64,
+    ) -> Result<(), Refusal> {
+        if message.payload().is_empty() {
+            if *host == self.me || message.is_trusted() {
+                fleet.hear_cleared(host, index, now);
+            }
+            return Ok(());
+        }
+        let mut part = message
+            .shard(|pardon| fleet.knows_unban(pardon))
+            .map_err(|rejected| rejected.reason())?;
+        if let Some(refusal) = self.guard.check_part_time(&part, now) {
+            return Err(refusal);
+        }
+        part.bans.retain(|ban| is_bannable(ban.address.ip()));
+        match fleet.hear_part(&part, now) {
+            Some(f2bmqtt::fleet::Trouble::NoRoom) => Err(Refusal::TooMany),
+            Some(f2bmqtt::fleet::Trouble::OwnAndOld) | None => Ok(()),
+        }
+    }
+}
