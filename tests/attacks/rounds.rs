@@ -160,7 +160,6 @@ fn stolen(siege: &mut Siege) {
 
 /// One host's broker is hostile for a while; then it is at an honest one again.
 fn hostile_broker(siege: &mut Siege) {
-    let before = siege.states();
     let connected = |siege: &Siege, port: u16| {
         let connected = format!("connected to the broker 10.213.77.11:{port}");
         within(MINUTE, &connected, || siege.host("a").journal().contains(&connected));
@@ -175,10 +174,12 @@ fn hostile_broker(siege: &mut Siege) {
     ));
     connected(siege, 1999);
     siege.remember("a");
+    // Its identity is another one, by its settings.
+    let before = siege.states();
     while siege.host("hub").try_sh("systemctl is-active hostile").is_ok() {
         siege.is_small("a", MAX_QUEUE);
     }
     connected(siege, 1883);
-    siege.reconnects("a");
+    siege.reconnected("a");
     siege.withstands("a hostile broker", &[], before);
 }

@@ -130,9 +130,10 @@ impl Siege {
         assert!(grown <= max, "{name}: {grown} KiB more");
     }
 
-    /// A daemon is going to connect once more than otherwise.
-    pub(crate) fn reconnects(&mut self, name: &str) {
-        *self.start.get_mut(name).unwrap().get_mut("connected").unwrap() += 1;
+    /// A daemon connected again on purpose.
+    pub(crate) fn reconnected(&mut self, name: &str) {
+        let connected = State::of(self.host(name)).numbers["connected"];
+        self.start.get_mut(name).unwrap().insert("connected".to_owned(), connected);
     }
 
     /// An address that nobody has used.

@@ -311,7 +311,7 @@ def attack_presence_clear():
 def attack_stamp():
     """Messages of the far future in the names of honest hosts, and of one that does not exist."""
     client = Client()
-    for stamp in (now() + DAY - 900_000, now() + DAY + 60_000, 2**53, 2**62):
+    for stamp in (now() + DAY - 900_000, now() + DAY + 700_000, 2**53, 2**62):
         for host in (*HONEST, "evil"):
             ban = dict(bantime=600 if host == "evil" else -1)
             client.publish("blacklist/ban", detected("198.18.5.50", host, stamp, **ban))
@@ -428,14 +428,16 @@ def attack_as_broker():
     server = socket.create_server(("", 1999))
     seconds = 40 if given["full"] else 4
     # A daemon with new settings has two clients: the other ends its former session.
-    until = time.time() + 30
+    server.settimeout(30)
+    first, _ = server.accept()
+    until = time.time() + seconds
+    threading.Thread(target=pour, args=(first, until), daemon=True).start()
     while (left := until - time.time()) > 0:
         server.settimeout(left)
         try:
             client, _ = server.accept()
         except TimeoutError:
             break
-        until = time.time() + seconds
         threading.Thread(target=pour, args=(client, until), daemon=True).start()
 
 
