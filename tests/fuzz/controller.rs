@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each target uses a part of it")]
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 
 use f2bmqtt::fleet::look::{Look, Pulse, Server};
 use f2bmqtt::fleet::work::Step;
@@ -45,7 +46,9 @@ fn work(fleet: &mut Fleet, disk: &mut Remembered) {
             Step::Rest => return,
             Step::Continue => {}
             Step::Save(changes) => {
-                changes.into_iter().for_each(|change| disk.apply(change));
+                for change in changes {
+                    disk.apply(change);
+                }
                 fleet.saved(true, NOW);
             }
             Step::Look(jail, of) => {
@@ -70,7 +73,8 @@ fn known(fleet: &Fleet, disk: &Remembered) -> String {
             ["sshd", "web"].iter().flat_map(|jail| ADDRESSES.map(|ip| (jail, ip)))
         {
             let key = (Jail::new(jail).unwrap(), Address::new(address).unwrap());
-            text += &format!(" {:?}", fleet.word(&key, &Host::new(host).unwrap()));
+            let word = fleet.word(&key, &Host::new(host).unwrap());
+            let _ = write!(text, " {word:?}");
         }
     }
     text
@@ -79,12 +83,12 @@ fn known(fleet: &Fleet, disk: &Remembered) -> String {
 /// A message comes, whose signature is checked or not.
 pub(crate) fn take(
     me: &Host,
-    keys: Option<Keys>,
+    keys: Option<&Keys>,
     accept_unsigned: bool,
     topic: &str,
     payload: &[u8],
 ) {
-    let inbound = Inbound::new(me, keys.clone(), accept_unsigned);
+    let inbound = Inbound::new(me, keys.cloned(), accept_unsigned);
     let (mut fleet, mut disk) = fleet(me);
     let before = known(&fleet, &disk);
     let _ = inbound.take(&mut fleet, topic, payload, NOW);

@@ -94,7 +94,7 @@ pub(crate) fn gate(message: &[u8]) {
             }
         }
         let keys = accepts.map(|_| Keys::new(["a secret that no input has"]));
-        controller::take(&me, keys, accepts == Some(true), &topic, payload);
+        controller::take(&me, keys.as_ref(), accepts == Some(true), &topic, payload);
     }
 }
 
