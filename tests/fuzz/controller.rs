@@ -73,7 +73,8 @@ fn known(fleet: &Fleet, disk: &Remembered) -> String {
             ["sshd", "web"].iter().flat_map(|jail| ADDRESSES.map(|ip| (jail, ip)))
         {
             let key = (Jail::new(jail).unwrap(), Address::new(address).unwrap());
-            let _ = write!(text, " {:?}", fleet.word(&key, &Host::new(host).unwrap()));
+            let word = fleet.word(&key, &Host::new(host).unwrap());
+            let _ = write!(text, " {word:?}");
         }
     }
     text

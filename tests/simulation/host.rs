@@ -120,6 +120,8 @@ impl Host {
     pub(crate) fn start(&mut self) {
         let fleet = Fleet::new(self.me.clone(), pace(), self.disk.clone());
         (self.fleet, self.asked, self.told) = (Some(fleet), 0, false);
+        // Of a jail that was removed while it did not run it knows nothing either.
+        self.forgetful |= self.fail2ban.lacks_jail();
     }
 
     pub(crate) fn kill(&mut self, broker: &mut Broker) {

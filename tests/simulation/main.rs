@@ -12,6 +12,8 @@ mod chance;
 mod fail2ban;
 mod host;
 mod inbound;
+#[cfg(test)]
+mod keyless;
 mod world;
 
 use std::collections::BTreeMap;

@@ -82,9 +82,10 @@ impl Attacker {
     }
 
     /// A host heard a message in its own name.
-    pub(super) fn is_heard(&mut self, host: &str, payload: &str) {
+    pub(super) fn is_heard(&mut self, host: &str, payload: &str, now: i64) {
         if let Some((name, stamp)) = stamp_of(payload)
             && name == host
+            && stamp <= limit(now)
         {
             let heard = self.heard.entry(name).or_default();
             *heard = stamp.max(*heard);
@@ -103,6 +104,11 @@ fn stamp_of(payload: &str) -> Option<(String, i64)> {
     let event = event.map(|event| (event.host, event.stamp));
     let part = || Part::parse(payload.as_bytes()).ok().map(|part| (part.host, part.stamp));
     event.or_else(part).map(|(host, stamp)| (host.to_string(), stamp))
+}
+
+/// No host accepts a greater stamp: their clocks are ahead by 20 seconds at most. `now` is in seconds.
+fn limit(now: i64) -> i64 {
+    now * 1000 + forge::DAY + 20_000
 }
 
 impl World {
@@ -137,9 +143,9 @@ impl World {
     }
 
     fn publish_forged(&mut self, topic: &str, payload: &str, retain: bool) {
-        // What is further ahead no host accepts, whose clock is ahead by 20 seconds at most.
-        let limit = self.now * 1000 + forge::DAY + 20_000;
-        if let Some((name, stamp)) = stamp_of(payload).filter(|(_, stamp)| *stamp <= limit) {
+        if let Some((name, stamp)) =
+            stamp_of(payload).filter(|(_, stamp)| *stamp <= limit(self.now))
+        {
             let greatest = self.attacker.stamps.entry(name).or_default();
             *greatest = stamp.max(*greatest);
         }

@@ -293,7 +293,7 @@ impl World {
                     self.scripts_heard.insert((n, event.address), self.now);
                 }
                 if self.hosts[n].fleet.is_some() {
-                    self.attacker.is_heard(&client, &payload);
+                    self.attacker.is_heard(&client, &payload, self.now);
                 }
                 let shown = format!("{client} {topic} {payload}");
                 let result = self.hosts[n].hear((topic, payload));

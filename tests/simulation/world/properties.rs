@@ -83,7 +83,9 @@ impl World {
             let Some(start) = host.fail2ban.own().get(&address).copied() else { continue };
             let origin = (other, address, start);
             // What is freed twice in the life of a ban looks like its operator's doing: documented.
-            let torn = self.returned.contains(&other) && self.hosts[n].torn.contains(&address);
+            // An attacker can make it look freed, too, where there is no key.
+            let twice = self.returned.contains(&other) || open;
+            let torn = twice && self.hosts[n].torn.contains(&address);
             // In a fleet without a key an attacker can take back a ban that was lifted, and make it again.
             let forged_lift = open && self.lifted.contains(&(n, origin));
             if self.unbanned.contains(&origin) {
