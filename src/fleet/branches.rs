@@ -129,6 +129,10 @@ impl Branches {
         true
     }
 
+    pub(super) fn knows(&self, host: &Host) -> bool {
+        self.known.contains_key(host)
+    }
+
     /// Whether a host is new, and has to take the place of others.
     pub(super) fn is_full_for(&self, host: &Host) -> bool {
         self.known.len() >= MAX_BRANCHES && !self.known.contains_key(host)

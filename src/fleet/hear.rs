@@ -17,6 +17,9 @@ use crate::wire::{
 /// An own event that comes back later than this is an old one; in milliseconds.
 const FRESH: i64 = 60_000;
 
+/// How often this host's presence is published again because other hosts are new, in milliseconds.
+const GREETING: i64 = 10_000;
+
 /// The most detections of this host that only its own events on the broker tell of.
 pub(super) const MAX_ECHOES: usize = 1_000;
 
@@ -247,6 +250,11 @@ impl Fleet {
     fn discover(&mut self, host: &Host, now: i64) {
         if self.branches.is_full_for(host) {
             self.limits.reached(Table::Peers, MAX_BRANCHES, None, now);
+        }
+        // A host that is new may not have this host's presence: a broker hands out only so many.
+        let new = !self.branches.knows(host) && !self.snapshots.just_connected(now, &self.pace);
+        if new && !(0..GREETING).contains(&now.saturating_sub(self.greeted)) {
+            (self.greeted, self.presence_lost) = (now, true);
         }
         self.branches.found(host, now);
     }

@@ -34,6 +34,11 @@ impl Fleet {
         if self.looks.is_empty() || self.sweep.since.is_none() {
             self.round = self.teller.stamp(now);
         }
+        if let Some(stamp) = self.teller.take_later(now) {
+            self.forgotten = stamp;
+            self.snapshots.outdated();
+            self.round = self.teller.stamp(now);
+        }
         if self.teller.take_was_ahead() {
             self.round = self.teller.stamp(now);
             (self.as_of, self.forgotten) = (0, 0);

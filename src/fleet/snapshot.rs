@@ -161,10 +161,6 @@ impl Snapshots {
         let (own, unbans) = (own(), unbans());
         self.resize(&own, &unbans);
         let mut due = Vec::new();
-        // Changed ones first; the rest in its turn, as far as the budget goes.
-        let changed = self.changed.iter().filter(|(_, since)| now - *since >= pace.change);
-        let numbers: Vec<u32> =
-            changed.map(|(number, _)| *number).chain(self.again.iter().copied()).collect();
         let mut bans: BTreeMap<u32, Vec<Listed>> = BTreeMap::new();
         for ((jail, address), ban) in own {
             let listed = Listed { jail, address, start: ban.start, bantime: ban.bantime };
@@ -174,6 +170,12 @@ impl Snapshots {
         for pardon in unbans {
             pardons.entry(Slice::of(pardon.address, self.parts).part()).or_default().push(pardon);
         }
+        // Changed ones first, then those with bans; the rest in its turn, as far as the budget goes.
+        let changed = self.changed.iter().filter(|(_, since)| now - *since >= pace.change);
+        let again = self.again.iter().copied();
+        let (banning, others): (Vec<u32>, Vec<u32>) = again.partition(|n| bans.contains_key(n));
+        let changed = changed.map(|(number, _)| *number);
+        let numbers: Vec<u32> = changed.chain(banning).chain(others).collect();
         for number in numbers {
             let Ok(slice) = Slice::new(number, self.parts) else { continue };
             if self.budget.0 == 0 {

@@ -23,6 +23,8 @@ pub struct Teller {
     host: Host,
     stamp: i64,
     was_ahead: bool,
+    /// The greatest stamp that is beyond the horizon; 0 for none.
+    later: i64,
     /// What was told last of each address.
     recent: HashMap<Key, (Told, i64)>,
     /// What this host itself has freed lately.
@@ -33,7 +35,14 @@ impl Teller {
     /// What `host` says, after a word with this stamp; 0 for none.
     #[must_use]
     pub fn new(host: Host, stamp: i64) -> Self {
-        Self { host, stamp, was_ahead: false, recent: HashMap::new(), freeing: HashMap::new() }
+        Self {
+            host,
+            stamp,
+            was_ahead: false,
+            later: 0,
+            recent: HashMap::new(),
+            freeing: HashMap::new(),
+        }
     }
 
     /// **One growing stamp**: greater than the one before, whatever the clock does. It is taken before
@@ -61,14 +70,29 @@ impl Teller {
 
     /// This host said something with this stamp once, perhaps before its clock was set back: what it says
     /// from now on has a greater one. **Whatever stamp another host may have accepted in this host's name counts**:
-    /// with smaller ones this host would be ignored there for a day. Answers whether it was news.
+    /// with smaller ones this host would be ignored there for a day. One that is beyond the horizon here, which
+    /// only hosts whose clocks are ahead have accepted, counts as soon as all accept what is greater. Answers
+    /// whether it was news.
     pub fn said_before(&mut self, stamp: i64, now: i64) -> bool {
-        let limit = now.saturating_add(HORIZON + HORIZON_MARGIN);
-        let news = stamp > self.stamp && stamp <= limit;
+        let horizon = now.saturating_add(HORIZON);
+        if stamp > horizon && stamp <= horizon.saturating_add(HORIZON_MARGIN) {
+            self.later = self.later.max(stamp);
+        }
+        let news = stamp > self.stamp && stamp <= horizon;
         if news {
             self.stamp = stamp;
         }
         news
+    }
+
+    /// A stamp that was beyond the horizon and counts from now on, if there is one.
+    pub fn take_later(&mut self, now: i64) -> Option<i64> {
+        let later = self.later;
+        if later == 0 || later > now.saturating_add(HORIZON) {
+            return None;
+        }
+        self.later = 0;
+        self.said_before(later, now).then_some(later)
     }
 
     /// This host frees an address by itself: fail2ban will tell of that.
@@ -233,17 +257,22 @@ mod tests {
     #[test]
     fn own_stamp_counts_if_another_host_may_have_accepted_it() {
         const NOW: i64 = 1_795_342_588_000;
-        // How far the stamp is ahead -> it is adopted.
+        // How far the stamp is ahead -> it is adopted at once, or after a while.
         let table = [
-            (HORIZON - HORIZON_MARGIN, true),
-            (HORIZON, true),
-            (HORIZON + HORIZON_MARGIN, true),
-            (HORIZON + HORIZON_MARGIN + 1, false),
+            (HORIZON - HORIZON_MARGIN, true, false),
+            (HORIZON, true, false),
+            (HORIZON + 1, false, true),
+            (HORIZON + HORIZON_MARGIN, false, true),
+            (HORIZON + HORIZON_MARGIN + 1, false, false),
         ];
-        for (ahead, adopted) in table {
+        for (ahead, adopted, later) in table {
             let mut teller = teller();
             assert_eq!(teller.said_before(NOW + ahead, NOW), adopted, "{ahead}");
             assert_eq!(teller.stamp(NOW + 1) == NOW + ahead + 1, adopted, "{ahead}");
+            assert_eq!(teller.take_later(NOW), None);
+            let then = NOW + HORIZON_MARGIN;
+            assert_eq!(teller.take_later(then), later.then_some(NOW + ahead), "{ahead}");
+            assert_eq!(teller.take_later(then), None);
             assert!(!teller.take_was_ahead());
         }
     }

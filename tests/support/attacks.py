@@ -311,7 +311,7 @@ def attack_presence_clear():
 def attack_stamp():
     """Messages of the far future in the names of honest hosts, and of one that does not exist."""
     client = Client()
-    for stamp in (now() + DAY - 900_000, now() + DAY + 700_000, 2**53, 2**62):
+    for stamp in (now() + DAY - 900_000, now() + DAY + 60_000, 2**53, 2**62):
         for host in (*HONEST, "evil"):
             ban = dict(bantime=600 if host == "evil" else -1)
             client.publish("blacklist/ban", detected("198.18.5.50", host, stamp, **ban))
