@@ -95,7 +95,9 @@ fn worst_messages_cost_little_more_than_their_size() {
     let mut fleet = Fleet::new(Host::new("web1").unwrap(), Pace::default(), Remembered::default());
     let (mine, slice) = (snapshot("evil", NOW + 1_000, 99_000), Slice::new(0, 1).unwrap());
     let begun = Instant::now();
-    mine.iter().for_each(|shard| hear(&mut fleet, shard));
+    for shard in &mine {
+        hear(&mut fleet, shard);
+    }
     let filled = begun.elapsed();
 
     let events: Vec<String> = (200_000..210_000).map(event).collect();
@@ -111,7 +113,9 @@ fn worst_messages_cost_little_more_than_their_size() {
     let old: Vec<String> =
         (1..=300).map(|stamp| shard("evil", stamp, slice, Vec::new()).encode()).collect();
     let begun = Instant::now();
-    old.iter().for_each(|shard| hear(&mut fleet, shard));
+    for shard in &old {
+        hear(&mut fleet, shard);
+    }
     costs.print("one of 300 old shards of 80 bytes", 300, begun.elapsed());
 
     let last = shard("evil", NOW + 2_000, slice, Vec::new()).encode();
