@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 const MAX_PEERS: usize = 16;
 
 /// A handle that a link and the list of exempt addresses share. Invariant: holds the address of each peer
-/// that accepted a login of this process, each once, the latest last, at most [`MAX_PEERS`].
+/// that accepted a login of this process, each once, the latest last, at most 16.
 #[derive(Clone, Debug, Default)]
 pub struct Peers(Arc<Mutex<VecDeque<IpAddr>>>);
 
