@@ -195,7 +195,7 @@ fn whoever_has_no_key_is_refused_by_every_host() {
         "on the topic blacklist/ban: it is not signed, and MQTT_SIGNING_KEY is set here",
         "on the topic blacklist/ban: it is signed with another key or for another topic, or was changed",
         "rejected ban of 192.0.2.8 in sshd from gone: it is too old",
-        "no part of a snapshot on the topic f2bmqtt/blacklist/state/gone/0: it is old",
+        "no part of a snapshot on the topic f2bmqtt/blacklist/state/gone/0: it is too old",
     ] {
         eventually(words, || web2.journal().contains(words));
     }
