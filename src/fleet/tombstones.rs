@@ -301,7 +301,9 @@ impl Tombstones {
         for address in std::mem::take(&mut self.in_flight) {
             let mut deferred = false;
             for one in self.known.get_mut(&address).into_iter().flatten() {
-                let due = jails.iter().any(|jail| one.is_due_in(jail));
+                // A jail that it waits for may be away again.
+                let due =
+                    jails.iter().any(|jail| one.is_due_in(jail)) || !one.pending_jails.is_empty();
                 if due || !one.applied && awaited(address, &one.scope) {
                     deferred = true;
                 } else if !one.applied {
