@@ -17,9 +17,6 @@ use crate::wire::{
 /// An own event that comes back later than this is an old one; in milliseconds.
 const FRESH: i64 = 60_000;
 
-/// How often this host's presence is published again because other hosts are new, in milliseconds.
-const GREETING: i64 = 10_000;
-
 /// The most detections of this host that only its own events on the broker tell of.
 pub(super) const MAX_ECHOES: usize = 1_000;
 
@@ -252,10 +249,9 @@ impl Fleet {
             self.limits.reached(Table::Peers, MAX_BRANCHES, None, now);
         }
         // A host that is new may not have this host's presence: a broker hands out only so many.
+        // Republishing is paced; a new host must not miss it because another one appeared just before.
         let new = !self.branches.knows(host) && !self.snapshots.just_connected(now, &self.pace);
-        if new && !(0..GREETING).contains(&now.saturating_sub(self.greeted)) {
-            (self.greeted, self.presence_lost) = (now, true);
-        }
+        self.presence_lost |= new;
         self.branches.found(host, now);
     }
 

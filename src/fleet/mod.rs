@@ -170,8 +170,6 @@ pub struct Fleet {
     presence: Option<(Presence, i64)>,
     /// The broker has another presence of this host, or none: it is published again.
     presence_lost: bool,
-    /// When presence was last published again for a host that is new, in milliseconds.
-    greeted: i64,
     /// What was asked of bans that other hosts' operators made.
     asked: Asked,
     /// What is not on disk yet.
@@ -224,7 +222,6 @@ impl Fleet {
             branches: Branches::default(),
             presence: None,
             presence_lost: false,
-            greeted: 0,
             asked: Asked::default(),
             dirty: DirtyRecords::default(),
             queue: Queue::default(),

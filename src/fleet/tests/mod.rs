@@ -361,6 +361,31 @@ fn own_presence_that_was_replaced_is_published_again() {
 }
 
 #[test]
+fn new_hosts_get_this_host_s_presence_however_soon_they_follow_each_other() {
+    let mut it = Bench::new();
+    it.fleet.connected(NOW);
+    let mut is_published = |new: Option<&str>, after| {
+        if let Some(name) = new {
+            it.fleet.hear_presence(&host(name), State::Online, NOW + after);
+        }
+        it.fleet.presence(Presence::default, NOW + after).is_some()
+    };
+    assert!(is_published(None, 0), "on connection");
+    // A host that appears after so many milliseconds, and whether presence is published then.
+    let table = [
+        (Some("a"), 20_000, true),
+        (Some("b"), 20_100, false),
+        (None, 24_900, false),
+        (None, 25_000, true),
+        (Some("b"), 31_000, false),
+        (None, 40_000, false),
+    ];
+    for (new, after, published) in table {
+        assert_eq!(is_published(new, after), published, "{after}");
+    }
+}
+
+#[test]
 fn what_an_operator_of_another_host_asks_is_answered_soon_and_not_too_often() {
     let mut it = Bench::new();
     it.fleet.connected(NOW);
