@@ -286,6 +286,31 @@ const MESSAGES: [Message; 22] = [
             "refused to ban 10.213.77.12 in sshd for old: it is this host's own",
         ],
     },
+    // As other programs write them; and a button that frees what its host does not hold.
+    Message {
+        topic: "blacklist",
+        payload: r#"{"action":"ban","ipmset":"sshd","ip":"203.0.113.14","bantime":"10m","host":"red","restored":false,"time":"2026-11-22T10:16:28+01:00"}"#,
+        printed: &[
+            "Inbound: ban 203.0.113.14 - ipset sshd from red (Rest:=0, Fails:=0)",
+            "Ban 203.0.113.14 for ipset sshd reported by red",
+        ],
+    },
+    Message {
+        topic: "blacklist/unban",
+        payload: r#"{"action":"unban","ipmset":"sshd","ip":"203.0.113.14","host":"button"}"#,
+        printed: &[
+            "Inbound: unban 203.0.113.14 - ipset sshd from button (Rest:=0, Fails:=0)",
+            "ignored unban of 203.0.113.14 in sshd from button: button does not hold this ban; to unban the address on all hosts: f2bmqtt unban 203.0.113.14",
+        ],
+    },
+    Message {
+        topic: "blacklist/unban",
+        payload: r#"{"action":"unban","ipmset":"sshd","ip":"203.0.113.14","restored":true,"host":"red"}"#,
+        printed: &[
+            "Inbound: unban 203.0.113.14 - ipset sshd from red (Rest:=1, Fails:=0)",
+            "UnBan 203.0.113.14 for ipset sshd reported by red",
+        ],
+    },
     // Ours alone.
     Message {
         topic: "f2bmqtt/blacklist/host/old",

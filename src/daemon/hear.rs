@@ -121,6 +121,11 @@ impl Daemon {
                 known.inbound.say(host.as_str(), line);
             }
             Verdict::Accept | Verdict::Refuse(Refusal::UnknownJail) => {
+                if known.fleet.is_unban_of_another_s_ban(event) {
+                    let Event { jail, address, host, .. } = event;
+                    let line = || journal::unban_of_another_s_ban(jail, *address, host);
+                    known.inbound.say(host.as_str(), line);
+                }
                 if !known.fleet.hear(event, now()) {
                     let Event { action, address, jail, host, .. } = event;
                     let text =

@@ -81,6 +81,23 @@ impl Fleet {
         true
     }
 
+    /// Whether an unban of a host that runs the scripts, or of some other program, frees nothing: the address is
+    /// banned here, and not by that host.
+    #[must_use]
+    pub fn is_unban_of_another_s_ban(&self, event: &Event) -> bool {
+        let key = (event.jail.clone(), event.address);
+        let claims = |said: &Said| said.host == event.host && said.ban.is_some();
+        let is_banned_by_others = |local: &Local| {
+            let case = local.cases.get(&key.1);
+            !case.is_some_and(|case| case.said.iter().any(claims))
+                && (local.own.contains_key(&key.1) || case.is_some_and(|case| case.mark.is_some()))
+        };
+        event.action == Action::Unban
+            && event.stamp <= 0
+            && event.id.is_none()
+            && self.jails.get(&key.0).is_some_and(is_banned_by_others)
+    }
+
     /// **Scripts**: their words have no stamp, and count in the order in which they come.
     fn hear_script(&mut self, event: &Event, key: &Key, now: i64) -> bool {
         match event.action {

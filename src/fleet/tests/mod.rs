@@ -210,6 +210,27 @@ fn each_claims_for_itself_and_scripts_in_the_order_in_which_they_speak() {
 }
 
 #[test]
+fn unban_of_a_ban_that_the_sender_does_not_hold_is_recognised() {
+    use Action::{Ban as B, Unban as U};
+    let mut it = Bench::new();
+    let frees_nothing = |it: &Bench, from: &str, stamp: i64| {
+        it.fleet.is_unban_of_another_s_ban(&event(U, from, stamp))
+    };
+    assert!(!frees_nothing(&it, "button", 0), "nothing is banned");
+    it.hears(&event(B, "web1", 10));
+    it.hears(&event(B, "old1", 0));
+    assert_eq!(it.works(), ["ban"]);
+    assert!(frees_nothing(&it, "button", 0));
+    assert!(!frees_nothing(&it, "old1", 0), "it frees its own");
+    assert!(!frees_nothing(&it, "web2", 11), "a daemon knows what it does");
+    for (from, stamp) in [("web1", 11), ("old1", 0)] {
+        it.hears(&event(U, from, stamp));
+    }
+    assert_eq!(it.works(), ["free"]);
+    assert!(!frees_nothing(&it, "button", 0), "it is free");
+}
+
+#[test]
 fn what_was_lifted_here_stays_lifted_until_its_origin_bans_anew() {
     let mut it = Bench::new();
     it.hears(&event(Action::Ban, "web1", 10));
