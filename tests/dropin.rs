@@ -137,7 +137,7 @@ macro_rules! script {
     };
 }
 
-const MESSAGES: [Message; 22] = [
+const MESSAGES: &[Message] = &[
     Message {
         topic: "blacklist/ban",
         payload: script!("ban", "sshd", "203.0.113.1", "old", "0"),
@@ -188,9 +188,22 @@ const MESSAGES: [Message; 22] = [
     Message {
         topic: "blacklist/ban",
         payload: script!("ban", "nginx", "203.0.113.5", "old", "1"),
+        printed: &["Inbound: ban 203.0.113.5 - ipset nginx from old (Rest:=1, Fails:=3)"],
+    },
+    Message {
+        topic: "blacklist/unban",
+        payload: script!("unban", "nginx", "203.0.113.5", "old", "0"),
         printed: &[
-            "Inbound: ban 203.0.113.5 - ipset nginx from old (Rest:=1, Fails:=3)",
-            "Jail nginx not found for IP 203.0.113.5 reported by old (Restored=1)",
+            "Inbound: unban 203.0.113.5 - ipset nginx from old (Rest:=0, Fails:=3)",
+            "Jail nginx not found for IP 203.0.113.5 reported by old (Restored=0)",
+        ],
+    },
+    Message {
+        topic: "blacklist/ban",
+        payload: script!("ban", "nginx", "203.0.113.5", "a", "0"),
+        printed: &[
+            "Inbound: ban 203.0.113.5 - ipset nginx from a (Rest:=0, Fails:=3)",
+            "Jail nginx not found for IP 203.0.113.5 reported by a (Restored=0)",
         ],
     },
     Message {
@@ -340,7 +353,7 @@ fn the_subscriber_prints_and_does_what_the_script_did() {
     a.sh("fail2ban-client set sshd bantime 600");
     a.sh("fail2ban-client set sshd addignoreip 192.0.2.64/26");
     let mut expected: Vec<&str> = Vec::new();
-    for message in &MESSAGES {
+    for message in MESSAGES {
         hub.publish(message.topic, message.payload);
         // Each is worked off before the next, as the script did: one after the other.
         expected.extend(message.printed);
