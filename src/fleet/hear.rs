@@ -126,6 +126,9 @@ impl Fleet {
             self.hear_own_stamp(part.stamp, now);
             let heard = Some((part.slice, part.stamp));
             let old = self.snapshots.heard(part.slice.part(), heard, now, &self.pace);
+            for ban in &part.bans {
+                self.correct(&(ban.jail.clone(), ban.address), true, now);
+            }
             self.branches.heard(&part.host, true, now);
             return old.then_some(Trouble::OwnAndOld);
         }
@@ -222,9 +225,24 @@ impl Fleet {
         self.hear_own_stamp(event.stamp, now);
         let fresh = (now - event.stamp).abs() < FRESH;
         let detected = event.action == Action::Ban && event.reason == Some(Reason::Detected);
+        let key = (event.jail.clone(), event.address);
+        if matches!(event.action, Action::Ban | Action::Unban) {
+            self.correct(&key, event.action == Action::Ban, now);
+        }
         if detected && fresh && event.time > 0 {
-            let key = (event.jail.clone(), event.address);
             self.record_echo(&key, Ban { start: event.time, bantime: event.bantime }, now);
+        }
+    }
+
+    /// A message in this host's name claims that it bans an address, or that it does not. Where that is wrong, the
+    /// part that corrects it is published before others.
+    fn correct(&mut self, key: &Key, claimed: bool, now: i64) {
+        let bans = |local: &Local| {
+            let told = local.told.get(&key.1).is_some_and(|told| told.echo.is_none());
+            told || local.own.contains_key(&key.1)
+        };
+        if self.jails.get(&key.0).is_some_and(bans) != claimed {
+            self.snapshots.touch(key.1, now);
         }
     }
 

@@ -281,6 +281,43 @@ fn a_clock_that_was_set_back_holds_nothing_up() {
 }
 
 #[test]
+fn false_claim_in_this_host_s_name_is_corrected_within_seconds() {
+    let mut it = Bench::new();
+    it.fleet.connected(NOW);
+    let banned = Row { timeofban: NOW / 1000, bantime: 600, failures: 3 };
+    it.held.insert(address(IP), Some(600));
+    it.rows.insert(address(IP), banned);
+    // What a message in its name claims, of which address, and whether the snapshot has to correct that.
+    let table = [
+        (Action::Ban, IP, false),
+        (Action::Ban, "203.0.113.77", true),
+        (Action::Unban, IP, true),
+        (Action::Unban, "203.0.113.77", false),
+    ];
+    for (action, ip, wrong) in table {
+        for forged_part in [false, true] {
+            for _ in 0..9 {
+                it.works();
+                it.fleet.publications(it.now);
+            }
+            let forged = Event { address: address(ip), ..event(action.clone(), "me", 1) };
+            if !forged_part {
+                it.fleet.hear_own(&forged, it.now);
+            } else if action == Action::Ban {
+                // Old parts are answered with all parts; these are not old.
+                let part = Part { stamp: it.now, ..part("me", it.now, &[ip]) };
+                it.fleet.hear_part(&part, it.now);
+            } else {
+                continue;
+            }
+            it.works();
+            let published = it.fleet.publications(it.now);
+            assert_eq!(!published.is_empty(), wrong, "{action} {ip} {forged_part}");
+        }
+    }
+}
+
+#[test]
 fn what_was_read_before_a_greater_stamp_of_its_own_was_heard_is_not_published() {
     let mut it = Bench::new();
     it.fleet.connected(it.now);
