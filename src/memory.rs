@@ -148,6 +148,9 @@ impl Known {
     pub fn settle(&mut self) {
         self.limited.held_back(Instant::now()).iter().for_each(journal::warn);
         self.inbound.settle();
+        for row in self.database.take_unreadable() {
+            self.warn("database row", &row);
+        }
     }
 
     /// Warns, but not again and again of the same kind of thing.

@@ -112,14 +112,14 @@ impl Queue {
             self.db.prepare("SELECT id, report, stage, tries, next, sent FROM waiting")?;
         let waiting = all.query_map([], |row| Ok((row.get(0)?, waiting(row)?)))?;
         for one in waiting {
-            if let (id, Some(waiting)) = one? {
+            if let Some((id, Some(waiting))) = readable(one)? {
                 self.waiting.insert(id, waiting);
             }
         }
         let mut all = self.db.prepare("SELECT ip, at, categories, comment FROM told")?;
         let told = all.query_map([], |row| Ok((row.get::<_, String>(0)?, told(row)?)))?;
         for one in told {
-            if let (ip, Some(told)) = one?
+            if let Some((ip, Some(told))) = readable(one)?
                 && let Ok(address) = Address::new(&ip)
             {
                 self.told.insert(address, told);
@@ -129,7 +129,7 @@ impl Queue {
         let calls =
             all.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
         for one in calls {
-            let (name, until) = one?;
+            let Some((name, until)) = readable(one)? else { continue };
             for call in [Call::All, Call::Check, Call::Report, Call::Bulk] {
                 if call.name() == name {
                     *limit(&mut self.limits, call) = until;
@@ -328,6 +328,14 @@ impl Queue {
     }
 }
 
+/// A row, or nothing where a value in it has another type than its column.
+fn readable<T>(row: SqlResult<T>) -> SqlResult<Option<T>> {
+    match row {
+        Err(error) if store::is_odd_value(&error) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 fn limit(limits: &mut Limits, call: Call) -> &mut i64 {
     match call {
         Call::All => &mut limits.all,
@@ -406,6 +414,10 @@ mod tests {
         queue.block(Call::Report, 99).unwrap();
         queue.remains(Call::Report, Quota { limit: Some(1000), remaining: Some(7) }, 5).unwrap();
         let (waiting, limits) = (queue.waiting().clone(), *queue.limits());
+        let odd = "INSERT INTO told VALUES('192.0.2.9', 'x', 'x', x'ff');
+                   INSERT INTO calls(name, blocked) VALUES('odd', 1.5);
+                   INSERT INTO waiting VALUES(99, 'odd', x'ff', 'new', 0, 0, 0)";
+        queue.db.execute_batch(odd).unwrap();
         drop(queue);
         let mut queue = Queue::open(&path).unwrap();
         assert_eq!((queue.waiting(), *queue.limits()), (&waiting, limits));

@@ -146,7 +146,7 @@ impl<A: Api> Worker<A> {
             (Stage::Sent | Stage::SentInBulk, None) if group.safe_to_repeat => {}
             (_, None) => return Ok(()), // the plan waits until checks are to be had again
             (Stage::New | Stage::Check, Some(listing)) => {
-                if listing.total_reports > 0 {
+                if listing.total_reports.unwrap_or(0) > 0 {
                     group.log.line(already_reported(address));
                     return self.queue.done(&group.ids, Vec::new());
                 }
@@ -169,7 +169,7 @@ impl<A: Api> Worker<A> {
     /// them, and the server would take a second one, it counts as listed.
     fn is_among(&self, listing: &Listing, group: &Group) -> bool {
         if listing.reports.is_empty() {
-            return listing.total_reports > 0 && !group.safe_to_repeat;
+            return listing.total_reports.unwrap_or(0) > 0 && !group.safe_to_repeat;
         }
         // A server may write it a little differently.
         let letters = |text: &str| text.chars().filter(|c| c.is_alphanumeric()).collect::<String>();
@@ -248,7 +248,7 @@ impl<A: Api> Worker<A> {
             let request = Request::Report(form.clone());
             let (answer, trouble) = match self.ask::<Accepted>(Call::Report, key, &request).await? {
                 Reply::Done(taken) => {
-                    let line = self.success(group, listing, Some(taken.score));
+                    let line = self.success(group, listing, taken.score);
                     return self.accepted(group, &line);
                 }
                 Reply::Failed(failure) => {
@@ -307,10 +307,10 @@ impl<A: Api> Worker<A> {
         score: Option<i64>,
     ) -> String {
         const UNKNOWN: &str = "not known";
-        let number = |number: i64| number.to_string();
-        let score = listing.map(|listing| listing.score).or(score);
+        let score = listing.and_then(|listing| listing.score).or(score);
         let score = score.map_or(UNKNOWN.to_owned(), |score| format!("{score}%"));
-        let reports = listing.map_or(UNKNOWN.to_owned(), |listing| number(listing.total_reports));
+        let reports = listing.and_then(|listing| listing.total_reports);
+        let reports = reports.map_or(UNKNOWN.to_owned(), |reports| reports.to_string());
         let times = listing.map(|listing| {
             let times = listing.reports.iter();
             times.filter_map(|listed| self.times.read(&listed.reported_at)).min()

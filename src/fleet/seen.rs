@@ -136,7 +136,7 @@ impl Fleet {
         }
     }
 
-    fn finish_sweep(&mut self, now: i64) {
+    pub(super) fn finish_sweep(&mut self, now: i64) {
         if self.looks.is_empty()
             && let Some(since) = self.sweep.since.take()
         {

@@ -300,14 +300,18 @@ impl Fleet {
     }
 
     /// fail2ban goes on refusing what it is told of a jail: the words wait until there is something new
-    /// of them or of the jail.
-    pub fn give_up(&mut self, jail: &Jail) {
+    /// of them or of the jail. `is_known`: what the jail holds was taken from fail2ban's database instead, so
+    /// that it does not hold up what this host publishes of its other jails.
+    pub fn give_up(&mut self, jail: &Jail, is_known: bool, now: i64) {
         self.queue.forget(jail);
         for case in self.jails.get_mut(jail).into_iter().flat_map(|local| local.cases.values_mut())
         {
             case.queued = false;
         }
         self.looks.remove(jail);
+        if is_known {
+            self.finish_sweep(now);
+        }
     }
 
     /// **What `banip` says was not new is not ours.** Of several it does not say which: the next look

@@ -20,7 +20,7 @@ pub const BANTIME_SECS: RangeInclusive<i64> = -1..=3_155_760_000;
 pub const COUNT: RangeInclusive<i64> = 0..=10_000_000;
 
 /// The number of a range that is nearest.
-pub(super) fn into(range: &RangeInclusive<i64>, number: i64) -> i64 {
+pub(crate) fn into(range: &RangeInclusive<i64>, number: i64) -> i64 {
     number.clamp(*range.start(), *range.end())
 }
 

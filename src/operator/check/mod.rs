@@ -2,10 +2,11 @@
 //!
 //! Facts are gathered first, all at once and each within some seconds: `look` at this host, `ask`
 //! fail2ban, `probe` the brokers. What they mean is decided by pure functions, each of which makes
-//! findings (`finding`) of its facts: `settings`, `broker`, `fleet`, `jails`, `reports`, `host`, `status`.
+//! findings (`finding`) of its facts: `settings`, `broker`, `fleet`, `jails`, `database`, `reports`, `host`, `status`.
 
 mod ask;
 mod broker;
+mod database;
 mod finding;
 mod fleet;
 mod host;
@@ -97,6 +98,7 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
     let sharing = config.as_ref().map(|config| config.sharing.clone()).unwrap_or_default();
     found.extend(jails::findings(&server, &configured, &sharing));
     if let Ok(server) = &server {
+        found.extend(database::findings(server.database.as_deref(), &database::read(server)));
         let spool = paths.spool();
         let seen = look::seen_by(server.pid, spool.dir());
         found.extend(seen.map(|seen| seen.finding(spool.dir())));
