@@ -299,7 +299,8 @@ impl<A: Api> Worker<A> {
         Ok(())
     }
 
-    /// The line that log watchers know. What only a check tells is not always known.
+    /// The line that log watchers know. `score` is that of the answer to the report, as in the scripts; the rest only
+    /// a check tells, and it is not always known.
     pub(super) fn success(
         &self,
         group: &Group,
@@ -307,7 +308,7 @@ impl<A: Api> Worker<A> {
         score: Option<i64>,
     ) -> String {
         const UNKNOWN: &str = "not known";
-        let score = listing.and_then(|listing| listing.score).or(score);
+        let score = score.or_else(|| listing.and_then(|listing| listing.score));
         let score = score.map_or(UNKNOWN.to_owned(), |score| format!("{score}%"));
         let reports = listing.and_then(|listing| listing.total_reports);
         let reports = reports.map_or(UNKNOWN.to_owned(), |reports| reports.to_string());

@@ -157,7 +157,7 @@ fn the_first_report_goes_at_once_and_further_jails_in_one_after_the_window() {
     assert_eq!((categories.as_str(), comment.as_str()), ("21,15", "web: probing\nftp: probing"));
     assert_eq!(Times::new().unwrap().read(time), Some(START + 60));
     drop(server);
-    let reported = "SUCCESS: Reported 203.0.113.9 - Score: 7%, Reports: 0, \
+    let reported = "SUCCESS: Reported 203.0.113.9 - Score: 52%, Reports: 0, \
                     Oldest Report: Not Reported yet, Failures:3.";
     assert_eq!(bed.log()[0], reported);
     let known = "INFO: IP 203.0.113.9 has already been reported and remains on AbuseIPDB.";
