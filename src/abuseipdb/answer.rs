@@ -207,6 +207,21 @@ impl Answer {
         })
     }
 
+    /// Why reports wait after this answer, in words; `None` where they do not.
+    #[must_use]
+    pub fn fault(&self, trouble: &Trouble) -> Option<String> {
+        let status = self.status;
+        Some(match trouble {
+            Trouble::TooSoon | Trouble::TooLong | Trouble::Refused { .. } => return None,
+            Trouble::Spent(_) => "the daily limit is reached".to_owned(),
+            Trouble::Key => format!("AbuseIPDB refuses the API key (HTTP {status})"),
+            Trouble::NotAllowed => format!("AbuseIPDB refuses the call (HTTP {status})"),
+            Trouble::Odd => format!(
+                "api.abuseipdb.com answers with HTTP {status}, not with an answer of the API"
+            ),
+        })
+    }
+
     /// How long it asks us to leave it alone, in seconds; 0 where it does not say.
     #[must_use]
     pub fn asks_for(&self) -> i64 {

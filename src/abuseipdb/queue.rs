@@ -26,7 +26,8 @@ const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
         ip TEXT PRIMARY KEY, at INTEGER NOT NULL, categories TEXT NOT NULL, comment TEXT NOT NULL);
     CREATE TABLE IF NOT EXISTS calls(
         name TEXT PRIMARY KEY, blocked INTEGER NOT NULL DEFAULT 0, quota INTEGER, remaining INTEGER,
-        seen INTEGER);";
+        seen INTEGER);
+    CREATE TABLE IF NOT EXISTS last_call(at INTEGER NOT NULL, error TEXT);";
 
 /// No report is put off for longer, in seconds.
 const LONGEST_PAUSE: i64 = 2 * 3600;
@@ -272,6 +273,17 @@ impl Queue {
                 .prepare_cached(sql)?
                 .execute(params![call.name(), limit, remaining, now])
                 .map(drop)
+        })
+    }
+
+    /// Keeps how the last call ended, for the operator; `error` is why reports wait after it.
+    ///
+    /// # Errors
+    /// [`Error::Queue`].
+    pub fn record_call(&mut self, now: i64, error: Option<&str>) -> Result<(), Error> {
+        self.change(|change| {
+            change.execute("DELETE FROM last_call", [])?;
+            change.execute("INSERT INTO last_call VALUES(?1, ?2)", params![now, error]).map(drop)
         })
     }
 
