@@ -23,6 +23,7 @@ use rustix::process::geteuid;
 
 pub(super) use self::finding::list;
 use self::finding::{Finding, State};
+use crate::abuseipdb::glance::Glance;
 use crate::abuseipdb::service::now;
 use crate::config::{self, Config};
 use crate::daemon::status::DaemonStatus;
@@ -104,6 +105,8 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         found.extend(seen.map(|seen| seen.finding(spool.dir())));
         let (key, warning) = look::key(&paths.api_key);
         found.extend(reports::findings(&server.jails, &paths.api_key, &key, warning.as_deref()));
+        let glance = Glance::of(&paths.report_queue());
+        found.extend(reports::queue(&server.jails, &glance, &paths.api_key, now()));
         found.extend(reports::files(&server.jails, trust::look));
     }
     Ok(found)
