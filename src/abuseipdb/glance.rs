@@ -77,7 +77,7 @@ impl Glance {
 #[cfg(test)]
 mod tests {
     use super::super::queue::{self, Queue};
-    use super::super::report::Categories;
+    use super::super::report::{Categories, CommentSource};
     use super::*;
     use crate::wire::Address;
 
@@ -100,6 +100,7 @@ mod tests {
             address: Address::new("192.0.2.1").unwrap(),
             categories: Categories::new("18").unwrap(),
             comment: String::new(),
+            source: CommentSource::Log,
             bantime: 600,
             failures: 3,
             time,

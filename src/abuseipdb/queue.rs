@@ -209,13 +209,13 @@ impl Queue {
         changed.retain(|(id, _)| self.waiting.contains_key(id));
         self.change(|change| {
             for (id, waiting) in &changed {
-                let Waiting { stage, tries, next, sent, .. } = waiting;
+                let Waiting { report, stage, tries, next, sent } = waiting;
                 change
                     .prepare_cached(
-                        "UPDATE waiting SET stage = ?2, tries = ?3, next = ?4, sent = ?5
+                        "UPDATE waiting SET stage = ?2, tries = ?3, next = ?4, sent = ?5, report = ?6
                          WHERE id = ?1",
                     )?
-                    .execute(params![id, write_stage(*stage), tries, next, sent])?;
+                    .execute(params![id, write_stage(*stage), tries, next, sent, report.encode()])?;
             }
             Ok(())
         })?;
@@ -388,6 +388,7 @@ fn told(row: &Row<'_>) -> SqlResult<Option<Told>> {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use super::super::report::CommentSource;
     use super::*;
 
     fn report(ip: &str) -> Report {
@@ -395,6 +396,7 @@ mod tests {
             address: Address::new(ip).unwrap(),
             categories: Categories::new("18").unwrap(),
             comment: "x".to_owned(),
+            source: CommentSource::Log,
             bantime: 600,
             failures: 3,
             time: 1,

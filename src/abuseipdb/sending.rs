@@ -76,7 +76,7 @@ impl<A: Api> Worker<A> {
         for report in &reports {
             categories.join(&report.categories);
         }
-        let comments = reports.iter().map(|report| report.comment.as_str());
+        let comments = reports.iter().map(|report| (report.comment.as_str(), report.source));
         let time = reports.iter().map(|report| report.time).min()?;
         let form = Form {
             address,

@@ -8,6 +8,7 @@ pub mod status;
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -89,7 +90,9 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     if let Some(id) = daemon.former.take() {
         tokio::spawn(broker::purge(config.clone(), id));
     }
-    let reporter = tokio::spawn(abuseipdb::service::forever(paths.clone()));
+    let memory = Arc::clone(&daemon.memory);
+    let database = move || memory.know().database.path().map(Path::to_owned);
+    let reporter = tokio::spawn(abuseipdb::service::forever(paths.clone(), Arc::new(database)));
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled();
     let mut tick = interval(watchdog.map_or(TICK, |limit| TICK.min(limit / 3)));

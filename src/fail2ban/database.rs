@@ -180,6 +180,31 @@ impl Database {
         self.unreadable.extend(unreadable.into_iter().take(room));
     }
 
+    /// The log lines of the bans of an address that began at a time, in seconds since 1970, as far as fail2ban keeps
+    /// them (`dbmaxmatches`, 10 by default); `None` where it has no such ban.
+    ///
+    /// # Errors
+    /// Whatever SQLite says: that it is locked for too long, say.
+    pub fn log_lines(
+        &mut self,
+        address: Address,
+        time: i64,
+    ) -> rusqlite::Result<Option<Vec<String>>> {
+        let Some((_, connection)) = self.connect()? else { return Ok(None) };
+        let mut query = connection.prepare_cached(
+            "SELECT data FROM bips WHERE ip = ?1 AND timeofban BETWEEN ?2 - 1 AND ?2 + 1",
+        )?;
+        let mut found = query.query((super::spelled(address), time))?;
+        let mut lines = None;
+        while let Some(row) = found.next()? {
+            let data = row.get_ref(0)?.as_bytes_or_null().ok().flatten().unwrap_or(b"{}");
+            let data: Value = serde_json::from_slice(data).unwrap_or_default();
+            let matches = data["matches"].as_array().map(Vec::as_slice).unwrap_or_default();
+            lines.get_or_insert_with(Vec::new).extend(matches.iter().map(log_line));
+        }
+        Ok(lines)
+    }
+
     /// The jails that it has rows of.
     ///
     /// # Errors
@@ -228,6 +253,14 @@ fn read(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Result<Row, S
         bantime: range::into(&BANTIME_SECS, bantime),
         failures: column::of_json(&data["failures"]),
     }))
+}
+
+/// A line is a text, or a list of the texts before, in and after its time (fail2ban's `server/ticket.py`).
+fn log_line(value: &Value) -> String {
+    match value {
+        Value::Array(parts) => parts.iter().filter_map(Value::as_str).collect(),
+        line => line.as_str().unwrap_or_default().to_owned(),
+    }
 }
 
 fn skipped(jail: &Jail, address: impl std::fmt::Display, what: &str) -> String {
@@ -291,6 +324,27 @@ mod tests {
         assert_eq!(none.rows(&jail, &addresses).unwrap(), Table::default());
         assert_eq!(none.version().unwrap(), None);
         assert!(!none.is_kept());
+    }
+
+    #[test]
+    fn log_lines_of_a_ban_are_those_of_its_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fail2ban.sqlite3");
+        let writer = Connection::open(&path).unwrap();
+        writer.execute_batch(TABLE).unwrap();
+        let insert = |ip: &str, jail: &str, time: f64, data: &str| {
+            let sql = "INSERT OR REPLACE INTO bips VALUES(?1, ?2, ?3, 600, 1, ?4)";
+            writer.execute(sql, (ip, jail, time, data)).unwrap();
+        };
+        insert("192.0.2.1", "sshd", 1000.4, r#"{"matches":[["","Nov 27"," one"],"two",7]}"#);
+        insert("192.0.2.1", "web", 1001.0, r#"{"matches":["three"]}"#);
+        insert("192.0.2.1", "old", 900.0, r#"{"matches":["four"]}"#);
+        insert("192.0.2.2", "sshd", 1000.0, r#"{"matches":null}"#);
+        let mut database = Database::new(Some(path));
+        let mut lines = |ip| database.log_lines(Address::new(ip).unwrap(), 1000).unwrap();
+        let expected = ["Nov 27 one", "two", "", "three"].map(str::to_owned).to_vec();
+        assert_eq!(lines("192.0.2.1"), Some(expected));
+        assert_eq!((lines("192.0.2.2"), lines("192.0.2.4")), (Some(Vec::new()), None));
     }
 
     #[test]

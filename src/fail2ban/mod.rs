@@ -369,6 +369,17 @@ impl Client {
     }
 }
 
+/// Where the server at a socket has its database, if it keeps one.
+///
+/// # Errors
+/// Any [`Error`].
+pub async fn database_path(socket: &Path) -> Result<Option<PathBuf>, Error> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let ask = async { Client::connect(socket).await?.database().await };
+    let slow = |_| Error::Slow { command: "get dbfile".to_owned(), seconds: PATIENCE.as_secs() };
+    timeout(PATIENCE, ask).await.map_err(slow)?
+}
+
 /// An address as fail2ban spells it, by `inet_ntop(3)`, and compares it: the last 32 bits of an IPv4-compatible IPv6
 /// address have dots (`::192.0.2.1`).
 pub(crate) fn spelled(address: Address) -> String {
