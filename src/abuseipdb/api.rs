@@ -93,6 +93,15 @@ pub enum Failure {
     Unknown(String),
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotSent(why) => write!(f, "no connection to api.abuseipdb.com: {why}"),
+            Self::Unknown(why) => write!(f, "no answer from api.abuseipdb.com: {why}"),
+        }
+    }
+}
+
 /// Who is asked: the real server, or one of a test.
 pub trait Api {
     /// Asks, and waits for the answer.

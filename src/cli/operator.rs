@@ -42,6 +42,8 @@ pub enum Operation {
         waiting.events, .reports            not published yet; not reported yet\n  \
         abuseipdb.{report,check,bulk-report}.limit, .remaining, .seen, .blocked\n                                      \
         calls a day, calls left, when that was seen; none before\n  \
+        reporter.oldest, .last_call.at, .error\n                                      \
+        the oldest ban that waits; the last call, and why it failed\n  \
         hosts[].host, .state (online, offline, unknown), .since, .version, .jails, .bans, .held,\n          \
         .snapshot (its time), .parts, .missing (parts), .refused (messages by reason)\n  \
         jails.NAME, bans                    bans by jail, and in all\n  \
@@ -199,9 +201,9 @@ pub struct ForgetArgs {
         Checks: settings settings_sample; broker_name broker_port broker_tls broker_login \
         broker_subscribe broker_publish broker_read; fleet_name fleet_hosts fleet_key clock clock_ahead; \
         service service_unit service_enabled service_version service_settings; scripts links action_file \
-        disk modes spool tables; fail2ban fail2ban_config fail2ban_sandbox; jail_none jail_shares \
+        disk modes spool tables; fail2ban fail2ban_config fail2ban_database fail2ban_sandbox; jail_none jail_shares \
         jail_left_out jail_missing jail_not_wired jail_not_loaded jail_not_running jail_ignoreip; report_key \
-        report_key_file report_action report_recidive report_file report_place"
+        report_key_file report_action report_recidive report_queue report_file report_place"
 )]
 pub struct CheckArgs {
     /// Print one JSON object instead

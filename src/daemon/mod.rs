@@ -8,6 +8,7 @@ pub mod status;
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -81,6 +82,7 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let (mut term, mut int) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
     let mut daemon = Daemon::new(config, paths)?;
     let mut watch = daemon.spool.watch()?;
+    daemon.memory.know().reserve_stamps();
     daemon.scan();
     let (memory, bell) = (Arc::clone(&daemon.memory), Arc::clone(&daemon.bell));
     let exempt = exempt(config).with_peers(daemon.link.peers());
@@ -88,7 +90,9 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     if let Some(id) = daemon.former.take() {
         tokio::spawn(broker::purge(config.clone(), id));
     }
-    let reporter = tokio::spawn(abuseipdb::service::forever(paths.clone()));
+    let memory = Arc::clone(&daemon.memory);
+    let database = move || memory.know().database.path().map(Path::to_owned);
+    let reporter = tokio::spawn(abuseipdb::service::forever(paths.clone(), Arc::new(database)));
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled();
     let mut tick = interval(watchdog.map_or(TICK, |limit| TICK.min(limit / 3)));
@@ -302,6 +306,7 @@ impl Daemon {
                 break;
             }
         }
+        known.release_stamps();
         self.shown.end();
         self.status.clear();
     }
@@ -316,6 +321,7 @@ impl Daemon {
         let _ = sd_notify::notify(&[NotifyState::Watchdog]);
         let mut known = self.memory.know();
         known.settle();
+        known.reserve_stamps();
         known.scan();
         for (topic, text) in self.shown.show(&mut known, now()) {
             self.link.keep(topic, text.into_bytes());

@@ -173,7 +173,7 @@ mod tests {
             connected: true,
             jails: vec![JailFigures { jail, detected: 3, imported: 40, lifted: 1 }],
             limits: [(Table::Claims, 1_795_342_600)].into(),
-            reports: Some(Glance { waiting: 2, calls: vec![call] }),
+            reports: Some(Glance { waiting: 2, calls: vec![call], ..Glance::default() }),
             ..Figures::default()
         }
     }

@@ -36,7 +36,7 @@ pub(crate) fn duration(text: &str) -> Option<i64> {
 }
 
 /// The number of a range that is nearest.
-pub(super) fn into(range: &RangeInclusive<i64>, number: i64) -> i64 {
+pub(crate) fn into(range: &RangeInclusive<i64>, number: i64) -> i64 {
     number.clamp(*range.start(), *range.end())
 }
 

@@ -231,6 +231,28 @@ fn unban_of_a_ban_that_the_sender_does_not_hold_is_recognised() {
 }
 
 #[test]
+fn script_ban_that_ends_by_its_time_is_imported_once_and_left_to_fail2ban() {
+    // When the event comes, relative to a full second, and how late fail2ban bans.
+    for (phase, late) in (0..2_000).step_by(250).flat_map(|phase| [(phase, 0), (phase, 20_000)]) {
+        let mut it = Bench::new();
+        it.now = NOW + phase;
+        it.hears(&event(Action::Ban, "old1", 0));
+        it.now += late - 2_000; // a round begins two seconds later
+        let mut told = Vec::new();
+        for _ in 0..330 + late / 2_000 {
+            let (rows, now) = (it.rows.clone(), it.now + 2_000);
+            it.held.retain(|address, _| (rows[address].timeofban + 600) * 1_000 > now);
+            told.extend(it.works());
+        }
+        assert_eq!(told, ["ban"], "{phase} {late}");
+        it.hears(&event(Action::Ban, "old1", 0));
+        assert_eq!(it.works(), ["ban"], "another ban of it");
+        it.hears(&event(Action::Unban, "old1", 0));
+        assert_eq!(it.works(), ["free"]);
+    }
+}
+
+#[test]
 fn what_was_lifted_here_stays_lifted_until_its_origin_bans_anew() {
     let mut it = Bench::new();
     it.hears(&event(Action::Ban, "web1", 10));

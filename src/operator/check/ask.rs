@@ -52,7 +52,8 @@ async fn look_at(server: &mut Server, ignored: &[Vec<String>]) {
 async fn ask(socket: &Path) -> Result<(Server, Vec<Vec<String>>), Error> {
     let mut client = Client::connect(socket).await?;
     let version = client.version().await?;
-    let mut server = Server { version, pid: client.pid(), jails: Vec::new() };
+    let database = client.database().await?;
+    let mut server = Server { version, pid: client.pid(), jails: Vec::new(), database };
     let mut ignored = Vec::new();
     for name in client.jails().await? {
         let mut actions = Vec::new();

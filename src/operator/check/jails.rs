@@ -18,6 +18,8 @@ pub(super) struct Server {
     pub(super) version: String,
     pub(super) pid: i32,
     pub(super) jails: Vec<Running>,
+    /// Where its database is; `None`: it keeps none.
+    pub(super) database: Option<PathBuf>,
 }
 
 /// A jail that it runs.
@@ -262,6 +264,7 @@ mod tests {
                 running("ftp", &[("nftables", "nft add")]),
                 running("recidive", &[("nftables", "nft add")]),
             ],
+            database: None,
         };
         let files = BTreeMap::from([
             (jail("sshd"), true),
@@ -308,6 +311,7 @@ mod tests {
             version: "1.0.2".to_owned(),
             pid: 1,
             jails: vec![wrong("sshd"), wrong("recidive")],
+            database: None,
         };
         let text = "ignoreip of sshd: cannot resolve x.example: why".to_owned();
         assert_eq!(odd(&Ok(server), &Configured::default()), [("jail_ignoreip", text)]);
