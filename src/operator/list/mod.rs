@@ -111,8 +111,8 @@ fn figures(
 ) -> fmt::Result {
     let void = |void: &Void| json!({ "jail": void.jail.as_str(), "host": void.host.as_str(), "id": void.id.as_str() });
     let freed: Vec<_> = voids.iter().map(void).collect();
-    let rest = out::json(&json!({ "time": now, "freed": freed, "missing": missing }));
-    write!(to, "{},\"bans\":[", rest.trim_end_matches('}'))?;
+    let (freed, missing) = (out::json(&json!(freed)), out::json(&json!(missing)));
+    write!(to, "{{\"freed\":{freed},\"missing\":{missing},\"time\":{now},\"bans\":[")?;
     for (n, banned) in banned.iter().enumerate() {
         let comma = if n == 0 { "" } else { "," };
         let ban = json!({
