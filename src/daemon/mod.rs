@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use self::ahead::AheadHosts;
-use self::status::{DaemonStatus, LinkState, LinkStatus, StatusFile};
+use self::status::{DaemonStatus, LinkState, LinkStatus, Reconnects, StatusFile};
 use crate::abuseipdb;
 use crate::abuseipdb::by_hand;
 use crate::apply::{self, Bell};
@@ -52,6 +52,10 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// How a warning of a second host of this name begins.
 pub(crate) const NAMESAKE: &str = "another machine is called";
+
+/// What a broker with mosquitto's `max_qos 0` does.
+const QOS_LOWERED: &str = "the broker grants QoS 0 only: it loses messages, or ends the connection at the first \
+                           event; allow QoS 1 (mosquitto: max_qos 1 or 2)";
 
 /// The most messages that are looked at before what they ask for is written down, and the longest that this
 /// takes: the timer is served in between.
@@ -147,6 +151,7 @@ struct Daemon {
     limits: Limits,
     ahead: AheadHosts,
     link_status: LinkStatus,
+    reconnects: Reconnects,
     status: StatusFile,
 }
 
@@ -189,6 +194,7 @@ impl Daemon {
             limits: Limits::default(),
             ahead: AheadHosts::default(),
             link_status: LinkStatus { broker, since, ..LinkStatus::default() },
+            reconnects: Reconnects::default(),
             status: StatusFile::new(paths.status()),
         })
     }
@@ -213,6 +219,7 @@ impl Daemon {
                 say(format_args!("connected to the broker {broker} as {}", self.host));
                 self.parts.clear();
                 self.link_status.turn(LinkState::Up, &broker, now());
+                self.reconnects.record(now());
                 self.shown.connected();
                 self.memory.know().fleet.connected(now());
             }
@@ -232,6 +239,7 @@ impl Daemon {
                 let what = format!("the broker refuses the subscription to {topics}");
                 self.warn("subscribe", &format!("{what}: check its access rules"));
             }
+            LinkEvent::QosLowered => self.warn("qos", QOS_LOWERED),
             LinkEvent::Lost { broker, why } => {
                 self.shown.connected = false;
                 {
@@ -324,7 +332,10 @@ impl Daemon {
         let status = DaemonStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             since: self.since,
-            link: self.link_status.clone(),
+            link: LinkStatus {
+                reconnects: self.reconnects.within_hour(now),
+                ..self.link_status.clone()
+            },
             peers: known.fleet.hosts().0,
             rejected: known.refused.by_name(),
             ahead: self.ahead.shown(now),

@@ -8,6 +8,7 @@ use super::finding::{Finding, list};
 use super::probe::PATIENCE;
 use crate::broker::{Stage, Why};
 use crate::config::{Broker, Config};
+use crate::fleet::snapshot::SHARD_BYTES;
 use crate::guard::Refusal;
 use crate::wire::{Host, Presence};
 
@@ -53,9 +54,24 @@ pub(super) struct Probe {
     pub(super) back: bool,
 }
 
+/// What became of a retained message as large as a shard of a snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Shard {
+    /// The broker acknowledged it.
+    pub(super) taken: bool,
+    /// How often it came back: when it was published, and again when this host subscribed to its topic.
+    pub(super) arrivals: usize,
+}
+
 /// What was heard on a connection.
 #[derive(Debug, Default)]
 pub(super) struct Heard {
+    /// Why the broker refuses a persistent session with a retained last will, where it takes a client without.
+    pub(super) refused_as_daemon: Option<Why>,
+    /// The broker grants QoS 0 only.
+    pub(super) qos_lowered: bool,
+    /// `None` if it was not published.
+    pub(super) shard: Option<Shard>,
     /// Topics that the broker does not let this host subscribe to.
     pub(super) refused: Vec<String>,
     pub(super) probes: Vec<Probe>,
@@ -201,7 +217,26 @@ impl Heard {
         let written = |topic: &str| {
             if topic.contains("/state/") { format!("{topic}/#") } else { topic.to_owned() }
         };
-        if self.cut {
+        let mosquitto =
+            "mosquitto's settings: /etc/mosquitto/mosquitto.conf and /etc/mosquitto/conf.d";
+        if self.qos_lowered {
+            let text = format!("{broker} grants QoS 0 only: it loses messages, or refuses them");
+            let next = format!("on the hub: allow QoS 1 (mosquitto: max_qos 1 or 2)\n{mosquitto}");
+            found.push(Finding::fault("broker_qos", text).next(next));
+            return found;
+        }
+        if let Some(why) = &self.refused_as_daemon {
+            let text = format!(
+                "{broker} refuses a client with a persistent session and a retained last will, as the daemon is: {why}"
+            );
+            let next = format!(
+                "on the hub: allow retained messages (mosquitto: no \"retain_available false\") and persistent \
+                 sessions\n{mosquitto}"
+            );
+            found.push(Finding::fault("broker_retain", text).next(next));
+            return found;
+        }
+        if self.cut && self.shard.as_ref().is_none_or(|shard| shard.taken) {
             let (what, may) = match self.probes.iter().find(|probe| !probe.taken) {
                 None => ("subscribes".to_owned(), format!("read {all}")),
                 Some(Probe { topic, .. }) => {
@@ -244,7 +279,34 @@ impl Heard {
             let next = format!("the broker's access rules must let {user} write {topic}\n{rules}");
             found.push(Finding::fault("broker_publish", text).next(next));
         }
+        found.extend(self.shard.as_ref().map(|shard| shard.finding(broker)));
         found
+    }
+}
+
+impl Shard {
+    fn finding(&self, broker: &Broker) -> Finding {
+        let size = SHARD_BYTES / 1024;
+        match (self.taken, self.arrivals) {
+            (true, 2..) => {
+                let text = format!("{broker} keeps a retained message of {size} KiB");
+                Finding::well("broker_retain", text)
+            }
+            (true, 1) => {
+                let text = format!("{broker} does not keep retained messages, which snapshots are");
+                Finding::fault("broker_retain", text)
+                    .next("on the hub: allow retained messages (mosquitto: retain_available)")
+            }
+            _ => {
+                let text =
+                    format!("{broker} drops a retained message of {size} KiB, as a snapshot has");
+                Finding::fault("broker_retain", text).next(format!(
+                    "on the hub: allow retained messages, and messages of {} KiB (mosquitto: message_size_limit and \
+                     max_packet_size)",
+                    2 * size
+                ))
+            }
+        }
     }
 }
 
@@ -346,6 +408,43 @@ mod tests {
         probes[0].taken = true;
         let cut = faults(Heard { probes, cut: true, ..Heard::default() });
         assert!(cut[0].1.contains("when this host publishes on t/unban"), "{cut:?}");
+    }
+
+    #[test]
+    fn what_the_broker_must_keep_for_the_daemon_is_checked() {
+        let shard = |taken, arrivals| Heard {
+            probes: probes([(true, true); 4]),
+            shard: Some(Shard { taken, arrivals }),
+            ..Heard::default()
+        };
+        let refused = Some(why(Stage::Tls, "it hangs up"));
+        let table = [
+            (shard(true, 2), State::Well, "hub:1883 keeps a retained message of 16 KiB"),
+            (shard(true, 1), State::Fault, "hub:1883 does not keep retained messages"),
+            (shard(true, 0), State::Fault, "hub:1883 drops a retained message of 16 KiB"),
+            (
+                Heard { cut: true, ..shard(false, 0) },
+                State::Fault,
+                "hub:1883 drops a retained message",
+            ),
+            (
+                Heard { refused_as_daemon: refused, cut: true, ..Heard::default() },
+                State::Fault,
+                "hub:1883 refuses a client with a persistent session and a retained last will, as the daemon is: it hangs up",
+            ),
+            (
+                Heard { qos_lowered: true, cut: true, ..Heard::default() },
+                State::Fault,
+                "hub:1883 grants QoS 0 only",
+            ),
+        ];
+        for (heard, state, text) in table {
+            let found = shown(Way::In { ports: vec![(ADDRESS, Port::Open)], heard });
+            let (_, last, shown) = found.last().unwrap();
+            assert!(*last == state && shown.starts_with(text), "{text}: {found:?}");
+            let odd = found.iter().filter(|(_, state, _)| *state != State::Well).count();
+            assert_eq!(odd, usize::from(state != State::Well), "{found:?}");
+        }
     }
 
     #[test]
