@@ -128,6 +128,8 @@ fn a_sound_host_has_ticks_alone_and_looking_leaves_nothing_behind() {
         "fail2ban_sandbox",
     ];
     assert_eq!(ids, expected);
+    let log = web1.sh("cat /var/log/fail2ban.log");
+    assert!(!log.contains(" ERROR "), "{log}");
     // It is for root alone.
     let out = web1.run("setpriv --reuid nobody f2bmqtt check");
     assert_eq!(out.status.code(), Some(1));
