@@ -41,6 +41,7 @@ const STATUS_FILE: &str = "The daemon keeps its state in /run/f2bmqtt/status.jso
     link.state, .since        up or down, and since when\n  \
     link.broker               the broker that the daemon is connected to, or tried last\n  \
     link.error                the last error of the link since the start, or null\n  \
+    link.reconnects           how often the link came up again within the last hour\n  \
     peers                     how many other hosts the daemon knows\n  \
     rejected.REASON           how many messages the daemon rejected since the start\n  \
     ahead[].host, .at         hosts whose messages were stamped more than a day ahead of this host's\n                            \
