@@ -73,6 +73,9 @@ pub enum Command {
     },
     #[command(about = "Report an address to AbuseIPDB")]
     Report(ReportArgs),
+    /// Say what is wrong with the settings; run by the package when it is installed
+    #[command(hide = true)]
+    Settings,
     /// Publish what waits in the spool; started by notify where no service runs
     #[command(hide = true)]
     Publish,
