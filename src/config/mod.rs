@@ -3,6 +3,7 @@
 //! The file stays one that bash can source, because scripts on the same host may read it too. The
 //! file's values beat the environment's, and a later line beats an earlier one.
 
+mod certificate;
 mod line;
 mod lines;
 mod nearest;
@@ -25,6 +26,7 @@ use crate::error::Error;
 use crate::guard::Sharing;
 use crate::wire::Host;
 
+pub use certificate::Certificate;
 pub(crate) use line::read as read_line;
 use lines::Line;
 pub use tls::Tls;
@@ -152,6 +154,13 @@ impl Config {
             ));
         }
         Ok(config)
+    }
+
+    /// What the broker knows this host by: the name in its certificate, or else its login.
+    #[must_use]
+    pub fn user(&self) -> Option<String> {
+        let of_certificate = self.tls.as_ref().and_then(Tls::own_name);
+        of_certificate.or_else(|| self.login.as_ref().map(|login| login.user.clone()))
     }
 
     /// Makes settings of a file's `text`; `nodename` is this host's own name.
@@ -457,7 +466,7 @@ impl<'a> Entries<'a> {
         if !on || self.faults.len() > before {
             return None;
         }
-        let tls = Tls { authorities, identity: certificate.zip(key) };
+        let tls = Tls::new(authorities, certificate.zip(key));
         match tls.client() {
             Ok(_) => Some(tls),
             Err(what) => {

@@ -333,6 +333,34 @@ fn tls_is_on_with_a_ca_or_by_itself_and_has_its_own_port() {
 }
 
 #[test]
+fn certificates_have_a_name_and_an_end() {
+    let dir = certificates();
+    let dir = dir.path().display();
+    let tls =
+        format!("MQTT_CAFILE={dir}/ca.crt\nMQTT_CERT={dir}/web1.crt\nMQTT_KEY={dir}/web1.key\n");
+    let config = parse(&format!("{GOOD}MQTT_USER=fail2ban\nMQTT_PASSWORD=x\n{tls}")).unwrap();
+    assert_eq!(config.user().as_deref(), Some("web1"), "the certificate's name, not the login's");
+    let all = config.tls.unwrap().certificates();
+    let kinds: Vec<_> = all.iter().map(|certificate| certificate.kind).collect();
+    assert_eq!(kinds, ["client", "ca"]);
+    let ends = |file: &str| {
+        let command = format!(
+            "date -d \"$(openssl x509 -in {dir}/{file} -noout -enddate | cut -d= -f2)\" +%s"
+        );
+        let out = Command::new("sh").args(["-c", &command]).output().unwrap();
+        String::from_utf8(out.stdout).unwrap().trim().parse::<i64>().unwrap()
+    };
+    assert_eq!([all[0].ends, all[1].ends], [ends("web1.crt"), ends("ca.crt")]);
+    assert_eq!(all[0].title(), "this host's certificate, MQTT_CERT (web1)");
+    let day = 86_400;
+    let table = [(31, false), (30, false), (29, true), (0, true), (-5, true)];
+    for (days, soon) in table {
+        assert_eq!(all[0].ends_soon(all[0].ends - days * day), soon, "{days}");
+    }
+    assert_eq!(parse(&format!("{GOOD}MQTT_USER=u\n")).unwrap().user().as_deref(), Some("u"));
+}
+
+#[test]
 fn every_fault_of_the_files_is_told_with_its_line() {
     let dir = certificates();
     let at = |text: &str| text.replace("DIR", &dir.path().display().to_string());

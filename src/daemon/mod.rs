@@ -62,6 +62,9 @@ const QOS_LOWERED: &str = "the broker grants QoS 0 only: it loses messages, or e
 const AT_ONCE: usize = 500;
 const MAX_TURN: Duration = Duration::from_millis(50);
 
+/// How often certificates are looked at, in milliseconds.
+const CERTIFICATES_CHECKED: i64 = 86_400_000;
+
 /// How many batches of changes are written at the end.
 const MAX_STEPS: usize = 100;
 
@@ -152,6 +155,7 @@ struct Daemon {
     ahead: AheadHosts,
     link_status: LinkStatus,
     reconnects: Reconnects,
+    certificates_checked: Option<i64>,
     status: StatusFile,
 }
 
@@ -195,6 +199,7 @@ impl Daemon {
             ahead: AheadHosts::default(),
             link_status: LinkStatus { broker, since, ..LinkStatus::default() },
             reconnects: Reconnects::default(),
+            certificates_checked: None,
             status: StatusFile::new(paths.status()),
         })
     }
@@ -222,6 +227,7 @@ impl Daemon {
                 self.reconnects.record(now());
                 self.shown.connected();
                 self.memory.know().fleet.connected(now());
+                self.certificates_checked = None;
             }
             LinkEvent::Message(message) => self.message(&message),
             LinkEvent::Published(name) => {
@@ -343,6 +349,24 @@ impl Daemon {
         };
         if let Err(what) = self.status.update(status, now) {
             known.warn("status", &what);
+        }
+        drop(known);
+        self.check_certificates(now);
+    }
+
+    /// Warns of certificates that end soon: after each connection, and once a day.
+    fn check_certificates(&mut self, now: i64) {
+        let checked = |at: i64| (0..CERTIFICATES_CHECKED).contains(&now.saturating_sub(at));
+        if self.certificates_checked.is_some_and(checked) {
+            return;
+        }
+        self.certificates_checked = Some(now);
+        let soon = self.shown.certificates();
+        for one in soon.iter().filter(|one| one.ends_soon(now / 1000)) {
+            let days = (one.ends - now / 1000).div_euclid(86_400);
+            let when =
+                if days < 0 { "has ended".to_owned() } else { format!("ends in {days} days") };
+            self.warn(one.kind, &format!("{} {when}: renew it", one.title()));
         }
     }
 

@@ -172,7 +172,7 @@ fn closed(broker: &Broker, address: IpAddr, port: &Port) -> Finding {
 
 /// TLS and the login.
 fn entry(broker: &Broker, config: &Config, why: Option<&Why>) -> Vec<Finding> {
-    let user = config.login.as_ref().map(|login| login.user.as_str());
+    let user = config.user();
     let protected =
         || Finding::well("broker_tls", format!("{broker} has a certificate that is good"));
     let mut found = Vec::new();
@@ -181,7 +181,7 @@ fn entry(broker: &Broker, config: &Config, why: Option<&Why>) -> Vec<Finding> {
         found.push(protected());
     }
     let Some(why) = why else {
-        let text = match user {
+        let text = match &user {
             Some(user) => format!("{broker} lets this host in as {user}"),
             None => format!("{broker} lets this host in"),
         };
@@ -195,7 +195,7 @@ fn entry(broker: &Broker, config: &Config, why: Option<&Why>) -> Vec<Finding> {
             "on the hub: mosquitto_passwd -b /etc/mosquitto/passwd {} PASSWORD; \
              systemctl reload mosquitto\n\
              here the same in mqtt.env, {again}",
-            user.unwrap_or("USER")
+            user.as_deref().unwrap_or("USER")
         )),
         Stage::Tls => Finding::fault("broker_tls", text).next(format!(
             "MQTT_TLS, MQTT_CAFILE, MQTT_CERT and MQTT_KEY are in mqtt.env, {again}"
@@ -209,7 +209,7 @@ fn entry(broker: &Broker, config: &Config, why: Option<&Why>) -> Vec<Finding> {
 impl Heard {
     /// Whether this host may read and write what it has to.
     fn topics(&self, broker: &Broker, config: &Config) -> Vec<Finding> {
-        let user = config.login.as_ref().map_or("this host", |login| login.user.as_str());
+        let user = config.user().unwrap_or_else(|| "this host".to_owned());
         let all = config.topic.branches();
         let rules = "how the rules of a mosquitto may look: \
                      /usr/share/doc/f2bmqtt/examples/mosquitto/fleet.acl";
