@@ -170,7 +170,10 @@ fn the_fleet_is_seen_from_any_host() {
     for (command, error) in [
         ("list --jail nope", "no such jail: nope; the fleet has both, sshd and web"),
         ("list --host nope", "no such host: nope; the fleet has db1, web1 and web2"),
-        ("unban --yes --jail nope 203.0.113.9", "no such jail: nope; the fleet has both, sshd and web"),
+        (
+            "unban --yes --jail nope 203.0.113.9",
+            "no such jail: nope; the fleet has both, sshd and web",
+        ),
     ] {
         let out = web1.run(&format!("f2bmqtt {command}"));
         assert_eq!(out.status.code(), Some(1), "{command}");

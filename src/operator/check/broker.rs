@@ -77,6 +77,8 @@ pub(super) struct Heard {
     pub(super) probes: Vec<Probe>,
     /// Something came that this host did not publish just now.
     pub(super) others: bool,
+    /// The topics of other fleets on which hosts are, as far as the broker shows them.
+    pub(super) other_topics: BTreeSet<String>,
     /// The broker ended the connection.
     pub(super) cut: bool,
     /// Who is there, in the order in which it was told.

@@ -88,7 +88,12 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         found.extend(settings::certificates(&certificates, now()));
         let heard = brokers.iter().find_map(broker::Reached::heard);
         if let Some(heard) = heard {
-            found.extend(fleet::findings(&config.node, &daemon::machine(), heard, &host));
+            found.extend(fleet::findings(
+                (&config.node, &config.topic),
+                &daemon::machine(),
+                heard,
+                &host,
+            ));
         }
     }
     found.extend(host.findings(&paths.state, &path));

@@ -12,9 +12,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::broker::{Heard, Port, Probe, Reached, Shard, Way};
 use crate::broker::{self, Client, Event, Link, Stage, Why};
-use crate::config::{self, Broker, Config};
+use crate::config::{self, Broker, Config, Topic};
 use crate::daemon;
 use crate::fleet::snapshot::SHARD_BYTES;
+use crate::guard::Refusal;
 use crate::guard::gate::{Admitted, Source};
 use crate::outbox::millis;
 use crate::random;
@@ -33,6 +34,9 @@ const BACK: Duration = Duration::from_secs(2);
 /// The most addresses of a name that are tried, and the most hosts whose clocks are looked at.
 const MAX_ADDRESSES: usize = 8;
 const MAX_CLOCKS: usize = 40;
+
+/// The most topics of other fleets that are kept.
+const MAX_TOPICS: usize = 8;
 
 /// The field that a message of this check is known by, and the name of the one that is as large as a shard.
 const MARK: &str = "check";
@@ -145,6 +149,9 @@ impl Ear<'_> {
             self.link.subscribe(&[filter]);
         }
         self.hear(GATHER, |_| false).await;
+        if !self.heard.presences.iter().any(|(host, _)| host != node) {
+            self.link.subscribe(&Topic::any_presences());
+        }
         for host in self.others_online() {
             self.link.subscribe(&[topic.shard(&host, 0)]);
         }
@@ -251,12 +258,19 @@ impl Ear<'_> {
                 let known = &mut self.heard.refused;
                 for topic in topics {
                     // It is asked for again, and refused again.
-                    if !topic.contains("/check/") && !known.contains(&topic) {
+                    let asked_for_advice = Topic::any_presences().contains(&topic);
+                    if !asked_for_advice && !topic.contains("/check/") && !known.contains(&topic) {
                         known.push(topic);
                     }
                 }
             }
             Event::Lost { .. } => self.heard.cut = true,
+            Event::Refused(rejected) if rejected.reason() == Refusal::WrongTopic => {
+                let topic = Topic::of_presence(rejected.topic());
+                if self.heard.other_topics.len() < MAX_TOPICS {
+                    self.heard.other_topics.extend(topic.map(str::to_owned));
+                }
+            }
             Event::Refused(rejected) => {
                 self.heard.others = true;
                 let host = self.other(rejected.host());
