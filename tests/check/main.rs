@@ -25,7 +25,8 @@ fn is_sound(host: Host<'_>) {
         last = check(host);
         // The only host of a rig is alone.
         let alone = |line: &str| {
-            line.starts_with("! no other host with f2bmqtt is on") || line.starts_with("    MQTT_TOPIC and")
+            line.starts_with("! no other host with f2bmqtt is on")
+                || line.starts_with("    MQTT_TOPIC and")
         };
         last.1 == 0 && last.0.lines().all(|line| line.starts_with("✓ ") || alone(line))
     });

@@ -8,6 +8,7 @@ use super::finding::{Finding, list};
 use super::probe::PATIENCE;
 use crate::broker::{Stage, Why};
 use crate::config::{Broker, Config};
+use crate::figures::homeassistant;
 use crate::fleet::snapshot::SHARD_BYTES;
 use crate::guard::Refusal;
 use crate::wire::{Host, Presence};
@@ -79,6 +80,8 @@ pub(super) struct Heard {
     pub(super) others: bool,
     /// The topics of other fleets on which hosts are, as far as the broker shows them.
     pub(super) other_topics: BTreeSet<String>,
+    /// The topics for Home Assistant on which the broker keeps something of this host.
+    pub(super) home: BTreeSet<String>,
     /// The broker ended the connection.
     pub(super) cut: bool,
     /// Who is there, in the order in which it was told.
@@ -282,7 +285,31 @@ impl Heard {
             found.push(Finding::fault("broker_publish", text).next(next));
         }
         found.extend(self.shard.as_ref().map(|shard| shard.finding(broker)));
+        found.extend(self.home_assistant(broker, config, &user));
         found
+    }
+
+    /// Whether the broker keeps what the daemon publishes for Home Assistant. To publish there for a probe would be
+    /// taken for a device.
+    fn home_assistant(&self, broker: &Broker, config: &Config, user: &str) -> Option<Finding> {
+        let prefix = config.ha_prefix.as_ref()?;
+        let topics = homeassistant::topics(prefix, &config.node);
+        let missing: Vec<&String> =
+            topics.iter().filter(|topic| !self.home.contains(*topic)).collect();
+        if missing.is_empty() {
+            let text = format!("{broker} keeps what Home Assistant is to know of this host");
+            return Some(Finding::well("home_assistant", text));
+        }
+        let text = format!(
+            "{broker} keeps nothing of this host on {}, for Home Assistant",
+            list(&missing)
+        );
+        Some(Finding::warning("home_assistant", text).next(format!(
+            "the broker's access rules must let {user} read and write {}, and read {}\n\
+             how the rules of a mosquitto may look: /usr/share/doc/f2bmqtt/examples/mosquitto/fleet.acl",
+            list(&topics),
+            prefix.below("status")
+        )))
     }
 }
 
@@ -410,6 +437,37 @@ mod tests {
         probes[0].taken = true;
         let cut = faults(Heard { probes, cut: true, ..Heard::default() });
         assert!(cut[0].1.contains("when this host publishes on t/unban"), "{cut:?}");
+    }
+
+    #[test]
+    fn what_home_assistant_lacks_is_a_warning() {
+        let text =
+            "MQTT_HOST=hub\nMQTT_USER=web1\nMQTT_PASSWORD=x\nMQTT_TOPIC=t\nMQTT_HA_PREFIX=ha\n";
+        let config = Config::parse(Path::new("f"), text.as_bytes(), &|_| None, "web1").unwrap();
+        let (device, bans) = ("ha/device/f2bmqtt_web1/config", "ha/f2bmqtt/web1/bans");
+        let table: [(&[&str], State, &str); 3] = [
+            (
+                &[device, bans],
+                State::Well,
+                "hub:1883 keeps what Home Assistant is to know of this host",
+            ),
+            (
+                &[device],
+                State::Warning,
+                "hub:1883 keeps nothing of this host on ha/f2bmqtt/web1/bans, for",
+            ),
+            (
+                &[],
+                State::Warning,
+                "hub:1883 keeps nothing of this host on ha/device/f2bmqtt_web1/config and ha/f2b",
+            ),
+        ];
+        for (kept, state, text) in table {
+            let home = kept.iter().map(|topic| (*topic).to_owned()).collect();
+            let heard = Heard { home, ..Heard::default() };
+            let found = heard.home_assistant(&config.brokers[0], &config, "web1").unwrap();
+            assert!(found.state == state && found.text.starts_with(text), "{found:?}");
+        }
     }
 
     #[test]

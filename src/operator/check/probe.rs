@@ -14,6 +14,7 @@ use super::broker::{Heard, Port, Probe, Reached, Shard, Way};
 use crate::broker::{self, Client, Event, Link, Stage, Why};
 use crate::config::{self, Broker, Config, Topic};
 use crate::daemon;
+use crate::figures::homeassistant;
 use crate::fleet::snapshot::SHARD_BYTES;
 use crate::guard::Refusal;
 use crate::guard::gate::{Admitted, Source};
@@ -70,8 +71,9 @@ async fn go(config: &Config, broker: &Broker) -> Way {
     if let Some(why) = refused.as_ref().filter(|why| why.stage == Stage::Login) {
         return Way::NoEntry { ports, why: why.clone() };
     }
-    let client =
-        Client { id, persistent: false, topics: Vec::new(), others: vec![own.clone()], will: None };
+    let home = config.ha_prefix.as_ref().map(|prefix| homeassistant::topics(prefix, &config.node));
+    let others = home.iter().flatten().cloned().chain([own.clone()]).collect();
+    let client = Client { id, persistent: false, topics: Vec::new(), others, will: None };
     let heard = Heard { refused_as_daemon: refused.clone(), ..Heard::default() };
     let mut ear = Ear { link: Link::new(&only, client), config, mark, own, heard };
     match ear.link.event().await {
@@ -300,6 +302,7 @@ impl Ear<'_> {
                     self.heard.presences.push((host.clone(), presence));
                 }
             }
+            (Source::Other(topic), _) => drop(self.heard.home.insert(topic.clone())),
             (Source::Shard { index: 0, .. }, Some(host)) => {
                 if let Ok(part) = message.shard(|_| false) {
                     let now = millis(SystemTime::now());
