@@ -301,6 +301,21 @@ fn what_the_operator_does_the_fleet_obeys() {
     assert!(left.contains("f2bmqtt/blacklist/host/web1") && !left.contains("web2"), "{left}");
 
     hosts_that_do_not_exist(&rig);
+    renamed_host_clears_its_former_branch(&rig);
+}
+
+fn renamed_host_clears_its_former_branch(rig: &Rig) {
+    let (web1, db1) = (rig.host("web1"), rig.host("db1"));
+    web1.attack("auth", &["203.0.113.60"]);
+    eventually("db1 imports the ban", || db1.bans("sshd", "203.0.113.60"));
+    web1.sh("echo MQTT_NODE=renamed >>/etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub");
+    eventually("the former branch is cleared", || {
+        let line = "removed the snapshot of this host's former name, web1 on the topic blacklist";
+        web1.journal().contains(line)
+    });
+    assert!(db1.bans("sshd", "203.0.113.60"), "the ban goes on under the new name");
+    web1.sh("fail2ban-client set sshd unbanip 203.0.113.60");
+    eventually("db1 frees it", || !db1.bans("sshd", "203.0.113.60"));
 }
 
 /// What invented hosts bring can be removed, and keeps nothing from working.

@@ -3,6 +3,7 @@
 //! is in `hear`; what it shows of its own state, in [`status`].
 
 mod ahead;
+pub(crate) mod former;
 mod hear;
 pub mod status;
 
@@ -95,6 +96,13 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     if let Some(id) = daemon.former.take() {
         tokio::spawn(broker::purge(config.clone(), id));
     }
+    let clears = former::clear_all(
+        config.clone(),
+        paths.clone(),
+        Arc::clone(&daemon.memory),
+        daemon.since * 1000,
+    );
+    let clears = tokio::spawn(clears);
     let reporter = tokio::spawn(abuseipdb::service::forever(paths.clone()));
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled();
@@ -119,6 +127,7 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     applier.abort();
     reporter.abort();
+    clears.abort();
     daemon.end().await;
     if removed {
         return Err(Error::Undone(
