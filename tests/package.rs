@@ -75,9 +75,11 @@ fn is_installed(host: Host<'_>) -> Vec<String> {
     }
     // The package's name finds the service, its log and its page, too.
     assert_eq!(host.sh("systemctl show -P Id f2bmqtt"), "f2bmqttsub.service");
-    let log = host.sh("journalctl -u f2bmqtt -o cat --no-pager");
-    assert!(log.lines().any(|line| line.contains("the broker")), "{log}");
     eventually("the daemon is at work", || host.journal().contains("to the broker"));
+    for log in ["journalctl -u f2bmqtt -o cat", "journalctl -t mqttsubscribebans -o cat"] {
+        let said = host.sh(&format!("{log} --no-pager"));
+        assert!(said.contains("to the broker"), "{log}: {said}");
+    }
     files(host)
 }
 
