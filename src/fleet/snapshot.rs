@@ -8,7 +8,7 @@ use super::{Key, Pace};
 use crate::wire::{Address, Ban, Fnv, Host, Listed, MAX_PARTS, Pardon, Part, Slice};
 
 /// About how many bytes a part may have, and one ban or fleet unban takes with its names.
-const PART: usize = 16 * 1024;
+pub(crate) const SHARD_BYTES: usize = 16 * 1024;
 const ENTRY: usize = 40;
 
 /// What is to be published on a branch: a part, or nothing where a larger snapshot had one.
@@ -220,7 +220,7 @@ impl Snapshots {
             usize::try_from((now - since).max(0)).unwrap_or_default().saturating_mul(pace.bytes)
                 / 1000;
         self.budget = (budget.saturating_add(earned).min(pace.burst), now);
-        self.budget.0 >= pace.burst.min(PART)
+        self.budget.0 >= pace.burst.min(SHARD_BYTES)
     }
 
     /// As many parts as keep each below its size; they are made fewer only when far fewer will do.
@@ -229,7 +229,7 @@ impl Snapshots {
         let size = bans + unbans.iter().map(|unban| unban.id.as_str().len() + ENTRY).sum::<usize>();
         // Addresses do not spread evenly: three quarters on average.
         let needed = |size: usize| {
-            let parts = size.div_ceil(PART * 3 / 4).max(1).next_power_of_two();
+            let parts = size.div_ceil(SHARD_BYTES * 3 / 4).max(1).next_power_of_two();
             u32::try_from(parts).unwrap_or(MAX_PARTS).min(MAX_PARTS)
         };
         let parts =
