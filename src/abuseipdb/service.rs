@@ -15,6 +15,7 @@ use super::comment::Private;
 use super::queue::Queue;
 use super::report::Report;
 use super::worker::{Surroundings, Wake, Worker};
+use crate::config::Config;
 use crate::error::Error;
 use crate::fail2ban;
 use crate::fail2ban::database::Database;
@@ -46,6 +47,8 @@ pub fn child(paths: &Paths) -> Result<(), Error> {
     let mut text = Vec::new();
     let _ = std::io::stdin().take(Report::MAX).read_to_end(&mut text);
     let unqueued = Report::parse(&text);
+    let socket = Config::load().ok().and_then(|config| config.fail2ban_socket);
+    let paths = &paths.located(socket.as_deref());
     let result = runtime::run(async {
         match unqueued {
             Ok(report) => from_memory(paths, report).await,

@@ -40,7 +40,7 @@ pub fn path() -> PathBuf {
 /// A settings file is a few hundred bytes; beyond this many it is something else.
 const MAX_BYTES: u64 = 64 * 1024;
 
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 18] = [
     "MQTT_HOST",
     "MQTT_PORT",
     "MQTT_TLS",
@@ -58,6 +58,7 @@ const KEYS: [&str; 17] = [
     "MQTT_NEVER_BAN",
     "MQTT_SIGNING_KEY",
     "MQTT_ACCEPT_UNSIGNED",
+    "MQTT_FAIL2BAN_SOCKET",
 ];
 
 /// Asks for a variable by its name.
@@ -86,6 +87,8 @@ pub struct Config {
     pub sharing: Sharing,
     /// What no message bans here.
     pub never_ban: Vec<IpNet>,
+    /// fail2ban's socket, where fail2ban's own settings do not name it.
+    pub fail2ban_socket: Option<PathBuf>,
     /// What is odd about the file but stops nothing, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -206,6 +209,7 @@ impl Config {
         }
         let ha_prefix = file.optional("MQTT_HA_PREFIX", Topic::new);
         let metrics = file.optional("MQTT_METRICS", values::switch).unwrap_or(false);
+        let fail2ban_socket = file.optional("MQTT_FAIL2BAN_SOCKET", values::absolute_path);
         match (brokers, topic, node) {
             (Some(brokers), Some(topic), Some(node)) if file.faults.is_empty() => {
                 let port = port.unwrap_or(default_port);
@@ -221,6 +225,7 @@ impl Config {
                     signing,
                     sharing,
                     never_ban,
+                    fail2ban_socket,
                     warnings,
                 })
             }

@@ -177,6 +177,17 @@ fn all_faults_are_told_at_once_without_the_text_of_a_line() {
 }
 
 #[test]
+fn fail2ban_socket_is_an_absolute_path() {
+    let socket =
+        |text: &str| parse(&format!("{GOOD}{text}\n")).map(|config| config.fail2ban_socket);
+    assert_eq!(socket("").unwrap(), None);
+    assert_eq!(socket("MQTT_FAIL2BAN_SOCKET=").unwrap(), None);
+    assert_eq!(socket("MQTT_FAIL2BAN_SOCKET=/srv/f2b.sock").unwrap(), Some("/srv/f2b.sock".into()));
+    let fault = socket("MQTT_FAIL2BAN_SOCKET=f2b.sock").unwrap_err().to_string();
+    assert!(fault.ends_with("MQTT_FAIL2BAN_SOCKET must be a path that begins with /"), "{fault}");
+}
+
+#[test]
 fn jails_and_networks_are_lists() {
     let jail = |name: &str| crate::wire::Jail::new(name).unwrap();
     let all = parse(GOOD).unwrap();

@@ -69,6 +69,7 @@ const MAX_STEPS: usize = 100;
 pub fn run(paths: &Paths) -> Result<(), Error> {
     let config = Config::load()?;
     config.warnings.iter().for_each(warn);
+    let paths = &paths.located(config.fail2ban_socket.as_deref());
     runtime::run(serve(&config, paths))
 }
 

@@ -188,6 +188,13 @@ fn spool_waits(spool: &Path) -> (usize, u64) {
         .fold((0, 0), |(count, oldest), meta| (count + 1, oldest.max(age(&meta).unwrap_or(0))))
 }
 
+/// Whether a path is there, and a process in a sandbox of its own does not see it.
+pub(super) fn is_hidden_from(pid: i32, path: &Path) -> bool {
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    let inside = path.strip_prefix("/").unwrap_or(path);
+    path.exists() && root.exists() && !root.join(inside).exists()
+}
+
 /// The spool as a process sees it.
 pub(super) fn seen_by(pid: i32, spool: &Path) -> Option<Seen> {
     let user = fs::metadata(format!("/proc/{pid}/status")).ok()?.uid();
@@ -266,5 +273,6 @@ mod tests {
         assert_eq!(seen_by(pid, dir.path()), Some(Seen::Same));
         assert_eq!(seen_by(pid, &dir.path().join("none")), None);
         assert!(!is_script(pid) && parent(pid).is_some());
+        assert!(!is_hidden_from(pid, dir.path()) && !is_hidden_from(pid, &dir.path().join("none")));
     }
 }
