@@ -114,7 +114,7 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         found.extend(reports::findings(&server.jails, &paths.api_key, &key, warning.as_deref()));
         let glance = Glance::of(&paths.report_queue());
         found.extend(reports::queue(&server.jails, &glance, &paths.api_key, now()));
-        found.extend(reports::files(&server.jails, trust::look));
+        found.extend(reports::files(&server.jails, trust::inspect));
     }
     Ok(found)
 }

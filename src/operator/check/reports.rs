@@ -21,6 +21,8 @@ pub(super) enum Key {
     Missing,
     /// It is there, and no key in it.
     None,
+    /// It sets a key that cannot be read: no other is used.
+    Broken,
     Usable,
 }
 
@@ -171,6 +173,11 @@ pub(super) fn findings(
     }
     found.push(match key {
         Key::Usable => Finding::well("report_key", format!("{who}, with the key in {path}")),
+        Key::Broken => {
+            let text = format!("{who}, and the key in {path} cannot be read: reports wait");
+            let next = format!("write your key into {path}: APIKEY=...");
+            Finding::fault("report_key", text).next(next)
+        }
         _ if reporting.iter().all(own_key) => {
             let text = format!(
                 "{who}, with a key of the jail, which can be seen in the list of processes"
@@ -319,6 +326,7 @@ mod tests {
             (jail("a", OURS, false, AUTH), Key::Missing, None, vec![("report_key", State::Fault)]),
             (jail("a", OURS, false, AUTH), Key::None, None, vec![("report_key", State::Fault)]),
             (jail("a", OURS, true, AUTH), Key::Missing, None, vec![("report_key", State::Warning)]),
+            (jail("a", OURS, true, AUTH), Key::Broken, None, vec![("report_key", State::Fault)]),
             (
                 jail("a", OURS, false, AUTH),
                 Key::Usable,
