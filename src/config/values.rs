@@ -142,6 +142,16 @@ pub(super) fn absolute_path(text: &str) -> Result<PathBuf, String> {
     if path.is_absolute() { Ok(path) } else { Err("must be a path that begins with /".to_owned()) }
 }
 
+/// The URL of a proxy, `http://host:port`, with or without a name and password.
+pub(super) fn proxy(text: &str) -> Result<Secret, String> {
+    let host = text.strip_prefix("http://").unwrap_or_default().trim_end_matches('/');
+    let host = host.rsplit('@').next().unwrap_or_default();
+    if host.is_empty() || reqwest::Proxy::https(text).is_err() {
+        return Err("must be the URL of a proxy, http://host:port".to_owned());
+    }
+    Ok(Secret::new(text.to_owned()))
+}
+
 /// Name or password; MQTT counts their length in two bytes.
 pub(super) fn credential(text: &str) -> Result<String, String> {
     if text.len() > usize::from(u16::MAX) {

@@ -93,7 +93,11 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     }
     let memory = Arc::clone(&daemon.memory);
     let database = move || memory.know().database.path().map(Path::to_owned);
-    let reporter = tokio::spawn(abuseipdb::service::forever(paths.clone(), Arc::new(database)));
+    let reporter = tokio::spawn(abuseipdb::service::forever(
+        paths.clone(),
+        Arc::new(database),
+        config.https_proxy.clone(),
+    ));
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled();
     let mut tick = interval(watchdog.map_or(TICK, |limit| TICK.min(limit / 3)));
