@@ -19,10 +19,12 @@ use crate::notify::Call;
         milliseconds, and what is freed there is freed everywhere. The service f2bmqttsub does \
         the work; fail2ban's actions call `f2bmqtt notify`.",
     after_help = "Files:\n  \
-        /etc/fail2ban/mqtt.env  the settings: broker, login, topic\n  \
-        /var/lib/f2bmqtt/       what waits to be published, and what was banned for others\n  \
-        /run/f2bmqtt/status.json\n                          \
-        the state of the daemon: see f2bmqtt subscribe\n\n\
+        /etc/fail2ban/mqtt.env    the settings: broker, login, topic\n  \
+        /var/lib/f2bmqtt/         what waits to be published, and what was\n                            \
+        banned for others\n  \
+        /run/f2bmqtt/status.json  the state of the daemon: see f2bmqtt\n                            \
+        subscribe\n\
+        \n\
         Exit codes: 0 done, 1 failed, 2 wrong usage, 78 the settings cannot be used",
     arg_required_else_help = true,
     subcommand_required = true
@@ -34,22 +36,33 @@ pub struct Cli {
 }
 
 /// The fields of the [status file](crate::daemon::status).
-const STATUS_FILE: &str = "The daemon keeps its state in /run/f2bmqtt/status.json, for root alone: it writes the file \
-    when something changes, at most once a second, and every 60 seconds. One JSON object; times are in \
-    seconds since 1970:\n  \
-    version, since            the version of the daemon, and when it started\n  \
-    link.state, .since        up or down, and since when\n  \
-    link.broker               the broker that the daemon is connected to, or tried last\n  \
-    link.error                the last error of the link since the start, or null\n  \
-    peers                     how many other hosts the daemon knows\n  \
-    rejected.REASON           how many messages the daemon rejected since the start\n  \
-    ahead[].host, .at         hosts whose messages were stamped more than a day ahead of this host's\n                            \
-    clock within the last 20 minutes, and when last\n  \
-    tables_full[]             limits that were reached within the last day:\n  \
-    tables_full[].table       peers (other hosts), claims (their bans), tombstones (fleet unbans), echoes\n                            \
-    (detections that only the broker knows), messages (of a host in a minute)\n  \
-    tables_full[].limit, .at  the limit, and when it was reached last\n  \
-    tables_full[].peer        the host that has most of the table, or null";
+const STATUS_FILE: &str = "The daemon keeps its state in /run/f2bmqtt/status.json, for root alone: it writes the file when \
+        something changes, at most once a second, and every 60 seconds. One JSON object; times are in \
+        seconds since 1970:\n  \
+        version, since            the version of the daemon, and when it\n                            \
+        started\n  \
+        link.state, .since        up or down, and since when\n  \
+        link.broker               the broker that the daemon is connected\n                            \
+        to, or tried last\n  \
+        link.error                the last error of the link since the\n                            \
+        start, or null\n  \
+        link.reconnects           how often the link came up again within\n                            \
+        the last hour\n  \
+        peers                     how many other hosts the daemon knows\n  \
+        rejected.REASON           how many messages the daemon rejected\n                            \
+        since the start\n  \
+        ahead[].host, .at         hosts whose messages were stamped more\n                            \
+        than a day ahead of this host's clock\n                            \
+        within the last 20 minutes, and when last\n  \
+        tables_full[]             limits that were reached within the last\n                            \
+        day:\n  \
+        tables_full[].table       peers (other hosts), claims (their bans),\n                            \
+        tombstones (fleet unbans), echoes\n                            \
+        (detections that only the broker knows),\n                            \
+        messages (of a host in a minute)\n  \
+        tables_full[].limit, .at  the limit, and when it was reached last\n  \
+        tables_full[].peer        the host that has most of the table, or\n                            \
+        null";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -72,6 +85,9 @@ pub enum Command {
     },
     #[command(about = "Report an address to AbuseIPDB")]
     Report(ReportArgs),
+    /// Say what is wrong with the settings; run by the package when it is installed
+    #[command(hide = true)]
+    Settings,
     /// Publish what waits in the spool; started by notify where no service runs
     #[command(hide = true)]
     Publish,
@@ -88,7 +104,8 @@ pub enum Command {
         /etc/fail2ban/abuseipdb.apikey. fail2ban's action abuseipdb reports by itself: see \
         /etc/fail2ban/action.d/abuseipdb.local.",
     after_help = "Categories are numbers of https://www.abuseipdb.com/categories:\n  \
-        18 brute force, 22 SSH, 5 FTP, 11 mail spam, 14 port scan, 15 hacking, 19 bad bot, 21 web"
+        18 brute force, 22 SSH, 5 FTP, 11 mail spam, 14 port scan,\n  \
+        15 hacking, 19 bad bot, 21 web"
 )]
 pub struct ReportArgs {
     /// The address, IPv4 or IPv6
@@ -155,7 +172,8 @@ pub struct SubscribeShim {}
         publishes it. Nothing is told if FAILURES is 0 (the ban came from another host, or from \
         an operator), nor of a ban that fail2ban restores after a start.",
     after_help = "In an action of fail2ban:\n  \
-        mqttnotifyban.sh <name> <ip> <bantime> ban <restored> <failures> <time>"
+        mqttnotifyban.sh <name> <ip> <bantime> ban \\\n    \
+        <restored> <failures> <time>"
 )]
 pub struct NotifyArgs {
     /// The jail

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use f2bmqtt::abuseipdb::{call, service};
 use f2bmqtt::cli::{Cli, Command, NotifyShim, ReportArgs, ReportShim, SubscribeShim};
+use f2bmqtt::config::Config;
 use f2bmqtt::error::Error;
 use f2bmqtt::notify::{self, Call};
 use f2bmqtt::paths::Paths;
@@ -50,6 +51,7 @@ fn parsed(called: Option<&str>, paths: &Paths) -> Result<(), Error> {
             Command::Notify(args) => tell(&args.call(), paths),
             Command::Subscribe => daemon::run(paths),
             Command::Cut { ip } => cut::run(&ip, paths),
+            Command::Settings => settings(),
             Command::Publish => publish::run(paths),
             Command::Report(args) => report(&args, paths),
             Command::Work => service::child(paths),
@@ -88,6 +90,11 @@ fn report_ban(paths: &Paths) -> Result<(), Error> {
         return call::start(&call.comment, &call.address);
     }
     call::run(&call, paths).inspect_err(|error| journal::syslog(error))
+}
+
+fn settings() -> Result<(), Error> {
+    Config::load()?.warnings.iter().for_each(journal::warn);
+    Ok(())
 }
 
 fn report(args: &ReportArgs, paths: &Paths) -> Result<(), Error> {

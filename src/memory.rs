@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use crate::abuseipdb::by_hand::Watch;
+use crate::daemon::former::Former;
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::fleet::work::Step;
@@ -118,6 +119,19 @@ impl Known {
         match self.store.save(&[Change::Stamp(stamp)]) {
             Ok(()) => self.fleet.on_stamp_reserved(stamp),
             Err(error) => self.warn("store", &error.to_string()),
+        }
+    }
+
+    /// The names and topics that this host no longer has, and that the broker may keep something of.
+    #[must_use]
+    pub fn former(&self) -> Vec<Former> {
+        self.store.former().unwrap_or_default()
+    }
+
+    /// The broker keeps nothing of a former name any more, or it is another host's.
+    pub fn forget_former(&mut self, former: &Former) {
+        if let Err(error) = self.store.forget_former(former) {
+            self.warn("store", &error.to_string());
         }
     }
 

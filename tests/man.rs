@@ -99,7 +99,7 @@ fn settings() -> Vec<[String; 3]> {
         let cells: Vec<_> = row.splitn(3, " |").map(|cell| cell.trim().to_owned()).collect();
         cells.try_into().unwrap()
     };
-    rows.map(cells).collect()
+    rows.map(|row| cells(row).map(|cell| unlinked(&cell))).collect()
 }
 
 /// Bold what the README has in backticks.
@@ -122,7 +122,7 @@ fn settings_page() -> String {
     let (_, text) = README.split_once("\n## Settings\n\n").unwrap();
     let (text, _) = text.split_once("\n\n|").unwrap();
     for line in text.lines() {
-        page.push_str(&bold(line));
+        page.push_str(&bold(&unlinked(line)));
         page.push('\n');
     }
     page.push_str(".SH SETTINGS\n");
@@ -158,6 +158,75 @@ fn completion(shell: Shell) -> String {
 fn the_manual_pages_are_made_from_the_command_line_and_the_settings() {
     is_kept("f2bmqtt.8", &commands());
     is_kept("mqtt.env.5", &settings_page());
+}
+
+/// A link of the README as its text: a manual page has none.
+fn unlinked(markdown: &str) -> String {
+    let mut text = String::new();
+    let mut rest = markdown;
+    while let Some((before, link)) = rest.split_once('[') {
+        match link.split_once("](").and_then(|(shown, url)| Some((shown, url.split_once(')')?.1))) {
+            Some((shown, after)) => {
+                text.extend([before, shown]);
+                rest = after;
+            }
+            None => {
+                text.extend([before, "["]);
+                rest = link;
+            }
+        }
+    }
+    text + rest
+}
+
+/// What groff says of a page at 80 columns, and the page.
+fn rendered(name: &str) -> (String, Vec<String>) {
+    let mut groff = Process::new("groff");
+    let out = groff
+        .args(["-ww", "-mandoc", "-Tutf8", "-P-cbou", "-rLL=80n"])
+        .arg(path(name))
+        .output()
+        .unwrap();
+    let text = String::from_utf8(out.stdout).unwrap();
+    (String::from_utf8(out.stderr).unwrap(), text.lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn pages_are_clean_at_80_columns() {
+    for name in ["f2bmqtt.8", "mqtt.env.5", "f2bmqttsub.8"] {
+        // The last one only names the first, where man(1) looks for it.
+        let (warnings, lines) = rendered(if name == "f2bmqttsub.8" { "f2bmqtt.8" } else { name });
+        assert_eq!(warnings, "", "{name}");
+        for line in &lines {
+            assert!(line.chars().count() <= 80 && !line.contains("]("), "{name}: {line}");
+        }
+    }
+    // A table's row is one line: its key, and what stands beside it.
+    let (_, lines) = rendered("f2bmqtt.8");
+    for row in [
+        "peers                     how many other hosts the daemon knows",
+        "told             this host",
+    ] {
+        assert!(lines.iter().any(|line| line.contains(row)), "{row}");
+    }
+}
+
+#[test]
+fn help_is_wrapped_to_80_columns() {
+    let mut commands = vec![Cli::command()];
+    commands.extend(Cli::command().get_subcommands().cloned());
+    for command in commands {
+        let name = command.get_name().to_owned();
+        let help = command.clone().term_width(80).render_long_help().to_string();
+        for line in help.lines() {
+            assert!(line.chars().count() <= 80, "{name}: {line}");
+        }
+        // What is laid out in columns is not wrapped.
+        let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        for line in after.lines().filter(|line| line.starts_with(' ')) {
+            assert!(line.chars().count() <= 72, "{name}: {line}");
+        }
+    }
 }
 
 #[test]

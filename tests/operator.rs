@@ -166,6 +166,21 @@ fn the_fleet_is_seen_from_any_host() {
         json!([ban("203.0.113.20", "web", "web2", &[])])
     );
 
+    // What does not exist is no empty list.
+    for (command, error) in [
+        ("list --jail nope", "no such jail: nope; the fleet has both, sshd and web"),
+        ("list --host nope", "no such host: nope; the fleet has db1, web1 and web2"),
+        (
+            "unban --yes --jail nope 203.0.113.9",
+            "no such jail: nope; the fleet has both, sshd and web",
+        ),
+    ] {
+        let out = web1.run(&format!("f2bmqtt {command}"));
+        assert_eq!(out.status.code(), Some(1), "{command}");
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(said.contains(error) && out.stdout.is_empty(), "{command}: {said}");
+    }
+
     // Why, and what this host does with it.
     assert_eq!(masked(&db1.sh("f2bmqtt list 203.0.113.9")), shown("f2bmqtt list 203.0.113.9"));
     let why = |host: Host<'_>, ip: &str| host.sh(&format!("f2bmqtt list {ip}"));
@@ -178,7 +193,9 @@ fn the_fleet_is_seen_from_any_host() {
         why(db1, "203.0.113.9").contains("its operator lifted the ban of web1, web2 here")
     });
     web2.sh("fail2ban-client set sshd banip 203.0.113.77");
-    assert!(why(web2, "203.0.113.77").contains("203.0.113.77 is banned by no host of the fleet.\nweb2, this host, bans it in sshd for itself"));
+    assert!(why(web2, "203.0.113.77").contains(
+        "No host's snapshot lists 203.0.113.77.\nweb2, this host, bans it in sshd for itself"
+    ));
 
     // Who may not read the settings is told so; a broker that is away ends nothing else.
     let nobody = web1.try_sh("su nobody -s /bin/sh -c 'f2bmqtt status'").unwrap_err();
@@ -284,6 +301,21 @@ fn what_the_operator_does_the_fleet_obeys() {
     assert!(left.contains("f2bmqtt/blacklist/host/web1") && !left.contains("web2"), "{left}");
 
     hosts_that_do_not_exist(&rig);
+    renamed_host_clears_its_former_branch(&rig);
+}
+
+fn renamed_host_clears_its_former_branch(rig: &Rig) {
+    let (web1, db1) = (rig.host("web1"), rig.host("db1"));
+    web1.attack("auth", &["203.0.113.60"]);
+    eventually("db1 imports the ban", || db1.bans("sshd", "203.0.113.60"));
+    web1.sh("echo MQTT_NODE=renamed >>/etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub");
+    eventually("the former branch is cleared", || {
+        let line = "removed the snapshot of this host's former name, web1 on the topic blacklist";
+        web1.journal().contains(line)
+    });
+    assert!(db1.bans("sshd", "203.0.113.60"), "the ban goes on under the new name");
+    web1.sh("fail2ban-client set sshd unbanip 203.0.113.60");
+    eventually("db1 frees it", || !db1.bans("sshd", "203.0.113.60"));
 }
 
 /// What invented hosts bring can be removed, and keeps nothing from working.

@@ -73,7 +73,13 @@ fn is_installed(host: Host<'_>) -> Vec<String> {
         assert_eq!(host.sh(&format!("readlink {link}")), "/usr/bin/f2bmqtt");
         assert!(host.sh(&format!("{link} --version")).ends_with(env!("CARGO_PKG_VERSION")));
     }
+    // The package's name finds the service, its log and its page, too.
+    assert_eq!(host.sh("systemctl show -P Id f2bmqtt"), "f2bmqttsub.service");
     eventually("the daemon is at work", || host.journal().contains("to the broker"));
+    for log in ["journalctl -u f2bmqtt -o cat", "journalctl -t mqttsubscribebans -o cat"] {
+        let said = host.sh(&format!("{log} --no-pager"));
+        assert!(said.contains("to the broker"), "{log}: {said}");
+    }
     files(host)
 }
 
@@ -299,10 +305,25 @@ fn purge_leaves_what_the_package_did_not_make() {
     let a = rig.host("a");
     a.sh("echo '# mine' >/etc/fail2ban/action.d/iptables-ipset.local
           echo MQTT_HOST=broker >/etc/fail2ban/mqtt.env
-          echo 'echo script' >/etc/fail2ban/mqttnotifyban; chmod 755 /etc/fail2ban/mqttnotifyban");
-    install(a);
+          echo 'echo script' >/etc/fail2ban/mqttnotifyban; chmod 755 /etc/fail2ban/mqttnotifyban
+          mount -t tmpfs -o ro none /usr/local");
+    // Neither a link that cannot be made nor faults of the settings keep the package from being installed.
+    let said = install(a);
+    assert_eq!(a.sh("dpkg-query -W -f '${Status}' f2bmqtt"), "install ok installed");
+    for line in [
+        "f2bmqtt: cannot make the link /usr/local/bin/mqttsubscribebans to /usr/bin/f2bmqtt",
+        "the settings in /etc/fail2ban/mqtt.env cannot be used:\n  MQTT_TOPIC is not set",
+    ] {
+        assert!(said.contains(line), "{line}\n{said}");
+    }
+    let text = a.try_sh("f2bmqtt check").unwrap_err();
+    assert!(
+        text.contains("! the link /usr/local/bin/mqttsubscribebans to /usr/bin/f2bmqtt is missing"),
+        "{text}"
+    );
     a.sh("apt-get purge -y f2bmqtt 2>&1");
     assert_eq!(a.sh("cat /etc/fail2ban/action.d/iptables-ipset.local"), "# mine");
     assert_eq!(a.sh("cat /etc/fail2ban/mqtt.env"), "MQTT_HOST=broker");
     assert_eq!(a.sh("cat /etc/fail2ban/mqttnotifyban"), "echo script");
+    a.sh("umount /usr/local");
 }

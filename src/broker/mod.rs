@@ -54,6 +54,8 @@ pub enum Event {
     Published(String),
     /// The broker does not let this host subscribe to these topics; it is asked again.
     SubscribeRefused(Vec<String>),
+    /// The broker delivers with QoS 0 only, which loses messages.
+    QosLowered,
     /// It is down, or did not come up: why. What was not acknowledged is to be sent again.
     Lost {
         /// Which broker.
@@ -294,6 +296,7 @@ impl Link {
             session::Event::Message { topic, payload } => Some(self.config.open(&topic, payload)),
             session::Event::Published(name) => Some(Event::Published(name)),
             session::Event::SubscribeRefused(topics) => Some(Event::SubscribeRefused(topics)),
+            session::Event::QosLowered => Some(Event::QosLowered),
             session::Event::Ended { why, too_large } => {
                 self.discard = too_large && self.config.client.persistent;
                 let up = match &self.state {

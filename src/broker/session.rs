@@ -54,6 +54,7 @@ pub(super) enum Event {
     Message { topic: String, payload: Vec<u8> },
     Published(String),
     SubscribeRefused(Vec<String>),
+    QosLowered,
     Ended { why: Why, too_large: bool },
 }
 
@@ -281,10 +282,12 @@ impl Session {
             }
             Packet::SubAck(ack) => {
                 let topics = self.asked_as.remove(&ack.pkid).unwrap_or_default();
+                let lowered = SubscribeReasonCode::Success(QoS::AtMostOnce);
+                let is_lowered = ack.return_codes.contains(&lowered);
                 let answers = topics.into_iter().zip(ack.return_codes);
                 let refused = answers.filter(|(_, code)| *code == SubscribeReasonCode::Failure);
                 let refused: Vec<String> = refused.map(|(topic, _)| topic).collect();
-                self.refuse(refused)
+                self.refuse(refused).or_else(|| is_lowered.then_some(Event::QosLowered))
             }
             _ => None,
         }

@@ -35,19 +35,26 @@ pub enum Operation {
         holds for others, SNAPSHOT how old what it told last of its own bans is (5 to 10 minutes, where \
         nothing changes).",
     after_help = "JSON, one object; times and ages are in seconds, times since 1970; null is not known:\n  \
-        host, version, time                 this host, and when it looked\n  \
-        service.running, .pid, .since       the daemon here\n  \
-        broker.address, .user, .fault       fault: why it cannot be used\n  \
+        host, version, time       this host, and when it looked\n  \
+        service.running, .pid, .since\n                            \
+        the daemon here\n  \
+        broker.address, .user, .fault\n                            \
+        fault: why it cannot be used\n  \
         fail2ban.jails, .fault\n  \
-        waiting.events, .reports            not published yet; not reported yet\n  \
-        abuseipdb.{report,check,bulk-report}.limit, .remaining, .seen, .blocked\n                                      \
-        calls a day, calls left, when that was seen; none before\n  \
-        reporter.oldest, .last_call.at, .error\n                                      \
-        the oldest ban that waits; the last call, and why it failed\n  \
-        hosts[].host, .state (online, offline, unknown), .since, .version, .jails, .bans, .held,\n          \
-        .snapshot (its time), .parts, .missing (parts), .refused (messages by reason)\n  \
-        jails.NAME, bans                    bans by jail, and in all\n  \
-        missing                             what the broker did not show\n\n\
+        waiting.events, .reports  not published yet; not reported yet\n  \
+        abuseipdb.{report,check,bulk-report}.limit, .remaining, .seen,\n    \
+        .blocked\n                            \
+        calls a day, calls left, when that was\n                            \
+        seen; none before\n  \
+        reporter.oldest, .last_call.at, .error\n                            \
+        the oldest ban that waits; the last\n                            \
+        call, and why it failed\n  \
+        hosts[].host, .state (online, offline, unknown), .since, .version,\n    \
+        .jails, .bans, .held, .snapshot (its time), .parts, .missing\n    \
+        (parts), .refused (messages by reason)\n  \
+        jails.NAME, bans          bans by jail, and in all\n  \
+        missing                   what the broker did not show\n\
+        \n\
         Exit codes: 0 this host takes part, 1 it does not, or not all could be seen"
 )]
 pub struct StatusArgs {
@@ -65,11 +72,12 @@ pub struct StatusArgs {
         columns. With one address, say in words why it is banned, and what this host does with it.\n\n\
         What hosts that run the scripts ban is kept nowhere, and not listed.",
     after_help = "JSON, one object; times are in seconds since 1970; null is not known:\n  \
-        time                                when it looked\n  \
+        time                      when it looked\n  \
         bans[].ip, .jail, .host, .since, .until, .forever, .also (hosts)\n  \
-        freed[].jail, .host, .id            of one address: what a host still lists from before a fleet\n                                      \
-        unban, and counts for nobody\n  \
-        missing                             what the broker did not show"
+        freed[].jail, .host, .id  of one address: what a host still lists\n                            \
+        from before a fleet unban, and counts for\n                            \
+        nobody\n  \
+        missing                   what the broker did not show"
 )]
 pub struct ListArgs {
     /// An address, or a network
@@ -95,21 +103,26 @@ pub struct ListArgs {
         Each host says what it did, and is waited for, up to 15 seconds: that it bans them, too, or why \
         not (it has no such jail, its own ignoreip has the address). One that is not connected hears of \
         it when it is back.",
-    after_help = "It asks before it bans more than 10 addresses, and refuses this host's own, the broker's, \
-        those in the jail's ignoreip and the one that you are connected from.\n\n\
+    after_help = "It asks before it bans more than 10 addresses, and refuses this host's own, the broker's, those \
+        in the jail's ignoreip and the one that you are connected from.\n\
+        \n\
         JSON, one object:\n  \
-        jail, host                          where it was detected\n  \
-        bans[].ip, .already, .seconds       already: it was banned before, and nothing was done; \n                                      \
-        seconds: for how long, null for ever\n  \
-        bans[].answers                      what each other host says it did: banned, waiting, lifted, or\n                                      \
-        the reason of a refusal\n  \
-        told                                this host's snapshot lists them\n  \
-        hosts, without_jail, offline        other hosts: ban all of them, have no such jail, are not\n                                      \
-        connected\n  \
-        refused.HOST                        the reason why it does not ban one of them: never_ban, ignored,\n                                      \
-        not_shared, lifted, too_many\n  \
-        waiting, silent                     hosts whose fail2ban is busy or away; that have not said yet,\n                                      \
-        or were not asked, as it was banned before\n\n\
+        jail, host       where it was detected\n  \
+        bans[].ip, .already, .seconds\n                   \
+        already: it was banned before, and nothing was\n                   \
+        done; seconds: for how long, null for ever\n  \
+        bans[].answers   what each other host says it did: banned, waiting,\n                   \
+        lifted, or the reason of a refusal\n  \
+        told             this host's snapshot lists them\n  \
+        hosts, without_jail, offline\n                   \
+        other hosts: ban all of them, have no such jail,\n                   \
+        are not connected\n  \
+        refused.HOST     the reason why it does not ban one of them:\n                   \
+        never_ban, ignored, not_shared, lifted, too_many\n  \
+        waiting, silent  hosts whose fail2ban is busy or away; that have not\n                   \
+        said yet, or were not asked, as it was banned\n                   \
+        before\n\
+        \n\
         Exit codes: 0 every host has said what it did, 1 one has not, or is not connected"
 )]
 pub struct BanArgs {
@@ -134,10 +147,13 @@ pub struct BanArgs {
         does it when it is back: nothing that it or an old message says brings the ban back, only a new \
         detection does.",
     after_help = "JSON, one object:\n  \
-        id, ips, jail                       the name of this unban; null is every jail\n  \
-        freed, silent, offline              hosts: have done it, have not answered yet, are not connected\n  \
-        jails_left_out                      for how many jails hosts that run the scripts get no unban: one\n                                      \
-        call publishes at most 1,000 events\n\n\
+        id, ips, jail           the name of this unban; null is every jail\n  \
+        freed, silent, offline  hosts: have done it, have not answered yet,\n                          \
+        are not connected\n  \
+        jails_left_out          for how many jails hosts that run the\n                          \
+        scripts get no unban: one call publishes at\n                          \
+        most 1,000 events\n\
+        \n\
         Exit codes: 0 every host has done it, 1 not all have"
 )]
 pub struct UnbanArgs {
@@ -162,11 +178,12 @@ pub struct UnbanArgs {
         snapshot.\n\nThe bans that only this host held then end on all other hosts. A host that comes \
         back publishes its bans again. The command also removes a host of which the broker keeps nothing, \
         but whose events the daemons received.",
-    after_help = "The command asks before it removes a host of which the broker keeps nothing.\n\n\
+    after_help = "The command asks before it removes a host of which the broker keeps nothing.\n\
+        \n\
         JSON, one object:\n  \
-        hosts                               the hosts that are removed\n  \
-        unknown                             those of them of which the broker kept nothing\n  \
-        bans                                how many bans of snapshots no other host held"
+        hosts    the hosts that are removed\n  \
+        unknown  those of them of which the broker kept nothing\n  \
+        bans     how many bans of snapshots no other host held"
 )]
 pub struct ForgetArgs {
     /// Names of hosts in the fleet
@@ -189,21 +206,25 @@ pub struct ForgetArgs {
             its jails and what they report to AbuseIPDB, and the limits that the daemon reached. A line a check: ✓ it is well, ! it is odd, ✗ \
             it does not work; below it, what to do next. Nothing is changed. What it publishes for it, \
             no host acts upon and no broker keeps.",
-    after_help = "Exit codes: 0 no faults, 1 faults, 78 the settings cannot be used.\n\n\
-            JSON, one object:\n  \
-            state             ok, warning or fault: the worst of all\n  \
-            faults, warnings  how many\n  \
-            checks[].id       the check\n  \
-            checks[].state    its own\n  \
-            checks[].about    what was looked at, where there are several: a broker, a jail, a file\n  \
-            checks[].text     what was found\n  \
-            checks[].next     what to do, a list of lines\n\n\
+    after_help = "Exit codes: 0 no faults, 1 faults, 78 the settings cannot be used.\n\
+        \n\
+        JSON, one object:\n  \
+        state             ok, warning or fault: the worst of all\n  \
+        faults, warnings  how many\n  \
+        checks[].id       the check\n  \
+        checks[].state    its own\n  \
+        checks[].about    what was looked at, where there are several: a\n                    \
+        broker, a jail, a file\n  \
+        checks[].text     what was found\n  \
+        checks[].next     what to do, a list of lines\n\
+        \n\
         Checks: settings settings_sample; broker_name broker_port broker_tls broker_login \
-        broker_subscribe broker_publish broker_read; fleet_name fleet_hosts fleet_key clock clock_ahead; \
-        service service_unit service_enabled service_version service_settings service_sandbox; scripts links action_file \
-        disk modes spool tables; fail2ban fail2ban_config fail2ban_database fail2ban_sandbox; jail_none jail_shares \
-        jail_left_out jail_missing jail_not_wired jail_not_loaded jail_not_running jail_ignoreip; report_key \
-        report_key_file report_action report_recidive report_queue report_file report_place"
+        broker_subscribe broker_publish broker_read broker_qos broker_retain home_assistant \
+        certificate; fleet_name fleet_hosts fleet_key clock clock_ahead; service service_unit \
+        service_enabled service_version service_settings service_sandbox; scripts links action_file disk modes spool \
+        link tables; fail2ban fail2ban_config fail2ban_database fail2ban_sandbox; jail_none jail_no_action jail_shares \
+        jail_left_out jail_missing jail_not_wired jail_not_loaded jail_not_running jail_ignoreip; \
+        report_key report_key_file report_action report_recidive report_queue report_file report_place"
 )]
 pub struct CheckArgs {
     /// Print one JSON object instead

@@ -3,7 +3,11 @@
 //! The file stays one that bash can source, because scripts on the same host may read it too. The
 //! file's values beat the environment's, and a later line beats an earlier one.
 
+mod certificate;
 mod line;
+mod lines;
+mod nearest;
+mod options;
 mod tls;
 mod topic;
 mod values;
@@ -22,7 +26,9 @@ use crate::error::Error;
 use crate::guard::Sharing;
 use crate::wire::Host;
 
+pub use certificate::Certificate;
 pub(crate) use line::read as read_line;
+use lines::Line;
 pub use tls::Tls;
 pub(crate) use tls::bare;
 pub use topic::Topic;
@@ -156,6 +162,13 @@ impl Config {
         Ok(config)
     }
 
+    /// What the broker knows this host by: the name in its certificate, or else its login.
+    #[must_use]
+    pub fn user(&self) -> Option<String> {
+        let of_certificate = self.tls.as_ref().and_then(Tls::own_name);
+        of_certificate.or_else(|| self.login.as_ref().map(|login| login.user.clone()))
+    }
+
     /// Makes settings of a file's `text`; `nodename` is this host's own name.
     ///
     /// # Errors
@@ -167,7 +180,11 @@ impl Config {
         nodename: &str,
     ) -> Result<Self, Faults> {
         let mut file = Entries::read(text, environment);
-        let mut warnings = file.unknown();
+        let unknown = file.unknown();
+        let mut warnings: Vec<String> =
+            unknown.iter().map(|(line, what)| format!("line {line}: {what}")).collect();
+        warnings.extend(file.skipped_lines());
+        file.check_options();
         let brokers = file.needed("MQTT_HOST", values::brokers);
         let port = file.optional("MQTT_PORT", values::port);
         let tls = file.tls();
@@ -235,11 +252,18 @@ impl Config {
                 })
             }
             _ => {
+                // A misspelt key may be why another one is missing.
+                file.faults.extend(unknown);
                 file.faults.sort_by_key(|(line, _)| if *line == 0 { usize::MAX } else { *line });
                 Err(Faults { path: path.to_owned(), faults: file.faults })
             }
         }
     }
+}
+
+/// Whether a variable is one of this program's, or was meant to be one.
+fn is_setting(name: &str) -> bool {
+    name.starts_with("MQTT_")
 }
 
 /// The lines of a file, read, and what was wrong with them so far.
@@ -248,6 +272,9 @@ struct Entries<'a> {
     values: BTreeMap<String, (usize, String)>,
     /// Names that some line used as `$NAME`.
     used: BTreeSet<String>,
+    /// Lines that set no setting and cannot be read, and the variables that they may set.
+    skipped: Vec<usize>,
+    unread: BTreeSet<String>,
     faults: Vec<(usize, String)>,
     environment: Lookup<'a>,
 }
@@ -257,6 +284,8 @@ impl<'a> Entries<'a> {
         let mut entries = Self {
             values: BTreeMap::new(),
             used: BTreeSet::new(),
+            skipped: Vec::new(),
+            unread: BTreeSet::new(),
             faults: Vec::new(),
             environment,
         };
@@ -264,46 +293,113 @@ impl<'a> Entries<'a> {
             entries.fault(0, format!("it is larger than {MAX_BYTES} bytes"));
             return entries;
         }
-        for (index, line) in text.split(|&byte| byte == b'\n').enumerate() {
-            let number = index + 1;
-            let used = RefCell::new(BTreeSet::new());
-            let known = |name: &str| {
-                used.borrow_mut().insert(name.to_owned());
-                let earlier = entries.values.get(name).map(|(_, value)| value.clone());
-                earlier.or_else(|| environment(name))
-            };
-            let read = match std::str::from_utf8(line) {
-                Ok(line) if line.starts_with('\u{feff}') => {
-                    Err("begins with a byte order mark: save the file without it")
-                }
-                Ok(line) => line::read(line, &known),
-                Err(_) => Err("is not UTF-8: write it anew"),
-            };
-            entries.used.append(&mut used.into_inner());
-            match read {
-                Ok(Some((key, value))) => {
-                    entries.values.insert(key, (number, value));
-                }
-                Ok(None) => {}
-                Err(what) => entries.fault(number, what.to_owned()),
-            }
+        // Bytes that are no text are marked, for the line that has them to be found.
+        for line in lines::split(&String::from_utf8_lossy(text)) {
+            entries.take_line(&line);
         }
         entries
+    }
+
+    fn take_line(&mut self, Line { number, text, nested }: &Line) {
+        const NESTED: &str = "stands in a condition, a loop or a function, which only bash can run: write it \
+                              on a line of its own";
+        let used = RefCell::new(BTreeSet::new());
+        let known = |name: &str| {
+            used.borrow_mut().insert(name.to_owned());
+            let earlier = self.values.get(name).map(|(_, value)| value.clone());
+            earlier.or_else(|| (self.environment)(name))
+        };
+        let read = match text {
+            text if text.starts_with('\u{feff}') => {
+                Err("begins with a byte order mark: save the file without it")
+            }
+            text if text.contains('\u{fffd}') => Err("is not UTF-8: write it anew"),
+            text if text.contains('\n') => Err("has a quote that is not closed on the same line"),
+            text => line::read(text, &known),
+        };
+        let mut used = used.into_inner();
+        let (read, nested) = match read {
+            Ok(None) => return,
+            Ok(Some((key, _))) if *nested => (Err(NESTED), Some(key)),
+            read => (read, None),
+        };
+        match read {
+            Ok(Some((key, value))) => {
+                let unread = used.iter().find(|name| self.unread.contains(*name));
+                if let Some(name) = unread.filter(|_| is_setting(&key)) {
+                    let what = format!("uses ${name}, which a line sets that only bash can read");
+                    self.fault(*number, what);
+                } else if unread.is_some() {
+                    self.unread.insert(key);
+                } else {
+                    self.unread.remove(&key);
+                    self.values.insert(key, (*number, value));
+                }
+                self.used.append(&mut used);
+            }
+            Ok(None) => {}
+            Err(what) => {
+                let set = nested.as_deref().map_or_else(|| lines::set(text), |key| vec![key]);
+                // `MQTT_HOST = hub` sets nothing, and was meant to. The first line may have no name that can be
+                // known.
+                let meant = is_setting(text.trim_start()) || text.starts_with('\u{feff}');
+                if meant || set.iter().any(|name| is_setting(name)) {
+                    self.fault(*number, what.to_owned());
+                } else {
+                    self.unread.extend(set.into_iter().map(str::to_owned));
+                    self.skipped.push(*number);
+                }
+            }
+        }
     }
 
     fn fault(&mut self, line: usize, what: String) {
         self.faults.push((line, what));
     }
 
-    /// A warning for each key that nobody asks for.
-    fn unknown(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
+    /// Each key that looks like a setting and is none, with its line.
+    fn unknown(&self) -> Vec<(usize, String)> {
+        let mut unknown = Vec::new();
         for (key, (line, _)) in &self.values {
-            if !KEYS.contains(&key.as_str()) && !self.used.contains(key) {
-                warnings.push(format!("line {line}: {key} is no setting of f2bmqtt: ignored"));
+            if KEYS.contains(&key.as_str()) || self.used.contains(key) {
+                continue;
+            }
+            match nearest::nearest(key, &KEYS) {
+                Some(near) => {
+                    unknown.push((*line, format!("unknown key {key}; did you mean {near}?")))
+                }
+                None if is_setting(key) => unknown.push((*line, format!("unknown key {key}"))),
+                None => {}
             }
         }
-        warnings
+        unknown
+    }
+
+    /// A warning of the lines that were skipped.
+    fn skipped_lines(&self) -> Option<String> {
+        const MAX_NAMED: usize = 10;
+        let lines: Vec<String> = self.skipped.iter().map(ToString::to_string).collect();
+        let named = lines.iter().take(MAX_NAMED).cloned().collect::<Vec<_>>().join(", ");
+        let more = if lines.len() > MAX_NAMED { ", …" } else { "" };
+        match lines.len() {
+            0 => None,
+            1 => Some(format!("line {named} sets no MQTT_ key, is for bash alone, and is skipped")),
+            _ => Some(format!(
+                "lines {named}{more} set no MQTT_ key, are for bash alone, and are skipped"
+            )),
+        }
+    }
+
+    /// The scripts took further options of mosquitto's clients in a value: a port, TLS.
+    fn check_options(&mut self) {
+        for key in ["MQTT_HOST", "MQTT_PORT", "MQTT_TOPIC", "MQTT_USER", "MQTT_PASSWORD"] {
+            let Some((line, value)) = self.values.get(key) else { continue };
+            if let Some(what) = options::fault(key, value) {
+                let line = *line;
+                self.values.remove(key);
+                self.fault(line, what);
+            }
+        }
     }
 
     /// The value of `key`, if it is set in the file or the environment and not empty.
@@ -380,7 +476,7 @@ impl<'a> Entries<'a> {
         if !on || self.faults.len() > before {
             return None;
         }
-        let tls = Tls { authorities, identity: certificate.zip(key) };
+        let tls = Tls::new(authorities, certificate.zip(key));
         match tls.client() {
             Ok(_) => Some(tls),
             Err(what) => {

@@ -154,8 +154,64 @@ fn several_brokers_are_kept_in_order() {
 
 #[test]
 fn unknown_keys_are_a_warning() {
-    let config = parse(&format!("{GOOD}MQTT_PASSWROD=x\n")).unwrap();
-    assert_eq!(config.warnings, ["line 3: MQTT_PASSWROD is no setting of f2bmqtt: ignored"]);
+    let config = parse(&format!("{GOOD}MQTT_PASSWROD=x\nMQTT_THING=y\nMINE=z\n")).unwrap();
+    let expected = [
+        "line 3: unknown key MQTT_PASSWROD; did you mean MQTT_PASSWORD?",
+        "line 4: unknown key MQTT_THING",
+    ];
+    assert_eq!(config.warnings, expected);
+}
+
+#[test]
+fn misspelt_key_is_named_beside_the_one_that_is_missing() {
+    let shown =
+        parse("MQTT_HOST=hub\nMQTT_USER=u\nMQTT_PASSWORD=p\nMQTT_TOPIK=blacklist\n").unwrap_err();
+    let expected = "the settings in mqtt.env cannot be used:
+  line 4: unknown key MQTT_TOPIK; did you mean MQTT_TOPIC?
+  MQTT_TOPIC is not set";
+    assert_eq!(shown.to_string(), expected);
+}
+
+#[test]
+fn lines_of_the_administrators_own_scripts_are_skipped_with_one_warning() {
+    let own = "notify() {\n  logger -t ban \"$1\"\n}\nif [ -r /etc/default/x ]; then\n  . /etc/default/x\nfi\n\
+               LIST=(a b)\nHERE=$(hostname)\nBASE=~/x\nexport LONG=one\\\n  two\nset -u\nMINE=7\n";
+    let config = parse(&format!("{own}{GOOD}MQTT_NODE=n$MINE\n")).unwrap();
+    assert_eq!((config.brokers[0].host.as_str(), config.node.as_str()), ("broker", "n7"));
+    let expected = "lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, … set no MQTT_ key, are for bash alone, and are skipped";
+    assert_eq!(config.warnings, [expected]);
+}
+
+#[test]
+fn setting_that_only_bash_can_read_is_a_fault() {
+    let table = [
+        ("MQTT_HOST=$(cat /etc/hub)", 1, "has a $ that names no variable"),
+        ("MQTT_HOST = hub", 1, "is not a setting: write NAME=value"),
+        ("if true; then\n  MQTT_HOST=a\nfi", 2, "stands in a condition, a loop or a function"),
+        ("[ -e /x ] && MQTT_HOST=a", 1, "is not a setting"),
+        (": ${MQTT_NODE:=x}", 1, "is not a setting"),
+        ("unset MQTT_TOPIC", 1, "is not a setting"),
+        (
+            "HUB=$(cat /etc/hub)\nMQTT_HOST=$HUB",
+            2,
+            "uses $HUB, which a line sets that only bash can read",
+        ),
+        ("HUB=`x`\nTHERE=$HUB:1883\nMQTT_HOST=$THERE", 3, "uses $THERE, which a line sets"),
+        ("MQTT_PASSWORD='two\nlines'", 1, "has a quote that is not closed on the same line"),
+    ];
+    for (text, line, what) in table {
+        // What would be right elsewhere does not make up for it.
+        let faults = parse(&format!("{text}\n{GOOD}")).map(|config| config.brokers);
+        let faults = faults.expect_err(text);
+        assert_eq!((faults.list().len(), faults.list()[0].0), (1, line), "{text}: {faults}");
+        assert!(faults.list()[0].1.starts_with(what), "{text}: {faults}");
+    }
+    let faults = parse("MQTT_HOST='h -p 1884'\nMQTT_TOPIC=t\n").unwrap_err().to_string();
+    let lines = "line 1: MQTT_HOST has options of mosquitto_pub: write these lines instead: MQTT_HOST=h and MQTT_PORT=1884";
+    assert!(faults.contains(lines), "{faults}");
+    // The last line wins, also over one that cannot be read for sure.
+    let config = parse(&format!("HUB=$(x)\nHUB=hub\nMQTT_NODE=$HUB\n{GOOD}")).unwrap();
+    assert_eq!(config.node.as_str(), "hub");
 }
 
 #[test]
@@ -299,6 +355,34 @@ fn tls_is_on_with_a_ca_or_by_itself_and_has_its_own_port() {
             assert_eq!(config.warnings, [""; 0]);
         }
     }
+}
+
+#[test]
+fn certificates_have_a_name_and_an_end() {
+    let dir = certificates();
+    let dir = dir.path().display();
+    let tls =
+        format!("MQTT_CAFILE={dir}/ca.crt\nMQTT_CERT={dir}/web1.crt\nMQTT_KEY={dir}/web1.key\n");
+    let config = parse(&format!("{GOOD}MQTT_USER=fail2ban\nMQTT_PASSWORD=x\n{tls}")).unwrap();
+    assert_eq!(config.user().as_deref(), Some("web1"), "the certificate's name, not the login's");
+    let all = config.tls.unwrap().certificates();
+    let kinds: Vec<_> = all.iter().map(|certificate| certificate.kind).collect();
+    assert_eq!(kinds, ["client", "ca"]);
+    let ends = |file: &str| {
+        let command = format!(
+            "date -d \"$(openssl x509 -in {dir}/{file} -noout -enddate | cut -d= -f2)\" +%s"
+        );
+        let out = Command::new("sh").args(["-c", &command]).output().unwrap();
+        String::from_utf8(out.stdout).unwrap().trim().parse::<i64>().unwrap()
+    };
+    assert_eq!([all[0].ends, all[1].ends], [ends("web1.crt"), ends("ca.crt")]);
+    assert_eq!(all[0].title(), "this host's certificate, MQTT_CERT (web1)");
+    let day = 86_400;
+    let table = [(31, false), (30, false), (29, true), (0, true), (-5, true)];
+    for (days, soon) in table {
+        assert_eq!(all[0].ends_soon(all[0].ends - days * day), soon, "{days}");
+    }
+    assert_eq!(parse(&format!("{GOOD}MQTT_USER=u\n")).unwrap().user().as_deref(), Some("u"));
 }
 
 #[test]

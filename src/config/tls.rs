@@ -8,11 +8,14 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
+use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+
+use super::certificate::{Certificate, Seen, Verifier};
 
 /// A bundle of all the world's authorities is a quarter of this.
 const MAX_BYTES: u64 = 1024 * 1024;
@@ -24,9 +27,37 @@ pub struct Tls {
     pub(super) authorities: Option<PathBuf>,
     /// This host's own certificate and its key.
     pub(super) identity: Option<(PathBuf, PathBuf)>,
+    /// The broker's certificate, as it was on the last connection of any copy of this.
+    seen: Seen,
 }
 
 impl Tls {
+    pub(super) fn new(authorities: Option<PathBuf>, identity: Option<(PathBuf, PathBuf)>) -> Self {
+        Self { authorities, identity, seen: Seen::default() }
+    }
+
+    /// The certificates of this host, its CA and the broker, as far as they are known. Of several in a file, the
+    /// one that ends first.
+    #[must_use]
+    pub fn certificates(&self) -> Vec<Certificate> {
+        let first = |kind, path: &Path| {
+            let all = certificates(path).unwrap_or_default();
+            let all = all.iter().filter_map(|der| Certificate::read(kind, der));
+            all.min_by_key(|certificate| certificate.ends)
+        };
+        let own = self.identity.as_ref().and_then(|(path, _)| first("client", path));
+        let ca = self.authorities.as_ref().and_then(|path| first("ca", path));
+        let broker = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        [own, ca, broker].into_iter().flatten().collect()
+    }
+
+    /// The name in this host's certificate.
+    pub(super) fn own_name(&self) -> Option<String> {
+        let (path, _) = self.identity.as_ref()?;
+        let own = Certificate::read("client", certificates(path).ok()?.first()?)?;
+        Some(own.name).filter(|name| !name.is_empty())
+    }
+
     /// Whether this host shows a certificate.
     #[must_use]
     pub fn has_identity(&self) -> bool {
@@ -43,10 +74,17 @@ impl Tls {
             None => system().map_err(named("MQTT_TLS"))?,
         };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let inner =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+                .build()
+                .map_err(|error| error.to_string())?;
+        // It adds nothing to what rustls does by itself, but remembers what was good.
+        let verifier = Verifier { inner, seen: Arc::clone(&self.seen) };
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
-            .with_root_certificates(roots);
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
         let config = match &self.identity {
             None => config.with_no_client_auth(),
             Some((certificate, key)) => {

@@ -81,6 +81,20 @@ impl Topic {
         self.retained("host/#")
     }
 
+    /// Filters of the presences on other fleets' topics, of one level and of two.
+    #[must_use]
+    pub fn any_presences() -> [String; 2] {
+        ["+", "+/+"].map(|topic| format!("{RETAINED}/{topic}/host/+"))
+    }
+
+    /// The fleet's topic of the topic of a presence.
+    #[must_use]
+    pub fn of_presence(presence: &str) -> Option<&str> {
+        let (topic, host) =
+            presence.strip_prefix(RETAINED)?.strip_prefix('/')?.rsplit_once("/host/")?;
+        (!topic.is_empty() && !host.is_empty() && !host.contains('/')).then_some(topic)
+    }
+
     /// One shard of a host's snapshot.
     #[must_use]
     pub fn shard(&self, host: &Host, index: u32) -> String {
@@ -159,6 +173,16 @@ mod tests {
         for (text, is_event, retained) in table {
             assert_eq!(topic.of_event(text), is_event.then(|| text.to_owned()));
             assert_eq!(topic.retained_below(text), retained, "{text}");
+        }
+        let table = [
+            ("f2bmqtt/black/host/web1", Some("black")),
+            ("f2bmqtt/a/b/host/web1", Some("a/b")),
+            ("f2bmqtt/host/web1", None),
+            ("f2bmqtt/a/state/web1/0", None),
+            ("a/host/web1", None),
+        ];
+        for (text, fleet) in table {
+            assert_eq!(Topic::of_presence(text), fleet, "{text}");
         }
         let dotted = Topic::of_fleet("black.list").unwrap();
         assert_eq!(dotted.of_event("black/list/ban").unwrap(), "black.list/ban");

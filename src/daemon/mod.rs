@@ -3,6 +3,7 @@
 //! is in `hear`; what it shows of its own state, in [`status`].
 
 mod ahead;
+pub(crate) mod former;
 mod hear;
 pub mod status;
 
@@ -18,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use self::ahead::AheadHosts;
-use self::status::{DaemonStatus, LinkState, LinkStatus, StatusFile};
+use self::status::{DaemonStatus, LinkState, LinkStatus, Reconnects, StatusFile};
 use crate::abuseipdb;
 use crate::abuseipdb::by_hand;
 use crate::apply::{self, Bell};
@@ -54,10 +55,17 @@ const TICK: Duration = Duration::from_secs(1);
 /// How a warning of a second host of this name begins.
 pub(crate) const NAMESAKE: &str = "another machine is called";
 
+/// What a broker with mosquitto's `max_qos 0` does.
+const QOS_LOWERED: &str = "the broker grants QoS 0 only: it loses messages, or ends the connection at the first \
+                           event; allow QoS 1 (mosquitto: max_qos 1 or 2)";
+
 /// The most messages that are looked at before what they ask for is written down, and the longest that this
 /// takes: the timer is served in between.
 const AT_ONCE: usize = 500;
 const MAX_TURN: Duration = Duration::from_millis(50);
+
+/// How often certificates are looked at, in milliseconds.
+const CERTIFICATES_CHECKED: i64 = 86_400_000;
 
 /// How many batches of changes are written at the end.
 const MAX_STEPS: usize = 100;
@@ -93,6 +101,13 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     }
     let memory = Arc::clone(&daemon.memory);
     let database = move || memory.know().database.path().map(Path::to_owned);
+    let clears = former::clear_all(
+        config.clone(),
+        paths.clone(),
+        Arc::clone(&daemon.memory),
+        daemon.since * 1000,
+    );
+    let clears = tokio::spawn(clears);
     let reporter = tokio::spawn(abuseipdb::service::forever(
         paths.clone(),
         Arc::new(database),
@@ -121,6 +136,7 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     applier.abort();
     reporter.abort();
+    clears.abort();
     daemon.end().await;
     if removed {
         return Err(Error::Undone(
@@ -156,6 +172,8 @@ struct Daemon {
     limits: Limits,
     ahead: AheadHosts,
     link_status: LinkStatus,
+    reconnects: Reconnects,
+    certificates_checked: Option<i64>,
     status: StatusFile,
 }
 
@@ -198,6 +216,8 @@ impl Daemon {
             limits: Limits::default(),
             ahead: AheadHosts::default(),
             link_status: LinkStatus { broker, since, ..LinkStatus::default() },
+            reconnects: Reconnects::default(),
+            certificates_checked: None,
             status: StatusFile::new(paths.status()),
         })
     }
@@ -222,8 +242,10 @@ impl Daemon {
                 say(format_args!("connected to the broker {broker} as {}", self.host));
                 self.parts.clear();
                 self.link_status.turn(LinkState::Up, &broker, now());
+                self.reconnects.record(now());
                 self.shown.connected();
                 self.memory.know().fleet.connected(now());
+                self.certificates_checked = None;
             }
             LinkEvent::Message(message) => self.message(&message),
             LinkEvent::Published(name) => {
@@ -241,6 +263,7 @@ impl Daemon {
                 let what = format!("the broker refuses the subscription to {topics}");
                 self.warn("subscribe", &format!("{what}: check its access rules"));
             }
+            LinkEvent::QosLowered => self.warn("qos", QOS_LOWERED),
             LinkEvent::Lost { broker, why } => {
                 self.shown.connected = false;
                 {
@@ -335,7 +358,10 @@ impl Daemon {
         let status = DaemonStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             since: self.since,
-            link: self.link_status.clone(),
+            link: LinkStatus {
+                reconnects: self.reconnects.within_hour(now),
+                ..self.link_status.clone()
+            },
             peers: known.fleet.hosts().0,
             rejected: known.refused.by_name(),
             ahead: self.ahead.shown(now),
@@ -343,6 +369,24 @@ impl Daemon {
         };
         if let Err(what) = self.status.update(status, now) {
             known.warn("status", &what);
+        }
+        drop(known);
+        self.check_certificates(now);
+    }
+
+    /// Warns of certificates that end soon: after each connection, and once a day.
+    fn check_certificates(&mut self, now: i64) {
+        let checked = |at: i64| (0..CERTIFICATES_CHECKED).contains(&now.saturating_sub(at));
+        if self.certificates_checked.is_some_and(checked) {
+            return;
+        }
+        self.certificates_checked = Some(now);
+        let soon = self.shown.certificates();
+        for one in soon.iter().filter(|one| one.ends_soon(now / 1000)) {
+            let days = (one.ends - now / 1000).div_euclid(86_400);
+            let when =
+                if days < 0 { "has ended".to_owned() } else { format!("ends in {days} days") };
+            self.warn(one.kind, &format!("{} {when}: renew it", one.title()));
         }
     }
 

@@ -2,12 +2,13 @@
 //!
 //! ```json
 //! {"version":"1.0.0","since":1795342588,
-//!  "link":{"state":"up","broker":"192.0.2.1:1883","error":null,"since":1795342590},
+//!  "link":{"state":"up","broker":"192.0.2.1:1883","error":null,"since":1795342590,
+//!          "reconnects":0},
 //!  "peers":3,"rejected":{"ahead":7},"ahead":[{"host":"web2","at":1795342600}],
 //!  "tables_full":[{"table":"claims","limit":100000,"peer":"web2","at":1795342600}]}
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +19,11 @@ use crate::fleet::limits::{Limit, Limits};
 
 /// The file is written at least so often, in milliseconds.
 const INTERVAL: i64 = 60_000;
+
+/// An hour, in milliseconds, and the most reconnects in it that are counted: with the shortest pauses between tries
+/// there can be some 400.
+const HOUR: i64 = 3_600_000;
+const MAX_RECONNECTS: usize = 1_000;
 
 /// The longest error text of the link, in characters: it may come from the broker.
 const MAX_ERROR: usize = 300;
@@ -55,6 +61,8 @@ pub struct LinkStatus {
     pub error: Option<String>,
     /// When `state` changed last.
     pub since: i64,
+    /// How often the link came up again within the last hour.
+    pub reconnects: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,6 +137,29 @@ impl LinkStatus {
     }
 }
 
+/// When the link came up, in milliseconds since 1970: the first time, and the last times of the last hour.
+#[derive(Debug, Default)]
+pub(super) struct Reconnects {
+    has_been_up: bool,
+    times: VecDeque<i64>,
+}
+
+impl Reconnects {
+    /// The link came up at `now`.
+    pub(super) fn record(&mut self, now: i64) {
+        if self.has_been_up {
+            self.times.truncate(MAX_RECONNECTS - 1);
+            self.times.push_front(now);
+        }
+        self.has_been_up = true;
+    }
+
+    /// How often the link came up again within the hour before `now`.
+    pub(super) fn within_hour(&self, now: i64) -> usize {
+        self.times.iter().filter(|at| (0..HOUR).contains(&now.saturating_sub(**at))).count()
+    }
+}
+
 /// The file, and what is in it.
 #[derive(Debug)]
 pub(super) struct StatusFile {
@@ -195,7 +226,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("status.json");
         StatusFile::new(path.clone()).update(status(), NOW).unwrap();
-        let expected = r#"{"version":"1.0.0","since":1795342588,"link":{"state":"up","broker":"192.0.2.1:1883","error":null,"since":1795342590},"peers":3,"rejected":{"ahead":7},"ahead":[{"host":"web2","at":1795342600}],"tables_full":[{"table":"claims","limit":100000,"peer":"web2","at":1795342600}]}"#;
+        let expected = r#"{"version":"1.0.0","since":1795342588,"link":{"state":"up","broker":"192.0.2.1:1883","error":null,"since":1795342590,"reconnects":0},"peers":3,"rejected":{"ahead":7},"ahead":[{"host":"web2","at":1795342600}],"tables_full":[{"table":"claims","limit":100000,"peer":"web2","at":1795342600}]}"#;
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{expected}\n"));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
@@ -228,6 +259,21 @@ mod tests {
         assert!(!path.exists());
         let failed = StatusFile::new(root.path().join("no/status.json")).update(status(), NOW);
         assert!(failed.unwrap_err().starts_with("cannot write "));
+    }
+
+    #[test]
+    fn reconnects_of_the_last_hour_are_counted_without_the_first_connection() {
+        let mut reconnects = Reconnects::default();
+        let mut count = |at: i64| {
+            reconnects.record(NOW + at);
+            reconnects.within_hour(NOW + at)
+        };
+        let table =
+            [(0, 0), (1_000, 1), (3_000_000, 2), (HOUR, 3), (HOUR + 1_000, 3), (9 * HOUR, 1)];
+        for (at, expected) in table {
+            assert_eq!(count(at), expected, "{at}");
+        }
+        assert_eq!((0..2_000).map(|_| count(9 * HOUR)).max(), Some(MAX_RECONNECTS));
     }
 
     #[test]

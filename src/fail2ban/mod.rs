@@ -191,16 +191,24 @@ impl Client {
         }
     }
 
-    /// What an action of a jail has under a name: `actionban`, say.
+    /// What an action of a jail has under a name: `actionban`, say. Empty where it has no such property: to ask
+    /// for that would make fail2ban log an error.
     ///
     /// # Errors
-    /// Any [`Error`]; [`Error::Refused`] where it has nothing of that name.
+    /// Any [`Error`].
     pub async fn property(
         &mut self,
         jail: &Jail,
         action: &str,
         name: &str,
     ) -> Result<String, Error> {
+        let known = ["get", jail.as_str(), "actionproperties", action];
+        let has = |answer: &Value<'_>| {
+            Some(answer.list()?.iter().filter_map(Value::text).any(|known| known == name))
+        };
+        if !self.call(&known, QUESTION, has).await? {
+            return Ok(String::new());
+        }
         let command = ["get", jail.as_str(), "action", action, name];
         let read = |answer: &Value<'_>| Some(answer.text().unwrap_or_default().to_owned());
         self.call(&command, QUESTION, read).await

@@ -62,6 +62,19 @@ async fn files_of_addresses_in_ignoreip_are_known_by_their_name() {
     assert_eq!(ignored, expected);
 }
 
+/// `pickle.dumps((0, ['actionban', 'actionname']), 5)`
+const PROPERTIES: &str =
+    "80059522000000000000004b005d94288c09616374696f6e62616e948c0a616374696f6e6e616d65946586942e";
+
+#[tokio::test]
+async fn property_that_an_action_lacks_is_not_asked_for() {
+    let (mut client, server) = play(vec![reply(PROPERTIES)]).await;
+    let jail = Jail::new("sshd").unwrap();
+    assert_eq!(client.property(&jail, "ufw", "abuseipdb_apikey").await.unwrap(), "");
+    let asked = write(&["get", "sshd", "actionproperties", "ufw"]);
+    assert_eq!(server.await.unwrap(), [asked]);
+}
+
 #[tokio::test]
 async fn questions_are_asked_and_answers_read() {
     let (mut client, server) =

@@ -107,6 +107,13 @@ fn render(figures: &Figures) -> String {
     for (table, at) in &figures.limits {
         page.with("limit_reached_timestamp_seconds", &[("table", &table.name())], at);
     }
+    page.gauge(
+        "certificate_expiry_timestamp_seconds",
+        "When a certificate of the connection ends.",
+    );
+    for one in &figures.certificates {
+        page.with("certificate_expiry_timestamp_seconds", &[("certificate", &one.kind)], one.ends);
+    }
     if let Some(reports) = &figures.reports {
         page.gauge("abuseipdb_reports_waiting", "Reports to AbuseIPDB that are not sent yet.");
         page.sample("abuseipdb_reports_waiting", reports.waiting);
@@ -160,6 +167,7 @@ mod tests {
     use super::*;
     use crate::abuseipdb::answer::Quota;
     use crate::abuseipdb::glance::{Call, Glance};
+    use crate::config::Certificate;
     use crate::figures::JailFigures;
     use crate::fleet::limits::Table;
     use crate::wire::Jail;
@@ -173,6 +181,11 @@ mod tests {
             connected: true,
             jails: vec![JailFigures { jail, detected: 3, imported: 40, lifted: 1 }],
             limits: [(Table::Claims, 1_795_342_600)].into(),
+            certificates: vec![Certificate {
+                kind: "ca",
+                name: String::new(),
+                ends: 1_900_000_000,
+            }],
             reports: Some(Glance { waiting: 2, calls: vec![call], ..Glance::default() }),
             ..Figures::default()
         }
@@ -190,6 +203,7 @@ mod tests {
             "f2bmqtt_lifts{jail=\"sshd\"} 1",
             "f2bmqtt_refused_total{reason=\"unsigned\"} 0",
             "f2bmqtt_abuseipdb_calls_remaining{call=\"report\"} 990",
+            "f2bmqtt_certificate_expiry_timestamp_seconds{certificate=\"ca\"} 1900000000",
             "f2bmqtt_limit_reached_timestamp_seconds{table=\"claims\"} 1795342600",
         ] {
             assert!(text.lines().any(|have| have == line), "{line} in\n{text}");

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use self::homeassistant::{HomeAssistant, Kept};
 use self::metrics::Metrics;
 use crate::abuseipdb::glance::Glance;
-use crate::config::Config;
+use crate::config::{Certificate, Config, Tls};
 use crate::fleet::limits::{Limits, Table};
 use crate::guard::Refusals;
 use crate::guard::gate::Admitted;
@@ -68,6 +68,8 @@ pub struct Figures {
     pub refused: Refusals,
     /// When each table reached a limit last within a day, in seconds since 1970.
     pub limits: BTreeMap<Table, i64>,
+    /// The certificates of this host's connection.
+    pub certificates: Vec<Certificate>,
     /// What the reporter has; `None` where it never ran.
     pub reports: Option<Glance>,
 }
@@ -83,6 +85,7 @@ pub struct Shown {
     pub traffic: Traffic,
     metrics: Option<Metrics>,
     home: Option<HomeAssistant>,
+    tls: Option<Tls>,
 }
 
 impl Shown {
@@ -99,6 +102,7 @@ impl Shown {
             traffic: Traffic::default(),
             metrics: config.metrics.then_some(metrics),
             home: home.map(|at| HomeAssistant::new(at, config.topic.clone(), config.node.clone())),
+            tls: config.tls.clone(),
         }
     }
 
@@ -147,6 +151,12 @@ impl Shown {
         home.map(|home| home.news(&figures, now)).unwrap_or_default()
     }
 
+    /// The certificates of this host's connection.
+    #[must_use]
+    pub fn certificates(&self) -> Vec<Certificate> {
+        self.tls.as_ref().map(Tls::certificates).unwrap_or_default()
+    }
+
     fn read(&self, known: &Known, now: i64) -> Figures {
         Figures {
             since: self.since,
@@ -159,6 +169,7 @@ impl Shown {
             traffic: self.traffic,
             refused: known.refused.clone(),
             limits: last_reached(known.fleet.limits(), now),
+            certificates: self.certificates(),
             reports: self
                 .metrics
                 .as_ref()

@@ -149,9 +149,10 @@ impl Gate {
         payload: &[u8],
     ) -> Result<bool, (Refusal, String)> {
         let max = match source {
-            Source::Event | Source::Other(_) => MAX_EVENT,
+            Source::Event => MAX_EVENT,
             Source::Shard { .. } => MAX_PART,
-            Source::Presence { .. } => MAX_PRESENCE,
+            // `check` has a message as large as a shard come back.
+            Source::Presence { .. } | Source::Other(_) => MAX_PRESENCE,
         };
         if payload.len() > max {
             let why = format!("it has {} bytes, more than {max}", payload.len());

@@ -85,7 +85,7 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
 }
 
 /// Whether the broker keeps something of a host.
-fn is_kept(host: &Host, view: &View) -> bool {
+pub(crate) fn is_kept(host: &Host, view: &View) -> bool {
     view.hosts().contains_key(host) || !view.topics_of(host).is_empty()
 }
 
@@ -139,7 +139,7 @@ fn lines(hosts: &BTreeSet<Host>, unknown: &[Host], bans: usize) -> Vec<String> {
 /// First an empty snapshot in the host's name, which a daemon takes for the release of all its bans: a snapshot
 /// can be signed, and an empty payload cannot. Then the topics are cleared, part 0 last: without part 0 the
 /// host counts as forgotten.
-fn farewell(host: &Host, view: &View, now: i64) -> Vec<Message> {
+pub(crate) fn farewell(host: &Host, view: &View, now: i64) -> Vec<Message> {
     let last = view.hosts().get(host).and_then(Member::stamp);
     // The stamp has to be the greatest of the host, but none that daemons reject.
     let next = last.map(|last| last.saturating_add(1)).filter(|next| !is_ahead(*next, now));

@@ -88,6 +88,8 @@ pub struct Here {
     pub exempt: BTreeMap<Jail, Because>,
     /// Those that do not take part, by the settings.
     pub apart: BTreeSet<Jail>,
+    /// For which hosts the daemon bans it, and in which jail.
+    pub imported: BTreeSet<(Jail, Host)>,
     /// Whose bans of it this host's operator lifted, and in which jail.
     pub lifted: BTreeSet<(Jail, Host)>,
 }
@@ -115,6 +117,7 @@ impl Here {
             Ok(here)
         };
         let mut here = patiently(2 * PATIENCE, ask).await?;
+        here.imported = imported(&paths.store(), address).unwrap_or_default();
         here.lifted = lifted(&paths.store(), address).unwrap_or_default();
         Ok(here)
     }
@@ -143,6 +146,20 @@ fn origins(store: &Path) -> rusqlite::Result<BTreeSet<Host>> {
 fn open(store: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     Connection::open_with_flags(store, flags)
+}
+
+/// For which hosts the daemon bans an address, and in which jail.
+fn imported(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, Host)>> {
+    let db = open(store)?;
+    let mut query = db.prepare("SELECT jail, claims FROM marks WHERE ip = ?1")?;
+    let mut rows = query.query([address.to_string()])?;
+    let mut imported = BTreeSet::new();
+    while let Some(row) = rows.next()? {
+        let Ok(jail) = Jail::new(&row.get::<_, String>(0)?) else { continue };
+        let claims = read_claims(&row.get::<_, String>(1)?).unwrap_or_default();
+        imported.extend(claims.into_iter().map(|claim| (jail.clone(), claim.host)));
+    }
+    Ok(imported)
 }
 
 /// Whose bans of an address were lifted here by hand.

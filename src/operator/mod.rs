@@ -11,6 +11,7 @@ pub mod check;
 pub mod clock;
 pub mod forget;
 pub mod gather;
+mod known;
 pub mod list;
 pub mod local;
 pub mod out;

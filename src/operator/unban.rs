@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::json;
 
 use super::ask;
+use super::known;
 use super::local;
 use super::out;
 use super::view::{Heard, View};
@@ -57,7 +58,11 @@ pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
     runtime::run(async {
         let (visit, here) = tokio::join!(Visit::begin(&config, paths), local::jails(paths));
         let mut visit = visit?;
-        let jails = unban.jails(visit.view(), &here.unwrap_or_default());
+        let here = here.unwrap_or_default();
+        if let Some(jail) = &unban.jail {
+            known::jail(jail, visit.view(), &here)?;
+        }
+        let jails = unban.jails(visit.view(), &here);
         let (jails, left_out) = unban.split(&jails);
         visit.publish(&unban.events(jails, millis)).await?;
         if left_out > 0 && !args.json {

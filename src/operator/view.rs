@@ -210,6 +210,14 @@ impl View {
         &self.hosts
     }
 
+    /// The jails that hosts have, or ban in.
+    #[must_use]
+    pub fn all_jails(&self) -> BTreeSet<&Jail> {
+        let had = self.hosts.values().flat_map(|member| member.jails());
+        had.chain(self.hosts.values().flat_map(Member::listed).map(|(listed, _)| &listed.jail))
+            .collect()
+    }
+
     /// The last levels of the topics of a host's snapshot on which the broker keeps something.
     #[must_use]
     pub fn topics_of(&self, host: &Host) -> BTreeSet<u32> {

@@ -141,7 +141,7 @@ impl Visit {
                 }
                 Ok(Heard::Nothing)
             }
-            Event::Connected(_) | Event::Published(_) => Ok(Heard::Nothing),
+            Event::Connected(_) | Event::Published(_) | Event::QosLowered => Ok(Heard::Nothing),
         }
     }
 

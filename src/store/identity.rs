@@ -3,11 +3,13 @@
 use rusqlite::{OptionalExtension as _, params};
 
 use super::{Store, write};
-use crate::config::{Broker, Config};
+use crate::config::{Broker, Config, Topic};
+use crate::daemon::former::Former;
 use crate::error::Error;
 use crate::fleet::Change;
 use crate::fleet::provenance::{Provenance, Trust};
 use crate::random;
+use crate::wire::Host;
 
 /// What the broker knows this host by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +64,34 @@ impl Provenance {
 
 pub(super) const IDENTITY: &str = "SELECT secret, topic, brokers, node, trust, keys FROM identity";
 
+pub(super) const FORMER: &str = "SELECT node, topic FROM former";
+const NOT_FORMER: &str = "DELETE FROM former WHERE node = ?1 AND topic = ?2";
+
 impl Store {
+    /// The names and topics that this host had before. A row that cannot be read is left out.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn former(&self) -> Result<Vec<Former>, Error> {
+        let failed = |source| Error::Store { doing: "read", path: self.path.clone(), source };
+        let mut query = self.connection.prepare(FORMER).map_err(failed)?;
+        let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(failed)?;
+        let read = |(node, topic): (String, String)| {
+            Some(Former { node: Host::new(&node).ok()?, topic: Topic::of_fleet(&topic).ok()? })
+        };
+        Ok(rows.flatten().filter_map(read).collect())
+    }
+
+    /// Nothing is left of a former name.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn forget_former(&mut self, former: &Former) -> Result<(), Error> {
+        let failed = |source| Error::Store { doing: "write", path: self.path.clone(), source };
+        let row = params![former.node.as_str(), former.topic.as_str()];
+        self.connection.execute(NOT_FORMER, row).map(drop).map_err(failed)
+    }
+
     /// The identity that was adopted last.
     ///
     /// # Errors
@@ -95,6 +124,11 @@ impl Store {
         let Identity { secret, provenance } = identity;
         let Provenance { topic, brokers, node, trust, keys } = provenance;
         let keys = keys.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
+        // The broker may go on keeping what was published under another name or topic.
+        let former = "INSERT OR IGNORE INTO former SELECT node, topic FROM identity \
+                      WHERE node <> ?1 OR topic <> ?2";
+        transaction.execute(former, params![node, topic]).map_err(failed)?;
+        transaction.execute(NOT_FORMER, params![node, topic]).map_err(failed)?;
         transaction.execute("DELETE FROM identity", []).map_err(failed)?;
         let row = params![secret, topic, brokers, node, *trust as i64, keys];
         transaction

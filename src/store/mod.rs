@@ -18,8 +18,8 @@ use crate::fleet::marks::{Claim, Claims, Mark};
 use crate::fleet::{Change, Key, Remembered};
 use crate::journal;
 use crate::wire::{Address, Ban, Host, Jail, Pardon, Scope, UnbanId};
-use identity::IDENTITY;
 pub use identity::Identity;
+use identity::{FORMER, IDENTITY};
 
 /// `claims` is `{"web1":[stamp,start,bantime,"id of a fleet unban",…]}`.
 const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; BEGIN;
@@ -43,6 +43,8 @@ const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; BEGI
     CREATE TABLE IF NOT EXISTS identity(
         secret TEXT NOT NULL, topic TEXT NOT NULL, brokers TEXT NOT NULL, node TEXT NOT NULL,
         trust INTEGER NOT NULL, keys TEXT NOT NULL);
+    CREATE TABLE IF NOT EXISTS former(
+        node TEXT NOT NULL, topic TEXT NOT NULL, PRIMARY KEY(node, topic)) WITHOUT ROWID;
     COMMIT;";
 
 const MARKS: &str = "SELECT jail, ip, done, asked, answered, bantime, rowed, claims FROM marks";
@@ -79,7 +81,7 @@ impl Store {
         let failed = |source| Error::Store { doing: "open", path: path.to_owned(), source };
         let connection = files::database(path, failed)?;
         connection.execute_batch(SCHEMA).map_err(failed)?;
-        for query in [MARKS, LIFTS, UNBANS, SCRIPTS, DETECTED, STAMP, IDENTITY] {
+        for query in [MARKS, LIFTS, UNBANS, SCRIPTS, DETECTED, STAMP, IDENTITY, FORMER] {
             drop(connection.prepare(query).map_err(failed)?);
         }
         let mut store = Self { path: path.to_owned(), connection };

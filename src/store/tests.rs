@@ -3,6 +3,8 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
+use crate::config::Topic;
+use crate::daemon::former::Former;
 use crate::fleet::provenance::{Provenance, Trust};
 
 fn host(name: &str) -> Host {
@@ -164,8 +166,15 @@ fn an_identity_is_kept_with_the_changes_it_brought_and_a_store_of_before_has_non
     store.adopt(&first, &[]).unwrap();
     store.adopt(&second, &[Change::Script(key("192.0.2.1"), host("old"), None)]).unwrap();
     drop(store);
-    let store = Store::open(&path).unwrap();
+    let mut store = Store::open(&path).unwrap();
     assert_eq!(store.identity().unwrap(), Some(second.clone()));
+    // What the broker keeps on the former topic is still to be cleared, unless that is the topic again.
+    let former = |topic| Former { node: host("web1"), topic: Topic::of_fleet(topic).unwrap() };
+    assert_eq!(store.former().unwrap(), [former("t")]);
+    store.adopt(&first, &[]).unwrap();
+    assert_eq!(store.former().unwrap(), [former("u")]);
+    store.forget_former(&former("u")).unwrap();
+    assert_eq!(store.former().unwrap(), []);
     assert!(store.load().unwrap().scripts.is_empty());
     let laxer = second.clone().with(provenance("u", Trust::Mixed));
     assert_eq!(laxer.client_id(), second.client_id());

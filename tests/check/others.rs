@@ -4,7 +4,7 @@ use super::{Case, FAULT, check, is_named};
 use crate::support::Rig;
 
 /// Faults that show in what other hosts say.
-const OTHERS: [Case; 3] = [
+const OTHERS: [Case; 4] = [
     Case {
         hub: [
             "now=$(date +%s)
@@ -16,6 +16,17 @@ const OTHERS: [Case; 3] = [
              done",
         ],
         said: &["✗ the clock of far is at least ", "timedatectl"],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "sed -i s/^MQTT_TOPIC=.*/MQTT_TOPIC=blakclist/ /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
+            "sed -i s/^MQTT_TOPIC=.*/MQTT_TOPIC=blacklist/ /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
+        ],
+        said: &[
+            "! no other host with f2bmqtt is on the topic blakclist\n    hosts are on blacklist: set MQTT_TOPIC in mqtt.env",
+        ],
+        code: 0,
         ..FAULT
     },
     Case {

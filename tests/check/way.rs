@@ -4,7 +4,7 @@ use super::{Case, FAULT, NO_RULES, is_named};
 use crate::support::Rig;
 
 /// `RULES` stands for what brings access rules into force.
-const WAYS: [Case; 10] = [
+const WAYS: [Case; 12] = [
     Case {
         host: [
             "sed -i s/^MQTT_PASSWORD=.*/MQTT_PASSWORD=x/ /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
@@ -13,7 +13,8 @@ const WAYS: [Case; 10] = [
         said: &[
             "✗ 10.213.77.11:1883: it refuses the login: check MQTT_USER and MQTT_PASSWORD\n",
             "mosquitto_passwd -b /etc/mosquitto/passwd fail2ban PASSWORD",
-            "1 fault, 0 warnings",
+            "✗ the daemon is not connected to 10.213.77.11:1883, for ",
+            "2 faults, 0 warnings",
         ],
         ..FAULT
     },
@@ -67,6 +68,26 @@ const WAYS: [Case; 10] = [
             "✗ 10.213.77.11:1883: no answer within 3 s: the packets are dropped on the way\n",
             "let TCP port 1883 through the firewalls",
         ],
+        ..FAULT
+    },
+    // mosquitto hangs up on what it is not to keep, and on QoS that it is not to grant.
+    Case {
+        hub: [
+            "echo 'retain_available false' >>/etc/mosquitto/conf.d/fleet.conf; systemctl restart mosquitto",
+            "sed -i /retain_available/d /etc/mosquitto/conf.d/fleet.conf",
+        ],
+        said: &[
+            "✗ 10.213.77.11:1883 refuses a client with a persistent session and a retained last will, as the daemon is",
+            "✗ the daemon is not connected to 10.213.77.11:1883, for ",
+        ],
+        ..FAULT
+    },
+    Case {
+        hub: [
+            "echo 'max_qos 0' >>/etc/mosquitto/conf.d/fleet.conf; systemctl restart mosquitto",
+            "sed -i /max_qos/d /etc/mosquitto/conf.d/fleet.conf; systemctl restart mosquitto",
+        ],
+        said: &["✗ 10.213.77.11:1883 grants QoS 0 only", "allow QoS 1 (mosquitto: max_qos 1 or 2)\n"],
         ..FAULT
     },
     // mosquitto takes what its rules forbid, and drops it.

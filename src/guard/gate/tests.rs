@@ -170,7 +170,7 @@ fn larger_than_any_such_message_is_rejected_before_it_is_read() {
         ("b/ban", 4_096),
         ("f2bmqtt/b/state/web1/2", 192 * 1024),
         ("f2bmqtt/b/host/web2", 32 * 1024),
-        ("homeassistant/status", 4_096),
+        ("homeassistant/status", 32 * 1024),
     ];
     for (topic, max) in table {
         let gate = gate("b", None);

@@ -13,7 +13,6 @@ use crate::abuseipdb::{call, key};
 use crate::fail2ban::{Client, Error};
 use crate::files::trust::Keeps;
 use crate::ignored::Exempt;
-use crate::wire::Jail;
 
 /// A server that takes longer makes bans meanwhile, or hangs.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -58,8 +57,9 @@ async fn ask(socket: &Path) -> Result<(Server, Vec<Vec<String>>), Error> {
     for name in client.jails().await? {
         let mut actions = Vec::new();
         for action in client.actions(&name).await? {
-            let ban = property(&mut client, &name, &action, "actionban").await?;
-            let inline = property(&mut client, &name, &action, "abuseipdb_apikey").await?;
+            let mut property = async |property| client.property(&name, &action, property).await;
+            let ban = property("actionban").await?;
+            let inline = property("abuseipdb_apikey").await?;
             let key = key::usable(&inline).is_some();
             let mut files = Vec::new();
             if is_reporter(&ban) {
@@ -69,7 +69,7 @@ async fn ask(socket: &Path) -> Result<(Server, Vec<Vec<String>>), Error> {
                     ("log_file", call::LOG, Keeps::Log),
                 ];
                 for (setting, default, keeps) in of {
-                    let path = property(&mut client, &name, &action, setting).await?;
+                    let path = property(setting).await?;
                     files.push((call::or(&path, default).into(), keeps));
                 }
             }
@@ -80,19 +80,6 @@ async fn ask(socket: &Path) -> Result<(Server, Vec<Vec<String>>), Error> {
         server.jails.push(Running { name, actions, logs, wrong: Vec::new() });
     }
     Ok((server, ignored))
-}
-
-/// A property of an action, or nothing where it has none of that name.
-async fn property(
-    client: &mut Client,
-    jail: &Jail,
-    action: &str,
-    name: &str,
-) -> Result<String, Error> {
-    match client.property(jail, action, name).await {
-        Err(Error::Refused { .. }) => Ok(String::new()),
-        answer => answer,
-    }
 }
 
 /// The most of fail2ban's complaints that are passed on.

@@ -8,6 +8,8 @@ use super::finding::{Finding, list};
 use super::probe::PATIENCE;
 use crate::broker::{Stage, Why};
 use crate::config::{Broker, Config};
+use crate::figures::homeassistant;
+use crate::fleet::snapshot::SHARD_BYTES;
 use crate::guard::Refusal;
 use crate::wire::{Host, Presence};
 
@@ -53,14 +55,33 @@ pub(super) struct Probe {
     pub(super) back: bool,
 }
 
+/// What became of a retained message as large as a shard of a snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Shard {
+    /// The broker acknowledged it.
+    pub(super) taken: bool,
+    /// How often it came back: when it was published, and again when this host subscribed to its topic.
+    pub(super) arrivals: usize,
+}
+
 /// What was heard on a connection.
 #[derive(Debug, Default)]
 pub(super) struct Heard {
+    /// Why the broker refuses a persistent session with a retained last will, where it takes a client without.
+    pub(super) refused_as_daemon: Option<Why>,
+    /// The broker grants QoS 0 only.
+    pub(super) qos_lowered: bool,
+    /// `None` if it was not published.
+    pub(super) shard: Option<Shard>,
     /// Topics that the broker does not let this host subscribe to.
     pub(super) refused: Vec<String>,
     pub(super) probes: Vec<Probe>,
     /// Something came that this host did not publish just now.
     pub(super) others: bool,
+    /// The topics of other fleets on which hosts are, as far as the broker shows them.
+    pub(super) other_topics: BTreeSet<String>,
+    /// The topics for Home Assistant on which the broker keeps something of this host.
+    pub(super) home: BTreeSet<String>,
     /// The broker ended the connection.
     pub(super) cut: bool,
     /// Who is there, in the order in which it was told.
@@ -156,7 +177,7 @@ fn closed(broker: &Broker, address: IpAddr, port: &Port) -> Finding {
 
 /// TLS and the login.
 fn entry(broker: &Broker, config: &Config, why: Option<&Why>) -> Vec<Finding> {
-    let user = config.login.as_ref().map(|login| login.user.as_str());
+    let user = config.user();
     let protected =
         || Finding::well("broker_tls", format!("{broker} has a certificate that is good"));
     let mut found = Vec::new();
@@ -165,7 +186,7 @@ fn entry(broker: &Broker, config: &Config, why: Option<&Why>) -> Vec<Finding> {
         found.push(protected());
     }
     let Some(why) = why else {
-        let text = match user {
+        let text = match &user {
             Some(user) => format!("{broker} lets this host in as {user}"),
             None => format!("{broker} lets this host in"),
         };
@@ -179,7 +200,7 @@ fn entry(broker: &Broker, config: &Config, why: Option<&Why>) -> Vec<Finding> {
             "on the hub: mosquitto_passwd -b /etc/mosquitto/passwd {} PASSWORD; \
              systemctl reload mosquitto\n\
              here the same in mqtt.env, {again}",
-            user.unwrap_or("USER")
+            user.as_deref().unwrap_or("USER")
         )),
         Stage::Tls => Finding::fault("broker_tls", text).next(format!(
             "MQTT_TLS, MQTT_CAFILE, MQTT_CERT and MQTT_KEY are in mqtt.env, {again}"
@@ -193,7 +214,7 @@ fn entry(broker: &Broker, config: &Config, why: Option<&Why>) -> Vec<Finding> {
 impl Heard {
     /// Whether this host may read and write what it has to.
     fn topics(&self, broker: &Broker, config: &Config) -> Vec<Finding> {
-        let user = config.login.as_ref().map_or("this host", |login| login.user.as_str());
+        let user = config.user().unwrap_or_else(|| "this host".to_owned());
         let all = config.topic.branches();
         let rules = "how the rules of a mosquitto may look: \
                      /usr/share/doc/f2bmqtt/examples/mosquitto/fleet.acl";
@@ -201,7 +222,26 @@ impl Heard {
         let written = |topic: &str| {
             if topic.contains("/state/") { format!("{topic}/#") } else { topic.to_owned() }
         };
-        if self.cut {
+        let mosquitto =
+            "mosquitto's settings: /etc/mosquitto/mosquitto.conf and /etc/mosquitto/conf.d";
+        if self.qos_lowered {
+            let text = format!("{broker} grants QoS 0 only: it loses messages, or refuses them");
+            let next = format!("on the hub: allow QoS 1 (mosquitto: max_qos 1 or 2)\n{mosquitto}");
+            found.push(Finding::fault("broker_qos", text).next(next));
+            return found;
+        }
+        if let Some(why) = &self.refused_as_daemon {
+            let text = format!(
+                "{broker} refuses a client with a persistent session and a retained last will, as the daemon is: {why}"
+            );
+            let next = format!(
+                "on the hub: allow retained messages (mosquitto: no \"retain_available false\") and persistent \
+                 sessions\n{mosquitto}"
+            );
+            found.push(Finding::fault("broker_retain", text).next(next));
+            return found;
+        }
+        if self.cut && self.shard.as_ref().is_none_or(|shard| shard.taken) {
             let (what, may) = match self.probes.iter().find(|probe| !probe.taken) {
                 None => ("subscribes".to_owned(), format!("read {all}")),
                 Some(Probe { topic, .. }) => {
@@ -244,7 +284,58 @@ impl Heard {
             let next = format!("the broker's access rules must let {user} write {topic}\n{rules}");
             found.push(Finding::fault("broker_publish", text).next(next));
         }
+        found.extend(self.shard.as_ref().map(|shard| shard.finding(broker)));
+        found.extend(self.home_assistant(broker, config, &user));
         found
+    }
+
+    /// Whether the broker keeps what the daemon publishes for Home Assistant. To publish there for a probe would be
+    /// taken for a device.
+    fn home_assistant(&self, broker: &Broker, config: &Config, user: &str) -> Option<Finding> {
+        let prefix = config.ha_prefix.as_ref()?;
+        let topics = homeassistant::topics(prefix, &config.node);
+        let missing: Vec<&String> =
+            topics.iter().filter(|topic| !self.home.contains(*topic)).collect();
+        if missing.is_empty() {
+            let text = format!("{broker} keeps what Home Assistant is to know of this host");
+            return Some(Finding::well("home_assistant", text));
+        }
+        let text = format!(
+            "{broker} keeps nothing of this host on {}, for Home Assistant",
+            list(&missing)
+        );
+        Some(Finding::warning("home_assistant", text).next(format!(
+            "the broker's access rules must let {user} read and write {}, and read {}\n\
+             how the rules of a mosquitto may look: /usr/share/doc/f2bmqtt/examples/mosquitto/fleet.acl",
+            list(&topics),
+            prefix.below("status")
+        )))
+    }
+}
+
+impl Shard {
+    fn finding(&self, broker: &Broker) -> Finding {
+        let size = SHARD_BYTES / 1024;
+        match (self.taken, self.arrivals) {
+            (true, 2..) => {
+                let text = format!("{broker} keeps a retained message of {size} KiB");
+                Finding::well("broker_retain", text)
+            }
+            (true, 1) => {
+                let text = format!("{broker} does not keep retained messages, which snapshots are");
+                Finding::fault("broker_retain", text)
+                    .next("on the hub: allow retained messages (mosquitto: retain_available)")
+            }
+            _ => {
+                let text =
+                    format!("{broker} drops a retained message of {size} KiB, as a snapshot has");
+                Finding::fault("broker_retain", text).next(format!(
+                    "on the hub: allow retained messages, and messages of {} KiB (mosquitto: message_size_limit and \
+                     max_packet_size)",
+                    2 * size
+                ))
+            }
+        }
     }
 }
 
@@ -346,6 +437,74 @@ mod tests {
         probes[0].taken = true;
         let cut = faults(Heard { probes, cut: true, ..Heard::default() });
         assert!(cut[0].1.contains("when this host publishes on t/unban"), "{cut:?}");
+    }
+
+    #[test]
+    fn what_home_assistant_lacks_is_a_warning() {
+        let text =
+            "MQTT_HOST=hub\nMQTT_USER=web1\nMQTT_PASSWORD=x\nMQTT_TOPIC=t\nMQTT_HA_PREFIX=ha\n";
+        let config = Config::parse(Path::new("f"), text.as_bytes(), &|_| None, "web1").unwrap();
+        let (device, bans) = ("ha/device/f2bmqtt_web1/config", "ha/f2bmqtt/web1/bans");
+        let table: [(&[&str], State, &str); 3] = [
+            (
+                &[device, bans],
+                State::Well,
+                "hub:1883 keeps what Home Assistant is to know of this host",
+            ),
+            (
+                &[device],
+                State::Warning,
+                "hub:1883 keeps nothing of this host on ha/f2bmqtt/web1/bans, for",
+            ),
+            (
+                &[],
+                State::Warning,
+                "hub:1883 keeps nothing of this host on ha/device/f2bmqtt_web1/config and ha/f2b",
+            ),
+        ];
+        for (kept, state, text) in table {
+            let home = kept.iter().map(|topic| (*topic).to_owned()).collect();
+            let heard = Heard { home, ..Heard::default() };
+            let found = heard.home_assistant(&config.brokers[0], &config, "web1").unwrap();
+            assert!(found.state == state && found.text.starts_with(text), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_broker_must_keep_for_the_daemon_is_checked() {
+        let shard = |taken, arrivals| Heard {
+            probes: probes([(true, true); 4]),
+            shard: Some(Shard { taken, arrivals }),
+            ..Heard::default()
+        };
+        let refused = Some(why(Stage::Tls, "it hangs up"));
+        let table = [
+            (shard(true, 2), State::Well, "hub:1883 keeps a retained message of 16 KiB"),
+            (shard(true, 1), State::Fault, "hub:1883 does not keep retained messages"),
+            (shard(true, 0), State::Fault, "hub:1883 drops a retained message of 16 KiB"),
+            (
+                Heard { cut: true, ..shard(false, 0) },
+                State::Fault,
+                "hub:1883 drops a retained message",
+            ),
+            (
+                Heard { refused_as_daemon: refused, cut: true, ..Heard::default() },
+                State::Fault,
+                "hub:1883 refuses a client with a persistent session and a retained last will, as the daemon is: it hangs up",
+            ),
+            (
+                Heard { qos_lowered: true, cut: true, ..Heard::default() },
+                State::Fault,
+                "hub:1883 grants QoS 0 only",
+            ),
+        ];
+        for (heard, state, text) in table {
+            let found = shown(Way::In { ports: vec![(ADDRESS, Port::Open)], heard });
+            let (_, last, shown) = found.last().unwrap();
+            assert!(*last == state && shown.starts_with(text), "{text}: {found:?}");
+            let odd = found.iter().filter(|(_, state, _)| *state != State::Well).count();
+            assert_eq!(odd, usize::from(state != State::Well), "{found:?}");
+        }
     }
 
     #[test]

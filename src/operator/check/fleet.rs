@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use super::broker::Heard;
 use super::finding::{Finding, list};
 use super::host::Host as Seen;
+use crate::config::Topic;
 use crate::guard::Refusal;
 use crate::operator::clock::span;
 use crate::wire::{Host, State};
@@ -24,7 +25,12 @@ const OLDEST: i64 = 900;
 const MANY_YEARS: i64 = 3650 * 86_400;
 
 /// What is to be said of this host among the others.
-pub(super) fn findings(me: &Host, machine: &str, heard: &Heard, seen: &Seen) -> Vec<Finding> {
+pub(super) fn findings(
+    (me, topic): (&Host, &Topic),
+    machine: &str,
+    heard: &Heard,
+    seen: &Seen,
+) -> Vec<Finding> {
     let mut found = Vec::new();
     let others = |there: &str| !there.is_empty() && there != machine;
     let mut own = heard.presences.iter().filter(|(host, _)| host == me);
@@ -51,10 +57,28 @@ pub(super) fn findings(me: &Host, machine: &str, heard: &Heard, seen: &Seen) -> 
         1..=8 => format!("online, too: {}", list(&online)),
         n => format!("{n} other servers are online"),
     };
-    found.push(Finding::well("fleet_hosts", text));
+    if heard.presences.iter().all(|(host, _)| host == me) {
+        found.push(alone(topic, &heard.other_topics));
+    } else {
+        found.push(Finding::well("fleet_hosts", text));
+    }
     found.extend(keys(heard));
     found.extend(clocks(heard, seen.clock_is_set));
     found
+}
+
+/// No other host is on this topic. The first host of a fleet is, too, and one among hosts with the scripts.
+fn alone(topic: &Topic, others: &BTreeSet<String>) -> Finding {
+    let others: Vec<String> = others.iter().cloned().collect();
+    let topic = topic.as_str();
+    let text = format!("no other host with f2bmqtt is on the topic {topic}");
+    Finding::warning("fleet_hosts", text).next(if others.is_empty() {
+        "MQTT_TOPIC and MQTT_HOST must be the same on every server of a fleet (the first server is alone, and one among \
+         servers with the scripts)"
+            .to_owned()
+    } else {
+        format!("hosts are on {}: set MQTT_TOPIC in mqtt.env, then: systemctl restart f2bmqttsub", list(&others))
+    })
 }
 
 /// Whether all sign alike: who has another key is heard by nobody here, or hears nobody from here.
@@ -166,8 +190,13 @@ mod tests {
         }
     }
 
+    fn found(heard: &Heard, machine: &str) -> Vec<Finding> {
+        let topic = Topic::of_fleet("blacklist").unwrap();
+        findings((&host("web1"), &topic), machine, heard, &Seen::default())
+    }
+
     fn odd(heard: &Heard) -> Vec<(How, String)> {
-        let found = findings(&host("web1"), "m1", heard, &Seen::default()).into_iter();
+        let found = found(heard, "m1").into_iter().filter(|finding| finding.id != "fleet_hosts");
         found
             .filter(|finding| finding.state != How::Well)
             .map(|finding| (finding.state, finding.text))
@@ -203,8 +232,24 @@ mod tests {
     fn who_is_online_is_told() {
         use State::{Offline, Online};
         let there = heard(&[("a", Online, "x"), ("b", Online, "y"), ("a", Offline, "x")], &[]);
-        let found = findings(&host("web1"), "m1", &there, &Seen::default());
-        assert_eq!(found[1].text, "online, too: b");
+        assert_eq!(found(&there, "m1")[1].text, "online, too: b");
+        let away = heard(&[("a", Offline, "x")], &[]);
+        assert_eq!(found(&away, "m1")[1].text, "no other server with f2bmqtt is online");
+    }
+
+    #[test]
+    fn host_that_is_alone_on_its_topic_is_warned_with_the_topics_of_others() {
+        let mut own = heard(&[("web1", State::Online, "m1")], &[]);
+        let hosts = &found(&own, "m1")[1];
+        let text = "no other host with f2bmqtt is on the topic blacklist";
+        assert_eq!(
+            (hosts.id, hosts.state, hosts.text.as_str()),
+            ("fleet_hosts", How::Warning, text)
+        );
+        assert!(hosts.next[0].starts_with("MQTT_TOPIC and MQTT_HOST must be the same"));
+        own.other_topics = ["black", "mail"].map(str::to_owned).into();
+        let next = &found(&own, "m1")[1].next[0];
+        assert!(next.starts_with("hosts are on black and mail: set MQTT_TOPIC"), "{next}");
     }
 
     #[test]

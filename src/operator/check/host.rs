@@ -23,8 +23,8 @@ pub(super) struct Host {
     pub(super) settings_newer: Option<u64>,
     /// Scripts that subscribe beside it.
     pub(super) scripts: Vec<Script>,
-    /// Paths where a link of ours ought to be.
-    pub(super) no_links: Vec<PathBuf>,
+    /// Paths where a link of ours ought to be, and whether something else is there.
+    pub(super) no_links: Vec<(PathBuf, bool)>,
     /// Action files of an admin beside which a newer one of ours waits.
     pub(super) kept: Vec<PathBuf>,
     /// Action files that are not there.
@@ -103,14 +103,23 @@ impl Host {
         if self.no_links.is_empty() {
             found.push(Finding::well("links", "what fail2ban's actions call is f2bmqtt"));
         }
-        found.extend(self.no_links.iter().map(|path| {
-            let path = path.display();
+        found.extend(self.no_links.iter().map(|(path, exists)| {
+            let shown = path.display();
+            let again = "dpkg-reconfigure f2bmqtt; systemctl enable --now f2bmqttsub";
+            if *exists {
+                let text = format!(
+                    "{shown} is no link to /usr/bin/f2bmqtt: what calls it runs something else"
+                );
+                let kept = format!("{again}\n(what is there is kept, as ….pre-f2bmqtt)");
+                return Finding::fault("links", text).about(&shown).next(kept);
+            }
             let text =
-                format!("{path} is no link to /usr/bin/f2bmqtt: what calls it runs something else");
-            Finding::fault("links", text).about(&path).next(
-                "dpkg-reconfigure f2bmqtt; systemctl enable --now f2bmqttsub\n\
-                     (what is there is kept, as ….pre-f2bmqtt)",
-            )
+                format!("the link {shown} to /usr/bin/f2bmqtt is missing: what calls it fails");
+            // fail2ban's actions call those in /etc/fail2ban; /usr/local may be read-only.
+            let local = path.starts_with("/usr/local");
+            let make = if local { Finding::warning } else { Finding::fault };
+            let dir = path.parent().unwrap_or(path).display();
+            make("links", text).about(&shown).next(format!("make {dir} writable, then: {again}"))
         }));
         found.extend(self.no_actions.iter().map(|path| {
             let name = path.file_name().unwrap_or_default().display();
@@ -381,7 +390,12 @@ mod tests {
                 Host { scripts: vec![Script { pid: 9, unit: None }], ..sound() },
                 vec![("scripts", Fault)],
             ),
-            (Host { no_links: file(), ..sound() }, vec![("links", Fault)]),
+            (Host { no_links: vec![("/x".into(), true)], ..sound() }, vec![("links", Fault)]),
+            (Host { no_links: vec![("/x".into(), false)], ..sound() }, vec![("links", Fault)]),
+            (
+                Host { no_links: vec![("/usr/local/bin/x".into(), false)], ..sound() },
+                vec![("links", Warning)],
+            ),
             (Host { kept: file(), ..sound() }, vec![("action_file", Warning)]),
             (Host { no_actions: file(), ..sound() }, vec![("action_file", Warning)]),
             (Host { room: Some((5, 5)), ..sound() }, vec![("disk", Fault)]),

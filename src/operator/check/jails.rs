@@ -69,13 +69,29 @@ pub(super) fn configured(dump: &str) -> BTreeMap<Jail, bool> {
             (Some("add" | "start"), _, _) => {
                 jails.entry(jail).or_insert(false);
             }
-            (Some("set" | "multi-set"), Some("action"), Some(text)) if is_called_by(text) => {
+            (Some("set" | "multi-set"), Some("action"), Some(text))
+                if action_ban(text).is_some_and(is_called_by) =>
+            {
                 jails.insert(jail, true);
             }
             _ => {}
         }
     }
     jails
+}
+
+/// What an action does for a ban, as Python writes it: another of its commands may call notify, too.
+fn action_ban(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("'actionban', ")?;
+    let quote = rest.chars().next()?;
+    let rest = &rest[quote.len_utf8()..];
+    let mut escaped = false;
+    let end = rest.find(|c| {
+        let ends = c == quote && !escaped;
+        escaped = c == '\\' && !escaped;
+        ends
+    })?;
+    Some(&rest[..end])
 }
 
 /// What is to be said of fail2ban and its jails.
@@ -127,8 +143,19 @@ fn of_jails(server: &Server, configured: &BTreeMap<Jail, bool>, sharing: &Sharin
              then: fail2ban-client reload",
         ));
     }
+    let (acting, idle): (Vec<_>, Vec<_>) =
+        server.jails.iter().partition(|jail| !jail.actions.is_empty());
+    found.extend(idle.into_iter().map(|jail| {
+        let name = &jail.name;
+        let text = format!("the jail {name} has no action: it blocks nothing");
+        Finding::fault("jail_no_action", text).about(name).next(format!(
+            "fail2ban-client reload --restart {name}\n\
+             (after a change of actions, a reload without --restart leaves a jail without any)\n\
+             if that does not help: set its banaction in /etc/fail2ban/jail.local"
+        ))
+    }));
     let (part, none): (Vec<_>, Vec<_>) =
-        server.jails.iter().partition(|jail| sharing.has(&jail.name));
+        acting.into_iter().partition(|jail| sharing.has(&jail.name));
     let (told, silent): (Vec<_>, Vec<_>) = part
         .into_iter()
         .partition(|jail| jail.actions.iter().any(|action| is_called_by(&action.ban)));
@@ -149,7 +176,7 @@ fn of_jails(server: &Server, configured: &BTreeMap<Jail, bool>, sharing: &Sharin
     }));
     found.extend(silent.iter().map(|jail| {
         let written = configured.get(&jail.name).copied().unwrap_or(false);
-        unheard(jail, written).about(&jail.name)
+        by_snapshot(jail, written).about(&jail.name)
     }));
     for jail in server.jails.iter().filter(|jail| sharing.has(&jail.name)) {
         found.extend(jail.wrong.iter().map(|what| {
@@ -175,32 +202,29 @@ fn names(jails: &[&Running]) -> String {
     list(&names)
 }
 
-/// A jail that tells nobody of its bans; `written` where its files say that it should.
-fn unheard(jail: &Running, written: bool) -> Finding {
+/// A jail none of whose actions publishes a ban at once; `written` where its files say that one should. Its bans
+/// reach the others with the next snapshot.
+fn by_snapshot(jail: &Running, written: bool) -> Finding {
     let Running { name, actions, .. } = jail;
+    let text = format!("{name} shares its bans by snapshot, within seconds");
     if written {
-        let text = format!(
-            "the jail {name} does not share its bans yet: fail2ban has not loaded the action that its \
-             files name"
-        );
-        return Finding::fault("jail_not_loaded", text)
+        let text = format!("{text}: fail2ban has not loaded the action that its files name");
+        return Finding::warning("jail_not_loaded", text)
             .next(format!("fail2ban-client reload --restart {name}"));
     }
     let names: Vec<&str> = actions.iter().map(|action| action.name.as_str()).collect();
     let actions = match names.len() {
-        0 => "it has no action".to_owned(),
         1 => format!("its action is {}", names[0]),
         _ => format!("its actions are {}", list(&names)),
     };
-    Finding::fault("jail_not_wired", format!("the jail {name} does not share its bans: {actions}"))
-        .next(format!(
-            "in /etc/fail2ban/jail.local, behind what its action is already:\n\
-             \x20   [{name}]\n\
-             \x20   action = %(action_)s\n\
-             \x20            f2bmqtt\n\
-             then: fail2ban-client reload --restart {name}\n\
-             (if it is to stay out of the fleet: MQTT_NOT_JAILS={name} in mqtt.env)"
-        ))
+    Finding::well("jail_not_wired", format!("{text}: {actions}")).next(format!(
+        "to share them at once, in /etc/fail2ban/jail.local, behind what its action is already:\n\
+         \x20   [{name}]\n\
+         \x20   action = %(action_)s\n\
+         \x20            f2bmqtt\n\
+         then: fail2ban-client reload --restart {name}\n\
+         to keep them private: MQTT_NOT_JAILS={name} in mqtt.env"
+    ))
 }
 
 /// The numbers of a version; `1.1.0.dev1` is 1.1.0.
@@ -248,9 +272,13 @@ mod tests {
         let dump = "['set', 'syslogsocket', 'auto']\n['add', 'sshd', 'polling']\n\
                     ['set', 'sshd', 'addaction', 'f2bmqtt']\n\
                     ['multi-set', 'sshd', 'action', 'f2bmqtt', [['actionban', \"/etc/fail2ban/mqttnotifyban 'sshd'\"]]]\n\
+                    ['multi-set', 'sshd', 'action', 'mail', [['actionban', 'true']]]\n\
+                    ['add', 'late', 'polling']\n\
+                    ['multi-set', 'late', 'action', 'own', [['actionban', 'echo \'it\\\'s\''], ['actionunban', '/etc/fail2ban/mqttnotifyban x']]]\n\
                     ['add', 'web', 'polling']\n['set', 'web', 'action', 'x', 'actionban', 'true']\n\
                     ['start', 'web']\n['start', 'odd one']\n2026 WARNING\n";
-        let expected = BTreeMap::from([(jail("sshd"), true), (jail("web"), false)]);
+        let expected =
+            BTreeMap::from([(jail("sshd"), true), (jail("late"), false), (jail("web"), false)]);
         assert_eq!(configured(dump), expected);
     }
 
@@ -264,6 +292,7 @@ mod tests {
                 running("web", &[("nftables", "nft add"), ("mail", "")]),
                 running("ftp", &[("nftables", "nft add")]),
                 running("recidive", &[("nftables", "nft add")]),
+                running("idle", &[]),
             ],
             database: None,
         };
@@ -274,19 +303,25 @@ mod tests {
             (jail("mail"), true),
         ]);
         let expected = [
-            (
-                "jail_not_wired",
-                "the jail web does not share its bans: its actions are nftables and mail",
-            ),
+            ("jail_no_action", "the jail idle has no action: it blocks nothing"),
             (
                 "jail_not_loaded",
-                "the jail ftp does not share its bans yet: fail2ban has not loaded the action that its files name",
+                "ftp shares its bans by snapshot, within seconds: fail2ban has not loaded the action that its files name",
             ),
             ("jail_not_running", "the jail mail is configured, and fail2ban does not run it"),
         ];
         let expected = expected.map(|(id, text)| (id, text.to_owned()));
         let configured = Configured { jails: files, ..Configured::default() };
         assert_eq!(odd(&Ok(server()), &configured), expected);
+        let all = findings(&Ok(server()), &configured, &Sharing::default());
+        let web = all.iter().find(|finding| finding.id == "jail_not_wired").unwrap();
+        let text =
+            "web shares its bans by snapshot, within seconds: its actions are nftables and mail";
+        assert_eq!((web.state, web.text.as_str()), (State::Well, text));
+        assert_eq!(
+            web.next[3..5],
+            ["             f2bmqtt", "then: fail2ban-client reload --restart web"]
+        );
         let none = odd(
             &Ok(Server { version: "1.1.0.dev1".to_owned(), ..Server::default() }),
             &Configured::default(),

@@ -55,7 +55,10 @@ pub(super) fn host(paths: &Paths, settings: &Path) -> Host {
         settings_newer: newer(settings, &path),
         holder,
         scripts: scripts(),
-        no_links: links.filter(|link| !leads_to(link, Path::new(BINARY))).collect(),
+        no_links: links
+            .filter(|link| !leads_to(link, Path::new(BINARY)))
+            .map(|link| (link.clone(), fs::symlink_metadata(link).is_ok()))
+            .collect(),
         no_actions,
         kept,
         // Some file systems count no files.

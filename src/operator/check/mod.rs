@@ -86,9 +86,16 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         let works = brokers.iter().any(|reached| reached.heard().is_some());
         found.extend(settings::sample(config, works, &path));
         found.extend(brokers.iter().flat_map(|reached| reached.findings(config)));
+        let certificates = config.tls.as_ref().map(config::Tls::certificates).unwrap_or_default();
+        found.extend(settings::certificates(&certificates, now()));
         let heard = brokers.iter().find_map(broker::Reached::heard);
         if let Some(heard) = heard {
-            found.extend(fleet::findings(&config.node, &daemon::machine(), heard, &host));
+            found.extend(fleet::findings(
+                (&config.node, &config.topic),
+                &daemon::machine(),
+                heard,
+                &host,
+            ));
         }
     }
     found.extend(host.findings(&paths.state, &path));

@@ -6,13 +6,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
+use serde_json::{Map, Value, json};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::broker::{Heard, Port, Probe, Reached, Way};
-use crate::broker::{Client, Event, Link};
-use crate::config::{self, Broker, Config};
+use super::broker::{Heard, Port, Probe, Reached, Shard, Way};
+use crate::broker::{self, Client, Event, Link, Stage, Why};
+use crate::config::{self, Broker, Config, Topic};
 use crate::daemon;
+use crate::figures::homeassistant;
+use crate::fleet::snapshot::SHARD_BYTES;
+use crate::guard::Refusal;
 use crate::guard::gate::{Admitted, Source};
 use crate::outbox::millis;
 use crate::random;
@@ -31,6 +35,13 @@ const BACK: Duration = Duration::from_secs(2);
 /// The most addresses of a name that are tried, and the most hosts whose clocks are looked at.
 const MAX_ADDRESSES: usize = 8;
 const MAX_CLOCKS: usize = 40;
+
+/// The most topics of other fleets that are kept.
+const MAX_TOPICS: usize = 8;
+
+/// The field that a message of this check is known by, and the name of the one that is as large as a shard.
+const MARK: &str = "check";
+const SHARD: &str = "shard";
 
 /// Goes to all brokers at once.
 pub(super) async fn brokers(config: &Config) -> Vec<Reached> {
@@ -55,14 +66,43 @@ async fn go(config: &Config, broker: &Broker) -> Way {
     let mark = format!("m{:x}", random::chance().to_bits() >> 28);
     let id = format!("f2bmqtt-{}-check-{mark}", config.node);
     let own = config.topic.retained(&format!("state/{}/check/{mark}", config.node));
-    let client =
-        Client { id, persistent: false, topics: Vec::new(), others: vec![own.clone()], will: None };
     let only = Config { brokers: vec![broker.clone()], ..config.clone() };
-    let mut ear =
-        Ear { link: Link::new(&only, client), config, mark, own, heard: Heard::default() };
+    let refused = enter_as_daemon(&only, &id, &own).await;
+    if let Some(why) = refused.as_ref().filter(|why| why.stage == Stage::Login) {
+        return Way::NoEntry { ports, why: why.clone() };
+    }
+    let home = config.ha_prefix.as_ref().map(|prefix| homeassistant::topics(prefix, &config.node));
+    let others = home.iter().flatten().cloned().chain([own.clone()]).collect();
+    let client = Client { id, persistent: false, topics: Vec::new(), others, will: None };
+    let heard = Heard { refused_as_daemon: refused.clone(), ..Heard::default() };
+    let mut ear = Ear { link: Link::new(&only, client), config, mark, own, heard };
     match ear.link.event().await {
-        Event::Lost { why, .. } => Way::NoEntry { ports, why },
+        Event::Lost { why, .. } => Way::NoEntry { ports, why: refused.unwrap_or(why) },
         _ => Way::In { ports, heard: ear.listen().await },
+    }
+}
+
+/// Connects with a persistent session and a retained last will, as the daemon does; answers why the broker
+/// refuses that. The will is empty, so the broker keeps nothing even if this process is killed. The session
+/// has no subscriptions, and is removed.
+async fn enter_as_daemon(only: &Config, id: &str, own: &str) -> Option<Why> {
+    let (topics, others) = (Vec::new(), Vec::new());
+    let will = Some((own.to_owned(), String::new()));
+    let client = Client { id: id.to_owned(), persistent: true, topics, others, will };
+    let mut link = Link::new(only, client);
+    if let Event::Lost { why, .. } = link.event().await {
+        return Some(why);
+    }
+    disconnect(&mut link).await;
+    let _ = timeout(PATIENCE, broker::purge(only.clone(), id.to_owned())).await;
+    None
+}
+
+/// Ends a connection, once the broker has acknowledged what it was sent.
+async fn disconnect(link: &mut Link) {
+    if link.close() {
+        let lost = async { while !matches!(link.event().await, Event::Lost { .. }) {} };
+        let _ = timeout(BACK, lost).await;
     }
 }
 
@@ -111,18 +151,22 @@ impl Ear<'_> {
             self.link.subscribe(&[filter]);
         }
         self.hear(GATHER, |_| false).await;
+        if !self.heard.presences.iter().any(|(host, _)| host != node) {
+            self.link.subscribe(&Topic::any_presences());
+        }
         for host in self.others_online() {
             self.link.subscribe(&[topic.shard(&host, 0)]);
         }
-        let (event, presence) = (self.event().encode(), self.presence().encode());
+        let event = object(&self.event().encode());
+        let presence = object(&self.presence().encode());
         let (ban, unban, host) = (topic.event("ban"), topic.event("unban"), topic.presence(node));
         let (state, own) = (topic.retained(&format!("state/{node}")), self.own.clone());
         let messages = [
-            (&ban, &ban, &*event),
-            (&unban, &unban, &event),
-            (&state, &own, "{}"),
+            (&ban, &ban, event.clone()),
+            (&unban, &unban, event),
+            (&state, &own, Map::new()),
             // What this host says of itself, said again.
-            (&host, &host, &presence),
+            (&host, &host, presence),
         ];
         let until = Instant::now() + BACK;
         for (stands_for, topic, object) in messages {
@@ -133,20 +177,49 @@ impl Ear<'_> {
             }
         }
         self.hear(BACK, |heard| heard.probes.iter().all(|probe| probe.back)).await;
-        if self.link.close() {
-            let _ = timeout(QUIET, self.link.event()).await;
+        if self.heard.probes.iter().any(|probe| probe.back && probe.topic == state) {
+            self.keep_shard(&own).await;
         }
+        disconnect(&mut self.link).await;
         self.heard
     }
 
     /// Publishes an object with the mark in it.
-    fn publish(&mut self, stands_for: &str, topic: &str, object: &str) {
-        let fields = object.trim_end_matches('}');
-        let comma = if fields == "{" { "" } else { "," };
-        let payload = format!("{fields}{comma}{}}}", self.field(self.heard.probes.len()));
+    fn publish(&mut self, stands_for: &str, topic: &str, mut object: Map<String, Value>) {
+        let number = self.heard.probes.len();
+        object.insert(MARK.to_owned(), self.mark(number).into());
+        let payload = Value::from(object).to_string();
         self.link.publish(stands_for.to_owned(), topic.to_owned(), payload.into_bytes());
         let topic = stands_for.to_owned();
         self.heard.probes.push(Probe { topic, taken: false, back: false });
+    }
+
+    /// Has the broker keep a message as large as a shard, asks for that, and clears it.
+    async fn keep_shard(&mut self, own: &str) {
+        let shard =
+            json!({ MARK: self.mark(self.heard.probes.len()), "fill": "x".repeat(SHARD_BYTES) });
+        self.heard.shard = Some(Shard::default());
+        let until = Instant::now() + BACK;
+        let shard = shard.to_string().into_bytes();
+        self.link.replace(SHARD.to_owned(), own.to_owned(), shard);
+        self.shard_is(until, |shard| shard.taken && shard.arrivals > 0).await;
+        if !self.heard.cut {
+            self.link.subscribe(&[own.to_owned()]);
+            self.shard_is(until, |shard| shard.arrivals > 1).await;
+        }
+        if !self.heard.cut {
+            self.link.replace(String::new(), own.to_owned(), Vec::new());
+            // The good-bye waits until the broker has this.
+        }
+    }
+
+    async fn shard_is(&mut self, until: Instant, so: impl Fn(&Shard) -> bool) {
+        while !self.heard.cut && !self.heard.shard.as_ref().is_some_and(&so) {
+            match timeout_at(until, self.link.event()).await {
+                Ok(event) => self.take(event),
+                Err(_) => return,
+            }
+        }
     }
 
     /// Listens until it is quiet and `enough` is there, but no longer than `limit`.
@@ -174,6 +247,9 @@ impl Ear<'_> {
     fn take(&mut self, event: Event) {
         match event {
             Event::Message(message) => self.message(&message),
+            Event::Published(name) if name == SHARD => {
+                self.heard.shard.iter_mut().for_each(|shard| shard.taken = true);
+            }
             Event::Published(stands_for) => {
                 let mut probes = self.heard.probes.iter_mut();
                 if let Some(probe) = probes.find(|probe| probe.topic == stands_for) {
@@ -184,26 +260,35 @@ impl Ear<'_> {
                 let known = &mut self.heard.refused;
                 for topic in topics {
                     // It is asked for again, and refused again.
-                    if !topic.contains("/check/") && !known.contains(&topic) {
+                    let asked_for_advice = Topic::any_presences().contains(&topic);
+                    if !asked_for_advice && !topic.contains("/check/") && !known.contains(&topic) {
                         known.push(topic);
                     }
                 }
             }
             Event::Lost { .. } => self.heard.cut = true,
+            Event::Refused(rejected) if rejected.reason() == Refusal::WrongTopic => {
+                let topic = Topic::of_presence(rejected.topic());
+                if self.heard.other_topics.len() < MAX_TOPICS {
+                    self.heard.other_topics.extend(topic.map(str::to_owned));
+                }
+            }
             Event::Refused(rejected) => {
                 self.heard.others = true;
                 let host = self.other(rejected.host());
                 self.heard.refusals.extend(host.map(|host| (host, rejected.reason())));
             }
+            Event::QosLowered => self.heard.qos_lowered = true,
             Event::Connected(_) => {}
         }
     }
 
     fn message(&mut self, message: &Admitted) {
-        let text = String::from_utf8_lossy(message.payload());
-        let fields = (0..self.heard.probes.len()).map(|number| self.field(number));
-        if let Some(number) = fields.into_iter().position(|field| text.contains(&field)) {
-            self.heard.probes[number].back = true;
+        if let Some(number) = self.number(message.payload()) {
+            match self.heard.probes.get_mut(number) {
+                Some(probe) => probe.back = true,
+                None => self.heard.shard.iter_mut().for_each(|shard| shard.arrivals += 1),
+            }
             return;
         }
         self.heard.others = true;
@@ -217,6 +302,7 @@ impl Ear<'_> {
                     self.heard.presences.push((host.clone(), presence));
                 }
             }
+            (Source::Other(topic), _) => drop(self.heard.home.insert(topic.clone())),
             (Source::Shard { index: 0, .. }, Some(host)) => {
                 if let Ok(part) = message.shard(|_| false) {
                     let now = millis(SystemTime::now());
@@ -273,7 +359,34 @@ impl Ear<'_> {
     }
 
     /// What a message of this check is known by.
-    fn field(&self, number: usize) -> String {
-        format!(r#""check":"{}.{number}""#, self.mark)
+    fn mark(&self, number: usize) -> String {
+        format!("{}.{number}", self.mark)
+    }
+
+    /// The number of a message of this check.
+    fn number(&self, payload: &[u8]) -> Option<usize> {
+        let object: Value = serde_json::from_slice(payload).ok()?;
+        object.get(MARK)?.as_str()?.strip_prefix(&self.mark)?.strip_prefix('.')?.parse().ok()
+    }
+}
+
+/// The fields of what an encoder wrote.
+fn object(encoded: &str) -> Map<String, Value> {
+    serde_json::from_str(encoded).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marked_presence_of_a_host_that_rejected_messages_can_be_read() {
+        let refused = [("malformed".to_owned(), 2)].into();
+        let presence =
+            Presence { refused, jails: [Jail::new("sshd").unwrap()].into(), ..Presence::default() };
+        let mut marked = object(&presence.encode());
+        marked.insert(MARK.to_owned(), "m1.3".into());
+        let payload = Value::from(marked).to_string();
+        assert_eq!(Presence::parse(payload.as_bytes()), Ok(presence), "{payload}");
     }
 }

@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use super::finding::Finding;
-use crate::config::{Config, Login};
+use crate::abuseipdb::times::Times;
+use crate::config::{Certificate, Config, Login};
 use crate::error::Error;
+use crate::operator::clock::span;
 
 /// The settings as they are shipped.
 const SHIPPED: &str = include_str!("../../../etc/mqtt.env");
@@ -35,6 +37,34 @@ pub(super) fn findings(settings: &Result<Config, Error>, path: &Path) -> Vec<Fin
              set the broker in it, then: systemctl restart f2bmqttsub"
         ))],
     }
+}
+
+/// Whether a certificate ends within some weeks: after its end, no connection is made.
+pub(super) fn certificates(all: &[Certificate], now: i64) -> Vec<Finding> {
+    let (soon, later): (Vec<_>, Vec<_>) = all.iter().partition(|one| one.ends_soon(now));
+    let mut found: Vec<Finding> = soon
+        .into_iter()
+        .map(|one| {
+            let (title, date) = (one.title(), date(one.ends));
+            let next = "renew it, with the same CA where it is not the CA's own; the service reads it at its next connection";
+            if one.ends <= now {
+                return Finding::fault("certificate", format!("{title} ended on {date}")).next(next);
+            }
+            let left = span(one.ends - now);
+            let text = format!("{title} ends on {date}, in {left}");
+            Finding::warning("certificate", text).next(next)
+        })
+        .collect();
+    if let Some(first) = later.into_iter().min_by_key(|one| one.ends).filter(|_| found.is_empty()) {
+        let text = format!("no certificate ends before {}", date(first.ends));
+        found.push(Finding::well("certificate", text));
+    }
+    found
+}
+
+fn date(seconds: i64) -> String {
+    let text = Times::new().map(|times| times.iso(seconds)).unwrap_or_default();
+    text.split('T').next().unwrap_or_default().to_owned()
 }
 
 /// Whether these are the settings as shipped: in the one network where that is how the hub is called
@@ -90,6 +120,47 @@ mod tests {
         assert_eq!(found[1].about.as_deref(), Some("2"));
         let found = findings(&read("MQTT_HOST=a\nMQTT_TOPIC=t\nMQTT_X=1\n"), Path::new("f"));
         assert_eq!((found.len(), found[0].state), (1, State::Warning));
+    }
+
+    #[test]
+    fn certificate_that_ends_within_thirty_days_is_found() {
+        use State::{Fault, Warning, Well};
+        const NOW: i64 = 1_795_342_600;
+        let of = |kind, days: i64| {
+            let ends = NOW + days * 86_400 + 3_600;
+            Certificate { kind, name: "web1".to_owned(), ends }
+        };
+        let table = [
+            (vec![], None),
+            (
+                vec![of("client", 400), of("ca", 60)],
+                Some((Well, "no certificate ends before 2027-01-21")),
+            ),
+            (
+                vec![of("client", 5), of("ca", 60)],
+                Some((
+                    Warning,
+                    "this host's certificate, MQTT_CERT (web1) ends on 2026-11-27, in 5d 1h",
+                )),
+            ),
+            (
+                vec![of("broker", 29)],
+                Some((Warning, "the broker's certificate (web1) ends on 2026-12-21, in 29d 1h")),
+            ),
+            (
+                vec![of("ca", -2)],
+                Some((Fault, "the CA's certificate, MQTT_CAFILE (web1) ended on 2026-11-20")),
+            ),
+        ];
+        for (all, expected) in table {
+            let found = certificates(&all, NOW).into_iter().map(|found| (found.state, found.text));
+            let expected = expected.map(|(state, text)| (state, text.to_owned()));
+            assert_eq!(
+                found.collect::<Vec<_>>(),
+                expected.into_iter().collect::<Vec<_>>(),
+                "{all:?}"
+            );
+        }
     }
 
     #[test]

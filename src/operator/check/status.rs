@@ -1,14 +1,19 @@
-//! What the daemon's status file shows: whether a table of the daemon is full, and whether other hosts' messages
+//! What the daemon's status file shows: its link to the broker, whether a table of the daemon is full, and whether other hosts' messages
 //! are stamped in the future. Pure.
 
 use std::path::Path;
 
 use super::finding::{Finding, list};
-use crate::daemon::status::{AheadHost, DaemonStatus, FullTable};
+use crate::daemon::status::{AheadHost, DaemonStatus, FullTable, LinkState, LinkStatus};
 use crate::operator::clock::span;
 
 /// The most hosts that a finding names.
 const MAX_NAMES: usize = 8;
+
+/// From how many reconnects within an hour on the link is odd, and from how many on it is of no use: two clients of
+/// one ID make hundreds.
+const MANY_RECONNECTS: usize = 6;
+const FLAPPING: usize = 60;
 
 /// How to keep strangers from filling tables.
 const KEEP_OUT: &str = "to keep strangers out: MQTT_SIGNING_KEY in mqtt.env on every server, and the broker's access \
@@ -30,12 +35,38 @@ pub(super) fn findings(
             ];
         }
     };
-    let mut found: Vec<Finding> = status.tables_full.iter().map(|full| table(full, now)).collect();
-    if found.is_empty() {
+    let mut found = vec![link(&status.link, now)];
+    let tables = found.len();
+    found.extend(status.tables_full.iter().map(|full| table(full, now)));
+    if found.len() == tables {
         found.push(Finding::well("tables", "no table of the daemon is full"));
     }
     found.extend(ahead(&status.ahead, status.peers));
     found
+}
+
+/// The daemon's own link: what `check` finds on a connection of its own says nothing of that.
+fn link(link: &LinkStatus, now: i64) -> Finding {
+    const LOG: &str = "journalctl -u f2bmqttsub -n 20";
+    let LinkStatus { state, broker, error, since, reconnects } = link;
+    let error = error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+    if *state == LinkState::Down {
+        let since = span(now.saturating_sub(*since));
+        let text = format!("the daemon is not connected to {broker}, for {since}{error}");
+        return Finding::fault("link", text).next(LOG);
+    }
+    if *reconnects < MANY_RECONNECTS {
+        return Finding::well("link", format!("the daemon is connected to {broker}"));
+    }
+    let make = if *reconnects < FLAPPING { Finding::warning } else { Finding::fault };
+    let text = format!(
+        "the daemon had to reconnect to {broker} {reconnects} times within the last hour{error}"
+    );
+    make("link", text).next(format!(
+        "{LOG}\n\
+         if another client has this host's client ID (mosquitto: use_username_as_clientid): give each host a login of \
+         its own"
+    ))
 }
 
 fn table(full: &FullTable, now: i64) -> Finding {
@@ -127,8 +158,53 @@ mod tests {
 
     const NOW: i64 = 1_795_342_600;
 
+    /// All but the link's.
     fn shown(status: &Result<DaemonStatus, String>) -> Vec<Finding> {
-        findings(status, Path::new("/run/x.json"), NOW)
+        let mut found = findings(status, Path::new("/run/x.json"), NOW);
+        found.retain(|finding| finding.id != "link");
+        found
+    }
+
+    #[test]
+    fn link_that_is_down_or_reconnects_often_is_found() {
+        use State::{Fault, Warning, Well};
+        let up = LinkStatus {
+            state: LinkState::Up,
+            broker: "hub:1883".to_owned(),
+            ..LinkStatus::default()
+        };
+        let error = Some("it fell silent".to_owned());
+        let table = [
+            (up.clone(), Well, "the daemon is connected to hub:1883"),
+            (
+                LinkStatus { reconnects: 5, error: error.clone(), ..up.clone() },
+                Well,
+                "the daemon is connected to hub:1883",
+            ),
+            (
+                LinkStatus { reconnects: 6, error: error.clone(), ..up.clone() },
+                Warning,
+                "the daemon had to reconnect to hub:1883 6 times within the last hour: it fell silent",
+            ),
+            (
+                LinkStatus { reconnects: 60, ..up.clone() },
+                Fault,
+                "the daemon had to reconnect to hub:1883 60 times within the last hour",
+            ),
+            (
+                LinkStatus { state: LinkState::Down, error, since: NOW - 183, ..up },
+                Fault,
+                "the daemon is not connected to hub:1883, for 3m 3s: it fell silent",
+            ),
+        ];
+        for (link, state, text) in table {
+            let status = DaemonStatus { link, ..DaemonStatus::default() };
+            let found = findings(&Ok(status), Path::new("/run/x.json"), NOW);
+            assert_eq!(
+                (found[0].id, found[0].state, found[0].text.as_str()),
+                ("link", state, text)
+            );
+        }
     }
 
     fn full(table: &str, limit: usize, peer: Option<&str>) -> FullTable {

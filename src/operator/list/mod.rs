@@ -2,15 +2,17 @@
 
 mod why;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use ipnet::IpNet;
 use serde_json::json;
 
 use super::clock::Clock;
-use super::local::Here;
+use super::known;
+use super::local::{self, Here};
 use super::out::{self, Long, Look, Out, count};
-use super::view::{Banned, Until, Void};
+use super::view::{Banned, Until, View, Void};
 use super::visit::Visit;
 use crate::abuseipdb::service::now;
 use crate::cli::operator::ListArgs;
@@ -52,6 +54,12 @@ impl Asked {
         Ok(asked)
     }
 
+    /// Whether the jail and the host that are asked for exist.
+    fn is_known(&self, view: &View, here: &BTreeSet<Jail>) -> Result<(), Error> {
+        self.jail.as_ref().map_or(Ok(()), |jail| known::jail(jail, view, here))?;
+        self.host.as_ref().map_or(Ok(()), |host| known::host(host, view))
+    }
+
     fn takes(&self, banned: &Banned) -> bool {
         let of_host = |host: &Host| banned.origin == *host || banned.also.contains(host);
         self.jail.as_ref().is_none_or(|jail| banned.jail == *jail)
@@ -74,8 +82,15 @@ pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
                 None => None,
             }
         };
-        let (visit, here) = tokio::join!(Visit::begin(&config, paths), look);
+        let jails = async {
+            match asked.jail {
+                Some(_) => local::jails(paths).await.unwrap_or_default(),
+                None => BTreeSet::new(),
+            }
+        };
+        let (visit, here, jails) = tokio::join!(Visit::begin(&config, paths), look, jails);
         let mut visit = visit?;
+        asked.is_known(visit.view(), &jails)?;
         let view = visit.take_view();
         visit.end().await;
         Ok((view, here))
@@ -111,8 +126,8 @@ fn figures(
 ) -> fmt::Result {
     let void = |void: &Void| json!({ "jail": void.jail.as_str(), "host": void.host.as_str(), "id": void.id.as_str() });
     let freed: Vec<_> = voids.iter().map(void).collect();
-    let rest = out::json(&json!({ "time": now, "freed": freed, "missing": missing }));
-    write!(to, "{},\"bans\":[", rest.trim_end_matches('}'))?;
+    let (freed, missing) = (out::json(&json!(freed)), out::json(&json!(missing)));
+    write!(to, "{{\"freed\":{freed},\"missing\":{missing},\"time\":{now},\"bans\":[")?;
     for (n, banned) in banned.iter().enumerate() {
         let comma = if n == 0 { "" } else { "," };
         let ban = json!({

@@ -23,7 +23,7 @@ impl Case<'_> {
         let mut lines = Vec::new();
         let (address, me) = (self.address, &self.me);
         if self.banned.is_empty() {
-            lines.push(format!("{address} is banned by no host of the fleet."));
+            lines.push(format!("No host's snapshot lists {address}."));
         }
         for banned in &self.banned {
             self.of_jail(banned, clock, &mut lines);
@@ -39,12 +39,12 @@ impl Case<'_> {
                 lines.push(format!("What {me}, this host, does with it is not known: {why}"));
             }
             Ok(here) => {
-                let by_hand = |jail: &&Jail| self.banned.iter().all(|ban| ban.jail != **jail);
-                for jail in here.banned.iter().filter(by_hand) {
-                    lines.push(format!(
-                        "{me}, this host, bans it in {jail} for itself: by hand, or the jail does not \
-                         share its bans. To free it: fail2ban-client set {jail} unbanip {address}"
-                    ));
+                let unlisted = |jail: &&Jail| self.banned.iter().all(|ban| ban.jail != **jail);
+                for jail in here.banned.iter().filter(unlisted) {
+                    lines.push(self.unlisted(here, jail));
+                }
+                if self.banned.is_empty() && here.banned.is_empty() {
+                    lines.push(format!("{me}, this host, does not ban it."));
                 }
             }
         }
@@ -56,6 +56,28 @@ impl Case<'_> {
             let _ = writeln!(text, "{}", out::shown(&line));
         }
         text
+    }
+
+    /// Why this host bans it in a jail in which no snapshot lists it.
+    fn unlisted(&self, here: &Here, jail: &Jail) -> String {
+        let Self { me, address, .. } = self;
+        let of: Vec<_> = here.imported.iter().filter(|(of, _)| of == jail).collect();
+        if !of.is_empty() {
+            let hosts = names(&of.into_iter().map(|(_, host)| host.clone()).collect::<Vec<_>>());
+            return format!(
+                "{me}, this host, bans it in {jail} for {hosts}, of which no snapshot lists it: a host with the \
+                 scripts has none. To free it everywhere: f2bmqtt unban {address}"
+            );
+        }
+        let why = if here.apart.contains(jail) {
+            format!("by its settings {jail} does not take part")
+        } else {
+            "by hand, or detected within the last seconds".to_owned()
+        };
+        format!(
+            "{me}, this host, bans it in {jail} for itself: {why}. To free it: fail2ban-client set {jail} unbanip \
+             {address}"
+        )
     }
 
     /// One jail's ban: by whom, how long, and who obeys.
@@ -86,7 +108,7 @@ impl Case<'_> {
         let (on, off) = (takes(true), takes(false));
         if !on.is_empty() {
             lines.push(format!(
-                "  Banned for it on {}, by what they say of their jails.",
+                "  Banned for it on {}, unless their settings exempt it: they have the jail.",
                 names(&on)
             ));
         }
@@ -210,7 +232,7 @@ mod tests {
             lines[2..],
             [
                 "  Detected and held, too, by db1.",
-                "  Banned for it on web3, by what they say of their jails.",
+                "  Banned for it on web3, unless their settings exempt it: they have the jail.",
                 "  Not connected now: web4.",
                 "  This host, web1, bans it, too.",
                 "To free it everywhere: f2bmqtt unban 192.0.2.1",
@@ -240,12 +262,27 @@ mod tests {
         assert!(
             text.contains("What web1, this host, does with it is not known: fail2ban is busy\n")
         );
-        let nobody = "192.0.2.1 is banned by no host of the fleet.\n";
+        let nobody = "No host's snapshot lists 192.0.2.1.\nweb1, this host, does not ban it.\n";
         assert_eq!(told(Ok(sshd()), false), nobody);
-        let text = told(Ok(held), false);
-        assert!(
-            text.contains("To free it: fail2ban-client set sshd unbanip 192.0.2.1\n"),
-            "{text}"
-        );
+        let script = [(jail("sshd"), Host::new("old").unwrap())].into();
+        let table = [
+            (
+                held.clone(),
+                "for itself: by hand, or detected within the last seconds. To free it: fail2ban-client set",
+            ),
+            (
+                Here { imported: script, ..held.clone() },
+                "for old, of which no snapshot lists it: a host with the scripts",
+            ),
+            (
+                Here { apart: [jail("sshd")].into(), ..held },
+                "for itself: by its settings sshd does not take part.",
+            ),
+        ];
+        for (here, what) in table {
+            let text = told(Ok(here), false);
+            let start = "No host's snapshot lists 192.0.2.1.\nweb1, this host, bans it in sshd ";
+            assert!(text.starts_with(&format!("{start}{what}")), "{what}: {text}");
+        }
     }
 }

@@ -37,7 +37,7 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
                 (broker, View::default(), Some(error.to_string()))
             }
         };
-        let user = config.login.as_ref().map(|login| login.user.clone());
+        let user = config.user();
         let (service, me) = (Service::look(paths), config.node.clone());
         let (banned, clock) = (view.banned(now()), Clock::new(now())?);
         Ok(Status { me, service, broker, user, fault, jails, view, banned, clock })

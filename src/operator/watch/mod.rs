@@ -100,7 +100,7 @@ impl Ear {
                 Some(Came::Lost(format!("{what}: check its access rules")))
             }
             Event::Message(message) => self.seen.hear(&message, now()).map(Came::News),
-            Event::Published(_) | Event::Refused(_) => None,
+            Event::Published(_) | Event::Refused(_) | Event::QosLowered => None,
         }
     }
 

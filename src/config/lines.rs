@@ -1,0 +1,272 @@
+//! Takes `mqtt.env` apart as bash would: which lines belong together, and which are only run on a condition. The
+//! file may hold more than settings, for scripts of the administrator; what bash would run there is not read here.
+
+/// What bash takes for one line: lines that a quote or a backslash joins are one.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Line {
+    /// The number of its first line.
+    pub(super) number: usize,
+    pub(super) text: String,
+    /// It stands in a condition, a loop, a function or a list.
+    pub(super) nested: bool,
+}
+
+/// The lines of a file, without the texts of here-documents.
+pub(super) fn split(text: &str) -> Vec<Line> {
+    let lines: Vec<&str> = text.split('\n').map(|line| line.trim_end_matches('\r')).collect();
+    let (mut split, mut depth, mut next) = (Vec::new(), Depth::default(), 0);
+    while next < lines.len() {
+        let first = next;
+        let (text, read) = join(&lines[first..]);
+        next += read;
+        let words = Words::of(&text, depth);
+        split.push(Line { number: first + 1, nested: depth.blocks + depth.parentheses > 0, text });
+        depth = words.depth;
+        if let Some(end) = words.document {
+            let is_end = |line: &&str| line.trim_start_matches('\t') == end;
+            next += lines[next..].iter().position(|line| is_end(line)).map_or(0, |at| at + 1);
+        }
+    }
+    split
+}
+
+/// The first of the lines with those that it continues on, and how many they are. A quote that nothing closes
+/// continues on none.
+fn join(lines: &[&str]) -> (String, usize) {
+    let mut text = lines[0].to_owned();
+    for read in 1..=lines.len() {
+        match end(&text) {
+            End::Complete => return (text, read),
+            _ if read == lines.len() => break,
+            End::Quote => text.push('\n'),
+            End::Backslash => drop(text.pop()),
+        }
+        text.push_str(lines[read]);
+    }
+    (lines[0].to_owned(), 1)
+}
+
+enum End {
+    Complete,
+    Quote,
+    Backslash,
+}
+
+fn end(text: &str) -> End {
+    let (mut quote, mut before) = (None, ' ');
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match (quote, c) {
+            (None, '#') if is_blank(before) => return End::Complete,
+            (None | Some('"'), '\\') => match chars.next() {
+                None => return End::Backslash,
+                Some(_) => {}
+            },
+            (None, '\'' | '"') => quote = Some(c),
+            (Some(open), _) if open == c => quote = None,
+            _ => {}
+        }
+        before = c;
+    }
+    if quote.is_some() { End::Quote } else { End::Complete }
+}
+
+fn is_blank(c: char) -> bool {
+    matches!(c, ' ' | '\t' | '\n' | ';' | '&' | '|' | '(' | ')')
+}
+
+/// How many blocks and parentheses are open. Patterns of `case` close parentheses that nothing opened.
+#[derive(Clone, Copy, Default)]
+struct Depth {
+    blocks: usize,
+    parentheses: usize,
+}
+
+/// The words of a line outside of quotes, as far as they open and close what lines can stand in.
+struct Words {
+    /// What is open behind the line.
+    depth: Depth,
+    /// The line that ends a here-document.
+    document: Option<String>,
+}
+
+impl Words {
+    fn of(text: &str, depth: Depth) -> Self {
+        let mut words = Self { depth, document: None };
+        let (mut word, mut quote, mut before) = (String::new(), None, ' ');
+        let mut starts = true;
+        let mut chars = text.chars().peekable();
+        while let Some(c) = chars.next() {
+            match (quote, c) {
+                (Some('"') | None, '\\') => {
+                    chars.next();
+                    word.push('x');
+                }
+                (Some(open), _) if open == c => quote = None,
+                (Some(_), _) => word.push('x'),
+                (None, '\'' | '"') => {
+                    quote = Some(c);
+                    word.push('x');
+                }
+                (None, '#') if is_blank(before) => break,
+                (None, '<') if chars.peek() == Some(&'<') => {
+                    chars.next();
+                    let rest: String = chars.clone().collect();
+                    words.document = document(&rest);
+                }
+                (None, c) if is_blank(c) => {
+                    words.end(&std::mem::take(&mut word), &mut starts);
+                    let open = &mut words.depth.parentheses;
+                    match c {
+                        '(' => *open += 1,
+                        ')' => *open = open.saturating_sub(1),
+                        _ => {}
+                    }
+                    starts |= !matches!(c, ' ' | '\t');
+                }
+                (None, c) => word.push(c),
+            }
+            before = c;
+        }
+        words.end(&word, &mut starts);
+        words
+    }
+
+    /// Takes a word; `starts` where bash expects a command.
+    fn end(&mut self, word: &str, starts: &mut bool) {
+        if word.is_empty() {
+            return;
+        }
+        let command = std::mem::replace(starts, false);
+        match word {
+            _ if !command => {}
+            "if" | "while" | "until" | "{" => {
+                self.depth.blocks += 1;
+                *starts = true;
+            }
+            "case" | "for" | "select" => self.depth.blocks += 1,
+            "then" | "else" | "elif" | "do" | "!" => *starts = true,
+            "fi" | "done" | "esac" | "}" => self.depth.blocks = self.depth.blocks.saturating_sub(1),
+            _ => {}
+        }
+    }
+}
+
+/// What ends a here-document that begins with `rest`; a here-string (`<<<`) is none.
+fn document(rest: &str) -> Option<String> {
+    let rest = rest.strip_prefix('-').unwrap_or(rest).trim_start();
+    if rest.starts_with('<') {
+        return None;
+    }
+    let end: String = rest.chars().take_while(|c| !is_blank(*c)).collect();
+    Some(end.replace(['\'', '"', '\\'], "")).filter(|end| !end.is_empty())
+}
+
+/// The variables that a line may set when bash runs it: those before a `=`, and those that a command is given
+/// which sets or removes variables.
+pub(super) fn set(text: &str) -> Vec<&str> {
+    const SETTERS: [&str; 3] = ["unset", "read", "-v"];
+    let inside = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut found = Vec::new();
+    let mut at = 0;
+    let mut setter = false;
+    while let Some(start) = text[at..].find(inside) {
+        let start = at + start;
+        let end = text[start..].find(|c| !inside(c)).map_or(text.len(), |end| start + end);
+        let (name, before, after) = (&text[start..end], &text[..start], &text[end..]);
+        let assigned = ["=", "+=", "["].iter().any(|sign| after.starts_with(sign));
+        let by_default =
+            before.ends_with("${") && (after.starts_with(":=") || after.starts_with('='));
+        let named = !name.starts_with(|c: char| c.is_ascii_digit());
+        if named && (by_default || assigned && !before.ends_with(['$', '{']) || setter) {
+            found.push(name);
+        }
+        setter |= SETTERS.contains(&name) || before.ends_with('-') && name == "v";
+        at = end;
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lines that are read: number and text.
+    fn flat(text: &str) -> Vec<(usize, String)> {
+        let lines = split(text).into_iter().filter(|line| !line.nested && !line.text.is_empty());
+        lines.map(|line| (line.number, line.text)).collect()
+    }
+
+    fn is_nested(text: &str) -> bool {
+        split(text).iter().any(|line| line.nested && line.text.trim() == "MQTT_HOST=a")
+    }
+
+    #[test]
+    fn lines_of_a_condition_loop_function_or_list_are_nested() {
+        for text in [
+            "if true; then\nMQTT_HOST=a\nfi",
+            "if true\nthen\n  MQTT_HOST=a\nelse\nfi",
+            "f() {\nMQTT_HOST=a\n}",
+            "function f\n{\nMQTT_HOST=a\n}",
+            "case x in\nx)\nMQTT_HOST=a\n;;\nesac",
+            "for x in a b; do\nMQTT_HOST=a\ndone",
+            "x=1; while read y; do\nMQTT_HOST=a\ndone <f",
+            "A=(\nMQTT_HOST=a\n)",
+            "(\nMQTT_HOST=a\n)",
+            "if a; then if b; then\nc\nfi\nMQTT_HOST=a\nfi",
+        ] {
+            assert!(is_nested(text), "{text}");
+        }
+        for text in [
+            "if true; then x; fi\nMQTT_HOST=a",
+            "f() { x; }\nMQTT_HOST=a",
+            "A=(x y)\nMQTT_HOST=a",
+            "echo if\nMQTT_HOST=a",
+            "# if\nMQTT_HOST=a",
+            "X='if ('\nMQTT_HOST=a",
+            "X=\"$(if true; then x; fi)\"\nMQTT_HOST=a",
+            "case x in\nx) y;;\nesac\nMQTT_HOST=a",
+            "P='a{b('\nMQTT_HOST=a",
+        ] {
+            assert!(
+                !is_nested(text) && flat(text).iter().any(|(_, line)| line == "MQTT_HOST=a"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn lines_that_belong_together_are_one() {
+        let line = |number, text: &str| (number, text.to_owned());
+        let table = [
+            ("A=a\\\nb\nB=1", vec![line(1, "A=ab"), line(3, "B=1")]),
+            ("A='x\nMQTT_HOST=a'\nB=1", vec![line(1, "A='x\nMQTT_HOST=a'"), line(3, "B=1")]),
+            ("A=don't\nB=1", vec![line(1, "A=don't"), line(2, "B=1")]),
+            ("# don't\nB=1\\", vec![line(1, "# don't"), line(2, "B=1\\")]),
+            ("cat <<E >x\nMQTT_HOST=a\nE\nB=1", vec![line(1, "cat <<E >x"), line(4, "B=1")]),
+            ("cat <<-'E'\nMQTT_HOST=a\n\tE\nB=1", vec![line(1, "cat <<-'E'"), line(4, "B=1")]),
+            ("cat <<<E\nB=1\r", vec![line(1, "cat <<<E"), line(2, "B=1")]),
+        ];
+        for (text, expected) in table {
+            assert_eq!(flat(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn variables_that_a_line_sets_are_known() {
+        let table: [(&str, &[&str]); 9] = [
+            ("export A=$(cmd)", &["A"]),
+            ("if x; then MQTT_HOST=b; fi", &["MQTT_HOST"]),
+            (": ${MQTT_HOST:=x}", &["MQTT_HOST"]),
+            ("MQTT_HOST+=x", &["MQTT_HOST"]),
+            ("LIST=(a b)", &["LIST"]),
+            ("[ \"$MQTT_HOST\" = x ] && echo ${MQTT_HOST} $MQTT_TOPIC", &[]),
+            ("unset MQTT_HOST", &["MQTT_HOST"]),
+            ("read -r MQTT_HOST <f", &["r", "MQTT_HOST", "f"]),
+            ("printf -v MQTT_HOST x", &["MQTT_HOST", "x"]),
+        ];
+        for (text, expected) in table {
+            assert_eq!(set(text), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Finds options of mosquitto's clients in a setting. The scripts passed the values to `mosquitto_pub` unquoted, so
+//! `MQTT_HOST="hub -p 8883 --cafile /etc/ca.crt"` was their way to a port and to TLS.
+
+/// An option, whether a value follows it, and the setting that stands for it.
+type ClientOption = (&'static str, bool, Option<&'static str>);
+
+const OPTIONS: [ClientOption; 15] = [
+    ("-p", true, Some("MQTT_PORT")),
+    ("--port", true, Some("MQTT_PORT")),
+    ("--cafile", true, Some("MQTT_CAFILE")),
+    ("--capath", true, Some("MQTT_TLS=on")),
+    ("--tls-use-os-certs", false, Some("MQTT_TLS=on")),
+    ("--cert", true, Some("MQTT_CERT")),
+    ("--key", true, Some("MQTT_KEY")),
+    ("-u", true, Some("MQTT_USER")),
+    ("--username", true, Some("MQTT_USER")),
+    ("-P", true, Some("MQTT_PASSWORD")),
+    ("--pw", true, Some("MQTT_PASSWORD")),
+    ("--insecure", false, None),
+    ("--tls-version", true, None),
+    ("-q", true, None),
+    ("-V", true, None),
+];
+
+/// What is wrong with a value that holds such options, with the lines to write instead.
+pub(super) fn fault(key: &str, value: &str) -> Option<String> {
+    let mut words = value.split_whitespace().peekable();
+    let mut own = Vec::new();
+    let (mut lines, mut useless) = (Vec::new(), Vec::new());
+    while let Some(word) = words.next() {
+        // A password may have any word in it, but hardly such a one.
+        let is_option =
+            |option: &&ClientOption| option.0 == word && (key != "MQTT_PASSWORD" || word.len() > 2);
+        let Some((option, takes, setting)) = OPTIONS.iter().find(is_option) else {
+            own.push(word);
+            continue;
+        };
+        let given = if *takes { words.next() } else { None };
+        match setting {
+            Some(setting) if setting.contains('=') => lines.push((*setting).to_owned()),
+            Some("MQTT_PASSWORD") => lines.push("MQTT_PASSWORD='…'".to_owned()),
+            Some(setting) => lines.push(format!("{setting}={}", given.unwrap_or("…"))),
+            None => useless.push(*option),
+        }
+    }
+    if lines.is_empty() && useless.is_empty() {
+        return None;
+    }
+    let own = if key == "MQTT_PASSWORD" { "'…'".to_owned() } else { own.join(" ") };
+    lines.insert(0, format!("{key}={own}"));
+    let without = match useless.as_slice() {
+        [] => String::new(),
+        options => format!("; f2bmqtt has no {}", options.join(", ")),
+    };
+    Some(format!(
+        "{key} has options of mosquitto_pub: write these lines instead: {}{without}",
+        lines.join(" and ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_to_write_instead_of_options_are_named() {
+        let table = [
+            ("MQTT_HOST", "h -p 1884", Some("MQTT_HOST=h and MQTT_PORT=1884")),
+            (
+                "MQTT_HOST",
+                "h --cafile /f -p 8883 --insecure -q 1",
+                Some(
+                    "MQTT_HOST=h and MQTT_CAFILE=/f and MQTT_PORT=8883; f2bmqtt has no --insecure, -q",
+                ),
+            ),
+            (
+                "MQTT_TOPIC",
+                "blacklist --capath /etc/ssl",
+                Some("MQTT_TOPIC=blacklist and MQTT_TLS=on"),
+            ),
+            ("MQTT_USER", "web1 -P hunter2", Some("MQTT_USER=web1 and MQTT_PASSWORD='…'")),
+            ("MQTT_PASSWORD", "hunter2 --port 1884", Some("MQTT_PASSWORD='…' and MQTT_PORT=1884")),
+            ("MQTT_PASSWORD", "a -p b", None),
+            ("MQTT_HOST", "hub", None),
+            ("MQTT_HOST", "h x", None),
+        ];
+        for (key, value, lines) in table {
+            let expected = lines.map(|lines| {
+                format!("{key} has options of mosquitto_pub: write these lines instead: {lines}")
+            });
+            assert_eq!(fault(key, value), expected, "{key}={value}");
+        }
+    }
+}

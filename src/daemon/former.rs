@@ -1,0 +1,184 @@
+//! Clears what the broker keeps under a name or a topic that this host no longer has: without that, no unban would
+//! ever reach the hosts that import its bans from there.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::time::sleep;
+
+use super::machine;
+use crate::config::{Config, Topic};
+use crate::error::Error;
+use crate::figures::homeassistant;
+use crate::journal::{say, warn};
+use crate::memory::Memory;
+use crate::operator::forget::{farewell, is_kept};
+use crate::operator::view::View;
+use crate::operator::visit::{Message, Visit};
+use crate::outbox::millis;
+use crate::paths::Paths;
+use crate::wire::Host;
+
+/// How soon after a start the new snapshot is looked for, and how often a broker that does not let go is tried.
+const FIRST: Duration = Duration::from_secs(3);
+const RETRY: Duration = Duration::from_mins(10);
+
+/// How many looks wait for the new snapshot before the pause is longer.
+const SOON: u32 = 20;
+
+/// How long the broker may take to show that topics are cleared.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where a host was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Former {
+    #[allow(missing_docs)]
+    pub node: Host,
+    #[allow(missing_docs)]
+    pub topic: Topic,
+}
+
+/// What became of a former branch.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Cleared,
+    /// There was nothing.
+    Absent,
+    /// Another host has the name now.
+    Taken,
+    /// The bans are not published under the new name.
+    TooEarly,
+}
+
+/// Clears every former branch that the store has. `since` is when the daemon started, in milliseconds.
+pub(super) async fn clear_all(config: Config, paths: Paths, memory: Arc<Memory>, since: i64) {
+    let mut looks = 0;
+    loop {
+        let all = memory.know().former();
+        if all.is_empty() {
+            return;
+        }
+        sleep(if looks < SOON { FIRST } else { RETRY }).await;
+        looks += 1;
+        for former in &all {
+            let Former { node, topic } = former;
+            let name = format!("{node} on the topic {}", topic.as_str());
+            match clear(&config, &paths, former, since).await {
+                Ok(Outcome::TooEarly) => continue,
+                Ok(Outcome::Cleared) => {
+                    say(format_args!("removed the snapshot of this host's former name, {name}"))
+                }
+                Ok(Outcome::Absent) => {}
+                Ok(Outcome::Taken) => {
+                    say(format_args!("another host is {name} now: its snapshot stays"))
+                }
+                Err(why) => {
+                    if looks < SOON {
+                        looks = SOON;
+                        warn(format_args!(
+                            "cannot remove the snapshot of this host's former name, {name}: {why}; on a host whose \
+                             login may write {}: f2bmqtt forget {node}",
+                            topic.retained(&format!("state/{node}/#"))
+                        ));
+                    }
+                    continue;
+                }
+            }
+            memory.know().forget_former(former);
+        }
+    }
+}
+
+async fn clear(
+    config: &Config,
+    paths: &Paths,
+    former: &Former,
+    since: i64,
+) -> Result<Outcome, Error> {
+    let there = Config { topic: former.topic.clone(), ..config.clone() };
+    let mut visit = Visit::begin(&there, paths).await?;
+    let moved = former.topic != config.topic;
+    visit.look_into(&config.node).await?;
+    visit.look_into(&former.node).await?;
+    let outcome = judge(visit.view(), former, (!moved).then_some(&config.node), &machine(), since);
+    if outcome != Outcome::Cleared {
+        visit.end().await;
+        return Ok(outcome);
+    }
+    let mut messages = farewell(&former.node, visit.view(), millis(SystemTime::now()));
+    if let Some(prefix) = config.ha_prefix.as_ref().filter(|_| former.node != config.node) {
+        messages.extend(homeassistant::topics(prefix, &former.node).map(Message::Clear));
+    }
+    visit.publish(&messages).await?;
+    let until = Instant::now() + PATIENCE;
+    while is_kept(&former.node, visit.view()) {
+        if visit.listen(until).await?.is_none() {
+            return Err(Error::Undone("the broker still keeps its topics".to_owned()));
+        }
+    }
+    visit.end().await;
+    Ok(outcome)
+}
+
+/// What is to be done with a former branch. Where the fleet is the same, hosts that import this one's bans must find
+/// them under the new name `me` first.
+fn judge(view: &View, former: &Former, me: Option<&Host>, machine: &str, since: i64) -> Outcome {
+    if !is_kept(&former.node, view) {
+        return Outcome::Absent;
+    }
+    let presence = view.hosts().get(&former.node).and_then(|member| member.presence());
+    let of_another = |there: &crate::wire::Presence| {
+        there.state == crate::wire::State::Online
+            || !there.machine.is_empty() && there.machine != machine
+    };
+    if presence.is_some_and(of_another) {
+        return Outcome::Taken;
+    }
+    let published = |me: &Host| {
+        let member = view.hosts().get(me);
+        member.is_some_and(|member| member.missing() == 0 && member.stamp() >= Some(since))
+    };
+    if me.is_none_or(published) { Outcome::Cleared } else { Outcome::TooEarly }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn former_branch_is_cleared_once_the_bans_are_published_under_the_new_name() {
+        const NOW: i64 = 1_795_342_600_000;
+        let host = |name: &str| Host::new(name).unwrap();
+        let former = Former { node: host("old"), topic: Topic::of_fleet("blacklist").unwrap() };
+        let (offline, online) =
+            (r#"{"v":1,"state":"offline","machine":"m1"}"#, r#"{"v":1,"state":"online"}"#);
+        let other = r#"{"v":1,"state":"offline","machine":"m2"}"#;
+        // The presence and the snapshot of the former name, the stamp under the new one, and the outcome.
+        let table = [
+            ("", false, Some(NOW), Outcome::Absent),
+            (offline, true, None, Outcome::TooEarly),
+            (offline, true, Some(NOW - 1), Outcome::TooEarly),
+            (offline, true, Some(NOW), Outcome::Cleared),
+            ("", true, Some(NOW), Outcome::Cleared),
+            (online, true, Some(NOW), Outcome::Taken),
+            (other, true, Some(NOW), Outcome::Taken),
+        ];
+        for (presence, snapshot, stamp, outcome) in table {
+            let mut view = View::default();
+            let part = |host: &str, stamp: i64| {
+                format!(r#"{{"v":1,"host":"{host}","stamp":{stamp},"part":0,"parts":1,"bans":[]}}"#)
+            };
+            if !presence.is_empty() {
+                view.hear_on("host/old", presence.as_bytes());
+            }
+            if snapshot {
+                view.hear_on("state/old/0", part("old", 5).as_bytes());
+            }
+            if let Some(stamp) = stamp {
+                view.hear_on("state/new/0", part("new", stamp).as_bytes());
+            }
+            let judged = judge(&view, &former, Some(&host("new")), "m1", NOW);
+            assert_eq!(judged, outcome, "{presence} {snapshot} {stamp:?}");
+        }
+    }
+}
