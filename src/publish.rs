@@ -49,6 +49,7 @@ fn work(paths: &Paths) -> Result<(), Error> {
     let _ = std::io::stdin().take(4096).read_to_end(&mut text);
     let told = Told::parse(&text).ok();
     let config = Config::load()?;
+    let paths = &paths.located(config.fail2ban_socket.as_deref());
     runtime::run(publish(&config, paths, told))
 }
 

@@ -16,6 +16,7 @@ use super::service::now;
 use super::times::Times;
 use crate::child;
 use crate::error::Error;
+use crate::files::mounts;
 use crate::guard::is_reportable;
 use crate::journal::{self, say};
 use crate::lock;
@@ -200,6 +201,11 @@ pub fn run(call: &Call, paths: &Paths) -> Result<(), Error> {
         )),
         Ok(Verdict::Report(report)) => {
             queue(&report, &log, paths);
+            for place in [&report.ledger, &report.log] {
+                if let Some(line) = out_of_reach(place, paths) {
+                    log.line(line);
+                }
+            }
         }
         Ok(Verdict::Nothing(line)) => log.line(line),
         Err(error) => {
@@ -217,6 +223,26 @@ fn is_by_hand(report: &Report, log: &Log, paths: &Paths) -> bool {
     noted.unwrap_or_else(|error| {
         log.line(format_args!("ERROR: cannot read {}: {error}", path.display()));
         false
+    })
+}
+
+/// What to do where the service works the queue off, and its sandbox lets it write nothing at a place: its own
+/// lines of that would be in the system's log alone.
+fn out_of_reach(place: &Path, paths: &Paths) -> Option<String> {
+    // Where both are by default, the unit lets it.
+    if place == Path::new(LEDGER) || place == Path::new(LOG) {
+        return None;
+    }
+    let path = paths.report_lock();
+    let pid = lock::is_held(&path).then(|| lock::holder(&path)).flatten()?;
+    let pid = pid.split_once(' ')?.1.parse().ok()?;
+    let dir = place.parent()?;
+    mounts::is_read_only_for(pid, dir)?.then(|| {
+        let (place, dir) = (place.display(), dir.display());
+        format!(
+            "ERROR: the service f2bmqttsub cannot write to {place}. Run systemctl edit f2bmqttsub, add the lines \
+             [Service] and ReadWritePaths={dir}, then run systemctl restart f2bmqttsub."
+        )
     })
 }
 

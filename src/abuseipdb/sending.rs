@@ -107,8 +107,9 @@ impl<A: Api> Worker<A> {
         };
         let Some(until) = rests else { return Ok(key) };
         if key.is_none() {
-            self.queue.record_call(now, Some("there is no API key"))?;
-            group.log.line(format_args!("ERROR: IP {} waits: there is no API key.", group.address));
+            let fault = self.keys.fault();
+            self.queue.record_call(now, Some(&fault))?;
+            group.log.line(format_args!("ERROR: IP {} waits: {fault}.", group.address));
         }
         self.queue.update(&group.ids, |waiting| waiting.next = until)?;
         Ok(None)

@@ -15,6 +15,7 @@ use super::comment::Private;
 use super::queue::Queue;
 use super::report::Report;
 use super::worker::{Surroundings, Wake, Worker};
+use crate::config::{Config, Secret};
 use crate::error::Error;
 use crate::fail2ban;
 use crate::fail2ban::database::Database;
@@ -46,10 +47,14 @@ pub fn child(paths: &Paths) -> Result<(), Error> {
     let mut text = Vec::new();
     let _ = std::io::stdin().take(Report::MAX).read_to_end(&mut text);
     let unqueued = Report::parse(&text);
+    // Reports need no broker: settings that cannot be used say nothing.
+    let (socket, proxy) =
+        Config::load().map_or((None, None), |config| (config.fail2ban_socket, config.https_proxy));
+    let paths = &paths.located(socket.as_deref());
     let result = runtime::run(async {
         match unqueued {
-            Ok(report) => from_memory(paths, report).await,
-            Err(_) => until_idle(paths).await,
+            Ok(report) => from_memory(paths, proxy, report).await,
+            Err(_) => until_idle(paths, proxy).await,
         }
     });
     if let Err(error) = &result {
@@ -62,12 +67,13 @@ pub fn child(paths: &Paths) -> Result<(), Error> {
 pub type FindDatabase = Arc<dyn Fn() -> Option<PathBuf> + Send + Sync>;
 
 /// Works for as long as the daemon runs, which knows where fail2ban's database is.
-pub async fn forever(paths: Paths, database: FindDatabase) {
+pub async fn forever(paths: Paths, database: FindDatabase, proxy: Option<Secret>) {
+    let assets =
+        Assets { paths: &paths, database: &database, proxy: proxy.as_ref(), warn: journal_warn };
     loop {
         match Lock::take(&paths.report_lock(), Role::Child, Duration::ZERO) {
             Ok(Some(_lock)) => {
-                let worker = Assets { paths: &paths, database: &database, warn: journal_warn };
-                let Err(error) = work(worker, LOOK_AROUND, |_| true).await else {
+                let Err(error) = work(assets, LOOK_AROUND, |_| true).await else {
                     continue;
                 };
                 journal::warn(format_args!("the AbuseIPDB reporter waits: {error}"));
@@ -89,6 +95,7 @@ pub async fn forever(paths: Paths, database: FindDatabase) {
 struct Assets<'a> {
     paths: &'a Paths,
     database: &'a FindDatabase,
+    proxy: Option<&'a Secret>,
     warn: fn(&str),
 }
 
@@ -99,8 +106,9 @@ async fn find_database(paths: &Paths) -> FindDatabase {
     Arc::new(move || path.clone())
 }
 
-async fn until_idle(paths: &Paths) -> Result<(), Error> {
+async fn until_idle(paths: &Paths, proxy: Option<Secret>) -> Result<(), Error> {
     let database = find_database(paths).await;
+    let assets = Assets { paths, database: &database, proxy: proxy.as_ref(), warn: syslog };
     loop {
         let path = paths.report_lock();
         let lock = Lock::take(&path, Role::Child, Duration::ZERO);
@@ -113,7 +121,7 @@ async fn until_idle(paths: &Paths) -> Result<(), Error> {
                     Wake::Called => false,
                 }
         };
-        work(Assets { paths, database: &database, warn: syslog }, LOOK, stays).await?;
+        work(assets, LOOK, stays).await?;
         drop(lock);
         // Whoever came while the lock was still held has left its report to us.
         let left = Spool::<Report>::new(paths.reports()).list().unwrap_or_default();
@@ -124,12 +132,13 @@ async fn until_idle(paths: &Paths) -> Result<(), Error> {
 }
 
 /// The disk cannot be written: tries with what there is in memory.
-async fn from_memory(paths: &Paths, report: Report) -> Result<(), Error> {
+async fn from_memory(paths: &Paths, proxy: Option<Secret>, report: Report) -> Result<(), Error> {
     let mut queue = Queue::in_memory()?;
     queue.add(vec![("from memory".to_owned(), report)])?;
     let nowhere = Spool::new(paths.state.join("none"));
     let database = find_database(paths).await;
-    let mut worker = worker(Assets { paths, database: &database, warn: syslog }, nowhere, queue)?;
+    let assets = Assets { paths, database: &database, proxy: proxy.as_ref(), warn: syslog };
+    let mut worker = worker(assets, nowhere, queue)?;
     let end = now() + STAY;
     loop {
         match worker.step().await? {
@@ -191,7 +200,7 @@ fn worker(assets: Assets<'_>, inbox: Spool<Report>, queue: Queue) -> Result<Work
         log_lines: Box::new(log_lines),
         warn: assets.warn,
     };
-    Worker::new(inbox, queue, &assets.paths.api_key, Https::default(), surroundings)
+    Worker::new(inbox, queue, &assets.paths.api_key, Https::by(assets.proxy.cloned()), surroundings)
 }
 
 fn daemon_runs(paths: &Paths) -> bool {

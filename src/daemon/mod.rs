@@ -77,6 +77,7 @@ const MAX_STEPS: usize = 100;
 pub fn run(paths: &Paths) -> Result<(), Error> {
     let config = Config::load()?;
     config.warnings.iter().for_each(warn);
+    let paths = &paths.located(config.fail2ban_socket.as_deref());
     runtime::run(serve(&config, paths))
 }
 
@@ -107,7 +108,11 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
         daemon.since * 1000,
     );
     let clears = tokio::spawn(clears);
-    let reporter = tokio::spawn(abuseipdb::service::forever(paths.clone(), Arc::new(database)));
+    let reporter = tokio::spawn(abuseipdb::service::forever(
+        paths.clone(),
+        Arc::new(database),
+        config.https_proxy.clone(),
+    ));
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled();
     let mut tick = interval(watchdog.map_or(TICK, |limit| TICK.min(limit / 3)));

@@ -7,6 +7,7 @@
 mod column;
 pub mod database;
 pub mod pickle;
+pub mod settings;
 pub mod table;
 
 use std::collections::BTreeSet;

@@ -288,3 +288,20 @@ fn a_server_in_trouble_is_left_alone_for_as_long_as_it_asks() {
     assert_eq!(bed.server().calls, ["report", "report"]);
     assert!(bed.log().last().unwrap().contains("Reports: not known"), "{:#?}", bed.log());
 }
+
+#[test]
+fn key_that_cannot_be_read_is_replaced_by_no_other() {
+    let mut bed = Bed::new();
+    std::fs::write(bed.path("key"), "APIKEY=$(pass abuseipdb)\n").unwrap();
+    bed.ban(IP, "18", "x");
+    assert_eq!(bed.work(), Wake::At(START + 3600));
+    assert!(bed.server().keys.is_empty());
+    let expected = format!(
+        "ERROR: IP {IP} waits: the API key in {} cannot be read.",
+        bed.path("key").display()
+    );
+    assert_eq!(bed.log(), [expected]);
+    std::fs::write(bed.path("key"), "A=0ther\nAPIKEY=$A\n").unwrap();
+    assert_eq!(bed.work(), Wake::Called);
+    assert_eq!(bed.server().keys, ["0ther"; 2]);
+}

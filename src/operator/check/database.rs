@@ -34,24 +34,23 @@ pub(super) fn read(server: &Server) -> Contents {
 
 /// What that means.
 pub(super) fn findings(path: Option<&Path>, contents: &Contents) -> Vec<Finding> {
-    const ID: &str = "fail2ban_database";
     let path = path.unwrap_or(Path::new("")).display();
     let finding = match contents {
         Contents::Off => {
             let text =
                 "fail2ban keeps no database (dbfile = None): it forgets its bans when it stops";
-            Finding::warning(ID, text).next(
+            Finding::warning("fail2ban_database", text).next(
                 "remove the line dbfile from /etc/fail2ban/fail2ban.local\n\
                  then: systemctl restart fail2ban",
             )
         }
         Contents::Missing => {
             let text = format!("fail2ban's database {path} is missing: it was removed or moved");
-            Finding::fault(ID, text).next("systemctl restart fail2ban")
+            Finding::fault("fail2ban_database", text).next("systemctl restart fail2ban")
         }
         Contents::Unreadable(why) => {
             let text = format!("cannot read fail2ban's database {path}: {why}; bans wait for it");
-            Finding::fault(ID, text).next(format!(
+            Finding::fault("fail2ban_database", text).next(format!(
                 "systemctl restart fail2ban\nif that does not help: sqlite3 {path} 'PRAGMA integrity_check'"
             ))
         }
@@ -61,12 +60,12 @@ pub(super) fn findings(path: Option<&Path>, contents: &Contents) -> Vec<Finding>
                     "fail2ban-client unban ADDRESS removes it; to look at it:\n\
                      sqlite3 {path} \"SELECT * FROM bips WHERE ip = 'ADDRESS'\""
                 );
-                Finding::warning(ID, what.as_str()).next(next)
+                Finding::warning("fail2ban_database", what.as_str()).next(next)
             };
             return rows.iter().map(row).collect();
         }
         Contents::Readable(_) => {
-            Finding::well(ID, format!("fail2ban's database {path} can be read"))
+            Finding::well("fail2ban_database", format!("fail2ban's database {path} can be read"))
         }
     };
     vec![finding]

@@ -117,7 +117,8 @@ pub(super) fn findings(
         Ok(server) => server,
         Err(why) => {
             found.push(Finding::fault("fail2ban", why.as_str()).next(
-                "systemctl restart fail2ban\nif it does not stay: journalctl -u fail2ban -n 20",
+                "systemctl restart fail2ban\nif it does not stay: journalctl -u fail2ban -n 20\n\
+                 if its socket is elsewhere: MQTT_FAIL2BAN_SOCKET=/path in mqtt.env",
             ));
             return found;
         }

@@ -99,6 +99,13 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         }
     }
     found.extend(host.findings(&paths.state, &path));
+    if let Some((_, pid)) = &host.holder {
+        let database = server.as_ref().ok().and_then(|server| server.database.clone());
+        let socket = Some(("fail2ban's socket", paths.fail2ban.clone()));
+        let seen = socket.into_iter().chain(database.map(|path| ("fail2ban's database", path)));
+        let hidden = seen.filter(|(_, path)| look::is_hidden_from(*pid, path));
+        found.extend(hidden.map(|(what, path)| host::hidden(what, &path)));
+    }
     if host.runs() {
         let file = paths.status();
         found.extend(status::findings(&DaemonStatus::read(&file), &file, now()));
@@ -114,7 +121,7 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         found.extend(reports::findings(&server.jails, &paths.api_key, &key, warning.as_deref()));
         let glance = Glance::of(&paths.report_queue());
         found.extend(reports::queue(&server.jails, &glance, &paths.api_key, now()));
-        found.extend(reports::files(&server.jails, trust::look));
+        found.extend(reports::files(&server.jails, trust::inspect));
     }
     Ok(found)
 }

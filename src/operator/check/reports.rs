@@ -21,6 +21,8 @@ pub(super) enum Key {
     Missing,
     /// It is there, and no key in it.
     None,
+    /// It sets a key that cannot be read: no other is used.
+    Broken,
     Usable,
 }
 
@@ -84,7 +86,6 @@ pub(super) fn queue(
     key: &Path,
     now: i64,
 ) -> Option<Finding> {
-    const ID: &str = "report_queue";
     const LOG: &str = "tail /var/log/abuseipdb/abuseipdb.log";
     if !jails.iter().any(|jail| jail.actions.iter().any(reports)) {
         return None;
@@ -93,7 +94,9 @@ pub(super) fn queue(
         Ok(glance) => glance,
         Err(why) => {
             let text = format!("cannot read the queue of reports to AbuseIPDB: {why}");
-            return Some(Finding::warning(ID, text).next("systemctl restart f2bmqttsub"));
+            return Some(
+                Finding::warning("report_queue", text).next("systemctl restart f2bmqttsub"),
+            );
         }
     };
     let ago = |at: i64| span(now.saturating_sub(at).max(0));
@@ -109,22 +112,23 @@ pub(super) fn queue(
                 format!("reports to AbuseIPDB do not go out: {why} ({} ago); {queue}", ago(*at));
             if why.contains("API key") {
                 let next = format!("write your key into {}: APIKEY=...", key.display());
-                Finding::fault(ID, text).next(next)
+                Finding::fault("report_queue", text).next(next)
             } else if why.contains("daily limit") {
-                Finding::warning(ID, text)
+                Finding::warning("report_queue", text)
                     .next("nothing to do: reports go out when the limit is reset")
             } else {
-                Finding::fault(ID, text).next(LOG)
+                Finding::fault("report_queue", text).next(LOG)
             }
         }
         _ if oldest.is_some_and(|at| now.saturating_sub(at) > LATE) => {
-            Finding::warning(ID, format!("reports to AbuseIPDB are late: {queue}")).next(LOG)
+            Finding::warning("report_queue", format!("reports to AbuseIPDB are late: {queue}"))
+                .next(LOG)
         }
         Some(LastCall { at, .. }) => {
             let text = format!("the last call to AbuseIPDB was {} ago; {queue}", ago(*at));
-            Finding::well(ID, text)
+            Finding::well("report_queue", text)
         }
-        None => Finding::well(ID, format!("AbuseIPDB was not called yet; {queue}")),
+        None => Finding::well("report_queue", format!("AbuseIPDB was not called yet; {queue}")),
     })
 }
 
@@ -169,6 +173,11 @@ pub(super) fn findings(
     }
     found.push(match key {
         Key::Usable => Finding::well("report_key", format!("{who}, with the key in {path}")),
+        Key::Broken => {
+            let text = format!("{who}, and the key in {path} cannot be read: reports wait");
+            let next = format!("write your key into {path}: APIKEY=...");
+            Finding::fault("report_key", text).next(next)
+        }
         _ if reporting.iter().all(own_key) => {
             let text = format!(
                 "{who}, with a key of the jail, which can be seen in the list of processes"
@@ -317,6 +326,7 @@ mod tests {
             (jail("a", OURS, false, AUTH), Key::Missing, None, vec![("report_key", State::Fault)]),
             (jail("a", OURS, false, AUTH), Key::None, None, vec![("report_key", State::Fault)]),
             (jail("a", OURS, true, AUTH), Key::Missing, None, vec![("report_key", State::Warning)]),
+            (jail("a", OURS, true, AUTH), Key::Broken, None, vec![("report_key", State::Fault)]),
             (
                 jail("a", OURS, false, AUTH),
                 Key::Usable,
