@@ -199,7 +199,8 @@ fn entry(broker: &Broker, config: &Config, why: Option<&Why>) -> Vec<Finding> {
         Stage::Login => Finding::fault("broker_login", text).next(format!(
             "on the hub: mosquitto_passwd -b /etc/mosquitto/passwd {} PASSWORD; \
              systemctl reload mosquitto\n\
-             here the same in mqtt.env, {again}",
+             here the same in mqtt.env, {again}\n\
+             if the hub restricts client IDs (mosquitto: clientid_prefixes): allow f2bmqtt-",
             user.as_deref().unwrap_or("USER")
         )),
         Stage::Tls => Finding::fault("broker_tls", text).next(format!(
