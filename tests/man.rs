@@ -165,16 +165,11 @@ fn unlinked(markdown: &str) -> String {
     let mut text = String::new();
     let mut rest = markdown;
     while let Some((before, link)) = rest.split_once('[') {
-        match link.split_once("](").and_then(|(shown, url)| Some((shown, url.split_once(')')?.1))) {
-            Some((shown, after)) => {
-                text.extend([before, shown]);
-                rest = after;
-            }
-            None => {
-                text.extend([before, "["]);
-                rest = link;
-            }
-        }
+        let parts =
+            link.split_once("](").and_then(|(shown, url)| Some((shown, url.split_once(')')?.1)));
+        let (shown, after) = parts.unwrap_or(("[", link));
+        text.extend([before, shown]);
+        rest = after;
     }
     text + rest
 }

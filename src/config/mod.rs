@@ -376,7 +376,7 @@ impl<'a> Entries<'a> {
             }
             match nearest::nearest(key, &KEYS) {
                 Some(near) => {
-                    unknown.push((*line, format!("unknown key {key}; did you mean {near}?")))
+                    unknown.push((*line, format!("unknown key {key}; did you mean {near}?")));
                 }
                 None if is_setting(key) => unknown.push((*line, format!("unknown key {key}"))),
                 None => {}
