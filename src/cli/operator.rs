@@ -1,6 +1,6 @@
 //! The operator's part of the command line.
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 /// The operator's commands.
 #[derive(Debug, Subcommand)]
@@ -25,6 +25,22 @@ pub enum Operation {
     Unban(UnbanArgs),
     #[command(about = "Clear what a host that is gone for good left on the broker")]
     Forget(ForgetArgs),
+    /// Print names of jails, hosts or addresses; called by the completions of shells
+    #[command(hide = true)]
+    Names {
+        /// Of what
+        #[arg(value_enum)]
+        named: Named,
+    },
+}
+
+/// What a completion asks for.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[allow(missing_docs)]
+pub enum Named {
+    Jails,
+    Hosts,
+    Addresses,
 }
 
 /// What `status` is asked.
