@@ -19,7 +19,7 @@ const MAX_NAMES: usize = 1_000;
 /// # Errors
 /// [`Error::Start`].
 pub(super) fn run(named: Named, paths: &Paths) -> Result<(), Error> {
-    let names: Vec<String> = match named {
+    let list: Vec<String> = match named {
         Named::Jails => {
             let jails = runtime::run(async { Ok(local::jails(paths).await) })?;
             jails.unwrap_or_default().iter().map(ToString::to_string).collect()
@@ -31,7 +31,7 @@ pub(super) fn run(named: Named, paths: &Paths) -> Result<(), Error> {
         Named::Addresses => local::addresses(paths).iter().map(ToString::to_string).collect(),
     };
     let mut to = Long::default();
-    for name in names.iter().take(MAX_NAMES) {
+    for name in list.iter().take(MAX_NAMES) {
         let _ = writeln!(to, "{}", out::shown(name));
     }
     Ok(())
