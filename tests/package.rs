@@ -312,7 +312,8 @@ fn purge_leaves_what_the_package_did_not_make() {
     assert_eq!(a.sh("dpkg-query -W -f '${Status}' f2bmqtt"), "install ok installed");
     for line in [
         "f2bmqtt: cannot make the link /usr/local/bin/mqttsubscribebans to /usr/bin/f2bmqtt",
-        "the settings in /etc/fail2ban/mqtt.env cannot be used:\n  MQTT_TOPIC is not set",
+        "f2bmqtt: the settings in /etc/fail2ban/mqtt.env cannot be used:",
+        "  MQTT_TOPIC is not set",
     ] {
         assert!(said.contains(line), "{line}\n{said}");
     }

@@ -24,7 +24,7 @@ use crate::abuseipdb;
 use crate::abuseipdb::by_hand;
 use crate::apply::{self, Bell};
 use crate::broker::{self, Client, Event as LinkEvent, Link};
-use crate::config::{Config, Topic, bare};
+use crate::config::{self, Config, Topic, bare};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::figures::Shown;
@@ -174,6 +174,10 @@ struct Daemon {
     link_status: LinkStatus,
     reconnects: Reconnects,
     certificates_checked: Option<i64>,
+    /// The settings are those that are shipped, and no connection was made with them.
+    is_sample: bool,
+    /// What to say of that, once.
+    sample: Option<String>,
     status: StatusFile,
 }
 
@@ -218,6 +222,8 @@ impl Daemon {
             link_status: LinkStatus { broker, since, ..LinkStatus::default() },
             reconnects: Reconnects::default(),
             certificates_checked: None,
+            is_sample: config.is_sample(),
+            sample: config.is_sample().then(|| sample_advice(&config::path())),
             status: StatusFile::new(paths.status()),
         })
     }
@@ -239,7 +245,10 @@ impl Daemon {
     fn take(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Connected(broker) => {
-                say(format_args!("connected to the broker {broker} as {}", self.host));
+                let text = format!("connected to the broker {broker} as {}", self.host);
+                show_status(&text);
+                say(text);
+                (self.sample, self.is_sample) = (None, false);
                 self.parts.clear();
                 self.link_status.turn(LinkState::Up, &broker, now());
                 self.reconnects.record(now());
@@ -276,7 +285,17 @@ impl Daemon {
                 }
                 self.link_status.turn(LinkState::Down, &broker, now());
                 self.link_status.fail(&why);
-                self.warn("broker", &format!("no connection to the broker {broker}: {why}"));
+                let text = format!("no connection to the broker {broker}: {why}");
+                match self.sample.take() {
+                    // Once: the lines after it are those of any other broker that does not answer.
+                    Some(advice) => {
+                        warn(&advice);
+                        show_status(&advice);
+                    }
+                    None if !self.is_sample => show_status(&text),
+                    None => {}
+                }
+                self.warn("broker", &text);
             }
         }
     }
@@ -421,6 +440,20 @@ fn identify(
     }
     let former = before.map(|before| before.client_id());
     Ok((identity.clone(), former.filter(|former| *former != identity.client_id())))
+}
+
+/// What to do about settings that are those of the package.
+fn sample_advice(path: &Path) -> String {
+    format!(
+        "{} still has the sample settings: set MQTT_HOST, MQTT_USER, MQTT_PASSWORD and MQTT_TOPIC there, then: \
+         systemctl restart f2bmqttsub",
+        path.display()
+    )
+}
+
+/// Shows a line in `systemctl status`.
+fn show_status(text: &str) {
+    let _ = sd_notify::notify(&[NotifyState::Status(text)]);
 }
 
 fn now() -> i64 {

@@ -65,6 +65,7 @@ const HOSTS: [Case; 31] = [
             "fail2ban-client reload",
         ],
         said: &["! the jail late is configured, and fail2ban does not run it\n"],
+        code: 0,
         ..FAULT
     },
     Case {
@@ -277,7 +278,7 @@ const HOSTS: [Case; 31] = [
     },
     Case {
         host: ["mount -t tmpfs -o size=64k,mode=700 none /var/lib/f2bmqtt", "umount /var/lib/f2bmqtt"],
-        said: &["✗ 64 KiB more fits where /var/lib/f2bmqtt is: what cannot be written there, a restart forgets\n"],
+        said: &["✗ 64 KiB are free, less than 16384 KiB, on the file system of /var/lib/f2bmqtt: a restart loses what cannot be written\n"],
         ..FAULT
     },
     // fail2ban's own action, where ours does not take its place.

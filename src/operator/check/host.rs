@@ -229,10 +229,12 @@ impl Host {
                 );
             }
             Some((bytes, files)) if bytes < LITTLE || files == 0 => {
-                let what =
-                    if files == 0 { "no file".to_owned() } else { format!("{} KiB", bytes / 1024) };
+                let what = match files {
+                    0 => "no more file can be made".to_owned(),
+                    _ => format!("{} KiB are free, less than {} KiB,", bytes / 1024, LITTLE / 1024),
+                };
                 let text = format!(
-                    "{what} more fits where {state} is: what cannot be written there, a restart forgets"
+                    "{what} on the file system of {state}: a restart loses what cannot be written"
                 );
                 found.push(Finding::fault("disk", text).next(format!("make room: df -h {state}")));
             }

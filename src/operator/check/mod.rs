@@ -84,7 +84,8 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
     let mut found = settings::findings(config, &path);
     if let Ok(config) = config {
         let works = brokers.iter().any(|reached| reached.heard().is_some());
-        found.extend(settings::sample(config, works, &path));
+        // Whoever has just installed the package reads this first.
+        found.splice(0..0, settings::sample(config, works, &path));
         found.extend(brokers.iter().flat_map(|reached| reached.findings(config)));
         let certificates = config.tls.as_ref().map(config::Tls::certificates).unwrap_or_default();
         found.extend(settings::certificates(&certificates, now()));

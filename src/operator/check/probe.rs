@@ -78,7 +78,7 @@ async fn go(config: &Config, broker: &Broker) -> Way {
     let mut ear = Ear { link: Link::new(&only, client), config, mark, own, heard };
     match ear.link.event().await {
         Event::Lost { why, .. } => Way::NoEntry { ports, why: refused.unwrap_or(why) },
-        _ => Way::In { ports, heard: ear.listen().await },
+        _ => Way::In { ports, heard: Box::new(ear.listen().await) },
     }
 }
 
