@@ -263,7 +263,8 @@ impl<'a> Applier<'a> {
         self.asked = Instant::now();
         for jail in shared {
             match self.ignored(&jail).await {
-                Ok(_) | Err(Error::Refused { .. }) => {}
+                Ok(_) => {}
+                Err(error) if error.jail().is_some() => {}
                 Err(error) => return Err(error),
             }
         }
@@ -367,12 +368,16 @@ impl<'a> Applier<'a> {
     /// A jail refuses. For a while that may be a server that stops or starts; what comes of a batch
     /// that is refused for longer is given up, and said.
     async fn bear(&mut self, error: Error) -> Result<(), Error> {
-        let Error::Refused { jail: Some(jail), .. } = &error else { return Err(error) };
+        let Some(jail) = error.jail() else { return Err(error) };
         let since = *self.trouble.entry(jail.clone()).or_insert_with(Instant::now);
         if since.elapsed() >= TROUBLE {
             self.trouble.remove(jail);
             let mut known = self.memory.know();
-            known.fleet.give_up(jail);
+            let rows = known.database.all(jail);
+            if let Ok(rows) = &rows {
+                known.fleet.absent(jail, rows, now());
+            }
+            known.fleet.give_up(jail, rows.is_ok(), now());
             known.warn("refused", &error.to_string());
         }
         sleep(RETRY).await;

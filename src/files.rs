@@ -1,6 +1,7 @@
 //! Files for root alone. They are made so, with no moment in which another could open them, and a
 //! symbolic link in the place of one is not followed. Where an admin chose the place, [`trust`] looks at it first.
 
+pub mod mounts;
 pub mod trust;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
@@ -50,6 +51,7 @@ pub fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
 /// # Errors
 /// Why root may keep no file there, or whatever the system says.
 pub fn log(path: &Path) -> io::Result<File> {
+    let path = &trust::follow(path, Keeps::Log)?;
     trust::look(path, Keeps::Log)?;
     if let Some(dir) = path.parent().filter(|dir| *dir != Path::new("")) {
         make_dir(dir)?;
@@ -102,6 +104,30 @@ mod tests {
         for file in ["x.sqlite3", "x.sqlite3-wal", "x.sqlite3-shm"] {
             assert_eq!(mode(&path.with_file_name(file)), 0o600, "{file}");
         }
+    }
+
+    #[test]
+    fn log_may_be_a_link_that_only_root_can_have_made() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        fs::create_dir(at("elsewhere")).unwrap();
+        symlink("elsewhere/real.log", at("link.log")).unwrap();
+        symlink(at("link.log"), at("second.log")).unwrap();
+        writeln!(log(&at("second.log")).unwrap(), "one").unwrap();
+        assert_eq!(fs::read_to_string(at("elsewhere/real.log")).unwrap(), "one\n");
+        // Others may write where the link is, or where it leads.
+        for (dir, fault) in
+            [("elsewhere", "is writable by every user"), ("", "is writable by every user")]
+        {
+            let dir = root.path().join(dir);
+            let before = fs::metadata(&dir).unwrap().permissions();
+            fs::set_permissions(&dir, Permissions::from_mode(0o777)).unwrap();
+            let error = log(&at("second.log")).unwrap_err().to_string();
+            assert!(error.contains(fault), "{error}");
+            fs::set_permissions(&dir, before).unwrap();
+        }
+        symlink(at("round.log"), at("round.log")).unwrap();
+        assert!(log(&at("round.log")).is_err());
     }
 
     #[test]

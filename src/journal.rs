@@ -33,6 +33,15 @@ pub fn no_such_jail(
     format!("Jail {jail} not found for IP {address} reported by {host} (Restored={restored})")
 }
 
+/// What an unban by a button or a program needs to be told that frees nothing.
+#[must_use]
+pub fn unban_of_another_s_ban(jail: &Jail, address: Address, host: impl fmt::Display) -> String {
+    format!(
+        "ignored unban of {address} in {jail} from {host}: {host} does not hold this ban; to unban the address \
+         on all hosts: f2bmqtt unban {address}"
+    )
+}
+
 /// Sends a warning to the system's log, for a process whose standard error nobody reads. The form
 /// is that of syslog(3), as every system logger takes it; 28 is daemon.warning.
 pub fn syslog(line: impl fmt::Display) {

@@ -1,7 +1,8 @@
 //! Where this program keeps its things on a host, in one place so that tests can pass others in.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use crate::fail2ban::settings::{self, Settings};
 use crate::spool::Spool;
 
 /// The directories and sockets that the program touches.
@@ -32,6 +33,24 @@ impl Default for Paths {
 }
 
 impl Paths {
+    /// The same with fail2ban's socket and database where its settings put them; `socket` is one that this program's own
+    /// settings name, for a fail2ban with settings elsewhere: in a container, or from pip.
+    #[must_use]
+    pub fn located(&self, socket: Option<&Path>) -> Self {
+        self.located_by(&Settings::read(Path::new(settings::DIR)), socket)
+    }
+
+    fn located_by(&self, settings: &Settings, socket: Option<&Path>) -> Self {
+        let mut paths = self.clone();
+        if let Some(socket) = socket.or(settings.socket.as_deref()) {
+            socket.clone_into(&mut paths.fail2ban);
+        }
+        if let Some(database) = &settings.database {
+            database.clone_into(&mut paths.database);
+        }
+        paths
+    }
+
     /// Where notify leaves what it was told: on disk, or in memory where the disk is full.
     #[must_use]
     pub fn spool(&self) -> Spool {
@@ -84,5 +103,32 @@ impl Paths {
     #[must_use]
     pub fn report_lock(&self) -> PathBuf {
         self.run.join("report.lock")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_setting_beats_those_of_fail2ban_and_they_beat_the_default() {
+        let settings = |socket: &str| Settings {
+            socket: (!socket.is_empty()).then(|| socket.into()),
+            database: (!socket.is_empty()).then(|| "/srv/db".into()),
+        };
+        let table = [
+            (
+                settings(""),
+                None,
+                "/run/fail2ban/fail2ban.sock",
+                "/var/lib/fail2ban/fail2ban.sqlite3",
+            ),
+            (settings("/srv/a"), None, "/srv/a", "/srv/db"),
+            (settings("/srv/a"), Some("/srv/b"), "/srv/b", "/srv/db"),
+        ];
+        for (settings, own, socket, database) in table {
+            let paths = Paths::default().located_by(&settings, own.map(Path::new));
+            assert_eq!((paths.fail2ban, paths.database), (socket.into(), database.into()));
+        }
     }
 }

@@ -279,6 +279,6 @@ fn five_bans_of_one_address_make_one_recidive_ban_a_host_at_most() {
     sleep(Duration::from_secs(10));
     for host in ["a", "b", "c"] {
         let told = record.count(&["blacklist/ban", "recidive", &format!(r#""host":"{host}""#)]);
-        assert!(told <= 1, "{host} told {told} times");
+        assert!(told <= 1, "{host} told {told} times: {:#?}", record.events());
     }
 }

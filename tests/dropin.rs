@@ -137,7 +137,7 @@ macro_rules! script {
     };
 }
 
-const MESSAGES: [Message; 22] = [
+const MESSAGES: &[Message] = &[
     Message {
         topic: "blacklist/ban",
         payload: script!("ban", "sshd", "203.0.113.1", "old", "0"),
@@ -188,9 +188,22 @@ const MESSAGES: [Message; 22] = [
     Message {
         topic: "blacklist/ban",
         payload: script!("ban", "nginx", "203.0.113.5", "old", "1"),
+        printed: &["Inbound: ban 203.0.113.5 - ipset nginx from old (Rest:=1, Fails:=3)"],
+    },
+    Message {
+        topic: "blacklist/unban",
+        payload: script!("unban", "nginx", "203.0.113.5", "old", "0"),
         printed: &[
-            "Inbound: ban 203.0.113.5 - ipset nginx from old (Rest:=1, Fails:=3)",
-            "Jail nginx not found for IP 203.0.113.5 reported by old (Restored=1)",
+            "Inbound: unban 203.0.113.5 - ipset nginx from old (Rest:=0, Fails:=3)",
+            "Jail nginx not found for IP 203.0.113.5 reported by old (Restored=0)",
+        ],
+    },
+    Message {
+        topic: "blacklist/ban",
+        payload: script!("ban", "nginx", "203.0.113.5", "a", "0"),
+        printed: &[
+            "Inbound: ban 203.0.113.5 - ipset nginx from a (Rest:=0, Fails:=3)",
+            "Jail nginx not found for IP 203.0.113.5 reported by a (Restored=0)",
         ],
     },
     Message {
@@ -286,6 +299,31 @@ const MESSAGES: [Message; 22] = [
             "refused to ban 10.213.77.12 in sshd for old: it is this host's own",
         ],
     },
+    // As other programs write them; and a button that frees what its host does not hold.
+    Message {
+        topic: "blacklist",
+        payload: r#"{"action":"ban","ipmset":"sshd","ip":"203.0.113.14","bantime":"10m","host":"red","restored":false,"time":"2026-11-22T10:16:28+01:00"}"#,
+        printed: &[
+            "Inbound: ban 203.0.113.14 - ipset sshd from red (Rest:=0, Fails:=0)",
+            "Ban 203.0.113.14 for ipset sshd reported by red",
+        ],
+    },
+    Message {
+        topic: "blacklist/unban",
+        payload: r#"{"action":"unban","ipmset":"sshd","ip":"203.0.113.14","host":"button"}"#,
+        printed: &[
+            "Inbound: unban 203.0.113.14 - ipset sshd from button (Rest:=0, Fails:=0)",
+            "ignored unban of 203.0.113.14 in sshd from button: button does not hold this ban; to unban the address on all hosts: f2bmqtt unban 203.0.113.14",
+        ],
+    },
+    Message {
+        topic: "blacklist/unban",
+        payload: r#"{"action":"unban","ipmset":"sshd","ip":"203.0.113.14","restored":true,"host":"red"}"#,
+        printed: &[
+            "Inbound: unban 203.0.113.14 - ipset sshd from red (Rest:=1, Fails:=0)",
+            "UnBan 203.0.113.14 for ipset sshd reported by red",
+        ],
+    },
     // Ours alone.
     Message {
         topic: "f2bmqtt/blacklist/host/old",
@@ -315,7 +353,7 @@ fn the_subscriber_prints_and_does_what_the_script_did() {
     a.sh("fail2ban-client set sshd bantime 600");
     a.sh("fail2ban-client set sshd addignoreip 192.0.2.64/26");
     let mut expected: Vec<&str> = Vec::new();
-    for message in &MESSAGES {
+    for message in MESSAGES {
         hub.publish(message.topic, message.payload);
         // Each is worked off before the next, as the script did: one after the other.
         expected.extend(message.printed);

@@ -276,7 +276,7 @@ fn survives(a: Host<'_>, hub: Host<'_>, how: &str, honest: &str, begin: impl FnO
     most = most.max(memory(a));
     println!("{}: sent, a second; a: {most} KiB at most, ping in {slowest:?} at most", over());
     assert!(most < 120 * 1024, "{most} KiB");
-    assert!(slowest < Duration::from_secs(15), "{slowest:?}");
+    assert!(slowest < Duration::from_secs(30), "{slowest:?}");
     let journal = a.journal();
     assert!(!journal.contains("panicked") && journal.lines().count() < 20_000);
     assert_eq!(a.sh("systemctl show -P NRestarts f2bmqttsub"), "0");

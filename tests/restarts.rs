@@ -7,6 +7,10 @@ use std::time::{Duration, Instant};
 
 use support::{Host, Rig, eventually};
 
+/// How long a start or a stop of the daemon may take on a busy machine. systemd ends one that hangs after 90 s
+/// or 10 s, with another result.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+
 fn addresses(count: u8) -> Vec<String> {
     (1..=count).map(|n| format!("192.0.2.{n}")).collect()
 }
@@ -231,7 +235,7 @@ fn without_a_daemon_notify_publishes_by_itself() {
     a.sh("/etc/fail2ban/mqttnotifyban sshd 192.0.2.10 600 ban 0 1");
     let started = Instant::now();
     a.sh("systemctl start f2bmqttsub");
-    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert!(started.elapsed() < STOP_LIMIT, "{:?}", started.elapsed());
     eventually("b is told", || b.journal().contains("Inbound: ban 192.0.2.10 "));
     eventually("nobody publishes beside it", || a.try_sh("pgrep -f '^f2bmqtt publish'").is_err());
 }
@@ -310,7 +314,7 @@ fn the_daemon_ends_soon_whatever_the_broker_does() {
     let stop = || {
         let started = Instant::now();
         a.sh("systemctl stop f2bmqttsub");
-        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+        assert!(started.elapsed() < STOP_LIMIT, "{:?}", started.elapsed());
         assert_eq!(a.sh("systemctl show -P Result f2bmqttsub"), "success");
         a.sh("systemctl start f2bmqttsub");
     };

@@ -259,9 +259,35 @@ fn the_key_is_changed_while_the_fleet_runs_and_no_ban_is_lost() {
     crosses("a signs with the new one");
     sign(b, &both);
     crosses("both do");
+    let honest = held(a);
+    forge_with(KEY, &rig);
     sign(a, NEW);
     sign(b, NEW);
+    within(Duration::from_mins(3), "what a thief signed with the old one ends", || {
+        [a, b].into_iter().all(|host| held(host) == honest)
+    });
     crosses("the old one is gone");
+}
+
+/// The bans of a host's jail.
+fn held(host: Host<'_>) -> Vec<String> {
+    let mut held: Vec<_> =
+        host.sh("fail2ban-client get sshd banip").split_whitespace().map(str::to_owned).collect();
+    held.sort_unstable();
+    held
+}
+
+/// A client with a stolen key bans without end, in the name of `b` and of a host that does not exist.
+fn forge_with(key: &str, rig: &Rig) {
+    let hub = rig.host("hub");
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support");
+    for file in ["attacks.py", "hostile.py"] {
+        hub.push(&scripts.join(file), &format!("/root/{file}"));
+    }
+    hub.sh(&format!("python3 -S /root/attacks.py stolen key={key}"));
+    for host in rig.hosts(&["a", "b"]) {
+        eventually("the forgery has an effect", || host.bans("sshd", "198.18.5.79"));
+    }
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! What an answer of the API means. Pure. An answer that does not say clearly that a report was taken
 //! or refused leaves it in doubt, and the report waits.
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 /// Of an answer, the log shows this many characters.
 const SHOWN: usize = 300;
@@ -77,14 +78,28 @@ struct Errors {
 
 #[derive(Deserialize)]
 struct OneError {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     source: Option<Source>,
 }
 
 #[derive(Deserialize)]
 struct Source {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     parameter: Option<String>,
+}
+
+/// A field, or its default where it is of another type: what only a log line shows must not hold up a report.
+fn or_default<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(
+    field: D,
+) -> Result<T, D::Error> {
+    Ok(serde_json::from_value(Value::deserialize(field)?).unwrap_or_default())
+}
+
+/// The same for a whole number, which may be written as any number.
+fn number<'de, D: Deserializer<'de>>(field: D) -> Result<Option<i64>, D::Error> {
+    let value = Value::deserialize(field)?;
+    #[expect(clippy::cast_possible_truncation, reason = "`as` saturates")]
+    Ok(value.as_i64().or_else(|| value.as_f64().map(|number| number as i64)))
 }
 
 #[derive(Deserialize)]
@@ -97,13 +112,13 @@ struct Data<T> {
 #[serde(rename_all = "camelCase")]
 pub struct Listing {
     /// How sure they are that it is bad, in percent.
-    #[serde(rename = "abuseConfidenceScore", default)]
-    pub score: i64,
+    #[serde(rename = "abuseConfidenceScore", default, deserialize_with = "number")]
+    pub score: Option<i64>,
     /// Reports of the last days that were asked for.
-    #[serde(default)]
-    pub total_reports: i64,
+    #[serde(default, deserialize_with = "number")]
+    pub total_reports: Option<i64>,
     /// The reports themselves, newest first, where the answer has them.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub reports: Vec<Listed>,
 }
 
@@ -112,10 +127,10 @@ pub struct Listing {
 #[serde(rename_all = "camelCase")]
 pub struct Listed {
     /// In ISO 8601.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub reported_at: String,
     /// What it says.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub comment: Option<String>,
 }
 
@@ -123,8 +138,8 @@ pub struct Listed {
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 pub struct Accepted {
     /// How sure they are now that it is bad, in percent.
-    #[serde(rename = "abuseConfidenceScore")]
-    pub score: i64,
+    #[serde(rename = "abuseConfidenceScore", deserialize_with = "number")]
+    pub score: Option<i64>,
 }
 
 /// The answer to a bulk report.
@@ -134,7 +149,7 @@ pub struct BulkAccepted {
     /// How many were taken.
     pub saved_reports: i64,
     /// Those that were not.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub invalid_reports: Vec<Invalid>,
 }
 
@@ -142,10 +157,10 @@ pub struct BulkAccepted {
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 pub struct Invalid {
     /// Why.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub error: String,
     /// Its address, as it was sent.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub input: String,
 }
 
@@ -189,6 +204,21 @@ impl Answer {
                 Trouble::Refused { timestamp: about("timestamp") }
             }
             _ => Trouble::Odd,
+        })
+    }
+
+    /// Why reports wait after this answer, in words; `None` where they do not.
+    #[must_use]
+    pub fn fault(&self, trouble: &Trouble) -> Option<String> {
+        let status = self.status;
+        Some(match trouble {
+            Trouble::TooSoon | Trouble::TooLong | Trouble::Refused { .. } => return None,
+            Trouble::Spent(_) => "the daily limit is reached".to_owned(),
+            Trouble::Key => format!("AbuseIPDB refuses the API key (HTTP {status})"),
+            Trouble::NotAllowed => format!("AbuseIPDB refuses the call (HTTP {status})"),
+            Trouble::Odd => format!(
+                "api.abuseipdb.com answers with HTTP {status}, not with an answer of the API"
+            ),
         })
     }
 
@@ -250,8 +280,12 @@ mod tests {
         let spent = Answer { retry_after: Some(29_000), ..answer(429, &daily) };
         let taken = r#"{"data":{"ipAddress":"192.0.2.1","abuseConfidenceScore":52}}"#;
         let cut_off = |why| Answer { cut_off: Some(why), ..answer(200, taken) };
-        let table: [(Answer, Result<i64, Trouble>); 25] = [
-            (answer(200, taken), Ok(52)),
+        let table: [(Answer, Result<Option<i64>, Trouble>); 29] = [
+            (answer(200, taken), Ok(Some(52))),
+            (answer(200, &taken.replace("52", "52.5")), Ok(Some(52))),
+            (answer(200, &taken.replace("52", "null")), Ok(None)),
+            (answer(200, &taken.replace("52", "\"high\"")), Ok(None)),
+            (answer(200, r#"{"data":{}}"#), Err(Odd)),
             (answer(429, &soon), Err(TooSoon)),
             (spent.clone(), Err(Spent(29_000))),
             (Answer { retry_after: Some(1_000_000), ..spent.clone() }, Err(Spent(LONGEST_WAIT))),
@@ -289,8 +323,11 @@ mod tests {
             "countryCode":"CN","totalReports":2,"reports":[{"reportedAt":"2018-12-20T20:55:14+00:00",
             "comment":"Dec 20","categories":[18,22],"reporterId":1},{"comment":null}]}}"#;
         let listing: Listing = answer(200, check).read(NOW).unwrap();
-        assert_eq!((listing.score, listing.total_reports, listing.reports.len()), (100, 2, 2));
+        let counts = (listing.score, listing.total_reports, listing.reports.len());
+        assert_eq!(counts, (Some(100), Some(2), 2));
         assert_eq!(listing.reports[0].reported_at, "2018-12-20T20:55:14+00:00");
+        let odd = r#"{"data":{"abuseConfidenceScore":null,"totalReports":"2","reports":null}}"#;
+        assert_eq!(answer(200, odd).read(NOW), Ok(Listing::default()));
         let bulk = r#"{"data":{"savedReports":60,"invalidReports":[{"error":"Duplicate IP",
             "input":"192.0.2.7","rowNumber":5}]}}"#;
         let bulk: BulkAccepted = answer(200, bulk).read(NOW).unwrap();

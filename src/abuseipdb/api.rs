@@ -93,6 +93,15 @@ pub enum Failure {
     Unknown(String),
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotSent(why) => write!(f, "no connection to api.abuseipdb.com: {why}"),
+            Self::Unknown(why) => write!(f, "no answer from api.abuseipdb.com: {why}"),
+        }
+    }
+}
+
 /// Who is asked: the real server, or one of a test.
 pub trait Api {
     /// Asks, and waits for the answer.
@@ -108,23 +117,37 @@ pub trait Api {
 
 /// The real server. Connections and certificates are only held while there is something to ask.
 #[derive(Debug, Default)]
-pub struct Https(Option<Client>);
+pub struct Https {
+    client: Option<Client>,
+    /// The URL of a proxy; without one, the environment may name one (`https_proxy`).
+    proxy: Option<Secret>,
+}
 
 impl Https {
+    /// By a proxy, if there is one.
+    #[must_use]
+    pub fn by(proxy: Option<Secret>) -> Self {
+        Self { client: None, proxy }
+    }
+
     fn client(&mut self) -> reqwest::Result<&Client> {
-        if self.0.is_none() {
+        if self.client.is_none() {
             // An error says only that there is a provider already: this one.
             let _ = rustls::crypto::ring::default_provider().install_default();
-            let client = Client::builder()
+            let builder = match &self.proxy {
+                Some(proxy) => Client::builder().proxy(reqwest::Proxy::https(proxy.reveal())?),
+                None => Client::builder(),
+            };
+            let client = builder
                 .user_agent(concat!("f2bmqtt/", env!("CARGO_PKG_VERSION")))
                 .https_only(true)
                 // The key would go along to wherever a portal sends us.
                 .redirect(redirect::Policy::none())
                 .connect_timeout(CONNECT)
                 .build()?;
-            self.0 = Some(client);
+            self.client = Some(client);
         }
-        Ok(self.0.get_or_insert_default())
+        Ok(self.client.get_or_insert_default())
     }
 }
 
@@ -144,7 +167,7 @@ impl Api for Https {
     }
 
     fn rest(&mut self) {
-        self.0 = None;
+        self.client = None;
     }
 }
 
@@ -215,6 +238,30 @@ fn words(error: reqwest::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn report_goes_by_the_proxy() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let proxy = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://ann:s3cret@{}", proxy.local_addr().unwrap());
+        let asked = tokio::spawn(async move {
+            let (mut stream, _) = proxy.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                stream.read_buf(&mut head).await.unwrap();
+            }
+            stream.write_all(b"HTTP/1.1 502 No\r\n\r\n").await.unwrap();
+            String::from_utf8(head).unwrap().to_lowercase()
+        });
+        let request =
+            Request::Check { address: Address::new("192.31.196.1").unwrap(), verbose: false };
+        let mut https = Https::by(Some(Secret::new(url)));
+        let failed = https.ask(&Secret::new("k3y".to_owned()), &request).await.unwrap_err();
+        assert!(!failed.to_string().contains("s3cret"), "{failed}");
+        let asked = asked.await.unwrap();
+        assert!(asked.starts_with("connect api.abuseipdb.com:443 http/1.1\r\n"), "{asked}");
+        assert!(asked.contains("proxy-authorization: basic ") && !asked.contains("k3y"), "{asked}");
+    }
 
     #[test]
     fn a_line_of_a_bulk_report_is_one_line() {

@@ -30,6 +30,7 @@ impl<A: Api> Worker<A> {
         }
         let Some((key, first)) = key.zip(together.first()) else { return Ok(()) };
         let log = first.log.clone();
+        let about = format!("{} IPs in one call", together.len());
         let ids: Vec<Id> = together.iter().flat_map(|group| group.ids.clone()).collect();
         let (now, before) = (self.now(), self.queue.these(&ids));
         self.queue.update(&ids, |waiting| {
@@ -40,10 +41,10 @@ impl<A: Api> Worker<A> {
         let reply = self.ask::<BulkAccepted>(Call::Bulk, &key, &Request::Bulk(csv)).await?;
         let (answer, trouble) = match reply {
             Reply::Done(taken) => return self.taken_in_bulk(&together, before, &taken, &log),
-            Reply::Failed(failure) => return self.unanswered(&log, &failure, before),
+            Reply::Failed(failure) => return self.unanswered(&log, &about, &failure, before),
             Reply::Trouble(answer, trouble) => (answer, trouble),
         };
-        log.line(answer.complaint(key.reveal()));
+        log.line(format_args!("{} ({about})", answer.complaint(key.reveal())));
         match trouble {
             Trouble::Spent(wait) => {
                 self.queue.set(before)?;

@@ -11,12 +11,12 @@ use super::key::{self, KeyFile};
 use super::ledger::Ledger;
 use super::log::Log;
 use super::queue::MAX;
-use super::report::{Categories, Report, bounded};
+use super::report::{Categories, CommentSource, Report, bounded};
 use super::service::now;
 use super::times::Times;
 use crate::child;
-use crate::config::Secret;
 use crate::error::Error;
+use crate::files::mounts;
 use crate::guard::is_reportable;
 use crate::journal::{self, say};
 use crate::lock;
@@ -24,6 +24,7 @@ use crate::notify::whole_seconds;
 use crate::paths::Paths;
 use crate::spool::{Item as _, Spool};
 use crate::wire::Address;
+use crate::wire::range::duration;
 
 /// The script's database and log, where an action names no others.
 pub const LEDGER: &str = "/var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb";
@@ -45,6 +46,8 @@ pub struct Call {
     pub log: String,
     pub failures: String,
     pub time: String,
+    /// `own`: the comment is the administrator's; where there is none, fail2ban's database has log lines.
+    pub source: String,
 }
 
 /// What is to be done about a call.
@@ -81,15 +84,16 @@ impl Call {
             log: word(8),
             failures: word(9),
             time: word(10),
+            source: word(11),
         }
     }
 
-    /// Decides. `file` is the key in the admin's file; the time is in seconds since 1970.
+    /// Decides; the time is in seconds since 1970.
     ///
     /// # Errors
     /// [`Error::Report`] where something is missing, [`Error::Usage`] where an argument cannot be
     /// what it stands for.
-    pub fn decide(&self, file: impl Fn() -> Option<Secret>, now: i64) -> Result<Verdict, Error> {
+    pub fn decide(&self, now: i64) -> Result<Verdict, Error> {
         let usage = |name: &str, what: &str| Error::Usage(format!("{name} {what}"));
         let count = |name, text: &str| match text.trim() {
             "" => Ok(0),
@@ -101,14 +105,13 @@ impl Call {
                 "INFO: (RESTART) IP {shown} was already reported in the previous Fail2Ban session."
             )));
         }
-        let key = key::usable(&self.key);
-        self.complete(key.is_some() || file().is_some())?;
         let failures = count("FAILURES", &self.failures)?;
         if failures == 0 {
             return Ok(Verdict::Nothing(format!(
                 "INFO: (BAN) IP {shown} has 0 failures so no action required"
             )));
         }
+        self.complete()?;
         let address = Address::new(self.address.trim()).map_err(|what| usage("IP", &what))?;
         if !is_reportable(address.ip()) {
             return Ok(Verdict::Nothing(format!(
@@ -116,25 +119,35 @@ impl Call {
             )));
         }
         let categories = Categories::new(&self.categories);
+        let (comment, source) = match (self.is_own(), self.comment.as_str()) {
+            (false, text) => (text.to_owned(), CommentSource::Log),
+            (true, "") => (String::new(), CommentSource::Database),
+            (true, text) => (unescaped(text), CommentSource::Admin),
+        };
         Ok(Verdict::Report(Box::new(Report {
             address,
             categories: categories.map_err(|what| usage("CATEGORIES", &what))?,
-            comment: bounded(&self.comment).to_owned(),
+            comment: bounded(&comment).to_owned(),
+            source,
             // It is only for the ledger: no reason to report nothing.
-            bantime: seconds(&self.bantime).unwrap_or(0),
+            bantime: duration(&self.bantime).unwrap_or(0),
             failures: failures.into(),
             time: whole_seconds(&self.time).filter(|time| (1..now).contains(time)).unwrap_or(now),
-            key,
+            // A report that lacks only a key waits for one.
+            key: key::usable(&self.key),
             ledger: self.ledger().into(),
             log: self.log().into(),
         })))
     }
 
-    fn complete(&self, has_key: bool) -> Result<(), Error> {
-        let key = if has_key { "x" } else { "" };
+    fn is_own(&self) -> bool {
+        self.source == "own"
+    }
+
+    fn complete(&self) -> Result<(), Error> {
+        let comment = if self.is_own() { "x" } else { &self.comment };
         let needed = [
-            ("APIKEY (in /etc/fail2ban/abuseipdb.apikey, or passed)", key),
-            ("COMMENT", &self.comment),
+            ("COMMENT", comment),
             ("IP", &self.address),
             ("CATEGORIES", &self.categories),
             ("BANTIME", &self.bantime),
@@ -156,27 +169,23 @@ impl Call {
     }
 }
 
+/// fail2ban escapes what stands in `matches`, for a shell word without quotes (`escapeTag` of its
+/// `server/action.py`). Within double quotes most of that is left.
+fn unescaped(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        let escaped = |next: &char| "#&;|*?~<>^()[]{}'".contains(*next);
+        plain.push(if c == '\\' { chars.next_if(escaped).unwrap_or(c) } else { c });
+    }
+    plain
+}
+
 /// A path, or the default. fail2ban's settings know no quotes: those that somebody wrote come along.
 #[must_use]
 pub fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
     let text = text.trim_matches('"');
     if text.is_empty() { default } else { text }
-}
-
-/// A length of time in seconds: a number, or one with a unit. Below 0 is for ever.
-fn seconds(text: &str) -> Option<i64> {
-    let text = text.trim();
-    let (number, unit) = text.split_at(text.trim_end_matches(char::is_alphabetic).len());
-    let unit = match unit {
-        "" | "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        "w" => 7 * 86_400,
-        "y" => 365 * 86_400,
-        _ => return None,
-    };
-    number.trim().parse::<i64>().ok()?.checked_mul(unit)
 }
 
 /// Takes one call.
@@ -185,14 +194,18 @@ fn seconds(text: &str) -> Option<i64> {
 /// Those of [`Call::decide`]; they are in the log, too. Nothing else makes the action fail.
 pub fn run(call: &Call, paths: &Paths) -> Result<(), Error> {
     let log = Log::new(call.log().into());
-    let file = || KeyFile::read(&paths.api_key).key;
-    match call.decide(file, now()) {
+    match call.decide(now()) {
         Ok(Verdict::Report(report)) if is_by_hand(&report, &log, paths) => log.line(format_args!(
             "INFO: IP {} was banned by hand (f2bmqtt ban): it is not reported.",
             report.address
         )),
         Ok(Verdict::Report(report)) => {
             queue(&report, &log, paths);
+            for place in [&report.ledger, &report.log] {
+                if let Some(line) = out_of_reach(place, paths) {
+                    log.line(line);
+                }
+            }
         }
         Ok(Verdict::Nothing(line)) => log.line(line),
         Err(error) => {
@@ -210,6 +223,26 @@ fn is_by_hand(report: &Report, log: &Log, paths: &Paths) -> bool {
     noted.unwrap_or_else(|error| {
         log.line(format_args!("ERROR: cannot read {}: {error}", path.display()));
         false
+    })
+}
+
+/// What to do where the service works the queue off, and its sandbox lets it write nothing at a place: its own
+/// lines of that would be in the system's log alone.
+fn out_of_reach(place: &Path, paths: &Paths) -> Option<String> {
+    // Where both are by default, the unit lets it.
+    if place == Path::new(LEDGER) || place == Path::new(LOG) {
+        return None;
+    }
+    let path = paths.report_lock();
+    let pid = lock::is_held(&path).then(|| lock::holder(&path)).flatten()?;
+    let pid = pid.split_once(' ')?.1.parse().ok()?;
+    let dir = place.parent()?;
+    mounts::is_read_only_for(pid, dir)?.then(|| {
+        let (place, dir) = (place.display(), dir.display());
+        format!(
+            "ERROR: the service f2bmqttsub cannot write to {place}. Run systemctl edit f2bmqttsub, add the lines \
+             [Service] and ReadWritePaths={dir}, then run systemctl restart f2bmqttsub."
+        )
     })
 }
 
@@ -280,8 +313,11 @@ pub fn by_hand(call: &Call, dry_run: bool, paths: &Paths) -> Result<(), Error> {
     let file = KeyFile::read(&paths.api_key);
     file.warning.iter().for_each(journal::warn);
     // Without a key there is still something to look at.
-    let key = file.key.clone().or_else(|| dry_run.then(|| Secret::new(String::new())));
-    let report = match call.decide(|| key.clone(), now())? {
+    if file.key.is_none() && !dry_run {
+        let path = paths.api_key.display();
+        return Err(Error::Report(format!("there is no API key in {path}")));
+    }
+    let report = match call.decide(now())? {
         Verdict::Nothing(line) => {
             say(line);
             return Ok(());
@@ -306,7 +342,7 @@ pub fn by_hand(call: &Call, dry_run: bool, paths: &Paths) -> Result<(), Error> {
     let form = Form {
         address: report.address,
         categories: report.categories.to_string(),
-        comment: comment::compose([report.comment.as_str()], address, &private),
+        comment: comment::compose([(report.comment.as_str(), report.source)], address, &private),
         timestamp: Some(times.iso(report.time)),
     };
     say(form.to_string().trim_end());
@@ -337,21 +373,21 @@ mod tests {
             ("k3y|c|192.31.196.1|18|600|0|0|||0", unfailed),
             ("k3y|c|192.31.196.1|18|600|1|1|||0", unfailed),
             ("k3y|c|192.31.196.1|18|600|0|0", unfailed),
+            // An imported ban has no log lines.
+            ("||192.31.196.1||||0|||0", unfailed),
             ("k3y|c|10.0.0.1|18|600|0|0|||3", private),
             ("k3y|c|203.0.113.120|18|600|0|0|||3", documentation),
         ];
         for (text, line) in silent {
             let expected = Verdict::Nothing(line.to_owned());
-            assert_eq!(call(text).decide(|| None, 1).unwrap(), expected, "{text}");
+            assert_eq!(call(text).decide(1).unwrap(), expected, "{text}");
         }
         let missing = [
-            ("|c|192.31.196.1|18|600|0|0|||3", "APIKEY (in"),
-            ("YOUR_API_KEY|c|192.31.196.1|18|600|0|0|||3", "APIKEY (in"),
             ("k3y||192.31.196.1|18|600|0|0|||3", "Missing: COMMENT."),
-            ("k3y|c||18||0|0|||0", "Missing: IP, BANTIME."),
+            ("k3y|c||18||0|0|||3", "Missing: IP, BANTIME."),
         ];
         for (text, what) in missing {
-            let error = call(text).decide(|| None, 1).unwrap_err();
+            let error = call(text).decide(1).unwrap_err();
             assert!(error.to_string().starts_with("Missing core argument(s)."), "{text}: {error}");
             assert!(error.to_string().contains(what), "{text}: {error}");
             assert_eq!(error.exit_code(), 1);
@@ -363,7 +399,7 @@ mod tests {
             ("k3y|c|192.31.196.1|18|600|x|0|||3", "RESTORED"),
         ];
         for (text, name) in wrong {
-            let error = call(text).decide(|| None, 1).unwrap_err();
+            let error = call(text).decide(1).unwrap_err();
             assert!(error.to_string().starts_with(name), "{text}: {error}");
             assert_eq!(error.exit_code(), 2);
         }
@@ -371,7 +407,7 @@ mod tests {
 
     #[test]
     fn what_is_to_be_reported_is_as_it_was_called() {
-        let decided = |text: &str| match call(text).decide(|| None, 77).unwrap() {
+        let decided = |text: &str| match call(text).decide(77).unwrap() {
             Verdict::Report(report) => report,
             Verdict::Nothing(line) => panic!("{text}: {line}"),
         };
@@ -389,30 +425,27 @@ mod tests {
         assert_eq!(raw.comment, "\u{1b}[31mann\u{1b}[0m", "what is to be masked is found later");
         let report = decided("k3y|c|192.31.196.1|18|-1|0||||1");
         assert_eq!((report.bantime, report.ledger, report.log), (-1, LEDGER.into(), LOG.into()));
-        let from_file = call("|c|192.31.196.1|18|1|0||||1");
-        let file = || Some(Secret::new("f1le".to_owned()));
-        assert!(
-            matches!(from_file.decide(file, 1), Ok(Verdict::Report(report)) if report.key.is_none())
-        );
+        for none in ["", "YOUR_API_KEY"] {
+            let waits = decided(&format!("{none}|c|192.31.196.1|18|1|0||||1"));
+            assert!(waits.key.is_none(), "it waits for a key");
+        }
     }
 
     #[test]
-    fn bantimes_have_units() {
+    fn comment_is_the_administrators_or_log_lines() {
+        use CommentSource::{Admin, Database, Log};
         let table = [
-            ("600", Some(600)),
-            ("10m", Some(600)),
-            ("2h", Some(7200)),
-            ("1d", Some(86_400)),
-            ("1w", Some(604_800)),
-            ("1y", Some(31_536_000)),
-            ("-1", Some(-1)),
-            ("", None),
-            ("m", None),
-            ("1x", None),
-            ("9999999999999999y", None),
+            ("seen by web1|", "seen by web1", Log),
+            ("seen by web1|own", "seen by web1", Admin),
+            ("|own", "", Database),
+            (r"it\'s \(so\) \<now\> 1\\2 c:\dir|own", r"it's (so) <now> 1\\2 c:\dir", Admin),
+            (r"it\'s|", r"it\'s", Log),
         ];
-        for (text, expected) in table {
-            assert_eq!(seconds(text), expected, "{text}");
+        for (text, comment, source) in table {
+            let (text, own) = text.split_once('|').unwrap();
+            let call = call(&format!("k|{text}|192.31.196.1|18|1|0||||1|5|{own}"));
+            let Verdict::Report(report) = call.decide(77).unwrap() else { panic!("{text}") };
+            assert_eq!((report.comment.as_str(), report.source), (comment, source), "{text}");
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
+use super::report::CommentSource;
 use crate::wire::Address;
 
 /// The most characters that `AbuseIPDB` takes (docs.abuseipdb.com, REPORT endpoint).
@@ -23,18 +24,20 @@ pub struct Private {
     pub accounts: Vec<String>,
 }
 
-/// Makes one comment of what the bans of an address said: the most telling lines first.
+/// Makes one comment of what the bans of an address said: the most telling lines first. What the administrator
+/// wrote is published as it is; log lines are redacted.
 #[must_use]
 pub fn compose<'a>(
-    texts: impl IntoIterator<Item = &'a str>,
+    texts: impl IntoIterator<Item = (&'a str, CommentSource)>,
     about: Address,
     private: &Private,
 ) -> String {
     let (mut lines, mut known) = (Vec::new(), BTreeSet::new());
-    for text in texts {
+    for (text, source) in texts {
         for line in printable(text).lines().map(str::trim) {
             if lines.len() < MAX && !line.is_empty() && known.insert(line.to_owned()) {
-                lines.push(private.mask(line));
+                let own = source == CommentSource::Admin;
+                lines.push(if own { line.to_owned() } else { private.mask(line) });
             }
         }
     }
@@ -280,7 +283,19 @@ mod tests {
 
     fn composed(texts: &[&str]) -> String {
         let about = Address::new("203.0.113.9").unwrap();
-        compose(texts.iter().copied(), about, &private())
+        compose(texts.iter().map(|text| (*text, CommentSource::Log)), about, &private())
+    }
+
+    #[test]
+    fn words_of_the_administrator_are_published_as_they_are() {
+        let about = Address::new("203.0.113.9").unwrap();
+        let texts = [
+            ("web1 bans ann@example.com for 192.0.2.10", CommentSource::Admin),
+            ("web1 sees ann at 192.0.2.10", CommentSource::Log),
+            ("ann on web1", CommentSource::Database),
+        ];
+        let expected = "web1 bans ann@example.com for 192.0.2.10\n[host] sees [user] at [ip]\n[user] on [host]";
+        assert_eq!(compose(texts, about, &private()), expected);
     }
 
     #[test]

@@ -2,17 +2,32 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
 use super::answer::Quota;
+use super::report::Report;
+use crate::spool::Item as _;
 
 /// The queue, at a glance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Glance {
     /// How many reports wait.
     pub waiting: usize,
+    /// When the ban of the first of them was, in seconds since 1970.
+    pub oldest: Option<i64>,
+    /// How the last call ended.
+    pub last_call: Option<LastCall>,
     /// What is known of each kind of call that was made.
     pub calls: Vec<Call>,
+}
+
+/// The last call of any kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastCall {
+    /// When, in seconds since 1970.
+    pub at: i64,
+    /// Why reports wait after it; `None` where it succeeded.
+    pub error: Option<String>,
 }
 
 /// What is known of a kind of call.
@@ -40,6 +55,14 @@ impl Glance {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = Connection::open_with_flags(path, flags)?;
         let waiting = db.query_row("SELECT count(*) FROM waiting", [], |row| row.get(0))?;
+        let sql = "SELECT report FROM waiting ORDER BY id LIMIT 1";
+        let first: Option<String> = db.query_row(sql, [], |row| row.get(0)).optional()?;
+        let first = first.and_then(|first| Report::parse(first.as_bytes()).ok());
+        let oldest = first.map(|report| report.time);
+        // An earlier version's queue has no such table.
+        let last_call = db.query_row("SELECT at, error FROM last_call", [], |row| {
+            Ok(LastCall { at: row.get(0)?, error: row.get(1)? })
+        });
         let mut all =
             db.prepare("SELECT name, blocked, quota, remaining, seen FROM calls ORDER BY name")?;
         let calls = all.query_map([], |row| {
@@ -47,14 +70,16 @@ impl Glance {
             Ok(Call { name: row.get(0)?, blocked: row.get(1)?, quota, seen: row.get(4)? })
         })?;
         let calls = calls.collect::<rusqlite::Result<_>>()?;
-        Ok(Self { waiting, calls })
+        Ok(Self { waiting, oldest, last_call: last_call.ok(), calls })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::queue::{self, Queue};
+    use super::super::report::{Categories, CommentSource};
     use super::*;
+    use crate::wire::Address;
 
     #[test]
     fn it_is_what_the_worker_wrote() {
@@ -69,6 +94,26 @@ mod tests {
             |name: &str, blocked, quota, seen| Call { name: name.to_owned(), blocked, quota, seen };
         let calls =
             vec![call("check", 99, Quota::default(), None), call("report", 0, quota, Some(5))];
-        assert_eq!(Glance::of(&path).unwrap(), Glance { waiting: 0, calls });
+        let empty = Glance { calls, ..Glance::default() };
+        assert_eq!(Glance::of(&path).unwrap(), empty);
+        let report = |time| Report {
+            address: Address::new("192.0.2.1").unwrap(),
+            categories: Categories::new("18").unwrap(),
+            comment: String::new(),
+            source: CommentSource::Log,
+            bantime: 600,
+            failures: 3,
+            time,
+            key: None,
+            ledger: "l".into(),
+            log: "l".into(),
+        };
+        queue.add(vec![("1".to_owned(), report(60)), ("2".to_owned(), report(70))]).unwrap();
+        for error in [Some("no network"), None] {
+            queue.record_call(99, error).unwrap();
+            let last_call = Some(LastCall { at: 99, error: error.map(str::to_owned) });
+            let expected = Glance { waiting: 2, oldest: Some(60), last_call, ..empty.clone() };
+            assert_eq!(Glance::of(&path).unwrap(), expected);
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The API key: from the admin's own file, or as fail2ban passes it.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -16,12 +18,16 @@ const MAX_BYTES: u64 = 64 * 1024;
 pub struct KeyFile {
     /// The key, if there is a real one in it.
     pub key: Option<Secret>,
+    /// It sets a key that cannot be read safely, or it cannot be read at all: then no other key is used in place of
+    /// the one that the administrator meant.
+    pub is_broken: bool,
     /// What is wrong with the file, if anything: never a word of what is in it.
     pub warning: Option<String>,
 }
 
 impl KeyFile {
-    /// Reads it: `APIKEY=…`, as bash would source it. A file that is not there has no key.
+    /// Reads it: `APIKEY=…`, as bash would source it, also with variables of lines before. A file that is not there has
+    /// no key.
     #[must_use]
     pub fn read(path: &Path) -> Self {
         match File::open(path) {
@@ -32,29 +38,61 @@ impl KeyFile {
     }
 
     fn wrong(path: &Path, what: impl std::fmt::Display) -> Self {
-        Self { key: None, warning: Some(format!("cannot read {}: {what}", path.display())) }
+        let warning = format!("cannot read {}: {what}; reports wait", path.display());
+        Self { key: None, is_broken: true, warning: Some(warning) }
     }
 
     fn take(file: File, path: &Path) -> io::Result<Self> {
         let exposed = file.metadata()?.permissions().mode() & 0o077 != 0;
         let mut text = String::new();
         file.take(MAX_BYTES).read_to_string(&mut text)?;
-        let (mut key, mut wrong) = (None, Vec::new());
+        let (mut key, mut is_broken, mut wrong) = (None, false, Vec::new());
+        let mut values = BTreeMap::new();
         for (number, line) in text.lines().enumerate() {
-            match config::read_line(line, &|_| None) {
-                Ok(Some((name, value))) if name == "APIKEY" => key = usable(&value),
-                Ok(_) => {}
-                Err(what) => {
-                    wrong.push(format!("{}, line {}: {what}", path.display(), number + 1));
+            let unset = RefCell::new(None);
+            let known = |name: &str| {
+                let value = values.get(name).cloned().or_else(|| std::env::var(name).ok());
+                if value.is_none() {
+                    unset.replace(Some(name.to_owned()));
                 }
+                value
+            };
+            // bash ends a command there.
+            let ended = line.trim_end();
+            let read = config::read_line(ended.strip_suffix(';').unwrap_or(ended), &known);
+            let what = match (read, unset.take()) {
+                (Ok(Some((name, _))), Some(unset)) if name == "APIKEY" => {
+                    format!("uses ${unset}, which is not set, or cannot be read")
+                }
+                (Ok(Some((name, value))), _) => {
+                    if name == "APIKEY" {
+                        (key, is_broken) = (usable(&value), false);
+                    }
+                    values.insert(name, value);
+                    continue;
+                }
+                (Ok(None), _) => continue,
+                (Err(what), _) => what.to_owned(),
+            };
+            if sets_key(line) {
+                (key, is_broken) = (None, true);
             }
+            wrong.push(format!("{}, line {}: {what}", path.display(), number + 1));
+        }
+        if is_broken {
+            wrong.push("reports wait".to_owned());
         }
         if exposed {
             let path = path.display();
             wrong.push(format!("{path} can be read by others: chmod 600 {path}"));
         }
-        Ok(Self { key, warning: (!wrong.is_empty()).then(|| wrong.join("; ")) })
+        Ok(Self { key, is_broken, warning: (!wrong.is_empty()).then(|| wrong.join("; ")) })
     }
+}
+
+/// Whether bash might take a key from a line.
+fn sets_key(line: &str) -> bool {
+    line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').any(|word| word == "APIKEY")
 }
 
 /// The keys that reports go with: the file's, or else the one that the action passed. One that the
@@ -82,7 +120,8 @@ impl Keys {
         self.refused.retain(|(_, until)| *until > now);
         let file = KeyFile::read(&self.path);
         let warning = file.warning.clone().filter(|_| file.warning != self.file.warning);
-        let changed = file.key != self.file.key && file.key.is_some();
+        let mended = self.file.is_broken && !file.is_broken;
+        let changed = mended || file.key != self.file.key && file.key.is_some();
         self.file = file;
         (changed, warning)
     }
@@ -90,7 +129,21 @@ impl Keys {
     /// The key of a report.
     #[must_use]
     pub fn of<'a>(&'a self, report: &'a Report) -> Option<&'a Secret> {
+        if self.file.is_broken {
+            return None;
+        }
         self.file.key.as_ref().or(report.key.as_ref())
+    }
+
+    /// Why a report has no key.
+    #[must_use]
+    pub fn fault(&self) -> String {
+        match &self.file {
+            KeyFile { is_broken: true, .. } => {
+                format!("the API key in {} cannot be read", self.path.display())
+            }
+            _ => "there is no API key".to_owned(),
+        }
     }
 
     /// Until when a key rests, in seconds since 1970.
@@ -174,6 +227,16 @@ mod tests {
             ("APIKEY=\"abc123\"\r\nOTHER=x\n", Some("abc123"), false),
             ("APIKEY=first\nAPIKEY=second", Some("second"), false),
             ("APIKEY=YOUR_API_KEY", None, false),
+            ("A=abc123\nAPIKEY=$A", Some("abc123"), false),
+            ("A=abc; B=x\nAPIKEY=abc123", Some("abc123"), true),
+            ("export A=\"abc\"\nexport APIKEY=\"${A}123\"", Some("abc123"), false),
+            ("APIKEY=abc123;", Some("abc123"), false),
+            ("APIKEY='abc123' ; # mine", None, true),
+            ("APIKEY=$(pass abuseipdb)", None, true),
+            ("A=$(pass abuseipdb)\nAPIKEY=$A", None, true),
+            ("APIKEY=$NONE_SUCH", None, true),
+            ("APIKEY=$(pass abuseipdb)\nAPIKEY=abc123", Some("abc123"), true),
+            ("APIKEY=abc123\nif true; then APIKEY=other; fi", None, true),
             ("APIKEY = abc123", None, true),
             ("abc123", None, true),
         ];
@@ -184,6 +247,8 @@ mod tests {
             assert_eq!(file.key.as_ref().map(Secret::reveal), key, "{text}");
             assert_eq!(file.warning.is_some(), warns, "{text}: {:?}", file.warning);
             assert!(!file.warning.unwrap_or_default().contains("abc123"));
+            // What sets a key and cannot be read is no file without one.
+            assert_eq!(file.is_broken, warns && key.is_none() && text != "abc123", "{text}");
         }
         fs::write(&path, "APIKEY=abc123").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();

@@ -230,6 +230,7 @@ fn groups(
 
 #[cfg(test)]
 mod tests {
+    use super::super::report::CommentSource;
     use super::*;
 
     const NOW: i64 = 1_795_342_588;
@@ -243,6 +244,7 @@ mod tests {
             address: address(n),
             categories: Categories::new("18").unwrap(),
             comment: "x".to_owned(),
+            source: CommentSource::Log,
             bantime: 600,
             failures: 3,
             time: NOW - 60,

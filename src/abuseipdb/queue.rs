@@ -26,7 +26,8 @@ const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
         ip TEXT PRIMARY KEY, at INTEGER NOT NULL, categories TEXT NOT NULL, comment TEXT NOT NULL);
     CREATE TABLE IF NOT EXISTS calls(
         name TEXT PRIMARY KEY, blocked INTEGER NOT NULL DEFAULT 0, quota INTEGER, remaining INTEGER,
-        seen INTEGER);";
+        seen INTEGER);
+    CREATE TABLE IF NOT EXISTS last_call(at INTEGER NOT NULL, error TEXT);";
 
 /// No report is put off for longer, in seconds.
 const LONGEST_PAUSE: i64 = 2 * 3600;
@@ -112,14 +113,14 @@ impl Queue {
             self.db.prepare("SELECT id, report, stage, tries, next, sent FROM waiting")?;
         let waiting = all.query_map([], |row| Ok((row.get(0)?, waiting(row)?)))?;
         for one in waiting {
-            if let (id, Some(waiting)) = one? {
+            if let Some((id, Some(waiting))) = readable(one)? {
                 self.waiting.insert(id, waiting);
             }
         }
         let mut all = self.db.prepare("SELECT ip, at, categories, comment FROM told")?;
         let told = all.query_map([], |row| Ok((row.get::<_, String>(0)?, told(row)?)))?;
         for one in told {
-            if let (ip, Some(told)) = one?
+            if let Some((ip, Some(told))) = readable(one)?
                 && let Ok(address) = Address::new(&ip)
             {
                 self.told.insert(address, told);
@@ -129,7 +130,7 @@ impl Queue {
         let calls =
             all.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
         for one in calls {
-            let (name, until) = one?;
+            let Some((name, until)) = readable(one)? else { continue };
             for call in [Call::All, Call::Check, Call::Report, Call::Bulk] {
                 if call.name() == name {
                     *limit(&mut self.limits, call) = until;
@@ -208,13 +209,13 @@ impl Queue {
         changed.retain(|(id, _)| self.waiting.contains_key(id));
         self.change(|change| {
             for (id, waiting) in &changed {
-                let Waiting { stage, tries, next, sent, .. } = waiting;
+                let Waiting { report, stage, tries, next, sent } = waiting;
                 change
                     .prepare_cached(
-                        "UPDATE waiting SET stage = ?2, tries = ?3, next = ?4, sent = ?5
+                        "UPDATE waiting SET stage = ?2, tries = ?3, next = ?4, sent = ?5, report = ?6
                          WHERE id = ?1",
                     )?
-                    .execute(params![id, write_stage(*stage), tries, next, sent])?;
+                    .execute(params![id, write_stage(*stage), tries, next, sent, report.encode()])?;
             }
             Ok(())
         })?;
@@ -275,6 +276,17 @@ impl Queue {
         })
     }
 
+    /// Keeps how the last call ended, for the operator; `error` is why reports wait after it.
+    ///
+    /// # Errors
+    /// [`Error::Queue`].
+    pub fn record_call(&mut self, now: i64, error: Option<&str>) -> Result<(), Error> {
+        self.change(|change| {
+            change.execute("DELETE FROM last_call", [])?;
+            change.execute("INSERT INTO last_call VALUES(?1, ?2)", params![now, error]).map(drop)
+        })
+    }
+
     /// Takes times that lie further ahead than they can for what they are: of a clock that went wrong
     /// for a while.
     pub fn set_right(&mut self, now: i64) {
@@ -328,6 +340,14 @@ impl Queue {
     }
 }
 
+/// A row, or nothing where a value in it has another type than its column.
+fn readable<T>(row: SqlResult<T>) -> SqlResult<Option<T>> {
+    match row {
+        Err(error) if store::is_odd_value(&error) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 fn limit(limits: &mut Limits, call: Call) -> &mut i64 {
     match call {
         Call::All => &mut limits.all,
@@ -368,6 +388,7 @@ fn told(row: &Row<'_>) -> SqlResult<Option<Told>> {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use super::super::report::CommentSource;
     use super::*;
 
     fn report(ip: &str) -> Report {
@@ -375,6 +396,7 @@ mod tests {
             address: Address::new(ip).unwrap(),
             categories: Categories::new("18").unwrap(),
             comment: "x".to_owned(),
+            source: CommentSource::Log,
             bantime: 600,
             failures: 3,
             time: 1,
@@ -406,6 +428,10 @@ mod tests {
         queue.block(Call::Report, 99).unwrap();
         queue.remains(Call::Report, Quota { limit: Some(1000), remaining: Some(7) }, 5).unwrap();
         let (waiting, limits) = (queue.waiting().clone(), *queue.limits());
+        let odd = "INSERT INTO told VALUES('192.0.2.9', 'x', 'x', x'ff');
+                   INSERT INTO calls(name, blocked) VALUES('odd', 1.5);
+                   INSERT INTO waiting VALUES(99, 'odd', x'ff', 'new', 0, 0, 0)";
+        queue.db.execute_batch(odd).unwrap();
         drop(queue);
         let mut queue = Queue::open(&path).unwrap();
         assert_eq!((queue.waiting(), *queue.limits()), (&waiting, limits));

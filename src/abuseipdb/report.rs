@@ -58,6 +58,19 @@ impl std::fmt::Display for Categories {
     }
 }
 
+/// Who wrote a report's comment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CommentSource {
+    /// Log lines, which the action passed.
+    #[default]
+    Log,
+    /// Log lines that are to be read from fail2ban's database, where there are any.
+    Database,
+    /// The administrator: it is published as it is.
+    Admin,
+}
+
 /// A ban to be reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
@@ -65,8 +78,10 @@ pub struct Report {
     pub address: Address,
     /// For what.
     pub categories: Categories,
-    /// What the jail says of it, log lines as a rule; not yet fit to be published.
+    /// What the jail says of it; not yet fit to be published.
     pub comment: String,
+    /// Who wrote that.
+    pub source: CommentSource,
     /// How long, in seconds; below 0 is for ever.
     pub bantime: i64,
     /// How many failures led to it.
@@ -87,6 +102,8 @@ struct Written {
     ip: String,
     categories: String,
     comment: String,
+    #[serde(default)]
+    source: CommentSource,
     bantime: i64,
     failures: i64,
     time: i64,
@@ -115,6 +132,7 @@ impl Item for Report {
             ip: self.address.to_string(),
             categories: self.categories.to_string(),
             comment: self.comment.clone(),
+            source: self.source,
             bantime: self.bantime,
             failures: self.failures,
             time: self.time,
@@ -133,6 +151,7 @@ impl Item for Report {
             address: Address::new(&written.ip)?,
             categories: Categories::new(&written.categories)?,
             comment: written.comment,
+            source: written.source,
             bantime: written.bantime,
             failures: written.failures,
             time: written.time,
@@ -167,6 +186,7 @@ mod tests {
             address: Address::new("2001:db8::1").unwrap(),
             categories: Categories::new("18,22").unwrap(),
             comment: "a \"line\"\nand another".to_owned(),
+            source: CommentSource::Admin,
             bantime: 600,
             failures: 3,
             time: 1_795_342_588,

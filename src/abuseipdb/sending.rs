@@ -34,6 +34,15 @@ pub(super) struct Group {
 }
 
 impl Group {
+    /// Logs what went wrong, with the address that it happened to.
+    fn log_failure(&self, line: &str) {
+        self.log.line(format_args!("{line} ({})", self.about()));
+    }
+
+    fn about(&self) -> String {
+        format!("IP {}", self.address)
+    }
+
     pub(super) fn told(&self, at: i64) -> Told {
         Told { at, categories: self.categories.clone(), comment: self.form.comment.clone() }
     }
@@ -47,6 +56,7 @@ pub(super) enum Reply<T> {
 }
 
 /// What came of a check.
+#[derive(PartialEq, Eq)]
 enum Checked {
     Listing(Listing),
     /// Checks are spent for today; other calls may go.
@@ -66,7 +76,7 @@ impl<A: Api> Worker<A> {
         for report in &reports {
             categories.join(&report.categories);
         }
-        let comments = reports.iter().map(|report| report.comment.as_str());
+        let comments = reports.iter().map(|report| (report.comment.as_str(), report.source));
         let time = reports.iter().map(|report| report.time).min()?;
         let form = Form {
             address,
@@ -97,7 +107,9 @@ impl<A: Api> Worker<A> {
         };
         let Some(until) = rests else { return Ok(key) };
         if key.is_none() {
-            group.log.line(format_args!("ERROR: IP {} waits: there is no API key.", group.address));
+            let fault = self.keys.fault();
+            self.queue.record_call(now, Some(&fault))?;
+            group.log.line(format_args!("ERROR: IP {} waits: {fault}.", group.address));
         }
         self.queue.update(&group.ids, |waiting| waiting.next = until)?;
         Ok(None)
@@ -109,15 +121,21 @@ impl<A: Api> Worker<A> {
         key: &Secret,
         request: &Request,
     ) -> Result<Reply<T>, Error> {
-        let answer = match self.api.ask(key, request).await {
-            Ok(answer) => answer,
-            Err(failure) => return Ok(Reply::Failed(failure)),
-        };
+        let asked = self.api.ask(key, request).await;
         let now = self.now();
+        let answer = match asked {
+            Ok(answer) => answer,
+            Err(failure) => {
+                self.queue.record_call(now, Some(&failure.to_string()))?;
+                return Ok(Reply::Failed(failure));
+            }
+        };
         if answer.quota != Quota::default() {
             self.queue.remains(call, answer.quota, now)?;
         }
         let read = answer.read(now);
+        let error = read.as_ref().err().and_then(|trouble| answer.fault(trouble));
+        self.queue.record_call(now, error.as_deref())?;
         if !matches!(read, Err(Trouble::Odd)) {
             self.failures = 0;
         }
@@ -146,7 +164,7 @@ impl<A: Api> Worker<A> {
             (Stage::Sent | Stage::SentInBulk, None) if group.safe_to_repeat => {}
             (_, None) => return Ok(()), // the plan waits until checks are to be had again
             (Stage::New | Stage::Check, Some(listing)) => {
-                if listing.total_reports > 0 {
+                if listing.total_reports.unwrap_or(0) > 0 {
                     group.log.line(already_reported(address));
                     return self.queue.done(&group.ids, Vec::new());
                 }
@@ -169,7 +187,7 @@ impl<A: Api> Worker<A> {
     /// them, and the server would take a second one, it counts as listed.
     fn is_among(&self, listing: &Listing, group: &Group) -> bool {
         if listing.reports.is_empty() {
-            return listing.total_reports > 0 && !group.safe_to_repeat;
+            return listing.total_reports.unwrap_or(0) > 0 && !group.safe_to_repeat;
         }
         // A server may write it a little differently.
         let letters = |text: &str| text.chars().filter(|c| c.is_alphanumeric()).collect::<String>();
@@ -192,46 +210,81 @@ impl<A: Api> Worker<A> {
         loop {
             let request = Request::Check { address, verbose };
             let reply = self.ask(Call::Check, key, &request).await?;
-            match reply {
+            let checked = match reply {
                 Reply::Done(listing) => return Ok(Checked::Listing(listing)),
                 Reply::Trouble(_, Trouble::TooLong) if verbose => {
                     verbose = false;
                     continue;
                 }
                 Reply::Trouble(answer, trouble) => {
-                    group.log.line(answer.complaint(key.reveal()));
-                    match trouble {
-                        Trouble::Spent(wait) => {
-                            self.spent(&group.log, Call::Check, wait)?;
-                            return Ok(Checked::NotNow);
-                        }
-                        Trouble::NotAllowed => {
-                            self.queue.block(Call::Check, self.now() + PAUSE)?;
-                            return Ok(Checked::NotNow);
-                        }
-                        Trouble::Refused { .. } => match group.stage {
-                            Stage::Due => return Ok(Checked::NotNow),
-                            Stage::New | Stage::Check => {
-                                self.give_back(group)?;
-                                return Ok(Checked::Over);
-                            }
-                            Stage::Sent | Stage::SentInBulk => self.put_off(&group.ids, 0)?,
-                        },
-                        Trouble::Key => self.key_refused(key, &answer)?,
-                        _ => self.put_off(&group.ids, answer.asks_for())?,
-                    }
+                    group.log_failure(&answer.complaint(key.reveal()));
+                    self.check_refused(group, key, &answer, &trouble)?
+                }
+                Reply::Failed(Failure::Unknown(why)) => {
+                    group.log_failure(&format!("ERROR: No answer from api.abuseipdb.com: {why}."));
+                    self.check_failed(group, 0)?
                 }
                 Reply::Failed(failure) => {
-                    self.unanswered(&group.log, &failure, Vec::new())?;
+                    self.unanswered(&group.log, &group.about(), &failure, Vec::new())?;
+                    Checked::Over
                 }
-            }
-            if group.stage == Stage::Check {
+            };
+            if checked == Checked::Over && group.stage == Stage::Check {
                 group.log.line(format_args!(
                     "ERROR: Failed to check IP {address} in the AbuseIPDB API. The report waits."
                 ));
             }
-            return Ok(Checked::Over);
+            return Ok(checked);
         }
+    }
+
+    fn check_refused(
+        &mut self,
+        group: &Group,
+        key: &Secret,
+        answer: &Answer,
+        trouble: &Trouble,
+    ) -> Result<Checked, Error> {
+        match trouble {
+            Trouble::Spent(wait) => {
+                self.spent(&group.log, Call::Check, *wait)?;
+                Ok(Checked::NotNow)
+            }
+            Trouble::NotAllowed => {
+                self.queue.block(Call::Check, self.now() + PAUSE)?;
+                Ok(Checked::NotNow)
+            }
+            Trouble::Refused { .. } => match group.stage {
+                Stage::Due => Ok(Checked::NotNow),
+                Stage::New | Stage::Check => {
+                    self.give_back(group)?;
+                    Ok(Checked::Over)
+                }
+                Stage::Sent | Stage::SentInBulk => self.check_failed(group, 0),
+            },
+            // Of a new address the answer to the report says the same.
+            Trouble::Key if group.stage == Stage::Due => Ok(Checked::NotNow),
+            Trouble::Key => {
+                self.key_refused(key, answer)?;
+                Ok(Checked::Over)
+            }
+            _ => self.check_failed(group, answer.asks_for()),
+        }
+    }
+
+    /// Checks rest for a while, and for as long as the server asks for. What was never reported needs none; of the
+    /// rest, this one waits, and no other does.
+    fn check_failed(&mut self, group: &Group, wait: i64) -> Result<Checked, Error> {
+        let now = self.now();
+        self.queue.block(Call::Check, now + pause(1).max(wait))?;
+        if group.stage == Stage::Due {
+            return Ok(Checked::NotNow);
+        }
+        self.queue.update(&group.ids, |waiting| {
+            waiting.tries = waiting.tries.saturating_add(1);
+            waiting.next = now + 2 * pause(waiting.tries);
+        })?;
+        Ok(Checked::Over)
     }
 
     async fn report(
@@ -248,11 +301,11 @@ impl<A: Api> Worker<A> {
             let request = Request::Report(form.clone());
             let (answer, trouble) = match self.ask::<Accepted>(Call::Report, key, &request).await? {
                 Reply::Done(taken) => {
-                    let line = self.success(group, listing, Some(taken.score));
+                    let line = self.success(group, listing, taken.score);
                     return self.accepted(group, &line);
                 }
                 Reply::Failed(failure) => {
-                    return self.unanswered(&group.log, &failure, before);
+                    return self.unanswered(&group.log, &group.about(), &failure, before);
                 }
                 Reply::Trouble(answer, trouble) => (answer, trouble),
             };
@@ -266,7 +319,7 @@ impl<A: Api> Worker<A> {
                     ),
                 );
             }
-            group.log.line(answer.complaint(key.reveal()));
+            group.log_failure(&answer.complaint(key.reveal()));
             match trouble {
                 // A clock that is ahead: better reported as of now than not at all.
                 Trouble::Refused { timestamp: true } if form.timestamp.is_some() => {
@@ -283,6 +336,7 @@ impl<A: Api> Worker<A> {
                 }
                 Trouble::NotAllowed => {
                     self.queue.set(before)?;
+                    self.queue.block(Call::Report, self.now() + pause(1))?;
                     return self.put_off(&group.ids, 0);
                 }
                 _ => return self.put_off(&group.ids, answer.asks_for()),
@@ -299,7 +353,8 @@ impl<A: Api> Worker<A> {
         Ok(())
     }
 
-    /// The line that log watchers know. What only a check tells is not always known.
+    /// The line that log watchers know. `score` is that of the answer to the report, as in the scripts; the rest only
+    /// a check tells, and it is not always known.
     pub(super) fn success(
         &self,
         group: &Group,
@@ -307,10 +362,10 @@ impl<A: Api> Worker<A> {
         score: Option<i64>,
     ) -> String {
         const UNKNOWN: &str = "not known";
-        let number = |number: i64| number.to_string();
-        let score = listing.map(|listing| listing.score).or(score);
+        let score = score.or_else(|| listing.and_then(|listing| listing.score));
         let score = score.map_or(UNKNOWN.to_owned(), |score| format!("{score}%"));
-        let reports = listing.map_or(UNKNOWN.to_owned(), |listing| number(listing.total_reports));
+        let reports = listing.and_then(|listing| listing.total_reports);
+        let reports = reports.map_or(UNKNOWN.to_owned(), |reports| reports.to_string());
         let times = listing.map(|listing| {
             let times = listing.reports.iter();
             times.filter_map(|listed| self.times.read(&listed.reported_at)).min()
@@ -344,6 +399,9 @@ impl<A: Api> Worker<A> {
             waiting.tries = waiting.tries.saturating_add(1);
             waiting.next = now + 2 * pause(waiting.tries);
         })?;
+        if self.failures < 2 && !ids.is_empty() && wait == 0 {
+            return Ok(()); // perhaps the report's own doing, and no other is to wait for it
+        }
         self.queue.block(Call::All, now + pause(self.failures).max(wait))
     }
 
@@ -351,6 +409,7 @@ impl<A: Api> Worker<A> {
     pub(super) fn unanswered(
         &mut self,
         log: &Log,
+        about: &str,
         failure: &Failure,
         before: Vec<(Id, Waiting)>,
     ) -> Result<(), Error> {
@@ -363,7 +422,7 @@ impl<A: Api> Worker<A> {
         };
         let count = self.queue.waiting().len();
         log.line(format_args!(
-            "ERROR: No {what} api.abuseipdb.com: {why}. Reports that wait: {count}."
+            "ERROR: No {what} api.abuseipdb.com: {why}. Reports that wait: {count}. ({about})"
         ));
         self.put_off(&[], 0)
     }

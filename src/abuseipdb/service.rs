@@ -1,7 +1,10 @@
 //! When the reporter works: in the daemon for as long as that runs, or in a child that a call leaves
 //! where no daemon does. One worker at a time on a host.
 
+use std::cell::RefCell;
 use std::io::Read as _;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt as _;
@@ -12,7 +15,10 @@ use super::comment::Private;
 use super::queue::Queue;
 use super::report::Report;
 use super::worker::{Surroundings, Wake, Worker};
+use crate::config::{Config, Secret};
 use crate::error::Error;
+use crate::fail2ban;
+use crate::fail2ban::database::Database;
 use crate::journal;
 use crate::lock::{self, Lock, Role};
 use crate::paths::Paths;
@@ -41,10 +47,14 @@ pub fn child(paths: &Paths) -> Result<(), Error> {
     let mut text = Vec::new();
     let _ = std::io::stdin().take(Report::MAX).read_to_end(&mut text);
     let unqueued = Report::parse(&text);
+    // Reports need no broker: settings that cannot be used say nothing.
+    let (socket, proxy) =
+        Config::load().map_or((None, None), |config| (config.fail2ban_socket, config.https_proxy));
+    let paths = &paths.located(socket.as_deref());
     let result = runtime::run(async {
         match unqueued {
-            Ok(report) => from_memory(paths, report).await,
-            Err(_) => until_idle(paths).await,
+            Ok(report) => from_memory(paths, proxy, report).await,
+            Err(_) => until_idle(paths, proxy).await,
         }
     });
     if let Err(error) = &result {
@@ -53,12 +63,17 @@ pub fn child(paths: &Paths) -> Result<(), Error> {
     result
 }
 
-/// Works for as long as the daemon runs.
-pub async fn forever(paths: Paths) {
+/// Answers where fail2ban's database is.
+pub type FindDatabase = Arc<dyn Fn() -> Option<PathBuf> + Send + Sync>;
+
+/// Works for as long as the daemon runs, which knows where fail2ban's database is.
+pub async fn forever(paths: Paths, database: FindDatabase, proxy: Option<Secret>) {
+    let assets =
+        Assets { paths: &paths, database: &database, proxy: proxy.as_ref(), warn: journal_warn };
     loop {
         match Lock::take(&paths.report_lock(), Role::Child, Duration::ZERO) {
             Ok(Some(_lock)) => {
-                let Err(error) = work(&paths, LOOK_AROUND, journal_warn, |_| true).await else {
+                let Err(error) = work(assets, LOOK_AROUND, |_| true).await else {
                     continue;
                 };
                 journal::warn(format_args!("the AbuseIPDB reporter waits: {error}"));
@@ -75,7 +90,25 @@ pub async fn forever(paths: Paths) {
     }
 }
 
-async fn until_idle(paths: &Paths) -> Result<(), Error> {
+/// What a worker needs of the host.
+#[derive(Clone, Copy)]
+struct Assets<'a> {
+    paths: &'a Paths,
+    database: &'a FindDatabase,
+    proxy: Option<&'a Secret>,
+    warn: fn(&str),
+}
+
+/// Where fail2ban says that its database is. This process is no action of fail2ban's: it may ask.
+async fn find_database(paths: &Paths) -> FindDatabase {
+    let path = fail2ban::database_path(&paths.fail2ban).await;
+    let path = path.unwrap_or_else(|_| Some(paths.database.clone()));
+    Arc::new(move || path.clone())
+}
+
+async fn until_idle(paths: &Paths, proxy: Option<Secret>) -> Result<(), Error> {
+    let database = find_database(paths).await;
+    let assets = Assets { paths, database: &database, proxy: proxy.as_ref(), warn: syslog };
     loop {
         let path = paths.report_lock();
         let lock = Lock::take(&path, Role::Child, Duration::ZERO);
@@ -88,7 +121,7 @@ async fn until_idle(paths: &Paths) -> Result<(), Error> {
                     Wake::Called => false,
                 }
         };
-        work(paths, LOOK, syslog, stays).await?;
+        work(assets, LOOK, stays).await?;
         drop(lock);
         // Whoever came while the lock was still held has left its report to us.
         let left = Spool::<Report>::new(paths.reports()).list().unwrap_or_default();
@@ -99,11 +132,13 @@ async fn until_idle(paths: &Paths) -> Result<(), Error> {
 }
 
 /// The disk cannot be written: tries with what there is in memory.
-async fn from_memory(paths: &Paths, report: Report) -> Result<(), Error> {
+async fn from_memory(paths: &Paths, proxy: Option<Secret>, report: Report) -> Result<(), Error> {
     let mut queue = Queue::in_memory()?;
     queue.add(vec![("from memory".to_owned(), report)])?;
     let nowhere = Spool::new(paths.state.join("none"));
-    let mut worker = worker(paths, nowhere, queue, syslog)?;
+    let database = find_database(paths).await;
+    let assets = Assets { paths, database: &database, proxy: proxy.as_ref(), warn: syslog };
+    let mut worker = worker(assets, nowhere, queue)?;
     let end = now() + STAY;
     loop {
         match worker.step().await? {
@@ -120,14 +155,13 @@ async fn from_memory(paths: &Paths, report: Report) -> Result<(), Error> {
 
 /// Works for as long as it `stays`, and looks around at least this often.
 async fn work(
-    paths: &Paths,
+    assets: Assets<'_>,
     look: Duration,
-    warn: fn(&str),
     stays: impl Fn(Wake) -> bool,
 ) -> Result<(), Error> {
-    let inbox = Spool::new(paths.reports());
+    let inbox = Spool::new(assets.paths.reports());
     let mut came = inbox.watch()?;
-    let mut worker = worker(paths, inbox, Queue::open(&paths.report_queue())?, warn)?;
+    let mut worker = worker(assets, inbox, Queue::open(&assets.paths.report_queue())?)?;
     loop {
         let wake = worker.step().await?;
         if !stays(wake) {
@@ -152,15 +186,21 @@ fn syslog(text: &str) {
     journal::syslog(text);
 }
 
-fn worker(
-    paths: &Paths,
-    inbox: Spool<Report>,
-    queue: Queue,
-    warn: fn(&str),
-) -> Result<Worker<Https>, Error> {
-    let surroundings =
-        Surroundings { private: Box::new(Private::of_this_host), clock: Box::new(now), warn };
-    Worker::new(inbox, queue, &paths.api_key, Https::default(), surroundings)
+fn worker(assets: Assets<'_>, inbox: Spool<Report>, queue: Queue) -> Result<Worker<Https>, Error> {
+    let find = Arc::clone(assets.database);
+    let database = RefCell::new(Database::new(None));
+    let log_lines = move |report: &Report| {
+        let mut database = database.borrow_mut();
+        database.move_to(find());
+        database.log_lines(report.address, report.time)
+    };
+    let surroundings = Surroundings {
+        private: Box::new(Private::of_this_host),
+        clock: Box::new(now),
+        log_lines: Box::new(log_lines),
+        warn: assets.warn,
+    };
+    Worker::new(inbox, queue, &assets.paths.api_key, Https::by(assets.proxy.cloned()), surroundings)
 }
 
 fn daemon_runs(paths: &Paths) -> bool {

@@ -11,7 +11,7 @@ use super::ledger::Ledger;
 use super::log::Log;
 use super::plan::{self, Id, Next, Stage, Told};
 use super::queue::{MAX, Queue};
-use super::report::Report;
+use super::report::{CommentSource, Report, bounded};
 use super::times::Times;
 use crate::error::Error;
 use crate::random;
@@ -24,6 +24,9 @@ const LONGEST_PAUSE: i64 = 15 * 60;
 
 /// After so many tries, a ledger that cannot be used is done without.
 const LEDGER_TRIES: u32 = 3;
+
+/// How many seconds a report waits for fail2ban's database to have the ban.
+const DATABASE_TRIES: u32 = 10;
 
 /// The most reports that are taken in at once.
 const AT_ONCE: usize = 500;
@@ -59,12 +62,17 @@ pub struct Worker<A> {
     unreadable: BTreeSet<Name>,
 }
 
+/// Answers what fail2ban's database has of the log lines of a ban; `None` where it does not have the ban.
+pub type FindLogLines = Box<dyn Fn(&Report) -> rusqlite::Result<Option<Vec<String>>> + Send>;
+
 /// What the worker asks the host for.
 pub struct Surroundings {
     /// What must not become public.
     pub private: Box<dyn Fn() -> Private + Send>,
     /// The time, in seconds since 1970.
     pub clock: Box<dyn Fn() -> i64 + Send>,
+    #[allow(missing_docs)]
+    pub log_lines: FindLogLines,
     /// Where warnings go.
     pub warn: fn(&str),
 }
@@ -192,6 +200,31 @@ impl<A: Api> Worker<A> {
             log.line(format_args!("INFO: IP {address} is this host's own: it is not reported."));
             return self.queue.done(&[id], Vec::new());
         }
+        if report.source == CommentSource::Database && report.comment.is_empty() {
+            match (self.surroundings.log_lines)(&report) {
+                Ok(Some(lines)) if !lines.is_empty() => {
+                    let lines = lines.join("\n");
+                    return self.queue.update(&[id], |waiting| {
+                        bounded(&lines).clone_into(&mut waiting.report.comment);
+                        waiting.tries = 0;
+                    });
+                }
+                // fail2ban writes a ban a moment after its actions ran.
+                Ok(None) | Err(_) if tries < DATABASE_TRIES => {
+                    return self.queue.update(&[id], |waiting| {
+                        waiting.tries += 1;
+                        waiting.next = now + 1;
+                    });
+                }
+                // It keeps no log lines, or no database: the report goes without.
+                _ => {
+                    return self.queue.update(&[id], |waiting| {
+                        waiting.report.source = CommentSource::Log;
+                        waiting.tries = 0;
+                    });
+                }
+            }
+        }
         if let Some(told) = self.queue.told().get(&address) {
             if told.categories.cover(&report.categories) && self.adds_nothing(&report, told) {
                 log.line(already_reported(address));
@@ -232,7 +265,8 @@ impl<A: Api> Worker<A> {
 
     /// Whether a report would say no more than the one that was taken.
     fn adds_nothing(&self, report: &Report, told: &Told) -> bool {
-        let comment = comment::compose([report.comment.as_str()], report.address, &self.private);
+        let text = (report.comment.as_str(), report.source);
+        let comment = comment::compose([text], report.address, &self.private);
         told.comment == comment
     }
 

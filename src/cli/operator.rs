@@ -62,6 +62,9 @@ pub enum Named {
         .blocked\n                            \
         calls a day, calls left, when that was\n                            \
         seen; none before\n  \
+        reporter.oldest, .last_call.at, .error\n                            \
+        the oldest ban that waits; the last\n                            \
+        call, and why it failed\n  \
         hosts[].host, .state (online, offline, unknown), .since, .version,\n    \
         .jails, .bans, .held, .snapshot (its time), .parts, .missing\n    \
         (parts), .refused (messages by reason)\n  \
@@ -234,10 +237,10 @@ pub struct ForgetArgs {
         Checks: settings settings_sample; broker_name broker_port broker_tls broker_login \
         broker_subscribe broker_publish broker_read broker_qos broker_retain home_assistant \
         certificate; fleet_name fleet_hosts fleet_key clock clock_ahead; service service_unit \
-        service_enabled service_version service_settings; scripts links action_file disk modes spool \
-        link tables; fail2ban fail2ban_config fail2ban_sandbox; jail_none jail_name jail_no_action jail_shares \
+        service_enabled service_version service_settings service_sandbox; scripts links action_file disk modes spool \
+        link tables; fail2ban fail2ban_config fail2ban_database fail2ban_sandbox; jail_none jail_name jail_no_action jail_shares \
         jail_left_out jail_missing jail_not_wired jail_not_loaded jail_not_running jail_ignoreip; \
-        report_key report_key_file report_action report_recidive report_file report_place"
+        report_key report_key_file report_action report_recidive report_queue report_file report_place"
 )]
 pub struct CheckArgs {
     /// Print one JSON object instead

@@ -49,7 +49,7 @@ pub(crate) const SAMPLE: &str = include_str!("../../etc/mqtt.env");
 /// A settings file is a few hundred bytes; beyond this many it is something else.
 const MAX_BYTES: u64 = 64 * 1024;
 
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 19] = [
     "MQTT_HOST",
     "MQTT_PORT",
     "MQTT_TLS",
@@ -67,6 +67,8 @@ const KEYS: [&str; 17] = [
     "MQTT_NEVER_BAN",
     "MQTT_SIGNING_KEY",
     "MQTT_ACCEPT_UNSIGNED",
+    "MQTT_FAIL2BAN_SOCKET",
+    "MQTT_HTTPS_PROXY",
 ];
 
 /// Asks for a variable by its name.
@@ -95,6 +97,10 @@ pub struct Config {
     pub sharing: Sharing,
     /// What no message bans here.
     pub never_ban: Vec<IpNet>,
+    /// fail2ban's socket, where fail2ban's own settings do not name it.
+    pub fail2ban_socket: Option<PathBuf>,
+    /// The proxy by which reports go to `AbuseIPDB`: its URL may hold a password.
+    pub https_proxy: Option<Secret>,
     /// What is odd about the file but stops nothing, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -243,6 +249,8 @@ impl Config {
         }
         let ha_prefix = file.optional("MQTT_HA_PREFIX", Topic::new);
         let metrics = file.optional("MQTT_METRICS", values::switch).unwrap_or(false);
+        let fail2ban_socket = file.optional("MQTT_FAIL2BAN_SOCKET", values::absolute_path);
+        let https_proxy = file.optional("MQTT_HTTPS_PROXY", values::proxy);
         match (brokers, topic, node) {
             (Some(brokers), Some(topic), Some(node)) if file.faults.is_empty() => {
                 let port = port.unwrap_or(default_port);
@@ -258,6 +266,8 @@ impl Config {
                     signing,
                     sharing,
                     never_ban,
+                    fail2ban_socket,
+                    https_proxy,
                     warnings,
                 })
             }

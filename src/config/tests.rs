@@ -233,6 +233,31 @@ fn all_faults_are_told_at_once_without_the_text_of_a_line() {
 }
 
 #[test]
+fn fail2ban_socket_is_an_absolute_path() {
+    let socket =
+        |text: &str| parse(&format!("{GOOD}{text}\n")).map(|config| config.fail2ban_socket);
+    assert_eq!(socket("").unwrap(), None);
+    assert_eq!(socket("MQTT_FAIL2BAN_SOCKET=").unwrap(), None);
+    assert_eq!(socket("MQTT_FAIL2BAN_SOCKET=/srv/f2b.sock").unwrap(), Some("/srv/f2b.sock".into()));
+    let fault = socket("MQTT_FAIL2BAN_SOCKET=f2b.sock").unwrap_err().to_string();
+    assert!(fault.ends_with("MQTT_FAIL2BAN_SOCKET must be a path that begins with /"), "{fault}");
+}
+
+#[test]
+fn proxy_is_a_url_that_no_fault_shows() {
+    let proxy = |text: &str| parse(&format!("{GOOD}MQTT_HTTPS_PROXY={text}\n"));
+    for text in ["http://proxy:3128", "http://ann:s3cret@[2001:db8::1]:3128/"] {
+        assert_eq!(proxy(text).unwrap().https_proxy.unwrap().reveal(), text);
+    }
+    for text in ["s3cret:3128", "https://s3cret", "http://", "http://s3cret@", "'http://s3 cret'"] {
+        let fault = proxy(text).unwrap_err().to_string();
+        assert!(fault.ends_with("must be the URL of a proxy, http://host:port"), "{fault}");
+        assert!(!fault.contains("s3"), "{fault}");
+    }
+    assert!(parse(GOOD).unwrap().https_proxy.is_none());
+}
+
+#[test]
 fn jails_and_networks_are_lists() {
     let jail = |name: &str| crate::wire::Jail::new(name).unwrap();
     let all = parse(GOOD).unwrap();

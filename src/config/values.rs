@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv6Addr;
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 
@@ -133,6 +134,22 @@ pub(super) fn switch(text: &str) -> Result<bool, String> {
         "off" => Ok(false),
         _ => Err("must be on or off".to_owned()),
     }
+}
+
+/// A path that depends on no current directory.
+pub(super) fn absolute_path(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err("must be a path that begins with /".to_owned()) }
+}
+
+/// The URL of a proxy, `http://host:port`, with or without a name and password.
+pub(super) fn proxy(text: &str) -> Result<Secret, String> {
+    let host = text.strip_prefix("http://").unwrap_or_default().trim_end_matches('/');
+    let host = host.rsplit('@').next().unwrap_or_default();
+    if host.is_empty() || reqwest::Proxy::https(text).is_err() {
+        return Err("must be the URL of a proxy, http://host:port".to_owned());
+    }
+    Ok(Secret::new(text.to_owned()))
 }
 
 /// Name or password; MQTT counts their length in two bytes.

@@ -6,7 +6,7 @@ use crate::fleet::limits::Table;
 use crate::guard::gate::{Admitted, Rejected, Source};
 use crate::guard::{Kind, Refusal, Verdict};
 use crate::journal;
-use crate::wire::{CHECK, Event, Host, State};
+use crate::wire::{Action, CHECK, Event, Host, State};
 
 /// Why a message of another time is rejected.
 const OLD: &str = "it is too old: a replay, or its host's clock is behind by days";
@@ -109,18 +109,27 @@ impl Daemon {
             return;
         }
         let verdict = known.guard.judge(event, known.fleet.names());
+        let unknown = known.fleet.names().is_some_and(|names| !names.contains(&event.jail));
+        // A ban of another host waits for a look at fail2ban: a jail may just have been added.
+        let waits = event.action == Action::Ban && verdict != Verdict::Own;
+        if unknown && event.restored == 0 && !event.every_jail && !waits {
+            let Event { jail, address, host, restored, .. } = event;
+            let line = || journal::no_such_jail(jail, *address, host, *restored);
+            known.inbound.say(host.as_str(), line);
+        }
         let mut refused = None;
         match verdict {
             Verdict::Own => known.fleet.hear_own(event, now()),
             Verdict::Nothing => {}
-            // A jail may just have been added: fail2ban is asked before that is said.
             Verdict::Refuse(Refusal::UnknownJail) if !event.is_news() => {
                 known.refused.count(Refusal::UnknownJail);
-                let Event { jail, address, host, restored, .. } = event;
-                let line = || journal::no_such_jail(jail, *address, host, *restored);
-                known.inbound.say(host.as_str(), line);
             }
             Verdict::Accept | Verdict::Refuse(Refusal::UnknownJail) => {
+                if known.fleet.is_unban_of_another_s_ban(event) {
+                    let Event { jail, address, host, .. } = event;
+                    let line = || journal::unban_of_another_s_ban(jail, *address, host);
+                    known.inbound.say(host.as_str(), line);
+                }
                 if !known.fleet.hear(event, now()) {
                     let Event { action, address, jail, host, .. } = event;
                     let text =

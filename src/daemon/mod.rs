@@ -77,6 +77,7 @@ const MAX_STEPS: usize = 100;
 pub fn run(paths: &Paths) -> Result<(), Error> {
     let config = Config::load()?;
     config.warnings.iter().for_each(warn);
+    let paths = &paths.located(config.fail2ban_socket.as_deref());
     runtime::run(serve(&config, paths))
 }
 
@@ -90,6 +91,7 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let (mut term, mut int) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
     let mut daemon = Daemon::new(config, paths)?;
     let mut watch = daemon.spool.watch()?;
+    daemon.memory.know().reserve_stamps();
     daemon.scan();
     let (memory, bell) = (Arc::clone(&daemon.memory), Arc::clone(&daemon.bell));
     let exempt = exempt(config).with_peers(daemon.link.peers());
@@ -97,6 +99,8 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     if let Some(id) = daemon.former.take() {
         tokio::spawn(broker::purge(config.clone(), id));
     }
+    let memory = Arc::clone(&daemon.memory);
+    let database = move || memory.know().database.path().map(Path::to_owned);
     let clears = former::clear_all(
         config.clone(),
         paths.clone(),
@@ -104,7 +108,11 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
         daemon.since * 1000,
     );
     let clears = tokio::spawn(clears);
-    let reporter = tokio::spawn(abuseipdb::service::forever(paths.clone()));
+    let reporter = tokio::spawn(abuseipdb::service::forever(
+        paths.clone(),
+        Arc::new(database),
+        config.https_proxy.clone(),
+    ));
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled();
     let mut tick = interval(watchdog.map_or(TICK, |limit| TICK.min(limit / 3)));
@@ -345,6 +353,7 @@ impl Daemon {
                 break;
             }
         }
+        known.release_stamps();
         self.shown.end();
         self.status.clear();
     }
@@ -359,6 +368,7 @@ impl Daemon {
         let _ = sd_notify::notify(&[NotifyState::Watchdog]);
         let mut known = self.memory.know();
         known.settle();
+        known.reserve_stamps();
         known.scan();
         for (topic, text) in self.shown.show(&mut known, now()) {
             self.link.keep(topic, text.into_bytes());

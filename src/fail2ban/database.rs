@@ -14,11 +14,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
+use super::column;
 use super::table::Table;
+use crate::wire::range::{self, BANTIME_SECS, TIME_SECS};
 use crate::wire::{Address, Jail};
 
 /// fail2ban writes for milliseconds at a time.
 const PATIENCE: Duration = Duration::from_millis(250);
+
+/// The most unreadable rows that are kept for a report.
+const MAX_UNREADABLE: usize = 5;
 
 /// What the database says of a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,13 +58,27 @@ pub struct Database {
     told: bool,
     /// Open on the file that had this number: fail2ban may put another in its place.
     open: Option<((u64, u64), Connection)>,
+    /// The rows that were skipped since they were last reported, in words.
+    unreadable: Vec<String>,
 }
 
 impl Database {
     /// The database at `path`.
     #[must_use]
     pub fn new(path: Option<PathBuf>) -> Self {
-        Self { path, told: false, open: None }
+        Self { path, told: false, open: None, unreadable: Vec::new() }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// The rows that were skipped because a value in them cannot be read, each in words. One row must not
+    /// hide the others.
+    pub fn take_unreadable(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.unreadable)
     }
 
     /// From now on it is the one at `path`.
@@ -109,7 +128,7 @@ impl Database {
     /// # Errors
     /// Whatever SQLite says: that it is locked for too long, say.
     pub fn rows(&mut self, jail: &Jail, addresses: &[Address]) -> rusqlite::Result<Table<Row>> {
-        let mut rows = Vec::new();
+        let (mut rows, mut unreadable) = (Vec::new(), Vec::new());
         let Some((_, connection)) = self.connect()? else { return Ok(Table::default()) };
         let mut query = connection.prepare_cached(
             "SELECT timeofban, bantime, data FROM bips WHERE jail = ?1 AND ip = ?2",
@@ -117,9 +136,14 @@ impl Database {
         for address in addresses {
             let mut found = query.query((jail.as_str(), super::spelled(*address)))?;
             if let Some(row) = found.next()? {
-                rows.push((*address, read(row, 0)?));
+                match read(row, 0)? {
+                    Ok(row) => rows.push((*address, row)),
+                    Err(what) => unreadable.push(skipped(jail, address, &what)),
+                }
             }
         }
+        drop(query);
+        self.record_unreadable(unreadable);
         Ok(rows.into_iter().collect())
     }
 
@@ -128,18 +152,57 @@ impl Database {
     /// # Errors
     /// Whatever SQLite says: that it is locked for too long, say.
     pub fn all(&mut self, jail: &Jail) -> rusqlite::Result<Table<Row>> {
-        let mut rows = Vec::new();
+        let (mut rows, mut unreadable) = (Vec::new(), Vec::new());
         let Some((_, connection)) = self.connect()? else { return Ok(Table::default()) };
         let mut query = connection
             .prepare_cached("SELECT ip, timeofban, bantime, data FROM bips WHERE jail = ?1")?;
         let mut found = query.query([jail.as_str()])?;
         while let Some(row) = found.next()? {
-            let ip: String = row.get(0)?;
-            if let Ok(address) = Address::new(&ip) {
-                rows.push((address, read(row, 1)?));
+            // A jail may ban networks or user names, which no other host is told of.
+            let ip = column::text(row.get_ref(0)?);
+            let Some(Ok(address)) = ip.map(|ip| Address::new(&ip)) else { continue };
+            match read(row, 1)? {
+                Ok(row) => rows.push((address, row)),
+                Err(what) if unreadable.len() < MAX_UNREADABLE => {
+                    unreadable.push(skipped(jail, address, &what));
+                }
+                Err(_) => {}
             }
         }
+        drop(found);
+        drop(query);
+        self.record_unreadable(unreadable);
         Ok(rows.into_iter().collect())
+    }
+
+    fn record_unreadable(&mut self, unreadable: Vec<String>) {
+        let room = MAX_UNREADABLE.saturating_sub(self.unreadable.len());
+        self.unreadable.extend(unreadable.into_iter().take(room));
+    }
+
+    /// The log lines of the bans of an address that began at a time, in seconds since 1970, as far as fail2ban keeps
+    /// them (`dbmaxmatches`, 10 by default); `None` where it has no such ban.
+    ///
+    /// # Errors
+    /// Whatever SQLite says: that it is locked for too long, say.
+    pub fn log_lines(
+        &mut self,
+        address: Address,
+        time: i64,
+    ) -> rusqlite::Result<Option<Vec<String>>> {
+        let Some((_, connection)) = self.connect()? else { return Ok(None) };
+        let mut query = connection.prepare_cached(
+            "SELECT data FROM bips WHERE ip = ?1 AND timeofban BETWEEN ?2 - 1 AND ?2 + 1",
+        )?;
+        let mut found = query.query((super::spelled(address), time))?;
+        let mut lines = None;
+        while let Some(row) = found.next()? {
+            let data = row.get_ref(0)?.as_bytes_or_null().ok().flatten().unwrap_or(b"{}");
+            let data: Value = serde_json::from_slice(data).unwrap_or_default();
+            let matches = data["matches"].as_array().map(Vec::as_slice).unwrap_or_default();
+            lines.get_or_insert_with(Vec::new).extend(matches.iter().map(log_line));
+        }
+        Ok(lines)
     }
 
     /// The jails that it has rows of.
@@ -149,9 +212,9 @@ impl Database {
     pub fn jails(&mut self) -> rusqlite::Result<BTreeSet<Jail>> {
         let Some((_, connection)) = self.connect()? else { return Ok(BTreeSet::new()) };
         let mut query = connection.prepare_cached("SELECT DISTINCT jail FROM bips")?;
-        let names = query.query_map([], |row| row.get::<_, String>(0))?;
-        let names: Vec<String> = names.collect::<rusqlite::Result<_>>()?;
-        Ok(names.iter().filter_map(|name| Jail::new(name).ok()).collect())
+        let names = query.query_map([], |row| Ok(column::text(row.get_ref(0)?)))?;
+        let names: Vec<Option<String>> = names.collect::<rusqlite::Result<_>>()?;
+        Ok(names.iter().flatten().filter_map(|name| Jail::new(name).ok()).collect())
     }
 
     fn connect(&mut self) -> rusqlite::Result<Option<&((u64, u64), Connection)>> {
@@ -173,16 +236,35 @@ impl Database {
     }
 }
 
-/// Reads a row from the column of its `timeofban` on.
-fn read(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Row> {
+/// Reads a row from the column of its `timeofban` on; the inner error says which value cannot be read. Numbers are
+/// brought into the range of a message: so every later sum is within bounds.
+fn read(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Result<Row, String>> {
     // JSON, as a text or, where Python stored it so, as bytes.
-    let data = row.get_ref(column + 2)?.as_bytes_or_null().ok().flatten().unwrap_or(b"{}");
+    let data = row.get_ref(first + 2)?.as_bytes_or_null().ok().flatten().unwrap_or(b"{}");
     let data: Value = serde_json::from_slice(data).unwrap_or_default();
-    Ok(Row {
-        timeofban: row.get(column)?,
-        bantime: row.get(column + 1)?,
-        failures: data["failures"].as_i64().unwrap_or(0),
-    })
+    let (timeofban, bantime) = (row.get_ref(first)?, row.get_ref(first + 1)?);
+    let number = |name, column| {
+        column::number(column).map_err(|what| format!("{name} is {what}, not a number"))
+    };
+    let numbers = number("timeofban", timeofban)
+        .and_then(|timeofban| Ok((timeofban, number("bantime", bantime)?)));
+    Ok(numbers.map(|(timeofban, bantime)| Row {
+        timeofban: range::into(&TIME_SECS, timeofban),
+        bantime: range::into(&BANTIME_SECS, bantime),
+        failures: column::of_json(&data["failures"]),
+    }))
+}
+
+/// A line is a text, or a list of the texts before, in and after its time (fail2ban's `server/ticket.py`).
+fn log_line(value: &Value) -> String {
+    match value {
+        Value::Array(parts) => parts.iter().filter_map(Value::as_str).collect(),
+        line => line.as_str().unwrap_or_default().to_owned(),
+    }
+}
+
+fn skipped(jail: &Jail, address: impl std::fmt::Display, what: &str) -> String {
+    format!("skipped the ban of {address} in {jail} in fail2ban's database: {what}")
 }
 
 /// Opens a database that may lie where this process cannot write.
@@ -242,6 +324,68 @@ mod tests {
         assert_eq!(none.rows(&jail, &addresses).unwrap(), Table::default());
         assert_eq!(none.version().unwrap(), None);
         assert!(!none.is_kept());
+    }
+
+    #[test]
+    fn log_lines_of_a_ban_are_those_of_its_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fail2ban.sqlite3");
+        let writer = Connection::open(&path).unwrap();
+        writer.execute_batch(TABLE).unwrap();
+        let insert = |ip: &str, jail: &str, time: f64, data: &str| {
+            let sql = "INSERT OR REPLACE INTO bips VALUES(?1, ?2, ?3, 600, 1, ?4)";
+            writer.execute(sql, (ip, jail, time, data)).unwrap();
+        };
+        insert("192.0.2.1", "sshd", 1000.4, r#"{"matches":[["","Nov 27"," one"],"two",7]}"#);
+        insert("192.0.2.1", "web", 1001.0, r#"{"matches":["three"]}"#);
+        insert("192.0.2.1", "old", 900.0, r#"{"matches":["four"]}"#);
+        insert("192.0.2.2", "sshd", 1000.0, r#"{"matches":null}"#);
+        let mut database = Database::new(Some(path));
+        let mut lines = |ip| database.log_lines(Address::new(ip).unwrap(), 1000).unwrap();
+        let expected = ["Nov 27 one", "two", "", "three"].map(str::to_owned).to_vec();
+        assert_eq!(lines("192.0.2.1"), Some(expected));
+        assert_eq!((lines("192.0.2.2"), lines("192.0.2.4")), (Some(Vec::new()), None));
+    }
+
+    #[test]
+    fn row_of_any_type_is_read_and_one_that_cannot_be_read_hides_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fail2ban.sqlite3");
+        let writer = Connection::open(&path).unwrap();
+        // As fail2ban declares it: INTEGER makes no REAL with a fraction an integer.
+        writer.execute_batch(TABLE).unwrap();
+        writer
+            .execute_batch(
+                r#"DELETE FROM bips;
+                INSERT INTO bips VALUES('192.0.2.1','sshd',1000.5,612.75,1,'{"failures":3.0}');
+                INSERT INTO bips VALUES('192.0.2.2','sshd',1000,NULL,1,'{"failures":"3"}');
+                INSERT INTO bips VALUES('192.0.2.3','sshd',1000,'ten minutes',1,'{}');
+                INSERT INTO bips VALUES('192.0.2.4','sshd','1000',1e300,1,'{}');
+                INSERT INTO bips VALUES(X'ff','sshd',1000,600,1,'{}');
+                INSERT INTO bips VALUES(NULL,NULL,1000,600,1,'{}');
+                INSERT INTO bips VALUES('10.0.0.0/8','sshd',1000,600,1,'{}');
+                INSERT INTO bips VALUES('192.0.2.5','sshd',x'00',600,1,x'ff');"#,
+            )
+            .unwrap();
+        let jail = Jail::new("sshd").unwrap();
+        let [one, two, three, four] = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"]
+            .map(|ip| Address::new(ip).unwrap());
+        let row = |bantime, failures| Row { timeofban: 1000, bantime, failures };
+        let expected: Table<_> =
+            [(one, row(612, 3)), (two, row(0, 3)), (four, row(*BANTIME_SECS.end(), 0))]
+                .into_iter()
+                .collect();
+        let mut database = Database::new(Some(path));
+        assert_eq!(database.all(&jail).unwrap(), expected);
+        let skipped = [
+            "skipped the ban of 192.0.2.3 in sshd in fail2ban's database: bantime is the text \
+             \"ten minutes\", not a number",
+            "skipped the ban of 192.0.2.5 in sshd in fail2ban's database: timeofban is Blob, not a number",
+        ];
+        assert_eq!(database.take_unreadable(), skipped);
+        assert_eq!(database.rows(&jail, &[one, two, three, four]).unwrap(), expected);
+        assert_eq!(database.take_unreadable(), skipped[..1]);
+        assert_eq!(database.jails().unwrap(), [jail].into());
     }
 
     #[test]

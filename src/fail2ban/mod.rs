@@ -4,8 +4,10 @@
 //! status (0 is well) and a value, and the same marker (fail2ban's `client/csocket.py` and
 //! `protocol.py`).
 
+mod column;
 pub mod database;
 pub mod pickle;
+pub mod settings;
 pub mod table;
 
 use std::collections::BTreeSet;
@@ -18,6 +20,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use crate::wire::range::{self, BANTIME_SECS};
 use crate::wire::{Address, Jail};
 use pickle::{Unreadable, Value};
 use table::Table;
@@ -65,11 +68,24 @@ pub enum Error {
     /// Its answer is not what that command answers.
     #[error("fail2ban's answer to «{command}» cannot be read: {why}")]
     Unreadable {
+        /// The jail, where the command is for one.
+        jail: Option<Jail>,
         /// The command, shortened.
         command: String,
         /// What is wrong with it.
         why: String,
     },
+}
+
+impl Error {
+    /// The jail whose answer is at fault, where the connection can still be used: other jails go on.
+    #[must_use]
+    pub fn jail(&self) -> Option<&Jail> {
+        match self {
+            Self::Refused { jail, .. } | Self::Unreadable { jail, .. } => jail.as_ref(),
+            Self::Away { .. } | Self::Slow { .. } => None,
+        }
+    }
 }
 
 /// A connection to fail2ban's server.
@@ -143,8 +159,7 @@ impl Client {
     pub async fn all_held(&mut self, jail: &Jail) -> Result<Table<Option<i64>>, Error> {
         let command = ["get", jail.as_str(), "banip", "--with-time"];
         let read = |answer: &Value<'_>| {
-            let tickets = answer.list()?.iter().filter_map(|one| ticket(one.text()?));
-            Some(tickets.map(|(address, length)| (address, Some(length))).collect())
+            Some(answer.list()?.iter().filter_map(|one| ticket(one.text()?)).collect())
         };
         self.call(&command, QUESTION, read).await
     }
@@ -237,7 +252,8 @@ impl Client {
     /// # Errors
     /// Any [`Error`].
     pub async fn bantime(&mut self, jail: &Jail) -> Result<i64, Error> {
-        self.call(&["get", jail.as_str(), "bantime"], QUESTION, number).await
+        let read = |answer: &Value<'_>| answer.int().map(bounded);
+        self.call(&["get", jail.as_str(), "bantime"], QUESTION, read).await
     }
 
     /// What a jail is never to ban: addresses, networks, names and `file:`, as they were set.
@@ -332,21 +348,22 @@ impl Client {
             Ok(Err(source)) => return Err(Error::Away { path: self.path.clone(), source }),
             Ok(Ok(reply)) => reply,
         };
-        let unreadable =
-            |why: Unreadable| Error::Unreadable { command: shown.clone(), why: why.to_string() };
-        match pickle::read(&reply).map_err(unreadable)? {
-            Value::List(pair) if pair.len() == 2 && pair[0].int() == Some(0) => read(&pair[1])
-                .ok_or_else(|| Error::Unreadable {
-                    command: shown,
-                    why: "it is something else".to_owned(),
-                }),
+        let jail = || command.get(1).and_then(|name| Jail::new(name).ok());
+        let unreadable = |why: &dyn ToString| Error::Unreadable {
+            jail: jail(),
+            command: shown.clone(),
+            why: why.to_string(),
+        };
+        match pickle::read(&reply).map_err(|why: Unreadable| unreadable(&why))? {
+            Value::List(pair) if pair.len() == 2 && pair[0].int() == Some(0) => {
+                read(&pair[1]).ok_or_else(|| unreadable(&"it is something else"))
+            }
             answer => {
                 let why = match &answer {
                     Value::List(pair) if pair.len() == 2 => explain(&pair[1]),
                     other => explain(other),
                 };
-                let jail = command.get(1).and_then(|name| Jail::new(name).ok());
-                Err(Error::Refused { jail, command: shown, why })
+                Err(Error::Refused { jail: jail(), command: shown, why })
             }
         }
     }
@@ -370,6 +387,17 @@ impl Client {
     }
 }
 
+/// Where the server at a socket has its database, if it keeps one.
+///
+/// # Errors
+/// Any [`Error`].
+pub async fn database_path(socket: &Path) -> Result<Option<PathBuf>, Error> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let ask = async { Client::connect(socket).await?.database().await };
+    let slow = |_| Error::Slow { command: "get dbfile".to_owned(), seconds: PATIENCE.as_secs() };
+    timeout(PATIENCE, ask).await.map_err(slow)?
+}
+
 /// An address as fail2ban spells it, by `inet_ntop(3)`, and compares it: the last 32 bits of an IPv4-compatible IPv6
 /// address have dots (`::192.0.2.1`).
 pub(crate) fn spelled(address: Address) -> String {
@@ -383,12 +411,18 @@ pub(crate) fn spelled(address: Address) -> String {
 }
 
 /// Reads `ADDRESS \tSTART + SECONDS = END` (fail2ban's `server/banmanager.py`). The times of day are local
-/// ones; how many seconds it lasts says what is needed.
-fn ticket(text: &str) -> Option<(Address, i64)> {
-    let (address, times) = text.split_once('\t')?;
-    let (_, seconds) = times.split_once(" + ")?;
-    let (seconds, _) = seconds.split_once(" = ")?;
-    Some((Address::new(address.trim()).ok()?, seconds.trim().parse().ok()?))
+/// ones; how many seconds it lasts says what is needed. Where those cannot be read, the address is banned all the
+/// same.
+fn ticket(text: &str) -> Option<(Address, Option<i64>)> {
+    let (address, times) = text.split_once('\t').unwrap_or((text, ""));
+    let seconds = times.split_once(" + ").and_then(|(_, rest)| rest.split_once(" = "));
+    let seconds = seconds.and_then(|(seconds, _)| column::digits(seconds));
+    Some((Address::new(address.trim()).ok()?, seconds.map(bounded)))
+}
+
+/// A bantime within the range of a message: so every later sum is within bounds.
+fn bounded(seconds: i64) -> i64 {
+    range::into(&BANTIME_SECS, seconds)
 }
 
 /// What one value of `ignoreip` stands for. A file of addresses (since fail2ban 1.1.1) is an object that holds

@@ -54,11 +54,12 @@ impl Value<'_> {
         }
     }
 
-    /// A whole number.
+    /// A whole number; any other is rounded towards 0.
     #[must_use]
     pub fn int(&self) -> Option<i64> {
         match self {
             Self::Int(number) => Some(*number),
+            Self::Float(number) => super::column::whole(*number),
             Self::Bool(bool) => Some((*bool).into()),
             _ => None,
         }
@@ -77,9 +78,6 @@ pub enum Unreadable {
     /// An opcode meets values that it cannot work on.
     #[error("its opcodes do not fit together")]
     Misfit,
-    /// A text is not UTF-8.
-    #[error("a text in it is not UTF-8")]
-    NotUtf8,
     /// It is nested too deep, or has too many values.
     #[error("it is too large")]
     TooLarge,
@@ -148,8 +146,8 @@ impl<'a> Reader<'a> {
                     b'X' => 4,
                     _ => 8,
                 })?;
-                let text = std::str::from_utf8(self.bytes(length)?);
-                let text = text.map_err(|_| Unreadable::NotUtf8)?.into();
+                // Python writes what was no UTF-8 in a file as lone surrogates.
+                let text = String::from_utf8_lossy(self.bytes(length)?);
                 self.push(Value::Text(text))?;
             }
             b'C' | b'B' => {
@@ -206,7 +204,9 @@ impl<'a> Reader<'a> {
             return Ok(Value::Float(f64::from_be_bytes(bytes)));
         }
         if length > 8 {
-            return Err(Unreadable::TooLarge);
+            // Beyond the range of what is counted here: the end of that range.
+            let negative = bytes.last().is_some_and(|byte| *byte > 0x7f);
+            return Ok(Value::Int(if negative { i64::MIN } else { i64::MAX }));
         }
         let signed = matches!(opcode, b'J' | 0x8a) && bytes.last().is_some_and(|byte| *byte > 0x7f);
         let mut wide = [if signed { 0xff } else { 0 }; 8];

@@ -167,6 +167,48 @@ fn every_kind_of_value_is_read() {
     assert_eq!(set, Value::List(vec![Value::Int(0), Value::List(vec![Value::Int(1)])]));
 }
 
+/// `pickle.dumps((0, [2.5, 1 << 80, -(1 << 80), 'x\udcff']), 5)`
+const ODD: &str = "80059533000000000000004b005d94284740040000000000008a0b00000000000000000000018a0b00000000000000000000ff8c0478edb3bf946586942e";
+
+#[test]
+fn odd_values_of_a_reply_spoil_no_other() {
+    let odd = bytes(ODD);
+    let Value::List(pair) = read(&odd).unwrap() else { panic!() };
+    let values = pair[1].list().unwrap();
+    let numbers: Vec<_> = values.iter().map_while(Value::int).collect();
+    assert_eq!(numbers, [2, i64::MAX, i64::MIN]);
+    assert!(values[3].text().unwrap().starts_with("x\u{fffd}"));
+}
+
+#[tokio::test]
+async fn answer_that_cannot_be_read_names_its_jail() {
+    let (mut client, _server) = play(vec![reply(HELD), reply(HELD)]).await;
+    let jail = Jail::new("sshd").unwrap();
+    let error = client.bantime(&jail).await.unwrap_err();
+    assert_eq!(error.jail(), Some(&jail), "{error}");
+    assert_eq!(client.jails().await.unwrap_err().jail(), None);
+}
+
+#[test]
+fn ban_whose_time_cannot_be_read_is_held_all_the_same() {
+    let address = Address::new("192.0.2.1").unwrap();
+    let table = [
+        ("192.0.2.1 \t2026-11-22 15:00:00 + 600 = 2026-11-22 15:10:00", Some(600)),
+        ("192.0.2.1 \t2026-11-22 15:00:00 + 612.5 = 2026-11-22 15:10:12", Some(612)),
+        (
+            "192.0.2.1 \t2026-11-22 15:00:00 + 99999999999 = 9999-12-31 23:59:59",
+            Some(*BANTIME_SECS.end()),
+        ),
+        ("192.0.2.1 \t2026-11-22 15:00:00 + -9 = 9999-12-31 23:59:59", Some(-1)),
+        ("192.0.2.1 \t2026-11-22 15:00:00 + None = ?", None),
+        ("192.0.2.1", None),
+    ];
+    for (text, length) in table {
+        assert_eq!(ticket(text), Some((address, length)), "{text}");
+    }
+    assert_eq!(ticket("10.0.0.0/8 \t2026-11-22 15:00:00 + 600 = 2026-11-22 15:10:00"), None);
+}
+
 #[test]
 fn no_reply_can_hurt() {
     // Cut off at every byte, and every byte changed to every value: an error or a value, no panic.

@@ -186,7 +186,7 @@ mod tests {
                 name: String::new(),
                 ends: 1_900_000_000,
             }],
-            reports: Some(Glance { waiting: 2, calls: vec![call] }),
+            reports: Some(Glance { waiting: 2, calls: vec![call], ..Glance::default() }),
             ..Figures::default()
         }
     }

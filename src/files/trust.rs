@@ -118,6 +118,42 @@ pub fn look(path: &Path, keeps: Keeps) -> io::Result<Vec<String>> {
     Ok(odd)
 }
 
+/// [Looks](look) at a path, or for a log at where its links lead.
+///
+/// # Errors
+/// Those of [`look`].
+pub fn inspect(path: &Path, keeps: Keeps) -> io::Result<Vec<String>> {
+    match keeps {
+        Keeps::Log => look(&follow(path, keeps)?, keeps),
+        Keeps::Database | Keeps::Directories => look(path, keeps),
+    }
+}
+
+/// Where symbolic links at a path lead that nobody but root can have made: they are root's, in a directory that is
+/// root's alone. Any other link is left for the opening to fail on.
+///
+/// # Errors
+/// Those of [`look`].
+pub(super) fn follow(path: &Path, keeps: Keeps) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    let me = rustix::process::geteuid().as_raw();
+    for _ in 0..MAX_LINKS {
+        let Ok(about) = fs::symlink_metadata(&path) else { return Ok(path) };
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        if !about.is_symlink() || about.uid() != 0 && about.uid() != me {
+            return Ok(path);
+        }
+        // As a file of that directory would be.
+        look(&dir.join("none such"), keeps)?;
+        let of = fs::metadata(dir)?;
+        if judge((of.uid(), of.gid(), of.mode()), me, keeps) != Verdict::Safe {
+            return Ok(path);
+        }
+        path = dir.join(fs::read_link(&path)?);
+    }
+    Err(rustix::io::Errno::LOOP.into())
+}
+
 /// Whether what is at a path, if anything, is a regular file of root's. A symbolic link fails when opened.
 fn is_usable(path: &Path, me: u32) -> io::Result<()> {
     let Ok(about) = fs::symlink_metadata(path) else { return Ok(()) };

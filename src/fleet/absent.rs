@@ -263,6 +263,41 @@ mod tests {
     }
 
     #[test]
+    fn jail_that_refuses_holds_up_no_snapshot() {
+        let [bad, sshd] = ["bad", "sshd"].map(|name| Jail::new(name).unwrap());
+        let mut fleet =
+            Fleet::new(Host::new("web1").unwrap(), Pace::default(), Remembered::default());
+        fleet.connected(NOW);
+        let server = Server { pid: 7, started: NOW / 1000 - 600 };
+        let published = |fleet: &mut Fleet, now: i64| {
+            let parts = fleet.publications(now).into_iter().filter_map(|one| one.part);
+            parts.flat_map(|part| part.bans).map(|ban| ban.jail.to_string()).collect::<Vec<_>>()
+        };
+        let mut seen = Vec::new();
+        for round in 1..9 {
+            let now = NOW + round * 2_000;
+            fleet.begin(now);
+            fleet.pulse(Pulse { server, data_version: Some(round) }, jails(&["bad", "sshd"]), now);
+            while let Step::Look(jail, None) = fleet.next(now) {
+                if jail == bad {
+                    fleet.failed();
+                    fleet.absent(&bad, &rows(), now);
+                    fleet.give_up(&bad, true, now);
+                    continue;
+                }
+                assert_eq!(jail, sshd);
+                let held = rows().iter().map(|(address, _)| (address, Some(-1))).collect();
+                let look = Look { held, rows: rows(), database: Some(0), ..Look::default() };
+                fleet.seen(&sshd, None, look, now);
+            }
+            seen.extend(published(&mut fleet, now));
+        }
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen, ["bad", "sshd"]);
+    }
+
+    #[test]
     fn nothing_is_told_before_it_is_known_which_database_is_its_own() {
         let mut fleet =
             Fleet::new(Host::new("web1").unwrap(), Pace::default(), Remembered::default());

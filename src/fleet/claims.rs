@@ -55,13 +55,16 @@ impl Said {
     }
 
     /// When the ban ends, in seconds since 1970; `i64::MAX`: never, or nobody knows. `bantime` is the
-    /// jail's here, where that is known.
+    /// jail's here, where that is known. **A script's ends strictly before fail2ban ends the import**: otherwise the
+    /// address would be imported once more for the last second, and freed.
     #[must_use]
     pub fn end(&self, bantime: Option<i64>, pace: &Pace) -> i64 {
         match self.ban {
             None => i64::MIN,
             Some(ban) if self.is_script() => match bantime {
-                Some(length) if length >= 0 => ban.start.saturating_add(length),
+                Some(length) if length >= 0 => {
+                    ban.start.saturating_add(length - pace.soon.min(length / 2))
+                }
                 _ => i64::MAX,
             },
             Some(ban) => expected_end(ban, pace),
@@ -73,6 +76,18 @@ impl Said {
     #[must_use]
     pub fn lasts(&self, bantime: Option<i64>, now: i64, pace: &Pace) -> bool {
         self.until(bantime, pace) >= now
+    }
+
+    /// Whether it is a script's claim that ended by its time, and that fail2ban's ban until `end` was made for: fail2ban
+    /// ends that by itself.
+    pub(super) fn leaves_end_to_fail2ban(
+        &self,
+        bantime: Option<i64>,
+        end: i64,
+        pace: &Pace,
+    ) -> bool {
+        let ended = self.end(bantime, pace);
+        self.is_script() && self.ban.is_some() && end <= ended.saturating_add(LATE_IMPORT)
     }
 
     /// Until when the claim lasts at most, in seconds since 1970.
@@ -104,6 +119,9 @@ pub enum Word {
     /// It holds it.
     Held(i64, Ban),
 }
+
+/// How long after a script's event fail2ban may have the ban at the latest, in seconds.
+const LATE_IMPORT: i64 = 60;
 
 /// The most claims that are kept: of peers in all and of one of them, of hosts that run the scripts, and on one
 /// address. An honest fleet has 100,000 in all.
@@ -361,8 +379,11 @@ mod tests {
             (5, ban(0), Some(60), 1000 + 86_400 + 600, true),
             (5, ban(0), Some(60), 1000 + 86_400 + 601, false),
             (5, None, Some(60), 0, false),
-            (0, ban(0), Some(60), 1060, true),
-            (0, ban(0), Some(60), 1061, false),
+            // A script's ends strictly before fail2ban's own end.
+            (0, ban(0), Some(60), 1057, true),
+            (0, ban(0), Some(60), 1058, false),
+            (0, ban(0), Some(2), 1001, true),
+            (0, ban(0), Some(2), 1002, false),
             (0, ban(0), Some(-1), i64::MAX, true),
             (0, ban(0), None, i64::MAX, true),
         ];

@@ -23,7 +23,7 @@ impl Fleet {
         }
         for change in changes {
             if let Change::Unban(gone, None) = &change {
-                self.snapshots.touch(gone.address, now);
+                self.snapshots.touch_unban(gone.address, now);
             }
             self.change(change);
         }
@@ -72,7 +72,7 @@ impl Fleet {
         let (gone, more) = self.tombstones.gc(now, connected, pace, usage);
         self.collecting = more;
         for (address, change) in gone {
-            self.snapshots.touch(address, now);
+            self.snapshots.touch_unban(address, now);
             self.change(change);
         }
     }
@@ -146,7 +146,7 @@ impl Fleet {
                 || jails.iter().filter(owns).any(|(jail, _)| !there(jail))
         };
         for (address, change) in self.tombstones.settle(names, waits) {
-            self.snapshots.touch(address, now);
+            self.snapshots.touch_unban(address, now);
             self.change(change);
         }
     }

@@ -81,6 +81,23 @@ impl Fleet {
         true
     }
 
+    /// Whether an unban of a host that runs the scripts, or of some other program, frees nothing: the address is
+    /// banned here, and not by that host.
+    #[must_use]
+    pub fn is_unban_of_another_s_ban(&self, event: &Event) -> bool {
+        let key = (event.jail.clone(), event.address);
+        let claims = |said: &Said| said.host == event.host && said.ban.is_some();
+        let is_banned_by_others = |local: &Local| {
+            let case = local.cases.get(&key.1);
+            !case.is_some_and(|case| case.said.iter().any(claims))
+                && (local.own.contains_key(&key.1) || case.is_some_and(|case| case.mark.is_some()))
+        };
+        event.action == Action::Unban
+            && event.stamp <= 0
+            && event.id.is_none()
+            && self.jails.get(&key.0).is_some_and(is_banned_by_others)
+    }
+
     /// **Scripts**: their words have no stamp, and count in the order in which they come.
     fn hear_script(&mut self, event: &Event, key: &Key, now: i64) -> bool {
         match event.action {
@@ -109,6 +126,9 @@ impl Fleet {
             self.hear_own_stamp(part.stamp, now);
             let heard = Some((part.slice, part.stamp));
             let old = self.snapshots.heard(part.slice.part(), heard, now, &self.pace);
+            for ban in &part.bans {
+                self.correct(&(ban.jail.clone(), ban.address), true, now);
+            }
             self.branches.heard(&part.host, true, now);
             return old.then_some(Trouble::OwnAndOld);
         }
@@ -205,9 +225,24 @@ impl Fleet {
         self.hear_own_stamp(event.stamp, now);
         let fresh = (now - event.stamp).abs() < FRESH;
         let detected = event.action == Action::Ban && event.reason == Some(Reason::Detected);
+        let key = (event.jail.clone(), event.address);
+        if matches!(event.action, Action::Ban | Action::Unban) {
+            self.correct(&key, event.action == Action::Ban, now);
+        }
         if detected && fresh && event.time > 0 {
-            let key = (event.jail.clone(), event.address);
             self.record_echo(&key, Ban { start: event.time, bantime: event.bantime }, now);
+        }
+    }
+
+    /// A message in this host's name claims that it bans an address, or that it does not. Where that is wrong, the
+    /// part that corrects it is published before others.
+    fn correct(&mut self, key: &Key, claimed: bool, now: i64) {
+        let bans = |local: &Local| {
+            let told = local.told.get(&key.1).is_some_and(|told| told.echo.is_none());
+            told || local.own.contains_key(&key.1)
+        };
+        if self.jails.get(&key.0).is_some_and(bans) != claimed {
+            self.snapshots.touch(key.1, now);
         }
     }
 

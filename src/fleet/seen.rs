@@ -136,7 +136,7 @@ impl Fleet {
         }
     }
 
-    fn finish_sweep(&mut self, now: i64) {
+    pub(super) fn finish_sweep(&mut self, now: i64) {
         if self.looks.is_empty()
             && let Some(since) = self.sweep.since.take()
         {
@@ -327,8 +327,14 @@ impl Fleet {
             }),
             marked: case.is_some_and(|(_, case)| case.mark.is_some()),
             held: case.is_some_and(|(_, case)| case.end.is_some()),
-            ends_soon: case.is_some_and(|(_, case)| {
-                case.end.is_some_and(|end| end <= now.saturating_add(self.pace.soon))
+            ends_soon: case.is_some_and(|(local, case)| {
+                let leaves = |said: &Said, end| {
+                    said.leaves_end_to_fail2ban(local.bantime(), end, &self.pace)
+                };
+                case.end.is_some_and(|end| {
+                    end <= now.saturating_add(self.pace.soon)
+                        || case.said.iter().any(|said| leaves(said, end))
+                })
             }),
             ignored: self.ignored(key).is_some_and(|because| {
                 because.ends_imports() || case.is_none_or(|(_, case)| case.end.is_none())

@@ -26,8 +26,10 @@ pub(super) struct Snapshots {
     parts: u32,
     /// The stamp of each part as it was published.
     published: BTreeMap<u32, i64>,
-    /// Parts that changed, by their number and when they did; in milliseconds.
+    /// Parts whose bans changed, by their number and when they did; in milliseconds.
     changed: BTreeMap<u32, i64>,
+    /// Parts of which only fleet unbans changed, likewise.
+    changed_unbans: BTreeMap<u32, i64>,
     /// Parts to be published again although they did not change.
     again: BTreeSet<u32>,
     /// Numbers that hold a part of a larger snapshot.
@@ -47,6 +49,7 @@ impl Snapshots {
             parts: 1,
             published: BTreeMap::new(),
             changed: BTreeMap::new(),
+            changed_unbans: BTreeMap::new(),
             again: BTreeSet::new(),
             stale: BTreeSet::new(),
             refresh: 0,
@@ -56,9 +59,15 @@ impl Snapshots {
         }
     }
 
-    /// What is told of an address changed.
+    /// This host's ban of an address changed.
     pub(super) fn touch(&mut self, address: Address, now: i64) {
         self.changed.entry(Slice::of(address, self.parts).part()).or_insert(now);
+    }
+
+    /// A fleet unban of an address changed. Its part gives way to those with bans: a flood of fleet unbans must
+    /// not hold up a ban whose event was lost.
+    pub(super) fn touch_unban(&mut self, address: Address, now: i64) {
+        self.changed_unbans.entry(Slice::of(address, self.parts).part()).or_insert(now);
     }
 
     /// **All on every connection.** What the broker has, nobody knows.
@@ -76,7 +85,7 @@ impl Snapshots {
     pub(super) fn set_back(&mut self, now: i64) {
         (self.budget.1, self.connected, self.echoed) = (now, 0, 0);
         self.refresh = now;
-        for since in self.changed.values_mut() {
+        for since in self.changed.values_mut().chain(self.changed_unbans.values_mut()) {
             *since = now.min(*since);
         }
     }
@@ -151,9 +160,10 @@ impl Snapshots {
         if self.is_refreshed(now) {
             self.refresh(host, now, pace);
         }
-        let ripe = self.changed.values().any(|since| now - since >= pace.change);
+        let ripe = |(_, since): &(&u32, &i64)| now - **since >= pace.change;
+        let has_changed = self.changed.iter().chain(&self.changed_unbans).any(|one| ripe(&one));
         let fresh = |number: &u32| self.published.get(number).is_none_or(|last| *last < as_of);
-        if !(ripe || self.again.iter().any(fresh) || !self.stale.is_empty())
+        if !(has_changed || self.again.iter().any(fresh) || !self.stale.is_empty())
             || !self.has_budget(now, pace)
         {
             return Vec::new();
@@ -170,11 +180,11 @@ impl Snapshots {
         for pardon in unbans {
             pardons.entry(Slice::of(pardon.address, self.parts).part()).or_default().push(pardon);
         }
-        // Changed ones first, then those with bans; the rest in its turn, as far as the budget goes.
-        let changed = self.changed.iter().filter(|(_, since)| now - *since >= pace.change);
-        let again = self.again.iter().copied();
-        let (banning, others): (Vec<u32>, Vec<u32>) = again.partition(|n| bans.contains_key(n));
-        let changed = changed.map(|(number, _)| *number);
+        // Changed bans first, then parts with bans; the rest in its turn, as far as the budget goes.
+        let changed = self.changed.iter().filter(ripe).map(|(number, _)| *number);
+        let unbans = self.changed_unbans.iter().filter(ripe).map(|(number, _)| *number);
+        let rest = unbans.chain(self.again.iter().copied());
+        let (banning, others): (Vec<u32>, Vec<u32>) = rest.partition(|n| bans.contains_key(n));
         let numbers: Vec<u32> = changed.chain(banning).chain(others).collect();
         for number in numbers {
             let Ok(slice) = Slice::new(number, self.parts) else { continue };
@@ -189,6 +199,7 @@ impl Snapshots {
             let size = (bans.len() + unbans.len() + 3) * ENTRY;
             self.budget.0 = self.budget.0.saturating_sub(size);
             self.changed.remove(&number);
+            self.changed_unbans.remove(&number);
             self.again.remove(&number);
             self.published.insert(number, as_of);
             let part = Part { host: host.clone(), stamp: as_of, slice, bans, unbans };
@@ -227,6 +238,7 @@ impl Snapshots {
             self.stale.extend(self.published.keys().filter(|number| **number >= parts));
             self.published.retain(|number, _| *number < parts);
             self.changed.clear();
+            self.changed_unbans.clear();
             self.again = (0..parts).collect();
             self.parts = parts;
         }
@@ -322,6 +334,30 @@ mod tests {
         assert_eq!(due[0], (0, Some((1, 10))));
         assert_eq!(due.len(), 32);
         assert!(due[1..].iter().all(|(_, part)| part.is_none()));
+    }
+
+    #[test]
+    fn part_with_a_changed_ban_precedes_those_whose_fleet_unbans_changed() {
+        let mut it = Speaker::new();
+        it.bans(5_000, 0);
+        for second in 20..400 {
+            it.due(second * 1000);
+        }
+        let changed = |n: u32| Address::new(&std::net::Ipv4Addr::from(n).to_string()).unwrap();
+        for n in 0x0b00_0000..0x0b00_2000 {
+            it.snapshots.touch_unban(changed(n), 400_000);
+        }
+        let first = it.due(402_000);
+        assert!((5..=12).contains(&first.len()), "{} at once", first.len());
+        let mine = changed(0xc612_0000);
+        let slice = Slice::of(mine, it.snapshots.parts);
+        it.snapshots.touch(mine, 402_000);
+        let next = (404..420).map(|second| it.due(second * 1000)).find(|due| !due.is_empty());
+        let numbers: Vec<u32> = next.unwrap().iter().map(|(number, _)| *number).collect();
+        assert_eq!(numbers[0], slice.part(), "{numbers:?}");
+        let all: BTreeSet<u32> =
+            (420..600).flat_map(|s| it.due(s * 1000)).map(|(number, _)| number).collect();
+        assert!(all.len() + first.len() + numbers.len() >= 32, "the others follow");
     }
 
     #[test]

@@ -300,14 +300,18 @@ impl Fleet {
     }
 
     /// fail2ban goes on refusing what it is told of a jail: the words wait until there is something new
-    /// of them or of the jail.
-    pub fn give_up(&mut self, jail: &Jail) {
+    /// of them or of the jail. `is_known`: what the jail holds was taken from fail2ban's database instead, so
+    /// that it does not hold up what this host publishes of its other jails.
+    pub fn give_up(&mut self, jail: &Jail, is_known: bool, now: i64) {
         self.queue.forget(jail);
         for case in self.jails.get_mut(jail).into_iter().flat_map(|local| local.cases.values_mut())
         {
             case.queued = false;
         }
         self.looks.remove(jail);
+        if is_known {
+            self.finish_sweep(now);
+        }
     }
 
     /// **What `banip` says was not new is not ours.** Of several it does not say which: the next look
@@ -371,9 +375,25 @@ impl Fleet {
 
     /// What is not on disk yet.
     fn save(&mut self, now: i64) -> Option<Step> {
-        let mut changes = self.dirty.next_batch(now)?;
-        changes.push(Change::Stamp(self.teller.last()));
-        Some(Step::Save(changes))
+        self.dirty.next_batch(now).map(Step::Save)
+    }
+
+    /// The [stamp to reserve](super::tell::Teller::stamp_to_reserve) on disk now, if any. It is apart from the
+    /// other changes: it must not wait while fail2ban or a batch of them takes long.
+    #[must_use]
+    pub fn stamp_to_reserve(&self, now: i64) -> Option<i64> {
+        self.teller.stamp_to_reserve(now)
+    }
+
+    /// The stamp is on disk.
+    pub fn on_stamp_reserved(&mut self, stamp: i64) {
+        self.teller.on_reserved(stamp);
+    }
+
+    /// The stamp that this host took last: with a graceful stop no other is to be reserved.
+    #[must_use]
+    pub fn last_own_stamp(&self) -> i64 {
+        self.teller.last()
     }
 
     /// It was written down, or could not be. Then bans are made all the same, and it is tried again

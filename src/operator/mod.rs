@@ -23,6 +23,7 @@ pub mod visit;
 pub mod watch;
 
 use crate::cli::operator::Operation;
+use crate::config::Config;
 use crate::error::Error;
 use crate::paths::Paths;
 
@@ -31,6 +32,9 @@ use crate::paths::Paths;
 /// # Errors
 /// Any [`Error`].
 pub fn run(operation: &Operation, paths: &Paths) -> Result<(), Error> {
+    // Settings that cannot be used say nothing of it; each command tells of that by itself.
+    let socket = Config::load().ok().and_then(|config| config.fail2ban_socket);
+    let paths = &paths.located(socket.as_deref());
     match operation {
         Operation::Check(args) => check::run(args.json, paths),
         Operation::Status(args) => status::run(args.json, paths),

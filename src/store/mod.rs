@@ -153,9 +153,26 @@ impl Store {
         let mut query = self.connection.prepare(query)?;
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
-            take(row)?;
+            match take(row) {
+                Err(error) if is_odd_value(&error) => {
+                    journal::warn(format_args!(
+                        "skipped a row of {}: {error}",
+                        self.path.display()
+                    ));
+                }
+                other => other?,
+            }
         }
         Ok(())
+    }
+
+    /// The greatest stamp that this host may have taken; 0 for none.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn stamp(&self) -> Result<i64, Error> {
+        let failed = |source| Error::Store { doing: "read", path: self.path.clone(), source };
+        self.connection.query_row(STAMP, [], |row| row.get(0)).map_err(failed)
     }
 
     /// Remembers changes, all or none.
@@ -281,6 +298,21 @@ pub fn is_broken(error: &rusqlite::Error) -> bool {
     use ErrorCode::{DatabaseCorrupt, NotADatabase};
     matches!(error, rusqlite::Error::SqlInputError { .. })
         || matches!(error.sqlite_error_code(), Some(NotADatabase | DatabaseCorrupt))
+}
+
+/// A value that has another type than its column should have: one row is at fault, not the database.
+#[must_use]
+pub fn is_odd_value(error: &rusqlite::Error) -> bool {
+    use rusqlite::Error::{
+        FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error,
+    };
+    matches!(
+        error,
+        FromSqlConversionFailure(..)
+            | IntegralValueOutOfRange(..)
+            | InvalidColumnType(..)
+            | Utf8Error(..)
+    )
 }
 
 fn write_claims(claims: &[Claim]) -> String {

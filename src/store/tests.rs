@@ -85,6 +85,20 @@ fn each_write_is_on_disk_before_it_is_relied_on() {
 }
 
 #[test]
+fn row_of_another_type_is_skipped_and_the_others_are_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(&dir.path().join("fleet.sqlite3")).unwrap();
+    let changes = ["192.0.2.1", "192.0.2.2"].map(|ip| Change::Mark(key(ip), Some(mark(true))));
+    store.save(&changes).unwrap();
+    let odd = "UPDATE marks SET asked = 1.5 WHERE ip = '192.0.2.1';
+               INSERT INTO unbans VALUES(x'ff', x'ff', x'ff', 'x');
+               INSERT INTO scripts VALUES('sshd', '192.0.2.3', 'old', 'soon');";
+    store.connection.execute_batch(odd).unwrap();
+    let loaded = store.load().unwrap();
+    assert_eq!(loaded.marks.keys().collect::<Vec<_>>(), [&key("192.0.2.2")]);
+}
+
+#[test]
 fn a_broken_database_is_put_aside() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("fleet.sqlite3");

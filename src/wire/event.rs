@@ -143,11 +143,12 @@ impl Event {
             jail: fields.needed("ipmset", Jail::new)?,
             address: fields.needed("ip", Address::new)?,
             // A host that runs the scripts publishes whatever its jail has.
-            bantime: range::into(&BANTIME_SECS, fields.number("bantime")?),
+            bantime: range::into(&BANTIME_SECS, fields.duration("bantime")?),
             host: fields.needed("host", Host::new)?,
-            restored: fields.within("restored", &COUNT)?,
+            restored: fields.flag_or_count("restored", &COUNT)?,
             failures: fields.within("failures", &COUNT)?,
-            time: fields.within("time", &TIME_SECS)?,
+            // Automations write dates there: the time is not known then.
+            time: fields.number_or_text("time", &TIME_SECS)?,
             stamp: fields.within("stamp", &STAMP_MILLIS)?,
             reason,
             id,
@@ -301,6 +302,38 @@ mod tests {
     }
 
     #[test]
+    fn spellings_of_other_programs_are_read() {
+        let read = |field: &str, value: &str| {
+            let event = format!(
+                r#"{{"action":"ban","ipmset":"sshd","ip":"203.0.113.9","host":"web1","{field}":{value}}}"#
+            );
+            let event = Event::parse(event.as_bytes()).ok()?;
+            Some((event.restored, event.bantime, event.time))
+        };
+        let table = [
+            ("restored", "false", Some((0, 0, 0))),
+            ("restored", "true", Some((1, 0, 0))),
+            ("restored", r#""1""#, Some((1, 0, 0))),
+            ("restored", r#""yes""#, None),
+            ("restored", "-1", None),
+            ("bantime", r#""10m""#, Some((0, 600, 0))),
+            ("bantime", r#""1d""#, Some((0, 86_400, 0))),
+            ("bantime", r#""-1""#, Some((0, -1, 0))),
+            ("bantime", r#""600s""#, Some((0, 600, 0))),
+            ("bantime", r#""10 minutes""#, None),
+            ("bantime", "true", None),
+            ("time", r#""2026-11-22T10:16:28+01:00""#, Some((0, 0, 0))),
+            ("time", r#""1795342588""#, Some((0, 0, 1_795_342_588))),
+            ("time", r#""-1""#, None),
+            ("time", "1.5", None),
+            ("failures", "true", None),
+        ];
+        for (field, value, expected) in table {
+            assert_eq!(read(field, value), expected, "{field}: {value}");
+        }
+    }
+
+    #[test]
     fn only_four_fields_are_needed() {
         let json = r#"{"action":"unban","ipmset":"sshd","ip":"2001:DB8:0::1","host":"web1"}"#;
         let event = Event::parse(json.as_bytes()).unwrap();
@@ -324,7 +357,7 @@ mod tests {
             SCRIPT.replace("failures", "ip"),
             SCRIPT.replace("failures", "action"),
             SCRIPT.replace("600", "600.5"),
-            SCRIPT.replace("600", "\"600s\""),
+            SCRIPT.replace("600", "\"10 minutes\""),
             SCRIPT.replace("600", "1e400"),
             SCRIPT.replace("\"web1\"", "7"),
             SCRIPT.replace("web1", "a/b"),

@@ -106,6 +106,38 @@ impl Fields {
         range::within(range, self.number(name)?).map_err(|what| Malformed::Field(name, what))
     }
 
+    /// A number of a range, also as `false` or `true`; 0 where the field is missing.
+    pub(super) fn flag_or_count(
+        &self,
+        name: &'static str,
+        range: &RangeInclusive<i64>,
+    ) -> Result<i64, Malformed> {
+        match self.0.get(name) {
+            Some(Value::Bool(flag)) => Ok((*flag).into()),
+            _ => self.within(name, range),
+        }
+    }
+
+    /// Seconds, or a number with a unit such as `10m`; 0 where the field is missing.
+    pub(super) fn duration(&self, name: &'static str) -> Result<i64, Malformed> {
+        match self.text(name).and_then(range::duration) {
+            Some(seconds) => Ok(seconds),
+            None => self.number(name),
+        }
+    }
+
+    /// A number of a range; 0 where the field is missing, or is a text that is no number, such as a date.
+    pub(super) fn number_or_text(
+        &self,
+        name: &'static str,
+        range: &RangeInclusive<i64>,
+    ) -> Result<i64, Malformed> {
+        match self.text(name) {
+            Some(text) if text.parse::<i64>().is_err() => Ok(0),
+            _ => self.within(name, range),
+        }
+    }
+
     /// A whole number, or the digits of one in a string; 0 where the field is missing.
     pub(super) fn number(&self, name: &'static str) -> Result<i64, Malformed> {
         let number = match self.0.get(name) {

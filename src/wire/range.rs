@@ -19,8 +19,24 @@ pub const BANTIME_SECS: RangeInclusive<i64> = -1..=3_155_760_000;
 /// How many: failures, bans, refused messages.
 pub const COUNT: RangeInclusive<i64> = 0..=10_000_000;
 
+/// A length of time in seconds: a number, or one with a unit (`10m`, `2h`, `1d`, `1w`, `1y`). Below 0 is for ever.
+pub(crate) fn duration(text: &str) -> Option<i64> {
+    let text = text.trim();
+    let (number, unit) = text.split_at(text.trim_end_matches(char::is_alphabetic).len());
+    let unit = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        "w" => 7 * 86_400,
+        "y" => 365 * 86_400,
+        _ => return None,
+    };
+    number.trim().parse::<i64>().ok()?.checked_mul(unit)
+}
+
 /// The number of a range that is nearest.
-pub(super) fn into(range: &RangeInclusive<i64>, number: i64) -> i64 {
+pub(crate) fn into(range: &RangeInclusive<i64>, number: i64) -> i64 {
     number.clamp(*range.start(), *range.end())
 }
 
@@ -33,5 +49,30 @@ pub(super) fn within(range: &RangeInclusive<i64>, number: i64) -> Result<i64, St
         Ok(number)
     } else {
         Err(format!("must be from {} to {}", range.start(), range.end()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        let table = [
+            ("600", Some(600)),
+            ("10m", Some(600)),
+            ("2h", Some(7200)),
+            ("1d", Some(86_400)),
+            ("1w", Some(604_800)),
+            ("1y", Some(31_536_000)),
+            ("-1", Some(-1)),
+            ("", None),
+            ("m", None),
+            ("1x", None),
+            ("9999999999999999y", None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(duration(text), expected, "{text}");
+        }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::siege::{CROSSING, FORGED, KEY, STAYS, Siege};
+use crate::siege::{FORGED, KEY, STAYS, Siege};
 use crate::support::{Host, eventually, within};
 
 /// What a daemon queues of its broker's messages at most, with the memory that goes with it; in KiB.
@@ -20,9 +20,8 @@ fn withstand(is_signed: bool, full: bool) {
     siege.make("names", "");
     siege.host("a").sh("python3 -S /root/attacks.py show");
     siege.make("names_clear", "");
-    siege.rounds(&["takeover", "outside", "spellings", "crowd"]);
-    siege.rounds(&["cpu", "jail_flood", "own"]);
-    siege.rounds(&["unbans", "hosts"]);
+    let attacks = "takeover outside spellings crowd cpu jail_flood own unbans hosts";
+    siege.rounds(&attacks.split(' ').collect::<Vec<_>>());
     if full && !is_signed {
         shows_limits(&siege);
     }
@@ -127,7 +126,7 @@ fn presence(siege: &mut Siege) {
         // It waits for hosts that do not exist, until they are gone.
         scope.spawn(|| it.host("a").run(&format!("f2bmqtt unban --yes {next}")));
         for host in it.rig.hosts(&["a", "b"]) {
-            within(CROSSING, "it is free", || !host.bans("sshd", &next));
+            it.soon("it is free", || !host.bans("sshd", &next));
         }
         it.make("presence_clear", "");
     });

@@ -135,6 +135,7 @@ fn a_sound_host_has_ticks_alone_and_looking_leaves_nothing_behind() {
         "tables",
         "fail2ban",
         "jail_shares",
+        "fail2ban_database",
         "fail2ban_sandbox",
     ];
     assert_eq!(ids, expected);

@@ -13,6 +13,7 @@ use std::path::Path;
 use f2bmqtt::abuseipdb::answer::{Accepted, Answer, BulkAccepted, Listing, Trouble};
 use f2bmqtt::abuseipdb::call::{self, Verdict};
 use f2bmqtt::abuseipdb::comment::{MAX, Private, compose};
+use f2bmqtt::abuseipdb::report::CommentSource;
 use f2bmqtt::abuseipdb::report::Report;
 use f2bmqtt::config::{Config, Signing, Topic};
 use f2bmqtt::fail2ban::pickle::{Value, read};
@@ -160,7 +161,7 @@ pub(crate) fn arguments(arguments: &[u8]) {
     }
     let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
     let call = call::Call::by_position(&words);
-    if let Ok(Verdict::Report(report)) = call.decide(|| None, 1) {
+    if let Ok(Verdict::Report(report)) = call.decide(1) {
         let written = report.encode();
         let paths = call.ledger.len() + call.log.len();
         assert!(written.len() as u64 <= Report::MAX || paths > 4096);
@@ -203,7 +204,7 @@ pub(crate) fn comment(bytes: &[u8]) {
         accounts: vec!["ann".to_owned()],
     };
     let about = Address::new("203.0.113.9").unwrap();
-    let comment = compose([first, second], about, &private);
+    let comment = compose([first, second].map(|text| (text, CommentSource::Log)), about, &private);
     assert!(comment.chars().count() <= MAX);
     assert!(!comment.contains(|c: char| c.is_control() && c != '\n'));
     let part = |c: char| c.is_alphanumeric() || c == '_';

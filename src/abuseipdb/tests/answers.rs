@@ -6,6 +6,7 @@ use super::server::{Whim, daily, data, says, too_soon};
 use super::{Bed, IP, START};
 use crate::abuseipdb::answer::{Answer, CutOff};
 use crate::abuseipdb::api::Failure;
+use crate::abuseipdb::glance::Glance;
 use crate::abuseipdb::ledger::Ledger;
 use crate::abuseipdb::plan::WINDOW;
 use crate::abuseipdb::worker::Wake;
@@ -40,7 +41,7 @@ fn cases() -> Vec<Case> {
     let stalled = Answer { cut_off: Some(stalled), ..says(200, &taken[..20]) };
     let away = |why: &str| Whim::Away(Failure::NotSent(why.to_owned()));
     vec![
-        gone(says(200, taken), "SUCCESS: Reported 203.0.113.9 - Score: 7%", true),
+        gone(says(200, taken), "SUCCESS: Reported 203.0.113.9 - Score: 52%", true),
         gone(too_soon(), "INFO: IP 203.0.113.9 has been reported with this key within 15", true),
         kept(
             Whim::Says(daily(29_000)),
@@ -114,13 +115,23 @@ fn each_answer_to_a_check_is_handled_for_what_it_is() {
                 let ledger = Ledger::open(&bed.path("ledger")).unwrap();
                 ledger.insert(Address::new(IP).unwrap(), 600).unwrap();
             }
+            // A call that was not even sent is no answer, and a key that is refused is no report's matter.
+            let all_wait = matches!(whim, Whim::Away(_)) || known && logged.contains("401");
             bed.server().whims.push_back(whim);
             bed.ban(IP, "18", "x");
+            bed.ban("203.0.113.10", "18", "x");
+            bed.work();
+            let least = if all_wait { 0 } else { 2 - usize::from(known) };
+            assert!(bed.taken().len() >= least, "{logged}: {:#?}", bed.log());
             bed.finish();
             let log = bed.log();
+            let nameless = log
+                .iter()
+                .find(|line| line.starts_with("ERROR") && !line.contains("IP 203.0.113."));
+            assert_eq!(nameless, None, "{logged}");
             // Only what the API says will never do is given up, and only if it is not to be told anyway.
             let refused = log.iter().any(|line| line.starts_with("ERROR: HTTP 422. Response: {"));
-            let taken = usize::from(!(known && refused));
+            let taken = if known && refused { 1 } else { 2 };
             assert_eq!(bed.taken().len(), taken, "{logged}: {log:#?}");
             let failed = log.iter().any(|line| line.starts_with("ERROR: Failed to check IP"));
             assert!(!failed || known, "{logged}: {log:#?}");
@@ -160,16 +171,20 @@ fn a_time_that_the_server_does_not_like_is_left_out() {
 fn a_refused_key_rests_and_another_goes_at_once() {
     let mut bed = Bed::new();
     let refused = says(401, r#"{"errors":[{"detail":"Authentication failed","status":401}]}"#);
-    bed.server().whims.push_back(Whim::Says(refused));
+    bed.server().whims.extend([Whim::Says(refused.clone()), Whim::Says(refused)]);
     for n in 1..5 {
         bed.ban(&format!("203.0.113.{n}"), "18", "x");
     }
     assert_eq!(bed.work(), Wake::At(START + 3600));
-    assert_eq!(bed.server().keys, ["k3y"]);
+    assert_eq!(bed.server().calls.len(), 0, "both calls were refused");
+    assert_eq!(bed.server().keys, ["k3y"; 2]);
+    let last = Glance::of(&bed.path("queue")).unwrap().last_call.unwrap();
+    assert_eq!(last.error.as_deref(), Some("AbuseIPDB refuses the API key (HTTP 401)"));
     std::fs::write(bed.path("key"), "APIKEY=0ther\n").unwrap();
     assert_eq!(bed.work(), Wake::Called);
     assert_eq!(bed.taken().len(), 4);
-    assert_eq!(bed.server().keys[1..], ["0ther"; 8]);
+    assert_eq!(bed.server().keys[2..], ["0ther"; 8]);
+    assert_eq!(Glance::of(&bed.path("queue")).unwrap().last_call.unwrap().error, None);
     assert!(!bed.log().join("\n").contains("k3y"));
 }
 
@@ -260,7 +275,33 @@ fn what_is_in_doubt_waits_when_a_check_is_refused() {
 fn a_server_in_trouble_is_left_alone_for_as_long_as_it_asks() {
     let mut bed = Bed::new();
     let trouble = Answer { retry_after: Some(3600), ..says(503, "") };
-    bed.server().whims.push_back(Whim::Says(trouble));
+    let listing = says(200, r#"{"data":{"totalReports":0}}"#);
+    bed.server().whims.extend([Whim::Says(listing), Whim::Says(trouble.clone())]);
     bed.ban(IP, "18", "x");
     assert_eq!(bed.work(), Wake::At(START + 3600));
+    // Of checks it asks the same; reports go.
+    let mut bed = Bed::new();
+    bed.server().whims.push_back(Whim::Says(trouble));
+    bed.ban(IP, "18", "x");
+    bed.ban("203.0.113.10", "18", "x");
+    assert_eq!(bed.work(), Wake::Called);
+    assert_eq!(bed.server().calls, ["report", "report"]);
+    assert!(bed.log().last().unwrap().contains("Reports: not known"), "{:#?}", bed.log());
+}
+
+#[test]
+fn key_that_cannot_be_read_is_replaced_by_no_other() {
+    let mut bed = Bed::new();
+    std::fs::write(bed.path("key"), "APIKEY=$(pass abuseipdb)\n").unwrap();
+    bed.ban(IP, "18", "x");
+    assert_eq!(bed.work(), Wake::At(START + 3600));
+    assert!(bed.server().keys.is_empty());
+    let expected = format!(
+        "ERROR: IP {IP} waits: the API key in {} cannot be read.",
+        bed.path("key").display()
+    );
+    assert_eq!(bed.log(), [expected]);
+    std::fs::write(bed.path("key"), "A=0ther\nAPIKEY=$A\n").unwrap();
+    assert_eq!(bed.work(), Wake::Called);
+    assert_eq!(bed.server().keys, ["0ther"; 2]);
 }

@@ -16,7 +16,7 @@ use super::comment::Private;
 use super::ledger::Ledger;
 use super::plan::WINDOW;
 use super::queue::Queue;
-use super::report::{Categories, Report};
+use super::report::{Categories, CommentSource, Report};
 use super::times::Times;
 use super::worker::{Surroundings, Wake, Worker};
 use crate::config::Secret;
@@ -54,10 +54,15 @@ impl Bed {
     }
 
     fn ban(&mut self, ip: &str, categories: &str, comment: &str) {
+        self.ban_by(ip, categories, comment, CommentSource::Log);
+    }
+
+    fn ban_by(&mut self, ip: &str, categories: &str, comment: &str, source: CommentSource) {
         let report = Report {
             address: Address::new(ip).unwrap(),
             categories: Categories::new(categories).unwrap(),
             comment: comment.to_owned(),
+            source,
             bantime: 600,
             failures: 3,
             time: self.server().now,
@@ -71,13 +76,14 @@ impl Bed {
     }
 
     fn start(dir: &Path, server: &Arc<Mutex<Server>>) -> Worker<Line> {
-        let clock = Arc::clone(server);
+        let (clock, lines) = (Arc::clone(server), Arc::clone(server));
         let surroundings = Surroundings {
             private: Box::new(|| Private {
                 addresses: vec!["198.51.100.1".parse().unwrap()],
                 ..Private::default()
             }),
             clock: Box::new(move || clock.lock().unwrap().now),
+            log_lines: Box::new(move |_| Ok(lines.lock().unwrap().log_lines.clone())),
             warn: |_| {},
         };
         let queue = Queue::open(&dir.join("queue")).unwrap();
@@ -157,7 +163,7 @@ fn the_first_report_goes_at_once_and_further_jails_in_one_after_the_window() {
     assert_eq!((categories.as_str(), comment.as_str()), ("21,15", "web: probing\nftp: probing"));
     assert_eq!(Times::new().unwrap().read(time), Some(START + 60));
     drop(server);
-    let reported = "SUCCESS: Reported 203.0.113.9 - Score: 7%, Reports: 0, \
+    let reported = "SUCCESS: Reported 203.0.113.9 - Score: 52%, Reports: 0, \
                     Oldest Report: Not Reported yet, Failures:3.";
     assert_eq!(bed.log()[0], reported);
     let known = "INFO: IP 203.0.113.9 has already been reported and remains on AbuseIPDB.";
@@ -191,4 +197,27 @@ fn this_host_s_own_address_is_not_reported() {
     assert_eq!(bed.work(), Wake::Called);
     assert!(bed.server().calls.is_empty());
     assert!(!bed.in_ledger("198.51.100.1"));
+}
+
+#[test]
+fn log_lines_come_from_the_database_once_it_has_the_ban() {
+    // What the database has, from the third second on -> the comment, and how long the report waited.
+    let lines = |lines: &[&str]| Some(lines.iter().map(|line| (*line).to_owned()).collect());
+    let table = [
+        (lines(&["one from 198.51.100.1", "two"]), "one from [ip]\ntwo", 3..4),
+        (lines(&[]), "banned by fail2ban", 3..4),
+        (None, "banned by fail2ban", 9..13),
+    ];
+    for (rows, comment, waited) in table {
+        let mut bed = Bed::new();
+        bed.ban_by(IP, "18", "", CommentSource::Database);
+        let first = bed.work();
+        assert_eq!(first, Wake::At(START + 1));
+        bed.passes(3);
+        bed.server().log_lines.clone_from(&rows);
+        bed.finish();
+        let server = bed.server();
+        assert_eq!(server.taken[0].4, comment, "{rows:?}");
+        assert!(waited.contains(&(server.taken[0].1 - START)), "{}", server.taken[0].1 - START);
+    }
 }

@@ -36,6 +36,8 @@ pub(super) struct Server {
     pub(super) away: i64,
     /// A firewall before it does not like this word.
     pub(super) firewall: Option<&'static str>,
+    /// What fail2ban's database has of every ban.
+    pub(super) log_lines: Option<Vec<String>>,
     /// The process dies at the n-th moment from now; each call has two: before and after it.
     pub(super) dies: Option<usize>,
 }

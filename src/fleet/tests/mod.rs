@@ -210,6 +210,49 @@ fn each_claims_for_itself_and_scripts_in_the_order_in_which_they_speak() {
 }
 
 #[test]
+fn unban_of_a_ban_that_the_sender_does_not_hold_is_recognised() {
+    use Action::{Ban as B, Unban as U};
+    let mut it = Bench::new();
+    let frees_nothing = |it: &Bench, from: &str, stamp: i64| {
+        it.fleet.is_unban_of_another_s_ban(&event(U, from, stamp))
+    };
+    assert!(!frees_nothing(&it, "button", 0), "nothing is banned");
+    it.hears(&event(B, "web1", 10));
+    it.hears(&event(B, "old1", 0));
+    assert_eq!(it.works(), ["ban"]);
+    assert!(frees_nothing(&it, "button", 0));
+    assert!(!frees_nothing(&it, "old1", 0), "it frees its own");
+    assert!(!frees_nothing(&it, "web2", 11), "a daemon knows what it does");
+    for (from, stamp) in [("web1", 11), ("old1", 0)] {
+        it.hears(&event(U, from, stamp));
+    }
+    assert_eq!(it.works(), ["free"]);
+    assert!(!frees_nothing(&it, "button", 0), "it is free");
+}
+
+#[test]
+fn script_ban_that_ends_by_its_time_is_imported_once_and_left_to_fail2ban() {
+    // When the event comes, relative to a full second, and how late fail2ban bans.
+    for (phase, late) in (0..2_000).step_by(250).flat_map(|phase| [(phase, 0), (phase, 20_000)]) {
+        let mut it = Bench::new();
+        it.now = NOW + phase;
+        it.hears(&event(Action::Ban, "old1", 0));
+        it.now += late - 2_000; // a round begins two seconds later
+        let mut told = Vec::new();
+        for _ in 0..330 + late / 2_000 {
+            let (rows, now) = (it.rows.clone(), it.now + 2_000);
+            it.held.retain(|address, _| (rows[address].timeofban + 600) * 1_000 > now);
+            told.extend(it.works());
+        }
+        assert_eq!(told, ["ban"], "{phase} {late}");
+        it.hears(&event(Action::Ban, "old1", 0));
+        assert_eq!(it.works(), ["ban"], "another ban of it");
+        it.hears(&event(Action::Unban, "old1", 0));
+        assert_eq!(it.works(), ["free"]);
+    }
+}
+
+#[test]
 fn what_was_lifted_here_stays_lifted_until_its_origin_bans_anew() {
     let mut it = Bench::new();
     it.hears(&event(Action::Ban, "web1", 10));
@@ -257,6 +300,43 @@ fn a_clock_that_was_set_back_holds_nothing_up() {
     it.works();
     let published = it.fleet.publications(it.now);
     assert!(published[0].part.as_ref().unwrap().stamp > before, "and its stamps go on from there");
+}
+
+#[test]
+fn false_claim_in_this_host_s_name_is_corrected_within_seconds() {
+    let mut it = Bench::new();
+    it.fleet.connected(NOW);
+    let banned = Row { timeofban: NOW / 1000, bantime: 600, failures: 3 };
+    it.held.insert(address(IP), Some(600));
+    it.rows.insert(address(IP), banned);
+    // What a message in its name claims, of which address, and whether the snapshot has to correct that.
+    let table = [
+        (Action::Ban, IP, false),
+        (Action::Ban, "203.0.113.77", true),
+        (Action::Unban, IP, true),
+        (Action::Unban, "203.0.113.77", false),
+    ];
+    for (action, ip, wrong) in table {
+        for forged_part in [false, true] {
+            for _ in 0..9 {
+                it.works();
+                it.fleet.publications(it.now);
+            }
+            let forged = Event { address: address(ip), ..event(action.clone(), "me", 1) };
+            if !forged_part {
+                it.fleet.hear_own(&forged, it.now);
+            } else if action == Action::Ban {
+                // Old parts are answered with all parts; these are not old.
+                let part = Part { stamp: it.now, ..part("me", it.now, &[ip]) };
+                it.fleet.hear_part(&part, it.now);
+            } else {
+                continue;
+            }
+            it.works();
+            let published = it.fleet.publications(it.now);
+            assert_eq!(!published.is_empty(), wrong, "{action} {ip} {forged_part}");
+        }
+    }
 }
 
 #[test]

@@ -52,7 +52,8 @@ async fn look_at(server: &mut Server, ignored: &[Vec<String>]) {
 async fn ask(socket: &Path) -> Result<(Server, Vec<Vec<String>>), Error> {
     let mut client = Client::connect(socket).await?;
     let version = client.version().await?;
-    let mut server = Server { version, pid: client.pid(), ..Server::default() };
+    let database = client.database().await?;
+    let mut server = Server { version, pid: client.pid(), database, ..Server::default() };
     let mut ignored = Vec::new();
     for name in client.jail_names().await? {
         let Ok(name) = Jail::new(&name) else {

@@ -268,6 +268,17 @@ impl Host {
     }
 }
 
+/// Something of fail2ban's that is there, and that the sandbox of the service hides.
+pub(super) fn hidden(what: &str, path: &Path) -> Finding {
+    let dir = path.parent().unwrap_or(path).display();
+    let path = path.display();
+    let text = format!("the service f2bmqttsub cannot see {what} {path}: its sandbox hides {dir}");
+    Finding::fault("service_sandbox", text).about(&path).next(format!(
+        "systemctl edit f2bmqttsub, and add:\n    [Service]\n    BindReadOnlyPaths={dir}\n\
+         then: systemctl restart f2bmqttsub"
+    ))
+}
+
 impl Seen {
     /// Whether fail2ban's actions can leave what they tell.
     pub(super) fn finding(&self, spool: &Path) -> Finding {
@@ -405,6 +416,14 @@ mod tests {
         for (host, expected) in table {
             assert_eq!(odd(&host), expected, "{host:?}");
         }
+    }
+
+    #[test]
+    fn path_that_the_sandbox_hides_is_a_fault_with_its_cure() {
+        let found = hidden("fail2ban's socket", Path::new("/run/f2b/x.sock"));
+        let text = "the service f2bmqttsub cannot see fail2ban's socket /run/f2b/x.sock: its sandbox hides /run/f2b";
+        assert_eq!((found.state, found.text.as_str()), (State::Fault, text));
+        assert!(found.next.contains(&"    BindReadOnlyPaths=/run/f2b".to_owned()));
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub(super) struct Server {
     pub(super) jails: Vec<Running>,
     /// Names of jails that no message can carry.
     pub(super) unusable: Vec<String>,
+    /// Where its database is; `None`: it keeps none.
+    pub(super) database: Option<PathBuf>,
 }
 
 /// A jail that it runs.
@@ -124,7 +126,8 @@ pub(super) fn findings(
         Ok(server) => server,
         Err(why) => {
             found.push(Finding::fault("fail2ban", why.as_str()).next(
-                "systemctl restart fail2ban\nif it does not stay: journalctl -u fail2ban -n 20",
+                "systemctl restart fail2ban\nif it does not stay: journalctl -u fail2ban -n 20\n\
+                 if its socket is elsewhere: MQTT_FAIL2BAN_SOCKET=/path in mqtt.env",
             ));
             return found;
         }
@@ -310,6 +313,7 @@ mod tests {
                 running("recidive", &[("nftables", "nft add")]),
                 running("idle", &[]),
             ],
+            database: None,
         };
         let files = BTreeMap::from([
             (jail("sshd"), true),
@@ -376,6 +380,7 @@ mod tests {
             pid: 1,
             jails: vec![wrong("sshd"), wrong("recidive")],
             unusable: Vec::new(),
+            database: None,
         };
         let text = "ignoreip of sshd: cannot resolve x.example: why".to_owned();
         assert_eq!(odd(&Ok(server), &Configured::default()), [("jail_ignoreip", text)]);

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use super::host::{Host, Script, Seen, Service};
 use super::reports::Key;
 use crate::abuseipdb::key::KeyFile;
+use crate::files::mounts;
 use crate::paths::Paths;
 use crate::{daemon, lock};
 
@@ -191,6 +192,13 @@ fn spool_waits(spool: &Path) -> (usize, u64) {
         .fold((0, 0), |(count, oldest), meta| (count + 1, oldest.max(age(&meta).unwrap_or(0))))
 }
 
+/// Whether a path is there, and a process in a sandbox of its own does not see it.
+pub(super) fn is_hidden_from(pid: i32, path: &Path) -> bool {
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    let inside = path.strip_prefix("/").unwrap_or(path);
+    path.exists() && root.exists() && !root.join(inside).exists()
+}
+
 /// The spool as a process sees it.
 pub(super) fn seen_by(pid: i32, spool: &Path) -> Option<Seen> {
     let user = fs::metadata(format!("/proc/{pid}/status")).ok()?.uid();
@@ -203,31 +211,15 @@ pub(super) fn seen_by(pid: i32, spool: &Path) -> Option<Seen> {
     if !theirs.is_ok_and(|theirs| (theirs.dev(), theirs.ino()) == (own.dev(), own.ino())) {
         return Some(Seen::Other);
     }
-    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
-    Some(if is_read_only(&mounts, spool) { Seen::ReadOnly } else { Seen::Same })
-}
-
-/// Whether a path is mounted read-only (mountinfo in proc(5)): on the last of the deepest mounts on its
-/// way.
-fn is_read_only(mounts: &str, path: &Path) -> bool {
-    let mount = |line: &str| {
-        let mut words = line.split(' ');
-        let point = words.nth(4)?.replace("\\040", " ");
-        let options = words.next()?.to_owned();
-        let file_system = line.rsplit(' ').next()?;
-        let read_only = |options: &str| options.split(',').any(|option| option == "ro");
-        path.starts_with(&point)
-            .then(|| (point.len(), read_only(&options) || read_only(file_system)))
-    };
-    let deepest = mounts.lines().filter_map(mount).max_by_key(|(depth, _)| *depth);
-    deepest.is_some_and(|(_, read_only)| read_only)
+    Some(if mounts::is_read_only_for(pid, spool)? { Seen::ReadOnly } else { Seen::Same })
 }
 
 /// The file with the key, and what is odd about it.
 pub(super) fn key(path: &Path) -> (Key, Option<String>) {
-    let KeyFile { key, warning } = KeyFile::read(path);
+    let KeyFile { key, is_broken, warning } = KeyFile::read(path);
     let state = match key {
         Some(_) => Key::Usable,
+        None if is_broken => Key::Broken,
         None if path.exists() => Key::None,
         None => Key::Missing,
     };
@@ -238,30 +230,6 @@ pub(super) fn key(path: &Path) -> (Key, Option<String>) {
 mod tests {
     use super::*;
 
-    const MOUNTS: &str = "\
-823 796 0:110 / / rw,relatime shared:116 - overlay overlay rw,lowerdir=/x
-830 823 0:117 / /var/lib ro,nosuid shared:122 - tmpfs tmpfs rw,size=1k
-831 830 0:118 / /var/lib/f2bmqtt ro - tmpfs tmpfs rw
-832 831 0:118 / /var/lib/f2bmqtt rw - tmpfs tmpfs rw
-833 823 0:119 / /srv rw - ext4 /dev/x ro
-834 823 0:119 / /with\\040blank ro - ext4 /dev/x rw";
-
-    #[test]
-    fn the_last_and_deepest_mount_counts() {
-        let table = [
-            ("/var/lib/f2bmqtt/spool", false),
-            ("/var/lib/f2bmqtt2", true),
-            ("/var/lib/x", true),
-            ("/var/x", false),
-            ("/srv/x", true),
-            ("/with blank/x", true),
-        ];
-        for (path, expected) in table {
-            assert_eq!(is_read_only(MOUNTS, Path::new(path)), expected, "{path}");
-        }
-        assert!(!is_read_only("", Path::new("/")));
-    }
-
     #[test]
     fn this_process_sees_what_it_sees() {
         let dir = tempfile::tempdir().unwrap();
@@ -269,5 +237,6 @@ mod tests {
         assert_eq!(seen_by(pid, dir.path()), Some(Seen::Same));
         assert_eq!(seen_by(pid, &dir.path().join("none")), None);
         assert!(!is_script(pid) && parent(pid).is_some());
+        assert!(!is_hidden_from(pid, dir.path()) && !is_hidden_from(pid, &dir.path().join("none")));
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! Facts are gathered first, all at once and each within some seconds: `look` at this host, `ask`
 //! fail2ban, `probe` the brokers. What they mean is decided by pure functions, each of which makes
-//! findings (`finding`) of its facts: `settings`, `broker`, `fleet`, `jails`, `reports`, `host`, `status`.
+//! findings (`finding`) of its facts: `settings`, `broker`, `fleet`, `jails`, `database`, `reports`, `host`, `status`.
 
 mod ask;
 mod broker;
+mod database;
 mod finding;
 mod fleet;
 mod host;
@@ -22,6 +23,7 @@ use rustix::process::geteuid;
 
 pub(super) use self::finding::list;
 use self::finding::{Finding, State};
+use crate::abuseipdb::glance::Glance;
 use crate::abuseipdb::service::now;
 use crate::config::{self, Config};
 use crate::daemon::status::DaemonStatus;
@@ -98,6 +100,13 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         }
     }
     found.extend(host.findings(&paths.state, &path));
+    if let Some((_, pid)) = &host.holder {
+        let database = server.as_ref().ok().and_then(|server| server.database.clone());
+        let socket = Some(("fail2ban's socket", paths.fail2ban.clone()));
+        let seen = socket.into_iter().chain(database.map(|path| ("fail2ban's database", path)));
+        let hidden = seen.filter(|(_, path)| look::is_hidden_from(*pid, path));
+        found.extend(hidden.map(|(what, path)| host::hidden(what, &path)));
+    }
     if host.runs() {
         let file = paths.status();
         found.extend(status::findings(&DaemonStatus::read(&file), &file, now()));
@@ -105,12 +114,15 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
     let sharing = config.as_ref().map(|config| config.sharing.clone()).unwrap_or_default();
     found.extend(jails::findings(&server, &configured, &sharing));
     if let Ok(server) = &server {
+        found.extend(database::findings(server.database.as_deref(), &database::read(server)));
         let spool = paths.spool();
         let seen = look::seen_by(server.pid, spool.dir());
         found.extend(seen.map(|seen| seen.finding(spool.dir())));
         let (key, warning) = look::key(&paths.api_key);
         found.extend(reports::findings(&server.jails, &paths.api_key, &key, warning.as_deref()));
-        found.extend(reports::files(&server.jails, trust::look));
+        let glance = Glance::of(&paths.report_queue());
+        found.extend(reports::queue(&server.jails, &glance, &paths.api_key, now()));
+        found.extend(reports::files(&server.jails, trust::inspect));
     }
     Ok(found)
 }

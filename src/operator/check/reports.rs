@@ -8,7 +8,12 @@ use rustix::io::Errno;
 
 use super::finding::{Finding, list};
 use super::jails::{Action, Running};
+use crate::abuseipdb::glance::{Glance, LastCall};
 use crate::files::trust::{Fault, Keeps};
+use crate::operator::clock::span;
+
+/// A report that waits for longer, in seconds, waits for a reason: the second one of an address goes after 15 minutes.
+const LATE: i64 = 3600;
 
 /// What is known of the file with the key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +21,8 @@ pub(super) enum Key {
     Missing,
     /// It is there, and no key in it.
     None,
+    /// It sets a key that cannot be read: no other is used.
+    Broken,
     Usable,
 }
 
@@ -72,6 +79,59 @@ fn place(path: &Path, keeps: Keeps, looked: io::Result<Vec<String>>) -> Vec<Find
     vec![Finding::fault("report_file", text).about(&shown).next(cure)]
 }
 
+/// Whether reports go out, where a jail reports.
+pub(super) fn queue(
+    jails: &[Running],
+    glance: &rusqlite::Result<Glance>,
+    key: &Path,
+    now: i64,
+) -> Option<Finding> {
+    const LOG: &str = "tail /var/log/abuseipdb/abuseipdb.log";
+    if !jails.iter().any(|jail| jail.actions.iter().any(reports)) {
+        return None;
+    }
+    let Glance { waiting, oldest, last_call, .. } = match glance {
+        Ok(glance) => glance,
+        Err(why) => {
+            let text = format!("cannot read the queue of reports to AbuseIPDB: {why}");
+            return Some(
+                Finding::warning("report_queue", text).next("systemctl restart f2bmqttsub"),
+            );
+        }
+    };
+    let ago = |at: i64| span(now.saturating_sub(at).max(0));
+    let age = oldest.map(|at| format!(", the oldest for {}", ago(at))).unwrap_or_default();
+    let queue = match waiting {
+        0 => "no report waits".to_owned(),
+        1 => format!("1 report waits{}", age.replace(", the oldest", "")),
+        n => format!("{n} reports wait{age}"),
+    };
+    Some(match last_call {
+        Some(LastCall { at, error: Some(why) }) if *waiting > 0 => {
+            let text =
+                format!("reports to AbuseIPDB do not go out: {why} ({} ago); {queue}", ago(*at));
+            if why.contains("API key") {
+                let next = format!("write your key into {}: APIKEY=...", key.display());
+                Finding::fault("report_queue", text).next(next)
+            } else if why.contains("daily limit") {
+                Finding::warning("report_queue", text)
+                    .next("nothing to do: reports go out when the limit is reset")
+            } else {
+                Finding::fault("report_queue", text).next(LOG)
+            }
+        }
+        _ if oldest.is_some_and(|at| now.saturating_sub(at) > LATE) => {
+            Finding::warning("report_queue", format!("reports to AbuseIPDB are late: {queue}"))
+                .next(LOG)
+        }
+        Some(LastCall { at, .. }) => {
+            let text = format!("the last call to AbuseIPDB was {} ago; {queue}", ago(*at));
+            Finding::well("report_queue", text)
+        }
+        None => Finding::well("report_queue", format!("AbuseIPDB was not called yet; {queue}")),
+    })
+}
+
 /// What is to be said of the jails that report; `warning` is what is odd about the file of the key.
 pub(super) fn findings(
     jails: &[Running],
@@ -113,6 +173,11 @@ pub(super) fn findings(
     }
     found.push(match key {
         Key::Usable => Finding::well("report_key", format!("{who}, with the key in {path}")),
+        Key::Broken => {
+            let text = format!("{who}, and the key in {path} cannot be read: reports wait");
+            let next = format!("write your key into {path}: APIKEY=...");
+            Finding::fault("report_key", text).next(next)
+        }
         _ if reporting.iter().all(own_key) => {
             let text = format!(
                 "{who}, with a key of the jail, which can be seen in the list of processes"
@@ -190,6 +255,68 @@ mod tests {
     }
 
     #[test]
+    fn queue_shows_the_last_result_and_how_old_the_oldest_report_is() {
+        const NOW: i64 = 1_795_342_600;
+        let jails = [jail("a", "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh", false, "")];
+        let call = |at, error: &str| {
+            let error = (!error.is_empty()).then(|| error.to_owned());
+            Some(LastCall { at: NOW - at, error })
+        };
+        let refused = "AbuseIPDB refuses the API key (HTTP 401)";
+        let table = [
+            (0, None, None, State::Well, "AbuseIPDB was not called yet; no report waits"),
+            (
+                1,
+                Some(60),
+                call(5, ""),
+                State::Well,
+                "the last call to AbuseIPDB was 5s ago; 1 report waits for 1m",
+            ),
+            (
+                0,
+                None,
+                call(300, refused),
+                State::Well,
+                "the last call to AbuseIPDB was 5m ago; no report waits",
+            ),
+            (
+                2,
+                Some(300),
+                call(60, refused),
+                State::Fault,
+                "reports to AbuseIPDB do not go out: AbuseIPDB refuses the API key (HTTP 401) (1m ago); \
+                 2 reports wait, the oldest for 5m",
+            ),
+            (
+                1,
+                Some(60),
+                call(5, "no connection to x: y"),
+                State::Fault,
+                "do not go out: no connection to x: y",
+            ),
+            (
+                1,
+                Some(60),
+                call(5, "the daily limit is reached"),
+                State::Warning,
+                "the daily limit is reached",
+            ),
+            (1, Some(7200), call(5, ""), State::Warning, "are late: 1 report waits for 2h"),
+        ];
+        for (waiting, age, last_call, state, text) in table {
+            let oldest = age.map(|age: i64| NOW - age);
+            let glance = Ok(Glance { waiting, oldest, last_call, calls: Vec::new() });
+            let found = queue(&jails, &glance, Path::new("/k"), NOW).unwrap();
+            assert_eq!(found.state, state, "{found:?}");
+            assert!(found.text.contains(text), "{found:?}");
+            assert_eq!(found.next.is_empty(), state == State::Well);
+        }
+        assert_eq!(queue(&[], &Ok(Glance::default()), Path::new("/k"), NOW), None);
+        let odd = queue(&jails, &Err(rusqlite::Error::InvalidQuery), Path::new("/k"), NOW).unwrap();
+        assert_eq!(odd.state, State::Warning);
+    }
+
+    #[test]
     fn a_jail_that_reports_needs_a_key_and_may_not_count_bans() {
         const OURS: &str = "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh '' \"<matches>\"";
         const AUTH: &str = "/var/log/auth.log";
@@ -199,6 +326,7 @@ mod tests {
             (jail("a", OURS, false, AUTH), Key::Missing, None, vec![("report_key", State::Fault)]),
             (jail("a", OURS, false, AUTH), Key::None, None, vec![("report_key", State::Fault)]),
             (jail("a", OURS, true, AUTH), Key::Missing, None, vec![("report_key", State::Warning)]),
+            (jail("a", OURS, true, AUTH), Key::Broken, None, vec![("report_key", State::Fault)]),
             (
                 jail("a", OURS, false, AUTH),
                 Key::Usable,

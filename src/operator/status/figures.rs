@@ -23,6 +23,11 @@ impl Status {
             },
             "waiting": { "events": events, "reports": reports.waiting },
             "abuseipdb": quotas(reports),
+            "reporter": {
+                "oldest": reports.oldest,
+                "last_call": reports.last_call.as_ref()
+                    .map(|call| json!({ "at": call.at, "error": call.error })),
+            },
             "hosts": self.view.hosts().iter().map(of_host).collect::<Vec<_>>(),
             "jails": self.by_jail().iter().map(|(jail, bans)| (jail.to_string(), json!(bans)))
                 .collect::<serde_json::Map<_, _>>(),

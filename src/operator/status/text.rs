@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::Status;
-use crate::abuseipdb::glance::Call;
+use crate::abuseipdb::glance::{Call, LastCall};
 use crate::operator::clock::span;
 use crate::operator::local::Service;
 use crate::operator::out::{Look, Out, count};
@@ -36,10 +36,17 @@ impl Status {
             Err(why) => line("fail2ban", Look::Bad, why),
         }
         let Service { events, reports, .. } = &self.service;
-        let words = format!("{}, {}", count(*events, "event"), count(reports.waiting, "report"));
+        let age =
+            reports.oldest.map(|at| format!(" (the oldest for {})", span(self.clock.now - at)));
+        let waiting = count(reports.waiting, "report");
+        let words = format!("{}, {waiting}{}", count(*events, "event"), age.unwrap_or_default());
         line("waiting", Look::Plain, &words);
         for words in self.quotas() {
             line("AbuseIPDB", Look::Plain, &words);
+        }
+        if let Some(LastCall { at, error: Some(why) }) = &reports.last_call {
+            let words = format!("{why}, {} ago", span(self.clock.now - at));
+            line("AbuseIPDB", Look::Bad, &words);
         }
         if self.fault.is_none() {
             text.push_str(&self.fleet(out));

@@ -1,0 +1,122 @@
+//! Can fail2ban's database be read? Every decision about a ban needs it.
+
+use std::path::Path;
+
+use super::finding::Finding;
+use super::jails::Server;
+use crate::fail2ban::database::Database;
+
+/// What reading the database gave.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Contents {
+    /// fail2ban keeps none.
+    Off,
+    Missing,
+    Unreadable(String),
+    /// The rows that cannot be read, in words.
+    Readable(Vec<String>),
+}
+
+/// Reads all rows of the server's jails.
+pub(super) fn read(server: &Server) -> Contents {
+    let Some(path) = &server.database else { return Contents::Off };
+    let mut database = Database::new(Some(path.clone()));
+    if !database.is_kept() {
+        return Contents::Missing;
+    }
+    for jail in &server.jails {
+        if let Err(error) = database.all(&jail.name) {
+            return Contents::Unreadable(error.to_string());
+        }
+    }
+    Contents::Readable(database.take_unreadable())
+}
+
+/// What that means.
+pub(super) fn findings(path: Option<&Path>, contents: &Contents) -> Vec<Finding> {
+    let path = path.unwrap_or(Path::new("")).display();
+    let finding = match contents {
+        Contents::Off => {
+            let text =
+                "fail2ban keeps no database (dbfile = None): it forgets its bans when it stops";
+            Finding::warning("fail2ban_database", text).next(
+                "remove the line dbfile from /etc/fail2ban/fail2ban.local\n\
+                 then: systemctl restart fail2ban",
+            )
+        }
+        Contents::Missing => {
+            let text = format!("fail2ban's database {path} is missing: it was removed or moved");
+            Finding::fault("fail2ban_database", text).next("systemctl restart fail2ban")
+        }
+        Contents::Unreadable(why) => {
+            let text = format!("cannot read fail2ban's database {path}: {why}; bans wait for it");
+            Finding::fault("fail2ban_database", text).next(format!(
+                "systemctl restart fail2ban\nif that does not help: sqlite3 {path} 'PRAGMA integrity_check'"
+            ))
+        }
+        Contents::Readable(rows) if !rows.is_empty() => {
+            let row = |what: &String| {
+                let next = format!(
+                    "fail2ban-client unban ADDRESS removes it; to look at it:\n\
+                     sqlite3 {path} \"SELECT * FROM bips WHERE ip = 'ADDRESS'\""
+                );
+                Finding::warning("fail2ban_database", what.as_str()).next(next)
+            };
+            return rows.iter().map(row).collect();
+        }
+        Contents::Readable(_) => {
+            Finding::well("fail2ban_database", format!("fail2ban's database {path} can be read"))
+        }
+    };
+    vec![finding]
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::super::finding::State;
+    use super::super::jails::Running;
+    use super::*;
+    use crate::wire::Jail;
+
+    #[test]
+    fn database_that_cannot_be_read_is_a_fault_and_odd_row_a_warning() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let jail = Running {
+            name: Jail::new("sshd").unwrap(),
+            actions: Vec::new(),
+            logs: Vec::new(),
+            wrong: Vec::new(),
+        };
+        let mut server = Server { jails: vec![jail], ..Server::default() };
+        let mut found = |path: Option<&Path>, sql: &str| {
+            server.database = path.map(Path::to_owned);
+            if let Some(path) = path.filter(|_| !sql.is_empty()) {
+                Connection::open(path).unwrap().execute_batch(sql).unwrap();
+            }
+            let found = findings(path, &read(&server));
+            assert_eq!(found.len(), 1, "{found:?}");
+            (found[0].state, found[0].text.replace(dir.path().to_str().unwrap(), ""))
+        };
+        let none = "fail2ban keeps no database (dbfile = None): it forgets its bans when it stops";
+        assert_eq!(found(None, ""), (State::Warning, none.to_owned()));
+        let missing = "fail2ban's database /db is missing: it was removed or moved";
+        assert_eq!(found(Some(&path), ""), (State::Fault, missing.to_owned()));
+        let (state, text) = found(Some(&path), "CREATE TABLE other(x)");
+        assert!(
+            text.starts_with("cannot read fail2ban's database /db: no such table: bips"),
+            "{text}"
+        );
+        assert_eq!(state, State::Fault);
+        let table = "CREATE TABLE bips(ip, jail, timeofban, bantime, data);
+                     INSERT INTO bips VALUES('192.0.2.1', 'sshd', 1000, 612.5, '{}')";
+        let well = "fail2ban's database /db can be read";
+        assert_eq!(found(Some(&path), table), (State::Well, well.to_owned()));
+        let odd = "INSERT INTO bips VALUES('192.0.2.2', 'sshd', 1000, 'x', '{}')";
+        let (state, text) = found(Some(&path), odd);
+        assert!(text.starts_with("skipped the ban of 192.0.2.2 in sshd"), "{text}");
+        assert_eq!(state, State::Warning);
+    }
+}
