@@ -129,6 +129,8 @@ fn carries_a_fleet(kind: &Kind) {
     set(b, "MQTT_NODE", kind.name);
     a.ready();
     b.ready();
+    // It publishes, and has the broker keep something, in its own way.
+    eventually("nothing is amiss", || a.try_sh("f2bmqtt check").is_ok());
     events(a, b);
     a_host_that_was_away(hub, a, b, kind.name);
     a_broker_that_is_killed(hub, a, b, kind);

@@ -186,7 +186,10 @@ fn over_the_scripts(host: Host<'_>, expected: &[String]) {
     with_scripts(host);
     let said = install(host);
     for kept in ["/etc/fail2ban/mqttnotifyban", "/etc/systemd/system/f2bmqttsub.service"] {
-        assert!(said.contains(&format!("f2bmqtt: {kept} is kept as {kept}.pre-f2bmqtt")), "{said}");
+        assert!(
+            said.contains(&format!("f2bmqtt: moved existing {kept} to {kept}.pre-f2bmqtt")),
+            "{said}"
+        );
     }
     assert!(said.contains("mqtt.env holds a password: others may no longer read it"), "{said}");
     assert_eq!(is_installed(host), expected);

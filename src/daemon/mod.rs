@@ -52,8 +52,8 @@ const GOODBYE: Duration = Duration::from_millis(800);
 /// How often it looks around, and tells systemd that it lives; more often if systemd wants it so.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How a warning of a second host of this name begins.
-pub(crate) const NAMESAKE: &str = "another machine is called";
+/// For how long another machine of this host's name is shown, in milliseconds.
+const NAMESAKE_SHOWN: i64 = 70_000;
 
 /// What a broker with mosquitto's `max_qos 0` does.
 const QOS_LOWERED: &str = "the broker grants QoS 0 only: it loses messages, or ends the connection at the first \
@@ -174,6 +174,8 @@ struct Daemon {
     link_status: LinkStatus,
     reconnects: Reconnects,
     certificates_checked: Option<i64>,
+    /// When another machine of this name was seen, in milliseconds.
+    namesake: Option<i64>,
     /// The settings are those that are shipped, and no connection was made with them.
     is_sample: bool,
     /// What to say of that, once.
@@ -222,6 +224,7 @@ impl Daemon {
             link_status: LinkStatus { broker, since, ..LinkStatus::default() },
             reconnects: Reconnects::default(),
             certificates_checked: None,
+            namesake: None,
             is_sample: config.is_sample(),
             sample: config.is_sample().then(|| sample_advice(&config::path())),
             status: StatusFile::new(paths.status()),
@@ -384,6 +387,10 @@ impl Daemon {
             peers: known.fleet.hosts().0,
             rejected: known.refused.by_name(),
             ahead: self.ahead.shown(now),
+            namesake: self
+                .namesake
+                .filter(|at| (0..NAMESAKE_SHOWN).contains(&now.saturating_sub(*at)))
+                .map(|at| at.div_euclid(1000)),
             tables_full: status::tables_full(known.fleet.limits(), now),
         };
         if let Err(what) = self.status.update(status, now) {

@@ -37,7 +37,7 @@ pub(super) struct Host {
     pub(super) spool: (usize, u64),
     /// systemd-timesyncd has set the clock.
     pub(super) clock_is_set: bool,
-    /// The service said within the last minute that another machine has its name.
+    /// The daemon saw another machine of its name just now.
     pub(super) namesake: bool,
 }
 
@@ -54,8 +54,6 @@ pub(super) struct Service {
     pub(super) status: String,
     /// `enabled`, `disabled`.
     pub(super) enabled: String,
-    /// This run of it.
-    pub(super) run: String,
 }
 
 /// A script that subscribes.
@@ -331,7 +329,6 @@ mod tests {
             fragment: UNITS[0].to_owned(),
             status: "0".to_owned(),
             enabled: "enabled".to_owned(),
-            run: String::new(),
         };
         Host {
             service: Some(service),

@@ -18,10 +18,10 @@ pub(super) struct Server {
     pub(super) version: String,
     pub(super) pid: i32,
     pub(super) jails: Vec<Running>,
-    /// Where its database is; `None`: it keeps none.
-    pub(super) database: Option<PathBuf>,
     /// Names of jails that no message can carry.
     pub(super) unusable: Vec<String>,
+    /// Where its database is; `None`: it keeps none.
+    pub(super) database: Option<PathBuf>,
 }
 
 /// A jail that it runs.
@@ -379,8 +379,8 @@ mod tests {
             version: "1.0.2".to_owned(),
             pid: 1,
             jails: vec![wrong("sshd"), wrong("recidive")],
-            database: None,
             unusable: Vec::new(),
+            database: None,
         };
         let text = "ignoreip of sshd: cannot resolve x.example: why".to_owned();
         assert_eq!(odd(&Ok(server), &Configured::default()), [("jail_ignoreip", text)]);
