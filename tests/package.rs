@@ -220,6 +220,7 @@ fn over_an_edited_action(host: Host<'_>, expected: &[String]) {
 
 fn over_the_scripts_own_action(host: Host<'_>, expected: &[String]) {
     with_scripts(host);
+    let before = host.sh("cat /etc/fail2ban/action.d/iptables-ipset.local");
     host.push(&package(), "/root/f2bmqtt.deb");
     // The stand-in has another checksum than the real one: it is made known before it is looked for.
     host.sh("dpkg --unpack /root/f2bmqtt.deb 2>&1
@@ -229,6 +230,9 @@ fn over_the_scripts_own_action(host: Host<'_>, expected: &[String]) {
     assert_eq!(is_installed(host), expected);
     host.sh("cmp /etc/fail2ban/action.d/iptables-ipset.local \
                  /usr/share/f2bmqtt/action.d/iptables-ipset.local");
+    host.sh("apt-get remove -y f2bmqtt 2>&1");
+    assert_eq!(host.sh("cat /etc/fail2ban/action.d/iptables-ipset.local"), before, "the scripts' own");
+    scripts_run(host);
 }
 
 fn as_an_upgrade(host: Host<'_>, expected: &[String]) {
@@ -273,7 +277,16 @@ fn after_remove_and_purge(host: Host<'_>, expected: &[String]) {
     assert_eq!(is_installed(host), expected);
     host.sh("/etc/fail2ban/action.d/fail2ban-abuseipdb.sh --actionstart");
     host.sh("ls /var/log/abuseipdb/abuseipdb.log /var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb");
-    host.sh("apt-get purge -y f2bmqtt 2>&1");
+    let said = host.sh("apt-get purge -y f2bmqtt 2>&1");
+    assert!(
+        said.contains(
+            "f2bmqtt: kept an empty /etc/fail2ban/action.d/f2bmqtt.conf, because jails name it: \
+             /etc/fail2ban/jail.local"
+        ),
+        "{said}"
+    );
+    host.sh("systemctl restart fail2ban; fail2ban-client -t");
+    eventually("fail2ban starts", || host.try_sh("fail2ban-client status sshd").is_ok());
     let left = host.sh("ls -d /var/log/abuseipdb /var/lib/fail2ban/abuseipdb 2>/dev/null; true");
     assert_eq!(left, "", "purge takes what the reporter made");
     install(host);
@@ -306,6 +319,8 @@ fn the_package_names_what_it_needs() {
 fn purge_leaves_what_the_package_did_not_make() {
     let rig = Rig::up(&root("bookworm", &DEPENDENCIES), &["a"]);
     let a = rig.host("a");
+    let stanza = "/var/log/abuseipdb/*.log {\n}";
+    a.sh(&format!("echo '{stanza}' >/etc/logrotate.d/mine"));
     a.sh("echo '# mine' >/etc/fail2ban/action.d/iptables-ipset.local
           echo MQTT_HOST=broker >/etc/fail2ban/mqtt.env
           echo 'echo script' >/etc/fail2ban/mqttnotifyban; chmod 755 /etc/fail2ban/mqttnotifyban
@@ -313,7 +328,9 @@ fn purge_leaves_what_the_package_did_not_make() {
     // Neither a link that cannot be made nor faults of the settings keep the package from being installed.
     let said = install(a);
     assert_eq!(a.sh("dpkg-query -W -f '${Status}' f2bmqtt"), "install ok installed");
+    a.sh("logrotate -d /etc/logrotate.conf 2>&1");
     for line in [
+        "f2bmqtt: not installing /etc/logrotate.d/f2bmqtt: /etc/logrotate.d/mine rotates /var/log/abuseipdb",
         "f2bmqtt: cannot make the link /usr/local/bin/mqttsubscribebans to /usr/bin/f2bmqtt",
         "f2bmqtt: the settings in /etc/fail2ban/mqtt.env cannot be used:",
         "  MQTT_TOPIC is not set",
