@@ -81,8 +81,11 @@ pub enum Error {
         /// The settings cannot be used.
         settings: bool,
     },
+    /// A user other than root announces a ban. Exit code 1.
+    #[error("cannot write to the spool {path}: {1}. Run the command as root", path = .0.display())]
+    NotRoot(PathBuf, io::Error),
     /// Another daemon is running. Exit code 1.
-    #[error("another f2bmqtt subscribes on this host already: {0}")]
+    #[error("another f2bmqtt daemon is already running (PID {0})")]
     Running(String),
     /// The runtime or its signals cannot be set up. Exit code 1.
     #[error("cannot start: {0}")]

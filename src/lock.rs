@@ -42,7 +42,7 @@ pub struct Lock {
 
 impl Lock {
     /// Takes the lock, or answers `None` if another process has it. A daemon waits up to `patience`
-    /// for a child to go, which [sees](is_wanted) it.
+    /// for a child to go, which [sees](is_wanted) it; another daemon stays.
     ///
     /// # Errors
     /// Whatever the system says of the file.
@@ -65,7 +65,10 @@ impl Lock {
                 let _ = wanted.try_lock();
                 asks = Some(wanted);
             }
-            if started.elapsed() > patience.max(GLANCE) {
+            let stays =
+                holder(path).is_some_and(|holder| holder.starts_with(Role::Daemon.as_str()));
+            let patience = if stays { GLANCE } else { patience.max(GLANCE) };
+            if started.elapsed() > patience {
                 return Ok(None);
             }
             std::thread::sleep(PAUSE);
@@ -106,6 +109,19 @@ fn open(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn second_daemon_does_not_wait_for_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        for (role, waits) in [(Role::Daemon, false), (Role::Child, true)] {
+            let held = Lock::take(&path, role, Duration::ZERO).unwrap();
+            assert!(held.is_some());
+            let (begun, patience) = (Instant::now(), Duration::from_secs(3));
+            assert!(Lock::take(&path, Role::Daemon, patience).unwrap().is_none());
+            assert_eq!(begun.elapsed() > patience, waits, "{role:?}");
+        }
+    }
 
     #[test]
     fn one_holder_at_a_time_and_its_end_frees_it() {

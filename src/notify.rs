@@ -3,6 +3,8 @@
 
 use std::time::SystemTime;
 
+use rustix::process::geteuid;
+
 use crate::child;
 use crate::error::Error;
 use crate::journal;
@@ -88,7 +90,8 @@ pub fn whole_seconds(time: &str) -> Option<i64> {
 /// child that does. Where no spool can be written, the child gets the event itself.
 ///
 /// # Errors
-/// [`Error::Usage`] alone: nothing else makes the action fail.
+/// [`Error::Usage`], and [`Error::NotRoot`] where the user may not write to the spool: only root may. Nothing else makes
+/// the action fail.
 pub fn run(call: &Call<'_>, paths: &Paths) -> Result<(), Error> {
     let (told, warning) = call.told()?;
     if let Some(warning) = warning {
@@ -105,6 +108,10 @@ pub fn run(call: &Call<'_>, paths: &Paths) -> Result<(), Error> {
         Ok(Left::Spare(error)) => {
             failed(error, "waits in memory, where no reboot keeps it");
             None
+        }
+        // Another user may not read the settings either: no child of it could publish the event.
+        Err(error) if !geteuid().is_root() => {
+            return Err(Error::NotRoot(spool.dir().to_owned(), error));
         }
         Err(error) => {
             failed(error, "goes out at once, or never");

@@ -1,5 +1,5 @@
 //! Drop-in means drop-in: what people's jails, log watchers and other hosts saw of the scripts, case
-//! by case, on the installed package. Where a case differs, it does so on purpose, and the README
+//! by case, on the installed package. Where a case differs, it does so on purpose, and docs/migrating-from-scripts.md
 //! says so.
 
 mod support;
@@ -98,6 +98,20 @@ fn the_notifier_publishes_what_the_script_published() {
         rig.record();
     }
     assert!(a.try_sh("test -e /root/ran").is_err(), "an argument ran as a command");
+    // Where the scripts did what nobody saw: as another user, and beside the service.
+    let table = [
+        (
+            "runuser -u nobody -- /etc/fail2ban/mqttnotifyban sshd 203.0.113.17 600 ban 0 3",
+            "cannot write to the spool /var/lib/f2bmqtt/spool: Permission denied (os error 13). Run the command as root",
+        ),
+        ("/etc/fail2ban/mqttsubscribebans", "another f2bmqtt daemon is already running (PID "),
+    ];
+    for (call, reason) in table {
+        let run = a.run(call);
+        let stderr = String::from_utf8_lossy(&run.stderr);
+        assert_eq!(run.status.code(), Some(1), "{call}: {stderr}");
+        assert!(stderr.contains(reason), "{call}: {stderr}");
+    }
 }
 
 #[test]
@@ -377,8 +391,16 @@ fn settled(host: Host<'_>) {
 /// What the daemon printed of messages, but for the probe.
 fn printed(host: Host<'_>) -> Vec<String> {
     let about_messages = |line: &&str| {
-        let begins =
-            ["Inbound:", "Ban ", "UnBan ", "Jail ", "Unrecognised ", "no event ", "refused ", "ignored "];
+        let begins = [
+            "Inbound:",
+            "Ban ",
+            "UnBan ",
+            "Jail ",
+            "Unrecognised ",
+            "no event ",
+            "refused ",
+            "ignored ",
+        ];
         begins.iter().any(|begin| line.starts_with(begin)) && !line.contains("198.51.100.1")
     };
     host.journal().lines().filter(about_messages).map(str::to_owned).collect()

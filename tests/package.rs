@@ -231,7 +231,11 @@ fn over_the_scripts_own_action(host: Host<'_>, expected: &[String]) {
     host.sh("cmp /etc/fail2ban/action.d/iptables-ipset.local \
                  /usr/share/f2bmqtt/action.d/iptables-ipset.local");
     host.sh("apt-get remove -y f2bmqtt 2>&1");
-    assert_eq!(host.sh("cat /etc/fail2ban/action.d/iptables-ipset.local"), before, "the scripts' own");
+    assert_eq!(
+        host.sh("cat /etc/fail2ban/action.d/iptables-ipset.local"),
+        before,
+        "the scripts' own"
+    );
     scripts_run(host);
 }
 
