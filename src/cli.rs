@@ -54,6 +54,8 @@ const STATUS_FILE: &str = "The daemon keeps its state in /run/f2bmqtt/status.jso
         ahead[].host, .at         hosts whose messages were stamped more\n                            \
         than a day ahead of this host's clock\n                            \
         within the last 20 minutes, and when last\n  \
+        namesake                  when another machine of this host's name was\n                            \
+        seen within the last 70 seconds, or null\n  \
         tables_full[]             limits that were reached within the last\n                            \
         day:\n  \
         tables_full[].table       peers (other hosts), claims (their bans),\n                            \

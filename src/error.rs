@@ -4,6 +4,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::process::geteuid;
+
 use crate::config::Faults;
 
 /// Why a command ended without having done its work.
@@ -13,7 +15,7 @@ pub enum Error {
     #[error("{0}")]
     Config(#[from] Faults),
     /// The settings file cannot be read. Exit code 78.
-    #[error("cannot read the settings: {path}: {source}; {}", next_step(source), path = path.display())]
+    #[error("cannot read the settings: {path}: {source}; {}", next_step(source, geteuid().is_root()), path = path.display())]
     Settings {
         /// The settings file.
         path: PathBuf,
@@ -106,8 +108,12 @@ impl Error {
 }
 
 /// What to do about settings that cannot be read.
-fn next_step(source: &io::Error) -> &'static str {
+fn next_step(source: &io::Error, root: bool) -> &'static str {
     match source.kind() {
+        // The service is root without root's powers: it reads only what belongs to root.
+        io::ErrorKind::PermissionDenied if root => {
+            "the file must belong to root: chown root: and chmod 600, then: systemctl restart f2bmqttsub"
+        }
         // They hold a password.
         io::ErrorKind::PermissionDenied => "this is for root: sudo f2bmqtt …",
         _ => "a template is in /usr/share/f2bmqtt",
@@ -133,6 +139,13 @@ fn hint(path: &Path, source: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_of_another_owner_are_named_as_such_to_root() {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        assert!(next_step(&denied, true).starts_with("the file must belong to root: chown"));
+        assert_eq!(next_step(&denied, false), "this is for root: sudo f2bmqtt …");
+    }
 
     #[test]
     fn where_the_service_may_not_write_the_line_to_add_is_named() {

@@ -28,7 +28,7 @@ fn each_name_has_its_help() {
         ("f2bmqtt", &["--help"] as &[&str], "Makes a fleet of fail2ban servers ban as one"),
         ("f2bmqtt", &["notify", "--help"], "mqttnotifyban.sh <name> <ip> <bantime> ban"),
         ("f2bmqtt", &["subscribe", "--help"], "Share bans with the fleet until stopped"),
-        ("f2bmqtt", &["check", "--help"], "Nothing is changed."),
+        ("f2bmqtt", &["check", "--help"], "Exit codes: 0 no faults, 1 faults, 78"),
         ("f2bmqtt", &["notify", "--help"], "The event is left in the spool"),
         ("f2bmqtt", &["cut", "--help"], "End the open connections of a banned address"),
         ("f2bmqtt", &["status", "--help"], "hosts[].host, .state (online, offline, unknown)"),

@@ -5,7 +5,7 @@ mod support;
 use clap::CommandFactory as _;
 use f2bmqtt::cli::Cli;
 use support::terminal::Terminal;
-use support::{Rig, fleet_root};
+use support::{Rig, eventually, fleet_root};
 
 /// Each shell as it comes with Debian, with nobody's own settings; zsh's completion has to be asked for.
 const SHELLS: [(&str, &str); 3] = [
@@ -14,20 +14,25 @@ const SHELLS: [(&str, &str); 3] = [
     ("fish", "fish"),
 ];
 
-/// What is offered behind `f2bmqtt`, and behind `f2bmqtt ban --`.
-fn offered() -> [(&'static str, Vec<String>); 2] {
+/// What is offered behind `f2bmqtt`, behind `f2bmqtt ban --`, and where a jail is to be named.
+fn offered() -> [(&'static str, Vec<String>); 3] {
     let tree = Cli::command();
     let shown = tree.get_subcommands().filter(|command| !command.is_hide_set());
     let commands = shown.map(|command| command.get_name().to_owned()).collect();
     let ban = tree.find_subcommand("ban").unwrap().get_arguments();
     let options = ban.filter_map(|option| Some(format!("--{}", option.get_long()?))).collect();
-    [("f2bmqtt ", commands), ("f2bmqtt ban --", options)]
+    let jails = ["both", "sshd", "web"].map(str::to_owned).to_vec();
+    [("f2bmqtt ", commands), ("f2bmqtt ban --", options), ("f2bmqtt unban --jail ", jails)]
 }
 
 #[test]
 fn every_shell_offers_the_commands_and_their_options() {
     let root = fleet_root("bookworm", &["zsh", "fish", "bash-completion"]);
     let rig = Rig::up(&root, &["web1"]);
+    eventually("fail2ban has its jails", || {
+        let jails = rig.host("web1").try_sh("f2bmqtt names jails");
+        jails.is_ok_and(|jails| jails == "both\nsshd\nweb")
+    });
     for (typed, words) in &offered() {
         assert!(words.len() > 1, "{words:?}");
         for (shell, command) in SHELLS {

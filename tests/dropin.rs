@@ -378,14 +378,14 @@ fn settled(host: Host<'_>) {
 fn printed(host: Host<'_>) -> Vec<String> {
     let about_messages = |line: &&str| {
         let begins =
-            ["Inbound:", "Ban ", "UnBan ", "Jail ", "Unrecognised ", "no event ", "refused "];
+            ["Inbound:", "Ban ", "UnBan ", "Jail ", "Unrecognised ", "no event ", "refused ", "ignored "];
         begins.iter().any(|begin| line.starts_with(begin)) && !line.contains("198.51.100.1")
     };
     host.journal().lines().filter(about_messages).map(str::to_owned).collect()
 }
 
 /// Settings files, and the password that bash makes of them: the broker's, each time.
-const SETTINGS: [&str; 9] = [
+const SETTINGS: [&str; 10] = [
     "MQTT_PASSWORD='pa ss$1'",
     "export MQTT_PASSWORD='pa ss$1'",
     "MQTT_PASSWORD=\"pa ss\\$1\"",
@@ -395,6 +395,9 @@ const SETTINGS: [&str; 9] = [
     "MQTT_PASSWORD=pa\\ ss\\$1",
     "FIRST='pa ss'\nMQTT_PASSWORD=\"$FIRST\\$1\"",
     "FIRST=pa\nLAST_ONE='ss$1'\nMQTT_PASSWORD=\"${FIRST} $LAST_ONE\"",
+    // For the administrator's own scripts.
+    "notify() {\n  MINE=\"$1\"\n}\nif [ -r /etc/none ]; then\n  . /etc/none\nfi\nLIST=(a b)\nHERE=$(hostname)\nBASE=~/x\n\
+     LONG=one\\\ntwo\nMQTT_PASSWORD='pa ss$1'",
 ];
 
 #[test]

@@ -151,7 +151,68 @@ fn completion(shell: Shell) -> String {
     let mut text = Vec::new();
     generate(shell, &mut shown, "f2bmqtt", &mut text);
     let text = String::from_utf8(text).unwrap();
-    text.lines().flat_map(|line| [line.trim_end(), "\n"]).collect()
+    let text: String = text.lines().flat_map(|line| [line.trim_end(), "\n"]).collect();
+    with_names(shell, text)
+}
+
+/// What the arguments and options of commands name: clap's generators know no more than files.
+const NAMES: [(&str, &str); 4] =
+    [("ban", "jails"), ("unban", "addresses"), ("list", "addresses"), ("forget", "hosts")];
+
+/// Adds the names that this host knows, which `f2bmqtt names` prints.
+fn with_names(shell: Shell, mut text: String) -> String {
+    let names = |of: &str| format!("$(f2bmqtt names {of} 2>/dev/null)");
+    match shell {
+        Shell::Bash => {
+            for (command, of) in NAMES {
+                let head = format!("        f2bmqtt__subcmd__{command})\n            opts=\"");
+                assert!(text.contains(&head), "{head}");
+                text = text.replace(&head, &format!("{head}{} ", names(of)));
+            }
+            for (option, of) in [("--jail", "jails"), ("--host", "hosts")] {
+                let files = format!(
+                    "                {option})\n                    COMPREPLY=($(compgen -f \"${{cur}}\"))"
+                );
+                assert!(text.contains(&files), "{files}");
+                let offered = format!("compgen -W \"{}\" -- \"${{cur}}\"", names(of));
+                text = text.replace(&files, &files.replace("compgen -f \"${cur}\"", &offered));
+            }
+        }
+        Shell::Zsh => {
+            let default = "_default'";
+            let of = [
+                ("]:JAIL:", "jails"),
+                ("]:HOST:", "hosts"),
+                ("jail -- The jail:", "jails"),
+                ("Addresses, IPv4 or IPv6:", "addresses"),
+                ("An address, or a network:", "addresses"),
+                ("Names of hosts in the fleet:", "hosts"),
+            ];
+            for (before, of) in of {
+                let plain = format!("{before}{default}");
+                assert!(text.contains(&plain), "{plain}");
+                text = text.replace(&plain, &format!("{before}{{compadd -- {}}}'", names(of)));
+            }
+        }
+        _ => {
+            let line = |command: &str, option: &str, of: &str| {
+                format!(
+                    "complete -c f2bmqtt -n \"__fish_f2bmqtt_using_subcommand {command}\" {option} -a \"(f2bmqtt names {of} 2>/dev/null)\"\n"
+                )
+            };
+            for (command, of) in NAMES {
+                text.push_str(&line(command, "-f", of));
+            }
+            for (command, option, of) in [
+                ("list", "-l jail -x", "jails"),
+                ("list", "-l host -x", "hosts"),
+                ("unban", "-l jail -x", "jails"),
+            ] {
+                text.push_str(&line(command, option, of));
+            }
+        }
+    }
+    text
 }
 
 #[test]
@@ -165,16 +226,11 @@ fn unlinked(markdown: &str) -> String {
     let mut text = String::new();
     let mut rest = markdown;
     while let Some((before, link)) = rest.split_once('[') {
-        match link.split_once("](").and_then(|(shown, url)| Some((shown, url.split_once(')')?.1))) {
-            Some((shown, after)) => {
-                text.extend([before, shown]);
-                rest = after;
-            }
-            None => {
-                text.extend([before, "["]);
-                rest = link;
-            }
-        }
+        let parts =
+            link.split_once("](").and_then(|(shown, url)| Some((shown, url.split_once(')')?.1)));
+        let (shown, after) = parts.unwrap_or(("[", link));
+        text.extend([before, shown]);
+        rest = after;
     }
     text + rest
 }

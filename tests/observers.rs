@@ -102,9 +102,15 @@ fn prometheus(a: Host<'_>) {
     eventually("the ban is counted", || {
         a.sh(&format!("cat {file}")).contains("f2bmqtt_bans{jail=\"sshd\",kind=\"detected\"} 1\n")
     });
+    assert!(
+        a.sh(&format!("cat {file}")).contains("\nf2bmqtt_fleet_hosts 1\n"),
+        "b is the only other host"
+    );
     assert_eq!(a.sh(&format!("stat -c %a:%U {file}")), "644:root");
     assert_eq!(a.sh(&format!("promtool check metrics <{file} 2>&1")), "");
     a.sh(&format!("promtool check rules {EXAMPLES}/prometheus/f2bmqtt.rules.yml"));
+    a.push(&repository("tests/support/f2bmqtt.rules.test.yml"), "/root/test.yml");
+    a.sh(&format!("cd /root; cp {EXAMPLES}/prometheus/f2bmqtt.rules.yml . && promtool test rules test.yml 2>&1"));
     a.sh(&format!("ln -s {file} /var/lib/prometheus/node-exporter/"));
     a.sh("systemctl start prometheus-node-exporter");
     let scraped = || {
@@ -129,6 +135,15 @@ fn dashboard_and_alerts_name_figures_that_there_are() {
     let dashboard = std::fs::read_to_string(repository("examples/grafana/f2bmqtt.json")).unwrap();
     let parsed: Value = serde_json::from_str(&dashboard).unwrap();
     assert!(parsed["panels"].as_array().unwrap().len() > 5);
+    // A stat without thresholds turns red from 80 on; a ban that two servers detected is one ban of the fleet.
+    for panel in parsed["panels"].as_array().unwrap() {
+        let (title, query) = (&panel["title"], panel["targets"][0]["expr"].as_str().unwrap());
+        if panel["type"] == "stat" {
+            let steps = &panel["fieldConfig"]["defaults"]["thresholds"]["steps"];
+            assert!(steps.as_array().is_some_and(|steps| !steps.is_empty()), "{title}");
+            assert!(!query.starts_with("sum(f2bmqtt_bans"), "{title}: {query}");
+        }
+    }
     let rules = repository("examples/prometheus/f2bmqtt.rules.yml");
     let rules = std::fs::read_to_string(rules).unwrap();
     let mut names = BTreeSet::new();

@@ -136,6 +136,7 @@ fn the_fleet_is_seen_from_any_host() {
             "fail2ban": { "jails": ["both", "sshd"], "fault": null },
             "waiting": { "events": 0, "reports": 0 },
             "abuseipdb": {},
+            "reporter": { "oldest": null, "last_call": null },
             "hosts": [
                 host("db1", &["both", "sshd"], 0),
                 host("web1", &["both", "sshd", "web"], 1),

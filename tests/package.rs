@@ -186,7 +186,10 @@ fn over_the_scripts(host: Host<'_>, expected: &[String]) {
     with_scripts(host);
     let said = install(host);
     for kept in ["/etc/fail2ban/mqttnotifyban", "/etc/systemd/system/f2bmqttsub.service"] {
-        assert!(said.contains(&format!("f2bmqtt: {kept} is kept as {kept}.pre-f2bmqtt")), "{said}");
+        assert!(
+            said.contains(&format!("f2bmqtt: moved existing {kept} to {kept}.pre-f2bmqtt")),
+            "{said}"
+        );
     }
     assert!(said.contains("mqtt.env holds a password: others may no longer read it"), "{said}");
     assert_eq!(is_installed(host), expected);
@@ -312,7 +315,8 @@ fn purge_leaves_what_the_package_did_not_make() {
     assert_eq!(a.sh("dpkg-query -W -f '${Status}' f2bmqtt"), "install ok installed");
     for line in [
         "f2bmqtt: cannot make the link /usr/local/bin/mqttsubscribebans to /usr/bin/f2bmqtt",
-        "the settings in /etc/fail2ban/mqtt.env cannot be used:\n  MQTT_TOPIC is not set",
+        "f2bmqtt: the settings in /etc/fail2ban/mqtt.env cannot be used:",
+        "  MQTT_TOPIC is not set",
     ] {
         assert!(said.contains(line), "{line}\n{said}");
     }

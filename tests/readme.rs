@@ -22,6 +22,11 @@ fn a_hub_and_two_servers_are_installed_and_a_ban_crosses() {
     }
     rig.host("hub").sh("ip addr add 192.168.1.10/24 dev eth0");
     rig.host("hub").sh(&format!("set -e; {hub}"));
+    // On a hub that is in use, the same commands keep its users and its listeners.
+    rig.host("hub").sh(&format!(
+        "set -e; mosquitto_passwd -b /etc/mosquitto/passwd other secret; {hub}
+         grep -q ^other: /etc/mosquitto/passwd; [ \"$(cat /etc/mosquitto/conf.d/*.conf | grep -c ^listener)\" = 1 ]"
+    ));
     for (number, host) in rig.hosts(&["web1", "web2"]).into_iter().enumerate() {
         host.sh(&format!("ip addr add 192.168.1.{}/24 dev eth0", 11 + number));
         // What a server with a jail has before: on a bare Debian fail2ban has no log to read.

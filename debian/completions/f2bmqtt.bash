@@ -109,7 +109,7 @@ _f2bmqtt() {
             return 0
             ;;
         f2bmqtt__subcmd__ban)
-            opts="-y -h --yes --json --help"
+            opts="$(f2bmqtt names jails 2>/dev/null) -y -h --yes --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -151,7 +151,7 @@ _f2bmqtt() {
             return 0
             ;;
         f2bmqtt__subcmd__forget)
-            opts="-y -h --yes --json --help"
+            opts="$(f2bmqtt names hosts 2>/dev/null) -y -h --yes --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -347,18 +347,18 @@ _f2bmqtt() {
             return 0
             ;;
         f2bmqtt__subcmd__list)
-            opts="-h --jail --host --json --help"
+            opts="$(f2bmqtt names addresses 2>/dev/null) -h --jail --host --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --jail)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    COMPREPLY=($(compgen -W "$(f2bmqtt names jails 2>/dev/null)" -- "${cur}"))
                     return 0
                     ;;
                 --host)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    COMPREPLY=($(compgen -W "$(f2bmqtt names hosts 2>/dev/null)" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -441,14 +441,14 @@ _f2bmqtt() {
             return 0
             ;;
         f2bmqtt__subcmd__unban)
-            opts="-y -h --jail --yes --json --help"
+            opts="$(f2bmqtt names addresses 2>/dev/null) -y -h --jail --yes --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --jail)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    COMPREPLY=($(compgen -W "$(f2bmqtt names jails 2>/dev/null)" -- "${cur}"))
                     return 0
                     ;;
                 *)

@@ -78,3 +78,10 @@ complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand help; and not __fish_see
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand help; and not __fish_seen_subcommand_from status check list watch ban unban forget notify subscribe cut report help" -f -a "cut" -d 'End the open connections of a banned address; called by fail2ban\'s actions'
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand help; and not __fish_seen_subcommand_from status check list watch ban unban forget notify subscribe cut report help" -f -a "report" -d 'Report an address to AbuseIPDB'
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand help; and not __fish_seen_subcommand_from status check list watch ban unban forget notify subscribe cut report help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand ban" -f -a "(f2bmqtt names jails 2>/dev/null)"
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand unban" -f -a "(f2bmqtt names addresses 2>/dev/null)"
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand list" -f -a "(f2bmqtt names addresses 2>/dev/null)"
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand forget" -f -a "(f2bmqtt names hosts 2>/dev/null)"
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand list" -l jail -x -a "(f2bmqtt names jails 2>/dev/null)"
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand list" -l host -x -a "(f2bmqtt names hosts 2>/dev/null)"
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand unban" -l jail -x -a "(f2bmqtt names jails 2>/dev/null)"

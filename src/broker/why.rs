@@ -1,10 +1,11 @@
 //! Why a connection ended, in words that say what to do. What TLS says of certificates is for
 //! those who write such programs; here it is for those who run them.
 
+use std::net::IpAddr;
 use std::{fmt, io};
 
 use rumqttc::{ConnectReturnCode, ConnectionError, StateError, TlsError, mqttbytes};
-use rustls::pki_types::UnixTime;
+use rustls::pki_types::{ServerName, UnixTime};
 use rustls::{AlertDescription, CertificateError, InvalidMessage};
 
 use super::session::CONNECT;
@@ -90,6 +91,10 @@ fn words(error: &ConnectionError, protection: Protection, greeted: bool) -> Stri
             ),
             _,
         ) => login(protection).to_owned(),
+        (ConnectionError::ConnectionRefused(ConnectReturnCode::BadClientId), _) => {
+            "it refuses this host's client ID: its rules on client IDs must allow those that begin with f2bmqtt-"
+                .to_owned()
+        }
         (ConnectionError::ConnectionRefused(code), _) => {
             format!("it refuses the connection: {code:?}")
         }
@@ -213,6 +218,14 @@ fn of_certificate(error: &CertificateError) -> String {
             date(*time)
         ),
         E::NotValidYet => "its certificate is not valid yet: check the clocks of both".to_owned(),
+        // openssl's `DNS:192.0.2.1` is no address.
+        E::NotValidForNameContext { expected: ServerName::IpAddress(_), presented }
+            if presented.iter().any(|name| is_address_as_name(name)) =>
+        {
+            "its certificate has an address as a DNS name: in subjectAltName, it must be IP:ADDRESS, not \
+             DNS:ADDRESS"
+                .to_owned()
+        }
         E::NotValidForNameContext { expected, presented } => {
             let names: Vec<String> = presented.iter().take(8).map(|name| short(name)).collect();
             let names = if names.is_empty() { "no name".to_owned() } else { names.join(", ") };
@@ -228,7 +241,29 @@ fn of_certificate(error: &CertificateError) -> String {
         E::InvalidPurpose | E::InvalidPurposeContext { .. } => {
             "its certificate is not one for servers".to_owned()
         }
+        E::Other(other) => of_webpki(other.0.downcast_ref()),
         other => format!("its certificate cannot be accepted: {other}"),
+    }
+}
+
+fn is_address_as_name(presented: &str) -> bool {
+    presented.starts_with("DnsName(") && short(presented).parse::<IpAddr>().is_ok()
+}
+
+/// What rustls has no word of its own for.
+fn of_webpki(error: Option<&webpki::Error>) -> String {
+    const EXTENSIONS: &str = "(openssl x509 -req … -extfile FILE, with subjectAltName and \
+                              basicConstraints = CA:FALSE in FILE)";
+    match error {
+        Some(webpki::Error::UnsupportedCertVersion) => {
+            format!("its certificate is of X.509 version 1: make one of version 3 {EXTENSIONS}")
+        }
+        Some(webpki::Error::CaUsedAsEndEntity) => format!(
+            "its certificate is one of a CA (CA:TRUE), perhaps self-signed: make one for the broker, signed by \
+             that CA {EXTENSIONS}"
+        ),
+        Some(error) => format!("its certificate cannot be accepted: {error}"),
+        None => "its certificate cannot be accepted".to_owned(),
     }
 }
 
@@ -236,10 +271,19 @@ fn of_certificate(error: &CertificateError) -> String {
 fn of_alert(alert: AlertDescription, protection: Protection) -> String {
     use AlertDescription as A;
     let why = match alert {
-        A::CertificateRequired | A::HandshakeFailure | A::NoCertificate
-            if protection != Protection::Identified =>
-        {
+        A::CertificateRequired | A::NoCertificate if protection != Protection::Identified => {
             return "it wants a certificate of this host: set MQTT_CERT and MQTT_KEY".to_owned();
+        }
+        // TLS 1.2 has one alert for several faults.
+        A::HandshakeFailure => {
+            let wants = match protection {
+                Protection::Identified => "",
+                _ => "it wants a certificate of this host (set MQTT_CERT and MQTT_KEY), or ",
+            };
+            return format!(
+                "it ends TLS with a handshake failure: {wants}its ciphers or curves are none of those that this \
+                 host has (TLS 1.3, or 1.2 with ECDHE)"
+            );
         }
         A::UnknownCA => "it does not know the CA that signed it",
         A::CertificateExpired => "it has expired, or is not valid yet",
@@ -266,12 +310,11 @@ fn short(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
-    use rustls::Error as Tls;
-    use rustls::pki_types::ServerName;
-
     use super::*;
+    use rustls::Error as Tls;
 
     fn at(seconds: u64) -> UnixTime {
         UnixTime::since_unix_epoch(Duration::from_secs(seconds))
@@ -291,6 +334,7 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_certificate_is_said_with_what_to_do() {
         use CertificateError as E;
+        let webpki = |error: webpki::Error| E::Other(rustls::OtherError(Arc::new(error)));
         let expected = ServerName::try_from("hub.example").unwrap();
         let (time, not_after, not_before) =
             (at(1_800_000_000), at(1_700_000_000), at(1_900_000_000));
@@ -318,6 +362,19 @@ mod tests {
                 "its certificate is not for hub.example, but for hub, ::1, \\u{1b}[0m: MQTT_HOST must be",
             ),
             (E::InvalidPurpose, "its certificate is not one for servers"),
+            (
+                E::NotValidForNameContext {
+                    expected: ServerName::try_from("192.0.2.1").unwrap(),
+                    presented: vec!["DnsName(\"192.0.2.1\")".to_owned()],
+                },
+                "its certificate has an address as a DNS name: in subjectAltName, it must be IP:ADDRESS",
+            ),
+            (
+                webpki(webpki::Error::UnsupportedCertVersion),
+                "its certificate is of X.509 version 1: make one",
+            ),
+            (webpki(webpki::Error::CaUsedAsEndEntity), "its certificate is one of a CA (CA:TRUE)"),
+            (webpki(webpki::Error::BadDer), "its certificate cannot be accepted: BadDer"),
         ];
         for (error, words) in table {
             let shown =
@@ -333,10 +390,18 @@ mod tests {
         let refuses = "it refuses this host's certificate, MQTT_CERT: ";
         let table = [
             (A::CertificateRequired, Protection::Tls, wants),
-            (A::HandshakeFailure, Protection::Tls, wants),
+            (
+                A::HandshakeFailure,
+                Protection::Tls,
+                "it ends TLS with a handshake failure: it wants a certificate",
+            ),
             (A::UnknownCA, Protection::Identified, refuses),
             (A::CertificateExpired, Protection::Identified, refuses),
-            (A::HandshakeFailure, Protection::Identified, "it ends TLS: HandshakeFailure"),
+            (
+                A::HandshakeFailure,
+                Protection::Identified,
+                "it ends TLS with a handshake failure: its ciphers",
+            ),
             (A::ProtocolVersion, Protection::Tls, "it speaks neither TLS 1.2 nor 1.3"),
         ];
         for (alert, protection, words) in table {
@@ -345,6 +410,14 @@ mod tests {
                 assert!(shown.starts_with(words), "{shown}");
             }
         }
+    }
+
+    #[test]
+    fn refused_client_id_is_no_wrong_password() {
+        let refused = ConnectionError::ConnectionRefused(ConnectReturnCode::BadClientId);
+        let why = explain(&refused, Protection::Nothing, false);
+        assert_eq!(why.stage, Stage::Other);
+        assert!(why.text.contains("those that begin with f2bmqtt-"), "{}", why.text);
     }
 
     #[test]

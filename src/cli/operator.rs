@@ -1,6 +1,6 @@
 //! The operator's part of the command line.
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 /// The operator's commands.
 #[derive(Debug, Subcommand)]
@@ -25,6 +25,22 @@ pub enum Operation {
     Unban(UnbanArgs),
     #[command(about = "Clear what a host that is gone for good left on the broker")]
     Forget(ForgetArgs),
+    /// Print names of jails, hosts or addresses; called by the completions of shells
+    #[command(hide = true)]
+    Names {
+        /// Of what
+        #[arg(value_enum)]
+        named: Named,
+    },
+}
+
+/// What a completion asks for.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[allow(missing_docs)]
+pub enum Named {
+    Jails,
+    Hosts,
+    Addresses,
 }
 
 /// What `status` is asked.
@@ -222,7 +238,7 @@ pub struct ForgetArgs {
         broker_subscribe broker_publish broker_read broker_qos broker_retain home_assistant \
         certificate; fleet_name fleet_hosts fleet_key clock clock_ahead; service service_unit \
         service_enabled service_version service_settings service_sandbox; scripts links action_file disk modes spool \
-        link tables; fail2ban fail2ban_config fail2ban_database fail2ban_sandbox; jail_none jail_no_action jail_shares \
+        link tables; fail2ban fail2ban_config fail2ban_database fail2ban_sandbox; jail_none jail_name jail_no_action jail_shares \
         jail_left_out jail_missing jail_not_wired jail_not_loaded jail_not_running jail_ignoreip; \
         report_key report_key_file report_action report_recidive report_queue report_file report_place"
 )]

@@ -35,7 +35,7 @@ impl Certificate {
         let read = x509_cert::Certificate::from_der(der).ok()?.tbs_certificate;
         let ends = read.validity.not_after.to_unix_duration().as_secs();
         let attributes = read.subject.0.iter().flat_map(|set| set.0.iter());
-        let name = attributes.filter(|attribute| attribute.oid == COMMON_NAME).last();
+        let name = attributes.rev().find(|attribute| attribute.oid == COMMON_NAME);
         // Names that are no UTF-8 or ASCII are of the last century.
         let name = name.map(|name| {
             String::from_utf8_lossy(name.value.value()).chars().take(MAX_NAME).collect()

@@ -24,7 +24,7 @@ pub(super) fn split(text: &str) -> Vec<Line> {
         depth = words.depth;
         if let Some(end) = words.document {
             let is_end = |line: &&str| line.trim_start_matches('\t') == end;
-            next += lines[next..].iter().position(|line| is_end(line)).map_or(0, |at| at + 1);
+            next += lines[next..].iter().position(is_end).map_or(0, |at| at + 1);
         }
     }
     split
@@ -58,10 +58,7 @@ fn end(text: &str) -> End {
     while let Some(c) = chars.next() {
         match (quote, c) {
             (None, '#') if is_blank(before) => return End::Complete,
-            (None | Some('"'), '\\') => match chars.next() {
-                None => return End::Backslash,
-                Some(_) => {}
-            },
+            (None | Some('"'), '\\') if chars.next().is_none() => return End::Backslash,
             (None, '\'' | '"') => quote = Some(c),
             (Some(open), _) if open == c => quote = None,
             _ => {}

@@ -43,6 +43,9 @@ pub fn path() -> PathBuf {
     std::env::var_os("F2BMQTT_ENV").map_or_else(|| PATH.into(), PathBuf::from)
 }
 
+/// The settings as they are shipped.
+pub(crate) const SAMPLE: &str = include_str!("../../etc/mqtt.env");
+
 /// A settings file is a few hundred bytes; beyond this many it is something else.
 const MAX_BYTES: u64 = 64 * 1024;
 
@@ -160,6 +163,23 @@ impl Config {
             ));
         }
         Ok(config)
+    }
+
+    /// Whether the broker, the login and the topic are those that are shipped. They may be right.
+    #[must_use]
+    pub fn is_sample(&self) -> bool {
+        let Ok(sample) = Self::parse(Path::new(PATH), SAMPLE.as_bytes(), &|_| None, "sample")
+        else {
+            return false;
+        };
+        let login = |config: &Self| {
+            let Login { user, password } = config.login.clone()?;
+            Some((user, password))
+        };
+        self.brokers == sample.brokers
+            && self.topic == sample.topic
+            && self.tls.is_none()
+            && login(self) == login(&sample)
     }
 
     /// What the broker knows this host by: the name in its certificate, or else its login.
@@ -366,7 +386,7 @@ impl<'a> Entries<'a> {
             }
             match nearest::nearest(key, &KEYS) {
                 Some(near) => {
-                    unknown.push((*line, format!("unknown key {key}; did you mean {near}?")))
+                    unknown.push((*line, format!("unknown key {key}; did you mean {near}?")));
                 }
                 None if is_setting(key) => unknown.push((*line, format!("unknown key {key}"))),
                 None => {}

@@ -320,7 +320,8 @@ fn certificates() -> tempfile::TempDir {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/mosquitto/certificates");
     let commands = format!(
         "{0} ca; {0} host web1; {0} host web2; echo nothing >empty
-         openssl pkey -in web1.key -aes128 -passout pass:x -out locked.key",
+         openssl pkey -in web1.key -aes128 -passout pass:x -out locked.key
+         openssl ec -in web1.key -aes128 -passout pass:x -out older.key 2>/dev/null",
         script.display()
     );
     let out = Command::new("sh").args(["-ec", &commands]).current_dir(dir.path()).output();
@@ -395,6 +396,10 @@ fn every_fault_of_the_files_is_told_with_its_line() {
             "line 3: MQTT_CAFILE cannot be read: DIR/missing: No such file or directory (os error 2)
   line 4: MQTT_CERT holds no certificate in PEM form: DIR/empty
   line 5: MQTT_KEY is locked with a passphrase, which nobody can type here: DIR/locked.key",
+        ),
+        (
+            "MQTT_CAFILE=DIR/ca.crt\nMQTT_CERT=DIR/web1.crt\nMQTT_KEY=DIR/older.key\n",
+            "line 5: MQTT_KEY is locked with a passphrase, which nobody can type here: DIR/older.key",
         ),
         (
             "MQTT_CAFILE=ca.crt\nMQTT_KEY=DIR/empty\n",

@@ -173,11 +173,14 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    const ENCRYPTED: &[u8] = b"-----BEGIN ENCRYPTED PRIVATE KEY-----";
+    // PKCS #8, and the older form of openssl.
+    const ENCRYPTED: [&str; 2] =
+        ["-----BEGIN ENCRYPTED PRIVATE KEY-----", "Proc-Type: 4,ENCRYPTED"];
     let text = read(path)?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|_| {
         let path = path.display();
-        if text.windows(ENCRYPTED.len()).any(|part| part == ENCRYPTED) {
+        let text = String::from_utf8_lossy(&text);
+        if ENCRYPTED.iter().any(|mark| text.contains(mark)) {
             format!("is locked with a passphrase, which nobody can type here: {path}")
         } else {
             format!("holds no private key in PEM form: {path}")

@@ -66,11 +66,11 @@ pub(super) async fn clear_all(config: Config, paths: Paths, memory: Arc<Memory>,
             match clear(&config, &paths, former, since).await {
                 Ok(Outcome::TooEarly) => continue,
                 Ok(Outcome::Cleared) => {
-                    say(format_args!("removed the snapshot of this host's former name, {name}"))
+                    say(format_args!("removed the snapshot of this host's former name, {name}"));
                 }
                 Ok(Outcome::Absent) => {}
                 Ok(Outcome::Taken) => {
-                    say(format_args!("another host is {name} now: its snapshot stays"))
+                    say(format_args!("another host is {name} now: its snapshot stays"));
                 }
                 Err(why) => {
                     if looks < SOON {

@@ -1,6 +1,6 @@
 //! What comes over the link: read, judged, and taken in or refused.
 
-use super::{Daemon, NAMESAKE, now};
+use super::{Daemon, now};
 use crate::fleet::Trouble;
 use crate::fleet::limits::Table;
 use crate::guard::gate::{Admitted, Rejected, Source};
@@ -214,7 +214,9 @@ impl Daemon {
                 .hear_own_presence(Some(&there).filter(|_| own || !there.machine.is_empty()));
         }
         if *host == self.host && !there.machine.is_empty() && there.machine != self.machine {
-            let text = format!("{NAMESAKE} {host}, too: set MQTT_NODE on one of them");
+            self.namesake = Some(now());
+            let text =
+                format!("another machine is called {host}, too: set MQTT_NODE on one of them");
             known.warn("namesake", &text);
         }
         Ok(())

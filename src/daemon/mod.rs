@@ -24,7 +24,7 @@ use crate::abuseipdb;
 use crate::abuseipdb::by_hand;
 use crate::apply::{self, Bell};
 use crate::broker::{self, Client, Event as LinkEvent, Link};
-use crate::config::{Config, Topic, bare};
+use crate::config::{self, Config, Topic, bare};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::figures::Shown;
@@ -52,8 +52,8 @@ const GOODBYE: Duration = Duration::from_millis(800);
 /// How often it looks around, and tells systemd that it lives; more often if systemd wants it so.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How a warning of a second host of this name begins.
-pub(crate) const NAMESAKE: &str = "another machine is called";
+/// For how long another machine of this host's name is shown, in milliseconds.
+const NAMESAKE_SHOWN: i64 = 70_000;
 
 /// What a broker with mosquitto's `max_qos 0` does.
 const QOS_LOWERED: &str = "the broker grants QoS 0 only: it loses messages, or ends the connection at the first \
@@ -174,6 +174,12 @@ struct Daemon {
     link_status: LinkStatus,
     reconnects: Reconnects,
     certificates_checked: Option<i64>,
+    /// When another machine of this name was seen, in milliseconds.
+    namesake: Option<i64>,
+    /// The settings are those that are shipped, and no connection was made with them.
+    is_sample: bool,
+    /// What to say of that, once.
+    sample: Option<String>,
     status: StatusFile,
 }
 
@@ -218,6 +224,9 @@ impl Daemon {
             link_status: LinkStatus { broker, since, ..LinkStatus::default() },
             reconnects: Reconnects::default(),
             certificates_checked: None,
+            namesake: None,
+            is_sample: config.is_sample(),
+            sample: config.is_sample().then(|| sample_advice(&config::path())),
             status: StatusFile::new(paths.status()),
         })
     }
@@ -239,7 +248,10 @@ impl Daemon {
     fn take(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Connected(broker) => {
-                say(format_args!("connected to the broker {broker} as {}", self.host));
+                let text = format!("connected to the broker {broker} as {}", self.host);
+                show_status(&text);
+                say(text);
+                (self.sample, self.is_sample) = (None, false);
                 self.parts.clear();
                 self.link_status.turn(LinkState::Up, &broker, now());
                 self.reconnects.record(now());
@@ -276,7 +288,17 @@ impl Daemon {
                 }
                 self.link_status.turn(LinkState::Down, &broker, now());
                 self.link_status.fail(&why);
-                self.warn("broker", &format!("no connection to the broker {broker}: {why}"));
+                let text = format!("no connection to the broker {broker}: {why}");
+                match self.sample.take() {
+                    // Once: the lines after it are those of any other broker that does not answer.
+                    Some(advice) => {
+                        warn(&advice);
+                        show_status(&advice);
+                    }
+                    None if !self.is_sample => show_status(&text),
+                    None => {}
+                }
+                self.warn("broker", &text);
             }
         }
     }
@@ -365,6 +387,10 @@ impl Daemon {
             peers: known.fleet.hosts().0,
             rejected: known.refused.by_name(),
             ahead: self.ahead.shown(now),
+            namesake: self
+                .namesake
+                .filter(|at| (0..NAMESAKE_SHOWN).contains(&now.saturating_sub(*at)))
+                .map(|at| at.div_euclid(1000)),
             tables_full: status::tables_full(known.fleet.limits(), now),
         };
         if let Err(what) = self.status.update(status, now) {
@@ -421,6 +447,20 @@ fn identify(
     }
     let former = before.map(|before| before.client_id());
     Ok((identity.clone(), former.filter(|former| *former != identity.client_id())))
+}
+
+/// What to do about settings that are those of the package.
+fn sample_advice(path: &Path) -> String {
+    format!(
+        "{} still has the sample settings: set MQTT_HOST, MQTT_USER, MQTT_PASSWORD and MQTT_TOPIC there, then: \
+         systemctl restart f2bmqttsub",
+        path.display()
+    )
+}
+
+/// Shows a line in `systemctl status`.
+fn show_status(text: &str) {
+    let _ = sd_notify::notify(&[NotifyState::Status(text)]);
 }
 
 fn now() -> i64 {

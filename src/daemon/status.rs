@@ -5,6 +5,7 @@
 //!  "link":{"state":"up","broker":"192.0.2.1:1883","error":null,"since":1795342590,
 //!          "reconnects":0},
 //!  "peers":3,"rejected":{"ahead":7},"ahead":[{"host":"web2","at":1795342600}],
+//!  "namesake":null,
 //!  "tables_full":[{"table":"claims","limit":100000,"peer":"web2","at":1795342600}]}
 //! ```
 
@@ -45,6 +46,8 @@ pub struct DaemonStatus {
     pub rejected: BTreeMap<String, u64>,
     /// The hosts whose messages were rejected as `ahead` within the last 20 minutes, by name.
     pub ahead: Vec<AheadHost>,
+    /// When another machine of this host's name was seen, if that was within the last 70 seconds.
+    pub namesake: Option<i64>,
     /// The limits that tables of the daemon reached within the last day.
     pub tables_full: Vec<FullTable>,
 }
@@ -217,6 +220,7 @@ mod tests {
             peers: 3,
             rejected: [("ahead".to_owned(), 7)].into(),
             ahead: vec![AheadHost { host: "web2".to_owned(), at: 1_795_342_600 }],
+            namesake: None,
             tables_full: tables_full(&limits, NOW),
         }
     }
@@ -226,7 +230,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("status.json");
         StatusFile::new(path.clone()).update(status(), NOW).unwrap();
-        let expected = r#"{"version":"1.0.0","since":1795342588,"link":{"state":"up","broker":"192.0.2.1:1883","error":null,"since":1795342590,"reconnects":0},"peers":3,"rejected":{"ahead":7},"ahead":[{"host":"web2","at":1795342600}],"tables_full":[{"table":"claims","limit":100000,"peer":"web2","at":1795342600}]}"#;
+        let expected = r#"{"version":"1.0.0","since":1795342588,"link":{"state":"up","broker":"192.0.2.1:1883","error":null,"since":1795342590,"reconnects":0},"peers":3,"rejected":{"ahead":7},"ahead":[{"host":"web2","at":1795342600}],"namesake":null,"tables_full":[{"table":"claims","limit":100000,"peer":"web2","at":1795342600}]}"#;
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{expected}\n"));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);

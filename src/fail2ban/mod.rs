@@ -112,9 +112,18 @@ impl Client {
     /// # Errors
     /// Any [`Error`].
     pub async fn jails(&mut self) -> Result<BTreeSet<Jail>, Error> {
+        Ok(self.jail_names().await?.iter().filter_map(|name| Jail::new(name).ok()).collect())
+    }
+
+    /// The names of all its jails, also of those that cannot take part.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn jail_names(&mut self) -> Result<Vec<String>, Error> {
         let read = |status: &Value<'_>| {
             let list = field(status, "Jail list")?.text()?;
-            Some(list.split(',').filter_map(|name| Jail::new(name.trim()).ok()).collect())
+            let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
+            Some(names.map(str::to_owned).collect())
         };
         self.call(&["status"], QUESTION, read).await
     }

@@ -217,6 +217,15 @@ impl Branches {
     pub fn count(&self) -> (usize, usize) {
         (self.known.len(), self.known.values().filter(|branch| branch.complete).count())
     }
+
+    /// The same without this host.
+    #[must_use]
+    pub fn count_others(&self, me: &Host) -> (usize, usize) {
+        let (all, complete) = self.count();
+        let own = self.known.get(me);
+        let own_complete = own.is_some_and(|branch| branch.complete);
+        (all - usize::from(own.is_some()), complete - usize::from(own_complete))
+    }
 }
 
 #[cfg(test)]

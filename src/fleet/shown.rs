@@ -48,7 +48,7 @@ impl Fleet {
     /// How many other hosts are known, and of how many everything.
     #[must_use]
     pub fn hosts(&self) -> (usize, usize) {
-        self.branches.count()
+        self.branches.count_others(&self.me)
     }
 
     /// Whether something is kept of a host.

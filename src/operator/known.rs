@@ -29,24 +29,21 @@ pub(super) fn host(host: &Host, view: &View) -> Result<(), Error> {
     is_known(host, "host", &view.hosts().keys().collect(), |host| host.as_str())
 }
 
-fn is_known<'a, T: Ord>(
+fn is_known<'a, T: Ord + std::fmt::Display>(
     name: &T,
     kind: &str,
     known: &BTreeSet<&'a T>,
     text: impl Fn(&'a T) -> &'a str,
-) -> Result<(), Error>
-where
-    T: std::fmt::Display,
-{
+) -> Result<(), Error> {
     // Without any, nothing is known of the fleet.
     if known.is_empty() || known.contains(name) {
         return Ok(());
     }
     let names: Vec<String> = known.iter().map(|one| out::shown(text(one)).into_owned()).collect();
     let more = names.len().saturating_sub(MAX_NAMED);
-    let named = list(&names[..names.len() - more]);
+    let shown = list(&names[..names.len() - more]);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    Err(Error::Undone(format!("no such {kind}: {name}; the fleet has {named}{more}")))
+    Err(Error::Undone(format!("no such {kind}: {name}; the fleet has {shown}{more}")))
 }
 
 #[cfg(test)]

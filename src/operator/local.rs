@@ -131,6 +131,21 @@ pub fn hosts(config: &Config, paths: &Paths) -> BTreeSet<Host> {
     hosts
 }
 
+/// The addresses that the daemon bans for other hosts, and those that fail2ban bans here as far as its database tells.
+#[must_use]
+pub fn addresses(paths: &Paths) -> BTreeSet<Address> {
+    let of = |database: &Path, query: &str| -> rusqlite::Result<BTreeSet<Address>> {
+        let db = open(database)?;
+        let mut query = db.prepare(query)?;
+        let rows = query.query_map([], |row| row.get::<_, String>(0))?;
+        Ok(rows.flatten().filter_map(|ip| Address::new(&ip).ok()).collect())
+    };
+    let mut all = of(&paths.store(), "SELECT DISTINCT ip FROM marks").unwrap_or_default();
+    let here = "SELECT DISTINCT ip FROM bips ORDER BY timeofban DESC LIMIT 1000";
+    all.extend(of(&paths.database, here).unwrap_or_default());
+    all
+}
+
 fn origins(store: &Path) -> rusqlite::Result<BTreeSet<Host>> {
     let db = open(store)?;
     let mut hosts = BTreeSet::new();

@@ -14,6 +14,7 @@ pub mod gather;
 mod known;
 pub mod list;
 pub mod local;
+mod names;
 pub mod out;
 pub mod status;
 pub mod unban;
@@ -42,5 +43,6 @@ pub fn run(operation: &Operation, paths: &Paths) -> Result<(), Error> {
         Operation::Ban(args) => ban::run(args, paths),
         Operation::Unban(args) => unban::run(args, paths),
         Operation::Forget(args) => forget::run(args, paths),
+        Operation::Names { named } => names::run(*named, paths),
     }
 }

@@ -213,7 +213,7 @@ impl View {
     /// The jails that hosts have, or ban in.
     #[must_use]
     pub fn all_jails(&self) -> BTreeSet<&Jail> {
-        let had = self.hosts.values().flat_map(|member| member.jails());
+        let had = self.hosts.values().flat_map(Member::jails);
         had.chain(self.hosts.values().flat_map(Member::listed).map(|(listed, _)| &listed.jail))
             .collect()
     }

@@ -65,6 +65,7 @@ const HOSTS: [Case; 33] = [
             "fail2ban-client reload",
         ],
         said: &["! the jail late is configured, and fail2ban does not run it\n"],
+        code: 0,
         ..FAULT
     },
     Case {
@@ -83,7 +84,7 @@ const HOSTS: [Case; 33] = [
             "rm /etc/fail2ban/jail.d/more.local; systemctl start fail2ban",
         ],
         said: &[
-            "✗ fail2ban does not answer at /run/fail2ban/fail2ban.sock: No such file or directory",
+            "✗ fail2ban does not answer at /var/run/fail2ban/fail2ban.sock: No such file or directory",
             "✗ fail2ban's configuration cannot be used: ",
             "    systemctl restart fail2ban\n",
         ],
@@ -304,7 +305,7 @@ const HOSTS: [Case; 33] = [
     },
     Case {
         host: ["mount -t tmpfs -o size=64k,mode=700 none /var/lib/f2bmqtt", "umount /var/lib/f2bmqtt"],
-        said: &["✗ 64 KiB more fits where /var/lib/f2bmqtt is: what cannot be written there, a restart forgets\n"],
+        said: &["✗ 64 KiB are free, less than 16384 KiB, on the file system of /var/lib/f2bmqtt: a restart loses what cannot be written\n"],
         ..FAULT
     },
     // fail2ban's own action, where ours does not take its place.

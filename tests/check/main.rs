@@ -38,10 +38,12 @@ struct Case {
     hub: [&'static str; 2],
     host: [&'static str; 2],
     said: &'static [&'static str],
+    /// Commands, and what each prints.
+    shows: &'static [(&'static str, &'static str)],
     code: i32,
 }
 
-const FAULT: Case = Case { hub: ["", ""], host: ["", ""], said: &[], code: 1 };
+const FAULT: Case = Case { hub: ["", ""], host: ["", ""], said: &[], shows: &[], code: 1 };
 
 const RULES: &str = "chown mosquitto /etc/mosquitto/acl
     echo 'acl_file /etc/mosquitto/acl' >>/etc/mosquitto/conf.d/fleet.conf; systemctl restart mosquitto";
@@ -59,6 +61,9 @@ fn is_named(case: &Case, hub: Host<'_>, host: Host<'_>) {
         last.1 == case.code && case.said.iter().all(|words| last.0.contains(words))
     });
     assert!(named, "{:?}\n{}\nexit code {}", case.said, last.0, last.1);
+    for (command, text) in case.shows {
+        eventually(command, || host.sh(command).contains(text));
+    }
     hub.sh(case.hub[1]);
     host.sh(case.host[1]);
 }

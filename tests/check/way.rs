@@ -43,6 +43,11 @@ const WAYS: [Case; 12] = [
             "✗ /etc/fail2ban/mqtt.env is as it was shipped: it names no broker of yours\n",
             "✗ 192.168.1.10:1883: Network is unreachable",
         ],
+        // The service says so, too, once and where `systemctl status` shows it.
+        shows: &[
+            ("systemctl show -P StatusText f2bmqttsub", "/etc/fail2ban/mqtt.env still has the sample settings: set MQTT_HOST"),
+            ("journalctl -u f2bmqttsub -o cat --no-pager -n 50", "/etc/fail2ban/mqtt.env still has the sample settings: set MQTT_HOST"),
+        ],
         ..FAULT
     },
     Case {

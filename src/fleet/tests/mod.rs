@@ -419,6 +419,16 @@ fn another_broker_s_last_will_of_this_host_is_answered() {
 }
 
 #[test]
+fn host_itself_is_no_other_host() {
+    let mut it = Bench::new();
+    it.fleet.connected(NOW);
+    for name in ["me", "web2"] {
+        it.fleet.hear_presence(&host(name), State::Online, NOW);
+    }
+    assert_eq!(it.fleet.hosts().0, 1);
+}
+
+#[test]
 fn own_presence_that_was_replaced_is_published_again() {
     let mut it = Bench::new();
     it.fleet.connected(NOW);

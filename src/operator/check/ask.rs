@@ -13,6 +13,7 @@ use crate::abuseipdb::{call, key};
 use crate::fail2ban::{Client, Error};
 use crate::files::trust::Keeps;
 use crate::ignored::Exempt;
+use crate::wire::Jail;
 
 /// A server that takes longer makes bans meanwhile, or hangs.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -52,9 +53,13 @@ async fn ask(socket: &Path) -> Result<(Server, Vec<Vec<String>>), Error> {
     let mut client = Client::connect(socket).await?;
     let version = client.version().await?;
     let database = client.database().await?;
-    let mut server = Server { version, pid: client.pid(), jails: Vec::new(), database };
+    let mut server = Server { version, pid: client.pid(), database, ..Server::default() };
     let mut ignored = Vec::new();
-    for name in client.jails().await? {
+    for name in client.jail_names().await? {
+        let Ok(name) = Jail::new(&name) else {
+            server.unusable.push(name);
+            continue;
+        };
         let mut actions = Vec::new();
         for action in client.actions(&name).await? {
             let mut property = async |property| client.property(&name, &action, property).await;

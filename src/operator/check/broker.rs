@@ -29,7 +29,7 @@ pub(super) enum Way {
     /// It answers, and does not let this host in.
     NoEntry { ports: Vec<(IpAddr, Port)>, why: Why },
     /// This host is in, and listened for a moment.
-    In { ports: Vec<(IpAddr, Port)>, heard: Heard },
+    In { ports: Vec<(IpAddr, Port)>, heard: Box<Heard> },
 }
 
 /// What knocking at a port brought.
@@ -199,7 +199,8 @@ fn entry(broker: &Broker, config: &Config, why: Option<&Why>) -> Vec<Finding> {
         Stage::Login => Finding::fault("broker_login", text).next(format!(
             "on the hub: mosquitto_passwd -b /etc/mosquitto/passwd {} PASSWORD; \
              systemctl reload mosquitto\n\
-             here the same in mqtt.env, {again}",
+             here the same in mqtt.env, {again}\n\
+             if the hub restricts client IDs (mosquitto: clientid_prefixes): allow f2bmqtt-",
             user.as_deref().unwrap_or("USER")
         )),
         Stage::Tls => Finding::fault("broker_tls", text).next(format!(
@@ -412,7 +413,7 @@ mod tests {
     fn each_topic_is_looked_at() {
         let faults = |heard: Heard| {
             let ports = vec![(ADDRESS, Port::Open)];
-            let found = shown(Way::In { ports, heard }).into_iter();
+            let found = shown(Way::In { ports, heard: heard.into() }).into_iter();
             found
                 .filter(|(_, state, _)| *state != State::Well)
                 .map(|(id, _, text)| (id, text))
@@ -499,7 +500,7 @@ mod tests {
             ),
         ];
         for (heard, state, text) in table {
-            let found = shown(Way::In { ports: vec![(ADDRESS, Port::Open)], heard });
+            let found = shown(Way::In { ports: vec![(ADDRESS, Port::Open)], heard: heard.into() });
             let (_, last, shown) = found.last().unwrap();
             assert!(*last == state && shown.starts_with(text), "{text}: {found:?}");
             let odd = found.iter().filter(|(_, state, _)| *state != State::Well).count();
@@ -511,7 +512,7 @@ mod tests {
     fn an_address_that_does_not_answer_beside_one_that_does_is_odd() {
         let other = "2001:db8::1".parse().unwrap();
         let ports = vec![(ADDRESS, Port::Open), (other, Port::Dropped)];
-        let found = shown(Way::In { ports, heard: Heard::default() });
+        let found = shown(Way::In { ports, heard: Box::default() });
         assert_eq!(found[0].2, "hub:1883 answers at 192.0.2.1");
         assert_eq!((found[1].0, found[1].1), ("broker_port", State::Warning));
     }

@@ -37,7 +37,7 @@ pub(super) struct Host {
     pub(super) spool: (usize, u64),
     /// systemd-timesyncd has set the clock.
     pub(super) clock_is_set: bool,
-    /// The service said within the last minute that another machine has its name.
+    /// The daemon saw another machine of its name just now.
     pub(super) namesake: bool,
 }
 
@@ -54,8 +54,6 @@ pub(super) struct Service {
     pub(super) status: String,
     /// `enabled`, `disabled`.
     pub(super) enabled: String,
-    /// This run of it.
-    pub(super) run: String,
 }
 
 /// A script that subscribes.
@@ -229,10 +227,12 @@ impl Host {
                 );
             }
             Some((bytes, files)) if bytes < LITTLE || files == 0 => {
-                let what =
-                    if files == 0 { "no file".to_owned() } else { format!("{} KiB", bytes / 1024) };
+                let what = match files {
+                    0 => "no more file can be made".to_owned(),
+                    _ => format!("{} KiB are free, less than {} KiB,", bytes / 1024, LITTLE / 1024),
+                };
                 let text = format!(
-                    "{what} more fits where {state} is: what cannot be written there, a restart forgets"
+                    "{what} on the file system of {state}: a restart loses what cannot be written"
                 );
                 found.push(Finding::fault("disk", text).next(format!("make room: df -h {state}")));
             }
@@ -329,7 +329,6 @@ mod tests {
             fragment: UNITS[0].to_owned(),
             status: "0".to_owned(),
             enabled: "enabled".to_owned(),
-            run: String::new(),
         };
         Host {
             service: Some(service),

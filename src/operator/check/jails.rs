@@ -18,6 +18,8 @@ pub(super) struct Server {
     pub(super) version: String,
     pub(super) pid: i32,
     pub(super) jails: Vec<Running>,
+    /// Names of jails that no message can carry.
+    pub(super) unusable: Vec<String>,
     /// Where its database is; `None`: it keeps none.
     pub(super) database: Option<PathBuf>,
 }
@@ -111,7 +113,14 @@ pub(super) fn findings(
                 format!("of its configuration, fail2ban says: {what}"),
             )
         };
-        finding.next("fail2ban-client -t")
+        // Without rsyslog, Debian 12 has no /var/log/auth.log, and fail2ban stops at the first jail without a log.
+        match what.strip_prefix("Have not found any log file for ").and_then(|rest| rest.strip_suffix(" jail")) {
+            Some(jail) => finding.next(format!(
+                "where its service logs to the journal alone, in /etc/fail2ban/jail.local:\n    [{jail}]\n    \
+                 backend = systemd\nthen: apt install python3-systemd; systemctl restart fail2ban"
+            )),
+            None => finding.next("fail2ban-client -t"),
+        }
     }));
     let server = match server {
         Ok(server) => server,
@@ -143,6 +152,15 @@ fn of_jails(server: &Server, configured: &BTreeMap<Jail, bool>, sharing: &Sharin
              then: fail2ban-client reload",
         ));
     }
+    found.extend(server.unusable.iter().map(|name| {
+        let text = format!(
+            "the jail {name:?} takes no part: a jail's name must have no blanks and no invisible characters"
+        );
+        Finding::warning("jail_name", text).about(name).next(
+            "rename it in /etc/fail2ban/jail.local, then: fail2ban-client reload; its bans of before stay with the \
+             former name",
+        )
+    }));
     let (acting, idle): (Vec<_>, Vec<_>) =
         server.jails.iter().partition(|jail| !jail.actions.is_empty());
     found.extend(idle.into_iter().map(|jail| {
@@ -287,6 +305,7 @@ mod tests {
         let server = || Server {
             version: "1.0.2".to_owned(),
             pid: 1,
+            unusable: vec!["my jail".to_owned()],
             jails: vec![
                 running("sshd", &[("iptables-ipset", TELLS)]),
                 running("web", &[("nftables", "nft add"), ("mail", "")]),
@@ -303,6 +322,10 @@ mod tests {
             (jail("mail"), true),
         ]);
         let expected = [
+            (
+                "jail_name",
+                "the jail \"my jail\" takes no part: a jail's name must have no blanks and no invisible characters",
+            ),
             ("jail_no_action", "the jail idle has no action: it blocks nothing"),
             (
                 "jail_not_loaded",
@@ -338,6 +361,15 @@ mod tests {
     }
 
     #[test]
+    fn jail_without_a_log_is_told_of_the_journal() {
+        let wrong = "Have not found any log file for sshd jail".to_owned();
+        let configured = Configured { wrong: vec![wrong], broken: true, ..Configured::default() };
+        let server = Err("fail2ban does not answer".to_owned());
+        let found = findings(&server, &configured, &Sharing::default());
+        assert_eq!(found[0].next[1..3], ["    [sshd]", "    backend = systemd"], "{found:?}");
+    }
+
+    #[test]
     fn faulty_ignoreip_of_a_jail_that_shares_is_a_warning() {
         let wrong = |name: &str| Running {
             wrong: vec![format!("ignoreip of {name}: cannot resolve x.example: why")],
@@ -347,6 +379,7 @@ mod tests {
             version: "1.0.2".to_owned(),
             pid: 1,
             jails: vec![wrong("sshd"), wrong("recidive")],
+            unusable: Vec::new(),
             database: None,
         };
         let text = "ignoreip of sshd: cannot resolve x.example: why".to_owned();

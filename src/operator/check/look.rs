@@ -13,8 +13,8 @@ use super::host::{Host, Script, Seen, Service};
 use super::reports::Key;
 use crate::abuseipdb::key::KeyFile;
 use crate::files::mounts;
+use crate::lock;
 use crate::paths::Paths;
-use crate::{daemon, lock};
 
 const LINKS: &str = "/usr/share/f2bmqtt/links";
 const BINARY: &str = "/usr/bin/f2bmqtt";
@@ -45,10 +45,9 @@ pub(super) fn host(paths: &Paths, settings: &Path) -> Host {
     let links = links.lines().map(PathBuf::from);
     let (no_actions, kept) = actions();
     let room = rustix::fs::statvfs(&paths.state).ok();
-    let service = service();
     Host {
-        namesake: service.as_ref().is_some_and(|service| says_namesake(&service.run)),
-        service,
+        namesake: false,
+        service: service(),
         replaced: exe.is_some_and(|exe| {
             exe.is_ok_and(|exe| exe.as_os_str().as_bytes().ends_with(b" (deleted)"))
         }),
@@ -76,8 +75,7 @@ fn service() -> Option<Service> {
     if !Path::new("/run/systemd/system").exists() {
         return None;
     }
-    let wanted =
-        "--property=LoadState,ActiveState,FragmentPath,ExecMainStatus,UnitFileState,InvocationID";
+    let wanted = "--property=LoadState,ActiveState,FragmentPath,ExecMainStatus,UnitFileState";
     let output = command("systemctl", &["show", wanted, "f2bmqttsub.service"]).ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let of = |name: &str| {
@@ -90,17 +88,7 @@ fn service() -> Option<Service> {
         fragment: of("FragmentPath"),
         status: of("ExecMainStatus"),
         enabled: of("UnitFileState"),
-        run: of("InvocationID"),
     })
-}
-
-/// Whether the service warned of a namesake just now. The two drive each other off the broker, every few
-/// seconds, and the broker knows only the last of them.
-fn says_namesake(run: &str) -> bool {
-    let run = format!("_SYSTEMD_INVOCATION_ID={run}");
-    let output = command("journalctl", &["-q", "-o", "cat", "--no-pager", "--since=-70s", &run]);
-    let said = output.map(|output| output.stdout).unwrap_or_default();
-    String::from_utf8_lossy(&said).contains(daemon::NAMESAKE)
 }
 
 /// By how many seconds the settings are younger than the lock, which is as old as the daemon.

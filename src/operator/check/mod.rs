@@ -81,10 +81,15 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
     if config.is_err() {
         host.settings_newer = None; // to start the service anew would be to stop it
     }
+    let file = paths.status();
+    let status = DaemonStatus::read(&file);
+    // The two drive each other off the broker, every few seconds, and the broker knows only the last of them.
+    host.namesake = host.runs() && status.as_ref().is_ok_and(|status| status.namesake.is_some());
     let mut found = settings::findings(config, &path);
     if let Ok(config) = config {
         let works = brokers.iter().any(|reached| reached.heard().is_some());
-        found.extend(settings::sample(config, works, &path));
+        // Whoever has just installed the package reads this first.
+        found.splice(0..0, settings::sample(config, works, &path));
         found.extend(brokers.iter().flat_map(|reached| reached.findings(config)));
         let certificates = config.tls.as_ref().map(config::Tls::certificates).unwrap_or_default();
         found.extend(settings::certificates(&certificates, now()));
@@ -107,8 +112,7 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         found.extend(hidden.map(|(what, path)| host::hidden(what, &path)));
     }
     if host.runs() {
-        let file = paths.status();
-        found.extend(status::findings(&DaemonStatus::read(&file), &file, now()));
+        found.extend(status::findings(&status, &file, now()));
     }
     let sharing = config.as_ref().map(|config| config.sharing.clone()).unwrap_or_default();
     found.extend(jails::findings(&server, &configured, &sharing));

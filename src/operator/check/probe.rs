@@ -78,7 +78,7 @@ async fn go(config: &Config, broker: &Broker) -> Way {
     let mut ear = Ear { link: Link::new(&only, client), config, mark, own, heard };
     match ear.link.event().await {
         Event::Lost { why, .. } => Way::NoEntry { ports, why: refused.unwrap_or(why) },
-        _ => Way::In { ports, heard: ear.listen().await },
+        _ => Way::In { ports, heard: Box::new(ear.listen().await) },
     }
 }
 
@@ -151,9 +151,6 @@ impl Ear<'_> {
             self.link.subscribe(&[filter]);
         }
         self.hear(GATHER, |_| false).await;
-        if !self.heard.presences.iter().any(|(host, _)| host != node) {
-            self.link.subscribe(&Topic::any_presences());
-        }
         for host in self.others_online() {
             self.link.subscribe(&[topic.shard(&host, 0)]);
         }
@@ -179,6 +176,13 @@ impl Ear<'_> {
         self.hear(BACK, |heard| heard.probes.iter().all(|probe| probe.back)).await;
         if self.heard.probes.iter().any(|probe| probe.back && probe.topic == state) {
             self.keep_shard(&own).await;
+        }
+        let alone = self.heard.presences.iter().all(|(host, _)| host == node);
+        if alone && !self.heard.cut {
+            // Last, and only for advice: the broker may hang up on whoever asks for other fleets.
+            self.link.subscribe(&Topic::any_presences());
+            self.hear(GATHER, |_| true).await;
+            self.heard.cut = false;
         }
         disconnect(&mut self.link).await;
         self.heard

@@ -4,12 +4,9 @@ use std::path::Path;
 
 use super::finding::Finding;
 use crate::abuseipdb::times::Times;
-use crate::config::{Certificate, Config, Login};
+use crate::config::{Certificate, Config};
 use crate::error::Error;
 use crate::operator::clock::span;
-
-/// The settings as they are shipped.
-const SHIPPED: &str = include_str!("../../../etc/mqtt.env");
 
 /// What is to be said of the settings themselves.
 pub(super) fn findings(settings: &Result<Config, Error>, path: &Path) -> Vec<Finding> {
@@ -70,17 +67,8 @@ fn date(seconds: i64) -> String {
 /// Whether these are the settings as shipped: in the one network where that is how the hub is called
 /// they work, and everybody knows the password.
 pub(super) fn sample(config: &Config, works: bool, path: &Path) -> Option<Finding> {
-    let shipped = Config::parse(path, SHIPPED.as_bytes(), &|_| None, "shipped").ok()?;
-    let login = |config: &Config| {
-        let Login { user, password } = config.login.clone()?;
-        Some((user, password))
-    };
-    let same = config.brokers == shipped.brokers
-        && config.topic == shipped.topic
-        && config.tls.is_none()
-        && login(config) == login(&shipped);
     let path = path.display();
-    match (same, works) {
+    match (config.is_sample(), works) {
         (false, _) => None,
         (true, true) => {
             let text =
@@ -104,6 +92,7 @@ pub(super) fn sample(config: &Config, works: bool, path: &Path) -> Option<Findin
 mod tests {
     use super::super::finding::State;
     use super::*;
+    use crate::config::SAMPLE;
 
     fn read(text: &str) -> Result<Config, Error> {
         Config::parse(Path::new("f"), text.as_bytes(), &|_| None, "web1").map_err(Error::Config)
@@ -165,14 +154,14 @@ mod tests {
 
     #[test]
     fn what_was_shipped_is_nobody_s_own() {
-        let config = read(SHIPPED).unwrap();
+        let config = read(SAMPLE).unwrap();
         let state = |config: &Config, works| {
             sample(config, works, Path::new("f")).map(|finding| finding.state)
         };
         assert_eq!(state(&config, false), Some(State::Fault));
         assert_eq!(state(&config, true), Some(State::Warning));
         for (from, to) in [("PASSWORD=fail2ban", "PASSWORD=x"), ("HOST=192.168.1.10", "HOST=hub")] {
-            assert_eq!(state(&read(&SHIPPED.replace(from, to)).unwrap(), false), None);
+            assert_eq!(state(&read(&SAMPLE.replace(from, to)).unwrap(), false), None);
         }
     }
 }

@@ -1,0 +1,38 @@
+//! `f2bmqtt names`: what the completions of shells offer. It asks this host alone, and prints nothing where that does
+//! not answer: a completion must not wait for a broker.
+
+use std::fmt::Write as _;
+
+use super::local;
+use super::out::{self, Long};
+use crate::cli::operator::Named;
+use crate::config::Config;
+use crate::error::Error;
+use crate::paths::Paths;
+use crate::runtime;
+
+/// The most names that are offered.
+const MAX_NAMES: usize = 1_000;
+
+/// Prints the names, one a line.
+///
+/// # Errors
+/// [`Error::Start`].
+pub(super) fn run(named: Named, paths: &Paths) -> Result<(), Error> {
+    let list: Vec<String> = match named {
+        Named::Jails => {
+            let jails = runtime::run(async { Ok(local::jails(paths).await) })?;
+            jails.unwrap_or_default().iter().map(ToString::to_string).collect()
+        }
+        Named::Hosts => Config::load().map_or_else(
+            |_| Vec::new(),
+            |config| local::hosts(&config, paths).iter().map(ToString::to_string).collect(),
+        ),
+        Named::Addresses => local::addresses(paths).iter().map(ToString::to_string).collect(),
+    };
+    let mut to = Long::default();
+    for name in list.iter().take(MAX_NAMES) {
+        let _ = writeln!(to, "{}", out::shown(name));
+    }
+    Ok(())
+}
