@@ -7,7 +7,7 @@ use crate::support::Rig;
 const NO_JAILS: &str = "rm /etc/fail2ban/jail.d/more.local; fail2ban-client reload";
 
 /// Faults of the host itself.
-const HOSTS: [Case; 31] = [
+const HOSTS: [Case; 33] = [
     Case {
         host: [
             "printf '[quiet]\nenabled = true\nlogpath = /var/log/auth.log\naction = nftables[type=allports]\n' \
@@ -99,6 +99,33 @@ const HOSTS: [Case; 31] = [
         said: &[
             "✗ fail2ban has no jail: it bans nothing, and nothing is banned here for others\n",
             "        [sshd]\n        enabled = true\n    then: fail2ban-client reload\n",
+        ],
+        ..FAULT
+    },
+    Case {
+        host: [
+            "sqlite3 -cmd '.timeout 5000' /var/lib/fail2ban/fail2ban.sqlite3 \"
+                INSERT INTO bips VALUES('203.0.113.250', 'sshd', 1795342588, 'odd', 1, '{}')\"",
+            "sqlite3 -cmd '.timeout 5000' /var/lib/fail2ban/fail2ban.sqlite3 \"
+                DELETE FROM bips WHERE ip = '203.0.113.250'\"",
+        ],
+        said: &["! skipped the ban of 203.0.113.250 in sshd in fail2ban's database: bantime is the text"],
+        code: 0,
+        ..FAULT
+    },
+    // A socket elsewhere is found, and the sandbox of the service hides it.
+    Case {
+        host: [
+            "mkdir -p /run/elsewhere; systemctl stop fail2ban
+             printf '[Definition]\nsocket = /run/elsewhere/f2b.sock\n' >/etc/fail2ban/fail2ban.local
+             systemctl start fail2ban; systemctl restart f2bmqttsub",
+            "systemctl stop fail2ban; rm /etc/fail2ban/fail2ban.local
+             systemctl start fail2ban; systemctl restart f2bmqttsub",
+        ],
+        said: &[
+            "✓ fail2ban 1.0.2 answers\n",
+            "✗ the service f2bmqttsub cannot see fail2ban's socket /run/elsewhere/f2b.sock: its sandbox hides",
+            "        BindReadOnlyPaths=/run/elsewhere\n    then: systemctl restart f2bmqttsub\n",
         ],
         ..FAULT
     },
