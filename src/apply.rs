@@ -150,6 +150,8 @@ struct Applier<'a> {
     /// Whom each jail is never to ban, as far as that was found out, and when all were last asked.
     ignored: BTreeMap<Jail, Ignored>,
     asked: Instant,
+    /// The jails whose actions' names were read.
+    named: BTreeSet<Jail>,
 }
 
 impl<'a> Applier<'a> {
@@ -161,8 +163,8 @@ impl<'a> Applier<'a> {
         exempt: &'a mut Exempt,
     ) -> Self {
         let (jails, trouble, ignored) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
-        let asked = Instant::now();
-        Self { client, memory, bell, socket, jails, trouble, exempt, ignored, asked }
+        let (asked, named) = (Instant::now(), BTreeSet::new());
+        Self { client, memory, bell, socket, jails, trouble, exempt, ignored, asked, named }
     }
 
     /// Serves until fail2ban goes away; answers with how it did.
@@ -178,6 +180,7 @@ impl<'a> Applier<'a> {
     async fn round(&mut self) -> Result<(), Error> {
         let begun = Instant::now();
         self.pulse().await?;
+        self.name_actions().await?;
         self.reconsider().await?;
         while begun.elapsed() < ASK {
             let step = self.memory.know().fleet.next(now());
@@ -249,6 +252,27 @@ impl<'a> Applier<'a> {
             known
                 .warn("jails", &format!("MQTT_JAILS names what fail2ban does not have: {missing}"));
         }
+    }
+
+    /// Reads the names that the jails' actions have, when there are other jails, or when a ban came from an action of a
+    /// name that nobody knows.
+    async fn name_actions(&mut self) -> Result<(), Error> {
+        if self.named == self.jails && !self.memory.know().action_names.wants_actions() {
+            return Ok(());
+        }
+        let mut pairs = Vec::new();
+        for jail in &self.jails {
+            match self.client.action_names(jail).await {
+                Ok(names) => pairs.extend(names.into_iter().map(|name| (name, jail.clone()))),
+                Err(error) if error.jail().is_some() => {} // it is on its way down
+                Err(error) => return Err(error),
+            }
+        }
+        self.named.clone_from(&self.jails);
+        let mut known = self.memory.know();
+        known.action_names.set(pairs);
+        known.scan();
+        Ok(())
     }
 
     /// Now and then, and not only when there is something to ban: a jail whose `ignoreip` changed, or this

@@ -7,14 +7,15 @@ use std::time::{Instant, SystemTime};
 use crate::abuseipdb::by_hand::Watch;
 use crate::daemon::former::Former;
 use crate::error::Error;
-use crate::fail2ban::database::Database;
+use crate::fail2ban::action_names::{ActionNames, Resolved};
+use crate::fail2ban::database::{Database, Row};
 use crate::fleet::work::Step;
 use crate::fleet::{Change, Fleet};
 use crate::guard::{Guard, Refusal, Refusals, is_bannable};
 use crate::journal::{self, Inbound, Limited};
 use crate::outbox::{Outbox, millis};
 use crate::store::Store;
-use crate::wire::{Event, Part, Scope};
+use crate::wire::{Event, Jail, Part, Scope, Told};
 
 /// Guarded by a lock that is only ever held for as long as it takes to look or to write down.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct Known {
     pub outbox: Outbox,
     /// fail2ban's own memory of its bans.
     pub database: Database,
+    /// Which jail an action of fail2ban speaks of.
+    pub action_names: ActionNames,
     /// Judges the fleet's words.
     pub guard: Guard,
     /// What of the fleet's words was refused.
@@ -54,8 +57,19 @@ impl Memory {
     ) -> Self {
         let (refused, limited) = (Refusals::default(), Limited::default());
         let inbound = Inbound::default();
-        let known =
-            Known { fleet, outbox, database, guard, refused, store, by_hand, limited, inbound };
+        let action_names = ActionNames::default();
+        let known = Known {
+            fleet,
+            outbox,
+            database,
+            action_names,
+            guard,
+            refused,
+            store,
+            by_hand,
+            limited,
+            inbound,
+        };
         Self(Mutex::new(known))
     }
 
@@ -70,8 +84,20 @@ impl Known {
     /// upon.
     pub fn scan(&mut self) {
         let now = millis(SystemTime::now());
-        let Self { fleet, database, guard, by_hand, .. } = self;
-        let mut decide = |told: &crate::wire::Told| {
+        let Self { fleet, database, guard, by_hand, action_names, .. } = self;
+        let mut decide = |told: &Told| {
+            // Before fail2ban has said which jails it has, nothing is known of their actions.
+            let exists = fleet.names().is_none_or(|jails| jails.contains(&told.jail));
+            let begun = |row: &Row| (told.time - 1..=told.time + 1).contains(&row.timeofban);
+            let has_ban = |jail: &Jail| {
+                let rows = database.rows(jail, &[told.address]).unwrap_or_default();
+                rows.get(told.address).is_some_and(begun)
+            };
+            let jail = match action_names.resolve(&told.jail, exists, has_ban) {
+                Resolved::Jail(jail) => jail,
+                Resolved::Ask => return Err(String::new()),
+            };
+            let told = &Told { jail, ..told.clone() };
             if !guard.sharing.has(&told.jail) {
                 return Ok(None);
             }
@@ -89,8 +115,9 @@ impl Known {
         };
         let fleet = &self.fleet;
         self.outbox.settle(|_, event| fleet.is_unwritten(event));
-        for warning in warnings {
-            self.warn("spool", &warning);
+        // What only waits for an answer of fail2ban is no fault.
+        for warning in warnings.iter().filter(|warning| !warning.is_empty()) {
+            self.warn("spool", warning);
         }
     }
 

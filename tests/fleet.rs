@@ -54,6 +54,31 @@ fn crosses(
     let host = r#""host":"a""#;
     assert_eq!(record.count(&["blacklist/ban", address, host, r#""reason":"detected""#]), 1);
     assert_eq!(record.count(&["blacklist/unban", address, host, r#""reason":"lifted""#]), 1);
+    if jail == "web" {
+        names_its_jail(a, b);
+        let of_actions = |event: &&String| event.contains("voip");
+        let events = record.events();
+        let events: Vec<_> = events.iter().filter(of_actions).collect();
+        assert_eq!(events.len(), 1, "{events:#?}");
+    }
+}
+
+/// A jail like Debian's asterisk, whose actions have other names.
+fn names_its_jail(a: Host<'_>, b: Host<'_>) {
+    for host in [a, b] {
+        host.sh("touch /var/log/voip.log; cat >/etc/fail2ban/jail.d/voip.local <<'E'
+[voip]
+enabled = true
+logpath = /var/log/voip.log
+action = iptables-ipset[actname=voip-tcp, name=voip-tcp, type=multiport, port=5060, protocol=tcp]
+         iptables-ipset[actname=voip-udp, name=voip-udp, type=multiport, port=5060, protocol=udp]
+E
+             fail2ban-client reload");
+    }
+    a.attack("voip", &["10.213.77.202"]);
+    eventually("b bans it in the jail", || b.bans("voip", "10.213.77.202"));
+    let event = "Inbound: ban 10.213.77.202 - ipset voip from a (";
+    eventually("b got one event", || b.journal().contains(event));
 }
 
 #[test]

@@ -136,6 +136,7 @@ fn the_fleet_is_seen_from_any_host() {
             "fail2ban": { "jails": ["both", "sshd"], "fault": null },
             "waiting": { "events": 0, "reports": 0 },
             "abuseipdb": {},
+            "reporter": { "oldest": null, "last_call": null },
             "hosts": [
                 host("db1", &["both", "sshd"], 0),
                 host("web1", &["both", "sshd", "web"], 1),
@@ -196,6 +197,12 @@ fn the_fleet_is_seen_from_any_host() {
     assert!(why(web2, "203.0.113.77").contains(
         "No host's snapshot lists 203.0.113.77.\nweb2, this host, bans it in sshd for itself"
     ));
+    // What was banned by fail2ban alone the fleet can be told of later.
+    let told = web2.sh("f2bmqtt ban sshd 203.0.113.77");
+    assert!(told.starts_with("203.0.113.77 is banned in sshd, for "), "{told}");
+    for host in [web1, db1] {
+        eventually("the fleet bans it", || host.bans("sshd", "203.0.113.77"));
+    }
 
     // Who may not read the settings is told so; a broker that is away ends nothing else.
     let nobody = web1.try_sh("su nobody -s /bin/sh -c 'f2bmqtt status'").unwrap_err();

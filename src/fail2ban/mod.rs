@@ -4,6 +4,7 @@
 //! status (0 is well) and a value, and the same marker (fail2ban's `client/csocket.py` and
 //! `protocol.py`).
 
+pub mod action_names;
 mod column;
 pub mod database;
 pub mod pickle;
@@ -187,6 +188,20 @@ impl Client {
     /// Any [`Error`].
     pub async fn actions(&mut self, jail: &Jail) -> Result<Vec<String>, Error> {
         self.texts(jail, "actions").await
+    }
+
+    /// What the actions of a jail are called where they call a program, such as notify: the jail's name, unless the
+    /// jail sets another.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn action_names(&mut self, jail: &Jail) -> Result<BTreeSet<Jail>, Error> {
+        let mut names = BTreeSet::new();
+        for action in self.actions(jail).await? {
+            let name = self.property(jail, &action, "name").await?;
+            names.extend(Jail::new(&name));
+        }
+        Ok(names)
     }
 
     /// The log files that a jail reads.

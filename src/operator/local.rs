@@ -177,6 +177,29 @@ fn imported(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, 
     Ok(imported)
 }
 
+/// Those of some addresses that the daemon banned in a jail for others. Where it has never run, there are none.
+///
+/// # Errors
+/// Whatever SQLite says.
+pub fn imports(
+    store: &Path,
+    jail: &Jail,
+    addresses: &BTreeSet<Address>,
+) -> rusqlite::Result<BTreeSet<Address>> {
+    if !store.exists() {
+        return Ok(BTreeSet::new());
+    }
+    let db = open(store)?;
+    let mut query = db.prepare("SELECT 1 FROM marks WHERE jail = ?1 AND ip = ?2")?;
+    let mut imports = BTreeSet::new();
+    for address in addresses {
+        if query.exists((jail.as_str(), address.to_string()))? {
+            imports.insert(*address);
+        }
+    }
+    Ok(imports)
+}
+
 /// Whose bans of an address were lifted here by hand.
 fn lifted(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, Host)>> {
     let db = open(store)?;

@@ -84,7 +84,7 @@ const HOSTS: [Case; 31] = [
             "rm /etc/fail2ban/jail.d/more.local; systemctl start fail2ban",
         ],
         said: &[
-            "✗ fail2ban does not answer at /run/fail2ban/fail2ban.sock: No such file or directory",
+            "✗ fail2ban does not answer at /var/run/fail2ban/fail2ban.sock: No such file or directory",
             "✗ fail2ban's configuration cannot be used: ",
             "    systemctl restart fail2ban\n",
         ],

@@ -149,10 +149,12 @@ impl Ban {
         let shared = share::is_done(fail2ban, jail).await?;
         let before = fail2ban.all_held(jail).await?;
         let (mut notes, since) = (Notes::open(&paths.by_hand())?, now());
-        let new: BTreeSet<Address> =
-            addresses.iter().filter(|address| !before.has(**address)).copied().collect();
+        let (there, new): (BTreeSet<Address>, BTreeSet<Address>) =
+            addresses.iter().partition(|address| before.has(**address));
+        // What fail2ban alone banned by hand is no other host's ban: now the fleet is told of it.
+        let local = share::banned_by_hand(fail2ban, jail, &there, paths).await?;
         // All of them first: the notes are read when the first is banned.
-        for address in &new {
+        for address in new.iter().chain(&local) {
             notes.note(*address, since)?;
         }
         for address in &new {
@@ -175,12 +177,13 @@ impl Ban {
         let seen = now();
         for address in addresses {
             let seconds = held.get(*address).copied().flatten().unwrap_or(0);
-            let already = !new.contains(address);
+            let already = !new.contains(address) && !local.contains(address);
             if !already {
                 notes.seen(*address, since, seen, seconds)?;
             }
             self.made.push(Made { address: *address, already, seconds });
         }
+        share::tell_now(jail, &local, &held, failures.len(), paths)?;
         if !shared {
             share::tell(fail2ban, jail, &new, &held, (since, failures.len()), paths).await?;
         }

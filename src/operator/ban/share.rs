@@ -11,6 +11,7 @@ use crate::fail2ban::database::Database;
 use crate::fail2ban::table::Table;
 use crate::fail2ban::{self, Client};
 use crate::notify::{self, Call};
+use crate::operator::local;
 use crate::paths::Paths;
 use crate::wire::{Address, Jail};
 
@@ -33,6 +34,71 @@ pub(super) async fn is_done(fail2ban: &mut Client, jail: &Jail) -> Result<bool, 
         }
     }
     Ok(false)
+}
+
+/// Those of some addresses that a jail bans because somebody banned them with fail2ban itself: nobody detected them, and
+/// they are no import.
+///
+/// # Errors
+/// Any of [`fail2ban::Error`], or [`Error::Undone`].
+pub(super) async fn banned_by_hand(
+    fail2ban: &mut Client,
+    jail: &Jail,
+    addresses: &BTreeSet<Address>,
+    paths: &Paths,
+) -> Result<BTreeSet<Address>, Error> {
+    if addresses.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let mut database = Database::new(fail2ban.database().await?);
+    let unread =
+        |what: &str, error: rusqlite::Error| Error::Undone(format!("cannot read {what}: {error}"));
+    let all: Vec<Address> = addresses.iter().copied().collect();
+    let rows = database.rows(jail, &all).map_err(|error| unread("fail2ban's database", error))?;
+    let imports = local::imports(&paths.store(), jail, addresses);
+    let imports = imports.map_err(|error| unread(&paths.store().display().to_string(), error))?;
+    let by_hand = |address: &Address| {
+        rows.get(*address).is_some_and(|row| row.failures == 0) && !imports.contains(address)
+    };
+    Ok(all.into_iter().filter(by_hand).collect())
+}
+
+/// Tells of bans as if they were made just now: a detection that is newer than fail2ban's row is this host's own ban.
+///
+/// # Errors
+/// [`Error::Usage`], which is none of the operator's.
+pub(super) fn tell_now(
+    jail: &Jail,
+    addresses: &BTreeSet<Address>,
+    held: &Table<Option<i64>>,
+    failures: usize,
+    paths: &Paths,
+) -> Result<(), Error> {
+    addresses.iter().try_for_each(|address| {
+        let bantime = held.get(*address).copied().flatten().unwrap_or(0);
+        notify(jail, *address, bantime, failures, now() + 1, paths)
+    })
+}
+
+fn notify(
+    jail: &Jail,
+    address: Address,
+    bantime: i64,
+    failures: usize,
+    time: i64,
+    paths: &Paths,
+) -> Result<(), Error> {
+    let text = |number: i64| number.to_string();
+    let call = Call {
+        jail: jail.as_str(),
+        address: &address.to_string(),
+        bantime: &text(bantime),
+        action: "ban",
+        restored: "0",
+        failures: &failures.to_string(),
+        time: &text(time),
+    };
+    notify::run(&call, paths)
 }
 
 /// Tells of bans that were just made, since then in seconds since 1970: for so long, after so many failures.
@@ -61,17 +127,7 @@ pub(super) async fn tell(
             }
         };
         let bantime = held.get(*address).copied().flatten().unwrap_or(0);
-        let text = |number: i64| number.to_string();
-        let call = Call {
-            jail: jail.as_str(),
-            address: &address.to_string(),
-            bantime: &text(bantime),
-            action: "ban",
-            restored: "0",
-            failures: &failures.to_string(),
-            time: &text(time),
-        };
-        notify::run(&call, paths)?;
+        notify(jail, *address, bantime, failures, time, paths)?;
     }
     Ok(())
 }
