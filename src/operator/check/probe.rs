@@ -174,7 +174,8 @@ impl Ear<'_> {
             }
         }
         self.hear(BACK, |heard| heard.probes.iter().all(|probe| probe.back)).await;
-        if self.heard.probes.iter().any(|probe| probe.back && probe.topic == state) {
+        let is_back = |probe: &Probe| probe.back && probe.topic == state;
+        if !self.heard.cut && self.heard.probes.iter().any(is_back) {
             self.keep_shard(&own).await;
         }
         let alone = self.heard.presences.iter().all(|(host, _)| host == node);
