@@ -377,8 +377,16 @@ fn settled(host: Host<'_>) {
 /// What the daemon printed of messages, but for the probe.
 fn printed(host: Host<'_>) -> Vec<String> {
     let about_messages = |line: &&str| {
-        let begins =
-            ["Inbound:", "Ban ", "UnBan ", "Jail ", "Unrecognised ", "no event ", "refused ", "ignored "];
+        let begins = [
+            "Inbound:",
+            "Ban ",
+            "UnBan ",
+            "Jail ",
+            "Unrecognised ",
+            "no event ",
+            "refused ",
+            "ignored ",
+        ];
         begins.iter().any(|begin| line.starts_with(begin)) && !line.contains("198.51.100.1")
     };
     host.journal().lines().filter(about_messages).map(str::to_owned).collect()

@@ -314,7 +314,8 @@ fn the_script_s_calls_log_and_exit_as_they_did() {
     assert!(a.try_sh("test -e /root/ran").is_err(), "an argument ran as a command");
     let ledger = a.sh("sqlite3 /var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb \
                        'SELECT ip, bantime FROM banned_ips ORDER BY ip'");
-    let expected = "192.175.48.7|600\n192.31.196.4|600\n192.31.196.5|600\n192.31.196.7|600\n192.31.196.9|600";
+    let expected =
+        "192.175.48.7|600\n192.31.196.4|600\n192.31.196.5|600\n192.31.196.7|600\n192.31.196.9|600";
     assert_eq!(ledger, expected);
     // The check that failed and the limit that was reached were queued, and go when they can.
     let waiting = "sqlite3 /var/lib/f2bmqtt/reports.sqlite3 'SELECT stage FROM waiting'";
