@@ -78,7 +78,7 @@ fn work(fleet: &mut Fleet) -> Duration {
     loop {
         let begun = processor_time();
         let step = fleet.next(NOW);
-        longest = longest.max(processor_time() - begun);
+        longest = longest.max(processor_time().saturating_sub(begun));
         match step {
             Step::Save(_) => fleet.saved(true, NOW),
             Step::Rest => return longest,
@@ -108,14 +108,15 @@ fn worst_messages_cost_little_more_than_their_size() {
     for shard in &mine {
         hear(&mut fleet, shard);
     }
-    let filled = processor_time() - begun;
+    let filled = processor_time().saturating_sub(begun);
 
     let events: Vec<String> = (200_000..210_000).map(event).collect();
     let begun = processor_time();
     for event in &events {
         black_box(fleet.hear(&Event::parse(event.as_bytes()).unwrap(), NOW));
     }
-    let costs = Costs { plain: (processor_time() - begun).as_secs_f64() * 1e6 / 10_000.0 };
+    let costs =
+        Costs { plain: (processor_time().saturating_sub(begun)).as_secs_f64() * 1e6 / 10_000.0 };
     println!(
         "Cost of one message: processor time, and times a plain ban event (99,000 bans are known)"
     );
@@ -128,19 +129,23 @@ fn worst_messages_cost_little_more_than_their_size() {
     for shard in &old {
         hear(&mut fleet, shard);
     }
-    costs.print("one of 300 old shards of 80 bytes", 300, processor_time() - begun);
+    costs.print("one of 300 old shards of 80 bytes", 300, processor_time().saturating_sub(begun));
 
     let last = shard("evil", NOW + 2_000, slice, Vec::new()).encode();
     let begun = processor_time();
     hear(&mut fleet, &last);
-    costs.print("a shard that releases all 99,000", 1, processor_time() - begun);
+    costs.print("a shard that releases all 99,000", 1, processor_time().saturating_sub(begun));
     let longest = work(&mut fleet);
-    costs.print("the same, until all are released", 1, processor_time() - begun);
+    costs.print("the same, until all are released", 1, processor_time().saturating_sub(begun));
     costs.print("the longest step on the way", 1, longest);
 
     let unbans = unbans();
     let begun = processor_time();
     hear(&mut fleet, &unbans);
     let count = unbans.matches("e-").count();
-    costs.print(&format!("a shard with {count} fleet unbans"), 1, processor_time() - begun);
+    costs.print(
+        &format!("a shard with {count} fleet unbans"),
+        1,
+        processor_time().saturating_sub(begun),
+    );
 }

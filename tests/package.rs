@@ -164,7 +164,9 @@ fn every_way(suite: &str) {
     let expected = is_installed(bare);
     if suite == "bookworm" {
         // There fail2ban itself does not start: it finds no log for its sshd jail.
-        assert!(bare.journal().contains("fail2ban does not answer at /var/run/fail2ban/fail2ban.sock"));
+        assert!(
+            bare.journal().contains("fail2ban does not answer at /var/run/fail2ban/fail2ban.sock")
+        );
     }
 
     let hosts = ["hub", "over", "edited", "known", "upgrade", "again"];
