@@ -1,10 +1,13 @@
 //! What the most expensive messages that are known cost the daemon, beside a plain ban event. `tests/bench` runs it;
 //! the ratios of one run can be compared, the times depend on the machine.
 
+use std::collections::BTreeSet;
 use std::hint::black_box;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use f2bmqtt::fail2ban::database::Row;
+use f2bmqtt::fleet::look::{Look, Pulse, Server};
 use f2bmqtt::fleet::work::Step;
 use f2bmqtt::fleet::{Fleet, Pace, Remembered};
 use f2bmqtt::wire::{Address, Event, Host, Jail, Listed, Pardon, Part, Scope, Slice, UnbanId};
@@ -148,4 +151,55 @@ fn worst_messages_cost_little_more_than_their_size() {
         1,
         processor_time().saturating_sub(begun),
     );
+}
+
+/// What fail2ban answers that holds the bans of [`snapshot`], as its own detections.
+fn look(bans: u32) -> Look {
+    let addresses = || (0..bans).map(address);
+    let row = Row { timeofban: NOW / 1000, bantime: -1, failures: 3 };
+    Look {
+        held: addresses().map(|address| (address, Some(-1))).collect(),
+        rows: addresses().map(|address| (address, row)).collect(),
+        database: Some(0),
+        total: Some(bans.into()),
+        bantime: 600,
+        ..Look::default()
+    }
+}
+
+#[test]
+#[ignore = "a measurement, which tests/bench makes"]
+fn restart_with_100_000_bans_that_others_claim_too_costs_seconds() {
+    const BANS: u32 = 100_000;
+    let jail = Jail::new("sshd").unwrap();
+    let begun = processor_time();
+    let mut fleet = Fleet::new(Host::new("web1").unwrap(), Pace::default(), Remembered::default());
+    for shard in snapshot("web2", NOW + 1_000, BANS) {
+        hear(&mut fleet, &shard);
+    }
+    fleet.begin(NOW);
+    let server = Server { pid: 1, started: NOW / 1000 - 900 };
+    let pulse = Pulse { server, data_version: Some(1) };
+    fleet.pulse(pulse, BTreeSet::from([jail.clone()]), NOW);
+    let (mut longest, mut banned) = (Duration::ZERO, 0);
+    loop {
+        let step_begun = processor_time();
+        let step = fleet.next(NOW);
+        longest = longest.max(processor_time().saturating_sub(step_begun));
+        match step {
+            Step::Save(_) => fleet.saved(true, NOW),
+            Step::Look(jail, of) => fleet.seen(&jail, of.as_deref(), look(BANS), NOW),
+            Step::Import(_, work) => {
+                banned += work.len();
+                fleet.done(i64::try_from(work.len()).unwrap(), NOW);
+            }
+            Step::Continue => {}
+            Step::Rest => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(banned, 0, "fail2ban holds them all");
+    let all = processor_time().saturating_sub(begun);
+    println!("A restart with 100,000 bans of this host that another host claims, too, in one jail");
+    println!("  in all {all:.1?}, the longest step {longest:.1?}");
 }

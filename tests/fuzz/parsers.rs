@@ -9,19 +9,21 @@ mod controller;
 mod inbound;
 
 use std::path::Path;
+use std::sync::LazyLock;
 
 use f2bmqtt::abuseipdb::answer::{Accepted, Answer, BulkAccepted, Listing, Trouble};
 use f2bmqtt::abuseipdb::call::{self, Verdict};
 use f2bmqtt::abuseipdb::comment::{MAX, Private, compose};
 use f2bmqtt::abuseipdb::report::CommentSource;
 use f2bmqtt::abuseipdb::report::Report;
-use f2bmqtt::config::{Config, Signing, Topic};
+use f2bmqtt::config::Config;
 use f2bmqtt::fail2ban::pickle::{Value, read};
-use f2bmqtt::guard::gate::Gate;
 use f2bmqtt::notify;
 use f2bmqtt::spool::Item;
 use f2bmqtt::wire::seal::{Keys, Seal, split};
 use f2bmqtt::wire::{Address, Event, Host, Part, Presence, Told, is_hidden};
+
+use inbound::Inbound;
 
 /// An event, as it comes from the broker: what is taken is bounded, and means the same when it is sent on.
 pub(crate) fn event(payload: &[u8]) {
@@ -59,6 +61,15 @@ pub(crate) fn presence(payload: &[u8]) {
     }
 }
 
+/// Hosts without a key, and with one: whether those accept what is unsigned.
+static HOSTS: LazyLock<[(Option<bool>, Inbound); 3]> = LazyLock::new(|| {
+    [None, Some(true), Some(false)].map(|accepts| {
+        let me = Host::new("web1").expect("it is a name");
+        let keys = accepts.map(|_| Keys::new(["a secret that no input has"]));
+        (accepts, Inbound::new(&me, keys, accepts == Some(true)))
+    })
+});
+
 /// A message as it comes, topic and payload with a line end between: nobody without the key gets past the gate
 /// of a fleet that has one, except with an empty payload; nothing in it is printed as it is; and what passes goes
 /// on into the tables of a small fleet, whose invariants hold.
@@ -67,14 +78,9 @@ pub(crate) fn gate(message: &[u8]) {
     let topic = String::from_utf8_lossy(&message[..at]);
     let payload = message.get(at + 1..).unwrap_or_default();
     let me = Host::new("web1").expect("it is a name");
-    let gate = |accept_unsigned: Option<bool>| {
-        let keys = Keys::new(["a secret that no input has"]);
-        let signing = accept_unsigned.map(|accept_unsigned| Signing { keys, accept_unsigned });
-        let topic = Topic::of_fleet("blacklist").expect("it is a topic");
-        Gate::new(topic, me.clone(), signing, Vec::new())
-    };
-    for accepts in [None, Some(true), Some(false)] {
-        match gate(accepts).admit(&topic, payload.to_vec()) {
+    for (accepts, inbound) in &*HOSTS {
+        let accepts = *accepts;
+        match inbound.gate.admit(&topic, payload.to_vec()) {
             Ok(admitted) => {
                 assert!(topic.starts_with("blacklist") || topic.starts_with("f2bmqtt/blacklist/"));
                 assert_eq!(admitted.is_trusted(), accepts.is_none());
@@ -94,8 +100,7 @@ pub(crate) fn gate(message: &[u8]) {
                 assert!(rejected.own_shard().is_none() || rejected.host() == Some(&me));
             }
         }
-        let keys = accepts.map(|_| Keys::new(["a secret that no input has"]));
-        controller::take(&me, keys.as_ref(), accepts == Some(true), &topic, payload);
+        controller::take(&me, inbound, accepts == Some(false), &topic, payload);
     }
 }
 

@@ -24,7 +24,7 @@ pub(crate) fn whole(name: &str) -> String {
 /// The inbound path of one host.
 pub(crate) struct Inbound {
     me: Host,
-    gate: Gate,
+    pub(crate) gate: Gate,
     guard: Guard,
 }
 
@@ -64,6 +64,20 @@ impl Inbound {
                 Ok(())
             }
             Source::Other(_) => Ok(()),
+        }
+    }
+
+    /// Whether the gate and the parser let a message through to the controller.
+    pub(crate) fn reaches_fleet(&self, topic: &str, payload: &[u8]) -> bool {
+        let message = match self.gate.admit(topic, payload.to_vec()) {
+            Ok(message) => message,
+            Err(rejected) => return rejected.own_shard().is_some(),
+        };
+        match message.source() {
+            Source::Event => message.event().is_ok(),
+            Source::Shard { .. } => payload.is_empty() || message.shard(|_| false).is_ok(),
+            Source::Presence { .. } => message.presence().is_ok(),
+            Source::Other(_) => false,
         }
     }
 
