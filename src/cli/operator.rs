@@ -126,7 +126,7 @@ pub struct ListArgs {
         jail, host       where it was detected\n  \
         bans[].ip, .already, .seconds\n                   \
         already: it was banned before, and nothing was\n                   \
-        done; seconds: for how long, null for ever\n  \
+        done; seconds: for how long, null without end\n  \
         bans[].answers   what each other host says it did: banned, waiting,\n                   \
         lifted, or the reason of a refusal\n  \
         told             this host's snapshot lists them\n  \

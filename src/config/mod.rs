@@ -333,7 +333,7 @@ impl<'a> Entries<'a> {
             text if text.starts_with('\u{feff}') => {
                 Err("begins with a byte order mark: save the file without it")
             }
-            text if text.contains('\u{fffd}') => Err("is not UTF-8: write it anew"),
+            text if text.contains('\u{fffd}') => Err("is not UTF-8: save the file as UTF-8"),
             text if text.contains('\n') => Err("has a quote that is not closed on the same line"),
             text => line::read(text, &known),
         };

@@ -395,11 +395,11 @@ fn every_fault_of_the_files_is_told_with_its_line() {
             "MQTT_CAFILE=DIR/missing\nMQTT_CERT=DIR/empty\nMQTT_KEY=DIR/locked.key\n",
             "line 3: MQTT_CAFILE cannot be read: DIR/missing: No such file or directory (os error 2)
   line 4: MQTT_CERT holds no certificate in PEM form: DIR/empty
-  line 5: MQTT_KEY is locked with a passphrase, which nobody can type here: DIR/locked.key",
+  line 5: MQTT_KEY is encrypted with a passphrase; a key without one is required: DIR/locked.key",
         ),
         (
             "MQTT_CAFILE=DIR/ca.crt\nMQTT_CERT=DIR/web1.crt\nMQTT_KEY=DIR/older.key\n",
-            "line 5: MQTT_KEY is locked with a passphrase, which nobody can type here: DIR/older.key",
+            "line 5: MQTT_KEY is encrypted with a passphrase; a key without one is required: DIR/older.key",
         ),
         (
             "MQTT_CAFILE=ca.crt\nMQTT_KEY=DIR/empty\n",

@@ -181,7 +181,7 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
         let path = path.display();
         let text = String::from_utf8_lossy(&text);
         if ENCRYPTED.iter().any(|mark| text.contains(mark)) {
-            format!("is locked with a passphrase, which nobody can type here: {path}")
+            format!("is encrypted with a passphrase; a key without one is required: {path}")
         } else {
             format!("holds no private key in PEM form: {path}")
         }
