@@ -2,7 +2,6 @@
 //! which everything must come right.
 
 mod attack;
-mod clock;
 mod happenings;
 mod properties;
 
