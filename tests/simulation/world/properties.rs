@@ -105,7 +105,8 @@ impl World {
             host.forgetful && ticket.is_some_and(|ticket| ticket.restored && ticket.failures == 0);
         let heard = self.scripts_heard.get(&(n, address));
         may |= heard.is_some_and(|heard| {
-            host.fail2ban.bantime < 0 || heard + host.fail2ban.bantime >= self.now - 8
+            // An import of it that came late is left to fail2ban for up to a minute.
+            host.fail2ban.bantime < 0 || heard + host.fail2ban.bantime >= self.now - 68
         });
         may |= self.script.as_ref().is_some_and(|script| script.tickets.contains_key(&address));
         (must, may || must)
