@@ -82,7 +82,7 @@ fn known(fleet: &Fleet, disk: &Remembered) -> String {
 /// A message comes; `needs_key`: nothing without the key may change what the host knows.
 pub(crate) fn take(me: &Host, inbound: &Inbound, needs_key: bool, topic: &str, payload: &[u8]) {
     // Most inputs end at the gate or the parser: that those change nothing is tried with one in 64.
-    if !inbound.reaches_fleet(topic, payload) && payload.len() % 64 != 0 {
+    if !inbound.reaches_fleet(topic, payload) && !payload.len().is_multiple_of(64) {
         return;
     }
     let (mut fleet, mut disk) = fleet(me);
