@@ -65,7 +65,7 @@ pub enum CommentSource {
     /// Log lines, which the action passed.
     #[default]
     Log,
-    /// Log lines that are to be read from fail2ban's database, where there are any.
+    /// Log lines to read from fail2ban's database, where it has any.
     Database,
     /// The administrator: it is published as it is.
     Admin,

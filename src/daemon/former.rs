@@ -120,7 +120,7 @@ async fn clear(
     Ok(outcome)
 }
 
-/// What is to be done with a former branch. Where the fleet is the same, hosts that import this one's bans must find
+/// Decides what to do with a former branch. Where the fleet is the same, hosts that import this one's bans must find
 /// them under the new name `me` first.
 fn judge(view: &View, former: &Former, me: Option<&Host>, machine: &str, since: i64) -> Outcome {
     if !is_kept(&former.node, view) {

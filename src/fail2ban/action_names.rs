@@ -14,7 +14,7 @@ const MAX_UNKNOWN: usize = 1_000;
 pub enum Resolved {
     /// The ban is in this jail.
     Jail(Jail),
-    /// fail2ban is to be asked for its actions first.
+    /// Ask fail2ban for its actions first.
     Ask,
 }
 
@@ -37,7 +37,7 @@ impl ActionNames {
         self.unknown.values_mut().for_each(|asked| *asked = true);
     }
 
-    /// Whether the actions are to be read for the sake of a name that nobody knows.
+    /// Whether to read the actions because of an unknown name.
     #[must_use]
     pub fn wants_actions(&self) -> bool {
         self.unknown.values().any(|asked| !asked)

@@ -1,4 +1,4 @@
-//! Reads numbers whose type nobody guarantees. A column's type in SQLite is only a preference, and fail2ban
+//! Reads numbers whose type is not guaranteed. A column's type in SQLite is only a preference, and fail2ban
 //! stores what Python computed: a `bantime` that `bantime.rndtime` or a formula made is REAL.
 
 use rusqlite::types::ValueRef;

@@ -129,7 +129,7 @@ pub fn inspect(path: &Path, keeps: Keeps) -> io::Result<Vec<String>> {
     }
 }
 
-/// Where symbolic links at a path lead that nobody but root can have made: they are root's, in a directory that is
+/// Where symbolic links at a path lead that only root can have made: they are root's, in a directory that is
 /// root's alone. Any other link is left for the opening to fail on.
 ///
 /// # Errors

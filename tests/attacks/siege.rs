@@ -13,8 +13,9 @@ const CROSSING: Duration = Duration::from_secs(15);
 /// What a message without effect or a forgery leaves behind is gone within this time.
 const HEALING: Duration = Duration::from_secs(20);
 
-/// Within this time fail2ban answers, in milliseconds.
+/// Within this time fail2ban answers, in milliseconds: on a machine of its own, and on one that is busy.
 const PING: u64 = 1_000;
+const BUSY_PING: u64 = 10_000;
 
 /// The most that the daemon's memory may grow, in KiB.
 const MAX_GROWTH: u64 = 30 * 1024;
@@ -276,7 +277,7 @@ impl Siege {
         }
         self.is_small(name, MAX_GROWTH);
         assert!(
-            !self.full || is["ping"] < PING,
+            is["ping"] < if self.full { PING } else { BUSY_PING },
             "fail2ban on {name} after {what}: {} ms",
             is["ping"]
         );
