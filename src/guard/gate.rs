@@ -250,6 +250,9 @@ impl Admitted {
     /// [`Rejected`]
     pub fn event(&self) -> Result<Event, Rejected> {
         const WHAT: &str = "no event";
+        if self.source != Source::Event {
+            return Err(self.misplaced(WHAT));
+        }
         let event = Event::parse(&self.payload).map_err(|why| self.malformed(WHAT, &why))?;
         let why = match &event {
             _ if self.trusted => return Ok(event),
@@ -283,7 +286,11 @@ impl Admitted {
     /// # Errors
     /// [`Rejected`]
     pub fn presence(&self) -> Result<Presence, Rejected> {
-        Presence::parse(&self.payload).map_err(|why| self.malformed("no presence", &why))
+        const WHAT: &str = "no presence";
+        if !matches!(self.source, Source::Presence { .. }) {
+            return Err(self.misplaced(WHAT));
+        }
+        Presence::parse(&self.payload).map_err(|why| self.malformed(WHAT, &why))
     }
 
     /// Rejects it for what is in it.
@@ -292,6 +299,10 @@ impl Admitted {
         let (host, shard) = (self.source.host().cloned(), self.source.shard());
         let own_shard = self.source.own_shard(&self.me);
         Rejected { reason, topic: self.topic.clone(), what, why, host, shard, own_shard }
+    }
+
+    fn misplaced(&self, what: &'static str) -> Rejected {
+        self.reject(Refusal::WrongTopic, what, "its topic is not for those".to_owned())
     }
 
     fn malformed(&self, what: &'static str, why: &Malformed) -> Rejected {

@@ -81,6 +81,11 @@ pub(crate) fn gate(message: &[u8]) {
     for (accepts, inbound) in &*HOSTS {
         let accepts = *accepts;
         match inbound.gate.admit(&topic, payload.to_vec()) {
+            // A subscription beside the fleet's: whatever is said there is nothing of the fleet's.
+            Ok(admitted) if topic == inbound::OTHER => {
+                assert!(admitted.event().is_err() && admitted.presence().is_err());
+                assert!(admitted.shard(|_| true).is_err());
+            }
             Ok(admitted) => {
                 assert!(topic.starts_with("blacklist") || topic.starts_with("f2bmqtt/blacklist/"));
                 assert_eq!(admitted.is_trusted(), accepts.is_none());
@@ -100,7 +105,7 @@ pub(crate) fn gate(message: &[u8]) {
                 assert!(rejected.own_shard().is_none() || rejected.host() == Some(&me));
             }
         }
-        controller::take(&me, inbound, accepts == Some(false), &topic, payload);
+        controller::take(inbound, accepts == Some(false), &topic, payload);
     }
 }
 

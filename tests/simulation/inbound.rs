@@ -10,6 +10,9 @@ use f2bmqtt::guard::{Guard, Refusal, Sharing, Verdict, is_bannable};
 use f2bmqtt::wire::seal::Keys;
 use f2bmqtt::wire::{CHECK, Host};
 
+/// What a host subscribes to beside its fleet's topics.
+pub(crate) const OTHER: &str = "homeassistant/status";
+
 /// The topic of every fleet in the tests.
 pub(crate) fn topic() -> Topic {
     Topic::of_fleet("blacklist").unwrap()
@@ -32,7 +35,7 @@ impl Inbound {
     pub(crate) fn new(me: &Host, keys: Option<Keys>, accept_unsigned: bool) -> Self {
         let signing = keys.map(|keys| Signing { keys, accept_unsigned });
         let guard = Guard::new(me.clone(), signing.is_some(), Sharing::default());
-        let gate = Gate::new(topic(), me.clone(), signing, vec!["homeassistant/status".to_owned()]);
+        let gate = Gate::new(topic(), me.clone(), signing, vec![OTHER.to_owned()]);
         Self { me: me.clone(), gate, guard }
     }
 

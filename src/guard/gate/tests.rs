@@ -115,6 +115,27 @@ fn each_topic_has_one_place_or_none() {
 }
 
 #[test]
+fn a_message_is_read_only_as_what_its_topic_is_for() {
+    let event = r#"{"action":"ban","ipmset":"sshd","ip":"192.0.2.1","host":"web2"}"#;
+    let shard = r#"{"v":1,"host":"web2","stamp":1,"part":0,"parts":1,"bans":[],"unbans":[]}"#;
+    let presence = r#"{"v":1,"state":"online","jails":["sshd"]}"#;
+    for (name, only) in
+        [("ban", 0), ("state/web2/0", 1), ("host/web2", 2), ("homeassistant/status", 3)]
+    {
+        let read = |payload: &str| {
+            let message = admit(name, payload.as_bytes()).unwrap();
+            let shard = message.shard(|_| true).is_ok();
+            [message.event().is_ok(), shard, message.presence().is_ok()]
+        };
+        for (place, payload) in [event, shard, presence].into_iter().enumerate() {
+            let mut expected = [false; 3];
+            expected[place] = place == only;
+            assert_eq!(read(payload), expected, "{payload} on {name}");
+        }
+    }
+}
+
+#[test]
 fn signed_messages_count_and_unsigned_ones_only_where_they_may() {
     use Refusal::{Unsigned, WrongSignature, WrongTopic};
     let object = br#"{"v":1}"#;
