@@ -64,11 +64,10 @@ fn unbans() -> String {
     part.encode()
 }
 
-/// The processor time of this thread: what else runs on the machine does not count. The first number of
-/// /proc/PID/schedstat (proc(5), Documentation/scheduler/sched-stats.rst) is in nanoseconds.
+/// The processor time of this thread: what else runs on the machine does not count.
 fn processor_time() -> Duration {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap()
 }
 
 fn hear(fleet: &mut Fleet, shard: &str) {

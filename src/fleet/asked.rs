@@ -160,7 +160,7 @@ impl Fleet {
         Facts {
             claimed: self.claimants(key, local, case, secs(now)).any(|said| said.host == *origin),
             lifted: ban.is_some_and(|ban| self.lifts.covers(key, origin, ban, &self.pace)),
-            settled: here.settled && !case.queued && !case.restoring,
+            settled: here.settled && case.queued.is_none() && !case.restoring,
             held: case.end.is_some(),
             doing: case.mark.as_ref().is_some_and(|mark| !mark.done),
             ignored: self.ignored(key),

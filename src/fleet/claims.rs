@@ -227,13 +227,7 @@ impl Fleet {
         if let (true, Some(last)) = (case.said.is_empty() && case.mark.is_some(), gone.last()) {
             self.unsaid.insert(key.clone(), last.host.clone());
         }
-        let is_abandoned = case.is_empty() && case.queued;
-        if case.is_empty() {
-            local.cases.remove(&key.1);
-        }
-        if is_abandoned {
-            self.abandon_entry();
-        }
+        self.drop_if_empty(key);
         for said in &gone {
             self.counts.subtract(said);
             if said.is_script() {

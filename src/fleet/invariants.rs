@@ -9,7 +9,7 @@ use super::claims::{
     MAX_SCRIPT_CLAIMS,
 };
 use super::hear::MAX_ECHOES;
-use super::queue::MAX_STALE;
+use super::queue::Ticket;
 use super::{Fleet, Key};
 use crate::wire::Host;
 
@@ -92,19 +92,20 @@ impl Fleet {
         Ok(())
     }
 
-    /// What waits for a decision is in the queue, and the queue has little else.
+    /// The queue is what waits for a decision, each address once.
     fn check_queue(&self) -> Result<(), String> {
-        let waiting: BTreeSet<&Key> = self.queue.keys().collect();
+        let waiting: BTreeMap<&Key, Ticket> =
+            self.queue.waiting().map(|(ticket, key)| (key, ticket)).collect();
         let mut live = 0;
         for (jail, local) in &self.jails {
-            for (address, _) in local.cases.iter().filter(|(_, case)| case.queued) {
+            for (address, case) in local.cases.iter().filter(|(_, case)| case.queued.is_some()) {
                 live += 1;
-                let is_there = waiting.contains(&(jail.clone(), *address));
-                holds!(is_there, "{address} waits for a decision, and is not in the queue");
+                let there = waiting.get(&(jail.clone(), *address)).copied();
+                holds!(there == case.queued, "{address} waits at {:?}, not {there:?}", case.queued);
             }
         }
-        let all = self.queue.keys().count();
-        holds!(all <= 2 * live + MAX_STALE, "{all} in the queue for {live}");
+        let all = self.queue.waiting().count();
+        holds!(all == live, "{all} in the queue for {live}");
         Ok(())
     }
 }

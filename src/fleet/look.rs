@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 use super::Pace;
 use super::claims::Said;
 use super::marks::Mark;
+use super::queue::Ticket;
 use super::tombstones::{self, Usage};
 use crate::fail2ban::database::Row;
 use crate::fail2ban::table::Table;
@@ -78,8 +79,8 @@ pub(super) struct Case {
     pub(super) rowed: bool,
     /// fail2ban has a row of it that lasts, and may still be about to restore it.
     pub(super) restoring: bool,
-    /// It waits for a decision.
-    pub(super) queued: bool,
+    /// It waits for a decision: where.
+    pub(super) queued: Option<Ticket>,
 }
 
 impl Case {

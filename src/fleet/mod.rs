@@ -358,29 +358,25 @@ impl Fleet {
 
     /// An address of which nothing is known needs no decision.
     fn queue(&mut self, key: &Key) {
-        let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
-        let Some(case) = case.filter(|case| !case.queued) else { return };
-        case.queued = true;
-        // Hosts that run the scripts have one line together: anybody can name more of them.
-        let host = self.reporter(key).filter(|host| self.peers.contains(host)).cloned();
-        self.queue.push(host, key.clone());
-    }
-
-    /// Nothing is known any more of an address that waits. Once most of the queue is such entries, of each address
-    /// that waits one is left, and nothing else.
-    fn abandon_entry(&mut self) {
-        self.queue.abandon();
-        if !self.queue.is_mostly_stale() {
+        let case = self.jails.get(&key.0).and_then(|local| local.cases.get(&key.1));
+        if case.is_none_or(|case| case.queued.is_some()) {
             return;
         }
-        let jails = &mut self.jails;
-        let mut case = |key: &Key, queued: bool| {
-            let case = jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
-            case.is_some_and(|case| std::mem::replace(&mut case.queued, queued))
-        };
-        self.queue.retain(|key| case(key, false));
-        for key in self.queue.keys() {
-            case(key, true);
+        // Hosts that run the scripts have one line together: anybody can name more of them.
+        let host = self.reporter(key).filter(|host| self.peers.contains(host)).cloned();
+        let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
+        if let Some(case) = case {
+            case.queued = Some(self.queue.push(host, key.clone()));
+        }
+    }
+
+    /// Forgets an address of which nothing is known any more.
+    fn drop_if_empty(&mut self, key: &Key) {
+        let Some(local) = self.jails.get_mut(&key.0) else { return };
+        if local.cases.get(&key.1).is_some_and(|case| case.is_empty())
+            && let Some(ticket) = local.cases.remove(&key.1).and_then(|case| case.queued)
+        {
+            self.queue.remove(ticket);
         }
     }
 

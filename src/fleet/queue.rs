@@ -2,32 +2,83 @@
 //! **each host's words wait in a line of their own**, and the lines are served in turn. So whoever floods the
 //! fleet, or has been away, delays little but itself.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::ops::Bound::{Excluded, Unbounded};
 
 use super::Key;
 use crate::wire::{Address, Host, Jail};
 
-/// How many entries without a case may be left before they are dropped.
-pub(super) const MAX_STALE: usize = 1_000;
+/// Where an address waits: the number of its line in the upper 20 bits (there are at most as many lines as hosts,
+/// 1,001), and its place in that line. With it the address leaves the queue at once, wherever it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ticket(NonZeroU64);
+
+impl Ticket {
+    const PLACE_BITS: u32 = 44;
+
+    fn new(line: u32, place: u64) -> Self {
+        let number = u64::from(line) << Self::PLACE_BITS | place;
+        Self(NonZeroU64::new(number).unwrap_or(NonZeroU64::MIN))
+    }
+
+    fn line(self) -> u32 {
+        u32::try_from(self.0.get() >> Self::PLACE_BITS).unwrap_or(u32::MAX)
+    }
+
+    fn place(self) -> u64 {
+        self.0.get() & ((1 << Self::PLACE_BITS) - 1)
+    }
+}
+
+/// The addresses that wait for one host's sake, in the order in which its words came.
+#[derive(Debug)]
+struct Line {
+    number: u32,
+    /// The last place that was given; the first is 1.
+    last: u64,
+    waiting: BTreeMap<u64, Key>,
+}
 
 /// The lines, by the host whose word it is; `None` for hosts that run the scripts, and where nobody claims the
-/// address.
+/// address. **No line is empty**, and each has a number of its own.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    lines: BTreeMap<Option<Host>, VecDeque<Key>>,
+    lines: BTreeMap<Option<Host>, Line>,
+    hosts: BTreeMap<u32, Option<Host>>,
     /// Whose turn it was last.
     last: Option<Host>,
-    /// How many entries there are, and at most how many of them nothing is known of any more.
-    count: usize,
-    stale: usize,
 }
 
 impl Queue {
     /// An address waits behind what the same host said before.
-    pub(super) fn push(&mut self, host: Option<Host>, key: Key) {
-        self.count += 1;
-        self.lines.entry(host).or_default().push_back(key);
+    pub(super) fn push(&mut self, host: Option<Host>, key: Key) -> Ticket {
+        let hosts = &mut self.hosts;
+        let line = self.lines.entry(host).or_insert_with_key(|host| {
+            let number = (0..).find(|number| !hosts.contains_key(number)).unwrap_or(u32::MAX);
+            hosts.insert(number, host.clone());
+            Line { number, last: 0, waiting: BTreeMap::new() }
+        });
+        line.last += 1;
+        line.waiting.insert(line.last, key);
+        Ticket::new(line.number, line.last)
+    }
+
+    /// Nothing is known any more of an address that waits.
+    pub(super) fn remove(&mut self, ticket: Ticket) {
+        let Some(host) = self.hosts.get(&ticket.line()).cloned() else { return };
+        if let Some(line) = self.lines.get_mut(&host) {
+            line.waiting.remove(&ticket.place());
+        }
+        self.close_if_empty(&host);
+    }
+
+    fn close_if_empty(&mut self, host: &Option<Host>) {
+        if self.lines.get(host).is_some_and(|line| line.waiting.is_empty())
+            && let Some(line) = self.lines.remove(host)
+        {
+            self.hosts.remove(&line.number);
+        }
     }
 
     /// At most so many addresses of one jail, one of each host in turn, in the order in which its words
@@ -36,11 +87,9 @@ impl Queue {
         let after = (Excluded(self.last.clone()), Unbounded);
         let (later, earlier) = (self.lines.range(after), self.lines.iter());
         let hosts: Vec<_> = later.chain(earlier).map(|(host, _)| host.clone()).collect();
-        if hosts.is_empty() {
-            self.stale = 0;
-        }
         let hosts = &hosts[..self.lines.len()];
-        let (jail, _) = self.lines.get(hosts.first()?)?.front()?.clone();
+        let (_, (jail, _)) = self.lines.get(hosts.first()?)?.waiting.first_key_value()?;
+        let jail = jail.clone();
         let (mut addresses, mut skipped) = (Vec::new(), false);
         loop {
             let before = addresses.len();
@@ -49,9 +98,9 @@ impl Queue {
                     return Some((jail, addresses));
                 }
                 let Some(line) = self.lines.get_mut(host) else { continue };
-                if let Some(key) = line.pop_front_if(|key| key.0 == jail) {
-                    addresses.push(key.1);
-                    self.count -= 1;
+                let first = line.waiting.first_entry().filter(|first| first.get().0 == jail);
+                if let Some(first) = first {
+                    addresses.push(first.remove().1);
                     // Whose word is of another jail is the next to have its turn.
                     if !skipped {
                         self.last.clone_from(host);
@@ -59,10 +108,7 @@ impl Queue {
                 } else {
                     skipped = true;
                 }
-                // After a burst it would go on taking the room for one.
-                if line.is_empty() {
-                    self.lines.remove(host);
-                }
+                self.close_if_empty(host);
             }
             if addresses.len() == before {
                 return Some((jail, addresses));
@@ -72,32 +118,13 @@ impl Queue {
 
     /// Nothing of this jail waits any more.
     pub(super) fn forget(&mut self, jail: &Jail) {
-        self.retain(|key| key.0 != *jail);
-    }
-
-    /// Nothing is known any more of an address that waits: its entry is left where it is.
-    pub(super) fn abandon(&mut self) {
-        self.stale += 1;
-    }
-
-    /// Whether most of the queue may be entries that were abandoned. While fail2ban is away nothing is taken
-    /// from the queue, and a peer can claim and release addresses without end.
-    pub(super) fn is_mostly_stale(&self) -> bool {
-        self.stale > MAX_STALE / 2 + self.count / 2
-    }
-
-    /// Drops all other entries.
-    pub(super) fn retain(&mut self, mut keep: impl FnMut(&Key) -> bool) {
         self.lines.retain(|_, line| {
-            line.retain(&mut keep);
-            !line.is_empty()
+            line.waiting.retain(|_, key| key.0 != *jail);
+            if line.waiting.is_empty() {
+                self.hosts.remove(&line.number);
+            }
+            !line.waiting.is_empty()
         });
-        (self.count, self.stale) = (self.keys().count(), 0);
-    }
-
-    /// What waits, in no order.
-    pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
-        self.lines.values().flatten()
     }
 
     /// Nobody waits.
@@ -105,10 +132,11 @@ impl Queue {
         self.lines.is_empty()
     }
 
-    /// How many wait.
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.count
+    /// What waits, with its ticket.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (Ticket, &Key)> {
+        self.lines.values().flat_map(|line| {
+            line.waiting.iter().map(|(place, key)| (Ticket::new(line.number, *place), key))
+        })
     }
 }
 
@@ -140,12 +168,38 @@ mod tests {
         let flood = (1..=6).map(|number| (Some("flood"), "sshd", number));
         let honest = [(Some("a"), "sshd", 11), (Some("z"), "sshd", 21), (Some("z"), "sshd", 22)];
         let mut queue = queue(&flood.chain(honest).chain([(None, "sshd", 31)]).collect::<Vec<_>>());
-        assert_eq!(queue.len(), 10);
+        assert_eq!(queue.waiting().count(), 10);
         // a, the flood, z and nobody's in turn; each batch goes on where the last ended.
         assert_eq!(batch(&mut queue, 3), Some(("sshd".to_owned(), vec![11, 1, 21])));
         assert_eq!(batch(&mut queue, 3), Some(("sshd".to_owned(), vec![31, 2, 22])));
         assert_eq!(batch(&mut queue, 9), Some(("sshd".to_owned(), vec![3, 4, 5, 6])));
-        assert_eq!((batch(&mut queue, 3), queue.len()), (None, 0));
+        assert_eq!((batch(&mut queue, 3), queue.waiting().count()), (None, 0));
+    }
+
+    #[test]
+    fn what_is_removed_leaves_the_rest_in_its_order() {
+        let mut it = Queue::default();
+        let host = |name: &str| Some(Host::new(name).unwrap());
+        let mut tickets = Vec::new();
+        for n in 1..=4 {
+            tickets.push(it.push(host("a"), key("sshd", n)));
+            tickets.push(it.push(None, key("sshd", n + 10)));
+        }
+        for ticket in [2, 3, 0] {
+            it.remove(tickets[ticket]);
+        }
+        it.remove(tickets[0]);
+        assert_eq!(it.waiting().count(), 5);
+        assert_eq!(batch(&mut it, 2), Some(("sshd".to_owned(), vec![3, 11])));
+        for ticket in &tickets {
+            it.remove(*ticket);
+        }
+        assert!(it.is_empty() && it.hosts.is_empty());
+        // Lines that are closed leave their numbers to others.
+        let again = it.push(host("b"), key("sshd", 9));
+        assert_eq!((again, again.line(), again.place()), (tickets[0], 0, 1));
+        let far = Ticket::new(1_000, (1 << 44) - 1);
+        assert_eq!((far.line(), far.place()), (1_000, (1 << 44) - 1));
     }
 
     #[test]

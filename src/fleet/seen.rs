@@ -273,11 +273,7 @@ impl Fleet {
         let Some(local) = self.jails.get_mut(&key.0) else { return };
         let Some(case) = local.cases.get(&key.1) else { return };
         if case.is_empty() {
-            let is_abandoned = case.queued;
-            local.cases.remove(&key.1);
-            if is_abandoned {
-                self.abandon_entry();
-            }
+            self.drop_if_empty(key);
             return;
         }
         let Some(end) = case.end.filter(|end| *end < i64::MAX) else { return };

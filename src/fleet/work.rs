@@ -11,6 +11,10 @@ use crate::wire::{Address, Host, Jail};
 /// fail2ban makes some 130 bans a second and answers nobody meanwhile.
 const BATCH: usize = 20;
 
+/// After so many batches that there was nothing to do about, the daemon does something else: one step takes no
+/// longer with 100,000 addresses that wait.
+const MAX_BATCHES: usize = 50;
+
 /// From so many addresses on it is quicker to look at all of a jail's bans.
 const FEW: usize = 2;
 
@@ -80,7 +84,7 @@ impl Fleet {
         if names.is_empty() && self.is_starting(server, now) {
             return Step::Rest;
         }
-        loop {
+        for _ in 0..MAX_BATCHES {
             if self.orders.is_empty() {
                 self.settle_tombstones(&names, now);
                 if let Some(step) = self.save(now) {
@@ -122,6 +126,7 @@ impl Fleet {
             self.looks.insert(jail.clone());
             return Step::Look(jail, None);
         }
+        Step::Continue
     }
 
     /// The next addresses of one jail.
@@ -131,7 +136,7 @@ impl Fleet {
         for address in &addresses {
             let case = local.as_mut().and_then(|local| local.cases.get_mut(address));
             if let Some(case) = case {
-                case.queued = false;
+                case.queued = None;
             }
         }
         Some((jail, addresses))
@@ -306,7 +311,7 @@ impl Fleet {
         self.queue.forget(jail);
         for case in self.jails.get_mut(jail).into_iter().flat_map(|local| local.cases.values_mut())
         {
-            case.queued = false;
+            case.queued = None;
         }
         self.looks.remove(jail);
         if is_known {

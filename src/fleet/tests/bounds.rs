@@ -13,19 +13,22 @@ fn what_means_nothing_here_leaves_nothing() {
     };
     assert!((0..500).all(|n| fleet.hear(&in_jail(n, B), NOW)));
     assert!(!fleet.hear(&in_jail(500, B), NOW), "no fleet has so many jails");
-    assert_eq!((fleet.jails.len(), fleet.dirty.len(), fleet.queue.len()), (500, 500, 500));
+    assert_eq!(
+        (fleet.jails.len(), fleet.dirty.len(), fleet.queue.waiting().count()),
+        (500, 500, 500)
+    );
     for n in 0..1_000 {
         assert!(fleet.hear(&in_jail(n, U), NOW));
     }
     fleet.tidied = 0;
     fleet.tidy(NOW);
-    assert_eq!((fleet.jails.len(), fleet.counts.scripts, fleet.queue.len()), (0, 0, 500));
+    assert_eq!((fleet.jails.len(), fleet.counts.scripts, fleet.queue.waiting().count()), (0, 0, 0));
     for n in 0..999 {
         let address = address(&format!("198.18.{}.{}", n / 256, n % 256));
         assert!(fleet.hear(&Event { address, ..event(U, "web1", 10) }, NOW));
         assert!(fleet.hear(&Event { address, ..event(U, "old1", 0) }, NOW));
     }
-    assert_eq!(fleet.queue.len(), 500, "nothing is to be done for them");
+    assert!(fleet.queue.is_empty(), "nothing is to be done for them");
     fleet.tidied = 0;
     fleet.tidy(NOW);
     assert_eq!(fleet.counts.claims, 0, "and nothing is kept of what was said long ago");
@@ -279,8 +282,8 @@ fn claims_that_come_and_go_do_not_fill_the_queue() {
         fleet.check_invariants().unwrap();
     }
     fleet.hear_part(&part("web1", NOW, &[IP]), NOW);
-    assert!(fleet.queue.len() <= queue::MAX_STALE, "{}", fleet.queue.len());
-    assert!(fleet.queue.keys().any(|waiting| *waiting == key()), "what is new waits");
+    let waiting: Vec<_> = fleet.queue.waiting().map(|(_, waiting)| waiting.clone()).collect();
+    assert_eq!(waiting, [key()], "what is new waits, and nothing else");
 }
 
 #[test]
