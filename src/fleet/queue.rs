@@ -16,6 +16,7 @@ pub(super) struct Ticket(NonZeroU64);
 
 impl Ticket {
     const PLACE_BITS: u32 = 44;
+    const LINES: u32 = 1 << (u64::BITS - Self::PLACE_BITS);
 
     fn new(line: u32, place: u64) -> Self {
         let number = u64::from(line) << Self::PLACE_BITS | place;
@@ -46,6 +47,8 @@ struct Line {
 pub(super) struct Queue {
     lines: BTreeMap<Option<Host>, Line>,
     hosts: BTreeMap<u32, Option<Host>>,
+    /// The number that the next line gets, unless another one has it.
+    next_number: u32,
     /// Whose turn it was last.
     last: Option<Host>,
 }
@@ -53,9 +56,15 @@ pub(super) struct Queue {
 impl Queue {
     /// An address waits behind what the same host said before.
     pub(super) fn push(&mut self, host: Option<Host>, key: Key) -> Ticket {
-        let hosts = &mut self.hosts;
+        let (hosts, given) = (&mut self.hosts, &mut self.next_number);
         let line = self.lines.entry(host).or_insert_with_key(|host| {
-            let number = (0..).find(|number| !hosts.contains_key(number)).unwrap_or(u32::MAX);
+            let number = loop {
+                let number = *given;
+                *given = (number + 1) % Ticket::LINES;
+                if !hosts.contains_key(&number) {
+                    break number;
+                }
+            };
             hosts.insert(number, host.clone());
             Line { number, last: 0, waiting: BTreeMap::new() }
         });
@@ -73,6 +82,7 @@ impl Queue {
         self.close_if_empty(&host);
     }
 
+    #[expect(clippy::ref_option, reason = "it is a key of the lines")]
     fn close_if_empty(&mut self, host: &Option<Host>) {
         if self.lines.get(host).is_some_and(|line| line.waiting.is_empty())
             && let Some(line) = self.lines.remove(host)
@@ -197,7 +207,10 @@ mod tests {
         assert!(it.is_empty() && it.hosts.is_empty());
         // Lines that are closed leave their numbers to others.
         let again = it.push(host("b"), key("sshd", 9));
-        assert_eq!((again, again.line(), again.place()), (tickets[0], 0, 1));
+        assert_eq!((again.line(), again.place(), it.hosts.len()), (2, 1, 1));
+        it.next_number = Ticket::LINES - 1;
+        let other = ["c", "d", "e", "f"].map(|name| it.push(host(name), key("sshd", 9)).line());
+        assert_eq!(other, [Ticket::LINES - 1, 0, 1, 3], "2 is taken");
         let far = Ticket::new(1_000, (1 << 44) - 1);
         assert_eq!((far.line(), far.place()), (1_000, (1 << 44) - 1));
     }

@@ -44,9 +44,19 @@ pub(crate) struct Siege {
     start: BTreeMap<&'static str, BTreeMap<String, u64>>,
     /// Since when lines have been counted in their journals.
     counted: Instant,
+    /// What is still to be checked of the attacks that were made.
+    open: Open,
     /// The honest ban of `b` that attacks are aimed at.
     victim: String,
     drawn: u8,
+}
+
+/// Attacks that were made, the honest bans since the first of them, and what hosts remembered before it.
+#[derive(Default)]
+struct Open {
+    what: Vec<String>,
+    bans: Vec<String>,
+    before: Vec<Lines>,
 }
 
 /// What a host bans and remembers, and numbers of its daemon.
@@ -102,7 +112,8 @@ impl Siege {
         let victim = "192.0.2.2".to_owned();
         let start = BTreeMap::new();
         let counted = Instant::now();
-        let mut it = Self { rig, is_signed, full, start, counted, victim, drawn: 2 };
+        let mut it =
+            Self { rig, is_signed, full, start, counted, open: Open::default(), victim, drawn: 2 };
         for name in ["a", "b"] {
             it.host(name).sh("systemctl restart f2bmqttsub");
         }
@@ -199,7 +210,8 @@ impl Siege {
     }
 
     fn round(&mut self, attacks: &[&str]) {
-        let (next, before) = (self.draw(), self.states());
+        self.begin();
+        let next = self.draw();
         let (first, rest): (Vec<&str>, Vec<&str>) =
             attacks.iter().partition(|one| **one == "crowd");
         for attack in first {
@@ -212,7 +224,7 @@ impl Siege {
             it.crosses("a", &next);
             attack.join().unwrap();
         });
-        self.withstands(&attacks.join(", "), &[&next], before);
+        self.withstands(&attacks.join(", "), &[&next]);
     }
 
     /// What `a` and `b` ban and remember.
@@ -220,11 +232,33 @@ impl Siege {
         ["a", "b"].map(|name| State::of(self.host(name)).lines).into()
     }
 
-    /// After each attack: honest bans and unbans reach the other host, the daemons are the same processes and
-    /// have grown little, and nothing else is banned or was freed. `bans` are honest ones since `before`, which
-    /// is what hosts remembered: with a signing key nothing else has changed.
-    pub(crate) fn withstands(&mut self, what: &str, bans: &[&str], before: Vec<Lines>) {
+    /// An attack is about to be made.
+    pub(crate) fn begin(&mut self) {
+        if self.open.before.is_empty() {
+            self.open.before = self.states();
+        }
+    }
+
+    /// An attack was made; `bans` are the honest ones since it began. The full forms check after each.
+    pub(crate) fn withstands(&mut self, what: &str, bans: &[&str]) {
+        self.open.what.push(what.to_owned());
+        self.open.bans.extend(bans.iter().map(|ban| (*ban).to_owned()));
+        if self.full {
+            self.check();
+        }
+    }
+
+    /// After attacks: honest bans and unbans reach the other host, the daemons are the same processes and
+    /// have grown little, and nothing else is banned or was freed: with a signing key nothing has changed but
+    /// the honest bans.
+    pub(crate) fn check(&mut self) {
+        if self.open.what.is_empty() {
+            return;
+        }
         let begun = Instant::now();
+        let Open { what, bans, before } = std::mem::take(&mut self.open);
+        let what = &what.join(", ");
+        let bans: &[&str] = &bans.iter().map(String::as_str).collect::<Vec<_>>();
         let (victim, fresh) = (self.victim.clone(), self.draw());
         let (a, b) = (self.host("a"), self.host("b"));
         self.detects("b", &[&fresh]);
