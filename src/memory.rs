@@ -131,6 +131,24 @@ impl Known {
         }
     }
 
+    /// Reserves stamps on disk ahead of their use. On a full disk they are used all the same.
+    pub fn reserve_stamps(&mut self) {
+        let Some(stamp) = self.fleet.stamp_to_reserve(millis(SystemTime::now())) else { return };
+        self.save_stamp(stamp);
+    }
+
+    /// The last stamp was taken: nothing ahead of it is reserved any more.
+    pub fn release_stamps(&mut self) {
+        self.save_stamp(self.fleet.last_own_stamp());
+    }
+
+    fn save_stamp(&mut self, stamp: i64) {
+        match self.store.save(&[Change::Stamp(stamp)]) {
+            Ok(()) => self.fleet.on_stamp_reserved(stamp),
+            Err(error) => self.warn("store", &error.to_string()),
+        }
+    }
+
     /// The names and topics that this host no longer has, and that the broker may keep something of.
     #[must_use]
     pub fn former(&self) -> Vec<Former> {

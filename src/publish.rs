@@ -11,12 +11,14 @@ use crate::broker::{Client, Event, Link};
 use crate::config::Config;
 use crate::error::Error;
 use crate::fail2ban::database::Database;
+use crate::fleet::Change;
 use crate::fleet::tell::Teller;
 use crate::journal;
 use crate::lock::{self, Lock, Role};
 use crate::outbox::{Outbox, millis};
 use crate::paths::Paths;
 use crate::runtime;
+use crate::store::Store;
 use crate::wire::{Ban, Event as BanEvent, Told};
 
 /// The longest that it runs.
@@ -51,6 +53,15 @@ fn work(paths: &Paths) -> Result<(), Error> {
     runtime::run(publish(&config, paths, told))
 }
 
+/// Reserves stamps for as long as this process may run. A disk that is full is no reason to keep a ban back.
+fn reserve(store: &mut Store, teller: &mut Teller) {
+    if let Some(stamp) = teller.stamp_to_reserve(millis(SystemTime::now()))
+        && store.save(&[Change::Stamp(stamp)]).is_ok()
+    {
+        teller.on_reserved(stamp);
+    }
+}
+
 async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(), Error> {
     let path = paths.lock();
     // An event from memory goes out in any case; the spool is for whoever holds the lock.
@@ -61,7 +72,13 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
     let mut database = Database::new(Some(paths.database.clone()));
     let spool = paths.spool();
     let mut outbox = Outbox::new(spool.clone(), config.topic.clone());
-    let mut teller = Teller::new(config.node.clone(), 0);
+    // The daemon's stamps and these are one sequence. Where it cannot be read, or a daemon runs, the clock must do.
+    let mut store = lock.as_ref().and_then(|_| Store::open(&paths.store()).ok());
+    let stamp = store.as_ref().and_then(|store| store.stamp().ok()).unwrap_or(0);
+    let mut teller = Teller::new(config.node.clone(), stamp);
+    if let Some(store) = &mut store {
+        reserve(store, &mut teller);
+    }
     let mut by_hand = Watch::new(paths.by_hand());
     let mut decide = |told: &Told| {
         if !config.sharing.has(&told.jail) {

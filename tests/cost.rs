@@ -25,7 +25,7 @@ fn address(n: u32) -> Address {
 }
 
 fn shard(host: &str, stamp: i64, slice: Slice, bans: Vec<Listed>) -> Part {
-    Part { host: Host::new(host).unwrap(), stamp, slice, bans, unbans: Vec::new() }
+    Part { host: Host::new(host).unwrap(), stamp, time: 0, slice, bans, unbans: Vec::new() }
 }
 
 /// A snapshot of so many permanent bans in 512 shards, of which the first is left out.

@@ -92,6 +92,7 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let (mut term, mut int) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
     let mut daemon = Daemon::new(config, paths)?;
     let mut watch = daemon.spool.watch()?;
+    daemon.memory.know().reserve_stamps();
     daemon.scan();
     let (memory, bell) = (Arc::clone(&daemon.memory), Arc::clone(&daemon.bell));
     let exempt = exempt(config).with_peers(daemon.link.peers());
@@ -356,6 +357,7 @@ impl Daemon {
                 break;
             }
         }
+        known.release_stamps();
         self.shown.end();
         self.status.clear();
     }
@@ -370,6 +372,7 @@ impl Daemon {
         let _ = sd_notify::notify(&[NotifyState::Watchdog]);
         let mut known = self.memory.know();
         known.settle();
+        known.reserve_stamps();
         known.scan();
         for (topic, text) in self.shown.show(&mut known, now()) {
             self.link.keep(topic, text.into_bytes());

@@ -134,6 +134,7 @@ impl Fleet {
         }
         self.discover(&part.host, now);
         let peer = self.admit_peer(&part.host, now);
+        peer.record_clock(part.stamp, part.time, now);
         peer.record_stamp(part.stamp, now);
         // A newer part of another size may cover some of it.
         let current = |ban: &&Listed| {

@@ -4,9 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::Key;
 use super::claim_index::{ClaimIndex, Position};
 use super::invariants::holds;
+use super::{Key, secs};
 use crate::wire::{Address, Host, MAX_PARTS, Slice};
 
 /// The most peers that are kept.
@@ -29,8 +29,10 @@ pub(super) struct PeerState {
     /// Shards that may have released claims, and how far the first of them has been searched.
     releases: VecDeque<Slice>,
     searched: Option<Position>,
-    /// How far its clock is behind the one here at most, in seconds; 0 where it is ahead.
-    pub(super) clock_lag: Option<i64>,
+    /// How far its clock was behind the one here at most, in seconds, by its last shard; 0 where it was ahead.
+    pub(super) clock_lag: i64,
+    /// The stamp of that shard.
+    clock_stamp: i64,
     /// An operator forgot it: nothing of it is kept once its claims are released.
     forgotten: bool,
     /// The greatest stamp that it used.
@@ -117,10 +119,18 @@ impl PeerState {
         of.map(|(_, stamp)| *stamp)
     }
 
-    /// A message with this stamp came at `now` (both in milliseconds): its clock is behind by no more.
+    /// A shard that none of its shards is newer than came at `now` (in milliseconds), and when it was published its
+    /// clock showed `time` (in seconds): it is behind by no more. Its stamps do not tell: they go on growing where
+    /// its clock was set back.
+    pub(super) fn record_clock(&mut self, stamp: i64, time: i64, now: i64) {
+        if time > 0 && stamp >= self.clock_stamp {
+            self.clock_stamp = stamp;
+            self.clock_lag = secs(now).saturating_sub(time).max(0);
+        }
+    }
+
+    /// A message with this stamp came at `now` (both in milliseconds).
     pub(super) fn record_stamp(&mut self, stamp: i64, now: i64) {
-        let lag = (now.saturating_sub(stamp) / 1000).max(0);
-        self.clock_lag = Some(self.clock_lag.map_or(lag, |least| least.min(lag)));
         self.last_stamp = self.last_stamp.max(stamp);
         self.last_heard = now;
     }
@@ -316,14 +326,22 @@ mod tests {
     }
 
     #[test]
-    fn clock_lag_is_that_of_the_quickest_message() {
+    fn clock_lag_is_that_of_the_last_shard() {
         let mut peer = PeerState::default();
-        peer.record_stamp(100_000, 160_500);
-        assert_eq!(peer.clock_lag, Some(60));
-        peer.record_stamp(200_000, 999_000);
-        assert_eq!(peer.clock_lag, Some(60), "that one was retained");
-        peer.record_stamp(300_000, 290_000);
-        assert_eq!(peer.clock_lag, Some(0));
+        let table = [
+            // stamp, its clock and the one here in seconds -> lag
+            (10, 100, 160, 60),
+            (20, 200, 201, 1),
+            (20, 201, 202, 1),
+            (19, 90, 202, 1),   // an old one
+            (30, 50, 203, 153), // set back
+            (40, 0, 300, 153),  // not known
+            (50, 310, 304, 0),  // ahead
+        ];
+        for (stamp, time, now, expected) in table {
+            peer.record_clock(stamp, time, now * 1000);
+            assert_eq!(peer.clock_lag, expected, "{stamp}");
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub enum Change {
     Script(Key, Host, Option<i64>),
     /// A detection that is not in fail2ban's database.
     Detected(Key, Option<Ban>),
-    /// The last stamp that this host took.
+    /// The greatest stamp that this host may have taken.
     Stamp(i64),
 }
 

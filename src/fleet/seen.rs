@@ -305,8 +305,8 @@ impl Fleet {
         let Some((local, case)) = case else { return (i64::MIN, i64::MIN) };
         let mut latest = (i64::MIN, i64::MIN);
         for said in self.claimants(key, local, case, now) {
-            let behind = self.peers.get(&said.host).and_then(|peer| peer.clock_lag);
-            let end = said.end(Some(bantime), &self.pace).saturating_add(behind.unwrap_or(0));
+            let behind = self.peers.get(&said.host).map_or(0, |peer| peer.clock_lag);
+            let end = said.end(Some(bantime), &self.pace).saturating_add(behind);
             let until = said.until(Some(bantime), &self.pace);
             latest = (latest.0.max(end), latest.1.max(until));
         }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Key, Pace};
+use super::{Key, Pace, secs};
 use crate::wire::{Address, Ban, Fnv, Host, Listed, MAX_PARTS, Pardon, Part, Slice};
 
 /// About how many bytes a part may have, and one ban or fleet unban takes with its names.
@@ -202,7 +202,8 @@ impl Snapshots {
             self.changed_unbans.remove(&number);
             self.again.remove(&number);
             self.published.insert(number, as_of);
-            let part = Part { host: host.clone(), stamp: as_of, slice, bans, unbans };
+            let time = secs(now);
+            let part = Part { host: host.clone(), stamp: as_of, time, slice, bans, unbans };
             due.push(Publication { number, part: Some(part) });
         }
         // Only when all of the new ones are out do the old ones go.

@@ -17,11 +17,17 @@ const FREEING: i64 = 10_000;
 /// Stamps that were beyond every host's horizon go on from so far below it, in milliseconds.
 const BACK: i64 = 60_000;
 
+/// Stamps are reserved on disk for so long ahead, in milliseconds: after a crash, they go on where the reserved
+/// ones end.
+const RESERVED: i64 = 60_000;
+
 /// Puts what a host says in order.
 #[derive(Debug)]
 pub struct Teller {
     host: Host,
     stamp: i64,
+    /// The greatest stamp that is reserved on disk.
+    reserved: i64,
     was_ahead: bool,
     /// The greatest stamp that is beyond the horizon; 0 for none.
     later: i64,
@@ -32,12 +38,13 @@ pub struct Teller {
 }
 
 impl Teller {
-    /// What `host` says, after a word with this stamp; 0 for none.
+    /// What `host` says, after the reserved stamp that is on disk; 0 for none.
     #[must_use]
     pub fn new(host: Host, stamp: i64) -> Self {
         Self {
             host,
             stamp,
+            reserved: stamp,
             was_ahead: false,
             later: 0,
             recent: HashMap::new(),
@@ -55,6 +62,23 @@ impl Teller {
         }
         self.stamp = now.max(self.stamp.saturating_add(1));
         self.stamp
+    }
+
+    /// The stamp that is to be on disk now, if that is another than before; then [`on_reserved`](Self::on_reserved).
+    /// **It is persisted ahead**: so that no stamp after a crash is at or below one that other hosts remember,
+    /// whatever the clock shows then and whatever the broker lost.
+    #[must_use]
+    pub fn stamp_to_reserve(&self, now: i64) -> Option<i64> {
+        let next = now.max(self.stamp);
+        let short = next.saturating_add(RESERVED / 2) > self.reserved;
+        // The clock was far ahead once.
+        let excessive = next.saturating_add(2 * RESERVED) < self.reserved;
+        (short || excessive).then(|| next.saturating_add(RESERVED))
+    }
+
+    /// The stamp is on disk.
+    pub fn on_reserved(&mut self, stamp: i64) {
+        self.reserved = stamp;
     }
 
     /// Whether stamps were beyond the horizon and are smaller now, since this was asked last.
@@ -252,6 +276,38 @@ mod tests {
         assert!(!teller.said_before(109_000, 101_000));
         assert!(!teller.said_before(i64::MAX, 101_000));
         assert_eq!(teller.stamp(102_000), 110_001, "what it said before; but nothing absurd");
+    }
+
+    #[test]
+    fn stamps_are_reserved_ahead_and_a_crash_goes_on_after_them() {
+        let mut teller = teller();
+        let mut disk = 0;
+        // The clock -> what is written. It is set back by 150 s once.
+        let table = [
+            (1_000_000, Some(1_060_000)),
+            (1_029_999, None),
+            (1_030_001, Some(1_090_001)),
+            (880_000, None),
+            (881_000, None),
+        ];
+        for (now, written) in table {
+            assert_eq!(teller.stamp_to_reserve(now), written, "{now}");
+            if let Some(stamp) = written {
+                teller.on_reserved(stamp);
+                disk = stamp;
+            }
+            assert!(teller.stamp(now) <= disk);
+        }
+        let last = teller.last();
+        let mut next = Teller::new(Host::new("web1").unwrap(), disk);
+        assert!(next.stamp(881_000) > last, "after a crash");
+        assert_eq!(next.stamp_to_reserve(881_000), Some(disk + 1 + RESERVED));
+        // What a clock that was far ahead left is taken back.
+        let next = Teller::new(Host::new("web1").unwrap(), i64::MAX);
+        assert_eq!(next.stamp_to_reserve(1), None, "before the next stamp");
+        let mut next = Teller::new(Host::new("web1").unwrap(), i64::MAX);
+        let stamp = next.stamp(1_000_000);
+        assert_eq!(next.stamp_to_reserve(1_000_000), Some(stamp + RESERVED));
     }
 
     #[test]

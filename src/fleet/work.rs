@@ -380,9 +380,25 @@ impl Fleet {
 
     /// What is not on disk yet.
     fn save(&mut self, now: i64) -> Option<Step> {
-        let mut changes = self.dirty.next_batch(now)?;
-        changes.push(Change::Stamp(self.teller.last()));
-        Some(Step::Save(changes))
+        self.dirty.next_batch(now).map(Step::Save)
+    }
+
+    /// The [stamp to reserve](super::tell::Teller::stamp_to_reserve) on disk now, if any. It is apart from the
+    /// other changes: it must not wait while fail2ban or a batch of them takes long.
+    #[must_use]
+    pub fn stamp_to_reserve(&self, now: i64) -> Option<i64> {
+        self.teller.stamp_to_reserve(now)
+    }
+
+    /// The stamp is on disk.
+    pub fn on_stamp_reserved(&mut self, stamp: i64) {
+        self.teller.on_reserved(stamp);
+    }
+
+    /// The stamp that this host took last: with a graceful stop no other is to be reserved.
+    #[must_use]
+    pub fn last_own_stamp(&self) -> i64 {
+        self.teller.last()
     }
 
     /// It was written down, or could not be. Then bans are made all the same, and it is tried again

@@ -212,7 +212,7 @@ mod tests {
             |host: &str, stamp| Event { stamp, ..event("ban", "sshd", "192.0.2.1", host, 0) };
         let part = |stamp| {
             let (slice, host) = (Slice::new(0, 1).unwrap(), Host::new("web2").unwrap());
-            Part { host, stamp, slice, bans: Vec::new(), unbans: Vec::new() }
+            Part { host, stamp, time: 0, slice, bans: Vec::new(), unbans: Vec::new() }
         };
         let old = Some(Refusal::Old);
         let ahead = Some(Refusal::Ahead);

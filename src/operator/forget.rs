@@ -147,6 +147,7 @@ pub(crate) fn farewell(host: &Host, view: &View, now: i64) -> Vec<Message> {
     let part = Slice::new(0, 1).map(|slice| Part {
         host: host.clone(),
         stamp,
+        time: 0,
         slice,
         bans: Vec::new(),
         unbans: Vec::new(),

@@ -166,6 +166,15 @@ impl Store {
         Ok(())
     }
 
+    /// The greatest stamp that this host may have taken; 0 for none.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn stamp(&self) -> Result<i64, Error> {
+        let failed = |source| Error::Store { doing: "read", path: self.path.clone(), source };
+        self.connection.query_row(STAMP, [], |row| row.get(0)).map_err(failed)
+    }
+
     /// Remembers changes, all or none.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //! addresses says that it belongs here. Retained at `f2bmqtt/<topic>/state/<host>/<part>`.
 //!
 //! ```json
-//! {"v":1,"host":"web1","stamp":1795342588123,"part":0,"parts":4,
+//! {"v":1,"host":"web1","stamp":1795342588123,"time":1795342588,"part":0,"parts":4,
 //!  "bans":[["sshd","203.0.113.9",1795342588,600]],"unbans":[["*","198.51.100.7","web2-1795340000123"]]}
 //! ```
 
@@ -133,6 +133,8 @@ pub struct Part {
     pub host: Host,
     /// Orders what the host says, events and parts, in milliseconds since 1970.
     pub stamp: i64,
+    /// The host's clock when it was published, in seconds since 1970; 0 is not known. The stamp may be ahead of it.
+    pub time: i64,
     /// Which addresses it is for.
     pub slice: Slice,
     /// What the host detected and holds.
@@ -161,19 +163,24 @@ impl Part {
         if stamp == 0 {
             return Err(Malformed::Field("stamp", "must be above 0".to_owned()));
         }
+        let time = fields.within("time", &TIME_SECS)?;
         let bans = fields.list("bans", MAX_LISTED)?.iter().map(|value| listed(value, slice));
         let bans = bans.collect::<Result<_, _>>().map_err(|what| Malformed::Field("bans", what))?;
         let unbans = fields.list("unbans", MAX_UNBANS)?.iter().map(|value| pardon(value, slice));
         let unbans =
             unbans.collect::<Result<_, _>>().map_err(|what| Malformed::Field("unbans", what))?;
-        Ok(Self { host: fields.needed("host", Host::new)?, stamp, slice, bans, unbans })
+        Ok(Self { host: fields.needed("host", Host::new)?, stamp, time, slice, bans, unbans })
     }
 
     /// Writes the part as one line of JSON.
     #[must_use]
     pub fn encode(&self) -> String {
+        let time = match range::into(&TIME_SECS, self.time) {
+            0 => String::new(),
+            time => format!(r#""time":{time},"#),
+        };
         let mut json = format!(
-            r#"{{"v":1,"host":{},"stamp":{},"part":{},"parts":{},"bans":["#,
+            r#"{{"v":1,"host":{},"stamp":{},{time}"part":{},"parts":{},"bans":["#,
             Value::from(self.host.as_str()),
             range::into(&STAMP_MILLIS, self.stamp),
             self.slice.part,
@@ -262,7 +269,14 @@ mod tests {
             id: UnbanId::new(id).unwrap(),
         };
         let unbans = vec![one("*", "web2-1795340000123"), one("sshd", "web-3-1795340000124")];
-        Part { host: Host::new("we\"b1").unwrap(), stamp: 1_795_342_588_123, slice, bans, unbans }
+        Part {
+            host: Host::new("we\"b1").unwrap(),
+            stamp: 1_795_342_588_123,
+            time: 0,
+            slice,
+            bans,
+            unbans,
+        }
     }
 
     #[test]
@@ -271,11 +285,13 @@ mod tests {
         let empty = Part {
             host: Host::new("web1").unwrap(),
             stamp: 5,
+            time: 4,
             slice: Slice::new(0, 1).unwrap(),
             bans: Vec::new(),
             unbans: Vec::new(),
         };
-        let json = r#"{"v":1,"host":"web1","stamp":5,"part":0,"parts":1,"bans":[],"unbans":[]}"#;
+        let json =
+            r#"{"v":1,"host":"web1","stamp":5,"time":4,"part":0,"parts":1,"bans":[],"unbans":[]}"#;
         assert_eq!(empty.encode(), json);
         assert_eq!(Part::parse(json.as_bytes()), Ok(empty.clone()));
         let later = json.replace("]}", r#"],"sig":"later"}"#);

@@ -205,6 +205,7 @@ impl Host {
 
     /// The daemon does what there is to do.
     pub(crate) fn turn(&mut self, around: &mut Around<'_>) -> Result<(), Crash> {
+        self.reserve_stamps();
         self.scan();
         let now = self.millis();
         if self.fail2ban.up {
@@ -225,6 +226,17 @@ impl Host {
             self.speak(around)?;
         }
         Ok(())
+    }
+
+    fn reserve_stamps(&mut self) {
+        let now = self.millis();
+        let Some(fleet) = &mut self.fleet else { return };
+        if let Some(stamp) = fleet.stamp_to_reserve(now)
+            && !self.fail2ban.full
+        {
+            self.disk.apply(Change::Stamp(stamp));
+            fleet.on_stamp_reserved(stamp);
+        }
     }
 
     fn step(&mut self, around: &mut Around<'_>) -> Result<(), Crash> {

@@ -23,7 +23,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use world::World;
 
 /// Runs worlds on all processors; answers the seeds that failed, and which rule was broken.
-fn worlds(first: u64, count: u64) -> BTreeMap<u64, String> {
+fn worlds(
+    first: u64,
+    count: u64,
+    live: impl Fn(u64) -> Result<(), String> + Sync + std::panic::RefUnwindSafe,
+) -> BTreeMap<u64, String> {
     let (next, failed) = (AtomicU64::new(first), Mutex::new(BTreeMap::new()));
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {
@@ -35,8 +39,7 @@ fn worlds(first: u64, count: u64) -> BTreeMap<u64, String> {
                         return;
                     }
                     // What panics is a broken rule, too.
-                    let live = || World::live(seed).1;
-                    let rule = match std::panic::catch_unwind(live) {
+                    let rule = match std::panic::catch_unwind(|| live(seed)) {
                         Ok(Ok(())) => continue,
                         Ok(Err(rule)) => rule,
                         Err(_) => "a panic".to_owned(),
@@ -57,7 +60,7 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn a_fleet_converges_whatever_fails() {
     let (first, count) = (number("SEED").unwrap_or(1), number("RUNS").unwrap_or(500));
-    let failed = worlds(first, count);
+    let failed = worlds(first, count, |seed| World::live(seed).1);
     let mut rules: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
     for (seed, rule) in &failed {
         rules.entry(rule).or_default().push(*seed);
@@ -72,4 +75,15 @@ fn a_fleet_converges_whatever_fails() {
     }
     println!("{count} worlds from {first} on, {} failed", failed.len());
     assert!(failed.is_empty(), "tests/simulate 1 SEED shows what happened");
+}
+
+#[test]
+fn stamps_grow_whatever_clock_crash_and_broker_do() {
+    let live = |seed| World::live_with_clock_set_back(seed).1;
+    let failed = worlds(number("SEED").unwrap_or(1), number("RUNS").unwrap_or(60), live);
+    if let Some(seed) = failed.keys().next() {
+        let (world, _) = World::live_with_clock_set_back(*seed);
+        println!("{}", world.log.join("\n"));
+    }
+    assert!(failed.is_empty(), "{failed:?}");
 }

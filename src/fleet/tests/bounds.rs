@@ -188,7 +188,7 @@ fn snapshot(from: &str, stamp: i64, bans: u32, parts: u32) -> Vec<Part> {
     }
     let part = |(number, bans)| {
         let slice = Slice::new(number, parts).unwrap();
-        Part { host: host(from), stamp, slice, bans, unbans: Vec::new() }
+        Part { host: host(from), stamp, time: 0, slice, bans, unbans: Vec::new() }
     };
     shards.into_iter().map(part).collect()
 }

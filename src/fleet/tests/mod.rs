@@ -61,7 +61,7 @@ fn part(from: &str, stamp: i64, listed: &[&str]) -> Part {
         bantime: 600,
     });
     let slice = Slice::new(0, 1).unwrap();
-    Part { host: host(from), stamp, slice, bans: bans.collect(), unbans: Vec::new() }
+    Part { host: host(from), stamp, time: 0, slice, bans: bans.collect(), unbans: Vec::new() }
 }
 
 /// A host with a fail2ban that does as it is told.

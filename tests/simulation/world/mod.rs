@@ -2,6 +2,7 @@
 //! which everything must come right.
 
 mod attack;
+mod clock;
 mod happenings;
 mod properties;
 

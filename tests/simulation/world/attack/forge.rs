@@ -16,7 +16,7 @@ pub(super) const DAY: i64 = 86_400_000;
 /// What `f2bmqtt forget` publishes first.
 pub(super) fn empty_shard(name: &str, stamp: i64) -> String {
     let (host, slice) = (Name::new(name).unwrap(), Slice::new(0, 1).unwrap());
-    Part { host, stamp, slice, bans: Vec::new(), unbans: Vec::new() }.encode()
+    Part { host, stamp, time: 0, slice, bans: Vec::new(), unbans: Vec::new() }.encode()
 }
 
 impl Attacker {
@@ -179,6 +179,6 @@ impl Attacker {
         unbans.retain(|unban| slice.covers(unban.address));
         let (host, stamp) = (self.name(), self.stamp(now));
         let topic = format!("state/{host}/{part}");
-        (topic, Part { host, stamp, slice, bans, unbans }.encode())
+        (topic, Part { host, stamp, time: 0, slice, bans, unbans }.encode())
     }
 }
