@@ -181,6 +181,16 @@ pub(crate) fn fleet_root(suite: &str, packages: &[&str]) -> String {
     output(command.arg(suite).arg(package()).args(packages))
 }
 
+/// The root of a server of the fleet, on which the package is still to be installed.
+pub(crate) fn server_root(suite: &str) -> String {
+    output(Command::new(tests().join("support/server-root")).args([suite, "-"]))
+}
+
+/// What a script makes of a root; it finds the files in /mnt.
+pub(crate) fn layer(root: &str, script: &str, files: &[PathBuf]) -> String {
+    output(Command::new(rig_path()).args(["layer", root, script]).args(files))
+}
+
 /// The same on Debian 13, with those who look at a server's figures.
 pub(crate) fn home_root() -> String {
     output(Command::new(tests().join("support/home-root")).arg(package()))
