@@ -2,6 +2,7 @@
 //! that still run the scripts.
 
 mod debian;
+mod scripts;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -302,6 +302,23 @@ impl Host<'_> {
     }
 }
 
+/// Takes a server back to the scripts: theirs in the place of ours, subscribed and called.
+pub(crate) fn with_scripts(host: Host<'_>) {
+    host.sh("systemctl disable --now f2bmqttsub 2>&1; rm /etc/fail2ban/mqtt*bans /etc/fail2ban/mqttnotifyban");
+    let scripts = tests().join("support/scripts");
+    for name in ["mqttnotifyban", "mqttsubscribebans"] {
+        host.push(&scripts.join(name), &format!("/etc/fail2ban/{name}"));
+    }
+    let action = "/etc/fail2ban/action.d/iptables-ipset.local";
+    host.push(&scripts.join("iptables-ipset.local"), action);
+    host.sh(
+        "systemctl restart fail2ban; systemd-run -q -u scripts /etc/fail2ban/mqttsubscribebans",
+    );
+    eventually("the scripts run", || {
+        host.ask("get sshd banip").and(host.try_sh("pgrep -x mosquitto_sub")).is_ok()
+    });
+}
+
 /// Waits until something is so.
 pub(crate) fn eventually(what: &str, so: impl FnMut() -> bool) {
     within(SOON, what, so);
