@@ -5,10 +5,8 @@
 mod attacker;
 mod support;
 
-use std::path::Path;
-
 use attacker::{Attacker, listen};
-use support::{Host, Rig, eventually};
+use support::{Host, Rig, eventually, with_scripts};
 
 /// The whole story of one address: three log lines on a; b and c ban it and refuse it, also on a
 /// connection that is open; freed on a, it is free on all. One message each way.
@@ -149,23 +147,6 @@ fn what_a_host_or_its_operator_banned_no_other_host_frees() {
     assert!(b.bans("sshd", "192.0.2.2"), "c still bans it");
     c.sh("fail2ban-client set sshd unbanip 192.0.2.2");
     eventually("b frees what nobody bans any more", || !b.bans("sshd", "192.0.2.2"));
-}
-
-/// Takes a server back to the scripts: theirs in the place of ours, subscribed and called.
-fn with_scripts(host: Host<'_>) {
-    host.sh("systemctl disable --now f2bmqttsub 2>&1; rm /etc/fail2ban/mqtt*bans /etc/fail2ban/mqttnotifyban");
-    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/scripts");
-    for name in ["mqttnotifyban", "mqttsubscribebans"] {
-        host.push(&scripts.join(name), &format!("/etc/fail2ban/{name}"));
-    }
-    let action = "/etc/fail2ban/action.d/iptables-ipset.local";
-    host.push(&scripts.join("iptables-ipset.local"), action);
-    host.sh(
-        "systemctl restart fail2ban; systemd-run -q -u scripts /etc/fail2ban/mqttsubscribebans",
-    );
-    eventually("the scripts run", || {
-        host.ask("get sshd banip").and(host.try_sh("pgrep -x mosquitto_sub")).is_ok()
-    });
 }
 
 #[test]

@@ -24,10 +24,17 @@ fn fleet(rig: &Rig, hosts: usize, bans: usize) -> Host<'_> {
 
 /// A server whose fail2ban is a stand-in, and whose daemon has just been started.
 fn joins(host: Host<'_>) {
+    joins_with(host, "");
+}
+
+/// The same with own bans: how many, and the database that has them.
+fn joins_with(host: Host<'_>, own: &str) {
     push(host, "stand_in.py");
-    host.sh("systemctl stop f2bmqttsub fail2ban; rm -rf /var/lib/f2bmqtt/*
-             systemd-run -q -u stand-in python3 /root/stand_in.py /run/fail2ban/fail2ban.sock /run/count
-             until [ -S /run/fail2ban/fail2ban.sock ]; do sleep 0.05; done; systemctl start f2bmqttsub");
+    host.sh(&format!(
+        "systemctl stop f2bmqttsub fail2ban; rm -rf /var/lib/f2bmqtt/*
+         systemd-run -q -u stand-in python3 /root/stand_in.py /run/fail2ban/fail2ban.sock /run/count {own}
+         until [ -S /run/fail2ban/fail2ban.sock ]; do sleep 0.05; done; systemctl start f2bmqttsub"
+    ));
 }
 
 /// How many bans the stand-in holds, and how long after the connection to the broker it did so, in seconds.
@@ -97,6 +104,79 @@ fn a_server_of_a_fleet_of_200_hosts_with_500_bans_each() {
         "memory of the daemon: {median} MiB (median), {low} to {high} MiB, {most} MiB at most so far"
     );
     assert!(median <= 40, "{median} MiB");
+}
+
+/// A figure of the daemon's metrics.
+fn figure(host: Host<'_>, name: &str) -> Option<usize> {
+    let text = host.try_sh("cat /run/f2bmqtt/f2bmqtt.prom").ok()?;
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+/// Waits until the hub has seen a snapshot of all bans of `a` that was published after it began to look; answers when
+/// its last shard came, in seconds since 1970.
+fn snapshot_of_all(hub: Host<'_>, bans: usize) -> f64 {
+    let mut last = 0.0;
+    within(Duration::from_mins(5), "all own bans are published", || {
+        let line = hub.sh("python3 - <<'E'
+import json
+last, bans = 0, {}
+for line in open('/root/shards'):
+    if line.endswith('}\\n'):
+        at, shard = line.split(' ', 1)
+        shard = json.loads(shard)
+        last, bans[shard['part'], shard['parts']] = at, len(shard['bans'])
+print(sum(bans.values()), last)
+E");
+        let (count, at) = line.split_once(' ').unwrap();
+        last = at.parse().unwrap();
+        count.parse() == Ok(bans)
+    });
+    last
+}
+
+#[test]
+#[ignore = "a measurement, which tests/bench makes"]
+fn daemon_with_100_000_own_bans_that_others_claim_too_survives_a_restart() {
+    const BANS: usize = 100_000;
+    let rig = Rig::fleet(&["a"]);
+    let (a, hub) = (rig.host("a"), fleet(&rig, 1, BANS));
+    a.sh("echo MQTT_METRICS=on >>/etc/fail2ban/mqtt.env");
+    let is_known = || {
+        let own = figure(a, r#"f2bmqtt_bans{jail="sshd",kind="detected"}"#);
+        own == Some(BANS) && figure(a, "f2bmqtt_fleet_bans") == Some(BANS)
+    };
+    let spent = || a.sh("systemctl show -P CPUUsageNSec f2bmqttsub").parse::<u64>().unwrap();
+    println!(
+        "100,000 bans of fail2ban's in one jail, all claimed by another host, too: the daemon itself"
+    );
+    let listen = "systemctl stop shards 2>/dev/null; rm -f /root/shards
+        systemd-run -q -u shards -p StandardOutput=append:/root/shards mosquitto_sub -h 127.0.0.1 -u fail2ban \
+            -P fail2ban -q 1 -R -t 'f2bmqtt/blacklist/state/a/#' -F '%U %p'; date +%s.%N";
+    let started: f64 = hub.sh(listen).parse().unwrap();
+    joins_with(a, &format!("{BANS} /var/lib/fail2ban/fail2ban.sqlite3"));
+    for what in ["a first start", "a restart"] {
+        let started = if what == "a restart" {
+            let started = hub.sh(listen).parse().unwrap();
+            a.sh("systemctl restart f2bmqttsub");
+            started
+        } else {
+            started
+        };
+        let all = snapshot_of_all(hub, BANS) - started;
+        within(Duration::from_mins(2), "all bans of both are known", is_known);
+        let cpu = Duration::from_nanos(spent());
+        let (most, now) = memory(a);
+        println!(
+            "  {what}: all published after {all:.1} s; {cpu:.1?} of processor time in all; {now} MiB, {most} MiB at most"
+        );
+    }
+    assert_eq!(progress(a).0, 0, "no ban was made or lifted");
+    assert_eq!(a.sh("systemctl show -P NRestarts f2bmqttsub"), "0");
+    let journal = a.sh("journalctl -u f2bmqttsub -o cat --no-pager");
+    for word in ["panicked", "core", "Failed", "killed"] {
+        assert!(!journal.contains(word), "{journal}");
+    }
 }
 
 /// Many daemons on one machine, and the broker on another. Of `hosts`, so many are `real`; the others speak

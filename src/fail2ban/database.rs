@@ -250,9 +250,20 @@ fn read(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Result<Row, S
         .and_then(|timeofban| Ok((timeofban, number("bantime", bantime)?)));
     Ok(numbers.map(|(timeofban, bantime)| Row {
         timeofban: range::into(&TIME_SECS, timeofban),
-        bantime: range::into(&BANTIME_SECS, bantime),
+        bantime: length(bantime),
         failures: column::of_json(&data["failures"]),
     }))
+}
+
+/// How long the ban of a row lasts, in seconds, as fail2ban restores it (`server/database.py`, `getCurrentBans`): -1 is
+/// for ever, -2 is not known (rows of versions before 0.11), and a ban of any other length below 0 is over.
+fn length(bantime: i64) -> i64 {
+    match bantime {
+        // The ban lasts, and as soon as fail2ban has it again, fail2ban's own answer counts.
+        -2 => -1,
+        ..-2 => 0,
+        _ => range::into(&BANTIME_SECS, bantime),
+    }
 }
 
 /// A line is a text, or a list of the texts before, in and after its time (fail2ban's `server/ticket.py`).
@@ -324,6 +335,16 @@ mod tests {
         assert_eq!(none.rows(&jail, &addresses).unwrap(), Table::default());
         assert_eq!(none.version().unwrap(), None);
         assert!(!none.is_kept());
+    }
+
+    #[test]
+    fn length_below_0_is_what_fail2ban_makes_of_it() {
+        let table = [(600, 600), (0, 0), (-1, -1), (-2, -1), (-3, 0), (-600, 0), (i64::MIN, 0)];
+        for (bantime, expected) in table {
+            assert_eq!(length(bantime), expected, "{bantime}");
+            let row = Row { timeofban: 1000, bantime: length(bantime), failures: 3 };
+            assert_eq!(row.is_over(1100), expected == 0, "{bantime}");
+        }
     }
 
     #[test]

@@ -181,6 +181,16 @@ pub(crate) fn fleet_root(suite: &str, packages: &[&str]) -> String {
     output(command.arg(suite).arg(package()).args(packages))
 }
 
+/// The root of a server of the fleet, on which the package is still to be installed.
+pub(crate) fn server_root(suite: &str) -> String {
+    output(Command::new(tests().join("support/server-root")).args([suite, "-"]))
+}
+
+/// What a script makes of a root; it finds the files in /mnt.
+pub(crate) fn layer(root: &str, script: &str, files: &[PathBuf]) -> String {
+    output(Command::new(rig_path()).args(["layer", root, script]).args(files))
+}
+
 /// The same on Debian 13, with those who look at a server's figures.
 pub(crate) fn home_root() -> String {
     output(Command::new(tests().join("support/home-root")).arg(package()))
@@ -290,6 +300,23 @@ impl Host<'_> {
         );
         self.publish(&format!("blacklist/{action}"), &payload);
     }
+}
+
+/// Takes a server back to the scripts: theirs in the place of ours, subscribed and called.
+pub(crate) fn with_scripts(host: Host<'_>) {
+    host.sh("systemctl disable --now f2bmqttsub 2>&1; rm /etc/fail2ban/mqtt*bans /etc/fail2ban/mqttnotifyban");
+    let scripts = tests().join("support/scripts");
+    for name in ["mqttnotifyban", "mqttsubscribebans"] {
+        host.push(&scripts.join(name), &format!("/etc/fail2ban/{name}"));
+    }
+    let action = "/etc/fail2ban/action.d/iptables-ipset.local";
+    host.push(&scripts.join("iptables-ipset.local"), action);
+    host.sh(
+        "systemctl restart fail2ban; systemd-run -q -u scripts /etc/fail2ban/mqttsubscribebans",
+    );
+    eventually("the scripts run", || {
+        host.ask("get sshd banip").and(host.try_sh("pgrep -x mosquitto_sub")).is_ok()
+    });
 }
 
 /// Waits until something is so.

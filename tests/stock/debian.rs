@@ -1,0 +1,194 @@
+//! Debian as it comes: its own jails, their logs, its own ban actions, and the package with its documented settings.
+
+use super::support::{Host, Rig, SOON, becomes, eventually, layer, package, server_root};
+use super::{banned, key, listed};
+
+const JAILS: [&str; 4] = ["asterisk", "nsd", "recidive", "sshd"];
+
+/// What differs between the releases.
+struct Release {
+    suite: &'static str,
+    fail2ban: &'static str,
+    /// The actions of the jails, as `check` names them.
+    actions: [&'static str; 4],
+}
+
+const BOOKWORM: Release = Release {
+    suite: "bookworm",
+    fail2ban: "1.0.2",
+    actions: [
+        "actions are iptables-multiport-tcp and iptables-multiport-udp",
+        "actions are iptables-multiport-tcp and iptables-multiport-udp",
+        "action is iptables-allports",
+        "action is iptables-multiport",
+    ],
+};
+
+const TRIXIE: Release = Release {
+    suite: "trixie",
+    fail2ban: "1.1.0",
+    actions: [
+        "actions are nftables-tcp and nftables-udp",
+        "actions are nftables-tcp and nftables-udp",
+        "action is nftables",
+        "action is nftables",
+    ],
+};
+
+/// A hub and two servers, nothing edited but what the README says.
+fn fleet(release: &Release) -> Rig {
+    let base = server_root(release.suite);
+    let root = layer(&base, include_str!("../support/stock.sh"), &[package()]);
+    let rig = Rig::up(&root, &["hub", "a", "b"]);
+    rig.host("hub").sh("systemctl stop f2bmqttsub fail2ban && systemctl start mosquitto");
+    for host in rig.hosts(&["a", "b"]) {
+        eventually("the daemon knows fail2ban's jails and the broker", || {
+            let journal = host.journal();
+            journal.contains("fail2ban answers; jails: asterisk, nsd, recidive, sshd")
+                && journal.contains("connected to the broker")
+        });
+    }
+    rig
+}
+
+/// Has each jail's own filter detect an address: NET.1 in the first jail, and so on.
+fn attack(host: Host<'_>, net: &str) {
+    // sshd's filter takes from the journal what a process of this name logs. The process lives on, so that
+    // journald can look its name up.
+    host.sh(&format!(
+        r#"now=$(date '+%Y-%m-%d %H:%M:%S')
+           for n in $(seq 10); do
+               echo "[$now] NOTICE[1] chan_sip.c: Registration from 'x' failed for '{net}.1:5060' - Wrong password"
+           done >>/var/log/asterisk/messages
+           for n in $(seq 5); do
+               echo "[$(date +%s)] nsd[1]: info: ratelimit block x. type any target x query {net}.2 TYPE255"
+           done >>/var/log/nsd.log
+           for n in $(seq 5); do
+               echo "$now,000 fail2ban.actions [30]: NOTICE  [mail] Ban {net}.3"
+           done >>/var/log/fail2ban.log
+           mkdir -p /root/as; cp -u /usr/bin/logger /root/as/sshd
+           for n in $(seq 5); do
+               echo "echo 'Failed password for root from {net}.4 port 4711 ssh2'"
+           done >/run/logins
+           systemd-run -q sh -c '{{ sh /run/logins; sleep infinity; }} | /root/as/sshd -t sshd'"#
+    ));
+}
+
+/// Waits until both hosts ban what one of them detected, each address in the jail that detected it.
+fn crosses(rig: &Rig, net: &str, origin: &str) {
+    let expected: Vec<_> =
+        (1..).zip(JAILS).map(|(n, jail)| key(jail, &format!("{net}.{n}"))).collect();
+    for host in rig.hosts(&["a", "b"]) {
+        eventually(&format!("{} bans what {origin} detected in {net}", host.name), || {
+            let banned = banned(host, &JAILS);
+            expected.iter().all(|ban| banned.contains(ban))
+        });
+    }
+    eventually(&format!("the fleet has them from {origin}"), || {
+        let list = listed(rig.host("a"));
+        expected.iter().all(|ban| list.get(ban).is_some_and(|(host, _)| host == origin))
+    });
+}
+
+/// The lines of `check` on a host where all works, but for the free space.
+fn lines(host: &str, other: &str, release: &Release, jails: &[String]) -> Vec<String> {
+    let broker = "10.213.77.11:1883";
+    let mut lines = vec![
+        "✓ the settings in /etc/fail2ban/mqtt.env can be used".to_owned(),
+        format!("✓ {broker} answers at 10.213.77.11"),
+        format!("✓ {broker} lets this host in as fail2ban"),
+        format!("✓ {broker} takes this host's subscriptions"),
+        format!(
+            "✓ what this host publishes on blacklist/ban, blacklist/unban, f2bmqtt/blacklist/state/{host} and \
+             f2bmqtt/blacklist/host/{host} arrives"
+        ),
+        format!("✓ {broker} keeps a retained message of 16 KiB"),
+        format!("✓ no other machine is called {host}"),
+        format!("✓ online, too: {other}"),
+        "✓ no clock of the others is seen to be off".to_owned(),
+        "✓ the service f2bmqttsub runs".to_owned(),
+        "✓ what fail2ban's actions call is f2bmqtt".to_owned(),
+        format!("✓ the daemon is connected to {broker}"),
+        "✓ no table of the daemon is full".to_owned(),
+        format!("✓ fail2ban {} answers", release.fail2ban),
+    ];
+    lines.extend_from_slice(jails);
+    lines.push("✓ fail2ban's database /var/lib/fail2ban/fail2ban.sqlite3 can be read".to_owned());
+    lines.push("✓ fail2ban can write to /var/lib/f2bmqtt/spool".to_owned());
+    lines
+}
+
+/// Each line of `check` is expected, and none is missing. What can be seen by other means is seen.
+fn check_is_true(host: Host<'_>, other: &str, release: &Release, jails: &[String]) {
+    let expected = lines(host.name, other, release, jails);
+    let mut text = String::new();
+    let matches = becomes(SOON, || {
+        text = host.try_sh("f2bmqtt check").unwrap_or_else(|text| text);
+        let findings = text.lines().filter(|line| !line.starts_with("    "));
+        let (free, found): (Vec<_>, Vec<_>) =
+            findings.partition(|line| line.contains(" MiB are free where /var/lib/f2bmqtt is"));
+        free.len() == 1 && free[0].starts_with("✓ ") && found == expected
+    });
+    assert!(matches, "{text}\nexpected:\n{}", expected.join("\n"));
+    assert_eq!(host.sh("fail2ban-client version"), release.fail2ban);
+    assert_eq!(host.sh("readlink /etc/fail2ban/mqttnotifyban"), "/usr/bin/f2bmqtt");
+    assert_eq!(host.sh("systemctl is-active f2bmqttsub"), "active");
+}
+
+/// Does what `check` says of each jail: appends its lines to jail.local, and runs its command.
+fn take_the_steps(host: Host<'_>) {
+    host.sh(r"f2bmqtt check >/root/check
+          sed -n 's/^        //p' /root/check >>/etc/fail2ban/jail.local
+          sed -n 's/^    then: //p' /root/check >/root/steps; [ $(wc -l </root/steps) = 4 ]
+          sh -e /root/steps");
+}
+
+fn bans_cross_and_check_is_true(release: &Release) {
+    let rig = fleet(release);
+    let (a, b) = (rig.host("a"), rig.host("b"));
+    let jails = JAILS.iter().zip(release.actions);
+    let by_snapshot: Vec<_> = jails
+        .map(|(jail, its)| {
+            format!("✓ {jail} shares its bans by snapshot, within seconds: its {its}")
+        })
+        .collect();
+    check_is_true(a, "b", release, &by_snapshot);
+    check_is_true(b, "a", release, &by_snapshot);
+    attack(a, "192.0.2");
+    attack(b, "198.51.100");
+    crosses(&rig, "192.0.2", "a");
+    crosses(&rig, "198.51.100", "b");
+    // Where the steps that `check` names are taken, bans cross at once, by events of the jails' own names.
+    for host in [a, b] {
+        take_the_steps(host);
+    }
+    let at_once = ["✓ asterisk, nsd, recidive and sshd share their bans".to_owned()];
+    check_is_true(a, "b", release, &at_once);
+    check_is_true(b, "a", release, &at_once);
+    attack(b, "203.0.113");
+    crosses(&rig, "203.0.113", "b");
+    let event =
+        |n: usize, jail: &str| format!("Inbound: ban 203.0.113.{n} - ipset {jail} from b (");
+    eventually("a gets one event of each", || {
+        let journal = a.journal();
+        (1..).zip(JAILS).all(|(n, jail)| journal.matches(&event(n, jail)).count() == 1)
+    });
+    for host in [a, b] {
+        let journal = host.journal();
+        for odd in ["-tcp", "-udp", "not found"] {
+            assert!(!journal.contains(odd), "{odd}: {journal}");
+        }
+        let log = host.sh("cat /var/log/fail2ban.log");
+        assert!(!log.contains(" ERROR "), "{log}");
+    }
+}
+
+#[test]
+fn bans_cross_between_stock_bookworm_servers_and_check_is_true() {
+    bans_cross_and_check_is_true(&BOOKWORM);
+}
+
+#[test]
+fn bans_cross_between_stock_trixie_servers_and_check_is_true() {
+    bans_cross_and_check_is_true(&TRIXIE);
+}
