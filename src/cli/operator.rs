@@ -25,6 +25,9 @@ pub enum Operation {
     Unban(UnbanArgs),
     #[command(about = "Clear what a host that is gone for good left on the broker")]
     Forget(ForgetArgs),
+    /// Clear what this host left on the broker; run by the package when it is removed
+    #[command(hide = true)]
+    Leave,
     /// Print names of jails, hosts or addresses; called by the completions of shells
     #[command(hide = true)]
     Names {
@@ -57,6 +60,7 @@ pub enum Named {
         broker.address, .user, .fault\n                            \
         fault: why it cannot be used\n  \
         fail2ban.jails, .fault\n  \
+        disks_full[].path, .text  file systems without room, and why\n  \
         waiting.events, .reports  not published yet; not reported yet\n  \
         abuseipdb.{report,check,bulk-report}.limit, .remaining, .seen,\n    \
         .blocked\n                            \

@@ -3,8 +3,10 @@
 //! is in `hear`; what it shows of its own state, in [`status`].
 
 mod ahead;
+mod disks;
 pub(crate) mod former;
 mod hear;
+mod instances;
 pub mod status;
 
 use std::collections::VecDeque;
@@ -19,6 +21,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use self::ahead::AheadHosts;
+use self::disks::Disks;
+use self::instances::{Duplicates, OwnName};
 use self::status::{DaemonStatus, LinkState, LinkStatus, Reconnects, StatusFile};
 use crate::abuseipdb;
 use crate::abuseipdb::by_hand;
@@ -28,6 +32,7 @@ use crate::config::{self, Config, Topic, bare};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::figures::Shown;
+use crate::files::room::full_disks;
 use crate::fleet::provenance::Provenance;
 use crate::fleet::snapshot::Publication;
 use crate::fleet::{Fleet, Pace, Remembered};
@@ -38,6 +43,7 @@ use crate::lock::{self, Lock, Role};
 use crate::memory::Memory;
 use crate::outbox::{Outbox, millis};
 use crate::paths::Paths;
+use crate::random;
 use crate::runtime;
 use crate::spool::Spool;
 use crate::store::{Identity, Store};
@@ -97,9 +103,6 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let (memory, bell) = (Arc::clone(&daemon.memory), Arc::clone(&daemon.bell));
     let exempt = exempt(config).with_peers(daemon.link.peers());
     let mut applier = tokio::spawn(apply::run(memory, Arc::clone(&bell), paths.clone(), exempt));
-    if let Some(id) = daemon.former.take() {
-        tokio::spawn(broker::purge(config.clone(), id));
-    }
     let memory = Arc::clone(&daemon.memory);
     let database = move || memory.know().database.path().map(Path::to_owned);
     let clears = former::clear_all(
@@ -131,6 +134,9 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
             }
             event = daemon.link.event() => daemon.heard(event),
             () = bell.news.notified() => {}
+        }
+        if let Some(id) = daemon.former.take() {
+            tokio::spawn(broker::purge(config.clone(), id));
         }
         daemon.speak();
     };
@@ -164,9 +170,13 @@ struct Daemon {
     parts: VecDeque<Publication>,
     /// A hash of this machine's id.
     machine: String,
+    /// The ID of this run of the daemon.
+    instance: String,
+    own_name: OwnName,
+    duplicates: Duplicates,
     /// When it started, in seconds since 1970.
     since: i64,
-    /// The client ID that it had before, under other settings.
+    /// The client ID that it had before, under other settings or in common with another machine.
     former: Option<String>,
     shown: Shown,
     /// What each host said lately.
@@ -181,6 +191,8 @@ struct Daemon {
     is_sample: bool,
     /// What to say of that, once.
     sample: Option<String>,
+    disks: Disks,
+    paths: Paths,
     status: StatusFile,
 }
 
@@ -198,13 +210,13 @@ impl Daemon {
             Guard::new(config.node.clone(), config.signing.is_some(), config.sharing.clone());
         let outbox = Outbox::new(spool.clone(), config.topic.clone());
         let by_hand = by_hand::Watch::new(paths.by_hand());
-        let machine = machine();
+        let (machine, instance) = (machine(), random::token().map_err(Error::Start)?);
         // Snapshots are asked for one host after another.
         let topics = vec![config.topic.events(), config.topic.presences()];
         let since = now().div_euclid(1000);
         let shown = Shown::new(config, paths, since);
         let others = shown.topic().into_iter().collect();
-        let gone = Presence { state: State::Offline, ..presence(&machine) }.encode();
+        let gone = Presence { state: State::Offline, ..presence(&machine, &instance) }.encode();
         let will = Some((config.topic.presence(&config.node), gone));
         let id = identity.client_id();
         let broker = config.brokers[0].to_string();
@@ -216,7 +228,10 @@ impl Daemon {
             memory: Arc::new(Memory::new(fleet, guard, outbox, database, store, by_hand)),
             bell: Arc::new(Bell::default()),
             parts: VecDeque::new(),
+            own_name: OwnName::new(machine.clone(), instance.clone()),
+            duplicates: Duplicates::default(),
             machine,
+            instance,
             since,
             former,
             shown,
@@ -228,6 +243,8 @@ impl Daemon {
             namesake: None,
             is_sample: config.is_sample(),
             sample: config.is_sample().then(|| sample_advice(&config::path())),
+            disks: Disks::default(),
+            paths: paths.clone(),
             status: StatusFile::new(paths.status()),
         })
     }
@@ -257,6 +274,7 @@ impl Daemon {
                 self.link_status.turn(LinkState::Up, &broker, now());
                 self.reconnects.record(now());
                 self.shown.connected();
+                self.own_name.connected(now());
                 self.memory.know().fleet.connected(now());
                 self.certificates_checked = None;
             }
@@ -279,6 +297,7 @@ impl Daemon {
             LinkEvent::QosLowered => self.warn("qos", QOS_LOWERED),
             LinkEvent::Lost { broker, why } => {
                 self.shown.connected = false;
+                self.own_name.lost(now());
                 {
                     let mut known = self.memory.know();
                     known.outbox.lost();
@@ -319,7 +338,7 @@ impl Daemon {
         let refused = &known.refused;
         let itself = || {
             let refused = refused.by_name();
-            Presence { since: self.since, refused, ..presence(&self.machine) }
+            Presence { since: self.since, refused, ..presence(&self.machine, &self.instance) }
         };
         if let Some(presence) = known.fleet.presence(itself, now()) {
             let topic = self.topic.presence(&self.host);
@@ -338,7 +357,7 @@ impl Daemon {
     /// Takes in what the broker considers delivered, until it hangs up.
     async fn end(&mut self) {
         let topic = self.topic.presence(&self.host);
-        let gone = Presence { state: State::Offline, ..presence(&self.machine) };
+        let gone = Presence { state: State::Offline, ..presence(&self.machine, &self.instance) };
         self.link.keep(topic, gone.encode().into_bytes());
         if self.link.close() {
             let _ = timeout(GOODBYE, async {
@@ -378,9 +397,15 @@ impl Daemon {
             self.link.keep(topic, text.into_bytes());
         }
         let now = now();
+        if self.disks.is_due(now) {
+            let changes = self.disks.update(&full_disks(&self.paths), now);
+            changes.warnings.iter().for_each(|text| known.warn("disk", text));
+            changes.cured.iter().for_each(say);
+        }
         let status = DaemonStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             since: self.since,
+            instance: self.instance.clone(),
             link: LinkStatus {
                 reconnects: self.reconnects.within_hour(now),
                 ..self.link_status.clone()
@@ -392,6 +417,8 @@ impl Daemon {
                 .namesake
                 .filter(|at| (0..NAMESAKE_SHOWN).contains(&now.saturating_sub(*at)))
                 .map(|at| at.div_euclid(1000)),
+            duplicates: self.duplicates.shown(now),
+            disks_full: self.disks.shown(),
             tables_full: status::tables_full(known.fleet.limits(), now),
         };
         if let Err(what) = self.status.update(status, now) {
@@ -476,9 +503,9 @@ pub(crate) fn exempt(config: &Config) -> Exempt {
 }
 
 /// What a host knows of itself from the first on.
-pub(crate) fn presence(machine: &str) -> Presence {
+pub(crate) fn presence(machine: &str, instance: &str) -> Presence {
     let (version, machine) = (env!("CARGO_PKG_VERSION").to_owned(), machine.to_owned());
-    Presence { version, machine, ..Presence::default() }
+    Presence { version, machine, instance: instance.to_owned(), ..Presence::default() }
 }
 
 /// A hash of the machine id (machine-id(5)), which itself is not to be published.
