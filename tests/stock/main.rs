@@ -1,6 +1,7 @@
 //! Fleets as people have them: Debian's own jails, bantimes that grow, databases that somebody edited, and servers
 //! that still run the scripts.
 
+mod database;
 mod debian;
 mod scripts;
 #[path = "../support/mod.rs"]
