@@ -24,10 +24,17 @@ fn fleet(rig: &Rig, hosts: usize, bans: usize) -> Host<'_> {
 
 /// A server whose fail2ban is a stand-in, and whose daemon has just been started.
 fn joins(host: Host<'_>) {
+    joins_with(host, "");
+}
+
+/// The same with own bans: how many, and the database that has them.
+fn joins_with(host: Host<'_>, own: &str) {
     push(host, "stand_in.py");
-    host.sh("systemctl stop f2bmqttsub fail2ban; rm -rf /var/lib/f2bmqtt/*
-             systemd-run -q -u stand-in python3 /root/stand_in.py /run/fail2ban/fail2ban.sock /run/count
-             until [ -S /run/fail2ban/fail2ban.sock ]; do sleep 0.05; done; systemctl start f2bmqttsub");
+    host.sh(&format!(
+        "systemctl stop f2bmqttsub fail2ban; rm -rf /var/lib/f2bmqtt/*
+         systemd-run -q -u stand-in python3 /root/stand_in.py /run/fail2ban/fail2ban.sock /run/count {own}
+         until [ -S /run/fail2ban/fail2ban.sock ]; do sleep 0.05; done; systemctl start f2bmqttsub"
+    ));
 }
 
 /// How many bans the stand-in holds, and how long after the connection to the broker it did so, in seconds.
@@ -97,6 +104,56 @@ fn a_server_of_a_fleet_of_200_hosts_with_500_bans_each() {
         "memory of the daemon: {median} MiB (median), {low} to {high} MiB, {most} MiB at most so far"
     );
     assert!(median <= 40, "{median} MiB");
+}
+
+/// A figure of the daemon's metrics.
+fn figure(host: Host<'_>, name: &str) -> Option<usize> {
+    let text = host.try_sh("cat /run/f2bmqtt/f2bmqtt.prom").ok()?;
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+#[test]
+#[ignore = "a measurement, which tests/bench makes"]
+fn daemon_with_100_000_own_bans_that_others_claim_too_survives_a_restart() {
+    const BANS: usize = 100_000;
+    let rig = Rig::fleet(&["a"]);
+    let (a, hub) = (rig.host("a"), fleet(&rig, 1, BANS));
+    a.sh("echo MQTT_METRICS=on >>/etc/fail2ban/mqtt.env");
+    let is_known = || {
+        let own = figure(a, r#"f2bmqtt_bans{jail="sshd",kind="detected"}"#);
+        own == Some(BANS) && figure(a, "f2bmqtt_fleet_bans") >= Some(BANS)
+    };
+    println!(
+        "100,000 bans in one jail, all of another host, too: the daemon, and a stand-in for fail2ban"
+    );
+    for (restart, address) in [(false, "203.0.113.8"), (true, "203.0.113.9")] {
+        let started = Instant::now();
+        if restart {
+            a.sh("systemctl restart f2bmqttsub");
+        } else {
+            joins_with(a, &format!("{BANS} /var/lib/fail2ban/fail2ban.sqlite3"));
+        }
+        hub.publish_event("ban", "sshd", address, "old1");
+        let expected = BANS + 1 + usize::from(restart);
+        within(Duration::from_mins(5), "an event bans an address", || progress(a).0 == expected);
+        let first = started.elapsed();
+        within(Duration::from_mins(2), "the bans of both hosts are known", is_known);
+        let all = started.elapsed();
+        let spent = a.sh("systemctl show -P CPUUsageNSec f2bmqttsub").parse().unwrap();
+        let (most, now) = memory(a);
+        println!(
+            "  {}: an event of that time bans after {first:.1?}; all known after {all:.1?} (seen every 10 s); \
+             {:.1?} of processor time; {now} MiB, {most} MiB at most",
+            if restart { "a restart" } else { "a first start" },
+            Duration::from_nanos(spent),
+        );
+    }
+    assert_eq!(a.sh("systemctl show -P NRestarts f2bmqttsub"), "0");
+    let journal = a.sh("journalctl -u f2bmqttsub -o cat --no-pager");
+    for word in ["panicked", "core-dump", "Failed with result", "status=9/KILL"] {
+        assert!(!journal.contains(word), "{word}: {journal}");
+    }
 }
 
 /// Many daemons on one machine, and the broker on another. Of `hosts`, so many are `real`; the others speak

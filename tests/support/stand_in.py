@@ -1,17 +1,32 @@
-"""Stands in for a fail2ban server that does everything at once: `stand_in.py SOCKET COUNT` answers on the socket
-what f2bmqtt asks, keeps no database, and writes into the file COUNT how many bans it holds, and since when."""
+"""Stands in for a fail2ban server that does everything at once: `stand_in.py SOCKET COUNT [OWN DATABASE]` answers on the
+socket what f2bmqtt asks, and writes into the file COUNT how many bans it holds, and since when. It keeps no database,
+or one in which it has detected OWN bans, of the same addresses as the first host of far.py."""
 
 import os
 import pickle
 import socketserver
+import sqlite3
 import sys
 import threading
 import time
 
 END = b"<F2B_END_COMMAND>"
 BANTIME = 86400
-held = {}
+OWN, DATABASE = (int(sys.argv[3]), sys.argv[4]) if len(sys.argv) > 3 else (0, None)
+held = {f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}": None for n in range(OWN)}
 lock = threading.Lock()
+replies = {}
+
+
+def detect():
+    """Writes the rows of the own bans."""
+    os.makedirs(os.path.dirname(DATABASE), exist_ok=True)
+    with sqlite3.connect(DATABASE) as database:
+        database.execute("DROP TABLE IF EXISTS bips")
+        database.execute("CREATE TABLE bips(ip TEXT, jail TEXT, timeofban INTEGER, bantime INTEGER, "
+                         "bancount INTEGER, data JSON, PRIMARY KEY(ip, jail))")
+        rows = ((ip, int(time.time()), BANTIME, '{"failures":3}') for ip in held)
+        database.executemany("INSERT INTO bips VALUES(?, 'sshd', ?, ?, 1, ?)", rows)
 
 
 def answer(words):
@@ -29,8 +44,10 @@ def answer(words):
             return BANTIME
         case ["get", _, "ignoreip"]:
             return []
-        case ["get", "dbfile"] | ["get", "dbpurgeage"]:
-            return None
+        case ["get", "dbfile"]:
+            return DATABASE
+        case ["get", "dbpurgeage"]:
+            return DATABASE and 86400
         case ["set", _, "banip", *ips]:
             new = [ip for ip in ips if ip not in held]
             held.update(dict.fromkeys(new))
@@ -48,8 +65,12 @@ class Handler(socketserver.BaseRequestHandler):
             if request.endswith(END):
                 with lock:
                     before = len(held)
-                    reply = pickle.dumps((0, answer(pickle.loads(request[: -len(END)]))), 5)
+                    # Long answers are made once.
+                    reply = replies.get(request) or pickle.dumps((0, answer(pickle.loads(request[: -len(END)]))), 5)
+                    if len(reply) > 65536:
+                        replies[request] = reply
                     if len(held) != before:
+                        replies.clear()
                         with open(sys.argv[2] + ".new", "w") as count:
                             count.write(f"{len(held)} {time.time()}\n")
                         os.rename(sys.argv[2] + ".new", sys.argv[2])
@@ -61,6 +82,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
 
 
+if DATABASE:
+    detect()
 os.makedirs(os.path.dirname(sys.argv[1]), exist_ok=True)
 if os.path.exists(sys.argv[1]):
     os.remove(sys.argv[1])
