@@ -189,6 +189,7 @@ fn bans_cross_between_stock_bookworm_servers_and_check_is_true() {
 }
 
 #[test]
+#[ignore = "takes minutes: tests/long"]
 fn bans_cross_between_stock_trixie_servers_and_check_is_true() {
     bans_cross_and_check_is_true(&TRIXIE);
 }
