@@ -41,6 +41,7 @@ const STATUS_FILE: &str = "The daemon keeps its state in /run/f2bmqtt/status.jso
         seconds since 1970:\n  \
         version, since            the version of the daemon, and when it\n                            \
         started\n  \
+        instance                  the ID of this run of the daemon\n  \
         link.state, .since        up or down, and since when\n  \
         link.broker               the broker that the daemon is connected\n                            \
         to, or tried last\n  \
@@ -56,6 +57,8 @@ const STATUS_FILE: &str = "The daemon keeps its state in /run/f2bmqtt/status.jso
         within the last 20 minutes, and when last\n  \
         namesake                  when another machine of this host's name was\n                            \
         seen within the last 70 seconds, or null\n  \
+        duplicates[].host, .at    names of other hosts that two machines\n                            \
+        have, seen within the last 70 seconds\n  \
         tables_full[]             limits that were reached within the last\n                            \
         day:\n  \
         tables_full[].table       peers (other hosts), claims (their bans),\n                            \

@@ -14,7 +14,7 @@ use crate::fleet::{Change, Fleet};
 use crate::guard::{Guard, Refusal, Refusals, is_bannable};
 use crate::journal::{self, Inbound, Limited};
 use crate::outbox::{Outbox, millis};
-use crate::store::Store;
+use crate::store::{Identity, Store};
 use crate::wire::{Event, Jail, Part, Scope, Told};
 
 /// Guarded by a lock that is only ever held for as long as it takes to look or to write down.
@@ -142,6 +142,19 @@ impl Known {
         if let Err(error) = self.store.forget_former(former) {
             self.warn("store", &error.to_string());
         }
+    }
+
+    /// Draws another client ID; answers the former one and the new one.
+    ///
+    /// # Errors
+    /// [`Error::Store`], or the system has no random numbers.
+    pub fn draw_client_id(&mut self) -> Result<(String, String), Error> {
+        let Some(former) = self.store.identity()? else {
+            return Err(Error::Undone("the state has no client ID".to_owned()));
+        };
+        let identity = Identity::draw(former.provenance.clone())?;
+        self.store.adopt(&identity, &[])?;
+        Ok((former.client_id(), identity.client_id()))
     }
 
     /// Writes down some of what is not on disk yet, where nothing else can be done. Answers whether there may be

@@ -152,6 +152,11 @@ impl Link {
         self.peers.clone()
     }
 
+    /// Connects by another client ID from the next connection on.
+    pub fn rename(&mut self, id: String) {
+        self.config.client.id = id;
+    }
+
     /// The next thing that happens. May be dropped at any time without losing one.
     pub async fn event(&mut self) -> Event {
         loop {

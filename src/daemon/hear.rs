@@ -1,5 +1,6 @@
 //! What comes over the link: read, judged, and taken in or refused.
 
+use super::instances::Sighting;
 use super::{Daemon, now};
 use crate::fleet::Trouble;
 use crate::fleet::limits::Table;
@@ -24,6 +25,14 @@ const FULL: &str =
 /// What is said of an old part of this host's own.
 const ECHO: &str = "an old part of this host's own came back, and all is published anew; if that \
                     repeats, another host has this host's name";
+
+/// Several machines have one name.
+fn two_machines(host: &Host) -> String {
+    format!(
+        "two machines are called {host}: each overwrites the other's snapshot. On one of them set MQTT_NODE in \
+         /etc/fail2ban/mqtt.env, then: systemctl restart f2bmqttsub"
+    )
+}
 
 /// Why messages of a host that sends too many are rejected.
 const FAST: &str = "its host sent more in a minute than a host may; its snapshot makes up for it";
@@ -207,18 +216,40 @@ impl Daemon {
         self.shown.traffic.presences += 1;
         let mut known = self.memory.know();
         known.fleet.hear_presence(host, there.state, now());
-        if *host == self.host && there.state == State::Online {
-            let own = there.machine == self.machine;
-            known
-                .fleet
-                .hear_own_presence(Some(&there).filter(|_| own || !there.machine.is_empty()));
+        if *host != self.host {
+            if self.duplicates.hear(host, &there, now()) {
+                known.warn("duplicate", &two_machines(host));
+            }
+            return Ok(());
         }
-        if *host == self.host && !there.machine.is_empty() && there.machine != self.machine {
+        if there.state == State::Online {
+            let own = there.instance == self.instance;
+            known.fleet.hear_own_presence(Some(&there).filter(|_| own));
+        }
+        let sighting = self.own_name.hear(&there);
+        if sighting != Sighting::Own {
             self.namesake = Some(now());
-            let text =
-                format!("another machine is called {host}, too: set MQTT_NODE on one of them");
-            known.warn("namesake", &text);
+            known.warn("namesake", &two_machines(host));
+        }
+        drop(known);
+        if sighting == Sighting::Rival {
+            self.move_away();
         }
         Ok(())
+    }
+
+    /// Leaves the client ID to the machine that has it, too. The session under it may hold what was for either.
+    fn move_away(&mut self) {
+        match self.memory.know().draw_client_id() {
+            Ok((former, id)) => {
+                journal::warn(format_args!(
+                    "another machine connects with this host's client ID, as a clone of the disk does: this host \
+                     takes a new one"
+                ));
+                self.link.rename(id);
+                self.former = Some(former);
+            }
+            Err(error) => journal::warn(error),
+        }
     }
 }

@@ -5,6 +5,7 @@
 mod ahead;
 pub(crate) mod former;
 mod hear;
+mod instances;
 pub mod status;
 
 use std::collections::VecDeque;
@@ -19,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use self::ahead::AheadHosts;
+use self::instances::{Duplicates, OwnName};
 use self::status::{DaemonStatus, LinkState, LinkStatus, Reconnects, StatusFile};
 use crate::abuseipdb;
 use crate::abuseipdb::by_hand;
@@ -38,6 +40,7 @@ use crate::lock::{self, Lock, Role};
 use crate::memory::Memory;
 use crate::outbox::{Outbox, millis};
 use crate::paths::Paths;
+use crate::random;
 use crate::runtime;
 use crate::spool::Spool;
 use crate::store::{Identity, Store};
@@ -96,9 +99,6 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let (memory, bell) = (Arc::clone(&daemon.memory), Arc::clone(&daemon.bell));
     let exempt = exempt(config).with_peers(daemon.link.peers());
     let mut applier = tokio::spawn(apply::run(memory, Arc::clone(&bell), paths.clone(), exempt));
-    if let Some(id) = daemon.former.take() {
-        tokio::spawn(broker::purge(config.clone(), id));
-    }
     let memory = Arc::clone(&daemon.memory);
     let database = move || memory.know().database.path().map(Path::to_owned);
     let clears = former::clear_all(
@@ -130,6 +130,9 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
             }
             event = daemon.link.event() => daemon.heard(event),
             () = bell.news.notified() => {}
+        }
+        if let Some(id) = daemon.former.take() {
+            tokio::spawn(broker::purge(config.clone(), id));
         }
         daemon.speak();
     };
@@ -163,9 +166,13 @@ struct Daemon {
     parts: VecDeque<Publication>,
     /// A hash of this machine's id.
     machine: String,
+    /// The ID of this run of the daemon.
+    instance: String,
+    own_name: OwnName,
+    duplicates: Duplicates,
     /// When it started, in seconds since 1970.
     since: i64,
-    /// The client ID that it had before, under other settings.
+    /// The client ID that it had before, under other settings or in common with another machine.
     former: Option<String>,
     shown: Shown,
     /// What each host said lately.
@@ -197,13 +204,13 @@ impl Daemon {
             Guard::new(config.node.clone(), config.signing.is_some(), config.sharing.clone());
         let outbox = Outbox::new(spool.clone(), config.topic.clone());
         let by_hand = by_hand::Watch::new(paths.by_hand());
-        let machine = machine();
+        let (machine, instance) = (machine(), random::token().map_err(Error::Start)?);
         // Snapshots are asked for one host after another.
         let topics = vec![config.topic.events(), config.topic.presences()];
         let since = now().div_euclid(1000);
         let shown = Shown::new(config, paths, since);
         let others = shown.topic().into_iter().collect();
-        let gone = Presence { state: State::Offline, ..presence(&machine) }.encode();
+        let gone = Presence { state: State::Offline, ..presence(&machine, &instance) }.encode();
         let will = Some((config.topic.presence(&config.node), gone));
         let id = identity.client_id();
         let broker = config.brokers[0].to_string();
@@ -215,7 +222,10 @@ impl Daemon {
             memory: Arc::new(Memory::new(fleet, guard, outbox, database, store, by_hand)),
             bell: Arc::new(Bell::default()),
             parts: VecDeque::new(),
+            own_name: OwnName::new(machine.clone(), instance.clone()),
+            duplicates: Duplicates::default(),
             machine,
+            instance,
             since,
             former,
             shown,
@@ -256,6 +266,7 @@ impl Daemon {
                 self.link_status.turn(LinkState::Up, &broker, now());
                 self.reconnects.record(now());
                 self.shown.connected();
+                self.own_name.connected(&broker, now());
                 self.memory.know().fleet.connected(now());
                 self.certificates_checked = None;
             }
@@ -278,6 +289,7 @@ impl Daemon {
             LinkEvent::QosLowered => self.warn("qos", QOS_LOWERED),
             LinkEvent::Lost { broker, why } => {
                 self.shown.connected = false;
+                self.own_name.lost(now());
                 {
                     let mut known = self.memory.know();
                     known.outbox.lost();
@@ -318,7 +330,7 @@ impl Daemon {
         let refused = &known.refused;
         let itself = || {
             let refused = refused.by_name();
-            Presence { since: self.since, refused, ..presence(&self.machine) }
+            Presence { since: self.since, refused, ..presence(&self.machine, &self.instance) }
         };
         if let Some(presence) = known.fleet.presence(itself, now()) {
             let topic = self.topic.presence(&self.host);
@@ -337,7 +349,7 @@ impl Daemon {
     /// Takes in what the broker considers delivered, until it hangs up.
     async fn end(&mut self) {
         let topic = self.topic.presence(&self.host);
-        let gone = Presence { state: State::Offline, ..presence(&self.machine) };
+        let gone = Presence { state: State::Offline, ..presence(&self.machine, &self.instance) };
         self.link.keep(topic, gone.encode().into_bytes());
         if self.link.close() {
             let _ = timeout(GOODBYE, async {
@@ -378,6 +390,7 @@ impl Daemon {
         let status = DaemonStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             since: self.since,
+            instance: self.instance.clone(),
             link: LinkStatus {
                 reconnects: self.reconnects.within_hour(now),
                 ..self.link_status.clone()
@@ -389,6 +402,7 @@ impl Daemon {
                 .namesake
                 .filter(|at| (0..NAMESAKE_SHOWN).contains(&now.saturating_sub(*at)))
                 .map(|at| at.div_euclid(1000)),
+            duplicates: self.duplicates.shown(now),
             tables_full: status::tables_full(known.fleet.limits(), now),
         };
         if let Err(what) = self.status.update(status, now) {
@@ -473,9 +487,9 @@ pub(crate) fn exempt(config: &Config) -> Exempt {
 }
 
 /// What a host knows of itself from the first on.
-pub(crate) fn presence(machine: &str) -> Presence {
+pub(crate) fn presence(machine: &str, instance: &str) -> Presence {
     let (version, machine) = (env!("CARGO_PKG_VERSION").to_owned(), machine.to_owned());
-    Presence { version, machine, ..Presence::default() }
+    Presence { version, machine, instance: instance.to_owned(), ..Presence::default() }
 }
 
 /// A hash of the machine id (machine-id(5)), which itself is not to be published.

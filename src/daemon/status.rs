@@ -1,11 +1,11 @@
 //! The status file: the daemon's own state, for `f2bmqtt check` and for programs. Root alone may read it.
 //!
 //! ```json
-//! {"version":"1.0.0","since":1795342588,
+//! {"version":"1.0.0","since":1795342588,"instance":"0b9e…",
 //!  "link":{"state":"up","broker":"192.0.2.1:1883","error":null,"since":1795342590,
 //!          "reconnects":0},
 //!  "peers":3,"rejected":{"ahead":7},"ahead":[{"host":"web2","at":1795342600}],
-//!  "namesake":null,
+//!  "namesake":null,"duplicates":[{"host":"web3","at":1795342600}],
 //!  "tables_full":[{"table":"claims","limit":100000,"peer":"web2","at":1795342600}]}
 //! ```
 
@@ -38,6 +38,8 @@ pub struct DaemonStatus {
     pub version: String,
     /// When the daemon started.
     pub since: i64,
+    /// The ID of this run of the daemon, as in its presence.
+    pub instance: String,
     /// The link to the broker.
     pub link: LinkStatus,
     /// How many other hosts the daemon knows.
@@ -48,6 +50,8 @@ pub struct DaemonStatus {
     pub ahead: Vec<AheadHost>,
     /// When another machine of this host's name was seen, if that was within the last 70 seconds.
     pub namesake: Option<i64>,
+    /// Other hosts' names that two machines have, if both were seen within the last 70 seconds.
+    pub duplicates: Vec<Duplicate>,
     /// The limits that tables of the daemon reached within the last day.
     pub tables_full: Vec<FullTable>,
 }
@@ -84,6 +88,16 @@ pub struct AheadHost {
     #[allow(missing_docs)]
     pub host: String,
     /// When a message of the host was rejected last.
+    pub at: i64,
+}
+
+/// A name that two machines have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Duplicate {
+    #[allow(missing_docs)]
+    pub host: String,
+    /// When the machines were seen last.
     pub at: i64,
 }
 
@@ -216,11 +230,13 @@ mod tests {
         DaemonStatus {
             version: "1.0.0".to_owned(),
             since: 1_795_342_588,
+            instance: "0b9e".to_owned(),
             link,
             peers: 3,
             rejected: [("ahead".to_owned(), 7)].into(),
             ahead: vec![AheadHost { host: "web2".to_owned(), at: 1_795_342_600 }],
             namesake: None,
+            duplicates: vec![Duplicate { host: "web3".to_owned(), at: 1_795_342_600 }],
             tables_full: tables_full(&limits, NOW),
         }
     }
@@ -230,7 +246,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("status.json");
         StatusFile::new(path.clone()).update(status(), NOW).unwrap();
-        let expected = r#"{"version":"1.0.0","since":1795342588,"link":{"state":"up","broker":"192.0.2.1:1883","error":null,"since":1795342590,"reconnects":0},"peers":3,"rejected":{"ahead":7},"ahead":[{"host":"web2","at":1795342600}],"namesake":null,"tables_full":[{"table":"claims","limit":100000,"peer":"web2","at":1795342600}]}"#;
+        let expected = r#"{"version":"1.0.0","since":1795342588,"instance":"0b9e","link":{"state":"up","broker":"192.0.2.1:1883","error":null,"since":1795342590,"reconnects":0},"peers":3,"rejected":{"ahead":7},"ahead":[{"host":"web2","at":1795342600}],"namesake":null,"duplicates":[{"host":"web3","at":1795342600}],"tables_full":[{"table":"claims","limit":100000,"peer":"web2","at":1795342600}]}"#;
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{expected}\n"));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);

@@ -3,7 +3,7 @@
 //!
 //! ```json
 //! {"v":1,"state":"online","version":"1.0.0","jails":["sshd"],"bans":12,"machine":"8f1d…",
-//!  "since":1795342588,"held":30,"refused":{"malformed":2},
+//!  "instance":"0b9e…","since":1795342588,"held":30,"refused":{"malformed":2},
 //!  "asked":[["sshd","203.0.113.9","web2",1795342588123,"banned"]]}
 //! ```
 
@@ -80,6 +80,8 @@ pub struct Presence {
     pub bans: usize,
     /// A hash of its machine id: two machines of one name are told apart by it.
     pub machine: String,
+    /// Drawn at each start of the daemon: clones of one machine are told apart by it.
+    pub instance: String,
     /// When its daemon started, in seconds since 1970; 0 is not known.
     pub since: i64,
     /// How many bans it holds for other hosts.
@@ -116,6 +118,7 @@ impl Presence {
             jails: fields.texts("jails", MAX_JAILS, Jail::new)?.into_iter().collect(),
             bans: count("bans")?,
             machine: text("machine"),
+            instance: text("instance"),
             since: fields.within("since", &TIME_SECS)?,
             held: count("held")?,
             refused: refused(fields.counts("refused")?),
@@ -140,6 +143,9 @@ impl Presence {
             self.bans,
             Value::from(self.machine.as_str()),
         );
+        if !self.instance.is_empty() {
+            let _ = write!(json, r#","instance":{}"#, Value::from(self.instance.as_str()));
+        }
         if self.since > 0 {
             let _ = write!(json, r#","since":{}"#, range::into(&TIME_SECS, self.since));
         }
@@ -234,12 +240,13 @@ mod tests {
             jails: ["sshd", "web"].map(|jail| Jail::new(jail).unwrap()).into(),
             bans: 12,
             machine: "8f1d".to_owned(),
+            instance: "0b9e".to_owned(),
             since: 1_795_342_588,
             held: 30,
             refused: [("malformed", 2), ("old", 1)].map(|(name, n)| (name.to_owned(), n)).into(),
             asked: vec![said("banned"), said("never_ban")],
         };
-        let json = r#"{"v":1,"state":"online","version":"1.0.0","jails":["sshd","web"],"bans":12,"machine":"8f1d","since":1795342588,"held":30,"refused":{"malformed":2,"old":1},"asked":[["web","203.0.113.30","web\"1",1795342588123,"banned"],["web","203.0.113.30","web\"1",1795342588123,"never_ban"]]}"#;
+        let json = r#"{"v":1,"state":"online","version":"1.0.0","jails":["sshd","web"],"bans":12,"machine":"8f1d","instance":"0b9e","since":1795342588,"held":30,"refused":{"malformed":2,"old":1},"asked":[["web","203.0.113.30","web\"1",1795342588123,"banned"],["web","203.0.113.30","web\"1",1795342588123,"never_ban"]]}"#;
         assert_eq!(presence.encode(), json);
         assert_eq!(Presence::parse(json.as_bytes()), Ok(presence));
         let least = Presence::parse(br#"{"v":1,"state":"offline"}"#).unwrap();

@@ -1,7 +1,9 @@
 //! Faults that show in what other hosts say.
 
+use std::time::Duration;
+
 use super::{Case, FAULT, check, is_named};
-use crate::support::Rig;
+use crate::support::{Host, Rig, becomes, eventually};
 
 /// Faults that show in what other hosts say.
 const OTHERS: [Case; 4] = [
@@ -40,7 +42,7 @@ const OTHERS: [Case; 4] = [
     },
     Case {
         host: ["echo MQTT_NODE=b >>/etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub", ""],
-        said: &["✗ another machine is called b, too: each overwrites the other's snapshot\n", "set MQTT_NODE"],
+        said: &["✗ two machines are called b: each overwrites the other's snapshot\n", "set MQTT_NODE"],
         ..FAULT
     },
 ];
@@ -55,6 +57,45 @@ fn each_fault_that_others_show_is_named() {
     // Both are connected.
     for host in [a, b, a, b] {
         let (text, code) = check(host);
-        assert!(code == 1 && text.contains("✗ another machine is called b, too"), "{text}");
+        assert!(code == 1 && text.contains("✗ two machines are called b:"), "{text}");
+    }
+    clones_are_named_and_part(hub, a, b);
+}
+
+/// A clone has the name, the machine ID and the client ID of its original.
+fn clones_are_named_and_part(hub: Host<'_>, a: Host<'_>, b: Host<'_>) {
+    b.sh("systemctl stop f2bmqttsub");
+    let original = a.sh("cd /; tar -cz etc/machine-id var/lib/f2bmqtt/fleet.sqlite3* | base64 -w0");
+    b.sh(&format!(
+        "echo {original} | base64 -d >/root/original.tar
+         rm /var/lib/f2bmqtt/fleet.sqlite3*; tar -C / -xzf /root/original.tar var
+         mkdir -p /root/etc /run/systemd/system/f2bmqttsub.service.d
+         tar -C /root -xzf /root/original.tar etc
+         printf '[Service]\\nBindReadOnlyPaths=/root/etc/machine-id:/etc/machine-id\\n' \
+           >/run/systemd/system/f2bmqttsub.service.d/clone.conf
+         systemctl daemon-reload; systemctl start f2bmqttsub"
+    ));
+    for host in [a, b] {
+        eventually("the journal names the clone", || {
+            host.journal().contains("two machines are called b: each overwrites")
+        });
+    }
+    eventually("one of them takes a new client ID", || {
+        [a, b].iter().any(|host| host.journal().contains("this host takes a new one"))
+    });
+    // With one client ID, only one of them has each message.
+    let mut round = 0;
+    eventually("both hear the same message", || {
+        round += 1;
+        let line = format!("Inbound: ban 198.51.100.{round} ");
+        hub.publish_event("ban", "sshd", &format!("198.51.100.{round}"), "far");
+        [a, b].iter().all(|host| becomes(Duration::from_secs(5), || host.journal().contains(&line)))
+    });
+    // Any other host sees the fault, too.
+    hub.sh("systemctl start f2bmqttsub");
+    for host in [a, b, hub] {
+        eventually("check names the clone", || {
+            check(host).0.contains("✗ two machines are called b:")
+        });
     }
 }

@@ -34,13 +34,16 @@ pub(super) fn findings(
     let mut found = Vec::new();
     let others = |there: &str| !there.is_empty() && there != machine;
     let mut own = heard.presences.iter().filter(|(host, _)| host == me);
-    if seen.namesake || own.any(|(_, there)| others(&there.machine)) {
-        let text =
-            format!("another machine is called {me}, too: each overwrites the other's snapshot");
-        found.push(Finding::fault("fleet_name", text).next(
+    let twice = |name: &str| {
+        let text = format!("two machines are called {name}: each overwrites the other's snapshot");
+        Finding::fault("fleet_name", text).next(
             "on one of them: set MQTT_NODE in /etc/fail2ban/mqtt.env\n\
              then: systemctl restart f2bmqttsub",
-        ));
+        )
+    };
+    found.extend(seen.duplicates.iter().map(|name| twice(name).about(name)));
+    if seen.namesake || own.any(|(_, there)| others(&there.machine)) {
+        found.push(twice(me.as_str()));
     } else {
         found.push(Finding::well("fleet_name", format!("no other machine is called {me}")));
     }
@@ -208,7 +211,16 @@ mod tests {
         use State::{Offline, Online};
         assert_eq!(odd(&heard(&[("web1", Online, "m1"), ("web2", Online, "m2")], &[])), []);
         let two = heard(&[("web1", Online, "m1"), ("web1", Offline, "m3")], &[]);
-        assert!(odd(&two)[0].1.starts_with("another machine is called web1, too"));
+        assert!(odd(&two)[0].1.starts_with("two machines are called web1: each overwrites"));
+        let both = Seen { namesake: true, duplicates: vec!["web2".to_owned()], ..Seen::default() };
+        let topic = Topic::of_fleet("blacklist").unwrap();
+        let mut faults = findings((&host("web1"), &topic), "m1", &Heard::default(), &both);
+        faults.retain(|finding| finding.id == "fleet_name");
+        let texts: Vec<_> = faults.iter().map(|finding| (finding.state, &*finding.text)).collect();
+        let expected = ["web2", "web1"].map(|name| {
+            format!("two machines are called {name}: each overwrites the other's snapshot")
+        });
+        assert_eq!(texts, expected.each_ref().map(|text| (How::Fault, text.as_str())));
         assert_eq!(odd(&heard(&[("web1", Online, "")], &[])), [], "it does not say which it is");
     }
 

@@ -39,6 +39,8 @@ pub(super) struct Host {
     pub(super) clock_is_set: bool,
     /// The daemon saw another machine of its name just now.
     pub(super) namesake: bool,
+    /// Other hosts' names that two machines have.
+    pub(super) duplicates: Vec<String>,
 }
 
 /// What systemd says of the service.

@@ -47,6 +47,7 @@ pub(super) fn host(paths: &Paths, settings: &Path) -> Host {
     let room = rustix::fs::statvfs(&paths.state).ok();
     Host {
         namesake: false,
+        duplicates: Vec::new(),
         service: service(),
         replaced: exe.is_some_and(|exe| {
             exe.is_ok_and(|exe| exe.as_os_str().as_bytes().ends_with(b" (deleted)"))

@@ -67,10 +67,13 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         let (paths, path) = (paths.clone(), path.clone());
         std::thread::spawn(move || (look::host(&paths, &path), ask::configured()))
     };
+    let file = paths.status();
+    let status = DaemonStatus::read(&file);
+    let instance = status.as_ref().map(|status| status.instance.clone()).unwrap_or_default();
     let (brokers, server) = runtime::run(async {
         let brokers = async {
             match config {
-                Ok(config) => probe::brokers(config).await,
+                Ok(config) => probe::brokers(config, &instance).await,
                 Err(_) => Vec::new(),
             }
         };
@@ -81,10 +84,13 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
     if config.is_err() {
         host.settings_newer = None; // to start the service anew would be to stop it
     }
-    let file = paths.status();
+    // What the daemon saw meanwhile.
     let status = DaemonStatus::read(&file);
     // The two drive each other off the broker, every few seconds, and the broker knows only the last of them.
     host.namesake = host.runs() && status.as_ref().is_ok_and(|status| status.namesake.is_some());
+    if let (true, Ok(status)) = (host.runs(), &status) {
+        host.duplicates = status.duplicates.iter().map(|one| one.host.clone()).collect();
+    }
     let mut found = settings::findings(config, &path);
     if let Ok(config) = config {
         let works = brokers.iter().any(|reached| reached.heard().is_some());

@@ -44,15 +44,14 @@ const MARK: &str = "check";
 const SHARD: &str = "shard";
 
 /// Goes to all brokers at once.
-pub(super) async fn brokers(config: &Config) -> Vec<Reached> {
-    let ways = config
-        .brokers
-        .iter()
-        .map(|broker| async { Reached { broker: broker.clone(), way: go(config, broker).await } });
+pub(super) async fn brokers(config: &Config, instance: &str) -> Vec<Reached> {
+    let ways = config.brokers.iter().map(|broker| async {
+        Reached { broker: broker.clone(), way: go(config, broker, instance).await }
+    });
     join_all(ways).await
 }
 
-async fn go(config: &Config, broker: &Broker) -> Way {
+async fn go(config: &Config, broker: &Broker, instance: &str) -> Way {
     let addresses = match resolve(broker).await {
         Ok(addresses) => addresses,
         Err(why) => return Way::NoName(why),
@@ -75,7 +74,7 @@ async fn go(config: &Config, broker: &Broker) -> Way {
     let others = home.iter().flatten().cloned().chain([own.clone()]).collect();
     let client = Client { id, persistent: false, topics: Vec::new(), others, will: None };
     let heard = Heard { refused_as_daemon: refused.clone(), ..Heard::default() };
-    let mut ear = Ear { link: Link::new(&only, client), config, mark, own, heard };
+    let mut ear = Ear { link: Link::new(&only, client), config, instance, mark, own, heard };
     match ear.link.event().await {
         Event::Lost { why, .. } => Way::NoEntry { ports, why: refused.unwrap_or(why) },
         _ => Way::In { ports, heard: Box::new(ear.listen().await) },
@@ -136,6 +135,8 @@ async fn knock(at: SocketAddr) -> Port {
 struct Ear<'a> {
     link: Link,
     config: &'a Config,
+    /// The ID of the daemon's run, if a daemon runs.
+    instance: &'a str,
     /// In each message that it publishes itself.
     mark: String,
     /// Where it publishes in its own snapshot's branch; no host listens so deep.
@@ -351,16 +352,15 @@ impl Ear<'_> {
         }
     }
 
-    /// What the broker keeps of this host, or else that it is offline.
+    /// What the broker keeps of this host's daemon, or what is known without that.
     fn presence(&self) -> Presence {
         let machine = daemon::machine();
-        let own = self
-            .heard
-            .presences
-            .iter()
-            .rev()
-            .find(|(host, there)| *host == self.config.node && there.machine == machine);
-        own.map_or_else(|| daemon::presence(&machine), |(_, own)| own.clone())
+        let own = self.heard.presences.iter().rev().find(|(host, there)| {
+            *host == self.config.node
+                && there.machine == machine
+                && (self.instance.is_empty() || there.instance == self.instance)
+        });
+        own.map_or_else(|| daemon::presence(&machine, self.instance), |(_, own)| own.clone())
     }
 
     /// What a message of this check is known by.
