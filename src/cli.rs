@@ -59,6 +59,7 @@ const STATUS_FILE: &str = "The daemon keeps its state in /run/f2bmqtt/status.jso
         seen within the last 70 seconds, or null\n  \
         duplicates[].host, .at    names of other hosts that two machines\n                            \
         have, seen within the last 70 seconds\n  \
+        disks_full[].path, .at    file systems without room, and since when\n  \
         tables_full[]             limits that were reached within the last\n                            \
         day:\n  \
         tables_full[].table       peers (other hosts), claims (their bans),\n                            \

@@ -2,6 +2,7 @@
 //! symbolic link in the place of one is not followed. Where an admin chose the place, [`trust`] looks at it first.
 
 pub mod mounts;
+pub mod room;
 pub mod trust;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};

@@ -275,13 +275,21 @@ fn a_ban_that_no_disk_has_outlives_the_daemon_and_the_broker_s_memory() {
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
     a.sh("systemctl stop f2bmqttsub fail2ban
           for d in f2bmqtt fail2ban; do
-              cp -a /var/lib/$d /root/; mount -t tmpfs -o size=4m,mode=0700 tmpfs /var/lib/$d
+              cp -a /var/lib/$d /root/; mount -t tmpfs -o size=32m,mode=0700 tmpfs /var/lib/$d
               cp -a /root/$d/. /var/lib/$d/
           done; systemctl start fail2ban f2bmqttsub");
     a.ready();
     a.sh("for d in f2bmqtt fail2ban; do
               dd if=/dev/zero of=/var/lib/$d/filler bs=64k; dd if=/dev/zero of=/var/lib/$d/filler2 bs=512
           done 2>&1; true");
+    for dir in ["/var/lib/f2bmqtt", "/var/lib/fail2ban"] {
+        let line = format!("KiB are free, less than 16384 KiB, on the file system of {dir}");
+        eventually("the journal names the full disk", || a.journal().contains(&line));
+        let shown = |command: &str| String::from_utf8_lossy(&a.run(command).stdout).contains(&line);
+        assert!(shown("f2bmqtt status") && shown("f2bmqtt check"), "{line}");
+        let file = a.sh("cat /run/f2bmqtt/status.json");
+        assert!(file.contains(&format!(r#"{{"path":"{dir}","at":"#)), "{file}");
+    }
     attack(a, &addresses(2));
     eventually("b bans them", || banned(b) == addresses(2));
     let journal = a.sh("journalctl -t f2bmqtt -o cat --no-pager");
@@ -299,6 +307,9 @@ fn a_ban_that_no_disk_has_outlives_the_daemon_and_the_broker_s_memory() {
     a.sh("fail2ban-client set sshd unbanip 192.0.2.2");
     eventually("b frees it", || banned(b) == addresses(1));
     a.sh("rm /var/lib/f2bmqtt/filler* /var/lib/fail2ban/filler*");
+    eventually("the journal names the room", || {
+        a.journal().contains("the file system of /var/lib/fail2ban has room again")
+    });
     eventually("the other is written down", || spooled(a) == (0, 0));
     a.sh("systemctl kill -s KILL f2bmqttsub");
     hub.sh("systemctl restart mosquitto");

@@ -57,6 +57,7 @@ pub enum Named {
         broker.address, .user, .fault\n                            \
         fault: why it cannot be used\n  \
         fail2ban.jails, .fault\n  \
+        disks_full[].path, .text  file systems without room, and why\n  \
         waiting.events, .reports  not published yet; not reported yet\n  \
         abuseipdb.{report,check,bulk-report}.limit, .remaining, .seen,\n    \
         .blocked\n                            \

@@ -3,6 +3,7 @@
 //! is in `hear`; what it shows of its own state, in [`status`].
 
 mod ahead;
+mod disks;
 pub(crate) mod former;
 mod hear;
 mod instances;
@@ -20,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use self::ahead::AheadHosts;
+use self::disks::Disks;
 use self::instances::{Duplicates, OwnName};
 use self::status::{DaemonStatus, LinkState, LinkStatus, Reconnects, StatusFile};
 use crate::abuseipdb;
@@ -30,6 +32,7 @@ use crate::config::{self, Config, Topic, bare};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::figures::Shown;
+use crate::files::room::full_disks;
 use crate::fleet::provenance::Provenance;
 use crate::fleet::snapshot::Publication;
 use crate::fleet::{Fleet, Pace, Remembered};
@@ -187,6 +190,8 @@ struct Daemon {
     is_sample: bool,
     /// What to say of that, once.
     sample: Option<String>,
+    disks: Disks,
+    paths: Paths,
     status: StatusFile,
 }
 
@@ -237,6 +242,8 @@ impl Daemon {
             namesake: None,
             is_sample: config.is_sample(),
             sample: config.is_sample().then(|| sample_advice(&config::path())),
+            disks: Disks::default(),
+            paths: paths.clone(),
             status: StatusFile::new(paths.status()),
         })
     }
@@ -387,6 +394,11 @@ impl Daemon {
             self.link.keep(topic, text.into_bytes());
         }
         let now = now();
+        if self.disks.is_due(now) {
+            let changes = self.disks.update(&full_disks(&self.paths), now);
+            changes.warnings.iter().for_each(|text| known.warn("disk", text));
+            changes.cured.iter().for_each(say);
+        }
         let status = DaemonStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             since: self.since,
@@ -403,6 +415,7 @@ impl Daemon {
                 .filter(|at| (0..NAMESAKE_SHOWN).contains(&now.saturating_sub(*at)))
                 .map(|at| at.div_euclid(1000)),
             duplicates: self.duplicates.shown(now),
+            disks_full: self.disks.shown(),
             tables_full: status::tables_full(known.fleet.limits(), now),
         };
         if let Err(what) = self.status.update(status, now) {

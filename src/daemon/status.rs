@@ -6,6 +6,7 @@
 //!          "reconnects":0},
 //!  "peers":3,"rejected":{"ahead":7},"ahead":[{"host":"web2","at":1795342600}],
 //!  "namesake":null,"duplicates":[{"host":"web3","at":1795342600}],
+//!  "disks_full":[{"path":"/var/lib/f2bmqtt","at":1795342600}],
 //!  "tables_full":[{"table":"claims","limit":100000,"peer":"web2","at":1795342600}]}
 //! ```
 
@@ -52,6 +53,8 @@ pub struct DaemonStatus {
     pub namesake: Option<i64>,
     /// Other hosts' names that two machines have, if both were seen within the last 70 seconds.
     pub duplicates: Vec<Duplicate>,
+    /// The file systems without room that the daemon, fail2ban or the reporter write to.
+    pub disks_full: Vec<DiskFull>,
     /// The limits that tables of the daemon reached within the last day.
     pub tables_full: Vec<FullTable>,
 }
@@ -98,6 +101,16 @@ pub struct Duplicate {
     #[allow(missing_docs)]
     pub host: String,
     /// When the machines were seen last.
+    pub at: i64,
+}
+
+/// A file system without room.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiskFull {
+    /// A directory on the file system.
+    pub path: String,
+    /// When the daemon saw that first.
     pub at: i64,
 }
 
@@ -237,6 +250,7 @@ mod tests {
             ahead: vec![AheadHost { host: "web2".to_owned(), at: 1_795_342_600 }],
             namesake: None,
             duplicates: vec![Duplicate { host: "web3".to_owned(), at: 1_795_342_600 }],
+            disks_full: vec![DiskFull { path: "/var/lib/f2bmqtt".to_owned(), at: 1_795_342_600 }],
             tables_full: tables_full(&limits, NOW),
         }
     }
@@ -246,7 +260,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("status.json");
         StatusFile::new(path.clone()).update(status(), NOW).unwrap();
-        let expected = r#"{"version":"1.0.0","since":1795342588,"instance":"0b9e","link":{"state":"up","broker":"192.0.2.1:1883","error":null,"since":1795342590,"reconnects":0},"peers":3,"rejected":{"ahead":7},"ahead":[{"host":"web2","at":1795342600}],"namesake":null,"duplicates":[{"host":"web3","at":1795342600}],"tables_full":[{"table":"claims","limit":100000,"peer":"web2","at":1795342600}]}"#;
+        let expected = r#"{"version":"1.0.0","since":1795342588,"instance":"0b9e","link":{"state":"up","broker":"192.0.2.1:1883","error":null,"since":1795342590,"reconnects":0},"peers":3,"rejected":{"ahead":7},"ahead":[{"host":"web2","at":1795342600}],"namesake":null,"duplicates":[{"host":"web3","at":1795342600}],"disks_full":[{"path":"/var/lib/f2bmqtt","at":1795342600}],"tables_full":[{"table":"claims","limit":100000,"peer":"web2","at":1795342600}]}"#;
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{expected}\n"));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);

@@ -12,6 +12,7 @@ use crate::abuseipdb::report::Report;
 use crate::config::Config;
 use crate::daemon;
 use crate::fail2ban::Client;
+use crate::files::room::{FullDisk, full_disks};
 use crate::ignored::Because;
 use crate::lock::{self, Role};
 use crate::paths::Paths;
@@ -33,6 +34,8 @@ pub struct Service {
     pub events: usize,
     /// Reports that wait to be sent, and what is left of the day's calls.
     pub reports: Glance,
+    /// The file systems without room.
+    pub disks_full: Vec<FullDisk>,
 }
 
 impl Service {
@@ -49,7 +52,7 @@ impl Service {
         let mut reports = Glance::of(&paths.report_queue()).unwrap_or_default();
         reports.waiting += inbox;
         let events = paths.spool().list().unwrap_or_default().len();
-        Self { pid, since, events, reports }
+        Self { pid, since, events, reports, disks_full: full_disks(paths) }
     }
 }
 

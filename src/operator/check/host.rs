@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::finding::Finding;
-
-/// Less room than this, in bytes, is soon none.
-const LITTLE: u64 = 16 * 1024 * 1024;
+use crate::files::room::{FullDisk, Room};
 
 /// What waits in the spool for longer, in seconds, waits for a reason.
 const WAITS: u64 = 60;
@@ -29,8 +27,10 @@ pub(super) struct Host {
     pub(super) kept: Vec<PathBuf>,
     /// Action files that are not there.
     pub(super) no_actions: Vec<PathBuf>,
-    /// Bytes and files that there is room for, where the state is.
-    pub(super) room: Option<(u64, u64)>,
+    /// The room where the state is.
+    pub(super) room: Option<Room>,
+    /// The file systems without room.
+    pub(super) disks_full: Vec<FullDisk>,
     /// What others than root can get at.
     pub(super) exposed: Vec<(PathBuf, u32)>,
     /// How many events wait in the spool, and for how many seconds the oldest.
@@ -219,30 +219,28 @@ impl Host {
     /// What is kept on disk.
     fn state(&self, state: &Path) -> Vec<Finding> {
         let mut found = Vec::new();
-        let state = state.display();
+        let full = |text: &str, path: &Path| {
+            Finding::fault("disk", format!("{text}: a restart loses what cannot be written"))
+                .next(format!("make room: df -h {}", path.display()))
+        };
         match self.room {
             None => {
+                let state = state.display();
                 let text = format!("{state} is missing");
                 found.push(
                     Finding::fault("disk", text)
                         .next("dpkg-reconfigure f2bmqtt; systemctl restart f2bmqttsub"),
                 );
             }
-            Some((bytes, files)) if bytes < LITTLE || files == 0 => {
-                let what = match files {
-                    0 => "no more file can be made".to_owned(),
-                    _ => format!("{} KiB are free, less than {} KiB,", bytes / 1024, LITTLE / 1024),
-                };
-                let text = format!(
-                    "{what} on the file system of {state}: a restart loses what cannot be written"
-                );
-                found.push(Finding::fault("disk", text).next(format!("make room: df -h {state}")));
-            }
-            Some((bytes, _)) => {
-                let text = format!("{} MiB are free where {state} is", bytes / 1024 / 1024);
-                found.push(Finding::well("disk", text));
+            Some(room) => {
+                let free = room.bytes / 1024 / 1024;
+                let well = format!("{free} MiB are free where {} is", state.display());
+                let shortage = room.shortage(state).map(|text| full(&text, state));
+                found.push(shortage.unwrap_or_else(|| Finding::well("disk", well)));
             }
         }
+        let others = self.disks_full.iter().filter(|disk| disk.path != state);
+        found.extend(others.map(|disk| full(&disk.text, &disk.path).about(&disk.path.display())));
         found.extend(self.exposed.iter().map(|(path, mode)| {
             let path = path.display();
             let text =
@@ -335,7 +333,7 @@ mod tests {
         Host {
             service: Some(service),
             holder: Some(("subscribe".to_owned(), 7)),
-            room: Some((1 << 30, 1000)),
+            room: Some(Room { bytes: 1 << 30, files: 1000, is_read_only: false }),
             ..Host::default()
         }
     }
@@ -358,6 +356,8 @@ mod tests {
             host.service.iter_mut().for_each(change);
             host
         };
+        let room = |bytes, files| Room { bytes, files, is_read_only: false };
+        let other_disk = FullDisk { path: "/var/lib/fail2ban".into(), text: "full".to_owned() };
         let table = [
             (
                 Host { holder: None, ..with(&|service| service.active = "inactive".to_owned()) },
@@ -399,8 +399,9 @@ mod tests {
             ),
             (Host { kept: file(), ..sound() }, vec![("action_file", Warning)]),
             (Host { no_actions: file(), ..sound() }, vec![("action_file", Warning)]),
-            (Host { room: Some((5, 5)), ..sound() }, vec![("disk", Fault)]),
-            (Host { room: Some((1 << 30, 0)), ..sound() }, vec![("disk", Fault)]),
+            (Host { room: Some(room(5, 5)), ..sound() }, vec![("disk", Fault)]),
+            (Host { room: Some(room(1 << 30, 0)), ..sound() }, vec![("disk", Fault)]),
+            (Host { disks_full: vec![other_disk], ..sound() }, vec![("disk", Fault)]),
             (Host { room: None, ..sound() }, vec![("disk", Fault)]),
             (
                 Host { exposed: vec![(PathBuf::from("/x"), 0o40755)], ..sound() },

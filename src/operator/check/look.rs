@@ -13,6 +13,7 @@ use super::host::{Host, Script, Seen, Service};
 use super::reports::Key;
 use crate::abuseipdb::key::KeyFile;
 use crate::files::mounts;
+use crate::files::room::{Room, full_disks};
 use crate::lock;
 use crate::paths::Paths;
 
@@ -44,7 +45,6 @@ pub(super) fn host(paths: &Paths, settings: &Path) -> Host {
     let links = fs::read_to_string(LINKS).unwrap_or_default();
     let links = links.lines().map(PathBuf::from);
     let (no_actions, kept) = actions();
-    let room = rustix::fs::statvfs(&paths.state).ok();
     Host {
         namesake: false,
         duplicates: Vec::new(),
@@ -61,11 +61,8 @@ pub(super) fn host(paths: &Paths, settings: &Path) -> Host {
             .collect(),
         no_actions,
         kept,
-        // Some file systems count no files.
-        room: room.map(|room| {
-            let files = if room.f_files == 0 { u64::MAX } else { room.f_favail };
-            (room.f_bavail.saturating_mul(room.f_frsize), files)
-        }),
+        room: Room::of(&paths.state),
+        disks_full: full_disks(paths),
         exposed: exposed(paths),
         spool: spool_waits(paths.spool().dir()),
         clock_is_set: Path::new("/run/systemd/timesync/synchronized").exists(),

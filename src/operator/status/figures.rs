@@ -10,7 +10,7 @@ use crate::wire::{Host, Jail};
 
 impl Status {
     pub(super) fn json(&self) -> Value {
-        let Service { pid, since, events, reports } = &self.service;
+        let Service { pid, since, events, reports, disks_full } = &self.service;
         json!({
             "host": self.me.as_str(),
             "version": env!("CARGO_PKG_VERSION"),
@@ -21,6 +21,9 @@ impl Status {
                 "jails": self.jails.iter().flatten().map(Jail::as_str).collect::<Vec<_>>(),
                 "fault": self.jails.as_ref().err(),
             },
+            "disks_full": disks_full.iter()
+                .map(|disk| json!({ "path": disk.path.display().to_string(), "text": disk.text }))
+                .collect::<Vec<_>>(),
             "waiting": { "events": events, "reports": reports.waiting },
             "abuseipdb": quotas(reports),
             "reporter": {

@@ -77,6 +77,9 @@ impl Status {
         if self.jails.is_err() {
             faults.push("fail2ban does not answer".to_owned());
         }
+        if !self.service.disks_full.is_empty() {
+            faults.push("a file system is full".to_owned());
+        }
         let missing = self.view.missing();
         if !missing.is_empty() {
             faults.push(format!("the broker did not show {}", missing.join(", ")));

@@ -35,7 +35,10 @@ impl Status {
             Ok(jails) => line("fail2ban", Look::Good, &format!("answers; jails: {}", list(jails))),
             Err(why) => line("fail2ban", Look::Bad, why),
         }
-        let Service { events, reports, .. } = &self.service;
+        let Service { events, reports, disks_full, .. } = &self.service;
+        for disk in disks_full {
+            line("disk", Look::Bad, &disk.text);
+        }
         let age =
             reports.oldest.map(|at| format!(" (the oldest for {})", span(self.clock.now - at)));
         let waiting = count(reports.waiting, "report");
