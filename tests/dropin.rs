@@ -4,7 +4,7 @@
 
 mod support;
 
-use support::{Host, Rig, eventually};
+use support::{Host, Rig, eventually, package};
 
 /// One call of the notifier: its arguments, and what is published, if anything.
 struct Call {
@@ -123,6 +123,35 @@ fn the_notifier_never_waits_and_loses_nothing_without_a_broker() {
     assert_eq!(a.sh("ls /var/lib/f2bmqtt/spool | wc -l"), "1");
     hub.sh("systemctl start mosquitto");
     eventually("b is told", || b.journal().contains("Inbound: ban 203.0.113.1 "));
+    removal_takes_a_host_out_of_the_fleet(hub, a, b);
+}
+
+/// As for a host that goes back to the scripts: what it unbans from then on, it unbans by other means.
+fn removal_takes_a_host_out_of_the_fleet(hub: Host<'_>, a: Host<'_>, b: Host<'_>) {
+    let retained = || {
+        hub.sh("mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'f2bmqtt/blacklist/#' \
+                --retained-only -W 2 -F %t || true")
+    };
+    a.attack("auth", &["203.0.113.2"]);
+    eventually("b bans it, too", || b.bans("sshd", "203.0.113.2"));
+    eventually("the broker has the snapshot", || retained().contains("/state/a/"));
+    a.push(&package(), "/root/f2bmqtt.deb");
+    let said = a.sh("apt-get install -y --reinstall /root/f2bmqtt.deb </dev/null 2>&1");
+    assert!(!said.contains("from the fleet"), "{said}");
+    a.ready();
+    assert!(b.bans("sshd", "203.0.113.2"), "an upgrade releases no ban");
+    let said = a.sh("apt-get remove -y f2bmqtt </dev/null 2>&1");
+    assert!(said.contains("removed a from the fleet: other hosts release its bans"), "{said}");
+    eventually("b frees it", || !b.bans("sshd", "203.0.113.2"));
+    assert!(a.bans("sshd", "203.0.113.2"), "fail2ban goes on");
+    let left = retained();
+    assert!(!left.contains("/a") && left.contains("/host/b"), "{left}");
+    // A broker that does not answer holds nothing up.
+    hub.rig("cut");
+    let said = b.sh("timeout 60 apt-get remove -y f2bmqtt </dev/null 2>&1");
+    assert!(said.contains("cannot remove b from the fleet: "), "{said}");
+    assert!(said.contains("on one of them: f2bmqtt forget b"), "{said}");
+    b.sh("! dpkg -s f2bmqtt | grep -q '^Status: install ok installed'");
 }
 
 /// One message: who publishes what on which topic, and what the subscriber prints of it.

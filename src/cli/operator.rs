@@ -25,6 +25,9 @@ pub enum Operation {
     Unban(UnbanArgs),
     #[command(about = "Clear what a host that is gone for good left on the broker")]
     Forget(ForgetArgs),
+    /// Clear what this host left on the broker; run by the package when it is removed
+    #[command(hide = true)]
+    Leave,
     /// Print names of jails, hosts or addresses; called by the completions of shells
     #[command(hide = true)]
     Names {

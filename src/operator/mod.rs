@@ -12,6 +12,7 @@ pub mod clock;
 pub mod forget;
 pub mod gather;
 mod known;
+mod leave;
 pub mod list;
 pub mod local;
 mod names;
@@ -43,6 +44,7 @@ pub fn run(operation: &Operation, paths: &Paths) -> Result<(), Error> {
         Operation::Ban(args) => ban::run(args, paths),
         Operation::Unban(args) => unban::run(args, paths),
         Operation::Forget(args) => forget::run(args, paths),
+        Operation::Leave => leave::run(paths),
         Operation::Names { named } => names::run(*named, paths),
     }
 }

@@ -1,0 +1,118 @@
+//! `f2bmqtt leave`: clears what the broker keeps of this host, for the removal of the package. Without that, hosts that
+//! import its bans would keep them, whatever this host unbans later by other means.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::time::timeout;
+
+use super::forget::{farewell, is_kept};
+use super::view::View;
+use super::visit::{Message, Visit};
+use crate::broker;
+use crate::config::Config;
+use crate::daemon::machine;
+use crate::error::Error;
+use crate::figures::homeassistant;
+use crate::journal::say;
+use crate::lock;
+use crate::outbox::millis;
+use crate::paths::Paths;
+use crate::runtime;
+use crate::store::Store;
+use crate::wire::Host;
+
+/// How long it may take in all: a removal waits for it.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// What is left of `LIMIT` to a broker that does not end the daemon's session.
+const PURGE_LIMIT: Duration = Duration::from_secs(1);
+
+/// Clears the branch of this host, and ends the session of its daemon. Settings that nobody set are no fault.
+///
+/// # Errors
+/// Any [`Error`], with what to do instead.
+pub(super) fn run(paths: &Paths) -> Result<(), Error> {
+    let config = Config::load()?;
+    if config.is_sample() {
+        return Ok(());
+    }
+    if lock::is_held(&paths.lock()) {
+        return Err(Error::Undone(
+            "the service runs and would publish its bans again; stop it first: systemctl stop f2bmqttsub"
+                .to_owned(),
+        ));
+    }
+    let node = &config.node;
+    let failed = |why: &dyn ToString| {
+        Error::Undone(format!(
+            "cannot remove {node} from the fleet: {}; other hosts keep its bans until they end; on one of them: \
+             f2bmqtt forget {node}",
+            why.to_string()
+        ))
+    };
+    runtime::run(async {
+        let left = timeout(LIMIT, leave(&config, paths)).await;
+        let late = || format!("the broker did not answer within {} s", LIMIT.as_secs());
+        left.map_err(|_| failed(&late()))?.map_err(|error| failed(&error))?;
+        say(format_args!("removed {node} from the fleet: other hosts release its bans"));
+        Ok(())
+    })
+}
+
+async fn leave(config: &Config, paths: &Paths) -> Result<(), Error> {
+    let mut visit = Visit::begin(config, paths).await?;
+    visit.look_into(&config.node).await?;
+    if is_of_another(visit.view(), &config.node, &machine()) {
+        return Err(Error::Undone("another machine has this name now".to_owned()));
+    }
+    let mut messages = farewell(&config.node, visit.view(), millis(SystemTime::now()));
+    if let Some(prefix) = &config.ha_prefix {
+        messages.extend(homeassistant::topics(prefix, &config.node).map(Message::Clear));
+    }
+    visit.publish(&messages).await?;
+    let until = Instant::now() + LIMIT;
+    while is_kept(&config.node, visit.view()) {
+        if visit.listen(until).await?.is_none() {
+            return Err(Error::Undone("the broker still keeps its topics".to_owned()));
+        }
+    }
+    visit.end().await;
+    // The broker would go on queueing for it.
+    let path = paths.store();
+    let identity = path.exists().then(|| Store::open(&path)?.identity()).transpose()?.flatten();
+    if let Some(identity) = identity {
+        let _ = timeout(PURGE_LIMIT, broker::purge(config.clone(), identity.client_id())).await;
+    }
+    Ok(())
+}
+
+/// Whether the name is another machine's. This host's own daemon may have ended without a good-bye.
+fn is_of_another(view: &View, node: &Host, machine: &str) -> bool {
+    let presence = view.hosts().get(node).and_then(|member| member.presence());
+    presence.is_some_and(|there| !there.machine.is_empty() && there.machine != machine)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn branch_of_another_machine_of_this_name_stays() {
+        let node = Host::new("web1").unwrap();
+        let table = [
+            ("", false),
+            (r#"{"v":1,"state":"offline","machine":"m1"}"#, false),
+            (r#"{"v":1,"state":"online","machine":"m1"}"#, false),
+            (r#"{"v":1,"state":"online"}"#, false),
+            (r#"{"v":1,"state":"online","machine":"m2"}"#, true),
+            (r#"{"v":1,"state":"offline","machine":"m2"}"#, true),
+        ];
+        for (presence, expected) in table {
+            let mut view = View::default();
+            if !presence.is_empty() {
+                view.hear_on("host/web1", presence.as_bytes());
+            }
+            assert_eq!(is_of_another(&view, &node, "m1"), expected, "{presence}");
+        }
+    }
+}
