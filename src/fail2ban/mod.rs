@@ -245,6 +245,15 @@ impl Client {
         self.call(&["get", jail.as_str(), what], QUESTION, read).await
     }
 
+    /// The command that decides which addresses a jail is never to ban; empty where the jail has none.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn ignore_command(&mut self, jail: &Jail) -> Result<String, Error> {
+        let read = |answer: &Value<'_>| Some(answer.text().unwrap_or_default().trim().to_owned());
+        self.call(&["get", jail.as_str(), "ignorecommand"], QUESTION, read).await
+    }
+
     /// For how long its database keeps old rows, in seconds.
     ///
     /// # Errors

@@ -82,7 +82,8 @@ async fn ask(socket: &Path) -> Result<(Server, Vec<Vec<String>>), Error> {
         }
         let logs = client.logs(&name).await?;
         ignored.push(client.ignored(&name).await?);
-        server.jails.push(Running { name, actions, logs, wrong: Vec::new() });
+        let ignore_command = client.ignore_command(&name).await?;
+        server.jails.push(Running { name, actions, logs, ignore_command, wrong: Vec::new() });
     }
     Ok((server, ignored))
 }

@@ -88,6 +88,7 @@ mod tests {
             name: Jail::new("sshd").unwrap(),
             actions: Vec::new(),
             logs: Vec::new(),
+            ignore_command: String::new(),
             wrong: Vec::new(),
         };
         let mut server = Server { jails: vec![jail], ..Server::default() };

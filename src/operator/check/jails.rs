@@ -31,6 +31,8 @@ pub(super) struct Running {
     pub(super) actions: Vec<Action>,
     /// The log files that it reads.
     pub(super) logs: Vec<String>,
+    /// Its `ignorecommand`, if it has one.
+    pub(super) ignore_command: String,
     /// What is wrong with its `ignoreip`.
     pub(super) wrong: Vec<String>,
 }
@@ -206,6 +208,8 @@ fn of_jails(server: &Server, configured: &BTreeMap<Jail, bool>, sharing: &Sharin
             Finding::warning("jail_ignoreip", what.as_str()).next(next).about(&jail.name)
         }));
     }
+    let commands = server.jails.iter().filter(|jail| !jail.ignore_command.is_empty());
+    found.extend(commands.filter(|jail| sharing.has(&jail.name)).map(ignore_command));
     let runs = |name: &&Jail| server.jails.iter().any(|jail| jail.name == **name);
     found.extend(configured.keys().filter(|name| !runs(name)).map(|name| {
         let text = format!("the jail {name} is configured, and fail2ban does not run it");
@@ -218,6 +222,18 @@ fn of_jails(server: &Server, configured: &BTreeMap<Jail, bool>, sharing: &Sharin
 fn names(jails: &[&Running]) -> String {
     let names: Vec<&str> = jails.iter().map(|jail| jail.name.as_str()).collect();
     list(&names)
+}
+
+/// The daemon may run no command of others, and guesses at none.
+fn ignore_command(jail: &Running) -> Finding {
+    let name = &jail.name;
+    let text = format!(
+        "{name} has an ignorecommand, which f2bmqtt does not run: {name} bans for other hosts what the command exempts"
+    );
+    Finding::warning("jail_ignorecommand", text).about(name).next(format!(
+        "exempt the addresses by ignoreip in /etc/fail2ban/jail.local as well, then: fail2ban-client reload {name}\n\
+         or by MQTT_NEVER_BAN in mqtt.env, then: systemctl restart f2bmqttsub"
+    ))
 }
 
 /// A jail none of whose actions publishes a ban at once; `written` where its files say that one should. Its bans
@@ -268,7 +284,8 @@ mod tests {
             files: Vec::new(),
         };
         let actions = actions.iter().map(action).collect();
-        Running { name: jail(name), actions, logs: Vec::new(), wrong: Vec::new() }
+        let (logs, ignore_command) = (Vec::new(), String::new());
+        Running { name: jail(name), actions, logs, ignore_command, wrong: Vec::new() }
     }
 
     fn odd(
@@ -384,6 +401,20 @@ mod tests {
         };
         let text = "ignoreip of sshd: cannot resolve x.example: why".to_owned();
         assert_eq!(odd(&Ok(server), &Configured::default()), [("jail_ignoreip", text)]);
+    }
+
+    #[test]
+    fn ignorecommand_of_a_jail_that_shares_is_a_warning() {
+        let with = |name: &str, command: &str| Running {
+            ignore_command: command.to_owned(),
+            ..running(name, &[("f2bmqtt", TELLS)])
+        };
+        let jails = vec![with("sshd", "/srv/x <ip>"), with("web", ""), with("recidive", "/srv/x")];
+        let server = Server { version: "1.0.2".to_owned(), jails, ..Server::default() };
+        let text = "sshd has an ignorecommand, which f2bmqtt does not run: sshd bans for other hosts what the \
+                    command exempts";
+        let expected = [("jail_ignorecommand", text.to_owned())];
+        assert_eq!(odd(&Ok(server), &Configured::default()), expected);
     }
 
     #[test]

@@ -228,6 +228,7 @@ mod tests {
                 files: vec![("/srv/db".into(), Keeps::Database), ("/srv/log".into(), Keeps::Log)],
             }],
             logs: vec![log.to_owned()],
+            ignore_command: String::new(),
             wrong: Vec::new(),
         }
     }
