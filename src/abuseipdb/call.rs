@@ -1,7 +1,7 @@
 //! What fail2ban's action calls at each ban: decides by the script's rules, in their order, leaves the
 //! report in the inbox, and is gone. It asks no server and waits for nobody.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::api::Form;
@@ -17,6 +17,7 @@ use super::times::Times;
 use crate::child;
 use crate::error::Error;
 use crate::files::mounts;
+use crate::files::trust::{self, Keeps};
 use crate::guard::is_reportable;
 use crate::journal::{self, say};
 use crate::lock;
@@ -229,21 +230,38 @@ fn is_by_hand(report: &Report, log: &Log, paths: &Paths) -> bool {
 /// What to do where the service works the queue off, and its sandbox lets it write nothing at a place: its own
 /// lines of that would be in the system's log alone.
 fn out_of_reach(place: &Path, paths: &Paths) -> Option<String> {
+    unwritable(place, |dir| {
+        let path = paths.report_lock();
+        let pid = lock::is_held(&path).then(|| lock::holder(&path)).flatten()?;
+        mounts::is_read_only_for(pid.split_once(' ')?.1.parse().ok()?, dir)
+    })
+}
+
+/// The same, where `is_read_only` answers what the service may do, if it runs.
+fn unwritable(place: &Path, is_read_only: impl Fn(&Path) -> Option<bool>) -> Option<String> {
+    let place = &destination(place);
     // Where both are by default, the unit lets it.
     if place == Path::new(LEDGER) || place == Path::new(LOG) {
         return None;
     }
-    let path = paths.report_lock();
-    let pid = lock::is_held(&path).then(|| lock::holder(&path)).flatten()?;
-    let pid = pid.split_once(' ')?.1.parse().ok()?;
     let dir = place.parent()?;
-    mounts::is_read_only_for(pid, dir)?.then(|| {
+    is_read_only(dir)?.then(|| {
         let (place, dir) = (place.display(), dir.display());
         format!(
             "ERROR: the service f2bmqttsub cannot write to {place}. Run systemctl edit f2bmqttsub, add the lines \
              [Service] and ReadWritePaths={dir}, then run systemctl restart f2bmqttsub."
         )
     })
+}
+
+/// Where a file lies that a setting names, perhaps by links: mounts know no links.
+fn destination(place: &Path) -> PathBuf {
+    let place = trust::follow(place, Keeps::Log).unwrap_or_else(|_| place.to_owned());
+    let dir = place.parent().and_then(|dir| dir.canonicalize().ok());
+    match (dir, place.file_name()) {
+        (Some(dir), Some(name)) => dir.join(name),
+        _ => place,
+    }
 }
 
 /// Leaves a report in the inbox and, where nobody works that off, a child that does. Where the inbox
@@ -358,6 +376,43 @@ mod tests {
 
     fn call(text: &str) -> Call {
         Call::by_position(&text.split('|').map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn place_that_the_sandbox_hides_is_named_with_its_cure_also_behind_a_link() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        std::fs::create_dir(at("real")).unwrap();
+        std::os::unix::fs::symlink(at("real/x.log"), at("link.log")).unwrap();
+        std::os::unix::fs::symlink(at("real"), at("way")).unwrap();
+        let real = root.path().canonicalize().unwrap().join("real");
+        let line = |place: &str| {
+            let dir = Path::new(place).parent().unwrap().display();
+            format!(
+                "ERROR: the service f2bmqttsub cannot write to {place}. Run systemctl edit f2bmqttsub, add the \
+                 lines [Service] and ReadWritePaths={dir}, then run systemctl restart f2bmqttsub."
+            )
+        };
+        let real_line = |name: &str| Some(line(&real.join(name).display().to_string()));
+        // The place, whether the service may only read there (`None`: no service runs), and the line.
+        let table = [
+            (LEDGER.into(), Some(true), None),
+            (LOG.into(), Some(true), None),
+            ("/none/such/db".into(), Some(true), Some(line("/none/such/db"))),
+            ("/none/such/db".into(), Some(false), None),
+            ("/none/such/db".into(), None, None),
+            (at("real/x.log"), Some(true), real_line("x.log")),
+            (at("link.log"), Some(true), real_line("x.log")),
+            (at("way/x.log"), Some(true), real_line("x.log")),
+            (at("link.log"), Some(false), None),
+        ];
+        for (place, read_only, expected) in table {
+            let asked = |dir: &Path| {
+                assert!(dir == real || dir == Path::new("/none/such"), "{}", dir.display());
+                read_only
+            };
+            assert_eq!(unwritable(&place, asked), expected, "{} {read_only:?}", place.display());
+        }
     }
 
     #[test]

@@ -134,7 +134,7 @@ pub fn inspect(path: &Path, keeps: Keeps) -> io::Result<Vec<String>> {
 ///
 /// # Errors
 /// Those of [`look`].
-pub(super) fn follow(path: &Path, keeps: Keeps) -> io::Result<PathBuf> {
+pub(crate) fn follow(path: &Path, keeps: Keeps) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     let me = rustix::process::geteuid().as_raw();
     for _ in 0..MAX_LINKS {
