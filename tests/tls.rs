@@ -289,6 +289,13 @@ fn a_certificate_that_was_renewed_counts_from_the_next_connection_on() {
     // One file after the other: for a moment they do not belong together.
     a.sh("cp /etc/tls/new.crt /etc/tls/a.crt; sleep 1; cp /etc/tls/new.key /etc/tls/a.key");
     eventually("it is connected", || a.journal().contains("connected to the broker hub:8883"));
+    // The example's access rules let a host in for Home Assistant, too.
+    set(a, &[&GOOD[..], &[("MQTT_HA_PREFIX", "homeassistant")]].concat());
+    eventually("the broker keeps what Home Assistant needs", || {
+        let said = a.run("f2bmqtt check").stdout;
+        let line = "✓ hub:8883 keeps what Home Assistant is to know of this host";
+        String::from_utf8_lossy(&said).contains(line)
+    });
 }
 
 #[test]

@@ -102,11 +102,19 @@ const WAYS: [Case; 12] = [
              topic write f2bmqtt/blacklist/host/a\\n' >/etc/mosquitto/acl; RULES",
             NO_RULES,
         ],
+        host: [
+            "echo MQTT_HA_PREFIX=homeassistant >>/etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
+            "sed -i /MQTT_HA_PREFIX/d /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
+        ],
         said: &[
             "✗ 10.213.77.11:1883 drops what this host publishes on blacklist/ban, without a word\n",
             "✗ 10.213.77.11:1883 drops what this host publishes on f2bmqtt/blacklist/state/a, without a word\n",
             "let fail2ban write f2bmqtt/blacklist/state/a/#\n",
             "✓ what this host publishes on blacklist/unban and f2bmqtt/blacklist/host/a arrives\n",
+            "! 10.213.77.11:1883 keeps nothing of this host on homeassistant/device/f2bmqtt_a/config and \
+             homeassistant/f2bmqtt/a/bans, for Home Assistant\n    the broker's access rules must let fail2ban read \
+             and write homeassistant/device/f2bmqtt_a/config and homeassistant/f2bmqtt/a/bans, and read \
+             homeassistant/status\n",
         ],
         ..FAULT
     },
