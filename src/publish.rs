@@ -1,23 +1,28 @@
 //! `f2bmqtt publish`: what notify leaves behind where no daemon runs. It publishes the spool, stays
 //! a moment for what else a burst brings, and goes. What it could not publish waits for the next.
 
+use std::cell::RefCell;
 use std::io::Read as _;
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::setsid;
+use tokio::time::timeout;
 
 use crate::abuseipdb::by_hand::Watch;
 use crate::broker::{Client, Event, Link};
 use crate::config::Config;
 use crate::error::Error;
-use crate::fail2ban::database::Database;
+use crate::fail2ban::action_names::{ActionNames, Resolved};
+use crate::fail2ban::database::{Database, Row};
+use crate::fail2ban::{self, Client as Fail2ban};
 use crate::fleet::tell::Teller;
 use crate::journal;
 use crate::lock::{self, Lock, Role};
 use crate::outbox::{Outbox, millis};
 use crate::paths::Paths;
 use crate::runtime;
-use crate::wire::{Ban, Event as BanEvent, Told};
+use crate::wire::{Ban, Event as BanEvent, Jail, Told};
 
 /// The longest that it runs.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -27,6 +32,9 @@ const STAY: Duration = Duration::from_secs(3);
 
 /// How often it looks into the spool.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How long fail2ban may take to name its jails' actions: it may wait for the action that called notify.
+const NAMES_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Publishes the event on standard input, if there is one, and the spool, if nobody else does.
 ///
@@ -63,7 +71,20 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
     let mut outbox = Outbox::new(spool.clone(), config.topic.clone());
     let mut teller = Teller::new(config.node.clone(), 0);
     let mut by_hand = Watch::new(paths.by_hand());
+    let names = RefCell::new(ActionNames::default());
     let mut decide = |told: &Told| {
+        let begun = |row: &Row| (told.time - 1..=told.time + 1).contains(&row.timeofban);
+        let mut has_ban = |jail: &Jail| {
+            let rows = database.rows(jail, &[told.address]).unwrap_or_default();
+            rows.get(told.address).is_some_and(begun)
+        };
+        // A jail that has the ban exists: fail2ban need not be asked.
+        let exists = has_ban(&told.jail);
+        let jail = match names.borrow_mut().resolve(&told.jail, exists, has_ban) {
+            Resolved::Jail(jail) => jail,
+            Resolved::Ask => return Err(String::new()),
+        };
+        let told = &Told { jail, ..told.clone() };
         if !config.sharing.has(&told.jail) {
             return Ok(None);
         }
@@ -98,7 +119,14 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
         }
         if lock.is_some() {
             let warnings = outbox.scan(&mut decide).map_err(Error::file("read", spool.dir()))?;
-            warnings.iter().for_each(journal::syslog);
+            // What only waits for an answer of fail2ban is no fault.
+            warnings.iter().filter(|text| !text.is_empty()).for_each(journal::syslog);
+        }
+        if names.borrow().wants_actions() {
+            let pairs = timeout(NAMES_TIMEOUT, action_names(&paths.fail2ban)).await;
+            // A fail2ban that does not answer: the names go out as they are.
+            names.borrow_mut().set(pairs.map(Result::unwrap_or_default).unwrap_or_default());
+            continue;
         }
         outbox.settle(is_unwritten);
         if !outbox.is_empty() || unread.is_some() {
@@ -115,7 +143,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
             }
         }
         outbox.send(&mut link);
-        match tokio::time::timeout(LOOK, link.event()).await {
+        match timeout(LOOK, link.event()).await {
             Ok(Event::Published(name)) => drop(outbox.published(&name)),
             Ok(Event::Lost { broker, why }) => {
                 outbox.lost();
@@ -125,8 +153,19 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
             Ok(_) | Err(_) => {}
         }
     }
+    end(&mut link, &mut outbox).await;
+    outbox.settle(is_unwritten);
+    if let (false, Some(lost)) = (outbox.is_empty(), lost) {
+        let what = if from_memory { "a ban is lost" } else { "bans wait in the spool" };
+        journal::syslog(format_args!("{what}: no connection to the broker {lost}"));
+    }
+    Ok(())
+}
+
+/// Takes in what the broker acknowledges until it hangs up.
+async fn end(link: &mut Link, outbox: &mut Outbox) {
     if link.close() {
-        let _ = tokio::time::timeout(Duration::from_secs(1), async {
+        let _ = timeout(Duration::from_secs(1), async {
             loop {
                 match link.event().await {
                     Event::Lost { .. } => return,
@@ -137,10 +176,15 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
         })
         .await;
     }
-    outbox.settle(is_unwritten);
-    if let (false, Some(lost)) = (outbox.is_empty(), lost) {
-        let what = if from_memory { "a ban is lost" } else { "bans wait in the spool" };
-        journal::syslog(format_args!("{what}: no connection to the broker {lost}"));
+}
+
+/// The names of the actions of all jails, each with its jail.
+async fn action_names(socket: &Path) -> Result<Vec<(Jail, Jail)>, fail2ban::Error> {
+    let mut client = Fail2ban::connect(socket).await?;
+    let mut pairs = Vec::new();
+    for jail in client.jails().await? {
+        let names = client.action_names(&jail).await?;
+        pairs.extend(names.into_iter().map(|name| (name, jail.clone())));
     }
-    Ok(())
+    Ok(pairs)
 }

@@ -59,7 +59,8 @@ fn crosses(
         let of_actions = |event: &&String| event.contains("voip");
         let events = record.events();
         let events: Vec<_> = events.iter().filter(of_actions).collect();
-        assert_eq!(events.len(), 1, "{events:#?}");
+        assert_eq!(events.len(), 2, "{events:#?}");
+        assert!(events.iter().all(|event| event.contains(r#""ipmset":"voip""#)), "{events:#?}");
     }
 }
 
@@ -83,6 +84,11 @@ E
     eventually("b bans it in the jail", || b.bans("voip", "10.213.77.202"));
     let event = "Inbound: ban 10.213.77.202 - ipset voip from a (";
     eventually("b got one event", || b.journal().contains(event));
+    // Without a daemon, the publisher asks fail2ban for the jail.
+    eventually("all is settled", || a.sh("ls /var/lib/f2bmqtt/spool").is_empty());
+    a.sh("systemctl stop f2bmqttsub");
+    a.attack("voip", &["10.213.77.203"]);
+    eventually("b bans it in the jail, too", || b.bans("voip", "10.213.77.203"));
 }
 
 #[test]
