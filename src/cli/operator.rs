@@ -243,8 +243,8 @@ pub struct ForgetArgs {
         certificate; fleet_name fleet_hosts fleet_key clock clock_ahead; service service_unit \
         service_enabled service_version service_settings service_sandbox; scripts links action_file disk modes spool \
         link tables; fail2ban fail2ban_config fail2ban_database fail2ban_sandbox; jail_none jail_name jail_no_action jail_shares \
-        jail_left_out jail_missing jail_not_wired jail_not_loaded jail_not_running jail_ignoreip; \
-        report_key report_key_file report_action report_recidive report_queue report_file report_place"
+        jail_left_out jail_missing jail_not_wired jail_not_loaded jail_not_running jail_ignoreip \
+        jail_ignorecommand; report_key report_key_file report_action report_recidive report_queue report_file report_place"
 )]
 pub struct CheckArgs {
     /// Print one JSON object instead

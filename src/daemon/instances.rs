@@ -38,7 +38,10 @@ pub(super) struct OwnName {
     before: Option<String>,
     /// The broker sent this daemon's presence back. Another that is online after that is another machine's.
     confirmed: bool,
-    connected: i64,
+    /// All of this is of one broker: another may have an old presence.
+    broker: String,
+    /// Since when the connection is up.
+    connected: Option<i64>,
     /// How many connections were lost in turn.
     lost: u32,
     has_moved: bool,
@@ -46,16 +49,23 @@ pub(super) struct OwnName {
 
 impl OwnName {
     pub(super) fn new(machine: String, instance: String) -> Self {
-        let (before, confirmed, connected, lost, has_moved) = (None, false, 0, 0, false);
-        Self { machine, instance, before, confirmed, connected, lost, has_moved }
+        let (before, confirmed, connected, lost, has_moved) = (None, false, None, 0, false);
+        let broker = String::new();
+        Self { machine, instance, before, confirmed, broker, connected, lost, has_moved }
     }
 
-    pub(super) fn connected(&mut self, now: i64) {
-        self.connected = now;
+    pub(super) fn connected(&mut self, broker: &impl ToString, now: i64) {
+        let broker = broker.to_string();
+        if self.broker != broker {
+            (self.broker, self.before, self.confirmed, self.lost) = (broker, None, false, 0);
+        }
+        self.connected = Some(now);
     }
 
     pub(super) fn lost(&mut self, now: i64) {
-        let short = (0..STABLE).contains(&now.saturating_sub(self.connected));
+        // A broker that cannot be reached drives nobody off.
+        let Some(connected) = self.connected.take() else { return };
+        let short = (0..STABLE).contains(&now.saturating_sub(connected));
         self.lost = if short { self.lost.saturating_add(1) } else { 1 };
     }
 
@@ -95,8 +105,18 @@ impl OwnName {
 struct Runs {
     current: String,
     previous: Option<String>,
-    /// When a former run was online again, in milliseconds.
-    doubled: Option<i64>,
+    /// The last two times that a former run was online again, in milliseconds. A broker that lost its latest data
+    /// shows one once.
+    returns: [Option<i64>; 2],
+}
+
+impl Runs {
+    /// When two machines were seen last, if that was lately.
+    fn doubled(&self, now: i64) -> Option<i64> {
+        let is_fresh = |at: i64| (0..SHOWN).contains(&now.saturating_sub(at));
+        let [last, before] = self.returns;
+        last.filter(|at| is_fresh(*at) && before.is_some_and(is_fresh))
+    }
 }
 
 /// The names of the fleet that several machines have.
@@ -114,7 +134,7 @@ impl Duplicates {
         if self.0.len() >= MAX_HOSTS && !self.0.contains_key(host) {
             self.0.clear();
         }
-        let first = || Runs { current: instance.clone(), previous: None, doubled: None };
+        let first = || Runs { current: instance.clone(), previous: None, returns: [None; 2] };
         let runs = self.0.entry(host.clone()).or_insert_with(first);
         if runs.current == *instance {
             return false;
@@ -122,16 +142,14 @@ impl Duplicates {
         let returned = runs.previous.as_ref() == Some(instance);
         runs.previous = Some(std::mem::replace(&mut runs.current, instance.clone()));
         if returned {
-            runs.doubled = Some(now);
+            runs.returns = [Some(now), runs.returns[0]];
         }
-        returned
+        returned && runs.doubled(now).is_some()
     }
 
     /// The names for the status file.
     pub(super) fn shown(&self, now: i64) -> Vec<Duplicate> {
-        let fresh = |at: &i64| (0..SHOWN).contains(&now.saturating_sub(*at));
-        let all =
-            self.0.iter().filter_map(|(host, runs)| Some((host, runs.doubled.filter(fresh)?)));
+        let all = self.0.iter().filter_map(|(host, runs)| Some((host, runs.doubled(now)?)));
         all.map(|(host, at)| Duplicate { host: host.to_string(), at: at.div_euclid(1000) })
             .collect()
     }
@@ -153,6 +171,10 @@ mod tests {
         Hears(State, &'static str, &'static str, Sighting),
         /// The link is lost, and comes back.
         Loses,
+        /// It comes back with another broker.
+        Switches,
+        /// A broker cannot be reached.
+        Fails,
         Waits(i64),
     }
 
@@ -160,7 +182,7 @@ mod tests {
     fn clone_is_told_from_a_former_run_and_evictions_from_losses() {
         use Sighting::{Namesake, Own, Rival};
         use State::{Offline, Online};
-        use Step::{Hears, Loses, Waits};
+        use Step::{Fails, Hears, Loses, Switches, Waits};
         let start = || vec![Hears(Offline, "m1", "old", Own), Hears(Online, "m1", "new", Own)];
         let table = [
             ("a former run's presence", vec![Hears(Online, "m1", "old", Own)]),
@@ -192,6 +214,15 @@ mod tests {
             ("another machine with the same client ID", {
                 [start(), vec![Loses, Loses, Hears(Online, "m2", "clone", Rival)]].concat()
             }),
+            ("a broker that cannot be reached", {
+                let fails = vec![Loses, Fails, Fails, Hears(Online, "m1", "x", Namesake)];
+                [start(), fails].concat()
+            }),
+            ("an old presence on another broker", {
+                let there =
+                    vec![Hears(Offline, "m1", "older", Own), Hears(Online, "m1", "new", Own)];
+                [start(), vec![Loses, Loses, Switches], there].concat()
+            }),
             ("losses far apart", {
                 let far = vec![Loses, Waits(STABLE), Loses, Hears(Online, "m1", "x", Namesake)];
                 [start(), far].concat()
@@ -199,7 +230,7 @@ mod tests {
         ];
         for (what, steps) in table {
             let (mut name, mut now) = (OwnName::new("m1".to_owned(), "new".to_owned()), NOW);
-            name.connected(now);
+            name.connected(&"a:1", now);
             for step in steps {
                 match step {
                     Hears(state, machine, instance, expected) => {
@@ -208,7 +239,16 @@ mod tests {
                     }
                     Loses => {
                         name.lost(now);
-                        name.connected(now);
+                        name.connected(&"a:1", now);
+                    }
+                    Switches => {
+                        name.lost(now);
+                        name.connected(&"b:1", now);
+                    }
+                    Fails => {
+                        let connected = name.connected.take();
+                        name.lost(now);
+                        name.connected = connected;
                     }
                     Waits(millis) => now += millis,
                 }
@@ -226,10 +266,11 @@ mod tests {
             (Online, "b", false), // it started again, or is another machine
             (Offline, "a", false),
             (Online, "c", false),
-            (Online, "b", true),
+            (Online, "b", false), // once, as from a broker that lost its latest data
             (Online, "b", false),
             (Online, "", false),
             (Online, "c", true),
+            (Online, "b", true),
         ];
         let mut names = Duplicates::default();
         for (state, instance, expected) in table {

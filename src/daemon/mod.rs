@@ -274,7 +274,7 @@ impl Daemon {
                 self.link_status.turn(LinkState::Up, &broker, now());
                 self.reconnects.record(now());
                 self.shown.connected();
-                self.own_name.connected(now());
+                self.own_name.connected(&broker, now());
                 self.memory.know().fleet.connected(now());
                 self.certificates_checked = None;
             }
