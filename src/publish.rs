@@ -16,12 +16,14 @@ use crate::error::Error;
 use crate::fail2ban::action_names::{ActionNames, Resolved};
 use crate::fail2ban::database::{Database, Row};
 use crate::fail2ban::{self, Client as Fail2ban};
+use crate::fleet::Change;
 use crate::fleet::tell::Teller;
 use crate::journal;
 use crate::lock::{self, Lock, Role};
 use crate::outbox::{Outbox, millis};
 use crate::paths::Paths;
 use crate::runtime;
+use crate::store::Store;
 use crate::wire::{Ban, Event as BanEvent, Jail, Told};
 
 /// The longest that it runs.

@@ -17,6 +17,8 @@ pub struct Facts {
     pub ignored: bool,
     /// fail2ban has a row of it that lasts, and may still be about to restore it.
     pub restoring: bool,
+    /// The import ended when its origin's ban does, and the origin's word may be on its way.
+    pub just_ended: bool,
 }
 
 /// What is to be done.
@@ -37,11 +39,13 @@ pub enum Step {
 /// Decides.
 #[must_use]
 pub fn step(facts: Facts) -> Step {
-    let Facts { claimed, marked, held, ends_soon, ignored, restoring } = facts;
+    let Facts { claimed, marked, held, ends_soon, ignored, restoring, just_ended } = facts;
     match (claimed, marked, held) {
         // What fail2ban has yet to restore is neither missing nor gone.
         (_, _, false) if restoring => Step::Leave,
         (true, _, false) if ignored => Step::Refuse,
+        // It would be banned once more for a moment, where the origin's fail2ban is late.
+        (true, true, false) if just_ended => Step::Leave,
         (true, _, false) => Step::Import,
         // What is held and not marked is this host's own or its operator's, and stays theirs.
         (_, false, _) => Step::Leave,
@@ -62,25 +66,33 @@ mod tests {
     #[test]
     fn every_combination_has_its_answer() {
         use Step::{Forget, Free, Import, Leave, Refuse};
-        // claimed, marked, held -> as it is; ends soon; ignored; restoring
+        // claimed, marked, held -> as it is; ends soon; ignored; restoring; just ended
         let table = [
-            (true, false, false, [Import, Import, Refuse, Leave]),
-            (true, true, false, [Import, Import, Refuse, Leave]),
-            (true, false, true, [Leave, Leave, Leave, Leave]),
-            (true, true, true, [Leave, Leave, Free, Leave]),
-            (false, false, false, [Leave, Leave, Leave, Leave]),
-            (false, true, false, [Forget, Forget, Forget, Leave]),
-            (false, false, true, [Leave, Leave, Leave, Leave]),
-            (false, true, true, [Free, Leave, Free, Free]),
+            (true, false, false, [Import, Import, Refuse, Leave, Import]),
+            (true, true, false, [Import, Import, Refuse, Leave, Leave]),
+            (true, false, true, [Leave, Leave, Leave, Leave, Leave]),
+            (true, true, true, [Leave, Leave, Free, Leave, Leave]),
+            (false, false, false, [Leave, Leave, Leave, Leave, Leave]),
+            (false, true, false, [Forget, Forget, Forget, Leave, Forget]),
+            (false, false, true, [Leave, Leave, Leave, Leave, Leave]),
+            (false, true, true, [Free, Leave, Free, Free, Free]),
         ];
         for (claimed, marked, held, expected) in table {
-            let facts =
-                Facts { claimed, marked, held, ends_soon: false, ignored: false, restoring: false };
+            let facts = Facts {
+                claimed,
+                marked,
+                held,
+                ends_soon: false,
+                ignored: false,
+                restoring: false,
+                just_ended: false,
+            };
             let answers = [
                 step(facts),
                 step(Facts { ends_soon: true, ..facts }),
                 step(Facts { ignored: true, ..facts }),
                 step(Facts { restoring: true, ..facts }),
+                step(Facts { just_ended: true, ..facts }),
             ];
             assert_eq!(answers, expected, "{facts:?}");
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::claims::Said;
 use super::lifts::Lift;
-use super::look::{Look, Own, Pulse, Sweep};
+use super::look::{Local, Look, Own, Pulse, Sweep};
 use super::marks::{Claim, Claims, Mark, Seen, Verdict, WRITTEN};
 use super::reconcile::{self, Step};
 use super::work::Order;
@@ -19,6 +19,9 @@ const EARLY: i64 = 10;
 
 /// How often what ends at an unknown time is looked at, in seconds.
 const UNKNOWN: i64 = 5;
+
+/// How late an origin's word may be that its ban is over, in seconds: an import that ended then is made again.
+const LATE_WORD: i64 = 15;
 
 /// How many leases are renewed at once: that is quick.
 const PROLONG: usize = 100;
@@ -270,6 +273,9 @@ impl Fleet {
         if facts.claimed && facts.held && facts.marked {
             self.keep_claims(key, now);
         }
+        if facts.just_ended {
+            due.at = due.at.min(self.again_due(key, now).unwrap_or(now + 1));
+        }
         let Some(local) = self.jails.get_mut(&key.0) else { return };
         let Some(case) = local.cases.get(&key.1) else { return };
         if case.is_empty() {
@@ -313,16 +319,27 @@ impl Fleet {
         latest
     }
 
+    /// When an import that ended as its origin's ban does is made again, unless the origin's word comes before:
+    /// in seconds since 1970; `None` where that is now.
+    fn again_due(&self, key: &Key, now: i64) -> Option<i64> {
+        let bantime = self.jails.get(&key.0).and_then(Local::bantime).unwrap_or(-1);
+        let (wanted, _) = self.wanted(key, bantime, now);
+        let due = wanted.saturating_add(LATE_WORD);
+        (wanted <= now && now < due).then_some(due)
+    }
+
     /// All that counts for the decision on an address.
     pub(super) fn facts(&self, key: &Key, now: i64) -> reconcile::Facts {
         let local = self.jails.get(&key.0);
         let case = local.and_then(|local| Some((local, local.cases.get(&key.1)?)));
+        let is_marked = case.is_some_and(|(_, case)| case.mark.is_some());
+        let is_held = case.is_some_and(|(_, case)| case.end.is_some());
         reconcile::Facts {
             claimed: case.is_some_and(|(local, case)| {
                 self.claimants(key, local, case, now).next().is_some()
             }),
-            marked: case.is_some_and(|(_, case)| case.mark.is_some()),
-            held: case.is_some_and(|(_, case)| case.end.is_some()),
+            marked: is_marked,
+            held: is_held,
             ends_soon: case.is_some_and(|(local, case)| {
                 let leaves = |said: &Said, end| {
                     said.leaves_end_to_fail2ban(local.bantime(), end, &self.pace)
@@ -336,6 +353,7 @@ impl Fleet {
                 because.ends_imports() || case.is_none_or(|(_, case)| case.end.is_none())
             }),
             restoring: case.is_some_and(|(_, case)| case.restoring),
+            just_ended: is_marked && !is_held && self.again_due(key, now).is_some(),
         }
     }
 

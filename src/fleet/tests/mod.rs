@@ -253,6 +253,27 @@ fn script_ban_that_ends_by_its_time_is_imported_once_and_left_to_fail2ban() {
 }
 
 #[test]
+fn import_that_ended_as_its_origin_s_ban_does_waits_for_the_origin_s_word() {
+    // After how many seconds the origin says that its ban is over, and when bans are made.
+    for (word, expected) in [(606, vec![2]), (612, vec![2]), (900, vec![2, 616])] {
+        let mut it = Bench::new();
+        it.hears(&event(Action::Ban, "web1", 10));
+        let mut banned = Vec::new();
+        for second in (2..700).step_by(2) {
+            if second == word {
+                it.hears(&event(Action::Unban, "web1", 11));
+            }
+            let (rows, now) = (it.rows.clone(), it.now + 2_000);
+            it.held.retain(|address, _| (rows[address].timeofban + 600) * 1_000 > now);
+            if it.works().contains(&"ban") {
+                banned.push(second);
+            }
+        }
+        assert_eq!(banned, expected, "{word}");
+    }
+}
+
+#[test]
 fn what_was_lifted_here_stays_lifted_until_its_origin_bans_anew() {
     let mut it = Bench::new();
     it.hears(&event(Action::Ban, "web1", 10));
