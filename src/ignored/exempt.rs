@@ -287,8 +287,7 @@ mod tests {
     async fn unresolved_name_of_a_jail_holds_every_address_back() {
         let broker = "broker of no answer".to_owned();
         let mut exempt = Exempt::new(Vec::new(), vec![broker], String::new());
-        // A name server that never answers.
-        exempt.names = Names::with_first_wait(Duration::ZERO);
+        exempt.names = Names::unanswered();
         let (ignored, wrong) = exempt.of(&jail(), &["friend.example".to_owned()]).await;
         assert_eq!(why(&ignored, "198.18.7.1"), Some(Because::Unresolved));
         assert_eq!(why(&ignored, "127.0.0.1"), Some(Because::Own));
