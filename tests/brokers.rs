@@ -1,13 +1,12 @@
-//! Which brokers carry a fleet, and how well: every cell of the README's table. Each broker is set up by
-//! the README's own commands.
+//! Which brokers carry a fleet, and how well: every cell of the table in docs/brokers.md. Each
+//! broker is set up by the commands in the docs.
 
 mod support;
 
 use std::time::Duration;
 
+use support::docs::block;
 use support::{Host, Rig, eventually, fleet_root, within};
-
-const README: &str = include_str!("../README.md");
 
 /// How long a server may take to find another broker after its own lost its power: it falls silent,
 /// is tried again, and the next is tried.
@@ -16,19 +15,11 @@ const FAILOVER: Duration = Duration::from_secs(90);
 /// What a bridge lost, the next snapshot of each server brings.
 const NEXT_SNAPSHOT: Duration = Duration::from_mins(11);
 
-/// The README's commands for a kind of broker.
-fn commands(heading: &str) -> &'static str {
-    let (_, section) = README.split_once(&format!("\n{heading}")).unwrap();
-    section.split("```sh\n").nth(1).unwrap().split("```").next().unwrap()
-}
-
-const ABOVE: &str = "**The hub**, once:";
-
 /// A broker on a hub of its own.
 struct Kind {
     suite: &'static str,
-    /// Where the README has its commands, and the examples are that these use.
-    heading: &'static str,
+    /// The name of its commands in the docs, and the examples that these use.
+    commands: &'static str,
     examples: &'static str,
     service: &'static str,
     /// What a server may be called there.
@@ -41,7 +32,7 @@ struct Kind {
 
 const MOSQUITTO: Kind = Kind {
     suite: "bookworm",
-    heading: ABOVE,
+    commands: "hub",
     examples: "mosquitto",
     service: "mosquitto",
     name: "b.example.org",
@@ -51,7 +42,7 @@ const MOSQUITTO: Kind = Kind {
 
 const RABBITMQ: Kind = Kind {
     suite: "bookworm",
-    heading: "### RabbitMQ",
+    commands: "rabbitmq",
     examples: "",
     service: "rabbitmq-server",
     name: "b.example.org",
@@ -61,7 +52,7 @@ const RABBITMQ: Kind = Kind {
 
 const NATS: Kind = Kind {
     suite: "bookworm",
-    heading: "### NATS",
+    commands: "nats",
     examples: "nats",
     service: "nats-server",
     name: "b",
@@ -84,7 +75,7 @@ fn boot(suite: &str, hosts: &[&str]) -> Rig {
     rig
 }
 
-/// Makes a host a hub, by the README's commands.
+/// Makes a host a hub, by commands in the docs.
 fn install(hub: Host<'_>, examples: &str, commands: &str) {
     let commands = commands.replace("choose-your-own", "fail2ban");
     hub.sh(&format!("cd /usr/share/doc/f2bmqtt/examples/{examples}; set -e; {commands}"));
@@ -121,11 +112,11 @@ fn all_ban(hosts: &[Host<'_>], address: &str) {
     }
 }
 
-/// Everything that is asked of a broker, in the order of the README's columns.
+/// Everything that is asked of a broker, in the order of the table's columns.
 fn carries_a_fleet(kind: &Kind) {
     let rig = boot(kind.suite, &["hub", "a", "b"]);
     let (hub, a, b) = (rig.host("hub"), rig.host("a"), rig.host("b"));
-    install(hub, kind.examples, commands(kind.heading));
+    install(hub, kind.examples, &block(kind.commands));
     set(b, "MQTT_NODE", kind.name);
     a.ready();
     b.ready();
@@ -304,7 +295,7 @@ fn mosquitto_2_0() {
     carries_a_fleet(&MOSQUITTO);
 }
 
-/// Gives a host an address of the README's network.
+/// Gives a host an address of the network in the docs.
 fn address(host: Host<'_>, address: &str) {
     host.sh(&format!("ip addr add {address}/24 dev eth0"));
 }
@@ -345,11 +336,11 @@ fn is_connected(host: Host<'_>, broker: &str) -> bool {
         .is_some_and(|line| line.starts_with(&format!("connected to the broker {broker}:1883")))
 }
 
-/// Makes a host one of the README's two hubs.
+/// Makes a host one of two bridged hubs.
 fn bridged(hub: Host<'_>) {
-    install(hub, "mosquitto", commands(ABOVE));
+    install(hub, "mosquitto", &block("hub"));
     if hub.name == "hub2" {
-        install(hub, "mosquitto", commands("### Two bridged mosquittos"));
+        install(hub, "mosquitto", &block("bridge"));
     }
 }
 
@@ -449,7 +440,7 @@ fn three_nats_servers_and_one_dies() {
     let brokers = ["192.168.1.10", "192.168.1.20", "192.168.1.30"];
     let node = |hub: Host<'_>| {
         let name = format!("server_name: {}", hub.name);
-        let commands = commands("### Three NATS servers").replace("server_name: hub1", &name);
+        let commands = block("cluster").replace("server_name: hub1", &name);
         install(hub, "nats", &commands);
     };
     hubs_and_servers(&rig, &hubs, node, &["a", "b"]);

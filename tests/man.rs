@@ -1,6 +1,9 @@
 //! The manual pages and the completions of shells say what the command line and the settings are: they
 //! are made from them. `BLESS=1 cargo test --test man` writes them anew.
 
+#[path = "support/docs.rs"]
+mod docs;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
@@ -10,7 +13,6 @@ use clap_complete::{Shell, generate};
 use clap_mangen::Man;
 use f2bmqtt::cli::Cli;
 
-const README: &str = include_str!("../README.md");
 const SAMPLE: &str = include_str!("../etc/mqtt.env");
 
 fn path(name: &str) -> PathBuf {
@@ -89,11 +91,15 @@ fn ascii(page: &str) -> String {
     page.chars().map(name).collect()
 }
 
-/// The rows of the README's table of settings: keys, default, meaning.
+/// The section of the docs on the settings.
+fn settings_section() -> String {
+    docs::section("README.md", "Settings")
+}
+
+/// The rows of the table of settings: keys, default, meaning.
 fn settings() -> Vec<[String; 3]> {
-    let (_, rest) = README.split_once("\n## Settings\n").unwrap();
-    let (rest, _) = rest.split_once("\n## ").unwrap();
-    let rows = rest.lines().filter(|line| line.starts_with("| `"));
+    let section = settings_section();
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
     let cells = |row: &str| -> [String; 3] {
         let row = row.trim_matches(['|', ' ']).replace("\\|", "|");
         let cells: Vec<_> = row.splitn(3, " |").map(|cell| cell.trim().to_owned()).collect();
@@ -102,7 +108,7 @@ fn settings() -> Vec<[String; 3]> {
     rows.map(|row| cells(row).map(|cell| unlinked(&cell))).collect()
 }
 
-/// Bold what the README has in backticks.
+/// Bold what the docs have in backticks.
 fn bold(markdown: &str) -> String {
     let parts = markdown.split('`').enumerate().map(|(number, part)| match number % 2 {
         0 => roff(part),
@@ -111,7 +117,7 @@ fn bold(markdown: &str) -> String {
     parts.collect()
 }
 
-/// The settings' page: the README's words, and the file as it is shipped.
+/// The settings' page: the text of the docs, and the file as it is shipped.
 fn settings_page() -> String {
     let version = env!("CARGO_PKG_VERSION");
     let mut page = format!(
@@ -119,8 +125,8 @@ fn settings_page() -> String {
          .SH NAME\nmqtt.env \\- the settings of f2bmqtt\n.SH SYNOPSIS\n\\fI/etc/fail2ban/mqtt.env\\fR\n\
          .SH DESCRIPTION\n"
     );
-    let (_, text) = README.split_once("\n## Settings\n\n").unwrap();
-    let (text, _) = text.split_once("\n\n|").unwrap();
+    let section = settings_section();
+    let (text, _) = section.split_once("\n\n|").unwrap();
     for line in text.lines() {
         page.push_str(&bold(&unlinked(line)));
         page.push('\n');
@@ -221,7 +227,7 @@ fn the_manual_pages_are_made_from_the_command_line_and_the_settings() {
     is_kept("mqtt.env.5", &settings_page());
 }
 
-/// A link of the README as its text: a manual page has none.
+/// A link of the docs as its text: a manual page has none.
 fn unlinked(markdown: &str) -> String {
     let mut text = String::new();
     let mut rest = markdown;

@@ -1,21 +1,19 @@
-//! The operator's commands, on a fleet of real servers. What the README shows of them is what they print.
+//! The operator's commands, on a fleet of real servers. What the docs show of them is what they print.
 
 mod support;
 
 use std::path::Path;
 
 use serde_json::{Value, json};
+use support::docs::block;
 use support::reports::{jail_reports, reports_to_hub, taken};
 use support::{Host, Rig, eventually};
 
-const README: &str = include_str!("../README.md");
-
-/// What the README shows of a command.
-fn shown(command: &str) -> String {
-    let begin = format!("```\n$ {command}\n");
-    let rest =
-        README.split_once(&begin).unwrap_or_else(|| panic!("not in the README: {command}")).1;
-    masked(rest.split("\n```").next().unwrap())
+/// What the docs show of a command, in the block of this name.
+fn shown(name: &str, command: &str) -> String {
+    let text = block(name);
+    let begin = format!("$ {command}\n");
+    masked(text.strip_prefix(&begin).unwrap_or_else(|| panic!("{name} is not of {command}")))
 }
 
 /// Times, spans and processes differ each time: they become one word, and gaps one blank.
@@ -117,7 +115,10 @@ fn the_fleet_is_seen_from_any_host() {
     let rig = fleet();
     attacked(&rig);
     let (web1, web2, db1) = (rig.host("web1"), rig.host("web2"), rig.host("db1"));
-    assert_eq!(counted(&on_terminal(web1, "f2bmqtt status")), counted(&shown("f2bmqtt status")));
+    assert_eq!(
+        counted(&on_terminal(web1, "f2bmqtt status")),
+        counted(&shown("status", "f2bmqtt status"))
+    );
     let host = |name: &str, jails: &[&str], bans: usize| {
         json!({
             "host": name, "state": "online", "since": "*", "version": "1.0.0", "jails": jails, "bans": bans,
@@ -147,7 +148,7 @@ fn the_fleet_is_seen_from_any_host() {
         })
     );
 
-    assert_eq!(masked(&on_terminal(web1, "f2bmqtt list")), shown("f2bmqtt list"));
+    assert_eq!(masked(&on_terminal(web1, "f2bmqtt list")), shown("list", "f2bmqtt list"));
     let piped = web1.sh("f2bmqtt list --host web2 --jail sshd");
     let row: Vec<&str> = piped.lines().nth(1).unwrap().split('\t').collect();
     assert_eq!((&row[..3], row[6], row.len()), (&["203.0.113.9", "sshd", "web1"][..], "web2", 7));
@@ -183,7 +184,10 @@ fn the_fleet_is_seen_from_any_host() {
     }
 
     // Why, and what this host does with it.
-    assert_eq!(masked(&db1.sh("f2bmqtt list 203.0.113.9")), shown("f2bmqtt list 203.0.113.9"));
+    assert_eq!(
+        masked(&db1.sh("f2bmqtt list 203.0.113.9")),
+        shown("list-address", "f2bmqtt list 203.0.113.9")
+    );
     let why = |host: Host<'_>, ip: &str| host.sh(&format!("f2bmqtt list {ip}"));
     assert!(
         why(db1, "203.0.113.20")
@@ -227,7 +231,7 @@ fn what_the_operator_does_the_fleet_obeys() {
     let all = [web1, web2, db1];
 
     let ban = "f2bmqtt ban web 203.0.113.30";
-    assert_eq!(masked(&web1.sh(ban)), shown(ban));
+    assert_eq!(masked(&web1.sh(ban)), shown("ban", ban));
     eventually("web2 bans it", || web2.bans("web", "203.0.113.30"));
     assert!(!db1.bans("sshd", "203.0.113.30"));
     assert_eq!(
@@ -266,7 +270,7 @@ fn what_the_operator_does_the_fleet_obeys() {
     // Own bans of two hosts, and an operator's.
     db1.sh("fail2ban-client set both banip 203.0.113.9");
     let unban = "f2bmqtt unban 203.0.113.9";
-    let (said, expected) = (masked(&db1.sh(unban)), shown(unban));
+    let (said, expected) = (masked(&db1.sh(unban)), shown("unban", unban));
     let sorted = |text: &str| {
         let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
         lines.sort();
@@ -300,7 +304,7 @@ fn what_the_operator_does_the_fleet_obeys() {
     assert!(web1.try_sh("f2bmqtt forget web3").unwrap_err().contains("it knows: db1, web1, web2"));
     assert!(web1.try_sh("f2bmqtt forget db1").unwrap_err().contains("db1 is connected"));
     assert!(web1.bans("web", "203.0.113.20"));
-    assert_eq!(web1.sh("f2bmqtt forget web2"), shown("f2bmqtt forget web2"));
+    assert_eq!(web1.sh("f2bmqtt forget web2"), shown("forget", "f2bmqtt forget web2"));
     eventually("what it alone had banned ends", || !web1.bans("web", "203.0.113.20"));
     let left = rig
         .host("hub")

@@ -2,19 +2,15 @@
 
 mod support;
 
+use std::path::{Path, PathBuf};
+
+use support::docs::{block, documents, named_blocks, repository};
 use support::{Rig, eventually, package, root};
-
-const README: &str = include_str!("../README.md");
-
-/// The README's blocks of shell, in order.
-fn blocks() -> Vec<&'static str> {
-    let parts = README.split("```sh\n").skip(1);
-    parts.map(|part| part.split("```").next().unwrap()).collect()
-}
 
 #[test]
 fn a_hub_and_two_servers_are_installed_and_a_ban_crosses() {
-    let [hub, server, attack, look, report, ..] = blocks()[..] else { panic!("{:#?}", blocks()) };
+    let [hub, server, attack, look, report] =
+        ["hub", "server", "attack", "look", "report"].map(block);
     let rig = Rig::up(&root("bookworm", &[]), &["hub", "web1", "web2"]);
     for host in rig.hosts(&["hub", "web1", "web2"]) {
         // Nobody is there to say yes to apt.
@@ -40,17 +36,40 @@ fn a_hub_and_two_servers_are_installed_and_a_ban_crosses() {
             host.journal().contains("connected to the broker 192.168.1.10")
         });
     }
-    rig.host("web1").sh(attack);
-    let expected = README.split(look).nth(1).unwrap().split("```\n").nth(2).unwrap();
+    rig.host("web1").sh(&attack);
+    let expected = block("look-output");
     eventually("web2 bans it", || rig.host("web2").bans("sshd", "203.0.113.9"));
-    assert_eq!(rig.host("web2").sh(look).trim(), expected.trim());
+    assert_eq!(rig.host("web2").sh(&look).trim(), expected.trim());
     let web1 = rig.host("web1");
     web1.sh("useradd ann; ip addr add 192.0.2.10/24 dev eth0");
-    let expected = README.split(report).nth(1).unwrap().split("```\n").nth(2).unwrap();
+    let expected = block("report-output");
     let timeless = |text: &str| text.trim().rsplit_once("\ntimestamp=2026-").unwrap().0.to_owned();
-    assert_eq!(timeless(&web1.sh(report)), timeless(expected));
+    assert_eq!(timeless(&web1.sh(&report)), timeless(&expected));
     rig.host("web1").sh("fail2ban-client set sshd unbanip 203.0.113.9");
     eventually("it is free on web2", || {
         rig.host("web2").sh("fail2ban-client get sshd banip").is_empty()
     });
+}
+
+/// A test that runs a block, or compares it, has its name as a string.
+#[test]
+fn every_name_of_a_block_is_unique_and_used_by_a_test() {
+    let mut names: Vec<_> =
+        documents().iter().flat_map(named_blocks).map(|block| block.name).collect();
+    names.sort();
+    assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+    let tests = tests_text(&repository().join("tests"));
+    for name in names {
+        assert!(tests.contains(&format!("\"{name}\"")), "no test uses the block {name}");
+    }
+}
+
+fn tests_text(dir: &Path) -> String {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let text = |path: PathBuf| match path.extension() {
+        _ if path.is_dir() => tests_text(&path),
+        Some(extension) if extension == "rs" => std::fs::read_to_string(&path).unwrap(),
+        _ => String::new(),
+    };
+    entries.map(text).collect()
 }

@@ -1,4 +1,4 @@
-//! TLS to real mosquittos: the hub of the example, made by the README's own commands, and each way in
+//! TLS to real mosquittos: the hub of the example, made by the commands in the docs, and each way in
 //! which certificates go wrong.
 
 mod support;
@@ -6,20 +6,10 @@ mod support;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use support::docs::block;
 use support::{Host, Rig, SOON, eventually};
 
-const README: &str = include_str!("../README.md");
-
-/// The README's two blocks of shell on TLS: the hub's and a server's.
-fn commands() -> [&'static str; 2] {
-    let (_, section) = README.split_once("\n## TLS").unwrap();
-    let (section, _) = section.split_once("\n## ").unwrap();
-    let blocks: Vec<_> = section.split("```sh\n").skip(1).collect();
-    let [hub, server] = blocks[..] else { panic!("{blocks:#?}") };
-    [hub, server].map(|block| block.split("```").next().unwrap())
-}
-
-/// Copies the example to where the README has it, as it was installed.
+/// Copies the example to where the docs have it, as it was installed.
 fn example(host: Host<'_>) {
     host.sh("cp -r /usr/share/doc/f2bmqtt/examples/mosquitto /root/fleet
              echo 'APT::Get::Assume-Yes true;' >/etc/apt/apt.conf.d/yes");
@@ -35,9 +25,9 @@ fn carry(hub: Host<'_>, to: Host<'_>, files: &[&str], dir: &str) {
     }
 }
 
-/// The hub and servers of the README, by its commands.
+/// The hub and servers of the docs, by their commands.
 fn fleet_of_the_example() -> Rig {
-    let [hub_block, server_block] = commands();
+    let [hub_block, server_block] = ["tls-hub", "tls-server"].map(block);
     let rig = Rig::fleet(&["web1", "web2"]);
     let hub = rig.host("hub");
     hub.sh("ip addr add 192.168.1.10/24 dev eth0");

@@ -1,12 +1,11 @@
-//! `f2bmqtt watch` in a real terminal: what the README shows of it is what it draws, and however it ends,
+//! `f2bmqtt watch` in a real terminal: what the docs show of it is what it draws, and however it ends,
 //! the terminal is as it was.
 
 mod support;
 
+use support::docs::block;
 use support::terminal::Terminal;
 use support::{Host, Rig, eventually};
-
-const README: &str = include_str!("../README.md");
 
 /// A screen without what differs each time: the time, and how fast bans came.
 fn timeless(screen: &str) -> Vec<String> {
@@ -29,8 +28,8 @@ fn timeless(screen: &str) -> Vec<String> {
     screen.trim_end().lines().map(line).collect()
 }
 
-/// Bans for the README's picture: two before it is watched, and fourteen then, of which one is lifted.
-fn is_as_in_the_readme(rig: &Rig) {
+/// Bans for the picture in the docs: two before it is watched, and fourteen then, of which one is lifted.
+fn is_as_in_the_docs(rig: &Rig) {
     let (web1, web2, db1) = (rig.host("web1"), rig.host("web2"), rig.host("db1"));
     web1.attack("web", &["203.0.113.20"]);
     web2.attack("web", &["203.0.113.21"]);
@@ -48,8 +47,8 @@ fn is_as_in_the_readme(rig: &Rig) {
     let screen = terminal.shows("all is counted", |screen| {
         screen.contains(" 15 bans ") && screen.contains("by hand") && screen.contains('█')
     });
-    let (_, shown) = README.split_once("\n$ f2bmqtt watch\n").unwrap();
-    let shown = shown.split("```").next().unwrap();
+    let shown = block("watch");
+    let shown = shown.strip_prefix("$ f2bmqtt watch\n").unwrap();
     assert_eq!(timeless(&screen), timeless(shown), "{screen}");
     terminal.types(&["q"]);
     terminal.is_left_in_order();
@@ -94,9 +93,9 @@ fn takes_any_size(host: Host<'_>) {
 }
 
 #[test]
-fn it_is_drawn_as_the_readme_shows_it_and_leaves_the_terminal_as_it_was() {
+fn it_is_drawn_as_the_docs_show_it_and_leaves_the_terminal_as_it_was() {
     let rig = Rig::fleet(&["web1", "web2", "db1"]);
-    is_as_in_the_readme(&rig);
+    is_as_in_the_docs(&rig);
     let web1 = rig.host("web1");
     for signal in ["TERM", "INT", "HUP"] {
         is_ended_by(web1, signal);

@@ -1,14 +1,13 @@
-//! What the README shows of `f2bmqtt check` is what it prints, of a host with just these two faults.
+//! What the docs show of `f2bmqtt check` is what it prints, of a host with just these two faults.
 
 use super::{NO_RULES, RULES, SOON, becomes, check};
+use crate::support::docs::block;
 use crate::support::{Host, Rig};
 
-const README: &str = include_str!("../../README.md");
-
-/// The README's block, without what differs: how much room there is.
+/// The block of the docs, without what differs: how much room there is.
 fn shown() -> String {
-    let (_, block) = README.split_once("\n# f2bmqtt check\n").unwrap();
-    unroomy(block.split("```").next().unwrap())
+    let block = block("check");
+    unroomy(block.strip_prefix("# f2bmqtt check\n").unwrap())
 }
 
 fn unroomy(text: &str) -> String {
@@ -38,7 +37,7 @@ pub(super) fn is_what_it_prints(rig: &Rig) {
         last = check(web1);
         last.1 == 1 && unroomy(&last.0) == shown()
     });
-    assert!(same, "the README:\n{}\nwhat it prints:\n{}", shown(), last.0);
+    assert!(same, "the docs:\n{}\nwhat it prints:\n{}", shown(), last.0);
     hub.sh(NO_RULES);
     reload(web1, "--restart web");
 }

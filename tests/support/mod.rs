@@ -5,6 +5,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod docs;
 pub(crate) mod reports;
 pub(crate) mod terminal;
 
