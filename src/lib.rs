@@ -31,6 +31,8 @@
 //! alone, [`lock`] says who publishes,
 //! [`runtime`] on which threads, [`journal`] prints, [`error`] gives each failure its words and exit code, and [`cli`] is the
 //! command line.
+//!
+//! `docs/architecture.md` has the rules that these modules keep, and why; `docs/protocol.md` has the messages.
 
 pub mod abuseipdb;
 pub mod apply;

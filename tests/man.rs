@@ -78,7 +78,10 @@ fn commands() -> String {
     }
     page.push_str(".SH NOTES\n.na\n");
     page.push_str(&section(|part| man.render_extra_section(part)));
-    page.push_str(".ad\n.SH SEE ALSO\n.BR mqtt.env (5),\n.BR fail2ban\\-client (1)\n");
+    page.push_str(
+        ".ad\n.SH SEE ALSO\n.BR mqtt.env (5),\n.BR fail2ban\\-client (1),\n\
+              .I /usr/share/doc/f2bmqtt/README.md\n",
+    );
     ascii(&page)
 }
 
@@ -93,7 +96,7 @@ fn ascii(page: &str) -> String {
 
 /// The section of the docs on the settings.
 fn settings_section() -> String {
-    docs::section("README.md", "Settings")
+    docs::section("docs/configuration.md", "Settings")
 }
 
 /// The rows of the table of settings: keys, default, meaning.
@@ -143,7 +146,9 @@ fn settings_page() -> String {
         page.push_str(&roff(line));
         page.push('\n');
     }
-    page.push_str(".fi\n.SH SEE ALSO\n.BR f2bmqtt (8)\n");
+    page.push_str(
+        ".fi\n.SH SEE ALSO\n.BR f2bmqtt (8),\n.I /usr/share/doc/f2bmqtt/docs/configuration.md\n",
+    );
     ascii(&page)
 }
 

@@ -1,10 +1,12 @@
-//! The README's commands, run as they stand there, on bare machines.
+//! The documents: the README's commands, run as they stand there, on bare machines; and links, names and promises
+//! that lead somewhere.
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::{Component, Path, PathBuf};
 
-use support::docs::{block, documents, named_blocks, repository};
+use support::docs::{Document, block, documents, named_blocks, repository};
 use support::{Rig, eventually, package, root};
 
 #[test]
@@ -72,4 +74,115 @@ fn tests_text(dir: &Path) -> String {
         _ => String::new(),
     };
     entries.map(text).collect()
+}
+
+#[test]
+fn every_relative_link_leads_to_a_document_and_a_heading() {
+    let documents = documents();
+    for Document { path, text } in &documents {
+        for link in links(&prose(text)) {
+            if link.contains("://") {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let target = match file {
+                "" => path.clone(),
+                file => normal(&path.with_file_name(file)),
+            };
+            // The package ships these documents and nothing beside them.
+            let target = documents.iter().find(|document| document.path == target);
+            let target = target.unwrap_or_else(|| panic!("{}: no document {link}", path.display()));
+            assert!(
+                anchor.is_empty() || anchors(&target.text).contains(anchor),
+                "{}: no heading {link}",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn links_and_anchors_are_those_that_a_browser_shows() {
+    let text =
+        "# A, `b` & c\n[x](a.md#b), `[no](c.md)`\n```\n[no](d.md)\n# no\n```\n## A, `b` & c\n";
+    assert_eq!(links(&prose(text)), ["a.md#b"]);
+    assert_eq!(anchors(text), ["a-b--c", "a-b--c-1"].map(String::from).into());
+    assert_eq!(normal(Path::new("docs/../README.md")), Path::new("README.md"));
+}
+
+/// A text without its blocks and without code within lines.
+fn prose(text: &str) -> String {
+    let blocks = text.split("```").step_by(2);
+    blocks.flat_map(|outside| outside.split('`').step_by(2)).collect()
+}
+
+fn links(prose: &str) -> Vec<String> {
+    let ends = prose.split("](").skip(1);
+    ends.map(|rest| rest.split(')').next().unwrap().to_owned()).collect()
+}
+
+/// The anchors that GitHub makes of headings: lower case, hyphens for blanks, no other punctuation.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut anchors = BTreeSet::new();
+    let outside: String = text.split("```").step_by(2).collect();
+    for heading in outside.lines().filter(|line| line.starts_with('#')) {
+        let kept = |c: &char| c.is_alphanumeric() || " -_".contains(*c);
+        let title: String = heading.trim_start_matches('#').trim().chars().filter(kept).collect();
+        let anchor = title.to_lowercase().replace(' ', "-");
+        let again = (1..).map(|number| format!("{anchor}-{number}"));
+        let mut names = std::iter::once(anchor.clone()).chain(again);
+        names.find(|name| anchors.insert(name.clone()));
+    }
+    anchors
+}
+
+/// A path without `..`.
+fn normal(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::ParentDir => _ = normal.pop(),
+            component => normal.push(component),
+        }
+    }
+    normal
+}
+
+/// The code within lines of a document of docs/.
+fn code_spans(path: &str) -> Vec<String> {
+    let documents = documents();
+    let document = documents.iter().find(|document| document.path == Path::new(path)).unwrap();
+    let outside: String = document.text.split("```").step_by(2).collect();
+    outside.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_promise_names_tests_that_exist() {
+    let tests = tests_text(&repository().join("tests"));
+    let named: Vec<_> = code_spans("docs/guarantees.md")
+        .into_iter()
+        .filter_map(|span| Some(span.split_once("::")?.1.to_owned()))
+        .collect();
+    for name in &named {
+        assert!(tests.contains(&format!("\nfn {name}()")), "no test {name}");
+    }
+    assert!(named.len() > 20, "{named:?}");
+    let text =
+        documents().into_iter().find(|page| page.path.ends_with("guarantees.md")).unwrap().text;
+    let promises = text.lines().filter(|line| line.starts_with("| G"));
+    for promise in promises {
+        assert!(promise.contains("::"), "no test: {promise}");
+    }
+}
+
+#[test]
+fn the_architecture_names_modules_that_exist_and_each_rule_once() {
+    let path = "docs/architecture.md";
+    for span in code_spans(path).iter().filter(|span| span.starts_with("src/")) {
+        assert!(repository().join(span).exists(), "{path}: {span}");
+    }
+    let text = documents().into_iter().find(|page| page.path == Path::new(path)).unwrap().text;
+    let rules = text.lines().filter_map(|line| line.strip_prefix("| R")?.split(' ').next());
+    let expected: Vec<_> = (1..=24).map(|number| number.to_string()).collect();
+    assert_eq!(rules.collect::<Vec<_>>(), expected);
 }

@@ -78,7 +78,7 @@ fn a_server_that_joins_a_fleet_with_20_000_bans_knows_them_within_seconds() {
 }
 
 #[test]
-#[ignore = "a measurement: README, What it costs"]
+#[ignore = "a measurement: docs/performance.md"]
 fn a_server_of_a_fleet_of_200_hosts_with_500_bans_each() {
     let rig = Rig::fleet(&["a"]);
     fleet(&rig, 200, 500);
