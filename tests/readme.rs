@@ -6,6 +6,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
+use f2bmqtt::guard::Refusal;
 use support::docs::{Document, block, documents, named_blocks, repository};
 use support::{Rig, eventually, package, root};
 
@@ -185,4 +186,12 @@ fn the_architecture_names_modules_that_exist_and_each_rule_once() {
     let rules = text.lines().filter_map(|line| line.strip_prefix("| R")?.split(' ').next());
     let expected: Vec<_> = (1..=24).map(|number| number.to_string()).collect();
     assert_eq!(rules.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn every_reason_of_a_rejection_is_documented() {
+    let spans = code_spans("docs/security.md");
+    for reason in Refusal::ALL {
+        assert!(spans.iter().any(|span| span == reason.name()), "docs/security.md: {reason}");
+    }
 }

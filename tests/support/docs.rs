@@ -1,4 +1,4 @@
-//! Reads the README and docs/ for tests. A block that a test runs or compares has a name, in a comment on the line
+//! Reads the documents for tests: the README and its siblings, and docs/. A block that a test runs or compares has a name, in a comment on the line
 //! before it: `<!-- test: NAME -->`. So a block may move within the documents, and its test still finds it.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
@@ -21,11 +21,13 @@ pub(crate) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The README and every page of docs/.
+/// The README and its siblings, and every page of docs/.
 pub(crate) fn documents() -> Vec<Document> {
-    let docs = std::fs::read_dir(repository().join("docs")).unwrap();
-    let pages = docs.map(|entry| Path::new("docs").join(entry.unwrap().file_name()));
-    let mut paths: Vec<_> = pages.chain([PathBuf::from("README.md")]).collect();
+    let files = |dir: &'static str| {
+        let entries = std::fs::read_dir(repository().join(dir)).unwrap();
+        entries.map(move |entry| Path::new(dir).join(entry.unwrap().file_name()))
+    };
+    let mut paths: Vec<_> = files("").chain(files("docs")).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
     paths.sort();
     let read = |path: PathBuf| Document { text: text(&path), path };
