@@ -135,7 +135,7 @@ fn the_fleet_is_seen_from_any_host() {
             "service": { "running": true, "pid": "*", "since": "*" },
             "broker": { "address": "10.213.77.11:1883", "user": "fail2ban", "fault": null },
             "fail2ban": { "jails": ["both", "sshd"], "fault": null },
-            "waiting": { "events": 0, "reports": 0 },
+            "waiting": { "events": 0, "reports": 0 }, "disks_full": [],
             "abuseipdb": {},
             "reporter": { "oldest": null, "last_call": null },
             "hosts": [
