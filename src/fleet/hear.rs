@@ -224,7 +224,8 @@ impl Fleet {
     /// from memory, and this is how the daemon learns of a detection.
     pub fn hear_own(&mut self, event: &Event, now: i64) {
         self.hear_own_stamp(event.stamp, now);
-        let fresh = (now - event.stamp).abs() < FRESH;
+        // By its time: stamps may be ahead of the clock.
+        let fresh = (now - event.time.saturating_mul(1000)).abs() < FRESH;
         let detected = event.action == Action::Ban && event.reason == Some(Reason::Detected);
         let key = (event.jail.clone(), event.address);
         if matches!(event.action, Action::Ban | Action::Unban) {

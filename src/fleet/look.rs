@@ -137,6 +137,9 @@ pub(super) struct Shown {
     pub(super) ignored: Ignored,
     /// Until when that is good enough to act upon; in milliseconds.
     pub(super) fresh: i64,
+    /// Until when a jail that may be restoring bans is left alone: ten times as long as the last whole look took; in
+    /// milliseconds.
+    rest_until: i64,
     /// When something is due by itself, in seconds since 1970.
     pub(super) due: i64,
 }
@@ -180,7 +183,7 @@ impl Local {
         self.restoring.0 = self.restoring.0.min(now.div_euclid(1000) + pace.grace);
         self.gone = self.gone.map(|(since, unbans)| (since.min(now.div_euclid(1000)), unbans));
         if let Some(shown) = &mut self.shown {
-            (shown.fresh, shown.due) = (i64::MIN, i64::MIN);
+            (shown.fresh, shown.rest_until, shown.due) = (i64::MIN, i64::MIN, i64::MIN);
         }
     }
 
@@ -226,6 +229,8 @@ impl Local {
         let last = self.shown.as_ref();
         let fresh =
             if whole { now + pace.fresh.max(10 * look.took) } else { last.map_or(0, |l| l.fresh) };
+        let rest_until =
+            if whole { now + 10 * look.took } else { last.map_or(0, |last| last.rest_until) };
         let total = look.total.or(last.map(|last| last.total)).unwrap_or(0);
         let total = if other { look.total.unwrap_or(0) } else { total };
         let due = if whole { i64::MAX } else { last.map_or(i64::MIN, |last| last.due) };
@@ -233,7 +238,8 @@ impl Local {
             if whole { pulse.data_version } else { last.and_then(|l| l.data_version) };
         let ignored = std::mem::take(&mut look.ignored);
         let (server, bantime) = (pulse.server, look.bantime);
-        self.shown = Some(Shown { server, data_version, total, bantime, ignored, fresh, due });
+        self.shown =
+            Some(Shown { server, data_version, total, bantime, ignored, fresh, rest_until, due });
     }
 
     /// **Whether there is anything to ask**: another server, a write to its database, or something due.
@@ -244,7 +250,7 @@ impl Local {
             || pulse.data_version.is_none() && shown.fresh <= now
             || shown.data_version != pulse.data_version
             || shown.due <= secs
-            || self.is_restoring(secs)
+            || self.is_restoring(secs) && shown.rest_until <= now
             || !self.told.is_empty()
     }
 }
@@ -271,6 +277,12 @@ mod tests {
         local.show(&mut look(5), pulse(1, 1), true, NOW, &pace);
         let worth = |local: &Local, pulse, now| local.is_worth_a_look(pulse, now);
         assert!(worth(&local, pulse(1, 1), NOW + 1000), "it may be restoring bans");
+        local.show(&mut Look { took: 500, ..look(5) }, pulse(1, 1), true, NOW, &pace);
+        assert!(
+            !worth(&local, pulse(1, 1), NOW + 4_999),
+            "so many that a look takes half a second"
+        );
+        assert!(worth(&local, pulse(1, 1), NOW + 5_000));
         let now = NOW + 61_000;
         assert!(!worth(&local, pulse(1, 1), now));
         assert!(worth(&local, pulse(1, 2), now), "a write");
