@@ -94,7 +94,7 @@ impl Fleet {
 
     /// The queue is what waits for a decision, each address once.
     fn check_queue(&self) -> Result<(), String> {
-        let waiting: BTreeMap<&Key, Ticket> =
+        let waiting: BTreeMap<Key, Ticket> =
             self.queue.waiting().map(|(ticket, key)| (key, ticket)).collect();
         let mut live = 0;
         for (jail, local) in &self.jails {

@@ -2,20 +2,23 @@
 //! **each host's words wait in a line of their own**, and the lines are served in turn. So whoever floods the
 //! fleet, or has been away, delays little but itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU64;
 use std::ops::Bound::{Excluded, Unbounded};
 
 use super::Key;
 use crate::wire::{Address, Host, Jail};
 
-/// Where an address waits: the number of its line in the upper 20 bits (there are at most as many lines as hosts,
-/// 1,001), and its place in that line. With it the address leaves the queue at once, wherever it stands.
+/// How many removed entries a line keeps at least before they are dropped.
+const MAX_REMOVED: usize = 500;
+
+/// Where an address waits: the number of its line in the upper 16 bits (there are at most as many lines as hosts,
+/// 1,001), and its place in that line. With it the address leaves the queue, wherever it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ticket(NonZeroU64);
 
 impl Ticket {
-    const PLACE_BITS: u32 = 44;
+    const PLACE_BITS: u32 = 48;
     const LINES: u32 = 1 << (u64::BITS - Self::PLACE_BITS);
 
     fn new(line: u32, place: u64) -> Self {
@@ -32,13 +35,80 @@ impl Ticket {
     }
 }
 
-/// The addresses that wait for one host's sake, in the order in which its words came.
+/// An address that waits. A line has up to 100,000: the place is split so that an entry takes 40 bytes.
+#[derive(Debug)]
+struct Entry {
+    /// `None` once it was removed.
+    jail: Option<Jail>,
+    address: Address,
+    place_low: u32,
+    place_high: u16,
+}
+
+impl Entry {
+    fn new(place: u64, (jail, address): Key) -> Self {
+        let place_low = u32::try_from(place & u64::from(u32::MAX)).unwrap_or_default();
+        let place_high = u16::try_from(place >> u32::BITS).unwrap_or_default();
+        Self { jail: Some(jail), address, place_low, place_high }
+    }
+
+    fn place(&self) -> u64 {
+        u64::from(self.place_high) << u32::BITS | u64::from(self.place_low)
+    }
+}
+
+/// The addresses that wait for one host's sake, in the order in which its words came. **The first is none that was
+/// removed.**
 #[derive(Debug)]
 struct Line {
     number: u32,
     /// The last place that was given; the first is 1.
     last: u64,
-    waiting: BTreeMap<u64, Key>,
+    waiting: VecDeque<Entry>,
+    removed: usize,
+}
+
+impl Line {
+    fn push(&mut self, key: Key) -> Ticket {
+        self.last += 1;
+        self.waiting.push_back(Entry::new(self.last, key));
+        Ticket::new(self.number, self.last)
+    }
+
+    fn remove(&mut self, place: u64) {
+        let Ok(index) = self.waiting.binary_search_by_key(&place, Entry::place) else { return };
+        let entry = self.waiting.get_mut(index);
+        if entry.and_then(|entry| entry.jail.take()).is_some() {
+            self.removed += 1;
+        }
+        self.drop_removed();
+    }
+
+    fn pop_of(&mut self, jail: &Jail) -> Option<Address> {
+        let first = self.waiting.pop_front_if(|first| first.jail.as_ref() == Some(jail))?;
+        self.drop_removed();
+        Some(first.address)
+    }
+
+    /// Those at the front; all, once they are most of the line. Each is moved past once for each that was removed.
+    fn drop_removed(&mut self) {
+        while self.waiting.pop_front_if(|first| first.jail.is_none()).is_some() {
+            self.removed -= 1;
+        }
+        if self.removed > MAX_REMOVED + self.waiting.len() / 2 {
+            self.waiting.retain(|entry| entry.jail.is_some());
+            self.removed = 0;
+        }
+    }
+
+    fn forget(&mut self, jail: &Jail) {
+        self.waiting.retain(|entry| entry.jail.as_ref().is_some_and(|of| of != jail));
+        self.removed = 0;
+    }
+
+    fn first_jail(&self) -> Option<&Jail> {
+        self.waiting.front()?.jail.as_ref()
+    }
 }
 
 /// The lines, by the host whose word it is; `None` for hosts that run the scripts, and where nobody claims the
@@ -66,22 +136,21 @@ impl Queue {
                 }
             };
             hosts.insert(number, host.clone());
-            Line { number, last: 0, waiting: BTreeMap::new() }
+            Line { number, last: 0, waiting: VecDeque::new(), removed: 0 }
         });
-        line.last += 1;
-        line.waiting.insert(line.last, key);
-        Ticket::new(line.number, line.last)
+        line.push(key)
     }
 
     /// Nothing is known any more of an address that waits.
     pub(super) fn remove(&mut self, ticket: Ticket) {
         let Some(host) = self.hosts.get(&ticket.line()).cloned() else { return };
         if let Some(line) = self.lines.get_mut(&host) {
-            line.waiting.remove(&ticket.place());
+            line.remove(ticket.place());
         }
         self.close_if_empty(&host);
     }
 
+    /// After a burst it would go on taking the room for one.
     #[expect(clippy::ref_option, reason = "it is a key of the lines")]
     fn close_if_empty(&mut self, host: &Option<Host>) {
         if self.lines.get(host).is_some_and(|line| line.waiting.is_empty())
@@ -98,8 +167,7 @@ impl Queue {
         let (later, earlier) = (self.lines.range(after), self.lines.iter());
         let hosts: Vec<_> = later.chain(earlier).map(|(host, _)| host.clone()).collect();
         let hosts = &hosts[..self.lines.len()];
-        let (_, (jail, _)) = self.lines.get(hosts.first()?)?.waiting.first_key_value()?;
-        let jail = jail.clone();
+        let jail = self.lines.get(hosts.first()?)?.first_jail()?.clone();
         let (mut addresses, mut skipped) = (Vec::new(), false);
         loop {
             let before = addresses.len();
@@ -108,9 +176,8 @@ impl Queue {
                     return Some((jail, addresses));
                 }
                 let Some(line) = self.lines.get_mut(host) else { continue };
-                let first = line.waiting.first_entry().filter(|first| first.get().0 == jail);
-                if let Some(first) = first {
-                    addresses.push(first.remove().1);
+                if let Some(address) = line.pop_of(&jail) {
+                    addresses.push(address);
                     // Whose word is of another jail is the next to have its turn.
                     if !skipped {
                         self.last.clone_from(host);
@@ -129,7 +196,7 @@ impl Queue {
     /// Nothing of this jail waits any more.
     pub(super) fn forget(&mut self, jail: &Jail) {
         self.lines.retain(|_, line| {
-            line.waiting.retain(|_, key| key.0 != *jail);
+            line.forget(jail);
             if line.waiting.is_empty() {
                 self.hosts.remove(&line.number);
             }
@@ -143,9 +210,12 @@ impl Queue {
     }
 
     /// What waits, with its ticket.
-    pub(super) fn waiting(&self) -> impl Iterator<Item = (Ticket, &Key)> {
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (Ticket, Key)> {
         self.lines.values().flat_map(|line| {
-            line.waiting.iter().map(|(place, key)| (Ticket::new(line.number, *place), key))
+            line.waiting.iter().filter_map(|entry| {
+                let key = (entry.jail.clone()?, entry.address);
+                Some((Ticket::new(line.number, entry.place()), key))
+            })
         })
     }
 }
@@ -211,8 +281,33 @@ mod tests {
         it.next_number = Ticket::LINES - 1;
         let other = ["c", "d", "e", "f"].map(|name| it.push(host(name), key("sshd", 9)).line());
         assert_eq!(other, [Ticket::LINES - 1, 0, 1, 3], "2 is taken");
-        let far = Ticket::new(1_000, (1 << 44) - 1);
-        assert_eq!((far.line(), far.place()), (1_000, (1 << 44) - 1));
+        let far = Ticket::new(1_000, (1 << 48) - 1);
+        assert_eq!((far.line(), far.place()), (1_000, (1 << 48) - 1));
+        assert_eq!(Entry::new(far.place(), key("sshd", 1)).place(), far.place());
+        assert_eq!(size_of::<Entry>(), 40);
+    }
+
+    #[test]
+    fn removed_entries_take_little_room_and_leave_the_others_their_places() {
+        let mut it = Queue::default();
+        let first = it.push(None, key("web", 1));
+        let mut stay = vec![first];
+        for _ in 0..20 {
+            let tickets: Vec<_> = (0..400).map(|_| it.push(None, key("sshd", 2))).collect();
+            stay.push(it.push(None, key("web", 3)));
+            for ticket in tickets.into_iter().rev() {
+                it.remove(ticket);
+                it.remove(ticket);
+            }
+            let line = &it.lines[&None];
+            assert!(line.waiting.len() <= 2 * stay.len() + 2 * MAX_REMOVED + 400);
+            assert_eq!(line.waiting.len() - line.removed, stay.len());
+        }
+        assert!(it.waiting().map(|(ticket, _)| ticket).eq(stay.iter().copied()));
+        it.remove(first);
+        assert_eq!(it.waiting().next().map(|(ticket, _)| ticket), Some(stay[1]));
+        assert_eq!(batch(&mut it, 99).map(|(jail, of)| (jail, of.len())), Some(("web".into(), 20)));
+        assert!(it.is_empty());
     }
 
     #[test]

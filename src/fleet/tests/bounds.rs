@@ -282,7 +282,7 @@ fn claims_that_come_and_go_do_not_fill_the_queue() {
         fleet.check_invariants().unwrap();
     }
     fleet.hear_part(&part("web1", NOW, &[IP]), NOW);
-    let waiting: Vec<_> = fleet.queue.waiting().map(|(_, waiting)| waiting.clone()).collect();
+    let waiting: Vec<_> = fleet.queue.waiting().map(|(_, waiting)| waiting).collect();
     assert_eq!(waiting, [key()], "what is new waits, and nothing else");
 }
 
