@@ -24,7 +24,7 @@ pub(super) struct Changes {
 }
 
 impl Disks {
-    /// Whether the file systems are to be looked at.
+    /// Whether it is time to check the file systems.
     pub(super) fn is_due(&mut self, now: i64) -> bool {
         let fresh = self.checked.is_some_and(|at| (0..INTERVAL).contains(&now.saturating_sub(at)));
         if !fresh {

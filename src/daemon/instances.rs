@@ -63,13 +63,13 @@ impl OwnName {
     }
 
     pub(super) fn lost(&mut self, now: i64) {
-        // A broker that cannot be reached drives nobody off.
+        // A broker that cannot be reached evicts no client.
         let Some(connected) = self.connected.take() else { return };
         let short = (0..STABLE).contains(&now.saturating_sub(connected));
         self.lost = if short { self.lost.saturating_add(1) } else { 1 };
     }
 
-    /// Judges a presence under this host's name. A rival is reported once, so that nobody can make this host draw
+    /// Judges a presence under this host's name. A rival is reported once, so that no client can make this host draw
     /// client IDs without end.
     pub(super) fn hear(&mut self, there: &Presence) -> Sighting {
         if there.instance == self.instance {

@@ -256,7 +256,7 @@ fn read(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Result<Row, S
 }
 
 /// How long the ban of a row lasts, in seconds, as fail2ban restores it (`server/database.py`, `getCurrentBans`): -1 is
-/// for ever, -2 is not known (rows of versions before 0.11), and a ban of any other length below 0 is over.
+/// permanent, -2 is not known (rows of versions before 0.11), and a ban of any other length below 0 is over.
 fn length(bantime: i64) -> i64 {
     match bantime {
         // The ban lasts, and as soon as fail2ban has it again, fail2ban's own answer counts.

@@ -27,7 +27,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// What is left of `LIMIT` to a broker that does not end the daemon's session.
 const PURGE_LIMIT: Duration = Duration::from_secs(1);
 
-/// Clears the branch of this host, and ends the session of its daemon. Settings that nobody set are no fault.
+/// Clears the branch of this host, and ends the session of its daemon. Sample settings are no fault.
 ///
 /// # Errors
 /// Any [`Error`], with what to do instead.

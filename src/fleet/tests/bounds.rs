@@ -28,7 +28,7 @@ fn what_means_nothing_here_leaves_nothing() {
         assert!(fleet.hear(&Event { address, ..event(U, "web1", 10) }, NOW));
         assert!(fleet.hear(&Event { address, ..event(U, "old1", 0) }, NOW));
     }
-    assert!(fleet.queue.is_empty(), "nothing is to be done for them");
+    assert!(fleet.queue.is_empty(), "no work is left for them");
     fleet.tidied = 0;
     fleet.tidy(NOW);
     assert_eq!(fleet.counts.claims, 0, "and nothing is kept of what was said long ago");
