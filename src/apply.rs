@@ -14,8 +14,8 @@ use crate::fail2ban::table::Table;
 use crate::fail2ban::{Client, Error};
 use crate::fleet::look::{Look, Pulse, Server};
 use crate::fleet::work::{Step, Work};
-use crate::guard::Refusal;
-use crate::ignored::{Exempt, Ignored};
+use crate::guard::RejectReason;
+use crate::ignored::{IgnoreList, IgnoreListResolver};
 use crate::journal::{self, say};
 use crate::memory::{Known, Memory};
 use crate::outbox::millis;
@@ -49,7 +49,12 @@ pub struct Bell {
 
 /// Works until this process sees a directory that no longer exists in the place of fail2ban's; `exempt` says
 /// whom no jail is to ban.
-pub async fn run(memory: Arc<Memory>, bell: Arc<Bell>, paths: Paths, mut exempt: Exempt) {
+pub async fn run(
+    memory: Arc<Memory>,
+    bell: Arc<Bell>,
+    paths: Paths,
+    mut exempt: IgnoreListResolver,
+) {
     let mut absence = Absence::default();
     loop {
         let error = match Client::connect(&paths.fail2ban).await {
@@ -119,7 +124,7 @@ impl Absence {
             (self.version, self.looked) = (version, Some(Instant::now()));
             let Known { database, guard, .. } = &mut *known;
             let rows = database.jails().and_then(|jails| {
-                let shared = jails.into_iter().filter(|jail| guard.sharing.has(jail));
+                let shared = jails.into_iter().filter(|jail| guard.sharing.includes(jail));
                 shared.map(|jail| Ok((database.all(&jail)?, jail))).collect()
             });
             let rows: Vec<(Table<_>, Jail)> = match rows {
@@ -146,9 +151,9 @@ struct Applier<'a> {
     jails: BTreeSet<Jail>,
     /// Jails that refuse, and since when.
     trouble: BTreeMap<Jail, Instant>,
-    exempt: &'a mut Exempt,
+    exempt: &'a mut IgnoreListResolver,
     /// Whom each jail is never to ban, as far as that was found out, and when all were last asked.
-    ignored: BTreeMap<Jail, Ignored>,
+    ignored: BTreeMap<Jail, IgnoreList>,
     asked: Instant,
     /// The jails whose actions' names were read.
     named: BTreeSet<Jail>,
@@ -160,7 +165,7 @@ impl<'a> Applier<'a> {
         memory: &'a Memory,
         bell: &'a Bell,
         socket: &'a Path,
-        exempt: &'a mut Exempt,
+        exempt: &'a mut IgnoreListResolver,
     ) -> Self {
         let (jails, trouble, ignored) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
         let (asked, named) = (Instant::now(), BTreeSet::new());
@@ -218,7 +223,7 @@ impl<'a> Applier<'a> {
             self.announce(&jails);
         }
         self.jails.clone_from(&jails);
-        let jails = self.memory.know().guard.sharing.of(&jails);
+        let jails = self.memory.know().guard.sharing.filter(&jails);
         self.trouble.retain(|_, since| since.elapsed() < 4 * TROUBLE);
         let mut known = self.memory.know();
         if !known.database.is_told() {
@@ -240,14 +245,14 @@ impl<'a> Applier<'a> {
     /// Says which jails fail2ban has, and which of them take part.
     fn announce(&self, jails: &BTreeSet<Jail>) {
         let mut known = self.memory.know();
-        let shared = known.guard.sharing.of(jails);
+        let shared = known.guard.sharing.filter(jails);
         let names = |jails: &mut dyn Iterator<Item = &Jail>| {
             jails.map(Jail::as_str).collect::<Vec<_>>().join(", ")
         };
         let alone = names(&mut jails.difference(&shared));
         let alone = if alone.is_empty() { alone } else { format!("; not shared: {alone}") };
         say(format_args!("fail2ban answers; jails: {}{alone}", names(&mut shared.iter())));
-        let missing = names(&mut known.guard.sharing.missing(jails).into_iter());
+        let missing = names(&mut known.guard.sharing.unmatched(jails).into_iter());
         if !missing.is_empty() && !jails.is_empty() {
             known
                 .warn("jails", &format!("MQTT_JAILS names what fail2ban does not have: {missing}"));
@@ -278,8 +283,8 @@ impl<'a> Applier<'a> {
     /// Now and then, and not only when there is something to ban: a jail whose `ignoreip` changed, or this
     /// host's network, is looked at whole.
     async fn reconsider(&mut self) -> Result<(), Error> {
-        let shared = self.memory.know().guard.sharing.of(&self.jails);
-        let waits = |jail| self.ignored.get(jail).is_some_and(Ignored::is_incomplete);
+        let shared = self.memory.know().guard.sharing.filter(&self.jails);
+        let waits = |jail| self.ignored.get(jail).is_some_and(IgnoreList::is_incomplete);
         let pause = if shared.iter().any(waits) { RECONSIDER_UNRESOLVED } else { RECONSIDER };
         if self.asked.elapsed() < pause {
             return Ok(());
@@ -318,12 +323,12 @@ impl<'a> Applier<'a> {
             Step::Refuse(jail, Work { address, host }, because) => {
                 let host = named(host.as_ref());
                 let text = format!("refused to ban {address} in {jail} for {host}: {because}");
-                self.memory.know().refuse_of(host, because.refusal(), &text);
+                self.memory.know().refuse_of(host, because.reject_reason(), &text);
                 0
             }
             Step::NoSuchJail(jail, Work { address, host }) => {
                 let mut known = self.memory.know();
-                known.refused.count(Refusal::UnknownJail);
+                known.refused.count(RejectReason::UnknownJail);
                 let host = named(host.as_ref());
                 known.inbound.say(host, || journal::no_such_jail(&jail, address, host, 0));
                 0
@@ -410,9 +415,9 @@ impl<'a> Applier<'a> {
 
     /// Whom a jail is never to ban, asked anew each time. If that changed, the jail is looked at whole: what
     /// was refused may be bannable now, and what was imported may not.
-    async fn ignored(&mut self, jail: &Jail) -> Result<Ignored, Error> {
+    async fn ignored(&mut self, jail: &Jail) -> Result<IgnoreList, Error> {
         let entries = self.client.ignored(jail).await?;
-        let (ignored, wrong) = self.exempt.of(jail, &entries).await;
+        let (ignored, wrong) = self.exempt.resolve(jail, &entries).await;
         let mut known = self.memory.know();
         for what in wrong {
             known.warn("ignoreip", &what);
@@ -440,7 +445,7 @@ fn absent(
     let version = known.database.version()?;
     let starting = known.fleet.is_starting(server, now());
     let written = if starting { known.database.jails()? } else { BTreeSet::new() };
-    let written = known.guard.sharing.of(&written);
+    let written = known.guard.sharing.filter(&written);
     for jail in known.fleet.missing(jails, &written, server, now()) {
         let rows = known.database.all(&jail)?;
         known.fleet.absent(&jail, &rows, now());
@@ -452,6 +457,6 @@ fn addresses(work: &[Work]) -> Vec<Address> {
     work.iter().map(|work| work.address).collect()
 }
 
-fn named(host: Option<&crate::wire::Host>) -> &str {
-    host.map_or("nobody", crate::wire::Host::as_str)
+fn named(host: Option<&crate::wire::HostName>) -> &str {
+    host.map_or("nobody", crate::wire::HostName::as_str)
 }

@@ -11,11 +11,11 @@ use crate::fail2ban::action_names::{ActionNames, Resolved};
 use crate::fail2ban::database::{Database, Row};
 use crate::fleet::work::Step;
 use crate::fleet::{Change, Fleet};
-use crate::guard::{Guard, Refusal, Refusals, is_bannable};
+use crate::guard::{Guard, RejectCounters, RejectReason, is_bannable};
 use crate::journal::{self, Inbound, Limited};
 use crate::outbox::{Outbox, millis};
 use crate::store::{Identity, Store};
-use crate::wire::{Event, Jail, Part, Scope, Told};
+use crate::wire::{Event, Jail, JailScope, Shard, SpooledEvent};
 
 /// Guarded by a lock that is only ever held for as long as it takes to look or to write down.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub struct Known {
     /// Judges the fleet's words.
     pub guard: Guard,
     /// What of the fleet's words was refused.
-    pub refused: Refusals,
+    pub refused: RejectCounters,
     store: Store,
     /// Which bans an operator of this host makes.
     by_hand: Watch,
@@ -55,7 +55,7 @@ impl Memory {
         store: Store,
         by_hand: Watch,
     ) -> Self {
-        let (refused, limited) = (Refusals::default(), Limited::default());
+        let (refused, limited) = (RejectCounters::default(), Limited::default());
         let inbound = Inbound::default();
         let action_names = ActionNames::default();
         let known = Known {
@@ -85,7 +85,7 @@ impl Known {
     pub fn scan(&mut self) {
         let now = millis(SystemTime::now());
         let Self { fleet, database, guard, by_hand, action_names, .. } = self;
-        let mut decide = |told: &Told| {
+        let mut decide = |told: &SpooledEvent| {
             // Before fail2ban has said which jails it has, nothing is known of their actions.
             let exists = fleet.names().is_none_or(|jails| jails.contains(&told.jail));
             let begun = |row: &Row| (told.time - 1..=told.time + 1).contains(&row.timeofban);
@@ -97,8 +97,8 @@ impl Known {
                 Resolved::Jail(jail) => jail,
                 Resolved::Ask => return Err(String::new()),
             };
-            let told = &Told { jail, ..told.clone() };
-            if !guard.sharing.has(&told.jail) {
+            let told = &SpooledEvent { jail, ..told.clone() };
+            if !guard.sharing.includes(&told.jail) {
                 return Ok(None);
             }
             let row = || -> rusqlite::Result<_> {
@@ -188,28 +188,28 @@ impl Known {
 
     /// Takes from a part of a snapshot what no host may ban, and what is of jails that do not take part
     /// here: that is as it should be, and comes again every few minutes.
-    pub fn keep_shared(&mut self, part: &mut Part) {
+    pub fn keep_shared(&mut self, part: &mut Shard) {
         let Self { guard, refused, .. } = self;
         part.bans.retain(|ban| {
             let bannable = is_bannable(ban.address.ip());
             if !bannable {
-                refused.count(Refusal::Unbannable);
+                refused.count(RejectReason::Unbannable);
             }
-            bannable && guard.sharing.has(&ban.jail)
+            bannable && guard.sharing.includes(&ban.jail)
         });
         part.unbans.retain(|unban| match &unban.scope {
-            Scope::Every => true,
-            Scope::One(jail) => guard.sharing.has(jail),
+            JailScope::All => true,
+            JailScope::One(jail) => guard.sharing.includes(jail),
         });
     }
 
     /// Refuses something of the fleet's: counts it, and warns.
-    pub fn refuse(&mut self, refusal: Refusal, text: &str) {
+    pub fn refuse(&mut self, refusal: RejectReason, text: &str) {
         self.refuse_of("", refusal, text);
     }
 
     /// Refuses what one host sent: a flood of one host takes no other's lines.
-    pub fn refuse_of(&mut self, host: &str, refusal: Refusal, text: &str) {
+    pub fn refuse_of(&mut self, host: &str, refusal: RejectReason, text: &str) {
         self.refused.count(refusal);
         if let Some(line) = self.limited.line(refusal.name(), host, text, Instant::now()) {
             journal::warn(line);

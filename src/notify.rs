@@ -11,7 +11,7 @@ use crate::journal;
 use crate::lock;
 use crate::paths::Paths;
 use crate::spool::Left;
-use crate::wire::{Action, Address, Jail, Told};
+use crate::wire::{Action, Address, Jail, SpooledEvent};
 
 /// The arguments as fail2ban passes them, still text.
 #[derive(Debug, Default)]
@@ -41,7 +41,7 @@ impl<'a> Call<'a> {
     ///
     /// # Errors
     /// [`Error::Usage`] where an argument cannot be what it stands for.
-    pub fn told(&self) -> Result<(Option<Told>, Option<String>), Error> {
+    pub fn told(&self) -> Result<(Option<SpooledEvent>, Option<String>), Error> {
         let usage = |name: &str, what: &str| Error::Usage(format!("{name} {what}"));
         let jail = Jail::new(self.jail).map_err(|what| usage("NAME", &what))?;
         let address = Address::new(self.address).map_err(|what| usage("IP", &what))?;
@@ -65,7 +65,7 @@ impl<'a> Call<'a> {
         });
         let time = whole_seconds(self.time).unwrap_or(0);
         let (restored, failures) = (restored.into(), failures.into());
-        let told = Told { action, jail, address, bantime, restored, failures, time };
+        let told = SpooledEvent { action, jail, address, bantime, restored, failures, time };
         Ok((Some(told), warning))
     }
 }

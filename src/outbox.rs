@@ -9,13 +9,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::broker::Link;
 use crate::config::Topic;
 use crate::spool::{Name, Spool};
-use crate::wire::{Action, Event, Told};
+use crate::wire::{Action, Event, SpooledEvent};
 
 /// The most events that are kept in memory; the rest waits in the spool.
 const MOST: usize = 10_000;
 
 /// Decides what the fleet is told, if anything; fails where that cannot be decided now.
-pub type Decide<'a> = &'a mut dyn FnMut(&Told) -> Result<Option<Event>, String>;
+pub type Decide<'a> = &'a mut dyn FnMut(&SpooledEvent) -> Result<Option<Event>, String>;
 
 /// The events on their way out.
 #[derive(Debug)]
@@ -69,7 +69,12 @@ impl Outbox {
     ///
     /// # Errors
     /// Why it cannot be decided now; then it is to be told again.
-    pub fn take(&mut self, name: Name, told: &Told, decide: Decide<'_>) -> Result<(), String> {
+    pub fn take(
+        &mut self,
+        name: Name,
+        told: &SpooledEvent,
+        decide: Decide<'_>,
+    ) -> Result<(), String> {
         match decide(told)? {
             Some(event) => drop(self.waiting.insert(name, event)),
             None => self.remove(&name),
@@ -158,14 +163,14 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::wire::{Action, Address, Host, Jail, Reason};
+    use crate::wire::{Action, Address, HostName, Jail, Reason};
 
     fn outbox(dir: &Path) -> Outbox {
         Outbox::new(Spool::new(dir.to_owned()), Topic::new("t").unwrap())
     }
 
     fn tell(outbox: &Outbox, ip: &str) {
-        let told = Told {
+        let told = SpooledEvent {
             action: Action::Ban,
             jail: Jail::new("sshd").unwrap(),
             address: Address::new(ip).unwrap(),
@@ -181,8 +186,8 @@ mod tests {
     fn what_is_told_waits_for_the_broker_and_what_is_not_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let mut outbox = outbox(dir.path());
-        let host = Host::new("web1").unwrap();
-        let mut decide = |told: &Told| match told.address.to_string().as_str() {
+        let host = HostName::new("web1").unwrap();
+        let mut decide = |told: &SpooledEvent| match told.address.to_string().as_str() {
             "192.0.2.1" => Ok(Some(told.clone().event(&host, 1, Reason::Detected))),
             "192.0.2.2" => Ok(None),
             _ => Err("busy".to_owned()),
@@ -205,8 +210,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut outbox = outbox(dir.path());
         tell(&outbox, "192.0.2.1");
-        let host = Host::new("web1").unwrap();
-        let mut decide = |told: &Told| Ok(Some(told.clone().event(&host, 1, Reason::Detected)));
+        let host = HostName::new("web1").unwrap();
+        let mut decide =
+            |told: &SpooledEvent| Ok(Some(told.clone().event(&host, 1, Reason::Detected)));
         assert_eq!(outbox.scan(&mut decide).unwrap(), [""; 0]);
         let names = outbox.spool.list().unwrap();
         outbox.published(&names[0]);

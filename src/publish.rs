@@ -24,7 +24,7 @@ use crate::outbox::{Outbox, millis};
 use crate::paths::Paths;
 use crate::runtime;
 use crate::store::Store;
-use crate::wire::{Ban, Event as BanEvent, Jail, Told};
+use crate::wire::{Ban, Event as BanEvent, Jail, SpooledEvent};
 
 /// The longest that it runs.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -55,7 +55,7 @@ pub fn run(paths: &Paths) -> Result<(), Error> {
 fn work(paths: &Paths) -> Result<(), Error> {
     let mut text = Vec::new();
     let _ = std::io::stdin().take(4096).read_to_end(&mut text);
-    let told = Told::parse(&text).ok();
+    let told = SpooledEvent::parse(&text).ok();
     let config = Config::load()?;
     let paths = &paths.located(config.fail2ban_socket.as_deref());
     runtime::run(publish(&config, paths, told))
@@ -70,7 +70,7 @@ fn reserve(store: &mut Store, teller: &mut Teller) {
     }
 }
 
-async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(), Error> {
+async fn publish(config: &Config, paths: &Paths, told: Option<SpooledEvent>) -> Result<(), Error> {
     let path = paths.lock();
     // An event from memory goes out in any case; the spool is for whoever holds the lock.
     let mut lock = Lock::take(&path, Role::Child, Duration::ZERO).unwrap_or(None);
@@ -89,7 +89,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
     }
     let mut by_hand = Watch::new(paths.by_hand());
     let names = RefCell::new(ActionNames::default());
-    let mut decide = |told: &Told| {
+    let mut decide = |told: &SpooledEvent| {
         let begun = |row: &Row| (told.time - 1..=told.time + 1).contains(&row.timeofban);
         let mut has_ban = |jail: &Jail| {
             let rows = database.rows(jail, &[told.address]).unwrap_or_default();
@@ -101,8 +101,8 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
             Resolved::Jail(jail) => jail,
             Resolved::Ask => return Err(String::new()),
         };
-        let told = &Told { jail, ..told.clone() };
-        if !config.sharing.has(&told.jail) {
+        let told = &SpooledEvent { jail, ..told.clone() };
+        if !config.sharing.includes(&told.jail) {
             return Ok(None);
         }
         let row = || -> rusqlite::Result<_> {

@@ -16,7 +16,7 @@ use inotify::{Inotify, WatchMask};
 
 use crate::error::Error;
 use crate::files;
-use crate::wire::Told;
+use crate::wire::SpooledEvent;
 
 /// What can wait in a spool.
 pub trait Item: Sized {
@@ -33,7 +33,7 @@ pub trait Item: Sized {
     fn parse(text: &[u8]) -> Result<Self, String>;
 }
 
-impl Item for Told {
+impl Item for SpooledEvent {
     const MAX: u64 = 4096;
 
     fn encode(&self) -> String {
@@ -56,7 +56,7 @@ pub type Name = String;
 
 /// A spool.
 #[derive(Clone, Debug)]
-pub struct Spool<T = Told> {
+pub struct Spool<T = SpooledEvent> {
     dir: PathBuf,
     /// What is written where `dir` cannot be.
     spare: Option<PathBuf>,
@@ -223,8 +223,8 @@ mod tests {
     use super::*;
     use crate::wire::{Action, Address, Jail};
 
-    fn told(ip: &str) -> Told {
-        Told {
+    fn told(ip: &str) -> SpooledEvent {
+        SpooledEvent {
             action: Action::Ban,
             jail: Jail::new("sshd").unwrap(),
             address: Address::new(ip).unwrap(),
@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn what_is_no_event_is_told_apart_and_links_are_not_followed() {
         let root = tempfile::tempdir().unwrap();
-        let spool = Spool::<Told>::new(root.path().to_owned());
+        let spool = Spool::<SpooledEvent>::new(root.path().to_owned());
         fs::write(root.path().join("1.json"), "{").unwrap();
         assert_eq!(spool.read("1.json").unwrap_err().kind(), io::ErrorKind::InvalidData);
         std::os::unix::fs::symlink("1.json", root.path().join("2.json")).unwrap();

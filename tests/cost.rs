@@ -10,7 +10,9 @@ use f2bmqtt::fail2ban::database::Row;
 use f2bmqtt::fleet::look::{Look, Pulse, Server};
 use f2bmqtt::fleet::work::Step;
 use f2bmqtt::fleet::{Fleet, Pace, Remembered};
-use f2bmqtt::wire::{Address, Event, Host, Jail, Listed, Pardon, Part, Scope, Slice, UnbanId};
+use f2bmqtt::wire::{
+    Address, Event, FleetUnban, HostName, Jail, JailScope, Shard, ShardEntry, ShardId, UnbanId,
+};
 
 const NOW: i64 = 1_795_342_588_000;
 
@@ -24,20 +26,27 @@ fn address(n: u32) -> Address {
     Address::new(&Ipv4Addr::from(0x0b00_0000 + n).to_string()).unwrap()
 }
 
-fn shard(host: &str, stamp: i64, slice: Slice, bans: Vec<Listed>) -> Part {
-    Part { host: Host::new(host).unwrap(), stamp, time: 0, slice, bans, unbans: Vec::new() }
+fn shard(host: &str, stamp: i64, slice: ShardId, bans: Vec<ShardEntry>) -> Shard {
+    Shard {
+        host: HostName::new(host).unwrap(),
+        stamp,
+        time: 0,
+        id: slice,
+        bans,
+        unbans: Vec::new(),
+    }
 }
 
 /// A snapshot of so many permanent bans in 512 shards, of which the first is left out.
 fn snapshot(host: &str, stamp: i64, bans: u32) -> Vec<String> {
-    let mut shards: Vec<Vec<Listed>> = (0..512).map(|_| Vec::new()).collect();
+    let mut shards: Vec<Vec<ShardEntry>> = (0..512).map(|_| Vec::new()).collect();
     for n in 0..bans {
         let (jail, address) = (Jail::new("sshd").unwrap(), address(n));
-        let listed = Listed { jail, address, start: NOW / 1000, bantime: -1 };
-        shards[Slice::of(address, 512).part() as usize].push(listed);
+        let listed = ShardEntry { jail, address, start: NOW / 1000, bantime: -1 };
+        shards[ShardId::of(address, 512).index() as usize].push(listed);
     }
     let encoded =
-        |(number, bans)| shard(host, stamp, Slice::new(number, 512).unwrap(), bans).encode();
+        |(number, bans)| shard(host, stamp, ShardId::new(number, 512).unwrap(), bans).encode();
     (0..).zip(shards).skip(1).map(encoded).collect()
 }
 
@@ -50,10 +59,10 @@ fn event(n: u32) -> String {
 
 /// A shard with as many fleet unbans as it has room for.
 fn unbans() -> String {
-    let mut part = shard("evil", NOW + 5_000, Slice::new(0, 1).unwrap(), Vec::new());
+    let mut part = shard("evil", NOW + 5_000, ShardId::new(0, 1).unwrap(), Vec::new());
     let of = |n: u32| {
         let id = UnbanId::new(&format!("e-{}", NOW + i64::from(n))).unwrap();
-        Pardon { scope: Scope::Every, address: address(n), id }
+        FleetUnban { scope: JailScope::All, address: address(n), id }
     };
     part.unbans.push(of(0));
     let size = part.encode().len();
@@ -71,7 +80,7 @@ fn processor_time() -> Duration {
 }
 
 fn hear(fleet: &mut Fleet, shard: &str) {
-    black_box(fleet.hear_part(&Part::parse(shard.as_bytes()).unwrap(), NOW));
+    black_box(fleet.hear_part(&Shard::parse(shard.as_bytes()).unwrap(), NOW));
 }
 
 /// Works off what is to be done without fail2ban; answers the longest step.
@@ -104,8 +113,9 @@ impl Costs {
 #[test]
 #[ignore = "a measurement, which tests/bench makes"]
 fn worst_messages_cost_little_more_than_their_size() {
-    let mut fleet = Fleet::new(Host::new("web1").unwrap(), Pace::default(), Remembered::default());
-    let (mine, slice) = (snapshot("evil", NOW + 1_000, 99_000), Slice::new(0, 1).unwrap());
+    let mut fleet =
+        Fleet::new(HostName::new("web1").unwrap(), Pace::default(), Remembered::default());
+    let (mine, slice) = (snapshot("evil", NOW + 1_000, 99_000), ShardId::new(0, 1).unwrap());
     let begun = processor_time();
     for shard in &mine {
         hear(&mut fleet, shard);
@@ -172,7 +182,8 @@ fn restart_with_100_000_bans_that_others_claim_too_costs_seconds() {
     const BANS: u32 = 100_000;
     let jail = Jail::new("sshd").unwrap();
     let begun = processor_time();
-    let mut fleet = Fleet::new(Host::new("web1").unwrap(), Pace::default(), Remembered::default());
+    let mut fleet =
+        Fleet::new(HostName::new("web1").unwrap(), Pace::default(), Remembered::default());
     for shard in snapshot("web2", NOW + 1_000, BANS) {
         hear(&mut fleet, &shard);
     }

@@ -6,7 +6,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
-use f2bmqtt::guard::Refusal;
+use f2bmqtt::guard::RejectReason;
 use support::docs::{Document, block, documents, named_blocks, repository};
 use support::{Rig, eventually, package, root};
 
@@ -191,7 +191,7 @@ fn the_architecture_names_modules_that_exist_and_each_rule_once() {
 #[test]
 fn every_reason_of_a_rejection_is_documented() {
     let spans = code_spans("docs/security.md");
-    for reason in Refusal::ALL {
+    for reason in RejectReason::ALL {
         assert!(spans.iter().any(|span| span == reason.name()), "docs/security.md: {reason}");
     }
 }

@@ -6,7 +6,7 @@ mod support;
 use std::path::Path;
 use std::time::Duration;
 
-use f2bmqtt::wire::seal::Keys;
+use f2bmqtt::wire::seal::SigningKeys;
 use support::{Host, Rig, eventually, within};
 
 const KEY: &str = "7c7f0a5be0d5a2ffe8a2c5b1f0e4d3c2";
@@ -97,7 +97,7 @@ fn now() -> i64 {
 }
 
 fn signed(key: &str, topic: &str, payload: &str) -> String {
-    String::from_utf8(Keys::new([key]).sign(topic, payload.into())).unwrap()
+    String::from_utf8(SigningKeys::new([key]).sign(topic, payload.into())).unwrap()
 }
 
 #[test]

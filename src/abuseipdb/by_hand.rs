@@ -156,7 +156,7 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Host, Jail, Reason, Told};
+    use crate::wire::{HostName, Jail, Reason, SpooledEvent};
 
     const NOW: i64 = 1_795_342_588;
 
@@ -200,7 +200,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("by-hand.sqlite3");
         let event = |action, n: u8, time| {
-            let told = Told {
+            let told = SpooledEvent {
                 action,
                 jail: Jail::new("web").unwrap(),
                 address: Address::new(&format!("203.0.113.{n}")).unwrap(),
@@ -209,7 +209,7 @@ mod tests {
                 failures: 3,
                 time,
             };
-            told.event(&Host::new("web1").unwrap(), 1, Reason::Detected)
+            told.event(&HostName::new("web1").unwrap(), 1, Reason::Detected)
         };
         let now = millis(std::time::SystemTime::now()).div_euclid(1000);
         let mut watch = Watch::new(path.clone());

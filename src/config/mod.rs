@@ -23,8 +23,8 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 
 use crate::error::Error;
-use crate::guard::Sharing;
-use crate::wire::Host;
+use crate::guard::JailFilter;
+use crate::wire::HostName;
 
 pub use certificate::Certificate;
 pub(crate) use line::read as read_line;
@@ -86,7 +86,7 @@ pub struct Config {
     /// Where the fleet shares its bans.
     pub topic: Topic,
     /// This host's name in the fleet.
-    pub node: Host,
+    pub node: HostName,
     /// Where Home Assistant discovers devices, if it is to discover this host.
     pub ha_prefix: Option<Topic>,
     /// Figures for Prometheus are wanted.
@@ -94,7 +94,7 @@ pub struct Config {
     /// How messages are signed, if they are.
     pub signing: Option<Signing>,
     /// Which jails take part.
-    pub sharing: Sharing,
+    pub sharing: JailFilter,
     /// What no message bans here.
     pub never_ban: Vec<IpNet>,
     /// fail2ban's socket, where fail2ban's own settings do not name it.
@@ -221,9 +221,9 @@ impl Config {
             warnings.push(format!("{key} can be read by others, and is a key: chmod 600 {key}"));
         }
         let topic = file.needed("MQTT_TOPIC", Topic::of_fleet);
-        let node = match file.optional("MQTT_NODE", Host::new) {
+        let node = match file.optional("MQTT_NODE", HostName::new) {
             Some(node) => Some(node),
-            None => Host::new(nodename)
+            None => HostName::new(nodename)
                 .map_err(|what| {
                     file.fault(0, format!("this machine's host name {what}. Set MQTT_NODE"));
                 })
@@ -457,14 +457,14 @@ impl<'a> Entries<'a> {
     }
 
     /// Which jails take part. One that is to and is not to is a fault.
-    fn sharing(&mut self) -> Sharing {
+    fn sharing(&mut self) -> JailFilter {
         let only = self.optional("MQTT_JAILS", values::jails);
         let not = self.optional("MQTT_NOT_JAILS", values::jails).unwrap_or_default();
         if let Some(jail) = only.iter().flatten().find(|jail| not.contains(jail)) {
             let what = format!("MQTT_NOT_JAILS names {jail}, and so does MQTT_JAILS");
             self.fault(self.line("MQTT_NOT_JAILS"), what);
         }
-        Sharing::new(only, not)
+        JailFilter::new(only, not)
     }
 
     /// What is said of TLS. Whatever would leave it off although something asks for it is a fault.

@@ -1,7 +1,7 @@
 //! Where on the broker a fleet lives: events below `MQTT_TOPIC`, and what is retained below
 //! `f2bmqtt/MQTT_TOPIC`. Hosts that run the scripts subscribe to the first and never see the second.
 
-use crate::wire::Host;
+use crate::wire::HostName;
 
 /// A topic leaves room for `f2bmqtt/<topic>/state/<host>/<index>` below the 65,535 bytes that MQTT allows.
 const MAX_TOPIC: usize = 200;
@@ -71,7 +71,7 @@ impl Topic {
 
     /// The presence of a host.
     #[must_use]
-    pub fn presence(&self, host: &Host) -> String {
+    pub fn presence(&self, host: &HostName) -> String {
         self.retained(&format!("host/{host}"))
     }
 
@@ -97,13 +97,13 @@ impl Topic {
 
     /// One shard of a host's snapshot.
     #[must_use]
-    pub fn shard(&self, host: &Host, index: u32) -> String {
+    pub fn shard(&self, host: &HostName, index: u32) -> String {
         self.retained(&format!("state/{host}/{index}"))
     }
 
     /// The filter of a host's whole snapshot.
     #[must_use]
-    pub fn shards(&self, host: &Host) -> String {
+    pub fn shards(&self, host: &HostName) -> String {
         self.retained(&format!("state/{host}/+"))
     }
 
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_fleet_has_two_branches_and_no_topic_of_another_is_in_them() {
-        let (topic, host) = (Topic::of_fleet("blacklist").unwrap(), Host::new("web1").unwrap());
+        let (topic, host) = (Topic::of_fleet("blacklist").unwrap(), HostName::new("web1").unwrap());
         assert_eq!(topic.event("ban"), "blacklist/ban");
         assert_eq!(topic.events(), "blacklist/#");
         assert_eq!(topic.presence(&host), "f2bmqtt/blacklist/host/web1");

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::ignored;
 use crate::wire::Jail;
-use crate::wire::seal::Keys;
+use crate::wire::seal::SigningKeys;
 
 /// The ports of MQTT, without TLS and with it, in IANA's register.
 pub(super) const PLAIN_PORT: u16 = 1883;
@@ -81,7 +81,7 @@ pub struct Login {
 #[derive(Clone, Debug)]
 pub struct Signing {
     /// The secrets that the fleet shares.
-    pub keys: Keys,
+    pub keys: SigningKeys,
     /// What is not signed counts, too: some hosts do not sign yet, or run the scripts.
     pub accept_unsigned: bool,
 }
@@ -161,7 +161,7 @@ pub(super) fn credential(text: &str) -> Result<String, String> {
 }
 
 /// One secret or, while it is changed, the new and the old one.
-pub(super) fn signing_keys(text: &str) -> Result<Keys, String> {
+pub(super) fn signing_keys(text: &str) -> Result<SigningKeys, String> {
     const SHORTEST: usize = 16;
     let secrets: Vec<&str> = text.split(',').map(str::trim).collect();
     if secrets.len() > 2 || secrets.iter().any(|secret| secret.chars().count() < SHORTEST) {
@@ -170,7 +170,7 @@ pub(super) fn signing_keys(text: &str) -> Result<Keys, String> {
              one with openssl rand -hex 32"
         ));
     }
-    Ok(Keys::new(secrets))
+    Ok(SigningKeys::new(secrets))
 }
 
 pub(super) fn yes(text: &str) -> Result<bool, String> {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::status::AheadHost;
-use crate::wire::Host;
+use crate::wire::HostName;
 
 /// The most hosts that are kept: anybody who may publish can name more.
 const MAX_HOSTS: usize = 100;
@@ -21,13 +21,13 @@ const MAX_NAMES: usize = 5;
 /// When a message of each host was rejected last, in milliseconds since 1970.
 #[derive(Debug, Default)]
 pub(super) struct AheadHosts {
-    last: BTreeMap<Host, i64>,
+    last: BTreeMap<HostName, i64>,
     warned: Option<i64>,
 }
 
 impl AheadHosts {
     /// A message of a host was rejected at `now`. Answers the warning that is due, if any.
-    pub(super) fn record(&mut self, host: &Host, now: i64) -> Option<String> {
+    pub(super) fn record(&mut self, host: &HostName, now: i64) -> Option<String> {
         self.last.retain(|_, at| is_within(SHOWN, *at, now));
         if self.last.len() < MAX_HOSTS || self.last.contains_key(host) {
             self.last.insert(host.clone(), now);
@@ -71,7 +71,7 @@ mod tests {
     fn two_hosts_ahead_within_ten_minutes_are_one_warning() {
         let mut ahead = AheadHosts::default();
         let mut hosts = |name: &str, minutes: i64| {
-            let line = ahead.record(&Host::new(name).unwrap(), NOW + minutes * 60_000)?;
+            let line = ahead.record(&HostName::new(name).unwrap(), NOW + minutes * 60_000)?;
             let named = line.split_once("messages of ")?.1.split(", which").next()?;
             Some(named.to_owned())
         };
@@ -101,12 +101,12 @@ mod tests {
     fn status_has_hosts_for_twenty_minutes_and_a_hundred_of_them() {
         let mut ahead = AheadHosts::default();
         for n in 0..200 {
-            ahead.record(&Host::new(&format!("web{n:03}")).unwrap(), NOW);
+            ahead.record(&HostName::new(&format!("web{n:03}")).unwrap(), NOW);
         }
         let shown = ahead.shown(NOW + SHOWN - 1);
         assert_eq!((shown.len(), shown[0].host.as_str(), shown[0].at), (100, "web000", NOW / 1000));
         assert!(ahead.shown(NOW + SHOWN).is_empty());
-        let line = ahead.record(&Host::new("web000").unwrap(), NOW + WINDOW);
+        let line = ahead.record(&HostName::new("web000").unwrap(), NOW + WINDOW);
         assert_eq!(line, None, "it is the only one within ten minutes");
     }
 }

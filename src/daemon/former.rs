@@ -17,7 +17,7 @@ use crate::operator::view::View;
 use crate::operator::visit::{Message, Visit};
 use crate::outbox::millis;
 use crate::paths::Paths;
-use crate::wire::Host;
+use crate::wire::HostName;
 
 /// How soon after a start the new snapshot is looked for, and how often a broker that does not let go is tried.
 const FIRST: Duration = Duration::from_secs(3);
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Former {
     #[allow(missing_docs)]
-    pub node: Host,
+    pub node: HostName,
     #[allow(missing_docs)]
     pub topic: Topic,
 }
@@ -122,19 +122,25 @@ async fn clear(
 
 /// Decides what to do with a former branch. Where the fleet is the same, hosts that import this one's bans must find
 /// them under the new name `me` first.
-fn judge(view: &View, former: &Former, me: Option<&Host>, machine: &str, since: i64) -> Outcome {
+fn judge(
+    view: &View,
+    former: &Former,
+    me: Option<&HostName>,
+    machine: &str,
+    since: i64,
+) -> Outcome {
     if !is_kept(&former.node, view) {
         return Outcome::Absent;
     }
     let presence = view.hosts().get(&former.node).and_then(|member| member.presence());
     let of_another = |there: &crate::wire::Presence| {
-        there.state == crate::wire::State::Online
+        there.state == crate::wire::HostState::Online
             || !there.machine.is_empty() && there.machine != machine
     };
     if presence.is_some_and(of_another) {
         return Outcome::Taken;
     }
-    let published = |me: &Host| {
+    let published = |me: &HostName| {
         let member = view.hosts().get(me);
         member.is_some_and(|member| member.missing() == 0 && member.stamp() >= Some(since))
     };
@@ -148,7 +154,7 @@ mod tests {
     #[test]
     fn former_branch_is_cleared_once_the_bans_are_published_under_the_new_name() {
         const NOW: i64 = 1_795_342_600_000;
-        let host = |name: &str| Host::new(name).unwrap();
+        let host = |name: &str| HostName::new(name).unwrap();
         let former = Former { node: host("old"), topic: Topic::of_fleet("blacklist").unwrap() };
         let (offline, online) =
             (r#"{"v":1,"state":"offline","machine":"m1"}"#, r#"{"v":1,"state":"online"}"#);

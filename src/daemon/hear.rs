@@ -5,17 +5,17 @@ use super::{Daemon, now};
 use crate::fleet::Trouble;
 use crate::fleet::limits::Table;
 use crate::guard::gate::{Admitted, Rejected, Source};
-use crate::guard::{Kind, Refusal, Verdict};
+use crate::guard::{Admission, MessageKind, RejectReason};
 use crate::journal;
-use crate::wire::{Action, CHECK, Event, Host, State};
+use crate::wire::{Action, Event, HostName, HostState, PROBE_ACTION};
 
 /// Why a message of another time is rejected.
 const OLD: &str = "it is too old: a replay, or its host's clock is behind by days";
 const AHEAD: &str = "its stamp is more than a day ahead of this host's clock; set the clock that is wrong \
                      (timedatectl)";
 
-fn of_another_time(refusal: Refusal) -> &'static str {
-    if refusal == Refusal::Ahead { AHEAD } else { OLD }
+fn of_another_time(refusal: RejectReason) -> &'static str {
+    if refusal == RejectReason::Ahead { AHEAD } else { OLD }
 }
 
 /// Why some bans are ignored.
@@ -27,7 +27,7 @@ const ECHO: &str = "an old part of this host's own came back, and all is publish
                     repeats, another host has this host's name";
 
 /// Several machines have one name.
-fn two_machines(host: &Host) -> String {
+fn two_machines(host: &HostName) -> String {
     format!(
         "two machines are called {host}: each overwrites the other's snapshot. On one of them set MQTT_NODE in \
          /etc/fail2ban/mqtt.env, then: systemctl restart f2bmqttsub"
@@ -70,13 +70,13 @@ impl Daemon {
 
     fn event(&mut self, message: &Admitted) -> Result<(), Rejected> {
         let event = message.event()?;
-        if event.action.as_str() == CHECK {
+        if event.action.as_str() == PROBE_ACTION {
             return Ok(());
         }
         self.shown.traffic.events += 1;
-        let kind = if event.id.is_some() { Kind::FleetUnban } else { Kind::Event };
+        let kind = if event.id.is_some() { MessageKind::FleetUnban } else { MessageKind::Event };
         if self.is_too_fast(&event.host, kind) {
-            return Err(message.reject(Refusal::TooFast, "too many events", FAST.to_owned()));
+            return Err(message.reject(RejectReason::TooFast, "too many events", FAST.to_owned()));
         }
         self.memory.know().inbound.say(event.host.as_str(), || {
             let Event { action, address, jail, host, restored, failures, .. } = &event;
@@ -90,14 +90,14 @@ impl Daemon {
 
     /// Whether a host sends more in a minute than any has to. Peers that are known are told apart, however
     /// many others there are.
-    fn is_too_fast(&mut self, host: &Host, kind: Kind) -> bool {
+    fn is_too_fast(&mut self, host: &HostName, kind: MessageKind) -> bool {
         let mut known = self.memory.know();
         let peer = known.fleet.is_peer(host);
-        let too_fast = self.limits.is_too_fast(host, peer, kind, now());
+        let too_fast = self.limits.exceeds_limit(host, peer, kind, now());
         if too_fast {
             known.fleet.limits_mut().reached(
                 Table::Messages,
-                kind.most(),
+                kind.per_minute(),
                 Some(host.as_str()),
                 now(),
             );
@@ -112,7 +112,7 @@ impl Daemon {
             let why = of_another_time(refusal);
             let text = format!("rejected {action} of {address} in {jail} from {host}: {why}");
             known.refuse_of(event.host.as_str(), refusal, &text);
-            if refusal == Refusal::Ahead && trusted {
+            if refusal == RejectReason::Ahead && trusted {
                 self.ahead.record(&event.host, now()).iter().for_each(journal::warn);
             }
             return;
@@ -120,20 +120,20 @@ impl Daemon {
         let verdict = known.guard.judge(event, known.fleet.names());
         let unknown = known.fleet.names().is_some_and(|names| !names.contains(&event.jail));
         // A ban of another host waits for a look at fail2ban: a jail may just have been added.
-        let waits = event.action == Action::Ban && verdict != Verdict::Own;
-        if unknown && event.restored == 0 && !event.every_jail && !waits {
+        let waits = event.action == Action::Ban && verdict != Admission::Echo;
+        if unknown && event.restored == 0 && !event.all_jails && !waits {
             let Event { jail, address, host, restored, .. } = event;
             let line = || journal::no_such_jail(jail, *address, host, *restored);
             known.inbound.say(host.as_str(), line);
         }
         let mut refused = None;
         match verdict {
-            Verdict::Own => known.fleet.hear_own(event, now()),
-            Verdict::Nothing => {}
-            Verdict::Refuse(Refusal::UnknownJail) if !event.is_news() => {
-                known.refused.count(Refusal::UnknownJail);
+            Admission::Echo => known.fleet.hear_own(event, now()),
+            Admission::Ignore => {}
+            Admission::Reject(RejectReason::UnknownJail) if !event.is_new() => {
+                known.refused.count(RejectReason::UnknownJail);
             }
-            Verdict::Accept | Verdict::Refuse(Refusal::UnknownJail) => {
+            Admission::Accept | Admission::Reject(RejectReason::UnknownJail) => {
                 if known.fleet.is_unban_of_another_s_ban(event) {
                     let Event { jail, address, host, .. } = event;
                     let line = || journal::unban_of_another_s_ban(jail, *address, host);
@@ -143,19 +143,19 @@ impl Daemon {
                     let Event { action, address, jail, host, .. } = event;
                     let text =
                         format!("ignored {action} of {address} in {jail} from {host}: {FULL}");
-                    known.refuse_of(host.as_str(), Refusal::TooMany, &text);
-                    refused = Some(Refusal::TooMany);
+                    known.refuse_of(host.as_str(), RejectReason::TooMany, &text);
+                    refused = Some(RejectReason::TooMany);
                 }
             }
-            Verdict::Refuse(Refusal::UnknownAction) => {
-                known.refused.count(Refusal::UnknownAction);
+            Admission::Reject(RejectReason::UnknownAction) => {
+                known.refused.count(RejectReason::UnknownAction);
                 let line = || format!("Unrecognised action {}", event.action);
                 known.inbound.say(event.host.as_str(), line);
             }
-            Verdict::Refuse(refusal) => {
+            Admission::Reject(refusal) => {
                 let Event { action, address, jail, host, .. } = event;
                 let why = match refusal {
-                    Refusal::NotShared => "that jail does not take part here",
+                    RejectReason::NotShared => "that jail does not take part here",
                     _ => "it is no address of another machine",
                 };
                 let text = format!("refused to {action} {address} in {jail} for {host}: {why}");
@@ -170,7 +170,7 @@ impl Daemon {
     }
 
     /// A part of somebody's snapshot, or nothing where one was.
-    fn part(&mut self, message: &Admitted, host: &Host, index: u32) -> Result<(), Rejected> {
+    fn part(&mut self, message: &Admitted, host: &HostName, index: u32) -> Result<(), Rejected> {
         const WHAT: &str = "no part of a snapshot";
         if message.payload().is_empty() {
             let mut known = self.memory.know();
@@ -180,15 +180,15 @@ impl Daemon {
             }
             return Ok(());
         }
-        if self.is_too_fast(host, Kind::Part) {
+        if self.is_too_fast(host, MessageKind::Shard) {
             let what = "too many parts of a snapshot";
-            return Err(message.reject(Refusal::TooFast, what, FAST.to_owned()));
+            return Err(message.reject(RejectReason::TooFast, what, FAST.to_owned()));
         }
         let mut known = self.memory.know();
         let mut part = message.shard(|pardon| known.fleet.knows_unban(pardon))?;
         self.shown.traffic.parts += 1;
         if let Some(refusal) = known.guard.check_part_time(&part, now()) {
-            if refusal == Refusal::Ahead && message.is_trusted() {
+            if refusal == RejectReason::Ahead && message.is_trusted() {
                 self.ahead.record(host, now()).iter().for_each(journal::warn);
             }
             return Err(message.reject(refusal, WHAT, of_another_time(refusal).to_owned()));
@@ -197,7 +197,7 @@ impl Daemon {
         match known.fleet.hear_part(&part, now()) {
             Some(Trouble::NoRoom) => {
                 let text = format!("ignored some bans from {host}: {FULL}");
-                known.refuse_of(host.as_str(), Refusal::TooMany, &text);
+                known.refuse_of(host.as_str(), RejectReason::TooMany, &text);
             }
             Some(Trouble::OwnAndOld) => known.warn("part", ECHO),
             None => {}
@@ -205,7 +205,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn presence(&mut self, message: &Admitted, host: &Host) -> Result<(), Rejected> {
+    fn presence(&mut self, message: &Admitted, host: &HostName) -> Result<(), Rejected> {
         if message.payload().is_empty() {
             if *host == self.host {
                 self.memory.know().fleet.hear_own_presence(None);
@@ -222,7 +222,7 @@ impl Daemon {
             }
             return Ok(());
         }
-        if there.state == State::Online {
+        if there.state == HostState::Online {
             let own = there.instance == self.instance;
             known.fleet.hear_own_presence(Some(&there).filter(|_| own));
         }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::status::Duplicate;
-use crate::wire::{Host, Presence, State};
+use crate::wire::{HostName, HostState, Presence};
 
 /// The most names that are kept: anybody who may publish can name more. Beyond it, all names start afresh.
 const MAX_HOSTS: usize = 1_000;
@@ -89,7 +89,7 @@ impl OwnName {
         if self.before.take_if(|before| *before == there.instance).is_some() {
             return seen;
         }
-        if there.state == State::Offline && self.lost == 0 {
+        if there.state == HostState::Offline && self.lost == 0 {
             return seen;
         }
         if self.lost >= EVICTIONS && !self.has_moved {
@@ -121,14 +121,14 @@ impl Runs {
 
 /// The names of the fleet that several machines have.
 #[derive(Debug, Default)]
-pub(super) struct Duplicates(BTreeMap<Host, Runs>);
+pub(super) struct Duplicates(BTreeMap<HostName, Runs>);
 
 impl Duplicates {
     /// Notes a presence of another host at `now`; answers whether two machines have its name. A daemon that starts
     /// again never comes back as it was before.
-    pub(super) fn hear(&mut self, host: &Host, there: &Presence, now: i64) -> bool {
+    pub(super) fn hear(&mut self, host: &HostName, there: &Presence, now: i64) -> bool {
         let instance = &there.instance;
-        if there.state == State::Offline || instance.is_empty() {
+        if there.state == HostState::Offline || instance.is_empty() {
             return false;
         }
         if self.0.len() >= MAX_HOSTS && !self.0.contains_key(host) {
@@ -161,14 +161,14 @@ mod tests {
 
     const NOW: i64 = 1_795_342_600_000;
 
-    fn there(state: State, machine: &str, instance: &str) -> Presence {
+    fn there(state: HostState, machine: &str, instance: &str) -> Presence {
         let (machine, instance) = (machine.to_owned(), instance.to_owned());
         Presence { state, machine, instance, ..Presence::default() }
     }
 
     #[derive(Clone)]
     enum Step {
-        Hears(State, &'static str, &'static str, Sighting),
+        Hears(HostState, &'static str, &'static str, Sighting),
         /// The link is lost, and comes back.
         Loses,
         /// It comes back with another broker.
@@ -180,8 +180,8 @@ mod tests {
 
     #[test]
     fn clone_is_told_from_a_former_run_and_evictions_from_losses() {
+        use HostState::{Offline, Online};
         use Sighting::{Namesake, Own, Rival};
-        use State::{Offline, Online};
         use Step::{Fails, Hears, Loses, Switches, Waits};
         let start = || vec![Hears(Offline, "m1", "old", Own), Hears(Online, "m1", "new", Own)];
         let table = [
@@ -258,8 +258,8 @@ mod tests {
 
     #[test]
     fn name_has_two_machines_when_a_former_run_is_online_again() {
-        use State::{Offline, Online};
-        let host = Host::new("web2").unwrap();
+        use HostState::{Offline, Online};
+        let host = HostName::new("web2").unwrap();
         let table = [
             (Online, "a", false),
             (Online, "a", false),
@@ -281,7 +281,7 @@ mod tests {
         assert_eq!(names.shown(NOW + SHOWN - 1), [shown]);
         assert_eq!(names.shown(NOW + SHOWN), []);
         for n in 0..3 * MAX_HOSTS {
-            names.hear(&Host::new(&format!("x{n}")).unwrap(), &there(Online, "m", "a"), NOW);
+            names.hear(&HostName::new(&format!("x{n}")).unwrap(), &there(Online, "m", "a"), NOW);
         }
         assert!(names.0.len() <= MAX_HOSTS);
     }

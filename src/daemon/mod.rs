@@ -36,8 +36,8 @@ use crate::files::room::full_disks;
 use crate::fleet::provenance::Provenance;
 use crate::fleet::snapshot::Publication;
 use crate::fleet::{Fleet, Pace, Remembered};
-use crate::guard::{Guard, Limits, Refusal};
-use crate::ignored::Exempt;
+use crate::guard::{Guard, RateLimiter, RejectReason};
+use crate::ignored::IgnoreListResolver;
 use crate::journal::{say, warn};
 use crate::lock::{self, Lock, Role};
 use crate::memory::Memory;
@@ -47,7 +47,7 @@ use crate::random;
 use crate::runtime;
 use crate::spool::Spool;
 use crate::store::{Identity, Store};
-use crate::wire::{Fnv, Host, Presence, State};
+use crate::wire::{Fnv1a64, HostName, HostState, Presence};
 
 /// How long a child of notify has to let go of the lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -160,7 +160,7 @@ fn stop(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
 
 /// What the loop works on.
 struct Daemon {
-    host: Host,
+    host: HostName,
     topic: Topic,
     spool: Spool,
     link: Link,
@@ -180,7 +180,7 @@ struct Daemon {
     former: Option<String>,
     shown: Shown,
     /// What each host said lately.
-    limits: Limits,
+    limits: RateLimiter,
     ahead: AheadHosts,
     link_status: LinkStatus,
     reconnects: Reconnects,
@@ -204,7 +204,7 @@ impl Daemon {
         let mut remembered = store.load()?;
         remembered.clamp(now());
         let (identity, former) = identify(config, &mut store, &mut remembered)?;
-        remembered.detected.retain(|(jail, _), _| config.sharing.has(jail));
+        remembered.detected.retain(|(jail, _), _| config.sharing.includes(jail));
         let fleet = Fleet::new(config.node.clone(), Pace::default(), remembered);
         let guard =
             Guard::new(config.node.clone(), config.signing.is_some(), config.sharing.clone());
@@ -216,7 +216,7 @@ impl Daemon {
         let since = now().div_euclid(1000);
         let shown = Shown::new(config, paths, since);
         let others = shown.topic().into_iter().collect();
-        let gone = Presence { state: State::Offline, ..presence(&machine, &instance) }.encode();
+        let gone = Presence { state: HostState::Offline, ..presence(&machine, &instance) }.encode();
         let will = Some((config.topic.presence(&config.node), gone));
         let id = identity.client_id();
         let broker = config.brokers[0].to_string();
@@ -235,7 +235,7 @@ impl Daemon {
             since,
             former,
             shown,
-            limits: Limits::default(),
+            limits: RateLimiter::default(),
             ahead: AheadHosts::default(),
             link_status: LinkStatus { broker, since, ..LinkStatus::default() },
             reconnects: Reconnects::default(),
@@ -304,7 +304,7 @@ impl Daemon {
                     known.fleet.lost();
                 }
                 if self.link.was_too_large() {
-                    self.memory.know().refused.count(Refusal::TooLarge);
+                    self.memory.know().refused.count(RejectReason::TooLarge);
                 }
                 self.link_status.turn(LinkState::Down, &broker, now());
                 self.link_status.fail(&why);
@@ -357,7 +357,8 @@ impl Daemon {
     /// Takes in what the broker considers delivered, until it hangs up.
     async fn end(&mut self) {
         let topic = self.topic.presence(&self.host);
-        let gone = Presence { state: State::Offline, ..presence(&self.machine, &self.instance) };
+        let gone =
+            Presence { state: HostState::Offline, ..presence(&self.machine, &self.instance) };
         self.link.keep(topic, gone.encode().into_bytes());
         if self.link.close() {
             let _ = timeout(GOODBYE, async {
@@ -496,10 +497,10 @@ fn now() -> i64 {
 }
 
 /// Whom no message is to ban, as far as the settings say.
-pub(crate) fn exempt(config: &Config) -> Exempt {
+pub(crate) fn exempt(config: &Config) -> IgnoreListResolver {
     let brokers = config.brokers.iter().map(|broker| bare(&broker.host).to_owned()).collect();
     let own = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    Exempt::new(config.never_ban.clone(), brokers, own)
+    IgnoreListResolver::new(config.never_ban.clone(), brokers, own)
 }
 
 /// What a host knows of itself from the first on.
@@ -510,7 +511,7 @@ pub(crate) fn presence(machine: &str, instance: &str) -> Presence {
 
 /// A hash of the machine id (machine-id(5)), which itself is not to be published.
 pub(crate) fn machine() -> String {
-    let mut hash = Fnv::default();
+    let mut hash = Fnv1a64::default();
     let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let _ = write!(hash, "f2bmqtt {}", id.trim());
     if id.is_empty() { String::new() } else { format!("{:016x}", hash.value()) }

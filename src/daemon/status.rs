@@ -45,7 +45,7 @@ pub struct DaemonStatus {
     pub link: LinkStatus,
     /// How many other hosts the daemon knows.
     pub peers: usize,
-    /// How many messages the daemon rejected since its start, by [reason](crate::guard::Refusal::name).
+    /// How many messages the daemon rejected since its start, by [reason](crate::guard::RejectReason::name).
     pub rejected: BTreeMap<String, u64>,
     /// The hosts whose messages were rejected as `ahead` within the last 20 minutes, by name.
     pub ahead: Vec<AheadHost>,

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::Figures;
 use crate::config::Topic;
 use crate::guard::gate::{Admitted, Source};
-use crate::wire::{Action, Event, Fnv, Host, Reason};
+use crate::wire::{Action, Event, Fnv1a64, HostName, Reason};
 
 /// How often numbers may change, in milliseconds.
 const EVERY: i64 = 5_000;
@@ -29,7 +29,7 @@ pub type Kept = (String, String);
 pub struct HomeAssistant {
     prefix: Topic,
     topic: Topic,
-    host: Host,
+    host: HostName,
     /// The device and its numbers, as told on this connection.
     device: Option<String>,
     numbers: Option<String>,
@@ -39,7 +39,7 @@ pub struct HomeAssistant {
 impl HomeAssistant {
     /// A host of the fleet below `topic`, for the Home Assistant that discovers below `prefix`.
     #[must_use]
-    pub fn new(prefix: Topic, topic: Topic, host: Host) -> Self {
+    pub fn new(prefix: Topic, topic: Topic, host: HostName) -> Self {
         Self { prefix, topic, host, device: None, numbers: None, told: 0 }
     }
 
@@ -105,15 +105,15 @@ impl HomeAssistant {
 
 /// The topics on which something is kept of a host: cleared, Home Assistant forgets it.
 #[must_use]
-pub fn topics(prefix: &Topic, host: &Host) -> [String; 2] {
+pub fn topics(prefix: &Topic, host: &HostName) -> [String; 2] {
     [prefix.below(&format!("device/{}/config", device_id(host))), own(prefix, host, "bans")]
 }
 
-fn own(prefix: &Topic, host: &Host, name: &str) -> String {
+fn own(prefix: &Topic, host: &HostName, name: &str) -> String {
     prefix.below(&format!("f2bmqtt/{}/{name}", slug(host.as_str())))
 }
 
-fn device_id(host: &Host) -> String {
+fn device_id(host: &HostName) -> String {
     format!("f2bmqtt_{}", slug(host.as_str()))
 }
 
@@ -123,7 +123,7 @@ fn slug(name: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     let mut slug: String = name.chars().map(|c| if plain(c) { c } else { '_' }).collect();
     if slug != name {
-        let mut hash = Fnv::default();
+        let mut hash = Fnv1a64::default();
         let _ = hash.write_str(name);
         let _ = write!(slug, "_{:08x}", hash.value() & 0xffff_ffff);
     }
@@ -142,7 +142,7 @@ fn numbers(figures: &Figures) -> String {
 }
 
 /// The device and what there is to see of it.
-fn device(prefix: &Topic, topic: &Topic, host: &Host, figures: &Figures) -> String {
+fn device(prefix: &Topic, topic: &Topic, host: &HostName, figures: &Figures) -> String {
     let id = device_id(host);
     let version = env!("CARGO_PKG_VERSION");
     let presence = topic.presence(host);
@@ -239,7 +239,7 @@ mod tests {
 
     fn home(host: &str) -> HomeAssistant {
         let topic = |name| Topic::new(name).unwrap();
-        HomeAssistant::new(topic("homeassistant"), topic("blacklist"), Host::new(host).unwrap())
+        HomeAssistant::new(topic("homeassistant"), topic("blacklist"), HostName::new(host).unwrap())
     }
 
     fn figures(detected: usize) -> Figures {

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use super::Figures;
 use crate::files;
-use crate::guard::Refusal;
+use crate::guard::RejectReason;
 
 /// How often the file is written, in milliseconds.
 const EVERY: i64 = 10_000;
@@ -97,7 +97,7 @@ fn render(figures: &Figures) -> String {
     page.gauge("events_waiting", "Events of this host that wait for the broker.");
     page.sample("events_waiting", figures.waiting);
     page.counter("refused_total", "What was refused of the fleet's messages, by reason.");
-    for refusal in Refusal::ALL {
+    for refusal in RejectReason::ALL {
         page.with("refused_total", &[("reason", &refusal)], figures.refused.of(refusal));
     }
     page.gauge(

@@ -11,7 +11,7 @@ use self::metrics::Metrics;
 use crate::abuseipdb::glance::Glance;
 use crate::config::{Certificate, Config, Tls};
 use crate::fleet::limits::{Limits, Table};
-use crate::guard::Refusals;
+use crate::guard::RejectCounters;
 use crate::guard::gate::Admitted;
 use crate::memory::Known;
 use crate::paths::Paths;
@@ -65,7 +65,7 @@ pub struct Figures {
     /// What went over the link.
     pub traffic: Traffic,
     /// What was refused.
-    pub refused: Refusals,
+    pub refused: RejectCounters,
     /// When each table reached a limit last within a day, in seconds since 1970.
     pub limits: BTreeMap<Table, i64>,
     /// The certificates of this host's connection.

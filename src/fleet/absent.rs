@@ -154,7 +154,7 @@ mod tests {
     use crate::fleet::look::{Detection, Look, Pulse};
     use crate::fleet::work::Step;
     use crate::fleet::{Pace, Remembered};
-    use crate::wire::{Action, Ban, Event, Host, Reason, UnbanId};
+    use crate::wire::{Action, Ban, Event, HostName, Reason, UnbanId};
 
     const NOW: i64 = 1_000_000_000;
 
@@ -182,7 +182,7 @@ mod tests {
             (true, 600, 60, false),
         ];
         for (shown, age, lacks, counts) in table {
-            let host = Host::new("web1").unwrap();
+            let host = HostName::new("web1").unwrap();
             let mut fleet = Fleet::new(host, Pace::default(), Remembered::default());
             let server = Server { pid: 7, started: NOW / 1000 - age };
             let pulse = Pulse { server, data_version: Some(1) };
@@ -217,7 +217,7 @@ mod tests {
     }
 
     fn unban(address: Address) -> Event {
-        let host = Host::new("web2").unwrap();
+        let host = HostName::new("web2").unwrap();
         Event {
             action: Action::Unban,
             jail: Jail::new("web").unwrap(),
@@ -230,7 +230,7 @@ mod tests {
             time: 0,
             stamp: NOW,
             reason: Some(Reason::Fleet),
-            every_jail: true,
+            all_jails: true,
             unbans: Vec::new(),
             asked: false,
         }
@@ -240,7 +240,7 @@ mod tests {
     fn a_fleet_unban_waits_for_a_jail_to_come_only_where_that_bans_the_address() {
         let [sshd, web] = ["sshd", "web"].map(|name| Jail::new(name).unwrap());
         for (address, waits) in [("192.0.2.1", true), ("192.0.2.2", false)] {
-            let host = Host::new("web1").unwrap();
+            let host = HostName::new("web1").unwrap();
             let mut fleet = Fleet::new(host, Pace::default(), Remembered::default());
             let server = Server { pid: 7, started: NOW / 1000 };
             let pulse = Pulse { server, data_version: Some(1) };
@@ -266,7 +266,7 @@ mod tests {
     fn jail_that_refuses_holds_up_no_snapshot() {
         let [bad, sshd] = ["bad", "sshd"].map(|name| Jail::new(name).unwrap());
         let mut fleet =
-            Fleet::new(Host::new("web1").unwrap(), Pace::default(), Remembered::default());
+            Fleet::new(HostName::new("web1").unwrap(), Pace::default(), Remembered::default());
         fleet.connected(NOW);
         let server = Server { pid: 7, started: NOW / 1000 - 600 };
         let published = |fleet: &mut Fleet, now: i64| {
@@ -300,7 +300,7 @@ mod tests {
     #[test]
     fn nothing_is_told_before_it_is_known_which_database_is_its_own() {
         let mut fleet =
-            Fleet::new(Host::new("web1").unwrap(), Pace::default(), Remembered::default());
+            Fleet::new(HostName::new("web1").unwrap(), Pace::default(), Remembered::default());
         fleet.connected(NOW);
         for known in [false, true] {
             fleet.begin(NOW + 1_000);

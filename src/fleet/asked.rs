@@ -7,9 +7,9 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::look::Pulse;
 use super::{Fleet, Key, secs};
-use crate::guard::Refusal;
-use crate::ignored::Because;
-use crate::wire::{Action, Answer, Event, Host, MAX_ANSWERS};
+use crate::guard::RejectReason;
+use crate::ignored::IgnoreReason;
+use crate::wire::{Action, Answer, Event, HostName, MAX_ANSWERS};
 
 /// How long an answer is given, in milliseconds.
 const KEPT: i64 = 600_000;
@@ -28,10 +28,10 @@ const MINUTE: i64 = 60_000;
 #[derive(Debug)]
 struct Question {
     key: Key,
-    origin: Host,
+    origin: HostName,
     stamp: i64,
     /// The guard refused it, or there was no room for it.
-    refused: Option<Refusal>,
+    refused: Option<RejectReason>,
     /// When it was heard, in milliseconds.
     heard: i64,
 }
@@ -77,7 +77,7 @@ impl Asked {
 #[allow(clippy::struct_excessive_bools, reason = "the columns of a table")]
 struct Facts {
     /// The guard refused it, or there was no room for it.
-    refused: Option<Refusal>,
+    refused: Option<RejectReason>,
     /// Its origin still claims it,
     claimed: bool,
     /// or did, and this host's operator lifted that.
@@ -91,7 +91,7 @@ struct Facts {
     /// by an import that is not done yet.
     doing: bool,
     /// It is never to be banned here.
-    ignored: Option<Because>,
+    ignored: Option<IgnoreReason>,
     /// It was heard some time ago.
     late: bool,
 }
@@ -101,24 +101,24 @@ fn word(facts: Facts) -> Option<&'static str> {
     let Facts { refused, claimed, lifted, settled, jail, held, doing, ignored, late } = facts;
     // What there was no room for a snapshot may have brought since.
     let banned = held && claimed && settled && !doing;
-    let refused = refused.filter(|refusal| !(banned && *refusal == Refusal::TooMany));
-    let refused = refused.or((settled && !jail).then_some(Refusal::UnknownJail));
-    let ignored = ignored.filter(|_| settled).map(Because::refusal);
+    let refused = refused.filter(|refusal| !(banned && *refusal == RejectReason::TooMany));
+    let refused = refused.or((settled && !jail).then_some(RejectReason::UnknownJail));
+    let ignored = ignored.filter(|_| settled).map(IgnoreReason::reject_reason);
     match (refused, held) {
         (Some(refusal), _) => Some(refusal.name()),
         // It is over, or was freed for all: nobody waits for that.
         (None, _) if !claimed && !lifted => None,
         (None, true) if settled && !doing => Some("banned"),
         (None, false) if settled && lifted => Some("lifted"),
-        (None, false) if ignored.is_some() => ignored.map(Refusal::name),
+        (None, false) if ignored.is_some() => ignored.map(RejectReason::name),
         (None, _) => late.then_some("waiting"),
     }
 }
 
 impl Fleet {
     /// An event came in that may ask what becomes of it: it was heard, or refused.
-    pub fn asked(&mut self, event: &Event, refused: Option<Refusal>, now: i64) {
-        if event.asked && event.action == Action::Ban && event.is_news() && event.stamp > 0 {
+    pub fn asked(&mut self, event: &Event, refused: Option<RejectReason>, now: i64) {
+        if event.asked && event.action == Action::Ban && event.is_new() && event.stamp > 0 {
             self.asked.ask(Question {
                 key: (event.jail.clone(), event.address),
                 origin: event.host.clone(),
@@ -188,20 +188,23 @@ mod tests {
             (Facts { held: true, doing: true, late: true, ..heard }, Some("waiting")),
             // What it shows is old: it was not looked at since, or fail2ban is away.
             (Facts { held: true, settled: false, ..heard }, None),
-            (Facts { ignored: Some(Because::Jail), settled: false, ..heard }, None),
+            (Facts { ignored: Some(IgnoreReason::Jail), settled: false, ..heard }, None),
             (Facts { jail: false, settled: false, ..heard }, None),
             (Facts { settled: false, late: true, ..heard }, Some("waiting")),
-            (Facts { ignored: Some(Because::Jail), ..heard }, Some("ignored")),
-            (Facts { ignored: Some(Because::Own), ..heard }, Some("ignored")),
-            (Facts { ignored: Some(Because::Settings), ..heard }, Some("never_ban")),
+            (Facts { ignored: Some(IgnoreReason::Jail), ..heard }, Some("ignored")),
+            (Facts { ignored: Some(IgnoreReason::Own), ..heard }, Some("ignored")),
+            (Facts { ignored: Some(IgnoreReason::Settings), ..heard }, Some("never_ban")),
             // Its own ban, although others may not ban it here.
-            (Facts { ignored: Some(Because::Jail), held: true, ..heard }, Some("banned")),
+            (Facts { ignored: Some(IgnoreReason::Jail), held: true, ..heard }, Some("banned")),
             (Facts { jail: false, ..heard }, Some("unknown_jail")),
-            (Facts { refused: Some(Refusal::NotShared), ..heard }, Some("not_shared")),
-            (Facts { refused: Some(Refusal::TooMany), claimed: false, ..heard }, Some("too_many")),
-            (Facts { refused: Some(Refusal::TooMany), held: true, ..heard }, Some("banned")),
+            (Facts { refused: Some(RejectReason::NotShared), ..heard }, Some("not_shared")),
             (
-                Facts { refused: Some(Refusal::Unbannable), settled: false, ..heard },
+                Facts { refused: Some(RejectReason::TooMany), claimed: false, ..heard },
+                Some("too_many"),
+            ),
+            (Facts { refused: Some(RejectReason::TooMany), held: true, ..heard }, Some("banned")),
+            (
+                Facts { refused: Some(RejectReason::Unbannable), settled: false, ..heard },
                 Some("unbannable"),
             ),
             (lifted, Some("lifted")),
@@ -231,7 +234,7 @@ mod tests {
         ];
         for (started, jails, since, expected) in table {
             const NOW: i64 = 1_795_342_588_000;
-            let me = Host::new("me").unwrap();
+            let me = HostName::new("me").unwrap();
             let mut fleet = Fleet::new(me, Pace::default(), Remembered::default());
             let server = Server { pid: 1, started: (NOW - started) / 1000 };
             let jails: BTreeSet<_> = jails.iter().map(|jail| Jail::new(jail).unwrap()).collect();
@@ -240,7 +243,7 @@ mod tests {
                 fleet.pulse(Pulse { server, data_version: Some(1) }, jails.clone(), at);
             }
             let address = Address::new("203.0.113.9").unwrap();
-            let origin = Host::new("web1").unwrap();
+            let origin = HostName::new("web1").unwrap();
             let key = (web.clone(), address);
             fleet.asked.ask(Question { key, origin, stamp: 5, refused: None, heard: NOW });
             let words: Vec<_> = fleet.answers(NOW).into_iter().map(|answer| answer.word).collect();
@@ -251,7 +254,7 @@ mod tests {
     fn question(n: usize, origin: &str, stamp: i64) -> Question {
         let address = Address::new(&format!("203.0.113.{n}")).unwrap();
         let key = (Jail::new("web").unwrap(), address);
-        Question { key, origin: Host::new(origin).unwrap(), stamp, refused: None, heard: 0 }
+        Question { key, origin: HostName::new(origin).unwrap(), stamp, refused: None, heard: 0 }
     }
 
     #[test]

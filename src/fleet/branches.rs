@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::wire::Host;
+use crate::wire::HostName;
 
 /// A broker that hands out nothing more for so long has no more; in milliseconds.
 const SILENCE: i64 = 2_000;
@@ -56,11 +56,11 @@ impl Branch {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Asking {
     /// The first shards of these hosts.
-    First(Vec<Host>),
+    First(Vec<HostName>),
     /// All of a host's branch. `again`: the broker was asked before, and did not hand it out.
     All {
         /// Whose.
-        host: Host,
+        host: HostName,
         #[allow(missing_docs)]
         again: bool,
     },
@@ -69,9 +69,9 @@ pub enum Asking {
 /// The branches of all hosts that are known.
 #[derive(Debug, Default)]
 pub struct Branches {
-    known: BTreeMap<Host, Branch>,
+    known: BTreeMap<HostName, Branch>,
     /// Those that were asked for and have not said all, and when one of them last said something.
-    asked: BTreeSet<Host>,
+    asked: BTreeSet<HostName>,
     /// Only their first shards were asked for.
     asked_first: bool,
     last: i64,
@@ -81,7 +81,7 @@ pub struct Branches {
 impl Branches {
     /// The link is up: everything is to be heard again. **This host's own branch first**: what it said
     /// before and has forgotten is there only until it publishes again.
-    pub fn connected(&mut self, me: &Host, now: i64) {
+    pub fn connected(&mut self, me: &HostName, now: i64) {
         for branch in self.known.values_mut() {
             *branch = Branch { answered: branch.answered, ..Branch::new(now) };
         }
@@ -107,7 +107,7 @@ impl Branches {
     }
 
     /// There is such a host. Answers `false` where there is no room for it.
-    pub fn found(&mut self, host: &Host, now: i64) -> bool {
+    pub fn found(&mut self, host: &HostName, now: i64) -> bool {
         if let Some(branch) = self.known.get_mut(host) {
             branch.heard = now;
             return true;
@@ -129,17 +129,17 @@ impl Branches {
         true
     }
 
-    pub(super) fn knows(&self, host: &Host) -> bool {
+    pub(super) fn knows(&self, host: &HostName) -> bool {
         self.known.contains_key(host)
     }
 
     /// Whether a host is new, and has to take the place of others.
-    pub(super) fn is_full_for(&self, host: &Host) -> bool {
+    pub(super) fn is_full_for(&self, host: &HostName) -> bool {
         self.known.len() >= MAX_BRANCHES && !self.known.contains_key(host)
     }
 
     /// A part of a host's snapshot came, and all of it is known now or not.
-    pub fn heard(&mut self, host: &Host, complete: bool, now: i64) {
+    pub fn heard(&mut self, host: &HostName, complete: bool, now: i64) {
         if let Some(branch) = self.known.get_mut(host) {
             if branch.complete && !complete {
                 (branch.next, branch.pause) = (now + AGAIN, AGAIN);
@@ -180,7 +180,7 @@ impl Branches {
         let mut hosts: Vec<_> = of.map(|(host, branch)| (!branch.answered, host.clone())).collect();
         hosts.sort_unstable();
         hosts.truncate(MAX_FIRST);
-        let hosts: Vec<Host> = hosts.into_iter().map(|(_, host)| host).collect();
+        let hosts: Vec<HostName> = hosts.into_iter().map(|(_, host)| host).collect();
         for host in &hosts {
             if let Some(branch) = self.known.get_mut(host) {
                 (branch.first, branch.next) = (true, now + branch.pause);
@@ -193,14 +193,14 @@ impl Branches {
 
     /// The branch of which something is missing, of those first that answered before.
     fn all(&mut self, now: i64) -> Option<Asking> {
-        let due = |(_, branch): &(&Host, &Branch)| !branch.complete && branch.next <= now;
+        let due = |(_, branch): &(&HostName, &Branch)| !branch.complete && branch.next <= now;
         let due = self.known.iter().filter(due);
         let (host, _) = due.min_by_key(|(_, branch)| (!branch.answered, branch.next))?;
         let host = host.clone();
         Some(self.ask_all(host, now))
     }
 
-    fn ask_all(&mut self, host: Host, now: i64) -> Asking {
+    fn ask_all(&mut self, host: HostName, now: i64) -> Asking {
         let mut again = false;
         if let Some(branch) = self.known.get_mut(&host) {
             again = branch.pause > AGAIN;
@@ -220,7 +220,7 @@ impl Branches {
 
     /// The same without this host.
     #[must_use]
-    pub fn count_others(&self, me: &Host) -> (usize, usize) {
+    pub fn count_others(&self, me: &HostName) -> (usize, usize) {
         let (all, complete) = self.count();
         let own = self.known.get(me);
         let own_complete = own.is_some_and(|branch| branch.complete);
@@ -232,8 +232,8 @@ impl Branches {
 mod tests {
     use super::*;
 
-    fn host(name: &str) -> Host {
-        Host::new(name).unwrap()
+    fn host(name: &str) -> HostName {
+        HostName::new(name).unwrap()
     }
 
     fn all(name: &str, again: bool) -> Asking {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::ops::Bound::{Excluded, Included, Unbounded};
 
 use super::Key;
-use crate::wire::{Address, Jail, Slice};
+use crate::wire::{Address, Jail, ShardId};
 
 /// Where a key stands: the lowest 16 bits of its address's hash, reversed, so that addresses whose hashes
 /// agree in the lowest bits are neighbours (a shard fixes at most 9 of them); then the key itself. The start
@@ -41,12 +41,12 @@ impl ClaimIndex {
     /// At most `max` keys of a shard that come after a position, and the position of the last of them.
     pub(super) fn after(
         &self,
-        slice: Slice,
+        slice: ShardId,
         last: Option<&Position>,
         max: usize,
     ) -> Option<(Vec<Key>, Position)> {
-        let first = reversed(u64::from(slice.part()));
-        let size = u16::try_from(0x1_0000 / slice.parts() - 1).unwrap_or(u16::MAX);
+        let first = reversed(u64::from(slice.index()));
+        let size = u16::try_from(0x1_0000 / slice.count() - 1).unwrap_or(u16::MAX);
         let begin = last.cloned().map_or(Included((first, None)), Excluded);
         let range = self.0.range((begin, Unbounded));
         let of_shard = range.take_while(|at| at.0 <= first.saturating_add(size)).take(max);
@@ -94,7 +94,7 @@ mod tests {
         for parts in [1, 2, 16, 512] {
             let mut found = 0;
             for part in 0..parts {
-                let slice = Slice::new(part, parts).unwrap();
+                let slice = ShardId::new(part, parts).unwrap();
                 let (mut last, mut of_shard) = (None, BTreeSet::new());
                 while let Some((keys, end)) = index.after(slice, last.as_ref(), 7) {
                     assert!(keys.len() <= 7);

@@ -13,13 +13,13 @@ use std::sync::Arc;
 use super::limits::Table;
 use super::peers::{MAX_PEERS, PeerState, Released};
 use super::{Change, Fleet, Key, Pace, secs};
-use crate::wire::{Ban, Host, Jail, UnbanId};
+use crate::wire::{Ban, HostName, Jail, UnbanId};
 
 /// What one host said last of one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Said {
     /// Who.
-    pub host: Host,
+    pub host: HostName,
     /// Orders what the host says, in milliseconds since 1970; 0 from a script.
     pub stamp: i64,
     /// It holds this ban, or none. A script's begins when it was heard here.
@@ -240,7 +240,7 @@ impl Fleet {
     }
 
     /// The peer, in the place of another where there are too many: that one's claims are released.
-    pub(super) fn admit_peer(&mut self, host: &Host, now: i64) -> &mut PeerState {
+    pub(super) fn admit_peer(&mut self, host: &HostName, now: i64) -> &mut PeerState {
         if !self.peers.contains(host) && self.peers.is_full() {
             self.limits.reached(Table::Peers, MAX_PEERS, None, now);
             for least in self.peers.least(PEERS_GIVE_WAY, now) {
@@ -252,7 +252,7 @@ impl Fleet {
     }
 
     /// The peer with the most claims loses some of them to another, unless that one has as many.
-    fn make_room(&mut self, host: &Host, now: i64) -> bool {
+    fn make_room(&mut self, host: &HostName, now: i64) -> bool {
         let mine = self.peers.get(host).map_or(0, |peer| peer.claims.len());
         let Some((largest, peer)) = self.peers.largest() else { return false };
         let largest = largest.clone();
@@ -287,7 +287,7 @@ impl Fleet {
         self.remove_claims(key, |said| said.host == host && said.is_script() == script)
     }
 
-    fn release_some(&mut self, host: &Host, max: usize) {
+    fn release_some(&mut self, host: &HostName, max: usize) {
         let keys = self.peers.get(host).map_or_else(Vec::new, |peer| peer.claims.first(max));
         for key in keys {
             self.remove_claims(&key, |said| !said.is_script() && said.host == *host);
@@ -326,12 +326,12 @@ impl Fleet {
             }
     }
 
-    pub(super) fn said(&self, key: &Key, host: &Host) -> Option<&Said> {
+    pub(super) fn said(&self, key: &Key, host: &HostName) -> Option<&Said> {
         let case = self.jails.get(&key.0)?.cases.get(&key.1)?;
         case.said.iter().find(|said| !said.is_script() && said.host == *host)
     }
 
-    pub(super) fn last_stamp(&self, key: &Key, host: &Host) -> i64 {
+    pub(super) fn last_stamp(&self, key: &Key, host: &HostName) -> i64 {
         let said = self.said(key, host).map_or(i64::MIN, |said| said.stamp);
         let covered = self.peers.get(host).and_then(|peer| peer.covering_stamp(key.1));
         said.max(covered.unwrap_or(i64::MIN))
@@ -339,7 +339,7 @@ impl Fleet {
 
     /// **The last word of a host on an address**: its newest event or covering part.
     #[must_use]
-    pub fn word(&self, key: &Key, host: &Host) -> Word {
+    pub fn word(&self, key: &Key, host: &HostName) -> Word {
         let covered = self.peers.get(host).and_then(|peer| peer.covering_stamp(key.1));
         // What a newer shard does not list is released, even before it was searched for.
         let said = self.said(key, host).filter(|said| covered.is_none_or(|at| at <= said.stamp));
@@ -357,7 +357,7 @@ mod tests {
     use super::*;
 
     fn said(stamp: i64, ban: Option<Ban>) -> Said {
-        Said { host: Host::new("web1").unwrap(), stamp, ban, unbans: None }
+        Said { host: HostName::new("web1").unwrap(), stamp, ban, unbans: None }
     }
 
     #[test]

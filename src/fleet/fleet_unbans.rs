@@ -10,14 +10,14 @@ use super::look::Local;
 use super::tombstones::Usage;
 use super::work::Order;
 use super::{Change, Fleet, Key, secs};
-use crate::wire::{Address, Jail, Pardon, Scope, UnbanId};
+use crate::wire::{Address, FleetUnban, Jail, JailScope, UnbanId};
 
 /// How many addresses of fleet unbans are worked off at once, before it is the turn of bans.
 const TOMBSTONES: usize = 100;
 
 impl Fleet {
     /// A fleet unban is known from now on: scripts cannot carry it, so their claims end with it.
-    pub(super) fn take_tombstone(&mut self, pardon: &Pardon, changes: Vec<Change>, now: i64) {
+    pub(super) fn take_tombstone(&mut self, pardon: &FleetUnban, changes: Vec<Change>, now: i64) {
         if changes.is_empty() {
             return;
         }
@@ -65,7 +65,7 @@ impl Fleet {
         let idle = self.pace.tombstone_idle * 1000;
         let connected = self.connected_since.is_some_and(|since| now.saturating_sub(since) >= idle);
         let (jails, pace) = (&self.jails, &self.pace);
-        let usage = |address: Address, scope: &Scope, id: &UnbanId| {
+        let usage = |address: Address, scope: &JailScope, id: &UnbanId| {
             let of = jails.iter().filter(|(jail, _)| scope.covers(jail));
             of.map(|(_, local)| local.usage(address, id, pace)).max().unwrap_or(Usage::Unused)
         };
@@ -138,7 +138,7 @@ impl Fleet {
         }
         let (jails, awaited) = (&self.jails, &self.awaited);
         // A ban in a jail that is not there yet comes back with it, and is to be freed then.
-        let waits = |address: Address, scope: &Scope| {
+        let waits = |address: Address, scope: &JailScope| {
             let owns = |(_, local): &(&Jail, &Local)| local.own.contains_key(&address);
             let there = |jail: &Jail| names.contains(jail) || !scope.covers(jail);
             let comes = |(_, rows): &(&Jail, &BTreeSet<Address>)| rows.contains(&address);

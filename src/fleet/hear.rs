@@ -10,8 +10,8 @@ use super::remember::Slot;
 use super::{Change, Fleet, Key, TIDY, secs};
 use crate::fail2ban::database::Row;
 use crate::wire::{
-    Action, Address, Ban, Event, Host, Listed, Pardon, Part, Presence, Reason, Scope, Slice, State,
-    Told,
+    Action, Address, Ban, Event, FleetUnban, HostName, HostState, JailScope, Presence, Reason,
+    Shard, ShardEntry, ShardId, SpooledEvent,
 };
 
 /// An own event that comes back later than this is an old one; in milliseconds.
@@ -24,7 +24,7 @@ pub(super) const MAX_ECHOES: usize = 1_000;
 const MAX_CARRIED: usize = 16;
 
 /// A claim by a host that runs the scripts: it begins when it is heard.
-pub(super) fn script(host: Host, since: i64) -> Said {
+pub(super) fn script(host: HostName, since: i64) -> Said {
     Said { host, stamp: 0, ban: Some(Ban { start: since, bantime: 0 }), unbans: None }
 }
 
@@ -43,8 +43,8 @@ impl Fleet {
         let key = (event.jail.clone(), event.address);
         if let (Some(Reason::Fleet), Some(id)) = (event.reason, &event.id) {
             let scope =
-                if event.every_jail { Scope::Every } else { Scope::One(event.jail.clone()) };
-            let pardon = Pardon { scope, address: event.address, id: id.clone() };
+                if event.all_jails { JailScope::All } else { JailScope::One(event.jail.clone()) };
+            let pardon = FleetUnban { scope, address: event.address, id: id.clone() };
             let changes = self.tombstones.learn(&pardon, now, &self.pace);
             self.take_tombstone(&pardon, changes, now);
             return true;
@@ -121,11 +121,11 @@ impl Fleet {
 
     /// Takes a part of another host's snapshot, or of this host's own, which came back. Answers what is
     /// wrong with it, if anything.
-    pub fn hear_part(&mut self, part: &Part, now: i64) -> Option<Trouble> {
+    pub fn hear_part(&mut self, part: &Shard, now: i64) -> Option<Trouble> {
         if part.host == self.me {
             self.hear_own_stamp(part.stamp, now);
-            let heard = Some((part.slice, part.stamp));
-            let old = self.snapshots.heard(part.slice.part(), heard, now, &self.pace);
+            let heard = Some((part.id, part.stamp));
+            let old = self.snapshots.heard(part.id.index(), heard, now, &self.pace);
             for ban in &part.bans {
                 self.correct(&(ban.jail.clone(), ban.address), true, now);
             }
@@ -137,11 +137,11 @@ impl Fleet {
         peer.record_clock(part.stamp, part.time, now);
         peer.record_stamp(part.stamp, now);
         // A newer part of another size may cover some of it.
-        let current = |ban: &&Listed| {
+        let current = |ban: &&ShardEntry| {
             peer.covering_stamp(ban.address).is_none_or(|covering| covering <= part.stamp)
         };
-        let bans: Vec<&Listed> = part.bans.iter().filter(current).collect();
-        let news = peer.record_shard(part.slice, part.stamp);
+        let bans: Vec<&ShardEntry> = part.bans.iter().filter(current).collect();
+        let news = peer.record_shard(part.id, part.stamp);
         let complete = peer.is_complete();
         self.branches.heard(&part.host, complete, now);
         let mut room = true;
@@ -158,17 +158,17 @@ impl Fleet {
     }
 
     /// What a part lists, its host holds. Answers whether there is room for all of it.
-    fn apply_listed(&mut self, part: &Part, bans: &[&Listed], now: i64) -> bool {
-        let mut pardons: BTreeMap<Address, Vec<&Pardon>> = BTreeMap::new();
+    fn apply_listed(&mut self, part: &Shard, bans: &[&ShardEntry], now: i64) -> bool {
+        let mut pardons: BTreeMap<Address, Vec<&FleetUnban>> = BTreeMap::new();
         for pardon in &part.unbans {
             pardons.entry(pardon.address).or_default().push(pardon);
         }
         // Claims share what they carry, as long as it is not for one jail alone.
         let mut shared: BTreeMap<Address, Carried> = BTreeMap::new();
         for (address, of) in &mut pardons {
-            of.sort_by_key(|pardon| std::cmp::Reverse(pardon.id.made()));
+            of.sort_by_key(|pardon| std::cmp::Reverse(pardon.id.created_at()));
             of.truncate(MAX_CARRIED);
-            if of.iter().all(|pardon| pardon.scope == Scope::Every) {
+            if of.iter().all(|pardon| pardon.scope == JailScope::All) {
                 shared.insert(*address, carried(of.iter().map(|one| one.id.clone()).collect()));
             }
         }
@@ -187,7 +187,13 @@ impl Fleet {
         room
     }
 
-    fn hear_listed(&mut self, part: &Part, listed: &Listed, unbans: Carried, now: i64) -> bool {
+    fn hear_listed(
+        &mut self,
+        part: &Shard,
+        listed: &ShardEntry,
+        unbans: Carried,
+        now: i64,
+    ) -> bool {
         let key = (listed.jail.clone(), listed.address);
         let ban = Ban { start: listed.start, bantime: listed.bantime };
         let last = self.said(&key, &part.host);
@@ -206,7 +212,7 @@ impl Fleet {
     }
 
     /// A branch was cleared: an empty part 0 means that the host was forgotten.
-    pub fn hear_cleared(&mut self, host: &Host, number: u32, now: i64) {
+    pub fn hear_cleared(&mut self, host: &HostName, number: u32, now: i64) {
         if *host == self.me {
             self.snapshots.heard(number, None, now, &self.pace);
             return;
@@ -281,7 +287,7 @@ impl Fleet {
     }
 
     /// There is such a host: its snapshot is to be asked for.
-    fn discover(&mut self, host: &Host, now: i64) {
+    fn discover(&mut self, host: &HostName, now: i64) {
         if self.branches.is_full_for(host) {
             self.limits.reached(Table::Peers, MAX_BRANCHES, None, now);
         }
@@ -294,10 +300,10 @@ impl Fleet {
 
     /// A host's presence was heard of. Another broker's last will of this host, which is no longer connected
     /// there, is answered; what was kept before this connection came up has been.
-    pub fn hear_presence(&mut self, host: &Host, state: State, now: i64) {
+    pub fn hear_presence(&mut self, host: &HostName, state: HostState, now: i64) {
         self.discover(host, now);
         if *host == self.me
-            && state == State::Offline
+            && state == HostState::Offline
             && !self.snapshots.just_connected(now, &self.pace)
         {
             self.presence = None;
@@ -318,7 +324,7 @@ impl Fleet {
     /// Whatever `row` fails with: then it is to be told again.
     pub fn tell<E>(
         &mut self,
-        told: &Told,
+        told: &SpooledEvent,
         row: impl FnOnce() -> Result<Option<Option<Row>>, E>,
         now: i64,
     ) -> Result<Option<Event>, E> {
@@ -425,7 +431,7 @@ impl Fleet {
         self.collecting = true;
     }
 
-    fn end_lift(&mut self, key: &Key, host: &Host) {
+    fn end_lift(&mut self, key: &Key, host: &HostName) {
         let word = self.word(key, host);
         let over = self
             .lifts
@@ -436,7 +442,7 @@ impl Fleet {
         }
     }
 
-    pub(super) fn end_lifts(&mut self, host: &Host, slice: Slice) {
+    pub(super) fn end_lifts(&mut self, host: &HostName, slice: ShardId) {
         let keys = self.lifts.of(host).map(|(key, _)| key).filter(|key| slice.covers(key.1));
         let keys: Vec<Key> = keys.cloned().collect();
         for key in keys {

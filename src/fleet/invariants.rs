@@ -11,7 +11,7 @@ use super::claims::{
 use super::hear::MAX_ECHOES;
 use super::queue::Ticket;
 use super::{Fleet, Key};
-use crate::wire::Host;
+use crate::wire::HostName;
 
 /// Fails with what does not hold.
 macro_rules! holds {
@@ -49,7 +49,7 @@ impl Fleet {
     /// The counts are those of the claims, and each peer's index names the keys of its claims.
     fn check_claims(&self) -> Result<(), String> {
         let (mut claims, mut scripts, mut carried) = (0, 0, 0);
-        let mut by_host: BTreeMap<&Host, BTreeSet<Key>> = BTreeMap::new();
+        let mut by_host: BTreeMap<&HostName, BTreeSet<Key>> = BTreeMap::new();
         for (jail, local) in &self.jails {
             for (address, case) in &local.cases {
                 let mut makers = BTreeSet::new();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::claims::Word;
 use super::{Change, Key, Pace};
-use crate::wire::{Ban, Host, Jail};
+use crate::wire::{Ban, HostName, Jail};
 
 /// One origin's ban that was lifted here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,11 +36,11 @@ impl Lift {
 
 /// All lifts of this host.
 #[derive(Debug, Default)]
-pub(super) struct Lifts(BTreeMap<Host, BTreeMap<Key, Lift>>);
+pub(super) struct Lifts(BTreeMap<HostName, BTreeMap<Key, Lift>>);
 
 impl Lifts {
     /// Lifts an origin's ban.
-    pub(super) fn lift(&mut self, key: &Key, host: &Host, lift: Lift) -> Change {
+    pub(super) fn lift(&mut self, key: &Key, host: &HostName, lift: Lift) -> Change {
         let lifts = self.0.entry(host.clone()).or_default();
         let lift = lifts.get(key).map_or(lift, |before| lift.max(*before));
         lifts.insert(key.clone(), lift);
@@ -48,13 +48,13 @@ impl Lifts {
     }
 
     /// Whether a host's ban of an address was lifted here.
-    pub(super) fn covers(&self, key: &Key, host: &Host, ban: Ban, pace: &Pace) -> bool {
+    pub(super) fn covers(&self, key: &Key, host: &HostName, ban: Ban, pace: &Pace) -> bool {
         let lift = self.0.get(host).and_then(|lifts| lifts.get(key));
         lift.is_some_and(|lift| lift.names(ban, pace))
     }
 
     /// What of one host's bans was lifted.
-    pub(super) fn of(&self, host: &Host) -> impl Iterator<Item = (&Key, Lift)> {
+    pub(super) fn of(&self, host: &HostName) -> impl Iterator<Item = (&Key, Lift)> {
         self.0.get(host).into_iter().flatten().map(|(key, lift)| (key, *lift))
     }
 
@@ -64,7 +64,7 @@ impl Lifts {
     }
 
     /// A lift is over.
-    pub(super) fn end(&mut self, key: &Key, host: &Host) -> Option<Change> {
+    pub(super) fn end(&mut self, key: &Key, host: &HostName) -> Option<Change> {
         let lifts = self.0.get_mut(host)?;
         lifts.remove(key)?;
         if lifts.is_empty() {

@@ -11,7 +11,7 @@ use super::queue::Ticket;
 use super::tombstones::{self, Usage};
 use crate::fail2ban::database::Row;
 use crate::fail2ban::table::Table;
-use crate::ignored::Ignored;
+use crate::ignored::IgnoreList;
 use crate::wire::{Address, Ban, UnbanId};
 
 /// One process of fail2ban's server.
@@ -40,7 +40,7 @@ pub struct Look {
     /// For how long its database keeps old rows, in seconds.
     pub purge_age: i64,
     /// Whom the jail is never to ban.
-    pub ignored: Ignored,
+    pub ignored: IgnoreList,
     /// How long it took, in milliseconds.
     pub took: i64,
 }
@@ -134,7 +134,7 @@ pub(super) struct Shown {
     data_version: Option<i64>,
     total: i64,
     pub(super) bantime: i64,
-    pub(super) ignored: Ignored,
+    pub(super) ignored: IgnoreList,
     /// Until when that is good enough to act upon; in milliseconds.
     pub(super) fresh: i64,
     /// Until when a jail that may be restoring bans is left alone: ten times as long as the last whole look took; in

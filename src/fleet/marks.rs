@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 
 use super::claims::Carried;
 use crate::fail2ban::database::Row;
-use crate::wire::{Ban, Host};
+use crate::wire::{Ban, HostName};
 
 /// fail2ban kills an action after a minute, and a batch is a few of them: no answer comes later.
 const ANSWER: i64 = 150;
@@ -17,7 +17,7 @@ pub(super) const WRITTEN: i64 = 5;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Claim {
-    pub host: Host,
+    pub host: HostName,
     pub stamp: i64,
     pub ban: Ban,
     pub unbans: Carried,

@@ -68,7 +68,7 @@ use tell::Teller;
 use tombstones::Tombstones;
 pub use tombstones::is_outlived;
 
-use crate::wire::{Address, Host, Jail, Pardon, Presence};
+use crate::wire::{Address, FleetUnban, HostName, Jail, Presence};
 
 /// How often words that no longer matter are forgotten; in milliseconds.
 const TIDY: i64 = 30_000;
@@ -140,11 +140,11 @@ impl Default for Pace {
 /// Everything that is known of the other hosts' bans and of this host's, and what was made of it.
 #[derive(Debug)]
 pub struct Fleet {
-    me: Host,
+    me: HostName,
     pace: Pace,
     jails: BTreeMap<Jail, Local>,
     /// Who took back the last claim on an address.
-    unsaid: BTreeMap<Key, Host>,
+    unsaid: BTreeMap<Key, HostName>,
     /// The jails that fail2ban has, once it has said so.
     names: Option<BTreeSet<Jail>>,
     /// When that changed, in milliseconds.
@@ -199,7 +199,7 @@ pub struct Fleet {
 impl Fleet {
     /// Takes up what an earlier process remembered.
     #[must_use]
-    pub fn new(me: Host, pace: Pace, remembered: Remembered) -> Self {
+    pub fn new(me: HostName, pace: Pace, remembered: Remembered) -> Self {
         let mut fleet = Self {
             teller: Teller::new(me.clone(), remembered.stamp),
             me,
@@ -271,7 +271,7 @@ impl Fleet {
 
     /// This host's name.
     #[must_use]
-    pub fn me(&self) -> &Host {
+    pub fn me(&self) -> &HostName {
         &self.me
     }
 
@@ -285,7 +285,7 @@ impl Fleet {
     pub fn connected(&mut self, now: i64) {
         self.connected_since = Some(now);
         // Whose bans are held here, perhaps since before a restart, may be forgotten on the broker later.
-        let peers: Vec<Host> = self.peers.iter().map(|(host, _)| host.clone()).collect();
+        let peers: Vec<HostName> = self.peers.iter().map(|(host, _)| host.clone()).collect();
         for host in peers {
             self.branches.found(&host, now);
         }
@@ -348,7 +348,7 @@ impl Fleet {
 
     /// Whether a fleet unban is known here.
     #[must_use]
-    pub fn knows_unban(&self, pardon: &Pardon) -> bool {
+    pub fn knows_unban(&self, pardon: &FleetUnban) -> bool {
         self.tombstones.knows(pardon)
     }
 
@@ -399,7 +399,7 @@ impl Fleet {
 
     /// Whose word it is that an address is banned, or else that it is free.
     #[must_use]
-    pub fn reporter(&self, key: &Key) -> Option<&Host> {
+    pub fn reporter(&self, key: &Key) -> Option<&HostName> {
         let case = self.jails.get(&key.0)?.cases.get(&key.1)?;
         let last = case.said.iter().max_by_key(|said| (said.ban.is_some(), said.stamp));
         let of_mark = || case.mark.as_ref()?.claims.last().map(|claim| &claim.host);

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::claim_index::{ClaimIndex, Position};
 use super::invariants::holds;
 use super::{Key, secs};
-use crate::wire::{Address, Host, MAX_PARTS, Slice};
+use crate::wire::{Address, HostName, MAX_SHARDS, ShardId};
 
 /// The most peers that are kept.
 pub(super) const MAX_PEERS: usize = 1_000;
@@ -23,11 +23,11 @@ const ESTABLISHED: i64 = 600_000;
 #[derive(Debug, Default)]
 pub(super) struct PeerState {
     /// The newest stamp of each shard. Shards that newer ones cover wholly are left out.
-    shard_stamps: BTreeMap<Slice, i64>,
+    shard_stamps: BTreeMap<ShardId, i64>,
     /// The keys that claims of it are kept on.
     pub(super) claims: ClaimIndex,
     /// Shards that may have released claims, and how far the first of them has been searched.
-    releases: VecDeque<Slice>,
+    releases: VecDeque<ShardId>,
     searched: Option<Position>,
     /// How far its clock was behind the one here at most, in seconds, by its last shard; 0 where it was ahead.
     pub(super) clock_lag: i64,
@@ -44,10 +44,10 @@ pub(super) struct PeerState {
 
 /// Claims that a shard may have released.
 pub(super) struct Released {
-    pub(super) host: Host,
+    pub(super) host: HostName,
     pub(super) keys: Vec<Key>,
     /// The shard, once all of it has been searched.
-    pub(super) finished: Option<Slice>,
+    pub(super) finished: Option<ShardId>,
 }
 
 impl PeerState {
@@ -56,12 +56,12 @@ impl PeerState {
         if self.shard_stamps.is_empty() {
             return None;
         }
-        let of = |slice: Slice| self.shard_stamps.get(&slice).copied();
-        Slice::all_of(address).filter_map(of).max()
+        let of = |slice: ShardId| self.shard_stamps.get(&slice).copied();
+        ShardId::all_of(address).filter_map(of).max()
     }
 
     /// Takes a shard's stamp; `false` where the shard is old.
-    pub(super) fn record_shard(&mut self, slice: Slice, stamp: i64) -> bool {
+    pub(super) fn record_shard(&mut self, slice: ShardId, stamp: i64) -> bool {
         if self.shard_stamps.get(&slice).is_some_and(|last| *last >= stamp) {
             return false;
         }
@@ -71,7 +71,7 @@ impl PeerState {
             .retain(|other, last| *last >= stamp || *other == slice || !slice.contains(*other));
         if self.is_complete() {
             let (parts, oldest) = self.latest_layout();
-            self.shard_stamps.retain(|other, last| other.parts() == parts || *last > oldest);
+            self.shard_stamps.retain(|other, last| other.count() == parts || *last > oldest);
         }
         self.forgotten = false;
         // What was searched already is searched again, after the others.
@@ -84,7 +84,7 @@ impl PeerState {
 
     /// An operator forgot the peer: all that it claimed up to now is released.
     pub(super) fn forget(&mut self) {
-        if let Ok(all) = Slice::new(0, 1) {
+        if let Ok(all) = ShardId::new(0, 1) {
             self.record_shard(all, self.last_stamp.saturating_add(1));
         }
         self.forgotten = true;
@@ -101,7 +101,7 @@ impl PeerState {
     pub(super) fn missing_shards(&self) -> Vec<u32> {
         let (parts, _) = self.latest_layout();
         let known = |part: u32| {
-            self.shard_stamps.keys().any(|slice| (slice.part(), slice.parts()) == (part, parts))
+            self.shard_stamps.keys().any(|slice| (slice.index(), slice.count()) == (part, parts))
         };
         let all = 0..parts.max(1);
         if self.is_complete() { all.collect() } else { all.filter(|part| !known(*part)).collect() }
@@ -110,12 +110,12 @@ impl PeerState {
     /// How many shards its newest snapshot has, and the stamp of the oldest of these.
     fn latest_layout(&self) -> (u32, i64) {
         let newest = self.shard_stamps.iter().max_by_key(|(_, stamp)| **stamp);
-        let parts = newest.map_or(0, |(slice, _)| slice.parts());
+        let parts = newest.map_or(0, |(slice, _)| slice.count());
         (parts, self.stamps_of(parts).min().unwrap_or_default())
     }
 
     fn stamps_of(&self, parts: u32) -> impl Iterator<Item = i64> {
-        let of = self.shard_stamps.iter().filter(move |(slice, _)| slice.parts() == parts);
+        let of = self.shard_stamps.iter().filter(move |(slice, _)| slice.count() == parts);
         of.map(|(_, stamp)| *stamp)
     }
 
@@ -135,7 +135,7 @@ impl PeerState {
         self.last_heard = now;
     }
 
-    fn next_released(&mut self, host: &Host, max: usize) -> Option<Released> {
+    fn next_released(&mut self, host: &HostName, max: usize) -> Option<Released> {
         let slice = *self.releases.front()?;
         let found = self.claims.after(slice, self.searched.as_ref(), max);
         let (keys, last) = found.map_or_else(Default::default, |(keys, last)| (keys, Some(last)));
@@ -175,32 +175,32 @@ impl PeerState {
 /// All peers. At most [`MAX_PEERS`] are kept; one that has nothing left is forgotten.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
-    known: BTreeMap<Host, PeerState>,
+    known: BTreeMap<HostName, PeerState>,
     /// Peers with shards that are still to be searched, each once.
-    releasing: VecDeque<Host>,
+    releasing: VecDeque<HostName>,
 }
 
 impl Peers {
-    pub(super) fn get(&self, host: &Host) -> Option<&PeerState> {
+    pub(super) fn get(&self, host: &HostName) -> Option<&PeerState> {
         self.known.get(host)
     }
 
-    pub(super) fn get_mut(&mut self, host: &Host) -> Option<&mut PeerState> {
+    pub(super) fn get_mut(&mut self, host: &HostName) -> Option<&mut PeerState> {
         self.known.get_mut(host)
     }
 
-    pub(super) fn contains(&self, host: &Host) -> bool {
+    pub(super) fn contains(&self, host: &HostName) -> bool {
         self.known.contains_key(host)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&Host, &PeerState)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&HostName, &PeerState)> {
         self.known.iter()
     }
 
     pub(super) fn check_invariants(&self) -> Result<(), String> {
         holds!(self.known.len() <= MAX_PEERS, "{} peers", self.known.len());
         for (host, peer) in &self.known {
-            let layouts = 2 * MAX_PARTS as usize;
+            let layouts = 2 * MAX_SHARDS as usize;
             let sizes = (peer.shard_stamps.len(), peer.releases.len());
             holds!(sizes.0 < layouts && sizes.1 <= layouts, "{host}: {sizes:?} shards");
             let is_searched = peer.releases.is_empty() || self.releasing.contains(host);
@@ -212,7 +212,7 @@ impl Peers {
     }
 
     /// A host's name as it is kept already: many claims share one.
-    pub(super) fn intern(&self, host: &Host) -> Host {
+    pub(super) fn intern(&self, host: &HostName) -> HostName {
         self.known.get_key_value(host).map_or(host, |(known, _)| known).clone()
     }
 
@@ -223,7 +223,7 @@ impl Peers {
 
     /// The peers that give way to new ones: at most `max` of those that are new themselves and have no
     /// snapshot, or else one.
-    pub(super) fn least(&self, max: usize, now: i64) -> Vec<Host> {
+    pub(super) fn least(&self, max: usize, now: i64) -> Vec<HostName> {
         let ranks = self.known.iter().map(|(host, peer)| (peer.rank(now), host));
         let mut ranks: Vec<_> = ranks.collect();
         ranks.sort_unstable();
@@ -232,23 +232,23 @@ impl Peers {
     }
 
     /// The peer, which is new if it was not known.
-    pub(super) fn admit(&mut self, host: &Host, now: i64) -> &mut PeerState {
+    pub(super) fn admit(&mut self, host: &HostName, now: i64) -> &mut PeerState {
         let new = || PeerState { first_heard: now, last_heard: now, ..PeerState::default() };
         self.known.entry(host.clone()).or_insert_with(new)
     }
 
-    pub(super) fn remove(&mut self, host: &Host) -> Option<PeerState> {
+    pub(super) fn remove(&mut self, host: &HostName) -> Option<PeerState> {
         self.releasing.retain(|other| other != host);
         self.known.remove(host)
     }
 
     /// The peer with the most claims.
-    pub(super) fn largest(&self) -> Option<(&Host, &PeerState)> {
+    pub(super) fn largest(&self) -> Option<(&HostName, &PeerState)> {
         self.known.iter().max_by_key(|(_, peer)| peer.claims.len())
     }
 
     /// A peer has shards that are to be searched.
-    pub(super) fn search(&mut self, host: &Host) {
+    pub(super) fn search(&mut self, host: &HostName) {
         if !self.releasing.contains(host) {
             self.releasing.push_back(host.clone());
         }
@@ -292,20 +292,20 @@ impl Peers {
 mod tests {
     use super::*;
 
-    fn host(name: &str) -> Host {
-        Host::new(name).unwrap()
+    fn host(name: &str) -> HostName {
+        HostName::new(name).unwrap()
     }
 
-    fn slice(part: u32, parts: u32) -> Slice {
-        Slice::new(part, parts).unwrap()
+    fn slice(part: u32, parts: u32) -> ShardId {
+        ShardId::new(part, parts).unwrap()
     }
 
     #[test]
     fn newest_shard_that_covers_an_address_counts() {
         let mut peer = PeerState::default();
         let address = Address::new("192.0.2.1").unwrap();
-        let mine = Slice::of(address, 2);
-        let other = slice(1 - mine.part(), 2);
+        let mine = ShardId::of(address, 2);
+        let other = slice(1 - mine.index(), 2);
         assert_eq!(peer.covering_stamp(address), None);
         assert!(!peer.is_complete());
         assert_eq!(peer.missing_shards(), [0], "the first says how many there are");
@@ -315,7 +315,7 @@ mod tests {
         assert!(peer.record_shard(other, 20));
         assert_eq!(peer.covering_stamp(address), Some(10), "the other shard says nothing of it");
         assert!(!peer.is_complete(), "the other half is missing");
-        assert_eq!(peer.missing_shards(), [mine.part()]);
+        assert_eq!(peer.missing_shards(), [mine.index()]);
         assert!(peer.record_shard(mine, 21));
         assert_eq!(peer.covering_stamp(address), Some(21));
         assert!(peer.is_complete());

@@ -132,7 +132,7 @@ fn provisional(claim: &Claim, pace: &Pace, now: i64) -> Claim {
 mod tests {
     use super::*;
     use crate::fleet::claims::{Said, carried};
-    use crate::wire::{Address, Host, Jail, Pardon, Scope, UnbanId};
+    use crate::wire::{Address, FleetUnban, HostName, Jail, JailScope, UnbanId};
 
     const NOW: i64 = 1_795_342_600;
 
@@ -196,19 +196,19 @@ mod tests {
 
     fn remembered(bans: &[(i64, Ban)]) -> Remembered {
         let key = (Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
-        let (web2, id) = (Host::new("web2").unwrap(), UnbanId::new("web2-5").unwrap());
+        let (web2, id) = (HostName::new("web2").unwrap(), UnbanId::new("web2-5").unwrap());
         let claim = |(stamp, ban): &(i64, Ban)| {
             let unbans = carried(vec![id.clone()]);
             Claim { host: web2.clone(), stamp: *stamp, ban: *ban, unbans }
         };
         let mark = Mark::intended(bans.iter().map(claim).collect(), 600, NOW - 9);
-        let pardon = Pardon { scope: Scope::Every, address: key.1, id: id.clone() };
+        let pardon = FleetUnban { scope: JailScope::All, address: key.1, id: id.clone() };
         let mut remembered = Remembered::default();
         for change in [
             Change::Mark(key.clone(), Some(mark)),
             Change::Lift(key.clone(), web2.clone(), Some(Lift { start: 7, stamp: 1_000 })),
             Change::Unban(pardon, Some(true)),
-            Change::Script(key.clone(), Host::new("old").unwrap(), Some(8)),
+            Change::Script(key.clone(), HostName::new("old").unwrap(), Some(8)),
             Change::Detected(key, Some(Ban { start: 9, bantime: 600 })),
             Change::Stamp(77),
         ] {
@@ -253,7 +253,7 @@ mod tests {
     fn a_claim_from_before_lasts_a_minute_at_most() {
         let pace = Pace::default();
         let lasts = |ban: Ban| {
-            let host = Host::new("web2").unwrap();
+            let host = HostName::new("web2").unwrap();
             Said { host, stamp: 1_000, ban: Some(ban), unbans: None }.until(None, &pace)
         };
         let table = [

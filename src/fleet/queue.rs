@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 use std::ops::Bound::{Excluded, Unbounded};
 
 use super::Key;
-use crate::wire::{Address, Host, Jail};
+use crate::wire::{Address, HostName, Jail};
 
 /// How many removed entries a line keeps at least before they are dropped.
 const MAX_REMOVED: usize = 500;
@@ -115,17 +115,17 @@ impl Line {
 /// address. **No line is empty**, and each has a number of its own.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    lines: BTreeMap<Option<Host>, Line>,
-    hosts: BTreeMap<u32, Option<Host>>,
+    lines: BTreeMap<Option<HostName>, Line>,
+    hosts: BTreeMap<u32, Option<HostName>>,
     /// The number that the next line gets, unless another one has it.
     next_number: u32,
     /// Whose turn it was last.
-    last: Option<Host>,
+    last: Option<HostName>,
 }
 
 impl Queue {
     /// An address waits behind what the same host said before.
-    pub(super) fn push(&mut self, host: Option<Host>, key: Key) -> Ticket {
+    pub(super) fn push(&mut self, host: Option<HostName>, key: Key) -> Ticket {
         let (hosts, given) = (&mut self.hosts, &mut self.next_number);
         let line = self.lines.entry(host).or_insert_with_key(|host| {
             let number = loop {
@@ -152,7 +152,7 @@ impl Queue {
 
     /// After a burst it would go on taking the room for one.
     #[expect(clippy::ref_option, reason = "it is a key of the lines")]
-    fn close_if_empty(&mut self, host: &Option<Host>) {
+    fn close_if_empty(&mut self, host: &Option<HostName>) {
         if self.lines.get(host).is_some_and(|line| line.waiting.is_empty())
             && let Some(line) = self.lines.remove(host)
         {
@@ -238,7 +238,7 @@ mod tests {
     fn queue(waiting: &[(Option<&str>, &str, u8)]) -> Queue {
         let mut queue = Queue::default();
         for (host, jail, number) in waiting {
-            queue.push(host.map(|host| Host::new(host).unwrap()), key(jail, *number));
+            queue.push(host.map(|host| HostName::new(host).unwrap()), key(jail, *number));
         }
         queue
     }
@@ -259,7 +259,7 @@ mod tests {
     #[test]
     fn what_is_removed_leaves_the_rest_in_its_order() {
         let mut it = Queue::default();
-        let host = |name: &str| Some(Host::new(name).unwrap());
+        let host = |name: &str| Some(HostName::new(name).unwrap());
         let mut tickets = Vec::new();
         for n in 1..=4 {
             tickets.push(it.push(host("a"), key("sshd", n)));

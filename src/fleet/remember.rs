@@ -7,7 +7,7 @@ use super::Key;
 use super::lifts::Lift;
 use super::marks::Mark;
 use crate::guard::is_ahead;
-use crate::wire::{Ban, Host, Pardon};
+use crate::wire::{Ban, FleetUnban, HostName};
 
 /// One change of it; `None` is to be forgotten.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,11 +15,11 @@ pub enum Change {
     /// An import.
     Mark(Key, Option<Mark>),
     /// A lift of one host's ban.
-    Lift(Key, Host, Option<Lift>),
+    Lift(Key, HostName, Option<Lift>),
     /// A fleet unban, and whether it was obeyed here.
-    Unban(Pardon, Option<bool>),
+    Unban(FleetUnban, Option<bool>),
     /// A host that runs the scripts claims an address, since so many seconds after 1970 began.
-    Script(Key, Host, Option<i64>),
+    Script(Key, HostName, Option<i64>),
     /// A detection that is not in fail2ban's database.
     Detected(Key, Option<Ban>),
     /// The greatest stamp that this host may have taken.
@@ -30,9 +30,9 @@ pub enum Change {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Slot {
     Mark(Key),
-    Lift(Key, Host),
-    Unban(Pardon),
-    Script(Key, Host),
+    Lift(Key, HostName),
+    Unban(FleetUnban),
+    Script(Key, HostName),
     Detected(Key),
     Stamp,
 }
@@ -55,9 +55,9 @@ impl Change {
 #[allow(missing_docs)]
 pub struct Remembered {
     pub marks: BTreeMap<Key, Mark>,
-    pub lifts: BTreeMap<(Key, Host), Lift>,
-    pub unbans: BTreeMap<Pardon, bool>,
-    pub scripts: BTreeMap<(Key, Host), i64>,
+    pub lifts: BTreeMap<(Key, HostName), Lift>,
+    pub unbans: BTreeMap<FleetUnban, bool>,
+    pub scripts: BTreeMap<(Key, HostName), i64>,
     pub detected: BTreeMap<Key, Ban>,
     pub stamp: i64,
 }
@@ -75,7 +75,7 @@ impl Remembered {
             clamp(&mut claim.stamp);
         }
         self.lifts.values_mut().for_each(|lift| clamp(&mut lift.stamp));
-        self.unbans.retain(|pardon, _| !is_ahead(pardon.id.made(), now));
+        self.unbans.retain(|pardon, _| !is_ahead(pardon.id.created_at(), now));
     }
 
     /// Takes up a change.
@@ -102,13 +102,13 @@ mod tests {
     use super::*;
     use crate::fleet::marks::{Claim, Claims};
     use crate::guard::HORIZON;
-    use crate::wire::{Address, Jail, Scope, UnbanId};
+    use crate::wire::{Address, Jail, JailScope, UnbanId};
 
     #[test]
     fn stamps_of_the_future_are_clamped() {
         const NOW: i64 = 1_795_342_588_000;
         let key: Key = (Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
-        let host = Host::new("web2").unwrap();
+        let host = HostName::new("web2").unwrap();
         let table =
             [(5, 5), (NOW + HORIZON, NOW + HORIZON), (NOW + HORIZON + 1, NOW), (i64::MAX, NOW)];
         for (stamp, expected) in table {
@@ -120,7 +120,7 @@ mod tests {
             let lift = Lift { start: 1, stamp };
             remembered.lifts.insert((key.clone(), host.clone()), lift);
             let id = UnbanId::made_by(&host, stamp);
-            let pardon = Pardon { scope: Scope::Every, address: key.1, id };
+            let pardon = FleetUnban { scope: JailScope::All, address: key.1, id };
             remembered.unbans.insert(pardon, true);
             remembered.clamp(NOW);
             assert_eq!(remembered.marks[&key].claims[0].stamp, expected);

@@ -11,7 +11,7 @@ use super::reconcile::{self, Step};
 use super::work::Order;
 use super::{Change, Fleet, Key, lease, own, secs};
 use crate::fail2ban::database::Row;
-use crate::ignored::Because;
+use crate::ignored::IgnoreReason;
 use crate::wire::{Address, Ban, Jail};
 
 /// How long before its end an own ban is looked at once more, in seconds.
@@ -358,8 +358,8 @@ impl Fleet {
     }
 
     /// Why an address is never to be banned here, if it is not.
-    pub(super) fn ignored(&self, key: &Key) -> Option<Because> {
-        self.jails.get(&key.0)?.shown.as_ref()?.ignored.covers(key.1)
+    pub(super) fn ignored(&self, key: &Key) -> Option<IgnoreReason> {
+        self.jails.get(&key.0)?.shown.as_ref()?.ignored.lookup(key.1)
     }
 
     /// The claims that an import of an address rests on now.

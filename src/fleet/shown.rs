@@ -5,7 +5,7 @@ use super::Fleet;
 use super::limits::Limits;
 use super::look::Local;
 use crate::figures::JailFigures;
-use crate::wire::{Host, Jail, Presence, State};
+use crate::wire::{HostName, HostState, Jail, Presence};
 
 impl Fleet {
     /// What is to be said of this host itself, where that is news on this connection. `itself` has what the
@@ -30,7 +30,7 @@ impl Fleet {
         }
         let held = |local: &Local| local.cases.values().filter(|case| case.mark.is_some()).count();
         let presence = Presence {
-            state: State::Online,
+            state: HostState::Online,
             jails: jails.cloned().unwrap_or_default(),
             bans: self.jails.values().map(|local| local.own.len()).sum(),
             held: self.jails.values().map(held).sum(),
@@ -53,7 +53,7 @@ impl Fleet {
 
     /// Whether something is kept of a host.
     #[must_use]
-    pub fn is_peer(&self, host: &Host) -> bool {
+    pub fn is_peer(&self, host: &HostName) -> bool {
         self.peers.contains(host)
     }
 

@@ -5,7 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Key, Pace, secs};
-use crate::wire::{Address, Ban, Fnv, Host, Listed, MAX_PARTS, Pardon, Part, Slice};
+use crate::wire::{
+    Address, Ban, FleetUnban, Fnv1a64, HostName, MAX_SHARDS, Shard, ShardEntry, ShardId,
+};
 
 /// About how many bytes a part may have, and one ban or fleet unban takes with its names.
 pub(crate) const SHARD_BYTES: usize = 16 * 1024;
@@ -17,7 +19,7 @@ pub struct Publication {
     /// The last level of the topic.
     pub number: u32,
     /// `None` clears what is retained there.
-    pub part: Option<Part>,
+    pub part: Option<Shard>,
 }
 
 /// What this host has published.
@@ -61,22 +63,22 @@ impl Snapshots {
 
     /// This host's ban of an address changed.
     pub(super) fn touch(&mut self, address: Address, now: i64) {
-        self.changed.entry(Slice::of(address, self.parts).part()).or_insert(now);
+        self.changed.entry(ShardId::of(address, self.parts).index()).or_insert(now);
     }
 
     /// A fleet unban of an address changed. Its part gives way to those with bans: a flood of fleet unbans must
     /// not hold up a ban whose event was lost.
     pub(super) fn touch_unban(&mut self, address: Address, now: i64) {
-        self.changed_unbans.entry(Slice::of(address, self.parts).part()).or_insert(now);
+        self.changed_unbans.entry(ShardId::of(address, self.parts).index()).or_insert(now);
     }
 
     /// **All on every connection.** What the broker has, nobody knows.
-    pub(super) fn connected(&mut self, host: &Host, now: i64, pace: &Pace) {
+    pub(super) fn connected(&mut self, host: &HostName, now: i64, pace: &Pace) {
         self.connected = now;
         self.refresh(host, now, pace);
     }
 
-    fn refresh(&mut self, host: &Host, now: i64, pace: &Pace) {
+    fn refresh(&mut self, host: &HostName, now: i64, pace: &Pace) {
         self.again.extend(0..self.parts);
         self.refresh = now + pace.refresh_after(host, now);
     }
@@ -100,7 +102,7 @@ impl Snapshots {
     pub(super) fn heard(
         &mut self,
         number: u32,
-        part: Option<(Slice, i64)>,
+        part: Option<(ShardId, i64)>,
         now: i64,
         pace: &Pace,
     ) -> bool {
@@ -114,7 +116,7 @@ impl Snapshots {
         let old = match part {
             None => last.is_some(),
             Some((slice, stamp)) => {
-                slice.parts() != self.parts || last.is_some_and(|last| stamp < last)
+                slice.count() != self.parts || last.is_some_and(|last| stamp < last)
             }
         };
         if !old {
@@ -150,9 +152,9 @@ impl Snapshots {
     /// What is to be published now. `own` and `unbans` were read after the stamp `as_of` was taken.
     pub(super) fn due(
         &mut self,
-        host: &Host,
+        host: &HostName,
         own: impl Fn() -> Vec<(Key, Ban)>,
-        unbans: impl Fn() -> Vec<Pardon>,
+        unbans: impl Fn() -> Vec<FleetUnban>,
         as_of: i64,
         now: i64,
         pace: &Pace,
@@ -171,14 +173,17 @@ impl Snapshots {
         let (own, unbans) = (own(), unbans());
         self.resize(&own, &unbans);
         let mut due = Vec::new();
-        let mut bans: BTreeMap<u32, Vec<Listed>> = BTreeMap::new();
+        let mut bans: BTreeMap<u32, Vec<ShardEntry>> = BTreeMap::new();
         for ((jail, address), ban) in own {
-            let listed = Listed { jail, address, start: ban.start, bantime: ban.bantime };
-            bans.entry(Slice::of(address, self.parts).part()).or_default().push(listed);
+            let listed = ShardEntry { jail, address, start: ban.start, bantime: ban.bantime };
+            bans.entry(ShardId::of(address, self.parts).index()).or_default().push(listed);
         }
-        let mut pardons: BTreeMap<u32, Vec<Pardon>> = BTreeMap::new();
+        let mut pardons: BTreeMap<u32, Vec<FleetUnban>> = BTreeMap::new();
         for pardon in unbans {
-            pardons.entry(Slice::of(pardon.address, self.parts).part()).or_default().push(pardon);
+            pardons
+                .entry(ShardId::of(pardon.address, self.parts).index())
+                .or_default()
+                .push(pardon);
         }
         // Changed bans first, then parts with bans; the rest in its turn, as far as the budget goes.
         let changed = self.changed.iter().filter(ripe).map(|(number, _)| *number);
@@ -187,7 +192,7 @@ impl Snapshots {
         let (banning, others): (Vec<u32>, Vec<u32>) = rest.partition(|n| bans.contains_key(n));
         let numbers: Vec<u32> = changed.chain(banning).chain(others).collect();
         for number in numbers {
-            let Ok(slice) = Slice::new(number, self.parts) else { continue };
+            let Ok(slice) = ShardId::new(number, self.parts) else { continue };
             if self.budget.0 == 0 {
                 break;
             }
@@ -203,7 +208,7 @@ impl Snapshots {
             self.again.remove(&number);
             self.published.insert(number, as_of);
             let time = secs(now);
-            let part = Part { host: host.clone(), stamp: as_of, time, slice, bans, unbans };
+            let part = Shard { host: host.clone(), stamp: as_of, time, id: slice, bans, unbans };
             due.push(Publication { number, part: Some(part) });
         }
         // Only when all of the new ones are out do the old ones go.
@@ -225,13 +230,13 @@ impl Snapshots {
     }
 
     /// As many parts as keep each below its size; they are made fewer only when far fewer will do.
-    fn resize(&mut self, own: &[(Key, Ban)], unbans: &[Pardon]) {
+    fn resize(&mut self, own: &[(Key, Ban)], unbans: &[FleetUnban]) {
         let bans: usize = own.iter().map(|(key, _)| key.0.as_str().len() + ENTRY).sum();
         let size = bans + unbans.iter().map(|unban| unban.id.as_str().len() + ENTRY).sum::<usize>();
         // Addresses do not spread evenly: three quarters on average.
         let needed = |size: usize| {
             let parts = size.div_ceil(SHARD_BYTES * 3 / 4).max(1).next_power_of_two();
-            u32::try_from(parts).unwrap_or(MAX_PARTS).min(MAX_PARTS)
+            u32::try_from(parts).unwrap_or(MAX_SHARDS).min(MAX_SHARDS)
         };
         let parts =
             if needed(size) > self.parts { needed(size) } else { self.parts.min(needed(size * 2)) };
@@ -249,9 +254,9 @@ impl Snapshots {
 impl Pace {
     /// When a snapshot is published again, in milliseconds from now: spread, so that a fleet does not do
     /// it in step.
-    fn refresh_after(&self, host: &Host, now: i64) -> i64 {
+    fn refresh_after(&self, host: &HostName, now: i64) -> i64 {
         use std::fmt::Write as _;
-        let mut hash = Fnv::default();
+        let mut hash = Fnv1a64::default();
         let _ = write!(hash, "{host} {now}");
         let spread = i64::try_from(hash.value() >> 33).unwrap_or_default() % self.refresh.max(1);
         self.refresh + spread
@@ -291,13 +296,13 @@ mod tests {
         fn due(&mut self, now: i64) -> Vec<(u32, Option<(u32, usize)>)> {
             let own = || self.own.clone();
             let due = self.snapshots.due(&me(), own, Vec::new, now, now, &self.pace);
-            let shown = |part: Part| (part.slice.parts(), part.bans.len());
+            let shown = |part: Shard| (part.id.count(), part.bans.len());
             due.into_iter().map(|due| (due.number, due.part.map(shown))).collect()
         }
     }
 
-    fn me() -> Host {
-        Host::new("web1").unwrap()
+    fn me() -> HostName {
+        HostName::new("web1").unwrap()
     }
 
     #[test]
@@ -351,11 +356,11 @@ mod tests {
         let first = it.due(402_000);
         assert!((5..=12).contains(&first.len()), "{} at once", first.len());
         let mine = changed(0xc612_0000);
-        let slice = Slice::of(mine, it.snapshots.parts);
+        let slice = ShardId::of(mine, it.snapshots.parts);
         it.snapshots.touch(mine, 402_000);
         let next = (404..420).map(|second| it.due(second * 1000)).find(|due| !due.is_empty());
         let numbers: Vec<u32> = next.unwrap().iter().map(|(number, _)| *number).collect();
-        assert_eq!(numbers[0], slice.part(), "{numbers:?}");
+        assert_eq!(numbers[0], slice.index(), "{numbers:?}");
         let all: BTreeSet<u32> =
             (420..600).flat_map(|s| it.due(s * 1000)).map(|(number, _)| number).collect();
         assert!(all.len() + first.len() + numbers.len() >= 32, "the others follow");
@@ -365,7 +370,7 @@ mod tests {
     fn old_parts_of_its_own_are_answered_with_new_ones_but_not_endlessly() {
         let mut it = Speaker::new();
         it.due(60_000);
-        let slice = Slice::new(0, 1).unwrap();
+        let slice = ShardId::new(0, 1).unwrap();
         let hears = |it: &mut Speaker, part, now| it.snapshots.heard(0, part, now, &it.pace);
         assert!(!hears(&mut it, Some((slice, 60_000)), 61_000), "the same");
         assert!(hears(&mut it, Some((slice, 59_000)), 62_000), "an older one");
@@ -374,7 +379,7 @@ mod tests {
         assert_eq!((it.due(66_000).len(), it.due(67_000).len()), (0, 1), "and answered later");
         assert!(hears(&mut it, None, 68_000), "somebody cleared it");
         assert_eq!(it.due(69_000).len(), 1);
-        let larger = Slice::new(3, 4).unwrap();
+        let larger = ShardId::new(3, 4).unwrap();
         assert!(!it.snapshots.heard(3, Some((larger, 1)), 70_000, &it.pace));
         assert_eq!(it.due(71_000), [(3, None)], "of a larger snapshot");
     }

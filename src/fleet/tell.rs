@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::Key;
 use crate::fail2ban::database::Row;
 use crate::guard::{HORIZON, HORIZON_MARGIN};
-use crate::wire::{Action, Event, Host, Reason, Told, UnbanId};
+use crate::wire::{Action, Event, HostName, Reason, SpooledEvent, UnbanId};
 
 /// What is told again within this time is the same event, told by a second action of the jail; in
 /// milliseconds.
@@ -24,7 +24,7 @@ const RESERVED: i64 = 60_000;
 /// Puts what a host says in order.
 #[derive(Debug)]
 pub struct Teller {
-    host: Host,
+    host: HostName,
     stamp: i64,
     /// The greatest stamp that is reserved on disk.
     reserved: i64,
@@ -32,7 +32,7 @@ pub struct Teller {
     /// The greatest stamp that is beyond the horizon; 0 for none.
     later: i64,
     /// What was told last of each address.
-    recent: HashMap<Key, (Told, i64)>,
+    recent: HashMap<Key, (SpooledEvent, i64)>,
     /// What this host itself has freed lately.
     freeing: HashMap<Key, i64>,
 }
@@ -40,7 +40,7 @@ pub struct Teller {
 impl Teller {
     /// What `host` says, after the reserved stamp that is on disk; 0 for none.
     #[must_use]
-    pub fn new(host: Host, stamp: i64) -> Self {
+    pub fn new(host: HostName, stamp: i64) -> Self {
         Self {
             host,
             stamp,
@@ -131,7 +131,7 @@ impl Teller {
     /// Whatever `row` fails with: then it is to be told again.
     pub fn event<E>(
         &mut self,
-        told: &Told,
+        told: &SpooledEvent,
         row: impl FnOnce() -> Result<Option<Option<Row>>, E>,
         unbans: Vec<UnbanId>,
         now: i64,
@@ -162,7 +162,7 @@ impl Teller {
 /// stops, and will restore the ban when it starts again. Without a database there is no telling a
 /// lift from a stop (`row` is `None`).
 fn reason<E>(
-    told: &Told,
+    told: &SpooledEvent,
     row: impl FnOnce() -> Result<Option<Option<Row>>, E>,
     now: i64,
 ) -> Result<Option<Reason>, E> {
@@ -185,8 +185,8 @@ mod tests {
     use super::*;
     use crate::wire::{Address, Jail};
 
-    fn told(action: Action, time: i64) -> Told {
-        Told {
+    fn told(action: Action, time: i64) -> SpooledEvent {
+        SpooledEvent {
             action,
             jail: Jail::new("sshd").unwrap(),
             address: Address::new("203.0.113.9").unwrap(),
@@ -198,7 +198,7 @@ mod tests {
     }
 
     fn teller() -> Teller {
-        Teller::new(Host::new("web1").unwrap(), 0)
+        Teller::new(HostName::new("web1").unwrap(), 0)
     }
 
     #[test]
@@ -299,13 +299,13 @@ mod tests {
             assert!(teller.stamp(now) <= disk);
         }
         let last = teller.last();
-        let mut next = Teller::new(Host::new("web1").unwrap(), disk);
+        let mut next = Teller::new(HostName::new("web1").unwrap(), disk);
         assert!(next.stamp(881_000) > last, "after a crash");
         assert_eq!(next.stamp_to_reserve(881_000), Some(disk + 1 + RESERVED));
         // What a clock that was far ahead left is taken back.
-        let next = Teller::new(Host::new("web1").unwrap(), i64::MAX);
+        let next = Teller::new(HostName::new("web1").unwrap(), i64::MAX);
         assert_eq!(next.stamp_to_reserve(1), None, "before the next stamp");
-        let mut next = Teller::new(Host::new("web1").unwrap(), i64::MAX);
+        let mut next = Teller::new(HostName::new("web1").unwrap(), i64::MAX);
         let stamp = next.stamp(1_000_000);
         assert_eq!(next.stamp_to_reserve(1_000_000), Some(stamp + RESERVED));
     }

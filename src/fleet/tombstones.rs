@@ -19,7 +19,7 @@ use std::sync::Arc;
 use super::claims::Said;
 use super::{Change, Key, Pace};
 use crate::guard::HORIZON;
-use crate::wire::{Address, Jail, Pardon, Scope, UnbanId};
+use crate::wire::{Address, FleetUnban, Jail, JailScope, UnbanId};
 
 /// The most tombstones that are kept: in total, of one maker, and of one address.
 pub(super) const MAX_TOMBSTONES: usize = 20_000;
@@ -32,7 +32,7 @@ const GC_STEP: usize = 500;
 /// One fleet unban.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Tombstone {
-    scope: Scope,
+    scope: JailScope,
     id: UnbanId,
     /// fail2ban here was told to free the address since.
     applied: bool,
@@ -45,13 +45,13 @@ struct Tombstone {
 }
 
 impl Tombstone {
-    fn pardon(&self, address: Address) -> Pardon {
-        Pardon { scope: self.scope.clone(), address, id: self.id.clone() }
+    fn pardon(&self, address: Address) -> FleetUnban {
+        FleetUnban { scope: self.scope.clone(), address, id: self.id.clone() }
     }
 
     /// Which is the oldest, on every host the same.
-    fn rank(&self) -> (i64, &UnbanId, &Scope) {
-        (self.id.made(), &self.id, &self.scope)
+    fn rank(&self) -> (i64, &UnbanId, &JailScope) {
+        (self.id.created_at(), &self.id, &self.scope)
     }
 
     fn is_due_in(&self, jail: &Jail) -> bool {
@@ -68,7 +68,7 @@ impl Tombstone {
 /// seconds since 1970.
 #[must_use]
 pub fn is_outlived(id: &UnbanId, start: i64, pace: &Pace) -> bool {
-    start > id.made().div_euclid(1000).saturating_add(pace.tombstone_idle)
+    start > id.created_at().div_euclid(1000).saturating_add(pace.tombstone_idle)
 }
 
 /// How a tombstone's address stands in the snapshots and on this host.
@@ -91,7 +91,7 @@ pub(super) enum Usage {
 pub(super) struct Tombstones {
     known: BTreeMap<Address, Vec<Tombstone>>,
     /// The oldest of each maker first.
-    by_maker: BTreeMap<Arc<str>, BTreeSet<(i64, Address, Scope)>>,
+    by_maker: BTreeMap<Arc<str>, BTreeSet<(i64, Address, JailScope)>>,
     by_size: BTreeSet<(usize, Arc<str>)>,
     count: usize,
     /// How many came since this process began.
@@ -109,16 +109,16 @@ pub(super) struct Tombstones {
 
 impl Tombstones {
     /// Takes one that an earlier process persisted.
-    pub(super) fn restore(&mut self, pardon: Pardon, applied: bool) {
+    pub(super) fn restore(&mut self, pardon: FleetUnban, applied: bool) {
         self.insert(pardon, applied);
     }
 
-    fn insert(&mut self, pardon: Pardon, applied: bool) {
-        let Pardon { scope, address, id } = pardon;
+    fn insert(&mut self, pardon: FleetUnban, applied: bool) {
+        let FleetUnban { scope, address, id } = pardon;
         let maker: Arc<str> = id.maker().into();
         let of_maker = self.by_maker.entry(Arc::clone(&maker)).or_default();
         self.by_size.remove(&(of_maker.len(), Arc::clone(&maker)));
-        of_maker.insert((id.made(), address, scope.clone()));
+        of_maker.insert((id.created_at(), address, scope.clone()));
         self.by_size.insert((of_maker.len(), Arc::clone(&maker)));
         if !applied {
             self.waiting.entry(maker).or_default().push_back(address);
@@ -130,7 +130,7 @@ impl Tombstones {
         self.count += 1;
     }
 
-    fn remove(&mut self, pardon: &Pardon) {
+    fn remove(&mut self, pardon: &FleetUnban) {
         let Some(of) = self.known.get_mut(&pardon.address) else { return };
         let before = of.len();
         of.retain(|one| one.id != pardon.id || one.scope != pardon.scope);
@@ -141,7 +141,7 @@ impl Tombstones {
         let maker: Arc<str> = pardon.id.maker().into();
         if let Some(of) = self.by_maker.get_mut(&maker) {
             self.by_size.remove(&(of.len(), Arc::clone(&maker)));
-            of.remove(&(pardon.id.made(), pardon.address, pardon.scope.clone()));
+            of.remove(&(pardon.id.created_at(), pardon.address, pardon.scope.clone()));
             if of.is_empty() {
                 self.by_maker.remove(&maker);
             } else {
@@ -152,9 +152,14 @@ impl Tombstones {
 
     /// Learns of one that a snapshot repeats. Of an address with too many the newest are kept: so all hosts keep the
     /// same ones, whatever they heard in which order. A claim would be void where another set is known.
-    pub(super) fn learn_repeated(&mut self, pardon: &Pardon, now: i64, pace: &Pace) -> Vec<Change> {
+    pub(super) fn learn_repeated(
+        &mut self,
+        pardon: &FleetUnban,
+        now: i64,
+        pace: &Pace,
+    ) -> Vec<Change> {
         let of = self.known.get(&pardon.address).filter(|of| of.len() >= MAX_PER_ADDRESS);
-        let rank = (pardon.id.made(), &pardon.id, &pardon.scope);
+        let rank = (pardon.id.created_at(), &pardon.id, &pardon.scope);
         if of
             .and_then(|of| of.iter().map(Tombstone::rank).min())
             .is_some_and(|oldest| rank < oldest)
@@ -166,8 +171,8 @@ impl Tombstones {
 
     /// Learns of one; answers what is to be persisted: nothing if it is known already, or of another time.
     /// `now` is in milliseconds.
-    pub(super) fn learn(&mut self, pardon: &Pardon, now: i64, pace: &Pace) -> Vec<Change> {
-        let age = now.saturating_sub(pardon.id.made());
+    pub(super) fn learn(&mut self, pardon: &FleetUnban, now: i64, pace: &Pace) -> Vec<Change> {
+        let age = now.saturating_sub(pardon.id.created_at());
         let of = self.known.get(&pardon.address);
         let known = of.into_iter().flatten().any(|u| u.id == pardon.id && u.scope == pardon.scope);
         if known || age > pace.keep_unbans * 1000 || age < -HORIZON {
@@ -185,7 +190,7 @@ impl Tombstones {
     }
 
     /// The one that has to go before there is room for another, if any.
-    fn victim(&self, pardon: &Pardon) -> Option<Pardon> {
+    fn victim(&self, pardon: &FleetUnban) -> Option<FleetUnban> {
         let of_address = self.known.get(&pardon.address).filter(|of| of.len() >= MAX_PER_ADDRESS);
         if let Some(oldest) = of_address.and_then(|of| of.iter().min_by_key(|one| one.rank())) {
             return Some(oldest.pardon(pardon.address));
@@ -201,7 +206,7 @@ impl Tombstones {
         let (made, address, scope) = self.by_maker.get(maker)?.first()?;
         let of = self.known.get(address)?;
         let same = |one: &&Tombstone| {
-            one.id.made() == *made && one.scope == *scope && one.id.maker() == maker
+            one.id.created_at() == *made && one.scope == *scope && one.id.maker() == maker
         };
         of.iter().find(same).map(|one| one.pardon(*address))
     }
@@ -230,13 +235,13 @@ impl Tombstones {
     }
 
     /// Whether it is known here.
-    pub(super) fn knows(&self, pardon: &Pardon) -> bool {
+    pub(super) fn knows(&self, pardon: &FleetUnban) -> bool {
         let of = self.known.get(&pardon.address);
         of.into_iter().flatten().any(|one| one.id == pardon.id && one.scope == pardon.scope)
     }
 
     /// Everything that this host repeats in its snapshot.
-    pub(super) fn applied(&self) -> impl Iterator<Item = Pardon> {
+    pub(super) fn applied(&self) -> impl Iterator<Item = FleetUnban> {
         self.known.iter().flat_map(|(address, of)| {
             of.iter().filter(|one| one.applied).map(|one| one.pardon(*address))
         })
@@ -295,7 +300,7 @@ impl Tombstones {
     pub(super) fn settle(
         &mut self,
         jails: &BTreeSet<Jail>,
-        awaited: impl Fn(Address, &Scope) -> bool,
+        awaited: impl Fn(Address, &JailScope) -> bool,
     ) -> Vec<(Address, Change)> {
         let mut settled = Vec::new();
         for address in std::mem::take(&mut self.in_flight) {
@@ -372,7 +377,7 @@ impl Tombstones {
         now: i64,
         idle: bool,
         pace: &Pace,
-        usage: impl Fn(Address, &Scope, &UnbanId) -> Usage,
+        usage: impl Fn(Address, &JailScope, &UnbanId) -> Usage,
     ) -> (Vec<(Address, Change)>, bool) {
         let begin = self.collected.take().map_or(Unbounded, Excluded);
         let mut gone = Vec::new();
@@ -380,7 +385,7 @@ impl Tombstones {
         for (address, of) in self.known.range((begin, Unbounded)).take(GC_STEP) {
             last = Some(*address);
             for one in of {
-                let age = now.saturating_sub(one.id.made());
+                let age = now.saturating_sub(one.id.created_at());
                 let old = age > pace.keep_unbans * 1000;
                 let done = one.applied && one.pending_jails.is_empty();
                 let unused = idle && done && age > pace.tombstone_idle * 1000;

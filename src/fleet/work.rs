@@ -5,8 +5,8 @@ use super::look::Pulse;
 use super::marks::Mark;
 use super::reconcile::{self, Step as Decision};
 use super::{Change, Fleet, Key, secs};
-use crate::ignored::Because;
-use crate::wire::{Address, Host, Jail};
+use crate::ignored::IgnoreReason;
+use crate::wire::{Address, HostName, Jail};
 
 /// fail2ban makes some 130 bans a second and answers nobody meanwhile.
 const BATCH: usize = 20;
@@ -23,7 +23,7 @@ const FEW: usize = 2;
 #[allow(missing_docs)]
 pub struct Work {
     pub address: Address,
-    pub host: Option<Host>,
+    pub host: Option<HostName>,
 }
 
 /// What the daemon is to do, and to answer how it went.
@@ -42,7 +42,7 @@ pub enum Step {
     /// Ban these again, which prolongs them; then [`Fleet::done`].
     Prolong(Jail, Vec<Address>),
     /// Say that this one is not banned here, and why.
-    Refuse(Jail, Work, Because),
+    Refuse(Jail, Work, IgnoreReason),
     /// Say that this host has no such jail.
     NoSuchJail(Jail, Work),
     /// Call again soon: there is more to do, and nothing of it is the daemon's.
@@ -59,7 +59,7 @@ pub(super) enum Order {
     Obey(Jail, Vec<Address>),
     Import(Jail, Vec<Work>),
     Prolong(Jail, Vec<Address>),
-    Refuse(Jail, Work, Because),
+    Refuse(Jail, Work, IgnoreReason),
     NoSuchJail(Jail, Work),
 }
 

@@ -4,12 +4,12 @@
 
 use std::fmt;
 
-use super::Refusal;
+use super::RejectReason;
 use crate::config::{Signing, Topic};
-use crate::wire::seal::Seal;
+use crate::wire::seal::SignatureStatus;
 use crate::wire::{
-    Event, Host, MAX_EVENT, MAX_PART, MAX_PARTS, MAX_PRESENCE, Malformed, Pardon, Part, Presence,
-    is_hidden,
+    Event, FleetUnban, HostName, MAX_EVENT_BYTES, MAX_PRESENCE_BYTES, MAX_SHARD_BYTES, MAX_SHARDS,
+    Malformed, Presence, Shard, is_hidden,
 };
 
 /// The longest topic that is printed, in characters.
@@ -19,7 +19,7 @@ const MAX_SHOWN: usize = 100;
 #[derive(Clone, Debug)]
 pub struct Gate {
     topic: Topic,
-    me: Host,
+    me: HostName,
     signing: Option<Signing>,
     /// What this client subscribes to besides the fleet's topics, exact.
     others: Vec<String>,
@@ -33,14 +33,14 @@ pub enum Source {
     /// One shard of a host's snapshot.
     Shard {
         /// Whose.
-        host: Host,
+        host: HostName,
         /// The last level of its topic.
         index: u32,
     },
     /// The presence of a host.
     Presence {
         /// Whose.
-        host: Host,
+        host: HostName,
     },
     /// Another topic that this client subscribed to.
     Other(String),
@@ -54,17 +54,17 @@ pub struct Admitted {
     trusted: bool,
     /// Fit to be printed.
     topic: String,
-    me: Host,
+    me: HostName,
 }
 
 /// A message that did not pass, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {
-    reason: Refusal,
+    reason: RejectReason,
     topic: String,
     what: &'static str,
     why: String,
-    host: Option<Host>,
+    host: Option<HostName>,
     shard: Option<u32>,
     own_shard: Option<u32>,
 }
@@ -72,7 +72,7 @@ pub struct Rejected {
 impl Gate {
     /// The gate of a client of the host `me`, which also subscribes to the topics `others`.
     #[must_use]
-    pub fn new(topic: Topic, me: Host, signing: Option<Signing>, others: Vec<String>) -> Self {
+    pub fn new(topic: Topic, me: HostName, signing: Option<Signing>, others: Vec<String>) -> Self {
         Self { topic, me, signing, others }
     }
 
@@ -83,7 +83,7 @@ impl Gate {
     pub fn admit(&self, topic: &str, payload: Vec<u8>) -> Result<Admitted, Rejected> {
         let shown = shown(topic);
         let (source, topic) = self.classify(topic).map_err(|why| Rejected {
-            reason: Refusal::WrongTopic,
+            reason: RejectReason::WrongTopic,
             topic: shown.clone(),
             what: "no message of the fleet",
             why,
@@ -122,7 +122,7 @@ impl Gate {
         };
         // A host name is one level, whatever became of its dots.
         let named = |host: &str| {
-            Host::new(&host.replace('/', ".")).map_err(|why| format!("the host {why}"))
+            HostName::new(&host.replace('/', ".")).map_err(|why| format!("the host {why}"))
         };
         match below.split_once('/') {
             Some(("host", host)) => {
@@ -147,16 +147,16 @@ impl Gate {
         source: &Source,
         topic: &str,
         payload: &[u8],
-    ) -> Result<bool, (Refusal, String)> {
+    ) -> Result<bool, (RejectReason, String)> {
         let max = match source {
-            Source::Event => MAX_EVENT,
-            Source::Shard { .. } => MAX_PART,
+            Source::Event => MAX_EVENT_BYTES,
+            Source::Shard { .. } => MAX_SHARD_BYTES,
             // `check` has a message as large as a shard come back.
-            Source::Presence { .. } | Source::Other(_) => MAX_PRESENCE,
+            Source::Presence { .. } | Source::Other(_) => MAX_PRESENCE_BYTES,
         };
         if payload.len() > max {
             let why = format!("it has {} bytes, more than {max}", payload.len());
-            return Err((Refusal::TooLarge, why));
+            return Err((RejectReason::TooLarge, why));
         }
         let Some(signing) = &self.signing else { return Ok(true) };
         // An empty payload clears a topic, and cannot be signed.
@@ -165,16 +165,16 @@ impl Gate {
         }
         let own = source.host() == Some(&self.me);
         match signing.keys.check(topic, payload) {
-            Seal::Good => Ok(true),
-            Seal::Missing if !signing.accept_unsigned => {
+            SignatureStatus::Valid => Ok(true),
+            SignatureStatus::Missing if !signing.accept_unsigned => {
                 let why = "it is not signed, and MQTT_SIGNING_KEY is set here";
-                Err((Refusal::Unsigned, why.to_owned()))
+                Err((RejectReason::Unsigned, why.to_owned()))
             }
-            Seal::Missing if own => Err((Refusal::Unsigned, OWN.to_owned())),
-            Seal::Missing => Ok(false),
-            Seal::Wrong => {
+            SignatureStatus::Missing if own => Err((RejectReason::Unsigned, OWN.to_owned())),
+            SignatureStatus::Missing => Ok(false),
+            SignatureStatus::Invalid => {
                 let why = "it is signed with another key or for another topic, or was changed";
-                Err((Refusal::WrongSignature, why.to_owned()))
+                Err((RejectReason::WrongSignature, why.to_owned()))
             }
         }
     }
@@ -186,7 +186,7 @@ const UNBAN: &str = "it is a fleet unban and not signed";
 
 /// The number of a shard, in its one spelling.
 fn index(digits: &str) -> Option<u32> {
-    let index = digits.parse::<u32>().ok().filter(|index| *index < MAX_PARTS)?;
+    let index = digits.parse::<u32>().ok().filter(|index| *index < MAX_SHARDS)?;
     (index.to_string() == digits).then_some(index)
 }
 
@@ -205,7 +205,7 @@ fn shown(topic: &str) -> String {
 impl Source {
     /// The host in whose branch it is.
     #[must_use]
-    pub fn host(&self) -> Option<&Host> {
+    pub fn host(&self) -> Option<&HostName> {
         match self {
             Self::Shard { host, .. } | Self::Presence { host } => Some(host),
             Self::Event | Self::Other(_) => None,
@@ -219,7 +219,7 @@ impl Source {
         }
     }
 
-    fn own_shard(&self, me: &Host) -> Option<u32> {
+    fn own_shard(&self, me: &HostName) -> Option<u32> {
         self.shard().filter(|_| self.host() == Some(me))
     }
 }
@@ -260,20 +260,20 @@ impl Admitted {
             event if event.host == self.me => OWN,
             _ => return Ok(event),
         };
-        Err(self.reject(Refusal::Unsigned, WHAT, why.to_owned()))
+        Err(self.reject(RejectReason::Unsigned, WHAT, why.to_owned()))
     }
 
     /// The shard that it is. Of an unsigned one only those fleet unbans are left that `is_known` knows.
     ///
     /// # Errors
     /// [`Rejected`]
-    pub fn shard(&self, is_known: impl Fn(&Pardon) -> bool) -> Result<Part, Rejected> {
+    pub fn shard(&self, is_known: impl Fn(&FleetUnban) -> bool) -> Result<Shard, Rejected> {
         const WHAT: &str = "no part of a snapshot";
-        let mut part = Part::parse(&self.payload).map_err(|why| self.malformed(WHAT, &why))?;
-        let (host, index) = (part.host.clone(), part.slice.part());
+        let mut part = Shard::parse(&self.payload).map_err(|why| self.malformed(WHAT, &why))?;
+        let (host, index) = (part.host.clone(), part.id.index());
         if self.source != (Source::Shard { host, index }) {
             let why = "it is another host's, or another part".to_owned();
-            return Err(self.reject(Refusal::WrongTopic, WHAT, why));
+            return Err(self.reject(RejectReason::WrongTopic, WHAT, why));
         }
         if !self.trusted {
             part.unbans.retain(is_known);
@@ -295,25 +295,25 @@ impl Admitted {
 
     /// Rejects it for what is in it.
     #[must_use]
-    pub fn reject(&self, reason: Refusal, what: &'static str, why: String) -> Rejected {
+    pub fn reject(&self, reason: RejectReason, what: &'static str, why: String) -> Rejected {
         let (host, shard) = (self.source.host().cloned(), self.source.shard());
         let own_shard = self.source.own_shard(&self.me);
         Rejected { reason, topic: self.topic.clone(), what, why, host, shard, own_shard }
     }
 
     fn misplaced(&self, what: &'static str) -> Rejected {
-        self.reject(Refusal::WrongTopic, what, "its topic is not for those".to_owned())
+        self.reject(RejectReason::WrongTopic, what, "its topic is not for those".to_owned())
     }
 
     fn malformed(&self, what: &'static str, why: &Malformed) -> Rejected {
-        self.reject(Refusal::Malformed, what, why.to_string())
+        self.reject(RejectReason::Malformed, what, why.to_string())
     }
 }
 
 impl Rejected {
     /// The reason.
     #[must_use]
-    pub fn reason(&self) -> Refusal {
+    pub fn reason(&self) -> RejectReason {
         self.reason
     }
 
@@ -325,7 +325,7 @@ impl Rejected {
 
     /// The host in whose branch it is.
     #[must_use]
-    pub fn host(&self) -> Option<&Host> {
+    pub fn host(&self) -> Option<&HostName> {
         self.host.as_ref()
     }
 

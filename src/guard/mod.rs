@@ -1,5 +1,5 @@
-//! Which of the fleet's words this host obeys. Pure: accept, or refuse and say why. [`Refusals`] counts what
-//! was refused, [`Limits`] counts what each host says, [`Sharing`] says which jails take part, and [`gate`]
+//! Which of the fleet's words this host obeys. Pure: accept, or refuse and say why. [`RejectCounters`] counts what
+//! was refused, [`RateLimiter`] counts the messages of each host, [`JailFilter`] says which jails take part, and [`gate`]
 //! decides before all of them which messages are the fleet's. `special` has the table of special-purpose
 //! addresses.
 
@@ -11,27 +11,27 @@ mod special;
 
 use std::collections::BTreeSet;
 
-pub use limits::{Kind, Limits};
-pub use refused::{Refusal, Refusals};
-pub use sharing::Sharing;
+pub use limits::{MessageKind, RateLimiter};
+pub use refused::{RejectCounters, RejectReason};
+pub use sharing::JailFilter;
 #[cfg(test)]
 pub(crate) use special::tests::forms;
 pub use special::{embedded_ipv4, is_bannable, is_reportable};
 
-use crate::wire::{Action, Event, Host, Jail, Part, UnbanId};
+use crate::wire::{Action, Event, HostName, Jail, Shard, UnbanId};
 
 /// What is to be done with an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Admission {
     /// It is a word that counts.
     Accept,
     /// It is this host's own word, come back.
-    Own,
+    Echo,
     /// It tells nothing new: that a ban was restored after a start, or what this host itself once said of
     /// a jail that does not take part any more.
-    Nothing,
+    Ignore,
     /// It is not obeyed.
-    Refuse(Refusal),
+    Reject(RejectReason),
 }
 
 /// **What is old.** Where messages are signed, an old one sent again is signed well. A newer word of its host
@@ -52,23 +52,23 @@ pub const HORIZON_MARGIN: i64 = 600_000;
 /// Judges what comes from the fleet.
 #[derive(Clone, Debug)]
 pub struct Guard {
-    me: Host,
+    me: HostName,
     /// Messages are signed.
     pub signed: bool,
     /// Which jails take part.
-    pub sharing: Sharing,
+    pub sharing: JailFilter,
 }
 
 impl Guard {
     /// The guard of a host, in a fleet whose messages are signed or not.
     #[must_use]
-    pub fn new(me: Host, signed: bool, sharing: Sharing) -> Self {
+    pub fn new(me: HostName, signed: bool, sharing: JailFilter) -> Self {
         Self { me, signed, sharing }
     }
 
     /// Why an event is of another time, if it is; `now` is in milliseconds. A script's has no time.
     #[must_use]
-    pub fn check_event_time(&self, event: &Event, now: i64) -> Option<Refusal> {
+    pub fn check_event_time(&self, event: &Event, now: i64) -> Option<RejectReason> {
         if event.host == self.me && event.id.is_none() {
             return None; // the controller decides what it makes of its own stamps
         }
@@ -77,7 +77,7 @@ impl Guard {
 
     /// The same of a part of a snapshot.
     #[must_use]
-    pub fn check_part_time(&self, part: &Part, now: i64) -> Option<Refusal> {
+    pub fn check_part_time(&self, part: &Shard, now: i64) -> Option<RejectReason> {
         if part.host == self.me {
             return None;
         }
@@ -87,25 +87,27 @@ impl Guard {
     /// Judges an event. `jails` are those that fail2ban has; `None` while that is not known, when every
     /// jail is given the benefit of the doubt.
     #[must_use]
-    pub fn judge(&self, event: &Event, jails: Option<&BTreeSet<Jail>>) -> Verdict {
-        let shared = self.sharing.has(&event.jail);
+    pub fn judge(&self, event: &Event, jails: Option<&BTreeSet<Jail>>) -> Admission {
+        let shared = self.sharing.includes(&event.jail);
         // What is meant for the whole fleet this host obeys, too, whoever sent it.
         if event.host == self.me && event.id.is_none() {
-            return if shared { Verdict::Own } else { Verdict::Nothing };
+            return if shared { Admission::Echo } else { Admission::Ignore };
         }
         // A fleet unban of every jail names one that need not be here.
-        if !shared && !event.every_jail {
-            return Verdict::Refuse(Refusal::NotShared);
+        if !shared && !event.all_jails {
+            return Admission::Reject(RejectReason::NotShared);
         }
-        if jails.is_some_and(|jails| !jails.contains(&event.jail)) && !event.every_jail {
-            return Verdict::Refuse(Refusal::UnknownJail);
+        if jails.is_some_and(|jails| !jails.contains(&event.jail)) && !event.all_jails {
+            return Admission::Reject(RejectReason::UnknownJail);
         }
         match event.action {
-            Action::Ban if event.restored != 0 => Verdict::Nothing,
-            Action::Other(_) if event.restored != 0 => Verdict::Nothing,
-            Action::Other(_) => Verdict::Refuse(Refusal::UnknownAction),
-            Action::Ban if !is_bannable(event.address.ip()) => Verdict::Refuse(Refusal::Unbannable),
-            Action::Ban | Action::Unban => Verdict::Accept,
+            Action::Ban if event.restored != 0 => Admission::Ignore,
+            Action::Other(_) if event.restored != 0 => Admission::Ignore,
+            Action::Other(_) => Admission::Reject(RejectReason::UnknownAction),
+            Action::Ban if !is_bannable(event.address.ip()) => {
+                Admission::Reject(RejectReason::Unbannable)
+            }
+            Action::Ban | Action::Unban => Admission::Accept,
         }
     }
 }
@@ -113,18 +115,22 @@ impl Guard {
 /// Why an event of another host is of another time, if it is: `signed` says that the fleet has a key, `now` is in
 /// milliseconds.
 #[must_use]
-pub fn check_event_stamp(event: &Event, signed: bool, now: i64) -> Option<Refusal> {
-    let made = event.id.as_ref().map_or(event.stamp, UnbanId::made);
+pub fn check_event_stamp(event: &Event, signed: bool, now: i64) -> Option<RejectReason> {
+    let made = event.id.as_ref().map_or(event.stamp, UnbanId::created_at);
     let old = signed && made > 0 && now.saturating_sub(made) > OLD_EVENT;
     let ahead = is_ahead(event.stamp, now) || is_ahead(made, now);
-    if ahead { Some(Refusal::Ahead) } else { old.then_some(Refusal::Old) }
+    if ahead { Some(RejectReason::Ahead) } else { old.then_some(RejectReason::Old) }
 }
 
 /// The same of a part of another host's snapshot.
 #[must_use]
-pub fn check_part_stamp(part: &Part, signed: bool, now: i64) -> Option<Refusal> {
+pub fn check_part_stamp(part: &Shard, signed: bool, now: i64) -> Option<RejectReason> {
     let old = signed && now.saturating_sub(part.stamp) > OLD_PART;
-    if is_ahead(part.stamp, now) { Some(Refusal::Ahead) } else { old.then_some(Refusal::Old) }
+    if is_ahead(part.stamp, now) {
+        Some(RejectReason::Ahead)
+    } else {
+        old.then_some(RejectReason::Old)
+    }
 }
 
 /// Whether a stamp is beyond the horizon; both are in milliseconds since 1970.
@@ -136,7 +142,7 @@ pub fn is_ahead(stamp: i64, now: i64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Slice;
+    use crate::wire::ShardId;
 
     fn event(action: &str, jail: &str, ip: &str, host: &str, restored: i64) -> Event {
         let json = format!(
@@ -154,47 +160,47 @@ mod tests {
 
     #[test]
     fn each_event_has_its_verdict() {
-        use Refusal::{NotShared, Unbannable, UnknownAction, UnknownJail};
-        use Verdict::{Accept, Nothing, Own, Refuse};
+        use Admission::{Accept, Echo, Ignore, Reject};
+        use RejectReason::{NotShared, Unbannable, UnknownAction, UnknownJail};
         let ip = "203.0.113.9";
         let table = [
             (event("ban", "sshd", ip, "web2", 0), Accept),
             (event("unban", "sshd", ip, "web2", 0), Accept),
             (event("unban", "sshd", ip, "web2", 1), Accept),
-            (event("ban", "sshd", ip, "web2", 1), Nothing),
-            (event("ban", "sshd", ip, "web1", 0), Own),
-            (event("unban", "ssh", ip, "web1", 0), Own),
-            (event("ban", "ssh", ip, "web2", 0), Refuse(UnknownJail)),
-            (event("ban", "sshd2", ip, "web2", 1), Refuse(UnknownJail)),
-            (event("reban", "sshd", ip, "web2", 0), Refuse(UnknownAction)),
-            (event("reban", "sshd", ip, "web2", 1), Nothing),
-            (event("reban", "ssh", ip, "web2", 0), Refuse(UnknownJail)),
+            (event("ban", "sshd", ip, "web2", 1), Ignore),
+            (event("ban", "sshd", ip, "web1", 0), Echo),
+            (event("unban", "ssh", ip, "web1", 0), Echo),
+            (event("ban", "ssh", ip, "web2", 0), Reject(UnknownJail)),
+            (event("ban", "sshd2", ip, "web2", 1), Reject(UnknownJail)),
+            (event("reban", "sshd", ip, "web2", 0), Reject(UnknownAction)),
+            (event("reban", "sshd", ip, "web2", 1), Ignore),
+            (event("reban", "ssh", ip, "web2", 0), Reject(UnknownJail)),
             (event("unban", "sshd", "127.0.0.1", "web2", 0), Accept),
             (event("ban", "sshd", "2001:db8::1", "web2", 0), Accept),
             (event("ban", "sshd", "192.168.1.5", "web2", 0), Accept),
-            (event("ban", "mail", ip, "web2", 0), Refuse(NotShared)),
-            (event("unban", "mail", ip, "web2", 0), Refuse(NotShared)),
-            (event("ban", "mail", ip, "web1", 0), Nothing),
+            (event("ban", "mail", ip, "web2", 0), Reject(NotShared)),
+            (event("unban", "mail", ip, "web2", 0), Reject(NotShared)),
+            (event("ban", "mail", ip, "web1", 0), Ignore),
             (fleet_unban("sshd", ""), Accept),
-            (fleet_unban("mail", ""), Refuse(NotShared)),
+            (fleet_unban("mail", ""), Reject(NotShared)),
             (fleet_unban("mail", r#","jails":"*""#), Accept),
             (fleet_unban("ssh", r#","jails":"*""#), Accept),
-            (event("ban", "sshd", "127.0.0.1", "web2", 0), Refuse(Unbannable)),
-            (event("ban", "sshd", "::ffff:127.0.0.1", "web2", 0), Refuse(Unbannable)),
-            (event("ban", "sshd", "0.0.0.0", "web2", 0), Refuse(Unbannable)),
-            (event("ban", "sshd", "255.255.255.255", "web2", 0), Refuse(Unbannable)),
-            (event("ban", "sshd", "224.0.0.1", "web2", 0), Refuse(Unbannable)),
-            (event("ban", "sshd", "169.254.1.1", "web2", 0), Refuse(Unbannable)),
-            (event("ban", "sshd", "::", "web2", 0), Refuse(Unbannable)),
-            (event("ban", "sshd", "::1", "web2", 0), Refuse(Unbannable)),
-            (event("ban", "sshd", "fe80::1", "web2", 0), Refuse(Unbannable)),
-            (event("ban", "sshd", "ff02::1", "web2", 0), Refuse(Unbannable)),
-            (event("ban", "sshd", "::127.0.0.1", "web2", 0), Refuse(Unbannable)),
-            (event("ban", "sshd", "2002:7f00:1::1", "web2", 0), Refuse(Unbannable)),
-            (event("ban", "sshd", "240.0.0.1", "web2", 0), Refuse(Unbannable)),
+            (event("ban", "sshd", "127.0.0.1", "web2", 0), Reject(Unbannable)),
+            (event("ban", "sshd", "::ffff:127.0.0.1", "web2", 0), Reject(Unbannable)),
+            (event("ban", "sshd", "0.0.0.0", "web2", 0), Reject(Unbannable)),
+            (event("ban", "sshd", "255.255.255.255", "web2", 0), Reject(Unbannable)),
+            (event("ban", "sshd", "224.0.0.1", "web2", 0), Reject(Unbannable)),
+            (event("ban", "sshd", "169.254.1.1", "web2", 0), Reject(Unbannable)),
+            (event("ban", "sshd", "::", "web2", 0), Reject(Unbannable)),
+            (event("ban", "sshd", "::1", "web2", 0), Reject(Unbannable)),
+            (event("ban", "sshd", "fe80::1", "web2", 0), Reject(Unbannable)),
+            (event("ban", "sshd", "ff02::1", "web2", 0), Reject(Unbannable)),
+            (event("ban", "sshd", "::127.0.0.1", "web2", 0), Reject(Unbannable)),
+            (event("ban", "sshd", "2002:7f00:1::1", "web2", 0), Reject(Unbannable)),
+            (event("ban", "sshd", "240.0.0.1", "web2", 0), Reject(Unbannable)),
         ];
         let not = BTreeSet::from([Jail::new("mail").unwrap()]);
-        let guard = Guard::new(Host::new("web1").unwrap(), false, Sharing::new(None, not));
+        let guard = Guard::new(HostName::new("web1").unwrap(), false, JailFilter::new(None, not));
         let jails = ["sshd", "mail"].map(|jail| Jail::new(jail).unwrap()).into();
         for (event, verdict) in table {
             assert_eq!(guard.judge(&event, Some(&jails)), verdict, "{event:?}");
@@ -207,18 +213,19 @@ mod tests {
     fn messages_of_another_time_are_rejected() {
         const DAY: i64 = 86_400_000;
         let now = 1_795_342_588_123;
-        let guard = |signed| Guard::new(Host::new("web1").unwrap(), signed, Sharing::default());
+        let guard =
+            |signed| Guard::new(HostName::new("web1").unwrap(), signed, JailFilter::default());
         let event =
             |host: &str, stamp| Event { stamp, ..event("ban", "sshd", "192.0.2.1", host, 0) };
         let part = |stamp| {
-            let (slice, host) = (Slice::new(0, 1).unwrap(), Host::new("web2").unwrap());
-            Part { host, stamp, time: 0, slice, bans: Vec::new(), unbans: Vec::new() }
+            let (slice, host) = (ShardId::new(0, 1).unwrap(), HostName::new("web2").unwrap());
+            Shard { host, stamp, time: 0, id: slice, bans: Vec::new(), unbans: Vec::new() }
         };
-        let old = Some(Refusal::Old);
-        let ahead = Some(Refusal::Ahead);
+        let old = Some(RejectReason::Old);
+        let ahead = Some(RejectReason::Ahead);
         let from_web2 = |made: i64| {
-            let id = UnbanId::made_by(&Host::new("web2").unwrap(), made);
-            let host = Host::new("web2").unwrap();
+            let id = UnbanId::made_by(&HostName::new("web2").unwrap(), made);
+            let host = HostName::new("web2").unwrap();
             Event { id: Some(id), stamp: now, host, ..fleet_unban("sshd", "") }
         };
         // The event, what is said of it where messages are signed, and where they are not.

@@ -6,7 +6,7 @@ use std::fmt;
 
 /// Why a message of the fleet, or a part of one, is not obeyed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Refusal {
+pub enum RejectReason {
     /// It is no message: not the JSON that it should be, or a field is not what it must be.
     Malformed,
     /// It is on another topic than its host or its part has.
@@ -24,7 +24,7 @@ pub enum Refusal {
     /// The settings keep the address from being banned.
     NeverBan,
     /// The jail's `ignoreip` has the address, or it is this host's own or the broker's.
-    Ignored,
+    IgnoreList,
     /// It is not signed, and has to be.
     Unsigned,
     /// It is signed with another key, or was changed.
@@ -39,7 +39,7 @@ pub enum Refusal {
     TooFast,
 }
 
-impl Refusal {
+impl RejectReason {
     /// All of them, in their order.
     pub const ALL: [Self; 15] = [
         Self::Malformed,
@@ -50,7 +50,7 @@ impl Refusal {
         Self::NotShared,
         Self::Unbannable,
         Self::NeverBan,
-        Self::Ignored,
+        Self::IgnoreList,
         Self::Unsigned,
         Self::WrongSignature,
         Self::Old,
@@ -71,7 +71,7 @@ impl Refusal {
             Self::NotShared => "not_shared",
             Self::Unbannable => "unbannable",
             Self::NeverBan => "never_ban",
-            Self::Ignored => "ignored",
+            Self::IgnoreList => "ignored",
             Self::Unsigned => "unsigned",
             Self::WrongSignature => "wrong_signature",
             Self::Old => "old",
@@ -82,7 +82,7 @@ impl Refusal {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for RejectReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -90,25 +90,25 @@ impl fmt::Display for Refusal {
 
 /// How often what was refused since the daemon started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Refusals([u64; Refusal::ALL.len()]);
+pub struct RejectCounters([u64; RejectReason::ALL.len()]);
 
-impl Refusals {
+impl RejectCounters {
     /// Counts one.
-    pub fn count(&mut self, refusal: Refusal) {
+    pub fn count(&mut self, refusal: RejectReason) {
         let count = &mut self.0[refusal as usize];
         *count = count.saturating_add(1);
     }
 
     /// How often something was refused for this reason.
     #[must_use]
-    pub fn of(&self, refusal: Refusal) -> u64 {
+    pub fn of(&self, refusal: RejectReason) -> u64 {
         self.0[refusal as usize]
     }
 
     /// How often for each reason, those that never were left out.
     #[must_use]
     pub fn by_name(&self) -> BTreeMap<String, u64> {
-        let counts = Refusal::ALL.into_iter().map(|refusal| (refusal, self.of(refusal)));
+        let counts = RejectReason::ALL.into_iter().map(|refusal| (refusal, self.of(refusal)));
         let some = counts.filter(|(_, count)| *count > 0);
         some.map(|(refusal, count)| (refusal.name().to_owned(), count)).collect()
     }
@@ -120,17 +120,17 @@ mod tests {
 
     #[test]
     fn each_reason_has_a_name_and_a_counter_of_its_own() {
-        let mut refusals = Refusals::default();
+        let mut refusals = RejectCounters::default();
         assert!(refusals.by_name().is_empty());
-        for (n, refusal) in Refusal::ALL.into_iter().enumerate() {
+        for (n, refusal) in RejectReason::ALL.into_iter().enumerate() {
             let word = |c: char| c.is_ascii_lowercase() || c == '_';
             assert!(refusal.name().chars().all(word) && refusal.name().len() <= 32);
             assert_eq!(refusal as usize, n);
             (0..=n).for_each(|_| refusals.count(refusal));
         }
-        assert_eq!(refusals.of(Refusal::Old), 12);
+        assert_eq!(refusals.of(RejectReason::Old), 12);
         let by_name = refusals.by_name();
-        assert_eq!(by_name.len(), Refusal::ALL.len(), "no name twice");
+        assert_eq!(by_name.len(), RejectReason::ALL.len(), "no name twice");
         assert_eq!((by_name["malformed"], by_name["too_fast"]), (1, 15));
     }
 }

@@ -7,12 +7,12 @@ use crate::wire::Jail;
 
 /// What `MQTT_JAILS` and `MQTT_NOT_JAILS` say; by default all take part.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sharing {
+pub struct JailFilter {
     only: Option<BTreeSet<Jail>>,
     not: BTreeSet<Jail>,
 }
 
-impl Sharing {
+impl JailFilter {
     /// `only` these, or all, but `not` those.
     #[must_use]
     pub fn new(only: Option<BTreeSet<Jail>>, not: BTreeSet<Jail>) -> Self {
@@ -21,19 +21,19 @@ impl Sharing {
 
     /// Whether a jail takes part.
     #[must_use]
-    pub fn has(&self, jail: &Jail) -> bool {
+    pub fn includes(&self, jail: &Jail) -> bool {
         self.only.as_ref().is_none_or(|only| only.contains(jail)) && !self.not.contains(jail)
     }
 
     /// Those of the jails that fail2ban has that take part.
     #[must_use]
-    pub fn of(&self, jails: &BTreeSet<Jail>) -> BTreeSet<Jail> {
-        jails.iter().filter(|jail| self.has(jail)).cloned().collect()
+    pub fn filter(&self, jails: &BTreeSet<Jail>) -> BTreeSet<Jail> {
+        jails.iter().filter(|jail| self.includes(jail)).cloned().collect()
     }
 
     /// Jails that are to take part, and that fail2ban does not have.
     #[must_use]
-    pub fn missing(&self, jails: &BTreeSet<Jail>) -> Vec<&Jail> {
+    pub fn unmatched(&self, jails: &BTreeSet<Jail>) -> Vec<&Jail> {
         self.only.iter().flatten().filter(|jail| !jails.contains(*jail)).collect()
     }
 }
@@ -54,10 +54,10 @@ mod tests {
             (Some("sshd web lost"), "web", "sshd"),
         ];
         for (only, not, expected) in table {
-            let sharing = Sharing::new(only.map(set), set(not));
-            assert_eq!(sharing.of(&set("mail sshd web")), set(expected), "{only:?} {not}");
+            let sharing = JailFilter::new(only.map(set), set(not));
+            assert_eq!(sharing.filter(&set("mail sshd web")), set(expected), "{only:?} {not}");
         }
-        let sharing = Sharing::new(Some(set("sshd lost")), set(""));
-        assert_eq!(sharing.missing(&set("mail sshd")), [&Jail::new("lost").unwrap()]);
+        let sharing = JailFilter::new(Some(set("sshd lost")), set(""));
+        assert_eq!(sharing.unmatched(&set("mail sshd")), [&Jail::new("lost").unwrap()]);
     }
 }

@@ -12,7 +12,7 @@ use if_addrs::IfAddr;
 use ipnet::{IpNet, Ipv4Net};
 
 use super::names::{MAX_NAMES, Names, Resolution};
-use super::{Because, Ignored, network};
+use super::{IgnoreList, IgnoreReason, network};
 use crate::broker::Peers;
 use crate::wire::Jail;
 
@@ -21,7 +21,7 @@ const MAX_FILE: u64 = 4 * 1024 * 1024;
 
 /// What does not change, and what was learned last.
 #[derive(Debug, Default)]
-pub struct Exempt {
+pub struct IgnoreListResolver {
     /// What the settings name.
     never: Vec<IpNet>,
     /// Where the brokers are: names or addresses.
@@ -34,7 +34,7 @@ pub struct Exempt {
     files: Files,
 }
 
-impl Exempt {
+impl IgnoreListResolver {
     /// For a host of this name and these settings.
     #[must_use]
     pub fn new(never: Vec<IpNet>, brokers: Vec<String>, own: String) -> Self {
@@ -54,27 +54,27 @@ impl Exempt {
     }
 
     /// Whom a jail with these entries in `ignoreip` is never to ban, and what is wrong with them.
-    pub async fn of(&mut self, jail: &Jail, entries: &[String]) -> (Ignored, Vec<String>) {
-        let (mut ignored, mut wrong) = (Ignored::default(), Vec::new());
+    pub async fn resolve(&mut self, jail: &Jail, entries: &[String]) -> (IgnoreList, Vec<String>) {
+        let (mut ignored, mut wrong) = (IgnoreList::default(), Vec::new());
         for network in &self.never {
-            ignored.add(*network, Because::Settings);
+            ignored.add(*network, IgnoreReason::Settings);
         }
         for network in own_networks() {
-            ignored.add(network, Because::Own);
+            ignored.add(network, IgnoreReason::Own);
         }
         for address in self.peers.addresses() {
-            ignored.add(IpNet::from(address), Because::Broker);
+            ignored.add(IpNet::from(address), IgnoreReason::Broker);
         }
-        let mut names = vec![(self.own.clone(), Because::Own)];
-        names.extend(self.brokers.iter().map(|broker| (broker.clone(), Because::Broker)));
+        let mut names = vec![(self.own.clone(), IgnoreReason::Own)];
+        names.extend(self.brokers.iter().map(|broker| (broker.clone(), IgnoreReason::Broker)));
         for entry in entries.iter().map(|entry| entry.trim()) {
             let Some(path) = file(entry) else {
-                sort(entry, Because::Jail, &mut ignored, &mut names);
+                sort(entry, IgnoreReason::Jail, &mut ignored, &mut names);
                 continue;
             };
             let (entries, error) = self.files.read(&path);
             for entry in entries {
-                sort(entry, Because::Jail, &mut ignored, &mut names);
+                sort(entry, IgnoreReason::Jail, &mut ignored, &mut names);
             }
             wrong.extend(error.map(|error| {
                 format!("ignoreip of {jail}: cannot read {}: {error}", path.display())
@@ -98,7 +98,7 @@ impl Exempt {
                     }
                 }
                 // Any address may be one of its. A broker's is known once this host is connected to it.
-                Resolution::Unknown(_) if because == Because::Jail => ignored.set_incomplete(),
+                Resolution::Unknown(_) if because == IgnoreReason::Jail => ignored.set_incomplete(),
                 Resolution::None(_) | Resolution::Unknown(_) => {}
             }
         }
@@ -107,14 +107,19 @@ impl Exempt {
 }
 
 /// What is wrong with a name, and what follows from that.
-fn fault(name: &str, because: Because, resolution: &Resolution, jail: &Jail) -> Option<String> {
+fn fault(
+    name: &str,
+    because: IgnoreReason,
+    resolution: &Resolution,
+    jail: &Jail,
+) -> Option<String> {
     match (because, resolution) {
-        (_, Resolution::Addresses(_)) | (Because::Own, _) => None,
-        (Because::Jail, Resolution::Unknown(why)) => Some(format!(
+        (_, Resolution::Addresses(_)) | (IgnoreReason::Own, _) => None,
+        (IgnoreReason::Jail, Resolution::Unknown(why)) => Some(format!(
             "ignoreip of {jail}: cannot resolve {name}: {why}; no bans are imported into {jail} until \
              the name resolves"
         )),
-        (Because::Jail, Resolution::None(why)) => {
+        (IgnoreReason::Jail, Resolution::None(why)) => {
             Some(format!("ignoreip of {jail}: cannot resolve {name}: {why}; it exempts no address"))
         }
         (_, Resolution::Unknown(why) | Resolution::None(why)) => Some(format!(
@@ -125,7 +130,12 @@ fn fault(name: &str, because: Because, resolution: &Resolution, jail: &Jail) -> 
 }
 
 /// An entry is an address or a network, or else a name.
-fn sort(entry: &str, because: Because, ignored: &mut Ignored, names: &mut Vec<(String, Because)>) {
+fn sort(
+    entry: &str,
+    because: IgnoreReason,
+    ignored: &mut IgnoreList,
+    names: &mut Vec<(String, IgnoreReason)>,
+) {
     match network(entry) {
         Some(network) => ignored.add(network, because),
         None => names.push((entry.to_owned(), because)),
@@ -227,8 +237,8 @@ mod tests {
         Jail::new("sshd").unwrap()
     }
 
-    fn why(ignored: &Ignored, address: &str) -> Option<Because> {
-        ignored.covers(Address::new(address).unwrap())
+    fn why(ignored: &IgnoreList, address: &str) -> Option<IgnoreReason> {
+        ignored.lookup(Address::new(address).unwrap())
     }
 
     #[tokio::test]
@@ -241,31 +251,32 @@ mod tests {
         )
         .unwrap();
         let never = vec![network("198.51.100.0/24").unwrap()];
-        let mut exempt = Exempt::new(never, vec!["203.0.113.7".to_owned()], "localhost".to_owned());
+        let mut exempt =
+            IgnoreListResolver::new(never, vec!["203.0.113.7".to_owned()], "localhost".to_owned());
         let entries = [format!("file:/{}", path.display()), "203.0.113.9".to_owned()];
-        let (ignored, wrong) = exempt.of(&jail(), &entries).await;
+        let (ignored, wrong) = exempt.resolve(&jail(), &entries).await;
         assert_eq!(wrong, [""; 0]);
         let table = [
-            ("198.18.7.1", Some(Because::Jail)),
-            ("198.18.7.2", Some(Because::Jail)),
-            ("198.18.7.20", Some(Because::Jail)),
+            ("198.18.7.1", Some(IgnoreReason::Jail)),
+            ("198.18.7.2", Some(IgnoreReason::Jail)),
+            ("198.18.7.20", Some(IgnoreReason::Jail)),
             ("198.18.7.98", None),
             ("198.18.7.99", None),
-            ("203.0.113.9", Some(Because::Jail)),
-            ("203.0.113.7", Some(Because::Broker)),
-            ("198.51.100.4", Some(Because::Settings)),
-            ("127.0.0.1", Some(Because::Own)),
+            ("203.0.113.9", Some(IgnoreReason::Jail)),
+            ("203.0.113.7", Some(IgnoreReason::Broker)),
+            ("198.51.100.4", Some(IgnoreReason::Settings)),
+            ("127.0.0.1", Some(IgnoreReason::Own)),
         ];
         for (address, because) in table {
             assert_eq!(why(&ignored, address), because, "{address}");
         }
         // It changes; it is gone, and the last that it said still counts.
         std::fs::write(&path, "198.18.7.1").unwrap();
-        let (ignored, _) = exempt.of(&jail(), &entries).await;
+        let (ignored, _) = exempt.resolve(&jail(), &entries).await;
         assert_eq!(why(&ignored, "198.18.7.2"), None);
         std::fs::remove_file(&path).unwrap();
-        let (ignored, wrong) = exempt.of(&jail(), &entries).await;
-        assert_eq!(why(&ignored, "198.18.7.1"), Some(Because::Jail));
+        let (ignored, wrong) = exempt.resolve(&jail(), &entries).await;
+        assert_eq!(why(&ignored, "198.18.7.1"), Some(IgnoreReason::Jail));
         assert!(wrong[0].starts_with("ignoreip of sshd: cannot read /"), "{wrong:?}");
     }
 
@@ -286,49 +297,49 @@ mod tests {
     #[tokio::test]
     async fn unresolved_name_of_a_jail_holds_every_address_back() {
         let broker = "broker of no answer".to_owned();
-        let mut exempt = Exempt::new(Vec::new(), vec![broker], String::new());
+        let mut exempt = IgnoreListResolver::new(Vec::new(), vec![broker], String::new());
         exempt.names = Names::unanswered();
-        let (ignored, wrong) = exempt.of(&jail(), &["friend.example".to_owned()]).await;
-        assert_eq!(why(&ignored, "198.18.7.1"), Some(Because::Unresolved));
-        assert_eq!(why(&ignored, "127.0.0.1"), Some(Because::Own));
+        let (ignored, wrong) = exempt.resolve(&jail(), &["friend.example".to_owned()]).await;
+        assert_eq!(why(&ignored, "198.18.7.1"), Some(IgnoreReason::Unresolved));
+        assert_eq!(why(&ignored, "127.0.0.1"), Some(IgnoreReason::Own));
         assert!(wrong.iter().any(|text| text.contains("friend.example")), "{wrong:?}");
         assert!(wrong.iter().any(|text| text.contains("the broker's name")), "{wrong:?}");
         // Without it, the broker's name alone holds nothing back.
-        let (ignored, _) = exempt.of(&jail(), &[]).await;
+        let (ignored, _) = exempt.resolve(&jail(), &[]).await;
         assert_eq!(why(&ignored, "198.18.7.1"), None);
     }
 
     #[tokio::test]
     async fn connected_broker_is_exempt_whatever_its_name_stands_for() {
         let peers = Peers::default();
-        let mut exempt = Exempt::default().with_peers(peers.clone());
+        let mut exempt = IgnoreListResolver::default().with_peers(peers.clone());
         peers.record("203.0.113.7".parse().unwrap());
-        let (ignored, _) = exempt.of(&jail(), &[]).await;
-        assert_eq!(why(&ignored, "203.0.113.7"), Some(Because::Broker));
+        let (ignored, _) = exempt.resolve(&jail(), &[]).await;
+        assert_eq!(why(&ignored, "203.0.113.7"), Some(IgnoreReason::Broker));
     }
 
     #[test]
     fn faults_of_names_are_told_apart() {
         use Resolution::{Addresses, None, Unknown};
         let table = [
-            (Because::Jail, Addresses(Vec::new()), ""),
+            (IgnoreReason::Jail, Addresses(Vec::new()), ""),
             (
-                Because::Jail,
+                IgnoreReason::Jail,
                 None("it does not exist".to_owned()),
                 "ignoreip of sshd: cannot resolve x: it does not exist; it exempts no address",
             ),
             (
-                Because::Jail,
+                IgnoreReason::Jail,
                 Unknown("why".to_owned()),
                 "ignoreip of sshd: cannot resolve x: why; no bans are imported into sshd until the name resolves",
             ),
             (
-                Because::Broker,
+                IgnoreReason::Broker,
                 Unknown("why".to_owned()),
                 "cannot resolve the broker's name x: why; its address is exempt only once this host is \
               connected to it",
             ),
-            (Because::Own, Unknown("why".to_owned()), ""),
+            (IgnoreReason::Own, Unknown("why".to_owned()), ""),
         ];
         for (because, resolution, text) in table {
             assert_eq!(fault("x", because, &resolution, &jail()).unwrap_or_default(), text);

@@ -1,5 +1,5 @@
 //! Which addresses are never banned here, and why: those in a jail's `ignoreip`, which `banip` passes over,
-//! those that the settings name, this host's own, and the broker's. [`Exempt`] gathers them.
+//! those that the settings name, this host's own, and the broker's. [`IgnoreListResolver`] gathers them.
 
 mod exempt;
 mod names;
@@ -9,15 +9,15 @@ use std::fmt;
 use std::iter;
 use std::net::IpAddr;
 
-pub use exempt::{Exempt, own_addresses};
+pub use exempt::{IgnoreListResolver, own_addresses};
 use ipnet::IpNet;
 
-use crate::guard::{Refusal, embedded_ipv4};
+use crate::guard::{RejectReason, embedded_ipv4};
 use crate::wire::Address;
 
 /// Why an address is not to be banned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Because {
+pub enum IgnoreReason {
     /// `MQTT_NEVER_BAN` has it.
     Settings,
     /// It is this host's own.
@@ -30,13 +30,13 @@ pub enum Because {
     Unresolved,
 }
 
-impl Because {
+impl IgnoreReason {
     /// What it is counted as.
     #[must_use]
-    pub fn refusal(self) -> Refusal {
+    pub fn reject_reason(self) -> RejectReason {
         match self {
-            Self::Settings => Refusal::NeverBan,
-            Self::Own | Self::Broker | Self::Jail | Self::Unresolved => Refusal::Ignored,
+            Self::Settings => RejectReason::NeverBan,
+            Self::Own | Self::Broker | Self::Jail | Self::Unresolved => RejectReason::IgnoreList,
         }
     }
 
@@ -47,7 +47,7 @@ impl Because {
     }
 }
 
-impl fmt::Display for Because {
+impl fmt::Display for IgnoreReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Settings => "it is in MQTT_NEVER_BAN",
@@ -61,18 +61,18 @@ impl fmt::Display for Because {
 
 /// Whom a jail is never to ban.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ignored {
-    addresses: BTreeMap<IpAddr, Because>,
-    networks: BTreeMap<IpNet, Because>,
+pub struct IgnoreList {
+    addresses: BTreeMap<IpAddr, IgnoreReason>,
+    networks: BTreeMap<IpNet, IgnoreReason>,
     /// A name of the jail's was never resolved: any address may be one of its.
     incomplete: bool,
 }
 
-impl Ignored {
+impl IgnoreList {
     /// Adds an address or a network; of several reasons the first stays. An address that contains an
     /// IPv4 address exempts that one, too: behind a NAT64, a name resolves to such an address. A network does
     /// not: `64:ff9b::/96` contains every IPv4 address.
-    pub fn add(&mut self, network: IpNet, because: Because) {
+    pub fn add(&mut self, network: IpNet, because: IgnoreReason) {
         if network.prefix_len() == network.max_prefix_len() {
             for ip in forms(network.addr().to_canonical()) {
                 self.addresses.entry(ip).or_insert(because);
@@ -89,12 +89,12 @@ impl Ignored {
 
     /// Why an address is not to be banned, if it is not: because of itself, or of an IPv4 address in it.
     #[must_use]
-    pub fn covers(&self, address: Address) -> Option<Because> {
+    pub fn lookup(&self, address: Address) -> Option<IgnoreReason> {
         let known = forms(address.ip()).find_map(|ip| {
             let of_network = || self.networks.iter().find(|(network, _)| network.contains(&ip));
             self.addresses.get(&ip).copied().or_else(|| of_network().map(|(_, because)| *because))
         });
-        known.or(self.incomplete.then_some(Because::Unresolved))
+        known.or(self.incomplete.then_some(IgnoreReason::Unresolved))
     }
 
     /// Whether a name was never resolved, so that nothing is imported.
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn addresses_networks_and_masks_cover_what_is_in_them() {
-        let mut ignored = Ignored::default();
+        let mut ignored = IgnoreList::default();
         let entries = [
             "127.0.0.1/8",
             "::1",
@@ -151,17 +151,17 @@ mod tests {
             "::ffff:100.64.0.0/106",
         ];
         for entry in entries {
-            ignored.add(network(entry).unwrap(), Because::Jail);
+            ignored.add(network(entry).unwrap(), IgnoreReason::Jail);
         }
-        ignored.add(network("192.0.2.7").unwrap(), Because::Own);
-        ignored.add(network("192.0.2.9").unwrap(), Because::Own);
-        let jail = Some(Because::Jail);
+        ignored.add(network("192.0.2.7").unwrap(), IgnoreReason::Own);
+        ignored.add(network("192.0.2.9").unwrap(), IgnoreReason::Own);
+        let jail = Some(IgnoreReason::Jail);
         let table = [
             ("127.1.2.3", jail),
             ("::1", jail),
             ("192.0.2.7", jail),
             ("192.0.2.8", None),
-            ("192.0.2.9", Some(Because::Own)),
+            ("192.0.2.9", Some(IgnoreReason::Own)),
             ("198.51.100.200", jail),
             ("198.51.101.1", None),
             ("2001:db8:1::1", jail),
@@ -172,7 +172,7 @@ mod tests {
             ("100.128.0.1", None),
         ];
         for (address, because) in table {
-            assert_eq!(ignored.covers(Address::new(address).unwrap()), because, "{address}");
+            assert_eq!(ignored.lookup(Address::new(address).unwrap()), because, "{address}");
         }
         for text in ["web.example", "192.0.2.1/33", "192.0.2.0/255.0.255.0", "", "/8", "1.2.3"] {
             assert_eq!(network(text), None, "{text}");
@@ -180,9 +180,9 @@ mod tests {
     }
     #[test]
     fn no_form_of_an_exempt_address_is_covered_by_less() {
-        let mut ignored = Ignored::default();
+        let mut ignored = IgnoreList::default();
         for entry in ["10.213.77.14", "198.51.100.0/24", "64:ff9b::203.0.113.7", "2001:db8::7"] {
-            ignored.add(network(entry).unwrap(), Because::Own);
+            ignored.add(network(entry).unwrap(), IgnoreReason::Own);
         }
         let table = [
             ("::ffff:10.213.77.14", true),
@@ -203,8 +203,8 @@ mod tests {
             ("2001:db8::8", false),
         ];
         for (address, exempt) in table {
-            let found = ignored.covers(Address::new(address).unwrap());
-            assert_eq!(found, exempt.then_some(Because::Own), "{address}");
+            let found = ignored.lookup(Address::new(address).unwrap());
+            assert_eq!(found, exempt.then_some(IgnoreReason::Own), "{address}");
         }
     }
 
@@ -231,13 +231,13 @@ mod tests {
             }
             let length = if exempt.is_ipv4() { 8 + random() % 25 } else { 8 + random() % 121 };
             let entry = IpNet::new(exempt, u8::try_from(length).unwrap()).unwrap();
-            let mut ignored = Ignored::default();
+            let mut ignored = IgnoreList::default();
             // As an admin writes it, and in its canonical form.
             let written = if bits & 2 == 0 { entry.to_string() } else { entry.trunc().to_string() };
-            ignored.add(network(&written).unwrap(), Because::Jail);
+            ignored.add(network(&written).unwrap(), IgnoreReason::Jail);
             for text in spellings(exempt) {
                 let address = Address::new(&text).unwrap();
-                let importable = is_bannable(address.ip()) && ignored.covers(address).is_none();
+                let importable = is_bannable(address.ip()) && ignored.lookup(address).is_none();
                 assert!(!importable, "{text} of {written}");
             }
         }

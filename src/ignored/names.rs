@@ -38,14 +38,14 @@ pub(super) enum Resolution {
 
 /// What is known of a name.
 #[derive(Debug)]
-struct Entry {
+struct NameEntry {
     resolution: Resolution,
     /// When it was asked for last; and whether that goes on.
     asked: Instant,
     pending: bool,
 }
 
-impl Entry {
+impl NameEntry {
     /// Takes up an answer. A name that had addresses keeps them until it gets others.
     fn update(&mut self, answer: io::Result<Vec<IpAddr>>) {
         self.pending = false;
@@ -88,7 +88,7 @@ fn unresolved(error: &str) -> Resolution {
 /// Invariant: at most one lookup of a name runs at a time.
 #[derive(Debug)]
 pub(super) struct Names {
-    known: Arc<Mutex<HashMap<String, Entry>>>,
+    known: Arc<Mutex<HashMap<String, NameEntry>>>,
     lookups: Arc<Semaphore>,
     first_wait: Duration,
 }
@@ -144,7 +144,7 @@ impl Names {
             return due.then_some(false);
         }
         let resolution = Resolution::Unknown("no name server answered".to_owned());
-        let entry = Entry { resolution, asked: Instant::now(), pending: true };
+        let entry = NameEntry { resolution, asked: Instant::now(), pending: true };
         known.insert(name.to_owned(), entry);
         Some(true)
     }
@@ -157,7 +157,7 @@ impl Names {
 }
 
 /// Held for as long as it takes to look up or to write down, never while a name is resolved.
-fn lock(known: &Mutex<HashMap<String, Entry>>) -> MutexGuard<'_, HashMap<String, Entry>> {
+fn lock(known: &Mutex<HashMap<String, NameEntry>>) -> MutexGuard<'_, HashMap<String, NameEntry>> {
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn name_that_had_addresses_keeps_them() {
         let resolution = Resolution::Unknown(String::new());
-        let mut entry = Entry { resolution, asked: Instant::now(), pending: true };
+        let mut entry = NameEntry { resolution, asked: Instant::now(), pending: true };
         let error = |text: &str| Err(io::Error::other(format!("failed: {text}")));
         entry.update(error("Name or service not known"));
         assert!(matches!(entry.resolution, Resolution::None(_)));

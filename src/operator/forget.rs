@@ -20,7 +20,7 @@ use crate::journal::say;
 use crate::outbox::millis;
 use crate::paths::Paths;
 use crate::runtime;
-use crate::wire::{Host, Part, Slice};
+use crate::wire::{HostName, Shard, ShardId};
 
 /// What the broker took comes back within moments.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -33,7 +33,7 @@ const MAX_NAMES: usize = 20;
 /// # Errors
 /// Any [`Error`]
 pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
-    let hosts = args.hosts.iter().map(|host| Host::new(host));
+    let hosts = args.hosts.iter().map(|host| HostName::new(host));
     let hosts = hosts.collect::<Result<BTreeSet<_>, _>>();
     let hosts = hosts.map_err(|what| Error::Usage(format!("HOST {what}")))?;
     let config = Config::load()?;
@@ -46,7 +46,7 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
         if !args.yes {
             ask_about(&hosts, visit.view())?;
         }
-        let unknown: Vec<Host> =
+        let unknown: Vec<HostName> =
             hosts.iter().filter(|host| !is_kept(host, visit.view())).cloned().collect();
         let bans = only_theirs(&visit.view().banned(now()), &hosts);
         for host in &hosts {
@@ -69,8 +69,8 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
         }
         visit.end().await;
         if args.json {
-            let names = |hosts: &mut dyn Iterator<Item = &Host>| {
-                hosts.map(Host::to_string).collect::<Vec<_>>()
+            let names = |hosts: &mut dyn Iterator<Item = &HostName>| {
+                hosts.map(HostName::to_string).collect::<Vec<_>>()
             };
             out::print_json(&json!({
                 "hosts": names(&mut hosts.iter()), "unknown": names(&mut unknown.iter()), "bans": bans,
@@ -85,26 +85,26 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
 }
 
 /// Whether the broker keeps something of a host.
-pub(crate) fn is_kept(host: &Host, view: &View) -> bool {
+pub(crate) fn is_kept(host: &HostName, view: &View) -> bool {
     view.hosts().contains_key(host) || !view.topics_of(host).is_empty()
 }
 
 /// Asks about what may be a mistake: a host that is connected, and one of which the broker keeps nothing.
-fn ask_about(hosts: &BTreeSet<Host>, view: &View) -> Result<(), Error> {
-    let of = |host: &&Host| view.hosts().get(*host).is_some_and(Member::is_online);
+fn ask_about(hosts: &BTreeSet<HostName>, view: &View) -> Result<(), Error> {
+    let of = |host: &&HostName| view.hosts().get(*host).is_some_and(Member::is_online);
     if let Some(host) = hosts.iter().find(of) {
         return Err(Error::Undone(format!(
             "{host} is connected and would publish its bans again: stop it first (systemctl disable --now \
              f2bmqttsub on {host}), or use --yes"
         )));
     }
-    let unknown: Vec<&Host> = hosts.iter().filter(|host| !is_kept(host, view)).collect();
+    let unknown: Vec<&HostName> = hosts.iter().filter(|host| !is_kept(host, view)).collect();
     if unknown.is_empty() { Ok(()) } else { ask::about(&out::shown(&question(&unknown, view))) }
 }
 
-fn question(unknown: &[&Host], view: &View) -> String {
-    let names = |of: &mut dyn Iterator<Item = &Host>| {
-        of.map(Host::as_str).take(MAX_NAMES).collect::<Vec<_>>().join(", ")
+fn question(unknown: &[&HostName], view: &View) -> String {
+    let names = |of: &mut dyn Iterator<Item = &HostName>| {
+        of.map(HostName::as_str).take(MAX_NAMES).collect::<Vec<_>>().join(", ")
     };
     let (unknown, known) = (names(&mut unknown.iter().copied()), names(&mut view.hosts().keys()));
     format!(
@@ -113,15 +113,15 @@ fn question(unknown: &[&Host], view: &View) -> String {
 }
 
 /// How many bans no other host holds.
-fn only_theirs(bans: &[Banned], hosts: &BTreeSet<Host>) -> usize {
+fn only_theirs(bans: &[Banned], hosts: &BTreeSet<HostName>) -> usize {
     let is_theirs = |ban: &&Banned| {
         hosts.contains(&ban.origin) && ban.also.iter().all(|host| hosts.contains(host))
     };
     bans.iter().filter(is_theirs).count()
 }
 
-fn lines(hosts: &BTreeSet<Host>, unknown: &[Host], bans: usize) -> Vec<String> {
-    let known: Vec<&Host> = hosts.iter().filter(|host| !unknown.contains(host)).collect();
+fn lines(hosts: &BTreeSet<HostName>, unknown: &[HostName], bans: usize) -> Vec<String> {
+    let known: Vec<&HostName> = hosts.iter().filter(|host| !unknown.contains(host)).collect();
     let names: Vec<&str> = known.iter().map(|host| host.as_str()).collect();
     let holders = if let [one] = names[..] { one } else { "they" };
     let bans = count(bans, "ban");
@@ -139,16 +139,16 @@ fn lines(hosts: &BTreeSet<Host>, unknown: &[Host], bans: usize) -> Vec<String> {
 /// First an empty snapshot in the host's name, which a daemon takes for the release of all its bans: a snapshot
 /// can be signed, and an empty payload cannot. Then the topics are cleared, part 0 last: without part 0 the
 /// host counts as forgotten.
-pub(crate) fn farewell(host: &Host, view: &View, now: i64) -> Vec<Message> {
+pub(crate) fn farewell(host: &HostName, view: &View, now: i64) -> Vec<Message> {
     let last = view.hosts().get(host).and_then(Member::stamp);
     // The stamp has to be the greatest of the host, but none that daemons reject.
     let next = last.map(|last| last.saturating_add(1)).filter(|next| !is_ahead(*next, now));
     let stamp = next.map_or(now, |next| next.max(now));
-    let part = Slice::new(0, 1).map(|slice| Part {
+    let part = ShardId::new(0, 1).map(|slice| Shard {
         host: host.clone(),
         stamp,
         time: 0,
-        slice,
+        id: slice,
         bans: Vec::new(),
         unbans: Vec::new(),
     });
@@ -170,8 +170,8 @@ mod tests {
     const NOW: i64 = 1_795_342_600_000;
     const DAY: i64 = 86_400_000;
 
-    fn host(name: &str) -> Host {
-        Host::new(name).unwrap()
+    fn host(name: &str) -> HostName {
+        HostName::new(name).unwrap()
     }
 
     fn part(number: u32, parts: u32, stamp: i64) -> String {

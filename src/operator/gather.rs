@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::view::{Heard, View};
 use crate::guard::gate::Admitted;
-use crate::wire::Host;
+use crate::wire::HostName;
 
 /// Longer it does not take, in milliseconds.
 const LIMIT: i64 = 4_000;
@@ -30,7 +30,7 @@ const TRIES: u32 = 2;
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     /// Ask for the branches of these hosts.
-    Ask(Vec<Host>),
+    Ask(Vec<HostName>),
     /// Listen until then, in milliseconds.
     Listen(i64),
     /// There is no more to come.
@@ -47,7 +47,7 @@ pub struct Gathering {
     began: i64,
     /// When something came or was asked for last.
     last: i64,
-    asked: BTreeMap<Host, u32>,
+    asked: BTreeMap<HostName, u32>,
 }
 
 impl Gathering {
@@ -93,7 +93,7 @@ impl Gathering {
 
     /// What is to be asked for of a host, below the fleet's retained branch.
     #[must_use]
-    pub fn topics(&self, host: &Host) -> Vec<String> {
+    pub fn topics(&self, host: &HostName) -> Vec<String> {
         let mut topics = vec![format!("state/{host}/+")];
         match self.view.hosts().get(host) {
             None => topics.extend([format!("host/{host}"), format!("state/{host}/0")]),
@@ -119,7 +119,7 @@ impl Gathering {
     }
 
     /// The branches that have more parts than they had, since all was there.
-    pub fn grown(&mut self) -> Vec<Host> {
+    pub fn grown(&mut self) -> Vec<HostName> {
         let wanted = self.wanted(false);
         for host in &wanted {
             *self.asked.entry(host.clone()).or_default() += 1;
@@ -129,7 +129,7 @@ impl Gathering {
 
     /// The branches to ask for: those that have more parts, and, if nobody says anything any more, those
     /// of which parts or all are still missing.
-    fn wanted(&self, is_quiet: bool) -> Vec<Host> {
+    fn wanted(&self, is_quiet: bool) -> Vec<HostName> {
         let (mut branches, mut parts, mut wanted) = (0, 0, Vec::new());
         for (host, member) in self.view.hosts() {
             let asked = self.asked.get(host).copied().unwrap_or(0);
@@ -144,7 +144,7 @@ impl Gathering {
                 (branches, parts) = (branches + 1, parts + member.missing());
             }
         }
-        let fits = |(host, missing): (&Host, u32)| {
+        let fits = |(host, missing): (&HostName, u32)| {
             (branches, parts) = (branches + 1, parts + missing);
             let alone = branches == 1;
             (alone || branches <= BRANCHES && parts <= PARTS).then(|| host.clone())
@@ -224,7 +224,7 @@ mod tests {
         let (asked, gathering) = gathered(&[("a", 4, 3), ("b", 0, 0), ("c", 1, 1)]);
         assert_eq!(asked, [vec!["a"], vec!["a", "b"]]);
         assert_eq!(gathering.view.missing(), ["1 of 4 parts of a's snapshot"]);
-        let topics = |name: &str| gathering.topics(&Host::new(name).unwrap());
+        let topics = |name: &str| gathering.topics(&HostName::new(name).unwrap());
         assert_eq!(topics("a"), ["state/a/+", "state/a/3"]);
         assert_eq!(topics("c"), ["state/c/+"]);
         assert_eq!(topics("d"), ["state/d/+", "host/d", "state/d/0"], "nothing was handed out");

@@ -6,7 +6,7 @@ use super::check::list;
 use super::out;
 use super::view::View;
 use crate::error::Error;
-use crate::wire::{Host, Jail};
+use crate::wire::{HostName, Jail};
 
 /// The most names that an error lists.
 const MAX_NAMED: usize = 20;
@@ -25,7 +25,7 @@ pub(super) fn jail(jail: &Jail, view: &View, here: &BTreeSet<Jail>) -> Result<()
 ///
 /// # Errors
 /// [`Error::Undone`], with the hosts that exist.
-pub(super) fn host(host: &Host, view: &View) -> Result<(), Error> {
+pub(super) fn host(host: &HostName, view: &View) -> Result<(), Error> {
     is_known(host, "host", &view.hosts().keys().collect(), |host| host.as_str())
 }
 
@@ -64,12 +64,15 @@ mod tests {
         let error = jail(&name("nope"), &view, &here).unwrap_err();
         assert_eq!(error.to_string(), "no such jail: nope; the fleet has mail, recidive and sshd");
         assert_eq!(error.exit_code(), 1);
-        let of = |name: &str| host(&Host::new(name).unwrap(), &view);
+        let of = |name: &str| host(&HostName::new(name).unwrap(), &view);
         assert!(of("web1").is_ok() && of("web2").is_ok());
         assert_eq!(
             of("web9").unwrap_err().to_string(),
             "no such host: web9; the fleet has web1 and web2"
         );
-        assert!(host(&Host::new("web9").unwrap(), &View::default()).is_ok(), "nothing is known");
+        assert!(
+            host(&HostName::new("web9").unwrap(), &View::default()).is_ok(),
+            "nothing is known"
+        );
     }
 }

@@ -19,7 +19,7 @@ use crate::outbox::millis;
 use crate::paths::Paths;
 use crate::runtime;
 use crate::store::Store;
-use crate::wire::Host;
+use crate::wire::HostName;
 
 /// How long it may take in all: a removal waits for it.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -87,7 +87,7 @@ async fn leave(config: &Config, paths: &Paths) -> Result<(), Error> {
 }
 
 /// Whether the name is another machine's. This host's own daemon may have ended without a good-bye.
-fn is_of_another(view: &View, node: &Host, machine: &str) -> bool {
+fn is_of_another(view: &View, node: &HostName, machine: &str) -> bool {
     let presence = view.hosts().get(node).and_then(|member| member.presence());
     presence.is_some_and(|there| !there.machine.is_empty() && there.machine != machine)
 }
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn branch_of_another_machine_of_this_name_stays() {
-        let node = Host::new("web1").unwrap();
+        let node = HostName::new("web1").unwrap();
         let table = [
             ("", false),
             (r#"{"v":1,"state":"offline","machine":"m1"}"#, false),

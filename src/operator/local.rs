@@ -13,12 +13,12 @@ use crate::config::Config;
 use crate::daemon;
 use crate::fail2ban::Client;
 use crate::files::room::{FullDisk, full_disks};
-use crate::ignored::Because;
+use crate::ignored::IgnoreReason;
 use crate::lock::{self, Role};
 use crate::paths::Paths;
 use crate::spool::Spool;
 use crate::store::read_claims;
-use crate::wire::{Address, Host, Jail};
+use crate::wire::{Address, HostName, Jail};
 
 /// A fail2ban that bans many is busy for seconds; nobody is to wait for it here.
 const PATIENCE: Duration = Duration::from_millis(700);
@@ -88,13 +88,13 @@ pub struct Here {
     /// Those in which it bans the address.
     pub banned: BTreeSet<Jail>,
     /// Those in which it is never to be banned here, and why.
-    pub exempt: BTreeMap<Jail, Because>,
+    pub exempt: BTreeMap<Jail, IgnoreReason>,
     /// Those that do not take part, by the settings.
     pub apart: BTreeSet<Jail>,
     /// For which hosts the daemon bans it, and in which jail.
-    pub imported: BTreeSet<(Jail, Host)>,
+    pub imported: BTreeSet<(Jail, HostName)>,
     /// Whose bans of it this host's operator lifted, and in which jail.
-    pub lifted: BTreeSet<(Jail, Host)>,
+    pub lifted: BTreeSet<(Jail, HostName)>,
 }
 
 impl Here {
@@ -111,11 +111,11 @@ impl Here {
                 if !client.held(&jail, &[address]).await?.is_empty() {
                     here.banned.insert(jail.clone());
                 }
-                if !config.sharing.has(&jail) {
+                if !config.sharing.includes(&jail) {
                     here.apart.insert(jail.clone());
                 }
-                let (ignored, _) = exempt.of(&jail, &client.ignored(&jail).await?).await;
-                here.exempt.extend(ignored.covers(address).map(|because| (jail, because)));
+                let (ignored, _) = exempt.resolve(&jail, &client.ignored(&jail).await?).await;
+                here.exempt.extend(ignored.lookup(address).map(|because| (jail, because)));
             }
             Ok(here)
         };
@@ -128,7 +128,7 @@ impl Here {
 
 /// This host, and those whose bans the daemon remembers.
 #[must_use]
-pub fn hosts(config: &Config, paths: &Paths) -> BTreeSet<Host> {
+pub fn hosts(config: &Config, paths: &Paths) -> BTreeSet<HostName> {
     let mut hosts = origins(&paths.store()).unwrap_or_default();
     hosts.insert(config.node.clone());
     hosts
@@ -149,7 +149,7 @@ pub fn addresses(paths: &Paths) -> BTreeSet<Address> {
     all
 }
 
-fn origins(store: &Path) -> rusqlite::Result<BTreeSet<Host>> {
+fn origins(store: &Path) -> rusqlite::Result<BTreeSet<HostName>> {
     let db = open(store)?;
     let mut hosts = BTreeSet::new();
     let mut query = db.prepare("SELECT claims FROM marks")?;
@@ -167,7 +167,7 @@ fn open(store: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// For which hosts the daemon bans an address, and in which jail.
-fn imported(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, Host)>> {
+fn imported(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, HostName)>> {
     let db = open(store)?;
     let mut query = db.prepare("SELECT jail, claims FROM marks WHERE ip = ?1")?;
     let mut rows = query.query([address.to_string()])?;
@@ -204,7 +204,7 @@ pub fn imports(
 }
 
 /// Whose bans of an address were lifted here by hand.
-fn lifted(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, Host)>> {
+fn lifted(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, HostName)>> {
     let db = open(store)?;
     let mut query = db.prepare("SELECT jail, host FROM lifts WHERE ip = ?1")?;
     let rows = query.query_map([address.to_string()], |row| {
@@ -213,7 +213,7 @@ fn lifted(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, Ho
     let mut lifted = BTreeSet::new();
     for row in rows {
         let (jail, host) = row?;
-        lifted.extend(Jail::new(&jail).ok().zip(Host::new(&host).ok()));
+        lifted.extend(Jail::new(&jail).ok().zip(HostName::new(&host).ok()));
     }
     Ok(lifted)
 }

@@ -23,7 +23,7 @@ use crate::journal::say;
 use crate::outbox::millis;
 use crate::paths::Paths;
 use crate::runtime;
-use crate::wire::{Action, Address, Event, Host, Jail, Reason, UnbanId};
+use crate::wire::{Action, Address, Event, HostName, Jail, Reason, UnbanId};
 
 /// A host frees within a second, and tells of it two seconds later; longer where its fail2ban is busy.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -77,7 +77,7 @@ pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
 
 /// What is freed.
 struct Unban {
-    me: Host,
+    me: HostName,
     /// In this jail, or in every one.
     jail: Option<Jail>,
     id: UnbanId,
@@ -132,7 +132,7 @@ impl Unban {
             stamp: millis,
             reason: Some(Reason::Fleet),
             id: Some(self.id.clone()),
-            every_jail: self.jail.is_none(),
+            all_jails: self.jail.is_none(),
             unbans: Vec::new(),
             asked: false,
         };
@@ -142,7 +142,7 @@ impl Unban {
     }
 
     /// Waits until every host that is connected has answered; answers who has. Says so as it comes.
-    async fn wait(&self, visit: &mut Visit, quiet: bool) -> Result<BTreeSet<Host>, Error> {
+    async fn wait(&self, visit: &mut Visit, quiet: bool) -> Result<BTreeSet<HostName>, Error> {
         let until = Instant::now() + PATIENCE;
         let mut freed = BTreeSet::new();
         loop {
@@ -160,7 +160,7 @@ impl Unban {
             while waits(visit.view()) {
                 match visit.listen(until).await? {
                     None => return Ok(freed),
-                    Some(Heard::Part(_)) => break,
+                    Some(Heard::Shard(_)) => break,
                     Some(_) => {}
                 }
             }
@@ -173,14 +173,14 @@ impl Unban {
     fn conclude(
         &self,
         view: &View,
-        freed: &BTreeSet<Host>,
+        freed: &BTreeSet<HostName>,
         left_out: usize,
         json: bool,
     ) -> Result<(), Error> {
         let silent = view.hosts().iter().filter(|(host, _)| !freed.contains(*host));
         let (online, offline): (Vec<_>, Vec<_>) =
             silent.partition(|(_, member)| member.is_online());
-        let names = |of: &[(&Host, &super::view::Member)]| {
+        let names = |of: &[(&HostName, &super::view::Member)]| {
             of.iter().map(|(host, _)| host.as_str().to_owned()).collect::<Vec<_>>()
         };
         let (online, offline) = (names(&online), names(&offline));
@@ -189,7 +189,7 @@ impl Unban {
                 "id": self.id.as_str(),
                 "ips": self.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "jail": self.jail.as_ref().map(Jail::as_str),
-                "freed": freed.iter().map(Host::as_str).collect::<Vec<_>>(),
+                "freed": freed.iter().map(HostName::as_str).collect::<Vec<_>>(),
                 "silent": online,
                 "offline": offline,
                 "jails_left_out": left_out,
@@ -228,7 +228,7 @@ mod tests {
     const NOW: i64 = 1_795_342_588_123;
 
     fn unban(addresses: usize) -> Unban {
-        let host = Host::new("web1").unwrap();
+        let host = HostName::new("web1").unwrap();
         let address = |n| Address::new(&format!("198.51.{}.{}", n / 250, n % 250)).unwrap();
         let (id, addresses) = (UnbanId::made_by(&host, NOW), (0..addresses).map(address).collect());
         Unban { me: host, jail: None, id, addresses }

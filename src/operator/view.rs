@@ -12,7 +12,8 @@ use crate::fleet::{Pace, is_outlived};
 use crate::guard::gate::{Admitted, Source};
 use crate::guard::{check_part_stamp, is_ahead, is_bannable};
 use crate::wire::{
-    Address, Ban, Host, Jail, Listed, Pardon, Part, Presence, Slice, State, UnbanId,
+    Address, Ban, FleetUnban, HostName, HostState, Jail, Presence, Shard, ShardEntry, ShardId,
+    UnbanId,
 };
 
 /// The most hosts and bans that are kept in mind; no honest fleet comes near.
@@ -22,7 +23,7 @@ const MAX_BANS: usize = 500_000;
 /// The fleet, as the broker shows it.
 #[derive(Debug, Default)]
 pub struct View {
-    hosts: BTreeMap<Host, Member>,
+    hosts: BTreeMap<HostName, Member>,
     /// Each name once: there are many bans, and few jails.
     jails: BTreeSet<Jail>,
     bans: usize,
@@ -31,7 +32,7 @@ pub struct View {
     /// The fleet has a key.
     signed: bool,
     /// Topics of snapshots, by their last level, whose payload the daemons reject.
-    rejected: BTreeMap<Host, BTreeSet<u32>>,
+    rejected: BTreeMap<HostName, BTreeSet<u32>>,
     pace: Pace,
 }
 
@@ -40,7 +41,7 @@ pub struct View {
 pub struct Member {
     presence: Option<Presence>,
     /// By the last level of their topics.
-    parts: BTreeMap<u32, Part>,
+    parts: BTreeMap<u32, Shard>,
     /// Those of them that are not signed, in a fleet that has a key.
     unsigned: BTreeSet<u32>,
 }
@@ -49,11 +50,11 @@ pub struct Member {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// Of a host's state.
-    Presence(Host),
+    Presence(HostName),
     /// A part of a host's snapshot.
-    Part(Host),
+    Shard(HostName),
     /// A topic of a host was cleared.
-    Cleared(Host),
+    Cleared(HostName),
     /// Nothing that the view shows.
     Nothing,
 }
@@ -87,13 +88,13 @@ pub struct Banned {
     /// In which jail.
     pub jail: Jail,
     /// The host that detected it first, of those that hold it.
-    pub origin: Host,
+    pub origin: HostName,
     /// Since when, in seconds since 1970; 0 is not known.
     pub since: i64,
     /// The last of its ends.
     pub until: Until,
     /// Who else detected it and holds it.
-    pub also: Vec<Host>,
+    pub also: Vec<HostName>,
 }
 
 /// A ban that counts for nobody, because its host has not heard of a fleet unban yet.
@@ -104,7 +105,7 @@ pub struct Void {
     /// In which jail.
     pub jail: Jail,
     /// The host that still lists it.
-    pub host: Host,
+    pub host: HostName,
     /// The fleet unban.
     pub id: UnbanId,
 }
@@ -125,7 +126,7 @@ impl View {
         }
     }
 
-    fn presence(&mut self, message: &Admitted, host: &Host) -> Heard {
+    fn presence(&mut self, message: &Admitted, host: &HostName) -> Heard {
         if message.payload().is_empty() {
             if let Some(member) = self.hosts.get_mut(host) {
                 member.presence = None;
@@ -141,7 +142,7 @@ impl View {
         }
     }
 
-    fn part(&mut self, message: &Admitted, host: &Host, number: u32, now: i64) -> Heard {
+    fn part(&mut self, message: &Admitted, host: &HostName, number: u32, now: i64) -> Heard {
         if let Some(rejected) = self.rejected.get_mut(host)
             && rejected.remove(&number)
             && rejected.is_empty()
@@ -161,7 +162,7 @@ impl View {
             return Heard::Nothing;
         };
         part.bans.retain(|listed| is_bannable(listed.address.ip()));
-        part.unbans.retain(|pardon| !is_ahead(pardon.id.made(), now));
+        part.unbans.retain(|pardon| !is_ahead(pardon.id.created_at(), now));
         if self.bans + part.bans.len() > MAX_BANS {
             self.full = true;
             return Heard::Nothing;
@@ -181,22 +182,22 @@ impl View {
         }
         let before = member.parts.insert(number, part);
         self.bans = self.bans + bans - before.map_or(0, |part| part.bans.len());
-        Heard::Part(host.clone())
+        Heard::Shard(host.clone())
     }
 
     /// The broker keeps something on a topic of a host's snapshot that daemons reject.
-    pub fn reject(&mut self, host: &Host, number: u32) {
+    pub fn reject(&mut self, host: &HostName, number: u32) {
         if self.rejected.len() < MAX_HOSTS || self.rejected.contains_key(host) {
             self.rejected.entry(host.clone()).or_default().insert(number);
         }
     }
 
-    fn cleared(&mut self, host: &Host) -> Heard {
+    fn cleared(&mut self, host: &HostName) -> Heard {
         self.hosts.retain(|_, member| member.presence.is_some() || !member.parts.is_empty());
         Heard::Cleared(host.clone())
     }
 
-    fn member(&mut self, host: &Host) -> Option<&mut Member> {
+    fn member(&mut self, host: &HostName) -> Option<&mut Member> {
         if self.hosts.len() >= MAX_HOSTS && !self.hosts.contains_key(host) {
             self.full = true;
             return None;
@@ -206,7 +207,7 @@ impl View {
 
     /// Its hosts.
     #[must_use]
-    pub fn hosts(&self) -> &BTreeMap<Host, Member> {
+    pub fn hosts(&self) -> &BTreeMap<HostName, Member> {
         &self.hosts
     }
 
@@ -220,7 +221,7 @@ impl View {
 
     /// The last levels of the topics of a host's snapshot on which the broker keeps something.
     #[must_use]
-    pub fn topics_of(&self, host: &Host) -> BTreeSet<u32> {
+    pub fn topics_of(&self, host: &HostName) -> BTreeSet<u32> {
         let shown = self.hosts.get(host).into_iter().flat_map(Member::numbers);
         shown.chain(self.rejected.get(host).into_iter().flatten().copied()).collect()
     }
@@ -228,7 +229,7 @@ impl View {
     /// What of the fleet is not in here, a line each.
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
-        let of = |(host, member): (&Host, &Member)| match (member.missing(), member.count()) {
+        let of = |(host, member): (&HostName, &Member)| match (member.missing(), member.count()) {
             (0, _) => None,
             (missing, all) => Some(format!("{missing} of {all} parts of {host}'s snapshot")),
         };
@@ -293,16 +294,16 @@ impl View {
     /// The fleet unban that a ban should carry and does not.
     fn void<'a>(
         &self,
-        listed: &Listed,
-        part: &Part,
-        pardons: &BTreeMap<Address, Vec<&'a Pardon>>,
-    ) -> Option<&'a Pardon> {
+        listed: &ShardEntry,
+        part: &Shard,
+        pardons: &BTreeMap<Address, Vec<&'a FleetUnban>>,
+    ) -> Option<&'a FleetUnban> {
         let carried = |id: &UnbanId| {
             let covers =
-                |one: &Pardon| one.address == listed.address && one.scope.covers(&listed.jail);
+                |one: &FleetUnban| one.address == listed.address && one.scope.covers(&listed.jail);
             part.unbans.iter().any(|one| covers(one) && one.id == *id)
         };
-        let voids = |pardon: &&&Pardon| {
+        let voids = |pardon: &&&FleetUnban| {
             pardon.scope.covers(&listed.jail)
                 && !carried(&pardon.id)
                 && !is_outlived(&pardon.id, listed.start, &self.pace)
@@ -311,8 +312,8 @@ impl View {
     }
 
     /// The fleet unbans that hosts repeat.
-    fn pardons(&self) -> BTreeMap<Address, Vec<&Pardon>> {
-        let mut pardons: BTreeMap<Address, Vec<&Pardon>> = BTreeMap::new();
+    fn pardons(&self) -> BTreeMap<Address, Vec<&FleetUnban>> {
+        let mut pardons: BTreeMap<Address, Vec<&FleetUnban>> = BTreeMap::new();
         let parts = self.hosts.values().flat_map(Member::trusted);
         for pardon in parts.flat_map(|part| &part.unbans) {
             pardons.entry(pardon.address).or_default().push(pardon);
@@ -323,7 +324,7 @@ impl View {
 
 impl Banned {
     /// What is banned, and then who detected it first.
-    fn order(&self) -> (Address, &Jail, i64, &Host) {
+    fn order(&self) -> (Address, &Jail, i64, &HostName) {
         (self.address, &self.jail, self.since, &self.origin)
     }
 
@@ -349,7 +350,7 @@ impl Member {
     /// Whether its daemon is connected.
     #[must_use]
     pub fn is_online(&self) -> bool {
-        self.presence.as_ref().is_some_and(|presence| presence.state == State::Online)
+        self.presence.as_ref().is_some_and(|presence| presence.state == HostState::Online)
     }
 
     /// The jails that it takes part in.
@@ -373,14 +374,14 @@ impl Member {
     /// How many parts its snapshot has; 0 where there is none.
     #[must_use]
     pub fn count(&self) -> u32 {
-        self.newest().map_or(0, |part| part.slice.parts())
+        self.newest().map_or(0, |part| part.id.count())
     }
 
     /// How many of them are not here.
     #[must_use]
     pub fn missing(&self) -> u32 {
         let count = self.count();
-        let there = self.parts.values().filter(|part| part.slice.parts() == count).count();
+        let there = self.parts.values().filter(|part| part.id.count() == count).count();
         count.saturating_sub(u32::try_from(there).unwrap_or(u32::MAX))
     }
 
@@ -401,7 +402,7 @@ impl Member {
     /// Whether it lists an address in a jail.
     #[must_use]
     pub fn lists(&self, jail: &Jail, address: Address) -> bool {
-        let is = |listed: &Listed| listed.address == address && listed.jail == *jail;
+        let is = |listed: &ShardEntry| listed.address == address && listed.jail == *jail;
         self.covering(address).is_some_and(|part| part.bans.iter().any(is))
     }
 
@@ -419,30 +420,30 @@ impl Member {
         (of_these, of_others)
     }
 
-    fn trusted(&self) -> impl Iterator<Item = &Part> {
+    fn trusted(&self) -> impl Iterator<Item = &Shard> {
         let parts = self.parts.iter().filter(|(number, _)| !self.unsigned.contains(number));
         parts.map(|(_, part)| part)
     }
 
-    fn newest(&self) -> Option<&Part> {
+    fn newest(&self) -> Option<&Shard> {
         self.parts.values().max_by_key(|part| part.stamp)
     }
 
     /// **The newest part that covers an address is right.**
-    fn covering(&self, address: Address) -> Option<&Part> {
-        let sizes: BTreeSet<u32> = self.parts.values().map(|part| part.slice.parts()).collect();
-        let of = |parts: u32| self.parts.get(&Slice::of(address, parts).part());
-        let covers = |part: &&Part| part.slice.covers(address);
+    fn covering(&self, address: Address) -> Option<&Shard> {
+        let sizes: BTreeSet<u32> = self.parts.values().map(|part| part.id.count()).collect();
+        let of = |parts: u32| self.parts.get(&ShardId::of(address, parts).index());
+        let covers = |part: &&Shard| part.id.covers(address);
         sizes.into_iter().filter_map(of).filter(covers).max_by_key(|part| part.stamp)
     }
 
     /// What it detected and holds, with the part that says so.
-    fn listed(&self) -> impl Iterator<Item = (&Listed, &Part)> {
+    fn listed(&self) -> impl Iterator<Item = (&ShardEntry, &Shard)> {
         let size = self.count();
-        let even = self.parts.values().all(|part| part.slice.parts() == size);
+        let even = self.parts.values().all(|part| part.id.count() == size);
         let all = self.parts.values().flat_map(|part| part.bans.iter().map(move |ban| (ban, part)));
         all.filter(move |(listed, part)| {
-            even || self.covering(listed.address).is_some_and(|right| right.slice == part.slice)
+            even || self.covering(listed.address).is_some_and(|right| right.id == part.id)
         })
     }
 }

@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::outbox;
 use crate::paths::Paths;
 use crate::random;
-use crate::wire::Host;
+use crate::wire::HostName;
 
 /// The longest that a broker may take to acknowledge what it was sent.
 const ACKNOWLEDGE: Duration = Duration::from_secs(10);
@@ -84,13 +84,13 @@ impl Visit {
     ///
     /// # Errors
     /// [`Error::Undone`]: why the connection broke.
-    pub async fn look_into(&mut self, host: &Host) -> Result<(), Error> {
+    pub async fn look_into(&mut self, host: &HostName) -> Result<(), Error> {
         self.ask([host]);
         while self.listen(Instant::now() + self.gathering.quiet()).await?.is_some() {}
         Ok(())
     }
 
-    fn ask<'a>(&mut self, hosts: impl IntoIterator<Item = &'a Host>) {
+    fn ask<'a>(&mut self, hosts: impl IntoIterator<Item = &'a HostName>) {
         let topics = hosts.into_iter().flat_map(|host| self.gathering.topics(host));
         let topics: Vec<_> = topics.map(|topic| self.topic.retained(&topic)).collect();
         if !topics.is_empty() {
@@ -119,7 +119,7 @@ impl Visit {
         let Ok(event) = timeout(left, self.link.event()).await else { return Ok(None) };
         let heard = self.take(event)?;
         // A snapshot may grow meanwhile.
-        if let Heard::Part(_) = heard {
+        if let Heard::Shard(_) = heard {
             let grown = self.gathering.grown();
             self.ask(&grown);
         }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::{key, write};
 use crate::fleet::Change;
 use crate::fleet::marks::{Claim, Claims, Mark};
-use crate::wire::{Ban, Host};
+use crate::wire::{Ban, HostName};
 
 /// `words` is `{"web1":[stamp,heard,start,bantime],"web2":[stamp,heard]}`.
 const IMPORTS: &str = "SELECT jail, ip, mark, words FROM imports";
@@ -41,13 +41,13 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
 }
 
 /// The claims in what was kept: host, stamp, when it was heard, and the ban.
-fn words(text: &str) -> Vec<(Host, i64, i64, Ban)> {
+fn words(text: &str) -> Vec<(HostName, i64, i64, Ban)> {
     let object: Map<String, Value> = serde_json::from_str(text).unwrap_or_default();
     let word = |(host, value): (String, Value)| {
         let numbers: Option<Vec<i64>> = value.as_array()?.iter().map(Value::as_i64).collect();
         match *numbers?.as_slice() {
             [stamp, heard, start, bantime] => {
-                Some((Host::new(&host).ok()?, stamp, heard, Ban { start, bantime }))
+                Some((HostName::new(&host).ok()?, stamp, heard, Ban { start, bantime }))
             }
             _ => None,
         }
@@ -61,7 +61,7 @@ fn claims(text: &str) -> Claims {
     stamped.map(claim).collect()
 }
 
-fn scripts(text: &str) -> impl Iterator<Item = (Host, i64)> {
+fn scripts(text: &str) -> impl Iterator<Item = (HostName, i64)> {
     let scripts = words(text).into_iter().filter(|(_, stamp, ..)| *stamp == 0);
     scripts.map(|(host, _, heard, _)| (host, heard))
 }

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::fleet::Change;
 use crate::fleet::provenance::{Provenance, Trust};
 use crate::random;
-use crate::wire::Host;
+use crate::wire::HostName;
 
 /// What the broker knows this host by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +77,7 @@ impl Store {
         let mut query = self.connection.prepare(FORMER).map_err(failed)?;
         let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(failed)?;
         let read = |(node, topic): (String, String)| {
-            Some(Former { node: Host::new(&node).ok()?, topic: Topic::of_fleet(&topic).ok()? })
+            Some(Former { node: HostName::new(&node).ok()?, topic: Topic::of_fleet(&topic).ok()? })
         };
         Ok(rows.flatten().filter_map(read).collect())
     }

@@ -17,7 +17,7 @@ use crate::fleet::lifts::Lift;
 use crate::fleet::marks::{Claim, Claims, Mark};
 use crate::fleet::{Change, Key, Remembered};
 use crate::journal;
-use crate::wire::{Address, Ban, Host, Jail, Pardon, Scope, UnbanId};
+use crate::wire::{Address, Ban, FleetUnban, HostName, Jail, JailScope, UnbanId};
 pub use identity::Identity;
 use identity::{FORMER, IDENTITY};
 
@@ -111,7 +111,7 @@ impl Store {
             Ok(())
         })?;
         self.each(LIFTS, |row| {
-            let (key, host) = (key(row)?, Host::new(&row.get::<_, String>(2)?));
+            let (key, host) = (key(row)?, HostName::new(&row.get::<_, String>(2)?));
             if let (Some(key), Ok(host)) = (key, host) {
                 let lift = Lift { start: row.get(3)?, stamp: row.get(4)? };
                 remembered.lifts.insert((key, host), lift);
@@ -122,14 +122,14 @@ impl Store {
             let texts: [String; 3] = [row.get(0)?, row.get(1)?, row.get(2)?];
             let [scope, ip, id] = &texts;
             if let (Ok(scope), Ok(address), Ok(id)) =
-                (Scope::new(scope), Address::new(ip), UnbanId::new(id))
+                (JailScope::new(scope), Address::new(ip), UnbanId::new(id))
             {
-                remembered.unbans.insert(Pardon { scope, address, id }, row.get(3)?);
+                remembered.unbans.insert(FleetUnban { scope, address, id }, row.get(3)?);
             }
             Ok(())
         })?;
         self.each(SCRIPTS, |row| {
-            let (key, host) = (key(row)?, Host::new(&row.get::<_, String>(2)?));
+            let (key, host) = (key(row)?, HostName::new(&row.get::<_, String>(2)?));
             if let (Some(key), Ok(host)) = (key, host) {
                 remembered.scripts.insert((key, host), row.get(3)?);
             }
@@ -243,7 +243,7 @@ fn write(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<usi
                 ),
             }
         }
-        Change::Unban(Pardon { scope, address, id }, obeyed) => {
+        Change::Unban(FleetUnban { scope, address, id }, obeyed) => {
             let (scope, ip, id) = (scope.as_str(), address.to_string(), id.as_str());
             match obeyed {
                 Some(obeyed) => run(
@@ -334,7 +334,7 @@ pub(crate) fn read_claims(text: &str) -> Option<Claims> {
         let number = |n: usize| numbers[n].as_i64();
         let ids: Option<Vec<_>> = ids.iter().map(|id| UnbanId::new(id.as_str()?).ok()).collect();
         Some(Claim {
-            host: Host::new(&host).ok()?,
+            host: HostName::new(&host).ok()?,
             stamp: number(0)?,
             ban: Ban { start: number(1)?, bantime: number(2)? },
             unbans: carried(ids?),

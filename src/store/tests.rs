@@ -7,8 +7,8 @@ use crate::config::Topic;
 use crate::daemon::former::Former;
 use crate::fleet::provenance::{Provenance, Trust};
 
-fn host(name: &str) -> Host {
-    Host::new(name).unwrap()
+fn host(name: &str) -> HostName {
+    HostName::new(name).unwrap()
 }
 
 fn mark(done: bool) -> Mark {
@@ -32,8 +32,11 @@ fn what_was_saved_is_loaded_by_the_next_process() {
     let path = dir.path().join("state/fleet.sqlite3");
     let (one, two) = (key("192.0.2.1"), key("2001:db8::1"));
     let id = UnbanId::new("web2-5").unwrap();
-    let pardon =
-        |scope: &str| Pardon { scope: Scope::new(scope).unwrap(), address: one.1, id: id.clone() };
+    let pardon = |scope: &str| FleetUnban {
+        scope: JailScope::new(scope).unwrap(),
+        address: one.1,
+        id: id.clone(),
+    };
     let changes = [
         Change::Mark(one.clone(), Some(mark(false))),
         Change::Mark(two.clone(), Some(mark(true))),

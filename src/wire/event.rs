@@ -4,20 +4,20 @@ use std::fmt;
 
 use serde_json::Value;
 
-use super::fields::{Fields, Malformed};
+use super::fields::{Malformed, StrictObject};
 use super::names::shown;
 use super::range::{self, BANTIME_SECS, COUNT, STAMP_MILLIS, TIME_SECS};
-use super::{Address, Host, Jail, UnbanId};
+use super::{Address, HostName, Jail, UnbanId};
 
 /// The largest event that is read, in bytes. Ours are below 400 where they carry no fleet unbans; a
 /// script's, below 300.
-pub(crate) const MAX_EVENT: usize = 4096;
+pub(crate) const MAX_EVENT_BYTES: usize = 4096;
 
 /// The most fleet unbans that an event names, the newest ones: with more, the snapshot tells.
 const MAX_UNBANS: usize = 10;
 
 /// The action of an event that only has to come back to its sender: nothing was done.
-pub const CHECK: &str = "check";
+pub const PROBE_ACTION: &str = "check";
 
 /// What an event says was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,7 +99,7 @@ pub struct Event {
     /// For how many seconds; -1 is for ever, 0 is not known.
     pub bantime: i64,
     /// The host that says so.
-    pub host: Host,
+    pub host: HostName,
     /// Not 0: fail2ban restored an old ban after a start.
     pub restored: i64,
     /// How many failures led to it; 0 where nothing was detected.
@@ -113,7 +113,7 @@ pub struct Event {
     /// Of an unban for the whole fleet: its name.
     pub id: Option<UnbanId>,
     /// Of an unban for the whole fleet: it is for every jail (`"jails":"*"`), not for this one alone.
-    pub every_jail: bool,
+    pub all_jails: bool,
     /// Of a ban: the fleet unbans of its address that its host knew and obeyed before it.
     pub unbans: Vec<UnbanId>,
     /// Of a ban: an operator made it, and wants to know what each host did with it.
@@ -127,10 +127,10 @@ impl Event {
     /// # Errors
     /// [`Malformed`], with nothing of the payload in its text.
     pub fn parse(payload: &[u8]) -> Result<Self, Malformed> {
-        let fields = Fields::parse(payload, MAX_EVENT)?;
+        let fields = StrictObject::parse(payload, MAX_EVENT_BYTES)?;
         let reason = fields.text("reason").and_then(Reason::known);
         let id = match reason {
-            Some(Reason::Fleet) => Some(fields.needed("id", UnbanId::new)?),
+            Some(Reason::Fleet) => Some(fields.required("id", UnbanId::new)?),
             _ => None,
         };
         let asked = match fields.number("asked")? {
@@ -139,12 +139,12 @@ impl Event {
             _ => return Err(Malformed::Field("asked", "must be 0 or 1".to_owned())),
         };
         Ok(Self {
-            action: fields.needed("action", |text| Ok(Action::new(text)))?,
-            jail: fields.needed("ipmset", Jail::new)?,
-            address: fields.needed("ip", Address::new)?,
+            action: fields.required("action", |text| Ok(Action::new(text)))?,
+            jail: fields.required("ipmset", Jail::new)?,
+            address: fields.required("ip", Address::new)?,
             // A host that runs the scripts publishes whatever its jail has.
             bantime: range::into(&BANTIME_SECS, fields.duration("bantime")?),
-            host: fields.needed("host", Host::new)?,
+            host: fields.required("host", HostName::new)?,
             restored: fields.flag_or_count("restored", &COUNT)?,
             failures: fields.within("failures", &COUNT)?,
             // Automations write dates there: the time is not known then.
@@ -152,15 +152,15 @@ impl Event {
             stamp: fields.within("stamp", &STAMP_MILLIS)?,
             reason,
             id,
-            every_jail: fields.text("jails") == Some("*"),
-            unbans: fields.texts("unbans", MAX_UNBANS, UnbanId::new)?,
+            all_jails: fields.text("jails") == Some("*"),
+            unbans: fields.strings("unbans", MAX_UNBANS, UnbanId::new)?,
             asked,
         })
     }
 
     /// Whether it tells of a ban or unban that has just been made.
     #[must_use]
-    pub fn is_news(&self) -> bool {
+    pub fn is_new(&self) -> bool {
         matches!(self.action, Action::Ban | Action::Unban) && self.restored == 0
     }
 
@@ -187,12 +187,12 @@ impl Event {
         if let Some(id) = &self.id {
             json.extend([r#","id":"#, &Value::from(id.as_str()).to_string()]);
         }
-        if self.every_jail {
+        if self.all_jails {
             json.push_str(r#","jails":"*""#);
         }
         if !self.unbans.is_empty() {
             let mut newest: Vec<&UnbanId> = self.unbans.iter().collect();
-            newest.sort_by_key(|id| std::cmp::Reverse(id.made()));
+            newest.sort_by_key(|id| std::cmp::Reverse(id.created_at()));
             let texts: Vec<&str> =
                 newest.into_iter().take(MAX_UNBANS).map(UnbanId::as_str).collect();
             json.extend([r#","unbans":"#, &Value::from(texts).to_string()]);
@@ -225,14 +225,14 @@ mod tests {
             jail: Jail::new("sshd").unwrap(),
             address: Address::new("203.0.113.9").unwrap(),
             bantime: 600,
-            host: Host::new("web1").unwrap(),
+            host: HostName::new("web1").unwrap(),
             restored: 0,
             failures: 3,
             time: 0,
             stamp: 0,
             reason: None,
             id: None,
-            every_jail: false,
+            all_jails: false,
             unbans: Vec::new(),
             asked: false,
         }
@@ -246,7 +246,7 @@ mod tests {
             stamp: 7,
             reason: Some(Reason::Fleet),
             id: Some(id.clone()),
-            every_jail: true,
+            all_jails: true,
             ..event()
         };
         let end = r#""reason":"fleet","id":"web2-1795340000123","jails":"*"}"#;

@@ -25,9 +25,9 @@ pub enum Malformed {
 }
 
 /// One object, read; nested values are kept as they came.
-pub(super) struct Fields(BTreeMap<String, Value>);
+pub(super) struct StrictObject(BTreeMap<String, Value>);
 
-impl Fields {
+impl StrictObject {
     /// Reads an object of at most `max` bytes.
     pub(super) fn parse(json: &[u8], max: usize) -> Result<Self, Malformed> {
         if json.len() > max {
@@ -42,7 +42,7 @@ impl Fields {
     }
 
     /// What `make` makes of a text that has to be there.
-    pub(super) fn needed<T>(
+    pub(super) fn required<T>(
         &self,
         name: &'static str,
         make: impl Fn(&str) -> Result<T, String>,
@@ -59,7 +59,7 @@ impl Fields {
     }
 
     /// What `make` makes of each text of a list; empty where the field is missing.
-    pub(super) fn texts<T>(
+    pub(super) fn strings<T>(
         &self,
         name: &'static str,
         max: usize,
@@ -86,7 +86,7 @@ impl Fields {
     }
 
     /// Names and how many of each; empty where the field is missing.
-    pub(super) fn counts(&self, name: &'static str) -> Result<Vec<(&str, u64)>, Malformed> {
+    pub(super) fn counters(&self, name: &'static str) -> Result<Vec<(&str, u64)>, Malformed> {
         let counts = match self.0.get(name) {
             None => Some(Vec::new()),
             Some(Value::Object(counts)) => {
@@ -150,7 +150,7 @@ impl Fields {
     }
 }
 
-impl<'de> Deserialize<'de> for Fields {
+impl<'de> Deserialize<'de> for StrictObject {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(EachKeyOnce)
     }
@@ -159,19 +159,19 @@ impl<'de> Deserialize<'de> for Fields {
 struct EachKeyOnce;
 
 impl<'de> Visitor<'de> for EachKeyOnce {
-    type Value = Fields;
+    type Value = StrictObject;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Fields, M::Error> {
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<StrictObject, M::Error> {
         let mut fields = BTreeMap::new();
         while let Some((key, value)) = map.next_entry::<String, Value>()? {
             if fields.insert(key, value).is_some() {
                 return Err(Error::custom("a key appears twice"));
             }
         }
-        Ok(Fields(fields))
+        Ok(StrictObject(fields))
     }
 }

@@ -94,9 +94,9 @@ impl fmt::Display for Jail {
 /// A host's name in the fleet: one level of a topic, 1 to 128 bytes. Each of many claims has one, so it
 /// is as small as a pointer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Host(Arc<String>);
+pub struct HostName(Arc<String>);
 
-impl Host {
+impl HostName {
     const MAX: usize = 128;
 
     /// Takes what may be a host's name. It has no blank: log lines end with `from HOST (Rest:=0, Fails:=9)`,
@@ -122,7 +122,7 @@ impl Host {
     }
 }
 
-impl fmt::Display for Host {
+impl fmt::Display for HostName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -154,7 +154,7 @@ impl Address {
     /// Which part of a snapshot it belongs to: FNV-1a, 64 bit, of its canonical text.
     #[must_use]
     pub fn hash(self) -> u64 {
-        let mut hash = Fnv::default();
+        let mut hash = Fnv1a64::default();
         let _ = write!(hash, "{}", self.0);
         hash.0
     }
@@ -162,15 +162,15 @@ impl Address {
 
 /// FNV-1a, 64 bit (draft-eastlake-fnv).
 #[derive(Clone, Copy, Debug)]
-pub struct Fnv(u64);
+pub struct Fnv1a64(u64);
 
-impl Default for Fnv {
+impl Default for Fnv1a64 {
     fn default() -> Self {
         Self(0xcbf2_9ce4_8422_2325)
     }
 }
 
-impl Fnv {
+impl Fnv1a64 {
     /// The hash of what was written so far.
     #[must_use]
     pub fn value(self) -> u64 {
@@ -178,7 +178,7 @@ impl Fnv {
     }
 }
 
-impl fmt::Write for Fnv {
+impl fmt::Write for Fnv1a64 {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
             self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
@@ -191,15 +191,15 @@ impl fmt::Write for Fnv {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UnbanId {
     text: Arc<str>,
-    made: i64,
+    created: i64,
 }
 
 impl UnbanId {
     /// The name of an unban that a host makes now.
     #[must_use]
-    pub fn made_by(host: &Host, millis: i64) -> Self {
+    pub fn made_by(host: &HostName, millis: i64) -> Self {
         let made = range::into(&STAMP_MILLIS, millis);
-        Self { text: format!("{host}-{made}").into(), made }
+        Self { text: format!("{host}-{made}").into(), created: made }
     }
 
     /// Takes what may be such a name.
@@ -208,13 +208,13 @@ impl UnbanId {
     /// A sentence's end that says what it must be.
     pub fn new(text: &str) -> Result<Self, String> {
         let parts = text.rsplit_once('-').filter(|(host, digits)| {
-            Host::new(host).is_ok()
+            HostName::new(host).is_ok()
                 && !digits.is_empty()
                 && digits.bytes().all(|b| b.is_ascii_digit())
         });
         let made = parts.and_then(|(_, digits)| digits.parse().ok());
         let made = made.filter(|made| STAMP_MILLIS.contains(made));
-        made.map(|made| Self { text: text.into(), made })
+        made.map(|made| Self { text: text.into(), created: made })
             .ok_or_else(|| "must be a host's name, - and milliseconds since 1970".to_owned())
     }
 
@@ -232,8 +232,8 @@ impl UnbanId {
 
     /// When it was made, in milliseconds since 1970 on the clock of the host that made it.
     #[must_use]
-    pub fn made(&self) -> i64 {
-        self.made
+    pub fn created_at(&self) -> i64 {
+        self.created
     }
 }
 
@@ -245,27 +245,27 @@ impl fmt::Display for UnbanId {
 
 /// What a fleet unban is for: one jail, or every one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Scope {
-    /// Every jail; `*` on the wire.
-    Every,
+pub enum JailScope {
+    /// All jail; `*` on the wire.
+    All,
     /// This one.
     One(Jail),
 }
 
-impl Scope {
+impl JailScope {
     /// Takes `*` or the name of a jail.
     ///
     /// # Errors
     /// A sentence's end that says what it must be.
     pub fn new(text: &str) -> Result<Self, String> {
-        if text == "*" { Ok(Self::Every) } else { Jail::new(text).map(Self::One) }
+        if text == "*" { Ok(Self::All) } else { Jail::new(text).map(Self::One) }
     }
 
     /// How it is written.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
-            Self::Every => "*",
+            Self::All => "*",
             Self::One(jail) => jail.as_str(),
         }
     }
@@ -274,7 +274,7 @@ impl Scope {
     #[must_use]
     pub fn covers(&self, jail: &Jail) -> bool {
         match self {
-            Self::Every => true,
+            Self::All => true,
             Self::One(one) => one == jail,
         }
     }
@@ -312,7 +312,7 @@ mod tests {
             "..",
         ];
         for name in names {
-            assert!(Host::new(name).is_ok(), "{name}");
+            assert!(HostName::new(name).is_ok(), "{name}");
         }
         for name in ["sshd", "nginx-http-auth", "j{}%", "grün", "é"] {
             assert!(Jail::new(name).is_ok(), "{name}");
@@ -404,13 +404,13 @@ mod tests {
         for c in hidden {
             for name in [format!("{c}"), format!("web{c}1"), format!("{c}web1"), format!("web1{c}")]
             {
-                assert!(Host::new(&name).is_err(), "{name:?}");
+                assert!(HostName::new(&name).is_err(), "{name:?}");
                 assert!(Jail::new(&name).is_err(), "{name:?}");
             }
         }
         let marks = ["\u{301}", "\u{301}web", "e\u{301}\u{301}\u{301}", "\u{20dd}1"];
         for name in marks {
-            assert!(Host::new(name).is_err() && Jail::new(name).is_err(), "{name:?}");
+            assert!(HostName::new(name).is_err() && Jail::new(name).is_err(), "{name:?}");
         }
         // What would forge a line of the log.
         for name in [
@@ -419,14 +419,14 @@ mod tests {
             "sshd from web2 (Rest:=0, Fails:=9)",
             "sshd reported by web2",
         ] {
-            assert!(Host::new(name).is_err() && Jail::new(name).is_err(), "{name}");
+            assert!(HostName::new(name).is_err() && Jail::new(name).is_err(), "{name}");
         }
     }
 
     #[test]
     fn the_hash_is_fnv_1a() {
         // Of the reference's test vectors, and of two canonical texts.
-        let mut hash = Fnv::default();
+        let mut hash = Fnv1a64::default();
         assert_eq!(hash.value(), 0xcbf2_9ce4_8422_2325);
         hash.write_str("foobar").unwrap();
         assert_eq!(hash.value(), 0x8594_4171_f739_67e8);
@@ -438,7 +438,7 @@ mod tests {
 
     #[test]
     fn an_unban_s_name_is_a_host_and_a_time() {
-        let id = UnbanId::made_by(&Host::new("web-2").unwrap(), 1_795_340_000_123);
+        let id = UnbanId::made_by(&HostName::new("web-2").unwrap(), 1_795_340_000_123);
         assert_eq!(id.as_str(), "web-2-1795340000123");
         assert_eq!(UnbanId::new("web-2-1795340000123"), Ok(id));
         assert!(UnbanId::new("web2-253402300799999").is_ok());

@@ -10,20 +10,20 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::fields::{Fields, Malformed};
+use super::fields::{Malformed, StrictObject};
 use super::range::{self, BANTIME_SECS, STAMP_MILLIS, TIME_SECS, within};
-use super::{Address, Host, Jail, Scope, UnbanId};
+use super::{Address, HostName, Jail, JailScope, UnbanId};
 
 /// The largest part that is read, in bytes. Ours are about 16 KiB.
-pub(crate) const MAX_PART: usize = 192 * 1024;
+pub(crate) const MAX_SHARD_BYTES: usize = 192 * 1024;
 
 /// The most bans and fleet unbans in a part.
-const MAX_LISTED: usize = 8_000;
+const MAX_ENTRIES: usize = 8_000;
 const MAX_UNBANS: usize = 1_000;
 
 /// The most parts of a snapshot: a default mosquitto hands out 1,000 retained messages at once and
 /// drops the rest.
-pub const MAX_PARTS: u32 = 512;
+pub const MAX_SHARDS: u32 = 512;
 
 /// A ban, as the host that made it tells of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,21 +44,21 @@ impl Ban {
 
 /// Which addresses a part is for: those whose hash, modulo `parts`, is `part`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Slice {
-    part: u32,
-    parts: u32,
+pub struct ShardId {
+    index: u32,
+    count: u32,
 }
 
-impl Slice {
+impl ShardId {
     /// A part of so many.
     ///
     /// # Errors
     /// A sentence's end that says what they must be.
     pub fn new(part: u32, parts: u32) -> Result<Self, String> {
-        if parts.is_power_of_two() && parts <= MAX_PARTS && part < parts {
-            Ok(Self { part, parts })
+        if parts.is_power_of_two() && parts <= MAX_SHARDS && part < parts {
+            Ok(Self { index: part, count: parts })
         } else {
-            Err(format!("must be a power of two, at most {MAX_PARTS} and above part"))
+            Err(format!("must be a power of two, at most {MAX_SHARDS} and above part"))
         }
     }
 
@@ -69,48 +69,48 @@ impl Slice {
     #[must_use]
     pub fn of(address: Address, parts: u32) -> Self {
         let part = address.hash() % u64::from(parts);
-        Self { part: u32::try_from(part).unwrap_or_default(), parts }
+        Self { index: u32::try_from(part).unwrap_or_default(), count: parts }
     }
 
     /// The parts that an address belongs to, one for each number of parts.
     pub fn all_of(address: Address) -> impl Iterator<Item = Self> {
         let hash = address.hash();
-        let sizes = (0..=MAX_PARTS.trailing_zeros()).map(|bits| 1 << bits);
+        let sizes = (0..=MAX_SHARDS.trailing_zeros()).map(|bits| 1 << bits);
         sizes.map(move |parts: u32| {
             let part = u32::try_from(hash % u64::from(parts)).unwrap_or_default();
-            Self { part, parts }
+            Self { index: part, count: parts }
         })
     }
 
     /// Its number, which is the last level of its topic.
     #[must_use]
-    pub fn part(self) -> u32 {
-        self.part
+    pub fn index(self) -> u32 {
+        self.index
     }
 
     /// How many there are.
     #[must_use]
-    pub fn parts(self) -> u32 {
-        self.parts
+    pub fn count(self) -> u32 {
+        self.count
     }
 
     /// Whether an address belongs here.
     #[must_use]
     pub fn covers(self, address: Address) -> bool {
-        Self::of(address, self.parts) == self
+        Self::of(address, self.count) == self
     }
 
     /// Whether every address of `other` belongs here.
     #[must_use]
     pub fn contains(self, other: Self) -> bool {
-        other.parts.is_multiple_of(self.parts) && other.part % self.parts == self.part
+        other.count.is_multiple_of(self.count) && other.index % self.count == self.index
     }
 }
 
 /// One ban of a part.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
-pub struct Listed {
+pub struct ShardEntry {
     pub jail: Jail,
     pub address: Address,
     pub start: i64,
@@ -120,36 +120,36 @@ pub struct Listed {
 /// One fleet unban that the part's host knows and has obeyed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
-pub struct Pardon {
-    pub scope: Scope,
+pub struct FleetUnban {
+    pub scope: JailScope,
     pub address: Address,
     pub id: UnbanId,
 }
 
 /// A part of a host's snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct Shard {
     /// Whose.
-    pub host: Host,
+    pub host: HostName,
     /// Orders what the host says, events and parts, in milliseconds since 1970.
     pub stamp: i64,
     /// The host's clock when it was published, in seconds since 1970; 0 is not known. The stamp may be ahead of it.
     pub time: i64,
     /// Which addresses it is for.
-    pub slice: Slice,
+    pub id: ShardId,
     /// What the host detected and holds.
-    pub bans: Vec<Listed>,
+    pub bans: Vec<ShardEntry>,
     /// What was freed for the whole fleet.
-    pub unbans: Vec<Pardon>,
+    pub unbans: Vec<FleetUnban>,
 }
 
-impl Part {
+impl Shard {
     /// Reads a part. Every address has to belong to it.
     ///
     /// # Errors
     /// [`Malformed`], with nothing of the payload in its text.
     pub fn parse(payload: &[u8]) -> Result<Self, Malformed> {
-        let fields = Fields::parse(payload, MAX_PART)?;
+        let fields = StrictObject::parse(payload, MAX_SHARD_BYTES)?;
         if fields.number("v")? != 1 {
             return Err(Malformed::Field(
                 "v",
@@ -157,19 +157,27 @@ impl Part {
             ));
         }
         let number = |name| Ok(u32::try_from(fields.number(name)?).unwrap_or(u32::MAX));
-        let slice = Slice::new(number("part")?, number("parts")?);
+        let slice = ShardId::new(number("part")?, number("parts")?);
         let slice = slice.map_err(|what| Malformed::Field("parts", what))?;
         let stamp = fields.within("stamp", &STAMP_MILLIS)?;
         if stamp == 0 {
             return Err(Malformed::Field("stamp", "must be above 0".to_owned()));
         }
         let time = fields.within("time", &TIME_SECS)?;
-        let bans = fields.list("bans", MAX_LISTED)?.iter().map(|value| listed(value, slice));
+        let bans = fields.list("bans", MAX_ENTRIES)?.iter().map(|value| entry(value, slice));
         let bans = bans.collect::<Result<_, _>>().map_err(|what| Malformed::Field("bans", what))?;
-        let unbans = fields.list("unbans", MAX_UNBANS)?.iter().map(|value| pardon(value, slice));
+        let unbans =
+            fields.list("unbans", MAX_UNBANS)?.iter().map(|value| fleet_unban(value, slice));
         let unbans =
             unbans.collect::<Result<_, _>>().map_err(|what| Malformed::Field("unbans", what))?;
-        Ok(Self { host: fields.needed("host", Host::new)?, stamp, time, slice, bans, unbans })
+        Ok(Self {
+            host: fields.required("host", HostName::new)?,
+            stamp,
+            time,
+            id: slice,
+            bans,
+            unbans,
+        })
     }
 
     /// Writes the part as one line of JSON.
@@ -183,10 +191,10 @@ impl Part {
             r#"{{"v":1,"host":{},"stamp":{},{time}"part":{},"parts":{},"bans":["#,
             Value::from(self.host.as_str()),
             range::into(&STAMP_MILLIS, self.stamp),
-            self.slice.part,
-            self.slice.parts,
+            self.id.index,
+            self.id.count,
         );
-        for (n, Listed { jail, address, start, bantime }) in self.bans.iter().enumerate() {
+        for (n, ShardEntry { jail, address, start, bantime }) in self.bans.iter().enumerate() {
             let comma = if n == 0 { "" } else { "," };
             let jail = Value::from(jail.as_str());
             let start = range::into(&TIME_SECS, *start);
@@ -194,7 +202,7 @@ impl Part {
             let _ = write!(json, r#"{comma}[{jail},"{address}",{start},{bantime}]"#);
         }
         json.push_str(r#"],"unbans":["#);
-        for (n, Pardon { scope, address, id }) in self.unbans.iter().enumerate() {
+        for (n, FleetUnban { scope, address, id }) in self.unbans.iter().enumerate() {
             let comma = if n == 0 { "" } else { "," };
             let (scope, id) = (Value::from(scope.as_str()), Value::from(id.as_str()));
             let _ = write!(json, r#"{comma}[{scope},"{address}",{id}]"#);
@@ -204,7 +212,7 @@ impl Part {
     }
 }
 
-fn listed(value: &Value, slice: Slice) -> Result<Listed, String> {
+fn entry(value: &Value, slice: ShardId) -> Result<ShardEntry, String> {
     let what = || "must be [jail, address, start, bantime]".to_owned();
     let [Value::String(jail), Value::String(address), Value::Number(start), Value::Number(bantime)] =
         value.as_array().map(Vec::as_slice).unwrap_or_default()
@@ -214,7 +222,7 @@ fn listed(value: &Value, slice: Slice) -> Result<Listed, String> {
     let number = |number: &serde_json::Number, range| {
         number.as_i64().ok_or_else(what).and_then(|number| within(range, number))
     };
-    Ok(Listed {
+    Ok(ShardEntry {
         jail: Jail::new(jail)?,
         address: belonging(address, slice)?,
         start: number(start, &TIME_SECS)?,
@@ -222,20 +230,20 @@ fn listed(value: &Value, slice: Slice) -> Result<Listed, String> {
     })
 }
 
-fn pardon(value: &Value, slice: Slice) -> Result<Pardon, String> {
+fn fleet_unban(value: &Value, slice: ShardId) -> Result<FleetUnban, String> {
     let [Value::String(scope), Value::String(address), Value::String(id)] =
         value.as_array().map(Vec::as_slice).unwrap_or_default()
     else {
         return Err("must be [jail, address, id]".to_owned());
     };
-    Ok(Pardon {
-        scope: Scope::new(scope)?,
+    Ok(FleetUnban {
+        scope: JailScope::new(scope)?,
         address: belonging(address, slice)?,
         id: UnbanId::new(id)?,
     })
 }
 
-fn belonging(address: &str, slice: Slice) -> Result<Address, String> {
+fn belonging(address: &str, slice: ShardId) -> Result<Address, String> {
     let address = Address::new(address)?;
     if slice.covers(address) {
         Ok(address)
@@ -248,14 +256,14 @@ fn belonging(address: &str, slice: Slice) -> Result<Address, String> {
 mod tests {
     use super::*;
 
-    fn part() -> Part {
+    fn part() -> Shard {
         let address = |text: &str| Address::new(text).unwrap();
-        let slice = Slice::of(address("203.0.113.9"), 4);
+        let slice = ShardId::of(address("203.0.113.9"), 4);
         let jail = Jail::new("sshd").unwrap();
         let mut bans: Vec<_> = (0..=255)
             .map(|n| address(&format!("203.0.113.{n}")))
             .filter(|address| slice.covers(*address))
-            .map(|address| Listed {
+            .map(|address| ShardEntry {
                 jail: jail.clone(),
                 address,
                 start: 1_795_342_588,
@@ -263,17 +271,17 @@ mod tests {
             })
             .collect();
         bans[0].bantime = -1;
-        let one = |scope: &str, id: &str| Pardon {
-            scope: Scope::new(scope).unwrap(),
+        let one = |scope: &str, id: &str| FleetUnban {
+            scope: JailScope::new(scope).unwrap(),
             address: address("203.0.113.9"),
             id: UnbanId::new(id).unwrap(),
         };
         let unbans = vec![one("*", "web2-1795340000123"), one("sshd", "web-3-1795340000124")];
-        Part {
-            host: Host::new("we\"b1").unwrap(),
+        Shard {
+            host: HostName::new("we\"b1").unwrap(),
             stamp: 1_795_342_588_123,
             time: 0,
-            slice,
+            id: slice,
             bans,
             unbans,
         }
@@ -281,21 +289,21 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_again() {
-        assert_eq!(Part::parse(part().encode().as_bytes()), Ok(part()));
-        let empty = Part {
-            host: Host::new("web1").unwrap(),
+        assert_eq!(Shard::parse(part().encode().as_bytes()), Ok(part()));
+        let empty = Shard {
+            host: HostName::new("web1").unwrap(),
             stamp: 5,
             time: 4,
-            slice: Slice::new(0, 1).unwrap(),
+            id: ShardId::new(0, 1).unwrap(),
             bans: Vec::new(),
             unbans: Vec::new(),
         };
         let json =
             r#"{"v":1,"host":"web1","stamp":5,"time":4,"part":0,"parts":1,"bans":[],"unbans":[]}"#;
         assert_eq!(empty.encode(), json);
-        assert_eq!(Part::parse(json.as_bytes()), Ok(empty.clone()));
+        assert_eq!(Shard::parse(json.as_bytes()), Ok(empty.clone()));
         let later = json.replace("]}", r#"],"sig":"later"}"#);
-        assert_eq!(Part::parse(later.as_bytes()), Ok(empty));
+        assert_eq!(Shard::parse(later.as_bytes()), Ok(empty));
     }
 
     #[test]
@@ -304,7 +312,7 @@ mod tests {
         part.bans[0].bantime = i64::MAX;
         part.bans[1].bantime = i64::MIN;
         part.bans[1].start = i64::MAX;
-        let read = Part::parse(part.encode().as_bytes()).unwrap();
+        let read = Shard::parse(part.encode().as_bytes()).unwrap();
         assert_eq!((read.bans[0].bantime, read.bans[1].bantime), (3_155_760_000, -1));
         assert_eq!(read.bans[1].start, 7_258_118_399);
     }
@@ -314,7 +322,7 @@ mod tests {
         let json = part().encode();
         let other = (0..=255)
             .map(|n| format!("203.0.113.{n}"))
-            .find(|text| !part().slice.covers(Address::new(text).unwrap()))
+            .find(|text| !part().id.covers(Address::new(text).unwrap()))
             .unwrap();
         let refused = [
             String::new(),
@@ -343,11 +351,11 @@ mod tests {
             json.replace("web-3-1795340000124", "web3"),
             json.replace(r#""bans":["#, r#""bans":[7,"#),
             json.replace(r#""bans":["#, r#""bans":{},"b":["#),
-            json.replace("1795342588123", &format!("7{}", " ".repeat(MAX_PART))),
+            json.replace("1795342588123", &format!("7{}", " ".repeat(MAX_SHARD_BYTES))),
         ];
         for payload in refused {
             assert_ne!(payload, json);
-            assert!(Part::parse(payload.as_bytes()).is_err(), "{payload}");
+            assert!(Shard::parse(payload.as_bytes()).is_err(), "{payload}");
         }
     }
 
@@ -355,13 +363,13 @@ mod tests {
     fn each_address_belongs_to_one_part_and_to_one_of_twice_as_many() {
         for n in 0..=255 {
             let address = Address::new(&format!("198.51.100.{n}")).unwrap();
-            for parts in [1, 2, 64, MAX_PARTS] {
+            for parts in [1, 2, 64, MAX_SHARDS] {
                 let covering =
-                    (0..parts).filter(|&n| Slice::new(n, parts).unwrap().covers(address));
+                    (0..parts).filter(|&n| ShardId::new(n, parts).unwrap().covers(address));
                 assert_eq!(covering.count(), 1);
             }
-            assert!(Slice::of(address, 4).contains(Slice::of(address, 8)));
-            assert!(!Slice::of(address, 8).contains(Slice::of(address, 4)));
+            assert!(ShardId::of(address, 4).contains(ShardId::of(address, 8)));
+            assert!(!ShardId::of(address, 8).contains(ShardId::of(address, 4)));
         }
     }
 }

@@ -12,13 +12,13 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::fields::{Fields, Malformed};
+use super::fields::{Malformed, StrictObject};
 use super::names::shown;
 use super::range::{self, COUNT, STAMP_MILLIS, TIME_SECS};
-use super::{Address, Host, Jail};
+use super::{Address, HostName, Jail};
 
 /// The largest presence that is read, in bytes, and the most jails and reasons in it.
-pub(crate) const MAX_PRESENCE: usize = 32 * 1024;
+pub(crate) const MAX_PRESENCE_BYTES: usize = 32 * 1024;
 const MAX_JAILS: usize = 500;
 const MAX_REASONS: usize = 30;
 
@@ -34,13 +34,13 @@ pub const MAX_ANSWERS: usize = 16;
 /// Whether a host's daemon is connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum State {
+pub enum HostState {
     #[default]
     Online,
     Offline,
 }
 
-impl State {
+impl HostState {
     /// The word for it, as it travels.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -59,7 +59,7 @@ pub struct Answer {
     /// Of which address.
     pub address: Address,
     /// The host that made it, and the stamp of its event.
-    pub origin: Host,
+    pub origin: HostName,
     #[allow(missing_docs)]
     pub stamp: i64,
     /// `banned`, `waiting`, `lifted`, or the name of the reason why not; of this version or another:
@@ -71,7 +71,7 @@ pub struct Answer {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Presence {
     /// Whether it is connected. A last will says offline.
-    pub state: State,
+    pub state: HostState,
     /// Which version of this program it runs; printable, at most 32 characters.
     pub version: String,
     /// The jails of its fail2ban that take part.
@@ -99,7 +99,7 @@ impl Presence {
     /// # Errors
     /// [`Malformed`], with nothing of the payload in its text.
     pub fn parse(payload: &[u8]) -> Result<Self, Malformed> {
-        let fields = Fields::parse(payload, MAX_PRESENCE)?;
+        let fields = StrictObject::parse(payload, MAX_PRESENCE_BYTES)?;
         if fields.number("v")? != 1 {
             return Err(Malformed::Field(
                 "v",
@@ -108,20 +108,21 @@ impl Presence {
         }
         let text = |name| printable(fields.text(name).unwrap_or_default());
         let count = |name| Ok(usize::try_from(fields.within(name, &COUNT)?).unwrap_or_default());
-        let state = fields.needed("state", |text| {
-            let state = [State::Online, State::Offline].into_iter().find(|s| s.as_str() == text);
+        let state = fields.required("state", |text| {
+            let state =
+                [HostState::Online, HostState::Offline].into_iter().find(|s| s.as_str() == text);
             state.ok_or_else(|| "must be online or offline".to_owned())
         })?;
         Ok(Self {
             state,
             version: text("version"),
-            jails: fields.texts("jails", MAX_JAILS, Jail::new)?.into_iter().collect(),
+            jails: fields.strings("jails", MAX_JAILS, Jail::new)?.into_iter().collect(),
             bans: count("bans")?,
             machine: text("machine"),
             instance: text("instance"),
             since: fields.within("since", &TIME_SECS)?,
             held: count("held")?,
-            refused: refused(fields.counts("refused")?),
+            refused: refused(fields.counters("refused")?),
             asked: fields
                 .list("asked", MAX_ANSWERS)?
                 .iter()
@@ -190,7 +191,7 @@ fn answer(value: &Value) -> Result<Answer, String> {
     Ok(Answer {
         jail: Jail::new(jail)?,
         address: Address::new(address)?,
-        origin: Host::new(origin)?,
+        origin: HostName::new(origin)?,
         stamp: stamp
             .as_i64()
             .filter(|stamp| *stamp > 0 && STAMP_MILLIS.contains(stamp))
@@ -226,7 +227,7 @@ mod tests {
         Answer {
             jail: Jail::new("web").unwrap(),
             address: Address::new("203.0.113.30").unwrap(),
-            origin: Host::new("web\"1").unwrap(),
+            origin: HostName::new("web\"1").unwrap(),
             stamp: 1_795_342_588_123,
             word: word.to_owned(),
         }
@@ -235,7 +236,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read_again() {
         let presence = Presence {
-            state: State::Online,
+            state: HostState::Online,
             version: "1.0.0".to_owned(),
             jails: ["sshd", "web"].map(|jail| Jail::new(jail).unwrap()).into(),
             bans: 12,
@@ -250,7 +251,7 @@ mod tests {
         assert_eq!(presence.encode(), json);
         assert_eq!(Presence::parse(json.as_bytes()), Ok(presence));
         let least = Presence::parse(br#"{"v":1,"state":"offline"}"#).unwrap();
-        assert_eq!((least.state, least.bans, least.jails.len()), (State::Offline, 0, 0));
+        assert_eq!((least.state, least.bans, least.jails.len()), (HostState::Offline, 0, 0));
         let json = r#"{"v":1,"state":"offline","version":"","jails":[],"bans":0,"machine":""}"#;
         assert_eq!(least.encode(), json, "what is not known is not said");
         let refused = [

@@ -19,26 +19,26 @@ const DIGITS: usize = 64;
 
 /// What became of a message's signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seal {
+pub enum SignatureStatus {
     /// It was made with one of the keys, for this topic and this text.
-    Good,
+    Valid,
     /// There is none.
     Missing,
     /// It is another one.
-    Wrong,
+    Invalid,
 }
 
 /// The secrets: the first signs, each is accepted.
 #[derive(Clone)]
-pub struct Keys(Vec<hmac::Key>);
+pub struct SigningKeys(Vec<hmac::Key>);
 
-impl fmt::Debug for Keys {
+impl fmt::Debug for SigningKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("(secret)")
     }
 }
 
-impl Keys {
+impl SigningKeys {
     /// Takes secrets; there has to be one.
     #[must_use]
     pub fn new<'a>(secrets: impl IntoIterator<Item = &'a str>) -> Self {
@@ -75,14 +75,14 @@ impl Keys {
 
     /// Looks at the signature of a message that came on a topic.
     #[must_use]
-    pub fn check(&self, topic: &str, message: &[u8]) -> Seal {
+    pub fn check(&self, topic: &str, message: &[u8]) -> SignatureStatus {
         let Some((text, signature)) = split(message) else {
             let name = &BEFORE[1..BEFORE.len() - 1];
             let named = message.windows(name.len()).any(|window| window == name);
-            return if named { Seal::Wrong } else { Seal::Missing };
+            return if named { SignatureStatus::Invalid } else { SignatureStatus::Missing };
         };
         let good = |key: &hmac::Key| hmac::verify(key, &signed(topic, text), &signature).is_ok();
-        if self.0.iter().any(good) { Seal::Good } else { Seal::Wrong }
+        if self.0.iter().any(good) { SignatureStatus::Valid } else { SignatureStatus::Invalid }
     }
 }
 
@@ -120,7 +120,7 @@ mod tests {
     const DIGEST: &str = "83abf8c7882e57b2c50d73898fc5b38197699144103d4a1037b4766769fea1b7";
 
     fn sign(secrets: &[&str], topic: &str) -> Vec<u8> {
-        Keys::new(secrets.iter().copied()).sign(topic, BAN.into())
+        SigningKeys::new(secrets.iter().copied()).sign(topic, BAN.into())
     }
 
     #[test]
@@ -129,7 +129,7 @@ mod tests {
         let message = String::from_utf8(sign(&["0123456789abcdef"], TOPIC)).unwrap();
         assert_eq!(message, format!(r#"{},"sig":"{DIGEST}"}}"#, &BAN[..BAN.len() - 1]));
         assert_eq!(Event::parse(message.as_bytes()), Event::parse(BAN.as_bytes()));
-        let keys = Keys::new(["0123456789abcdef"]);
+        let keys = SigningKeys::new(["0123456789abcdef"]);
         assert_eq!(keys.sign(TOPIC, Vec::new()), b"", "nothing to be signed");
         assert_eq!(format!("{keys:?}"), "(secret)");
     }
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn fingerprints_tell_keys_apart() {
         let of = |secrets: &[&str]| -> Vec<String> {
-            Keys::new(secrets.iter().copied()).fingerprints().collect()
+            SigningKeys::new(secrets.iter().copied()).fingerprints().collect()
         };
         let both = of(&["0123456789abcdef", "fedcba9876543210"]);
         assert_eq!(both[..1], of(&["0123456789abcdef"]));
@@ -151,24 +151,32 @@ mod tests {
         let text = std::str::from_utf8(&good).unwrap();
         let changed = |from: &str, to: &str| text.replacen(from, to, 1).into_bytes();
         let end = text.len() - 10;
-        let table: [(&[&str], &[u8], Seal); 14] = [
-            (&[old], &good, Seal::Good),
-            (&[new, old], &good, Seal::Good),
-            (&[new, old], &sign(&[new, old], TOPIC), Seal::Good),
-            (&[old], &sign(&[new, old], TOPIC), Seal::Wrong),
-            (&[new], &good, Seal::Wrong),
-            (&[old], &sign(&[old], "blacklist/unban"), Seal::Wrong),
-            (&[old], &changed("203.0.113.9", "203.0.113.8"), Seal::Wrong),
-            (&[old], &changed("{", "{ "), Seal::Wrong),
-            (&[old], &changed("\"}", "\" }"), Seal::Wrong),
-            (&[old], &[&good[..], b"\n"].concat(), Seal::Wrong),
-            (&[old], &[&text[..end], "G", &text[end + 1..]].concat().into_bytes(), Seal::Wrong),
-            (&[old], &[&good[..good.len() - 1], br#","ip":"1.2.3.4"}"#].concat(), Seal::Wrong),
-            (&[old], BAN.as_bytes(), Seal::Missing),
-            (&[old], b"", Seal::Missing),
+        let table: [(&[&str], &[u8], SignatureStatus); 14] = [
+            (&[old], &good, SignatureStatus::Valid),
+            (&[new, old], &good, SignatureStatus::Valid),
+            (&[new, old], &sign(&[new, old], TOPIC), SignatureStatus::Valid),
+            (&[old], &sign(&[new, old], TOPIC), SignatureStatus::Invalid),
+            (&[new], &good, SignatureStatus::Invalid),
+            (&[old], &sign(&[old], "blacklist/unban"), SignatureStatus::Invalid),
+            (&[old], &changed("203.0.113.9", "203.0.113.8"), SignatureStatus::Invalid),
+            (&[old], &changed("{", "{ "), SignatureStatus::Invalid),
+            (&[old], &changed("\"}", "\" }"), SignatureStatus::Invalid),
+            (&[old], &[&good[..], b"\n"].concat(), SignatureStatus::Invalid),
+            (
+                &[old],
+                &[&text[..end], "G", &text[end + 1..]].concat().into_bytes(),
+                SignatureStatus::Invalid,
+            ),
+            (
+                &[old],
+                &[&good[..good.len() - 1], br#","ip":"1.2.3.4"}"#].concat(),
+                SignatureStatus::Invalid,
+            ),
+            (&[old], BAN.as_bytes(), SignatureStatus::Missing),
+            (&[old], b"", SignatureStatus::Missing),
         ];
         for (secrets, message, seal) in table {
-            let keys = Keys::new(secrets.iter().copied());
+            let keys = SigningKeys::new(secrets.iter().copied());
             assert_eq!(keys.check(TOPIC, message), seal, "{}", String::from_utf8_lossy(message));
         }
     }

@@ -3,13 +3,13 @@
 
 use serde_json::json;
 
-use super::fields::{Fields, Malformed};
-use super::{Action, Address, Event, Host, Jail, Reason};
+use super::fields::{Malformed, StrictObject};
+use super::{Action, Address, Event, HostName, Jail, Reason};
 
 /// One call of the notifier. The fields are those of [`Event`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub struct Told {
+pub struct SpooledEvent {
     pub action: Action,
     pub jail: Jail,
     pub address: Address,
@@ -19,19 +19,19 @@ pub struct Told {
     pub time: i64,
 }
 
-impl Told {
+impl SpooledEvent {
     const MAX: usize = 1024;
 
-    /// Reads what [`Told::encode`] wrote.
+    /// Reads what [`SpooledEvent::encode`] wrote.
     ///
     /// # Errors
     /// [`Malformed`] where the text is something else.
     pub fn parse(json: &[u8]) -> Result<Self, Malformed> {
-        let fields = Fields::parse(json, Self::MAX)?;
+        let fields = StrictObject::parse(json, Self::MAX)?;
         Ok(Self {
-            action: fields.needed("action", |text| Ok(Action::new(text)))?,
-            jail: fields.needed("ipmset", Jail::new)?,
-            address: fields.needed("ip", Address::new)?,
+            action: fields.required("action", |text| Ok(Action::new(text)))?,
+            jail: fields.required("ipmset", Jail::new)?,
+            address: fields.required("ip", Address::new)?,
             bantime: fields.number("bantime")?,
             restored: fields.number("restored")?,
             failures: fields.number("failures")?,
@@ -56,7 +56,7 @@ impl Told {
 
     /// The event that `host` sends of it.
     #[must_use]
-    pub fn event(self, host: &Host, stamp: i64, reason: Reason) -> Event {
+    pub fn event(self, host: &HostName, stamp: i64, reason: Reason) -> Event {
         Event {
             action: self.action,
             jail: self.jail,
@@ -69,7 +69,7 @@ impl Told {
             stamp,
             reason: Some(reason),
             id: None,
-            every_jail: false,
+            all_jails: false,
             unbans: Vec::new(),
             asked: false,
         }
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_again() {
-        let told = Told {
+        let told = SpooledEvent {
             action: Action::Unban,
             jail: Jail::new("sshd").unwrap(),
             address: Address::new("2001:db8::1").unwrap(),
@@ -106,6 +106,6 @@ mod tests {
             failures: 5,
             time: 1_795_342_588,
         };
-        assert_eq!(Told::parse(told.encode().as_bytes()), Ok(told));
+        assert_eq!(SpooledEvent::parse(told.encode().as_bytes()), Ok(told));
     }
 }

@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use f2bmqtt::fleet::look::{Look, Pulse, Server};
 use f2bmqtt::fleet::work::Step;
 use f2bmqtt::fleet::{Fleet, Pace, Remembered};
-use f2bmqtt::wire::{Address, Event, Host, Jail, Part};
+use f2bmqtt::wire::{Address, Event, HostName, Jail, Shard};
 
 use super::inbound::Inbound;
 
@@ -21,7 +21,7 @@ const ADDRESSES: [&str; 3] = ["203.0.113.7", "203.0.113.9", "2001:db8::1"];
 
 /// What `web1` knows before: a ban by event, one by shard that `web1` imported, and a fleet unban.
 fn fleet() -> (Fleet, Remembered) {
-    let me = Host::new("web1").unwrap();
+    let me = HostName::new("web1").unwrap();
     let mut fleet = Fleet::new(me, Pace::default(), Remembered::default());
     fleet.connected(NOW);
     let event = r#"{"action":"ban","ipmset":"sshd","ip":"203.0.113.9","bantime":600,"host":"web2","time":1795342500,"stamp":1795342588000,"reason":"detected"}"#;
@@ -30,7 +30,7 @@ fn fleet() -> (Fleet, Remembered) {
     for event in [event, unban] {
         assert!(fleet.hear(&Event::parse(event.as_bytes()).unwrap(), NOW));
     }
-    assert_eq!(fleet.hear_part(&Part::parse(part.as_bytes()).unwrap(), NOW), None);
+    assert_eq!(fleet.hear_part(&Shard::parse(part.as_bytes()).unwrap(), NOW), None);
     let mut disk = Remembered::default();
     work(&mut fleet, &mut disk);
     (fleet, disk)
@@ -74,7 +74,7 @@ fn known(fleet: &Fleet, disk: &Remembered) -> String {
             ["sshd", "web"].iter().flat_map(|jail| ADDRESSES.map(|ip| (jail, ip)))
         {
             let key = (Jail::new(jail).unwrap(), Address::new(address).unwrap());
-            let word = fleet.word(&key, &Host::new(host).unwrap());
+            let word = fleet.word(&key, &HostName::new(host).unwrap());
             let _ = write!(text, " {word:?}");
         }
     }

@@ -21,8 +21,8 @@ use f2bmqtt::fail2ban::pickle::{Value, read};
 use f2bmqtt::guard::gate::Source;
 use f2bmqtt::notify;
 use f2bmqtt::spool::Item;
-use f2bmqtt::wire::seal::{Keys, Seal, split};
-use f2bmqtt::wire::{Address, Event, Host, Part, Presence, Told, is_hidden};
+use f2bmqtt::wire::seal::{SignatureStatus, SigningKeys, split};
+use f2bmqtt::wire::{Address, Event, HostName, Presence, Shard, SpooledEvent, is_hidden};
 
 use inbound::Inbound;
 
@@ -40,13 +40,13 @@ pub(crate) fn event(payload: &[u8]) {
 /// A part of a snapshot: the same, and it lists only what belongs to it.
 pub(crate) fn part(payload: &[u8]) {
     sealed(payload);
-    if let Ok(part) = Part::parse(payload) {
+    if let Ok(part) = Shard::parse(payload) {
         assert!(payload.len() <= 192 * 1024);
-        assert!(part.bans.iter().all(|ban| part.slice.covers(ban.address)));
-        assert!(part.unbans.iter().all(|unban| part.slice.covers(unban.address)));
+        assert!(part.bans.iter().all(|ban| part.id.covers(ban.address)));
+        assert!(part.unbans.iter().all(|unban| part.id.covers(unban.address)));
         let again = part.encode();
         assert!(!again.contains(is_hidden), "{again}");
-        assert_eq!(Part::parse(again.as_bytes()).as_ref(), Ok(&part));
+        assert_eq!(Shard::parse(again.as_bytes()).as_ref(), Ok(&part));
     }
 }
 
@@ -65,8 +65,8 @@ pub(crate) fn presence(payload: &[u8]) {
 /// Hosts without a key, and with one: whether those accept what is unsigned.
 static HOSTS: LazyLock<[(Option<bool>, Inbound); 3]> = LazyLock::new(|| {
     [None, Some(true), Some(false)].map(|accepts| {
-        let me = Host::new("web1").expect("it is a name");
-        let keys = accepts.map(|_| Keys::new(["a secret that no input has"]));
+        let me = HostName::new("web1").expect("it is a name");
+        let keys = accepts.map(|_| SigningKeys::new(["a secret that no input has"]));
         (accepts, Inbound::new(&me, keys, accepts == Some(true)))
     })
 });
@@ -78,7 +78,7 @@ pub(crate) fn gate(message: &[u8]) {
     let at = message.iter().position(|byte| *byte == b'\n').unwrap_or(message.len());
     let topic = String::from_utf8_lossy(&message[..at]);
     let payload = message.get(at + 1..).unwrap_or_default();
-    let me = Host::new("web1").expect("it is a name");
+    let me = HostName::new("web1").expect("it is a name");
     for (accepts, inbound) in &*HOSTS {
         let accepts = *accepts;
         match inbound.gate.admit(&topic, payload.to_vec()) {
@@ -114,15 +114,15 @@ pub(crate) fn gate(message: &[u8]) {
 /// A signature: nothing that was not signed is taken for it, and what is signed is.
 fn sealed(message: &[u8]) {
     const TOPIC: &str = "blacklist/ban";
-    let keys = Keys::new(["a secret that no input has"]);
-    assert_ne!(keys.check(TOPIC, message), Seal::Good);
+    let keys = SigningKeys::new(["a secret that no input has"]);
+    assert_ne!(keys.check(TOPIC, message), SignatureStatus::Valid);
     if let Some((text, _)) = split(message) {
         assert_eq!(text.len() + 74, message.len());
     }
     let signed = keys.sign(TOPIC, message.to_vec());
     if message.len() > 2 && message.ends_with(b"}") {
-        assert_eq!(keys.check(TOPIC, &signed), Seal::Good);
-        assert_ne!(keys.check("blacklist/unban", &signed), Seal::Good);
+        assert_eq!(keys.check(TOPIC, &signed), SignatureStatus::Valid);
+        assert_ne!(keys.check("blacklist/unban", &signed), SignatureStatus::Valid);
     } else {
         assert_eq!(signed, message);
     }
@@ -169,7 +169,7 @@ pub(crate) fn arguments(arguments: &[u8]) {
         time: word(6),
     };
     if let Ok((Some(told), _)) = call.told() {
-        assert_eq!(Told::parse(told.encode().as_bytes()), Ok(told));
+        assert_eq!(SpooledEvent::parse(told.encode().as_bytes()), Ok(told));
     }
     let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
     let call = call::Call::by_position(&words);

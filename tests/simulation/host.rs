@@ -7,10 +7,12 @@ use std::convert::Infallible;
 use f2bmqtt::fleet::look::{Look, Pulse, Server};
 use f2bmqtt::fleet::work::{Step, Work};
 use f2bmqtt::fleet::{Change, Fleet, Key, Pace, Remembered};
-use f2bmqtt::guard::Refusal;
+use f2bmqtt::guard::RejectReason;
 use f2bmqtt::notify::Call;
-use f2bmqtt::wire::seal::Keys;
-use f2bmqtt::wire::{Action as Word, Address, Event, Host as Name, Jail, Presence, Reason, Told};
+use f2bmqtt::wire::seal::SigningKeys;
+use f2bmqtt::wire::{
+    Action as Word, Address, Event, HostName as Name, Jail, Presence, Reason, SpooledEvent,
+};
 
 use crate::broker::{Broker, Message};
 use crate::chance::Chance;
@@ -33,22 +35,22 @@ pub(crate) struct Crash;
 pub(crate) type Broken = (&'static str, Address);
 
 #[allow(clippy::struct_excessive_bools, reason = "each may be with any other")]
-pub(crate) struct Host {
+pub(crate) struct HostName {
     pub(crate) name: String,
     me: Name,
     pub(crate) fail2ban: Fail2ban,
     inbound: Inbound,
     /// What it signs with, in a fleet that has a key.
-    keys: Option<Keys>,
+    keys: Option<SigningKeys>,
     /// The daemon, while it runs.
     pub(crate) fleet: Option<Fleet>,
     pub(crate) connected: bool,
     /// What is on disk.
     pub(crate) disk: Remembered,
     /// What notify told.
-    spool: VecDeque<Told>,
+    spool: VecDeque<SpooledEvent>,
     /// Published, but written down nowhere else yet.
-    unwritten: VecDeque<Told>,
+    unwritten: VecDeque<SpooledEvent>,
     /// The outbox of the daemon: it dies with it, and is read from the spool again.
     waiting: VecDeque<Event>,
     read: usize,
@@ -83,8 +85,8 @@ pub(crate) fn key(address: Address) -> Key {
     (jail(), address)
 }
 
-impl Host {
-    pub(crate) fn new(name: &str, fail2ban: Fail2ban, keys: Option<Keys>) -> Self {
+impl HostName {
+    pub(crate) fn new(name: &str, fail2ban: Fail2ban, keys: Option<SigningKeys>) -> Self {
         let me = Name::new(name).unwrap();
         Self {
             name: name.to_owned(),
@@ -176,7 +178,7 @@ impl Host {
     }
 
     /// A message comes from the broker, on a topic below the fleet's.
-    pub(crate) fn hear(&mut self, (topic, payload): Message) -> Result<(), Refusal> {
+    pub(crate) fn hear(&mut self, (topic, payload): Message) -> Result<(), RejectReason> {
         let result = self.hear_on(&whole(&topic), payload.as_bytes());
         if self.fleet.is_some() && result.is_ok() {
             // Whatever comes in between two rounds is worked off at once.
@@ -186,7 +188,7 @@ impl Host {
     }
 
     /// A message comes, on its whole topic; answers why it was rejected.
-    pub(crate) fn hear_on(&mut self, topic: &str, payload: &[u8]) -> Result<(), Refusal> {
+    pub(crate) fn hear_on(&mut self, topic: &str, payload: &[u8]) -> Result<(), RejectReason> {
         let now = self.millis();
         let Some(fleet) = &mut self.fleet else { return Ok(()) };
         let result = self.inbound.take(fleet, topic, payload, now);

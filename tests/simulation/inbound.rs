@@ -6,9 +6,9 @@
 use f2bmqtt::config::{Signing, Topic};
 use f2bmqtt::fleet::Fleet;
 use f2bmqtt::guard::gate::{Admitted, Gate, Source};
-use f2bmqtt::guard::{Guard, Refusal, Sharing, Verdict, is_bannable};
-use f2bmqtt::wire::seal::Keys;
-use f2bmqtt::wire::{CHECK, Host};
+use f2bmqtt::guard::{Admission, Guard, JailFilter, RejectReason, is_bannable};
+use f2bmqtt::wire::seal::SigningKeys;
+use f2bmqtt::wire::{HostName, PROBE_ACTION};
 
 /// What a host subscribes to beside its fleet's topics.
 pub(crate) const OTHER: &str = "homeassistant/status";
@@ -26,15 +26,15 @@ pub(crate) fn whole(name: &str) -> String {
 
 /// The inbound path of one host.
 pub(crate) struct Inbound {
-    me: Host,
+    me: HostName,
     pub(crate) gate: Gate,
     guard: Guard,
 }
 
 impl Inbound {
-    pub(crate) fn new(me: &Host, keys: Option<Keys>, accept_unsigned: bool) -> Self {
+    pub(crate) fn new(me: &HostName, keys: Option<SigningKeys>, accept_unsigned: bool) -> Self {
         let signing = keys.map(|keys| Signing { keys, accept_unsigned });
-        let guard = Guard::new(me.clone(), signing.is_some(), Sharing::default());
+        let guard = Guard::new(me.clone(), signing.is_some(), JailFilter::default());
         let gate = Gate::new(topic(), me.clone(), signing, vec![OTHER.to_owned()]);
         Self { me: me.clone(), gate, guard }
     }
@@ -47,7 +47,7 @@ impl Inbound {
         topic: &str,
         payload: &[u8],
         now: i64,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RejectReason> {
         let message = match self.gate.admit(topic, payload.to_vec()) {
             Ok(message) => message,
             Err(rejected) => {
@@ -84,9 +84,9 @@ impl Inbound {
         }
     }
 
-    fn event(&self, fleet: &mut Fleet, message: &Admitted, now: i64) -> Result<(), Refusal> {
+    fn event(&self, fleet: &mut Fleet, message: &Admitted, now: i64) -> Result<(), RejectReason> {
         let event = message.event().map_err(|rejected| rejected.reason())?;
-        if event.action.as_str() == CHECK {
+        if event.action.as_str() == PROBE_ACTION {
             return Ok(());
         }
         if let Some(refusal) = self.guard.check_event_time(&event, now) {
@@ -94,19 +94,21 @@ impl Inbound {
         }
         let mut refused = None;
         match self.guard.judge(&event, fleet.names()) {
-            Verdict::Own => fleet.hear_own(&event, now),
-            Verdict::Nothing => {}
-            Verdict::Refuse(Refusal::UnknownJail) if !event.is_news() => {
-                return Err(Refusal::UnknownJail);
+            Admission::Echo => fleet.hear_own(&event, now),
+            Admission::Ignore => {}
+            Admission::Reject(RejectReason::UnknownJail) if !event.is_new() => {
+                return Err(RejectReason::UnknownJail);
             }
-            Verdict::Refuse(Refusal::UnknownAction) => return Err(Refusal::UnknownAction),
+            Admission::Reject(RejectReason::UnknownAction) => {
+                return Err(RejectReason::UnknownAction);
+            }
             // A jail may just have been added.
-            Verdict::Accept | Verdict::Refuse(Refusal::UnknownJail) => {
+            Admission::Accept | Admission::Reject(RejectReason::UnknownJail) => {
                 if !fleet.hear(&event, now) {
-                    refused = Some(Refusal::TooMany);
+                    refused = Some(RejectReason::TooMany);
                 }
             }
-            Verdict::Refuse(refusal) => refused = Some(refusal),
+            Admission::Reject(refusal) => refused = Some(refusal),
         }
         if message.is_trusted() && event.host != self.me {
             fleet.asked(&event, refused, now);
@@ -118,10 +120,10 @@ impl Inbound {
         &self,
         fleet: &mut Fleet,
         message: &Admitted,
-        host: &Host,
+        host: &HostName,
         index: u32,
         now: i64,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RejectReason> {
         if message.payload().is_empty() {
             if *host == self.me || message.is_trusted() {
                 fleet.hear_cleared(host, index, now);
@@ -136,7 +138,7 @@ impl Inbound {
         }
         part.bans.retain(|ban| is_bannable(ban.address.ip()));
         match fleet.hear_part(&part, now) {
-            Some(f2bmqtt::fleet::Trouble::NoRoom) => Err(Refusal::TooMany),
+            Some(f2bmqtt::fleet::Trouble::NoRoom) => Err(RejectReason::TooMany),
             Some(f2bmqtt::fleet::Trouble::OwnAndOld) | None => Ok(()),
         }
     }

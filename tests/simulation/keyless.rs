@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use f2bmqtt::fleet::look::{Look, Pulse, Server};
 use f2bmqtt::fleet::work::Step;
 use f2bmqtt::fleet::{Fleet, Pace, Remembered};
-use f2bmqtt::wire::seal::Keys;
-use f2bmqtt::wire::{Host, Jail};
+use f2bmqtt::wire::seal::SigningKeys;
+use f2bmqtt::wire::{HostName, Jail};
 
 use crate::chance::Chance;
 use crate::inbound::{Inbound, whole};
@@ -100,12 +100,13 @@ fn change(chance: &mut Chance, payload: &str, other: &str) -> Vec<u8> {
 
 #[test]
 fn messages_without_the_key_change_nothing() {
-    let (keys, others) = (Keys::new(["the fleet's own secret"]), Keys::new(["another secret!!"]));
-    let me = Host::new("web1").unwrap();
+    let (keys, others) =
+        (SigningKeys::new(["the fleet's own secret"]), SigningKeys::new(["another secret!!"]));
+    let me = HostName::new("web1").unwrap();
     let inbound = Inbound::new(&me, Some(keys.clone()), false);
     let mut fleet = Fleet::new(me, Pace::default(), Remembered::default());
     fleet.connected(NOW);
-    let sign = |keys: &Keys, topic: &str, payload: &str| {
+    let sign = |keys: &SigningKeys, topic: &str, payload: &str| {
         String::from_utf8(keys.sign(&whole(topic), payload.into())).unwrap()
     };
     let signed: Vec<(String, String)> = MESSAGES

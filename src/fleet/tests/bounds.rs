@@ -178,17 +178,17 @@ fn claims_of_many_hosts_on_one_address_give_way_to_a_senior_peer() {
 }
 
 /// A snapshot of a peer with so many bans, in so many shards.
-fn snapshot(from: &str, stamp: i64, bans: u32, parts: u32) -> Vec<Part> {
-    let mut shards: BTreeMap<u32, Vec<Listed>> = BTreeMap::new();
+fn snapshot(from: &str, stamp: i64, bans: u32, parts: u32) -> Vec<Shard> {
+    let mut shards: BTreeMap<u32, Vec<ShardEntry>> = BTreeMap::new();
     for n in 0..bans {
         let address = address(&std::net::Ipv4Addr::from(0x0b00_0000 + n).to_string());
         let (start, bantime) = (NOW / 1000, -1);
-        let listed = Listed { jail: jail(), address, start, bantime };
-        shards.entry(Slice::of(address, parts).part()).or_default().push(listed);
+        let listed = ShardEntry { jail: jail(), address, start, bantime };
+        shards.entry(ShardId::of(address, parts).index()).or_default().push(listed);
     }
     let part = |(number, bans)| {
-        let slice = Slice::new(number, parts).unwrap();
-        Part { host: host(from), stamp, time: 0, slice, bans, unbans: Vec::new() }
+        let slice = ShardId::new(number, parts).unwrap();
+        Shard { host: host(from), stamp, time: 0, id: slice, bans, unbans: Vec::new() }
     };
     shards.into_iter().map(part).collect()
 }
@@ -208,7 +208,7 @@ fn small_shard_costs_little_whatever_came_before() {
     // Old ones, and then one that releases everything: not while it is heard, but a few at a time.
     let begun = std::time::Instant::now();
     for n in 1..=300 {
-        fleet.hear_part(&Part { bans: Vec::new(), ..part("evil", n, &[]) }, NOW);
+        fleet.hear_part(&Shard { bans: Vec::new(), ..part("evil", n, &[]) }, NOW);
     }
     fleet.hear_part(&part("evil", NOW + 2_000, &[]), NOW);
     let heard = begun.elapsed();
@@ -324,7 +324,7 @@ fn flood_of_fleet_unbans_and_bans_take_turns() {
             address: ip,
             reason: Some(crate::wire::Reason::Fleet),
             id: Some(UnbanId::made_by(&host("evil"), made)),
-            every_jail: true,
+            all_jails: true,
             ..event(Action::Unban, "evil", made)
         };
         assert!(it.fleet.hear(&unban, it.now));

@@ -13,7 +13,9 @@ use super::look::{Look, Server};
 use super::work::Step;
 use super::*;
 use crate::fail2ban::database::Row;
-use crate::wire::{Action, Ban, Event, Listed, Part, Slice, State, Told, UnbanId};
+use crate::wire::{
+    Action, Ban, Event, HostState, Shard, ShardEntry, ShardId, SpooledEvent, UnbanId,
+};
 
 const IP: &str = "203.0.113.9";
 const NOW: i64 = 1_795_342_588_000;
@@ -30,8 +32,8 @@ fn key() -> Key {
     (jail(), address(IP))
 }
 
-fn host(name: &str) -> Host {
-    Host::new(name).unwrap()
+fn host(name: &str) -> HostName {
+    HostName::new(name).unwrap()
 }
 
 fn event(action: Action, from: &str, stamp: i64) -> Event {
@@ -47,21 +49,21 @@ fn event(action: Action, from: &str, stamp: i64) -> Event {
         stamp,
         reason: None,
         id: None,
-        every_jail: false,
+        all_jails: false,
         unbans: Vec::new(),
         asked: false,
     }
 }
 
-fn part(from: &str, stamp: i64, listed: &[&str]) -> Part {
-    let bans = listed.iter().map(|ip| Listed {
+fn part(from: &str, stamp: i64, listed: &[&str]) -> Shard {
+    let bans = listed.iter().map(|ip| ShardEntry {
         jail: jail(),
         address: address(ip),
         start: NOW / 1000,
         bantime: 600,
     });
-    let slice = Slice::new(0, 1).unwrap();
-    Part { host: host(from), stamp, time: 0, slice, bans: bans.collect(), unbans: Vec::new() }
+    let slice = ShardId::new(0, 1).unwrap();
+    Shard { host: host(from), stamp, time: 0, id: slice, bans: bans.collect(), unbans: Vec::new() }
 }
 
 /// A host with a fail2ban that does as it is told.
@@ -149,7 +151,7 @@ impl Bench {
 
     /// notify tells of a ban that fail2ban has not written down.
     fn detects(&mut self) -> Event {
-        let told = Told {
+        let told = SpooledEvent {
             action: Action::Ban,
             jail: jail(),
             address: address(IP),
@@ -348,7 +350,7 @@ fn false_claim_in_this_host_s_name_is_corrected_within_seconds() {
                 it.fleet.hear_own(&forged, it.now);
             } else if action == Action::Ban {
                 // Old parts are answered with all parts; these are not old.
-                let part = Part { stamp: it.now, ..part("me", it.now, &[ip]) };
+                let part = Shard { stamp: it.now, ..part("me", it.now, &[ip]) };
                 it.fleet.hear_part(&part, it.now);
             } else {
                 continue;
@@ -406,7 +408,7 @@ fn what_a_broker_does_not_hand_out_is_asked_for_by_its_exact_topics() {
     it.fleet.connected(NOW);
     let mine = part("me", NOW, &[]);
     it.fleet.hear_part(&mine, NOW);
-    it.fleet.hear_presence(&host("a"), State::Online, NOW);
+    it.fleet.hear_presence(&host("a"), HostState::Online, NOW);
     let asked = |it: &mut Bench, after| it.fleet.branch(NOW + after);
     let all = |topics: &[&str]| Some(topics.iter().map(|topic| (*topic).to_owned()).collect());
     assert_eq!(asked(&mut it, 0), all(&["state/a/0"]));
@@ -414,10 +416,10 @@ fn what_a_broker_does_not_hand_out_is_asked_for_by_its_exact_topics() {
     assert_eq!(asked(&mut it, 4_000), all(&["state/a/+"]));
     assert_eq!(asked(&mut it, 8_000), all(&["state/a/+", "state/a/0"]));
     // Its first part says that there are two.
-    let first = Part { slice: Slice::new(0, 2).unwrap(), ..part("a", NOW, &[]) };
+    let first = Shard { id: ShardId::new(0, 2).unwrap(), ..part("a", NOW, &[]) };
     it.fleet.hear_part(&first, NOW + 9_000);
     assert_eq!(asked(&mut it, 16_000), all(&["state/a/+", "state/a/1"]));
-    let second = Part { slice: Slice::new(1, 2).unwrap(), ..part("a", NOW, &[]) };
+    let second = Shard { id: ShardId::new(1, 2).unwrap(), ..part("a", NOW, &[]) };
     it.fleet.hear_part(&second, NOW + 17_000);
     assert_eq!(asked(&mut it, 600_000), None);
 }
@@ -426,16 +428,16 @@ fn what_a_broker_does_not_hand_out_is_asked_for_by_its_exact_topics() {
 fn another_broker_s_last_will_of_this_host_is_answered() {
     let mut it = Bench::new();
     it.fleet.connected(NOW);
-    let mut says = |heard: Option<State>, after| {
+    let mut says = |heard: Option<HostState>, after| {
         if let Some(state) = heard {
             it.fleet.hear_presence(&host("me"), state, NOW + after);
         }
         it.fleet.presence(Presence::default, NOW + after).is_some()
     };
     assert!(says(None, 0), "on connection");
-    assert!(!says(Some(State::Offline), 100), "that was kept from before");
-    assert!(!says(Some(State::Online), 20_000), "that is its own");
-    assert!(says(Some(State::Offline), 20_000));
+    assert!(!says(Some(HostState::Offline), 100), "that was kept from before");
+    assert!(!says(Some(HostState::Online), 20_000), "that is its own");
+    assert!(says(Some(HostState::Offline), 20_000));
     assert!(!says(None, 20_001), "once");
 }
 
@@ -444,7 +446,7 @@ fn host_itself_is_no_other_host() {
     let mut it = Bench::new();
     it.fleet.connected(NOW);
     for name in ["me", "web2"] {
-        it.fleet.hear_presence(&host(name), State::Online, NOW);
+        it.fleet.hear_presence(&host(name), HostState::Online, NOW);
     }
     assert_eq!(it.fleet.hosts().0, 1);
 }
@@ -477,7 +479,7 @@ fn new_hosts_get_this_host_s_presence_however_soon_they_follow_each_other() {
     it.fleet.connected(NOW);
     let mut is_published = |new: Option<&str>, after| {
         if let Some(name) = new {
-            it.fleet.hear_presence(&host(name), State::Online, NOW + after);
+            it.fleet.hear_presence(&host(name), HostState::Online, NOW + after);
         }
         it.fleet.presence(Presence::default, NOW + after).is_some()
     };
@@ -521,7 +523,7 @@ fn what_an_operator_of_another_host_asks_is_answered_soon_and_not_too_often() {
     assert_eq!(says(&mut it, 50_000), None, "that was said");
     // Another one, of a jail that is not here.
     let gone = Event { jail: Jail::new("gone").unwrap(), ..asks(NOW + 1) };
-    it.fleet.asked(&gone, Some(crate::guard::Refusal::NotShared), it.now);
+    it.fleet.asked(&gone, Some(crate::guard::RejectReason::NotShared), it.now);
     let both = vec!["banned".to_owned(), "not_shared".to_owned()];
     assert_eq!(says(&mut it, 999), None, "a second after the last");
     assert_eq!(says(&mut it, 1_000), Some(both));

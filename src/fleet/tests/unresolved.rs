@@ -1,13 +1,13 @@
 //! A name in a jail's `ignoreip` that was never resolved holds imports back, and ends none.
 
 use super::*;
-use crate::ignored::{Because, Ignored};
+use crate::ignored::{IgnoreList, IgnoreReason};
 
 /// When the import is made, in seconds since 1970.
 const MADE: i64 = NOW / 1000 + 4;
 
 /// One round: what fail2ban is told and what is refused. It bans `held` before the round.
-fn round(fleet: &mut Fleet, now: i64, ignored: &Ignored, held: &[&str]) -> Vec<Step> {
+fn round(fleet: &mut Fleet, now: i64, ignored: &IgnoreList, held: &[&str]) -> Vec<Step> {
     let end = Some(MADE + 600);
     fleet.begin(now);
     fleet.pulse(
@@ -44,12 +44,12 @@ fn round(fleet: &mut Fleet, now: i64, ignored: &Ignored, held: &[&str]) -> Vec<S
 #[test]
 fn unresolved_name_refuses_imports_and_keeps_those_that_stand() {
     let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
-    let mut unresolved = Ignored::default();
+    let mut unresolved = IgnoreList::default();
     unresolved.set_incomplete();
-    let resolved = Ignored::default();
+    let resolved = IgnoreList::default();
     assert!(fleet.hear(&event(Action::Ban, "web2", NOW), NOW));
     let steps = round(&mut fleet, NOW + 2_000, &unresolved, &[]);
-    assert!(matches!(steps[..], [Step::Refuse(_, _, Because::Unresolved)]), "{steps:?}");
+    assert!(matches!(steps[..], [Step::Refuse(_, _, IgnoreReason::Unresolved)]), "{steps:?}");
     // It resolves: what was refused is imported.
     fleet.mistrust(&jail());
     let steps = round(&mut fleet, NOW + 4_000, &resolved, &[]);
@@ -60,9 +60,12 @@ fn unresolved_name_refuses_imports_and_keeps_those_that_stand() {
         assert_eq!(round(&mut fleet, now, &unresolved, &[IP]), []);
     }
     // It resolves to the banned address.
-    let mut friend = Ignored::default();
-    friend.add(crate::ignored::network(IP).unwrap(), Because::Jail);
+    let mut friend = IgnoreList::default();
+    friend.add(crate::ignored::network(IP).unwrap(), IgnoreReason::Jail);
     fleet.mistrust(&jail());
     let steps = round(&mut fleet, NOW + 10_000, &friend, &[IP]);
-    assert!(matches!(steps[..], [Step::Free(..), Step::Refuse(_, _, Because::Jail)]), "{steps:?}");
+    assert!(
+        matches!(steps[..], [Step::Free(..), Step::Refuse(_, _, IgnoreReason::Jail)]),
+        "{steps:?}"
+    );
 }

@@ -17,7 +17,7 @@ impl Tombstones {
             for one in of {
                 count += 1;
                 let maker = by_maker.entry(one.id.maker().into()).or_default();
-                let is_new = maker.insert((one.id.made(), *address, one.scope.clone()));
+                let is_new = maker.insert((one.id.created_at(), *address, one.scope.clone()));
                 holds!(is_new, "{} of {address} twice", one.id);
                 let is_done = one.applied && one.pending_jails.is_empty();
                 holds!(is_done || waiting.contains(address), "{address} waits for ever");

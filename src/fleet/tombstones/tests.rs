@@ -1,29 +1,29 @@
 //! Fleet unbans: what they void, how they are applied, and how many there may be.
 
 use super::*;
-use crate::wire::{Ban, Host};
+use crate::wire::{Ban, HostName};
 
 const NOW: i64 = 10_000_000_000;
 const DAY: i64 = 86_400_000;
 
-fn pardon(scope: &str, made: i64) -> Pardon {
+fn pardon(scope: &str, made: i64) -> FleetUnban {
     pardon_of("web2", "192.0.2.1", scope, made)
 }
 
-fn pardon_of(maker: &str, address: &str, scope: &str, made: i64) -> Pardon {
-    let host = Host::new(maker).unwrap();
+fn pardon_of(maker: &str, address: &str, scope: &str, made: i64) -> FleetUnban {
+    let host = HostName::new(maker).unwrap();
     let address = Address::new(address).unwrap();
-    Pardon { scope: Scope::new(scope).unwrap(), address, id: UnbanId::made_by(&host, made) }
+    FleetUnban { scope: JailScope::new(scope).unwrap(), address, id: UnbanId::made_by(&host, made) }
 }
 
 fn key(jail: &str) -> Key {
     (Jail::new(jail).unwrap(), Address::new("192.0.2.1").unwrap())
 }
 
-fn claim(stamp: i64, carries: &[&Pardon]) -> Said {
+fn claim(stamp: i64, carries: &[&FleetUnban]) -> Said {
     let unbans: Vec<_> = carries.iter().map(|pardon| pardon.id.clone()).collect();
     let ban = Some(Ban { start: 1, bantime: 600 });
-    Said { host: Host::new("web1").unwrap(), stamp, ban, unbans: Some(unbans.into()) }
+    Said { host: HostName::new("web1").unwrap(), stamp, ban, unbans: Some(unbans.into()) }
 }
 
 /// Applies what waits, in these jails; answers which addresses fail2ban would be told, in which order.
@@ -42,7 +42,7 @@ fn apply(tombstones: &mut Tombstones, jails: &BTreeSet<Jail>, max: usize) -> Vec
     told
 }
 
-fn none(_: Address, _: &Scope) -> bool {
+fn none(_: Address, _: &JailScope) -> bool {
     false
 }
 
@@ -228,7 +228,7 @@ fn hosts_keep_the_same_tombstones_of_an_address_in_whatever_order_they_come() {
     let address = Address::new("192.0.2.1").unwrap();
     let pardon = |n: i64| {
         let id = UnbanId::new(&format!("evil{}-{}", n % 3, NOW + n / 2)).unwrap();
-        Pardon { scope: Scope::Every, address, id }
+        FleetUnban { scope: JailScope::All, address, id }
     };
     let kept = |order: &mut dyn Iterator<Item = i64>| {
         let mut it = Tombstones::default();

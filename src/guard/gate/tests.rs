@@ -1,12 +1,12 @@
 //! Cases of the gate: every form of topic, signed or not, with a key or without.
 
 use super::*;
-use crate::wire::seal::Keys;
+use crate::wire::seal::SigningKeys;
 
 const KEY: &str = "a secret of the whole fleet";
 
-fn host(name: &str) -> Host {
-    Host::new(name).unwrap()
+fn host(name: &str) -> HostName {
+    HostName::new(name).unwrap()
 }
 
 fn gate(topic: &str, signing: Option<Signing>) -> Gate {
@@ -16,11 +16,11 @@ fn gate(topic: &str, signing: Option<Signing>) -> Gate {
 
 #[expect(clippy::unnecessary_wraps, reason = "a gate may have none")]
 fn signing(accept_unsigned: bool) -> Option<Signing> {
-    Some(Signing { keys: Keys::new([KEY]), accept_unsigned })
+    Some(Signing { keys: SigningKeys::new([KEY]), accept_unsigned })
 }
 
 /// Without a key, with one and unsigned messages accepted, with one.
-type Decisions = [Result<bool, Refusal>; 3];
+type Decisions = [Result<bool, RejectReason>; 3];
 
 /// A message of the fleet `blacklist` whose topic is `host/…`, `state/…`, or an event's.
 pub(crate) fn admit(name: &str, payload: &[u8]) -> Result<Admitted, Rejected> {
@@ -105,7 +105,7 @@ fn each_topic_has_one_place_or_none() {
                     assert_eq!((&admitted.source, admitted.trusted), (source, !has_key), "{topic}");
                 }
                 (Err(rejected), None) => {
-                    assert_eq!(rejected.reason, Refusal::WrongTopic, "{topic}");
+                    assert_eq!(rejected.reason, RejectReason::WrongTopic, "{topic}");
                     assert_eq!((rejected.host, rejected.own_shard), (None, None));
                 }
                 (decided, _) => panic!("{topic}: {decided:?}"),
@@ -137,11 +137,11 @@ fn a_message_is_read_only_as_what_its_topic_is_for() {
 
 #[test]
 fn signed_messages_count_and_unsigned_ones_only_where_they_may() {
-    use Refusal::{Unsigned, WrongSignature, WrongTopic};
+    use RejectReason::{Unsigned, WrongSignature, WrongTopic};
     let object = br#"{"v":1}"#;
-    let moved = Keys::new([KEY]).sign("b/other", object.to_vec());
+    let moved = SigningKeys::new([KEY]).sign("b/other", object.to_vec());
     let foreign =
-        |topic: &str| Keys::new(["the key of another fleet"]).sign(topic, object.to_vec());
+        |topic: &str| SigningKeys::new(["the key of another fleet"]).sign(topic, object.to_vec());
     // Trusted or not, or why not.
     let table: [(&str, &str, Decisions); 20] = [
         ("b/ban", "signed", [Ok(true), Ok(true), Ok(true)]),
@@ -167,7 +167,7 @@ fn signed_messages_count_and_unsigned_ones_only_where_they_may() {
     ];
     for (topic, form, expected) in table {
         let payload = match form {
-            "signed" => Keys::new([KEY]).sign(topic, object.to_vec()),
+            "signed" => SigningKeys::new([KEY]).sign(topic, object.to_vec()),
             "foreign" => foreign(topic),
             "moved" => moved.clone(),
             "empty" => Vec::new(),
@@ -197,7 +197,7 @@ fn larger_than_any_such_message_is_rejected_before_it_is_read() {
         let gate = gate("b", None);
         assert!(gate.admit(topic, vec![b'x'; max]).is_ok(), "{topic}");
         let rejected = gate.admit(topic, vec![b'x'; max + 1]).unwrap_err();
-        assert_eq!(rejected.reason, Refusal::TooLarge);
+        assert_eq!(rejected.reason, RejectReason::TooLarge);
         assert_eq!(rejected.own_shard, topic.contains("web1").then_some(2));
         let shard =
             rejected.host().zip(rejected.shard()).map(|(host, index)| format!("{host}/{index}"));
@@ -228,7 +228,7 @@ fn dots_that_rabbitmq_made_levels_of_are_dots_again_and_signed_so() {
         ("b.c", "f2bmqtt/b/c/host/a/x/org", "f2bmqtt/b.c/host/a.x.org"),
     ];
     for (fleet, came, published) in table {
-        let payload = Keys::new([KEY]).sign(published, br#"{"v":1}"#.to_vec());
+        let payload = SigningKeys::new([KEY]).sign(published, br#"{"v":1}"#.to_vec());
         let admitted = gate(fleet, signing(false)).admit(came, payload).unwrap();
         assert!(admitted.is_trusted(), "{came}");
     }
@@ -252,8 +252,8 @@ fn unsigned_messages_free_nobody_and_are_not_in_this_host_s_name() {
         let unsigned = open.admit("b/ban", event.clone().into_bytes()).unwrap();
         assert!(!unsigned.is_trusted());
         let reason = unsigned.event().map_err(|rejected| rejected.reason).err();
-        assert_eq!(reason, (!counts).then_some(Refusal::Unsigned), "{event}");
-        let signed = Keys::new([KEY]).sign("b/ban", event.clone().into_bytes());
+        assert_eq!(reason, (!counts).then_some(RejectReason::Unsigned), "{event}");
+        let signed = SigningKeys::new([KEY]).sign("b/ban", event.clone().into_bytes());
         assert!(open.admit("b/ban", signed).unwrap().event().is_ok());
         assert!(gate("b", None).admit("b/ban", event.into_bytes()).unwrap().event().is_ok());
     }
@@ -264,8 +264,8 @@ fn an_unsigned_shard_brings_no_fleet_unban() {
     let json = r#"{"v":1,"host":"web2","stamp":5,"part":0,"parts":1,"bans":[["sshd","192.0.2.1",9,600]],
         "unbans":[["*","192.0.2.1","web2-5"],["*","192.0.2.2","web2-6"]]}"#;
     let topic = "f2bmqtt/b/state/web2/0";
-    let signed = Keys::new([KEY]).sign(topic, json.as_bytes().to_vec());
-    let known = |pardon: &Pardon| pardon.id.as_str() == "web2-5";
+    let signed = SigningKeys::new([KEY]).sign(topic, json.as_bytes().to_vec());
+    let known = |pardon: &FleetUnban| pardon.id.as_str() == "web2-5";
     let table = [
         (None, json.as_bytes().to_vec(), 2),
         (signing(true), json.as_bytes().to_vec(), 1),
@@ -277,5 +277,5 @@ fn an_unsigned_shard_brings_no_fleet_unban() {
         assert_eq!((part.bans.len(), part.unbans.len()), (1, unbans));
     }
     let elsewhere = gate("b", None).admit("f2bmqtt/b/state/web3/0", json.into()).unwrap();
-    assert_eq!(elsewhere.shard(known).unwrap_err().reason, Refusal::WrongTopic);
+    assert_eq!(elsewhere.shard(known).unwrap_err().reason, RejectReason::WrongTopic);
 }

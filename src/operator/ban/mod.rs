@@ -28,7 +28,7 @@ use crate::guard::is_bannable;
 use crate::journal::say;
 use crate::paths::Paths;
 use crate::runtime;
-use crate::wire::{Address, Host, Jail, MAX_ANSWERS};
+use crate::wire::{Address, HostName, Jail, MAX_ANSWERS};
 
 /// fail2ban makes a ban within a second or two; longer where it has many to make.
 const BANS: Duration = Duration::from_secs(30);
@@ -60,7 +60,7 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
                 "fail2ban here has no jail {jail}; it has: {names}"
             )));
         }
-        if !config.sharing.has(&jail) {
+        if !config.sharing.includes(&jail) {
             return Err(Error::Undone(format!("{jail} does not take part here: see MQTT_JAILS")));
         }
         if !args.yes {
@@ -107,13 +107,13 @@ async fn refuse(
     jail: &Jail,
     addresses: &[Address],
 ) -> Result<(), Error> {
-    let (exempt, _) = daemon::exempt(config).of(jail, &fail2ban.ignored(jail).await?).await;
+    let (exempt, _) = daemon::exempt(config).resolve(jail, &fail2ban.ignored(jail).await?).await;
     let clients = ask::clients();
     for address in addresses {
         let why = if clients.contains(&address.ip()) {
             Some("you are connected from it, and would lock yourself out".to_owned())
         } else {
-            exempt.covers(*address).map(|because| because.to_string())
+            exempt.lookup(*address).map(|because| because.to_string())
         };
         if let Some(why) = why {
             return Err(Error::Undone(format!(
@@ -126,13 +126,13 @@ async fn refuse(
 
 struct Ban {
     jail: Jail,
-    me: Host,
+    me: HostName,
     made: Vec<Made>,
     said: Said,
     /// This host's snapshot lists what was made.
     told: bool,
     /// Connected hosts that did not say in time what they do, and are not waited for again.
-    slow: BTreeSet<Host>,
+    slow: BTreeSet<HostName>,
 }
 
 impl Ban {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 
 use crate::operator::view::{Member, View};
-use crate::wire::{Address, Host, Jail};
+use crate::wire::{Address, HostName, Jail};
 
 /// A ban that was made, or was there before.
 #[derive(Clone, Debug)]
@@ -21,11 +21,11 @@ pub(super) struct Made {
 /// What the other hosts said.
 #[derive(Debug)]
 pub(super) struct Said {
-    me: Host,
+    me: HostName,
     jail: Jail,
     /// Answers to what was asked before are of another ban; in milliseconds since 1970.
     since: i64,
-    words: BTreeMap<Host, BTreeMap<Address, String>>,
+    words: BTreeMap<HostName, BTreeMap<Address, String>>,
 }
 
 /// What a host's word comes to, the best first.
@@ -51,7 +51,7 @@ impl<'a> Deed<'a> {
 }
 
 impl Said {
-    pub(super) fn new(me: Host, jail: Jail, since: i64) -> Self {
+    pub(super) fn new(me: HostName, jail: Jail, since: i64) -> Self {
         Self { me, jail, since, words: BTreeMap::new() }
     }
 
@@ -71,14 +71,14 @@ impl Said {
         }
     }
 
-    fn deed(&self, host: &Host, address: Address) -> Deed<'_> {
+    fn deed(&self, host: &HostName, address: Address) -> Deed<'_> {
         let word = self.words.get(host).and_then(|words| words.get(&address));
         Deed::of(word.map(String::as_str))
     }
 
     /// The hosts that are connected and have not said, or not done, what they do with new ones of these.
-    pub(super) fn waits_for(&self, view: &View, made: &[Made]) -> BTreeSet<Host> {
-        let waits = |host: &Host| {
+    pub(super) fn waits_for(&self, view: &View, made: &[Made]) -> BTreeSet<HostName> {
+        let waits = |host: &HostName| {
             let mut new = made.iter().filter(|one| !one.already);
             new.any(|one| self.deed(host, one.address) >= Deed::Waits)
         };
@@ -87,11 +87,11 @@ impl Said {
     }
 
     /// The hosts that are not connected.
-    pub(super) fn offline<'a>(&'a self, view: &'a View) -> impl Iterator<Item = &'a Host> {
+    pub(super) fn offline<'a>(&'a self, view: &'a View) -> impl Iterator<Item = &'a HostName> {
         self.others(view).filter(|(_, member)| !member.is_online()).map(|(host, _)| host)
     }
 
-    fn others<'a>(&'a self, view: &'a View) -> impl Iterator<Item = (&'a Host, &'a Member)> {
+    fn others<'a>(&'a self, view: &'a View) -> impl Iterator<Item = (&'a HostName, &'a Member)> {
         view.hosts().iter().filter(|(host, _)| **host != self.me)
     }
 
@@ -152,7 +152,7 @@ impl Said {
 
     /// What there is in JSON of one address: the hosts' words.
     pub(super) fn answers(&self, address: Address) -> Value {
-        let word = |(host, words): (&Host, &BTreeMap<Address, String>)| {
+        let word = |(host, words): (&HostName, &BTreeMap<Address, String>)| {
             Some((host.as_str().to_owned(), Value::from(words.get(&address)?.as_str())))
         };
         Value::Object(self.words.iter().filter_map(word).collect::<Map<_, _>>())
@@ -172,7 +172,7 @@ impl Said {
                 Some(Deed::Silent) | None => silent.push(name),
             }
         }
-        let offline: Vec<_> = self.offline(view).map(Host::as_str).collect();
+        let offline: Vec<_> = self.offline(view).map(HostName::as_str).collect();
         json!({
             "hosts": bans, "without_jail": no_jail, "refused": refused, "waiting": waiting,
             "silent": silent, "offline": offline,
@@ -202,7 +202,7 @@ mod tests {
     }
 
     fn said() -> Said {
-        Said::new(Host::new("web1").unwrap(), Jail::new("web").unwrap(), SINCE)
+        Said::new(HostName::new("web1").unwrap(), Jail::new("web").unwrap(), SINCE)
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::reports::is_reporter;
 use crate::abuseipdb::{call, key};
 use crate::fail2ban::{Client, Error};
 use crate::files::trust::Keeps;
-use crate::ignored::Exempt;
+use crate::ignored::IgnoreListResolver;
 use crate::wire::Jail;
 
 /// A server that takes longer makes bans meanwhile, or hangs.
@@ -38,13 +38,13 @@ pub(super) async fn server(socket: &Path) -> Result<Server, String> {
 
 /// Finds out what is wrong with the `ignoreip` of each jail.
 async fn look_at(server: &mut Server, ignored: &[Vec<String>]) {
-    let mut exempt = Exempt::patient(NAME_PATIENCE);
+    let mut exempt = IgnoreListResolver::patient(NAME_PATIENCE);
     // All names at once: so their waits are one.
     if let Some(first) = server.jails.first() {
-        exempt.of(&first.name, &ignored.concat()).await;
+        exempt.resolve(&first.name, &ignored.concat()).await;
     }
     for (jail, entries) in server.jails.iter_mut().zip(ignored) {
-        (_, jail.wrong) = exempt.of(&jail.name, entries).await;
+        (_, jail.wrong) = exempt.resolve(&jail.name, entries).await;
     }
 }
 

@@ -10,8 +10,8 @@ use crate::broker::{Stage, Why};
 use crate::config::{Broker, Config};
 use crate::figures::homeassistant;
 use crate::fleet::snapshot::SHARD_BYTES;
-use crate::guard::Refusal;
-use crate::wire::{Host, Presence};
+use crate::guard::RejectReason;
+use crate::wire::{HostName, Presence};
 
 /// One broker, and how far this host came with it.
 #[derive(Debug)]
@@ -85,14 +85,14 @@ pub(super) struct Heard {
     /// The broker ended the connection.
     pub(super) cut: bool,
     /// Who is there, in the order in which it was told.
-    pub(super) presences: Vec<(Host, Presence)>,
+    pub(super) presences: Vec<(HostName, Presence)>,
     /// Others whose messages are not signed as they have to be here.
-    pub(super) refusals: BTreeMap<Host, Refusal>,
+    pub(super) refusals: BTreeMap<HostName, RejectReason>,
     /// Others who sign their messages, where nothing is signed here.
-    pub(super) signed: BTreeSet<Host>,
+    pub(super) signed: BTreeSet<HostName>,
     /// The newest stamp of others that are online, in milliseconds since 1970 by their clocks, and
     /// when it was read, by the one here.
-    pub(super) stamps: BTreeMap<Host, (i64, i64)>,
+    pub(super) stamps: BTreeMap<HostName, (i64, i64)>,
 }
 
 impl Reached {

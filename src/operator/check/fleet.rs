@@ -7,9 +7,9 @@ use super::broker::Heard;
 use super::finding::{Finding, list};
 use super::host::Host as Seen;
 use crate::config::Topic;
-use crate::guard::Refusal;
+use crate::guard::RejectReason;
 use crate::operator::clock::span;
-use crate::wire::{Host, State};
+use crate::wire::{HostName, HostState};
 
 /// Clocks that differ by less, in seconds, are as good as one: messages take their time.
 const SLACK: i64 = 5;
@@ -26,7 +26,7 @@ const MANY_YEARS: i64 = 3650 * 86_400;
 
 /// What is to be said of this host among the others.
 pub(super) fn findings(
-    (me, topic): (&Host, &Topic),
+    (me, topic): (&HostName, &Topic),
     machine: &str,
     heard: &Heard,
     seen: &Seen,
@@ -50,8 +50,8 @@ pub(super) fn findings(
     let mut online = BTreeSet::new();
     for (host, there) in heard.presences.iter().filter(|(host, _)| host != me) {
         match there.state {
-            State::Online => online.insert(host.as_str()),
-            State::Offline => online.remove(host.as_str()),
+            HostState::Online => online.insert(host.as_str()),
+            HostState::Offline => online.remove(host.as_str()),
         };
     }
     let online: Vec<&str> = online.into_iter().collect();
@@ -90,7 +90,7 @@ fn keys(heard: &Heard) -> Vec<Finding> {
                         systemctl restart f2bmqttsub";
     let refused = heard.refusals.iter().map(|(host, refusal)| {
         let how = match refusal {
-            Refusal::Unsigned => "does not sign its messages",
+            RejectReason::Unsigned => "does not sign its messages",
             _ => "signs its messages with another key",
         };
         (host, format!("{host} {how}: what it tells is refused here"))
@@ -177,12 +177,12 @@ mod tests {
     use super::*;
     use crate::wire::Presence;
 
-    fn host(name: &str) -> Host {
-        Host::new(name).unwrap()
+    fn host(name: &str) -> HostName {
+        HostName::new(name).unwrap()
     }
 
-    fn heard(presences: &[(&str, State, &str)], stamps: &[(&str, i64)]) -> Heard {
-        let presence = |(name, state, machine): &(&str, State, &str)| {
+    fn heard(presences: &[(&str, HostState, &str)], stamps: &[(&str, i64)]) -> Heard {
+        let presence = |(name, state, machine): &(&str, HostState, &str)| {
             let machine = (*machine).to_owned();
             (host(name), Presence { state: *state, machine, ..Presence::default() })
         };
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_name_is_one_machine_s() {
-        use State::{Offline, Online};
+        use HostState::{Offline, Online};
         assert_eq!(odd(&heard(&[("web1", Online, "m1"), ("web2", Online, "m2")], &[])), []);
         let two = heard(&[("web1", Online, "m1"), ("web1", Offline, "m3")], &[]);
         assert!(odd(&two)[0].1.starts_with("two machines are called web1: each overwrites"));
@@ -229,7 +229,7 @@ mod tests {
         let texts =
             |heard: Heard| odd(&heard).into_iter().map(|(_, text)| text).collect::<Vec<_>>();
         let refusals =
-            [(host("a"), Refusal::Unsigned), (host("b"), Refusal::WrongSignature)].into();
+            [(host("a"), RejectReason::Unsigned), (host("b"), RejectReason::WrongSignature)].into();
         let expected = [
             "a does not sign its messages: what it tells is refused here",
             "b signs its messages with another key: what it tells is refused here",
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn who_is_online_is_told() {
-        use State::{Offline, Online};
+        use HostState::{Offline, Online};
         let there = heard(&[("a", Online, "x"), ("b", Online, "y"), ("a", Offline, "x")], &[]);
         assert_eq!(found(&there, "m1")[1].text, "online, too: b");
         let away = heard(&[("a", Offline, "x")], &[]);
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn host_that_is_alone_on_its_topic_is_warned_with_the_topics_of_others() {
-        let mut own = heard(&[("web1", State::Online, "m1")], &[]);
+        let mut own = heard(&[("web1", HostState::Online, "m1")], &[]);
         let hosts = &found(&own, "m1")[1];
         let text = "no other host with f2bmqtt is on the topic blacklist";
         assert_eq!(

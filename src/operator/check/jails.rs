@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::finding::{Finding, list};
 use crate::files::trust::Keeps;
-use crate::guard::Sharing;
+use crate::guard::JailFilter;
 use crate::notify::is_called_by;
 use crate::wire::Jail;
 
@@ -102,7 +102,7 @@ fn action_ban(text: &str) -> Option<&str> {
 pub(super) fn findings(
     server: &Result<Server, String>,
     configured: &Configured,
-    sharing: &Sharing,
+    sharing: &JailFilter,
 ) -> Vec<Finding> {
     let mut found = Vec::new();
     found.extend(configured.wrong.iter().map(|what| {
@@ -145,7 +145,11 @@ pub(super) fn findings(
     found
 }
 
-fn of_jails(server: &Server, configured: &BTreeMap<Jail, bool>, sharing: &Sharing) -> Vec<Finding> {
+fn of_jails(
+    server: &Server,
+    configured: &BTreeMap<Jail, bool>,
+    sharing: &JailFilter,
+) -> Vec<Finding> {
     let mut found = Vec::new();
     if server.jails.is_empty() {
         let text = "fail2ban has no jail: it bans nothing, and nothing is banned here for others";
@@ -175,7 +179,7 @@ fn of_jails(server: &Server, configured: &BTreeMap<Jail, bool>, sharing: &Sharin
         ))
     }));
     let (part, none): (Vec<_>, Vec<_>) =
-        acting.into_iter().partition(|jail| sharing.has(&jail.name));
+        acting.into_iter().partition(|jail| sharing.includes(&jail.name));
     let (told, silent): (Vec<_>, Vec<_>) = part
         .into_iter()
         .partition(|jail| jail.actions.iter().any(|action| is_called_by(&action.ban)));
@@ -189,7 +193,7 @@ fn of_jails(server: &Server, configured: &BTreeMap<Jail, bool>, sharing: &Sharin
         found.push(Finding::well("jail_left_out", text));
     }
     let jails: BTreeSet<Jail> = server.jails.iter().map(|jail| jail.name.clone()).collect();
-    found.extend(sharing.missing(&jails).into_iter().map(|name| {
+    found.extend(sharing.unmatched(&jails).into_iter().map(|name| {
         let text = format!("MQTT_JAILS names {name}, and fail2ban has no such jail");
         let next = "mend the name in /etc/fail2ban/mqtt.env, or add the jail to jail.local";
         Finding::warning("jail_missing", text).next(next).about(name)
@@ -198,7 +202,7 @@ fn of_jails(server: &Server, configured: &BTreeMap<Jail, bool>, sharing: &Sharin
         let written = configured.get(&jail.name).copied().unwrap_or(false);
         by_snapshot(jail, written).about(&jail.name)
     }));
-    for jail in server.jails.iter().filter(|jail| sharing.has(&jail.name)) {
+    for jail in server.jails.iter().filter(|jail| sharing.includes(&jail.name)) {
         found.extend(jail.wrong.iter().map(|what| {
             let next = format!(
                 "getent ahosts NAME\nif the name is wrong: mend ignoreip in jail.local, then: \
@@ -209,7 +213,7 @@ fn of_jails(server: &Server, configured: &BTreeMap<Jail, bool>, sharing: &Sharin
         }));
     }
     let commands = server.jails.iter().filter(|jail| !jail.ignore_command.is_empty());
-    found.extend(commands.filter(|jail| sharing.has(&jail.name)).map(ignore_command));
+    found.extend(commands.filter(|jail| sharing.includes(&jail.name)).map(ignore_command));
     let runs = |name: &&Jail| server.jails.iter().any(|jail| jail.name == **name);
     found.extend(configured.keys().filter(|name| !runs(name)).map(|name| {
         let text = format!("the jail {name} is configured, and fail2ban does not run it");
@@ -293,7 +297,7 @@ mod tests {
         configured: &Configured,
     ) -> Vec<(&'static str, String)> {
         let out = BTreeSet::from([jail("recidive")]);
-        let found = findings(server, configured, &Sharing::new(None, out)).into_iter();
+        let found = findings(server, configured, &JailFilter::new(None, out)).into_iter();
         found
             .filter(|finding| finding.state != State::Well)
             .map(|finding| (finding.id, finding.text))
@@ -353,7 +357,7 @@ mod tests {
         let expected = expected.map(|(id, text)| (id, text.to_owned()));
         let configured = Configured { jails: files, ..Configured::default() };
         assert_eq!(odd(&Ok(server()), &configured), expected);
-        let all = findings(&Ok(server()), &configured, &Sharing::default());
+        let all = findings(&Ok(server()), &configured, &JailFilter::default());
         let web = all.iter().find(|finding| finding.id == "jail_not_wired").unwrap();
         let text =
             "web shares its bans by snapshot, within seconds: its actions are nftables and mail";
@@ -382,7 +386,7 @@ mod tests {
         let wrong = "Have not found any log file for sshd jail".to_owned();
         let configured = Configured { wrong: vec![wrong], broken: true, ..Configured::default() };
         let server = Err("fail2ban does not answer".to_owned());
-        let found = findings(&server, &configured, &Sharing::default());
+        let found = findings(&server, &configured, &JailFilter::default());
         assert_eq!(found[0].next[1..3], ["    [sshd]", "    backend = systemd"], "{found:?}");
     }
 

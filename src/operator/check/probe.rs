@@ -16,11 +16,11 @@ use crate::config::{self, Broker, Config, Topic};
 use crate::daemon;
 use crate::figures::homeassistant;
 use crate::fleet::snapshot::SHARD_BYTES;
-use crate::guard::Refusal;
+use crate::guard::RejectReason;
 use crate::guard::gate::{Admitted, Source};
 use crate::outbox::millis;
 use crate::random;
-use crate::wire::{self, Action, Address, Host, Jail, Presence, State};
+use crate::wire::{self, Action, Address, HostName, HostState, Jail, Presence};
 
 /// How long a name, and then a port, may take to answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(3);
@@ -273,7 +273,7 @@ impl Ear<'_> {
                 }
             }
             Event::Lost { .. } => self.heard.cut = true,
-            Event::Refused(rejected) if rejected.reason() == Refusal::WrongTopic => {
+            Event::Refused(rejected) if rejected.reason() == RejectReason::WrongTopic => {
                 let topic = Topic::of_presence(rejected.topic());
                 if self.heard.other_topics.len() < MAX_TOPICS {
                     self.heard.other_topics.extend(topic.map(str::to_owned));
@@ -321,21 +321,21 @@ impl Ear<'_> {
     }
 
     /// A host, if it is not this one.
-    fn other(&self, host: Option<&Host>) -> Option<Host> {
+    fn other(&self, host: Option<&HostName>) -> Option<HostName> {
         host.filter(|host| **host != self.config.node).cloned()
     }
 
-    fn others_online(&self) -> Vec<Host> {
+    fn others_online(&self) -> Vec<HostName> {
         let presences = self.heard.presences.iter();
         let online = presences
-            .filter(|(host, there)| *host != self.config.node && there.state == State::Online);
+            .filter(|(host, there)| *host != self.config.node && there.state == HostState::Online);
         online.map(|(host, _)| host.clone()).take(MAX_CLOCKS).collect()
     }
 
     /// An event that nobody acts upon: its action is none, its jail nobody's, and it is no news.
     fn event(&self) -> wire::Event {
         wire::Event {
-            action: Action::Other(wire::CHECK.to_owned()),
+            action: Action::Other(wire::PROBE_ACTION.to_owned()),
             jail: Jail::new("f2bmqtt-check").expect("it may be a jail's name"),
             address: Address::new("192.0.2.0").expect("it is an address"), // for documentation
             bantime: 0,
@@ -346,7 +346,7 @@ impl Ear<'_> {
             stamp: 0,
             reason: None,
             id: None,
-            every_jail: false,
+            all_jails: false,
             unbans: Vec::new(),
             asked: false,
         }

@@ -20,14 +20,14 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::paths::Paths;
 use crate::runtime;
-use crate::wire::{Address, Host, Jail};
+use crate::wire::{Address, HostName, Jail};
 use why::Case;
 
 /// Which bans are asked for.
 #[derive(Debug, Default)]
 struct Asked {
     jail: Option<Jail>,
-    host: Option<Host>,
+    host: Option<HostName>,
     network: Option<IpNet>,
     address: Option<Address>,
 }
@@ -40,7 +40,7 @@ impl Asked {
             asked.jail = Some(Jail::new(jail).map_err(|what| usage("--jail", &what))?);
         }
         if let Some(host) = &args.host {
-            asked.host = Some(Host::new(host).map_err(|what| usage("--host", &what))?);
+            asked.host = Some(HostName::new(host).map_err(|what| usage("--host", &what))?);
         }
         if let Some(text) = &args.address {
             asked.address = Address::new(text).ok();
@@ -61,7 +61,7 @@ impl Asked {
     }
 
     fn takes(&self, banned: &Banned) -> bool {
-        let of_host = |host: &Host| banned.origin == *host || banned.also.contains(host);
+        let of_host = |host: &HostName| banned.origin == *host || banned.also.contains(host);
         self.jail.as_ref().is_none_or(|jail| banned.jail == *jail)
             && self.host.as_ref().is_none_or(of_host)
             && self.network.is_none_or(|network| network.contains(&banned.address.ip()))
@@ -137,7 +137,7 @@ fn figures(
             "since": (banned.since > 0).then_some(banned.since),
             "until": match banned.until { Until::Time(end) => Some(end), _ => None },
             "forever": banned.until == Until::Never,
-            "also": banned.also.iter().map(Host::as_str).collect::<Vec<_>>(),
+            "also": banned.also.iter().map(HostName::as_str).collect::<Vec<_>>(),
         });
         write!(to, "{comma}{}", out::json(&ban))?;
     }
@@ -147,7 +147,7 @@ fn figures(
 fn table(to: &mut dyn fmt::Write, out: Out, banned: &[&Banned], hosts: usize, clock: &Clock) {
     let row = |banned: &&Banned| {
         let (until, left) = clock.until(banned.until);
-        let also = banned.also.iter().map(Host::as_str).collect::<Vec<_>>().join(", ");
+        let also = banned.also.iter().map(HostName::as_str).collect::<Vec<_>>().join(", ");
         let cells = [
             banned.address.to_string(),
             banned.jail.to_string(),

@@ -6,11 +6,11 @@ use crate::operator::clock::Clock;
 use crate::operator::local::Here;
 use crate::operator::out;
 use crate::operator::view::{Banned, Member, Until, View, Void};
-use crate::wire::{Address, Host, Jail};
+use crate::wire::{Address, HostName, Jail};
 
 /// Why one address is banned, or is not.
 pub(super) struct Case<'a> {
-    pub(super) me: Host,
+    pub(super) me: HostName,
     pub(super) address: Address,
     pub(super) banned: Vec<&'a Banned>,
     pub(super) view: View,
@@ -95,11 +95,11 @@ impl Case<'_> {
         if !also.is_empty() {
             lines.push(format!("  Detected and held, too, by {}.", names(also)));
         }
-        let detected = |host: &Host| host == origin || also.contains(host);
+        let detected = |host: &HostName| host == origin || also.contains(host);
         let others =
             || self.view.hosts().iter().filter(|(host, _)| !detected(host) && **host != self.me);
         let takes = |online: bool| {
-            let of = move |(host, member): (&Host, &Member)| {
+            let of = move |(host, member): (&HostName, &Member)| {
                 let takes = member.is_online() == online && member.jails().contains(jail);
                 takes.then(|| host.clone())
             };
@@ -122,7 +122,7 @@ impl Case<'_> {
 
     fn of_here(&self, here: &Here, banned: &Banned) -> String {
         let Banned { jail, origin, also, .. } = banned;
-        let by = |host: &Host| *host == self.me;
+        let by = |host: &HostName| *host == self.me;
         if here.banned.contains(jail) {
             return if by(origin) || also.iter().any(by) {
                 "bans it".to_owned()
@@ -149,14 +149,14 @@ impl Case<'_> {
     }
 }
 
-fn names(hosts: &[Host]) -> String {
-    hosts.iter().map(Host::as_str).collect::<Vec<_>>().join(", ")
+fn names(hosts: &[HostName]) -> String {
+    hosts.iter().map(HostName::as_str).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ignored::Because;
+    use crate::ignored::IgnoreReason;
 
     const NOW: i64 = 1_795_342_600;
 
@@ -179,7 +179,7 @@ mod tests {
             view.hear_on(&format!("state/{host}/0"), json.as_bytes());
         }
         let all = view.banned(NOW);
-        let (me, address) = (Host::new("web1").unwrap(), Address::new("192.0.2.1").unwrap());
+        let (me, address) = (HostName::new("web1").unwrap(), Address::new("192.0.2.1").unwrap());
         Case { me, address, banned: all.iter().collect(), view, here }
             .text(&Clock::new(NOW).unwrap())
     }
@@ -203,7 +203,8 @@ mod tests {
             );
             view.hear_on("state/web2/0", json.as_bytes());
             let all = view.banned(NOW);
-            let (me, address) = (Host::new("web1").unwrap(), Address::new("192.0.2.1").unwrap());
+            let (me, address) =
+                (HostName::new("web1").unwrap(), Address::new("192.0.2.1").unwrap());
             let here = Ok(Here::default());
             let text = Case { me, address, banned: all.iter().collect(), view, here }
                 .text(&Clock::new(NOW).unwrap());
@@ -242,7 +243,7 @@ mod tests {
             (sshd(), "does not ban it now."),
             (Here::default(), "does not: its fail2ban has no jail sshd."),
             (
-                Here { exempt: [(jail("sshd"), Because::Jail)].into(), ..sshd() },
+                Here { exempt: [(jail("sshd"), IgnoreReason::Jail)].into(), ..sshd() },
                 "does not: it is in ignoreip.",
             ),
             (
@@ -250,7 +251,7 @@ mod tests {
                 "does not: by its settings sshd does not take part.",
             ),
             (
-                Here { lifted: [(jail("sshd"), Host::new("web2").unwrap())].into(), ..sshd() },
+                Here { lifted: [(jail("sshd"), HostName::new("web2").unwrap())].into(), ..sshd() },
                 "does not: its operator lifted the ban of web2 here.",
             ),
         ];
@@ -264,7 +265,7 @@ mod tests {
         );
         let nobody = "No host's snapshot lists 192.0.2.1.\nweb1, this host, does not ban it.\n";
         assert_eq!(told(Ok(sshd()), false), nobody);
-        let script = [(jail("sshd"), Host::new("old").unwrap())].into();
+        let script = [(jail("sshd"), HostName::new("old").unwrap())].into();
         let table = [
             (
                 held.clone(),

@@ -6,7 +6,7 @@ use super::Status;
 use crate::abuseipdb::glance::{Call, Glance};
 use crate::operator::local::Service;
 use crate::operator::view::Member;
-use crate::wire::{Host, Jail};
+use crate::wire::{HostName, Jail};
 
 impl Status {
     pub(super) fn json(&self) -> Value {
@@ -40,7 +40,7 @@ impl Status {
     }
 }
 
-fn of_host((host, member): (&Host, &Member)) -> Value {
+fn of_host((host, member): (&HostName, &Member)) -> Value {
     let presence = member.presence();
     json!({
         "host": host.as_str(),

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::paths::Paths;
 use crate::runtime;
-use crate::wire::{Host, Jail};
+use crate::wire::{HostName, Jail};
 
 /// Shows it.
 ///
@@ -53,7 +53,7 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
 
 /// What there is to show.
 struct Status {
-    me: Host,
+    me: HostName,
     service: Service,
     /// The broker, as whom this host logs in, and why that fails.
     broker: String,

@@ -9,7 +9,7 @@ use crate::operator::clock::span;
 use crate::operator::local::Service;
 use crate::operator::out::{Look, Out, count};
 use crate::operator::view::Member;
-use crate::wire::{Host, Jail, State};
+use crate::wire::{HostName, HostState, Jail};
 
 impl Status {
     pub(super) fn text(&self, out: Out) -> String {
@@ -110,7 +110,7 @@ impl Status {
         }
         let refused: Vec<_> = self.refused();
         if !refused.is_empty() {
-            let row = |(host, reason, count): &(&Host, &str, u64)| {
+            let row = |(host, reason, count): &(&HostName, &str, u64)| {
                 vec![
                     (Look::Plain, host.to_string()),
                     (Look::Plain, (*reason).to_owned()),
@@ -123,11 +123,11 @@ impl Status {
         text
     }
 
-    fn host(&self, (host, member): (&Host, &Member)) -> Vec<(Look, String)> {
+    fn host(&self, (host, member): (&HostName, &Member)) -> Vec<(Look, String)> {
         let presence = member.presence();
         let (look, state) = match presence.map(|presence| presence.state) {
-            Some(State::Online) => (Look::Good, "online"),
-            Some(State::Offline) => (Look::Bad, "offline"),
+            Some(HostState::Online) => (Look::Good, "online"),
+            Some(HostState::Offline) => (Look::Bad, "offline"),
             None => (Look::Dim, "unknown"),
         };
         let since = presence.map_or(0, |presence| presence.since);
@@ -158,7 +158,7 @@ impl Status {
         member.stamp().map(|stamp| (self.clock.now - stamp / 1000).max(0))
     }
 
-    fn refused(&self) -> Vec<(&Host, &str, u64)> {
+    fn refused(&self) -> Vec<(&HostName, &str, u64)> {
         let hosts = self.view.hosts().iter();
         let presences = hosts.filter_map(|(host, member)| Some((host, member.presence()?)));
         let counts = presences.flat_map(|(host, presence)| {

@@ -34,13 +34,13 @@ fn hears(
         list(unbans)
     );
     let heard = view.hear_on(&format!("state/{host}/{part}"), json.as_bytes());
-    assert_eq!(heard, Heard::Part(Host::new(host).unwrap()), "{json}");
+    assert_eq!(heard, Heard::Shard(HostName::new(host).unwrap()), "{json}");
 }
 
 /// `address jail origin +also since until`, a line each.
 fn shown(view: &View) -> Vec<String> {
     let line = |banned: Banned| {
-        let names = [&banned.origin].into_iter().chain(&banned.also).map(Host::as_str);
+        let names = [&banned.origin].into_iter().chain(&banned.also).map(HostName::as_str);
         let names = names.collect::<Vec<_>>().join("+");
         let Banned { address, jail, since, until, .. } = banned;
         format!("{address} {jail} {names} {since} {until:?}")
@@ -68,7 +68,7 @@ fn each_address_is_shown_once_in_a_jail_with_all_who_hold_it() {
     // What is over is held for a while, and then by nobody.
     let over = |left: i64| ban("sshd", 3, NOW - 600 - left, 600);
     hears(&mut view, "a", 2, (0, 1), &[&over(600)], &[]);
-    assert_eq!(view.hosts()[&Host::new("a").unwrap()].bans(), 1);
+    assert_eq!(view.hosts()[&HostName::new("a").unwrap()].bans(), 1);
     assert!(shown(&view)[0].starts_with("192.0.2.3"));
     hears(&mut view, "a", 3, (0, 1), &[&over(601)], &[]);
     assert_eq!(shown(&view).len(), 1, "b's and c's");
@@ -80,7 +80,7 @@ fn the_newest_part_that_covers_an_address_is_right() {
     let ip =
         (0..100).map(|n| format!("192.0.2.{n}")).find(|ip| address(ip).hash() % 4 == 1).unwrap();
     let ban = format!("sshd {ip} {NOW} 600");
-    let host = Host::new("a").unwrap();
+    let host = HostName::new("a").unwrap();
     hears(&mut view, "a", 5, (1, 4), &[&ban], &[]);
     assert_eq!((view.hosts()[&host].missing(), view.hosts()[&host].count()), (3, 4));
     assert_eq!(view.missing(), ["3 of 4 parts of a's snapshot"]);
@@ -124,7 +124,7 @@ fn a_ban_without_a_known_fleet_unban_is_void() {
     );
     let repeats = |host: &str, ip: &str| {
         let id = UnbanId::new(&format!("b-{NOW}005")).unwrap();
-        view.hosts()[&Host::new(host).unwrap()].repeats(address(ip), &id)
+        view.hosts()[&HostName::new(host).unwrap()].repeats(address(ip), &id)
     };
     assert!(!repeats("a", "192.0.2.1") && repeats("b", "192.0.2.1") && repeats("c", "192.0.2.1"));
     assert!(!repeats("c", "192.0.2.2"));
@@ -133,7 +133,7 @@ fn a_ban_without_a_known_fleet_unban_is_void() {
 #[test]
 fn hosts_come_and_go_and_what_is_odd_is_nothing() {
     let mut view = View::default();
-    let (a, b) = (Host::new("a").unwrap(), Host::new("b").unwrap());
+    let (a, b) = (HostName::new("a").unwrap(), HostName::new("b").unwrap());
     let online = br#"{"v":1,"state":"online","jails":["web"]}"#;
     assert_eq!(view.hear_on("host/a", online), Heard::Presence(a.clone()));
     hears(&mut view, "a", 1, (0, 1), &[&format!("sshd 192.0.2.1 {NOW} 600")], &[]);
@@ -203,7 +203,7 @@ fn what_daemons_reject_is_not_shown() {
         (now - 30 * DAY, true, true),
         (now - 30 * DAY - 1, true, false),
     ];
-    let host = Host::new("a").unwrap();
+    let host = HostName::new("a").unwrap();
     for (stamp, unsigned, signed) in table {
         for (has_key, expected) in [(false, unsigned), (true, signed)] {
             let mut view = View::new(has_key);

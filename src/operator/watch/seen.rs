@@ -6,7 +6,7 @@ use crate::guard::gate::Admitted;
 use crate::guard::{check_event_stamp, is_bannable};
 use crate::operator::gather::Gathering;
 use crate::operator::view::{Heard, View};
-use crate::wire::{Action, Address, Event, Host, Jail, Reason, State};
+use crate::wire::{Action, Address, Event, HostName, HostState, Jail, Reason};
 
 /// How many of the last events are kept.
 const KEPT: usize = 500;
@@ -23,12 +23,12 @@ pub enum News {
         action: Action,
         address: Address,
         jail: Jail,
-        host: Host,
+        host: HostName,
         bantime: i64,
         reason: Option<Reason>,
     },
     /// A host came or went.
-    Host { host: Host, online: bool },
+    Host { host: HostName, online: bool },
 }
 
 /// Everything that was seen.
@@ -55,7 +55,7 @@ pub struct Seen {
 pub struct Count {
     pub all: usize,
     pub jails: BTreeMap<Jail, usize>,
-    pub hosts: BTreeMap<Host, usize>,
+    pub hosts: BTreeMap<HostName, usize>,
 }
 
 impl Seen {
@@ -94,7 +94,7 @@ impl Seen {
     /// Takes a message. Answers what is new.
     pub fn hear(&mut self, message: &Admitted, now: i64) -> Option<News> {
         self.turn(now);
-        let online = |view: &View, host: &Host| {
+        let online = |view: &View, host: &HostName| {
             view.hosts().get(host).map(super::super::view::Member::is_online)
         };
         if let Some(host) = message.source().host() {
@@ -107,7 +107,7 @@ impl Seen {
                 matches!(heard, Heard::Presence(_)) && before.is_some_and(|before| before != after);
             return came.then(|| self.tell(News::Host { host, online: after }, now));
         }
-        let event = message.event().ok().filter(Event::is_news)?;
+        let event = message.event().ok().filter(Event::is_new)?;
         // What the daemons reject is no news.
         let unbannable = event.action == Action::Ban && !is_bannable(event.address.ip());
         if unbannable || check_event_stamp(&event, self.signed, now).is_some() {
@@ -200,7 +200,7 @@ impl News {
                 [action.to_string(), address.to_string(), jail, host.to_string(), more]
             }
             Self::Host { host, online } => {
-                let state = if *online { State::Online } else { State::Offline };
+                let state = if *online { HostState::Online } else { HostState::Offline };
                 let none = String::new;
                 [state.as_str().to_owned(), none(), none(), host.to_string(), none()]
             }

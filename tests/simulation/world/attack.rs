@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use f2bmqtt::fleet::claims::Word;
-use f2bmqtt::wire::seal::Keys;
-use f2bmqtt::wire::{Address, Event, Host as Name, Part};
+use f2bmqtt::wire::seal::SigningKeys;
+use f2bmqtt::wire::{Address, Event, HostName as Name, Shard};
 
 use super::{ACTIVE, BEGIN, QUIET, World};
 use crate::broker::Message;
@@ -22,8 +22,8 @@ const NAMES: [&str; 8] = ["a", "b", "c", "joiner", "script", "evil1", "evil2", "
 const CLEANED_UP: [i64; 2] = [6, 20];
 
 /// What the fleet signs with.
-pub(super) fn keys() -> Keys {
-    Keys::new(["the fleet's own secret, which no attacker has"])
+pub(super) fn keys() -> SigningKeys {
+    SigningKeys::new(["the fleet's own secret, which no attacker has"])
 }
 
 /// What the attacker can do.
@@ -102,7 +102,7 @@ impl Attacker {
 fn stamp_of(payload: &str) -> Option<(String, i64)> {
     let event = Event::parse(payload.as_bytes()).ok().filter(|event| event.id.is_none());
     let event = event.map(|event| (event.host, event.stamp));
-    let part = || Part::parse(payload.as_bytes()).ok().map(|part| (part.host, part.stamp));
+    let part = || Shard::parse(payload.as_bytes()).ok().map(|part| (part.host, part.stamp));
     event.or_else(part).map(|(host, stamp)| (host.to_string(), stamp))
 }
 
@@ -168,7 +168,7 @@ impl World {
             60..70 => (topic, attacker.change(&payload)),
             70..75 => {
                 let (topic, payload) = attacker.forge(&self.addresses, self.now);
-                let keys = Keys::new(["a secret of the attacker's own"]);
+                let keys = SigningKeys::new(["a secret of the attacker's own"]);
                 let signed = keys.sign(&whole(&topic), payload.into_bytes());
                 (topic, String::from_utf8(signed).unwrap())
             }

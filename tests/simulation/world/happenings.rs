@@ -1,7 +1,7 @@
 //! What may happen in a world: attacks, operators, faults.
 
 use f2bmqtt::fleet::claims::Word;
-use f2bmqtt::wire::{Action, Address, Event, Host as Name, Reason, UnbanId};
+use f2bmqtt::wire::{Action, Address, Event, HostName as Name, Reason, UnbanId};
 
 use super::{Origin, World};
 use crate::fail2ban::Fail2ban;
@@ -262,7 +262,7 @@ impl World {
             time: 0,
             stamp: millis,
             reason: Some(Reason::Fleet),
-            every_jail: self.chance.often(500),
+            all_jails: self.chance.often(500),
             unbans: Vec::new(),
             asked: false,
         };

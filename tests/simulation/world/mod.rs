@@ -10,13 +10,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use attack::{Attack, Attacker};
 use f2bmqtt::fleet::claims::Word;
-use f2bmqtt::guard::Refusal;
-use f2bmqtt::wire::{Action, Address, Ban, Event, Host as Name, Part};
+use f2bmqtt::guard::RejectReason;
+use f2bmqtt::wire::{Action, Address, Ban, Event, HostName as Name, Shard};
 
 use crate::broker::Broker;
 use crate::chance::Chance;
 use crate::fail2ban::{Fail2ban, Ticket};
-use crate::host::{Around, Host, key};
+use crate::host::{Around, HostName, key};
 
 /// When the world begins, in seconds.
 const BEGIN: i64 = 1_000_000;
@@ -33,7 +33,7 @@ pub(crate) struct World {
     chance: Chance,
     now: i64,
     faults: bool,
-    hosts: Vec<Host>,
+    hosts: Vec<HostName>,
     broker: Broker,
     /// A host that runs the scripts.
     script: Option<Fail2ban>,
@@ -67,7 +67,7 @@ impl World {
         let attacker = Attacker::new(seed);
         let keys = attacker.signed.then(attack::keys);
         let hosts = ["a", "b", "c"].map(|name| {
-            let mut host = Host::new(name, Fail2ban::new(&mut chance, BEGIN), keys.clone());
+            let mut host = HostName::new(name, Fail2ban::new(&mut chance, BEGIN), keys.clone());
             host.start();
             host
         });
@@ -300,7 +300,7 @@ impl World {
                 let result = self.hosts[n].hear((topic, payload));
                 // What honest hosts publish, no gate keeps out.
                 let is_honest = !matches!(self.attacker.attack, Attack::Client | Attack::Open);
-                let is_taken = matches!(result, Ok(()) | Err(Refusal::UnknownJail));
+                let is_taken = matches!(result, Ok(()) | Err(RejectReason::UnknownJail));
                 assert!(!is_honest || is_taken, "{result:?} {shown}");
             }
         }
@@ -331,7 +331,7 @@ impl World {
         if self.chance.often(500) {
             let keys = self.attacker.signed.then(attack::keys);
             let fail2ban = Fail2ban::new(&mut self.chance, self.now);
-            let mut host = Host::new("joiner", fail2ban, keys);
+            let mut host = HostName::new("joiner", fail2ban, keys);
             host.start();
             self.hosts.push(host);
             self.say("a host joins");
@@ -380,7 +380,7 @@ impl World {
         };
         for (_, (topic, payload)) in &self.broker.seen {
             if topic.starts_with(&format!("state/{name}/"))
-                && let Ok(part) = Part::parse(payload.as_bytes())
+                && let Ok(part) = Shard::parse(payload.as_bytes())
             {
                 for ban in part.bans {
                     told(ban.address, Ban { start: ban.start, bantime: ban.bantime });

@@ -1,8 +1,8 @@
 //! The messages that an attacker makes: of every kind, in anyone's name, with every kind of stamp.
 
 use f2bmqtt::wire::{
-    Action, Address, Event, Host as Name, Jail, Listed, Pardon, Part, Presence, Reason, Scope,
-    Slice, State, UnbanId,
+    Action, Address, Event, FleetUnban, HostName as Name, HostState, Jail, JailScope, Presence,
+    Reason, Shard, ShardEntry, ShardId, UnbanId,
 };
 
 use super::{Attacker, NAMES};
@@ -15,8 +15,8 @@ pub(super) const DAY: i64 = 86_400_000;
 
 /// What `f2bmqtt forget` publishes first.
 pub(super) fn empty_shard(name: &str, stamp: i64) -> String {
-    let (host, slice) = (Name::new(name).unwrap(), Slice::new(0, 1).unwrap());
-    Part { host, stamp, time: 0, slice, bans: Vec::new(), unbans: Vec::new() }.encode()
+    let (host, slice) = (Name::new(name).unwrap(), ShardId::new(0, 1).unwrap());
+    Shard { host, stamp, time: 0, id: slice, bans: Vec::new(), unbans: Vec::new() }.encode()
 }
 
 impl Attacker {
@@ -103,7 +103,7 @@ impl Attacker {
             4..=7 => self.forge_shard(addresses, now),
             8 => {
                 let (host, offline) = (self.name(), self.chance.often(500));
-                let state = if offline { State::Offline } else { State::Online };
+                let state = if offline { HostState::Offline } else { HostState::Online };
                 (format!("host/{host}"), Presence { state, ..Presence::default() }.encode())
             }
             _ => (
@@ -129,7 +129,7 @@ impl Attacker {
             stamp: if self.chance.often(100) { 0 } else { stamp },
             reason: Some(if is_ban { Reason::Detected } else { Reason::Lifted }),
             id: None,
-            every_jail: false,
+            all_jails: false,
             unbans: if carries { vec![self.id(now)] } else { Vec::new() },
             asked: is_ban && self.chance.often(200),
         };
@@ -149,7 +149,7 @@ impl Attacker {
             stamp: self.stamp(now),
             reason: Some(Reason::Fleet),
             id: Some(self.id(now)),
-            every_jail: self.chance.often(500),
+            all_jails: self.chance.often(500),
             unbans: Vec::new(),
             asked: false,
         };
@@ -164,21 +164,21 @@ impl Attacker {
     fn forge_shard(&mut self, addresses: &[Address], now: i64) -> Message {
         let parts = *self.chance.pick(&[1, 1, 1, 2, 8]);
         let part = u32::try_from(self.chance.within(0, i64::from(parts) - 1)).unwrap();
-        let slice = Slice::new(part, parts).unwrap();
+        let slice = ShardId::new(part, parts).unwrap();
         let (mut bans, mut unbans) = (Vec::new(), Vec::new());
         for _ in 0..self.chance.within(0, 4) {
             let (address, jail) = (self.address(addresses), self.jail());
             let (start, bantime) = self.ban(now);
-            bans.push(Listed { jail, address, start, bantime });
+            bans.push(ShardEntry { jail, address, start, bantime });
             if self.chance.often(200) {
                 let address = self.address(addresses);
-                unbans.push(Pardon { scope: Scope::Every, address, id: self.id(now) });
+                unbans.push(FleetUnban { scope: JailScope::All, address, id: self.id(now) });
             }
         }
         bans.retain(|ban| slice.covers(ban.address));
         unbans.retain(|unban| slice.covers(unban.address));
         let (host, stamp) = (self.name(), self.stamp(now));
         let topic = format!("state/{host}/{part}");
-        (topic, Part { host, stamp, time: 0, slice, bans, unbans }.encode())
+        (topic, Shard { host, stamp, time: 0, id: slice, bans, unbans }.encode())
     }
 }
