@@ -12,8 +12,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::fail2ban::table::Table;
 use crate::fail2ban::{Client, Error};
-use crate::fleet::look::{Look, Pulse, Server};
-use crate::fleet::work::{Step, Work};
+use crate::fleet::look::{Observation, Heartbeat, ServerInstance};
+use crate::fleet::work::{Effect, Target};
 use crate::guard::RejectReason;
 use crate::ignored::{IgnoreList, IgnoreListResolver};
 use crate::journal::{self, say};
@@ -189,7 +189,7 @@ impl<'a> Applier<'a> {
         self.reconsider().await?;
         while begun.elapsed() < ASK {
             let step = self.memory.know().fleet.next(now());
-            if step == Step::Rest {
+            if step == Effect::Rest {
                 self.bell.news.notify_one();
                 let rest = ASK.saturating_sub(begun.elapsed());
                 let _ = timeout(rest, self.bell.work.notified()).await;
@@ -211,7 +211,7 @@ impl<'a> Applier<'a> {
             known.scan();
         }
         let jails = self.client.jails().await?;
-        let server = Server { pid: self.client.pid(), started: self.started() };
+        let server = ServerInstance { pid: self.client.pid(), started: self.started() };
         if jails.is_empty() && self.memory.know().fleet.is_starting(server, now()) {
             sleep(RETRY).await; // it is yet to make them
         } else if self.jails.is_empty() {
@@ -231,7 +231,7 @@ impl<'a> Applier<'a> {
         }
         match absent(&mut known, &jails, server) {
             Ok(data_version) => {
-                known.fleet.pulse(Pulse { server, data_version }, jails, now());
+                known.fleet.pulse(Heartbeat { server, data_version }, jails, now());
             }
             // One that is busy now says nothing, and not that there is nothing.
             Err(error) => {
@@ -300,49 +300,49 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    async fn take(&mut self, step: Step) -> Result<(), Error> {
+    async fn take(&mut self, step: Effect) -> Result<(), Error> {
         let answer = match step {
-            Step::Save(changes) => {
+            Effect::Save(changes) => {
                 self.memory.know().save(&changes);
                 return Ok(());
             }
-            Step::Look(jail, of) => return self.look(&jail, of.as_deref()).await,
-            Step::Free(jail, work) => {
+            Effect::Look(jail, of) => return self.look(&jail, of.as_deref()).await,
+            Effect::Free(jail, work) => {
                 self.tell("UnBan", &jail, &work);
                 self.client.unban(&jail, &addresses(&work)).await?
             }
-            Step::Obey(jail, addresses) => {
+            Effect::Obey(jail, addresses) => {
                 self.tell_fleet_unbans(&jail, &addresses);
                 self.client.unban(&jail, &addresses).await?
             }
-            Step::Import(jail, work) => {
+            Effect::Import(jail, work) => {
                 self.tell("Ban", &jail, &work);
                 self.client.ban(&jail, &addresses(&work)).await?
             }
-            Step::Prolong(jail, addresses) => self.client.ban(&jail, &addresses).await?,
-            Step::Refuse(jail, Work { address, host }, because) => {
+            Effect::Prolong(jail, addresses) => self.client.ban(&jail, &addresses).await?,
+            Effect::Refuse(jail, Target { address, host }, because) => {
                 let host = named(host.as_ref());
                 let text = format!("refused to ban {address} in {jail} for {host}: {because}");
                 self.memory.know().refuse_of(host, because.reject_reason(), &text);
                 0
             }
-            Step::NoSuchJail(jail, Work { address, host }) => {
+            Effect::NoSuchJail(jail, Target { address, host }) => {
                 let mut known = self.memory.know();
                 known.refused.count(RejectReason::UnknownJail);
                 let host = named(host.as_ref());
                 known.inbound.say(host, || journal::no_such_jail(&jail, address, host, 0));
                 0
             }
-            Step::Continue | Step::Rest => return Ok(()),
+            Effect::Continue | Effect::Rest => return Ok(()),
         };
         self.memory.know().fleet.done(answer, now());
         Ok(())
     }
 
     /// The lines that log watchers know.
-    fn tell(&self, what: &str, jail: &Jail, work: &[Work]) {
+    fn tell(&self, what: &str, jail: &Jail, work: &[Target]) {
         let mut known = self.memory.know();
-        for Work { address, host } in work {
+        for Target { address, host } in work {
             let host = named(host.as_ref());
             let line = || format!("{what} {address} for ipset {jail} reported by {host}");
             known.inbound.say(host, line);
@@ -371,7 +371,7 @@ impl<'a> Applier<'a> {
         let purge_age = self.client.purge_age().await?;
         let ignored = self.ignored(jail).await?;
         let took = i64::try_from(begun.elapsed().as_millis()).unwrap_or_default();
-        let look = Look { held, total, bantime, purge_age, ignored, took, ..Look::default() };
+        let look = Observation { held, total, bantime, purge_age, ignored, took, ..Observation::default() };
         if let Err(error) = self.seen(jail, of, look) {
             let text = format!("cannot read fail2ban's database: {error}; bans wait for it");
             self.memory.know().warn("database", &text);
@@ -381,7 +381,7 @@ impl<'a> Applier<'a> {
     }
 
     /// Adds to a look what the database has of it, and hands it over.
-    fn seen(&self, jail: &Jail, of: Option<&[Address]>, mut look: Look) -> rusqlite::Result<()> {
+    fn seen(&self, jail: &Jail, of: Option<&[Address]>, mut look: Observation) -> rusqlite::Result<()> {
         let mut known = self.memory.know();
         look.rows = match of {
             Some(addresses) => known.database.rows(jail, addresses)?,
@@ -440,7 +440,7 @@ impl<'a> Applier<'a> {
 fn absent(
     known: &mut Known,
     jails: &BTreeSet<Jail>,
-    server: Server,
+    server: ServerInstance,
 ) -> rusqlite::Result<Option<i64>> {
     let version = known.database.version()?;
     let starting = known.fleet.is_starting(server, now());
@@ -453,7 +453,7 @@ fn absent(
     Ok(version)
 }
 
-fn addresses(work: &[Work]) -> Vec<Address> {
+fn addresses(work: &[Target]) -> Vec<Address> {
     work.iter().map(|work| work.address).collect()
 }
 

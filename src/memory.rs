@@ -9,8 +9,8 @@ use crate::daemon::former::Former;
 use crate::error::Error;
 use crate::fail2ban::action_names::{ActionNames, Resolved};
 use crate::fail2ban::database::{Database, Row};
-use crate::fleet::work::Step;
-use crate::fleet::{Change, Fleet};
+use crate::fleet::work::Effect;
+use crate::fleet::{Record, Controller};
 use crate::guard::{Guard, RejectCounters, RejectReason, is_bannable};
 use crate::journal::{self, Inbound, Limited};
 use crate::outbox::{Outbox, millis};
@@ -25,7 +25,7 @@ pub struct Memory(Mutex<Known>);
 #[derive(Debug)]
 pub struct Known {
     /// The fleet's bans, and this host's.
-    pub fleet: Fleet,
+    pub fleet: Controller,
     /// What fail2ban told, on its way to the broker.
     pub outbox: Outbox,
     /// fail2ban's own memory of its bans.
@@ -48,7 +48,7 @@ impl Memory {
     /// Puts together what is known.
     #[must_use]
     pub fn new(
-        fleet: Fleet,
+        fleet: Controller,
         guard: Guard,
         outbox: Outbox,
         database: Database,
@@ -123,7 +123,7 @@ impl Known {
 
     /// Writes down what has changed. Where that fails (a full disk), the bans are made all the same, and
     /// it is tried again.
-    pub fn save(&mut self, changes: &[Change]) {
+    pub fn save(&mut self, changes: &[Record]) {
         let result: Result<(), Error> = self.store.save(changes);
         self.fleet.saved(result.is_ok(), millis(SystemTime::now()));
         if let Err(error) = result {
@@ -143,7 +143,7 @@ impl Known {
     }
 
     fn save_stamp(&mut self, stamp: i64) {
-        match self.store.save(&[Change::Stamp(stamp)]) {
+        match self.store.save(&[Record::Stamp(stamp)]) {
             Ok(()) => self.fleet.on_stamp_reserved(stamp),
             Err(error) => self.warn("store", &error.to_string()),
         }
@@ -179,8 +179,8 @@ impl Known {
     /// more.
     pub fn save_next(&mut self) -> bool {
         match self.fleet.next(millis(SystemTime::now())) {
-            Step::Save(changes) => self.save(&changes),
-            Step::Continue => {}
+            Effect::Save(changes) => self.save(&changes),
+            Effect::Continue => {}
             _ => return false,
         }
         true

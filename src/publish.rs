@@ -16,8 +16,8 @@ use crate::error::Error;
 use crate::fail2ban::action_names::{ActionNames, Resolved};
 use crate::fail2ban::database::{Database, Row};
 use crate::fail2ban::{self, Client as Fail2ban};
-use crate::fleet::Change;
-use crate::fleet::tell::Teller;
+use crate::fleet::Record;
+use crate::fleet::tell::Sequencer;
 use crate::journal;
 use crate::lock::{self, Lock, Role};
 use crate::outbox::{Outbox, millis};
@@ -62,9 +62,9 @@ fn work(paths: &Paths) -> Result<(), Error> {
 }
 
 /// Reserves stamps for as long as this process may run. A disk that is full is no reason to keep a ban back.
-fn reserve(store: &mut Store, teller: &mut Teller) {
+fn reserve(store: &mut Store, teller: &mut Sequencer) {
     if let Some(stamp) = teller.stamp_to_reserve(millis(SystemTime::now()))
-        && store.save(&[Change::Stamp(stamp)]).is_ok()
+        && store.save(&[Record::Stamp(stamp)]).is_ok()
     {
         teller.on_reserved(stamp);
     }
@@ -83,7 +83,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<SpooledEvent>) -> 
     // The daemon's stamps and these are one sequence. Where it cannot be read, or a daemon runs, the clock must do.
     let mut store = lock.as_ref().and_then(|_| Store::open(&paths.store()).ok());
     let stamp = store.as_ref().and_then(|store| store.stamp().ok()).unwrap_or(0);
-    let mut teller = Teller::new(config.node.clone(), stamp);
+    let mut teller = Sequencer::new(config.node.clone(), stamp);
     if let Some(store) = &mut store {
         reserve(store, &mut teller);
     }

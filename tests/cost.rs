@@ -7,9 +7,9 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use f2bmqtt::fail2ban::database::Row;
-use f2bmqtt::fleet::look::{Look, Pulse, Server};
-use f2bmqtt::fleet::work::Step;
-use f2bmqtt::fleet::{Fleet, Pace, Remembered};
+use f2bmqtt::fleet::look::{Observation, Heartbeat, ServerInstance};
+use f2bmqtt::fleet::work::Effect;
+use f2bmqtt::fleet::{Controller, Timing, PersistedState};
 use f2bmqtt::wire::{
     Address, Event, FleetUnban, HostName, Jail, JailScope, Shard, ShardEntry, ShardId, UnbanId,
 };
@@ -79,20 +79,20 @@ fn processor_time() -> Duration {
     Duration::try_from(time).unwrap()
 }
 
-fn hear(fleet: &mut Fleet, shard: &str) {
+fn hear(fleet: &mut Controller, shard: &str) {
     black_box(fleet.hear_part(&Shard::parse(shard.as_bytes()).unwrap(), NOW));
 }
 
 /// Works off what is to be done without fail2ban; answers the longest step.
-fn work(fleet: &mut Fleet) -> Duration {
+fn work(fleet: &mut Controller) -> Duration {
     let mut longest = Duration::ZERO;
     loop {
         let begun = processor_time();
         let step = fleet.next(NOW);
         longest = longest.max(processor_time().saturating_sub(begun));
         match step {
-            Step::Save(_) => fleet.saved(true, NOW),
-            Step::Rest => return longest,
+            Effect::Save(_) => fleet.saved(true, NOW),
+            Effect::Rest => return longest,
             _ => {}
         }
     }
@@ -114,7 +114,7 @@ impl Costs {
 #[ignore = "a measurement, which tests/bench makes"]
 fn worst_messages_cost_little_more_than_their_size() {
     let mut fleet =
-        Fleet::new(HostName::new("web1").unwrap(), Pace::default(), Remembered::default());
+        Controller::new(HostName::new("web1").unwrap(), Timing::default(), PersistedState::default());
     let (mine, slice) = (snapshot("evil", NOW + 1_000, 99_000), ShardId::new(0, 1).unwrap());
     let begun = processor_time();
     for shard in &mine {
@@ -163,16 +163,16 @@ fn worst_messages_cost_little_more_than_their_size() {
 }
 
 /// What fail2ban answers that holds the bans of [`snapshot`], as its own detections.
-fn look(bans: u32) -> Look {
+fn look(bans: u32) -> Observation {
     let addresses = || (0..bans).map(address);
     let row = Row { timeofban: NOW / 1000, bantime: -1, failures: 3 };
-    Look {
+    Observation {
         held: addresses().map(|address| (address, Some(-1))).collect(),
         rows: addresses().map(|address| (address, row)).collect(),
         database: Some(0),
         total: Some(bans.into()),
         bantime: 600,
-        ..Look::default()
+        ..Observation::default()
     }
 }
 
@@ -183,13 +183,13 @@ fn restart_with_100_000_bans_that_others_claim_too_costs_seconds() {
     let jail = Jail::new("sshd").unwrap();
     let begun = processor_time();
     let mut fleet =
-        Fleet::new(HostName::new("web1").unwrap(), Pace::default(), Remembered::default());
+        Controller::new(HostName::new("web1").unwrap(), Timing::default(), PersistedState::default());
     for shard in snapshot("web2", NOW + 1_000, BANS) {
         hear(&mut fleet, &shard);
     }
     fleet.begin(NOW);
-    let server = Server { pid: 1, started: NOW / 1000 - 900 };
-    let pulse = Pulse { server, data_version: Some(1) };
+    let server = ServerInstance { pid: 1, started: NOW / 1000 - 900 };
+    let pulse = Heartbeat { server, data_version: Some(1) };
     fleet.pulse(pulse, BTreeSet::from([jail.clone()]), NOW);
     let (mut longest, mut banned) = (Duration::ZERO, 0);
     loop {
@@ -197,14 +197,14 @@ fn restart_with_100_000_bans_that_others_claim_too_costs_seconds() {
         let step = fleet.next(NOW);
         longest = longest.max(processor_time().saturating_sub(step_begun));
         match step {
-            Step::Save(_) => fleet.saved(true, NOW),
-            Step::Look(jail, of) => fleet.seen(&jail, of.as_deref(), look(BANS), NOW),
-            Step::Import(_, work) => {
+            Effect::Save(_) => fleet.saved(true, NOW),
+            Effect::Look(jail, of) => fleet.seen(&jail, of.as_deref(), look(BANS), NOW),
+            Effect::Import(_, work) => {
                 banned += work.len();
                 fleet.done(i64::try_from(work.len()).unwrap(), NOW);
             }
-            Step::Continue => {}
-            Step::Rest => break,
+            Effect::Continue => {}
+            Effect::Rest => break,
             other => panic!("{other:?}"),
         }
     }

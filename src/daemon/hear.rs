@@ -2,8 +2,8 @@
 
 use super::instances::Sighting;
 use super::{Daemon, now};
-use crate::fleet::Trouble;
-use crate::fleet::limits::Table;
+use crate::fleet::ShardError;
+use crate::fleet::limits::BoundedTable;
 use crate::guard::gate::{Admitted, Rejected, Source};
 use crate::guard::{Admission, MessageKind, RejectReason};
 use crate::journal;
@@ -96,7 +96,7 @@ impl Daemon {
         let too_fast = self.limits.exceeds_limit(host, peer, kind, now());
         if too_fast {
             known.fleet.limits_mut().reached(
-                Table::Messages,
+                BoundedTable::Messages,
                 kind.per_minute(),
                 Some(host.as_str()),
                 now(),
@@ -195,11 +195,11 @@ impl Daemon {
         }
         known.keep_shared(&mut part);
         match known.fleet.hear_part(&part, now()) {
-            Some(Trouble::NoRoom) => {
+            Some(ShardError::NoRoom) => {
                 let text = format!("ignored some bans from {host}: {FULL}");
                 known.refuse_of(host.as_str(), RejectReason::TooMany, &text);
             }
-            Some(Trouble::OwnAndOld) => known.warn("part", ECHO),
+            Some(ShardError::OwnAndOld) => known.warn("part", ECHO),
             None => {}
         }
         Ok(())

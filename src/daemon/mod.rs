@@ -34,8 +34,8 @@ use crate::fail2ban::database::Database;
 use crate::figures::Shown;
 use crate::files::room::full_disks;
 use crate::fleet::provenance::Provenance;
-use crate::fleet::snapshot::Publication;
-use crate::fleet::{Fleet, Pace, Remembered};
+use crate::fleet::snapshot::RetainedShard;
+use crate::fleet::{Controller, Timing, PersistedState};
 use crate::guard::{Guard, RateLimiter, RejectReason};
 use crate::ignored::IgnoreListResolver;
 use crate::journal::{say, warn};
@@ -167,7 +167,7 @@ struct Daemon {
     memory: Arc<Memory>,
     bell: Arc<Bell>,
     /// Parts of this host's snapshot on their way out.
-    parts: VecDeque<Publication>,
+    parts: VecDeque<RetainedShard>,
     /// A hash of this machine's id.
     machine: String,
     /// The ID of this run of the daemon.
@@ -205,7 +205,7 @@ impl Daemon {
         remembered.clamp(now());
         let (identity, former) = identify(config, &mut store, &mut remembered)?;
         remembered.detected.retain(|(jail, _), _| config.sharing.includes(jail));
-        let fleet = Fleet::new(config.node.clone(), Pace::default(), remembered);
+        let fleet = Controller::new(config.node.clone(), Timing::default(), remembered);
         let guard =
             Guard::new(config.node.clone(), config.signing.is_some(), config.sharing.clone());
         let outbox = Outbox::new(spool.clone(), config.topic.clone());
@@ -348,7 +348,7 @@ impl Daemon {
             self.parts.extend(known.fleet.publications(now()));
         }
         while self.link.room() > 0 {
-            let Some(Publication { number, part }) = self.parts.pop_front() else { break };
+            let Some(RetainedShard { number, part }) = self.parts.pop_front() else { break };
             let topic = self.topic.shard(&self.host, number);
             self.link.keep(topic, part.map(|part| part.encode().into_bytes()).unwrap_or_default());
         }
@@ -455,11 +455,11 @@ impl Daemon {
 fn identify(
     config: &Config,
     store: &mut Store,
-    remembered: &mut Remembered,
+    remembered: &mut PersistedState,
 ) -> Result<(Identity, Option<String>), Error> {
     let (before, here) = (store.identity()?, Provenance::of(config));
     let doubt = here.doubt(before.as_ref().map(|before| &before.provenance));
-    let changes = remembered.discard(doubt, &Pace::default(), now().div_euclid(1000));
+    let changes = remembered.discard(doubt, &Timing::default(), now().div_euclid(1000));
     let same = before.as_ref().filter(|before| here.keeps_session(&before.provenance));
     let identity = match same {
         Some(same) => same.clone().with(here),

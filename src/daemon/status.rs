@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::files;
-use crate::fleet::limits::{Limit, Limits};
+use crate::fleet::limits::{Limit, ReachedLimits};
 
 /// The file is written at least so often, in milliseconds.
 const INTERVAL: i64 = 60_000;
@@ -148,7 +148,7 @@ impl DaemonStatus {
 }
 
 /// The limits that are shown at `now`, in milliseconds.
-pub(super) fn tables_full(limits: &Limits, now: i64) -> Vec<FullTable> {
+pub(super) fn tables_full(limits: &ReachedLimits, now: i64) -> Vec<FullTable> {
     limits.shown(now).map(FullTable::from).collect()
 }
 
@@ -231,13 +231,13 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::fleet::limits::Table;
+    use crate::fleet::limits::BoundedTable;
 
     const NOW: i64 = 1_795_342_600_123;
 
     fn status() -> DaemonStatus {
-        let mut limits = Limits::default();
-        limits.reached(Table::Claims, 100_000, Some("web2"), NOW);
+        let mut limits = ReachedLimits::default();
+        limits.reached(BoundedTable::Claims, 100_000, Some("web2"), NOW);
         let mut link = LinkStatus::default();
         link.turn(LinkState::Up, &"192.0.2.1:1883", NOW - 10_000);
         DaemonStatus {

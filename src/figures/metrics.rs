@@ -169,7 +169,7 @@ mod tests {
     use crate::abuseipdb::glance::{Call, Glance};
     use crate::config::Certificate;
     use crate::figures::JailFigures;
-    use crate::fleet::limits::Table;
+    use crate::fleet::limits::BoundedTable;
     use crate::wire::Jail;
 
     fn figures() -> Figures {
@@ -180,7 +180,7 @@ mod tests {
             since: 1_795_342_588,
             connected: true,
             jails: vec![JailFigures { jail, detected: 3, imported: 40, lifted: 1 }],
-            limits: [(Table::Claims, 1_795_342_600)].into(),
+            limits: [(BoundedTable::Claims, 1_795_342_600)].into(),
             certificates: vec![Certificate {
                 kind: "ca",
                 name: String::new(),

@@ -10,7 +10,7 @@ use self::homeassistant::{HomeAssistant, Kept};
 use self::metrics::Metrics;
 use crate::abuseipdb::glance::Glance;
 use crate::config::{Certificate, Config, Tls};
-use crate::fleet::limits::{Limits, Table};
+use crate::fleet::limits::{ReachedLimits, BoundedTable};
 use crate::guard::RejectCounters;
 use crate::guard::gate::Admitted;
 use crate::memory::Known;
@@ -67,7 +67,7 @@ pub struct Figures {
     /// What was refused.
     pub refused: RejectCounters,
     /// When each table reached a limit last within a day, in seconds since 1970.
-    pub limits: BTreeMap<Table, i64>,
+    pub limits: BTreeMap<BoundedTable, i64>,
     /// The certificates of this host's connection.
     pub certificates: Vec<Certificate>,
     /// What the reporter has; `None` where it never ran.
@@ -186,7 +186,7 @@ impl Shown {
 }
 
 /// The last time of each table: it may have several limits.
-fn last_reached(limits: &Limits, now: i64) -> BTreeMap<Table, i64> {
+fn last_reached(limits: &ReachedLimits, now: i64) -> BTreeMap<BoundedTable, i64> {
     let mut last = BTreeMap::new();
     for limit in limits.shown(now) {
         let at: &mut i64 = last.entry(limit.table).or_default();
@@ -201,11 +201,11 @@ mod tests {
 
     #[test]
     fn table_with_several_limits_has_the_last_time() {
-        let mut limits = Limits::default();
-        limits.reached(Table::Claims, 200_000, None, 7_000);
-        limits.reached(Table::Claims, 100_000, None, 5_000);
-        limits.reached(Table::Peers, 1_000, None, 1_000);
-        let expected = [(Table::Peers, 1), (Table::Claims, 7)].into();
+        let mut limits = ReachedLimits::default();
+        limits.reached(BoundedTable::Claims, 200_000, None, 7_000);
+        limits.reached(BoundedTable::Claims, 100_000, None, 5_000);
+        limits.reached(BoundedTable::Peers, 1_000, None, 1_000);
+        let expected = [(BoundedTable::Peers, 1), (BoundedTable::Claims, 7)].into();
         assert_eq!(last_reached(&limits, 8_000), expected);
         assert!(last_reached(&limits, 90_000_000).is_empty(), "a day later");
     }

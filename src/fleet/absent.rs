@@ -3,17 +3,17 @@
 
 use std::collections::BTreeSet;
 
-use super::look::{Own, Server, Sweep};
+use super::look::{LocalBan, ServerInstance, Scan};
 use super::marks::Mark;
-use super::{Change, Fleet, own, secs};
+use super::{Record, Controller, own, secs};
 use crate::fail2ban::database::Row;
 use crate::fail2ban::table::Table;
 use crate::wire::{Address, Jail};
 
-impl Fleet {
+impl Controller {
     /// **For a minute after its start fail2ban may still have to make its jails.** `now` is in milliseconds.
     #[must_use]
-    pub fn is_starting(&self, server: Server, now: i64) -> bool {
+    pub fn is_starting(&self, server: ServerInstance, now: i64) -> bool {
         secs(now) < server.started.saturating_add(self.pace.grace)
     }
 
@@ -24,7 +24,7 @@ impl Fleet {
         &mut self,
         these: &BTreeSet<Jail>,
         written: &BTreeSet<Jail>,
-        server: Server,
+        server: ServerInstance,
         now: i64,
     ) -> BTreeSet<Jail> {
         let starting = self.is_starting(server, now);
@@ -90,7 +90,7 @@ impl Fleet {
                 written.push(address);
             }
             let facts =
-                own::Facts { row, told, away: true, now: secs(now), ..own::Facts::default() };
+                own::LocalBanFacts { row, told, away: true, now: secs(now), ..own::LocalBanFacts::default() };
             let ban = own::ban(facts);
             let last = local.own.get(&address).copied();
             if ban != last.map(|own| own.ban) {
@@ -99,7 +99,7 @@ impl Fleet {
             match ban {
                 Some(ban) => {
                     let (run, rowed) = (local.run, row.is_some());
-                    local.own.insert(address, Own { ban, run, rowed });
+                    local.own.insert(address, LocalBan { ban, run, rowed });
                 }
                 None => drop(local.own.remove(&address)),
             }
@@ -110,7 +110,7 @@ impl Fleet {
             let mark = local.cases.get_mut(&address).and_then(|case| case.mark.as_mut());
             if let Some(mark) = mark.filter(|mark| !mark.rowed && mark.is_of(*row)) {
                 mark.rowed = true;
-                changed.push(Change::Mark((jail.clone(), address), Some(Mark::clone(mark))));
+                changed.push(Record::Mark((jail.clone(), address), Some(Mark::clone(mark))));
             }
         }
         for change in changed {
@@ -141,7 +141,7 @@ impl Fleet {
         self.tombstones.retry();
         self.pulse = None;
         self.looks.clear();
-        self.sweep = Sweep::default();
+        self.sweep = Scan::default();
         if database {
             self.as_of = self.round;
         }
@@ -151,9 +151,9 @@ impl Fleet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::look::{Detection, Look, Pulse};
-    use crate::fleet::work::Step;
-    use crate::fleet::{Pace, Remembered};
+    use crate::fleet::look::{PendingDetection, Observation, Heartbeat};
+    use crate::fleet::work::Effect;
+    use crate::fleet::{Timing, PersistedState};
     use crate::wire::{Action, Ban, Event, HostName, Reason, UnbanId};
 
     const NOW: i64 = 1_000_000_000;
@@ -183,13 +183,13 @@ mod tests {
         ];
         for (shown, age, lacks, counts) in table {
             let host = HostName::new("web1").unwrap();
-            let mut fleet = Fleet::new(host, Pace::default(), Remembered::default());
-            let server = Server { pid: 7, started: NOW / 1000 - age };
-            let pulse = Pulse { server, data_version: Some(1) };
+            let mut fleet = Controller::new(host, Timing::default(), PersistedState::default());
+            let server = ServerInstance { pid: 7, started: NOW / 1000 - age };
+            let pulse = Heartbeat { server, data_version: Some(1) };
             if shown {
                 fleet.pulse(pulse, jails(&["sshd", "web"]), NOW);
                 let held = rows().iter().map(|(address, _)| (address, Some(-1))).collect();
-                let look = Look { held, rows: rows(), database: Some(0), ..Look::default() };
+                let look = Observation { held, rows: rows(), database: Some(0), ..Observation::default() };
                 fleet.seen(&sshd, None, look, NOW);
             } else {
                 fleet.absent(&sshd, &rows(), NOW);
@@ -197,7 +197,7 @@ mod tests {
             let address = Address::new("192.0.2.2").unwrap();
             let ban = Ban { start: NOW / 1000, bantime: -1 };
             let told = &mut fleet.jails.get_mut(&sshd).unwrap().told;
-            told.insert(address, Detection { ban, turn: 0, kept: true, echo: None });
+            told.insert(address, PendingDetection { ban, turn: 0, kept: true, echo: None });
             let starts = fleet.is_starting(server, NOW);
             let written = if starts { jails(&["sshd", "web"]) } else { jails(&[]) };
             let mut missing = fleet.missing(&jails(&["web"]), &written, server, NOW);
@@ -241,21 +241,21 @@ mod tests {
         let [sshd, web] = ["sshd", "web"].map(|name| Jail::new(name).unwrap());
         for (address, waits) in [("192.0.2.1", true), ("192.0.2.2", false)] {
             let host = HostName::new("web1").unwrap();
-            let mut fleet = Fleet::new(host, Pace::default(), Remembered::default());
-            let server = Server { pid: 7, started: NOW / 1000 };
-            let pulse = Pulse { server, data_version: Some(1) };
+            let mut fleet = Controller::new(host, Timing::default(), PersistedState::default());
+            let server = ServerInstance { pid: 7, started: NOW / 1000 };
+            let pulse = Heartbeat { server, data_version: Some(1) };
             for jail in fleet.missing(&jails(&["web"]), &jails(&["sshd", "web"]), server, NOW) {
                 assert_eq!(jail, sshd);
                 fleet.absent(&jail, &rows(), NOW);
             }
             fleet.begin(NOW);
             fleet.pulse(pulse, jails(&["web"]), NOW);
-            fleet.seen(&web, None, Look { database: Some(0), ..Look::default() }, NOW);
+            fleet.seen(&web, None, Observation { database: Some(0), ..Observation::default() }, NOW);
             let address = Address::new(address).unwrap();
             fleet.hear(&unban(address), NOW);
-            assert!(matches!(fleet.next(NOW), Step::Save(_)));
+            assert!(matches!(fleet.next(NOW), Effect::Save(_)));
             fleet.saved(true, NOW);
-            assert_eq!(fleet.next(NOW), Step::Obey(web.clone(), vec![address]));
+            assert_eq!(fleet.next(NOW), Effect::Obey(web.clone(), vec![address]));
             fleet.done(0, NOW);
             let _ = fleet.next(NOW);
             assert_eq!(fleet.tombstones.carried(&(sshd.clone(), address)).is_empty(), waits);
@@ -266,10 +266,10 @@ mod tests {
     fn jail_that_refuses_holds_up_no_snapshot() {
         let [bad, sshd] = ["bad", "sshd"].map(|name| Jail::new(name).unwrap());
         let mut fleet =
-            Fleet::new(HostName::new("web1").unwrap(), Pace::default(), Remembered::default());
+            Controller::new(HostName::new("web1").unwrap(), Timing::default(), PersistedState::default());
         fleet.connected(NOW);
-        let server = Server { pid: 7, started: NOW / 1000 - 600 };
-        let published = |fleet: &mut Fleet, now: i64| {
+        let server = ServerInstance { pid: 7, started: NOW / 1000 - 600 };
+        let published = |fleet: &mut Controller, now: i64| {
             let parts = fleet.publications(now).into_iter().filter_map(|one| one.part);
             parts.flat_map(|part| part.bans).map(|ban| ban.jail.to_string()).collect::<Vec<_>>()
         };
@@ -277,8 +277,8 @@ mod tests {
         for round in 1..9 {
             let now = NOW + round * 2_000;
             fleet.begin(now);
-            fleet.pulse(Pulse { server, data_version: Some(round) }, jails(&["bad", "sshd"]), now);
-            while let Step::Look(jail, None) = fleet.next(now) {
+            fleet.pulse(Heartbeat { server, data_version: Some(round) }, jails(&["bad", "sshd"]), now);
+            while let Effect::Look(jail, None) = fleet.next(now) {
                 if jail == bad {
                     fleet.failed();
                     fleet.absent(&bad, &rows(), now);
@@ -287,7 +287,7 @@ mod tests {
                 }
                 assert_eq!(jail, sshd);
                 let held = rows().iter().map(|(address, _)| (address, Some(-1))).collect();
-                let look = Look { held, rows: rows(), database: Some(0), ..Look::default() };
+                let look = Observation { held, rows: rows(), database: Some(0), ..Observation::default() };
                 fleet.seen(&sshd, None, look, now);
             }
             seen.extend(published(&mut fleet, now));
@@ -300,7 +300,7 @@ mod tests {
     #[test]
     fn nothing_is_told_before_it_is_known_which_database_is_its_own() {
         let mut fleet =
-            Fleet::new(HostName::new("web1").unwrap(), Pace::default(), Remembered::default());
+            Controller::new(HostName::new("web1").unwrap(), Timing::default(), PersistedState::default());
         fleet.connected(NOW);
         for known in [false, true] {
             fleet.begin(NOW + 1_000);

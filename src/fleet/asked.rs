@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::look::Pulse;
-use super::{Fleet, Key, secs};
+use super::look::Heartbeat;
+use super::{Controller, BanKey, secs};
 use crate::guard::RejectReason;
 use crate::ignored::IgnoreReason;
 use crate::wire::{Action, Answer, Event, HostName, MAX_ANSWERS};
@@ -27,7 +27,7 @@ const MINUTE: i64 = 60_000;
 /// One ban that is asked about.
 #[derive(Debug)]
 struct Question {
-    key: Key,
+    key: BanKey,
     origin: HostName,
     stamp: i64,
     /// The guard refused it, or there was no room for it.
@@ -115,7 +115,7 @@ fn word(facts: Facts) -> Option<&'static str> {
     }
 }
 
-impl Fleet {
+impl Controller {
     /// An event came in that may ask what becomes of it: it was heard, or refused.
     pub fn asked(&mut self, event: &Event, refused: Option<RejectReason>, now: i64) {
         if event.asked && event.action == Action::Ban && event.is_new() && event.stamp > 0 {
@@ -147,7 +147,7 @@ impl Fleet {
         let case = local.and_then(|local| Some((local, local.cases.get(&key.1)?)));
         let jail = self.names.as_ref().is_some_and(|names| names.contains(&key.0));
         // A jail that is not there may be yet to be made.
-        let comes = |pulse: Pulse| {
+        let comes = |pulse: Heartbeat| {
             let lately = (now - self.named).abs() < MAKES;
             self.is_starting(pulse.server, now)
                 && (lately || self.names.iter().all(BTreeSet::is_empty))
@@ -172,8 +172,8 @@ impl Fleet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::look::Server;
-    use crate::fleet::{Pace, Remembered};
+    use crate::fleet::look::ServerInstance;
+    use crate::fleet::{Timing, PersistedState};
     use crate::wire::{Address, Jail};
 
     #[test]
@@ -235,12 +235,12 @@ mod tests {
         for (started, jails, since, expected) in table {
             const NOW: i64 = 1_795_342_588_000;
             let me = HostName::new("me").unwrap();
-            let mut fleet = Fleet::new(me, Pace::default(), Remembered::default());
-            let server = Server { pid: 1, started: (NOW - started) / 1000 };
+            let mut fleet = Controller::new(me, Timing::default(), PersistedState::default());
+            let server = ServerInstance { pid: 1, started: (NOW - started) / 1000 };
             let jails: BTreeSet<_> = jails.iter().map(|jail| Jail::new(jail).unwrap()).collect();
             for at in [NOW - since, NOW] {
                 fleet.begin(at);
-                fleet.pulse(Pulse { server, data_version: Some(1) }, jails.clone(), at);
+                fleet.pulse(Heartbeat { server, data_version: Some(1) }, jails.clone(), at);
             }
             let address = Address::new("203.0.113.9").unwrap();
             let origin = HostName::new("web1").unwrap();

@@ -31,7 +31,7 @@ const GIVE_WAY: usize = 50;
 const MAX_FIRST: usize = 200;
 
 #[derive(Clone, Copy, Debug)]
-struct Branch {
+struct PeerSubscription {
     /// A shard of it was heard, on this connection or before.
     answered: bool,
     /// All of it was heard since this host connected.
@@ -45,7 +45,7 @@ struct Branch {
     heard: i64,
 }
 
-impl Branch {
+impl PeerSubscription {
     fn new(now: i64) -> Self {
         let (answered, complete, first) = (false, false, false);
         Self { answered, complete, first, next: now, pause: AGAIN, heard: now }
@@ -54,7 +54,7 @@ impl Branch {
 
 /// What is to be subscribed to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Asking {
+pub enum Request {
     /// The first shards of these hosts.
     First(Vec<HostName>),
     /// All of a host's branch. `again`: the broker was asked before, and did not hand it out.
@@ -68,8 +68,8 @@ pub enum Asking {
 
 /// The branches of all hosts that are known.
 #[derive(Debug, Default)]
-pub struct Branches {
-    known: BTreeMap<HostName, Branch>,
+pub struct SubscriptionScheduler {
+    known: BTreeMap<HostName, PeerSubscription>,
     /// Those that were asked for and have not said all, and when one of them last said something.
     asked: BTreeSet<HostName>,
     /// Only their first shards were asked for.
@@ -78,14 +78,14 @@ pub struct Branches {
     connected: bool,
 }
 
-impl Branches {
+impl SubscriptionScheduler {
     /// The link is up: everything is to be heard again. **This host's own branch first**: what it said
     /// before and has forgotten is there only until it publishes again.
     pub fn connected(&mut self, me: &HostName, now: i64) {
         for branch in self.known.values_mut() {
-            *branch = Branch { answered: branch.answered, ..Branch::new(now) };
+            *branch = PeerSubscription { answered: branch.answered, ..PeerSubscription::new(now) };
         }
-        let mine = Branch { first: true, answered: true, next: i64::MIN, ..Branch::new(now) };
+        let mine = PeerSubscription { first: true, answered: true, next: i64::MIN, ..PeerSubscription::new(now) };
         self.known.insert(me.clone(), mine);
         self.connected = true;
         self.asked.clear();
@@ -125,7 +125,7 @@ impl Branches {
                 self.asked.remove(&host);
             }
         }
-        self.known.insert(host.clone(), Branch::new(now));
+        self.known.insert(host.clone(), PeerSubscription::new(now));
         true
     }
 
@@ -157,7 +157,7 @@ impl Branches {
     }
 
     /// What is to be subscribed to now, if anything.
-    pub fn next(&mut self, now: i64) -> Option<Asking> {
+    pub fn next(&mut self, now: i64) -> Option<Request> {
         let waits = !self.asked.is_empty() && now - self.last < SILENCE;
         if !self.connected || waits {
             return None;
@@ -168,14 +168,14 @@ impl Branches {
         Some(asking)
     }
 
-    fn own_branch(&mut self, now: i64) -> Option<Asking> {
+    fn own_branch(&mut self, now: i64) -> Option<Request> {
         let mut own = self.known.iter().filter(|(_, branch)| branch.next == i64::MIN);
         let host = own.next().filter(|(_, branch)| !branch.complete)?.0.clone();
         Some(self.ask_all(host, now))
     }
 
     /// The first shards that were not asked for yet, those first that answered before.
-    fn first(&mut self, now: i64) -> Option<Asking> {
+    fn first(&mut self, now: i64) -> Option<Request> {
         let of = self.known.iter().filter(|(_, branch)| !branch.first && !branch.complete);
         let mut hosts: Vec<_> = of.map(|(host, branch)| (!branch.answered, host.clone())).collect();
         hosts.sort_unstable();
@@ -188,19 +188,19 @@ impl Branches {
         }
         self.asked.extend(hosts.iter().cloned());
         self.asked_first = true;
-        (!hosts.is_empty()).then_some(Asking::First(hosts))
+        (!hosts.is_empty()).then_some(Request::First(hosts))
     }
 
     /// The branch of which something is missing, of those first that answered before.
-    fn all(&mut self, now: i64) -> Option<Asking> {
-        let due = |(_, branch): &(&HostName, &Branch)| !branch.complete && branch.next <= now;
+    fn all(&mut self, now: i64) -> Option<Request> {
+        let due = |(_, branch): &(&HostName, &PeerSubscription)| !branch.complete && branch.next <= now;
         let due = self.known.iter().filter(due);
         let (host, _) = due.min_by_key(|(_, branch)| (!branch.answered, branch.next))?;
         let host = host.clone();
         Some(self.ask_all(host, now))
     }
 
-    fn ask_all(&mut self, host: HostName, now: i64) -> Asking {
+    fn ask_all(&mut self, host: HostName, now: i64) -> Request {
         let mut again = false;
         if let Some(branch) = self.known.get_mut(&host) {
             again = branch.pause > AGAIN;
@@ -209,7 +209,7 @@ impl Branches {
         }
         self.asked.insert(host.clone());
         self.asked_first = false;
-        Asking::All { host, again }
+        Request::All { host, again }
     }
 
     /// How many hosts there are, and of how many everything is known.
@@ -236,17 +236,17 @@ mod tests {
         HostName::new(name).unwrap()
     }
 
-    fn all(name: &str, again: bool) -> Asking {
-        Asking::All { host: host(name), again }
+    fn all(name: &str, again: bool) -> Request {
+        Request::All { host: host(name), again }
     }
 
-    fn first(names: &[&str]) -> Asking {
-        Asking::First(names.iter().map(|name| host(name)).collect())
+    fn first(names: &[&str]) -> Request {
+        Request::First(names.iter().map(|name| host(name)).collect())
     }
 
     #[test]
     fn first_shards_are_asked_for_together_and_the_rest_one_branch_at_a_time() {
-        let mut branches = Branches::default();
+        let mut branches = SubscriptionScheduler::default();
         for name in ["a", "b", "c"] {
             assert!(branches.found(&host(name), 0));
         }
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn hosts_that_never_answer_keep_no_other_waiting() {
-        let mut branches = Branches::default();
+        let mut branches = SubscriptionScheduler::default();
         branches.found(&host("zz"), 0);
         branches.heard(&host("zz"), true, 0);
         for n in 0..1_500 {
@@ -292,7 +292,7 @@ mod tests {
         branches.heard(&host("me"), true, 2_000);
         let (mut asked, mut now) = (Vec::new(), 2_000);
         while now < 14_000 {
-            if let Some(Asking::First(hosts)) = branches.next(now) {
+            if let Some(Request::First(hosts)) = branches.next(now) {
                 asked.push(hosts);
             }
             now += 100;

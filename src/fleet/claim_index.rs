@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::ops::Bound::{Excluded, Included, Unbounded};
 
-use super::Key;
+use super::BanKey;
 use crate::wire::{Address, Jail, ShardId};
 
 /// Where a key stands: the lowest 16 bits of its address's hash, reversed, so that addresses whose hashes
@@ -17,11 +17,11 @@ pub(super) type Position = (u16, Option<(Address, Jail)>);
 pub(super) struct ClaimIndex(BTreeSet<Position>);
 
 impl ClaimIndex {
-    pub(super) fn insert(&mut self, key: &Key) {
+    pub(super) fn insert(&mut self, key: &BanKey) {
         self.0.insert(position(key));
     }
 
-    pub(super) fn remove(&mut self, key: &Key) {
+    pub(super) fn remove(&mut self, key: &BanKey) {
         self.0.remove(&position(key));
     }
 
@@ -34,7 +34,7 @@ impl ClaimIndex {
     }
 
     /// At most `max` keys, in the order of the index.
-    pub(super) fn first(&self, max: usize) -> Vec<Key> {
+    pub(super) fn first(&self, max: usize) -> Vec<BanKey> {
         self.0.iter().take(max).filter_map(key).collect()
     }
 
@@ -44,7 +44,7 @@ impl ClaimIndex {
         slice: ShardId,
         last: Option<&Position>,
         max: usize,
-    ) -> Option<(Vec<Key>, Position)> {
+    ) -> Option<(Vec<BanKey>, Position)> {
         let first = reversed(u64::from(slice.index()));
         let size = u16::try_from(0x1_0000 / slice.count() - 1).unwrap_or(u16::MAX);
         let begin = last.cloned().map_or(Included((first, None)), Excluded);
@@ -65,11 +65,11 @@ fn reversed(hash: u64) -> u16 {
     low.reverse_bits()
 }
 
-fn position(key: &Key) -> Position {
+fn position(key: &BanKey) -> Position {
     (reversed(key.1.hash()), Some((key.1, key.0.clone())))
 }
 
-fn key(position: &Position) -> Option<Key> {
+fn key(position: &Position) -> Option<BanKey> {
     position.1.clone().map(|(address, jail)| (jail, address))
 }
 
@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn each_shard_is_found_whatever_its_size() {
         let mut index = ClaimIndex::default();
-        let keys: Vec<Key> = (0..3_000u32)
+        let keys: Vec<BanKey> = (0..3_000u32)
             .map(|n| {
                 let ip = std::net::Ipv4Addr::from(0xc612_0000 + n / 2).to_string();
                 let jail = if n % 2 == 0 { "sshd" } else { "web" };
@@ -101,7 +101,7 @@ mod tests {
                     of_shard.extend(keys);
                     last = Some(end);
                 }
-                let expected: BTreeSet<Key> =
+                let expected: BTreeSet<BanKey> =
                     keys.iter().filter(|key| slice.covers(key.1)).cloned().collect();
                 assert_eq!(of_shard, expected, "{part} of {parts}");
                 found += of_shard.len();

@@ -10,9 +10,9 @@
 
 use std::sync::Arc;
 
-use super::limits::Table;
+use super::limits::BoundedTable;
 use super::peers::{MAX_PEERS, PeerState, Released};
-use super::{Change, Fleet, Key, Pace, secs};
+use super::{Record, Controller, BanKey, Timing, secs};
 use crate::wire::{Ban, HostName, Jail, UnbanId};
 
 /// What one host said last of one address.
@@ -58,7 +58,7 @@ impl Said {
     /// jail's here, where that is known. **A script's ends strictly before fail2ban ends the import**: otherwise the
     /// address would be imported once more for the last second, and freed.
     #[must_use]
-    pub fn end(&self, bantime: Option<i64>, pace: &Pace) -> i64 {
+    pub fn end(&self, bantime: Option<i64>, pace: &Timing) -> i64 {
         match self.ban {
             None => i64::MIN,
             Some(ban) if self.is_script() => match bantime {
@@ -74,7 +74,7 @@ impl Said {
     /// **A claim ends on its origin's word; without one, a while after its end by the clock here.** That
     /// of a script ends with this jail's bantime.
     #[must_use]
-    pub fn lasts(&self, bantime: Option<i64>, now: i64, pace: &Pace) -> bool {
+    pub fn lasts(&self, bantime: Option<i64>, now: i64, pace: &Timing) -> bool {
         self.until(bantime, pace) >= now
     }
 
@@ -84,7 +84,7 @@ impl Said {
         &self,
         bantime: Option<i64>,
         end: i64,
-        pace: &Pace,
+        pace: &Timing,
     ) -> bool {
         let ended = self.end(bantime, pace);
         self.is_script() && self.ban.is_some() && end <= ended.saturating_add(LATE_IMPORT)
@@ -92,20 +92,20 @@ impl Said {
 
     /// Until when the claim lasts at most, in seconds since 1970.
     #[must_use]
-    pub fn until(&self, bantime: Option<i64>, pace: &Pace) -> i64 {
+    pub fn until(&self, bantime: Option<i64>, pace: &Timing) -> i64 {
         let slack = if self.is_script() { 0 } else { pace.end_slack };
         self.end(bantime, pace).saturating_add(slack)
     }
 }
 
 /// When a daemon's ban ends, in seconds since 1970; one of unknown length, after a while.
-fn expected_end(ban: Ban, pace: &Pace) -> i64 {
+fn expected_end(ban: Ban, pace: &Timing) -> i64 {
     if ban.bantime == 0 { ban.start.saturating_add(pace.unknown) } else { ban.end() }
 }
 
 /// Whether a ban that a daemon listed counts at `now`, in seconds since 1970, if the daemon has not released it.
 #[must_use]
-pub fn is_held(ban: Ban, now: i64, pace: &Pace) -> bool {
+pub fn is_held(ban: Ban, now: i64, pace: &Timing) -> bool {
     expected_end(ban, pace).saturating_add(pace.end_slack) >= now
 }
 
@@ -170,9 +170,9 @@ impl Counts {
     }
 }
 
-impl Fleet {
+impl Controller {
     /// Puts a claim in the place of its host's last. Answers `false` where a limit is reached.
-    pub(super) fn upsert_claim(&mut self, key: &Key, mut said: Said, now: i64) -> bool {
+    pub(super) fn upsert_claim(&mut self, key: &BanKey, mut said: Said, now: i64) -> bool {
         if self.counts.carried + said.carried_count() > MAX_CARRIED {
             said.unbans = None;
         }
@@ -187,7 +187,7 @@ impl Fleet {
             return true;
         }
         if !self.has_room_for_jail(&key.0) {
-            self.limits.reached(Table::Claims, MAX_CLAIMS_PER_KEY, Some(said.host.as_str()), now);
+            self.limits.reached(BoundedTable::Claims, MAX_CLAIMS_PER_KEY, Some(said.host.as_str()), now);
             return false;
         }
         if others >= MAX_CLAIMS_PER_KEY && !self.make_room_on(key, &said, now) {
@@ -195,14 +195,14 @@ impl Fleet {
         }
         if said.is_script() {
             if self.counts.scripts >= MAX_SCRIPT_CLAIMS {
-                self.limits.reached(Table::Claims, MAX_SCRIPT_CLAIMS, None, now);
+                self.limits.reached(BoundedTable::Claims, MAX_SCRIPT_CLAIMS, None, now);
                 return false;
             }
         } else {
             let claims = self.admit_peer(&said.host, now).claims.len();
             if claims >= MAX_CLAIMS_PER_PEER {
                 let peer = Some(said.host.as_str());
-                self.limits.reached(Table::Claims, MAX_CLAIMS_PER_PEER, peer, now);
+                self.limits.reached(BoundedTable::Claims, MAX_CLAIMS_PER_PEER, peer, now);
                 return false;
             }
             if self.counts.claims >= MAX_CLAIMS && !self.make_room(&said.host, now) {
@@ -219,7 +219,7 @@ impl Fleet {
     }
 
     /// Removes claims on an address. Answers whether there were any.
-    pub(super) fn remove_claims(&mut self, key: &Key, which: impl Fn(&Said) -> bool) -> bool {
+    pub(super) fn remove_claims(&mut self, key: &BanKey, which: impl Fn(&Said) -> bool) -> bool {
         let Some(local) = self.jails.get_mut(&key.0) else { return false };
         let Some(case) = local.cases.get_mut(&key.1) else { return false };
         let gone: Vec<Said> = case.said.iter().filter(|said| which(said)).cloned().collect();
@@ -231,7 +231,7 @@ impl Fleet {
         for said in &gone {
             self.counts.subtract(said);
             if said.is_script() {
-                self.change(Change::Script(key.clone(), said.host.clone(), None));
+                self.change(Record::Script(key.clone(), said.host.clone(), None));
             } else if let Some(peer) = self.peers.get_mut(&said.host) {
                 peer.claims.remove(key);
             }
@@ -242,7 +242,7 @@ impl Fleet {
     /// The peer, in the place of another where there are too many: that one's claims are released.
     pub(super) fn admit_peer(&mut self, host: &HostName, now: i64) -> &mut PeerState {
         if !self.peers.contains(host) && self.peers.is_full() {
-            self.limits.reached(Table::Peers, MAX_PEERS, None, now);
+            self.limits.reached(BoundedTable::Peers, MAX_PEERS, None, now);
             for least in self.peers.least(PEERS_GIVE_WAY, now) {
                 self.release_some(&least, usize::MAX);
                 self.peers.remove(&least);
@@ -257,7 +257,7 @@ impl Fleet {
         let Some((largest, peer)) = self.peers.largest() else { return false };
         let largest = largest.clone();
         let gives_way = peer.claims.len() > mine + GIVE_WAY;
-        self.limits.reached(Table::Claims, MAX_CLAIMS, Some(largest.as_str()), now);
+        self.limits.reached(BoundedTable::Claims, MAX_CLAIMS, Some(largest.as_str()), now);
         if gives_way {
             self.release_some(&largest, GIVE_WAY);
         }
@@ -266,8 +266,8 @@ impl Fleet {
 
     /// The least claim on an address gives way to one that counts more: one that is over, then that of the least
     /// senior peer.
-    fn make_room_on(&mut self, key: &Key, said: &Said, now: i64) -> bool {
-        self.limits.reached(Table::Claims, MAX_CLAIMS_PER_KEY, Some(said.host.as_str()), now);
+    fn make_room_on(&mut self, key: &BanKey, said: &Said, now: i64) -> bool {
+        self.limits.reached(BoundedTable::Claims, MAX_CLAIMS_PER_KEY, Some(said.host.as_str()), now);
         if !said.is_script() {
             self.admit_peer(&said.host, now);
         }
@@ -326,12 +326,12 @@ impl Fleet {
             }
     }
 
-    pub(super) fn said(&self, key: &Key, host: &HostName) -> Option<&Said> {
+    pub(super) fn said(&self, key: &BanKey, host: &HostName) -> Option<&Said> {
         let case = self.jails.get(&key.0)?.cases.get(&key.1)?;
         case.said.iter().find(|said| !said.is_script() && said.host == *host)
     }
 
-    pub(super) fn last_stamp(&self, key: &Key, host: &HostName) -> i64 {
+    pub(super) fn last_stamp(&self, key: &BanKey, host: &HostName) -> i64 {
         let said = self.said(key, host).map_or(i64::MIN, |said| said.stamp);
         let covered = self.peers.get(host).and_then(|peer| peer.covering_stamp(key.1));
         said.max(covered.unwrap_or(i64::MIN))
@@ -339,7 +339,7 @@ impl Fleet {
 
     /// **The last word of a host on an address**: its newest event or covering part.
     #[must_use]
-    pub fn word(&self, key: &Key, host: &HostName) -> Word {
+    pub fn word(&self, key: &BanKey, host: &HostName) -> Word {
         let covered = self.peers.get(host).and_then(|peer| peer.covering_stamp(key.1));
         // What a newer shard does not list is released, even before it was searched for.
         let said = self.said(key, host).filter(|said| covered.is_none_or(|at| at <= said.stamp));
@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn a_claim_lasts_until_a_while_after_its_end() {
-        let pace = Pace::default();
+        let pace = Timing::default();
         let ban = |bantime| Some(Ban { start: 1000, bantime });
         let table = [
             // stamp, ban, the jail's bantime, now -> it lasts

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::Change;
-use super::remember::Slot;
+use super::Record;
+use super::remember::RecordKey;
 
 /// The most changes that are written at once.
 const BATCH: usize = 2_000;
@@ -18,25 +18,25 @@ const RETRY: i64 = 1_000;
 /// again meanwhile.
 #[derive(Debug, Default)]
 pub(super) struct DirtyRecords {
-    waiting: BTreeMap<Slot, Change>,
+    waiting: BTreeMap<RecordKey, Record>,
     /// Being written.
-    writing: BTreeMap<Slot, Change>,
+    writing: BTreeMap<RecordKey, Record>,
     /// Not before then is it tried again, in milliseconds.
     retry_at: i64,
 }
 
 impl DirtyRecords {
-    pub(super) fn put(&mut self, change: Change) {
+    pub(super) fn put(&mut self, change: Record) {
         self.waiting.insert(change.slot(), change);
     }
 
     /// Whether a record is not on disk as it is now.
-    pub(super) fn contains(&self, slot: &Slot) -> bool {
+    pub(super) fn contains(&self, slot: &RecordKey) -> bool {
         self.waiting.contains_key(slot) || self.writing.contains_key(slot)
     }
 
     /// The changes that are to be written now, if any; then [`on_written`](Self::on_written).
-    pub(super) fn next_batch(&mut self, now: i64) -> Option<Vec<Change>> {
+    pub(super) fn next_batch(&mut self, now: i64) -> Option<Vec<Record>> {
         self.take_back(); // of an earlier batch nobody knows
         if self.waiting.is_empty() || now < self.retry_at {
             return None;
@@ -80,10 +80,10 @@ mod tests {
     use super::*;
     use crate::wire::{Address, Ban, Jail};
 
-    fn change(n: u32, start: i64) -> Change {
+    fn change(n: u32, start: i64) -> Record {
         let address = Address::new(&std::net::Ipv4Addr::from(n).to_string()).unwrap();
         let ban = Ban { start, bantime: 600 };
-        Change::Detected((Jail::new("sshd").unwrap(), address), Some(ban))
+        Record::Detected((Jail::new("sshd").unwrap(), address), Some(ban))
     }
 
     #[test]

@@ -4,33 +4,33 @@
 use std::collections::BTreeSet;
 
 use super::claims::Said;
-use super::lifts::Lift;
-use super::limits::Table;
-use super::look::Local;
+use super::lifts::Override;
+use super::limits::BoundedTable;
+use super::look::JailState;
 use super::tombstones::Usage;
-use super::work::Order;
-use super::{Change, Fleet, Key, secs};
+use super::work::Pending;
+use super::{Record, Controller, BanKey, secs};
 use crate::wire::{Address, FleetUnban, Jail, JailScope, UnbanId};
 
 /// How many addresses of fleet unbans are worked off at once, before it is the turn of bans.
 const TOMBSTONES: usize = 100;
 
-impl Fleet {
+impl Controller {
     /// A fleet unban is known from now on: scripts cannot carry it, so their claims end with it.
-    pub(super) fn take_tombstone(&mut self, pardon: &FleetUnban, changes: Vec<Change>, now: i64) {
+    pub(super) fn take_tombstone(&mut self, pardon: &FleetUnban, changes: Vec<Record>, now: i64) {
         if changes.is_empty() {
             return;
         }
         for change in changes {
-            if let Change::Unban(gone, None) = &change {
+            if let Record::Unban(gone, None) = &change {
                 self.snapshots.touch_unban(gone.address, now);
             }
             self.change(change);
         }
         if let Some((max, maker)) = self.tombstones.limit() {
-            self.limits.reached(Table::Tombstones, max, Some(maker), now);
+            self.limits.reached(BoundedTable::Tombstones, max, Some(maker), now);
         }
-        let here = |(jail, local): &(&Jail, &Local)| {
+        let here = |(jail, local): &(&Jail, &JailState)| {
             pardon.scope.covers(jail) && local.cases.contains_key(&pardon.address)
         };
         let jails = self.jails.iter().filter(here).map(|(jail, _)| jail.clone());
@@ -43,7 +43,7 @@ impl Fleet {
 
     /// A fleet unban does not void a ban that began an hour after it. One that is known already and begins in
     /// the future is meant all the same: it is lifted here, as an operator would.
-    fn suppress_future_claims(&mut self, key: &Key, now: i64) {
+    fn suppress_future_claims(&mut self, key: &BanKey, now: i64) {
         let case = self.jails.get(&key.0).and_then(|local| local.cases.get(&key.1));
         let latest = secs(now).saturating_add(self.pace.tombstone_idle);
         let future =
@@ -52,7 +52,7 @@ impl Fleet {
             case.into_iter().flat_map(|case| &case.said).filter(future).cloned().collect();
         for Said { host, stamp, ban, .. } in claims {
             let Some(ban) = ban else { continue };
-            let change = self.lifts.lift(key, &host, Lift { start: ban.start, stamp });
+            let change = self.lifts.lift(key, &host, Override { start: ban.start, stamp });
             self.change(change);
         }
     }
@@ -100,14 +100,14 @@ impl Fleet {
                 }
             }
             if !addresses.is_empty() {
-                self.orders.push_back(Order::Obey(jail.clone(), addresses));
+                self.orders.push_back(Pending::Obey(jail.clone(), addresses));
             }
         }
     }
 
     /// When the ban of an address began that is this host's own, or whose claims count in spite of every fleet
     /// unban that is known; in seconds since 1970.
-    fn start_of_newer_ban(&self, key: &Key, now: i64) -> Option<i64> {
+    fn start_of_newer_ban(&self, key: &BanKey, now: i64) -> Option<i64> {
         let local = self.jails.get(&key.0)?;
         let own = local.own.get(&key.1).map(|own| own.ban.start);
         let told = local.told.get(&key.1).filter(|told| told.echo.is_none());
@@ -121,7 +121,7 @@ impl Fleet {
     }
 
     /// Whether fail2ban may ban an address, as far as what it showed last still holds.
-    fn may_be_held(&self, key: &Key, now: i64) -> bool {
+    fn may_be_held(&self, key: &BanKey, now: i64) -> bool {
         let (Some(pulse), Some(local)) = (self.pulse, self.jails.get(&key.0)) else { return true };
         local.is_worth_a_look(pulse, now)
             || local.cases.get(&key.1).is_some_and(|case| {
@@ -139,7 +139,7 @@ impl Fleet {
         let (jails, awaited) = (&self.jails, &self.awaited);
         // A ban in a jail that is not there yet comes back with it, and is to be freed then.
         let waits = |address: Address, scope: &JailScope| {
-            let owns = |(_, local): &(&Jail, &Local)| local.own.contains_key(&address);
+            let owns = |(_, local): &(&Jail, &JailState)| local.own.contains_key(&address);
             let there = |jail: &Jail| names.contains(jail) || !scope.covers(jail);
             let comes = |(_, rows): &(&Jail, &BTreeSet<Address>)| rows.contains(&address);
             awaited.iter().filter(comes).any(|(jail, _)| !there(jail))

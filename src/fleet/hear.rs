@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use super::branches::MAX_BRANCHES;
 use super::claims::{Carried, Said, carried};
-use super::limits::Table;
-use super::look::{Detection, Local};
-use super::remember::Slot;
-use super::{Change, Fleet, Key, TIDY, secs};
+use super::limits::BoundedTable;
+use super::look::{PendingDetection, JailState};
+use super::remember::RecordKey;
+use super::{Record, Controller, BanKey, TIDY, secs};
 use crate::fail2ban::database::Row;
 use crate::wire::{
     Action, Address, Ban, Event, FleetUnban, HostName, HostState, JailScope, Presence, Reason,
@@ -24,20 +24,20 @@ pub(super) const MAX_ECHOES: usize = 1_000;
 const MAX_CARRIED: usize = 16;
 
 /// A claim by a host that runs the scripts: it begins when it is heard.
-pub(super) fn script(host: HostName, since: i64) -> Said {
+pub(super) fn legacy_claim(host: HostName, since: i64) -> Said {
     Said { host, stamp: 0, ban: Some(Ban { start: since, bantime: 0 }), unbans: None }
 }
 
 /// What is wrong with a part of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum ShardError {
     /// There is no room for all of it.
     NoRoom,
     /// It is this host's own, and not what this host said last.
     OwnAndOld,
 }
 
-impl Fleet {
+impl Controller {
     /// Takes an event that the guard let in. Answers `false` where there is no room for it.
     pub fn hear(&mut self, event: &Event, now: i64) -> bool {
         let key = (event.jail.clone(), event.address);
@@ -87,7 +87,7 @@ impl Fleet {
     pub fn is_unban_of_another_s_ban(&self, event: &Event) -> bool {
         let key = (event.jail.clone(), event.address);
         let claims = |said: &Said| said.host == event.host && said.ban.is_some();
-        let is_banned_by_others = |local: &Local| {
+        let is_banned_by_others = |local: &JailState| {
             let case = local.cases.get(&key.1);
             !case.is_some_and(|case| case.said.iter().any(claims))
                 && (local.own.contains_key(&key.1) || case.is_some_and(|case| case.mark.is_some()))
@@ -99,14 +99,14 @@ impl Fleet {
     }
 
     /// **Scripts**: their words have no stamp, and count in the order in which they come.
-    fn hear_script(&mut self, event: &Event, key: &Key, now: i64) -> bool {
+    fn hear_script(&mut self, event: &Event, key: &BanKey, now: i64) -> bool {
         match event.action {
             Action::Ban => {
                 let since = secs(now);
-                if !self.upsert_claim(key, script(event.host.clone(), since), now) {
+                if !self.upsert_claim(key, legacy_claim(event.host.clone(), since), now) {
                     return false;
                 }
-                self.change(Change::Script(key.clone(), event.host.clone(), Some(since)));
+                self.change(Record::Script(key.clone(), event.host.clone(), Some(since)));
                 self.queue(key);
             }
             Action::Unban => {
@@ -121,7 +121,7 @@ impl Fleet {
 
     /// Takes a part of another host's snapshot, or of this host's own, which came back. Answers what is
     /// wrong with it, if anything.
-    pub fn hear_part(&mut self, part: &Shard, now: i64) -> Option<Trouble> {
+    pub fn hear_part(&mut self, part: &Shard, now: i64) -> Option<ShardError> {
         if part.host == self.me {
             self.hear_own_stamp(part.stamp, now);
             let heard = Some((part.id, part.stamp));
@@ -130,7 +130,7 @@ impl Fleet {
                 self.correct(&(ban.jail.clone(), ban.address), true, now);
             }
             self.branches.heard(&part.host, true, now);
-            return old.then_some(Trouble::OwnAndOld);
+            return old.then_some(ShardError::OwnAndOld);
         }
         self.discover(&part.host, now);
         let peer = self.admit_peer(&part.host, now);
@@ -154,7 +154,7 @@ impl Fleet {
             let changes = self.tombstones.learn_repeated(pardon, now, &self.pace);
             self.take_tombstone(pardon, changes, now);
         }
-        (!room).then_some(Trouble::NoRoom)
+        (!room).then_some(ShardError::NoRoom)
     }
 
     /// What a part lists, its host holds. Answers whether there is room for all of it.
@@ -244,8 +244,8 @@ impl Fleet {
 
     /// A message in this host's name claims that it bans an address, or that it does not. Where that is wrong, the
     /// part that corrects it is published before others.
-    fn correct(&mut self, key: &Key, claimed: bool, now: i64) {
-        let bans = |local: &Local| {
+    fn correct(&mut self, key: &BanKey, claimed: bool, now: i64) {
+        let bans = |local: &JailState| {
             let told = local.told.get(&key.1).is_some_and(|told| told.echo.is_none());
             told || local.own.contains_key(&key.1)
         };
@@ -256,17 +256,17 @@ impl Fleet {
 
     /// **Anybody who may publish can make such an event.** It counts only for a jail that fail2ban has, and if
     /// fail2ban bans the address, as no import; otherwise the next look at the jail drops it, or a minute.
-    fn record_echo(&mut self, key: &Key, ban: Ban, now: i64) {
+    fn record_echo(&mut self, key: &BanKey, ban: Ban, now: i64) {
         let absent = self.names.as_ref().is_some_and(|names| !names.contains(&key.0));
         if absent || !self.has_room_for_jail(&key.0) || self.mark(key).is_some() {
             return;
         }
         if self.echoes.len() >= MAX_ECHOES {
-            let told = |key: &Key| self.jails.get(&key.0)?.told.get(&key.1)?.echo;
+            let told = |key: &BanKey| self.jails.get(&key.0)?.told.get(&key.1)?.echo;
             self.echoes.retain(|key| told(key).is_some());
         }
         if self.echoes.len() >= MAX_ECHOES {
-            self.limits.reached(Table::Echoes, MAX_ECHOES, None, now);
+            self.limits.reached(BoundedTable::Echoes, MAX_ECHOES, None, now);
             return;
         }
         let local = self.jails.entry(key.0.clone()).or_default();
@@ -274,7 +274,7 @@ impl Fleet {
             return; // notify told of it
         }
         self.echoes.insert(key.clone());
-        let detection = Detection { ban, turn: self.turn, kept: false, echo: Some(now) };
+        let detection = PendingDetection { ban, turn: self.turn, kept: false, echo: Some(now) };
         local.told.insert(key.1, detection);
     }
 
@@ -289,7 +289,7 @@ impl Fleet {
     /// There is such a host: its snapshot is to be asked for.
     fn discover(&mut self, host: &HostName, now: i64) {
         if self.branches.is_full_for(host) {
-            self.limits.reached(Table::Peers, MAX_BRANCHES, None, now);
+            self.limits.reached(BoundedTable::Peers, MAX_BRANCHES, None, now);
         }
         // A host that is new may not have this host's presence: a broker hands out only so many.
         // Republishing is paced; a new host must not miss it because another one appeared just before.
@@ -350,7 +350,7 @@ impl Fleet {
     }
 
     /// **A detection told by notify removes the mark**, unless the import came after it.
-    fn detected(&mut self, key: &Key, ban: Ban) {
+    fn detected(&mut self, key: &BanKey, ban: Ban) {
         let turn = self.turn;
         let local = self.jails.entry(key.0.clone()).or_default();
         let case = local.cases.entry(key.1).or_default();
@@ -360,10 +360,10 @@ impl Fleet {
         if local.told.get(&key.1).is_some_and(|told| told.ban.start > ban.start) {
             return; // an old one, come back
         }
-        local.told.insert(key.1, Detection { ban, turn, kept: false, echo: None });
+        local.told.insert(key.1, PendingDetection { ban, turn, kept: false, echo: None });
         if case.mark.take().is_some() {
             self.unsaid.remove(key);
-            self.change(Change::Mark(key.clone(), None));
+            self.change(Record::Mark(key.clone(), None));
         }
     }
 
@@ -376,17 +376,17 @@ impl Fleet {
         }
         let told = self.jails.get(&event.jail).and_then(|local| local.told.get(&event.address));
         told.is_some_and(|told| {
-            let slot = Slot::Detected((event.jail.clone(), event.address));
+            let slot = RecordKey::Detected((event.jail.clone(), event.address));
             let saved = told.kept && !self.dirty.contains(&slot);
             told.ban.start == event.time && !saved
         })
     }
 
     /// A detection is over, or in fail2ban's database.
-    pub(super) fn forget_detection(&mut self, key: &Key) {
+    pub(super) fn forget_detection(&mut self, key: &BanKey) {
         let local = self.jails.get_mut(&key.0);
         if local.and_then(|local| local.told.remove(&key.1)).is_some_and(|told| told.kept) {
-            self.change(Change::Detected(key.clone(), None));
+            self.change(Record::Detected(key.clone(), None));
         }
     }
 
@@ -410,7 +410,7 @@ impl Fleet {
             }
         }
         for key in over {
-            let bantime = self.jails.get(&key.0).and_then(Local::bantime);
+            let bantime = self.jails.get(&key.0).and_then(JailState::bantime);
             let pace = self.pace.clone();
             self.remove_claims(&key, |said| match said.ban {
                 Some(_) => !said.lasts(bantime, secs(now), &pace),
@@ -431,7 +431,7 @@ impl Fleet {
         self.collecting = true;
     }
 
-    fn end_lift(&mut self, key: &Key, host: &HostName) {
+    fn end_lift(&mut self, key: &BanKey, host: &HostName) {
         let word = self.word(key, host);
         let over = self
             .lifts
@@ -444,7 +444,7 @@ impl Fleet {
 
     pub(super) fn end_lifts(&mut self, host: &HostName, slice: ShardId) {
         let keys = self.lifts.of(host).map(|(key, _)| key).filter(|key| slice.covers(key.1));
-        let keys: Vec<Key> = keys.cloned().collect();
+        let keys: Vec<BanKey> = keys.cloned().collect();
         for key in keys {
             self.end_lift(&key, host);
         }

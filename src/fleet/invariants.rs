@@ -10,7 +10,7 @@ use super::claims::{
 };
 use super::hear::MAX_ECHOES;
 use super::queue::Ticket;
-use super::{Fleet, Key};
+use super::{Controller, BanKey};
 use crate::wire::HostName;
 
 /// Fails with what does not hold.
@@ -23,7 +23,7 @@ macro_rules! holds {
 }
 pub(super) use holds;
 
-impl Fleet {
+impl Controller {
     /// Checks every invariant.
     ///
     /// # Errors
@@ -49,7 +49,7 @@ impl Fleet {
     /// The counts are those of the claims, and each peer's index names the keys of its claims.
     fn check_claims(&self) -> Result<(), String> {
         let (mut claims, mut scripts, mut carried) = (0, 0, 0);
-        let mut by_host: BTreeMap<&HostName, BTreeSet<Key>> = BTreeMap::new();
+        let mut by_host: BTreeMap<&HostName, BTreeSet<BanKey>> = BTreeMap::new();
         for (jail, local) in &self.jails {
             for (address, case) in &local.cases {
                 let mut makers = BTreeSet::new();
@@ -72,7 +72,7 @@ impl Fleet {
         holds!(claims <= MAX_CLAIMS && scripts <= MAX_SCRIPT_CLAIMS, "{claims} {scripts} claims");
         holds!(carried <= MAX_CARRIED, "{carried} carried");
         for (host, peer) in self.peers.iter() {
-            let indexed: BTreeSet<Key> = peer.claims.first(usize::MAX).into_iter().collect();
+            let indexed: BTreeSet<BanKey> = peer.claims.first(usize::MAX).into_iter().collect();
             holds!(indexed.len() <= MAX_CLAIMS_PER_PEER, "{} claims of {host}", indexed.len());
             let kept = by_host.remove(host).unwrap_or_default();
             holds!(indexed == kept, "{host}: {indexed:?} is indexed, {kept:?} is kept");
@@ -94,7 +94,7 @@ impl Fleet {
 
     /// The queue is what waits for a decision, each address once.
     fn check_queue(&self) -> Result<(), String> {
-        let waiting: BTreeMap<Key, Ticket> =
+        let waiting: BTreeMap<BanKey, Ticket> =
             self.queue.waiting().map(|(ticket, key)| (key, ticket)).collect();
         let mut live = 0;
         for (jail, local) in &self.jails {

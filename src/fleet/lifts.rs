@@ -4,22 +4,22 @@
 use std::collections::BTreeMap;
 
 use super::claims::Word;
-use super::{Change, Key, Pace};
+use super::{Record, BanKey, Timing};
 use crate::wire::{Ban, HostName, Jail};
 
 /// One origin's ban that was lifted here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Lift {
+pub struct Override {
     /// When it began, in seconds since 1970 on its origin's clock.
     pub start: i64,
     /// The stamp of the word that told of it.
     pub stamp: i64,
 }
 
-impl Lift {
+impl Override {
     /// **A lift ends when an origin's later word has no such ban or a newer start.**
     #[must_use]
-    pub fn is_over(self, word: Word, pace: &Pace) -> bool {
+    pub fn is_over(self, word: Word, pace: &Timing) -> bool {
         match word {
             Word::Unknown => false,
             Word::Free(stamp) => stamp > self.stamp,
@@ -29,32 +29,32 @@ impl Lift {
 
     /// Whether it is this ban that was lifted. Starts are rounded, each its own way.
     #[must_use]
-    pub fn names(self, ban: Ban, pace: &Pace) -> bool {
+    pub fn names(self, ban: Ban, pace: &Timing) -> bool {
         ban.start <= self.start.saturating_add(pace.start_slack)
     }
 }
 
 /// All lifts of this host.
 #[derive(Debug, Default)]
-pub(super) struct Lifts(BTreeMap<HostName, BTreeMap<Key, Lift>>);
+pub(super) struct Overrides(BTreeMap<HostName, BTreeMap<BanKey, Override>>);
 
-impl Lifts {
+impl Overrides {
     /// Lifts an origin's ban.
-    pub(super) fn lift(&mut self, key: &Key, host: &HostName, lift: Lift) -> Change {
+    pub(super) fn lift(&mut self, key: &BanKey, host: &HostName, lift: Override) -> Record {
         let lifts = self.0.entry(host.clone()).or_default();
         let lift = lifts.get(key).map_or(lift, |before| lift.max(*before));
         lifts.insert(key.clone(), lift);
-        Change::Lift(key.clone(), host.clone(), Some(lift))
+        Record::Lift(key.clone(), host.clone(), Some(lift))
     }
 
     /// Whether a host's ban of an address was lifted here.
-    pub(super) fn covers(&self, key: &Key, host: &HostName, ban: Ban, pace: &Pace) -> bool {
+    pub(super) fn covers(&self, key: &BanKey, host: &HostName, ban: Ban, pace: &Timing) -> bool {
         let lift = self.0.get(host).and_then(|lifts| lifts.get(key));
         lift.is_some_and(|lift| lift.names(ban, pace))
     }
 
     /// What of one host's bans was lifted.
-    pub(super) fn of(&self, host: &HostName) -> impl Iterator<Item = (&Key, Lift)> {
+    pub(super) fn of(&self, host: &HostName) -> impl Iterator<Item = (&BanKey, Override)> {
         self.0.get(host).into_iter().flatten().map(|(key, lift)| (key, *lift))
     }
 
@@ -64,13 +64,13 @@ impl Lifts {
     }
 
     /// A lift is over.
-    pub(super) fn end(&mut self, key: &Key, host: &HostName) -> Option<Change> {
+    pub(super) fn end(&mut self, key: &BanKey, host: &HostName) -> Option<Record> {
         let lifts = self.0.get_mut(host)?;
         lifts.remove(key)?;
         if lifts.is_empty() {
             self.0.remove(host);
         }
-        Some(Change::Lift(key.clone(), host.clone(), None))
+        Some(Record::Lift(key.clone(), host.clone(), None))
     }
 }
 
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_lift_ends_with_a_later_word_that_has_another_ban_or_none() {
-        let lift = Lift { start: 1000, stamp: 50 };
+        let lift = Override { start: 1000, stamp: 50 };
         let held = |stamp, start| Word::Held(stamp, Ban { start, bantime: 600 });
         let table = [
             (Word::Unknown, false),
@@ -93,7 +93,7 @@ mod tests {
             (held(49, 900), false),
         ];
         for (word, over) in table {
-            assert_eq!(lift.is_over(word, &Pace::default()), over, "{word:?}");
+            assert_eq!(lift.is_over(word, &Timing::default()), over, "{word:?}");
         }
     }
 }

@@ -11,7 +11,7 @@ const MAX_NAME: usize = 64;
 
 /// What is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Table {
+pub enum BoundedTable {
     /// The other hosts.
     Peers,
     /// Their bans.
@@ -24,7 +24,7 @@ pub enum Table {
     Messages,
 }
 
-impl Table {
+impl BoundedTable {
     /// Its name in the status file and in metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -42,7 +42,7 @@ impl Table {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
     /// Which table.
-    pub table: Table,
+    pub table: BoundedTable,
     /// The limit.
     pub max: usize,
     /// The host that has most of it, where one has.
@@ -53,11 +53,11 @@ pub struct Limit {
 
 /// The last time that each limit was reached.
 #[derive(Debug, Default)]
-pub struct Limits(BTreeMap<(Table, usize), Limit>);
+pub struct ReachedLimits(BTreeMap<(BoundedTable, usize), Limit>);
 
-impl Limits {
+impl ReachedLimits {
     /// A limit was reached at `now`, in milliseconds.
-    pub fn reached(&mut self, table: Table, max: usize, peer: Option<&str>, now: i64) {
+    pub fn reached(&mut self, table: BoundedTable, max: usize, peer: Option<&str>, now: i64) {
         let last = self.0.get_mut(&(table, max));
         // The same again within a second costs nothing.
         if let Some(last) = last.filter(|last| (0..1_000).contains(&now.saturating_sub(last.at))) {
@@ -80,10 +80,10 @@ mod tests {
 
     #[test]
     fn limit_is_shown_for_a_day_after_it_was_reached_last() {
-        let mut limits = Limits::default();
-        limits.reached(Table::Peers, 1_000, None, 5_000);
-        limits.reached(Table::Claims, 200_000, Some(&"x".repeat(99)), 5_000);
-        limits.reached(Table::Peers, 1_000, None, 5_500);
+        let mut limits = ReachedLimits::default();
+        limits.reached(BoundedTable::Peers, 1_000, None, 5_000);
+        limits.reached(BoundedTable::Claims, 200_000, Some(&"x".repeat(99)), 5_000);
+        limits.reached(BoundedTable::Peers, 1_000, None, 5_500);
         let shown = |now| limits.shown(now).map(|limit| limit.table.name()).collect::<Vec<_>>();
         assert_eq!(shown(6_000), ["peers", "claims"]);
         assert_eq!(shown(5_000 + SHOWN), ["peers"]);

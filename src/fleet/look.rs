@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use smallvec::SmallVec;
 
-use super::Pace;
+use super::Timing;
 use super::claims::Said;
 use super::marks::Mark;
 use super::queue::Ticket;
@@ -16,7 +16,7 @@ use crate::wire::{Address, Ban, UnbanId};
 
 /// One process of fail2ban's server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Server {
+pub struct ServerInstance {
     /// Its process.
     pub pid: i32,
     /// When it made its socket, in seconds since 1970: processes' numbers are used again.
@@ -25,7 +25,7 @@ pub struct Server {
 
 /// One look at a jail, at all of its bans or at those of some addresses.
 #[derive(Debug, Default)]
-pub struct Look {
+pub struct Observation {
     /// What it bans: for so many seconds from its start on, below 0 for ever; `None` where only that it
     /// does was asked.
     pub held: Table<Option<i64>>,
@@ -47,9 +47,9 @@ pub struct Look {
 
 /// What can be asked at no cost, every two seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pulse {
+pub struct Heartbeat {
     /// The server that answers.
-    pub server: Server,
+    pub server: ServerInstance,
     /// Changes with every write to fail2ban's database (SQLite's `data_version`); `None` where it has
     /// none, and there is no telling.
     pub data_version: Option<i64>,
@@ -58,7 +58,7 @@ pub struct Pulse {
 /// A sweep over all jails that are worth a look. **One that takes long goes on over several rounds, and for
 /// as long as it took the others' words have their turn**, so that neither waits for ever.
 #[derive(Debug, Default)]
-pub(super) struct Sweep {
+pub(super) struct Scan {
     /// It is under way, and when it began, in milliseconds.
     pub(super) since: Option<i64>,
     /// Until when the next one waits for what is to be done, in milliseconds.
@@ -68,7 +68,7 @@ pub(super) struct Sweep {
 /// Everything that is known of one address in one jail. There are many, and of most one host said
 /// something: that takes no memory of its own.
 #[derive(Debug, Default)]
-pub(super) struct Case {
+pub(super) struct Entry {
     /// What other hosts said of it last.
     pub(super) said: SmallVec<[Said; 1]>,
     /// It was imported, or is about to be.
@@ -83,7 +83,7 @@ pub(super) struct Case {
     pub(super) queued: Option<Ticket>,
 }
 
-impl Case {
+impl Entry {
     pub(super) fn is_empty(&self) -> bool {
         self.said.is_empty() && self.mark.is_none() && self.end.is_none() && !self.restoring
     }
@@ -91,7 +91,7 @@ impl Case {
 
 /// A ban of this host's own.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Own {
+pub(super) struct LocalBan {
     pub(super) ban: Ban,
     /// In which run of the jail it was seen.
     pub(super) run: u32,
@@ -101,7 +101,7 @@ pub(super) struct Own {
 
 /// A detection that notify told of.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Detection {
+pub(super) struct PendingDetection {
     pub(super) ban: Ban,
     /// How many looks had begun by then: an earlier one cannot have seen it.
     pub(super) turn: u64,
@@ -113,11 +113,11 @@ pub(super) struct Detection {
 
 /// How one jail stands on this host.
 #[derive(Debug, Default)]
-pub(super) struct Local {
-    pub(super) cases: BTreeMap<Address, Box<Case>>,
-    pub(super) own: BTreeMap<Address, Own>,
-    pub(super) told: BTreeMap<Address, Detection>,
-    pub(super) shown: Option<Shown>,
+pub(super) struct JailState {
+    pub(super) cases: BTreeMap<Address, Box<Entry>>,
+    pub(super) own: BTreeMap<Address, LocalBan>,
+    pub(super) told: BTreeMap<Address, PendingDetection>,
+    pub(super) shown: Option<LastObservation>,
     /// Since when a fail2ban that had it does not, in seconds since 1970, and how many fleet unbans it had
     /// obeyed by then.
     pub(super) gone: Option<(i64, u64)>,
@@ -129,8 +129,8 @@ pub(super) struct Local {
 
 /// What the jail showed last.
 #[derive(Debug)]
-pub(super) struct Shown {
-    server: Server,
+pub(super) struct LastObservation {
+    server: ServerInstance,
     data_version: Option<i64>,
     total: i64,
     pub(super) bantime: i64,
@@ -144,7 +144,7 @@ pub(super) struct Shown {
     pub(super) due: i64,
 }
 
-impl Local {
+impl JailState {
     /// Whether nothing is known of it: it was not looked at, and nobody says anything of it.
     pub(super) fn is_empty(&self) -> bool {
         let known = self.shown.is_some() || self.gone.is_some();
@@ -158,7 +158,7 @@ impl Local {
     }
 
     /// How an address's bans in this jail need a fleet unban.
-    pub(super) fn usage(&self, address: Address, id: &UnbanId, pace: &Pace) -> Usage {
+    pub(super) fn usage(&self, address: Address, id: &UnbanId, pace: &Timing) -> Usage {
         if self.own.contains_key(&address) || self.told.contains_key(&address) {
             return Usage::Carried;
         }
@@ -179,7 +179,7 @@ impl Local {
     }
 
     /// The clock was set back: nothing waits for a time that lies far ahead now.
-    pub(super) fn set_back(&mut self, now: i64, pace: &Pace) {
+    pub(super) fn set_back(&mut self, now: i64, pace: &Timing) {
         self.restoring.0 = self.restoring.0.min(now.div_euclid(1000) + pace.grace);
         self.gone = self.gone.map(|(since, unbans)| (since.min(now.div_euclid(1000)), unbans));
         if let Some(shown) = &mut self.shown {
@@ -196,11 +196,11 @@ impl Local {
     /// if it made fewer bans than before, or if it lacks one whose row and time last.
     pub(super) fn show(
         &mut self,
-        look: &mut Look,
-        pulse: Pulse,
+        look: &mut Observation,
+        pulse: Heartbeat,
         whole: bool,
         now: i64,
-        pace: &Pace,
+        pace: &Timing,
     ) {
         let secs = now.div_euclid(1000);
         let last = self.shown.as_ref();
@@ -239,11 +239,11 @@ impl Local {
         let ignored = std::mem::take(&mut look.ignored);
         let (server, bantime) = (pulse.server, look.bantime);
         self.shown =
-            Some(Shown { server, data_version, total, bantime, ignored, fresh, rest_until, due });
+            Some(LastObservation { server, data_version, total, bantime, ignored, fresh, rest_until, due });
     }
 
     /// **Whether there is anything to ask**: another server, a write to its database, or something due.
-    pub(super) fn is_worth_a_look(&self, pulse: Pulse, now: i64) -> bool {
+    pub(super) fn is_worth_a_look(&self, pulse: Heartbeat, now: i64) -> bool {
         let Some(shown) = &self.shown else { return true };
         let secs = now.div_euclid(1000);
         shown.server != pulse.server
@@ -262,22 +262,22 @@ mod tests {
     const NOW: i64 = 1_000_000_000;
     const SECS: i64 = NOW / 1000;
 
-    fn pulse(pid: i32, data_version: i64) -> Pulse {
-        Pulse { server: Server { pid, started: SECS - 500 }, data_version: Some(data_version) }
+    fn pulse(pid: i32, data_version: i64) -> Heartbeat {
+        Heartbeat { server: ServerInstance { pid, started: SECS - 500 }, data_version: Some(data_version) }
     }
 
-    fn look(total: i64) -> Look {
-        Look { total: Some(total), bantime: 600, database: Some(0), ..Look::default() }
+    fn look(total: i64) -> Observation {
+        Observation { total: Some(total), bantime: 600, database: Some(0), ..Observation::default() }
     }
 
     #[test]
     fn fail2ban_is_asked_only_when_there_is_something_to_ask() {
-        let (mut local, pace) = (Local::default(), Pace::default());
+        let (mut local, pace) = (JailState::default(), Timing::default());
         assert!(local.is_worth_a_look(pulse(1, 1), NOW));
         local.show(&mut look(5), pulse(1, 1), true, NOW, &pace);
-        let worth = |local: &Local, pulse, now| local.is_worth_a_look(pulse, now);
+        let worth = |local: &JailState, pulse, now| local.is_worth_a_look(pulse, now);
         assert!(worth(&local, pulse(1, 1), NOW + 1000), "it may be restoring bans");
-        local.show(&mut Look { took: 500, ..look(5) }, pulse(1, 1), true, NOW, &pace);
+        local.show(&mut Observation { took: 500, ..look(5) }, pulse(1, 1), true, NOW, &pace);
         assert!(
             !worth(&local, pulse(1, 1), NOW + 4_999),
             "so many that a look takes half a second"
@@ -287,7 +287,7 @@ mod tests {
         assert!(!worth(&local, pulse(1, 1), now));
         assert!(worth(&local, pulse(1, 2), now), "a write");
         assert!(worth(&local, pulse(2, 1), now), "another server");
-        assert!(worth(&local, Pulse { data_version: None, ..pulse(1, 1) }, now), "no telling");
+        assert!(worth(&local, Heartbeat { data_version: None, ..pulse(1, 1) }, now), "no telling");
         local.shown.as_mut().unwrap().due = SECS + 65;
         assert!(!worth(&local, pulse(1, 1), now + 3_000));
         assert!(worth(&local, pulse(1, 1), now + 4_000), "something ends");
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_jail_restores_for_a_minute_and_as_long_as_bans_come_back() {
-        let (mut local, pace) = (Local::default(), Pace::default());
+        let (mut local, pace) = (JailState::default(), Timing::default());
         local.show(&mut look(0), pulse(6, 1), true, NOW - 900_000, &pace);
         let rows: Table<_> = (1..=9)
             .map(|n| Address::new(&format!("192.0.2.{n}")).unwrap())
@@ -303,11 +303,11 @@ mod tests {
             .collect();
         let restored = |count: usize| {
             let held = rows.addresses().take(count).map(|address| (address, Some(600))).collect();
-            Look { held, rows: rows.clone(), ..look(i64::try_from(count).unwrap()) }
+            Observation { held, rows: rows.clone(), ..look(i64::try_from(count).unwrap()) }
         };
-        let server = Server { pid: 7, started: SECS };
-        let pulse = Pulse { server, data_version: Some(1) };
-        let mut show = |at: i64, look: &mut Look| {
+        let server = ServerInstance { pid: 7, started: SECS };
+        let pulse = Heartbeat { server, data_version: Some(1) };
+        let mut show = |at: i64, look: &mut Observation| {
             local.show(look, pulse, true, NOW + at * 1000, &pace);
             (local.run, local.restoring.0 - SECS)
         };

@@ -16,7 +16,7 @@ pub(super) const WRITTEN: i64 = 5;
 /// Whose ban an import rests on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub struct Claim {
+pub struct ImportSource {
     pub host: HostName,
     pub stamp: i64,
     pub ban: Ban,
@@ -24,7 +24,7 @@ pub struct Claim {
 }
 
 /// Those of one import: most rest on one, which takes no memory of its own.
-pub type Claims = SmallVec<[Claim; 1]>;
+pub type ImportSources = SmallVec<[ImportSource; 1]>;
 
 /// One import.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,14 +40,14 @@ pub struct Mark {
     /// fail2ban's row of it was seen.
     pub rowed: bool,
     /// Whose bans it rests on.
-    pub claims: Claims,
+    pub claims: ImportSources,
     /// Which run of the jail was seen to hold it; not remembered.
     pub run: Option<u32>,
 }
 
 /// What fail2ban shows of a marked address.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen {
+pub struct ImportObservation {
     /// It bans the address.
     pub held: bool,
     /// Its row.
@@ -66,7 +66,7 @@ pub struct Seen {
 
 /// What a look at fail2ban says of a mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ImportStatus {
     /// It stands.
     Stands,
     /// What is held is not what was imported: it is the host's own or its operator's.
@@ -80,7 +80,7 @@ pub enum Verdict {
 impl Mark {
     /// An import that fail2ban is about to be told of.
     #[must_use]
-    pub fn intended(claims: Claims, bantime: i64, now: i64) -> Self {
+    pub fn intended(claims: ImportSources, bantime: i64, now: i64) -> Self {
         let answered = now.saturating_add(ANSWER);
         Self { done: false, asked: now, answered, bantime, rowed: false, claims, run: None }
     }
@@ -101,7 +101,7 @@ impl Mark {
     }
 
     /// It was seen to stand. Answers whether that is news to be remembered.
-    pub fn stands(&mut self, seen: Seen) -> bool {
+    pub fn stands(&mut self, seen: ImportObservation) -> bool {
         let rowed = self.rowed || seen.row.is_some_and(|row| self.is_of(row));
         let news = !self.done || rowed != self.rowed;
         (self.done, self.rowed, self.run) = (true, rowed, Some(seen.run));
@@ -110,20 +110,20 @@ impl Mark {
 
     /// What has become of the import.
     #[must_use]
-    pub fn judge(&self, seen: Seen) -> Verdict {
-        let Seen { held, row, now, .. } = seen;
+    pub fn judge(&self, seen: ImportObservation) -> ImportStatus {
+        let ImportObservation { held, row, now, .. } = seen;
         if held {
             let fits = row.is_none_or(|row| self.fits(row, now));
-            return if fits { Verdict::Stands } else { Verdict::NotOurs };
+            return if fits { ImportStatus::Stands } else { ImportStatus::NotOurs };
         }
-        if self.is_lifted(seen) { Verdict::Lifted } else { Verdict::Ended }
+        if self.is_lifted(seen) { ImportStatus::Lifted } else { ImportStatus::Ended }
     }
 
     /// **The operator of this host wins.** A done import that is not held was lifted by hand if its row is
     /// gone, and either this fail2ban has run on since with the lease unfinished, or the row was too young
     /// to be purged. A row that was never seen cannot be gone, nor can one that was in another database:
     /// fail2ban makes a new one where it lost or could not repair it.
-    fn is_lifted(&self, seen: Seen) -> bool {
+    fn is_lifted(&self, seen: ImportObservation) -> bool {
         let gone = seen.row.is_none();
         let ran_on = self.run == Some(seen.run) && seen.now < seen.end;
         let old = seen.now.saturating_sub(seen.purge_age);
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     fn mark() -> Mark {
-        let mark = Mark::intended(Claims::new(), 600, 1000);
+        let mark = Mark::intended(ImportSources::new(), 600, 1000);
         Mark { done: true, answered: 1003, rowed: true, run: Some(7), ..mark }
     }
 
@@ -147,8 +147,8 @@ mod tests {
         Some(Row { timeofban, bantime, failures })
     }
 
-    fn seen(held: bool, row: Option<Row>) -> Seen {
-        Seen {
+    fn seen(held: bool, row: Option<Row>) -> ImportObservation {
+        ImportObservation {
             held,
             row,
             database: Some(i64::MIN),
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn what_is_held_is_ours_only_while_its_row_is() {
-        use Verdict::{NotOurs, Stands};
+        use ImportStatus::{NotOurs, Stands};
         let table = [
             (None, Stands),
             (row(1001, 600, 0), Stands),
@@ -176,34 +176,34 @@ mod tests {
         for (row, expected) in table {
             assert_eq!(mark().judge(seen(true, row)), expected, "{row:?}");
         }
-        let just = Seen { now: 1008, ..seen(true, row(500, 700, 3)) };
+        let just = ImportObservation { now: 1008, ..seen(true, row(500, 700, 3)) };
         assert_eq!(mark().judge(just), Stands, "fail2ban is still to write the new one");
-        let intended = Mark::intended(Claims::new(), 600, 1000);
+        let intended = Mark::intended(ImportSources::new(), 600, 1000);
         assert_eq!(intended.judge(seen(true, row(1090, 600, 0))), Stands, "the answer never came");
     }
 
     #[test]
     fn what_is_not_held_was_lifted_if_its_row_is_gone_and_nothing_else_explains_it() {
-        use Verdict::{Ended, Lifted};
+        use ImportStatus::{Ended, Lifted};
         let gone = seen(false, None);
-        let restarted = Seen { run: 8, ..gone };
+        let restarted = ImportObservation { run: 8, ..gone };
         let unrowed = Mark { rowed: false, ..mark() };
         let old = Mark { asked: 1100 - 86_400 - 1800, ..mark() };
         let table = [
             (mark(), gone, Lifted),
             (mark(), seen(false, row(1001, 600, 0)), Ended),
-            (mark(), Seen { now: 1600, ..gone }, Lifted), // young: it would still have its row
+            (mark(), ImportObservation { now: 1600, ..gone }, Lifted), // young: it would still have its row
             (mark(), restarted, Lifted),
             (unrowed.clone(), gone, Lifted), // this fail2ban has run on
             (unrowed.clone(), restarted, Ended), // it was killed before it wrote the row
-            (unrowed.clone(), Seen { now: 1600, ..gone }, Ended),
+            (unrowed.clone(), ImportObservation { now: 1600, ..gone }, Ended),
             (old.clone(), restarted, Ended), // purged
             (old.clone(), gone, Lifted),
             (Mark { bantime: -1, ..old.clone() }, restarted, Lifted), // these are never purged
-            (mark(), Seen { database: None, ..gone }, Lifted),
-            (mark(), Seen { database: None, ..restarted }, Ended),
-            (mark(), Seen { database: Some(1000), ..restarted }, Lifted),
-            (mark(), Seen { database: Some(1001), ..restarted }, Ended), // a new one
+            (mark(), ImportObservation { database: None, ..gone }, Lifted),
+            (mark(), ImportObservation { database: None, ..restarted }, Ended),
+            (mark(), ImportObservation { database: Some(1000), ..restarted }, Lifted),
+            (mark(), ImportObservation { database: Some(1001), ..restarted }, Ended), // a new one
             (Mark { done: false, ..mark() }, gone, Ended),
         ];
         for (mark, seen, expected) in table {

@@ -53,18 +53,18 @@ pub mod work;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use asked::Asked;
-use branches::{Asking, Branches};
+use branches::{Request, SubscriptionScheduler};
 use claims::{Counts, Said};
 use dirty::DirtyRecords;
-pub use hear::Trouble;
-use lifts::Lifts;
-use limits::Limits;
-use look::{Case, Detection, Local, Pulse, Sweep};
+pub use hear::ShardError;
+use lifts::Overrides;
+use limits::ReachedLimits;
+use look::{Entry, PendingDetection, JailState, Heartbeat, Scan};
 use peers::{PeerState, Peers};
-use queue::Queue;
-pub use remember::{Change, Remembered};
-use snapshot::{Publication, Snapshots};
-use tell::Teller;
+use queue::FairQueue;
+pub use remember::{Record, PersistedState};
+use snapshot::{RetainedShard, SnapshotPublisher};
+use tell::Sequencer;
 use tombstones::Tombstones;
 pub use tombstones::is_outlived;
 
@@ -74,11 +74,11 @@ use crate::wire::{Address, FleetUnban, HostName, Jail, Presence};
 const TIDY: i64 = 30_000;
 
 /// An address in a jail.
-pub type Key = (Jail, Address);
+pub type BanKey = (Jail, Address);
 
 /// How long things take. The simulation lives faster.
 #[derive(Clone, Debug)]
-pub struct Pace {
+pub struct Timing {
     /// After a ban's end its origin has so long to say so, in seconds.
     pub end_slack: i64,
     /// A ban of unknown length lasts so long, in seconds, unless its origin says something.
@@ -114,7 +114,7 @@ pub struct Pace {
     pub burst: usize,
 }
 
-impl Default for Pace {
+impl Default for Timing {
     fn default() -> Self {
         Self {
             end_slack: 600,
@@ -139,12 +139,12 @@ impl Default for Pace {
 
 /// Everything that is known of the other hosts' bans and of this host's, and what was made of it.
 #[derive(Debug)]
-pub struct Fleet {
+pub struct Controller {
     me: HostName,
-    pace: Pace,
-    jails: BTreeMap<Jail, Local>,
+    pace: Timing,
+    jails: BTreeMap<Jail, JailState>,
     /// Who took back the last claim on an address.
-    unsaid: BTreeMap<Key, HostName>,
+    unsaid: BTreeMap<BanKey, HostName>,
     /// The jails that fail2ban has, once it has said so.
     names: Option<BTreeSet<Jail>>,
     /// When that changed, in milliseconds.
@@ -153,19 +153,19 @@ pub struct Fleet {
     awaited: BTreeMap<Jail, BTreeSet<Address>>,
     peers: Peers,
     counts: Counts,
-    limits: Limits,
-    lifts: Lifts,
+    limits: ReachedLimits,
+    lifts: Overrides,
     tombstones: Tombstones,
     /// The next turn is that of fleet unbans, not of bans; and the garbage collection goes through them.
     tombstones_turn: bool,
     collecting: bool,
     /// Detections that only this host's own events tell of; some may be over.
-    echoes: BTreeSet<Key>,
+    echoes: BTreeSet<BanKey>,
     /// Since when the link to the broker has been up, in milliseconds.
     connected_since: Option<i64>,
-    teller: Teller,
-    snapshots: Snapshots,
-    branches: Branches,
+    teller: Sequencer,
+    snapshots: SnapshotPublisher,
+    branches: SubscriptionScheduler,
     /// What was said of this host itself, or would have been again, and when.
     presence: Option<(Presence, i64)>,
     /// The broker has another presence of this host, or none: it is published again.
@@ -175,13 +175,13 @@ pub struct Fleet {
     /// What is not on disk yet.
     dirty: DirtyRecords,
     /// Addresses that something is to be done about.
-    queue: Queue,
+    queue: FairQueue,
     /// Jails that are still to be looked at in this sweep.
     looks: BTreeSet<Jail>,
-    sweep: Sweep,
-    orders: VecDeque<work::Order>,
-    doing: Option<work::Order>,
-    pulse: Option<Pulse>,
+    sweep: Scan,
+    orders: VecDeque<work::Pending>,
+    doing: Option<work::Pending>,
+    pulse: Option<Heartbeat>,
     /// Addresses that were looked at by themselves just now.
     glanced: BTreeMap<Jail, Vec<Address>>,
     /// The stamp that this sweep stands for, and that of the last one that was finished.
@@ -196,12 +196,12 @@ pub struct Fleet {
     tidied: i64,
 }
 
-impl Fleet {
+impl Controller {
     /// Takes up what an earlier process remembered.
     #[must_use]
-    pub fn new(me: HostName, pace: Pace, remembered: Remembered) -> Self {
+    pub fn new(me: HostName, pace: Timing, remembered: PersistedState) -> Self {
         let mut fleet = Self {
-            teller: Teller::new(me.clone(), remembered.stamp),
+            teller: Sequencer::new(me.clone(), remembered.stamp),
             me,
             pace,
             jails: BTreeMap::new(),
@@ -211,22 +211,22 @@ impl Fleet {
             awaited: BTreeMap::new(),
             peers: Peers::default(),
             counts: Counts::default(),
-            limits: Limits::default(),
-            lifts: Lifts::default(),
+            limits: ReachedLimits::default(),
+            lifts: Overrides::default(),
             tombstones: Tombstones::default(),
             tombstones_turn: true,
             collecting: false,
             echoes: BTreeSet::new(),
             connected_since: None,
-            snapshots: Snapshots::new(),
-            branches: Branches::default(),
+            snapshots: SnapshotPublisher::new(),
+            branches: SubscriptionScheduler::default(),
             presence: None,
             presence_lost: false,
             asked: Asked::default(),
             dirty: DirtyRecords::default(),
-            queue: Queue::default(),
+            queue: FairQueue::default(),
             looks: BTreeSet::new(),
-            sweep: Sweep::default(),
+            sweep: Scan::default(),
             orders: VecDeque::new(),
             doing: None,
             pulse: None,
@@ -243,7 +243,7 @@ impl Fleet {
     }
 
     /// **Marks keep the claims**: a restart without a broker still knows what it holds and until when.
-    fn take_up(&mut self, remembered: Remembered) {
+    fn take_up(&mut self, remembered: PersistedState) {
         for ((key, host), lift) in remembered.lifts {
             self.lifts.lift(&key, &host, lift);
         }
@@ -251,11 +251,11 @@ impl Fleet {
             self.tombstones.restore(pardon, obeyed);
         }
         for ((key, host), since) in remembered.scripts {
-            self.upsert_claim(&key, hear::script(host, since), since * 1000);
+            self.upsert_claim(&key, hear::legacy_claim(host, since), since * 1000);
         }
         for ((jail, address), ban) in remembered.detected {
             let told = &mut self.jails.entry(jail).or_default().told;
-            told.insert(address, Detection { ban, turn: 0, kept: true, echo: None });
+            told.insert(address, PendingDetection { ban, turn: 0, kept: true, echo: None });
         }
         for (key, mark) in remembered.marks {
             // What scripts said is remembered by itself.
@@ -303,10 +303,10 @@ impl Fleet {
     /// What is to be subscribed to now, if anything, as filters below the fleet's retained branch.
     pub fn branch(&mut self, now: i64) -> Option<Vec<String>> {
         let (host, again) = match self.branches.next(now)? {
-            Asking::First(hosts) => {
+            Request::First(hosts) => {
                 return Some(hosts.iter().map(|host| format!("state/{host}/0")).collect());
             }
-            Asking::All { host, again } => (host, again),
+            Request::All { host, again } => (host, again),
         };
         let mut topics = vec![format!("state/{host}/+")];
         if again {
@@ -317,7 +317,7 @@ impl Fleet {
     }
 
     /// What of this host's snapshot is to be published now.
-    pub fn publications(&mut self, now: i64) -> Vec<Publication> {
+    pub fn publications(&mut self, now: i64) -> Vec<RetainedShard> {
         // Before fail2ban or its database was read, nothing is known, and nothing said; and nothing that
         // others would take for old.
         if self.as_of <= self.forgotten {
@@ -342,7 +342,7 @@ impl Fleet {
 
     /// The import of an address, if it is one.
     #[must_use]
-    pub fn mark(&self, key: &Key) -> Option<&marks::Mark> {
+    pub fn mark(&self, key: &BanKey) -> Option<&marks::Mark> {
         self.jails.get(&key.0)?.cases.get(&key.1)?.mark.as_deref()
     }
 
@@ -352,12 +352,12 @@ impl Fleet {
         self.tombstones.knows(pardon)
     }
 
-    fn change(&mut self, change: Change) {
+    fn change(&mut self, change: Record) {
         self.dirty.put(change);
     }
 
     /// An address of which nothing is known needs no decision.
-    fn queue(&mut self, key: &Key) {
+    fn queue(&mut self, key: &BanKey) {
         let case = self.jails.get(&key.0).and_then(|local| local.cases.get(&key.1));
         if case.is_none_or(|case| case.queued.is_some()) {
             return;
@@ -371,7 +371,7 @@ impl Fleet {
     }
 
     /// Forgets an address of which nothing is known any more.
-    fn drop_if_empty(&mut self, key: &Key) {
+    fn drop_if_empty(&mut self, key: &BanKey) {
         let Some(local) = self.jails.get_mut(&key.0) else { return };
         if local.cases.get(&key.1).is_some_and(|case| case.is_empty())
             && let Some(ticket) = local.cases.remove(&key.1).and_then(|case| case.queued)
@@ -383,9 +383,9 @@ impl Fleet {
     /// Whose claims on an address count.
     fn claimants<'a>(
         &'a self,
-        key: &'a Key,
-        local: &'a Local,
-        case: &'a Case,
+        key: &'a BanKey,
+        local: &'a JailState,
+        case: &'a Entry,
         now: i64,
     ) -> impl Iterator<Item = &'a Said> {
         let bantime = local.bantime();
@@ -399,7 +399,7 @@ impl Fleet {
 
     /// Whose word it is that an address is banned, or else that it is free.
     #[must_use]
-    pub fn reporter(&self, key: &Key) -> Option<&HostName> {
+    pub fn reporter(&self, key: &BanKey) -> Option<&HostName> {
         let case = self.jails.get(&key.0)?.cases.get(&key.1)?;
         let last = case.said.iter().max_by_key(|said| (said.ban.is_some(), said.stamp));
         let of_mark = || case.mark.as_ref()?.claims.last().map(|claim| &claim.host);

@@ -5,7 +5,7 @@ use crate::wire::Ban;
 
 /// What is known here of one address.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Facts {
+pub struct LocalBanFacts {
     /// fail2ban bans it, for so many seconds from its start on (`get JAIL banip --with-time`; fresh
     /// failures prolong it), below 0 for ever.
     pub held: Option<i64>,
@@ -34,8 +34,8 @@ pub fn is_lifted(last: Ban, rowed: bool, row: Option<Row>, now: i64, purge_age: 
 
 /// The host's own ban of the address, if there is one.
 #[must_use]
-pub fn ban(facts: Facts) -> Option<Ban> {
-    let Facts { held, row, told, marked, restoring, away, now } = facts;
+pub fn ban(facts: LocalBanFacts) -> Option<Ban> {
+    let LocalBanFacts { held, row, told, marked, restoring, away, now } = facts;
     let length = |bantime| held.unwrap_or(bantime);
     // What was told since the row was written is the newer detection; an import came after it.
     let told = told.filter(|told| !marked && row.is_none_or(|row| row.timeofban < told.start));
@@ -86,35 +86,35 @@ mod tests {
     fn what_was_detected_here_and_is_held_is_own() {
         let row = |timeofban, bantime, failures| Some(Row { timeofban, bantime, failures });
         let ban = |start, bantime| Some(Ban { start, bantime });
-        let own = Facts { held: Some(600), row: row(1000, 600, 3), now: 1100, ..Facts::default() };
-        let gone = Facts { held: None, ..own };
-        let told = Facts { row: None, told: ban(1090, 600), ..own };
+        let own = LocalBanFacts { held: Some(600), row: row(1000, 600, 3), now: 1100, ..LocalBanFacts::default() };
+        let gone = LocalBanFacts { held: None, ..own };
+        let told = LocalBanFacts { row: None, told: ban(1090, 600), ..own };
         let table = [
             (own, ban(1000, 600)),
-            (Facts { held: Some(900), ..own }, ban(1000, 900)), // fresh failures
-            (Facts { held: Some(900), now: 1800, ..own }, ban(1000, 900)), // the row never learns of them
-            (Facts { held: Some(-1), ..own }, ban(1000, -1)),
-            (Facts { row: row(1000, 600, 0), ..own }, None), // an import, or its operator's
-            (Facts { row: None, ..own }, None),
-            (Facts { row: row(400, 600, 3), marked: true, ..own }, None), // imported after an own ban
-            (Facts { marked: true, ..own }, None), // its row is still to be written
-            (Facts { marked: true, ..told }, None),
+            (LocalBanFacts { held: Some(900), ..own }, ban(1000, 900)), // fresh failures
+            (LocalBanFacts { held: Some(900), now: 1800, ..own }, ban(1000, 900)), // the row never learns of them
+            (LocalBanFacts { held: Some(-1), ..own }, ban(1000, -1)),
+            (LocalBanFacts { row: row(1000, 600, 0), ..own }, None), // an import, or its operator's
+            (LocalBanFacts { row: None, ..own }, None),
+            (LocalBanFacts { row: row(400, 600, 3), marked: true, ..own }, None), // imported after an own ban
+            (LocalBanFacts { marked: true, ..own }, None), // its row is still to be written
+            (LocalBanFacts { marked: true, ..told }, None),
             // Not held: over, lifted, or not restored yet.
             (gone, None),
-            (Facts { restoring: true, ..gone }, ban(1000, 600)),
-            (Facts { away: true, ..gone }, ban(1000, 600)),
-            (Facts { restoring: true, now: 1700, ..gone }, None),
-            (Facts { away: true, row: row(1000, 600, 0), ..gone }, None),
-            (Facts { away: true, row: None, ..gone }, None),
+            (LocalBanFacts { restoring: true, ..gone }, ban(1000, 600)),
+            (LocalBanFacts { away: true, ..gone }, ban(1000, 600)),
+            (LocalBanFacts { restoring: true, now: 1700, ..gone }, None),
+            (LocalBanFacts { away: true, row: row(1000, 600, 0), ..gone }, None),
+            (LocalBanFacts { away: true, row: None, ..gone }, None),
             // Told, and not in the database.
             (told, ban(1090, 600)),
-            (Facts { row: row(400, 600, 3), ..told }, ban(1090, 600)),
-            (Facts { row: row(1090, 600, 3), ..told }, ban(1090, 600)),
-            (Facts { row: row(1095, 600, 0), ..told }, None), // it ended, and the operator banned it
-            (Facts { held: None, ..told }, None),
-            (Facts { held: None, away: true, ..told }, ban(1090, 600)),
-            (Facts { held: None, away: true, now: 1700, ..told }, None),
-            (Facts { held: None, away: true, now: 9999, told: ban(1090, 0), ..told }, ban(1090, 0)),
+            (LocalBanFacts { row: row(400, 600, 3), ..told }, ban(1090, 600)),
+            (LocalBanFacts { row: row(1090, 600, 3), ..told }, ban(1090, 600)),
+            (LocalBanFacts { row: row(1095, 600, 0), ..told }, None), // it ended, and the operator banned it
+            (LocalBanFacts { held: None, ..told }, None),
+            (LocalBanFacts { held: None, away: true, ..told }, ban(1090, 600)),
+            (LocalBanFacts { held: None, away: true, now: 1700, ..told }, None),
+            (LocalBanFacts { held: None, away: true, now: 9999, told: ban(1090, 0), ..told }, ban(1090, 0)),
         ];
         for (facts, expected) in table {
             assert_eq!(super::ban(facts), expected, "{facts:?}");

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::claim_index::{ClaimIndex, Position};
 use super::invariants::holds;
-use super::{Key, secs};
+use super::{BanKey, secs};
 use crate::wire::{Address, HostName, MAX_SHARDS, ShardId};
 
 /// The most peers that are kept.
@@ -45,7 +45,7 @@ pub(super) struct PeerState {
 /// Claims that a shard may have released.
 pub(super) struct Released {
     pub(super) host: HostName,
-    pub(super) keys: Vec<Key>,
+    pub(super) keys: Vec<BanKey>,
     /// The shard, once all of it has been searched.
     pub(super) finished: Option<ShardId>,
 }

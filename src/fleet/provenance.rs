@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use super::marks::{Claim, Claims, Mark};
-use super::{Change, Pace, Remembered};
-use crate::fleet::lifts::Lift;
+use super::marks::{ImportSource, ImportSources, Mark};
+use super::{Record, Timing, PersistedState};
+use crate::fleet::lifts::Override;
 use crate::wire::Ban;
 
 /// How long a claim from before may last unless its origin repeats it, in seconds.
@@ -83,38 +83,38 @@ impl Provenance {
     }
 }
 
-impl Remembered {
+impl PersistedState {
     /// The changes that leave no doubtful state. Imports stay, because only this host knows that they are no
     /// bans of its own; what they rest on ends soon unless its origin repeats it. `now` is in
     /// seconds since 1970.
     #[must_use]
-    pub fn discard(&self, doubt: Doubt, pace: &Pace, now: i64) -> Vec<Change> {
+    pub fn discard(&self, doubt: Doubt, pace: &Timing, now: i64) -> Vec<Record> {
         if doubt == Doubt::Nothing {
             return Vec::new();
         }
         let unbans = self.unbans.keys().filter(|_| doubt != Doubt::Claims);
-        let unbans = unbans.map(|pardon| Change::Unban(pardon.clone(), None));
-        let mut changes: Vec<Change> = unbans.collect();
+        let unbans = unbans.map(|pardon| Record::Unban(pardon.clone(), None));
+        let mut changes: Vec<Record> = unbans.collect();
         if doubt == Doubt::Unbans {
             return changes;
         }
         let scripts = self.scripts.keys();
-        changes.extend(scripts.map(|(key, host)| Change::Script(key.clone(), host.clone(), None)));
+        changes.extend(scripts.map(|(key, host)| Record::Script(key.clone(), host.clone(), None)));
         changes.extend(self.marks.iter().map(|(key, mark)| {
             let claims = mark.claims.iter().filter(|claim| claim.stamp > 0);
-            let claims: Claims = claims.map(|claim| provisional(claim, pace, now)).collect();
-            Change::Mark(key.clone(), Some(Mark { claims, ..mark.clone() }))
+            let claims: ImportSources = claims.map(|claim| provisional(claim, pace, now)).collect();
+            Record::Mark(key.clone(), Some(Mark { claims, ..mark.clone() }))
         }));
         changes.extend(self.lifts.iter().map(|((key, host), lift)| {
-            let lift = Lift { stamp: BEFORE, ..*lift };
-            Change::Lift(key.clone(), host.clone(), Some(lift))
+            let lift = Override { stamp: BEFORE, ..*lift };
+            Record::Lift(key.clone(), host.clone(), Some(lift))
         }));
         changes
     }
 }
 
 /// A claim that ends soon, or earlier if it was to end earlier, and gives way to any word of its origin.
-fn provisional(claim: &Claim, pace: &Pace, now: i64) -> Claim {
+fn provisional(claim: &ImportSource, pace: &Timing, now: i64) -> ImportSource {
     let Ban { start, bantime } = claim.ban;
     let end = match bantime {
         0 => start.saturating_add(pace.unknown),
@@ -125,7 +125,7 @@ fn provisional(claim: &Claim, pace: &Pace, now: i64) -> Claim {
     // A bantime of 0 is not known, and below that it is for ever.
     let start = start.min(end.saturating_sub(1));
     let ban = Ban { start, bantime: end.saturating_sub(start) };
-    Claim { host: claim.host.clone(), stamp: BEFORE, ban, unbans: None }
+    ImportSource { host: claim.host.clone(), stamp: BEFORE, ban, unbans: None }
 }
 
 #[cfg(test)]
@@ -194,32 +194,32 @@ mod tests {
         }
     }
 
-    fn remembered(bans: &[(i64, Ban)]) -> Remembered {
+    fn remembered(bans: &[(i64, Ban)]) -> PersistedState {
         let key = (Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
         let (web2, id) = (HostName::new("web2").unwrap(), UnbanId::new("web2-5").unwrap());
         let claim = |(stamp, ban): &(i64, Ban)| {
             let unbans = carried(vec![id.clone()]);
-            Claim { host: web2.clone(), stamp: *stamp, ban: *ban, unbans }
+            ImportSource { host: web2.clone(), stamp: *stamp, ban: *ban, unbans }
         };
         let mark = Mark::intended(bans.iter().map(claim).collect(), 600, NOW - 9);
         let pardon = FleetUnban { scope: JailScope::All, address: key.1, id: id.clone() };
-        let mut remembered = Remembered::default();
+        let mut remembered = PersistedState::default();
         for change in [
-            Change::Mark(key.clone(), Some(mark)),
-            Change::Lift(key.clone(), web2.clone(), Some(Lift { start: 7, stamp: 1_000 })),
-            Change::Unban(pardon, Some(true)),
-            Change::Script(key.clone(), HostName::new("old").unwrap(), Some(8)),
-            Change::Detected(key, Some(Ban { start: 9, bantime: 600 })),
-            Change::Stamp(77),
+            Record::Mark(key.clone(), Some(mark)),
+            Record::Lift(key.clone(), web2.clone(), Some(Override { start: 7, stamp: 1_000 })),
+            Record::Unban(pardon, Some(true)),
+            Record::Script(key.clone(), HostName::new("old").unwrap(), Some(8)),
+            Record::Detected(key, Some(Ban { start: 9, bantime: 600 })),
+            Record::Stamp(77),
         ] {
             remembered.apply(change);
         }
         remembered
     }
 
-    fn after(remembered: &Remembered, doubt: Doubt) -> Remembered {
+    fn after(remembered: &PersistedState, doubt: Doubt) -> PersistedState {
         let mut after = remembered.clone();
-        let changes = remembered.discard(doubt, &Pace::default(), NOW);
+        let changes = remembered.discard(doubt, &Timing::default(), NOW);
         for change in changes {
             after.apply(change);
         }
@@ -235,13 +235,13 @@ mod tests {
         assert_eq!(after(&before, Doubt::Nothing), before);
         let mixed = after(&before, Doubt::Unbans);
         assert!(mixed.unbans.is_empty());
-        assert_eq!(mixed, Remembered { unbans: mixed.unbans.clone(), ..before.clone() });
+        assert_eq!(mixed, PersistedState { unbans: mixed.unbans.clone(), ..before.clone() });
         let claims = after(&before, Doubt::Claims);
         let all = after(&before, Doubt::All);
-        assert_eq!(claims, Remembered { unbans: before.unbans.clone(), ..all.clone() });
+        assert_eq!(claims, PersistedState { unbans: before.unbans.clone(), ..all.clone() });
         assert!(all.unbans.is_empty() && all.scripts.is_empty());
         assert_eq!((all.detected.clone(), all.stamp), (before.detected.clone(), 77));
-        assert_eq!(all.lifts.values().collect::<Vec<_>>(), [&Lift { start: 7, stamp: 1 }]);
+        assert_eq!(all.lifts.values().collect::<Vec<_>>(), [&Override { start: 7, stamp: 1 }]);
         let (was, is) = (before.marks.values().next().unwrap(), all.marks.values().next().unwrap());
         assert_eq!(*is, Mark { claims: is.claims.clone(), ..was.clone() });
         assert_eq!(is.claims.len(), 1, "the script's is gone");
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_claim_from_before_lasts_a_minute_at_most() {
-        let pace = Pace::default();
+        let pace = Timing::default();
         let lasts = |ban: Ban| {
             let host = HostName::new("web2").unwrap();
             Said { host, stamp: 1_000, ban: Some(ban), unbans: None }.until(None, &pace)

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU64;
 use std::ops::Bound::{Excluded, Unbounded};
 
-use super::Key;
+use super::BanKey;
 use crate::wire::{Address, HostName, Jail};
 
 /// How many removed entries a line keeps at least before they are dropped.
@@ -37,7 +37,7 @@ impl Ticket {
 
 /// An address that waits. A line has up to 100,000: the place is split so that an entry takes 40 bytes.
 #[derive(Debug)]
-struct Entry {
+struct QueuedAddress {
     /// `None` once it was removed.
     jail: Option<Jail>,
     address: Address,
@@ -45,8 +45,8 @@ struct Entry {
     place_high: u16,
 }
 
-impl Entry {
-    fn new(place: u64, (jail, address): Key) -> Self {
+impl QueuedAddress {
+    fn new(place: u64, (jail, address): BanKey) -> Self {
         let place_low = u32::try_from(place & u64::from(u32::MAX)).unwrap_or_default();
         let place_high = u16::try_from(place >> u32::BITS).unwrap_or_default();
         Self { jail: Some(jail), address, place_low, place_high }
@@ -60,23 +60,23 @@ impl Entry {
 /// The addresses that wait for one host's sake, in the order in which its words came. **The first is none that was
 /// removed.**
 #[derive(Debug)]
-struct Line {
+struct PeerLine {
     number: u32,
     /// The last place that was given; the first is 1.
     last: u64,
-    waiting: VecDeque<Entry>,
+    waiting: VecDeque<QueuedAddress>,
     removed: usize,
 }
 
-impl Line {
-    fn push(&mut self, key: Key) -> Ticket {
+impl PeerLine {
+    fn push(&mut self, key: BanKey) -> Ticket {
         self.last += 1;
-        self.waiting.push_back(Entry::new(self.last, key));
+        self.waiting.push_back(QueuedAddress::new(self.last, key));
         Ticket::new(self.number, self.last)
     }
 
     fn remove(&mut self, place: u64) {
-        let Ok(index) = self.waiting.binary_search_by_key(&place, Entry::place) else { return };
+        let Ok(index) = self.waiting.binary_search_by_key(&place, QueuedAddress::place) else { return };
         let entry = self.waiting.get_mut(index);
         if entry.and_then(|entry| entry.jail.take()).is_some() {
             self.removed += 1;
@@ -114,8 +114,8 @@ impl Line {
 /// The lines, by the host whose word it is; `None` for hosts that run the scripts, and where nobody claims the
 /// address. **No line is empty**, and each has a number of its own.
 #[derive(Debug, Default)]
-pub(super) struct Queue {
-    lines: BTreeMap<Option<HostName>, Line>,
+pub(super) struct FairQueue {
+    lines: BTreeMap<Option<HostName>, PeerLine>,
     hosts: BTreeMap<u32, Option<HostName>>,
     /// The number that the next line gets, unless another one has it.
     next_number: u32,
@@ -123,9 +123,9 @@ pub(super) struct Queue {
     last: Option<HostName>,
 }
 
-impl Queue {
+impl FairQueue {
     /// An address waits behind what the same host said before.
-    pub(super) fn push(&mut self, host: Option<HostName>, key: Key) -> Ticket {
+    pub(super) fn push(&mut self, host: Option<HostName>, key: BanKey) -> Ticket {
         let (hosts, given) = (&mut self.hosts, &mut self.next_number);
         let line = self.lines.entry(host).or_insert_with_key(|host| {
             let number = loop {
@@ -136,7 +136,7 @@ impl Queue {
                 }
             };
             hosts.insert(number, host.clone());
-            Line { number, last: 0, waiting: VecDeque::new(), removed: 0 }
+            PeerLine { number, last: 0, waiting: VecDeque::new(), removed: 0 }
         });
         line.push(key)
     }
@@ -210,7 +210,7 @@ impl Queue {
     }
 
     /// What waits, with its ticket.
-    pub(super) fn waiting(&self) -> impl Iterator<Item = (Ticket, Key)> {
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (Ticket, BanKey)> {
         self.lines.values().flat_map(|line| {
             line.waiting.iter().filter_map(|entry| {
                 let key = (entry.jail.clone()?, entry.address);
@@ -224,19 +224,19 @@ impl Queue {
 mod tests {
     use super::*;
 
-    fn key(jail: &str, number: u8) -> Key {
+    fn key(jail: &str, number: u8) -> BanKey {
         (Jail::new(jail).unwrap(), Address::new(&format!("192.0.2.{number}")).unwrap())
     }
 
     /// What comes in one batch: the jail, and the last number of each address.
-    fn batch(queue: &mut Queue, most: usize) -> Option<(String, Vec<u8>)> {
+    fn batch(queue: &mut FairQueue, most: usize) -> Option<(String, Vec<u8>)> {
         let (jail, addresses) = queue.batch(most)?;
         let number = |address: &Address| address.to_string().rsplit('.').next()?.parse().ok();
         Some((jail.to_string(), addresses.iter().filter_map(number).collect()))
     }
 
-    fn queue(waiting: &[(Option<&str>, &str, u8)]) -> Queue {
-        let mut queue = Queue::default();
+    fn queue(waiting: &[(Option<&str>, &str, u8)]) -> FairQueue {
+        let mut queue = FairQueue::default();
         for (host, jail, number) in waiting {
             queue.push(host.map(|host| HostName::new(host).unwrap()), key(jail, *number));
         }
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn what_is_removed_leaves_the_rest_in_its_order() {
-        let mut it = Queue::default();
+        let mut it = FairQueue::default();
         let host = |name: &str| Some(HostName::new(name).unwrap());
         let mut tickets = Vec::new();
         for n in 1..=4 {
@@ -283,13 +283,13 @@ mod tests {
         assert_eq!(other, [Ticket::LINES - 1, 0, 1, 3], "2 is taken");
         let far = Ticket::new(1_000, (1 << 48) - 1);
         assert_eq!((far.line(), far.place()), (1_000, (1 << 48) - 1));
-        assert_eq!(Entry::new(far.place(), key("sshd", 1)).place(), far.place());
-        assert_eq!(size_of::<Entry>(), 40);
+        assert_eq!(QueuedAddress::new(far.place(), key("sshd", 1)).place(), far.place());
+        assert_eq!(size_of::<QueuedAddress>(), 40);
     }
 
     #[test]
     fn removed_entries_take_little_room_and_leave_the_others_their_places() {
-        let mut it = Queue::default();
+        let mut it = FairQueue::default();
         let first = it.push(None, key("web", 1));
         let mut stay = vec![first];
         for _ in 0..20 {

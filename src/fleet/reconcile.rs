@@ -23,7 +23,7 @@ pub struct Facts {
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum Decision {
     /// Ban it for the others' sake.
     Import,
     /// Do not ban it, and say so.
@@ -38,24 +38,24 @@ pub enum Step {
 
 /// Decides.
 #[must_use]
-pub fn step(facts: Facts) -> Step {
+pub fn decide(facts: Facts) -> Decision {
     let Facts { claimed, marked, held, ends_soon, ignored, restoring, just_ended } = facts;
     match (claimed, marked, held) {
         // What fail2ban has yet to restore is neither missing nor gone.
-        (_, _, false) if restoring => Step::Leave,
-        (true, _, false) if ignored => Step::Refuse,
+        (_, _, false) if restoring => Decision::Leave,
+        (true, _, false) if ignored => Decision::Refuse,
         // It would be banned once more for a moment, where the origin's fail2ban is late.
-        (true, true, false) if just_ended => Step::Leave,
-        (true, _, false) => Step::Import,
+        (true, true, false) if just_ended => Decision::Leave,
+        (true, _, false) => Decision::Import,
         // What is held and not marked is this host's own or its operator's, and stays theirs.
-        (_, false, _) => Step::Leave,
+        (_, false, _) => Decision::Leave,
         // It was put into `ignoreip`, or became this host's own, since it was imported.
-        (true, true, true) if ignored => Step::Free,
-        (true, true, true) => Step::Leave,
+        (true, true, true) if ignored => Decision::Free,
+        (true, true, true) => Decision::Leave,
         // `unbanip` would delete the host's own history.
-        (false, true, true) if ends_soon => Step::Leave,
-        (false, true, true) => Step::Free,
-        (false, true, false) => Step::Forget,
+        (false, true, true) if ends_soon => Decision::Leave,
+        (false, true, true) => Decision::Free,
+        (false, true, false) => Decision::Forget,
     }
 }
 
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn every_combination_has_its_answer() {
-        use Step::{Forget, Free, Import, Leave, Refuse};
+        use Decision::{Forget, Free, Import, Leave, Refuse};
         // claimed, marked, held -> as it is; ends soon; ignored; restoring; just ended
         let table = [
             (true, false, false, [Import, Import, Refuse, Leave, Import]),
@@ -88,11 +88,11 @@ mod tests {
                 just_ended: false,
             };
             let answers = [
-                step(facts),
-                step(Facts { ends_soon: true, ..facts }),
-                step(Facts { ignored: true, ..facts }),
-                step(Facts { restoring: true, ..facts }),
-                step(Facts { just_ended: true, ..facts }),
+                decide(facts),
+                decide(Facts { ends_soon: true, ..facts }),
+                decide(Facts { ignored: true, ..facts }),
+                decide(Facts { restoring: true, ..facts }),
+                decide(Facts { just_ended: true, ..facts }),
             ];
             assert_eq!(answers, expected, "{facts:?}");
         }

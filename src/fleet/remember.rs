@@ -3,49 +3,49 @@
 
 use std::collections::BTreeMap;
 
-use super::Key;
-use super::lifts::Lift;
+use super::BanKey;
+use super::lifts::Override;
 use super::marks::Mark;
 use crate::guard::is_ahead;
 use crate::wire::{Ban, FleetUnban, HostName};
 
 /// One change of it; `None` is to be forgotten.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum Record {
     /// An import.
-    Mark(Key, Option<Mark>),
+    Mark(BanKey, Option<Mark>),
     /// A lift of one host's ban.
-    Lift(Key, HostName, Option<Lift>),
+    Lift(BanKey, HostName, Option<Override>),
     /// A fleet unban, and whether it was obeyed here.
     Unban(FleetUnban, Option<bool>),
     /// A host that runs the scripts claims an address, since so many seconds after 1970 began.
-    Script(Key, HostName, Option<i64>),
+    Script(BanKey, HostName, Option<i64>),
     /// A detection that is not in fail2ban's database.
-    Detected(Key, Option<Ban>),
+    Detected(BanKey, Option<Ban>),
     /// The greatest stamp that this host may have taken.
     Stamp(i64),
 }
 
 /// What a change is of: a later one takes its place.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Slot {
-    Mark(Key),
-    Lift(Key, HostName),
+pub(super) enum RecordKey {
+    Mark(BanKey),
+    Lift(BanKey, HostName),
     Unban(FleetUnban),
-    Script(Key, HostName),
-    Detected(Key),
+    Script(BanKey, HostName),
+    Detected(BanKey),
     Stamp,
 }
 
-impl Change {
-    pub(super) fn slot(&self) -> Slot {
+impl Record {
+    pub(super) fn slot(&self) -> RecordKey {
         match self {
-            Self::Mark(key, _) => Slot::Mark(key.clone()),
-            Self::Lift(key, host, _) => Slot::Lift(key.clone(), host.clone()),
-            Self::Unban(pardon, _) => Slot::Unban(pardon.clone()),
-            Self::Script(key, host, _) => Slot::Script(key.clone(), host.clone()),
-            Self::Detected(key, _) => Slot::Detected(key.clone()),
-            Self::Stamp(_) => Slot::Stamp,
+            Self::Mark(key, _) => RecordKey::Mark(key.clone()),
+            Self::Lift(key, host, _) => RecordKey::Lift(key.clone(), host.clone()),
+            Self::Unban(pardon, _) => RecordKey::Unban(pardon.clone()),
+            Self::Script(key, host, _) => RecordKey::Script(key.clone(), host.clone()),
+            Self::Detected(key, _) => RecordKey::Detected(key.clone()),
+            Self::Stamp(_) => RecordKey::Stamp,
         }
     }
 }
@@ -53,16 +53,16 @@ impl Change {
 /// All of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub struct Remembered {
-    pub marks: BTreeMap<Key, Mark>,
-    pub lifts: BTreeMap<(Key, HostName), Lift>,
+pub struct PersistedState {
+    pub marks: BTreeMap<BanKey, Mark>,
+    pub lifts: BTreeMap<(BanKey, HostName), Override>,
     pub unbans: BTreeMap<FleetUnban, bool>,
-    pub scripts: BTreeMap<(Key, HostName), i64>,
-    pub detected: BTreeMap<Key, Ban>,
+    pub scripts: BTreeMap<(BanKey, HostName), i64>,
+    pub detected: BTreeMap<BanKey, Ban>,
     pub stamp: i64,
 }
 
-impl Remembered {
+impl PersistedState {
     /// What others told with stamps of the future counts as told now; a fleet unban of the future as none. An
     /// earlier version, or a clock that was far behind, may have let it in. `now` is in milliseconds.
     pub fn clamp(&mut self, now: i64) {
@@ -79,7 +79,7 @@ impl Remembered {
     }
 
     /// Takes up a change.
-    pub fn apply(&mut self, change: Change) {
+    pub fn apply(&mut self, change: Record) {
         fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
             match value {
                 Some(value) => map.insert(key, value),
@@ -87,12 +87,12 @@ impl Remembered {
             };
         }
         match change {
-            Change::Mark(key, mark) => put(&mut self.marks, key, mark),
-            Change::Lift(key, host, lift) => put(&mut self.lifts, (key, host), lift),
-            Change::Unban(pardon, obeyed) => put(&mut self.unbans, pardon, obeyed),
-            Change::Script(key, host, since) => put(&mut self.scripts, (key, host), since),
-            Change::Detected(key, ban) => put(&mut self.detected, key, ban),
-            Change::Stamp(stamp) => self.stamp = stamp,
+            Record::Mark(key, mark) => put(&mut self.marks, key, mark),
+            Record::Lift(key, host, lift) => put(&mut self.lifts, (key, host), lift),
+            Record::Unban(pardon, obeyed) => put(&mut self.unbans, pardon, obeyed),
+            Record::Script(key, host, since) => put(&mut self.scripts, (key, host), since),
+            Record::Detected(key, ban) => put(&mut self.detected, key, ban),
+            Record::Stamp(stamp) => self.stamp = stamp,
         }
     }
 }
@@ -100,24 +100,24 @@ impl Remembered {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::marks::{Claim, Claims};
+    use crate::fleet::marks::{ImportSource, ImportSources};
     use crate::guard::HORIZON;
     use crate::wire::{Address, Jail, JailScope, UnbanId};
 
     #[test]
     fn stamps_of_the_future_are_clamped() {
         const NOW: i64 = 1_795_342_588_000;
-        let key: Key = (Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
+        let key: BanKey = (Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
         let host = HostName::new("web2").unwrap();
         let table =
             [(5, 5), (NOW + HORIZON, NOW + HORIZON), (NOW + HORIZON + 1, NOW), (i64::MAX, NOW)];
         for (stamp, expected) in table {
-            let mut remembered = Remembered::default();
+            let mut remembered = PersistedState::default();
             let ban = Ban { start: 1, bantime: -1 };
-            let claim = Claim { host: host.clone(), stamp, ban, unbans: None };
-            let claims: Claims = [claim].into_iter().collect();
+            let claim = ImportSource { host: host.clone(), stamp, ban, unbans: None };
+            let claims: ImportSources = [claim].into_iter().collect();
             remembered.marks.insert(key.clone(), Mark::intended(claims, 600, 1));
-            let lift = Lift { start: 1, stamp };
+            let lift = Override { start: 1, stamp };
             remembered.lifts.insert((key.clone(), host.clone()), lift);
             let id = UnbanId::made_by(&host, stamp);
             let pardon = FleetUnban { scope: JailScope::All, address: key.1, id };

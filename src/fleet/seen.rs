@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 
 use super::claims::Said;
-use super::lifts::Lift;
-use super::look::{Local, Look, Own, Pulse, Sweep};
-use super::marks::{Claim, Claims, Mark, Seen, Verdict, WRITTEN};
-use super::reconcile::{self, Step};
-use super::work::Order;
-use super::{Change, Fleet, Key, lease, own, secs};
+use super::lifts::Override;
+use super::look::{JailState, Observation, LocalBan, Heartbeat, Scan};
+use super::marks::{ImportSource, ImportSources, Mark, ImportObservation, ImportStatus, WRITTEN};
+use super::reconcile::{self, Decision};
+use super::work::Pending;
+use super::{Record, Controller, BanKey, lease, own, secs};
 use crate::fail2ban::database::Row;
 use crate::ignored::IgnoreReason;
 use crate::wire::{Address, Ban, Jail};
@@ -26,7 +26,7 @@ const LATE_WORD: i64 = 15;
 /// How many leases are renewed at once: that is quick.
 const PROLONG: usize = 100;
 
-impl Fleet {
+impl Controller {
     /// A round begins. **The stamp of a sweep is taken before the spool and fail2ban are read.**
     pub fn begin(&mut self, now: i64) {
         if now < self.begun {
@@ -53,7 +53,7 @@ impl Fleet {
     fn set_back(&mut self, now: i64) {
         self.tidied = 0;
         self.dirty.on_clock_rollback();
-        (self.sweep, self.looks) = (Sweep::default(), BTreeSet::new());
+        (self.sweep, self.looks) = (Scan::default(), BTreeSet::new());
         self.snapshots.set_back(now);
         self.branches.set_back(now);
         self.peers.on_clock_rollback(now);
@@ -65,7 +65,7 @@ impl Fleet {
 
     /// fail2ban answers, and has these jails. What is worth a look is asked for as a
     /// [`work::Step`](super::work::Step).
-    pub fn pulse(&mut self, pulse: Pulse, names: BTreeSet<Jail>, now: i64) {
+    pub fn pulse(&mut self, pulse: Heartbeat, names: BTreeSet<Jail>, now: i64) {
         self.glanced.clear();
         let last = self.pulse.replace(pulse).filter(|last| last.server == pulse.server);
         self.looks.retain(|jail| last.is_some() && names.contains(jail));
@@ -96,7 +96,7 @@ impl Fleet {
     }
 
     /// A jail was looked at: whole, or at some addresses.
-    pub fn seen(&mut self, jail: &Jail, of: Option<&[Address]>, mut look: Look, now: i64) {
+    pub fn seen(&mut self, jail: &Jail, of: Option<&[Address]>, mut look: Observation, now: i64) {
         let Some(pulse) = self.pulse else { return };
         let local = self.jails.entry(jail.clone()).or_default();
         // What is not held although its row lasts may be about to be restored: only a look at the whole
@@ -124,7 +124,7 @@ impl Fleet {
             self.see(&(jail.clone(), address), &look, now, &mut due);
         }
         for batch in due.prolong.chunks(PROLONG) {
-            self.orders.push_back(Order::Prolong(jail.clone(), batch.to_vec()));
+            self.orders.push_back(Pending::Prolong(jail.clone(), batch.to_vec()));
         }
         let local = self.jails.entry(jail.clone()).or_default();
         if let Some(shown) = &mut local.shown {
@@ -149,7 +149,7 @@ impl Fleet {
     }
 
     /// One address, as fail2ban shows it.
-    fn see(&mut self, key: &Key, look: &Look, now: i64, due: &mut Due) {
+    fn see(&mut self, key: &BanKey, look: &Observation, now: i64, due: &mut Due) {
         let (millis, now) = (now, secs(now));
         let local = self.jails.entry(key.0.clone()).or_default();
         let (run, restoring) = (local.run, local.is_restoring(now));
@@ -163,7 +163,7 @@ impl Fleet {
 
         // What became of an import.
         let was_marked = case.mark.is_some();
-        let seen = Seen {
+        let seen = ImportObservation {
             held: held.is_some(),
             row,
             database: look.database,
@@ -175,15 +175,15 @@ impl Fleet {
         let (mut changed, mut lifted) = (false, Vec::new());
         if let Some(mark) = &mut case.mark {
             match mark.judge(seen) {
-                Verdict::Stands => {
+                ImportStatus::Stands => {
                     changed = mark.stands(seen);
                 }
-                Verdict::NotOurs => (case.mark, changed) = (None, true),
-                Verdict::Lifted => {
+                ImportStatus::NotOurs => (case.mark, changed) = (None, true),
+                ImportStatus::Lifted => {
                     lifted = mark.claims.to_vec();
                     (case.mark, changed) = (None, true);
                 }
-                Verdict::Ended => {}
+                ImportStatus::Ended => {}
             }
         }
 
@@ -193,7 +193,7 @@ impl Fleet {
             let row = row.map_or(look.bantime, |row| row.bantime);
             length.unwrap_or_else(|| last.map_or(row, |own| own.ban.bantime))
         };
-        let ban = own::ban(own::Facts {
+        let ban = own::ban(own::LocalBanFacts {
             held: held.map(length),
             row,
             told,
@@ -216,7 +216,7 @@ impl Fleet {
             Some(ban) => {
                 let before = last.is_some_and(|own| own.rowed && own.ban.start == ban.start);
                 let rowed = before || row.is_some_and(|row| row.timeofban == ban.start);
-                local.own.insert(key.1, Own { ban, run, rowed });
+                local.own.insert(key.1, LocalBan { ban, run, rowed });
             }
             None => drop(local.own.remove(&key.1)),
         }
@@ -231,7 +231,7 @@ impl Fleet {
         }
 
         if let Some(mark) = mark {
-            self.change(Change::Mark(key.clone(), mark));
+            self.change(Record::Mark(key.clone(), mark));
         }
         if last.map(|own| own.ban) != ban {
             self.snapshots.touch(key.1, millis);
@@ -240,7 +240,7 @@ impl Fleet {
             self.lift(key, &claim);
         }
         // This fail2ban has run on, and ended an own ban; or its database had a row, which no restart takes.
-        let rowed = |own: Own| own.rowed && look.database.is_some_and(|made| made <= own.ban.start);
+        let rowed = |own: LocalBan| own.rowed && look.database.is_some_and(|made| made <= own.ban.start);
         let ended =
             last.filter(|own| (own.run == run || rowed(*own)) && held.is_none() && ban.is_none());
         let lifted =
@@ -254,20 +254,20 @@ impl Fleet {
     }
 
     /// **A detection that is not in the database, or never will be**, has to be remembered here.
-    fn keep_detection(&mut self, key: &Key, now: i64) {
+    fn keep_detection(&mut self, key: &BanKey, now: i64) {
         let local = self.jails.get_mut(&key.0);
         let told = local.and_then(|local| local.told.get_mut(&key.1));
         if let Some(told) = told.filter(|told| !told.kept && told.ban.start + WRITTEN < now) {
             told.kept = true;
-            let change = Change::Detected(key.clone(), Some(told.ban));
+            let change = Record::Detected(key.clone(), Some(told.ban));
             self.change(change);
         }
     }
 
     /// What is to be done about an address, now that it was seen, and when it is to be seen again.
-    fn decide(&mut self, key: &Key, now: i64, due: &mut Due) {
+    fn decide(&mut self, key: &BanKey, now: i64, due: &mut Due) {
         let facts = self.facts(key, now);
-        if matches!(reconcile::step(facts), Step::Import | Step::Free | Step::Forget) {
+        if matches!(reconcile::decide(facts), Decision::Import | Decision::Free | Decision::Forget) {
             self.queue(key);
         }
         if facts.claimed && facts.held && facts.marked {
@@ -306,7 +306,7 @@ impl Fleet {
 
     /// Until when somebody wants an import, on the clock here (an origin's may be behind), and until when
     /// a claim lasts at most.
-    fn wanted(&self, key: &Key, bantime: i64, now: i64) -> (i64, i64) {
+    fn wanted(&self, key: &BanKey, bantime: i64, now: i64) -> (i64, i64) {
         let case = self.jails.get(&key.0).and_then(|local| Some((local, local.cases.get(&key.1)?)));
         let Some((local, case)) = case else { return (i64::MIN, i64::MIN) };
         let mut latest = (i64::MIN, i64::MIN);
@@ -321,15 +321,15 @@ impl Fleet {
 
     /// When an import that ended as its origin's ban does is made again, unless the origin's word comes before:
     /// in seconds since 1970; `None` where that is now.
-    fn again_due(&self, key: &Key, now: i64) -> Option<i64> {
-        let bantime = self.jails.get(&key.0).and_then(Local::bantime).unwrap_or(-1);
+    fn again_due(&self, key: &BanKey, now: i64) -> Option<i64> {
+        let bantime = self.jails.get(&key.0).and_then(JailState::bantime).unwrap_or(-1);
         let (wanted, _) = self.wanted(key, bantime, now);
         let due = wanted.saturating_add(LATE_WORD);
         (wanted <= now && now < due).then_some(due)
     }
 
     /// All that counts for the decision on an address.
-    pub(super) fn facts(&self, key: &Key, now: i64) -> reconcile::Facts {
+    pub(super) fn facts(&self, key: &BanKey, now: i64) -> reconcile::Facts {
         let local = self.jails.get(&key.0);
         let case = local.and_then(|local| Some((local, local.cases.get(&key.1)?)));
         let is_marked = case.is_some_and(|(_, case)| case.mark.is_some());
@@ -358,24 +358,24 @@ impl Fleet {
     }
 
     /// Why an address is never to be banned here, if it is not.
-    pub(super) fn ignored(&self, key: &Key) -> Option<IgnoreReason> {
+    pub(super) fn ignored(&self, key: &BanKey) -> Option<IgnoreReason> {
         self.jails.get(&key.0)?.shown.as_ref()?.ignored.lookup(key.1)
     }
 
     /// The claims that an import of an address rests on now.
-    pub(super) fn rests_on(&self, key: &Key, now: i64) -> Claims {
+    pub(super) fn rests_on(&self, key: &BanKey, now: i64) -> ImportSources {
         let local = self.jails.get(&key.0);
         let case = local.and_then(|local| Some((local, local.cases.get(&key.1)?)));
-        let Some((local, case)) = case else { return Claims::new() };
+        let Some((local, case)) = case else { return ImportSources::new() };
         let claim = |said: &Said| {
             let (host, stamp, unbans) = (said.host.clone(), said.stamp, said.unbans.clone());
-            said.ban.map(|ban| Claim { host, stamp, ban, unbans })
+            said.ban.map(|ban| ImportSource { host, stamp, ban, unbans })
         };
         self.claimants(key, local, case, now).filter_map(claim).collect()
     }
 
     /// Brings the claims that a mark keeps up to date, if they changed.
-    fn keep_claims(&mut self, key: &Key, now: i64) {
+    fn keep_claims(&mut self, key: &BanKey, now: i64) {
         if self.keeps_claims(key, now) {
             return;
         }
@@ -383,13 +383,13 @@ impl Fleet {
         let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
         if let Some(mark) = case.and_then(|case| case.mark.as_mut()) {
             mark.claims = claims;
-            let change = Change::Mark(key.clone(), Some(Mark::clone(mark)));
+            let change = Record::Mark(key.clone(), Some(Mark::clone(mark)));
             self.change(change);
         }
     }
 
     /// Whether a mark keeps the claims that count now.
-    pub(super) fn keeps_claims(&self, key: &Key, now: i64) -> bool {
+    pub(super) fn keeps_claims(&self, key: &BanKey, now: i64) -> bool {
         let case = self.jails.get(&key.0).and_then(|local| Some((local, local.cases.get(&key.1)?)));
         let Some((local, case)) = case else { return true };
         let Some(mark) = &case.mark else { return true };
@@ -399,11 +399,11 @@ impl Fleet {
     }
 
     /// **Lifted by hand** is what the import rested on, and nothing newer.
-    fn lift(&mut self, key: &Key, claim: &Claim) {
+    fn lift(&mut self, key: &BanKey, claim: &ImportSource) {
         if claim.stamp == 0 {
             self.remove_claims(key, |said| said.is_script() && said.host == claim.host);
         } else {
-            let lift = Lift { start: claim.ban.start, stamp: claim.stamp };
+            let lift = Override { start: claim.ban.start, stamp: claim.stamp };
             let change = self.lifts.lift(key, &claim.host, lift);
             self.change(change);
         }

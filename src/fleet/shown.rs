@@ -1,13 +1,13 @@
 //! What the fleet is told of this host beside its bans, and what its operator is shown: counts, answers, and
 //! how much is known of the others.
 
-use super::Fleet;
-use super::limits::Limits;
-use super::look::Local;
+use super::Controller;
+use super::limits::ReachedLimits;
+use super::look::JailState;
 use crate::figures::JailFigures;
 use crate::wire::{HostName, HostState, Jail, Presence};
 
-impl Fleet {
+impl Controller {
     /// What is to be said of this host itself, where that is news on this connection. `itself` has what the
     /// fleet knows nothing of. Jails are news at once; answers, a second after what was said last, and
     /// counts, a minute.
@@ -28,7 +28,7 @@ impl Fleet {
                 return None;
             }
         }
-        let held = |local: &Local| local.cases.values().filter(|case| case.mark.is_some()).count();
+        let held = |local: &JailState| local.cases.values().filter(|case| case.mark.is_some()).count();
         let presence = Presence {
             state: HostState::Online,
             jails: jails.cloned().unwrap_or_default(),
@@ -59,12 +59,12 @@ impl Fleet {
 
     /// The limits that were reached.
     #[must_use]
-    pub fn limits(&self) -> &Limits {
+    pub fn limits(&self) -> &ReachedLimits {
         &self.limits
     }
 
     #[allow(missing_docs)]
-    pub fn limits_mut(&mut self) -> &mut Limits {
+    pub fn limits_mut(&mut self) -> &mut ReachedLimits {
         &mut self.limits
     }
 
@@ -86,7 +86,7 @@ impl Fleet {
     pub fn figures(&self) -> Vec<JailFigures> {
         let figures = |jail: &Jail| {
             let local = self.jails.get(jail);
-            let marked = |local: &Local| local.cases.values().filter(|c| c.mark.is_some()).count();
+            let marked = |local: &JailState| local.cases.values().filter(|c| c.mark.is_some()).count();
             JailFigures {
                 jail: jail.clone(),
                 detected: local.map_or(0, |local| local.own.len()),

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Key, Pace, secs};
+use super::{BanKey, Timing, secs};
 use crate::wire::{
     Address, Ban, FleetUnban, Fnv1a64, HostName, MAX_SHARDS, Shard, ShardEntry, ShardId,
 };
@@ -15,7 +15,7 @@ const ENTRY: usize = 40;
 
 /// What is to be published on a branch: a part, or nothing where a larger snapshot had one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Publication {
+pub struct RetainedShard {
     /// The last level of the topic.
     pub number: u32,
     /// `None` clears what is retained there.
@@ -24,7 +24,7 @@ pub struct Publication {
 
 /// What this host has published.
 #[derive(Debug)]
-pub(super) struct Snapshots {
+pub(super) struct SnapshotPublisher {
     parts: u32,
     /// The stamp of each part as it was published.
     published: BTreeMap<u32, i64>,
@@ -45,7 +45,7 @@ pub(super) struct Snapshots {
     echoed: i64,
 }
 
-impl Snapshots {
+impl SnapshotPublisher {
     pub(super) fn new() -> Self {
         Self {
             parts: 1,
@@ -73,12 +73,12 @@ impl Snapshots {
     }
 
     /// **All on every connection.** What the broker has, nobody knows.
-    pub(super) fn connected(&mut self, host: &HostName, now: i64, pace: &Pace) {
+    pub(super) fn connected(&mut self, host: &HostName, now: i64, pace: &Timing) {
         self.connected = now;
         self.refresh(host, now, pace);
     }
 
-    fn refresh(&mut self, host: &HostName, now: i64, pace: &Pace) {
+    fn refresh(&mut self, host: &HostName, now: i64, pace: &Timing) {
         self.again.extend(0..self.parts);
         self.refresh = now + pace.refresh_after(host, now);
     }
@@ -104,7 +104,7 @@ impl Snapshots {
         number: u32,
         part: Option<(ShardId, i64)>,
         now: i64,
-        pace: &Pace,
+        pace: &Timing,
     ) -> bool {
         if number >= self.parts {
             if part.is_some() {
@@ -134,7 +134,7 @@ impl Snapshots {
     }
 
     /// Whether the broker still hands out what was there before, and all that is new is on its way.
-    pub(super) fn just_connected(&self, now: i64, pace: &Pace) -> bool {
+    pub(super) fn just_connected(&self, now: i64, pace: &Timing) -> bool {
         now - self.connected < pace.echo
     }
 
@@ -153,12 +153,12 @@ impl Snapshots {
     pub(super) fn due(
         &mut self,
         host: &HostName,
-        own: impl Fn() -> Vec<(Key, Ban)>,
+        own: impl Fn() -> Vec<(BanKey, Ban)>,
         unbans: impl Fn() -> Vec<FleetUnban>,
         as_of: i64,
         now: i64,
-        pace: &Pace,
-    ) -> Vec<Publication> {
+        pace: &Timing,
+    ) -> Vec<RetainedShard> {
         if self.is_refreshed(now) {
             self.refresh(host, now, pace);
         }
@@ -209,18 +209,18 @@ impl Snapshots {
             self.published.insert(number, as_of);
             let time = secs(now);
             let part = Shard { host: host.clone(), stamp: as_of, time, id: slice, bans, unbans };
-            due.push(Publication { number, part: Some(part) });
+            due.push(RetainedShard { number, part: Some(part) });
         }
         // Only when all of the new ones are out do the old ones go.
         if self.again.is_empty() {
             let stale = std::mem::take(&mut self.stale).into_iter().filter(|n| *n >= self.parts);
-            due.extend(stale.map(|number| Publication { number, part: None }));
+            due.extend(stale.map(|number| RetainedShard { number, part: None }));
         }
         due
     }
 
     /// **Paced**: so many bytes a second, and a few seconds' worth at once.
-    fn has_budget(&mut self, now: i64, pace: &Pace) -> bool {
+    fn has_budget(&mut self, now: i64, pace: &Timing) -> bool {
         let (budget, since) = self.budget;
         let earned =
             usize::try_from((now - since).max(0)).unwrap_or_default().saturating_mul(pace.bytes)
@@ -230,7 +230,7 @@ impl Snapshots {
     }
 
     /// As many parts as keep each below its size; they are made fewer only when far fewer will do.
-    fn resize(&mut self, own: &[(Key, Ban)], unbans: &[FleetUnban]) {
+    fn resize(&mut self, own: &[(BanKey, Ban)], unbans: &[FleetUnban]) {
         let bans: usize = own.iter().map(|(key, _)| key.0.as_str().len() + ENTRY).sum();
         let size = bans + unbans.iter().map(|unban| unban.id.as_str().len() + ENTRY).sum::<usize>();
         // Addresses do not spread evenly: three quarters on average.
@@ -251,7 +251,7 @@ impl Snapshots {
     }
 }
 
-impl Pace {
+impl Timing {
     /// When a snapshot is published again, in milliseconds from now: spread, so that a fleet does not do
     /// it in step.
     fn refresh_after(&self, host: &HostName, now: i64) -> i64 {
@@ -269,15 +269,15 @@ mod tests {
     use crate::wire::Jail;
 
     struct Speaker {
-        snapshots: Snapshots,
-        own: Vec<(Key, Ban)>,
-        pace: Pace,
+        snapshots: SnapshotPublisher,
+        own: Vec<(BanKey, Ban)>,
+        pace: Timing,
     }
 
     impl Speaker {
         fn new() -> Self {
             let mut it =
-                Self { snapshots: Snapshots::new(), own: Vec::new(), pace: Pace::default() };
+                Self { snapshots: SnapshotPublisher::new(), own: Vec::new(), pace: Timing::default() };
             it.snapshots.connected(&me(), 0, &it.pace);
             it
         }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::Key;
+use super::BanKey;
 use crate::fail2ban::database::Row;
 use crate::guard::{HORIZON, HORIZON_MARGIN};
 use crate::wire::{Action, Event, HostName, Reason, SpooledEvent, UnbanId};
@@ -23,7 +23,7 @@ const RESERVED: i64 = 60_000;
 
 /// Puts what a host says in order.
 #[derive(Debug)]
-pub struct Teller {
+pub struct Sequencer {
     host: HostName,
     stamp: i64,
     /// The greatest stamp that is reserved on disk.
@@ -32,12 +32,12 @@ pub struct Teller {
     /// The greatest stamp that is beyond the horizon; 0 for none.
     later: i64,
     /// What was told last of each address.
-    recent: HashMap<Key, (SpooledEvent, i64)>,
+    recent: HashMap<BanKey, (SpooledEvent, i64)>,
     /// What this host itself has freed lately.
-    freeing: HashMap<Key, i64>,
+    freeing: HashMap<BanKey, i64>,
 }
 
-impl Teller {
+impl Sequencer {
     /// What `host` says, after the reserved stamp that is on disk; 0 for none.
     #[must_use]
     pub fn new(host: HostName, stamp: i64) -> Self {
@@ -120,7 +120,7 @@ impl Teller {
     }
 
     /// This host frees an address by itself: fail2ban will tell of that.
-    pub fn frees(&mut self, key: &Key, now: i64) {
+    pub fn frees(&mut self, key: &BanKey, now: i64) {
         self.freeing.insert(key.clone(), now);
     }
 
@@ -197,8 +197,8 @@ mod tests {
         }
     }
 
-    fn teller() -> Teller {
-        Teller::new(HostName::new("web1").unwrap(), 0)
+    fn teller() -> Sequencer {
+        Sequencer::new(HostName::new("web1").unwrap(), 0)
     }
 
     #[test]
@@ -299,13 +299,13 @@ mod tests {
             assert!(teller.stamp(now) <= disk);
         }
         let last = teller.last();
-        let mut next = Teller::new(HostName::new("web1").unwrap(), disk);
+        let mut next = Sequencer::new(HostName::new("web1").unwrap(), disk);
         assert!(next.stamp(881_000) > last, "after a crash");
         assert_eq!(next.stamp_to_reserve(881_000), Some(disk + 1 + RESERVED));
         // What a clock that was far ahead left is taken back.
-        let next = Teller::new(HostName::new("web1").unwrap(), i64::MAX);
+        let next = Sequencer::new(HostName::new("web1").unwrap(), i64::MAX);
         assert_eq!(next.stamp_to_reserve(1), None, "before the next stamp");
-        let mut next = Teller::new(HostName::new("web1").unwrap(), i64::MAX);
+        let mut next = Sequencer::new(HostName::new("web1").unwrap(), i64::MAX);
         let stamp = next.stamp(1_000_000);
         assert_eq!(next.stamp_to_reserve(1_000_000), Some(stamp + RESERVED));
     }

@@ -17,7 +17,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 
 use super::claims::Said;
-use super::{Change, Key, Pace};
+use super::{Record, BanKey, Timing};
 use crate::guard::HORIZON;
 use crate::wire::{Address, FleetUnban, Jail, JailScope, UnbanId};
 
@@ -59,7 +59,7 @@ impl Tombstone {
         self.scope.covers(jail) && (waits || self.pending_jails.contains(jail))
     }
 
-    fn is_outlived_by(&self, start: i64, pace: &Pace) -> bool {
+    fn is_outlived_by(&self, start: i64, pace: &Timing) -> bool {
         is_outlived(&self.id, start, pace)
     }
 }
@@ -67,7 +67,7 @@ impl Tombstone {
 /// Whether a ban began so long after a fleet unban that it cannot be the one that was freed. `start` is in
 /// seconds since 1970.
 #[must_use]
-pub fn is_outlived(id: &UnbanId, start: i64, pace: &Pace) -> bool {
+pub fn is_outlived(id: &UnbanId, start: i64, pace: &Timing) -> bool {
     start > id.created_at().div_euclid(1000).saturating_add(pace.tombstone_idle)
 }
 
@@ -156,8 +156,8 @@ impl Tombstones {
         &mut self,
         pardon: &FleetUnban,
         now: i64,
-        pace: &Pace,
-    ) -> Vec<Change> {
+        pace: &Timing,
+    ) -> Vec<Record> {
         let of = self.known.get(&pardon.address).filter(|of| of.len() >= MAX_PER_ADDRESS);
         let rank = (pardon.id.created_at(), &pardon.id, &pardon.scope);
         if of
@@ -171,7 +171,7 @@ impl Tombstones {
 
     /// Learns of one; answers what is to be persisted: nothing if it is known already, or of another time.
     /// `now` is in milliseconds.
-    pub(super) fn learn(&mut self, pardon: &FleetUnban, now: i64, pace: &Pace) -> Vec<Change> {
+    pub(super) fn learn(&mut self, pardon: &FleetUnban, now: i64, pace: &Timing) -> Vec<Record> {
         let age = now.saturating_sub(pardon.id.created_at());
         let of = self.known.get(&pardon.address);
         let known = of.into_iter().flatten().any(|u| u.id == pardon.id && u.scope == pardon.scope);
@@ -181,11 +181,11 @@ impl Tombstones {
         let mut changes = Vec::new();
         while let Some(victim) = self.victim(pardon) {
             self.remove(&victim);
-            changes.push(Change::Unban(victim, None));
+            changes.push(Record::Unban(victim, None));
         }
         self.arrivals += 1;
         self.insert(pardon.clone(), false);
-        changes.push(Change::Unban(pardon.clone(), Some(false)));
+        changes.push(Record::Unban(pardon.clone(), Some(false)));
         changes
     }
 
@@ -222,14 +222,14 @@ impl Tombstones {
     }
 
     /// **A claim that does not carry every tombstone of its address that is known here is void.**
-    pub(super) fn voids(&self, key: &Key, said: &Said, pace: &Pace) -> bool {
+    pub(super) fn voids(&self, key: &BanKey, said: &Said, pace: &Timing) -> bool {
         let start = said.ban.map_or(i64::MIN, |ban| ban.start);
         let voids = |one: &Tombstone| !said.carries(&one.id) && !one.is_outlived_by(start, pace);
         !said.is_script() && self.of(key).any(voids)
     }
 
     /// The ids that this host repeats with what it publishes of an address: those that it has applied.
-    pub(super) fn carried(&self, key: &Key) -> Vec<UnbanId> {
+    pub(super) fn carried(&self, key: &BanKey) -> Vec<UnbanId> {
         let applied = |one: &&Tombstone| one.applied && !one.pending_jails.contains(&key.0);
         self.of(key).filter(applied).map(|one| one.id.clone()).collect()
     }
@@ -276,14 +276,14 @@ impl Tombstones {
 
     /// Whether an address is still to be freed in a jail, where it is banned since `start` (in seconds since
     /// 1970) if that is known.
-    pub(super) fn is_due(&self, key: &Key, start: Option<i64>, pace: &Pace) -> bool {
+    pub(super) fn is_due(&self, key: &BanKey, start: Option<i64>, pace: &Timing) -> bool {
         let outlived = |one: &Tombstone| start.is_some_and(|start| one.is_outlived_by(start, pace));
         let of = self.known.get(&key.1).into_iter().flatten();
         of.filter(|one| one.is_due_in(&key.0)).any(|one| !outlived(one))
     }
 
     /// An address was freed in a jail, or there was nothing to free.
-    pub(super) fn mark_applied(&mut self, key: &Key) {
+    pub(super) fn mark_applied(&mut self, key: &BanKey) {
         for one in self.known.get_mut(&key.1).into_iter().flatten() {
             if one.scope.covers(&key.0) {
                 if !one.applied {
@@ -301,7 +301,7 @@ impl Tombstones {
         &mut self,
         jails: &BTreeSet<Jail>,
         awaited: impl Fn(Address, &JailScope) -> bool,
-    ) -> Vec<(Address, Change)> {
+    ) -> Vec<(Address, Record)> {
         let mut settled = Vec::new();
         for address in std::mem::take(&mut self.in_flight) {
             let mut deferred = false;
@@ -314,7 +314,7 @@ impl Tombstones {
                 } else if !one.applied {
                     one.applied = true;
                     one.applied_jails.clear();
-                    settled.push((address, Change::Unban(one.pardon(address), Some(true))));
+                    settled.push((address, Record::Unban(one.pardon(address), Some(true))));
                 }
             }
             if deferred {
@@ -376,9 +376,9 @@ impl Tombstones {
         &mut self,
         now: i64,
         idle: bool,
-        pace: &Pace,
+        pace: &Timing,
         usage: impl Fn(Address, &JailScope, &UnbanId) -> Usage,
-    ) -> (Vec<(Address, Change)>, bool) {
+    ) -> (Vec<(Address, Record)>, bool) {
         let begin = self.collected.take().map_or(Unbounded, Excluded);
         let mut gone = Vec::new();
         let mut last = None;
@@ -405,12 +405,12 @@ impl Tombstones {
         self.collected = last;
         let changes = gone.into_iter().map(|pardon| {
             self.remove(&pardon);
-            (pardon.address, Change::Unban(pardon, None))
+            (pardon.address, Record::Unban(pardon, None))
         });
         (changes.collect(), last.is_some())
     }
 
-    fn of(&self, key: &Key) -> impl Iterator<Item = &Tombstone> {
+    fn of(&self, key: &BanKey) -> impl Iterator<Item = &Tombstone> {
         let of = self.known.get(&key.1).into_iter().flatten();
         of.filter(|one| one.scope.covers(&key.0))
     }

@@ -1,10 +1,10 @@
 //! What is to be done next: one step at a time, in an order that a crash between any two of them leaves
 //! well. What fail2ban is told rests on what is on disk; what is done, on what was just seen.
 
-use super::look::Pulse;
+use super::look::Heartbeat;
 use super::marks::Mark;
-use super::reconcile::{self, Step as Decision};
-use super::{Change, Fleet, Key, secs};
+use super::reconcile::{self, Decision};
+use super::{Record, Controller, BanKey, secs};
 use crate::ignored::IgnoreReason;
 use crate::wire::{Address, HostName, Jail};
 
@@ -21,30 +21,30 @@ const FEW: usize = 2;
 /// One address to be banned or freed here, and the host whose word it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub struct Work {
+pub struct Target {
     pub address: Address,
     pub host: Option<HostName>,
 }
 
 /// What the daemon is to do, and to answer how it went.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum Effect {
     /// Write this down, synced; then [`Fleet::saved`].
-    Save(Vec<Change>),
+    Save(Vec<Record>),
     /// Look at a jail, whole or at some addresses; then [`Fleet::seen`].
     Look(Jail, Option<Vec<Address>>),
     /// Free these addresses; then [`Fleet::done`].
-    Free(Jail, Vec<Work>),
+    Free(Jail, Vec<Target>),
     /// Free these addresses, whoever banned them: they were freed for the whole fleet; then [`Fleet::done`].
     Obey(Jail, Vec<Address>),
     /// Ban these addresses; then [`Fleet::done`].
-    Import(Jail, Vec<Work>),
+    Import(Jail, Vec<Target>),
     /// Ban these again, which prolongs them; then [`Fleet::done`].
     Prolong(Jail, Vec<Address>),
     /// Say that this one is not banned here, and why.
-    Refuse(Jail, Work, IgnoreReason),
+    Refuse(Jail, Target, IgnoreReason),
     /// Say that this host has no such jail.
-    NoSuchJail(Jail, Work),
+    NoSuchJail(Jail, Target),
     /// Call again soon: there is more to do, and nothing of it is the daemon's.
     Continue,
     /// Nothing now.
@@ -53,19 +53,19 @@ pub enum Step {
 
 /// What fail2ban is to be told.
 #[derive(Clone, Debug)]
-pub(super) enum Order {
-    Free(Jail, Vec<Work>),
+pub(super) enum Pending {
+    Free(Jail, Vec<Target>),
     /// For the whole fleet, own and manual bans included.
     Obey(Jail, Vec<Address>),
-    Import(Jail, Vec<Work>),
+    Import(Jail, Vec<Target>),
     Prolong(Jail, Vec<Address>),
-    Refuse(Jail, Work, IgnoreReason),
-    NoSuchJail(Jail, Work),
+    Refuse(Jail, Target, IgnoreReason),
+    NoSuchJail(Jail, Target),
 }
 
-impl Fleet {
+impl Controller {
     /// The next step. **What is intended is on disk before fail2ban is told.**
-    pub fn next(&mut self, now: i64) -> Step {
+    pub fn next(&mut self, now: i64) -> Effect {
         self.tidy(now);
         self.collect_tombstones(now);
         let searching = self.release_claims();
@@ -74,15 +74,15 @@ impl Fleet {
         }
         let step = self.next_effect(now);
         let more = searching || self.collecting;
-        if step == Step::Rest && more { Step::Continue } else { step }
+        if step == Effect::Rest && more { Effect::Continue } else { step }
     }
 
-    fn next_effect(&mut self, now: i64) -> Step {
-        let Some(Pulse { server, .. }) = self.pulse else { return Step::Rest };
+    fn next_effect(&mut self, now: i64) -> Effect {
+        let Some(Heartbeat { server, .. }) = self.pulse else { return Effect::Rest };
         let names = self.names.clone().unwrap_or_default();
         // One that starts is yet to make them.
         if names.is_empty() && self.is_starting(server, now) {
-            return Step::Rest;
+            return Effect::Rest;
         }
         for _ in 0..MAX_BATCHES {
             if self.orders.is_empty() {
@@ -103,9 +103,9 @@ impl Fleet {
                 return self.give(order, now);
             }
             if let Some(jail) = self.looks.first() {
-                return Step::Look(jail.clone(), None);
+                return Effect::Look(jail.clone(), None);
             }
-            let Some((jail, addresses)) = self.batch() else { return Step::Rest };
+            let Some((jail, addresses)) = self.batch() else { return Effect::Rest };
             if !names.contains(&jail) {
                 return self.without_jail(&jail, &addresses);
             }
@@ -121,12 +121,12 @@ impl Fleet {
             }
             let known = self.jails.get(&jail).is_some_and(|local| local.shown.is_some());
             if known && addresses.len() <= FEW {
-                return Step::Look(jail, Some(addresses));
+                return Effect::Look(jail, Some(addresses));
             }
             self.looks.insert(jail.clone());
-            return Step::Look(jail, None);
+            return Effect::Look(jail, None);
         }
-        Step::Continue
+        Effect::Continue
     }
 
     /// The next addresses of one jail.
@@ -154,20 +154,20 @@ impl Fleet {
     }
 
     /// Their jail is not there: perhaps it is only on its way down or up. What it bans is kept in mind.
-    fn without_jail(&mut self, jail: &Jail, addresses: &[Address]) -> Step {
+    fn without_jail(&mut self, jail: &Jail, addresses: &[Address]) -> Effect {
         for &address in addresses {
             let facts = self.facts(&(jail.clone(), address), i64::MIN);
             if facts.claimed && !facts.marked {
-                let order = Order::NoSuchJail(jail.clone(), self.work(jail, address));
+                let order = Pending::NoSuchJail(jail.clone(), self.work(jail, address));
                 self.orders.push_back(order);
             }
         }
-        self.orders.pop_front().map_or(Step::Rest, |order| self.give(order, 0))
+        self.orders.pop_front().map_or(Effect::Rest, |order| self.give(order, 0))
     }
 
-    fn work(&self, jail: &Jail, address: Address) -> Work {
+    fn work(&self, jail: &Jail, address: Address) -> Target {
         let key = (jail.clone(), address);
-        Work { address, host: self.reporter(&key).cloned() }
+        Target { address, host: self.reporter(&key).cloned() }
     }
 
     /// Decides on addresses that were seen just now. What is to be banned is marked as *intended*.
@@ -176,7 +176,7 @@ impl Fleet {
         for &address in addresses {
             let key = (jail.clone(), address);
             let facts = self.facts(&key, secs(now));
-            match reconcile::step(facts) {
+            match reconcile::decide(facts) {
                 Decision::Import => {
                     self.forget_detection(&key);
                     let claims = self.rests_on(&key, secs(now));
@@ -185,14 +185,14 @@ impl Fleet {
                     let mark = Mark::intended(claims, bantime, secs(now));
                     let case = local.cases.entry(address).or_default();
                     case.mark = Some(Box::new(mark.clone()));
-                    self.change(Change::Mark(key, Some(mark)));
+                    self.change(Record::Mark(key, Some(mark)));
                     import.push(self.work(jail, address));
                 }
                 Decision::Refuse => {
                     self.unmark(&key);
                     if let Some(because) = self.ignored(&key) {
                         let work = self.work(jail, address);
-                        self.orders.push_back(Order::Refuse(jail.clone(), work, because));
+                        self.orders.push_back(Pending::Refuse(jail.clone(), work, because));
                     }
                 }
                 Decision::Free => free.push(self.work(jail, address)),
@@ -210,10 +210,10 @@ impl Fleet {
             }
         }
         if !free.is_empty() {
-            self.orders.push_back(Order::Free(jail.clone(), free));
+            self.orders.push_back(Pending::Free(jail.clone(), free));
         }
         if !import.is_empty() {
-            self.orders.push_back(Order::Import(jail.clone(), import));
+            self.orders.push_back(Pending::Import(jail.clone(), import));
         }
     }
 
@@ -230,73 +230,73 @@ impl Fleet {
         }
     }
 
-    fn unmark(&mut self, key: &Key) {
+    fn unmark(&mut self, key: &BanKey) {
         self.unsaid.remove(key);
         let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
         if case.and_then(|case| case.mark.take()).is_some() {
-            self.change(Change::Mark(key.clone(), None));
+            self.change(Record::Mark(key.clone(), None));
         }
     }
 
     /// Hands an order out.
-    fn give(&mut self, order: Order, now: i64) -> Step {
+    fn give(&mut self, order: Pending, now: i64) -> Effect {
         self.doing = Some(order.clone());
         match order {
-            Order::Free(jail, work) => {
-                for Work { address, .. } in &work {
+            Pending::Free(jail, work) => {
+                for Target { address, .. } in &work {
                     self.teller.frees(&(jail.clone(), *address), now);
                 }
-                Step::Free(jail, work)
+                Effect::Free(jail, work)
             }
-            Order::Obey(jail, addresses) => {
+            Pending::Obey(jail, addresses) => {
                 for address in &addresses {
                     self.teller.frees(&(jail.clone(), *address), now);
                 }
-                Step::Obey(jail, addresses)
+                Effect::Obey(jail, addresses)
             }
-            Order::Import(jail, work) => Step::Import(jail, work),
-            Order::Prolong(jail, addresses) => Step::Prolong(jail, addresses),
-            Order::Refuse(jail, work, because) => Step::Refuse(jail, work, because),
-            Order::NoSuchJail(jail, work) => Step::NoSuchJail(jail, work),
+            Pending::Import(jail, work) => Effect::Import(jail, work),
+            Pending::Prolong(jail, addresses) => Effect::Prolong(jail, addresses),
+            Pending::Refuse(jail, work, because) => Effect::Refuse(jail, work, because),
+            Pending::NoSuchJail(jail, work) => Effect::NoSuchJail(jail, work),
         }
     }
 
     /// fail2ban has done what it was told, and answered with a number.
     pub fn done(&mut self, answer: i64, now: i64) {
         match self.doing.take() {
-            Some(Order::Free(jail, work)) => {
-                for Work { address, .. } in work {
+            Some(Pending::Free(jail, work)) => {
+                for Target { address, .. } in work {
                     self.freed(&(jail.clone(), address));
                 }
             }
-            Some(Order::Obey(jail, addresses)) => {
+            Some(Pending::Obey(jail, addresses)) => {
                 for address in addresses {
                     self.obeyed(&(jail.clone(), address), now);
                 }
             }
-            Some(Order::Import(jail, work)) => self.imported(&jail, &work, answer, secs(now)),
-            Some(Order::Prolong(jail, addresses)) => {
+            Some(Pending::Import(jail, work)) => self.imported(&jail, &work, answer, secs(now)),
+            Some(Pending::Prolong(jail, addresses)) => {
                 for address in addresses {
                     self.held(&(jail.clone(), address), secs(now));
                 }
             }
-            Some(Order::Refuse(..) | Order::NoSuchJail(..)) | None => {}
+            Some(Pending::Refuse(..) | Pending::NoSuchJail(..)) | None => {}
         }
     }
 
     /// fail2ban has not done it, or nobody knows: it is looked at again.
     pub fn failed(&mut self) {
         let (jail, addresses) = match self.doing.take() {
-            Some(Order::Free(jail, work) | Order::Import(jail, work)) => {
+            Some(Pending::Free(jail, work) | Pending::Import(jail, work)) => {
                 (jail, work.into_iter().map(|work| work.address).collect())
             }
-            Some(Order::Prolong(jail, addresses)) => (jail, addresses),
-            Some(Order::Obey(jail, _)) => {
-                self.orders.retain(|order| !matches!(order, Order::Obey(..)));
+            Some(Pending::Prolong(jail, addresses)) => (jail, addresses),
+            Some(Pending::Obey(jail, _)) => {
+                self.orders.retain(|order| !matches!(order, Pending::Obey(..)));
                 self.tombstones.retry();
                 (jail, Vec::new())
             }
-            Some(Order::Refuse(..) | Order::NoSuchJail(..)) | None => return,
+            Some(Pending::Refuse(..) | Pending::NoSuchJail(..)) | None => return,
         };
         for address in addresses {
             self.queue(&(jail.clone(), address));
@@ -321,9 +321,9 @@ impl Fleet {
 
     /// **What `banip` says was not new is not ours.** Of several it does not say which: the next look
     /// tells, by their rows.
-    fn imported(&mut self, jail: &Jail, work: &[Work], new: i64, now: i64) {
+    fn imported(&mut self, jail: &Jail, work: &[Target], new: i64, now: i64) {
         let all = usize::try_from(new).is_ok_and(|new| new >= work.len());
-        for Work { address, .. } in work {
+        for Target { address, .. } in work {
             let key = (jail.clone(), *address);
             if !all && work.len() == 1 {
                 self.unmark(&key);
@@ -335,7 +335,7 @@ impl Fleet {
             // A detection that came between took the mark away.
             if let Some(mark) = &mut case.mark {
                 (mark.done, mark.answered, mark.run) = (true, now, Some(run));
-                let change = Change::Mark(key.clone(), Some(Mark::clone(mark)));
+                let change = Record::Mark(key.clone(), Some(Mark::clone(mark)));
                 self.change(change);
                 self.held(&key, now);
             }
@@ -346,7 +346,7 @@ impl Fleet {
     }
 
     /// fail2ban holds an address from now on for this jail's bantime.
-    fn held(&mut self, key: &Key, now: i64) {
+    fn held(&mut self, key: &BanKey, now: i64) {
         let Some(local) = self.jails.get_mut(&key.0) else { return };
         let bantime = local.bantime().unwrap_or(-1);
         let end = if bantime < 0 { i64::MAX } else { now.saturating_add(bantime) };
@@ -358,7 +358,7 @@ impl Fleet {
         }
     }
 
-    fn freed(&mut self, key: &Key) {
+    fn freed(&mut self, key: &BanKey) {
         self.unmark(key);
         let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
         if let Some(case) = case {
@@ -368,7 +368,7 @@ impl Fleet {
     }
 
     /// **A fleet unban frees the address once, own and manual bans included.**
-    fn obeyed(&mut self, key: &Key, now: i64) {
+    fn obeyed(&mut self, key: &BanKey, now: i64) {
         self.freed(key);
         self.forget_detection(key);
         if let Some(local) = self.jails.get_mut(&key.0) {
@@ -379,8 +379,8 @@ impl Fleet {
     }
 
     /// What is not on disk yet.
-    fn save(&mut self, now: i64) -> Option<Step> {
-        self.dirty.next_batch(now).map(Step::Save)
+    fn save(&mut self, now: i64) -> Option<Effect> {
+        self.dirty.next_batch(now).map(Effect::Save)
     }
 
     /// The [stamp to reserve](super::tell::Teller::stamp_to_reserve) on disk now, if any. It is apart from the

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::fleet::claims::is_held;
-use crate::fleet::{Pace, is_outlived};
+use crate::fleet::{Timing, is_outlived};
 use crate::guard::gate::{Admitted, Source};
 use crate::guard::{check_part_stamp, is_ahead, is_bannable};
 use crate::wire::{
@@ -33,7 +33,7 @@ pub struct View {
     signed: bool,
     /// Topics of snapshots, by their last level, whose payload the daemons reject.
     rejected: BTreeMap<HostName, BTreeSet<u32>>,
-    pace: Pace,
+    pace: Timing,
 }
 
 /// What the broker has of one host.

@@ -4,8 +4,8 @@ use rusqlite::Connection;
 use serde_json::{Map, Value};
 
 use super::{key, write};
-use crate::fleet::Change;
-use crate::fleet::marks::{Claim, Claims, Mark};
+use crate::fleet::Record;
+use crate::fleet::marks::{ImportSource, ImportSources, Mark};
 use crate::wire::{Ban, HostName};
 
 /// `words` is `{"web1":[stamp,heard,start,bantime],"web2":[stamp,heard]}`.
@@ -25,14 +25,14 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
             let (mark, words): (String, String) = (row.get(2)?, row.get(3)?);
             let Some(key) = key(row)? else { continue };
             for (host, start) in scripts(&words) {
-                write(&transaction, &Change::Script(key.clone(), host, Some(start)))?;
+                write(&transaction, &Record::Script(key.clone(), host, Some(start)))?;
             }
             if mark != "heard" {
                 let claims = claims(&words);
                 let (asked, answered, bantime) = (0, i64::MAX - 1, -1);
                 let done = mark == "done";
                 let mark = Mark { done, asked, answered, bantime, rowed: false, claims, run: None };
-                write(&transaction, &Change::Mark(key, Some(mark)))?;
+                write(&transaction, &Record::Mark(key, Some(mark)))?;
             }
         }
     }
@@ -55,9 +55,9 @@ fn words(text: &str) -> Vec<(HostName, i64, i64, Ban)> {
     object.into_iter().filter_map(word).collect()
 }
 
-fn claims(text: &str) -> Claims {
+fn claims(text: &str) -> ImportSources {
     let stamped = words(text).into_iter().filter(|(_, stamp, ..)| *stamp > 0);
-    let claim = |(host, stamp, _, ban)| Claim { host, stamp, ban, unbans: None };
+    let claim = |(host, stamp, _, ban)| ImportSource { host, stamp, ban, unbans: None };
     stamped.map(claim).collect()
 }
 

@@ -6,7 +6,7 @@ use super::{Store, write};
 use crate::config::{Broker, Config, Topic};
 use crate::daemon::former::Former;
 use crate::error::Error;
-use crate::fleet::Change;
+use crate::fleet::Record;
 use crate::fleet::provenance::{Provenance, Trust};
 use crate::random;
 use crate::wire::HostName;
@@ -114,7 +114,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn adopt(&mut self, identity: &Identity, changes: &[Change]) -> Result<(), Error> {
+    pub fn adopt(&mut self, identity: &Identity, changes: &[Record]) -> Result<(), Error> {
         let path = &self.path;
         let failed = |source| Error::Store { doing: "write", path: path.clone(), source };
         let transaction = self.connection.transaction().map_err(failed)?;

@@ -13,9 +13,9 @@ use serde_json::{Map, Value, json};
 use crate::error::Error;
 use crate::files;
 use crate::fleet::claims::carried;
-use crate::fleet::lifts::Lift;
-use crate::fleet::marks::{Claim, Claims, Mark};
-use crate::fleet::{Change, Key, Remembered};
+use crate::fleet::lifts::Override;
+use crate::fleet::marks::{ImportSource, ImportSources, Mark};
+use crate::fleet::{Record, BanKey, PersistedState};
 use crate::journal;
 use crate::wire::{Address, Ban, FleetUnban, HostName, Jail, JailScope, UnbanId};
 pub use identity::Identity;
@@ -93,13 +93,13 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn load(&self) -> Result<Remembered, Error> {
+    pub fn load(&self) -> Result<PersistedState, Error> {
         let failed = |source| Error::Store { doing: "read", path: self.path.clone(), source };
         self.read().map_err(failed)
     }
 
-    fn read(&self) -> rusqlite::Result<Remembered> {
-        let mut remembered = Remembered::default();
+    fn read(&self) -> rusqlite::Result<PersistedState> {
+        let mut remembered = PersistedState::default();
         self.each(MARKS, |row| {
             let (key, claims) = (key(row)?, row.get::<_, String>(7)?);
             if let (Some(key), Some(claims)) = (key, read_claims(&claims)) {
@@ -113,7 +113,7 @@ impl Store {
         self.each(LIFTS, |row| {
             let (key, host) = (key(row)?, HostName::new(&row.get::<_, String>(2)?));
             if let (Some(key), Ok(host)) = (key, host) {
-                let lift = Lift { start: row.get(3)?, stamp: row.get(4)? };
+                let lift = Override { start: row.get(3)?, stamp: row.get(4)? };
                 remembered.lifts.insert((key, host), lift);
             }
             Ok(())
@@ -179,7 +179,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn save(&mut self, changes: &[Change]) -> Result<(), Error> {
+    pub fn save(&mut self, changes: &[Record]) -> Result<(), Error> {
         let path = &self.path;
         let failed = |source| Error::Store { doing: "write", path: path.clone(), source };
         let transaction = self.connection.transaction().map_err(failed)?;
@@ -206,12 +206,12 @@ pub fn put_aside(path: &Path, why: &rusqlite::Error) -> Result<(), Error> {
     Ok(())
 }
 
-fn write(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<usize> {
+fn write(transaction: &Transaction<'_>, change: &Record) -> rusqlite::Result<usize> {
     let run = |sql, params: &[&dyn rusqlite::ToSql]| {
         transaction.prepare_cached(sql).and_then(|mut statement| statement.execute(params))
     };
     match change {
-        Change::Mark((jail, address), mark) => {
+        Record::Mark((jail, address), mark) => {
             let (jail, ip) = (jail.as_str(), address.to_string());
             match mark {
                 Some(mark) => run(
@@ -230,10 +230,10 @@ fn write(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<usi
                 None => run("DELETE FROM marks WHERE jail = ?1 AND ip = ?2", params![jail, ip]),
             }
         }
-        Change::Lift((jail, address), host, lift) => {
+        Record::Lift((jail, address), host, lift) => {
             let (jail, ip, host) = (jail.as_str(), address.to_string(), host.as_str());
             match lift {
-                Some(Lift { start, stamp }) => run(
+                Some(Override { start, stamp }) => run(
                     "INSERT OR REPLACE INTO lifts VALUES(?1, ?2, ?3, ?4, ?5)",
                     params![jail, ip, host, start, stamp],
                 ),
@@ -243,7 +243,7 @@ fn write(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<usi
                 ),
             }
         }
-        Change::Unban(FleetUnban { scope, address, id }, obeyed) => {
+        Record::Unban(FleetUnban { scope, address, id }, obeyed) => {
             let (scope, ip, id) = (scope.as_str(), address.to_string(), id.as_str());
             match obeyed {
                 Some(obeyed) => run(
@@ -256,7 +256,7 @@ fn write(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<usi
                 ),
             }
         }
-        Change::Script((jail, address), host, since) => {
+        Record::Script((jail, address), host, since) => {
             let (jail, ip, host) = (jail.as_str(), address.to_string(), host.as_str());
             match since {
                 Some(since) => run(
@@ -269,7 +269,7 @@ fn write(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<usi
                 ),
             }
         }
-        Change::Detected((jail, address), ban) => {
+        Record::Detected((jail, address), ban) => {
             let (jail, ip) = (jail.as_str(), address.to_string());
             match ban {
                 Some(Ban { start, bantime }) => run(
@@ -279,7 +279,7 @@ fn write(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<usi
                 None => run("DELETE FROM detected WHERE jail = ?1 AND ip = ?2", params![jail, ip]),
             }
         }
-        Change::Stamp(last) => {
+        Record::Stamp(last) => {
             run("DELETE FROM stamp", &[])?;
             run("INSERT INTO stamp VALUES(?1)", params![last])
         }
@@ -287,7 +287,7 @@ fn write(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<usi
 }
 
 /// The jail and address in a row's first two columns.
-fn key(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<Key>> {
+fn key(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<BanKey>> {
     let (jail, ip): (String, String) = (row.get(0)?, row.get(1)?);
     Ok(Jail::new(&jail).ok().zip(Address::new(&ip).ok()))
 }
@@ -315,9 +315,9 @@ pub fn is_odd_value(error: &rusqlite::Error) -> bool {
     )
 }
 
-fn write_claims(claims: &[Claim]) -> String {
+fn write_claims(claims: &[ImportSource]) -> String {
     let mut object = Map::new();
-    for Claim { host, stamp, ban, unbans } in claims {
+    for ImportSource { host, stamp, ban, unbans } in claims {
         let mut list = vec![json!(stamp), json!(ban.start), json!(ban.bantime)];
         let unbans = unbans.as_deref().into_iter().flatten();
         list.extend(unbans.map(|id| json!(id.as_str())));
@@ -327,13 +327,13 @@ fn write_claims(claims: &[Claim]) -> String {
 }
 
 /// The claims of a mark, as they are kept; `None` where they cannot be read.
-pub(crate) fn read_claims(text: &str) -> Option<Claims> {
+pub(crate) fn read_claims(text: &str) -> Option<ImportSources> {
     let object: Map<String, Value> = serde_json::from_str(text).ok()?;
     let claim = |(host, value): (String, Value)| {
         let (numbers, ids) = value.as_array()?.split_at_checked(3)?;
         let number = |n: usize| numbers[n].as_i64();
         let ids: Option<Vec<_>> = ids.iter().map(|id| UnbanId::new(id.as_str()?).ok()).collect();
-        Some(Claim {
+        Some(ImportSource {
             host: HostName::new(&host).ok()?,
             stamp: number(0)?,
             ban: Ban { start: number(1)?, bantime: number(2)? },

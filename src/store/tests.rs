@@ -16,13 +16,13 @@ fn mark(done: bool) -> Mark {
     let claim = |name, stamp, unbans: &[UnbanId]| {
         let ban = Ban { start: 4, bantime: -1 };
         let unbans = carried(unbans.to_vec());
-        Claim { host: host(name), stamp, ban, unbans }
+        ImportSource { host: host(name), stamp, ban, unbans }
     };
     let claims = [claim("w\"eb2", 6, &[]), claim("web1", 5, &[id])].into_iter().collect();
     Mark { done, asked: 1, answered: 2, bantime: 600, rowed: done, claims, run: None }
 }
 
-fn key(ip: &str) -> Key {
+fn key(ip: &str) -> BanKey {
     (Jail::new("sshd").unwrap(), Address::new(ip).unwrap())
 }
 
@@ -38,29 +38,29 @@ fn what_was_saved_is_loaded_by_the_next_process() {
         id: id.clone(),
     };
     let changes = [
-        Change::Mark(one.clone(), Some(mark(false))),
-        Change::Mark(two.clone(), Some(mark(true))),
-        Change::Mark(one.clone(), Some(mark(true))),
-        Change::Lift(one.clone(), host("web1"), Some(Lift { start: 1, stamp: 2 })),
-        Change::Lift(two.clone(), host("web1"), Some(Lift { start: 3, stamp: 4 })),
-        Change::Unban(pardon("*"), Some(false)),
-        Change::Unban(pardon("sshd"), Some(false)),
-        Change::Unban(pardon("*"), Some(true)),
-        Change::Script(one.clone(), host("old"), Some(7)),
-        Change::Script(two.clone(), host("old"), Some(8)),
-        Change::Detected(one.clone(), Some(Ban { start: 5, bantime: -1 })),
-        Change::Detected(two.clone(), Some(Ban { start: 5, bantime: 600 })),
-        Change::Stamp(9),
-        Change::Stamp(10),
+        Record::Mark(one.clone(), Some(mark(false))),
+        Record::Mark(two.clone(), Some(mark(true))),
+        Record::Mark(one.clone(), Some(mark(true))),
+        Record::Lift(one.clone(), host("web1"), Some(Override { start: 1, stamp: 2 })),
+        Record::Lift(two.clone(), host("web1"), Some(Override { start: 3, stamp: 4 })),
+        Record::Unban(pardon("*"), Some(false)),
+        Record::Unban(pardon("sshd"), Some(false)),
+        Record::Unban(pardon("*"), Some(true)),
+        Record::Script(one.clone(), host("old"), Some(7)),
+        Record::Script(two.clone(), host("old"), Some(8)),
+        Record::Detected(one.clone(), Some(Ban { start: 5, bantime: -1 })),
+        Record::Detected(two.clone(), Some(Ban { start: 5, bantime: 600 })),
+        Record::Stamp(9),
+        Record::Stamp(10),
     ];
     let gone = [
-        Change::Mark(two.clone(), None),
-        Change::Lift(two.clone(), host("web1"), None),
-        Change::Unban(pardon("sshd"), None),
-        Change::Script(two.clone(), host("old"), None),
-        Change::Detected(two, None),
+        Record::Mark(two.clone(), None),
+        Record::Lift(two.clone(), host("web1"), None),
+        Record::Unban(pardon("sshd"), None),
+        Record::Script(two.clone(), host("old"), None),
+        Record::Detected(two, None),
     ];
-    let mut expected = Remembered::default();
+    let mut expected = PersistedState::default();
     let mut store = Store::open(&path).unwrap();
     for changes in [&changes[..], &gone] {
         store.save(changes).unwrap();
@@ -91,7 +91,7 @@ fn each_write_is_on_disk_before_it_is_relied_on() {
 fn row_of_another_type_is_skipped_and_the_others_are_loaded() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(&dir.path().join("fleet.sqlite3")).unwrap();
-    let changes = ["192.0.2.1", "192.0.2.2"].map(|ip| Change::Mark(key(ip), Some(mark(true))));
+    let changes = ["192.0.2.1", "192.0.2.2"].map(|ip| Record::Mark(key(ip), Some(mark(true))));
     store.save(&changes).unwrap();
     let odd = "UPDATE marks SET asked = 1.5 WHERE ip = '192.0.2.1';
                INSERT INTO unbans VALUES(x'ff', x'ff', x'ff', 'x');
@@ -107,14 +107,14 @@ fn a_broken_database_is_put_aside() {
     let path = dir.path().join("fleet.sqlite3");
     std::fs::write(&path, "this is no database, and long enough to be looked at").unwrap();
     let store = Store::open(&path).unwrap();
-    assert_eq!(store.load().unwrap(), Remembered::default());
+    assert_eq!(store.load().unwrap(), PersistedState::default());
     assert!(dir.path().join("fleet.broken").exists());
     drop(store);
     std::fs::remove_file(&path).unwrap();
     let other = Connection::open(&path).unwrap();
     other.execute_batch("CREATE TABLE marks(jail TEXT, ip TEXT)").unwrap();
     drop(other);
-    assert_eq!(Store::open(&path).unwrap().load().unwrap(), Remembered::default());
+    assert_eq!(Store::open(&path).unwrap().load().unwrap(), PersistedState::default());
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn an_identity_is_kept_with_the_changes_it_brought_and_a_store_of_before_has_non
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("fleet.sqlite3");
     let mut store = Store::open(&path).unwrap();
-    store.save(&[Change::Script(key("192.0.2.1"), host("old"), Some(7))]).unwrap();
+    store.save(&[Record::Script(key("192.0.2.1"), host("old"), Some(7))]).unwrap();
     store.connection.execute_batch("DROP TABLE identity").unwrap();
     drop(store);
     let mut store = Store::open(&path).unwrap();
@@ -167,7 +167,7 @@ fn an_identity_is_kept_with_the_changes_it_brought_and_a_store_of_before_has_non
     let digits = second.client_id().strip_prefix("f2bmqtt-web1-").unwrap().to_owned();
     assert!(digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()), "{digits}");
     store.adopt(&first, &[]).unwrap();
-    store.adopt(&second, &[Change::Script(key("192.0.2.1"), host("old"), None)]).unwrap();
+    store.adopt(&second, &[Record::Script(key("192.0.2.1"), host("old"), None)]).unwrap();
     drop(store);
     let mut store = Store::open(&path).unwrap();
     assert_eq!(store.identity().unwrap(), Some(second.clone()));

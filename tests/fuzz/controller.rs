@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
-use f2bmqtt::fleet::look::{Look, Pulse, Server};
-use f2bmqtt::fleet::work::Step;
-use f2bmqtt::fleet::{Fleet, Pace, Remembered};
+use f2bmqtt::fleet::look::{Observation, Heartbeat, ServerInstance};
+use f2bmqtt::fleet::work::Effect;
+use f2bmqtt::fleet::{Controller, Timing, PersistedState};
 use f2bmqtt::wire::{Address, Event, HostName, Jail, Shard};
 
 use super::inbound::Inbound;
@@ -20,9 +20,9 @@ const NOW: i64 = 1_795_342_588_000;
 const ADDRESSES: [&str; 3] = ["203.0.113.7", "203.0.113.9", "2001:db8::1"];
 
 /// What `web1` knows before: a ban by event, one by shard that `web1` imported, and a fleet unban.
-fn fleet() -> (Fleet, Remembered) {
+fn fleet() -> (Controller, PersistedState) {
     let me = HostName::new("web1").unwrap();
-    let mut fleet = Fleet::new(me, Pace::default(), Remembered::default());
+    let mut fleet = Controller::new(me, Timing::default(), PersistedState::default());
     fleet.connected(NOW);
     let event = r#"{"action":"ban","ipmset":"sshd","ip":"203.0.113.9","bantime":600,"host":"web2","time":1795342500,"stamp":1795342588000,"reason":"detected"}"#;
     let unban = r#"{"action":"unban","ipmset":"sshd","ip":"203.0.113.7","host":"web3","reason":"fleet","id":"web3-1795342588000","jails":"*"}"#;
@@ -31,33 +31,33 @@ fn fleet() -> (Fleet, Remembered) {
         assert!(fleet.hear(&Event::parse(event.as_bytes()).unwrap(), NOW));
     }
     assert_eq!(fleet.hear_part(&Shard::parse(part.as_bytes()).unwrap(), NOW), None);
-    let mut disk = Remembered::default();
+    let mut disk = PersistedState::default();
     work(&mut fleet, &mut disk);
     (fleet, disk)
 }
 
 /// One round on a fail2ban that bans nobody; ends when there is nothing more to do.
-fn work(fleet: &mut Fleet, disk: &mut Remembered) {
-    let server = Server { pid: 1, started: NOW / 1000 - 900 };
+fn work(fleet: &mut Controller, disk: &mut PersistedState) {
+    let server = ServerInstance { pid: 1, started: NOW / 1000 - 900 };
     fleet.begin(NOW);
     let jails = BTreeSet::from([Jail::new("sshd").unwrap()]);
-    fleet.pulse(Pulse { server, data_version: Some(1) }, jails, NOW);
+    fleet.pulse(Heartbeat { server, data_version: Some(1) }, jails, NOW);
     for _ in 0..1_000 {
         match fleet.next(NOW) {
-            Step::Rest => return,
-            Step::Continue => {}
-            Step::Save(changes) => {
+            Effect::Rest => return,
+            Effect::Continue => {}
+            Effect::Save(changes) => {
                 for change in changes {
                     disk.apply(change);
                 }
                 fleet.saved(true, NOW);
             }
-            Step::Look(jail, of) => {
+            Effect::Look(jail, of) => {
                 let look =
-                    Look { database: Some(0), bantime: 600, total: Some(0), ..Look::default() };
+                    Observation { database: Some(0), bantime: 600, total: Some(0), ..Observation::default() };
                 fleet.seen(&jail, of.as_deref(), look, NOW);
             }
-            Step::Import(_, work) => fleet.done(i64::try_from(work.len()).unwrap(), NOW),
+            Effect::Import(_, work) => fleet.done(i64::try_from(work.len()).unwrap(), NOW),
             _ => fleet.done(1, NOW),
         }
     }
@@ -65,9 +65,9 @@ fn work(fleet: &mut Fleet, disk: &mut Remembered) {
 }
 
 /// All that counts of what a host knows: what it remembers, and what each peer claims.
-fn known(fleet: &Fleet, disk: &Remembered) -> String {
+fn known(fleet: &Controller, disk: &PersistedState) -> String {
     // The stamp grows with each round.
-    let disk = Remembered { stamp: 0, ..disk.clone() };
+    let disk = PersistedState { stamp: 0, ..disk.clone() };
     let mut text = format!("{disk:?} {}", fleet.claims());
     for host in ["web1", "web2", "web3"] {
         for (jail, address) in

@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
 
-use f2bmqtt::fleet::look::{Look, Pulse, Server};
-use f2bmqtt::fleet::work::{Step, Work};
-use f2bmqtt::fleet::{Change, Fleet, Key, Pace, Remembered};
+use f2bmqtt::fleet::look::{Observation, Heartbeat, ServerInstance};
+use f2bmqtt::fleet::work::{Effect, Target};
+use f2bmqtt::fleet::{Record, Controller, BanKey, Timing, PersistedState};
 use f2bmqtt::guard::RejectReason;
 use f2bmqtt::notify::Call;
 use f2bmqtt::wire::seal::SigningKeys;
@@ -43,10 +43,10 @@ pub(crate) struct HostName {
     /// What it signs with, in a fleet that has a key.
     keys: Option<SigningKeys>,
     /// The daemon, while it runs.
-    pub(crate) fleet: Option<Fleet>,
+    pub(crate) fleet: Option<Controller>,
     pub(crate) connected: bool,
     /// What is on disk.
-    pub(crate) disk: Remembered,
+    pub(crate) disk: PersistedState,
     /// What notify told.
     spool: VecDeque<SpooledEvent>,
     /// Published, but written down nowhere else yet.
@@ -73,15 +73,15 @@ pub(crate) struct HostName {
 }
 
 /// The simulation lives faster than servers do.
-fn pace() -> Pace {
-    Pace { end_slack: 40, grace: 12, refresh: 25_000, tombstone_idle: 60, ..Pace::default() }
+fn pace() -> Timing {
+    Timing { end_slack: 40, grace: 12, refresh: 25_000, tombstone_idle: 60, ..Timing::default() }
 }
 
 pub(crate) fn jail() -> Jail {
     Jail::new("sshd").unwrap()
 }
 
-pub(crate) fn key(address: Address) -> Key {
+pub(crate) fn key(address: Address) -> BanKey {
     (jail(), address)
 }
 
@@ -96,7 +96,7 @@ impl HostName {
             keys,
             fleet: None,
             connected: false,
-            disk: Remembered::default(),
+            disk: PersistedState::default(),
             spool: VecDeque::new(),
             unwritten: VecDeque::new(),
             waiting: VecDeque::new(),
@@ -120,7 +120,7 @@ impl HostName {
     }
 
     pub(crate) fn start(&mut self) {
-        let fleet = Fleet::new(self.me.clone(), pace(), self.disk.clone());
+        let fleet = Controller::new(self.me.clone(), pace(), self.disk.clone());
         (self.fleet, self.asked, self.told) = (Some(fleet), 0, false);
         // Of a jail that was removed while it did not run it knows nothing either.
         self.forgetful |= self.fail2ban.lacks_jail();
@@ -236,7 +236,7 @@ impl HostName {
         if let Some(stamp) = fleet.stamp_to_reserve(now)
             && !self.fail2ban.full
         {
-            self.disk.apply(Change::Stamp(stamp));
+            self.disk.apply(Record::Stamp(stamp));
             fleet.on_stamp_reserved(stamp);
         }
     }
@@ -264,14 +264,14 @@ impl HostName {
     }
 
     /// A round begins.
-    fn begin(&mut self) -> (i64, Pulse) {
+    fn begin(&mut self) -> (i64, Heartbeat) {
         let now = self.millis();
         if let Some(fleet) = &mut self.fleet {
             fleet.begin(now);
         }
         self.scan();
-        let server = Server { pid: self.fail2ban.pid, started: self.fail2ban.started };
-        (now, Pulse { server, data_version: Some(self.fail2ban.version) })
+        let server = ServerInstance { pid: self.fail2ban.pid, started: self.fail2ban.started };
+        (now, Heartbeat { server, data_version: Some(self.fail2ban.version) })
     }
 
     fn pulse(&mut self) {
@@ -311,7 +311,7 @@ impl HostName {
             fleet.absent(&jail(), &rows, now);
         }
         fleet.away(self.told);
-        if let Step::Save(changes) = fleet.next(now) {
+        if let Effect::Save(changes) = fleet.next(now) {
             for change in changes {
                 self.disk.apply(change);
             }
@@ -327,16 +327,16 @@ impl HostName {
             let step = fleet.next(now);
             fleet.check_invariants().unwrap();
             match step {
-                Step::Rest => return Ok(()),
-                Step::Continue => continue,
-                Step::Save(changes) => {
+                Effect::Rest => return Ok(()),
+                Effect::Continue => continue,
+                Effect::Save(changes) => {
                     let well = !self.fail2ban.full;
                     // Of a detection the spool knows.
-                    let lost = |change: &Change| {
-                        !matches!(change, Change::Stamp(_) | Change::Detected(..))
+                    let lost = |change: &Record| {
+                        !matches!(change, Record::Stamp(_) | Record::Detected(..))
                     };
                     self.unsaved = !well && changes.iter().any(lost);
-                    let news = changes.iter().filter(|change| !matches!(change, Change::Stamp(_)));
+                    let news = changes.iter().filter(|change| !matches!(change, Record::Stamp(_)));
                     around
                         .log
                         .extend(news.map(|change| format!("{} {well} {change:?}", self.name)));
@@ -348,9 +348,9 @@ impl HostName {
                     }
                     fleet.saved(well, now);
                 }
-                Step::Look(jail, of) => {
+                Effect::Look(jail, of) => {
                     let there = jail == self::jail();
-                    let look = if there { self.look(of.as_deref()) } else { Look::default() };
+                    let look = if there { self.look(of.as_deref()) } else { Observation::default() };
                     self.scan();
                     let fleet = self.fleet.as_mut().unwrap();
                     fleet.seen(&jail, of.as_deref(), look, now);
@@ -362,52 +362,52 @@ impl HostName {
         panic!("{}: there is no end to its work", self.name)
     }
 
-    fn look(&self, of: Option<&[Address]>) -> Look {
+    fn look(&self, of: Option<&[Address]>) -> Observation {
         let fail2ban = &self.fail2ban;
         let asked = |address: &Address| of.is_none_or(|of| of.contains(address));
         let tickets = fail2ban.tickets.iter().filter(|(address, _)| asked(address));
         let rows = fail2ban.rows.iter().filter(|(address, _)| asked(address));
         let length = |bantime| of.is_none().then_some(bantime);
-        Look {
+        Observation {
             held: tickets.map(|(address, ticket)| (*address, length(ticket.bantime))).collect(),
             rows: rows.map(|(address, row)| (*address, *row)).collect(),
             database: Some(fail2ban.made),
             total: of.is_none().then_some(fail2ban.total),
             bantime: fail2ban.bantime,
             purge_age: fail2ban.purge,
-            ..Look::default()
+            ..Observation::default()
         }
     }
 
     /// Does to fail2ban what the fleet asks for, and watches over what is freed.
-    fn obey(&mut self, order: Step, around: &mut Around<'_>) -> Result<(), Crash> {
+    fn obey(&mut self, order: Effect, around: &mut Around<'_>) -> Result<(), Crash> {
         around.log.push(format!("{} {order:?}", self.name));
         // What is done while nothing can be written rests on what is not on disk.
         self.unsaved |= self.fail2ban.full;
         let mut answer = 0;
         match order {
             // The model has one jail; of another it does as it is told.
-            Step::Import(jail, work) if jail != self::jail() => {
+            Effect::Import(jail, work) if jail != self::jail() => {
                 answer = i64::try_from(work.len()).unwrap();
             }
-            Step::Free(jail, _) | Step::Prolong(jail, _) if jail != self::jail() => {}
-            Step::Free(_, work) => {
-                for Work { address, .. } in work {
+            Effect::Free(jail, _) | Effect::Prolong(jail, _) if jail != self::jail() => {}
+            Effect::Free(_, work) => {
+                for Target { address, .. } in work {
                     self.watch(address);
                     self.step(around)?;
                     self.fail2ban.unbanip(address);
                     self.freeing.insert(address);
                 }
             }
-            Step::Obey(jail, addresses) if jail == self::jail() => {
+            Effect::Obey(jail, addresses) if jail == self::jail() => {
                 for address in addresses {
                     self.manual.remove(&address);
                     self.step(around)?;
                     self.fail2ban.unbanip(address);
                 }
             }
-            Step::Import(_, work) => {
-                for Work { address, .. } in work {
+            Effect::Import(_, work) => {
+                for Target { address, .. } in work {
                     // In the second in which its operator banned it, and nobody hears that it was not new.
                     let by_hand = self.manual.get(&address).copied().unwrap_or(i64::MIN);
                     if by_hand >= self.fail2ban.clock() - 1 {
@@ -417,7 +417,7 @@ impl HostName {
                     self.step(around)?;
                 }
             }
-            Step::Prolong(_, addresses) => {
+            Effect::Prolong(_, addresses) => {
                 for address in addresses {
                     answer += self.fail2ban.banip(address, around.chance);
                 }
@@ -445,7 +445,7 @@ impl HostName {
         let Self { name, fail2ban, fleet, gone, .. } = self;
         let mark = fleet.as_ref().and_then(|fleet| fleet.mark(&key(address)));
         let words = ["a", "b", "c", "joiner"].map(|other| {
-            let word = |fleet: &Fleet| fleet.word(&key(address), &Name::new(other).unwrap());
+            let word = |fleet: &Controller| fleet.word(&key(address), &Name::new(other).unwrap());
             fleet.as_ref().map(word)
         });
         format!(

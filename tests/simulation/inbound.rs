@@ -4,7 +4,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use f2bmqtt::config::{Signing, Topic};
-use f2bmqtt::fleet::Fleet;
+use f2bmqtt::fleet::Controller;
 use f2bmqtt::guard::gate::{Admitted, Gate, Source};
 use f2bmqtt::guard::{Admission, Guard, JailFilter, RejectReason, is_bannable};
 use f2bmqtt::wire::seal::SigningKeys;
@@ -43,7 +43,7 @@ impl Inbound {
     /// controller publish this host's own shard again.
     pub(crate) fn take(
         &self,
-        fleet: &mut Fleet,
+        fleet: &mut Controller,
         topic: &str,
         payload: &[u8],
         now: i64,
@@ -84,7 +84,7 @@ impl Inbound {
         }
     }
 
-    fn event(&self, fleet: &mut Fleet, message: &Admitted, now: i64) -> Result<(), RejectReason> {
+    fn event(&self, fleet: &mut Controller, message: &Admitted, now: i64) -> Result<(), RejectReason> {
         let event = message.event().map_err(|rejected| rejected.reason())?;
         if event.action.as_str() == PROBE_ACTION {
             return Ok(());
@@ -118,7 +118,7 @@ impl Inbound {
 
     fn shard(
         &self,
-        fleet: &mut Fleet,
+        fleet: &mut Controller,
         message: &Admitted,
         host: &HostName,
         index: u32,
@@ -138,8 +138,8 @@ impl Inbound {
         }
         part.bans.retain(|ban| is_bannable(ban.address.ip()));
         match fleet.hear_part(&part, now) {
-            Some(f2bmqtt::fleet::Trouble::NoRoom) => Err(RejectReason::TooMany),
-            Some(f2bmqtt::fleet::Trouble::OwnAndOld) | None => Ok(()),
+            Some(f2bmqtt::fleet::ShardError::NoRoom) => Err(RejectReason::TooMany),
+            Some(f2bmqtt::fleet::ShardError::OwnAndOld) | None => Ok(()),
         }
     }
 }

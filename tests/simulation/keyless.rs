@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use f2bmqtt::fleet::look::{Look, Pulse, Server};
-use f2bmqtt::fleet::work::Step;
-use f2bmqtt::fleet::{Fleet, Pace, Remembered};
+use f2bmqtt::fleet::look::{Observation, Heartbeat, ServerInstance};
+use f2bmqtt::fleet::work::Effect;
+use f2bmqtt::fleet::{Controller, Timing, PersistedState};
 use f2bmqtt::wire::seal::SigningKeys;
 use f2bmqtt::wire::{HostName, Jail};
 
@@ -59,21 +59,21 @@ const TOPICS: [&str; 12] = [
 ];
 
 /// A round on a fail2ban that bans nobody.
-fn work(fleet: &mut Fleet) {
-    let server = Server { pid: 1, started: NOW / 1000 - 900 };
+fn work(fleet: &mut Controller) {
+    let server = ServerInstance { pid: 1, started: NOW / 1000 - 900 };
     fleet.begin(NOW);
     let jails = BTreeSet::from([Jail::new("sshd").unwrap()]);
-    fleet.pulse(Pulse { server, data_version: Some(1) }, jails, NOW);
+    fleet.pulse(Heartbeat { server, data_version: Some(1) }, jails, NOW);
     loop {
         match fleet.next(NOW) {
-            Step::Rest => return,
-            Step::Continue => {}
-            Step::Save(_) => fleet.saved(true, NOW),
-            Step::Look(jail, of) => {
-                let look = Look { database: Some(0), bantime: 600, ..Look::default() };
+            Effect::Rest => return,
+            Effect::Continue => {}
+            Effect::Save(_) => fleet.saved(true, NOW),
+            Effect::Look(jail, of) => {
+                let look = Observation { database: Some(0), bantime: 600, ..Observation::default() };
                 fleet.seen(&jail, of.as_deref(), look, NOW);
             }
-            Step::Import(_, work) => fleet.done(i64::try_from(work.len()).unwrap(), NOW),
+            Effect::Import(_, work) => fleet.done(i64::try_from(work.len()).unwrap(), NOW),
             _ => fleet.done(1, NOW),
         }
     }
@@ -104,7 +104,7 @@ fn messages_without_the_key_change_nothing() {
         (SigningKeys::new(["the fleet's own secret"]), SigningKeys::new(["another secret!!"]));
     let me = HostName::new("web1").unwrap();
     let inbound = Inbound::new(&me, Some(keys.clone()), false);
-    let mut fleet = Fleet::new(me, Pace::default(), Remembered::default());
+    let mut fleet = Controller::new(me, Timing::default(), PersistedState::default());
     fleet.connected(NOW);
     let sign = |keys: &SigningKeys, topic: &str, payload: &str| {
         String::from_utf8(keys.sign(&whole(topic), payload.into())).unwrap()

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn what_means_nothing_here_leaves_nothing() {
     use Action::{Ban as B, Unban as U};
-    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     // Jails without end, and unbans of what nobody bans.
     let in_jail = |n: usize, action| Event {
         jail: Jail::new(&format!("jail{n}")).unwrap(),
@@ -36,22 +36,22 @@ fn what_means_nothing_here_leaves_nothing() {
 
 #[test]
 fn one_host_does_not_take_the_room_of_all() {
-    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     let peer = fleet.peers.admit(&host("web1"), NOW);
     let ip = |n: u32| address(&std::net::Ipv4Addr::from(0xc612_0000 + n).to_string());
     (0..100_000).for_each(|n| peer.claims.insert(&(jail(), ip(n))));
     let ban = |from, n| Event { address: ip(n), ..event(Action::Ban, from, 10) };
     assert!(!fleet.hear(&ban("web1", 100_001), NOW));
     assert!(fleet.hear(&ban("web2", 100_001), NOW));
-    assert_eq!(fleet.hear_part(&part("web1", 20, &["203.0.113.1"]), NOW), Some(Trouble::NoRoom));
+    assert_eq!(fleet.hear_part(&part("web1", 20, &["203.0.113.1"]), NOW), Some(ShardError::NoRoom));
 }
 
 #[test]
 fn one_word_each_of_two_jails_is_looked_at_once_and_done() {
     let jails = ["sshd", "web"].map(|name| Jail::new(name).unwrap());
-    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
-    let server = Server { pid: 1, started: 0 };
-    let pulse = Pulse { server, data_version: Some(1) };
+    let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
+    let server = ServerInstance { pid: 1, started: 0 };
+    let pulse = Heartbeat { server, data_version: Some(1) };
     // The jails are seen whole, and long after, when nothing is due, a word of each comes.
     for now in [NOW, NOW + 200_000] {
         fleet.begin(now);
@@ -64,15 +64,15 @@ fn one_word_each_of_two_jails_is_looked_at_once_and_done() {
         let (mut glances, mut imports) = (0, 0);
         for _ in 0..30 {
             match fleet.next(now) {
-                Step::Rest => break,
-                Step::Save(_) => fleet.saved(true, now),
-                Step::Look(jail, of) => {
+                Effect::Rest => break,
+                Effect::Save(_) => fleet.saved(true, now),
+                Effect::Look(jail, of) => {
                     glances += usize::from(of.is_some());
                     let (total, bantime, database) = (Some(0), 600, Some(0));
-                    let look = Look { database, total, bantime, ..Look::default() };
+                    let look = Observation { database, total, bantime, ..Observation::default() };
                     fleet.seen(&jail, of.as_deref(), look, now);
                 }
-                Step::Import(..) => {
+                Effect::Import(..) => {
                     imports += 1;
                     fleet.done(1, now);
                 }
@@ -86,8 +86,8 @@ fn one_word_each_of_two_jails_is_looked_at_once_and_done() {
 #[test]
 fn looks_that_take_long_and_others_words_both_have_their_turn() {
     let jails = ["a", "b", "c", "d", "e"].map(|name| Jail::new(name).unwrap());
-    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
-    let server = Server { pid: 1, started: 0 };
+    let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
+    let server = ServerInstance { pid: 1, started: 0 };
     let (mut now, mut told) = (NOW, 0);
     let (mut looks, mut imports) = (BTreeMap::new(), BTreeMap::new());
     fleet.connected(now);
@@ -95,22 +95,22 @@ fn looks_that_take_long_and_others_words_both_have_their_turn() {
         // Each jail takes longer to look at than a round lasts, and all are always worth it.
         let begun = now;
         fleet.begin(now);
-        fleet.pulse(Pulse { server, data_version: Some(n) }, jails.clone().into(), now);
+        fleet.pulse(Heartbeat { server, data_version: Some(n) }, jails.clone().into(), now);
         for jail in jails.clone() {
             fleet.hear(&Event { jail, ..event(Action::Ban, "web1", now) }, now);
         }
         while now < begun + 2_000 {
             match fleet.next(now) {
-                Step::Rest => now = begun + 2_000,
-                Step::Save(_) => fleet.saved(true, now),
-                Step::Look(jail, of) => {
+                Effect::Rest => now = begun + 2_000,
+                Effect::Save(_) => fleet.saved(true, now),
+                Effect::Look(jail, of) => {
                     now += if of.is_some() { 10 } else { 2_500 };
                     *looks.entry(jail.clone()).or_insert(0) += 1;
                     let (total, bantime, database) = (Some(0), 600, Some(0));
-                    let look = Look { database, total, bantime, took: 2_500, ..Look::default() };
+                    let look = Observation { database, total, bantime, took: 2_500, ..Observation::default() };
                     fleet.seen(&jail, of.as_deref(), look, now);
                 }
-                Step::Import(jail, _) => {
+                Effect::Import(jail, _) => {
                     now += 150;
                     *imports.entry(jail).or_insert(0) += 1;
                     fleet.done(1, now);
@@ -118,7 +118,7 @@ fn looks_that_take_long_and_others_words_both_have_their_turn() {
                 other => panic!("{other:?}"),
             }
         }
-        let stamp = |publication: &Publication| publication.part.as_ref().unwrap().stamp;
+        let stamp = |publication: &RetainedShard| publication.part.as_ref().unwrap().stamp;
         told = fleet.publications(now).iter().map(stamp).max().unwrap_or(told);
     }
     assert_eq!(looks.len(), 5, "{looks:?}");
@@ -129,7 +129,7 @@ fn looks_that_take_long_and_others_words_both_have_their_turn() {
 
 #[test]
 fn what_a_host_without_snapshots_said_is_forgotten_when_it_is_over() {
-    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     let other = || Jail::new("web").unwrap();
     fleet.hear(&event(Action::Ban, "web1", 10), NOW);
     fleet.hear(&Event { jail: other(), ..event(Action::Ban, "web1", 11) }, NOW);
@@ -145,7 +145,7 @@ fn what_a_host_without_snapshots_said_is_forgotten_when_it_is_over() {
 
 #[test]
 fn there_is_an_end_to_what_is_kept() {
-    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     let mut hears =
         |n: usize, stamp| fleet.hear(&event(Action::Ban, &format!("host{n}"), stamp), 0);
     assert!((0..256).all(|n| hears(n, 1)));
@@ -161,7 +161,7 @@ fn claims_of_many_hosts_on_one_address_give_way_to_a_senior_peer() {
         |bantime| move |n: usize| Event { bantime, ..event(Action::Ban, &format!("host{n}"), NOW) };
     // Bans that are over, and bans that last; of hosts with a snapshot and without.
     for (bantime, snapshot) in [(1, false), (1, true), (-1, false), (-1, true)] {
-        let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+        let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
         fleet.hear_part(&part("web1", NOW - 10_000, &[]), NOW - 10_000);
         for n in 0..300 {
             if snapshot {
@@ -195,7 +195,7 @@ fn snapshot(from: &str, stamp: i64, bans: u32, parts: u32) -> Vec<Shard> {
 
 #[test]
 fn small_shard_costs_little_whatever_came_before() {
-    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     for shard in snapshot("evil", NOW + 1_000, 99_000, 512) {
         assert_eq!(fleet.hear_part(&shard, NOW), None);
     }
@@ -225,7 +225,7 @@ fn small_shard_costs_little_whatever_came_before() {
 
 #[test]
 fn largest_peer_gives_way_to_another() {
-    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     for (n, name) in ["x1", "x2"].into_iter().enumerate() {
         for mut shard in snapshot(name, NOW, 100_000, 512) {
             shard.stamp += i64::try_from(n).unwrap();
@@ -243,12 +243,12 @@ fn largest_peer_gives_way_to_another() {
     assert!(refused > 0);
     assert_eq!(fleet.peers.get(&host("web2")).unwrap().claims.len(), 5_000);
     let shown: Vec<_> = fleet.limits.shown(NOW).map(|limit| limit.table).collect();
-    assert!(shown.contains(&limits::Table::Claims));
+    assert!(shown.contains(&limits::BoundedTable::Claims));
 }
 
 #[test]
 fn peers_without_end_take_the_place_of_each_other() {
-    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     let ip = |n: u32| address(&std::net::Ipv4Addr::from(0x0b00_0000 + n).to_string());
     fleet.hear_part(&part("web2", NOW, &["203.0.113.1"]), NOW - 700_000);
     fleet.hear(&event(Action::Ban, "script-less", NOW), NOW - 700_000);
@@ -270,7 +270,7 @@ fn peers_without_end_take_the_place_of_each_other() {
 
 #[test]
 fn claims_that_come_and_go_do_not_fill_the_queue() {
-    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     let mut stamp = NOW;
     for n in 0..400 {
         let listed: Vec<String> = (0..50).map(|m| format!("198.51.100.{m}")).collect();
@@ -333,17 +333,17 @@ fn flood_of_fleet_unbans_and_bans_take_turns() {
     let mut effects = Vec::new();
     while !effects.contains(&"ban") {
         match it.fleet.next(it.now) {
-            Step::Save(_) => it.fleet.saved(true, it.now),
-            Step::Look(jail, of) => {
-                let look = Look { database: Some(0), bantime: 600, ..Look::default() };
+            Effect::Save(_) => it.fleet.saved(true, it.now),
+            Effect::Look(jail, of) => {
+                let look = Observation { database: Some(0), bantime: 600, ..Observation::default() };
                 it.fleet.seen(&jail, of.as_deref(), look, it.now);
             }
-            Step::Obey(_, addresses) => {
+            Effect::Obey(_, addresses) => {
                 assert!(addresses.len() <= 100);
                 effects.push("unban");
                 it.fleet.done(0, it.now);
             }
-            Step::Import(..) => effects.push("ban"),
+            Effect::Import(..) => effects.push("ban"),
             other => panic!("{other:?}"),
         }
     }
@@ -353,9 +353,9 @@ fn flood_of_fleet_unbans_and_bans_take_turns() {
 #[test]
 fn own_stamps_that_were_far_ahead_come_back_below_the_horizon() {
     let stamp = NOW + 1_000 * 86_400_000;
-    let remembered = Remembered { stamp, ..Remembered::default() };
+    let remembered = PersistedState { stamp, ..PersistedState::default() };
     let mut it =
-        Bench { fleet: Fleet::new(host("me"), Pace::default(), remembered), ..Bench::new() };
+        Bench { fleet: Controller::new(host("me"), Timing::default(), remembered), ..Bench::new() };
     it.fleet.connected(it.now);
     it.works();
     let published = it.fleet.publications(it.now);

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use super::claims::Word;
-use super::look::{Look, Server};
-use super::work::Step;
+use super::look::{Observation, ServerInstance};
+use super::work::Effect;
 use super::*;
 use crate::fail2ban::database::Row;
 use crate::wire::{
@@ -28,7 +28,7 @@ fn address(ip: &str) -> Address {
     Address::new(ip).unwrap()
 }
 
-fn key() -> Key {
+fn key() -> BanKey {
     (jail(), address(IP))
 }
 
@@ -68,11 +68,11 @@ fn part(from: &str, stamp: i64, listed: &[&str]) -> Shard {
 
 /// A host with a fail2ban that does as it is told.
 struct Bench {
-    fleet: Fleet,
+    fleet: Controller,
     held: BTreeMap<Address, Option<i64>>,
     rows: BTreeMap<Address, Row>,
-    disk: Remembered,
-    server: Server,
+    disk: PersistedState,
+    server: ServerInstance,
     /// When fail2ban's database was made.
     made: i64,
     /// Somebody on this host is quicker than each import.
@@ -82,9 +82,9 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+        let fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
         let (held, rows) = (BTreeMap::new(), BTreeMap::new());
-        let (disk, server) = (Remembered::default(), Server { pid: 1, started: 0 });
+        let (disk, server) = (PersistedState::default(), ServerInstance { pid: 1, started: 0 });
         Self { fleet, held, rows, disk, server, made: 0, raced: false, now: NOW }
     }
 
@@ -95,31 +95,31 @@ impl Bench {
     /// A round: what fail2ban is told, a word each.
     fn works(&mut self) -> Vec<&'static str> {
         self.now += 2_000;
-        let pulse = Pulse { server: self.server, data_version: None };
+        let pulse = Heartbeat { server: self.server, data_version: None };
         self.fleet.begin(self.now);
         self.fleet.pulse(pulse, BTreeSet::from([jail()]), self.now);
         let mut told = Vec::new();
         loop {
             let secs = self.now / 1000;
             let answer = match self.fleet.next(self.now) {
-                Step::Rest => return told,
-                Step::Continue => continue,
-                Step::Save(changes) => {
+                Effect::Rest => return told,
+                Effect::Continue => continue,
+                Effect::Save(changes) => {
                     for change in changes {
                         self.disk.apply(change);
                     }
                     self.fleet.saved(true, self.now);
                     continue;
                 }
-                Step::Look(jail, of) => {
+                Effect::Look(jail, of) => {
                     let held = self.held.clone().into_iter().collect();
                     let rows = self.rows.clone().into_iter().collect();
                     let (total, bantime, database) = (Some(9), 600, Some(self.made));
-                    let look = Look { held, rows, database, total, bantime, ..Look::default() };
+                    let look = Observation { held, rows, database, total, bantime, ..Observation::default() };
                     self.fleet.seen(&jail, of.as_deref(), look, self.now);
                     continue;
                 }
-                Step::Import(_, work) => {
+                Effect::Import(_, work) => {
                     told.push("ban");
                     for work in &work {
                         let row = Row { timeofban: secs, bantime: 600, failures: 0 };
@@ -128,12 +128,12 @@ impl Bench {
                     }
                     if self.raced { 0 } else { work.len() }
                 }
-                Step::Free(_, work) => {
+                Effect::Free(_, work) => {
                     told.push("free");
                     self.lift();
                     work.len()
                 }
-                Step::Obey(..) => {
+                Effect::Obey(..) => {
                     told.push("obey");
                     self.lift();
                     1
@@ -165,7 +165,7 @@ impl Bench {
     }
 
     fn restarts(&mut self) {
-        self.fleet = Fleet::new(host("me"), Pace::default(), self.disk.clone());
+        self.fleet = Controller::new(host("me"), Timing::default(), self.disk.clone());
     }
 }
 
@@ -384,15 +384,15 @@ fn a_full_disk_stops_no_ban_and_is_written_when_there_is_room() {
     let mut steps = Vec::new();
     for _ in 0..9 {
         match it.fleet.next(it.now) {
-            Step::Save(_) => {
+            Effect::Save(_) => {
                 steps.push("save");
                 it.fleet.saved(false, it.now);
             }
-            Step::Import(..) => {
+            Effect::Import(..) => {
                 steps.push("ban");
                 it.fleet.done(1, it.now);
             }
-            Step::Rest => break,
+            Effect::Rest => break,
             other => panic!("{other:?}"),
         }
     }

@@ -87,7 +87,7 @@ fn what_is_not_in_a_new_database_nobody_lifted() {
         assert_eq!(it.works().is_empty(), own);
         it.works();
         it.lift();
-        it.server = Server { pid: 2, started: it.now / 1000 };
+        it.server = ServerInstance { pid: 2, started: it.now / 1000 };
         if new {
             it.made = it.server.started;
         }
@@ -105,7 +105,7 @@ fn a_jail_that_was_gone_restores_its_imports() {
     let held = std::mem::take(&mut it.held);
     assert_eq!(it.works(), NOTHING, "it restores");
     // fail2ban stops the jail for longer than one restores; the claim ends meanwhile.
-    let (none, pulse) = (BTreeSet::new(), Pulse { server: it.server, data_version: None });
+    let (none, pulse) = (BTreeSet::new(), Heartbeat { server: it.server, data_version: None });
     it.fleet.missing(&none, &none, it.server, it.now);
     it.fleet.pulse(pulse, none, it.now);
     it.hears(&event(Action::Unban, "web1", 20));

@@ -7,29 +7,29 @@ use crate::ignored::{IgnoreList, IgnoreReason};
 const MADE: i64 = NOW / 1000 + 4;
 
 /// One round: what fail2ban is told and what is refused. It bans `held` before the round.
-fn round(fleet: &mut Fleet, now: i64, ignored: &IgnoreList, held: &[&str]) -> Vec<Step> {
+fn round(fleet: &mut Controller, now: i64, ignored: &IgnoreList, held: &[&str]) -> Vec<Effect> {
     let end = Some(MADE + 600);
     fleet.begin(now);
     fleet.pulse(
-        Pulse { server: Server { pid: 1, started: 0 }, data_version: None },
+        Heartbeat { server: ServerInstance { pid: 1, started: 0 }, data_version: None },
         BTreeSet::from([jail()]),
         now,
     );
     let mut steps = Vec::new();
     loop {
         match fleet.next(now) {
-            Step::Rest => return steps,
-            Step::Save(_) => fleet.saved(true, now),
-            Step::Look(jail, of) => {
+            Effect::Rest => return steps,
+            Effect::Save(_) => fleet.saved(true, now),
+            Effect::Look(jail, of) => {
                 let row = Row { timeofban: MADE, bantime: 600, failures: 0 };
-                let look = Look {
+                let look = Observation {
                     held: held.iter().map(|ip| (address(ip), end)).collect(),
                     rows: held.iter().map(|ip| (address(ip), row)).collect(),
                     total: Some(i64::try_from(held.len()).unwrap()),
                     bantime: 600,
                     database: Some(0),
                     ignored: ignored.clone(),
-                    ..Look::default()
+                    ..Observation::default()
                 };
                 fleet.seen(&jail, of.as_deref(), look, now);
             }
@@ -43,17 +43,17 @@ fn round(fleet: &mut Fleet, now: i64, ignored: &IgnoreList, held: &[&str]) -> Ve
 
 #[test]
 fn unresolved_name_refuses_imports_and_keeps_those_that_stand() {
-    let mut fleet = Fleet::new(host("me"), Pace::default(), Remembered::default());
+    let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     let mut unresolved = IgnoreList::default();
     unresolved.set_incomplete();
     let resolved = IgnoreList::default();
     assert!(fleet.hear(&event(Action::Ban, "web2", NOW), NOW));
     let steps = round(&mut fleet, NOW + 2_000, &unresolved, &[]);
-    assert!(matches!(steps[..], [Step::Refuse(_, _, IgnoreReason::Unresolved)]), "{steps:?}");
+    assert!(matches!(steps[..], [Effect::Refuse(_, _, IgnoreReason::Unresolved)]), "{steps:?}");
     // It resolves: what was refused is imported.
     fleet.mistrust(&jail());
     let steps = round(&mut fleet, NOW + 4_000, &resolved, &[]);
-    assert!(matches!(steps[..], [Step::Import(..)]), "{steps:?}");
+    assert!(matches!(steps[..], [Effect::Import(..)]), "{steps:?}");
     // The daemon starts again while the name server is away: the ban stays.
     for now in [NOW + 6_000, NOW + 8_000] {
         fleet.mistrust(&jail());
@@ -65,7 +65,7 @@ fn unresolved_name_refuses_imports_and_keeps_those_that_stand() {
     fleet.mistrust(&jail());
     let steps = round(&mut fleet, NOW + 10_000, &friend, &[IP]);
     assert!(
-        matches!(steps[..], [Step::Free(..), Step::Refuse(_, _, IgnoreReason::Jail)]),
+        matches!(steps[..], [Effect::Free(..), Effect::Refuse(_, _, IgnoreReason::Jail)]),
         "{steps:?}"
     );
 }

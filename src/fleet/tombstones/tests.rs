@@ -16,7 +16,7 @@ fn pardon_of(maker: &str, address: &str, scope: &str, made: i64) -> FleetUnban {
     FleetUnban { scope: JailScope::new(scope).unwrap(), address, id: UnbanId::made_by(&host, made) }
 }
 
-fn key(jail: &str) -> Key {
+fn key(jail: &str) -> BanKey {
     (Jail::new(jail).unwrap(), Address::new("192.0.2.1").unwrap())
 }
 
@@ -33,7 +33,7 @@ fn apply(tombstones: &mut Tombstones, jails: &BTreeSet<Jail>, max: usize) -> Vec
     for jail in jails {
         for address in &batch {
             let key = (jail.clone(), *address);
-            if tombstones.is_due(&key, None, &Pace::default()) {
+            if tombstones.is_due(&key, None, &Timing::default()) {
                 tombstones.mark_applied(&key);
                 told.push(key);
             }
@@ -48,7 +48,7 @@ fn none(_: Address, _: &JailScope) -> bool {
 
 #[test]
 fn claim_without_a_known_tombstone_of_its_address_is_void() {
-    let (pace, mut tombstones) = (Pace::default(), Tombstones::default());
+    let (pace, mut tombstones) = (Timing::default(), Tombstones::default());
     let (every, one) = (pardon("*", NOW), pardon("sshd", NOW + 1));
     assert!(!tombstones.voids(&key("sshd"), &claim(1, &[]), &pace));
     assert_eq!(tombstones.learn(&every, NOW, &pace).len(), 1);
@@ -75,7 +75,7 @@ fn claim_without_a_known_tombstone_of_its_address_is_void() {
 
 #[test]
 fn tombstone_is_applied_once_in_every_jail_and_then_repeated() {
-    let (pace, mut tombstones) = (Pace::default(), Tombstones::default());
+    let (pace, mut tombstones) = (Timing::default(), Tombstones::default());
     let jails = BTreeSet::from([key("sshd").0, key("web").0]);
     tombstones.learn(&pardon("*", NOW), NOW, &pace);
     assert_eq!(tombstones.carried(&key("sshd")), []);
@@ -85,7 +85,7 @@ fn tombstone_is_applied_once_in_every_jail_and_then_repeated() {
     assert!(!tombstones.has_unapplied());
     tombstones.retry_deferred();
     assert_eq!(apply(&mut tombstones, &jails, 9), []);
-    let change = Change::Unban(pardon("*", NOW), Some(true));
+    let change = Record::Unban(pardon("*", NOW), Some(true));
     assert_eq!(tombstones.settle(&jails, none), [(key("web").1, change)]);
     assert_eq!(tombstones.settle(&jails, none), []);
     assert!(!tombstones.has_unapplied());
@@ -95,7 +95,7 @@ fn tombstone_is_applied_once_in_every_jail_and_then_repeated() {
 
 #[test]
 fn tombstone_that_did_not_reach_fail2ban_is_tried_again() {
-    let (pace, mut tombstones) = (Pace::default(), Tombstones::default());
+    let (pace, mut tombstones) = (Timing::default(), Tombstones::default());
     let jails = BTreeSet::from([key("sshd").0]);
     tombstones.learn(&pardon("sshd", NOW), NOW, &pace);
     assert_eq!(tombstones.next_batch(9), [key("sshd").1]);
@@ -113,12 +113,12 @@ fn tombstone_that_did_not_reach_fail2ban_is_tried_again() {
 
 #[test]
 fn jail_that_was_gone_applies_what_it_missed() {
-    let (pace, mut tombstones) = (Pace::default(), Tombstones::default());
+    let (pace, mut tombstones) = (Timing::default(), Tombstones::default());
     let (sshd, web) = (BTreeSet::from([key("sshd").0]), BTreeSet::from([key("web").0]));
     tombstones.learn(&pardon("*", NOW), NOW, &pace);
     assert_eq!(tombstones.applied_watermark(), 0);
     assert_eq!(apply(&mut tombstones, &sshd, 9), [key("sshd")]);
-    let change = Change::Unban(pardon("*", NOW), Some(true));
+    let change = Record::Unban(pardon("*", NOW), Some(true));
     assert_eq!(tombstones.settle(&sshd, none), [(key("web").1, change)]);
     tombstones.on_jail_added(&key("web").0, tombstones.applied_watermark());
     assert_eq!(apply(&mut tombstones, &web, 9), [], "it was there");
@@ -135,7 +135,7 @@ fn jail_that_was_gone_applies_what_it_missed() {
 
 #[test]
 fn newer_ban_is_not_freed_by_an_old_tombstone() {
-    let (pace, mut tombstones) = (Pace::default(), Tombstones::default());
+    let (pace, mut tombstones) = (Timing::default(), Tombstones::default());
     tombstones.learn(&pardon("*", NOW), NOW, &pace);
     let table = [(None, true), (Some(3_600), true), (Some(3_601), false)];
     for (after, due) in table {
@@ -148,7 +148,7 @@ fn newer_ban_is_not_freed_by_an_old_tombstone() {
 fn collect(tombstones: &mut Tombstones, now: i64, idle: bool, usage: Usage) -> usize {
     let mut dropped = 0;
     loop {
-        let (gone, more) = tombstones.gc(now, idle, &Pace::default(), |_, _, _| usage);
+        let (gone, more) = tombstones.gc(now, idle, &Timing::default(), |_, _, _| usage);
         dropped += gone.len();
         if !more {
             return dropped;
@@ -181,14 +181,14 @@ fn tombstone_is_kept_as_long_as_some_ban_needs_it() {
         assert_eq!(gone, usize::from(dropped), "{applied} {age} {idle} {usage:?}");
         assert_eq!(tombstones.known.len(), 1 - gone);
     }
-    let (pace, mut tombstones) = (Pace::default(), Tombstones::default());
+    let (pace, mut tombstones) = (Timing::default(), Tombstones::default());
     assert!(tombstones.learn(&pardon("*", NOW - 31 * DAY), NOW, &pace).is_empty(), "too old");
     assert!(tombstones.learn(&pardon("*", NOW + DAY + 1), NOW, &pace).is_empty(), "of the future");
 }
 
 #[test]
 fn the_oldest_of_the_largest_maker_give_way() {
-    let (pace, mut tombstones) = (Pace::default(), Tombstones::default());
+    let (pace, mut tombstones) = (Timing::default(), Tombstones::default());
     let ip = |n: u32| std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string();
     let honest = pardon_of("web2", "192.0.2.1", "*", NOW);
     tombstones.learn(&honest, NOW, &pace);
@@ -224,7 +224,7 @@ fn the_oldest_of_the_largest_maker_give_way() {
 
 #[test]
 fn hosts_keep_the_same_tombstones_of_an_address_in_whatever_order_they_come() {
-    let pace = Pace::default();
+    let pace = Timing::default();
     let address = Address::new("192.0.2.1").unwrap();
     let pardon = |n: i64| {
         let id = UnbanId::new(&format!("evil{}-{}", n % 3, NOW + n / 2)).unwrap();
