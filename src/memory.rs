@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::fail2ban::action_names::{ActionNames, Resolved};
 use crate::fail2ban::database::{Database, Row};
 use crate::fleet::work::Effect;
-use crate::fleet::{Record, Controller};
+use crate::fleet::{Controller, Record};
 use crate::guard::{Guard, RejectCounters, RejectReason, is_bannable};
 use crate::journal::{self, Inbound, Limited};
 use crate::outbox::{Outbox, millis};
@@ -87,7 +87,7 @@ impl Known {
         let Self { fleet, database, guard, by_hand, action_names, .. } = self;
         let mut decide = |told: &SpooledEvent| {
             // Before fail2ban has said which jails it has, nothing is known of their actions.
-            let exists = fleet.names().is_none_or(|jails| jails.contains(&told.jail));
+            let exists = fleet.known_jails().is_none_or(|jails| jails.contains(&told.jail));
             let begun = |row: &Row| (told.time - 1..=told.time + 1).contains(&row.timeofban);
             let has_ban = |jail: &Jail| {
                 let rows = database.rows(jail, &[told.address]).unwrap_or_default();

@@ -117,8 +117,8 @@ impl Daemon {
             }
             return;
         }
-        let verdict = known.guard.judge(event, known.fleet.names());
-        let unknown = known.fleet.names().is_some_and(|names| !names.contains(&event.jail));
+        let verdict = known.guard.judge(event, known.fleet.known_jails());
+        let unknown = known.fleet.known_jails().is_some_and(|names| !names.contains(&event.jail));
         // A ban of another host waits for a look at fail2ban: a jail may just have been added.
         let waits = event.action == Action::Ban && verdict != Admission::Echo;
         if unknown && event.restored == 0 && !event.all_jails && !waits {
@@ -185,7 +185,7 @@ impl Daemon {
             return Err(message.reject(RejectReason::TooFast, what, FAST.to_owned()));
         }
         let mut known = self.memory.know();
-        let mut part = message.shard(|pardon| known.fleet.knows_unban(pardon))?;
+        let mut part = message.shard(|pardon| known.fleet.knows_fleet_unban(pardon))?;
         self.shown.traffic.parts += 1;
         if let Some(refusal) = known.guard.check_part_time(&part, now()) {
             if refusal == RejectReason::Ahead && message.is_trusted() {

@@ -35,7 +35,7 @@ use crate::figures::Shown;
 use crate::files::room::full_disks;
 use crate::fleet::provenance::Provenance;
 use crate::fleet::snapshot::RetainedShard;
-use crate::fleet::{Controller, Timing, PersistedState};
+use crate::fleet::{Controller, PersistedState, Timing};
 use crate::guard::{Guard, RateLimiter, RejectReason};
 use crate::ignored::IgnoreListResolver;
 use crate::journal::{say, warn};
@@ -204,7 +204,7 @@ impl Daemon {
         let mut remembered = store.load()?;
         remembered.clamp(now());
         let (identity, former) = identify(config, &mut store, &mut remembered)?;
-        remembered.detected.retain(|(jail, _), _| config.sharing.includes(jail));
+        remembered.pending_detections.retain(|(jail, _), _| config.sharing.includes(jail));
         let fleet = Controller::new(config.node.clone(), Timing::default(), remembered);
         let guard =
             Guard::new(config.node.clone(), config.signing.is_some(), config.sharing.clone());
@@ -275,7 +275,7 @@ impl Daemon {
                 self.reconnects.record(now());
                 self.shown.connected();
                 self.own_name.connected(&broker, now());
-                self.memory.know().fleet.connected(now());
+                self.memory.know().fleet.on_connected(now());
                 self.certificates_checked = None;
             }
             LinkEvent::Message(message) => self.message(&message),
@@ -301,7 +301,7 @@ impl Daemon {
                 {
                     let mut known = self.memory.know();
                     known.outbox.lost();
-                    known.fleet.lost();
+                    known.fleet.on_disconnected();
                 }
                 if self.link.was_too_large() {
                     self.memory.know().refused.count(RejectReason::TooLarge);
@@ -331,7 +331,7 @@ impl Daemon {
         if self.link.room() == 0 {
             return;
         }
-        if let Some(topics) = known.fleet.branch(now()) {
+        if let Some(topics) = known.fleet.next_subscription(now()) {
             let topics: Vec<_> = topics.iter().map(|topic| self.topic.retained(topic)).collect();
             self.link.subscribe(&topics);
         }

@@ -10,7 +10,7 @@ use self::homeassistant::{HomeAssistant, Kept};
 use self::metrics::Metrics;
 use crate::abuseipdb::glance::Glance;
 use crate::config::{Certificate, Config, Tls};
-use crate::fleet::limits::{ReachedLimits, BoundedTable};
+use crate::fleet::limits::{BoundedTable, ReachedLimits};
 use crate::guard::RejectCounters;
 use crate::guard::gate::Admitted;
 use crate::memory::Known;
@@ -147,7 +147,7 @@ impl Shown {
             known.warn("metrics", &what);
         }
         // Before fail2ban has said which jails there are, there is nothing to show of them.
-        let home = self.home.as_mut().filter(|_| to_home && known.fleet.names().is_some());
+        let home = self.home.as_mut().filter(|_| to_home && known.fleet.known_jails().is_some());
         home.map(|home| home.news(&figures, now)).unwrap_or_default()
     }
 

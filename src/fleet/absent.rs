@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use super::look::{LocalBan, ServerInstance, Scan};
-use super::marks::Mark;
-use super::{Record, Controller, own, secs};
+use super::look::{LocalBan, Scan, ServerInstance};
+use super::marks::Import;
+use super::{Controller, Record, own, to_secs};
 use crate::fail2ban::database::Row;
 use crate::fail2ban::table::Table;
 use crate::wire::{Address, Jail};
@@ -14,7 +14,7 @@ impl Controller {
     /// **For a minute after its start fail2ban may still have to make its jails.** `now` is in milliseconds.
     #[must_use]
     pub fn is_starting(&self, server: ServerInstance, now: i64) -> bool {
-        secs(now) < server.started.saturating_add(self.pace.grace)
+        to_secs(now) < server.started.saturating_add(self.timing.restore_grace)
     }
 
     /// Jails that are not among these, which fail2ban has, and whose rows count all the same: this host bans
@@ -28,22 +28,26 @@ impl Controller {
         now: i64,
     ) -> BTreeSet<Jail> {
         let starting = self.is_starting(server, now);
-        self.awaited.clear();
+        self.expected_jails.clear();
         if starting {
             let missing = written.difference(these).map(|jail| (jail.clone(), BTreeSet::new()));
-            self.awaited.extend(missing);
+            self.expected_jails.extend(missing);
         }
         let (mut kept, mut gone) = (BTreeSet::new(), Vec::new());
         for (jail, local) in &mut self.jails {
             if these.contains(jail) {
                 continue;
             }
-            if local.shown.is_some() {
-                local.gone.get_or_insert_with(|| (secs(now), self.tombstones.applied_watermark()));
+            if local.last_observation.is_some() {
+                local
+                    .missing_since
+                    .get_or_insert_with(|| (to_secs(now), self.tombstones.applied_watermark()));
             }
-            let lasts = |(since, _): (i64, _)| secs(now) < since.saturating_add(self.pace.grace);
-            let lately = local.gone.is_some_and(lasts);
-            let bans = !local.own.is_empty() || !local.told.is_empty();
+            let lasts = |(since, _): (i64, _)| {
+                to_secs(now) < since.saturating_add(self.timing.restore_grace)
+            };
+            let lately = local.missing_since.is_some_and(lasts);
+            let bans = !local.local_bans.is_empty() || !local.pending_detections.is_empty();
             if bans && (starting || lately) {
                 kept.insert(jail.clone());
             } else if bans {
@@ -53,13 +57,14 @@ impl Controller {
         for jail in &gone {
             self.no_more(jail, now);
         }
-        kept.extend(self.awaited.keys().cloned());
+        kept.extend(self.expected_jails.keys().cloned());
         kept
     }
 
     /// A jail is gone for good.
     fn no_more(&mut self, jail: &Jail, now: i64) {
-        let told = self.jails.get(jail).map(|local| local.told.keys().copied().collect());
+        let told =
+            self.jails.get(jail).map(|local| local.pending_detections.keys().copied().collect());
         let told: Vec<Address> = told.unwrap_or_default();
         for address in told {
             self.forget_detection(&(jail.clone(), address));
@@ -69,58 +74,66 @@ impl Controller {
 
     /// A jail that fail2ban does not have now, or fail2ban is away, and the rows of it.
     pub fn absent(&mut self, jail: &Jail, rows: &Table<Row>, now: i64) {
-        if let Some(awaited) = self.awaited.get_mut(jail) {
-            let lasts = |(_, row): &(Address, &Row)| !row.is_over(secs(now));
+        if let Some(awaited) = self.expected_jails.get_mut(jail) {
+            let lasts = |(_, row): &(Address, &Row)| !row.is_over(to_secs(now));
             *awaited = rows.iter().filter(lasts).map(|(address, _)| address).collect();
         }
         let local = self.jails.entry(jail.clone()).or_default();
         let scope: BTreeSet<Address> = rows
             .addresses()
-            .chain(local.own.keys().copied())
-            .chain(local.told.keys().copied())
+            .chain(local.local_bans.keys().copied())
+            .chain(local.pending_detections.keys().copied())
             .collect();
         let (mut touched, mut written) = (Vec::new(), Vec::new());
         for address in scope {
             // What only an event on the broker tells of counts once fail2ban was seen to ban it.
-            let seen = local.own.contains_key(&address);
-            let told = local.told.get(&address).filter(|told| told.echo.is_none() || seen);
+            let seen = local.local_bans.contains_key(&address);
+            let told =
+                local.pending_detections.get(&address).filter(|told| told.echo.is_none() || seen);
             let told = told.map(|told| told.ban);
             let row = rows.get(address).copied();
             if told.is_some_and(|told| row.is_some_and(|row| row.timeofban >= told.start)) {
                 written.push(address);
             }
-            let facts =
-                own::LocalBanFacts { row, told, away: true, now: secs(now), ..own::LocalBanFacts::default() };
+            let facts = own::LocalBanFacts {
+                row,
+                told,
+                away: true,
+                now: to_secs(now),
+                ..own::LocalBanFacts::default()
+            };
             let ban = own::ban(facts);
-            let last = local.own.get(&address).copied();
+            let last = local.local_bans.get(&address).copied();
             if ban != last.map(|own| own.ban) {
                 touched.push(address);
             }
             match ban {
                 Some(ban) => {
-                    let (run, rowed) = (local.run, row.is_some());
-                    local.own.insert(address, LocalBan { ban, run, rowed });
+                    let (run, rowed) = (local.epoch, row.is_some());
+                    local
+                        .local_bans
+                        .insert(address, LocalBan { ban, jail_epoch: run, in_database: rowed });
                 }
-                None => drop(local.own.remove(&address)),
+                None => drop(local.local_bans.remove(&address)),
             }
         }
         // The rows of imports are seen now, too, however short fail2ban will be there.
         let mut changed = Vec::new();
         for (address, row) in rows.iter() {
-            let mark = local.cases.get_mut(&address).and_then(|case| case.mark.as_mut());
-            if let Some(mark) = mark.filter(|mark| !mark.rowed && mark.is_of(*row)) {
-                mark.rowed = true;
-                changed.push(Record::Mark((jail.clone(), address), Some(Mark::clone(mark))));
+            let mark = local.entries.get_mut(&address).and_then(|case| case.import.as_mut());
+            if let Some(mark) = mark.filter(|mark| !mark.row_seen && mark.owns_row(*row)) {
+                mark.row_seen = true;
+                changed.push(Record::Import((jail.clone(), address), Some(Import::clone(mark))));
             }
         }
         for change in changed {
-            self.change(change);
+            self.persist(change);
         }
         for address in written {
             self.forget_detection(&(jail.clone(), address));
         }
         for address in touched {
-            self.snapshots.touch(address, now);
+            self.publisher.touch(address, now);
         }
     }
 
@@ -136,14 +149,14 @@ impl Controller {
     /// fail2ban is away. Where it is known which database is its own, what that has of every jail was told
     /// to [`absent`](Self::absent), and is told to the fleet.
     pub fn away(&mut self, database: bool) {
-        self.orders.clear();
-        self.doing = None;
+        self.pending.clear();
+        self.in_flight = None;
         self.tombstones.retry();
-        self.pulse = None;
-        self.looks.clear();
-        self.sweep = Scan::default();
+        self.heartbeat = None;
+        self.jails_to_observe.clear();
+        self.scan = Scan::default();
         if database {
-            self.as_of = self.round;
+            self.observed_stamp = self.scan_stamp;
         }
     }
 }
@@ -151,9 +164,9 @@ impl Controller {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::look::{PendingDetection, Observation, Heartbeat};
+    use crate::fleet::look::{Heartbeat, Observation, PendingDetection};
     use crate::fleet::work::Effect;
-    use crate::fleet::{Timing, PersistedState};
+    use crate::fleet::{PersistedState, Timing};
     use crate::wire::{Action, Ban, Event, HostName, Reason, UnbanId};
 
     const NOW: i64 = 1_000_000_000;
@@ -189,15 +202,16 @@ mod tests {
             if shown {
                 fleet.pulse(pulse, jails(&["sshd", "web"]), NOW);
                 let held = rows().iter().map(|(address, _)| (address, Some(-1))).collect();
-                let look = Observation { held, rows: rows(), database: Some(0), ..Observation::default() };
+                let look =
+                    Observation { held, rows: rows(), database: Some(0), ..Observation::default() };
                 fleet.seen(&sshd, None, look, NOW);
             } else {
                 fleet.absent(&sshd, &rows(), NOW);
             }
             let address = Address::new("192.0.2.2").unwrap();
             let ban = Ban { start: NOW / 1000, bantime: -1 };
-            let told = &mut fleet.jails.get_mut(&sshd).unwrap().told;
-            told.insert(address, PendingDetection { ban, turn: 0, kept: true, echo: None });
+            let told = &mut fleet.jails.get_mut(&sshd).unwrap().pending_detections;
+            told.insert(address, PendingDetection { ban, cycle: 0, persisted: true, echo: None });
             let starts = fleet.is_starting(server, NOW);
             let written = if starts { jails(&["sshd", "web"]) } else { jails(&[]) };
             let mut missing = fleet.missing(&jails(&["web"]), &written, server, NOW);
@@ -210,7 +224,7 @@ mod tests {
             if counts {
                 fleet.absent(&sshd, &rows(), NOW);
             }
-            let bans = fleet.jails[&sshd].own.len();
+            let bans = fleet.jails[&sshd].local_bans.len();
             assert_eq!(bans, if counts { 2 } else { 0 }, "{shown} {age} {lacks}");
             assert!(!missing.contains(&web));
         }
@@ -250,7 +264,12 @@ mod tests {
             }
             fleet.begin(NOW);
             fleet.pulse(pulse, jails(&["web"]), NOW);
-            fleet.seen(&web, None, Observation { database: Some(0), ..Observation::default() }, NOW);
+            fleet.seen(
+                &web,
+                None,
+                Observation { database: Some(0), ..Observation::default() },
+                NOW,
+            );
             let address = Address::new(address).unwrap();
             fleet.hear(&unban(address), NOW);
             assert!(matches!(fleet.next(NOW), Effect::Save(_)));
@@ -265,9 +284,12 @@ mod tests {
     #[test]
     fn jail_that_refuses_holds_up_no_snapshot() {
         let [bad, sshd] = ["bad", "sshd"].map(|name| Jail::new(name).unwrap());
-        let mut fleet =
-            Controller::new(HostName::new("web1").unwrap(), Timing::default(), PersistedState::default());
-        fleet.connected(NOW);
+        let mut fleet = Controller::new(
+            HostName::new("web1").unwrap(),
+            Timing::default(),
+            PersistedState::default(),
+        );
+        fleet.on_connected(NOW);
         let server = ServerInstance { pid: 7, started: NOW / 1000 - 600 };
         let published = |fleet: &mut Controller, now: i64| {
             let parts = fleet.publications(now).into_iter().filter_map(|one| one.part);
@@ -277,7 +299,11 @@ mod tests {
         for round in 1..9 {
             let now = NOW + round * 2_000;
             fleet.begin(now);
-            fleet.pulse(Heartbeat { server, data_version: Some(round) }, jails(&["bad", "sshd"]), now);
+            fleet.pulse(
+                Heartbeat { server, data_version: Some(round) },
+                jails(&["bad", "sshd"]),
+                now,
+            );
             while let Effect::Look(jail, None) = fleet.next(now) {
                 if jail == bad {
                     fleet.failed();
@@ -287,7 +313,8 @@ mod tests {
                 }
                 assert_eq!(jail, sshd);
                 let held = rows().iter().map(|(address, _)| (address, Some(-1))).collect();
-                let look = Observation { held, rows: rows(), database: Some(0), ..Observation::default() };
+                let look =
+                    Observation { held, rows: rows(), database: Some(0), ..Observation::default() };
                 fleet.seen(&sshd, None, look, now);
             }
             seen.extend(published(&mut fleet, now));
@@ -299,9 +326,12 @@ mod tests {
 
     #[test]
     fn nothing_is_told_before_it_is_known_which_database_is_its_own() {
-        let mut fleet =
-            Controller::new(HostName::new("web1").unwrap(), Timing::default(), PersistedState::default());
-        fleet.connected(NOW);
+        let mut fleet = Controller::new(
+            HostName::new("web1").unwrap(),
+            Timing::default(),
+            PersistedState::default(),
+        );
+        fleet.on_connected(NOW);
         for known in [false, true] {
             fleet.begin(NOW + 1_000);
             fleet.away(known);

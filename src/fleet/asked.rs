@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::look::Heartbeat;
-use super::{Controller, BanKey, secs};
+use super::{BanKey, Controller, to_secs};
 use crate::guard::RejectReason;
 use crate::ignored::IgnoreReason;
 use crate::wire::{Action, Answer, Event, HostName, MAX_ANSWERS};
@@ -144,25 +144,28 @@ impl Controller {
     fn facts_of(&self, question: &Question, now: i64) -> Facts {
         let Question { key, origin, refused, heard, .. } = question;
         let local = self.jails.get(&key.0);
-        let case = local.and_then(|local| Some((local, local.cases.get(&key.1)?)));
-        let jail = self.names.as_ref().is_some_and(|names| names.contains(&key.0));
+        let case = local.and_then(|local| Some((local, local.entries.get(&key.1)?)));
+        let jail = self.known_jails.as_ref().is_some_and(|names| names.contains(&key.0));
         // A jail that is not there may be yet to be made.
         let comes = |pulse: Heartbeat| {
-            let lately = (now - self.named).abs() < MAKES;
+            let lately = (now - self.jails_changed_at).abs() < MAKES;
             self.is_starting(pulse.server, now)
-                && (lately || self.names.iter().all(BTreeSet::is_empty))
+                && (lately || self.known_jails.iter().all(BTreeSet::is_empty))
         };
-        let settled = self.pulse.is_some_and(|pulse| jail || !comes(pulse));
+        let settled = self.heartbeat.is_some_and(|pulse| jail || !comes(pulse));
         let late = !(0..LATE).contains(&(now - heard));
         let here = Facts { refused: *refused, settled, jail, late, ..Facts::default() };
         let Some((local, case)) = case else { return here };
-        let ban = self.said(key, origin).and_then(|said| said.ban);
+        let ban = self.claim(key, origin).and_then(|said| said.ban);
         Facts {
-            claimed: self.claimants(key, local, case, secs(now)).any(|said| said.host == *origin),
-            lifted: ban.is_some_and(|ban| self.lifts.covers(key, origin, ban, &self.pace)),
-            settled: here.settled && case.queued.is_none() && !case.restoring,
-            held: case.end.is_some(),
-            doing: case.mark.as_ref().is_some_and(|mark| !mark.done),
+            claimed: self
+                .active_claims(key, local, case, to_secs(now))
+                .any(|said| said.host == *origin),
+            lifted: ban
+                .is_some_and(|ban| self.overrides.suppresses(key, origin, ban, &self.timing)),
+            settled: here.settled && case.queued.is_none() && !case.may_be_restored,
+            held: case.held_until.is_some(),
+            doing: case.import.as_ref().is_some_and(|mark| !mark.is_applied),
             ignored: self.ignored(key),
             ..here
         }
@@ -173,7 +176,7 @@ impl Controller {
 mod tests {
     use super::*;
     use crate::fleet::look::ServerInstance;
-    use crate::fleet::{Timing, PersistedState};
+    use crate::fleet::{PersistedState, Timing};
     use crate::wire::{Address, Jail};
 
     #[test]

@@ -12,12 +12,12 @@ use std::sync::Arc;
 
 use super::limits::BoundedTable;
 use super::peers::{MAX_PEERS, PeerState, Released};
-use super::{Record, Controller, BanKey, Timing, secs};
+use super::{BanKey, Controller, Record, Timing, to_secs};
 use crate::wire::{Ban, HostName, Jail, UnbanId};
 
 /// What one host said last of one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Said {
+pub struct Claim {
     /// Who.
     pub host: HostName,
     /// Orders what the host says, in milliseconds since 1970; 0 from a script.
@@ -25,26 +25,26 @@ pub struct Said {
     /// It holds this ban, or none. A script's begins when it was heard here.
     pub ban: Option<Ban>,
     /// The fleet unbans of the address that the claim carries.
-    pub unbans: Carried,
+    pub unbans: SeenTombstones,
 }
 
 /// The fleet unbans that a claim carries: hardly ever any, so it is as small as a pointer.
-pub type Carried = Option<Arc<Vec<UnbanId>>>;
+pub type SeenTombstones = Option<Arc<Vec<UnbanId>>>;
 
 /// Puts fleet unbans together.
 #[must_use]
-pub fn carried(unbans: Vec<UnbanId>) -> Carried {
+pub fn seen_tombstones(unbans: Vec<UnbanId>) -> SeenTombstones {
     (!unbans.is_empty()).then(|| unbans.into())
 }
 
-impl Said {
+impl Claim {
     /// Whether a host that runs the scripts said it.
     #[must_use]
-    pub fn is_script(&self) -> bool {
+    pub fn is_legacy(&self) -> bool {
         self.stamp == 0
     }
 
-    fn carried_count(&self) -> usize {
+    fn tombstone_count(&self) -> usize {
         self.unbans.as_deref().map_or(0, Vec::len)
     }
 
@@ -58,12 +58,12 @@ impl Said {
     /// jail's here, where that is known. **A script's ends strictly before fail2ban ends the import**: otherwise the
     /// address would be imported once more for the last second, and freed.
     #[must_use]
-    pub fn end(&self, bantime: Option<i64>, pace: &Timing) -> i64 {
+    pub fn ends_at(&self, bantime: Option<i64>, pace: &Timing) -> i64 {
         match self.ban {
             None => i64::MIN,
-            Some(ban) if self.is_script() => match bantime {
+            Some(ban) if self.is_legacy() => match bantime {
                 Some(length) if length >= 0 => {
-                    ban.start.saturating_add(length - pace.soon.min(length / 2))
+                    ban.start.saturating_add(length - pace.expiry_guard.min(length / 2))
                 }
                 _ => i64::MAX,
             },
@@ -74,8 +74,8 @@ impl Said {
     /// **A claim ends on its origin's word; without one, a while after its end by the clock here.** That
     /// of a script ends with this jail's bantime.
     #[must_use]
-    pub fn lasts(&self, bantime: Option<i64>, now: i64, pace: &Timing) -> bool {
-        self.until(bantime, pace) >= now
+    pub fn is_active(&self, bantime: Option<i64>, now: i64, pace: &Timing) -> bool {
+        self.expires_at(bantime, pace) >= now
     }
 
     /// Whether it is a script's claim that ended by its time, and that fail2ban's ban until `end` was made for: fail2ban
@@ -86,36 +86,36 @@ impl Said {
         end: i64,
         pace: &Timing,
     ) -> bool {
-        let ended = self.end(bantime, pace);
-        self.is_script() && self.ban.is_some() && end <= ended.saturating_add(LATE_IMPORT)
+        let ended = self.ends_at(bantime, pace);
+        self.is_legacy() && self.ban.is_some() && end <= ended.saturating_add(LATE_IMPORT)
     }
 
     /// Until when the claim lasts at most, in seconds since 1970.
     #[must_use]
-    pub fn until(&self, bantime: Option<i64>, pace: &Timing) -> i64 {
-        let slack = if self.is_script() { 0 } else { pace.end_slack };
-        self.end(bantime, pace).saturating_add(slack)
+    pub fn expires_at(&self, bantime: Option<i64>, pace: &Timing) -> i64 {
+        let slack = if self.is_legacy() { 0 } else { pace.expiry_slack };
+        self.ends_at(bantime, pace).saturating_add(slack)
     }
 }
 
 /// When a daemon's ban ends, in seconds since 1970; one of unknown length, after a while.
 fn expected_end(ban: Ban, pace: &Timing) -> i64 {
-    if ban.bantime == 0 { ban.start.saturating_add(pace.unknown) } else { ban.end() }
+    if ban.bantime == 0 { ban.start.saturating_add(pace.default_bantime) } else { ban.end() }
 }
 
 /// Whether a ban that a daemon listed counts at `now`, in seconds since 1970, if the daemon has not released it.
 #[must_use]
 pub fn is_held(ban: Ban, now: i64, pace: &Timing) -> bool {
-    expected_end(ban, pace).saturating_add(pace.end_slack) >= now
+    expected_end(ban, pace).saturating_add(pace.expiry_slack) >= now
 }
 
 /// The last word of a host on an address, with its stamp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Word {
+pub enum ClaimState {
     /// It has not said anything.
     Unknown,
     /// It does not hold it.
-    Free(i64),
+    Released(i64),
     /// It holds it.
     Held(i64, Ban),
 }
@@ -127,12 +127,12 @@ const LATE_IMPORT: i64 = 60;
 /// address. An honest fleet has 100,000 in all.
 pub(super) const MAX_CLAIMS: usize = 200_000;
 pub(super) const MAX_CLAIMS_PER_PEER: usize = 100_000;
-pub(super) const MAX_SCRIPT_CLAIMS: usize = 50_000;
+pub(super) const MAX_LEGACY_CLAIMS: usize = 50_000;
 pub(super) const MAX_CLAIMS_PER_KEY: usize = 256;
 
 /// The most fleet unbans that all claims together carry. Beyond that a claim is kept without them, and so is
 /// void where they count.
-pub(super) const MAX_CARRIED: usize = 200_000;
+pub(super) const MAX_CLAIM_TOMBSTONES: usize = 200_000;
 
 /// The most jails that claims are kept of and fail2ban does not have; more while it has not said what it has.
 pub(super) const MAX_OTHER_JAILS: usize = 64;
@@ -152,50 +152,55 @@ const SEARCH: usize = 1_000;
 pub(super) struct Counts {
     /// Of peers; what the claims carry; and of hosts that run the scripts.
     pub(super) claims: usize,
-    pub(super) carried: usize,
-    pub(super) scripts: usize,
+    pub(super) tombstones: usize,
+    pub(super) legacy: usize,
 }
 
 impl Counts {
-    fn add(&mut self, said: &Said) {
-        let count = if said.is_script() { &mut self.scripts } else { &mut self.claims };
+    fn add(&mut self, said: &Claim) {
+        let count = if said.is_legacy() { &mut self.legacy } else { &mut self.claims };
         *count += 1;
-        self.carried += said.carried_count();
+        self.tombstones += said.tombstone_count();
     }
 
-    fn subtract(&mut self, said: &Said) {
-        let count = if said.is_script() { &mut self.scripts } else { &mut self.claims };
+    fn subtract(&mut self, said: &Claim) {
+        let count = if said.is_legacy() { &mut self.legacy } else { &mut self.claims };
         *count -= 1;
-        self.carried -= said.carried_count();
+        self.tombstones -= said.tombstone_count();
     }
 }
 
 impl Controller {
     /// Puts a claim in the place of its host's last. Answers `false` where a limit is reached.
-    pub(super) fn upsert_claim(&mut self, key: &BanKey, mut said: Said, now: i64) -> bool {
-        if self.counts.carried + said.carried_count() > MAX_CARRIED {
+    pub(super) fn upsert_claim(&mut self, key: &BanKey, mut said: Claim, now: i64) -> bool {
+        if self.counts.tombstones + said.tombstone_count() > MAX_CLAIM_TOMBSTONES {
             said.unbans = None;
         }
         let same =
-            |other: &&mut Said| other.host == said.host && other.is_script() == said.is_script();
-        let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
-        let others = case.as_ref().map_or(0, |case| case.said.len());
-        if let Some(last) = case.and_then(|case| case.said.iter_mut().find(same)) {
+            |other: &&mut Claim| other.host == said.host && other.is_legacy() == said.is_legacy();
+        let case = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
+        let others = case.as_ref().map_or(0, |case| case.claims.len());
+        if let Some(last) = case.and_then(|case| case.claims.iter_mut().find(same)) {
             self.counts.subtract(last);
             self.counts.add(&said);
             *last = said;
             return true;
         }
-        if !self.has_room_for_jail(&key.0) {
-            self.limits.reached(BoundedTable::Claims, MAX_CLAIMS_PER_KEY, Some(said.host.as_str()), now);
+        if !self.has_capacity_for_jail(&key.0) {
+            self.limits.reached(
+                BoundedTable::Claims,
+                MAX_CLAIMS_PER_KEY,
+                Some(said.host.as_str()),
+                now,
+            );
             return false;
         }
         if others >= MAX_CLAIMS_PER_KEY && !self.make_room_on(key, &said, now) {
             return false;
         }
-        if said.is_script() {
-            if self.counts.scripts >= MAX_SCRIPT_CLAIMS {
-                self.limits.reached(BoundedTable::Claims, MAX_SCRIPT_CLAIMS, None, now);
+        if said.is_legacy() {
+            if self.counts.legacy >= MAX_LEGACY_CLAIMS {
+                self.limits.reached(BoundedTable::Claims, MAX_LEGACY_CLAIMS, None, now);
                 return false;
             }
         } else {
@@ -213,25 +218,25 @@ impl Controller {
             }
         }
         self.counts.add(&said);
-        let case = self.jails.entry(key.0.clone()).or_default().cases.entry(key.1).or_default();
-        case.said.push(said);
+        let case = self.jails.entry(key.0.clone()).or_default().entries.entry(key.1).or_default();
+        case.claims.push(said);
         true
     }
 
     /// Removes claims on an address. Answers whether there were any.
-    pub(super) fn remove_claims(&mut self, key: &BanKey, which: impl Fn(&Said) -> bool) -> bool {
+    pub(super) fn remove_claims(&mut self, key: &BanKey, which: impl Fn(&Claim) -> bool) -> bool {
         let Some(local) = self.jails.get_mut(&key.0) else { return false };
-        let Some(case) = local.cases.get_mut(&key.1) else { return false };
-        let gone: Vec<Said> = case.said.iter().filter(|said| which(said)).cloned().collect();
-        case.said.retain(|said| !which(said));
-        if let (true, Some(last)) = (case.said.is_empty() && case.mark.is_some(), gone.last()) {
-            self.unsaid.insert(key.clone(), last.host.clone());
+        let Some(case) = local.entries.get_mut(&key.1) else { return false };
+        let gone: Vec<Claim> = case.claims.iter().filter(|said| which(said)).cloned().collect();
+        case.claims.retain(|said| !which(said));
+        if let (true, Some(last)) = (case.claims.is_empty() && case.import.is_some(), gone.last()) {
+            self.last_releaser.insert(key.clone(), last.host.clone());
         }
         self.drop_if_empty(key);
         for said in &gone {
             self.counts.subtract(said);
-            if said.is_script() {
-                self.change(Record::Script(key.clone(), said.host.clone(), None));
+            if said.is_legacy() {
+                self.persist(Record::LegacyClaim(key.clone(), said.host.clone(), None));
             } else if let Some(peer) = self.peers.get_mut(&said.host) {
                 peer.claims.remove(key);
             }
@@ -266,32 +271,37 @@ impl Controller {
 
     /// The least claim on an address gives way to one that counts more: one that is over, then that of the least
     /// senior peer.
-    fn make_room_on(&mut self, key: &BanKey, said: &Said, now: i64) -> bool {
-        self.limits.reached(BoundedTable::Claims, MAX_CLAIMS_PER_KEY, Some(said.host.as_str()), now);
-        if !said.is_script() {
+    fn make_room_on(&mut self, key: &BanKey, said: &Claim, now: i64) -> bool {
+        self.limits.reached(
+            BoundedTable::Claims,
+            MAX_CLAIMS_PER_KEY,
+            Some(said.host.as_str()),
+            now,
+        );
+        if !said.is_legacy() {
             self.admit_peer(&said.host, now);
         }
         let Some(local) = self.jails.get(&key.0) else { return false };
-        let (bantime, pace) = (local.bantime(), &self.pace);
-        let weight = |said: &Said| {
-            let lasts = said.end(bantime, pace) > secs(now);
+        let (bantime, pace) = (local.bantime(), &self.timing);
+        let weight = |said: &Claim| {
+            let lasts = said.ends_at(bantime, pace) > to_secs(now);
             (lasts, self.peers.get(&said.host).map(PeerState::seniority))
         };
-        let claims = local.cases.get(&key.1).map_or(&[][..], |case| &case.said);
+        let claims = local.entries.get(&key.1).map_or(&[][..], |case| &case.claims);
         let least =
             claims.iter().map(|said| (weight(said), said)).min_by_key(|(weight, _)| *weight);
         let Some((_, least)) = least.filter(|(least, _)| *least < weight(said)) else {
             return false;
         };
-        let (host, script) = (least.host.clone(), least.is_script());
-        self.remove_claims(key, |said| said.host == host && said.is_script() == script)
+        let (host, script) = (least.host.clone(), least.is_legacy());
+        self.remove_claims(key, |said| said.host == host && said.is_legacy() == script)
     }
 
     fn release_some(&mut self, host: &HostName, max: usize) {
         let keys = self.peers.get(host).map_or_else(Vec::new, |peer| peer.claims.first(max));
         for key in keys {
-            self.remove_claims(&key, |said| !said.is_script() && said.host == *host);
-            self.queue(&key);
+            self.remove_claims(&key, |said| !said.is_legacy() && said.host == *host);
+            self.enqueue(&key);
         }
     }
 
@@ -303,11 +313,11 @@ impl Controller {
         };
         for key in keys {
             let covering = self.peers.get(&host).and_then(|peer| peer.covering_stamp(key.1));
-            let old = |said: &Said| {
-                !said.is_script() && said.host == host && covering.is_some_and(|at| at > said.stamp)
+            let old = |said: &Claim| {
+                !said.is_legacy() && said.host == host && covering.is_some_and(|at| at > said.stamp)
             };
             if self.remove_claims(&key, old) {
-                self.queue(&key);
+                self.enqueue(&key);
             }
         }
         if let Some(slice) = finished {
@@ -316,9 +326,9 @@ impl Controller {
         self.peers.is_searching()
     }
 
-    pub(super) fn has_room_for_jail(&self, jail: &Jail) -> bool {
+    pub(super) fn has_capacity_for_jail(&self, jail: &Jail) -> bool {
         self.jails.contains_key(jail)
-            || match &self.names {
+            || match &self.known_jails {
                 Some(names) => {
                     names.contains(jail) || self.jails.len() < names.len() + MAX_OTHER_JAILS
                 }
@@ -326,28 +336,28 @@ impl Controller {
             }
     }
 
-    pub(super) fn said(&self, key: &BanKey, host: &HostName) -> Option<&Said> {
-        let case = self.jails.get(&key.0)?.cases.get(&key.1)?;
-        case.said.iter().find(|said| !said.is_script() && said.host == *host)
+    pub(super) fn claim(&self, key: &BanKey, host: &HostName) -> Option<&Claim> {
+        let case = self.jails.get(&key.0)?.entries.get(&key.1)?;
+        case.claims.iter().find(|said| !said.is_legacy() && said.host == *host)
     }
 
     pub(super) fn last_stamp(&self, key: &BanKey, host: &HostName) -> i64 {
-        let said = self.said(key, host).map_or(i64::MIN, |said| said.stamp);
+        let said = self.claim(key, host).map_or(i64::MIN, |said| said.stamp);
         let covered = self.peers.get(host).and_then(|peer| peer.covering_stamp(key.1));
         said.max(covered.unwrap_or(i64::MIN))
     }
 
     /// **The last word of a host on an address**: its newest event or covering part.
     #[must_use]
-    pub fn word(&self, key: &BanKey, host: &HostName) -> Word {
+    pub fn claim_state(&self, key: &BanKey, host: &HostName) -> ClaimState {
         let covered = self.peers.get(host).and_then(|peer| peer.covering_stamp(key.1));
         // What a newer shard does not list is released, even before it was searched for.
-        let said = self.said(key, host).filter(|said| covered.is_none_or(|at| at <= said.stamp));
+        let said = self.claim(key, host).filter(|said| covered.is_none_or(|at| at <= said.stamp));
         match said {
-            Some(said) => {
-                said.ban.map_or(Word::Free(said.stamp), |ban| Word::Held(said.stamp, ban))
-            }
-            None => covered.map_or(Word::Unknown, Word::Free),
+            Some(said) => said
+                .ban
+                .map_or(ClaimState::Released(said.stamp), |ban| ClaimState::Held(said.stamp, ban)),
+            None => covered.map_or(ClaimState::Unknown, ClaimState::Released),
         }
     }
 }
@@ -356,8 +366,8 @@ impl Controller {
 mod tests {
     use super::*;
 
-    fn said(stamp: i64, ban: Option<Ban>) -> Said {
-        Said { host: HostName::new("web1").unwrap(), stamp, ban, unbans: None }
+    fn said(stamp: i64, ban: Option<Ban>) -> Claim {
+        Claim { host: HostName::new("web1").unwrap(), stamp, ban, unbans: None }
     }
 
     #[test]
@@ -382,7 +392,11 @@ mod tests {
             (0, ban(0), None, i64::MAX, true),
         ];
         for (stamp, ban, bantime, now, lasts) in table {
-            assert_eq!(said(stamp, ban).lasts(bantime, now, &pace), lasts, "{stamp} {ban:?} {now}");
+            assert_eq!(
+                said(stamp, ban).is_active(bantime, now, &pace),
+                lasts,
+                "{stamp} {ban:?} {now}"
+            );
         }
     }
 }

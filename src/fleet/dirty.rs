@@ -27,7 +27,7 @@ pub(super) struct DirtyRecords {
 
 impl DirtyRecords {
     pub(super) fn put(&mut self, change: Record) {
-        self.waiting.insert(change.slot(), change);
+        self.waiting.insert(change.key(), change);
     }
 
     /// Whether a record is not on disk as it is now.
@@ -83,7 +83,7 @@ mod tests {
     fn change(n: u32, start: i64) -> Record {
         let address = Address::new(&std::net::Ipv4Addr::from(n).to_string()).unwrap();
         let ban = Ban { start, bantime: 600 };
-        Record::Detected((Jail::new("sshd").unwrap(), address), Some(ban))
+        Record::PendingDetection((Jail::new("sshd").unwrap(), address), Some(ban))
     }
 
     #[test]
@@ -97,9 +97,9 @@ mod tests {
         // While it is written, one changes again and another comes.
         dirty.put(change(1, 3));
         dirty.put(change(3, 1));
-        assert!(dirty.contains(&change(2, 0).slot()));
+        assert!(dirty.contains(&change(2, 0).key()));
         dirty.on_written(true, 0);
-        assert!(!dirty.contains(&change(2, 0).slot()));
+        assert!(!dirty.contains(&change(2, 0).key()));
         assert_eq!(dirty.next_batch(0), Some(vec![change(1, 3), change(3, 1)]));
         // The disk is full; meanwhile one changes again.
         dirty.put(change(1, 4));

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::branches::MAX_BRANCHES;
-use super::claims::{Carried, Said, carried};
+use super::claims::{Claim, SeenTombstones, seen_tombstones};
 use super::limits::BoundedTable;
-use super::look::{PendingDetection, JailState};
+use super::look::{JailState, PendingDetection};
 use super::remember::RecordKey;
-use super::{Record, Controller, BanKey, TIDY, secs};
+use super::{BanKey, Controller, GC_INTERVAL, Record, to_secs};
 use crate::fail2ban::database::Row;
 use crate::wire::{
     Action, Address, Ban, Event, FleetUnban, HostName, HostState, JailScope, Presence, Reason,
@@ -21,11 +21,11 @@ const FRESH: i64 = 60_000;
 pub(super) const MAX_ECHOES: usize = 1_000;
 
 /// The most fleet unbans that a claim carries: as many as are kept of an address.
-const MAX_CARRIED: usize = 16;
+const MAX_EVENT_TOMBSTONES: usize = 16;
 
 /// A claim by a host that runs the scripts: it begins when it is heard.
-pub(super) fn legacy_claim(host: HostName, since: i64) -> Said {
-    Said { host, stamp: 0, ban: Some(Ban { start: since, bantime: 0 }), unbans: None }
+pub(super) fn legacy_claim(host: HostName, since: i64) -> Claim {
+    Claim { host, stamp: 0, ban: Some(Ban { start: since, bantime: 0 }), unbans: None }
 }
 
 /// What is wrong with a part of a snapshot.
@@ -45,7 +45,7 @@ impl Controller {
             let scope =
                 if event.all_jails { JailScope::All } else { JailScope::One(event.jail.clone()) };
             let pardon = FleetUnban { scope, address: event.address, id: id.clone() };
-            let changes = self.tombstones.learn(&pardon, now, &self.pace);
+            let changes = self.tombstones.learn(&pardon, now, &self.timing);
             self.take_tombstone(&pardon, changes, now);
             return true;
         }
@@ -57,18 +57,18 @@ impl Controller {
         }
         let ban = match event.action {
             Action::Ban => {
-                let start = if event.time > 0 { event.time } else { secs(now) };
+                let start = if event.time > 0 { event.time } else { to_secs(now) };
                 Some(Ban { start, bantime: event.bantime })
             }
             Action::Unban => None,
             Action::Other(_) => return true,
         };
         self.discover(&event.host, now);
-        let news = ban.is_some() || self.said(&key, &event.host).is_some();
+        let news = ban.is_some() || self.claim(&key, &event.host).is_some();
         self.admit_peer(&event.host, now);
         let (host, stamp) = (self.peers.intern(&event.host), event.stamp);
-        let unbans = carried(event.unbans.clone());
-        if !self.upsert_claim(&key, Said { host, stamp, ban, unbans }, now) {
+        let unbans = seen_tombstones(event.unbans.clone());
+        if !self.upsert_claim(&key, Claim { host, stamp, ban, unbans }, now) {
             return false;
         }
         if let Some(peer) = self.peers.get_mut(&event.host) {
@@ -76,7 +76,7 @@ impl Controller {
         }
         self.end_lift(&key, &event.host);
         if news {
-            self.queue(&key);
+            self.enqueue(&key);
         }
         true
     }
@@ -86,11 +86,12 @@ impl Controller {
     #[must_use]
     pub fn is_unban_of_another_s_ban(&self, event: &Event) -> bool {
         let key = (event.jail.clone(), event.address);
-        let claims = |said: &Said| said.host == event.host && said.ban.is_some();
+        let claims = |said: &Claim| said.host == event.host && said.ban.is_some();
         let is_banned_by_others = |local: &JailState| {
-            let case = local.cases.get(&key.1);
-            !case.is_some_and(|case| case.said.iter().any(claims))
-                && (local.own.contains_key(&key.1) || case.is_some_and(|case| case.mark.is_some()))
+            let case = local.entries.get(&key.1);
+            !case.is_some_and(|case| case.claims.iter().any(claims))
+                && (local.local_bans.contains_key(&key.1)
+                    || case.is_some_and(|case| case.import.is_some()))
         };
         event.action == Action::Unban
             && event.stamp <= 0
@@ -102,16 +103,16 @@ impl Controller {
     fn hear_script(&mut self, event: &Event, key: &BanKey, now: i64) -> bool {
         match event.action {
             Action::Ban => {
-                let since = secs(now);
+                let since = to_secs(now);
                 if !self.upsert_claim(key, legacy_claim(event.host.clone(), since), now) {
                     return false;
                 }
-                self.change(Record::Script(key.clone(), event.host.clone(), Some(since)));
-                self.queue(key);
+                self.persist(Record::LegacyClaim(key.clone(), event.host.clone(), Some(since)));
+                self.enqueue(key);
             }
             Action::Unban => {
-                if self.remove_claims(key, |said| said.is_script() && said.host == event.host) {
-                    self.queue(key);
+                if self.remove_claims(key, |said| said.is_legacy() && said.host == event.host) {
+                    self.enqueue(key);
                 }
             }
             Action::Other(_) => {}
@@ -125,11 +126,11 @@ impl Controller {
         if part.host == self.me {
             self.hear_own_stamp(part.stamp, now);
             let heard = Some((part.id, part.stamp));
-            let old = self.snapshots.heard(part.id.index(), heard, now, &self.pace);
+            let old = self.publisher.heard(part.id.index(), heard, now, &self.timing);
             for ban in &part.bans {
                 self.correct(&(ban.jail.clone(), ban.address), true, now);
             }
-            self.branches.heard(&part.host, true, now);
+            self.peer_sync.heard(&part.host, true, now);
             return old.then_some(ShardError::OwnAndOld);
         }
         self.discover(&part.host, now);
@@ -143,7 +144,7 @@ impl Controller {
         let bans: Vec<&ShardEntry> = part.bans.iter().filter(current).collect();
         let news = peer.record_shard(part.id, part.stamp);
         let complete = peer.is_complete();
-        self.branches.heard(&part.host, complete, now);
+        self.peer_sync.heard(&part.host, complete, now);
         let mut room = true;
         if news {
             room = self.apply_listed(part, &bans, now);
@@ -151,7 +152,7 @@ impl Controller {
             self.peers.search(&part.host);
         }
         for pardon in &part.unbans {
-            let changes = self.tombstones.learn_repeated(pardon, now, &self.pace);
+            let changes = self.tombstones.learn_repeated(pardon, now, &self.timing);
             self.take_tombstone(pardon, changes, now);
         }
         (!room).then_some(ShardError::NoRoom)
@@ -164,12 +165,15 @@ impl Controller {
             pardons.entry(pardon.address).or_default().push(pardon);
         }
         // Claims share what they carry, as long as it is not for one jail alone.
-        let mut shared: BTreeMap<Address, Carried> = BTreeMap::new();
+        let mut shared: BTreeMap<Address, SeenTombstones> = BTreeMap::new();
         for (address, of) in &mut pardons {
             of.sort_by_key(|pardon| std::cmp::Reverse(pardon.id.created_at()));
-            of.truncate(MAX_CARRIED);
+            of.truncate(MAX_EVENT_TOMBSTONES);
             if of.iter().all(|pardon| pardon.scope == JailScope::All) {
-                shared.insert(*address, carried(of.iter().map(|one| one.id.clone()).collect()));
+                shared.insert(
+                    *address,
+                    seen_tombstones(of.iter().map(|one| one.id.clone()).collect()),
+                );
             }
         }
         let mut room = true;
@@ -179,7 +183,7 @@ impl Controller {
                 (None, None) => None,
                 (None, Some(of)) => {
                     let of = of.iter().filter(|pardon| pardon.scope.covers(&ban.jail));
-                    carried(of.map(|pardon| pardon.id.clone()).collect())
+                    seen_tombstones(of.map(|pardon| pardon.id.clone()).collect())
                 }
             };
             room &= self.hear_listed(part, ban, unbans, now);
@@ -191,22 +195,22 @@ impl Controller {
         &mut self,
         part: &Shard,
         listed: &ShardEntry,
-        unbans: Carried,
+        unbans: SeenTombstones,
         now: i64,
     ) -> bool {
         let key = (listed.jail.clone(), listed.address);
         let ban = Ban { start: listed.start, bantime: listed.bantime };
-        let last = self.said(&key, &part.host);
+        let last = self.claim(&key, &part.host);
         if last.is_some_and(|last| last.stamp >= part.stamp) {
             return true;
         }
         let same = last.is_some_and(|last| last.ban == Some(ban) && last.unbans == unbans);
         let (host, stamp) = (self.peers.intern(&part.host), part.stamp);
-        if !self.upsert_claim(&key, Said { host, stamp, ban: Some(ban), unbans }, now) {
+        if !self.upsert_claim(&key, Claim { host, stamp, ban: Some(ban), unbans }, now) {
             return false;
         }
         if !same {
-            self.queue(&key);
+            self.enqueue(&key);
         }
         true
     }
@@ -214,7 +218,7 @@ impl Controller {
     /// A branch was cleared: an empty part 0 means that the host was forgotten.
     pub fn hear_cleared(&mut self, host: &HostName, number: u32, now: i64) {
         if *host == self.me {
-            self.snapshots.heard(number, None, now, &self.pace);
+            self.publisher.heard(number, None, now, &self.timing);
             return;
         }
         if number > 0 {
@@ -246,23 +250,23 @@ impl Controller {
     /// part that corrects it is published before others.
     fn correct(&mut self, key: &BanKey, claimed: bool, now: i64) {
         let bans = |local: &JailState| {
-            let told = local.told.get(&key.1).is_some_and(|told| told.echo.is_none());
-            told || local.own.contains_key(&key.1)
+            let told = local.pending_detections.get(&key.1).is_some_and(|told| told.echo.is_none());
+            told || local.local_bans.contains_key(&key.1)
         };
         if self.jails.get(&key.0).is_some_and(bans) != claimed {
-            self.snapshots.touch(key.1, now);
+            self.publisher.touch(key.1, now);
         }
     }
 
     /// **Anybody who may publish can make such an event.** It counts only for a jail that fail2ban has, and if
     /// fail2ban bans the address, as no import; otherwise the next look at the jail drops it, or a minute.
     fn record_echo(&mut self, key: &BanKey, ban: Ban, now: i64) {
-        let absent = self.names.as_ref().is_some_and(|names| !names.contains(&key.0));
-        if absent || !self.has_room_for_jail(&key.0) || self.mark(key).is_some() {
+        let absent = self.known_jails.as_ref().is_some_and(|names| !names.contains(&key.0));
+        if absent || !self.has_capacity_for_jail(&key.0) || self.import(key).is_some() {
             return;
         }
         if self.echoes.len() >= MAX_ECHOES {
-            let told = |key: &BanKey| self.jails.get(&key.0)?.told.get(&key.1)?.echo;
+            let told = |key: &BanKey| self.jails.get(&key.0)?.pending_detections.get(&key.1)?.echo;
             self.echoes.retain(|key| told(key).is_some());
         }
         if self.echoes.len() >= MAX_ECHOES {
@@ -270,32 +274,33 @@ impl Controller {
             return;
         }
         let local = self.jails.entry(key.0.clone()).or_default();
-        if local.told.contains_key(&key.1) {
+        if local.pending_detections.contains_key(&key.1) {
             return; // notify told of it
         }
         self.echoes.insert(key.clone());
-        let detection = PendingDetection { ban, turn: self.turn, kept: false, echo: Some(now) };
-        local.told.insert(key.1, detection);
+        let detection =
+            PendingDetection { ban, cycle: self.cycle, persisted: false, echo: Some(now) };
+        local.pending_detections.insert(key.1, detection);
     }
 
     /// **A host that hears a greater stamp of its own goes on from there**, and says all anew.
     fn hear_own_stamp(&mut self, stamp: i64, now: i64) {
-        if self.teller.said_before(stamp, now) {
-            self.forgotten = stamp;
-            self.snapshots.outdated();
+        if self.sequencer.said_before(stamp, now) {
+            self.publish_floor = stamp;
+            self.publisher.outdated();
         }
     }
 
     /// There is such a host: its snapshot is to be asked for.
     fn discover(&mut self, host: &HostName, now: i64) {
-        if self.branches.is_full_for(host) {
+        if self.peer_sync.is_full_for(host) {
             self.limits.reached(BoundedTable::Peers, MAX_BRANCHES, None, now);
         }
         // A host that is new may not have this host's presence: a broker hands out only so many.
         // Republishing is paced; a new host must not miss it because another one appeared just before.
-        let new = !self.branches.knows(host) && !self.snapshots.just_connected(now, &self.pace);
+        let new = !self.peer_sync.knows(host) && !self.publisher.just_connected(now, &self.timing);
         self.presence_lost |= new;
-        self.branches.found(host, now);
+        self.peer_sync.found(host, now);
     }
 
     /// A host's presence was heard of. Another broker's last will of this host, which is no longer connected
@@ -304,7 +309,7 @@ impl Controller {
         self.discover(host, now);
         if *host == self.me
             && state == HostState::Offline
-            && !self.snapshots.just_connected(now, &self.pace)
+            && !self.publisher.just_connected(now, &self.timing)
         {
             self.presence = None;
         }
@@ -329,18 +334,18 @@ impl Controller {
         now: i64,
     ) -> Result<Option<Event>, E> {
         let key = (told.jail.clone(), told.address);
-        let start = if told.time > 0 { told.time } else { secs(now) };
+        let start = if told.time > 0 { told.time } else { to_secs(now) };
         if told.action == Action::Ban {
             self.detected(&key, Ban { start, bantime: told.bantime });
         }
         let unbans = self.tombstones.carried(&key);
-        let mut event = self.teller.event(told, row, unbans, now)?;
+        let mut event = self.sequencer.event(told, row, unbans, now)?;
         if let Some(event) = &mut event {
             event.time = start;
-            self.snapshots.touch(key.1, now);
+            self.publisher.touch(key.1, now);
             let local = self.jails.entry(key.0.clone()).or_default();
-            if let Some(shown) = &mut local.shown {
-                shown.due = i64::MIN;
+            if let Some(shown) = &mut local.last_observation {
+                shown.next_check_at = i64::MIN;
             }
             if told.action == Action::Unban {
                 self.forget_detection(&key);
@@ -351,19 +356,21 @@ impl Controller {
 
     /// **A detection told by notify removes the mark**, unless the import came after it.
     fn detected(&mut self, key: &BanKey, ban: Ban) {
-        let turn = self.turn;
+        let turn = self.cycle;
         let local = self.jails.entry(key.0.clone()).or_default();
-        let case = local.cases.entry(key.1).or_default();
-        if case.mark.as_ref().is_some_and(|mark| ban.start < mark.asked) {
+        let case = local.entries.entry(key.1).or_default();
+        if case.import.as_ref().is_some_and(|mark| ban.start < mark.requested_at) {
             return;
         }
-        if local.told.get(&key.1).is_some_and(|told| told.ban.start > ban.start) {
+        if local.pending_detections.get(&key.1).is_some_and(|told| told.ban.start > ban.start) {
             return; // an old one, come back
         }
-        local.told.insert(key.1, PendingDetection { ban, turn, kept: false, echo: None });
-        if case.mark.take().is_some() {
-            self.unsaid.remove(key);
-            self.change(Record::Mark(key.clone(), None));
+        local
+            .pending_detections
+            .insert(key.1, PendingDetection { ban, cycle: turn, persisted: false, echo: None });
+        if case.import.take().is_some() {
+            self.last_releaser.remove(key);
+            self.persist(Record::Import(key.clone(), None));
         }
     }
 
@@ -371,13 +378,16 @@ impl Controller {
     /// neither does this host's own memory on disk.
     #[must_use]
     pub fn is_unwritten(&self, event: &Event) -> bool {
-        if self.names.as_ref().is_some_and(|names| !names.contains(&event.jail)) {
+        if self.known_jails.as_ref().is_some_and(|names| !names.contains(&event.jail)) {
             return false; // fail2ban never looks for it
         }
-        let told = self.jails.get(&event.jail).and_then(|local| local.told.get(&event.address));
+        let told = self
+            .jails
+            .get(&event.jail)
+            .and_then(|local| local.pending_detections.get(&event.address));
         told.is_some_and(|told| {
-            let slot = RecordKey::Detected((event.jail.clone(), event.address));
-            let saved = told.kept && !self.dirty.contains(&slot);
+            let slot = RecordKey::PendingDetection((event.jail.clone(), event.address));
+            let saved = told.persisted && !self.dirty.contains(&slot);
             told.ban.start == event.time && !saved
         })
     }
@@ -385,44 +395,47 @@ impl Controller {
     /// A detection is over, or in fail2ban's database.
     pub(super) fn forget_detection(&mut self, key: &BanKey) {
         let local = self.jails.get_mut(&key.0);
-        if local.and_then(|local| local.told.remove(&key.1)).is_some_and(|told| told.kept) {
-            self.change(Record::Detected(key.clone(), None));
+        if local
+            .and_then(|local| local.pending_detections.remove(&key.1))
+            .is_some_and(|told| told.persisted)
+        {
+            self.persist(Record::PendingDetection(key.clone(), None));
         }
     }
 
     /// Forgets words that no longer matter.
     pub(super) fn tidy(&mut self, now: i64) {
-        if now - self.tidied < TIDY {
+        if now - self.last_gc < GC_INTERVAL {
             return;
         }
-        self.tidied = now;
+        self.last_gc = now;
         let mut over = Vec::new();
         for (jail, local) in &self.jails {
             let bantime = local.bantime();
-            for (address, case) in &local.cases {
-                let old = |said: &Said| match said.ban {
-                    Some(_) => !said.lasts(bantime, secs(now), &self.pace),
-                    None => said.stamp < now - self.pace.end_slack * 1000,
+            for (address, case) in &local.entries {
+                let old = |said: &Claim| match said.ban {
+                    Some(_) => !said.is_active(bantime, to_secs(now), &self.timing),
+                    None => said.stamp < now - self.timing.expiry_slack * 1000,
                 };
-                if case.said.iter().any(old) {
+                if case.claims.iter().any(old) {
                     over.push((jail.clone(), *address));
                 }
             }
         }
         for key in over {
             let bantime = self.jails.get(&key.0).and_then(JailState::bantime);
-            let pace = self.pace.clone();
+            let pace = self.timing.clone();
             self.remove_claims(&key, |said| match said.ban {
-                Some(_) => !said.lasts(bantime, secs(now), &pace),
-                None => said.stamp < now - pace.end_slack * 1000,
+                Some(_) => !said.is_active(bantime, to_secs(now), &pace),
+                None => said.stamp < now - pace.expiry_slack * 1000,
             });
-            self.queue(&key);
+            self.enqueue(&key);
         }
         for local in self.jails.values_mut() {
-            let own = &local.own;
-            local.told.retain(|address, told| {
+            let own = &local.local_bans;
+            local.pending_detections.retain(|address, told| {
                 let old = told.echo.is_some_and(|at| !(0..FRESH).contains(&now.saturating_sub(at)));
-                !old || told.kept || own.contains_key(address)
+                !old || told.persisted || own.contains_key(address)
             });
         }
         // Of jails that are not here nothing is left with their last claim, nor of hosts that are gone.
@@ -432,18 +445,19 @@ impl Controller {
     }
 
     fn end_lift(&mut self, key: &BanKey, host: &HostName) {
-        let word = self.word(key, host);
+        let word = self.claim_state(key, host);
         let over = self
-            .lifts
-            .of(host)
-            .any(|(lifted, lift)| lifted == key && lift.is_over(word, &self.pace));
-        if over && let Some(change) = self.lifts.end(key, host) {
-            self.change(change);
+            .overrides
+            .of_peer(host)
+            .any(|(lifted, lift)| lifted == key && lift.is_superseded(word, &self.timing));
+        if over && let Some(change) = self.overrides.clear(key, host) {
+            self.persist(change);
         }
     }
 
     pub(super) fn end_lifts(&mut self, host: &HostName, slice: ShardId) {
-        let keys = self.lifts.of(host).map(|(key, _)| key).filter(|key| slice.covers(key.1));
+        let keys =
+            self.overrides.of_peer(host).map(|(key, _)| key).filter(|key| slice.covers(key.1));
         let keys: Vec<BanKey> = keys.cloned().collect();
         for key in keys {
             self.end_lift(&key, host);

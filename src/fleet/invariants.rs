@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::branches::MAX_BRANCHES;
 use super::claims::{
-    MAX_CARRIED, MAX_CLAIMS, MAX_CLAIMS_PER_KEY, MAX_CLAIMS_PER_PEER, MAX_JAILS, MAX_OTHER_JAILS,
-    MAX_SCRIPT_CLAIMS,
+    MAX_CLAIM_TOMBSTONES, MAX_CLAIMS, MAX_CLAIMS_PER_KEY, MAX_CLAIMS_PER_PEER, MAX_JAILS,
+    MAX_LEGACY_CLAIMS, MAX_OTHER_JAILS,
 };
 use super::hear::MAX_ECHOES;
 use super::queue::Ticket;
-use super::{Controller, BanKey};
+use super::{BanKey, Controller};
 use crate::wire::HostName;
 
 /// Fails with what does not hold.
@@ -35,13 +35,13 @@ impl Controller {
         self.check_queue()?;
         self.peers.check_invariants()?;
         self.tombstones.check_invariants()?;
-        let (branches, _) = self.branches.count();
+        let (branches, _) = self.peer_sync.count();
         holds!(branches <= MAX_BRANCHES + 1, "{branches} branches");
-        let names = self.names.as_ref().map_or(0, BTreeSet::len);
+        let names = self.known_jails.as_ref().map_or(0, BTreeSet::len);
         let absent = self.jails.iter().filter(|(_, local)| local.is_of_others()).count();
         holds!(absent <= MAX_JAILS.max(names + MAX_OTHER_JAILS), "{absent} jails of others");
-        for key in self.unsaid.keys() {
-            holds!(self.mark(key).is_some(), "{key:?} has a last releaser and no import");
+        for key in self.last_releaser.keys() {
+            holds!(self.import(key).is_some(), "{key:?} has a last releaser and no import");
         }
         Ok(())
     }
@@ -51,14 +51,14 @@ impl Controller {
         let (mut claims, mut scripts, mut carried) = (0, 0, 0);
         let mut by_host: BTreeMap<&HostName, BTreeSet<BanKey>> = BTreeMap::new();
         for (jail, local) in &self.jails {
-            for (address, case) in &local.cases {
+            for (address, case) in &local.entries {
                 let mut makers = BTreeSet::new();
-                holds!(case.said.len() <= MAX_CLAIMS_PER_KEY, "too many claims on {address}");
-                for said in &case.said {
-                    let is_first = makers.insert((&said.host, said.is_script()));
+                holds!(case.claims.len() <= MAX_CLAIMS_PER_KEY, "too many claims on {address}");
+                for said in &case.claims {
+                    let is_first = makers.insert((&said.host, said.is_legacy()));
                     holds!(is_first, "two claims of {} on {address}", said.host);
                     carried += said.unbans.as_deref().map_or(0, Vec::len);
-                    if said.is_script() {
+                    if said.is_legacy() {
                         scripts += 1;
                     } else {
                         claims += 1;
@@ -67,10 +67,10 @@ impl Controller {
                 }
             }
         }
-        let counts = (self.counts.claims, self.counts.scripts, self.counts.carried);
+        let counts = (self.counts.claims, self.counts.legacy, self.counts.tombstones);
         holds!(counts == (claims, scripts, carried), "{counts:?} {claims} {scripts} {carried}");
-        holds!(claims <= MAX_CLAIMS && scripts <= MAX_SCRIPT_CLAIMS, "{claims} {scripts} claims");
-        holds!(carried <= MAX_CARRIED, "{carried} carried");
+        holds!(claims <= MAX_CLAIMS && scripts <= MAX_LEGACY_CLAIMS, "{claims} {scripts} claims");
+        holds!(carried <= MAX_CLAIM_TOMBSTONES, "{carried} carried");
         for (host, peer) in self.peers.iter() {
             let indexed: BTreeSet<BanKey> = peer.claims.first(usize::MAX).into_iter().collect();
             holds!(indexed.len() <= MAX_CLAIMS_PER_PEER, "{} claims of {host}", indexed.len());
@@ -84,7 +84,9 @@ impl Controller {
     fn check_echoes(&self) -> Result<(), String> {
         holds!(self.echoes.len() <= MAX_ECHOES, "{} echoes", self.echoes.len());
         for (jail, local) in &self.jails {
-            for (address, _) in local.told.iter().filter(|(_, told)| told.echo.is_some()) {
+            for (address, _) in
+                local.pending_detections.iter().filter(|(_, told)| told.echo.is_some())
+            {
                 let is_counted = self.echoes.contains(&(jail.clone(), *address));
                 holds!(is_counted, "an echo of {address} that is not counted");
             }
@@ -98,7 +100,7 @@ impl Controller {
             self.queue.waiting().map(|(ticket, key)| (key, ticket)).collect();
         let mut live = 0;
         for (jail, local) in &self.jails {
-            for (address, case) in local.cases.iter().filter(|(_, case)| case.queued.is_some()) {
+            for (address, case) in local.entries.iter().filter(|(_, case)| case.queued.is_some()) {
                 live += 1;
                 let there = waiting.get(&(jail.clone(), *address)).copied();
                 holds!(there == case.queued, "{address} waits at {:?}, not {there:?}", case.queued);

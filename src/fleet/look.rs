@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use smallvec::SmallVec;
 
 use super::Timing;
-use super::claims::Said;
-use super::marks::Mark;
+use super::claims::Claim;
+use super::marks::Import;
 use super::queue::Ticket;
 use super::tombstones::{self, Usage};
 use crate::fail2ban::database::Row;
@@ -70,22 +70,25 @@ pub(super) struct Scan {
 #[derive(Debug, Default)]
 pub(super) struct Entry {
     /// What other hosts said of it last.
-    pub(super) said: SmallVec<[Said; 1]>,
+    pub(super) claims: SmallVec<[Claim; 1]>,
     /// It was imported, or is about to be.
-    pub(super) mark: Option<Box<Mark>>,
+    pub(super) import: Option<Box<Import>>,
     /// fail2ban bans it until then, in seconds since 1970; `i64::MAX` for ever.
-    pub(super) end: Option<i64>,
+    pub(super) held_until: Option<i64>,
     /// fail2ban has a row of it.
-    pub(super) rowed: bool,
+    pub(super) in_database: bool,
     /// fail2ban has a row of it that lasts, and may still be about to restore it.
-    pub(super) restoring: bool,
+    pub(super) may_be_restored: bool,
     /// It waits for a decision: where.
     pub(super) queued: Option<Ticket>,
 }
 
 impl Entry {
     pub(super) fn is_empty(&self) -> bool {
-        self.said.is_empty() && self.mark.is_none() && self.end.is_none() && !self.restoring
+        self.claims.is_empty()
+            && self.import.is_none()
+            && self.held_until.is_none()
+            && !self.may_be_restored
     }
 }
 
@@ -94,9 +97,9 @@ impl Entry {
 pub(super) struct LocalBan {
     pub(super) ban: Ban,
     /// In which run of the jail it was seen.
-    pub(super) run: u32,
+    pub(super) jail_epoch: u32,
     /// fail2ban's row of it was seen.
-    pub(super) rowed: bool,
+    pub(super) in_database: bool,
 }
 
 /// A detection that notify told of.
@@ -104,9 +107,9 @@ pub(super) struct LocalBan {
 pub(super) struct PendingDetection {
     pub(super) ban: Ban,
     /// How many looks had begun by then: an earlier one cannot have seen it.
-    pub(super) turn: u64,
+    pub(super) cycle: u64,
     /// It is remembered over a restart.
-    pub(super) kept: bool,
+    pub(super) persisted: bool,
     /// Only this host's own event on the broker tells of it, which came then; in milliseconds.
     pub(super) echo: Option<i64>,
 }
@@ -114,15 +117,15 @@ pub(super) struct PendingDetection {
 /// How one jail stands on this host.
 #[derive(Debug, Default)]
 pub(super) struct JailState {
-    pub(super) cases: BTreeMap<Address, Box<Entry>>,
-    pub(super) own: BTreeMap<Address, LocalBan>,
-    pub(super) told: BTreeMap<Address, PendingDetection>,
-    pub(super) shown: Option<LastObservation>,
+    pub(super) entries: BTreeMap<Address, Box<Entry>>,
+    pub(super) local_bans: BTreeMap<Address, LocalBan>,
+    pub(super) pending_detections: BTreeMap<Address, PendingDetection>,
+    pub(super) last_observation: Option<LastObservation>,
     /// Since when a fail2ban that had it does not, in seconds since 1970, and how many fleet unbans it had
     /// obeyed by then.
-    pub(super) gone: Option<(i64, u64)>,
+    pub(super) missing_since: Option<(i64, u64)>,
     /// Counts the times that the jail started.
-    pub(super) run: u32,
+    pub(super) epoch: u32,
     /// Until when the jail may still be restoring its bans, and how many it lacked; seconds.
     restoring: (i64, usize),
 }
@@ -136,54 +139,62 @@ pub(super) struct LastObservation {
     pub(super) bantime: i64,
     pub(super) ignored: IgnoreList,
     /// Until when that is good enough to act upon; in milliseconds.
-    pub(super) fresh: i64,
+    pub(super) valid_until: i64,
     /// Until when a jail that may be restoring bans is left alone: ten times as long as the last whole look took; in
     /// milliseconds.
     rest_until: i64,
     /// When something is due by itself, in seconds since 1970.
-    pub(super) due: i64,
+    pub(super) next_check_at: i64,
 }
 
 impl JailState {
     /// Whether nothing is known of it: it was not looked at, and nobody says anything of it.
     pub(super) fn is_empty(&self) -> bool {
-        let known = self.shown.is_some() || self.gone.is_some();
-        !known && self.cases.is_empty() && self.own.is_empty() && self.told.is_empty()
+        let known = self.last_observation.is_some() || self.missing_since.is_some();
+        !known
+            && self.entries.is_empty()
+            && self.local_bans.is_empty()
+            && self.pending_detections.is_empty()
     }
 
     /// Whether nothing but other hosts' messages is known of it.
     pub(super) fn is_of_others(&self) -> bool {
-        let known = self.shown.is_some() || self.gone.is_some() || !self.own.is_empty();
-        !known && self.cases.values().all(|case| case.mark.is_none())
+        let known = self.last_observation.is_some()
+            || self.missing_since.is_some()
+            || !self.local_bans.is_empty();
+        !known && self.entries.values().all(|case| case.import.is_none())
     }
 
     /// How an address's bans in this jail need a fleet unban.
     pub(super) fn usage(&self, address: Address, id: &UnbanId, pace: &Timing) -> Usage {
-        if self.own.contains_key(&address) || self.told.contains_key(&address) {
+        if self.local_bans.contains_key(&address) || self.pending_detections.contains_key(&address)
+        {
             return Usage::Carried;
         }
-        let Some(case) = self.cases.get(&address) else { return Usage::Unused };
-        let claims = case.said.iter().filter(|said| said.ban.is_some());
-        let of = |said: &Said| {
+        let Some(case) = self.entries.get(&address) else { return Usage::Unused };
+        let claims = case.claims.iter().filter(|said| said.ban.is_some());
+        let of = |said: &Claim| {
             let later = said.ban.is_some_and(|ban| tombstones::is_outlived(id, ban.start, pace));
-            let carried = said.is_script() || said.carries(id) || later;
+            let carried = said.is_legacy() || said.carries(id) || later;
             if carried { Usage::Carried } else { Usage::Missing }
         };
-        let held = if case.mark.is_some() { Usage::Carried } else { Usage::Unused };
+        let held = if case.import.is_some() { Usage::Carried } else { Usage::Unused };
         claims.map(of).max().unwrap_or(held)
     }
 
     /// How long the jail bans, once that is known.
     pub(super) fn bantime(&self) -> Option<i64> {
-        self.shown.as_ref().map(|shown| shown.bantime)
+        self.last_observation.as_ref().map(|shown| shown.bantime)
     }
 
     /// The clock was set back: nothing waits for a time that lies far ahead now.
-    pub(super) fn set_back(&mut self, now: i64, pace: &Timing) {
-        self.restoring.0 = self.restoring.0.min(now.div_euclid(1000) + pace.grace);
-        self.gone = self.gone.map(|(since, unbans)| (since.min(now.div_euclid(1000)), unbans));
-        if let Some(shown) = &mut self.shown {
-            (shown.fresh, shown.rest_until, shown.due) = (i64::MIN, i64::MIN, i64::MIN);
+    pub(super) fn on_clock_rollback(&mut self, now: i64, pace: &Timing) {
+        self.restoring.0 = self.restoring.0.min(now.div_euclid(1000) + pace.restore_grace);
+        self.missing_since =
+            self.missing_since.map(|(since, unbans)| (since.min(now.div_euclid(1000)), unbans));
+        if let Some(shown) = &mut self.last_observation {
+            (shown.valid_until, shown.rest_until, shown.next_check_at) =
+                (i64::MIN, i64::MIN, i64::MIN);
         }
     }
 
@@ -194,7 +205,7 @@ impl JailState {
 
     /// Takes up what does not concern one address. The jail has started anew if another server answers,
     /// if it made fewer bans than before, or if it lacks one whose row and time last.
-    pub(super) fn show(
+    pub(super) fn record_observation(
         &mut self,
         look: &mut Observation,
         pulse: Heartbeat,
@@ -203,18 +214,18 @@ impl JailState {
         pace: &Timing,
     ) {
         let secs = now.div_euclid(1000);
-        let last = self.shown.as_ref();
+        let last = self.last_observation.as_ref();
         let other = last.is_none_or(|last| last.server != pulse.server);
         let fewer = last.is_some_and(|last| look.total.is_some_and(|total| total < last.total));
         let lacks = |(address, row): (Address, &Row)| {
-            let end = self.cases.get(&address).and_then(|case| case.end);
+            let end = self.entries.get(&address).and_then(|case| case.held_until);
             !row.is_over(secs) && !look.held.has(address) && end.is_some_and(|end| end > secs + 1)
         };
         let restarted = fewer || whole && look.rows.iter().any(lacks);
         if other || restarted {
             // It is noticed within seconds; of what was before this process nobody knows.
-            self.run += 1;
-            self.restoring = (secs + pace.grace, usize::MAX);
+            self.epoch += 1;
+            self.restoring = (secs + pace.restore_grace, usize::MAX);
         }
         // **For a minute after its start, longer while it still restores, one by one.**
         if whole && self.is_restoring(secs) {
@@ -222,36 +233,48 @@ impl JailState {
                 |(address, row): &(Address, &Row)| !row.is_over(secs) && !look.held.has(*address);
             let missing = look.rows.iter().filter(lasts).count();
             if missing < self.restoring.1 {
-                let longer = if self.restoring.1 == usize::MAX { 0 } else { secs + pace.grace };
+                let longer =
+                    if self.restoring.1 == usize::MAX { 0 } else { secs + pace.restore_grace };
                 self.restoring = (self.restoring.0.max(longer), missing);
             }
         }
-        let last = self.shown.as_ref();
-        let fresh =
-            if whole { now + pace.fresh.max(10 * look.took) } else { last.map_or(0, |l| l.fresh) };
+        let last = self.last_observation.as_ref();
+        let fresh = if whole {
+            now + pace.observation_ttl.max(10 * look.took)
+        } else {
+            last.map_or(0, |l| l.valid_until)
+        };
         let rest_until =
             if whole { now + 10 * look.took } else { last.map_or(0, |last| last.rest_until) };
         let total = look.total.or(last.map(|last| last.total)).unwrap_or(0);
         let total = if other { look.total.unwrap_or(0) } else { total };
-        let due = if whole { i64::MAX } else { last.map_or(i64::MIN, |last| last.due) };
+        let due = if whole { i64::MAX } else { last.map_or(i64::MIN, |last| last.next_check_at) };
         let data_version =
             if whole { pulse.data_version } else { last.and_then(|l| l.data_version) };
         let ignored = std::mem::take(&mut look.ignored);
         let (server, bantime) = (pulse.server, look.bantime);
-        self.shown =
-            Some(LastObservation { server, data_version, total, bantime, ignored, fresh, rest_until, due });
+        self.last_observation = Some(LastObservation {
+            server,
+            data_version,
+            total,
+            bantime,
+            ignored,
+            valid_until: fresh,
+            rest_until,
+            next_check_at: due,
+        });
     }
 
     /// **Whether there is anything to ask**: another server, a write to its database, or something due.
-    pub(super) fn is_worth_a_look(&self, pulse: Heartbeat, now: i64) -> bool {
-        let Some(shown) = &self.shown else { return true };
+    pub(super) fn needs_observation(&self, pulse: Heartbeat, now: i64) -> bool {
+        let Some(shown) = &self.last_observation else { return true };
         let secs = now.div_euclid(1000);
         shown.server != pulse.server
-            || pulse.data_version.is_none() && shown.fresh <= now
+            || pulse.data_version.is_none() && shown.valid_until <= now
             || shown.data_version != pulse.data_version
-            || shown.due <= secs
+            || shown.next_check_at <= secs
             || self.is_restoring(secs) && shown.rest_until <= now
-            || !self.told.is_empty()
+            || !self.pending_detections.is_empty()
     }
 }
 
@@ -263,21 +286,35 @@ mod tests {
     const SECS: i64 = NOW / 1000;
 
     fn pulse(pid: i32, data_version: i64) -> Heartbeat {
-        Heartbeat { server: ServerInstance { pid, started: SECS - 500 }, data_version: Some(data_version) }
+        Heartbeat {
+            server: ServerInstance { pid, started: SECS - 500 },
+            data_version: Some(data_version),
+        }
     }
 
     fn look(total: i64) -> Observation {
-        Observation { total: Some(total), bantime: 600, database: Some(0), ..Observation::default() }
+        Observation {
+            total: Some(total),
+            bantime: 600,
+            database: Some(0),
+            ..Observation::default()
+        }
     }
 
     #[test]
     fn fail2ban_is_asked_only_when_there_is_something_to_ask() {
         let (mut local, pace) = (JailState::default(), Timing::default());
-        assert!(local.is_worth_a_look(pulse(1, 1), NOW));
-        local.show(&mut look(5), pulse(1, 1), true, NOW, &pace);
-        let worth = |local: &JailState, pulse, now| local.is_worth_a_look(pulse, now);
+        assert!(local.needs_observation(pulse(1, 1), NOW));
+        local.record_observation(&mut look(5), pulse(1, 1), true, NOW, &pace);
+        let worth = |local: &JailState, pulse, now| local.needs_observation(pulse, now);
         assert!(worth(&local, pulse(1, 1), NOW + 1000), "it may be restoring bans");
-        local.show(&mut Observation { took: 500, ..look(5) }, pulse(1, 1), true, NOW, &pace);
+        local.record_observation(
+            &mut Observation { took: 500, ..look(5) },
+            pulse(1, 1),
+            true,
+            NOW,
+            &pace,
+        );
         assert!(
             !worth(&local, pulse(1, 1), NOW + 4_999),
             "so many that a look takes half a second"
@@ -288,7 +325,7 @@ mod tests {
         assert!(worth(&local, pulse(1, 2), now), "a write");
         assert!(worth(&local, pulse(2, 1), now), "another server");
         assert!(worth(&local, Heartbeat { data_version: None, ..pulse(1, 1) }, now), "no telling");
-        local.shown.as_mut().unwrap().due = SECS + 65;
+        local.last_observation.as_mut().unwrap().next_check_at = SECS + 65;
         assert!(!worth(&local, pulse(1, 1), now + 3_000));
         assert!(worth(&local, pulse(1, 1), now + 4_000), "something ends");
     }
@@ -296,7 +333,7 @@ mod tests {
     #[test]
     fn a_jail_restores_for_a_minute_and_as_long_as_bans_come_back() {
         let (mut local, pace) = (JailState::default(), Timing::default());
-        local.show(&mut look(0), pulse(6, 1), true, NOW - 900_000, &pace);
+        local.record_observation(&mut look(0), pulse(6, 1), true, NOW - 900_000, &pace);
         let rows: Table<_> = (1..=9)
             .map(|n| Address::new(&format!("192.0.2.{n}")).unwrap())
             .map(|address| (address, Row { timeofban: SECS, bantime: 6000, failures: 3 }))
@@ -308,8 +345,8 @@ mod tests {
         let server = ServerInstance { pid: 7, started: SECS };
         let pulse = Heartbeat { server, data_version: Some(1) };
         let mut show = |at: i64, look: &mut Observation| {
-            local.show(look, pulse, true, NOW + at * 1000, &pace);
-            (local.run, local.restoring.0 - SECS)
+            local.record_observation(look, pulse, true, NOW + at * 1000, &pace);
+            (local.epoch, local.restoring.0 - SECS)
         };
         assert_eq!(show(0, &mut restored(0)), (2, 60));
         assert_eq!(show(40, &mut restored(1)), (2, 100));

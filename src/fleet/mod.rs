@@ -54,15 +54,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use asked::Asked;
 use branches::{Request, SubscriptionScheduler};
-use claims::{Counts, Said};
+use claims::{Claim, Counts};
 use dirty::DirtyRecords;
 pub use hear::ShardError;
 use lifts::Overrides;
 use limits::ReachedLimits;
-use look::{Entry, PendingDetection, JailState, Heartbeat, Scan};
+use look::{Entry, Heartbeat, JailState, PendingDetection, Scan};
 use peers::{PeerState, Peers};
 use queue::FairQueue;
-pub use remember::{Record, PersistedState};
+pub use remember::{PersistedState, Record};
 use snapshot::{RetainedShard, SnapshotPublisher};
 use tell::Sequencer;
 use tombstones::Tombstones;
@@ -71,7 +71,7 @@ pub use tombstones::is_outlived;
 use crate::wire::{Address, FleetUnban, HostName, Jail, Presence};
 
 /// How often words that no longer matter are forgotten; in milliseconds.
-const TIDY: i64 = 30_000;
+const GC_INTERVAL: i64 = 30_000;
 
 /// An address in a jail.
 pub type BanKey = (Jail, Address);
@@ -80,59 +80,59 @@ pub type BanKey = (Jail, Address);
 #[derive(Clone, Debug)]
 pub struct Timing {
     /// After a ban's end its origin has so long to say so, in seconds.
-    pub end_slack: i64,
+    pub expiry_slack: i64,
     /// A ban of unknown length lasts so long, in seconds, unless its origin says something.
-    pub unknown: i64,
+    pub default_bantime: i64,
     /// fail2ban restores its bans for so long after its start, in seconds.
-    pub grace: i64,
+    pub restore_grace: i64,
     /// What a host says twice of a ban's start may differ by so much, in seconds.
-    pub start_slack: i64,
+    pub start_tolerance: i64,
     /// A ban that ends within so many seconds is left to end by itself.
-    pub soon: i64,
+    pub expiry_guard: i64,
     /// For how long fleet unbans are kept, in seconds; and for how long where no host bans the address. No
     /// two clocks differ by as much as the latter.
-    pub keep_unbans: i64,
+    pub tombstone_ttl: i64,
     #[allow(missing_docs)]
     pub tombstone_idle: i64,
     /// How often fail2ban is asked whether there is anything to ask, in milliseconds.
-    pub ask: i64,
+    pub poll_interval: i64,
     /// How long what fail2ban showed is good enough to act upon, in milliseconds.
-    pub fresh: i64,
+    pub observation_ttl: i64,
     /// How long after a change its part is published, in milliseconds.
-    pub change: i64,
+    pub publish_delay: i64,
     /// How often a snapshot is published again: once to twice this, in milliseconds.
-    pub refresh: i64,
+    pub refresh_interval: i64,
     /// How often old parts of its own make a host publish anew, in milliseconds.
-    pub echo: i64,
+    pub republish_cooldown: i64,
     /// How often what a host says of itself may change by its counts alone, in milliseconds.
-    pub counts: i64,
+    pub status_interval: i64,
     /// How often by its answers alone, in milliseconds.
     pub answers: i64,
     /// How many bytes of parts a second, and at once.
-    pub bytes: usize,
+    pub publish_rate: usize,
     #[allow(missing_docs)]
-    pub burst: usize,
+    pub publish_burst: usize,
 }
 
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            end_slack: 600,
-            unknown: 86_400,
-            grace: 60,
-            start_slack: 2,
-            soon: 3,
-            keep_unbans: 30 * 86_400,
+            expiry_slack: 600,
+            default_bantime: 86_400,
+            restore_grace: 60,
+            start_tolerance: 2,
+            expiry_guard: 3,
+            tombstone_ttl: 30 * 86_400,
             tombstone_idle: 3_600,
-            ask: 2_000,
-            fresh: 2_000,
-            change: 2_000,
-            refresh: 300_000,
-            echo: 5_000,
-            counts: 60_000,
+            poll_interval: 2_000,
+            observation_ttl: 2_000,
+            publish_delay: 2_000,
+            refresh_interval: 300_000,
+            republish_cooldown: 5_000,
+            status_interval: 60_000,
             answers: 1_000,
-            bytes: 4 * 1024,
-            burst: 64 * 1024,
+            publish_rate: 4 * 1024,
+            publish_burst: 64 * 1024,
         }
     }
 }
@@ -141,31 +141,31 @@ impl Default for Timing {
 #[derive(Debug)]
 pub struct Controller {
     me: HostName,
-    pace: Timing,
+    timing: Timing,
     jails: BTreeMap<Jail, JailState>,
     /// Who took back the last claim on an address.
-    unsaid: BTreeMap<BanKey, HostName>,
+    last_releaser: BTreeMap<BanKey, HostName>,
     /// The jails that fail2ban has, once it has said so.
-    names: Option<BTreeSet<Jail>>,
+    known_jails: Option<BTreeSet<Jail>>,
     /// When that changed, in milliseconds.
-    named: i64,
+    jails_changed_at: i64,
     /// Jails that it has rows of in its database, and may still have to make; and whose rows last.
-    awaited: BTreeMap<Jail, BTreeSet<Address>>,
+    expected_jails: BTreeMap<Jail, BTreeSet<Address>>,
     peers: Peers,
     counts: Counts,
     limits: ReachedLimits,
-    lifts: Overrides,
+    overrides: Overrides,
     tombstones: Tombstones,
     /// The next turn is that of fleet unbans, not of bans; and the garbage collection goes through them.
-    tombstones_turn: bool,
+    is_tombstones_turn: bool,
     collecting: bool,
     /// Detections that only this host's own events tell of; some may be over.
     echoes: BTreeSet<BanKey>,
     /// Since when the link to the broker has been up, in milliseconds.
     connected_since: Option<i64>,
-    teller: Sequencer,
-    snapshots: SnapshotPublisher,
-    branches: SubscriptionScheduler,
+    sequencer: Sequencer,
+    publisher: SnapshotPublisher,
+    peer_sync: SubscriptionScheduler,
     /// What was said of this host itself, or would have been again, and when.
     presence: Option<(Presence, i64)>,
     /// The broker has another presence of this host, or none: it is published again.
@@ -177,23 +177,23 @@ pub struct Controller {
     /// Addresses that something is to be done about.
     queue: FairQueue,
     /// Jails that are still to be looked at in this sweep.
-    looks: BTreeSet<Jail>,
-    sweep: Scan,
-    orders: VecDeque<work::Pending>,
-    doing: Option<work::Pending>,
-    pulse: Option<Heartbeat>,
+    jails_to_observe: BTreeSet<Jail>,
+    scan: Scan,
+    pending: VecDeque<work::Pending>,
+    in_flight: Option<work::Pending>,
+    heartbeat: Option<Heartbeat>,
     /// Addresses that were looked at by themselves just now.
-    glanced: BTreeMap<Jail, Vec<Address>>,
+    spot_checked: BTreeMap<Jail, Vec<Address>>,
     /// The stamp that this sweep stands for, and that of the last one that was finished.
-    round: i64,
-    as_of: i64,
+    scan_stamp: i64,
+    observed_stamp: i64,
     /// The greatest stamp that this host took before and had forgotten: what was read before it was heard
     /// of is not published.
-    forgotten: i64,
-    turn: u64,
+    publish_floor: i64,
+    cycle: u64,
     /// When the last round began, in milliseconds.
-    begun: i64,
-    tidied: i64,
+    cycle_started_at: i64,
+    last_gc: i64,
 }
 
 impl Controller {
@@ -201,71 +201,72 @@ impl Controller {
     #[must_use]
     pub fn new(me: HostName, pace: Timing, remembered: PersistedState) -> Self {
         let mut fleet = Self {
-            teller: Sequencer::new(me.clone(), remembered.stamp),
+            sequencer: Sequencer::new(me.clone(), remembered.stamp),
             me,
-            pace,
+            timing: pace,
             jails: BTreeMap::new(),
-            unsaid: BTreeMap::new(),
-            names: None,
-            named: 0,
-            awaited: BTreeMap::new(),
+            last_releaser: BTreeMap::new(),
+            known_jails: None,
+            jails_changed_at: 0,
+            expected_jails: BTreeMap::new(),
             peers: Peers::default(),
             counts: Counts::default(),
             limits: ReachedLimits::default(),
-            lifts: Overrides::default(),
+            overrides: Overrides::default(),
             tombstones: Tombstones::default(),
-            tombstones_turn: true,
+            is_tombstones_turn: true,
             collecting: false,
             echoes: BTreeSet::new(),
             connected_since: None,
-            snapshots: SnapshotPublisher::new(),
-            branches: SubscriptionScheduler::default(),
+            publisher: SnapshotPublisher::new(),
+            peer_sync: SubscriptionScheduler::default(),
             presence: None,
             presence_lost: false,
             asked: Asked::default(),
             dirty: DirtyRecords::default(),
             queue: FairQueue::default(),
-            looks: BTreeSet::new(),
-            sweep: Scan::default(),
-            orders: VecDeque::new(),
-            doing: None,
-            pulse: None,
-            glanced: BTreeMap::new(),
-            round: 0,
-            as_of: 0,
-            forgotten: 0,
-            turn: 0,
-            begun: 0,
-            tidied: 0,
+            jails_to_observe: BTreeSet::new(),
+            scan: Scan::default(),
+            pending: VecDeque::new(),
+            in_flight: None,
+            heartbeat: None,
+            spot_checked: BTreeMap::new(),
+            scan_stamp: 0,
+            observed_stamp: 0,
+            publish_floor: 0,
+            cycle: 0,
+            cycle_started_at: 0,
+            last_gc: 0,
         };
-        fleet.take_up(remembered);
+        fleet.restore(remembered);
         fleet
     }
 
     /// **Marks keep the claims**: a restart without a broker still knows what it holds and until when.
-    fn take_up(&mut self, remembered: PersistedState) {
-        for ((key, host), lift) in remembered.lifts {
-            self.lifts.lift(&key, &host, lift);
+    fn restore(&mut self, remembered: PersistedState) {
+        for ((key, host), lift) in remembered.overrides {
+            self.overrides.suppress(&key, &host, lift);
         }
-        for (pardon, obeyed) in remembered.unbans {
+        for (pardon, obeyed) in remembered.tombstones {
             self.tombstones.restore(pardon, obeyed);
         }
-        for ((key, host), since) in remembered.scripts {
+        for ((key, host), since) in remembered.legacy_claims {
             self.upsert_claim(&key, hear::legacy_claim(host, since), since * 1000);
         }
-        for ((jail, address), ban) in remembered.detected {
-            let told = &mut self.jails.entry(jail).or_default().told;
-            told.insert(address, PendingDetection { ban, turn: 0, kept: true, echo: None });
+        for ((jail, address), ban) in remembered.pending_detections {
+            let told = &mut self.jails.entry(jail).or_default().pending_detections;
+            told.insert(address, PendingDetection { ban, cycle: 0, persisted: true, echo: None });
         }
-        for (key, mark) in remembered.marks {
+        for (key, mark) in remembered.imports {
             // What scripts said is remembered by itself.
-            for claim in mark.claims.iter().filter(|claim| claim.stamp > 0) {
+            for claim in mark.sources.iter().filter(|claim| claim.stamp > 0) {
                 let (host, stamp, ban) = (claim.host.clone(), claim.stamp, Some(claim.ban));
-                let said = Said { host, stamp, ban, unbans: claim.unbans.clone() };
-                self.upsert_claim(&key, said, mark.asked * 1000);
+                let said = Claim { host, stamp, ban, unbans: claim.unbans.clone() };
+                self.upsert_claim(&key, said, mark.requested_at * 1000);
             }
-            let case = self.jails.entry(key.0.clone()).or_default().cases.entry(key.1).or_default();
-            case.mark = Some(Box::new(mark));
+            let case =
+                self.jails.entry(key.0.clone()).or_default().entries.entry(key.1).or_default();
+            case.import = Some(Box::new(mark));
         }
     }
 
@@ -277,32 +278,32 @@ impl Controller {
 
     /// The jails that fail2ban has, once it has said so.
     #[must_use]
-    pub fn names(&self) -> Option<&BTreeSet<Jail>> {
-        self.names.as_ref()
+    pub fn known_jails(&self) -> Option<&BTreeSet<Jail>> {
+        self.known_jails.as_ref()
     }
 
     /// The link to the broker is up.
-    pub fn connected(&mut self, now: i64) {
+    pub fn on_connected(&mut self, now: i64) {
         self.connected_since = Some(now);
         // Whose bans are held here, perhaps since before a restart, may be forgotten on the broker later.
         let peers: Vec<HostName> = self.peers.iter().map(|(host, _)| host.clone()).collect();
         for host in peers {
-            self.branches.found(&host, now);
+            self.peer_sync.found(&host, now);
         }
-        self.branches.connected(&self.me, now);
-        self.snapshots.connected(&self.me, now, &self.pace);
+        self.peer_sync.connected(&self.me, now);
+        self.publisher.connected(&self.me, now, &self.timing);
         self.presence = None;
     }
 
     /// The link to the broker is down.
-    pub fn lost(&mut self) {
+    pub fn on_disconnected(&mut self) {
         self.connected_since = None;
-        self.branches.lost();
+        self.peer_sync.lost();
     }
 
     /// What is to be subscribed to now, if anything, as filters below the fleet's retained branch.
-    pub fn branch(&mut self, now: i64) -> Option<Vec<String>> {
-        let (host, again) = match self.branches.next(now)? {
+    pub fn next_subscription(&mut self, now: i64) -> Option<Vec<String>> {
+        let (host, again) = match self.peer_sync.next(now)? {
             Request::First(hosts) => {
                 return Some(hosts.iter().map(|host| format!("state/{host}/0")).collect());
             }
@@ -320,10 +321,10 @@ impl Controller {
     pub fn publications(&mut self, now: i64) -> Vec<RetainedShard> {
         // Before fail2ban or its database was read, nothing is known, and nothing said; and nothing that
         // others would take for old.
-        if self.as_of <= self.forgotten {
+        if self.observed_stamp <= self.publish_floor {
             return Vec::new();
         }
-        if self.snapshots.is_refreshed(now) {
+        if self.publisher.is_refreshed(now) {
             self.presence = None;
         }
         let jails = &self.jails;
@@ -331,40 +332,43 @@ impl Controller {
             let mut own = Vec::new();
             for (jail, local) in jails {
                 own.extend(
-                    local.own.iter().map(|(address, own)| ((jail.clone(), *address), own.ban)),
+                    local
+                        .local_bans
+                        .iter()
+                        .map(|(address, own)| ((jail.clone(), *address), own.ban)),
                 );
             }
             own
         };
         let unbans = || self.tombstones.applied().collect();
-        self.snapshots.due(&self.me, own, unbans, self.as_of, now, &self.pace)
+        self.publisher.due(&self.me, own, unbans, self.observed_stamp, now, &self.timing)
     }
 
     /// The import of an address, if it is one.
     #[must_use]
-    pub fn mark(&self, key: &BanKey) -> Option<&marks::Mark> {
-        self.jails.get(&key.0)?.cases.get(&key.1)?.mark.as_deref()
+    pub fn import(&self, key: &BanKey) -> Option<&marks::Import> {
+        self.jails.get(&key.0)?.entries.get(&key.1)?.import.as_deref()
     }
 
     /// Whether a fleet unban is known here.
     #[must_use]
-    pub fn knows_unban(&self, pardon: &FleetUnban) -> bool {
+    pub fn knows_fleet_unban(&self, pardon: &FleetUnban) -> bool {
         self.tombstones.knows(pardon)
     }
 
-    fn change(&mut self, change: Record) {
+    fn persist(&mut self, change: Record) {
         self.dirty.put(change);
     }
 
     /// An address of which nothing is known needs no decision.
-    fn queue(&mut self, key: &BanKey) {
-        let case = self.jails.get(&key.0).and_then(|local| local.cases.get(&key.1));
+    fn enqueue(&mut self, key: &BanKey) {
+        let case = self.jails.get(&key.0).and_then(|local| local.entries.get(&key.1));
         if case.is_none_or(|case| case.queued.is_some()) {
             return;
         }
         // Hosts that run the scripts have one line together: anybody can name more of them.
-        let host = self.reporter(key).filter(|host| self.peers.contains(host)).cloned();
-        let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
+        let host = self.attributed_to(key).filter(|host| self.peers.contains(host)).cloned();
+        let case = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
         if let Some(case) = case {
             case.queued = Some(self.queue.push(host, key.clone()));
         }
@@ -373,41 +377,41 @@ impl Controller {
     /// Forgets an address of which nothing is known any more.
     fn drop_if_empty(&mut self, key: &BanKey) {
         let Some(local) = self.jails.get_mut(&key.0) else { return };
-        if local.cases.get(&key.1).is_some_and(|case| case.is_empty())
-            && let Some(ticket) = local.cases.remove(&key.1).and_then(|case| case.queued)
+        if local.entries.get(&key.1).is_some_and(|case| case.is_empty())
+            && let Some(ticket) = local.entries.remove(&key.1).and_then(|case| case.queued)
         {
             self.queue.remove(ticket);
         }
     }
 
     /// Whose claims on an address count.
-    fn claimants<'a>(
+    fn active_claims<'a>(
         &'a self,
         key: &'a BanKey,
         local: &'a JailState,
         case: &'a Entry,
         now: i64,
-    ) -> impl Iterator<Item = &'a Said> {
+    ) -> impl Iterator<Item = &'a Claim> {
         let bantime = local.bantime();
-        case.said.iter().filter(move |said| {
-            let lifted = |ban| self.lifts.covers(key, &said.host, ban, &self.pace);
-            said.lasts(bantime, now, &self.pace)
-                && !self.tombstones.voids(key, said, &self.pace)
+        case.claims.iter().filter(move |said| {
+            let lifted = |ban| self.overrides.suppresses(key, &said.host, ban, &self.timing);
+            said.is_active(bantime, now, &self.timing)
+                && !self.tombstones.voids(key, said, &self.timing)
                 && !said.ban.is_some_and(lifted)
         })
     }
 
     /// Whose word it is that an address is banned, or else that it is free.
     #[must_use]
-    pub fn reporter(&self, key: &BanKey) -> Option<&HostName> {
-        let case = self.jails.get(&key.0)?.cases.get(&key.1)?;
-        let last = case.said.iter().max_by_key(|said| (said.ban.is_some(), said.stamp));
-        let of_mark = || case.mark.as_ref()?.claims.last().map(|claim| &claim.host);
-        last.map(|said| &said.host).or_else(|| self.unsaid.get(key)).or_else(of_mark)
+    pub fn attributed_to(&self, key: &BanKey) -> Option<&HostName> {
+        let case = self.jails.get(&key.0)?.entries.get(&key.1)?;
+        let last = case.claims.iter().max_by_key(|said| (said.ban.is_some(), said.stamp));
+        let of_mark = || case.import.as_ref()?.sources.last().map(|claim| &claim.host);
+        last.map(|said| &said.host).or_else(|| self.last_releaser.get(key)).or_else(of_mark)
     }
 }
 
-fn secs(now: i64) -> i64 {
+fn to_secs(now: i64) -> i64 {
     now.div_euclid(1000)
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::claim_index::{ClaimIndex, Position};
 use super::invariants::holds;
-use super::{BanKey, secs};
+use super::{BanKey, to_secs};
 use crate::wire::{Address, HostName, MAX_SHARDS, ShardId};
 
 /// The most peers that are kept.
@@ -125,7 +125,7 @@ impl PeerState {
     pub(super) fn record_clock(&mut self, stamp: i64, time: i64, now: i64) {
         if time > 0 && stamp >= self.clock_stamp {
             self.clock_stamp = stamp;
-            self.clock_lag = secs(now).saturating_sub(time).max(0);
+            self.clock_lag = to_secs(now).saturating_sub(time).max(0);
         }
     }
 

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use super::marks::{ImportSource, ImportSources, Mark};
-use super::{Record, Timing, PersistedState};
+use super::marks::{Import, ImportSource, ImportSources};
+use super::{PersistedState, Record, Timing};
 use crate::fleet::lifts::Override;
 use crate::wire::Ban;
 
@@ -92,22 +92,24 @@ impl PersistedState {
         if doubt == Doubt::Nothing {
             return Vec::new();
         }
-        let unbans = self.unbans.keys().filter(|_| doubt != Doubt::Claims);
-        let unbans = unbans.map(|pardon| Record::Unban(pardon.clone(), None));
+        let unbans = self.tombstones.keys().filter(|_| doubt != Doubt::Claims);
+        let unbans = unbans.map(|pardon| Record::Tombstone(pardon.clone(), None));
         let mut changes: Vec<Record> = unbans.collect();
         if doubt == Doubt::Unbans {
             return changes;
         }
-        let scripts = self.scripts.keys();
-        changes.extend(scripts.map(|(key, host)| Record::Script(key.clone(), host.clone(), None)));
-        changes.extend(self.marks.iter().map(|(key, mark)| {
-            let claims = mark.claims.iter().filter(|claim| claim.stamp > 0);
+        let scripts = self.legacy_claims.keys();
+        changes.extend(
+            scripts.map(|(key, host)| Record::LegacyClaim(key.clone(), host.clone(), None)),
+        );
+        changes.extend(self.imports.iter().map(|(key, mark)| {
+            let claims = mark.sources.iter().filter(|claim| claim.stamp > 0);
             let claims: ImportSources = claims.map(|claim| provisional(claim, pace, now)).collect();
-            Record::Mark(key.clone(), Some(Mark { claims, ..mark.clone() }))
+            Record::Import(key.clone(), Some(Import { sources: claims, ..mark.clone() }))
         }));
-        changes.extend(self.lifts.iter().map(|((key, host), lift)| {
+        changes.extend(self.overrides.iter().map(|((key, host), lift)| {
             let lift = Override { stamp: BEFORE, ..*lift };
-            Record::Lift(key.clone(), host.clone(), Some(lift))
+            Record::Override(key.clone(), host.clone(), Some(lift))
         }));
         changes
     }
@@ -117,11 +119,11 @@ impl PersistedState {
 fn provisional(claim: &ImportSource, pace: &Timing, now: i64) -> ImportSource {
     let Ban { start, bantime } = claim.ban;
     let end = match bantime {
-        0 => start.saturating_add(pace.unknown),
+        0 => start.saturating_add(pace.default_bantime),
         _ => claim.ban.end(),
     };
     // After its end it lasts for `end_slack`.
-    let end = end.min(now.saturating_add(GRACE).saturating_sub(pace.end_slack));
+    let end = end.min(now.saturating_add(GRACE).saturating_sub(pace.expiry_slack));
     // A bantime of 0 is not known, and below that it is for ever.
     let start = start.min(end.saturating_sub(1));
     let ban = Ban { start, bantime: end.saturating_sub(start) };
@@ -131,7 +133,7 @@ fn provisional(claim: &ImportSource, pace: &Timing, now: i64) -> ImportSource {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::claims::{Said, carried};
+    use crate::fleet::claims::{Claim, seen_tombstones};
     use crate::wire::{Address, FleetUnban, HostName, Jail, JailScope, UnbanId};
 
     const NOW: i64 = 1_795_342_600;
@@ -198,18 +200,18 @@ mod tests {
         let key = (Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
         let (web2, id) = (HostName::new("web2").unwrap(), UnbanId::new("web2-5").unwrap());
         let claim = |(stamp, ban): &(i64, Ban)| {
-            let unbans = carried(vec![id.clone()]);
+            let unbans = seen_tombstones(vec![id.clone()]);
             ImportSource { host: web2.clone(), stamp: *stamp, ban: *ban, unbans }
         };
-        let mark = Mark::intended(bans.iter().map(claim).collect(), 600, NOW - 9);
+        let mark = Import::intended(bans.iter().map(claim).collect(), 600, NOW - 9);
         let pardon = FleetUnban { scope: JailScope::All, address: key.1, id: id.clone() };
         let mut remembered = PersistedState::default();
         for change in [
-            Record::Mark(key.clone(), Some(mark)),
-            Record::Lift(key.clone(), web2.clone(), Some(Override { start: 7, stamp: 1_000 })),
-            Record::Unban(pardon, Some(true)),
-            Record::Script(key.clone(), HostName::new("old").unwrap(), Some(8)),
-            Record::Detected(key, Some(Ban { start: 9, bantime: 600 })),
+            Record::Import(key.clone(), Some(mark)),
+            Record::Override(key.clone(), web2.clone(), Some(Override { start: 7, stamp: 1_000 })),
+            Record::Tombstone(pardon, Some(true)),
+            Record::LegacyClaim(key.clone(), HostName::new("old").unwrap(), Some(8)),
+            Record::PendingDetection(key, Some(Ban { start: 9, bantime: 600 })),
             Record::Stamp(77),
         ] {
             remembered.apply(change);
@@ -234,18 +236,25 @@ mod tests {
         ]);
         assert_eq!(after(&before, Doubt::Nothing), before);
         let mixed = after(&before, Doubt::Unbans);
-        assert!(mixed.unbans.is_empty());
-        assert_eq!(mixed, PersistedState { unbans: mixed.unbans.clone(), ..before.clone() });
+        assert!(mixed.tombstones.is_empty());
+        assert_eq!(
+            mixed,
+            PersistedState { tombstones: mixed.tombstones.clone(), ..before.clone() }
+        );
         let claims = after(&before, Doubt::Claims);
         let all = after(&before, Doubt::All);
-        assert_eq!(claims, PersistedState { unbans: before.unbans.clone(), ..all.clone() });
-        assert!(all.unbans.is_empty() && all.scripts.is_empty());
-        assert_eq!((all.detected.clone(), all.stamp), (before.detected.clone(), 77));
-        assert_eq!(all.lifts.values().collect::<Vec<_>>(), [&Override { start: 7, stamp: 1 }]);
-        let (was, is) = (before.marks.values().next().unwrap(), all.marks.values().next().unwrap());
-        assert_eq!(*is, Mark { claims: is.claims.clone(), ..was.clone() });
-        assert_eq!(is.claims.len(), 1, "the script's is gone");
-        assert_eq!((is.claims[0].stamp, &is.claims[0].unbans), (1, &None));
+        assert_eq!(claims, PersistedState { tombstones: before.tombstones.clone(), ..all.clone() });
+        assert!(all.tombstones.is_empty() && all.legacy_claims.is_empty());
+        assert_eq!(
+            (all.pending_detections.clone(), all.stamp),
+            (before.pending_detections.clone(), 77)
+        );
+        assert_eq!(all.overrides.values().collect::<Vec<_>>(), [&Override { start: 7, stamp: 1 }]);
+        let (was, is) =
+            (before.imports.values().next().unwrap(), all.imports.values().next().unwrap());
+        assert_eq!(*is, Import { sources: is.sources.clone(), ..was.clone() });
+        assert_eq!(is.sources.len(), 1, "the script's is gone");
+        assert_eq!((is.sources[0].stamp, &is.sources[0].unbans), (1, &None));
         assert_eq!(after(&all, Doubt::All), all, "once more changes nothing");
     }
 
@@ -254,7 +263,7 @@ mod tests {
         let pace = Timing::default();
         let lasts = |ban: Ban| {
             let host = HostName::new("web2").unwrap();
-            Said { host, stamp: 1_000, ban: Some(ban), unbans: None }.until(None, &pace)
+            Claim { host, stamp: 1_000, ban: Some(ban), unbans: None }.expires_at(None, &pace)
         };
         let table = [
             (NOW - 10, 600, NOW + 60),
@@ -270,7 +279,7 @@ mod tests {
         for (start, bantime, until) in table {
             let before = remembered(&[(1_000, Ban { start, bantime })]);
             let after = after(&before, Doubt::All);
-            let ban = after.marks.values().next().unwrap().claims[0].ban;
+            let ban = after.imports.values().next().unwrap().sources[0].ban;
             assert!(ban.bantime > 0, "{ban:?}");
             assert_eq!(lasts(ban), until, "{start} {bantime}");
         }

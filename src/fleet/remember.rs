@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::BanKey;
 use super::lifts::Override;
-use super::marks::Mark;
+use super::marks::Import;
 use crate::guard::is_ahead;
 use crate::wire::{Ban, FleetUnban, HostName};
 
@@ -13,15 +13,15 @@ use crate::wire::{Ban, FleetUnban, HostName};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// An import.
-    Mark(BanKey, Option<Mark>),
+    Import(BanKey, Option<Import>),
     /// A lift of one host's ban.
-    Lift(BanKey, HostName, Option<Override>),
+    Override(BanKey, HostName, Option<Override>),
     /// A fleet unban, and whether it was obeyed here.
-    Unban(FleetUnban, Option<bool>),
+    Tombstone(FleetUnban, Option<bool>),
     /// A host that runs the scripts claims an address, since so many seconds after 1970 began.
-    Script(BanKey, HostName, Option<i64>),
+    LegacyClaim(BanKey, HostName, Option<i64>),
     /// A detection that is not in fail2ban's database.
-    Detected(BanKey, Option<Ban>),
+    PendingDetection(BanKey, Option<Ban>),
     /// The greatest stamp that this host may have taken.
     Stamp(i64),
 }
@@ -29,22 +29,22 @@ pub enum Record {
 /// What a change is of: a later one takes its place.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum RecordKey {
-    Mark(BanKey),
-    Lift(BanKey, HostName),
-    Unban(FleetUnban),
-    Script(BanKey, HostName),
-    Detected(BanKey),
+    Import(BanKey),
+    Override(BanKey, HostName),
+    Tombstone(FleetUnban),
+    LegacyClaim(BanKey, HostName),
+    PendingDetection(BanKey),
     Stamp,
 }
 
 impl Record {
-    pub(super) fn slot(&self) -> RecordKey {
+    pub(super) fn key(&self) -> RecordKey {
         match self {
-            Self::Mark(key, _) => RecordKey::Mark(key.clone()),
-            Self::Lift(key, host, _) => RecordKey::Lift(key.clone(), host.clone()),
-            Self::Unban(pardon, _) => RecordKey::Unban(pardon.clone()),
-            Self::Script(key, host, _) => RecordKey::Script(key.clone(), host.clone()),
-            Self::Detected(key, _) => RecordKey::Detected(key.clone()),
+            Self::Import(key, _) => RecordKey::Import(key.clone()),
+            Self::Override(key, host, _) => RecordKey::Override(key.clone(), host.clone()),
+            Self::Tombstone(pardon, _) => RecordKey::Tombstone(pardon.clone()),
+            Self::LegacyClaim(key, host, _) => RecordKey::LegacyClaim(key.clone(), host.clone()),
+            Self::PendingDetection(key, _) => RecordKey::PendingDetection(key.clone()),
             Self::Stamp(_) => RecordKey::Stamp,
         }
     }
@@ -54,11 +54,11 @@ impl Record {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct PersistedState {
-    pub marks: BTreeMap<BanKey, Mark>,
-    pub lifts: BTreeMap<(BanKey, HostName), Override>,
-    pub unbans: BTreeMap<FleetUnban, bool>,
-    pub scripts: BTreeMap<(BanKey, HostName), i64>,
-    pub detected: BTreeMap<BanKey, Ban>,
+    pub imports: BTreeMap<BanKey, Import>,
+    pub overrides: BTreeMap<(BanKey, HostName), Override>,
+    pub tombstones: BTreeMap<FleetUnban, bool>,
+    pub legacy_claims: BTreeMap<(BanKey, HostName), i64>,
+    pub pending_detections: BTreeMap<BanKey, Ban>,
     pub stamp: i64,
 }
 
@@ -71,11 +71,11 @@ impl PersistedState {
                 *stamp = now;
             }
         };
-        for claim in self.marks.values_mut().flat_map(|mark| &mut mark.claims) {
+        for claim in self.imports.values_mut().flat_map(|mark| &mut mark.sources) {
             clamp(&mut claim.stamp);
         }
-        self.lifts.values_mut().for_each(|lift| clamp(&mut lift.stamp));
-        self.unbans.retain(|pardon, _| !is_ahead(pardon.id.created_at(), now));
+        self.overrides.values_mut().for_each(|lift| clamp(&mut lift.stamp));
+        self.tombstones.retain(|pardon, _| !is_ahead(pardon.id.created_at(), now));
     }
 
     /// Takes up a change.
@@ -87,11 +87,13 @@ impl PersistedState {
             };
         }
         match change {
-            Record::Mark(key, mark) => put(&mut self.marks, key, mark),
-            Record::Lift(key, host, lift) => put(&mut self.lifts, (key, host), lift),
-            Record::Unban(pardon, obeyed) => put(&mut self.unbans, pardon, obeyed),
-            Record::Script(key, host, since) => put(&mut self.scripts, (key, host), since),
-            Record::Detected(key, ban) => put(&mut self.detected, key, ban),
+            Record::Import(key, mark) => put(&mut self.imports, key, mark),
+            Record::Override(key, host, lift) => put(&mut self.overrides, (key, host), lift),
+            Record::Tombstone(pardon, obeyed) => put(&mut self.tombstones, pardon, obeyed),
+            Record::LegacyClaim(key, host, since) => {
+                put(&mut self.legacy_claims, (key, host), since)
+            }
+            Record::PendingDetection(key, ban) => put(&mut self.pending_detections, key, ban),
             Record::Stamp(stamp) => self.stamp = stamp,
         }
     }
@@ -116,16 +118,16 @@ mod tests {
             let ban = Ban { start: 1, bantime: -1 };
             let claim = ImportSource { host: host.clone(), stamp, ban, unbans: None };
             let claims: ImportSources = [claim].into_iter().collect();
-            remembered.marks.insert(key.clone(), Mark::intended(claims, 600, 1));
+            remembered.imports.insert(key.clone(), Import::intended(claims, 600, 1));
             let lift = Override { start: 1, stamp };
-            remembered.lifts.insert((key.clone(), host.clone()), lift);
+            remembered.overrides.insert((key.clone(), host.clone()), lift);
             let id = UnbanId::made_by(&host, stamp);
             let pardon = FleetUnban { scope: JailScope::All, address: key.1, id };
-            remembered.unbans.insert(pardon, true);
+            remembered.tombstones.insert(pardon, true);
             remembered.clamp(NOW);
-            assert_eq!(remembered.marks[&key].claims[0].stamp, expected);
-            assert_eq!(remembered.lifts[&(key.clone(), host.clone())].stamp, expected);
-            assert_eq!(remembered.unbans.len(), usize::from(stamp == expected));
+            assert_eq!(remembered.imports[&key].sources[0].stamp, expected);
+            assert_eq!(remembered.overrides[&(key.clone(), host.clone())].stamp, expected);
+            assert_eq!(remembered.tombstones.len(), usize::from(stamp == expected));
         }
     }
 }

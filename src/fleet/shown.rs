@@ -12,7 +12,7 @@ impl Controller {
     /// fleet knows nothing of. Jails are news at once; answers, a second after what was said last, and
     /// counts, a minute.
     pub fn presence(&mut self, itself: impl FnOnce() -> Presence, now: i64) -> Option<Presence> {
-        let jails = self.names.as_ref();
+        let jails = self.known_jails.as_ref();
         let asked = self.answers(now);
         let mut answered = false;
         if let Some((last, at)) = &self.presence {
@@ -20,19 +20,20 @@ impl Controller {
             answered = asked.iter().any(|answer| !last.asked.contains(answer));
             let prompt = answered && self.asked.may_tell(now);
             let pause = match (prompt, self.presence_lost) {
-                (true, _) => self.pace.answers,
-                (_, true) => self.pace.echo,
-                _ => self.pace.counts,
+                (true, _) => self.timing.answers,
+                (_, true) => self.timing.republish_cooldown,
+                _ => self.timing.status_interval,
             };
             if same && (0..pause).contains(&(now - at)) {
                 return None;
             }
         }
-        let held = |local: &JailState| local.cases.values().filter(|case| case.mark.is_some()).count();
+        let held =
+            |local: &JailState| local.entries.values().filter(|case| case.import.is_some()).count();
         let presence = Presence {
             state: HostState::Online,
             jails: jails.cloned().unwrap_or_default(),
-            bans: self.jails.values().map(|local| local.own.len()).sum(),
+            bans: self.jails.values().map(|local| local.local_bans.len()).sum(),
             held: self.jails.values().map(held).sum(),
             asked,
             ..itself()
@@ -48,7 +49,7 @@ impl Controller {
     /// How many other hosts are known, and of how many everything.
     #[must_use]
     pub fn hosts(&self) -> (usize, usize) {
-        self.branches.count_others(&self.me)
+        self.peer_sync.count_others(&self.me)
     }
 
     /// Whether something is kept of a host.
@@ -71,14 +72,14 @@ impl Controller {
     /// How many bans of other hosts are known.
     #[must_use]
     pub fn claims(&self) -> usize {
-        let cases = self.jails.values().flat_map(|local| local.cases.values());
-        cases.flat_map(|case| &case.said).filter(|said| said.ban.is_some()).count()
+        let cases = self.jails.values().flat_map(|local| local.entries.values());
+        cases.flat_map(|case| &case.claims).filter(|said| said.ban.is_some()).count()
     }
 
     /// Whether fail2ban answers.
     #[must_use]
     pub fn is_served(&self) -> bool {
-        self.pulse.is_some()
+        self.heartbeat.is_some()
     }
 
     /// What each jail of this host holds.
@@ -86,14 +87,15 @@ impl Controller {
     pub fn figures(&self) -> Vec<JailFigures> {
         let figures = |jail: &Jail| {
             let local = self.jails.get(jail);
-            let marked = |local: &JailState| local.cases.values().filter(|c| c.mark.is_some()).count();
+            let marked =
+                |local: &JailState| local.entries.values().filter(|c| c.import.is_some()).count();
             JailFigures {
                 jail: jail.clone(),
-                detected: local.map_or(0, |local| local.own.len()),
+                detected: local.map_or(0, |local| local.local_bans.len()),
                 imported: local.map_or(0, marked),
-                lifted: self.lifts.count(jail),
+                lifted: self.overrides.count(jail),
             }
         };
-        self.names.iter().flatten().map(figures).collect()
+        self.known_jails.iter().flatten().map(figures).collect()
     }
 }

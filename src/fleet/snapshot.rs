@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{BanKey, Timing, secs};
+use super::{BanKey, Timing, to_secs};
 use crate::wire::{
     Address, Ban, FleetUnban, Fnv1a64, HostName, MAX_SHARDS, Shard, ShardEntry, ShardId,
 };
@@ -123,7 +123,7 @@ impl SnapshotPublisher {
             return false;
         }
         // Answered now or a little later: whoever comes back twice is not answered twice at once.
-        let free = self.connected.max(self.echoed) + pace.echo;
+        let free = self.connected.max(self.echoed) + pace.republish_cooldown;
         if now < free {
             self.refresh = self.refresh.min(free);
             return false;
@@ -135,7 +135,7 @@ impl SnapshotPublisher {
 
     /// Whether the broker still hands out what was there before, and all that is new is on its way.
     pub(super) fn just_connected(&self, now: i64, pace: &Timing) -> bool {
-        now - self.connected < pace.echo
+        now - self.connected < pace.republish_cooldown
     }
 
     /// This host said greater stamps before: all that it says is said again with greater ones.
@@ -162,7 +162,7 @@ impl SnapshotPublisher {
         if self.is_refreshed(now) {
             self.refresh(host, now, pace);
         }
-        let ripe = |(_, since): &(&u32, &i64)| now - **since >= pace.change;
+        let ripe = |(_, since): &(&u32, &i64)| now - **since >= pace.publish_delay;
         let has_changed = self.changed.iter().chain(&self.changed_unbans).any(|one| ripe(&one));
         let fresh = |number: &u32| self.published.get(number).is_none_or(|last| *last < as_of);
         if !(has_changed || self.again.iter().any(fresh) || !self.stale.is_empty())
@@ -207,7 +207,7 @@ impl SnapshotPublisher {
             self.changed_unbans.remove(&number);
             self.again.remove(&number);
             self.published.insert(number, as_of);
-            let time = secs(now);
+            let time = to_secs(now);
             let part = Shard { host: host.clone(), stamp: as_of, time, id: slice, bans, unbans };
             due.push(RetainedShard { number, part: Some(part) });
         }
@@ -222,11 +222,12 @@ impl SnapshotPublisher {
     /// **Paced**: so many bytes a second, and a few seconds' worth at once.
     fn has_budget(&mut self, now: i64, pace: &Timing) -> bool {
         let (budget, since) = self.budget;
-        let earned =
-            usize::try_from((now - since).max(0)).unwrap_or_default().saturating_mul(pace.bytes)
-                / 1000;
-        self.budget = (budget.saturating_add(earned).min(pace.burst), now);
-        self.budget.0 >= pace.burst.min(SHARD_BYTES)
+        let earned = usize::try_from((now - since).max(0))
+            .unwrap_or_default()
+            .saturating_mul(pace.publish_rate)
+            / 1000;
+        self.budget = (budget.saturating_add(earned).min(pace.publish_burst), now);
+        self.budget.0 >= pace.publish_burst.min(SHARD_BYTES)
     }
 
     /// As many parts as keep each below its size; they are made fewer only when far fewer will do.
@@ -258,8 +259,9 @@ impl Timing {
         use std::fmt::Write as _;
         let mut hash = Fnv1a64::default();
         let _ = write!(hash, "{host} {now}");
-        let spread = i64::try_from(hash.value() >> 33).unwrap_or_default() % self.refresh.max(1);
-        self.refresh + spread
+        let spread =
+            i64::try_from(hash.value() >> 33).unwrap_or_default() % self.refresh_interval.max(1);
+        self.refresh_interval + spread
     }
 }
 
@@ -276,8 +278,11 @@ mod tests {
 
     impl Speaker {
         fn new() -> Self {
-            let mut it =
-                Self { snapshots: SnapshotPublisher::new(), own: Vec::new(), pace: Timing::default() };
+            let mut it = Self {
+                snapshots: SnapshotPublisher::new(),
+                own: Vec::new(),
+                pace: Timing::default(),
+            };
             it.snapshots.connected(&me(), 0, &it.pace);
             it
         }

@@ -16,8 +16,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 
-use super::claims::Said;
-use super::{Record, BanKey, Timing};
+use super::claims::Claim;
+use super::{BanKey, Record, Timing};
 use crate::guard::HORIZON;
 use crate::wire::{Address, FleetUnban, Jail, JailScope, UnbanId};
 
@@ -175,17 +175,17 @@ impl Tombstones {
         let age = now.saturating_sub(pardon.id.created_at());
         let of = self.known.get(&pardon.address);
         let known = of.into_iter().flatten().any(|u| u.id == pardon.id && u.scope == pardon.scope);
-        if known || age > pace.keep_unbans * 1000 || age < -HORIZON {
+        if known || age > pace.tombstone_ttl * 1000 || age < -HORIZON {
             return Vec::new();
         }
         let mut changes = Vec::new();
         while let Some(victim) = self.victim(pardon) {
             self.remove(&victim);
-            changes.push(Record::Unban(victim, None));
+            changes.push(Record::Tombstone(victim, None));
         }
         self.arrivals += 1;
         self.insert(pardon.clone(), false);
-        changes.push(Record::Unban(pardon.clone(), Some(false)));
+        changes.push(Record::Tombstone(pardon.clone(), Some(false)));
         changes
     }
 
@@ -222,10 +222,10 @@ impl Tombstones {
     }
 
     /// **A claim that does not carry every tombstone of its address that is known here is void.**
-    pub(super) fn voids(&self, key: &BanKey, said: &Said, pace: &Timing) -> bool {
+    pub(super) fn voids(&self, key: &BanKey, said: &Claim, pace: &Timing) -> bool {
         let start = said.ban.map_or(i64::MIN, |ban| ban.start);
         let voids = |one: &Tombstone| !said.carries(&one.id) && !one.is_outlived_by(start, pace);
-        !said.is_script() && self.of(key).any(voids)
+        !said.is_legacy() && self.of(key).any(voids)
     }
 
     /// The ids that this host repeats with what it publishes of an address: those that it has applied.
@@ -314,7 +314,7 @@ impl Tombstones {
                 } else if !one.applied {
                     one.applied = true;
                     one.applied_jails.clear();
-                    settled.push((address, Record::Unban(one.pardon(address), Some(true))));
+                    settled.push((address, Record::Tombstone(one.pardon(address), Some(true))));
                 }
             }
             if deferred {
@@ -386,7 +386,7 @@ impl Tombstones {
             last = Some(*address);
             for one in of {
                 let age = now.saturating_sub(one.id.created_at());
-                let old = age > pace.keep_unbans * 1000;
+                let old = age > pace.tombstone_ttl * 1000;
                 let done = one.applied && one.pending_jails.is_empty();
                 let unused = idle && done && age > pace.tombstone_idle * 1000;
                 if !old && !unused {
@@ -405,7 +405,7 @@ impl Tombstones {
         self.collected = last;
         let changes = gone.into_iter().map(|pardon| {
             self.remove(&pardon);
-            (pardon.address, Record::Unban(pardon, None))
+            (pardon.address, Record::Tombstone(pardon, None))
         });
         (changes.collect(), last.is_some())
     }

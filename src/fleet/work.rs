@@ -2,9 +2,9 @@
 //! well. What fail2ban is told rests on what is on disk; what is done, on what was just seen.
 
 use super::look::Heartbeat;
-use super::marks::Mark;
+use super::marks::Import;
 use super::reconcile::{self, Decision};
-use super::{Record, Controller, BanKey, secs};
+use super::{BanKey, Controller, Record, to_secs};
 use crate::ignored::IgnoreReason;
 use crate::wire::{Address, HostName, Jail};
 
@@ -78,31 +78,31 @@ impl Controller {
     }
 
     fn next_effect(&mut self, now: i64) -> Effect {
-        let Some(Heartbeat { server, .. }) = self.pulse else { return Effect::Rest };
-        let names = self.names.clone().unwrap_or_default();
+        let Some(Heartbeat { server, .. }) = self.heartbeat else { return Effect::Rest };
+        let names = self.known_jails.clone().unwrap_or_default();
         // One that starts is yet to make them.
         if names.is_empty() && self.is_starting(server, now) {
             return Effect::Rest;
         }
         for _ in 0..MAX_BATCHES {
-            if self.orders.is_empty() {
+            if self.pending.is_empty() {
                 self.settle_tombstones(&names, now);
                 if let Some(step) = self.save(now) {
                     return step;
                 }
                 // Bans and fleet unbans take turns, so that neither waits for a flood of the other.
-                let bans = !self.queue.is_empty() || !self.looks.is_empty();
-                if self.tombstones.has_unapplied() && (self.tombstones_turn || !bans) {
-                    self.tombstones_turn = false;
+                let bans = !self.queue.is_empty() || !self.jails_to_observe.is_empty();
+                if self.tombstones.has_unapplied() && (self.is_tombstones_turn || !bans) {
+                    self.is_tombstones_turn = false;
                     self.apply_tombstones(&names, now);
                     continue;
                 }
-                self.tombstones_turn = true;
+                self.is_tombstones_turn = true;
             }
-            if let Some(order) = self.orders.pop_front() {
+            if let Some(order) = self.pending.pop_front() {
                 return self.give(order, now);
             }
-            if let Some(jail) = self.looks.first() {
+            if let Some(jail) = self.jails_to_observe.first() {
                 return Effect::Look(jail.clone(), None);
             }
             let Some((jail, addresses)) = self.batch() else { return Effect::Rest };
@@ -117,13 +117,13 @@ impl Controller {
                 continue;
             }
             for address in &addresses {
-                self.queue(&(jail.clone(), *address));
+                self.enqueue(&(jail.clone(), *address));
             }
-            let known = self.jails.get(&jail).is_some_and(|local| local.shown.is_some());
+            let known = self.jails.get(&jail).is_some_and(|local| local.last_observation.is_some());
             if known && addresses.len() <= FEW {
                 return Effect::Look(jail, Some(addresses));
             }
-            self.looks.insert(jail.clone());
+            self.jails_to_observe.insert(jail.clone());
             return Effect::Look(jail, None);
         }
         Effect::Continue
@@ -134,7 +134,7 @@ impl Controller {
         let (jail, addresses) = self.queue.batch(BATCH)?;
         let mut local = self.jails.get_mut(&jail);
         for address in &addresses {
-            let case = local.as_mut().and_then(|local| local.cases.get_mut(address));
+            let case = local.as_mut().and_then(|local| local.entries.get_mut(address));
             if let Some(case) = case {
                 case.queued = None;
             }
@@ -146,11 +146,11 @@ impl Controller {
     fn is_fresh(&mut self, jail: &Jail, addresses: &[Address], now: i64) -> bool {
         // Of each jail for itself: two that take turns would look for ever.
         let glanced = self
-            .glanced
+            .spot_checked
             .remove(jail)
             .is_some_and(|seen| addresses.iter().all(|address| seen.contains(address)));
-        let shown = self.jails.get(jail).and_then(|local| local.shown.as_ref());
-        glanced || shown.is_some_and(|shown| shown.fresh >= now)
+        let shown = self.jails.get(jail).and_then(|local| local.last_observation.as_ref());
+        glanced || shown.is_some_and(|shown| shown.valid_until >= now)
     }
 
     /// Their jail is not there: perhaps it is only on its way down or up. What it bans is kept in mind.
@@ -159,15 +159,15 @@ impl Controller {
             let facts = self.facts(&(jail.clone(), address), i64::MIN);
             if facts.claimed && !facts.marked {
                 let order = Pending::NoSuchJail(jail.clone(), self.work(jail, address));
-                self.orders.push_back(order);
+                self.pending.push_back(order);
             }
         }
-        self.orders.pop_front().map_or(Effect::Rest, |order| self.give(order, 0))
+        self.pending.pop_front().map_or(Effect::Rest, |order| self.give(order, 0))
     }
 
     fn work(&self, jail: &Jail, address: Address) -> Target {
         let key = (jail.clone(), address);
-        Target { address, host: self.reporter(&key).cloned() }
+        Target { address, host: self.attributed_to(&key).cloned() }
     }
 
     /// Decides on addresses that were seen just now. What is to be banned is marked as *intended*.
@@ -175,24 +175,24 @@ impl Controller {
         let (mut free, mut import) = (Vec::new(), Vec::new());
         for &address in addresses {
             let key = (jail.clone(), address);
-            let facts = self.facts(&key, secs(now));
+            let facts = self.facts(&key, to_secs(now));
             match reconcile::decide(facts) {
                 Decision::Import => {
                     self.forget_detection(&key);
-                    let claims = self.rests_on(&key, secs(now));
+                    let claims = self.rests_on(&key, to_secs(now));
                     let local = self.jails.entry(jail.clone()).or_default();
                     let bantime = local.bantime().unwrap_or(-1);
-                    let mark = Mark::intended(claims, bantime, secs(now));
-                    let case = local.cases.entry(address).or_default();
-                    case.mark = Some(Box::new(mark.clone()));
-                    self.change(Record::Mark(key, Some(mark)));
+                    let mark = Import::intended(claims, bantime, to_secs(now));
+                    let case = local.entries.entry(address).or_default();
+                    case.import = Some(Box::new(mark.clone()));
+                    self.persist(Record::Import(key, Some(mark)));
                     import.push(self.work(jail, address));
                 }
                 Decision::Refuse => {
                     self.unmark(&key);
                     if let Some(because) = self.ignored(&key) {
                         let work = self.work(jail, address);
-                        self.orders.push_back(Pending::Refuse(jail.clone(), work, because));
+                        self.pending.push_back(Pending::Refuse(jail.clone(), work, because));
                     }
                 }
                 Decision::Free => free.push(self.work(jail, address)),
@@ -202,7 +202,7 @@ impl Controller {
                     if facts.marked
                         && facts.held
                         && facts.claimed
-                        && !self.keeps_claims(&key, secs(now))
+                        && !self.keeps_claims(&key, to_secs(now))
                     {
                         self.look_again(jail);
                     }
@@ -210,10 +210,10 @@ impl Controller {
             }
         }
         if !free.is_empty() {
-            self.orders.push_back(Pending::Free(jail.clone(), free));
+            self.pending.push_back(Pending::Free(jail.clone(), free));
         }
         if !import.is_empty() {
-            self.orders.push_back(Pending::Import(jail.clone(), import));
+            self.pending.push_back(Pending::Import(jail.clone(), import));
         }
     }
 
@@ -225,32 +225,32 @@ impl Controller {
     /// With the next pulse this jail is looked at, whatever that says.
     fn look_again(&mut self, jail: &Jail) {
         let local = self.jails.get_mut(jail);
-        if let Some(shown) = local.and_then(|local| local.shown.as_mut()) {
-            (shown.due, shown.fresh) = (i64::MIN, i64::MIN);
+        if let Some(shown) = local.and_then(|local| local.last_observation.as_mut()) {
+            (shown.next_check_at, shown.valid_until) = (i64::MIN, i64::MIN);
         }
     }
 
     fn unmark(&mut self, key: &BanKey) {
-        self.unsaid.remove(key);
-        let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
-        if case.and_then(|case| case.mark.take()).is_some() {
-            self.change(Record::Mark(key.clone(), None));
+        self.last_releaser.remove(key);
+        let case = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
+        if case.and_then(|case| case.import.take()).is_some() {
+            self.persist(Record::Import(key.clone(), None));
         }
     }
 
     /// Hands an order out.
     fn give(&mut self, order: Pending, now: i64) -> Effect {
-        self.doing = Some(order.clone());
+        self.in_flight = Some(order.clone());
         match order {
             Pending::Free(jail, work) => {
                 for Target { address, .. } in &work {
-                    self.teller.frees(&(jail.clone(), *address), now);
+                    self.sequencer.frees(&(jail.clone(), *address), now);
                 }
                 Effect::Free(jail, work)
             }
             Pending::Obey(jail, addresses) => {
                 for address in &addresses {
-                    self.teller.frees(&(jail.clone(), *address), now);
+                    self.sequencer.frees(&(jail.clone(), *address), now);
                 }
                 Effect::Obey(jail, addresses)
             }
@@ -263,7 +263,7 @@ impl Controller {
 
     /// fail2ban has done what it was told, and answered with a number.
     pub fn done(&mut self, answer: i64, now: i64) {
-        match self.doing.take() {
+        match self.in_flight.take() {
             Some(Pending::Free(jail, work)) => {
                 for Target { address, .. } in work {
                     self.freed(&(jail.clone(), address));
@@ -274,10 +274,10 @@ impl Controller {
                     self.obeyed(&(jail.clone(), address), now);
                 }
             }
-            Some(Pending::Import(jail, work)) => self.imported(&jail, &work, answer, secs(now)),
+            Some(Pending::Import(jail, work)) => self.imported(&jail, &work, answer, to_secs(now)),
             Some(Pending::Prolong(jail, addresses)) => {
                 for address in addresses {
-                    self.held(&(jail.clone(), address), secs(now));
+                    self.held(&(jail.clone(), address), to_secs(now));
                 }
             }
             Some(Pending::Refuse(..) | Pending::NoSuchJail(..)) | None => {}
@@ -286,20 +286,20 @@ impl Controller {
 
     /// fail2ban has not done it, or nobody knows: it is looked at again.
     pub fn failed(&mut self) {
-        let (jail, addresses) = match self.doing.take() {
+        let (jail, addresses) = match self.in_flight.take() {
             Some(Pending::Free(jail, work) | Pending::Import(jail, work)) => {
                 (jail, work.into_iter().map(|work| work.address).collect())
             }
             Some(Pending::Prolong(jail, addresses)) => (jail, addresses),
             Some(Pending::Obey(jail, _)) => {
-                self.orders.retain(|order| !matches!(order, Pending::Obey(..)));
+                self.pending.retain(|order| !matches!(order, Pending::Obey(..)));
                 self.tombstones.retry();
                 (jail, Vec::new())
             }
             Some(Pending::Refuse(..) | Pending::NoSuchJail(..)) | None => return,
         };
         for address in addresses {
-            self.queue(&(jail.clone(), address));
+            self.enqueue(&(jail.clone(), address));
         }
         self.look_again(&jail);
     }
@@ -309,11 +309,12 @@ impl Controller {
     /// that it does not hold up what this host publishes of its other jails.
     pub fn give_up(&mut self, jail: &Jail, is_known: bool, now: i64) {
         self.queue.forget(jail);
-        for case in self.jails.get_mut(jail).into_iter().flat_map(|local| local.cases.values_mut())
+        for case in
+            self.jails.get_mut(jail).into_iter().flat_map(|local| local.entries.values_mut())
         {
             case.queued = None;
         }
-        self.looks.remove(jail);
+        self.jails_to_observe.remove(jail);
         if is_known {
             self.finish_sweep(now);
         }
@@ -330,13 +331,13 @@ impl Controller {
                 continue;
             }
             let local = self.jails.entry(jail.clone()).or_default();
-            let run = local.run;
-            let case = local.cases.entry(*address).or_default();
+            let run = local.epoch;
+            let case = local.entries.entry(*address).or_default();
             // A detection that came between took the mark away.
-            if let Some(mark) = &mut case.mark {
-                (mark.done, mark.answered, mark.run) = (true, now, Some(run));
-                let change = Record::Mark(key.clone(), Some(Mark::clone(mark)));
-                self.change(change);
+            if let Some(mark) = &mut case.import {
+                (mark.is_applied, mark.confirmed_at, mark.jail_epoch) = (true, now, Some(run));
+                let change = Record::Import(key.clone(), Some(Import::clone(mark)));
+                self.persist(change);
                 self.held(&key, now);
             }
         }
@@ -350,21 +351,21 @@ impl Controller {
         let Some(local) = self.jails.get_mut(&key.0) else { return };
         let bantime = local.bantime().unwrap_or(-1);
         let end = if bantime < 0 { i64::MAX } else { now.saturating_add(bantime) };
-        local.cases.entry(key.1).or_default().end = Some(end);
+        local.entries.entry(key.1).or_default().held_until = Some(end);
         // Not later than it ends is it looked at again.
-        if let Some(shown) = &mut local.shown {
+        if let Some(shown) = &mut local.last_observation {
             let soon = end.saturating_sub(super::lease::lead(bantime));
-            shown.due = shown.due.min(soon);
+            shown.next_check_at = shown.next_check_at.min(soon);
         }
     }
 
     fn freed(&mut self, key: &BanKey) {
         self.unmark(key);
-        let case = self.jails.get_mut(&key.0).and_then(|local| local.cases.get_mut(&key.1));
+        let case = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
         if let Some(case) = case {
-            case.end = None;
+            case.held_until = None;
         }
-        self.queue(key);
+        self.enqueue(key);
     }
 
     /// **A fleet unban frees the address once, own and manual bans included.**
@@ -372,10 +373,10 @@ impl Controller {
         self.freed(key);
         self.forget_detection(key);
         if let Some(local) = self.jails.get_mut(&key.0) {
-            local.own.remove(&key.1);
+            local.local_bans.remove(&key.1);
         }
         self.tombstones.mark_applied(key);
-        self.snapshots.touch(key.1, now);
+        self.publisher.touch(key.1, now);
     }
 
     /// What is not on disk yet.
@@ -387,18 +388,18 @@ impl Controller {
     /// other changes: it must not wait while fail2ban or a batch of them takes long.
     #[must_use]
     pub fn stamp_to_reserve(&self, now: i64) -> Option<i64> {
-        self.teller.stamp_to_reserve(now)
+        self.sequencer.stamp_to_reserve(now)
     }
 
     /// The stamp is on disk.
     pub fn on_stamp_reserved(&mut self, stamp: i64) {
-        self.teller.on_reserved(stamp);
+        self.sequencer.on_reserved(stamp);
     }
 
     /// The stamp that this host took last: with a graceful stop no other is to be reserved.
     #[must_use]
     pub fn last_own_stamp(&self) -> i64 {
-        self.teller.last()
+        self.sequencer.last()
     }
 
     /// It was written down, or could not be. Then bans are made all the same, and it is tried again

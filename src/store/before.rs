@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::{key, write};
 use crate::fleet::Record;
-use crate::fleet::marks::{ImportSource, ImportSources, Mark};
+use crate::fleet::marks::{Import, ImportSource, ImportSources};
 use crate::wire::{Ban, HostName};
 
 /// `words` is `{"web1":[stamp,heard,start,bantime],"web2":[stamp,heard]}`.
@@ -25,14 +25,22 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
             let (mark, words): (String, String) = (row.get(2)?, row.get(3)?);
             let Some(key) = key(row)? else { continue };
             for (host, start) in scripts(&words) {
-                write(&transaction, &Record::Script(key.clone(), host, Some(start)))?;
+                write(&transaction, &Record::LegacyClaim(key.clone(), host, Some(start)))?;
             }
             if mark != "heard" {
                 let claims = claims(&words);
                 let (asked, answered, bantime) = (0, i64::MAX - 1, -1);
                 let done = mark == "done";
-                let mark = Mark { done, asked, answered, bantime, rowed: false, claims, run: None };
-                write(&transaction, &Record::Mark(key, Some(mark)))?;
+                let mark = Import {
+                    is_applied: done,
+                    requested_at: asked,
+                    confirmed_at: answered,
+                    bantime,
+                    row_seen: false,
+                    sources: claims,
+                    jail_epoch: None,
+                };
+                write(&transaction, &Record::Import(key, Some(mark)))?;
             }
         }
     }

@@ -12,10 +12,10 @@ use serde_json::{Map, Value, json};
 
 use crate::error::Error;
 use crate::files;
-use crate::fleet::claims::carried;
+use crate::fleet::claims::seen_tombstones;
 use crate::fleet::lifts::Override;
-use crate::fleet::marks::{ImportSource, ImportSources, Mark};
-use crate::fleet::{Record, BanKey, PersistedState};
+use crate::fleet::marks::{Import, ImportSource, ImportSources};
+use crate::fleet::{BanKey, PersistedState, Record};
 use crate::journal;
 use crate::wire::{Address, Ban, FleetUnban, HostName, Jail, JailScope, UnbanId};
 pub use identity::Identity;
@@ -105,8 +105,16 @@ impl Store {
             if let (Some(key), Some(claims)) = (key, read_claims(&claims)) {
                 let (done, asked, answered) = (row.get(2)?, row.get(3)?, row.get(4)?);
                 let (bantime, rowed) = (row.get(5)?, row.get(6)?);
-                let mark = Mark { done, asked, answered, bantime, rowed, claims, run: None };
-                remembered.marks.insert(key, mark);
+                let mark = Import {
+                    is_applied: done,
+                    requested_at: asked,
+                    confirmed_at: answered,
+                    bantime,
+                    row_seen: rowed,
+                    sources: claims,
+                    jail_epoch: None,
+                };
+                remembered.imports.insert(key, mark);
             }
             Ok(())
         })?;
@@ -114,7 +122,7 @@ impl Store {
             let (key, host) = (key(row)?, HostName::new(&row.get::<_, String>(2)?));
             if let (Some(key), Ok(host)) = (key, host) {
                 let lift = Override { start: row.get(3)?, stamp: row.get(4)? };
-                remembered.lifts.insert((key, host), lift);
+                remembered.overrides.insert((key, host), lift);
             }
             Ok(())
         })?;
@@ -124,20 +132,22 @@ impl Store {
             if let (Ok(scope), Ok(address), Ok(id)) =
                 (JailScope::new(scope), Address::new(ip), UnbanId::new(id))
             {
-                remembered.unbans.insert(FleetUnban { scope, address, id }, row.get(3)?);
+                remembered.tombstones.insert(FleetUnban { scope, address, id }, row.get(3)?);
             }
             Ok(())
         })?;
         self.each(SCRIPTS, |row| {
             let (key, host) = (key(row)?, HostName::new(&row.get::<_, String>(2)?));
             if let (Some(key), Ok(host)) = (key, host) {
-                remembered.scripts.insert((key, host), row.get(3)?);
+                remembered.legacy_claims.insert((key, host), row.get(3)?);
             }
             Ok(())
         })?;
         self.each(DETECTED, |row| {
             if let Some(key) = key(row)? {
-                remembered.detected.insert(key, Ban { start: row.get(2)?, bantime: row.get(3)? });
+                remembered
+                    .pending_detections
+                    .insert(key, Ban { start: row.get(2)?, bantime: row.get(3)? });
             }
             Ok(())
         })?;
@@ -211,7 +221,7 @@ fn write(transaction: &Transaction<'_>, change: &Record) -> rusqlite::Result<usi
         transaction.prepare_cached(sql).and_then(|mut statement| statement.execute(params))
     };
     match change {
-        Record::Mark((jail, address), mark) => {
+        Record::Import((jail, address), mark) => {
             let (jail, ip) = (jail.as_str(), address.to_string());
             match mark {
                 Some(mark) => run(
@@ -219,18 +229,18 @@ fn write(transaction: &Transaction<'_>, change: &Record) -> rusqlite::Result<usi
                     params![
                         jail,
                         ip,
-                        mark.done,
-                        mark.asked,
-                        mark.answered,
+                        mark.is_applied,
+                        mark.requested_at,
+                        mark.confirmed_at,
                         mark.bantime,
-                        mark.rowed,
-                        write_claims(&mark.claims)
+                        mark.row_seen,
+                        write_claims(&mark.sources)
                     ],
                 ),
                 None => run("DELETE FROM marks WHERE jail = ?1 AND ip = ?2", params![jail, ip]),
             }
         }
-        Record::Lift((jail, address), host, lift) => {
+        Record::Override((jail, address), host, lift) => {
             let (jail, ip, host) = (jail.as_str(), address.to_string(), host.as_str());
             match lift {
                 Some(Override { start, stamp }) => run(
@@ -243,7 +253,7 @@ fn write(transaction: &Transaction<'_>, change: &Record) -> rusqlite::Result<usi
                 ),
             }
         }
-        Record::Unban(FleetUnban { scope, address, id }, obeyed) => {
+        Record::Tombstone(FleetUnban { scope, address, id }, obeyed) => {
             let (scope, ip, id) = (scope.as_str(), address.to_string(), id.as_str());
             match obeyed {
                 Some(obeyed) => run(
@@ -256,7 +266,7 @@ fn write(transaction: &Transaction<'_>, change: &Record) -> rusqlite::Result<usi
                 ),
             }
         }
-        Record::Script((jail, address), host, since) => {
+        Record::LegacyClaim((jail, address), host, since) => {
             let (jail, ip, host) = (jail.as_str(), address.to_string(), host.as_str());
             match since {
                 Some(since) => run(
@@ -269,7 +279,7 @@ fn write(transaction: &Transaction<'_>, change: &Record) -> rusqlite::Result<usi
                 ),
             }
         }
-        Record::Detected((jail, address), ban) => {
+        Record::PendingDetection((jail, address), ban) => {
             let (jail, ip) = (jail.as_str(), address.to_string());
             match ban {
                 Some(Ban { start, bantime }) => run(
@@ -337,7 +347,7 @@ pub(crate) fn read_claims(text: &str) -> Option<ImportSources> {
             host: HostName::new(&host).ok()?,
             stamp: number(0)?,
             ban: Ban { start: number(1)?, bantime: number(2)? },
-            unbans: carried(ids?),
+            unbans: seen_tombstones(ids?),
         })
     };
     object.into_iter().map(claim).collect()

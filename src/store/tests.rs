@@ -11,15 +11,23 @@ fn host(name: &str) -> HostName {
     HostName::new(name).unwrap()
 }
 
-fn mark(done: bool) -> Mark {
+fn mark(done: bool) -> Import {
     let id = UnbanId::new("web2-5").unwrap();
     let claim = |name, stamp, unbans: &[UnbanId]| {
         let ban = Ban { start: 4, bantime: -1 };
-        let unbans = carried(unbans.to_vec());
+        let unbans = seen_tombstones(unbans.to_vec());
         ImportSource { host: host(name), stamp, ban, unbans }
     };
     let claims = [claim("w\"eb2", 6, &[]), claim("web1", 5, &[id])].into_iter().collect();
-    Mark { done, asked: 1, answered: 2, bantime: 600, rowed: done, claims, run: None }
+    Import {
+        is_applied: done,
+        requested_at: 1,
+        confirmed_at: 2,
+        bantime: 600,
+        row_seen: done,
+        sources: claims,
+        jail_epoch: None,
+    }
 }
 
 fn key(ip: &str) -> BanKey {
@@ -38,27 +46,27 @@ fn what_was_saved_is_loaded_by_the_next_process() {
         id: id.clone(),
     };
     let changes = [
-        Record::Mark(one.clone(), Some(mark(false))),
-        Record::Mark(two.clone(), Some(mark(true))),
-        Record::Mark(one.clone(), Some(mark(true))),
-        Record::Lift(one.clone(), host("web1"), Some(Override { start: 1, stamp: 2 })),
-        Record::Lift(two.clone(), host("web1"), Some(Override { start: 3, stamp: 4 })),
-        Record::Unban(pardon("*"), Some(false)),
-        Record::Unban(pardon("sshd"), Some(false)),
-        Record::Unban(pardon("*"), Some(true)),
-        Record::Script(one.clone(), host("old"), Some(7)),
-        Record::Script(two.clone(), host("old"), Some(8)),
-        Record::Detected(one.clone(), Some(Ban { start: 5, bantime: -1 })),
-        Record::Detected(two.clone(), Some(Ban { start: 5, bantime: 600 })),
+        Record::Import(one.clone(), Some(mark(false))),
+        Record::Import(two.clone(), Some(mark(true))),
+        Record::Import(one.clone(), Some(mark(true))),
+        Record::Override(one.clone(), host("web1"), Some(Override { start: 1, stamp: 2 })),
+        Record::Override(two.clone(), host("web1"), Some(Override { start: 3, stamp: 4 })),
+        Record::Tombstone(pardon("*"), Some(false)),
+        Record::Tombstone(pardon("sshd"), Some(false)),
+        Record::Tombstone(pardon("*"), Some(true)),
+        Record::LegacyClaim(one.clone(), host("old"), Some(7)),
+        Record::LegacyClaim(two.clone(), host("old"), Some(8)),
+        Record::PendingDetection(one.clone(), Some(Ban { start: 5, bantime: -1 })),
+        Record::PendingDetection(two.clone(), Some(Ban { start: 5, bantime: 600 })),
         Record::Stamp(9),
         Record::Stamp(10),
     ];
     let gone = [
-        Record::Mark(two.clone(), None),
-        Record::Lift(two.clone(), host("web1"), None),
-        Record::Unban(pardon("sshd"), None),
-        Record::Script(two.clone(), host("old"), None),
-        Record::Detected(two, None),
+        Record::Import(two.clone(), None),
+        Record::Override(two.clone(), host("web1"), None),
+        Record::Tombstone(pardon("sshd"), None),
+        Record::LegacyClaim(two.clone(), host("old"), None),
+        Record::PendingDetection(two, None),
     ];
     let mut expected = PersistedState::default();
     let mut store = Store::open(&path).unwrap();
@@ -69,7 +77,10 @@ fn what_was_saved_is_loaded_by_the_next_process() {
         store = Store::open(&path).unwrap();
         assert_eq!(store.load().unwrap(), expected);
     }
-    assert_eq!((expected.marks.len(), expected.detected.len(), expected.stamp), (1, 1, 10));
+    assert_eq!(
+        (expected.imports.len(), expected.pending_detections.len(), expected.stamp),
+        (1, 1, 10)
+    );
     let mode = std::fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 }
@@ -91,14 +102,14 @@ fn each_write_is_on_disk_before_it_is_relied_on() {
 fn row_of_another_type_is_skipped_and_the_others_are_loaded() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(&dir.path().join("fleet.sqlite3")).unwrap();
-    let changes = ["192.0.2.1", "192.0.2.2"].map(|ip| Record::Mark(key(ip), Some(mark(true))));
+    let changes = ["192.0.2.1", "192.0.2.2"].map(|ip| Record::Import(key(ip), Some(mark(true))));
     store.save(&changes).unwrap();
     let odd = "UPDATE marks SET asked = 1.5 WHERE ip = '192.0.2.1';
                INSERT INTO unbans VALUES(x'ff', x'ff', x'ff', 'x');
                INSERT INTO scripts VALUES('sshd', '192.0.2.3', 'old', 'soon');";
     store.connection.execute_batch(odd).unwrap();
     let loaded = store.load().unwrap();
-    assert_eq!(loaded.marks.keys().collect::<Vec<_>>(), [&key("192.0.2.2")]);
+    assert_eq!(loaded.imports.keys().collect::<Vec<_>>(), [&key("192.0.2.2")]);
 }
 
 #[test]
@@ -135,13 +146,13 @@ fn what_the_first_version_kept_is_taken_over() {
     drop(before);
     for _ in 0..2 {
         let remembered = Store::open(&path).unwrap().load().unwrap();
-        let done = &remembered.marks[&key("192.0.2.1")];
-        assert!(done.done && !remembered.marks[&key("192.0.2.2")].done);
-        assert_eq!(done.claims.len(), 1);
-        assert_eq!((done.claims[0].host.as_str(), done.claims[0].stamp), ("web1", 5));
-        assert_eq!(done.claims[0].ban, Ban { start: 4, bantime: -1 });
-        assert_eq!(remembered.marks.len(), 2);
-        assert_eq!(remembered.scripts[&(key("192.0.2.3"), host("old"))], 7);
+        let done = &remembered.imports[&key("192.0.2.1")];
+        assert!(done.is_applied && !remembered.imports[&key("192.0.2.2")].is_applied);
+        assert_eq!(done.sources.len(), 1);
+        assert_eq!((done.sources[0].host.as_str(), done.sources[0].stamp), ("web1", 5));
+        assert_eq!(done.sources[0].ban, Ban { start: 4, bantime: -1 });
+        assert_eq!(remembered.imports.len(), 2);
+        assert_eq!(remembered.legacy_claims[&(key("192.0.2.3"), host("old"))], 7);
     }
 }
 
@@ -155,19 +166,19 @@ fn an_identity_is_kept_with_the_changes_it_brought_and_a_store_of_before_has_non
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("fleet.sqlite3");
     let mut store = Store::open(&path).unwrap();
-    store.save(&[Record::Script(key("192.0.2.1"), host("old"), Some(7))]).unwrap();
+    store.save(&[Record::LegacyClaim(key("192.0.2.1"), host("old"), Some(7))]).unwrap();
     store.connection.execute_batch("DROP TABLE identity").unwrap();
     drop(store);
     let mut store = Store::open(&path).unwrap();
     assert_eq!(store.identity().unwrap(), None);
-    assert_eq!(store.load().unwrap().scripts.len(), 1);
+    assert_eq!(store.load().unwrap().legacy_claims.len(), 1);
     let first = Identity::draw(provenance("t", Trust::Open)).unwrap();
     let second = Identity::draw(provenance("u", Trust::Strict)).unwrap();
     assert_ne!(first.client_id(), second.client_id());
     let digits = second.client_id().strip_prefix("f2bmqtt-web1-").unwrap().to_owned();
     assert!(digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()), "{digits}");
     store.adopt(&first, &[]).unwrap();
-    store.adopt(&second, &[Record::Script(key("192.0.2.1"), host("old"), None)]).unwrap();
+    store.adopt(&second, &[Record::LegacyClaim(key("192.0.2.1"), host("old"), None)]).unwrap();
     drop(store);
     let mut store = Store::open(&path).unwrap();
     assert_eq!(store.identity().unwrap(), Some(second.clone()));
@@ -178,7 +189,7 @@ fn an_identity_is_kept_with_the_changes_it_brought_and_a_store_of_before_has_non
     assert_eq!(store.former().unwrap(), [former("u")]);
     store.forget_former(&former("u")).unwrap();
     assert_eq!(store.former().unwrap(), []);
-    assert!(store.load().unwrap().scripts.is_empty());
+    assert!(store.load().unwrap().legacy_claims.is_empty());
     let laxer = second.clone().with(provenance("u", Trust::Mixed));
     assert_eq!(laxer.client_id(), second.client_id());
 }

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
-use f2bmqtt::fleet::look::{Observation, Heartbeat, ServerInstance};
+use f2bmqtt::fleet::look::{Heartbeat, Observation, ServerInstance};
 use f2bmqtt::fleet::work::Effect;
-use f2bmqtt::fleet::{Controller, Timing, PersistedState};
+use f2bmqtt::fleet::{Controller, PersistedState, Timing};
 use f2bmqtt::wire::{Address, Event, HostName, Jail, Shard};
 
 use super::inbound::Inbound;
@@ -23,7 +23,7 @@ const ADDRESSES: [&str; 3] = ["203.0.113.7", "203.0.113.9", "2001:db8::1"];
 fn fleet() -> (Controller, PersistedState) {
     let me = HostName::new("web1").unwrap();
     let mut fleet = Controller::new(me, Timing::default(), PersistedState::default());
-    fleet.connected(NOW);
+    fleet.on_connected(NOW);
     let event = r#"{"action":"ban","ipmset":"sshd","ip":"203.0.113.9","bantime":600,"host":"web2","time":1795342500,"stamp":1795342588000,"reason":"detected"}"#;
     let unban = r#"{"action":"unban","ipmset":"sshd","ip":"203.0.113.7","host":"web3","reason":"fleet","id":"web3-1795342588000","jails":"*"}"#;
     let part = r#"{"v":1,"host":"web3","stamp":1795342588000,"part":0,"parts":1,"bans":[["sshd","2001:db8::1",1795342500,-1],["web","203.0.113.7",1795342500,600]],"unbans":[["sshd","2001:db8::1","web3-1795342400000"]]}"#;
@@ -53,8 +53,12 @@ fn work(fleet: &mut Controller, disk: &mut PersistedState) {
                 fleet.saved(true, NOW);
             }
             Effect::Look(jail, of) => {
-                let look =
-                    Observation { database: Some(0), bantime: 600, total: Some(0), ..Observation::default() };
+                let look = Observation {
+                    database: Some(0),
+                    bantime: 600,
+                    total: Some(0),
+                    ..Observation::default()
+                };
                 fleet.seen(&jail, of.as_deref(), look, NOW);
             }
             Effect::Import(_, work) => fleet.done(i64::try_from(work.len()).unwrap(), NOW),
@@ -74,7 +78,7 @@ fn known(fleet: &Controller, disk: &PersistedState) -> String {
             ["sshd", "web"].iter().flat_map(|jail| ADDRESSES.map(|ip| (jail, ip)))
         {
             let key = (Jail::new(jail).unwrap(), Address::new(address).unwrap());
-            let word = fleet.word(&key, &HostName::new(host).unwrap());
+            let word = fleet.claim_state(&key, &HostName::new(host).unwrap());
             let _ = write!(text, " {word:?}");
         }
     }

@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
 
-use f2bmqtt::fleet::look::{Observation, Heartbeat, ServerInstance};
+use f2bmqtt::fleet::look::{Heartbeat, Observation, ServerInstance};
 use f2bmqtt::fleet::work::{Effect, Target};
-use f2bmqtt::fleet::{Record, Controller, BanKey, Timing, PersistedState};
+use f2bmqtt::fleet::{BanKey, Controller, PersistedState, Record, Timing};
 use f2bmqtt::guard::RejectReason;
 use f2bmqtt::notify::Call;
 use f2bmqtt::wire::seal::SigningKeys;
@@ -74,7 +74,13 @@ pub(crate) struct HostName {
 
 /// The simulation lives faster than servers do.
 fn pace() -> Timing {
-    Timing { end_slack: 40, grace: 12, refresh: 25_000, tombstone_idle: 60, ..Timing::default() }
+    Timing {
+        expiry_slack: 40,
+        restore_grace: 12,
+        refresh_interval: 25_000,
+        tombstone_idle: 60,
+        ..Timing::default()
+    }
 }
 
 pub(crate) fn jail() -> Jail {
@@ -142,7 +148,7 @@ impl HostName {
         self.connected = false;
         broker.disconnect(&self.name);
         if let Some(fleet) = &mut self.fleet {
-            fleet.lost();
+            fleet.on_disconnected();
         }
     }
 
@@ -150,7 +156,7 @@ impl HostName {
         let now = self.millis();
         if let Some(fleet) = &mut self.fleet {
             self.connected = true;
-            fleet.connected(now);
+            fleet.on_connected(now);
             broker.connect(&self.name, &["+", "host/+"], resume);
         }
     }
@@ -333,7 +339,7 @@ impl HostName {
                     let well = !self.fail2ban.full;
                     // Of a detection the spool knows.
                     let lost = |change: &Record| {
-                        !matches!(change, Record::Stamp(_) | Record::Detected(..))
+                        !matches!(change, Record::Stamp(_) | Record::PendingDetection(..))
                     };
                     self.unsaved = !well && changes.iter().any(lost);
                     let news = changes.iter().filter(|change| !matches!(change, Record::Stamp(_)));
@@ -350,7 +356,8 @@ impl HostName {
                 }
                 Effect::Look(jail, of) => {
                     let there = jail == self::jail();
-                    let look = if there { self.look(of.as_deref()) } else { Observation::default() };
+                    let look =
+                        if there { self.look(of.as_deref()) } else { Observation::default() };
                     self.scan();
                     let fleet = self.fleet.as_mut().unwrap();
                     fleet.seen(&jail, of.as_deref(), look, now);
@@ -443,9 +450,10 @@ impl HostName {
     /// What there is to know of an address here, for whoever looks for what went wrong.
     pub(crate) fn known(&self, address: Address) -> String {
         let Self { name, fail2ban, fleet, gone, .. } = self;
-        let mark = fleet.as_ref().and_then(|fleet| fleet.mark(&key(address)));
+        let mark = fleet.as_ref().and_then(|fleet| fleet.import(&key(address)));
         let words = ["a", "b", "c", "joiner"].map(|other| {
-            let word = |fleet: &Controller| fleet.word(&key(address), &Name::new(other).unwrap());
+            let word =
+                |fleet: &Controller| fleet.claim_state(&key(address), &Name::new(other).unwrap());
             fleet.as_ref().map(word)
         });
         format!(
@@ -480,7 +488,7 @@ impl HostName {
         }
         let now = self.millis();
         let Some(fleet) = &mut self.fleet else { return Ok(()) };
-        for topic in fleet.branch(now).into_iter().flatten() {
+        for topic in fleet.next_subscription(now).into_iter().flatten() {
             around.broker.subscribe(&self.name, &topic);
         }
         let presence = fleet.presence(Presence::default, now);

@@ -84,7 +84,12 @@ impl Inbound {
         }
     }
 
-    fn event(&self, fleet: &mut Controller, message: &Admitted, now: i64) -> Result<(), RejectReason> {
+    fn event(
+        &self,
+        fleet: &mut Controller,
+        message: &Admitted,
+        now: i64,
+    ) -> Result<(), RejectReason> {
         let event = message.event().map_err(|rejected| rejected.reason())?;
         if event.action.as_str() == PROBE_ACTION {
             return Ok(());
@@ -93,7 +98,7 @@ impl Inbound {
             return Err(refusal);
         }
         let mut refused = None;
-        match self.guard.judge(&event, fleet.names()) {
+        match self.guard.judge(&event, fleet.known_jails()) {
             Admission::Echo => fleet.hear_own(&event, now),
             Admission::Ignore => {}
             Admission::Reject(RejectReason::UnknownJail) if !event.is_new() => {
@@ -131,7 +136,7 @@ impl Inbound {
             return Ok(());
         }
         let mut part = message
-            .shard(|pardon| fleet.knows_unban(pardon))
+            .shard(|pardon| fleet.knows_fleet_unban(pardon))
             .map_err(|rejected| rejected.reason())?;
         if let Some(refusal) = self.guard.check_part_time(&part, now) {
             return Err(refusal);

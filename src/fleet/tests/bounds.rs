@@ -20,16 +20,16 @@ fn what_means_nothing_here_leaves_nothing() {
     for n in 0..1_000 {
         assert!(fleet.hear(&in_jail(n, U), NOW));
     }
-    fleet.tidied = 0;
+    fleet.last_gc = 0;
     fleet.tidy(NOW);
-    assert_eq!((fleet.jails.len(), fleet.counts.scripts, fleet.queue.waiting().count()), (0, 0, 0));
+    assert_eq!((fleet.jails.len(), fleet.counts.legacy, fleet.queue.waiting().count()), (0, 0, 0));
     for n in 0..999 {
         let address = address(&format!("198.18.{}.{}", n / 256, n % 256));
         assert!(fleet.hear(&Event { address, ..event(U, "web1", 10) }, NOW));
         assert!(fleet.hear(&Event { address, ..event(U, "old1", 0) }, NOW));
     }
     assert!(fleet.queue.is_empty(), "no work is left for them");
-    fleet.tidied = 0;
+    fleet.last_gc = 0;
     fleet.tidy(NOW);
     assert_eq!(fleet.counts.claims, 0, "and nothing is kept of what was said long ago");
 }
@@ -90,7 +90,7 @@ fn looks_that_take_long_and_others_words_both_have_their_turn() {
     let server = ServerInstance { pid: 1, started: 0 };
     let (mut now, mut told) = (NOW, 0);
     let (mut looks, mut imports) = (BTreeMap::new(), BTreeMap::new());
-    fleet.connected(now);
+    fleet.on_connected(now);
     for n in 0..30 {
         // Each jail takes longer to look at than a round lasts, and all are always worth it.
         let begun = now;
@@ -107,7 +107,13 @@ fn looks_that_take_long_and_others_words_both_have_their_turn() {
                     now += if of.is_some() { 10 } else { 2_500 };
                     *looks.entry(jail.clone()).or_insert(0) += 1;
                     let (total, bantime, database) = (Some(0), 600, Some(0));
-                    let look = Observation { database, total, bantime, took: 2_500, ..Observation::default() };
+                    let look = Observation {
+                        database,
+                        total,
+                        bantime,
+                        took: 2_500,
+                        ..Observation::default()
+                    };
                     fleet.seen(&jail, of.as_deref(), look, now);
                 }
                 Effect::Import(jail, _) => {
@@ -136,7 +142,7 @@ fn what_a_host_without_snapshots_said_is_forgotten_when_it_is_over() {
     fleet.hear(&Event { jail: other(), ..event(Action::Unban, "web1", 12) }, NOW);
     // After so many seconds -> of so many addresses something is kept.
     for (secs, kept) in [(600, 1), (1_100, 1), (1_300, 0)] {
-        fleet.tidied = 0;
+        fleet.last_gc = 0;
         fleet.tidy(NOW + secs * 1_000);
         let claims = fleet.peers.get(&host("web1")).map_or(0, |peer| peer.claims.len());
         assert_eq!(claims, kept, "{secs}");
@@ -152,7 +158,7 @@ fn there_is_an_end_to_what_is_kept() {
     assert!(!hears(257, 1));
     assert!(hears(7, 2), "a known host's next word");
     let ban = Ban { start: NOW / 1000, bantime: 600 };
-    assert_eq!(fleet.word(&key(), &host("host7")), Word::Held(2, ban));
+    assert_eq!(fleet.claim_state(&key(), &host("host7")), ClaimState::Held(2, ban));
 }
 
 #[test]
@@ -170,10 +176,13 @@ fn claims_of_many_hosts_on_one_address_give_way_to_a_senior_peer() {
             fleet.hear(&length(bantime)(n), NOW + 2_000);
         }
         assert!(fleet.hear(&event(Action::Ban, "web1", NOW), NOW + 3_000), "{bantime} {snapshot}");
-        assert!(matches!(fleet.word(&key(), &host("web1")), Word::Held(..)));
+        assert!(matches!(fleet.claim_state(&key(), &host("web1")), ClaimState::Held(..)));
         assert_eq!(fleet.counts.claims, 256);
         assert!(!fleet.hear(&length(bantime)(999), NOW + 3_000));
-        assert!(matches!(fleet.word(&key(), &host("web1")), Word::Held(..)), "it stays");
+        assert!(
+            matches!(fleet.claim_state(&key(), &host("web1")), ClaimState::Held(..)),
+            "it stays"
+        );
     }
 }
 
@@ -263,7 +272,7 @@ fn peers_without_end_take_the_place_of_each_other() {
     }
     assert!(fleet.counts.claims <= 1_002, "{}", fleet.counts.claims);
     // With their claims they are forgotten.
-    fleet.tidied = 0;
+    fleet.last_gc = 0;
     fleet.tidy(NOW + 1_300_000);
     assert!(!fleet.peers.contains(&host("fake2999")));
 }
@@ -295,10 +304,10 @@ fn import_that_is_no_more_leaves_no_last_releaser() {
     it.hears(&event(Action::Unban, "old1", 0));
     it.fleet.hear_cleared(&host("web1"), 0, NOW);
     while it.fleet.release_claims() {}
-    assert!(it.fleet.unsaid.contains_key(&key()));
+    assert!(it.fleet.last_releaser.contains_key(&key()));
     it.detects();
     it.fleet.check_invariants().unwrap();
-    assert!(it.fleet.unsaid.is_empty(), "notify told that it is an own ban");
+    assert!(it.fleet.last_releaser.is_empty(), "notify told that it is an own ban");
 }
 
 #[test]
@@ -307,9 +316,9 @@ fn host_whose_bans_are_held_is_heard_after_a_restart() {
     it.hears(&event(Action::Ban, "gone", 10));
     assert_eq!(it.works(), ["ban"]);
     it.restarts();
-    it.fleet.connected(NOW);
+    it.fleet.on_connected(NOW);
     it.fleet.hear_part(&part("me", NOW, &[]), NOW);
-    let asked = it.fleet.branch(NOW + 1).unwrap_or_default();
+    let asked = it.fleet.next_subscription(NOW + 1).unwrap_or_default();
     assert!(asked.contains(&"state/gone/0".to_owned()), "{asked:?}");
 }
 
@@ -335,7 +344,8 @@ fn flood_of_fleet_unbans_and_bans_take_turns() {
         match it.fleet.next(it.now) {
             Effect::Save(_) => it.fleet.saved(true, it.now),
             Effect::Look(jail, of) => {
-                let look = Observation { database: Some(0), bantime: 600, ..Observation::default() };
+                let look =
+                    Observation { database: Some(0), bantime: 600, ..Observation::default() };
                 it.fleet.seen(&jail, of.as_deref(), look, it.now);
             }
             Effect::Obey(_, addresses) => {
@@ -356,13 +366,13 @@ fn own_stamps_that_were_far_ahead_come_back_below_the_horizon() {
     let remembered = PersistedState { stamp, ..PersistedState::default() };
     let mut it =
         Bench { fleet: Controller::new(host("me"), Timing::default(), remembered), ..Bench::new() };
-    it.fleet.connected(it.now);
+    it.fleet.on_connected(it.now);
     it.works();
     let published = it.fleet.publications(it.now);
     let first = published[0].part.as_ref().unwrap().stamp;
     assert!(!crate::guard::is_ahead(first, it.now));
     it.works();
-    it.fleet.connected(it.now);
+    it.fleet.on_connected(it.now);
     let again = it.fleet.publications(it.now)[0].part.as_ref().unwrap().stamp;
     assert!(again > first, "{again} {first}");
 }

@@ -8,7 +8,7 @@ mod unresolved;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
-use super::claims::Word;
+use super::claims::ClaimState;
 use super::look::{Observation, ServerInstance};
 use super::work::Effect;
 use super::*;
@@ -115,7 +115,14 @@ impl Bench {
                     let held = self.held.clone().into_iter().collect();
                     let rows = self.rows.clone().into_iter().collect();
                     let (total, bantime, database) = (Some(9), 600, Some(self.made));
-                    let look = Observation { held, rows, database, total, bantime, ..Observation::default() };
+                    let look = Observation {
+                        held,
+                        rows,
+                        database,
+                        total,
+                        bantime,
+                        ..Observation::default()
+                    };
                     self.fleet.seen(&jail, of.as_deref(), look, self.now);
                     continue;
                 }
@@ -185,7 +192,7 @@ fn of_two_words_of_a_host_the_greater_stamp_counts() {
     it.hears(&event(B, "web1", 15));
     it.hears(&event(B, "web1", 20));
     assert_eq!(it.works(), NOTHING, "told before the part, or as soon");
-    assert_eq!(it.fleet.word(&key(), &host("web1")), Word::Free(20));
+    assert_eq!(it.fleet.claim_state(&key(), &host("web1")), ClaimState::Released(20));
     it.fleet.hear_part(&part("web1", 30, &[IP]), NOW);
     assert_eq!(it.works(), ["ban"]);
     it.fleet.hear_cleared(&host("web1"), 0, NOW);
@@ -313,7 +320,7 @@ fn a_fleet_unban_frees_what_is_the_host_s_own_and_a_claim_has_to_carry_it() {
 #[test]
 fn a_clock_that_was_set_back_holds_nothing_up() {
     let mut it = Bench::new();
-    it.fleet.connected(it.now);
+    it.fleet.on_connected(it.now);
     it.works();
     assert_eq!(it.fleet.publications(it.now).len(), 1);
     let before = it.now;
@@ -328,7 +335,7 @@ fn a_clock_that_was_set_back_holds_nothing_up() {
 #[test]
 fn false_claim_in_this_host_s_name_is_corrected_within_seconds() {
     let mut it = Bench::new();
-    it.fleet.connected(NOW);
+    it.fleet.on_connected(NOW);
     let banned = Row { timeofban: NOW / 1000, bantime: 600, failures: 3 };
     it.held.insert(address(IP), Some(600));
     it.rows.insert(address(IP), banned);
@@ -365,7 +372,7 @@ fn false_claim_in_this_host_s_name_is_corrected_within_seconds() {
 #[test]
 fn what_was_read_before_a_greater_stamp_of_its_own_was_heard_is_not_published() {
     let mut it = Bench::new();
-    it.fleet.connected(it.now);
+    it.fleet.on_connected(it.now);
     it.works();
     // An earlier process of this host spoke by a clock that was ahead.
     let before = it.now + 150_000;
@@ -399,17 +406,17 @@ fn a_full_disk_stops_no_ban_and_is_written_when_there_is_room() {
     assert_eq!(steps, ["save", "ban"]);
     it.held.insert(address(IP), Some(600));
     it.works();
-    assert!(it.disk.marks[&key()].done);
+    assert!(it.disk.imports[&key()].is_applied);
 }
 
 #[test]
 fn what_a_broker_does_not_hand_out_is_asked_for_by_its_exact_topics() {
     let mut it = Bench::new();
-    it.fleet.connected(NOW);
+    it.fleet.on_connected(NOW);
     let mine = part("me", NOW, &[]);
     it.fleet.hear_part(&mine, NOW);
     it.fleet.hear_presence(&host("a"), HostState::Online, NOW);
-    let asked = |it: &mut Bench, after| it.fleet.branch(NOW + after);
+    let asked = |it: &mut Bench, after| it.fleet.next_subscription(NOW + after);
     let all = |topics: &[&str]| Some(topics.iter().map(|topic| (*topic).to_owned()).collect());
     assert_eq!(asked(&mut it, 0), all(&["state/a/0"]));
     assert_eq!(asked(&mut it, 3_999), None);
@@ -427,7 +434,7 @@ fn what_a_broker_does_not_hand_out_is_asked_for_by_its_exact_topics() {
 #[test]
 fn another_broker_s_last_will_of_this_host_is_answered() {
     let mut it = Bench::new();
-    it.fleet.connected(NOW);
+    it.fleet.on_connected(NOW);
     let mut says = |heard: Option<HostState>, after| {
         if let Some(state) = heard {
             it.fleet.hear_presence(&host("me"), state, NOW + after);
@@ -444,7 +451,7 @@ fn another_broker_s_last_will_of_this_host_is_answered() {
 #[test]
 fn host_itself_is_no_other_host() {
     let mut it = Bench::new();
-    it.fleet.connected(NOW);
+    it.fleet.on_connected(NOW);
     for name in ["me", "web2"] {
         it.fleet.hear_presence(&host(name), HostState::Online, NOW);
     }
@@ -454,7 +461,7 @@ fn host_itself_is_no_other_host() {
 #[test]
 fn own_presence_that_was_replaced_is_published_again() {
     let mut it = Bench::new();
-    it.fleet.connected(NOW);
+    it.fleet.on_connected(NOW);
     let published = it.fleet.presence(Presence::default, NOW).unwrap();
     let forged = Presence { jails: [jail()].into(), ..published.clone() };
     // What the broker has, after so many milliseconds, and whether it is published then.
@@ -476,7 +483,7 @@ fn own_presence_that_was_replaced_is_published_again() {
 #[test]
 fn new_hosts_get_this_host_s_presence_however_soon_they_follow_each_other() {
     let mut it = Bench::new();
-    it.fleet.connected(NOW);
+    it.fleet.on_connected(NOW);
     let mut is_published = |new: Option<&str>, after| {
         if let Some(name) = new {
             it.fleet.hear_presence(&host(name), HostState::Online, NOW + after);
@@ -501,7 +508,7 @@ fn new_hosts_get_this_host_s_presence_however_soon_they_follow_each_other() {
 #[test]
 fn what_an_operator_of_another_host_asks_is_answered_soon_and_not_too_often() {
     let mut it = Bench::new();
-    it.fleet.connected(NOW);
+    it.fleet.on_connected(NOW);
     it.works();
     let says = |it: &mut Bench, after| {
         let presence = it.fleet.presence(Presence::default, it.now + after)?;

@@ -4,7 +4,7 @@ use super::*;
 
 /// The addresses that its snapshot lists.
 fn listed(it: &mut Bench) -> Vec<Address> {
-    it.fleet.connected(it.now);
+    it.fleet.on_connected(it.now);
     it.works();
     let published = it.fleet.publications(it.now);
     published[0].part.as_ref().unwrap().bans.iter().map(|ban| ban.address).collect()
@@ -18,7 +18,7 @@ fn a_detection_that_only_its_event_tells_of_is_learned_from_it() {
     let reason = Some(crate::wire::Reason::Detected);
     it.fleet.hear_own(&Event { reason, ..event(Action::Ban, "me", NOW) }, NOW);
     it.works();
-    it.fleet.connected(it.now);
+    it.fleet.on_connected(it.now);
     it.works();
     let published = it.fleet.publications(it.now);
     let bans = &published[0].part.as_ref().unwrap().bans;
@@ -34,13 +34,13 @@ fn a_detection_that_has_no_row_is_remembered_until_it_has_one() {
     for _ in 0..4 {
         it.works();
     }
-    assert_eq!(it.disk.detected.len(), 1, "the row should have been there by now");
+    assert_eq!(it.disk.pending_detections.len(), 1, "the row should have been there by now");
     it.restarts();
     assert_eq!(listed(&mut it), [address(IP)]);
     it.rows.insert(address(IP), Row { timeofban: start, bantime: 600, failures: 3 });
     it.works();
     it.works();
-    assert_eq!(it.disk.detected.len(), 0);
+    assert_eq!(it.disk.pending_detections.len(), 0);
     assert_eq!(listed(&mut it), [address(IP)]);
 }
 
@@ -142,14 +142,17 @@ fn forged_event_of_this_host_makes_no_ban_its_own() {
         it.fleet.hear_own(&Event { address: ip, ..own(&format!("x{n}"), NOW / 1000) }, it.now);
         it.fleet.hear_own(&Event { address: ip, ..own("sshd", NOW / 1000) }, it.now);
     }
-    assert_eq!((it.fleet.jails.len(), it.fleet.jails[&jail()].told.len()), (1, 1_000));
+    assert_eq!(
+        (it.fleet.jails.len(), it.fleet.jails[&jail()].pending_detections.len()),
+        (1, 1_000)
+    );
     let limits: Vec<_> = it.fleet.limits.shown(it.now).map(|limit| limit.max).collect();
     assert_eq!(limits, [1_000]);
     // While fail2ban is away, a minute ends them.
     it.now += 61_000;
-    it.fleet.tidied = 0;
+    it.fleet.last_gc = 0;
     it.fleet.tidy(it.now);
-    assert_eq!(it.fleet.jails.get(&jail()).map_or(0, |local| local.told.len()), 0);
+    assert_eq!(it.fleet.jails.get(&jail()).map_or(0, |local| local.pending_detections.len()), 0);
 }
 
 #[test]

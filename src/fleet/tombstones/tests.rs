@@ -20,10 +20,10 @@ fn key(jail: &str) -> BanKey {
     (Jail::new(jail).unwrap(), Address::new("192.0.2.1").unwrap())
 }
 
-fn claim(stamp: i64, carries: &[&FleetUnban]) -> Said {
+fn claim(stamp: i64, carries: &[&FleetUnban]) -> Claim {
     let unbans: Vec<_> = carries.iter().map(|pardon| pardon.id.clone()).collect();
     let ban = Some(Ban { start: 1, bantime: 600 });
-    Said { host: HostName::new("web1").unwrap(), stamp, ban, unbans: Some(unbans.into()) }
+    Claim { host: HostName::new("web1").unwrap(), stamp, ban, unbans: Some(unbans.into()) }
 }
 
 /// Applies what waits, in these jails; answers which addresses fail2ban would be told, in which order.
@@ -56,7 +56,7 @@ fn claim_without_a_known_tombstone_of_its_address_is_void() {
     assert_eq!(tombstones.learn(&one, NOW, &pace).len(), 1);
     let later = |seconds: i64| {
         let ban = Some(Ban { start: NOW / 1000 + seconds, bantime: 600 });
-        Said { ban, ..claim(1, &[]) }
+        Claim { ban, ..claim(1, &[]) }
     };
     let table = [
         ("sshd", claim(1, &[]), true),
@@ -85,7 +85,7 @@ fn tombstone_is_applied_once_in_every_jail_and_then_repeated() {
     assert!(!tombstones.has_unapplied());
     tombstones.retry_deferred();
     assert_eq!(apply(&mut tombstones, &jails, 9), []);
-    let change = Record::Unban(pardon("*", NOW), Some(true));
+    let change = Record::Tombstone(pardon("*", NOW), Some(true));
     assert_eq!(tombstones.settle(&jails, none), [(key("web").1, change)]);
     assert_eq!(tombstones.settle(&jails, none), []);
     assert!(!tombstones.has_unapplied());
@@ -118,7 +118,7 @@ fn jail_that_was_gone_applies_what_it_missed() {
     tombstones.learn(&pardon("*", NOW), NOW, &pace);
     assert_eq!(tombstones.applied_watermark(), 0);
     assert_eq!(apply(&mut tombstones, &sshd, 9), [key("sshd")]);
-    let change = Record::Unban(pardon("*", NOW), Some(true));
+    let change = Record::Tombstone(pardon("*", NOW), Some(true));
     assert_eq!(tombstones.settle(&sshd, none), [(key("web").1, change)]);
     tombstones.on_jail_added(&key("web").0, tombstones.applied_watermark());
     assert_eq!(apply(&mut tombstones, &web, 9), [], "it was there");

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use f2bmqtt::fleet::claims::Word;
+use f2bmqtt::fleet::claims::ClaimState;
 use f2bmqtt::wire::seal::SigningKeys;
 use f2bmqtt::wire::{Address, Event, HostName as Name, Shard};
 
@@ -272,8 +272,13 @@ impl World {
             lines.push(format!("{} {:?}", host.name, host.disk));
             let Some(fleet) = &host.fleet else { continue };
             for name in NAMES.map(|name| Name::new(name).unwrap()) {
-                let words = addresses.iter().map(|address| fleet.word(&key(*address), &name));
-                lines.push(format!("{} of {name} {:?}", host.name, words.collect::<Vec<Word>>()));
+                let words =
+                    addresses.iter().map(|address| fleet.claim_state(&key(*address), &name));
+                lines.push(format!(
+                    "{} of {name} {:?}",
+                    host.name,
+                    words.collect::<Vec<ClaimState>>()
+                ));
             }
             // Its hash maps print in any order: the same letters, then, in any order.
             let mut all: Vec<char> = format!("{fleet:?}").chars().collect();

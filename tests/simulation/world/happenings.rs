@@ -1,6 +1,6 @@
 //! What may happen in a world: attacks, operators, faults.
 
-use f2bmqtt::fleet::claims::Word;
+use f2bmqtt::fleet::claims::ClaimState;
 use f2bmqtt::wire::{Action, Address, Event, HostName as Name, Reason, UnbanId};
 
 use super::{Origin, World};
@@ -191,16 +191,16 @@ impl World {
         }
         let origin = Name::new(&self.hosts[other].name).unwrap();
         let mark = match &host.fleet {
-            Some(fleet) => fleet.mark(&key(address)).cloned(),
-            None => host.disk.marks.get(&key(address)).cloned(),
+            Some(fleet) => fleet.import(&key(address)).cloned(),
+            None => host.disk.imports.get(&key(address)).cloned(),
         };
-        let Some(mark) = mark.filter(|mark| mark.done && mark.rowed) else { return false };
+        let Some(mark) = mark.filter(|mark| mark.is_applied && mark.row_seen) else { return false };
         let claimed =
-            mark.claims.iter().any(|claim| claim.host == origin && claim.ban.start == start);
+            mark.sources.iter().any(|claim| claim.host == origin && claim.ban.start == start);
         match &host.fleet {
             Some(fleet) => {
                 claimed
-                    && matches!(fleet.word(&key(address), &origin), Word::Held(_, ban) if ban.start == start)
+                    && matches!(fleet.claim_state(&key(address), &origin), ClaimState::Held(_, ban) if ban.start == start)
             }
             // Its row must not be purged before somebody looks.
             None => {
@@ -222,8 +222,8 @@ impl World {
             return;
         }
         let marked = match &host.fleet {
-            Some(fleet) => fleet.mark(&key(address)).is_some(),
-            None => host.disk.marks.contains_key(&key(address)),
+            Some(fleet) => fleet.import(&key(address)).is_some(),
+            None => host.disk.imports.contains_key(&key(address)),
         };
         host.fail2ban.banip(address, &mut self.chance);
         host.manual.insert(address, host.fail2ban.clock());

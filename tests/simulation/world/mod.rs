@@ -9,7 +9,7 @@ mod properties;
 use std::collections::{BTreeMap, BTreeSet};
 
 use attack::{Attack, Attacker};
-use f2bmqtt::fleet::claims::Word;
+use f2bmqtt::fleet::claims::ClaimState;
 use f2bmqtt::guard::RejectReason;
 use f2bmqtt::wire::{Action, Address, Ban, Event, HostName as Name, Shard};
 
@@ -365,8 +365,9 @@ impl World {
         let name = Name::new(&self.hosts[n].name).unwrap();
         for host in &self.hosts {
             for address in &self.addresses {
-                let word = host.fleet.as_ref().map(|fleet| fleet.word(&key(*address), &name));
-                if let Some(Word::Held(_, ban)) = word {
+                let word =
+                    host.fleet.as_ref().map(|fleet| fleet.claim_state(&key(*address), &name));
+                if let Some(ClaimState::Held(_, ban)) = word {
                     let end = left.entry(*address).or_insert(i64::MIN);
                     *end = (*end).max(ban.end());
                 }
