@@ -66,7 +66,7 @@ pub async fn run(
         };
         {
             let mut known = memory.know();
-            known.fleet.failed();
+            known.fleet.on_failed();
             known.warn("fail2ban", &format!("{error}; bans and unbans wait for it"));
         }
         absence.look(&memory);
@@ -112,11 +112,11 @@ impl Absence {
 
     fn look(&mut self, memory: &Memory) {
         let mut known = memory.know();
-        known.fleet.begin(now());
+        known.fleet.start_cycle(now());
         known.scan();
         // Which database is its own only fail2ban says: the one at the default's place may be an old one.
         if !known.database.is_told() {
-            return known.fleet.away(false);
+            return known.fleet.on_fail2ban_down(false);
         }
         let version = known.database.version().unwrap_or_default();
         let lately = self.looked.is_some_and(|looked| looked.elapsed() < Self::NOW_AND_THEN);
@@ -134,12 +134,12 @@ impl Absence {
                     return known.warn("database", &text);
                 }
             };
-            known.fleet.absent_but(rows.iter().map(|(_, jail)| jail), now());
+            known.fleet.clear_other_jails(rows.iter().map(|(_, jail)| jail), now());
             for (rows, jail) in &rows {
-                known.fleet.absent(jail, rows, now());
+                known.fleet.observe_offline_jail(jail, rows, now());
             }
         }
-        known.fleet.away(true);
+        known.fleet.on_fail2ban_down(true);
     }
 }
 
@@ -189,13 +189,13 @@ impl<'a> Applier<'a> {
         self.reconsider().await?;
         while begun.elapsed() < ASK {
             let step = self.memory.know().fleet.next(now());
-            if step == Effect::Rest {
+            if step == Effect::Idle {
                 self.bell.news.notify_one();
                 let rest = ASK.saturating_sub(begun.elapsed());
                 let _ = timeout(rest, self.bell.work.notified()).await;
                 self.memory.know().scan();
             } else if let Err(error) = self.take(step).await {
-                self.memory.know().fleet.failed();
+                self.memory.know().fleet.on_failed();
                 self.bear(error).await?;
                 break;
             }
@@ -207,7 +207,7 @@ impl<'a> Applier<'a> {
     async fn pulse(&mut self) -> Result<(), Error> {
         {
             let mut known = self.memory.know();
-            known.fleet.begin(now());
+            known.fleet.start_cycle(now());
             known.scan();
         }
         let jails = self.client.jails().await?;
@@ -231,7 +231,7 @@ impl<'a> Applier<'a> {
         }
         match absent(&mut known, &jails, server) {
             Ok(data_version) => {
-                known.fleet.pulse(Heartbeat { server, data_version }, jails, now());
+                known.fleet.on_heartbeat(Heartbeat { server, data_version }, jails, now());
             }
             // One that is busy now says nothing, and not that there is nothing.
             Err(error) => {
@@ -302,47 +302,47 @@ impl<'a> Applier<'a> {
 
     async fn take(&mut self, step: Effect) -> Result<(), Error> {
         let answer = match step {
-            Effect::Save(changes) => {
+            Effect::Persist(changes) => {
                 self.memory.know().save(&changes);
                 return Ok(());
             }
-            Effect::Look(jail, of) => return self.look(&jail, of.as_deref()).await,
-            Effect::Free(jail, work) => {
+            Effect::Observe(jail, of) => return self.look(&jail, of.as_deref()).await,
+            Effect::Unban(jail, work) => {
                 self.tell("UnBan", &jail, &work);
                 self.client.unban(&jail, &addresses(&work)).await?
             }
-            Effect::Obey(jail, addresses) => {
+            Effect::ApplyTombstone(jail, addresses) => {
                 self.tell_fleet_unbans(&jail, &addresses);
                 self.client.unban(&jail, &addresses).await?
             }
-            Effect::Import(jail, work) => {
+            Effect::Ban(jail, work) => {
                 self.tell("Ban", &jail, &work);
                 self.client.ban(&jail, &addresses(&work)).await?
             }
-            Effect::Prolong(jail, addresses) => self.client.ban(&jail, &addresses).await?,
-            Effect::Refuse(jail, Target { address, host }, because) => {
+            Effect::Renew(jail, addresses) => self.client.ban(&jail, &addresses).await?,
+            Effect::LogRefused(jail, Target { address, attributed_to: host }, because) => {
                 let host = named(host.as_ref());
                 let text = format!("refused to ban {address} in {jail} for {host}: {because}");
                 self.memory.know().refuse_of(host, because.reject_reason(), &text);
                 0
             }
-            Effect::NoSuchJail(jail, Target { address, host }) => {
+            Effect::NoSuchJail(jail, Target { address, attributed_to: host }) => {
                 let mut known = self.memory.know();
                 known.refused.count(RejectReason::UnknownJail);
                 let host = named(host.as_ref());
                 known.inbound.say(host, || journal::no_such_jail(&jail, address, host, 0));
                 0
             }
-            Effect::Continue | Effect::Rest => return Ok(()),
+            Effect::Continue | Effect::Idle => return Ok(()),
         };
-        self.memory.know().fleet.done(answer, now());
+        self.memory.know().fleet.on_done(answer, now());
         Ok(())
     }
 
     /// The lines that log watchers know.
     fn tell(&self, what: &str, jail: &Jail, work: &[Target]) {
         let mut known = self.memory.know();
-        for Target { address, host } in work {
+        for Target { address, attributed_to: host } in work {
             let host = named(host.as_ref());
             let line = || format!("{what} {address} for ipset {jail} reported by {host}");
             known.inbound.say(host, line);
@@ -403,7 +403,7 @@ impl<'a> Applier<'a> {
         look.database = known.database.made();
         // What notify told meanwhile is not an import's any more.
         known.scan();
-        known.fleet.seen(jail, of, look, now());
+        known.fleet.on_observation(jail, of, look, now());
         Ok(())
     }
 
@@ -417,9 +417,9 @@ impl<'a> Applier<'a> {
             let mut known = self.memory.know();
             let rows = known.database.all(jail);
             if let Ok(rows) = &rows {
-                known.fleet.absent(jail, rows, now());
+                known.fleet.observe_offline_jail(jail, rows, now());
             }
-            known.fleet.give_up(jail, rows.is_ok(), now());
+            known.fleet.abandon_jail(jail, rows.is_ok(), now());
             known.warn("refused", &error.to_string());
         }
         sleep(RETRY).await;
@@ -437,7 +437,7 @@ impl<'a> Applier<'a> {
         }
         let before = self.ignored.insert(jail.clone(), ignored.clone());
         if before.is_some_and(|before| before != ignored) {
-            known.fleet.mistrust(jail);
+            known.fleet.invalidate(jail);
         }
         Ok(ignored)
     }
@@ -459,9 +459,9 @@ fn absent(
     let starting = known.fleet.is_starting(server, now());
     let written = if starting { known.database.jails()? } else { BTreeSet::new() };
     let written = known.guard.sharing.filter(&written);
-    for jail in known.fleet.missing(jails, &written, server, now()) {
+    for jail in known.fleet.classify_missing_jails(jails, &written, server, now()) {
         let rows = known.database.all(&jail)?;
-        known.fleet.absent(&jail, &rows, now());
+        known.fleet.observe_offline_jail(&jail, &rows, now());
     }
     Ok(version)
 }

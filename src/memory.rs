@@ -106,7 +106,7 @@ impl Known {
                 Ok(database.is_kept().then(|| rows.get(told.address).copied()))
             };
             let busy = |error| format!("cannot read fail2ban's database: {error}");
-            let event = fleet.tell(told, row, now).map_err(busy)?;
+            let event = fleet.on_local_event(told, row, now).map_err(busy)?;
             Ok(event.map(|event| Event { asked: by_hand.asks(&event), ..event }))
         };
         let warnings = match self.outbox.scan(&mut decide) {
@@ -114,7 +114,7 @@ impl Known {
             Err(error) => vec![format!("cannot read the spool: {error}")],
         };
         let fleet = &self.fleet;
-        self.outbox.settle(|_, event| fleet.is_unwritten(event));
+        self.outbox.settle(|_, event| fleet.is_unpersisted(event));
         // What only waits for an answer of fail2ban is no fault.
         for warning in warnings.iter().filter(|warning| !warning.is_empty()) {
             self.warn("spool", warning);
@@ -125,7 +125,7 @@ impl Known {
     /// it is tried again.
     pub fn save(&mut self, changes: &[Record]) {
         let result: Result<(), Error> = self.store.save(changes);
-        self.fleet.saved(result.is_ok(), millis(SystemTime::now()));
+        self.fleet.on_persisted(result.is_ok(), millis(SystemTime::now()));
         if let Err(error) = result {
             self.warn("store", &error.to_string());
         }
@@ -179,7 +179,7 @@ impl Known {
     /// more.
     pub fn save_next(&mut self) -> bool {
         match self.fleet.next(millis(SystemTime::now())) {
-            Effect::Save(changes) => self.save(&changes),
+            Effect::Persist(changes) => self.save(&changes),
             Effect::Continue => {}
             _ => return false,
         }

@@ -80,7 +80,7 @@ fn processor_time() -> Duration {
 }
 
 fn hear(fleet: &mut Controller, shard: &str) {
-    black_box(fleet.hear_part(&Shard::parse(shard.as_bytes()).unwrap(), NOW));
+    black_box(fleet.apply_shard(&Shard::parse(shard.as_bytes()).unwrap(), NOW));
 }
 
 /// Works off what is to be done without fail2ban; answers the longest step.
@@ -91,8 +91,8 @@ fn work(fleet: &mut Controller) -> Duration {
         let step = fleet.next(NOW);
         longest = longest.max(processor_time().saturating_sub(begun));
         match step {
-            Effect::Save(_) => fleet.saved(true, NOW),
-            Effect::Rest => return longest,
+            Effect::Persist(_) => fleet.on_persisted(true, NOW),
+            Effect::Idle => return longest,
             _ => {}
         }
     }
@@ -128,7 +128,7 @@ fn worst_messages_cost_little_more_than_their_size() {
     let events: Vec<String> = (200_000..210_000).map(event).collect();
     let begun = processor_time();
     for event in &events {
-        black_box(fleet.hear(&Event::parse(event.as_bytes()).unwrap(), NOW));
+        black_box(fleet.apply_event(&Event::parse(event.as_bytes()).unwrap(), NOW));
     }
     let costs =
         Costs { plain: (processor_time().saturating_sub(begun)).as_secs_f64() * 1e6 / 10_000.0 };
@@ -193,24 +193,26 @@ fn restart_with_100_000_bans_that_others_claim_too_costs_seconds() {
     for shard in snapshot("web2", NOW + 1_000, BANS) {
         hear(&mut fleet, &shard);
     }
-    fleet.begin(NOW);
+    fleet.start_cycle(NOW);
     let server = ServerInstance { pid: 1, started: NOW / 1000 - 900 };
     let pulse = Heartbeat { server, data_version: Some(1) };
-    fleet.pulse(pulse, BTreeSet::from([jail.clone()]), NOW);
+    fleet.on_heartbeat(pulse, BTreeSet::from([jail.clone()]), NOW);
     let (mut longest, mut banned) = (Duration::ZERO, 0);
     loop {
         let step_begun = processor_time();
         let step = fleet.next(NOW);
         longest = longest.max(processor_time().saturating_sub(step_begun));
         match step {
-            Effect::Save(_) => fleet.saved(true, NOW),
-            Effect::Look(jail, of) => fleet.seen(&jail, of.as_deref(), look(BANS), NOW),
-            Effect::Import(_, work) => {
+            Effect::Persist(_) => fleet.on_persisted(true, NOW),
+            Effect::Observe(jail, of) => {
+                fleet.on_observation(&jail, of.as_deref(), look(BANS), NOW)
+            }
+            Effect::Ban(_, work) => {
                 banned += work.len();
-                fleet.done(i64::try_from(work.len()).unwrap(), NOW);
+                fleet.on_done(i64::try_from(work.len()).unwrap(), NOW);
             }
             Effect::Continue => {}
-            Effect::Rest => break,
+            Effect::Idle => break,
             other => panic!("{other:?}"),
         }
     }

@@ -57,10 +57,10 @@ impl Daemon {
     /// What is rejected in this host's own branch took the place of a part, or of its presence.
     pub(super) fn spoilt(&self, rejected: &Rejected) {
         if rejected.host() == Some(&self.host) && rejected.shard().is_none() {
-            self.memory.know().fleet.hear_own_presence(None);
+            self.memory.know().fleet.apply_own_presence(None);
         }
         if let Some(index) = rejected.own_shard() {
-            self.memory.know().fleet.hear_cleared(&self.host, index, now());
+            self.memory.know().fleet.apply_cleared(&self.host, index, now());
         }
     }
 
@@ -128,7 +128,7 @@ impl Daemon {
         }
         let mut refused = None;
         match verdict {
-            Admission::Echo => known.fleet.hear_own(event, now()),
+            Admission::Echo => known.fleet.apply_echo(event, now()),
             Admission::Ignore => {}
             Admission::Reject(RejectReason::UnknownJail) if !event.is_new() => {
                 known.refused.count(RejectReason::UnknownJail);
@@ -139,7 +139,7 @@ impl Daemon {
                     let line = || journal::unban_of_another_s_ban(jail, *address, host);
                     known.inbound.say(host.as_str(), line);
                 }
-                if !known.fleet.hear(event, now()) {
+                if !known.fleet.apply_event(event, now()) {
                     let Event { action, address, jail, host, .. } = event;
                     let text =
                         format!("ignored {action} of {address} in {jail} from {host}: {FULL}");
@@ -176,7 +176,7 @@ impl Daemon {
             let mut known = self.memory.know();
             // Nobody signs that: where it counts, a host is forgotten by an empty part that is signed.
             if *host == self.host || message.is_trusted() {
-                known.fleet.hear_cleared(host, index, now());
+                known.fleet.apply_cleared(host, index, now());
             }
             return Ok(());
         }
@@ -194,12 +194,12 @@ impl Daemon {
             return Err(message.reject(refusal, WHAT, of_another_time(refusal).to_owned()));
         }
         known.keep_shared(&mut part);
-        match known.fleet.hear_part(&part, now()) {
-            Some(ShardError::NoRoom) => {
+        match known.fleet.apply_shard(&part, now()) {
+            Some(ShardError::OverCapacity) => {
                 let text = format!("ignored some bans from {host}: {FULL}");
                 known.refuse_of(host.as_str(), RejectReason::TooMany, &text);
             }
-            Some(ShardError::OwnAndOld) => known.warn("part", ECHO),
+            Some(ShardError::StaleEcho) => known.warn("part", ECHO),
             None => {}
         }
         Ok(())
@@ -208,14 +208,14 @@ impl Daemon {
     fn presence(&mut self, message: &Admitted, host: &HostName) -> Result<(), Rejected> {
         if message.payload().is_empty() {
             if *host == self.host {
-                self.memory.know().fleet.hear_own_presence(None);
+                self.memory.know().fleet.apply_own_presence(None);
             }
             return Ok(()); // it was forgotten
         }
         let there = message.presence()?;
         self.shown.traffic.presences += 1;
         let mut known = self.memory.know();
-        known.fleet.hear_presence(host, there.state, now());
+        known.fleet.apply_presence(host, there.state, now());
         if *host != self.host {
             if self.duplicates.hear(host, &there, now()) {
                 known.warn("duplicate", &two_machines(host));
@@ -224,7 +224,7 @@ impl Daemon {
         }
         if there.state == HostState::Online {
             let own = there.instance == self.instance;
-            known.fleet.hear_own_presence(Some(&there).filter(|_| own));
+            known.fleet.apply_own_presence(Some(&there).filter(|_| own));
         }
         let sighting = self.own_name.hear(&there);
         if sighting != Sighting::Own {

@@ -348,7 +348,10 @@ impl Daemon {
             self.parts.extend(known.fleet.publications(now()));
         }
         while self.link.room() > 0 {
-            let Some(RetainedShard { number, part }) = self.parts.pop_front() else { break };
+            let Some(RetainedShard { index: number, content: part }) = self.parts.pop_front()
+            else {
+                break;
+            };
             let topic = self.topic.shard(&self.host, number);
             self.link.keep(topic, part.map(|part| part.encode().into_bytes()).unwrap_or_default());
         }

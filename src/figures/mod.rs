@@ -162,7 +162,7 @@ impl Shown {
             since: self.since,
             connected: self.connected,
             fail2ban: known.fleet.is_served(),
-            jails: known.fleet.figures(),
+            jails: known.fleet.jail_counts(),
             claims: known.fleet.claims(),
             hosts: known.fleet.hosts().0,
             waiting: known.outbox.waiting(),

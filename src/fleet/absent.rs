@@ -20,7 +20,7 @@ impl Controller {
     /// Jails that are not among these, which fail2ban has, and whose rows count all the same: this host bans
     /// in them, and they were there within a minute; or fail2ban is starting, and they are `written` in its
     /// database. What is not there by then is no jail of its any more, and nothing is banned in it.
-    pub fn missing(
+    pub fn classify_missing_jails(
         &mut self,
         these: &BTreeSet<Jail>,
         written: &BTreeSet<Jail>,
@@ -55,25 +55,25 @@ impl Controller {
             }
         }
         for jail in &gone {
-            self.no_more(jail, now);
+            self.drop_jail(jail, now);
         }
         kept.extend(self.expected_jails.keys().cloned());
         kept
     }
 
     /// A jail is gone for good.
-    fn no_more(&mut self, jail: &Jail, now: i64) {
+    fn drop_jail(&mut self, jail: &Jail, now: i64) {
         let told =
             self.jails.get(jail).map(|local| local.pending_detections.keys().copied().collect());
         let told: Vec<Address> = told.unwrap_or_default();
         for address in told {
-            self.forget_detection(&(jail.clone(), address));
+            self.drop_detection(&(jail.clone(), address));
         }
-        self.absent(jail, &Table::default(), now);
+        self.observe_offline_jail(jail, &Table::default(), now);
     }
 
     /// A jail that fail2ban does not have now, or fail2ban is away, and the rows of it.
-    pub fn absent(&mut self, jail: &Jail, rows: &Table<Row>, now: i64) {
+    pub fn observe_offline_jail(&mut self, jail: &Jail, rows: &Table<Row>, now: i64) {
         if let Some(awaited) = self.expected_jails.get_mut(jail) {
             let lasts = |(_, row): &(Address, &Row)| !row.is_over(to_secs(now));
             *awaited = rows.iter().filter(lasts).map(|(address, _)| address).collect();
@@ -97,12 +97,12 @@ impl Controller {
             }
             let facts = own::LocalBanFacts {
                 row,
-                told,
+                pending: told,
                 away: true,
                 now: to_secs(now),
                 ..own::LocalBanFacts::default()
             };
-            let ban = own::ban(facts);
+            let ban = own::effective_ban(facts);
             let last = local.local_bans.get(&address).copied();
             if ban != last.map(|own| own.ban) {
                 touched.push(address);
@@ -130,25 +130,25 @@ impl Controller {
             self.persist(change);
         }
         for address in written {
-            self.forget_detection(&(jail.clone(), address));
+            self.drop_detection(&(jail.clone(), address));
         }
         for address in touched {
-            self.publisher.touch(address, now);
+            self.publisher.mark_dirty(address, now);
         }
     }
 
     /// Jails other than these have no rows at all.
-    pub fn absent_but<'a>(&mut self, these: impl Iterator<Item = &'a Jail>, now: i64) {
+    pub fn clear_other_jails<'a>(&mut self, these: impl Iterator<Item = &'a Jail>, now: i64) {
         let these: BTreeSet<&Jail> = these.collect();
         let others = self.jails.keys().filter(|jail| !these.contains(jail)).cloned();
         for jail in others.collect::<Vec<_>>() {
-            self.absent(&jail, &Table::default(), now);
+            self.observe_offline_jail(&jail, &Table::default(), now);
         }
     }
 
     /// fail2ban is away. Where it is known which database is its own, what that has of every jail was told
     /// to [`absent`](Self::absent), and is told to the fleet.
-    pub fn away(&mut self, database: bool) {
+    pub fn on_fail2ban_down(&mut self, database: bool) {
         self.pending.clear();
         self.in_flight = None;
         self.tombstones.retry();
@@ -200,13 +200,13 @@ mod tests {
             let server = ServerInstance { pid: 7, started: NOW / 1000 - age };
             let pulse = Heartbeat { server, data_version: Some(1) };
             if shown {
-                fleet.pulse(pulse, jails(&["sshd", "web"]), NOW);
+                fleet.on_heartbeat(pulse, jails(&["sshd", "web"]), NOW);
                 let held = rows().iter().map(|(address, _)| (address, Some(-1))).collect();
                 let look =
                     Observation { held, rows: rows(), database: Some(0), ..Observation::default() };
-                fleet.seen(&sshd, None, look, NOW);
+                fleet.on_observation(&sshd, None, look, NOW);
             } else {
-                fleet.absent(&sshd, &rows(), NOW);
+                fleet.observe_offline_jail(&sshd, &rows(), NOW);
             }
             let address = Address::new("192.0.2.2").unwrap();
             let ban = Ban { start: NOW / 1000, bantime: -1 };
@@ -214,15 +214,20 @@ mod tests {
             told.insert(address, PendingDetection { ban, cycle: 0, persisted: true, echo: None });
             let starts = fleet.is_starting(server, NOW);
             let written = if starts { jails(&["sshd", "web"]) } else { jails(&[]) };
-            let mut missing = fleet.missing(&jails(&["web"]), &written, server, NOW);
+            let mut missing = fleet.classify_missing_jails(&jails(&["web"]), &written, server, NOW);
             if lacks > 0 {
                 assert!(missing.contains(&sshd));
-                missing = fleet.missing(&jails(&["web"]), &written, server, NOW + lacks * 1_000);
+                missing = fleet.classify_missing_jails(
+                    &jails(&["web"]),
+                    &written,
+                    server,
+                    NOW + lacks * 1_000,
+                );
             }
             let expected = if counts { jails(&["sshd"]) } else { jails(&[]) };
             assert_eq!(missing, expected, "{shown} {age} {lacks}");
             if counts {
-                fleet.absent(&sshd, &rows(), NOW);
+                fleet.observe_offline_jail(&sshd, &rows(), NOW);
             }
             let bans = fleet.jails[&sshd].local_bans.len();
             assert_eq!(bans, if counts { 2 } else { 0 }, "{shown} {age} {lacks}");
@@ -258,26 +263,31 @@ mod tests {
             let mut fleet = Controller::new(host, Timing::default(), PersistedState::default());
             let server = ServerInstance { pid: 7, started: NOW / 1000 };
             let pulse = Heartbeat { server, data_version: Some(1) };
-            for jail in fleet.missing(&jails(&["web"]), &jails(&["sshd", "web"]), server, NOW) {
+            for jail in fleet.classify_missing_jails(
+                &jails(&["web"]),
+                &jails(&["sshd", "web"]),
+                server,
+                NOW,
+            ) {
                 assert_eq!(jail, sshd);
-                fleet.absent(&jail, &rows(), NOW);
+                fleet.observe_offline_jail(&jail, &rows(), NOW);
             }
-            fleet.begin(NOW);
-            fleet.pulse(pulse, jails(&["web"]), NOW);
-            fleet.seen(
+            fleet.start_cycle(NOW);
+            fleet.on_heartbeat(pulse, jails(&["web"]), NOW);
+            fleet.on_observation(
                 &web,
                 None,
                 Observation { database: Some(0), ..Observation::default() },
                 NOW,
             );
             let address = Address::new(address).unwrap();
-            fleet.hear(&unban(address), NOW);
-            assert!(matches!(fleet.next(NOW), Effect::Save(_)));
-            fleet.saved(true, NOW);
-            assert_eq!(fleet.next(NOW), Effect::Obey(web.clone(), vec![address]));
-            fleet.done(0, NOW);
+            fleet.apply_event(&unban(address), NOW);
+            assert!(matches!(fleet.next(NOW), Effect::Persist(_)));
+            fleet.on_persisted(true, NOW);
+            assert_eq!(fleet.next(NOW), Effect::ApplyTombstone(web.clone(), vec![address]));
+            fleet.on_done(0, NOW);
             let _ = fleet.next(NOW);
-            assert_eq!(fleet.tombstones.carried(&(sshd.clone(), address)).is_empty(), waits);
+            assert_eq!(fleet.tombstones.ids_of(&(sshd.clone(), address)).is_empty(), waits);
         }
     }
 
@@ -292,30 +302,30 @@ mod tests {
         fleet.on_connected(NOW);
         let server = ServerInstance { pid: 7, started: NOW / 1000 - 600 };
         let published = |fleet: &mut Controller, now: i64| {
-            let parts = fleet.publications(now).into_iter().filter_map(|one| one.part);
+            let parts = fleet.publications(now).into_iter().filter_map(|one| one.content);
             parts.flat_map(|part| part.bans).map(|ban| ban.jail.to_string()).collect::<Vec<_>>()
         };
         let mut seen = Vec::new();
         for round in 1..9 {
             let now = NOW + round * 2_000;
-            fleet.begin(now);
-            fleet.pulse(
+            fleet.start_cycle(now);
+            fleet.on_heartbeat(
                 Heartbeat { server, data_version: Some(round) },
                 jails(&["bad", "sshd"]),
                 now,
             );
-            while let Effect::Look(jail, None) = fleet.next(now) {
+            while let Effect::Observe(jail, None) = fleet.next(now) {
                 if jail == bad {
-                    fleet.failed();
-                    fleet.absent(&bad, &rows(), now);
-                    fleet.give_up(&bad, true, now);
+                    fleet.on_failed();
+                    fleet.observe_offline_jail(&bad, &rows(), now);
+                    fleet.abandon_jail(&bad, true, now);
                     continue;
                 }
                 assert_eq!(jail, sshd);
                 let held = rows().iter().map(|(address, _)| (address, Some(-1))).collect();
                 let look =
                     Observation { held, rows: rows(), database: Some(0), ..Observation::default() };
-                fleet.seen(&sshd, None, look, now);
+                fleet.on_observation(&sshd, None, look, now);
             }
             seen.extend(published(&mut fleet, now));
         }
@@ -333,8 +343,8 @@ mod tests {
         );
         fleet.on_connected(NOW);
         for known in [false, true] {
-            fleet.begin(NOW + 1_000);
-            fleet.away(known);
+            fleet.start_cycle(NOW + 1_000);
+            fleet.on_fail2ban_down(known);
             assert_eq!(fleet.publications(NOW + 10_000).is_empty(), !known);
         }
     }

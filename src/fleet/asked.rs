@@ -242,8 +242,8 @@ mod tests {
             let server = ServerInstance { pid: 1, started: (NOW - started) / 1000 };
             let jails: BTreeSet<_> = jails.iter().map(|jail| Jail::new(jail).unwrap()).collect();
             for at in [NOW - since, NOW] {
-                fleet.begin(at);
-                fleet.pulse(Heartbeat { server, data_version: Some(1) }, jails.clone(), at);
+                fleet.start_cycle(at);
+                fleet.on_heartbeat(Heartbeat { server, data_version: Some(1) }, jails.clone(), at);
             }
             let address = Address::new("203.0.113.9").unwrap();
             let origin = HostName::new("web1").unwrap();

@@ -14,15 +14,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::wire::HostName;
 
 /// A broker that hands out nothing more for so long has no more; in milliseconds.
-const SILENCE: i64 = 2_000;
+const IDLE_TIMEOUT: i64 = 2_000;
 
 /// What is missing is asked for again after so long, and then ever more seldom up to so long; in
 /// milliseconds.
-const AGAIN: i64 = 4_000;
-const SELDOM: i64 = 300_000;
+const RETRY_MIN: i64 = 4_000;
+const RETRY_MAX: i64 = 300_000;
 
 /// The most branches that are kept in mind; no honest fleet comes near.
-pub(super) const MAX_BRANCHES: usize = 1_000;
+pub(super) const MAX_SUBSCRIPTIONS: usize = 1_000;
 
 /// How many of those that never answered give way at once where there are too many.
 const GIVE_WAY: usize = 50;
@@ -39,16 +39,23 @@ struct PeerSubscription {
     /// Its first shard was asked for since this host connected.
     first: bool,
     /// When it may be asked for, and how long after that again; in milliseconds.
-    next: i64,
-    pause: i64,
+    retry_at: i64,
+    retry_delay: i64,
     /// When it was heard of last, in milliseconds.
-    heard: i64,
+    last_shard_at: i64,
 }
 
 impl PeerSubscription {
     fn new(now: i64) -> Self {
         let (answered, complete, first) = (false, false, false);
-        Self { answered, complete, first, next: now, pause: AGAIN, heard: now }
+        Self {
+            answered,
+            complete,
+            first,
+            retry_at: now,
+            retry_delay: RETRY_MIN,
+            last_shard_at: now,
+        }
     }
 }
 
@@ -71,9 +78,9 @@ pub enum Request {
 pub struct SubscriptionScheduler {
     known: BTreeMap<HostName, PeerSubscription>,
     /// Those that were asked for and have not said all, and when one of them last said something.
-    asked: BTreeSet<HostName>,
+    requested: BTreeSet<HostName>,
     /// Only their first shards were asked for.
-    asked_first: bool,
+    requested_first: bool,
     last: i64,
     connected: bool,
 }
@@ -81,53 +88,53 @@ pub struct SubscriptionScheduler {
 impl SubscriptionScheduler {
     /// The link is up: everything is to be heard again. **This host's own branch first**: what it said
     /// before and has forgotten is there only until it publishes again.
-    pub fn connected(&mut self, me: &HostName, now: i64) {
+    pub fn on_connected(&mut self, me: &HostName, now: i64) {
         for branch in self.known.values_mut() {
             *branch = PeerSubscription { answered: branch.answered, ..PeerSubscription::new(now) };
         }
         let mine = PeerSubscription {
             first: true,
             answered: true,
-            next: i64::MIN,
+            retry_at: i64::MIN,
             ..PeerSubscription::new(now)
         };
         self.known.insert(me.clone(), mine);
         self.connected = true;
-        self.asked.clear();
+        self.requested.clear();
     }
 
     /// The link is down.
-    pub fn lost(&mut self) {
+    pub fn on_disconnected(&mut self) {
         self.connected = false;
-        self.asked.clear();
+        self.requested.clear();
     }
 
     /// The clock was set back: nothing waits for a time that lies far ahead now.
-    pub(super) fn set_back(&mut self, now: i64) {
+    pub(super) fn on_clock_rollback(&mut self, now: i64) {
         for branch in self.known.values_mut() {
-            branch.next = branch.next.min(now + branch.pause);
-            branch.heard = branch.heard.min(now);
+            branch.retry_at = branch.retry_at.min(now + branch.retry_delay);
+            branch.last_shard_at = branch.last_shard_at.min(now);
         }
         self.last = self.last.min(now);
     }
 
     /// There is such a host. Answers `false` where there is no room for it.
-    pub fn found(&mut self, host: &HostName, now: i64) -> bool {
+    pub fn add_peer(&mut self, host: &HostName, now: i64) -> bool {
         if let Some(branch) = self.known.get_mut(host) {
-            branch.heard = now;
+            branch.last_shard_at = now;
             return true;
         }
-        if self.known.len() >= MAX_BRANCHES {
+        if self.known.len() >= MAX_SUBSCRIPTIONS {
             let silent = self.known.iter().filter(|(_, branch)| !branch.answered);
             let mut silent: Vec<_> =
-                silent.map(|(host, branch)| (branch.heard, host.clone())).collect();
+                silent.map(|(host, branch)| (branch.last_shard_at, host.clone())).collect();
             silent.sort_unstable();
             if silent.is_empty() {
                 return false;
             }
             for (_, host) in silent.into_iter().take(GIVE_WAY) {
                 self.known.remove(&host);
-                self.asked.remove(&host);
+                self.requested.remove(&host);
             }
         }
         self.known.insert(host.clone(), PeerSubscription::new(now));
@@ -140,43 +147,43 @@ impl SubscriptionScheduler {
 
     /// Whether a host is new, and has to take the place of others.
     pub(super) fn is_full_for(&self, host: &HostName) -> bool {
-        self.known.len() >= MAX_BRANCHES && !self.known.contains_key(host)
+        self.known.len() >= MAX_SUBSCRIPTIONS && !self.known.contains_key(host)
     }
 
     /// A part of a host's snapshot came, and all of it is known now or not.
-    pub fn heard(&mut self, host: &HostName, complete: bool, now: i64) {
+    pub fn on_shard(&mut self, host: &HostName, complete: bool, now: i64) {
         if let Some(branch) = self.known.get_mut(host) {
             if branch.complete && !complete {
-                (branch.next, branch.pause) = (now + AGAIN, AGAIN);
+                (branch.retry_at, branch.retry_delay) = (now + RETRY_MIN, RETRY_MIN);
             } else if !branch.answered && !complete {
-                branch.next = branch.next.min(now);
+                branch.retry_at = branch.retry_at.min(now);
             }
-            (branch.complete, branch.answered, branch.heard) = (complete, true, now);
+            (branch.complete, branch.answered, branch.last_shard_at) = (complete, true, now);
         }
-        if self.asked.contains(host) {
+        if self.requested.contains(host) {
             self.last = now;
-            if complete || self.asked_first {
-                self.asked.remove(host);
+            if complete || self.requested_first {
+                self.requested.remove(host);
             }
         }
     }
 
     /// What is to be subscribed to now, if anything.
-    pub fn next(&mut self, now: i64) -> Option<Request> {
-        let waits = !self.asked.is_empty() && now - self.last < SILENCE;
+    pub fn next_request(&mut self, now: i64) -> Option<Request> {
+        let waits = !self.requested.is_empty() && now - self.last < IDLE_TIMEOUT;
         if !self.connected || waits {
             return None;
         }
-        self.asked.clear();
-        let asking = self.own_branch(now).or_else(|| self.first(now)).or_else(|| self.all(now))?;
+        self.requested.clear();
+        let asking = self.own_shards(now).or_else(|| self.first(now)).or_else(|| self.all(now))?;
         self.last = now;
         Some(asking)
     }
 
-    fn own_branch(&mut self, now: i64) -> Option<Request> {
-        let mut own = self.known.iter().filter(|(_, branch)| branch.next == i64::MIN);
+    fn own_shards(&mut self, now: i64) -> Option<Request> {
+        let mut own = self.known.iter().filter(|(_, branch)| branch.retry_at == i64::MIN);
         let host = own.next().filter(|(_, branch)| !branch.complete)?.0.clone();
-        Some(self.ask_all(host, now))
+        Some(self.request_all(host, now))
     }
 
     /// The first shards that were not asked for yet, those first that answered before.
@@ -188,33 +195,34 @@ impl SubscriptionScheduler {
         let hosts: Vec<HostName> = hosts.into_iter().map(|(_, host)| host).collect();
         for host in &hosts {
             if let Some(branch) = self.known.get_mut(host) {
-                (branch.first, branch.next) = (true, now + branch.pause);
+                (branch.first, branch.retry_at) = (true, now + branch.retry_delay);
             }
         }
-        self.asked.extend(hosts.iter().cloned());
-        self.asked_first = true;
+        self.requested.extend(hosts.iter().cloned());
+        self.requested_first = true;
         (!hosts.is_empty()).then_some(Request::First(hosts))
     }
 
     /// The branch of which something is missing, of those first that answered before.
     fn all(&mut self, now: i64) -> Option<Request> {
-        let due =
-            |(_, branch): &(&HostName, &PeerSubscription)| !branch.complete && branch.next <= now;
+        let due = |(_, branch): &(&HostName, &PeerSubscription)| {
+            !branch.complete && branch.retry_at <= now
+        };
         let due = self.known.iter().filter(due);
-        let (host, _) = due.min_by_key(|(_, branch)| (!branch.answered, branch.next))?;
+        let (host, _) = due.min_by_key(|(_, branch)| (!branch.answered, branch.retry_at))?;
         let host = host.clone();
-        Some(self.ask_all(host, now))
+        Some(self.request_all(host, now))
     }
 
-    fn ask_all(&mut self, host: HostName, now: i64) -> Request {
+    fn request_all(&mut self, host: HostName, now: i64) -> Request {
         let mut again = false;
         if let Some(branch) = self.known.get_mut(&host) {
-            again = branch.pause > AGAIN;
-            branch.next = now + branch.pause;
-            branch.pause = (branch.pause * 2).min(SELDOM);
+            again = branch.retry_delay > RETRY_MIN;
+            branch.retry_at = now + branch.retry_delay;
+            branch.retry_delay = (branch.retry_delay * 2).min(RETRY_MAX);
         }
-        self.asked.insert(host.clone());
-        self.asked_first = false;
+        self.requested.insert(host.clone());
+        self.requested_first = false;
         Request::All { host, again }
     }
 
@@ -254,51 +262,57 @@ mod tests {
     fn first_shards_are_asked_for_together_and_the_rest_one_branch_at_a_time() {
         let mut branches = SubscriptionScheduler::default();
         for name in ["a", "b", "c"] {
-            assert!(branches.found(&host(name), 0));
+            assert!(branches.add_peer(&host(name), 0));
         }
-        assert_eq!(branches.next(0), None, "not connected");
-        branches.connected(&host("me"), 0);
-        assert_eq!(branches.next(0), Some(all("me", false)), "its own first");
-        branches.heard(&host("me"), true, 0);
-        assert_eq!(branches.next(0), Some(first(&["a", "b", "c"])));
-        assert_eq!(branches.next(10), None);
-        branches.heard(&host("a"), true, 500);
-        branches.heard(&host("b"), false, 600);
-        assert_eq!(branches.next(2_500), None, "c may still answer");
-        assert_eq!(branches.next(2_600), Some(all("b", false)), "there is more of it");
-        assert_eq!(branches.next(4_500), None, "one at a time");
-        branches.heard(&host("b"), true, 4_550);
-        assert_eq!(branches.next(4_550), Some(all("c", false)), "c says nothing");
-        assert_eq!(branches.next(8_549), None);
-        assert_eq!(branches.next(8_550), Some(all("c", true)), "again");
-        assert_eq!(branches.next(16_549), None);
-        assert_eq!(branches.next(16_550), Some(all("c", true)), "ever more seldom");
-        branches.heard(&host("c"), true, 16_560);
-        branches.heard(&host("a"), false, 17_000);
-        assert_eq!(branches.next(20_999), None);
-        assert_eq!(branches.next(21_000), Some(all("a", false)), "a part of it is missing now");
+        assert_eq!(branches.next_request(0), None, "not connected");
+        branches.on_connected(&host("me"), 0);
+        assert_eq!(branches.next_request(0), Some(all("me", false)), "its own first");
+        branches.on_shard(&host("me"), true, 0);
+        assert_eq!(branches.next_request(0), Some(first(&["a", "b", "c"])));
+        assert_eq!(branches.next_request(10), None);
+        branches.on_shard(&host("a"), true, 500);
+        branches.on_shard(&host("b"), false, 600);
+        assert_eq!(branches.next_request(2_500), None, "c may still answer");
+        assert_eq!(branches.next_request(2_600), Some(all("b", false)), "there is more of it");
+        assert_eq!(branches.next_request(4_500), None, "one at a time");
+        branches.on_shard(&host("b"), true, 4_550);
+        assert_eq!(branches.next_request(4_550), Some(all("c", false)), "c says nothing");
+        assert_eq!(branches.next_request(8_549), None);
+        assert_eq!(branches.next_request(8_550), Some(all("c", true)), "again");
+        assert_eq!(branches.next_request(16_549), None);
+        assert_eq!(branches.next_request(16_550), Some(all("c", true)), "ever more seldom");
+        branches.on_shard(&host("c"), true, 16_560);
+        branches.on_shard(&host("a"), false, 17_000);
+        assert_eq!(branches.next_request(20_999), None);
+        assert_eq!(
+            branches.next_request(21_000),
+            Some(all("a", false)),
+            "a part of it is missing now"
+        );
         assert_eq!(branches.count(), (4, 3));
-        branches.lost();
-        branches.connected(&host("me"), 30_000);
+        branches.on_disconnected();
+        branches.on_connected(&host("me"), 30_000);
         assert_eq!(branches.count(), (4, 0), "whatever was missed meanwhile");
     }
 
     #[test]
     fn hosts_that_never_answer_keep_no_other_waiting() {
         let mut branches = SubscriptionScheduler::default();
-        branches.found(&host("zz"), 0);
-        branches.heard(&host("zz"), true, 0);
+        branches.add_peer(&host("zz"), 0);
+        branches.on_shard(&host("zz"), true, 0);
         for n in 0..1_500 {
-            assert!(branches.found(&host(&format!("fake{n:04}")), n));
+            assert!(branches.add_peer(&host(&format!("fake{n:04}")), n));
         }
-        assert!(branches.found(&host("new"), 1_500));
-        assert!(branches.known.len() <= MAX_BRANCHES && branches.known.contains_key(&host("zz")));
-        branches.connected(&host("me"), 2_000);
-        branches.next(2_000);
-        branches.heard(&host("me"), true, 2_000);
+        assert!(branches.add_peer(&host("new"), 1_500));
+        assert!(
+            branches.known.len() <= MAX_SUBSCRIPTIONS && branches.known.contains_key(&host("zz"))
+        );
+        branches.on_connected(&host("me"), 2_000);
+        branches.next_request(2_000);
+        branches.on_shard(&host("me"), true, 2_000);
         let (mut asked, mut now) = (Vec::new(), 2_000);
         while now < 14_000 {
-            if let Some(Request::First(hosts)) = branches.next(now) {
+            if let Some(Request::First(hosts)) = branches.next_request(now) {
                 asked.push(hosts);
             }
             now += 100;

@@ -321,7 +321,7 @@ impl Controller {
             }
         }
         if let Some(slice) = finished {
-            self.end_lifts(&host, slice);
+            self.end_overrides(&host, slice);
         }
         self.peers.is_searching()
     }

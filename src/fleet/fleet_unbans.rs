@@ -23,7 +23,7 @@ impl Controller {
         }
         for change in changes {
             if let Record::Tombstone(gone, None) = &change {
-                self.publisher.touch_unban(gone.address, now);
+                self.publisher.mark_tombstone_dirty(gone.address, now);
             }
             self.persist(change);
         }
@@ -72,7 +72,7 @@ impl Controller {
         let (gone, more) = self.tombstones.gc(now, connected, pace, usage);
         self.collecting = more;
         for (address, change) in gone {
-            self.publisher.touch_unban(address, now);
+            self.publisher.mark_tombstone_dirty(address, now);
             self.persist(change);
         }
     }
@@ -101,7 +101,7 @@ impl Controller {
                 }
             }
             if !addresses.is_empty() {
-                self.pending.push_back(Pending::Obey(jail.clone(), addresses));
+                self.pending.push_back(Pending::ApplyTombstone(jail.clone(), addresses));
             }
         }
     }
@@ -152,7 +152,7 @@ impl Controller {
                 || jails.iter().filter(owns).any(|(jail, _)| !there(jail))
         };
         for (address, change) in self.tombstones.settle(names, waits) {
-            self.publisher.touch_unban(address, now);
+            self.publisher.mark_tombstone_dirty(address, now);
             self.persist(change);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::branches::MAX_BRANCHES;
+use super::branches::MAX_SUBSCRIPTIONS;
 use super::claims::{Claim, SeenTombstones, seen_tombstones};
 use super::limits::BoundedTable;
 use super::look::{JailState, PendingDetection};
@@ -32,14 +32,14 @@ pub(super) fn legacy_claim(host: HostName, since: i64) -> Claim {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShardError {
     /// There is no room for all of it.
-    NoRoom,
+    OverCapacity,
     /// It is this host's own, and not what this host said last.
-    OwnAndOld,
+    StaleEcho,
 }
 
 impl Controller {
     /// Takes an event that the guard let in. Answers `false` where there is no room for it.
-    pub fn hear(&mut self, event: &Event, now: i64) -> bool {
+    pub fn apply_event(&mut self, event: &Event, now: i64) -> bool {
         let key = (event.jail.clone(), event.address);
         if let (Some(Reason::Fleet), Some(id)) = (event.reason, &event.id) {
             let scope =
@@ -50,7 +50,7 @@ impl Controller {
             return true;
         }
         if event.stamp <= 0 {
-            return self.hear_script(event, &key, now);
+            return self.apply_legacy_event(event, &key, now);
         }
         if self.last_stamp(&key, &event.host) >= event.stamp {
             return true; // **stamps**: equal or older words are ignored
@@ -74,7 +74,7 @@ impl Controller {
         if let Some(peer) = self.peers.get_mut(&event.host) {
             peer.record_stamp(event.stamp, now);
         }
-        self.end_lift(&key, &event.host);
+        self.end_override(&key, &event.host);
         if news {
             self.enqueue(&key);
         }
@@ -100,7 +100,7 @@ impl Controller {
     }
 
     /// **Scripts**: their words have no stamp, and count in the order in which they come.
-    fn hear_script(&mut self, event: &Event, key: &BanKey, now: i64) -> bool {
+    fn apply_legacy_event(&mut self, event: &Event, key: &BanKey, now: i64) -> bool {
         match event.action {
             Action::Ban => {
                 let since = to_secs(now);
@@ -122,16 +122,16 @@ impl Controller {
 
     /// Takes a part of another host's snapshot, or of this host's own, which came back. Answers what is
     /// wrong with it, if anything.
-    pub fn hear_part(&mut self, part: &Shard, now: i64) -> Option<ShardError> {
+    pub fn apply_shard(&mut self, part: &Shard, now: i64) -> Option<ShardError> {
         if part.host == self.me {
-            self.hear_own_stamp(part.stamp, now);
+            self.adopt_stamp(part.stamp, now);
             let heard = Some((part.id, part.stamp));
-            let old = self.publisher.heard(part.id.index(), heard, now, &self.timing);
+            let old = self.publisher.on_echo(part.id.index(), heard, now, &self.timing);
             for ban in &part.bans {
                 self.correct(&(ban.jail.clone(), ban.address), true, now);
             }
-            self.peer_sync.heard(&part.host, true, now);
-            return old.then_some(ShardError::OwnAndOld);
+            self.peer_sync.on_shard(&part.host, true, now);
+            return old.then_some(ShardError::StaleEcho);
         }
         self.discover(&part.host, now);
         let peer = self.admit_peer(&part.host, now);
@@ -144,7 +144,7 @@ impl Controller {
         let bans: Vec<&ShardEntry> = part.bans.iter().filter(current).collect();
         let news = peer.record_shard(part.id, part.stamp);
         let complete = peer.is_complete();
-        self.peer_sync.heard(&part.host, complete, now);
+        self.peer_sync.on_shard(&part.host, complete, now);
         let mut room = true;
         if news {
             room = self.apply_listed(part, &bans, now);
@@ -155,7 +155,7 @@ impl Controller {
             let changes = self.tombstones.learn_repeated(pardon, now, &self.timing);
             self.take_tombstone(pardon, changes, now);
         }
-        (!room).then_some(ShardError::NoRoom)
+        (!room).then_some(ShardError::OverCapacity)
     }
 
     /// What a part lists, its host holds. Answers whether there is room for all of it.
@@ -186,12 +186,12 @@ impl Controller {
                     seen_tombstones(of.map(|pardon| pardon.id.clone()).collect())
                 }
             };
-            room &= self.hear_listed(part, ban, unbans, now);
+            room &= self.apply_entry(part, ban, unbans, now);
         }
         room
     }
 
-    fn hear_listed(
+    fn apply_entry(
         &mut self,
         part: &Shard,
         listed: &ShardEntry,
@@ -216,9 +216,9 @@ impl Controller {
     }
 
     /// A branch was cleared: an empty part 0 means that the host was forgotten.
-    pub fn hear_cleared(&mut self, host: &HostName, number: u32, now: i64) {
+    pub fn apply_cleared(&mut self, host: &HostName, number: u32, now: i64) {
         if *host == self.me {
-            self.publisher.heard(number, None, now, &self.timing);
+            self.publisher.on_echo(number, None, now, &self.timing);
             return;
         }
         if number > 0 {
@@ -232,8 +232,8 @@ impl Controller {
 
     /// An event of this host's own came back. Where the spool cannot be written, notify's child sends it
     /// from memory, and this is how the daemon learns of a detection.
-    pub fn hear_own(&mut self, event: &Event, now: i64) {
-        self.hear_own_stamp(event.stamp, now);
+    pub fn apply_echo(&mut self, event: &Event, now: i64) {
+        self.adopt_stamp(event.stamp, now);
         // By its time: stamps may be ahead of the clock.
         let fresh = (now - event.time.saturating_mul(1000)).abs() < FRESH;
         let detected = event.action == Action::Ban && event.reason == Some(Reason::Detected);
@@ -254,7 +254,7 @@ impl Controller {
             told || local.local_bans.contains_key(&key.1)
         };
         if self.jails.get(&key.0).is_some_and(bans) != claimed {
-            self.publisher.touch(key.1, now);
+            self.publisher.mark_dirty(key.1, now);
         }
     }
 
@@ -284,39 +284,40 @@ impl Controller {
     }
 
     /// **A host that hears a greater stamp of its own goes on from there**, and says all anew.
-    fn hear_own_stamp(&mut self, stamp: i64, now: i64) {
-        if self.sequencer.said_before(stamp, now) {
+    fn adopt_stamp(&mut self, stamp: i64, now: i64) {
+        if self.sequencer.adopt(stamp, now) {
             self.publish_floor = stamp;
-            self.publisher.outdated();
+            self.publisher.invalidate_all();
         }
     }
 
     /// There is such a host: its snapshot is to be asked for.
     fn discover(&mut self, host: &HostName, now: i64) {
         if self.peer_sync.is_full_for(host) {
-            self.limits.reached(BoundedTable::Peers, MAX_BRANCHES, None, now);
+            self.limits.reached(BoundedTable::Peers, MAX_SUBSCRIPTIONS, None, now);
         }
         // A host that is new may not have this host's presence: a broker hands out only so many.
         // Republishing is paced; a new host must not miss it because another one appeared just before.
-        let new = !self.peer_sync.knows(host) && !self.publisher.just_connected(now, &self.timing);
+        let new =
+            !self.peer_sync.knows(host) && !self.publisher.is_in_replay_window(now, &self.timing);
         self.presence_lost |= new;
-        self.peer_sync.found(host, now);
+        self.peer_sync.add_peer(host, now);
     }
 
     /// A host's presence was heard of. Another broker's last will of this host, which is no longer connected
     /// there, is answered; what was kept before this connection came up has been.
-    pub fn hear_presence(&mut self, host: &HostName, state: HostState, now: i64) {
+    pub fn apply_presence(&mut self, host: &HostName, state: HostState, now: i64) {
         self.discover(host, now);
         if *host == self.me
             && state == HostState::Offline
-            && !self.publisher.just_connected(now, &self.timing)
+            && !self.publisher.is_in_replay_window(now, &self.timing)
         {
             self.presence = None;
         }
     }
 
     /// What the broker has as this host's presence now; `None` where that is none, or none of this host's.
-    pub fn hear_own_presence(&mut self, there: Option<&Presence>) {
+    pub fn apply_own_presence(&mut self, there: Option<&Presence>) {
         let same =
             |(last, _): &(Presence, i64)| there.is_some_and(|there| there.jails == last.jails);
         self.presence_lost |= self.presence.as_ref().is_some_and(|last| !same(last));
@@ -327,7 +328,7 @@ impl Controller {
     ///
     /// # Errors
     /// Whatever `row` fails with: then it is to be told again.
-    pub fn tell<E>(
+    pub fn on_local_event<E>(
         &mut self,
         told: &SpooledEvent,
         row: impl FnOnce() -> Result<Option<Option<Row>>, E>,
@@ -336,26 +337,26 @@ impl Controller {
         let key = (told.jail.clone(), told.address);
         let start = if told.time > 0 { told.time } else { to_secs(now) };
         if told.action == Action::Ban {
-            self.detected(&key, Ban { start, bantime: told.bantime });
+            self.record_detection(&key, Ban { start, bantime: told.bantime });
         }
-        let unbans = self.tombstones.carried(&key);
+        let unbans = self.tombstones.ids_of(&key);
         let mut event = self.sequencer.event(told, row, unbans, now)?;
         if let Some(event) = &mut event {
             event.time = start;
-            self.publisher.touch(key.1, now);
+            self.publisher.mark_dirty(key.1, now);
             let local = self.jails.entry(key.0.clone()).or_default();
             if let Some(shown) = &mut local.last_observation {
                 shown.next_check_at = i64::MIN;
             }
             if told.action == Action::Unban {
-                self.forget_detection(&key);
+                self.drop_detection(&key);
             }
         }
         Ok(event)
     }
 
     /// **A detection told by notify removes the mark**, unless the import came after it.
-    fn detected(&mut self, key: &BanKey, ban: Ban) {
+    fn record_detection(&mut self, key: &BanKey, ban: Ban) {
         let turn = self.cycle;
         let local = self.jails.entry(key.0.clone()).or_default();
         let case = local.entries.entry(key.1).or_default();
@@ -377,7 +378,7 @@ impl Controller {
     /// Whether nothing but what notify told knows of a detection yet: fail2ban's database does not, and
     /// neither does this host's own memory on disk.
     #[must_use]
-    pub fn is_unwritten(&self, event: &Event) -> bool {
+    pub fn is_unpersisted(&self, event: &Event) -> bool {
         if self.known_jails.as_ref().is_some_and(|names| !names.contains(&event.jail)) {
             return false; // fail2ban never looks for it
         }
@@ -393,7 +394,7 @@ impl Controller {
     }
 
     /// A detection is over, or in fail2ban's database.
-    pub(super) fn forget_detection(&mut self, key: &BanKey) {
+    pub(super) fn drop_detection(&mut self, key: &BanKey) {
         let local = self.jails.get_mut(&key.0);
         if local
             .and_then(|local| local.pending_detections.remove(&key.1))
@@ -404,7 +405,7 @@ impl Controller {
     }
 
     /// Forgets words that no longer matter.
-    pub(super) fn tidy(&mut self, now: i64) {
+    pub(super) fn gc(&mut self, now: i64) {
         if now - self.last_gc < GC_INTERVAL {
             return;
         }
@@ -444,7 +445,7 @@ impl Controller {
         self.collecting = true;
     }
 
-    fn end_lift(&mut self, key: &BanKey, host: &HostName) {
+    fn end_override(&mut self, key: &BanKey, host: &HostName) {
         let word = self.claim_state(key, host);
         let over = self
             .overrides
@@ -455,12 +456,12 @@ impl Controller {
         }
     }
 
-    pub(super) fn end_lifts(&mut self, host: &HostName, slice: ShardId) {
+    pub(super) fn end_overrides(&mut self, host: &HostName, slice: ShardId) {
         let keys =
             self.overrides.of_peer(host).map(|(key, _)| key).filter(|key| slice.covers(key.1));
         let keys: Vec<BanKey> = keys.cloned().collect();
         for key in keys {
-            self.end_lift(&key, host);
+            self.end_override(&key, host);
         }
     }
 }

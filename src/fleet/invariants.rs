@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::branches::MAX_BRANCHES;
+use super::branches::MAX_SUBSCRIPTIONS;
 use super::claims::{
     MAX_CLAIM_TOMBSTONES, MAX_CLAIMS, MAX_CLAIMS_PER_KEY, MAX_CLAIMS_PER_PEER, MAX_JAILS,
     MAX_LEGACY_CLAIMS, MAX_OTHER_JAILS,
@@ -36,7 +36,7 @@ impl Controller {
         self.peers.check_invariants()?;
         self.tombstones.check_invariants()?;
         let (branches, _) = self.peer_sync.count();
-        holds!(branches <= MAX_BRANCHES + 1, "{branches} branches");
+        holds!(branches <= MAX_SUBSCRIPTIONS + 1, "{branches} branches");
         let names = self.known_jails.as_ref().map_or(0, BTreeSet::len);
         let absent = self.jails.iter().filter(|(_, local)| local.is_of_others()).count();
         holds!(absent <= MAX_JAILS.max(names + MAX_OTHER_JAILS), "{absent} jails of others");

@@ -169,16 +169,16 @@ impl JailState {
     pub(super) fn usage(&self, address: Address, id: &UnbanId, pace: &Timing) -> Usage {
         if self.local_bans.contains_key(&address) || self.pending_detections.contains_key(&address)
         {
-            return Usage::Carried;
+            return Usage::Referenced;
         }
         let Some(case) = self.entries.get(&address) else { return Usage::Unused };
         let claims = case.claims.iter().filter(|said| said.ban.is_some());
         let of = |said: &Claim| {
             let later = said.ban.is_some_and(|ban| tombstones::is_outlived(id, ban.start, pace));
             let carried = said.is_legacy() || said.carries(id) || later;
-            if carried { Usage::Carried } else { Usage::Missing }
+            if carried { Usage::Referenced } else { Usage::Missing }
         };
-        let held = if case.import.is_some() { Usage::Carried } else { Usage::Unused };
+        let held = if case.import.is_some() { Usage::Referenced } else { Usage::Unused };
         claims.map(of).max().unwrap_or(held)
     }
 

@@ -288,22 +288,22 @@ impl Controller {
         // Whose bans are held here, perhaps since before a restart, may be forgotten on the broker later.
         let peers: Vec<HostName> = self.peers.iter().map(|(host, _)| host.clone()).collect();
         for host in peers {
-            self.peer_sync.found(&host, now);
+            self.peer_sync.add_peer(&host, now);
         }
-        self.peer_sync.connected(&self.me, now);
-        self.publisher.connected(&self.me, now, &self.timing);
+        self.peer_sync.on_connected(&self.me, now);
+        self.publisher.on_connected(&self.me, now, &self.timing);
         self.presence = None;
     }
 
     /// The link to the broker is down.
     pub fn on_disconnected(&mut self) {
         self.connected_since = None;
-        self.peer_sync.lost();
+        self.peer_sync.on_disconnected();
     }
 
     /// What is to be subscribed to now, if anything, as filters below the fleet's retained branch.
     pub fn next_subscription(&mut self, now: i64) -> Option<Vec<String>> {
-        let (host, again) = match self.peer_sync.next(now)? {
+        let (host, again) = match self.peer_sync.next_request(now)? {
             Request::First(hosts) => {
                 return Some(hosts.iter().map(|host| format!("state/{host}/0")).collect());
             }
@@ -341,7 +341,7 @@ impl Controller {
             own
         };
         let unbans = || self.tombstones.applied().collect();
-        self.publisher.due(&self.me, own, unbans, self.observed_stamp, now, &self.timing)
+        self.publisher.due_shards(&self.me, own, unbans, self.observed_stamp, now, &self.timing)
     }
 
     /// The import of an address, if it is one.

@@ -12,9 +12,9 @@ pub struct LocalBanFacts {
     /// fail2ban's row of it.
     pub row: Option<Row>,
     /// A detection that notify told of and that is not in the database yet, or ever: a full disk, or none.
-    pub told: Option<Ban>,
+    pub pending: Option<Ban>,
     /// It is marked as an import.
-    pub marked: bool,
+    pub imported: bool,
     /// fail2ban is away, or has started so lately that it may not have restored its bans yet.
     pub restoring: bool,
     /// fail2ban is away.
@@ -26,7 +26,13 @@ pub struct LocalBanFacts {
 /// **An own ban that is unbanned here is lifted for the others' claims, too**: whether an operator ended
 /// one that is not held any more, and not its time. Its row is gone, and was seen, or its time was not over.
 #[must_use]
-pub fn is_lifted(last: Ban, rowed: bool, row: Option<Row>, now: i64, purge_age: i64) -> bool {
+pub fn was_removed_by_operator(
+    last: Ban,
+    rowed: bool,
+    row: Option<Row>,
+    now: i64,
+    purge_age: i64,
+) -> bool {
     let old = now.saturating_sub(purge_age);
     let young = last.bantime < 0 || last.start.saturating_add(3 * last.bantime) > old;
     row.is_none() && (now < last.end() || rowed && young)
@@ -34,8 +40,8 @@ pub fn is_lifted(last: Ban, rowed: bool, row: Option<Row>, now: i64, purge_age: 
 
 /// The host's own ban of the address, if there is one.
 #[must_use]
-pub fn ban(facts: LocalBanFacts) -> Option<Ban> {
-    let LocalBanFacts { held, row, told, marked, restoring, away, now } = facts;
+pub fn effective_ban(facts: LocalBanFacts) -> Option<Ban> {
+    let LocalBanFacts { held, row, pending: told, imported: marked, restoring, away, now } = facts;
     let length = |bantime| held.unwrap_or(bantime);
     // What was told since the row was written is the newer detection; an import came after it.
     let told = told.filter(|told| !marked && row.is_none_or(|row| row.timeofban < told.start));
@@ -75,7 +81,7 @@ mod tests {
         ];
         for (last, rowed, row, now, lifted) in table {
             assert_eq!(
-                is_lifted(last, rowed, row, now, 86_400),
+                was_removed_by_operator(last, rowed, row, now, 86_400),
                 lifted,
                 "{last:?} {rowed} {row:?} {now}"
             );
@@ -93,7 +99,7 @@ mod tests {
             ..LocalBanFacts::default()
         };
         let gone = LocalBanFacts { held: None, ..own };
-        let told = LocalBanFacts { row: None, told: ban(1090, 600), ..own };
+        let told = LocalBanFacts { row: None, pending: ban(1090, 600), ..own };
         let table = [
             (own, ban(1000, 600)),
             (LocalBanFacts { held: Some(900), ..own }, ban(1000, 900)), // fresh failures
@@ -101,9 +107,9 @@ mod tests {
             (LocalBanFacts { held: Some(-1), ..own }, ban(1000, -1)),
             (LocalBanFacts { row: row(1000, 600, 0), ..own }, None), // an import, or its operator's
             (LocalBanFacts { row: None, ..own }, None),
-            (LocalBanFacts { row: row(400, 600, 3), marked: true, ..own }, None), // imported after an own ban
-            (LocalBanFacts { marked: true, ..own }, None), // its row is still to be written
-            (LocalBanFacts { marked: true, ..told }, None),
+            (LocalBanFacts { row: row(400, 600, 3), imported: true, ..own }, None), // imported after an own ban
+            (LocalBanFacts { imported: true, ..own }, None), // its row is still to be written
+            (LocalBanFacts { imported: true, ..told }, None),
             // Not held: over, lifted, or not restored yet.
             (gone, None),
             (LocalBanFacts { restoring: true, ..gone }, ban(1000, 600)),
@@ -120,12 +126,12 @@ mod tests {
             (LocalBanFacts { held: None, away: true, ..told }, ban(1090, 600)),
             (LocalBanFacts { held: None, away: true, now: 1700, ..told }, None),
             (
-                LocalBanFacts { held: None, away: true, now: 9999, told: ban(1090, 0), ..told },
+                LocalBanFacts { held: None, away: true, now: 9999, pending: ban(1090, 0), ..told },
                 ban(1090, 0),
             ),
         ];
         for (facts, expected) in table {
-            assert_eq!(super::ban(facts), expected, "{facts:?}");
+            assert_eq!(super::effective_ban(facts), expected, "{facts:?}");
         }
     }
 }

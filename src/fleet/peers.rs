@@ -38,8 +38,8 @@ pub(super) struct PeerState {
     /// The greatest stamp that it used.
     last_stamp: i64,
     /// When it was heard first and last, in milliseconds.
-    first_heard: i64,
-    last_heard: i64,
+    first_seen: i64,
+    last_seen: i64,
 }
 
 /// Claims that a shard may have released.
@@ -132,7 +132,7 @@ impl PeerState {
     /// A message with this stamp came at `now` (both in milliseconds).
     pub(super) fn record_stamp(&mut self, stamp: i64, now: i64) {
         self.last_stamp = self.last_stamp.max(stamp);
-        self.last_heard = now;
+        self.last_seen = now;
     }
 
     fn next_released(&mut self, host: &HostName, max: usize) -> Option<Released> {
@@ -151,22 +151,22 @@ impl PeerState {
     /// the one that was heard least recently; then those without claims; then the one that is known for the
     /// shortest time.
     fn rank(&self, now: i64) -> (u8, i64) {
-        let established = now.saturating_sub(self.first_heard) >= ESTABLISHED;
+        let established = now.saturating_sub(self.first_seen) >= ESTABLISHED;
         match (self.shard_stamps.is_empty(), established, self.claims.is_empty()) {
-            (true, false, _) => (0, self.last_heard),
-            (true, true, _) => (1, self.last_heard),
-            (false, _, true) => (2, self.last_heard),
-            (false, _, false) => (3, self.first_heard.saturating_neg()),
+            (true, false, _) => (0, self.last_seen),
+            (true, true, _) => (1, self.last_seen),
+            (false, _, true) => (2, self.last_seen),
+            (false, _, false) => (3, self.first_seen.saturating_neg()),
         }
     }
 
     /// Whose claims count most, the greatest: of those with a snapshot the one that is known for the longest time.
     pub(super) fn seniority(&self) -> (bool, i64) {
-        (!self.shard_stamps.is_empty(), self.first_heard.saturating_neg())
+        (!self.shard_stamps.is_empty(), self.first_seen.saturating_neg())
     }
 
     fn is_idle(&self, now: i64) -> bool {
-        let silent = now.saturating_sub(self.last_heard) >= IDLE;
+        let silent = now.saturating_sub(self.last_seen) >= IDLE;
         let nothing = self.claims.is_empty() && self.releases.is_empty();
         nothing && (silent || self.forgotten || self.shard_stamps.is_empty())
     }
@@ -233,7 +233,7 @@ impl Peers {
 
     /// The peer, which is new if it was not known.
     pub(super) fn admit(&mut self, host: &HostName, now: i64) -> &mut PeerState {
-        let new = || PeerState { first_heard: now, last_heard: now, ..PeerState::default() };
+        let new = || PeerState { first_seen: now, last_seen: now, ..PeerState::default() };
         self.known.entry(host.clone()).or_insert_with(new)
     }
 
@@ -282,8 +282,8 @@ impl Peers {
     /// The clock was set back: nothing was heard in the future.
     pub(super) fn on_clock_rollback(&mut self, now: i64) {
         for peer in self.known.values_mut() {
-            peer.first_heard = peer.first_heard.min(now);
-            peer.last_heard = peer.last_heard.min(now);
+            peer.first_seen = peer.first_seen.min(now);
+            peer.last_seen = peer.last_seen.min(now);
         }
     }
 }

@@ -8,7 +8,7 @@ pub struct Facts {
     /// Some other host claims the address.
     pub claimed: bool,
     /// This host imported it, or was about to.
-    pub marked: bool,
+    pub imported: bool,
     /// fail2ban bans it now.
     pub held: bool,
     /// It ends by itself within seconds.
@@ -29,33 +29,34 @@ pub enum Decision {
     /// Do not ban it, and say so.
     Refuse,
     /// Free it: it was banned for the others' sake, and none of them claims it any more.
-    Free,
+    Unban,
     /// Nothing is left of an import: forget it.
-    Forget,
+    Drop,
     /// Nothing.
-    Leave,
+    Keep,
 }
 
 /// Decides.
 #[must_use]
 pub fn decide(facts: Facts) -> Decision {
-    let Facts { claimed, marked, held, ends_soon, ignored, restoring, just_ended } = facts;
+    let Facts { claimed, imported: marked, held, ends_soon, ignored, restoring, just_ended } =
+        facts;
     match (claimed, marked, held) {
         // What fail2ban has yet to restore is neither missing nor gone.
-        (_, _, false) if restoring => Decision::Leave,
+        (_, _, false) if restoring => Decision::Keep,
         (true, _, false) if ignored => Decision::Refuse,
         // It would be banned once more for a moment, where the origin's fail2ban is late.
-        (true, true, false) if just_ended => Decision::Leave,
+        (true, true, false) if just_ended => Decision::Keep,
         (true, _, false) => Decision::Import,
         // What is held and not marked is this host's own or its operator's, and stays theirs.
-        (_, false, _) => Decision::Leave,
+        (_, false, _) => Decision::Keep,
         // It was put into `ignoreip`, or became this host's own, since it was imported.
-        (true, true, true) if ignored => Decision::Free,
-        (true, true, true) => Decision::Leave,
+        (true, true, true) if ignored => Decision::Unban,
+        (true, true, true) => Decision::Keep,
         // `unbanip` would delete the host's own history.
-        (false, true, true) if ends_soon => Decision::Leave,
-        (false, true, true) => Decision::Free,
-        (false, true, false) => Decision::Forget,
+        (false, true, true) if ends_soon => Decision::Keep,
+        (false, true, true) => Decision::Unban,
+        (false, true, false) => Decision::Drop,
     }
 }
 
@@ -65,22 +66,22 @@ mod tests {
 
     #[test]
     fn every_combination_has_its_answer() {
-        use Decision::{Forget, Free, Import, Leave, Refuse};
+        use Decision::{Drop, Import, Keep, Refuse, Unban};
         // claimed, marked, held -> as it is; ends soon; ignored; restoring; just ended
         let table = [
-            (true, false, false, [Import, Import, Refuse, Leave, Import]),
-            (true, true, false, [Import, Import, Refuse, Leave, Leave]),
-            (true, false, true, [Leave, Leave, Leave, Leave, Leave]),
-            (true, true, true, [Leave, Leave, Free, Leave, Leave]),
-            (false, false, false, [Leave, Leave, Leave, Leave, Leave]),
-            (false, true, false, [Forget, Forget, Forget, Leave, Forget]),
-            (false, false, true, [Leave, Leave, Leave, Leave, Leave]),
-            (false, true, true, [Free, Leave, Free, Free, Free]),
+            (true, false, false, [Import, Import, Refuse, Keep, Import]),
+            (true, true, false, [Import, Import, Refuse, Keep, Keep]),
+            (true, false, true, [Keep, Keep, Keep, Keep, Keep]),
+            (true, true, true, [Keep, Keep, Unban, Keep, Keep]),
+            (false, false, false, [Keep, Keep, Keep, Keep, Keep]),
+            (false, true, false, [Drop, Drop, Drop, Keep, Drop]),
+            (false, false, true, [Keep, Keep, Keep, Keep, Keep]),
+            (false, true, true, [Unban, Keep, Unban, Unban, Unban]),
         ];
         for (claimed, marked, held, expected) in table {
             let facts = Facts {
                 claimed,
-                marked,
+                imported: marked,
                 held,
                 ends_soon: false,
                 ignored: false,

@@ -28,9 +28,9 @@ const PROLONG: usize = 100;
 
 impl Controller {
     /// A round begins. **The stamp of a sweep is taken before the spool and fail2ban are read.**
-    pub fn begin(&mut self, now: i64) {
+    pub fn start_cycle(&mut self, now: i64) {
         if now < self.cycle_started_at {
-            self.set_back(now);
+            self.on_clock_rollback(now);
         }
         self.cycle_started_at = now;
         self.cycle += 1;
@@ -39,7 +39,7 @@ impl Controller {
         }
         if let Some(stamp) = self.sequencer.take_later(now) {
             self.publish_floor = stamp;
-            self.publisher.outdated();
+            self.publisher.invalidate_all();
             self.scan_stamp = self.sequencer.stamp(now);
         }
         if self.sequencer.take_was_ahead() {
@@ -50,12 +50,12 @@ impl Controller {
     }
 
     /// The clock was set back: nothing waits for a time that lies far ahead now.
-    fn set_back(&mut self, now: i64) {
+    fn on_clock_rollback(&mut self, now: i64) {
         self.last_gc = 0;
         self.dirty.on_clock_rollback();
         (self.scan, self.jails_to_observe) = (Scan::default(), BTreeSet::new());
-        self.publisher.set_back(now);
-        self.peer_sync.set_back(now);
+        self.publisher.on_clock_rollback(now);
+        self.peer_sync.on_clock_rollback(now);
         self.peers.on_clock_rollback(now);
         self.connected_since = self.connected_since.map(|since| since.min(now));
         for local in self.jails.values_mut() {
@@ -65,7 +65,7 @@ impl Controller {
 
     /// fail2ban answers, and has these jails. What is worth a look is asked for as a
     /// [`work::Step`](super::work::Step).
-    pub fn pulse(&mut self, pulse: Heartbeat, names: BTreeSet<Jail>, now: i64) {
+    pub fn on_heartbeat(&mut self, pulse: Heartbeat, names: BTreeSet<Jail>, now: i64) {
         self.spot_checked.clear();
         let last = self.heartbeat.replace(pulse).filter(|last| last.server == pulse.server);
         self.jails_to_observe.retain(|jail| last.is_some() && names.contains(jail));
@@ -92,11 +92,17 @@ impl Controller {
         if self.known_jails.as_ref() != Some(&names) {
             (self.known_jails, self.jails_changed_at) = (Some(names), now);
         }
-        self.finish_sweep(now);
+        self.finish_scan(now);
     }
 
     /// A jail was looked at: whole, or at some addresses.
-    pub fn seen(&mut self, jail: &Jail, of: Option<&[Address]>, mut look: Observation, now: i64) {
+    pub fn on_observation(
+        &mut self,
+        jail: &Jail,
+        of: Option<&[Address]>,
+        mut look: Observation,
+        now: i64,
+    ) {
         let Some(pulse) = self.heartbeat else { return };
         let local = self.jails.entry(jail.clone()).or_default();
         // What is not held although its row lasts may be about to be restored: only a look at the whole
@@ -123,12 +129,12 @@ impl Controller {
         };
         scope.sort_unstable();
         scope.dedup();
-        let mut due = Due { at: i64::MAX, prolong: Vec::new() };
+        let mut due = Due { at: i64::MAX, renew: Vec::new() };
         for address in scope {
-            self.see(&(jail.clone(), address), &look, now, &mut due);
+            self.observe_address(&(jail.clone(), address), &look, now, &mut due);
         }
-        for batch in due.prolong.chunks(PROLONG) {
-            self.pending.push_back(Pending::Prolong(jail.clone(), batch.to_vec()));
+        for batch in due.renew.chunks(PROLONG) {
+            self.pending.push_back(Pending::Renew(jail.clone(), batch.to_vec()));
         }
         let local = self.jails.entry(jail.clone()).or_default();
         if let Some(shown) = &mut local.last_observation {
@@ -137,13 +143,13 @@ impl Controller {
         match of {
             None => {
                 self.jails_to_observe.remove(jail);
-                self.finish_sweep(now);
+                self.finish_scan(now);
             }
             Some(addresses) => drop(self.spot_checked.insert(jail.clone(), addresses.to_vec())),
         }
     }
 
-    pub(super) fn finish_sweep(&mut self, now: i64) {
+    pub(super) fn finish_scan(&mut self, now: i64) {
         if self.jails_to_observe.is_empty()
             && let Some(since) = self.scan.since.take()
         {
@@ -153,7 +159,7 @@ impl Controller {
     }
 
     /// One address, as fail2ban shows it.
-    fn see(&mut self, key: &BanKey, look: &Observation, now: i64, due: &mut Due) {
+    fn observe_address(&mut self, key: &BanKey, look: &Observation, now: i64, due: &mut Due) {
         let (millis, now) = (now, to_secs(now));
         let local = self.jails.entry(key.0.clone()).or_default();
         let (run, restoring) = (local.epoch, local.is_restoring(now));
@@ -198,18 +204,18 @@ impl Controller {
             let row = row.map_or(look.bantime, |row| row.bantime);
             length.unwrap_or_else(|| last.map_or(row, |own| own.ban.bantime))
         };
-        let ban = own::ban(own::LocalBanFacts {
+        let ban = own::effective_ban(own::LocalBanFacts {
             held: held.map(length),
             row,
-            told,
-            marked: case.import.is_some(),
+            pending: told,
+            imported: case.import.is_some(),
             restoring,
             away: false,
             now,
         });
         case.held_until = held.map(|length| match length {
             Some(length) if length < 0 => i64::MAX,
-            Some(length) => match began(case.import.as_deref(), told, row) {
+            Some(length) => match began_at(case.import.as_deref(), told, row) {
                 Some(start) => start.saturating_add(length),
                 None => case.held_until.unwrap_or_else(|| now.saturating_add(length)),
             },
@@ -232,7 +238,7 @@ impl Controller {
             self.last_releaser.remove(key);
         }
         if !unseen || written {
-            self.forget_detection(key);
+            self.drop_detection(key);
         } else {
             self.keep_detection(key, now);
         }
@@ -241,10 +247,10 @@ impl Controller {
             self.persist(Record::Import(key.clone(), mark));
         }
         if last.map(|own| own.ban) != ban {
-            self.publisher.touch(key.1, millis);
+            self.publisher.mark_dirty(key.1, millis);
         }
         for claim in lifted {
-            self.lift(key, &claim);
+            self.record_override(key, &claim);
         }
         // This fail2ban has run on, and ended an own ban; or its database had a row, which no restart takes.
         let rowed = |own: LocalBan| {
@@ -253,14 +259,15 @@ impl Controller {
         let ended = last.filter(|own| {
             (own.jail_epoch == run || rowed(*own)) && held.is_none() && ban.is_none()
         });
-        let lifted =
-            ended.is_some_and(|own| own::is_lifted(own.ban, rowed(own), row, now, look.purge_age));
+        let lifted = ended.is_some_and(|own| {
+            own::was_removed_by_operator(own.ban, rowed(own), row, now, look.purge_age)
+        });
         if lifted && look.database.is_some() && !unseen && !was_marked {
-            for claim in self.rests_on(key, now) {
-                self.lift(key, &claim);
+            for claim in self.import_sources(key, now) {
+                self.record_override(key, &claim);
             }
         }
-        self.decide(key, now, due);
+        self.schedule(key, now, due);
     }
 
     /// **A detection that is not in the database, or never will be**, has to be remembered here.
@@ -275,14 +282,13 @@ impl Controller {
     }
 
     /// What is to be done about an address, now that it was seen, and when it is to be seen again.
-    fn decide(&mut self, key: &BanKey, now: i64, due: &mut Due) {
+    fn schedule(&mut self, key: &BanKey, now: i64, due: &mut Due) {
         let facts = self.facts(key, now);
-        if matches!(reconcile::decide(facts), Decision::Import | Decision::Free | Decision::Forget)
-        {
+        if matches!(reconcile::decide(facts), Decision::Import | Decision::Unban | Decision::Drop) {
             self.enqueue(key);
         }
-        if facts.claimed && facts.held && facts.marked {
-            self.keep_claims(key, now);
+        if facts.claimed && facts.held && facts.imported {
+            self.refresh_import(key, now);
         }
         if facts.just_ended {
             due.at = due.at.min(self.again_due(key, now).unwrap_or(now + 1));
@@ -300,15 +306,15 @@ impl Controller {
             due.at = due.at.min(end - EARLY);
         }
         // Of what has no row nobody knows when it began, and so when it ends.
-        if !facts.marked && !local.local_bans.contains_key(&key.1) && !case.in_database {
+        if !facts.imported && !local.local_bans.contains_key(&key.1) && !case.in_database {
             due.at = due.at.min(now + UNKNOWN);
         }
-        if facts.marked && facts.claimed {
+        if facts.imported && facts.claimed {
             let bantime = local.bantime().unwrap_or(-1);
             let (wanted, until) = self.wanted(key, bantime, now);
             due.at = due.at.min(until.max(now).saturating_add(1));
             match lease::due(end, wanted, bantime) {
-                Some(at) if at <= now => due.prolong.push(key.1),
+                Some(at) if at <= now => due.renew.push(key.1),
                 Some(at) => due.at = due.at.min(at),
                 None => {}
             }
@@ -350,7 +356,7 @@ impl Controller {
             claimed: case.is_some_and(|(local, case)| {
                 self.active_claims(key, local, case, now).next().is_some()
             }),
-            marked: is_marked,
+            imported: is_marked,
             held: is_held,
             ends_soon: case.is_some_and(|(local, case)| {
                 let leaves = |said: &Claim, end| {
@@ -375,7 +381,7 @@ impl Controller {
     }
 
     /// The claims that an import of an address rests on now.
-    pub(super) fn rests_on(&self, key: &BanKey, now: i64) -> ImportSources {
+    pub(super) fn import_sources(&self, key: &BanKey, now: i64) -> ImportSources {
         let local = self.jails.get(&key.0);
         let case = local.and_then(|local| Some((local, local.entries.get(&key.1)?)));
         let Some((local, case)) = case else { return ImportSources::new() };
@@ -387,11 +393,11 @@ impl Controller {
     }
 
     /// Brings the claims that a mark keeps up to date, if they changed.
-    fn keep_claims(&mut self, key: &BanKey, now: i64) {
-        if self.keeps_claims(key, now) {
+    fn refresh_import(&mut self, key: &BanKey, now: i64) {
+        if self.is_import_current(key, now) {
             return;
         }
-        let claims = self.rests_on(key, now);
+        let claims = self.import_sources(key, now);
         let case = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
         if let Some(mark) = case.and_then(|case| case.import.as_mut()) {
             mark.sources = claims;
@@ -401,7 +407,7 @@ impl Controller {
     }
 
     /// Whether a mark keeps the claims that count now.
-    pub(super) fn keeps_claims(&self, key: &BanKey, now: i64) -> bool {
+    pub(super) fn is_import_current(&self, key: &BanKey, now: i64) -> bool {
         let case =
             self.jails.get(&key.0).and_then(|local| Some((local, local.entries.get(&key.1)?)));
         let Some((local, case)) = case else { return true };
@@ -412,7 +418,7 @@ impl Controller {
     }
 
     /// **Lifted by hand** is what the import rested on, and nothing newer.
-    fn lift(&mut self, key: &BanKey, claim: &ImportSource) {
+    fn record_override(&mut self, key: &BanKey, claim: &ImportSource) {
         if claim.stamp == 0 {
             self.remove_claims(key, |said| said.is_legacy() && said.host == claim.host);
         } else {
@@ -424,7 +430,7 @@ impl Controller {
 }
 
 /// When what fail2ban holds began, in seconds since 1970, where that is known.
-fn began(mark: Option<&Import>, told: Option<Ban>, row: Option<Row>) -> Option<i64> {
+fn began_at(mark: Option<&Import>, told: Option<Ban>, row: Option<Row>) -> Option<i64> {
     match (mark, told, row) {
         (None, Some(told), _) => Some(told.start),
         (Some(mark), _, Some(row)) if mark.owns_row(row) => Some(row.timeofban),
@@ -436,5 +442,5 @@ fn began(mark: Option<&Import>, told: Option<Ban>, row: Option<Row>) -> Option<i
 /// What comes next in a jail by itself.
 struct Due {
     at: i64,
-    prolong: Vec<Address>,
+    renew: Vec<Address>,
 }

@@ -84,7 +84,7 @@ impl Controller {
 
     /// What each jail of this host holds.
     #[must_use]
-    pub fn figures(&self) -> Vec<JailFigures> {
+    pub fn jail_counts(&self) -> Vec<JailFigures> {
         let figures = |jail: &Jail| {
             let local = self.jails.get(jail);
             let marked =

@@ -17,77 +17,79 @@ const ENTRY: usize = 40;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetainedShard {
     /// The last level of the topic.
-    pub number: u32,
+    pub index: u32,
     /// `None` clears what is retained there.
-    pub part: Option<Shard>,
+    pub content: Option<Shard>,
 }
 
 /// What this host has published.
 #[derive(Debug)]
 pub(super) struct SnapshotPublisher {
-    parts: u32,
+    shard_count: u32,
     /// The stamp of each part as it was published.
     published: BTreeMap<u32, i64>,
     /// Parts whose bans changed, by their number and when they did; in milliseconds.
     changed: BTreeMap<u32, i64>,
     /// Parts of which only fleet unbans changed, likewise.
-    changed_unbans: BTreeMap<u32, i64>,
+    changed_tombstones: BTreeMap<u32, i64>,
     /// Parts to be published again although they did not change.
-    again: BTreeSet<u32>,
+    republish: BTreeSet<u32>,
     /// Numbers that hold a part of a larger snapshot.
-    stale: BTreeSet<u32>,
+    obsolete: BTreeSet<u32>,
     refresh: i64,
     /// When the connection came up.
     connected: i64,
     /// How many bytes may be sent now, since when.
     budget: (usize, i64),
     /// When old parts of its own made this host publish anew.
-    echoed: i64,
+    last_republish: i64,
 }
 
 impl SnapshotPublisher {
     pub(super) fn new() -> Self {
         Self {
-            parts: 1,
+            shard_count: 1,
             published: BTreeMap::new(),
             changed: BTreeMap::new(),
-            changed_unbans: BTreeMap::new(),
-            again: BTreeSet::new(),
-            stale: BTreeSet::new(),
+            changed_tombstones: BTreeMap::new(),
+            republish: BTreeSet::new(),
+            obsolete: BTreeSet::new(),
             refresh: 0,
             connected: 0,
             budget: (0, 0),
-            echoed: 0,
+            last_republish: 0,
         }
     }
 
     /// This host's ban of an address changed.
-    pub(super) fn touch(&mut self, address: Address, now: i64) {
-        self.changed.entry(ShardId::of(address, self.parts).index()).or_insert(now);
+    pub(super) fn mark_dirty(&mut self, address: Address, now: i64) {
+        self.changed.entry(ShardId::of(address, self.shard_count).index()).or_insert(now);
     }
 
     /// A fleet unban of an address changed. Its part gives way to those with bans: a flood of fleet unbans must
     /// not hold up a ban whose event was lost.
-    pub(super) fn touch_unban(&mut self, address: Address, now: i64) {
-        self.changed_unbans.entry(ShardId::of(address, self.parts).index()).or_insert(now);
+    pub(super) fn mark_tombstone_dirty(&mut self, address: Address, now: i64) {
+        self.changed_tombstones
+            .entry(ShardId::of(address, self.shard_count).index())
+            .or_insert(now);
     }
 
     /// **All on every connection.** What the broker has, nobody knows.
-    pub(super) fn connected(&mut self, host: &HostName, now: i64, pace: &Timing) {
+    pub(super) fn on_connected(&mut self, host: &HostName, now: i64, pace: &Timing) {
         self.connected = now;
         self.refresh(host, now, pace);
     }
 
     fn refresh(&mut self, host: &HostName, now: i64, pace: &Timing) {
-        self.again.extend(0..self.parts);
+        self.republish.extend(0..self.shard_count);
         self.refresh = now + pace.refresh_after(host, now);
     }
 
     /// The clock was set back: nothing waits for a time that lies far ahead now.
-    pub(super) fn set_back(&mut self, now: i64) {
-        (self.budget.1, self.connected, self.echoed) = (now, 0, 0);
+    pub(super) fn on_clock_rollback(&mut self, now: i64) {
+        (self.budget.1, self.connected, self.last_republish) = (now, 0, 0);
         self.refresh = now;
-        for since in self.changed.values_mut().chain(self.changed_unbans.values_mut()) {
+        for since in self.changed.values_mut().chain(self.changed_tombstones.values_mut()) {
             *since = now.min(*since);
         }
     }
@@ -99,16 +101,16 @@ impl SnapshotPublisher {
 
     /// One of this host's own parts came back: `None` where somebody cleared it. Answers whether it was
     /// none that this host published last, and everything is published anew for it.
-    pub(super) fn heard(
+    pub(super) fn on_echo(
         &mut self,
         number: u32,
         part: Option<(ShardId, i64)>,
         now: i64,
         pace: &Timing,
     ) -> bool {
-        if number >= self.parts {
+        if number >= self.shard_count {
             if part.is_some() {
-                self.stale.insert(number);
+                self.obsolete.insert(number);
             }
             return false;
         }
@@ -116,41 +118,41 @@ impl SnapshotPublisher {
         let old = match part {
             None => last.is_some(),
             Some((slice, stamp)) => {
-                slice.count() != self.parts || last.is_some_and(|last| stamp < last)
+                slice.count() != self.shard_count || last.is_some_and(|last| stamp < last)
             }
         };
         if !old {
             return false;
         }
         // Answered now or a little later: whoever comes back twice is not answered twice at once.
-        let free = self.connected.max(self.echoed) + pace.republish_cooldown;
+        let free = self.connected.max(self.last_republish) + pace.republish_cooldown;
         if now < free {
             self.refresh = self.refresh.min(free);
             return false;
         }
-        self.echoed = now;
-        self.again.extend(0..self.parts);
+        self.last_republish = now;
+        self.republish.extend(0..self.shard_count);
         true
     }
 
     /// Whether the broker still hands out what was there before, and all that is new is on its way.
-    pub(super) fn just_connected(&self, now: i64, pace: &Timing) -> bool {
+    pub(super) fn is_in_replay_window(&self, now: i64, pace: &Timing) -> bool {
         now - self.connected < pace.republish_cooldown
     }
 
     /// This host said greater stamps before: all that it says is said again with greater ones.
-    pub(super) fn outdated(&mut self) {
-        self.again.extend(0..self.parts);
+    pub(super) fn invalidate_all(&mut self) {
+        self.republish.extend(0..self.shard_count);
     }
 
     /// What was published had stamps of the future: all is published again, with smaller ones.
     pub(super) fn republish_all(&mut self) {
         self.published.clear();
-        self.outdated();
+        self.invalidate_all();
     }
 
     /// What is to be published now. `own` and `unbans` were read after the stamp `as_of` was taken.
-    pub(super) fn due(
+    pub(super) fn due_shards(
         &mut self,
         host: &HostName,
         own: impl Fn() -> Vec<(BanKey, Ban)>,
@@ -163,36 +165,36 @@ impl SnapshotPublisher {
             self.refresh(host, now, pace);
         }
         let ripe = |(_, since): &(&u32, &i64)| now - **since >= pace.publish_delay;
-        let has_changed = self.changed.iter().chain(&self.changed_unbans).any(|one| ripe(&one));
+        let has_changed = self.changed.iter().chain(&self.changed_tombstones).any(|one| ripe(&one));
         let fresh = |number: &u32| self.published.get(number).is_none_or(|last| *last < as_of);
-        if !(has_changed || self.again.iter().any(fresh) || !self.stale.is_empty())
+        if !(has_changed || self.republish.iter().any(fresh) || !self.obsolete.is_empty())
             || !self.has_budget(now, pace)
         {
             return Vec::new();
         }
         let (own, unbans) = (own(), unbans());
-        self.resize(&own, &unbans);
+        self.reshard(&own, &unbans);
         let mut due = Vec::new();
         let mut bans: BTreeMap<u32, Vec<ShardEntry>> = BTreeMap::new();
         for ((jail, address), ban) in own {
             let listed = ShardEntry { jail, address, start: ban.start, bantime: ban.bantime };
-            bans.entry(ShardId::of(address, self.parts).index()).or_default().push(listed);
+            bans.entry(ShardId::of(address, self.shard_count).index()).or_default().push(listed);
         }
         let mut pardons: BTreeMap<u32, Vec<FleetUnban>> = BTreeMap::new();
         for pardon in unbans {
             pardons
-                .entry(ShardId::of(pardon.address, self.parts).index())
+                .entry(ShardId::of(pardon.address, self.shard_count).index())
                 .or_default()
                 .push(pardon);
         }
         // Changed bans first, then parts with bans; the rest in its turn, as far as the budget goes.
         let changed = self.changed.iter().filter(ripe).map(|(number, _)| *number);
-        let unbans = self.changed_unbans.iter().filter(ripe).map(|(number, _)| *number);
-        let rest = unbans.chain(self.again.iter().copied());
+        let unbans = self.changed_tombstones.iter().filter(ripe).map(|(number, _)| *number);
+        let rest = unbans.chain(self.republish.iter().copied());
         let (banning, others): (Vec<u32>, Vec<u32>) = rest.partition(|n| bans.contains_key(n));
         let numbers: Vec<u32> = changed.chain(banning).chain(others).collect();
         for number in numbers {
-            let Ok(slice) = ShardId::new(number, self.parts) else { continue };
+            let Ok(slice) = ShardId::new(number, self.shard_count) else { continue };
             if self.budget.0 == 0 {
                 break;
             }
@@ -204,17 +206,18 @@ impl SnapshotPublisher {
             let size = (bans.len() + unbans.len() + 3) * ENTRY;
             self.budget.0 = self.budget.0.saturating_sub(size);
             self.changed.remove(&number);
-            self.changed_unbans.remove(&number);
-            self.again.remove(&number);
+            self.changed_tombstones.remove(&number);
+            self.republish.remove(&number);
             self.published.insert(number, as_of);
             let time = to_secs(now);
             let part = Shard { host: host.clone(), stamp: as_of, time, id: slice, bans, unbans };
-            due.push(RetainedShard { number, part: Some(part) });
+            due.push(RetainedShard { index: number, content: Some(part) });
         }
         // Only when all of the new ones are out do the old ones go.
-        if self.again.is_empty() {
-            let stale = std::mem::take(&mut self.stale).into_iter().filter(|n| *n >= self.parts);
-            due.extend(stale.map(|number| RetainedShard { number, part: None }));
+        if self.republish.is_empty() {
+            let stale =
+                std::mem::take(&mut self.obsolete).into_iter().filter(|n| *n >= self.shard_count);
+            due.extend(stale.map(|number| RetainedShard { index: number, content: None }));
         }
         due
     }
@@ -231,7 +234,7 @@ impl SnapshotPublisher {
     }
 
     /// As many parts as keep each below its size; they are made fewer only when far fewer will do.
-    fn resize(&mut self, own: &[(BanKey, Ban)], unbans: &[FleetUnban]) {
+    fn reshard(&mut self, own: &[(BanKey, Ban)], unbans: &[FleetUnban]) {
         let bans: usize = own.iter().map(|(key, _)| key.0.as_str().len() + ENTRY).sum();
         let size = bans + unbans.iter().map(|unban| unban.id.as_str().len() + ENTRY).sum::<usize>();
         // Addresses do not spread evenly: three quarters on average.
@@ -239,15 +242,18 @@ impl SnapshotPublisher {
             let parts = size.div_ceil(SHARD_BYTES * 3 / 4).max(1).next_power_of_two();
             u32::try_from(parts).unwrap_or(MAX_SHARDS).min(MAX_SHARDS)
         };
-        let parts =
-            if needed(size) > self.parts { needed(size) } else { self.parts.min(needed(size * 2)) };
-        if parts != self.parts {
-            self.stale.extend(self.published.keys().filter(|number| **number >= parts));
+        let parts = if needed(size) > self.shard_count {
+            needed(size)
+        } else {
+            self.shard_count.min(needed(size * 2))
+        };
+        if parts != self.shard_count {
+            self.obsolete.extend(self.published.keys().filter(|number| **number >= parts));
             self.published.retain(|number, _| *number < parts);
             self.changed.clear();
-            self.changed_unbans.clear();
-            self.again = (0..parts).collect();
-            self.parts = parts;
+            self.changed_tombstones.clear();
+            self.republish = (0..parts).collect();
+            self.shard_count = parts;
         }
     }
 }
@@ -283,7 +289,7 @@ mod tests {
                 own: Vec::new(),
                 pace: Timing::default(),
             };
-            it.snapshots.connected(&me(), 0, &it.pace);
+            it.snapshots.on_connected(&me(), 0, &it.pace);
             it
         }
 
@@ -294,15 +300,15 @@ mod tests {
             self.own = (0..count)
                 .map(|n| ((jail.clone(), address(n).unwrap()), Ban { start: 5, bantime: 600 }))
                 .collect();
-            self.snapshots.touch(address(count).unwrap(), now);
+            self.snapshots.mark_dirty(address(count).unwrap(), now);
         }
 
         /// What is published: number, how many parts, how many bans; nothing where it is cleared.
         fn due(&mut self, now: i64) -> Vec<(u32, Option<(u32, usize)>)> {
             let own = || self.own.clone();
-            let due = self.snapshots.due(&me(), own, Vec::new, now, now, &self.pace);
+            let due = self.snapshots.due_shards(&me(), own, Vec::new, now, now, &self.pace);
             let shown = |part: Shard| (part.id.count(), part.bans.len());
-            due.into_iter().map(|due| (due.number, due.part.map(shown))).collect()
+            due.into_iter().map(|due| (due.index, due.content.map(shown))).collect()
         }
     }
 
@@ -320,7 +326,7 @@ mod tests {
         assert_eq!(it.due(72_000), [(0, Some((1, 3)))], "two seconds after a change");
         let refresh = (80..1000).map(|second| second * 1000).find(|now| !it.due(*now).is_empty());
         assert!((300_000..=600_000).contains(&refresh.unwrap()), "{refresh:?}");
-        it.snapshots.connected(&me(), 700_000, &it.pace);
+        it.snapshots.on_connected(&me(), 700_000, &it.pace);
         assert_eq!(it.due(700_000), [(0, Some((1, 3)))]);
     }
 
@@ -356,13 +362,13 @@ mod tests {
         }
         let changed = |n: u32| Address::new(&std::net::Ipv4Addr::from(n).to_string()).unwrap();
         for n in 0x0b00_0000..0x0b00_2000 {
-            it.snapshots.touch_unban(changed(n), 400_000);
+            it.snapshots.mark_tombstone_dirty(changed(n), 400_000);
         }
         let first = it.due(402_000);
         assert!((5..=12).contains(&first.len()), "{} at once", first.len());
         let mine = changed(0xc612_0000);
-        let slice = ShardId::of(mine, it.snapshots.parts);
-        it.snapshots.touch(mine, 402_000);
+        let slice = ShardId::of(mine, it.snapshots.shard_count);
+        it.snapshots.mark_dirty(mine, 402_000);
         let next = (404..420).map(|second| it.due(second * 1000)).find(|due| !due.is_empty());
         let numbers: Vec<u32> = next.unwrap().iter().map(|(number, _)| *number).collect();
         assert_eq!(numbers[0], slice.index(), "{numbers:?}");
@@ -376,7 +382,7 @@ mod tests {
         let mut it = Speaker::new();
         it.due(60_000);
         let slice = ShardId::new(0, 1).unwrap();
-        let hears = |it: &mut Speaker, part, now| it.snapshots.heard(0, part, now, &it.pace);
+        let hears = |it: &mut Speaker, part, now| it.snapshots.on_echo(0, part, now, &it.pace);
         assert!(!hears(&mut it, Some((slice, 60_000)), 61_000), "the same");
         assert!(hears(&mut it, Some((slice, 59_000)), 62_000), "an older one");
         assert_eq!(it.due(63_000).len(), 1);
@@ -385,7 +391,7 @@ mod tests {
         assert!(hears(&mut it, None, 68_000), "somebody cleared it");
         assert_eq!(it.due(69_000).len(), 1);
         let larger = ShardId::new(3, 4).unwrap();
-        assert!(!it.snapshots.heard(3, Some((larger, 1)), 70_000, &it.pace));
+        assert!(!it.snapshots.on_echo(3, Some((larger, 1)), 70_000, &it.pace));
         assert_eq!(it.due(71_000), [(3, None)], "of a larger snapshot");
     }
 }

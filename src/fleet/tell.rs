@@ -32,9 +32,9 @@ pub struct Sequencer {
     /// The greatest stamp that is beyond the horizon; 0 for none.
     later: i64,
     /// What was told last of each address.
-    recent: HashMap<BanKey, (SpooledEvent, i64)>,
+    recently_sent: HashMap<BanKey, (SpooledEvent, i64)>,
     /// What this host itself has freed lately.
-    freeing: HashMap<BanKey, i64>,
+    self_initiated: HashMap<BanKey, i64>,
 }
 
 impl Sequencer {
@@ -47,8 +47,8 @@ impl Sequencer {
             reserved: stamp,
             was_ahead: false,
             later: 0,
-            recent: HashMap::new(),
-            freeing: HashMap::new(),
+            recently_sent: HashMap::new(),
+            self_initiated: HashMap::new(),
         }
     }
 
@@ -97,7 +97,7 @@ impl Sequencer {
     /// with smaller ones this host would be ignored there for a day. One that is beyond the horizon here, which
     /// only hosts whose clocks are ahead have accepted, counts as soon as all accept what is greater. Answers
     /// whether it was news.
-    pub fn said_before(&mut self, stamp: i64, now: i64) -> bool {
+    pub fn adopt(&mut self, stamp: i64, now: i64) -> bool {
         let horizon = now.saturating_add(HORIZON);
         if stamp > horizon && stamp <= horizon.saturating_add(HORIZON_MARGIN) {
             self.later = self.later.max(stamp);
@@ -116,12 +116,12 @@ impl Sequencer {
             return None;
         }
         self.later = 0;
-        self.said_before(later, now).then_some(later)
+        self.adopt(later, now).then_some(later)
     }
 
     /// This host frees an address by itself: fail2ban will tell of that.
-    pub fn frees(&mut self, key: &BanKey, now: i64) {
-        self.freeing.insert(key.clone(), now);
+    pub fn expect_unban(&mut self, key: &BanKey, now: i64) {
+        self.self_initiated.insert(key.clone(), now);
     }
 
     /// The event that the fleet is told of what notify told, if any. `row` is fail2ban's row of the ban:
@@ -136,19 +136,19 @@ impl Sequencer {
         unbans: Vec<UnbanId>,
         now: i64,
     ) -> Result<Option<Event>, E> {
-        self.recent.retain(|_, (_, at)| (0..REPEAT).contains(&(now - *at)));
-        self.freeing.retain(|_, at| (0..FREEING).contains(&(now - *at)));
+        self.recently_sent.retain(|_, (_, at)| (0..REPEAT).contains(&(now - *at)));
+        self.self_initiated.retain(|_, at| (0..FREEING).contains(&(now - *at)));
         let stamp = self.stamp(now);
         let key = (told.jail.clone(), told.address);
-        if self.recent.get(&key).is_some_and(|(last, _)| told.repeats(last)) {
+        if self.recently_sent.get(&key).is_some_and(|(last, _)| told.repeats(last)) {
             return Ok(None);
         }
         // **An unban is sent only if the row is gone or over, and not if this host itself frees it.**
-        if told.action == Action::Unban && self.freeing.contains_key(&key) {
+        if told.action == Action::Unban && self.self_initiated.contains_key(&key) {
             return Ok(None);
         }
         let Some(reason) = reason(told, row, now.div_euclid(1000))? else { return Ok(None) };
-        self.recent.insert(key, (told.clone(), now));
+        self.recently_sent.insert(key, (told.clone(), now));
         let mut event = told.clone().event(&self.host, stamp, reason);
         if told.action == Action::Ban {
             event.unbans = unbans;
@@ -248,7 +248,7 @@ mod tests {
     fn what_this_host_itself_frees_is_not_told() {
         let mut teller = teller();
         let unban = told(Action::Unban, 1000);
-        teller.frees(&(unban.jail.clone(), unban.address), 1_100_000);
+        teller.expect_unban(&(unban.jail.clone(), unban.address), 1_100_000);
         let mut tells = |now| teller.event(&unban, || Ok::<_, ()>(Some(None)), Vec::new(), now);
         assert_eq!(tells(1_101_000), Ok(None));
         assert_eq!(tells(1_120_000).unwrap().unwrap().reason, Some(Reason::Lifted));
@@ -272,9 +272,9 @@ mod tests {
         let mut teller = teller();
         let stamps = [100_000, 100_000, 50_000, 101_000].map(|now| teller.stamp(now));
         assert_eq!(stamps, [100_000, 100_001, 100_002, 101_000]);
-        assert!(teller.said_before(110_000, 101_000));
-        assert!(!teller.said_before(109_000, 101_000));
-        assert!(!teller.said_before(i64::MAX, 101_000));
+        assert!(teller.adopt(110_000, 101_000));
+        assert!(!teller.adopt(109_000, 101_000));
+        assert!(!teller.adopt(i64::MAX, 101_000));
         assert_eq!(teller.stamp(102_000), 110_001, "what it said before; but nothing absurd");
     }
 
@@ -323,7 +323,7 @@ mod tests {
         ];
         for (ahead, adopted, later) in table {
             let mut teller = teller();
-            assert_eq!(teller.said_before(NOW + ahead, NOW), adopted, "{ahead}");
+            assert_eq!(teller.adopt(NOW + ahead, NOW), adopted, "{ahead}");
             assert_eq!(teller.stamp(NOW + 1) == NOW + ahead + 1, adopted, "{ahead}");
             assert_eq!(teller.take_later(NOW), None);
             let then = NOW + HORIZON_MARGIN;

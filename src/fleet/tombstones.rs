@@ -45,7 +45,7 @@ struct Tombstone {
 }
 
 impl Tombstone {
-    fn pardon(&self, address: Address) -> FleetUnban {
+    fn fleet_unban(&self, address: Address) -> FleetUnban {
         FleetUnban { scope: self.scope.clone(), address, id: self.id.clone() }
     }
 
@@ -77,7 +77,7 @@ pub(super) enum Usage {
     /// No host bans it.
     Unused,
     /// Some host does, and its claim carries the tombstone.
-    Carried,
+    Referenced,
     /// Some host's claim does not carry it.
     Missing,
 }
@@ -193,7 +193,7 @@ impl Tombstones {
     fn victim(&self, pardon: &FleetUnban) -> Option<FleetUnban> {
         let of_address = self.known.get(&pardon.address).filter(|of| of.len() >= MAX_PER_ADDRESS);
         if let Some(oldest) = of_address.and_then(|of| of.iter().min_by_key(|one| one.rank())) {
-            return Some(oldest.pardon(pardon.address));
+            return Some(oldest.fleet_unban(pardon.address));
         }
         let of_maker = self.by_maker.get(pardon.id.maker()).map_or(0, BTreeSet::len);
         let maker = if of_maker >= MAX_PER_MAKER {
@@ -208,7 +208,7 @@ impl Tombstones {
         let same = |one: &&Tombstone| {
             one.id.created_at() == *made && one.scope == *scope && one.id.maker() == maker
         };
-        of.iter().find(same).map(|one| one.pardon(*address))
+        of.iter().find(same).map(|one| one.fleet_unban(*address))
     }
 
     /// Whether the table is at one of its limits: which, and the maker that has most.
@@ -229,7 +229,7 @@ impl Tombstones {
     }
 
     /// The ids that this host repeats with what it publishes of an address: those that it has applied.
-    pub(super) fn carried(&self, key: &BanKey) -> Vec<UnbanId> {
+    pub(super) fn ids_of(&self, key: &BanKey) -> Vec<UnbanId> {
         let applied = |one: &&Tombstone| one.applied && !one.pending_jails.contains(&key.0);
         self.of(key).filter(applied).map(|one| one.id.clone()).collect()
     }
@@ -243,7 +243,7 @@ impl Tombstones {
     /// Everything that this host repeats in its snapshot.
     pub(super) fn applied(&self) -> impl Iterator<Item = FleetUnban> {
         self.known.iter().flat_map(|(address, of)| {
-            of.iter().filter(|one| one.applied).map(|one| one.pardon(*address))
+            of.iter().filter(|one| one.applied).map(|one| one.fleet_unban(*address))
         })
     }
 
@@ -314,7 +314,8 @@ impl Tombstones {
                 } else if !one.applied {
                     one.applied = true;
                     one.applied_jails.clear();
-                    settled.push((address, Record::Tombstone(one.pardon(address), Some(true))));
+                    settled
+                        .push((address, Record::Tombstone(one.fleet_unban(address), Some(true))));
                 }
             }
             if deferred {
@@ -394,11 +395,11 @@ impl Tombstones {
                 }
                 let drop = match usage(*address, &one.scope, &one.id) {
                     Usage::Missing => false,
-                    Usage::Carried => old,
+                    Usage::Referenced => old,
                     Usage::Unused => true,
                 };
                 if drop {
-                    gone.push(one.pardon(*address));
+                    gone.push(one.fleet_unban(*address));
                 }
             }
         }

@@ -16,78 +16,78 @@ const BATCH: usize = 20;
 const MAX_BATCHES: usize = 50;
 
 /// From so many addresses on it is quicker to look at all of a jail's bans.
-const FEW: usize = 2;
+const SPOT_CHECK_MAX: usize = 2;
 
 /// One address to be banned or freed here, and the host whose word it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Target {
     pub address: Address,
-    pub host: Option<HostName>,
+    pub attributed_to: Option<HostName>,
 }
 
 /// What the daemon is to do, and to answer how it went.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Write this down, synced; then [`Fleet::saved`].
-    Save(Vec<Record>),
+    Persist(Vec<Record>),
     /// Look at a jail, whole or at some addresses; then [`Fleet::seen`].
-    Look(Jail, Option<Vec<Address>>),
+    Observe(Jail, Option<Vec<Address>>),
     /// Free these addresses; then [`Fleet::done`].
-    Free(Jail, Vec<Target>),
+    Unban(Jail, Vec<Target>),
     /// Free these addresses, whoever banned them: they were freed for the whole fleet; then [`Fleet::done`].
-    Obey(Jail, Vec<Address>),
+    ApplyTombstone(Jail, Vec<Address>),
     /// Ban these addresses; then [`Fleet::done`].
-    Import(Jail, Vec<Target>),
+    Ban(Jail, Vec<Target>),
     /// Ban these again, which prolongs them; then [`Fleet::done`].
-    Prolong(Jail, Vec<Address>),
+    Renew(Jail, Vec<Address>),
     /// Say that this one is not banned here, and why.
-    Refuse(Jail, Target, IgnoreReason),
+    LogRefused(Jail, Target, IgnoreReason),
     /// Say that this host has no such jail.
     NoSuchJail(Jail, Target),
     /// Call again soon: there is more to do, and nothing of it is the daemon's.
     Continue,
     /// Nothing now.
-    Rest,
+    Idle,
 }
 
 /// What fail2ban is to be told.
 #[derive(Clone, Debug)]
 pub(super) enum Pending {
-    Free(Jail, Vec<Target>),
+    Unban(Jail, Vec<Target>),
     /// For the whole fleet, own and manual bans included.
-    Obey(Jail, Vec<Address>),
-    Import(Jail, Vec<Target>),
-    Prolong(Jail, Vec<Address>),
-    Refuse(Jail, Target, IgnoreReason),
+    ApplyTombstone(Jail, Vec<Address>),
+    Ban(Jail, Vec<Target>),
+    Renew(Jail, Vec<Address>),
+    LogRefused(Jail, Target, IgnoreReason),
     NoSuchJail(Jail, Target),
 }
 
 impl Controller {
     /// The next step. **What is intended is on disk before fail2ban is told.**
     pub fn next(&mut self, now: i64) -> Effect {
-        self.tidy(now);
+        self.gc(now);
         self.collect_tombstones(now);
         let searching = self.release_claims();
-        if let Some(step) = self.save(now) {
+        if let Some(step) = self.persist_next(now) {
             return step;
         }
-        let step = self.next_effect(now);
+        let step = self.next_decision(now);
         let more = searching || self.collecting;
-        if step == Effect::Rest && more { Effect::Continue } else { step }
+        if step == Effect::Idle && more { Effect::Continue } else { step }
     }
 
-    fn next_effect(&mut self, now: i64) -> Effect {
-        let Some(Heartbeat { server, .. }) = self.heartbeat else { return Effect::Rest };
+    fn next_decision(&mut self, now: i64) -> Effect {
+        let Some(Heartbeat { server, .. }) = self.heartbeat else { return Effect::Idle };
         let names = self.known_jails.clone().unwrap_or_default();
         // One that starts is yet to make them.
         if names.is_empty() && self.is_starting(server, now) {
-            return Effect::Rest;
+            return Effect::Idle;
         }
         for _ in 0..MAX_BATCHES {
             if self.pending.is_empty() {
                 self.settle_tombstones(&names, now);
-                if let Some(step) = self.save(now) {
+                if let Some(step) = self.persist_next(now) {
                     return step;
                 }
                 // Bans and fleet unbans take turns, so that neither waits for a flood of the other.
@@ -100,18 +100,18 @@ impl Controller {
                 self.is_tombstones_turn = true;
             }
             if let Some(order) = self.pending.pop_front() {
-                return self.give(order, now);
+                return self.dispatch(order, now);
             }
             if let Some(jail) = self.jails_to_observe.first() {
-                return Effect::Look(jail.clone(), None);
+                return Effect::Observe(jail.clone(), None);
             }
-            let Some((jail, addresses)) = self.batch() else { return Effect::Rest };
+            let Some((jail, addresses)) = self.batch() else { return Effect::Idle };
             if !names.contains(&jail) {
                 return self.without_jail(&jail, &addresses);
             }
             if self.is_fresh(&jail, &addresses, now) {
                 self.plan(&jail, &addresses, now);
-                if let Some(step) = self.save(now) {
+                if let Some(step) = self.persist_next(now) {
                     return step;
                 }
                 continue;
@@ -120,11 +120,11 @@ impl Controller {
                 self.enqueue(&(jail.clone(), *address));
             }
             let known = self.jails.get(&jail).is_some_and(|local| local.last_observation.is_some());
-            if known && addresses.len() <= FEW {
-                return Effect::Look(jail, Some(addresses));
+            if known && addresses.len() <= SPOT_CHECK_MAX {
+                return Effect::Observe(jail, Some(addresses));
             }
             self.jails_to_observe.insert(jail.clone());
-            return Effect::Look(jail, None);
+            return Effect::Observe(jail, None);
         }
         Effect::Continue
     }
@@ -157,17 +157,17 @@ impl Controller {
     fn without_jail(&mut self, jail: &Jail, addresses: &[Address]) -> Effect {
         for &address in addresses {
             let facts = self.facts(&(jail.clone(), address), i64::MIN);
-            if facts.claimed && !facts.marked {
-                let order = Pending::NoSuchJail(jail.clone(), self.work(jail, address));
+            if facts.claimed && !facts.imported {
+                let order = Pending::NoSuchJail(jail.clone(), self.target(jail, address));
                 self.pending.push_back(order);
             }
         }
-        self.pending.pop_front().map_or(Effect::Rest, |order| self.give(order, 0))
+        self.pending.pop_front().map_or(Effect::Idle, |order| self.dispatch(order, 0))
     }
 
-    fn work(&self, jail: &Jail, address: Address) -> Target {
+    fn target(&self, jail: &Jail, address: Address) -> Target {
         let key = (jail.clone(), address);
-        Target { address, host: self.attributed_to(&key).cloned() }
+        Target { address, attributed_to: self.attributed_to(&key).cloned() }
     }
 
     /// Decides on addresses that were seen just now. What is to be banned is marked as *intended*.
@@ -178,59 +178,59 @@ impl Controller {
             let facts = self.facts(&key, to_secs(now));
             match reconcile::decide(facts) {
                 Decision::Import => {
-                    self.forget_detection(&key);
-                    let claims = self.rests_on(&key, to_secs(now));
+                    self.drop_detection(&key);
+                    let claims = self.import_sources(&key, to_secs(now));
                     let local = self.jails.entry(jail.clone()).or_default();
                     let bantime = local.bantime().unwrap_or(-1);
                     let mark = Import::intended(claims, bantime, to_secs(now));
                     let case = local.entries.entry(address).or_default();
                     case.import = Some(Box::new(mark.clone()));
                     self.persist(Record::Import(key, Some(mark)));
-                    import.push(self.work(jail, address));
+                    import.push(self.target(jail, address));
                 }
                 Decision::Refuse => {
-                    self.unmark(&key);
+                    self.drop_import(&key);
                     if let Some(because) = self.ignored(&key) {
-                        let work = self.work(jail, address);
-                        self.pending.push_back(Pending::Refuse(jail.clone(), work, because));
+                        let work = self.target(jail, address);
+                        self.pending.push_back(Pending::LogRefused(jail.clone(), work, because));
                     }
                 }
-                Decision::Free => free.push(self.work(jail, address)),
-                Decision::Forget => self.unmark(&key),
-                Decision::Leave => {
+                Decision::Unban => free.push(self.target(jail, address)),
+                Decision::Drop => self.drop_import(&key),
+                Decision::Keep => {
                     // Its claims changed: with the next look, which tells whether it still is held.
-                    if facts.marked
+                    if facts.imported
                         && facts.held
                         && facts.claimed
-                        && !self.keeps_claims(&key, to_secs(now))
+                        && !self.is_import_current(&key, to_secs(now))
                     {
-                        self.look_again(jail);
+                        self.observe_again(jail);
                     }
                 }
             }
         }
         if !free.is_empty() {
-            self.pending.push_back(Pending::Free(jail.clone(), free));
+            self.pending.push_back(Pending::Unban(jail.clone(), free));
         }
         if !import.is_empty() {
-            self.pending.push_back(Pending::Import(jail.clone(), import));
+            self.pending.push_back(Pending::Ban(jail.clone(), import));
         }
     }
 
     /// Whom a jail is never to ban may have changed: with the next pulse all of it is looked at.
-    pub fn mistrust(&mut self, jail: &Jail) {
-        self.look_again(jail);
+    pub fn invalidate(&mut self, jail: &Jail) {
+        self.observe_again(jail);
     }
 
     /// With the next pulse this jail is looked at, whatever that says.
-    fn look_again(&mut self, jail: &Jail) {
+    fn observe_again(&mut self, jail: &Jail) {
         let local = self.jails.get_mut(jail);
         if let Some(shown) = local.and_then(|local| local.last_observation.as_mut()) {
             (shown.next_check_at, shown.valid_until) = (i64::MIN, i64::MIN);
         }
     }
 
-    fn unmark(&mut self, key: &BanKey) {
+    fn drop_import(&mut self, key: &BanKey) {
         self.last_releaser.remove(key);
         let case = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
         if case.and_then(|case| case.import.take()).is_some() {
@@ -239,75 +239,77 @@ impl Controller {
     }
 
     /// Hands an order out.
-    fn give(&mut self, order: Pending, now: i64) -> Effect {
+    fn dispatch(&mut self, order: Pending, now: i64) -> Effect {
         self.in_flight = Some(order.clone());
         match order {
-            Pending::Free(jail, work) => {
+            Pending::Unban(jail, work) => {
                 for Target { address, .. } in &work {
-                    self.sequencer.frees(&(jail.clone(), *address), now);
+                    self.sequencer.expect_unban(&(jail.clone(), *address), now);
                 }
-                Effect::Free(jail, work)
+                Effect::Unban(jail, work)
             }
-            Pending::Obey(jail, addresses) => {
+            Pending::ApplyTombstone(jail, addresses) => {
                 for address in &addresses {
-                    self.sequencer.frees(&(jail.clone(), *address), now);
+                    self.sequencer.expect_unban(&(jail.clone(), *address), now);
                 }
-                Effect::Obey(jail, addresses)
+                Effect::ApplyTombstone(jail, addresses)
             }
-            Pending::Import(jail, work) => Effect::Import(jail, work),
-            Pending::Prolong(jail, addresses) => Effect::Prolong(jail, addresses),
-            Pending::Refuse(jail, work, because) => Effect::Refuse(jail, work, because),
+            Pending::Ban(jail, work) => Effect::Ban(jail, work),
+            Pending::Renew(jail, addresses) => Effect::Renew(jail, addresses),
+            Pending::LogRefused(jail, work, because) => Effect::LogRefused(jail, work, because),
             Pending::NoSuchJail(jail, work) => Effect::NoSuchJail(jail, work),
         }
     }
 
     /// fail2ban has done what it was told, and answered with a number.
-    pub fn done(&mut self, answer: i64, now: i64) {
+    pub fn on_done(&mut self, answer: i64, now: i64) {
         match self.in_flight.take() {
-            Some(Pending::Free(jail, work)) => {
+            Some(Pending::Unban(jail, work)) => {
                 for Target { address, .. } in work {
-                    self.freed(&(jail.clone(), address));
+                    self.mark_unbanned(&(jail.clone(), address));
                 }
             }
-            Some(Pending::Obey(jail, addresses)) => {
+            Some(Pending::ApplyTombstone(jail, addresses)) => {
                 for address in addresses {
-                    self.obeyed(&(jail.clone(), address), now);
+                    self.mark_tombstone_applied(&(jail.clone(), address), now);
                 }
             }
-            Some(Pending::Import(jail, work)) => self.imported(&jail, &work, answer, to_secs(now)),
-            Some(Pending::Prolong(jail, addresses)) => {
+            Some(Pending::Ban(jail, work)) => {
+                self.mark_imported(&jail, &work, answer, to_secs(now))
+            }
+            Some(Pending::Renew(jail, addresses)) => {
                 for address in addresses {
-                    self.held(&(jail.clone(), address), to_secs(now));
+                    self.mark_held(&(jail.clone(), address), to_secs(now));
                 }
             }
-            Some(Pending::Refuse(..) | Pending::NoSuchJail(..)) | None => {}
+            Some(Pending::LogRefused(..) | Pending::NoSuchJail(..)) | None => {}
         }
     }
 
     /// fail2ban has not done it, or nobody knows: it is looked at again.
-    pub fn failed(&mut self) {
+    pub fn on_failed(&mut self) {
         let (jail, addresses) = match self.in_flight.take() {
-            Some(Pending::Free(jail, work) | Pending::Import(jail, work)) => {
+            Some(Pending::Unban(jail, work) | Pending::Ban(jail, work)) => {
                 (jail, work.into_iter().map(|work| work.address).collect())
             }
-            Some(Pending::Prolong(jail, addresses)) => (jail, addresses),
-            Some(Pending::Obey(jail, _)) => {
-                self.pending.retain(|order| !matches!(order, Pending::Obey(..)));
+            Some(Pending::Renew(jail, addresses)) => (jail, addresses),
+            Some(Pending::ApplyTombstone(jail, _)) => {
+                self.pending.retain(|order| !matches!(order, Pending::ApplyTombstone(..)));
                 self.tombstones.retry();
                 (jail, Vec::new())
             }
-            Some(Pending::Refuse(..) | Pending::NoSuchJail(..)) | None => return,
+            Some(Pending::LogRefused(..) | Pending::NoSuchJail(..)) | None => return,
         };
         for address in addresses {
             self.enqueue(&(jail.clone(), address));
         }
-        self.look_again(&jail);
+        self.observe_again(&jail);
     }
 
     /// fail2ban goes on refusing what it is told of a jail: the words wait until there is something new
     /// of them or of the jail. `is_known`: what the jail holds was taken from fail2ban's database instead, so
     /// that it does not hold up what this host publishes of its other jails.
-    pub fn give_up(&mut self, jail: &Jail, is_known: bool, now: i64) {
+    pub fn abandon_jail(&mut self, jail: &Jail, is_known: bool, now: i64) {
         self.queue.forget(jail);
         for case in
             self.jails.get_mut(jail).into_iter().flat_map(|local| local.entries.values_mut())
@@ -316,18 +318,18 @@ impl Controller {
         }
         self.jails_to_observe.remove(jail);
         if is_known {
-            self.finish_sweep(now);
+            self.finish_scan(now);
         }
     }
 
     /// **What `banip` says was not new is not ours.** Of several it does not say which: the next look
     /// tells, by their rows.
-    fn imported(&mut self, jail: &Jail, work: &[Target], new: i64, now: i64) {
+    fn mark_imported(&mut self, jail: &Jail, work: &[Target], new: i64, now: i64) {
         let all = usize::try_from(new).is_ok_and(|new| new >= work.len());
         for Target { address, .. } in work {
             let key = (jail.clone(), *address);
             if !all && work.len() == 1 {
-                self.unmark(&key);
+                self.drop_import(&key);
                 continue;
             }
             let local = self.jails.entry(jail.clone()).or_default();
@@ -338,16 +340,16 @@ impl Controller {
                 (mark.is_applied, mark.confirmed_at, mark.jail_epoch) = (true, now, Some(run));
                 let change = Record::Import(key.clone(), Some(Import::clone(mark)));
                 self.persist(change);
-                self.held(&key, now);
+                self.mark_held(&key, now);
             }
         }
         if !all {
-            self.look_again(jail);
+            self.observe_again(jail);
         }
     }
 
     /// fail2ban holds an address from now on for this jail's bantime.
-    fn held(&mut self, key: &BanKey, now: i64) {
+    fn mark_held(&mut self, key: &BanKey, now: i64) {
         let Some(local) = self.jails.get_mut(&key.0) else { return };
         let bantime = local.bantime().unwrap_or(-1);
         let end = if bantime < 0 { i64::MAX } else { now.saturating_add(bantime) };
@@ -359,8 +361,8 @@ impl Controller {
         }
     }
 
-    fn freed(&mut self, key: &BanKey) {
-        self.unmark(key);
+    fn mark_unbanned(&mut self, key: &BanKey) {
+        self.drop_import(key);
         let case = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
         if let Some(case) = case {
             case.held_until = None;
@@ -369,19 +371,19 @@ impl Controller {
     }
 
     /// **A fleet unban frees the address once, own and manual bans included.**
-    fn obeyed(&mut self, key: &BanKey, now: i64) {
-        self.freed(key);
-        self.forget_detection(key);
+    fn mark_tombstone_applied(&mut self, key: &BanKey, now: i64) {
+        self.mark_unbanned(key);
+        self.drop_detection(key);
         if let Some(local) = self.jails.get_mut(&key.0) {
             local.local_bans.remove(&key.1);
         }
         self.tombstones.mark_applied(key);
-        self.publisher.touch(key.1, now);
+        self.publisher.mark_dirty(key.1, now);
     }
 
     /// What is not on disk yet.
-    fn save(&mut self, now: i64) -> Option<Effect> {
-        self.dirty.next_batch(now).map(Effect::Save)
+    fn persist_next(&mut self, now: i64) -> Option<Effect> {
+        self.dirty.next_batch(now).map(Effect::Persist)
     }
 
     /// The [stamp to reserve](super::tell::Teller::stamp_to_reserve) on disk now, if any. It is apart from the
@@ -404,7 +406,7 @@ impl Controller {
 
     /// It was written down, or could not be. Then bans are made all the same, and it is tried again
     /// later.
-    pub fn saved(&mut self, well: bool, now: i64) {
+    pub fn on_persisted(&mut self, well: bool, now: i64) {
         self.dirty.on_written(well, now);
     }
 }

@@ -28,9 +28,9 @@ fn fleet() -> (Controller, PersistedState) {
     let unban = r#"{"action":"unban","ipmset":"sshd","ip":"203.0.113.7","host":"web3","reason":"fleet","id":"web3-1795342588000","jails":"*"}"#;
     let part = r#"{"v":1,"host":"web3","stamp":1795342588000,"part":0,"parts":1,"bans":[["sshd","2001:db8::1",1795342500,-1],["web","203.0.113.7",1795342500,600]],"unbans":[["sshd","2001:db8::1","web3-1795342400000"]]}"#;
     for event in [event, unban] {
-        assert!(fleet.hear(&Event::parse(event.as_bytes()).unwrap(), NOW));
+        assert!(fleet.apply_event(&Event::parse(event.as_bytes()).unwrap(), NOW));
     }
-    assert_eq!(fleet.hear_part(&Shard::parse(part.as_bytes()).unwrap(), NOW), None);
+    assert_eq!(fleet.apply_shard(&Shard::parse(part.as_bytes()).unwrap(), NOW), None);
     let mut disk = PersistedState::default();
     work(&mut fleet, &mut disk);
     (fleet, disk)
@@ -39,30 +39,30 @@ fn fleet() -> (Controller, PersistedState) {
 /// One round on a fail2ban that bans nobody; ends when there is nothing more to do.
 fn work(fleet: &mut Controller, disk: &mut PersistedState) {
     let server = ServerInstance { pid: 1, started: NOW / 1000 - 900 };
-    fleet.begin(NOW);
+    fleet.start_cycle(NOW);
     let jails = BTreeSet::from([Jail::new("sshd").unwrap()]);
-    fleet.pulse(Heartbeat { server, data_version: Some(1) }, jails, NOW);
+    fleet.on_heartbeat(Heartbeat { server, data_version: Some(1) }, jails, NOW);
     for _ in 0..1_000 {
         match fleet.next(NOW) {
-            Effect::Rest => return,
+            Effect::Idle => return,
             Effect::Continue => {}
-            Effect::Save(changes) => {
+            Effect::Persist(changes) => {
                 for change in changes {
                     disk.apply(change);
                 }
-                fleet.saved(true, NOW);
+                fleet.on_persisted(true, NOW);
             }
-            Effect::Look(jail, of) => {
+            Effect::Observe(jail, of) => {
                 let look = Observation {
                     database: Some(0),
                     bantime: 600,
                     total: Some(0),
                     ..Observation::default()
                 };
-                fleet.seen(&jail, of.as_deref(), look, NOW);
+                fleet.on_observation(&jail, of.as_deref(), look, NOW);
             }
-            Effect::Import(_, work) => fleet.done(i64::try_from(work.len()).unwrap(), NOW),
-            _ => fleet.done(1, NOW),
+            Effect::Ban(_, work) => fleet.on_done(i64::try_from(work.len()).unwrap(), NOW),
+            _ => fleet.on_done(1, NOW),
         }
     }
     panic!("there is no end to its work");

@@ -256,7 +256,7 @@ impl HostName {
         let Some(fleet) = &mut self.fleet else { return };
         while let Some(told) = self.spool.get(self.read).cloned() {
             let row = self.fail2ban.rows.get(&told.address).copied();
-            match fleet.tell(&told, || Ok::<_, Infallible>(Some(row)), now) {
+            match fleet.on_local_event(&told, || Ok::<_, Infallible>(Some(row)), now) {
                 Ok(Some(event)) => {
                     self.waiting.push_back(event);
                     self.read += 1;
@@ -265,15 +265,16 @@ impl HostName {
                 Err(never) => match never {},
             }
         }
-        self.unwritten
-            .retain(|told| fleet.is_unwritten(&told.clone().event(&self.me, 0, Reason::Detected)));
+        self.unwritten.retain(|told| {
+            fleet.is_unpersisted(&told.clone().event(&self.me, 0, Reason::Detected))
+        });
     }
 
     /// A round begins.
     fn begin(&mut self) -> (i64, Heartbeat) {
         let now = self.millis();
         if let Some(fleet) = &mut self.fleet {
-            fleet.begin(now);
+            fleet.start_cycle(now);
         }
         self.scan();
         let server = ServerInstance { pid: self.fail2ban.pid, started: self.fail2ban.started };
@@ -284,7 +285,7 @@ impl HostName {
         let (now, pulse) = self.begin();
         let Some(fleet) = &mut self.fleet else { return };
         self.told = true;
-        fleet.pulse(pulse, BTreeSet::from([jail()]), now);
+        fleet.on_heartbeat(pulse, BTreeSet::from([jail()]), now);
     }
 
     /// fail2ban has none of its jails yet or any more, or another only.
@@ -300,28 +301,28 @@ impl HostName {
         let jails = other.into_iter().collect();
         let written =
             self.fail2ban.rows.keys().map(|_| jail()).take(usize::from(starting)).collect();
-        for jail in fleet.missing(&jails, &written, pulse.server, now) {
+        for jail in fleet.classify_missing_jails(&jails, &written, pulse.server, now) {
             let rows = self.fail2ban.rows.iter().map(|(address, row)| (*address, *row)).collect();
-            fleet.absent(&jail, &rows, now);
+            fleet.observe_offline_jail(&jail, &rows, now);
         }
-        fleet.pulse(pulse, jails, now);
+        fleet.on_heartbeat(pulse, jails, now);
     }
 
     fn absent(&mut self, around: &mut Around<'_>) -> Result<(), Crash> {
         let now = self.millis();
         let Some(fleet) = &mut self.fleet else { return Ok(()) };
-        fleet.begin(now);
-        fleet.failed();
+        fleet.start_cycle(now);
+        fleet.on_failed();
         let rows = self.fail2ban.rows.iter().map(|(address, row)| (*address, *row)).collect();
         if self.told {
-            fleet.absent(&jail(), &rows, now);
+            fleet.observe_offline_jail(&jail(), &rows, now);
         }
-        fleet.away(self.told);
-        if let Effect::Save(changes) = fleet.next(now) {
+        fleet.on_fail2ban_down(self.told);
+        if let Effect::Persist(changes) = fleet.next(now) {
             for change in changes {
                 self.disk.apply(change);
             }
-            fleet.saved(true, now);
+            fleet.on_persisted(true, now);
         }
         self.step(around)
     }
@@ -333,9 +334,9 @@ impl HostName {
             let step = fleet.next(now);
             fleet.check_invariants().unwrap();
             match step {
-                Effect::Rest => return Ok(()),
+                Effect::Idle => return Ok(()),
                 Effect::Continue => continue,
-                Effect::Save(changes) => {
+                Effect::Persist(changes) => {
                     let well = !self.fail2ban.full;
                     // Of a detection the spool knows.
                     let lost = |change: &Record| {
@@ -352,15 +353,15 @@ impl HostName {
                             self.disk.apply(change);
                         }
                     }
-                    fleet.saved(well, now);
+                    fleet.on_persisted(well, now);
                 }
-                Effect::Look(jail, of) => {
+                Effect::Observe(jail, of) => {
                     let there = jail == self::jail();
                     let look =
                         if there { self.look(of.as_deref()) } else { Observation::default() };
                     self.scan();
                     let fleet = self.fleet.as_mut().unwrap();
-                    fleet.seen(&jail, of.as_deref(), look, now);
+                    fleet.on_observation(&jail, of.as_deref(), look, now);
                 }
                 order => self.obey(order, around)?,
             }
@@ -394,11 +395,11 @@ impl HostName {
         let mut answer = 0;
         match order {
             // The model has one jail; of another it does as it is told.
-            Effect::Import(jail, work) if jail != self::jail() => {
+            Effect::Ban(jail, work) if jail != self::jail() => {
                 answer = i64::try_from(work.len()).unwrap();
             }
-            Effect::Free(jail, _) | Effect::Prolong(jail, _) if jail != self::jail() => {}
-            Effect::Free(_, work) => {
+            Effect::Unban(jail, _) | Effect::Renew(jail, _) if jail != self::jail() => {}
+            Effect::Unban(_, work) => {
                 for Target { address, .. } in work {
                     self.watch(address);
                     self.step(around)?;
@@ -406,14 +407,14 @@ impl HostName {
                     self.freeing.insert(address);
                 }
             }
-            Effect::Obey(jail, addresses) if jail == self::jail() => {
+            Effect::ApplyTombstone(jail, addresses) if jail == self::jail() => {
                 for address in addresses {
                     self.manual.remove(&address);
                     self.step(around)?;
                     self.fail2ban.unbanip(address);
                 }
             }
-            Effect::Import(_, work) => {
+            Effect::Ban(_, work) => {
                 for Target { address, .. } in work {
                     // In the second in which its operator banned it, and nobody hears that it was not new.
                     let by_hand = self.manual.get(&address).copied().unwrap_or(i64::MIN);
@@ -424,7 +425,7 @@ impl HostName {
                     self.step(around)?;
                 }
             }
-            Effect::Prolong(_, addresses) => {
+            Effect::Renew(_, addresses) => {
                 for address in addresses {
                     answer += self.fail2ban.banip(address, around.chance);
                 }
@@ -433,7 +434,7 @@ impl HostName {
         }
         self.step(around)?;
         let now = self.millis();
-        self.fleet.as_mut().unwrap().done(answer, now);
+        self.fleet.as_mut().unwrap().on_done(answer, now);
         Ok(())
     }
 
@@ -497,8 +498,9 @@ impl HostName {
             .into_iter()
             .collect();
         for publication in fleet.publications(now) {
-            let topic = format!("state/{}/{}", self.name, publication.number);
-            published.push((topic, publication.part.map(|part| part.encode()).unwrap_or_default()));
+            let topic = format!("state/{}/{}", self.name, publication.index);
+            published
+                .push((topic, publication.content.map(|part| part.encode()).unwrap_or_default()));
         }
         for (topic, payload) in published {
             let payload = self.signs(&topic, payload);

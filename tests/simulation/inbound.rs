@@ -52,7 +52,7 @@ impl Inbound {
             Ok(message) => message,
             Err(rejected) => {
                 if let Some(index) = rejected.own_shard() {
-                    fleet.hear_cleared(&self.me, index, now);
+                    fleet.apply_cleared(&self.me, index, now);
                 }
                 return Err(rejected.reason());
             }
@@ -63,7 +63,7 @@ impl Inbound {
             Source::Presence { .. } if payload.is_empty() => Ok(()),
             Source::Presence { host } => {
                 let presence = message.presence().map_err(|rejected| rejected.reason())?;
-                fleet.hear_presence(host, presence.state, now);
+                fleet.apply_presence(host, presence.state, now);
                 Ok(())
             }
             Source::Other(_) => Ok(()),
@@ -99,7 +99,7 @@ impl Inbound {
         }
         let mut refused = None;
         match self.guard.judge(&event, fleet.known_jails()) {
-            Admission::Echo => fleet.hear_own(&event, now),
+            Admission::Echo => fleet.apply_echo(&event, now),
             Admission::Ignore => {}
             Admission::Reject(RejectReason::UnknownJail) if !event.is_new() => {
                 return Err(RejectReason::UnknownJail);
@@ -109,7 +109,7 @@ impl Inbound {
             }
             // A jail may just have been added.
             Admission::Accept | Admission::Reject(RejectReason::UnknownJail) => {
-                if !fleet.hear(&event, now) {
+                if !fleet.apply_event(&event, now) {
                     refused = Some(RejectReason::TooMany);
                 }
             }
@@ -131,7 +131,7 @@ impl Inbound {
     ) -> Result<(), RejectReason> {
         if message.payload().is_empty() {
             if *host == self.me || message.is_trusted() {
-                fleet.hear_cleared(host, index, now);
+                fleet.apply_cleared(host, index, now);
             }
             return Ok(());
         }
@@ -142,9 +142,9 @@ impl Inbound {
             return Err(refusal);
         }
         part.bans.retain(|ban| is_bannable(ban.address.ip()));
-        match fleet.hear_part(&part, now) {
-            Some(f2bmqtt::fleet::ShardError::NoRoom) => Err(RejectReason::TooMany),
-            Some(f2bmqtt::fleet::ShardError::OwnAndOld) | None => Ok(()),
+        match fleet.apply_shard(&part, now) {
+            Some(f2bmqtt::fleet::ShardError::OverCapacity) => Err(RejectReason::TooMany),
+            Some(f2bmqtt::fleet::ShardError::StaleEcho) | None => Ok(()),
         }
     }
 }

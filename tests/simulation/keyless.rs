@@ -61,21 +61,21 @@ const TOPICS: [&str; 12] = [
 /// A round on a fail2ban that bans nobody.
 fn work(fleet: &mut Controller) {
     let server = ServerInstance { pid: 1, started: NOW / 1000 - 900 };
-    fleet.begin(NOW);
+    fleet.start_cycle(NOW);
     let jails = BTreeSet::from([Jail::new("sshd").unwrap()]);
-    fleet.pulse(Heartbeat { server, data_version: Some(1) }, jails, NOW);
+    fleet.on_heartbeat(Heartbeat { server, data_version: Some(1) }, jails, NOW);
     loop {
         match fleet.next(NOW) {
-            Effect::Rest => return,
+            Effect::Idle => return,
             Effect::Continue => {}
-            Effect::Save(_) => fleet.saved(true, NOW),
-            Effect::Look(jail, of) => {
+            Effect::Persist(_) => fleet.on_persisted(true, NOW),
+            Effect::Observe(jail, of) => {
                 let look =
                     Observation { database: Some(0), bantime: 600, ..Observation::default() };
-                fleet.seen(&jail, of.as_deref(), look, NOW);
+                fleet.on_observation(&jail, of.as_deref(), look, NOW);
             }
-            Effect::Import(_, work) => fleet.done(i64::try_from(work.len()).unwrap(), NOW),
-            _ => fleet.done(1, NOW),
+            Effect::Ban(_, work) => fleet.on_done(i64::try_from(work.len()).unwrap(), NOW),
+            _ => fleet.on_done(1, NOW),
         }
     }
 }

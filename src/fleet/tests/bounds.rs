@@ -11,26 +11,26 @@ fn what_means_nothing_here_leaves_nothing() {
         jail: Jail::new(&format!("jail{n}")).unwrap(),
         ..event(action, "old1", 0)
     };
-    assert!((0..500).all(|n| fleet.hear(&in_jail(n, B), NOW)));
-    assert!(!fleet.hear(&in_jail(500, B), NOW), "no fleet has so many jails");
+    assert!((0..500).all(|n| fleet.apply_event(&in_jail(n, B), NOW)));
+    assert!(!fleet.apply_event(&in_jail(500, B), NOW), "no fleet has so many jails");
     assert_eq!(
         (fleet.jails.len(), fleet.dirty.len(), fleet.queue.waiting().count()),
         (500, 500, 500)
     );
     for n in 0..1_000 {
-        assert!(fleet.hear(&in_jail(n, U), NOW));
+        assert!(fleet.apply_event(&in_jail(n, U), NOW));
     }
     fleet.last_gc = 0;
-    fleet.tidy(NOW);
+    fleet.gc(NOW);
     assert_eq!((fleet.jails.len(), fleet.counts.legacy, fleet.queue.waiting().count()), (0, 0, 0));
     for n in 0..999 {
         let address = address(&format!("198.18.{}.{}", n / 256, n % 256));
-        assert!(fleet.hear(&Event { address, ..event(U, "web1", 10) }, NOW));
-        assert!(fleet.hear(&Event { address, ..event(U, "old1", 0) }, NOW));
+        assert!(fleet.apply_event(&Event { address, ..event(U, "web1", 10) }, NOW));
+        assert!(fleet.apply_event(&Event { address, ..event(U, "old1", 0) }, NOW));
     }
     assert!(fleet.queue.is_empty(), "no work is left for them");
     fleet.last_gc = 0;
-    fleet.tidy(NOW);
+    fleet.gc(NOW);
     assert_eq!(fleet.counts.claims, 0, "and nothing is kept of what was said long ago");
 }
 
@@ -41,9 +41,12 @@ fn one_host_does_not_take_the_room_of_all() {
     let ip = |n: u32| address(&std::net::Ipv4Addr::from(0xc612_0000 + n).to_string());
     (0..100_000).for_each(|n| peer.claims.insert(&(jail(), ip(n))));
     let ban = |from, n| Event { address: ip(n), ..event(Action::Ban, from, 10) };
-    assert!(!fleet.hear(&ban("web1", 100_001), NOW));
-    assert!(fleet.hear(&ban("web2", 100_001), NOW));
-    assert_eq!(fleet.hear_part(&part("web1", 20, &["203.0.113.1"]), NOW), Some(ShardError::NoRoom));
+    assert!(!fleet.apply_event(&ban("web1", 100_001), NOW));
+    assert!(fleet.apply_event(&ban("web2", 100_001), NOW));
+    assert_eq!(
+        fleet.apply_shard(&part("web1", 20, &["203.0.113.1"]), NOW),
+        Some(ShardError::OverCapacity)
+    );
 }
 
 #[test]
@@ -54,27 +57,30 @@ fn one_word_each_of_two_jails_is_looked_at_once_and_done() {
     let pulse = Heartbeat { server, data_version: Some(1) };
     // The jails are seen whole, and long after, when nothing is due, a word of each comes.
     for now in [NOW, NOW + 200_000] {
-        fleet.begin(now);
-        fleet.pulse(pulse, BTreeSet::from(jails.clone()), now);
+        fleet.start_cycle(now);
+        fleet.on_heartbeat(pulse, BTreeSet::from(jails.clone()), now);
         if now > NOW {
             for jail in jails.clone() {
-                fleet.hear(&Event { jail, stamp: now, ..event(Action::Ban, "web1", now) }, now);
+                fleet.apply_event(
+                    &Event { jail, stamp: now, ..event(Action::Ban, "web1", now) },
+                    now,
+                );
             }
         }
         let (mut glances, mut imports) = (0, 0);
         for _ in 0..30 {
             match fleet.next(now) {
-                Effect::Rest => break,
-                Effect::Save(_) => fleet.saved(true, now),
-                Effect::Look(jail, of) => {
+                Effect::Idle => break,
+                Effect::Persist(_) => fleet.on_persisted(true, now),
+                Effect::Observe(jail, of) => {
                     glances += usize::from(of.is_some());
                     let (total, bantime, database) = (Some(0), 600, Some(0));
                     let look = Observation { database, total, bantime, ..Observation::default() };
-                    fleet.seen(&jail, of.as_deref(), look, now);
+                    fleet.on_observation(&jail, of.as_deref(), look, now);
                 }
-                Effect::Import(..) => {
+                Effect::Ban(..) => {
                     imports += 1;
-                    fleet.done(1, now);
+                    fleet.on_done(1, now);
                 }
                 other => panic!("{other:?}"),
             }
@@ -94,16 +100,16 @@ fn looks_that_take_long_and_others_words_both_have_their_turn() {
     for n in 0..30 {
         // Each jail takes longer to look at than a round lasts, and all are always worth it.
         let begun = now;
-        fleet.begin(now);
-        fleet.pulse(Heartbeat { server, data_version: Some(n) }, jails.clone().into(), now);
+        fleet.start_cycle(now);
+        fleet.on_heartbeat(Heartbeat { server, data_version: Some(n) }, jails.clone().into(), now);
         for jail in jails.clone() {
-            fleet.hear(&Event { jail, ..event(Action::Ban, "web1", now) }, now);
+            fleet.apply_event(&Event { jail, ..event(Action::Ban, "web1", now) }, now);
         }
         while now < begun + 2_000 {
             match fleet.next(now) {
-                Effect::Rest => now = begun + 2_000,
-                Effect::Save(_) => fleet.saved(true, now),
-                Effect::Look(jail, of) => {
+                Effect::Idle => now = begun + 2_000,
+                Effect::Persist(_) => fleet.on_persisted(true, now),
+                Effect::Observe(jail, of) => {
                     now += if of.is_some() { 10 } else { 2_500 };
                     *looks.entry(jail.clone()).or_insert(0) += 1;
                     let (total, bantime, database) = (Some(0), 600, Some(0));
@@ -114,17 +120,17 @@ fn looks_that_take_long_and_others_words_both_have_their_turn() {
                         took: 2_500,
                         ..Observation::default()
                     };
-                    fleet.seen(&jail, of.as_deref(), look, now);
+                    fleet.on_observation(&jail, of.as_deref(), look, now);
                 }
-                Effect::Import(jail, _) => {
+                Effect::Ban(jail, _) => {
                     now += 150;
                     *imports.entry(jail).or_insert(0) += 1;
-                    fleet.done(1, now);
+                    fleet.on_done(1, now);
                 }
                 other => panic!("{other:?}"),
             }
         }
-        let stamp = |publication: &RetainedShard| publication.part.as_ref().unwrap().stamp;
+        let stamp = |publication: &RetainedShard| publication.content.as_ref().unwrap().stamp;
         told = fleet.publications(now).iter().map(stamp).max().unwrap_or(told);
     }
     assert_eq!(looks.len(), 5, "{looks:?}");
@@ -137,13 +143,13 @@ fn looks_that_take_long_and_others_words_both_have_their_turn() {
 fn what_a_host_without_snapshots_said_is_forgotten_when_it_is_over() {
     let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     let other = || Jail::new("web").unwrap();
-    fleet.hear(&event(Action::Ban, "web1", 10), NOW);
-    fleet.hear(&Event { jail: other(), ..event(Action::Ban, "web1", 11) }, NOW);
-    fleet.hear(&Event { jail: other(), ..event(Action::Unban, "web1", 12) }, NOW);
+    fleet.apply_event(&event(Action::Ban, "web1", 10), NOW);
+    fleet.apply_event(&Event { jail: other(), ..event(Action::Ban, "web1", 11) }, NOW);
+    fleet.apply_event(&Event { jail: other(), ..event(Action::Unban, "web1", 12) }, NOW);
     // After so many seconds -> of so many addresses something is kept.
     for (secs, kept) in [(600, 1), (1_100, 1), (1_300, 0)] {
         fleet.last_gc = 0;
-        fleet.tidy(NOW + secs * 1_000);
+        fleet.gc(NOW + secs * 1_000);
         let claims = fleet.peers.get(&host("web1")).map_or(0, |peer| peer.claims.len());
         assert_eq!(claims, kept, "{secs}");
     }
@@ -153,7 +159,7 @@ fn what_a_host_without_snapshots_said_is_forgotten_when_it_is_over() {
 fn there_is_an_end_to_what_is_kept() {
     let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     let mut hears =
-        |n: usize, stamp| fleet.hear(&event(Action::Ban, &format!("host{n}"), stamp), 0);
+        |n: usize, stamp| fleet.apply_event(&event(Action::Ban, &format!("host{n}"), stamp), 0);
     assert!((0..256).all(|n| hears(n, 1)));
     assert!(!hears(257, 1));
     assert!(hears(7, 2), "a known host's next word");
@@ -168,17 +174,20 @@ fn claims_of_many_hosts_on_one_address_give_way_to_a_senior_peer() {
     // Bans that are over, and bans that last; of hosts with a snapshot and without.
     for (bantime, snapshot) in [(1, false), (1, true), (-1, false), (-1, true)] {
         let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
-        fleet.hear_part(&part("web1", NOW - 10_000, &[]), NOW - 10_000);
+        fleet.apply_shard(&part("web1", NOW - 10_000, &[]), NOW - 10_000);
         for n in 0..300 {
             if snapshot {
-                fleet.hear_part(&part(&format!("host{n}"), NOW - 5_000, &[]), NOW - 5_000);
+                fleet.apply_shard(&part(&format!("host{n}"), NOW - 5_000, &[]), NOW - 5_000);
             }
-            fleet.hear(&length(bantime)(n), NOW + 2_000);
+            fleet.apply_event(&length(bantime)(n), NOW + 2_000);
         }
-        assert!(fleet.hear(&event(Action::Ban, "web1", NOW), NOW + 3_000), "{bantime} {snapshot}");
+        assert!(
+            fleet.apply_event(&event(Action::Ban, "web1", NOW), NOW + 3_000),
+            "{bantime} {snapshot}"
+        );
         assert!(matches!(fleet.claim_state(&key(), &host("web1")), ClaimState::Held(..)));
         assert_eq!(fleet.counts.claims, 256);
-        assert!(!fleet.hear(&length(bantime)(999), NOW + 3_000));
+        assert!(!fleet.apply_event(&length(bantime)(999), NOW + 3_000));
         assert!(
             matches!(fleet.claim_state(&key(), &host("web1")), ClaimState::Held(..)),
             "it stays"
@@ -206,20 +215,20 @@ fn snapshot(from: &str, stamp: i64, bans: u32, parts: u32) -> Vec<Shard> {
 fn small_shard_costs_little_whatever_came_before() {
     let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     for shard in snapshot("evil", NOW + 1_000, 99_000, 512) {
-        assert_eq!(fleet.hear_part(&shard, NOW), None);
+        assert_eq!(fleet.apply_shard(&shard, NOW), None);
     }
     for n in 0..60 {
         let jail = Jail::new(&format!("q{n}")).unwrap();
         let address = address("12.0.0.1");
-        fleet.hear(&Event { jail, address, ..event(Action::Ban, "evil", 5) }, NOW);
+        fleet.apply_event(&Event { jail, address, ..event(Action::Ban, "evil", 5) }, NOW);
     }
     assert!(fleet.counts.claims > 98_000);
     // Old ones, and then one that releases everything: not while it is heard, but a few at a time.
     let begun = std::time::Instant::now();
     for n in 1..=300 {
-        fleet.hear_part(&Shard { bans: Vec::new(), ..part("evil", n, &[]) }, NOW);
+        fleet.apply_shard(&Shard { bans: Vec::new(), ..part("evil", n, &[]) }, NOW);
     }
-    fleet.hear_part(&part("evil", NOW + 2_000, &[]), NOW);
+    fleet.apply_shard(&part("evil", NOW + 2_000, &[]), NOW);
     let heard = begun.elapsed();
     assert!(fleet.counts.claims > 98_000, "nothing is released at once");
     let mut steps = 0;
@@ -238,17 +247,17 @@ fn largest_peer_gives_way_to_another() {
     for (n, name) in ["x1", "x2"].into_iter().enumerate() {
         for mut shard in snapshot(name, NOW, 100_000, 512) {
             shard.stamp += i64::try_from(n).unwrap();
-            fleet.hear_part(&shard, NOW);
+            fleet.apply_shard(&shard, NOW);
         }
     }
     assert_eq!(fleet.counts.claims, claims::MAX_CLAIMS);
     let honest = snapshot("web2", NOW, 5_000, 16);
-    assert!(honest.iter().all(|shard| fleet.hear_part(shard, NOW).is_none()));
+    assert!(honest.iter().all(|shard| fleet.apply_shard(shard, NOW).is_none()));
     assert_eq!(fleet.peers.get(&host("web2")).unwrap().claims.len(), 5_000);
     assert!(fleet.counts.claims <= claims::MAX_CLAIMS);
     // The large ones do not come back for it.
     let again = snapshot("x1", NOW + 10, 100_000, 512);
-    let refused = again.iter().filter(|shard| fleet.hear_part(shard, NOW).is_some()).count();
+    let refused = again.iter().filter(|shard| fleet.apply_shard(shard, NOW).is_some()).count();
     assert!(refused > 0);
     assert_eq!(fleet.peers.get(&host("web2")).unwrap().claims.len(), 5_000);
     let shown: Vec<_> = fleet.limits.shown(NOW).map(|limit| limit.table).collect();
@@ -259,21 +268,21 @@ fn largest_peer_gives_way_to_another() {
 fn peers_without_end_take_the_place_of_each_other() {
     let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     let ip = |n: u32| address(&std::net::Ipv4Addr::from(0x0b00_0000 + n).to_string());
-    fleet.hear_part(&part("web2", NOW, &["203.0.113.1"]), NOW - 700_000);
-    fleet.hear(&event(Action::Ban, "script-less", NOW), NOW - 700_000);
+    fleet.apply_shard(&part("web2", NOW, &["203.0.113.1"]), NOW - 700_000);
+    fleet.apply_event(&event(Action::Ban, "script-less", NOW), NOW - 700_000);
     for n in 0..3_000u32 {
         let fake = Event { address: ip(n), ..event(Action::Ban, &format!("fake{n}"), NOW) };
-        assert!(fleet.hear(&fake, NOW + i64::from(n)));
+        assert!(fleet.apply_event(&fake, NOW + i64::from(n)));
     }
     let newcomer = Event { address: ip(9_000), ..event(Action::Ban, "web3", NOW) };
-    assert!(fleet.hear(&newcomer, NOW + 3_000));
+    assert!(fleet.apply_event(&newcomer, NOW + 3_000));
     for known in ["web2", "script-less", "web3"] {
         assert!(fleet.peers.contains(&host(known)), "{known}");
     }
     assert!(fleet.counts.claims <= 1_002, "{}", fleet.counts.claims);
     // With their claims they are forgotten.
     fleet.last_gc = 0;
-    fleet.tidy(NOW + 1_300_000);
+    fleet.gc(NOW + 1_300_000);
     assert!(!fleet.peers.contains(&host("fake2999")));
 }
 
@@ -284,13 +293,13 @@ fn claims_that_come_and_go_do_not_fill_the_queue() {
     for n in 0..400 {
         let listed: Vec<String> = (0..50).map(|m| format!("198.51.100.{m}")).collect();
         let listed: Vec<&str> = listed.iter().map(String::as_str).collect();
-        fleet.hear_part(&part("evil", stamp, &listed[n % 2..]), NOW);
-        fleet.hear_part(&part("evil", stamp + 1, &[]), NOW);
+        fleet.apply_shard(&part("evil", stamp, &listed[n % 2..]), NOW);
+        fleet.apply_shard(&part("evil", stamp + 1, &[]), NOW);
         while fleet.release_claims() {}
         stamp += 2;
         fleet.check_invariants().unwrap();
     }
-    fleet.hear_part(&part("web1", NOW, &[IP]), NOW);
+    fleet.apply_shard(&part("web1", NOW, &[IP]), NOW);
     let waiting: Vec<_> = fleet.queue.waiting().map(|(_, waiting)| waiting).collect();
     assert_eq!(waiting, [key()], "what is new waits, and nothing else");
 }
@@ -302,7 +311,7 @@ fn import_that_is_no_more_leaves_no_last_releaser() {
     assert_eq!(it.works(), ["ban"]);
     it.hears(&event(Action::Ban, "old1", 0));
     it.hears(&event(Action::Unban, "old1", 0));
-    it.fleet.hear_cleared(&host("web1"), 0, NOW);
+    it.fleet.apply_cleared(&host("web1"), 0, NOW);
     while it.fleet.release_claims() {}
     assert!(it.fleet.last_releaser.contains_key(&key()));
     it.detects();
@@ -317,7 +326,7 @@ fn host_whose_bans_are_held_is_heard_after_a_restart() {
     assert_eq!(it.works(), ["ban"]);
     it.restarts();
     it.fleet.on_connected(NOW);
-    it.fleet.hear_part(&part("me", NOW, &[]), NOW);
+    it.fleet.apply_shard(&part("me", NOW, &[]), NOW);
     let asked = it.fleet.next_subscription(NOW + 1).unwrap_or_default();
     assert!(asked.contains(&"state/gone/0".to_owned()), "{asked:?}");
 }
@@ -336,24 +345,24 @@ fn flood_of_fleet_unbans_and_bans_take_turns() {
             all_jails: true,
             ..event(Action::Unban, "evil", made)
         };
-        assert!(it.fleet.hear(&unban, it.now));
+        assert!(it.fleet.apply_event(&unban, it.now));
     }
     it.hears(&event(Action::Ban, "web1", NOW));
     let mut effects = Vec::new();
     while !effects.contains(&"ban") {
         match it.fleet.next(it.now) {
-            Effect::Save(_) => it.fleet.saved(true, it.now),
-            Effect::Look(jail, of) => {
+            Effect::Persist(_) => it.fleet.on_persisted(true, it.now),
+            Effect::Observe(jail, of) => {
                 let look =
                     Observation { database: Some(0), bantime: 600, ..Observation::default() };
-                it.fleet.seen(&jail, of.as_deref(), look, it.now);
+                it.fleet.on_observation(&jail, of.as_deref(), look, it.now);
             }
-            Effect::Obey(_, addresses) => {
+            Effect::ApplyTombstone(_, addresses) => {
                 assert!(addresses.len() <= 100);
                 effects.push("unban");
-                it.fleet.done(0, it.now);
+                it.fleet.on_done(0, it.now);
             }
-            Effect::Import(..) => effects.push("ban"),
+            Effect::Ban(..) => effects.push("ban"),
             other => panic!("{other:?}"),
         }
     }
@@ -369,10 +378,10 @@ fn own_stamps_that_were_far_ahead_come_back_below_the_horizon() {
     it.fleet.on_connected(it.now);
     it.works();
     let published = it.fleet.publications(it.now);
-    let first = published[0].part.as_ref().unwrap().stamp;
+    let first = published[0].content.as_ref().unwrap().stamp;
     assert!(!crate::guard::is_ahead(first, it.now));
     it.works();
     it.fleet.on_connected(it.now);
-    let again = it.fleet.publications(it.now)[0].part.as_ref().unwrap().stamp;
+    let again = it.fleet.publications(it.now)[0].content.as_ref().unwrap().stamp;
     assert!(again > first, "{again} {first}");
 }

@@ -89,29 +89,29 @@ impl Bench {
     }
 
     fn hears(&mut self, event: &Event) {
-        assert!(self.fleet.hear(event, self.now));
+        assert!(self.fleet.apply_event(event, self.now));
     }
 
     /// A round: what fail2ban is told, a word each.
     fn works(&mut self) -> Vec<&'static str> {
         self.now += 2_000;
         let pulse = Heartbeat { server: self.server, data_version: None };
-        self.fleet.begin(self.now);
-        self.fleet.pulse(pulse, BTreeSet::from([jail()]), self.now);
+        self.fleet.start_cycle(self.now);
+        self.fleet.on_heartbeat(pulse, BTreeSet::from([jail()]), self.now);
         let mut told = Vec::new();
         loop {
             let secs = self.now / 1000;
             let answer = match self.fleet.next(self.now) {
-                Effect::Rest => return told,
+                Effect::Idle => return told,
                 Effect::Continue => continue,
-                Effect::Save(changes) => {
+                Effect::Persist(changes) => {
                     for change in changes {
                         self.disk.apply(change);
                     }
-                    self.fleet.saved(true, self.now);
+                    self.fleet.on_persisted(true, self.now);
                     continue;
                 }
-                Effect::Look(jail, of) => {
+                Effect::Observe(jail, of) => {
                     let held = self.held.clone().into_iter().collect();
                     let rows = self.rows.clone().into_iter().collect();
                     let (total, bantime, database) = (Some(9), 600, Some(self.made));
@@ -123,10 +123,10 @@ impl Bench {
                         bantime,
                         ..Observation::default()
                     };
-                    self.fleet.seen(&jail, of.as_deref(), look, self.now);
+                    self.fleet.on_observation(&jail, of.as_deref(), look, self.now);
                     continue;
                 }
-                Effect::Import(_, work) => {
+                Effect::Ban(_, work) => {
                     told.push("ban");
                     for work in &work {
                         let row = Row { timeofban: secs, bantime: 600, failures: 0 };
@@ -135,19 +135,19 @@ impl Bench {
                     }
                     if self.raced { 0 } else { work.len() }
                 }
-                Effect::Free(_, work) => {
+                Effect::Unban(_, work) => {
                     told.push("free");
                     self.lift();
                     work.len()
                 }
-                Effect::Obey(..) => {
+                Effect::ApplyTombstone(..) => {
                     told.push("obey");
                     self.lift();
                     1
                 }
                 other => panic!("{other:?}"),
             };
-            self.fleet.done(i64::try_from(answer).unwrap(), self.now);
+            self.fleet.on_done(i64::try_from(answer).unwrap(), self.now);
         }
     }
 
@@ -168,7 +168,7 @@ impl Bench {
             time: self.now / 1000,
         };
         let row = || Ok::<_, Infallible>(Some(None));
-        self.fleet.tell(&told, row, self.now).unwrap().unwrap()
+        self.fleet.on_local_event(&told, row, self.now).unwrap().unwrap()
     }
 
     fn restarts(&mut self) {
@@ -185,17 +185,17 @@ fn of_two_words_of_a_host_the_greater_stamp_counts() {
     it.hears(&event(B, "web1", 10));
     assert_eq!(it.works(), ["ban"]);
     it.hears(&event(U, "web1", 9));
-    it.fleet.hear_part(&part("web1", 8, &[]), NOW);
+    it.fleet.apply_shard(&part("web1", 8, &[]), NOW);
     assert_eq!(it.works(), NOTHING, "older words");
-    it.fleet.hear_part(&part("web1", 20, &[]), NOW);
+    it.fleet.apply_shard(&part("web1", 20, &[]), NOW);
     assert_eq!(it.works(), ["free"], "a newer part does not list it");
     it.hears(&event(B, "web1", 15));
     it.hears(&event(B, "web1", 20));
     assert_eq!(it.works(), NOTHING, "told before the part, or as soon");
     assert_eq!(it.fleet.claim_state(&key(), &host("web1")), ClaimState::Released(20));
-    it.fleet.hear_part(&part("web1", 30, &[IP]), NOW);
+    it.fleet.apply_shard(&part("web1", 30, &[IP]), NOW);
     assert_eq!(it.works(), ["ban"]);
-    it.fleet.hear_cleared(&host("web1"), 0, NOW);
+    it.fleet.apply_cleared(&host("web1"), 0, NOW);
     assert_eq!(it.works(), ["free"], "it was forgotten");
 }
 
@@ -291,7 +291,7 @@ fn what_was_lifted_here_stays_lifted_until_its_origin_bans_anew() {
     it.lift();
     assert_eq!(it.works(), NOTHING);
     it.restarts();
-    it.fleet.hear_part(&part("web1", 20, &[IP]), NOW);
+    it.fleet.apply_shard(&part("web1", 20, &[IP]), NOW);
     assert_eq!(it.works(), NOTHING, "the same ban");
     let anew = Event { time: NOW / 1000 + 60, ..event(Action::Ban, "web1", 30) };
     it.hears(&anew);
@@ -329,7 +329,10 @@ fn a_clock_that_was_set_back_holds_nothing_up() {
     assert_eq!(it.works(), ["ban"]);
     it.works();
     let published = it.fleet.publications(it.now);
-    assert!(published[0].part.as_ref().unwrap().stamp > before, "and its stamps go on from there");
+    assert!(
+        published[0].content.as_ref().unwrap().stamp > before,
+        "and its stamps go on from there"
+    );
 }
 
 #[test]
@@ -354,11 +357,11 @@ fn false_claim_in_this_host_s_name_is_corrected_within_seconds() {
             }
             let forged = Event { address: address(ip), ..event(action.clone(), "me", 1) };
             if !forged_part {
-                it.fleet.hear_own(&forged, it.now);
+                it.fleet.apply_echo(&forged, it.now);
             } else if action == Action::Ban {
                 // Old parts are answered with all parts; these are not old.
                 let part = Shard { stamp: it.now, ..part("me", it.now, &[ip]) };
-                it.fleet.hear_part(&part, it.now);
+                it.fleet.apply_shard(&part, it.now);
             } else {
                 continue;
             }
@@ -376,11 +379,11 @@ fn what_was_read_before_a_greater_stamp_of_its_own_was_heard_is_not_published() 
     it.works();
     // An earlier process of this host spoke by a clock that was ahead.
     let before = it.now + 150_000;
-    it.fleet.hear_part(&part("me", before, &[]), it.now);
+    it.fleet.apply_shard(&part("me", before, &[]), it.now);
     assert_eq!(it.fleet.publications(it.now), [], "the others would take it for old");
     it.works();
     let published = it.fleet.publications(it.now);
-    assert!(published[0].part.as_ref().unwrap().stamp > before);
+    assert!(published[0].content.as_ref().unwrap().stamp > before);
 }
 
 #[test]
@@ -391,15 +394,15 @@ fn a_full_disk_stops_no_ban_and_is_written_when_there_is_room() {
     let mut steps = Vec::new();
     for _ in 0..9 {
         match it.fleet.next(it.now) {
-            Effect::Save(_) => {
+            Effect::Persist(_) => {
                 steps.push("save");
-                it.fleet.saved(false, it.now);
+                it.fleet.on_persisted(false, it.now);
             }
-            Effect::Import(..) => {
+            Effect::Ban(..) => {
                 steps.push("ban");
-                it.fleet.done(1, it.now);
+                it.fleet.on_done(1, it.now);
             }
-            Effect::Rest => break,
+            Effect::Idle => break,
             other => panic!("{other:?}"),
         }
     }
@@ -414,8 +417,8 @@ fn what_a_broker_does_not_hand_out_is_asked_for_by_its_exact_topics() {
     let mut it = Bench::new();
     it.fleet.on_connected(NOW);
     let mine = part("me", NOW, &[]);
-    it.fleet.hear_part(&mine, NOW);
-    it.fleet.hear_presence(&host("a"), HostState::Online, NOW);
+    it.fleet.apply_shard(&mine, NOW);
+    it.fleet.apply_presence(&host("a"), HostState::Online, NOW);
     let asked = |it: &mut Bench, after| it.fleet.next_subscription(NOW + after);
     let all = |topics: &[&str]| Some(topics.iter().map(|topic| (*topic).to_owned()).collect());
     assert_eq!(asked(&mut it, 0), all(&["state/a/0"]));
@@ -424,10 +427,10 @@ fn what_a_broker_does_not_hand_out_is_asked_for_by_its_exact_topics() {
     assert_eq!(asked(&mut it, 8_000), all(&["state/a/+", "state/a/0"]));
     // Its first part says that there are two.
     let first = Shard { id: ShardId::new(0, 2).unwrap(), ..part("a", NOW, &[]) };
-    it.fleet.hear_part(&first, NOW + 9_000);
+    it.fleet.apply_shard(&first, NOW + 9_000);
     assert_eq!(asked(&mut it, 16_000), all(&["state/a/+", "state/a/1"]));
     let second = Shard { id: ShardId::new(1, 2).unwrap(), ..part("a", NOW, &[]) };
-    it.fleet.hear_part(&second, NOW + 17_000);
+    it.fleet.apply_shard(&second, NOW + 17_000);
     assert_eq!(asked(&mut it, 600_000), None);
 }
 
@@ -437,7 +440,7 @@ fn another_broker_s_last_will_of_this_host_is_answered() {
     it.fleet.on_connected(NOW);
     let mut says = |heard: Option<HostState>, after| {
         if let Some(state) = heard {
-            it.fleet.hear_presence(&host("me"), state, NOW + after);
+            it.fleet.apply_presence(&host("me"), state, NOW + after);
         }
         it.fleet.presence(Presence::default, NOW + after).is_some()
     };
@@ -453,7 +456,7 @@ fn host_itself_is_no_other_host() {
     let mut it = Bench::new();
     it.fleet.on_connected(NOW);
     for name in ["me", "web2"] {
-        it.fleet.hear_presence(&host(name), HostState::Online, NOW);
+        it.fleet.apply_presence(&host(name), HostState::Online, NOW);
     }
     assert_eq!(it.fleet.hosts().0, 1);
 }
@@ -474,7 +477,7 @@ fn own_presence_that_was_replaced_is_published_again() {
         (Some(&published), 40_000, false),
     ];
     for (there, after, again) in table {
-        it.fleet.hear_own_presence(there);
+        it.fleet.apply_own_presence(there);
         let presence = it.fleet.presence(Presence::default, NOW + after);
         assert_eq!(presence, again.then(|| published.clone()), "{after}");
     }
@@ -486,7 +489,7 @@ fn new_hosts_get_this_host_s_presence_however_soon_they_follow_each_other() {
     it.fleet.on_connected(NOW);
     let mut is_published = |new: Option<&str>, after| {
         if let Some(name) = new {
-            it.fleet.hear_presence(&host(name), HostState::Online, NOW + after);
+            it.fleet.apply_presence(&host(name), HostState::Online, NOW + after);
         }
         it.fleet.presence(Presence::default, NOW + after).is_some()
     };

@@ -7,7 +7,7 @@ fn listed(it: &mut Bench) -> Vec<Address> {
     it.fleet.on_connected(it.now);
     it.works();
     let published = it.fleet.publications(it.now);
-    published[0].part.as_ref().unwrap().bans.iter().map(|ban| ban.address).collect()
+    published[0].content.as_ref().unwrap().bans.iter().map(|ban| ban.address).collect()
 }
 
 #[test]
@@ -16,12 +16,12 @@ fn a_detection_that_only_its_event_tells_of_is_learned_from_it() {
     let mut it = Bench::new();
     it.held.insert(address(IP), Some(600));
     let reason = Some(crate::wire::Reason::Detected);
-    it.fleet.hear_own(&Event { reason, ..event(Action::Ban, "me", NOW) }, NOW);
+    it.fleet.apply_echo(&Event { reason, ..event(Action::Ban, "me", NOW) }, NOW);
     it.works();
     it.fleet.on_connected(it.now);
     it.works();
     let published = it.fleet.publications(it.now);
-    let bans = &published[0].part.as_ref().unwrap().bans;
+    let bans = &published[0].content.as_ref().unwrap().bans;
     assert_eq!((bans.len(), bans[0].start), (1, NOW / 1000));
 }
 
@@ -106,8 +106,8 @@ fn a_jail_that_was_gone_restores_its_imports() {
     assert_eq!(it.works(), NOTHING, "it restores");
     // fail2ban stops the jail for longer than one restores; the claim ends meanwhile.
     let (none, pulse) = (BTreeSet::new(), Heartbeat { server: it.server, data_version: None });
-    it.fleet.missing(&none, &none, it.server, it.now);
-    it.fleet.pulse(pulse, none, it.now);
+    it.fleet.classify_missing_jails(&none, &none, it.server, it.now);
+    it.fleet.on_heartbeat(pulse, none, it.now);
     it.hears(&event(Action::Unban, "web1", 20));
     it.now += 100_000;
     assert_eq!(it.works(), NOTHING, "it restores again");
@@ -126,21 +126,21 @@ fn forged_event_of_this_host_makes_no_ban_its_own() {
     let mut it = Bench::new();
     it.hears(&event(Action::Ban, "web1", 10));
     assert_eq!(it.works(), ["ban"]);
-    it.fleet.hear_own(&own("sshd", NOW / 1000), it.now);
+    it.fleet.apply_echo(&own("sshd", NOW / 1000), it.now);
     assert_eq!(listed(&mut it), []);
     it.hears(&event(Action::Unban, "web1", 20));
     assert_eq!(it.works(), ["free"]);
     // What fail2ban does not ban is none, nor while fail2ban is away.
     let mut it = Bench::new();
     it.works();
-    it.fleet.hear_own(&own("sshd", NOW / 1000), it.now);
-    it.fleet.absent(&jail(), &std::iter::empty().collect(), it.now);
+    it.fleet.apply_echo(&own("sshd", NOW / 1000), it.now);
+    it.fleet.observe_offline_jail(&jail(), &std::iter::empty().collect(), it.now);
     assert_eq!(listed(&mut it), []);
     // Of jails that are not here nothing is kept, and of others so much.
     for n in 0..3_000 {
         let ip = address(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string());
-        it.fleet.hear_own(&Event { address: ip, ..own(&format!("x{n}"), NOW / 1000) }, it.now);
-        it.fleet.hear_own(&Event { address: ip, ..own("sshd", NOW / 1000) }, it.now);
+        it.fleet.apply_echo(&Event { address: ip, ..own(&format!("x{n}"), NOW / 1000) }, it.now);
+        it.fleet.apply_echo(&Event { address: ip, ..own("sshd", NOW / 1000) }, it.now);
     }
     assert_eq!(
         (it.fleet.jails.len(), it.fleet.jails[&jail()].pending_detections.len()),
@@ -151,7 +151,7 @@ fn forged_event_of_this_host_makes_no_ban_its_own() {
     // While fail2ban is away, a minute ends them.
     it.now += 61_000;
     it.fleet.last_gc = 0;
-    it.fleet.tidy(it.now);
+    it.fleet.gc(it.now);
     assert_eq!(it.fleet.jails.get(&jail()).map_or(0, |local| local.pending_detections.len()), 0);
 }
 

@@ -9,8 +9,8 @@ const MADE: i64 = NOW / 1000 + 4;
 /// One round: what fail2ban is told and what is refused. It bans `held` before the round.
 fn round(fleet: &mut Controller, now: i64, ignored: &IgnoreList, held: &[&str]) -> Vec<Effect> {
     let end = Some(MADE + 600);
-    fleet.begin(now);
-    fleet.pulse(
+    fleet.start_cycle(now);
+    fleet.on_heartbeat(
         Heartbeat { server: ServerInstance { pid: 1, started: 0 }, data_version: None },
         BTreeSet::from([jail()]),
         now,
@@ -18,9 +18,9 @@ fn round(fleet: &mut Controller, now: i64, ignored: &IgnoreList, held: &[&str]) 
     let mut steps = Vec::new();
     loop {
         match fleet.next(now) {
-            Effect::Rest => return steps,
-            Effect::Save(_) => fleet.saved(true, now),
-            Effect::Look(jail, of) => {
+            Effect::Idle => return steps,
+            Effect::Persist(_) => fleet.on_persisted(true, now),
+            Effect::Observe(jail, of) => {
                 let row = Row { timeofban: MADE, bantime: 600, failures: 0 };
                 let look = Observation {
                     held: held.iter().map(|ip| (address(ip), end)).collect(),
@@ -31,11 +31,11 @@ fn round(fleet: &mut Controller, now: i64, ignored: &IgnoreList, held: &[&str]) 
                     ignored: ignored.clone(),
                     ..Observation::default()
                 };
-                fleet.seen(&jail, of.as_deref(), look, now);
+                fleet.on_observation(&jail, of.as_deref(), look, now);
             }
             step => {
                 steps.push(step);
-                fleet.done(1, now);
+                fleet.on_done(1, now);
             }
         }
     }
@@ -47,25 +47,25 @@ fn unresolved_name_refuses_imports_and_keeps_those_that_stand() {
     let mut unresolved = IgnoreList::default();
     unresolved.set_incomplete();
     let resolved = IgnoreList::default();
-    assert!(fleet.hear(&event(Action::Ban, "web2", NOW), NOW));
+    assert!(fleet.apply_event(&event(Action::Ban, "web2", NOW), NOW));
     let steps = round(&mut fleet, NOW + 2_000, &unresolved, &[]);
-    assert!(matches!(steps[..], [Effect::Refuse(_, _, IgnoreReason::Unresolved)]), "{steps:?}");
+    assert!(matches!(steps[..], [Effect::LogRefused(_, _, IgnoreReason::Unresolved)]), "{steps:?}");
     // It resolves: what was refused is imported.
-    fleet.mistrust(&jail());
+    fleet.invalidate(&jail());
     let steps = round(&mut fleet, NOW + 4_000, &resolved, &[]);
-    assert!(matches!(steps[..], [Effect::Import(..)]), "{steps:?}");
+    assert!(matches!(steps[..], [Effect::Ban(..)]), "{steps:?}");
     // The daemon starts again while the name server is away: the ban stays.
     for now in [NOW + 6_000, NOW + 8_000] {
-        fleet.mistrust(&jail());
+        fleet.invalidate(&jail());
         assert_eq!(round(&mut fleet, now, &unresolved, &[IP]), []);
     }
     // It resolves to the banned address.
     let mut friend = IgnoreList::default();
     friend.add(crate::ignored::network(IP).unwrap(), IgnoreReason::Jail);
-    fleet.mistrust(&jail());
+    fleet.invalidate(&jail());
     let steps = round(&mut fleet, NOW + 10_000, &friend, &[IP]);
     assert!(
-        matches!(steps[..], [Effect::Free(..), Effect::Refuse(_, _, IgnoreReason::Jail)]),
+        matches!(steps[..], [Effect::Unban(..), Effect::LogRefused(_, _, IgnoreReason::Jail)]),
         "{steps:?}"
     );
 }

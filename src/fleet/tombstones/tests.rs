@@ -78,7 +78,7 @@ fn tombstone_is_applied_once_in_every_jail_and_then_repeated() {
     let (pace, mut tombstones) = (Timing::default(), Tombstones::default());
     let jails = BTreeSet::from([key("sshd").0, key("web").0]);
     tombstones.learn(&pardon("*", NOW), NOW, &pace);
-    assert_eq!(tombstones.carried(&key("sshd")), []);
+    assert_eq!(tombstones.ids_of(&key("sshd")), []);
     assert_eq!(apply(&mut tombstones, &jails, 9), [key("sshd"), key("web")]);
     assert!(tombstones.is_applying() && !tombstones.has_unapplied());
     assert_eq!(tombstones.settle(&jails, |_, _| true), [], "another jail is to come");
@@ -89,7 +89,7 @@ fn tombstone_is_applied_once_in_every_jail_and_then_repeated() {
     assert_eq!(tombstones.settle(&jails, none), [(key("web").1, change)]);
     assert_eq!(tombstones.settle(&jails, none), []);
     assert!(!tombstones.has_unapplied());
-    assert_eq!(tombstones.carried(&key("web")), [pardon("*", NOW).id]);
+    assert_eq!(tombstones.ids_of(&key("web")), [pardon("*", NOW).id]);
     assert_eq!(tombstones.applied().collect::<Vec<_>>(), [pardon("*", NOW)]);
 }
 
@@ -124,13 +124,13 @@ fn jail_that_was_gone_applies_what_it_missed() {
     assert_eq!(apply(&mut tombstones, &web, 9), [], "it was there");
     tombstones.on_jail_added(&key("web").0, 0);
     assert_eq!(
-        (tombstones.carried(&key("sshd")).len(), tombstones.carried(&key("web")).len()),
+        (tombstones.ids_of(&key("sshd")).len(), tombstones.ids_of(&key("web")).len()),
         (1, 0)
     );
     assert_eq!(apply(&mut tombstones, &web, 9), [key("web")]);
     tombstones.settle(&web, none);
     assert_eq!(apply(&mut tombstones, &web, 9), []);
-    assert_eq!(tombstones.carried(&key("web")).len(), 1);
+    assert_eq!(tombstones.ids_of(&key("web")).len(), 1);
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn collect(tombstones: &mut Tombstones, now: i64, idle: bool, usage: Usage) -> u
 
 #[test]
 fn tombstone_is_kept_as_long_as_some_ban_needs_it() {
-    use Usage::{Carried, Missing, Unused};
+    use Usage::{Missing, Referenced, Unused};
     const HOUR: i64 = 3_600_000;
     // It is applied, so old, this host knows all snapshots, how it is used -> it is dropped.
     let table = [
@@ -166,11 +166,11 @@ fn tombstone_is_kept_as_long_as_some_ban_needs_it() {
         (true, HOUR + 1, true, Unused, true),
         (true, HOUR + 1, false, Unused, false),
         (false, HOUR + 1, true, Unused, false),
-        (true, HOUR + 1, true, Carried, false),
+        (true, HOUR + 1, true, Referenced, false),
         (true, HOUR + 1, true, Missing, false),
-        (true, 30 * DAY, true, Carried, false),
-        (true, 30 * DAY + 1, true, Carried, true),
-        (true, 30 * DAY + 1, false, Carried, true),
+        (true, 30 * DAY, true, Referenced, false),
+        (true, 30 * DAY + 1, true, Referenced, true),
+        (true, 30 * DAY + 1, false, Referenced, true),
         (true, 30 * DAY + 1, true, Missing, false),
         (false, 30 * DAY + 1, true, Unused, true),
     ];
