@@ -143,7 +143,7 @@ pub fn addresses(paths: &Paths) -> BTreeSet<Address> {
         let rows = query.query_map([], |row| row.get::<_, String>(0))?;
         Ok(rows.flatten().filter_map(|ip| Address::new(&ip).ok()).collect())
     };
-    let mut all = of(&paths.store(), "SELECT DISTINCT ip FROM marks").unwrap_or_default();
+    let mut all = of(&paths.store(), "SELECT DISTINCT ip FROM imports").unwrap_or_default();
     let here = "SELECT DISTINCT ip FROM bips ORDER BY timeofban DESC LIMIT 1000";
     all.extend(of(&paths.database, here).unwrap_or_default());
     all
@@ -152,7 +152,7 @@ pub fn addresses(paths: &Paths) -> BTreeSet<Address> {
 fn origins(store: &Path) -> rusqlite::Result<BTreeSet<HostName>> {
     let db = open(store)?;
     let mut hosts = BTreeSet::new();
-    let mut query = db.prepare("SELECT claims FROM marks")?;
+    let mut query = db.prepare("SELECT claims FROM imports")?;
     let mut rows = query.query([])?;
     while let Some(row) = rows.next()? {
         let claims = read_claims(&row.get::<_, String>(0)?).unwrap_or_default();
@@ -169,7 +169,7 @@ fn open(store: &Path) -> rusqlite::Result<Connection> {
 /// For which hosts the daemon bans an address, and in which jail.
 fn imported(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, HostName)>> {
     let db = open(store)?;
-    let mut query = db.prepare("SELECT jail, claims FROM marks WHERE ip = ?1")?;
+    let mut query = db.prepare("SELECT jail, claims FROM imports WHERE ip = ?1")?;
     let mut rows = query.query([address.to_string()])?;
     let mut imported = BTreeSet::new();
     while let Some(row) = rows.next()? {
@@ -193,7 +193,7 @@ pub fn imports(
         return Ok(BTreeSet::new());
     }
     let db = open(store)?;
-    let mut query = db.prepare("SELECT 1 FROM marks WHERE jail = ?1 AND ip = ?2")?;
+    let mut query = db.prepare("SELECT 1 FROM imports WHERE jail = ?1 AND ip = ?2")?;
     let mut imports = BTreeSet::new();
     for address in addresses {
         if query.exists((jail.as_str(), address.to_string()))? {
@@ -206,7 +206,7 @@ pub fn imports(
 /// Whose bans of an address were lifted here by hand.
 fn lifted(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, HostName)>> {
     let db = open(store)?;
-    let mut query = db.prepare("SELECT jail, host FROM lifts WHERE ip = ?1")?;
+    let mut query = db.prepare("SELECT jail, host FROM overrides WHERE ip = ?1")?;
     let rows = query.query_map([address.to_string()], |row| {
         Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
     })?;
