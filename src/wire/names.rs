@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use serde::{Serialize, Serializer};
 use unicode_width::UnicodeWidthChar as _;
 
 use super::range::{self, STAMP_MILLIS};
@@ -280,11 +281,29 @@ impl JailScope {
     }
 }
 
+impl fmt::Display for JailScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
+
+macro_rules! serialize_as_shown {
+    ($($name:ident)*) => {$(
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+    )*};
+}
+
+serialize_as_shown!(Jail HostName Address UnbanId JailScope);
 
 #[cfg(test)]
 mod tests {
