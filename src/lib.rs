@@ -39,6 +39,7 @@ pub mod apply;
 pub mod broker;
 pub mod child;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod cut;
 pub mod daemon;

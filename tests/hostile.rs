@@ -367,7 +367,7 @@ fn what_the_settings_and_the_operator_keep_out_stays_out_both_ways() {
         "blacklist/unban",
         &format!(
             r#"{{"action":"unban","ipmset":"sshd","ip":"192.0.2.1","host":"c","reason":"fleet","id":"c-{}","jails":"*"}}"#,
-            f2bmqtt::outbox::millis(std::time::SystemTime::now())
+            f2bmqtt::clock::now_millis()
         ),
     );
     // Its operator exempts an address, and takes that back; another becomes the server's own.

@@ -12,9 +12,9 @@ use super::ledger::Ledger;
 use super::log::Log;
 use super::queue::MAX;
 use super::report::{Categories, CommentSource, Report, bounded};
-use super::service::now;
 use super::times::Times;
 use crate::child;
+use crate::clock::now_secs;
 use crate::error::Error;
 use crate::files::mounts;
 use crate::files::trust::{self, Keeps};
@@ -195,7 +195,7 @@ pub fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
 /// Those of [`Call::decide`]; they are in the log, too. Nothing else makes the action fail.
 pub fn run(call: &Call, paths: &Paths) -> Result<(), Error> {
     let log = Log::new(call.log().into());
-    match call.decide(now()) {
+    match call.decide(now_secs()) {
         Ok(Verdict::Report(report)) if is_by_hand(&report, &log, paths) => log.line(format_args!(
             "INFO: IP {} was banned by hand (f2bmqtt ban): it is not reported.",
             report.address
@@ -220,7 +220,7 @@ pub fn run(call: &Call, paths: &Paths) -> Result<(), Error> {
 /// Whether an operator made the ban. Where that cannot be read, no report is lost for it.
 fn is_by_hand(report: &Report, log: &Log, paths: &Paths) -> bool {
     let path = paths.by_hand();
-    let noted = by_hand::is_noted(&path, report.address, report.time, now());
+    let noted = by_hand::is_noted(&path, report.address, report.time, now_secs());
     noted.unwrap_or_else(|error| {
         log.line(format_args!("ERROR: cannot read {}: {error}", path.display()));
         false
@@ -335,7 +335,7 @@ pub fn by_hand(call: &Call, dry_run: bool, paths: &Paths) -> Result<(), Error> {
         let path = paths.api_key.display();
         return Err(Error::Report(format!("there is no API key in {path}")));
     }
-    let report = match call.decide(now())? {
+    let report = match call.decide(now_secs())? {
         Verdict::Nothing(line) => {
             say(line);
             return Ok(());

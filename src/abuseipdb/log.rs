@@ -2,9 +2,9 @@
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::times::Times;
+use crate::clock::now_secs;
 use crate::error::Error;
 use crate::files;
 use crate::journal;
@@ -36,8 +36,7 @@ impl Log {
     pub fn line(&self, text: impl std::fmt::Display) {
         let printable = |c: char| if c.is_control() { ' ' } else { c };
         let text: String = text.to_string().chars().map(printable).take(MAX).collect();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let time = Times::new().map(|times| times.local(now.cast_signed())).unwrap_or_default();
+        let time = Times::new().map(|times| times.local(now_secs())).unwrap_or_default();
         let written = self
             .open()
             .and_then(|mut file| file.write_all(format!("{time} - {text}\n").as_bytes()));

@@ -2,7 +2,7 @@
 //! bans that only they held. A host of which the broker keeps nothing may be known from its events alone.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -10,14 +10,13 @@ use super::out::{self, count};
 use super::view::{Banned, Member, View};
 use super::visit::{Message, Visit};
 use super::{ask, check};
-use crate::abuseipdb::service::now;
 use crate::cli::operator::ForgetArgs;
+use crate::clock::{now_millis, now_secs};
 use crate::config::Config;
 use crate::error::Error;
 use crate::figures::homeassistant;
 use crate::guard::is_ahead;
 use crate::journal::say;
-use crate::outbox::millis;
 use crate::paths::Paths;
 use crate::runtime;
 use crate::wire::{HostName, Shard, ShardId};
@@ -48,9 +47,9 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
         }
         let unknown: Vec<HostName> =
             hosts.iter().filter(|host| !is_kept(host, visit.view())).cloned().collect();
-        let bans = only_theirs(&visit.view().banned(now()), &hosts);
+        let bans = only_theirs(&visit.view().banned(now_secs()), &hosts);
         for host in &hosts {
-            let mut farewell = farewell(host, visit.view(), millis(SystemTime::now()));
+            let mut farewell = farewell(host, visit.view(), now_millis());
             if let Some(prefix) = &config.ha_prefix {
                 farewell.extend(homeassistant::topics(prefix, host).map(Message::Clear));
             }

@@ -6,7 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -17,10 +17,10 @@ use super::out;
 use super::view::{Heard, View};
 use super::visit::{Message, Visit};
 use crate::cli::operator::UnbanArgs;
+use crate::clock::now_millis;
 use crate::config::Config;
 use crate::error::Error;
 use crate::journal::say;
-use crate::outbox::millis;
 use crate::paths::Paths;
 use crate::runtime;
 use crate::wire::{Action, Address, Event, HostName, Jail, Reason, UnbanId};
@@ -48,7 +48,7 @@ pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
         return Err(Error::Usage(format!("{count} IPs: limit of {MAX_EVENTS} at once; {what}")));
     }
     ask::about_many("Free", &addresses, args.yes)?;
-    let millis = millis(SystemTime::now());
+    let millis = now_millis();
     let unban = Unban {
         me: config.node.clone(),
         jail,

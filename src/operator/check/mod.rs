@@ -24,7 +24,7 @@ use rustix::process::geteuid;
 pub(super) use self::finding::list;
 use self::finding::{Finding, State};
 use crate::abuseipdb::glance::Glance;
-use crate::abuseipdb::service::now;
+use crate::clock::now_secs;
 use crate::config::{self, Config};
 use crate::daemon::status::DaemonStatus;
 use crate::error::Error;
@@ -98,7 +98,7 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         found.splice(0..0, settings::sample(config, works, &path));
         found.extend(brokers.iter().flat_map(|reached| reached.findings(config)));
         let certificates = config.tls.as_ref().map(config::Tls::certificates).unwrap_or_default();
-        found.extend(settings::certificates(&certificates, now()));
+        found.extend(settings::certificates(&certificates, now_secs()));
         let heard = brokers.iter().find_map(broker::Reached::heard);
         if let Some(heard) = heard {
             found.extend(fleet::findings(
@@ -118,7 +118,7 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         found.extend(hidden.map(|(what, path)| host::hidden(what, &path)));
     }
     if host.runs() {
-        found.extend(status::findings(&status, &file, now()));
+        found.extend(status::findings(&status, &file, now_secs()));
     }
     let sharing = config.as_ref().map(|config| config.sharing.clone()).unwrap_or_default();
     found.extend(jails::findings(&server, &configured, &sharing));
@@ -130,7 +130,7 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         let (key, warning) = look::key(&paths.api_key);
         found.extend(reports::findings(&server.jails, &paths.api_key, &key, warning.as_deref()));
         let glance = Glance::of(&paths.report_queue());
-        found.extend(reports::queue(&server.jails, &glance, &paths.api_key, now()));
+        found.extend(reports::queue(&server.jails, &glance, &paths.api_key, now_secs()));
         found.extend(reports::files(&server.jails, trust::inspect));
     }
     Ok(found)
