@@ -62,4 +62,5 @@ pub mod random;
 pub mod runtime;
 pub mod spool;
 pub mod store;
+pub mod text;
 pub mod wire;

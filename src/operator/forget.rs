@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::out::{self, count};
+use super::ask;
+use super::out;
 use super::view::{Banned, Member, View};
 use super::visit::{Message, Visit};
-use super::{ask, check};
 use crate::cli::operator::ForgetArgs;
 use crate::clock::{now_millis, now_secs};
 use crate::config::Config;
@@ -19,6 +19,7 @@ use crate::guard::is_ahead;
 use crate::journal::say;
 use crate::paths::Paths;
 use crate::runtime;
+use crate::text::{count, list, sanitize};
 use crate::wire::{HostName, Shard, ShardId};
 
 /// What the broker took comes back within moments.
@@ -76,7 +77,7 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
             }));
         } else {
             for line in lines(&hosts, &unknown, bans) {
-                say(out::shown(&line));
+                say(sanitize(&line));
             }
         }
         Ok(())
@@ -98,7 +99,7 @@ fn ask_about(hosts: &BTreeSet<HostName>, view: &View) -> Result<(), Error> {
         )));
     }
     let unknown: Vec<&HostName> = hosts.iter().filter(|host| !is_kept(host, view)).collect();
-    if unknown.is_empty() { Ok(()) } else { ask::about(&out::shown(&question(&unknown, view))) }
+    if unknown.is_empty() { Ok(()) } else { ask::about(&sanitize(&question(&unknown, view))) }
 }
 
 fn question(unknown: &[&HostName], view: &View) -> String {
@@ -125,7 +126,7 @@ fn lines(hosts: &BTreeSet<HostName>, unknown: &[HostName], bans: usize) -> Vec<S
     let holders = if let [one] = names[..] { one } else { "they" };
     let bans = count(bans, "ban");
     let removed = (!names.is_empty())
-        .then(|| format!("removed {} and {bans} that only {holders} held", check::list(&names)));
+        .then(|| format!("removed {} and {bans} that only {holders} held", list(&names)));
     let released = unknown.iter().map(|host| {
         format!(
             "removed {host}: the broker kept nothing of {host}, and the daemons release all bans that only \

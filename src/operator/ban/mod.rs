@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::ask;
-use super::clock::span;
 use super::local;
 use super::out;
 use super::view::View;
@@ -28,6 +27,7 @@ use crate::guard::is_bannable;
 use crate::journal::say;
 use crate::paths::Paths;
 use crate::runtime;
+use crate::text::{format_duration, sanitize};
 use crate::wire::{Address, HostName, Jail, MAX_ANSWERS};
 
 /// fail2ban makes a ban within a second or two; longer where it has many to make.
@@ -242,17 +242,17 @@ impl Ban {
         for Made { address, already, seconds } in made {
             let length = match *seconds {
                 ..0 => "for ever".to_owned(),
-                seconds => format!("for {}", span(seconds)),
+                seconds => format!("for {}", format_duration(seconds)),
             };
             let words = if *already {
                 format!("{address} was banned in {jail} here before: nothing was done")
             } else {
                 format!("{address} is banned in {jail}, {length}")
             };
-            say(out::shown(&words));
+            say(sanitize(&words));
         }
         for line in self.said.lines(view, made) {
-            say(out::shown(&line));
+            say(sanitize(&line));
         }
     }
 

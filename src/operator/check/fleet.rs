@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 
 use super::broker::Heard;
-use super::finding::{Finding, list};
+use super::finding::Finding;
 use super::host::Host as Seen;
 use crate::config::Topic;
 use crate::guard::RejectReason;
-use crate::operator::clock::span;
+use crate::text::{format_duration, list};
 use crate::wire::{HostName, HostState};
 
 /// Clocks that differ by less, in seconds, are as good as one: messages take their time.
@@ -117,7 +117,7 @@ fn ahead((stamp, read): (i64, i64)) -> i64 {
 
 /// How long: a clock is not off by more than years, but a forged stamp may be.
 fn length(seconds: i64) -> String {
-    if seconds > MANY_YEARS { "over 10 years".to_owned() } else { span(seconds) }
+    if seconds > MANY_YEARS { "over 10 years".to_owned() } else { format_duration(seconds) }
 }
 
 fn clocks(heard: &Heard, set: bool) -> Vec<Finding> {

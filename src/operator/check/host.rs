@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::finding::Finding;
 use crate::files::room::{FullDisk, Room};
+use crate::text::{count, format_duration};
 
 /// What waits in the spool for longer, in seconds, waits for a reason.
 const WAITS: u64 = 60;
@@ -207,7 +208,7 @@ impl Host {
             let settings = settings.display();
             let text = format!(
                 "the service runs with older settings: {settings} was changed {} after it started",
-                span(seconds)
+                format_duration(seconds.cast_signed())
             );
             found.push(
                 Finding::fault("service_settings", text).next("systemctl restart f2bmqttsub"),
@@ -249,17 +250,11 @@ impl Host {
                 .about(&path)
                 .next(format!("chown root: {path}; chmod go= {path}"))
         }));
-        let (count, oldest) = self.spool;
+        let (number, oldest) = self.spool;
         if oldest > WAITS {
-            let text = format!(
-                "{} to be published, the first for {}",
-                if count == 1 {
-                    "1 event waits".to_owned()
-                } else {
-                    format!("{count} events wait")
-                },
-                span(oldest)
-            );
+            let wait = if number == 1 { "waits" } else { "wait" };
+            let (events, age) = (count(number, "event"), format_duration(oldest.cast_signed()));
+            let text = format!("{events} {wait} to be published, the first for {age}");
             found.push(Finding::warning("spool", text).next("journalctl -u f2bmqttsub -n 20"));
         }
         found
@@ -304,16 +299,6 @@ impl Seen {
         Finding::fault("fail2ban_sandbox", text)
             .next(lines)
             .next("then: systemctl restart fail2ban")
-    }
-}
-
-/// Seconds, for people.
-fn span(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds / 60),
-        7200..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
     }
 }
 
@@ -435,9 +420,5 @@ mod tests {
                 .starts_with("fail2ban cannot write to /s: its unit makes that read-only")
         );
         assert!(text(Seen::User(5)).contains("it runs as user 5"));
-        assert_eq!(
-            (span(119), span(120), span(7200), span(172_800)),
-            ("119 s".to_owned(), "2 min".to_owned(), "2 h".to_owned(), "2 days".to_owned())
-        );
     }
 }

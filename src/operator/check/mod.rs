@@ -21,7 +21,6 @@ use std::io::{self, IsTerminal as _};
 
 use rustix::process::geteuid;
 
-pub(super) use self::finding::list;
 use self::finding::{Finding, State};
 use crate::abuseipdb::glance::Glance;
 use crate::clock::now_secs;
@@ -31,6 +30,7 @@ use crate::error::Error;
 use crate::files::trust;
 use crate::journal::say;
 use crate::paths::Paths;
+use crate::text::count;
 use crate::{daemon, runtime};
 
 /// Shows what works and what does not.
@@ -50,13 +50,10 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
         let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         say(finding::text(&findings, colour));
     }
-    let of = |state, name: &str| match finding::count(&findings, state) {
-        1 => format!("1 {name}"),
-        n => format!("{n} {name}s"),
-    };
     if finding::count(&findings, State::Fault) == 0 {
         return Ok(());
     }
+    let of = |state, name| count(finding::count(&findings, state), name);
     let summary = format!("{}, {}", of(State::Fault, "fault"), of(State::Warning, "warning"));
     Err(Error::Faulty { summary, settings: config.is_err() })
 }

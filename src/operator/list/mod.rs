@@ -11,7 +11,7 @@ use serde_json::json;
 use super::clock::Clock;
 use super::known;
 use super::local::{self, Here};
-use super::out::{self, Long, Look, Out, count};
+use super::out::{self, Long, Look, Out};
 use super::view::{Banned, Until, View, Void};
 use super::visit::Visit;
 use crate::cli::operator::ListArgs;
@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::paths::Paths;
 use crate::runtime;
+use crate::text::count;
 use crate::wire::{Address, HostName, Jail};
 use why::Case;
 

@@ -14,7 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::clock::Clock;
 use super::gather::Step;
-use super::out::{self, Out};
+use super::out::Out;
 use super::visit;
 use crate::broker::{Event, Link};
 use crate::clock::now_millis;
@@ -22,6 +22,7 @@ use crate::config::{Config, Topic};
 use crate::error::Error;
 use crate::journal::{say, warn};
 use crate::runtime;
+use crate::text::sanitize;
 use screen::Screen;
 use seen::{News, Seen};
 
@@ -136,11 +137,11 @@ async fn lines(config: &Config) -> Result<(), Error> {
         };
         match came {
             Came::Connected(_) => {}
-            Came::Lost(why) => warn(out::shown(&why)),
+            Came::Lost(why) => warn(sanitize(&why)),
             Came::News(news) => {
                 let time = Clock::new(now_millis() / 1000)?;
                 let words = [&[time.local(time.now)][..], &news.words()].concat();
-                let words: Vec<_> = words.iter().map(|word| out::shown(word)).collect();
+                let words: Vec<_> = words.iter().map(|word| sanitize(word)).collect();
                 say(words.join("\t"));
             }
         }
