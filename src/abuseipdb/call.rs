@@ -230,11 +230,7 @@ fn is_by_hand(report: &Report, log: &Log, paths: &Paths) -> bool {
 /// What to do where the service works the queue off, and its sandbox lets it write nothing at a place: its own
 /// lines of that would be in the system's log alone.
 fn out_of_reach(place: &Path, paths: &Paths) -> Option<String> {
-    unwritable(place, |dir| {
-        let path = paths.report_lock();
-        let pid = lock::is_held(&path).then(|| lock::holder(&path)).flatten()?;
-        mounts::is_read_only_for(pid.split_once(' ')?.1.parse().ok()?, dir)
-    })
+    unwritable(place, |dir| mounts::is_read_only_for(lock::owner(&paths.report_lock())?.pid, dir))
 }
 
 /// The same, where `is_read_only` answers what the service may do, if it runs.

@@ -205,8 +205,7 @@ fn worker(assets: Assets<'_>, inbox: Spool<Report>, queue: Queue) -> Result<Work
 }
 
 fn daemon_runs(paths: &Paths) -> bool {
-    let daemon = |text: String| text.starts_with(Role::Daemon.as_str());
-    lock::is_held(&paths.lock()) && lock::holder(&paths.lock()).is_some_and(daemon)
+    lock::owner(&paths.lock()).is_some_and(|owner| owner.role == Role::Daemon)
 }
 
 fn until(time: i64) -> Duration {

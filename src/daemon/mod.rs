@@ -93,8 +93,8 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let lock = Lock::take(&lock_path, Role::Daemon, LOCK_PATIENCE)
         .map_err(Error::file("lock", &lock_path))?;
     let Some(_lock) = lock else {
-        let holder = lock::holder(&lock_path).unwrap_or_default();
-        return Err(Error::Running(holder.rsplit(' ').next().unwrap_or_default().to_owned()));
+        let pid = lock::owner(&lock_path).map(|owner| owner.pid.to_string());
+        return Err(Error::Running(pid.unwrap_or_default()));
     };
     let (mut term, mut int) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
     let mut daemon = Daemon::new(config, paths)?;

@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_millis(700);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     /// The daemon's process, if it runs.
-    pub pid: Option<u32>,
+    pub pid: Option<i32>,
     /// When it was started, in seconds since 1970.
     pub since: Option<i64>,
     /// Events that wait to be published.
@@ -42,12 +42,9 @@ impl Service {
     /// Looks at it.
     #[must_use]
     pub fn look(paths: &Paths) -> Self {
-        let pid = lock::holder(&paths.lock()).filter(|_| lock::is_held(&paths.lock()));
-        let pid = pid.and_then(|text| {
-            let (role, pid) = text.split_once(' ')?;
-            (role == Role::Daemon.as_str()).then(|| pid.parse().ok())?
-        });
-        let since = pid.and_then(|pid: u32| started(&PathBuf::from(format!("/proc/{pid}"))));
+        let daemon = lock::owner(&paths.lock()).filter(|owner| owner.role == Role::Daemon);
+        let pid = daemon.map(|owner| owner.pid);
+        let since = pid.and_then(|pid| started(&PathBuf::from(format!("/proc/{pid}"))));
         let inbox = Spool::<Report>::new(paths.reports()).list().unwrap_or_default().len();
         let mut reports = Glance::of(&paths.report_queue()).unwrap_or_default();
         reports.waiting += inbox;

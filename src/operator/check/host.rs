@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::finding::Finding;
 use crate::files::room::{FullDisk, Room};
+use crate::lock::{Owner, Role};
 use crate::text::{count, format_duration};
 
 /// What waits in the spool for longer, in seconds, waits for a reason.
@@ -15,7 +16,7 @@ pub(super) struct Host {
     /// What systemd says of the service, where there is systemd.
     pub(super) service: Option<Service>,
     /// Whoever publishes this host's bans, as the lock names it: `subscribe`, and its process.
-    pub(super) holder: Option<(String, i32)>,
+    pub(super) owner: Option<Owner>,
     /// It runs from a binary that is no longer there.
     pub(super) replaced: bool,
     /// For how many seconds the settings are newer than the service.
@@ -85,7 +86,7 @@ const UNITS: [&str; 2] =
 impl Host {
     /// Whether the daemon holds the lock.
     pub(super) fn runs(&self) -> bool {
-        self.holder.as_ref().is_some_and(|(role, _)| role == "subscribe")
+        self.owner.is_some_and(|owner| owner.role == Role::Daemon)
     }
 
     pub(super) fn findings(&self, state: &Path, settings: &Path) -> Vec<Finding> {
@@ -317,7 +318,7 @@ mod tests {
         };
         Host {
             service: Some(service),
-            holder: Some(("subscribe".to_owned(), 7)),
+            owner: Some(Owner { role: Role::Daemon, pid: 7 }),
             room: Some(Room { bytes: 1 << 30, files: 1000, is_read_only: false }),
             ..Host::default()
         }
@@ -345,10 +346,10 @@ mod tests {
         let other_disk = FullDisk { path: "/var/lib/fail2ban".into(), text: "full".to_owned() };
         let table = [
             (
-                Host { holder: None, ..with(&|service| service.active = "inactive".to_owned()) },
+                Host { owner: None, ..with(&|service| service.active = "inactive".to_owned()) },
                 vec![("service", Fault)],
             ),
-            (Host { holder: None, ..sound() }, vec![("service", Fault)]),
+            (Host { owner: None, ..sound() }, vec![("service", Fault)]),
             (
                 with(&|service| {
                     service.fragment = "/etc/systemd/system/f2bmqttsub.service".to_owned();
@@ -357,7 +358,7 @@ mod tests {
             ),
             (
                 Host {
-                    holder: None,
+                    owner: None,
                     ..with(&|service| {
                         (service.load, service.active) =
                             ("masked".to_owned(), "inactive".to_owned());
@@ -396,7 +397,7 @@ mod tests {
             (Host { spool: (3, 5), ..sound() }, vec![]),
             // Without systemd, the lock says it.
             (Host { service: None, ..sound() }, vec![]),
-            (Host { service: None, holder: None, ..sound() }, vec![("service", Fault)]),
+            (Host { service: None, owner: None, ..sound() }, vec![("service", Fault)]),
         ];
         for (host, expected) in table {
             assert_eq!(odd(&host), expected, "{host:?}");

@@ -107,11 +107,11 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         }
     }
     found.extend(host.findings(&paths.state, &path));
-    if let Some((_, pid)) = &host.holder {
+    if let Some(owner) = host.owner {
         let database = server.as_ref().ok().and_then(|server| server.database.clone());
         let socket = Some(("fail2ban's socket", paths.fail2ban.clone()));
         let seen = socket.into_iter().chain(database.map(|path| ("fail2ban's database", path)));
-        let hidden = seen.filter(|(_, path)| look::is_hidden_from(*pid, path));
+        let hidden = seen.filter(|(_, path)| look::is_hidden_from(owner.pid, path));
         found.extend(hidden.map(|(what, path)| host::hidden(what, &path)));
     }
     if host.runs() {
