@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+use crate::clock::{millis, now_millis};
 use crate::fail2ban::table::Table;
 use crate::fail2ban::{Client, Error};
 use crate::fleet::look::{Heartbeat, Observation, ServerInstance};
@@ -18,7 +19,6 @@ use crate::guard::RejectReason;
 use crate::ignored::{IgnoreList, IgnoreListResolver};
 use crate::journal::{self, say};
 use crate::memory::{Known, Memory};
-use crate::outbox::millis;
 use crate::paths::Paths;
 use crate::wire::{Address, Jail};
 
@@ -86,10 +86,6 @@ fn is_removed(socket: &Path) -> bool {
     socket.parent().is_some_and(|dir| dir.metadata().is_ok_and(|about| about.nlink() == 0))
 }
 
-fn now() -> i64 {
-    millis(SystemTime::now())
-}
-
 /// Writes down what is not on disk yet, where nothing else can be done.
 fn save(memory: &Memory) {
     for _ in 0..MAX_STEPS {
@@ -112,7 +108,7 @@ impl Absence {
 
     fn look(&mut self, memory: &Memory) {
         let mut known = memory.know();
-        known.fleet.start_cycle(now());
+        known.fleet.start_cycle(now_millis());
         known.scan();
         // Which database is its own only fail2ban says: the one at the default's place may be an old one.
         if !known.database.is_told() {
@@ -134,9 +130,9 @@ impl Absence {
                     return known.warn("database", &text);
                 }
             };
-            known.fleet.clear_other_jails(rows.iter().map(|(_, jail)| jail), now());
+            known.fleet.clear_other_jails(rows.iter().map(|(_, jail)| jail), now_millis());
             for (rows, jail) in &rows {
-                known.fleet.observe_offline_jail(jail, rows, now());
+                known.fleet.observe_offline_jail(jail, rows, now_millis());
             }
         }
         known.fleet.on_fail2ban_down(true);
@@ -188,7 +184,7 @@ impl<'a> Applier<'a> {
         self.name_actions().await?;
         self.reconsider().await?;
         while begun.elapsed() < ASK {
-            let step = self.memory.know().fleet.next(now());
+            let step = self.memory.know().fleet.next(now_millis());
             if step == Effect::Idle {
                 self.bell.news.notify_one();
                 let rest = ASK.saturating_sub(begun.elapsed());
@@ -207,12 +203,12 @@ impl<'a> Applier<'a> {
     async fn pulse(&mut self) -> Result<(), Error> {
         {
             let mut known = self.memory.know();
-            known.fleet.start_cycle(now());
+            known.fleet.start_cycle(now_millis());
             known.scan();
         }
         let jails = self.client.jails().await?;
         let server = ServerInstance { pid: self.client.pid(), started: self.started() };
-        if jails.is_empty() && self.memory.know().fleet.is_starting(server, now()) {
+        if jails.is_empty() && self.memory.know().fleet.is_starting(server, now_millis()) {
             sleep(RETRY).await; // it is yet to make them
         } else if self.jails.is_empty() {
             // While it starts, it does not know of its database before it has jails.
@@ -231,7 +227,7 @@ impl<'a> Applier<'a> {
         }
         match absent(&mut known, &jails, server) {
             Ok(data_version) => {
-                known.fleet.on_heartbeat(Heartbeat { server, data_version }, jails, now());
+                known.fleet.on_heartbeat(Heartbeat { server, data_version }, jails, now_millis());
             }
             // One that is busy now says nothing, and not that there is nothing.
             Err(error) => {
@@ -335,7 +331,7 @@ impl<'a> Applier<'a> {
             }
             Effect::Continue | Effect::Idle => return Ok(()),
         };
-        self.memory.know().fleet.on_done(answer, now());
+        self.memory.know().fleet.on_done(answer, now_millis());
         Ok(())
     }
 
@@ -403,7 +399,7 @@ impl<'a> Applier<'a> {
         look.database = known.database.made();
         // What notify told meanwhile is not an import's any more.
         known.scan();
-        known.fleet.on_observation(jail, of, look, now());
+        known.fleet.on_observation(jail, of, look, now_millis());
         Ok(())
     }
 
@@ -417,9 +413,9 @@ impl<'a> Applier<'a> {
             let mut known = self.memory.know();
             let rows = known.database.all(jail);
             if let Ok(rows) = &rows {
-                known.fleet.observe_offline_jail(jail, rows, now());
+                known.fleet.observe_offline_jail(jail, rows, now_millis());
             }
-            known.fleet.abandon_jail(jail, rows.is_ok(), now());
+            known.fleet.abandon_jail(jail, rows.is_ok(), now_millis());
             known.warn("refused", &error.to_string());
         }
         sleep(RETRY).await;
@@ -456,12 +452,12 @@ fn absent(
     server: ServerInstance,
 ) -> rusqlite::Result<Option<i64>> {
     let version = known.database.version()?;
-    let starting = known.fleet.is_starting(server, now());
+    let starting = known.fleet.is_starting(server, now_millis());
     let written = if starting { known.database.jails()? } else { BTreeSet::new() };
     let written = known.guard.sharing.filter(&written);
-    for jail in known.fleet.classify_missing_jails(jails, &written, server, now()) {
+    for jail in known.fleet.classify_missing_jails(jails, &written, server, now_millis()) {
         let rows = known.database.all(&jail)?;
-        known.fleet.observe_offline_jail(&jail, &rows, now());
+        known.fleet.observe_offline_jail(&jail, &rows, now_millis());
     }
     Ok(version)
 }

@@ -34,6 +34,15 @@ impl Role {
     }
 }
 
+/// A process that holds the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// What it does.
+    pub role: Role,
+    /// As the system numbers it.
+    pub pid: i32,
+}
+
 /// The lock, held until this is dropped.
 #[derive(Debug)]
 pub struct Lock {
@@ -65,8 +74,7 @@ impl Lock {
                 let _ = wanted.try_lock();
                 asks = Some(wanted);
             }
-            let stays =
-                holder(path).is_some_and(|holder| holder.starts_with(Role::Daemon.as_str()));
+            let stays = read(path).is_some_and(|owner| owner.role == Role::Daemon);
             let patience = if stays { GLANCE } else { patience.max(GLANCE) };
             if started.elapsed() > patience {
                 return Ok(None);
@@ -86,10 +94,18 @@ pub fn is_held(path: &Path) -> bool {
     matches!(shared, Ok(Err(TryLockError::WouldBlock)))
 }
 
-/// What the holder wrote of itself: `subscribe 4711`.
+/// The process that holds the lock.
 #[must_use]
-pub fn holder(path: &Path) -> Option<String> {
-    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+pub fn owner(path: &Path) -> Option<Owner> {
+    read(path).filter(|_| is_held(path))
+}
+
+/// What the last owner wrote: `subscribe 4711`.
+fn read(path: &Path) -> Option<Owner> {
+    let text = fs::read_to_string(path).ok()?;
+    let (name, pid) = text.trim().split_once(' ')?;
+    let role = [Role::Daemon, Role::Child].into_iter().find(|role| role.as_str() == name)?;
+    Some(Owner { role, pid: pid.parse().ok()? })
 }
 
 /// Whether a daemon waits for the lock.
@@ -130,10 +146,11 @@ mod tests {
         assert!(!is_held(&path));
         let lock = Lock::take(&path, Role::Daemon, Duration::ZERO).unwrap().unwrap();
         assert!(is_held(&path));
-        assert_eq!(holder(&path).unwrap(), format!("subscribe {}", std::process::id()));
+        let pid = std::process::id().cast_signed();
+        assert_eq!(owner(&path), Some(Owner { role: Role::Daemon, pid }));
         assert!(Lock::take(&path, Role::Child, Duration::ZERO).unwrap().is_none());
         drop(lock);
-        assert!(!is_held(&path));
+        assert!(!is_held(&path) && owner(&path).is_none());
         assert!(Lock::take(&path, Role::Child, Duration::ZERO).unwrap().is_some());
     }
 

@@ -2,9 +2,10 @@
 //! talks to fail2ban.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use crate::abuseipdb::by_hand::Watch;
+use crate::clock::now_millis;
 use crate::daemon::former::Former;
 use crate::error::Error;
 use crate::fail2ban::action_names::{ActionNames, Resolved};
@@ -13,7 +14,7 @@ use crate::fleet::work::Effect;
 use crate::fleet::{Controller, Record};
 use crate::guard::{Guard, RejectCounters, RejectReason, is_bannable};
 use crate::journal::{self, Inbound, Limited};
-use crate::outbox::{Outbox, millis};
+use crate::outbox::Outbox;
 use crate::store::{Identity, Store};
 use crate::wire::{Event, Jail, JailScope, Shard, SpooledEvent};
 
@@ -83,7 +84,7 @@ impl Known {
     /// Reads the spool: so that what was detected here is known before the words of others are acted
     /// upon.
     pub fn scan(&mut self) {
-        let now = millis(SystemTime::now());
+        let now = now_millis();
         let Self { fleet, database, guard, by_hand, action_names, .. } = self;
         let mut decide = |told: &SpooledEvent| {
             // Before fail2ban has said which jails it has, nothing is known of their actions.
@@ -125,7 +126,7 @@ impl Known {
     /// it is tried again.
     pub fn save(&mut self, changes: &[Record]) {
         let result: Result<(), Error> = self.store.save(changes);
-        self.fleet.on_persisted(result.is_ok(), millis(SystemTime::now()));
+        self.fleet.on_persisted(result.is_ok(), now_millis());
         if let Err(error) = result {
             self.warn("store", &error.to_string());
         }
@@ -133,7 +134,7 @@ impl Known {
 
     /// Reserves stamps on disk ahead of their use. On a full disk they are used all the same.
     pub fn reserve_stamps(&mut self) {
-        let Some(stamp) = self.fleet.stamp_to_reserve(millis(SystemTime::now())) else { return };
+        let Some(stamp) = self.fleet.stamp_to_reserve(now_millis()) else { return };
         self.save_stamp(stamp);
     }
 
@@ -178,7 +179,7 @@ impl Known {
     /// Writes down some of what is not on disk yet, where nothing else can be done. Answers whether there may be
     /// more.
     pub fn save_next(&mut self) -> bool {
-        match self.fleet.next(millis(SystemTime::now())) {
+        match self.fleet.next(now_millis()) {
             Effect::Persist(changes) => self.save(&changes),
             Effect::Continue => {}
             _ => return false,

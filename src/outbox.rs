@@ -4,7 +4,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::broker::Link;
 use crate::config::Topic;
@@ -151,16 +150,10 @@ impl Outbox {
     }
 }
 
-/// Milliseconds since 1970.
-#[must_use]
-pub fn millis(now: SystemTime) -> i64 {
-    let millis = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    i64::try_from(millis).unwrap_or(i64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::time::SystemTime;
 
     use super::*;
     use crate::wire::{Action, Address, HostName, Jail, Reason};

@@ -4,13 +4,14 @@
 use std::cell::RefCell;
 use std::io::Read as _;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rustix::process::setsid;
 use tokio::time::timeout;
 
 use crate::abuseipdb::by_hand::Watch;
 use crate::broker::{Client, Event, Link};
+use crate::clock::{now_millis, now_secs};
 use crate::config::Config;
 use crate::error::Error;
 use crate::fail2ban::action_names::{ActionNames, Resolved};
@@ -20,7 +21,7 @@ use crate::fleet::Record;
 use crate::fleet::tell::Sequencer;
 use crate::journal;
 use crate::lock::{self, Lock, Role};
-use crate::outbox::{Outbox, millis};
+use crate::outbox::Outbox;
 use crate::paths::Paths;
 use crate::runtime;
 use crate::store::Store;
@@ -63,7 +64,7 @@ fn work(paths: &Paths) -> Result<(), Error> {
 
 /// Reserves stamps for as long as this process may run. A disk that is full is no reason to keep a ban back.
 fn reserve(store: &mut Store, teller: &mut Sequencer) {
-    if let Some(stamp) = teller.stamp_to_reserve(millis(SystemTime::now()))
+    if let Some(stamp) = teller.stamp_to_reserve(now_millis())
         && store.save(&[Record::Stamp(stamp)]).is_ok()
     {
         teller.on_reserved(stamp);
@@ -109,13 +110,13 @@ async fn publish(config: &Config, paths: &Paths, told: Option<SpooledEvent>) -> 
             let rows = database.rows(&told.jail, &[told.address])?;
             Ok(database.is_kept().then(|| rows.get(told.address).copied()))
         };
-        let event = teller.event(told, row, Vec::new(), millis(SystemTime::now()));
+        let event = teller.event(told, row, Vec::new(), now_millis());
         let event = event.map_err(|error| format!("cannot read fail2ban's database: {error}"))?;
         Ok(event.map(|event| BanEvent { asked: by_hand.asks(&event), ..event }))
     };
     // What no disk has is left to the daemon, for as long as it matters.
     let is_unwritten = |name: &str, event: &BanEvent| {
-        let now = millis(SystemTime::now()).div_euclid(1000);
+        let now = now_secs();
         spool.is_spare(name) && Ban { start: event.time, bantime: event.bantime }.end() > now
     };
     let from_memory = told.is_some();

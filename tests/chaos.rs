@@ -148,7 +148,7 @@ impl<'a> Chaos<'a> {
                     "journalctl -o short-precise --no-pager | grep -F '{address} ' | cut -c1-150 | tail -20
                      grep -F '{address}' /var/log/fail2ban.log | tail -12
                      sqlite3 /var/lib/fail2ban/fail2ban.sqlite3 \"SELECT timeofban, bantime, substr(data, 1, 60) FROM bips WHERE ip = '\"'\"'{address}'\"'\"'\"
-                     for t in marks lifts; do sqlite3 /var/lib/f2bmqtt/fleet.sqlite3 \"SELECT * FROM $t\" | grep -F '{address}|'; done"
+                     for t in imports overrides; do sqlite3 /var/lib/f2bmqtt/fleet.sqlite3 \"SELECT * FROM $t\" | grep -F '{address}|'; done"
                 )).unwrap_or_else(|text| text));
             }
         }

@@ -203,7 +203,7 @@ fn whatever_is_said_to_it_a_host_tells_fail2ban_nothing_of_it() {
     assert!(spent < Duration::from_millis(800), "{spent:?} in 4 s");
     let journal = a.journal();
     assert!(journal.len() < 60_000, "{} bytes", journal.len());
-    let hidden = |c: char| c != '\n' && f2bmqtt::wire::is_hidden(c);
+    let hidden = |c: char| c != '\n' && f2bmqtt::text::is_unsafe_for_display(c);
     assert!(!journal.contains(hidden) && !journal.contains("panicked"), "{journal}");
     assert!(journal.contains("no event on the topic blacklist/ban: its field ip is missing"));
     assert_eq!(a.sh("systemctl show -P NRestarts f2bmqttsub"), "0");
@@ -367,7 +367,7 @@ fn what_the_settings_and_the_operator_keep_out_stays_out_both_ways() {
         "blacklist/unban",
         &format!(
             r#"{{"action":"unban","ipmset":"sshd","ip":"192.0.2.1","host":"c","reason":"fleet","id":"c-{}","jails":"*"}}"#,
-            f2bmqtt::outbox::millis(std::time::SystemTime::now())
+            f2bmqtt::clock::now_millis()
         ),
     );
     // Its operator exempts an address, and takes that back; another becomes the server's own.

@@ -318,11 +318,11 @@ fn the_script_s_calls_log_and_exit_as_they_did() {
         "192.175.48.7|600\n192.31.196.4|600\n192.31.196.5|600\n192.31.196.7|600\n192.31.196.9|600";
     assert_eq!(ledger, expected);
     // The check that failed and the limit that was reached were queued, and go when they can.
-    let waiting = "sqlite3 /var/lib/f2bmqtt/reports.sqlite3 'SELECT stage FROM waiting'";
+    let waiting = "sqlite3 /var/lib/f2bmqtt/reports.sqlite3 'SELECT stage FROM queued_reports'";
     assert_eq!(a.sh(waiting), "check");
     // Its pause is over.
     a.sh("systemctl stop f2bmqttsub; sqlite3 /var/lib/f2bmqtt/reports.sqlite3 \
-          'DELETE FROM calls; UPDATE waiting SET next = 0'; systemctl start f2bmqttsub");
+          'DELETE FROM calls; UPDATE queued_reports SET next = 0'; systemctl start f2bmqttsub");
     eventually("the failed check is made again", || {
         log().contains("192.175.48.7 has already been reported and remains")
             && a.sh(waiting).is_empty()
@@ -380,7 +380,7 @@ E"#
     // The daemon takes over.
     a.sh("systemctl start f2bmqttsub");
     at_last("the child leaves it to the daemon", || a.try_sh("pgrep -f '[f]2bmqtt work'").is_err());
-    let waiting = "sqlite3 /var/lib/f2bmqtt/reports.sqlite3 'SELECT stage FROM waiting'";
+    let waiting = "sqlite3 /var/lib/f2bmqtt/reports.sqlite3 'SELECT stage FROM queued_reports'";
     assert_eq!(a.sh(waiting), "due");
     assert_eq!(taken(&rig).len(), 1);
 }
@@ -407,7 +407,7 @@ fn nothing_is_lost_or_told_twice_when_the_server_is_away_and_the_daemon_is_kille
         addresses(&taken(&rig)).len() == 200
     });
     assert_eq!(taken(&rig).len(), 200);
-    let waiting = "sqlite3 /var/lib/f2bmqtt/reports.sqlite3 'SELECT count(*) FROM waiting'";
+    let waiting = "sqlite3 /var/lib/f2bmqtt/reports.sqlite3 'SELECT count(*) FROM queued_reports'";
     at_last("nothing waits", || a.sh(waiting) == "0");
     assert_eq!(taken(&rig).len(), 200);
     let bulk = calls(&rig).iter().filter(|call| call["call"] == "POST /api/v2/bulk-report").count();

@@ -93,7 +93,7 @@ fn part_of(host: &str, bans: &str, stamp: i64) -> String {
 }
 
 fn now() -> i64 {
-    f2bmqtt::outbox::millis(std::time::SystemTime::now())
+    f2bmqtt::clock::now_millis()
 }
 
 fn signed(key: &str, topic: &str, payload: &str) -> String {

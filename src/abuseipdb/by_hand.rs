@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags, params};
 
+use crate::clock::millis;
 use crate::error::Error;
 use crate::files;
-use crate::outbox::millis;
 use crate::wire::{Action, Address, Event};
 
 /// fail2ban may have many bans to make before this one, in seconds.
@@ -156,6 +156,7 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::now_secs;
     use crate::wire::{HostName, Jail, Reason, SpooledEvent};
 
     const NOW: i64 = 1_795_342_588;
@@ -211,7 +212,7 @@ mod tests {
             };
             told.event(&HostName::new("web1").unwrap(), 1, Reason::Detected)
         };
-        let now = millis(std::time::SystemTime::now()).div_euclid(1000);
+        let now = now_secs();
         let mut watch = Watch::new(path.clone());
         assert!(!watch.asks(&event(Action::Ban, 1, now)), "no notes at all");
         let mut notes = Notes::open(&path).unwrap();

@@ -12,9 +12,9 @@ use super::ledger::Ledger;
 use super::log::Log;
 use super::queue::MAX;
 use super::report::{Categories, CommentSource, Report, bounded};
-use super::service::now;
 use super::times::Times;
 use crate::child;
+use crate::clock::now_secs;
 use crate::error::Error;
 use crate::files::mounts;
 use crate::files::trust::{self, Keeps};
@@ -195,7 +195,7 @@ pub fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
 /// Those of [`Call::decide`]; they are in the log, too. Nothing else makes the action fail.
 pub fn run(call: &Call, paths: &Paths) -> Result<(), Error> {
     let log = Log::new(call.log().into());
-    match call.decide(now()) {
+    match call.decide(now_secs()) {
         Ok(Verdict::Report(report)) if is_by_hand(&report, &log, paths) => log.line(format_args!(
             "INFO: IP {} was banned by hand (f2bmqtt ban): it is not reported.",
             report.address
@@ -220,7 +220,7 @@ pub fn run(call: &Call, paths: &Paths) -> Result<(), Error> {
 /// Whether an operator made the ban. Where that cannot be read, no report is lost for it.
 fn is_by_hand(report: &Report, log: &Log, paths: &Paths) -> bool {
     let path = paths.by_hand();
-    let noted = by_hand::is_noted(&path, report.address, report.time, now());
+    let noted = by_hand::is_noted(&path, report.address, report.time, now_secs());
     noted.unwrap_or_else(|error| {
         log.line(format_args!("ERROR: cannot read {}: {error}", path.display()));
         false
@@ -230,11 +230,7 @@ fn is_by_hand(report: &Report, log: &Log, paths: &Paths) -> bool {
 /// What to do where the service works the queue off, and its sandbox lets it write nothing at a place: its own
 /// lines of that would be in the system's log alone.
 fn out_of_reach(place: &Path, paths: &Paths) -> Option<String> {
-    unwritable(place, |dir| {
-        let path = paths.report_lock();
-        let pid = lock::is_held(&path).then(|| lock::holder(&path)).flatten()?;
-        mounts::is_read_only_for(pid.split_once(' ')?.1.parse().ok()?, dir)
-    })
+    unwritable(place, |dir| mounts::is_read_only_for(lock::owner(&paths.report_lock())?.pid, dir))
 }
 
 /// The same, where `is_read_only` answers what the service may do, if it runs.
@@ -335,7 +331,7 @@ pub fn by_hand(call: &Call, dry_run: bool, paths: &Paths) -> Result<(), Error> {
         let path = paths.api_key.display();
         return Err(Error::Report(format!("there is no API key in {path}")));
     }
-    let report = match call.decide(now())? {
+    let report = match call.decide(now_secs())? {
         Verdict::Nothing(line) => {
             say(line);
             return Ok(());

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::report::CommentSource;
+use crate::text::is_unsafe_for_display;
 use crate::wire::Address;
 
 /// The most characters that `AbuseIPDB` takes (docs.abuseipdb.com, REPORT endpoint).
@@ -53,8 +54,7 @@ pub fn compose<'a>(
 }
 
 /// A text as it may be published: control characters go, with what else an escape sequence for a
-/// terminal has (ECMA-48: `ESC [`, parameters, a letter), and so do characters that only turn or hide
-/// text (Unicode's bidirectional and zero-width ones). What ends a line or a word still does.
+/// terminal has (ECMA-48: `ESC [`, parameters, a letter), and so do characters that turn or hide text. What ends a line or a word still does.
 fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
@@ -65,9 +65,8 @@ fn printable(text: &str) -> String {
             '\u{1b}' if chars.next_if_eq(&'[').is_some() => {
                 while chars.next().is_some_and(|c| !('@'..='~').contains(&c)) {}
             }
-            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' => {}
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{feff}' | '\u{fffd}' => {}
-            c if c.is_control() => {}
+            '\u{fffd}' => {}
+            c if is_unsafe_for_display(c) => {}
             c => out.push(c),
         }
     }

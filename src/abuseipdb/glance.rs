@@ -54,15 +54,15 @@ impl Glance {
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = Connection::open_with_flags(path, flags)?;
-        let waiting = db.query_row("SELECT count(*) FROM waiting", [], |row| row.get(0))?;
-        let sql = "SELECT report FROM waiting ORDER BY id LIMIT 1";
+        let waiting = db.query_row("SELECT count(*) FROM queued_reports", [], |row| row.get(0))?;
+        let sql = "SELECT report FROM queued_reports ORDER BY id LIMIT 1";
         let first: Option<String> = db.query_row(sql, [], |row| row.get(0)).optional()?;
         let first = first.and_then(|first| Report::parse(first.as_bytes()).ok());
         let oldest = first.map(|report| report.time);
-        // An earlier version's queue has no such table.
         let last_call = db.query_row("SELECT at, error FROM last_call", [], |row| {
             Ok(LastCall { at: row.get(0)?, error: row.get(1)? })
         });
+        let last_call = last_call.optional()?;
         let mut all =
             db.prepare("SELECT name, blocked, quota, remaining, seen FROM calls ORDER BY name")?;
         let calls = all.query_map([], |row| {
@@ -70,7 +70,7 @@ impl Glance {
             Ok(Call { name: row.get(0)?, blocked: row.get(1)?, quota, seen: row.get(4)? })
         })?;
         let calls = calls.collect::<rusqlite::Result<_>>()?;
-        Ok(Self { waiting, oldest, last_call: last_call.ok(), calls })
+        Ok(Self { waiting, oldest, last_call, calls })
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::times::Times;
+use crate::clock::now_secs;
 use crate::error::Error;
 use crate::files;
 use crate::journal;
+use crate::text::is_unsafe_for_display;
 
 /// Longer lines are cut: what a server answers is in some of them.
 const MAX: usize = 1000;
@@ -31,13 +32,12 @@ impl Log {
         self.open().map(drop)
     }
 
-    /// Adds a line; control characters become blanks. Where the file cannot be written, the line
+    /// Adds a line; characters that are unsafe to display become blanks. Where the file cannot be written, the line
     /// goes to the system's log.
     pub fn line(&self, text: impl std::fmt::Display) {
-        let printable = |c: char| if c.is_control() { ' ' } else { c };
-        let text: String = text.to_string().chars().map(printable).take(MAX).collect();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let time = Times::new().map(|times| times.local(now.cast_signed())).unwrap_or_default();
+        let blank = |c| if is_unsafe_for_display(c) { ' ' } else { c };
+        let text: String = text.to_string().chars().map(blank).take(MAX).collect();
+        let time = Times::new().map(|times| times.local(now_secs())).unwrap_or_default();
         let written = self
             .open()
             .and_then(|mut file| file.write_all(format!("{time} - {text}\n").as_bytes()));

@@ -18,16 +18,19 @@ use crate::wire::Address;
 /// The most reports that wait. `AbuseIPDB` takes as many in one bulk call.
 pub const MAX: usize = 10_000;
 
-const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
-    CREATE TABLE IF NOT EXISTS waiting(
+/// The layout of the database, as its `user_version`.
+const LAYOUT: i32 = 1;
+
+const SCHEMA: &str = "
+    CREATE TABLE queued_reports(
         id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, report TEXT NOT NULL,
         stage TEXT NOT NULL, tries INTEGER NOT NULL, next INTEGER NOT NULL, sent INTEGER NOT NULL);
-    CREATE TABLE IF NOT EXISTS told(
+    CREATE TABLE recent_reports(
         ip TEXT PRIMARY KEY, at INTEGER NOT NULL, categories TEXT NOT NULL, comment TEXT NOT NULL);
-    CREATE TABLE IF NOT EXISTS calls(
+    CREATE TABLE calls(
         name TEXT PRIMARY KEY, blocked INTEGER NOT NULL DEFAULT 0, quota INTEGER, remaining INTEGER,
         seen INTEGER);
-    CREATE TABLE IF NOT EXISTS last_call(at INTEGER NOT NULL, error TEXT);";
+    CREATE TABLE last_call(at INTEGER NOT NULL, error TEXT);";
 
 /// No report is put off for longer, in seconds.
 const LONGEST_PAUSE: i64 = 2 * 3600;
@@ -96,7 +99,7 @@ impl Queue {
 
     fn with(db: Connection, path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Queue { path: path.to_owned(), source };
-        db.execute_batch(SCHEMA).map_err(failed)?;
+        store::lay_out(&db, LAYOUT, SCHEMA).map_err(failed)?;
         let mut queue = Self {
             path: path.to_owned(),
             db,
@@ -110,14 +113,14 @@ impl Queue {
 
     fn load(&mut self) -> SqlResult<()> {
         let mut all =
-            self.db.prepare("SELECT id, report, stage, tries, next, sent FROM waiting")?;
+            self.db.prepare("SELECT id, report, stage, tries, next, sent FROM queued_reports")?;
         let waiting = all.query_map([], |row| Ok((row.get(0)?, waiting(row)?)))?;
         for one in waiting {
             if let Some((id, Some(waiting))) = readable(one)? {
                 self.waiting.insert(id, waiting);
             }
         }
-        let mut all = self.db.prepare("SELECT ip, at, categories, comment FROM told")?;
+        let mut all = self.db.prepare("SELECT ip, at, categories, comment FROM recent_reports")?;
         let told = all.query_map([], |row| Ok((row.get::<_, String>(0)?, told(row)?)))?;
         for one in told {
             if let Some((ip, Some(told))) = readable(one)?
@@ -167,7 +170,7 @@ impl Queue {
             let mut added = Vec::new();
             for (name, report) in reports {
                 let mut insert = change.prepare_cached(
-                    "INSERT OR IGNORE INTO waiting(name, report, stage, tries, next, sent)
+                    "INSERT OR IGNORE INTO queued_reports(name, report, stage, tries, next, sent)
                      VALUES(?1, ?2, 'new', 0, 0, 0)",
                 )?;
                 if insert.execute(params![name, report.encode()])? == 1 {
@@ -212,7 +215,7 @@ impl Queue {
                 let Waiting { report, stage, tries, next, sent } = waiting;
                 change
                     .prepare_cached(
-                        "UPDATE waiting SET stage = ?2, tries = ?3, next = ?4, sent = ?5, report = ?6
+                        "UPDATE queued_reports SET stage = ?2, tries = ?3, next = ?4, sent = ?5, report = ?6
                          WHERE id = ?1",
                     )?
                     .execute(params![id, write_stage(*stage), tries, next, sent, report.encode()])?;
@@ -230,12 +233,12 @@ impl Queue {
     pub fn done(&mut self, ids: &[Id], taken: Vec<(Address, Told)>) -> Result<(), Error> {
         self.change(|change| {
             for id in ids {
-                change.prepare_cached("DELETE FROM waiting WHERE id = ?1")?.execute([id])?;
+                change.prepare_cached("DELETE FROM queued_reports WHERE id = ?1")?.execute([id])?;
             }
             for (address, told) in &taken {
                 let (ip, categories) = (address.to_string(), told.categories.to_string());
                 change
-                    .prepare_cached("INSERT OR REPLACE INTO told VALUES(?1, ?2, ?3, ?4)")?
+                    .prepare_cached("INSERT OR REPLACE INTO recent_reports VALUES(?1, ?2, ?3, ?4)")?
                     .execute(params![ip, told.at, categories, told.comment])?;
             }
             Ok(())
@@ -316,7 +319,8 @@ impl Queue {
         }
         self.change(|change| {
             for address in &old {
-                let mut delete = change.prepare_cached("DELETE FROM told WHERE ip = ?1")?;
+                let mut delete =
+                    change.prepare_cached("DELETE FROM recent_reports WHERE ip = ?1")?;
                 delete.execute([address.to_string()])?;
             }
             Ok(())
@@ -428,9 +432,9 @@ mod tests {
         queue.block(Call::Report, 99).unwrap();
         queue.remains(Call::Report, Quota { limit: Some(1000), remaining: Some(7) }, 5).unwrap();
         let (waiting, limits) = (queue.waiting().clone(), *queue.limits());
-        let odd = "INSERT INTO told VALUES('192.0.2.9', 'x', 'x', x'ff');
+        let odd = "INSERT INTO recent_reports VALUES('192.0.2.9', 'x', 'x', x'ff');
                    INSERT INTO calls(name, blocked) VALUES('odd', 1.5);
-                   INSERT INTO waiting VALUES(99, 'odd', x'ff', 'new', 0, 0, 0)";
+                   INSERT INTO queued_reports VALUES(99, 'odd', x'ff', 'new', 0, 0, 0)";
         queue.db.execute_batch(odd).unwrap();
         drop(queue);
         let mut queue = Queue::open(&path).unwrap();

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::io::Read as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use tokio::time::{sleep, timeout};
@@ -15,6 +15,7 @@ use super::comment::Private;
 use super::queue::Queue;
 use super::report::Report;
 use super::worker::{Surroundings, Wake, Worker};
+use crate::clock::now_secs;
 use crate::config::{Config, Secret};
 use crate::error::Error;
 use crate::fail2ban;
@@ -117,7 +118,7 @@ async fn until_idle(paths: &Paths, proxy: Option<Secret>) -> Result<(), Error> {
             !daemon_runs(paths)
                 && match wake {
                     Wake::Now => true,
-                    Wake::At(time) => time <= now() + STAY,
+                    Wake::At(time) => time <= now_secs() + STAY,
                     Wake::Called => false,
                 }
         };
@@ -139,10 +140,10 @@ async fn from_memory(paths: &Paths, proxy: Option<Secret>, report: Report) -> Re
     let database = find_database(paths).await;
     let assets = Assets { paths, database: &database, proxy: proxy.as_ref(), warn: syslog };
     let mut worker = worker(assets, nowhere, queue)?;
-    let end = now() + STAY;
+    let end = now_secs() + STAY;
     loop {
         match worker.step().await? {
-            Wake::Now if now() < end => {}
+            Wake::Now if now_secs() < end => {}
             Wake::At(time) if time < end => sleep(until(time)).await,
             Wake::Now | Wake::At(_) => {
                 journal::syslog("a report to AbuseIPDB is lost: it could not be queued, nor sent");
@@ -196,7 +197,7 @@ fn worker(assets: Assets<'_>, inbox: Spool<Report>, queue: Queue) -> Result<Work
     };
     let surroundings = Surroundings {
         private: Box::new(Private::of_this_host),
-        clock: Box::new(now),
+        clock: Box::new(now_secs),
         log_lines: Box::new(log_lines),
         warn: assets.warn,
     };
@@ -204,17 +205,9 @@ fn worker(assets: Assets<'_>, inbox: Spool<Report>, queue: Queue) -> Result<Work
 }
 
 fn daemon_runs(paths: &Paths) -> bool {
-    let daemon = |text: String| text.starts_with(Role::Daemon.as_str());
-    lock::is_held(&paths.lock()) && lock::holder(&paths.lock()).is_some_and(daemon)
-}
-
-/// The time, in seconds since 1970.
-#[must_use]
-pub fn now() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    now.as_secs().cast_signed()
+    lock::owner(&paths.lock()).is_some_and(|owner| owner.role == Role::Daemon)
 }
 
 fn until(time: i64) -> Duration {
-    Duration::from_secs(u64::try_from(time.saturating_sub(now())).unwrap_or(0))
+    Duration::from_secs(u64::try_from(time.saturating_sub(now_secs())).unwrap_or(0))
 }

@@ -2,11 +2,12 @@
 //! ever reach the hosts that import its bans from there.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
 use super::machine;
+use crate::clock::now_millis;
 use crate::config::{Config, Topic};
 use crate::error::Error;
 use crate::figures::homeassistant;
@@ -15,7 +16,6 @@ use crate::memory::Memory;
 use crate::operator::forget::{farewell, is_kept};
 use crate::operator::view::View;
 use crate::operator::visit::{Message, Visit};
-use crate::outbox::millis;
 use crate::paths::Paths;
 use crate::wire::HostName;
 
@@ -105,7 +105,7 @@ async fn clear(
         visit.end().await;
         return Ok(outcome);
     }
-    let mut messages = farewell(&former.node, visit.view(), millis(SystemTime::now()));
+    let mut messages = farewell(&former.node, visit.view(), now_millis());
     if let Some(prefix) = config.ha_prefix.as_ref().filter(|_| former.node != config.node) {
         messages.extend(homeassistant::topics(prefix, &former.node).map(Message::Clear));
     }

@@ -1,7 +1,8 @@
 //! What comes over the link: read, judged, and taken in or refused.
 
+use super::Daemon;
 use super::instances::Sighting;
-use super::{Daemon, now};
+use crate::clock::now_millis as now;
 use crate::fleet::ShardError;
 use crate::fleet::limits::BoundedTable;
 use crate::guard::gate::{Admitted, Rejected, Source};

@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use sd_notify::NotifyState;
@@ -28,6 +28,7 @@ use crate::abuseipdb;
 use crate::abuseipdb::by_hand;
 use crate::apply::{self, Bell};
 use crate::broker::{self, Client, Event as LinkEvent, Link};
+use crate::clock::now_millis;
 use crate::config::{self, Config, Topic, bare};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
@@ -41,7 +42,7 @@ use crate::ignored::IgnoreListResolver;
 use crate::journal::{say, warn};
 use crate::lock::{self, Lock, Role};
 use crate::memory::Memory;
-use crate::outbox::{Outbox, millis};
+use crate::outbox::Outbox;
 use crate::paths::Paths;
 use crate::random;
 use crate::runtime;
@@ -92,8 +93,8 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let lock = Lock::take(&lock_path, Role::Daemon, LOCK_PATIENCE)
         .map_err(Error::file("lock", &lock_path))?;
     let Some(_lock) = lock else {
-        let holder = lock::holder(&lock_path).unwrap_or_default();
-        return Err(Error::Running(holder.rsplit(' ').next().unwrap_or_default().to_owned()));
+        let pid = lock::owner(&lock_path).map(|owner| owner.pid.to_string());
+        return Err(Error::Running(pid.unwrap_or_default()));
     };
     let (mut term, mut int) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
     let mut daemon = Daemon::new(config, paths)?;
@@ -202,7 +203,7 @@ impl Daemon {
         let database = Database::new(Some(paths.database.clone()));
         let mut store = Store::open(&paths.store())?;
         let mut remembered = store.load()?;
-        remembered.clamp(now());
+        remembered.clamp(now_millis());
         let (identity, former) = identify(config, &mut store, &mut remembered)?;
         remembered.pending_detections.retain(|(jail, _), _| config.sharing.includes(jail));
         let fleet = Controller::new(config.node.clone(), Timing::default(), remembered);
@@ -213,7 +214,7 @@ impl Daemon {
         let (machine, instance) = (machine(), random::token().map_err(Error::Start)?);
         // Snapshots are asked for one host after another.
         let topics = vec![config.topic.events(), config.topic.presences()];
-        let since = now().div_euclid(1000);
+        let since = now_millis().div_euclid(1000);
         let shown = Shown::new(config, paths, since);
         let others = shown.topic().into_iter().collect();
         let gone = Presence { state: HostState::Offline, ..presence(&machine, &instance) }.encode();
@@ -271,11 +272,11 @@ impl Daemon {
                 say(text);
                 (self.sample, self.is_sample) = (None, false);
                 self.parts.clear();
-                self.link_status.turn(LinkState::Up, &broker, now());
-                self.reconnects.record(now());
+                self.link_status.turn(LinkState::Up, &broker, now_millis());
+                self.reconnects.record(now_millis());
                 self.shown.connected();
-                self.own_name.connected(&broker, now());
-                self.memory.know().fleet.on_connected(now());
+                self.own_name.connected(&broker, now_millis());
+                self.memory.know().fleet.on_connected(now_millis());
                 self.certificates_checked = None;
             }
             LinkEvent::Message(message) => self.message(&message),
@@ -297,7 +298,7 @@ impl Daemon {
             LinkEvent::QosLowered => self.warn("qos", QOS_LOWERED),
             LinkEvent::Lost { broker, why } => {
                 self.shown.connected = false;
-                self.own_name.lost(now());
+                self.own_name.lost(now_millis());
                 {
                     let mut known = self.memory.know();
                     known.outbox.lost();
@@ -306,7 +307,7 @@ impl Daemon {
                 if self.link.was_too_large() {
                     self.memory.know().refused.count(RejectReason::TooLarge);
                 }
-                self.link_status.turn(LinkState::Down, &broker, now());
+                self.link_status.turn(LinkState::Down, &broker, now_millis());
                 self.link_status.fail(&why);
                 let text = format!("no connection to the broker {broker}: {why}");
                 match self.sample.take() {
@@ -331,7 +332,7 @@ impl Daemon {
         if self.link.room() == 0 {
             return;
         }
-        if let Some(topics) = known.fleet.next_subscription(now()) {
+        if let Some(topics) = known.fleet.next_subscription(now_millis()) {
             let topics: Vec<_> = topics.iter().map(|topic| self.topic.retained(topic)).collect();
             self.link.subscribe(&topics);
         }
@@ -340,12 +341,12 @@ impl Daemon {
             let refused = refused.by_name();
             Presence { since: self.since, refused, ..presence(&self.machine, &self.instance) }
         };
-        if let Some(presence) = known.fleet.presence(itself, now()) {
+        if let Some(presence) = known.fleet.presence(itself, now_millis()) {
             let topic = self.topic.presence(&self.host);
             self.link.keep(topic, presence.encode().into_bytes());
         }
         if self.parts.is_empty() {
-            self.parts.extend(known.fleet.publications(now()));
+            self.parts.extend(known.fleet.publications(now_millis()));
         }
         while self.link.room() > 0 {
             let Some(RetainedShard { index: number, content: part }) = self.parts.pop_front()
@@ -397,10 +398,10 @@ impl Daemon {
         known.settle();
         known.reserve_stamps();
         known.scan();
-        for (topic, text) in self.shown.show(&mut known, now()) {
+        for (topic, text) in self.shown.show(&mut known, now_millis()) {
             self.link.keep(topic, text.into_bytes());
         }
-        let now = now();
+        let now = now_millis();
         if self.disks.is_due(now) {
             let changes = self.disks.update(&full_disks(&self.paths), now);
             changes.warnings.iter().for_each(|text| known.warn("disk", text));
@@ -462,7 +463,7 @@ fn identify(
 ) -> Result<(Identity, Option<String>), Error> {
     let (before, here) = (store.identity()?, Provenance::of(config));
     let doubt = here.doubt(before.as_ref().map(|before| &before.provenance));
-    let changes = remembered.discard(doubt, &Timing::default(), now().div_euclid(1000));
+    let changes = remembered.discard(doubt, &Timing::default(), now_millis().div_euclid(1000));
     let same = before.as_ref().filter(|before| here.keeps_session(&before.provenance));
     let identity = match same {
         Some(same) => same.clone().with(here),
@@ -493,10 +494,6 @@ fn sample_advice(path: &Path) -> String {
 /// Shows a line in `systemctl status`.
 fn show_status(text: &str) {
     let _ = sd_notify::notify(&[NotifyState::Status(text)]);
-}
-
-fn now() -> i64 {
-    millis(SystemTime::now())
 }
 
 /// Whom no message is to ban, as far as the settings say.

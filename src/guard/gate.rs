@@ -6,10 +6,11 @@ use std::fmt;
 
 use super::RejectReason;
 use crate::config::{Signing, Topic};
+use crate::text::is_unsafe_for_display;
 use crate::wire::seal::SignatureStatus;
 use crate::wire::{
     Event, FleetUnban, HostName, MAX_EVENT_BYTES, MAX_PRESENCE_BYTES, MAX_SHARD_BYTES, MAX_SHARDS,
-    Malformed, Presence, Shard, is_hidden,
+    Malformed, Presence, Shard,
 };
 
 /// The longest topic that is printed, in characters.
@@ -193,7 +194,7 @@ fn index(digits: &str) -> Option<u32> {
 fn shown(topic: &str) -> String {
     let mut text = String::new();
     for c in topic.chars().take(MAX_SHOWN) {
-        if is_hidden(c) {
+        if is_unsafe_for_display(c) {
             text.extend(c.escape_unicode());
         } else {
             text.extend(c.escape_debug());

@@ -64,17 +64,15 @@ pub fn about(what: &str) -> Result<(), Error> {
 pub fn clients() -> BTreeSet<IpAddr> {
     let own = std::env::var("SSH_CONNECTION").ok();
     let mut clients: BTreeSet<IpAddr> = own.as_deref().and_then(client).into_iter().collect();
-    let mut process = std::os::unix::process::parent_id();
+    let mut process = std::os::unix::process::parent_id().cast_signed();
     for _ in 0..GENERATIONS {
         let environment = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
         let variables =
             environment.split(|byte| *byte == 0).filter_map(|one| str::from_utf8(one).ok());
         let said = variables.filter_map(|one| one.strip_prefix("SSH_CONNECTION="));
         clients.extend(said.filter_map(client));
-        match parent(&fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default()) {
-            Some(parent) if parent > 1 => process = parent,
-            _ => break,
-        }
+        let Some(parent) = parent(process) else { break };
+        process = parent;
     }
     clients
 }
@@ -86,8 +84,14 @@ fn client(connection: &str) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// The parent of a process, in its `stat` (proc(5)); its name before that may have any character.
-fn parent(stat: &str) -> Option<u32> {
+/// The parent of a process, unless that is PID 1.
+pub(super) fn parent(process: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    parent_in(&stat).filter(|parent| *parent > 1)
+}
+
+/// The parent in a process's `stat` (proc(5)); its name before that may have any character.
+fn parent_in(stat: &str) -> Option<i32> {
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(1)?.parse().ok()
 }
@@ -103,10 +107,11 @@ mod tests {
         assert_eq!(client("::ffff:203.0.113.9 4711 ::1 22"), ip("203.0.113.9"));
         assert_eq!(client("fe80::1%eth0 4711 fe80::2 22"), ip("fe80::1"));
         assert_eq!(client(""), None);
-        assert_eq!(parent("4711 (a) b) S 815 4711 4711 0"), Some(815));
-        assert_eq!(parent(""), None);
+        assert_eq!(parent_in("4711 (a) b) S 815 4711 4711 0"), Some(815));
+        assert_eq!(parent_in(""), None);
         let stat = fs::read_to_string("/proc/self/stat").unwrap();
-        assert_eq!(parent(&stat), Some(std::os::unix::process::parent_id()));
+        let own = std::os::unix::process::parent_id().cast_signed();
+        assert_eq!(parent_in(&stat), Some(own));
     }
 
     #[test]

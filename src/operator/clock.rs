@@ -3,6 +3,7 @@
 use crate::abuseipdb::times::Times;
 use crate::error::Error;
 use crate::operator::view::Until;
+use crate::text::format_duration;
 
 /// This host's time.
 #[derive(Debug)]
@@ -37,26 +38,8 @@ impl Clock {
             Until::Never => ("never".to_owned(), "for ever".to_owned()),
             Until::Unknown => ("not known".to_owned(), String::new()),
             Until::Time(end) if end <= self.now => (self.local(end), "over".to_owned()),
-            Until::Time(end) => (self.local(end), span(end - self.now)),
+            Until::Time(end) => (self.local(end), format_duration(end - self.now)),
         }
-    }
-}
-
-/// A length of time, in its two largest units.
-#[must_use]
-pub fn span(seconds: i64) -> String {
-    const UNITS: [(i64, &str); 4] = [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")];
-    let seconds = seconds.max(0);
-    let first = UNITS.iter().position(|(length, _)| seconds >= *length).unwrap_or(3);
-    let part = |n: usize| {
-        let (length, unit) = UNITS[n];
-        let above = if n == 0 { i64::MAX } else { UNITS[n - 1].0 };
-        (seconds % above / length, unit)
-    };
-    let (count, unit) = part(first);
-    match (first < 3).then(|| part(first + 1)) {
-        Some((rest, small)) if rest > 0 => format!("{count}{unit} {rest}{small}"),
-        _ => format!("{count}{unit}"),
     }
 }
 
@@ -64,24 +47,6 @@ pub fn span(seconds: i64) -> String {
 mod tests {
     use super::*;
     use crate::wire::range::{BANTIME_SECS, TIME_SECS};
-
-    #[test]
-    fn a_span_has_two_units() {
-        let table = [
-            (-5, "0s"),
-            (0, "0s"),
-            (59, "59s"),
-            (60, "1m"),
-            (483, "8m 3s"),
-            (3600, "1h"),
-            (3659, "1h"),
-            (7500, "2h 5m"),
-            (86_400 * 400 + 3600, "400d 1h"),
-        ];
-        for (seconds, text) in table {
-            assert_eq!(span(seconds), text, "{seconds}");
-        }
-    }
 
     #[test]
     fn the_end_of_a_ban_is_a_time_or_a_word() {

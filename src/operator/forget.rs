@@ -2,24 +2,24 @@
 //! bans that only they held. A host of which the broker keeps nothing may be known from its events alone.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::out::{self, count};
+use super::ask;
+use super::out;
 use super::view::{Banned, Member, View};
 use super::visit::{Message, Visit};
-use super::{ask, check};
-use crate::abuseipdb::service::now;
 use crate::cli::operator::ForgetArgs;
+use crate::clock::{now_millis, now_secs};
 use crate::config::Config;
 use crate::error::Error;
 use crate::figures::homeassistant;
 use crate::guard::is_ahead;
 use crate::journal::say;
-use crate::outbox::millis;
 use crate::paths::Paths;
 use crate::runtime;
+use crate::text::{count, list, sanitize};
 use crate::wire::{HostName, Shard, ShardId};
 
 /// What the broker took comes back within moments.
@@ -48,9 +48,9 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
         }
         let unknown: Vec<HostName> =
             hosts.iter().filter(|host| !is_kept(host, visit.view())).cloned().collect();
-        let bans = only_theirs(&visit.view().banned(now()), &hosts);
+        let bans = only_theirs(&visit.view().banned(now_secs()), &hosts);
         for host in &hosts {
-            let mut farewell = farewell(host, visit.view(), millis(SystemTime::now()));
+            let mut farewell = farewell(host, visit.view(), now_millis());
             if let Some(prefix) = &config.ha_prefix {
                 farewell.extend(homeassistant::topics(prefix, host).map(Message::Clear));
             }
@@ -77,7 +77,7 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
             }));
         } else {
             for line in lines(&hosts, &unknown, bans) {
-                say(out::shown(&line));
+                say(sanitize(&line));
             }
         }
         Ok(())
@@ -99,7 +99,7 @@ fn ask_about(hosts: &BTreeSet<HostName>, view: &View) -> Result<(), Error> {
         )));
     }
     let unknown: Vec<&HostName> = hosts.iter().filter(|host| !is_kept(host, view)).collect();
-    if unknown.is_empty() { Ok(()) } else { ask::about(&out::shown(&question(&unknown, view))) }
+    if unknown.is_empty() { Ok(()) } else { ask::about(&sanitize(&question(&unknown, view))) }
 }
 
 fn question(unknown: &[&HostName], view: &View) -> String {
@@ -126,7 +126,7 @@ fn lines(hosts: &BTreeSet<HostName>, unknown: &[HostName], bans: usize) -> Vec<S
     let holders = if let [one] = names[..] { one } else { "they" };
     let bans = count(bans, "ban");
     let removed = (!names.is_empty())
-        .then(|| format!("removed {} and {bans} that only {holders} held", check::list(&names)));
+        .then(|| format!("removed {} and {bans} that only {holders} held", list(&names)));
     let released = unknown.iter().map(|host| {
         format!(
             "removed {host}: the broker kept nothing of {host}, and the daemons release all bans that only \

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::check::list;
-use super::out;
 use super::view::View;
 use crate::error::Error;
+use crate::text::{list, sanitize};
 use crate::wire::{HostName, Jail};
 
 /// The most names that an error lists.
@@ -39,7 +38,7 @@ fn is_known<'a, T: Ord + std::fmt::Display>(
     if known.is_empty() || known.contains(name) {
         return Ok(());
     }
-    let names: Vec<String> = known.iter().map(|one| out::shown(text(one)).into_owned()).collect();
+    let names: Vec<String> = known.iter().map(|one| sanitize(text(one)).into_owned()).collect();
     let more = names.len().saturating_sub(MAX_NAMED);
     let shown = list(&names[..names.len() - more]);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };

@@ -1,7 +1,7 @@
 //! `f2bmqtt leave`: clears what the broker keeps of this host, for the removal of the package. Without that, hosts that
 //! import its bans would keep them, whatever this host unbans later by other means.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
@@ -9,13 +9,13 @@ use super::forget::{farewell, is_kept};
 use super::view::View;
 use super::visit::{Message, Visit};
 use crate::broker;
+use crate::clock::now_millis;
 use crate::config::Config;
 use crate::daemon::machine;
 use crate::error::Error;
 use crate::figures::homeassistant;
 use crate::journal::say;
 use crate::lock;
-use crate::outbox::millis;
 use crate::paths::Paths;
 use crate::runtime;
 use crate::store::Store;
@@ -65,7 +65,7 @@ async fn leave(config: &Config, paths: &Paths) -> Result<(), Error> {
     if is_of_another(visit.view(), &config.node, &machine()) {
         return Err(Error::Undone("another machine has this name now".to_owned()));
     }
-    let mut messages = farewell(&config.node, visit.view(), millis(SystemTime::now()));
+    let mut messages = farewell(&config.node, visit.view(), now_millis());
     if let Some(prefix) = &config.ha_prefix {
         messages.extend(homeassistant::topics(prefix, &config.node).map(Message::Clear));
     }

@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_millis(700);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     /// The daemon's process, if it runs.
-    pub pid: Option<u32>,
+    pub pid: Option<i32>,
     /// When it was started, in seconds since 1970.
     pub since: Option<i64>,
     /// Events that wait to be published.
@@ -42,12 +42,9 @@ impl Service {
     /// Looks at it.
     #[must_use]
     pub fn look(paths: &Paths) -> Self {
-        let pid = lock::holder(&paths.lock()).filter(|_| lock::is_held(&paths.lock()));
-        let pid = pid.and_then(|text| {
-            let (role, pid) = text.split_once(' ')?;
-            (role == Role::Daemon.as_str()).then(|| pid.parse().ok())?
-        });
-        let since = pid.and_then(|pid: u32| started(&PathBuf::from(format!("/proc/{pid}"))));
+        let daemon = lock::owner(&paths.lock()).filter(|owner| owner.role == Role::Daemon);
+        let pid = daemon.map(|owner| owner.pid);
+        let since = pid.and_then(|pid| started(&PathBuf::from(format!("/proc/{pid}"))));
         let inbox = Spool::<Report>::new(paths.reports()).list().unwrap_or_default().len();
         let mut reports = Glance::of(&paths.report_queue()).unwrap_or_default();
         reports.waiting += inbox;
@@ -143,7 +140,7 @@ pub fn addresses(paths: &Paths) -> BTreeSet<Address> {
         let rows = query.query_map([], |row| row.get::<_, String>(0))?;
         Ok(rows.flatten().filter_map(|ip| Address::new(&ip).ok()).collect())
     };
-    let mut all = of(&paths.store(), "SELECT DISTINCT ip FROM marks").unwrap_or_default();
+    let mut all = of(&paths.store(), "SELECT DISTINCT ip FROM imports").unwrap_or_default();
     let here = "SELECT DISTINCT ip FROM bips ORDER BY timeofban DESC LIMIT 1000";
     all.extend(of(&paths.database, here).unwrap_or_default());
     all
@@ -152,7 +149,7 @@ pub fn addresses(paths: &Paths) -> BTreeSet<Address> {
 fn origins(store: &Path) -> rusqlite::Result<BTreeSet<HostName>> {
     let db = open(store)?;
     let mut hosts = BTreeSet::new();
-    let mut query = db.prepare("SELECT claims FROM marks")?;
+    let mut query = db.prepare("SELECT claims FROM imports")?;
     let mut rows = query.query([])?;
     while let Some(row) = rows.next()? {
         let claims = read_claims(&row.get::<_, String>(0)?).unwrap_or_default();
@@ -169,7 +166,7 @@ fn open(store: &Path) -> rusqlite::Result<Connection> {
 /// For which hosts the daemon bans an address, and in which jail.
 fn imported(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, HostName)>> {
     let db = open(store)?;
-    let mut query = db.prepare("SELECT jail, claims FROM marks WHERE ip = ?1")?;
+    let mut query = db.prepare("SELECT jail, claims FROM imports WHERE ip = ?1")?;
     let mut rows = query.query([address.to_string()])?;
     let mut imported = BTreeSet::new();
     while let Some(row) = rows.next()? {
@@ -193,7 +190,7 @@ pub fn imports(
         return Ok(BTreeSet::new());
     }
     let db = open(store)?;
-    let mut query = db.prepare("SELECT 1 FROM marks WHERE jail = ?1 AND ip = ?2")?;
+    let mut query = db.prepare("SELECT 1 FROM imports WHERE jail = ?1 AND ip = ?2")?;
     let mut imports = BTreeSet::new();
     for address in addresses {
         if query.exists((jail.as_str(), address.to_string()))? {
@@ -206,7 +203,7 @@ pub fn imports(
 /// Whose bans of an address were lifted here by hand.
 fn lifted(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, HostName)>> {
     let db = open(store)?;
-    let mut query = db.prepare("SELECT jail, host FROM lifts WHERE ip = ?1")?;
+    let mut query = db.prepare("SELECT jail, host FROM overrides WHERE ip = ?1")?;
     let rows = query.query_map([address.to_string()], |row| {
         Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
     })?;

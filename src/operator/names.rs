@@ -4,12 +4,13 @@
 use std::fmt::Write as _;
 
 use super::local;
-use super::out::{self, Long};
+use super::out::Long;
 use crate::cli::operator::Named;
 use crate::config::Config;
 use crate::error::Error;
 use crate::paths::Paths;
 use crate::runtime;
+use crate::text::sanitize;
 
 /// The most names that are offered.
 const MAX_NAMES: usize = 1_000;
@@ -32,7 +33,7 @@ pub(super) fn run(named: Named, paths: &Paths) -> Result<(), Error> {
     };
     let mut to = Long::default();
     for name in list.iter().take(MAX_NAMES) {
-        let _ = writeln!(to, "{}", out::shown(name));
+        let _ = writeln!(to, "{}", sanitize(name));
     }
     Ok(())
 }

@@ -6,7 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -17,12 +17,13 @@ use super::out;
 use super::view::{Heard, View};
 use super::visit::{Message, Visit};
 use crate::cli::operator::UnbanArgs;
+use crate::clock::now_millis;
 use crate::config::Config;
 use crate::error::Error;
 use crate::journal::say;
-use crate::outbox::millis;
 use crate::paths::Paths;
 use crate::runtime;
+use crate::text::sanitize;
 use crate::wire::{Action, Address, Event, HostName, Jail, Reason, UnbanId};
 
 /// A host frees within a second, and tells of it two seconds later; longer where its fail2ban is busy.
@@ -48,7 +49,7 @@ pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
         return Err(Error::Usage(format!("{count} IPs: limit of {MAX_EVENTS} at once; {what}")));
     }
     ask::about_many("Free", &addresses, args.yes)?;
-    let millis = millis(SystemTime::now());
+    let millis = now_millis();
     let unban = Unban {
         me: config.node.clone(),
         jail,
@@ -66,7 +67,7 @@ pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
         let (jails, left_out) = unban.split(&jails);
         visit.publish(&unban.events(jails, millis)).await?;
         if left_out > 0 && !args.json {
-            say(out::shown(&left_out_line(left_out)));
+            say(sanitize(&left_out_line(left_out)));
         }
         let freed = unban.wait(&mut visit, args.json).await?;
         let result = unban.conclude(visit.view(), &freed, left_out, args.json);
@@ -149,7 +150,7 @@ impl Unban {
             for (host, member) in visit.view().hosts() {
                 let done = self.addresses.iter().all(|address| member.repeats(*address, &self.id));
                 if done && freed.insert(host.clone()) && !quiet {
-                    say(out::shown(&format!("{host}: free")));
+                    say(sanitize(&format!("{host}: free")));
                 }
             }
             let waits = |view: &View| {
@@ -196,10 +197,10 @@ impl Unban {
             }));
         } else {
             for host in &online {
-                say(out::shown(&format!("{host}: has not answered yet")));
+                say(sanitize(&format!("{host}: has not answered yet")));
             }
             for host in &offline {
-                say(out::shown(&format!("{host}: not connected; it frees when it is back")));
+                say(sanitize(&format!("{host}: not connected; it frees when it is back")));
             }
         }
         match online.len() + offline.len() {

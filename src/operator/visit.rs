@@ -2,7 +2,7 @@
 //! daemon's, which it does not disturb.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
@@ -10,9 +10,9 @@ use super::gather::{Gathering, Step};
 use super::local;
 use super::view::{Heard, View};
 use crate::broker::{Client, Event, Link};
+use crate::clock::now_millis;
 use crate::config::{Broker, Config, Topic};
 use crate::error::Error;
-use crate::outbox;
 use crate::paths::Paths;
 use crate::random;
 use crate::wire::HostName;
@@ -129,7 +129,7 @@ impl Visit {
     fn take(&mut self, event: Event) -> Result<Heard, Error> {
         match event {
             Event::Message(message) => {
-                let time = outbox::millis(SystemTime::now());
+                let time = now_millis();
                 Ok(self.gathering.hear(&message, millis(self.began), time))
             }
             Event::SubscribeRefused(_) => Err(refused(&self.topic)),

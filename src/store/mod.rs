@@ -2,12 +2,11 @@
 //! others, what its operator lifted, what was freed for the whole fleet. Each write is synced before it is
 //! relied on.
 
-mod before;
 mod identity;
 
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, ErrorCode, Transaction, params};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params};
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
@@ -21,37 +20,41 @@ use crate::wire::{Address, Ban, FleetUnban, HostName, Jail, JailScope, UnbanId};
 pub use identity::Identity;
 use identity::{FORMER, IDENTITY};
 
+/// The layout of the database, as its `user_version`. A change of [`SCHEMA`] takes the next number, and
+/// migrates the layouts that were released before.
+const LAYOUT: i32 = 1;
+
 /// `claims` is `{"web1":[stamp,start,bantime,"id of a fleet unban",…]}`.
-const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; BEGIN;
-    CREATE TABLE IF NOT EXISTS marks(
-        jail TEXT NOT NULL, ip TEXT NOT NULL, done INTEGER NOT NULL, asked INTEGER NOT NULL,
-        answered INTEGER NOT NULL, bantime INTEGER NOT NULL, rowed INTEGER NOT NULL, claims TEXT NOT NULL,
-        PRIMARY KEY(jail, ip)) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS lifts(
+const SCHEMA: &str = "
+    CREATE TABLE imports(
+        jail TEXT NOT NULL, ip TEXT NOT NULL, applied INTEGER NOT NULL, requested_at INTEGER NOT NULL,
+        confirmed_at INTEGER NOT NULL, bantime INTEGER NOT NULL, row_seen INTEGER NOT NULL,
+        claims TEXT NOT NULL, PRIMARY KEY(jail, ip)) WITHOUT ROWID;
+    CREATE TABLE overrides(
         jail TEXT NOT NULL, ip TEXT NOT NULL, host TEXT NOT NULL, start INTEGER NOT NULL,
         stamp INTEGER NOT NULL, PRIMARY KEY(jail, ip, host)) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS unbans(
-        scope TEXT NOT NULL, ip TEXT NOT NULL, id TEXT NOT NULL, obeyed INTEGER NOT NULL,
+    CREATE TABLE tombstones(
+        scope TEXT NOT NULL, ip TEXT NOT NULL, id TEXT NOT NULL, applied INTEGER NOT NULL,
         PRIMARY KEY(scope, ip, id)) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS scripts(
+    CREATE TABLE legacy_claims(
         jail TEXT NOT NULL, ip TEXT NOT NULL, host TEXT NOT NULL, since INTEGER NOT NULL,
         PRIMARY KEY(jail, ip, host)) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS detected(
+    CREATE TABLE pending_detections(
         jail TEXT NOT NULL, ip TEXT NOT NULL, start INTEGER NOT NULL, bantime INTEGER NOT NULL,
         PRIMARY KEY(jail, ip)) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS stamp(last INTEGER NOT NULL);
-    CREATE TABLE IF NOT EXISTS identity(
+    CREATE TABLE stamp(last INTEGER NOT NULL);
+    CREATE TABLE identity(
         secret TEXT NOT NULL, topic TEXT NOT NULL, brokers TEXT NOT NULL, node TEXT NOT NULL,
         trust INTEGER NOT NULL, keys TEXT NOT NULL);
-    CREATE TABLE IF NOT EXISTS former(
-        node TEXT NOT NULL, topic TEXT NOT NULL, PRIMARY KEY(node, topic)) WITHOUT ROWID;
-    COMMIT;";
+    CREATE TABLE former(
+        node TEXT NOT NULL, topic TEXT NOT NULL, PRIMARY KEY(node, topic)) WITHOUT ROWID;";
 
-const MARKS: &str = "SELECT jail, ip, done, asked, answered, bantime, rowed, claims FROM marks";
-const LIFTS: &str = "SELECT jail, ip, host, start, stamp FROM lifts";
-const UNBANS: &str = "SELECT scope, ip, id, obeyed FROM unbans";
-const SCRIPTS: &str = "SELECT jail, ip, host, since FROM scripts";
-const DETECTED: &str = "SELECT jail, ip, start, bantime FROM detected";
+const IMPORTS: &str =
+    "SELECT jail, ip, applied, requested_at, confirmed_at, bantime, row_seen, claims FROM imports";
+const OVERRIDES: &str = "SELECT jail, ip, host, start, stamp FROM overrides";
+const TOMBSTONES: &str = "SELECT scope, ip, id, applied FROM tombstones";
+const LEGACY_CLAIMS: &str = "SELECT jail, ip, host, since FROM legacy_claims";
+const PENDING_DETECTIONS: &str = "SELECT jail, ip, start, bantime FROM pending_detections";
 const STAMP: &str = "SELECT coalesce(max(last), 0) FROM stamp";
 
 /// The database.
@@ -62,8 +65,9 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the database, or makes it. One that is broken is put aside, so that the host goes on;
-    /// what it banned for others then ends by this host's own bantime.
+    /// Opens the database, or creates it. A broken one, or one with a layout that this version does not
+    /// know, is moved aside, so that the daemon can start; the bans that it imported then end with this
+    /// host's own bantime.
     ///
     /// # Errors
     /// [`Error::Store`] or [`Error::File`].
@@ -80,13 +84,21 @@ impl Store {
     fn try_open(path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Store { doing: "open", path: path.to_owned(), source };
         let connection = files::database(path, failed)?;
-        connection.execute_batch(SCHEMA).map_err(failed)?;
-        for query in [MARKS, LIFTS, UNBANS, SCRIPTS, DETECTED, STAMP, IDENTITY, FORMER] {
+        lay_out(&connection, LAYOUT, SCHEMA).map_err(failed)?;
+        let queries = [
+            IMPORTS,
+            OVERRIDES,
+            TOMBSTONES,
+            LEGACY_CLAIMS,
+            PENDING_DETECTIONS,
+            STAMP,
+            IDENTITY,
+            FORMER,
+        ];
+        for query in queries {
             drop(connection.prepare(query).map_err(failed)?);
         }
-        let mut store = Self { path: path.to_owned(), connection };
-        before::migrate(&mut store.connection).map_err(failed)?;
-        Ok(store)
+        Ok(Self { path: path.to_owned(), connection })
     }
 
     /// Everything that is remembered. A row that cannot be read is left out.
@@ -100,7 +112,7 @@ impl Store {
 
     fn read(&self) -> rusqlite::Result<PersistedState> {
         let mut remembered = PersistedState::default();
-        self.each(MARKS, |row| {
+        self.each(IMPORTS, |row| {
             let (key, claims) = (key(row)?, row.get::<_, String>(7)?);
             if let (Some(key), Some(claims)) = (key, read_claims(&claims)) {
                 let (done, asked, answered) = (row.get(2)?, row.get(3)?, row.get(4)?);
@@ -118,7 +130,7 @@ impl Store {
             }
             Ok(())
         })?;
-        self.each(LIFTS, |row| {
+        self.each(OVERRIDES, |row| {
             let (key, host) = (key(row)?, HostName::new(&row.get::<_, String>(2)?));
             if let (Some(key), Ok(host)) = (key, host) {
                 let lift = Override { start: row.get(3)?, stamp: row.get(4)? };
@@ -126,7 +138,7 @@ impl Store {
             }
             Ok(())
         })?;
-        self.each(UNBANS, |row| {
+        self.each(TOMBSTONES, |row| {
             let texts: [String; 3] = [row.get(0)?, row.get(1)?, row.get(2)?];
             let [scope, ip, id] = &texts;
             if let (Ok(scope), Ok(address), Ok(id)) =
@@ -136,14 +148,14 @@ impl Store {
             }
             Ok(())
         })?;
-        self.each(SCRIPTS, |row| {
+        self.each(LEGACY_CLAIMS, |row| {
             let (key, host) = (key(row)?, HostName::new(&row.get::<_, String>(2)?));
             if let (Some(key), Ok(host)) = (key, host) {
                 remembered.legacy_claims.insert((key, host), row.get(3)?);
             }
             Ok(())
         })?;
-        self.each(DETECTED, |row| {
+        self.each(PENDING_DETECTIONS, |row| {
             if let Some(key) = key(row)? {
                 remembered
                     .pending_detections
@@ -200,19 +212,45 @@ impl Store {
     }
 }
 
-/// Makes room for a new database where a broken one is, which is kept beside it.
+/// Prepares a database: one without tables gets those of `schema`, and `layout` as its `user_version`.
+///
+/// # Errors
+/// Whatever SQLite says; `NotADatabase` where the tables have another layout.
+pub fn lay_out(database: &Connection, layout: i32, schema: &str) -> rusqlite::Result<()> {
+    // With a log, FULL syncs it at each commit.
+    database.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")?;
+    // Another process may create the tables at the same time.
+    let transaction = Transaction::new_unchecked(database, TransactionBehavior::Immediate)?;
+    let number = |sql| transaction.query_row(sql, [], |row| row.get::<_, i32>(0));
+    let found = number("PRAGMA user_version")?;
+    if found == layout {
+        return Ok(());
+    }
+    if found == 0 && number("SELECT count(*) FROM sqlite_master")? == 0 {
+        transaction.execute_batch(schema)?;
+        transaction.pragma_update(None, "user_version", layout)?;
+        return transaction.commit();
+    }
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_NOTADB);
+    let why = format!("its layout is version {found}, this f2bmqtt reads version {layout}");
+    Err(rusqlite::Error::SqliteFailure(code, Some(why)))
+}
+
+/// Moves a database that cannot be used aside, so that a new one can be created.
 ///
 /// # Errors
 /// [`Error::File`].
 pub fn put_aside(path: &Path, why: &rusqlite::Error) -> Result<(), Error> {
     let aside = path.with_extension("broken");
     std::fs::rename(path, &aside).map_err(Error::file("put aside", path))?;
-    // What was not yet in it is of no use to another.
+    // The log of a database that was not closed belongs to it alone.
     for journal in ["sqlite3-wal", "sqlite3-shm"] {
         let _ = std::fs::remove_file(path.with_extension(journal));
     }
     let (path, aside) = (path.display(), aside.display());
-    journal::warn(format_args!("{path} is broken ({why}): kept as {aside}, and begun anew"));
+    journal::warn(format_args!(
+        "cannot use {path}: {why}. Moved it to {aside} and created a new one"
+    ));
     Ok(())
 }
 
@@ -225,7 +263,7 @@ fn write(transaction: &Transaction<'_>, change: &Record) -> rusqlite::Result<usi
             let (jail, ip) = (jail.as_str(), address.to_string());
             match mark {
                 Some(mark) => run(
-                    "INSERT OR REPLACE INTO marks VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                    "INSERT OR REPLACE INTO imports VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
                     params![
                         jail,
                         ip,
@@ -237,18 +275,18 @@ fn write(transaction: &Transaction<'_>, change: &Record) -> rusqlite::Result<usi
                         write_claims(&mark.sources)
                     ],
                 ),
-                None => run("DELETE FROM marks WHERE jail = ?1 AND ip = ?2", params![jail, ip]),
+                None => run("DELETE FROM imports WHERE jail = ?1 AND ip = ?2", params![jail, ip]),
             }
         }
         Record::Override((jail, address), host, lift) => {
             let (jail, ip, host) = (jail.as_str(), address.to_string(), host.as_str());
             match lift {
                 Some(Override { start, stamp }) => run(
-                    "INSERT OR REPLACE INTO lifts VALUES(?1, ?2, ?3, ?4, ?5)",
+                    "INSERT OR REPLACE INTO overrides VALUES(?1, ?2, ?3, ?4, ?5)",
                     params![jail, ip, host, start, stamp],
                 ),
                 None => run(
-                    "DELETE FROM lifts WHERE jail = ?1 AND ip = ?2 AND host = ?3",
+                    "DELETE FROM overrides WHERE jail = ?1 AND ip = ?2 AND host = ?3",
                     params![jail, ip, host],
                 ),
             }
@@ -257,11 +295,11 @@ fn write(transaction: &Transaction<'_>, change: &Record) -> rusqlite::Result<usi
             let (scope, ip, id) = (scope.as_str(), address.to_string(), id.as_str());
             match obeyed {
                 Some(obeyed) => run(
-                    "INSERT OR REPLACE INTO unbans VALUES(?1, ?2, ?3, ?4)",
+                    "INSERT OR REPLACE INTO tombstones VALUES(?1, ?2, ?3, ?4)",
                     params![scope, ip, id, obeyed],
                 ),
                 None => run(
-                    "DELETE FROM unbans WHERE scope = ?1 AND ip = ?2 AND id = ?3",
+                    "DELETE FROM tombstones WHERE scope = ?1 AND ip = ?2 AND id = ?3",
                     params![scope, ip, id],
                 ),
             }
@@ -270,11 +308,11 @@ fn write(transaction: &Transaction<'_>, change: &Record) -> rusqlite::Result<usi
             let (jail, ip, host) = (jail.as_str(), address.to_string(), host.as_str());
             match since {
                 Some(since) => run(
-                    "INSERT OR REPLACE INTO scripts VALUES(?1, ?2, ?3, ?4)",
+                    "INSERT OR REPLACE INTO legacy_claims VALUES(?1, ?2, ?3, ?4)",
                     params![jail, ip, host, since],
                 ),
                 None => run(
-                    "DELETE FROM scripts WHERE jail = ?1 AND ip = ?2 AND host = ?3",
+                    "DELETE FROM legacy_claims WHERE jail = ?1 AND ip = ?2 AND host = ?3",
                     params![jail, ip, host],
                 ),
             }
@@ -283,10 +321,13 @@ fn write(transaction: &Transaction<'_>, change: &Record) -> rusqlite::Result<usi
             let (jail, ip) = (jail.as_str(), address.to_string());
             match ban {
                 Some(Ban { start, bantime }) => run(
-                    "INSERT OR REPLACE INTO detected VALUES(?1, ?2, ?3, ?4)",
+                    "INSERT OR REPLACE INTO pending_detections VALUES(?1, ?2, ?3, ?4)",
                     params![jail, ip, start, bantime],
                 ),
-                None => run("DELETE FROM detected WHERE jail = ?1 AND ip = ?2", params![jail, ip]),
+                None => run(
+                    "DELETE FROM pending_detections WHERE jail = ?1 AND ip = ?2",
+                    params![jail, ip],
+                ),
             }
         }
         Record::Stamp(last) => {

@@ -1,4 +1,4 @@
-//! What is saved, by this version and the first layout, is loaded.
+//! What is saved is loaded; a database of another layout is moved aside.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -104,9 +104,9 @@ fn row_of_another_type_is_skipped_and_the_others_are_loaded() {
     let mut store = Store::open(&dir.path().join("fleet.sqlite3")).unwrap();
     let changes = ["192.0.2.1", "192.0.2.2"].map(|ip| Record::Import(key(ip), Some(mark(true))));
     store.save(&changes).unwrap();
-    let odd = "UPDATE marks SET asked = 1.5 WHERE ip = '192.0.2.1';
-               INSERT INTO unbans VALUES(x'ff', x'ff', x'ff', 'x');
-               INSERT INTO scripts VALUES('sshd', '192.0.2.3', 'old', 'soon');";
+    let odd = "UPDATE imports SET requested_at = 1.5 WHERE ip = '192.0.2.1';
+               INSERT INTO tombstones VALUES(x'ff', x'ff', x'ff', 'x');
+               INSERT INTO legacy_claims VALUES('sshd', '192.0.2.3', 'old', 'soon');";
     store.connection.execute_batch(odd).unwrap();
     let loaded = store.load().unwrap();
     assert_eq!(loaded.imports.keys().collect::<Vec<_>>(), [&key("192.0.2.2")]);
@@ -120,44 +120,33 @@ fn a_broken_database_is_put_aside() {
     let store = Store::open(&path).unwrap();
     assert_eq!(store.load().unwrap(), PersistedState::default());
     assert!(dir.path().join("fleet.broken").exists());
-    drop(store);
-    std::fs::remove_file(&path).unwrap();
-    let other = Connection::open(&path).unwrap();
-    other.execute_batch("CREATE TABLE marks(jail TEXT, ip TEXT)").unwrap();
-    drop(other);
-    assert_eq!(Store::open(&path).unwrap().load().unwrap(), PersistedState::default());
 }
 
 #[test]
-fn what_the_first_version_kept_is_taken_over() {
+fn database_of_another_layout_is_moved_aside() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("fleet.sqlite3");
-    let before = Connection::open(&path).unwrap();
-    before
-        .execute_batch(
-            r#"CREATE TABLE imports(jail TEXT NOT NULL, ip TEXT NOT NULL, mark TEXT NOT NULL,
-                until INTEGER, words TEXT NOT NULL, PRIMARY KEY(jail, ip)) WITHOUT ROWID;
-            INSERT INTO imports VALUES
-                ('sshd', '192.0.2.1', 'done', 9, '{"web1":[5,7,4,-1],"web2":[6,8]}'),
-                ('sshd', '192.0.2.2', 'intended', NULL, '{"web1":[5,7,4,600]}'),
-                ('sshd', '192.0.2.3', 'heard', NULL, '{"old":[0,7,0,600]}');"#,
-        )
-        .unwrap();
-    drop(before);
-    for _ in 0..2 {
-        let remembered = Store::open(&path).unwrap().load().unwrap();
-        let done = &remembered.imports[&key("192.0.2.1")];
-        assert!(done.is_applied && !remembered.imports[&key("192.0.2.2")].is_applied);
-        assert_eq!(done.sources.len(), 1);
-        assert_eq!((done.sources[0].host.as_str(), done.sources[0].stamp), ("web1", 5));
-        assert_eq!(done.sources[0].ban, Ban { start: 4, bantime: -1 });
-        assert_eq!(remembered.imports.len(), 2);
-        assert_eq!(remembered.legacy_claims[&(key("192.0.2.3"), host("old"))], 7);
+    let before = "CREATE TABLE marks(jail TEXT, ip TEXT)";
+    let other = "CREATE TABLE imports(jail TEXT, ip TEXT)";
+    let same_number = format!("{other}; PRAGMA user_version = {LAYOUT}");
+    let later = format!("PRAGMA user_version = {}", LAYOUT + 1);
+    for found in [before, other, &same_number, &later] {
+        let connection = Connection::open(&path).unwrap();
+        connection.execute_batch(found).unwrap();
+        drop(connection);
+        let mut store = Store::open(&path).unwrap();
+        assert_eq!(store.load().unwrap(), PersistedState::default());
+        assert!(dir.path().join("fleet.broken").exists(), "{found}");
+        store.save(&[Record::Stamp(5)]).unwrap();
+        drop(store);
+        assert_eq!(Store::open(&path).unwrap().stamp().unwrap(), 5);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::remove_file(dir.path().join("fleet.broken")).unwrap();
     }
 }
 
 #[test]
-fn an_identity_is_kept_with_the_changes_it_brought_and_a_store_of_before_has_none() {
+fn identity_is_kept_with_the_changes_that_it_brought() {
     let provenance = |topic: &str, trust| {
         let [topic, brokers, node] = [topic, "hub:1883,hub2:1883", "web1"].map(str::to_owned);
         let keys = ["0a1b", "2c3d"].map(str::to_owned).into();
@@ -167,9 +156,6 @@ fn an_identity_is_kept_with_the_changes_it_brought_and_a_store_of_before_has_non
     let path = dir.path().join("fleet.sqlite3");
     let mut store = Store::open(&path).unwrap();
     store.save(&[Record::LegacyClaim(key("192.0.2.1"), host("old"), Some(7))]).unwrap();
-    store.connection.execute_batch("DROP TABLE identity").unwrap();
-    drop(store);
-    let mut store = Store::open(&path).unwrap();
     assert_eq!(store.identity().unwrap(), None);
     assert_eq!(store.load().unwrap().legacy_claims.len(), 1);
     let first = Identity::draw(provenance("t", Trust::Open)).unwrap();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 
+use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::Value;
 
@@ -22,6 +23,18 @@ pub enum Malformed {
     /// A field is missing or is not what it must be.
     #[error("its field {0} {1}")]
     Field(&'static str, String),
+}
+
+/// A message as one line of JSON.
+pub(super) fn write(message: &impl Serialize) -> String {
+    // JSON has no value only for a map with keys that are no strings.
+    serde_json::to_string(message).expect("a message is JSON")
+}
+
+/// A number that is not known is not written.
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference.
+pub(super) fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 /// One object, read; nested values are kept as they came.

@@ -22,7 +22,7 @@ mod told;
 pub(crate) use event::MAX_EVENT_BYTES;
 pub use event::{Action, Event, PROBE_ACTION, Reason};
 pub use fields::Malformed;
-pub use names::{Address, Fnv1a64, HostName, Jail, JailScope, UnbanId, is_hidden};
+pub use names::{Address, Fnv1a64, HostName, Jail, JailScope, UnbanId};
 pub(crate) use part::MAX_SHARD_BYTES;
 pub use part::{Ban, FleetUnban, MAX_SHARDS, Shard, ShardEntry, ShardId};
 pub(crate) use presence::MAX_PRESENCE_BYTES;

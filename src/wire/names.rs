@@ -5,9 +5,11 @@ use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use serde::{Serialize, Serializer};
 use unicode_width::UnicodeWidthChar as _;
 
 use super::range::{self, STAMP_MILLIS};
+use crate::text::is_unsafe_for_display;
 
 /// The most marks on one letter: languages need two.
 const MAX_MARKS: usize = 2;
@@ -18,7 +20,7 @@ const MAX_MARKS: usize = 2;
 fn seen(text: &str) -> impl Iterator<Item = (char, bool)> {
     let mut marks = MAX_MARKS;
     text.chars().map(move |c| {
-        if is_hidden(c) || c.is_whitespace() {
+        if is_unsafe_for_display(c) || c.is_whitespace() {
             return (c, false);
         }
         let is_mark = c.width().unwrap_or(0) == 0;
@@ -35,24 +37,6 @@ fn is_seen(text: &str) -> bool {
 /// What a person sees of a text, with something in the place of the rest.
 pub(super) fn shown(text: &str, hidden: Option<char>) -> impl Iterator<Item = char> {
     seen(text).filter_map(move |(c, is_seen)| if is_seen { Some(c) } else { hidden })
-}
-
-/// Whether a character has no place in a name or a log: Unicode's control and format characters, line ends,
-/// what `Default_Ignorable_Code_Point` lists, blank glyphs, private characters, and what is no character.
-#[must_use]
-pub fn is_hidden(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
-            | '\u{890}'..='\u{891}' | '\u{8e2}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
-            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}' | '\u{e000}'..='\u{f8ff}'
-            | '\u{fdd0}'..='\u{fdef}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
-            | '\u{fff0}'..='\u{fffc}' | '\u{fffe}'..='\u{ffff}' | '\u{110bd}' | '\u{110cd}'
-            | '\u{13430}'..='\u{1343f}' | '\u{16fe4}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d159}'
-            | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{10ffff}')
-        // The last two of each plane are no characters.
-        || u32::from(c) & 0xfffe == 0xfffe
 }
 
 /// A jail's name, as fail2ban has it: exact, 1 to 128 bytes.
@@ -280,11 +264,29 @@ impl JailScope {
     }
 }
 
+impl fmt::Display for JailScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
+
+macro_rules! serialize_as_shown {
+    ($($name:ident)*) => {$(
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+    )*};
+}
+
+serialize_as_shown!(Jail HostName Address UnbanId JailScope);
 
 #[cfg(test)]
 mod tests {

@@ -6,11 +6,10 @@
 //!  "bans":[["sshd","203.0.113.9",1795342588,600]],"unbans":[["*","198.51.100.7","web2-1795340000123"]]}
 //! ```
 
-use std::fmt::Write as _;
-
+use serde::Serialize;
 use serde_json::Value;
 
-use super::fields::{Malformed, StrictObject};
+use super::fields::{Malformed, StrictObject, is_zero, write};
 use super::range::{self, BANTIME_SECS, STAMP_MILLIS, TIME_SECS, within};
 use super::{Address, HostName, Jail, JailScope, UnbanId};
 
@@ -183,33 +182,36 @@ impl Shard {
     /// Writes the part as one line of JSON.
     #[must_use]
     pub fn encode(&self) -> String {
-        let time = match range::into(&TIME_SECS, self.time) {
-            0 => String::new(),
-            time => format!(r#""time":{time},"#),
-        };
-        let mut json = format!(
-            r#"{{"v":1,"host":{},"stamp":{},{time}"part":{},"parts":{},"bans":["#,
-            Value::from(self.host.as_str()),
-            range::into(&STAMP_MILLIS, self.stamp),
-            self.id.index,
-            self.id.count,
-        );
-        for (n, ShardEntry { jail, address, start, bantime }) in self.bans.iter().enumerate() {
-            let comma = if n == 0 { "" } else { "," };
-            let jail = Value::from(jail.as_str());
+        let ban = |ShardEntry { jail, address, start, bantime }: &ShardEntry| {
             let start = range::into(&TIME_SECS, *start);
-            let bantime = range::into(&BANTIME_SECS, *bantime);
-            let _ = write!(json, r#"{comma}[{jail},"{address}",{start},{bantime}]"#);
-        }
-        json.push_str(r#"],"unbans":["#);
-        for (n, FleetUnban { scope, address, id }) in self.unbans.iter().enumerate() {
-            let comma = if n == 0 { "" } else { "," };
-            let (scope, id) = (Value::from(scope.as_str()), Value::from(id.as_str()));
-            let _ = write!(json, r#"{comma}[{scope},"{address}",{id}]"#);
-        }
-        json.push_str("]}");
-        json
+            (jail.clone(), *address, start, range::into(&BANTIME_SECS, *bantime))
+        };
+        let unban = |unban: &FleetUnban| (unban.scope.clone(), unban.address, unban.id.clone());
+        write(&Json {
+            v: 1,
+            host: &self.host,
+            stamp: range::into(&STAMP_MILLIS, self.stamp),
+            time: range::into(&TIME_SECS, self.time),
+            part: self.id.index,
+            parts: self.id.count,
+            bans: self.bans.iter().map(ban).collect(),
+            unbans: self.unbans.iter().map(unban).collect(),
+        })
     }
+}
+
+/// A part as it is written. The order of the fields is the order of the declaration.
+#[derive(Serialize)]
+struct Json<'a> {
+    v: u8,
+    host: &'a HostName,
+    stamp: i64,
+    #[serde(skip_serializing_if = "is_zero")]
+    time: i64,
+    part: u32,
+    parts: u32,
+    bans: Vec<(Jail, Address, i64, i64)>,
+    unbans: Vec<(JailScope, Address, UnbanId)>,
 }
 
 fn entry(value: &Value, slice: ShardId) -> Result<ShardEntry, String> {

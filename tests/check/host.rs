@@ -199,7 +199,7 @@ const HOSTS: [Case; 33] = [
             "✗ the service f2bmqttsub does not run: nothing is banned here for others\n    \
              systemctl enable --now f2bmqttsub\n",
             "! the service f2bmqttsub does not start with this host: it is disabled\n",
-            "! 1 event waits to be published, the first for 5 min\n",
+            "! 1 event waits to be published, the first for 5m",
         ],
         ..FAULT
     },

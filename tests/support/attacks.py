@@ -347,7 +347,7 @@ def attack_spellings():
 NAMES = [
     "a\tb", "x y", "<b>", "$(id)", "`id`", "%s%n", "{{7*7}}", "=cmd|' /C calc'!A0", "e\u0301\u0301\u0301\u0301",
     "\u0430dmin", "\u2800", "\u3000", "\U0001f4a9", "\u06dd", "\u202eevil", "\x1b]0;x\x07", "\u009b31m", "é" * 64,
-    "-rf", "--help", "..", ".", "'; DROP TABLE marks;--", "b (Rest:=0, Fails:=1)", "\ufdfa" * 40, "\u200bb",
+    "-rf", "--help", "..", ".", "'; DROP TABLE imports;--", "b (Rest:=0, Fails:=1)", "\ufdfa" * 40, "\u200bb",
     "b\u00a0", "\ufe0fq", "\u180ew", "\u0085", "a\nBan 203.0.113.9 for ipset sshd reported by b", "a\r\nb", "\u2028", "\u00adb", "\U000e0001b",
 ]  # fmt: skip
 

@@ -12,14 +12,13 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::ask;
-use super::clock::span;
 use super::local;
 use super::out;
 use super::view::View;
 use super::visit::Visit;
 use crate::abuseipdb::by_hand::Notes;
-use crate::abuseipdb::service::now;
 use crate::cli::operator::BanArgs;
+use crate::clock::now_secs;
 use crate::config::Config;
 use crate::daemon;
 use crate::error::Error;
@@ -28,6 +27,7 @@ use crate::guard::is_bannable;
 use crate::journal::say;
 use crate::paths::Paths;
 use crate::runtime;
+use crate::text::{format_duration, sanitize};
 use crate::wire::{Address, HostName, Jail, MAX_ANSWERS};
 
 /// fail2ban makes a ban within a second or two; longer where it has many to make.
@@ -68,7 +68,7 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
         }
         ask::about_many("Ban", &addresses, args.yes)?;
         let mut ban = Ban {
-            said: Said::new(config.node.clone(), jail.clone(), now() * 1000),
+            said: Said::new(config.node.clone(), jail.clone(), now_secs() * 1000),
             jail,
             me: config.node.clone(),
             made: Vec::new(),
@@ -148,7 +148,7 @@ impl Ban {
         let failures = vec![FAILURE; usize::try_from(failures).unwrap_or(1)];
         let shared = share::is_done(fail2ban, jail).await?;
         let before = fail2ban.all_held(jail).await?;
-        let (mut notes, since) = (Notes::open(&paths.by_hand())?, now());
+        let (mut notes, since) = (Notes::open(&paths.by_hand())?, now_secs());
         let (there, new): (BTreeSet<Address>, BTreeSet<Address>) =
             addresses.iter().partition(|address| before.has(**address));
         // What fail2ban alone banned by hand is no other host's ban: now the fleet is told of it.
@@ -174,7 +174,7 @@ impl Ban {
             }
             sleep(Duration::from_millis(100)).await;
         };
-        let seen = now();
+        let seen = now_secs();
         for address in addresses {
             let seconds = held.get(*address).copied().flatten().unwrap_or(0);
             let already = !new.contains(address) && !local.contains(address);
@@ -242,17 +242,17 @@ impl Ban {
         for Made { address, already, seconds } in made {
             let length = match *seconds {
                 ..0 => "for ever".to_owned(),
-                seconds => format!("for {}", span(seconds)),
+                seconds => format!("for {}", format_duration(seconds)),
             };
             let words = if *already {
                 format!("{address} was banned in {jail} here before: nothing was done")
             } else {
                 format!("{address} is banned in {jail}, {length}")
             };
-            say(out::shown(&words));
+            say(sanitize(&words));
         }
         for line in self.said.lines(view, made) {
-            say(out::shown(&line));
+            say(sanitize(&line));
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use crate::abuseipdb::service::now;
+use crate::clock::now_secs;
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::fail2ban::table::Table;
@@ -76,7 +76,7 @@ pub(super) fn tell_now(
 ) -> Result<(), Error> {
     addresses.iter().try_for_each(|address| {
         let bantime = held.get(*address).copied().flatten().unwrap_or(0);
-        notify(jail, *address, bantime, failures, now() + 1, paths)
+        notify(jail, *address, bantime, failures, now_secs() + 1, paths)
     })
 }
 
@@ -122,7 +122,7 @@ pub(super) async fn tell(
             // An older ban's row stays until the new one's takes its place.
             match rows.get(*address).filter(|row| row.timeofban >= since - SLACK) {
                 Some(row) => break row.timeofban,
-                None if !database.is_kept() || Instant::now() > until => break now(),
+                None if !database.is_kept() || Instant::now() > until => break now_secs(),
                 None => sleep(Duration::from_millis(50)).await,
             }
         };

@@ -4,13 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::finding::{Finding, list};
+use super::finding::Finding;
 use super::probe::PATIENCE;
 use crate::broker::{Stage, Why};
 use crate::config::{Broker, Config};
 use crate::figures::homeassistant;
 use crate::fleet::snapshot::SHARD_BYTES;
 use crate::guard::RejectReason;
+use crate::text::list;
 use crate::wire::{HostName, Presence};
 
 /// One broker, and how far this host came with it.

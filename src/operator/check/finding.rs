@@ -1,5 +1,6 @@
 //! What a check found, and how it is shown: a line a check, and under a fault what to do next.
 
+use crate::text::sanitize;
 use serde_json::{Value, json};
 
 /// How a check ended.
@@ -83,9 +84,9 @@ pub(super) fn text(findings: &[Finding], colour: bool) -> String {
     for finding in findings {
         let (mark, paint) = finding.state.mark();
         let (paint, end) = if colour { (paint, "\x1b[0m") } else { ("", "") };
-        text.extend([paint, mark, end, " ", &printable(&finding.text), "\n"]);
+        text.extend([paint, mark, end, " ", &sanitize(&finding.text), "\n"]);
         for step in &finding.next {
-            text.extend(["    ", &printable(step), "\n"]);
+            text.extend(["    ", &sanitize(step), "\n"]);
         }
     }
     text.pop();
@@ -109,24 +110,6 @@ pub(super) fn object(findings: &[Finding]) -> Value {
     })
 }
 
-/// Some of it came from others: a name in a certificate, a topic, a jail.
-fn printable(text: &str) -> String {
-    let direction = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    text.chars().map(|c| if c.is_control() || direction(c) { '?' } else { c }).collect()
-}
-
-/// Names with commas between, and a word before the last.
-pub(in crate::operator) fn list(names: &[impl AsRef<str>]) -> String {
-    match names {
-        [] => String::new(),
-        [one] => one.as_ref().to_owned(),
-        [many @ .., last] => {
-            let many: Vec<&str> = many.iter().map(AsRef::as_ref).collect();
-            format!("{} and {}", many.join(", "), last.as_ref())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,7 +127,6 @@ mod tests {
         let plain = "✓ one is well\n✗ two ?[2Jis not\n    do this\n    and that\n! three is odd";
         assert_eq!(text(&findings(), false), plain);
         assert!(text(&findings(), true).starts_with("\x1b[32m✓\x1b[0m one is well\n\x1b[31m✗"));
-        assert_eq!(list(&["a", "b", "c"]), "a, b and c");
     }
 
     #[test]

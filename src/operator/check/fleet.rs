@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 
 use super::broker::Heard;
-use super::finding::{Finding, list};
+use super::finding::Finding;
 use super::host::Host as Seen;
 use crate::config::Topic;
 use crate::guard::RejectReason;
-use crate::operator::clock::span;
+use crate::text::{format_duration, list};
 use crate::wire::{HostName, HostState};
 
 /// Clocks that differ by less, in seconds, are as good as one: messages take their time.
@@ -117,16 +117,15 @@ fn ahead((stamp, read): (i64, i64)) -> i64 {
 
 /// How long: a clock is not off by more than years, but a forged stamp may be.
 fn length(seconds: i64) -> String {
-    if seconds > MANY_YEARS { "over 10 years".to_owned() } else { span(seconds) }
+    if seconds > MANY_YEARS { "over 10 years".to_owned() } else { format_duration(seconds) }
 }
 
 fn clocks(heard: &Heard, set: bool) -> Vec<Finding> {
     if heard.stamps.is_empty() {
         return Vec::new();
     }
-    let all: Vec<(&str, i64)> =
-        heard.stamps.iter().map(|(host, times)| (host.as_str(), ahead(*times))).collect();
-    let off: Vec<(&str, i64)> = all.iter().copied().filter(|(_, ahead)| *ahead != 0).collect();
+    let ahead = heard.stamps.iter().map(|(host, times)| (host.as_str(), ahead(*times)));
+    let off: Vec<(&str, i64)> = ahead.filter(|(_, ahead)| *ahead != 0).collect();
     if off.is_empty() {
         let text = "no clock of the others is seen to be off";
         return vec![Finding::well("clock", text)];
@@ -140,22 +139,6 @@ fn clocks(heard: &Heard, set: bool) -> Vec<Finding> {
         let make = if seconds > HARM { Finding::fault } else { Finding::warning };
         make("clock", text).next(look)
     };
-    // Most of them against this one.
-    for sign in [1, -1] {
-        let same: Vec<i64> =
-            off.iter().map(|(_, ahead)| ahead * sign).filter(|ahead| *ahead > 0).collect();
-        if same.len() > 1 && same.len() * 2 > all.len() {
-            let least = same.iter().copied().min().unwrap_or_default();
-            let how = if sign > 0 { "behind" } else { "ahead of" };
-            let text = format!(
-                "this host's clock is at least {} {how} those of {} of {} others",
-                length(least),
-                same.len(),
-                all.len()
-            );
-            return vec![finding(least, text)];
-        }
-    }
     let odd = off.iter().map(|(host, ahead)| {
         let text = if *ahead > 0 {
             format!("the clock of {host} is at least {} ahead of this host's", length(*ahead))
@@ -267,7 +250,7 @@ mod tests {
     #[test]
     fn only_what_a_stamp_can_show_of_a_clock_is_said() {
         type Case = (&'static [(&'static str, i64)], Option<(How, &'static str)>);
-        let table: [Case; 9] = [
+        let table: [Case; 7] = [
             (&[("a", 0), ("b", -600)], None),
             (&[("a", 4)], None),
             (&[("a", 60), ("b", 0)], Some((How::Warning, "the clock of a is at least 1m ahead"))),
@@ -277,20 +260,12 @@ mod tests {
                 Some((How::Fault, "a is online, and its newest word is 1h 6m old")),
             ),
             (
-                &[("a", 60), ("b", 61), ("c", 0)],
-                Some((How::Warning, "this host's clock is at least 1m behind")),
-            ),
-            (
                 &[("a", 250_000_000_000), ("b", 0)],
                 Some((How::Fault, "the clock of a is at least over 10 years ahead")),
             ),
             (
                 &[("a", -1_800_000_000), ("b", 0)],
                 Some((How::Fault, "a is online, and its newest word is over 10 years old")),
-            ),
-            (
-                &[("a", -4000), ("b", -4100)],
-                Some((How::Fault, "this host's clock is at least 1h 6m ahead of those of 2 of 2")),
             ),
         ];
         for (stamps, expected) in table {

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::finding::Finding;
 use crate::files::room::{FullDisk, Room};
+use crate::lock::{Owner, Role};
+use crate::text::{count, format_duration};
 
 /// What waits in the spool for longer, in seconds, waits for a reason.
 const WAITS: u64 = 60;
@@ -14,7 +16,7 @@ pub(super) struct Host {
     /// What systemd says of the service, where there is systemd.
     pub(super) service: Option<Service>,
     /// Whoever publishes this host's bans, as the lock names it: `subscribe`, and its process.
-    pub(super) holder: Option<(String, i32)>,
+    pub(super) owner: Option<Owner>,
     /// It runs from a binary that is no longer there.
     pub(super) replaced: bool,
     /// For how many seconds the settings are newer than the service.
@@ -84,7 +86,7 @@ const UNITS: [&str; 2] =
 impl Host {
     /// Whether the daemon holds the lock.
     pub(super) fn runs(&self) -> bool {
-        self.holder.as_ref().is_some_and(|(role, _)| role == "subscribe")
+        self.owner.is_some_and(|owner| owner.role == Role::Daemon)
     }
 
     pub(super) fn findings(&self, state: &Path, settings: &Path) -> Vec<Finding> {
@@ -207,7 +209,7 @@ impl Host {
             let settings = settings.display();
             let text = format!(
                 "the service runs with older settings: {settings} was changed {} after it started",
-                span(seconds)
+                format_duration(seconds.cast_signed())
             );
             found.push(
                 Finding::fault("service_settings", text).next("systemctl restart f2bmqttsub"),
@@ -249,17 +251,11 @@ impl Host {
                 .about(&path)
                 .next(format!("chown root: {path}; chmod go= {path}"))
         }));
-        let (count, oldest) = self.spool;
+        let (number, oldest) = self.spool;
         if oldest > WAITS {
-            let text = format!(
-                "{} to be published, the first for {}",
-                if count == 1 {
-                    "1 event waits".to_owned()
-                } else {
-                    format!("{count} events wait")
-                },
-                span(oldest)
-            );
+            let wait = if number == 1 { "waits" } else { "wait" };
+            let (events, age) = (count(number, "event"), format_duration(oldest.cast_signed()));
+            let text = format!("{events} {wait} to be published, the first for {age}");
             found.push(Finding::warning("spool", text).next("journalctl -u f2bmqttsub -n 20"));
         }
         found
@@ -307,16 +303,6 @@ impl Seen {
     }
 }
 
-/// Seconds, for people.
-fn span(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds / 60),
-        7200..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::finding::State;
@@ -332,7 +318,7 @@ mod tests {
         };
         Host {
             service: Some(service),
-            holder: Some(("subscribe".to_owned(), 7)),
+            owner: Some(Owner { role: Role::Daemon, pid: 7 }),
             room: Some(Room { bytes: 1 << 30, files: 1000, is_read_only: false }),
             ..Host::default()
         }
@@ -360,10 +346,10 @@ mod tests {
         let other_disk = FullDisk { path: "/var/lib/fail2ban".into(), text: "full".to_owned() };
         let table = [
             (
-                Host { holder: None, ..with(&|service| service.active = "inactive".to_owned()) },
+                Host { owner: None, ..with(&|service| service.active = "inactive".to_owned()) },
                 vec![("service", Fault)],
             ),
-            (Host { holder: None, ..sound() }, vec![("service", Fault)]),
+            (Host { owner: None, ..sound() }, vec![("service", Fault)]),
             (
                 with(&|service| {
                     service.fragment = "/etc/systemd/system/f2bmqttsub.service".to_owned();
@@ -372,7 +358,7 @@ mod tests {
             ),
             (
                 Host {
-                    holder: None,
+                    owner: None,
                     ..with(&|service| {
                         (service.load, service.active) =
                             ("masked".to_owned(), "inactive".to_owned());
@@ -411,7 +397,7 @@ mod tests {
             (Host { spool: (3, 5), ..sound() }, vec![]),
             // Without systemd, the lock says it.
             (Host { service: None, ..sound() }, vec![]),
-            (Host { service: None, holder: None, ..sound() }, vec![("service", Fault)]),
+            (Host { service: None, owner: None, ..sound() }, vec![("service", Fault)]),
         ];
         for (host, expected) in table {
             assert_eq!(odd(&host), expected, "{host:?}");
@@ -435,9 +421,5 @@ mod tests {
                 .starts_with("fail2ban cannot write to /s: its unit makes that read-only")
         );
         assert!(text(Seen::User(5)).contains("it runs as user 5"));
-        assert_eq!(
-            (span(119), span(120), span(7200), span(172_800)),
-            ("119 s".to_owned(), "2 min".to_owned(), "2 h".to_owned(), "2 days".to_owned())
-        );
     }
 }

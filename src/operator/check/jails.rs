@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use super::finding::{Finding, list};
+use super::finding::Finding;
 use crate::files::trust::Keeps;
 use crate::guard::JailFilter;
 use crate::notify::is_called_by;
+use crate::text::list;
 use crate::wire::Jail;
 
 /// The first version that can be asked what is needed.

@@ -15,6 +15,7 @@ use crate::abuseipdb::key::KeyFile;
 use crate::files::mounts;
 use crate::files::room::{Room, full_disks};
 use crate::lock;
+use crate::operator::ask::parent;
 use crate::paths::Paths;
 
 const LINKS: &str = "/usr/share/f2bmqtt/links";
@@ -37,11 +38,8 @@ pub(super) fn command(program: &str, arguments: &[&str]) -> io::Result<Output> {
 
 pub(super) fn host(paths: &Paths, settings: &Path) -> Host {
     let path = paths.lock();
-    let holder = lock::is_held(&path).then(|| lock::holder(&path)).flatten().and_then(|text| {
-        let (role, pid) = text.split_once(' ')?;
-        Some((role.to_owned(), pid.parse().ok()?))
-    });
-    let exe = holder.as_ref().map(|(_, pid): &(_, i32)| fs::read_link(format!("/proc/{pid}/exe")));
+    let owner = lock::owner(&path);
+    let exe = owner.map(|owner| fs::read_link(format!("/proc/{}/exe", owner.pid)));
     let links = fs::read_to_string(LINKS).unwrap_or_default();
     let links = links.lines().map(PathBuf::from);
     let (no_actions, kept) = actions();
@@ -53,7 +51,7 @@ pub(super) fn host(paths: &Paths, settings: &Path) -> Host {
             exe.is_ok_and(|exe| exe.as_os_str().as_bytes().ends_with(b" (deleted)"))
         }),
         settings_newer: newer(settings, &path),
-        holder,
+        owner,
         scripts: scripts(),
         no_links: links
             .filter(|link| !leads_to(link, Path::new(BINARY)))
@@ -116,13 +114,6 @@ fn is_script(pid: i32) -> bool {
             .split(|byte| *byte == 0)
             .any(|word| name(word).is_some_and(|name| name == "mqttsubscribebans"))
         && parent(pid).is_none_or(|parent| !is_script(parent))
-}
-
-fn parent(pid: i32) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // `12 (any name) S 1 …`
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(1)?.parse().ok().filter(|parent| *parent > 1)
 }
 
 fn unit(pid: i32) -> Option<String> {

@@ -21,16 +21,16 @@ use std::io::{self, IsTerminal as _};
 
 use rustix::process::geteuid;
 
-pub(super) use self::finding::list;
 use self::finding::{Finding, State};
 use crate::abuseipdb::glance::Glance;
-use crate::abuseipdb::service::now;
+use crate::clock::now_secs;
 use crate::config::{self, Config};
 use crate::daemon::status::DaemonStatus;
 use crate::error::Error;
 use crate::files::trust;
 use crate::journal::say;
 use crate::paths::Paths;
+use crate::text::count;
 use crate::{daemon, runtime};
 
 /// Shows what works and what does not.
@@ -50,13 +50,10 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
         let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         say(finding::text(&findings, colour));
     }
-    let of = |state, name: &str| match finding::count(&findings, state) {
-        1 => format!("1 {name}"),
-        n => format!("{n} {name}s"),
-    };
     if finding::count(&findings, State::Fault) == 0 {
         return Ok(());
     }
+    let of = |state, name| count(finding::count(&findings, state), name);
     let summary = format!("{}, {}", of(State::Fault, "fault"), of(State::Warning, "warning"));
     Err(Error::Faulty { summary, settings: config.is_err() })
 }
@@ -98,7 +95,7 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         found.splice(0..0, settings::sample(config, works, &path));
         found.extend(brokers.iter().flat_map(|reached| reached.findings(config)));
         let certificates = config.tls.as_ref().map(config::Tls::certificates).unwrap_or_default();
-        found.extend(settings::certificates(&certificates, now()));
+        found.extend(settings::certificates(&certificates, now_secs()));
         let heard = brokers.iter().find_map(broker::Reached::heard);
         if let Some(heard) = heard {
             found.extend(fleet::findings(
@@ -110,15 +107,15 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         }
     }
     found.extend(host.findings(&paths.state, &path));
-    if let Some((_, pid)) = &host.holder {
+    if let Some(owner) = host.owner {
         let database = server.as_ref().ok().and_then(|server| server.database.clone());
         let socket = Some(("fail2ban's socket", paths.fail2ban.clone()));
         let seen = socket.into_iter().chain(database.map(|path| ("fail2ban's database", path)));
-        let hidden = seen.filter(|(_, path)| look::is_hidden_from(*pid, path));
+        let hidden = seen.filter(|(_, path)| look::is_hidden_from(owner.pid, path));
         found.extend(hidden.map(|(what, path)| host::hidden(what, &path)));
     }
     if host.runs() {
-        found.extend(status::findings(&status, &file, now()));
+        found.extend(status::findings(&status, &file, now_secs()));
     }
     let sharing = config.as_ref().map(|config| config.sharing.clone()).unwrap_or_default();
     found.extend(jails::findings(&server, &configured, &sharing));
@@ -130,7 +127,7 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         let (key, warning) = look::key(&paths.api_key);
         found.extend(reports::findings(&server.jails, &paths.api_key, &key, warning.as_deref()));
         let glance = Glance::of(&paths.report_queue());
-        found.extend(reports::queue(&server.jails, &glance, &paths.api_key, now()));
+        found.extend(reports::queue(&server.jails, &glance, &paths.api_key, now_secs()));
         found.extend(reports::files(&server.jails, trust::inspect));
     }
     Ok(found)

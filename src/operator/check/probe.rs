@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::{Map, Value, json};
@@ -12,13 +12,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::broker::{Heard, Port, Probe, Reached, Shard, Way};
 use crate::broker::{self, Client, Event, Link, Stage, Why};
+use crate::clock::now_millis;
 use crate::config::{self, Broker, Config, Topic};
 use crate::daemon;
 use crate::figures::homeassistant;
 use crate::fleet::snapshot::SHARD_BYTES;
 use crate::guard::RejectReason;
 use crate::guard::gate::{Admitted, Source};
-use crate::outbox::millis;
 use crate::random;
 use crate::wire::{self, Action, Address, HostName, HostState, Jail, Presence};
 
@@ -311,7 +311,7 @@ impl Ear<'_> {
             (Source::Other(topic), _) => drop(self.heard.home.insert(topic.clone())),
             (Source::Shard { index: 0, .. }, Some(host)) => {
                 if let Ok(part) = message.shard(|_| false) {
-                    let now = millis(SystemTime::now());
+                    let now = now_millis();
                     let stamp = self.heard.stamps.entry(host).or_insert((part.stamp, now));
                     *stamp = (*stamp).max((part.stamp, now));
                 }

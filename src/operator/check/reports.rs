@@ -6,11 +6,11 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
-use super::finding::{Finding, list};
+use super::finding::Finding;
 use super::jails::{Action, Running};
 use crate::abuseipdb::glance::{Glance, LastCall};
 use crate::files::trust::{Fault, Keeps};
-use crate::operator::clock::span;
+use crate::text::{format_duration, list};
 
 /// A report that waits for longer, in seconds, waits for a reason: the second one of an address goes after 15 minutes.
 const LATE: i64 = 3600;
@@ -99,7 +99,7 @@ pub(super) fn queue(
             );
         }
     };
-    let ago = |at: i64| span(now.saturating_sub(at).max(0));
+    let ago = |at: i64| format_duration(now.saturating_sub(at).max(0));
     let age = oldest.map(|at| format!(", the oldest for {}", ago(at))).unwrap_or_default();
     let queue = match waiting {
         0 => "no report waits".to_owned(),

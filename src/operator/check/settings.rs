@@ -6,7 +6,7 @@ use super::finding::Finding;
 use crate::abuseipdb::times::Times;
 use crate::config::{Certificate, Config};
 use crate::error::Error;
-use crate::operator::clock::span;
+use crate::text::format_duration;
 
 /// What is to be said of the settings themselves.
 pub(super) fn findings(settings: &Result<Config, Error>, path: &Path) -> Vec<Finding> {
@@ -47,7 +47,7 @@ pub(super) fn certificates(all: &[Certificate], now: i64) -> Vec<Finding> {
             if one.ends <= now {
                 return Finding::fault("certificate", format!("{title} ended on {date}")).next(next);
             }
-            let left = span(one.ends - now);
+            let left = format_duration(one.ends - now);
             let text = format!("{title} ends on {date}, in {left}");
             Finding::warning("certificate", text).next(next)
         })

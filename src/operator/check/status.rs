@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
-use super::finding::{Finding, list};
+use super::finding::Finding;
 use crate::daemon::status::{AheadHost, DaemonStatus, FullTable, LinkState, LinkStatus};
-use crate::operator::clock::span;
+use crate::text::{format_duration, list};
 
 /// The most hosts that a finding names.
 const MAX_NAMES: usize = 8;
@@ -51,7 +51,7 @@ fn link(link: &LinkStatus, now: i64) -> Finding {
     let LinkStatus { state, broker, error, since, reconnects } = link;
     let error = error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
     if *state == LinkState::Down {
-        let since = span(now.saturating_sub(*since));
+        let since = format_duration(now.saturating_sub(*since));
         let text = format!("the daemon is not connected to {broker}, for {since}{error}");
         return Finding::fault("link", text).next(LOG);
     }
@@ -71,7 +71,7 @@ fn link(link: &LinkStatus, now: i64) -> Finding {
 
 fn table(full: &FullTable, now: i64) -> Finding {
     let FullTable { table, limit, peer, at } = full;
-    let ago = span(now.saturating_sub(*at));
+    let ago = format_duration(now.saturating_sub(*at));
     let of = |most: &str| peer.as_ref().map(|peer| format!("; {peer} {most}")).unwrap_or_default();
     let forget = "f2bmqtt forget HOST, for each host that does not exist";
     let (what, most, next) = match table.as_str() {

@@ -11,15 +11,16 @@ use serde_json::json;
 use super::clock::Clock;
 use super::known;
 use super::local::{self, Here};
-use super::out::{self, Long, Look, Out, count};
+use super::out::{self, Long, Look, Out};
 use super::view::{Banned, Until, View, Void};
 use super::visit::Visit;
-use crate::abuseipdb::service::now;
 use crate::cli::operator::ListArgs;
+use crate::clock::now_secs;
 use crate::config::Config;
 use crate::error::Error;
 use crate::paths::Paths;
 use crate::runtime;
+use crate::text::count;
 use crate::wire::{Address, HostName, Jail};
 use why::Case;
 
@@ -95,7 +96,7 @@ pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
         visit.end().await;
         Ok((view, here))
     })?;
-    let clock = Clock::new(now())?;
+    let clock = Clock::new(now_secs())?;
     let banned = view.banned(clock.now);
     let banned: Vec<&Banned> = banned.iter().filter(|banned| asked.takes(banned)).collect();
     let missing = view.missing();

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use crate::operator::clock::Clock;
 use crate::operator::local::Here;
-use crate::operator::out;
 use crate::operator::view::{Banned, Member, Until, View, Void};
+use crate::text::sanitize;
 use crate::wire::{Address, HostName, Jail};
 
 /// Why one address is banned, or is not.
@@ -53,7 +53,7 @@ impl Case<'_> {
         }
         let mut text = String::new();
         for line in lines {
-            let _ = writeln!(text, "{}", out::shown(&line));
+            let _ = writeln!(text, "{}", sanitize(&line));
         }
         text
     }

@@ -10,7 +10,7 @@ use super::local::{self, Service};
 use super::out::{self, Out};
 use super::view::{Banned, View};
 use super::visit::Visit;
-use crate::abuseipdb::service::now;
+use crate::clock::now_secs;
 use crate::config::Config;
 use crate::error::Error;
 use crate::paths::Paths;
@@ -39,7 +39,7 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
         };
         let user = config.user();
         let (service, me) = (Service::look(paths), config.node.clone());
-        let (banned, clock) = (view.banned(now()), Clock::new(now())?);
+        let (banned, clock) = (view.banned(now_secs()), Clock::new(now_secs())?);
         Ok(Status { me, service, broker, user, fault, jails, view, banned, clock })
     })?;
     if json {

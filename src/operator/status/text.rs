@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 
 use super::Status;
 use crate::abuseipdb::glance::{Call, LastCall};
-use crate::operator::clock::span;
 use crate::operator::local::Service;
-use crate::operator::out::{Look, Out, count};
+use crate::operator::out::{Look, Out};
 use crate::operator::view::Member;
+use crate::text::{count, format_duration};
 use crate::wire::{HostName, HostState, Jail};
 
 impl Status {
@@ -39,8 +39,9 @@ impl Status {
         for disk in disks_full {
             line("disk", Look::Bad, &disk.text);
         }
-        let age =
-            reports.oldest.map(|at| format!(" (the oldest for {})", span(self.clock.now - at)));
+        let age = reports
+            .oldest
+            .map(|at| format!(" (the oldest for {})", format_duration(self.clock.now - at)));
         let waiting = count(reports.waiting, "report");
         let words = format!("{}, {waiting}{}", count(*events, "event"), age.unwrap_or_default());
         line("waiting", Look::Plain, &words);
@@ -48,7 +49,7 @@ impl Status {
             line("AbuseIPDB", Look::Plain, &words);
         }
         if let Some(LastCall { at, error: Some(why) }) = &reports.last_call {
-            let words = format!("{why}, {} ago", span(self.clock.now - at));
+            let words = format!("{why}, {} ago", format_duration(self.clock.now - at));
             line("AbuseIPDB", Look::Bad, &words);
         }
         if self.fault.is_none() {
@@ -81,7 +82,10 @@ impl Status {
                 .then(|| format!("no {kind} before {}", self.clock.local(call.blocked)));
             let left = call.quota.remaining.map(|left| match (call.quota.limit, call.seen) {
                 (Some(limit), Some(seen)) => {
-                    format!("{left} of {limit} {kind} left today, {} ago", span(now - seen))
+                    format!(
+                        "{left} of {limit} {kind} left today, {} ago",
+                        format_duration(now - seen)
+                    )
                 }
                 _ => format!("{left} {kind} left today"),
             });
@@ -134,9 +138,13 @@ impl Status {
         let since = if since > 0 { self.clock.local(since) } else { "-".to_owned() };
         let snapshot = match (self.age(member), member.missing()) {
             (None, _) => "none".to_owned(),
-            (Some(age), 0) => format!("{} ago", span(age)),
+            (Some(age), 0) => format!("{} ago", format_duration(age)),
             (Some(age), missing) => {
-                format!("{} ago, {missing} of {} parts missing", span(age), member.count())
+                format!(
+                    "{} ago, {missing} of {} parts missing",
+                    format_duration(age),
+                    member.count()
+                )
             }
         };
         let text = |text: &str| (Look::Plain, text.to_owned());

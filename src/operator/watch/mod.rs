@@ -4,7 +4,7 @@ pub mod screen;
 pub mod seen;
 
 use std::io::{self, IsTerminal as _};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event as Input, KeyCode, KeyEventKind, KeyModifiers};
@@ -14,14 +14,15 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::clock::Clock;
 use super::gather::Step;
-use super::out::{self, Out};
+use super::out::Out;
 use super::visit;
 use crate::broker::{Event, Link};
+use crate::clock::now_millis;
 use crate::config::{Config, Topic};
 use crate::error::Error;
 use crate::journal::{say, warn};
-use crate::outbox::millis;
 use crate::runtime;
+use crate::text::sanitize;
 use screen::Screen;
 use seen::{News, Seen};
 
@@ -70,7 +71,11 @@ impl Ear {
     fn new(config: &Config) -> Self {
         let topics = [vec![config.topic.events()], visit::first(&config.topic)].concat();
         let link = Link::new(config, visit::client(config, topics));
-        Self { link, topic: config.topic.clone(), seen: Seen::new(config.signing.is_some(), now()) }
+        Self {
+            link,
+            topic: config.topic.clone(),
+            seen: Seen::new(config.signing.is_some(), now_millis()),
+        }
     }
 
     /// The next thing that happens; safe to drop.
@@ -88,7 +93,7 @@ impl Ear {
     fn take(&mut self, event: Event) -> Option<Came> {
         match event {
             Event::Connected(broker) => {
-                self.seen.connected(now());
+                self.seen.connected(now_millis());
                 Some(Came::Connected(broker.to_string()))
             }
             Event::Lost { broker, why } => {
@@ -99,14 +104,14 @@ impl Ear {
                 let what = format!("the broker refuses the subscription to {topic}");
                 Some(Came::Lost(format!("{what}: check its access rules")))
             }
-            Event::Message(message) => self.seen.hear(&message, now()).map(Came::News),
+            Event::Message(message) => self.seen.hear(&message, now_millis()).map(Came::News),
             Event::Published(_) | Event::Refused(_) | Event::QosLowered => None,
         }
     }
 
     /// Asks for what is missing of the fleet.
     fn ask(&mut self) {
-        let hosts = match self.seen.gathering().next(now()) {
+        let hosts = match self.seen.gathering().next(now_millis()) {
             Step::Ask(hosts) => hosts,
             Step::Done => self.seen.gathering().grown(),
             Step::Listen(_) => Vec::new(),
@@ -115,10 +120,6 @@ impl Ear {
             self.link.subscribe(&[self.topic.shards(&host)]);
         }
     }
-}
-
-fn now() -> i64 {
-    millis(SystemTime::now())
 }
 
 /// A line for each event, with tabs between: time, what, address, jail, host, more.
@@ -136,11 +137,11 @@ async fn lines(config: &Config) -> Result<(), Error> {
         };
         match came {
             Came::Connected(_) => {}
-            Came::Lost(why) => warn(out::shown(&why)),
+            Came::Lost(why) => warn(sanitize(&why)),
             Came::News(news) => {
-                let time = Clock::new(now() / 1000)?;
+                let time = Clock::new(now_millis() / 1000)?;
                 let words = [&[time.local(time.now)][..], &news.words()].concat();
-                let words: Vec<_> = words.iter().map(|word| out::shown(word)).collect();
+                let words: Vec<_> = words.iter().map(|word| sanitize(word)).collect();
                 say(words.join("\t"));
             }
         }
@@ -178,8 +179,8 @@ async fn full(
             },
             _ = tick.tick() => {
                 ear.ask();
-                ear.seen.turn(now());
-                let clock = Clock::new(now() / 1000)?;
+                ear.seen.turn(now_millis());
+                let clock = Clock::new(now_millis() / 1000)?;
                 if dirty || clock.now != second {
                     (dirty, second) = (false, clock.now);
                     let drawn = terminal.draw(|frame| screen.draw(frame, &mut ear.seen, &clock));

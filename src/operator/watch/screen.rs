@@ -10,7 +10,7 @@ use ratatui::widgets::{Block, Sparkline};
 
 use super::seen::{Count, SECONDS, Seen};
 use crate::operator::clock::Clock;
-use crate::operator::out::{count, shown};
+use crate::text::{count, sanitize};
 
 /// What stands around the fleet.
 #[derive(Debug)]
@@ -48,10 +48,10 @@ impl Screen {
 
     fn head(&self, seen: &Seen, bans: &Count, clock: &Clock) -> Vec<Line<'static>> {
         let broker = match &self.broker {
-            Ok(broker) => Span::styled(shown(broker).into_owned(), self.style(Color::Green)),
-            Err(why) => Span::styled(shown(why).into_owned(), self.style(Color::Red)),
+            Ok(broker) => Span::styled(sanitize(broker).into_owned(), self.style(Color::Green)),
+            Err(why) => Span::styled(sanitize(why).into_owned(), self.style(Color::Red)),
         };
-        let title = Span::styled(format!(" {}  ", shown(&self.title)), Modifier::BOLD);
+        let title = Span::styled(format!(" {}  ", sanitize(&self.title)), Modifier::BOLD);
         let hosts = seen.view().hosts();
         let online = hosts.values().filter(|member| member.is_online()).count();
         let (all, bans) = (count(hosts.len(), "host"), count(bans.all, "ban"));
@@ -87,7 +87,7 @@ impl Screen {
             let bans = bans.hosts.get(*host).copied().unwrap_or(0);
             let missing = if member.missing() > 0 { ", not all seen" } else { "" };
             Line::from(vec![
-                Span::from(format!(" {:<20.20} ", shown(host.as_str()))),
+                Span::from(format!(" {:<20.20} ", sanitize(host.as_str()))),
                 Span::styled(format!("{state:<8}"), self.style(colour)),
                 Span::from(format!("{bans:>7}{missing}")),
             ])
@@ -100,7 +100,7 @@ impl Screen {
         let mut jails: Vec<_> = bans.jails.iter().collect();
         jails.sort_by_key(|(jail, bans)| (Reverse(**bans), (*jail).clone()));
         let line = |(jail, bans): &(&_, &usize)| {
-            Line::from(format!(" {:<18.18} {bans:>8}", shown(crate::wire::Jail::as_str(jail))))
+            Line::from(format!(" {:<18.18} {bans:>8}", sanitize(crate::wire::Jail::as_str(jail))))
         };
         let lines = fitting(jails.iter().map(line).collect(), area, "jails");
         framed(frame, area, " jails ", lines);
@@ -118,7 +118,7 @@ impl Screen {
             Line::from(vec![
                 Span::from(format!(" {time} ")),
                 Span::styled(format!("{what:<8}"), self.style(colour)),
-                Span::from(shown(&rest).into_owned()),
+                Span::from(sanitize(&rest).into_owned()),
             ])
         };
         let lines: Vec<_> = seen.news().take(area.height.into()).map(line).collect();

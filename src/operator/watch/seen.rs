@@ -6,6 +6,7 @@ use crate::guard::gate::Admitted;
 use crate::guard::{check_event_stamp, is_bannable};
 use crate::operator::gather::Gathering;
 use crate::operator::view::{Heard, View};
+use crate::text::format_duration;
 use crate::wire::{Action, Address, Event, HostName, HostState, Jail, Reason};
 
 /// How many of the last events are kept.
@@ -188,7 +189,7 @@ impl News {
                     (Action::Ban, _, 0) => String::new(),
                     (Action::Ban, _, ..0) => "for ever".to_owned(),
                     (Action::Ban, _, bantime) => {
-                        format!("for {}", crate::operator::clock::span(*bantime))
+                        format!("for {}", format_duration(*bantime))
                     }
                     (_, Some(Reason::Expired), _) => "it is over".to_owned(),
                     (_, Some(Reason::Lifted), _) => "by hand".to_owned(),
