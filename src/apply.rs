@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::fail2ban::table::Table;
 use crate::fail2ban::{Client, Error};
-use crate::fleet::look::{Observation, Heartbeat, ServerInstance};
+use crate::fleet::look::{Heartbeat, Observation, ServerInstance};
 use crate::fleet::work::{Effect, Target};
 use crate::guard::RejectReason;
 use crate::ignored::{IgnoreList, IgnoreListResolver};
@@ -371,7 +371,15 @@ impl<'a> Applier<'a> {
         let purge_age = self.client.purge_age().await?;
         let ignored = self.ignored(jail).await?;
         let took = i64::try_from(begun.elapsed().as_millis()).unwrap_or_default();
-        let look = Observation { held, total, bantime, purge_age, ignored, took, ..Observation::default() };
+        let look = Observation {
+            held,
+            total,
+            bantime,
+            purge_age,
+            ignored,
+            took,
+            ..Observation::default()
+        };
         if let Err(error) = self.seen(jail, of, look) {
             let text = format!("cannot read fail2ban's database: {error}; bans wait for it");
             self.memory.know().warn("database", &text);
@@ -381,7 +389,12 @@ impl<'a> Applier<'a> {
     }
 
     /// Adds to a look what the database has of it, and hands it over.
-    fn seen(&self, jail: &Jail, of: Option<&[Address]>, mut look: Observation) -> rusqlite::Result<()> {
+    fn seen(
+        &self,
+        jail: &Jail,
+        of: Option<&[Address]>,
+        mut look: Observation,
+    ) -> rusqlite::Result<()> {
         let mut known = self.memory.know();
         look.rows = match of {
             Some(addresses) => known.database.rows(jail, addresses)?,

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::fail2ban::action_names::{ActionNames, Resolved};
 use crate::fail2ban::database::{Database, Row};
 use crate::fleet::work::Effect;
-use crate::fleet::{Record, Controller};
+use crate::fleet::{Controller, Record};
 use crate::guard::{Guard, RejectCounters, RejectReason, is_bannable};
 use crate::journal::{self, Inbound, Limited};
 use crate::outbox::{Outbox, millis};

@@ -7,9 +7,9 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use f2bmqtt::fail2ban::database::Row;
-use f2bmqtt::fleet::look::{Observation, Heartbeat, ServerInstance};
+use f2bmqtt::fleet::look::{Heartbeat, Observation, ServerInstance};
 use f2bmqtt::fleet::work::Effect;
-use f2bmqtt::fleet::{Controller, Timing, PersistedState};
+use f2bmqtt::fleet::{Controller, PersistedState, Timing};
 use f2bmqtt::wire::{
     Address, Event, FleetUnban, HostName, Jail, JailScope, Shard, ShardEntry, ShardId, UnbanId,
 };
@@ -113,8 +113,11 @@ impl Costs {
 #[test]
 #[ignore = "a measurement, which tests/bench makes"]
 fn worst_messages_cost_little_more_than_their_size() {
-    let mut fleet =
-        Controller::new(HostName::new("web1").unwrap(), Timing::default(), PersistedState::default());
+    let mut fleet = Controller::new(
+        HostName::new("web1").unwrap(),
+        Timing::default(),
+        PersistedState::default(),
+    );
     let (mine, slice) = (snapshot("evil", NOW + 1_000, 99_000), ShardId::new(0, 1).unwrap());
     let begun = processor_time();
     for shard in &mine {
@@ -182,8 +185,11 @@ fn restart_with_100_000_bans_that_others_claim_too_costs_seconds() {
     const BANS: u32 = 100_000;
     let jail = Jail::new("sshd").unwrap();
     let begun = processor_time();
-    let mut fleet =
-        Controller::new(HostName::new("web1").unwrap(), Timing::default(), PersistedState::default());
+    let mut fleet = Controller::new(
+        HostName::new("web1").unwrap(),
+        Timing::default(),
+        PersistedState::default(),
+    );
     for shard in snapshot("web2", NOW + 1_000, BANS) {
         hear(&mut fleet, &shard);
     }

@@ -35,7 +35,7 @@ use crate::figures::Shown;
 use crate::files::room::full_disks;
 use crate::fleet::provenance::Provenance;
 use crate::fleet::snapshot::RetainedShard;
-use crate::fleet::{Controller, Timing, PersistedState};
+use crate::fleet::{Controller, PersistedState, Timing};
 use crate::guard::{Guard, RateLimiter, RejectReason};
 use crate::ignored::IgnoreListResolver;
 use crate::journal::{say, warn};

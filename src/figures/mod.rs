@@ -10,7 +10,7 @@ use self::homeassistant::{HomeAssistant, Kept};
 use self::metrics::Metrics;
 use crate::abuseipdb::glance::Glance;
 use crate::config::{Certificate, Config, Tls};
-use crate::fleet::limits::{ReachedLimits, BoundedTable};
+use crate::fleet::limits::{BoundedTable, ReachedLimits};
 use crate::guard::RejectCounters;
 use crate::guard::gate::Admitted;
 use crate::memory::Known;

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use super::look::{LocalBan, ServerInstance, Scan};
+use super::look::{LocalBan, Scan, ServerInstance};
 use super::marks::Mark;
-use super::{Record, Controller, own, secs};
+use super::{Controller, Record, own, secs};
 use crate::fail2ban::database::Row;
 use crate::fail2ban::table::Table;
 use crate::wire::{Address, Jail};
@@ -89,8 +89,13 @@ impl Controller {
             if told.is_some_and(|told| row.is_some_and(|row| row.timeofban >= told.start)) {
                 written.push(address);
             }
-            let facts =
-                own::LocalBanFacts { row, told, away: true, now: secs(now), ..own::LocalBanFacts::default() };
+            let facts = own::LocalBanFacts {
+                row,
+                told,
+                away: true,
+                now: secs(now),
+                ..own::LocalBanFacts::default()
+            };
             let ban = own::ban(facts);
             let last = local.own.get(&address).copied();
             if ban != last.map(|own| own.ban) {
@@ -151,9 +156,9 @@ impl Controller {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::look::{PendingDetection, Observation, Heartbeat};
+    use crate::fleet::look::{Heartbeat, Observation, PendingDetection};
     use crate::fleet::work::Effect;
-    use crate::fleet::{Timing, PersistedState};
+    use crate::fleet::{PersistedState, Timing};
     use crate::wire::{Action, Ban, Event, HostName, Reason, UnbanId};
 
     const NOW: i64 = 1_000_000_000;
@@ -189,7 +194,8 @@ mod tests {
             if shown {
                 fleet.pulse(pulse, jails(&["sshd", "web"]), NOW);
                 let held = rows().iter().map(|(address, _)| (address, Some(-1))).collect();
-                let look = Observation { held, rows: rows(), database: Some(0), ..Observation::default() };
+                let look =
+                    Observation { held, rows: rows(), database: Some(0), ..Observation::default() };
                 fleet.seen(&sshd, None, look, NOW);
             } else {
                 fleet.absent(&sshd, &rows(), NOW);
@@ -250,7 +256,12 @@ mod tests {
             }
             fleet.begin(NOW);
             fleet.pulse(pulse, jails(&["web"]), NOW);
-            fleet.seen(&web, None, Observation { database: Some(0), ..Observation::default() }, NOW);
+            fleet.seen(
+                &web,
+                None,
+                Observation { database: Some(0), ..Observation::default() },
+                NOW,
+            );
             let address = Address::new(address).unwrap();
             fleet.hear(&unban(address), NOW);
             assert!(matches!(fleet.next(NOW), Effect::Save(_)));
@@ -265,8 +276,11 @@ mod tests {
     #[test]
     fn jail_that_refuses_holds_up_no_snapshot() {
         let [bad, sshd] = ["bad", "sshd"].map(|name| Jail::new(name).unwrap());
-        let mut fleet =
-            Controller::new(HostName::new("web1").unwrap(), Timing::default(), PersistedState::default());
+        let mut fleet = Controller::new(
+            HostName::new("web1").unwrap(),
+            Timing::default(),
+            PersistedState::default(),
+        );
         fleet.connected(NOW);
         let server = ServerInstance { pid: 7, started: NOW / 1000 - 600 };
         let published = |fleet: &mut Controller, now: i64| {
@@ -277,7 +291,11 @@ mod tests {
         for round in 1..9 {
             let now = NOW + round * 2_000;
             fleet.begin(now);
-            fleet.pulse(Heartbeat { server, data_version: Some(round) }, jails(&["bad", "sshd"]), now);
+            fleet.pulse(
+                Heartbeat { server, data_version: Some(round) },
+                jails(&["bad", "sshd"]),
+                now,
+            );
             while let Effect::Look(jail, None) = fleet.next(now) {
                 if jail == bad {
                     fleet.failed();
@@ -287,7 +305,8 @@ mod tests {
                 }
                 assert_eq!(jail, sshd);
                 let held = rows().iter().map(|(address, _)| (address, Some(-1))).collect();
-                let look = Observation { held, rows: rows(), database: Some(0), ..Observation::default() };
+                let look =
+                    Observation { held, rows: rows(), database: Some(0), ..Observation::default() };
                 fleet.seen(&sshd, None, look, now);
             }
             seen.extend(published(&mut fleet, now));
@@ -299,8 +318,11 @@ mod tests {
 
     #[test]
     fn nothing_is_told_before_it_is_known_which_database_is_its_own() {
-        let mut fleet =
-            Controller::new(HostName::new("web1").unwrap(), Timing::default(), PersistedState::default());
+        let mut fleet = Controller::new(
+            HostName::new("web1").unwrap(),
+            Timing::default(),
+            PersistedState::default(),
+        );
         fleet.connected(NOW);
         for known in [false, true] {
             fleet.begin(NOW + 1_000);

@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::look::Heartbeat;
-use super::{Controller, BanKey, secs};
+use super::{BanKey, Controller, secs};
 use crate::guard::RejectReason;
 use crate::ignored::IgnoreReason;
 use crate::wire::{Action, Answer, Event, HostName, MAX_ANSWERS};
@@ -173,7 +173,7 @@ impl Controller {
 mod tests {
     use super::*;
     use crate::fleet::look::ServerInstance;
-    use crate::fleet::{Timing, PersistedState};
+    use crate::fleet::{PersistedState, Timing};
     use crate::wire::{Address, Jail};
 
     #[test]

@@ -85,7 +85,12 @@ impl SubscriptionScheduler {
         for branch in self.known.values_mut() {
             *branch = PeerSubscription { answered: branch.answered, ..PeerSubscription::new(now) };
         }
-        let mine = PeerSubscription { first: true, answered: true, next: i64::MIN, ..PeerSubscription::new(now) };
+        let mine = PeerSubscription {
+            first: true,
+            answered: true,
+            next: i64::MIN,
+            ..PeerSubscription::new(now)
+        };
         self.known.insert(me.clone(), mine);
         self.connected = true;
         self.asked.clear();
@@ -193,7 +198,8 @@ impl SubscriptionScheduler {
 
     /// The branch of which something is missing, of those first that answered before.
     fn all(&mut self, now: i64) -> Option<Request> {
-        let due = |(_, branch): &(&HostName, &PeerSubscription)| !branch.complete && branch.next <= now;
+        let due =
+            |(_, branch): &(&HostName, &PeerSubscription)| !branch.complete && branch.next <= now;
         let due = self.known.iter().filter(due);
         let (host, _) = due.min_by_key(|(_, branch)| (!branch.answered, branch.next))?;
         let host = host.clone();

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::limits::BoundedTable;
 use super::peers::{MAX_PEERS, PeerState, Released};
-use super::{Record, Controller, BanKey, Timing, secs};
+use super::{BanKey, Controller, Record, Timing, secs};
 use crate::wire::{Ban, HostName, Jail, UnbanId};
 
 /// What one host said last of one address.
@@ -187,7 +187,12 @@ impl Controller {
             return true;
         }
         if !self.has_room_for_jail(&key.0) {
-            self.limits.reached(BoundedTable::Claims, MAX_CLAIMS_PER_KEY, Some(said.host.as_str()), now);
+            self.limits.reached(
+                BoundedTable::Claims,
+                MAX_CLAIMS_PER_KEY,
+                Some(said.host.as_str()),
+                now,
+            );
             return false;
         }
         if others >= MAX_CLAIMS_PER_KEY && !self.make_room_on(key, &said, now) {
@@ -267,7 +272,12 @@ impl Controller {
     /// The least claim on an address gives way to one that counts more: one that is over, then that of the least
     /// senior peer.
     fn make_room_on(&mut self, key: &BanKey, said: &Said, now: i64) -> bool {
-        self.limits.reached(BoundedTable::Claims, MAX_CLAIMS_PER_KEY, Some(said.host.as_str()), now);
+        self.limits.reached(
+            BoundedTable::Claims,
+            MAX_CLAIMS_PER_KEY,
+            Some(said.host.as_str()),
+            now,
+        );
         if !said.is_script() {
             self.admit_peer(&said.host, now);
         }

@@ -9,7 +9,7 @@ use super::limits::BoundedTable;
 use super::look::JailState;
 use super::tombstones::Usage;
 use super::work::Pending;
-use super::{Record, Controller, BanKey, secs};
+use super::{BanKey, Controller, Record, secs};
 use crate::wire::{Address, FleetUnban, Jail, JailScope, UnbanId};
 
 /// How many addresses of fleet unbans are worked off at once, before it is the turn of bans.

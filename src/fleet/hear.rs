@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use super::branches::MAX_BRANCHES;
 use super::claims::{Carried, Said, carried};
 use super::limits::BoundedTable;
-use super::look::{PendingDetection, JailState};
+use super::look::{JailState, PendingDetection};
 use super::remember::RecordKey;
-use super::{Record, Controller, BanKey, TIDY, secs};
+use super::{BanKey, Controller, Record, TIDY, secs};
 use crate::fail2ban::database::Row;
 use crate::wire::{
     Action, Address, Ban, Event, FleetUnban, HostName, HostState, JailScope, Presence, Reason,

@@ -10,7 +10,7 @@ use super::claims::{
 };
 use super::hear::MAX_ECHOES;
 use super::queue::Ticket;
-use super::{Controller, BanKey};
+use super::{BanKey, Controller};
 use crate::wire::HostName;
 
 /// Fails with what does not hold.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::claims::Word;
-use super::{Record, BanKey, Timing};
+use super::{BanKey, Record, Timing};
 use crate::wire::{Ban, HostName, Jail};
 
 /// One origin's ban that was lifted here.

@@ -238,8 +238,16 @@ impl JailState {
             if whole { pulse.data_version } else { last.and_then(|l| l.data_version) };
         let ignored = std::mem::take(&mut look.ignored);
         let (server, bantime) = (pulse.server, look.bantime);
-        self.shown =
-            Some(LastObservation { server, data_version, total, bantime, ignored, fresh, rest_until, due });
+        self.shown = Some(LastObservation {
+            server,
+            data_version,
+            total,
+            bantime,
+            ignored,
+            fresh,
+            rest_until,
+            due,
+        });
     }
 
     /// **Whether there is anything to ask**: another server, a write to its database, or something due.
@@ -263,11 +271,19 @@ mod tests {
     const SECS: i64 = NOW / 1000;
 
     fn pulse(pid: i32, data_version: i64) -> Heartbeat {
-        Heartbeat { server: ServerInstance { pid, started: SECS - 500 }, data_version: Some(data_version) }
+        Heartbeat {
+            server: ServerInstance { pid, started: SECS - 500 },
+            data_version: Some(data_version),
+        }
     }
 
     fn look(total: i64) -> Observation {
-        Observation { total: Some(total), bantime: 600, database: Some(0), ..Observation::default() }
+        Observation {
+            total: Some(total),
+            bantime: 600,
+            database: Some(0),
+            ..Observation::default()
+        }
     }
 
     #[test]

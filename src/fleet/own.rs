@@ -86,7 +86,12 @@ mod tests {
     fn what_was_detected_here_and_is_held_is_own() {
         let row = |timeofban, bantime, failures| Some(Row { timeofban, bantime, failures });
         let ban = |start, bantime| Some(Ban { start, bantime });
-        let own = LocalBanFacts { held: Some(600), row: row(1000, 600, 3), now: 1100, ..LocalBanFacts::default() };
+        let own = LocalBanFacts {
+            held: Some(600),
+            row: row(1000, 600, 3),
+            now: 1100,
+            ..LocalBanFacts::default()
+        };
         let gone = LocalBanFacts { held: None, ..own };
         let told = LocalBanFacts { row: None, told: ban(1090, 600), ..own };
         let table = [
@@ -114,7 +119,10 @@ mod tests {
             (LocalBanFacts { held: None, ..told }, None),
             (LocalBanFacts { held: None, away: true, ..told }, ban(1090, 600)),
             (LocalBanFacts { held: None, away: true, now: 1700, ..told }, None),
-            (LocalBanFacts { held: None, away: true, now: 9999, told: ban(1090, 0), ..told }, ban(1090, 0)),
+            (
+                LocalBanFacts { held: None, away: true, now: 9999, told: ban(1090, 0), ..told },
+                ban(1090, 0),
+            ),
         ];
         for (facts, expected) in table {
             assert_eq!(super::ban(facts), expected, "{facts:?}");

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::marks::{ImportSource, ImportSources, Mark};
-use super::{Record, Timing, PersistedState};
+use super::{PersistedState, Record, Timing};
 use crate::fleet::lifts::Override;
 use crate::wire::Ban;
 

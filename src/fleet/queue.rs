@@ -76,7 +76,9 @@ impl PeerLine {
     }
 
     fn remove(&mut self, place: u64) {
-        let Ok(index) = self.waiting.binary_search_by_key(&place, QueuedAddress::place) else { return };
+        let Ok(index) = self.waiting.binary_search_by_key(&place, QueuedAddress::place) else {
+            return;
+        };
         let entry = self.waiting.get_mut(index);
         if entry.and_then(|entry| entry.jail.take()).is_some() {
             self.removed += 1;

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 
 use super::claims::Said;
 use super::lifts::Override;
-use super::look::{JailState, Observation, LocalBan, Heartbeat, Scan};
-use super::marks::{ImportSource, ImportSources, Mark, ImportObservation, ImportStatus, WRITTEN};
+use super::look::{Heartbeat, JailState, LocalBan, Observation, Scan};
+use super::marks::{ImportObservation, ImportSource, ImportSources, ImportStatus, Mark, WRITTEN};
 use super::reconcile::{self, Decision};
 use super::work::Pending;
-use super::{Record, Controller, BanKey, lease, own, secs};
+use super::{BanKey, Controller, Record, lease, own, secs};
 use crate::fail2ban::database::Row;
 use crate::ignored::IgnoreReason;
 use crate::wire::{Address, Ban, Jail};
@@ -240,7 +240,8 @@ impl Controller {
             self.lift(key, &claim);
         }
         // This fail2ban has run on, and ended an own ban; or its database had a row, which no restart takes.
-        let rowed = |own: LocalBan| own.rowed && look.database.is_some_and(|made| made <= own.ban.start);
+        let rowed =
+            |own: LocalBan| own.rowed && look.database.is_some_and(|made| made <= own.ban.start);
         let ended =
             last.filter(|own| (own.run == run || rowed(*own)) && held.is_none() && ban.is_none());
         let lifted =
@@ -267,7 +268,8 @@ impl Controller {
     /// What is to be done about an address, now that it was seen, and when it is to be seen again.
     fn decide(&mut self, key: &BanKey, now: i64, due: &mut Due) {
         let facts = self.facts(key, now);
-        if matches!(reconcile::decide(facts), Decision::Import | Decision::Free | Decision::Forget) {
+        if matches!(reconcile::decide(facts), Decision::Import | Decision::Free | Decision::Forget)
+        {
             self.queue(key);
         }
         if facts.claimed && facts.held && facts.marked {

@@ -28,7 +28,8 @@ impl Controller {
                 return None;
             }
         }
-        let held = |local: &JailState| local.cases.values().filter(|case| case.mark.is_some()).count();
+        let held =
+            |local: &JailState| local.cases.values().filter(|case| case.mark.is_some()).count();
         let presence = Presence {
             state: HostState::Online,
             jails: jails.cloned().unwrap_or_default(),
@@ -86,7 +87,8 @@ impl Controller {
     pub fn figures(&self) -> Vec<JailFigures> {
         let figures = |jail: &Jail| {
             let local = self.jails.get(jail);
-            let marked = |local: &JailState| local.cases.values().filter(|c| c.mark.is_some()).count();
+            let marked =
+                |local: &JailState| local.cases.values().filter(|c| c.mark.is_some()).count();
             JailFigures {
                 jail: jail.clone(),
                 detected: local.map_or(0, |local| local.own.len()),

@@ -276,8 +276,11 @@ mod tests {
 
     impl Speaker {
         fn new() -> Self {
-            let mut it =
-                Self { snapshots: SnapshotPublisher::new(), own: Vec::new(), pace: Timing::default() };
+            let mut it = Self {
+                snapshots: SnapshotPublisher::new(),
+                own: Vec::new(),
+                pace: Timing::default(),
+            };
             it.snapshots.connected(&me(), 0, &it.pace);
             it
         }

@@ -17,7 +17,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 
 use super::claims::Said;
-use super::{Record, BanKey, Timing};
+use super::{BanKey, Record, Timing};
 use crate::guard::HORIZON;
 use crate::wire::{Address, FleetUnban, Jail, JailScope, UnbanId};
 

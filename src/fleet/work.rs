@@ -4,7 +4,7 @@
 use super::look::Heartbeat;
 use super::marks::Mark;
 use super::reconcile::{self, Decision};
-use super::{Record, Controller, BanKey, secs};
+use super::{BanKey, Controller, Record, secs};
 use crate::ignored::IgnoreReason;
 use crate::wire::{Address, HostName, Jail};
 

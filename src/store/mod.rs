@@ -15,7 +15,7 @@ use crate::files;
 use crate::fleet::claims::carried;
 use crate::fleet::lifts::Override;
 use crate::fleet::marks::{ImportSource, ImportSources, Mark};
-use crate::fleet::{Record, BanKey, PersistedState};
+use crate::fleet::{BanKey, PersistedState, Record};
 use crate::journal;
 use crate::wire::{Address, Ban, FleetUnban, HostName, Jail, JailScope, UnbanId};
 pub use identity::Identity;

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
-use f2bmqtt::fleet::look::{Observation, Heartbeat, ServerInstance};
+use f2bmqtt::fleet::look::{Heartbeat, Observation, ServerInstance};
 use f2bmqtt::fleet::work::Effect;
-use f2bmqtt::fleet::{Controller, Timing, PersistedState};
+use f2bmqtt::fleet::{Controller, PersistedState, Timing};
 use f2bmqtt::wire::{Address, Event, HostName, Jail, Shard};
 
 use super::inbound::Inbound;
@@ -53,8 +53,12 @@ fn work(fleet: &mut Controller, disk: &mut PersistedState) {
                 fleet.saved(true, NOW);
             }
             Effect::Look(jail, of) => {
-                let look =
-                    Observation { database: Some(0), bantime: 600, total: Some(0), ..Observation::default() };
+                let look = Observation {
+                    database: Some(0),
+                    bantime: 600,
+                    total: Some(0),
+                    ..Observation::default()
+                };
                 fleet.seen(&jail, of.as_deref(), look, NOW);
             }
             Effect::Import(_, work) => fleet.done(i64::try_from(work.len()).unwrap(), NOW),

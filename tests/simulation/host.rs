@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
 
-use f2bmqtt::fleet::look::{Observation, Heartbeat, ServerInstance};
+use f2bmqtt::fleet::look::{Heartbeat, Observation, ServerInstance};
 use f2bmqtt::fleet::work::{Effect, Target};
-use f2bmqtt::fleet::{Record, Controller, BanKey, Timing, PersistedState};
+use f2bmqtt::fleet::{BanKey, Controller, PersistedState, Record, Timing};
 use f2bmqtt::guard::RejectReason;
 use f2bmqtt::notify::Call;
 use f2bmqtt::wire::seal::SigningKeys;
@@ -350,7 +350,8 @@ impl HostName {
                 }
                 Effect::Look(jail, of) => {
                     let there = jail == self::jail();
-                    let look = if there { self.look(of.as_deref()) } else { Observation::default() };
+                    let look =
+                        if there { self.look(of.as_deref()) } else { Observation::default() };
                     self.scan();
                     let fleet = self.fleet.as_mut().unwrap();
                     fleet.seen(&jail, of.as_deref(), look, now);

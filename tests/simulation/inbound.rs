@@ -84,7 +84,12 @@ impl Inbound {
         }
     }
 
-    fn event(&self, fleet: &mut Controller, message: &Admitted, now: i64) -> Result<(), RejectReason> {
+    fn event(
+        &self,
+        fleet: &mut Controller,
+        message: &Admitted,
+        now: i64,
+    ) -> Result<(), RejectReason> {
         let event = message.event().map_err(|rejected| rejected.reason())?;
         if event.action.as_str() == PROBE_ACTION {
             return Ok(());

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use f2bmqtt::fleet::look::{Observation, Heartbeat, ServerInstance};
+use f2bmqtt::fleet::look::{Heartbeat, Observation, ServerInstance};
 use f2bmqtt::fleet::work::Effect;
-use f2bmqtt::fleet::{Controller, Timing, PersistedState};
+use f2bmqtt::fleet::{Controller, PersistedState, Timing};
 use f2bmqtt::wire::seal::SigningKeys;
 use f2bmqtt::wire::{HostName, Jail};
 
@@ -70,7 +70,8 @@ fn work(fleet: &mut Controller) {
             Effect::Continue => {}
             Effect::Save(_) => fleet.saved(true, NOW),
             Effect::Look(jail, of) => {
-                let look = Observation { database: Some(0), bantime: 600, ..Observation::default() };
+                let look =
+                    Observation { database: Some(0), bantime: 600, ..Observation::default() };
                 fleet.seen(&jail, of.as_deref(), look, NOW);
             }
             Effect::Import(_, work) => fleet.done(i64::try_from(work.len()).unwrap(), NOW),

@@ -107,7 +107,13 @@ fn looks_that_take_long_and_others_words_both_have_their_turn() {
                     now += if of.is_some() { 10 } else { 2_500 };
                     *looks.entry(jail.clone()).or_insert(0) += 1;
                     let (total, bantime, database) = (Some(0), 600, Some(0));
-                    let look = Observation { database, total, bantime, took: 2_500, ..Observation::default() };
+                    let look = Observation {
+                        database,
+                        total,
+                        bantime,
+                        took: 2_500,
+                        ..Observation::default()
+                    };
                     fleet.seen(&jail, of.as_deref(), look, now);
                 }
                 Effect::Import(jail, _) => {
@@ -335,7 +341,8 @@ fn flood_of_fleet_unbans_and_bans_take_turns() {
         match it.fleet.next(it.now) {
             Effect::Save(_) => it.fleet.saved(true, it.now),
             Effect::Look(jail, of) => {
-                let look = Observation { database: Some(0), bantime: 600, ..Observation::default() };
+                let look =
+                    Observation { database: Some(0), bantime: 600, ..Observation::default() };
                 it.fleet.seen(&jail, of.as_deref(), look, it.now);
             }
             Effect::Obey(_, addresses) => {

@@ -115,7 +115,14 @@ impl Bench {
                     let held = self.held.clone().into_iter().collect();
                     let rows = self.rows.clone().into_iter().collect();
                     let (total, bantime, database) = (Some(9), 600, Some(self.made));
-                    let look = Observation { held, rows, database, total, bantime, ..Observation::default() };
+                    let look = Observation {
+                        held,
+                        rows,
+                        database,
+                        total,
+                        bantime,
+                        ..Observation::default()
+                    };
                     self.fleet.seen(&jail, of.as_deref(), look, self.now);
                     continue;
                 }
