@@ -61,7 +61,7 @@ const STATUS_FILE: &str = "The daemon writes its state to /run/f2bmqtt/status.js
         null\n  \
         duplicates[].host, .at    names of other hosts that two machines\n                            \
         use, seen within the last 70 seconds\n  \
-        disks_full[].path, .at    file systems without room, and since when\n  \
+        disks_full[].path, .at    full file systems, and since when\n  \
         tables_full[]             limits that were reached within the last\n                            \
         day:\n  \
         tables_full[].table       peers (other hosts), claims (their bans),\n                            \

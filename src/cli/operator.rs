@@ -60,12 +60,12 @@ pub enum Named {
         broker.address, .user, .error\n                            \
         error: why the connection failed\n  \
         fail2ban.jails, .error    error: why fail2ban does not answer\n  \
-        disks_full[].path, .text  file systems without room, and why\n  \
+        disks_full[].path, .text  full file systems, and why\n  \
         pending.events, .reports  unpublished events, unsent reports\n  \
         abuseipdb.{report,check,bulk-report}.limit, .remaining, .seen,\n    \
         .blocked\n                            \
-        calls a day, calls left, and when AbuseIPDB\n                            \
-        reported that; no calls until then\n  \
+        calls a day, calls left, when AbuseIPDB\n                            \
+        sent these numbers; no call before .blocked\n  \
         reporter.oldest, .last_call.at, .error\n                            \
         time of the oldest pending report; time of\n                            \
         the last call, and why it failed\n  \
@@ -108,7 +108,7 @@ pub struct ListArgs {
     /// Only bans in this jail
     #[arg(long)]
     pub jail: Option<String>,
-    /// Only bans that this host detected
+    /// Only bans that HOST detected
     #[arg(long)]
     pub host: Option<String>,
     /// Print one JSON object
