@@ -15,17 +15,18 @@ use crate::notify::Call;
     version,
     about = "Makes a fleet of fail2ban servers ban as one, over MQTT",
     long_about = "Makes a fleet of fail2ban servers ban as one, over MQTT.\n\n\
-        What fail2ban on one server detects, every server that has the same jail bans within \
-        milliseconds, and what is freed there is freed everywhere. The service f2bmqttsub does \
-        the work; fail2ban's actions call `f2bmqtt notify`.",
+        When fail2ban on one server bans an address, every server that has the same jail bans the \
+        address within milliseconds. When that server unbans the address, the others release their \
+        imported bans. The service f2bmqttsub runs the daemon; fail2ban's actions call \
+        `f2bmqtt notify`.",
     after_help = "Files:\n  \
-        /etc/fail2ban/mqtt.env    the settings: broker, login, topic\n  \
-        /var/lib/f2bmqtt/         what waits to be published, and what was\n                            \
-        banned for others\n  \
-        /run/f2bmqtt/status.json  the state of the daemon: see f2bmqtt\n                            \
-        subscribe\n\
+        /etc/fail2ban/mqtt.env    settings: broker, login, topic\n  \
+        /var/lib/f2bmqtt/         pending events and reports, and the record\n                            \
+        of imported bans\n  \
+        /run/f2bmqtt/status.json  state of the daemon: see f2bmqtt subscribe\n                            \
+        --help\n\
         \n\
-        Exit codes: 0 done, 1 failed, 2 wrong usage, 78 the settings cannot be used",
+        Exit codes: 0 success, 1 failure, 2 wrong usage, 78 invalid settings",
     arg_required_else_help = true,
     subcommand_required = true
 )]
@@ -36,9 +37,9 @@ pub struct Cli {
 }
 
 /// The fields of the [status file](crate::daemon::status).
-const STATUS_FILE: &str = "The daemon keeps its state in /run/f2bmqtt/status.json, for root alone: it writes the file when \
-        something changes, at most once a second, and every 60 seconds. One JSON object; times are in \
-        seconds since 1970:\n  \
+const STATUS_FILE: &str = "The daemon writes its state to /run/f2bmqtt/status.json, which only root can read: at every \
+        change, at most once a second, and at least every 60 seconds. The file holds one JSON object; \
+        times are in seconds since 1970:\n  \
         version, since            the version of the daemon, and when it\n                            \
         started\n  \
         instance                  the ID of this run of the daemon\n  \
@@ -47,7 +48,7 @@ const STATUS_FILE: &str = "The daemon keeps its state in /run/f2bmqtt/status.jso
         to, or tried last\n  \
         link.error                the last error of the link since the\n                            \
         start, or null\n  \
-        link.reconnects           how often the link came up again within\n                            \
+        link.reconnects           how often the daemon reconnected within\n                            \
         the last hour\n  \
         peers                     how many other hosts the daemon knows\n  \
         rejected.REASON           how many messages the daemon rejected\n                            \
@@ -55,20 +56,20 @@ const STATUS_FILE: &str = "The daemon keeps its state in /run/f2bmqtt/status.jso
         ahead[].host, .at         hosts whose messages were stamped more\n                            \
         than a day ahead of this host's clock\n                            \
         within the last 20 minutes, and when last\n  \
-        namesake                  when another machine of this host's name was\n                            \
-        seen within the last 70 seconds, or null\n  \
+        namesake                  when another machine with this host's name\n                            \
+        was seen, within the last 70 seconds, or\n                            \
+        null\n  \
         duplicates[].host, .at    names of other hosts that two machines\n                            \
-        have, seen within the last 70 seconds\n  \
-        disks_full[].path, .at    file systems without room, and since when\n  \
+        use, seen within the last 70 seconds\n  \
+        disks_full[].path, .at    full file systems, and since when\n  \
         tables_full[]             limits that were reached within the last\n                            \
         day:\n  \
         tables_full[].table       peers (other hosts), claims (their bans),\n                            \
         tombstones (fleet unbans), echoes\n                            \
         (detections that only the broker knows),\n                            \
-        messages (of a host in a minute)\n  \
+        messages (of one host within a minute)\n  \
         tables_full[].limit, .at  the limit, and when it was reached last\n  \
-        tables_full[].peer        the host that has most of the table, or\n                            \
-        null";
+        tables_full[].peer        the host with the most entries, or null";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -77,7 +78,7 @@ pub enum Command {
     /// The operator's commands.
     #[command(flatten)]
     Operator(Operation),
-    #[command(about = "Tell the fleet of a ban or unban; called by fail2ban's actions")]
+    #[command(about = "Announce a ban or unban to the fleet; called by fail2ban's actions")]
     Notify(NotifyArgs),
     #[command(
         about = "Share bans with the fleet until stopped; run by the service f2bmqttsub",
@@ -91,13 +92,13 @@ pub enum Command {
     },
     #[command(about = "Report an address to AbuseIPDB")]
     Report(ReportArgs),
-    /// Say what is wrong with the settings; run by the package when it is installed
+    /// Validate the settings; run by the package when it is installed
     #[command(hide = true)]
     Settings,
-    /// Publish what waits in the spool; started by notify where no service runs
+    /// Publish pending events from the spool; started by notify if no service runs
     #[command(hide = true)]
     Publish,
-    /// Report what waits to AbuseIPDB; started by the reporter where no service runs
+    /// Send pending reports to AbuseIPDB; started by the reporter if no service runs
     #[command(hide = true)]
     Work,
 }
@@ -105,9 +106,9 @@ pub enum Command {
 /// One report, by hand.
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Report an address to AbuseIPDB.\n\nThe report is queued, freed of what is \
-        private to this host, and sent by the service. The key is read from \
-        /etc/fail2ban/abuseipdb.apikey. fail2ban's action abuseipdb reports by itself: see \
+    long_about = "Report an address to AbuseIPDB.\n\nThe command redacts private data of this \
+        host, and queues the report; the service sends it. The API key is in \
+        /etc/fail2ban/abuseipdb.apikey. fail2ban's action abuseipdb reports automatically: see \
         /etc/fail2ban/action.d/abuseipdb.local.",
     after_help = "Categories are numbers of https://www.abuseipdb.com/categories:\n  \
         18 brute force, 22 SSH, 5 FTP, 11 mail spam, 14 port scan,\n  \
@@ -117,16 +118,16 @@ pub struct ReportArgs {
     /// The address, IPv4 or IPv6
     #[arg(long)]
     pub ip: String,
-    /// What happened, log lines for example
+    /// What happened, for example log lines
     #[arg(long, allow_hyphen_values = true)]
     pub comment: String,
-    /// For what: numbers with commas between
+    /// Numbers of the categories, separated by commas
     #[arg(long)]
     pub categories: String,
-    /// How long it is banned: seconds, or 10m, 2h, 1d, 1w, 1y
+    /// How long the address is banned: seconds, or 10m, 2h, 1d, 1w, 1y
     #[arg(long, default_value = "0", hide_default_value = true, allow_hyphen_values = true)]
     pub bantime: String,
-    /// Print what would be sent, and send nothing
+    /// Print the report without sending it
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -137,12 +138,12 @@ pub struct ReportArgs {
     name = "fail2ban-abuseipdb.sh",
     version,
     about = "Reports a ban to AbuseIPDB; called by fail2ban's action abuseipdb",
-    after_help = "fail2ban-abuseipdb.sh --actionstart [DATABASE] [LOG] makes database and log.\n\
-        For people there is `f2bmqtt report`."
+    after_help = "fail2ban-abuseipdb.sh --actionstart [DATABASE] [LOG] creates the database and the \
+        log.\nTo report an address by hand, use `f2bmqtt report`."
 )]
 pub struct ReportShim {
-    /// The key, a comment, the address, categories, the bantime, 1 if restored, 1 to report restored
-    /// bans, too, the database, the log, the failures, the time of the ban
+    /// API key, comment, address, categories, bantime, 1 if the ban is restored, 1 to report restored
+    /// bans, database, log, number of failures, time of the ban
     #[arg(value_names = ["APIKEY", "COMMENT", "IP", "CATEGORIES", "BANTIME", "RESTORED", "BYPASS",
         "DB", "LOG", "FAILURES", "TIME"], num_args = 0..)]
     pub arguments: Vec<String>,
@@ -153,7 +154,7 @@ pub struct ReportShim {
 #[command(
     name = "mqttnotifyban",
     version,
-    about = "Tells the fleet of a ban or unban; called by fail2ban's actions (f2bmqtt notify)"
+    about = "Announces a ban or unban to the fleet; called by fail2ban's actions (f2bmqtt notify)"
 )]
 pub struct NotifyShim {
     /// The scripts' arguments.
@@ -173,10 +174,10 @@ pub struct SubscribeShim {}
 /// What fail2ban tells of a ban, in the scripts' order.
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Tell the fleet of a ban or unban.\n\nThe event is left in the spool for the \
-        service to publish; nothing is waited for. Where no service runs, a background process \
-        publishes it. Nothing is told if FAILURES is 0 (the ban came from another host, or from \
-        an operator), nor of a ban that fail2ban restores after a start.",
+    long_about = "Announce a ban or unban to the fleet.\n\nThe command leaves the event in the spool, \
+        from which the service publishes it, and returns at once. If no service runs, a background \
+        process publishes the event. The command announces nothing if FAILURES is 0 (the ban came from \
+        another host, or from an operator), or if fail2ban restores the ban after a start.",
     after_help = "In an action of fail2ban:\n  \
         mqttnotifyban.sh <name> <ip> <bantime> ban \\\n    \
         <restored> <failures> <time>"
@@ -188,7 +189,7 @@ pub struct NotifyArgs {
     /// The address, IPv4 or IPv6
     #[arg(allow_hyphen_values = true)]
     pub ip: String,
-    /// Length of the ban in seconds; -1 is for ever, 0 is not known
+    /// Duration of the ban in seconds; -1 is permanent, 0 is unknown
     #[arg(allow_hyphen_values = true)]
     pub bantime: String,
     /// ban or unban
@@ -197,10 +198,10 @@ pub struct NotifyArgs {
     /// 1 if fail2ban restores the ban after a start
     #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
     pub restored: String,
-    /// How many failures led to it
+    /// How many failures led to the ban
     #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
     pub failures: String,
-    /// When the ban began, in seconds since 1970
+    /// When the ban started, in seconds since 1970
     #[arg(allow_hyphen_values = true, default_value = "", hide_default_value = true)]
     pub time: String,
     /// Ignored, as the scripts ignored it

@@ -15,7 +15,7 @@ pub enum Error {
     #[error("{0}")]
     Config(#[from] Faults),
     /// The settings file cannot be read. Exit code 78.
-    #[error("cannot read the settings: {path}: {source}; {}", next_step(source, geteuid().is_root()), path = path.display())]
+    #[error("cannot read the settings {path}: {source}. {}", next_step(source, geteuid().is_root()), path = path.display())]
     Settings {
         /// The settings file.
         path: PathBuf,
@@ -36,7 +36,7 @@ pub enum Error {
         source: io::Error,
     },
     /// This host's memory of its imports cannot be used. Exit code 1.
-    #[error("cannot {doing} {path}: {source}; it holds which bans came from other hosts",
+    #[error("cannot {doing} {path}, the record of imported bans: {source}",
         path = path.display())]
     Store {
         /// What was being done: "open", "write".
@@ -47,7 +47,7 @@ pub enum Error {
         source: rusqlite::Error,
     },
     /// The queue of reports cannot be used. Exit code 1.
-    #[error("cannot use {path}: {source}; it holds what waits to be reported", path = path.display())]
+    #[error("cannot use {path}, the queue of reports: {source}", path = path.display())]
     Queue {
         /// The database.
         path: PathBuf,
@@ -55,7 +55,7 @@ pub enum Error {
         source: rusqlite::Error,
     },
     /// The database of what was reported cannot be used. Exit code 1.
-    #[error("cannot use {path}: {source}; it holds which addresses were reported",
+    #[error("cannot use {path}, the record of reported addresses: {source}",
         path = path.display())]
     Ledger {
         /// The database.
@@ -115,11 +115,11 @@ fn next_step(source: &io::Error, root: bool) -> &'static str {
     match source.kind() {
         // The service is root without root's powers: it reads only what belongs to root.
         io::ErrorKind::PermissionDenied if root => {
-            "the file must belong to root: chown root: and chmod 600, then: systemctl restart f2bmqttsub"
+            "Let root own the file: chown root: and chmod 600, then: systemctl restart f2bmqttsub"
         }
         // They hold a password.
-        io::ErrorKind::PermissionDenied => "this is for root: sudo f2bmqtt …",
-        _ => "a template is in /usr/share/f2bmqtt",
+        io::ErrorKind::PermissionDenied => "Run the command as root: sudo f2bmqtt …",
+        _ => "A template is /usr/share/f2bmqtt/mqtt.env",
     }
 }
 
@@ -129,12 +129,12 @@ fn hint(path: &Path, source: &io::Error) -> String {
         // The service writes to its own directories alone.
         let dir = path.parent().unwrap_or(path).display();
         return format!(
-            "; to let the service write there: systemctl edit f2bmqttsub, write the lines [Service] \
-             and ReadWritePaths={dir}, and systemctl restart f2bmqttsub"
+            ". Let the service write there: systemctl edit f2bmqttsub, add the lines [Service] and \
+             ReadWritePaths={dir}, then: systemctl restart f2bmqttsub"
         );
     }
     if source.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
-        return "; it is a symbolic link, which is not followed here".to_owned();
+        return "; the path is a symbolic link, which f2bmqtt does not follow".to_owned();
     }
     String::new()
 }
@@ -146,8 +146,8 @@ mod tests {
     #[test]
     fn settings_of_another_owner_are_named_as_such_to_root() {
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);
-        assert!(next_step(&denied, true).starts_with("the file must belong to root: chown"));
-        assert_eq!(next_step(&denied, false), "this is for root: sudo f2bmqtt …");
+        assert!(next_step(&denied, true).starts_with("Let root own the file: chown"));
+        assert_eq!(next_step(&denied, false), "Run the command as root: sudo f2bmqtt …");
     }
 
     #[test]

@@ -138,7 +138,10 @@ mod tests {
         fs::write(at("target"), "").unwrap();
         symlink(at("target"), at("link")).unwrap();
         let shown = open(&at("link")).unwrap_err().to_string();
-        assert!(shown.ends_with("; it is a symbolic link, which is not followed here"), "{shown}");
+        assert!(
+            shown.ends_with("; the path is a symbolic link, which is not followed here"),
+            "{shown}"
+        );
         assert!(options().append(true).create(true).open(at("link")).is_err());
         assert_eq!(fs::metadata(at("target")).unwrap().len(), 0);
         fs::create_dir(at("elsewhere")).unwrap();

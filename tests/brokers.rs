@@ -242,7 +242,7 @@ fn a_topic_that_is_forbidden(hub: Host<'_>, a: Host<'_>) {
         hub.sh(&format!(
             "rabbitmqctl set_topic_permissions fail2ban amq.topic '^(f2bmqtt.)?blacklist.({allowed})' '^(f2bmqtt.)?blacklist'"
         ));
-        let said = format!("ends the connection when this host publishes on {forbidden}\n");
+        let said = format!("closes the connection when this host publishes on {forbidden}\n");
         let text = a.try_sh("f2bmqtt check").unwrap_err();
         let next = format!("    the broker's access rules must let fail2ban write {forbidden}\n");
         assert!(text.contains(&said) && text.contains(&next), "{text}");

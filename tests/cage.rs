@@ -197,7 +197,7 @@ fn its_files_are_for_root_alone_and_links_are_not_followed() {
               rm -f $file*; ln -s /srv/target $file; done");
     a.sh("systemctl start --no-block f2bmqttsub");
     let refused = "cannot lock /run/f2bmqtt/lock: Too many levels of symbolic links (os error 40); \
-                   it is a symbolic link, which is not followed here";
+                   the path is a symbolic link, which f2bmqtt does not follow";
     eventually(refused, || a.sh("journalctl -u f2bmqttsub -o cat").contains(refused));
     a.sh("rm /run/f2bmqtt/lock");
     let refused = "cannot open /var/lib/f2bmqtt/fleet.sqlite3: Too many levels of symbolic links";

@@ -29,7 +29,7 @@ fn each_name_has_its_help() {
         ("f2bmqtt", &["notify", "--help"], "mqttnotifyban.sh <name> <ip> <bantime> ban"),
         ("f2bmqtt", &["subscribe", "--help"], "Share bans with the fleet until stopped"),
         ("f2bmqtt", &["check", "--help"], "Exit codes: 0 no faults, 1 faults, 78"),
-        ("f2bmqtt", &["notify", "--help"], "The event is left in the spool"),
+        ("f2bmqtt", &["notify", "--help"], "The command leaves the event in the spool"),
         ("f2bmqtt", &["cut", "--help"], "End the open connections of a banned address"),
         ("f2bmqtt", &["status", "--help"], "hosts[].host, .state (online, offline, unknown)"),
         (
@@ -38,9 +38,13 @@ fn each_name_has_its_help() {
             "bans[].ip, .jail, .host, .since, .until, .forever, .also",
         ),
         ("f2bmqtt", &["ban", "--help"], "bans[].ip, .already, .seconds"),
-        ("f2bmqtt", &["unban", "--help"], "Exit codes: 0 every host has done it, 1 not all have"),
-        ("f2bmqtt", &["forget", "--help"], "Clear what a host that is gone for good left"),
-        ("f2bmqtt", &["watch", "--help"], "with tabs between"),
+        (
+            "f2bmqtt",
+            &["unban", "--help"],
+            "Exit codes: 0 every host confirmed, 1 at least one host did not",
+        ),
+        ("f2bmqtt", &["forget", "--help"], "Remove a host that is gone for good from the fleet"),
+        ("f2bmqtt", &["watch", "--help"], "separated by tabs"),
         ("/etc/fail2ban/mqttnotifyban", &["--help"], "Usage: mqttnotifyban <NAME> <IP> <BANTIME>"),
         ("mqttnotifyban.sh", &["--help"], "Usage: mqttnotifyban.sh <NAME> <IP> <BANTIME> <ACTION>"),
         ("/usr/local/bin/mqttsubscribebans", &["--help"], "Usage: mqttsubscribebans"),
@@ -77,17 +81,17 @@ fn wrong_usage_is_exit_code_2() {
         (
             "f2bmqtt",
             &["ban", "sshd", "192.0.2.0/24"],
-            "IP must be one IPv4 or IPv6 address: 192.0.2.0/24",
+            "IP must be one IPv4 or IPv6 address, not 192.0.2.0/24",
         ),
         ("f2bmqtt", &["ban", "sshd", "127.0.0.1"], "IP 127.0.0.1 is no address of another machine"),
-        (
-            "f2bmqtt",
-            &["unban", "\u{1b}[2J"],
-            "IP must be one IPv4 or IPv6 address: \\u{1b}[2J is none",
-        ),
+        ("f2bmqtt", &["unban", "\u{1b}[2J"], "IP must be one IPv4 or IPv6 address, not \\u{1b}[2J"),
         ("f2bmqtt", &["unban", "192.0.2.1", "--jail", "a b"], "--jail must be the name of a jail"),
         ("f2bmqtt", &["forget", "a/b"], "HOST must be a name"),
-        ("f2bmqtt", &["list", "nonsense"], "IP must be an address or a network, as 203.0.113.0/24"),
+        (
+            "f2bmqtt",
+            &["list", "nonsense"],
+            "IP must be an address or a network, such as 203.0.113.0/24",
+        ),
         ("f2bmqtt", &["cut", "nonsense"], "f2bmqtt: IP must be one IPv4 or IPv6 address\n"),
     ];
     for (name, arguments, text) in table {
@@ -118,7 +122,7 @@ fn settings_that_cannot_be_used_are_exit_code_78() {
     let output = run("mqttsubscribebans", &[], Some(&file));
     assert_eq!(output.status.code(), Some(78));
     let text = shown(&output);
-    assert!(text.contains("cannot read the settings: ") && text.contains("No such file"), "{text}");
+    assert!(text.contains("cannot read the settings ") && text.contains("No such file"), "{text}");
 
     for arguments in
         [&["status"][..], &["list"], &["watch"], &["unban", "192.0.2.1"], &["forget", "a"]]

@@ -283,7 +283,7 @@ fn a_certificate_that_was_renewed_counts_from_the_next_connection_on() {
     set(a, &[&GOOD[..], &[("MQTT_HA_PREFIX", "homeassistant")]].concat());
     eventually("the broker keeps what Home Assistant needs", || {
         let said = a.run("f2bmqtt check").stdout;
-        let line = "✓ hub:8883 keeps what Home Assistant is to know of this host";
+        let line = "✓ the broker hub:8883 keeps this host's messages for Home Assistant";
         String::from_utf8_lossy(&said).contains(line)
     });
 }

@@ -18,7 +18,7 @@ fn timeless(screen: &str) -> Vec<String> {
         let line: String =
             line.chars().map(|c| if "▁▂▃▄▅▆▇█".contains(c) { ' ' } else { c }).collect();
         let mut words: Vec<String> = line.trim_end().split(' ').map(mask).collect();
-        if let Some(n) = words.iter().position(|word| word == "most") {
+        if let Some(n) = words.iter().position(|word| word == "peak") {
             "N".clone_into(&mut words[n + 1]);
             // The frame's line gives way to it.
             words.retain(|word| !word.starts_with('─'));
@@ -114,7 +114,7 @@ fn the_fleet_is_watched_as_it_lives() {
     web2.attack("auth", &["203.0.113.9"]);
     terminal.shows("a ban comes", |screen| {
         screen.contains("ban     203.0.113.9      sshd           web2             for 10m")
-            && screen.contains("┌ 1 bans in the last minute, at most 1 a second ")
+            && screen.contains("┌ 1 bans in the last minute, peak 1 a second ")
     });
     terminal.shows("it is counted", |screen| {
         screen.contains("│ web2                 online        1")

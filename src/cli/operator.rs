@@ -6,32 +6,32 @@ use clap::{Args, Subcommand, ValueEnum};
 #[derive(Debug, Subcommand)]
 #[allow(missing_docs, reason = "a comment would be taken for the long help, too")]
 pub enum Operation {
-    #[command(about = "Show whether it works: this host, the broker, every host of the fleet")]
+    #[command(about = "Show the state of this host, the broker and every host of the fleet")]
     Status(StatusArgs),
-    #[command(about = "Find out why it does not work, and say what to do")]
+    #[command(about = "Diagnose problems and suggest fixes")]
     Check(CheckArgs),
-    #[command(about = "List what is banned, where, by whom, until when; or say why one address is")]
+    #[command(about = "List all bans of the fleet, or explain why an address is banned")]
     List(ListArgs),
     #[command(
-        about = "Watch the fleet as it lives: bans as they come, hosts, jails; q ends it",
-        long_about = "Watch the fleet as it lives: bans as they come, hosts, jails; q ends it.\n\nOn a terminal it \
-            fills the screen, and is meant to be left open. In a pipe it prints a line for each ban, unban and \
-            host that comes or goes: time, what, address, jail, host and more, with tabs between."
+        about = "Watch bans, hosts and jails live; q quits",
+        long_about = "Watch bans, hosts and jails live; q quits.\n\nOn a terminal, the command fills the \
+            screen, and can stay open. In a pipe, it prints one line for each ban, for each unban, and for each \
+            host that goes online or offline: time, event, address, jail, host and details, separated by tabs."
     )]
     Watch,
     #[command(about = "Ban addresses on every host that has the jail")]
     Ban(BanArgs),
-    #[command(about = "Free addresses on every host, whoever banned them")]
+    #[command(about = "Unban addresses on every host")]
     Unban(UnbanArgs),
-    #[command(about = "Clear what a host that is gone for good left on the broker")]
+    #[command(about = "Remove a host that is gone for good from the fleet")]
     Forget(ForgetArgs),
-    /// Clear what this host left on the broker; run by the package when it is removed
+    /// Remove this host from the fleet; run by the package when it is removed
     #[command(hide = true)]
     Leave,
-    /// Print names of jails, hosts or addresses; called by the completions of shells
+    /// Print names of jails, hosts or addresses; called by shell completions
     #[command(hide = true)]
     Names {
-        /// Of what
+        /// What to print
         #[arg(value_enum)]
         named: Named,
     },
@@ -49,36 +49,37 @@ pub enum Named {
 /// What `status` is asked.
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Show whether it works: this host, the broker, every host of the fleet.\n\n\
-        The fleet is read from the broker, so it is what every host sees. HELD is how many bans a host \
-        holds for others, SNAPSHOT how old what it told last of its own bans is (5 to 10 minutes, where \
-        nothing changes).",
-    after_help = "JSON, one object; times and ages are in seconds, times since 1970; null is not known:\n  \
-        host, version, time       this host, and when it looked\n  \
+    long_about = "Show the state of this host, the broker and every host of the fleet.\n\n\
+        The command reads the fleet's state from the broker, so all hosts show the same. DETECTED counts \
+        the bans that a host detected, IMPORTED the bans that it imported from other hosts. SNAPSHOT is \
+        the age of the host's last snapshot (5 to 10 minutes if nothing changes).",
+    after_help = "JSON, one object; times and ages are in seconds, times since 1970; null is unknown:\n  \
+        host, version, time       this host, its version, the current time\n  \
         service.running, .pid, .since\n                            \
-        the daemon here\n  \
-        broker.address, .user, .fault\n                            \
-        fault: why it cannot be used\n  \
-        fail2ban.jails, .fault\n  \
-        disks_full[].path, .text  file systems without room, and why\n  \
-        waiting.events, .reports  not published yet; not reported yet\n  \
+        the daemon on this host\n  \
+        broker.address, .user, .error\n                            \
+        error: why the connection failed\n  \
+        fail2ban.jails, .error    error: why fail2ban does not answer\n  \
+        disks_full[].path, .text  full file systems, and why\n  \
+        pending.events, .reports  unpublished events, unsent reports\n  \
         abuseipdb.{report,check,bulk-report}.limit, .remaining, .seen,\n    \
         .blocked\n                            \
-        calls a day, calls left, when that was\n                            \
-        seen; none before\n  \
+        calls a day, calls left, when AbuseIPDB\n                            \
+        sent these numbers; no call before .blocked\n  \
         reporter.oldest, .last_call.at, .error\n                            \
-        the oldest ban that waits; the last\n                            \
-        call, and why it failed\n  \
+        time of the oldest pending report; time of\n                            \
+        the last call, and why it failed\n  \
         hosts[].host, .state (online, offline, unknown), .since, .version,\n    \
-        .jails, .bans, .held, .snapshot (its time), .parts, .missing\n    \
-        (parts), .refused (messages by reason)\n  \
-        jails.NAME, bans          bans by jail, and in all\n  \
-        missing                   what the broker did not show\n\
+        .jails, .bans (detected there), .imported_bans, .snapshot (its\n    \
+        time), .parts, .incomplete (missing parts), .rejected (messages\n    \
+        by reason)\n  \
+        jails.NAME, bans          bans by jail, and in total\n  \
+        incomplete                data that the broker did not deliver\n\
         \n\
-        Exit codes: 0 this host takes part, 1 it does not, or not all could be seen"
+        Exit codes: 0 no problem, 1 this host has a problem, or the broker's data is incomplete"
 )]
 pub struct StatusArgs {
-    /// Print one JSON object instead
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }
@@ -86,30 +87,31 @@ pub struct StatusArgs {
 /// What `list` is asked.
 #[derive(Debug, Args)]
 #[command(
-    long_about = "List what is banned, where, by whom, until when; or say why one address is.\n\n\
-        One line for each address in each jail, the newest last, with the host that detected it first \
-        and those that detected it, too. Times are this host's. In a pipe there are tabs between the \
-        columns. With one address, say in words why it is banned, and what this host does with it.\n\n\
-        What hosts that run the scripts ban is kept nowhere, and not listed.",
-    after_help = "JSON, one object; times are in seconds since 1970; null is not known:\n  \
-        time                      when it looked\n  \
+    long_about = "List all bans of the fleet, or explain why an address is banned.\n\n\
+        One line per address and jail, the newest ban last, with the host that detected the address first \
+        and the hosts that detected it later. Times are this host's local time. In a pipe, tabs separate \
+        the columns. For a single address, the command explains why the address is banned, and what this \
+        host does.\n\n\
+        Bans of hosts that run the scripts are not listed, because the broker does not keep them.",
+    after_help = "JSON, one object; times are in seconds since 1970; null is unknown:\n  \
+        time                      the current time\n  \
         bans[].ip, .jail, .host, .since, .until, .forever, .also (hosts)\n  \
-        freed[].jail, .host, .id  of one address: what a host still lists\n                            \
-        from before a fleet unban, and counts for\n                            \
-        nobody\n  \
-        missing                   what the broker did not show"
+        voided[].jail, .host, .id for a single address: bans that a host\n                            \
+        still lists, but the fleet unban .id\n                            \
+        released\n  \
+        incomplete                data that the broker did not deliver"
 )]
 pub struct ListArgs {
     /// An address, or a network
     #[arg(value_name = "IP|NETWORK")]
     pub address: Option<String>,
-    /// In this jail alone
+    /// Only bans in this jail
     #[arg(long)]
     pub jail: Option<String>,
-    /// Detected by this host alone
+    /// Only bans that HOST detected
     #[arg(long)]
     pub host: Option<String>,
-    /// Print one JSON object instead
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }
@@ -151,10 +153,10 @@ pub struct BanArgs {
     /// Addresses, IPv4 or IPv6; no networks
     #[arg(value_name = "IP", required = true)]
     pub addresses: Vec<String>,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long, short)]
     pub yes: bool,
-    /// Print one JSON object instead
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }
@@ -162,31 +164,32 @@ pub struct BanArgs {
 /// What `unban` is asked.
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Free addresses on every host, whoever banned them: own bans and bans by hand, too.\n\n\
-        Each host says when it has done it, and is waited for, up to 30 seconds. One that is not connected \
-        does it when it is back: nothing that it or an old message says brings the ban back, only a new \
-        detection does.",
+    long_about = "Unban addresses on every host: detected bans, imported bans, and bans by hand.\n\n\
+        The command waits until every online host confirms, at most 30 seconds. Offline hosts apply the \
+        unban when they reconnect. No old message brings the ban back; only a new detection does.",
     after_help = "JSON, one object:\n  \
-        id, ips, jail           the name of this unban; null is every jail\n  \
-        freed, silent, offline  hosts: have done it, have not answered yet,\n                          \
-        are not connected\n  \
-        jails_left_out          for how many jails hosts that run the\n                          \
-        scripts get no unban: one call publishes at\n                          \
-        most 1,000 events\n\
+        id, ips, jail    ID of this fleet unban; addresses; jail, or null\n                   \
+        for all jails\n  \
+        unbanned         hosts that confirmed\n  \
+        no_reply         online hosts that did not confirm in time\n  \
+        offline          offline hosts\n  \
+        jails_left_out   number of jails for which hosts that run the\n                   \
+        scripts get no unban: one call publishes at most\n                   \
+        1,000 events\n\
         \n\
-        Exit codes: 0 every host has done it, 1 not all have"
+        Exit codes: 0 every host confirmed, 1 at least one host did not"
 )]
 pub struct UnbanArgs {
     /// Addresses, IPv4 or IPv6
     #[arg(value_name = "IP", required = true)]
     pub addresses: Vec<String>,
-    /// In this jail alone
+    /// Only in this jail
     #[arg(long)]
     pub jail: Option<String>,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long, short)]
     pub yes: bool,
-    /// Print one JSON object instead
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }
@@ -194,25 +197,25 @@ pub struct UnbanArgs {
 /// What `forget` is asked.
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Clear what a host that is gone for good left on the broker: its presence and its \
-        snapshot.\n\nThe bans that only this host held then end on all other hosts. A host that comes \
-        back publishes its bans again. The command also removes a host of which the broker keeps nothing, \
-        but whose events the daemons received.",
-    after_help = "The command asks before it removes a host of which the broker keeps nothing.\n\
+    long_about = "Remove a host that is gone for good from the fleet.\n\n\
+        The command clears the host's presence and snapshot on the broker. All other hosts then release \
+        the bans that only this host held. A host that comes back publishes its bans again. The command \
+        also removes a host of which the broker keeps nothing, but whose events the daemons received.",
+    after_help = "The command asks for confirmation before it removes a host of which the broker keeps nothing.\n\
         \n\
         JSON, one object:\n  \
-        hosts    the hosts that are removed\n  \
-        unknown  those of them of which the broker kept nothing\n  \
-        bans     how many bans of snapshots no other host held"
+        hosts    the removed hosts\n  \
+        unknown  removed hosts of which the broker kept nothing\n  \
+        bans     number of bans that only the removed hosts held"
 )]
 pub struct ForgetArgs {
     /// Names of hosts in the fleet
     #[arg(value_name = "HOST", required = true)]
     pub hosts: Vec<String>,
-    /// Do not ask, and also remove hosts that are connected
+    /// Do not ask for confirmation, and remove online hosts, too
     #[arg(long, short)]
     pub yes: bool,
-    /// Print one JSON object instead
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }
@@ -220,23 +223,23 @@ pub struct ForgetArgs {
 /// What `check` is asked.
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Find out why it does not work, and say what to do.\n\nLooks at the settings, the \
-            way to each broker, TLS, the login, the right to publish and to subscribe on each topic, \
-            the name and the clock of this host, the service, the package's links and files, fail2ban, \
-            its jails and what they report to AbuseIPDB, and the limits that the daemon reached. A line a check: ✓ it is well, ! it is odd, ✗ \
-            it does not work; below it, what to do next. Nothing is changed. What it publishes for it, \
-            no host acts upon and no broker keeps.",
-    after_help = "Exit codes: 0 no faults, 1 faults, 78 the settings cannot be used.\n\
+    long_about = "Diagnose problems and suggest fixes. One line per check: ✓ ok, ! warning, ✗ failed, \
+            followed by the suggested fix.\n\nThe command checks the settings; each broker: its name, its \
+            port, TLS, the login, and the permission to publish and to subscribe on each topic; the name and \
+            the clock of this host; the service, and the package's links and files; fail2ban, its jails and \
+            their reports to AbuseIPDB; and the limits that the daemon reached. The command changes nothing. \
+            Hosts ignore the messages that it publishes, and the broker does not keep them.",
+    after_help = "Exit codes: 0 no faults, 1 faults, 78 invalid settings\n\
         \n\
         JSON, one object:\n  \
-        state             ok, warning or fault: the worst of all\n  \
-        faults, warnings  how many\n  \
-        checks[].id       the check\n  \
-        checks[].state    its own\n  \
-        checks[].about    what was looked at, where there are several: a\n                    \
-        broker, a jail, a file\n  \
-        checks[].text     what was found\n  \
-        checks[].next     what to do, a list of lines\n\
+        state             ok, warning or fault: the worst state of all checks\n  \
+        faults, warnings  number of each\n  \
+        checks[].id       stable name of the check\n  \
+        checks[].state    ok, warning or fault\n  \
+        checks[].about    the object, if a check has several: a broker, a\n                    \
+        jail, a file\n  \
+        checks[].text     the finding\n  \
+        checks[].next     the suggested fix, a list of lines\n\
         \n\
         Checks: settings settings_sample; broker_name broker_port broker_tls broker_login \
         broker_subscribe broker_publish broker_read broker_qos broker_retain home_assistant \
@@ -247,7 +250,7 @@ pub struct ForgetArgs {
         jail_ignorecommand; report_key report_key_file report_action report_recidive report_queue report_file report_place"
 )]
 pub struct CheckArgs {
-    /// Print one JSON object instead
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }

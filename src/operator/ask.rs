@@ -23,7 +23,7 @@ pub fn addresses(texts: &[String]) -> Result<Vec<Address>, Error> {
     for text in texts {
         let address = Address::new(text).map_err(|what| {
             let shown: String = text.escape_debug().take(50).collect();
-            Error::Usage(format!("IP {what}: {shown} is none"))
+            Error::Usage(format!("IP {what}, not {shown}"))
         })?;
         if !addresses.contains(&address) {
             addresses.push(address);
@@ -50,7 +50,9 @@ pub fn about_many(doing: &str, addresses: &[Address], yes: bool) -> Result<(), E
 pub fn about(what: &str) -> Result<(), Error> {
     let (mut out, mut answer) = (io::stderr(), String::new());
     if !io::stdin().is_terminal() {
-        return Err(Error::Undone(format!("{what}? Nothing was done: say so with --yes")));
+        return Err(Error::Undone(format!(
+            "{what}? Nothing was done: standard input is not a terminal. Use --yes to confirm"
+        )));
     }
     let _ = write!(out, "{what}? [y/N] ").and_then(|()| out.flush());
     let read = io::stdin().lock().read_line(&mut answer);
@@ -120,7 +122,7 @@ mod tests {
         let read = addresses(&texts(&["192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1"])).unwrap();
         assert_eq!(read.len(), 2);
         let error = addresses(&texts(&["192.0.2.0/24"])).unwrap_err();
-        assert_eq!(error.to_string(), "IP must be one IPv4 or IPv6 address: 192.0.2.0/24 is none");
+        assert_eq!(error.to_string(), "IP must be one IPv4 or IPv6 address, not 192.0.2.0/24");
         let few: Vec<_> =
             (1..=10).map(|n| Address::new(&format!("192.0.2.{n}")).unwrap()).collect();
         assert!(about_many("Ban", &few, false).is_ok());

@@ -28,16 +28,16 @@ impl Clock {
     pub fn local(&self, seconds: i64) -> String {
         let time = if seconds > 0 { self.times.local(seconds) } else { String::new() };
         // A time that no calendar has.
-        if time.is_empty() { "not known".to_owned() } else { time }
+        if time.is_empty() { "unknown".to_owned() } else { time }
     }
 
     /// When a ban ends, and how long it still lasts.
     #[must_use]
     pub fn until(&self, until: Until) -> (String, String) {
         match until {
-            Until::Never => ("never".to_owned(), "for ever".to_owned()),
-            Until::Unknown => ("not known".to_owned(), String::new()),
-            Until::Time(end) if end <= self.now => (self.local(end), "over".to_owned()),
+            Until::Never => ("never".to_owned(), "permanent".to_owned()),
+            Until::Unknown => ("unknown".to_owned(), String::new()),
+            Until::Time(end) if end <= self.now => (self.local(end), "expired".to_owned()),
             Until::Time(end) => (self.local(end), format_duration(end - self.now)),
         }
     }
@@ -53,11 +53,11 @@ mod tests {
         let clock = Clock::new(1_795_342_600).unwrap();
         let left = |until| clock.until(until).1;
         assert_eq!(left(Until::Time(1_795_342_660)), "1m");
-        assert_eq!(left(Until::Time(1_795_342_600)), "over");
-        assert_eq!(clock.until(Until::Never), ("never".to_owned(), "for ever".to_owned()));
-        assert_eq!(clock.until(Until::Unknown), ("not known".to_owned(), String::new()));
+        assert_eq!(left(Until::Time(1_795_342_600)), "expired");
+        assert_eq!(clock.until(Until::Never), ("never".to_owned(), "permanent".to_owned()));
+        assert_eq!(clock.until(Until::Unknown), ("unknown".to_owned(), String::new()));
         for seconds in [i64::MIN, -1, 0, i64::MAX] {
-            assert_eq!(clock.local(seconds), "not known");
+            assert_eq!(clock.local(seconds), "unknown");
         }
         let last = TIME_SECS.end() + BANTIME_SECS.end();
         assert!(

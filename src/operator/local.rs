@@ -73,7 +73,7 @@ async fn patiently<T>(
 ) -> Result<T, String> {
     match timeout(patience, ask).await {
         Ok(answer) => answer.map_err(|error| error.to_string()),
-        Err(_) => Err("fail2ban is busy".to_owned()),
+        Err(_) => Err(format!("fail2ban is busy: no answer within {} s", patience.as_secs_f32())),
     }
 }
 

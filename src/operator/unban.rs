@@ -45,10 +45,12 @@ pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
     let jail = jail.map_err(|what| Error::Usage(format!("--jail {what}")))?;
     let config = Config::load()?;
     if addresses.len() > MAX_EVENTS {
-        let (count, what) = (addresses.len(), "name fewer addresses");
-        return Err(Error::Usage(format!("{count} IPs: limit of {MAX_EVENTS} at once; {what}")));
+        let count = addresses.len();
+        return Err(Error::Usage(format!(
+            "{count} addresses exceed the limit of {MAX_EVENTS} per call"
+        )));
     }
-    ask::about_many("Free", &addresses, args.yes)?;
+    ask::about_many("Unban", &addresses, args.yes)?;
     let millis = now_millis();
     let unban = Unban {
         me: config.node.clone(),
@@ -150,7 +152,7 @@ impl Unban {
             for (host, member) in visit.view().hosts() {
                 let done = self.addresses.iter().all(|address| member.repeats(*address, &self.id));
                 if done && freed.insert(host.clone()) && !quiet {
-                    say(sanitize(&format!("{host}: free")));
+                    say(sanitize(&format!("{host}: unbanned")));
                 }
             }
             let waits = |view: &View| {
@@ -190,24 +192,25 @@ impl Unban {
                 "id": self.id.as_str(),
                 "ips": self.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "jail": self.jail.as_ref().map(Jail::as_str),
-                "freed": freed.iter().map(HostName::as_str).collect::<Vec<_>>(),
-                "silent": online,
+                "unbanned": freed.iter().map(HostName::as_str).collect::<Vec<_>>(),
+                "no_reply": online,
                 "offline": offline,
                 "jails_left_out": left_out,
             }));
         } else {
             for host in &online {
-                say(sanitize(&format!("{host}: has not answered yet")));
+                let seconds = PATIENCE.as_secs();
+                say(sanitize(&format!("{host}: no reply within {seconds} s")));
             }
             for host in &offline {
-                say(sanitize(&format!("{host}: not connected; it frees when it is back")));
+                say(sanitize(&format!("{host}: offline; applies the unban when it reconnects")));
             }
         }
         match online.len() + offline.len() {
             0 => Ok(()),
             silent => Err(Error::Undone(format!(
-                "{} not answered yet; f2bmqtt list says what is still banned",
-                if silent == 1 { "a host has".to_owned() } else { format!("{silent} hosts have") }
+                "{} not confirmed the unban. Show the remaining bans: f2bmqtt list",
+                if silent == 1 { "1 host has".to_owned() } else { format!("{silent} hosts have") }
             ))),
         }
     }
@@ -217,8 +220,8 @@ impl Unban {
 fn left_out_line(jails: usize) -> String {
     let jails = if jails == 1 { "1 jail".to_owned() } else { format!("{jails} jails") };
     format!(
-        "hosts that run the scripts get no unban for {jails}: limit of {MAX_EVENTS} events reached; unban in such \
-         a jail with --jail"
+        "hosts that run the scripts get no unban for {jails}: limit of {MAX_EVENTS} events reached; use --jail to \
+         unban in such a jail"
     )
 }
 

@@ -237,11 +237,12 @@ impl View {
         if self.hosts.is_empty() {
             // RabbitMQ keeps messages, and hands out none of them for a topic with a wildcard.
             missing.push(
-                "any host: is MQTT_TOPIC right, and does it hand out what it keeps?".to_owned(),
+                "all hosts (check MQTT_TOPIC, and that the broker delivers retained messages)"
+                    .to_owned(),
             );
         }
         if self.full {
-            missing.push(format!("what is beyond {MAX_HOSTS} hosts or {MAX_BANS} bans"));
+            missing.push(format!("data beyond the limit of {MAX_HOSTS} hosts or {MAX_BANS} bans"));
         }
         missing
     }

@@ -167,7 +167,9 @@ impl Visit {
                 Ok(Event::Published(name)) => drop(waiting.remove(&name)),
                 Ok(event) => drop(self.take(event)?),
                 Err(_) => {
-                    return Err(lost(&self.broker, "it does not acknowledge what is published"));
+                    let limit = ACKNOWLEDGE.as_secs();
+                    let why = format!("no acknowledgement within {limit} s");
+                    return Err(lost(&self.broker, why));
                 }
             }
         }
@@ -238,7 +240,9 @@ fn lost(broker: &Broker, why: impl std::fmt::Display) -> Error {
 /// The broker lets nobody of this login look.
 fn refused(topic: &Topic) -> Error {
     let topic = topic.retained("#");
-    Error::Undone(format!("the broker refuses the subscription to {topic}: check its access rules"))
+    Error::Undone(format!(
+        "the broker refuses the subscription to {topic}. Check the broker's access rules"
+    ))
 }
 
 fn millis(since: Instant) -> i64 {

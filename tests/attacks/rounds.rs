@@ -65,7 +65,7 @@ fn shows_limits(siege: &Siege) {
     let check = String::from_utf8_lossy(&check).into_owned();
     for full in [
         ["of other hosts is full: limit of 1000 hosts reached", ""],
-        ["of fleet unbans is full: limit of 20000 fleet unbans reached", "made most"],
+        ["of fleet unbans is full: limit of 20000 fleet unbans reached", "made the most"],
     ] {
         let shows = |line: &str| full.iter().all(|words| line.contains(words));
         assert!(check.lines().any(shows), "{full:?}: {check}");

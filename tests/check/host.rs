@@ -41,7 +41,7 @@ const HOSTS: [Case; 33] = [
             "fail2ban-client reload --restart quiet",
         ],
         said: &[
-            "! quiet shares its bans by snapshot, within seconds: fail2ban has not loaded the action",
+            "! quiet shares its bans by snapshot, within seconds: fail2ban has not loaded the configured action",
             "    fail2ban-client reload --restart quiet\n",
         ],
         code: 0,
@@ -55,7 +55,7 @@ const HOSTS: [Case; 33] = [
              echo MQTT_NOT_JAILS=quiet >>/etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
             "sed -i '/MQTT_NOT_JAILS/d' /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
         ],
-        said: &["✓ quiet takes no part, as the settings say\n"],
+        said: &["✓ quiet does not share bans: excluded by the settings\n"],
         code: 0,
         ..FAULT
     },
@@ -64,7 +64,7 @@ const HOSTS: [Case; 33] = [
             "printf '[late]\nenabled = true\nlogpath = /var/log/auth.log\n' >/etc/fail2ban/jail.d/more.local",
             "fail2ban-client reload",
         ],
-        said: &["! the jail late is configured, and fail2ban does not run it\n"],
+        said: &["! the jail late is configured, but fail2ban does not run it\n"],
         code: 0,
         ..FAULT
     },
@@ -74,7 +74,7 @@ const HOSTS: [Case; 33] = [
              fail2ban-client reload",
             "",
         ],
-        said: &["! of its configuration, fail2ban says: "],
+        said: &["! fail2ban reports an error in its configuration: "],
         code: 0,
         ..FAULT
     },
@@ -85,7 +85,7 @@ const HOSTS: [Case; 33] = [
         ],
         said: &[
             "✗ fail2ban does not answer at /var/run/fail2ban/fail2ban.sock: No such file or directory",
-            "✗ fail2ban's configuration cannot be used: ",
+            "✗ fail2ban's configuration is invalid: ",
             "    systemctl restart fail2ban\n",
         ],
         ..FAULT
@@ -97,7 +97,7 @@ const HOSTS: [Case; 33] = [
             NO_JAILS,
         ],
         said: &[
-            "✗ fail2ban has no jail: it bans nothing, and nothing is banned here for others\n",
+            "✗ fail2ban has no jails: this host detects and imports no bans\n",
             "        [sshd]\n        enabled = true\n    then: fail2ban-client reload\n",
         ],
         ..FAULT
@@ -137,8 +137,8 @@ const HOSTS: [Case; 33] = [
              fail2ban-client set web ignorecommand ''",
         ],
         said: &[
-            "! MQTT_JAILS names shsd, and fail2ban has no such jail\n",
-            "! web has an ignorecommand, which f2bmqtt does not run: web bans for other hosts what",
+            "! MQTT_JAILS names shsd, but fail2ban has no such jail\n",
+            "! the jail web has an ignorecommand, which f2bmqtt does not run: imports ban addresses that",
         ],
         code: 0,
         ..FAULT
@@ -166,7 +166,7 @@ const HOSTS: [Case; 33] = [
             "",
         ],
         said: &[
-            "✗ fail2ban cannot write to /var/lib/f2bmqtt/spool: its unit makes that read-only for it",
+            "✗ fail2ban cannot write to /var/lib/f2bmqtt/spool: its unit makes the path read-only",
             "        ReadWritePaths=/var/lib/f2bmqtt\n    then: systemctl restart fail2ban\n",
         ],
         ..FAULT
@@ -177,7 +177,7 @@ const HOSTS: [Case; 33] = [
                >/etc/systemd/system/fail2ban.service.d/x.conf; systemctl daemon-reload; systemctl restart fail2ban",
             "rm /etc/systemd/system/fail2ban.service.d/x.conf; systemctl daemon-reload; systemctl restart fail2ban",
         ],
-        said: &["✗ fail2ban cannot write to /var/lib/f2bmqtt/spool: its unit shows it something else there"],
+        said: &["✗ fail2ban cannot write to /var/lib/f2bmqtt/spool: its unit hides or replaces the path"],
         ..FAULT
     },
     Case {
@@ -187,7 +187,7 @@ const HOSTS: [Case; 33] = [
             "mv /usr/lib/python3/dist-packages/fail2ban/version.py.kept \
                 /usr/lib/python3/dist-packages/fail2ban/version.py; systemctl restart fail2ban",
         ],
-        said: &["✗ fail2ban 0.11.1 is too old: at least 0.11.2 is needed\n    apt install fail2ban\n"],
+        said: &["✗ fail2ban 0.11.1 is too old: f2bmqtt requires 0.11.2 or later\n    apt install fail2ban\n"],
         ..FAULT
     },
     Case {
@@ -196,10 +196,10 @@ const HOSTS: [Case; 33] = [
             "rm /var/lib/f2bmqtt/spool/1.waits; systemctl enable -q --now f2bmqttsub",
         ],
         said: &[
-            "✗ the service f2bmqttsub does not run: nothing is banned here for others\n    \
+            "✗ the service f2bmqttsub is not running: this host imports no bans\n    \
              systemctl enable --now f2bmqttsub\n",
-            "! the service f2bmqttsub does not start with this host: it is disabled\n",
-            "! 1 event waits to be published, the first for 5m",
+            "! the service f2bmqttsub does not start at boot: it is disabled\n",
+            "! 1 event waits to be published, the oldest for 5m",
         ],
         ..FAULT
     },
@@ -220,7 +220,7 @@ const HOSTS: [Case; 33] = [
             "mv /root/f2bmqttsub.service /usr/lib/systemd/system/; systemctl daemon-reload",
         ],
         said: &[
-            "✗ systemd knows no service f2bmqttsub\n    \
+            "✗ the service f2bmqttsub is not installed\n    \
              apt install --reinstall ./f2bmqtt.deb; systemctl daemon-reload\n",
             "✓ the service f2bmqttsub runs\n",
         ],
@@ -233,14 +233,14 @@ const HOSTS: [Case; 33] = [
              systemctl daemon-reload; systemctl -q reenable f2bmqttsub; systemctl restart f2bmqttsub",
         ],
         said: &[
-            "✗ systemd runs /etc/systemd/system/f2bmqttsub.service in the place of the package's unit\n",
+            "✗ systemd runs /etc/systemd/system/f2bmqttsub.service instead of the package's unit\n",
             "    systemctl reenable f2bmqttsub; systemctl restart f2bmqttsub\n",
         ],
         ..FAULT
     },
     Case {
         host: ["sleep 1; touch /etc/fail2ban/mqtt.env", "systemctl restart f2bmqttsub"],
-        said: &["✗ the service runs with older settings: /etc/fail2ban/mqtt.env was changed "],
+        said: &["✗ the service runs with old settings: /etc/fail2ban/mqtt.env changed "],
         ..FAULT
     },
     Case {
@@ -248,7 +248,7 @@ const HOSTS: [Case; 33] = [
             "cp -p /usr/bin/f2bmqtt /usr/bin/f2bmqtt.new; mv /usr/bin/f2bmqtt.new /usr/bin/f2bmqtt",
             "systemctl restart f2bmqttsub",
         ],
-        said: &["! the service still runs the version before the one that is installed\n"],
+        said: &["! the service still runs the previously installed version\n"],
         code: 0,
         ..FAULT
     },
@@ -259,7 +259,7 @@ const HOSTS: [Case; 33] = [
             "systemctl stop old",
         ],
         said: &[
-            "✗ a script mqttsubscribebans still runs, as process ",
+            "✗ a script mqttsubscribebans still runs (PID ",
             "    systemctl disable --now old.service\n",
         ],
         ..FAULT
@@ -267,8 +267,8 @@ const HOSTS: [Case; 33] = [
     Case {
         host: ["setsid /opt/mqttsubscribebans >/dev/null 2>&1 &", "pkill -f '^/bin/bash /opt/mqtt'"],
         said: &[
-            "✗ a script mqttsubscribebans still runs, as process ",
-            "\n    and look for what starts it: crontab -l, /etc/rc.local\n",
+            "✗ a script mqttsubscribebans still runs (PID ",
+            "\n    remove what starts the script: crontab -l, /etc/rc.local\n",
         ],
         ..FAULT
     },
@@ -278,7 +278,7 @@ const HOSTS: [Case; 33] = [
             "dpkg-reconfigure f2bmqtt; systemctl enable -q --now f2bmqttsub",
         ],
         said: &[
-            "✗ /etc/fail2ban/mqttnotifyban is no link to /usr/bin/f2bmqtt: what calls it runs something else\n",
+            "✗ /etc/fail2ban/mqttnotifyban is not a link to /usr/bin/f2bmqtt: its callers run another program\n",
             "    dpkg-reconfigure f2bmqtt; systemctl enable --now f2bmqttsub\n",
         ],
         ..FAULT
@@ -291,7 +291,8 @@ const HOSTS: [Case; 33] = [
              mv /root/abuseipdb.local /etc/fail2ban/action.d/",
         ],
         said: &[
-            "! /etc/fail2ban/action.d/iptables-ipset.local is your own, and the package's waits beside it\n",
+            "! /etc/fail2ban/action.d/iptables-ipset.local is locally modified; the packaged version is in \
+             /etc/fail2ban/action.d/iptables-ipset.local.ucf-dist\n",
             "! /etc/fail2ban/action.d/abuseipdb.local is missing\n",
         ],
         code: 0,
@@ -303,14 +304,14 @@ const HOSTS: [Case; 33] = [
             "chmod 700 /var/lib/f2bmqtt; chmod 600 /etc/fail2ban/mqtt.env",
         ],
         said: &[
-            "✗ others than root can get at /var/lib/f2bmqtt (its mode is 0755)\n",
+            "✗ users other than root can access /var/lib/f2bmqtt (mode 0755)\n",
             "! /etc/fail2ban/mqtt.env can be read by others, and holds a password: chmod 600",
         ],
         ..FAULT
     },
     Case {
         host: ["mount -t tmpfs -o size=64k,mode=700 none /var/lib/f2bmqtt", "umount /var/lib/f2bmqtt"],
-        said: &["✗ 64 KiB are free, less than 16384 KiB, on the file system of /var/lib/f2bmqtt: a restart loses what cannot be written\n"],
+        said: &["✗ 64 KiB are free, less than 16384 KiB, on the file system of /var/lib/f2bmqtt: a restart loses state that cannot be written\n"],
         ..FAULT
     },
     // fail2ban's own action, where ours does not take its place.
@@ -324,8 +325,8 @@ const HOSTS: [Case; 33] = [
         ],
         said: &[
             "! /etc/fail2ban/action.d/abuseipdb.local is missing\n",
-            "✗ the jail old reports to AbuseIPDB by fail2ban's own action, which also reports what other servers \
-             detected\n    \
+            "✗ the jail old reports to AbuseIPDB with fail2ban's own action, which also reports bans that other \
+             servers detected\n    \
              cp -b /usr/share/f2bmqtt/action.d/abuseipdb.local /etc/fail2ban/action.d/\n    \
              then: fail2ban-client reload --restart old\n",
         ],
@@ -338,8 +339,8 @@ const HOSTS: [Case; 33] = [
             "",
         ],
         said: &[
-            "✗ old reports to AbuseIPDB, and there is no key: /etc/fail2ban/abuseipdb.apikey is missing\n",
-            "✗ the jail old counts bans, those of other servers too, and reports them to AbuseIPDB",
+            "✗ old reports to AbuseIPDB, but the key file /etc/fail2ban/abuseipdb.apikey is missing\n",
+            "✗ the jail old counts bans, also those of other servers, and reports them to AbuseIPDB",
         ],
         ..FAULT
     },
@@ -347,7 +348,7 @@ const HOSTS: [Case; 33] = [
         host: ["echo APIKEY=YOUR_API_KEY >/etc/fail2ban/abuseipdb.apikey", ""],
         said: &[
             "! /etc/fail2ban/abuseipdb.apikey can be read by others: chmod 600",
-            "✗ old reports to AbuseIPDB, and /etc/fail2ban/abuseipdb.apikey holds no key, at most the place",
+            "✗ old reports to AbuseIPDB, but /etc/fail2ban/abuseipdb.apikey contains no key",
         ],
         ..FAULT
     },
@@ -363,7 +364,7 @@ const HOSTS: [Case; 33] = [
                /etc/fail2ban/jail.d/more.local; fail2ban-client reload --restart old",
             NO_JAILS,
         ],
-        said: &["! old reports to AbuseIPDB, with a key of the jail, which can be seen in the list of processes\n"],
+        said: &["! old reports to AbuseIPDB, with a key in the jail's configuration, which every user can see in the process list\n"],
         code: 0,
         ..FAULT
     },

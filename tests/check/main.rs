@@ -89,13 +89,13 @@ fn a_sound_host_has_ticks_alone_and_looking_leaves_nothing_behind() {
         kept.unwrap_or_else(|kept| kept) // it ends by its time-out
     };
     is_sound(web1);
-    eventually("both are online", || check(web1).0.contains("✓ online, too: web2"));
+    eventually("both are online", || check(web1).0.contains("✓ other hosts online: web2"));
     let (text, _) = check(web1);
     for line in [
-        "✓ the settings in /etc/fail2ban/mqtt.env can be used",
-        "✓ 10.213.77.11:1883 lets this host in as fail2ban",
-        "✓ what this host publishes on blacklist/ban, blacklist/unban, f2bmqtt/blacklist/state/web1 and \
-         f2bmqtt/blacklist/host/web1 arrives",
+        "✓ the settings in /etc/fail2ban/mqtt.env are valid",
+        "✓ the broker 10.213.77.11:1883 accepts the login fail2ban",
+        "✓ messages of this host on blacklist/ban, blacklist/unban, f2bmqtt/blacklist/state/web1 and \
+         f2bmqtt/blacklist/host/web1 arrive",
         "✓ the service f2bmqttsub runs",
         "✓ both, sshd and web share their bans",
         "✓ fail2ban can write to /var/lib/f2bmqtt/spool",
@@ -144,6 +144,6 @@ fn a_sound_host_has_ticks_alone_and_looking_leaves_nothing_behind() {
     // It is for root alone.
     let out = web1.run("setpriv --reuid nobody f2bmqtt check");
     assert_eq!(out.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&out.stderr).contains("check must be run by root"));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("check must run as root"));
     readme::is_what_it_prints(&rig);
 }

@@ -26,7 +26,7 @@ const OTHERS: [Case; 4] = [
             "sed -i s/^MQTT_TOPIC=.*/MQTT_TOPIC=blacklist/ /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
         ],
         said: &[
-            "! no other host with f2bmqtt is on the topic blakclist\n    hosts are on blacklist: set MQTT_TOPIC in mqtt.env",
+            "! no other host with f2bmqtt is on the topic blakclist\n    other hosts are on blacklist: set MQTT_TOPIC in mqtt.env",
         ],
         code: 0,
         ..FAULT
@@ -37,7 +37,7 @@ const OTHERS: [Case; 4] = [
              systemctl restart f2bmqttsub",
             "sed -i '/MQTT_SIGNING_KEY/d' /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
         ],
-        said: &["✗ b does not sign its messages: what it tells is refused here\n", "the same MQTT_SIGNING_KEY"],
+        said: &["✗ b does not sign its messages: this host rejects them\n", "the same MQTT_SIGNING_KEY"],
         ..FAULT
     },
     Case {

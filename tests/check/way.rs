@@ -11,9 +11,9 @@ const WAYS: [Case; 12] = [
             "sed -i s/^MQTT_PASSWORD=.*/MQTT_PASSWORD=fail2ban/ /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
         ],
         said: &[
-            "✗ 10.213.77.11:1883: it refuses the login: check MQTT_USER and MQTT_PASSWORD\n",
+            "✗ no connection to the broker 10.213.77.11:1883: it refuses the login: check MQTT_USER and MQTT_PASSWORD\n",
             "mosquitto_passwd -b /etc/mosquitto/passwd fail2ban PASSWORD",
-            "✗ the daemon is not connected to 10.213.77.11:1883, for ",
+            "✗ the daemon has had no connection to 10.213.77.11:1883 for ",
             "2 faults, 0 warnings",
         ],
         ..FAULT
@@ -23,7 +23,7 @@ const WAYS: [Case; 12] = [
             "sed -i s/^MQTT_HOST=.*/MQTT_HOST=no.such.host/ /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
             "",
         ],
-        said: &["✗ no.such.host:1883: the name cannot be resolved: ", "getent hosts no.such.host"],
+        said: &["✗ cannot resolve the name of the broker no.such.host:1883: ", "getent hosts no.such.host"],
         ..FAULT
     },
     Case {
@@ -31,7 +31,7 @@ const WAYS: [Case; 12] = [
             "sed -i s/^MQTT_HOST=.*/MQTT_HOST=hub:1884/ /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
             "",
         ],
-        said: &["✗ hub:1884 at 10.213.77.11: nothing listens there\n", "systemctl status mosquitto"],
+        said: &["✗ cannot connect to the broker hub:1884 at 10.213.77.11: nothing listens there\n", "systemctl status mosquitto"],
         ..FAULT
     },
     Case {
@@ -40,8 +40,8 @@ const WAYS: [Case; 12] = [
             "sed -i s/^MQTT_HOST=.*/MQTT_HOST=10.213.77.11/ /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
         ],
         said: &[
-            "✗ /etc/fail2ban/mqtt.env is as it was shipped: it names no broker of yours\n",
-            "✗ 192.168.1.10:1883: Network is unreachable",
+            "✗ /etc/fail2ban/mqtt.env still has the sample settings\n",
+            "✗ cannot connect to the broker 192.168.1.10:1883: Network is unreachable",
         ],
         // The service says so, too, once and where `systemctl status` shows it.
         shows: &[
@@ -70,8 +70,8 @@ const WAYS: [Case; 12] = [
             "nft delete table inet t",
         ],
         said: &[
-            "✗ 10.213.77.11:1883: no answer within 3 s: the packets are dropped on the way\n",
-            "let TCP port 1883 through the firewalls",
+            "✗ cannot connect to the broker 10.213.77.11:1883: no answer within 3 s: the packets are dropped on the way\n",
+            "allow TCP port 1883 in the firewalls",
         ],
         ..FAULT
     },
@@ -82,8 +82,8 @@ const WAYS: [Case; 12] = [
             "sed -i /retain_available/d /etc/mosquitto/conf.d/fleet.conf",
         ],
         said: &[
-            "✗ 10.213.77.11:1883 refuses a client with a persistent session and a retained last will, as the daemon is",
-            "✗ the daemon is not connected to 10.213.77.11:1883, for ",
+            "✗ the broker 10.213.77.11:1883 refuses a client with a persistent session and a retained last will, which",
+            "✗ the daemon has had no connection to 10.213.77.11:1883 for ",
         ],
         ..FAULT
     },
@@ -92,7 +92,7 @@ const WAYS: [Case; 12] = [
             "echo 'max_qos 0' >>/etc/mosquitto/conf.d/fleet.conf; systemctl restart mosquitto",
             "sed -i /max_qos/d /etc/mosquitto/conf.d/fleet.conf; systemctl restart mosquitto",
         ],
-        said: &["✗ 10.213.77.11:1883 grants QoS 0 only", "allow QoS 1 (mosquitto: max_qos 1 or 2)\n"],
+        said: &["✗ the broker 10.213.77.11:1883 grants only QoS 0", "allow QoS 1 (mosquitto: max_qos 1 or 2)\n"],
         ..FAULT
     },
     // mosquitto takes what its rules forbid, and drops it.
@@ -107,12 +107,12 @@ const WAYS: [Case; 12] = [
             "sed -i /MQTT_HA_PREFIX/d /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
         ],
         said: &[
-            "✗ 10.213.77.11:1883 drops what this host publishes on blacklist/ban, without a word\n",
-            "✗ 10.213.77.11:1883 drops what this host publishes on f2bmqtt/blacklist/state/a, without a word\n",
+            "✗ the broker 10.213.77.11:1883 silently drops messages of this host on blacklist/ban\n",
+            "✗ the broker 10.213.77.11:1883 silently drops messages of this host on f2bmqtt/blacklist/state/a\n",
             "let fail2ban write f2bmqtt/blacklist/state/a/#\n",
-            "✓ what this host publishes on blacklist/unban and f2bmqtt/blacklist/host/a arrives\n",
-            "! 10.213.77.11:1883 keeps nothing of this host on homeassistant/device/f2bmqtt_a/config and \
-             homeassistant/f2bmqtt/a/bans, for Home Assistant\n    the broker's access rules must let fail2ban read \
+            "✓ messages of this host on blacklist/unban and f2bmqtt/blacklist/host/a arrive\n",
+            "! the broker 10.213.77.11:1883 keeps no message for Home Assistant on \
+             homeassistant/device/f2bmqtt_a/config and homeassistant/f2bmqtt/a/bans\n    the broker's access rules must let fail2ban read \
              and write homeassistant/device/f2bmqtt_a/config and homeassistant/f2bmqtt/a/bans, and read \
              homeassistant/status\n",
         ],
@@ -122,7 +122,7 @@ const WAYS: [Case; 12] = [
     Case {
         hub: ["printf 'user fail2ban\\ntopic write blacklist/#\\ntopic write f2bmqtt/blacklist/#\\n' >/etc/mosquitto/acl; RULES", NO_RULES],
         said: &[
-            "✗ 10.213.77.11:1883 hands out nothing of what this host publishes",
+            "✗ the broker 10.213.77.11:1883 delivers none of this host's messages",
             "the broker's access rules must let fail2ban read blacklist/# and f2bmqtt/blacklist/#\n",
         ],
         ..FAULT
@@ -140,7 +140,7 @@ const WAYS: [Case; 12] = [
              systemctl restart mosquitto",
             "cp /root/kept /etc/mosquitto/conf.d/fleet.conf; systemctl restart mosquitto",
         ],
-        said: &["✗ 10.213.77.11:1883 refuses the subscription to blacklist/#, f2bmqtt/blacklist/host/# and f2bmqtt/blacklist/state/a/+\n"],
+        said: &["✗ the broker 10.213.77.11:1883 refuses the subscription to blacklist/#, f2bmqtt/blacklist/host/# and f2bmqtt/blacklist/state/a/+\n"],
         ..FAULT
     },
     Case {
@@ -156,7 +156,7 @@ const WAYS: [Case; 12] = [
              echo MQTT_CAFILE=/etc/ca.crt >>/etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
             "",
         ],
-        said: &["✗ hub:8883: its certificate expired on 2022-04-05T", ": renew it there\n"],
+        said: &["✗ no connection to the broker hub:8883: its certificate expired on 2022-04-05T", ": renew it there\n"],
         ..FAULT
     },
 ];

@@ -94,26 +94,26 @@ fn crosses(rig: &Rig, net: &str, origin: &str) {
 fn lines(host: &str, other: &str, release: &Release, jails: &[String]) -> Vec<String> {
     let broker = "10.213.77.11:1883";
     let mut lines = vec![
-        "✓ the settings in /etc/fail2ban/mqtt.env can be used".to_owned(),
-        format!("✓ {broker} answers at 10.213.77.11"),
-        format!("✓ {broker} lets this host in as fail2ban"),
-        format!("✓ {broker} takes this host's subscriptions"),
+        "✓ the settings in /etc/fail2ban/mqtt.env are valid".to_owned(),
+        format!("✓ the broker {broker} answers at 10.213.77.11"),
+        format!("✓ the broker {broker} accepts the login fail2ban"),
+        format!("✓ the broker {broker} accepts this host's subscriptions"),
         format!(
-            "✓ what this host publishes on blacklist/ban, blacklist/unban, f2bmqtt/blacklist/state/{host} and \
-             f2bmqtt/blacklist/host/{host} arrives"
+            "✓ messages of this host on blacklist/ban, blacklist/unban, f2bmqtt/blacklist/state/{host} and \
+             f2bmqtt/blacklist/host/{host} arrive"
         ),
-        format!("✓ {broker} keeps a retained message of 16 KiB"),
-        format!("✓ no other machine is called {host}"),
-        format!("✓ online, too: {other}"),
-        "✓ no clock of the others is seen to be off".to_owned(),
+        format!("✓ the broker {broker} keeps retained messages of 16 KiB"),
+        format!("✓ this host's name {host} is unique in the fleet"),
+        format!("✓ other hosts online: {other}"),
+        "✓ the clocks of all other hosts agree with this one".to_owned(),
         "✓ the service f2bmqttsub runs".to_owned(),
-        "✓ what fail2ban's actions call is f2bmqtt".to_owned(),
+        "✓ fail2ban's actions call f2bmqtt".to_owned(),
         format!("✓ the daemon is connected to {broker}"),
-        "✓ no table of the daemon is full".to_owned(),
+        "✓ all tables of the daemon are below their limits".to_owned(),
         format!("✓ fail2ban {} answers", release.fail2ban),
     ];
     lines.extend_from_slice(jails);
-    lines.push("✓ fail2ban's database /var/lib/fail2ban/fail2ban.sqlite3 can be read".to_owned());
+    lines.push("✓ fail2ban's database /var/lib/fail2ban/fail2ban.sqlite3 is readable".to_owned());
     lines.push("✓ fail2ban can write to /var/lib/f2bmqtt/spool".to_owned());
     lines
 }
@@ -125,8 +125,9 @@ fn check_is_true(host: Host<'_>, other: &str, release: &Release, jails: &[String
     let matches = becomes(SOON, || {
         text = host.try_sh("f2bmqtt check").unwrap_or_else(|text| text);
         let findings = text.lines().filter(|line| !line.starts_with("    "));
-        let (free, found): (Vec<_>, Vec<_>) =
-            findings.partition(|line| line.contains(" MiB are free where /var/lib/f2bmqtt is"));
+        let (free, found): (Vec<_>, Vec<_>) = findings.partition(|line| {
+            line.contains(" MiB are free on the file system of /var/lib/f2bmqtt")
+        });
         free.len() == 1 && free[0].starts_with("✓ ") && found == expected
     });
     assert!(matches, "{text}\nexpected:\n{}", expected.join("\n"));

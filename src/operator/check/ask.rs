@@ -30,7 +30,7 @@ pub(super) async fn server(socket: &Path) -> Result<Server, String> {
         }
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!(
-            "fail2ban does not answer within {} s: one of its actions hangs, or it makes many bans",
+            "fail2ban does not answer within {} s: one of its actions hangs, or many bans keep fail2ban busy",
             PATIENCE.as_secs()
         )),
     }

@@ -110,7 +110,7 @@ impl Reached {
         let mut found = Vec::new();
         let (ports, why) = match &self.way {
             Way::NoName(why) => {
-                let text = format!("{broker}: the name cannot be resolved: {why}");
+                let text = format!("cannot resolve the name of the broker {broker}: {why}");
                 found.push(Finding::fault("broker_name", text).next(format!(
                     "getent hosts {host}\ncheck MQTT_HOST, /etc/resolv.conf and /etc/hosts",
                     host = broker.host
@@ -127,7 +127,10 @@ impl Reached {
         let (open, shut): (Vec<_>, Vec<_>) =
             ports.iter().partition(|(_, port)| *port == Port::Open);
         let open: Vec<String> = open.iter().map(|(address, _)| address.to_string()).collect();
-        found.push(Finding::well("broker_port", format!("{broker} answers at {}", list(&open))));
+        found.push(Finding::well(
+            "broker_port",
+            format!("the broker {broker} answers at {}", list(&open)),
+        ));
         for (address, port) in shut {
             // The others are tried after it, but each try takes its time.
             let Finding { id, text, next, .. } = closed(broker, *address, port);
@@ -150,12 +153,14 @@ fn closed(broker: &Broker, address: IpAddr, port: &Port) -> Finding {
     let at =
         if host.contains(&address.to_string()) { String::new() } else { format!(" at {address}") };
     let (what, next) = match port {
-        Port::Open => return Finding::well("broker_port", format!("{broker} answers{at}")),
+        Port::Open => {
+            return Finding::well("broker_port", format!("the broker {broker} answers{at}"));
+        }
         Port::Refused => (
             "nothing listens there".to_owned(),
             format!(
                 "on the hub: systemctl status mosquitto; ss -tln 'sport = {number}'\n\
-                 (without a line \"listener {number}\", mosquitto listens to its own machine alone)\n\
+                 (without a line \"listener {number}\", mosquitto accepts only local connections)\n\
                  on this host: check MQTT_HOST and MQTT_PORT"
             ),
         ),
@@ -165,22 +170,21 @@ fn closed(broker: &Broker, address: IpAddr, port: &Port) -> Finding {
                 PATIENCE.as_secs()
             ),
             format!(
-                "let TCP port {number} through the firewalls of the hub and of this host\n\
-                 is the hub up, and is that its address? ping {address}"
+                "allow TCP port {number} in the firewalls of the hub and of this host\n\
+                 check that the hub is up and has this address: ping {address}"
             ),
         ),
-        Port::Other(what) => {
-            (what.clone(), format!("is there a way to it? ip route get {address}"))
-        }
+        Port::Other(what) => (what.clone(), format!("check the route: ip route get {address}")),
     };
-    Finding::fault("broker_port", format!("{broker}{at}: {what}")).next(next)
+    Finding::fault("broker_port", format!("cannot connect to the broker {broker}{at}: {what}"))
+        .next(next)
 }
 
 /// TLS and the login.
 fn entry(broker: &Broker, config: &Config, why: Option<&Why>) -> Vec<Finding> {
     let user = config.user();
     let protected =
-        || Finding::well("broker_tls", format!("{broker} has a certificate that is good"));
+        || Finding::well("broker_tls", format!("the broker {broker} has a valid certificate"));
     let mut found = Vec::new();
     let stage = why.map(|why| why.stage);
     if config.tls.is_some() && matches!(stage, None | Some(Stage::Login)) {
@@ -188,27 +192,27 @@ fn entry(broker: &Broker, config: &Config, why: Option<&Why>) -> Vec<Finding> {
     }
     let Some(why) = why else {
         let text = match &user {
-            Some(user) => format!("{broker} lets this host in as {user}"),
-            None => format!("{broker} lets this host in"),
+            Some(user) => format!("the broker {broker} accepts the login {user}"),
+            None => format!("the broker {broker} accepts this host without a login"),
         };
         found.push(Finding::well("broker_login", text));
         return found;
     };
     let again = "then: systemctl restart f2bmqttsub";
-    let text = format!("{broker}: {why}");
+    let text = format!("no connection to the broker {broker}: {why}");
     found.push(match why.stage {
         Stage::Login => Finding::fault("broker_login", text).next(format!(
             "on the hub: mosquitto_passwd -b /etc/mosquitto/passwd {} PASSWORD; \
              systemctl reload mosquitto\n\
-             here the same in mqtt.env, {again}\n\
+             on this host: set the same login in mqtt.env, {again}\n\
              if the hub restricts client IDs (mosquitto: clientid_prefixes): allow f2bmqtt-",
             user.as_deref().unwrap_or("USER")
         )),
         Stage::Tls => Finding::fault("broker_tls", text).next(format!(
-            "MQTT_TLS, MQTT_CAFILE, MQTT_CERT and MQTT_KEY are in mqtt.env, {again}"
+            "check MQTT_TLS, MQTT_CAFILE, MQTT_CERT and MQTT_KEY in mqtt.env, {again}"
         )),
         Stage::Other => Finding::fault("broker_login", text)
-            .next("on the hub, what its log says: journalctl -u mosquitto -n 20"),
+            .next("read the log of the hub: journalctl -u mosquitto -n 20"),
     });
     found
 }
@@ -218,7 +222,7 @@ impl Heard {
     fn topics(&self, broker: &Broker, config: &Config) -> Vec<Finding> {
         let user = config.user().unwrap_or_else(|| "this host".to_owned());
         let all = config.topic.branches();
-        let rules = "how the rules of a mosquitto may look: \
+        let rules = "example rules for mosquitto: \
                      /usr/share/doc/f2bmqtt/examples/mosquitto/fleet.acl";
         let mut found = Vec::new();
         let written = |topic: &str| {
@@ -227,14 +231,15 @@ impl Heard {
         let mosquitto =
             "mosquitto's settings: /etc/mosquitto/mosquitto.conf and /etc/mosquitto/conf.d";
         if self.qos_lowered {
-            let text = format!("{broker} grants QoS 0 only: it loses messages, or refuses them");
+            let text = format!("the broker {broker} grants only QoS 0, and may lose messages");
             let next = format!("on the hub: allow QoS 1 (mosquitto: max_qos 1 or 2)\n{mosquitto}");
             found.push(Finding::fault("broker_qos", text).next(next));
             return found;
         }
         if let Some(why) = &self.refused_as_daemon {
             let text = format!(
-                "{broker} refuses a client with a persistent session and a retained last will, as the daemon is: {why}"
+                "the broker {broker} refuses a client with a persistent session and a retained last will, which the daemon \
+                 needs: {why}"
             );
             let next = format!(
                 "on the hub: allow retained messages (mosquitto: no \"retain_available false\") and persistent \
@@ -250,38 +255,38 @@ impl Heard {
                     (format!("publishes on {topic}"), format!("write {}", written(topic)))
                 }
             };
-            let text = format!("{broker} ends the connection when this host {what}");
+            let text = format!("the broker {broker} closes the connection when this host {what}");
             let next = format!("the broker's access rules must let {user} {may}\n{rules}");
             found.push(Finding::fault("broker_publish", text).next(next));
             return found;
         }
         if self.refused.is_empty() {
-            let text = format!("{broker} takes this host's subscriptions");
+            let text = format!("the broker {broker} accepts this host's subscriptions");
             found.push(Finding::well("broker_subscribe", text));
         } else {
             let refused = list(&self.refused);
-            let text = format!("{broker} refuses the subscription to {refused}");
+            let text = format!("the broker {broker} refuses the subscription to {refused}");
             let next = format!("the broker's access rules must let {user} read {all}\n{rules}");
             found.push(Finding::fault("broker_subscribe", text).next(next));
         }
         let (back, gone): (Vec<_>, Vec<_>) = self.probes.iter().partition(|probe| probe.back);
         if !back.is_empty() {
             let topics: Vec<&str> = back.iter().map(|probe| probe.topic.as_str()).collect();
-            let text = format!("what this host publishes on {} arrives", list(&topics));
+            let text = format!("messages of this host on {} arrive", list(&topics));
             found.push(Finding::well("broker_publish", text));
         }
         if back.is_empty() && !gone.is_empty() && !self.others && self.refused.is_empty() {
             let text = format!(
-                "{broker} hands out nothing of what this host publishes: without a word, it drops that, \
-                 or does not let {user} read it"
+                "the broker {broker} delivers none of this host's messages: it silently drops them, or {user} may not \
+                 read them"
             );
             let next = format!("the broker's access rules must let {user} read {all}\n{rules}");
             found.push(Finding::fault("broker_read", text).next(next));
             return found;
         }
         for Probe { topic, taken, .. } in gone {
-            let how = if *taken { ", without a word" } else { "" };
-            let text = format!("{broker} drops what this host publishes on {topic}{how}");
+            let how = if *taken { "silently drops" } else { "does not acknowledge" };
+            let text = format!("the broker {broker} {how} messages of this host on {topic}");
             let topic = written(topic);
             let next = format!("the broker's access rules must let {user} write {topic}\n{rules}");
             found.push(Finding::fault("broker_publish", text).next(next));
@@ -299,16 +304,16 @@ impl Heard {
         let missing: Vec<&String> =
             topics.iter().filter(|topic| !self.home.contains(*topic)).collect();
         if missing.is_empty() {
-            let text = format!("{broker} keeps what Home Assistant is to know of this host");
+            let text = format!("the broker {broker} keeps this host's messages for Home Assistant");
             return Some(Finding::well("home_assistant", text));
         }
         let text = format!(
-            "{broker} keeps nothing of this host on {}, for Home Assistant",
+            "the broker {broker} keeps no message for Home Assistant on {}",
             list(&missing)
         );
         Some(Finding::warning("home_assistant", text).next(format!(
             "the broker's access rules must let {user} read and write {}, and read {}\n\
-             how the rules of a mosquitto may look: /usr/share/doc/f2bmqtt/examples/mosquitto/fleet.acl",
+             example rules for mosquitto: /usr/share/doc/f2bmqtt/examples/mosquitto/fleet.acl",
             list(&topics),
             prefix.below("status")
         )))
@@ -320,17 +325,20 @@ impl Shard {
         let size = SHARD_BYTES / 1024;
         match (self.taken, self.arrivals) {
             (true, 2..) => {
-                let text = format!("{broker} keeps a retained message of {size} KiB");
+                let text = format!("the broker {broker} keeps retained messages of {size} KiB");
                 Finding::well("broker_retain", text)
             }
             (true, 1) => {
-                let text = format!("{broker} does not keep retained messages, which snapshots are");
+                let text = format!(
+                    "the broker {broker} does not keep retained messages, which snapshots need"
+                );
                 Finding::fault("broker_retain", text)
                     .next("on the hub: allow retained messages (mosquitto: retain_available)")
             }
             _ => {
-                let text =
-                    format!("{broker} drops a retained message of {size} KiB, as a snapshot has");
+                let text = format!(
+                    "the broker {broker} drops retained messages of {size} KiB, the size of a snapshot part"
+                );
                 Finding::fault("broker_retain", text).next(format!(
                     "on the hub: allow retained messages, and messages of {} KiB (mosquitto: message_size_limit and \
                      max_packet_size)",
@@ -380,27 +388,27 @@ mod tests {
             (
                 Way::NoName("unknown".to_owned()),
                 "broker_name",
-                "hub:1883: the name cannot be resolved: unknown",
+                "cannot resolve the name of the broker hub:1883: unknown",
             ),
             (
                 Way::NoPort(vec![(ADDRESS, Port::Refused)]),
                 "broker_port",
-                "hub:1883 at 192.0.2.1: nothing listens there",
+                "cannot connect to the broker hub:1883 at 192.0.2.1: nothing listens there",
             ),
             (
                 Way::NoPort(vec![(ADDRESS, Port::Dropped)]),
                 "broker_port",
-                "hub:1883 at 192.0.2.1: no answer within 3 s: the packets are dropped on the way",
+                "cannot connect to the broker hub:1883 at 192.0.2.1: no answer within 3 s: the packets are dropped on the way",
             ),
             (
                 Way::NoEntry { ports: open(), why: why(Stage::Login, "no") },
                 "broker_login",
-                "hub:1883: no",
+                "no connection to the broker hub:1883: no",
             ),
             (
                 Way::NoEntry { ports: open(), why: why(Stage::Tls, "no") },
                 "broker_tls",
-                "hub:1883: no",
+                "no connection to the broker hub:1883: no",
             ),
         ];
         for (way, id, text) in table {
@@ -424,7 +432,7 @@ mod tests {
         assert_eq!(faults(Heard { probes: probes(all), ..Heard::default() }), []);
         let mut one = all;
         one[0] = (true, false);
-        let text = "hub:1883 drops what this host publishes on t/ban, without a word".to_owned();
+        let text = "the broker hub:1883 silently drops messages of this host on t/ban".to_owned();
         let heard = Heard { probes: probes(one), ..Heard::default() };
         assert_eq!(faults(heard), [("broker_publish", text)]);
         let none = || probes([(true, false); 4]);
@@ -433,7 +441,7 @@ mod tests {
         assert_eq!(faults(Heard { probes: none(), others: true, ..Heard::default() }).len(), 4);
         let refused = vec!["t/+".to_owned()];
         let refused = faults(Heard { refused, probes: probes(all), ..Heard::default() });
-        let text = "hub:1883 refuses the subscription to t/+".to_owned();
+        let text = "the broker hub:1883 refuses the subscription to t/+".to_owned();
         assert_eq!(refused, [("broker_subscribe", text)]);
         let mut probes = probes([(false, false); 4]);
         probes[0].taken = true;
@@ -451,17 +459,17 @@ mod tests {
             (
                 &[device, bans],
                 State::Well,
-                "hub:1883 keeps what Home Assistant is to know of this host",
+                "the broker hub:1883 keeps this host's messages for Home Assistant",
             ),
             (
                 &[device],
                 State::Warning,
-                "hub:1883 keeps nothing of this host on ha/f2bmqtt/web1/bans, for",
+                "the broker hub:1883 keeps no message for Home Assistant on ha/f2bmqtt/web1/bans",
             ),
             (
                 &[],
                 State::Warning,
-                "hub:1883 keeps nothing of this host on ha/device/f2bmqtt_web1/config and ha/f2b",
+                "the broker hub:1883 keeps no message for Home Assistant on ha/device/f2bmqtt_web1/config and ha/f2b",
             ),
         ];
         for (kept, state, text) in table {
@@ -481,23 +489,23 @@ mod tests {
         };
         let refused = Some(why(Stage::Tls, "it hangs up"));
         let table = [
-            (shard(true, 2), State::Well, "hub:1883 keeps a retained message of 16 KiB"),
-            (shard(true, 1), State::Fault, "hub:1883 does not keep retained messages"),
-            (shard(true, 0), State::Fault, "hub:1883 drops a retained message of 16 KiB"),
+            (shard(true, 2), State::Well, "the broker hub:1883 keeps retained messages of 16 KiB"),
+            (shard(true, 1), State::Fault, "the broker hub:1883 does not keep retained messages"),
+            (shard(true, 0), State::Fault, "the broker hub:1883 drops retained messages of 16 KiB"),
             (
                 Heard { cut: true, ..shard(false, 0) },
                 State::Fault,
-                "hub:1883 drops a retained message",
+                "the broker hub:1883 drops retained messages",
             ),
             (
                 Heard { refused_as_daemon: refused, cut: true, ..Heard::default() },
                 State::Fault,
-                "hub:1883 refuses a client with a persistent session and a retained last will, as the daemon is: it hangs up",
+                "the broker hub:1883 refuses a client with a persistent session and a retained last will, which the daemon needs: it hangs up",
             ),
             (
                 Heard { qos_lowered: true, cut: true, ..Heard::default() },
                 State::Fault,
-                "hub:1883 grants QoS 0 only",
+                "the broker hub:1883 grants only QoS 0",
             ),
         ];
         for (heard, state, text) in table {
@@ -514,7 +522,7 @@ mod tests {
         let other = "2001:db8::1".parse().unwrap();
         let ports = vec![(ADDRESS, Port::Open), (other, Port::Dropped)];
         let found = shown(Way::In { ports, heard: Box::default() });
-        assert_eq!(found[0].2, "hub:1883 answers at 192.0.2.1");
+        assert_eq!(found[0].2, "the broker hub:1883 answers at 192.0.2.1");
         assert_eq!((found[1].0, found[1].1), ("broker_port", State::Warning));
     }
 }

@@ -49,7 +49,8 @@ pub(super) fn findings(path: Option<&Path>, contents: &Contents) -> Vec<Finding>
             Finding::fault("fail2ban_database", text).next("systemctl restart fail2ban")
         }
         Contents::Unreadable(why) => {
-            let text = format!("cannot read fail2ban's database {path}: {why}; bans wait for it");
+            let text =
+                format!("cannot read fail2ban's database {path}: {why}; the daemon postpones bans");
             Finding::fault("fail2ban_database", text).next(format!(
                 "systemctl restart fail2ban\nif that does not help: sqlite3 {path} 'PRAGMA integrity_check'"
             ))
@@ -57,7 +58,7 @@ pub(super) fn findings(path: Option<&Path>, contents: &Contents) -> Vec<Finding>
         Contents::Readable(rows) if !rows.is_empty() => {
             let row = |what: &String| {
                 let next = format!(
-                    "fail2ban-client unban ADDRESS removes it; to look at it:\n\
+                    "remove the row: fail2ban-client unban ADDRESS; show the row:\n\
                      sqlite3 {path} \"SELECT * FROM bips WHERE ip = 'ADDRESS'\""
                 );
                 Finding::warning("fail2ban_database", what.as_str()).next(next)
@@ -65,7 +66,7 @@ pub(super) fn findings(path: Option<&Path>, contents: &Contents) -> Vec<Finding>
             return rows.iter().map(row).collect();
         }
         Contents::Readable(_) => {
-            Finding::well("fail2ban_database", format!("fail2ban's database {path} can be read"))
+            Finding::well("fail2ban_database", format!("fail2ban's database {path} is readable"))
         }
     };
     vec![finding]
@@ -113,7 +114,7 @@ mod tests {
         assert_eq!(state, State::Fault);
         let table = "CREATE TABLE bips(ip, jail, timeofban, bantime, data);
                      INSERT INTO bips VALUES('192.0.2.1', 'sshd', 1000, 612.5, '{}')";
-        let well = "fail2ban's database /db can be read";
+        let well = "fail2ban's database /db is readable";
         assert_eq!(found(Some(&path), table), (State::Well, well.to_owned()));
         let odd = "INSERT INTO bips VALUES('192.0.2.2', 'sshd', 1000, 'x', '{}')";
         let (state, text) = found(Some(&path), odd);

@@ -45,7 +45,10 @@ pub(super) fn findings(
     if seen.namesake || own.any(|(_, there)| others(&there.machine)) {
         found.push(twice(me.as_str()));
     } else {
-        found.push(Finding::well("fleet_name", format!("no other machine is called {me}")));
+        found.push(Finding::well(
+            "fleet_name",
+            format!("this host's name {me} is unique in the fleet"),
+        ));
     }
     let mut online = BTreeSet::new();
     for (host, there) in heard.presences.iter().filter(|(host, _)| host != me) {
@@ -56,9 +59,9 @@ pub(super) fn findings(
     }
     let online: Vec<&str> = online.into_iter().collect();
     let text = match online.len() {
-        0 => "no other server with f2bmqtt is online".to_owned(),
-        1..=8 => format!("online, too: {}", list(&online)),
-        n => format!("{n} other servers are online"),
+        0 => "all other hosts are offline".to_owned(),
+        1..=8 => format!("other hosts online: {}", list(&online)),
+        n => format!("{n} other hosts are online"),
     };
     if heard.presences.iter().all(|(host, _)| host == me) {
         found.push(alone(topic, &heard.other_topics));
@@ -76,28 +79,28 @@ fn alone(topic: &Topic, others: &BTreeSet<String>) -> Finding {
     let topic = topic.as_str();
     let text = format!("no other host with f2bmqtt is on the topic {topic}");
     Finding::warning("fleet_hosts", text).next(if others.is_empty() {
-        "MQTT_TOPIC and MQTT_HOST must be the same on every server of a fleet (the first server is alone, and one among \
-         servers with the scripts)"
+        "MQTT_TOPIC and MQTT_HOST must be the same on every server of a fleet (this warning is normal on the first \
+         server, and if all other servers run the scripts)"
             .to_owned()
     } else {
-        format!("hosts are on {}: set MQTT_TOPIC in mqtt.env, then: systemctl restart f2bmqttsub", list(&others))
+        format!("other hosts are on {}: set MQTT_TOPIC in mqtt.env, then: systemctl restart f2bmqttsub", list(&others))
     })
 }
 
 /// Whether all sign alike: who has another key is heard by nobody here, or hears nobody from here.
 fn keys(heard: &Heard) -> Vec<Finding> {
-    const NEXT: &str = "the same MQTT_SIGNING_KEY in mqtt.env on every server, then: \
+    const NEXT: &str = "set the same MQTT_SIGNING_KEY in mqtt.env on every server, then: \
                         systemctl restart f2bmqttsub";
     let refused = heard.refusals.iter().map(|(host, refusal)| {
         let how = match refusal {
             RejectReason::Unsigned => "does not sign its messages",
             _ => "signs its messages with another key",
         };
-        (host, format!("{host} {how}: what it tells is refused here"))
+        (host, format!("{host} {how}: this host rejects them"))
     });
     let signed = heard.signed.iter().map(|host| {
         let text = format!(
-            "{host} signs its messages, and this host does not: it refuses what is told here"
+            "{host} signs its messages, but this host does not: {host} rejects the messages of this host"
         );
         (host, text)
     });
@@ -117,7 +120,7 @@ fn ahead((stamp, read): (i64, i64)) -> i64 {
 
 /// How long: a clock is not off by more than years, but a forged stamp may be.
 fn length(seconds: i64) -> String {
-    if seconds > MANY_YEARS { "over 10 years".to_owned() } else { format_duration(seconds) }
+    if seconds > MANY_YEARS { "10 years".to_owned() } else { format_duration(seconds) }
 }
 
 fn clocks(heard: &Heard, set: bool) -> Vec<Finding> {
@@ -127,14 +130,14 @@ fn clocks(heard: &Heard, set: bool) -> Vec<Finding> {
     let ahead = heard.stamps.iter().map(|(host, times)| (host.as_str(), ahead(*times)));
     let off: Vec<(&str, i64)> = ahead.filter(|(_, ahead)| *ahead != 0).collect();
     if off.is_empty() {
-        let text = "no clock of the others is seen to be off";
+        let text = "the clocks of all other hosts agree with this one";
         return vec![Finding::well("clock", text)];
     }
     let finding = |seconds: i64, text: String| {
         let look = if set {
-            "this host's clock is set by systemd-timesyncd; there: timedatectl"
+            "systemd-timesyncd sets the clock of this host; check the other host: timedatectl"
         } else {
-            "on both: timedatectl (systemd-timesyncd or chrony keeps a clock right)"
+            "check both hosts: timedatectl (systemd-timesyncd or chrony keeps a clock right)"
         };
         let make = if seconds > HARM { Finding::fault } else { Finding::warning };
         make("clock", text).next(look)
@@ -144,8 +147,8 @@ fn clocks(heard: &Heard, set: bool) -> Vec<Finding> {
             format!("the clock of {host} is at least {} ahead of this host's", length(*ahead))
         } else {
             format!(
-                "{host} is online, and its newest word is {} old: its clock is behind, or this \
-                 host's ahead",
+                "{host} is online, but its newest snapshot is {} old: its clock is behind, or the clock of this \
+                 host is ahead",
                 length(-ahead)
             )
         };
@@ -214,12 +217,13 @@ mod tests {
         let refusals =
             [(host("a"), RejectReason::Unsigned), (host("b"), RejectReason::WrongSignature)].into();
         let expected = [
-            "a does not sign its messages: what it tells is refused here",
-            "b signs its messages with another key: what it tells is refused here",
+            "a does not sign its messages: this host rejects them",
+            "b signs its messages with another key: this host rejects them",
         ];
         assert_eq!(texts(Heard { refusals, ..Heard::default() }), expected);
         let signed = [host("c")].into();
-        let told = "c signs its messages, and this host does not: it refuses what is told here";
+        let told =
+            "c signs its messages, but this host does not: c rejects the messages of this host";
         assert_eq!(texts(Heard { signed, ..Heard::default() }), [told]);
     }
 
@@ -227,9 +231,9 @@ mod tests {
     fn who_is_online_is_told() {
         use HostState::{Offline, Online};
         let there = heard(&[("a", Online, "x"), ("b", Online, "y"), ("a", Offline, "x")], &[]);
-        assert_eq!(found(&there, "m1")[1].text, "online, too: b");
+        assert_eq!(found(&there, "m1")[1].text, "other hosts online: b");
         let away = heard(&[("a", Offline, "x")], &[]);
-        assert_eq!(found(&away, "m1")[1].text, "no other server with f2bmqtt is online");
+        assert_eq!(found(&away, "m1")[1].text, "all other hosts are offline");
     }
 
     #[test]
@@ -244,7 +248,7 @@ mod tests {
         assert!(hosts.next[0].starts_with("MQTT_TOPIC and MQTT_HOST must be the same"));
         own.other_topics = ["black", "mail"].map(str::to_owned).into();
         let next = &found(&own, "m1")[1].next[0];
-        assert!(next.starts_with("hosts are on black and mail: set MQTT_TOPIC"), "{next}");
+        assert!(next.starts_with("other hosts are on black and mail: set MQTT_TOPIC"), "{next}");
     }
 
     #[test]
@@ -257,15 +261,15 @@ mod tests {
             (&[("a", 600)], Some((How::Fault, "the clock of a is at least 10m ahead"))),
             (
                 &[("a", -4000), ("b", 0)],
-                Some((How::Fault, "a is online, and its newest word is 1h 6m old")),
+                Some((How::Fault, "a is online, but its newest snapshot is 1h 6m old")),
             ),
             (
                 &[("a", 250_000_000_000), ("b", 0)],
-                Some((How::Fault, "the clock of a is at least over 10 years ahead")),
+                Some((How::Fault, "the clock of a is at least 10 years ahead")),
             ),
             (
                 &[("a", -1_800_000_000), ("b", 0)],
-                Some((How::Fault, "a is online, and its newest word is over 10 years old")),
+                Some((How::Fault, "a is online, but its newest snapshot is 10 years old")),
             ),
         ];
         for (stamps, expected) in table {

@@ -92,31 +92,31 @@ impl Host {
     pub(super) fn findings(&self, state: &Path, settings: &Path) -> Vec<Finding> {
         let mut found = self.service(settings);
         found.extend(self.scripts.iter().map(|Script { pid, unit }| {
-            let text = format!("a script mqttsubscribebans still runs, as process {pid}");
+            let text = format!("a script mqttsubscribebans still runs (PID {pid})");
             let next = match unit.as_deref() {
                 Some("f2bmqttsub.service") => "systemctl restart f2bmqttsub".to_owned(),
                 Some(unit) => format!("systemctl disable --now {unit}"),
                 None => {
-                    format!("kill {pid}\nand look for what starts it: crontab -l, /etc/rc.local")
+                    format!("kill {pid}\nremove what starts the script: crontab -l, /etc/rc.local")
                 }
             };
             Finding::fault("scripts", text).about(pid).next(next)
         }));
         if self.no_links.is_empty() {
-            found.push(Finding::well("links", "what fail2ban's actions call is f2bmqtt"));
+            found.push(Finding::well("links", "fail2ban's actions call f2bmqtt"));
         }
         found.extend(self.no_links.iter().map(|(path, exists)| {
             let shown = path.display();
             let again = "dpkg-reconfigure f2bmqtt; systemctl enable --now f2bmqttsub";
             if *exists {
                 let text = format!(
-                    "{shown} is no link to /usr/bin/f2bmqtt: what calls it runs something else"
+                    "{shown} is not a link to /usr/bin/f2bmqtt: its callers run another program"
                 );
-                let kept = format!("{again}\n(what is there is kept, as ….pre-f2bmqtt)");
+                let kept =
+                    format!("{again}\n(this moves the existing file to {shown}.pre-f2bmqtt)");
                 return Finding::fault("links", text).about(&shown).next(kept);
             }
-            let text =
-                format!("the link {shown} to /usr/bin/f2bmqtt is missing: what calls it fails");
+            let text = format!("the link {shown} to /usr/bin/f2bmqtt is missing: its callers fail");
             // fail2ban's actions call those in /etc/fail2ban; /usr/local may be read-only.
             let local = path.starts_with("/usr/local");
             let make = if local { Finding::warning } else { Finding::fault };
@@ -133,9 +133,9 @@ impl Host {
         }));
         found.extend(self.kept.iter().map(|path| {
             let path = path.display();
-            let text = format!("{path} is your own, and the package's waits beside it");
+            let text = format!("{path} is locally modified; the packaged version is in {path}.ucf-dist");
             Finding::warning("action_file", text).about(&path).next(format!(
-                "diff -u {path} {path}.ucf-dist\nto take it: mv {path}.ucf-dist {path}; \
+                "diff -u {path} {path}.ucf-dist\ninstall the packaged version: mv {path}.ucf-dist {path}; \
                  fail2ban-client reload"
             ))
         }));
@@ -161,13 +161,13 @@ impl Host {
                     .next("systemctl unmask f2bmqttsub; systemctl enable --now f2bmqttsub"),
             );
         } else if load == "not-found" {
-            let text = "systemd knows no service f2bmqttsub";
+            let text = "the service f2bmqttsub is not installed";
             found.push(
                 Finding::fault("service_unit", text)
                     .next("apt install --reinstall ./f2bmqtt.deb; systemctl daemon-reload"),
             );
         } else if shadowed {
-            let text = format!("systemd runs {fragment} in the place of the package's unit");
+            let text = format!("systemd runs {fragment} instead of the package's unit");
             found.push(Finding::fault("service_unit", text).about(fragment).next(format!(
                 "mv {fragment} {fragment}.old; systemctl daemon-reload\n\
                  systemctl reenable f2bmqttsub; systemctl restart f2bmqttsub"
@@ -178,29 +178,31 @@ impl Host {
             found.push(Finding::well("service", "the service f2bmqttsub runs"));
         } else if load == "loaded" {
             let (text, next) = match (active.as_str(), status.as_str()) {
-                ("active", _) => ("the service f2bmqttsub runs, but has no lock".to_owned(), LOG),
+                ("active", _) => {
+                    ("the service f2bmqttsub runs, but does not hold its lock".to_owned(), LOG)
+                }
                 (_, "78") => (
-                    "the service f2bmqttsub stopped: its settings cannot be used".to_owned(),
-                    "mend them, then: systemctl restart f2bmqttsub",
+                    "the service f2bmqttsub stopped: its settings are invalid".to_owned(),
+                    "fix the settings, then: systemctl restart f2bmqttsub",
                 ),
                 ("" | "inactive", _) => (
-                    "the service f2bmqttsub does not run: nothing is banned here for others"
-                        .to_owned(),
+                    "the service f2bmqttsub is not running: this host imports no bans".to_owned(),
                     "systemctl enable --now f2bmqttsub",
                 ),
-                (active, _) => (format!("the service f2bmqttsub does not stay ({active})"), LOG),
+                (active, _) => {
+                    (format!("the service f2bmqttsub does not keep running ({active})"), LOG)
+                }
             };
             found.push(Finding::fault("service", text).next(next));
         }
         if load == "loaded" && enabled != "enabled" {
-            let text =
-                format!("the service f2bmqttsub does not start with this host: it is {enabled}");
+            let text = format!("the service f2bmqttsub does not start at boot: it is {enabled}");
             found.push(
                 Finding::warning("service_enabled", text).next("systemctl enable f2bmqttsub"),
             );
         }
         if self.replaced && self.runs() {
-            let text = "the service still runs the version before the one that is installed";
+            let text = "the service still runs the previously installed version";
             found.push(
                 Finding::warning("service_version", text).next("systemctl restart f2bmqttsub"),
             );
@@ -208,7 +210,7 @@ impl Host {
         if let (Some(seconds), true) = (self.settings_newer, self.runs()) {
             let settings = settings.display();
             let text = format!(
-                "the service runs with older settings: {settings} was changed {} after it started",
+                "the service runs with old settings: {settings} changed {} after the service started",
                 format_duration(seconds.cast_signed())
             );
             found.push(
@@ -222,13 +224,13 @@ impl Host {
     fn state(&self, state: &Path) -> Vec<Finding> {
         let mut found = Vec::new();
         let full = |text: &str, path: &Path| {
-            Finding::fault("disk", format!("{text}: a restart loses what cannot be written"))
-                .next(format!("make room: df -h {}", path.display()))
+            Finding::fault("disk", format!("{text}: a restart loses state that cannot be written"))
+                .next(format!("free some space: df -h {}", path.display()))
         };
         match self.room {
             None => {
                 let state = state.display();
-                let text = format!("{state} is missing");
+                let text = format!("the state directory {state} is missing");
                 found.push(
                     Finding::fault("disk", text)
                         .next("dpkg-reconfigure f2bmqtt; systemctl restart f2bmqttsub"),
@@ -236,7 +238,7 @@ impl Host {
             }
             Some(room) => {
                 let free = room.bytes / 1024 / 1024;
-                let well = format!("{free} MiB are free where {} is", state.display());
+                let well = format!("{free} MiB are free on the file system of {}", state.display());
                 let shortage = room.shortage(state).map(|text| full(&text, state));
                 found.push(shortage.unwrap_or_else(|| Finding::well("disk", well)));
             }
@@ -246,7 +248,7 @@ impl Host {
         found.extend(self.exposed.iter().map(|(path, mode)| {
             let path = path.display();
             let text =
-                format!("others than root can get at {path} (its mode is {:04o})", mode & 0o7777);
+                format!("users other than root can access {path} (mode {:04o})", mode & 0o7777);
             Finding::fault("modes", text)
                 .about(&path)
                 .next(format!("chown root: {path}; chmod go= {path}"))
@@ -255,7 +257,7 @@ impl Host {
         if oldest > WAITS {
             let wait = if number == 1 { "waits" } else { "wait" };
             let (events, age) = (count(number, "event"), format_duration(oldest.cast_signed()));
-            let text = format!("{events} {wait} to be published, the first for {age}");
+            let text = format!("{events} {wait} to be published, the oldest for {age}");
             found.push(Finding::warning("spool", text).next("journalctl -u f2bmqttsub -n 20"));
         }
         found
@@ -281,12 +283,12 @@ impl Seen {
             Self::Same => {
                 return Finding::well("fail2ban_sandbox", format!("fail2ban can write to {path}"));
             }
-            Self::ReadOnly => "its unit makes that read-only for it".to_owned(),
-            Self::Other => "its unit shows it something else there".to_owned(),
+            Self::ReadOnly => "its unit makes the path read-only".to_owned(),
+            Self::Other => "its unit hides or replaces the path".to_owned(),
             Self::User(user) => format!("it runs as user {user}"),
         };
         let text = format!(
-            "fail2ban cannot write to {path}: {why}; a ban that is not published at once is not shared"
+            "fail2ban cannot write to {path}: {why}; bans that cannot be published at once are not shared"
         );
         let lines = match self {
             Self::User(_) => "remove User= from fail2ban's unit: systemctl edit --full fail2ban",
@@ -418,7 +420,7 @@ mod tests {
         assert_eq!(text(Seen::Same), "fail2ban can write to /s");
         assert!(
             text(Seen::ReadOnly)
-                .starts_with("fail2ban cannot write to /s: its unit makes that read-only")
+                .starts_with("fail2ban cannot write to /s: its unit makes the path read-only")
         );
         assert!(text(Seen::User(5)).contains("it runs as user 5"));
     }

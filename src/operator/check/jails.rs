@@ -108,18 +108,18 @@ pub(super) fn findings(
     let mut found = Vec::new();
     found.extend(configured.wrong.iter().map(|what| {
         let finding = if configured.broken {
-            let text = format!("fail2ban's configuration cannot be used: {what}");
+            let text = format!("fail2ban's configuration is invalid: {what}");
             Finding::fault("fail2ban_config", text)
         } else {
             Finding::warning(
                 "fail2ban_config",
-                format!("of its configuration, fail2ban says: {what}"),
+                format!("fail2ban reports an error in its configuration: {what}"),
             )
         };
         // Without rsyslog, Debian 12 has no /var/log/auth.log, and fail2ban stops at the first jail without a log.
         match what.strip_prefix("Have not found any log file for ").and_then(|rest| rest.strip_suffix(" jail")) {
             Some(jail) => finding.next(format!(
-                "where its service logs to the journal alone, in /etc/fail2ban/jail.local:\n    [{jail}]\n    \
+                "if its service logs only to the journal, add to /etc/fail2ban/jail.local:\n    [{jail}]\n    \
                  backend = systemd\nthen: apt install python3-systemd; systemctl restart fail2ban"
             )),
             None => finding.next("fail2ban-client -t"),
@@ -129,15 +129,15 @@ pub(super) fn findings(
         Ok(server) => server,
         Err(why) => {
             found.push(Finding::fault("fail2ban", why.as_str()).next(
-                "systemctl restart fail2ban\nif it does not stay: journalctl -u fail2ban -n 20\n\
-                 if its socket is elsewhere: MQTT_FAIL2BAN_SOCKET=/path in mqtt.env",
+                "systemctl restart fail2ban\nif fail2ban stops again: journalctl -u fail2ban -n 20\n\
+                 if its socket has another path: MQTT_FAIL2BAN_SOCKET=/path in mqtt.env",
             ));
             return found;
         }
     };
     let version = &server.version;
     if numbers(version) < LEAST {
-        let text = format!("fail2ban {version} is too old: at least 0.11.2 is needed");
+        let text = format!("fail2ban {version} is too old: f2bmqtt requires 0.11.2 or later");
         found.push(Finding::fault("fail2ban", text).next("apt install fail2ban"));
     } else {
         found.push(Finding::well("fail2ban", format!("fail2ban {version} answers")));
@@ -153,19 +153,19 @@ fn of_jails(
 ) -> Vec<Finding> {
     let mut found = Vec::new();
     if server.jails.is_empty() {
-        let text = "fail2ban has no jail: it bans nothing, and nothing is banned here for others";
+        let text = "fail2ban has no jails: this host detects and imports no bans";
         found.push(Finding::fault("jail_none", text).next(
-            "in /etc/fail2ban/jail.local, for example:\n    [sshd]\n    enabled = true\n\
+            "add to /etc/fail2ban/jail.local, for example:\n    [sshd]\n    enabled = true\n\
              then: fail2ban-client reload",
         ));
     }
     found.extend(server.unusable.iter().map(|name| {
         let text = format!(
-            "the jail {name:?} takes no part: a jail's name must have no blanks and no invisible characters"
+            "the jail {name:?} does not share its bans: a jail's name must not contain blanks or invisible characters"
         );
         Finding::warning("jail_name", text).about(name).next(
-            "rename it in /etc/fail2ban/jail.local, then: fail2ban-client reload; its bans of before stay with the \
-             former name",
+            "rename it in /etc/fail2ban/jail.local, then: fail2ban-client reload; existing bans stay under the \
+             old name",
         )
     }));
     let (acting, idle): (Vec<_>, Vec<_>) =
@@ -175,8 +175,8 @@ fn of_jails(
         let text = format!("the jail {name} has no action: it blocks nothing");
         Finding::fault("jail_no_action", text).about(name).next(format!(
             "fail2ban-client reload --restart {name}\n\
-             (after a change of actions, a reload without --restart leaves a jail without any)\n\
-             if that does not help: set its banaction in /etc/fail2ban/jail.local"
+             (after a change of actions, a reload without --restart leaves the jail without actions)\n\
+             if that does not help: set the jail's banaction in /etc/fail2ban/jail.local"
         ))
     }));
     let (part, none): (Vec<_>, Vec<_>) =
@@ -189,14 +189,14 @@ fn of_jails(
         found.push(Finding::well("jail_shares", format!("{} {verb} bans", names(&told))));
     }
     if !none.is_empty() {
-        let verb = if none.len() == 1 { "takes" } else { "take" };
-        let text = format!("{} {verb} no part, as the settings say", names(&none));
+        let verb = if none.len() == 1 { "does" } else { "do" };
+        let text = format!("{} {verb} not share bans: excluded by the settings", names(&none));
         found.push(Finding::well("jail_left_out", text));
     }
     let jails: BTreeSet<Jail> = server.jails.iter().map(|jail| jail.name.clone()).collect();
     found.extend(sharing.unmatched(&jails).into_iter().map(|name| {
-        let text = format!("MQTT_JAILS names {name}, and fail2ban has no such jail");
-        let next = "mend the name in /etc/fail2ban/mqtt.env, or add the jail to jail.local";
+        let text = format!("MQTT_JAILS names {name}, but fail2ban has no such jail");
+        let next = "fix the name in /etc/fail2ban/mqtt.env, or add the jail to jail.local";
         Finding::warning("jail_missing", text).next(next).about(name)
     }));
     found.extend(silent.iter().map(|jail| {
@@ -206,7 +206,7 @@ fn of_jails(
     for jail in server.jails.iter().filter(|jail| sharing.includes(&jail.name)) {
         found.extend(jail.wrong.iter().map(|what| {
             let next = format!(
-                "getent ahosts NAME\nif the name is wrong: mend ignoreip in jail.local, then: \
+                "getent ahosts NAME\nif the name is wrong: fix ignoreip in jail.local, then: \
                  fail2ban-client reload {}",
                 jail.name
             );
@@ -217,8 +217,8 @@ fn of_jails(
     found.extend(commands.filter(|jail| sharing.includes(&jail.name)).map(ignore_command));
     let runs = |name: &&Jail| server.jails.iter().any(|jail| jail.name == **name);
     found.extend(configured.keys().filter(|name| !runs(name)).map(|name| {
-        let text = format!("the jail {name} is configured, and fail2ban does not run it");
-        let next = "fail2ban-client reload\nif it does not come: tail /var/log/fail2ban.log";
+        let text = format!("the jail {name} is configured, but fail2ban does not run it");
+        let next = "fail2ban-client reload\nif the jail does not start: tail /var/log/fail2ban.log";
         Finding::warning("jail_not_running", text).next(next).about(name)
     }));
     found
@@ -233,11 +233,11 @@ fn names(jails: &[&Running]) -> String {
 fn ignore_command(jail: &Running) -> Finding {
     let name = &jail.name;
     let text = format!(
-        "{name} has an ignorecommand, which f2bmqtt does not run: {name} bans for other hosts what the command exempts"
+        "the jail {name} has an ignorecommand, which f2bmqtt does not run: imports ban addresses that the command exempts"
     );
     Finding::warning("jail_ignorecommand", text).about(name).next(format!(
-        "exempt the addresses by ignoreip in /etc/fail2ban/jail.local as well, then: fail2ban-client reload {name}\n\
-         or by MQTT_NEVER_BAN in mqtt.env, then: systemctl restart f2bmqttsub"
+        "exempt the addresses in ignoreip in /etc/fail2ban/jail.local, too, then: fail2ban-client reload {name}\n\
+         or in MQTT_NEVER_BAN in mqtt.env, then: systemctl restart f2bmqttsub"
     ))
 }
 
@@ -247,7 +247,7 @@ fn by_snapshot(jail: &Running, written: bool) -> Finding {
     let Running { name, actions, .. } = jail;
     let text = format!("{name} shares its bans by snapshot, within seconds");
     if written {
-        let text = format!("{text}: fail2ban has not loaded the action that its files name");
+        let text = format!("{text}: fail2ban has not loaded the configured action");
         return Finding::warning("jail_not_loaded", text)
             .next(format!("fail2ban-client reload --restart {name}"));
     }
@@ -257,7 +257,7 @@ fn by_snapshot(jail: &Running, written: bool) -> Finding {
         _ => format!("its actions are {}", list(&names)),
     };
     Finding::well("jail_not_wired", format!("{text}: {actions}")).next(format!(
-        "to share them at once, in /etc/fail2ban/jail.local, behind what its action is already:\n\
+        "to share them at once, add f2bmqtt to the jail's action in /etc/fail2ban/jail.local:\n\
          \x20   [{name}]\n\
          \x20   action = %(action_)s\n\
          \x20            f2bmqtt\n\
@@ -346,14 +346,14 @@ mod tests {
         let expected = [
             (
                 "jail_name",
-                "the jail \"my jail\" takes no part: a jail's name must have no blanks and no invisible characters",
+                "the jail \"my jail\" does not share its bans: a jail's name must not contain blanks or invisible characters",
             ),
             ("jail_no_action", "the jail idle has no action: it blocks nothing"),
             (
                 "jail_not_loaded",
-                "ftp shares its bans by snapshot, within seconds: fail2ban has not loaded the action that its files name",
+                "ftp shares its bans by snapshot, within seconds: fail2ban has not loaded the configured action",
             ),
-            ("jail_not_running", "the jail mail is configured, and fail2ban does not run it"),
+            ("jail_not_running", "the jail mail is configured, but fail2ban does not run it"),
         ];
         let expected = expected.map(|(id, text)| (id, text.to_owned()));
         let configured = Configured { jails: files, ..Configured::default() };
@@ -416,7 +416,7 @@ mod tests {
         };
         let jails = vec![with("sshd", "/srv/x <ip>"), with("web", ""), with("recidive", "/srv/x")];
         let server = Server { version: "1.0.2".to_owned(), jails, ..Server::default() };
-        let text = "sshd has an ignorecommand, which f2bmqtt does not run: sshd bans for other hosts what the \
+        let text = "the jail sshd has an ignorecommand, which f2bmqtt does not run: imports ban addresses that the \
                     command exempts";
         let expected = [("jail_ignorecommand", text.to_owned())];
         assert_eq!(odd(&Ok(server), &Configured::default()), expected);

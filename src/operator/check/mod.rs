@@ -39,7 +39,7 @@ use crate::{daemon, runtime};
 /// [`Error::Faulty`] where something does not.
 pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
     if !geteuid().is_root() {
-        let what = "check must be run by root: it reads the settings and asks fail2ban";
+        let what = "check must run as root: it reads the settings and queries fail2ban";
         return Err(Error::Undone(what.to_owned()));
     }
     let config = Config::load();

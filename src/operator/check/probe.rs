@@ -117,7 +117,11 @@ async fn resolve(broker: &Broker) -> Result<Vec<SocketAddr>, String> {
             let mut addresses: Vec<_> = addresses.collect();
             addresses.dedup();
             addresses.truncate(MAX_ADDRESSES);
-            if addresses.is_empty() { Err("it has no address".to_owned()) } else { Ok(addresses) }
+            if addresses.is_empty() {
+                Err("the name has no address".to_owned())
+            } else {
+                Ok(addresses)
+            }
         }
     }
 }

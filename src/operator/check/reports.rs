@@ -58,9 +58,9 @@ fn place(path: &Path, keeps: Keeps, looked: io::Result<Vec<String>>) -> Vec<Find
         Err(error) => error,
         Ok(odd) => {
             let finding = |what: String| {
-                let text = format!("{what}, and the reporter keeps {shown} there");
+                let text = format!("{what}; the reporter keeps {shown} there");
                 Finding::warning("report_place", text).about(&shown).next(format!(
-                    "let {setting} of the jail's action name a place where only root can write"
+                    "set {setting} of the jail's action to a path where only root can write"
                 ))
             };
             return odd.into_iter().map(finding).collect();
@@ -70,10 +70,10 @@ fn place(path: &Path, keeps: Keeps, looked: io::Result<Vec<String>>) -> Vec<Find
     let (what, cure) = match fault {
         Some(Fault { what, cure }) => (what.clone(), cure.clone()),
         None if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => (
-            "it is a symbolic link, which is not followed".to_owned(),
-            format!("let {setting} of the jail's action name the file itself"),
+            "the path is a symbolic link, which f2bmqtt does not follow".to_owned(),
+            format!("set {setting} of the jail's action to the target of the link"),
         ),
-        None => (error.to_string(), format!("let {setting} of the jail's action name a file")),
+        None => (error.to_string(), format!("set {setting} of the jail's action to a file")),
     };
     let text = format!("the reporter cannot use {shown}: {what}");
     vec![Finding::fault("report_file", text).about(&shown).next(cure)]
@@ -102,33 +102,32 @@ pub(super) fn queue(
     let ago = |at: i64| format_duration(now.saturating_sub(at).max(0));
     let age = oldest.map(|at| format!(", the oldest for {}", ago(at))).unwrap_or_default();
     let queue = match waiting {
-        0 => "no report waits".to_owned(),
-        1 => format!("1 report waits{}", age.replace(", the oldest", "")),
-        n => format!("{n} reports wait{age}"),
+        0 => "no report is pending".to_owned(),
+        1 => format!("1 report is pending{}", age.replace(", the oldest", "")),
+        n => format!("{n} reports are pending{age}"),
     };
     Some(match last_call {
         Some(LastCall { at, error: Some(why) }) if *waiting > 0 => {
-            let text =
-                format!("reports to AbuseIPDB do not go out: {why} ({} ago); {queue}", ago(*at));
+            let text = format!("reports to AbuseIPDB fail: {why} ({} ago); {queue}", ago(*at));
             if why.contains("API key") {
                 let next = format!("write your key into {}: APIKEY=...", key.display());
                 Finding::fault("report_queue", text).next(next)
             } else if why.contains("daily limit") {
                 Finding::warning("report_queue", text)
-                    .next("nothing to do: reports go out when the limit is reset")
+                    .next("nothing to do: the reporter continues when AbuseIPDB resets the limit")
             } else {
                 Finding::fault("report_queue", text).next(LOG)
             }
         }
         _ if oldest.is_some_and(|at| now.saturating_sub(at) > LATE) => {
-            Finding::warning("report_queue", format!("reports to AbuseIPDB are late: {queue}"))
+            Finding::warning("report_queue", format!("reports to AbuseIPDB are delayed: {queue}"))
                 .next(LOG)
         }
         Some(LastCall { at, .. }) => {
             let text = format!("the last call to AbuseIPDB was {} ago; {queue}", ago(*at));
             Finding::well("report_queue", text)
         }
-        None => Finding::well("report_queue", format!("AbuseIPDB was not called yet; {queue}")),
+        None => Finding::well("report_queue", format!("no call to AbuseIPDB so far; {queue}")),
     })
 }
 
@@ -147,7 +146,7 @@ pub(super) fn findings(
     };
     for jail in with(|action| action.ban.contains("api.abuseipdb.com")) {
         let text = format!(
-            "the jail {} reports to AbuseIPDB by fail2ban's own action, which also reports what other \
+            "the jail {} reports to AbuseIPDB with fail2ban's own action, which also reports bans that other \
              servers detected",
             jail.name
         );
@@ -168,28 +167,28 @@ pub(super) fn findings(
     let verb = if names.len() == 1 { "reports" } else { "report" };
     let who = who.replacen(" to ", &format!(" {verb} to "), 1);
     if let Some(what) = warning {
-        let next = format!("it is for root alone, and one line: chmod 600 {path}; APIKEY=...");
+        let next = format!("chmod 600 {path}; the file must contain one line: APIKEY=...");
         found.push(Finding::warning("report_key_file", what).next(next));
     }
     found.push(match key {
         Key::Usable => Finding::well("report_key", format!("{who}, with the key in {path}")),
         Key::Broken => {
-            let text = format!("{who}, and the key in {path} cannot be read: reports wait");
+            let text = format!("{who}, but the key in {path} is invalid: reports stay in the queue");
             let next = format!("write your key into {path}: APIKEY=...");
             Finding::fault("report_key", text).next(next)
         }
         _ if reporting.iter().all(own_key) => {
             let text = format!(
-                "{who}, with a key of the jail, which can be seen in the list of processes"
+                "{who}, with a key in the jail's configuration, which every user can see in the process list"
             );
             Finding::warning("report_key", text).next(make)
         }
         Key::Missing => {
-            let text = format!("{who}, and there is no key: {path} is missing");
+            let text = format!("{who}, but the key file {path} is missing");
             Finding::fault("report_key", text).next(make)
         }
         Key::None => {
-            let text = format!("{who}, and {path} holds no key, at most the place for one");
+            let text = format!("{who}, but {path} contains no key");
             let next = format!("write your key into {path}: APIKEY=...");
             Finding::fault("report_key", text).next(next)
         }
@@ -198,12 +197,12 @@ pub(super) fn findings(
         let log = |path: &String| path.rsplit('/').next() == Some("fail2ban.log");
         if jail.logs.iter().any(log) {
             let text = format!(
-                "the jail {} counts bans, those of other servers too, and reports them to AbuseIPDB, \
-                 which takes no report that rests on somebody else's",
+                "the jail {} counts bans, also those of other servers, and reports them to AbuseIPDB, \
+                 which accepts only what a reporter detected itself",
                 jail.name
             );
             found.push(Finding::fault("report_recidive", text).about(&jail.name).next(format!(
-                "take the action abuseipdb from [{name}] in /etc/fail2ban/jail.local\n\
+                "remove the action abuseipdb from [{name}] in /etc/fail2ban/jail.local\n\
                  then: fail2ban-client reload --restart {name}",
                 name = jail.name
             )));
@@ -243,15 +242,14 @@ mod tests {
         let found: Vec<_> = found.iter().map(|one| (one.state, one.text.as_str())).collect();
         let expected = [
             (State::Fault, "the reporter cannot use /srv/db: a"),
-            (
-                State::Warning,
-                "/srv is writable by every user, and the reporter keeps /srv/log there",
-            ),
+            (State::Warning, "/srv is writable by every user; the reporter keeps /srv/log there"),
         ];
         assert_eq!(found, expected);
         let found = files(&jails, |_, _| Err(Errno::LOOP.into()));
-        assert_eq!(found[1].next, ["let LOG_FILE of the jail's action name the file itself"]);
-        assert!(found[1].text.ends_with("it is a symbolic link, which is not followed"));
+        assert_eq!(found[1].next, ["set LOG_FILE of the jail's action to the target of the link"]);
+        assert!(
+            found[1].text.ends_with("the path is a symbolic link, which f2bmqtt does not follow")
+        );
         assert!(files(&jails, |_, _| Ok(Vec::new())).is_empty());
     }
 
@@ -265,35 +263,35 @@ mod tests {
         };
         let refused = "AbuseIPDB refuses the API key (HTTP 401)";
         let table = [
-            (0, None, None, State::Well, "AbuseIPDB was not called yet; no report waits"),
+            (0, None, None, State::Well, "no call to AbuseIPDB so far; no report is pending"),
             (
                 1,
                 Some(60),
                 call(5, ""),
                 State::Well,
-                "the last call to AbuseIPDB was 5s ago; 1 report waits for 1m",
+                "the last call to AbuseIPDB was 5s ago; 1 report is pending for 1m",
             ),
             (
                 0,
                 None,
                 call(300, refused),
                 State::Well,
-                "the last call to AbuseIPDB was 5m ago; no report waits",
+                "the last call to AbuseIPDB was 5m ago; no report is pending",
             ),
             (
                 2,
                 Some(300),
                 call(60, refused),
                 State::Fault,
-                "reports to AbuseIPDB do not go out: AbuseIPDB refuses the API key (HTTP 401) (1m ago); \
-                 2 reports wait, the oldest for 5m",
+                "reports to AbuseIPDB fail: AbuseIPDB refuses the API key (HTTP 401) (1m ago); \
+                 2 reports are pending, the oldest for 5m",
             ),
             (
                 1,
                 Some(60),
                 call(5, "no connection to x: y"),
                 State::Fault,
-                "do not go out: no connection to x: y",
+                "reports to AbuseIPDB fail: no connection to x: y",
             ),
             (
                 1,
@@ -302,7 +300,7 @@ mod tests {
                 State::Warning,
                 "the daily limit is reached",
             ),
-            (1, Some(7200), call(5, ""), State::Warning, "are late: 1 report waits for 2h"),
+            (1, Some(7200), call(5, ""), State::Warning, "are delayed: 1 report is pending for 2h"),
         ];
         for (waiting, age, last_call, state, text) in table {
             let oldest = age.map(|age: i64| NOW - age);
@@ -360,9 +358,6 @@ mod tests {
         }
         let two = [jail("a", OURS, false, AUTH), jail("b", OURS, false, AUTH)];
         let found = findings(&two, Path::new("/k"), &Key::Missing, None);
-        assert_eq!(
-            found[0].text,
-            "a and b report to AbuseIPDB, and there is no key: /k is missing"
-        );
+        assert_eq!(found[0].text, "a and b report to AbuseIPDB, but the key file /k is missing");
     }
 }

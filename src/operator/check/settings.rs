@@ -13,7 +13,7 @@ pub(super) fn findings(settings: &Result<Config, Error>, path: &Path) -> Vec<Fin
     let path = path.display();
     match settings {
         Ok(config) if config.warnings.is_empty() => {
-            vec![Finding::well("settings", format!("the settings in {path} can be used"))]
+            vec![Finding::well("settings", format!("the settings in {path} are valid"))]
         }
         Ok(config) => {
             let warnings = config.warnings.iter();
@@ -27,7 +27,7 @@ pub(super) fn findings(settings: &Result<Config, Error>, path: &Path) -> Vec<Fin
                 let finding = Finding::fault("settings", format!("{path}{at}: {what}"));
                 if *line == 0 { finding } else { finding.about(line) }
             })
-            .map(|finding| finding.next("mend it, then: systemctl restart f2bmqttsub"))
+            .map(|finding| finding.next("fix the setting, then: systemctl restart f2bmqttsub"))
             .collect(),
         Err(error) => vec![Finding::fault("settings", error.to_string()).next(format!(
             "install -m 0600 /usr/share/f2bmqtt/mqtt.env {path}\n\
@@ -43,17 +43,17 @@ pub(super) fn certificates(all: &[Certificate], now: i64) -> Vec<Finding> {
         .into_iter()
         .map(|one| {
             let (title, date) = (one.title(), date(one.ends));
-            let next = "renew it, with the same CA where it is not the CA's own; the service reads it at its next connection";
+            let next = "renew the certificate, with the same CA unless it is the CA's own; the service loads the new one when it reconnects";
             if one.ends <= now {
-                return Finding::fault("certificate", format!("{title} ended on {date}")).next(next);
+                return Finding::fault("certificate", format!("{title} expired on {date}")).next(next);
             }
             let left = format_duration(one.ends - now);
-            let text = format!("{title} ends on {date}, in {left}");
+            let text = format!("{title} expires on {date}, in {left}");
             Finding::warning("certificate", text).next(next)
         })
         .collect();
     if let Some(first) = later.into_iter().min_by_key(|one| one.ends).filter(|_| found.is_empty()) {
-        let text = format!("no certificate ends before {}", date(first.ends));
+        let text = format!("all certificates are valid until {} or longer", date(first.ends));
         found.push(Finding::well("certificate", text));
     }
     found
@@ -72,14 +72,14 @@ pub(super) fn sample(config: &Config, works: bool, path: &Path) -> Option<Findin
         (false, _) => None,
         (true, true) => {
             let text =
-                format!("the login in {path} is the one of the documentation, which all know");
+                format!("the login in {path} is the public sample login of the documentation");
             Some(Finding::warning("settings_sample", text).next(
                 "on the hub: mosquitto_passwd -b /etc/mosquitto/passwd fail2ban ANOTHER\n\
                  on each server: MQTT_PASSWORD in mqtt.env, then: systemctl restart f2bmqttsub",
             ))
         }
         (true, false) => {
-            let text = format!("{path} is as it was shipped: it names no broker of yours");
+            let text = format!("{path} still has the sample settings");
             Some(Finding::fault("settings_sample", text).next(format!(
                 "set MQTT_HOST, MQTT_USER and MQTT_PASSWORD in {path}\n\
                  then: systemctl restart f2bmqttsub"
@@ -123,22 +123,22 @@ mod tests {
             (vec![], None),
             (
                 vec![of("client", 400), of("ca", 60)],
-                Some((Well, "no certificate ends before 2027-01-21")),
+                Some((Well, "all certificates are valid until 2027-01-21 or longer")),
             ),
             (
                 vec![of("client", 5), of("ca", 60)],
                 Some((
                     Warning,
-                    "this host's certificate, MQTT_CERT (web1) ends on 2026-11-27, in 5d 1h",
+                    "this host's certificate, MQTT_CERT (web1) expires on 2026-11-27, in 5d 1h",
                 )),
             ),
             (
                 vec![of("broker", 29)],
-                Some((Warning, "the broker's certificate (web1) ends on 2026-12-21, in 29d 1h")),
+                Some((Warning, "the broker's certificate (web1) expires on 2026-12-21, in 29d 1h")),
             ),
             (
                 vec![of("ca", -2)],
-                Some((Fault, "the CA's certificate, MQTT_CAFILE (web1) ended on 2026-11-20")),
+                Some((Fault, "the CA's certificate, MQTT_CAFILE (web1) expired on 2026-11-20")),
             ),
         ];
         for (all, expected) in table {

@@ -39,7 +39,7 @@ pub(super) fn findings(
     let tables = found.len();
     found.extend(status.tables_full.iter().map(|full| table(full, now)));
     if found.len() == tables {
-        found.push(Finding::well("tables", "no table of the daemon is full"));
+        found.push(Finding::well("tables", "all tables of the daemon are below their limits"));
     }
     found.extend(ahead(&status.ahead, status.peers));
     found
@@ -52,7 +52,7 @@ fn link(link: &LinkStatus, now: i64) -> Finding {
     let error = error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
     if *state == LinkState::Down {
         let since = format_duration(now.saturating_sub(*since));
-        let text = format!("the daemon is not connected to {broker}, for {since}{error}");
+        let text = format!("the daemon has had no connection to {broker} for {since}{error}");
         return Finding::fault("link", text).next(LOG);
     }
     if *reconnects < MANY_RECONNECTS {
@@ -77,12 +77,12 @@ fn table(full: &FullTable, now: i64) -> Finding {
     let (what, most, next) = match table.as_str() {
         "peers" => (
             format!("the daemon's table of other hosts is full: limit of {limit} hosts"),
-            of("has most"),
+            of("has the most"),
             format!("f2bmqtt status lists the hosts\n{forget}\n{KEEP_OUT}"),
         ),
         "claims" => (
             format!("the daemon's table of other hosts' bans is full: limit of {limit} bans"),
-            of("has most"),
+            of("has the most"),
             format!(
                 "f2bmqtt list --host {} lists them\n{forget}\n{KEEP_OUT}",
                 peer.as_deref().unwrap_or("HOST")
@@ -90,7 +90,7 @@ fn table(full: &FullTable, now: i64) -> Finding {
         ),
         "tombstones" => (
             format!("the daemon's table of fleet unbans is full: limit of {limit} fleet unbans"),
-            of("made most"),
+            of("made the most"),
             "nothing to do: a fleet unban is dropped an hour after it was made, where no host bans the \
              address"
                 .to_owned(),
@@ -104,16 +104,16 @@ fn table(full: &FullTable, now: i64) -> Finding {
             "nothing to do: a detection that fail2ban does not have is dropped within a minute".to_owned(),
         ),
         "messages" => (
-            format!("messages of a host are too many: limit of {limit} a minute"),
-            of("sends most"),
+            format!("a host sends too many messages: limit of {limit} a minute"),
+            of("sends the most"),
             format!(
-                "nothing to do: the daemon drops the rest of the minute, and the host's snapshot makes up for \
-                 it\nif it goes on: look at that host\n{KEEP_OUT}"
+                "nothing to do: the daemon drops the rest of the minute, and the host's snapshot replaces \
+                 them\nif this continues: check that host\n{KEEP_OUT}"
             ),
         ),
         other => (
             format!("the daemon's table {other} is full: limit of {limit}"),
-            of("has most"),
+            of("has the most"),
             KEEP_OUT.to_owned(),
         ),
     };
@@ -123,8 +123,7 @@ fn table(full: &FullTable, now: i64) -> Finding {
 /// Other hosts are ahead of this one by more than a day; or this one is behind them, which is likelier the more
 /// of them there are. A daemon knows no more than the difference.
 fn ahead(hosts: &[AheadHost], peers: usize) -> Option<Finding> {
-    const NEXT: &str =
-        "here and there: timedatectl (systemd-timesyncd or chrony keeps a clock right)";
+    const NEXT: &str = "check the clocks of this host and of the other hosts: timedatectl (systemd-timesyncd or chrony keeps a clock right)";
     let first = hosts.first()?;
     let finding = if hosts.len() >= 2 || hosts.len() >= peers {
         let names: Vec<&str> =
@@ -194,7 +193,7 @@ mod tests {
             (
                 LinkStatus { state: LinkState::Down, error, since: NOW - 183, ..up },
                 Fault,
-                "the daemon is not connected to hub:1883, for 3m 3s: it fell silent",
+                "the daemon has had no connection to hub:1883 for 3m 3s: it fell silent",
             ),
         ];
         for (link, state, text) in table {
@@ -223,7 +222,7 @@ mod tests {
             (
                 full("claims", 100_000, Some("web2")),
                 "the daemon's table of other hosts' bans is full: limit of 100000 bans reached 3m 3s ago; \
-                 web2 has most",
+                 web2 has the most",
                 "f2bmqtt list --host web2",
             ),
             (
@@ -234,7 +233,7 @@ mod tests {
             (
                 full("tombstones", 5_000, Some("web2")),
                 "the daemon's table of fleet unbans is full: limit of 5000 fleet unbans reached 3m 3s \
-                 ago; web2 made most",
+                 ago; web2 made the most",
                 "nothing to do: a fleet unban is dropped an hour after",
             ),
             (
@@ -245,8 +244,8 @@ mod tests {
             ),
             (
                 full("messages", 20_000, Some("web2")),
-                "messages of a host are too many: limit of 20000 a minute reached 3m 3s ago; web2 sends \
-                 most",
+                "a host sends too many messages: limit of 20000 a minute reached 3m 3s ago; web2 sends \
+                 the most",
                 "nothing to do: ",
             ),
             (
@@ -267,7 +266,7 @@ mod tests {
 
     #[test]
     fn daemon_without_full_tables_is_well_and_one_without_a_file_is_odd() {
-        let well = Finding::well("tables", "no table of the daemon is full");
+        let well = Finding::well("tables", "all tables of the daemon are below their limits");
         assert_eq!(shown(&Ok(DaemonStatus::default())), [well]);
         let odd = shown(&Err("No such file".to_owned()));
         assert_eq!(odd[0].state, State::Warning);

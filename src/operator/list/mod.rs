@@ -48,7 +48,7 @@ impl Asked {
             asked.network = match asked.address {
                 Some(address) => Some(IpNet::from(address.ip())),
                 None => Some(text.parse::<IpNet>().map_err(|_| {
-                    usage("IP", "must be an address or a network, as 203.0.113.0/24")
+                    usage("IP", "must be an address or a network, such as 203.0.113.0/24")
                 })?),
             };
         }
@@ -114,7 +114,7 @@ pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
     if missing.is_empty() {
         return Ok(());
     }
-    Err(Error::Undone(format!("the broker did not show {}", missing.join(", "))))
+    Err(Error::Undone(format!("incomplete data from the broker: missing {}", missing.join(", "))))
 }
 
 /// One object, written ban by ban: there may be many.
@@ -128,7 +128,7 @@ fn figures(
     let void = |void: &Void| json!({ "jail": void.jail.as_str(), "host": void.host.as_str(), "id": void.id.as_str() });
     let freed: Vec<_> = voids.iter().map(void).collect();
     let (freed, missing) = (out::json(&json!(freed)), out::json(&json!(missing)));
-    write!(to, "{{\"freed\":{freed},\"missing\":{missing},\"time\":{now},\"bans\":[")?;
+    write!(to, "{{\"voided\":{freed},\"incomplete\":{missing},\"time\":{now},\"bans\":[")?;
     for (n, banned) in banned.iter().enumerate() {
         let comma = if n == 0 { "" } else { "," };
         let ban = json!({
@@ -164,6 +164,6 @@ fn table(to: &mut dyn fmt::Write, out: Out, banned: &[&Banned], hosts: usize, cl
     out.table(to, &heads, banned.iter().map(row));
     if out.terminal {
         let (bans, hosts) = (count(banned.len(), "ban"), count(hosts, "host"));
-        let _ = writeln!(to, "\n{bans} on {hosts}");
+        let _ = writeln!(to, "\n{bans} in a fleet of {hosts}");
     }
 }

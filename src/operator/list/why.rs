@@ -30,13 +30,13 @@ impl Case<'_> {
         }
         for Void { jail, host, id, .. } in self.view.voids(address) {
             lines.push(format!(
-                "{host} still lists it in {jail}, from before the fleet unban {id}: that counts for \
-                 nobody, and ends when {host} is back."
+                "{host} still lists {address} in jail {jail}, but the fleet unban {id} released that ban: \
+                 other hosts ignore the ban, and {host} removes it when {host} reconnects."
             ));
         }
         match &self.here {
             Err(why) => {
-                lines.push(format!("What {me}, this host, does with it is not known: {why}"));
+                lines.push(format!("The state on this host ({me}) is unknown: {why}."));
             }
             Ok(here) => {
                 let unlisted = |jail: &&Jail| self.banned.iter().all(|ban| ban.jail != **jail);
@@ -44,12 +44,12 @@ impl Case<'_> {
                     lines.push(self.unlisted(here, jail));
                 }
                 if self.banned.is_empty() && here.banned.is_empty() {
-                    lines.push(format!("{me}, this host, does not ban it."));
+                    lines.push(format!("This host ({me}): not banned."));
                 }
             }
         }
         if !self.banned.is_empty() {
-            lines.push(format!("To free it everywhere: f2bmqtt unban {address}"));
+            lines.push(format!("To unban the address everywhere: f2bmqtt unban {address}"));
         }
         let mut text = String::new();
         for line in lines {
@@ -65,18 +65,18 @@ impl Case<'_> {
         if !of.is_empty() {
             let hosts = names(&of.into_iter().map(|(_, host)| host.clone()).collect::<Vec<_>>());
             return format!(
-                "{me}, this host, bans it in {jail} for {hosts}, of which no snapshot lists it: a host with the \
-                 scripts has none. To free it everywhere: f2bmqtt unban {address}"
+                "This host ({me}): banned in jail {jail} for {hosts}; no snapshot lists the ban, because hosts that run \
+                 the scripts have no snapshot. To unban the address everywhere: f2bmqtt unban {address}"
             );
         }
         let why = if here.apart.contains(jail) {
-            format!("by its settings {jail} does not take part")
+            format!("the settings exclude jail {jail}")
         } else {
-            "by hand, or detected within the last seconds".to_owned()
+            "made by hand, or detected within the last seconds".to_owned()
         };
         format!(
-            "{me}, this host, bans it in {jail} for itself: {why}. To free it: fail2ban-client set {jail} unbanip \
-             {address}"
+            "This host ({me}): banned in jail {jail} by a local ban ({why}). To unban the address here: fail2ban-client \
+             set {jail} unbanip {address}"
         )
     }
 
@@ -85,15 +85,15 @@ impl Case<'_> {
         let Banned { address, jail, origin, since, also, .. } = banned;
         let (until, left) = clock.until(banned.until);
         let until = match (banned.until, left.as_str()) {
-            (Until::Never, _) => "for ever".to_owned(),
-            (Until::Unknown, _) => "nobody knows for how long".to_owned(),
-            (Until::Time(_), "over") => format!("until {until}, which is over: it ends soon"),
-            (Until::Time(_), left) => format!("until {until}, {left} still"),
+            (Until::Never, _) => "permanent".to_owned(),
+            (Until::Unknown, _) => "duration unknown".to_owned(),
+            (Until::Time(_), "expired") => format!("until {until}, expired"),
+            (Until::Time(_), left) => format!("until {until}, {left} left"),
         };
-        lines.push(format!("{address} is banned in {jail}, because {origin} detected it."));
+        lines.push(format!("{address} is banned in jail {jail}, detected by {origin}."));
         lines.push(format!("  Since {}, {until}.", clock.local(*since)));
         if !also.is_empty() {
-            lines.push(format!("  Detected and held, too, by {}.", names(also)));
+            lines.push(format!("  Also detected by {}.", names(also)));
         }
         let detected = |host: &HostName| host == origin || also.contains(host);
         let others =
@@ -108,15 +108,15 @@ impl Case<'_> {
         let (on, off) = (takes(true), takes(false));
         if !on.is_empty() {
             lines.push(format!(
-                "  Banned for it on {}, unless their settings exempt it: they have the jail.",
+                "  Other online hosts with this jail: {}. They ban the address, unless their settings exempt it.",
                 names(&on)
             ));
         }
         if !off.is_empty() {
-            lines.push(format!("  Not connected now: {}.", names(&off)));
+            lines.push(format!("  Offline hosts with this jail: {}.", names(&off)));
         }
         if let Ok(here) = &self.here {
-            lines.push(format!("  This host, {}, {}.", self.me, self.of_here(here, banned)));
+            lines.push(format!("  This host ({}): {}.", self.me, self.of_here(here, banned)));
         }
     }
 
@@ -125,27 +125,27 @@ impl Case<'_> {
         let by = |host: &HostName| *host == self.me;
         if here.banned.contains(jail) {
             return if by(origin) || also.iter().any(by) {
-                "bans it".to_owned()
+                "banned, and detected here".to_owned()
             } else {
-                "bans it, too".to_owned()
+                "banned".to_owned()
             };
         }
         let lifted: Vec<_> =
             here.lifted.iter().filter(|(of, _)| of == jail).map(|(_, host)| host.clone()).collect();
         if !lifted.is_empty() {
             let hosts = names(&lifted);
-            return format!("does not: its operator lifted the ban of {hosts} here");
+            return format!("not banned (bans of {hosts} lifted by hand here)");
         }
         if !here.jails.contains(jail) {
-            return format!("does not: its fail2ban has no jail {jail}");
+            return format!("not banned (no jail `{jail}`)");
         }
         if here.apart.contains(jail) {
-            return format!("does not: by its settings {jail} does not take part");
+            return format!("not banned (the settings exclude jail `{jail}`)");
         }
         if let Some(because) = here.exempt.get(jail) {
-            return format!("does not: {because}");
+            return format!("not banned ({because})");
         }
-        "does not ban it now".to_owned()
+        "not banned at the moment".to_owned()
     }
 }
 
@@ -188,9 +188,9 @@ mod tests {
     fn list_shows_a_time_for_each_number_that_the_wire_accepts() {
         let table = [
             ("0,600", None),
-            ("0,-1", Some("Since not known, for ever.")),
-            ("1795342540,0", Some("nobody knows for how long.")),
-            ("7258118399,3155760000", Some("still.")),
+            ("0,-1", Some("Since unknown, permanent.")),
+            ("1795342540,0", Some("duration unknown.")),
+            ("7258118399,3155760000", Some("left.")),
             ("7258118400,600", None),
             ("9223372036854775807,9223372036854775807", None),
             ("-1,600", None),
@@ -224,65 +224,61 @@ mod tests {
         let held = Here { banned: [jail("sshd")].into(), ..sshd() };
         let text = told(Ok(held.clone()), true);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "192.0.2.1 is banned in sshd, because web2 detected it.");
-        assert!(
-            lines[1].starts_with("  Since ") && lines[1].ends_with(", 9m 55s still."),
-            "{text}"
-        );
+        assert_eq!(lines[0], "192.0.2.1 is banned in jail sshd, detected by web2.");
+        assert!(lines[1].starts_with("  Since ") && lines[1].ends_with(", 9m 55s left."), "{text}");
         assert_eq!(
             lines[2..],
             [
-                "  Detected and held, too, by db1.",
-                "  Banned for it on web3, unless their settings exempt it: they have the jail.",
-                "  Not connected now: web4.",
-                "  This host, web1, bans it, too.",
-                "To free it everywhere: f2bmqtt unban 192.0.2.1",
+                "  Also detected by db1.",
+                "  Other online hosts with this jail: web3. They ban the address, unless their settings exempt it.",
+                "  Offline hosts with this jail: web4.",
+                "  This host (web1): banned.",
+                "To unban the address everywhere: f2bmqtt unban 192.0.2.1",
             ]
         );
         let table = [
-            (sshd(), "does not ban it now."),
-            (Here::default(), "does not: its fail2ban has no jail sshd."),
+            (sshd(), "not banned at the moment."),
+            (Here::default(), "not banned (no jail `sshd`)."),
             (
                 Here { exempt: [(jail("sshd"), IgnoreReason::Jail)].into(), ..sshd() },
-                "does not: it is in ignoreip.",
+                "not banned (it is in ignoreip).",
             ),
             (
                 Here { apart: [jail("sshd")].into(), ..sshd() },
-                "does not: by its settings sshd does not take part.",
+                "not banned (the settings exclude jail `sshd`).",
             ),
             (
                 Here { lifted: [(jail("sshd"), HostName::new("web2").unwrap())].into(), ..sshd() },
-                "does not: its operator lifted the ban of web2 here.",
+                "not banned (bans of web2 lifted by hand here).",
             ),
         ];
         for (here, what) in table {
             let text = told(Ok(here), true);
-            assert!(text.contains(&format!("  This host, web1, {what}\n")), "{what}: {text}");
+            assert!(text.contains(&format!("  This host (web1): {what}\n")), "{what}: {text}");
         }
         let text = told(Err("fail2ban is busy".to_owned()), true);
-        assert!(
-            text.contains("What web1, this host, does with it is not known: fail2ban is busy\n")
-        );
-        let nobody = "No host's snapshot lists 192.0.2.1.\nweb1, this host, does not ban it.\n";
+        assert!(text.contains("The state on this host (web1) is unknown: fail2ban is busy.\n"));
+        let nobody = "No host's snapshot lists 192.0.2.1.\nThis host (web1): not banned.\n";
         assert_eq!(told(Ok(sshd()), false), nobody);
         let script = [(jail("sshd"), HostName::new("old").unwrap())].into();
         let table = [
             (
                 held.clone(),
-                "for itself: by hand, or detected within the last seconds. To free it: fail2ban-client set",
+                "by a local ban (made by hand, or detected within the last seconds). To unban the address here: fail2ban-client set",
             ),
             (
                 Here { imported: script, ..held.clone() },
-                "for old, of which no snapshot lists it: a host with the scripts",
+                "for old; no snapshot lists the ban, because hosts that run the scripts",
             ),
             (
                 Here { apart: [jail("sshd")].into(), ..held },
-                "for itself: by its settings sshd does not take part.",
+                "by a local ban (the settings exclude jail sshd).",
             ),
         ];
         for (here, what) in table {
             let text = told(Ok(here), false);
-            let start = "No host's snapshot lists 192.0.2.1.\nweb1, this host, bans it in sshd ";
+            let start =
+                "No host's snapshot lists 192.0.2.1.\nThis host (web1): banned in jail sshd ";
             assert!(text.starts_with(&format!("{start}{what}")), "{what}: {text}");
         }
     }

@@ -16,15 +16,15 @@ impl Status {
             "version": env!("CARGO_PKG_VERSION"),
             "time": self.clock.now,
             "service": { "running": pid.is_some(), "pid": pid, "since": since },
-            "broker": { "address": self.broker, "user": self.user, "fault": self.fault },
+            "broker": { "address": self.broker, "user": self.user, "error": self.fault },
             "fail2ban": {
                 "jails": self.jails.iter().flatten().map(Jail::as_str).collect::<Vec<_>>(),
-                "fault": self.jails.as_ref().err(),
+                "error": self.jails.as_ref().err(),
             },
             "disks_full": disks_full.iter()
                 .map(|disk| json!({ "path": disk.path.display().to_string(), "text": disk.text }))
                 .collect::<Vec<_>>(),
-            "waiting": { "events": events, "reports": reports.waiting },
+            "pending": { "events": events, "reports": reports.waiting },
             "abuseipdb": quotas(reports),
             "reporter": {
                 "oldest": reports.oldest,
@@ -35,7 +35,7 @@ impl Status {
             "jails": self.by_jail().iter().map(|(jail, bans)| (jail.to_string(), json!(bans)))
                 .collect::<serde_json::Map<_, _>>(),
             "bans": self.banned.len(),
-            "missing": self.view.missing(),
+            "incomplete": self.view.missing(),
         })
     }
 }
@@ -49,11 +49,11 @@ fn of_host((host, member): (&HostName, &Member)) -> Value {
         "version": presence.map(|presence| presence.version.as_str()),
         "jails": member.jails().iter().map(Jail::as_str).collect::<Vec<_>>(),
         "bans": member.bans(),
-        "held": presence.map(|presence| presence.held),
+        "imported_bans": presence.map(|presence| presence.held),
         "snapshot": member.stamp().map(|stamp| stamp / 1000),
         "parts": member.count(),
-        "missing": member.missing(),
-        "refused": presence.map(|presence| &presence.refused),
+        "incomplete": member.missing(),
+        "rejected": presence.map(|presence| &presence.refused),
     })
 }
 

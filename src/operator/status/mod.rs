@@ -71,9 +71,9 @@ impl Status {
     fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         if self.service.pid.is_none() {
-            faults.push("the service does not run".to_owned());
+            faults.push("the service is not running".to_owned());
         }
-        faults.extend(self.fault.iter().map(|_| "the broker cannot be used".to_owned()));
+        faults.extend(self.fault.iter().map(|_| "no connection to the broker".to_owned()));
         if self.jails.is_err() {
             faults.push("fail2ban does not answer".to_owned());
         }
@@ -82,7 +82,7 @@ impl Status {
         }
         let missing = self.view.missing();
         if !missing.is_empty() {
-            faults.push(format!("the broker did not show {}", missing.join(", ")));
+            faults.push(format!("incomplete data from the broker: missing {}", missing.join(", ")));
         }
         faults
     }

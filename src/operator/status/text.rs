@@ -32,7 +32,7 @@ impl Status {
         let (look, words) = self.broker();
         line("broker", look, &words);
         match &self.jails {
-            Ok(jails) => line("fail2ban", Look::Good, &format!("answers; jails: {}", list(jails))),
+            Ok(jails) => line("fail2ban", Look::Good, &format!("running, jails: {}", list(jails))),
             Err(why) => line("fail2ban", Look::Bad, why),
         }
         let Service { events, reports, disks_full, .. } = &self.service;
@@ -41,15 +41,16 @@ impl Status {
         }
         let age = reports
             .oldest
-            .map(|at| format!(" (the oldest for {})", format_duration(self.clock.now - at)));
+            .map(|at| format!(" (oldest: {} ago)", format_duration(self.clock.now - at)));
         let waiting = count(reports.waiting, "report");
         let words = format!("{}, {waiting}{}", count(*events, "event"), age.unwrap_or_default());
-        line("waiting", Look::Plain, &words);
+        line("pending", Look::Plain, &words);
         for words in self.quotas() {
             line("AbuseIPDB", Look::Plain, &words);
         }
         if let Some(LastCall { at, error: Some(why) }) = &reports.last_call {
-            let words = format!("{why}, {} ago", format_duration(self.clock.now - at));
+            let words =
+                format!("last call failed {} ago: {why}", format_duration(self.clock.now - at));
             line("AbuseIPDB", Look::Bad, &words);
         }
         if self.fault.is_none() {
@@ -61,15 +62,15 @@ impl Status {
     fn service(&self) -> (Look, String) {
         let since = self.service.since.map(|since| format!(", since {}", self.clock.local(since)));
         match self.service.pid {
-            Some(pid) => (Look::Good, format!("runs{}, process {pid}", since.unwrap_or_default())),
-            None => (Look::Bad, "does not run: systemctl start f2bmqttsub".to_owned()),
+            Some(pid) => (Look::Good, format!("running{}, PID {pid}", since.unwrap_or_default())),
+            None => (Look::Bad, "not running. Start it: systemctl start f2bmqttsub".to_owned()),
         }
     }
 
     fn broker(&self) -> (Look, String) {
-        let user = self.user.as_ref().map(|user| format!(", as {user}")).unwrap_or_default();
+        let user = self.user.as_ref().map(|user| format!(" as {user}")).unwrap_or_default();
         match &self.fault {
-            None => (Look::Good, format!("{} answers{user}", self.broker)),
+            None => (Look::Good, format!("connected to {}{user}", self.broker)),
             Some(why) => (Look::Bad, why.clone()),
         }
     }
@@ -79,11 +80,11 @@ impl Status {
         let words = |call: &Call| {
             let (kind, now) = (kind(&call.name), self.clock.now);
             let blocked = (call.blocked > now)
-                .then(|| format!("no {kind} before {}", self.clock.local(call.blocked)));
+                .then(|| format!("no {kind} until {}", self.clock.local(call.blocked)));
             let left = call.quota.remaining.map(|left| match (call.quota.limit, call.seen) {
                 (Some(limit), Some(seen)) => {
                     format!(
-                        "{left} of {limit} {kind} left today, {} ago",
+                        "{left} of {limit} {kind} left today, as of {} ago",
                         format_duration(now - seen)
                     )
                 }
@@ -102,7 +103,8 @@ impl Status {
         let (hosts, bans) = (count(hosts.len(), "host"), count(self.banned.len(), "ban"));
         let _ = writeln!(text, "\n{hosts}, {online} online; {bans} in the fleet\n");
         let rows = self.view.hosts().iter().map(|host| self.host(host));
-        let heads = ["HOST", "STATE", "SINCE", "VERSION", "BANS", "HELD", "SNAPSHOT", "JAILS"];
+        let heads =
+            ["HOST", "STATE", "SINCE", "VERSION", "DETECTED", "IMPORTED", "SNAPSHOT", "JAILS"];
         out.table(&mut text, &heads, rows);
         let jails = self.by_jail();
         if !jails.is_empty() {
@@ -122,7 +124,7 @@ impl Status {
                 ]
             };
             text.push('\n');
-            out.table(&mut text, &["REFUSED BY", "REASON", "MESSAGES"], refused.iter().map(row));
+            out.table(&mut text, &["REJECTED BY", "REASON", "MESSAGES"], refused.iter().map(row));
         }
         text
     }

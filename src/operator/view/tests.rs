@@ -158,7 +158,7 @@ fn hosts_come_and_go_and_what_is_odd_is_nothing() {
     assert!(!view.hosts().contains_key(&a));
     assert_eq!(view.hear_on("state/b/0", b""), Heard::Cleared(b));
     assert!(view.hosts().is_empty() && view.bans == 0);
-    assert!(view.missing()[0].starts_with("any host: "));
+    assert!(view.missing()[0].starts_with("all hosts ("));
 }
 
 #[test]

@@ -102,7 +102,7 @@ impl Ear {
             Event::SubscribeRefused(_) => {
                 let topic = self.topic.branches();
                 let what = format!("the broker refuses the subscription to {topic}");
-                Some(Came::Lost(format!("{what}: check its access rules")))
+                Some(Came::Lost(format!("{what}. Check the broker's access rules")))
             }
             Event::Message(message) => self.seen.hear(&message, now_millis()).map(Came::News),
             Event::Published(_) | Event::Refused(_) | Event::QosLowered => None,

@@ -56,14 +56,14 @@ impl Screen {
         let online = hosts.values().filter(|member| member.is_online()).count();
         let (all, bans) = (count(hosts.len(), "host"), count(bans.all, "ban"));
         let time = clock.local(clock.now);
-        let line = format!(" {all}, {online} online; {bans}  {time}  q ends this");
+        let line = format!(" {all}, {online} online; {bans}  {time}  q quits");
         vec![Line::from(vec![title, broker]), Line::from(line)]
     }
 
     fn rate(&self, frame: &mut Frame<'_>, seen: &Seen, area: Rect) {
         let rate = seen.rate();
         let (sum, most) = (rate.iter().sum::<u64>(), rate.iter().max().copied().unwrap_or(0));
-        let title = format!(" {sum} bans in the last minute, at most {most} a second ");
+        let title = format!(" {sum} bans in the last minute, peak {most} a second ");
         let block = block(&title);
         // Each second as wide as there is room for, the last one at the right.
         let room = usize::from(block.inner(area).width);
@@ -85,7 +85,7 @@ impl Screen {
                 (_, false) => (Color::Red, "offline"),
             };
             let bans = bans.hosts.get(*host).copied().unwrap_or(0);
-            let missing = if member.missing() > 0 { ", not all seen" } else { "" };
+            let missing = if member.missing() > 0 { ", incomplete" } else { "" };
             Line::from(vec![
                 Span::from(format!(" {:<20.20} ", sanitize(host.as_str()))),
                 Span::styled(format!("{state:<8}"), self.style(colour)),
@@ -93,7 +93,7 @@ impl Screen {
             ])
         };
         let lines = fitting(hosts.iter().map(line).collect(), area, "hosts");
-        framed(frame, area, " hosts, and what they banned ", lines);
+        framed(frame, area, " hosts and their bans ", lines);
     }
 
     fn jails(frame: &mut Frame<'_>, bans: &Count, area: Rect) {
@@ -122,7 +122,7 @@ impl Screen {
             ])
         };
         let lines: Vec<_> = seen.news().take(area.height.into()).map(line).collect();
-        framed(frame, area, " as it comes ", lines);
+        framed(frame, area, " events ", lines);
     }
 }
 
@@ -159,7 +159,7 @@ fn fitting(mut lines: Vec<Line<'static>>, area: Rect, what: &str) -> Vec<Line<'s
     if lines.len() > room && room > 0 {
         let left = lines.len() - room + 1;
         lines.truncate(room - 1);
-        lines.push(Line::from(format!(" and {left} {what} more")));
+        lines.push(Line::from(format!(" and {left} more {what}")));
     }
     lines
 }
@@ -213,11 +213,11 @@ mod tests {
         let lines = drawn(80, 24, Ok("broker 192.168.1.10:1883".to_owned()), &mut seen());
         assert_eq!(lines[0], " f2bmqtt on web1  broker 192.168.1.10:1883");
         assert!(lines[1].starts_with(" 9 hosts, 8 online; 9 bans  "), "{lines:#?}");
-        assert!(lines[1].ends_with("q ends this"));
-        assert!(lines[2].starts_with("┌ 9 bans in the last minute, at most 1 a second ─"));
+        assert!(lines[1].ends_with("q quits"));
+        assert!(lines[2].starts_with("┌ 9 bans in the last minute, peak 1 a second ─"));
         let has = |text: &str| lines.iter().any(|line| line.contains(text));
         assert!(has("│ web7                 offline       1"), "{lines:#?}");
-        assert!(has("and 4 hosts more") && has("│ sshd                      9"), "{lines:#?}");
+        assert!(has("and 4 more hosts") && has("│ sshd                      9"), "{lines:#?}");
         assert!(has("ban     192.0.2.8        sshd           web8             for 10m"));
         assert!(lines[23].starts_with('└') && lines.iter().all(|line| line.chars().count() <= 80));
     }

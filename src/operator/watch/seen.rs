@@ -187,13 +187,13 @@ impl News {
             Self::Event { action, address, jail, host, bantime, reason } => {
                 let more = match (action, reason, bantime) {
                     (Action::Ban, _, 0) => String::new(),
-                    (Action::Ban, _, ..0) => "for ever".to_owned(),
+                    (Action::Ban, _, ..0) => "permanent".to_owned(),
                     (Action::Ban, _, bantime) => {
                         format!("for {}", format_duration(*bantime))
                     }
-                    (_, Some(Reason::Expired), _) => "it is over".to_owned(),
+                    (_, Some(Reason::Expired), _) => "expired".to_owned(),
                     (_, Some(Reason::Lifted), _) => "by hand".to_owned(),
-                    (_, Some(Reason::Fleet), _) => "everywhere".to_owned(),
+                    (_, Some(Reason::Fleet), _) => "fleet unban".to_owned(),
                     _ => String::new(),
                 };
                 let jail =
@@ -233,13 +233,13 @@ mod tests {
         assert_eq!(words("script/ban", &event("ban", ip, ""), NOW + 999), ban);
         assert_eq!(words("ban", &event("ban", ip, r#","restored":1"#), NOW), None);
         assert_eq!(words("ban", b"{}", NOW), None);
-        let unban = Some("unban|203.0.113.9|sshd|web1|it is over".to_owned());
+        let unban = Some("unban|203.0.113.9|sshd|web1|expired".to_owned());
         assert_eq!(
             words("unban", &event("unban", ip, r#","reason":"expired""#), NOW + 2000),
             unban
         );
         let fleet = event("unban", ip, r#","reason":"fleet","id":"web2-7""#);
-        let unban = Some("unban|203.0.113.9|*|web1|everywhere".to_owned());
+        let unban = Some("unban|203.0.113.9|*|web1|fleet unban".to_owned());
         assert_eq!(words("unban", &fleet, NOW + 2000), unban);
         assert_eq!(words("unban", &fleet, NOW + 2000), None, "once for each jail");
         assert_eq!(words("ban", &event("ban", ip, ""), NOW + 3000), ban);
