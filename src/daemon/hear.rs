@@ -3,39 +3,48 @@
 use super::instances::Sighting;
 use super::{Daemon, now};
 use crate::fleet::Trouble;
-use crate::fleet::limits::Table;
+use crate::fleet::limits::{Limit, Limits, Table};
 use crate::guard::gate::{Admitted, Rejected, Source};
 use crate::guard::{Kind, Refusal, Verdict};
 use crate::journal;
 use crate::wire::{Action, CHECK, Event, Host, State};
 
 /// Why a message of another time is rejected.
-const OLD: &str = "it is too old: a replay, or its host's clock is behind by days";
-const AHEAD: &str = "its stamp is more than a day ahead of this host's clock; set the clock that is wrong \
+const OLD: &str = "the message is too old: a replay, or the sender's clock is days behind";
+const AHEAD: &str = "the stamp is more than a day ahead of this host's clock; set the wrong clock \
                      (timedatectl)";
 
 fn of_another_time(refusal: Refusal) -> &'static str {
     if refusal == Refusal::Ahead { AHEAD } else { OLD }
 }
 
-/// Why some bans are ignored.
-const FULL: &str =
-    "a limit on bans of other hosts is reached (f2bmqtt check names it); existing bans are kept";
+/// Why a ban is ignored: the limit that was reached last.
+fn full(limits: &Limits, now: i64) -> String {
+    let of_bans = |limit: &&Limit| limit.table != Table::Messages;
+    let last = limits.shown(now).filter(of_bans).max_by_key(|limit| limit.at);
+    let limit = last.map_or_else(|| "a limit".to_owned(), Limit::describe);
+    format!("{limit} reached; existing bans are kept")
+}
 
 /// What is said of an old part of this host's own.
-const ECHO: &str = "an old part of this host's own came back, and all is published anew; if that \
-                    repeats, another host has this host's name";
+const ECHO: &str = "received an outdated shard of this host; publishing all shards again; if this repeats, \
+                    another host has this host's name";
 
 /// Several machines have one name.
 fn two_machines(host: &Host) -> String {
     format!(
-        "two machines are called {host}: each overwrites the other's snapshot. On one of them set MQTT_NODE in \
-         /etc/fail2ban/mqtt.env, then: systemctl restart f2bmqttsub"
+        "two machines have the name {host} and overwrite each other's snapshot; on one of them set \
+         MQTT_NODE in /etc/fail2ban/mqtt.env, then run: systemctl restart f2bmqttsub"
     )
 }
 
 /// Why messages of a host that sends too many are rejected.
-const FAST: &str = "its host sent more in a minute than a host may; its snapshot makes up for it";
+fn too_fast(kind: Kind, host: &Host) -> String {
+    let most = kind.most();
+    format!(
+        "limit of {most} messages per minute of {host} reached; the host's snapshot replaces the message"
+    )
+}
 
 impl Daemon {
     pub(super) fn message(&mut self, message: &Admitted) {
@@ -76,7 +85,7 @@ impl Daemon {
         self.shown.traffic.events += 1;
         let kind = if event.id.is_some() { Kind::FleetUnban } else { Kind::Event };
         if self.is_too_fast(&event.host, kind) {
-            return Err(message.reject(Refusal::TooFast, "too many events", FAST.to_owned()));
+            return Err(message.reject(Refusal::TooFast, "event", too_fast(kind, &event.host)));
         }
         self.memory.know().inbound.say(event.host.as_str(), || {
             let Event { action, address, jail, host, restored, failures, .. } = &event;
@@ -141,8 +150,9 @@ impl Daemon {
                 }
                 if !known.fleet.hear(event, now()) {
                     let Event { action, address, jail, host, .. } = event;
+                    let why = full(known.fleet.limits(), now());
                     let text =
-                        format!("ignored {action} of {address} in {jail} from {host}: {FULL}");
+                        format!("ignored {action} of {address} in {jail} from {host}: {why}");
                     known.refuse_of(host.as_str(), Refusal::TooMany, &text);
                     refused = Some(Refusal::TooMany);
                 }
@@ -155,10 +165,10 @@ impl Daemon {
             Verdict::Refuse(refusal) => {
                 let Event { action, address, jail, host, .. } = event;
                 let why = match refusal {
-                    Refusal::NotShared => "that jail does not take part here",
-                    _ => "it is no address of another machine",
+                    Refusal::NotShared => "the jail is not shared on this host",
+                    _ => "not an address that another machine can have",
                 };
-                let text = format!("refused to {action} {address} in {jail} for {host}: {why}");
+                let text = format!("rejected {action} of {address} in {jail} from {host}: {why}");
                 known.refuse_of(host.as_str(), refusal, &text);
                 refused = Some(refusal);
             }
@@ -171,7 +181,7 @@ impl Daemon {
 
     /// A part of somebody's snapshot, or nothing where one was.
     fn part(&mut self, message: &Admitted, host: &Host, index: u32) -> Result<(), Rejected> {
-        const WHAT: &str = "no part of a snapshot";
+        const WHAT: &str = "shard";
         if message.payload().is_empty() {
             let mut known = self.memory.know();
             // Nobody signs that: where it counts, a host is forgotten by an empty part that is signed.
@@ -181,8 +191,7 @@ impl Daemon {
             return Ok(());
         }
         if self.is_too_fast(host, Kind::Part) {
-            let what = "too many parts of a snapshot";
-            return Err(message.reject(Refusal::TooFast, what, FAST.to_owned()));
+            return Err(message.reject(Refusal::TooFast, WHAT, too_fast(Kind::Part, host)));
         }
         let mut known = self.memory.know();
         let mut part = message.shard(|pardon| known.fleet.knows_unban(pardon))?;
@@ -196,7 +205,8 @@ impl Daemon {
         known.keep_shared(&mut part);
         match known.fleet.hear_part(&part, now()) {
             Some(Trouble::NoRoom) => {
-                let text = format!("ignored some bans from {host}: {FULL}");
+                let why = full(known.fleet.limits(), now());
+                let text = format!("ignored some bans from {host}: {why}");
                 known.refuse_of(host.as_str(), Refusal::TooMany, &text);
             }
             Some(Trouble::OwnAndOld) => known.warn("part", ECHO),
@@ -243,8 +253,8 @@ impl Daemon {
         match self.memory.know().draw_client_id() {
             Ok((former, id)) => {
                 journal::warn(format_args!(
-                    "another machine connects with this host's client ID, as a clone of the disk does: this host \
-                     takes a new one"
+                    "another machine connects with this host's client ID (a cloned disk?); switching to a \
+                     new client ID"
                 ));
                 self.link.rename(id);
                 self.former = Some(former);

@@ -85,7 +85,7 @@ impl Gate {
         let (source, topic) = self.classify(topic).map_err(|why| Rejected {
             reason: Refusal::WrongTopic,
             topic: shown.clone(),
-            what: "no message of the fleet",
+            what: "message",
             why,
             host: None,
             shard: None,
@@ -98,7 +98,7 @@ impl Gate {
             Err((reason, why)) => Err(Rejected {
                 reason,
                 topic: shown,
-                what: "no message of the fleet",
+                what: "message",
                 why,
                 own_shard: source.own_shard(&self.me),
                 shard: source.shard(),
@@ -118,11 +118,11 @@ impl Gate {
             return Ok((Source::Event, topic));
         }
         let Some(below) = self.topic.retained_below(came) else {
-            return Err("it is not below MQTT_TOPIC".to_owned());
+            return Err("the topic is not below MQTT_TOPIC".to_owned());
         };
         // A host name is one level, whatever became of its dots.
         let named = |host: &str| {
-            Host::new(&host.replace('/', ".")).map_err(|why| format!("the host {why}"))
+            Host::new(&host.replace('/', ".")).map_err(|why| format!("the host in the topic {why}"))
         };
         match below.split_once('/') {
             Some(("host", host)) => {
@@ -132,12 +132,12 @@ impl Gate {
             }
             Some(("state", rest)) => {
                 let (host, digits) = rest.rsplit_once('/').unwrap_or((rest, ""));
-                let index = index(digits).ok_or("it has no shard number")?;
+                let index = index(digits).ok_or("the topic has no shard number")?;
                 let host = named(host)?;
                 let topic = self.topic.shard(&host, index);
                 Ok((Source::Shard { host, index }, topic))
             }
-            _ => Err("it is neither presence nor snapshot".to_owned()),
+            _ => Err("the topic is neither for presence nor for snapshots".to_owned()),
         }
     }
 
@@ -155,7 +155,7 @@ impl Gate {
             Source::Presence { .. } | Source::Other(_) => MAX_PRESENCE,
         };
         if payload.len() > max {
-            let why = format!("it has {} bytes, more than {max}", payload.len());
+            let why = format!("{} bytes exceed the limit of {max} bytes", payload.len());
             return Err((Refusal::TooLarge, why));
         }
         let Some(signing) = &self.signing else { return Ok(true) };
@@ -167,13 +167,13 @@ impl Gate {
         match signing.keys.check(topic, payload) {
             Seal::Good => Ok(true),
             Seal::Missing if !signing.accept_unsigned => {
-                let why = "it is not signed, and MQTT_SIGNING_KEY is set here";
+                let why = "the message is not signed, and this host has MQTT_SIGNING_KEY";
                 Err((Refusal::Unsigned, why.to_owned()))
             }
             Seal::Missing if own => Err((Refusal::Unsigned, OWN.to_owned())),
             Seal::Missing => Ok(false),
             Seal::Wrong => {
-                let why = "it is signed with another key or for another topic, or was changed";
+                let why = "the signature does not match: another key, another topic, or a changed message";
                 Err((Refusal::WrongSignature, why.to_owned()))
             }
         }
@@ -181,8 +181,9 @@ impl Gate {
 }
 
 /// Why a message is rejected although unsigned ones are accepted.
-const OWN: &str = "it is in this host's name and not signed, and this host signs what it publishes";
-const UNBAN: &str = "it is a fleet unban and not signed";
+const OWN: &str =
+    "the message has this host's name but no signature, and this host signs all its messages";
+const UNBAN: &str = "the fleet unban is not signed";
 
 /// The number of a shard, in its one spelling.
 fn index(digits: &str) -> Option<u32> {
@@ -249,7 +250,7 @@ impl Admitted {
     /// # Errors
     /// [`Rejected`]
     pub fn event(&self) -> Result<Event, Rejected> {
-        const WHAT: &str = "no event";
+        const WHAT: &str = "event";
         if self.source != Source::Event {
             return Err(self.misplaced(WHAT));
         }
@@ -268,11 +269,11 @@ impl Admitted {
     /// # Errors
     /// [`Rejected`]
     pub fn shard(&self, is_known: impl Fn(&Pardon) -> bool) -> Result<Part, Rejected> {
-        const WHAT: &str = "no part of a snapshot";
+        const WHAT: &str = "shard";
         let mut part = Part::parse(&self.payload).map_err(|why| self.malformed(WHAT, &why))?;
         let (host, index) = (part.host.clone(), part.slice.part());
         if self.source != (Source::Shard { host, index }) {
-            let why = "it is another host's, or another part".to_owned();
+            let why = "host or shard number differ from the topic".to_owned();
             return Err(self.reject(Refusal::WrongTopic, WHAT, why));
         }
         if !self.trusted {
@@ -286,7 +287,7 @@ impl Admitted {
     /// # Errors
     /// [`Rejected`]
     pub fn presence(&self) -> Result<Presence, Rejected> {
-        const WHAT: &str = "no presence";
+        const WHAT: &str = "presence";
         if !matches!(self.source, Source::Presence { .. }) {
             return Err(self.misplaced(WHAT));
         }
@@ -302,7 +303,7 @@ impl Admitted {
     }
 
     fn misplaced(&self, what: &'static str) -> Rejected {
-        self.reject(Refusal::WrongTopic, what, "its topic is not for those".to_owned())
+        self.reject(Refusal::WrongTopic, what, "wrong kind of message for the topic".to_owned())
     }
 
     fn malformed(&self, what: &'static str, why: &Malformed) -> Rejected {
@@ -344,7 +345,8 @@ impl Rejected {
 
 impl fmt::Display for Rejected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} on the topic {}: {}", self.what, self.topic, self.why)
+        let invalid = if self.reason == Refusal::Malformed { "invalid " } else { "" };
+        write!(f, "rejected {invalid}{} on {}: {}", self.what, self.topic, self.why)
     }
 }
 

@@ -196,13 +196,16 @@ impl Store {
 /// [`Error::File`].
 pub fn put_aside(path: &Path, why: &rusqlite::Error) -> Result<(), Error> {
     let aside = path.with_extension("broken");
-    std::fs::rename(path, &aside).map_err(Error::file("put aside", path))?;
+    std::fs::rename(path, &aside).map_err(Error::file("rename", path))?;
     // What was not yet in it is of no use to another.
     for journal in ["sqlite3-wal", "sqlite3-shm"] {
         let _ = std::fs::remove_file(path.with_extension(journal));
     }
     let (path, aside) = (path.display(), aside.display());
-    journal::warn(format_args!("{path} is broken ({why}): kept as {aside}, and begun anew"));
+    journal::warn(format_args!(
+        "{path} is corrupt ({why}); renamed to {aside}, and replaced by a new \
+                                database"
+    ));
     Ok(())
 }
 

@@ -58,7 +58,7 @@ impl Slice {
         if parts.is_power_of_two() && parts <= MAX_PARTS && part < parts {
             Ok(Self { part, parts })
         } else {
-            Err(format!("must be a power of two, at most {MAX_PARTS} and above part"))
+            Err(format!("must be a power of two, at most {MAX_PARTS} and greater than `part`"))
         }
     }
 
@@ -161,7 +161,7 @@ impl Part {
         let slice = slice.map_err(|what| Malformed::Field("parts", what))?;
         let stamp = fields.within("stamp", &STAMP_MILLIS)?;
         if stamp == 0 {
-            return Err(Malformed::Field("stamp", "must be above 0".to_owned()));
+            return Err(Malformed::Field("stamp", "must be greater than 0".to_owned()));
         }
         let time = fields.within("time", &TIME_SECS)?;
         let bans = fields.list("bans", MAX_LISTED)?.iter().map(|value| listed(value, slice));
@@ -240,7 +240,7 @@ fn belonging(address: &str, slice: Slice) -> Result<Address, String> {
     if slice.covers(address) {
         Ok(address)
     } else {
-        Err("must list addresses of this part alone".to_owned())
+        Err("must list only addresses of this shard".to_owned())
     }
 }
 

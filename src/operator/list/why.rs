@@ -243,7 +243,7 @@ mod tests {
             (Here::default(), "does not: its fail2ban has no jail sshd."),
             (
                 Here { exempt: [(jail("sshd"), Because::Jail)].into(), ..sshd() },
-                "does not: it is in ignoreip.",
+                "does not: the address is in ignoreip.",
             ),
             (
                 Here { apart: [jail("sshd")].into(), ..sshd() },
