@@ -67,7 +67,8 @@ pub async fn run(
         {
             let mut known = memory.know();
             known.fleet.on_failed();
-            known.warn("fail2ban", &format!("{error}; bans and unbans wait for it"));
+            known
+                .warn("fail2ban", &format!("{error}; bans and unbans wait until fail2ban answers"));
         }
         absence.look(&memory);
         bell.news.notify_one();
@@ -231,7 +232,10 @@ impl<'a> Applier<'a> {
             }
             // One that is busy now says nothing, and not that there is nothing.
             Err(error) => {
-                let text = format!("cannot read fail2ban's database: {error}; bans wait for it");
+                let text = format!(
+                    "cannot read fail2ban's database: {error}; bans wait until the database \
+                                    can be read"
+                );
                 known.warn("database", &text);
             }
         }
@@ -247,11 +251,13 @@ impl<'a> Applier<'a> {
         };
         let alone = names(&mut jails.difference(&shared));
         let alone = if alone.is_empty() { alone } else { format!("; not shared: {alone}") };
-        say(format_args!("fail2ban answers; jails: {}{alone}", names(&mut shared.iter())));
+        say(format_args!("connected to fail2ban; jails: {}{alone}", names(&mut shared.iter())));
         let missing = names(&mut known.guard.sharing.unmatched(jails).into_iter());
         if !missing.is_empty() && !jails.is_empty() {
-            known
-                .warn("jails", &format!("MQTT_JAILS names what fail2ban does not have: {missing}"));
+            known.warn(
+                "jails",
+                &format!("MQTT_JAILS names jails that fail2ban does not have: {missing}"),
+            );
         }
     }
 
@@ -318,7 +324,7 @@ impl<'a> Applier<'a> {
             Effect::Renew(jail, addresses) => self.client.ban(&jail, &addresses).await?,
             Effect::LogRefused(jail, Target { address, attributed_to: host }, because) => {
                 let host = named(host.as_ref());
-                let text = format!("refused to ban {address} in {jail} for {host}: {because}");
+                let text = format!("rejected ban of {address} in {jail} from {host}: {because}");
                 self.memory.know().refuse_of(host, because.reject_reason(), &text);
                 0
             }
@@ -377,7 +383,10 @@ impl<'a> Applier<'a> {
             ..Observation::default()
         };
         if let Err(error) = self.seen(jail, of, look) {
-            let text = format!("cannot read fail2ban's database: {error}; bans wait for it");
+            let text = format!(
+                "cannot read fail2ban's database: {error}; bans wait until the database can \
+                                be read"
+            );
             self.memory.know().warn("database", &text);
             sleep(RETRY).await;
         }

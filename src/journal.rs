@@ -98,7 +98,7 @@ impl Limited {
             return None;
         }
         let last = of_peer == Self::LINES || in_all == Self::LINES_IN_ALL;
-        let more = if last { " (more like it are counted, not shown, for a while)" } else { "" };
+        let more = if last { " (suppressing similar lines for a minute)" } else { "" };
         Some(format!("{text}{more}"))
     }
 
@@ -117,7 +117,7 @@ impl Limited {
             let over = now.duration_since(kind.since) >= Self::WINDOW;
             if over && !kind.last.is_empty() {
                 let Kind { last, count, .. } = kind;
-                lines.push((*count, format!("{last} ({count} like it in a minute)")));
+                lines.push((*count, format!("{last} ({count} similar lines within a minute)")));
             }
             !over
         });
@@ -180,11 +180,13 @@ impl Inbound {
         let Self { of_peer, suppressed, .. } = std::mem::take(self);
         let peers = of_peer.into_iter().filter(|(peer, _)| !peer.is_empty());
         let most = peers.max_by_key(|(_, lines)| *lines);
-        let most = most.map(|(peer, lines)| format!("; {lines} lines in all were about {peer}"));
+        let most = most.map(|(peer, lines)| {
+            format!("; most lines ({lines}, printed or not) were about {peer}")
+        });
         let seconds = Self::WINDOW.as_secs();
         let most = most.unwrap_or_default();
         (suppressed > 0).then(|| {
-            format!("suppressed {suppressed} lines about messages of the last {seconds} s{most}")
+            format!("suppressed {suppressed} of the lines about messages within {seconds} s{most}")
         })
     }
 }
@@ -199,7 +201,7 @@ mod tests {
         let mut odd = |peer, now| limited.line("odd", peer, "odd message", now);
         let lines: Vec<_> = (0..100).filter_map(|_| odd("web1", start)).collect();
         assert_eq!(lines.len(), 5);
-        assert!(lines[4].ends_with("for a while)"));
+        assert!(lines[4].ends_with("for a minute)"));
         assert!(odd("web2", start).is_some(), "each peer has its own");
         let many: Vec<_> = (0..2_000).map(|n| format!("fake{n}")).collect();
         let lines = many.iter().filter_map(|peer| odd(peer, start)).count();
@@ -210,7 +212,7 @@ mod tests {
         let later = start + Duration::from_secs(61);
         let summary = limited.held_back(later);
         assert!(
-            summary.contains(&"odd message (100 like it in a minute)".to_owned()),
+            summary.contains(&"odd message (100 similar lines within a minute)".to_owned()),
             "{summary:?}"
         );
         assert!(summary.len() <= 25);
@@ -229,7 +231,7 @@ mod tests {
         assert_eq!(count(&mut inbound, "web3", 300), 200);
         assert_eq!(inbound.summary(start), None);
         let summary = inbound.summary(start + Duration::from_secs(10)).unwrap();
-        let expected = "suppressed 6600 lines about messages of the last 10 s; 9000 lines in all were about flood";
+        let expected = "suppressed 6600 of the lines about messages within 10 s; most lines (9000, printed or not) were about flood";
         assert_eq!(summary, expected);
         assert_eq!(count(&mut inbound, "web3", 1), 1, "another ten seconds");
         let names: Vec<_> = (0..2_000).map(|n| format!("fake{n}")).collect();

@@ -60,7 +60,10 @@ impl<'a> Call<'a> {
         }
         let mut warning = None;
         let bantime = self.bantime.parse().unwrap_or_else(|_| {
-            warning = Some(format!("jail {jail}: its bantime is no number of seconds: told as 0"));
+            warning = Some(format!(
+                "invalid bantime of jail {jail}: not a number of seconds; publishing 0 \
+                                    (unknown)"
+            ));
             0
         });
         let time = whole_seconds(self.time).unwrap_or(0);
@@ -99,14 +102,16 @@ pub fn run(call: &Call<'_>, paths: &Paths) -> Result<(), Error> {
     }
     let Some(told) = told else { return Ok(()) };
     let spool = paths.spool();
-    let failed = |error, what| {
-        let (dir, address) = (spool.dir().display(), told.address);
-        journal::syslog(format_args!("cannot write the spool {dir}: {error}; {address} {what}"));
+    let failed = |error, what: &str| {
+        let dir = spool.dir().display();
+        journal::syslog(format_args!("cannot write to the spool {dir}: {error}; {what}"));
     };
+    let address = told.address;
     let unspooled = match spool.write(&told, SystemTime::now()) {
         Ok(Left::Here) => None,
         Ok(Left::Spare(error)) => {
-            failed(error, "waits in memory, where no reboot keeps it");
+            let what = "in the second spool, which a reboot deletes";
+            failed(error, &format!("keeping {address} {what}"));
             None
         }
         // Another user may not read the settings either: no child of it could publish the event.
@@ -114,7 +119,7 @@ pub fn run(call: &Call<'_>, paths: &Paths) -> Result<(), Error> {
             return Err(Error::NotRoot(spool.dir().to_owned(), error));
         }
         Err(error) => {
-            failed(error, "goes out at once, or never");
+            failed(error, &format!("publishing {address} now, without retry"));
             Some(told.encode())
         }
     };

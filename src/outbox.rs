@@ -223,7 +223,7 @@ mod tests {
         let mut outbox = outbox(dir.path());
         std::fs::write(dir.path().join("1.json"), "{}").unwrap();
         let warnings = outbox.scan(&mut |_| Ok(None)).unwrap();
-        assert_eq!(warnings, ["dropped 1.json from the spool: its field action is missing"]);
+        assert_eq!(warnings, ["dropped 1.json from the spool: missing field `action`"]);
         assert_eq!(outbox.spool.list().unwrap(), [""; 0]);
     }
 }

@@ -174,8 +174,12 @@ async fn publish(config: &Config, paths: &Paths, told: Option<SpooledEvent>) -> 
     end(&mut link, &mut outbox).await;
     outbox.settle(is_unwritten);
     if let (false, Some(lost)) = (outbox.is_empty(), lost) {
-        let what = if from_memory { "a ban is lost" } else { "bans wait in the spool" };
-        journal::syslog(format_args!("{what}: no connection to the broker {lost}"));
+        let what = if from_memory {
+            "the ban is lost"
+        } else {
+            "bans wait in the spool for the next attempt"
+        };
+        journal::syslog(format_args!("no connection to the broker {lost}; {what}"));
     }
     Ok(())
 }

@@ -20,7 +20,7 @@ pub fn chance() -> f64 {
 /// The system has none.
 pub fn token() -> io::Result<String> {
     let bytes: [u8; 8] = generate(&SystemRandom::new())
-        .map_err(|_| io::Error::other("the system has no random numbers"))?
+        .map_err(|_| io::Error::other("the system provides no random numbers"))?
         .expose();
     let mut digits = String::new();
     for byte in bytes {

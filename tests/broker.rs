@@ -44,7 +44,7 @@ const TROUBLES: [Trouble; 6] = [
     Trouble {
         what: "the password is wrong",
         make: |a, _| set(a, "MQTT_PASSWORD", "wrong"),
-        said: "it refuses the login: check MQTT_USER and MQTT_PASSWORD",
+        said: "the broker rejected the login; check MQTT_USER and MQTT_PASSWORD",
         mend: |a, _| set(a, "MQTT_PASSWORD", "fail2ban"),
     },
     Trouble {
@@ -111,7 +111,9 @@ fn a_message_that_is_too_large_does_not_keep_a_host_out() {
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     hub.sh("head -c 400000 /dev/zero | tr '\\0' x >/root/large
             mosquitto_pub -h 127.0.0.1 -u fail2ban -P fail2ban -q 1 -t blacklist/ban -f /root/large");
-    eventually("it is said", || a.journal().contains("it sent a message that is too large"));
+    eventually("it is said", || {
+        a.journal().contains("the broker sent a message of more than 256 KiB")
+    });
     eventually("it is connected again", || {
         a.journal().lines().last().is_some_and(|line| line.starts_with("connected to the broker"))
     });

@@ -138,7 +138,7 @@ fn fail2ban_is_seen_whenever_it_starts() {
           systemctl daemon-reload; systemctl restart fail2ban");
     crosses("192.0.2.4");
     assert_ne!(pid(), first);
-    let said = "fail2ban replaced its directory in /run, which this process cannot see";
+    let said = "fail2ban replaced its directory in /run, and this process cannot see the new one";
     let journal = b.sh("journalctl -u f2bmqttsub -o cat --no-pager");
     assert!(journal.contains(said), "{journal}");
 }

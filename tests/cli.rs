@@ -134,9 +134,12 @@ fn settings_that_cannot_be_used_are_exit_code_78() {
     let output = run("f2bmqtt", &["subscribe"], Some(&file));
     assert_eq!(output.status.code(), Some(78));
     let text = shown(&output);
-    for line in
-        ["line 1: has more", "line 2: has more", "line 3: MQTT_PORT", "MQTT_TOPIC is not set"]
-    {
+    for line in [
+        "line 1: has text after",
+        "line 2: has text after",
+        "line 3: MQTT_PORT",
+        "MQTT_TOPIC is not set",
+    ] {
         assert!(text.contains(line), "{line}: {text}");
     }
     assert!(!text.contains("hun") && !text.contains("ter2"), "no password in an error: {text}");

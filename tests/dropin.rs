@@ -295,34 +295,33 @@ const MESSAGES: &[Message] = &[
     Message {
         topic: "blacklist/ban",
         payload: "not JSON",
-        printed: &[
-            "no event on the topic blacklist/ban: it is not one JSON object in which each key appears once",
-        ],
+        printed: &["rejected invalid event on blacklist/ban: not one JSON object with unique keys"],
     },
     Message {
         topic: "blacklist/ban",
         payload: r#"{"action":"ban","ipmset":"sshd","host":"red"}"#,
-        printed: &["no event on the topic blacklist/ban: its field ip is missing"],
+        printed: &["rejected invalid event on blacklist/ban: missing field `ip`"],
     },
     Message {
         topic: "blacklist/ban",
         payload: script!("ban", "sshd", "10.99.0.0/28", "old", "0"),
         printed: &[
-            "no event on the topic blacklist/ban: its field ip must be one IPv4 or IPv6 address",
+            "rejected invalid event on blacklist/ban: field `ip` must be one IPv4 or IPv6 address",
         ],
     },
     Message {
         topic: "blacklist/ban",
         payload: script!("ban", "sshd", "203.0.113.9 203.0.113.10", "old", "0"),
         printed: &[
-            "no event on the topic blacklist/ban: its field ip must be one IPv4 or IPv6 address",
+            "rejected invalid event on blacklist/ban: field `ip` must be one IPv4 or IPv6 address",
         ],
     },
     Message {
         topic: "blacklist/ban",
         payload: script!("ban", "sshd", "localhost", "old", "0"),
         printed: &[
-            "no event on the topic blacklist/ban: its field ip must be one IPv4 or IPv6 address (more like it are counted, not shown, for a while)",
+            "rejected invalid event on blacklist/ban: field `ip` must be one IPv4 or IPv6 address \
+             (suppressing similar lines for a minute)",
         ],
     },
     // In ignoreip, and an address of this host.
@@ -331,7 +330,7 @@ const MESSAGES: &[Message] = &[
         payload: script!("ban", "sshd", "192.0.2.70", "old", "0"),
         printed: &[
             "Inbound: ban 192.0.2.70 - ipset sshd from old (Rest:=0, Fails:=3)",
-            "refused to ban 192.0.2.70 in sshd for old: it is in ignoreip",
+            "rejected ban of 192.0.2.70 in sshd from old: the address is in ignoreip",
         ],
     },
     Message {
@@ -339,7 +338,7 @@ const MESSAGES: &[Message] = &[
         payload: script!("ban", "sshd", "10.213.77.12", "old", "0"),
         printed: &[
             "Inbound: ban 10.213.77.12 - ipset sshd from old (Rest:=0, Fails:=3)",
-            "refused to ban 10.213.77.12 in sshd for old: it is this host's own",
+            "rejected ban of 10.213.77.12 in sshd from old: the address is this host's own",
         ],
     },
     // As other programs write them; and a button that frees what its host does not hold.
@@ -420,16 +419,8 @@ fn settled(host: Host<'_>) {
 /// What the daemon printed of messages, but for the probe.
 fn printed(host: Host<'_>) -> Vec<String> {
     let about_messages = |line: &&str| {
-        let begins = [
-            "Inbound:",
-            "Ban ",
-            "UnBan ",
-            "Jail ",
-            "Unrecognised ",
-            "no event ",
-            "refused ",
-            "ignored ",
-        ];
+        let begins =
+            ["Inbound:", "Ban ", "UnBan ", "Jail ", "Unrecognised ", "rejected ", "ignored "];
         begins.iter().any(|begin| line.starts_with(begin)) && !line.contains("198.51.100.1")
     };
     host.journal().lines().filter(about_messages).map(str::to_owned).collect()

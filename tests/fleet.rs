@@ -210,7 +210,7 @@ fn the_log_lines_and_messages_of_the_scripts_are_understood() {
         "Ban 192.0.2.1 for ipset sshd reported by old1",
         "UnBan 192.0.2.1 for ipset sshd reported by old1",
         "Jail ssh not found for IP 192.0.2.2 reported by old1 (Restored=0)",
-        "no event on the topic blacklist/ban: its field ip must be one IPv4 or IPv6 address",
+        "rejected invalid event on blacklist/ban: field `ip` must be one IPv4 or IPv6 address",
     ] {
         assert!(journal.lines().any(|said| said == line), "{line}\n{journal}");
     }

@@ -82,7 +82,7 @@ const VALUES: [&str; 8] = ["null", "true", "7", "-1", "1e400", "[]", "{}", "[\"1
 
 const EVENT: &str = r#"{"action":"ban","ipmset":"sshd","ip":"198.18.0.1","bantime":600000000,"host":"evil","restored":0,"failures":3,"time":1795342588,"stamp":1795342588123}"#;
 const PART: &str = r#"{"v":1,"host":"evil","stamp":1795342588123,"part":0,"parts":1,"bans":[["sshd","198.18.0.1",1795342588,600000000]],"unbans":[]}"#;
-const PRESENCE: &str = r#"{"v":1,"state":"online","version":"1","jails":["sshd"],"bans":1,"machine":"x","since":1,"held":1,"refused":{"old":1}}"#;
+const PRESENCE: &str = r#"{"v":1,"state":"online","version":"1","jails":["sshd"],"bans":1,"machine":"x","since":1,"imported":1,"rejected":{"old":1}}"#;
 
 /// A message: its topic, its text, the address in it, the fields that it needs, and other values of it.
 type Honest =
@@ -205,7 +205,7 @@ fn whatever_is_said_to_it_a_host_tells_fail2ban_nothing_of_it() {
     assert!(journal.len() < 60_000, "{} bytes", journal.len());
     let hidden = |c: char| c != '\n' && f2bmqtt::text::is_unsafe_for_display(c);
     assert!(!journal.contains(hidden) && !journal.contains("panicked"), "{journal}");
-    assert!(journal.contains("no event on the topic blacklist/ban: its field ip is missing"));
+    assert!(journal.contains("rejected invalid event on blacklist/ban: missing field `ip`"));
     assert_eq!(a.sh("systemctl show -P NRestarts f2bmqttsub"), "0");
     // It tells of it, within a minute.
     let mut said = String::new();
@@ -332,7 +332,7 @@ fn a_message_that_is_too_large_costs_a_connection_and_no_ban() {
     let large = "head -c 900000 /dev/zero | mosquitto_pub -h 127.0.0.1 -u fail2ban -P fail2ban -q 1 \
                  -t blacklist/ban -s";
     hub.sh(large);
-    let said = "it sent a message that is too large";
+    let said = "the broker sent a message of more than 256 KiB";
     eventually(said, || a.journal().contains(said));
     assert!(becomes(Duration::from_mins(1), || {
         a.journal().matches("connected to the broker").count() == 2
@@ -358,8 +358,8 @@ fn what_the_settings_and_the_operator_keep_out_stays_out_both_ways() {
     a.attack("auth", &["198.18.5.5", "192.0.2.4", "192.0.2.9"]);
     eventually("b bans the rest", || b.bans("sshd", "192.0.2.4") && b.bans("sshd", "192.0.2.9"));
     for words in [
-        "refused to ban 192.0.2.3 in web for a: that jail does not take part here",
-        "refused to ban 198.18.5.5 in sshd for a: it is in MQTT_NEVER_BAN",
+        "rejected ban of 192.0.2.3 in web from a: the jail is not shared on this host",
+        "rejected ban of 198.18.5.5 in sshd from a: the address is in MQTT_NEVER_BAN",
     ] {
         eventually(words, || b.journal().contains(words));
     }
@@ -384,5 +384,5 @@ fn what_the_settings_and_the_operator_keep_out_stays_out_both_ways() {
     );
     assert_eq!(b.sh("fail2ban-client get web banip"), "192.0.2.1");
     assert_eq!(a.sh("fail2ban-client get web banip"), "192.0.2.3");
-    assert!(b.journal().contains("fail2ban answers; jails: both, sshd; not shared: web"));
+    assert!(b.journal().contains("connected to fail2ban; jails: both, sshd; not shared: web"));
 }

@@ -247,7 +247,7 @@ fn what_the_operator_does_the_fleet_obeys() {
     let refused = [
         ("ban web 203.0.113.0/24", "not 203.0.113.0/24"),
         ("ban web 127.0.0.1", "is no address of another machine"),
-        ("ban web 10.213.77.12", "it is this host's own"),
+        ("ban web 10.213.77.12", "the address is this host's own"),
         ("ban web 10.213.77.11", "it is the broker's"),
         ("ban nope 203.0.113.31", "has no jail nope"),
         ("ban web 198.51.100.{1..11}", "Ban 11 addresses on every host? Nothing was done"),
@@ -502,7 +502,9 @@ fn a_ban_by_hand_is_never_reported() {
     web1.sh("f2bmqtt ban sshd 192.31.196.50");
     let log = || web1.sh("cat /var/log/abuseipdb/abuseipdb.log");
     eventually("the reporter was called", || {
-        log().contains("IP 192.31.196.50 was banned by hand (f2bmqtt ban): it is not reported.")
+        log().contains(
+            "IP 192.31.196.50 is not reported: the address was banned by hand (f2bmqtt ban).",
+        )
     });
     // What is detected is reported; by then the other would have been.
     web1.attack("auth", &["192.31.196.51"]);

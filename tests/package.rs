@@ -193,7 +193,10 @@ fn over_the_scripts(host: Host<'_>, expected: &[String]) {
             "{said}"
         );
     }
-    assert!(said.contains("mqtt.env holds a password: others may no longer read it"), "{said}");
+    assert!(
+        said.contains("mqtt.env contains a password: removed access for other users"),
+        "{said}"
+    );
     assert_eq!(is_installed(host), expected);
     assert_eq!(host.sh("grep TOPIC /etc/fail2ban/mqtt.env"), "MQTT_TOPIC=mine");
     assert!(
@@ -286,7 +289,7 @@ fn after_remove_and_purge(host: Host<'_>, expected: &[String]) {
     let said = host.sh("apt-get purge -y f2bmqtt 2>&1");
     assert!(
         said.contains(
-            "f2bmqtt: kept an empty /etc/fail2ban/action.d/f2bmqtt.conf, because jails name it: \
+            "f2bmqtt: kept an empty /etc/fail2ban/action.d/f2bmqtt.conf, because these files name the action: \
              /etc/fail2ban/jail.local"
         ),
         "{said}"

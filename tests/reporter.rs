@@ -192,13 +192,17 @@ const CASES: [Case; 19] = [
         NO_KEY,
         "'' x 192.31.196.4 18 600 0 0 '' '' 3",
         0,
-        &["ERROR: IP 192.31.196.4 waits: there is no API key."],
+        &[
+            "ERROR: The report of IP 192.31.196.4 waits: no API key is set in /etc/fail2ban/abuseipdb.apikey.",
+        ],
     ),
     case(
         "",
         "YOUR_API_KEY x 192.31.196.4 18 600 0 0 '' '' 3",
         0,
-        &["ERROR: IP 192.31.196.4 waits: there is no API key."],
+        &[
+            "ERROR: The report of IP 192.31.196.4 waits: no API key is set in /etc/fail2ban/abuseipdb.apikey.",
+        ],
     ),
     case(
         KEY_AGAIN,
@@ -210,7 +214,7 @@ const CASES: [Case; 19] = [
         "",
         "'' x 10.1.2.3 18 600 0 0 '' '' 3",
         0,
-        &["INFO: IP 10.1.2.3 is private or reserved: it is not reported."],
+        &["INFO: IP 10.1.2.3 is not reported: the address is private or reserved."],
     ),
     case(
         "",
@@ -265,9 +269,9 @@ const CASES: [Case; 19] = [
         0,
         &[
             "ERROR: Rate limited (HTTP 429). Response: {*",
-            "INFO: The daily limit of AbuseIPDB is reached for check: *",
+            "INFO: The daily limit of AbuseIPDB is reached for check calls. *",
             "ERROR: Rate limited (HTTP 429). Response: {*",
-            "INFO: The daily limit of AbuseIPDB is reached for report: *",
+            "INFO: The daily limit of AbuseIPDB is reached for report calls. *",
         ],
     ),
     case(
@@ -477,7 +481,7 @@ fn what_is_wrong_with_the_connection_or_the_answer_is_said() {
         (
             &|| answers("200 stalled"),
             String::new(),
-            "ERROR: HTTP 200. Response: ... (broken off: * timed out",
+            "ERROR: HTTP 200. Response: ... (cut off: * timed out",
         ),
         (&|| answers("401 {}"), String::new(), "ERROR: HTTP 401. Response: {}"),
     ];

@@ -192,10 +192,10 @@ fn whoever_has_no_key_is_refused_by_every_host() {
     assert_eq!(web2.sh("fail2ban-client get sshd banip"), "192.0.2.1 192.0.2.3");
     assert_eq!(web1.sh("fail2ban-client get sshd banip"), "192.0.2.1 192.0.2.3");
     for words in [
-        "on the topic blacklist/ban: it is not signed, and MQTT_SIGNING_KEY is set here",
-        "on the topic blacklist/ban: it is signed with another key or for another topic, or was changed",
-        "rejected ban of 192.0.2.8 in sshd from gone: it is too old",
-        "no part of a snapshot on the topic f2bmqtt/blacklist/state/gone/0: it is too old",
+        "rejected message on blacklist/ban: the message is not signed, and this host has MQTT_SIGNING_KEY",
+        "rejected message on blacklist/ban: the signature does not match: another key, another topic, or a changed message",
+        "rejected ban of 192.0.2.8 in sshd from gone: the message is too old",
+        "rejected shard on f2bmqtt/blacklist/state/gone/0: the message is too old",
     ] {
         eventually(words, || web2.journal().contains(words));
     }

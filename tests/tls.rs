@@ -71,7 +71,8 @@ fn a_fleet_on_the_hub_of_the_example() {
     // One is shut out, the other stays.
     let hub = rig.host("hub");
     hub.sh(&format!("cd /root/fleet; set -e; ./certificates revoke web2; {INSTALL}"));
-    let refused = "it refuses this host's certificate, MQTT_CERT: it was revoked";
+    let refused =
+        "the broker rejected this host's certificate (MQTT_CERT): the certificate is revoked";
     eventually(refused, || web2.journal().contains(refused));
     web1.sh("systemctl start f2bmqttsub");
     let connected = "connected to the broker 192.168.1.10:8883 as web1";
@@ -156,67 +157,75 @@ const TROUBLES: [Trouble; 12] = [
         hub: "",
         host: &[("MQTT_CAFILE", "/etc/tls/other/ca.crt")],
         said: &[
-            "hub:8883: its certificate is signed by a CA that is unknown here: MQTT_CAFILE must be",
+            "hub:8883: the broker's certificate is signed by an unknown CA; MQTT_CAFILE must be",
         ],
     },
     Trouble {
         hub: "",
         host: &[("MQTT_CAFILE", ""), ("MQTT_TLS", "on")],
         said: &[
-            "hub:8883: its certificate is signed by a CA that is unknown here: MQTT_CAFILE must be",
+            "hub:8883: the broker's certificate is signed by an unknown CA; MQTT_CAFILE must be",
         ],
     },
     Trouble {
         hub: "faketime '2020-01-01 12:00:00' ./certificates hub hub",
         host: &[],
-        said: &["hub:8883: its certificate expired on 2022-04-05T", ": renew it there"],
+        said: &[
+            "hub:8883: the broker's certificate expired on 2022-04-05T",
+            "); renew the certificate on the broker",
+        ],
     },
     Trouble {
         hub: "faketime '2030-01-01 12:00:00' ./certificates hub hub",
         host: &[],
         said: &[
-            "hub:8883: its certificate is not valid before 2030-01-01T",
+            "hub:8883: the broker's certificate is not valid before 2030-01-01T",
             "check the clocks of both",
         ],
     },
     Trouble {
         hub: "./certificates hub other.example 10.213.77.99",
         host: &[],
-        said: &["hub:8883: its certificate is not for hub, but for other.example, 10.213.77.99: \
-                 MQTT_HOST must be a name that is in it"],
+        said: &[
+            "hub:8883: the broker's certificate is for other.example, 10.213.77.99, not for hub; \
+                 set MQTT_HOST to a name in the certificate",
+        ],
     },
     Trouble {
         hub: "./certificates hub hub",
         host: &[("MQTT_HOST", "10.213.77.11")],
         said: &[
-            "10.213.77.11:8883: its certificate is not for 10.213.77.11, but for hub: MQTT_HOST",
+            "10.213.77.11:8883: the broker's certificate is for hub, not for 10.213.77.11; set MQTT_HOST",
         ],
     },
     Trouble {
         hub: "",
         host: &[("MQTT_CERT", ""), ("MQTT_KEY", "")],
-        said: &["hub:8883: it wants a certificate of this host: set MQTT_CERT and MQTT_KEY"],
+        said: &["hub:8883: the broker requires a client certificate; set MQTT_CERT and MQTT_KEY"],
     },
     Trouble {
         hub: "",
         host: &[("MQTT_CERT", "/etc/tls/other/a.crt"), ("MQTT_KEY", "/etc/tls/other/a.key")],
-        said: &["hub:8883: it refuses this host's certificate, MQTT_CERT: "],
+        said: &["hub:8883: the broker rejected this host's certificate (MQTT_CERT): "],
     },
     Trouble {
         hub: "",
         host: &[("MQTT_CERT", "/etc/tls/old.crt"), ("MQTT_KEY", "/etc/tls/old.key")],
-        said: &["hub:8883: it refuses this host's certificate, MQTT_CERT: it has expired"],
+        said: &[
+            "hub:8883: the broker rejected this host's certificate (MQTT_CERT): the certificate has expired",
+        ],
     },
     Trouble {
         hub: "",
         host: &[("MQTT_PORT", "1883")],
-        said: &["hub:1883: it speaks no TLS on that port: check MQTT_PORT"],
+        said: &["hub:1883: the broker does not speak TLS on this port; check MQTT_PORT"],
     },
     Trouble {
         hub: "",
         host: &[("MQTT_CAFILE", ""), ("MQTT_CERT", ""), ("MQTT_KEY", ""), ("MQTT_PORT", "8883")],
         said: &[
-            "hub:8883: it hangs up before a word of MQTT: if that port is for TLS, set MQTT_CAFILE",
+            "hub:8883: the broker closed the connection before the MQTT handshake; if the port is for TLS, \
+             set MQTT_CAFILE",
         ],
     },
 ];
@@ -275,7 +284,9 @@ fn a_certificate_that_was_renewed_counts_from_the_next_connection_on() {
     a.sh("cp /etc/tls/a.crt /etc/tls/new.crt; cp /etc/tls/a.key /etc/tls/new.key
           cp /etc/tls/old.crt /etc/tls/a.crt; cp /etc/tls/old.key /etc/tls/a.key");
     set(a, &GOOD);
-    eventually("it is refused", || a.journal().contains("it refuses this host's certificate"));
+    eventually("it is refused", || {
+        a.journal().contains("the broker rejected this host's certificate")
+    });
     // One file after the other: for a moment they do not belong together.
     a.sh("cp /etc/tls/new.crt /etc/tls/a.crt; sleep 1; cp /etc/tls/new.key /etc/tls/a.key");
     eventually("it is connected", || a.journal().contains("connected to the broker hub:8883"));
@@ -310,7 +321,7 @@ fn settings_that_would_protect_nothing_stop_the_service() {
     for words in [
         "MQTT_TLS must be on or off",
         "MQTT_CAFILE cannot be read: /etc/missing.crt: No such file or directory",
-        "MQTT_KEY cannot be read: /etc/x.key: Permission denied (os error 13); it must belong to root",
+        "MQTT_KEY cannot be read: /etc/x.key: Permission denied (os error 13); the file must belong to root",
     ] {
         assert!(journal.contains(words), "{words}\n{journal}");
     }

@@ -214,10 +214,10 @@ impl Answer {
         Some(match trouble {
             Trouble::TooSoon | Trouble::TooLong | Trouble::Refused { .. } => return None,
             Trouble::Spent(_) => "the daily limit is reached".to_owned(),
-            Trouble::Key => format!("AbuseIPDB refuses the API key (HTTP {status})"),
-            Trouble::NotAllowed => format!("AbuseIPDB refuses the call (HTTP {status})"),
+            Trouble::Key => format!("AbuseIPDB rejected the API key (HTTP {status})"),
+            Trouble::NotAllowed => format!("AbuseIPDB rejected the call (HTTP {status})"),
             Trouble::Odd => format!(
-                "api.abuseipdb.com answers with HTTP {status}, not with an answer of the API"
+                "unexpected answer from api.abuseipdb.com (HTTP {status}), perhaps from a proxy"
             ),
         })
     }
@@ -244,7 +244,7 @@ impl Answer {
             .collect::<String>();
         match &self.cut_off {
             Some(CutOff::TooLong) => body.push_str("... (too long)"),
-            Some(CutOff::Lost(why)) => body = format!("{body}... (broken off: {why})"),
+            Some(CutOff::Lost(why)) => body = format!("{body}... (cut off: {why})"),
             None if body.is_empty() => body.push_str("(nothing)"),
             None => {}
         }

@@ -82,7 +82,8 @@ impl<A: Api> Worker<A> {
             taken.saved_reports.saturating_add_unsigned(taken.invalid_reports.len() as u64);
         if told_of < i64::try_from(groups.len()).unwrap_or(i64::MAX) {
             log.line(format_args!(
-                "ERROR: AbuseIPDB tells of {told_of} of {} IPs in one call: they are looked up.",
+                "ERROR: AbuseIPDB accounts for only {told_of} of {} IPs in one call. The reporter checks \
+                 each IP.",
                 groups.len()
             ));
             return self.put_off(&[], 0);
@@ -103,7 +104,8 @@ impl<A: Api> Worker<A> {
         for group in groups {
             if let Some(why) = refused.get(&group.address) {
                 group.log.line(format_args!(
-                    "ERROR: IP {} is refused in a call with others ({why}): it goes by itself.",
+                    "ERROR: AbuseIPDB rejected IP {} in a call with other IPs ({why}). The reporter sends \
+                     this report again by itself.",
                     group.address
                 ));
             } else {

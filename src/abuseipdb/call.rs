@@ -116,7 +116,7 @@ impl Call {
         let address = Address::new(self.address.trim()).map_err(|what| usage("IP", &what))?;
         if !is_reportable(address.ip()) {
             return Ok(Verdict::Nothing(format!(
-                "INFO: IP {address} is private or reserved: it is not reported."
+                "INFO: IP {address} is not reported: the address is private or reserved."
             )));
         }
         let categories = Categories::new(&self.categories);
@@ -197,7 +197,7 @@ pub fn run(call: &Call, paths: &Paths) -> Result<(), Error> {
     let log = Log::new(call.log().into());
     match call.decide(now_secs()) {
         Ok(Verdict::Report(report)) if is_by_hand(&report, &log, paths) => log.line(format_args!(
-            "INFO: IP {} was banned by hand (f2bmqtt ban): it is not reported.",
+            "INFO: IP {} is not reported: the address was banned by hand (f2bmqtt ban).",
             report.address
         )),
         Ok(Verdict::Report(report)) => {
@@ -268,15 +268,15 @@ fn queue(report: &Report, log: &Log, paths: &Paths) -> bool {
         let dir = inbox.dir().display().to_string();
         let address = report.address;
         log.line(format_args!(
-            "ERROR: IP {address} is not reported: {MAX} reports wait in {dir} already. \
-             Is the service f2bmqttsub running?"
+            "ERROR: IP {address} is not reported: the limit of {MAX} queued reports in {dir} is reached. Is \
+             the service f2bmqttsub running?"
         ));
         return false;
     }
     let unqueued = inbox.write(report, SystemTime::now()).err();
     if let Some(error) = &unqueued {
         journal::syslog(format_args!(
-            "cannot write {}: {error}; a report of {} is tried from memory",
+            "cannot write to the queue {}: {error}; reporting {} from memory",
             inbox.dir().display(),
             report.address
         ));
@@ -329,7 +329,7 @@ pub fn by_hand(call: &Call, dry_run: bool, paths: &Paths) -> Result<(), Error> {
     // Without a key there is still something to look at.
     if file.key.is_none() && !dry_run {
         let path = paths.api_key.display();
-        return Err(Error::Report(format!("there is no API key in {path}")));
+        return Err(Error::Report(format!("no API key is set in {path}")));
     }
     let report = match call.decide(now_secs())? {
         Verdict::Nothing(line) => {
@@ -340,16 +340,16 @@ pub fn by_hand(call: &Call, dry_run: bool, paths: &Paths) -> Result<(), Error> {
     };
     let (address, log, private) = (report.address, &report.log, Private::of_this_host());
     if private.addresses.contains(&address.ip()) {
-        say(format_args!("INFO: IP {address} is this host's own: it is not reported."));
+        say(format_args!("INFO: IP {address} is not reported: the address is this host's own."));
         return Ok(());
     }
     if !dry_run {
         let path = log.display();
         if !queue(&report, &Log::new(log.clone()), paths) {
-            return Err(Error::Report(format!("{address} could not be queued: see {path}")));
+            return Err(Error::Report(format!("cannot queue the report of {address}: see {path}")));
         }
         let log = path;
-        say(format_args!("{address} is queued to be reported; what becomes of it is in {log}"));
+        say(format_args!("queued the report of {address}; the log shows the result: {log}"));
         return Ok(());
     }
     let times = Times::new().map_err(|error| Error::Start(std::io::Error::other(error)))?;
@@ -361,7 +361,7 @@ pub fn by_hand(call: &Call, dry_run: bool, paths: &Paths) -> Result<(), Error> {
     };
     say(form.to_string().trim_end());
     if file.key.is_none() {
-        journal::warn(format_args!("there is no API key in {}", paths.api_key.display()));
+        journal::warn(format_args!("no API key is set in {}", paths.api_key.display()));
     }
     Ok(())
 }
@@ -416,8 +416,9 @@ mod tests {
         let restart = "INFO: (RESTART) IP 192.31.196.1 was already reported in the previous Fail2Ban \
                        session.";
         let unfailed = "INFO: (BAN) IP 192.31.196.1 has 0 failures so no action required";
-        let documentation = "INFO: IP 203.0.113.120 is private or reserved: it is not reported.";
-        let private = "INFO: IP 10.0.0.1 is private or reserved: it is not reported.";
+        let documentation =
+            "INFO: IP 203.0.113.120 is not reported: the address is private or reserved.";
+        let private = "INFO: IP 10.0.0.1 is not reported: the address is private or reserved.";
         let silent = [
             ("k3y|c|192.31.196.1|18|600|1|0|||3", restart),
             ("||192.31.196.1|||1", restart),

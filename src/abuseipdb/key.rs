@@ -62,7 +62,7 @@ impl KeyFile {
             let read = config::read_line(ended.strip_suffix(';').unwrap_or(ended), &known);
             let what = match (read, unset.take()) {
                 (Ok(Some((name, _))), Some(unset)) if name == "APIKEY" => {
-                    format!("uses ${unset}, which is not set, or cannot be read")
+                    format!("uses ${unset}, which is unset or cannot be read")
                 }
                 (Ok(Some((name, value))), _) => {
                     if name == "APIKEY" {
@@ -84,7 +84,7 @@ impl KeyFile {
         }
         if exposed {
             let path = path.display();
-            wrong.push(format!("{path} can be read by others: chmod 600 {path}"));
+            wrong.push(format!("{path} is readable by other users; run: chmod 600 {path}"));
         }
         Ok(Self { key, is_broken, warning: (!wrong.is_empty()).then(|| wrong.join("; ")) })
     }
@@ -140,9 +140,9 @@ impl Keys {
     pub fn fault(&self) -> String {
         match &self.file {
             KeyFile { is_broken: true, .. } => {
-                format!("the API key in {} cannot be read", self.path.display())
+                format!("cannot read the API key in {}", self.path.display())
             }
-            _ => "there is no API key".to_owned(),
+            _ => format!("no API key is set in {}", self.path.display()),
         }
     }
 

@@ -106,7 +106,9 @@ mod tests {
         let db = dir.join("db");
         plant_hot_journal(&db, &victim);
         let refused = Ledger::open(&db).unwrap_err().to_string();
-        assert!(refused.contains("is writable by every user, who could exchange files in it"));
+        assert!(
+            refused.contains("is writable by every user, who could replace files in the directory")
+        );
         assert!(victim.exists());
         // That the journal would have done it.
         let read = Connection::open(&db).unwrap().execute_batch("SELECT * FROM banned_ips");

@@ -21,7 +21,8 @@ impl Categories {
     /// # Errors
     /// A sentence's end that says what it must be.
     pub fn new(text: &str) -> Result<Self, String> {
-        const HOW: &str = "must be numbers of AbuseIPDB's categories with commas between, as 18,22";
+        const HOW: &str =
+            "must be numbers of AbuseIPDB's categories, separated by commas, such as 18,22";
         let number = |text: &str| match text.trim().parse::<u8>() {
             Ok(number @ 1..=99) => Ok(number),
             _ => Err(HOW.to_owned()),
@@ -146,7 +147,7 @@ impl Item for Report {
 
     fn parse(text: &[u8]) -> Result<Self, String> {
         let written: Written =
-            serde_json::from_slice(text).map_err(|_| "it is no report".to_owned())?;
+            serde_json::from_slice(text).map_err(|_| "not a report".to_owned())?;
         Ok(Self {
             address: Address::new(&written.ip)?,
             categories: Categories::new(&written.categories)?,

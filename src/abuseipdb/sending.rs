@@ -109,7 +109,9 @@ impl<A: Api> Worker<A> {
         if key.is_none() {
             let fault = self.keys.fault();
             self.queue.record_call(now, Some(&fault))?;
-            group.log.line(format_args!("ERROR: IP {} waits: {fault}.", group.address));
+            group
+                .log
+                .line(format_args!("ERROR: The report of IP {} waits: {fault}.", group.address));
         }
         self.queue.update(&group.ids, |waiting| waiting.next = until)?;
         Ok(None)
@@ -314,8 +316,8 @@ impl<A: Api> Worker<A> {
                 return self.accepted(
                     group,
                     &format!(
-                        "INFO: IP {address} has been reported with this key within 15 minutes \
-                         already (HTTP 429)."
+                        "INFO: IP {address} has already been reported with this key within the last 15 \
+                         minutes (HTTP 429)."
                     ),
                 );
             }
@@ -422,7 +424,7 @@ impl<A: Api> Worker<A> {
         };
         let count = self.queue.waiting().len();
         log.line(format_args!(
-            "ERROR: No {what} api.abuseipdb.com: {why}. Reports that wait: {count}. ({about})"
+            "ERROR: No {what} api.abuseipdb.com: {why}. Queued reports: {count}. ({about})"
         ));
         self.put_off(&[], 0)
     }
@@ -431,7 +433,7 @@ impl<A: Api> Worker<A> {
     pub(super) fn spent(&mut self, log: &Log, call: Call, wait: i64) -> Result<(), Error> {
         let until = self.now() + wait;
         log.line(format_args!(
-            "INFO: The daily limit of AbuseIPDB is reached for {}: the next one goes at {}.",
+            "INFO: The daily limit of AbuseIPDB is reached for {} calls. The next call is at {}.",
             call.name(),
             self.times.local(until)
         ));
@@ -441,7 +443,7 @@ impl<A: Api> Worker<A> {
     pub(super) fn key_refused(&mut self, key: &Secret, answer: &Answer) -> Result<(), Error> {
         let until = self.keys.refused(key, self.now());
         (self.surroundings.warn)(&format!(
-            "AbuseIPDB refuses the API key (HTTP {}): check {}; reports wait",
+            "AbuseIPDB rejected the API key (HTTP {}); check {}; reports wait",
             answer.status,
             self.keys.path().display()
         ));

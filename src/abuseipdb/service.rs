@@ -77,7 +77,10 @@ pub async fn forever(paths: Paths, database: FindDatabase, proxy: Option<Secret>
                 let Err(error) = work(assets, LOOK_AROUND, |_| true).await else {
                     continue;
                 };
-                journal::warn(format_args!("the AbuseIPDB reporter waits: {error}"));
+                journal::warn(format_args!(
+                    "the AbuseIPDB reporter failed: {error}; retrying in {} s",
+                    AGAIN.as_secs()
+                ));
                 sleep(AGAIN).await;
             }
             // A child is at work; it goes when it sees the daemon.
@@ -134,6 +137,7 @@ async fn until_idle(paths: &Paths, proxy: Option<Secret>) -> Result<(), Error> {
 
 /// The disk cannot be written: tries with what there is in memory.
 async fn from_memory(paths: &Paths, proxy: Option<Secret>, report: Report) -> Result<(), Error> {
+    let address = report.address;
     let mut queue = Queue::in_memory()?;
     queue.add(vec![("from memory".to_owned(), report)])?;
     let nowhere = Spool::new(paths.state.join("none"));
@@ -146,7 +150,10 @@ async fn from_memory(paths: &Paths, proxy: Option<Secret>, report: Report) -> Re
             Wake::Now if now_secs() < end => {}
             Wake::At(time) if time < end => sleep(until(time)).await,
             Wake::Now | Wake::At(_) => {
-                journal::syslog("a report to AbuseIPDB is lost: it could not be queued, nor sent");
+                journal::syslog(format_args!(
+                    "lost the report of {address} to AbuseIPDB: neither queued nor sent within {} minutes",
+                    STAY / 60
+                ));
                 return Ok(());
             }
             Wake::Called => return Ok(()),

@@ -177,7 +177,9 @@ impl<A: Api> Worker<A> {
                     }
                     continue;
                 }
-                Err(error) => (self.surroundings.warn)(&format!("dropped {name}: {error}")),
+                Err(error) => {
+                    (self.surroundings.warn)(&format!("dropped the queued report {name}: {error}"))
+                }
             }
             read.push(name);
         }
@@ -197,7 +199,9 @@ impl<A: Api> Worker<A> {
         let (report, tries) = (waiting.report.clone(), waiting.tries);
         let (address, log) = (report.address, Log::new(report.log.clone()));
         if self.private.addresses.contains(&address.ip()) {
-            log.line(format_args!("INFO: IP {address} is this host's own: it is not reported."));
+            log.line(format_args!(
+                "INFO: IP {address} is not reported: the address is this host's own."
+            ));
             return self.queue.done(&[id], Vec::new());
         }
         if report.source == CommentSource::Database && report.comment.is_empty() {
@@ -243,7 +247,7 @@ impl<A: Api> Worker<A> {
             // A check at the server tells the same.
             Err(error) if tries >= LEDGER_TRIES => {
                 log.line(format_args!(
-                    "ERROR: {error}; AbuseIPDB is asked whether it knows IP {address}"
+                    "ERROR: {error}; checking at AbuseIPDB whether IP {address} is listed"
                 ));
                 self.queue.update(&[id], |waiting| waiting.stage = Stage::Check)
             }
@@ -274,7 +278,7 @@ impl<A: Api> Worker<A> {
         let Some(waiting) = self.queue.waiting().get(&id) else { return Ok(()) };
         let report = waiting.report.clone();
         Log::new(report.log.clone()).line(format_args!(
-            "ERROR: IP {} could not be reported for 60 days: given up.",
+            "ERROR: Dropped the report of IP {}: not sent within 60 days.",
             report.address
         ));
         self.forget(&report);

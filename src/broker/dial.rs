@@ -23,7 +23,7 @@ const MAX_ADDRESSES: usize = 4;
 /// Connects to the address of `host` that answers first.
 pub(super) async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
     let found = timeout(STEP_LIMIT, lookup_host((host, port))).await;
-    let found = found.map_err(|_| timed_out("no name server answers"))??;
+    let found = found.map_err(|_| timed_out("no answer from a name server"))??;
     let stream = race(in_turn(found.collect())).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
@@ -32,7 +32,7 @@ pub(super) async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
 /// Tries addresses one after another: the next one once the last failed, or after [`HEAD_START`].
 async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
     let (mut left, mut attempts) = (addresses.into_iter(), FuturesUnordered::new());
-    let mut failed = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     loop {
         attempts.extend(left.next().map(attempt));
         tokio::select! {

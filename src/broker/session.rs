@@ -141,7 +141,10 @@ impl Session {
                     continue;
                 }
                 () = sleep_until(deadline), if waits => {
-                    let why = "it does not acknowledge what is published".to_owned();
+                    let why = format!(
+                        "the broker acknowledged no published message within {} s",
+                        ACKNOWLEDGE.as_secs()
+                    );
                     return Event::Ended { why: why.into(), too_large: false };
                 }
             };
@@ -225,7 +228,7 @@ impl Session {
 
     fn read(&mut self, event: Option<(Read, OwnedSemaphorePermit)>) -> Option<Event> {
         let Some((event, _taken)) = event else {
-            let why = "its reader ended".to_owned().into();
+            let why = "the task that reads from the broker ended".to_owned().into();
             return Some(Event::Ended { why, too_large: false });
         };
         match event {

@@ -8,6 +8,7 @@ use rumqttc::{ConnectReturnCode, ConnectionError, StateError, TlsError, mqttbyte
 use rustls::pki_types::{ServerName, UnixTime};
 use rustls::{AlertDescription, CertificateError, InvalidMessage};
 
+use super::MAX_PACKET;
 use super::session::CONNECT;
 use crate::abuseipdb::times::Times;
 
@@ -92,36 +93,40 @@ fn words(error: &ConnectionError, protection: Protection, greeted: bool) -> Stri
             _,
         ) => login(protection).to_owned(),
         (ConnectionError::ConnectionRefused(ConnectReturnCode::BadClientId), _) => {
-            "it refuses this host's client ID: its rules on client IDs must allow those that begin with f2bmqtt-"
+            "the broker rejected this host's client ID; allow client IDs that begin with f2bmqtt- on the \
+             broker"
                 .to_owned()
         }
         (ConnectionError::ConnectionRefused(code), _) => {
-            format!("it refuses the connection: {code:?}")
+            format!("the broker rejected the connection: {code:?}")
         }
         (ConnectionError::NetworkTimeout, _) => format!("no answer within {CONNECT} s"),
-        (ConnectionError::FlushTimeout, _) => "it stopped reading".to_owned(),
+        (ConnectionError::FlushTimeout, _) => "the broker stopped reading".to_owned(),
         (_, Some(error)) => of_io(error, protection),
         (ConnectionError::MqttState(StateError::ConnectionAborted), _) => {
-            "it closed the connection (if that repeats: another host has this host's name)"
+            "the broker closed the connection (if this repeats, another host may have this host's name)"
                 .to_owned()
         }
-        (ConnectionError::MqttState(StateError::AwaitPingResp), _) => "it fell silent".to_owned(),
+        (ConnectionError::MqttState(StateError::AwaitPingResp), _) => "the broker stopped responding".to_owned(),
         (error, _) if is_too_large(error) => {
-            "it sent a message that is too large: what it kept for this host is dropped".to_owned()
+            format!(
+                "the broker sent a message of more than {} KiB; discarding the session that the broker keeps",
+                MAX_PACKET / 1024
+            )
         }
         _ => error.to_string(),
     }
 }
 
 const NO_TLS: &str =
-    "it speaks no TLS on that port: check MQTT_PORT (TLS has a port of its own, mostly 8883)";
+    "the broker does not speak TLS on this port; check MQTT_PORT (the TLS port is usually 8883)";
 
 fn login(protection: Protection) -> &'static str {
     match protection {
         Protection::Identified => {
-            "it refuses the login: check MQTT_USER, MQTT_PASSWORD and the name in MQTT_CERT"
+            "the broker rejected the login; check MQTT_USER, MQTT_PASSWORD and the name in MQTT_CERT"
         }
-        _ => "it refuses the login: check MQTT_USER and MQTT_PASSWORD",
+        _ => "the broker rejected the login; check MQTT_USER and MQTT_PASSWORD",
     }
 }
 
@@ -152,15 +157,16 @@ fn no_greeting(error: &ConnectionError, protection: Protection) -> &'static str 
     match (error, protection) {
         (ConnectionError::Tls(_), _) => NO_TLS,
         (_, Protection::Nothing) => {
-            "it hangs up before a word of MQTT: if that port is for TLS, set MQTT_CAFILE or \
-             MQTT_TLS=on; if not, its log says why"
+            "the broker closed the connection before the MQTT handshake; if the port is for TLS, set \
+             MQTT_CAFILE or MQTT_TLS=on; if not, see the broker's log"
         }
         (_, Protection::Tls) => {
-            "it hangs up before a word of MQTT: if it wants a certificate of this host, set \
-             MQTT_CERT and MQTT_KEY"
+            "the broker closed the connection before the MQTT handshake; if the broker requires a client \
+             certificate, set MQTT_CERT and MQTT_KEY"
         }
         (_, Protection::Identified) => {
-            "it hangs up before a word of MQTT: its log says why (does it accept MQTT_CERT?)"
+            "the broker closed the connection before the MQTT handshake; see the broker's log (does the \
+             broker accept MQTT_CERT?)"
         }
     }
 }
@@ -193,7 +199,7 @@ fn of_tls(error: &rustls::Error, protection: Protection) -> String {
         InvalidCertificate(what) => of_certificate(what),
         AlertReceived(alert) => of_alert(*alert, protection),
         rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => NO_TLS.to_owned(),
-        error => format!("TLS fails: {error}"),
+        error => format!("TLS failed: {error}"),
     }
 }
 
@@ -202,28 +208,30 @@ fn of_certificate(error: &CertificateError) -> String {
     match error {
         // Two authorities of one name look like a bad signature.
         E::UnknownIssuer | E::BadSignature => {
-            "its certificate is signed by a CA that is unknown here: MQTT_CAFILE must be the \
-             certificate of the CA that signed it"
+            "the broker's certificate is signed by an unknown CA; MQTT_CAFILE must be the certificate of \
+             the CA that signed it"
                 .to_owned()
         }
         E::ExpiredContext { time, not_after } => format!(
-            "its certificate expired on {} (here it is {}): renew it there",
+            "the broker's certificate expired on {} (this host's clock: {}); renew the certificate on the \
+             broker",
             date(*not_after),
             date(*time)
         ),
-        E::Expired => "its certificate has expired: renew it there".to_owned(),
+        E::Expired => "the broker's certificate has expired; renew the certificate on the broker".to_owned(),
         E::NotValidYetContext { time, not_before } => format!(
-            "its certificate is not valid before {}, and here it is {}: check the clocks of both",
+            "the broker's certificate is not valid before {} (this host's clock: {}); check the clocks of \
+             both machines",
             date(*not_before),
             date(*time)
         ),
-        E::NotValidYet => "its certificate is not valid yet: check the clocks of both".to_owned(),
+        E::NotValidYet => "the broker's certificate is not valid yet; check the clocks of both machines".to_owned(),
         // openssl's `DNS:192.0.2.1` is no address.
         E::NotValidForNameContext { expected: ServerName::IpAddress(_), presented }
             if presented.iter().any(|name| is_address_as_name(name)) =>
         {
-            "its certificate has an address as a DNS name: in subjectAltName, it must be IP:ADDRESS, not \
-             DNS:ADDRESS"
+            "the broker's certificate has an address as a DNS name; write IP:ADDRESS instead of DNS:ADDRESS \
+             in subjectAltName"
                 .to_owned()
         }
         E::NotValidForNameContext { expected, presented } => {
@@ -231,18 +239,18 @@ fn of_certificate(error: &CertificateError) -> String {
             let names = if names.is_empty() { "no name".to_owned() } else { names.join(", ") };
             let expected = expected.to_str();
             format!(
-                "its certificate is not for {expected}, but for {names}: MQTT_HOST must be a name \
-                 that is in it"
+                "the broker's certificate is for {names}, not for {expected}; set MQTT_HOST to a name in \
+                 the certificate"
             )
         }
         E::NotValidForName => {
-            "its certificate is for another name: MQTT_HOST must be a name that is in it".to_owned()
+            "the broker's certificate is for another name; set MQTT_HOST to a name in the certificate".to_owned()
         }
         E::InvalidPurpose | E::InvalidPurposeContext { .. } => {
-            "its certificate is not one for servers".to_owned()
+            "the broker's certificate is not a server certificate".to_owned()
         }
         E::Other(other) => of_webpki(other.0.downcast_ref()),
-        other => format!("its certificate cannot be accepted: {other}"),
+        other => format!("the broker's certificate is invalid: {other}"),
     }
 }
 
@@ -256,14 +264,17 @@ fn of_webpki(error: Option<&webpki::Error>) -> String {
                               basicConstraints = CA:FALSE in FILE)";
     match error {
         Some(webpki::Error::UnsupportedCertVersion) => {
-            format!("its certificate is of X.509 version 1: make one of version 3 {EXTENSIONS}")
+            format!(
+                "the broker's certificate has X.509 version 1; make a certificate of version 3 \
+                     {EXTENSIONS}"
+            )
         }
         Some(webpki::Error::CaUsedAsEndEntity) => format!(
-            "its certificate is one of a CA (CA:TRUE), perhaps self-signed: make one for the broker, signed by \
-             that CA {EXTENSIONS}"
+            "the broker's certificate is a CA certificate (CA:TRUE), perhaps self-signed; make a \
+             certificate for the broker, signed by that CA {EXTENSIONS}"
         ),
-        Some(error) => format!("its certificate cannot be accepted: {error}"),
-        None => "its certificate cannot be accepted".to_owned(),
+        Some(error) => format!("the broker's certificate is invalid: {error}"),
+        None => "the broker's certificate is invalid".to_owned(),
     }
 }
 
@@ -272,29 +283,30 @@ fn of_alert(alert: AlertDescription, protection: Protection) -> String {
     use AlertDescription as A;
     let why = match alert {
         A::CertificateRequired | A::NoCertificate if protection != Protection::Identified => {
-            return "it wants a certificate of this host: set MQTT_CERT and MQTT_KEY".to_owned();
+            return "the broker requires a client certificate; set MQTT_CERT and MQTT_KEY"
+                .to_owned();
         }
         // TLS 1.2 has one alert for several faults.
         A::HandshakeFailure => {
             let wants = match protection {
                 Protection::Identified => "",
-                _ => "it wants a certificate of this host (set MQTT_CERT and MQTT_KEY), or ",
+                _ => "the broker requires a client certificate (set MQTT_CERT and MQTT_KEY), or ",
             };
             return format!(
-                "it ends TLS with a handshake failure: {wants}its ciphers or curves are none of those that this \
-                 host has (TLS 1.3, or 1.2 with ECDHE)"
+                "TLS handshake failed: {wants}the broker shares no cipher or curve with this host (TLS 1.3, \
+                 or 1.2 with ECDHE)"
             );
         }
-        A::UnknownCA => "it does not know the CA that signed it",
-        A::CertificateExpired => "it has expired, or is not valid yet",
-        A::CertificateRevoked => "it was revoked",
+        A::UnknownCA => "the broker does not know the CA that signed the certificate",
+        A::CertificateExpired => "the certificate has expired or is not valid yet",
+        A::CertificateRevoked => "the certificate is revoked",
         A::BadCertificate | A::CertificateUnknown | A::UnsupportedCertificate | A::AccessDenied => {
-            "its log says why"
+            "see the broker's log"
         }
-        A::ProtocolVersion => return "it speaks neither TLS 1.2 nor 1.3".to_owned(),
-        other => return format!("it ends TLS: {other:?}"),
+        A::ProtocolVersion => return "the broker supports neither TLS 1.2 nor TLS 1.3".to_owned(),
+        other => return format!("the broker ended TLS: {other:?}"),
     };
-    format!("it refuses this host's certificate, MQTT_CERT: {why}")
+    format!("the broker rejected this host's certificate (MQTT_CERT): {why}")
 }
 
 fn date(time: UnixTime) -> String {
@@ -341,16 +353,18 @@ mod tests {
         let table = [
             (
                 E::UnknownIssuer,
-                "its certificate is signed by a CA that is unknown here: MQTT_CAFILE must be",
+                "the broker's certificate is signed by an unknown CA; MQTT_CAFILE must be",
             ),
-            (E::BadSignature, "its certificate is signed by a CA that is unknown here"),
+            (E::BadSignature, "the broker's certificate is signed by an unknown CA"),
             (
                 E::ExpiredContext { time, not_after },
-                "its certificate expired on 2023-11-14T22:13:20+00:00 (here it is 2027-01-15T08:00:00+00:00)",
+                "the broker's certificate expired on 2023-11-14T22:13:20+00:00 (this host's clock: \
+                 2027-01-15T08:00:00+00:00)",
             ),
             (
                 E::NotValidYetContext { time, not_before },
-                "its certificate is not valid before 2030-03-17T17:46:40+00:00, and here it is 2027",
+                "the broker's certificate is not valid before 2030-03-17T17:46:40+00:00 (this host's clock: \
+                 2027",
             ),
             (
                 E::NotValidForNameContext {
@@ -359,22 +373,26 @@ mod tests {
                         .map(str::to_owned)
                         .into(),
                 },
-                "its certificate is not for hub.example, but for hub, ::1, \\u{1b}[0m: MQTT_HOST must be",
+                "the broker's certificate is for hub, ::1, \\u{1b}[0m, not for hub.example; set MQTT_HOST to",
             ),
-            (E::InvalidPurpose, "its certificate is not one for servers"),
+            (E::InvalidPurpose, "the broker's certificate is not a server certificate"),
             (
                 E::NotValidForNameContext {
                     expected: ServerName::try_from("192.0.2.1").unwrap(),
                     presented: vec!["DnsName(\"192.0.2.1\")".to_owned()],
                 },
-                "its certificate has an address as a DNS name: in subjectAltName, it must be IP:ADDRESS",
+                "the broker's certificate has an address as a DNS name; write IP:ADDRESS",
             ),
             (
                 webpki(webpki::Error::UnsupportedCertVersion),
-                "its certificate is of X.509 version 1: make one",
+                "the broker's certificate has X.509 version 1; make",
             ),
-            (webpki(webpki::Error::CaUsedAsEndEntity), "its certificate is one of a CA (CA:TRUE)"),
-            (webpki(webpki::Error::BadDer), "its certificate cannot be accepted: BadDer"),
+            (
+                webpki(webpki::Error::CaUsedAsEndEntity),
+                "the broker's certificate is a CA certificate \
+                                                        (CA:TRUE)",
+            ),
+            (webpki(webpki::Error::BadDer), "the broker's certificate is invalid: BadDer"),
         ];
         for (error, words) in table {
             let shown =
@@ -386,23 +404,27 @@ mod tests {
     #[test]
     fn what_the_broker_says_of_this_host_s_certificate_is_told_apart() {
         use AlertDescription as A;
-        let wants = "it wants a certificate of this host: set MQTT_CERT and MQTT_KEY";
-        let refuses = "it refuses this host's certificate, MQTT_CERT: ";
+        let wants = "the broker requires a client certificate; set MQTT_CERT and MQTT_KEY";
+        let refuses = "the broker rejected this host's certificate (MQTT_CERT): ";
         let table = [
             (A::CertificateRequired, Protection::Tls, wants),
             (
                 A::HandshakeFailure,
                 Protection::Tls,
-                "it ends TLS with a handshake failure: it wants a certificate",
+                "TLS handshake failed: the broker requires a client certificate",
             ),
             (A::UnknownCA, Protection::Identified, refuses),
             (A::CertificateExpired, Protection::Identified, refuses),
             (
                 A::HandshakeFailure,
                 Protection::Identified,
-                "it ends TLS with a handshake failure: its ciphers",
+                "TLS handshake failed: the broker shares no cipher",
             ),
-            (A::ProtocolVersion, Protection::Tls, "it speaks neither TLS 1.2 nor 1.3"),
+            (
+                A::ProtocolVersion,
+                Protection::Tls,
+                "the broker supports neither TLS 1.2 nor TLS 1.3",
+            ),
         ];
         for (alert, protection, words) in table {
             for error in [greeting(Tls::AlertReceived(alert)), later(Tls::AlertReceived(alert))] {
@@ -417,7 +439,7 @@ mod tests {
         let refused = ConnectionError::ConnectionRefused(ConnectReturnCode::BadClientId);
         let why = explain(&refused, Protection::Nothing, false);
         assert_eq!(why.stage, Stage::Other);
-        assert!(why.text.contains("those that begin with f2bmqtt-"), "{}", why.text);
+        assert!(why.text.contains("allow client IDs that begin with f2bmqtt-"), "{}", why.text);
     }
 
     #[test]
@@ -426,13 +448,18 @@ mod tests {
         let during = ConnectionError::Tls(TlsError::Io(reset()));
         let after = ConnectionError::Io(reset());
         let gone = ConnectionError::MqttState(StateError::ConnectionAborted);
-        let no_mqtt = "it hangs up before a word of MQTT: if ";
+        let no_mqtt = "the broker closed the connection before the MQTT handshake; if ";
         let table = [
-            (&during, Protection::Tls, false, "it speaks no TLS on that port"),
-            (&after, Protection::Nothing, false, &format!("{no_mqtt}that port is for TLS")),
-            (&after, Protection::Tls, false, &format!("{no_mqtt}it wants a certificate")),
-            (&gone, Protection::Nothing, false, &format!("{no_mqtt}that port is for TLS")),
-            (&gone, Protection::Nothing, true, "it closed the connection (if that repeats"),
+            (&during, Protection::Tls, false, "the broker does not speak TLS on this port"),
+            (&after, Protection::Nothing, false, &format!("{no_mqtt}the port is for TLS")),
+            (
+                &after,
+                Protection::Tls,
+                false,
+                &format!("{no_mqtt}the broker requires a client certificate"),
+            ),
+            (&gone, Protection::Nothing, false, &format!("{no_mqtt}the port is for TLS")),
+            (&gone, Protection::Nothing, true, "the broker closed the connection (if this repeats"),
             (&after, Protection::Tls, true, "connection reset"),
         ];
         for (error, protection, greeted, words) in table {

@@ -20,13 +20,13 @@ pub(crate) fn read(
         return Ok(None);
     }
     if line.chars().any(|c| c.is_control() && c != '\t' || u32::from(c) >= PLACE) {
-        return Err("holds a character that cannot be printed: remove it");
+        return Err("has an unprintable character: remove the character");
     }
     let mut scan = Scan { rest: line, out: String::new(), names: Vec::new() };
     scan.line()?;
     let entry = dotenvy::from_read_iter(scan.out.as_bytes()).next();
     let Some(Ok((key, value))) = entry else {
-        return Err("cannot be read: write it as NAME='value'");
+        return Err("cannot be read: write NAME='value'");
     };
     let mut expanded = String::with_capacity(value.len());
     for c in value.chars() {
@@ -81,13 +81,14 @@ impl<'a> Scan<'a> {
         }
         self.out = format!("{key}=");
         if self.rest.starts_with('#') {
-            return Err("has a value that begins with #: put it in single quotes");
+            return Err("has a value that begins with #: put the value in single quotes");
         }
         self.value(exported)
     }
 
     fn value(&mut self, exported: bool) -> Result<(), &'static str> {
-        const QUOTE: &str = "has a character that bash acts on: put the value in single quotes";
+        const QUOTE: &str =
+            "has a character with a special meaning in bash: put the value in single quotes";
         let mut before = '=';
         while let Some(c) = self.next() {
             match c {
@@ -115,7 +116,9 @@ impl<'a> Scan<'a> {
         if rest.is_empty() || rest.starts_with('#') {
             return Ok(());
         }
-        Err("has more after the value: put a value with blanks in quotes, one setting on a line")
+        Err(
+            "has text after the value: put a value with blanks in quotes, and write one setting per line",
+        )
     }
 
     fn single(&mut self) -> Result<(), &'static str> {
@@ -138,9 +141,13 @@ impl<'a> Scan<'a> {
                 '$' => self.expansion()?,
                 '\\' => match self.next() {
                     Some(c @ ('\\' | '"' | '$')) => self.out.extend(['\\', c]),
-                    _ => return Err("has a backslash in double quotes: use single quotes"),
+                    _ => {
+                        return Err(
+                            "has a backslash in double quotes: put the value in single quotes",
+                        );
+                    }
                 },
-                '`' => return Err("has a ` in double quotes: use single quotes"),
+                '`' => return Err("has a ` in double quotes: put the value in single quotes"),
                 _ => self.out.push(c),
             }
         }

@@ -159,7 +159,7 @@ impl Config {
         if mode & 0o077 != 0 {
             let path = path.display();
             config.warnings.push(format!(
-                "{path} can be read by others, and holds a password: chmod 600 {path}"
+                "{path} holds a password and is readable by other users; run: chmod 600 {path}"
             ));
         }
         Ok(config)
@@ -214,18 +214,21 @@ impl Config {
             && !brokers.iter().all(|broker| tls::is_server_name(&broker.host))
         {
             let line = file.line("MQTT_HOST");
-            file.fault(line, "MQTT_HOST has a name that no certificate can have".to_owned());
+            file.fault(line, "MQTT_HOST has a name that cannot be in a certificate".to_owned());
         }
         if let Some(key) = tls.as_ref().and_then(Tls::exposed_key) {
             let key = key.display();
-            warnings.push(format!("{key} can be read by others, and is a key: chmod 600 {key}"));
+            warnings.push(format!(
+                "{key} is a private key and is readable by other users; run: chmod 600 \
+                                   {key}"
+            ));
         }
         let topic = file.needed("MQTT_TOPIC", Topic::of_fleet);
         let node = match file.optional("MQTT_NODE", HostName::new) {
             Some(node) => Some(node),
             None => HostName::new(nodename)
                 .map_err(|what| {
-                    file.fault(0, format!("this machine's host name {what}. Set MQTT_NODE"));
+                    file.fault(0, format!("this machine's host name {what}; set MQTT_NODE"));
                 })
                 .ok(),
         };
@@ -240,12 +243,12 @@ impl Config {
             }
             (None, None) => None,
             (None, Some(_)) => {
-                file.fault(0, "MQTT_PASSWORD is set and MQTT_USER is not".to_owned());
+                file.fault(0, "MQTT_PASSWORD is set but MQTT_USER is not".to_owned());
                 None
             }
         };
         if login.as_ref().is_some_and(|login| login.password.reveal().is_empty()) {
-            warnings.push("MQTT_USER is set and MQTT_PASSWORD is not".to_owned());
+            warnings.push("MQTT_USER is set but MQTT_PASSWORD is not".to_owned());
         }
         let ha_prefix = file.optional("MQTT_HA_PREFIX", Topic::new);
         let metrics = file.optional("MQTT_METRICS", values::switch).unwrap_or(false);
@@ -310,7 +313,7 @@ impl<'a> Entries<'a> {
             environment,
         };
         if text.len() as u64 > MAX_BYTES {
-            entries.fault(0, format!("it is larger than {MAX_BYTES} bytes"));
+            entries.fault(0, format!("the file is larger than {} KiB", MAX_BYTES / 1024));
             return entries;
         }
         // Bytes that are no text are marked, for the line that has them to be found.
@@ -321,8 +324,8 @@ impl<'a> Entries<'a> {
     }
 
     fn take_line(&mut self, Line { number, text, nested }: &Line) {
-        const NESTED: &str = "stands in a condition, a loop or a function, which only bash can run: write it \
-                              on a line of its own";
+        const NESTED: &str = "is inside a condition, a loop or a function, which only bash can run: write \
+                              the setting outside";
         let used = RefCell::new(BTreeSet::new());
         let known = |name: &str| {
             used.borrow_mut().insert(name.to_owned());
@@ -331,7 +334,7 @@ impl<'a> Entries<'a> {
         };
         let read = match text {
             text if text.starts_with('\u{feff}') => {
-                Err("begins with a byte order mark: save the file without it")
+                Err("begins with a byte order mark: save the file without the mark")
             }
             text if text.contains('\u{fffd}') => Err("is not UTF-8: save the file as UTF-8"),
             text if text.contains('\n') => Err("has a quote that is not closed on the same line"),
@@ -347,7 +350,8 @@ impl<'a> Entries<'a> {
             Ok(Some((key, value))) => {
                 let unread = used.iter().find(|name| self.unread.contains(*name));
                 if let Some(name) = unread.filter(|_| is_setting(&key)) {
-                    let what = format!("uses ${name}, which a line sets that only bash can read");
+                    let what =
+                        format!("uses ${name}, which is set by a line that only bash can read");
                     self.fault(*number, what);
                 } else if unread.is_some() {
                     self.unread.insert(key);
@@ -403,9 +407,11 @@ impl<'a> Entries<'a> {
         let more = if lines.len() > MAX_NAMED { ", …" } else { "" };
         match lines.len() {
             0 => None,
-            1 => Some(format!("line {named} sets no MQTT_ key, is for bash alone, and is skipped")),
+            1 => Some(format!(
+                "skipped line {named}, which only bash can read and which sets no MQTT_ key"
+            )),
             _ => Some(format!(
-                "lines {named}{more} set no MQTT_ key, are for bash alone, and are skipped"
+                "skipped lines {named}{more}, which only bash can read and which set no MQTT_ key"
             )),
         }
     }
@@ -450,7 +456,7 @@ impl<'a> Entries<'a> {
         let keys = self.optional("MQTT_SIGNING_KEY", values::signing_keys);
         let accept = self.optional("MQTT_ACCEPT_UNSIGNED", values::yes);
         if accept == Some(false) && !self.is_set("MQTT_SIGNING_KEY") {
-            let what = "MQTT_ACCEPT_UNSIGNED is no, and MQTT_SIGNING_KEY is not set".to_owned();
+            let what = "MQTT_ACCEPT_UNSIGNED is no, but MQTT_SIGNING_KEY is not set".to_owned();
             self.fault(self.line("MQTT_ACCEPT_UNSIGNED"), what);
         }
         Some(Signing { keys: keys?, accept_unsigned: accept.unwrap_or(false) })
@@ -461,7 +467,7 @@ impl<'a> Entries<'a> {
         let only = self.optional("MQTT_JAILS", values::jails);
         let not = self.optional("MQTT_NOT_JAILS", values::jails).unwrap_or_default();
         if let Some(jail) = only.iter().flatten().find(|jail| not.contains(jail)) {
-            let what = format!("MQTT_NOT_JAILS names {jail}, and so does MQTT_JAILS");
+            let what = format!("MQTT_NOT_JAILS and MQTT_JAILS both name {jail}");
             self.fault(self.line("MQTT_NOT_JAILS"), what);
         }
         JailFilter::new(only, not)
@@ -477,12 +483,12 @@ impl<'a> Entries<'a> {
         let on = switch.unwrap_or_else(|| self.is_set("MQTT_CAFILE"));
         for (setting, partner) in [("MQTT_CERT", "MQTT_KEY"), ("MQTT_KEY", "MQTT_CERT")] {
             if self.is_set(setting) && !self.is_set(partner) {
-                self.fault(self.line(setting), format!("{setting} is set and {partner} is not"));
+                self.fault(self.line(setting), format!("{setting} is set but {partner} is not"));
             }
         }
         if !on && !self.is_set("MQTT_TLS") && self.is_set("MQTT_CERT") {
-            let what = "MQTT_CERT is set, but not what the broker is to be checked by: set \
-                        MQTT_CAFILE, or MQTT_TLS=on for the system's CAs";
+            let what = "MQTT_CERT is set, but no CA to verify the broker: set MQTT_CAFILE, or MQTT_TLS=on \
+                        for the system's CAs";
             self.fault(self.line("MQTT_CERT"), what.to_owned());
         }
         if switch == Some(false) {

@@ -50,10 +50,10 @@ pub(super) fn fault(key: &str, value: &str) -> Option<String> {
     lines.insert(0, format!("{key}={own}"));
     let without = match useless.as_slice() {
         [] => String::new(),
-        options => format!("; f2bmqtt has no {}", options.join(", ")),
+        options => format!("; f2bmqtt does not support {}", options.join(", ")),
     };
     Some(format!(
-        "{key} has options of mosquitto_pub: write these lines instead: {}{without}",
+        "{key} has options of mosquitto_pub; write these lines instead: {}{without}",
         lines.join(" and ")
     ))
 }
@@ -70,7 +70,7 @@ mod tests {
                 "MQTT_HOST",
                 "h --cafile /f -p 8883 --insecure -q 1",
                 Some(
-                    "MQTT_HOST=h and MQTT_CAFILE=/f and MQTT_PORT=8883; f2bmqtt has no --insecure, -q",
+                    "MQTT_HOST=h and MQTT_CAFILE=/f and MQTT_PORT=8883; f2bmqtt does not support --insecure, -q",
                 ),
             ),
             (
@@ -86,7 +86,7 @@ mod tests {
         ];
         for (key, value, lines) in table {
             let expected = lines.map(|lines| {
-                format!("{key} has options of mosquitto_pub: write these lines instead: {lines}")
+                format!("{key} has options of mosquitto_pub; write these lines instead: {lines}")
             });
             assert_eq!(fault(key, value), expected, "{key}={value}");
         }

@@ -178,7 +178,7 @@ fn lines_of_the_administrators_own_scripts_are_skipped_with_one_warning() {
                LIST=(a b)\nHERE=$(hostname)\nBASE=~/x\nexport LONG=one\\\n  two\nset -u\nMINE=7\n";
     let config = parse(&format!("{own}{GOOD}MQTT_NODE=n$MINE\n")).unwrap();
     assert_eq!((config.brokers[0].host.as_str(), config.node.as_str()), ("broker", "n7"));
-    let expected = "lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, … set no MQTT_ key, are for bash alone, and are skipped";
+    let expected = "skipped lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …, which only bash can read and which set no MQTT_ key";
     assert_eq!(config.warnings, [expected]);
 }
 
@@ -187,16 +187,16 @@ fn setting_that_only_bash_can_read_is_a_fault() {
     let table = [
         ("MQTT_HOST=$(cat /etc/hub)", 1, "has a $ that names no variable"),
         ("MQTT_HOST = hub", 1, "is not a setting: write NAME=value"),
-        ("if true; then\n  MQTT_HOST=a\nfi", 2, "stands in a condition, a loop or a function"),
+        ("if true; then\n  MQTT_HOST=a\nfi", 2, "is inside a condition, a loop or a function"),
         ("[ -e /x ] && MQTT_HOST=a", 1, "is not a setting"),
         (": ${MQTT_NODE:=x}", 1, "is not a setting"),
         ("unset MQTT_TOPIC", 1, "is not a setting"),
         (
             "HUB=$(cat /etc/hub)\nMQTT_HOST=$HUB",
             2,
-            "uses $HUB, which a line sets that only bash can read",
+            "uses $HUB, which is set by a line that only bash can read",
         ),
-        ("HUB=`x`\nTHERE=$HUB:1883\nMQTT_HOST=$THERE", 3, "uses $THERE, which a line sets"),
+        ("HUB=`x`\nTHERE=$HUB:1883\nMQTT_HOST=$THERE", 3, "uses $THERE, which is set by a line"),
         ("MQTT_PASSWORD='two\nlines'", 1, "has a quote that is not closed on the same line"),
     ];
     for (text, line, what) in table {
@@ -207,7 +207,7 @@ fn setting_that_only_bash_can_read_is_a_fault() {
         assert!(faults.list()[0].1.starts_with(what), "{text}: {faults}");
     }
     let faults = parse("MQTT_HOST='h -p 1884'\nMQTT_TOPIC=t\n").unwrap_err().to_string();
-    let lines = "line 1: MQTT_HOST has options of mosquitto_pub: write these lines instead: MQTT_HOST=h and MQTT_PORT=1884";
+    let lines = "line 1: MQTT_HOST has options of mosquitto_pub; write these lines instead: MQTT_HOST=h and MQTT_PORT=1884";
     assert!(faults.contains(lines), "{faults}");
     // The last line wins, also over one that cannot be read for sure.
     let config = parse(&format!("HUB=$(x)\nHUB=hub\nMQTT_NODE=$HUB\n{GOOD}")).unwrap();
@@ -221,14 +221,14 @@ fn all_faults_are_told_at_once_without_the_text_of_a_line() {
                 MQTT_NEVER_BAN=192.0.2.0/24,web.example\n";
     let shown = parse(text).unwrap_err().to_string();
     let expected = "the settings in mqtt.env cannot be used:
-  line 2: has more after the value: put a value with blanks in quotes, one setting on a line
-  line 3: MQTT_HOST must be host, host:port or [IPv6 address]:port, several with commas between
-  line 4: MQTT_PORT has a port that is no number from 1 to 65535
+  line 2: has text after the value: put a value with blanks in quotes, and write one setting per line
+  line 3: MQTT_HOST must be host, host:port or [IPv6 address]:port; separate several by commas
+  line 4: MQTT_PORT must have a port from 1 to 65535
   line 5: MQTT_NODE must be a name of at most 128 bytes, without blanks, invisible characters and / + #
-  line 6: MQTT_TOPIC has a + or #, which stand for other topics
-  line 7: MQTT_JAILS must be names of jails, with commas or blanks between
+  line 6: MQTT_TOPIC must not have + or #, which are wildcards
+  line 7: MQTT_JAILS must be names of jails, separated by commas or blanks
   line 8: MQTT_TLS must be on or off
-  line 9: MQTT_NEVER_BAN must be addresses and networks such as 192.0.2.0/24, with commas or blanks between";
+  line 9: MQTT_NEVER_BAN must be addresses and networks such as 192.0.2.0/24, separated by commas or blanks";
     assert_eq!(shown, expected);
 }
 
@@ -251,7 +251,7 @@ fn proxy_is_a_url_that_no_fault_shows() {
     }
     for text in ["s3cret:3128", "https://s3cret", "http://", "http://s3cret@", "'http://s3 cret'"] {
         let fault = proxy(text).unwrap_err().to_string();
-        assert!(fault.ends_with("must be the URL of a proxy, http://host:port"), "{fault}");
+        assert!(fault.ends_with("must be the URL of a proxy: http://host:port"), "{fault}");
         assert!(!fault.contains("s3"), "{fault}");
     }
     assert!(parse(GOOD).unwrap().https_proxy.is_none());
@@ -271,7 +271,7 @@ fn jails_and_networks_are_lists() {
     assert!(but.sharing.includes(&jail("mail")) && !but.sharing.includes(&jail("ftp")));
     let both = format!("{GOOD}MQTT_JAILS=sshd,web\nMQTT_NOT_JAILS=web\n");
     let shown = parse(&both).unwrap_err().to_string();
-    assert!(shown.ends_with("line 4: MQTT_NOT_JAILS names web, and so does MQTT_JAILS"), "{shown}");
+    assert!(shown.ends_with("line 4: MQTT_NOT_JAILS and MQTT_JAILS both name web"), "{shown}");
     for text in ["MQTT_JAILS=,", "MQTT_NOT_JAILS='a\"b'", "MQTT_NEVER_BAN=', '"] {
         assert!(parse(&format!("{GOOD}{text}\n")).is_err(), "{text}");
     }
@@ -289,11 +289,11 @@ fn a_signing_key_is_long_and_its_faults_do_not_show_it() {
     let (short, three) = (format!("hunter2,{long}"), format!("{long},{long},{long}"));
     for value in [&short, &three, "off", "hunter2hunter2,"] {
         let shown = parse(&format!("{GOOD}MQTT_SIGNING_KEY={value}\n")).unwrap_err().to_string();
-        assert!(shown.ends_with("make one with openssl rand -hex 32"), "{shown}");
+        assert!(shown.ends_with("make a secret with: openssl rand -hex 32"), "{shown}");
         assert!(!shown.contains("hunter2") && !shown.contains(long), "{shown}");
     }
     let shown = parse(&format!("{GOOD}MQTT_ACCEPT_UNSIGNED=no\n")).unwrap_err().to_string();
-    assert!(shown.ends_with("line 3: MQTT_ACCEPT_UNSIGNED is no, and MQTT_SIGNING_KEY is not set"));
+    assert!(shown.ends_with("line 3: MQTT_ACCEPT_UNSIGNED is no, but MQTT_SIGNING_KEY is not set"));
     assert!(parse(&format!("{GOOD}MQTT_ACCEPT_UNSIGNED=off\n")).is_err());
 }
 
@@ -303,7 +303,7 @@ fn what_is_missing_is_named() {
     let expected = "the settings in mqtt.env cannot be used:
   line 1: MQTT_HOST is not set
   MQTT_TOPIC is not set
-  MQTT_PASSWORD is set and MQTT_USER is not";
+  MQTT_PASSWORD is set but MQTT_USER is not";
     assert_eq!(shown, expected);
 }
 
@@ -394,17 +394,17 @@ fn every_fault_of_the_files_is_told_with_its_line() {
         (
             "MQTT_CAFILE=DIR/missing\nMQTT_CERT=DIR/empty\nMQTT_KEY=DIR/locked.key\n",
             "line 3: MQTT_CAFILE cannot be read: DIR/missing: No such file or directory (os error 2)
-  line 4: MQTT_CERT holds no certificate in PEM form: DIR/empty
-  line 5: MQTT_KEY is encrypted with a passphrase; a key without one is required: DIR/locked.key",
+  line 4: MQTT_CERT has no certificate in PEM form: DIR/empty
+  line 5: MQTT_KEY is encrypted with a passphrase; use a key without a passphrase: DIR/locked.key",
         ),
         (
             "MQTT_CAFILE=DIR/ca.crt\nMQTT_CERT=DIR/web1.crt\nMQTT_KEY=DIR/older.key\n",
-            "line 5: MQTT_KEY is encrypted with a passphrase; a key without one is required: DIR/older.key",
+            "line 5: MQTT_KEY is encrypted with a passphrase; use a key without a passphrase: DIR/older.key",
         ),
         (
             "MQTT_CAFILE=ca.crt\nMQTT_KEY=DIR/empty\n",
             "line 3: MQTT_CAFILE must be a path that begins with /
-  line 4: MQTT_KEY holds no private key in PEM form: DIR/empty
+  line 4: MQTT_KEY has no private key in PEM form: DIR/empty
   line 4: MQTT_KEY is set and MQTT_CERT is not",
         ),
         (
@@ -417,10 +417,11 @@ fn every_fault_of_the_files_is_told_with_its_line() {
         ),
         (
             "MQTT_CERT=DIR/web1.crt\nMQTT_KEY=DIR/web1.key\n",
-            "line 3: MQTT_CERT is set, but not what the broker is to be checked by: set MQTT_CAFILE, \
-             or MQTT_TLS=on for the system's CAs",
+            "line 3: MQTT_CERT is set, but no CA to verify the broker: set MQTT_CAFILE, or MQTT_TLS=on for \
+             the system's CAs",
         ),
-        ("MQTT_CAFILE=DIR/ca.crt\nMQTT_HOST=a..b\n", "line 4: MQTT_HOST has a name that no certificate can have"),
+        ("MQTT_CAFILE=DIR/ca.crt\nMQTT_HOST=a..b\n", "line 4: MQTT_HOST has a name that cannot be in a \
+                                                      certificate"),
     ];
     for (text, expected) in table {
         let shown = parse(&format!("{GOOD}{}", at(text))).unwrap_err().to_string();
@@ -440,7 +441,8 @@ fn a_key_that_others_can_read_is_a_warning() {
         "{GOOD}MQTT_CAFILE={dir}/ca.crt\nMQTT_CERT={dir}/web1.crt\nMQTT_KEY={dir}/web1.key\n"
     );
     let key = key.display();
-    let expected = format!("{key} can be read by others, and is a key: chmod 600 {key}");
+    let expected =
+        format!("{key} is a private key and is readable by other users; run: chmod 600 {key}");
     assert_eq!(parse(&text).unwrap().warnings, [expected]);
 }
 

@@ -147,7 +147,7 @@ fn authorities(path: &Path) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(certificates(path)?);
     if roots.is_empty() {
-        return Err(format!("holds no certificate that can be read: {}", path.display()));
+        return Err(format!("has no readable certificate: {}", path.display()));
     }
     Ok(roots)
 }
@@ -156,9 +156,11 @@ fn system() -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
-        return Err("finds no CA certificates on this system: install ca-certificates, or set \
+        return Err(
+            "needs CA certificates, and this system has none: install ca-certificates, or set \
                     MQTT_CAFILE"
-            .to_owned());
+                .to_owned(),
+        );
     }
     Ok(roots)
 }
@@ -168,7 +170,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     match all {
         Ok(all) if !all.is_empty() => Ok(all),
-        _ => Err(format!("holds no certificate in PEM form: {}", path.display())),
+        _ => Err(format!("has no certificate in PEM form: {}", path.display())),
     }
 }
 
@@ -181,9 +183,9 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
         let path = path.display();
         let text = String::from_utf8_lossy(&text);
         if ENCRYPTED.iter().any(|mark| text.contains(mark)) {
-            format!("is encrypted with a passphrase; a key without one is required: {path}")
+            format!("is encrypted with a passphrase; use a key without a passphrase: {path}")
         } else {
-            format!("holds no private key in PEM form: {path}")
+            format!("has no private key in PEM form: {path}")
         }
     })
 }
@@ -193,14 +195,14 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     let read = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut text));
     match read {
         Ok(_) if text.len() as u64 > MAX_BYTES => {
-            Err(format!("is larger than {MAX_BYTES} bytes: {}", path.display()))
+            Err(format!("is larger than {} KiB: {}", MAX_BYTES / 1024, path.display()))
         }
         Ok(_) => Ok(text),
         Err(error) => {
             // The service is root without root's powers.
             let hint = match error.kind() {
                 io::ErrorKind::PermissionDenied => {
-                    "; it must belong to root, and not lie in /home or /root"
+                    "; the file must belong to root, outside of /home and /root"
                 }
                 _ => "",
             };

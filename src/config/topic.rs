@@ -20,12 +20,12 @@ impl Topic {
     /// What is wrong with it, to be put behind the setting's name.
     pub fn new(text: &str) -> Result<Self, String> {
         if text.contains(['+', '#']) {
-            return Err("has a + or #, which stand for other topics".to_owned());
+            return Err("must not have + or #, which are wildcards".to_owned());
         }
         if text.len() > MAX_TOPIC || text.contains(char::is_control) || text.starts_with('$') {
             return Err(format!(
-                "must be a topic of at most {MAX_TOPIC} bytes without control characters, \
-                 and not begin with $"
+                "must be a topic of at most {MAX_TOPIC} bytes without control characters, and must not \
+                 begin with $"
             ));
         }
         Ok(Self(text.to_owned()))
@@ -39,7 +39,8 @@ impl Topic {
         let topic = Self::new(text)?;
         if text == RETAINED || text.starts_with("f2bmqtt/") {
             return Err(format!(
-                "must not be {RETAINED} or below {RETAINED}/: snapshots and presence of all fleets are there"
+                "must not be {RETAINED} or begin with {RETAINED}/, which holds the snapshots and presence \
+                 of all fleets"
             ));
         }
         Ok(topic)
@@ -192,7 +193,7 @@ mod tests {
     #[test]
     fn the_retained_branch_is_no_topic_of_a_fleet() {
         for text in ["f2bmqtt", "f2bmqtt/", "f2bmqtt/blacklist"] {
-            assert!(Topic::of_fleet(text).unwrap_err().contains("below f2bmqtt/"), "{text}");
+            assert!(Topic::of_fleet(text).unwrap_err().contains("begin with f2bmqtt/"), "{text}");
             assert!(Topic::new(text).is_ok(), "Home Assistant's prefix may be anything");
         }
         for text in ["f2bmqttx", "x/f2bmqtt", "f2b"] {

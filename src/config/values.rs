@@ -91,7 +91,7 @@ pub(super) fn brokers(text: &str) -> Result<Vec<Written>, String> {
 }
 
 fn broker(text: &str) -> Result<Written, String> {
-    const HOW: &str = "must be host, host:port or [IPv6 address]:port, several with commas between";
+    const HOW: &str = "must be host, host:port or [IPv6 address]:port; separate several by commas";
     let v6 = |host: &str, port| match host.parse::<Ipv6Addr>() {
         Ok(address) => Ok(Written { host: format!("[{address}]"), port }),
         Err(_) => Err(HOW.to_owned()),
@@ -124,7 +124,7 @@ fn broker(text: &str) -> Result<Written, String> {
 pub(super) fn port(text: &str) -> Result<u16, String> {
     match text.parse() {
         Ok(port) if port > 0 => Ok(port),
-        _ => Err("has a port that is no number from 1 to 65535".to_owned()),
+        _ => Err("must have a port from 1 to 65535".to_owned()),
     }
 }
 
@@ -147,7 +147,7 @@ pub(super) fn proxy(text: &str) -> Result<Secret, String> {
     let host = text.strip_prefix("http://").unwrap_or_default().trim_end_matches('/');
     let host = host.rsplit('@').next().unwrap_or_default();
     if host.is_empty() || reqwest::Proxy::https(text).is_err() {
-        return Err("must be the URL of a proxy, http://host:port".to_owned());
+        return Err("must be the URL of a proxy: http://host:port".to_owned());
     }
     Ok(Secret::new(text.to_owned()))
 }
@@ -155,7 +155,7 @@ pub(super) fn proxy(text: &str) -> Result<Secret, String> {
 /// Name or password; MQTT counts their length in two bytes.
 pub(super) fn credential(text: &str) -> Result<String, String> {
     if text.len() > usize::from(u16::MAX) {
-        return Err("is longer than MQTT allows".to_owned());
+        return Err("is longer than the 65535 bytes that MQTT allows".to_owned());
     }
     Ok(text.to_owned())
 }
@@ -166,8 +166,8 @@ pub(super) fn signing_keys(text: &str) -> Result<SigningKeys, String> {
     let secrets: Vec<&str> = text.split(',').map(str::trim).collect();
     if secrets.len() > 2 || secrets.iter().any(|secret| secret.chars().count() < SHORTEST) {
         return Err(format!(
-            "must be a secret of at least {SHORTEST} characters, or new,old while it is changed: make \
-             one with openssl rand -hex 32"
+            "must be a secret of at least {SHORTEST} characters, or new,old during a change of the key; \
+             make a secret with: openssl rand -hex 32"
         ));
     }
     Ok(SigningKeys::new(secrets))
@@ -186,14 +186,14 @@ pub(super) fn jails(text: &str) -> Result<BTreeSet<Jail>, String> {
     let jails: Option<BTreeSet<Jail>> = list(text).map(|name| Jail::new(name).ok()).collect();
     jails
         .filter(|jails| !jails.is_empty())
-        .ok_or_else(|| "must be names of jails, with commas or blanks between".to_owned())
+        .ok_or_else(|| "must be names of jails, separated by commas or blanks".to_owned())
 }
 
 /// Addresses and networks, with commas or blanks between.
 pub(super) fn networks(text: &str) -> Result<Vec<IpNet>, String> {
     let networks: Option<Vec<IpNet>> = list(text).map(ignored::network).collect();
     networks.filter(|networks| !networks.is_empty()).ok_or_else(|| {
-        "must be addresses and networks such as 192.0.2.0/24, with commas or blanks between"
+        "must be addresses and networks such as 192.0.2.0/24, separated by commas or blanks"
             .to_owned()
     })
 }

@@ -39,7 +39,10 @@ impl Disks {
         self.full.retain(|path, _| {
             let full = seen.iter().any(|disk| disk.path == *path);
             if !full {
-                changes.cured.push(format!("the file system of {} has room again", path.display()));
+                changes.cured.push(format!(
+                    "the file system of {} has enough free space again",
+                    path.display()
+                ));
             }
             full
         });
@@ -50,7 +53,7 @@ impl Disks {
             self.full.insert(path.clone(), now);
             let path = path.display();
             changes.warnings.push(format!(
-                "{text}: a restart loses what cannot be written; make room: df -h {path}"
+                "{text}; a restart loses unsaved changes; free some space: df -h {path}"
             ));
         }
         changes
@@ -77,9 +80,9 @@ mod tests {
             path: path.into(),
             text: format!("{free} KiB are free on the file system of {path}"),
         };
-        let after = ": a restart loses what cannot be written; make room: df -h ";
+        let after = "; a restart loses unsaved changes; free some space: df -h ";
         let warning = |free: u32| format!("{free} KiB are free on the file system of /x{after}/x");
-        let cured = |path: &str| format!("the file system of {path} has room again");
+        let cured = |path: &str| format!("the file system of {path} has enough free space again");
         // What is full, the lines, and how many are shown.
         let table = [
             (None, None, None, 0),

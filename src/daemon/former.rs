@@ -70,14 +70,17 @@ pub(super) async fn clear_all(config: Config, paths: Paths, memory: Arc<Memory>,
                 }
                 Ok(Outcome::Absent) => {}
                 Ok(Outcome::Taken) => {
-                    say(format_args!("another host is {name} now: its snapshot stays"));
+                    say(format_args!(
+                        "kept the snapshot of this host's former name, {name}: another host \
+                                      has the name now"
+                    ));
                 }
                 Err(why) => {
                     if looks < SOON {
                         looks = SOON;
                         warn(format_args!(
-                            "cannot remove the snapshot of this host's former name, {name}: {why}; on a host whose \
-                             login may write {}: f2bmqtt forget {node}",
+                            "cannot remove the snapshot of this host's former name, {name}: {why}; run on a \
+                             host whose login may write to {}: f2bmqtt forget {node}",
                             topic.retained(&format!("state/{node}/#"))
                         ));
                     }
@@ -113,7 +116,9 @@ async fn clear(
     let until = Instant::now() + PATIENCE;
     while is_kept(&former.node, visit.view()) {
         if visit.listen(until).await?.is_none() {
-            return Err(Error::Undone("the broker still keeps its topics".to_owned()));
+            return Err(Error::Undone(
+                "the broker still retains messages under the name".to_owned(),
+            ));
         }
     }
     visit.end().await;

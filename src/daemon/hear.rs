@@ -4,39 +4,48 @@ use super::Daemon;
 use super::instances::Sighting;
 use crate::clock::now_millis as now;
 use crate::fleet::ShardError;
-use crate::fleet::limits::BoundedTable;
+use crate::fleet::limits::{BoundedTable, Limit, ReachedLimits};
 use crate::guard::gate::{Admitted, Rejected, Source};
 use crate::guard::{Admission, MessageKind, RejectReason};
 use crate::journal;
 use crate::wire::{Action, Event, HostName, HostState, PROBE_ACTION};
 
 /// Why a message of another time is rejected.
-const OLD: &str = "it is too old: a replay, or its host's clock is behind by days";
-const AHEAD: &str = "its stamp is more than a day ahead of this host's clock; set the clock that is wrong \
+const OLD: &str = "the message is too old: a replay, or the sender's clock is days behind";
+const AHEAD: &str = "the stamp is more than a day ahead of this host's clock; set the wrong clock \
                      (timedatectl)";
 
 fn of_another_time(refusal: RejectReason) -> &'static str {
     if refusal == RejectReason::Ahead { AHEAD } else { OLD }
 }
 
-/// Why some bans are ignored.
-const FULL: &str =
-    "a limit on bans of other hosts is reached (f2bmqtt check names it); existing bans are kept";
+/// Why a ban is ignored: the limit that was reached last.
+fn full(limits: &ReachedLimits, now: i64) -> String {
+    let of_bans = |limit: &&Limit| limit.table != BoundedTable::Messages;
+    let last = limits.shown(now).filter(of_bans).max_by_key(|limit| limit.at);
+    let limit = last.map_or_else(|| "a limit".to_owned(), Limit::describe);
+    format!("{limit} reached; existing bans are kept")
+}
 
 /// What is said of an old part of this host's own.
-const ECHO: &str = "an old part of this host's own came back, and all is published anew; if that \
-                    repeats, another host has this host's name";
+const ECHO: &str = "received an outdated shard of this host; publishing all shards again; if this repeats, \
+                    another host has this host's name";
 
 /// Several machines have one name.
 fn two_machines(host: &HostName) -> String {
     format!(
-        "two machines are called {host}: each overwrites the other's snapshot. On one of them set MQTT_NODE in \
-         /etc/fail2ban/mqtt.env, then: systemctl restart f2bmqttsub"
+        "two machines have the name {host} and overwrite each other's snapshot; on one of them set \
+         MQTT_NODE in /etc/fail2ban/mqtt.env, then run: systemctl restart f2bmqttsub"
     )
 }
 
 /// Why messages of a host that sends too many are rejected.
-const FAST: &str = "its host sent more in a minute than a host may; its snapshot makes up for it";
+fn too_fast(kind: MessageKind, host: &HostName) -> String {
+    let most = kind.per_minute();
+    format!(
+        "limit of {most} messages per minute of {host} reached; the host's snapshot replaces the message"
+    )
+}
 
 impl Daemon {
     pub(super) fn message(&mut self, message: &Admitted) {
@@ -77,7 +86,11 @@ impl Daemon {
         self.shown.traffic.events += 1;
         let kind = if event.id.is_some() { MessageKind::FleetUnban } else { MessageKind::Event };
         if self.is_too_fast(&event.host, kind) {
-            return Err(message.reject(RejectReason::TooFast, "too many events", FAST.to_owned()));
+            return Err(message.reject(
+                RejectReason::TooFast,
+                "event",
+                too_fast(kind, &event.host),
+            ));
         }
         self.memory.know().inbound.say(event.host.as_str(), || {
             let Event { action, address, jail, host, restored, failures, .. } = &event;
@@ -142,8 +155,9 @@ impl Daemon {
                 }
                 if !known.fleet.apply_event(event, now()) {
                     let Event { action, address, jail, host, .. } = event;
+                    let why = full(known.fleet.limits(), now());
                     let text =
-                        format!("ignored {action} of {address} in {jail} from {host}: {FULL}");
+                        format!("ignored {action} of {address} in {jail} from {host}: {why}");
                     known.refuse_of(host.as_str(), RejectReason::TooMany, &text);
                     refused = Some(RejectReason::TooMany);
                 }
@@ -156,10 +170,10 @@ impl Daemon {
             Admission::Reject(refusal) => {
                 let Event { action, address, jail, host, .. } = event;
                 let why = match refusal {
-                    RejectReason::NotShared => "that jail does not take part here",
-                    _ => "it is no address of another machine",
+                    RejectReason::NotShared => "the jail is not shared on this host",
+                    _ => "not an address that another machine can have",
                 };
-                let text = format!("refused to {action} {address} in {jail} for {host}: {why}");
+                let text = format!("rejected {action} of {address} in {jail} from {host}: {why}");
                 known.refuse_of(host.as_str(), refusal, &text);
                 refused = Some(refusal);
             }
@@ -172,7 +186,7 @@ impl Daemon {
 
     /// A part of somebody's snapshot, or nothing where one was.
     fn part(&mut self, message: &Admitted, host: &HostName, index: u32) -> Result<(), Rejected> {
-        const WHAT: &str = "no part of a snapshot";
+        const WHAT: &str = "shard";
         if message.payload().is_empty() {
             let mut known = self.memory.know();
             // Nobody signs that: where it counts, a host is forgotten by an empty part that is signed.
@@ -182,8 +196,11 @@ impl Daemon {
             return Ok(());
         }
         if self.is_too_fast(host, MessageKind::Shard) {
-            let what = "too many parts of a snapshot";
-            return Err(message.reject(RejectReason::TooFast, what, FAST.to_owned()));
+            return Err(message.reject(
+                RejectReason::TooFast,
+                WHAT,
+                too_fast(MessageKind::Shard, host),
+            ));
         }
         let mut known = self.memory.know();
         let mut part = message.shard(|pardon| known.fleet.knows_fleet_unban(pardon))?;
@@ -197,7 +214,8 @@ impl Daemon {
         known.keep_shared(&mut part);
         match known.fleet.apply_shard(&part, now()) {
             Some(ShardError::OverCapacity) => {
-                let text = format!("ignored some bans from {host}: {FULL}");
+                let why = full(known.fleet.limits(), now());
+                let text = format!("ignored some bans from {host}: {why}");
                 known.refuse_of(host.as_str(), RejectReason::TooMany, &text);
             }
             Some(ShardError::StaleEcho) => known.warn("part", ECHO),
@@ -244,8 +262,8 @@ impl Daemon {
         match self.memory.know().draw_client_id() {
             Ok((former, id)) => {
                 journal::warn(format_args!(
-                    "another machine connects with this host's client ID, as a clone of the disk does: this host \
-                     takes a new one"
+                    "another machine connects with this host's client ID (a cloned disk?); switching to a \
+                     new client ID"
                 ));
                 self.link.rename(id);
                 self.former = Some(former);

@@ -63,8 +63,8 @@ const TICK: Duration = Duration::from_secs(1);
 const NAMESAKE_SHOWN: i64 = 70_000;
 
 /// What a broker with mosquitto's `max_qos 0` does.
-const QOS_LOWERED: &str = "the broker grants QoS 0 only: it loses messages, or ends the connection at the first \
-                           event; allow QoS 1 (mosquitto: max_qos 1 or 2)";
+const QOS_LOWERED: &str = "the broker grants only QoS 0, so it may lose messages or end the connection at \
+                           the first event; allow QoS 1 (mosquitto: max_qos 1 or 2)";
 
 /// The most messages that are looked at before what they ask for is written down, and the longest that this
 /// takes: the timer is served in between.
@@ -148,7 +148,7 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     daemon.end().await;
     if removed {
         return Err(Error::Undone(
-            "fail2ban replaced its directory in /run, which this process cannot see: starting again"
+            "fail2ban replaced its directory in /run, and this process cannot see the new one; restarting"
                 .to_owned(),
         ));
     }
@@ -292,8 +292,8 @@ impl Daemon {
             }
             LinkEvent::SubscribeRefused(topics) => {
                 let topics = topics.join(", ");
-                let what = format!("the broker refuses the subscription to {topics}");
-                self.warn("subscribe", &format!("{what}: check its access rules"));
+                let what = format!("the broker rejected the subscription to {topics}");
+                self.warn("subscribe", &format!("{what}; check the access rules of the broker"));
             }
             LinkEvent::QosLowered => self.warn("qos", QOS_LOWERED),
             LinkEvent::Lost { broker, why } => {
@@ -444,8 +444,8 @@ impl Daemon {
         for one in soon.iter().filter(|one| one.ends_soon(now / 1000)) {
             let days = (one.ends - now / 1000).div_euclid(86_400);
             let when =
-                if days < 0 { "has ended".to_owned() } else { format!("ends in {days} days") };
-            self.warn(one.kind, &format!("{} {when}: renew it", one.title()));
+                if days < 0 { "has expired".to_owned() } else { format!("expires in {days} days") };
+            self.warn(one.kind, &format!("{} {when}; renew the certificate", one.title()));
         }
     }
 

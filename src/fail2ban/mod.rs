@@ -57,7 +57,7 @@ pub enum Error {
         seconds: u64,
     },
     /// It answered with an error.
-    #[error("fail2ban refuses «{command}»: {why}")]
+    #[error("fail2ban rejected «{command}»: {why}")]
     Refused {
         /// The jail, where the command is for one.
         jail: Option<Jail>,
@@ -67,7 +67,7 @@ pub enum Error {
         why: String,
     },
     /// Its answer is not what that command answers.
-    #[error("fail2ban's answer to «{command}» cannot be read: {why}")]
+    #[error("cannot read fail2ban's answer to «{command}»: {why}")]
     Unreadable {
         /// The jail, where the command is for one.
         jail: Option<Jail>,
@@ -380,7 +380,7 @@ impl Client {
         };
         match pickle::read(&reply).map_err(|why: Unreadable| unreadable(&why))? {
             Value::List(pair) if pair.len() == 2 && pair[0].int() == Some(0) => {
-                read(&pair[1]).ok_or_else(|| unreadable(&"it is something else"))
+                read(&pair[1]).ok_or_else(|| unreadable(&"unexpected type"))
             }
             answer => {
                 let why = match &answer {
@@ -397,7 +397,10 @@ impl Client {
         loop {
             let before = reply.len();
             if self.stream.read_buf(&mut reply).await? == 0 {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it hung up"));
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "fail2ban closed the connection",
+                ));
             }
             if reply.ends_with(END) {
                 reply.truncate(reply.len() - END.len());
@@ -405,7 +408,10 @@ impl Client {
             }
             debug_assert!(reply.len() > before);
             if reply.len() > MAX_REPLY {
-                return Err(io::Error::other("its answer has no end"));
+                return Err(io::Error::other(format!(
+                    "the answer is larger than {} MiB",
+                    MAX_REPLY >> 20
+                )));
             }
         }
     }

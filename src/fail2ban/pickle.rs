@@ -70,16 +70,16 @@ impl Value<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
     /// It ends too early, or a length in it is wrong.
-    #[error("it is cut off")]
+    #[error("the answer is truncated")]
     CutOff,
     /// It has an opcode that no reply needs.
-    #[error("it has the opcode {0:#04x}")]
+    #[error("unsupported pickle opcode {0:#04x}")]
     Opcode(u8),
     /// An opcode meets values that it cannot work on.
-    #[error("its opcodes do not fit together")]
+    #[error("invalid sequence of pickle opcodes")]
     Misfit,
     /// It is nested too deep, or has too many values.
-    #[error("it is too large")]
+    #[error("the answer is too large")]
     TooLarge,
 }
 

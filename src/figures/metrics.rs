@@ -55,69 +55,69 @@ impl Metrics {
 /// The text of a reading.
 fn render(figures: &Figures) -> String {
     let mut page = Page::default();
-    page.gauge("build_info", "The version that runs; always 1.");
+    page.gauge("build_info", "The running version; always 1.");
     page.with("build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1);
     page.gauge("start_time_seconds", "When the service started, in seconds since 1970.");
     page.sample("start_time_seconds", figures.since);
-    page.gauge("broker_connected", "Whether the link to the broker is up.");
+    page.gauge("broker_connected", "Whether the broker is connected: 1 or 0.");
     page.sample("broker_connected", u8::from(figures.connected));
-    page.counter("broker_connections_total", "How often a link to a broker came up.");
+    page.counter("broker_connections_total", "Connections to a broker since the start.");
     page.sample("broker_connections_total", figures.traffic.connections);
-    page.gauge("fail2ban_up", "Whether fail2ban answers.");
+    page.gauge("fail2ban_up", "Whether fail2ban answers: 1 or 0.");
     page.sample("fail2ban_up", u8::from(figures.fail2ban));
     page.gauge(
         "bans",
-        "Addresses that this host bans: detected here, or imported from other hosts.",
+        "Addresses banned on this host: detected here or imported from other hosts.",
     );
     for jail in &figures.jails {
         for (kind, count) in [("detected", jail.detected), ("imported", jail.imported)] {
             page.with("bans", &[("jail", &jail.jail), ("kind", &kind)], count);
         }
     }
-    page.gauge("lifts", "Bans of other hosts that were lifted by hand on this one.");
+    page.gauge("overrides", "Bans of other hosts that the operator of this host removed by hand.");
     for jail in &figures.jails {
-        page.with("lifts", &[("jail", &jail.jail)], jail.lifted);
+        page.with("overrides", &[("jail", &jail.jail)], jail.lifted);
     }
-    page.gauge("fleet_bans", "Bans of other hosts that are known here, held or not.");
-    page.sample("fleet_bans", figures.claims);
-    page.gauge("fleet_hosts", "Other hosts that are known here.");
-    page.sample("fleet_hosts", figures.hosts);
-    page.counter(
-        "messages_received_total",
-        "Messages of the fleet that came in and could be read.",
+    page.gauge(
+        "fleet_bans",
+        "Bans that other hosts announce, whether this host imported them or not.",
     );
+    page.sample("fleet_bans", figures.claims);
+    page.gauge("fleet_hosts", "Other hosts that this host knows.");
+    page.sample("fleet_hosts", figures.hosts);
+    page.counter("messages_received_total", "Valid messages received from the fleet.");
     let traffic = &figures.traffic;
     let kinds =
         [("event", traffic.events), ("snapshot", traffic.parts), ("presence", traffic.presences)];
     for (kind, count) in kinds {
         page.with("messages_received_total", &[("kind", &kind)], count);
     }
-    page.counter("events_published_total", "Events of this host that the broker acknowledged.");
+    page.counter("events_published_total", "Events of this host acknowledged by the broker.");
     page.sample("events_published_total", traffic.published);
-    page.gauge("events_waiting", "Events of this host that wait for the broker.");
+    page.gauge("events_waiting", "Events of this host not acknowledged by the broker yet.");
     page.sample("events_waiting", figures.waiting);
-    page.counter("refused_total", "What was refused of the fleet's messages, by reason.");
+    page.counter("rejected_messages_total", "Messages rejected since the start, by reason.");
     for refusal in RejectReason::ALL {
-        page.with("refused_total", &[("reason", &refusal)], figures.refused.of(refusal));
+        page.with("rejected_messages_total", &[("reason", &refusal)], figures.refused.of(refusal));
     }
     page.gauge(
         "limit_reached_timestamp_seconds",
-        "When a table of the daemon reached a limit last, within the last day.",
+        "When a table of the daemon last reached its limit, if within the last day.",
     );
     for (table, at) in &figures.limits {
         page.with("limit_reached_timestamp_seconds", &[("table", &table.name())], at);
     }
     page.gauge(
         "certificate_expiry_timestamp_seconds",
-        "When a certificate of the connection ends.",
+        "When a certificate of the connection expires.",
     );
     for one in &figures.certificates {
         page.with("certificate_expiry_timestamp_seconds", &[("certificate", &one.kind)], one.ends);
     }
     if let Some(reports) = &figures.reports {
-        page.gauge("abuseipdb_reports_waiting", "Reports to AbuseIPDB that are not sent yet.");
+        page.gauge("abuseipdb_reports_waiting", "Queued reports to AbuseIPDB.");
         page.sample("abuseipdb_reports_waiting", reports.waiting);
-        page.gauge("abuseipdb_calls_remaining", "Calls that the key may still make, as told last.");
+        page.gauge("abuseipdb_calls_remaining", "Calls left today, as of AbuseIPDB's last answer.");
         for call in &reports.calls {
             if let Some(remaining) = call.quota.remaining {
                 page.with("abuseipdb_calls_remaining", &[("call", &call.name)], remaining);
@@ -200,8 +200,8 @@ mod tests {
             "f2bmqtt_fail2ban_up 0",
             "f2bmqtt_bans{jail=\"sshd\",kind=\"detected\"} 3",
             "f2bmqtt_bans{jail=\"sshd\",kind=\"imported\"} 40",
-            "f2bmqtt_lifts{jail=\"sshd\"} 1",
-            "f2bmqtt_refused_total{reason=\"unsigned\"} 0",
+            "f2bmqtt_overrides{jail=\"sshd\"} 1",
+            "f2bmqtt_rejected_messages_total{reason=\"unsigned\"} 0",
             "f2bmqtt_abuseipdb_calls_remaining{call=\"report\"} 990",
             "f2bmqtt_certificate_expiry_timestamp_seconds{certificate=\"ca\"} 1900000000",
             "f2bmqtt_limit_reached_timestamp_seconds{table=\"claims\"} 1795342600",

@@ -44,10 +44,10 @@ impl Room {
 
     fn less_than(&self, min: u64, path: &Path) -> Option<String> {
         let what = match self {
-            Self { is_read_only: true, .. } => "nothing can be written".to_owned(),
-            Self { files: 0, .. } => "no more file can be made".to_owned(),
+            Self { is_read_only: true, .. } => "cannot write".to_owned(),
+            Self { files: 0, .. } => "no free inode is left".to_owned(),
             Self { bytes, .. } if *bytes < min => {
-                format!("{} KiB are free, less than {} KiB,", bytes / 1024, min / 1024)
+                format!("only {} KiB of at least {} KiB are free", bytes / 1024, min / 1024)
             }
             _ => return None,
         };
@@ -94,10 +94,10 @@ mod tests {
         let room = |bytes, files, is_read_only| Room { bytes, files, is_read_only };
         let table = [
             (room(MIN_DISK, 1, false), None),
-            (room(MIN_DISK - 1, 1, false), Some("16383 KiB are free, less than 16384 KiB,")),
-            (room(0, u64::MAX, false), Some("0 KiB are free, less than 16384 KiB,")),
-            (room(1 << 40, 0, false), Some("no more file can be made")),
-            (room(1 << 40, 9, true), Some("nothing can be written")),
+            (room(MIN_DISK - 1, 1, false), Some("only 16383 KiB of at least 16384 KiB are free")),
+            (room(0, u64::MAX, false), Some("only 0 KiB of at least 16384 KiB are free")),
+            (room(1 << 40, 0, false), Some("no free inode is left")),
+            (room(1 << 40, 9, true), Some("cannot write")),
         ];
         for (room, what) in table {
             let expected = what.map(|what| format!("{what} on the file system of /x"));

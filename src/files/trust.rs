@@ -97,10 +97,10 @@ pub fn look(path: &Path, keeps: Keeps) -> io::Result<Vec<String>> {
             Verdict::Odd(what) => odd.push(format!("{} {what}", dir.display())),
             Verdict::Refused(what) => {
                 let dir = dir.display();
-                let what = format!("{dir} {what}, who could exchange files in it");
+                let what = format!("{dir} {what}, who could replace files in the directory");
                 let cure = format!(
-                    "Choose another place, or delete what others left in it and run: chown root:root {dir}; \
-                     chmod go-w {dir}"
+                    "Choose another directory, or delete the files of other users there and run: chown \
+                     root:root {dir}; chmod go-w {dir}"
                 );
                 return Err(Fault { what, cure }.into());
             }
@@ -181,7 +181,7 @@ pub(super) fn is_regular(about: &Metadata) -> io::Result<()> {
         () if kind.is_socket() => "a socket",
         () => "a device",
     };
-    let what = format!("this is {what}, and must be a regular file");
+    let what = format!("not a regular file but {what}");
     Err(Fault { what, cure: "Choose another name".to_owned() }.into())
 }
 

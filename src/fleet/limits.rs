@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use super::claims::{MAX_CLAIMS_PER_KEY, MAX_CLAIMS_PER_PEER, MAX_LEGACY_CLAIMS};
+
 /// For how long a limit that was reached is shown, in milliseconds.
 const SHOWN: i64 = 86_400_000;
 
@@ -49,6 +51,24 @@ pub struct Limit {
     pub peer: Option<String>,
     /// When it was reached last, in milliseconds since 1970.
     pub at: i64,
+}
+
+impl Limit {
+    /// The limit in words.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let of = match (self.table, self.max) {
+            (BoundedTable::Peers, _) => "other hosts",
+            (BoundedTable::Claims, MAX_CLAIMS_PER_KEY) => "hosts per ban",
+            (BoundedTable::Claims, MAX_CLAIMS_PER_PEER) => "bans per host",
+            (BoundedTable::Claims, MAX_SCRIPT_CLAIMS) => "bans of hosts with the scripts",
+            (BoundedTable::Claims, _) => "bans of other hosts",
+            (BoundedTable::Tombstones, _) => "fleet unbans",
+            (BoundedTable::Echoes, _) => "detections that only the broker knows",
+            (BoundedTable::Messages, _) => "messages per minute and host",
+        };
+        format!("limit of {} {of}", self.max)
+    }
 }
 
 /// The last time that each limit was reached.

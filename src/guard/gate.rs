@@ -86,7 +86,7 @@ impl Gate {
         let (source, topic) = self.classify(topic).map_err(|why| Rejected {
             reason: RejectReason::WrongTopic,
             topic: shown.clone(),
-            what: "no message of the fleet",
+            what: "message",
             why,
             host: None,
             shard: None,
@@ -99,7 +99,7 @@ impl Gate {
             Err((reason, why)) => Err(Rejected {
                 reason,
                 topic: shown,
-                what: "no message of the fleet",
+                what: "message",
                 why,
                 own_shard: source.own_shard(&self.me),
                 shard: source.shard(),
@@ -119,11 +119,12 @@ impl Gate {
             return Ok((Source::Event, topic));
         }
         let Some(below) = self.topic.retained_below(came) else {
-            return Err("it is not below MQTT_TOPIC".to_owned());
+            return Err("the topic is not below MQTT_TOPIC".to_owned());
         };
         // A host name is one level, whatever became of its dots.
         let named = |host: &str| {
-            HostName::new(&host.replace('/', ".")).map_err(|why| format!("the host {why}"))
+            HostName::new(&host.replace('/', "."))
+                .map_err(|why| format!("the host in the topic {why}"))
         };
         match below.split_once('/') {
             Some(("host", host)) => {
@@ -133,12 +134,12 @@ impl Gate {
             }
             Some(("state", rest)) => {
                 let (host, digits) = rest.rsplit_once('/').unwrap_or((rest, ""));
-                let index = index(digits).ok_or("it has no shard number")?;
+                let index = index(digits).ok_or("the topic has no shard number")?;
                 let host = named(host)?;
                 let topic = self.topic.shard(&host, index);
                 Ok((Source::Shard { host, index }, topic))
             }
-            _ => Err("it is neither presence nor snapshot".to_owned()),
+            _ => Err("the topic is neither for presence nor for snapshots".to_owned()),
         }
     }
 
@@ -156,7 +157,7 @@ impl Gate {
             Source::Presence { .. } | Source::Other(_) => MAX_PRESENCE_BYTES,
         };
         if payload.len() > max {
-            let why = format!("it has {} bytes, more than {max}", payload.len());
+            let why = format!("{} bytes exceed the limit of {max} bytes", payload.len());
             return Err((RejectReason::TooLarge, why));
         }
         let Some(signing) = &self.signing else { return Ok(true) };
@@ -168,13 +169,13 @@ impl Gate {
         match signing.keys.check(topic, payload) {
             SignatureStatus::Valid => Ok(true),
             SignatureStatus::Missing if !signing.accept_unsigned => {
-                let why = "it is not signed, and MQTT_SIGNING_KEY is set here";
+                let why = "the message is not signed, and this host has MQTT_SIGNING_KEY";
                 Err((RejectReason::Unsigned, why.to_owned()))
             }
             SignatureStatus::Missing if own => Err((RejectReason::Unsigned, OWN.to_owned())),
             SignatureStatus::Missing => Ok(false),
             SignatureStatus::Invalid => {
-                let why = "it is signed with another key or for another topic, or was changed";
+                let why = "the signature does not match: another key, another topic, or a changed message";
                 Err((RejectReason::WrongSignature, why.to_owned()))
             }
         }
@@ -182,8 +183,9 @@ impl Gate {
 }
 
 /// Why a message is rejected although unsigned ones are accepted.
-const OWN: &str = "it is in this host's name and not signed, and this host signs what it publishes";
-const UNBAN: &str = "it is a fleet unban and not signed";
+const OWN: &str =
+    "the message has this host's name but no signature, and this host signs all its messages";
+const UNBAN: &str = "the fleet unban is not signed";
 
 /// The number of a shard, in its one spelling.
 fn index(digits: &str) -> Option<u32> {
@@ -250,7 +252,7 @@ impl Admitted {
     /// # Errors
     /// [`Rejected`]
     pub fn event(&self) -> Result<Event, Rejected> {
-        const WHAT: &str = "no event";
+        const WHAT: &str = "event";
         if self.source != Source::Event {
             return Err(self.misplaced(WHAT));
         }
@@ -269,11 +271,11 @@ impl Admitted {
     /// # Errors
     /// [`Rejected`]
     pub fn shard(&self, is_known: impl Fn(&FleetUnban) -> bool) -> Result<Shard, Rejected> {
-        const WHAT: &str = "no part of a snapshot";
+        const WHAT: &str = "shard";
         let mut part = Shard::parse(&self.payload).map_err(|why| self.malformed(WHAT, &why))?;
         let (host, index) = (part.host.clone(), part.id.index());
         if self.source != (Source::Shard { host, index }) {
-            let why = "it is another host's, or another part".to_owned();
+            let why = "host or shard number differ from the topic".to_owned();
             return Err(self.reject(RejectReason::WrongTopic, WHAT, why));
         }
         if !self.trusted {
@@ -287,7 +289,7 @@ impl Admitted {
     /// # Errors
     /// [`Rejected`]
     pub fn presence(&self) -> Result<Presence, Rejected> {
-        const WHAT: &str = "no presence";
+        const WHAT: &str = "presence";
         if !matches!(self.source, Source::Presence { .. }) {
             return Err(self.misplaced(WHAT));
         }
@@ -303,7 +305,11 @@ impl Admitted {
     }
 
     fn misplaced(&self, what: &'static str) -> Rejected {
-        self.reject(RejectReason::WrongTopic, what, "its topic is not for those".to_owned())
+        self.reject(
+            RejectReason::WrongTopic,
+            what,
+            "wrong kind of message for the topic".to_owned(),
+        )
     }
 
     fn malformed(&self, what: &'static str, why: &Malformed) -> Rejected {
@@ -345,7 +351,8 @@ impl Rejected {
 
 impl fmt::Display for Rejected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} on the topic {}: {}", self.what, self.topic, self.why)
+        let invalid = if self.reason == RejectReason::Malformed { "invalid " } else { "" };
+        write!(f, "rejected {invalid}{} on {}: {}", self.what, self.topic, self.why)
     }
 }
 

@@ -83,7 +83,8 @@ impl IgnoreListResolver {
         names.retain(|(name, _)| !name.is_empty());
         if names.len() > MAX_NAMES {
             wrong.push(format!(
-                "ignoreip of {jail}: more than {MAX_NAMES} names; the rest is ignored"
+                "ignoreip of {jail}: limit of {MAX_NAMES} names reached; the remaining names exempt no \
+                 address"
             ));
             names.truncate(MAX_NAMES);
         }
@@ -199,7 +200,10 @@ impl Files {
                 return Ok(None);
             }
             if about.len() > MAX_FILE {
-                return Err(io::Error::other(format!("it is larger than {MAX_FILE} bytes")));
+                return Err(io::Error::other(format!(
+                    "the file is larger than {} MiB",
+                    MAX_FILE >> 20
+                )));
             }
             let mut text = Vec::new();
             file.take(MAX_FILE).read_to_end(&mut text)?;
@@ -325,8 +329,8 @@ mod tests {
             (IgnoreReason::Jail, Addresses(Vec::new()), ""),
             (
                 IgnoreReason::Jail,
-                None("it does not exist".to_owned()),
-                "ignoreip of sshd: cannot resolve x: it does not exist; it exempts no address",
+                None("the name does not exist".to_owned()),
+                "ignoreip of sshd: cannot resolve x: the name does not exist; it exempts no address",
             ),
             (
                 IgnoreReason::Jail,

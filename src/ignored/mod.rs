@@ -50,10 +50,10 @@ impl IgnoreReason {
 impl fmt::Display for IgnoreReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Settings => "it is in MQTT_NEVER_BAN",
-            Self::Own => "it is this host's own",
-            Self::Broker => "it is the broker's",
-            Self::Jail => "it is in ignoreip",
+            Self::Settings => "the address is in MQTT_NEVER_BAN",
+            Self::Own => "the address is this host's own",
+            Self::Broker => "the address is the broker's",
+            Self::Jail => "the address is in ignoreip",
             Self::Unresolved => "a name in ignoreip cannot be resolved",
         })
     }

@@ -52,7 +52,7 @@ impl NameEntry {
         self.asked = Instant::now();
         let answer = match answer {
             Ok(addresses) if !addresses.is_empty() => Resolution::Addresses(addresses),
-            Ok(_) => Resolution::None("it has no address".to_owned()),
+            Ok(_) => Resolution::None("the name has no address".to_owned()),
             Err(error) => unresolved(&error.to_string()),
         };
         let keeps = matches!(self.resolution, Resolution::Addresses(_));
@@ -79,7 +79,7 @@ fn unresolved(error: &str) -> Resolution {
     // `failed to lookup address information: Name or service not known`
     let cause = error.rsplit(": ").next().unwrap_or_default();
     if AUTHORITATIVE.contains(&cause) {
-        Resolution::None("it does not exist".to_owned())
+        Resolution::None("the name does not exist".to_owned())
     } else {
         Resolution::Unknown(cause.to_owned())
     }
@@ -151,7 +151,7 @@ impl Names {
 
     /// What a name stands for, as far as is known.
     pub(super) fn resolution(&self, name: &str) -> Resolution {
-        let unknown = || Resolution::Unknown("it was not asked for".to_owned());
+        let unknown = || Resolution::Unknown("not resolved yet".to_owned());
         lock(&self.known).get(name).map_or_else(unknown, |entry| entry.resolution.clone())
     }
 }
@@ -173,7 +173,7 @@ mod tests {
         assert!(!addresses.is_empty() && addresses.iter().all(IpAddr::is_loopback));
         assert_eq!(
             names.resolution("not a name"),
-            Resolution::None("it does not exist".to_owned())
+            Resolution::None("the name does not exist".to_owned())
         );
         assert!(matches!(names.resolution("another"), Resolution::Unknown(_)));
     }

@@ -242,7 +242,7 @@ pub fn lay_out(database: &Connection, layout: i32, schema: &str) -> rusqlite::Re
 /// [`Error::File`].
 pub fn put_aside(path: &Path, why: &rusqlite::Error) -> Result<(), Error> {
     let aside = path.with_extension("broken");
-    std::fs::rename(path, &aside).map_err(Error::file("put aside", path))?;
+    std::fs::rename(path, &aside).map_err(Error::file("rename", path))?;
     // The log of a database that was not closed belongs to it alone.
     for journal in ["sqlite3-wal", "sqlite3-shm"] {
         let _ = std::fs::remove_file(path.with_extension(journal));

@@ -11,18 +11,27 @@ use serde_json::Value;
 
 use super::range;
 
+const MISSING: &str = "is missing";
+
 /// Why a text is not the message that it should be. Shows nothing of the text.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// Longer than such a message can be.
-    #[error("it has {0} bytes, more than {1}")]
+    #[error("{0} bytes exceed the limit of {1} bytes")]
     TooLarge(usize, usize),
     /// Not one JSON object with each key once.
-    #[error("it is not one JSON object in which each key appears once")]
+    #[error("not one JSON object with unique keys")]
     NotJson,
     /// A field is missing or is not what it must be.
-    #[error("its field {0} {1}")]
+    #[error("{}", about_field(.0, .1))]
     Field(&'static str, String),
+}
+
+fn about_field(name: &str, what: &str) -> String {
+    match what {
+        MISSING => format!("missing field `{name}`"),
+        what => format!("field `{name}` {what}"),
+    }
 }
 
 /// A message as one line of JSON.
@@ -66,7 +75,7 @@ impl StrictObject {
                 Err(what) => what,
             },
             Some(_) => "must be a string".to_owned(),
-            None => "is missing".to_owned(),
+            None => MISSING.to_owned(),
         };
         Err(Malformed::Field(name, what))
     }
@@ -107,7 +116,9 @@ impl StrictObject {
             }
             Some(_) => None,
         };
-        counts.ok_or_else(|| Malformed::Field(name, "must be names and their counts".to_owned()))
+        counts.ok_or_else(|| {
+            Malformed::Field(name, "must be an object of names and counts".to_owned())
+        })
     }
 
     /// A number of a range; 0 where the field is missing.

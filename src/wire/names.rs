@@ -198,8 +198,9 @@ impl UnbanId {
         });
         let made = parts.and_then(|(_, digits)| digits.parse().ok());
         let made = made.filter(|made| STAMP_MILLIS.contains(made));
-        made.map(|made| Self { text: text.into(), created: made })
-            .ok_or_else(|| "must be a host's name, - and milliseconds since 1970".to_owned())
+        made.map(|made| Self { text: text.into(), created: made }).ok_or_else(|| {
+            "must be the name of a host, a hyphen, and milliseconds since 1970".to_owned()
+        })
     }
 
     /// The name.

@@ -57,7 +57,7 @@ impl ShardId {
         if parts.is_power_of_two() && parts <= MAX_SHARDS && part < parts {
             Ok(Self { index: part, count: parts })
         } else {
-            Err(format!("must be a power of two, at most {MAX_SHARDS} and above part"))
+            Err(format!("must be a power of two, at most {MAX_SHARDS} and greater than `part`"))
         }
     }
 
@@ -160,7 +160,7 @@ impl Shard {
         let slice = slice.map_err(|what| Malformed::Field("parts", what))?;
         let stamp = fields.within("stamp", &STAMP_MILLIS)?;
         if stamp == 0 {
-            return Err(Malformed::Field("stamp", "must be above 0".to_owned()));
+            return Err(Malformed::Field("stamp", "must be greater than 0".to_owned()));
         }
         let time = fields.within("time", &TIME_SECS)?;
         let bans = fields.list("bans", MAX_ENTRIES)?.iter().map(|value| entry(value, slice));
@@ -250,7 +250,7 @@ fn belonging(address: &str, slice: ShardId) -> Result<Address, String> {
     if slice.covers(address) {
         Ok(address)
     } else {
-        Err("must list addresses of this part alone".to_owned())
+        Err("must list only addresses of this shard".to_owned())
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! ```json
 //! {"v":1,"state":"online","version":"1.0.0","jails":["sshd"],"bans":12,"machine":"8f1d…",
-//!  "instance":"0b9e…","since":1795342588,"held":30,"refused":{"malformed":2},
+//!  "instance":"0b9e…","since":1795342588,"imported":30,"rejected":{"malformed":2},
 //!  "asked":[["sshd","203.0.113.9","web2",1795342588123,"banned"]]}
 //! ```
 
@@ -121,8 +121,8 @@ impl Presence {
             machine: text("machine"),
             instance: text("instance"),
             since: fields.within("since", &TIME_SECS)?,
-            held: count("held")?,
-            refused: refused(fields.counters("refused")?),
+            held: count("imported")?,
+            refused: refused(fields.counters("rejected")?),
             asked: fields
                 .list("asked", MAX_ANSWERS)?
                 .iter()
@@ -151,11 +151,11 @@ impl Presence {
             let _ = write!(json, r#","since":{}"#, range::into(&TIME_SECS, self.since));
         }
         if self.held > 0 {
-            let _ = write!(json, r#","held":{}"#, self.held);
+            let _ = write!(json, r#","imported":{}"#, self.held);
         }
         if !self.refused.is_empty() {
             let counts = self.refused.iter().map(|(name, count)| (name.clone(), *count));
-            let _ = write!(json, r#","refused":{}"#, counts.collect::<Value>());
+            let _ = write!(json, r#","rejected":{}"#, counts.collect::<Value>());
         }
         if !self.asked.is_empty() {
             json.push_str(r#","asked":["#);
@@ -247,7 +247,7 @@ mod tests {
             refused: [("malformed", 2), ("old", 1)].map(|(name, n)| (name.to_owned(), n)).into(),
             asked: vec![said("banned"), said("never_ban")],
         };
-        let json = r#"{"v":1,"state":"online","version":"1.0.0","jails":["sshd","web"],"bans":12,"machine":"8f1d","instance":"0b9e","since":1795342588,"held":30,"refused":{"malformed":2,"old":1},"asked":[["web","203.0.113.30","web\"1",1795342588123,"banned"],["web","203.0.113.30","web\"1",1795342588123,"never_ban"]]}"#;
+        let json = r#"{"v":1,"state":"online","version":"1.0.0","jails":["sshd","web"],"bans":12,"machine":"8f1d","instance":"0b9e","since":1795342588,"imported":30,"rejected":{"malformed":2,"old":1},"asked":[["web","203.0.113.30","web\"1",1795342588123,"banned"],["web","203.0.113.30","web\"1",1795342588123,"never_ban"]]}"#;
         assert_eq!(presence.encode(), json);
         assert_eq!(Presence::parse(json.as_bytes()), Ok(presence));
         let least = Presence::parse(br#"{"v":1,"state":"offline"}"#).unwrap();
@@ -264,11 +264,11 @@ mod tests {
             r#"{"v":1,"state":"online","since":7258118400}"#,
             r#"{"v":1,"state":"online","bans":-1}"#,
             r#"{"v":1,"state":"online","bans":10000001}"#,
-            r#"{"v":1,"state":"online","held":9223372036854775807}"#,
+            r#"{"v":1,"state":"online","imported":9223372036854775807}"#,
             r#"{"v":1,"state":"online","state":"online"}"#,
-            r#"{"v":1,"state":"online","refused":["malformed"]}"#,
-            r#"{"v":1,"state":"online","refused":{"malformed":-1}}"#,
-            r#"{"v":1,"state":"online","refused":{"malformed":"1"}}"#,
+            r#"{"v":1,"state":"online","rejected":["malformed"]}"#,
+            r#"{"v":1,"state":"online","rejected":{"malformed":-1}}"#,
+            r#"{"v":1,"state":"online","rejected":{"malformed":"1"}}"#,
         ];
         for payload in refused {
             assert!(Presence::parse(payload.as_bytes()).is_err(), "{payload}");
@@ -316,14 +316,15 @@ mod tests {
         let reasons: Vec<_> = (0..99).map(|n| format!(r#""later{n:02}":{}"#, n + 1)).collect();
         let long = "x".repeat(99);
         let json = format!(
-            r#"{{"v":1,"state":"online","refused":{{"\u001b[0m":1,"[0m":2,"{long}":7,"zero":0,{}}}}}"#,
+            r#"{{"v":1,"state":"online","rejected":{{"\u001b[0m":1,"[0m":2,"{long}":7,"zero":0,{}}}}}"#,
             reasons.join(",")
         );
         let refused = Presence::parse(json.as_bytes()).unwrap().refused;
         assert_eq!((refused.len(), refused["[0m"]), (MAX_REASONS, 3));
         assert!(refused.keys().all(|name| name.len() <= 32 && !name.contains(char::is_control)));
         assert!(!refused.contains_key("zero"));
-        let json = format!(r#"{{"v":1,"state":"online","refused":{{"a b":{},"ab":9}}}}"#, u64::MAX);
+        let json =
+            format!(r#"{{"v":1,"state":"online","rejected":{{"a b":{},"ab":9}}}}"#, u64::MAX);
         let refused = Presence::parse(json.as_bytes()).unwrap().refused;
         assert_eq!(refused, [("ab".to_owned(), 10_000_000)].into());
     }

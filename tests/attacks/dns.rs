@@ -48,7 +48,7 @@ fn broker_with_a_slow_name_and_a_dead_address_is_reached_and_never_banned() {
              systemctl restart f2bmqttsub");
     web1.ready();
     hub.publish_event("ban", "sshd", "10.213.77.11", "evil");
-    let refused = "refused to ban 10.213.77.11 in sshd for evil: it is the broker's";
+    let refused = "rejected ban of 10.213.77.11 in sshd from evil: the address is the broker's";
     eventually(refused, || web1.journal().contains(refused));
     hub.publish_event("ban", "sshd", "198.18.0.1", "evil");
     eventually("another address is banned", || web1.bans("sshd", "198.18.0.1"));

@@ -23,10 +23,10 @@ fn planted_files_delete_nothing_and_hang_nothing() {
     let places = [
         ("/srv/eve/db", LOG, "/srv/eve belongs to the user with UID"),
         ("/srv/eve/new/db", LOG, "/srv/eve belongs to the user with UID"),
-        ("/srv/fifo", LOG, "this is a FIFO, and must be a regular file"),
+        ("/srv/fifo", LOG, "not a regular file but a FIFO"),
         ("/srv/link", LOG, "Too many levels of symbolic links"),
         ("''", "/srv/eve/fifo", "/srv/eve belongs to the user with UID"),
-        ("''", "/srv/fifo", "this is a FIFO, and must be a regular file"),
+        ("''", "/srv/fifo", "not a regular file but a FIFO"),
         ("''", "/srv/eve/link", "/srv/eve belongs to the user with UID"),
     ];
     for (database, log, cause) in places {

@@ -305,13 +305,13 @@ const HOSTS: [Case; 33] = [
         ],
         said: &[
             "✗ users other than root can access /var/lib/f2bmqtt (mode 0755)\n",
-            "! /etc/fail2ban/mqtt.env can be read by others, and holds a password: chmod 600",
+            "! /etc/fail2ban/mqtt.env holds a password and is readable by other users; run: chmod 600",
         ],
         ..FAULT
     },
     Case {
         host: ["mount -t tmpfs -o size=64k,mode=700 none /var/lib/f2bmqtt", "umount /var/lib/f2bmqtt"],
-        said: &["✗ 64 KiB are free, less than 16384 KiB, on the file system of /var/lib/f2bmqtt: a restart loses state that cannot be written\n"],
+        said: &["✗ only 64 KiB of at least 16384 KiB are free on the file system of /var/lib/f2bmqtt: a restart loses state that cannot be written\n"],
         ..FAULT
     },
     // fail2ban's own action, where ours does not take its place.
@@ -347,14 +347,14 @@ const HOSTS: [Case; 33] = [
     Case {
         host: ["echo APIKEY=YOUR_API_KEY >/etc/fail2ban/abuseipdb.apikey", ""],
         said: &[
-            "! /etc/fail2ban/abuseipdb.apikey can be read by others: chmod 600",
+            "! /etc/fail2ban/abuseipdb.apikey is readable by other users; run: chmod 600",
             "✗ old reports to AbuseIPDB, but /etc/fail2ban/abuseipdb.apikey contains no key",
         ],
         ..FAULT
     },
     Case {
         host: ["echo 'APIKEY=a b' >/etc/fail2ban/abuseipdb.apikey", ""],
-        said: &["! /etc/fail2ban/abuseipdb.apikey, line 1: has more after the value"],
+        said: &["! /etc/fail2ban/abuseipdb.apikey, line 1: has text after the value"],
         ..FAULT
     },
     Case {

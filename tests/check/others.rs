@@ -77,11 +77,11 @@ fn clones_are_named_and_part(hub: Host<'_>, a: Host<'_>, b: Host<'_>) {
     ));
     for host in [a, b] {
         eventually("the journal names the clone", || {
-            host.journal().contains("two machines are called b: each overwrites")
+            host.journal().contains("two machines have the name b and overwrite")
         });
     }
     eventually("one of them takes a new client ID", || {
-        [a, b].iter().any(|host| host.journal().contains("this host takes a new one"))
+        [a, b].iter().any(|host| host.journal().contains("switching to a new client ID"))
     });
     // With one client ID, only one of them has each message.
     let mut round = 0;

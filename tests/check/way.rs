@@ -11,7 +11,7 @@ const WAYS: [Case; 12] = [
             "sed -i s/^MQTT_PASSWORD=.*/MQTT_PASSWORD=fail2ban/ /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
         ],
         said: &[
-            "✗ no connection to the broker 10.213.77.11:1883: it refuses the login: check MQTT_USER and MQTT_PASSWORD\n",
+            "✗ no connection to the broker 10.213.77.11:1883: the broker rejected the login; check MQTT_USER and MQTT_PASSWORD\n",
             "mosquitto_passwd -b /etc/mosquitto/passwd fail2ban PASSWORD",
             "✗ the daemon has had no connection to 10.213.77.11:1883 for ",
             "2 faults, 0 warnings",
@@ -57,8 +57,8 @@ const WAYS: [Case; 12] = [
             "cp -p /root/kept /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
         ],
         said: &[
-            "✗ /etc/fail2ban/mqtt.env, line 1: has more after the value",
-            "✗ /etc/fail2ban/mqtt.env, line 2: MQTT_PORT has a port that is no number",
+            "✗ /etc/fail2ban/mqtt.env, line 1: has text after the value",
+            "✗ /etc/fail2ban/mqtt.env, line 2: MQTT_PORT must have a port from",
         ],
         code: 78,
         ..FAULT
@@ -156,7 +156,8 @@ const WAYS: [Case; 12] = [
              echo MQTT_CAFILE=/etc/ca.crt >>/etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
             "",
         ],
-        said: &["✗ no connection to the broker hub:8883: its certificate expired on 2022-04-05T", ": renew it there\n"],
+        said: &["✗ no connection to the broker hub:8883: the broker's certificate expired on 2022-04-05T", "); renew the certificate on the \
+                                                                       broker\n"],
         ..FAULT
     },
 ];

@@ -44,7 +44,7 @@ fn fleet(release: &Release) -> Rig {
     for host in rig.hosts(&["a", "b"]) {
         eventually("the daemon knows fail2ban's jails and the broker", || {
             let journal = host.journal();
-            journal.contains("fail2ban answers; jails: asterisk, nsd, recidive, sshd")
+            journal.contains("connected to fail2ban; jails: asterisk, nsd, recidive, sshd")
                 && journal.contains("connected to the broker")
         });
     }

@@ -245,7 +245,7 @@ impl Host<'_> {
         eventually(&format!("{} is ready", self.name), || {
             let journal = self.journal();
             self.ask("get sshd banip").and(self.ask("get both banip")).is_ok()
-                && journal.contains("fail2ban answers; jails:")
+                && journal.contains("connected to fail2ban; jails:")
                 && journal.contains("connected to the broker")
         });
     }

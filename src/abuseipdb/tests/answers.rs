@@ -42,7 +42,7 @@ fn cases() -> Vec<Case> {
     let away = |why: &str| Whim::Away(Failure::NotSent(why.to_owned()));
     vec![
         gone(says(200, taken), "SUCCESS: Reported 203.0.113.9 - Score: 52%", true),
-        gone(too_soon(), "INFO: IP 203.0.113.9 has been reported with this key within 15", true),
+        gone(too_soon(), "INFO: IP 203.0.113.9 has already been reported with this key", true),
         kept(
             Whim::Says(daily(29_000)),
             "INFO: The daily limit of AbuseIPDB is reached for report",
@@ -179,7 +179,7 @@ fn a_refused_key_rests_and_another_goes_at_once() {
     assert_eq!(bed.server().calls.len(), 0, "both calls were refused");
     assert_eq!(bed.server().keys, ["k3y"; 2]);
     let last = Glance::of(&bed.path("queue")).unwrap().last_call.unwrap();
-    assert_eq!(last.error.as_deref(), Some("AbuseIPDB refuses the API key (HTTP 401)"));
+    assert_eq!(last.error.as_deref(), Some("AbuseIPDB rejected the API key (HTTP 401)"));
     std::fs::write(bed.path("key"), "APIKEY=0ther\n").unwrap();
     assert_eq!(bed.work(), Wake::Called);
     assert_eq!(bed.taken().len(), 4);
@@ -297,7 +297,7 @@ fn key_that_cannot_be_read_is_replaced_by_no_other() {
     assert_eq!(bed.work(), Wake::At(START + 3600));
     assert!(bed.server().keys.is_empty());
     let expected = format!(
-        "ERROR: IP {IP} waits: the API key in {} cannot be read.",
+        "ERROR: The report of IP {IP} waits: cannot read the API key in {}.",
         bed.path("key").display()
     );
     assert_eq!(bed.log(), [expected]);

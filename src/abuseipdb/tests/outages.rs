@@ -106,7 +106,7 @@ fn what_is_too_old_is_given_up_aloud() {
     bed.work();
     let log = bed.log();
     assert!(log.contains(
-        &"ERROR: IP 203.0.113.9 could not be reported for 60 days: given up.".to_owned()
+        &"ERROR: Dropped the report of IP 203.0.113.9: not sent within 60 days.".to_owned()
     ));
     assert_eq!((bed.waiting(), bed.in_ledger(IP)), (0, false));
 }

@@ -94,11 +94,11 @@ fn only_a_regular_file_is_usable() {
     let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
     symlink("elsewhere", at("link")).unwrap();
     let table = [
-        ("fifo", "this is a FIFO, and must be a regular file"),
-        ("dir", "this is a directory"),
-        ("socket", "this is a socket"),
+        ("fifo", "not a regular file but a FIFO"),
+        ("dir", "not a regular file but a directory"),
+        ("socket", "not a regular file but a socket"),
         ("link", "Too many levels of symbolic links"),
-        ("db", "this is a FIFO"),
+        ("db", "not a regular file but a FIFO"),
     ];
     for (name, expected) in table {
         let error = look(&at(name), Keeps::Database).unwrap_err().to_string();

@@ -20,7 +20,7 @@ impl Tombstones {
                 let is_new = maker.insert((one.id.created_at(), *address, one.scope.clone()));
                 holds!(is_new, "{} of {address} twice", one.id);
                 let is_done = one.applied && one.pending_jails.is_empty();
-                holds!(is_done || waiting.contains(address), "{address} waits for ever");
+                holds!(is_done || waiting.contains(address), "{address} waits forever");
                 holds!(!one.applied || one.applied_jails.is_empty(), "{address} is half applied");
             }
         }

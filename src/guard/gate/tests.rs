@@ -215,7 +215,7 @@ fn a_topic_is_printed_short_and_harmless() {
     let rejected = gate("b", None).admit(&long, Vec::new()).unwrap_err();
     assert_eq!(rejected.topic().chars().count(), MAX_SHOWN);
     assert!(!rejected.to_string().contains(char::is_control));
-    assert!(rejected.to_string().ends_with("yyy: it is not below MQTT_TOPIC"), "{rejected}");
+    assert!(rejected.to_string().ends_with("yyy: the topic is not below MQTT_TOPIC"), "{rejected}");
 }
 
 #[test]

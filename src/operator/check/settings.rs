@@ -103,8 +103,8 @@ mod tests {
         let found = findings(&read("MQTT_HOST=a b\nMQTT_PORT=0\n"), Path::new("f"));
         let texts: Vec<&str> = found.iter().map(|finding| finding.text.as_str()).collect();
         assert_eq!(texts.len(), 4, "{texts:?}");
-        assert!(texts[0].starts_with("f, line 1: has more"), "{texts:?}");
-        assert_eq!(texts[1], "f, line 2: MQTT_PORT has a port that is no number from 1 to 65535");
+        assert!(texts[0].starts_with("f, line 1: has text after the value"), "{texts:?}");
+        assert_eq!(texts[1], "f, line 2: MQTT_PORT must have a port from 1 to 65535");
         assert_eq!(texts[2..], ["f: MQTT_HOST is not set", "f: MQTT_TOPIC is not set"]);
         assert_eq!(found[1].about.as_deref(), Some("2"));
         let found = findings(&read("MQTT_HOST=a\nMQTT_TOPIC=t\nMQTT_X=1\n"), Path::new("f"));

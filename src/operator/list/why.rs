@@ -241,7 +241,7 @@ mod tests {
             (Here::default(), "not banned (no jail `sshd`)."),
             (
                 Here { exempt: [(jail("sshd"), IgnoreReason::Jail)].into(), ..sshd() },
-                "not banned (it is in ignoreip).",
+                "not banned (the address is in ignoreip).",
             ),
             (
                 Here { apart: [jail("sshd")].into(), ..sshd() },
