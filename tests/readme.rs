@@ -195,3 +195,14 @@ fn every_reason_of_a_rejection_is_documented() {
         assert!(spans.iter().any(|span| span == reason.name()), "docs/security.md: {reason}");
     }
 }
+
+#[test]
+fn the_changelogs_begin_with_this_version() {
+    let version = env!("CARGO_PKG_VERSION");
+    let read = |path: &str| std::fs::read_to_string(repository().join(path)).unwrap();
+    let text = read("CHANGELOG.md");
+    let newest = text.lines().find_map(|line| line.strip_prefix("## ["));
+    assert!(newest.is_some_and(|line| line.starts_with(&format!("{version}]"))), "{newest:?}");
+    let debian = read("debian/changelog");
+    assert!(debian.starts_with(&format!("f2bmqtt ({version}-1) ")), "debian/changelog");
+}
