@@ -122,7 +122,7 @@ fn the_fleet_is_seen_from_any_host() {
     );
     let host = |name: &str, jails: &[&str], bans: usize| {
         json!({
-            "host": name, "state": "online", "since": "*", "version": "1.0.0", "jails": jails, "bans": bans,
+            "host": name, "state": "online", "since": "*", "version": env!("CARGO_PKG_VERSION"), "jails": jails, "bans": bans,
             "imported_bans": "*", "snapshot": "*", "parts": 1, "incomplete": 0, "rejected": {},
         })
     };
@@ -132,7 +132,7 @@ fn the_fleet_is_seen_from_any_host() {
     assert_eq!(
         status,
         json!({
-            "host": "db1", "version": "1.0.0", "time": "*",
+            "host": "db1", "version": env!("CARGO_PKG_VERSION"), "time": "*",
             "service": { "running": true, "pid": "*", "since": "*" },
             "broker": { "address": "10.213.77.11:1883", "user": "fail2ban", "error": null },
             "fail2ban": { "jails": ["both", "sshd"], "error": null },

@@ -90,7 +90,11 @@ fn every_relative_link_leads_to_a_document_and_a_heading() {
                 "" => path.clone(),
                 file => normal(&path.with_file_name(file)),
             };
-            // The package ships these documents and nothing beside them.
+            // The package ships these documents, and pictures.
+            if target.extension().is_some_and(|extension| extension == "svg") {
+                assert!(repository().join(&target).is_file(), "{}: {link}", path.display());
+                continue;
+            }
             let target = documents.iter().find(|document| document.path == target);
             let target = target.unwrap_or_else(|| panic!("{}: no document {link}", path.display()));
             assert!(
@@ -194,4 +198,61 @@ fn every_reason_of_a_rejection_is_documented() {
     for reason in RejectReason::ALL {
         assert!(spans.iter().any(|span| span == reason.name()), "docs/security.md: {reason}");
     }
+}
+
+/// What the steps of .github/workflows run, and the entries of a matrix that stands for it.
+fn commands_of_jobs() -> Vec<String> {
+    let mut commands = Vec::new();
+    for entry in std::fs::read_dir(repository().join(".github/workflows")).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        for line in text.lines().map(str::trim_start) {
+            let command = line
+                .strip_prefix("- run: ")
+                .or_else(|| line.strip_prefix("- ").filter(|entry| entry.starts_with("tests/")));
+            commands.extend(command.map(str::to_owned));
+        }
+    }
+    commands.retain(|command| command != "${{ matrix.script }}");
+    commands
+}
+
+#[test]
+fn every_step_of_a_job_is_a_call_of_a_script() {
+    let commands = commands_of_jobs();
+    assert!(commands.len() > 5, "{commands:?}");
+    for command in commands {
+        let script = command.split(' ').next().unwrap();
+        assert!(repository().join(script).is_file(), ".github/workflows: no script {script}");
+        assert!(!command.contains(['|', '&', ';', '$']), "more than a call: {command}");
+    }
+}
+
+#[test]
+fn every_script_below_tests_is_run_by_a_job() {
+    let jobs = commands_of_jobs();
+    let callers: String = [".ci/run", "tests/run", "tests/quick", "tests/demo"]
+        .map(|path| std::fs::read_to_string(repository().join(path)).unwrap())
+        .concat();
+    for dir in ["tests", "tests/fuzz", "tests/rig"] {
+        for entry in std::fs::read_dir(repository().join(dir)).unwrap() {
+            let path = entry.unwrap().path();
+            let script = path.strip_prefix(repository()).unwrap().to_str().unwrap();
+            let is_script = path.is_file() && path.extension().is_none();
+            let is_run = jobs.iter().any(|command| command.split(' ').next() == Some(script))
+                || callers.contains(&format!("/{script}"))
+                || callers.contains(&format!("{script} "));
+            assert!(!is_script || is_run, "no job runs {script}");
+        }
+    }
+}
+
+#[test]
+fn the_changelogs_begin_with_this_version() {
+    let version = env!("CARGO_PKG_VERSION");
+    let read = |path: &str| std::fs::read_to_string(repository().join(path)).unwrap();
+    let text = read("CHANGELOG.md");
+    let newest = text.lines().find_map(|line| line.strip_prefix("## ["));
+    assert!(newest.is_some_and(|line| line.starts_with(&format!("{version}]"))), "{newest:?}");
+    let debian = read("debian/changelog");
+    assert!(debian.starts_with(&format!("f2bmqtt ({version}-1) ")), "debian/changelog");
 }

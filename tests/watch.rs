@@ -2,8 +2,10 @@
 //! the terminal is as it was.
 
 mod support;
+#[path = "support/svg.rs"]
+mod svg;
 
-use support::docs::block;
+use support::docs::{block, repository};
 use support::terminal::Terminal;
 use support::{Host, Rig, eventually};
 
@@ -35,7 +37,7 @@ fn is_as_in_the_docs(rig: &Rig) {
     web2.attack("web", &["203.0.113.21"]);
     let list = || web1.sh("f2bmqtt list");
     eventually("both are told of", || list().contains("113.20\t") && list().contains("113.21\t"));
-    let terminal = Terminal::open(web1, "f2bmqtt watch");
+    let terminal = Terminal::open_in_colour(web1, "f2bmqtt watch");
     terminal.shows("it begins", |screen| screen.contains("3 hosts, 3 online; 2 bans"));
     let seven = |net: &str| (61..=67).map(|n| format!("{net}.{n}")).collect::<Vec<_>>();
     for (host, log, net) in [(db1, "auth", "203.0.113"), (web2, "both", "198.51.100")] {
@@ -50,8 +52,20 @@ fn is_as_in_the_docs(rig: &Rig) {
     let shown = block("watch");
     let shown = shown.strip_prefix("$ f2bmqtt watch\n").unwrap();
     assert_eq!(timeless(&screen), timeless(shown), "{screen}");
+    is_as_in_the_picture(&terminal);
     terminal.types(&["q"]);
     terminal.is_left_in_order();
+}
+
+/// The README's picture is of this screen. `BLESS=1 cargo test --test watch` draws it.
+fn is_as_in_the_picture(terminal: &Terminal) {
+    let path = repository().join("docs/watch.svg");
+    let drawn = svg::picture(&terminal.tmux(&["capture-pane", "-p", "-e"]));
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, &drawn).unwrap();
+    }
+    let kept = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(svg::timeless(&drawn), svg::timeless(&kept), "BLESS=1 draws {}", path.display());
 }
 
 /// Waits until the screen is drawn, from its first to its last line.

@@ -11,13 +11,17 @@ const DRAWN: &str = "│┌█";
 pub(crate) struct Terminal(String);
 
 impl Terminal {
-    /// 80 by 24, as terminals are. When the command is over, it says so, and how the terminal is left.
+    /// 80 by 24, as terminals are, without colours. When the command is over, it says so, and how the terminal is
+    /// left.
     pub(crate) fn open(host: Host<'_>, command: &str) -> Self {
+        Self::open_in_colour(host, &format!("export NO_COLOR=1; {command}"))
+    }
+
+    pub(crate) fn open_in_colour(host: Host<'_>, command: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let terminal = Self(format!("f2bmqtt-{}-{number}", std::process::id()));
-        let inside =
-            format!("export TERM=screen NO_COLOR=1; {command}; echo over; stty -a; sleep 600");
+        let inside = format!("export TERM=screen; {command}; echo over; stty -a; sleep 600");
         terminal.tmux(&["new-session", "-d", "-x", "80", "-y", "24", &host.by_hand(&inside)]);
         terminal
     }
