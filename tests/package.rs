@@ -33,7 +33,7 @@ fn install(host: Host<'_>) -> String {
 /// ever.
 fn install_unanswered(host: Host<'_>, deb: &Path) {
     host.push(deb, "/root/f2bmqtt.deb");
-    host.sh("tail -f /dev/null | env -u DEBIAN_FRONTEND timeout 60 \
+    host.sh("tail -f /dev/null | env -u DEBIAN_FRONTEND timeout 300 \
              apt-get install -y /root/f2bmqtt.deb 2>&1");
 }
 
