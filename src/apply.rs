@@ -11,36 +11,36 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::{millis, now_millis};
-use crate::fail2ban::table::Table;
-use crate::fail2ban::{Client, Error};
+use crate::fail2ban::table::AddressMap;
+use crate::fail2ban::{Client, Fail2banError};
 use crate::fleet::look::{Heartbeat, Observation, ServerInstance};
 use crate::fleet::work::{Effect, Target};
 use crate::guard::RejectReason;
 use crate::ignored::{IgnoreList, IgnoreListResolver};
 use crate::journal::{self, say};
-use crate::memory::{Known, Memory};
+use crate::memory::{DaemonState, SharedState};
 use crate::paths::Paths;
 use crate::wire::{Address, Jail};
 
 /// How often fail2ban is asked whether there is anything to ask.
-const ASK: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How often fail2ban is asked whom it is never to ban, although there is nobody to be banned.
-const RECONSIDER: Duration = Duration::from_secs(30);
+const IGNORELIST_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The same while a name in an `ignoreip` is not resolved, and bans wait for that.
-const RECONSIDER_UNRESOLVED: Duration = Duration::from_secs(5);
+const UNRESOLVED_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A jail that refuses for less than this may be on its way down or up.
-const TROUBLE: Duration = Duration::from_secs(5);
-const RETRY: Duration = Duration::from_secs(1);
+const REFUSAL_GRACE: Duration = Duration::from_secs(5);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// How many steps are taken between two tries while fail2ban is away.
 const MAX_STEPS: usize = 1_000;
 
 /// What the daemon's two halves wake each other with.
 #[derive(Debug, Default)]
-pub struct Bell {
+pub struct Wakeups {
     /// Something is to be told to fail2ban.
     pub work: Notify,
     /// Something may be to be told to the fleet.
@@ -50,22 +50,22 @@ pub struct Bell {
 /// Works until this process sees a directory that no longer exists in the place of fail2ban's; `exempt` says
 /// whom no jail is to ban.
 pub async fn run(
-    memory: Arc<Memory>,
-    bell: Arc<Bell>,
+    memory: Arc<SharedState>,
+    bell: Arc<Wakeups>,
     paths: Paths,
     mut exempt: IgnoreListResolver,
 ) {
-    let mut absence = Absence::default();
+    let mut absence = OfflineReader::default();
     loop {
         let error = match Client::connect(&paths.fail2ban).await {
             Ok(client) => {
-                absence = Absence::default();
-                Applier::new(client, &memory, &bell, &paths.fail2ban, &mut exempt).serve().await
+                absence = OfflineReader::default();
+                Driver::new(client, &memory, &bell, &paths.fail2ban, &mut exempt).serve().await
             }
             Err(error) => error,
         };
         {
-            let mut known = memory.know();
+            let mut known = memory.lock();
             known.fleet.on_failed();
             known
                 .warn("fail2ban", &format!("{error}; bans and unbans wait until fail2ban answers"));
@@ -77,7 +77,7 @@ pub async fn run(
         if is_removed(&paths.fail2ban) {
             return;
         }
-        sleep(RETRY).await;
+        sleep(RETRY_DELAY).await;
     }
 }
 
@@ -88,9 +88,9 @@ fn is_removed(socket: &Path) -> bool {
 }
 
 /// Writes down what is not on disk yet, where nothing else can be done.
-fn save(memory: &Memory) {
+fn save(memory: &SharedState) {
     for _ in 0..MAX_STEPS {
-        if !memory.know().save_next() {
+        if !memory.lock().save_next() {
             return;
         }
     }
@@ -98,33 +98,33 @@ fn save(memory: &Memory) {
 
 /// fail2ban is away: what its database has counts as held.
 #[derive(Debug, Default)]
-struct Absence {
+struct OfflineReader {
     version: Option<i64>,
     looked: Option<Instant>,
 }
 
-impl Absence {
+impl OfflineReader {
     /// Rows end without a write, so now and then they are looked at all the same.
     const NOW_AND_THEN: Duration = Duration::from_secs(5);
 
-    fn look(&mut self, memory: &Memory) {
-        let mut known = memory.know();
+    fn look(&mut self, memory: &SharedState) {
+        let mut known = memory.lock();
         known.fleet.start_cycle(now_millis());
-        known.scan();
+        known.drain_spool();
         // Which database is its own only fail2ban says: the one at the default's place may be an old one.
-        if !known.database.is_told() {
+        if !known.database.is_confirmed() {
             return known.fleet.on_fail2ban_down(false);
         }
-        let version = known.database.version().unwrap_or_default();
+        let version = known.database.data_version().unwrap_or_default();
         let lately = self.looked.is_some_and(|looked| looked.elapsed() < Self::NOW_AND_THEN);
         if !(lately && version == self.version) {
             (self.version, self.looked) = (version, Some(Instant::now()));
-            let Known { database, guard, .. } = &mut *known;
+            let DaemonState { database, guard, .. } = &mut *known;
             let rows = database.jails().and_then(|jails| {
                 let shared = jails.into_iter().filter(|jail| guard.sharing.includes(jail));
                 shared.map(|jail| Ok((database.all(&jail)?, jail))).collect()
             });
-            let rows: Vec<(Table<_>, Jail)> = match rows {
+            let rows: Vec<(AddressMap<_>, Jail)> = match rows {
                 Ok(rows) => rows,
                 Err(error) => {
                     let text = format!("cannot read fail2ban's database: {error}");
@@ -140,10 +140,10 @@ impl Absence {
     }
 }
 
-struct Applier<'a> {
+struct Driver<'a> {
     client: Client,
-    memory: &'a Memory,
-    bell: &'a Bell,
+    memory: &'a SharedState,
+    bell: &'a Wakeups,
     socket: &'a Path,
     jails: BTreeSet<Jail>,
     /// Jails that refuse, and since when.
@@ -156,11 +156,11 @@ struct Applier<'a> {
     named: BTreeSet<Jail>,
 }
 
-impl<'a> Applier<'a> {
+impl<'a> Driver<'a> {
     fn new(
         client: Client,
-        memory: &'a Memory,
-        bell: &'a Bell,
+        memory: &'a SharedState,
+        bell: &'a Wakeups,
         socket: &'a Path,
         exempt: &'a mut IgnoreListResolver,
     ) -> Self {
@@ -170,7 +170,7 @@ impl<'a> Applier<'a> {
     }
 
     /// Serves until fail2ban goes away; answers with how it did.
-    async fn serve(&mut self) -> Error {
+    async fn serve(&mut self) -> Fail2banError {
         loop {
             if let Err(error) = self.round().await {
                 return error;
@@ -179,20 +179,20 @@ impl<'a> Applier<'a> {
     }
 
     /// Asks what there is to ask, then works until it is time to ask again.
-    async fn round(&mut self) -> Result<(), Error> {
+    async fn round(&mut self) -> Result<(), Fail2banError> {
         let begun = Instant::now();
         self.pulse().await?;
         self.name_actions().await?;
         self.reconsider().await?;
-        while begun.elapsed() < ASK {
-            let step = self.memory.know().fleet.next(now_millis());
+        while begun.elapsed() < POLL_INTERVAL {
+            let step = self.memory.lock().fleet.next_effect(now_millis());
             if step == Effect::Idle {
                 self.bell.news.notify_one();
-                let rest = ASK.saturating_sub(begun.elapsed());
+                let rest = POLL_INTERVAL.saturating_sub(begun.elapsed());
                 let _ = timeout(rest, self.bell.work.notified()).await;
-                self.memory.know().scan();
+                self.memory.lock().drain_spool();
             } else if let Err(error) = self.take(step).await {
-                self.memory.know().fleet.on_failed();
+                self.memory.lock().fleet.on_failed();
                 self.bear(error).await?;
                 break;
             }
@@ -201,29 +201,29 @@ impl<'a> Applier<'a> {
     }
 
     /// Looks whether fail2ban is the same as before, and has anything new.
-    async fn pulse(&mut self) -> Result<(), Error> {
+    async fn pulse(&mut self) -> Result<(), Fail2banError> {
         {
-            let mut known = self.memory.know();
+            let mut known = self.memory.lock();
             known.fleet.start_cycle(now_millis());
-            known.scan();
+            known.drain_spool();
         }
         let jails = self.client.jails().await?;
         let server = ServerInstance { pid: self.client.pid(), started: self.started() };
-        if jails.is_empty() && self.memory.know().fleet.is_starting(server, now_millis()) {
-            sleep(RETRY).await; // it is yet to make them
+        if jails.is_empty() && self.memory.lock().fleet.is_starting(server, now_millis()) {
+            sleep(RETRY_DELAY).await; // it is yet to make them
         } else if self.jails.is_empty() {
             // While it starts, it does not know of its database before it has jails.
             let path = self.client.database().await?;
-            self.memory.know().database.move_to(path);
+            self.memory.lock().database.set_path(path);
         }
         if jails != self.jails {
             self.announce(&jails);
         }
         self.jails.clone_from(&jails);
-        let jails = self.memory.know().guard.sharing.filter(&jails);
-        self.trouble.retain(|_, since| since.elapsed() < 4 * TROUBLE);
-        let mut known = self.memory.know();
-        if !known.database.is_told() {
+        let jails = self.memory.lock().guard.sharing.filter(&jails);
+        self.trouble.retain(|_, since| since.elapsed() < 4 * REFUSAL_GRACE);
+        let mut known = self.memory.lock();
+        if !known.database.is_confirmed() {
             return Ok(()); // of a server that has only started nothing is known
         }
         match absent(&mut known, &jails, server) {
@@ -244,7 +244,7 @@ impl<'a> Applier<'a> {
 
     /// Says which jails fail2ban has, and which of them take part.
     fn announce(&self, jails: &BTreeSet<Jail>) {
-        let mut known = self.memory.know();
+        let mut known = self.memory.lock();
         let shared = known.guard.sharing.filter(jails);
         let names = |jails: &mut dyn Iterator<Item = &Jail>| {
             jails.map(Jail::as_str).collect::<Vec<_>>().join(", ")
@@ -263,8 +263,8 @@ impl<'a> Applier<'a> {
 
     /// Reads the names that the jails' actions have, when there are other jails, or when a ban came from an action of a
     /// name that nobody knows.
-    async fn name_actions(&mut self) -> Result<(), Error> {
-        if self.named == self.jails && !self.memory.know().action_names.wants_actions() {
+    async fn name_actions(&mut self) -> Result<(), Fail2banError> {
+        if self.named == self.jails && !self.memory.lock().action_names.wants_actions() {
             return Ok(());
         }
         let mut pairs = Vec::new();
@@ -276,18 +276,19 @@ impl<'a> Applier<'a> {
             }
         }
         self.named.clone_from(&self.jails);
-        let mut known = self.memory.know();
+        let mut known = self.memory.lock();
         known.action_names.set(pairs);
-        known.scan();
+        known.drain_spool();
         Ok(())
     }
 
     /// Now and then, and not only when there is something to ban: a jail whose `ignoreip` changed, or this
     /// host's network, is looked at whole.
-    async fn reconsider(&mut self) -> Result<(), Error> {
-        let shared = self.memory.know().guard.sharing.filter(&self.jails);
+    async fn reconsider(&mut self) -> Result<(), Fail2banError> {
+        let shared = self.memory.lock().guard.sharing.filter(&self.jails);
         let waits = |jail| self.ignored.get(jail).is_some_and(IgnoreList::is_incomplete);
-        let pause = if shared.iter().any(waits) { RECONSIDER_UNRESOLVED } else { RECONSIDER };
+        let pause =
+            if shared.iter().any(waits) { UNRESOLVED_INTERVAL } else { IGNORELIST_INTERVAL };
         if self.asked.elapsed() < pause {
             return Ok(());
         }
@@ -302,10 +303,10 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    async fn take(&mut self, step: Effect) -> Result<(), Error> {
+    async fn take(&mut self, step: Effect) -> Result<(), Fail2banError> {
         let answer = match step {
             Effect::Persist(changes) => {
-                self.memory.know().save(&changes);
+                self.memory.lock().save(&changes);
                 return Ok(());
             }
             Effect::Observe(jail, of) => return self.look(&jail, of.as_deref()).await,
@@ -325,11 +326,11 @@ impl<'a> Applier<'a> {
             Effect::LogRefused(jail, Target { address, attributed_to: host }, because) => {
                 let host = named(host.as_ref());
                 let text = format!("rejected ban of {address} in {jail} from {host}: {because}");
-                self.memory.know().refuse_of(host, because.reject_reason(), &text);
+                self.memory.lock().record_rejection_of(host, because.reject_reason(), &text);
                 0
             }
             Effect::NoSuchJail(jail, Target { address, attributed_to: host }) => {
-                let mut known = self.memory.know();
+                let mut known = self.memory.lock();
                 known.refused.count(RejectReason::UnknownJail);
                 let host = named(host.as_ref());
                 known.inbound.say(host, || journal::no_such_jail(&jail, address, host, 0));
@@ -337,13 +338,13 @@ impl<'a> Applier<'a> {
             }
             Effect::Continue | Effect::Idle => return Ok(()),
         };
-        self.memory.know().fleet.on_done(answer, now_millis());
+        self.memory.lock().fleet.on_done(answer, now_millis());
         Ok(())
     }
 
     /// The lines that log watchers know.
     fn tell(&self, what: &str, jail: &Jail, work: &[Target]) {
-        let mut known = self.memory.know();
+        let mut known = self.memory.lock();
         for Target { address, attributed_to: host } in work {
             let host = named(host.as_ref());
             let line = || format!("{what} {address} for ipset {jail} reported by {host}");
@@ -352,7 +353,7 @@ impl<'a> Applier<'a> {
     }
 
     fn tell_fleet_unbans(&self, jail: &Jail, addresses: &[Address]) {
-        let mut known = self.memory.know();
+        let mut known = self.memory.lock();
         for address in addresses {
             let line = || format!("UnBan {address} for ipset {jail} in the whole fleet");
             known.inbound.say("", line);
@@ -360,15 +361,15 @@ impl<'a> Applier<'a> {
     }
 
     /// Looks at a jail: whole, or at a few addresses.
-    async fn look(&mut self, jail: &Jail, of: Option<&[Address]>) -> Result<(), Error> {
+    async fn look(&mut self, jail: &Jail, of: Option<&[Address]>) -> Result<(), Fail2banError> {
         let begun = Instant::now();
         let held = if let Some(addresses) = of {
-            let held = self.client.held(jail, addresses).await?;
+            let held = self.client.is_banned(jail, addresses).await?;
             held.into_iter().map(|address| (address, None)).collect()
         } else {
-            self.client.all_held(jail).await?
+            self.client.bans(jail).await?
         };
-        let total = if of.is_none() { Some(self.client.total(jail).await?) } else { None };
+        let total = if of.is_none() { Some(self.client.total_bans(jail).await?) } else { None };
         let bantime = self.client.bantime(jail).await?;
         let purge_age = self.client.purge_age().await?;
         let ignored = self.ignored(jail).await?;
@@ -387,8 +388,8 @@ impl<'a> Applier<'a> {
                 "cannot read fail2ban's database: {error}; bans wait until the database can \
                                 be read"
             );
-            self.memory.know().warn("database", &text);
-            sleep(RETRY).await;
+            self.memory.lock().warn("database", &text);
+            sleep(RETRY_DELAY).await;
         }
         Ok(())
     }
@@ -400,26 +401,26 @@ impl<'a> Applier<'a> {
         of: Option<&[Address]>,
         mut look: Observation,
     ) -> rusqlite::Result<()> {
-        let mut known = self.memory.know();
+        let mut known = self.memory.lock();
         look.rows = match of {
             Some(addresses) => known.database.rows(jail, addresses)?,
             None => known.database.all(jail)?,
         };
-        look.database = known.database.made();
+        look.database = known.database.created_at();
         // What notify told meanwhile is not an import's any more.
-        known.scan();
+        known.drain_spool();
         known.fleet.on_observation(jail, of, look, now_millis());
         Ok(())
     }
 
     /// A jail refuses. For a while that may be a server that stops or starts; what comes of a batch
     /// that is refused for longer is given up, and said.
-    async fn bear(&mut self, error: Error) -> Result<(), Error> {
+    async fn bear(&mut self, error: Fail2banError) -> Result<(), Fail2banError> {
         let Some(jail) = error.jail() else { return Err(error) };
         let since = *self.trouble.entry(jail.clone()).or_insert_with(Instant::now);
-        if since.elapsed() >= TROUBLE {
+        if since.elapsed() >= REFUSAL_GRACE {
             self.trouble.remove(jail);
-            let mut known = self.memory.know();
+            let mut known = self.memory.lock();
             let rows = known.database.all(jail);
             if let Ok(rows) = &rows {
                 known.fleet.observe_offline_jail(jail, rows, now_millis());
@@ -427,16 +428,16 @@ impl<'a> Applier<'a> {
             known.fleet.abandon_jail(jail, rows.is_ok(), now_millis());
             known.warn("refused", &error.to_string());
         }
-        sleep(RETRY).await;
+        sleep(RETRY_DELAY).await;
         Ok(())
     }
 
     /// Whom a jail is never to ban, asked anew each time. If that changed, the jail is looked at whole: what
     /// was refused may be bannable now, and what was imported may not.
-    async fn ignored(&mut self, jail: &Jail) -> Result<IgnoreList, Error> {
+    async fn ignored(&mut self, jail: &Jail) -> Result<IgnoreList, Fail2banError> {
         let entries = self.client.ignored(jail).await?;
         let (ignored, wrong) = self.exempt.resolve(jail, &entries).await;
-        let mut known = self.memory.know();
+        let mut known = self.memory.lock();
         for what in wrong {
             known.warn("ignoreip", &what);
         }
@@ -456,11 +457,11 @@ impl<'a> Applier<'a> {
 
 /// Takes up the rows of jails that fail2ban does not have now, and answers its database's version.
 fn absent(
-    known: &mut Known,
+    known: &mut DaemonState,
     jails: &BTreeSet<Jail>,
     server: ServerInstance,
 ) -> rusqlite::Result<Option<i64>> {
-    let version = known.database.version()?;
+    let version = known.database.data_version()?;
     let starting = known.fleet.is_starting(server, now_millis());
     let written = if starting { known.database.jails()? } else { BTreeSet::new() };
     let written = known.guard.sharing.filter(&written);

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use operator::Operation;
 
-use crate::notify::Call;
+use crate::notify::NotifyCall;
 
 /// `f2bmqtt` and its commands.
 #[derive(Debug, Parser)]
@@ -212,8 +212,8 @@ pub struct NotifyArgs {
 impl NotifyArgs {
     /// The call that they are.
     #[must_use]
-    pub fn call(&self) -> Call<'_> {
-        Call {
+    pub fn call(&self) -> NotifyCall<'_> {
+        NotifyCall {
             jail: &self.name,
             address: &self.ip,
             bantime: &self.bantime,

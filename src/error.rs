@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
 
-use crate::config::Faults;
+use crate::config::ConfigErrors;
 
 /// Why a command ended without having done its work.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The settings file has faults. Exit code 78.
     #[error("{0}")]
-    Config(#[from] Faults),
+    Config(#[from] ConfigErrors),
     /// The settings file cannot be read. Exit code 78.
     #[error("cannot read the settings {path}: {source}. {}", next_step(source, geteuid().is_root()), path = path.display())]
     Settings {
@@ -68,7 +68,7 @@ pub enum Error {
     Report(String),
     /// fail2ban on this host did not do what it was asked to. Exit code 1.
     #[error("{0}")]
-    Fail2ban(#[from] crate::fail2ban::Error),
+    Fail2ban(#[from] crate::fail2ban::Fail2banError),
     /// What the operator asked for is not so, or could not be done; what there is to say was said.
     /// Exit code 1.
     #[error("{0}")]

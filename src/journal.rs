@@ -54,20 +54,20 @@ pub fn syslog(line: impl fmt::Display) {
 /// Lets through the first few lines of a kind in a minute, of each peer and in all, and counts the rest.
 /// Any client that may publish can cause such lines, and the journal drops other lines when there are too many.
 #[derive(Debug, Default)]
-pub struct Limited {
+pub struct RateLimitedLog {
     /// By kind and peer; the peer is empty for all of a kind together.
-    kinds: HashMap<(&'static str, String), Kind>,
+    kinds: HashMap<(&'static str, String), LogKind>,
 }
 
 /// What was printed of a kind since its minute began, and the last line that was not.
 #[derive(Debug)]
-struct Kind {
+struct LogKind {
     since: Instant,
     count: u64,
     last: String,
 }
 
-impl Limited {
+impl RateLimitedLog {
     const WINDOW: Duration = Duration::from_mins(1);
     /// The most lines of a kind in a minute: of one peer, and in all.
     const LINES: u64 = 5;
@@ -103,7 +103,7 @@ impl Limited {
     }
 
     fn count(&mut self, kind: &'static str, peer: &str, now: Instant) -> u64 {
-        let fresh = || Kind { since: now, count: 0, last: String::new() };
+        let fresh = || LogKind { since: now, count: 0, last: String::new() };
         let kind = self.kinds.entry((kind, peer.to_owned())).or_insert_with(fresh);
         kind.count = kind.count.saturating_add(1);
         kind.count
@@ -116,7 +116,7 @@ impl Limited {
         self.kinds.retain(|_, kind| {
             let over = now.duration_since(kind.since) >= Self::WINDOW;
             if over && !kind.last.is_empty() {
-                let Kind { last, count, .. } = kind;
+                let LogKind { last, count, .. } = kind;
                 lines.push((*count, format!("{last} ({count} similar lines within a minute)")));
             }
             !over
@@ -130,14 +130,14 @@ impl Limited {
 /// Prints the lines that log watchers know, of what comes and what is done for it, within bounds: so many in
 /// ten seconds, and of one peer so many of them.
 #[derive(Debug, Default)]
-pub struct Inbound {
+pub struct InboundLog {
     since: Option<Instant>,
     lines: u32,
     of_peer: HashMap<String, u32>,
     suppressed: u32,
 }
 
-impl Inbound {
+impl InboundLog {
     const WINDOW: Duration = Duration::from_secs(10);
     const LINES: u32 = 3_000;
     const LINES_OF_PEER: u32 = 2_500;
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_one_kind_is_a_few_lines_a_minute() {
-        let (mut limited, start) = (Limited::default(), Instant::now());
+        let (mut limited, start) = (RateLimitedLog::default(), Instant::now());
         let mut odd = |peer, now| limited.line("odd", peer, "odd message", now);
         let lines: Vec<_> = (0..100).filter_map(|_| odd("web1", start)).collect();
         assert_eq!(lines.len(), 5);
@@ -222,8 +222,8 @@ mod tests {
 
     #[test]
     fn flood_of_one_peer_leaves_lines_for_the_others() {
-        let (mut inbound, start) = (Inbound::default(), Instant::now());
-        let count = |inbound: &mut Inbound, peer: &str, n| {
+        let (mut inbound, start) = (InboundLog::default(), Instant::now());
+        let count = |inbound: &mut InboundLog, peer: &str, n| {
             (0..n).filter(|_| inbound.admits(peer, start)).count()
         };
         assert_eq!(count(&mut inbound, "flood", 9_000), 2_500);

@@ -9,7 +9,7 @@ use f2bmqtt::abuseipdb::{call, service};
 use f2bmqtt::cli::{Cli, Command, NotifyShim, ReportArgs, ReportShim, SubscribeShim};
 use f2bmqtt::config::Config;
 use f2bmqtt::error::Error;
-use f2bmqtt::notify::{self, Call};
+use f2bmqtt::notify::{self, NotifyCall};
 use f2bmqtt::paths::Paths;
 use f2bmqtt::{cut, daemon, journal, operator, publish};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -60,15 +60,17 @@ fn parsed(called: Option<&str>, paths: &Paths) -> Result<(), Error> {
 }
 
 /// A call of the notifier, under either name, with arguments that can be one.
-fn usual<'a>(name: &str, arguments: &'a [OsString]) -> Option<Call<'a>> {
+fn usual<'a>(name: &str, arguments: &'a [OsString]) -> Option<NotifyCall<'a>> {
     let words: Option<Vec<_>> = arguments.iter().skip(1).map(|word| word.to_str()).collect();
     match (name, words?.as_slice()) {
-        ("mqttnotifyban", words) | ("f2bmqtt", ["notify", words @ ..]) => Call::by_position(words),
+        ("mqttnotifyban", words) | ("f2bmqtt", ["notify", words @ ..]) => {
+            NotifyCall::by_position(words)
+        }
         _ => None,
     }
 }
 
-fn tell(call: &Call<'_>, paths: &Paths) -> Result<(), Error> {
+fn tell(call: &NotifyCall<'_>, paths: &Paths) -> Result<(), Error> {
     // fail2ban's actions throw away what is said here.
     notify::run(call, paths).inspect_err(|error| journal::syslog(error))
 }

@@ -9,22 +9,22 @@ use crate::clock::now_millis;
 use crate::daemon::former::Former;
 use crate::error::Error;
 use crate::fail2ban::action_names::{ActionNames, Resolved};
-use crate::fail2ban::database::{Database, Row};
+use crate::fail2ban::database::{BipsRow, Database};
 use crate::fleet::work::Effect;
 use crate::fleet::{Controller, Record};
 use crate::guard::{Guard, RejectCounters, RejectReason, is_bannable};
-use crate::journal::{self, Inbound, Limited};
+use crate::journal::{self, InboundLog, RateLimitedLog};
 use crate::outbox::Outbox;
 use crate::store::{Identity, Store};
 use crate::wire::{Event, Jail, JailScope, Shard, SpooledEvent};
 
 /// Guarded by a lock that is only ever held for as long as it takes to look or to write down.
 #[derive(Debug)]
-pub struct Memory(Mutex<Known>);
+pub struct SharedState(Mutex<DaemonState>);
 
 /// What is known.
 #[derive(Debug)]
-pub struct Known {
+pub struct DaemonState {
     /// The fleet's bans, and this host's.
     pub fleet: Controller,
     /// What fail2ban told, on its way to the broker.
@@ -40,12 +40,12 @@ pub struct Known {
     store: Store,
     /// Which bans an operator of this host makes.
     by_hand: Watch,
-    limited: Limited,
+    limited: RateLimitedLog,
     /// The lines about what comes, and what is done for it.
-    pub inbound: Inbound,
+    pub inbound: InboundLog,
 }
 
-impl Memory {
+impl SharedState {
     /// Puts together what is known.
     #[must_use]
     pub fn new(
@@ -56,10 +56,10 @@ impl Memory {
         store: Store,
         by_hand: Watch,
     ) -> Self {
-        let (refused, limited) = (RejectCounters::default(), Limited::default());
-        let inbound = Inbound::default();
+        let (refused, limited) = (RejectCounters::default(), RateLimitedLog::default());
+        let inbound = InboundLog::default();
         let action_names = ActionNames::default();
-        let known = Known {
+        let known = DaemonState {
             fleet,
             outbox,
             database,
@@ -75,21 +75,21 @@ impl Memory {
     }
 
     /// Looks at it, or changes it.
-    pub fn know(&self) -> MutexGuard<'_, Known> {
+    pub fn lock(&self) -> MutexGuard<'_, DaemonState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Known {
+impl DaemonState {
     /// Reads the spool: so that what was detected here is known before the words of others are acted
     /// upon.
-    pub fn scan(&mut self) {
+    pub fn drain_spool(&mut self) {
         let now = now_millis();
         let Self { fleet, database, guard, by_hand, action_names, .. } = self;
         let mut decide = |told: &SpooledEvent| {
             // Before fail2ban has said which jails it has, nothing is known of their actions.
             let exists = fleet.known_jails().is_none_or(|jails| jails.contains(&told.jail));
-            let begun = |row: &Row| (told.time - 1..=told.time + 1).contains(&row.timeofban);
+            let begun = |row: &BipsRow| (told.time - 1..=told.time + 1).contains(&row.timeofban);
             let has_ban = |jail: &Jail| {
                 let rows = database.rows(jail, &[told.address]).unwrap_or_default();
                 rows.get(told.address).is_some_and(begun)
@@ -104,7 +104,7 @@ impl Known {
             }
             let row = || -> rusqlite::Result<_> {
                 let rows = database.rows(&told.jail, &[told.address])?;
-                Ok(database.is_kept().then(|| rows.get(told.address).copied()))
+                Ok(database.exists().then(|| rows.get(told.address).copied()))
             };
             let busy = |error| format!("cannot read fail2ban's database: {error}");
             let event = fleet.on_local_event(told, row, now).map_err(busy)?;
@@ -115,7 +115,7 @@ impl Known {
             Err(error) => vec![format!("cannot read the spool: {error}")],
         };
         let fleet = &self.fleet;
-        self.outbox.settle(|_, event| fleet.is_unpersisted(event));
+        self.outbox.release_persisted(|_, event| fleet.is_unpersisted(event));
         // What only waits for an answer of fail2ban is no fault.
         for warning in warnings.iter().filter(|warning| !warning.is_empty()) {
             self.warn("spool", warning);
@@ -179,7 +179,7 @@ impl Known {
     /// Writes down some of what is not on disk yet, where nothing else can be done. Answers whether there may be
     /// more.
     pub fn save_next(&mut self) -> bool {
-        match self.fleet.next(now_millis()) {
+        match self.fleet.next_effect(now_millis()) {
             Effect::Persist(changes) => self.save(&changes),
             Effect::Continue => {}
             _ => return false,
@@ -189,7 +189,7 @@ impl Known {
 
     /// Takes from a part of a snapshot what no host may ban, and what is of jails that do not take part
     /// here: that is as it should be, and comes again every few minutes.
-    pub fn keep_shared(&mut self, part: &mut Shard) {
+    pub fn drop_unshared(&mut self, part: &mut Shard) {
         let Self { guard, refused, .. } = self;
         part.bans.retain(|ban| {
             let bannable = is_bannable(ban.address.ip());
@@ -205,12 +205,12 @@ impl Known {
     }
 
     /// Refuses something of the fleet's: counts it, and warns.
-    pub fn refuse(&mut self, refusal: RejectReason, text: &str) {
-        self.refuse_of("", refusal, text);
+    pub fn record_rejection(&mut self, refusal: RejectReason, text: &str) {
+        self.record_rejection_of("", refusal, text);
     }
 
     /// Refuses what one host sent: a flood of one host takes no other's lines.
-    pub fn refuse_of(&mut self, host: &str, refusal: RejectReason, text: &str) {
+    pub fn record_rejection_of(&mut self, host: &str, refusal: RejectReason, text: &str) {
         self.refused.count(refusal);
         if let Some(line) = self.limited.line(refusal.name(), host, text, Instant::now()) {
             journal::warn(line);
@@ -218,7 +218,7 @@ impl Known {
     }
 
     /// Says how many warnings were held back.
-    pub fn settle(&mut self) {
+    pub fn flush_suppressed_warnings(&mut self) {
         self.limited.held_back(Instant::now()).iter().for_each(journal::warn);
         self.inbound.settle();
         for row in self.database.take_unreadable() {

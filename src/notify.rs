@@ -10,13 +10,13 @@ use crate::error::Error;
 use crate::journal;
 use crate::lock;
 use crate::paths::Paths;
-use crate::spool::Left;
+use crate::spool::Written;
 use crate::wire::{Action, Address, Jail, SpooledEvent};
 
 /// The arguments as fail2ban passes them, still text.
 #[derive(Debug, Default)]
 #[allow(missing_docs)]
-pub struct Call<'a> {
+pub struct NotifyCall<'a> {
     pub jail: &'a str,
     pub address: &'a str,
     pub bantime: &'a str,
@@ -26,7 +26,7 @@ pub struct Call<'a> {
     pub time: &'a str,
 }
 
-impl<'a> Call<'a> {
+impl<'a> NotifyCall<'a> {
     /// A call with arguments in the scripts' order: the first four at least; what follows the time is
     /// ignored, as the scripts ignored it.
     #[must_use]
@@ -95,7 +95,7 @@ pub fn whole_seconds(time: &str) -> Option<i64> {
 /// # Errors
 /// [`Error::Usage`], and [`Error::NotRoot`] where the user may not write to the spool: only root may. Nothing else makes
 /// the action fail.
-pub fn run(call: &Call<'_>, paths: &Paths) -> Result<(), Error> {
+pub fn run(call: &NotifyCall<'_>, paths: &Paths) -> Result<(), Error> {
     let (told, warning) = call.told()?;
     if let Some(warning) = warning {
         journal::syslog(warning);
@@ -108,8 +108,8 @@ pub fn run(call: &Call<'_>, paths: &Paths) -> Result<(), Error> {
     };
     let address = told.address;
     let unspooled = match spool.write(&told, SystemTime::now()) {
-        Ok(Left::Here) => None,
-        Ok(Left::Spare(error)) => {
+        Ok(Written::Primary) => None,
+        Ok(Written::Fallback(error)) => {
             let what = "in the second spool, which a reboot deletes";
             failed(error, &format!("keeping {address} {what}"));
             None
@@ -135,8 +135,8 @@ pub fn run(call: &Call<'_>, paths: &Paths) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    fn call(text: &str) -> Call<'_> {
-        Call::by_position(&text.split(',').collect::<Vec<_>>()).unwrap()
+    fn call(text: &str) -> NotifyCall<'_> {
+        NotifyCall::by_position(&text.split(',').collect::<Vec<_>>()).unwrap()
     }
 
     fn told(text: &str) -> Option<String> {
@@ -163,7 +163,7 @@ mod tests {
         assert!(told("sshd,2001:DB8::0:1,-1,ban,0,3").unwrap().contains(r#""2001:db8::1""#));
         assert!(told("sshd,192.0.2.1,0,ban,,3,odd").unwrap().contains(r#""time":0"#));
         assert_eq!(told("sshd,203.0.113.9,600,ban,0,3,1795342587.6,more").unwrap(), ban);
-        assert!(Call::by_position(&["sshd", "203.0.113.9", "600"]).is_none());
+        assert!(NotifyCall::by_position(&["sshd", "203.0.113.9", "600"]).is_none());
     }
 
     #[test]

@@ -5,16 +5,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use crate::broker::Link;
+use crate::broker::MqttLink;
 use crate::config::Topic;
 use crate::spool::{Name, Spool};
 use crate::wire::{Action, Event, SpooledEvent};
 
 /// The most events that are kept in memory; the rest waits in the spool.
-const MOST: usize = 10_000;
+const MAX_QUEUED: usize = 10_000;
 
 /// Decides what the fleet is told, if anything; fails where that cannot be decided now.
-pub type Decide<'a> = &'a mut dyn FnMut(&SpooledEvent) -> Result<Option<Event>, String>;
+pub type Classify<'a> = &'a mut dyn FnMut(&SpooledEvent) -> Result<Option<Event>, String>;
 
 /// The events on their way out.
 #[derive(Debug)]
@@ -22,13 +22,13 @@ pub struct Outbox {
     spool: Spool,
     topic: Topic,
     /// Read, in order, and not acknowledged yet.
-    waiting: BTreeMap<Name, Event>,
+    queued: BTreeMap<Name, Event>,
     /// Handed to the link.
     in_flight: BTreeSet<Name>,
     /// Dealt with, but still in the spool, which cannot be written.
-    stuck: BTreeSet<Name>,
+    undeletable: BTreeSet<Name>,
     /// Published bans that nobody else has written down yet.
-    unwritten: BTreeMap<Name, Event>,
+    awaiting_persist: BTreeMap<Name, Event>,
 }
 
 impl Outbox {
@@ -36,17 +36,24 @@ impl Outbox {
     #[must_use]
     pub fn new(spool: Spool, topic: Topic) -> Self {
         let (waiting, in_flight, stuck) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
-        Self { spool, topic, waiting, in_flight, stuck, unwritten: BTreeMap::new() }
+        Self {
+            spool,
+            topic,
+            queued: waiting,
+            in_flight,
+            undeletable: stuck,
+            awaiting_persist: BTreeMap::new(),
+        }
     }
 
     /// Reads what is new in the spool. Answers what is wrong, a line each.
     ///
     /// # Errors
     /// Whatever the system says of the directory.
-    pub fn scan(&mut self, decide: Decide<'_>) -> io::Result<Vec<String>> {
+    pub fn scan(&mut self, decide: Classify<'_>) -> io::Result<Vec<String>> {
         let mut warnings = Vec::new();
         for name in self.spool.list()? {
-            if self.waiting.len() >= MOST {
+            if self.queued.len() >= MAX_QUEUED {
                 break;
             }
             if self.is_known(&name) {
@@ -72,19 +79,19 @@ impl Outbox {
         &mut self,
         name: Name,
         told: &SpooledEvent,
-        decide: Decide<'_>,
+        decide: Classify<'_>,
     ) -> Result<(), String> {
         match decide(told)? {
-            Some(event) => drop(self.waiting.insert(name, event)),
+            Some(event) => drop(self.queued.insert(name, event)),
             None => self.remove(&name),
         }
         Ok(())
     }
 
     /// Hands over as much as the link has room for.
-    pub fn send(&mut self, link: &mut Link) {
-        for (name, event) in &self.waiting {
-            if link.room() == 0 {
+    pub fn send(&mut self, link: &mut MqttLink) {
+        for (name, event) in &self.queued {
+            if link.capacity() == 0 {
                 return;
             }
             if self.in_flight.insert(name.clone()) {
@@ -97,26 +104,28 @@ impl Outbox {
     /// The broker has the event of this name; answers with it.
     pub fn published(&mut self, name: &str) -> Option<Event> {
         self.in_flight.remove(name);
-        let event = self.waiting.remove(name);
+        let event = self.queued.remove(name);
         match event.as_ref().filter(|event| event.action == Action::Ban) {
-            Some(event) => drop(self.unwritten.insert(name.to_owned(), event.clone())),
+            Some(event) => drop(self.awaiting_persist.insert(name.to_owned(), event.clone())),
             None => self.remove(name),
         }
         event
     }
 
     /// Takes away what is written down by now, or over, which `is_unwritten` tells.
-    pub fn settle(&mut self, is_unwritten: impl Fn(&str, &Event) -> bool) {
-        for (name, _) in self.unwritten.extract_if(.., |name, event| !is_unwritten(name, event)) {
+    pub fn release_persisted(&mut self, is_unwritten: impl Fn(&str, &Event) -> bool) {
+        for (name, _) in
+            self.awaiting_persist.extract_if(.., |name, event| !is_unwritten(name, event))
+        {
             if !self.spool.remove(&name) {
-                self.stuck.insert(name);
+                self.undeletable.insert(name);
             }
         }
     }
 
     fn remove(&mut self, name: &str) {
         if !self.spool.remove(name) {
-            self.stuck.insert(name.to_owned());
+            self.undeletable.insert(name.to_owned());
         }
     }
 
@@ -127,14 +136,14 @@ impl Outbox {
 
     /// How many events wait to be sent or acknowledged.
     #[must_use]
-    pub fn waiting(&self) -> usize {
-        self.waiting.len()
+    pub fn queued(&self) -> usize {
+        self.queued.len()
     }
 
     fn is_known(&self, name: &str) -> bool {
-        self.waiting.contains_key(name)
-            || self.stuck.contains(name)
-            || self.unwritten.contains_key(name)
+        self.queued.contains_key(name)
+            || self.undeletable.contains(name)
+            || self.awaiting_persist.contains_key(name)
     }
 
     /// Whether the spool has something that was not read yet.
@@ -146,7 +155,7 @@ impl Outbox {
     /// Whether nothing waits to be sent or acknowledged.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.queued.is_empty()
     }
 }
 
@@ -191,9 +200,9 @@ mod tests {
         assert_eq!(outbox.scan(&mut decide).unwrap(), ["busy"]);
         assert_eq!(outbox.scan(&mut decide).unwrap(), ["busy"], "it is asked again");
         let names = outbox.spool.list().unwrap();
-        assert_eq!((names.len(), outbox.waiting.len()), (2, 1));
+        assert_eq!((names.len(), outbox.queued.len()), (2, 1));
         outbox.published(&names[0]);
-        outbox.settle(|_, _| false);
+        outbox.release_persisted(|_, _| false);
         assert!(outbox.is_empty());
         assert_eq!(outbox.spool.list().unwrap(), names[1..]);
     }
@@ -209,11 +218,11 @@ mod tests {
         assert_eq!(outbox.scan(&mut decide).unwrap(), [""; 0]);
         let names = outbox.spool.list().unwrap();
         outbox.published(&names[0]);
-        outbox.settle(|_, _| true);
+        outbox.release_persisted(|_, _| true);
         assert_eq!(outbox.scan(&mut decide).unwrap(), [""; 0]);
         assert!(outbox.is_empty() && !outbox.has_news(), "it is not told again");
         assert_eq!(outbox.spool.list().unwrap(), names);
-        outbox.settle(|_, _| false);
+        outbox.release_persisted(|_, _| false);
         assert_eq!(outbox.spool.list().unwrap(), [""; 0]);
     }
 

@@ -54,7 +54,7 @@ impl Paths {
     /// Where notify leaves what it was told: on disk, or in memory where the disk is full.
     #[must_use]
     pub fn spool(&self) -> Spool {
-        Spool::new(self.state.join("spool")).with_spare(self.run.join("spool"))
+        Spool::new(self.state.join("spool")).with_fallback(self.run.join("spool"))
     }
 
     /// What was imported from other hosts.

@@ -10,12 +10,12 @@ use rustix::process::setsid;
 use tokio::time::timeout;
 
 use crate::abuseipdb::by_hand::Watch;
-use crate::broker::{Client, Event, Link};
+use crate::broker::{ClientOptions, LinkEvent, MqttLink};
 use crate::clock::{now_millis, now_secs};
 use crate::config::Config;
 use crate::error::Error;
 use crate::fail2ban::action_names::{ActionNames, Resolved};
-use crate::fail2ban::database::{Database, Row};
+use crate::fail2ban::database::{BipsRow, Database};
 use crate::fail2ban::{self, Client as Fail2ban};
 use crate::fleet::Record;
 use crate::fleet::tell::Sequencer;
@@ -91,7 +91,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<SpooledEvent>) -> 
     let mut by_hand = Watch::new(paths.by_hand());
     let names = RefCell::new(ActionNames::default());
     let mut decide = |told: &SpooledEvent| {
-        let begun = |row: &Row| (told.time - 1..=told.time + 1).contains(&row.timeofban);
+        let begun = |row: &BipsRow| (told.time - 1..=told.time + 1).contains(&row.timeofban);
         let mut has_ban = |jail: &Jail| {
             let rows = database.rows(jail, &[told.address]).unwrap_or_default();
             rows.get(told.address).is_some_and(begun)
@@ -108,7 +108,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<SpooledEvent>) -> 
         }
         let row = || -> rusqlite::Result<_> {
             let rows = database.rows(&told.jail, &[told.address])?;
-            Ok(database.is_kept().then(|| rows.get(told.address).copied()))
+            Ok(database.exists().then(|| rows.get(told.address).copied()))
         };
         let event = teller.event(told, row, Vec::new(), now_millis());
         let event = event.map_err(|error| format!("cannot read fail2ban's database: {error}"))?;
@@ -117,14 +117,14 @@ async fn publish(config: &Config, paths: &Paths, told: Option<SpooledEvent>) -> 
     // What no disk has is left to the daemon, for as long as it matters.
     let is_unwritten = |name: &str, event: &BanEvent| {
         let now = now_secs();
-        spool.is_spare(name) && Ban { start: event.time, bantime: event.bantime }.end() > now
+        spool.is_fallback(name) && Ban { start: event.time, bantime: event.bantime }.end() > now
     };
     let from_memory = told.is_some();
     let mut unread = told;
     let id = format!("f2bmqtt-{}-{}", config.node, std::process::id());
     let client =
-        Client { id, persistent: false, topics: Vec::new(), others: Vec::new(), will: None };
-    let mut link = Link::new(config, client);
+        ClientOptions { id, persistent: false, topics: Vec::new(), others: Vec::new(), will: None };
+    let mut link = MqttLink::new(config, client);
     let (started, mut busy) = (Instant::now(), Instant::now());
     let mut lost = None;
     // A daemon that waits takes over the spool, but not what is only in memory here.
@@ -146,7 +146,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<SpooledEvent>) -> 
             names.borrow_mut().set(pairs.map(Result::unwrap_or_default).unwrap_or_default());
             continue;
         }
-        outbox.settle(is_unwritten);
+        outbox.release_persisted(is_unwritten);
         if !outbox.is_empty() || unread.is_some() {
             busy = Instant::now();
         } else if lock.is_none() || busy.elapsed() > STAY {
@@ -162,17 +162,17 @@ async fn publish(config: &Config, paths: &Paths, told: Option<SpooledEvent>) -> 
         }
         outbox.send(&mut link);
         match timeout(LOOK, link.event()).await {
-            Ok(Event::Published(name)) => drop(outbox.published(&name)),
-            Ok(Event::Lost { broker, why }) => {
+            Ok(LinkEvent::Published(name)) => drop(outbox.published(&name)),
+            Ok(LinkEvent::Lost { broker, why }) => {
                 outbox.lost();
                 lost = Some(format!("{broker}: {why}"));
             }
-            Ok(Event::Connected(_)) => lost = None,
+            Ok(LinkEvent::Connected(_)) => lost = None,
             Ok(_) | Err(_) => {}
         }
     }
     end(&mut link, &mut outbox).await;
-    outbox.settle(is_unwritten);
+    outbox.release_persisted(is_unwritten);
     if let (false, Some(lost)) = (outbox.is_empty(), lost) {
         let what = if from_memory {
             "the ban is lost"
@@ -185,13 +185,13 @@ async fn publish(config: &Config, paths: &Paths, told: Option<SpooledEvent>) -> 
 }
 
 /// Takes in what the broker acknowledges until it hangs up.
-async fn end(link: &mut Link, outbox: &mut Outbox) {
+async fn end(link: &mut MqttLink, outbox: &mut Outbox) {
     if link.close() {
         let _ = timeout(Duration::from_secs(1), async {
             loop {
                 match link.event().await {
-                    Event::Lost { .. } => return,
-                    Event::Published(name) => drop(outbox.published(&name)),
+                    LinkEvent::Lost { .. } => return,
+                    LinkEvent::Published(name) => drop(outbox.published(&name)),
                     _ => {}
                 }
             }
@@ -201,7 +201,7 @@ async fn end(link: &mut Link, outbox: &mut Outbox) {
 }
 
 /// The names of the actions of all jails, each with its jail.
-async fn action_names(socket: &Path) -> Result<Vec<(Jail, Jail)>, fail2ban::Error> {
+async fn action_names(socket: &Path) -> Result<Vec<(Jail, Jail)>, fail2ban::Fail2banError> {
     let mut client = Fail2ban::connect(socket).await?;
     let mut pairs = Vec::new();
     for jail in client.jails().await? {

@@ -46,7 +46,7 @@ impl Item for SpooledEvent {
 }
 
 /// The most arrivals that are told of as one.
-const AT_ONCE: usize = 500;
+const MAX_BATCH: usize = 500;
 
 /// What is left of a write that was cut off is removed after this long.
 const ABANDONED: Duration = Duration::from_hours(1);
@@ -59,30 +59,30 @@ pub type Name = String;
 pub struct Spool<T = SpooledEvent> {
     dir: PathBuf,
     /// What is written where `dir` cannot be.
-    spare: Option<PathBuf>,
+    fallback: Option<PathBuf>,
     items: PhantomData<T>,
 }
 
 /// Where an item was left.
 #[derive(Debug)]
-pub enum Left {
+pub enum Written {
     /// Where it belongs.
-    Here,
+    Primary,
     /// In the spare directory, and why.
-    Spare(io::Error),
+    Fallback(io::Error),
 }
 
 impl<T: Item> Spool<T> {
     /// The spool in `dir`, which need not exist yet.
     #[must_use]
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir, spare: None, items: PhantomData }
+        Self { dir, fallback: None, items: PhantomData }
     }
 
     /// The same with a second directory, for when the first cannot be written.
     #[must_use]
-    pub fn with_spare(self, dir: PathBuf) -> Self {
-        Self { spare: Some(dir), ..self }
+    pub fn with_fallback(self, dir: PathBuf) -> Self {
+        Self { fallback: Some(dir), ..self }
     }
 
     /// The directory that it is known by.
@@ -92,7 +92,7 @@ impl<T: Item> Spool<T> {
     }
 
     fn dirs(&self) -> impl Iterator<Item = &PathBuf> {
-        [&self.dir].into_iter().chain(&self.spare)
+        [&self.dir].into_iter().chain(&self.fallback)
     }
 
     /// Says when items come in: once for all that came at once. Makes what is missing first, for root
@@ -111,7 +111,7 @@ impl<T: Item> Spool<T> {
         }
         let events = inotify.into_event_stream([0; 4096]).map_err(failed(&self.dir))?;
         Ok(events
-            .ready_chunks(AT_ONCE)
+            .ready_chunks(MAX_BATCH)
             .map(|chunk| chunk.into_iter().try_for_each(|event| event.map(drop))))
     }
 
@@ -119,13 +119,13 @@ impl<T: Item> Spool<T> {
     ///
     /// # Errors
     /// What the system says of the directory that it belongs in; then nothing was added.
-    pub fn write(&self, item: &T, now: SystemTime) -> io::Result<Left> {
+    pub fn write(&self, item: &T, now: SystemTime) -> io::Result<Written> {
         let nanos = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let name = format!("{nanos:020}-{:010}", std::process::id());
         let text = item.encode();
-        let Err(why) = write(&self.dir, &name, &text) else { return Ok(Left::Here) };
-        match &self.spare {
-            Some(spare) if write(spare, &name, &text).is_ok() => Ok(Left::Spare(why)),
+        let Err(why) = write(&self.dir, &name, &text) else { return Ok(Written::Primary) };
+        match &self.fallback {
+            Some(spare) if write(spare, &name, &text).is_ok() => Ok(Written::Fallback(why)),
             _ => Err(why),
         }
     }
@@ -145,8 +145,8 @@ impl<T: Item> Spool<T> {
 
     /// Whether an item is in the spare directory.
     #[must_use]
-    pub fn is_spare(&self, name: &str) -> bool {
-        self.spare.as_ref().is_some_and(|spare| spare.join(name).exists())
+    pub fn is_fallback(&self, name: &str) -> bool {
+        self.fallback.as_ref().is_some_and(|spare| spare.join(name).exists())
     }
 
     /// Reads an item.
@@ -156,7 +156,7 @@ impl<T: Item> Spool<T> {
     pub fn read(&self, name: &str) -> io::Result<T> {
         let mut text = Vec::new();
         let open = |dir: &PathBuf| files::options().read(true).open(dir.join(name));
-        let file = match (open(&self.dir), &self.spare) {
+        let file = match (open(&self.dir), &self.fallback) {
             (Err(error), Some(spare)) if error.kind() == io::ErrorKind::NotFound => open(spare),
             (other, _) => other,
         };
@@ -270,12 +270,12 @@ mod tests {
     fn what_cannot_be_written_where_it_belongs_waits_in_the_spare_directory() {
         let root = tempfile::tempdir().unwrap();
         let (usual, spare) = (root.path().join("state/spool"), root.path().join("run/spool"));
-        let spool = Spool::new(usual.clone()).with_spare(spare.clone());
+        let spool = Spool::new(usual.clone()).with_fallback(spare.clone());
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
-        assert!(matches!(spool.write(&told("192.0.2.1"), at(1)), Ok(Left::Here)));
+        assert!(matches!(spool.write(&told("192.0.2.1"), at(1)), Ok(Written::Primary)));
         fs::rename(&usual, root.path().join("aside")).unwrap();
         fs::write(&usual, "no directory").unwrap();
-        let Ok(Left::Spare(why)) = spool.write(&told("192.0.2.2"), at(2)) else { panic!() };
+        let Ok(Written::Fallback(why)) = spool.write(&told("192.0.2.2"), at(2)) else { panic!() };
         assert_eq!(why.kind(), io::ErrorKind::NotADirectory);
         assert_eq!(fs::metadata(&spare).unwrap().permissions().mode() & 0o777, 0o700);
         fs::remove_file(&usual).unwrap();
@@ -284,11 +284,11 @@ mod tests {
         let names = spool.list().unwrap();
         let read: Vec<_> = names.iter().map(|name| spool.read(name).unwrap()).collect();
         assert_eq!(read, ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(told));
-        let spares: Vec<_> = names.iter().map(|name| spool.is_spare(name)).collect();
+        let spares: Vec<_> = names.iter().map(|name| spool.is_fallback(name)).collect();
         assert_eq!(spares, [false, true, false]);
         assert!(names.iter().all(|name| spool.remove(name)));
         assert_eq!(spool.list().unwrap(), [""; 0]);
-        let nowhere = Spool::new(root.path().join("aside/x")).with_spare("/dev/null/x".into());
+        let nowhere = Spool::new(root.path().join("aside/x")).with_fallback("/dev/null/x".into());
         fs::write(root.path().join("aside"), "").unwrap();
         assert!(nowhere.write(&told("192.0.2.4"), at(4)).is_err());
     }

@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use f2bmqtt::fail2ban::database::Row;
+use f2bmqtt::fail2ban::database::BipsRow;
 use f2bmqtt::fleet::look::{Heartbeat, Observation, ServerInstance};
 use f2bmqtt::fleet::work::Effect;
 use f2bmqtt::fleet::{Controller, PersistedState, Timing};
@@ -88,7 +88,7 @@ fn work(fleet: &mut Controller) -> Duration {
     let mut longest = Duration::ZERO;
     loop {
         let begun = processor_time();
-        let step = fleet.next(NOW);
+        let step = fleet.next_effect(NOW);
         longest = longest.max(processor_time().saturating_sub(begun));
         match step {
             Effect::Persist(_) => fleet.on_persisted(true, NOW),
@@ -168,7 +168,7 @@ fn worst_messages_cost_little_more_than_their_size() {
 /// What fail2ban answers that holds the bans of [`snapshot`], as its own detections.
 fn look(bans: u32) -> Observation {
     let addresses = || (0..bans).map(address);
-    let row = Row { timeofban: NOW / 1000, bantime: -1, failures: 3 };
+    let row = BipsRow { timeofban: NOW / 1000, bantime: -1, failures: 3 };
     Observation {
         held: addresses().map(|address| (address, Some(-1))).collect(),
         rows: addresses().map(|address| (address, row)).collect(),
@@ -200,7 +200,7 @@ fn restart_with_100_000_bans_that_others_claim_too_costs_seconds() {
     let (mut longest, mut banned) = (Duration::ZERO, 0);
     loop {
         let step_begun = processor_time();
-        let step = fleet.next(NOW);
+        let step = fleet.next_effect(NOW);
         longest = longest.max(processor_time().saturating_sub(step_begun));
         match step {
             Effect::Persist(_) => fleet.on_persisted(true, NOW),

@@ -199,7 +199,7 @@ fn worker(assets: Assets<'_>, inbox: Spool<Report>, queue: Queue) -> Result<Work
     let database = RefCell::new(Database::new(None));
     let log_lines = move |report: &Report| {
         let mut database = database.borrow_mut();
-        database.move_to(find());
+        database.set_path(find());
         database.log_lines(report.address, report.time)
     };
     let surroundings = Surroundings {

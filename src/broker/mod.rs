@@ -26,11 +26,11 @@ use tokio::time::{Instant, sleep_until};
 use crate::config::{self, Broker, Config, Signing, Tls, Topic};
 use crate::guard::gate::{Admitted, Gate, Rejected};
 use backoff::Backoff;
-pub use peers::Peers;
+pub use peers::PeerAddresses;
 pub use purge::purge;
 use session::Session;
-use why::Protection;
-pub use why::{Stage, Why};
+use why::TlsMode;
+pub use why::{ConnectStage, DisconnectReason};
 
 /// The largest message that is taken, in bytes. rumqttc ends a connection over a larger one.
 const MAX_PACKET: usize = 256 * 1024;
@@ -43,7 +43,7 @@ const STABLE: Duration = Duration::from_secs(10);
 
 /// What happened to a link.
 #[derive(Debug)]
-pub enum Event {
+pub enum LinkEvent {
     /// It is up; whatever is to be subscribed to is asked for again.
     Connected(Broker),
     /// A message came that the gate admitted.
@@ -61,13 +61,13 @@ pub enum Event {
         /// Which broker.
         broker: Broker,
         /// Why, with what to do about it where that is known.
-        why: Why,
+        why: DisconnectReason,
     },
 }
 
 /// How a client presents itself to the broker.
 #[derive(Clone, Debug)]
-pub struct Client {
+pub struct ClientOptions {
     /// MQTT's client identifier; a broker lets one in at a time.
     pub id: String,
     /// Whether the broker keeps what comes while this client is away.
@@ -82,29 +82,29 @@ pub struct Client {
 
 /// A connection that comes back by itself.
 #[derive(Debug)]
-pub struct Link {
-    config: Connection,
-    state: State,
+pub struct MqttLink {
+    config: ConnectionConfig,
+    state: LinkPhase,
     turn: usize,
     backoff: Backoff,
     /// The broker holds a message for us that is too large to read: it is thrown away with the rest
     /// of the session, or it would end every connection from now on.
     discard: bool,
-    peers: Peers,
+    peers: PeerAddresses,
 }
 
 #[derive(Debug)]
-struct Connection {
+struct ConnectionConfig {
     brokers: Vec<Broker>,
     tls: Option<Tls>,
     login: Option<config::Login>,
     topic: Topic,
     signing: Option<Signing>,
     gate: Gate,
-    client: Client,
+    client: ClientOptions,
 }
 
-impl Connection {
+impl ConnectionConfig {
     /// Signs what is published on the fleet's topics.
     fn sign(&self, topic: &str, payload: Vec<u8>) -> Vec<u8> {
         match &self.signing {
@@ -113,42 +113,42 @@ impl Connection {
         }
     }
 
-    fn open(&self, topic: &str, payload: Vec<u8>) -> Event {
+    fn open(&self, topic: &str, payload: Vec<u8>) -> LinkEvent {
         match self.gate.admit(topic, payload) {
-            Ok(admitted) => Event::Message(admitted),
-            Err(rejected) => Event::Refused(rejected),
+            Ok(admitted) => LinkEvent::Message(admitted),
+            Err(rejected) => LinkEvent::Refused(rejected),
         }
     }
 }
 
 #[derive(Debug)]
-enum State {
+enum LinkPhase {
     Down { until: Instant },
     Up { session: Box<Session>, since: Option<Instant> },
 }
 
-impl Link {
+impl MqttLink {
     /// A link that connects when it is first asked for an event.
     #[must_use]
-    pub fn new(config: &Config, client: Client) -> Self {
+    pub fn new(config: &Config, client: ClientOptions) -> Self {
         let brokers = config.brokers.clone();
         let (tls, login) = (config.tls.clone(), config.login.clone());
         let (topic, signing) = (config.topic.clone(), config.signing.clone());
         let others = client.others.clone();
         let gate = Gate::new(topic.clone(), config.node.clone(), signing.clone(), others);
         Self {
-            config: Connection { brokers, tls, login, topic, signing, gate, client },
-            state: State::Down { until: Instant::now() },
+            config: ConnectionConfig { brokers, tls, login, topic, signing, gate, client },
+            state: LinkPhase::Down { until: Instant::now() },
             turn: 0,
             backoff: Backoff::default(),
             discard: false,
-            peers: Peers::default(),
+            peers: PeerAddresses::default(),
         }
     }
 
     /// The addresses of the brokers that this link was connected to.
     #[must_use]
-    pub fn peers(&self) -> Peers {
+    pub fn peers(&self) -> PeerAddresses {
         self.peers.clone()
     }
 
@@ -158,17 +158,19 @@ impl Link {
     }
 
     /// The next thing that happens. May be dropped at any time without losing one.
-    pub async fn event(&mut self) -> Event {
+    pub async fn event(&mut self) -> LinkEvent {
         loop {
             let ended = match &mut self.state {
-                State::Down { until } => {
+                LinkPhase::Down { until } => {
                     sleep_until(*until).await;
                     match self.connect() {
                         Ok(()) => continue,
-                        Err(why) => session::Event::Ended { why: why.into(), too_large: false },
+                        Err(why) => {
+                            session::SessionEvent::Ended { why: why.into(), too_large: false }
+                        }
                     }
                 }
-                State::Up { session, .. } => session.event().await,
+                LinkPhase::Up { session, .. } => session.event().await,
             };
             if let Some(event) = self.pass_on(ended) {
                 return event;
@@ -177,17 +179,17 @@ impl Link {
     }
 
     /// The next thing that has happened already, if any.
-    pub fn ready(&mut self) -> Option<Event> {
-        let State::Up { session, .. } = &mut self.state else { return None };
-        let ready = session.ready()?;
+    pub fn try_event(&mut self) -> Option<LinkEvent> {
+        let LinkPhase::Up { session, .. } = &mut self.state else { return None };
+        let ready = session.try_event()?;
         self.pass_on(ready)
     }
 
     /// How many more messages can be handed over now.
     #[must_use]
-    pub fn room(&self) -> usize {
+    pub fn capacity(&self) -> usize {
         match &self.state {
-            State::Up { session, since: Some(_) } => session.room(),
+            LinkPhase::Up { session, since: Some(_) } => session.capacity(),
             _ => 0,
         }
     }
@@ -201,7 +203,7 @@ impl Link {
     /// Hands a message over, to be sent with QoS 1. It counts once [`Event::Published`] names it;
     /// where there is no room, or the link goes down first, it is to be handed over again.
     pub fn publish(&mut self, name: String, topic: String, payload: Vec<u8>) {
-        if let State::Up { session, since: Some(_) } = &mut self.state {
+        if let LinkPhase::Up { session, since: Some(_) } = &mut self.state {
             let payload = self.config.sign(&topic, payload);
             session.publish(name, topic, payload);
         }
@@ -209,32 +211,32 @@ impl Link {
 
     /// Hands over what the broker is to keep on a topic, for whoever asks for it later; nothing clears it.
     /// It goes out if the link stays up: after that it is to be handed over anew.
-    pub fn keep(&mut self, topic: String, payload: Vec<u8>) {
-        if let State::Up { session, since: Some(_) } = &mut self.state {
+    pub fn publish_retained(&mut self, topic: String, payload: Vec<u8>) {
+        if let LinkPhase::Up { session, since: Some(_) } = &mut self.state {
             let payload = self.config.sign(&topic, payload);
-            session.keep(topic, payload);
+            session.publish_retained(topic, payload);
         }
     }
 
     /// Hands over what is for those who listen now, and not missed if it is lost.
-    pub fn mention(&mut self, topic: String, payload: Vec<u8>) {
-        if let State::Up { session, since: Some(_) } = &mut self.state {
-            session.mention(topic, payload);
+    pub fn publish_qos0(&mut self, topic: String, payload: Vec<u8>) {
+        if let LinkPhase::Up { session, since: Some(_) } = &mut self.state {
+            session.publish_qos0(topic, payload);
         }
     }
 
     /// Hands over what the broker is to keep on a topic, or nothing where it is to keep nothing any more.
     /// It counts as [`publish`](Self::publish) does.
-    pub fn replace(&mut self, name: String, topic: String, payload: Vec<u8>) {
-        if let State::Up { session, since: Some(_) } = &mut self.state {
+    pub fn publish_retained_tracked(&mut self, name: String, topic: String, payload: Vec<u8>) {
+        if let LinkPhase::Up { session, since: Some(_) } = &mut self.state {
             let payload = self.config.sign(&topic, payload);
-            session.replace(name, topic, payload);
+            session.publish_retained_tracked(name, topic, payload);
         }
     }
 
     /// Asks for topics, and for what the broker keeps there, on this connection.
     pub fn subscribe(&mut self, topics: &[String]) {
-        if let State::Up { session, since: Some(_) } = &mut self.state {
+        if let LinkPhase::Up { session, since: Some(_) } = &mut self.state {
             session.subscribe(topics);
         }
     }
@@ -243,7 +245,7 @@ impl Link {
     /// [`Event::Lost`]. Answers `false` where the link is not up, and nothing comes.
     pub fn close(&mut self) -> bool {
         match &mut self.state {
-            State::Up { session, since: Some(_) } => session.close(),
+            LinkPhase::Up { session, since: Some(_) } => session.close(),
             _ => false,
         }
     }
@@ -254,13 +256,13 @@ impl Link {
 
     /// Begins to connect; `Err` is what this host lacks for it.
     fn connect(&mut self) -> Result<(), String> {
-        let Connection { tls, login, client, .. } = &self.config;
+        let ConnectionConfig { tls, login, client, .. } = &self.config;
         let broker = self.broker();
         let (transport, protection) = match tls {
-            None => (Transport::Tcp, Protection::Nothing),
+            None => (Transport::Tcp, TlsMode::Off),
             Some(tls) => (
                 Transport::Tls(TlsConfiguration::Rustls(tls.client()?)),
-                if tls.has_identity() { Protection::Identified } else { Protection::Tls },
+                if tls.has_identity() { TlsMode::Mutual } else { TlsMode::ServerOnly },
             ),
         };
         // Certificates name an IPv6 address without brackets; the resolver takes it so, too.
@@ -278,35 +280,39 @@ impl Link {
             options.set_credentials(login.user.clone(), login.password.reveal().to_owned());
         }
         let session = Box::new(Session::start(options, protection, self.peers.clone()));
-        self.state = State::Up { session, since: None };
+        self.state = LinkPhase::Up { session, since: None };
         Ok(())
     }
 
-    fn pass_on(&mut self, event: session::Event) -> Option<Event> {
+    fn pass_on(&mut self, event: session::SessionEvent) -> Option<LinkEvent> {
         match event {
-            session::Event::Connected if self.discard => {
+            session::SessionEvent::Connected if self.discard => {
                 self.discard = false;
-                self.state = State::Down { until: Instant::now() };
+                self.state = LinkPhase::Down { until: Instant::now() };
                 None
             }
-            session::Event::Connected => {
+            session::SessionEvent::Connected => {
                 let broker = self.broker().clone();
-                if let State::Up { session, since } = &mut self.state {
+                if let LinkPhase::Up { session, since } = &mut self.state {
                     *since = Some(Instant::now());
-                    let Client { topics, others, .. } = &self.config.client;
+                    let ClientOptions { topics, others, .. } = &self.config.client;
                     session.subscribe(&[&topics[..], others].concat());
                 }
-                Some(Event::Connected(broker))
+                Some(LinkEvent::Connected(broker))
             }
-            session::Event::Message { topic, payload } => Some(self.config.open(&topic, payload)),
-            session::Event::Published(name) => Some(Event::Published(name)),
-            session::Event::SubscribeRefused(topics) => Some(Event::SubscribeRefused(topics)),
-            session::Event::QosLowered => Some(Event::QosLowered),
-            session::Event::Ended { why, too_large } => {
+            session::SessionEvent::Message { topic, payload } => {
+                Some(self.config.open(&topic, payload))
+            }
+            session::SessionEvent::Published(name) => Some(LinkEvent::Published(name)),
+            session::SessionEvent::SubscribeRefused(topics) => {
+                Some(LinkEvent::SubscribeRefused(topics))
+            }
+            session::SessionEvent::QosLowered => Some(LinkEvent::QosLowered),
+            session::SessionEvent::Ended { why, too_large } => {
                 self.discard = too_large && self.config.client.persistent;
                 let up = match &self.state {
-                    State::Up { since, .. } => since.map(|since| since.elapsed()),
-                    State::Down { .. } => None,
+                    LinkPhase::Up { since, .. } => since.map(|since| since.elapsed()),
+                    LinkPhase::Down { .. } => None,
                 };
                 if up.is_some_and(|up| up > STABLE) {
                     self.backoff.reset();
@@ -318,8 +324,8 @@ impl Link {
                     self.turn = self.turn.wrapping_add(1);
                 }
                 let rounds = self.config.brokers.len();
-                self.state = State::Down { until: Instant::now() + self.backoff.next(rounds) };
-                Some(Event::Lost { broker, why })
+                self.state = LinkPhase::Down { until: Instant::now() + self.backoff.next(rounds) };
+                Some(LinkEvent::Lost { broker, why })
             }
         }
     }

@@ -11,9 +11,9 @@ const MAX_PEERS: usize = 16;
 /// A handle that a link and the list of exempt addresses share. Invariant: holds the address of each peer
 /// that accepted a login of this process, each once, the latest last, at most 16.
 #[derive(Clone, Debug, Default)]
-pub struct Peers(Arc<Mutex<VecDeque<IpAddr>>>);
+pub struct PeerAddresses(Arc<Mutex<VecDeque<IpAddr>>>);
 
-impl Peers {
+impl PeerAddresses {
     /// Records that the peer accepted the login.
     pub(crate) fn record(&self, peer: IpAddr) {
         let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -38,7 +38,7 @@ mod tests {
 
     #[test]
     fn latest_peers_are_kept_once_each() {
-        let peers = Peers::default();
+        let peers = PeerAddresses::default();
         let at = |last: usize| format!("192.0.2.{last}").parse::<IpAddr>().unwrap();
         for last in 0..=MAX_PEERS {
             peers.clone().record(at(last));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
-use super::{Client, Event, Link};
+use super::{ClientOptions, LinkEvent, MqttLink};
 use crate::config::Config;
 
 /// How long a broker may be away.
@@ -17,12 +17,13 @@ pub async fn purge(config: Config, id: String) {
     let visits = config.brokers.iter().map(|broker| {
         let only = Config { brokers: vec![broker.clone()], ..config.clone() };
         let (topics, others) = (Vec::new(), Vec::new());
-        let client = Client { id: id.clone(), persistent: false, topics, others, will: None };
-        let mut link = Link::new(&only, client);
+        let client =
+            ClientOptions { id: id.clone(), persistent: false, topics, others, will: None };
+        let mut link = MqttLink::new(&only, client);
         timeout(PATIENCE, async move {
-            while !matches!(link.event().await, Event::Connected(_)) {}
+            while !matches!(link.event().await, LinkEvent::Connected(_)) {}
             link.close();
-            while !matches!(link.event().await, Event::Lost { .. }) {}
+            while !matches!(link.event().await, LinkEvent::Lost { .. }) {}
         })
     });
     join_all(visits).await;

@@ -15,8 +15,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use super::dial::dial;
-use super::peers::Peers;
-use super::why::{Protection, Why, explain, is_too_large};
+use super::peers::PeerAddresses;
+use super::why::{DisconnectReason, TlsMode, explain, is_too_large};
 
 /// How many messages may be on their way to the broker.
 const WINDOW: usize = 64;
@@ -40,22 +40,22 @@ const ACKNOWLEDGE: Duration = Duration::from_secs(15);
 
 /// A subscription that was refused is asked for again after so long, and then ever more seldom: NATS
 /// refuses what takes it too long, as after the death of one of its servers.
-const AGAIN: Duration = Duration::from_secs(2);
-const SELDOM: Duration = Duration::from_mins(5);
+const RETRY_MIN: Duration = Duration::from_secs(2);
+const RETRY_MAX: Duration = Duration::from_mins(5);
 
 /// How long TLS and the login may take, once an address has answered; and how long the socket may take no
 /// more bytes. In seconds.
-pub(super) const CONNECT: u64 = 5;
+pub(super) const CONNECT_TIMEOUT_SECS: u64 = 5;
 
 /// What happened to a session.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(super) enum SessionEvent {
     Connected,
     Message { topic: String, payload: Vec<u8> },
     Published(String),
     SubscribeRefused(Vec<String>),
     QosLowered,
-    Ended { why: Why, too_large: bool },
+    Ended { why: DisconnectReason, too_large: bool },
 }
 
 /// A message to be published; it counts by its name, if it has one.
@@ -72,9 +72,9 @@ type Read = Result<rumqttc::Event, ConnectionError>;
 #[derive(Debug)]
 pub(super) struct Session {
     client: AsyncClient,
-    protection: Protection,
+    protection: TlsMode,
     /// The broker has let us in.
-    greeted: bool,
+    connack_seen: bool,
     /// From the task that reads the socket, which does nothing else: whatever the rest of the
     /// program waits for, a broker never sees its messages pile up.
     events: mpsc::Receiver<(Read, OwnedSemaphorePermit)>,
@@ -82,16 +82,16 @@ pub(super) struct Session {
     /// Waits for the subscription before it to be sent: rumqttc sends what is published first.
     held: VecDeque<Outbound>,
     /// Handed over to rumqttc, in order; it has given them no packet identifier yet.
-    handed: VecDeque<Option<String>>,
+    unassigned: VecDeque<Option<String>>,
     /// Sent, by packet identifier.
-    sent: HashMap<u16, Option<String>>,
+    in_flight: HashMap<u16, Option<String>>,
     /// Topics asked for, in order; those without a packet identifier yet, and those with one.
-    asked: VecDeque<Vec<String>>,
-    asked_as: HashMap<u16, Vec<String>>,
+    pending_subs: VecDeque<Vec<String>>,
+    in_flight_subs: HashMap<u16, Vec<String>>,
     /// Those that were refused, when they are asked for again, and how long after that the next time.
-    refused: BTreeSet<String>,
-    again: Instant,
-    pause: Duration,
+    rejected_subs: BTreeSet<String>,
+    retry_at: Instant,
+    retry_delay: Duration,
     /// The last time that the broker acknowledged something, or had nothing to.
     progress: Instant,
 }
@@ -103,7 +103,11 @@ impl Drop for Session {
 }
 
 impl Session {
-    pub(super) fn start(mut options: MqttOptions, protection: Protection, peers: Peers) -> Self {
+    pub(super) fn start(
+        mut options: MqttOptions,
+        protection: TlsMode,
+        peers: PeerAddresses,
+    ) -> Self {
         options.set_read_batch_size(READ_BATCH);
         let (client, poll) = AsyncClient::builder(options).capacity(CAPACITY).build();
         let (sender, events) = mpsc::channel(QUEUE);
@@ -112,31 +116,31 @@ impl Session {
         Self {
             client,
             protection,
-            greeted: false,
+            connack_seen: false,
             events,
             reader,
             held: VecDeque::new(),
-            handed: VecDeque::new(),
-            sent: HashMap::new(),
-            asked: VecDeque::new(),
-            asked_as: HashMap::new(),
-            refused: BTreeSet::new(),
-            again: progress,
-            pause: AGAIN,
+            unassigned: VecDeque::new(),
+            in_flight: HashMap::new(),
+            pending_subs: VecDeque::new(),
+            in_flight_subs: HashMap::new(),
+            rejected_subs: BTreeSet::new(),
+            retry_at: progress,
+            retry_delay: RETRY_MIN,
             progress,
         }
     }
 
     /// The next thing that happens; safe to drop.
-    pub(super) async fn event(&mut self) -> Event {
+    pub(super) async fn event(&mut self) -> SessionEvent {
         loop {
             let deadline = self.progress + ACKNOWLEDGE;
-            let waits = !self.handed.is_empty() || !self.sent.is_empty();
+            let waits = !self.unassigned.is_empty() || !self.in_flight.is_empty();
             let event = tokio::select! {
                 biased; // an acknowledgement that waits to be read is one
                 event = self.events.recv() => event,
-                () = sleep_until(self.again), if !self.refused.is_empty() => {
-                    let topics: Vec<_> = std::mem::take(&mut self.refused).into_iter().collect();
+                () = sleep_until(self.retry_at), if !self.rejected_subs.is_empty() => {
+                    let topics: Vec<_> = std::mem::take(&mut self.rejected_subs).into_iter().collect();
                     self.subscribe(&topics);
                     continue;
                 }
@@ -145,7 +149,7 @@ impl Session {
                         "the broker acknowledged no published message within {} s",
                         ACKNOWLEDGE.as_secs()
                     );
-                    return Event::Ended { why: why.into(), too_large: false };
+                    return SessionEvent::Ended { why: why.into(), too_large: false };
                 }
             };
             if let Some(event) = self.read(event) {
@@ -155,7 +159,7 @@ impl Session {
     }
 
     /// The next thing that has happened already.
-    pub(super) fn ready(&mut self) -> Option<Event> {
+    pub(super) fn try_event(&mut self) -> Option<SessionEvent> {
         loop {
             let event = self.events.try_recv().ok()?;
             let event = self.read(Some(event));
@@ -170,33 +174,38 @@ impl Session {
             topics.iter().map(|topic| SubscribeFilter::new(topic.clone(), QoS::AtLeastOnce));
         // There is room beside a window of messages: one branch is asked for at a time.
         if self.client.try_subscribe_many(filters).is_ok() {
-            self.asked.push_back(topics.to_vec());
+            self.pending_subs.push_back(topics.to_vec());
         }
     }
 
-    pub(super) fn room(&self) -> usize {
-        WINDOW.saturating_sub(self.held.len() + self.handed.len() + self.sent.len())
+    pub(super) fn capacity(&self) -> usize {
+        WINDOW.saturating_sub(self.held.len() + self.unassigned.len() + self.in_flight.len())
     }
 
     pub(super) fn publish(&mut self, name: String, topic: String, payload: Vec<u8>) {
         self.send(Some(name), topic, payload, false);
     }
 
-    pub(super) fn keep(&mut self, topic: String, payload: Vec<u8>) {
+    pub(super) fn publish_retained(&mut self, topic: String, payload: Vec<u8>) {
         self.send(None, topic, payload, true);
     }
 
-    pub(super) fn mention(&mut self, topic: String, payload: Vec<u8>) {
+    pub(super) fn publish_qos0(&mut self, topic: String, payload: Vec<u8>) {
         self.send(None, topic, payload, false);
     }
 
-    pub(super) fn replace(&mut self, name: String, topic: String, payload: Vec<u8>) {
+    pub(super) fn publish_retained_tracked(
+        &mut self,
+        name: String,
+        topic: String,
+        payload: Vec<u8>,
+    ) {
         self.send(Some(name), topic, payload, true);
     }
 
     fn send(&mut self, name: Option<String>, topic: String, payload: Vec<u8>, retain: bool) {
         let message = Outbound { name, topic, payload, retain };
-        if self.asked.is_empty() {
+        if self.pending_subs.is_empty() {
             self.hand_over(message);
         } else if self.held.len() < CAPACITY {
             self.held.push_back(message);
@@ -204,13 +213,13 @@ impl Session {
     }
 
     fn hand_over(&mut self, message: Outbound) {
-        if self.handed.is_empty() && self.sent.is_empty() {
+        if self.unassigned.is_empty() && self.in_flight.is_empty() {
             self.progress = Instant::now();
         }
         let Outbound { name, topic, payload, retain } = message;
         let options = PublishOptions::at_least_once().retain(retain);
         if self.client.try_publish(topic, payload, options).is_ok() {
-            self.handed.push_back(name);
+            self.unassigned.push_back(name);
         }
     }
 
@@ -226,71 +235,71 @@ impl Session {
         self.client.try_disconnect_with_timeout(ACKNOWLEDGE).is_ok()
     }
 
-    fn read(&mut self, event: Option<(Read, OwnedSemaphorePermit)>) -> Option<Event> {
+    fn read(&mut self, event: Option<(Read, OwnedSemaphorePermit)>) -> Option<SessionEvent> {
         let Some((event, _taken)) = event else {
             let why = "the task that reads from the broker ended".to_owned().into();
-            return Some(Event::Ended { why, too_large: false });
+            return Some(SessionEvent::Ended { why, too_large: false });
         };
         match event {
             Ok(rumqttc::Event::Incoming(packet)) => self.incoming(packet),
             Ok(rumqttc::Event::Outgoing(Outgoing::Publish(identifier))) => {
-                if let Some(name) = self.handed.pop_front() {
-                    self.sent.insert(identifier, name);
+                if let Some(name) = self.unassigned.pop_front() {
+                    self.in_flight.insert(identifier, name);
                 }
                 None
             }
             Ok(rumqttc::Event::Outgoing(Outgoing::Subscribe(identifier))) => {
-                if let Some(topics) = self.asked.pop_front() {
-                    self.asked_as.insert(identifier, topics);
+                if let Some(topics) = self.pending_subs.pop_front() {
+                    self.in_flight_subs.insert(identifier, topics);
                 }
-                if self.asked.is_empty() {
+                if self.pending_subs.is_empty() {
                     self.release();
                 }
                 None
             }
             Ok(_) => None,
             Err(error) => {
-                let why = explain(&error, self.protection, self.greeted);
-                Some(Event::Ended { why, too_large: is_too_large(&error) })
+                let why = explain(&error, self.protection, self.connack_seen);
+                Some(SessionEvent::Ended { why, too_large: is_too_large(&error) })
             }
         }
     }
 
-    fn refuse(&mut self, topics: Vec<String>) -> Option<Event> {
+    fn refuse(&mut self, topics: Vec<String>) -> Option<SessionEvent> {
         if topics.is_empty() {
             return None;
         }
-        if self.refused.is_empty() {
-            self.again = Instant::now() + self.pause;
-            self.pause = (self.pause * 2).min(SELDOM);
+        if self.rejected_subs.is_empty() {
+            self.retry_at = Instant::now() + self.retry_delay;
+            self.retry_delay = (self.retry_delay * 2).min(RETRY_MAX);
         }
-        self.refused.extend(topics.iter().cloned());
-        Some(Event::SubscribeRefused(topics))
+        self.rejected_subs.extend(topics.iter().cloned());
+        Some(SessionEvent::SubscribeRefused(topics))
     }
 
-    fn incoming(&mut self, packet: Packet) -> Option<Event> {
+    fn incoming(&mut self, packet: Packet) -> Option<SessionEvent> {
         match packet {
             Packet::ConnAck(_) => {
-                self.greeted = true;
-                Some(Event::Connected)
+                self.connack_seen = true;
+                Some(SessionEvent::Connected)
             }
             Packet::Publish(publish) => {
                 // rumqttc ends a connection on which a topic comes that is no UTF-8.
                 let topic = String::from_utf8(publish.topic.to_vec()).ok()?;
-                Some(Event::Message { topic, payload: publish.payload.to_vec() })
+                Some(SessionEvent::Message { topic, payload: publish.payload.to_vec() })
             }
             Packet::PubAck(ack) => {
                 self.progress = Instant::now();
-                self.sent.remove(&ack.pkid).flatten().map(Event::Published)
+                self.in_flight.remove(&ack.pkid).flatten().map(SessionEvent::Published)
             }
             Packet::SubAck(ack) => {
-                let topics = self.asked_as.remove(&ack.pkid).unwrap_or_default();
+                let topics = self.in_flight_subs.remove(&ack.pkid).unwrap_or_default();
                 let lowered = SubscribeReasonCode::Success(QoS::AtMostOnce);
                 let is_lowered = ack.return_codes.contains(&lowered);
                 let answers = topics.into_iter().zip(ack.return_codes);
                 let refused = answers.filter(|(_, code)| *code == SubscribeReasonCode::Failure);
                 let refused: Vec<String> = refused.map(|(topic, _)| topic).collect();
-                self.refuse(refused).or_else(|| is_lowered.then_some(Event::QosLowered))
+                self.refuse(refused).or_else(|| is_lowered.then_some(SessionEvent::QosLowered))
             }
             _ => None,
         }
@@ -301,7 +310,7 @@ impl Session {
 async fn read(
     mut poll: EventLoop,
     sender: mpsc::Sender<(Read, OwnedSemaphorePermit)>,
-    peers: Peers,
+    peers: PeerAddresses,
 ) {
     let room = Arc::new(Semaphore::new(QUEUE_BYTES));
     let queue = async |event: Read| {
@@ -334,7 +343,7 @@ async fn connect(poll: &mut EventLoop) -> io::Result<IpAddr> {
     let stream = dial(host, port).await?;
     let peer = stream.peer_addr()?.ip();
     let mut network = poll.network_options();
-    network.set_connection_timeout(CONNECT);
+    network.set_connection_timeout(CONNECT_TIMEOUT_SECS);
     poll.set_network_options(network);
     // rumqttc asks once: a session ends with its connection.
     let stream = Mutex::new(Some(stream));
@@ -400,15 +409,15 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let options = MqttOptions::new("it", ("127.0.0.1", port));
-        let (broker, peers) = (tokio::spawn(hesitates(listener)), Peers::default());
-        let mut session = Session::start(options, Protection::Nothing, peers.clone());
-        assert!(matches!(session.event().await, Event::Connected));
+        let (broker, peers) = (tokio::spawn(hesitates(listener)), PeerAddresses::default());
+        let mut session = Session::start(options, TlsMode::Off, peers.clone());
+        assert!(matches!(session.event().await, SessionEvent::Connected));
         assert_eq!(peers.addresses(), [IpAddr::from([127, 0, 0, 1])]);
         session.subscribe(&["a".to_owned(), "b".to_owned()]);
         let refused = session.event().await;
-        assert!(matches!(refused, Event::SubscribeRefused(topics) if topics == ["a"]));
+        assert!(matches!(refused, SessionEvent::SubscribeRefused(topics) if topics == ["a"]));
         let next = session.event().await;
-        assert!(matches!(next, Event::Message { .. }), "{next:?}");
+        assert!(matches!(next, SessionEvent::Message { .. }), "{next:?}");
         let topics = |text: &[u8]| text.to_vec();
         let expected = [topics(b"\0\x01a\x01\0\x01b\x01"), topics(b"\0\x01a\x01")];
         assert_eq!(broker.await.unwrap().0, expected);
@@ -445,7 +454,7 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let mut options = MqttOptions::new("it", ("127.0.0.1", port));
         options.set_max_packet_size(256 * 1024, 256 * 1024);
-        let session = Session::start(options, Protection::Nothing, Peers::default());
+        let session = Session::start(options, TlsMode::Off, PeerAddresses::default());
         let (mut stream, _) = listener.accept().await.unwrap();
         stream.write_all(&[0x20, 2, 0, 0]).await.unwrap();
         let mut packet = vec![0x30, 0x81, 0x80, 0x04, 0xff, 0xff];

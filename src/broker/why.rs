@@ -9,22 +9,22 @@ use rustls::pki_types::{ServerName, UnixTime};
 use rustls::{AlertDescription, CertificateError, InvalidMessage};
 
 use super::MAX_PACKET;
-use super::session::CONNECT;
+use super::session::CONNECT_TIMEOUT_SECS;
 use crate::abuseipdb::times::Times;
 
 /// How a connection was protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Protection {
-    Nothing,
+pub(super) enum TlsMode {
+    Off,
     /// TLS; this host showed no certificate.
-    Tls,
+    ServerOnly,
     /// TLS; this host showed one.
-    Identified,
+    Mutual,
 }
 
 /// How far a connection came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub enum ConnectStage {
     /// It was still to be protected, or to be.
     Tls,
     /// The broker does not take the login.
@@ -35,20 +35,20 @@ pub enum Stage {
 
 /// Why a connection ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Why {
+pub struct DisconnectReason {
     /// How far it came.
-    pub stage: Stage,
+    pub stage: ConnectStage,
     /// For people, with what to do where that is known.
     pub text: String,
 }
 
-impl From<String> for Why {
+impl From<String> for DisconnectReason {
     fn from(text: String) -> Self {
-        Self { stage: Stage::Other, text }
+        Self { stage: ConnectStage::Other, text }
     }
 }
 
-impl fmt::Display for Why {
+impl fmt::Display for DisconnectReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
@@ -63,25 +63,31 @@ pub(super) fn is_too_large(error: &ConnectionError) -> bool {
 }
 
 /// Why a connection ended; `greeted` where the broker had let us in before.
-pub(super) fn explain(error: &ConnectionError, protection: Protection, greeted: bool) -> Why {
-    Why { stage: stage(error, greeted), text: words(error, protection, greeted) }
+pub(super) fn explain(
+    error: &ConnectionError,
+    protection: TlsMode,
+    greeted: bool,
+) -> DisconnectReason {
+    DisconnectReason { stage: stage(error, greeted), text: describe(error, protection, greeted) }
 }
 
-fn stage(error: &ConnectionError, greeted: bool) -> Stage {
+fn stage(error: &ConnectionError, greeted: bool) -> ConnectStage {
     use ConnectReturnCode::{BadUserNamePassword, NotAuthorized};
     let of_tls = |error: &io::Error| {
         error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
     };
     match error {
-        ConnectionError::ConnectionRefused(BadUserNamePassword | NotAuthorized) => Stage::Login,
-        ConnectionError::Tls(_) => Stage::Tls,
-        error if io_error(error).is_some_and(of_tls) => Stage::Tls,
-        error if !greeted && hung_up(error) => Stage::Tls,
-        _ => Stage::Other,
+        ConnectionError::ConnectionRefused(BadUserNamePassword | NotAuthorized) => {
+            ConnectStage::Login
+        }
+        ConnectionError::Tls(_) => ConnectStage::Tls,
+        error if io_error(error).is_some_and(of_tls) => ConnectStage::Tls,
+        error if !greeted && hung_up(error) => ConnectStage::Tls,
+        _ => ConnectStage::Other,
     }
 }
 
-fn words(error: &ConnectionError, protection: Protection, greeted: bool) -> String {
+fn describe(error: &ConnectionError, protection: TlsMode, greeted: bool) -> String {
     if !greeted && hung_up(error) {
         return no_greeting(error, protection).to_owned();
     }
@@ -100,7 +106,7 @@ fn words(error: &ConnectionError, protection: Protection, greeted: bool) -> Stri
         (ConnectionError::ConnectionRefused(code), _) => {
             format!("the broker rejected the connection: {code:?}")
         }
-        (ConnectionError::NetworkTimeout, _) => format!("no answer within {CONNECT} s"),
+        (ConnectionError::NetworkTimeout, _) => format!("no answer within {CONNECT_TIMEOUT_SECS} s"),
         (ConnectionError::FlushTimeout, _) => "the broker stopped reading".to_owned(),
         (_, Some(error)) => of_io(error, protection),
         (ConnectionError::MqttState(StateError::ConnectionAborted), _) => {
@@ -121,9 +127,9 @@ fn words(error: &ConnectionError, protection: Protection, greeted: bool) -> Stri
 const NO_TLS: &str =
     "the broker does not speak TLS on this port; check MQTT_PORT (the TLS port is usually 8883)";
 
-fn login(protection: Protection) -> &'static str {
+fn login(protection: TlsMode) -> &'static str {
     match protection {
-        Protection::Identified => {
+        TlsMode::Mutual => {
             "the broker rejected the login; check MQTT_USER, MQTT_PASSWORD and the name in MQTT_CERT"
         }
         _ => "the broker rejected the login; check MQTT_USER and MQTT_PASSWORD",
@@ -153,18 +159,18 @@ fn hung_up(error: &ConnectionError) -> bool {
 }
 
 /// What it may be that a server ended: the greeting of TLS, or of MQTT.
-fn no_greeting(error: &ConnectionError, protection: Protection) -> &'static str {
+fn no_greeting(error: &ConnectionError, protection: TlsMode) -> &'static str {
     match (error, protection) {
         (ConnectionError::Tls(_), _) => NO_TLS,
-        (_, Protection::Nothing) => {
+        (_, TlsMode::Off) => {
             "the broker closed the connection before the MQTT handshake; if the port is for TLS, set \
              MQTT_CAFILE or MQTT_TLS=on; if not, see the broker's log"
         }
-        (_, Protection::Tls) => {
+        (_, TlsMode::ServerOnly) => {
             "the broker closed the connection before the MQTT handshake; if the broker requires a client \
              certificate, set MQTT_CERT and MQTT_KEY"
         }
-        (_, Protection::Identified) => {
+        (_, TlsMode::Mutual) => {
             "the broker closed the connection before the MQTT handshake; see the broker's log (does the \
              broker accept MQTT_CERT?)"
         }
@@ -183,7 +189,7 @@ fn io_error(error: &ConnectionError) -> Option<&io::Error> {
     }
 }
 
-fn of_io(error: &io::Error, protection: Protection) -> String {
+fn of_io(error: &io::Error, protection: TlsMode) -> String {
     if let Some(error) = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
         return of_tls(error, protection);
     }
@@ -193,7 +199,7 @@ fn of_io(error: &io::Error, protection: Protection) -> String {
     }
 }
 
-fn of_tls(error: &rustls::Error, protection: Protection) -> String {
+fn of_tls(error: &rustls::Error, protection: TlsMode) -> String {
     use rustls::Error::{AlertReceived, InvalidCertificate};
     match error {
         InvalidCertificate(what) => of_certificate(what),
@@ -279,17 +285,17 @@ fn of_webpki(error: Option<&webpki::Error>) -> String {
 }
 
 /// What the broker says before it hangs up.
-fn of_alert(alert: AlertDescription, protection: Protection) -> String {
+fn of_alert(alert: AlertDescription, protection: TlsMode) -> String {
     use AlertDescription as A;
     let why = match alert {
-        A::CertificateRequired | A::NoCertificate if protection != Protection::Identified => {
+        A::CertificateRequired | A::NoCertificate if protection != TlsMode::Mutual => {
             return "the broker requires a client certificate; set MQTT_CERT and MQTT_KEY"
                 .to_owned();
         }
         // TLS 1.2 has one alert for several faults.
         A::HandshakeFailure => {
             let wants = match protection {
-                Protection::Identified => "",
+                TlsMode::Mutual => "",
                 _ => "the broker requires a client certificate (set MQTT_CERT and MQTT_KEY), or ",
             };
             return format!(
@@ -396,7 +402,7 @@ mod tests {
         ];
         for (error, words) in table {
             let shown =
-                explain(&greeting(Tls::InvalidCertificate(error)), Protection::Tls, false).text;
+                explain(&greeting(Tls::InvalidCertificate(error)), TlsMode::ServerOnly, false).text;
             assert!(shown.starts_with(words), "{shown}");
         }
     }
@@ -407,22 +413,22 @@ mod tests {
         let wants = "the broker requires a client certificate; set MQTT_CERT and MQTT_KEY";
         let refuses = "the broker rejected this host's certificate (MQTT_CERT): ";
         let table = [
-            (A::CertificateRequired, Protection::Tls, wants),
+            (A::CertificateRequired, TlsMode::ServerOnly, wants),
             (
                 A::HandshakeFailure,
-                Protection::Tls,
+                TlsMode::ServerOnly,
                 "TLS handshake failed: the broker requires a client certificate",
             ),
-            (A::UnknownCA, Protection::Identified, refuses),
-            (A::CertificateExpired, Protection::Identified, refuses),
+            (A::UnknownCA, TlsMode::Mutual, refuses),
+            (A::CertificateExpired, TlsMode::Mutual, refuses),
             (
                 A::HandshakeFailure,
-                Protection::Identified,
+                TlsMode::Mutual,
                 "TLS handshake failed: the broker shares no cipher",
             ),
             (
                 A::ProtocolVersion,
-                Protection::Tls,
+                TlsMode::ServerOnly,
                 "the broker supports neither TLS 1.2 nor TLS 1.3",
             ),
         ];
@@ -437,8 +443,8 @@ mod tests {
     #[test]
     fn refused_client_id_is_no_wrong_password() {
         let refused = ConnectionError::ConnectionRefused(ConnectReturnCode::BadClientId);
-        let why = explain(&refused, Protection::Nothing, false);
-        assert_eq!(why.stage, Stage::Other);
+        let why = explain(&refused, TlsMode::Off, false);
+        assert_eq!(why.stage, ConnectStage::Other);
         assert!(why.text.contains("allow client IDs that begin with f2bmqtt-"), "{}", why.text);
     }
 
@@ -450,17 +456,17 @@ mod tests {
         let gone = ConnectionError::MqttState(StateError::ConnectionAborted);
         let no_mqtt = "the broker closed the connection before the MQTT handshake; if ";
         let table = [
-            (&during, Protection::Tls, false, "the broker does not speak TLS on this port"),
-            (&after, Protection::Nothing, false, &format!("{no_mqtt}the port is for TLS")),
+            (&during, TlsMode::ServerOnly, false, "the broker does not speak TLS on this port"),
+            (&after, TlsMode::Off, false, &format!("{no_mqtt}the port is for TLS")),
             (
                 &after,
-                Protection::Tls,
+                TlsMode::ServerOnly,
                 false,
                 &format!("{no_mqtt}the broker requires a client certificate"),
             ),
-            (&gone, Protection::Nothing, false, &format!("{no_mqtt}the port is for TLS")),
-            (&gone, Protection::Nothing, true, "the broker closed the connection (if this repeats"),
-            (&after, Protection::Tls, true, "connection reset"),
+            (&gone, TlsMode::Off, false, &format!("{no_mqtt}the port is for TLS")),
+            (&gone, TlsMode::Off, true, "the broker closed the connection (if this repeats"),
+            (&after, TlsMode::ServerOnly, true, "connection reset"),
         ];
         for (error, protection, greeted, words) in table {
             let shown = explain(error, protection, greeted).text;

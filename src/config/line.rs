@@ -2,7 +2,7 @@
 //! program. `dotenvy` does the reading; what it would read unlike bash is a fault that says how to
 //! write it instead.
 
-use super::Lookup;
+use super::EnvLookup;
 
 /// What stands for the n-th `$NAME` of a line while `dotenvy` reads it, because `dotenvy` would ask
 /// the environment first and ends a name at an underscore. From a plane for private use, and
@@ -13,7 +13,7 @@ const PLACE: u32 = 0xF_0000;
 /// shows the text of the line, which may hold a password.
 pub(crate) fn read(
     line: &str,
-    known: Lookup<'_>,
+    known: EnvLookup<'_>,
 ) -> Result<Option<(String, String)>, &'static str> {
     let line = line.trim_matches([' ', '\t', '\r']);
     if line.is_empty() || line.starts_with('#') {
@@ -22,7 +22,7 @@ pub(crate) fn read(
     if line.chars().any(|c| c.is_control() && c != '\t' || u32::from(c) >= PLACE) {
         return Err("has an unprintable character: remove the character");
     }
-    let mut scan = Scan { rest: line, out: String::new(), names: Vec::new() };
+    let mut scan = BashScanner { rest: line, out: String::new(), names: Vec::new() };
     scan.line()?;
     let entry = dotenvy::from_read_iter(scan.out.as_bytes()).next();
     let Some(Ok((key, value))) = entry else {
@@ -42,13 +42,13 @@ pub(crate) fn read(
 }
 
 /// Walks over a line with bash's rules and writes down what `dotenvy` may read of it.
-struct Scan<'a> {
+struct BashScanner<'a> {
     rest: &'a str,
     out: String,
     names: Vec<&'a str>,
 }
 
-impl<'a> Scan<'a> {
+impl<'a> BashScanner<'a> {
     fn next(&mut self) -> Option<char> {
         let c = self.rest.chars().next()?;
         self.rest = &self.rest[c.len_utf8()..];

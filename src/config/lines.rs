@@ -3,7 +3,7 @@
 
 /// What bash takes for one line: lines that a quote or a backslash joins are one.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Line {
+pub(super) struct EnvLine {
     /// The number of its first line.
     pub(super) number: usize,
     pub(super) text: String,
@@ -12,7 +12,7 @@ pub(super) struct Line {
 }
 
 /// The lines of a file, without the texts of here-documents.
-pub(super) fn split(text: &str) -> Vec<Line> {
+pub(super) fn split(text: &str) -> Vec<EnvLine> {
     let lines: Vec<&str> = text.split('\n').map(|line| line.trim_end_matches('\r')).collect();
     let (mut split, mut depth, mut next) = (Vec::new(), Depth::default(), 0);
     while next < lines.len() {
@@ -20,7 +20,11 @@ pub(super) fn split(text: &str) -> Vec<Line> {
         let (text, read) = join(&lines[first..]);
         next += read;
         let words = Words::of(&text, depth);
-        split.push(Line { number: first + 1, nested: depth.blocks + depth.parentheses > 0, text });
+        split.push(EnvLine {
+            number: first + 1,
+            nested: depth.blocks + depth.parentheses > 0,
+            text,
+        });
         depth = words.depth;
         if let Some(end) = words.document {
             let is_end = |line: &&str| line.trim_start_matches('\t') == end;

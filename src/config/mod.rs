@@ -28,7 +28,7 @@ use crate::wire::HostName;
 
 pub use certificate::Certificate;
 pub(crate) use line::read as read_line;
-use lines::Line;
+use lines::EnvLine;
 pub use tls::Tls;
 pub(crate) use tls::bare;
 pub use topic::Topic;
@@ -72,7 +72,7 @@ const KEYS: [&str; 19] = [
 ];
 
 /// Asks for a variable by its name.
-pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
+pub type EnvLookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// What the program needs to know about its broker and its place in the fleet.
 #[derive(Clone, Debug)]
@@ -107,13 +107,13 @@ pub struct Config {
 
 /// Everything that is wrong with a settings file.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Faults {
+pub struct ConfigErrors {
     path: PathBuf,
     /// Line number (0 where no line is to blame) and what is wrong, in the file's order.
     faults: Vec<(usize, String)>,
 }
 
-impl fmt::Display for Faults {
+impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the settings in {} cannot be used:", self.path.display())?;
         for (line, what) in &self.faults {
@@ -126,9 +126,9 @@ impl fmt::Display for Faults {
     }
 }
 
-impl std::error::Error for Faults {}
+impl std::error::Error for ConfigErrors {}
 
-impl Faults {
+impl ConfigErrors {
     /// Line number (0 where no line is to blame) and what is wrong, in the file's order.
     #[must_use]
     pub fn list(&self) -> &[(usize, String)] {
@@ -196,10 +196,10 @@ impl Config {
     pub fn parse(
         path: &Path,
         text: &[u8],
-        environment: Lookup<'_>,
+        environment: EnvLookup<'_>,
         nodename: &str,
-    ) -> Result<Self, Faults> {
-        let mut file = Entries::read(text, environment);
+    ) -> Result<Self, ConfigErrors> {
+        let mut file = EnvFile::read(text, environment);
         let unknown = file.unknown();
         let mut warnings: Vec<String> =
             unknown.iter().map(|(line, what)| format!("line {line}: {what}")).collect();
@@ -257,7 +257,8 @@ impl Config {
         match (brokers, topic, node) {
             (Some(brokers), Some(topic), Some(node)) if file.faults.is_empty() => {
                 let port = port.unwrap_or(default_port);
-                let brokers = brokers.into_iter().map(|broker| broker.or_port(port)).collect();
+                let brokers =
+                    brokers.into_iter().map(|broker| broker.with_default_port(port)).collect();
                 Ok(Self {
                     brokers,
                     tls,
@@ -278,7 +279,7 @@ impl Config {
                 // A misspelt key may be why another one is missing.
                 file.faults.extend(unknown);
                 file.faults.sort_by_key(|(line, _)| if *line == 0 { usize::MAX } else { *line });
-                Err(Faults { path: path.to_owned(), faults: file.faults })
+                Err(ConfigErrors { path: path.to_owned(), faults: file.faults })
             }
         }
     }
@@ -290,7 +291,7 @@ fn is_setting(name: &str) -> bool {
 }
 
 /// The lines of a file, read, and what was wrong with them so far.
-struct Entries<'a> {
+struct EnvFile<'a> {
     /// Key to line number and value.
     values: BTreeMap<String, (usize, String)>,
     /// Names that some line used as `$NAME`.
@@ -299,11 +300,11 @@ struct Entries<'a> {
     skipped: Vec<usize>,
     unread: BTreeSet<String>,
     faults: Vec<(usize, String)>,
-    environment: Lookup<'a>,
+    environment: EnvLookup<'a>,
 }
 
-impl<'a> Entries<'a> {
-    fn read(text: &[u8], environment: Lookup<'a>) -> Self {
+impl<'a> EnvFile<'a> {
+    fn read(text: &[u8], environment: EnvLookup<'a>) -> Self {
         let mut entries = Self {
             values: BTreeMap::new(),
             used: BTreeSet::new(),
@@ -323,7 +324,7 @@ impl<'a> Entries<'a> {
         entries
     }
 
-    fn take_line(&mut self, Line { number, text, nested }: &Line) {
+    fn take_line(&mut self, EnvLine { number, text, nested }: &EnvLine) {
         const NESTED: &str = "is inside a condition, a loop or a function, which only bash can run: write \
                               the setting outside";
         let used = RefCell::new(BTreeSet::new());

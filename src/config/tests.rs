@@ -11,7 +11,7 @@ fn nothing(_: &str) -> Option<String> {
     None
 }
 
-fn parse(text: &str) -> Result<Config, Faults> {
+fn parse(text: &str) -> Result<Config, ConfigErrors> {
     Config::parse(Path::new("mqtt.env"), text.as_bytes(), &nothing, "web1")
 }
 

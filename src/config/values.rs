@@ -33,13 +33,13 @@ impl fmt::Display for Broker {
 
 /// A broker as it is written, with or without a port of its own.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Written {
+pub(super) struct HostPort {
     pub(super) host: String,
     port: Option<u16>,
 }
 
-impl Written {
-    pub(super) fn or_port(self, port: u16) -> Broker {
+impl HostPort {
+    pub(super) fn with_default_port(self, port: u16) -> Broker {
         Broker { host: self.host, port: self.port.unwrap_or(port) }
     }
 }
@@ -86,14 +86,14 @@ pub struct Signing {
     pub accept_unsigned: bool,
 }
 
-pub(super) fn brokers(text: &str) -> Result<Vec<Written>, String> {
+pub(super) fn brokers(text: &str) -> Result<Vec<HostPort>, String> {
     text.split(',').map(|one| broker(one.trim())).collect()
 }
 
-fn broker(text: &str) -> Result<Written, String> {
+fn broker(text: &str) -> Result<HostPort, String> {
     const HOW: &str = "must be host, host:port or [IPv6 address]:port; separate several by commas";
     let v6 = |host: &str, port| match host.parse::<Ipv6Addr>() {
-        Ok(address) => Ok(Written { host: format!("[{address}]"), port }),
+        Ok(address) => Ok(HostPort { host: format!("[{address}]"), port }),
         Err(_) => Err(HOW.to_owned()),
     };
     if text.contains('/') {
@@ -118,7 +118,7 @@ fn broker(text: &str) -> Result<Written, String> {
     if host.is_empty() || host.len() > 253 || !host.chars().all(plain) {
         return Err(HOW.to_owned());
     }
-    Ok(Written { host: host.to_owned(), port })
+    Ok(HostPort { host: host.to_owned(), port })
 }
 
 pub(super) fn port(text: &str) -> Result<u16, String> {

@@ -12,7 +12,7 @@ use crate::config::{Config, Topic};
 use crate::error::Error;
 use crate::figures::homeassistant;
 use crate::journal::{say, warn};
-use crate::memory::Memory;
+use crate::memory::SharedState;
 use crate::operator::forget::{farewell, is_kept};
 use crate::operator::view::View;
 use crate::operator::visit::{Message, Visit};
@@ -51,10 +51,10 @@ enum Outcome {
 }
 
 /// Clears every former branch that the store has. `since` is when the daemon started, in milliseconds.
-pub(super) async fn clear_all(config: Config, paths: Paths, memory: Arc<Memory>, since: i64) {
+pub(super) async fn clear_all(config: Config, paths: Paths, memory: Arc<SharedState>, since: i64) {
     let mut looks = 0;
     loop {
-        let all = memory.know().former();
+        let all = memory.lock().former();
         if all.is_empty() {
             return;
         }
@@ -87,7 +87,7 @@ pub(super) async fn clear_all(config: Config, paths: Paths, memory: Arc<Memory>,
                     continue;
                 }
             }
-            memory.know().forget_former(former);
+            memory.lock().forget_former(former);
         }
     }
 }

@@ -48,7 +48,7 @@ fn too_fast(kind: MessageKind, host: &HostName) -> String {
 }
 
 impl Daemon {
-    pub(super) fn message(&mut self, message: &Admitted) {
+    pub(super) fn on_message(&mut self, message: &Admitted) {
         if self.shown.hear(message) {
             return;
         }
@@ -59,23 +59,23 @@ impl Daemon {
             Source::Other(_) => Ok(()),
         };
         if let Err(rejected) = result {
-            self.refuse(&rejected);
-            self.spoilt(&rejected);
+            self.record_rejection(&rejected);
+            self.on_unverified_own_shard(&rejected);
         }
     }
 
     /// What is rejected in this host's own branch took the place of a part, or of its presence.
-    pub(super) fn spoilt(&self, rejected: &Rejected) {
+    pub(super) fn on_unverified_own_shard(&self, rejected: &Rejected) {
         if rejected.host() == Some(&self.host) && rejected.shard().is_none() {
-            self.memory.know().fleet.apply_own_presence(None);
+            self.memory.lock().fleet.apply_own_presence(None);
         }
         if let Some(index) = rejected.own_shard() {
-            self.memory.know().fleet.apply_cleared(&self.host, index, now());
+            self.memory.lock().fleet.apply_cleared(&self.host, index, now());
         }
     }
 
-    pub(super) fn refuse(&self, rejected: &Rejected) {
-        self.memory.know().refuse(rejected.reason(), &rejected.to_string());
+    pub(super) fn record_rejection(&self, rejected: &Rejected) {
+        self.memory.lock().record_rejection(rejected.reason(), &rejected.to_string());
     }
 
     fn event(&mut self, message: &Admitted) -> Result<(), Rejected> {
@@ -92,7 +92,7 @@ impl Daemon {
                 too_fast(kind, &event.host),
             ));
         }
-        self.memory.know().inbound.say(event.host.as_str(), || {
+        self.memory.lock().inbound.say(event.host.as_str(), || {
             let Event { action, address, jail, host, restored, failures, .. } = &event;
             format!(
                 "Inbound: {action} {address} - ipset {jail} from {host} (Rest:={restored}, Fails:={failures})"
@@ -105,7 +105,7 @@ impl Daemon {
     /// Whether a host sends more in a minute than any has to. Peers that are known are told apart, however
     /// many others there are.
     fn is_too_fast(&mut self, host: &HostName, kind: MessageKind) -> bool {
-        let mut known = self.memory.know();
+        let mut known = self.memory.lock();
         let peer = known.fleet.is_peer(host);
         let too_fast = self.limits.exceeds_limit(host, peer, kind, now());
         if too_fast {
@@ -120,12 +120,12 @@ impl Daemon {
     }
 
     fn judge(&mut self, event: &Event, trusted: bool) {
-        let mut known = self.memory.know();
+        let mut known = self.memory.lock();
         if let Some(refusal) = known.guard.check_event_time(event, now()) {
             let Event { action, address, jail, host, .. } = event;
             let why = of_another_time(refusal);
             let text = format!("rejected {action} of {address} in {jail} from {host}: {why}");
-            known.refuse_of(event.host.as_str(), refusal, &text);
+            known.record_rejection_of(event.host.as_str(), refusal, &text);
             if refusal == RejectReason::Ahead && trusted {
                 self.ahead.record(&event.host, now()).iter().for_each(journal::warn);
             }
@@ -158,7 +158,7 @@ impl Daemon {
                     let why = full(known.fleet.limits(), now());
                     let text =
                         format!("ignored {action} of {address} in {jail} from {host}: {why}");
-                    known.refuse_of(host.as_str(), RejectReason::TooMany, &text);
+                    known.record_rejection_of(host.as_str(), RejectReason::TooMany, &text);
                     refused = Some(RejectReason::TooMany);
                 }
             }
@@ -174,7 +174,7 @@ impl Daemon {
                     _ => "not an address that another machine can have",
                 };
                 let text = format!("rejected {action} of {address} in {jail} from {host}: {why}");
-                known.refuse_of(host.as_str(), refusal, &text);
+                known.record_rejection_of(host.as_str(), refusal, &text);
                 refused = Some(refusal);
             }
         }
@@ -188,7 +188,7 @@ impl Daemon {
     fn part(&mut self, message: &Admitted, host: &HostName, index: u32) -> Result<(), Rejected> {
         const WHAT: &str = "shard";
         if message.payload().is_empty() {
-            let mut known = self.memory.know();
+            let mut known = self.memory.lock();
             // Nobody signs that: where it counts, a host is forgotten by an empty part that is signed.
             if *host == self.host || message.is_trusted() {
                 known.fleet.apply_cleared(host, index, now());
@@ -202,7 +202,7 @@ impl Daemon {
                 too_fast(MessageKind::Shard, host),
             ));
         }
-        let mut known = self.memory.know();
+        let mut known = self.memory.lock();
         let mut part = message.shard(|pardon| known.fleet.knows_fleet_unban(pardon))?;
         self.shown.traffic.parts += 1;
         if let Some(refusal) = known.guard.check_part_time(&part, now()) {
@@ -211,12 +211,12 @@ impl Daemon {
             }
             return Err(message.reject(refusal, WHAT, of_another_time(refusal).to_owned()));
         }
-        known.keep_shared(&mut part);
+        known.drop_unshared(&mut part);
         match known.fleet.apply_shard(&part, now()) {
             Some(ShardError::OverCapacity) => {
                 let why = full(known.fleet.limits(), now());
                 let text = format!("ignored some bans from {host}: {why}");
-                known.refuse_of(host.as_str(), RejectReason::TooMany, &text);
+                known.record_rejection_of(host.as_str(), RejectReason::TooMany, &text);
             }
             Some(ShardError::StaleEcho) => known.warn("part", ECHO),
             None => {}
@@ -227,16 +227,16 @@ impl Daemon {
     fn presence(&mut self, message: &Admitted, host: &HostName) -> Result<(), Rejected> {
         if message.payload().is_empty() {
             if *host == self.host {
-                self.memory.know().fleet.apply_own_presence(None);
+                self.memory.lock().fleet.apply_own_presence(None);
             }
             return Ok(()); // it was forgotten
         }
         let there = message.presence()?;
         self.shown.traffic.presences += 1;
-        let mut known = self.memory.know();
+        let mut known = self.memory.lock();
         known.fleet.apply_presence(host, there.state, now());
         if *host != self.host {
-            if self.duplicates.hear(host, &there, now()) {
+            if self.duplicates.observe(host, &there, now()) {
                 known.warn("duplicate", &two_machines(host));
             }
             return Ok(());
@@ -245,7 +245,7 @@ impl Daemon {
             let own = there.instance == self.instance;
             known.fleet.apply_own_presence(Some(&there).filter(|_| own));
         }
-        let sighting = self.own_name.hear(&there);
+        let sighting = self.own_name.observe(&there);
         if sighting != Sighting::Own {
             self.namesake = Some(now());
             known.warn("namesake", &two_machines(host));
@@ -259,7 +259,7 @@ impl Daemon {
 
     /// Leaves the client ID to the machine that has it, too. The session under it may hold what was for either.
     fn move_away(&mut self) {
-        match self.memory.know().draw_client_id() {
+        match self.memory.lock().draw_client_id() {
             Ok((former, id)) => {
                 journal::warn(format_args!(
                     "another machine connects with this host's client ID (a cloned disk?); switching to a \

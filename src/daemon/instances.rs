@@ -71,7 +71,7 @@ impl OwnName {
 
     /// Judges a presence under this host's name. A rival is reported once, so that no client can make this host draw
     /// client IDs without end.
-    pub(super) fn hear(&mut self, there: &Presence) -> Sighting {
+    pub(super) fn observe(&mut self, there: &Presence) -> Sighting {
         if there.instance == self.instance {
             self.confirmed = true;
             return Sighting::Own;
@@ -126,7 +126,7 @@ pub(super) struct Duplicates(BTreeMap<HostName, Runs>);
 impl Duplicates {
     /// Notes a presence of another host at `now`; answers whether two machines have its name. A daemon that starts
     /// again never comes back as it was before.
-    pub(super) fn hear(&mut self, host: &HostName, there: &Presence, now: i64) -> bool {
+    pub(super) fn observe(&mut self, host: &HostName, there: &Presence, now: i64) -> bool {
         let instance = &there.instance;
         if there.state == HostState::Offline || instance.is_empty() {
             return false;
@@ -234,7 +234,7 @@ mod tests {
             for step in steps {
                 match step {
                     Hears(state, machine, instance, expected) => {
-                        let seen = name.hear(&there(state, machine, instance));
+                        let seen = name.observe(&there(state, machine, instance));
                         assert_eq!(seen, expected, "{what}: {state:?} {machine} {instance}");
                     }
                     Loses => {
@@ -274,14 +274,14 @@ mod tests {
         ];
         let mut names = Duplicates::default();
         for (state, instance, expected) in table {
-            let seen = names.hear(&host, &there(state, "m", instance), NOW);
+            let seen = names.observe(&host, &there(state, "m", instance), NOW);
             assert_eq!(seen, expected, "{state:?} {instance}");
         }
         let shown = Duplicate { host: "web2".to_owned(), at: NOW / 1000 };
         assert_eq!(names.shown(NOW + SHOWN - 1), [shown]);
         assert_eq!(names.shown(NOW + SHOWN), []);
         for n in 0..3 * MAX_HOSTS {
-            names.hear(&HostName::new(&format!("x{n}")).unwrap(), &there(Online, "m", "a"), NOW);
+            names.observe(&HostName::new(&format!("x{n}")).unwrap(), &there(Online, "m", "a"), NOW);
         }
         assert!(names.0.len() <= MAX_HOSTS);
     }

@@ -26,13 +26,13 @@ use self::instances::{Duplicates, OwnName};
 use self::status::{DaemonStatus, LinkState, LinkStatus, Reconnects, StatusFile};
 use crate::abuseipdb;
 use crate::abuseipdb::by_hand;
-use crate::apply::{self, Bell};
-use crate::broker::{self, Client, Event as LinkEvent, Link};
+use crate::apply::{self, Wakeups};
+use crate::broker::{self, ClientOptions, LinkEvent, MqttLink};
 use crate::clock::now_millis;
 use crate::config::{self, Config, Topic, bare};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
-use crate::figures::Shown;
+use crate::figures::Exporters;
 use crate::files::room::full_disks;
 use crate::fleet::provenance::Provenance;
 use crate::fleet::snapshot::RetainedShard;
@@ -41,7 +41,7 @@ use crate::guard::{Guard, RateLimiter, RejectReason};
 use crate::ignored::IgnoreListResolver;
 use crate::journal::{say, warn};
 use crate::lock::{self, Lock, Role};
-use crate::memory::Memory;
+use crate::memory::SharedState;
 use crate::outbox::Outbox;
 use crate::paths::Paths;
 use crate::random;
@@ -99,13 +99,13 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let (mut term, mut int) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
     let mut daemon = Daemon::new(config, paths)?;
     let mut watch = daemon.spool.watch()?;
-    daemon.memory.know().reserve_stamps();
-    daemon.scan();
+    daemon.memory.lock().reserve_stamps();
+    daemon.drain_spool();
     let (memory, bell) = (Arc::clone(&daemon.memory), Arc::clone(&daemon.bell));
     let exempt = exempt(config).with_peers(daemon.link.peers());
     let mut applier = tokio::spawn(apply::run(memory, Arc::clone(&bell), paths.clone(), exempt));
     let memory = Arc::clone(&daemon.memory);
-    let database = move || memory.know().database.path().map(Path::to_owned);
+    let database = move || memory.lock().database.path().map(Path::to_owned);
     let clears = former::clear_all(
         config.clone(),
         paths.clone(),
@@ -131,21 +131,21 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
             _ = tick.tick() => daemon.tick(),
             Some(changed) = watch.next() => {
                 changed.map_err(Error::file("watch", daemon.spool.dir()))?;
-                daemon.scan();
+                daemon.drain_spool();
             }
-            event = daemon.link.event() => daemon.heard(event),
+            event = daemon.link.event() => daemon.on_link_event(event),
             () = bell.news.notified() => {}
         }
         if let Some(id) = daemon.former.take() {
             tokio::spawn(broker::purge(config.clone(), id));
         }
-        daemon.speak();
+        daemon.flush_outbound();
     };
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     applier.abort();
     reporter.abort();
     clears.abort();
-    daemon.end().await;
+    daemon.shutdown().await;
     if removed {
         return Err(Error::Undone(
             "fail2ban replaced its directory in /run, and this process cannot see the new one; restarting"
@@ -164,9 +164,9 @@ struct Daemon {
     host: HostName,
     topic: Topic,
     spool: Spool,
-    link: Link,
-    memory: Arc<Memory>,
-    bell: Arc<Bell>,
+    link: MqttLink,
+    memory: Arc<SharedState>,
+    bell: Arc<Wakeups>,
     /// Parts of this host's snapshot on their way out.
     parts: VecDeque<RetainedShard>,
     /// A hash of this machine's id.
@@ -179,7 +179,7 @@ struct Daemon {
     since: i64,
     /// The client ID that it had before, under other settings or in common with another machine.
     former: Option<String>,
-    shown: Shown,
+    shown: Exporters,
     /// What each host said lately.
     limits: RateLimiter,
     ahead: AheadHosts,
@@ -215,7 +215,7 @@ impl Daemon {
         // Snapshots are asked for one host after another.
         let topics = vec![config.topic.events(), config.topic.presences()];
         let since = now_millis().div_euclid(1000);
-        let shown = Shown::new(config, paths, since);
+        let shown = Exporters::new(config, paths, since);
         let others = shown.topic().into_iter().collect();
         let gone = Presence { state: HostState::Offline, ..presence(&machine, &instance) }.encode();
         let will = Some((config.topic.presence(&config.node), gone));
@@ -225,9 +225,12 @@ impl Daemon {
             host: config.node.clone(),
             topic: config.topic.clone(),
             spool,
-            link: Link::new(config, Client { id, persistent: true, topics, others, will }),
-            memory: Arc::new(Memory::new(fleet, guard, outbox, database, store, by_hand)),
-            bell: Arc::new(Bell::default()),
+            link: MqttLink::new(
+                config,
+                ClientOptions { id, persistent: true, topics, others, will },
+            ),
+            memory: Arc::new(SharedState::new(fleet, guard, outbox, database, store, by_hand)),
+            bell: Arc::new(Wakeups::default()),
             parts: VecDeque::new(),
             own_name: OwnName::new(machine.clone(), instance.clone()),
             duplicates: Duplicates::default(),
@@ -251,14 +254,14 @@ impl Daemon {
     }
 
     /// Takes what happened to the link, and what has happened since.
-    fn heard(&mut self, event: LinkEvent) {
+    fn on_link_event(&mut self, event: LinkEvent) {
         self.take(event);
         let started = Instant::now();
         for _ in 1..AT_ONCE {
             if started.elapsed() >= MAX_TURN {
                 break;
             }
-            let Some(event) = self.link.ready() else { break };
+            let Some(event) = self.link.try_event() else { break };
             self.take(event);
         }
         self.bell.work.notify_one();
@@ -276,19 +279,19 @@ impl Daemon {
                 self.reconnects.record(now_millis());
                 self.shown.connected();
                 self.own_name.connected(&broker, now_millis());
-                self.memory.know().fleet.on_connected(now_millis());
+                self.memory.lock().fleet.on_connected(now_millis());
                 self.certificates_checked = None;
             }
-            LinkEvent::Message(message) => self.message(&message),
+            LinkEvent::Message(message) => self.on_message(&message),
             LinkEvent::Published(name) => {
-                let event = self.memory.know().outbox.published(&name);
+                let event = self.memory.lock().outbox.published(&name);
                 if let Some((topic, word)) = event.and_then(|event| self.shown.published(&event)) {
-                    self.link.mention(topic, word.into_bytes());
+                    self.link.publish_qos0(topic, word.into_bytes());
                 }
             }
             LinkEvent::Refused(rejected) => {
-                self.refuse(&rejected);
-                self.spoilt(&rejected);
+                self.record_rejection(&rejected);
+                self.on_unverified_own_shard(&rejected);
             }
             LinkEvent::SubscribeRefused(topics) => {
                 let topics = topics.join(", ");
@@ -300,12 +303,12 @@ impl Daemon {
                 self.shown.connected = false;
                 self.own_name.lost(now_millis());
                 {
-                    let mut known = self.memory.know();
+                    let mut known = self.memory.lock();
                     known.outbox.lost();
                     known.fleet.on_disconnected();
                 }
                 if self.link.was_too_large() {
-                    self.memory.know().refused.count(RejectReason::TooLarge);
+                    self.memory.lock().refused.count(RejectReason::TooLarge);
                 }
                 self.link_status.turn(LinkState::Down, &broker, now_millis());
                 self.link_status.fail(&why);
@@ -325,11 +328,11 @@ impl Daemon {
     }
 
     /// Tells the fleet what there is to tell, as far as the link has room: events first.
-    fn speak(&mut self) {
-        let mut known = self.memory.know();
+    fn flush_outbound(&mut self) {
+        let mut known = self.memory.lock();
         let known = &mut *known;
         known.outbox.send(&mut self.link);
-        if self.link.room() == 0 {
+        if self.link.capacity() == 0 {
             return;
         }
         if let Some(topics) = known.fleet.next_subscription(now_millis()) {
@@ -343,27 +346,30 @@ impl Daemon {
         };
         if let Some(presence) = known.fleet.presence(itself, now_millis()) {
             let topic = self.topic.presence(&self.host);
-            self.link.keep(topic, presence.encode().into_bytes());
+            self.link.publish_retained(topic, presence.encode().into_bytes());
         }
         if self.parts.is_empty() {
             self.parts.extend(known.fleet.publications(now_millis()));
         }
-        while self.link.room() > 0 {
+        while self.link.capacity() > 0 {
             let Some(RetainedShard { index: number, content: part }) = self.parts.pop_front()
             else {
                 break;
             };
             let topic = self.topic.shard(&self.host, number);
-            self.link.keep(topic, part.map(|part| part.encode().into_bytes()).unwrap_or_default());
+            self.link.publish_retained(
+                topic,
+                part.map(|part| part.encode().into_bytes()).unwrap_or_default(),
+            );
         }
     }
 
     /// Takes in what the broker considers delivered, until it hangs up.
-    async fn end(&mut self) {
+    async fn shutdown(&mut self) {
         let topic = self.topic.presence(&self.host);
         let gone =
             Presence { state: HostState::Offline, ..presence(&self.machine, &self.instance) };
-        self.link.keep(topic, gone.encode().into_bytes());
+        self.link.publish_retained(topic, gone.encode().into_bytes());
         if self.link.close() {
             let _ = timeout(GOODBYE, async {
                 loop {
@@ -375,7 +381,7 @@ impl Daemon {
             })
             .await;
         }
-        let mut known = self.memory.know();
+        let mut known = self.memory.lock();
         for _ in 0..MAX_STEPS {
             if !known.save_next() {
                 break;
@@ -386,20 +392,20 @@ impl Daemon {
         self.status.clear();
     }
 
-    fn scan(&mut self) {
-        self.memory.know().scan();
+    fn drain_spool(&mut self) {
+        self.memory.lock().drain_spool();
         self.bell.work.notify_one();
     }
 
     /// Every second: tells systemd that all is well, and looks where no event told it to.
     fn tick(&mut self) {
         let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-        let mut known = self.memory.know();
-        known.settle();
+        let mut known = self.memory.lock();
+        known.flush_suppressed_warnings();
         known.reserve_stamps();
-        known.scan();
+        known.drain_spool();
         for (topic, text) in self.shown.show(&mut known, now_millis()) {
-            self.link.keep(topic, text.into_bytes());
+            self.link.publish_retained(topic, text.into_bytes());
         }
         let now = now_millis();
         if self.disks.is_due(now) {
@@ -450,7 +456,7 @@ impl Daemon {
     }
 
     fn warn(&self, kind: &'static str, text: &str) {
-        self.memory.know().warn(kind, text);
+        self.memory.lock().warn(kind, text);
     }
 }
 

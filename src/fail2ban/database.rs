@@ -15,7 +15,7 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
 use super::column;
-use super::table::Table;
+use super::table::AddressMap;
 use crate::wire::range::{self, BANTIME_SECS, TIME_SECS};
 use crate::wire::{Address, Jail};
 
@@ -27,7 +27,7 @@ const MAX_UNREADABLE: usize = 5;
 
 /// What the database says of a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Row {
+pub struct BipsRow {
     /// When it began, in seconds since 1970.
     pub timeofban: i64,
     /// How long it lasts, in seconds; -1 is for ever.
@@ -36,7 +36,7 @@ pub struct Row {
     pub failures: i64,
 }
 
-impl Row {
+impl BipsRow {
     /// When the ban ends, in seconds since 1970; `None`: never.
     #[must_use]
     pub fn end(&self) -> Option<i64> {
@@ -55,7 +55,7 @@ impl Row {
 pub struct Database {
     path: Option<PathBuf>,
     /// fail2ban itself said where it is.
-    told: bool,
+    confirmed: bool,
     /// Open on the file that had this number: fail2ban may put another in its place.
     open: Option<((u64, u64), Connection)>,
     /// The rows that were skipped since they were last reported, in words.
@@ -66,7 +66,7 @@ impl Database {
     /// The database at `path`.
     #[must_use]
     pub fn new(path: Option<PathBuf>) -> Self {
-        Self { path, told: false, open: None, unreadable: Vec::new() }
+        Self { path, confirmed: false, open: None, unreadable: Vec::new() }
     }
 
     /// Where it is.
@@ -82,29 +82,29 @@ impl Database {
     }
 
     /// From now on it is the one at `path`.
-    pub fn move_to(&mut self, path: Option<PathBuf>) {
+    pub fn set_path(&mut self, path: Option<PathBuf>) {
         if path != self.path {
             *self = Self::new(path);
         }
-        self.told = true;
+        self.confirmed = true;
     }
 
     /// Whether fail2ban itself said where it is, and not only its default counts.
     #[must_use]
-    pub fn is_told(&self) -> bool {
-        self.told
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed
     }
 
     /// Whether fail2ban keeps one.
     #[must_use]
-    pub fn is_kept(&self) -> bool {
+    pub fn exists(&self) -> bool {
         self.path.as_deref().is_some_and(Path::exists)
     }
 
     /// When its file was made, in seconds since 1970: rows that are older were in another, or came with
     /// it. `None` where it keeps none; before all times where the file system does not tell.
     #[must_use]
-    pub fn made(&self) -> Option<i64> {
+    pub fn created_at(&self) -> Option<i64> {
         let meta = std::fs::metadata(self.path.as_deref()?).ok()?;
         let age = |at: SystemTime| {
             at.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs().cast_signed())
@@ -116,7 +116,7 @@ impl Database {
     ///
     /// # Errors
     /// Whatever SQLite says.
-    pub fn version(&mut self) -> rusqlite::Result<Option<i64>> {
+    pub fn data_version(&mut self) -> rusqlite::Result<Option<i64>> {
         let Some((file, connection)) = self.connect()? else { return Ok(None) };
         let version: i64 = connection.query_row("PRAGMA data_version", [], |row| row.get(0))?;
         // Of another file it says nothing.
@@ -127,9 +127,13 @@ impl Database {
     ///
     /// # Errors
     /// Whatever SQLite says: that it is locked for too long, say.
-    pub fn rows(&mut self, jail: &Jail, addresses: &[Address]) -> rusqlite::Result<Table<Row>> {
+    pub fn rows(
+        &mut self,
+        jail: &Jail,
+        addresses: &[Address],
+    ) -> rusqlite::Result<AddressMap<BipsRow>> {
         let (mut rows, mut unreadable) = (Vec::new(), Vec::new());
-        let Some((_, connection)) = self.connect()? else { return Ok(Table::default()) };
+        let Some((_, connection)) = self.connect()? else { return Ok(AddressMap::default()) };
         let mut query = connection.prepare_cached(
             "SELECT timeofban, bantime, data FROM bips WHERE jail = ?1 AND ip = ?2",
         )?;
@@ -151,9 +155,9 @@ impl Database {
     ///
     /// # Errors
     /// Whatever SQLite says: that it is locked for too long, say.
-    pub fn all(&mut self, jail: &Jail) -> rusqlite::Result<Table<Row>> {
+    pub fn all(&mut self, jail: &Jail) -> rusqlite::Result<AddressMap<BipsRow>> {
         let (mut rows, mut unreadable) = (Vec::new(), Vec::new());
-        let Some((_, connection)) = self.connect()? else { return Ok(Table::default()) };
+        let Some((_, connection)) = self.connect()? else { return Ok(AddressMap::default()) };
         let mut query = connection
             .prepare_cached("SELECT ip, timeofban, bantime, data FROM bips WHERE jail = ?1")?;
         let mut found = query.query([jail.as_str()])?;
@@ -238,7 +242,7 @@ impl Database {
 
 /// Reads a row from the column of its `timeofban` on; the inner error says which value cannot be read. Numbers are
 /// brought into the range of a message: so every later sum is within bounds.
-fn read(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Result<Row, String>> {
+fn read(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Result<BipsRow, String>> {
     // JSON, as a text or, where Python stored it so, as bytes.
     let data = row.get_ref(first + 2)?.as_bytes_or_null().ok().flatten().unwrap_or(b"{}");
     let data: Value = serde_json::from_slice(data).unwrap_or_default();
@@ -248,7 +252,7 @@ fn read(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Result<Row, S
     };
     let numbers = number("timeofban", timeofban)
         .and_then(|timeofban| Ok((timeofban, number("bantime", bantime)?)));
-    Ok(numbers.map(|(timeofban, bantime)| Row {
+    Ok(numbers.map(|(timeofban, bantime)| BipsRow {
         timeofban: range::into(&TIME_SECS, timeofban),
         bantime: length(bantime),
         failures: column::of_json(&data["failures"]),
@@ -322,9 +326,9 @@ mod tests {
         let jail = Jail::new("sshd").unwrap();
         let addresses = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|ip| Address::new(ip).unwrap());
         let mut database = Database::new(Some(path));
-        let own = Row { timeofban: 1000, bantime: 600, failures: 3 };
-        let import = Row { timeofban: 1000, bantime: -1, failures: 0 };
-        let expected: Table<_> =
+        let own = BipsRow { timeofban: 1000, bantime: 600, failures: 3 };
+        let import = BipsRow { timeofban: 1000, bantime: -1, failures: 0 };
+        let expected: AddressMap<_> =
             [(addresses[0], own), (addresses[1], import)].into_iter().collect();
         assert_eq!(database.rows(&jail, &addresses).unwrap(), expected);
         assert_eq!(database.all(&jail).unwrap(), expected);
@@ -332,9 +336,9 @@ mod tests {
         assert_eq!(database.jails().unwrap(), jails.into());
         assert!(own.is_over(1599) && !own.is_over(1598) && !import.is_over(i64::MAX));
         let mut none = Database::new(None);
-        assert_eq!(none.rows(&jail, &addresses).unwrap(), Table::default());
-        assert_eq!(none.version().unwrap(), None);
-        assert!(!none.is_kept());
+        assert_eq!(none.rows(&jail, &addresses).unwrap(), AddressMap::default());
+        assert_eq!(none.data_version().unwrap(), None);
+        assert!(!none.exists());
     }
 
     #[test]
@@ -342,7 +346,7 @@ mod tests {
         let table = [(600, 600), (0, 0), (-1, -1), (-2, -1), (-3, 0), (-600, 0), (i64::MIN, 0)];
         for (bantime, expected) in table {
             assert_eq!(length(bantime), expected, "{bantime}");
-            let row = Row { timeofban: 1000, bantime: length(bantime), failures: 3 };
+            let row = BipsRow { timeofban: 1000, bantime: length(bantime), failures: 3 };
             assert_eq!(row.is_over(1100), expected == 0, "{bantime}");
         }
     }
@@ -391,8 +395,8 @@ mod tests {
         let jail = Jail::new("sshd").unwrap();
         let [one, two, three, four] = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"]
             .map(|ip| Address::new(ip).unwrap());
-        let row = |bantime, failures| Row { timeofban: 1000, bantime, failures };
-        let expected: Table<_> =
+        let row = |bantime, failures| BipsRow { timeofban: 1000, bantime, failures };
+        let expected: AddressMap<_> =
             [(one, row(612, 3)), (two, row(0, 3)), (four, row(*BANTIME_SECS.end(), 0))]
                 .into_iter()
                 .collect();
@@ -437,14 +441,14 @@ mod tests {
         let fail2ban = Connection::open(&path).unwrap();
         fail2ban.execute_batch(TABLE).unwrap();
         let mut database = Database::new(Some(path.clone()));
-        let first = database.version().unwrap();
-        assert_eq!(database.version().unwrap(), first);
+        let first = database.data_version().unwrap();
+        assert_eq!(database.data_version().unwrap(), first);
         fail2ban.execute_batch("DELETE FROM bips WHERE ip = '192.0.2.1'").unwrap();
-        let second = database.version().unwrap();
+        let second = database.data_version().unwrap();
         assert_ne!(second, first);
         std::fs::rename(&path, dir.path().join("old")).unwrap();
         Connection::open(&path).unwrap().execute_batch(TABLE).unwrap();
-        assert_ne!(database.version().unwrap(), second);
+        assert_ne!(database.data_version().unwrap(), second);
         assert_eq!(database.all(&Jail::new("sshd").unwrap()).unwrap().count(), 2);
     }
 }

@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use crate::wire::range::{self, BANTIME_SECS};
 use crate::wire::{Address, Jail};
 use pickle::{Unreadable, Value};
-use table::Table;
+use table::AddressMap;
 
 const END: &[u8] = b"<F2B_END_COMMAND>";
 
@@ -32,14 +32,14 @@ const END: &[u8] = b"<F2B_END_COMMAND>";
 const MAX_REPLY: usize = 32 * 1024 * 1024;
 
 /// Questions are answered in microseconds, but wait for the bans before them.
-const QUESTION: Duration = Duration::from_secs(20);
+const QUERY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// fail2ban kills an action after 60 s, and a batch is a few of them.
-const ORDER: Duration = Duration::from_secs(150);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// Why fail2ban did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum Fail2banError {
     /// Its socket cannot be connected to, or broke.
     #[error("fail2ban does not answer at {path}: {source}", path = path.display())]
     Away {
@@ -78,7 +78,7 @@ pub enum Error {
     },
 }
 
-impl Error {
+impl Fail2banError {
     /// The jail whose answer is at fault, where the connection can still be used: other jails go on.
     #[must_use]
     pub fn jail(&self) -> Option<&Jail> {
@@ -101,9 +101,10 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Away`].
-    pub async fn connect(path: &Path) -> Result<Self, Error> {
+    pub async fn connect(path: &Path) -> Result<Self, Fail2banError> {
         let connected = UnixStream::connect(path).await;
-        let stream = connected.map_err(|source| Error::Away { path: path.to_owned(), source })?;
+        let stream =
+            connected.map_err(|source| Fail2banError::Away { path: path.to_owned(), source })?;
         Ok(Self { path: path.to_owned(), stream })
     }
 
@@ -111,7 +112,7 @@ impl Client {
     ///
     /// # Errors
     /// Any [`Error`].
-    pub async fn jails(&mut self) -> Result<BTreeSet<Jail>, Error> {
+    pub async fn jails(&mut self) -> Result<BTreeSet<Jail>, Fail2banError> {
         Ok(self.jail_names().await?.iter().filter_map(|name| Jail::new(name).ok()).collect())
     }
 
@@ -119,13 +120,13 @@ impl Client {
     ///
     /// # Errors
     /// Any [`Error`].
-    pub async fn jail_names(&mut self) -> Result<Vec<String>, Error> {
+    pub async fn jail_names(&mut self) -> Result<Vec<String>, Fail2banError> {
         let read = |status: &Value<'_>| {
             let list = field(status, "Jail list")?.text()?;
             let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
             Some(names.map(str::to_owned).collect())
         };
-        self.call(&["status"], QUESTION, read).await
+        self.call(&["status"], QUERY_TIMEOUT, read).await
     }
 
     /// Which of a few addresses a jail bans now: fail2ban compares each with each that it bans, in
@@ -133,11 +134,11 @@ impl Client {
     ///
     /// # Errors
     /// Any [`Error`].
-    pub async fn held(
+    pub async fn is_banned(
         &mut self,
         jail: &Jail,
         addresses: &[Address],
-    ) -> Result<BTreeSet<Address>, Error> {
+    ) -> Result<BTreeSet<Address>, Fail2banError> {
         let texts: Vec<String> = addresses.iter().map(|address| spelled(*address)).collect();
         let mut command = vec!["get", jail.as_str(), "banned"];
         command.extend(texts.iter().map(String::as_str));
@@ -149,7 +150,7 @@ impl Client {
             let held = held.map(|(address, _)| *address).collect();
             (answers.len() == addresses.len()).then_some(held)
         };
-        self.call(&command, QUESTION, read).await
+        self.call(&command, QUERY_TIMEOUT, read).await
     }
 
     /// Every address that a jail bans now, and for how long from its start on, in seconds; below 0 is for
@@ -157,36 +158,36 @@ impl Client {
     ///
     /// # Errors
     /// Any [`Error`].
-    pub async fn all_held(&mut self, jail: &Jail) -> Result<Table<Option<i64>>, Error> {
+    pub async fn bans(&mut self, jail: &Jail) -> Result<AddressMap<Option<i64>>, Fail2banError> {
         let command = ["get", jail.as_str(), "banip", "--with-time"];
         let read = |answer: &Value<'_>| {
             Some(answer.list()?.iter().filter_map(|one| ticket(one.text()?)).collect())
         };
-        self.call(&command, QUESTION, read).await
+        self.call(&command, QUERY_TIMEOUT, read).await
     }
 
     /// How many bans a jail made since it started.
     ///
     /// # Errors
     /// Any [`Error`].
-    pub async fn total(&mut self, jail: &Jail) -> Result<i64, Error> {
+    pub async fn total_bans(&mut self, jail: &Jail) -> Result<i64, Fail2banError> {
         let read = |status: &Value<'_>| field(field(status, "Actions")?, "Total banned")?.int();
-        self.call(&["status", jail.as_str()], QUESTION, read).await
+        self.call(&["status", jail.as_str()], QUERY_TIMEOUT, read).await
     }
 
     /// Which version of fail2ban it is.
     ///
     /// # Errors
     /// Any [`Error`].
-    pub async fn version(&mut self) -> Result<String, Error> {
-        self.call(&["version"], QUESTION, |answer| answer.text().map(str::to_owned)).await
+    pub async fn version(&mut self) -> Result<String, Fail2banError> {
+        self.call(&["version"], QUERY_TIMEOUT, |answer| answer.text().map(str::to_owned)).await
     }
 
     /// The actions of a jail, by name.
     ///
     /// # Errors
     /// Any [`Error`].
-    pub async fn actions(&mut self, jail: &Jail) -> Result<Vec<String>, Error> {
+    pub async fn actions(&mut self, jail: &Jail) -> Result<Vec<String>, Fail2banError> {
         self.texts(jail, "actions").await
     }
 
@@ -195,7 +196,7 @@ impl Client {
     ///
     /// # Errors
     /// Any [`Error`].
-    pub async fn action_names(&mut self, jail: &Jail) -> Result<BTreeSet<Jail>, Error> {
+    pub async fn action_names(&mut self, jail: &Jail) -> Result<BTreeSet<Jail>, Fail2banError> {
         let mut names = BTreeSet::new();
         for action in self.actions(jail).await? {
             let name = self.property(jail, &action, "name").await?;
@@ -208,9 +209,9 @@ impl Client {
     ///
     /// # Errors
     /// Any [`Error`]; a jail that reads the journal has none.
-    pub async fn logs(&mut self, jail: &Jail) -> Result<Vec<String>, Error> {
+    pub async fn logs(&mut self, jail: &Jail) -> Result<Vec<String>, Fail2banError> {
         match self.texts(jail, "logpath").await {
-            Err(Error::Refused { .. }) => Ok(Vec::new()),
+            Err(Fail2banError::Refused { .. }) => Ok(Vec::new()),
             answer => answer,
         }
     }
@@ -225,43 +226,43 @@ impl Client {
         jail: &Jail,
         action: &str,
         name: &str,
-    ) -> Result<String, Error> {
+    ) -> Result<String, Fail2banError> {
         let known = ["get", jail.as_str(), "actionproperties", action];
         let has = |answer: &Value<'_>| {
             Some(answer.list()?.iter().filter_map(Value::text).any(|known| known == name))
         };
-        if !self.call(&known, QUESTION, has).await? {
+        if !self.call(&known, QUERY_TIMEOUT, has).await? {
             return Ok(String::new());
         }
         let command = ["get", jail.as_str(), "action", action, name];
         let read = |answer: &Value<'_>| Some(answer.text().unwrap_or_default().to_owned());
-        self.call(&command, QUESTION, read).await
+        self.call(&command, QUERY_TIMEOUT, read).await
     }
 
-    async fn texts(&mut self, jail: &Jail, what: &str) -> Result<Vec<String>, Error> {
+    async fn texts(&mut self, jail: &Jail, what: &str) -> Result<Vec<String>, Fail2banError> {
         let read = |answer: &Value<'_>| {
             Some(answer.list()?.iter().filter_map(Value::text).map(str::to_owned).collect())
         };
-        self.call(&["get", jail.as_str(), what], QUESTION, read).await
+        self.call(&["get", jail.as_str(), what], QUERY_TIMEOUT, read).await
     }
 
     /// The command that decides which addresses a jail is never to ban; empty where the jail has none.
     ///
     /// # Errors
     /// Any [`Error`].
-    pub async fn ignore_command(&mut self, jail: &Jail) -> Result<String, Error> {
+    pub async fn ignore_command(&mut self, jail: &Jail) -> Result<String, Fail2banError> {
         let read = |answer: &Value<'_>| Some(answer.text().unwrap_or_default().trim().to_owned());
-        self.call(&["get", jail.as_str(), "ignorecommand"], QUESTION, read).await
+        self.call(&["get", jail.as_str(), "ignorecommand"], QUERY_TIMEOUT, read).await
     }
 
     /// For how long its database keeps old rows, in seconds.
     ///
     /// # Errors
     /// Any [`Error`].
-    pub async fn purge_age(&mut self) -> Result<i64, Error> {
+    pub async fn purge_age(&mut self) -> Result<i64, Fail2banError> {
         // None where it keeps no database.
         let read = |answer: &Value<'_>| Some(answer.int().unwrap_or(0));
-        self.call(&["get", "dbpurgeage"], QUESTION, read).await
+        self.call(&["get", "dbpurgeage"], QUERY_TIMEOUT, read).await
     }
 
     /// The server's process.
@@ -275,25 +276,25 @@ impl Client {
     ///
     /// # Errors
     /// Any [`Error`].
-    pub async fn bantime(&mut self, jail: &Jail) -> Result<i64, Error> {
+    pub async fn bantime(&mut self, jail: &Jail) -> Result<i64, Fail2banError> {
         let read = |answer: &Value<'_>| answer.int().map(bounded);
-        self.call(&["get", jail.as_str(), "bantime"], QUESTION, read).await
+        self.call(&["get", jail.as_str(), "bantime"], QUERY_TIMEOUT, read).await
     }
 
     /// What a jail is never to ban: addresses, networks, names and `file:`, as they were set.
     ///
     /// # Errors
     /// Any [`Error`].
-    pub async fn ignored(&mut self, jail: &Jail) -> Result<Vec<String>, Error> {
+    pub async fn ignored(&mut self, jail: &Jail) -> Result<Vec<String>, Fail2banError> {
         let read = |answer: &Value<'_>| Some(answer.list()?.iter().flat_map(entries).collect());
-        self.call(&["get", jail.as_str(), "ignoreip"], QUESTION, read).await
+        self.call(&["get", jail.as_str(), "ignoreip"], QUERY_TIMEOUT, read).await
     }
 
     /// Bans addresses in a jail; answers how many were not banned before.
     ///
     /// # Errors
     /// Any [`Error`].
-    pub async fn ban(&mut self, jail: &Jail, addresses: &[Address]) -> Result<i64, Error> {
+    pub async fn ban(&mut self, jail: &Jail, addresses: &[Address]) -> Result<i64, Fail2banError> {
         self.order(jail, "banip", addresses).await
     }
 
@@ -301,7 +302,11 @@ impl Client {
     ///
     /// # Errors
     /// Any [`Error`].
-    pub async fn unban(&mut self, jail: &Jail, addresses: &[Address]) -> Result<i64, Error> {
+    pub async fn unban(
+        &mut self,
+        jail: &Jail,
+        addresses: &[Address],
+    ) -> Result<i64, Fail2banError> {
         self.order(jail, "unbanip", addresses).await
     }
 
@@ -309,8 +314,8 @@ impl Client {
     ///
     /// # Errors
     /// Any [`Error`].
-    pub async fn max_retry(&mut self, jail: &Jail) -> Result<i64, Error> {
-        self.call(&["get", jail.as_str(), "maxretry"], QUESTION, number).await
+    pub async fn max_retry(&mut self, jail: &Jail) -> Result<i64, Fail2banError> {
+        self.call(&["get", jail.as_str(), "maxretry"], QUERY_TIMEOUT, number).await
     }
 
     /// Lets a jail detect an address: each text is a failure. Bans are made a moment later. It does not
@@ -323,11 +328,11 @@ impl Client {
         jail: &Jail,
         address: Address,
         failures: &[&str],
-    ) -> Result<(), Error> {
+    ) -> Result<(), Fail2banError> {
         let address = spelled(address);
         let mut command = vec!["set", jail.as_str(), "attempt", &address];
         command.extend(failures);
-        self.call(&command, QUESTION, |_| Some(())).await
+        self.call(&command, QUERY_TIMEOUT, |_| Some(())).await
     }
 
     async fn order(
@@ -335,22 +340,22 @@ impl Client {
         jail: &Jail,
         what: &str,
         addresses: &[Address],
-    ) -> Result<i64, Error> {
+    ) -> Result<i64, Fail2banError> {
         let texts: Vec<String> = addresses.iter().map(|address| spelled(*address)).collect();
         let mut command = vec!["set", jail.as_str(), what];
         command.extend(texts.iter().map(String::as_str));
-        self.call(&command, ORDER, number).await
+        self.call(&command, COMMAND_TIMEOUT, number).await
     }
 
     /// Where its database is, if it keeps one.
     ///
     /// # Errors
     /// Any [`Error`].
-    pub async fn database(&mut self) -> Result<Option<PathBuf>, Error> {
+    pub async fn database(&mut self) -> Result<Option<PathBuf>, Fail2banError> {
         let read = |answer: &Value<'_>| {
             Some(answer.text().filter(|path| path.starts_with('/')).map(PathBuf::from))
         };
-        self.call(&["get", "dbfile"], QUESTION, read).await
+        self.call(&["get", "dbfile"], QUERY_TIMEOUT, read).await
     }
 
     /// Sends one command and reads its answer; `read` answers `None` where it is not what that command
@@ -360,7 +365,7 @@ impl Client {
         command: &[&str],
         limit: Duration,
         read: impl FnOnce(&Value<'_>) -> Option<T>,
-    ) -> Result<T, Error> {
+    ) -> Result<T, Fail2banError> {
         let shown = shorten(command);
         let exchange = async {
             self.stream.write_all(&pickle::write(command)).await?;
@@ -368,12 +373,12 @@ impl Client {
             self.reply().await
         };
         let reply = match timeout(limit, exchange).await {
-            Err(_) => return Err(Error::Slow { command: shown, seconds: limit.as_secs() }),
-            Ok(Err(source)) => return Err(Error::Away { path: self.path.clone(), source }),
+            Err(_) => return Err(Fail2banError::Slow { command: shown, seconds: limit.as_secs() }),
+            Ok(Err(source)) => return Err(Fail2banError::Away { path: self.path.clone(), source }),
             Ok(Ok(reply)) => reply,
         };
         let jail = || command.get(1).and_then(|name| Jail::new(name).ok());
-        let unreadable = |why: &dyn ToString| Error::Unreadable {
+        let unreadable = |why: &dyn ToString| Fail2banError::Unreadable {
             jail: jail(),
             command: shown.clone(),
             why: why.to_string(),
@@ -387,7 +392,7 @@ impl Client {
                     Value::List(pair) if pair.len() == 2 => explain(&pair[1]),
                     other => explain(other),
                 };
-                Err(Error::Refused { jail: jail(), command: shown, why })
+                Err(Fail2banError::Refused { jail: jail(), command: shown, why })
             }
         }
     }
@@ -421,10 +426,11 @@ impl Client {
 ///
 /// # Errors
 /// Any [`Error`].
-pub async fn database_path(socket: &Path) -> Result<Option<PathBuf>, Error> {
+pub async fn database_path(socket: &Path) -> Result<Option<PathBuf>, Fail2banError> {
     const PATIENCE: Duration = Duration::from_secs(5);
     let ask = async { Client::connect(socket).await?.database().await };
-    let slow = |_| Error::Slow { command: "get dbfile".to_owned(), seconds: PATIENCE.as_secs() };
+    let slow =
+        |_| Fail2banError::Slow { command: "get dbfile".to_owned(), seconds: PATIENCE.as_secs() };
     timeout(PATIENCE, ask).await.map_err(slow)?
 }
 

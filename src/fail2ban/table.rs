@@ -5,15 +5,15 @@ use crate::wire::Address;
 
 /// A value for each of some addresses, in their order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Table<V>(Vec<(Address, V)>);
+pub struct AddressMap<V>(Vec<(Address, V)>);
 
-impl<V> Default for Table<V> {
+impl<V> Default for AddressMap<V> {
     fn default() -> Self {
         Self(Vec::new())
     }
 }
 
-impl<V> FromIterator<(Address, V)> for Table<V> {
+impl<V> FromIterator<(Address, V)> for AddressMap<V> {
     fn from_iter<I: IntoIterator<Item = (Address, V)>>(rows: I) -> Self {
         let mut rows: Vec<_> = rows.into_iter().collect();
         rows.sort_unstable_by_key(|(address, _)| *address);
@@ -22,7 +22,7 @@ impl<V> FromIterator<(Address, V)> for Table<V> {
     }
 }
 
-impl<V> Table<V> {
+impl<V> AddressMap<V> {
     /// The value of an address.
     #[must_use]
     pub fn get(&self, address: Address) -> Option<&V> {

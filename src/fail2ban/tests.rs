@@ -83,11 +83,11 @@ async fn questions_are_asked_and_answers_read() {
     assert_eq!(jails, ["recidive", "sshd"]);
     let asked = ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(|ip| Address::new(ip).unwrap());
     let jail = Jail::new("sshd").unwrap();
-    assert_eq!(client.held(&jail, &asked[..2]).await.unwrap(), BTreeSet::from([asked[0]]));
-    let held = client.all_held(&jail).await.unwrap();
+    assert_eq!(client.is_banned(&jail, &asked[..2]).await.unwrap(), BTreeSet::from([asked[0]]));
+    let held = client.bans(&jail).await.unwrap();
     let expected = [(asked[0], Some(600)), (asked[2], Some(-1))];
     assert_eq!(held, expected.into_iter().collect());
-    assert_eq!(client.total(&jail).await.unwrap(), 7);
+    assert_eq!(client.total_bans(&jail).await.unwrap(), 7);
     let requests = server.await.unwrap();
     assert_eq!(requests[0], write(&["status"]));
     assert_eq!(requests[1], write(&["get", "sshd", "banned", "192.0.2.1", "192.0.2.2"]));

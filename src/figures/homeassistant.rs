@@ -131,7 +131,7 @@ fn slug(name: &str) -> String {
 }
 
 fn numbers(figures: &Figures) -> String {
-    let count = |jail: &super::JailFigures| jail.detected + jail.imported;
+    let count = |jail: &super::JailCounts| jail.detected + jail.imported;
     let jails: Map<_, _> = figures
         .jails
         .iter()
@@ -233,7 +233,7 @@ fn device(prefix: &Topic, topic: &Topic, host: &HostName, figures: &Figures) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::figures::JailFigures;
+    use crate::figures::JailCounts;
     use crate::guard::gate::tests::admit;
     use crate::wire::Jail;
 
@@ -244,7 +244,7 @@ mod tests {
 
     fn figures(detected: usize) -> Figures {
         let jail = Jail::new("sshd").unwrap();
-        let jails = vec![JailFigures { jail, detected, imported: 40, lifted: 0 }];
+        let jails = vec![JailCounts { jail, detected, imported: 40, lifted: 0 }];
         Figures { jails, ..Figures::default() }
     }
 

@@ -17,12 +17,12 @@ const EVERY: i64 = 10_000;
 
 /// The file, and when it was written last.
 #[derive(Debug)]
-pub struct Metrics {
+pub struct TextfileWriter {
     path: PathBuf,
     written: i64,
 }
 
-impl Metrics {
+impl TextfileWriter {
     /// Figures are to be in this file.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
@@ -54,7 +54,7 @@ impl Metrics {
 
 /// The text of a reading.
 fn render(figures: &Figures) -> String {
-    let mut page = Page::default();
+    let mut page = Exposition::default();
     page.gauge("build_info", "The running version; always 1.");
     page.with("build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1);
     page.gauge("start_time_seconds", "When the service started, in seconds since 1970.");
@@ -129,9 +129,9 @@ fn render(figures: &Figures) -> String {
 
 /// A page of metrics, each named `f2bmqtt_…`.
 #[derive(Default)]
-struct Page(String);
+struct Exposition(String);
 
-impl Page {
+impl Exposition {
     fn gauge(&mut self, name: &str, help: &str) {
         self.head(name, help, "gauge");
     }
@@ -168,7 +168,7 @@ mod tests {
     use crate::abuseipdb::answer::Quota;
     use crate::abuseipdb::glance::{Call, Glance};
     use crate::config::Certificate;
-    use crate::figures::JailFigures;
+    use crate::figures::JailCounts;
     use crate::fleet::limits::BoundedTable;
     use crate::wire::Jail;
 
@@ -179,7 +179,7 @@ mod tests {
         Figures {
             since: 1_795_342_588,
             connected: true,
-            jails: vec![JailFigures { jail, detected: 3, imported: 40, lifted: 1 }],
+            jails: vec![JailCounts { jail, detected: 3, imported: 40, lifted: 1 }],
             limits: [(BoundedTable::Claims, 1_795_342_600)].into(),
             certificates: vec![Certificate {
                 kind: "ca",
@@ -209,7 +209,7 @@ mod tests {
             assert!(text.lines().any(|have| have == line), "{line} in\n{text}");
         }
         assert!(!text.contains("table=\"peers\""), "no limit of that table was reached");
-        let mut page = Page::default();
+        let mut page = Exposition::default();
         page.with("x", &[("jail", &"a\"b\\c")], 1);
         assert_eq!(page.0, "f2bmqtt_x{jail=\"a\\\"b\\\\c\"} 1\n");
     }
@@ -218,7 +218,7 @@ mod tests {
     fn the_file_is_replaced_whole_and_others_can_read_it() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("f2bmqtt.prom");
-        let mut metrics = Metrics::new(path.clone());
+        let mut metrics = TextfileWriter::new(path.clone());
         assert!(metrics.is_due(1_000_000));
         metrics.write(&figures(), 1_000_000).unwrap();
         assert!(!metrics.is_due(1_009_999) && metrics.is_due(1_010_000));
@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
         metrics.clear();
         assert!(!path.exists());
-        let refused = Metrics::new(root.path().join("no/f2bmqtt.prom")).write(&figures(), 1);
+        let refused = TextfileWriter::new(root.path().join("no/f2bmqtt.prom")).write(&figures(), 1);
         assert!(refused.unwrap_err().starts_with("cannot write "));
     }
 }

@@ -7,19 +7,19 @@ pub mod metrics;
 use std::collections::BTreeMap;
 
 use self::homeassistant::{HomeAssistant, Kept};
-use self::metrics::Metrics;
+use self::metrics::TextfileWriter;
 use crate::abuseipdb::glance::Glance;
 use crate::config::{Certificate, Config, Tls};
 use crate::fleet::limits::{BoundedTable, ReachedLimits};
 use crate::guard::RejectCounters;
 use crate::guard::gate::Admitted;
-use crate::memory::Known;
+use crate::memory::DaemonState;
 use crate::paths::Paths;
 use crate::wire::{Event, Jail};
 
 /// What one jail of this host holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JailFigures {
+pub struct JailCounts {
     /// Its name.
     pub jail: Jail,
     /// Bans that this host detected.
@@ -32,7 +32,7 @@ pub struct JailFigures {
 
 /// What went over the link since the daemon started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
+pub struct LinkCounters {
     /// How often a connection came up.
     pub connections: u64,
     /// Events, parts of snapshots and presences that came in and could be read, this host's own included.
@@ -55,7 +55,7 @@ pub struct Figures {
     /// fail2ban answers.
     pub fail2ban: bool,
     /// The jails that take part, by name.
-    pub jails: Vec<JailFigures>,
+    pub jails: Vec<JailCounts>,
     /// Bans of other hosts that are known, whether they are held here or not.
     pub claims: usize,
     /// Other hosts that are known.
@@ -63,7 +63,7 @@ pub struct Figures {
     /// Events that wait for the broker.
     pub waiting: usize,
     /// What went over the link.
-    pub traffic: Traffic,
+    pub traffic: LinkCounters,
     /// What was refused.
     pub refused: RejectCounters,
     /// When each table reached a limit last within a day, in seconds since 1970.
@@ -76,30 +76,30 @@ pub struct Figures {
 
 /// Those who are shown it, as the settings say.
 #[derive(Debug)]
-pub struct Shown {
+pub struct Exporters {
     paths: Paths,
     since: i64,
     /// The link to the broker is up.
     pub connected: bool,
     /// What went over it.
-    pub traffic: Traffic,
-    metrics: Option<Metrics>,
+    pub traffic: LinkCounters,
+    metrics: Option<TextfileWriter>,
     home: Option<HomeAssistant>,
     tls: Option<Tls>,
 }
 
-impl Shown {
+impl Exporters {
     /// Nothing is shown yet. `since` is when the daemon started, in seconds since 1970.
     #[must_use]
     pub fn new(config: &Config, paths: &Paths, since: i64) -> Self {
-        let metrics = Metrics::new(paths.metrics());
+        let metrics = TextfileWriter::new(paths.metrics());
         metrics.clear();
         let home = config.ha_prefix.clone();
         Self {
             paths: paths.clone(),
             since,
             connected: false,
-            traffic: Traffic::default(),
+            traffic: LinkCounters::default(),
             metrics: config.metrics.then_some(metrics),
             home: home.map(|at| HomeAssistant::new(at, config.topic.clone(), config.node.clone())),
             tls: config.tls.clone(),
@@ -134,7 +134,7 @@ impl Shown {
 
     /// Shows what has changed: writes the file, and answers what the broker is to keep. `now` is in
     /// milliseconds since 1970.
-    pub fn show(&mut self, known: &mut Known, now: i64) -> Vec<Kept> {
+    pub fn show(&mut self, known: &mut DaemonState, now: i64) -> Vec<Kept> {
         let to_home = self.connected && self.home.as_ref().is_some_and(|home| home.is_due(now));
         let to_file = self.metrics.as_ref().is_some_and(|metrics| metrics.is_due(now));
         if !to_home && !to_file {
@@ -157,7 +157,7 @@ impl Shown {
         self.tls.as_ref().map(Tls::certificates).unwrap_or_default()
     }
 
-    fn read(&self, known: &Known, now: i64) -> Figures {
+    fn read(&self, known: &DaemonState, now: i64) -> Figures {
         Figures {
             since: self.since,
             connected: self.connected,
@@ -165,7 +165,7 @@ impl Shown {
             jails: known.fleet.jail_counts(),
             claims: known.fleet.claims(),
             hosts: known.fleet.hosts().0,
-            waiting: known.outbox.waiting(),
+            waiting: known.outbox.queued(),
             traffic: self.traffic,
             refused: known.refused.clone(),
             limits: last_reached(known.fleet.limits(), now),

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use super::look::{LocalBan, Scan, ServerInstance};
 use super::marks::Import;
 use super::{Controller, Record, own, to_secs};
-use crate::fail2ban::database::Row;
-use crate::fail2ban::table::Table;
+use crate::fail2ban::database::BipsRow;
+use crate::fail2ban::table::AddressMap;
 use crate::wire::{Address, Jail};
 
 impl Controller {
@@ -69,13 +69,13 @@ impl Controller {
         for address in told {
             self.drop_detection(&(jail.clone(), address));
         }
-        self.observe_offline_jail(jail, &Table::default(), now);
+        self.observe_offline_jail(jail, &AddressMap::default(), now);
     }
 
     /// A jail that fail2ban does not have now, or fail2ban is away, and the rows of it.
-    pub fn observe_offline_jail(&mut self, jail: &Jail, rows: &Table<Row>, now: i64) {
+    pub fn observe_offline_jail(&mut self, jail: &Jail, rows: &AddressMap<BipsRow>, now: i64) {
         if let Some(awaited) = self.expected_jails.get_mut(jail) {
-            let lasts = |(_, row): &(Address, &Row)| !row.is_over(to_secs(now));
+            let lasts = |(_, row): &(Address, &BipsRow)| !row.is_over(to_secs(now));
             *awaited = rows.iter().filter(lasts).map(|(address, _)| address).collect();
         }
         let local = self.jails.entry(jail.clone()).or_default();
@@ -142,7 +142,7 @@ impl Controller {
         let these: BTreeSet<&Jail> = these.collect();
         let others = self.jails.keys().filter(|jail| !these.contains(jail)).cloned();
         for jail in others.collect::<Vec<_>>() {
-            self.observe_offline_jail(&jail, &Table::default(), now);
+            self.observe_offline_jail(&jail, &AddressMap::default(), now);
         }
     }
 
@@ -175,9 +175,9 @@ mod tests {
         names.iter().map(|name| Jail::new(name).unwrap()).collect()
     }
 
-    fn rows() -> Table<Row> {
+    fn rows() -> AddressMap<BipsRow> {
         let address = Address::new("192.0.2.1").unwrap();
-        std::iter::once((address, Row { timeofban: NOW / 1000, bantime: -1, failures: 3 }))
+        std::iter::once((address, BipsRow { timeofban: NOW / 1000, bantime: -1, failures: 3 }))
             .collect()
     }
 
@@ -282,11 +282,11 @@ mod tests {
             );
             let address = Address::new(address).unwrap();
             fleet.apply_event(&unban(address), NOW);
-            assert!(matches!(fleet.next(NOW), Effect::Persist(_)));
+            assert!(matches!(fleet.next_effect(NOW), Effect::Persist(_)));
             fleet.on_persisted(true, NOW);
-            assert_eq!(fleet.next(NOW), Effect::ApplyTombstone(web.clone(), vec![address]));
+            assert_eq!(fleet.next_effect(NOW), Effect::ApplyTombstone(web.clone(), vec![address]));
             fleet.on_done(0, NOW);
-            let _ = fleet.next(NOW);
+            let _ = fleet.next_effect(NOW);
             assert_eq!(fleet.tombstones.ids_of(&(sshd.clone(), address)).is_empty(), waits);
         }
     }
@@ -314,7 +314,7 @@ mod tests {
                 jails(&["bad", "sshd"]),
                 now,
             );
-            while let Effect::Observe(jail, None) = fleet.next(now) {
+            while let Effect::Observe(jail, None) = fleet.next_effect(now) {
                 if jail == bad {
                     fleet.on_failed();
                     fleet.observe_offline_jail(&bad, &rows(), now);

@@ -8,7 +8,7 @@ use super::limits::BoundedTable;
 use super::look::{JailState, PendingDetection};
 use super::remember::RecordKey;
 use super::{BanKey, Controller, GC_INTERVAL, Record, to_secs};
-use crate::fail2ban::database::Row;
+use crate::fail2ban::database::BipsRow;
 use crate::wire::{
     Action, Address, Ban, Event, FleetUnban, HostName, HostState, JailScope, Presence, Reason,
     Shard, ShardEntry, ShardId, SpooledEvent,
@@ -331,7 +331,7 @@ impl Controller {
     pub fn on_local_event<E>(
         &mut self,
         told: &SpooledEvent,
-        row: impl FnOnce() -> Result<Option<Option<Row>>, E>,
+        row: impl FnOnce() -> Result<Option<Option<BipsRow>>, E>,
         now: i64,
     ) -> Result<Option<Event>, E> {
         let key = (told.jail.clone(), told.address);

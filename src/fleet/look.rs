@@ -9,8 +9,8 @@ use super::claims::Claim;
 use super::marks::Import;
 use super::queue::Ticket;
 use super::tombstones::{self, Usage};
-use crate::fail2ban::database::Row;
-use crate::fail2ban::table::Table;
+use crate::fail2ban::database::BipsRow;
+use crate::fail2ban::table::AddressMap;
 use crate::ignored::IgnoreList;
 use crate::wire::{Address, Ban, UnbanId};
 
@@ -28,9 +28,9 @@ pub struct ServerInstance {
 pub struct Observation {
     /// What it bans: for so many seconds from its start on, below 0 for ever; `None` where only that it
     /// does was asked.
-    pub held: Table<Option<i64>>,
+    pub held: AddressMap<Option<i64>>,
     /// Rows of fail2ban's database.
-    pub rows: Table<Row>,
+    pub rows: AddressMap<BipsRow>,
     /// When its database was made, in seconds since 1970; `None`: it keeps none.
     pub database: Option<i64>,
     /// How many bans the jail made since it started, where that was asked.
@@ -217,7 +217,7 @@ impl JailState {
         let last = self.last_observation.as_ref();
         let other = last.is_none_or(|last| last.server != pulse.server);
         let fewer = last.is_some_and(|last| look.total.is_some_and(|total| total < last.total));
-        let lacks = |(address, row): (Address, &Row)| {
+        let lacks = |(address, row): (Address, &BipsRow)| {
             let end = self.entries.get(&address).and_then(|case| case.held_until);
             !row.is_over(secs) && !look.held.has(address) && end.is_some_and(|end| end > secs + 1)
         };
@@ -229,8 +229,9 @@ impl JailState {
         }
         // **For a minute after its start, longer while it still restores, one by one.**
         if whole && self.is_restoring(secs) {
-            let lasts =
-                |(address, row): &(Address, &Row)| !row.is_over(secs) && !look.held.has(*address);
+            let lasts = |(address, row): &(Address, &BipsRow)| {
+                !row.is_over(secs) && !look.held.has(*address)
+            };
             let missing = look.rows.iter().filter(lasts).count();
             if missing < self.restoring.1 {
                 let longer =
@@ -334,9 +335,9 @@ mod tests {
     fn a_jail_restores_for_a_minute_and_as_long_as_bans_come_back() {
         let (mut local, pace) = (JailState::default(), Timing::default());
         local.record_observation(&mut look(0), pulse(6, 1), true, NOW - 900_000, &pace);
-        let rows: Table<_> = (1..=9)
+        let rows: AddressMap<_> = (1..=9)
             .map(|n| Address::new(&format!("192.0.2.{n}")).unwrap())
-            .map(|address| (address, Row { timeofban: SECS, bantime: 6000, failures: 3 }))
+            .map(|address| (address, BipsRow { timeofban: SECS, bantime: 6000, failures: 3 }))
             .collect();
         let restored = |count: usize| {
             let held = rows.addresses().take(count).map(|address| (address, Some(600))).collect();

@@ -4,7 +4,7 @@
 use smallvec::SmallVec;
 
 use super::claims::SeenTombstones;
-use crate::fail2ban::database::Row;
+use crate::fail2ban::database::BipsRow;
 use crate::wire::{Ban, HostName};
 
 /// fail2ban kills an action after a minute, and a batch is a few of them: no answer comes later.
@@ -51,7 +51,7 @@ pub struct ImportObservation {
     /// It bans the address.
     pub held: bool,
     /// Its row.
-    pub row: Option<Row>,
+    pub row: Option<BipsRow>,
     /// When its database was made, in seconds since 1970; `None`: it keeps none.
     pub database: Option<i64>,
     /// Which run of the jail this is.
@@ -96,14 +96,14 @@ impl Import {
     /// **A mark counts only while the row's `timeofban` is the mark's.** An older row that lasts is
     /// another ban's, if fail2ban had time to write this one's.
     #[must_use]
-    pub fn is_compatible_with(&self, row: Row, now: i64) -> bool {
+    pub fn is_compatible_with(&self, row: BipsRow, now: i64) -> bool {
         let waits = row.is_over(now) || now <= self.confirmed_at.saturating_add(WRITTEN);
         self.owns_row(row) || row.timeofban < self.requested_at - 1 && waits
     }
 
     /// Whether a row is the import's.
     #[must_use]
-    pub fn owns_row(&self, row: Row) -> bool {
+    pub fn owns_row(&self, row: BipsRow) -> bool {
         let ours = self.requested_at - 1..=self.confirmed_at.saturating_add(1);
         row.failures == 0 && ours.contains(&row.timeofban)
     }
@@ -155,11 +155,11 @@ mod tests {
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "most of a table is rows")]
-    fn row(timeofban: i64, bantime: i64, failures: i64) -> Option<Row> {
-        Some(Row { timeofban, bantime, failures })
+    fn row(timeofban: i64, bantime: i64, failures: i64) -> Option<BipsRow> {
+        Some(BipsRow { timeofban, bantime, failures })
     }
 
-    fn seen(held: bool, row: Option<Row>) -> ImportObservation {
+    fn seen(held: bool, row: Option<BipsRow>) -> ImportObservation {
         ImportObservation {
             held,
             row,

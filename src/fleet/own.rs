@@ -1,6 +1,6 @@
 //! **Own**: what this host detected itself and holds. That, and nothing else, its snapshot tells the fleet.
 
-use crate::fail2ban::database::Row;
+use crate::fail2ban::database::BipsRow;
 use crate::wire::Ban;
 
 /// What is known here of one address.
@@ -10,7 +10,7 @@ pub struct LocalBanFacts {
     /// failures prolong it), below 0 for ever.
     pub held: Option<i64>,
     /// fail2ban's row of it.
-    pub row: Option<Row>,
+    pub row: Option<BipsRow>,
     /// A detection that notify told of and that is not in the database yet, or ever: a full disk, or none.
     pub pending: Option<Ban>,
     /// It is marked as an import.
@@ -29,7 +29,7 @@ pub struct LocalBanFacts {
 pub fn was_removed_by_operator(
     last: Ban,
     rowed: bool,
-    row: Option<Row>,
+    row: Option<BipsRow>,
     now: i64,
     purge_age: i64,
 ) -> bool {
@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn what_ends_before_its_time_and_leaves_no_row_was_lifted() {
         let last = Ban { start: 1000, bantime: 600 };
-        let row = Some(Row { timeofban: 1000, bantime: 600, failures: 3 });
+        let row = Some(BipsRow { timeofban: 1000, bantime: 600, failures: 3 });
         let table = [
             (last, true, None, 1100, true),
             (last, false, None, 1100, true),
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn what_was_detected_here_and_is_held_is_own() {
-        let row = |timeofban, bantime, failures| Some(Row { timeofban, bantime, failures });
+        let row = |timeofban, bantime, failures| Some(BipsRow { timeofban, bantime, failures });
         let ban = |start, bantime| Some(Ban { start, bantime });
         let own = LocalBanFacts {
             held: Some(600),

@@ -10,7 +10,7 @@ use super::marks::{Import, ImportObservation, ImportSource, ImportSources, Impor
 use super::reconcile::{self, Decision};
 use super::work::Pending;
 use super::{BanKey, Controller, Record, lease, own, to_secs};
-use crate::fail2ban::database::Row;
+use crate::fail2ban::database::BipsRow;
 use crate::ignored::IgnoreReason;
 use crate::wire::{Address, Ban, Jail};
 
@@ -430,7 +430,7 @@ impl Controller {
 }
 
 /// When what fail2ban holds began, in seconds since 1970, where that is known.
-fn began_at(mark: Option<&Import>, told: Option<Ban>, row: Option<Row>) -> Option<i64> {
+fn began_at(mark: Option<&Import>, told: Option<Ban>, row: Option<BipsRow>) -> Option<i64> {
     match (mark, told, row) {
         (None, Some(told), _) => Some(told.start),
         (Some(mark), _, Some(row)) if mark.owns_row(row) => Some(row.timeofban),

@@ -4,7 +4,7 @@
 use super::Controller;
 use super::limits::ReachedLimits;
 use super::look::JailState;
-use crate::figures::JailFigures;
+use crate::figures::JailCounts;
 use crate::wire::{HostName, HostState, Jail, Presence};
 
 impl Controller {
@@ -84,12 +84,12 @@ impl Controller {
 
     /// What each jail of this host holds.
     #[must_use]
-    pub fn jail_counts(&self) -> Vec<JailFigures> {
+    pub fn jail_counts(&self) -> Vec<JailCounts> {
         let figures = |jail: &Jail| {
             let local = self.jails.get(jail);
             let marked =
                 |local: &JailState| local.entries.values().filter(|c| c.import.is_some()).count();
-            JailFigures {
+            JailCounts {
                 jail: jail.clone(),
                 detected: local.map_or(0, |local| local.local_bans.len()),
                 imported: local.map_or(0, marked),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::BanKey;
-use crate::fail2ban::database::Row;
+use crate::fail2ban::database::BipsRow;
 use crate::guard::{HORIZON, HORIZON_MARGIN};
 use crate::wire::{Action, Event, HostName, Reason, SpooledEvent, UnbanId};
 
@@ -132,7 +132,7 @@ impl Sequencer {
     pub fn event<E>(
         &mut self,
         told: &SpooledEvent,
-        row: impl FnOnce() -> Result<Option<Option<Row>>, E>,
+        row: impl FnOnce() -> Result<Option<Option<BipsRow>>, E>,
         unbans: Vec<UnbanId>,
         now: i64,
     ) -> Result<Option<Event>, E> {
@@ -163,13 +163,13 @@ impl Sequencer {
 /// lift from a stop (`row` is `None`).
 fn reason<E>(
     told: &SpooledEvent,
-    row: impl FnOnce() -> Result<Option<Option<Row>>, E>,
+    row: impl FnOnce() -> Result<Option<Option<BipsRow>>, E>,
     now: i64,
 ) -> Result<Option<Reason>, E> {
     if told.action == Action::Ban {
         return Ok(Some(Reason::Detected));
     }
-    let over = Row { timeofban: told.time, bantime: told.bantime, failures: told.failures };
+    let over = BipsRow { timeofban: told.time, bantime: told.bantime, failures: told.failures };
     if told.time > 0 && told.bantime > 0 && over.is_over(now) {
         return Ok(Some(Reason::Expired));
     }
@@ -203,14 +203,14 @@ mod tests {
 
     #[test]
     fn an_unban_is_told_if_it_was_lifted_or_is_over() {
-        let row = |timeofban| Row { timeofban, bantime: 600, failures: 3 };
+        let row = |timeofban| BipsRow { timeofban, bantime: 600, failures: 3 };
         let unban = told(Action::Unban, 1000);
         let table = [
             (Some(Some(row(1000))), 1600, Some(Reason::Expired)),
             (Some(Some(row(1000))), 1599, Some(Reason::Expired)),
             (Some(Some(row(1000))), 1200, None),
             // A bantime that was shortened: the row has the old one.
-            (Some(Some(Row { bantime: 9999, ..row(1000) })), 1600, Some(Reason::Expired)),
+            (Some(Some(BipsRow { bantime: 9999, ..row(1000) })), 1600, Some(Reason::Expired)),
             // A ban that was told with another time: the row decides.
             (Some(Some(row(400))), 1200, Some(Reason::Expired)),
             (Some(None), 1200, Some(Reason::Lifted)),

@@ -65,7 +65,7 @@ pub(super) enum Pending {
 
 impl Controller {
     /// The next step. **What is intended is on disk before fail2ban is told.**
-    pub fn next(&mut self, now: i64) -> Effect {
+    pub fn next_effect(&mut self, now: i64) -> Effect {
         self.gc(now);
         self.collect_tombstones(now);
         let searching = self.release_claims();

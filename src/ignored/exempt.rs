@@ -13,7 +13,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::names::{MAX_NAMES, Names, Resolution};
 use super::{IgnoreList, IgnoreReason, network};
-use crate::broker::Peers;
+use crate::broker::PeerAddresses;
 use crate::wire::Jail;
 
 /// The largest file of addresses that is read, in bytes.
@@ -27,7 +27,7 @@ pub struct IgnoreListResolver {
     /// Where the brokers are: names or addresses.
     brokers: Vec<String>,
     /// Where a broker was really reached: exempt whatever the resolver says.
-    peers: Peers,
+    peers: PeerAddresses,
     /// This host's own name.
     own: String,
     names: Names,
@@ -43,7 +43,7 @@ impl IgnoreListResolver {
 
     /// Also exempts the brokers that a link was connected to.
     #[must_use]
-    pub fn with_peers(self, peers: Peers) -> Self {
+    pub fn with_peers(self, peers: PeerAddresses) -> Self {
         Self { peers, ..self }
     }
 
@@ -315,7 +315,7 @@ mod tests {
 
     #[tokio::test]
     async fn connected_broker_is_exempt_whatever_its_name_stands_for() {
-        let peers = Peers::default();
+        let peers = PeerAddresses::default();
         let mut exempt = IgnoreListResolver::default().with_peers(peers.clone());
         peers.record("203.0.113.7".parse().unwrap());
         let (ignored, _) = exempt.resolve(&jail(), &[]).await;

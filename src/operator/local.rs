@@ -69,7 +69,7 @@ pub async fn jails(paths: &Paths) -> Result<BTreeSet<Jail>, String> {
 
 async fn patiently<T>(
     patience: Duration,
-    ask: impl Future<Output = Result<T, crate::fail2ban::Error>>,
+    ask: impl Future<Output = Result<T, crate::fail2ban::Fail2banError>>,
 ) -> Result<T, String> {
     match timeout(patience, ask).await {
         Ok(answer) => answer.map_err(|error| error.to_string()),
@@ -105,7 +105,7 @@ impl Here {
             let mut client = Client::connect(&paths.fail2ban).await?;
             let mut here = Self { jails: client.jails().await?, ..Self::default() };
             for jail in here.jails.clone() {
-                if !client.held(&jail, &[address]).await?.is_empty() {
+                if !client.is_banned(&jail, &[address]).await?.is_empty() {
                     here.banned.insert(jail.clone());
                 }
                 if !config.sharing.includes(&jail) {

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::gather::{Gathering, Step};
 use super::local;
 use super::view::{Heard, View};
-use crate::broker::{Client, Event, Link};
+use crate::broker::{ClientOptions, LinkEvent, MqttLink};
 use crate::clock::now_millis;
 use crate::config::{Broker, Config, Topic};
 use crate::error::Error;
@@ -38,7 +38,7 @@ pub enum Message {
 #[derive(Debug)]
 pub struct Visit {
     topic: Topic,
-    link: Link,
+    link: MqttLink,
     began: Instant,
     gathering: Gathering,
     /// Which broker it is.
@@ -51,7 +51,7 @@ impl Visit {
     /// # Errors
     /// [`Error::Undone`]: why there is no connection.
     pub async fn begin(config: &Config, paths: &Paths) -> Result<Self, Error> {
-        let mut link = Link::new(config, client(config, first(&config.topic)));
+        let mut link = MqttLink::new(config, client(config, first(&config.topic)));
         let began = Instant::now();
         let broker = connect(&mut link, config).await?;
         let gathering = Gathering::new(config.signing.is_some(), millis(began), millis(began));
@@ -126,22 +126,24 @@ impl Visit {
         Ok(Some(heard))
     }
 
-    fn take(&mut self, event: Event) -> Result<Heard, Error> {
+    fn take(&mut self, event: LinkEvent) -> Result<Heard, Error> {
         match event {
-            Event::Message(message) => {
+            LinkEvent::Message(message) => {
                 let time = now_millis();
                 Ok(self.gathering.hear(&message, millis(self.began), time))
             }
-            Event::SubscribeRefused(_) => Err(refused(&self.topic)),
-            Event::Lost { broker, why } => Err(lost(&broker, &why)),
+            LinkEvent::SubscribeRefused(_) => Err(refused(&self.topic)),
+            LinkEvent::Lost { broker, why } => Err(lost(&broker, &why)),
             // The gate's counters are the daemon's.
-            Event::Refused(rejected) => {
+            LinkEvent::Refused(rejected) => {
                 if let (Some(host), Some(number)) = (rejected.host(), rejected.shard()) {
                     self.gathering.view.reject(host, number);
                 }
                 Ok(Heard::Nothing)
             }
-            Event::Connected(_) | Event::Published(_) | Event::QosLowered => Ok(Heard::Nothing),
+            LinkEvent::Connected(_) | LinkEvent::Published(_) | LinkEvent::QosLowered => {
+                Ok(Heard::Nothing)
+            }
         }
     }
 
@@ -154,7 +156,7 @@ impl Visit {
         let mut waiting: BTreeSet<String> = BTreeSet::new();
         let mut left = messages.iter().enumerate();
         loop {
-            while self.link.room() > 0 {
+            while self.link.capacity() > 0 {
                 let Some((number, message)) = left.next() else { break };
                 self.hand_over(number.to_string(), message);
                 waiting.insert(number.to_string());
@@ -164,7 +166,7 @@ impl Visit {
             }
             let rest = until.saturating_duration_since(Instant::now());
             match timeout(rest, self.link.event()).await {
-                Ok(Event::Published(name)) => drop(waiting.remove(&name)),
+                Ok(LinkEvent::Published(name)) => drop(waiting.remove(&name)),
                 Ok(event) => drop(self.take(event)?),
                 Err(_) => {
                     let limit = ACKNOWLEDGE.as_secs();
@@ -182,16 +184,23 @@ impl Visit {
                 self.link.publish(name, self.topic.event(topic), text.clone().into_bytes());
             }
             Message::Keep(topic, text) => {
-                self.link.replace(name, self.topic.retained(topic), text.clone().into_bytes());
+                self.link.publish_retained_tracked(
+                    name,
+                    self.topic.retained(topic),
+                    text.clone().into_bytes(),
+                );
             }
-            Message::Clear(topic) => self.link.replace(name, topic.clone(), Vec::new()),
+            Message::Clear(topic) => {
+                self.link.publish_retained_tracked(name, topic.clone(), Vec::new())
+            }
         }
     }
 
     /// Says good-bye.
     pub async fn end(mut self) {
         if self.link.close() {
-            let gone = async { while !matches!(self.link.event().await, Event::Lost { .. }) {} };
+            let gone =
+                async { while !matches!(self.link.event().await, LinkEvent::Lost { .. }) {} };
             let _ = timeout(GOODBYE, gone).await;
         }
     }
@@ -199,7 +208,7 @@ impl Visit {
 
 /// How a command presents itself: under a name of its own each time, so that it takes no other's place.
 #[must_use]
-pub fn client(config: &Config, topics: Vec<String>) -> Client {
+pub fn client(config: &Config, topics: Vec<String>) -> ClientOptions {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -207,7 +216,7 @@ pub fn client(config: &Config, topics: Vec<String>) -> Client {
     )]
     let number = (random::chance() * f64::from(u32::MAX)) as u32;
     let id = format!("f2bmqtt-{}-{number:08x}", config.node);
-    Client { id, persistent: false, topics, others: Vec::new(), will: None }
+    ClientOptions { id, persistent: false, topics, others: Vec::new(), will: None }
 }
 
 /// What is subscribed to first.
@@ -217,12 +226,12 @@ pub fn first(topic: &Topic) -> Vec<String> {
 }
 
 /// Tries each broker once.
-async fn connect(link: &mut Link, config: &Config) -> Result<Broker, Error> {
+async fn connect(link: &mut MqttLink, config: &Config) -> Result<Broker, Error> {
     let mut tried = 0;
     loop {
         match link.event().await {
-            Event::Connected(broker) => return Ok(broker),
-            Event::Lost { broker, why } => {
+            LinkEvent::Connected(broker) => return Ok(broker),
+            LinkEvent::Lost { broker, why } => {
                 tried += 1;
                 if tried >= config.brokers.len() {
                     return Err(lost(&broker, &why));

@@ -43,7 +43,7 @@ fn work(fleet: &mut Controller, disk: &mut PersistedState) {
     let jails = BTreeSet::from([Jail::new("sshd").unwrap()]);
     fleet.on_heartbeat(Heartbeat { server, data_version: Some(1) }, jails, NOW);
     for _ in 0..1_000 {
-        match fleet.next(NOW) {
+        match fleet.next_effect(NOW) {
             Effect::Idle => return,
             Effect::Continue => {}
             Effect::Persist(changes) => {

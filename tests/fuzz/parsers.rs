@@ -160,7 +160,7 @@ pub(crate) fn arguments(arguments: &[u8]) {
     let text = String::from_utf8_lossy(arguments);
     let words: Vec<&str> = text.split('\0').collect();
     let word = |n: usize| words.get(n).copied().unwrap_or("");
-    let call = notify::Call {
+    let call = notify::NotifyCall {
         jail: word(0),
         address: word(1),
         bantime: word(2),

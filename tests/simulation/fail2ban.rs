@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use f2bmqtt::fail2ban::database::Row;
+use f2bmqtt::fail2ban::database::BipsRow;
 use f2bmqtt::wire::Address;
 
 use crate::chance::Chance;
@@ -55,7 +55,7 @@ pub(crate) struct Fail2ban {
     /// Changes with each write.
     pub(crate) version: i64,
     pub(crate) tickets: BTreeMap<Address, Ticket>,
-    pub(crate) rows: BTreeMap<Address, Row>,
+    pub(crate) rows: BTreeMap<Address, BipsRow>,
     /// When its database was made; it is lost before the next start.
     pub(crate) made: i64,
     pub(crate) lost: bool,
@@ -257,7 +257,7 @@ impl Fail2ban {
             }
             *count += 1;
             let Ticket { time, bantime, failures, .. } = *ticket;
-            self.rows.insert(address, Row { timeofban: time, bantime, failures });
+            self.rows.insert(address, BipsRow { timeofban: time, bantime, failures });
             self.version += 1;
         }
     }

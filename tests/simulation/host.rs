@@ -8,7 +8,7 @@ use f2bmqtt::fleet::look::{Heartbeat, Observation, ServerInstance};
 use f2bmqtt::fleet::work::{Effect, Target};
 use f2bmqtt::fleet::{BanKey, Controller, PersistedState, Record, Timing};
 use f2bmqtt::guard::RejectReason;
-use f2bmqtt::notify::Call;
+use f2bmqtt::notify::NotifyCall;
 use f2bmqtt::wire::seal::SigningKeys;
 use f2bmqtt::wire::{
     Action as Word, Address, Event, HostName as Name, Jail, Presence, Reason, SpooledEvent,
@@ -168,7 +168,7 @@ impl HostName {
             let (address, bantime, restored) =
                 (address.to_string(), text(ticket.bantime), text(i64::from(ticket.restored)));
             let (failures, time) = (text(ticket.failures), text(ticket.time));
-            let call = Call {
+            let call = NotifyCall {
                 jail: "sshd",
                 address: &address,
                 bantime: &bantime,
@@ -318,7 +318,7 @@ impl HostName {
             fleet.observe_offline_jail(&jail(), &rows, now);
         }
         fleet.on_fail2ban_down(self.told);
-        if let Effect::Persist(changes) = fleet.next(now) {
+        if let Effect::Persist(changes) = fleet.next_effect(now) {
             for change in changes {
                 self.disk.apply(change);
             }
@@ -331,7 +331,7 @@ impl HostName {
         for _ in 0..200 {
             let now = self.millis();
             let Some(fleet) = &mut self.fleet else { return Ok(()) };
-            let step = fleet.next(now);
+            let step = fleet.next_effect(now);
             fleet.check_invariants().unwrap();
             match step {
                 Effect::Idle => return Ok(()),

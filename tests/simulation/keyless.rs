@@ -65,7 +65,7 @@ fn work(fleet: &mut Controller) {
     let jails = BTreeSet::from([Jail::new("sshd").unwrap()]);
     fleet.on_heartbeat(Heartbeat { server, data_version: Some(1) }, jails, NOW);
     loop {
-        match fleet.next(NOW) {
+        match fleet.next_effect(NOW) {
             Effect::Idle => return,
             Effect::Continue => {}
             Effect::Persist(_) => fleet.on_persisted(true, NOW),

@@ -69,7 +69,7 @@ fn one_word_each_of_two_jails_is_looked_at_once_and_done() {
         }
         let (mut glances, mut imports) = (0, 0);
         for _ in 0..30 {
-            match fleet.next(now) {
+            match fleet.next_effect(now) {
                 Effect::Idle => break,
                 Effect::Persist(_) => fleet.on_persisted(true, now),
                 Effect::Observe(jail, of) => {
@@ -106,7 +106,7 @@ fn looks_that_take_long_and_others_words_both_have_their_turn() {
             fleet.apply_event(&Event { jail, ..event(Action::Ban, "web1", now) }, now);
         }
         while now < begun + 2_000 {
-            match fleet.next(now) {
+            match fleet.next_effect(now) {
                 Effect::Idle => now = begun + 2_000,
                 Effect::Persist(_) => fleet.on_persisted(true, now),
                 Effect::Observe(jail, of) => {
@@ -350,7 +350,7 @@ fn flood_of_fleet_unbans_and_bans_take_turns() {
     it.hears(&event(Action::Ban, "web1", NOW));
     let mut effects = Vec::new();
     while !effects.contains(&"ban") {
-        match it.fleet.next(it.now) {
+        match it.fleet.next_effect(it.now) {
             Effect::Persist(_) => it.fleet.on_persisted(true, it.now),
             Effect::Observe(jail, of) => {
                 let look =

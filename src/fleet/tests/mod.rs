@@ -12,7 +12,7 @@ use super::claims::ClaimState;
 use super::look::{Observation, ServerInstance};
 use super::work::Effect;
 use super::*;
-use crate::fail2ban::database::Row;
+use crate::fail2ban::database::BipsRow;
 use crate::wire::{
     Action, Ban, Event, HostState, Shard, ShardEntry, ShardId, SpooledEvent, UnbanId,
 };
@@ -70,7 +70,7 @@ fn part(from: &str, stamp: i64, listed: &[&str]) -> Shard {
 struct Bench {
     fleet: Controller,
     held: BTreeMap<Address, Option<i64>>,
-    rows: BTreeMap<Address, Row>,
+    rows: BTreeMap<Address, BipsRow>,
     disk: PersistedState,
     server: ServerInstance,
     /// When fail2ban's database was made.
@@ -101,7 +101,7 @@ impl Bench {
         let mut told = Vec::new();
         loop {
             let secs = self.now / 1000;
-            let answer = match self.fleet.next(self.now) {
+            let answer = match self.fleet.next_effect(self.now) {
                 Effect::Idle => return told,
                 Effect::Continue => continue,
                 Effect::Persist(changes) => {
@@ -129,7 +129,7 @@ impl Bench {
                 Effect::Ban(_, work) => {
                     told.push("ban");
                     for work in &work {
-                        let row = Row { timeofban: secs, bantime: 600, failures: 0 };
+                        let row = BipsRow { timeofban: secs, bantime: 600, failures: 0 };
                         self.held.insert(work.address, Some(600));
                         self.rows.insert(work.address, row);
                     }
@@ -301,7 +301,7 @@ fn what_was_lifted_here_stays_lifted_until_its_origin_bans_anew() {
 #[test]
 fn a_fleet_unban_frees_what_is_the_host_s_own_and_a_claim_has_to_carry_it() {
     let mut it = Bench::new();
-    let row = Row { timeofban: NOW / 1000, bantime: 600, failures: 3 };
+    let row = BipsRow { timeofban: NOW / 1000, bantime: 600, failures: 3 };
     it.held.insert(address(IP), Some(600));
     it.rows.insert(address(IP), row);
     assert_eq!(it.works(), NOTHING);
@@ -339,7 +339,7 @@ fn a_clock_that_was_set_back_holds_nothing_up() {
 fn false_claim_in_this_host_s_name_is_corrected_within_seconds() {
     let mut it = Bench::new();
     it.fleet.on_connected(NOW);
-    let banned = Row { timeofban: NOW / 1000, bantime: 600, failures: 3 };
+    let banned = BipsRow { timeofban: NOW / 1000, bantime: 600, failures: 3 };
     it.held.insert(address(IP), Some(600));
     it.rows.insert(address(IP), banned);
     // What a message in its name claims, of which address, and whether the snapshot has to correct that.
@@ -393,7 +393,7 @@ fn a_full_disk_stops_no_ban_and_is_written_when_there_is_room() {
     it.hears(&event(Action::Ban, "web1", 10));
     let mut steps = Vec::new();
     for _ in 0..9 {
-        match it.fleet.next(it.now) {
+        match it.fleet.next_effect(it.now) {
             Effect::Persist(_) => {
                 steps.push("save");
                 it.fleet.on_persisted(false, it.now);

@@ -37,7 +37,7 @@ fn a_detection_that_has_no_row_is_remembered_until_it_has_one() {
     assert_eq!(it.disk.pending_detections.len(), 1, "the row should have been there by now");
     it.restarts();
     assert_eq!(listed(&mut it), [address(IP)]);
-    it.rows.insert(address(IP), Row { timeofban: start, bantime: 600, failures: 3 });
+    it.rows.insert(address(IP), BipsRow { timeofban: start, bantime: 600, failures: 3 });
     it.works();
     it.works();
     assert_eq!(it.disk.pending_detections.len(), 0);
@@ -81,7 +81,7 @@ fn what_is_not_in_a_new_database_nobody_lifted() {
         if own {
             it.held.insert(address(IP), Some(600));
             let timeofban = it.now / 1000;
-            it.rows.insert(address(IP), Row { timeofban, bantime: 600, failures: 3 });
+            it.rows.insert(address(IP), BipsRow { timeofban, bantime: 600, failures: 3 });
         }
         it.hears(&event(Action::Ban, "web1", 10));
         assert_eq!(it.works().is_empty(), own);
@@ -158,7 +158,7 @@ fn forged_event_of_this_host_makes_no_ban_its_own() {
 #[test]
 fn ban_that_fail2ban_is_about_to_restore_is_freed_once_it_is_back() {
     let mut it = Bench::new();
-    it.rows.insert(address(IP), Row { timeofban: NOW / 1000, bantime: 600, failures: 3 });
+    it.rows.insert(address(IP), BipsRow { timeofban: NOW / 1000, bantime: 600, failures: 3 });
     assert_eq!(it.works(), NOTHING);
     let id = Some(UnbanId::made_by(&host("web2"), NOW));
     let reason = Some(crate::wire::Reason::Fleet);

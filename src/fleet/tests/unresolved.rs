@@ -17,11 +17,11 @@ fn round(fleet: &mut Controller, now: i64, ignored: &IgnoreList, held: &[&str]) 
     );
     let mut steps = Vec::new();
     loop {
-        match fleet.next(now) {
+        match fleet.next_effect(now) {
             Effect::Idle => return steps,
             Effect::Persist(_) => fleet.on_persisted(true, now),
             Effect::Observe(jail, of) => {
-                let row = Row { timeofban: MADE, bantime: 600, failures: 0 };
+                let row = BipsRow { timeofban: MADE, bantime: 600, failures: 0 };
                 let look = Observation {
                     held: held.iter().map(|ip| (address(ip), end)).collect(),
                     rows: held.iter().map(|ip| (address(ip), row)).collect(),

@@ -147,7 +147,7 @@ impl Ban {
         let failures = fail2ban.max_retry(jail).await?.clamp(1, 100);
         let failures = vec![FAILURE; usize::try_from(failures).unwrap_or(1)];
         let shared = share::is_done(fail2ban, jail).await?;
-        let before = fail2ban.all_held(jail).await?;
+        let before = fail2ban.bans(jail).await?;
         let (mut notes, since) = (Notes::open(&paths.by_hand())?, now_secs());
         let (there, new): (BTreeSet<Address>, BTreeSet<Address>) =
             addresses.iter().partition(|address| before.has(**address));
@@ -162,7 +162,7 @@ impl Ban {
         }
         let until = Instant::now() + BANS;
         let held = loop {
-            let held = fail2ban.all_held(jail).await?;
+            let held = fail2ban.bans(jail).await?;
             if new.iter().all(|address| held.has(*address)) {
                 break held;
             }

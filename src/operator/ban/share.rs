@@ -8,9 +8,9 @@ use tokio::time::sleep;
 use crate::clock::now_secs;
 use crate::error::Error;
 use crate::fail2ban::database::Database;
-use crate::fail2ban::table::Table;
+use crate::fail2ban::table::AddressMap;
 use crate::fail2ban::{self, Client};
-use crate::notify::{self, Call};
+use crate::notify::{self, NotifyCall};
 use crate::operator::local;
 use crate::paths::Paths;
 use crate::wire::{Address, Jail};
@@ -25,11 +25,14 @@ const SLACK: i64 = 2;
 ///
 /// # Errors
 /// Any of [`fail2ban::Error`].
-pub(super) async fn is_done(fail2ban: &mut Client, jail: &Jail) -> Result<bool, fail2ban::Error> {
+pub(super) async fn is_done(
+    fail2ban: &mut Client,
+    jail: &Jail,
+) -> Result<bool, fail2ban::Fail2banError> {
     for action in fail2ban.actions(jail).await? {
         match fail2ban.property(jail, &action, "actionban").await {
             Ok(text) if notify::is_called_by(&text) => return Ok(true),
-            Ok(_) | Err(fail2ban::Error::Refused { .. }) => {}
+            Ok(_) | Err(fail2ban::Fail2banError::Refused { .. }) => {}
             Err(error) => return Err(error),
         }
     }
@@ -70,7 +73,7 @@ pub(super) async fn banned_by_hand(
 pub(super) fn tell_now(
     jail: &Jail,
     addresses: &BTreeSet<Address>,
-    held: &Table<Option<i64>>,
+    held: &AddressMap<Option<i64>>,
     failures: usize,
     paths: &Paths,
 ) -> Result<(), Error> {
@@ -89,7 +92,7 @@ fn notify(
     paths: &Paths,
 ) -> Result<(), Error> {
     let text = |number: i64| number.to_string();
-    let call = Call {
+    let call = NotifyCall {
         jail: jail.as_str(),
         address: &address.to_string(),
         bantime: &text(bantime),
@@ -109,7 +112,7 @@ pub(super) async fn tell(
     fail2ban: &mut Client,
     jail: &Jail,
     new: &BTreeSet<Address>,
-    held: &Table<Option<i64>>,
+    held: &AddressMap<Option<i64>>,
     (since, failures): (i64, usize),
     paths: &Paths,
 ) -> Result<(), Error> {
@@ -122,7 +125,7 @@ pub(super) async fn tell(
             // An older ban's row stays until the new one's takes its place.
             match rows.get(*address).filter(|row| row.timeofban >= since - SLACK) {
                 Some(row) => break row.timeofban,
-                None if !database.is_kept() || Instant::now() > until => break now_secs(),
+                None if !database.exists() || Instant::now() > until => break now_secs(),
                 None => sleep(Duration::from_millis(50)).await,
             }
         };

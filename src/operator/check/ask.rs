@@ -10,7 +10,7 @@ use super::jails::{self, Action, Configured, Running, Server};
 use super::look;
 use super::reports::is_reporter;
 use crate::abuseipdb::{call, key};
-use crate::fail2ban::{Client, Error};
+use crate::fail2ban::{Client, Fail2banError};
 use crate::files::trust::Keeps;
 use crate::ignored::IgnoreListResolver;
 use crate::wire::Jail;
@@ -49,7 +49,7 @@ async fn look_at(server: &mut Server, ignored: &[Vec<String>]) {
 }
 
 /// Answers with the `ignoreip` of each jail as well.
-async fn ask(socket: &Path) -> Result<(Server, Vec<Vec<String>>), Error> {
+async fn ask(socket: &Path) -> Result<(Server, Vec<Vec<String>>), Fail2banError> {
     let mut client = Client::connect(socket).await?;
     let version = client.version().await?;
     let database = client.database().await?;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use super::finding::Finding;
 use super::probe::PATIENCE;
-use crate::broker::{Stage, Why};
+use crate::broker::{ConnectStage, DisconnectReason};
 use crate::config::{Broker, Config};
 use crate::figures::homeassistant;
 use crate::fleet::snapshot::SHARD_BYTES;
@@ -28,7 +28,7 @@ pub(super) enum Way {
     /// None of its addresses answers.
     NoPort(Vec<(IpAddr, Port)>),
     /// It answers, and does not let this host in.
-    NoEntry { ports: Vec<(IpAddr, Port)>, why: Why },
+    NoEntry { ports: Vec<(IpAddr, Port)>, why: DisconnectReason },
     /// This host is in, and listened for a moment.
     In { ports: Vec<(IpAddr, Port)>, heard: Box<Heard> },
 }
@@ -69,7 +69,7 @@ pub(super) struct Shard {
 #[derive(Debug, Default)]
 pub(super) struct Heard {
     /// Why the broker refuses a persistent session with a retained last will, where it takes a client without.
-    pub(super) refused_as_daemon: Option<Why>,
+    pub(super) refused_as_daemon: Option<DisconnectReason>,
     /// The broker grants QoS 0 only.
     pub(super) qos_lowered: bool,
     /// `None` if it was not published.
@@ -181,13 +181,13 @@ fn closed(broker: &Broker, address: IpAddr, port: &Port) -> Finding {
 }
 
 /// TLS and the login.
-fn entry(broker: &Broker, config: &Config, why: Option<&Why>) -> Vec<Finding> {
+fn entry(broker: &Broker, config: &Config, why: Option<&DisconnectReason>) -> Vec<Finding> {
     let user = config.user();
     let protected =
         || Finding::well("broker_tls", format!("the broker {broker} has a valid certificate"));
     let mut found = Vec::new();
     let stage = why.map(|why| why.stage);
-    if config.tls.is_some() && matches!(stage, None | Some(Stage::Login)) {
+    if config.tls.is_some() && matches!(stage, None | Some(ConnectStage::Login)) {
         found.push(protected());
     }
     let Some(why) = why else {
@@ -201,17 +201,17 @@ fn entry(broker: &Broker, config: &Config, why: Option<&Why>) -> Vec<Finding> {
     let again = "then: systemctl restart f2bmqttsub";
     let text = format!("no connection to the broker {broker}: {why}");
     found.push(match why.stage {
-        Stage::Login => Finding::fault("broker_login", text).next(format!(
+        ConnectStage::Login => Finding::fault("broker_login", text).next(format!(
             "on the hub: mosquitto_passwd -b /etc/mosquitto/passwd {} PASSWORD; \
              systemctl reload mosquitto\n\
              on this host: set the same login in mqtt.env, {again}\n\
              if the hub restricts client IDs (mosquitto: clientid_prefixes): allow f2bmqtt-",
             user.as_deref().unwrap_or("USER")
         )),
-        Stage::Tls => Finding::fault("broker_tls", text).next(format!(
+        ConnectStage::Tls => Finding::fault("broker_tls", text).next(format!(
             "check MQTT_TLS, MQTT_CAFILE, MQTT_CERT and MQTT_KEY in mqtt.env, {again}"
         )),
-        Stage::Other => Finding::fault("broker_login", text)
+        ConnectStage::Other => Finding::fault("broker_login", text)
             .next("read the log of the hub: journalctl -u mosquitto -n 20"),
     });
     found
@@ -370,8 +370,8 @@ mod tests {
         found.map(|finding| (finding.id, finding.state, finding.text)).collect()
     }
 
-    fn why(stage: Stage, text: &str) -> Why {
-        Why { stage, text: text.to_owned() }
+    fn why(stage: ConnectStage, text: &str) -> DisconnectReason {
+        DisconnectReason { stage, text: text.to_owned() }
     }
 
     fn probes(table: [(bool, bool); 4]) -> Vec<Probe> {
@@ -401,12 +401,12 @@ mod tests {
                 "cannot connect to the broker hub:1883 at 192.0.2.1: no answer within 3 s: the packets are dropped on the way",
             ),
             (
-                Way::NoEntry { ports: open(), why: why(Stage::Login, "no") },
+                Way::NoEntry { ports: open(), why: why(ConnectStage::Login, "no") },
                 "broker_login",
                 "no connection to the broker hub:1883: no",
             ),
             (
-                Way::NoEntry { ports: open(), why: why(Stage::Tls, "no") },
+                Way::NoEntry { ports: open(), why: why(ConnectStage::Tls, "no") },
                 "broker_tls",
                 "no connection to the broker hub:1883: no",
             ),
@@ -487,7 +487,7 @@ mod tests {
             shard: Some(Shard { taken, arrivals }),
             ..Heard::default()
         };
-        let refused = Some(why(Stage::Tls, "it hangs up"));
+        let refused = Some(why(ConnectStage::Tls, "it hangs up"));
         let table = [
             (shard(true, 2), State::Well, "the broker hub:1883 keeps retained messages of 16 KiB"),
             (shard(true, 1), State::Fault, "the broker hub:1883 does not keep retained messages"),

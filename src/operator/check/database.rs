@@ -21,7 +21,7 @@ pub(super) enum Contents {
 pub(super) fn read(server: &Server) -> Contents {
     let Some(path) = &server.database else { return Contents::Off };
     let mut database = Database::new(Some(path.clone()));
-    if !database.is_kept() {
+    if !database.exists() {
         return Contents::Missing;
     }
     for jail in &server.jails {

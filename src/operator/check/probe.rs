@@ -11,7 +11,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::broker::{Heard, Port, Probe, Reached, Shard, Way};
-use crate::broker::{self, Client, Event, Link, Stage, Why};
+use crate::broker::{self, ClientOptions, ConnectStage, DisconnectReason, LinkEvent, MqttLink};
 use crate::clock::now_millis;
 use crate::config::{self, Broker, Config, Topic};
 use crate::daemon;
@@ -67,16 +67,16 @@ async fn go(config: &Config, broker: &Broker, instance: &str) -> Way {
     let own = config.topic.retained(&format!("state/{}/check/{mark}", config.node));
     let only = Config { brokers: vec![broker.clone()], ..config.clone() };
     let refused = enter_as_daemon(&only, &id, &own).await;
-    if let Some(why) = refused.as_ref().filter(|why| why.stage == Stage::Login) {
+    if let Some(why) = refused.as_ref().filter(|why| why.stage == ConnectStage::Login) {
         return Way::NoEntry { ports, why: why.clone() };
     }
     let home = config.ha_prefix.as_ref().map(|prefix| homeassistant::topics(prefix, &config.node));
     let others = home.iter().flatten().cloned().chain([own.clone()]).collect();
-    let client = Client { id, persistent: false, topics: Vec::new(), others, will: None };
+    let client = ClientOptions { id, persistent: false, topics: Vec::new(), others, will: None };
     let heard = Heard { refused_as_daemon: refused.clone(), ..Heard::default() };
-    let mut ear = Ear { link: Link::new(&only, client), config, instance, mark, own, heard };
+    let mut ear = Ear { link: MqttLink::new(&only, client), config, instance, mark, own, heard };
     match ear.link.event().await {
-        Event::Lost { why, .. } => Way::NoEntry { ports, why: refused.unwrap_or(why) },
+        LinkEvent::Lost { why, .. } => Way::NoEntry { ports, why: refused.unwrap_or(why) },
         _ => Way::In { ports, heard: Box::new(ear.listen().await) },
     }
 }
@@ -84,12 +84,12 @@ async fn go(config: &Config, broker: &Broker, instance: &str) -> Way {
 /// Connects with a persistent session and a retained last will, as the daemon does; answers why the broker
 /// refuses that. The will is empty, so the broker keeps nothing even if this process is killed. The session
 /// has no subscriptions, and is removed.
-async fn enter_as_daemon(only: &Config, id: &str, own: &str) -> Option<Why> {
+async fn enter_as_daemon(only: &Config, id: &str, own: &str) -> Option<DisconnectReason> {
     let (topics, others) = (Vec::new(), Vec::new());
     let will = Some((own.to_owned(), String::new()));
-    let client = Client { id: id.to_owned(), persistent: true, topics, others, will };
-    let mut link = Link::new(only, client);
-    if let Event::Lost { why, .. } = link.event().await {
+    let client = ClientOptions { id: id.to_owned(), persistent: true, topics, others, will };
+    let mut link = MqttLink::new(only, client);
+    if let LinkEvent::Lost { why, .. } = link.event().await {
         return Some(why);
     }
     disconnect(&mut link).await;
@@ -98,9 +98,9 @@ async fn enter_as_daemon(only: &Config, id: &str, own: &str) -> Option<Why> {
 }
 
 /// Ends a connection, once the broker has acknowledged what it was sent.
-async fn disconnect(link: &mut Link) {
+async fn disconnect(link: &mut MqttLink) {
     if link.close() {
-        let lost = async { while !matches!(link.event().await, Event::Lost { .. }) {} };
+        let lost = async { while !matches!(link.event().await, LinkEvent::Lost { .. }) {} };
         let _ = timeout(BACK, lost).await;
     }
 }
@@ -137,7 +137,7 @@ async fn knock(at: SocketAddr) -> Port {
 
 /// Listens on a connection.
 struct Ear<'a> {
-    link: Link,
+    link: MqttLink,
     config: &'a Config,
     /// The ID of the daemon's run, if a daemon runs.
     instance: &'a str,
@@ -211,14 +211,14 @@ impl Ear<'_> {
         self.heard.shard = Some(Shard::default());
         let until = Instant::now() + BACK;
         let shard = shard.to_string().into_bytes();
-        self.link.replace(SHARD.to_owned(), own.to_owned(), shard);
+        self.link.publish_retained_tracked(SHARD.to_owned(), own.to_owned(), shard);
         self.shard_is(until, |shard| shard.taken && shard.arrivals > 0).await;
         if !self.heard.cut {
             self.link.subscribe(&[own.to_owned()]);
             self.shard_is(until, |shard| shard.arrivals > 1).await;
         }
         if !self.heard.cut {
-            self.link.replace(String::new(), own.to_owned(), Vec::new());
+            self.link.publish_retained_tracked(String::new(), own.to_owned(), Vec::new());
             // The good-bye waits until the broker has this.
         }
     }
@@ -254,19 +254,19 @@ impl Ear<'_> {
         }
     }
 
-    fn take(&mut self, event: Event) {
+    fn take(&mut self, event: LinkEvent) {
         match event {
-            Event::Message(message) => self.message(&message),
-            Event::Published(name) if name == SHARD => {
+            LinkEvent::Message(message) => self.message(&message),
+            LinkEvent::Published(name) if name == SHARD => {
                 self.heard.shard.iter_mut().for_each(|shard| shard.taken = true);
             }
-            Event::Published(stands_for) => {
+            LinkEvent::Published(stands_for) => {
                 let mut probes = self.heard.probes.iter_mut();
                 if let Some(probe) = probes.find(|probe| probe.topic == stands_for) {
                     probe.taken = true;
                 }
             }
-            Event::SubscribeRefused(topics) => {
+            LinkEvent::SubscribeRefused(topics) => {
                 let known = &mut self.heard.refused;
                 for topic in topics {
                     // It is asked for again, and refused again.
@@ -276,20 +276,20 @@ impl Ear<'_> {
                     }
                 }
             }
-            Event::Lost { .. } => self.heard.cut = true,
-            Event::Refused(rejected) if rejected.reason() == RejectReason::WrongTopic => {
+            LinkEvent::Lost { .. } => self.heard.cut = true,
+            LinkEvent::Refused(rejected) if rejected.reason() == RejectReason::WrongTopic => {
                 let topic = Topic::of_presence(rejected.topic());
                 if self.heard.other_topics.len() < MAX_TOPICS {
                     self.heard.other_topics.extend(topic.map(str::to_owned));
                 }
             }
-            Event::Refused(rejected) => {
+            LinkEvent::Refused(rejected) => {
                 self.heard.others = true;
                 let host = self.other(rejected.host());
                 self.heard.refusals.extend(host.map(|host| (host, rejected.reason())));
             }
-            Event::QosLowered => self.heard.qos_lowered = true,
-            Event::Connected(_) => {}
+            LinkEvent::QosLowered => self.heard.qos_lowered = true,
+            LinkEvent::Connected(_) => {}
         }
     }
 

@@ -16,7 +16,7 @@ use super::clock::Clock;
 use super::gather::Step;
 use super::out::Out;
 use super::visit;
-use crate::broker::{Event, Link};
+use crate::broker::{LinkEvent, MqttLink};
 use crate::clock::now_millis;
 use crate::config::{Config, Topic};
 use crate::error::Error;
@@ -52,7 +52,7 @@ pub fn run() -> Result<(), Error> {
 
 /// Where the fleet is heard.
 struct Ear {
-    link: Link,
+    link: MqttLink,
     topic: Topic,
     seen: Seen,
 }
@@ -70,7 +70,7 @@ enum Came {
 impl Ear {
     fn new(config: &Config) -> Self {
         let topics = [vec![config.topic.events()], visit::first(&config.topic)].concat();
-        let link = Link::new(config, visit::client(config, topics));
+        let link = MqttLink::new(config, visit::client(config, topics));
         Self {
             link,
             topic: config.topic.clone(),
@@ -90,22 +90,22 @@ impl Ear {
         }
     }
 
-    fn take(&mut self, event: Event) -> Option<Came> {
+    fn take(&mut self, event: LinkEvent) -> Option<Came> {
         match event {
-            Event::Connected(broker) => {
+            LinkEvent::Connected(broker) => {
                 self.seen.connected(now_millis());
                 Some(Came::Connected(broker.to_string()))
             }
-            Event::Lost { broker, why } => {
+            LinkEvent::Lost { broker, why } => {
                 Some(Came::Lost(format!("no connection to the broker {broker}: {why}")))
             }
-            Event::SubscribeRefused(_) => {
+            LinkEvent::SubscribeRefused(_) => {
                 let topic = self.topic.branches();
                 let what = format!("the broker refuses the subscription to {topic}");
                 Some(Came::Lost(format!("{what}. Check the broker's access rules")))
             }
-            Event::Message(message) => self.seen.hear(&message, now_millis()).map(Came::News),
-            Event::Published(_) | Event::Refused(_) | Event::QosLowered => None,
+            LinkEvent::Message(message) => self.seen.hear(&message, now_millis()).map(Came::News),
+            LinkEvent::Published(_) | LinkEvent::Refused(_) | LinkEvent::QosLowered => None,
         }
     }
 
