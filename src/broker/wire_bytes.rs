@@ -49,13 +49,13 @@ async fn packets_of_a_session_have_the_same_bytes() {
     };
     let mut link = MqttLink::new(&config, client);
     let broker = tokio::spawn(broker(listener));
-    assert!(matches!(link.event().await, SessionEvent::Connected(_)));
+    assert!(matches!(link.event().await, LinkEvent::Connected(_)));
     assert_eq!(link.peers().addresses(), [std::net::IpAddr::from([127, 0, 0, 1])]);
     link.publish("first".to_owned(), "t/ban".to_owned(), b"{}".to_vec());
-    assert!(matches!(link.event().await, SessionEvent::Published(name) if name == "first"));
+    assert!(matches!(link.event().await, LinkEvent::Published(name) if name == "first"));
     link.publish_retained("t/host/web1".to_owned(), b"here".to_vec());
     assert!(link.close());
-    assert!(matches!(link.event().await, SessionEvent::Lost { .. }));
+    assert!(matches!(link.event().await, LinkEvent::Lost { .. }));
     let expected = [
         r"\x109\x00\x04MQTT\x04\xec\x00\n\x00\x0cf2bmqtt-web1\x00\x0bt/host/web1\x00\x04gone\x00\x04user\x00\x06secret",
         r"\x82\x13\x00\x01\x00\x03t/+\x01\x00\x08t/host/#\x01",
