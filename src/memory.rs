@@ -4,7 +4,6 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use crate::abuseipdb::by_hand::Watch;
 use crate::daemon::former::Former;
 use crate::error::Error;
 use crate::fail2ban::action_names::{ActionNames, Resolved};
@@ -15,7 +14,7 @@ use crate::guard::{Guard, Refusal, Refusals, is_bannable};
 use crate::journal::{self, Inbound, Limited};
 use crate::outbox::{Outbox, millis};
 use crate::store::{Identity, Store};
-use crate::wire::{Event, Jail, Part, Scope, Told};
+use crate::wire::{Jail, Part, Scope, Told};
 
 /// Guarded by a lock that is only ever held for as long as it takes to look or to write down.
 #[derive(Debug)]
@@ -37,8 +36,6 @@ pub struct Known {
     /// What of the fleet's words was refused.
     pub refused: Refusals,
     store: Store,
-    /// Which bans an operator of this host makes.
-    by_hand: Watch,
     limited: Limited,
     /// The lines about what comes, and what is done for it.
     pub inbound: Inbound,
@@ -53,7 +50,6 @@ impl Memory {
         outbox: Outbox,
         database: Database,
         store: Store,
-        by_hand: Watch,
     ) -> Self {
         let (refused, limited) = (Refusals::default(), Limited::default());
         let inbound = Inbound::default();
@@ -66,7 +62,6 @@ impl Memory {
             guard,
             refused,
             store,
-            by_hand,
             limited,
             inbound,
         };
@@ -84,7 +79,7 @@ impl Known {
     /// upon.
     pub fn scan(&mut self) {
         let now = millis(SystemTime::now());
-        let Self { fleet, database, guard, by_hand, action_names, .. } = self;
+        let Self { fleet, database, guard, action_names, .. } = self;
         let mut decide = |told: &Told| {
             // Before fail2ban has said which jails it has, nothing is known of their actions.
             let exists = fleet.names().is_none_or(|jails| jails.contains(&told.jail));
@@ -106,8 +101,7 @@ impl Known {
                 Ok(database.is_kept().then(|| rows.get(told.address).copied()))
             };
             let busy = |error| format!("cannot read fail2ban's database: {error}");
-            let event = fleet.tell(told, row, now).map_err(busy)?;
-            Ok(event.map(|event| Event { asked: by_hand.asks(&event), ..event }))
+            fleet.tell(told, row, now).map_err(busy)
         };
         let warnings = match self.outbox.scan(&mut decide) {
             Ok(warnings) => warnings,

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::process::setsid;
 use tokio::time::timeout;
 
-use crate::abuseipdb::by_hand::Watch;
 use crate::broker::{Client, Event, Link};
 use crate::config::Config;
 use crate::error::Error;
@@ -87,7 +86,6 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
     if let Some(store) = &mut store {
         reserve(store, &mut teller);
     }
-    let mut by_hand = Watch::new(paths.by_hand());
     let names = RefCell::new(ActionNames::default());
     let mut decide = |told: &Told| {
         let begun = |row: &Row| (told.time - 1..=told.time + 1).contains(&row.timeofban);
@@ -110,8 +108,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<Told>) -> Result<(
             Ok(database.is_kept().then(|| rows.get(told.address).copied()))
         };
         let event = teller.event(told, row, Vec::new(), millis(SystemTime::now()));
-        let event = event.map_err(|error| format!("cannot read fail2ban's database: {error}"))?;
-        Ok(event.map(|event| BanEvent { asked: by_hand.asks(&event), ..event }))
+        event.map_err(|error| format!("cannot read fail2ban's database: {error}"))
     };
     // What no disk has is left to the daemon, for as long as it matters.
     let is_unwritten = |name: &str, event: &BanEvent| {

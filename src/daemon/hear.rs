@@ -7,7 +7,7 @@ use crate::fleet::limits::Table;
 use crate::guard::gate::{Admitted, Rejected, Source};
 use crate::guard::{Kind, Refusal, Verdict};
 use crate::journal;
-use crate::wire::{Action, CHECK, Event, Host, State};
+use crate::wire::{ACK_REQUEST, Action, CHECK, Event, Host, State};
 
 /// Why a message of another time is rejected.
 const OLD: &str = "it is too old: a replay, or its host's clock is behind by days";
@@ -78,6 +78,9 @@ impl Daemon {
         if self.is_too_fast(&event.host, kind) {
             return Err(message.reject(Refusal::TooFast, "too many events", FAST.to_owned()));
         }
+        if event.action.as_str() == ACK_REQUEST {
+            return self.request_ack(&event, message);
+        }
         self.memory.know().inbound.say(event.host.as_str(), || {
             let Event { action, address, jail, host, restored, failures, .. } = &event;
             format!(
@@ -85,6 +88,20 @@ impl Daemon {
             )
         });
         self.judge(&event, message.is_trusted());
+        Ok(())
+    }
+
+    /// A host asks what this one does with a ban. Acknowledgements are part of a signed message, so that an unsigned
+    /// request counts only where nothing is signed.
+    fn request_ack(&self, event: &Event, message: &Admitted) -> Result<(), Rejected> {
+        let mut known = self.memory.know();
+        if let Some(refusal) = known.guard.check_event_time(event, now()) {
+            return Err(message.reject(refusal, "no request", of_another_time(refusal).to_owned()));
+        }
+        if message.is_trusted() && event.host != self.host {
+            let rejected = known.guard.rejects_ban(event);
+            known.fleet.request_ack(event, rejected, now());
+        }
         Ok(())
     }
 
@@ -126,7 +143,6 @@ impl Daemon {
             let line = || journal::no_such_jail(jail, *address, host, *restored);
             known.inbound.say(host.as_str(), line);
         }
-        let mut refused = None;
         match verdict {
             Verdict::Own => known.fleet.hear_own(event, now()),
             Verdict::Nothing => {}
@@ -144,7 +160,6 @@ impl Daemon {
                     let text =
                         format!("ignored {action} of {address} in {jail} from {host}: {FULL}");
                     known.refuse_of(host.as_str(), Refusal::TooMany, &text);
-                    refused = Some(Refusal::TooMany);
                 }
             }
             Verdict::Refuse(Refusal::UnknownAction) => {
@@ -160,12 +175,7 @@ impl Daemon {
                 };
                 let text = format!("refused to {action} {address} in {jail} for {host}: {why}");
                 known.refuse_of(host.as_str(), refusal, &text);
-                refused = Some(refusal);
             }
-        }
-        // Answers are part of a signed message.
-        if trusted && event.host != self.host {
-            known.fleet.asked(event, refused, now());
         }
     }
 

@@ -25,7 +25,6 @@ use self::disks::Disks;
 use self::instances::{Duplicates, OwnName};
 use self::status::{DaemonStatus, LinkState, LinkStatus, Reconnects, StatusFile};
 use crate::abuseipdb;
-use crate::abuseipdb::by_hand;
 use crate::apply::{self, Bell};
 use crate::broker::{self, Client, Event as LinkEvent, Link};
 use crate::config::{self, Config, Topic, bare};
@@ -209,7 +208,6 @@ impl Daemon {
         let guard =
             Guard::new(config.node.clone(), config.signing.is_some(), config.sharing.clone());
         let outbox = Outbox::new(spool.clone(), config.topic.clone());
-        let by_hand = by_hand::Watch::new(paths.by_hand());
         let (machine, instance) = (machine(), random::token().map_err(Error::Start)?);
         // Snapshots are asked for one host after another.
         let topics = vec![config.topic.events(), config.topic.presences()];
@@ -225,7 +223,7 @@ impl Daemon {
             topic: config.topic.clone(),
             spool,
             link: Link::new(config, Client { id, persistent: true, topics, others, will }),
-            memory: Arc::new(Memory::new(fleet, guard, outbox, database, store, by_hand)),
+            memory: Arc::new(Memory::new(fleet, guard, outbox, database, store)),
             bell: Arc::new(Bell::default()),
             parts: VecDeque::new(),
             own_name: OwnName::new(machine.clone(), instance.clone()),

@@ -232,7 +232,6 @@ mod tests {
             reason: Some(Reason::Fleet),
             every_jail: true,
             unbans: Vec::new(),
-            asked: false,
         }
     }
 

@@ -20,11 +20,11 @@ pub mod seal;
 mod told;
 
 pub(crate) use event::MAX_EVENT;
-pub use event::{Action, CHECK, Event, Reason};
+pub use event::{ACK_REQUEST, Action, CHECK, Event, Reason};
 pub use fields::Malformed;
 pub use names::{Address, Fnv, Host, Jail, Scope, UnbanId, is_hidden};
 pub(crate) use part::MAX_PART;
 pub use part::{Ban, Listed, MAX_PARTS, Pardon, Part, Slice};
 pub(crate) use presence::MAX_PRESENCE;
-pub use presence::{Answer, MAX_ANSWERS, Presence, State};
+pub use presence::{Ack, MAX_ACKS, Presence, State};
 pub use told::Told;

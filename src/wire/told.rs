@@ -71,7 +71,6 @@ impl Told {
             id: None,
             every_jail: false,
             unbans: Vec::new(),
-            asked: false,
         }
     }
 

@@ -8,7 +8,7 @@ use f2bmqtt::fleet::Fleet;
 use f2bmqtt::guard::gate::{Admitted, Gate, Source};
 use f2bmqtt::guard::{Guard, Refusal, Sharing, Verdict, is_bannable};
 use f2bmqtt::wire::seal::Keys;
-use f2bmqtt::wire::{CHECK, Host};
+use f2bmqtt::wire::{ACK_REQUEST, CHECK, Host};
 
 /// What a host subscribes to beside its fleet's topics.
 pub(crate) const OTHER: &str = "homeassistant/status";
@@ -92,7 +92,12 @@ impl Inbound {
         if let Some(refusal) = self.guard.check_event_time(&event, now) {
             return Err(refusal);
         }
-        let mut refused = None;
+        if event.action.as_str() == ACK_REQUEST {
+            if message.is_trusted() && event.host != self.me {
+                fleet.request_ack(&event, self.guard.rejects_ban(&event), now);
+            }
+            return Ok(());
+        }
         match self.guard.judge(&event, fleet.names()) {
             Verdict::Own => fleet.hear_own(&event, now),
             Verdict::Nothing => {}
@@ -103,15 +108,12 @@ impl Inbound {
             // A jail may just have been added.
             Verdict::Accept | Verdict::Refuse(Refusal::UnknownJail) => {
                 if !fleet.hear(&event, now) {
-                    refused = Some(Refusal::TooMany);
+                    return Err(Refusal::TooMany);
                 }
             }
-            Verdict::Refuse(refusal) => refused = Some(refusal),
+            Verdict::Refuse(refusal) => return Err(refusal),
         }
-        if message.is_trusted() && event.host != self.me {
-            fleet.asked(&event, refused, now);
-        }
-        refused.map_or(Ok(()), Err)
+        Ok(())
     }
 
     fn shard(

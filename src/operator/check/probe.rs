@@ -348,7 +348,6 @@ impl Ear<'_> {
             id: None,
             every_jail: false,
             unbans: Vec::new(),
-            asked: false,
         }
     }
 

@@ -264,7 +264,6 @@ impl World {
             reason: Some(Reason::Fleet),
             every_jail: self.chance.often(500),
             unbans: Vec::new(),
-            asked: false,
         };
         self.unbanner = Some(n);
         self.freed.insert(address, self.now);
