@@ -4,7 +4,6 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::abuseipdb::by_hand::Watch;
 use crate::clock::now_millis;
 use crate::daemon::former::Former;
 use crate::error::Error;
@@ -16,7 +15,7 @@ use crate::guard::{Guard, RejectCounters, RejectReason, is_bannable};
 use crate::journal::{self, InboundLog, RateLimitedLog};
 use crate::outbox::Outbox;
 use crate::store::{Identity, Store};
-use crate::wire::{Event, Jail, JailScope, Shard, SpooledEvent};
+use crate::wire::{Jail, JailScope, Shard, SpooledEvent};
 
 /// Guarded by a lock that is only ever held for as long as it takes to look or to write down.
 #[derive(Debug)]
@@ -38,8 +37,6 @@ pub struct DaemonState {
     /// What of the fleet's words was refused.
     pub refused: RejectCounters,
     store: Store,
-    /// Which bans an operator of this host makes.
-    by_hand: Watch,
     limited: RateLimitedLog,
     /// The lines about what comes, and what is done for it.
     pub inbound: InboundLog,
@@ -54,7 +51,6 @@ impl SharedState {
         outbox: Outbox,
         database: Database,
         store: Store,
-        by_hand: Watch,
     ) -> Self {
         let (refused, limited) = (RejectCounters::default(), RateLimitedLog::default());
         let inbound = InboundLog::default();
@@ -67,7 +63,6 @@ impl SharedState {
             guard,
             refused,
             store,
-            by_hand,
             limited,
             inbound,
         };
@@ -85,7 +80,7 @@ impl DaemonState {
     /// upon.
     pub fn drain_spool(&mut self) {
         let now = now_millis();
-        let Self { fleet, database, guard, by_hand, action_names, .. } = self;
+        let Self { fleet, database, guard, action_names, .. } = self;
         let mut decide = |told: &SpooledEvent| {
             // Before fail2ban has said which jails it has, nothing is known of their actions.
             let exists = fleet.known_jails().is_none_or(|jails| jails.contains(&told.jail));
@@ -107,8 +102,7 @@ impl DaemonState {
                 Ok(database.exists().then(|| rows.get(told.address).copied()))
             };
             let busy = |error| format!("cannot read fail2ban's database: {error}");
-            let event = fleet.on_local_event(told, row, now).map_err(busy)?;
-            Ok(event.map(|event| Event { asked: by_hand.asks(&event), ..event }))
+            fleet.on_local_event(told, row, now).map_err(busy)
         };
         let warnings = match self.outbox.scan(&mut decide) {
             Ok(warnings) => warnings,

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use rustix::process::setsid;
 use tokio::time::timeout;
 
-use crate::abuseipdb::by_hand::Watch;
 use crate::broker::{ClientOptions, LinkEvent, MqttLink};
 use crate::clock::{now_millis, now_secs};
 use crate::config::Config;
@@ -88,7 +87,6 @@ async fn publish(config: &Config, paths: &Paths, told: Option<SpooledEvent>) -> 
     if let Some(store) = &mut store {
         reserve(store, &mut teller);
     }
-    let mut by_hand = Watch::new(paths.by_hand());
     let names = RefCell::new(ActionNames::default());
     let mut decide = |told: &SpooledEvent| {
         let begun = |row: &BipsRow| (told.time - 1..=told.time + 1).contains(&row.timeofban);
@@ -111,8 +109,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<SpooledEvent>) -> 
             Ok(database.exists().then(|| rows.get(told.address).copied()))
         };
         let event = teller.event(told, row, Vec::new(), now_millis());
-        let event = event.map_err(|error| format!("cannot read fail2ban's database: {error}"))?;
-        Ok(event.map(|event| BanEvent { asked: by_hand.asks(&event), ..event }))
+        event.map_err(|error| format!("cannot read fail2ban's database: {error}"))
     };
     // What no disk has is left to the daemon, for as long as it matters.
     let is_unwritten = |name: &str, event: &BanEvent| {

@@ -235,12 +235,12 @@ fn what_the_operator_does_the_fleet_obeys() {
     assert_eq!(
         figures(web1, &format!("{ban} --json")),
         json!({
-            "jail": "web", "host": "web1", "told": true,
+            "jail": "web", "host": "web1", "published": true,
             "bans": [{
-                "ip": "203.0.113.30", "already": true, "seconds": 600,
-                "answers": { "db1": "unknown_jail", "web2": "banned" },
+                "ip": "203.0.113.30", "already_banned": true, "seconds": 600,
+                "acks": { "db1": "unknown_jail", "web2": "banned" },
             }],
-            "hosts": ["web2"], "without_jail": ["db1"], "refused": {}, "waiting": [], "silent": [],
+            "hosts": ["web2"], "without_jail": ["db1"], "rejected": {}, "pending": [], "no_reply": [],
             "offline": [],
         })
     );
@@ -386,10 +386,10 @@ fn hosts_that_do_not_exist(rig: &Rig) {
 }
 
 #[test]
-fn each_host_says_what_it_did_with_a_ban_by_hand() {
+fn each_host_acknowledges_what_it_did_with_a_ban_by_hand() {
     let rig = fleet();
     let (web1, web2, db1) = (rig.host("web1"), rig.host("web2"), rig.host("db1"));
-    // What is said is signed, as all else.
+    // Requests and acknowledgements are signed, as all else.
     for host in [web1, web2, db1] {
         host.sh("echo MQTT_SIGNING_KEY=7c7f0a5be0d5a2ffe8a2c5b1f0e4d3c2 >>/etc/fail2ban/mqtt.env");
     }
@@ -401,29 +401,29 @@ fn each_host_says_what_it_did_with_a_ban_by_hand() {
         host.ready();
     }
 
-    let ignored = "web2: does not: there it is in ignoreip, or its own address, or the broker's";
-    let no_jail = "db1: does not: it has no jail web";
-    let said = web1.sh("f2bmqtt ban web 203.0.113.41");
-    let lines: Vec<&str> = said.lines().collect();
-    assert_eq!(lines, ["203.0.113.41 is banned in web, for 10m", ignored, no_jail]);
+    let ignored = "web2: not banned (in its ignoreip, or its own address, or the broker's)";
+    let no_jail = "db1: not banned (no jail web)";
+    let shown = web1.sh("f2bmqtt ban web 203.0.113.41");
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(lines, ["203.0.113.41 is banned in web, for 10m", no_jail, ignored]);
     assert!(!web2.bans("web", "203.0.113.41"));
     assert_eq!(
         web1.sh("f2bmqtt ban web 198.51.100.1 203.0.113.42").lines().skip(2).collect::<Vec<_>>(),
         [
-            "web2: bans 203.0.113.42, too",
-            "web2: does not ban 198.51.100.1: its MQTT_NEVER_BAN has it",
-            "db1: does not ban them: it has no jail web",
+            "db1: not banned (no jail web)",
+            "web2: banned: 203.0.113.42",
+            "web2: not banned (in its MQTT_NEVER_BAN): 198.51.100.1",
         ]
     );
     assert!(web2.bans("web", "203.0.113.42") && !web2.bans("web", "198.51.100.1"));
-    let ban = |ip: &str, web2: &str, db1: &str| json!({ "ip": ip, "already": false, "seconds": 600, "answers": { "db1": db1, "web2": web2 } });
+    let ban = |ip: &str, web2: &str, db1: &str| json!({ "ip": ip, "already_banned": false, "seconds": 600, "acks": { "db1": db1, "web2": web2 } });
     assert_eq!(
         figures(web1, "f2bmqtt ban --json sshd 198.51.100.2"),
         json!({
-            "jail": "sshd", "host": "web1", "told": true,
+            "jail": "sshd", "host": "web1", "published": true,
             "bans": [ban("198.51.100.2", "never_ban", "banned")],
-            "hosts": ["db1"], "without_jail": [], "refused": { "web2": "never_ban" }, "waiting": [],
-            "silent": [], "offline": [],
+            "hosts": ["db1"], "without_jail": [], "rejected": { "web2": "never_ban" }, "pending": [],
+            "no_reply": [], "offline": [],
         })
     );
     assert_eq!(
@@ -437,30 +437,30 @@ fn each_host_says_what_it_did_with_a_ban_by_hand() {
         json!([ban("203.0.113.48", "not_shared", "banned")])
     );
 
-    // More than a host answers for at once; and a daemon that is down leaves the telling to a child.
+    // More than a host acknowledges at once; without a daemon here, a child process publishes the ban.
     let many = "bash -c 'f2bmqtt ban --yes --json sshd 203.0.113.{101..140}'";
     assert_eq!(figures(web1, many)["hosts"], json!(["db1", "web2"]));
     web1.sh("systemctl stop f2bmqttsub");
     let said = web1.sh("f2bmqtt ban sshd 203.0.113.44");
-    assert!(said.ends_with("\ndb1: bans it, too\nweb2: bans it, too"), "{said}");
+    assert!(said.ends_with("\ndb1: banned\nweb2: banned"), "{said}");
     web1.sh("systemctl start f2bmqttsub");
     web1.ready();
 
-    // One cannot do it now, and one says nothing.
+    // One host's fail2ban is down, and another one's daemon does not reply.
     web2.sh("systemctl stop fail2ban");
     db1.sh("systemctl kill -s STOP f2bmqttsub");
-    let said = web1.try_sh("f2bmqtt ban sshd 203.0.113.45").unwrap_err();
+    let shown = web1.try_sh("f2bmqtt ban sshd 203.0.113.45").unwrap_err();
     db1.sh("systemctl kill -s CONT f2bmqttsub");
-    let lines: Vec<&str> = said.lines().skip(1).collect();
+    let lines: Vec<&str> = shown.lines().skip(1).collect();
     // The broker gives up a client that stopped about when the command gives up waiting.
-    let silent = ["db1: has not said yet", "db1: not connected; it hears of it when it is back"];
-    assert!(lines.len() == 3 && silent.contains(&lines[1]), "{said}");
+    let no_reply = ["db1: no reply yet", "db1: offline; bans when it is back"];
+    assert!(lines.len() == 3 && no_reply.contains(&lines[0]), "{shown}");
     assert_eq!(
-        (lines[0], lines[2]),
-        (
-            "web2: does not ban it yet: its fail2ban is busy or away",
-            "f2bmqtt: 2 hosts have not answered yet; what a host missed, the snapshot of this one tells it",
-        )
+        lines[1..],
+        [
+            "web2: not banned yet (fail2ban is busy or down)",
+            "f2bmqtt: 2 hosts did not confirm the ban yet; this host's snapshot repeats it",
+        ]
     );
     web2.sh("systemctl start fail2ban; systemctl stop f2bmqttsub");
     let said = web1.try_sh("f2bmqtt ban --json sshd 203.0.113.46").unwrap_err();

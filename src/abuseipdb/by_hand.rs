@@ -1,18 +1,16 @@
 //! Which bans an operator made: `f2bmqtt ban` makes fail2ban detect an address, and what nobody detected is
 //! not to be reported. A note is on disk before fail2ban hears of the address, names the time in which the
-//! ban begins, and lasts as long as fail2ban may restore the ban. The event of such a ban asks every host what
-//! it does with it ([`Watch`]).
+//! ban begins, and lasts as long as fail2ban may restore the ban.
 
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, params};
 
 use crate::clock::millis;
 use crate::error::Error;
 use crate::files;
-use crate::wire::{Action, Address, Event};
+use crate::wire::Address;
 
 /// fail2ban may have many bans to make before this one, in seconds.
 const BEGINS: i64 = 600;
@@ -25,10 +23,6 @@ const SLACK: i64 = 2;
 
 /// Another process may be at it.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// An event that may ask waits for no longer, and the next ones not at all.
-const GLANCE: Duration = Duration::from_millis(100);
-const AGAIN: Duration = Duration::from_secs(5);
 
 // No write-ahead log: fail2ban's actions may run where nothing can be written.
 const SCHEMA: &str = "PRAGMA synchronous = FULL;
@@ -99,19 +93,9 @@ pub fn is_noted(path: &Path, address: Address, began: i64, now: i64) -> rusqlite
     if !path.exists() {
         return Ok(false);
     }
-    look(path, address, began, now, PATIENCE)
-}
-
-fn look(
-    path: &Path,
-    address: Address,
-    began: i64,
-    now: i64,
-    patience: Duration,
-) -> rusqlite::Result<bool> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags)?;
-    db.busy_timeout(patience)?;
+    db.busy_timeout(PATIENCE)?;
     let began = if began > 0 { began } else { now };
     let sql = "SELECT count(*) FROM bans WHERE ip = ?1 AND ?2 BETWEEN since - ?3 AND until + ?3";
     let count =
@@ -119,45 +103,9 @@ fn look(
     Ok(count > 0)
 }
 
-/// Says of the events of this host which ban is made by hand just now. No event may fail for it, or wait: what
-/// cannot be told from the notes asks nobody.
-#[derive(Debug)]
-pub struct Watch {
-    path: PathBuf,
-    failed: Option<Instant>,
-}
-
-impl Watch {
-    /// Watches the notes at a path, whether or not there are any.
-    #[must_use]
-    pub fn new(path: PathBuf) -> Self {
-        Self { path, failed: None }
-    }
-
-    /// Whether an event is of such a ban.
-    pub fn asks(&mut self, event: &Event) -> bool {
-        let rests = self.failed.is_some_and(|failed| failed.elapsed() < AGAIN);
-        if event.action != Action::Ban || rests || !self.is_lately(event.time) {
-            return false;
-        }
-        let noted = look(&self.path, event.address, event.time, event.time, GLANCE);
-        self.failed = noted.is_err().then(Instant::now);
-        noted.unwrap_or(false)
-    }
-
-    /// Whether there are notes of so late a time at all: where nobody bans by hand, it costs a look at the
-    /// file's time.
-    fn is_lately(&self, began: i64) -> bool {
-        let written = fs::metadata(&self.path).and_then(|meta| meta.modified());
-        written.is_ok_and(|at| millis(at).div_euclid(1000) + BEGINS + SLACK >= began)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::now_secs;
-    use crate::wire::{HostName, Jail, Reason, SpooledEvent};
 
     const NOW: i64 = 1_795_342_588;
 
@@ -194,41 +142,5 @@ mod tests {
         notes.seen(address(3), NOW, NOW, -1).unwrap();
         notes.note(address(4), NOW * 2).unwrap();
         assert!(is(3, NOW, NOW * 2), "a ban for ever");
-    }
-
-    #[test]
-    fn an_event_of_a_noted_ban_asks_and_waits_for_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("by-hand.sqlite3");
-        let event = |action, n: u8, time| {
-            let told = SpooledEvent {
-                action,
-                jail: Jail::new("web").unwrap(),
-                address: Address::new(&format!("203.0.113.{n}")).unwrap(),
-                bantime: 600,
-                restored: 0,
-                failures: 3,
-                time,
-            };
-            told.event(&HostName::new("web1").unwrap(), 1, Reason::Detected)
-        };
-        let now = now_secs();
-        let mut watch = Watch::new(path.clone());
-        assert!(!watch.asks(&event(Action::Ban, 1, now)), "no notes at all");
-        let mut notes = Notes::open(&path).unwrap();
-        notes.note(Address::new("203.0.113.1").unwrap(), now).unwrap();
-        assert!(watch.asks(&event(Action::Ban, 1, now + 1)));
-        assert!(!watch.asks(&event(Action::Unban, 1, now + 1)));
-        assert!(!watch.asks(&event(Action::Ban, 2, now + 1)));
-        assert!(!watch.asks(&event(Action::Ban, 1, now - 60)), "an earlier ban");
-        assert!(watch.is_lately(now + BEGINS) && !watch.is_lately(now + BEGINS + 60));
-        // Somebody keeps the notes locked: one event waits for a moment, the next ones do not.
-        let lock = Connection::open(&path).unwrap();
-        lock.execute_batch("BEGIN EXCLUSIVE").unwrap();
-        let begun = Instant::now();
-        assert!((0..100).all(|_| !watch.asks(&event(Action::Ban, 1, now + 1))));
-        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-        let mut broken = Watch::new(dir.path().to_owned());
-        assert!(!broken.asks(&event(Action::Ban, 1, now)));
     }
 }

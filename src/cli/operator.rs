@@ -120,32 +120,30 @@ pub struct ListArgs {
 #[derive(Debug, Args)]
 #[command(
     long_about = "Ban addresses on every host that has the jail.\n\n\
-        fail2ban on this host is made to detect them, and everything follows from there: they are banned \
-        for as long as the jail bans, and freed as any other. Nothing of it is reported to AbuseIPDB. \
-        Each host says what it did, and is waited for, up to 15 seconds: that it bans them, too, or why \
-        not (it has no such jail, its own ignoreip has the address). One that is not connected hears of \
-        it when it is back.",
+        fail2ban on this host is made to detect them, so each ban lasts and ends as any other. It is never \
+        reported to AbuseIPDB. The command waits until every online host has acknowledged: that it bans \
+        them, too, or why not (it has no such jail, or its own ignoreip has the address). It waits at most \
+        15 seconds for each 16 addresses. Offline hosts ban when they are back.",
     after_help = "It asks before it bans more than 10 addresses, and refuses this host's own, the broker's, those \
         in the jail's ignoreip and the one that you are connected from.\n\
         \n\
         JSON, one object:\n  \
-        jail, host       where it was detected\n  \
-        bans[].ip, .already, .seconds\n                   \
-        already: it was banned before, and nothing was\n                   \
-        done; seconds: for how long, null without end\n  \
-        bans[].answers   what each other host says it did: banned, waiting,\n                   \
-        lifted, or the reason of a refusal\n  \
-        told             this host's snapshot lists them\n  \
-        hosts, without_jail, offline\n                   \
-        other hosts: ban all of them, have no such jail,\n                   \
-        are not connected\n  \
-        refused.HOST     the reason why it does not ban one of them:\n                   \
-        never_ban, ignored, not_shared, lifted, too_many\n  \
-        waiting, silent  hosts whose fail2ban is busy or away; that have not\n                   \
-        said yet, or were not asked, as it was banned\n                   \
-        before\n\
+        jail, host           where it was detected\n  \
+        bans[].ip            the address\n  \
+        bans[].already_banned\n                       \
+        this host banned it before; its ban is unchanged\n  \
+        bans[].seconds       for how long, null without end\n  \
+        bans[].acks.HOST     what each other host did: banned, pending, or\n                       \
+        the reason of a rejection\n  \
+        published            this host's snapshot lists the bans\n  \
+        hosts, without_jail  other hosts: ban all of them; have no such jail\n  \
+        rejected.HOST        the reason why it does not ban one of them:\n                       \
+        never_ban, ignored, not_shared\n  \
+        pending, no_reply, offline\n                       \
+        hosts whose fail2ban is busy or down, that have\n                       \
+        not acknowledged, that are not connected\n\
         \n\
-        Exit codes: 0 every host has said what it did, 1 one has not, or is not connected"
+        Exit codes: 0 every host has acknowledged, 1 one has not, or is offline"
 )]
 pub struct BanArgs {
     /// The jail

@@ -8,7 +8,7 @@ use crate::fleet::limits::{BoundedTable, Limit, ReachedLimits};
 use crate::guard::gate::{Admitted, Rejected, Source};
 use crate::guard::{Admission, MessageKind, RejectReason};
 use crate::journal;
-use crate::wire::{Action, Event, HostName, HostState, PROBE_ACTION};
+use crate::wire::{ACK_REQUEST, Action, Event, HostName, HostState, PROBE_ACTION};
 
 /// Why a message of another time is rejected.
 const OLD: &str = "the message is too old: a replay, or the sender's clock is days behind";
@@ -92,6 +92,9 @@ impl Daemon {
                 too_fast(kind, &event.host),
             ));
         }
+        if event.action.as_str() == ACK_REQUEST {
+            return self.request_ack(&event, message);
+        }
         self.memory.lock().inbound.say(event.host.as_str(), || {
             let Event { action, address, jail, host, restored, failures, .. } = &event;
             format!(
@@ -99,6 +102,20 @@ impl Daemon {
             )
         });
         self.judge(&event, message.is_trusted());
+        Ok(())
+    }
+
+    /// A host asks what this one does with a ban. Acknowledgements are part of a signed message, so that an unsigned
+    /// request counts only where nothing is signed.
+    fn request_ack(&self, event: &Event, message: &Admitted) -> Result<(), Rejected> {
+        let mut known = self.memory.lock();
+        if let Some(refusal) = known.guard.check_event_time(event, now()) {
+            return Err(message.reject(refusal, "no request", of_another_time(refusal).to_owned()));
+        }
+        if message.is_trusted() && event.host != self.host {
+            let rejected = known.guard.rejects_ban(event);
+            known.fleet.request_ack(event, rejected, now());
+        }
         Ok(())
     }
 
@@ -140,7 +157,6 @@ impl Daemon {
             let line = || journal::no_such_jail(jail, *address, host, *restored);
             known.inbound.say(host.as_str(), line);
         }
-        let mut refused = None;
         match verdict {
             Admission::Echo => known.fleet.apply_echo(event, now()),
             Admission::Ignore => {}
@@ -159,7 +175,6 @@ impl Daemon {
                     let text =
                         format!("ignored {action} of {address} in {jail} from {host}: {why}");
                     known.record_rejection_of(host.as_str(), RejectReason::TooMany, &text);
-                    refused = Some(RejectReason::TooMany);
                 }
             }
             Admission::Reject(RejectReason::UnknownAction) => {
@@ -175,12 +190,7 @@ impl Daemon {
                 };
                 let text = format!("rejected {action} of {address} in {jail} from {host}: {why}");
                 known.record_rejection_of(host.as_str(), refusal, &text);
-                refused = Some(refusal);
             }
-        }
-        // Answers are part of a signed message.
-        if trusted && event.host != self.host {
-            known.fleet.asked(event, refused, now());
         }
     }
 

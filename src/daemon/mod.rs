@@ -25,7 +25,6 @@ use self::disks::Disks;
 use self::instances::{Duplicates, OwnName};
 use self::status::{DaemonStatus, LinkState, LinkStatus, Reconnects, StatusFile};
 use crate::abuseipdb;
-use crate::abuseipdb::by_hand;
 use crate::apply::{self, Wakeups};
 use crate::broker::{self, ClientOptions, LinkEvent, MqttLink};
 use crate::clock::now_millis;
@@ -210,7 +209,6 @@ impl Daemon {
         let guard =
             Guard::new(config.node.clone(), config.signing.is_some(), config.sharing.clone());
         let outbox = Outbox::new(spool.clone(), config.topic.clone());
-        let by_hand = by_hand::Watch::new(paths.by_hand());
         let (machine, instance) = (machine(), random::token().map_err(Error::Start)?);
         // Snapshots are asked for one host after another.
         let topics = vec![config.topic.events(), config.topic.presences()];
@@ -229,7 +227,7 @@ impl Daemon {
                 config,
                 ClientOptions { id, persistent: true, topics, others, will },
             ),
-            memory: Arc::new(SharedState::new(fleet, guard, outbox, database, store, by_hand)),
+            memory: Arc::new(SharedState::new(fleet, guard, outbox, database, store)),
             bell: Arc::new(Wakeups::default()),
             parts: VecDeque::new(),
             own_name: OwnName::new(machine.clone(), instance.clone()),

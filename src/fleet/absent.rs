@@ -251,7 +251,6 @@ mod tests {
             reason: Some(Reason::Fleet),
             all_jails: true,
             unbans: Vec::new(),
-            asked: false,
         }
     }
 

@@ -61,7 +61,7 @@ impl Limit {
             (BoundedTable::Peers, _) => "other hosts",
             (BoundedTable::Claims, MAX_CLAIMS_PER_KEY) => "hosts per ban",
             (BoundedTable::Claims, MAX_CLAIMS_PER_PEER) => "bans per host",
-            (BoundedTable::Claims, MAX_SCRIPT_CLAIMS) => "bans of hosts with the scripts",
+            (BoundedTable::Claims, MAX_LEGACY_CLAIMS) => "bans of hosts with the scripts",
             (BoundedTable::Claims, _) => "bans of other hosts",
             (BoundedTable::Tombstones, _) => "fleet unbans",
             (BoundedTable::Echoes, _) => "detections that only the broker knows",

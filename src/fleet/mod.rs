@@ -13,7 +13,7 @@
 //! - [`limits`]: which tables are full.
 //! - [`reconcile`]: the decision on one address. [`lease`]: when an import is prolonged.
 //! - [`tell`]: which events are sent, and the stamps. [`snapshot`]: which parts are published when.
-//! - `asked`: what is said of bans that another host's operator made.
+//! - `acks`: acknowledges the bans that another host's operator made.
 //! - [`branches`]: whose snapshots are asked for when.
 //! - [`look`]: what fail2ban showed, and whether it is worth another look.
 //! - `invariants`: what holds of these tables after every step.
@@ -24,7 +24,7 @@
 //! do next.
 
 mod absent;
-mod asked;
+mod acks;
 pub mod branches;
 mod claim_index;
 pub mod claims;
@@ -52,7 +52,7 @@ pub mod work;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use asked::Asked;
+use acks::AckTable;
 use branches::{Request, SubscriptionScheduler};
 use claims::{Claim, Counts};
 use dirty::DirtyRecords;
@@ -106,8 +106,8 @@ pub struct Timing {
     pub republish_cooldown: i64,
     /// How often what a host says of itself may change by its counts alone, in milliseconds.
     pub status_interval: i64,
-    /// How often by its answers alone, in milliseconds.
-    pub answers: i64,
+    /// How often by its acknowledgements alone, in milliseconds.
+    pub ack_interval: i64,
     /// How many bytes of parts a second, and at once.
     pub publish_rate: usize,
     #[allow(missing_docs)]
@@ -130,7 +130,7 @@ impl Default for Timing {
             refresh_interval: 300_000,
             republish_cooldown: 5_000,
             status_interval: 60_000,
-            answers: 1_000,
+            ack_interval: 3_000,
             publish_rate: 4 * 1024,
             publish_burst: 64 * 1024,
         }
@@ -170,8 +170,7 @@ pub struct Controller {
     presence: Option<(Presence, i64)>,
     /// The broker has another presence of this host, or none: it is published again.
     presence_lost: bool,
-    /// What was asked of bans that other hosts' operators made.
-    asked: Asked,
+    acks: AckTable,
     /// What is not on disk yet.
     dirty: DirtyRecords,
     /// Addresses that something is to be done about.
@@ -222,7 +221,7 @@ impl Controller {
             peer_sync: SubscriptionScheduler::default(),
             presence: None,
             presence_lost: false,
-            asked: Asked::default(),
+            acks: AckTable::default(),
             dirty: DirtyRecords::default(),
             queue: FairQueue::default(),
             jails_to_observe: BTreeSet::new(),

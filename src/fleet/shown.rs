@@ -1,5 +1,5 @@
-//! What the fleet is told of this host beside its bans, and what its operator is shown: counts, answers, and
-//! how much is known of the others.
+//! What the fleet is told of this host beside its bans, and what its operator is shown: counts, acknowledgements,
+//! and how much is known of the others.
 
 use super::Controller;
 use super::limits::ReachedLimits;
@@ -9,18 +9,16 @@ use crate::wire::{HostName, HostState, Jail, Presence};
 
 impl Controller {
     /// What is to be said of this host itself, where that is news on this connection. `itself` has what the
-    /// fleet knows nothing of. Jails are news at once; answers, a second after what was said last, and
-    /// counts, a minute.
+    /// fleet knows nothing of. Jails are news at once; acknowledgements, three seconds after what was published
+    /// last, and counts, a minute.
     pub fn presence(&mut self, itself: impl FnOnce() -> Presence, now: i64) -> Option<Presence> {
+        let acks = self.update_acks(now);
         let jails = self.known_jails.as_ref();
-        let asked = self.answers(now);
-        let mut answered = false;
         if let Some((last, at)) = &self.presence {
             let same = jails.is_none_or(|jails| last.jails == *jails);
-            answered = asked.iter().any(|answer| !last.asked.contains(answer));
-            let prompt = answered && self.asked.may_tell(now);
-            let pause = match (prompt, self.presence_lost) {
-                (true, _) => self.timing.answers,
+            let has_new_ack = acks.iter().any(|ack| !last.acks.contains(ack));
+            let pause = match (has_new_ack, self.presence_lost) {
+                (true, _) => self.timing.ack_interval,
                 (_, true) => self.timing.republish_cooldown,
                 _ => self.timing.status_interval,
             };
@@ -35,12 +33,9 @@ impl Controller {
             jails: jails.cloned().unwrap_or_default(),
             bans: self.jails.values().map(|local| local.local_bans.len()).sum(),
             held: self.jails.values().map(held).sum(),
-            asked,
+            acks,
             ..itself()
         };
-        if answered {
-            self.asked.told(now);
-        }
         let replaced = std::mem::take(&mut self.presence_lost);
         let last = self.presence.replace((presence.clone(), now)).map(|(last, _)| last);
         (replaced || last.as_ref() != Some(&presence)).then_some(presence)

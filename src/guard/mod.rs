@@ -110,6 +110,17 @@ impl Guard {
             Action::Ban | Action::Unban => Admission::Accept,
         }
     }
+
+    /// Why no ban of another host passes that is like the one in an event, if none does: the jails of fail2ban
+    /// aside.
+    #[must_use]
+    pub fn rejects_ban(&self, event: &Event) -> Option<RejectReason> {
+        let ban = Event { action: Action::Ban, restored: 0, ..event.clone() };
+        match self.judge(&ban, None) {
+            Admission::Reject(reason) => Some(reason),
+            Admission::Accept | Admission::Echo | Admission::Ignore => None,
+        }
+    }
 }
 
 /// Why an event of another host is of another time, if it is: `signed` says that the fleet has a key, `now` is in

@@ -137,7 +137,6 @@ impl Unban {
             id: Some(self.id.clone()),
             all_jails: self.jail.is_none(),
             unbans: Vec::new(),
-            asked: false,
         };
         let of_jail = |jail| self.addresses.iter().map(move |address| event(jail, address));
         let all = jails.iter().flat_map(of_jail);

@@ -19,6 +19,9 @@ const MAX_UNBANS: usize = 10;
 /// The action of an event that only has to come back to its sender: nothing was done.
 pub const PROBE_ACTION: &str = "check";
 
+/// The action of an event that only asks each host to acknowledge, in its presence, what it did with a ban.
+pub const ACK_REQUEST: &str = "ack_request";
+
 /// What an event says was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -116,8 +119,6 @@ pub struct Event {
     pub all_jails: bool,
     /// Of a ban: the fleet unbans of its address that its host knew and obeyed before it.
     pub unbans: Vec<UnbanId>,
-    /// Of a ban: an operator made it, and wants to know what each host did with it.
-    pub asked: bool,
 }
 
 impl Event {
@@ -132,11 +133,6 @@ impl Event {
         let id = match reason {
             Some(Reason::Fleet) => Some(fields.required("id", UnbanId::new)?),
             _ => None,
-        };
-        let asked = match fields.number("asked")? {
-            0 => false,
-            1 => true,
-            _ => return Err(Malformed::Field("asked", "must be 0 or 1".to_owned())),
         };
         Ok(Self {
             action: fields.required("action", |text| Ok(Action::new(text)))?,
@@ -154,7 +150,6 @@ impl Event {
             id,
             all_jails: fields.text("jails") == Some("*"),
             unbans: fields.strings("unbans", MAX_UNBANS, UnbanId::new)?,
-            asked,
         })
     }
 
@@ -197,9 +192,6 @@ impl Event {
                 newest.into_iter().take(MAX_UNBANS).map(UnbanId::as_str).collect();
             json.extend([r#","unbans":"#, &Value::from(texts).to_string()]);
         }
-        if self.asked {
-            json.push_str(r#","asked":1"#);
-        }
         json.push('}');
         json
     }
@@ -234,7 +226,6 @@ mod tests {
             id: None,
             all_jails: false,
             unbans: Vec::new(),
-            asked: false,
         }
     }
 
@@ -278,20 +269,6 @@ mod tests {
         let json = r#"{"action":"ban","ipmset":"sshd","ip":"203.0.113.9","bantime":600,"host":"web1","restored":0,"failures":3,"time":1795342588,"stamp":1795342588123,"reason":"detected"}"#;
         assert_eq!(ours.encode(), json);
         assert_eq!(Event::parse(json.as_bytes()), Ok(ours));
-    }
-
-    #[test]
-    fn a_ban_that_an_operator_made_says_so_last() {
-        let asks = Event { asked: true, unbans: vec![UnbanId::new("a-1").unwrap()], ..event() };
-        let json = asks.encode();
-        assert!(json.ends_with(r#","unbans":["a-1"],"asked":1}"#), "{json}");
-        assert_eq!(Event::parse(json.as_bytes()), Ok(asks.clone()));
-        let not = Event { asked: false, ..asks };
-        assert_eq!(Event::parse(json.replace(":1}", ":0}").as_bytes()), Ok(not));
-        for odd in ["2", "-1", "true", "\"yes\"", "[]"] {
-            let json = json.replace(":1}", &format!(":{odd}}}"));
-            assert!(Event::parse(json.as_bytes()).is_err(), "{json}");
-        }
     }
 
     #[test]

@@ -20,11 +20,11 @@ pub mod seal;
 mod told;
 
 pub(crate) use event::MAX_EVENT_BYTES;
-pub use event::{Action, Event, PROBE_ACTION, Reason};
+pub use event::{ACK_REQUEST, Action, Event, PROBE_ACTION, Reason};
 pub use fields::Malformed;
 pub use names::{Address, Fnv1a64, HostName, Jail, JailScope, UnbanId};
 pub(crate) use part::MAX_SHARD_BYTES;
 pub use part::{Ban, FleetUnban, MAX_SHARDS, Shard, ShardEntry, ShardId};
 pub(crate) use presence::MAX_PRESENCE_BYTES;
-pub use presence::{Answer, HostState, MAX_ANSWERS, Presence};
+pub use presence::{Ack, HostState, MAX_ACKS, Presence};
 pub use told::SpooledEvent;

@@ -4,13 +4,14 @@
 //! ```json
 //! {"v":1,"state":"online","version":"1.0.0","jails":["sshd"],"bans":12,"machine":"8f1d…",
 //!  "instance":"0b9e…","since":1795342588,"imported":30,"rejected":{"malformed":2},
-//!  "asked":[["sshd","203.0.113.9","web2",1795342588123,"banned"]]}
+//!  "acks":[["sshd","203.0.113.9","web2",1795342588123,"banned"]]}
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use serde_json::Value;
+use serde::Deserialize as _;
+use serde_json::{Value, json};
 
 use super::fields::{Malformed, StrictObject};
 use super::names::shown;
@@ -22,14 +23,14 @@ pub(crate) const MAX_PRESENCE_BYTES: usize = 32 * 1024;
 const MAX_JAILS: usize = 500;
 const MAX_REASONS: usize = 30;
 
-/// The longest text that is for people, and the longest word of an answer; in characters.
+/// The longest text that is for people, and the longest outcome; in characters.
 const MAX_TEXT: usize = 32;
 
 /// The most rejected messages that count, of each reason.
 const MAX_REFUSED: u64 = COUNT.end().unsigned_abs();
 
-/// The most answers in a presence.
-pub const MAX_ANSWERS: usize = 16;
+/// The most acknowledgements in a presence.
+pub const MAX_ACKS: usize = 16;
 
 /// Whether a host's daemon is connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,20 +52,18 @@ impl HostState {
     }
 }
 
-/// What a host did with a ban that an operator of another one made.
+/// What a host did with a ban of another host's operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// In which jail.
+#[allow(missing_docs)]
+pub struct Ack {
     pub jail: Jail,
-    /// Of which address.
     pub address: Address,
-    /// The host that made it, and the stamp of its event.
+    /// The host that requested it, and the stamp of its request.
     pub origin: HostName,
-    #[allow(missing_docs)]
     pub stamp: i64,
-    /// `banned`, `waiting`, `lifted`, or the name of the reason why not; of this version or another:
-    /// printable, 1 to 32 characters.
-    pub word: String,
+    /// `banned`, `pending`, or the reason of the rejection; later versions may have more: printable, 1 to 32
+    /// characters.
+    pub outcome: String,
 }
 
 /// What a host says of itself.
@@ -89,8 +88,8 @@ pub struct Presence {
     /// How many messages it has refused since, by the reason's name (of this version or another);
     /// printable, at most 32 characters.
     pub refused: BTreeMap<String, u64>,
-    /// What it did with the last bans that it was asked about.
-    pub asked: Vec<Answer>,
+    /// What it did with the last bans that it was asked to acknowledge.
+    pub acks: Vec<Ack>,
 }
 
 impl Presence {
@@ -123,12 +122,12 @@ impl Presence {
             since: fields.within("since", &TIME_SECS)?,
             held: count("imported")?,
             refused: refused(fields.counters("rejected")?),
-            asked: fields
-                .list("asked", MAX_ANSWERS)?
+            acks: fields
+                .list("acks", MAX_ACKS)?
                 .iter()
-                .map(answer)
+                .map(Ack::parse)
                 .collect::<Result<_, _>>()
-                .map_err(|what| Malformed::Field("asked", what))?,
+                .map_err(|what| Malformed::Field("acks", what))?,
         })
     }
 
@@ -157,47 +156,34 @@ impl Presence {
             let counts = self.refused.iter().map(|(name, count)| (name.clone(), *count));
             let _ = write!(json, r#","rejected":{}"#, counts.collect::<Value>());
         }
-        if !self.asked.is_empty() {
-            json.push_str(r#","asked":["#);
-            for (n, Answer { jail, address, origin, stamp, word }) in self.asked.iter().enumerate()
-            {
-                let comma = if n == 0 { "" } else { "," };
-                let [jail, origin, word] =
-                    [jail.as_str(), origin.as_str(), word.as_str()].map(Value::from);
-                let _ = write!(json, r#"{comma}[{jail},"{address}",{origin},{stamp},{word}]"#);
-            }
-            json.push(']');
+        if !self.acks.is_empty() {
+            let acks: Value = self.acks.iter().map(Ack::to_value).collect();
+            let _ = write!(json, r#","acks":{acks}"#);
         }
         json.push('}');
         json
     }
 }
 
-fn answer(value: &Value) -> Result<Answer, String> {
-    let what = || "must be [jail, address, host, stamp, word]".to_owned();
-    let [
-        Value::String(jail),
-        Value::String(address),
-        Value::String(origin),
-        Value::Number(stamp),
-        Value::String(word),
-    ] = value.as_array().map(Vec::as_slice).unwrap_or_default()
-    else {
-        return Err(what());
-    };
-    if word.is_empty() || *word != printable(word) {
-        return Err("must have words that can be shown".to_owned());
+impl Ack {
+    fn parse(value: &Value) -> Result<Self, String> {
+        let fields = <(String, String, String, i64, String)>::deserialize(value);
+        let (jail, address, origin, stamp, outcome) =
+            fields.map_err(|_| "must be [jail, address, host, stamp, outcome]".to_owned())?;
+        if stamp < 1 || !STAMP_MILLIS.contains(&stamp) {
+            return Err("must have stamps above 0, before the year 10000".to_owned());
+        }
+        if outcome.is_empty() || outcome != printable(&outcome) {
+            return Err("must have printable outcomes of 1 to 32 characters".to_owned());
+        }
+        let (jail, address) = (Jail::new(&jail)?, Address::new(&address)?);
+        Ok(Self { jail, address, origin: HostName::new(&origin)?, stamp, outcome })
     }
-    Ok(Answer {
-        jail: Jail::new(jail)?,
-        address: Address::new(address)?,
-        origin: HostName::new(origin)?,
-        stamp: stamp
-            .as_i64()
-            .filter(|stamp| *stamp > 0 && STAMP_MILLIS.contains(stamp))
-            .ok_or_else(what)?,
-        word: word.clone(),
-    })
+
+    fn to_value(&self) -> Value {
+        let Self { jail, address, origin, stamp, outcome } = self;
+        json!([jail.as_str(), address.to_string(), origin.as_str(), stamp, outcome])
+    }
 }
 
 /// What is for people alone: short, and to be shown as it is.
@@ -223,13 +209,13 @@ fn refused(counts: Vec<(&str, u64)>) -> BTreeMap<String, u64> {
 mod tests {
     use super::*;
 
-    fn said(word: &str) -> Answer {
-        Answer {
+    fn ack(outcome: &str) -> Ack {
+        Ack {
             jail: Jail::new("web").unwrap(),
             address: Address::new("203.0.113.30").unwrap(),
             origin: HostName::new("web\"1").unwrap(),
             stamp: 1_795_342_588_123,
-            word: word.to_owned(),
+            outcome: outcome.to_owned(),
         }
     }
 
@@ -245,9 +231,9 @@ mod tests {
             since: 1_795_342_588,
             held: 30,
             refused: [("malformed", 2), ("old", 1)].map(|(name, n)| (name.to_owned(), n)).into(),
-            asked: vec![said("banned"), said("never_ban")],
+            acks: vec![ack("banned"), ack("never_ban")],
         };
-        let json = r#"{"v":1,"state":"online","version":"1.0.0","jails":["sshd","web"],"bans":12,"machine":"8f1d","instance":"0b9e","since":1795342588,"imported":30,"rejected":{"malformed":2,"old":1},"asked":[["web","203.0.113.30","web\"1",1795342588123,"banned"],["web","203.0.113.30","web\"1",1795342588123,"never_ban"]]}"#;
+        let json = r#"{"v":1,"state":"online","version":"1.0.0","jails":["sshd","web"],"bans":12,"machine":"8f1d","instance":"0b9e","since":1795342588,"imported":30,"rejected":{"malformed":2,"old":1},"acks":[["web","203.0.113.30","web\"1",1795342588123,"banned"],["web","203.0.113.30","web\"1",1795342588123,"never_ban"]]}"#;
         assert_eq!(presence.encode(), json);
         assert_eq!(Presence::parse(json.as_bytes()), Ok(presence));
         let least = Presence::parse(br#"{"v":1,"state":"offline"}"#).unwrap();
@@ -276,19 +262,19 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_few_and_each_is_read_strictly() {
-        let with = |answers: &str| {
-            let json = format!(r#"{{"v":1,"state":"online","asked":{answers}}}"#);
-            Presence::parse(json.as_bytes()).map(|presence| presence.asked.len())
+    fn acks_beyond_the_limit_or_malformed_are_rejected() {
+        let with = |acks: &str| {
+            let json = format!(r#"{{"v":1,"state":"online","acks":{acks}}}"#);
+            Presence::parse(json.as_bytes()).map(|presence| presence.acks.len())
         };
         let good = r#"["web","203.0.113.30","web1",7,"banned"]"#;
         let some = |count: usize| format!("[{}]", vec![good; count].join(","));
         assert_eq!(with(&some(0)), Ok(0));
-        assert_eq!(with(&some(MAX_ANSWERS)), Ok(MAX_ANSWERS));
+        assert_eq!(with(&some(MAX_ACKS)), Ok(MAX_ACKS));
         let later = good.replace("banned", &"w".repeat(32));
-        assert_eq!(with(&format!("[{later}]")), Ok(1), "a word of a later version");
+        assert_eq!(with(&format!("[{later}]")), Ok(1), "an outcome of a later version");
         let odd = [
-            some(MAX_ANSWERS + 1),
+            some(MAX_ACKS + 1),
             "{}".to_owned(),
             "null".to_owned(),
             "[[]]".to_owned(),
@@ -306,8 +292,8 @@ mod tests {
             format!("[{}]", good.replace("web1", "a/b")),
             format!("[{}]", good.replace("\"web\"", "\"a b\"")),
         ];
-        for answers in odd {
-            assert!(with(&answers).is_err(), "{answers}");
+        for acks in odd {
+            assert!(with(&acks).is_err(), "{acks}");
         }
     }
 

@@ -71,7 +71,6 @@ impl SpooledEvent {
             id: None,
             all_jails: false,
             unbans: Vec::new(),
-            asked: false,
         }
     }
 

@@ -56,7 +56,7 @@ pub(crate) fn presence(payload: &[u8]) {
     sealed(payload);
     if let Ok(presence) = Presence::parse(payload) {
         assert!(presence.jails.len() <= 500 && presence.refused.len() <= 30);
-        assert!(presence.asked.len() <= 16);
+        assert!(presence.acks.len() <= 16);
         let again = presence.encode();
         assert!(!again.contains(is_unsafe_for_display), "{again}");
         assert_eq!(Presence::parse(again.as_bytes()).as_ref(), Ok(&presence));

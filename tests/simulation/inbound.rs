@@ -8,7 +8,7 @@ use f2bmqtt::fleet::Controller;
 use f2bmqtt::guard::gate::{Admitted, Gate, Source};
 use f2bmqtt::guard::{Admission, Guard, JailFilter, RejectReason, is_bannable};
 use f2bmqtt::wire::seal::SigningKeys;
-use f2bmqtt::wire::{HostName, PROBE_ACTION};
+use f2bmqtt::wire::{ACK_REQUEST, HostName, PROBE_ACTION};
 
 /// What a host subscribes to beside its fleet's topics.
 pub(crate) const OTHER: &str = "homeassistant/status";
@@ -97,7 +97,12 @@ impl Inbound {
         if let Some(refusal) = self.guard.check_event_time(&event, now) {
             return Err(refusal);
         }
-        let mut refused = None;
+        if event.action.as_str() == ACK_REQUEST {
+            if message.is_trusted() && event.host != self.me {
+                fleet.request_ack(&event, self.guard.rejects_ban(&event), now);
+            }
+            return Ok(());
+        }
         match self.guard.judge(&event, fleet.known_jails()) {
             Admission::Echo => fleet.apply_echo(&event, now),
             Admission::Ignore => {}
@@ -110,15 +115,12 @@ impl Inbound {
             // A jail may just have been added.
             Admission::Accept | Admission::Reject(RejectReason::UnknownJail) => {
                 if !fleet.apply_event(&event, now) {
-                    refused = Some(RejectReason::TooMany);
+                    return Err(RejectReason::TooMany);
                 }
             }
-            Admission::Reject(refusal) => refused = Some(refusal),
+            Admission::Reject(refusal) => return Err(refusal),
         }
-        if message.is_trusted() && event.host != self.me {
-            fleet.asked(&event, refused, now);
-        }
-        refused.map_or(Ok(()), Err)
+        Ok(())
     }
 
     fn shard(

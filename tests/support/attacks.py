@@ -359,12 +359,12 @@ def attack_names(clear=False):
         try:
             for most in (2**63 - 1, 1):
                 there = dict(presence("sshd", "j{}%"), version="\x1b[31m" + name, bans=most, machine=name, since=most)
-                there |= dict(rejected={name: 2**63, "old": 7}, asked=[["sshd", "203.0.113.9", name, most, "w"]])
+                there |= dict(rejected={name: 2**63, "old": 7}, acks=[["sshd", "203.0.113.9", name, most, "w"]])
                 whole = shard(name, now(), bans=[["sshd", "203.0.113.9", most, most], ["j{}%", "203.0.113.8", 1, 1]])
                 client.publish(f"f2bmqtt/blacklist/host/{name}", b"" if clear else there, 1)
                 client.publish(snapshots(name), b"" if clear else whole, 1)
                 client.publish(snapshots("evil7"), {**whole, "host": "evil7"})
-                for jail, action in (("sshd", "ban"), (name, "ban"), ("sshd", name)):
+                for jail, action in (("sshd", "ban"), (name, "ban"), ("sshd", name), (name, "ack_request")):
                     more = dict(ipmset=jail, action=action)
                     client.publish("blacklist/ban", over("203.0.113.9", name, **more, stamp=max(most, now())))
             client.close()

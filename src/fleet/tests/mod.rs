@@ -14,7 +14,7 @@ use super::work::Effect;
 use super::*;
 use crate::fail2ban::database::BipsRow;
 use crate::wire::{
-    Action, Ban, Event, HostState, Shard, ShardEntry, ShardId, SpooledEvent, UnbanId,
+    ACK_REQUEST, Action, Ban, Event, HostState, Shard, ShardEntry, ShardId, SpooledEvent, UnbanId,
 };
 
 const IP: &str = "203.0.113.9";
@@ -51,7 +51,6 @@ fn event(action: Action, from: &str, stamp: i64) -> Event {
         id: None,
         all_jails: false,
         unbans: Vec::new(),
-        asked: false,
     }
 }
 
@@ -509,38 +508,37 @@ fn new_hosts_get_this_host_s_presence_however_soon_they_follow_each_other() {
 }
 
 #[test]
-fn what_an_operator_of_another_host_asks_is_answered_soon_and_not_too_often() {
+fn requested_ack_is_published_once_known_and_acks_alone_are_rate_limited() {
     let mut it = Bench::new();
     it.fleet.on_connected(NOW);
     it.works();
-    let says = |it: &mut Bench, after| {
+    let published = |it: &mut Bench, after| {
         let presence = it.fleet.presence(Presence::default, it.now + after)?;
-        Some(presence.asked.into_iter().map(|answer| answer.word).collect::<Vec<_>>())
+        Some(presence.acks.into_iter().map(|ack| ack.outcome).collect::<Vec<_>>())
     };
-    assert_eq!(says(&mut it, 0), Some(Vec::new()));
-    let asks = |stamp| Event { asked: true, ..event(Action::Ban, "web1", stamp) };
-    let hears = |it: &mut Bench, event: &Event| {
-        it.hears(event);
-        it.fleet.asked(event, None, it.now);
-    };
-    hears(&mut it, &event(Action::Ban, "web2", NOW));
+    assert_eq!(published(&mut it, 0), Some(Vec::new()));
+    let request = |stamp| event(Action::Other(ACK_REQUEST.to_owned()), "web1", stamp);
+    it.fleet.request_ack(&request(NOW), None, it.now);
+    it.now += 3_000;
+    assert_eq!(published(&mut it, 0), None, "the request came before the ban");
+    it.hears(&event(Action::Ban, "web2", it.now));
+    assert_eq!(published(&mut it, 0), None, "fail2ban does not have the ban yet");
     assert_eq!(it.works(), ["ban"]);
-    assert_eq!(says(&mut it, 0), None, "nobody asked");
-    hears(&mut it, &asks(NOW));
-    assert_eq!(says(&mut it, 0), None, "it has yet to look");
-    assert_eq!(it.works(), [""; 0]);
-    assert_eq!(says(&mut it, 0), Some(vec!["banned".to_owned()]));
-    assert_eq!(says(&mut it, 50_000), None, "that was said");
-    // Another one, of a jail that is not here.
-    let gone = Event { jail: Jail::new("gone").unwrap(), ..asks(NOW + 1) };
-    it.fleet.asked(&gone, Some(crate::guard::RejectReason::NotShared), it.now);
+    it.works();
+    assert_eq!(published(&mut it, 0), Some(vec!["banned".to_owned()]));
+    assert_eq!(published(&mut it, 50_000), None, "it was published");
+    // Another one, of a jail that does not take part here.
+    let gone = Event { jail: Jail::new("gone").unwrap(), ..request(NOW + 1) };
+    it.fleet.request_ack(&gone, Some(crate::guard::RejectReason::NotShared), it.now);
     let both = vec!["banned".to_owned(), "not_shared".to_owned()];
-    assert_eq!(says(&mut it, 999), None, "a second after the last");
-    assert_eq!(says(&mut it, 1_000), Some(both));
-    // This host's operator frees it; later nobody waits any more.
+    assert_eq!(published(&mut it, 2_999), None);
+    assert_eq!(published(&mut it, 3_000), Some(both.clone()));
+    // What the operator does here later changes no outcome.
     it.lift();
     it.works();
-    let freed = vec!["lifted".to_owned(), "not_shared".to_owned()];
-    assert_eq!(says(&mut it, 0), Some(freed));
-    assert_eq!(says(&mut it, 700_000), Some(Vec::new()), "with the next counts");
+    assert_eq!(published(&mut it, 6_000), None);
+    // Without a stamp, no other host could read the acknowledgement.
+    it.fleet.request_ack(&request(0), None, it.now);
+    assert_eq!(published(&mut it, 20_000), None);
+    assert_eq!(published(&mut it, 700_000), Some(Vec::new()), "they expire");
 }

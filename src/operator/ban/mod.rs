@@ -1,14 +1,14 @@
 //! `f2bmqtt ban`: makes fail2ban on this host detect an address, so that every host bans it as it bans what
-//! was attacked for, and says what each did. It is never reported to AbuseIPDB: nobody detected anything.
+//! was attacked for, and shows what each did. It is never reported to AbuseIPDB: nobody detected anything.
 
-mod said;
+mod acks;
 mod share;
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use said::{Made, Said};
-use serde_json::{Value, json};
+use acks::AckCollector;
+use serde_json::json;
 use tokio::time::sleep;
 
 use super::ask;
@@ -18,7 +18,7 @@ use super::view::View;
 use super::visit::Visit;
 use crate::abuseipdb::by_hand::Notes;
 use crate::cli::operator::BanArgs;
-use crate::clock::now_secs;
+use crate::clock::{now_millis, now_secs};
 use crate::config::Config;
 use crate::daemon;
 use crate::error::Error;
@@ -28,18 +28,20 @@ use crate::journal::say;
 use crate::paths::Paths;
 use crate::runtime;
 use crate::text::{format_duration, sanitize};
-use crate::wire::{Address, HostName, Jail, MAX_ANSWERS};
+use crate::wire::{Address, HostName, Jail, MAX_ACKS};
 
 /// fail2ban makes a ban within a second or two; longer where it has many to make.
 const BANS: Duration = Duration::from_secs(30);
 
-/// A snapshot tells of a ban two seconds later, and every host says what it did with it meanwhile.
-const TELLS: Duration = Duration::from_secs(15);
+/// A snapshot lists a ban two seconds later; until then every host that is not busy has acknowledged it.
+const ACKS: Duration = Duration::from_secs(15);
+
+const UNANSWERED: &str = "did not confirm the ban yet; this host's snapshot repeats it";
 
 /// What the jail's log says of it.
 const FAILURE: &str = "banned by hand with f2bmqtt ban";
 
-/// Bans, and says who does.
+/// Bans, and shows who does.
 ///
 /// # Errors
 /// Any [`Error`]
@@ -68,22 +70,22 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
         }
         ask::about_many("Ban", &addresses, args.yes)?;
         let mut ban = Ban {
-            said: Said::new(config.node.clone(), jail.clone(), now_secs() * 1000),
+            acks: AckCollector::new(config.node.clone(), jail.clone(), now_millis()),
             jail,
             me: config.node.clone(),
-            made: Vec::new(),
-            told: false,
+            issued: Vec::new(),
+            published: false,
             slow: BTreeSet::new(),
         };
         // Without the service, a child of notify tells of it, and no snapshot will.
         let alone = local::Service::look(paths).pid.is_none();
-        // A host answers for so many, and who is there first hears it at once.
-        let mut batches = addresses.chunks(MAX_ANSWERS);
+        // A host acknowledges so many at once.
+        let mut batches = addresses.chunks(MAX_ACKS);
         let first = ban.make(&mut fail2ban, batches.next().unwrap_or_default(), paths);
         let (mut visit, mut made) = tokio::join!(Visit::begin(&config, paths), first);
         loop {
             if let (Ok(there), Ok(())) = (&mut visit, &made)
-                && let Err(lost) = ban.hear(there, alone).await
+                && let Err(lost) = ban.collect(there, alone).await
             {
                 visit = Err(lost);
             }
@@ -91,8 +93,8 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
             made = ban.make(&mut fail2ban, batch, paths).await;
         }
         let view = visit.as_mut().map(Visit::take_view).unwrap_or_default();
-        if !ban.made.is_empty() {
-            ban.conclude(&view, args.json);
+        if !ban.issued.is_empty() {
+            ban.print_result(&view, args.json);
         }
         made?;
         visit?.end().await;
@@ -124,14 +126,23 @@ async fn refuse(
     Ok(())
 }
 
+/// A ban that fail2ban on this host has now.
+struct IssuedBan {
+    address: Address,
+    /// It was there before, and was not made again.
+    already_banned: bool,
+    /// How long it lasts, in seconds; below 0 is for ever.
+    seconds: i64,
+}
+
 struct Ban {
     jail: Jail,
     me: HostName,
-    made: Vec<Made>,
-    said: Said,
-    /// This host's snapshot lists what was made.
-    told: bool,
-    /// Connected hosts that did not say in time what they do, and are not waited for again.
+    issued: Vec<IssuedBan>,
+    acks: AckCollector,
+    /// This host's snapshot lists the new bans.
+    published: bool,
+    /// Online hosts that did not acknowledge a batch in time; the command does not wait for them again.
     slow: BTreeSet<HostName>,
 }
 
@@ -177,11 +188,11 @@ impl Ban {
         let seen = now_secs();
         for address in addresses {
             let seconds = held.get(*address).copied().flatten().unwrap_or(0);
-            let already = !new.contains(address) && !local.contains(address);
-            if !already {
+            let already_banned = !new.contains(address) && !local.contains(address);
+            if !already_banned {
                 notes.seen(*address, since, seen, seconds)?;
             }
-            self.made.push(Made { address: *address, already, seconds });
+            self.issued.push(IssuedBan { address: *address, already_banned, seconds });
         }
         share::tell_now(jail, &local, &held, failures.len(), paths)?;
         if !shared {
@@ -190,88 +201,92 @@ impl Ban {
         Ok(())
     }
 
-    /// Waits until this host's snapshot tells of what was made, where a daemon is there to tell, and until
-    /// every host that is connected has said what it does with it.
-    async fn hear(&mut self, visit: &mut Visit, alone: bool) -> Result<(), Error> {
-        let until = Instant::now() + TELLS;
+    fn addresses(&self) -> Vec<Address> {
+        self.issued.iter().map(|one| one.address).collect()
+    }
+
+    /// Requests acknowledgements of the last batch. Waits until this host's snapshot lists the new bans, if a daemon
+    /// runs, and every online host has acknowledged all.
+    async fn collect(&mut self, visit: &mut Visit, alone: bool) -> Result<(), Error> {
+        let until = Instant::now() + ACKS;
+        let batch = self.issued.chunks(MAX_ACKS).last().unwrap_or_default();
+        let batch: Vec<Address> = batch.iter().map(|one| one.address).collect();
+        let requests: Vec<_> = batch.iter().map(|address| self.acks.request(*address)).collect();
+        visit.publish(&requests).await?;
         loop {
             let view = visit.view();
-            self.said.hear(view, &self.made);
-            self.told = alone || self.is_told(view);
-            let mut waits = self.said.waits_for(view, &self.made);
-            waits.retain(|host| !self.slow.contains(host));
-            if self.told && waits.is_empty() {
+            self.acks.collect(view, &batch);
+            self.published = alone || self.is_published(view);
+            let results = self.acks.results(view, &batch);
+            let (mut unanswered, _) = AckCollector::unanswered(&results);
+            unanswered.retain(|host| !self.slow.contains(host));
+            if self.published && unanswered.is_empty() {
                 return Ok(());
             }
             if visit.listen(until).await?.is_none() {
-                self.slow.extend(waits);
+                self.slow.extend(unanswered);
                 return Ok(());
             }
         }
     }
 
-    fn is_told(&self, view: &View) -> bool {
+    fn is_published(&self, view: &View) -> bool {
         let me = view.hosts().get(&self.me);
-        let mut new = self.made.iter().filter(|one| !one.already);
+        let mut new = self.issued.iter().filter(|one| !one.already_banned);
         new.all(|one| me.is_some_and(|me| me.lists(&self.jail, one.address)))
     }
 
-    fn conclude(&self, view: &View, json: bool) {
-        let Self { jail, me, made, .. } = self;
+    fn print_result(&self, view: &View, json: bool) {
+        let Self { jail, me, issued, .. } = self;
+        let results = self.acks.results(view, &self.addresses());
         if json {
-            let bans = made.iter().map(|one| {
+            let bans = issued.iter().map(|one| {
                 json!({
                     "ip": one.address.to_string(),
-                    "already": one.already,
+                    "already_banned": one.already_banned,
                     "seconds": (one.seconds >= 0).then_some(one.seconds),
-                    "answers": self.said.answers(one.address),
+                    "acks": self.acks.acks(one.address),
                 })
             });
-            let mut all = json!({
-                "jail": jail.as_str(), "host": me.as_str(), "bans": bans.collect::<Vec<_>>(),
-                "told": self.told,
-            });
-            if let (Some(all), Value::Object(hosts)) =
-                (all.as_object_mut(), self.said.hosts(view, made))
-            {
-                all.extend(hosts);
-            }
-            out::print_json(&all);
+            let mut all = AckCollector::to_json(&results);
+            all.insert("jail".to_owned(), jail.as_str().into());
+            all.insert("host".to_owned(), me.as_str().into());
+            all.insert("bans".to_owned(), bans.collect());
+            all.insert("published".to_owned(), self.published.into());
+            out::print_json(&all.into());
             return;
         }
-        for Made { address, already, seconds } in made {
+        for IssuedBan { address, already_banned, seconds } in issued {
             let length = match *seconds {
-                ..0 => "for ever".to_owned(),
+                ..0 => "permanently".to_owned(),
                 seconds => format!("for {}", format_duration(seconds)),
             };
-            let words = if *already {
-                format!("{address} was banned in {jail} here before: nothing was done")
+            let line = if *already_banned {
+                format!("{address} is already banned in {jail} on this host; its ban is unchanged")
             } else {
                 format!("{address} is banned in {jail}, {length}")
             };
-            say(sanitize(&words));
+            say(sanitize(&line));
         }
-        for line in self.said.lines(view, made) {
+        for line in self.acks.lines(&results) {
             say(sanitize(&line));
         }
     }
 
-    /// Whether this host has told of it, and everybody done it, or said why not.
+    /// An error unless this host has published the bans, and every other one has acknowledged all.
     fn result(&self, view: &View) -> Result<(), Error> {
-        if !self.told {
+        if !self.published {
             let me = &self.me;
             return Err(Error::Undone(format!(
-                "{me} has not told the fleet yet: journalctl -u f2bmqttsub says why"
+                "{me} has not published the bans yet; journalctl -u f2bmqttsub shows why"
             )));
         }
-        let new = self.made.iter().any(|one| !one.already);
-        let offline = if new { self.said.offline(view).count() } else { 0 };
-        match self.said.waits_for(view, &self.made).len() + offline {
+        let results = self.acks.results(view, &self.addresses());
+        let (online, offline) = AckCollector::unanswered(&results);
+        match online.len() + offline {
             0 => Ok(()),
-            silent => Err(Error::Undone(format!(
-                "{} not answered yet; what a host missed, the snapshot of this one tells it",
-                if silent == 1 { "a host has".to_owned() } else { format!("{silent} hosts have") }
-            ))),
+            1 => Err(Error::Undone(format!("1 host {UNANSWERED}"))),
+            count => Err(Error::Undone(format!("{count} hosts {UNANSWERED}"))),
         }
     }
 }

@@ -352,7 +352,6 @@ impl Ear<'_> {
             id: None,
             all_jails: false,
             unbans: Vec::new(),
-            asked: false,
         }
     }
 

@@ -264,7 +264,6 @@ impl World {
             reason: Some(Reason::Fleet),
             all_jails: self.chance.often(500),
             unbans: Vec::new(),
-            asked: false,
         };
         self.unbanner = Some(n);
         self.freed.insert(address, self.now);

@@ -1,8 +1,8 @@
 //! The messages that an attacker makes: of every kind, in anyone's name, with every kind of stamp.
 
 use f2bmqtt::wire::{
-    Action, Address, Event, FleetUnban, HostName as Name, HostState, Jail, JailScope, Presence,
-    Reason, Shard, ShardEntry, ShardId, UnbanId,
+    ACK_REQUEST, Action, Address, Event, FleetUnban, HostName as Name, HostState, Jail, JailScope,
+    Presence, Reason, Shard, ShardEntry, ShardId, UnbanId,
 };
 
 use super::{Attacker, NAMES};
@@ -117,7 +117,7 @@ impl Attacker {
         let is_ban = self.chance.often(600);
         let ((time, bantime), stamp) = (self.ban(now), self.stamp(now));
         let carries = is_ban && self.chance.often(300);
-        let event = Event {
+        let mut event = Event {
             action: if is_ban { Action::Ban } else { Action::Unban },
             jail: self.jail(),
             address: self.address(addresses),
@@ -131,8 +131,10 @@ impl Attacker {
             id: None,
             all_jails: false,
             unbans: if carries { vec![self.id(now)] } else { Vec::new() },
-            asked: is_ban && self.chance.often(200),
         };
+        if is_ban && self.chance.often(200) {
+            event.action = Action::Other(ACK_REQUEST.to_owned());
+        }
         (event.action.as_str().to_owned(), event.encode())
     }
 
@@ -151,7 +153,6 @@ impl Attacker {
             id: Some(self.id(now)),
             all_jails: self.chance.often(500),
             unbans: Vec::new(),
-            asked: false,
         };
         ("unban".to_owned(), event.encode())
     }

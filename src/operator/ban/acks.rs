@@ -1,0 +1,284 @@
+//! Requests what the other hosts did with the bans, collects their acknowledgements, and renders the result as one
+//! line per host and outcome, or as JSON. No I/O.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value, json};
+
+use crate::operator::view::{Member, View};
+use crate::operator::visit::Message;
+use crate::wire::{ACK_REQUEST, Ack, Action, Address, Event, HostName, Jail};
+
+/// What became of a ban on another host, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Outcome<'a> {
+    Banned,
+    Rejected(&'a str),
+    NoJail,
+    Pending,
+    NoReply,
+    Offline,
+}
+
+impl Outcome<'_> {
+    fn text(self, jail: &Jail) -> String {
+        match self {
+            Self::Banned => "banned".to_owned(),
+            Self::NoJail => format!("not banned (no jail {jail})"),
+            Self::Rejected("not_shared") => {
+                format!("not banned (its MQTT_JAILS or MQTT_NOT_JAILS leaves {jail} out)")
+            }
+            Self::Rejected("never_ban") => "not banned (in its MQTT_NEVER_BAN)".to_owned(),
+            Self::Rejected("ignored") => {
+                "not banned (in its ignoreip, or its own address, or the broker's)".to_owned()
+            }
+            Self::Rejected(reason) => format!("not banned (rejected: {reason})"),
+            Self::Pending => "not banned yet (fail2ban is busy or down)".to_owned(),
+            Self::NoReply => "no reply yet".to_owned(),
+            Self::Offline => "offline; bans when it is back".to_owned(),
+        }
+    }
+}
+
+/// What each other host did, the worst last.
+type Results<'a> = BTreeMap<&'a HostName, BTreeMap<Outcome<'a>, Vec<Address>>>;
+
+#[derive(Debug)]
+pub(super) struct AckCollector {
+    me: HostName,
+    jail: Jail,
+    /// Of every request of this run: acknowledgements of earlier ones do not count.
+    stamp: i64,
+    outcomes: BTreeMap<HostName, BTreeMap<Address, String>>,
+}
+
+impl AckCollector {
+    pub(super) fn new(me: HostName, jail: Jail, stamp: i64) -> Self {
+        Self { me, jail, stamp, outcomes: BTreeMap::new() }
+    }
+
+    /// A request is an event without a ban: hosts that do not know its action ignore it, as it is not new.
+    pub(super) fn request(&self, address: Address) -> Message {
+        let event = Event {
+            action: Action::Other(ACK_REQUEST.to_owned()),
+            jail: self.jail.clone(),
+            address,
+            bantime: 0,
+            host: self.me.clone(),
+            restored: 1,
+            failures: 0,
+            time: 0,
+            stamp: self.stamp,
+            reason: None,
+            id: None,
+            all_jails: false,
+            unbans: Vec::new(),
+        };
+        Message::Event("ban", event.encode())
+    }
+
+    /// Takes the acknowledgements of some addresses that presence lists now. A host lists the last few only, so the
+    /// collector keeps them.
+    pub(super) fn collect(&mut self, view: &View, addresses: &[Address]) {
+        for (host, member) in view.hosts() {
+            let acks = member.presence().into_iter().flat_map(|presence| &presence.acks);
+            let is_mine = |ack: &&Ack| ack.origin == self.me && ack.stamp == self.stamp;
+            for ack in acks.filter(is_mine).filter(|ack| addresses.contains(&ack.address)) {
+                let outcomes = self.outcomes.entry(host.clone()).or_default();
+                outcomes.insert(ack.address, ack.outcome.clone());
+            }
+        }
+    }
+
+    fn outcome(&self, host: &HostName, member: &Member, address: Address) -> Outcome<'_> {
+        let outcome = self.outcomes.get(host).and_then(|outcomes| outcomes.get(&address));
+        match outcome.map(String::as_str) {
+            _ if !member.is_online() => Outcome::Offline,
+            Some("banned") => Outcome::Banned,
+            Some("pending") => Outcome::Pending,
+            Some("unknown_jail") => Outcome::NoJail,
+            Some(reason) => Outcome::Rejected(reason),
+            None => Outcome::NoReply,
+        }
+    }
+
+    pub(super) fn results<'a>(&'a self, view: &'a View, addresses: &[Address]) -> Results<'a> {
+        let mut results = Results::new();
+        for (host, member) in view.hosts().iter().filter(|(host, _)| **host != self.me) {
+            for address in addresses {
+                let outcome = self.outcome(host, member, *address);
+                results.entry(host).or_default().entry(outcome).or_default().push(*address);
+            }
+        }
+        results
+    }
+
+    /// The hosts whose outcome is not final.
+    pub(super) fn unanswered(results: &Results<'_>) -> (BTreeSet<HostName>, usize) {
+        let with = |wanted: fn(&Outcome<'_>) -> bool| {
+            results.iter().filter(move |(_, outcomes)| outcomes.keys().any(wanted))
+        };
+        let online = with(|one| matches!(one, Outcome::Pending | Outcome::NoReply));
+        let offline = with(|one| matches!(one, Outcome::Offline)).count();
+        (online.map(|(host, _)| (*host).clone()).collect(), offline)
+    }
+
+    pub(super) fn lines(&self, results: &Results<'_>) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (host, outcomes) in results {
+            for (outcome, addresses) in outcomes {
+                let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+                let which = match outcomes.len() {
+                    1 => String::new(),
+                    _ => format!(": {}", addresses.join(", ")),
+                };
+                lines.push(format!("{host}: {}{which}", outcome.text(&self.jail)));
+            }
+        }
+        lines
+    }
+
+    /// The acknowledgements of one address.
+    pub(super) fn acks(&self, address: Address) -> Value {
+        let acks = self.outcomes.iter();
+        acks.filter_map(|(host, of)| Some((host.to_string(), of.get(&address)?.clone()))).collect()
+    }
+
+    /// Each host in one list, by its worst outcome.
+    pub(super) fn to_json(results: &Results<'_>) -> Map<String, Value> {
+        let of = |wanted: Outcome<'_>| {
+            let worst = |(host, of): (&&HostName, &BTreeMap<_, _>)| {
+                (of.keys().last() == Some(&wanted)).then(|| host.as_str().to_owned())
+            };
+            results.iter().filter_map(worst).collect::<Value>()
+        };
+        let rejected = results.iter().filter_map(|(host, of)| match of.keys().last() {
+            Some(Outcome::Rejected(reason)) => Some((host.to_string(), Value::from(*reason))),
+            _ => None,
+        });
+        let lists = json!({
+            "hosts": of(Outcome::Banned), "without_jail": of(Outcome::NoJail),
+            "rejected": rejected.collect::<Value>(), "pending": of(Outcome::Pending),
+            "no_reply": of(Outcome::NoReply), "offline": of(Outcome::Offline),
+        });
+        lists.as_object().cloned().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A host, the origin and stamp of its acknowledgements (without a stamp it is offline), addresses and outcomes.
+    type Shown<'a> = (&'a str, &'a str, i64, &'a [(usize, &'a str)]);
+
+    const STAMP: i64 = 1_795_342_588_123;
+
+    fn address(n: usize) -> Address {
+        Address::new(&format!("203.0.113.{n}")).unwrap()
+    }
+
+    /// A view in which these hosts acknowledge these addresses, and the lines and lists about all addresses.
+    fn shown(hosts: &[Shown<'_>], addresses: &[usize]) -> (Vec<String>, Value) {
+        let mut acks =
+            AckCollector::new(HostName::new("web1").unwrap(), Jail::new("web").unwrap(), STAMP);
+        let mut view = View::default();
+        let addresses: Vec<_> = addresses.iter().map(|n| address(*n)).collect();
+        for (host, origin, stamp, outcomes) in hosts {
+            let ack = |(n, outcome): &(usize, &str)| {
+                json!(["web", address(*n).to_string(), origin, stamp, outcome])
+            };
+            let presence = json!({
+                "v": 1, "state": if *stamp == 0 { "offline" } else { "online" },
+                "acks": outcomes.iter().map(ack).collect::<Vec<_>>(),
+            });
+            view.hear_on(&format!("host/{host}"), presence.to_string().as_bytes());
+            acks.collect(&view, &addresses);
+        }
+        let results = acks.results(&view, &addresses);
+        let mut lists = AckCollector::to_json(&results);
+        let (online, offline) = AckCollector::unanswered(&results);
+        let online: Vec<_> = online.iter().map(HostName::as_str).collect();
+        lists.insert("unanswered".to_owned(), json!([online, offline]));
+        lists.insert("acks".to_owned(), acks.acks(addresses[0]));
+        (acks.lines(&results), lists.into())
+    }
+
+    #[test]
+    fn each_outcome_has_its_line_and_its_list() {
+        let hosts: &[Shown<'_>] = &[
+            ("a1", "web1", STAMP, &[(9, "never_ban")]),
+            ("a2", "web1", STAMP, &[(9, "unknown_jail")]),
+            ("a3", "web1", STAMP, &[(9, "banned")]),
+            // Presence lists it no more.
+            ("a3", "web1", STAMP, &[]),
+            ("a4", "web1", STAMP, &[(9, "banned")]),
+            ("a4", "web1", STAMP, &[(9, "pending")]),
+            ("a5", "web1", STAMP, &[(9, "ignored")]),
+            ("a6", "web1", STAMP, &[(9, "not_shared")]),
+            ("a7", "web1", STAMP, &[(9, "later")]),
+            // Of an earlier run, of another host, of another address.
+            ("b1", "web1", STAMP - 1, &[(9, "banned")]),
+            ("b2", "web2", STAMP, &[(9, "banned")]),
+            ("b3", "web1", STAMP, &[(8, "banned")]),
+            ("c1", "web1", 0, &[]),
+            ("web1", "web2", STAMP, &[]),
+        ];
+        let (lines, lists) = shown(hosts, &[9]);
+        assert_eq!(
+            lines,
+            [
+                "a1: not banned (in its MQTT_NEVER_BAN)",
+                "a2: not banned (no jail web)",
+                "a3: banned",
+                "a4: not banned yet (fail2ban is busy or down)",
+                "a5: not banned (in its ignoreip, or its own address, or the broker's)",
+                "a6: not banned (its MQTT_JAILS or MQTT_NOT_JAILS leaves web out)",
+                "a7: not banned (rejected: later)",
+                "b1: no reply yet",
+                "b2: no reply yet",
+                "b3: no reply yet",
+                "c1: offline; bans when it is back",
+            ]
+        );
+        assert_eq!(
+            lists,
+            json!({
+                "hosts": ["a3"], "without_jail": ["a2"], "pending": ["a4"],
+                "no_reply": ["b1", "b2", "b3"], "offline": ["c1"],
+                "rejected": {
+                    "a1": "never_ban", "a5": "ignored", "a6": "not_shared", "a7": "later",
+                },
+                "acks": {
+                    "a1": "never_ban", "a2": "unknown_jail", "a3": "banned", "a4": "pending",
+                    "a5": "ignored", "a6": "not_shared", "a7": "later",
+                },
+                "unanswered": [["a4", "b1", "b2", "b3"], 1],
+            })
+        );
+    }
+
+    #[test]
+    fn host_with_several_outcomes_has_a_line_for_each_and_counts_by_the_worst() {
+        let hosts: &[Shown<'_>] = &[
+            ("a1", "web1", STAMP, &[(1, "banned"), (2, "banned"), (3, "banned")]),
+            ("a2", "web1", STAMP, &[(1, "banned"), (2, "ignored"), (3, "banned")]),
+            ("a3", "web1", STAMP, &[(1, "banned")]),
+        ];
+        let (lines, lists) = shown(hosts, &[1, 2, 3]);
+        assert_eq!(
+            lines,
+            [
+                "a1: banned",
+                "a2: banned: 203.0.113.1, 203.0.113.3",
+                "a2: not banned (in its ignoreip, or its own address, or the broker's): 203.0.113.2",
+                "a3: banned: 203.0.113.1",
+                "a3: no reply yet: 203.0.113.2, 203.0.113.3",
+            ]
+        );
+        assert_eq!(
+            (&lists["hosts"], &lists["rejected"], &lists["no_reply"]),
+            (&json!(["a1"]), &json!({ "a2": "ignored" }), &json!(["a3"]))
+        );
+    }
+}
