@@ -70,6 +70,11 @@ fn reserve(store: &mut Store, teller: &mut Sequencer) {
     }
 }
 
+fn client_options(config: &Config) -> ClientOptions {
+    let id = format!("f2bmqtt-{}-{}", config.node, std::process::id());
+    ClientOptions { id, persistent: false, topics: Vec::new(), others: Vec::new(), will: None }
+}
+
 async fn publish(config: &Config, paths: &Paths, told: Option<SpooledEvent>) -> Result<(), Error> {
     let path = paths.lock();
     // An event from memory goes out in any case; the spool is for whoever holds the lock.
@@ -118,10 +123,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<SpooledEvent>) -> 
     };
     let from_memory = told.is_some();
     let mut unread = told;
-    let id = format!("f2bmqtt-{}-{}", config.node, std::process::id());
-    let client =
-        ClientOptions { id, persistent: false, topics: Vec::new(), others: Vec::new(), will: None };
-    let mut link = MqttLink::new(config, client);
+    let mut link = MqttLink::new(config, client_options(config));
     let (started, mut busy) = (Instant::now(), Instant::now());
     let mut lost = None;
     // A daemon that waits takes over the spool, but not what is only in memory here.

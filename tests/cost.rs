@@ -205,7 +205,7 @@ fn restart_with_100_000_bans_that_others_claim_too_costs_seconds() {
         match step {
             Effect::Persist(_) => fleet.on_persisted(true, NOW),
             Effect::Observe(jail, of) => {
-                fleet.on_observation(&jail, of.as_deref(), look(BANS), NOW)
+                fleet.on_observation(&jail, of.as_deref(), look(BANS), NOW);
             }
             Effect::Ban(_, work) => {
                 banned += work.len();

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, params};
 
-use crate::clock::millis;
 use crate::error::Error;
 use crate::files;
 use crate::wire::Address;

@@ -178,7 +178,7 @@ impl<A: Api> Worker<A> {
                     continue;
                 }
                 Err(error) => {
-                    (self.surroundings.warn)(&format!("dropped the queued report {name}: {error}"))
+                    (self.surroundings.warn)(&format!("dropped the queued report {name}: {error}"));
                 }
             }
             read.push(name);

@@ -131,7 +131,7 @@ mod tests {
             ),
         ];
         for (facts, expected) in table {
-            assert_eq!(super::effective_ban(facts), expected, "{facts:?}");
+            assert_eq!(effective_ban(facts), expected, "{facts:?}");
         }
     }
 }

@@ -91,7 +91,7 @@ impl PersistedState {
             Record::Override(key, host, lift) => put(&mut self.overrides, (key, host), lift),
             Record::Tombstone(pardon, obeyed) => put(&mut self.tombstones, pardon, obeyed),
             Record::LegacyClaim(key, host, since) => {
-                put(&mut self.legacy_claims, (key, host), since)
+                put(&mut self.legacy_claims, (key, host), since);
             }
             Record::PendingDetection(key, ban) => put(&mut self.pending_detections, key, ban),
             Record::Stamp(stamp) => self.stamp = stamp,

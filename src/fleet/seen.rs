@@ -213,14 +213,8 @@ impl Controller {
             away: false,
             now,
         });
-        case.held_until = held.map(|length| match length {
-            Some(length) if length < 0 => i64::MAX,
-            Some(length) => match began_at(case.import.as_deref(), told, row) {
-                Some(start) => start.saturating_add(length),
-                None => case.held_until.unwrap_or_else(|| now.saturating_add(length)),
-            },
-            None => case.held_until.unwrap_or_else(|| now.saturating_add(1)),
-        });
+        let start = began_at(case.import.as_deref(), told, row);
+        case.held_until = held.map(|length| held_until(length, start, case.held_until, now));
         let unseen = detection.is_some_and(|told| held.is_some() || told.cycle == self.cycle);
         let written = told.is_some_and(|told| row.is_some_and(|row| row.timeofban >= told.start));
         match ban {
@@ -426,6 +420,15 @@ impl Controller {
             let change = self.overrides.suppress(key, &claim.host, lift);
             self.persist(change);
         }
+    }
+}
+
+/// When a ban that fail2ban holds ends there. Without a known start or length, the time found before stays.
+fn held_until(length: Option<i64>, start: Option<i64>, before: Option<i64>, now: i64) -> i64 {
+    match (length, start) {
+        (Some(length), _) if length < 0 => i64::MAX,
+        (Some(length), Some(start)) => start.saturating_add(length),
+        (length, _) => before.unwrap_or_else(|| now.saturating_add(length.unwrap_or(1))),
     }
 }
 

@@ -275,7 +275,7 @@ impl Controller {
                 }
             }
             Some(Pending::Ban(jail, work)) => {
-                self.mark_imported(&jail, &work, answer, to_secs(now))
+                self.mark_imported(&jail, &work, answer, to_secs(now));
             }
             Some(Pending::Renew(jail, addresses)) => {
                 for address in addresses {

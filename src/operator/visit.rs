@@ -191,7 +191,7 @@ impl Visit {
                 );
             }
             Message::Clear(topic) => {
-                self.link.publish_retained_tracked(name, topic.clone(), Vec::new())
+                self.link.publish_retained_tracked(name, topic.clone(), Vec::new());
             }
         }
     }

@@ -5,7 +5,7 @@ mod acks;
 mod share;
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use acks::AckCollector;
 use serde_json::json;
