@@ -16,7 +16,7 @@ fn a_hub_and_two_servers_are_installed_and_a_ban_crosses() {
         ["hub", "server", "attack", "look", "report"].map(block);
     let rig = Rig::up(&root("bookworm", &[]), &["hub", "web1", "web2"]);
     for host in rig.hosts(&["hub", "web1", "web2"]) {
-        // Nobody is there to say yes to apt.
+        // apt must not ask.
         host.sh("echo 'APT::Get::Assume-Yes true;' >/etc/apt/apt.conf.d/yes; apt-get update");
     }
     rig.host("hub").sh("ip addr add 192.168.1.10/24 dev eth0");

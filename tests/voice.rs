@@ -1,0 +1,136 @@
+//! One voice for everything that people read: phrases that administrators stumble over, and names that are not the
+//! field's, do not come back.
+
+use std::path::{Path, PathBuf};
+
+/// What is checked: files, and folders with all that is below them.
+const CHECKED: [&str; 15] = [
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "README.md",
+    "SECURITY.md",
+    ".github",
+    "action.d",
+    "debian",
+    "docs",
+    "etc",
+    "examples",
+    "tests/demo",
+    "tests/quick",
+    "tests/run",
+    "tests/readme.rs",
+    "tests/support/svg.rs",
+];
+
+/// Phrases that no text contains, in lower case.
+const PHRASES: [&str; 10] = [
+    "anew",
+    "whoever",
+    "nobody",
+    "for ever",
+    "in the place of",
+    "as a rule",
+    "begun",
+    "is to be",
+    "are to be",
+    "without a word",
+];
+
+/// Words that no identifier of Rust code contains.
+const WORDS: [&str; 9] =
+    ["said", "unsaid", "told", "teller", "hear", "pardon", "obey", "carried", "words"];
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files(path: PathBuf) -> Vec<PathBuf> {
+    if !path.is_dir() {
+        return vec![path];
+    }
+    let entries = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(files).collect()
+}
+
+/// The phrases in a text, as whole words. A line's end counts as a blank.
+fn phrases(text: &str) -> Vec<&'static str> {
+    let words: Vec<_> = text
+        .split(|c: char| !c.is_alphanumeric() && c != '_')
+        .filter(|word| !word.is_empty())
+        .map(str::to_lowercase)
+        .collect();
+    let text = format!(" {} ", words.join(" "));
+    PHRASES.into_iter().filter(|phrase| text.contains(&format!(" {phrase} "))).collect()
+}
+
+/// Rust code without its comments and without what is between quotes.
+fn bare(code: &str) -> String {
+    let mut bare = String::new();
+    let mut rest = code;
+    while let Some(c) = rest.chars().next() {
+        let skipped = match c {
+            '/' if rest.starts_with("//") => rest.find('\n').unwrap_or(rest.len()),
+            'r' if rest.starts_with("r#\"") => rest.find("\"#").map_or(rest.len(), |end| end + 2),
+            '"' => end_of_string(rest),
+            '\'' if rest.starts_with("'\\") => {
+                rest[3..].find('\'').map_or(rest.len(), |end| end + 4)
+            }
+            '\'' if rest.starts_with("'\"'") => 3,
+            c => {
+                bare.push(c);
+                c.len_utf8()
+            }
+        };
+        rest = &rest[skipped..];
+    }
+    bare
+}
+
+/// How long the string is that the code begins with, its quotes included.
+fn end_of_string(code: &str) -> usize {
+    let mut is_escaped = false;
+    let end = code[1..].find(|c| {
+        let ends = c == '"' && !is_escaped;
+        is_escaped = c == '\\' && !is_escaped;
+        ends
+    });
+    end.map_or(code.len(), |end| end + 2)
+}
+
+/// The words of which identifiers consist, split at `_` and capitals, in lower case.
+fn words_of_identifiers(code: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    for c in code.chars() {
+        if !c.is_alphanumeric() || c.is_uppercase() {
+            words.push(String::new());
+        }
+        if c.is_alphanumeric() {
+            words.last_mut().unwrap().extend(c.to_lowercase());
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+#[test]
+fn no_text_has_a_phrase_that_readers_stumble_over() {
+    for path in CHECKED.iter().flat_map(|path| files(repository().join(path))) {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let found = phrases(&text);
+        assert!(found.is_empty(), "{}: {found:?}", path.display());
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            let mut words = words_of_identifiers(&bare(&text));
+            words.retain(|word| WORDS.contains(&word.as_str()));
+            assert!(words.is_empty(), "{}: {words:?}", path.display());
+        }
+    }
+}
+
+#[test]
+fn phrases_and_words_are_found_as_whole_words() {
+    assert_eq!(phrases("It IS\n# to be; a newt, fore ver"), ["is to be"]);
+    assert_eq!(phrases("a newer beginning"), [""; 0]);
+    let code = "last_toldAt('\"', '\\'', b\"a\\\"said\", r#\"hear\"#) // pardon\n Obey9";
+    let words = ["last", "told", "at", "b", "obey9"];
+    assert_eq!(words_of_identifiers(&bare(code)), words);
+}
