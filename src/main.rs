@@ -87,7 +87,7 @@ fn report_ban(paths: &Paths) -> Result<(), Error> {
     // Nor need they be Unicode.
     let text = |argument: &OsString| argument.to_string_lossy().into_owned();
     let arguments: Vec<_> = arguments.iter().map(text).collect();
-    let call = call::Call::by_position(&arguments);
+    let call = call::ReportCall::from_args(&arguments);
     if call.key == "--actionstart" {
         return call::start(&call.comment, &call.address);
     }
@@ -100,13 +100,13 @@ fn settings() -> Result<(), Error> {
 }
 
 fn report(args: &ReportArgs, paths: &Paths) -> Result<(), Error> {
-    let call = call::Call {
+    let call = call::ReportCall {
         comment: args.comment.clone(),
         address: args.ip.clone(),
         categories: args.categories.clone(),
         bantime: args.bantime.clone(),
         failures: "1".to_owned(),
-        ..call::Call::default()
+        ..call::ReportCall::default()
     };
     call::by_hand(&call, args.dry_run, paths)
 }

@@ -25,7 +25,7 @@ pub struct Quota {
 
 /// What came back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Answer {
+pub struct ApiResponse {
     /// The status of HTTP.
     pub status: u16,
     /// `Retry-After`, in seconds.
@@ -51,7 +51,7 @@ pub enum CutOff {
 
 /// Why a call did not do what it should.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum ApiError {
     /// 429: an address was reported by this account within 15 minutes.
     TooSoon,
     /// 429: the day's calls are spent. Ask again after this many seconds.
@@ -79,11 +79,11 @@ struct Errors {
 #[derive(Deserialize)]
 struct OneError {
     #[serde(default, deserialize_with = "or_default")]
-    source: Option<Source>,
+    source: Option<ErrorSource>,
 }
 
 #[derive(Deserialize)]
-struct Source {
+struct ErrorSource {
     #[serde(default, deserialize_with = "or_default")]
     parameter: Option<String>,
 }
@@ -119,13 +119,13 @@ pub struct Listing {
     pub total_reports: Option<i64>,
     /// The reports themselves, newest first, where the answer has them.
     #[serde(default, deserialize_with = "or_default")]
-    pub reports: Vec<Listed>,
+    pub reports: Vec<ListedReport>,
 }
 
 /// One report that is listed.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Listed {
+pub struct ListedReport {
     /// In ISO 8601.
     #[serde(default, deserialize_with = "or_default")]
     pub reported_at: String,
@@ -172,17 +172,17 @@ impl Invalid {
     }
 }
 
-impl Answer {
+impl ApiResponse {
     /// Reads what was asked for.
     ///
     /// # Errors
     /// The [`Trouble`] that it tells of.
-    pub fn read<T: DeserializeOwned>(&self, now: i64) -> Result<T, Trouble> {
+    pub fn read<T: DeserializeOwned>(&self, now: i64) -> Result<T, ApiError> {
         match (self.status, &self.cut_off) {
-            (200, Some(CutOff::TooLong)) => return Err(Trouble::TooLong),
+            (200, Some(CutOff::TooLong)) => return Err(ApiError::TooLong),
             (200, None) => {
                 let data = serde_json::from_slice::<Data<T>>(&self.body);
-                return data.map(|data| data.data).map_err(|_| Trouble::Odd);
+                return data.map(|data| data.data).map_err(|_| ApiError::Odd);
             }
             _ => {}
         }
@@ -196,27 +196,27 @@ impl Answer {
             errors.as_ref().is_some_and(|errors| errors.errors.iter().any(named))
         };
         Err(match self.status {
-            429 if about("ip") => Trouble::TooSoon,
-            429 => Trouble::Spent(self.wait(now)),
-            401 if errors.is_some() => Trouble::Key,
-            402 | 403 if errors.is_some() => Trouble::NotAllowed,
+            429 if about("ip") => ApiError::TooSoon,
+            429 => ApiError::Spent(self.wait(now)),
+            401 if errors.is_some() => ApiError::Key,
+            402 | 403 if errors.is_some() => ApiError::NotAllowed,
             400 | 413 | 422 if errors.is_some() => {
-                Trouble::Refused { timestamp: about("timestamp") }
+                ApiError::Refused { timestamp: about("timestamp") }
             }
-            _ => Trouble::Odd,
+            _ => ApiError::Odd,
         })
     }
 
     /// Why reports wait after this answer, in words; `None` where they do not.
     #[must_use]
-    pub fn fault(&self, trouble: &Trouble) -> Option<String> {
+    pub fn fault(&self, trouble: &ApiError) -> Option<String> {
         let status = self.status;
         Some(match trouble {
-            Trouble::TooSoon | Trouble::TooLong | Trouble::Refused { .. } => return None,
-            Trouble::Spent(_) => "the daily limit is reached".to_owned(),
-            Trouble::Key => format!("AbuseIPDB rejected the API key (HTTP {status})"),
-            Trouble::NotAllowed => format!("AbuseIPDB rejected the call (HTTP {status})"),
-            Trouble::Odd => format!(
+            ApiError::TooSoon | ApiError::TooLong | ApiError::Refused { .. } => return None,
+            ApiError::Spent(_) => "the daily limit is reached".to_owned(),
+            ApiError::Key => format!("AbuseIPDB rejected the API key (HTTP {status})"),
+            ApiError::NotAllowed => format!("AbuseIPDB rejected the call (HTTP {status})"),
+            ApiError::Odd => format!(
                 "unexpected answer from api.abuseipdb.com (HTTP {status}), perhaps from a proxy"
             ),
         })
@@ -236,7 +236,7 @@ impl Answer {
 
     /// What the log says of an answer that is not what it should be. Never shows `secret`.
     #[must_use]
-    pub fn complaint(&self, secret: &str) -> String {
+    pub fn log_text(&self, secret: &str) -> String {
         let mut body = String::from_utf8_lossy(&self.body[..self.body.len().min(4 * SHOWN)])
             .replace(secret, "(key)")
             .chars()
@@ -261,8 +261,8 @@ mod tests {
 
     const NOW: i64 = 1_795_342_588;
 
-    fn answer(status: u16, body: &str) -> Answer {
-        Answer { status, body: body.as_bytes().to_vec(), ..Answer::default() }
+    fn answer(status: u16, body: &str) -> ApiResponse {
+        ApiResponse { status, body: body.as_bytes().to_vec(), ..ApiResponse::default() }
     }
 
     fn error(detail: &str, parameter: &str) -> String {
@@ -275,12 +275,12 @@ mod tests {
 
     #[test]
     fn each_answer_has_its_meaning() {
-        use Trouble::{Key, NotAllowed, Odd, Refused, Spent, TooLong, TooSoon};
+        use ApiError::{Key, NotAllowed, Odd, Refused, Spent, TooLong, TooSoon};
         let (soon, daily) = (error("… once in 15 minutes.", "ip"), error("Daily rate limit", ""));
-        let spent = Answer { retry_after: Some(29_000), ..answer(429, &daily) };
+        let spent = ApiResponse { retry_after: Some(29_000), ..answer(429, &daily) };
         let taken = r#"{"data":{"ipAddress":"192.0.2.1","abuseConfidenceScore":52}}"#;
-        let cut_off = |why| Answer { cut_off: Some(why), ..answer(200, taken) };
-        let table: [(Answer, Result<Option<i64>, Trouble>); 29] = [
+        let cut_off = |why| ApiResponse { cut_off: Some(why), ..answer(200, taken) };
+        let table: [(ApiResponse, Result<Option<i64>, ApiError>); 29] = [
             (answer(200, taken), Ok(Some(52))),
             (answer(200, &taken.replace("52", "52.5")), Ok(Some(52))),
             (answer(200, &taken.replace("52", "null")), Ok(None)),
@@ -288,17 +288,26 @@ mod tests {
             (answer(200, r#"{"data":{}}"#), Err(Odd)),
             (answer(429, &soon), Err(TooSoon)),
             (spent.clone(), Err(Spent(29_000))),
-            (Answer { retry_after: Some(1_000_000), ..spent.clone() }, Err(Spent(LONGEST_WAIT))),
-            (Answer { retry_after: Some(-5), ..spent }, Err(Spent(1))),
-            (Answer { reset: Some(NOW + 77), ..answer(429, &daily) }, Err(Spent(77))),
-            (Answer { reset: Some(NOW - 77), ..answer(429, &daily) }, Err(Spent(UNKNOWN_WAIT))),
+            (
+                ApiResponse { retry_after: Some(1_000_000), ..spent.clone() },
+                Err(Spent(LONGEST_WAIT)),
+            ),
+            (ApiResponse { retry_after: Some(-5), ..spent }, Err(Spent(1))),
+            (ApiResponse { reset: Some(NOW + 77), ..answer(429, &daily) }, Err(Spent(77))),
+            (
+                ApiResponse { reset: Some(NOW - 77), ..answer(429, &daily) },
+                Err(Spent(UNKNOWN_WAIT)),
+            ),
             (answer(429, "<html>slow down</html>"), Err(Spent(UNKNOWN_WAIT))),
             (answer(401, &error("Authentication failed.", "")), Err(Key)),
             (answer(402, &error("Payment required", "")), Err(NotAllowed)),
             (answer(403, &error("Forbidden", "")), Err(NotAllowed)),
             (answer(403, "<html>a firewall</html>"), Err(Odd)),
             (answer(401, "<html>a proxy</html>"), Err(Odd)),
-            (Answer { reset: Some(i64::MIN), ..answer(429, &daily) }, Err(Spent(UNKNOWN_WAIT))),
+            (
+                ApiResponse { reset: Some(i64::MIN), ..answer(429, &daily) },
+                Err(Spent(UNKNOWN_WAIT)),
+            ),
             (answer(404, &error("Not found", "")), Err(Odd)),
             (answer(422, &error("The ip must be", "ip")), Err(Refused { timestamp: false })),
             (answer(422, &error("The date", "timestamp")), Err(Refused { timestamp: true })),
@@ -337,11 +346,10 @@ mod tests {
 
     #[test]
     fn complaints_are_short_and_keep_the_secret() {
-        let complaint =
-            answer(401, &format!("key abc123 {}", "x".repeat(9000))).complaint("abc123");
+        let complaint = answer(401, &format!("key abc123 {}", "x".repeat(9000))).log_text("abc123");
         assert!(complaint.starts_with("ERROR: HTTP 401. Response: key (key) xxx"));
         assert!(complaint.len() < 400);
-        let limited = answer(429, "").complaint("k");
+        let limited = answer(429, "").log_text("k");
         assert_eq!(limited, "ERROR: Rate limited (HTTP 429). Response: (nothing)");
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use reqwest::header::HeaderMap;
 use reqwest::{Client, RequestBuilder, Response, multipart, redirect};
 
-use super::answer::{Answer, CutOff, Quota};
+use super::answer::{ApiResponse, CutOff, Quota};
 use crate::config::Secret;
 use crate::wire::Address;
 
@@ -109,7 +109,7 @@ pub trait Api {
         &mut self,
         key: &Secret,
         request: &Request,
-    ) -> impl Future<Output = Result<Answer, Failure>> + Send;
+    ) -> impl Future<Output = Result<ApiResponse, Failure>> + Send;
 
     /// There is nothing to ask for a while: connections and certificates can go.
     fn rest(&mut self);
@@ -152,17 +152,18 @@ impl Https {
 }
 
 impl Api for Https {
-    async fn ask(&mut self, key: &Secret, request: &Request) -> Result<Answer, Failure> {
-        let client = self.client().map_err(|error| Failure::NotSent(words(error)))?;
-        let request = prepare(client, request).map_err(|error| Failure::NotSent(words(error)))?;
+    async fn ask(&mut self, key: &Secret, request: &Request) -> Result<ApiResponse, Failure> {
+        let client = self.client().map_err(|error| Failure::NotSent(describe(error)))?;
+        let request =
+            prepare(client, request).map_err(|error| Failure::NotSent(describe(error)))?;
         let sent =
             request.header("Accept", "application/json").header("Key", key.reveal()).send().await;
         match sent {
             Ok(response) => Ok(read(response).await),
             Err(error) if error.is_connect() || error.is_builder() => {
-                Err(Failure::NotSent(words(error)))
+                Err(Failure::NotSent(describe(error)))
             }
-            Err(error) => Err(Failure::Unknown(words(error))),
+            Err(error) => Err(Failure::Unknown(describe(error))),
         }
     }
 
@@ -190,10 +191,10 @@ fn prepare(client: &Client, request: &Request) -> reqwest::Result<RequestBuilder
     Ok(request)
 }
 
-async fn read(mut response: Response) -> Answer {
+async fn read(mut response: Response) -> ApiResponse {
     let number = |headers: &HeaderMap, name| headers.get(name)?.to_str().ok()?.trim().parse().ok();
     let headers = response.headers();
-    let mut answer = Answer {
+    let mut answer = ApiResponse {
         status: response.status().as_u16(),
         retry_after: number(headers, "retry-after"),
         reset: number(headers, "x-ratelimit-reset"),
@@ -201,7 +202,7 @@ async fn read(mut response: Response) -> Answer {
             limit: number(headers, "x-ratelimit-limit"),
             remaining: number(headers, "x-ratelimit-remaining"),
         },
-        ..Answer::default()
+        ..ApiResponse::default()
     };
     loop {
         match response.chunk().await {
@@ -212,7 +213,7 @@ async fn read(mut response: Response) -> Answer {
             Ok(Some(chunk)) => answer.body.extend_from_slice(&chunk),
             Ok(None) => return answer,
             Err(error) => {
-                answer.cut_off = Some(CutOff::Lost(words(error)));
+                answer.cut_off = Some(CutOff::Lost(describe(error)));
                 return answer;
             }
         }
@@ -220,7 +221,7 @@ async fn read(mut response: Response) -> Answer {
 }
 
 /// What went wrong, cause by cause; not the address, which is always the same.
-fn words(error: reqwest::Error) -> String {
+fn describe(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut words = error.to_string();
     let mut cause = std::error::Error::source(&error);

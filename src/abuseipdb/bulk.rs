@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::answer::{BulkAccepted, Trouble};
+use super::answer::{ApiError, BulkAccepted};
 use super::api::{Api, BULK_HEAD, Request};
 use super::log::Log;
-use super::plan::{self, Id, Stage, Waiting};
-use super::queue::Call;
-use super::sending::{Group, PAUSE, Reply};
+use super::plan::{self, Id, QueuedReport, Stage};
+use super::queue::Endpoint;
+use super::sending::{PAUSE, Reply, Submission};
 use super::worker::Worker;
 use crate::error::Error;
 use crate::wire::Address;
@@ -38,26 +38,26 @@ impl<A: Api> Worker<A> {
             waiting.tries = if waiting.in_doubt() { waiting.tries + 1 } else { 1 };
             waiting.send(Stage::SentInBulk, now);
         })?;
-        let reply = self.ask::<BulkAccepted>(Call::Bulk, &key, &Request::Bulk(csv)).await?;
+        let reply = self.ask::<BulkAccepted>(Endpoint::Bulk, &key, &Request::Bulk(csv)).await?;
         let (answer, trouble) = match reply {
             Reply::Done(taken) => return self.taken_in_bulk(&together, before, &taken, &log),
             Reply::Failed(failure) => return self.unanswered(&log, &about, &failure, before),
             Reply::Trouble(answer, trouble) => (answer, trouble),
         };
-        log.line(format_args!("{} ({about})", answer.complaint(key.reveal())));
+        log.line(format_args!("{} ({about})", answer.log_text(key.reveal())));
         match trouble {
-            Trouble::Spent(wait) => {
+            ApiError::Spent(wait) => {
                 self.queue.set(before)?;
-                self.spent(&log, Call::Bulk, wait)
+                self.spent(&log, Endpoint::Bulk, wait)
             }
-            Trouble::Key => {
+            ApiError::Key => {
                 self.queue.set(before)?;
                 self.key_refused(&key, &answer)
             }
             // The file, not a line of it: each report goes by itself.
-            Trouble::Refused { .. } | Trouble::NotAllowed => {
+            ApiError::Refused { .. } | ApiError::NotAllowed => {
                 self.queue.set(before)?;
-                self.queue.block(Call::Bulk, self.now() + PAUSE)
+                self.queue.block(Endpoint::Bulk, self.now() + PAUSE)
             }
             _ => self.put_off(&[], answer.asks_for()),
         }
@@ -67,8 +67,8 @@ impl<A: Api> Worker<A> {
     /// not tell of all, the rest is in doubt.
     fn taken_in_bulk(
         &mut self,
-        groups: &[Group],
-        before: Vec<(Id, Waiting)>,
+        groups: &[Submission],
+        before: Vec<(Id, QueuedReport)>,
         taken: &BulkAccepted,
         log: &Log,
     ) -> Result<(), Error> {
@@ -88,12 +88,12 @@ impl<A: Api> Worker<A> {
             ));
             return self.put_off(&[], 0);
         }
-        let (not, now) = (|group: &&Group| refused.contains_key(&group.address), self.now());
-        let told = |group: &Group| (group.address, group.told(now));
+        let (not, now) = (|group: &&Submission| refused.contains_key(&group.address), self.now());
+        let told = |group: &Submission| (group.address, group.recent(now));
         let ids = groups.iter().filter(|group| !not(group)).flat_map(|group| group.ids.clone());
         let ids: Vec<Id> = ids.collect();
         let alone = before.into_iter().filter(|(id, _)| !ids.contains(id));
-        let alone = alone.map(|(id, one)| (id, Waiting { tries: plan::BULK_TRIES, ..one }));
+        let alone = alone.map(|(id, one)| (id, QueuedReport { tries: plan::BULK_TRIES, ..one }));
         self.queue.set(alone.collect())?;
         self.queue.done(&ids, groups.iter().filter(|group| !not(group)).map(told).collect())?;
         log.line(format_args!(

@@ -12,7 +12,7 @@ use super::ledger::Ledger;
 use super::log::Log;
 use super::queue::MAX;
 use super::report::{Categories, CommentSource, Report, bounded};
-use super::times::Times;
+use super::times::Calendar;
 use crate::child;
 use crate::clock::now_secs;
 use crate::error::Error;
@@ -35,7 +35,7 @@ pub const LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
 /// The arguments of one call, still text; empty where there is none.
 #[derive(Clone, Debug, Default)]
 #[allow(missing_docs)]
-pub struct Call {
+pub struct ReportCall {
     pub key: String,
     pub comment: String,
     pub address: String,
@@ -53,18 +53,18 @@ pub struct Call {
 
 /// What is to be done about a call.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ReportDecision {
     /// Report it.
     Report(Box<Report>),
     /// Nothing, and why: a line of the log.
     Nothing(String),
 }
 
-impl Call {
+impl ReportCall {
     /// Takes the script's arguments, by position. A tag that fail2ban left as it is, such as
     /// `<LOG_FILE>`, stands for none.
     #[must_use]
-    pub fn by_position(arguments: &[String]) -> Self {
+    pub fn from_args(arguments: &[String]) -> Self {
         let tag = |text: &str| {
             let name = text.strip_prefix('<').and_then(|text| text.strip_suffix('>'));
             name.is_some_and(|name| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
@@ -94,7 +94,7 @@ impl Call {
     /// # Errors
     /// [`Error::Report`] where something is missing, [`Error::Usage`] where an argument cannot be
     /// what it stands for.
-    pub fn decide(&self, now: i64) -> Result<Verdict, Error> {
+    pub fn decide(&self, now: i64) -> Result<ReportDecision, Error> {
         let usage = |name: &str, what: &str| Error::Usage(format!("{name} {what}"));
         let count = |name, text: &str| match text.trim() {
             "" => Ok(0),
@@ -102,20 +102,20 @@ impl Call {
         };
         let shown: String = self.address.escape_debug().take(50).collect();
         if count("BYPASS_FAIL2BAN", &self.bypass)? == 0 && count("RESTORED", &self.restored)? != 0 {
-            return Ok(Verdict::Nothing(format!(
+            return Ok(ReportDecision::Nothing(format!(
                 "INFO: (RESTART) IP {shown} was already reported in the previous Fail2Ban session."
             )));
         }
         let failures = count("FAILURES", &self.failures)?;
         if failures == 0 {
-            return Ok(Verdict::Nothing(format!(
+            return Ok(ReportDecision::Nothing(format!(
                 "INFO: (BAN) IP {shown} has 0 failures so no action required"
             )));
         }
         self.complete()?;
         let address = Address::new(self.address.trim()).map_err(|what| usage("IP", &what))?;
         if !is_reportable(address.ip()) {
-            return Ok(Verdict::Nothing(format!(
+            return Ok(ReportDecision::Nothing(format!(
                 "INFO: IP {address} is not reported: the address is private or reserved."
             )));
         }
@@ -125,7 +125,7 @@ impl Call {
             (true, "") => (String::new(), CommentSource::Database),
             (true, text) => (unescaped(text), CommentSource::Admin),
         };
-        Ok(Verdict::Report(Box::new(Report {
+        Ok(ReportDecision::Report(Box::new(Report {
             address,
             categories: categories.map_err(|what| usage("CATEGORIES", &what))?,
             comment: bounded(&comment).to_owned(),
@@ -193,14 +193,16 @@ pub fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
 ///
 /// # Errors
 /// Those of [`Call::decide`]; they are in the log, too. Nothing else makes the action fail.
-pub fn run(call: &Call, paths: &Paths) -> Result<(), Error> {
+pub fn run(call: &ReportCall, paths: &Paths) -> Result<(), Error> {
     let log = Log::new(call.log().into());
     match call.decide(now_secs()) {
-        Ok(Verdict::Report(report)) if is_by_hand(&report, &log, paths) => log.line(format_args!(
-            "INFO: IP {} is not reported: the address was banned by hand (f2bmqtt ban).",
-            report.address
-        )),
-        Ok(Verdict::Report(report)) => {
+        Ok(ReportDecision::Report(report)) if is_by_hand(&report, &log, paths) => {
+            log.line(format_args!(
+                "INFO: IP {} is not reported: the address was banned by hand (f2bmqtt ban).",
+                report.address
+            ));
+        }
+        Ok(ReportDecision::Report(report)) => {
             queue(&report, &log, paths);
             for place in [&report.ledger, &report.log] {
                 if let Some(line) = out_of_reach(place, paths) {
@@ -208,7 +210,7 @@ pub fn run(call: &Call, paths: &Paths) -> Result<(), Error> {
                 }
             }
         }
-        Ok(Verdict::Nothing(line)) => log.line(line),
+        Ok(ReportDecision::Nothing(line)) => log.line(line),
         Err(error) => {
             log.line(format_args!("ERROR: {error}"));
             return Err(error);
@@ -323,7 +325,7 @@ pub fn start(ledger: &str, log: &str) -> Result<(), Error> {
 ///
 /// # Errors
 /// Those of [`Call::decide`].
-pub fn by_hand(call: &Call, dry_run: bool, paths: &Paths) -> Result<(), Error> {
+pub fn by_hand(call: &ReportCall, dry_run: bool, paths: &Paths) -> Result<(), Error> {
     let file = KeyFile::read(&paths.api_key);
     file.warning.iter().for_each(journal::warn);
     // Without a key there is still something to look at.
@@ -332,11 +334,11 @@ pub fn by_hand(call: &Call, dry_run: bool, paths: &Paths) -> Result<(), Error> {
         return Err(Error::Report(format!("no API key is set in {path}")));
     }
     let report = match call.decide(now_secs())? {
-        Verdict::Nothing(line) => {
+        ReportDecision::Nothing(line) => {
             say(line);
             return Ok(());
         }
-        Verdict::Report(report) => report,
+        ReportDecision::Report(report) => report,
     };
     let (address, log, private) = (report.address, &report.log, Private::of_this_host());
     if private.addresses.contains(&address.ip()) {
@@ -352,7 +354,7 @@ pub fn by_hand(call: &Call, dry_run: bool, paths: &Paths) -> Result<(), Error> {
         say(format_args!("queued the report of {address}; the log shows the result: {log}"));
         return Ok(());
     }
-    let times = Times::new().map_err(|error| Error::Start(std::io::Error::other(error)))?;
+    let times = Calendar::new().map_err(|error| Error::Start(std::io::Error::other(error)))?;
     let form = Form {
         address: report.address,
         categories: report.categories.to_string(),
@@ -370,8 +372,8 @@ pub fn by_hand(call: &Call, dry_run: bool, paths: &Paths) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    fn call(text: &str) -> Call {
-        Call::by_position(&text.split('|').map(str::to_owned).collect::<Vec<_>>())
+    fn call(text: &str) -> ReportCall {
+        ReportCall::from_args(&text.split('|').map(str::to_owned).collect::<Vec<_>>())
     }
 
     #[test]
@@ -431,7 +433,7 @@ mod tests {
             ("k3y|c|203.0.113.120|18|600|0|0|||3", documentation),
         ];
         for (text, line) in silent {
-            let expected = Verdict::Nothing(line.to_owned());
+            let expected = ReportDecision::Nothing(line.to_owned());
             assert_eq!(call(text).decide(1).unwrap(), expected, "{text}");
         }
         let missing = [
@@ -460,8 +462,8 @@ mod tests {
     #[test]
     fn what_is_to_be_reported_is_as_it_was_called() {
         let decided = |text: &str| match call(text).decide(77).unwrap() {
-            Verdict::Report(report) => report,
-            Verdict::Nothing(line) => panic!("{text}: {line}"),
+            ReportDecision::Report(report) => report,
+            ReportDecision::Nothing(line) => panic!("{text}: {line}"),
         };
         let report = decided("k3y|c|::ffff:192.31.196.1|18,22|10m|1|1|/db|/log|3");
         assert_eq!(report.address.to_string(), "192.31.196.1");
@@ -496,7 +498,7 @@ mod tests {
         for (text, comment, source) in table {
             let (text, own) = text.split_once('|').unwrap();
             let call = call(&format!("k|{text}|192.31.196.1|18|1|0||||1|5|{own}"));
-            let Verdict::Report(report) = call.decide(77).unwrap() else { panic!("{text}") };
+            let ReportDecision::Report(report) = call.decide(77).unwrap() else { panic!("{text}") };
             assert_eq!((report.comment.as_str(), report.source), (comment, source), "{text}");
         }
     }

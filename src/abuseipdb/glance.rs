@@ -10,7 +10,7 @@ use crate::spool::Item as _;
 
 /// The queue, at a glance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Glance {
+pub struct QueueStatus {
     /// How many reports wait.
     pub waiting: usize,
     /// When the ban of the first of them was, in seconds since 1970.
@@ -18,7 +18,7 @@ pub struct Glance {
     /// How the last call ended.
     pub last_call: Option<LastCall>,
     /// What is known of each kind of call that was made.
-    pub calls: Vec<Call>,
+    pub calls: Vec<CallQuota>,
 }
 
 /// The last call of any kind.
@@ -32,7 +32,7 @@ pub struct LastCall {
 
 /// What is known of a kind of call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Call {
+pub struct CallQuota {
     /// As the API names it; `all` for every kind.
     pub name: String,
     /// Not before, in seconds since 1970.
@@ -43,7 +43,7 @@ pub struct Call {
     pub seen: Option<i64>,
 }
 
-impl Glance {
+impl QueueStatus {
     /// Looks at the queue there. One that is not there is empty.
     ///
     /// # Errors
@@ -67,7 +67,7 @@ impl Glance {
             db.prepare("SELECT name, blocked, quota, remaining, seen FROM calls ORDER BY name")?;
         let calls = all.query_map([], |row| {
             let quota = Quota { limit: row.get(2)?, remaining: row.get(3)? };
-            Ok(Call { name: row.get(0)?, blocked: row.get(1)?, quota, seen: row.get(4)? })
+            Ok(CallQuota { name: row.get(0)?, blocked: row.get(1)?, quota, seen: row.get(4)? })
         })?;
         let calls = calls.collect::<rusqlite::Result<_>>()?;
         Ok(Self { waiting, oldest, last_call, calls })
@@ -76,7 +76,7 @@ impl Glance {
 
 #[cfg(test)]
 mod tests {
-    use super::super::queue::{self, Queue};
+    use super::super::queue::{self, ReportQueue};
     use super::super::report::{Categories, CommentSource};
     use super::*;
     use crate::wire::Address;
@@ -85,17 +85,21 @@ mod tests {
     fn it_is_what_the_worker_wrote() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("reports.sqlite3");
-        assert_eq!(Glance::of(&path).unwrap(), Glance::default());
-        let mut queue = Queue::open(&path).unwrap();
+        assert_eq!(QueueStatus::of(&path).unwrap(), QueueStatus::default());
+        let mut queue = ReportQueue::open(&path).unwrap();
         let quota = Quota { limit: Some(1000), remaining: Some(7) };
-        queue.remains(queue::Call::Report, quota, 5).unwrap();
-        queue.block(queue::Call::Check, 99).unwrap();
-        let call =
-            |name: &str, blocked, quota, seen| Call { name: name.to_owned(), blocked, quota, seen };
+        queue.remains(queue::Endpoint::Report, quota, 5).unwrap();
+        queue.block(queue::Endpoint::Check, 99).unwrap();
+        let call = |name: &str, blocked, quota, seen| CallQuota {
+            name: name.to_owned(),
+            blocked,
+            quota,
+            seen,
+        };
         let calls =
             vec![call("check", 99, Quota::default(), None), call("report", 0, quota, Some(5))];
-        let empty = Glance { calls, ..Glance::default() };
-        assert_eq!(Glance::of(&path).unwrap(), empty);
+        let empty = QueueStatus { calls, ..QueueStatus::default() };
+        assert_eq!(QueueStatus::of(&path).unwrap(), empty);
         let report = |time| Report {
             address: Address::new("192.0.2.1").unwrap(),
             categories: Categories::new("18").unwrap(),
@@ -112,8 +116,8 @@ mod tests {
         for error in [Some("no network"), None] {
             queue.record_call(99, error).unwrap();
             let last_call = Some(LastCall { at: 99, error: error.map(str::to_owned) });
-            let expected = Glance { waiting: 2, oldest: Some(60), last_call, ..empty.clone() };
-            assert_eq!(Glance::of(&path).unwrap(), expected);
+            let expected = QueueStatus { waiting: 2, oldest: Some(60), last_call, ..empty.clone() };
+            assert_eq!(QueueStatus::of(&path).unwrap(), expected);
         }
     }
 }

@@ -98,13 +98,13 @@ fn sets_key(line: &str) -> bool {
 /// The keys that reports go with: the file's, or else the one that the action passed. One that the
 /// server refused rests a while, or until the file has another.
 #[derive(Debug)]
-pub struct Keys {
+pub struct ApiKeys {
     path: PathBuf,
     file: KeyFile,
     refused: Vec<(Secret, i64)>,
 }
 
-impl Keys {
+impl ApiKeys {
     /// A key that is refused is tried again after this long, in seconds.
     const PAUSE: i64 = 3600;
 

@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
-use super::times::Times;
+use super::times::Calendar;
 use crate::clock::now_secs;
 use crate::error::Error;
 use crate::files;
@@ -37,7 +37,7 @@ impl Log {
     pub fn line(&self, text: impl std::fmt::Display) {
         let blank = |c| if is_unsafe_for_display(c) { ' ' } else { c };
         let text: String = text.to_string().chars().map(blank).take(MAX).collect();
-        let time = Times::new().map(|times| times.local(now_secs())).unwrap_or_default();
+        let time = Calendar::new().map(|times| times.local(now_secs())).unwrap_or_default();
         let written = self
             .open()
             .and_then(|mut file| file.write_all(format!("{time} - {text}\n").as_bytes()));

@@ -45,7 +45,7 @@ pub enum Stage {
 
 /// A report that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Waiting {
+pub struct QueuedReport {
     /// What is to be told.
     pub report: Report,
     /// How far it came.
@@ -58,7 +58,7 @@ pub struct Waiting {
     pub sent: i64,
 }
 
-impl Waiting {
+impl QueuedReport {
     /// It is about to be sent.
     pub fn send(&mut self, stage: Stage, now: i64) {
         if !self.in_doubt() {
@@ -83,7 +83,7 @@ impl Waiting {
 
 /// What `AbuseIPDB` took of an address not long ago.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct RecentReport {
     /// When, in seconds since 1970.
     pub at: i64,
     /// For what.
@@ -92,7 +92,7 @@ pub struct Told {
     pub comment: String,
 }
 
-impl Told {
+impl RecentReport {
     /// When the next report of the address may go.
     #[must_use]
     pub fn end(&self) -> i64 {
@@ -102,7 +102,7 @@ impl Told {
 
 /// Until when, in seconds since 1970, nothing of a kind is to be asked of the server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
+pub struct CallLimits {
     /// Anything at all.
     pub all: i64,
     /// Checks.
@@ -131,7 +131,7 @@ pub enum Next {
 }
 
 /// One address's reports that go together.
-struct Group {
+struct PlannedGroup {
     ids: Vec<Id>,
     stage: Stage,
     tries: u32,
@@ -142,7 +142,7 @@ struct Group {
     safe_to_repeat: bool,
 }
 
-impl Group {
+impl PlannedGroup {
     fn may_go_in_bulk(&self) -> bool {
         match self.stage {
             Stage::Due => self.tries < BULK_TRIES,
@@ -156,9 +156,9 @@ impl Group {
 /// Decides.
 #[must_use]
 pub fn next(
-    waiting: &BTreeMap<Id, Waiting>,
-    told: &BTreeMap<Address, Told>,
-    limits: &Limits,
+    waiting: &BTreeMap<Id, QueuedReport>,
+    told: &BTreeMap<Address, RecentReport>,
+    limits: &CallLimits,
     now: i64,
 ) -> Next {
     if let Some((id, _)) =
@@ -166,23 +166,23 @@ pub fn next(
     {
         return Next::GiveUp(*id);
     }
-    let new = |one: &Waiting| one.stage == Stage::New && one.next <= now;
+    let new = |one: &QueuedReport| one.stage == Stage::New && one.next <= now;
     if let Some((id, _)) = waiting.iter().find(|(_, one)| new(one)) {
         return Next::Admit(*id);
     }
     let mut groups = groups(waiting, told, limits, now);
     groups.sort_by_key(|group| group.time);
     if limits.all <= now && limits.bulk <= now {
-        let due = |group: &&Group| group.may_go_in_bulk() && group.due <= now;
+        let due = |group: &&PlannedGroup| group.may_go_in_bulk() && group.due <= now;
         if groups.iter().filter(due).count() > BACKLOG {
             return Next::Bulk(groups.iter().filter(due).map(|group| group.ids.clone()).collect());
         }
     }
-    let alone = |group: &Group| match group.stage {
+    let alone = |group: &PlannedGroup| match group.stage {
         Stage::Due => group.due.max(limits.report),
         _ => group.due,
     };
-    let alone = |group: &Group| alone(group).max(limits.all);
+    let alone = |group: &PlannedGroup| alone(group).max(limits.all);
     if let Some(group) = groups.iter().find(|group| alone(group) <= now) {
         return Next::Alone(group.ids.clone());
     }
@@ -193,16 +193,16 @@ pub fn next(
 /// The groups. What may have been told already goes before what came since, and by itself: so that
 /// it can be recognised.
 fn groups(
-    waiting: &BTreeMap<Id, Waiting>,
-    told: &BTreeMap<Address, Told>,
-    limits: &Limits,
+    waiting: &BTreeMap<Id, QueuedReport>,
+    told: &BTreeMap<Address, RecentReport>,
+    limits: &CallLimits,
     now: i64,
-) -> Vec<Group> {
-    let mut addresses: BTreeMap<Address, Vec<(Id, &Waiting)>> = BTreeMap::new();
+) -> Vec<PlannedGroup> {
+    let mut addresses: BTreeMap<Address, Vec<(Id, &QueuedReport)>> = BTreeMap::new();
     for (id, one) in waiting.iter().filter(|(_, one)| one.stage != Stage::New) {
         addresses.entry(one.report.address).or_default().push((*id, one));
     }
-    let group = |(address, mut ones): (Address, Vec<(Id, &Waiting)>)| {
+    let group = |(address, mut ones): (Address, Vec<(Id, &QueuedReport)>)| {
         if ones.iter().any(|(_, one)| one.in_doubt()) {
             ones.retain(|(_, one)| one.in_doubt());
         }
@@ -211,12 +211,12 @@ fn groups(
         ones.retain(|(_, one)| one.stage == stage && one.sent == first.sent);
         let next = ones.iter().map(|(_, one)| one.next).max()?;
         let due = match stage {
-            Stage::Due => next.max(told.get(&address).map_or(0, Told::end)),
+            Stage::Due => next.max(told.get(&address).map_or(0, RecentReport::end)),
             Stage::Check => next.max(limits.check),
             _ if first.is_safe_to_repeat(now) => next,
             _ => next.max(limits.check),
         };
-        Some(Group {
+        Some(PlannedGroup {
             ids: ones.iter().map(|(id, _)| *id).collect(),
             stage,
             tries: ones.iter().map(|(_, one)| one.tries).max()?,
@@ -239,7 +239,7 @@ mod tests {
         Address::new(&format!("203.0.{}.{}", 113 + n / 200, n % 200 + 1)).unwrap()
     }
 
-    fn one(n: usize, stage: Stage, next: i64) -> Waiting {
+    fn one(n: usize, stage: Stage, next: i64) -> QueuedReport {
         let report = Report {
             address: address(n),
             categories: Categories::new("18").unwrap(),
@@ -252,15 +252,15 @@ mod tests {
             ledger: "l".into(),
             log: "l".into(),
         };
-        Waiting { report, stage, tries: 0, next, sent: 0 }
+        QueuedReport { report, stage, tries: 0, next, sent: 0 }
     }
 
     /// What is planned for these, of which the reports of some addresses were taken at some time.
-    fn planned(ones: &[Waiting], told: &[(usize, i64)], limits: Limits) -> Next {
+    fn planned(ones: &[QueuedReport], told: &[(usize, i64)], limits: CallLimits) -> Next {
         let waiting = (1..).zip(ones.iter().cloned()).collect();
         let told = told.iter().map(|(n, at)| {
             let categories = Categories::new("18").unwrap();
-            (address(*n), Told { at: *at, categories, comment: String::new() })
+            (address(*n), RecentReport { at: *at, categories, comment: String::new() })
         });
         next(&waiting, &told.collect(), &limits, NOW)
     }
@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn one_at_a_time_and_each_address_once_in_its_window() {
         use Stage::{Check, Due, New, Sent};
-        let free = Limits::default();
+        let free = CallLimits::default();
         assert_eq!(planned(&[], &[], free), Next::Nothing);
         let new = one(1, New, 0);
         assert_eq!(planned(&[one(1, Due, 0), new.clone()], &[], free), Next::Admit(2));
@@ -281,7 +281,7 @@ mod tests {
         assert_eq!(planned(&due[2..], &[(1, NOW - WINDOW - MARGIN)], free), Next::Alone(vec![1]));
         assert_eq!(planned(&[one(1, Check, 0)], &[], free), Next::Alone(vec![1]));
         // What was perhaps sent goes by itself, before what came since.
-        let sent = Waiting { sent: NOW - 60, ..one(1, Sent, NOW - 30) };
+        let sent = QueuedReport { sent: NOW - 60, ..one(1, Sent, NOW - 30) };
         assert_eq!(planned(&[one(1, Due, 0), sent], &[], free), Next::Alone(vec![2]));
     }
 
@@ -289,16 +289,20 @@ mod tests {
     fn limits_hold_back_what_they_are_of() {
         use Stage::{Check, Due, Sent};
         let later = NOW + 100;
-        let sent = |at| Waiting { sent: at, ..one(1, Sent, 0) };
+        let sent = |at| QueuedReport { sent: at, ..one(1, Sent, 0) };
         let table = [
-            (one(1, Due, 0), Limits { all: later, ..Limits::default() }, false),
-            (one(1, Due, 0), Limits { report: later, ..Limits::default() }, false),
-            (one(1, Due, 0), Limits { check: later, bulk: later, ..Limits::default() }, true),
-            (one(1, Check, 0), Limits { check: later, ..Limits::default() }, false),
-            (one(1, Check, 0), Limits { report: later, ..Limits::default() }, true),
-            (sent(NOW - 60), Limits { check: later, ..Limits::default() }, true),
-            (sent(NOW - WINDOW), Limits { check: later, ..Limits::default() }, false),
-            (sent(NOW - WINDOW), Limits::default(), true),
+            (one(1, Due, 0), CallLimits { all: later, ..CallLimits::default() }, false),
+            (one(1, Due, 0), CallLimits { report: later, ..CallLimits::default() }, false),
+            (
+                one(1, Due, 0),
+                CallLimits { check: later, bulk: later, ..CallLimits::default() },
+                true,
+            ),
+            (one(1, Check, 0), CallLimits { check: later, ..CallLimits::default() }, false),
+            (one(1, Check, 0), CallLimits { report: later, ..CallLimits::default() }, true),
+            (sent(NOW - 60), CallLimits { check: later, ..CallLimits::default() }, true),
+            (sent(NOW - WINDOW), CallLimits { check: later, ..CallLimits::default() }, false),
+            (sent(NOW - WINDOW), CallLimits::default(), true),
         ];
         for (waiting, limits, goes) in table {
             let expected = if goes { Next::Alone(vec![1]) } else { Next::Sleep(later) };
@@ -315,27 +319,30 @@ mod tests {
         use Stage::{Check, Due, Sent, SentInBulk};
         let mut due: Vec<_> = (1..=20).map(|n| one(n, Due, 0)).collect();
         due.extend([one(1, Due, 0), one(30, Check, 0), one(31, Sent, 0), one(32, Due, NOW + 1)]);
-        assert_eq!(planned(&due, &[], Limits::default()), Next::Alone(vec![1, 21]));
-        due.push(Waiting { sent: NOW - 60, ..one(40, SentInBulk, 0) });
+        assert_eq!(planned(&due, &[], CallLimits::default()), Next::Alone(vec![1, 21]));
+        due.push(QueuedReport { sent: NOW - 60, ..one(40, SentInBulk, 0) });
         let Next::Bulk(groups) =
-            planned(&due, &[], Limits { report: NOW + 1, ..Limits::default() })
+            planned(&due, &[], CallLimits { report: NOW + 1, ..CallLimits::default() })
         else {
             panic!("a backlog goes in bulk, whatever single reports wait for")
         };
         assert_eq!(groups.len(), 21);
         assert!(groups.contains(&vec![1, 21]) && groups.contains(&vec![25]));
-        let spent = Limits { bulk: NOW + 1, ..Limits::default() };
+        let spent = CallLimits { bulk: NOW + 1, ..CallLimits::default() };
         assert_eq!(planned(&due, &[], spent), Next::Alone(vec![1, 21]));
         due[24].sent = NOW - WINDOW;
-        assert_eq!(planned(&due, &[], Limits::default()), Next::Alone(vec![1, 21]));
+        assert_eq!(planned(&due, &[], CallLimits::default()), Next::Alone(vec![1, 21]));
         (due[24].sent, due[24].tries) = (NOW - 60, BULK_TRIES);
-        assert_eq!(planned(&due, &[], Limits::default()), Next::Alone(vec![1, 21]));
+        assert_eq!(planned(&due, &[], CallLimits::default()), Next::Alone(vec![1, 21]));
     }
 
     #[test]
     fn what_is_too_old_is_given_up() {
         let mut old = one(1, Stage::Due, NOW + 1000);
         old.report.time = NOW - OLDEST;
-        assert_eq!(planned(&[one(2, Stage::New, 0), old], &[], Limits::default()), Next::GiveUp(2));
+        assert_eq!(
+            planned(&[one(2, Stage::New, 0), old], &[], CallLimits::default()),
+            Next::GiveUp(2)
+        );
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, Result as SqlResult, Row, Transaction, params};
 
 use super::answer::{LONGEST_WAIT, Quota};
-use super::plan::{Id, Limits, Stage, Told, Waiting};
+use super::plan::{CallLimits, Id, QueuedReport, RecentReport, Stage};
 use super::report::{Categories, Report};
 use crate::error::Error;
 use crate::files;
@@ -37,7 +37,7 @@ const LONGEST_PAUSE: i64 = 2 * 3600;
 
 /// The kinds of calls that have limits of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Call {
+pub enum Endpoint {
     /// Any call at all.
     All,
     /// `check`
@@ -48,7 +48,7 @@ pub enum Call {
     Bulk,
 }
 
-impl Call {
+impl Endpoint {
     /// As the API names it.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -63,15 +63,15 @@ impl Call {
 
 /// The queue, in memory and on disk.
 #[derive(Debug)]
-pub struct Queue {
+pub struct ReportQueue {
     path: PathBuf,
     db: Connection,
-    waiting: BTreeMap<Id, Waiting>,
-    told: BTreeMap<Address, Told>,
-    limits: Limits,
+    waiting: BTreeMap<Id, QueuedReport>,
+    recent: BTreeMap<Address, RecentReport>,
+    limits: CallLimits,
 }
 
-impl Queue {
+impl ReportQueue {
     /// Opens it, or makes it: for root alone.
     ///
     /// # Errors
@@ -104,8 +104,8 @@ impl Queue {
             path: path.to_owned(),
             db,
             waiting: BTreeMap::new(),
-            told: BTreeMap::new(),
-            limits: Limits::default(),
+            recent: BTreeMap::new(),
+            limits: CallLimits::default(),
         };
         queue.load().map_err(failed)?;
         Ok(queue)
@@ -121,12 +121,13 @@ impl Queue {
             }
         }
         let mut all = self.db.prepare("SELECT ip, at, categories, comment FROM recent_reports")?;
-        let told = all.query_map([], |row| Ok((row.get::<_, String>(0)?, told(row)?)))?;
-        for one in told {
-            if let Some((ip, Some(told))) = readable(one)?
+        let all_recent =
+            all.query_map([], |row| Ok((row.get::<_, String>(0)?, read_recent(row)?)))?;
+        for one in all_recent {
+            if let Some((ip, Some(recent))) = readable(one)?
                 && let Ok(address) = Address::new(&ip)
             {
-                self.told.insert(address, told);
+                self.recent.insert(address, recent);
             }
         }
         let mut all = self.db.prepare("SELECT name, blocked FROM calls")?;
@@ -134,7 +135,7 @@ impl Queue {
             all.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
         for one in calls {
             let Some((name, until)) = readable(one)? else { continue };
-            for call in [Call::All, Call::Check, Call::Report, Call::Bulk] {
+            for call in [Endpoint::All, Endpoint::Check, Endpoint::Report, Endpoint::Bulk] {
                 if call.name() == name {
                     *limit(&mut self.limits, call) = until;
                 }
@@ -145,19 +146,19 @@ impl Queue {
 
     /// What waits.
     #[must_use]
-    pub fn waiting(&self) -> &BTreeMap<Id, Waiting> {
+    pub fn waiting(&self) -> &BTreeMap<Id, QueuedReport> {
         &self.waiting
     }
 
     /// What was taken of late.
     #[must_use]
-    pub fn told(&self) -> &BTreeMap<Address, Told> {
-        &self.told
+    pub fn recent(&self) -> &BTreeMap<Address, RecentReport> {
+        &self.recent
     }
 
     /// What is not to be asked yet.
     #[must_use]
-    pub fn limits(&self) -> &Limits {
+    pub fn limits(&self) -> &CallLimits {
         &self.limits
     }
 
@@ -175,7 +176,7 @@ impl Queue {
                 )?;
                 if insert.execute(params![name, report.encode()])? == 1 {
                     let stage = Stage::New;
-                    let waiting = Waiting { report, stage, tries: 0, next: 0, sent: 0 };
+                    let waiting = QueuedReport { report, stage, tries: 0, next: 0, sent: 0 };
                     added.push((change.last_insert_rowid(), waiting));
                 }
             }
@@ -189,7 +190,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`Error::Queue`]; then nothing has changed.
-    pub fn update(&mut self, ids: &[Id], how: impl Fn(&mut Waiting)) -> Result<(), Error> {
+    pub fn update(&mut self, ids: &[Id], how: impl Fn(&mut QueuedReport)) -> Result<(), Error> {
         let mut changed = self.these(ids);
         for (_, waiting) in &mut changed {
             how(waiting);
@@ -199,7 +200,7 @@ impl Queue {
 
     /// How some stand now.
     #[must_use]
-    pub fn these(&self, ids: &[Id]) -> Vec<(Id, Waiting)> {
+    pub fn these(&self, ids: &[Id]) -> Vec<(Id, QueuedReport)> {
         let one = |id: &Id| Some((*id, self.waiting.get(id)?.clone()));
         ids.iter().filter_map(one).collect()
     }
@@ -208,11 +209,11 @@ impl Queue {
     ///
     /// # Errors
     /// [`Error::Queue`]; then nothing has changed.
-    pub fn set(&mut self, mut changed: Vec<(Id, Waiting)>) -> Result<(), Error> {
+    pub fn set(&mut self, mut changed: Vec<(Id, QueuedReport)>) -> Result<(), Error> {
         changed.retain(|(id, _)| self.waiting.contains_key(id));
         self.change(|change| {
             for (id, waiting) in &changed {
-                let Waiting { report, stage, tries, next, sent } = waiting;
+                let QueuedReport { report, stage, tries, next, sent } = waiting;
                 change
                     .prepare_cached(
                         "UPDATE queued_reports SET stage = ?2, tries = ?3, next = ?4, sent = ?5, report = ?6
@@ -230,23 +231,23 @@ impl Queue {
     ///
     /// # Errors
     /// [`Error::Queue`]; then nothing has changed.
-    pub fn done(&mut self, ids: &[Id], taken: Vec<(Address, Told)>) -> Result<(), Error> {
+    pub fn done(&mut self, ids: &[Id], taken: Vec<(Address, RecentReport)>) -> Result<(), Error> {
         self.change(|change| {
             for id in ids {
                 change.prepare_cached("DELETE FROM queued_reports WHERE id = ?1")?.execute([id])?;
             }
-            for (address, told) in &taken {
-                let (ip, categories) = (address.to_string(), told.categories.to_string());
+            for (address, recent) in &taken {
+                let (ip, categories) = (address.to_string(), recent.categories.to_string());
                 change
                     .prepare_cached("INSERT OR REPLACE INTO recent_reports VALUES(?1, ?2, ?3, ?4)")?
-                    .execute(params![ip, told.at, categories, told.comment])?;
+                    .execute(params![ip, recent.at, categories, recent.comment])?;
             }
             Ok(())
         })?;
         for id in ids {
             self.waiting.remove(id);
         }
-        self.told.extend(taken);
+        self.recent.extend(taken);
         Ok(())
     }
 
@@ -254,7 +255,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`Error::Queue`]; it holds for this process all the same.
-    pub fn block(&mut self, call: Call, until: i64) -> Result<(), Error> {
+    pub fn block(&mut self, call: Endpoint, until: i64) -> Result<(), Error> {
         *limit(&mut self.limits, call) = until;
         self.change(|change| {
             let sql = "INSERT INTO calls(name, blocked) VALUES(?1, ?2)
@@ -267,7 +268,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`Error::Queue`].
-    pub fn remains(&mut self, call: Call, quota: Quota, now: i64) -> Result<(), Error> {
+    pub fn remains(&mut self, call: Endpoint, quota: Quota, now: i64) -> Result<(), Error> {
         self.change(|change| {
             let sql = "INSERT INTO calls(name, quota, remaining, seen) VALUES(?1, ?2, ?3, ?4)
                        ON CONFLICT(name) DO UPDATE SET quota = ?2, remaining = ?3, seen = ?4";
@@ -292,7 +293,7 @@ impl Queue {
 
     /// Takes times that lie further ahead than they can for what they are: of a clock that went wrong
     /// for a while.
-    pub fn set_right(&mut self, now: i64) {
+    pub fn on_clock_rollback(&mut self, now: i64) {
         let limits = &mut self.limits;
         for limit in [&mut limits.all, &mut limits.check, &mut limits.report, &mut limits.bulk] {
             *limit = (*limit).min(now + LONGEST_WAIT);
@@ -302,8 +303,8 @@ impl Queue {
             waiting.sent = waiting.sent.min(now);
             waiting.report.time = waiting.report.time.min(now);
         }
-        for told in self.told.values_mut() {
-            told.at = told.at.min(now);
+        for recent in self.recent.values_mut() {
+            recent.at = recent.at.min(now);
         }
     }
 
@@ -312,8 +313,12 @@ impl Queue {
     /// # Errors
     /// [`Error::Queue`].
     pub fn tidy(&mut self, now: i64) -> Result<(), Error> {
-        let old: Vec<_> =
-            self.told.iter().filter(|(_, told)| told.end() <= now).map(|(ip, _)| *ip).collect();
+        let old: Vec<_> = self
+            .recent
+            .iter()
+            .filter(|(_, recent)| recent.end() <= now)
+            .map(|(ip, _)| *ip)
+            .collect();
         if old.is_empty() {
             return Ok(());
         }
@@ -326,7 +331,7 @@ impl Queue {
             Ok(())
         })?;
         for address in &old {
-            self.told.remove(address);
+            self.recent.remove(address);
         }
         Ok(())
     }
@@ -352,12 +357,12 @@ fn readable<T>(row: SqlResult<T>) -> SqlResult<Option<T>> {
     }
 }
 
-fn limit(limits: &mut Limits, call: Call) -> &mut i64 {
+fn limit(limits: &mut CallLimits, call: Endpoint) -> &mut i64 {
     match call {
-        Call::All => &mut limits.all,
-        Call::Check => &mut limits.check,
-        Call::Report => &mut limits.report,
-        Call::Bulk => &mut limits.bulk,
+        Endpoint::All => &mut limits.all,
+        Endpoint::Check => &mut limits.check,
+        Endpoint::Report => &mut limits.report,
+        Endpoint::Bulk => &mut limits.bulk,
     }
 }
 
@@ -372,20 +377,20 @@ fn write_stage(stage: Stage) -> &'static str {
 }
 
 /// A row; `None` where it cannot be read.
-fn waiting(row: &Row<'_>) -> SqlResult<Option<Waiting>> {
+fn waiting(row: &Row<'_>) -> SqlResult<Option<QueuedReport>> {
     use Stage::{Check, Due, New, Sent, SentInBulk};
     let (report, stage): (String, String) = (row.get(1)?, row.get(2)?);
     let report = Report::parse(report.as_bytes()).ok();
     let mut stages = [New, Check, Due, Sent, SentInBulk].into_iter();
     let stage = stages.find(|one| write_stage(*one) == stage);
     let (tries, next, sent) = (row.get(3)?, row.get(4)?, row.get(5)?);
-    Ok(report.zip(stage).map(|(report, stage)| Waiting { report, stage, tries, next, sent }))
+    Ok(report.zip(stage).map(|(report, stage)| QueuedReport { report, stage, tries, next, sent }))
 }
 
-fn told(row: &Row<'_>) -> SqlResult<Option<Told>> {
+fn read_recent(row: &Row<'_>) -> SqlResult<Option<RecentReport>> {
     let (at, categories): (i64, String) = (row.get(1)?, row.get(2)?);
     let comment = row.get(3)?;
-    Ok(Categories::new(&categories).ok().map(|categories| Told { at, categories, comment }))
+    Ok(Categories::new(&categories).ok().map(|categories| RecentReport { at, categories, comment }))
 }
 
 #[cfg(test)]
@@ -414,7 +419,7 @@ mod tests {
     fn the_next_process_finds_all_as_it_was() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state/reports.sqlite3");
-        let mut queue = Queue::open(&path).unwrap();
+        let mut queue = ReportQueue::open(&path).unwrap();
         let one = |name: &str, ip| (name.to_owned(), report(ip));
         queue
             .add(vec![one("1", "192.0.2.1"), one("2", "192.0.2.2"), one("1", "192.0.2.1")])
@@ -422,29 +427,31 @@ mod tests {
         queue.add(vec![one("3", "192.0.2.3"), one("2", "192.0.2.2")]).unwrap();
         assert_eq!(queue.waiting().len(), 3);
         let ids: Vec<_> = queue.waiting().keys().copied().collect();
-        let sent = |waiting: &mut Waiting| {
+        let sent = |waiting: &mut QueuedReport| {
             (waiting.stage, waiting.tries, waiting.next, waiting.sent) = (Stage::Sent, 2, 7, 8);
         };
         queue.update(&ids[1..2], sent).unwrap();
         let categories = Categories::new("18,22").unwrap();
-        let told = Told { at: 100, categories, comment: "y".to_owned() };
-        queue.done(&ids[..1], vec![(report("192.0.2.1").address, told.clone())]).unwrap();
-        queue.block(Call::Report, 99).unwrap();
-        queue.remains(Call::Report, Quota { limit: Some(1000), remaining: Some(7) }, 5).unwrap();
+        let recent = RecentReport { at: 100, categories, comment: "y".to_owned() };
+        queue.done(&ids[..1], vec![(report("192.0.2.1").address, recent.clone())]).unwrap();
+        queue.block(Endpoint::Report, 99).unwrap();
+        queue
+            .remains(Endpoint::Report, Quota { limit: Some(1000), remaining: Some(7) }, 5)
+            .unwrap();
         let (waiting, limits) = (queue.waiting().clone(), *queue.limits());
         let odd = "INSERT INTO recent_reports VALUES('192.0.2.9', 'x', 'x', x'ff');
                    INSERT INTO calls(name, blocked) VALUES('odd', 1.5);
                    INSERT INTO queued_reports VALUES(99, 'odd', x'ff', 'new', 0, 0, 0)";
         queue.db.execute_batch(odd).unwrap();
         drop(queue);
-        let mut queue = Queue::open(&path).unwrap();
+        let mut queue = ReportQueue::open(&path).unwrap();
         assert_eq!((queue.waiting(), *queue.limits()), (&waiting, limits));
         assert_eq!(limits.report, 99);
-        assert_eq!(queue.told().get(&report("192.0.2.1").address), Some(&told));
-        queue.tidy(told.end() - 1).unwrap();
-        assert_eq!(queue.told().len(), 1);
-        queue.tidy(told.end()).unwrap();
-        assert_eq!(queue.told().len(), 0);
+        assert_eq!(queue.recent().get(&report("192.0.2.1").address), Some(&recent));
+        queue.tidy(recent.end() - 1).unwrap();
+        assert_eq!(queue.recent().len(), 1);
+        queue.tidy(recent.end()).unwrap();
+        assert_eq!(queue.recent().len(), 0);
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }

@@ -99,7 +99,7 @@ pub struct Report {
 
 /// As it is written.
 #[derive(Serialize, Deserialize)]
-struct Written {
+struct WrittenReport {
     ip: String,
     categories: String,
     comment: String,
@@ -129,7 +129,7 @@ impl Item for Report {
     const MAX: u64 = 64 * 1024;
 
     fn encode(&self) -> String {
-        let written = Written {
+        let written = WrittenReport {
             ip: self.address.to_string(),
             categories: self.categories.to_string(),
             comment: self.comment.clone(),
@@ -146,7 +146,7 @@ impl Item for Report {
     }
 
     fn parse(text: &[u8]) -> Result<Self, String> {
-        let written: Written =
+        let written: WrittenReport =
             serde_json::from_slice(text).map_err(|_| "not a report".to_owned())?;
         Ok(Self {
             address: Address::new(&written.ip)?,

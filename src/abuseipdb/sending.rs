@@ -2,13 +2,13 @@
 
 use serde::de::DeserializeOwned;
 
-use super::answer::{Accepted, Answer, Listing, Quota, Trouble};
+use super::answer::{Accepted, ApiError, ApiResponse, Listing, Quota};
 use super::api::{Api, Failure, Form, Request};
 use super::comment;
-use super::key::Keys;
+use super::key::ApiKeys;
 use super::log::Log;
-use super::plan::{self, Id, Stage, Told, Waiting};
-use super::queue::Call;
+use super::plan::{self, Id, QueuedReport, RecentReport, Stage};
+use super::queue::Endpoint;
 use super::report::{Categories, Report};
 use super::worker::{Worker, already_reported, pause};
 use crate::config::Secret;
@@ -19,7 +19,7 @@ use crate::wire::Address;
 pub(super) const PAUSE: i64 = 3600;
 
 /// Reports of one address that go together.
-pub(super) struct Group {
+pub(super) struct Submission {
     pub(super) ids: Vec<Id>,
     pub(super) address: Address,
     /// Never empty.
@@ -33,7 +33,7 @@ pub(super) struct Group {
     pub(super) log: Log,
 }
 
-impl Group {
+impl Submission {
     /// Logs what went wrong, with the address that it happened to.
     fn log_failure(&self, line: &str) {
         self.log.line(format_args!("{line} ({})", self.about()));
@@ -43,15 +43,15 @@ impl Group {
         format!("IP {}", self.address)
     }
 
-    pub(super) fn told(&self, at: i64) -> Told {
-        Told { at, categories: self.categories.clone(), comment: self.form.comment.clone() }
+    pub(super) fn recent(&self, at: i64) -> RecentReport {
+        RecentReport { at, categories: self.categories.clone(), comment: self.form.comment.clone() }
     }
 }
 
 /// What came of asking.
 pub(super) enum Reply<T> {
     Done(T),
-    Trouble(Answer, Trouble),
+    Trouble(ApiResponse, ApiError),
     Failed(Failure),
 }
 
@@ -66,7 +66,7 @@ enum Checked {
 }
 
 impl<A: Api> Worker<A> {
-    pub(super) fn group(&self, ids: &[Id]) -> Option<Group> {
+    pub(super) fn group(&self, ids: &[Id]) -> Option<Submission> {
         let now = self.now();
         let waiting: Vec<_> = ids.iter().filter_map(|id| self.queue.waiting().get(id)).collect();
         let first = waiting.first()?;
@@ -84,7 +84,7 @@ impl<A: Api> Worker<A> {
             comment: comment::compose(comments, address, &self.private),
             timestamp: Some(self.times.iso(time)),
         };
-        Some(Group {
+        Some(Submission {
             ids: ids.to_vec(),
             address,
             stage: first.stage,
@@ -98,12 +98,12 @@ impl<A: Api> Worker<A> {
     }
 
     /// The key that a group goes with. Without one, or with one that was refused, the group waits.
-    pub(super) fn key(&mut self, group: &Group) -> Result<Option<Secret>, Error> {
+    pub(super) fn key(&mut self, group: &Submission) -> Result<Option<Secret>, Error> {
         let now = self.now();
         let key = group.reports.first().and_then(|report| self.keys.of(report)).cloned();
         let rests = match &key {
             Some(key) => self.keys.rests(key),
-            None => Some(Keys::missing(now)),
+            None => Some(ApiKeys::missing(now)),
         };
         let Some(until) = rests else { return Ok(key) };
         if key.is_none() {
@@ -119,7 +119,7 @@ impl<A: Api> Worker<A> {
 
     pub(super) async fn ask<T: DeserializeOwned>(
         &mut self,
-        call: Call,
+        call: Endpoint,
         key: &Secret,
         request: &Request,
     ) -> Result<Reply<T>, Error> {
@@ -138,7 +138,7 @@ impl<A: Api> Worker<A> {
         let read = answer.read(now);
         let error = read.as_ref().err().and_then(|trouble| answer.fault(trouble));
         self.queue.record_call(now, error.as_deref())?;
-        if !matches!(read, Err(Trouble::Odd)) {
+        if !matches!(read, Err(ApiError::Odd)) {
             self.failures = 0;
         }
         Ok(match read {
@@ -187,7 +187,7 @@ impl<A: Api> Worker<A> {
 
     /// Whether a report that is in doubt is listed. Where so many are that the answer has none of
     /// them, and the server would take a second one, it counts as listed.
-    fn is_among(&self, listing: &Listing, group: &Group) -> bool {
+    fn is_among(&self, listing: &Listing, group: &Submission) -> bool {
         if listing.reports.is_empty() {
             return listing.total_reports.unwrap_or(0) > 0 && !group.safe_to_repeat;
         }
@@ -206,20 +206,20 @@ impl<A: Api> Worker<A> {
         })
     }
 
-    async fn check(&mut self, group: &Group, key: &Secret) -> Result<Checked, Error> {
+    async fn check(&mut self, group: &Submission, key: &Secret) -> Result<Checked, Error> {
         let address = group.address;
         let mut verbose = true;
         loop {
             let request = Request::Check { address, verbose };
-            let reply = self.ask(Call::Check, key, &request).await?;
+            let reply = self.ask(Endpoint::Check, key, &request).await?;
             let checked = match reply {
                 Reply::Done(listing) => return Ok(Checked::Listing(listing)),
-                Reply::Trouble(_, Trouble::TooLong) if verbose => {
+                Reply::Trouble(_, ApiError::TooLong) if verbose => {
                     verbose = false;
                     continue;
                 }
                 Reply::Trouble(answer, trouble) => {
-                    group.log_failure(&answer.complaint(key.reveal()));
+                    group.log_failure(&answer.log_text(key.reveal()));
                     self.check_refused(group, key, &answer, &trouble)?
                 }
                 Reply::Failed(Failure::Unknown(why)) => {
@@ -242,21 +242,21 @@ impl<A: Api> Worker<A> {
 
     fn check_refused(
         &mut self,
-        group: &Group,
+        group: &Submission,
         key: &Secret,
-        answer: &Answer,
-        trouble: &Trouble,
+        answer: &ApiResponse,
+        trouble: &ApiError,
     ) -> Result<Checked, Error> {
         match trouble {
-            Trouble::Spent(wait) => {
-                self.spent(&group.log, Call::Check, *wait)?;
+            ApiError::Spent(wait) => {
+                self.spent(&group.log, Endpoint::Check, *wait)?;
                 Ok(Checked::NotNow)
             }
-            Trouble::NotAllowed => {
-                self.queue.block(Call::Check, self.now() + PAUSE)?;
+            ApiError::NotAllowed => {
+                self.queue.block(Endpoint::Check, self.now() + PAUSE)?;
                 Ok(Checked::NotNow)
             }
-            Trouble::Refused { .. } => match group.stage {
+            ApiError::Refused { .. } => match group.stage {
                 Stage::Due => Ok(Checked::NotNow),
                 Stage::New | Stage::Check => {
                     self.give_back(group)?;
@@ -265,8 +265,8 @@ impl<A: Api> Worker<A> {
                 Stage::Sent | Stage::SentInBulk => self.check_failed(group, 0),
             },
             // Of a new address the answer to the report says the same.
-            Trouble::Key if group.stage == Stage::Due => Ok(Checked::NotNow),
-            Trouble::Key => {
+            ApiError::Key if group.stage == Stage::Due => Ok(Checked::NotNow),
+            ApiError::Key => {
                 self.key_refused(key, answer)?;
                 Ok(Checked::Over)
             }
@@ -276,9 +276,9 @@ impl<A: Api> Worker<A> {
 
     /// Checks rest for a while, and for as long as the server asks for. What was never reported needs none; of the
     /// rest, this one waits, and no other does.
-    fn check_failed(&mut self, group: &Group, wait: i64) -> Result<Checked, Error> {
+    fn check_failed(&mut self, group: &Submission, wait: i64) -> Result<Checked, Error> {
         let now = self.now();
-        self.queue.block(Call::Check, now + pause(1).max(wait))?;
+        self.queue.block(Endpoint::Check, now + pause(1).max(wait))?;
         if group.stage == Stage::Due {
             return Ok(Checked::NotNow);
         }
@@ -291,7 +291,7 @@ impl<A: Api> Worker<A> {
 
     async fn report(
         &mut self,
-        group: &Group,
+        group: &Submission,
         key: &Secret,
         listing: Option<&Listing>,
     ) -> Result<(), Error> {
@@ -301,18 +301,19 @@ impl<A: Api> Worker<A> {
             let now = self.now();
             self.queue.update(&group.ids, |waiting| waiting.send(Stage::Sent, now))?;
             let request = Request::Report(form.clone());
-            let (answer, trouble) = match self.ask::<Accepted>(Call::Report, key, &request).await? {
-                Reply::Done(taken) => {
-                    let line = self.success(group, listing, taken.score);
-                    return self.accepted(group, &line);
-                }
-                Reply::Failed(failure) => {
-                    return self.unanswered(&group.log, &group.about(), &failure, before);
-                }
-                Reply::Trouble(answer, trouble) => (answer, trouble),
-            };
+            let (answer, trouble) =
+                match self.ask::<Accepted>(Endpoint::Report, key, &request).await? {
+                    Reply::Done(taken) => {
+                        let line = self.success(group, listing, taken.score);
+                        return self.accepted(group, &line);
+                    }
+                    Reply::Failed(failure) => {
+                        return self.unanswered(&group.log, &group.about(), &failure, before);
+                    }
+                    Reply::Trouble(answer, trouble) => (answer, trouble),
+                };
             let address = group.address;
-            if trouble == Trouble::TooSoon {
+            if trouble == ApiError::TooSoon {
                 return self.accepted(
                     group,
                     &format!(
@@ -321,24 +322,24 @@ impl<A: Api> Worker<A> {
                     ),
                 );
             }
-            group.log_failure(&answer.complaint(key.reveal()));
+            group.log_failure(&answer.log_text(key.reveal()));
             match trouble {
                 // A clock that is ahead: better reported as of now than not at all.
-                Trouble::Refused { timestamp: true } if form.timestamp.is_some() => {
+                ApiError::Refused { timestamp: true } if form.timestamp.is_some() => {
                     form.timestamp = None;
                 }
-                Trouble::Refused { .. } => return self.give_back(group),
-                Trouble::Spent(wait) => {
+                ApiError::Refused { .. } => return self.give_back(group),
+                ApiError::Spent(wait) => {
                     self.queue.set(before)?;
-                    return self.spent(&group.log, Call::Report, wait);
+                    return self.spent(&group.log, Endpoint::Report, wait);
                 }
-                Trouble::Key => {
+                ApiError::Key => {
                     self.queue.set(before)?;
                     return self.key_refused(key, &answer);
                 }
-                Trouble::NotAllowed => {
+                ApiError::NotAllowed => {
                     self.queue.set(before)?;
-                    self.queue.block(Call::Report, self.now() + pause(1))?;
+                    self.queue.block(Endpoint::Report, self.now() + pause(1))?;
                     return self.put_off(&group.ids, 0);
                 }
                 _ => return self.put_off(&group.ids, answer.asks_for()),
@@ -347,8 +348,8 @@ impl<A: Api> Worker<A> {
     }
 
     /// The server has it.
-    fn accepted(&mut self, group: &Group, line: &str) -> Result<(), Error> {
-        let told = group.told(self.now());
+    fn accepted(&mut self, group: &Submission, line: &str) -> Result<(), Error> {
+        let told = group.recent(self.now());
         self.queue.done(&group.ids, vec![(group.address, told)])?;
         self.note(&group.reports[0]);
         group.log.line(line);
@@ -359,7 +360,7 @@ impl<A: Api> Worker<A> {
     /// a check tells, and it is not always known.
     pub(super) fn success(
         &self,
-        group: &Group,
+        group: &Submission,
         listing: Option<&Listing>,
         score: Option<i64>,
     ) -> String {
@@ -386,7 +387,7 @@ impl<A: Api> Worker<A> {
     }
 
     /// The server will never take it.
-    fn give_back(&mut self, group: &Group) -> Result<(), Error> {
+    fn give_back(&mut self, group: &Submission) -> Result<(), Error> {
         self.forget(&group.reports[0]);
         self.queue.done(&group.ids, Vec::new())
     }
@@ -404,7 +405,7 @@ impl<A: Api> Worker<A> {
         if self.failures < 2 && !ids.is_empty() && wait == 0 {
             return Ok(()); // perhaps the report's own doing, and no other is to wait for it
         }
-        self.queue.block(Call::All, now + pause(self.failures).max(wait))
+        self.queue.block(Endpoint::All, now + pause(self.failures).max(wait))
     }
 
     /// There was no answer. What was not even sent is as it was before.
@@ -413,7 +414,7 @@ impl<A: Api> Worker<A> {
         log: &Log,
         about: &str,
         failure: &Failure,
-        before: Vec<(Id, Waiting)>,
+        before: Vec<(Id, QueuedReport)>,
     ) -> Result<(), Error> {
         let (what, why) = match failure {
             Failure::NotSent(why) => {
@@ -430,7 +431,7 @@ impl<A: Api> Worker<A> {
     }
 
     /// The day's calls are used up.
-    pub(super) fn spent(&mut self, log: &Log, call: Call, wait: i64) -> Result<(), Error> {
+    pub(super) fn spent(&mut self, log: &Log, call: Endpoint, wait: i64) -> Result<(), Error> {
         let until = self.now() + wait;
         log.line(format_args!(
             "INFO: The daily limit of AbuseIPDB is reached for {} calls. The next call is at {}.",
@@ -440,7 +441,7 @@ impl<A: Api> Worker<A> {
         self.queue.block(call, until)
     }
 
-    pub(super) fn key_refused(&mut self, key: &Secret, answer: &Answer) -> Result<(), Error> {
+    pub(super) fn key_refused(&mut self, key: &Secret, answer: &ApiResponse) -> Result<(), Error> {
         let until = self.keys.refused(key, self.now());
         (self.surroundings.warn)(&format!(
             "AbuseIPDB rejected the API key (HTTP {}); check {}; reports wait",

@@ -12,9 +12,9 @@ use tokio::time::{sleep, timeout};
 
 use super::api::Https;
 use super::comment::Private;
-use super::queue::Queue;
+use super::queue::ReportQueue;
 use super::report::Report;
-use super::worker::{Surroundings, Wake, Worker};
+use super::worker::{ReporterEnv, Wake, Worker};
 use crate::clock::now_secs;
 use crate::config::{Config, Secret};
 use crate::error::Error;
@@ -138,7 +138,7 @@ async fn until_idle(paths: &Paths, proxy: Option<Secret>) -> Result<(), Error> {
 /// The disk cannot be written: tries with what there is in memory.
 async fn from_memory(paths: &Paths, proxy: Option<Secret>, report: Report) -> Result<(), Error> {
     let address = report.address;
-    let mut queue = Queue::in_memory()?;
+    let mut queue = ReportQueue::in_memory()?;
     queue.add(vec![("from memory".to_owned(), report)])?;
     let nowhere = Spool::new(paths.state.join("none"));
     let database = find_database(paths).await;
@@ -169,7 +169,7 @@ async fn work(
 ) -> Result<(), Error> {
     let inbox = Spool::new(assets.paths.reports());
     let mut came = inbox.watch()?;
-    let mut worker = worker(assets, inbox, Queue::open(&assets.paths.report_queue())?)?;
+    let mut worker = worker(assets, inbox, ReportQueue::open(&assets.paths.report_queue())?)?;
     loop {
         let wake = worker.step().await?;
         if !stays(wake) {
@@ -194,7 +194,11 @@ fn syslog(text: &str) {
     journal::syslog(text);
 }
 
-fn worker(assets: Assets<'_>, inbox: Spool<Report>, queue: Queue) -> Result<Worker<Https>, Error> {
+fn worker(
+    assets: Assets<'_>,
+    inbox: Spool<Report>,
+    queue: ReportQueue,
+) -> Result<Worker<Https>, Error> {
     let find = Arc::clone(assets.database);
     let database = RefCell::new(Database::new(None));
     let log_lines = move |report: &Report| {
@@ -202,7 +206,7 @@ fn worker(assets: Assets<'_>, inbox: Spool<Report>, queue: Queue) -> Result<Work
         database.set_path(find());
         database.log_lines(report.address, report.time)
     };
-    let surroundings = Surroundings {
+    let surroundings = ReporterEnv {
         private: Box::new(Private::of_this_host),
         clock: Box::new(now_secs),
         log_lines: Box::new(log_lines),

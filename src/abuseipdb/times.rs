@@ -4,9 +4,9 @@ use rusqlite::Connection;
 
 /// Turns seconds since 1970 into text and back.
 #[derive(Debug)]
-pub struct Times(Connection);
+pub struct Calendar(Connection);
 
-impl Times {
+impl Calendar {
     /// Ready to be asked.
     ///
     /// # Errors
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn times_are_written_and_read_in_iso_8601() {
-        let times = Times::new().unwrap();
+        let times = Calendar::new().unwrap();
         assert_eq!(times.iso(1_795_342_588), "2026-11-22T10:16:28+00:00");
         assert_eq!(times.read("2026-11-22T10:16:28+00:00"), Some(1_795_342_588));
         assert_eq!(times.read("2026-11-22T11:16:28+01:00"), Some(1_795_342_588));

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use super::api::Api;
 use super::comment::{self, Private};
-use super::key::Keys;
+use super::key::ApiKeys;
 use super::ledger::Ledger;
 use super::log::Log;
-use super::plan::{self, Id, Next, Stage, Told};
-use super::queue::{MAX, Queue};
+use super::plan::{self, Id, Next, RecentReport, Stage};
+use super::queue::{MAX, ReportQueue};
 use super::report::{CommentSource, Report, bounded};
-use super::times::Times;
+use super::times::Calendar;
 use crate::error::Error;
 use crate::random;
 use crate::spool::{Name, Spool};
@@ -45,11 +45,11 @@ pub enum Wake {
 /// What the work is done with.
 pub struct Worker<A> {
     pub(super) inbox: Spool<Report>,
-    pub(super) queue: Queue,
+    pub(super) queue: ReportQueue,
     pub(super) api: A,
-    pub(super) keys: Keys,
-    pub(super) times: Times,
-    pub(super) surroundings: Surroundings,
+    pub(super) keys: ApiKeys,
+    pub(super) times: Calendar,
+    pub(super) surroundings: ReporterEnv,
     pub(super) ledgers: HashMap<PathBuf, Ledger>,
     /// How often in a row the server could not be asked.
     pub(super) failures: u32,
@@ -66,7 +66,7 @@ pub struct Worker<A> {
 pub type FindLogLines = Box<dyn Fn(&Report) -> rusqlite::Result<Option<Vec<String>>> + Send>;
 
 /// What the worker asks the host for.
-pub struct Surroundings {
+pub struct ReporterEnv {
     /// What must not become public.
     pub private: Box<dyn Fn() -> Private + Send>,
     /// The time, in seconds since 1970.
@@ -92,17 +92,17 @@ impl<A: Api> Worker<A> {
     /// [`Error::Start`], without memory.
     pub fn new(
         inbox: Spool<Report>,
-        queue: Queue,
+        queue: ReportQueue,
         key_file: &Path,
         api: A,
-        surroundings: Surroundings,
+        surroundings: ReporterEnv,
     ) -> Result<Self, Error> {
         Ok(Self {
             inbox,
             queue,
             api,
-            keys: Keys::new(key_file),
-            times: Times::new().map_err(|error| Error::Start(std::io::Error::other(error)))?,
+            keys: ApiKeys::new(key_file),
+            times: Calendar::new().map_err(|error| Error::Start(std::io::Error::other(error)))?,
             surroundings,
             ledgers: HashMap::new(),
             failures: 0,
@@ -132,7 +132,7 @@ impl<A: Api> Worker<A> {
         let now = self.now();
         // The first step, or the clock was put back.
         if now < self.last {
-            self.queue.set_right(now);
+            self.queue.on_clock_rollback(now);
             self.looked = i64::MIN;
         }
         self.last = now;
@@ -149,7 +149,7 @@ impl<A: Api> Worker<A> {
             let all: Vec<Id> = self.queue.waiting().keys().copied().collect();
             self.queue.update(&all, |waiting| waiting.next = 0)?;
         }
-        let (waiting, told) = (self.queue.waiting(), self.queue.told());
+        let (waiting, told) = (self.queue.waiting(), self.queue.recent());
         match plan::next(waiting, told, self.queue.limits(), now) {
             Next::Nothing => return Ok(Wake::Called),
             Next::Sleep(until) => return Ok(Wake::At(until)),
@@ -229,7 +229,7 @@ impl<A: Api> Worker<A> {
                 }
             }
         }
-        if let Some(told) = self.queue.told().get(&address) {
+        if let Some(told) = self.queue.recent().get(&address) {
             if told.categories.cover(&report.categories) && self.adds_nothing(&report, told) {
                 log.line(already_reported(address));
                 return self.queue.done(&[id], Vec::new());
@@ -268,7 +268,7 @@ impl<A: Api> Worker<A> {
     }
 
     /// Whether a report would say no more than the one that was taken.
-    fn adds_nothing(&self, report: &Report, told: &Told) -> bool {
+    fn adds_nothing(&self, report: &Report, told: &RecentReport) -> bool {
         let text = (report.comment.as_str(), report.source);
         let comment = comment::compose([text], report.address, &self.private);
         told.comment == comment

@@ -10,7 +10,7 @@ use rustls::{AlertDescription, CertificateError, InvalidMessage};
 
 use super::MAX_PACKET;
 use super::session::CONNECT_TIMEOUT_SECS;
-use crate::abuseipdb::times::Times;
+use crate::abuseipdb::times::Calendar;
 
 /// How a connection was protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -317,7 +317,7 @@ fn of_alert(alert: AlertDescription, protection: TlsMode) -> String {
 
 fn date(time: UnixTime) -> String {
     let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
-    Times::new().map(|times| times.iso(seconds)).unwrap_or_default()
+    Calendar::new().map(|times| times.iso(seconds)).unwrap_or_default()
 }
 
 /// A name in a certificate, which is somebody else's text; rustls says `DnsName("hub")`.

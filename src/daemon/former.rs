@@ -13,9 +13,9 @@ use crate::error::Error;
 use crate::figures::homeassistant;
 use crate::journal::{say, warn};
 use crate::memory::SharedState;
-use crate::operator::forget::{farewell, is_kept};
-use crate::operator::view::View;
-use crate::operator::visit::{Message, Visit};
+use crate::operator::forget::{is_kept, retraction};
+use crate::operator::view::FleetView;
+use crate::operator::visit::{FleetClient, Message};
 use crate::paths::Paths;
 use crate::wire::HostName;
 
@@ -99,23 +99,23 @@ async fn clear(
     since: i64,
 ) -> Result<Outcome, Error> {
     let there = Config { topic: former.topic.clone(), ..config.clone() };
-    let mut visit = Visit::begin(&there, paths).await?;
+    let mut visit = FleetClient::begin(&there, paths).await?;
     let moved = former.topic != config.topic;
-    visit.look_into(&config.node).await?;
-    visit.look_into(&former.node).await?;
+    visit.fetch_host(&config.node).await?;
+    visit.fetch_host(&former.node).await?;
     let outcome = judge(visit.view(), former, (!moved).then_some(&config.node), &machine(), since);
     if outcome != Outcome::Cleared {
         visit.end().await;
         return Ok(outcome);
     }
-    let mut messages = farewell(&former.node, visit.view(), now_millis());
+    let mut messages = retraction(&former.node, visit.view(), now_millis());
     if let Some(prefix) = config.ha_prefix.as_ref().filter(|_| former.node != config.node) {
         messages.extend(homeassistant::topics(prefix, &former.node).map(Message::Clear));
     }
     visit.publish(&messages).await?;
     let until = Instant::now() + PATIENCE;
     while is_kept(&former.node, visit.view()) {
-        if visit.listen(until).await?.is_none() {
+        if visit.next_update(until).await?.is_none() {
             return Err(Error::Undone(
                 "the broker still retains messages under the name".to_owned(),
             ));
@@ -128,7 +128,7 @@ async fn clear(
 /// Decides what to do with a former branch. Where the fleet is the same, hosts that import this one's bans must find
 /// them under the new name `me` first.
 fn judge(
-    view: &View,
+    view: &FleetView,
     former: &Former,
     me: Option<&HostName>,
     machine: &str,
@@ -175,7 +175,7 @@ mod tests {
             (other, true, Some(NOW), Outcome::Taken),
         ];
         for (presence, snapshot, stamp, outcome) in table {
-            let mut view = View::default();
+            let mut view = FleetView::default();
             let part = |host: &str, stamp: i64| {
                 format!(r#"{{"v":1,"host":"{host}","stamp":{stamp},"part":0,"parts":1,"bans":[]}}"#)
             };

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use super::Figures;
+use super::Metrics;
 use crate::config::Topic;
 use crate::guard::gate::{Admitted, Source};
 use crate::wire::{Action, Event, Fnv1a64, HostName, Reason};
@@ -70,7 +70,7 @@ impl HomeAssistant {
     }
 
     /// What of a reading is news.
-    pub fn news(&mut self, figures: &Figures, now: i64) -> Vec<Kept> {
+    pub fn news(&mut self, figures: &Metrics, now: i64) -> Vec<Kept> {
         self.told = now;
         let [config, state] = topics(&self.prefix, &self.host);
         let mut news = Vec::new();
@@ -130,7 +130,7 @@ fn slug(name: &str) -> String {
     slug
 }
 
-fn numbers(figures: &Figures) -> String {
+fn numbers(figures: &Metrics) -> String {
     let count = |jail: &super::JailCounts| jail.detected + jail.imported;
     let jails: Map<_, _> = figures
         .jails
@@ -142,7 +142,7 @@ fn numbers(figures: &Figures) -> String {
 }
 
 /// The device and what there is to see of it.
-fn device(prefix: &Topic, topic: &Topic, host: &HostName, figures: &Figures) -> String {
+fn device(prefix: &Topic, topic: &Topic, host: &HostName, figures: &Metrics) -> String {
     let id = device_id(host);
     let version = env!("CARGO_PKG_VERSION");
     let presence = topic.presence(host);
@@ -242,10 +242,10 @@ mod tests {
         HomeAssistant::new(topic("homeassistant"), topic("blacklist"), HostName::new(host).unwrap())
     }
 
-    fn figures(detected: usize) -> Figures {
+    fn figures(detected: usize) -> Metrics {
         let jail = Jail::new("sshd").unwrap();
         let jails = vec![JailCounts { jail, detected, imported: 40, lifted: 0 }];
-        Figures { jails, ..Figures::default() }
+        Metrics { jails, ..Metrics::default() }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::fmt::{Display, Write as _};
 use std::fs;
 use std::path::PathBuf;
 
-use super::Figures;
+use super::Metrics;
 use crate::files;
 use crate::guard::RejectReason;
 
@@ -39,7 +39,7 @@ impl TextfileWriter {
     ///
     /// # Errors
     /// What could not be done, in words.
-    pub fn write(&mut self, figures: &Figures, now: i64) -> Result<(), String> {
+    pub fn write(&mut self, figures: &Metrics, now: i64) -> Result<(), String> {
         self.written = now;
         let path = self.path.display();
         files::replace(&self.path, &render(figures), 0o644)
@@ -53,7 +53,7 @@ impl TextfileWriter {
 }
 
 /// The text of a reading.
-fn render(figures: &Figures) -> String {
+fn render(figures: &Metrics) -> String {
     let mut page = Exposition::default();
     page.gauge("build_info", "The running version; always 1.");
     page.with("build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1);
@@ -166,17 +166,17 @@ mod tests {
 
     use super::*;
     use crate::abuseipdb::answer::Quota;
-    use crate::abuseipdb::glance::{Call, Glance};
+    use crate::abuseipdb::glance::{CallQuota, QueueStatus};
     use crate::config::Certificate;
     use crate::figures::JailCounts;
     use crate::fleet::limits::BoundedTable;
     use crate::wire::Jail;
 
-    fn figures() -> Figures {
+    fn figures() -> Metrics {
         let jail = Jail::new("sshd").unwrap();
         let quota = Quota { limit: Some(1000), remaining: Some(990) };
-        let call = Call { name: "report".to_owned(), blocked: 0, quota, seen: Some(1) };
-        Figures {
+        let call = CallQuota { name: "report".to_owned(), blocked: 0, quota, seen: Some(1) };
+        Metrics {
             since: 1_795_342_588,
             connected: true,
             jails: vec![JailCounts { jail, detected: 3, imported: 40, lifted: 1 }],
@@ -186,8 +186,8 @@ mod tests {
                 name: String::new(),
                 ends: 1_900_000_000,
             }],
-            reports: Some(Glance { waiting: 2, calls: vec![call], ..Glance::default() }),
-            ..Figures::default()
+            reports: Some(QueueStatus { waiting: 2, calls: vec![call], ..QueueStatus::default() }),
+            ..Metrics::default()
         }
     }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use self::homeassistant::{HomeAssistant, Kept};
 use self::metrics::TextfileWriter;
-use crate::abuseipdb::glance::Glance;
+use crate::abuseipdb::glance::QueueStatus;
 use crate::config::{Certificate, Config, Tls};
 use crate::fleet::limits::{BoundedTable, ReachedLimits};
 use crate::guard::RejectCounters;
@@ -47,7 +47,7 @@ pub struct LinkCounters {
 
 /// One reading.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Figures {
+pub struct Metrics {
     /// When the daemon started, in seconds since 1970.
     pub since: i64,
     /// The link to the broker is up.
@@ -71,7 +71,7 @@ pub struct Figures {
     /// The certificates of this host's connection.
     pub certificates: Vec<Certificate>,
     /// What the reporter has; `None` where it never ran.
-    pub reports: Option<Glance>,
+    pub reports: Option<QueueStatus>,
 }
 
 /// Those who are shown it, as the settings say.
@@ -157,8 +157,8 @@ impl Exporters {
         self.tls.as_ref().map(Tls::certificates).unwrap_or_default()
     }
 
-    fn read(&self, known: &DaemonState, now: i64) -> Figures {
-        Figures {
+    fn read(&self, known: &DaemonState, now: i64) -> Metrics {
+        Metrics {
             since: self.since,
             connected: self.connected,
             fail2ban: known.fleet.is_served(),
@@ -173,7 +173,7 @@ impl Exporters {
             reports: self
                 .metrics
                 .as_ref()
-                .and_then(|_| Glance::of(&self.paths.report_queue()).ok()),
+                .and_then(|_| QueueStatus::of(&self.paths.report_queue()).ok()),
         }
     }
 

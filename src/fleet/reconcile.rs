@@ -4,7 +4,7 @@
 /// All that counts for the decision.
 #[derive(Clone, Copy, Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "the columns of a table")]
-pub struct Facts {
+pub struct ReconcileFacts {
     /// Some other host claims the address.
     pub claimed: bool,
     /// This host imported it, or was about to.
@@ -38,9 +38,16 @@ pub enum Decision {
 
 /// Decides.
 #[must_use]
-pub fn decide(facts: Facts) -> Decision {
-    let Facts { claimed, imported: marked, held, ends_soon, ignored, restoring, just_ended } =
-        facts;
+pub fn decide(facts: ReconcileFacts) -> Decision {
+    let ReconcileFacts {
+        claimed,
+        imported: marked,
+        held,
+        ends_soon,
+        ignored,
+        restoring,
+        just_ended,
+    } = facts;
     match (claimed, marked, held) {
         // What fail2ban has yet to restore is neither missing nor gone.
         (_, _, false) if restoring => Decision::Keep,
@@ -79,7 +86,7 @@ mod tests {
             (false, true, true, [Unban, Keep, Unban, Unban, Unban]),
         ];
         for (claimed, marked, held, expected) in table {
-            let facts = Facts {
+            let facts = ReconcileFacts {
                 claimed,
                 imported: marked,
                 held,
@@ -90,10 +97,10 @@ mod tests {
             };
             let answers = [
                 decide(facts),
-                decide(Facts { ends_soon: true, ..facts }),
-                decide(Facts { ignored: true, ..facts }),
-                decide(Facts { restoring: true, ..facts }),
-                decide(Facts { just_ended: true, ..facts }),
+                decide(ReconcileFacts { ends_soon: true, ..facts }),
+                decide(ReconcileFacts { ignored: true, ..facts }),
+                decide(ReconcileFacts { restoring: true, ..facts }),
+                decide(ReconcileFacts { just_ended: true, ..facts }),
             ];
             assert_eq!(answers, expected, "{facts:?}");
         }

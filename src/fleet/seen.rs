@@ -341,12 +341,12 @@ impl Controller {
     }
 
     /// All that counts for the decision on an address.
-    pub(super) fn facts(&self, key: &BanKey, now: i64) -> reconcile::Facts {
+    pub(super) fn facts(&self, key: &BanKey, now: i64) -> reconcile::ReconcileFacts {
         let local = self.jails.get(&key.0);
         let case = local.and_then(|local| Some((local, local.entries.get(&key.1)?)));
         let is_marked = case.is_some_and(|(_, case)| case.import.is_some());
         let is_held = case.is_some_and(|(_, case)| case.held_until.is_some());
-        reconcile::Facts {
+        reconcile::ReconcileFacts {
             claimed: case.is_some_and(|(local, case)| {
                 self.active_claims(key, local, case, now).next().is_some()
             }),

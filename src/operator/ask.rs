@@ -36,18 +36,18 @@ pub fn addresses(texts: &[String]) -> Result<Vec<Address>, Error> {
 ///
 /// # Errors
 /// [`Error::Undone`] where it is not.
-pub fn about_many(doing: &str, addresses: &[Address], yes: bool) -> Result<(), Error> {
+pub fn confirm_bulk(doing: &str, addresses: &[Address], yes: bool) -> Result<(), Error> {
     if yes || addresses.len() <= MANY {
         return Ok(());
     }
-    about(&format!("{doing} {} addresses on every host", addresses.len()))
+    confirm(&format!("{doing} {} addresses on every host", addresses.len()))
 }
 
 /// Asks whether it is meant.
 ///
 /// # Errors
 /// [`Error::Undone`] where it is not.
-pub fn about(what: &str) -> Result<(), Error> {
+pub fn confirm(what: &str) -> Result<(), Error> {
     let (mut out, mut answer) = (io::stderr(), String::new());
     if !io::stdin().is_terminal() {
         return Err(Error::Undone(format!(
@@ -125,6 +125,6 @@ mod tests {
         assert_eq!(error.to_string(), "IP must be one IPv4 or IPv6 address, not 192.0.2.0/24");
         let few: Vec<_> =
             (1..=10).map(|n| Address::new(&format!("192.0.2.{n}")).unwrap()).collect();
-        assert!(about_many("Ban", &few, false).is_ok());
+        assert!(confirm_bulk("Ban", &few, false).is_ok());
     }
 }

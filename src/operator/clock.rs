@@ -1,14 +1,14 @@
 //! Times for people: this host's time of day, and how long still.
 
-use crate::abuseipdb::times::Times;
+use crate::abuseipdb::times::Calendar;
 use crate::error::Error;
-use crate::operator::view::Until;
+use crate::operator::view::Expiry;
 use crate::text::format_duration;
 
 /// This host's time.
 #[derive(Debug)]
 pub struct Clock {
-    times: Times,
+    times: Calendar,
     /// Now, in seconds since 1970.
     pub now: i64,
 }
@@ -19,7 +19,7 @@ impl Clock {
     /// # Errors
     /// [`Error::Start`], without memory.
     pub fn new(now: i64) -> Result<Self, Error> {
-        let times = Times::new().map_err(|error| Error::Start(std::io::Error::other(error)))?;
+        let times = Calendar::new().map_err(|error| Error::Start(std::io::Error::other(error)))?;
         Ok(Self { times, now })
     }
 
@@ -33,12 +33,12 @@ impl Clock {
 
     /// When a ban ends, and how long it still lasts.
     #[must_use]
-    pub fn until(&self, until: Until) -> (String, String) {
+    pub fn until(&self, until: Expiry) -> (String, String) {
         match until {
-            Until::Never => ("never".to_owned(), "permanent".to_owned()),
-            Until::Unknown => ("unknown".to_owned(), String::new()),
-            Until::Time(end) if end <= self.now => (self.local(end), "expired".to_owned()),
-            Until::Time(end) => (self.local(end), format_duration(end - self.now)),
+            Expiry::Never => ("never".to_owned(), "permanent".to_owned()),
+            Expiry::Unknown => ("unknown".to_owned(), String::new()),
+            Expiry::Time(end) if end <= self.now => (self.local(end), "expired".to_owned()),
+            Expiry::Time(end) => (self.local(end), format_duration(end - self.now)),
         }
     }
 }
@@ -52,10 +52,10 @@ mod tests {
     fn the_end_of_a_ban_is_a_time_or_a_word() {
         let clock = Clock::new(1_795_342_600).unwrap();
         let left = |until| clock.until(until).1;
-        assert_eq!(left(Until::Time(1_795_342_660)), "1m");
-        assert_eq!(left(Until::Time(1_795_342_600)), "expired");
-        assert_eq!(clock.until(Until::Never), ("never".to_owned(), "permanent".to_owned()));
-        assert_eq!(clock.until(Until::Unknown), ("unknown".to_owned(), String::new()));
+        assert_eq!(left(Expiry::Time(1_795_342_660)), "1m");
+        assert_eq!(left(Expiry::Time(1_795_342_600)), "expired");
+        assert_eq!(clock.until(Expiry::Never), ("never".to_owned(), "permanent".to_owned()));
+        assert_eq!(clock.until(Expiry::Unknown), ("unknown".to_owned(), String::new()));
         for seconds in [i64::MIN, -1, 0, i64::MAX] {
             assert_eq!(clock.local(seconds), "unknown");
         }

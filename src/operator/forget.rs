@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::ask;
 use super::out;
-use super::view::{Banned, Member, View};
-use super::visit::{Message, Visit};
+use super::view::{BanSummary, FleetView, HostView};
+use super::visit::{FleetClient, Message};
 use crate::cli::operator::ForgetArgs;
 use crate::clock::{now_millis, now_secs};
 use crate::config::Config;
@@ -38,10 +38,10 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
     let hosts = hosts.map_err(|what| Error::Usage(format!("HOST {what}")))?;
     let config = Config::load()?;
     runtime::run(async {
-        let mut visit = Visit::begin(&config, paths).await?;
+        let mut visit = FleetClient::begin(&config, paths).await?;
         // Parts of a snapshot that once was larger may be left, too.
         for host in &hosts {
-            visit.look_into(host).await?;
+            visit.fetch_host(host).await?;
         }
         if !args.yes {
             ask_about(&hosts, visit.view())?;
@@ -50,7 +50,7 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
             hosts.iter().filter(|host| !is_kept(host, visit.view())).cloned().collect();
         let bans = only_theirs(&visit.view().banned(now_secs()), &hosts);
         for host in &hosts {
-            let mut farewell = farewell(host, visit.view(), now_millis());
+            let mut farewell = retraction(host, visit.view(), now_millis());
             if let Some(prefix) = &config.ha_prefix {
                 farewell.extend(homeassistant::topics(prefix, host).map(Message::Clear));
             }
@@ -58,7 +58,7 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
         }
         let until = Instant::now() + PATIENCE;
         while let Some(host) = hosts.iter().find(|host| is_kept(host, visit.view())) {
-            if visit.listen(until).await?.is_none() {
+            if visit.next_update(until).await?.is_none() {
                 return Err(Error::Undone(format!(
                     "cannot remove {host}: the broker still keeps its topics, perhaps because {} may write \
                      only its own branch; use a login that may write {}",
@@ -85,13 +85,13 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
 }
 
 /// Whether the broker keeps something of a host.
-pub(crate) fn is_kept(host: &HostName, view: &View) -> bool {
+pub(crate) fn is_kept(host: &HostName, view: &FleetView) -> bool {
     view.hosts().contains_key(host) || !view.topics_of(host).is_empty()
 }
 
 /// Asks about what may be a mistake: a host that is connected, and one of which the broker keeps nothing.
-fn ask_about(hosts: &BTreeSet<HostName>, view: &View) -> Result<(), Error> {
-    let of = |host: &&HostName| view.hosts().get(*host).is_some_and(Member::is_online);
+fn ask_about(hosts: &BTreeSet<HostName>, view: &FleetView) -> Result<(), Error> {
+    let of = |host: &&HostName| view.hosts().get(*host).is_some_and(HostView::is_online);
     if let Some(host) = hosts.iter().find(of) {
         return Err(Error::Undone(format!(
             "{host} is connected and would publish its bans again: stop it first (systemctl disable --now \
@@ -99,10 +99,10 @@ fn ask_about(hosts: &BTreeSet<HostName>, view: &View) -> Result<(), Error> {
         )));
     }
     let unknown: Vec<&HostName> = hosts.iter().filter(|host| !is_kept(host, view)).collect();
-    if unknown.is_empty() { Ok(()) } else { ask::about(&sanitize(&question(&unknown, view))) }
+    if unknown.is_empty() { Ok(()) } else { ask::confirm(&sanitize(&question(&unknown, view))) }
 }
 
-fn question(unknown: &[&HostName], view: &View) -> String {
+fn question(unknown: &[&HostName], view: &FleetView) -> String {
     let names = |of: &mut dyn Iterator<Item = &HostName>| {
         of.map(HostName::as_str).take(MAX_NAMES).collect::<Vec<_>>().join(", ")
     };
@@ -113,8 +113,8 @@ fn question(unknown: &[&HostName], view: &View) -> String {
 }
 
 /// How many bans no other host holds.
-fn only_theirs(bans: &[Banned], hosts: &BTreeSet<HostName>) -> usize {
-    let is_theirs = |ban: &&Banned| {
+fn only_theirs(bans: &[BanSummary], hosts: &BTreeSet<HostName>) -> usize {
+    let is_theirs = |ban: &&BanSummary| {
         hosts.contains(&ban.origin) && ban.also.iter().all(|host| hosts.contains(host))
     };
     bans.iter().filter(is_theirs).count()
@@ -139,8 +139,8 @@ fn lines(hosts: &BTreeSet<HostName>, unknown: &[HostName], bans: usize) -> Vec<S
 /// First an empty snapshot in the host's name, which a daemon takes for the release of all its bans: a snapshot
 /// can be signed, and an empty payload cannot. Then the topics are cleared, part 0 last: without part 0 the
 /// host counts as forgotten.
-pub(crate) fn farewell(host: &HostName, view: &View, now: i64) -> Vec<Message> {
-    let last = view.hosts().get(host).and_then(Member::stamp);
+pub(crate) fn retraction(host: &HostName, view: &FleetView, now: i64) -> Vec<Message> {
+    let last = view.hosts().get(host).and_then(HostView::stamp);
     // The stamp has to be the greatest of the host, but none that daemons reject.
     let next = last.map(|last| last.saturating_add(1)).filter(|next| !is_ahead(*next, now));
     let stamp = next.map_or(now, |next| next.max(now));
@@ -163,7 +163,7 @@ pub(crate) fn farewell(host: &HostName, view: &View, now: i64) -> Vec<Message> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::view::Until;
+    use super::super::view::Expiry;
     use super::*;
     use crate::wire::{Address, Jail};
 
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn snapshot_is_emptied_and_then_all_topics_are_cleared_part_0_last() {
-        let mut view = View::default();
+        let mut view = FleetView::default();
         view.hear_on("host/web3", br#"{"v":1,"state":"offline"}"#);
         for (number, parts) in [(0, 2), (1, 2), (7, 8)] {
             view.hear_on(&format!("state/web3/{number}"), part(number, parts, 50).as_bytes());
@@ -199,9 +199,9 @@ mod tests {
         ];
         let expected =
             expected.map(|(topic, text)| Message::Keep(topic.to_owned(), text.to_owned()));
-        assert_eq!(farewell(&host("web3"), &view, 49), expected);
+        assert_eq!(retraction(&host("web3"), &view, 49), expected);
         // The broker keeps nothing of this one.
-        let unknown = farewell(&host("web9"), &view, NOW);
+        let unknown = retraction(&host("web9"), &view, NOW);
         let topics: Vec<_> = unknown.iter().map(|message| format!("{message:?}")).collect();
         assert_eq!(unknown.len(), 3, "{topics:?}");
         assert!(topics[0].contains(&NOW.to_string()) && topics[2].contains("state/web9/0"));
@@ -222,11 +222,11 @@ mod tests {
             (Some(NOW + DAY + 1), NOW),
         ];
         for (last, expected) in table {
-            let mut view = View::default();
+            let mut view = FleetView::default();
             if let Some(last) = last {
                 view.hear_on("state/web3/0", part(0, 1, last).as_bytes());
             }
-            let first = farewell(&host("web3"), &view, NOW).remove(0);
+            let first = retraction(&host("web3"), &view, NOW).remove(0);
             let Message::Keep(_, text) = first else { panic!("{first:?}") };
             assert!(text.contains(&format!(r#""stamp":{expected},"#)), "{last:?}: {text}");
         }
@@ -234,12 +234,12 @@ mod tests {
 
     #[test]
     fn bans_that_only_removed_hosts_held_are_counted_and_shown() {
-        let ban = |origin: &str, also: &[&str]| Banned {
+        let ban = |origin: &str, also: &[&str]| BanSummary {
             address: Address::new("192.0.2.1").unwrap(),
             jail: Jail::new("sshd").unwrap(),
             origin: host(origin),
             since: 1,
-            until: Until::Never,
+            until: Expiry::Never,
             also: also.iter().map(|name| host(name)).collect(),
         };
         let bans =

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::view::{Heard, View};
+use super::view::{FleetView, Update};
 use crate::guard::gate::Admitted;
 use crate::wire::HostName;
 
@@ -24,11 +24,11 @@ const BRANCHES: usize = 32;
 const PARTS: u32 = 256;
 
 /// How often a branch is asked for.
-const TRIES: u32 = 2;
+const MAX_ATTEMPTS: u32 = 2;
 
 /// What is to be done next.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum FetchStep {
     /// Ask for the branches of these hosts.
     Ask(Vec<HostName>),
     /// Listen until then, in milliseconds.
@@ -39,9 +39,9 @@ pub enum Step {
 
 /// What is gathered.
 #[derive(Debug)]
-pub struct Gathering {
+pub struct SnapshotFetch {
     /// What was heard so far.
-    pub view: View,
+    pub view: FleetView,
     /// How long a broker that has more may be silent, in milliseconds.
     quiet: i64,
     began: i64,
@@ -50,7 +50,7 @@ pub struct Gathering {
     asked: BTreeMap<HostName, u32>,
 }
 
-impl Gathering {
+impl SnapshotFetch {
     /// What is to be asked for first, below the fleet's retained branch.
     pub const FIRST: [&str; 2] = ["host/+", "state/+/0"];
 
@@ -59,22 +59,22 @@ impl Gathering {
     #[must_use]
     pub fn new(signed: bool, answers: i64, now: i64) -> Self {
         let quiet = (100 + 2 * answers).min(LIMIT / 4);
-        Self { view: View::new(signed), quiet, began: now, last: now, asked: BTreeMap::new() }
+        Self { view: FleetView::new(signed), quiet, began: now, last: now, asked: BTreeMap::new() }
     }
 
     /// Takes a message; `time` is the time of day, in milliseconds since 1970.
-    pub fn hear(&mut self, message: &Admitted, now: i64, time: i64) -> Heard {
+    pub fn hear(&mut self, message: &Admitted, now: i64, time: i64) -> Update {
         let heard = self.view.hear(message, time);
-        if heard != Heard::Nothing {
+        if heard != Update::Nothing {
             self.last = now;
         }
         heard
     }
 
     /// Says what is next.
-    pub fn next(&mut self, now: i64) -> Step {
+    pub fn next(&mut self, now: i64) -> FetchStep {
         if now - self.began >= LIMIT {
-            return Step::Done;
+            return FetchStep::Done;
         }
         let is_quiet = now - self.last >= self.quiet;
         let wanted = self.wanted(is_quiet);
@@ -83,12 +83,12 @@ impl Gathering {
                 *self.asked.entry(host.clone()).or_default() += 1;
             }
             self.last = now;
-            return Step::Ask(wanted);
+            return FetchStep::Ask(wanted);
         }
         if is_quiet {
-            return Step::Done;
+            return FetchStep::Done;
         }
-        Step::Listen((self.last + self.quiet).min(self.began + LIMIT))
+        FetchStep::Listen((self.last + self.quiet).min(self.began + LIMIT))
     }
 
     /// What is to be asked for of a host, below the fleet's retained branch.
@@ -108,18 +108,18 @@ impl Gathering {
     }
 
     /// More was asked for: the broker may take its time again.
-    pub fn asked(&mut self, now: i64) {
+    pub fn requested(&mut self, now: i64) {
         self.last = now;
     }
 
     /// How long a broker that has more may be silent.
     #[must_use]
-    pub fn quiet(&self) -> Duration {
+    pub fn idle_timeout(&self) -> Duration {
         Duration::from_millis(self.quiet.cast_unsigned())
     }
 
     /// The branches that have more parts than they had, since all was there.
-    pub fn grown(&mut self) -> Vec<HostName> {
+    pub fn new_shards(&mut self) -> Vec<HostName> {
         let wanted = self.wanted(false);
         for host in &wanted {
             *self.asked.entry(host.clone()).or_default() += 1;
@@ -136,7 +136,7 @@ impl Gathering {
             let more = match (member.missing(), member.count()) {
                 (0, 0) => is_quiet && asked == 0,
                 (0, _) => false,
-                _ => asked == 0 || is_quiet && asked < TRIES,
+                _ => asked == 0 || is_quiet && asked < MAX_ATTEMPTS,
             };
             if more {
                 wanted.push((host, member.missing()));
@@ -161,8 +161,8 @@ mod tests {
     const TIME: i64 = 1_795_342_600_000;
 
     /// What a broker keeps: for each host how many parts, of which it hands out so many.
-    fn gathered(hosts: &[(&str, u32, u32)]) -> (Vec<Vec<String>>, Gathering) {
-        let (mut gathering, mut asked, mut now) = (Gathering::new(false, 5, 0), Vec::new(), 0);
+    fn gathered(hosts: &[(&str, u32, u32)]) -> (Vec<Vec<String>>, SnapshotFetch) {
+        let (mut gathering, mut asked, mut now) = (SnapshotFetch::new(false, 5, 0), Vec::new(), 0);
         let part = |host: &str, n: u32, parts: u32| {
             format!(r#"{{"v":1,"host":"{host}","stamp":5,"part":{n},"parts":{parts},"bans":[]}}"#)
         };
@@ -177,12 +177,12 @@ mod tests {
         }
         loop {
             match gathering.next(now) {
-                Step::Done => return (asked, gathering),
-                Step::Listen(until) => {
+                FetchStep::Done => return (asked, gathering),
+                FetchStep::Listen(until) => {
                     assert!(until > now);
                     now = until;
                 }
-                Step::Ask(branches) => {
+                FetchStep::Ask(branches) => {
                     let names: Vec<_> =
                         branches.iter().map(|host| host.as_str().to_owned()).collect();
                     for name in &names {

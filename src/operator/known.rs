@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::view::View;
+use super::view::FleetView;
 use crate::error::Error;
 use crate::text::{list, sanitize};
 use crate::wire::{HostName, Jail};
@@ -14,7 +14,7 @@ const MAX_NAMED: usize = 20;
 ///
 /// # Errors
 /// [`Error::Undone`], with the jails that exist.
-pub(super) fn jail(jail: &Jail, view: &View, here: &BTreeSet<Jail>) -> Result<(), Error> {
+pub(super) fn jail(jail: &Jail, view: &FleetView, here: &BTreeSet<Jail>) -> Result<(), Error> {
     let mut jails = view.all_jails();
     jails.extend(here);
     is_known(jail, "jail", &jails, |jail| jail.as_str())
@@ -24,7 +24,7 @@ pub(super) fn jail(jail: &Jail, view: &View, here: &BTreeSet<Jail>) -> Result<()
 ///
 /// # Errors
 /// [`Error::Undone`], with the hosts that exist.
-pub(super) fn host(host: &HostName, view: &View) -> Result<(), Error> {
+pub(super) fn host(host: &HostName, view: &FleetView) -> Result<(), Error> {
     is_known(host, "host", &view.hosts().keys().collect(), |host| host.as_str())
 }
 
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn names_that_exist_are_listed_for_one_that_does_not() {
-        let mut view = View::default();
+        let mut view = FleetView::default();
         view.hear_on("host/web1", br#"{"v":1,"state":"online","jails":["sshd"]}"#);
         let bans = br#"{"v":1,"host":"web2","stamp":5,"part":0,"parts":1,"bans":[["mail","192.0.2.1",0,600]]}"#;
         view.hear_on("state/web2/0", bans);
@@ -70,7 +70,7 @@ mod tests {
             "no such host: web9; the fleet has web1 and web2"
         );
         assert!(
-            host(&HostName::new("web9").unwrap(), &View::default()).is_ok(),
+            host(&HostName::new("web9").unwrap(), &FleetView::default()).is_ok(),
             "nothing is known"
         );
     }

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
-use super::forget::{farewell, is_kept};
-use super::view::View;
-use super::visit::{Message, Visit};
+use super::forget::{is_kept, retraction};
+use super::view::FleetView;
+use super::visit::{FleetClient, Message};
 use crate::broker;
 use crate::clock::now_millis;
 use crate::config::Config;
@@ -60,19 +60,19 @@ pub(super) fn run(paths: &Paths) -> Result<(), Error> {
 }
 
 async fn leave(config: &Config, paths: &Paths) -> Result<(), Error> {
-    let mut visit = Visit::begin(config, paths).await?;
-    visit.look_into(&config.node).await?;
+    let mut visit = FleetClient::begin(config, paths).await?;
+    visit.fetch_host(&config.node).await?;
     if is_of_another(visit.view(), &config.node, &machine()) {
         return Err(Error::Undone("another machine has this name now".to_owned()));
     }
-    let mut messages = farewell(&config.node, visit.view(), now_millis());
+    let mut messages = retraction(&config.node, visit.view(), now_millis());
     if let Some(prefix) = &config.ha_prefix {
         messages.extend(homeassistant::topics(prefix, &config.node).map(Message::Clear));
     }
     visit.publish(&messages).await?;
     let until = Instant::now() + LIMIT;
     while is_kept(&config.node, visit.view()) {
-        if visit.listen(until).await?.is_none() {
+        if visit.next_update(until).await?.is_none() {
             return Err(Error::Undone("the broker still keeps its topics".to_owned()));
         }
     }
@@ -87,7 +87,7 @@ async fn leave(config: &Config, paths: &Paths) -> Result<(), Error> {
 }
 
 /// Whether the name is another machine's. This host's own daemon may have ended without a good-bye.
-fn is_of_another(view: &View, node: &HostName, machine: &str) -> bool {
+fn is_of_another(view: &FleetView, node: &HostName, machine: &str) -> bool {
     let presence = view.hosts().get(node).and_then(|member| member.presence());
     presence.is_some_and(|there| !there.machine.is_empty() && there.machine != machine)
 }
@@ -108,7 +108,7 @@ mod tests {
             (r#"{"v":1,"state":"offline","machine":"m2"}"#, true),
         ];
         for (presence, expected) in table {
-            let mut view = View::default();
+            let mut view = FleetView::default();
             if !presence.is_empty() {
                 view.hear_on("host/web1", presence.as_bytes());
             }

@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use rusqlite::{Connection, OpenFlags};
 use tokio::time::timeout;
 
-use crate::abuseipdb::glance::Glance;
+use crate::abuseipdb::glance::QueueStatus;
 use crate::abuseipdb::report::Report;
 use crate::config::Config;
 use crate::daemon;
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_millis(700);
 
 /// The service on this host, and what waits for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Service {
+pub struct LocalService {
     /// The daemon's process, if it runs.
     pub pid: Option<i32>,
     /// When it was started, in seconds since 1970.
@@ -33,12 +33,12 @@ pub struct Service {
     /// Events that wait to be published.
     pub events: usize,
     /// Reports that wait to be sent, and what is left of the day's calls.
-    pub reports: Glance,
+    pub reports: QueueStatus,
     /// The file systems without room.
     pub disks_full: Vec<FullDisk>,
 }
 
-impl Service {
+impl LocalService {
     /// Looks at it.
     #[must_use]
     pub fn look(paths: &Paths) -> Self {
@@ -46,7 +46,7 @@ impl Service {
         let pid = daemon.map(|owner| owner.pid);
         let since = pid.and_then(|pid| started(&PathBuf::from(format!("/proc/{pid}"))));
         let inbox = Spool::<Report>::new(paths.reports()).list().unwrap_or_default().len();
-        let mut reports = Glance::of(&paths.report_queue()).unwrap_or_default();
+        let mut reports = QueueStatus::of(&paths.report_queue()).unwrap_or_default();
         reports.waiting += inbox;
         let events = paths.spool().list().unwrap_or_default().len();
         Self { pid, since, events, reports, disks_full: full_disks(paths) }
@@ -64,10 +64,10 @@ fn started(process: &Path) -> Option<i64> {
 /// Why it does not say.
 pub async fn jails(paths: &Paths) -> Result<BTreeSet<Jail>, String> {
     let ask = async { Client::connect(&paths.fail2ban).await?.jails().await };
-    patiently(PATIENCE, ask).await
+    with_timeout(PATIENCE, ask).await
 }
 
-async fn patiently<T>(
+async fn with_timeout<T>(
     patience: Duration,
     ask: impl Future<Output = Result<T, crate::fail2ban::Fail2banError>>,
 ) -> Result<T, String> {
@@ -79,7 +79,7 @@ async fn patiently<T>(
 
 /// What this host does with one address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Here {
+pub struct LocalDecision {
     /// The jails that fail2ban has here.
     pub jails: BTreeSet<Jail>,
     /// Those in which it bans the address.
@@ -94,7 +94,7 @@ pub struct Here {
     pub lifted: BTreeSet<(Jail, HostName)>,
 }
 
-impl Here {
+impl LocalDecision {
     /// Asks fail2ban, and looks at what the daemon remembers.
     ///
     /// # Errors
@@ -116,7 +116,7 @@ impl Here {
             }
             Ok(here)
         };
-        let mut here = patiently(2 * PATIENCE, ask).await?;
+        let mut here = with_timeout(2 * PATIENCE, ask).await?;
         here.imported = imported(&paths.store(), address).unwrap_or_default();
         here.lifted = lifted(&paths.store(), address).unwrap_or_default();
         Ok(here)

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::local;
-use super::out::Long;
+use super::out::BufferedStdout;
 use crate::cli::operator::Named;
 use crate::config::Config;
 use crate::error::Error;
@@ -31,7 +31,7 @@ pub(super) fn run(named: Named, paths: &Paths) -> Result<(), Error> {
         ),
         Named::Addresses => local::addresses(paths).iter().map(ToString::to_string).collect(),
     };
-    let mut to = Long::default();
+    let mut to = BufferedStdout::default();
     for name in list.iter().take(MAX_NAMES) {
         let _ = writeln!(to, "{}", sanitize(name));
     }

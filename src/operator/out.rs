@@ -21,7 +21,7 @@ pub struct Out {
 /// How a cell looks on a terminal with colours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum Look {
+pub enum Style {
     #[default]
     Plain,
     Head,
@@ -30,7 +30,7 @@ pub enum Look {
     Dim,
 }
 
-impl Look {
+impl Style {
     fn code(self) -> &'static str {
         match self {
             Self::Plain => "",
@@ -53,9 +53,9 @@ impl Out {
 
     /// A text, as it looks.
     #[must_use]
-    pub fn paint<'a>(&self, look: Look, text: &'a str) -> Cow<'a, str> {
+    pub fn paint<'a>(&self, look: Style, text: &'a str) -> Cow<'a, str> {
         let text = sanitize(text);
-        if !self.colour || look == Look::Plain {
+        if !self.colour || look == Style::Plain {
             return text;
         }
         format!("{}{text}\x1b[0m", look.code()).into()
@@ -68,7 +68,7 @@ impl Out {
         heads: &[&str],
         rows: impl Iterator<Item = Row> + Clone + 'a,
     ) {
-        let heads: Row = heads.iter().map(|head| (Look::Head, (*head).to_owned())).collect();
+        let heads: Row = heads.iter().map(|head| (Style::Head, (*head).to_owned())).collect();
         let mut widths = vec![0; heads.len()];
         if self.terminal {
             for row in [heads.clone()].into_iter().chain(rows.clone()) {
@@ -98,19 +98,19 @@ impl Out {
 }
 
 /// The cells of a row.
-pub type Row = Vec<(Look, String)>;
+pub type Row = Vec<(Style, String)>;
 
 /// Standard output, for what may be long. Whoever stops reading it ends nothing.
 #[derive(Debug)]
-pub struct Long(io::BufWriter<io::StdoutLock<'static>>);
+pub struct BufferedStdout(io::BufWriter<io::StdoutLock<'static>>);
 
-impl Default for Long {
+impl Default for BufferedStdout {
     fn default() -> Self {
         Self(io::BufWriter::new(io::stdout().lock()))
     }
 }
 
-impl fmt::Write for Long {
+impl fmt::Write for BufferedStdout {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.0.write_all(text.as_bytes()).map_err(|_| fmt::Error)
     }
@@ -118,12 +118,12 @@ impl fmt::Write for Long {
 
 /// Prints a text.
 pub fn print(text: &str) {
-    let _ = Long::default().write_str(text);
+    let _ = BufferedStdout::default().write_str(text);
 }
 
 /// Prints an object, on one line.
 pub fn print_json(value: &Value) {
-    let _ = writeln!(Long::default(), "{}", json(value));
+    let _ = writeln!(BufferedStdout::default(), "{}", json(value));
 }
 
 /// JSON that is as harmless on a terminal as any other text.
@@ -147,11 +147,11 @@ mod tests {
     use super::*;
 
     fn table(terminal: bool, colour: bool) -> String {
-        let row = |look, a: &str, b: &str| vec![(look, a.to_owned()), (Look::Plain, b.to_owned())];
+        let row = |look, a: &str, b: &str| vec![(look, a.to_owned()), (Style::Plain, b.to_owned())];
         let rows = [
-            row(Look::Good, "日本", "x"),
-            row(Look::Bad, "a\u{1b}[2J\tb", ""),
-            row(Look::Plain, "", "y"),
+            row(Style::Good, "日本", "x"),
+            row(Style::Bad, "a\u{1b}[2J\tb", ""),
+            row(Style::Plain, "", "y"),
         ];
         let mut text = String::new();
         Out { terminal, colour }.table(&mut text, &["NAME", "B"], rows.iter().cloned());

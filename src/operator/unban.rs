@@ -14,8 +14,8 @@ use super::ask;
 use super::known;
 use super::local;
 use super::out;
-use super::view::{Heard, View};
-use super::visit::{Message, Visit};
+use super::view::{FleetView, Update};
+use super::visit::{FleetClient, Message};
 use crate::cli::operator::UnbanArgs;
 use crate::clock::now_millis;
 use crate::config::Config;
@@ -50,7 +50,7 @@ pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
             "{count} addresses exceed the limit of {MAX_EVENTS} per call"
         )));
     }
-    ask::about_many("Unban", &addresses, args.yes)?;
+    ask::confirm_bulk("Unban", &addresses, args.yes)?;
     let millis = now_millis();
     let unban = Unban {
         me: config.node.clone(),
@@ -59,7 +59,7 @@ pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
         addresses,
     };
     runtime::run(async {
-        let (visit, here) = tokio::join!(Visit::begin(&config, paths), local::jails(paths));
+        let (visit, here) = tokio::join!(FleetClient::begin(&config, paths), local::jails(paths));
         let mut visit = visit?;
         let here = here.unwrap_or_default();
         if let Some(jail) = &unban.jail {
@@ -91,7 +91,7 @@ impl Unban {
     /// The jails that events are for, the ones that matter most first: those of this host's fail2ban, those in
     /// which a host lists one of the addresses, those in which hosts list other bans, and those that hosts only
     /// claim to have; among these the ones of the most hosts. Never empty.
-    fn jails(&self, view: &View, here: &BTreeSet<Jail>) -> Vec<Jail> {
+    fn jails(&self, view: &FleetView, here: &BTreeSet<Jail>) -> Vec<Jail> {
         if let Some(jail) = &self.jail {
             return vec![jail.clone()];
         }
@@ -144,7 +144,11 @@ impl Unban {
     }
 
     /// Waits until every host that is connected has answered; answers who has. Says so as it comes.
-    async fn wait(&self, visit: &mut Visit, quiet: bool) -> Result<BTreeSet<HostName>, Error> {
+    async fn wait(
+        &self,
+        visit: &mut FleetClient,
+        quiet: bool,
+    ) -> Result<BTreeSet<HostName>, Error> {
         let until = Instant::now() + PATIENCE;
         let mut freed = BTreeSet::new();
         loop {
@@ -154,15 +158,15 @@ impl Unban {
                     say(sanitize(&format!("{host}: unbanned")));
                 }
             }
-            let waits = |view: &View| {
+            let waits = |view: &FleetView| {
                 view.hosts()
                     .iter()
                     .any(|(host, member)| member.is_online() && !freed.contains(host))
             };
             while waits(visit.view()) {
-                match visit.listen(until).await? {
+                match visit.next_update(until).await? {
                     None => return Ok(freed),
-                    Some(Heard::Shard(_)) => break,
+                    Some(Update::Shard(_)) => break,
                     Some(_) => {}
                 }
             }
@@ -174,7 +178,7 @@ impl Unban {
 
     fn conclude(
         &self,
-        view: &View,
+        view: &FleetView,
         freed: &BTreeSet<HostName>,
         left_out: usize,
         json: bool,
@@ -182,7 +186,7 @@ impl Unban {
         let silent = view.hosts().iter().filter(|(host, _)| !freed.contains(*host));
         let (online, offline): (Vec<_>, Vec<_>) =
             silent.partition(|(_, member)| member.is_online());
-        let names = |of: &[(&HostName, &super::view::Member)]| {
+        let names = |of: &[(&HostName, &super::view::HostView)]| {
             of.iter().map(|(host, _)| host.as_str().to_owned()).collect::<Vec<_>>()
         };
         let (online, offline) = (names(&online), names(&offline));
@@ -248,7 +252,7 @@ mod tests {
     #[test]
     fn each_jail_has_an_event_that_covers_every_jail_and_one_jail_has_one_for_itself() {
         let mut unban = unban(1);
-        let mut view = View::default();
+        let mut view = FleetView::default();
         view.hear_on("host/web2", br#"{"v":1,"state":"offline","jails":["web"]}"#);
         let found = unban.jails(&view, &jails(&["sshd"]));
         let events = unban.events(&found, NOW);
@@ -263,7 +267,7 @@ mod tests {
 
     #[test]
     fn jails_that_matter_come_first_however_many_others_claim() {
-        let mut view = View::default();
+        let mut view = FleetView::default();
         let start = NOW / 1000;
         for n in 0..5 {
             let many: Vec<_> = (0..500).map(|m| format!(r#""a{n}-{m}""#)).collect();
@@ -288,7 +292,7 @@ mod tests {
         let found = unban(1).jails(&view, &jails(&["sshd", "web"]));
         assert_eq!(names(&found[..5]), ["sshd", "web", "listed", "z-often", "rare"]);
         assert_eq!(found.len(), 2_505);
-        assert_eq!(names(&unban(1).jails(&View::default(), &BTreeSet::new())), ["sshd"]);
+        assert_eq!(names(&unban(1).jails(&FleetView::default(), &BTreeSet::new())), ["sshd"]);
     }
 
     #[test]

@@ -22,8 +22,8 @@ const MAX_BANS: usize = 500_000;
 
 /// The fleet, as the broker shows it.
 #[derive(Debug, Default)]
-pub struct View {
-    hosts: BTreeMap<HostName, Member>,
+pub struct FleetView {
+    hosts: BTreeMap<HostName, HostView>,
     /// Each name once: there are many bans, and few jails.
     jails: BTreeSet<Jail>,
     bans: usize,
@@ -38,7 +38,7 @@ pub struct View {
 
 /// What the broker has of one host.
 #[derive(Debug, Default)]
-pub struct Member {
+pub struct HostView {
     presence: Option<Presence>,
     /// By the last level of their topics.
     parts: BTreeMap<u32, Shard>,
@@ -48,7 +48,7 @@ pub struct Member {
 
 /// A message, as far as the view is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum Update {
     /// Of a host's state.
     Presence(HostName),
     /// A part of a host's snapshot.
@@ -61,7 +61,7 @@ pub enum Heard {
 
 /// When a ban ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Until {
+pub enum Expiry {
     /// Then, in seconds since 1970 on its origin's clock.
     Time(i64),
     /// Its origin did not know.
@@ -70,7 +70,7 @@ pub enum Until {
     Never,
 }
 
-impl Until {
+impl Expiry {
     fn of(start: i64, bantime: i64) -> Self {
         match bantime {
             0 => Self::Unknown,
@@ -82,7 +82,7 @@ impl Until {
 
 /// An address that is banned in a jail.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Banned {
+pub struct BanSummary {
     /// Which address.
     pub address: Address,
     /// In which jail.
@@ -92,14 +92,14 @@ pub struct Banned {
     /// Since when, in seconds since 1970; 0 is not known.
     pub since: i64,
     /// The last of its ends.
-    pub until: Until,
+    pub until: Expiry,
     /// Who else detected it and holds it.
     pub also: Vec<HostName>,
 }
 
 /// A ban that counts for nobody, because its host has not heard of a fleet unban yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Void {
+pub struct VoidedBan {
     /// Which address.
     pub address: Address,
     /// In which jail.
@@ -110,7 +110,7 @@ pub struct Void {
     pub id: UnbanId,
 }
 
-impl View {
+impl FleetView {
     /// The view of a fleet whose messages are signed, or not.
     #[must_use]
     pub fn new(signed: bool) -> Self {
@@ -118,15 +118,15 @@ impl View {
     }
 
     /// Takes a message that came at `now`, in milliseconds since 1970.
-    pub fn hear(&mut self, message: &Admitted, now: i64) -> Heard {
+    pub fn hear(&mut self, message: &Admitted, now: i64) -> Update {
         match message.source() {
             Source::Presence { host } => self.presence(message, host),
             Source::Shard { host, index } => self.part(message, host, *index, now),
-            Source::Event | Source::Other(_) => Heard::Nothing,
+            Source::Event | Source::Other(_) => Update::Nothing,
         }
     }
 
-    fn presence(&mut self, message: &Admitted, host: &HostName) -> Heard {
+    fn presence(&mut self, message: &Admitted, host: &HostName) -> Update {
         if message.payload().is_empty() {
             if let Some(member) = self.hosts.get_mut(host) {
                 member.presence = None;
@@ -136,13 +136,13 @@ impl View {
         match (message.presence(), self.member(host)) {
             (Ok(presence), Some(member)) => {
                 member.presence = Some(presence);
-                Heard::Presence(host.clone())
+                Update::Presence(host.clone())
             }
-            _ => Heard::Nothing,
+            _ => Update::Nothing,
         }
     }
 
-    fn part(&mut self, message: &Admitted, host: &HostName, number: u32, now: i64) -> Heard {
+    fn part(&mut self, message: &Admitted, host: &HostName, number: u32, now: i64) -> Update {
         if let Some(rejected) = self.rejected.get_mut(host)
             && rejected.remove(&number)
             && rejected.is_empty()
@@ -159,13 +159,13 @@ impl View {
         let Some(mut part) = part.filter(|part| check_part_stamp(part, self.signed, now).is_none())
         else {
             self.reject(host, number);
-            return Heard::Nothing;
+            return Update::Nothing;
         };
         part.bans.retain(|listed| is_bannable(listed.address.ip()));
         part.unbans.retain(|pardon| !is_ahead(pardon.id.created_at(), now));
         if self.bans + part.bans.len() > MAX_BANS {
             self.full = true;
-            return Heard::Nothing;
+            return Update::Nothing;
         }
         let bans = part.bans.len();
         for listed in &mut part.bans {
@@ -174,7 +174,7 @@ impl View {
                 None => drop(self.jails.insert(listed.jail.clone())),
             }
         }
-        let Some(member) = self.member(host) else { return Heard::Nothing };
+        let Some(member) = self.member(host) else { return Update::Nothing };
         if message.is_trusted() {
             member.unsigned.remove(&number);
         } else {
@@ -182,7 +182,7 @@ impl View {
         }
         let before = member.parts.insert(number, part);
         self.bans = self.bans + bans - before.map_or(0, |part| part.bans.len());
-        Heard::Shard(host.clone())
+        Update::Shard(host.clone())
     }
 
     /// The broker keeps something on a topic of a host's snapshot that daemons reject.
@@ -192,12 +192,12 @@ impl View {
         }
     }
 
-    fn cleared(&mut self, host: &HostName) -> Heard {
+    fn cleared(&mut self, host: &HostName) -> Update {
         self.hosts.retain(|_, member| member.presence.is_some() || !member.parts.is_empty());
-        Heard::Cleared(host.clone())
+        Update::Cleared(host.clone())
     }
 
-    fn member(&mut self, host: &HostName) -> Option<&mut Member> {
+    fn member(&mut self, host: &HostName) -> Option<&mut HostView> {
         if self.hosts.len() >= MAX_HOSTS && !self.hosts.contains_key(host) {
             self.full = true;
             return None;
@@ -207,29 +207,29 @@ impl View {
 
     /// Its hosts.
     #[must_use]
-    pub fn hosts(&self) -> &BTreeMap<HostName, Member> {
+    pub fn hosts(&self) -> &BTreeMap<HostName, HostView> {
         &self.hosts
     }
 
     /// The jails that hosts have, or ban in.
     #[must_use]
     pub fn all_jails(&self) -> BTreeSet<&Jail> {
-        let had = self.hosts.values().flat_map(Member::jails);
-        had.chain(self.hosts.values().flat_map(Member::listed).map(|(listed, _)| &listed.jail))
+        let had = self.hosts.values().flat_map(HostView::jails);
+        had.chain(self.hosts.values().flat_map(HostView::listed).map(|(listed, _)| &listed.jail))
             .collect()
     }
 
     /// The last levels of the topics of a host's snapshot on which the broker keeps something.
     #[must_use]
     pub fn topics_of(&self, host: &HostName) -> BTreeSet<u32> {
-        let shown = self.hosts.get(host).into_iter().flat_map(Member::numbers);
+        let shown = self.hosts.get(host).into_iter().flat_map(HostView::numbers);
         shown.chain(self.rejected.get(host).into_iter().flatten().copied()).collect()
     }
 
     /// What of the fleet is not in here, a line each.
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
-        let of = |(host, member): (&HostName, &Member)| match (member.missing(), member.count()) {
+        let of = |(host, member): (&HostName, &HostView)| match (member.missing(), member.count()) {
             (0, _) => None,
             (missing, all) => Some(format!("{missing} of {all} parts of {host}'s snapshot")),
         };
@@ -250,9 +250,9 @@ impl View {
     /// What is banned at a time, in seconds since 1970: each address in each jail once, the newest ban
     /// last.
     #[must_use]
-    pub fn banned(&self, now: i64) -> Vec<Banned> {
-        let pardons = self.pardons();
-        let mut all: Vec<Banned> = Vec::with_capacity(self.bans);
+    pub fn banned(&self, now: i64) -> Vec<BanSummary> {
+        let pardons = self.fleet_unbans();
+        let mut all: Vec<BanSummary> = Vec::with_capacity(self.bans);
         for (host, member) in &self.hosts {
             for (listed, part) in member.listed() {
                 let ban = Ban { start: listed.start, bantime: listed.bantime };
@@ -260,12 +260,12 @@ impl View {
                 if !held || self.void(listed, part, &pardons).is_some() {
                     continue;
                 }
-                all.push(Banned {
+                all.push(BanSummary {
                     address: listed.address,
                     jail: listed.jail.clone(),
                     origin: host.clone(),
                     since: listed.start,
-                    until: Until::of(listed.start, listed.bantime),
+                    until: Expiry::of(listed.start, listed.bantime),
                     also: Vec::new(),
                 });
             }
@@ -278,14 +278,14 @@ impl View {
 
     /// What is still listed, and counts for nobody since a fleet unban.
     #[must_use]
-    pub fn voids(&self, address: Address) -> Vec<Void> {
-        let pardons = self.pardons();
+    pub fn voids(&self, address: Address) -> Vec<VoidedBan> {
+        let pardons = self.fleet_unbans();
         let mut voids = Vec::new();
         for (host, member) in &self.hosts {
             for (listed, part) in member.listed().filter(|(listed, _)| listed.address == address) {
                 if let Some(pardon) = self.void(listed, part, &pardons) {
                     let (jail, id) = (listed.jail.clone(), pardon.id.clone());
-                    voids.push(Void { address, jail, host: host.clone(), id });
+                    voids.push(VoidedBan { address, jail, host: host.clone(), id });
                 }
             }
         }
@@ -313,9 +313,9 @@ impl View {
     }
 
     /// The fleet unbans that hosts repeat.
-    fn pardons(&self) -> BTreeMap<Address, Vec<&FleetUnban>> {
+    fn fleet_unbans(&self) -> BTreeMap<Address, Vec<&FleetUnban>> {
         let mut pardons: BTreeMap<Address, Vec<&FleetUnban>> = BTreeMap::new();
-        let parts = self.hosts.values().flat_map(Member::trusted);
+        let parts = self.hosts.values().flat_map(HostView::trusted);
         for pardon in parts.flat_map(|part| &part.unbans) {
             pardons.entry(pardon.address).or_default().push(pardon);
         }
@@ -323,7 +323,7 @@ impl View {
     }
 }
 
-impl Banned {
+impl BanSummary {
     /// What is banned, and then who detected it first.
     fn order(&self) -> (Address, &Jail, i64, &HostName) {
         (self.address, &self.jail, self.since, &self.origin)
@@ -341,7 +341,7 @@ impl Banned {
     }
 }
 
-impl Member {
+impl HostView {
     /// What it says of itself.
     #[must_use]
     pub fn presence(&self) -> Option<&Presence> {
@@ -450,12 +450,12 @@ impl Member {
 }
 
 #[cfg(test)]
-impl View {
+impl FleetView {
     /// Takes a message, some seconds after those of the tests were made.
-    pub fn hear_on(&mut self, name: &str, payload: &[u8]) -> Heard {
+    pub fn hear_on(&mut self, name: &str, payload: &[u8]) -> Update {
         const NOW: i64 = 1_795_342_600_000;
         let admitted = crate::guard::gate::tests::admit(name, payload);
-        admitted.map_or(Heard::Nothing, |message| self.hear(&message, NOW))
+        admitted.map_or(Update::Nothing, |message| self.hear(&message, NOW))
     }
 }
 

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
-use super::gather::{Gathering, Step};
+use super::gather::{FetchStep, SnapshotFetch};
 use super::local;
-use super::view::{Heard, View};
+use super::view::{FleetView, Update};
 use crate::broker::{ClientOptions, LinkEvent, MqttLink};
 use crate::clock::now_millis;
 use crate::config::{Broker, Config, Topic};
@@ -36,16 +36,16 @@ pub enum Message {
 
 /// A visit.
 #[derive(Debug)]
-pub struct Visit {
+pub struct FleetClient {
     topic: Topic,
     link: MqttLink,
     began: Instant,
-    gathering: Gathering,
+    gathering: SnapshotFetch,
     /// Which broker it is.
     pub broker: Broker,
 }
 
-impl Visit {
+impl FleetClient {
     /// Connects and gathers what the broker has of the fleet.
     ///
     /// # Errors
@@ -54,14 +54,14 @@ impl Visit {
         let mut link = MqttLink::new(config, client(config, first(&config.topic)));
         let began = Instant::now();
         let broker = connect(&mut link, config).await?;
-        let gathering = Gathering::new(config.signing.is_some(), millis(began), millis(began));
+        let gathering = SnapshotFetch::new(config.signing.is_some(), millis(began), millis(began));
         let topic = config.topic.clone();
         let mut visit = Self { topic, link, began, gathering, broker };
         visit.gather().await?;
         if !visit.view().hosts().contains_key(&config.node) {
             // It keeps at least what this host says of itself: it may hand out nothing for a wildcard.
             visit.ask(&local::hosts(config, paths));
-            visit.gathering.asked(millis(began));
+            visit.gathering.requested(millis(began));
             visit.gather().await?;
         }
         Ok(visit)
@@ -70,11 +70,11 @@ impl Visit {
     async fn gather(&mut self) -> Result<(), Error> {
         loop {
             match self.gathering.next(millis(self.began)) {
-                Step::Done => return Ok(()),
-                Step::Ask(hosts) => self.ask(&hosts),
-                Step::Listen(until) => {
+                FetchStep::Done => return Ok(()),
+                FetchStep::Ask(hosts) => self.ask(&hosts),
+                FetchStep::Listen(until) => {
                     let until = Duration::from_millis(until.cast_unsigned());
-                    self.listen(self.began + until).await?;
+                    self.next_update(self.began + until).await?;
                 }
             }
         }
@@ -84,9 +84,9 @@ impl Visit {
     ///
     /// # Errors
     /// [`Error::Undone`]: why the connection broke.
-    pub async fn look_into(&mut self, host: &HostName) -> Result<(), Error> {
+    pub async fn fetch_host(&mut self, host: &HostName) -> Result<(), Error> {
         self.ask([host]);
-        while self.listen(Instant::now() + self.gathering.quiet()).await?.is_some() {}
+        while self.next_update(Instant::now() + self.gathering.idle_timeout()).await?.is_some() {}
         Ok(())
     }
 
@@ -100,13 +100,13 @@ impl Visit {
 
     /// The fleet, as far as it was heard.
     #[must_use]
-    pub fn view(&self) -> &View {
+    pub fn view(&self) -> &FleetView {
         &self.gathering.view
     }
 
     /// The same, for good: nothing is heard after it.
     #[must_use]
-    pub fn take_view(&mut self) -> View {
+    pub fn take_view(&mut self) -> FleetView {
         std::mem::take(&mut self.gathering.view)
     }
 
@@ -114,19 +114,19 @@ impl Visit {
     ///
     /// # Errors
     /// [`Error::Undone`]: why the connection broke.
-    pub async fn listen(&mut self, until: Instant) -> Result<Option<Heard>, Error> {
+    pub async fn next_update(&mut self, until: Instant) -> Result<Option<Update>, Error> {
         let left = until.saturating_duration_since(Instant::now());
         let Ok(event) = timeout(left, self.link.event()).await else { return Ok(None) };
         let heard = self.take(event)?;
         // A snapshot may grow meanwhile.
-        if let Heard::Shard(_) = heard {
-            let grown = self.gathering.grown();
+        if let Update::Shard(_) = heard {
+            let grown = self.gathering.new_shards();
             self.ask(&grown);
         }
         Ok(Some(heard))
     }
 
-    fn take(&mut self, event: LinkEvent) -> Result<Heard, Error> {
+    fn take(&mut self, event: LinkEvent) -> Result<Update, Error> {
         match event {
             LinkEvent::Message(message) => {
                 let time = now_millis();
@@ -139,10 +139,10 @@ impl Visit {
                 if let (Some(host), Some(number)) = (rejected.host(), rejected.shard()) {
                     self.gathering.view.reject(host, number);
                 }
-                Ok(Heard::Nothing)
+                Ok(Update::Nothing)
             }
             LinkEvent::Connected(_) | LinkEvent::Published(_) | LinkEvent::QosLowered => {
-                Ok(Heard::Nothing)
+                Ok(Update::Nothing)
             }
         }
     }
@@ -222,7 +222,7 @@ pub fn client(config: &Config, topics: Vec<String>) -> ClientOptions {
 /// What is subscribed to first.
 #[must_use]
 pub fn first(topic: &Topic) -> Vec<String> {
-    Gathering::FIRST.map(|name| topic.retained(name)).into()
+    SnapshotFetch::FIRST.map(|name| topic.retained(name)).into()
 }
 
 /// Tries each broker once.

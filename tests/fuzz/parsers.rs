@@ -11,8 +11,8 @@ mod inbound;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use f2bmqtt::abuseipdb::answer::{Accepted, Answer, BulkAccepted, Listing, Trouble};
-use f2bmqtt::abuseipdb::call::{self, Verdict};
+use f2bmqtt::abuseipdb::answer::{Accepted, ApiError, ApiResponse, BulkAccepted, Listing};
+use f2bmqtt::abuseipdb::call::{self, ReportDecision};
 use f2bmqtt::abuseipdb::comment::{MAX, Private, compose};
 use f2bmqtt::abuseipdb::report::CommentSource;
 use f2bmqtt::abuseipdb::report::Report;
@@ -173,8 +173,8 @@ pub(crate) fn arguments(arguments: &[u8]) {
         assert_eq!(SpooledEvent::parse(told.encode().as_bytes()), Ok(told));
     }
     let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
-    let call = call::Call::by_position(&words);
-    if let Ok(Verdict::Report(report)) = call.decide(1) {
+    let call = call::ReportCall::from_args(&words);
+    if let Ok(ReportDecision::Report(report)) = call.decide(1) {
         let written = report.encode();
         let paths = call.ledger.len() + call.log.len();
         assert!(written.len() as u64 <= Report::MAX || paths > 4096);
@@ -189,21 +189,21 @@ pub(crate) fn answer(bytes: &[u8]) {
         let eight: [u8; 8] = std::array::from_fn(|n| head[at + n]);
         Some(i64::from_le_bytes(eight))
     };
-    let answer = Answer {
+    let answer = ApiResponse {
         status: [200, 400, 401, 422, 429, 500][usize::from(head[0]) % 6],
         retry_after: number(2).filter(|_| head[1] & 1 == 0),
         reset: number(10).filter(|_| head[1] & 2 == 0),
         body: body.to_vec(),
-        ..Answer::default()
+        ..ApiResponse::default()
     };
     let now = 1_795_342_588;
     let _ = answer.read::<Listing>(now);
     let _ = answer.read::<BulkAccepted>(now);
-    if let Err(Trouble::Spent(wait)) = answer.read::<Accepted>(now) {
+    if let Err(ApiError::Spent(wait)) = answer.read::<Accepted>(now) {
         assert!((1..=25 * 3600).contains(&wait));
     }
-    assert!(answer.complaint("secret").chars().count() < 400);
-    assert!(!answer.complaint("secret").contains("secret"));
+    assert!(answer.log_text("secret").chars().count() < 400);
+    assert!(!answer.log_text("secret").contains("secret"));
 }
 
 /// A report's comment, of whatever an attacker writes into a log, in two texts with a NUL between: short,

@@ -4,9 +4,9 @@ use serde_json::json;
 
 use super::server::{Whim, daily, data, says, too_soon};
 use super::{Bed, IP, START};
-use crate::abuseipdb::answer::{Answer, CutOff};
+use crate::abuseipdb::answer::{ApiResponse, CutOff};
 use crate::abuseipdb::api::Failure;
-use crate::abuseipdb::glance::Glance;
+use crate::abuseipdb::glance::QueueStatus;
 use crate::abuseipdb::ledger::Ledger;
 use crate::abuseipdb::plan::WINDOW;
 use crate::abuseipdb::worker::Wake;
@@ -36,9 +36,9 @@ fn cases() -> Vec<Case> {
     let error = |status| format!(r#"{{"errors":[{{"detail":"because","status":{status}}}]}}"#);
     let (soon, hour) = ((30, 120), (3590, 3610));
     let taken = r#"{"data":{"ipAddress":"203.0.113.9","abuseConfidenceScore":52}}"#;
-    let endless = Answer { cut_off: Some(CutOff::TooLong), ..says(200, taken) };
+    let endless = ApiResponse { cut_off: Some(CutOff::TooLong), ..says(200, taken) };
     let stalled = CutOff::Lost("operation timed out".to_owned());
-    let stalled = Answer { cut_off: Some(stalled), ..says(200, &taken[..20]) };
+    let stalled = ApiResponse { cut_off: Some(stalled), ..says(200, &taken[..20]) };
     let away = |why: &str| Whim::Away(Failure::NotSent(why.to_owned()));
     vec![
         gone(says(200, taken), "SUCCESS: Reported 203.0.113.9 - Score: 52%", true),
@@ -178,13 +178,13 @@ fn a_refused_key_rests_and_another_goes_at_once() {
     assert_eq!(bed.work(), Wake::At(START + 3600));
     assert_eq!(bed.server().calls.len(), 0, "both calls were refused");
     assert_eq!(bed.server().keys, ["k3y"; 2]);
-    let last = Glance::of(&bed.path("queue")).unwrap().last_call.unwrap();
+    let last = QueueStatus::of(&bed.path("queue")).unwrap().last_call.unwrap();
     assert_eq!(last.error.as_deref(), Some("AbuseIPDB rejected the API key (HTTP 401)"));
     std::fs::write(bed.path("key"), "APIKEY=0ther\n").unwrap();
     assert_eq!(bed.work(), Wake::Called);
     assert_eq!(bed.taken().len(), 4);
     assert_eq!(bed.server().keys[2..], ["0ther"; 8]);
-    assert_eq!(Glance::of(&bed.path("queue")).unwrap().last_call.unwrap().error, None);
+    assert_eq!(QueueStatus::of(&bed.path("queue")).unwrap().last_call.unwrap().error, None);
     assert!(!bed.log().join("\n").contains("k3y"));
 }
 
@@ -274,7 +274,7 @@ fn what_is_in_doubt_waits_when_a_check_is_refused() {
 #[test]
 fn a_server_in_trouble_is_left_alone_for_as_long_as_it_asks() {
     let mut bed = Bed::new();
-    let trouble = Answer { retry_after: Some(3600), ..says(503, "") };
+    let trouble = ApiResponse { retry_after: Some(3600), ..says(503, "") };
     let listing = says(200, r#"{"data":{"totalReports":0}}"#);
     bed.server().whims.extend([Whim::Says(listing), Whim::Says(trouble.clone())]);
     bed.ban(IP, "18", "x");

@@ -15,10 +15,10 @@ use tempfile::TempDir;
 use super::comment::Private;
 use super::ledger::Ledger;
 use super::plan::WINDOW;
-use super::queue::Queue;
+use super::queue::ReportQueue;
 use super::report::{Categories, CommentSource, Report};
-use super::times::Times;
-use super::worker::{Surroundings, Wake, Worker};
+use super::times::Calendar;
+use super::worker::{ReporterEnv, Wake, Worker};
 use crate::config::Secret;
 use crate::spool::Spool;
 use crate::wire::Address;
@@ -77,7 +77,7 @@ impl Bed {
 
     fn start(dir: &Path, server: &Arc<Mutex<Server>>) -> Worker<Line> {
         let (clock, lines) = (Arc::clone(server), Arc::clone(server));
-        let surroundings = Surroundings {
+        let surroundings = ReporterEnv {
             private: Box::new(|| Private {
                 addresses: vec!["198.51.100.1".parse().unwrap()],
                 ..Private::default()
@@ -86,7 +86,7 @@ impl Bed {
             log_lines: Box::new(move |_| Ok(lines.lock().unwrap().log_lines.clone())),
             warn: |_| {},
         };
-        let queue = Queue::open(&dir.join("queue")).unwrap();
+        let queue = ReportQueue::open(&dir.join("queue")).unwrap();
         let (inbox, line) = (Spool::new(dir.join("inbox")), Line(Arc::clone(server)));
         Worker::new(inbox, queue, &dir.join("key"), line, surroundings).unwrap()
     }
@@ -121,7 +121,7 @@ impl Bed {
     }
 
     fn waiting(&self) -> usize {
-        Queue::open(&self.path("queue")).unwrap().waiting().len()
+        ReportQueue::open(&self.path("queue")).unwrap().waiting().len()
     }
 
     fn in_ledger(&self, ip: &str) -> bool {
@@ -161,7 +161,7 @@ fn the_first_report_goes_at_once_and_further_jails_in_one_after_the_window() {
     assert_eq!(server.calls, ["check", "report", "check", "report"]);
     let (_, _, time, categories, comment) = &server.taken[1];
     assert_eq!((categories.as_str(), comment.as_str()), ("21,15", "web: probing\nftp: probing"));
-    assert_eq!(Times::new().unwrap().read(time), Some(START + 60));
+    assert_eq!(Calendar::new().unwrap().read(time), Some(START + 60));
     drop(server);
     let reported = "SUCCESS: Reported 203.0.113.9 - Score: 52%, Reports: 0, \
                     Oldest Report: Not Reported yet, Failures:3.";

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
-use crate::abuseipdb::answer::Answer;
+use crate::abuseipdb::answer::ApiResponse;
 use crate::abuseipdb::api::{Api, Failure, Request};
 use crate::abuseipdb::plan::WINDOW;
 use crate::config::Secret;
@@ -15,7 +15,7 @@ use crate::wire::Address;
 #[derive(Clone)]
 pub(super) enum Whim {
     /// Answers this.
-    Says(Answer),
+    Says(ApiResponse),
     /// Is not there.
     Away(Failure),
     /// Does it, and the answer is lost.
@@ -56,7 +56,7 @@ impl Server {
         true
     }
 
-    fn answer(&mut self, request: &Request) -> Answer {
+    fn answer(&mut self, request: &Request) -> ApiResponse {
         match request {
             Request::Check { address, verbose } => {
                 self.calls.push("check");
@@ -112,31 +112,31 @@ impl Server {
     }
 }
 
-pub(super) fn says(status: u16, body: &str) -> Answer {
-    Answer { status, body: body.into(), ..Answer::default() }
+pub(super) fn says(status: u16, body: &str) -> ApiResponse {
+    ApiResponse { status, body: body.into(), ..ApiResponse::default() }
 }
 
-pub(super) fn too_soon() -> Answer {
+pub(super) fn too_soon() -> ApiResponse {
     says(
         429,
         r#"{"errors":[{"detail":"You can only report the same IP address (`x`) once in 15 minutes.","status":429,"source":{"parameter":"ip"}}]}"#,
     )
 }
 
-pub(super) fn data(data: &Value) -> Answer {
+pub(super) fn data(data: &Value) -> ApiResponse {
     says(200, &json!({ "data": data }).to_string())
 }
 
-pub(super) fn daily(retry_after: i64) -> Answer {
+pub(super) fn daily(retry_after: i64) -> ApiResponse {
     let body = r#"{"errors":[{"detail":"Daily rate limit of 1000 requests exceeded for this endpoint.","status":429}]}"#;
-    Answer { retry_after: Some(retry_after), ..says(429, body) }
+    ApiResponse { retry_after: Some(retry_after), ..says(429, body) }
 }
 
 #[derive(Clone)]
 pub(super) struct Line(pub(super) Arc<Mutex<Server>>);
 
 impl Api for Line {
-    async fn ask(&mut self, key: &Secret, request: &Request) -> Result<Answer, Failure> {
+    async fn ask(&mut self, key: &Secret, request: &Request) -> Result<ApiResponse, Failure> {
         let (answer, dies) = {
             let mut server = self.0.lock().unwrap();
             server.keys.push(key.reveal().to_owned());

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-use crate::operator::view::{Member, View};
+use crate::operator::view::{FleetView, HostView};
 use crate::operator::visit::Message;
 use crate::wire::{ACK_REQUEST, Ack, Action, Address, Event, HostName, Jail};
 
@@ -79,7 +79,7 @@ impl AckCollector {
 
     /// Takes the acknowledgements of some addresses that presence lists now. A host lists the last few only, so the
     /// collector keeps them.
-    pub(super) fn collect(&mut self, view: &View, addresses: &[Address]) {
+    pub(super) fn collect(&mut self, view: &FleetView, addresses: &[Address]) {
         for (host, member) in view.hosts() {
             let acks = member.presence().into_iter().flat_map(|presence| &presence.acks);
             let is_mine = |ack: &&Ack| ack.origin == self.me && ack.stamp == self.stamp;
@@ -90,7 +90,7 @@ impl AckCollector {
         }
     }
 
-    fn outcome(&self, host: &HostName, member: &Member, address: Address) -> Outcome<'_> {
+    fn outcome(&self, host: &HostName, member: &HostView, address: Address) -> Outcome<'_> {
         let outcome = self.outcomes.get(host).and_then(|outcomes| outcomes.get(&address));
         match outcome.map(String::as_str) {
             _ if !member.is_online() => Outcome::Offline,
@@ -102,7 +102,7 @@ impl AckCollector {
         }
     }
 
-    pub(super) fn results<'a>(&'a self, view: &'a View, addresses: &[Address]) -> Results<'a> {
+    pub(super) fn results<'a>(&'a self, view: &'a FleetView, addresses: &[Address]) -> Results<'a> {
         let mut results = Results::new();
         for (host, member) in view.hosts().iter().filter(|(host, _)| **host != self.me) {
             for address in addresses {
@@ -182,7 +182,7 @@ mod tests {
     fn shown(hosts: &[Shown<'_>], addresses: &[usize]) -> (Vec<String>, Value) {
         let mut acks =
             AckCollector::new(HostName::new("web1").unwrap(), Jail::new("web").unwrap(), STAMP);
-        let mut view = View::default();
+        let mut view = FleetView::default();
         let addresses: Vec<_> = addresses.iter().map(|n| address(*n)).collect();
         for (host, origin, stamp, outcomes) in hosts {
             let ack = |(n, outcome): &(usize, &str)| {

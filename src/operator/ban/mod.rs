@@ -14,8 +14,8 @@ use tokio::time::sleep;
 use super::ask;
 use super::local;
 use super::out;
-use super::view::View;
-use super::visit::Visit;
+use super::view::FleetView;
+use super::visit::FleetClient;
 use crate::abuseipdb::by_hand::Notes;
 use crate::cli::operator::BanArgs;
 use crate::clock::{now_millis, now_secs};
@@ -68,7 +68,7 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
         if !args.yes {
             refuse(&config, &mut fail2ban, &jail, &addresses).await?;
         }
-        ask::about_many("Ban", &addresses, args.yes)?;
+        ask::confirm_bulk("Ban", &addresses, args.yes)?;
         let mut ban = Ban {
             acks: AckCollector::new(config.node.clone(), jail.clone(), now_millis()),
             jail,
@@ -78,11 +78,11 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
             slow: BTreeSet::new(),
         };
         // Without the service, a child of notify tells of it, and no snapshot will.
-        let alone = local::Service::look(paths).pid.is_none();
+        let alone = local::LocalService::look(paths).pid.is_none();
         // A host acknowledges so many at once.
         let mut batches = addresses.chunks(MAX_ACKS);
         let first = ban.make(&mut fail2ban, batches.next().unwrap_or_default(), paths);
-        let (mut visit, mut made) = tokio::join!(Visit::begin(&config, paths), first);
+        let (mut visit, mut made) = tokio::join!(FleetClient::begin(&config, paths), first);
         loop {
             if let (Ok(there), Ok(())) = (&mut visit, &made)
                 && let Err(lost) = ban.collect(there, alone).await
@@ -92,7 +92,7 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
             let Some(batch) = batches.next().filter(|_| made.is_ok()) else { break };
             made = ban.make(&mut fail2ban, batch, paths).await;
         }
-        let view = visit.as_mut().map(Visit::take_view).unwrap_or_default();
+        let view = visit.as_mut().map(FleetClient::take_view).unwrap_or_default();
         if !ban.issued.is_empty() {
             ban.print_result(&view, args.json);
         }
@@ -207,7 +207,7 @@ impl Ban {
 
     /// Requests acknowledgements of the last batch. Waits until this host's snapshot lists the new bans, if a daemon
     /// runs, and every online host has acknowledged all.
-    async fn collect(&mut self, visit: &mut Visit, alone: bool) -> Result<(), Error> {
+    async fn collect(&mut self, visit: &mut FleetClient, alone: bool) -> Result<(), Error> {
         let until = Instant::now() + ACKS;
         let batch = self.issued.chunks(MAX_ACKS).last().unwrap_or_default();
         let batch: Vec<Address> = batch.iter().map(|one| one.address).collect();
@@ -223,20 +223,20 @@ impl Ban {
             if self.published && unanswered.is_empty() {
                 return Ok(());
             }
-            if visit.listen(until).await?.is_none() {
+            if visit.next_update(until).await?.is_none() {
                 self.slow.extend(unanswered);
                 return Ok(());
             }
         }
     }
 
-    fn is_published(&self, view: &View) -> bool {
+    fn is_published(&self, view: &FleetView) -> bool {
         let me = view.hosts().get(&self.me);
         let mut new = self.issued.iter().filter(|one| !one.already_banned);
         new.all(|one| me.is_some_and(|me| me.lists(&self.jail, one.address)))
     }
 
-    fn print_result(&self, view: &View, json: bool) {
+    fn print_result(&self, view: &FleetView, json: bool) {
         let Self { jail, me, issued, .. } = self;
         let results = self.acks.results(view, &self.addresses());
         if json {
@@ -274,7 +274,7 @@ impl Ban {
     }
 
     /// An error unless this host has published the bans, and every other one has acknowledged all.
-    fn result(&self, view: &View) -> Result<(), Error> {
+    fn result(&self, view: &FleetView) -> Result<(), Error> {
         if !self.published {
             let me = &self.me;
             return Err(Error::Undone(format!(

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::jails::{self, Action, Configured, Running, Server};
+use super::jails::{self, Configured, JailAction, Running, RunningFail2ban};
 use super::look;
 use super::reports::is_reporter;
 use crate::abuseipdb::{call, key};
@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(4);
 const NAME_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the server says; `Err` is why it says nothing.
-pub(super) async fn server(socket: &Path) -> Result<Server, String> {
+pub(super) async fn server(socket: &Path) -> Result<RunningFail2ban, String> {
     match timeout(PATIENCE, ask(socket)).await {
         Ok(Ok((mut server, ignored))) => {
             look_at(&mut server, &ignored).await;
@@ -37,7 +37,7 @@ pub(super) async fn server(socket: &Path) -> Result<Server, String> {
 }
 
 /// Finds out what is wrong with the `ignoreip` of each jail.
-async fn look_at(server: &mut Server, ignored: &[Vec<String>]) {
+async fn look_at(server: &mut RunningFail2ban, ignored: &[Vec<String>]) {
     let mut exempt = IgnoreListResolver::patient(NAME_PATIENCE);
     // All names at once: so their waits are one.
     if let Some(first) = server.jails.first() {
@@ -49,11 +49,12 @@ async fn look_at(server: &mut Server, ignored: &[Vec<String>]) {
 }
 
 /// Answers with the `ignoreip` of each jail as well.
-async fn ask(socket: &Path) -> Result<(Server, Vec<Vec<String>>), Fail2banError> {
+async fn ask(socket: &Path) -> Result<(RunningFail2ban, Vec<Vec<String>>), Fail2banError> {
     let mut client = Client::connect(socket).await?;
     let version = client.version().await?;
     let database = client.database().await?;
-    let mut server = Server { version, pid: client.pid(), database, ..Server::default() };
+    let mut server =
+        RunningFail2ban { version, pid: client.pid(), database, ..RunningFail2ban::default() };
     let mut ignored = Vec::new();
     for name in client.jail_names().await? {
         let Ok(name) = Jail::new(&name) else {
@@ -78,7 +79,7 @@ async fn ask(socket: &Path) -> Result<(Server, Vec<Vec<String>>), Fail2banError>
                     files.push((call::or(&path, default).into(), keeps));
                 }
             }
-            actions.push(Action { name: action, ban, key, files });
+            actions.push(JailAction { name: action, ban, key, files });
         }
         let logs = client.logs(&name).await?;
         ignored.push(client.ignored(&name).await?);

@@ -16,21 +16,21 @@ use crate::wire::{HostName, Presence};
 
 /// One broker, and how far this host came with it.
 #[derive(Debug)]
-pub(super) struct Reached {
+pub(super) struct BrokerProbe {
     pub(super) broker: Broker,
-    pub(super) way: Way,
+    pub(super) way: BrokerReach,
 }
 
 #[derive(Debug)]
-pub(super) enum Way {
+pub(super) enum BrokerReach {
     /// Its name says no address: why.
     NoName(String),
     /// None of its addresses answers.
     NoPort(Vec<(IpAddr, Port)>),
     /// It answers, and does not let this host in.
-    NoEntry { ports: Vec<(IpAddr, Port)>, why: DisconnectReason },
+    Rejected { ports: Vec<(IpAddr, Port)>, why: DisconnectReason },
     /// This host is in, and listened for a moment.
-    In { ports: Vec<(IpAddr, Port)>, heard: Box<Heard> },
+    Connected { ports: Vec<(IpAddr, Port)>, heard: Box<ProbeResult> },
 }
 
 /// What knocking at a port brought.
@@ -47,7 +47,7 @@ pub(super) enum Port {
 
 /// What became of a message that this host published to itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Probe {
+pub(super) struct ProbeEvent {
     /// The topic that it stands for; it may have been published below that.
     pub(super) topic: String,
     /// The broker says that it has it.
@@ -67,7 +67,7 @@ pub(super) struct Shard {
 
 /// What was heard on a connection.
 #[derive(Debug, Default)]
-pub(super) struct Heard {
+pub(super) struct ProbeResult {
     /// Why the broker refuses a persistent session with a retained last will, where it takes a client without.
     pub(super) refused_as_daemon: Option<DisconnectReason>,
     /// The broker grants QoS 0 only.
@@ -76,7 +76,7 @@ pub(super) struct Heard {
     pub(super) shard: Option<Shard>,
     /// Topics that the broker does not let this host subscribe to.
     pub(super) refused: Vec<String>,
-    pub(super) probes: Vec<Probe>,
+    pub(super) probes: Vec<ProbeEvent>,
     /// Something came that this host did not publish just now.
     pub(super) others: bool,
     /// The topics of other fleets on which hosts are, as far as the broker shows them.
@@ -96,11 +96,11 @@ pub(super) struct Heard {
     pub(super) stamps: BTreeMap<HostName, (i64, i64)>,
 }
 
-impl Reached {
+impl BrokerProbe {
     /// Whether it lets this host in.
-    pub(super) fn heard(&self) -> Option<&Heard> {
+    pub(super) fn heard(&self) -> Option<&ProbeResult> {
         match &self.way {
-            Way::In { heard, .. } => Some(heard),
+            BrokerReach::Connected { heard, .. } => Some(heard),
             _ => None,
         }
     }
@@ -109,7 +109,7 @@ impl Reached {
         let broker = &self.broker;
         let mut found = Vec::new();
         let (ports, why) = match &self.way {
-            Way::NoName(why) => {
+            BrokerReach::NoName(why) => {
                 let text = format!("cannot resolve the name of the broker {broker}: {why}");
                 found.push(Finding::fault("broker_name", text).next(format!(
                     "getent hosts {host}\ncheck MQTT_HOST, /etc/resolv.conf and /etc/hosts",
@@ -117,17 +117,17 @@ impl Reached {
                 )));
                 return about(broker, found);
             }
-            Way::NoPort(ports) => {
+            BrokerReach::NoPort(ports) => {
                 found.extend(ports.iter().map(|(address, port)| closed(broker, *address, port)));
                 return about(broker, found);
             }
-            Way::NoEntry { ports, why } => (ports, Some(why)),
-            Way::In { ports, .. } => (ports, None),
+            BrokerReach::Rejected { ports, why } => (ports, Some(why)),
+            BrokerReach::Connected { ports, .. } => (ports, None),
         };
         let (open, shut): (Vec<_>, Vec<_>) =
             ports.iter().partition(|(_, port)| *port == Port::Open);
         let open: Vec<String> = open.iter().map(|(address, _)| address.to_string()).collect();
-        found.push(Finding::well(
+        found.push(Finding::ok(
             "broker_port",
             format!("the broker {broker} answers at {}", list(&open)),
         ));
@@ -154,7 +154,7 @@ fn closed(broker: &Broker, address: IpAddr, port: &Port) -> Finding {
         if host.contains(&address.to_string()) { String::new() } else { format!(" at {address}") };
     let (what, next) = match port {
         Port::Open => {
-            return Finding::well("broker_port", format!("the broker {broker} answers{at}"));
+            return Finding::ok("broker_port", format!("the broker {broker} answers{at}"));
         }
         Port::Refused => (
             "nothing listens there".to_owned(),
@@ -184,7 +184,7 @@ fn closed(broker: &Broker, address: IpAddr, port: &Port) -> Finding {
 fn entry(broker: &Broker, config: &Config, why: Option<&DisconnectReason>) -> Vec<Finding> {
     let user = config.user();
     let protected =
-        || Finding::well("broker_tls", format!("the broker {broker} has a valid certificate"));
+        || Finding::ok("broker_tls", format!("the broker {broker} has a valid certificate"));
     let mut found = Vec::new();
     let stage = why.map(|why| why.stage);
     if config.tls.is_some() && matches!(stage, None | Some(ConnectStage::Login)) {
@@ -195,7 +195,7 @@ fn entry(broker: &Broker, config: &Config, why: Option<&DisconnectReason>) -> Ve
             Some(user) => format!("the broker {broker} accepts the login {user}"),
             None => format!("the broker {broker} accepts this host without a login"),
         };
-        found.push(Finding::well("broker_login", text));
+        found.push(Finding::ok("broker_login", text));
         return found;
     };
     let again = "then: systemctl restart f2bmqttsub";
@@ -217,7 +217,7 @@ fn entry(broker: &Broker, config: &Config, why: Option<&DisconnectReason>) -> Ve
     found
 }
 
-impl Heard {
+impl ProbeResult {
     /// Whether this host may read and write what it has to.
     fn topics(&self, broker: &Broker, config: &Config) -> Vec<Finding> {
         let user = config.user().unwrap_or_else(|| "this host".to_owned());
@@ -251,7 +251,7 @@ impl Heard {
         if self.cut && self.shard.as_ref().is_none_or(|shard| shard.taken) {
             let (what, may) = match self.probes.iter().find(|probe| !probe.taken) {
                 None => ("subscribes".to_owned(), format!("read {all}")),
-                Some(Probe { topic, .. }) => {
+                Some(ProbeEvent { topic, .. }) => {
                     (format!("publishes on {topic}"), format!("write {}", written(topic)))
                 }
             };
@@ -262,7 +262,7 @@ impl Heard {
         }
         if self.refused.is_empty() {
             let text = format!("the broker {broker} accepts this host's subscriptions");
-            found.push(Finding::well("broker_subscribe", text));
+            found.push(Finding::ok("broker_subscribe", text));
         } else {
             let refused = list(&self.refused);
             let text = format!("the broker {broker} refuses the subscription to {refused}");
@@ -273,7 +273,7 @@ impl Heard {
         if !back.is_empty() {
             let topics: Vec<&str> = back.iter().map(|probe| probe.topic.as_str()).collect();
             let text = format!("messages of this host on {} arrive", list(&topics));
-            found.push(Finding::well("broker_publish", text));
+            found.push(Finding::ok("broker_publish", text));
         }
         if back.is_empty() && !gone.is_empty() && !self.others && self.refused.is_empty() {
             let text = format!(
@@ -284,7 +284,7 @@ impl Heard {
             found.push(Finding::fault("broker_read", text).next(next));
             return found;
         }
-        for Probe { topic, taken, .. } in gone {
+        for ProbeEvent { topic, taken, .. } in gone {
             let how = if *taken { "silently drops" } else { "does not acknowledge" };
             let text = format!("the broker {broker} {how} messages of this host on {topic}");
             let topic = written(topic);
@@ -305,7 +305,7 @@ impl Heard {
             topics.iter().filter(|topic| !self.home.contains(*topic)).collect();
         if missing.is_empty() {
             let text = format!("the broker {broker} keeps this host's messages for Home Assistant");
-            return Some(Finding::well("home_assistant", text));
+            return Some(Finding::ok("home_assistant", text));
         }
         let text = format!(
             "the broker {broker} keeps no message for Home Assistant on {}",
@@ -326,7 +326,7 @@ impl Shard {
         match (self.taken, self.arrivals) {
             (true, 2..) => {
                 let text = format!("the broker {broker} keeps retained messages of {size} KiB");
-                Finding::well("broker_retain", text)
+                Finding::ok("broker_retain", text)
             }
             (true, 1) => {
                 let text = format!(
@@ -353,7 +353,7 @@ impl Shard {
 mod tests {
     use std::path::Path;
 
-    use super::super::finding::State;
+    use super::super::finding::Status;
     use super::*;
 
     const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
@@ -363,9 +363,9 @@ mod tests {
         Config::parse(Path::new("f"), text.as_bytes(), &|_| None, "web1").unwrap()
     }
 
-    fn shown(way: Way) -> Vec<(&'static str, State, String)> {
+    fn shown(way: BrokerReach) -> Vec<(&'static str, Status, String)> {
         let config = config();
-        let reached = Reached { broker: config.brokers[0].clone(), way };
+        let reached = BrokerProbe { broker: config.brokers[0].clone(), way };
         let found = reached.findings(&config).into_iter();
         found.map(|finding| (finding.id, finding.state, finding.text)).collect()
     }
@@ -374,10 +374,10 @@ mod tests {
         DisconnectReason { stage, text: text.to_owned() }
     }
 
-    fn probes(table: [(bool, bool); 4]) -> Vec<Probe> {
+    fn probes(table: [(bool, bool); 4]) -> Vec<ProbeEvent> {
         let topics = ["t/ban", "t/unban", "f2bmqtt/t/state/web1", "f2bmqtt/t/host/web1"];
         let probe =
-            |(topic, (taken, back)): (&str, _)| Probe { topic: topic.to_owned(), taken, back };
+            |(topic, (taken, back)): (&str, _)| ProbeEvent { topic: topic.to_owned(), taken, back };
         topics.into_iter().zip(table).map(probe).collect()
     }
 
@@ -386,66 +386,70 @@ mod tests {
         let open = || vec![(ADDRESS, Port::Open)];
         let table = [
             (
-                Way::NoName("unknown".to_owned()),
+                BrokerReach::NoName("unknown".to_owned()),
                 "broker_name",
                 "cannot resolve the name of the broker hub:1883: unknown",
             ),
             (
-                Way::NoPort(vec![(ADDRESS, Port::Refused)]),
+                BrokerReach::NoPort(vec![(ADDRESS, Port::Refused)]),
                 "broker_port",
                 "cannot connect to the broker hub:1883 at 192.0.2.1: nothing listens there",
             ),
             (
-                Way::NoPort(vec![(ADDRESS, Port::Dropped)]),
+                BrokerReach::NoPort(vec![(ADDRESS, Port::Dropped)]),
                 "broker_port",
                 "cannot connect to the broker hub:1883 at 192.0.2.1: no answer within 3 s: the packets are dropped on the way",
             ),
             (
-                Way::NoEntry { ports: open(), why: why(ConnectStage::Login, "no") },
+                BrokerReach::Rejected { ports: open(), why: why(ConnectStage::Login, "no") },
                 "broker_login",
                 "no connection to the broker hub:1883: no",
             ),
             (
-                Way::NoEntry { ports: open(), why: why(ConnectStage::Tls, "no") },
+                BrokerReach::Rejected { ports: open(), why: why(ConnectStage::Tls, "no") },
                 "broker_tls",
                 "no connection to the broker hub:1883: no",
             ),
         ];
         for (way, id, text) in table {
             let found = shown(way);
-            assert_eq!(found.last().unwrap(), &(id, State::Fault, text.to_owned()));
-            assert!(found[..found.len() - 1].iter().all(|(_, state, _)| *state == State::Well));
+            assert_eq!(found.last().unwrap(), &(id, Status::Fault, text.to_owned()));
+            assert!(found[..found.len() - 1].iter().all(|(_, state, _)| *state == Status::Well));
         }
     }
 
     #[test]
     fn each_topic_is_looked_at() {
-        let faults = |heard: Heard| {
+        let faults = |heard: ProbeResult| {
             let ports = vec![(ADDRESS, Port::Open)];
-            let found = shown(Way::In { ports, heard: heard.into() }).into_iter();
+            let found = shown(BrokerReach::Connected { ports, heard: heard.into() }).into_iter();
             found
-                .filter(|(_, state, _)| *state != State::Well)
+                .filter(|(_, state, _)| *state != Status::Well)
                 .map(|(id, _, text)| (id, text))
                 .collect::<Vec<_>>()
         };
         let all = [(true, true); 4];
-        assert_eq!(faults(Heard { probes: probes(all), ..Heard::default() }), []);
+        assert_eq!(faults(ProbeResult { probes: probes(all), ..ProbeResult::default() }), []);
         let mut one = all;
         one[0] = (true, false);
         let text = "the broker hub:1883 silently drops messages of this host on t/ban".to_owned();
-        let heard = Heard { probes: probes(one), ..Heard::default() };
+        let heard = ProbeResult { probes: probes(one), ..ProbeResult::default() };
         assert_eq!(faults(heard), [("broker_publish", text)]);
         let none = || probes([(true, false); 4]);
-        let silent = faults(Heard { probes: none(), ..Heard::default() });
+        let silent = faults(ProbeResult { probes: none(), ..ProbeResult::default() });
         assert_eq!((silent.len(), silent[0].0), (1, "broker_read"));
-        assert_eq!(faults(Heard { probes: none(), others: true, ..Heard::default() }).len(), 4);
+        assert_eq!(
+            faults(ProbeResult { probes: none(), others: true, ..ProbeResult::default() }).len(),
+            4
+        );
         let refused = vec!["t/+".to_owned()];
-        let refused = faults(Heard { refused, probes: probes(all), ..Heard::default() });
+        let refused =
+            faults(ProbeResult { refused, probes: probes(all), ..ProbeResult::default() });
         let text = "the broker hub:1883 refuses the subscription to t/+".to_owned();
         assert_eq!(refused, [("broker_subscribe", text)]);
         let mut probes = probes([(false, false); 4]);
         probes[0].taken = true;
-        let cut = faults(Heard { probes, cut: true, ..Heard::default() });
+        let cut = faults(ProbeResult { probes, cut: true, ..ProbeResult::default() });
         assert!(cut[0].1.contains("when this host publishes on t/unban"), "{cut:?}");
     }
 
@@ -455,26 +459,26 @@ mod tests {
             "MQTT_HOST=hub\nMQTT_USER=web1\nMQTT_PASSWORD=x\nMQTT_TOPIC=t\nMQTT_HA_PREFIX=ha\n";
         let config = Config::parse(Path::new("f"), text.as_bytes(), &|_| None, "web1").unwrap();
         let (device, bans) = ("ha/device/f2bmqtt_web1/config", "ha/f2bmqtt/web1/bans");
-        let table: [(&[&str], State, &str); 3] = [
+        let table: [(&[&str], Status, &str); 3] = [
             (
                 &[device, bans],
-                State::Well,
+                Status::Well,
                 "the broker hub:1883 keeps this host's messages for Home Assistant",
             ),
             (
                 &[device],
-                State::Warning,
+                Status::Warning,
                 "the broker hub:1883 keeps no message for Home Assistant on ha/f2bmqtt/web1/bans",
             ),
             (
                 &[],
-                State::Warning,
+                Status::Warning,
                 "the broker hub:1883 keeps no message for Home Assistant on ha/device/f2bmqtt_web1/config and ha/f2b",
             ),
         ];
         for (kept, state, text) in table {
             let home = kept.iter().map(|topic| (*topic).to_owned()).collect();
-            let heard = Heard { home, ..Heard::default() };
+            let heard = ProbeResult { home, ..ProbeResult::default() };
             let found = heard.home_assistant(&config.brokers[0], &config, "web1").unwrap();
             assert!(found.state == state && found.text.starts_with(text), "{found:?}");
         }
@@ -482,38 +486,45 @@ mod tests {
 
     #[test]
     fn what_the_broker_must_keep_for_the_daemon_is_checked() {
-        let shard = |taken, arrivals| Heard {
+        let shard = |taken, arrivals| ProbeResult {
             probes: probes([(true, true); 4]),
             shard: Some(Shard { taken, arrivals }),
-            ..Heard::default()
+            ..ProbeResult::default()
         };
         let refused = Some(why(ConnectStage::Tls, "it hangs up"));
         let table = [
-            (shard(true, 2), State::Well, "the broker hub:1883 keeps retained messages of 16 KiB"),
-            (shard(true, 1), State::Fault, "the broker hub:1883 does not keep retained messages"),
-            (shard(true, 0), State::Fault, "the broker hub:1883 drops retained messages of 16 KiB"),
+            (shard(true, 2), Status::Well, "the broker hub:1883 keeps retained messages of 16 KiB"),
+            (shard(true, 1), Status::Fault, "the broker hub:1883 does not keep retained messages"),
             (
-                Heard { cut: true, ..shard(false, 0) },
-                State::Fault,
+                shard(true, 0),
+                Status::Fault,
+                "the broker hub:1883 drops retained messages of 16 KiB",
+            ),
+            (
+                ProbeResult { cut: true, ..shard(false, 0) },
+                Status::Fault,
                 "the broker hub:1883 drops retained messages",
             ),
             (
-                Heard { refused_as_daemon: refused, cut: true, ..Heard::default() },
-                State::Fault,
+                ProbeResult { refused_as_daemon: refused, cut: true, ..ProbeResult::default() },
+                Status::Fault,
                 "the broker hub:1883 refuses a client with a persistent session and a retained last will, which the daemon needs: it hangs up",
             ),
             (
-                Heard { qos_lowered: true, cut: true, ..Heard::default() },
-                State::Fault,
+                ProbeResult { qos_lowered: true, cut: true, ..ProbeResult::default() },
+                Status::Fault,
                 "the broker hub:1883 grants only QoS 0",
             ),
         ];
         for (heard, state, text) in table {
-            let found = shown(Way::In { ports: vec![(ADDRESS, Port::Open)], heard: heard.into() });
+            let found = shown(BrokerReach::Connected {
+                ports: vec![(ADDRESS, Port::Open)],
+                heard: heard.into(),
+            });
             let (_, last, shown) = found.last().unwrap();
             assert!(*last == state && shown.starts_with(text), "{text}: {found:?}");
-            let odd = found.iter().filter(|(_, state, _)| *state != State::Well).count();
-            assert_eq!(odd, usize::from(state != State::Well), "{found:?}");
+            let odd = found.iter().filter(|(_, state, _)| *state != Status::Well).count();
+            assert_eq!(odd, usize::from(state != Status::Well), "{found:?}");
         }
     }
 
@@ -521,8 +532,8 @@ mod tests {
     fn an_address_that_does_not_answer_beside_one_that_does_is_odd() {
         let other = "2001:db8::1".parse().unwrap();
         let ports = vec![(ADDRESS, Port::Open), (other, Port::Dropped)];
-        let found = shown(Way::In { ports, heard: Box::default() });
+        let found = shown(BrokerReach::Connected { ports, heard: Box::default() });
         assert_eq!(found[0].2, "the broker hub:1883 answers at 192.0.2.1");
-        assert_eq!((found[1].0, found[1].1), ("broker_port", State::Warning));
+        assert_eq!((found[1].0, found[1].1), ("broker_port", Status::Warning));
     }
 }

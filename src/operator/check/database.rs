@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::finding::Finding;
-use super::jails::Server;
+use super::jails::RunningFail2ban;
 use crate::fail2ban::database::Database;
 
 /// What reading the database gave.
@@ -18,7 +18,7 @@ pub(super) enum Contents {
 }
 
 /// Reads all rows of the server's jails.
-pub(super) fn read(server: &Server) -> Contents {
+pub(super) fn read(server: &RunningFail2ban) -> Contents {
     let Some(path) = &server.database else { return Contents::Off };
     let mut database = Database::new(Some(path.clone()));
     if !database.exists() {
@@ -66,7 +66,7 @@ pub(super) fn findings(path: Option<&Path>, contents: &Contents) -> Vec<Finding>
             return rows.iter().map(row).collect();
         }
         Contents::Readable(_) => {
-            Finding::well("fail2ban_database", format!("fail2ban's database {path} is readable"))
+            Finding::ok("fail2ban_database", format!("fail2ban's database {path} is readable"))
         }
     };
     vec![finding]
@@ -76,7 +76,7 @@ pub(super) fn findings(path: Option<&Path>, contents: &Contents) -> Vec<Finding>
 mod tests {
     use rusqlite::Connection;
 
-    use super::super::finding::State;
+    use super::super::finding::Status;
     use super::super::jails::Running;
     use super::*;
     use crate::wire::Jail;
@@ -92,7 +92,7 @@ mod tests {
             ignore_command: String::new(),
             wrong: Vec::new(),
         };
-        let mut server = Server { jails: vec![jail], ..Server::default() };
+        let mut server = RunningFail2ban { jails: vec![jail], ..RunningFail2ban::default() };
         let mut found = |path: Option<&Path>, sql: &str| {
             server.database = path.map(Path::to_owned);
             if let Some(path) = path.filter(|_| !sql.is_empty()) {
@@ -103,22 +103,22 @@ mod tests {
             (found[0].state, found[0].text.replace(dir.path().to_str().unwrap(), ""))
         };
         let none = "fail2ban keeps no database (dbfile = None): it forgets its bans when it stops";
-        assert_eq!(found(None, ""), (State::Warning, none.to_owned()));
+        assert_eq!(found(None, ""), (Status::Warning, none.to_owned()));
         let missing = "fail2ban's database /db is missing: it was removed or moved";
-        assert_eq!(found(Some(&path), ""), (State::Fault, missing.to_owned()));
+        assert_eq!(found(Some(&path), ""), (Status::Fault, missing.to_owned()));
         let (state, text) = found(Some(&path), "CREATE TABLE other(x)");
         assert!(
             text.starts_with("cannot read fail2ban's database /db: no such table: bips"),
             "{text}"
         );
-        assert_eq!(state, State::Fault);
+        assert_eq!(state, Status::Fault);
         let table = "CREATE TABLE bips(ip, jail, timeofban, bantime, data);
                      INSERT INTO bips VALUES('192.0.2.1', 'sshd', 1000, 612.5, '{}')";
         let well = "fail2ban's database /db is readable";
-        assert_eq!(found(Some(&path), table), (State::Well, well.to_owned()));
+        assert_eq!(found(Some(&path), table), (Status::Well, well.to_owned()));
         let odd = "INSERT INTO bips VALUES('192.0.2.2', 'sshd', 1000, 'x', '{}')";
         let (state, text) = found(Some(&path), odd);
         assert!(text.starts_with("skipped the ban of 192.0.2.2 in sshd"), "{text}");
-        assert_eq!(state, State::Warning);
+        assert_eq!(state, Status::Warning);
     }
 }

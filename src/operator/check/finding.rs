@@ -5,14 +5,14 @@ use serde_json::{Value, json};
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum State {
+pub(super) enum Status {
     Well,
     /// It works, and something about it is odd.
     Warning,
     Fault,
 }
 
-impl State {
+impl Status {
     fn as_str(self) -> &'static str {
         match self {
             Self::Well => "ok",
@@ -36,7 +36,7 @@ impl State {
 pub(super) struct Finding {
     /// Of the check: stable, for machines.
     pub(super) id: &'static str,
-    pub(super) state: State,
+    pub(super) state: Status,
     /// What was looked at, where there are several: a broker, a jail, a file.
     pub(super) about: Option<String>,
     pub(super) text: String,
@@ -45,20 +45,20 @@ pub(super) struct Finding {
 }
 
 impl Finding {
-    fn new(id: &'static str, state: State, text: impl Into<String>) -> Self {
+    fn new(id: &'static str, state: Status, text: impl Into<String>) -> Self {
         Self { id, state, about: None, text: text.into(), next: Vec::new() }
     }
 
-    pub(super) fn well(id: &'static str, text: impl Into<String>) -> Self {
-        Self::new(id, State::Well, text)
+    pub(super) fn ok(id: &'static str, text: impl Into<String>) -> Self {
+        Self::new(id, Status::Well, text)
     }
 
     pub(super) fn warning(id: &'static str, text: impl Into<String>) -> Self {
-        Self::new(id, State::Warning, text)
+        Self::new(id, Status::Warning, text)
     }
 
     pub(super) fn fault(id: &'static str, text: impl Into<String>) -> Self {
-        Self::new(id, State::Fault, text)
+        Self::new(id, Status::Fault, text)
     }
 
     pub(super) fn about(mut self, what: &impl ToString) -> Self {
@@ -74,7 +74,7 @@ impl Finding {
 }
 
 /// How many there are of a state.
-pub(super) fn count(findings: &[Finding], state: State) -> usize {
+pub(super) fn count(findings: &[Finding], state: Status) -> usize {
     findings.iter().filter(|finding| finding.state == state).count()
 }
 
@@ -101,11 +101,11 @@ pub(super) fn object(findings: &[Finding]) -> Value {
             json!({"id": id, "state": state.as_str(), "about": about, "text": text, "next": next})
         })
         .collect();
-    let state = findings.iter().map(|finding| finding.state).max().unwrap_or(State::Well);
+    let state = findings.iter().map(|finding| finding.state).max().unwrap_or(Status::Well);
     json!({
         "state": state.as_str(),
-        "faults": count(findings, State::Fault),
-        "warnings": count(findings, State::Warning),
+        "faults": count(findings, Status::Fault),
+        "warnings": count(findings, Status::Warning),
         "checks": checks,
     })
 }
@@ -116,7 +116,7 @@ mod tests {
 
     fn findings() -> Vec<Finding> {
         vec![
-            Finding::well("one", "one is well"),
+            Finding::ok("one", "one is well"),
             Finding::fault("two", "two \x1b[2Jis not").about(&"x").next("do this\nand that"),
             Finding::warning("three", "three is odd"),
         ]

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use super::broker::Heard;
+use super::broker::ProbeResult;
 use super::finding::Finding;
-use super::host::Host as Seen;
+use super::host::HostFacts as SpoolVisibility;
 use crate::config::Topic;
 use crate::guard::RejectReason;
 use crate::text::{format_duration, list};
@@ -28,8 +28,8 @@ const MANY_YEARS: i64 = 3650 * 86_400;
 pub(super) fn findings(
     (me, topic): (&HostName, &Topic),
     machine: &str,
-    heard: &Heard,
-    seen: &Seen,
+    heard: &ProbeResult,
+    seen: &SpoolVisibility,
 ) -> Vec<Finding> {
     let mut found = Vec::new();
     let others = |there: &str| !there.is_empty() && there != machine;
@@ -45,7 +45,7 @@ pub(super) fn findings(
     if seen.namesake || own.any(|(_, there)| others(&there.machine)) {
         found.push(twice(me.as_str()));
     } else {
-        found.push(Finding::well(
+        found.push(Finding::ok(
             "fleet_name",
             format!("this host's name {me} is unique in the fleet"),
         ));
@@ -66,7 +66,7 @@ pub(super) fn findings(
     if heard.presences.iter().all(|(host, _)| host == me) {
         found.push(alone(topic, &heard.other_topics));
     } else {
-        found.push(Finding::well("fleet_hosts", text));
+        found.push(Finding::ok("fleet_hosts", text));
     }
     found.extend(keys(heard));
     found.extend(clocks(heard, seen.clock_is_set));
@@ -88,7 +88,7 @@ fn alone(topic: &Topic, others: &BTreeSet<String>) -> Finding {
 }
 
 /// Whether all sign alike: who has another key is heard by nobody here, or hears nobody from here.
-fn keys(heard: &Heard) -> Vec<Finding> {
+fn keys(heard: &ProbeResult) -> Vec<Finding> {
     const NEXT: &str = "set the same MQTT_SIGNING_KEY in mqtt.env on every server, then: \
                         systemctl restart f2bmqttsub";
     let refused = heard.refusals.iter().map(|(host, refusal)| {
@@ -123,7 +123,7 @@ fn length(seconds: i64) -> String {
     if seconds > MANY_YEARS { "10 years".to_owned() } else { format_duration(seconds) }
 }
 
-fn clocks(heard: &Heard, set: bool) -> Vec<Finding> {
+fn clocks(heard: &ProbeResult, set: bool) -> Vec<Finding> {
     if heard.stamps.is_empty() {
         return Vec::new();
     }
@@ -131,7 +131,7 @@ fn clocks(heard: &Heard, set: bool) -> Vec<Finding> {
     let off: Vec<(&str, i64)> = ahead.filter(|(_, ahead)| *ahead != 0).collect();
     if off.is_empty() {
         let text = "the clocks of all other hosts agree with this one";
-        return vec![Finding::well("clock", text)];
+        return vec![Finding::ok("clock", text)];
     }
     let finding = |seconds: i64, text: String| {
         let look = if set {
@@ -159,7 +159,7 @@ fn clocks(heard: &Heard, set: bool) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::State as How;
+    use super::super::finding::Status as How;
     use super::*;
     use crate::wire::Presence;
 
@@ -167,24 +167,24 @@ mod tests {
         HostName::new(name).unwrap()
     }
 
-    fn heard(presences: &[(&str, HostState, &str)], stamps: &[(&str, i64)]) -> Heard {
+    fn heard(presences: &[(&str, HostState, &str)], stamps: &[(&str, i64)]) -> ProbeResult {
         let presence = |(name, state, machine): &(&str, HostState, &str)| {
             let machine = (*machine).to_owned();
             (host(name), Presence { state: *state, machine, ..Presence::default() })
         };
-        Heard {
+        ProbeResult {
             presences: presences.iter().map(presence).collect(),
             stamps: stamps.iter().map(|(name, ahead)| (host(name), (ahead * 1000, 0))).collect(),
-            ..Heard::default()
+            ..ProbeResult::default()
         }
     }
 
-    fn found(heard: &Heard, machine: &str) -> Vec<Finding> {
+    fn found(heard: &ProbeResult, machine: &str) -> Vec<Finding> {
         let topic = Topic::of_fleet("blacklist").unwrap();
-        findings((&host("web1"), &topic), machine, heard, &Seen::default())
+        findings((&host("web1"), &topic), machine, heard, &SpoolVisibility::default())
     }
 
-    fn odd(heard: &Heard) -> Vec<(How, String)> {
+    fn odd(heard: &ProbeResult) -> Vec<(How, String)> {
         let found = found(heard, "m1").into_iter().filter(|finding| finding.id != "fleet_hosts");
         found
             .filter(|finding| finding.state != How::Well)
@@ -198,9 +198,13 @@ mod tests {
         assert_eq!(odd(&heard(&[("web1", Online, "m1"), ("web2", Online, "m2")], &[])), []);
         let two = heard(&[("web1", Online, "m1"), ("web1", Offline, "m3")], &[]);
         assert!(odd(&two)[0].1.starts_with("two machines are called web1: each overwrites"));
-        let both = Seen { namesake: true, duplicates: vec!["web2".to_owned()], ..Seen::default() };
+        let both = SpoolVisibility {
+            namesake: true,
+            duplicates: vec!["web2".to_owned()],
+            ..SpoolVisibility::default()
+        };
         let topic = Topic::of_fleet("blacklist").unwrap();
-        let mut faults = findings((&host("web1"), &topic), "m1", &Heard::default(), &both);
+        let mut faults = findings((&host("web1"), &topic), "m1", &ProbeResult::default(), &both);
         faults.retain(|finding| finding.id == "fleet_name");
         let texts: Vec<_> = faults.iter().map(|finding| (finding.state, &*finding.text)).collect();
         let expected = ["web2", "web1"].map(|name| {
@@ -213,18 +217,18 @@ mod tests {
     #[test]
     fn all_have_to_sign_alike() {
         let texts =
-            |heard: Heard| odd(&heard).into_iter().map(|(_, text)| text).collect::<Vec<_>>();
+            |heard: ProbeResult| odd(&heard).into_iter().map(|(_, text)| text).collect::<Vec<_>>();
         let refusals =
             [(host("a"), RejectReason::Unsigned), (host("b"), RejectReason::WrongSignature)].into();
         let expected = [
             "a does not sign its messages: this host rejects them",
             "b signs its messages with another key: this host rejects them",
         ];
-        assert_eq!(texts(Heard { refusals, ..Heard::default() }), expected);
+        assert_eq!(texts(ProbeResult { refusals, ..ProbeResult::default() }), expected);
         let signed = [host("c")].into();
         let told =
             "c signs its messages, but this host does not: c rejects the messages of this host";
-        assert_eq!(texts(Heard { signed, ..Heard::default() }), [told]);
+        assert_eq!(texts(ProbeResult { signed, ..ProbeResult::default() }), [told]);
     }
 
     #[test]

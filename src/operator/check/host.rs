@@ -12,9 +12,9 @@ const WAITS: u64 = 60;
 
 /// What was seen of this host.
 #[derive(Debug, Default)]
-pub(super) struct Host {
+pub(super) struct HostFacts {
     /// What systemd says of the service, where there is systemd.
-    pub(super) service: Option<Service>,
+    pub(super) service: Option<UnitState>,
     /// Whoever publishes this host's bans, as the lock names it: `subscribe`, and its process.
     pub(super) owner: Option<Owner>,
     /// It runs from a binary that is no longer there.
@@ -47,7 +47,7 @@ pub(super) struct Host {
 
 /// What systemd says of the service.
 #[derive(Debug, Default)]
-pub(super) struct Service {
+pub(super) struct UnitState {
     /// `loaded`, `masked`, `not-found`.
     pub(super) load: String,
     /// `active`, `inactive`, `failed`, `activating`.
@@ -69,7 +69,7 @@ pub(super) struct Script {
 
 /// fail2ban's view of the spool.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(super) enum SpoolVisibility {
     /// It can write there, as far as can be seen.
     Same,
     ReadOnly,
@@ -83,7 +83,7 @@ pub(super) enum Seen {
 const UNITS: [&str; 2] =
     ["/lib/systemd/system/f2bmqttsub.service", "/usr/lib/systemd/system/f2bmqttsub.service"];
 
-impl Host {
+impl HostFacts {
     /// Whether the daemon holds the lock.
     pub(super) fn runs(&self) -> bool {
         self.owner.is_some_and(|owner| owner.role == Role::Daemon)
@@ -103,7 +103,7 @@ impl Host {
             Finding::fault("scripts", text).about(pid).next(next)
         }));
         if self.no_links.is_empty() {
-            found.push(Finding::well("links", "fail2ban's actions call f2bmqtt"));
+            found.push(Finding::ok("links", "fail2ban's actions call f2bmqtt"));
         }
         found.extend(self.no_links.iter().map(|(path, exists)| {
             let shown = path.display();
@@ -146,12 +146,12 @@ impl Host {
     fn service(&self, settings: &Path) -> Vec<Finding> {
         const LOG: &str = "journalctl -u f2bmqttsub -n 20";
         let mut found = Vec::new();
-        let none = Service {
+        let none = UnitState {
             load: "loaded".to_owned(),
             enabled: "enabled".to_owned(),
-            ..Service::default()
+            ..UnitState::default()
         };
-        let Service { load, active, fragment, status, enabled, .. } =
+        let UnitState { load, active, fragment, status, enabled, .. } =
             self.service.as_ref().unwrap_or(&none);
         let shadowed = !fragment.is_empty() && !UNITS.contains(&fragment.as_str());
         if load == "masked" {
@@ -175,7 +175,7 @@ impl Host {
         }
         let runs = if self.service.is_some() { active == "active" } else { self.runs() };
         if runs && (shadowed || self.runs()) {
-            found.push(Finding::well("service", "the service f2bmqttsub runs"));
+            found.push(Finding::ok("service", "the service f2bmqttsub runs"));
         } else if load == "loaded" {
             let (text, next) = match (active.as_str(), status.as_str()) {
                 ("active", _) => {
@@ -240,7 +240,7 @@ impl Host {
                 let free = room.bytes / 1024 / 1024;
                 let well = format!("{free} MiB are free on the file system of {}", state.display());
                 let shortage = room.shortage(state).map(|text| full(&text, state));
-                found.push(shortage.unwrap_or_else(|| Finding::well("disk", well)));
+                found.push(shortage.unwrap_or_else(|| Finding::ok("disk", well)));
             }
         }
         let others = self.disks_full.iter().filter(|disk| disk.path != state);
@@ -275,13 +275,13 @@ pub(super) fn hidden(what: &str, path: &Path) -> Finding {
     ))
 }
 
-impl Seen {
+impl SpoolVisibility {
     /// Whether fail2ban's actions can leave what they tell.
     pub(super) fn finding(&self, spool: &Path) -> Finding {
         let path = spool.display();
         let why = match self {
             Self::Same => {
-                return Finding::well("fail2ban_sandbox", format!("fail2ban can write to {path}"));
+                return Finding::ok("fail2ban_sandbox", format!("fail2ban can write to {path}"));
             }
             Self::ReadOnly => "its unit makes the path read-only".to_owned(),
             Self::Other => "its unit hides or replaces the path".to_owned(),
@@ -307,28 +307,28 @@ impl Seen {
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::State;
+    use super::super::finding::Status;
     use super::*;
 
-    fn sound() -> Host {
-        let service = Service {
+    fn sound() -> HostFacts {
+        let service = UnitState {
             load: "loaded".to_owned(),
             active: "active".to_owned(),
             fragment: UNITS[0].to_owned(),
             status: "0".to_owned(),
             enabled: "enabled".to_owned(),
         };
-        Host {
+        HostFacts {
             service: Some(service),
             owner: Some(Owner { role: Role::Daemon, pid: 7 }),
             room: Some(Room { bytes: 1 << 30, files: 1000, is_read_only: false }),
-            ..Host::default()
+            ..HostFacts::default()
         }
     }
 
-    fn odd(host: &Host) -> Vec<(&'static str, State)> {
+    fn odd(host: &HostFacts) -> Vec<(&'static str, Status)> {
         let found = host.findings(Path::new("/state"), Path::new("/settings")).into_iter();
-        let odd = found.filter(|finding| finding.state != State::Well);
+        let odd = found.filter(|finding| finding.state != Status::Well);
         odd.inspect(|finding| assert!(!finding.next.is_empty(), "{finding:?}"))
             .map(|finding| (finding.id, finding.state))
             .collect()
@@ -336,10 +336,10 @@ mod tests {
 
     #[test]
     fn each_oddity_is_told_and_a_sound_host_has_none() {
-        use State::{Fault, Warning};
+        use Status::{Fault, Warning};
         assert_eq!(odd(&sound()), []);
         let file = || vec![PathBuf::from("/x")];
-        let with = |change: &dyn Fn(&mut Service)| {
+        let with = |change: &dyn Fn(&mut UnitState)| {
             let mut host = sound();
             host.service.iter_mut().for_each(change);
             host
@@ -348,10 +348,13 @@ mod tests {
         let other_disk = FullDisk { path: "/var/lib/fail2ban".into(), text: "full".to_owned() };
         let table = [
             (
-                Host { owner: None, ..with(&|service| service.active = "inactive".to_owned()) },
+                HostFacts {
+                    owner: None,
+                    ..with(&|service| service.active = "inactive".to_owned())
+                },
                 vec![("service", Fault)],
             ),
-            (Host { owner: None, ..sound() }, vec![("service", Fault)]),
+            (HostFacts { owner: None, ..sound() }, vec![("service", Fault)]),
             (
                 with(&|service| {
                     service.fragment = "/etc/systemd/system/f2bmqttsub.service".to_owned();
@@ -359,7 +362,7 @@ mod tests {
                 vec![("service_unit", Fault)],
             ),
             (
-                Host {
+                HostFacts {
                     owner: None,
                     ..with(&|service| {
                         (service.load, service.active) =
@@ -373,33 +376,33 @@ mod tests {
                 with(&|service| service.enabled = "disabled".to_owned()),
                 vec![("service_enabled", Warning)],
             ),
-            (Host { replaced: true, ..sound() }, vec![("service_version", Warning)]),
-            (Host { settings_newer: Some(3), ..sound() }, vec![("service_settings", Fault)]),
+            (HostFacts { replaced: true, ..sound() }, vec![("service_version", Warning)]),
+            (HostFacts { settings_newer: Some(3), ..sound() }, vec![("service_settings", Fault)]),
             (
-                Host { scripts: vec![Script { pid: 9, unit: None }], ..sound() },
+                HostFacts { scripts: vec![Script { pid: 9, unit: None }], ..sound() },
                 vec![("scripts", Fault)],
             ),
-            (Host { no_links: vec![("/x".into(), true)], ..sound() }, vec![("links", Fault)]),
-            (Host { no_links: vec![("/x".into(), false)], ..sound() }, vec![("links", Fault)]),
+            (HostFacts { no_links: vec![("/x".into(), true)], ..sound() }, vec![("links", Fault)]),
+            (HostFacts { no_links: vec![("/x".into(), false)], ..sound() }, vec![("links", Fault)]),
             (
-                Host { no_links: vec![("/usr/local/bin/x".into(), false)], ..sound() },
+                HostFacts { no_links: vec![("/usr/local/bin/x".into(), false)], ..sound() },
                 vec![("links", Warning)],
             ),
-            (Host { kept: file(), ..sound() }, vec![("action_file", Warning)]),
-            (Host { no_actions: file(), ..sound() }, vec![("action_file", Warning)]),
-            (Host { room: Some(room(5, 5)), ..sound() }, vec![("disk", Fault)]),
-            (Host { room: Some(room(1 << 30, 0)), ..sound() }, vec![("disk", Fault)]),
-            (Host { disks_full: vec![other_disk], ..sound() }, vec![("disk", Fault)]),
-            (Host { room: None, ..sound() }, vec![("disk", Fault)]),
+            (HostFacts { kept: file(), ..sound() }, vec![("action_file", Warning)]),
+            (HostFacts { no_actions: file(), ..sound() }, vec![("action_file", Warning)]),
+            (HostFacts { room: Some(room(5, 5)), ..sound() }, vec![("disk", Fault)]),
+            (HostFacts { room: Some(room(1 << 30, 0)), ..sound() }, vec![("disk", Fault)]),
+            (HostFacts { disks_full: vec![other_disk], ..sound() }, vec![("disk", Fault)]),
+            (HostFacts { room: None, ..sound() }, vec![("disk", Fault)]),
             (
-                Host { exposed: vec![(PathBuf::from("/x"), 0o40755)], ..sound() },
+                HostFacts { exposed: vec![(PathBuf::from("/x"), 0o40755)], ..sound() },
                 vec![("modes", Fault)],
             ),
-            (Host { spool: (3, 500), ..sound() }, vec![("spool", Warning)]),
-            (Host { spool: (3, 5), ..sound() }, vec![]),
+            (HostFacts { spool: (3, 500), ..sound() }, vec![("spool", Warning)]),
+            (HostFacts { spool: (3, 5), ..sound() }, vec![]),
             // Without systemd, the lock says it.
-            (Host { service: None, ..sound() }, vec![]),
-            (Host { service: None, owner: None, ..sound() }, vec![("service", Fault)]),
+            (HostFacts { service: None, ..sound() }, vec![]),
+            (HostFacts { service: None, owner: None, ..sound() }, vec![("service", Fault)]),
         ];
         for (host, expected) in table {
             assert_eq!(odd(&host), expected, "{host:?}");
@@ -410,18 +413,18 @@ mod tests {
     fn path_that_the_sandbox_hides_is_a_fault_with_its_cure() {
         let found = hidden("fail2ban's socket", Path::new("/run/f2b/x.sock"));
         let text = "the service f2bmqttsub cannot see fail2ban's socket /run/f2b/x.sock: its sandbox hides /run/f2b";
-        assert_eq!((found.state, found.text.as_str()), (State::Fault, text));
+        assert_eq!((found.state, found.text.as_str()), (Status::Fault, text));
         assert!(found.next.contains(&"    BindReadOnlyPaths=/run/f2b".to_owned()));
     }
 
     #[test]
     fn what_keeps_fail2ban_from_the_spool_is_told() {
-        let text = |seen: Seen| seen.finding(Path::new("/s")).text;
-        assert_eq!(text(Seen::Same), "fail2ban can write to /s");
+        let text = |seen: SpoolVisibility| seen.finding(Path::new("/s")).text;
+        assert_eq!(text(SpoolVisibility::Same), "fail2ban can write to /s");
         assert!(
-            text(Seen::ReadOnly)
+            text(SpoolVisibility::ReadOnly)
                 .starts_with("fail2ban cannot write to /s: its unit makes the path read-only")
         );
-        assert!(text(Seen::User(5)).contains("it runs as user 5"));
+        assert!(text(SpoolVisibility::User(5)).contains("it runs as user 5"));
     }
 }

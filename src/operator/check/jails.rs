@@ -15,7 +15,7 @@ const LEAST: [u32; 3] = [0, 11, 2];
 
 /// A server of fail2ban that answers.
 #[derive(Debug, Default)]
-pub(super) struct Server {
+pub(super) struct RunningFail2ban {
     pub(super) version: String,
     pub(super) pid: i32,
     pub(super) jails: Vec<Running>,
@@ -29,7 +29,7 @@ pub(super) struct Server {
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) name: Jail,
-    pub(super) actions: Vec<Action>,
+    pub(super) actions: Vec<JailAction>,
     /// The log files that it reads.
     pub(super) logs: Vec<String>,
     /// Its `ignorecommand`, if it has one.
@@ -40,7 +40,7 @@ pub(super) struct Running {
 
 /// An action of a jail.
 #[derive(Debug)]
-pub(super) struct Action {
+pub(super) struct JailAction {
     pub(super) name: String,
     /// What it does for a ban; empty for one that is written in Python.
     pub(super) ban: String,
@@ -101,7 +101,7 @@ fn action_ban(text: &str) -> Option<&str> {
 
 /// What is to be said of fail2ban and its jails.
 pub(super) fn findings(
-    server: &Result<Server, String>,
+    server: &Result<RunningFail2ban, String>,
     configured: &Configured,
     sharing: &JailFilter,
 ) -> Vec<Finding> {
@@ -140,14 +140,14 @@ pub(super) fn findings(
         let text = format!("fail2ban {version} is too old: f2bmqtt requires 0.11.2 or later");
         found.push(Finding::fault("fail2ban", text).next("apt install fail2ban"));
     } else {
-        found.push(Finding::well("fail2ban", format!("fail2ban {version} answers")));
+        found.push(Finding::ok("fail2ban", format!("fail2ban {version} answers")));
     }
     found.extend(of_jails(server, &configured.jails, sharing));
     found
 }
 
 fn of_jails(
-    server: &Server,
+    server: &RunningFail2ban,
     configured: &BTreeMap<Jail, bool>,
     sharing: &JailFilter,
 ) -> Vec<Finding> {
@@ -186,12 +186,12 @@ fn of_jails(
         .partition(|jail| jail.actions.iter().any(|action| is_called_by(&action.ban)));
     if !told.is_empty() {
         let verb = if told.len() == 1 { "shares its" } else { "share their" };
-        found.push(Finding::well("jail_shares", format!("{} {verb} bans", names(&told))));
+        found.push(Finding::ok("jail_shares", format!("{} {verb} bans", names(&told))));
     }
     if !none.is_empty() {
         let verb = if none.len() == 1 { "does" } else { "do" };
         let text = format!("{} {verb} not share bans: excluded by the settings", names(&none));
-        found.push(Finding::well("jail_left_out", text));
+        found.push(Finding::ok("jail_left_out", text));
     }
     let jails: BTreeSet<Jail> = server.jails.iter().map(|jail| jail.name.clone()).collect();
     found.extend(sharing.unmatched(&jails).into_iter().map(|name| {
@@ -256,7 +256,7 @@ fn by_snapshot(jail: &Running, written: bool) -> Finding {
         1 => format!("its action is {}", names[0]),
         _ => format!("its actions are {}", list(&names)),
     };
-    Finding::well("jail_not_wired", format!("{text}: {actions}")).next(format!(
+    Finding::ok("jail_not_wired", format!("{text}: {actions}")).next(format!(
         "to share them at once, add f2bmqtt to the jail's action in /etc/fail2ban/jail.local:\n\
          \x20   [{name}]\n\
          \x20   action = %(action_)s\n\
@@ -274,7 +274,7 @@ fn numbers(version: &str) -> [u32; 3] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::State;
+    use super::super::finding::Status;
     use super::*;
 
     fn jail(name: &str) -> Jail {
@@ -282,7 +282,7 @@ mod tests {
     }
 
     fn running(name: &str, actions: &[(&str, &str)]) -> Running {
-        let action = |(name, ban): &(&str, &str)| Action {
+        let action = |(name, ban): &(&str, &str)| JailAction {
             name: (*name).to_owned(),
             ban: (*ban).to_owned(),
             key: false,
@@ -294,13 +294,13 @@ mod tests {
     }
 
     fn odd(
-        server: &Result<Server, String>,
+        server: &Result<RunningFail2ban, String>,
         configured: &Configured,
     ) -> Vec<(&'static str, String)> {
         let out = BTreeSet::from([jail("recidive")]);
         let found = findings(server, configured, &JailFilter::new(None, out)).into_iter();
         found
-            .filter(|finding| finding.state != State::Well)
+            .filter(|finding| finding.state != Status::Well)
             .map(|finding| (finding.id, finding.text))
             .collect()
     }
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_jail_shares_or_it_is_said_how_it_would() {
-        let server = || Server {
+        let server = || RunningFail2ban {
             version: "1.0.2".to_owned(),
             pid: 1,
             unusable: vec!["my jail".to_owned()],
@@ -362,13 +362,13 @@ mod tests {
         let web = all.iter().find(|finding| finding.id == "jail_not_wired").unwrap();
         let text =
             "web shares its bans by snapshot, within seconds: its actions are nftables and mail";
-        assert_eq!((web.state, web.text.as_str()), (State::Well, text));
+        assert_eq!((web.state, web.text.as_str()), (Status::Well, text));
         assert_eq!(
             web.next[3..5],
             ["             f2bmqtt", "then: fail2ban-client reload --restart web"]
         );
         let none = odd(
-            &Ok(Server { version: "1.1.0.dev1".to_owned(), ..Server::default() }),
+            &Ok(RunningFail2ban { version: "1.1.0.dev1".to_owned(), ..RunningFail2ban::default() }),
             &Configured::default(),
         );
         assert_eq!((none.len(), none[0].0), (1, "jail_none"));
@@ -397,7 +397,7 @@ mod tests {
             wrong: vec![format!("ignoreip of {name}: cannot resolve x.example: why")],
             ..running(name, &[("f2bmqtt", TELLS)])
         };
-        let server = Server {
+        let server = RunningFail2ban {
             version: "1.0.2".to_owned(),
             pid: 1,
             jails: vec![wrong("sshd"), wrong("recidive")],
@@ -415,7 +415,8 @@ mod tests {
             ..running(name, &[("f2bmqtt", TELLS)])
         };
         let jails = vec![with("sshd", "/srv/x <ip>"), with("web", ""), with("recidive", "/srv/x")];
-        let server = Server { version: "1.0.2".to_owned(), jails, ..Server::default() };
+        let server =
+            RunningFail2ban { version: "1.0.2".to_owned(), jails, ..RunningFail2ban::default() };
         let text = "the jail sshd has an ignorecommand, which f2bmqtt does not run: imports ban addresses that the \
                     command exempts";
         let expected = [("jail_ignorecommand", text.to_owned())];

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::SystemTime;
 
-use super::host::{Host, Script, Seen, Service};
-use super::reports::Key;
+use super::host::{HostFacts, Script, SpoolVisibility, UnitState};
+use super::reports::KeyState;
 use crate::abuseipdb::key::KeyFile;
 use crate::files::mounts;
 use crate::files::room::{Room, full_disks};
@@ -36,14 +36,14 @@ pub(super) fn command(program: &str, arguments: &[&str]) -> io::Result<Output> {
         .output()
 }
 
-pub(super) fn host(paths: &Paths, settings: &Path) -> Host {
+pub(super) fn host(paths: &Paths, settings: &Path) -> HostFacts {
     let path = paths.lock();
     let owner = lock::owner(&path);
     let exe = owner.map(|owner| fs::read_link(format!("/proc/{}/exe", owner.pid)));
     let links = fs::read_to_string(LINKS).unwrap_or_default();
     let links = links.lines().map(PathBuf::from);
     let (no_actions, kept) = actions();
-    Host {
+    HostFacts {
         namesake: false,
         duplicates: Vec::new(),
         service: service(),
@@ -67,7 +67,7 @@ pub(super) fn host(paths: &Paths, settings: &Path) -> Host {
     }
 }
 
-fn service() -> Option<Service> {
+fn service() -> Option<UnitState> {
     if !Path::new("/run/systemd/system").exists() {
         return None;
     }
@@ -78,7 +78,7 @@ fn service() -> Option<Service> {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         line.unwrap_or_default().to_owned()
     };
-    Some(Service {
+    Some(UnitState {
         load: of("LoadState"),
         active: of("ActiveState"),
         fragment: of("FragmentPath"),
@@ -177,28 +177,32 @@ pub(super) fn is_hidden_from(pid: i32, path: &Path) -> bool {
 }
 
 /// The spool as a process sees it.
-pub(super) fn seen_by(pid: i32, spool: &Path) -> Option<Seen> {
+pub(super) fn seen_by(pid: i32, spool: &Path) -> Option<SpoolVisibility> {
     let user = fs::metadata(format!("/proc/{pid}/status")).ok()?.uid();
     if user != 0 {
-        return Some(Seen::User(user));
+        return Some(SpoolVisibility::User(user));
     }
     let own = fs::metadata(spool).ok()?;
     let inside = spool.strip_prefix("/").unwrap_or(spool);
     let theirs = fs::metadata(Path::new(&format!("/proc/{pid}/root")).join(inside));
     if !theirs.is_ok_and(|theirs| (theirs.dev(), theirs.ino()) == (own.dev(), own.ino())) {
-        return Some(Seen::Other);
+        return Some(SpoolVisibility::Other);
     }
-    Some(if mounts::is_read_only_for(pid, spool)? { Seen::ReadOnly } else { Seen::Same })
+    Some(if mounts::is_read_only_for(pid, spool)? {
+        SpoolVisibility::ReadOnly
+    } else {
+        SpoolVisibility::Same
+    })
 }
 
 /// The file with the key, and what is odd about it.
-pub(super) fn key(path: &Path) -> (Key, Option<String>) {
+pub(super) fn key(path: &Path) -> (KeyState, Option<String>) {
     let KeyFile { key, is_broken, warning } = KeyFile::read(path);
     let state = match key {
-        Some(_) => Key::Usable,
-        None if is_broken => Key::Broken,
-        None if path.exists() => Key::None,
-        None => Key::Missing,
+        Some(_) => KeyState::Usable,
+        None if is_broken => KeyState::Broken,
+        None if path.exists() => KeyState::None,
+        None => KeyState::Missing,
     };
     (state, warning)
 }
@@ -211,7 +215,7 @@ mod tests {
     fn this_process_sees_what_it_sees() {
         let dir = tempfile::tempdir().unwrap();
         let pid = i32::try_from(std::process::id()).unwrap();
-        assert_eq!(seen_by(pid, dir.path()), Some(Seen::Same));
+        assert_eq!(seen_by(pid, dir.path()), Some(SpoolVisibility::Same));
         assert_eq!(seen_by(pid, &dir.path().join("none")), None);
         assert!(!is_script(pid) && parent(pid).is_some());
         assert!(!is_hidden_from(pid, dir.path()) && !is_hidden_from(pid, &dir.path().join("none")));

@@ -21,8 +21,8 @@ use std::io::{self, IsTerminal as _};
 
 use rustix::process::geteuid;
 
-use self::finding::{Finding, State};
-use crate::abuseipdb::glance::Glance;
+use self::finding::{Finding, Status};
+use crate::abuseipdb::glance::QueueStatus;
 use crate::clock::now_secs;
 use crate::config::{self, Config};
 use crate::daemon::status::DaemonStatus;
@@ -50,11 +50,11 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
         let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         say(finding::text(&findings, colour));
     }
-    if finding::count(&findings, State::Fault) == 0 {
+    if finding::count(&findings, Status::Fault) == 0 {
         return Ok(());
     }
     let of = |state, name| count(finding::count(&findings, state), name);
-    let summary = format!("{}, {}", of(State::Fault, "fault"), of(State::Warning, "warning"));
+    let summary = format!("{}, {}", of(Status::Fault, "fault"), of(Status::Warning, "warning"));
     Err(Error::Faulty { summary, settings: config.is_err() })
 }
 
@@ -96,7 +96,7 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         found.extend(brokers.iter().flat_map(|reached| reached.findings(config)));
         let certificates = config.tls.as_ref().map(config::Tls::certificates).unwrap_or_default();
         found.extend(settings::certificates(&certificates, now_secs()));
-        let heard = brokers.iter().find_map(broker::Reached::heard);
+        let heard = brokers.iter().find_map(broker::BrokerProbe::heard);
         if let Some(heard) = heard {
             found.extend(fleet::findings(
                 (&config.node, &config.topic),
@@ -126,7 +126,7 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         found.extend(seen.map(|seen| seen.finding(spool.dir())));
         let (key, warning) = look::key(&paths.api_key);
         found.extend(reports::findings(&server.jails, &paths.api_key, &key, warning.as_deref()));
-        let glance = Glance::of(&paths.report_queue());
+        let glance = QueueStatus::of(&paths.report_queue());
         found.extend(reports::queue(&server.jails, &glance, &paths.api_key, now_secs()));
         found.extend(reports::files(&server.jails, trust::inspect));
     }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::broker::{Heard, Port, Probe, Reached, Shard, Way};
+use super::broker::{BrokerProbe, BrokerReach, Port, ProbeEvent, ProbeResult, Shard};
 use crate::broker::{self, ClientOptions, ConnectStage, DisconnectReason, LinkEvent, MqttLink};
 use crate::clock::now_millis;
 use crate::config::{self, Broker, Config, Topic};
@@ -44,22 +44,22 @@ const MARK: &str = "check";
 const SHARD: &str = "shard";
 
 /// Goes to all brokers at once.
-pub(super) async fn brokers(config: &Config, instance: &str) -> Vec<Reached> {
+pub(super) async fn brokers(config: &Config, instance: &str) -> Vec<BrokerProbe> {
     let ways = config.brokers.iter().map(|broker| async {
-        Reached { broker: broker.clone(), way: go(config, broker, instance).await }
+        BrokerProbe { broker: broker.clone(), way: go(config, broker, instance).await }
     });
     join_all(ways).await
 }
 
-async fn go(config: &Config, broker: &Broker, instance: &str) -> Way {
+async fn go(config: &Config, broker: &Broker, instance: &str) -> BrokerReach {
     let addresses = match resolve(broker).await {
         Ok(addresses) => addresses,
-        Err(why) => return Way::NoName(why),
+        Err(why) => return BrokerReach::NoName(why),
     };
-    let knocks = addresses.into_iter().map(|at| async move { (at.ip(), knock(at).await) });
+    let knocks = addresses.into_iter().map(|at| async move { (at.ip(), tcp_probe(at).await) });
     let ports: Vec<(IpAddr, Port)> = join_all(knocks).await;
     if !ports.iter().any(|(_, port)| *port == Port::Open) {
-        return Way::NoPort(ports);
+        return BrokerReach::NoPort(ports);
     }
     // A name of its own: the service's connection stays as it is. Its mark is no number, as parts have.
     let mark = format!("m{:x}", random::chance().to_bits() >> 28);
@@ -68,16 +68,17 @@ async fn go(config: &Config, broker: &Broker, instance: &str) -> Way {
     let only = Config { brokers: vec![broker.clone()], ..config.clone() };
     let refused = enter_as_daemon(&only, &id, &own).await;
     if let Some(why) = refused.as_ref().filter(|why| why.stage == ConnectStage::Login) {
-        return Way::NoEntry { ports, why: why.clone() };
+        return BrokerReach::Rejected { ports, why: why.clone() };
     }
     let home = config.ha_prefix.as_ref().map(|prefix| homeassistant::topics(prefix, &config.node));
     let others = home.iter().flatten().cloned().chain([own.clone()]).collect();
     let client = ClientOptions { id, persistent: false, topics: Vec::new(), others, will: None };
-    let heard = Heard { refused_as_daemon: refused.clone(), ..Heard::default() };
-    let mut ear = Ear { link: MqttLink::new(&only, client), config, instance, mark, own, heard };
+    let heard = ProbeResult { refused_as_daemon: refused.clone(), ..ProbeResult::default() };
+    let mut ear =
+        ProbeListener { link: MqttLink::new(&only, client), config, instance, mark, own, heard };
     match ear.link.event().await {
-        LinkEvent::Lost { why, .. } => Way::NoEntry { ports, why: refused.unwrap_or(why) },
-        _ => Way::In { ports, heard: Box::new(ear.listen().await) },
+        LinkEvent::Lost { why, .. } => BrokerReach::Rejected { ports, why: refused.unwrap_or(why) },
+        _ => BrokerReach::Connected { ports, heard: Box::new(ear.listen().await) },
     }
 }
 
@@ -126,7 +127,7 @@ async fn resolve(broker: &Broker) -> Result<Vec<SocketAddr>, String> {
     }
 }
 
-async fn knock(at: SocketAddr) -> Port {
+async fn tcp_probe(at: SocketAddr) -> Port {
     match timeout(PATIENCE, TcpStream::connect(at)).await {
         Err(_) => Port::Dropped,
         Ok(Ok(_)) => Port::Open,
@@ -136,7 +137,7 @@ async fn knock(at: SocketAddr) -> Port {
 }
 
 /// Listens on a connection.
-struct Ear<'a> {
+struct ProbeListener<'a> {
     link: MqttLink,
     config: &'a Config,
     /// The ID of the daemon's run, if a daemon runs.
@@ -145,11 +146,11 @@ struct Ear<'a> {
     mark: String,
     /// Where it publishes in its own snapshot's branch; no host listens so deep.
     own: String,
-    heard: Heard,
+    heard: ProbeResult,
 }
 
-impl Ear<'_> {
-    async fn listen(mut self) -> Heard {
+impl ProbeListener<'_> {
+    async fn listen(mut self) -> ProbeResult {
         let Config { topic, node, .. } = self.config;
         // What the daemon subscribes to, as it does. Where a message of ours comes back, the link does.
         for filter in [topic.events(), topic.presences(), topic.shards(node)] {
@@ -179,7 +180,7 @@ impl Ear<'_> {
             }
         }
         self.hear(BACK, |heard| heard.probes.iter().all(|probe| probe.back)).await;
-        let is_back = |probe: &Probe| probe.back && probe.topic == state;
+        let is_back = |probe: &ProbeEvent| probe.back && probe.topic == state;
         if !self.heard.cut && self.heard.probes.iter().any(is_back) {
             self.keep_shard(&own).await;
         }
@@ -201,7 +202,7 @@ impl Ear<'_> {
         let payload = Value::from(object).to_string();
         self.link.publish(stands_for.to_owned(), topic.to_owned(), payload.into_bytes());
         let topic = stands_for.to_owned();
-        self.heard.probes.push(Probe { topic, taken: false, back: false });
+        self.heard.probes.push(ProbeEvent { topic, taken: false, back: false });
     }
 
     /// Has the broker keep a message as large as a shard, asks for that, and clears it.
@@ -233,7 +234,7 @@ impl Ear<'_> {
     }
 
     /// Listens until it is quiet and `enough` is there, but no longer than `limit`.
-    async fn hear(&mut self, limit: Duration, enough: impl Fn(&Heard) -> bool) {
+    async fn hear(&mut self, limit: Duration, enough: impl Fn(&ProbeResult) -> bool) {
         let started = Instant::now();
         while !self.heard.cut && started.elapsed() < limit {
             match timeout(QUIET, self.link.event()).await {

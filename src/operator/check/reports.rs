@@ -7,8 +7,8 @@ use std::path::Path;
 use rustix::io::Errno;
 
 use super::finding::Finding;
-use super::jails::{Action, Running};
-use crate::abuseipdb::glance::{Glance, LastCall};
+use super::jails::{JailAction, Running};
+use crate::abuseipdb::glance::{LastCall, QueueStatus};
 use crate::files::trust::{Fault, Keeps};
 use crate::text::{format_duration, list};
 
@@ -17,7 +17,7 @@ const LATE: i64 = 3600;
 
 /// What is known of the file with the key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Key {
+pub(super) enum KeyState {
     Missing,
     /// It is there, and no key in it.
     None,
@@ -31,7 +31,7 @@ pub(super) fn is_reporter(ban: &str) -> bool {
     ban.contains("fail2ban-abuseipdb") || ban.contains("f2bmqtt report")
 }
 
-fn reports(action: &Action) -> bool {
+fn reports(action: &JailAction) -> bool {
     is_reporter(&action.ban)
 }
 
@@ -82,7 +82,7 @@ fn place(path: &Path, keeps: Keeps, looked: io::Result<Vec<String>>) -> Vec<Find
 /// Whether reports go out, where a jail reports.
 pub(super) fn queue(
     jails: &[Running],
-    glance: &rusqlite::Result<Glance>,
+    glance: &rusqlite::Result<QueueStatus>,
     key: &Path,
     now: i64,
 ) -> Option<Finding> {
@@ -90,7 +90,7 @@ pub(super) fn queue(
     if !jails.iter().any(|jail| jail.actions.iter().any(reports)) {
         return None;
     }
-    let Glance { waiting, oldest, last_call, .. } = match glance {
+    let QueueStatus { waiting, oldest, last_call, .. } = match glance {
         Ok(glance) => glance,
         Err(why) => {
             let text = format!("cannot read the queue of reports to AbuseIPDB: {why}");
@@ -125,9 +125,9 @@ pub(super) fn queue(
         }
         Some(LastCall { at, .. }) => {
             let text = format!("the last call to AbuseIPDB was {} ago; {queue}", ago(*at));
-            Finding::well("report_queue", text)
+            Finding::ok("report_queue", text)
         }
-        None => Finding::well("report_queue", format!("no call to AbuseIPDB so far; {queue}")),
+        None => Finding::ok("report_queue", format!("no call to AbuseIPDB so far; {queue}")),
     })
 }
 
@@ -135,12 +135,12 @@ pub(super) fn queue(
 pub(super) fn findings(
     jails: &[Running],
     path: &Path,
-    key: &Key,
+    key: &KeyState,
     warning: Option<&str>,
 ) -> Vec<Finding> {
     let path = path.display();
     let mut found = Vec::new();
-    let with = |wanted: fn(&Action) -> bool| {
+    let with = |wanted: fn(&JailAction) -> bool| {
         let jails = jails.iter().filter(move |jail| jail.actions.iter().any(wanted));
         jails.collect::<Vec<_>>()
     };
@@ -171,8 +171,8 @@ pub(super) fn findings(
         found.push(Finding::warning("report_key_file", what).next(next));
     }
     found.push(match key {
-        Key::Usable => Finding::well("report_key", format!("{who}, with the key in {path}")),
-        Key::Broken => {
+        KeyState::Usable => Finding::ok("report_key", format!("{who}, with the key in {path}")),
+        KeyState::Broken => {
             let text = format!("{who}, but the key in {path} is invalid: reports stay in the queue");
             let next = format!("write your key into {path}: APIKEY=...");
             Finding::fault("report_key", text).next(next)
@@ -183,11 +183,11 @@ pub(super) fn findings(
             );
             Finding::warning("report_key", text).next(make)
         }
-        Key::Missing => {
+        KeyState::Missing => {
             let text = format!("{who}, but the key file {path} is missing");
             Finding::fault("report_key", text).next(make)
         }
-        Key::None => {
+        KeyState::None => {
             let text = format!("{who}, but {path} contains no key");
             let next = format!("write your key into {path}: APIKEY=...");
             Finding::fault("report_key", text).next(next)
@@ -213,14 +213,14 @@ pub(super) fn findings(
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::State;
+    use super::super::finding::Status;
     use super::*;
     use crate::wire::Jail;
 
     fn jail(name: &str, ban: &str, key: bool, log: &str) -> Running {
         Running {
             name: Jail::new(name).unwrap(),
-            actions: vec![Action {
+            actions: vec![JailAction {
                 name: "abuseipdb".to_owned(),
                 ban: ban.to_owned(),
                 key,
@@ -241,8 +241,8 @@ mod tests {
         });
         let found: Vec<_> = found.iter().map(|one| (one.state, one.text.as_str())).collect();
         let expected = [
-            (State::Fault, "the reporter cannot use /srv/db: a"),
-            (State::Warning, "/srv is writable by every user; the reporter keeps /srv/log there"),
+            (Status::Fault, "the reporter cannot use /srv/db: a"),
+            (Status::Warning, "/srv is writable by every user; the reporter keeps /srv/log there"),
         ];
         assert_eq!(found, expected);
         let found = files(&jails, |_, _| Err(Errno::LOOP.into()));
@@ -263,26 +263,26 @@ mod tests {
         };
         let refused = "AbuseIPDB refuses the API key (HTTP 401)";
         let table = [
-            (0, None, None, State::Well, "no call to AbuseIPDB so far; no report is pending"),
+            (0, None, None, Status::Well, "no call to AbuseIPDB so far; no report is pending"),
             (
                 1,
                 Some(60),
                 call(5, ""),
-                State::Well,
+                Status::Well,
                 "the last call to AbuseIPDB was 5s ago; 1 report is pending for 1m",
             ),
             (
                 0,
                 None,
                 call(300, refused),
-                State::Well,
+                Status::Well,
                 "the last call to AbuseIPDB was 5m ago; no report is pending",
             ),
             (
                 2,
                 Some(300),
                 call(60, refused),
-                State::Fault,
+                Status::Fault,
                 "reports to AbuseIPDB fail: AbuseIPDB refuses the API key (HTTP 401) (1m ago); \
                  2 reports are pending, the oldest for 5m",
             ),
@@ -290,29 +290,35 @@ mod tests {
                 1,
                 Some(60),
                 call(5, "no connection to x: y"),
-                State::Fault,
+                Status::Fault,
                 "reports to AbuseIPDB fail: no connection to x: y",
             ),
             (
                 1,
                 Some(60),
                 call(5, "the daily limit is reached"),
-                State::Warning,
+                Status::Warning,
                 "the daily limit is reached",
             ),
-            (1, Some(7200), call(5, ""), State::Warning, "are delayed: 1 report is pending for 2h"),
+            (
+                1,
+                Some(7200),
+                call(5, ""),
+                Status::Warning,
+                "are delayed: 1 report is pending for 2h",
+            ),
         ];
         for (waiting, age, last_call, state, text) in table {
             let oldest = age.map(|age: i64| NOW - age);
-            let glance = Ok(Glance { waiting, oldest, last_call, calls: Vec::new() });
+            let glance = Ok(QueueStatus { waiting, oldest, last_call, calls: Vec::new() });
             let found = queue(&jails, &glance, Path::new("/k"), NOW).unwrap();
             assert_eq!(found.state, state, "{found:?}");
             assert!(found.text.contains(text), "{found:?}");
-            assert_eq!(found.next.is_empty(), state == State::Well);
+            assert_eq!(found.next.is_empty(), state == Status::Well);
         }
-        assert_eq!(queue(&[], &Ok(Glance::default()), Path::new("/k"), NOW), None);
+        assert_eq!(queue(&[], &Ok(QueueStatus::default()), Path::new("/k"), NOW), None);
         let odd = queue(&jails, &Err(rusqlite::Error::InvalidQuery), Path::new("/k"), NOW).unwrap();
-        assert_eq!(odd.state, State::Warning);
+        assert_eq!(odd.state, Status::Warning);
     }
 
     #[test]
@@ -320,35 +326,60 @@ mod tests {
         const OURS: &str = "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh '' \"<matches>\"";
         const AUTH: &str = "/var/log/auth.log";
         let table = [
-            (jail("a", "true", false, AUTH), Key::Missing, None, vec![]),
-            (jail("a", OURS, false, AUTH), Key::Usable, None, vec![("report_key", State::Well)]),
-            (jail("a", OURS, false, AUTH), Key::Missing, None, vec![("report_key", State::Fault)]),
-            (jail("a", OURS, false, AUTH), Key::None, None, vec![("report_key", State::Fault)]),
-            (jail("a", OURS, true, AUTH), Key::Missing, None, vec![("report_key", State::Warning)]),
-            (jail("a", OURS, true, AUTH), Key::Broken, None, vec![("report_key", State::Fault)]),
+            (jail("a", "true", false, AUTH), KeyState::Missing, None, vec![]),
             (
                 jail("a", OURS, false, AUTH),
-                Key::Usable,
-                Some("0644"),
-                vec![("report_key_file", State::Warning), ("report_key", State::Well)],
+                KeyState::Usable,
+                None,
+                vec![("report_key", Status::Well)],
             ),
             (
                 jail("a", OURS, false, AUTH),
-                Key::None,
+                KeyState::Missing,
+                None,
+                vec![("report_key", Status::Fault)],
+            ),
+            (
+                jail("a", OURS, false, AUTH),
+                KeyState::None,
+                None,
+                vec![("report_key", Status::Fault)],
+            ),
+            (
+                jail("a", OURS, true, AUTH),
+                KeyState::Missing,
+                None,
+                vec![("report_key", Status::Warning)],
+            ),
+            (
+                jail("a", OURS, true, AUTH),
+                KeyState::Broken,
+                None,
+                vec![("report_key", Status::Fault)],
+            ),
+            (
+                jail("a", OURS, false, AUTH),
+                KeyState::Usable,
+                Some("0644"),
+                vec![("report_key_file", Status::Warning), ("report_key", Status::Well)],
+            ),
+            (
+                jail("a", OURS, false, AUTH),
+                KeyState::None,
                 Some("odd"),
-                vec![("report_key_file", State::Warning), ("report_key", State::Fault)],
+                vec![("report_key_file", Status::Warning), ("report_key", Status::Fault)],
             ),
             (
                 jail("recidive", OURS, false, "/var/log/fail2ban.log"),
-                Key::Usable,
+                KeyState::Usable,
                 None,
-                vec![("report_key", State::Well), ("report_recidive", State::Fault)],
+                vec![("report_key", Status::Well), ("report_recidive", Status::Fault)],
             ),
             (
                 jail("a", "curl https://api.abuseipdb.com/api/v2/report", true, AUTH),
-                Key::Missing,
+                KeyState::Missing,
                 None,
-                vec![("report_action", State::Fault)],
+                vec![("report_action", Status::Fault)],
             ),
         ];
         for (jail, key, warning, expected) in table {
@@ -357,7 +388,7 @@ mod tests {
             assert_eq!(found, expected);
         }
         let two = [jail("a", OURS, false, AUTH), jail("b", OURS, false, AUTH)];
-        let found = findings(&two, Path::new("/k"), &Key::Missing, None);
+        let found = findings(&two, Path::new("/k"), &KeyState::Missing, None);
         assert_eq!(found[0].text, "a and b report to AbuseIPDB, but the key file /k is missing");
     }
 }

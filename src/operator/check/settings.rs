@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::finding::Finding;
-use crate::abuseipdb::times::Times;
+use crate::abuseipdb::times::Calendar;
 use crate::config::{Certificate, Config};
 use crate::error::Error;
 use crate::text::format_duration;
@@ -13,7 +13,7 @@ pub(super) fn findings(settings: &Result<Config, Error>, path: &Path) -> Vec<Fin
     let path = path.display();
     match settings {
         Ok(config) if config.warnings.is_empty() => {
-            vec![Finding::well("settings", format!("the settings in {path} are valid"))]
+            vec![Finding::ok("settings", format!("the settings in {path} are valid"))]
         }
         Ok(config) => {
             let warnings = config.warnings.iter();
@@ -54,13 +54,13 @@ pub(super) fn certificates(all: &[Certificate], now: i64) -> Vec<Finding> {
         .collect();
     if let Some(first) = later.into_iter().min_by_key(|one| one.ends).filter(|_| found.is_empty()) {
         let text = format!("all certificates are valid until {} or longer", date(first.ends));
-        found.push(Finding::well("certificate", text));
+        found.push(Finding::ok("certificate", text));
     }
     found
 }
 
 fn date(seconds: i64) -> String {
-    let text = Times::new().map(|times| times.iso(seconds)).unwrap_or_default();
+    let text = Calendar::new().map(|times| times.iso(seconds)).unwrap_or_default();
     text.split('T').next().unwrap_or_default().to_owned()
 }
 
@@ -90,7 +90,7 @@ pub(super) fn sample(config: &Config, works: bool, path: &Path) -> Option<Findin
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::State;
+    use super::super::finding::Status;
     use super::*;
     use crate::config::SAMPLE;
 
@@ -108,12 +108,12 @@ mod tests {
         assert_eq!(texts[2..], ["f: MQTT_HOST is not set", "f: MQTT_TOPIC is not set"]);
         assert_eq!(found[1].about.as_deref(), Some("2"));
         let found = findings(&read("MQTT_HOST=a\nMQTT_TOPIC=t\nMQTT_X=1\n"), Path::new("f"));
-        assert_eq!((found.len(), found[0].state), (1, State::Warning));
+        assert_eq!((found.len(), found[0].state), (1, Status::Warning));
     }
 
     #[test]
     fn certificate_that_ends_within_thirty_days_is_found() {
-        use State::{Fault, Warning, Well};
+        use Status::{Fault, Warning, Well};
         const NOW: i64 = 1_795_342_600;
         let of = |kind, days: i64| {
             let ends = NOW + days * 86_400 + 3_600;
@@ -158,8 +158,8 @@ mod tests {
         let state = |config: &Config, works| {
             sample(config, works, Path::new("f")).map(|finding| finding.state)
         };
-        assert_eq!(state(&config, false), Some(State::Fault));
-        assert_eq!(state(&config, true), Some(State::Warning));
+        assert_eq!(state(&config, false), Some(Status::Fault));
+        assert_eq!(state(&config, true), Some(Status::Warning));
         for (from, to) in [("PASSWORD=fail2ban", "PASSWORD=x"), ("HOST=192.168.1.10", "HOST=hub")] {
             assert_eq!(state(&read(&SAMPLE.replace(from, to)).unwrap(), false), None);
         }

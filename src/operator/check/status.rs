@@ -39,7 +39,7 @@ pub(super) fn findings(
     let tables = found.len();
     found.extend(status.tables_full.iter().map(|full| table(full, now)));
     if found.len() == tables {
-        found.push(Finding::well("tables", "all tables of the daemon are below their limits"));
+        found.push(Finding::ok("tables", "all tables of the daemon are below their limits"));
     }
     found.extend(ahead(&status.ahead, status.peers));
     found
@@ -56,7 +56,7 @@ fn link(link: &LinkStatus, now: i64) -> Finding {
         return Finding::fault("link", text).next(LOG);
     }
     if *reconnects < MANY_RECONNECTS {
-        return Finding::well("link", format!("the daemon is connected to {broker}"));
+        return Finding::ok("link", format!("the daemon is connected to {broker}"));
     }
     let make = if *reconnects < FLAPPING { Finding::warning } else { Finding::fault };
     let text = format!(
@@ -152,7 +152,7 @@ fn ahead(hosts: &[AheadHost], peers: usize) -> Option<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::State;
+    use super::super::finding::Status;
     use super::*;
 
     const NOW: i64 = 1_795_342_600;
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn link_that_is_down_or_reconnects_often_is_found() {
-        use State::{Fault, Warning, Well};
+        use Status::{Fault, Warning, Well};
         let up = LinkStatus {
             state: LinkState::Up,
             broker: "hub:1883".to_owned(),
@@ -258,7 +258,7 @@ mod tests {
             let about = Some(full.table.clone());
             let status = DaemonStatus { tables_full: vec![full], ..DaemonStatus::default() };
             let found = shown(&Ok(status));
-            assert_eq!((found.len(), found[0].state), (1, State::Warning), "{found:?}");
+            assert_eq!((found.len(), found[0].state), (1, Status::Warning), "{found:?}");
             assert_eq!((found[0].text.as_str(), &found[0].about), (text, &about));
             assert!(found[0].next.iter().any(|line| line.contains(next)), "{found:?}");
         }
@@ -266,16 +266,16 @@ mod tests {
 
     #[test]
     fn daemon_without_full_tables_is_well_and_one_without_a_file_is_odd() {
-        let well = Finding::well("tables", "all tables of the daemon are below their limits");
+        let well = Finding::ok("tables", "all tables of the daemon are below their limits");
         assert_eq!(shown(&Ok(DaemonStatus::default())), [well]);
         let odd = shown(&Err("No such file".to_owned()));
-        assert_eq!(odd[0].state, State::Warning);
+        assert_eq!(odd[0].state, Status::Warning);
         assert!(odd[0].text.ends_with("in /run/x.json: No such file"), "{odd:?}");
     }
 
     #[test]
     fn hosts_that_are_ahead_are_this_hosts_fault_if_they_are_several_or_all() {
-        use State::{Fault, Warning};
+        use Status::{Fault, Warning};
         let hosts = |count: usize| {
             let host = |n| AheadHost { host: format!("web{n}"), at: NOW };
             (0..count).map(host).collect()

@@ -10,10 +10,10 @@ use serde_json::json;
 
 use super::clock::Clock;
 use super::known;
-use super::local::{self, Here};
-use super::out::{self, Long, Look, Out};
-use super::view::{Banned, Until, View, Void};
-use super::visit::Visit;
+use super::local::{self, LocalDecision};
+use super::out::{self, BufferedStdout, Out, Style};
+use super::view::{BanSummary, Expiry, FleetView, VoidedBan};
+use super::visit::FleetClient;
 use crate::cli::operator::ListArgs;
 use crate::clock::now_secs;
 use crate::config::Config;
@@ -22,18 +22,18 @@ use crate::paths::Paths;
 use crate::runtime;
 use crate::text::count;
 use crate::wire::{Address, HostName, Jail};
-use why::Case;
+use why::Explanation;
 
 /// Which bans are asked for.
 #[derive(Debug, Default)]
-struct Asked {
+struct ListFilter {
     jail: Option<Jail>,
     host: Option<HostName>,
     network: Option<IpNet>,
     address: Option<Address>,
 }
 
-impl Asked {
+impl ListFilter {
     fn read(args: &ListArgs) -> Result<Self, Error> {
         let usage = |name: &str, what: &str| Error::Usage(format!("{name} {what}"));
         let mut asked = Self::default();
@@ -56,12 +56,12 @@ impl Asked {
     }
 
     /// Whether the jail and the host that are asked for exist.
-    fn is_known(&self, view: &View, here: &BTreeSet<Jail>) -> Result<(), Error> {
+    fn is_known(&self, view: &FleetView, here: &BTreeSet<Jail>) -> Result<(), Error> {
         self.jail.as_ref().map_or(Ok(()), |jail| known::jail(jail, view, here))?;
         self.host.as_ref().map_or(Ok(()), |host| known::host(host, view))
     }
 
-    fn takes(&self, banned: &Banned) -> bool {
+    fn takes(&self, banned: &BanSummary) -> bool {
         let of_host = |host: &HostName| banned.origin == *host || banned.also.contains(host);
         self.jail.as_ref().is_none_or(|jail| banned.jail == *jail)
             && self.host.as_ref().is_none_or(of_host)
@@ -74,12 +74,12 @@ impl Asked {
 /// # Errors
 /// Any [`Error`]; [`Error::Undone`] where the broker did not show all.
 pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
-    let asked = Asked::read(args)?;
+    let asked = ListFilter::read(args)?;
     let config = Config::load()?;
     let (view, here) = runtime::run(async {
         let look = async {
             match asked.address {
-                Some(address) => Some(Here::look(&config, paths, address).await),
+                Some(address) => Some(LocalDecision::look(&config, paths, address).await),
                 None => None,
             }
         };
@@ -89,7 +89,7 @@ pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
                 None => BTreeSet::new(),
             }
         };
-        let (visit, here, jails) = tokio::join!(Visit::begin(&config, paths), look, jails);
+        let (visit, here, jails) = tokio::join!(FleetClient::begin(&config, paths), look, jails);
         let mut visit = visit?;
         asked.is_known(visit.view(), &jails)?;
         let view = visit.take_view();
@@ -98,18 +98,24 @@ pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
     })?;
     let clock = Clock::new(now_secs())?;
     let banned = view.banned(clock.now);
-    let banned: Vec<&Banned> = banned.iter().filter(|banned| asked.takes(banned)).collect();
+    let banned: Vec<&BanSummary> = banned.iter().filter(|banned| asked.takes(banned)).collect();
     let missing = view.missing();
     match (asked.address, here) {
         _ if args.json => {
             let voids = asked.address.map(|address| view.voids(address)).unwrap_or_default();
-            let _ = figures(&mut Long::default(), &banned, &voids, &missing, clock.now);
+            let _ = figures(&mut BufferedStdout::default(), &banned, &voids, &missing, clock.now);
         }
         (Some(address), Some(here)) => {
-            let case = Case { me: config.node, address, banned, view, here };
+            let case = Explanation { me: config.node, address, banned, view, here };
             out::print(&case.text(&clock));
         }
-        _ => table(&mut Long::default(), Out::stdout(), &banned, view.hosts().len(), &clock),
+        _ => table(
+            &mut BufferedStdout::default(),
+            Out::stdout(),
+            &banned,
+            view.hosts().len(),
+            &clock,
+        ),
     }
     if missing.is_empty() {
         return Ok(());
@@ -120,12 +126,12 @@ pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
 /// One object, written ban by ban: there may be many.
 fn figures(
     to: &mut dyn fmt::Write,
-    banned: &[&Banned],
-    voids: &[Void],
+    banned: &[&BanSummary],
+    voids: &[VoidedBan],
     missing: &[String],
     now: i64,
 ) -> fmt::Result {
-    let void = |void: &Void| json!({ "jail": void.jail.as_str(), "host": void.host.as_str(), "id": void.id.as_str() });
+    let void = |void: &VoidedBan| json!({ "jail": void.jail.as_str(), "host": void.host.as_str(), "id": void.id.as_str() });
     let freed: Vec<_> = voids.iter().map(void).collect();
     let (freed, missing) = (out::json(&json!(freed)), out::json(&json!(missing)));
     write!(to, "{{\"voided\":{freed},\"incomplete\":{missing},\"time\":{now},\"bans\":[")?;
@@ -136,8 +142,8 @@ fn figures(
             "jail": banned.jail.as_str(),
             "host": banned.origin.as_str(),
             "since": (banned.since > 0).then_some(banned.since),
-            "until": match banned.until { Until::Time(end) => Some(end), _ => None },
-            "forever": banned.until == Until::Never,
+            "until": match banned.until { Expiry::Time(end) => Some(end), _ => None },
+            "forever": banned.until == Expiry::Never,
             "also": banned.also.iter().map(HostName::as_str).collect::<Vec<_>>(),
         });
         write!(to, "{comma}{}", out::json(&ban))?;
@@ -145,8 +151,8 @@ fn figures(
     writeln!(to, "]}}")
 }
 
-fn table(to: &mut dyn fmt::Write, out: Out, banned: &[&Banned], hosts: usize, clock: &Clock) {
-    let row = |banned: &&Banned| {
+fn table(to: &mut dyn fmt::Write, out: Out, banned: &[&BanSummary], hosts: usize, clock: &Clock) {
+    let row = |banned: &&BanSummary| {
         let (until, left) = clock.until(banned.until);
         let also = banned.also.iter().map(HostName::as_str).collect::<Vec<_>>().join(", ");
         let cells = [
@@ -158,7 +164,7 @@ fn table(to: &mut dyn fmt::Write, out: Out, banned: &[&Banned], hosts: usize, cl
             left,
             also,
         ];
-        cells.map(|cell| (Look::Plain, cell)).to_vec()
+        cells.map(|cell| (Style::Plain, cell)).to_vec()
     };
     let heads = ["ADDRESS", "JAIL", "DETECTED BY", "SINCE", "UNTIL", "LEFT", "ALSO BY"];
     out.table(to, &heads, banned.iter().map(row));

@@ -3,22 +3,22 @@
 use std::fmt::Write as _;
 
 use crate::operator::clock::Clock;
-use crate::operator::local::Here;
-use crate::operator::view::{Banned, Member, Until, View, Void};
+use crate::operator::local::LocalDecision;
+use crate::operator::view::{BanSummary, Expiry, FleetView, HostView, VoidedBan};
 use crate::text::sanitize;
 use crate::wire::{Address, HostName, Jail};
 
 /// Why one address is banned, or is not.
-pub(super) struct Case<'a> {
+pub(super) struct Explanation<'a> {
     pub(super) me: HostName,
     pub(super) address: Address,
-    pub(super) banned: Vec<&'a Banned>,
-    pub(super) view: View,
+    pub(super) banned: Vec<&'a BanSummary>,
+    pub(super) view: FleetView,
     /// What this host does with it.
-    pub(super) here: Result<Here, String>,
+    pub(super) here: Result<LocalDecision, String>,
 }
 
-impl Case<'_> {
+impl Explanation<'_> {
     pub(super) fn text(&self, clock: &Clock) -> String {
         let mut lines = Vec::new();
         let (address, me) = (self.address, &self.me);
@@ -28,7 +28,7 @@ impl Case<'_> {
         for banned in &self.banned {
             self.of_jail(banned, clock, &mut lines);
         }
-        for Void { jail, host, id, .. } in self.view.voids(address) {
+        for VoidedBan { jail, host, id, .. } in self.view.voids(address) {
             lines.push(format!(
                 "{host} still lists {address} in jail {jail}, but the fleet unban {id} released that ban: \
                  other hosts ignore the ban, and {host} removes it when {host} reconnects."
@@ -59,7 +59,7 @@ impl Case<'_> {
     }
 
     /// Why this host bans it in a jail in which no snapshot lists it.
-    fn unlisted(&self, here: &Here, jail: &Jail) -> String {
+    fn unlisted(&self, here: &LocalDecision, jail: &Jail) -> String {
         let Self { me, address, .. } = self;
         let of: Vec<_> = here.imported.iter().filter(|(of, _)| of == jail).collect();
         if !of.is_empty() {
@@ -81,14 +81,14 @@ impl Case<'_> {
     }
 
     /// One jail's ban: by whom, how long, and who obeys.
-    fn of_jail(&self, banned: &Banned, clock: &Clock, lines: &mut Vec<String>) {
-        let Banned { address, jail, origin, since, also, .. } = banned;
+    fn of_jail(&self, banned: &BanSummary, clock: &Clock, lines: &mut Vec<String>) {
+        let BanSummary { address, jail, origin, since, also, .. } = banned;
         let (until, left) = clock.until(banned.until);
         let until = match (banned.until, left.as_str()) {
-            (Until::Never, _) => "permanent".to_owned(),
-            (Until::Unknown, _) => "duration unknown".to_owned(),
-            (Until::Time(_), "expired") => format!("until {until}, expired"),
-            (Until::Time(_), left) => format!("until {until}, {left} left"),
+            (Expiry::Never, _) => "permanent".to_owned(),
+            (Expiry::Unknown, _) => "duration unknown".to_owned(),
+            (Expiry::Time(_), "expired") => format!("until {until}, expired"),
+            (Expiry::Time(_), left) => format!("until {until}, {left} left"),
         };
         lines.push(format!("{address} is banned in jail {jail}, detected by {origin}."));
         lines.push(format!("  Since {}, {until}.", clock.local(*since)));
@@ -99,7 +99,7 @@ impl Case<'_> {
         let others =
             || self.view.hosts().iter().filter(|(host, _)| !detected(host) && **host != self.me);
         let takes = |online: bool| {
-            let of = move |(host, member): (&HostName, &Member)| {
+            let of = move |(host, member): (&HostName, &HostView)| {
                 let takes = member.is_online() == online && member.jails().contains(jail);
                 takes.then(|| host.clone())
             };
@@ -120,8 +120,8 @@ impl Case<'_> {
         }
     }
 
-    fn of_here(&self, here: &Here, banned: &Banned) -> String {
-        let Banned { jail, origin, also, .. } = banned;
+    fn of_here(&self, here: &LocalDecision, banned: &BanSummary) -> String {
+        let BanSummary { jail, origin, also, .. } = banned;
         let by = |host: &HostName| *host == self.me;
         if here.banned.contains(jail) {
             return if by(origin) || also.iter().any(by) {
@@ -161,8 +161,8 @@ mod tests {
     const NOW: i64 = 1_795_342_600;
 
     /// What web1 is told of an address that web2 and db1 detected, or nobody.
-    fn told(here: Result<Here, String>, detected: bool) -> String {
-        let mut view = View::default();
+    fn told(here: Result<LocalDecision, String>, detected: bool) -> String {
+        let mut view = FleetView::default();
         for (host, state) in [("web1", "online"), ("web3", "online"), ("web4", "offline")] {
             let json = format!(r#"{{"v":1,"state":"{state}","jails":["sshd"]}}"#);
             view.hear_on(&format!("host/{host}"), json.as_bytes());
@@ -180,7 +180,7 @@ mod tests {
         }
         let all = view.banned(NOW);
         let (me, address) = (HostName::new("web1").unwrap(), Address::new("192.0.2.1").unwrap());
-        Case { me, address, banned: all.iter().collect(), view, here }
+        Explanation { me, address, banned: all.iter().collect(), view, here }
             .text(&Clock::new(NOW).unwrap())
     }
 
@@ -197,7 +197,7 @@ mod tests {
             ("1795342540,9223372036854775807", None),
         ];
         for (numbers, expected) in table {
-            let mut view = View::default();
+            let mut view = FleetView::default();
             let json = format!(
                 r#"{{"v":1,"host":"web2","stamp":5,"part":0,"parts":1,"bans":[["sshd","192.0.2.1",{numbers}]]}}"#
             );
@@ -205,8 +205,8 @@ mod tests {
             let all = view.banned(NOW);
             let (me, address) =
                 (HostName::new("web1").unwrap(), Address::new("192.0.2.1").unwrap());
-            let here = Ok(Here::default());
-            let text = Case { me, address, banned: all.iter().collect(), view, here }
+            let here = Ok(LocalDecision::default());
+            let text = Explanation { me, address, banned: all.iter().collect(), view, here }
                 .text(&Clock::new(NOW).unwrap());
             let since = text.lines().find(|line| line.starts_with("  Since "));
             match (since, expected) {
@@ -220,8 +220,8 @@ mod tests {
     #[test]
     fn it_is_said_who_bans_it_and_what_this_host_does() {
         let jail = |name: &str| Jail::new(name).unwrap();
-        let sshd = || Here { jails: [jail("sshd")].into(), ..Here::default() };
-        let held = Here { banned: [jail("sshd")].into(), ..sshd() };
+        let sshd = || LocalDecision { jails: [jail("sshd")].into(), ..LocalDecision::default() };
+        let held = LocalDecision { banned: [jail("sshd")].into(), ..sshd() };
         let text = told(Ok(held.clone()), true);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "192.0.2.1 is banned in jail sshd, detected by web2.");
@@ -238,17 +238,20 @@ mod tests {
         );
         let table = [
             (sshd(), "not banned at the moment."),
-            (Here::default(), "not banned (no jail `sshd`)."),
+            (LocalDecision::default(), "not banned (no jail `sshd`)."),
             (
-                Here { exempt: [(jail("sshd"), IgnoreReason::Jail)].into(), ..sshd() },
+                LocalDecision { exempt: [(jail("sshd"), IgnoreReason::Jail)].into(), ..sshd() },
                 "not banned (the address is in ignoreip).",
             ),
             (
-                Here { apart: [jail("sshd")].into(), ..sshd() },
+                LocalDecision { apart: [jail("sshd")].into(), ..sshd() },
                 "not banned (the settings exclude jail `sshd`).",
             ),
             (
-                Here { lifted: [(jail("sshd"), HostName::new("web2").unwrap())].into(), ..sshd() },
+                LocalDecision {
+                    lifted: [(jail("sshd"), HostName::new("web2").unwrap())].into(),
+                    ..sshd()
+                },
                 "not banned (bans of web2 lifted by hand here).",
             ),
         ];
@@ -267,11 +270,11 @@ mod tests {
                 "by a local ban (made by hand, or detected within the last seconds). To unban the address here: fail2ban-client set",
             ),
             (
-                Here { imported: script, ..held.clone() },
+                LocalDecision { imported: script, ..held.clone() },
                 "for old; no snapshot lists the ban, because hosts that run the scripts",
             ),
             (
-                Here { apart: [jail("sshd")].into(), ..held },
+                LocalDecision { apart: [jail("sshd")].into(), ..held },
                 "by a local ban (the settings exclude jail sshd).",
             ),
         ];

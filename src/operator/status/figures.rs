@@ -3,14 +3,14 @@
 use serde_json::{Value, json};
 
 use super::Status;
-use crate::abuseipdb::glance::{Call, Glance};
-use crate::operator::local::Service;
-use crate::operator::view::Member;
+use crate::abuseipdb::glance::{CallQuota, QueueStatus};
+use crate::operator::local::LocalService;
+use crate::operator::view::HostView;
 use crate::wire::{HostName, Jail};
 
 impl Status {
     pub(super) fn json(&self) -> Value {
-        let Service { pid, since, events, reports, disks_full } = &self.service;
+        let LocalService { pid, since, events, reports, disks_full } = &self.service;
         json!({
             "host": self.me.as_str(),
             "version": env!("CARGO_PKG_VERSION"),
@@ -40,7 +40,7 @@ impl Status {
     }
 }
 
-fn of_host((host, member): (&HostName, &Member)) -> Value {
+fn of_host((host, member): (&HostName, &HostView)) -> Value {
     let presence = member.presence();
     json!({
         "host": host.as_str(),
@@ -58,8 +58,8 @@ fn of_host((host, member): (&HostName, &Member)) -> Value {
 }
 
 /// What is left of a day's calls, by their kinds.
-fn quotas(reports: &Glance) -> Value {
-    let of = |call: &Call| {
+fn quotas(reports: &QueueStatus) -> Value {
+    let of = |call: &CallQuota| {
         let quota = json!({
             "limit": call.quota.limit, "remaining": call.quota.remaining, "seen": call.seen,
             "blocked": (call.blocked > 0).then_some(call.blocked),

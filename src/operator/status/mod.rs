@@ -6,10 +6,10 @@ mod text;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::clock::Clock;
-use super::local::{self, Service};
+use super::local::{self, LocalService};
 use super::out::{self, Out};
-use super::view::{Banned, View};
-use super::visit::Visit;
+use super::view::{BanSummary, FleetView};
+use super::visit::FleetClient;
 use crate::clock::now_secs;
 use crate::config::Config;
 use crate::error::Error;
@@ -24,7 +24,7 @@ use crate::wire::{HostName, Jail};
 pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
     let config = Config::load()?;
     let status = runtime::run(async {
-        let (visit, jails) = tokio::join!(Visit::begin(&config, paths), local::jails(paths));
+        let (visit, jails) = tokio::join!(FleetClient::begin(&config, paths), local::jails(paths));
         let (broker, view, fault) = match visit {
             Ok(mut visit) => {
                 let view = visit.take_view();
@@ -34,11 +34,11 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
             }
             Err(error) => {
                 let broker = config.brokers[0].to_string();
-                (broker, View::default(), Some(error.to_string()))
+                (broker, FleetView::default(), Some(error.to_string()))
             }
         };
         let user = config.user();
-        let (service, me) = (Service::look(paths), config.node.clone());
+        let (service, me) = (LocalService::look(paths), config.node.clone());
         let (banned, clock) = (view.banned(now_secs()), Clock::new(now_secs())?);
         Ok(Status { me, service, broker, user, fault, jails, view, banned, clock })
     })?;
@@ -54,15 +54,15 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
 /// What there is to show.
 struct Status {
     me: HostName,
-    service: Service,
+    service: LocalService,
     /// The broker, as whom this host logs in, and why that fails.
     broker: String,
     user: Option<String>,
     fault: Option<String>,
     /// fail2ban's jails here.
     jails: Result<BTreeSet<Jail>, String>,
-    view: View,
-    banned: Vec<Banned>,
+    view: FleetView,
+    banned: Vec<BanSummary>,
     clock: Clock,
 }
 

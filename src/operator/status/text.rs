@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::Status;
-use crate::abuseipdb::glance::{Call, LastCall};
-use crate::operator::local::Service;
-use crate::operator::out::{Look, Out};
-use crate::operator::view::Member;
+use crate::abuseipdb::glance::{CallQuota, LastCall};
+use crate::operator::local::LocalService;
+use crate::operator::out::{Out, Style};
+use crate::operator::view::HostView;
 use crate::text::{count, format_duration};
 use crate::wire::{HostName, HostState, Jail};
 
@@ -18,13 +18,13 @@ impl Status {
             let _ = writeln!(
                 text,
                 "{} {}",
-                out.paint(Look::Head, &format!("{name:10}")),
+                out.paint(Style::Head, &format!("{name:10}")),
                 out.paint(look, words)
             );
         };
         line(
             "this host",
-            Look::Plain,
+            Style::Plain,
             &format!("{}, f2bmqtt {}", self.me, env!("CARGO_PKG_VERSION")),
         );
         let (look, words) = self.service();
@@ -32,26 +32,26 @@ impl Status {
         let (look, words) = self.broker();
         line("broker", look, &words);
         match &self.jails {
-            Ok(jails) => line("fail2ban", Look::Good, &format!("running, jails: {}", list(jails))),
-            Err(why) => line("fail2ban", Look::Bad, why),
+            Ok(jails) => line("fail2ban", Style::Good, &format!("running, jails: {}", list(jails))),
+            Err(why) => line("fail2ban", Style::Bad, why),
         }
-        let Service { events, reports, disks_full, .. } = &self.service;
+        let LocalService { events, reports, disks_full, .. } = &self.service;
         for disk in disks_full {
-            line("disk", Look::Bad, &disk.text);
+            line("disk", Style::Bad, &disk.text);
         }
         let age = reports
             .oldest
             .map(|at| format!(" (oldest: {} ago)", format_duration(self.clock.now - at)));
         let waiting = count(reports.waiting, "report");
         let words = format!("{}, {waiting}{}", count(*events, "event"), age.unwrap_or_default());
-        line("pending", Look::Plain, &words);
+        line("pending", Style::Plain, &words);
         for words in self.quotas() {
-            line("AbuseIPDB", Look::Plain, &words);
+            line("AbuseIPDB", Style::Plain, &words);
         }
         if let Some(LastCall { at, error: Some(why) }) = &reports.last_call {
             let words =
                 format!("last call failed {} ago: {why}", format_duration(self.clock.now - at));
-            line("AbuseIPDB", Look::Bad, &words);
+            line("AbuseIPDB", Style::Bad, &words);
         }
         if self.fault.is_none() {
             text.push_str(&self.fleet(out));
@@ -59,25 +59,25 @@ impl Status {
         text
     }
 
-    fn service(&self) -> (Look, String) {
+    fn service(&self) -> (Style, String) {
         let since = self.service.since.map(|since| format!(", since {}", self.clock.local(since)));
         match self.service.pid {
-            Some(pid) => (Look::Good, format!("running{}, PID {pid}", since.unwrap_or_default())),
-            None => (Look::Bad, "not running. Start it: systemctl start f2bmqttsub".to_owned()),
+            Some(pid) => (Style::Good, format!("running{}, PID {pid}", since.unwrap_or_default())),
+            None => (Style::Bad, "not running. Start it: systemctl start f2bmqttsub".to_owned()),
         }
     }
 
-    fn broker(&self) -> (Look, String) {
+    fn broker(&self) -> (Style, String) {
         let user = self.user.as_ref().map(|user| format!(" as {user}")).unwrap_or_default();
         match &self.fault {
-            None => (Look::Good, format!("connected to {}{user}", self.broker)),
-            Some(why) => (Look::Bad, why.clone()),
+            None => (Style::Good, format!("connected to {}{user}", self.broker)),
+            Some(why) => (Style::Bad, why.clone()),
         }
     }
 
     /// What is left of the day's calls of AbuseIPDB.
     fn quotas(&self) -> Vec<String> {
-        let words = |call: &Call| {
+        let words = |call: &CallQuota| {
             let (kind, now) = (kind(&call.name), self.clock.now);
             let blocked = (call.blocked > now)
                 .then(|| format!("no {kind} until {}", self.clock.local(call.blocked)));
@@ -109,7 +109,7 @@ impl Status {
         let jails = self.by_jail();
         if !jails.is_empty() {
             let row = |(jail, bans): (&Jail, &usize)| {
-                vec![(Look::Plain, jail.to_string()), (Look::Plain, bans.to_string())]
+                vec![(Style::Plain, jail.to_string()), (Style::Plain, bans.to_string())]
             };
             text.push('\n');
             out.table(&mut text, &["JAIL", "BANS"], jails.iter().map(row));
@@ -118,9 +118,9 @@ impl Status {
         if !refused.is_empty() {
             let row = |(host, reason, count): &(&HostName, &str, u64)| {
                 vec![
-                    (Look::Plain, host.to_string()),
-                    (Look::Plain, (*reason).to_owned()),
-                    (Look::Plain, count.to_string()),
+                    (Style::Plain, host.to_string()),
+                    (Style::Plain, (*reason).to_owned()),
+                    (Style::Plain, count.to_string()),
                 ]
             };
             text.push('\n');
@@ -129,12 +129,12 @@ impl Status {
         text
     }
 
-    fn host(&self, (host, member): (&HostName, &Member)) -> Vec<(Look, String)> {
+    fn host(&self, (host, member): (&HostName, &HostView)) -> Vec<(Style, String)> {
         let presence = member.presence();
         let (look, state) = match presence.map(|presence| presence.state) {
-            Some(HostState::Online) => (Look::Good, "online"),
-            Some(HostState::Offline) => (Look::Bad, "offline"),
-            None => (Look::Dim, "unknown"),
+            Some(HostState::Online) => (Style::Good, "online"),
+            Some(HostState::Offline) => (Style::Bad, "offline"),
+            None => (Style::Dim, "unknown"),
         };
         let since = presence.map_or(0, |presence| presence.since);
         let since = if since > 0 { self.clock.local(since) } else { "-".to_owned() };
@@ -149,7 +149,7 @@ impl Status {
                 )
             }
         };
-        let text = |text: &str| (Look::Plain, text.to_owned());
+        let text = |text: &str| (Style::Plain, text.to_owned());
         let version = presence.map_or("", |presence| presence.version.as_str());
         vec![
             text(host.as_str()),
@@ -164,7 +164,7 @@ impl Status {
     }
 
     /// How old a host's snapshot is, in seconds, as far as its clock and this one agree.
-    fn age(&self, member: &Member) -> Option<i64> {
+    fn age(&self, member: &HostView) -> Option<i64> {
         member.stamp().map(|stamp| (self.clock.now - stamp / 1000).max(0))
     }
 

@@ -10,7 +10,7 @@ fn address(text: &str) -> Address {
 
 /// Lets a view hear a part: `bans` are `jail address start bantime`, `unbans` `jail address id`.
 fn hears(
-    view: &mut View,
+    view: &mut FleetView,
     host: &str,
     stamp: i64,
     slice: (u32, u32),
@@ -34,15 +34,15 @@ fn hears(
         list(unbans)
     );
     let heard = view.hear_on(&format!("state/{host}/{part}"), json.as_bytes());
-    assert_eq!(heard, Heard::Shard(HostName::new(host).unwrap()), "{json}");
+    assert_eq!(heard, Update::Shard(HostName::new(host).unwrap()), "{json}");
 }
 
 /// `address jail origin +also since until`, a line each.
-fn shown(view: &View) -> Vec<String> {
-    let line = |banned: Banned| {
+fn shown(view: &FleetView) -> Vec<String> {
+    let line = |banned: BanSummary| {
         let names = [&banned.origin].into_iter().chain(&banned.also).map(HostName::as_str);
         let names = names.collect::<Vec<_>>().join("+");
-        let Banned { address, jail, since, until, .. } = banned;
+        let BanSummary { address, jail, since, until, .. } = banned;
         format!("{address} {jail} {names} {since} {until:?}")
     };
     view.banned(NOW).into_iter().map(line).collect()
@@ -50,7 +50,7 @@ fn shown(view: &View) -> Vec<String> {
 
 #[test]
 fn each_address_is_shown_once_in_a_jail_with_all_who_hold_it() {
-    let mut view = View::default();
+    let mut view = FleetView::default();
     let start = NOW - 60;
     let ban = |jail, n, start, length| format!("{jail} 192.0.2.{n} {start} {length}");
     let a =
@@ -76,7 +76,7 @@ fn each_address_is_shown_once_in_a_jail_with_all_who_hold_it() {
 
 #[test]
 fn the_newest_part_that_covers_an_address_is_right() {
-    let mut view = View::default();
+    let mut view = FleetView::default();
     let ip =
         (0..100).map(|n| format!("192.0.2.{n}")).find(|ip| address(ip).hash() % 4 == 1).unwrap();
     let ban = format!("sshd {ip} {NOW} 600");
@@ -101,7 +101,7 @@ fn the_newest_part_that_covers_an_address_is_right() {
 
 #[test]
 fn a_ban_without_a_known_fleet_unban_is_void() {
-    let mut view = View::default();
+    let mut view = FleetView::default();
     let ban = format!("sshd 192.0.2.1 {NOW} 600");
     let web = format!("web 192.0.2.1 {NOW} 600");
     hears(&mut view, "a", 1, (0, 1), &[&ban, &web], &[]);
@@ -132,10 +132,10 @@ fn a_ban_without_a_known_fleet_unban_is_void() {
 
 #[test]
 fn hosts_come_and_go_and_what_is_odd_is_nothing() {
-    let mut view = View::default();
+    let mut view = FleetView::default();
     let (a, b) = (HostName::new("a").unwrap(), HostName::new("b").unwrap());
     let online = br#"{"v":1,"state":"online","jails":["web"]}"#;
-    assert_eq!(view.hear_on("host/a", online), Heard::Presence(a.clone()));
+    assert_eq!(view.hear_on("host/a", online), Update::Presence(a.clone()));
     hears(&mut view, "a", 1, (0, 1), &[&format!("sshd 192.0.2.1 {NOW} 600")], &[]);
     hears(&mut view, "b", 1, (0, 2), &[], &[]);
     assert!(view.hosts()[&a].is_online() && !view.hosts()[&b].is_online());
@@ -150,13 +150,13 @@ fn hosts_come_and_go_and_what_is_odd_is_nothing() {
         ("state/a/0/0", part),
     ];
     for (topic, payload) in odd {
-        assert_eq!(view.hear_on(topic, payload), Heard::Nothing, "{topic}");
+        assert_eq!(view.hear_on(topic, payload), Update::Nothing, "{topic}");
     }
-    assert_eq!(view.hear_on("host/a", b""), Heard::Cleared(a.clone()));
+    assert_eq!(view.hear_on("host/a", b""), Update::Cleared(a.clone()));
     assert!(view.hosts()[&a].presence().is_none(), "its bans are still there");
-    assert_eq!(view.hear_on("state/a/0", b""), Heard::Cleared(a.clone()));
+    assert_eq!(view.hear_on("state/a/0", b""), Update::Cleared(a.clone()));
     assert!(!view.hosts().contains_key(&a));
-    assert_eq!(view.hear_on("state/b/0", b""), Heard::Cleared(b));
+    assert_eq!(view.hear_on("state/b/0", b""), Update::Cleared(b));
     assert!(view.hosts().is_empty() && view.bans == 0);
     assert!(view.missing()[0].starts_with("all hosts ("));
 }
@@ -166,7 +166,7 @@ fn unban_voids_older_bans_and_those_that_began_within_an_hour_after_it() {
     // When the fleet unban was made, before the ban began, in seconds; and whether the ban counts.
     let table = [(-60, false), (0, false), (3_600, false), (3_601, true), (86_400, true)];
     for (before, counts) in table {
-        let mut view = View::default();
+        let mut view = FleetView::default();
         let id = format!("b-{}000", NOW - 60 - before);
         let ban = format!("sshd 192.0.2.1 {} 6000", NOW - 60);
         hears(&mut view, "a", 1, (0, 1), &[&ban], &[]);
@@ -179,7 +179,7 @@ fn unban_voids_older_bans_and_those_that_began_within_an_hour_after_it() {
 #[test]
 fn ban_of_unknown_length_ends_when_the_daemons_end_it() {
     for (since, counts) in [(86_400 + 600, true), (86_400 + 601, false)] {
-        let mut view = View::default();
+        let mut view = FleetView::default();
         hears(&mut view, "a", 1, (0, 1), &[&format!("sshd 192.0.2.1 {} 0", NOW - since)], &[]);
         assert_eq!(!shown(&view).is_empty(), counts, "{since}");
     }
@@ -206,7 +206,7 @@ fn what_daemons_reject_is_not_shown() {
     let host = HostName::new("a").unwrap();
     for (stamp, unsigned, signed) in table {
         for (has_key, expected) in [(false, unsigned), (true, signed)] {
-            let mut view = View::new(has_key);
+            let mut view = FleetView::new(has_key);
             view.hear_on("state/a/0", part(stamp).as_bytes());
             assert_eq!(view.hosts().contains_key(&host), expected, "{stamp} {has_key}");
             assert_eq!(shown(&view).len(), usize::from(expected));
@@ -216,7 +216,7 @@ fn what_daemons_reject_is_not_shown() {
             assert!(view.topics_of(&host).is_empty() && view.rejected.is_empty());
         }
     }
-    let mut view = View::default();
+    let mut view = FleetView::default();
     let bans = ["127.0.0.1", "224.0.0.1", "192.0.2.1"].map(|ip| format!("sshd {ip} {NOW} 600"));
     let bans: Vec<&str> = bans.iter().map(String::as_str).collect();
     let future = format!("* 192.0.2.1 b-{}", now + DAY + 1);

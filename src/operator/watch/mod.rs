@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::clock::Clock;
-use super::gather::Step;
+use super::gather::FetchStep;
 use super::out::Out;
 use super::visit;
 use crate::broker::{LinkEvent, MqttLink};
@@ -24,7 +24,7 @@ use crate::journal::{say, warn};
 use crate::runtime;
 use crate::text::sanitize;
 use screen::Screen;
-use seen::{News, Seen};
+use seen::{FeedItem, WatchModel};
 
 /// How often the screen is drawn at most.
 const FRAME: Duration = Duration::from_millis(200);
@@ -51,35 +51,35 @@ pub fn run() -> Result<(), Error> {
 }
 
 /// Where the fleet is heard.
-struct Ear {
+struct FeedListener {
     link: MqttLink,
     topic: Topic,
-    seen: Seen,
+    seen: WatchModel,
 }
 
 /// What came of a moment of listening.
-enum Came {
+enum WatchEvent {
     /// The link is up, to this broker.
     Connected(String),
     /// It is down, and why.
     Lost(String),
     /// Something happened in the fleet.
-    News(News),
+    News(FeedItem),
 }
 
-impl Ear {
+impl FeedListener {
     fn new(config: &Config) -> Self {
         let topics = [vec![config.topic.events()], visit::first(&config.topic)].concat();
         let link = MqttLink::new(config, visit::client(config, topics));
         Self {
             link,
             topic: config.topic.clone(),
-            seen: Seen::new(config.signing.is_some(), now_millis()),
+            seen: WatchModel::new(config.signing.is_some(), now_millis()),
         }
     }
 
     /// The next thing that happens; safe to drop.
-    async fn next(&mut self) -> Came {
+    async fn next(&mut self) -> WatchEvent {
         loop {
             let event = self.link.event().await;
             let came = self.take(event);
@@ -90,21 +90,23 @@ impl Ear {
         }
     }
 
-    fn take(&mut self, event: LinkEvent) -> Option<Came> {
+    fn take(&mut self, event: LinkEvent) -> Option<WatchEvent> {
         match event {
             LinkEvent::Connected(broker) => {
                 self.seen.connected(now_millis());
-                Some(Came::Connected(broker.to_string()))
+                Some(WatchEvent::Connected(broker.to_string()))
             }
             LinkEvent::Lost { broker, why } => {
-                Some(Came::Lost(format!("no connection to the broker {broker}: {why}")))
+                Some(WatchEvent::Lost(format!("no connection to the broker {broker}: {why}")))
             }
             LinkEvent::SubscribeRefused(_) => {
                 let topic = self.topic.branches();
                 let what = format!("the broker refuses the subscription to {topic}");
-                Some(Came::Lost(format!("{what}. Check the broker's access rules")))
+                Some(WatchEvent::Lost(format!("{what}. Check the broker's access rules")))
             }
-            LinkEvent::Message(message) => self.seen.hear(&message, now_millis()).map(Came::News),
+            LinkEvent::Message(message) => {
+                self.seen.hear(&message, now_millis()).map(WatchEvent::News)
+            }
             LinkEvent::Published(_) | LinkEvent::Refused(_) | LinkEvent::QosLowered => None,
         }
     }
@@ -112,9 +114,9 @@ impl Ear {
     /// Asks for what is missing of the fleet.
     fn ask(&mut self) {
         let hosts = match self.seen.gathering().next(now_millis()) {
-            Step::Ask(hosts) => hosts,
-            Step::Done => self.seen.gathering().grown(),
-            Step::Listen(_) => Vec::new(),
+            FetchStep::Ask(hosts) => hosts,
+            FetchStep::Done => self.seen.gathering().new_shards(),
+            FetchStep::Listen(_) => Vec::new(),
         };
         for host in hosts {
             self.link.subscribe(&[self.topic.shards(&host)]);
@@ -124,7 +126,7 @@ impl Ear {
 
 /// A line for each event, with tabs between: time, what, address, jail, host, more.
 async fn lines(config: &Config) -> Result<(), Error> {
-    let mut ear = Ear::new(config);
+    let mut ear = FeedListener::new(config);
     let mut term = signal(SignalKind::terminate()).map_err(Error::Start)?;
     let mut int = signal(SignalKind::interrupt()).map_err(Error::Start)?;
     let mut pipe = signal(SignalKind::pipe()).map_err(Error::Start)?;
@@ -136,11 +138,11 @@ async fn lines(config: &Config) -> Result<(), Error> {
             _ = pipe.recv() => return Ok(()),
         };
         match came {
-            Came::Connected(_) => {}
-            Came::Lost(why) => warn(sanitize(&why)),
-            Came::News(news) => {
+            WatchEvent::Connected(_) => {}
+            WatchEvent::Lost(why) => warn(sanitize(&why)),
+            WatchEvent::News(news) => {
                 let time = Clock::new(now_millis() / 1000)?;
-                let words = [&[time.local(time.now)][..], &news.words()].concat();
+                let words = [&[time.local(time.now)][..], &news.columns()].concat();
                 let words: Vec<_> = words.iter().map(|word| sanitize(word)).collect();
                 say(words.join("\t"));
             }
@@ -154,7 +156,7 @@ async fn full(
     mut screen: Screen,
     terminal: &mut DefaultTerminal,
 ) -> Result<(), Error> {
-    let mut ear = Ear::new(config);
+    let mut ear = FeedListener::new(config);
     let mut keys = keys();
     let mut term = signal(SignalKind::terminate()).map_err(Error::Start)?;
     let mut int = signal(SignalKind::interrupt()).map_err(Error::Start)?; // from elsewhere: ctrl-c is a key
@@ -167,9 +169,9 @@ async fn full(
             came = ear.next() => {
                 dirty = true;
                 match came {
-                    Came::Connected(broker) => screen.broker = Ok(format!("broker {broker}")),
-                    Came::Lost(why) => screen.broker = Err(why),
-                    Came::News(_) => {}
+                    WatchEvent::Connected(broker) => screen.broker = Ok(format!("broker {broker}")),
+                    WatchEvent::Lost(why) => screen.broker = Err(why),
+                    WatchEvent::News(_) => {}
                 }
             }
             input = keys.recv() => match input {

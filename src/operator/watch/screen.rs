@@ -8,7 +8,7 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Sparkline};
 
-use super::seen::{Count, SECONDS, Seen};
+use super::seen::{Count, SECONDS, WatchModel};
 use crate::operator::clock::Clock;
 use crate::text::{count, sanitize};
 
@@ -25,7 +25,7 @@ pub struct Screen {
 
 impl Screen {
     /// Draws it.
-    pub fn draw(&self, frame: &mut Frame<'_>, seen: &mut Seen, clock: &Clock) {
+    pub fn draw(&self, frame: &mut Frame<'_>, seen: &mut WatchModel, clock: &Clock) {
         let bans = seen.count(clock.now * 1000).clone();
         let hosts =
             u16::try_from(seen.view().hosts().len().max(bans.jails.len())).unwrap_or(u16::MAX);
@@ -46,7 +46,7 @@ impl Screen {
         if self.colour { Style::new().fg(colour) } else { Style::new() }
     }
 
-    fn head(&self, seen: &Seen, bans: &Count, clock: &Clock) -> Vec<Line<'static>> {
+    fn head(&self, seen: &WatchModel, bans: &Count, clock: &Clock) -> Vec<Line<'static>> {
         let broker = match &self.broker {
             Ok(broker) => Span::styled(sanitize(broker).into_owned(), self.style(Color::Green)),
             Err(why) => Span::styled(sanitize(why).into_owned(), self.style(Color::Red)),
@@ -60,7 +60,7 @@ impl Screen {
         vec![Line::from(vec![title, broker]), Line::from(line)]
     }
 
-    fn rate(&self, frame: &mut Frame<'_>, seen: &Seen, area: Rect) {
+    fn rate(&self, frame: &mut Frame<'_>, seen: &WatchModel, area: Rect) {
         let rate = seen.rate();
         let (sum, most) = (rate.iter().sum::<u64>(), rate.iter().max().copied().unwrap_or(0));
         let title = format!(" {sum} bans in the last minute, peak {most} a second ");
@@ -75,10 +75,10 @@ impl Screen {
         frame.render_widget(bars.block(block), area);
     }
 
-    fn hosts(&self, frame: &mut Frame<'_>, seen: &Seen, bans: &Count, area: Rect) {
+    fn hosts(&self, frame: &mut Frame<'_>, seen: &WatchModel, bans: &Count, area: Rect) {
         let mut hosts: Vec<_> = seen.view().hosts().iter().collect();
         hosts.sort_by_key(|(host, member)| (member.is_online(), (*host).clone()));
-        let line = |(host, member): &(&_, &crate::operator::view::Member)| {
+        let line = |(host, member): &(&_, &crate::operator::view::HostView)| {
             let (colour, state) = match (member.presence(), member.is_online()) {
                 (None, _) => (Color::DarkGray, "unknown"),
                 (_, true) => (Color::Green, "online"),
@@ -106,9 +106,9 @@ impl Screen {
         framed(frame, area, " jails ", lines);
     }
 
-    fn news(&self, frame: &mut Frame<'_>, seen: &Seen, clock: &Clock, area: Rect) {
-        let line = |(at, news): &(i64, super::seen::News)| {
-            let [what, address, jail, host, more] = news.words();
+    fn news(&self, frame: &mut Frame<'_>, seen: &WatchModel, clock: &Clock, area: Rect) {
+        let line = |(at, news): &(i64, super::seen::FeedItem)| {
+            let [what, address, jail, host, more] = news.columns();
             let colour = match what.as_str() {
                 "ban" | "offline" => Color::Red,
                 _ => Color::Green,
@@ -178,7 +178,7 @@ mod tests {
         width: u16,
         height: u16,
         broker: Result<String, String>,
-        seen: &mut Seen,
+        seen: &mut WatchModel,
     ) -> Vec<String> {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         let screen = Screen { title: "f2bmqtt on web1".to_owned(), broker, colour: false };
@@ -189,8 +189,8 @@ mod tests {
         (0..height).map(|y| row(y).trim_end().to_owned()).collect()
     }
 
-    fn seen() -> Seen {
-        let mut seen = Seen::new(false, (NOW - 30) * 1000);
+    fn seen() -> WatchModel {
+        let mut seen = WatchModel::new(false, (NOW - 30) * 1000);
         for n in 0..9 {
             let state = if n == 7 { "offline" } else { "online" };
             let presence = format!(r#"{{"v":1,"state":"{state}","jails":["sshd"]}}"#);
@@ -228,7 +228,7 @@ mod tests {
         for (width, height) in [(1, 1), (10, 3), (40, 10), (80, 5), (300, 100)] {
             assert_eq!(drawn(width, height, lost(), &mut seen()).len(), usize::from(height));
         }
-        let lines = drawn(80, 24, lost(), &mut Seen::new(false, NOW * 1000));
+        let lines = drawn(80, 24, lost(), &mut WatchModel::new(false, NOW * 1000));
         assert_eq!(
             lines[0],
             " f2bmqtt on web1  no connection to the broker: nothing listens there"

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::guard::gate::Admitted;
 use crate::guard::{check_event_stamp, is_bannable};
-use crate::operator::gather::Gathering;
-use crate::operator::view::{Heard, View};
+use crate::operator::gather::SnapshotFetch;
+use crate::operator::view::{FleetView, Update};
 use crate::text::format_duration;
 use crate::wire::{Action, Address, Event, HostName, HostState, Jail, Reason};
 
@@ -18,7 +18,7 @@ pub const SECONDS: usize = 60;
 /// Something that happened in the fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum News {
+pub enum FeedItem {
     /// An address was banned, for so many seconds (-1 is for ever, 0 is not known), or freed.
     Event {
         action: Action,
@@ -34,12 +34,12 @@ pub enum News {
 
 /// Everything that was seen.
 #[derive(Debug)]
-pub struct Seen {
-    gathering: Gathering,
+pub struct WatchModel {
+    gathering: SnapshotFetch,
     /// The fleet has a key.
     signed: bool,
     /// The last first, with its time in seconds since 1970.
-    news: VecDeque<(i64, News)>,
+    news: VecDeque<(i64, FeedItem)>,
     /// Bans in each of the last seconds, up to this one.
     rate: VecDeque<u64>,
     second: i64,
@@ -59,12 +59,12 @@ pub struct Count {
     pub hosts: BTreeMap<HostName, usize>,
 }
 
-impl Seen {
+impl WatchModel {
     /// Nothing yet, of a fleet whose messages are signed or not; times are in milliseconds since 1970.
     #[must_use]
     pub fn new(signed: bool, now: i64) -> Self {
         Self {
-            gathering: Gathering::new(signed, ANSWERS, now),
+            gathering: SnapshotFetch::new(signed, ANSWERS, now),
             signed,
             news: VecDeque::new(),
             rate: VecDeque::from([0; SECONDS]),
@@ -77,26 +77,26 @@ impl Seen {
 
     /// The link is up: the fleet is gathered anew.
     pub fn connected(&mut self, now: i64) {
-        self.gathering = Gathering::new(self.signed, ANSWERS, now);
+        self.gathering = SnapshotFetch::new(self.signed, ANSWERS, now);
         self.counted = 0;
     }
 
     /// What is to be gathered.
-    pub fn gathering(&mut self) -> &mut Gathering {
+    pub fn gathering(&mut self) -> &mut SnapshotFetch {
         &mut self.gathering
     }
 
     /// The fleet.
     #[must_use]
-    pub fn view(&self) -> &View {
+    pub fn view(&self) -> &FleetView {
         &self.gathering.view
     }
 
     /// Takes a message. Answers what is new.
-    pub fn hear(&mut self, message: &Admitted, now: i64) -> Option<News> {
+    pub fn hear(&mut self, message: &Admitted, now: i64) -> Option<FeedItem> {
         self.turn(now);
-        let online = |view: &View, host: &HostName| {
-            view.hosts().get(host).map(super::super::view::Member::is_online)
+        let online = |view: &FleetView, host: &HostName| {
+            view.hosts().get(host).map(super::super::view::HostView::is_online)
         };
         if let Some(host) = message.source().host() {
             let host = host.clone();
@@ -104,9 +104,9 @@ impl Seen {
             let heard = self.gathering.hear(message, now, now);
             let after = online(self.view(), &host).unwrap_or(false);
             // What is there when it begins is no news.
-            let came =
-                matches!(heard, Heard::Presence(_)) && before.is_some_and(|before| before != after);
-            return came.then(|| self.tell(News::Host { host, online: after }, now));
+            let came = matches!(heard, Update::Presence(_))
+                && before.is_some_and(|before| before != after);
+            return came.then(|| self.tell(FeedItem::Host { host, online: after }, now));
         }
         let event = message.event().ok().filter(Event::is_new)?;
         // What the daemons reject is no news.
@@ -127,10 +127,10 @@ impl Seen {
         {
             *count += 1;
         }
-        Some(self.tell(News::Event { action, address, jail, host, bantime, reason }, now))
+        Some(self.tell(FeedItem::Event { action, address, jail, host, bantime, reason }, now))
     }
 
-    fn tell(&mut self, news: News, now: i64) -> News {
+    fn tell(&mut self, news: FeedItem, now: i64) -> FeedItem {
         self.news.truncate(KEPT - 1);
         self.news.push_front((now / 1000, news.clone()));
         news
@@ -165,7 +165,7 @@ impl Seen {
     }
 
     /// The last news first, with their times.
-    pub fn news(&self) -> impl Iterator<Item = &(i64, News)> {
+    pub fn news(&self) -> impl Iterator<Item = &(i64, FeedItem)> {
         self.news.iter()
     }
 
@@ -179,10 +179,10 @@ impl Seen {
 /// How long the broker takes to answer, in milliseconds: nobody waits for it here.
 const ANSWERS: i64 = 100;
 
-impl News {
+impl FeedItem {
     /// What happened, of which address, in which jail, by whom, and what more there is to say.
     #[must_use]
-    pub fn words(&self) -> [String; 5] {
+    pub fn columns(&self) -> [String; 5] {
         match self {
             Self::Event { action, address, jail, host, bantime, reason } => {
                 let more = match (action, reason, bantime) {
@@ -223,9 +223,9 @@ mod tests {
 
     #[test]
     fn bans_are_told_and_counted_by_the_second() {
-        let mut seen = Seen::new(false, NOW);
+        let mut seen = WatchModel::new(false, NOW);
         let mut words = |topic: &str, payload: &[u8], now| {
-            seen.hear(&admit(topic, payload).unwrap(), now).map(|news| news.words().join("|"))
+            seen.hear(&admit(topic, payload).unwrap(), now).map(|news| news.columns().join("|"))
         };
         let ip = "203.0.113.9";
         let ban = Some("ban|203.0.113.9|sshd|web1|for 10m".to_owned());
@@ -274,7 +274,8 @@ mod tests {
         ];
         for (payload, unsigned, signed) in table {
             for (has_key, expected) in [(false, unsigned), (true, signed)] {
-                let news = Seen::new(has_key, NOW).hear(&admit("ban", &payload).unwrap(), NOW);
+                let news =
+                    WatchModel::new(has_key, NOW).hear(&admit("ban", &payload).unwrap(), NOW);
                 let text = String::from_utf8_lossy(&payload);
                 assert_eq!(news.is_some(), expected, "{has_key} {text}");
             }
@@ -283,11 +284,11 @@ mod tests {
 
     #[test]
     fn hosts_that_come_and_go_are_news_and_those_that_are_there_are_not() {
-        let mut seen = Seen::new(false, NOW);
+        let mut seen = WatchModel::new(false, NOW);
         let mut state = |state: &str| {
             let json = format!(r#"{{"v":1,"state":"{state}"}}"#);
             let presence = admit("host/web2", json.as_bytes()).unwrap();
-            seen.hear(&presence, NOW).map(|news| news.words().join("|"))
+            seen.hear(&presence, NOW).map(|news| news.columns().join("|"))
         };
         assert_eq!(state("online"), None);
         assert_eq!(state("online"), None);
