@@ -1,9 +1,9 @@
 //! Requests what the other hosts did with the bans, collects their acknowledgements, and renders the result as one
 //! line per host and outcome, or as JSON. No I/O.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::operator::view::{FleetView, HostView};
 use crate::operator::visit::Message;
@@ -113,14 +113,10 @@ impl AckCollector {
         results
     }
 
-    /// The hosts whose outcome is not final.
-    pub(super) fn unanswered(results: &Results<'_>) -> (BTreeSet<HostName>, usize) {
-        let with = |wanted: fn(&Outcome<'_>) -> bool| {
-            results.iter().filter(move |(_, outcomes)| outcomes.keys().any(wanted))
-        };
-        let online = with(|one| matches!(one, Outcome::Pending | Outcome::NoReply));
-        let offline = with(|one| matches!(one, Outcome::Offline)).count();
-        (online.map(|(host, _)| (*host).clone()).collect(), offline)
+    /// The hosts with an outcome that is not final.
+    pub(super) fn unanswered<'a>(results: &Results<'a>) -> Vec<&'a HostName> {
+        let is_open = |of: &BTreeMap<_, _>| of.keys().any(|outcome| *outcome >= Outcome::Pending);
+        results.iter().filter(|(_, of)| is_open(of)).map(|(host, _)| *host).collect()
     }
 
     pub(super) fn lines(&self, results: &Results<'_>) -> Vec<String> {
@@ -145,23 +141,26 @@ impl AckCollector {
     }
 
     /// Each host in one list, by its worst outcome.
-    pub(super) fn to_json(results: &Results<'_>) -> Map<String, Value> {
-        let of = |wanted: Outcome<'_>| {
-            let worst = |(host, of): (&&HostName, &BTreeMap<_, _>)| {
-                (of.keys().last() == Some(&wanted)).then(|| host.as_str().to_owned())
+    pub(super) fn to_json(results: &Results<'_>) -> Value {
+        let mut lists = json!({
+            "hosts": [], "without_jail": [], "rejected": {}, "pending": [], "no_reply": [],
+            "offline": [],
+        });
+        for (host, outcomes) in results {
+            let list = match outcomes.keys().last() {
+                Some(Outcome::Rejected(reason)) => {
+                    lists["rejected"][host.as_str()] = Value::from(*reason);
+                    continue;
+                }
+                Some(Outcome::Banned) => "hosts",
+                Some(Outcome::NoJail) => "without_jail",
+                Some(Outcome::Pending) => "pending",
+                Some(Outcome::NoReply) | None => "no_reply",
+                Some(Outcome::Offline) => "offline",
             };
-            results.iter().filter_map(worst).collect::<Value>()
-        };
-        let rejected = results.iter().filter_map(|(host, of)| match of.keys().last() {
-            Some(Outcome::Rejected(reason)) => Some((host.to_string(), Value::from(*reason))),
-            _ => None,
-        });
-        let lists = json!({
-            "hosts": of(Outcome::Banned), "without_jail": of(Outcome::NoJail),
-            "rejected": rejected.collect::<Value>(), "pending": of(Outcome::Pending),
-            "no_reply": of(Outcome::NoReply), "offline": of(Outcome::Offline),
-        });
-        lists.as_object().cloned().unwrap_or_default()
+            lists[list].as_array_mut().into_iter().for_each(|list| list.push(host.as_str().into()));
+        }
+        lists
     }
 }
 
@@ -197,11 +196,10 @@ mod tests {
         }
         let results = acks.results(&view, &addresses);
         let mut lists = AckCollector::to_json(&results);
-        let (online, offline) = AckCollector::unanswered(&results);
-        let online: Vec<_> = online.iter().map(HostName::as_str).collect();
-        lists.insert("unanswered".to_owned(), json!([online, offline]));
-        lists.insert("acks".to_owned(), acks.acks(addresses[0]));
-        (acks.lines(&results), lists.into())
+        let unanswered = AckCollector::unanswered(&results);
+        lists["unanswered"] = unanswered.into_iter().map(HostName::as_str).collect();
+        lists["acks"] = acks.acks(addresses[0]);
+        (acks.lines(&results), lists)
     }
 
     #[test]
@@ -253,7 +251,7 @@ mod tests {
                     "a1": "never_ban", "a2": "unknown_jail", "a3": "banned", "a4": "pending",
                     "a5": "ignored", "a6": "not_shared", "a7": "later",
                 },
-                "unanswered": [["a4", "b1", "b2", "b3"], 1],
+                "unanswered": ["a4", "b1", "b2", "b3", "c1"],
             })
         );
     }

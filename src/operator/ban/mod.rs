@@ -218,11 +218,12 @@ impl Ban {
             self.acks.collect(view, &batch);
             self.published = alone || self.is_published(view);
             let results = self.acks.results(view, &batch);
-            let (mut unanswered, _) = AckCollector::unanswered(&results);
-            unanswered.retain(|host| !self.slow.contains(host));
+            let mut unanswered = AckCollector::unanswered(&results);
+            unanswered.retain(|host| view.hosts()[*host].is_online() && !self.slow.contains(*host));
             if self.published && unanswered.is_empty() {
                 return Ok(());
             }
+            let unanswered: Vec<HostName> = unanswered.into_iter().cloned().collect();
             if visit.next_update(until).await?.is_none() {
                 self.slow.extend(unanswered);
                 return Ok(());
@@ -249,11 +250,11 @@ impl Ban {
                 })
             });
             let mut all = AckCollector::to_json(&results);
-            all.insert("jail".to_owned(), jail.as_str().into());
-            all.insert("host".to_owned(), me.as_str().into());
-            all.insert("bans".to_owned(), bans.collect());
-            all.insert("published".to_owned(), self.published.into());
-            out::print_json(&all.into());
+            all["jail"] = jail.as_str().into();
+            all["host"] = me.as_str().into();
+            all["bans"] = bans.collect();
+            all["published"] = self.published.into();
+            out::print_json(&all);
             return;
         }
         for IssuedBan { address, already_banned, seconds } in issued {
@@ -282,8 +283,7 @@ impl Ban {
             )));
         }
         let results = self.acks.results(view, &self.addresses());
-        let (online, offline) = AckCollector::unanswered(&results);
-        match online.len() + offline {
+        match AckCollector::unanswered(&results).len() {
             0 => Ok(()),
             1 => Err(Error::Undone(format!("1 host {UNANSWERED}"))),
             count => Err(Error::Undone(format!("{count} hosts {UNANSWERED}"))),
