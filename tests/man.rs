@@ -272,7 +272,7 @@ fn pages_are_clean_at_80_columns() {
     let (_, lines) = rendered("f2bmqtt.8");
     for row in [
         "peers                     how many other hosts the daemon knows",
-        "told             this host",
+        "published            this host",
     ] {
         assert!(lines.iter().any(|line| line.contains(row)), "{row}");
     }

@@ -43,7 +43,7 @@ complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand status" -s h -l help -d 
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand check" -l json -d 'Print one JSON object'
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand list" -l jail -d 'Only bans in this jail' -r
-complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand list" -l host -d 'Only bans that this host detected' -r
+complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand list" -l host -d 'Only bans that HOST detected' -r
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand list" -l json -d 'Print one JSON object'
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand list" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c f2bmqtt -n "__fish_f2bmqtt_using_subcommand watch" -s h -l help -d 'Print help (see more with \'--help\')'
