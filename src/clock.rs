@@ -20,3 +20,10 @@ pub fn now_millis() -> i64 {
 pub fn now_secs() -> i64 {
     now_millis() / 1000
 }
+
+/// Whether `at` lies within the last `window`. A time ahead of `now` does not: the clock was set back, and
+/// what happened then may be long ago.
+#[must_use]
+pub fn is_within(window: i64, at: i64, now: i64) -> bool {
+    (0..window).contains(&now.saturating_sub(at))
+}

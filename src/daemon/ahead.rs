@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::status::AheadHost;
+use crate::clock::is_within;
 use crate::wire::HostName;
 
 /// The most hosts that are kept: anybody who may publish can name more.
@@ -54,11 +55,6 @@ impl AheadHosts {
             .map(|(host, at)| AheadHost { host: host.to_string(), at: at.div_euclid(1000) })
             .collect()
     }
-}
-
-/// The clock may be set meanwhile, in either direction.
-fn is_within(window: i64, at: i64, now: i64) -> bool {
-    (0..window).contains(&now.saturating_sub(at))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::status::DiskFull;
+use crate::clock::is_within;
 use crate::files::room::FullDisk;
 
 /// How often the file systems are looked at, in milliseconds.
@@ -26,7 +27,7 @@ pub(super) struct Changes {
 impl Disks {
     /// Whether it is time to check the file systems.
     pub(super) fn is_due(&mut self, now: i64) -> bool {
-        let fresh = self.checked.is_some_and(|at| (0..INTERVAL).contains(&now.saturating_sub(at)));
+        let fresh = self.checked.is_some_and(|at| is_within(INTERVAL, at, now));
         if !fresh {
             self.checked = Some(now);
         }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::status::Duplicate;
+use crate::clock::is_within;
 use crate::wire::{HostName, HostState, Presence};
 
 /// The most names that are kept: anybody who may publish can name more. Beyond it, all names start afresh.
@@ -65,7 +66,7 @@ impl OwnName {
     pub(super) fn lost(&mut self, now: i64) {
         // A broker that cannot be reached evicts no client.
         let Some(connected) = self.connected.take() else { return };
-        let short = (0..STABLE).contains(&now.saturating_sub(connected));
+        let short = is_within(STABLE, connected, now);
         self.lost = if short { self.lost.saturating_add(1) } else { 1 };
     }
 
@@ -113,7 +114,7 @@ struct Runs {
 impl Runs {
     /// When two machines were seen last, if that was lately.
     fn doubled(&self, now: i64) -> Option<i64> {
-        let is_fresh = |at: i64| (0..SHOWN).contains(&now.saturating_sub(at));
+        let is_fresh = |at: i64| is_within(SHOWN, at, now);
         let [last, before] = self.returns;
         last.filter(|at| is_fresh(*at) && before.is_some_and(is_fresh))
     }

@@ -27,7 +27,7 @@ use self::status::{DaemonStatus, LinkState, LinkStatus, Reconnects, StatusFile};
 use crate::abuseipdb;
 use crate::apply::{self, Wakeups};
 use crate::broker::{self, ClientOptions, LinkEvent, MqttLink};
-use crate::clock::now_millis;
+use crate::clock::{is_within, now_millis};
 use crate::config::{self, Config, Topic, bare};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
@@ -424,7 +424,7 @@ impl Daemon {
             ahead: self.ahead.shown(now),
             namesake: self
                 .namesake
-                .filter(|at| (0..NAMESAKE_SHOWN).contains(&now.saturating_sub(*at)))
+                .filter(|at| is_within(NAMESAKE_SHOWN, *at, now))
                 .map(|at| at.div_euclid(1000)),
             duplicates: self.duplicates.shown(now),
             disks_full: self.disks.shown(),
@@ -439,7 +439,7 @@ impl Daemon {
 
     /// Warns of certificates that end soon: after each connection, and once a day.
     fn check_certificates(&mut self, now: i64) {
-        let checked = |at: i64| (0..CERTIFICATES_CHECKED).contains(&now.saturating_sub(at));
+        let checked = |at: i64| is_within(CERTIFICATES_CHECKED, at, now);
         if self.certificates_checked.is_some_and(checked) {
             return;
         }

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock::is_within;
 use crate::files;
 use crate::fleet::limits::{Limit, ReachedLimits};
 
@@ -186,7 +187,7 @@ impl Reconnects {
 
     /// How often the link came up again within the hour before `now`.
     pub(super) fn within_hour(&self, now: i64) -> usize {
-        self.times.iter().filter(|at| (0..HOUR).contains(&now.saturating_sub(**at))).count()
+        self.times.iter().filter(|at| is_within(HOUR, **at, now)).count()
     }
 }
 
@@ -207,7 +208,7 @@ impl StatusFile {
     /// # Errors
     /// What failed, and why.
     pub(super) fn update(&mut self, status: DaemonStatus, now: i64) -> Result<(), String> {
-        let fresh = |at: i64| (0..INTERVAL).contains(&now.saturating_sub(at));
+        let fresh = |at: i64| is_within(INTERVAL, at, now);
         if self.written.as_ref().is_some_and(|(last, at)| *last == status && fresh(*at)) {
             return Ok(());
         }

@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 
 use super::Metrics;
+use crate::clock::is_within;
 use crate::config::Topic;
 use crate::guard::gate::{Admitted, Source};
 use crate::wire::{Action, Event, Fnv1a64, HostName, Reason};
@@ -66,7 +67,7 @@ impl HomeAssistant {
     /// Whether it is time to tell of what has changed, in milliseconds since 1970.
     #[must_use]
     pub fn is_due(&self, now: i64) -> bool {
-        !(0..EVERY).contains(&(now - self.told))
+        !is_within(EVERY, self.told, now)
     }
 
     /// What of a reading is news.

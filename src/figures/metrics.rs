@@ -9,6 +9,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::Metrics;
+use crate::clock::is_within;
 use crate::files;
 use crate::guard::RejectReason;
 
@@ -32,7 +33,7 @@ impl TextfileWriter {
     /// Whether it is time to write, in milliseconds since 1970.
     #[must_use]
     pub fn is_due(&self, now: i64) -> bool {
-        !(0..EVERY).contains(&(now - self.written))
+        !is_within(EVERY, self.written, now)
     }
 
     /// Writes, for all to read.

@@ -8,6 +8,7 @@ use super::limits::BoundedTable;
 use super::look::{JailState, PendingDetection};
 use super::remember::RecordKey;
 use super::{BanKey, Controller, GC_INTERVAL, Record, to_secs};
+use crate::clock::is_within;
 use crate::fail2ban::database::BipsRow;
 use crate::wire::{
     Action, Address, Ban, Event, FleetUnban, HostName, HostState, JailScope, Presence, Reason,
@@ -435,7 +436,7 @@ impl Controller {
         for local in self.jails.values_mut() {
             let own = &local.local_bans;
             local.pending_detections.retain(|address, told| {
-                let old = told.echo.is_some_and(|at| !(0..FRESH).contains(&now.saturating_sub(at)));
+                let old = told.echo.is_some_and(|at| !is_within(FRESH, at, now));
                 !old || told.persisted || own.contains_key(address)
             });
         }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::claims::{MAX_CLAIMS_PER_KEY, MAX_CLAIMS_PER_PEER, MAX_LEGACY_CLAIMS};
+use crate::clock::is_within;
 
 /// For how long a limit that was reached is shown, in milliseconds.
 const SHOWN: i64 = 86_400_000;
@@ -80,7 +81,7 @@ impl ReachedLimits {
     pub fn reached(&mut self, table: BoundedTable, max: usize, peer: Option<&str>, now: i64) {
         let last = self.0.get_mut(&(table, max));
         // The same again within a second costs nothing.
-        if let Some(last) = last.filter(|last| (0..1_000).contains(&now.saturating_sub(last.at))) {
+        if let Some(last) = last.filter(|last| is_within(1_000, last.at, now)) {
             last.at = now;
             return;
         }

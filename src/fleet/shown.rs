@@ -4,6 +4,7 @@
 use super::Controller;
 use super::limits::ReachedLimits;
 use super::look::JailState;
+use crate::clock::is_within;
 use crate::figures::JailCounts;
 use crate::wire::{HostName, HostState, Jail, Presence};
 
@@ -22,7 +23,7 @@ impl Controller {
                 (_, true) => self.timing.republish_cooldown,
                 _ => self.timing.status_interval,
             };
-            if same && (0..pause).contains(&(now - at)) {
+            if same && is_within(pause, *at, now) {
                 return None;
             }
         }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::BanKey;
+use crate::clock::is_within;
 use crate::fail2ban::database::BipsRow;
 use crate::guard::{HORIZON, HORIZON_MARGIN};
 use crate::wire::{Action, Event, HostName, Reason, SpooledEvent, UnbanId};
@@ -136,8 +137,8 @@ impl Sequencer {
         unbans: Vec<UnbanId>,
         now: i64,
     ) -> Result<Option<Event>, E> {
-        self.recently_sent.retain(|_, (_, at)| (0..REPEAT).contains(&(now - *at)));
-        self.self_initiated.retain(|_, at| (0..FREEING).contains(&(now - *at)));
+        self.recently_sent.retain(|_, (_, at)| is_within(REPEAT, *at, now));
+        self.self_initiated.retain(|_, at| is_within(FREEING, *at, now));
         let stamp = self.stamp(now);
         let key = (told.jail.clone(), told.address);
         if self.recently_sent.get(&key).is_some_and(|(last, _)| told.repeats(last)) {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use crate::clock::is_within;
 use crate::wire::HostName;
 
 const MINUTE: i64 = 60_000;
@@ -51,7 +52,7 @@ impl RateLimiter {
         kind: MessageKind,
         now: i64,
     ) -> bool {
-        if !(0..MINUTE).contains(&now.saturating_sub(self.since)) {
+        if !is_within(MINUTE, self.since, now) {
             self.counts.clear();
             self.since = now;
         }
