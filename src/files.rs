@@ -139,7 +139,7 @@ mod tests {
         symlink(at("target"), at("link")).unwrap();
         let shown = open(&at("link")).unwrap_err().to_string();
         assert!(
-            shown.ends_with("; the path is a symbolic link, which is not followed here"),
+            shown.ends_with("; the path is a symbolic link, which f2bmqtt does not follow"),
             "{shown}"
         );
         assert!(options().append(true).create(true).open(at("link")).is_err());
