@@ -42,7 +42,7 @@ const OTHERS: [Case; 4] = [
     },
     Case {
         host: ["echo MQTT_NODE=b >>/etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub", ""],
-        said: &["✗ two machines are called b: each overwrites the other's snapshot\n", "set MQTT_NODE"],
+        said: &["✗ two machines have the name b and overwrite each other's snapshot\n", "set MQTT_NODE"],
         ..FAULT
     },
 ];
@@ -57,7 +57,7 @@ fn each_fault_that_others_show_is_named() {
     // Both are connected.
     for host in [a, b, a, b] {
         let (text, code) = check(host);
-        assert!(code == 1 && text.contains("✗ two machines are called b:"), "{text}");
+        assert!(code == 1 && text.contains("✗ two machines have the name b "), "{text}");
     }
     clones_are_named_and_part(hub, a, b);
 }
@@ -95,7 +95,7 @@ fn clones_are_named_and_part(hub: Host<'_>, a: Host<'_>, b: Host<'_>) {
     hub.sh("systemctl start f2bmqttsub");
     for host in [a, b, hub] {
         eventually("check names the clone", || {
-            check(host).0.contains("✗ two machines are called b:")
+            check(host).0.contains("✗ two machines have the name b ")
         });
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn findings(
     let others = |there: &str| !there.is_empty() && there != machine;
     let mut own = heard.presences.iter().filter(|(host, _)| host == me);
     let twice = |name: &str| {
-        let text = format!("two machines are called {name}: each overwrites the other's snapshot");
+        let text = format!("two machines have the name {name} and overwrite each other's snapshot");
         Finding::fault("fleet_name", text).next(
             "on one of them: set MQTT_NODE in /etc/fail2ban/mqtt.env\n\
              then: systemctl restart f2bmqttsub",
@@ -197,7 +197,7 @@ mod tests {
         use HostState::{Offline, Online};
         assert_eq!(odd(&heard(&[("web1", Online, "m1"), ("web2", Online, "m2")], &[])), []);
         let two = heard(&[("web1", Online, "m1"), ("web1", Offline, "m3")], &[]);
-        assert!(odd(&two)[0].1.starts_with("two machines are called web1: each overwrites"));
+        assert!(odd(&two)[0].1.starts_with("two machines have the name web1 and overwrite"));
         let both = SpoolVisibility {
             namesake: true,
             duplicates: vec!["web2".to_owned()],
@@ -208,7 +208,7 @@ mod tests {
         faults.retain(|finding| finding.id == "fleet_name");
         let texts: Vec<_> = faults.iter().map(|finding| (finding.state, &*finding.text)).collect();
         let expected = ["web2", "web1"].map(|name| {
-            format!("two machines are called {name}: each overwrites the other's snapshot")
+            format!("two machines have the name {name} and overwrite each other's snapshot")
         });
         assert_eq!(texts, expected.each_ref().map(|text| (How::Fault, text.as_str())));
         assert_eq!(odd(&heard(&[("web1", Online, "")], &[])), [], "it does not say which it is");
