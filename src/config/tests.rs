@@ -405,7 +405,7 @@ fn every_fault_of_the_files_is_told_with_its_line() {
             "MQTT_CAFILE=ca.crt\nMQTT_KEY=DIR/empty\n",
             "line 3: MQTT_CAFILE must be a path that begins with /
   line 4: MQTT_KEY has no private key in PEM form: DIR/empty
-  line 4: MQTT_KEY is set and MQTT_CERT is not",
+  line 4: MQTT_KEY is set but MQTT_CERT is not",
         ),
         (
             "MQTT_KEY=DIR/web2.key\nMQTT_CERT=DIR/web1.crt\nMQTT_CAFILE=DIR/ca.crt\n",

@@ -108,7 +108,7 @@ async fn errors_say_which_command_failed_and_why() {
     let unreadable = client.jails().await.unwrap_err().to_string();
     assert_eq!(
         unreadable,
-        "fail2ban's answer to «status» cannot be read: invalid sequence of pickle opcodes"
+        "cannot read fail2ban's answer to «status»: invalid sequence of pickle opcodes"
     );
     let gone = client.jails().await.unwrap_err().to_string();
     assert!(gone.ends_with("fail2ban closed the connection"), "{gone}");

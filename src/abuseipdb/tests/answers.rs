@@ -66,7 +66,7 @@ fn cases() -> Vec<Case> {
         kept(Whim::Says(endless), "ERROR: HTTP 200. Response: {\"data\":{\"ipAddress\"", soon),
         kept(
             Whim::Says(stalled),
-            "ERROR: HTTP 200. Response: {\"data\":{\"ipAddress\"... (broken",
+            "ERROR: HTTP 200. Response: {\"data\":{\"ipAddress\"... (cut off",
             soon,
         ),
         kept(
