@@ -56,7 +56,7 @@ const STATUS_FILE: &str = "The daemon writes its state to /run/f2bmqtt/status.js
         ahead[].host, .at         hosts whose messages were stamped more\n                            \
         than a day ahead of this host's clock\n                            \
         within the last 20 minutes, and when last\n  \
-        namesake                  when another machine with this host's name\n                            \
+        own_duplicate             when another machine with this host's name\n                            \
         was seen, within the last 70 seconds, or\n                            \
         null\n  \
         duplicates[].host, .at    names of other hosts that two machines\n                            \

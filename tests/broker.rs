@@ -63,7 +63,7 @@ const TROUBLES: [Trouble; 6] = [
                     until ss -Hltn | grep -q :1884; do sleep 0.05; done");
             set(a, "MQTT_HOST", "10.213.77.11:1884");
         },
-        said: "no connection to the broker 10.213.77.11:1884: it does not acknowledge what is published",
+        said: "no connection to the broker 10.213.77.11:1884: the broker acknowledged no published message within 15 s",
         mend: |a, _| set(a, "MQTT_HOST", "10.213.77.11"),
     },
 ];

@@ -475,7 +475,7 @@ fn what_is_wrong_with_the_connection_or_the_answer_is_said() {
         (
             &|| answers("200 truncated"),
             String::new(),
-            "ERROR: HTTP 200. Response: truncated... (broken off",
+            "ERROR: HTTP 200. Response: truncated... (cut off",
         ),
         (&|| answers("200 endless"), String::new(), "ERROR: HTTP 200. Response: * (too long)"),
         (

@@ -422,7 +422,7 @@ impl Daemon {
             peers: known.fleet.hosts().0,
             rejected: known.refused.by_name(),
             ahead: self.ahead.shown(now),
-            namesake: self
+            own_duplicate: self
                 .namesake
                 .filter(|at| is_within(NAMESAKE_SHOWN, *at, now))
                 .map(|at| at.div_euclid(1000)),

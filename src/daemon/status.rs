@@ -5,7 +5,7 @@
 //!  "link":{"state":"up","broker":"192.0.2.1:1883","error":null,"since":1795342590,
 //!          "reconnects":0},
 //!  "peers":3,"rejected":{"ahead":7},"ahead":[{"host":"web2","at":1795342600}],
-//!  "namesake":null,"duplicates":[{"host":"web3","at":1795342600}],
+//!  "own_duplicate":null,"duplicates":[{"host":"web3","at":1795342600}],
 //!  "disks_full":[{"path":"/var/lib/f2bmqtt","at":1795342600}],
 //!  "tables_full":[{"table":"claims","limit":100000,"peer":"web2","at":1795342600}]}
 //! ```
@@ -51,7 +51,7 @@ pub struct DaemonStatus {
     /// The hosts whose messages were rejected as `ahead` within the last 20 minutes, by name.
     pub ahead: Vec<AheadHost>,
     /// When another machine of this host's name was seen, if that was within the last 70 seconds.
-    pub namesake: Option<i64>,
+    pub own_duplicate: Option<i64>,
     /// Other hosts' names that two machines have, if both were seen within the last 70 seconds.
     pub duplicates: Vec<Duplicate>,
     /// The file systems without room that the daemon, fail2ban or the reporter write to.
@@ -249,7 +249,7 @@ mod tests {
             peers: 3,
             rejected: [("ahead".to_owned(), 7)].into(),
             ahead: vec![AheadHost { host: "web2".to_owned(), at: 1_795_342_600 }],
-            namesake: None,
+            own_duplicate: None,
             duplicates: vec![Duplicate { host: "web3".to_owned(), at: 1_795_342_600 }],
             disks_full: vec![DiskFull { path: "/var/lib/f2bmqtt".to_owned(), at: 1_795_342_600 }],
             tables_full: tables_full(&limits, NOW),
@@ -261,7 +261,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("status.json");
         StatusFile::new(path.clone()).update(status(), NOW).unwrap();
-        let expected = r#"{"version":"1.0.0","since":1795342588,"instance":"0b9e","link":{"state":"up","broker":"192.0.2.1:1883","error":null,"since":1795342590,"reconnects":0},"peers":3,"rejected":{"ahead":7},"ahead":[{"host":"web2","at":1795342600}],"namesake":null,"duplicates":[{"host":"web3","at":1795342600}],"disks_full":[{"path":"/var/lib/f2bmqtt","at":1795342600}],"tables_full":[{"table":"claims","limit":100000,"peer":"web2","at":1795342600}]}"#;
+        let expected = r#"{"version":"1.0.0","since":1795342588,"instance":"0b9e","link":{"state":"up","broker":"192.0.2.1:1883","error":null,"since":1795342590,"reconnects":0},"peers":3,"rejected":{"ahead":7},"ahead":[{"host":"web2","at":1795342600}],"own_duplicate":null,"duplicates":[{"host":"web3","at":1795342600}],"disks_full":[{"path":"/var/lib/f2bmqtt","at":1795342600}],"tables_full":[{"table":"claims","limit":100000,"peer":"web2","at":1795342600}]}"#;
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{expected}\n"));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);

@@ -232,7 +232,9 @@ pub fn lay_out(database: &Connection, layout: i32, schema: &str) -> rusqlite::Re
         return transaction.commit();
     }
     let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_NOTADB);
-    let why = format!("its layout is version {found}, this f2bmqtt reads version {layout}");
+    let why = format!(
+        "the database has layout version {found}, but this f2bmqtt reads only version {layout}"
+    );
     Err(rusqlite::Error::SqliteFailure(code, Some(why)))
 }
 

@@ -84,7 +84,8 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
     // What the daemon saw meanwhile.
     let status = DaemonStatus::read(&file);
     // The two drive each other off the broker, every few seconds, and the broker knows only the last of them.
-    host.namesake = host.runs() && status.as_ref().is_ok_and(|status| status.namesake.is_some());
+    host.namesake =
+        host.runs() && status.as_ref().is_ok_and(|status| status.own_duplicate.is_some());
     if let (true, Ok(status)) = (host.runs(), &status) {
         host.duplicates = status.duplicates.iter().map(|one| one.host.clone()).collect();
     }
