@@ -183,7 +183,10 @@ mod tests {
         for text in calls {
             let words: Vec<_> = text.split(',').collect();
             let parsed = NotifyShim::try_parse_from(["mqttnotifyban"].iter().chain(&words)).ok();
-            assert_eq!(Call::by_position(&words), parsed.as_ref().map(|shim| shim.args.call()));
+            assert_eq!(
+                NotifyCall::by_position(&words),
+                parsed.as_ref().map(|shim| shim.args.call())
+            );
         }
     }
 

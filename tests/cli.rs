@@ -37,7 +37,7 @@ fn each_name_has_its_help() {
             &["list", "--help"],
             "bans[].ip, .jail, .host, .since, .until, .forever, .also",
         ),
-        ("f2bmqtt", &["ban", "--help"], "bans[].ip, .already, .seconds"),
+        ("f2bmqtt", &["ban", "--help"], "bans[].already_banned"),
         (
             "f2bmqtt",
             &["unban", "--help"],

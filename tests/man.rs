@@ -311,7 +311,7 @@ fn the_help_of_check_names_every_check() {
         .filter(|path| !path.ends_with("finding.rs"))
         .map(|path| std::fs::read_to_string(path).unwrap())
         .collect();
-    let made = ["well(", "warning(", "fault("];
+    let made = ["ok(", "warning(", "fault("];
     let calls = made.iter().flat_map(|how| {
         let how = format!("Finding::{how}");
         code.split(&how).skip(1).map(str::to_owned).collect::<Vec<_>>()
