@@ -120,15 +120,16 @@ pub struct ListArgs {
 #[derive(Debug, Args)]
 #[command(
     long_about = "Ban addresses on every host that has the jail.\n\n\
-        fail2ban on this host is made to detect them, so each ban lasts and ends as any other. It is never \
-        reported to AbuseIPDB. The command waits until every online host has acknowledged: that it bans \
-        them, too, or why not (it has no such jail, or its own ignoreip has the address). It waits at most \
-        15 seconds for each 16 addresses. Offline hosts ban when they are back.",
-    after_help = "It asks before it bans more than 10 addresses, and refuses this host's own, the broker's, those \
-        in the jail's ignoreip and the one that you are connected from.\n\
+        The command makes fail2ban on this host detect the addresses, so each ban lasts and ends like any \
+        other. These bans are never reported to AbuseIPDB. The command waits until every online host \
+        answers that it bans the addresses, or why not (no such jail, or an address in its own ignoreip), \
+        at most 15 seconds per 16 addresses. Offline hosts apply the bans when they reconnect.",
+    after_help = "The command asks for confirmation before it bans more than 10 addresses. It refuses this host's \
+        own addresses, the broker's, those in the jail's ignoreip, and the address that you are connected \
+        from.\n\
         \n\
         JSON, one object:\n  \
-        jail, host           where it was detected\n  \
+        jail, host           where the ban was made\n  \
         bans[].ip            the address\n  \
         bans[].already_banned\n                       \
         this host banned it before; its ban is unchanged\n  \
@@ -137,13 +138,13 @@ pub struct ListArgs {
         the reason of a rejection\n  \
         published            this host's snapshot lists the bans\n  \
         hosts, without_jail  other hosts: ban all of them; have no such jail\n  \
-        rejected.HOST        the reason why it does not ban one of them:\n                       \
+        rejected.HOST        the reason why HOST rejects an address:\n                       \
         never_ban, ignored, not_shared\n  \
         pending, no_reply, offline\n                       \
-        hosts whose fail2ban is busy or down, that have\n                       \
-        not acknowledged, that are not connected\n\
+        hosts whose fail2ban is busy or down; online\n                       \
+        hosts without an answer; offline hosts\n\
         \n\
-        Exit codes: 0 every host has acknowledged, 1 one has not, or is offline"
+        Exit codes: 0 every host acknowledged, 1 at least one host did not, or is offline"
 )]
 pub struct BanArgs {
     /// The jail
