@@ -119,7 +119,7 @@ async fn refuse(
         };
         if let Some(why) = why {
             return Err(Error::Undone(format!(
-                "{address} is not to be banned: {why}. Nothing was done: say so with --yes"
+                "{address} was not banned: {why}. To ban it anyway, use --yes"
             )));
         }
     }
