@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// What is checked: files, and folders with all that is below them.
-const CHECKED: [&str; 15] = [
+const CHECKED: [&str; 17] = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "README.md",
@@ -15,6 +15,8 @@ const CHECKED: [&str; 15] = [
     "docs",
     "etc",
     "examples",
+    "src/cli",
+    "src/operator",
     "tests/demo",
     "tests/quick",
     "tests/run",

@@ -1,4 +1,4 @@
-//! The operator's part of the command line.
+//! The operator's commands on the command line. The doc comments of arguments are the `--help` text.
 
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -37,7 +37,7 @@ pub enum Operation {
     },
 }
 
-/// What a completion asks for.
+/// The kinds of names for shell completions.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 #[allow(missing_docs)]
 pub enum Named {
@@ -46,7 +46,7 @@ pub enum Named {
     Addresses,
 }
 
-/// What `status` is asked.
+/// Arguments of `status`.
 #[derive(Debug, Args)]
 #[command(
     long_about = "Show the state of this host, the broker and every host of the fleet.\n\n\
@@ -84,7 +84,7 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
-/// What `list` is asked.
+/// Arguments of `list`.
 #[derive(Debug, Args)]
 #[command(
     long_about = "List all bans of the fleet, or explain why an address is banned.\n\n\
@@ -116,7 +116,7 @@ pub struct ListArgs {
     pub json: bool,
 }
 
-/// What `ban` is asked.
+/// Arguments of `ban`.
 #[derive(Debug, Args)]
 #[command(
     long_about = "Ban addresses on every host that has the jail.\n\n\
@@ -160,7 +160,7 @@ pub struct BanArgs {
     pub json: bool,
 }
 
-/// What `unban` is asked.
+/// Arguments of `unban`.
 #[derive(Debug, Args)]
 #[command(
     long_about = "Unban addresses on every host: detected bans, imported bans, and bans by hand.\n\n\
@@ -193,7 +193,7 @@ pub struct UnbanArgs {
     pub json: bool,
 }
 
-/// What `forget` is asked.
+/// Arguments of `forget`.
 #[derive(Debug, Args)]
 #[command(
     long_about = "Remove a host that is gone for good from the fleet.\n\n\
@@ -219,7 +219,7 @@ pub struct ForgetArgs {
     pub json: bool,
 }
 
-/// What `check` is asked.
+/// Arguments of `check`.
 #[derive(Debug, Args)]
 #[command(
     long_about = "Diagnose problems and suggest fixes. One line per check: ✓ ok, ! warning, ✗ failed, \

@@ -99,29 +99,29 @@ async fn clear(
     since: i64,
 ) -> Result<Outcome, Error> {
     let there = Config { topic: former.topic.clone(), ..config.clone() };
-    let mut visit = FleetClient::begin(&there, paths).await?;
+    let mut client = FleetClient::connect(&there, paths).await?;
     let moved = former.topic != config.topic;
-    visit.fetch_host(&config.node).await?;
-    visit.fetch_host(&former.node).await?;
-    let outcome = judge(visit.view(), former, (!moved).then_some(&config.node), &machine(), since);
+    client.fetch_host(&config.node).await?;
+    client.fetch_host(&former.node).await?;
+    let outcome = judge(client.view(), former, (!moved).then_some(&config.node), &machine(), since);
     if outcome != Outcome::Cleared {
-        visit.end().await;
+        client.end().await;
         return Ok(outcome);
     }
-    let mut messages = retraction(&former.node, visit.view(), now_millis());
+    let mut messages = retraction(&former.node, client.view(), now_millis());
     if let Some(prefix) = config.ha_prefix.as_ref().filter(|_| former.node != config.node) {
         messages.extend(homeassistant::topics(prefix, &former.node).map(Message::Clear));
     }
-    visit.publish(&messages).await?;
+    client.publish(&messages).await?;
     let until = Instant::now() + PATIENCE;
-    while is_kept(&former.node, visit.view()) {
-        if visit.next_update(until).await?.is_none() {
+    while is_kept(&former.node, client.view()) {
+        if client.next_update(until).await?.is_none() {
             return Err(Error::Undone(
                 "the broker still retains messages under the name".to_owned(),
             ));
         }
     }
-    visit.end().await;
+    client.end().await;
     Ok(outcome)
 }
 
@@ -147,7 +147,7 @@ fn judge(
     }
     let published = |me: &HostName| {
         let member = view.hosts().get(me);
-        member.is_some_and(|member| member.missing() == 0 && member.stamp() >= Some(since))
+        member.is_some_and(|member| member.missing_shards() == 0 && member.stamp() >= Some(since))
     };
     if me.is_none_or(published) { Outcome::Cleared } else { Outcome::TooEarly }
 }
@@ -180,13 +180,13 @@ mod tests {
                 format!(r#"{{"v":1,"host":"{host}","stamp":{stamp},"part":0,"parts":1,"bans":[]}}"#)
             };
             if !presence.is_empty() {
-                view.hear_on("host/old", presence.as_bytes());
+                view.apply_raw("host/old", presence.as_bytes());
             }
             if snapshot {
-                view.hear_on("state/old/0", part("old", 5).as_bytes());
+                view.apply_raw("state/old/0", part("old", 5).as_bytes());
             }
             if let Some(stamp) = stamp {
-                view.hear_on("state/new/0", part("new", stamp).as_bytes());
+                view.apply_raw("state/new/0", part("new", stamp).as_bytes());
             }
             let judged = judge(&view, &former, Some(&host("new")), "m1", NOW);
             assert_eq!(judged, outcome, "{presence} {snapshot} {stamp:?}");

@@ -1,4 +1,4 @@
-//! Before something that reaches far, a person is asked; a script has to say that it means it.
+//! Confirmation of commands that affect many bans or hosts. A script confirms with `--yes`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,11 +8,11 @@ use std::net::IpAddr;
 use crate::error::Error;
 use crate::wire::Address;
 
-/// More addresses at once are asked about.
-const MANY: usize = 10;
+/// Commands with more addresses need a confirmation.
+const MAX_UNCONFIRMED: usize = 10;
 
-/// How many processes may stand between a command and the session that it belongs to.
-const GENERATIONS: usize = 32;
+/// How many ancestors of the command are searched for its SSH session.
+const MAX_ANCESTORS: usize = 32;
 
 /// Reads the addresses of a command; each counts once.
 ///
@@ -32,21 +32,21 @@ pub fn addresses(texts: &[String]) -> Result<Vec<Address>, Error> {
     Ok(addresses)
 }
 
-/// Asks whether it is meant, where it is of many addresses.
+/// Asks for confirmation if a command has more than 10 addresses and no `--yes`.
 ///
 /// # Errors
-/// [`Error::Undone`] where it is not.
+/// [`Error::Undone`] if the operator declines.
 pub fn confirm_bulk(doing: &str, addresses: &[Address], yes: bool) -> Result<(), Error> {
-    if yes || addresses.len() <= MANY {
+    if yes || addresses.len() <= MAX_UNCONFIRMED {
         return Ok(());
     }
     confirm(&format!("{doing} {} addresses on every host", addresses.len()))
 }
 
-/// Asks whether it is meant.
+/// Asks for confirmation on the terminal.
 ///
 /// # Errors
-/// [`Error::Undone`] where it is not.
+/// [`Error::Undone`] if the operator declines, or standard input is no terminal.
 pub fn confirm(what: &str) -> Result<(), Error> {
     let (mut out, mut answer) = (io::stderr(), String::new());
     if !io::stdin().is_terminal() {
@@ -60,26 +60,27 @@ pub fn confirm(what: &str) -> Result<(), Error> {
     if yes { Ok(()) } else { Err(Error::Undone("nothing was done".to_owned())) }
 }
 
-/// Where the operator's own session comes from, as sshd says (ssh(1), `SSH_CONNECTION`). sudo takes that
-/// from the environment, but not from that of the shell which called it.
+/// The addresses that the operator's session comes from (ssh(1), `SSH_CONNECTION`). sudo removes the variable from its
+/// own environment, but the environment of the calling shell still has the variable.
 #[must_use]
-pub fn clients() -> BTreeSet<IpAddr> {
+pub fn ssh_client_addresses() -> BTreeSet<IpAddr> {
     let own = std::env::var("SSH_CONNECTION").ok();
-    let mut clients: BTreeSet<IpAddr> = own.as_deref().and_then(client).into_iter().collect();
+    let mut addresses: BTreeSet<IpAddr> =
+        own.as_deref().and_then(ssh_client_address).into_iter().collect();
     let mut process = std::os::unix::process::parent_id().cast_signed();
-    for _ in 0..GENERATIONS {
+    for _ in 0..MAX_ANCESTORS {
         let environment = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
         let variables =
             environment.split(|byte| *byte == 0).filter_map(|one| str::from_utf8(one).ok());
-        let said = variables.filter_map(|one| one.strip_prefix("SSH_CONNECTION="));
-        clients.extend(said.filter_map(client));
+        let connections = variables.filter_map(|one| one.strip_prefix("SSH_CONNECTION="));
+        addresses.extend(connections.filter_map(ssh_client_address));
         let Some(parent) = parent(process) else { break };
         process = parent;
     }
-    clients
+    addresses
 }
 
-fn client(connection: &str) -> Option<IpAddr> {
+fn ssh_client_address(connection: &str) -> Option<IpAddr> {
     let first = connection.split(' ').next()?;
     // sshd may add the zone of a link-local address.
     let address = first.split('%').next()?.parse::<IpAddr>().ok()?;
@@ -103,12 +104,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_operator_s_own_address_is_known() {
+    fn addresses_of_ssh_clients_are_found() {
         let ip = |text: &str| Some(text.parse::<IpAddr>().unwrap());
-        assert_eq!(client("203.0.113.9 4711 192.0.2.10 22"), ip("203.0.113.9"));
-        assert_eq!(client("::ffff:203.0.113.9 4711 ::1 22"), ip("203.0.113.9"));
-        assert_eq!(client("fe80::1%eth0 4711 fe80::2 22"), ip("fe80::1"));
-        assert_eq!(client(""), None);
+        assert_eq!(ssh_client_address("203.0.113.9 4711 192.0.2.10 22"), ip("203.0.113.9"));
+        assert_eq!(ssh_client_address("::ffff:203.0.113.9 4711 ::1 22"), ip("203.0.113.9"));
+        assert_eq!(ssh_client_address("fe80::1%eth0 4711 fe80::2 22"), ip("fe80::1"));
+        assert_eq!(ssh_client_address(""), None);
         assert_eq!(parent_in("4711 (a) b) S 815 4711 4711 0"), Some(815));
         assert_eq!(parent_in(""), None);
         let stat = fs::read_to_string("/proc/self/stat").unwrap();
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_count_once_and_a_network_is_none() {
+    fn repeated_addresses_count_once_and_a_network_is_rejected() {
         let texts = |of: &[&str]| of.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
         let read = addresses(&texts(&["192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1"])).unwrap();
         assert_eq!(read.len(), 2);

@@ -1,11 +1,11 @@
-//! Times for people: this host's time of day, and how long still.
+//! Local times and remaining durations for people.
 
 use crate::abuseipdb::times::Calendar;
 use crate::error::Error;
 use crate::operator::view::Expiry;
 use crate::text::format_duration;
 
-/// This host's time.
+/// The calendar of this host's time zone, and the current time.
 #[derive(Debug)]
 pub struct Clock {
     times: Calendar,
@@ -14,7 +14,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Where it is `now`, in seconds since 1970.
+    /// A clock that shows `now`, in seconds since 1970.
     ///
     /// # Errors
     /// [`Error::Start`], without memory.
@@ -23,11 +23,11 @@ impl Clock {
         Ok(Self { times, now })
     }
 
-    /// The date and time of day here.
+    /// The local date and time of a moment in seconds since 1970.
     #[must_use]
     pub fn local(&self, seconds: i64) -> String {
         let time = if seconds > 0 { self.times.local(seconds) } else { String::new() };
-        // A time that no calendar has.
+        // The calendar has no text for times outside its range.
         if time.is_empty() { "unknown".to_owned() } else { time }
     }
 
@@ -49,7 +49,7 @@ mod tests {
     use crate::wire::range::{BANTIME_SECS, TIME_SECS};
 
     #[test]
-    fn the_end_of_a_ban_is_a_time_or_a_word() {
+    fn end_of_a_ban_is_a_time_or_never_or_unknown() {
         let clock = Clock::new(1_795_342_600).unwrap();
         let left = |until| clock.until(until).1;
         assert_eq!(left(Expiry::Time(1_795_342_660)), "1m");

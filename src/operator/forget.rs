@@ -1,5 +1,5 @@
-//! `f2bmqtt forget`: removes hosts that are gone for good, or never were: what the broker keeps of them, and the
-//! bans that only they held. A host of which the broker keeps nothing may be known from its events alone.
+//! `f2bmqtt forget`: removes hosts that are gone for good: their retained messages, and the bans that only they held.
+//! Daemons may know a host from its events alone, so the command also removes hosts of which the broker keeps nothing.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -22,13 +22,13 @@ use crate::runtime;
 use crate::text::{count, list, sanitize};
 use crate::wire::{HostName, Shard, ShardId};
 
-/// What the broker took comes back within moments.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the broker may take to deliver the cleared topics.
+const CLEAR_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The most hosts that an error names.
 const MAX_NAMES: usize = 20;
 
-/// Forgets hosts.
+/// Removes the hosts, and waits until the broker keeps nothing of them.
 ///
 /// # Errors
 /// Any [`Error`]
@@ -38,27 +38,27 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
     let hosts = hosts.map_err(|what| Error::Usage(format!("HOST {what}")))?;
     let config = Config::load()?;
     runtime::run(async {
-        let mut visit = FleetClient::begin(&config, paths).await?;
-        // Parts of a snapshot that once was larger may be left, too.
+        let mut client = FleetClient::connect(&config, paths).await?;
+        // Shards of an earlier, larger snapshot may be left on the broker, too.
         for host in &hosts {
-            visit.fetch_host(host).await?;
+            client.fetch_host(host).await?;
         }
         if !args.yes {
-            ask_about(&hosts, visit.view())?;
+            confirm_unusual(&hosts, client.view())?;
         }
         let unknown: Vec<HostName> =
-            hosts.iter().filter(|host| !is_kept(host, visit.view())).cloned().collect();
-        let bans = only_theirs(&visit.view().banned(now_secs()), &hosts);
+            hosts.iter().filter(|host| !is_kept(host, client.view())).cloned().collect();
+        let bans = count_exclusive_bans(&client.view().banned(now_secs()), &hosts);
         for host in &hosts {
-            let mut farewell = retraction(host, visit.view(), now_millis());
+            let mut messages = retraction(host, client.view(), now_millis());
             if let Some(prefix) = &config.ha_prefix {
-                farewell.extend(homeassistant::topics(prefix, host).map(Message::Clear));
+                messages.extend(homeassistant::topics(prefix, host).map(Message::Clear));
             }
-            visit.publish(&farewell).await?;
+            client.publish(&messages).await?;
         }
-        let until = Instant::now() + PATIENCE;
-        while let Some(host) = hosts.iter().find(|host| is_kept(host, visit.view())) {
-            if visit.next_update(until).await?.is_none() {
+        let until = Instant::now() + CLEAR_TIMEOUT;
+        while let Some(host) = hosts.iter().find(|host| is_kept(host, client.view())) {
+            if client.next_update(until).await?.is_none() {
                 return Err(Error::Undone(format!(
                     "cannot remove {host}: the broker still keeps its topics, perhaps because {} may write \
                      only its own branch; use a login that may write {}",
@@ -67,7 +67,7 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
                 )));
             }
         }
-        visit.end().await;
+        client.end().await;
         if args.json {
             let names = |hosts: &mut dyn Iterator<Item = &HostName>| {
                 hosts.map(HostName::to_string).collect::<Vec<_>>()
@@ -89,8 +89,8 @@ pub(crate) fn is_kept(host: &HostName, view: &FleetView) -> bool {
     view.hosts().contains_key(host) || !view.topics_of(host).is_empty()
 }
 
-/// Asks about what may be a mistake: a host that is connected, and one of which the broker keeps nothing.
-fn ask_about(hosts: &BTreeSet<HostName>, view: &FleetView) -> Result<(), Error> {
+/// Rejects online hosts, and asks for confirmation for hosts of which the broker keeps nothing: both may be mistakes.
+fn confirm_unusual(hosts: &BTreeSet<HostName>, view: &FleetView) -> Result<(), Error> {
     let of = |host: &&HostName| view.hosts().get(*host).is_some_and(HostView::is_online);
     if let Some(host) = hosts.iter().find(of) {
         return Err(Error::Undone(format!(
@@ -112,8 +112,8 @@ fn question(unknown: &[&HostName], view: &FleetView) -> String {
     )
 }
 
-/// How many bans no other host holds.
-fn only_theirs(bans: &[BanSummary], hosts: &BTreeSet<HostName>) -> usize {
+/// Counts the bans that no other host holds.
+fn count_exclusive_bans(bans: &[BanSummary], hosts: &BTreeSet<HostName>) -> usize {
     let is_theirs = |ban: &&BanSummary| {
         hosts.contains(&ban.origin) && ban.also.iter().all(|host| hosts.contains(host))
     };
@@ -136,27 +136,27 @@ fn lines(hosts: &BTreeSet<HostName>, unknown: &[HostName], bans: usize) -> Vec<S
     removed.into_iter().chain(released).collect()
 }
 
-/// First an empty snapshot in the host's name, which a daemon takes for the release of all its bans: a snapshot
-/// can be signed, and an empty payload cannot. Then the topics are cleared, part 0 last: without part 0 the
-/// host counts as forgotten.
+/// The messages that remove a host. The first is an empty snapshot in the host's name, which daemons take as the release
+/// of all its bans: a snapshot can be signed, an empty payload cannot. The rest clear the topics, shard 0 last, because
+/// a host without shard 0 counts as removed.
 pub(crate) fn retraction(host: &HostName, view: &FleetView, now: i64) -> Vec<Message> {
     let last = view.hosts().get(host).and_then(HostView::stamp);
-    // The stamp has to be the greatest of the host, but none that daemons reject.
+    // The stamp is greater than all stamps of the host, unless daemons would reject such a stamp as future.
     let next = last.map(|last| last.saturating_add(1)).filter(|next| !is_ahead(*next, now));
     let stamp = next.map_or(now, |next| next.max(now));
-    let part = ShardId::new(0, 1).map(|slice| Shard {
+    let shard = ShardId::new(0, 1).map(|id| Shard {
         host: host.clone(),
         stamp,
         time: 0,
-        id: slice,
+        id,
         bans: Vec::new(),
         unbans: Vec::new(),
     });
-    let nothing = part.map(|part| Message::Keep(format!("state/{host}/0"), part.encode()));
+    let nothing = shard.map(|shard| Message::Keep(format!("state/{host}/0"), shard.encode()));
     let mut numbers = view.topics_of(host);
     numbers.insert(0);
-    let parts = numbers.into_iter().rev().map(|number| format!("state/{host}/{number}"));
-    let topics = [format!("host/{host}")].into_iter().chain(parts);
+    let shards = numbers.into_iter().rev().map(|number| format!("state/{host}/{number}"));
+    let topics = [format!("host/{host}")].into_iter().chain(shards);
     let clear = topics.map(|topic| Message::Keep(topic, String::new()));
     nothing.into_iter().chain(clear).collect()
 }
@@ -174,19 +174,19 @@ mod tests {
         HostName::new(name).unwrap()
     }
 
-    fn part(number: u32, parts: u32, stamp: i64) -> String {
-        format!(r#"{{"v":1,"host":"web3","stamp":{stamp},"part":{number},"parts":{parts}}}"#)
+    fn shard(number: u32, count: u32, stamp: i64) -> String {
+        format!(r#"{{"v":1,"host":"web3","stamp":{stamp},"part":{number},"parts":{count}}}"#)
     }
 
     #[test]
     fn snapshot_is_emptied_and_then_all_topics_are_cleared_part_0_last() {
         let mut view = FleetView::default();
-        view.hear_on("host/web3", br#"{"v":1,"state":"offline"}"#);
-        for (number, parts) in [(0, 2), (1, 2), (7, 8)] {
-            view.hear_on(&format!("state/web3/{number}"), part(number, parts, 50).as_bytes());
+        view.apply_raw("host/web3", br#"{"v":1,"state":"offline"}"#);
+        for (number, count) in [(0, 2), (1, 2), (7, 8)] {
+            view.apply_raw(&format!("state/web3/{number}"), shard(number, count, 50).as_bytes());
         }
-        // The daemons reject this one, and the broker keeps it all the same.
-        view.hear_on("state/web3/9", part(9, 16, NOW + DAY + 1).as_bytes());
+        // Daemons reject this shard, but the broker keeps it.
+        view.apply_raw("state/web3/9", shard(9, 16, NOW + DAY + 1).as_bytes());
         let nothing =
             r#"{"v":1,"host":"web3","stamp":51,"part":0,"parts":1,"bans":[],"unbans":[]}"#;
         let expected = [
@@ -200,7 +200,7 @@ mod tests {
         let expected =
             expected.map(|(topic, text)| Message::Keep(topic.to_owned(), text.to_owned()));
         assert_eq!(retraction(&host("web3"), &view, 49), expected);
-        // The broker keeps nothing of this one.
+        // The broker keeps nothing of web9.
         let unknown = retraction(&host("web9"), &view, NOW);
         let topics: Vec<_> = unknown.iter().map(|message| format!("{message:?}")).collect();
         assert_eq!(unknown.len(), 3, "{topics:?}");
@@ -224,7 +224,7 @@ mod tests {
         for (last, expected) in table {
             let mut view = FleetView::default();
             if let Some(last) = last {
-                view.hear_on("state/web3/0", part(0, 1, last).as_bytes());
+                view.apply_raw("state/web3/0", shard(0, 1, last).as_bytes());
             }
             let first = retraction(&host("web3"), &view, NOW).remove(0);
             let Message::Keep(_, text) = first else { panic!("{first:?}") };
@@ -265,7 +265,7 @@ mod tests {
             ),
         ];
         for (removed, unknown, count, expected) in table {
-            assert_eq!(only_theirs(&bans, &removed), count);
+            assert_eq!(count_exclusive_bans(&bans, &removed), count);
             assert_eq!(lines(&removed, &unknown, count), expected);
         }
     }

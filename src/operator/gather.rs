@@ -1,13 +1,13 @@
-//! What is asked of the broker, and when there is all of it. Pure: messages go in with the time, topics
-//! to ask for come out.
+//! Schedules the subscriptions of a command, and decides when the data is complete. Pure: messages go in with the time,
+//! topics come out.
 //!
-//! First the presence of every host and part 0 of every snapshot, which says how many parts there are;
-//! then the branches that have more, a few at a time: a default mosquitto silently drops what goes beyond
-//! 1,000 messages. No message says that it is the last one, so what is there is all when nothing is
-//! missing and nothing has come for a moment.
+//! The first subscriptions cover the presence of every host and shard 0 of every snapshot, which contains the number of
+//! shards. Hosts with more shards follow, a few at a time, because Mosquitto by default silently drops messages beyond
+//! 1,000. MQTT marks no last retained message, so the data counts as complete when no shard is missing and the broker has
+//! been silent for the idle timeout.
 //!
-//! `RabbitMQ` keeps messages, and hands out none of them for a topic with a wildcard: what is still missing is
-//! asked for by its exact topics, too.
+//! `RabbitMQ` keeps retained messages, but delivers none for a wildcard. The second attempt therefore subscribes to the
+//! exact topics as well.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,89 +16,95 @@ use super::view::{FleetView, Update};
 use crate::guard::gate::Admitted;
 use crate::wire::HostName;
 
-/// Longer it does not take, in milliseconds.
-const LIMIT: i64 = 4_000;
+/// The most time that a fetch takes, in milliseconds.
+const FETCH_LIMIT_MS: i64 = 4_000;
 
-/// The most branches that are asked for at once, and the most parts that may come of them.
-const BRANCHES: usize = 32;
-const PARTS: u32 = 256;
+/// The most branches that are requested at once, and the most shards that they may have.
+const MAX_BRANCHES: usize = 32;
+const MAX_SHARDS: u32 = 256;
 
-/// How often a branch is asked for.
+/// How often a branch is requested.
 const MAX_ATTEMPTS: u32 = 2;
 
-/// What is to be done next.
+/// The next step of the driver.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FetchStep {
-    /// Ask for the branches of these hosts.
+    /// Subscribe to the branches of these hosts.
     Ask(Vec<HostName>),
-    /// Listen until then, in milliseconds.
+    /// Listen until this time, in milliseconds.
     Listen(i64),
-    /// There is no more to come.
+    /// The data is complete, or the time is up.
     Done,
 }
 
-/// What is gathered.
+/// The state of a fetch. Times are in milliseconds, since any moment.
 #[derive(Debug)]
 pub struct SnapshotFetch {
-    /// What was heard so far.
+    /// What has arrived so far.
     pub view: FleetView,
-    /// How long a broker that has more may be silent, in milliseconds.
-    quiet: i64,
-    began: i64,
-    /// When something came or was asked for last.
+    /// How long a broker that has more to deliver may be silent, in milliseconds.
+    idle_timeout_ms: i64,
+    started_at: i64,
+    /// When a message arrived or a request was made last.
     last: i64,
-    asked: BTreeMap<HostName, u32>,
+    attempts: BTreeMap<HostName, u32>,
 }
 
 impl SnapshotFetch {
-    /// What is to be asked for first, below the fleet's retained branch.
-    pub const FIRST: [&str; 2] = ["host/+", "state/+/0"];
+    /// The first subscriptions, below the fleet's retained branch.
+    pub const INITIAL_TOPICS: [&str; 2] = ["host/+", "state/+/0"];
 
-    /// Begins now, in a fleet whose messages are signed or not; the broker takes so long to answer, in
+    /// Starts a fetch. `signed`: the fleet has a signing key; `latency`: how long the broker takes to answer, in
     /// milliseconds.
     #[must_use]
-    pub fn new(signed: bool, answers: i64, now: i64) -> Self {
-        let quiet = (100 + 2 * answers).min(LIMIT / 4);
-        Self { view: FleetView::new(signed), quiet, began: now, last: now, asked: BTreeMap::new() }
+    pub fn new(signed: bool, latency: i64, now: i64) -> Self {
+        let idle_timeout_ms = (100 + 2 * latency).min(FETCH_LIMIT_MS / 4);
+        Self {
+            view: FleetView::new(signed),
+            idle_timeout_ms,
+            started_at: now,
+            last: now,
+            attempts: BTreeMap::new(),
+        }
     }
 
     /// Takes a message; `time` is the time of day, in milliseconds since 1970.
-    pub fn hear(&mut self, message: &Admitted, now: i64, time: i64) -> Update {
-        let heard = self.view.hear(message, time);
-        if heard != Update::Nothing {
+    pub fn apply(&mut self, message: &Admitted, now: i64, time: i64) -> Update {
+        let update = self.view.apply(message, time);
+        if update != Update::Nothing {
             self.last = now;
         }
-        heard
+        update
     }
 
-    /// Says what is next.
+    /// Decides the next step.
     pub fn next(&mut self, now: i64) -> FetchStep {
-        if now - self.began >= LIMIT {
+        if now - self.started_at >= FETCH_LIMIT_MS {
             return FetchStep::Done;
         }
-        let is_quiet = now - self.last >= self.quiet;
-        let wanted = self.wanted(is_quiet);
-        if !wanted.is_empty() {
-            for host in &wanted {
-                *self.asked.entry(host.clone()).or_default() += 1;
+        let is_quiet = now - self.last >= self.idle_timeout_ms;
+        let branches_to_fetch = self.branches_to_fetch(is_quiet);
+        if !branches_to_fetch.is_empty() {
+            for host in &branches_to_fetch {
+                *self.attempts.entry(host.clone()).or_default() += 1;
             }
             self.last = now;
-            return FetchStep::Ask(wanted);
+            return FetchStep::Ask(branches_to_fetch);
         }
         if is_quiet {
             return FetchStep::Done;
         }
-        FetchStep::Listen((self.last + self.quiet).min(self.began + LIMIT))
+        FetchStep::Listen((self.last + self.idle_timeout_ms).min(self.started_at + FETCH_LIMIT_MS))
     }
 
-    /// What is to be asked for of a host, below the fleet's retained branch.
+    /// The topics to subscribe to for a host, below the fleet's retained branch.
     #[must_use]
     pub fn topics(&self, host: &HostName) -> Vec<String> {
         let mut topics = vec![format!("state/{host}/+")];
         match self.view.hosts().get(host) {
             None => topics.extend([format!("host/{host}"), format!("state/{host}/0")]),
-            Some(member) if self.asked.get(host).is_some_and(|asked| *asked > 1) => {
-                let there: Vec<u32> = member.numbers().collect();
+            Some(member) if self.attempts.get(host).is_some_and(|attempts| *attempts > 1) => {
+                let there: Vec<u32> = member.shard_indices().collect();
                 let missing = (0..member.count().max(1)).filter(|number| !there.contains(number));
                 topics.extend(missing.map(|number| format!("state/{host}/{number}")));
             }
@@ -107,49 +113,49 @@ impl SnapshotFetch {
         topics
     }
 
-    /// More was asked for: the broker may take its time again.
+    /// Records a request that the caller made itself, which restarts the idle timeout.
     pub fn requested(&mut self, now: i64) {
         self.last = now;
     }
 
-    /// How long a broker that has more may be silent.
+    /// How long a broker that has more to deliver may be silent.
     #[must_use]
     pub fn idle_timeout(&self) -> Duration {
-        Duration::from_millis(self.quiet.cast_unsigned())
+        Duration::from_millis(self.idle_timeout_ms.cast_unsigned())
     }
 
-    /// The branches that have more parts than they had, since all was there.
+    /// The branches of snapshots that grew after the fetch was complete.
     pub fn new_shards(&mut self) -> Vec<HostName> {
-        let wanted = self.wanted(false);
-        for host in &wanted {
-            *self.asked.entry(host.clone()).or_default() += 1;
+        let branches_to_fetch = self.branches_to_fetch(false);
+        for host in &branches_to_fetch {
+            *self.attempts.entry(host.clone()).or_default() += 1;
         }
-        wanted
+        branches_to_fetch
     }
 
-    /// The branches to ask for: those that have more parts, and, if nobody says anything any more, those
-    /// of which parts or all are still missing.
-    fn wanted(&self, is_quiet: bool) -> Vec<HostName> {
-        let (mut branches, mut parts, mut wanted) = (0, 0, Vec::new());
+    /// The branches to request: those with shards that were not requested, and, if the broker is silent, those with
+    /// missing shards or no shard at all.
+    fn branches_to_fetch(&self, is_quiet: bool) -> Vec<HostName> {
+        let (mut branches, mut shards, mut branches_to_fetch) = (0, 0, Vec::new());
         for (host, member) in self.view.hosts() {
-            let asked = self.asked.get(host).copied().unwrap_or(0);
-            let more = match (member.missing(), member.count()) {
-                (0, 0) => is_quiet && asked == 0,
+            let attempts = self.attempts.get(host).copied().unwrap_or(0);
+            let more = match (member.missing_shards(), member.count()) {
+                (0, 0) => is_quiet && attempts == 0,
                 (0, _) => false,
-                _ => asked == 0 || is_quiet && asked < MAX_ATTEMPTS,
+                _ => attempts == 0 || is_quiet && attempts < MAX_ATTEMPTS,
             };
             if more {
-                wanted.push((host, member.missing()));
-            } else if asked > 0 && member.missing() > 0 && !is_quiet {
-                (branches, parts) = (branches + 1, parts + member.missing());
+                branches_to_fetch.push((host, member.missing_shards()));
+            } else if attempts > 0 && member.missing_shards() > 0 && !is_quiet {
+                (branches, shards) = (branches + 1, shards + member.missing_shards());
             }
         }
         let fits = |(host, missing): (&HostName, u32)| {
-            (branches, parts) = (branches + 1, parts + missing);
+            (branches, shards) = (branches + 1, shards + missing);
             let alone = branches == 1;
-            (alone || branches <= BRANCHES && parts <= PARTS).then(|| host.clone())
+            (alone || branches <= MAX_BRANCHES && shards <= MAX_SHARDS).then(|| host.clone())
         };
-        wanted.into_iter().map_while(fits).collect()
+        branches_to_fetch.into_iter().map_while(fits).collect()
     }
 }
 
@@ -160,24 +166,24 @@ mod tests {
 
     const TIME: i64 = 1_795_342_600_000;
 
-    /// What a broker keeps: for each host how many parts, of which it hands out so many.
+    /// Fetches from a broker that keeps, for each host, a number of shards, and delivers a smaller number of them.
     fn gathered(hosts: &[(&str, u32, u32)]) -> (Vec<Vec<String>>, SnapshotFetch) {
-        let (mut gathering, mut asked, mut now) = (SnapshotFetch::new(false, 5, 0), Vec::new(), 0);
-        let part = |host: &str, n: u32, parts: u32| {
-            format!(r#"{{"v":1,"host":"{host}","stamp":5,"part":{n},"parts":{parts},"bans":[]}}"#)
+        let (mut fetch, mut requests, mut now) = (SnapshotFetch::new(false, 5, 0), Vec::new(), 0);
+        let shard = |host: &str, n: u32, shards: u32| {
+            format!(r#"{{"v":1,"host":"{host}","stamp":5,"part":{n},"parts":{shards},"bans":[]}}"#)
         };
-        for (host, parts, _) in hosts {
+        for (host, shards, _) in hosts {
             let online = br#"{"v":1,"state":"online"}"#;
-            gathering.hear(&admit(&format!("host/{host}"), online).unwrap(), now, TIME);
-            if *parts > 0 {
-                let part = part(host, 0, *parts);
-                let part = admit(&format!("state/{host}/0"), part.as_bytes()).unwrap();
-                gathering.hear(&part, now, TIME);
+            fetch.apply(&admit(&format!("host/{host}"), online).unwrap(), now, TIME);
+            if *shards > 0 {
+                let shard = shard(host, 0, *shards);
+                let shard = admit(&format!("state/{host}/0"), shard.as_bytes()).unwrap();
+                fetch.apply(&shard, now, TIME);
             }
         }
         loop {
-            match gathering.next(now) {
-                FetchStep::Done => return (asked, gathering),
+            match fetch.next(now) {
+                FetchStep::Done => return (requests, fetch),
                 FetchStep::Listen(until) => {
                     assert!(until > now);
                     now = until;
@@ -186,15 +192,15 @@ mod tests {
                     let names: Vec<_> =
                         branches.iter().map(|host| host.as_str().to_owned()).collect();
                     for name in &names {
-                        let (_, parts, there) =
+                        let (_, shards, there) =
                             hosts.iter().find(|(host, ..)| host == name).unwrap();
                         for n in 0..*there {
                             let topic = format!("state/{name}/{n}");
-                            let part = part(name, n, *parts);
-                            gathering.hear(&admit(&topic, part.as_bytes()).unwrap(), now + 1, TIME);
+                            let shard = shard(name, n, *shards);
+                            fetch.apply(&admit(&topic, shard.as_bytes()).unwrap(), now + 1, TIME);
                         }
                     }
-                    asked.push(names);
+                    requests.push(names);
                     now += 1;
                 }
             }
@@ -202,29 +208,29 @@ mod tests {
     }
 
     #[test]
-    fn snapshots_of_one_part_are_there_at_once() {
-        let (asked, gathering) = gathered(&[("a", 1, 1), ("b", 1, 1)]);
-        assert!(asked.is_empty());
-        assert_eq!(gathering.view.hosts().len(), 2);
-        assert!(gathering.view.missing().is_empty() && gathering.last == 0);
+    fn snapshots_of_one_shard_need_no_further_request() {
+        let (requests, fetch) = gathered(&[("a", 1, 1), ("b", 1, 1)]);
+        assert!(requests.is_empty());
+        assert_eq!(fetch.view.hosts().len(), 2);
+        assert!(fetch.view.missing().is_empty() && fetch.last == 0);
     }
 
     #[test]
-    fn branches_with_more_parts_are_asked_for_and_only_so_many_at_once() {
-        let (asked, gathering) = gathered(&[("a", 1, 1), ("b", 4, 4), ("c", 2, 2)]);
-        assert_eq!(asked, [["b", "c"]]);
-        assert!(gathering.view.missing().is_empty());
-        let (asked, gathering) = gathered(&[("a", 512, 512), ("b", 128, 128), ("c", 128, 128)]);
-        assert_eq!(asked, [vec!["a"], vec!["b", "c"]]);
-        assert!(gathering.view.missing().is_empty());
+    fn branches_with_more_shards_are_requested_in_batches() {
+        let (requests, fetch) = gathered(&[("a", 1, 1), ("b", 4, 4), ("c", 2, 2)]);
+        assert_eq!(requests, [["b", "c"]]);
+        assert!(fetch.view.missing().is_empty());
+        let (requests, fetch) = gathered(&[("a", 512, 512), ("b", 128, 128), ("c", 128, 128)]);
+        assert_eq!(requests, [vec!["a"], vec!["b", "c"]]);
+        assert!(fetch.view.missing().is_empty());
     }
 
     #[test]
-    fn what_is_missing_is_asked_for_again_and_then_said() {
-        let (asked, gathering) = gathered(&[("a", 4, 3), ("b", 0, 0), ("c", 1, 1)]);
-        assert_eq!(asked, [vec!["a"], vec!["a", "b"]]);
-        assert_eq!(gathering.view.missing(), ["1 of 4 parts of a's snapshot"]);
-        let topics = |name: &str| gathering.topics(&HostName::new(name).unwrap());
+    fn missing_shards_are_requested_again_and_then_reported() {
+        let (requests, fetch) = gathered(&[("a", 4, 3), ("b", 0, 0), ("c", 1, 1)]);
+        assert_eq!(requests, [vec!["a"], vec!["a", "b"]]);
+        assert_eq!(fetch.view.missing(), ["1 of 4 parts of a's snapshot"]);
+        let topics = |name: &str| fetch.topics(&HostName::new(name).unwrap());
         assert_eq!(topics("a"), ["state/a/+", "state/a/3"]);
         assert_eq!(topics("c"), ["state/c/+"]);
         assert_eq!(topics("d"), ["state/d/+", "host/d", "state/d/0"], "nothing was handed out");

@@ -34,7 +34,7 @@ fn is_known<'a, T: Ord + std::fmt::Display>(
     known: &BTreeSet<&'a T>,
     text: impl Fn(&'a T) -> &'a str,
 ) -> Result<(), Error> {
-    // Without any, nothing is known of the fleet.
+    // Without any known name, the view is empty, and proves nothing.
     if known.is_empty() || known.contains(name) {
         return Ok(());
     }
@@ -52,9 +52,9 @@ mod tests {
     #[test]
     fn names_that_exist_are_listed_for_one_that_does_not() {
         let mut view = FleetView::default();
-        view.hear_on("host/web1", br#"{"v":1,"state":"online","jails":["sshd"]}"#);
+        view.apply_raw("host/web1", br#"{"v":1,"state":"online","jails":["sshd"]}"#);
         let bans = br#"{"v":1,"host":"web2","stamp":5,"part":0,"parts":1,"bans":[["mail","192.0.2.1",0,600]]}"#;
-        view.hear_on("state/web2/0", bans);
+        view.apply_raw("state/web2/0", bans);
         let name = |name: &str| Jail::new(name).unwrap();
         let here = [name("recidive")].into();
         for known in ["sshd", "mail", "recidive"] {

@@ -21,11 +21,11 @@ use crate::runtime;
 use crate::store::Store;
 use crate::wire::HostName;
 
-/// How long it may take in all: a removal waits for it.
-const LIMIT: Duration = Duration::from_secs(5);
+/// The time limit of the whole command: the removal of the package waits for it.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is left of `LIMIT` to a broker that does not end the daemon's session.
-const PURGE_LIMIT: Duration = Duration::from_secs(1);
+/// How much of `LEAVE_TIMEOUT` a broker may use that does not end the daemon's session.
+const PURGE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Clears the branch of this host, and ends the session of its daemon. Sample settings are no fault.
 ///
@@ -51,43 +51,43 @@ pub(super) fn run(paths: &Paths) -> Result<(), Error> {
         ))
     };
     runtime::run(async {
-        let left = timeout(LIMIT, leave(&config, paths)).await;
-        let late = || format!("the broker did not answer within {} s", LIMIT.as_secs());
+        let left = timeout(LEAVE_TIMEOUT, clear_branch(&config, paths)).await;
+        let late = || format!("the broker did not answer within {} s", LEAVE_TIMEOUT.as_secs());
         left.map_err(|_| failed(&late()))?.map_err(|error| failed(&error))?;
         say(format_args!("removed {node} from the fleet: other hosts release its bans"));
         Ok(())
     })
 }
 
-async fn leave(config: &Config, paths: &Paths) -> Result<(), Error> {
-    let mut visit = FleetClient::begin(config, paths).await?;
-    visit.fetch_host(&config.node).await?;
-    if is_of_another(visit.view(), &config.node, &machine()) {
+async fn clear_branch(config: &Config, paths: &Paths) -> Result<(), Error> {
+    let mut client = FleetClient::connect(config, paths).await?;
+    client.fetch_host(&config.node).await?;
+    if is_owned_by_another_machine(client.view(), &config.node, &machine()) {
         return Err(Error::Undone("another machine has this name now".to_owned()));
     }
-    let mut messages = retraction(&config.node, visit.view(), now_millis());
+    let mut messages = retraction(&config.node, client.view(), now_millis());
     if let Some(prefix) = &config.ha_prefix {
         messages.extend(homeassistant::topics(prefix, &config.node).map(Message::Clear));
     }
-    visit.publish(&messages).await?;
-    let until = Instant::now() + LIMIT;
-    while is_kept(&config.node, visit.view()) {
-        if visit.next_update(until).await?.is_none() {
+    client.publish(&messages).await?;
+    let until = Instant::now() + LEAVE_TIMEOUT;
+    while is_kept(&config.node, client.view()) {
+        if client.next_update(until).await?.is_none() {
             return Err(Error::Undone("the broker still keeps its topics".to_owned()));
         }
     }
-    visit.end().await;
+    client.end().await;
     // The broker would go on queueing for it.
     let path = paths.store();
     let identity = path.exists().then(|| Store::open(&path)?.identity()).transpose()?.flatten();
     if let Some(identity) = identity {
-        let _ = timeout(PURGE_LIMIT, broker::purge(config.clone(), identity.client_id())).await;
+        let _ = timeout(PURGE_TIMEOUT, broker::purge(config.clone(), identity.client_id())).await;
     }
     Ok(())
 }
 
 /// Whether the name is another machine's. This host's own daemon may have ended without a good-bye.
-fn is_of_another(view: &FleetView, node: &HostName, machine: &str) -> bool {
+fn is_owned_by_another_machine(view: &FleetView, node: &HostName, machine: &str) -> bool {
     let presence = view.hosts().get(node).and_then(|member| member.presence());
     presence.is_some_and(|there| !there.machine.is_empty() && there.machine != machine)
 }
@@ -110,9 +110,9 @@ mod tests {
         for (presence, expected) in table {
             let mut view = FleetView::default();
             if !presence.is_empty() {
-                view.hear_on("host/web1", presence.as_bytes());
+                view.apply_raw("host/web1", presence.as_bytes());
             }
-            assert_eq!(is_of_another(&view, &node, "m1"), expected, "{presence}");
+            assert_eq!(is_owned_by_another_machine(&view, &node, "m1"), expected, "{presence}");
         }
     }
 }

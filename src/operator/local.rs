@@ -20,28 +20,28 @@ use crate::spool::Spool;
 use crate::store::read_claims;
 use crate::wire::{Address, HostName, Jail};
 
-/// A fail2ban that bans many is busy for seconds; nobody is to wait for it here.
-const PATIENCE: Duration = Duration::from_millis(700);
+/// How long a command waits for fail2ban. A fail2ban that makes many bans is busy for seconds, and then counts as busy.
+const QUERY_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// The service on this host, and what waits for it.
+/// The service on this host, and its queues.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalService {
     /// The daemon's process, if it runs.
     pub pid: Option<i32>,
     /// When it was started, in seconds since 1970.
     pub since: Option<i64>,
-    /// Events that wait to be published.
+    /// The number of unpublished events.
     pub events: usize,
-    /// Reports that wait to be sent, and what is left of the day's calls.
+    /// Unsent reports, and the calls that AbuseIPDB still accepts today.
     pub reports: QueueStatus,
-    /// The file systems without room.
+    /// Full file systems.
     pub disks_full: Vec<FullDisk>,
 }
 
 impl LocalService {
-    /// Looks at it.
+    /// Reads the lock, the spools and the queues.
     #[must_use]
-    pub fn look(paths: &Paths) -> Self {
+    pub fn read(paths: &Paths) -> Self {
         let daemon = lock::owner(&paths.lock()).filter(|owner| owner.role == Role::Daemon);
         let pid = daemon.map(|owner| owner.pid);
         let since = pid.and_then(|pid| started(&PathBuf::from(format!("/proc/{pid}"))));
@@ -61,45 +61,45 @@ fn started(process: &Path) -> Option<i64> {
 /// The jails of fail2ban on this host.
 ///
 /// # Errors
-/// Why it does not say.
+/// Why fail2ban does not answer.
 pub async fn jails(paths: &Paths) -> Result<BTreeSet<Jail>, String> {
     let ask = async { Client::connect(&paths.fail2ban).await?.jails().await };
-    with_timeout(PATIENCE, ask).await
+    with_timeout(QUERY_TIMEOUT, ask).await
 }
 
 async fn with_timeout<T>(
-    patience: Duration,
+    limit: Duration,
     ask: impl Future<Output = Result<T, crate::fail2ban::Fail2banError>>,
 ) -> Result<T, String> {
-    match timeout(patience, ask).await {
+    match timeout(limit, ask).await {
         Ok(answer) => answer.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("fail2ban is busy: no answer within {} s", patience.as_secs_f32())),
+        Err(_) => Err(format!("fail2ban is busy: no answer within {} s", limit.as_secs_f32())),
     }
 }
 
 /// What this host does with one address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalDecision {
-    /// The jails that fail2ban has here.
+    /// All jails of fail2ban here.
     pub jails: BTreeSet<Jail>,
-    /// Those in which it bans the address.
+    /// Jails in which fail2ban bans the address.
     pub banned: BTreeSet<Jail>,
-    /// Those in which it is never to be banned here, and why.
+    /// Jails whose ignore list has the address, and why.
     pub exempt: BTreeMap<Jail, IgnoreReason>,
-    /// Those that do not take part, by the settings.
-    pub apart: BTreeSet<Jail>,
-    /// For which hosts the daemon bans it, and in which jail.
+    /// Jails that the settings exclude.
+    pub excluded: BTreeSet<Jail>,
+    /// Jails in which the daemon imported the ban, with the origins of the claims.
     pub imported: BTreeSet<(Jail, HostName)>,
-    /// Whose bans of it this host's operator lifted, and in which jail.
+    /// Jails with an override (R14), and the origins whose bans it suppresses.
     pub lifted: BTreeSet<(Jail, HostName)>,
 }
 
 impl LocalDecision {
-    /// Asks fail2ban, and looks at what the daemon remembers.
+    /// Asks fail2ban, and reads the daemon's state database.
     ///
     /// # Errors
-    /// Why fail2ban does not say.
-    pub async fn look(config: &Config, paths: &Paths, address: Address) -> Result<Self, String> {
+    /// Why fail2ban does not answer.
+    pub async fn query(config: &Config, paths: &Paths, address: Address) -> Result<Self, String> {
         let mut exempt = daemon::exempt(config);
         let ask = async {
             let mut client = Client::connect(&paths.fail2ban).await?;
@@ -109,21 +109,21 @@ impl LocalDecision {
                     here.banned.insert(jail.clone());
                 }
                 if !config.sharing.includes(&jail) {
-                    here.apart.insert(jail.clone());
+                    here.excluded.insert(jail.clone());
                 }
                 let (ignored, _) = exempt.resolve(&jail, &client.ignored(&jail).await?).await;
-                here.exempt.extend(ignored.lookup(address).map(|because| (jail, because)));
+                here.exempt.extend(ignored.lookup(address).map(|reason| (jail, reason)));
             }
             Ok(here)
         };
-        let mut here = with_timeout(2 * PATIENCE, ask).await?;
+        let mut here = with_timeout(2 * QUERY_TIMEOUT, ask).await?;
         here.imported = imported(&paths.store(), address).unwrap_or_default();
         here.lifted = lifted(&paths.store(), address).unwrap_or_default();
         Ok(here)
     }
 }
 
-/// This host, and those whose bans the daemon remembers.
+/// This host, and the origins of all imports.
 #[must_use]
 pub fn hosts(config: &Config, paths: &Paths) -> BTreeSet<HostName> {
     let mut hosts = origins(&paths.store()).unwrap_or_default();
@@ -131,7 +131,7 @@ pub fn hosts(config: &Config, paths: &Paths) -> BTreeSet<HostName> {
     hosts
 }
 
-/// The addresses that the daemon bans for other hosts, and those that fail2ban bans here as far as its database tells.
+/// All imported addresses, and the last 1,000 addresses in fail2ban's database.
 #[must_use]
 pub fn addresses(paths: &Paths) -> BTreeSet<Address> {
     let of = |database: &Path, query: &str| -> rusqlite::Result<BTreeSet<Address>> {
@@ -163,7 +163,7 @@ fn open(store: &Path) -> rusqlite::Result<Connection> {
     Connection::open_with_flags(store, flags)
 }
 
-/// For which hosts the daemon bans an address, and in which jail.
+/// The jails in which an address is imported, with the origins of the claims.
 fn imported(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, HostName)>> {
     let db = open(store)?;
     let mut query = db.prepare("SELECT jail, claims FROM imports WHERE ip = ?1")?;
@@ -177,10 +177,10 @@ fn imported(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, 
     Ok(imported)
 }
 
-/// Those of some addresses that the daemon banned in a jail for others. Where it has never run, there are none.
+/// Those of some addresses that are imports in a jail: none if the daemon has never run.
 ///
 /// # Errors
-/// Whatever SQLite says.
+/// Any error of SQLite.
 pub fn imports(
     store: &Path,
     jail: &Jail,
@@ -200,7 +200,7 @@ pub fn imports(
     Ok(imports)
 }
 
-/// Whose bans of an address were lifted here by hand.
+/// The overrides of an address (R14): jail and origin.
 fn lifted(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, HostName)>> {
     let db = open(store)?;
     let mut query = db.prepare("SELECT jail, host FROM overrides WHERE ip = ?1")?;

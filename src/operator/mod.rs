@@ -1,9 +1,9 @@
-//! What a person asks of the fleet, and does to it. None of it needs the daemon: the broker has it all.
+//! The operator's commands. They need no daemon: the broker keeps the state of the whole fleet.
 //!
-//! - [`visit`]: a command's own connection. What it asks for and when it has all, [`gather`] says, and what
-//!   it means, [`view`]; both are pure. [`local`]: what this host itself knows.
-//! - [`status`], [`list`], [`watch`] show; [`ban`], [`unban`], [`forget`] act, and say what came of it.
-//! - [`out`], [`clock`]: text, tables, JSON and times for people; [`ask`]: whether they mean it.
+//! - [`visit`] connects to the broker. [`gather`] schedules the subscriptions, and [`view`] interprets the messages; both
+//!   are pure. [`local`] reads what this host knows itself.
+//! - [`status`], [`list`], [`watch`] and [`check`] show; [`ban`], [`unban`] and [`forget`] act, and show the result.
+//! - [`out`] and [`clock`] render text, tables, JSON and times; [`ask`] asks for confirmation.
 
 pub mod ask;
 pub mod ban;
@@ -28,12 +28,12 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::paths::Paths;
 
-/// Does what the operator asked for.
+/// Runs one command.
 ///
 /// # Errors
 /// Any [`Error`].
 pub fn run(operation: &Operation, paths: &Paths) -> Result<(), Error> {
-    // Settings that cannot be used say nothing of it; each command tells of that by itself.
+    // Each command reports invalid settings itself; here, they only mean the default socket.
     let socket = Config::load().ok().and_then(|config| config.fail2ban_socket);
     let paths = &paths.located(socket.as_deref());
     match operation {

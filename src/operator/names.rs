@@ -1,5 +1,5 @@
-//! `f2bmqtt names`: what the completions of shells offer. It asks this host alone, and prints nothing where that does
-//! not answer: a completion must not wait for a broker.
+//! `f2bmqtt names`: names for shell completions. The command queries only this host, and prints nothing if that fails: a
+//! completion must not wait for a broker.
 
 use std::fmt::Write as _;
 
@@ -12,7 +12,7 @@ use crate::paths::Paths;
 use crate::runtime;
 use crate::text::sanitize;
 
-/// The most names that are offered.
+/// The most names that are printed.
 const MAX_NAMES: usize = 1_000;
 
 /// Prints the names, one a line.

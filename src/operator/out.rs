@@ -1,5 +1,5 @@
-//! What a person sees: lines and tables on a terminal, plain text in a pipe, or JSON. Whatever came from
-//! the network loses what could move a cursor or turn a text around.
+//! Rendering: tables with colours on a terminal, tab-separated text in a pipe, or JSON. Text from the network loses all
+//! characters that could move the cursor or change the direction of writing.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
@@ -9,16 +9,16 @@ use crate::text::{is_unsafe_for_display, sanitize};
 use serde_json::Value;
 use unicode_width::UnicodeWidthStr as _;
 
-/// Where the text goes.
+/// The properties of standard output.
 #[derive(Clone, Copy, Debug)]
 pub struct Out {
-    /// A person reads it.
+    /// It is a terminal.
     pub terminal: bool,
     /// It may have colours (no-color.org).
     pub colour: bool,
 }
 
-/// How a cell looks on a terminal with colours.
+/// The style of a cell on a terminal with colours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Style {
@@ -43,7 +43,7 @@ impl Style {
 }
 
 impl Out {
-    /// Standard output.
+    /// Inspects standard output.
     #[must_use]
     pub fn stdout() -> Self {
         let terminal = io::stdout().is_terminal();
@@ -51,17 +51,17 @@ impl Out {
         Self { terminal, colour }
     }
 
-    /// A text, as it looks.
+    /// Sanitizes a text, and adds its colour.
     #[must_use]
-    pub fn paint<'a>(&self, look: Style, text: &'a str) -> Cow<'a, str> {
+    pub fn paint<'a>(&self, style: Style, text: &'a str) -> Cow<'a, str> {
         let text = sanitize(text);
-        if !self.colour || look == Style::Plain {
+        if !self.colour || style == Style::Plain {
             return text;
         }
-        format!("{}{text}\x1b[0m", look.code()).into()
+        format!("{}{text}\x1b[0m", style.code()).into()
     }
 
-    /// Rows below their heads: in columns on a terminal, with tabs between in a pipe.
+    /// Writes a table: with aligned columns on a terminal, separated by tabs in a pipe.
     pub fn table<'a>(
         &self,
         to: &mut dyn fmt::Write,
@@ -88,19 +88,19 @@ impl Out {
             return writeln!(to, "{}", cells.join("\t"));
         }
         let last = row.iter().rposition(|(_, cell)| !cell.is_empty()).unwrap_or(0);
-        for (n, (look, cell)) in row.iter().enumerate().take(last) {
+        for (n, (style, cell)) in row.iter().enumerate().take(last) {
             let gap = (widths[n] + 2).saturating_sub(sanitize(cell).width());
-            write!(to, "{}{:gap$}", self.paint(*look, cell), "")?;
+            write!(to, "{}{:gap$}", self.paint(*style, cell), "")?;
         }
-        let (look, cell) = &row[last];
-        writeln!(to, "{}", self.paint(*look, cell))
+        let (style, cell) = &row[last];
+        writeln!(to, "{}", self.paint(*style, cell))
     }
 }
 
-/// The cells of a row.
+/// One row of a table.
 pub type Row = Vec<(Style, String)>;
 
-/// Standard output, for what may be long. Whoever stops reading it ends nothing.
+/// Buffered standard output. A reader that closes the pipe causes no error.
 #[derive(Debug)]
 pub struct BufferedStdout(io::BufWriter<io::StdoutLock<'static>>);
 
@@ -126,7 +126,7 @@ pub fn print_json(value: &Value) {
     let _ = writeln!(BufferedStdout::default(), "{}", json(value));
 }
 
-/// JSON that is as harmless on a terminal as any other text.
+/// Encodes JSON, with escapes for characters that are unsafe on a terminal.
 #[must_use]
 pub fn json(value: &Value) -> String {
     let mut text = String::new();
@@ -147,7 +147,8 @@ mod tests {
     use super::*;
 
     fn table(terminal: bool, colour: bool) -> String {
-        let row = |look, a: &str, b: &str| vec![(look, a.to_owned()), (Style::Plain, b.to_owned())];
+        let row =
+            |style, a: &str, b: &str| vec![(style, a.to_owned()), (Style::Plain, b.to_owned())];
         let rows = [
             row(Style::Good, "日本", "x"),
             row(Style::Bad, "a\u{1b}[2J\tb", ""),
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_has_columns_on_a_terminal_and_tabs_in_a_pipe() {
+    fn table_has_columns_on_a_terminal_and_tabs_in_a_pipe() {
         let lines = ["NAME     B", "日本     x", "a?[2J?b", "         y", ""];
         assert_eq!(table(true, false), lines.join("\n"));
         assert_eq!(table(false, false), "NAME\tB\n日本\tx\na?[2J?b\t\n\ty\n");
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_as_harmless_on_a_terminal() {
+    fn json_escapes_characters_that_are_unsafe_on_a_terminal() {
         let json = json(&serde_json::json!({ "a": "\u{1b}\u{7f}\u{9b}\u{202e}\u{e0041}" }));
         assert_eq!(json, "{\"a\":\"\\u001b\\u007f\\u009b\\u202e\\udb40\\udc41\"}");
     }

@@ -1,8 +1,7 @@
-//! `f2bmqtt unban`: frees an address on every host, whoever banned it, and waits until each host says so.
+//! `f2bmqtt unban`: releases addresses on every host, and waits for the confirmation of each host (R16).
 //!
-//! The unban is an event with an id. One event per address covers every jail for the daemons. Hosts that run the
-//! scripts need one event per jail: these go out for as many jails as there is room for. Each host repeats the id
-//! in its snapshot once it has freed the address.
+//! A fleet unban is an event with an ID. For daemons, one event per address covers all jails. Hosts that run the scripts
+//! need one event per jail, up to `MAX_EVENTS`. Each host confirms by repeating the ID in its snapshot.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,19 +25,20 @@ use crate::runtime;
 use crate::text::sanitize;
 use crate::wire::{Action, Address, Event, HostName, Jail, Reason, UnbanId};
 
-/// A host frees within a second, and tells of it two seconds later; longer where its fail2ban is busy.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the command waits for confirmations. A host needs a second for the unban, and publishes its snapshot two
+/// seconds later; a busy fail2ban takes longer.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The most events: what a default mosquitto queues for a host that is away.
+/// The most events of one call: the number that Mosquitto by default queues for an offline host.
 const MAX_EVENTS: usize = 1_000;
 
-/// The jail of an event for every jail where no jail is known: fail2ban's first, which most servers have.
+/// The jail of an event for all jails if no jail is known: `sshd`, which most servers have.
 const FIRST_JAIL: &str = "sshd";
 
-/// Frees, and waits.
+/// Publishes the fleet unban, and waits.
 ///
 /// # Errors
-/// Any [`Error`]; [`Error::Undone`] where a host has not answered.
+/// Any [`Error`]; [`Error::Undone`] if a host has not confirmed.
 pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
     let addresses = ask::addresses(&args.addresses)?;
     let jail = args.jail.as_deref().map(Jail::new).transpose();
@@ -59,38 +59,39 @@ pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
         addresses,
     };
     runtime::run(async {
-        let (visit, here) = tokio::join!(FleetClient::begin(&config, paths), local::jails(paths));
-        let mut visit = visit?;
+        let (client, here) =
+            tokio::join!(FleetClient::connect(&config, paths), local::jails(paths));
+        let mut client = client?;
         let here = here.unwrap_or_default();
         if let Some(jail) = &unban.jail {
-            known::jail(jail, visit.view(), &here)?;
+            known::jail(jail, client.view(), &here)?;
         }
-        let jails = unban.jails(visit.view(), &here);
+        let jails = unban.jails(client.view(), &here);
         let (jails, left_out) = unban.split(&jails);
-        visit.publish(&unban.events(jails, millis)).await?;
+        client.publish(&unban.events(jails, millis)).await?;
         if left_out > 0 && !args.json {
             say(sanitize(&left_out_line(left_out)));
         }
-        let freed = unban.wait(&mut visit, args.json).await?;
-        let result = unban.conclude(visit.view(), &freed, left_out, args.json);
-        visit.end().await;
+        let confirmed = unban.wait(&mut client, args.json).await?;
+        let result = unban.print_result(client.view(), &confirmed, left_out, args.json);
+        client.end().await;
         result
     })
 }
 
-/// What is freed.
+/// A fleet unban.
 struct Unban {
     me: HostName,
-    /// In this jail, or in every one.
+    /// `None` for all jails.
     jail: Option<Jail>,
     id: UnbanId,
     addresses: Vec<Address>,
 }
 
 impl Unban {
-    /// The jails that events are for, the ones that matter most first: those of this host's fail2ban, those in
-    /// which a host lists one of the addresses, those in which hosts list other bans, and those that hosts only
-    /// claim to have; among these the ones of the most hosts. Never empty.
+    /// The jails of the events, the most relevant first: jails of this host's fail2ban, jails in which a host lists one of
+    /// the addresses, jails in which hosts list other bans, and jails that hosts only announce; within each group, those
+    /// of the most hosts. Never empty.
     fn jails(&self, view: &FleetView, here: &BTreeSet<Jail>) -> Vec<Jail> {
         if let Some(jail) = &self.jail {
             return vec![jail.clone()];
@@ -114,14 +115,14 @@ impl Unban {
         if jails.is_empty() { Jail::new(FIRST_JAIL).into_iter().collect() } else { jails }
     }
 
-    /// The jails that there is room for, and how many there is none for. Each address has one event at least.
+    /// The jails within `MAX_EVENTS`, and the number of the rest. Each address has at least one event.
     fn split<'a>(&self, jails: &'a [Jail]) -> (&'a [Jail], usize) {
         let most = (MAX_EVENTS / self.addresses.len().max(1)).max(1);
         let first = &jails[..jails.len().min(most)];
         (first, jails.len() - first.len())
     }
 
-    /// One event per jail and address, those of the first jail first. To a daemon each of them is the same unban.
+    /// One event per jail and address, jail by jail. For daemons, all events of an address are the same unban.
     fn events(&self, jails: &[Jail], millis: i64) -> Vec<Message> {
         let event = |jail: &Jail, address: &Address| Event {
             action: Action::Unban,
@@ -143,47 +144,47 @@ impl Unban {
         all.map(|event| Message::Event("unban", event.encode())).collect()
     }
 
-    /// Waits until every host that is connected has answered; answers who has. Says so as it comes.
+    /// Waits until every online host has confirmed. Returns the hosts that have, and prints each one unless `quiet`.
     async fn wait(
         &self,
-        visit: &mut FleetClient,
+        client: &mut FleetClient,
         quiet: bool,
     ) -> Result<BTreeSet<HostName>, Error> {
-        let until = Instant::now() + PATIENCE;
-        let mut freed = BTreeSet::new();
+        let until = Instant::now() + CONFIRM_TIMEOUT;
+        let mut confirmed = BTreeSet::new();
         loop {
-            for (host, member) in visit.view().hosts() {
+            for (host, member) in client.view().hosts() {
                 let done = self.addresses.iter().all(|address| member.repeats(*address, &self.id));
-                if done && freed.insert(host.clone()) && !quiet {
+                if done && confirmed.insert(host.clone()) && !quiet {
                     say(sanitize(&format!("{host}: unbanned")));
                 }
             }
-            let waits = |view: &FleetView| {
+            let is_waiting = |view: &FleetView| {
                 view.hosts()
                     .iter()
-                    .any(|(host, member)| member.is_online() && !freed.contains(host))
+                    .any(|(host, member)| member.is_online() && !confirmed.contains(host))
             };
-            while waits(visit.view()) {
-                match visit.next_update(until).await? {
-                    None => return Ok(freed),
+            while is_waiting(client.view()) {
+                match client.next_update(until).await? {
+                    None => return Ok(confirmed),
                     Some(Update::Shard(_)) => break,
                     Some(_) => {}
                 }
             }
-            if !waits(visit.view()) {
-                return Ok(freed);
+            if !is_waiting(client.view()) {
+                return Ok(confirmed);
             }
         }
     }
 
-    fn conclude(
+    fn print_result(
         &self,
         view: &FleetView,
-        freed: &BTreeSet<HostName>,
+        confirmed: &BTreeSet<HostName>,
         left_out: usize,
         json: bool,
     ) -> Result<(), Error> {
-        let silent = view.hosts().iter().filter(|(host, _)| !freed.contains(*host));
+        let silent = view.hosts().iter().filter(|(host, _)| !confirmed.contains(*host));
         let (online, offline): (Vec<_>, Vec<_>) =
             silent.partition(|(_, member)| member.is_online());
         let names = |of: &[(&HostName, &super::view::HostView)]| {
@@ -195,14 +196,14 @@ impl Unban {
                 "id": self.id.as_str(),
                 "ips": self.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "jail": self.jail.as_ref().map(Jail::as_str),
-                "unbanned": freed.iter().map(HostName::as_str).collect::<Vec<_>>(),
+                "unbanned": confirmed.iter().map(HostName::as_str).collect::<Vec<_>>(),
                 "no_reply": online,
                 "offline": offline,
                 "jails_left_out": left_out,
             }));
         } else {
             for host in &online {
-                let seconds = PATIENCE.as_secs();
+                let seconds = CONFIRM_TIMEOUT.as_secs();
                 say(sanitize(&format!("{host}: no reply within {seconds} s")));
             }
             for host in &offline {
@@ -219,7 +220,7 @@ impl Unban {
     }
 }
 
-/// What hosts that run the scripts miss.
+/// The note about jails without an event, which matter only to hosts that run the scripts.
 fn left_out_line(jails: usize) -> String {
     let jails = if jails == 1 { "1 jail".to_owned() } else { format!("{jails} jails") };
     format!(
@@ -250,10 +251,10 @@ mod tests {
     }
 
     #[test]
-    fn each_jail_has_an_event_that_covers_every_jail_and_one_jail_has_one_for_itself() {
+    fn unban_of_all_jails_has_one_event_per_jail_and_of_one_jail_one_event() {
         let mut unban = unban(1);
         let mut view = FleetView::default();
-        view.hear_on("host/web2", br#"{"v":1,"state":"offline","jails":["web"]}"#);
+        view.apply_raw("host/web2", br#"{"v":1,"state":"offline","jails":["web"]}"#);
         let found = unban.jails(&view, &jails(&["sshd"]));
         let events = unban.events(&found, NOW);
         let expected = r#"{"action":"unban","ipmset":"sshd","ip":"198.51.0.0","bantime":0,"host":"web1","restored":0,"failures":0,"time":1795342588,"stamp":1795342588123,"reason":"fleet","id":"web1-1795342588123","jails":"*"}"#;
@@ -272,7 +273,7 @@ mod tests {
         for n in 0..5 {
             let many: Vec<_> = (0..500).map(|m| format!(r#""a{n}-{m}""#)).collect();
             let presence = format!(r#"{{"v":1,"state":"online","jails":[{}]}}"#, many.join(","));
-            view.hear_on(&format!("host/ghost{n}"), presence.as_bytes());
+            view.apply_raw(&format!("host/ghost{n}"), presence.as_bytes());
         }
         for (host, jail, ip) in [
             ("web2", "listed", "198.51.0.0"),
@@ -284,7 +285,7 @@ mod tests {
                 r#"{{"v":1,"host":"{host}","stamp":{NOW},"part":{},"parts":4,"bans":[["{jail}","{ip}",{start},600]]}}"#,
                 Address::new(ip).unwrap().hash() % 4
             );
-            view.hear_on(
+            view.apply_raw(
                 &format!("state/{host}/{}", Address::new(ip).unwrap().hash() % 4),
                 part.as_bytes(),
             );

@@ -1,9 +1,9 @@
-//! What the broker has of the fleet, folded into what it means. Pure.
+//! The state of the fleet, from the retained messages of the broker. Pure.
 //!
-//! The rules are those of the daemons: the newest part that covers an address is right, the fleet's bans
-//! are the union, and a ban whose host does not repeat every fleet unban of its address is void, unless it began
-//! long after that. What daemons reject is not shown: snapshots of another time, fleet unbans of the future, and
-//! addresses that no host may ban.
+//! The view applies the rules of the daemons: the newest shard that covers an address wins, the fleet's bans are the union
+//! of all snapshots (R2, R3), and a ban that does not carry every fleet unban of its address is void (R17), unless the ban
+//! started long after the unban. The view leaves out what daemons reject: snapshots with a stamp out of range, fleet unbans
+//! of the future, and addresses that are not bannable (R1).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ use crate::wire::{
     UnbanId,
 };
 
-/// The most hosts and bans that are kept in mind; no honest fleet comes near.
+/// The most hosts and bans that the view stores (R21); no honest fleet comes near.
 const MAX_HOSTS: usize = 1_000;
 const MAX_BANS: usize = 500_000;
 
@@ -24,49 +24,49 @@ const MAX_BANS: usize = 500_000;
 #[derive(Debug, Default)]
 pub struct FleetView {
     hosts: BTreeMap<HostName, HostView>,
-    /// Each name once: there are many bans, and few jails.
+    /// Each jail once, so that bans share the names.
     jails: BTreeSet<Jail>,
     bans: usize,
-    /// Something was left out: there is too much of it.
+    /// The view left out data beyond its limits.
     full: bool,
-    /// The fleet has a key.
+    /// The fleet has a signing key.
     signed: bool,
     /// Topics of snapshots, by their last level, whose payload the daemons reject.
     rejected: BTreeMap<HostName, BTreeSet<u32>>,
-    pace: Timing,
+    timing: Timing,
 }
 
-/// What the broker has of one host.
+/// The retained messages of one host.
 #[derive(Debug, Default)]
 pub struct HostView {
     presence: Option<Presence>,
     /// By the last level of their topics.
-    parts: BTreeMap<u32, Shard>,
-    /// Those of them that are not signed, in a fleet that has a key.
+    shards: BTreeMap<u32, Shard>,
+    /// The indices of shards without a signature, in a fleet that has a signing key.
     unsigned: BTreeSet<u32>,
 }
 
-/// A message, as far as the view is concerned.
+/// The effect of a message on the view.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Update {
-    /// Of a host's state.
+    /// The host's presence changed.
     Presence(HostName),
-    /// A part of a host's snapshot.
+    /// A shard of the host's snapshot arrived.
     Shard(HostName),
     /// A topic of a host was cleared.
     Cleared(HostName),
-    /// Nothing that the view shows.
+    /// The view did not change.
     Nothing,
 }
 
 /// When a ban ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Expiry {
-    /// Then, in seconds since 1970 on its origin's clock.
+    /// At this time, in seconds since 1970 by the origin's clock.
     Time(i64),
-    /// Its origin did not know.
+    /// The origin did not know the bantime.
     Unknown,
-    /// Never.
+    /// The ban is permanent.
     Never,
 }
 
@@ -80,53 +80,53 @@ impl Expiry {
     }
 }
 
-/// An address that is banned in a jail.
+/// The ban of an address in a jail, by all its origins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BanSummary {
-    /// Which address.
+    /// The banned address.
     pub address: Address,
-    /// In which jail.
+    /// The jail that bans it.
     pub jail: Jail,
-    /// The host that detected it first, of those that hold it.
+    /// The host that detected it first, among those that still hold the ban.
     pub origin: HostName,
-    /// Since when, in seconds since 1970; 0 is not known.
+    /// The start, in seconds since 1970; 0 is unknown.
     pub since: i64,
-    /// The last of its ends.
+    /// The latest end among all origins.
     pub until: Expiry,
-    /// Who else detected it and holds it.
+    /// The other hosts that detected it and still hold the ban.
     pub also: Vec<HostName>,
 }
 
-/// A ban that counts for nobody, because its host has not heard of a fleet unban yet.
+/// A ban that a fleet unban voided, and that its host still lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VoidedBan {
-    /// Which address.
+    /// The released address.
     pub address: Address,
-    /// In which jail.
+    /// The jail of the ban.
     pub jail: Jail,
-    /// The host that still lists it.
+    /// The host that still lists the ban.
     pub host: HostName,
-    /// The fleet unban.
+    /// The ID of the fleet unban.
     pub id: UnbanId,
 }
 
 impl FleetView {
-    /// The view of a fleet whose messages are signed, or not.
+    /// An empty view. `signed`: the fleet has a signing key.
     #[must_use]
     pub fn new(signed: bool) -> Self {
         Self { signed, ..Self::default() }
     }
 
-    /// Takes a message that came at `now`, in milliseconds since 1970.
-    pub fn hear(&mut self, message: &Admitted, now: i64) -> Update {
+    /// Applies a message that arrived at `now`, in milliseconds since 1970.
+    pub fn apply(&mut self, message: &Admitted, now: i64) -> Update {
         match message.source() {
-            Source::Presence { host } => self.presence(message, host),
-            Source::Shard { host, index } => self.part(message, host, *index, now),
+            Source::Presence { host } => self.apply_presence(message, host),
+            Source::Shard { host, index } => self.apply_shard(message, host, *index, now),
             Source::Event | Source::Other(_) => Update::Nothing,
         }
     }
 
-    fn presence(&mut self, message: &Admitted, host: &HostName) -> Update {
+    fn apply_presence(&mut self, message: &Admitted, host: &HostName) -> Update {
         if message.payload().is_empty() {
             if let Some(member) = self.hosts.get_mut(host) {
                 member.presence = None;
@@ -142,33 +142,34 @@ impl FleetView {
         }
     }
 
-    fn part(&mut self, message: &Admitted, host: &HostName, number: u32, now: i64) -> Update {
+    fn apply_shard(&mut self, message: &Admitted, host: &HostName, index: u32, now: i64) -> Update {
         if let Some(rejected) = self.rejected.get_mut(host)
-            && rejected.remove(&number)
+            && rejected.remove(&index)
             && rejected.is_empty()
         {
             self.rejected.remove(host);
         }
         if message.payload().is_empty() {
-            let gone = self.hosts.get_mut(host).and_then(|member| member.parts.remove(&number));
-            self.bans -= gone.map_or(0, |part| part.bans.len());
+            let gone = self.hosts.get_mut(host).and_then(|member| member.shards.remove(&index));
+            self.bans -= gone.map_or(0, |shard| shard.bans.len());
             return self.cleared(host);
         }
-        // An unsigned part frees nobody, but its bans may carry what others freed.
-        let part = message.shard(|_| true).ok();
-        let Some(mut part) = part.filter(|part| check_part_stamp(part, self.signed, now).is_none())
+        // Fleet unbans of an unsigned shard void no bans, but they count as carried by the shard's own bans.
+        let shard = message.shard(|_| true).ok();
+        let Some(mut shard) =
+            shard.filter(|shard| check_part_stamp(shard, self.signed, now).is_none())
         else {
-            self.reject(host, number);
+            self.reject(host, index);
             return Update::Nothing;
         };
-        part.bans.retain(|listed| is_bannable(listed.address.ip()));
-        part.unbans.retain(|pardon| !is_ahead(pardon.id.created_at(), now));
-        if self.bans + part.bans.len() > MAX_BANS {
+        shard.bans.retain(|listed| is_bannable(listed.address.ip()));
+        shard.unbans.retain(|fleet_unban| !is_ahead(fleet_unban.id.created_at(), now));
+        if self.bans + shard.bans.len() > MAX_BANS {
             self.full = true;
             return Update::Nothing;
         }
-        let bans = part.bans.len();
-        for listed in &mut part.bans {
+        let bans = shard.bans.len();
+        for listed in &mut shard.bans {
             match self.jails.get(&listed.jail) {
                 Some(jail) => listed.jail = jail.clone(),
                 None => drop(self.jails.insert(listed.jail.clone())),
@@ -176,24 +177,24 @@ impl FleetView {
         }
         let Some(member) = self.member(host) else { return Update::Nothing };
         if message.is_trusted() {
-            member.unsigned.remove(&number);
+            member.unsigned.remove(&index);
         } else {
-            member.unsigned.insert(number);
+            member.unsigned.insert(index);
         }
-        let before = member.parts.insert(number, part);
-        self.bans = self.bans + bans - before.map_or(0, |part| part.bans.len());
+        let before = member.shards.insert(index, shard);
+        self.bans = self.bans + bans - before.map_or(0, |shard| shard.bans.len());
         Update::Shard(host.clone())
     }
 
-    /// The broker keeps something on a topic of a host's snapshot that daemons reject.
-    pub fn reject(&mut self, host: &HostName, number: u32) {
+    /// Records that the broker keeps a message that daemons reject on a topic of a host's snapshot.
+    pub fn reject(&mut self, host: &HostName, index: u32) {
         if self.rejected.len() < MAX_HOSTS || self.rejected.contains_key(host) {
-            self.rejected.entry(host.clone()).or_default().insert(number);
+            self.rejected.entry(host.clone()).or_default().insert(index);
         }
     }
 
     fn cleared(&mut self, host: &HostName) -> Update {
-        self.hosts.retain(|_, member| member.presence.is_some() || !member.parts.is_empty());
+        self.hosts.retain(|_, member| member.presence.is_some() || !member.shards.is_empty());
         Update::Cleared(host.clone())
     }
 
@@ -205,13 +206,13 @@ impl FleetView {
         Some(self.hosts.entry(host.clone()).or_default())
     }
 
-    /// Its hosts.
+    /// All hosts of which the broker keeps a message.
     #[must_use]
     pub fn hosts(&self) -> &BTreeMap<HostName, HostView> {
         &self.hosts
     }
 
-    /// The jails that hosts have, or ban in.
+    /// All jails that hosts announce or list bans in.
     #[must_use]
     pub fn all_jails(&self) -> BTreeSet<&Jail> {
         let had = self.hosts.values().flat_map(HostView::jails);
@@ -219,23 +220,26 @@ impl FleetView {
             .collect()
     }
 
-    /// The last levels of the topics of a host's snapshot on which the broker keeps something.
+    /// The indices of all topics of a host's snapshot on which the broker keeps a message.
     #[must_use]
     pub fn topics_of(&self, host: &HostName) -> BTreeSet<u32> {
-        let shown = self.hosts.get(host).into_iter().flat_map(HostView::numbers);
+        let shown = self.hosts.get(host).into_iter().flat_map(HostView::shard_indices);
         shown.chain(self.rejected.get(host).into_iter().flatten().copied()).collect()
     }
 
-    /// What of the fleet is not in here, a line each.
+    /// A line for each kind of missing data.
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
-        let of = |(host, member): (&HostName, &HostView)| match (member.missing(), member.count()) {
+        let of = |(host, member): (&HostName, &HostView)| match (
+            member.missing_shards(),
+            member.count(),
+        ) {
             (0, _) => None,
             (missing, all) => Some(format!("{missing} of {all} parts of {host}'s snapshot")),
         };
         let mut missing: Vec<String> = self.hosts.iter().filter_map(of).collect();
         if self.hosts.is_empty() {
-            // RabbitMQ keeps messages, and hands out none of them for a topic with a wildcard.
+            // RabbitMQ keeps retained messages, but delivers none for a wildcard.
             missing.push(
                 "all hosts (check MQTT_TOPIC, and that the broker delivers retained messages)"
                     .to_owned(),
@@ -247,17 +251,16 @@ impl FleetView {
         missing
     }
 
-    /// What is banned at a time, in seconds since 1970: each address in each jail once, the newest ban
-    /// last.
+    /// All bans at `now`, in seconds since 1970: one for each address and jail, the newest last.
     #[must_use]
     pub fn banned(&self, now: i64) -> Vec<BanSummary> {
-        let pardons = self.fleet_unbans();
+        let fleet_unbans = self.fleet_unbans();
         let mut all: Vec<BanSummary> = Vec::with_capacity(self.bans);
         for (host, member) in &self.hosts {
-            for (listed, part) in member.listed() {
+            for (listed, shard) in member.listed() {
                 let ban = Ban { start: listed.start, bantime: listed.bantime };
-                let held = is_held(ban, now, &self.pace);
-                if !held || self.void(listed, part, &pardons).is_some() {
+                let held = is_held(ban, now, &self.timing);
+                if !held || self.void(listed, shard, &fleet_unbans).is_some() {
                     continue;
                 }
                 all.push(BanSummary {
@@ -276,15 +279,15 @@ impl FleetView {
         all
     }
 
-    /// What is still listed, and counts for nobody since a fleet unban.
+    /// The bans of an address that are still listed, but void.
     #[must_use]
     pub fn voids(&self, address: Address) -> Vec<VoidedBan> {
-        let pardons = self.fleet_unbans();
+        let fleet_unbans = self.fleet_unbans();
         let mut voids = Vec::new();
         for (host, member) in &self.hosts {
-            for (listed, part) in member.listed().filter(|(listed, _)| listed.address == address) {
-                if let Some(pardon) = self.void(listed, part, &pardons) {
-                    let (jail, id) = (listed.jail.clone(), pardon.id.clone());
+            for (listed, shard) in member.listed().filter(|(listed, _)| listed.address == address) {
+                if let Some(fleet_unban) = self.void(listed, shard, &fleet_unbans) {
+                    let (jail, id) = (listed.jail.clone(), fleet_unban.id.clone());
                     voids.push(VoidedBan { address, jail, host: host.clone(), id });
                 }
             }
@@ -292,44 +295,44 @@ impl FleetView {
         voids
     }
 
-    /// The fleet unban that a ban should carry and does not.
+    /// The fleet unban that voids a ban, if one does (R17).
     fn void<'a>(
         &self,
         listed: &ShardEntry,
-        part: &Shard,
-        pardons: &BTreeMap<Address, Vec<&'a FleetUnban>>,
+        shard: &Shard,
+        fleet_unbans: &BTreeMap<Address, Vec<&'a FleetUnban>>,
     ) -> Option<&'a FleetUnban> {
-        let carried = |id: &UnbanId| {
+        let is_repeated = |id: &UnbanId| {
             let covers =
                 |one: &FleetUnban| one.address == listed.address && one.scope.covers(&listed.jail);
-            part.unbans.iter().any(|one| covers(one) && one.id == *id)
+            shard.unbans.iter().any(|one| covers(one) && one.id == *id)
         };
-        let voids = |pardon: &&&FleetUnban| {
-            pardon.scope.covers(&listed.jail)
-                && !carried(&pardon.id)
-                && !is_outlived(&pardon.id, listed.start, &self.pace)
+        let voids = |fleet_unban: &&&FleetUnban| {
+            fleet_unban.scope.covers(&listed.jail)
+                && !is_repeated(&fleet_unban.id)
+                && !is_outlived(&fleet_unban.id, listed.start, &self.timing)
         };
-        pardons.get(&listed.address).into_iter().flatten().find(voids).copied()
+        fleet_unbans.get(&listed.address).into_iter().flatten().find(voids).copied()
     }
 
-    /// The fleet unbans that hosts repeat.
+    /// The fleet unbans in all trusted shards, by address.
     fn fleet_unbans(&self) -> BTreeMap<Address, Vec<&FleetUnban>> {
-        let mut pardons: BTreeMap<Address, Vec<&FleetUnban>> = BTreeMap::new();
-        let parts = self.hosts.values().flat_map(HostView::trusted);
-        for pardon in parts.flat_map(|part| &part.unbans) {
-            pardons.entry(pardon.address).or_default().push(pardon);
+        let mut fleet_unbans: BTreeMap<Address, Vec<&FleetUnban>> = BTreeMap::new();
+        let shards = self.hosts.values().flat_map(HostView::trusted);
+        for fleet_unban in shards.flat_map(|shard| &shard.unbans) {
+            fleet_unbans.entry(fleet_unban.address).or_default().push(fleet_unban);
         }
-        pardons
+        fleet_unbans
     }
 }
 
 impl BanSummary {
-    /// What is banned, and then who detected it first.
+    /// The order that puts all origins of a ban together, the first one first.
     fn order(&self) -> (Address, &Jail, i64, &HostName) {
         (self.address, &self.jail, self.since, &self.origin)
     }
 
-    /// Takes up that another host holds the same, too; answers whether it is the same.
+    /// Adds another origin's ban. Returns false if that is of another address or jail.
     fn join(&mut self, other: &Self) -> bool {
         let same = (self.address, &self.jail) == (other.address, &other.jail);
         if same {
@@ -342,72 +345,75 @@ impl BanSummary {
 }
 
 impl HostView {
-    /// What it says of itself.
+    /// The last presence.
     #[must_use]
     pub fn presence(&self) -> Option<&Presence> {
         self.presence.as_ref()
     }
 
-    /// Whether its daemon is connected.
+    /// Whether the host's daemon is connected.
     #[must_use]
     pub fn is_online(&self) -> bool {
         self.presence.as_ref().is_some_and(|presence| presence.state == HostState::Online)
     }
 
-    /// The jails that it takes part in.
+    /// The jails that the host shares.
     #[must_use]
     pub fn jails(&self) -> &BTreeSet<Jail> {
         static NONE: BTreeSet<Jail> = BTreeSet::new();
         self.presence.as_ref().map_or(&NONE, |presence| &presence.jails)
     }
 
-    /// The numbers of the parts that the broker has.
-    pub fn numbers(&self) -> impl Iterator<Item = u32> {
-        self.parts.keys().copied()
+    /// The indices of the shards that have arrived.
+    pub fn shard_indices(&self) -> impl Iterator<Item = u32> {
+        self.shards.keys().copied()
     }
 
-    /// When its snapshot was last published, in milliseconds since 1970 on its own clock.
+    /// The stamp of the newest shard, in milliseconds since 1970 by the host's clock.
     #[must_use]
     pub fn stamp(&self) -> Option<i64> {
-        self.newest().map(|part| part.stamp)
+        self.newest().map(|shard| shard.stamp)
     }
 
-    /// How many parts its snapshot has; 0 where there is none.
+    /// The number of shards of the snapshot; 0 without a snapshot.
     #[must_use]
     pub fn count(&self) -> u32 {
-        self.newest().map_or(0, |part| part.id.count())
+        self.newest().map_or(0, |shard| shard.id.count())
     }
 
-    /// How many of them are not here.
+    /// The number of shards that have not arrived.
     #[must_use]
-    pub fn missing(&self) -> u32 {
+    pub fn missing_shards(&self) -> u32 {
         let count = self.count();
-        let there = self.parts.values().filter(|part| part.id.count() == count).count();
+        let there = self.shards.values().filter(|shard| shard.id.count() == count).count();
         count.saturating_sub(u32::try_from(there).unwrap_or(u32::MAX))
     }
 
-    /// How many bans of its own it holds.
+    /// The number of bans in the snapshot.
     #[must_use]
     pub fn bans(&self) -> usize {
         self.listed().count()
     }
 
-    /// Whether it says that it has obeyed a fleet unban of an address.
+    /// Whether the snapshot repeats a fleet unban of an address, which confirms that the host applied the unban.
     #[must_use]
     pub fn repeats(&self, address: Address, id: &UnbanId) -> bool {
-        self.covering(address).is_some_and(|part| {
-            part.unbans.iter().any(|pardon| pardon.address == address && pardon.id == *id)
+        self.covering(address).is_some_and(|shard| {
+            shard
+                .unbans
+                .iter()
+                .any(|fleet_unban| fleet_unban.address == address && fleet_unban.id == *id)
         })
     }
 
-    /// Whether it lists an address in a jail.
+    /// Whether the snapshot lists an address in a jail.
     #[must_use]
     pub fn lists(&self, jail: &Jail, address: Address) -> bool {
         let is = |listed: &ShardEntry| listed.address == address && listed.jail == *jail;
-        self.covering(address).is_some_and(|part| part.bans.iter().any(is))
+        self.covering(address).is_some_and(|shard| shard.bans.iter().any(is))
     }
 
-    /// The jails in which it lists one of these addresses, and those in which it lists others.
+    /// The jails in which the snapshot lists one of these addresses, and those in which it lists others.
     #[must_use]
     pub fn jails_of_bans(&self, addresses: &BTreeSet<Address>) -> (BTreeSet<Jail>, BTreeSet<Jail>) {
         let (mut of_these, mut of_others) = (BTreeSet::new(), BTreeSet::new());
@@ -422,29 +428,30 @@ impl HostView {
     }
 
     fn trusted(&self) -> impl Iterator<Item = &Shard> {
-        let parts = self.parts.iter().filter(|(number, _)| !self.unsigned.contains(number));
-        parts.map(|(_, part)| part)
+        let shards = self.shards.iter().filter(|(index, _)| !self.unsigned.contains(index));
+        shards.map(|(_, shard)| shard)
     }
 
     fn newest(&self) -> Option<&Shard> {
-        self.parts.values().max_by_key(|part| part.stamp)
+        self.shards.values().max_by_key(|shard| shard.stamp)
     }
 
-    /// **The newest part that covers an address is right.**
+    /// The newest shard that covers an address: it wins over all others, also those of another layout.
     fn covering(&self, address: Address) -> Option<&Shard> {
-        let sizes: BTreeSet<u32> = self.parts.values().map(|part| part.id.count()).collect();
-        let of = |parts: u32| self.parts.get(&ShardId::of(address, parts).index());
-        let covers = |part: &&Shard| part.id.covers(address);
-        sizes.into_iter().filter_map(of).filter(covers).max_by_key(|part| part.stamp)
+        let sizes: BTreeSet<u32> = self.shards.values().map(|shard| shard.id.count()).collect();
+        let of = |count: u32| self.shards.get(&ShardId::of(address, count).index());
+        let covers = |shard: &&Shard| shard.id.covers(address);
+        sizes.into_iter().filter_map(of).filter(covers).max_by_key(|shard| shard.stamp)
     }
 
-    /// What it detected and holds, with the part that says so.
+    /// All bans of the snapshot, each with its shard. Shards that a newer one supersedes do not count.
     fn listed(&self) -> impl Iterator<Item = (&ShardEntry, &Shard)> {
         let size = self.count();
-        let even = self.parts.values().all(|part| part.id.count() == size);
-        let all = self.parts.values().flat_map(|part| part.bans.iter().map(move |ban| (ban, part)));
-        all.filter(move |(listed, part)| {
-            even || self.covering(listed.address).is_some_and(|right| right.id == part.id)
+        let even = self.shards.values().all(|shard| shard.id.count() == size);
+        let all =
+            self.shards.values().flat_map(|shard| shard.bans.iter().map(move |ban| (ban, shard)));
+        all.filter(move |(listed, shard)| {
+            even || self.covering(listed.address).is_some_and(|right| right.id == shard.id)
         })
     }
 }
@@ -452,10 +459,10 @@ impl HostView {
 #[cfg(test)]
 impl FleetView {
     /// Takes a message, some seconds after those of the tests were made.
-    pub fn hear_on(&mut self, name: &str, payload: &[u8]) -> Update {
+    pub fn apply_raw(&mut self, name: &str, payload: &[u8]) -> Update {
         const NOW: i64 = 1_795_342_600_000;
         let admitted = crate::guard::gate::tests::admit(name, payload);
-        admitted.map_or(Update::Nothing, |message| self.hear(&message, NOW))
+        admitted.map_or(Update::Nothing, |message| self.apply(&message, NOW))
     }
 }
 

@@ -1,5 +1,4 @@
-//! One command's visit to the broker: a connection of its own, which leaves nothing behind, beside the
-//! daemon's, which it does not disturb.
+//! A command's connection to the broker, with a client ID and a clean session that do not disturb the daemon's.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -17,127 +16,132 @@ use crate::paths::Paths;
 use crate::random;
 use crate::wire::HostName;
 
-/// The longest that a broker may take to acknowledge what it was sent.
-const ACKNOWLEDGE: Duration = Duration::from_secs(10);
+/// How long a broker may take to acknowledge all messages.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a good-bye may take.
-const GOODBYE: Duration = Duration::from_millis(300);
+/// How long the disconnect may take.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// What is to be published.
+/// A message to publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// An event: below the fleet's topic, and its text.
+    /// An event: its topic below the fleet's, and its payload.
     Event(&'static str, String),
-    /// What is to be kept on a topic of the fleet's retained branch from now on: nothing any more, if it is empty.
+    /// A retained message: its topic below the fleet's retained branch, and its payload. An empty one clears the topic.
     Keep(String, String),
-    /// Nothing is to be kept any more on a topic that is not the fleet's.
+    /// Clears a topic outside the fleet's.
     Clear(String),
 }
 
-/// A visit.
+/// A connection, and the fleet's state as it arrives.
 #[derive(Debug)]
 pub struct FleetClient {
     topic: Topic,
     link: MqttLink,
-    began: Instant,
-    gathering: SnapshotFetch,
-    /// Which broker it is.
+    connected_at: Instant,
+    fetch: SnapshotFetch,
+    /// The broker of the connection.
     pub broker: Broker,
 }
 
 impl FleetClient {
-    /// Connects and gathers what the broker has of the fleet.
+    /// Connects, and fetches the state of the fleet.
     ///
     /// # Errors
     /// [`Error::Undone`]: why there is no connection.
-    pub async fn begin(config: &Config, paths: &Paths) -> Result<Self, Error> {
-        let mut link = MqttLink::new(config, client(config, first(&config.topic)));
-        let began = Instant::now();
-        let broker = connect(&mut link, config).await?;
-        let gathering = SnapshotFetch::new(config.signing.is_some(), millis(began), millis(began));
+    pub async fn connect(config: &Config, paths: &Paths) -> Result<Self, Error> {
+        let mut link = MqttLink::new(config, client_options(config, initial_topics(&config.topic)));
+        let connected_at = Instant::now();
+        let broker = connect_to_any(&mut link, config).await?;
+        let fetch = SnapshotFetch::new(
+            config.signing.is_some(),
+            millis(connected_at),
+            millis(connected_at),
+        );
         let topic = config.topic.clone();
-        let mut visit = Self { topic, link, began, gathering, broker };
-        visit.gather().await?;
-        if !visit.view().hosts().contains_key(&config.node) {
-            // It keeps at least what this host says of itself: it may hand out nothing for a wildcard.
-            visit.ask(&local::hosts(config, paths));
-            visit.gathering.requested(millis(began));
-            visit.gather().await?;
+        let mut client = Self { topic, link, connected_at, fetch, broker };
+        client.fetch_all().await?;
+        if !client.view().hosts().contains_key(&config.node) {
+            // The broker keeps at least this host's presence. It may deliver nothing for a wildcard, so request the exact
+            // topics of all hosts known here.
+            client.request(&local::hosts(config, paths));
+            client.fetch.requested(millis(connected_at));
+            client.fetch_all().await?;
         }
-        Ok(visit)
+        Ok(client)
     }
 
-    async fn gather(&mut self) -> Result<(), Error> {
+    async fn fetch_all(&mut self) -> Result<(), Error> {
         loop {
-            match self.gathering.next(millis(self.began)) {
+            match self.fetch.next(millis(self.connected_at)) {
                 FetchStep::Done => return Ok(()),
-                FetchStep::Ask(hosts) => self.ask(&hosts),
+                FetchStep::Ask(hosts) => self.request(&hosts),
                 FetchStep::Listen(until) => {
                     let until = Duration::from_millis(until.cast_unsigned());
-                    self.next_update(self.began + until).await?;
+                    self.next_update(self.connected_at + until).await?;
                 }
             }
         }
     }
 
-    /// Asks for all that the broker has of one host, and listens until it falls silent.
+    /// Fetches all topics of one host, until the broker is silent.
     ///
     /// # Errors
     /// [`Error::Undone`]: why the connection broke.
     pub async fn fetch_host(&mut self, host: &HostName) -> Result<(), Error> {
-        self.ask([host]);
-        while self.next_update(Instant::now() + self.gathering.idle_timeout()).await?.is_some() {}
+        self.request([host]);
+        while self.next_update(Instant::now() + self.fetch.idle_timeout()).await?.is_some() {}
         Ok(())
     }
 
-    fn ask<'a>(&mut self, hosts: impl IntoIterator<Item = &'a HostName>) {
-        let topics = hosts.into_iter().flat_map(|host| self.gathering.topics(host));
+    fn request<'a>(&mut self, hosts: impl IntoIterator<Item = &'a HostName>) {
+        let topics = hosts.into_iter().flat_map(|host| self.fetch.topics(host));
         let topics: Vec<_> = topics.map(|topic| self.topic.retained(&topic)).collect();
         if !topics.is_empty() {
             self.link.subscribe(&topics);
         }
     }
 
-    /// The fleet, as far as it was heard.
+    /// The state of the fleet that has arrived so far.
     #[must_use]
     pub fn view(&self) -> &FleetView {
-        &self.gathering.view
+        &self.fetch.view
     }
 
-    /// The same, for good: nothing is heard after it.
+    /// Moves the view out, at the end.
     #[must_use]
     pub fn take_view(&mut self) -> FleetView {
-        std::mem::take(&mut self.gathering.view)
+        std::mem::take(&mut self.fetch.view)
     }
 
-    /// Waits for the next message; `None` where none came until then.
+    /// Waits for the next message; `None` if none arrives until `until`.
     ///
     /// # Errors
     /// [`Error::Undone`]: why the connection broke.
     pub async fn next_update(&mut self, until: Instant) -> Result<Option<Update>, Error> {
         let left = until.saturating_duration_since(Instant::now());
         let Ok(event) = timeout(left, self.link.event()).await else { return Ok(None) };
-        let heard = self.take(event)?;
-        // A snapshot may grow meanwhile.
-        if let Update::Shard(_) = heard {
-            let grown = self.gathering.new_shards();
-            self.ask(&grown);
+        let update = self.take(event)?;
+        // A snapshot that grew has new shards to fetch.
+        if let Update::Shard(_) = update {
+            let new_shards = self.fetch.new_shards();
+            self.request(&new_shards);
         }
-        Ok(Some(heard))
+        Ok(Some(update))
     }
 
     fn take(&mut self, event: LinkEvent) -> Result<Update, Error> {
         match event {
             LinkEvent::Message(message) => {
                 let time = now_millis();
-                Ok(self.gathering.hear(&message, millis(self.began), time))
+                Ok(self.fetch.apply(&message, millis(self.connected_at), time))
             }
             LinkEvent::SubscribeRefused(_) => Err(refused(&self.topic)),
             LinkEvent::Lost { broker, why } => Err(lost(&broker, &why)),
-            // The gate's counters are the daemon's.
+            // The view still knows that the broker keeps a message there, so that `forget` clears the topic.
             LinkEvent::Refused(rejected) => {
                 if let (Some(host), Some(number)) = (rejected.host(), rejected.shard()) {
-                    self.gathering.view.reject(host, number);
+                    self.fetch.view.reject(host, number);
                 }
                 Ok(Update::Nothing)
             }
@@ -147,18 +151,18 @@ impl FleetClient {
         }
     }
 
-    /// Publishes, and waits until the broker has all of it.
+    /// Publishes, and waits until the broker acknowledges all messages.
     ///
     /// # Errors
-    /// [`Error::Undone`], also where it takes too long.
+    /// [`Error::Undone`], also after a timeout.
     pub async fn publish(&mut self, messages: &[Message]) -> Result<(), Error> {
-        let until = Instant::now() + ACKNOWLEDGE;
+        let until = Instant::now() + PUBLISH_TIMEOUT;
         let mut waiting: BTreeSet<String> = BTreeSet::new();
         let mut left = messages.iter().enumerate();
         loop {
             while self.link.capacity() > 0 {
                 let Some((number, message)) = left.next() else { break };
-                self.hand_over(number.to_string(), message);
+                self.send(number.to_string(), message);
                 waiting.insert(number.to_string());
             }
             if waiting.is_empty() {
@@ -169,7 +173,7 @@ impl FleetClient {
                 Ok(LinkEvent::Published(name)) => drop(waiting.remove(&name)),
                 Ok(event) => drop(self.take(event)?),
                 Err(_) => {
-                    let limit = ACKNOWLEDGE.as_secs();
+                    let limit = PUBLISH_TIMEOUT.as_secs();
                     let why = format!("no acknowledgement within {limit} s");
                     return Err(lost(&self.broker, why));
                 }
@@ -177,8 +181,8 @@ impl FleetClient {
         }
     }
 
-    /// All that the operator's commands publish goes out here.
-    fn hand_over(&mut self, name: String, message: &Message) {
+    /// Hands one message to the link, under a name that its acknowledgement repeats.
+    fn send(&mut self, name: String, message: &Message) {
         match message {
             Message::Event(topic, text) => {
                 self.link.publish(name, self.topic.event(topic), text.clone().into_bytes());
@@ -196,19 +200,19 @@ impl FleetClient {
         }
     }
 
-    /// Says good-bye.
+    /// Disconnects.
     pub async fn end(mut self) {
         if self.link.close() {
             let gone =
                 async { while !matches!(self.link.event().await, LinkEvent::Lost { .. }) {} };
-            let _ = timeout(GOODBYE, gone).await;
+            let _ = timeout(DISCONNECT_TIMEOUT, gone).await;
         }
     }
 }
 
-/// How a command presents itself: under a name of its own each time, so that it takes no other's place.
+/// The options of a command's connection. The client ID is random, so that it takes over no other connection.
 #[must_use]
-pub fn client(config: &Config, topics: Vec<String>) -> ClientOptions {
+pub fn client_options(config: &Config, topics: Vec<String>) -> ClientOptions {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -219,14 +223,14 @@ pub fn client(config: &Config, topics: Vec<String>) -> ClientOptions {
     ClientOptions { id, persistent: false, topics, others: Vec::new(), will: None }
 }
 
-/// What is subscribed to first.
+/// The first subscriptions of a fetch.
 #[must_use]
-pub fn first(topic: &Topic) -> Vec<String> {
-    SnapshotFetch::FIRST.map(|name| topic.retained(name)).into()
+pub fn initial_topics(topic: &Topic) -> Vec<String> {
+    SnapshotFetch::INITIAL_TOPICS.map(|name| topic.retained(name)).into()
 }
 
 /// Tries each broker once.
-async fn connect(link: &mut MqttLink, config: &Config) -> Result<Broker, Error> {
+async fn connect_to_any(link: &mut MqttLink, config: &Config) -> Result<Broker, Error> {
     let mut tried = 0;
     loop {
         match link.event().await {
@@ -246,7 +250,7 @@ fn lost(broker: &Broker, why: impl std::fmt::Display) -> Error {
     Error::Undone(format!("no connection to the broker {broker}: {why}"))
 }
 
-/// The broker lets nobody of this login look.
+/// The broker's access rules deny the subscription.
 fn refused(topic: &Topic) -> Error {
     let topic = topic.retained("#");
     Error::Undone(format!(

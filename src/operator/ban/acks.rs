@@ -9,9 +9,9 @@ use crate::operator::view::{FleetView, HostView};
 use crate::operator::visit::Message;
 use crate::wire::{ACK_REQUEST, Ack, Action, Address, Event, HostName, Jail};
 
-/// What became of a ban on another host, the best first.
+/// The state of a ban on another host, the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Outcome<'a> {
+pub(super) enum AckOutcome<'a> {
     Banned,
     Rejected(&'a str),
     NoJail,
@@ -20,7 +20,7 @@ pub(super) enum Outcome<'a> {
     Offline,
 }
 
-impl Outcome<'_> {
+impl AckOutcome<'_> {
     fn text(self, jail: &Jail) -> String {
         match self {
             Self::Banned => "banned".to_owned(),
@@ -40,14 +40,14 @@ impl Outcome<'_> {
     }
 }
 
-/// What each other host did, the worst last.
-type Results<'a> = BTreeMap<&'a HostName, BTreeMap<Outcome<'a>, Vec<Address>>>;
+/// The outcomes on each other host, the worst last.
+type AckResults<'a> = BTreeMap<&'a HostName, BTreeMap<AckOutcome<'a>, Vec<Address>>>;
 
 #[derive(Debug)]
 pub(super) struct AckCollector {
     me: HostName,
     jail: Jail,
-    /// Of every request of this run: acknowledgements of earlier ones do not count.
+    /// The stamp of all requests of this run: acknowledgements of earlier runs do not count.
     stamp: i64,
     outcomes: BTreeMap<HostName, BTreeMap<Address, String>>,
 }
@@ -90,20 +90,24 @@ impl AckCollector {
         }
     }
 
-    fn outcome(&self, host: &HostName, member: &HostView, address: Address) -> Outcome<'_> {
+    fn outcome(&self, host: &HostName, member: &HostView, address: Address) -> AckOutcome<'_> {
         let outcome = self.outcomes.get(host).and_then(|outcomes| outcomes.get(&address));
         match outcome.map(String::as_str) {
-            _ if !member.is_online() => Outcome::Offline,
-            Some("banned") => Outcome::Banned,
-            Some("pending") => Outcome::Pending,
-            Some("unknown_jail") => Outcome::NoJail,
-            Some(reason) => Outcome::Rejected(reason),
-            None => Outcome::NoReply,
+            _ if !member.is_online() => AckOutcome::Offline,
+            Some("banned") => AckOutcome::Banned,
+            Some("pending") => AckOutcome::Pending,
+            Some("unknown_jail") => AckOutcome::NoJail,
+            Some(reason) => AckOutcome::Rejected(reason),
+            None => AckOutcome::NoReply,
         }
     }
 
-    pub(super) fn results<'a>(&'a self, view: &'a FleetView, addresses: &[Address]) -> Results<'a> {
-        let mut results = Results::new();
+    pub(super) fn results<'a>(
+        &'a self,
+        view: &'a FleetView,
+        addresses: &[Address],
+    ) -> AckResults<'a> {
+        let mut results = AckResults::new();
         for (host, member) in view.hosts().iter().filter(|(host, _)| **host != self.me) {
             for address in addresses {
                 let outcome = self.outcome(host, member, *address);
@@ -114,12 +118,13 @@ impl AckCollector {
     }
 
     /// The hosts with an outcome that is not final.
-    pub(super) fn unanswered<'a>(results: &Results<'a>) -> Vec<&'a HostName> {
-        let is_open = |of: &BTreeMap<_, _>| of.keys().any(|outcome| *outcome >= Outcome::Pending);
+    pub(super) fn unanswered<'a>(results: &AckResults<'a>) -> Vec<&'a HostName> {
+        let is_open =
+            |of: &BTreeMap<_, _>| of.keys().any(|outcome| *outcome >= AckOutcome::Pending);
         results.iter().filter(|(_, of)| is_open(of)).map(|(host, _)| *host).collect()
     }
 
-    pub(super) fn lines(&self, results: &Results<'_>) -> Vec<String> {
+    pub(super) fn lines(&self, results: &AckResults<'_>) -> Vec<String> {
         let mut lines = Vec::new();
         for (host, outcomes) in results {
             for (outcome, addresses) in outcomes {
@@ -141,22 +146,22 @@ impl AckCollector {
     }
 
     /// Each host in one list, by its worst outcome.
-    pub(super) fn to_json(results: &Results<'_>) -> Value {
+    pub(super) fn to_json(results: &AckResults<'_>) -> Value {
         let mut lists = json!({
             "hosts": [], "without_jail": [], "rejected": {}, "pending": [], "no_reply": [],
             "offline": [],
         });
         for (host, outcomes) in results {
             let list = match outcomes.keys().last() {
-                Some(Outcome::Rejected(reason)) => {
+                Some(AckOutcome::Rejected(reason)) => {
                     lists["rejected"][host.as_str()] = Value::from(*reason);
                     continue;
                 }
-                Some(Outcome::Banned) => "hosts",
-                Some(Outcome::NoJail) => "without_jail",
-                Some(Outcome::Pending) => "pending",
-                Some(Outcome::NoReply) | None => "no_reply",
-                Some(Outcome::Offline) => "offline",
+                Some(AckOutcome::Banned) => "hosts",
+                Some(AckOutcome::NoJail) => "without_jail",
+                Some(AckOutcome::Pending) => "pending",
+                Some(AckOutcome::NoReply) | None => "no_reply",
+                Some(AckOutcome::Offline) => "offline",
             };
             lists[list].as_array_mut().into_iter().for_each(|list| list.push(host.as_str().into()));
         }
@@ -169,7 +174,7 @@ mod tests {
     use super::*;
 
     /// A host, the origin and stamp of its acknowledgements (without a stamp it is offline), addresses and outcomes.
-    type Shown<'a> = (&'a str, &'a str, i64, &'a [(usize, &'a str)]);
+    type AckingHost<'a> = (&'a str, &'a str, i64, &'a [(usize, &'a str)]);
 
     const STAMP: i64 = 1_795_342_588_123;
 
@@ -178,7 +183,7 @@ mod tests {
     }
 
     /// A view in which these hosts acknowledge these addresses, and the lines and lists about all addresses.
-    fn shown(hosts: &[Shown<'_>], addresses: &[usize]) -> (Vec<String>, Value) {
+    fn shown(hosts: &[AckingHost<'_>], addresses: &[usize]) -> (Vec<String>, Value) {
         let mut acks =
             AckCollector::new(HostName::new("web1").unwrap(), Jail::new("web").unwrap(), STAMP);
         let mut view = FleetView::default();
@@ -191,7 +196,7 @@ mod tests {
                 "v": 1, "state": if *stamp == 0 { "offline" } else { "online" },
                 "acks": outcomes.iter().map(ack).collect::<Vec<_>>(),
             });
-            view.hear_on(&format!("host/{host}"), presence.to_string().as_bytes());
+            view.apply_raw(&format!("host/{host}"), presence.to_string().as_bytes());
             acks.collect(&view, &addresses);
         }
         let results = acks.results(&view, &addresses);
@@ -204,18 +209,18 @@ mod tests {
 
     #[test]
     fn each_outcome_has_its_line_and_its_list() {
-        let hosts: &[Shown<'_>] = &[
+        let hosts: &[AckingHost<'_>] = &[
             ("a1", "web1", STAMP, &[(9, "never_ban")]),
             ("a2", "web1", STAMP, &[(9, "unknown_jail")]),
             ("a3", "web1", STAMP, &[(9, "banned")]),
-            // Presence lists it no more.
+            // The presence lists the acknowledgement no more.
             ("a3", "web1", STAMP, &[]),
             ("a4", "web1", STAMP, &[(9, "banned")]),
             ("a4", "web1", STAMP, &[(9, "pending")]),
             ("a5", "web1", STAMP, &[(9, "ignored")]),
             ("a6", "web1", STAMP, &[(9, "not_shared")]),
             ("a7", "web1", STAMP, &[(9, "later")]),
-            // Of an earlier run, of another host, of another address.
+            // Acknowledgements of an earlier run, of another host's request, and of another address.
             ("b1", "web1", STAMP - 1, &[(9, "banned")]),
             ("b2", "web2", STAMP, &[(9, "banned")]),
             ("b3", "web1", STAMP, &[(8, "banned")]),
@@ -258,7 +263,7 @@ mod tests {
 
     #[test]
     fn host_with_several_outcomes_has_a_line_for_each_and_counts_by_the_worst() {
-        let hosts: &[Shown<'_>] = &[
+        let hosts: &[AckingHost<'_>] = &[
             ("a1", "web1", STAMP, &[(1, "banned"), (2, "banned"), (3, "banned")]),
             ("a2", "web1", STAMP, &[(1, "banned"), (2, "ignored"), (3, "banned")]),
             ("a3", "web1", STAMP, &[(1, "banned")]),

@@ -1,5 +1,5 @@
-//! `f2bmqtt ban`: makes fail2ban on this host detect an address, so that every host bans it as it bans what
-//! was attacked for, and shows what each did. It is never reported to AbuseIPDB: nobody detected anything.
+//! `f2bmqtt ban`: makes fail2ban on this host detect an address, so that the fleet imports the ban like any other, and
+//! shows the result on each host. The ban is never reported to AbuseIPDB (R23), because there was no attack.
 
 mod acks;
 mod share;
@@ -30,18 +30,18 @@ use crate::runtime;
 use crate::text::{format_duration, sanitize};
 use crate::wire::{Address, HostName, Jail, MAX_ACKS};
 
-/// fail2ban makes a ban within a second or two; longer where it has many to make.
-const BANS: Duration = Duration::from_secs(30);
+/// How long fail2ban may take: usually two seconds, longer if it has many bans to make.
+const BAN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A snapshot lists a ban two seconds later; until then every host that is not busy has acknowledged it.
-const ACKS: Duration = Duration::from_secs(15);
+/// How long the command waits for acknowledgements. This host's snapshot lists the ban after two seconds.
+const ACK_TIMEOUT: Duration = Duration::from_secs(15);
 
 const UNANSWERED: &str = "did not confirm the ban yet; this host's snapshot repeats it";
 
-/// What the jail's log says of it.
-const FAILURE: &str = "banned by hand with f2bmqtt ban";
+/// The log line that fail2ban counts as the failure.
+const FAILURE_TEXT: &str = "banned by hand with f2bmqtt ban";
 
-/// Bans, and shows who does.
+/// Bans the addresses here, and shows the result on each host.
 ///
 /// # Errors
 /// Any [`Error`]
@@ -69,7 +69,7 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
             refuse(&config, &mut fail2ban, &jail, &addresses).await?;
         }
         ask::confirm_bulk("Ban", &addresses, args.yes)?;
-        let mut ban = Ban {
+        let mut ban = BanRun {
             acks: AckCollector::new(config.node.clone(), jail.clone(), now_millis()),
             jail,
             me: config.node.clone(),
@@ -77,32 +77,33 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
             published: false,
             slow: BTreeSet::new(),
         };
-        // Without the service, a child of notify tells of it, and no snapshot will.
-        let alone = local::LocalService::look(paths).pid.is_none();
-        // A host acknowledges so many at once.
+        // Without a daemon, a child of notify publishes the ban, and there is no snapshot to wait for.
+        let alone = local::LocalService::read(paths).pid.is_none();
+        // A presence has room for MAX_ACKS acknowledgements.
         let mut batches = addresses.chunks(MAX_ACKS);
-        let first = ban.make(&mut fail2ban, batches.next().unwrap_or_default(), paths);
-        let (mut visit, mut made) = tokio::join!(FleetClient::begin(&config, paths), first);
+        let first = ban.issue(&mut fail2ban, batches.next().unwrap_or_default(), paths);
+        let (mut client, mut issued_batch) =
+            tokio::join!(FleetClient::connect(&config, paths), first);
         loop {
-            if let (Ok(there), Ok(())) = (&mut visit, &made)
+            if let (Ok(there), Ok(())) = (&mut client, &issued_batch)
                 && let Err(lost) = ban.collect(there, alone).await
             {
-                visit = Err(lost);
+                client = Err(lost);
             }
-            let Some(batch) = batches.next().filter(|_| made.is_ok()) else { break };
-            made = ban.make(&mut fail2ban, batch, paths).await;
+            let Some(batch) = batches.next().filter(|_| issued_batch.is_ok()) else { break };
+            issued_batch = ban.issue(&mut fail2ban, batch, paths).await;
         }
-        let view = visit.as_mut().map(FleetClient::take_view).unwrap_or_default();
+        let view = client.as_mut().map(FleetClient::take_view).unwrap_or_default();
         if !ban.issued.is_empty() {
             ban.print_result(&view, args.json);
         }
-        made?;
-        visit?.end().await;
+        issued_batch?;
+        client?.end().await;
         ban.result(&view)
     })
 }
 
-/// Refuses whom to ban would do more harm than good.
+/// Refuses addresses that are exempt, and the address that the operator is connected from.
 async fn refuse(
     config: &Config,
     fail2ban: &mut Client,
@@ -110,12 +111,12 @@ async fn refuse(
     addresses: &[Address],
 ) -> Result<(), Error> {
     let (exempt, _) = daemon::exempt(config).resolve(jail, &fail2ban.ignored(jail).await?).await;
-    let clients = ask::clients();
+    let clients = ask::ssh_client_addresses();
     for address in addresses {
         let why = if clients.contains(&address.ip()) {
             Some("you are connected from it, and would lock yourself out".to_owned())
         } else {
-            exempt.lookup(*address).map(|because| because.to_string())
+            exempt.lookup(*address).map(|reason| reason.to_string())
         };
         if let Some(why) = why {
             return Err(Error::Undone(format!(
@@ -126,16 +127,16 @@ async fn refuse(
     Ok(())
 }
 
-/// A ban that fail2ban on this host has now.
+/// A ban in fail2ban on this host, after the command issued it.
 struct IssuedBan {
     address: Address,
-    /// It was there before, and was not made again.
+    /// fail2ban had this ban before.
     already_banned: bool,
-    /// How long it lasts, in seconds; below 0 is for ever.
+    /// The bantime in seconds; below 0 is permanent.
     seconds: i64,
 }
 
-struct Ban {
+struct BanRun {
     jail: Jail,
     me: HostName,
     issued: Vec<IssuedBan>,
@@ -146,9 +147,9 @@ struct Ban {
     slow: BTreeSet<HostName>,
 }
 
-impl Ban {
+impl BanRun {
     /// Lets fail2ban detect the addresses, and waits until it bans them.
-    async fn make(
+    async fn issue(
         &mut self,
         fail2ban: &mut Client,
         addresses: &[Address],
@@ -156,22 +157,22 @@ impl Ban {
     ) -> Result<(), Error> {
         let jail = &self.jail;
         let failures = fail2ban.max_retry(jail).await?.clamp(1, 100);
-        let failures = vec![FAILURE; usize::try_from(failures).unwrap_or(1)];
-        let shared = share::is_done(fail2ban, jail).await?;
+        let failures = vec![FAILURE_TEXT; usize::try_from(failures).unwrap_or(1)];
+        let shared = share::is_shared(fail2ban, jail).await?;
         let before = fail2ban.bans(jail).await?;
         let (mut notes, since) = (Notes::open(&paths.by_hand())?, now_secs());
         let (there, new): (BTreeSet<Address>, BTreeSet<Address>) =
             addresses.iter().partition(|address| before.has(**address));
-        // What fail2ban alone banned by hand is no other host's ban: now the fleet is told of it.
+        // A ban that the operator made with fail2ban-client is not shared; the command shares it now.
         let local = share::banned_by_hand(fail2ban, jail, &there, paths).await?;
-        // All of them first: the notes are read when the first is banned.
+        // Write all notes before the first attempt, because the reporter reads the notes on the first ban.
         for address in new.iter().chain(&local) {
             notes.note(*address, since)?;
         }
         for address in &new {
             fail2ban.attempt(jail, *address, &failures).await?;
         }
-        let until = Instant::now() + BANS;
+        let until = Instant::now() + BAN_TIMEOUT;
         let held = loop {
             let held = fail2ban.bans(jail).await?;
             if new.iter().all(|address| held.has(*address)) {
@@ -179,7 +180,7 @@ impl Ban {
             }
             if Instant::now() > until {
                 return Err(Error::Undone(format!(
-                    "fail2ban was told of {FAILURE:?}, and does not ban it in {jail}: \
+                    "fail2ban was told of {FAILURE_TEXT:?}, and does not ban it in {jail}: \
                      its log says why (/var/log/fail2ban.log)"
                 )));
             }
@@ -194,9 +195,10 @@ impl Ban {
             }
             self.issued.push(IssuedBan { address: *address, already_banned, seconds });
         }
-        share::tell_now(jail, &local, &held, failures.len(), paths)?;
+        share::notify_fleet_now(jail, &local, &held, failures.len(), paths)?;
         if !shared {
-            share::tell(fail2ban, jail, &new, &held, (since, failures.len()), paths).await?;
+            share::notify_fleet(fail2ban, jail, &new, &held, (since, failures.len()), paths)
+                .await?;
         }
         Ok(())
     }
@@ -207,14 +209,14 @@ impl Ban {
 
     /// Requests acknowledgements of the last batch. Waits until this host's snapshot lists the new bans, if a daemon
     /// runs, and every online host has acknowledged all.
-    async fn collect(&mut self, visit: &mut FleetClient, alone: bool) -> Result<(), Error> {
-        let until = Instant::now() + ACKS;
+    async fn collect(&mut self, client: &mut FleetClient, alone: bool) -> Result<(), Error> {
+        let until = Instant::now() + ACK_TIMEOUT;
         let batch = self.issued.chunks(MAX_ACKS).last().unwrap_or_default();
         let batch: Vec<Address> = batch.iter().map(|one| one.address).collect();
         let requests: Vec<_> = batch.iter().map(|address| self.acks.request(*address)).collect();
-        visit.publish(&requests).await?;
+        client.publish(&requests).await?;
         loop {
-            let view = visit.view();
+            let view = client.view();
             self.acks.collect(view, &batch);
             self.published = alone || self.is_published(view);
             let results = self.acks.results(view, &batch);
@@ -224,7 +226,7 @@ impl Ban {
                 return Ok(());
             }
             let unanswered: Vec<HostName> = unanswered.into_iter().cloned().collect();
-            if visit.next_update(until).await?.is_none() {
+            if client.next_update(until).await?.is_none() {
                 self.slow.extend(unanswered);
                 return Ok(());
             }

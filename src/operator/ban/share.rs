@@ -1,4 +1,4 @@
-//! A jail whose actions do not share its bans: what the operator bans in it is told all the same, as notify would.
+//! Publishes the operator's bans in a jail whose actions do not call notify.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -15,17 +15,17 @@ use crate::operator::local;
 use crate::paths::Paths;
 use crate::wire::{Address, Jail};
 
-/// fail2ban writes a ban down within a moment; what it has not written by then it never will.
-const WRITTEN: Duration = Duration::from_secs(5);
+/// How long fail2ban may take to write the row of a new ban.
+const ROW_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Times are rounded, each its own way; in seconds.
-const SLACK: i64 = 2;
+/// How far a row's `timeofban` may precede the attempt, in seconds, because both are rounded.
+const START_TOLERANCE_SECS: i64 = 2;
 
 /// Whether an action of the jail calls notify.
 ///
 /// # Errors
 /// Any of [`fail2ban::Error`].
-pub(super) async fn is_done(
+pub(super) async fn is_shared(
     fail2ban: &mut Client,
     jail: &Jail,
 ) -> Result<bool, fail2ban::Fail2banError> {
@@ -39,8 +39,7 @@ pub(super) async fn is_done(
     Ok(false)
 }
 
-/// Those of some addresses that a jail bans because somebody banned them with fail2ban itself: nobody detected them, and
-/// they are no import.
+/// Those of some addresses that the operator banned with fail2ban-client: neither detected (R6) nor imported (R9).
 ///
 /// # Errors
 /// Any of [`fail2ban::Error`], or [`Error::Undone`].
@@ -66,11 +65,11 @@ pub(super) async fn banned_by_hand(
     Ok(all.into_iter().filter(by_hand).collect())
 }
 
-/// Tells of bans as if they were made just now: a detection that is newer than fail2ban's row is this host's own ban.
+/// Publishes existing bans with the current time: a detection that is newer than fail2ban's row is a local ban (R10).
 ///
 /// # Errors
-/// [`Error::Usage`], which is none of the operator's.
-pub(super) fn tell_now(
+/// [`Error::Usage`] from notify, never for valid addresses.
+pub(super) fn notify_fleet_now(
     jail: &Jail,
     addresses: &BTreeSet<Address>,
     held: &AddressMap<Option<i64>>,
@@ -104,11 +103,11 @@ fn notify(
     notify::run(&call, paths)
 }
 
-/// Tells of bans that were just made, since then in seconds since 1970: for so long, after so many failures.
+/// Publishes bans that were made at or after `since` (seconds since 1970), with their bantime and number of failures.
 ///
 /// # Errors
-/// [`Error::Usage`], which is none of the operator's, or any of [`fail2ban::Error`].
-pub(super) async fn tell(
+/// Any [`Error`] of fail2ban; [`Error::Usage`] from notify, never for valid addresses.
+pub(super) async fn notify_fleet(
     fail2ban: &mut Client,
     jail: &Jail,
     new: &BTreeSet<Address>,
@@ -117,13 +116,13 @@ pub(super) async fn tell(
     paths: &Paths,
 ) -> Result<(), Error> {
     let mut database = Database::new(fail2ban.database().await?);
-    let until = Instant::now() + WRITTEN;
+    let until = Instant::now() + ROW_TIMEOUT;
     for address in new {
-        // Its start is to be the one that fail2ban goes on showing.
+        // The event carries the start that fail2ban's row has, so that snapshot and event agree.
         let time = loop {
             let rows = database.rows(jail, &[*address]).unwrap_or_default();
-            // An older ban's row stays until the new one's takes its place.
-            match rows.get(*address).filter(|row| row.timeofban >= since - SLACK) {
+            // The row of an older ban stays until fail2ban replaces it.
+            match rows.get(*address).filter(|row| row.timeofban >= since - START_TOLERANCE_SECS) {
                 Some(row) => break row.timeofban,
                 None if !database.exists() || Instant::now() > until => break now_secs(),
                 None => sleep(Duration::from_millis(50)).await,

@@ -1,12 +1,12 @@
-//! Asks fail2ban for what is to be looked at: its server over the socket, and its files by its own
-//! client, which starts nothing.
+//! Collects facts from fail2ban: from the running server over its socket, and from the configuration with
+//! `fail2ban-client -d`, which starts nothing.
 
 use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::jails::{self, Configured, JailAction, Running, RunningFail2ban};
+use super::jails::{self, Configured, JailAction, RunningFail2ban, RunningJail};
 use super::look;
 use super::reports::is_reporter;
 use crate::abuseipdb::{call, key};
@@ -15,31 +15,31 @@ use crate::files::trust::Keeps;
 use crate::ignored::IgnoreListResolver;
 use crate::wire::Jail;
 
-/// A server that takes longer makes bans meanwhile, or hangs.
-const PATIENCE: Duration = Duration::from_secs(4);
+/// How long the server may take. A slower one hangs, or makes many bans.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How long the names in all `ignoreip` may take.
-const NAME_PATIENCE: Duration = Duration::from_secs(3);
+/// How long the name lookups of all `ignoreip` may take.
+const NAME_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What the server says; `Err` is why it says nothing.
+/// The facts from the server; `Err` is why it does not answer.
 pub(super) async fn server(socket: &Path) -> Result<RunningFail2ban, String> {
-    match timeout(PATIENCE, ask(socket)).await {
+    match timeout(SERVER_TIMEOUT, ask(socket)).await {
         Ok(Ok((mut server, ignored))) => {
-            look_at(&mut server, &ignored).await;
+            check_ignoreip(&mut server, &ignored).await;
             Ok(server)
         }
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!(
             "fail2ban does not answer within {} s: one of its actions hangs, or many bans keep fail2ban busy",
-            PATIENCE.as_secs()
+            SERVER_TIMEOUT.as_secs()
         )),
     }
 }
 
-/// Finds out what is wrong with the `ignoreip` of each jail.
-async fn look_at(server: &mut RunningFail2ban, ignored: &[Vec<String>]) {
-    let mut exempt = IgnoreListResolver::patient(NAME_PATIENCE);
-    // All names at once: so their waits are one.
+/// Finds the faults in the `ignoreip` of each jail.
+async fn check_ignoreip(server: &mut RunningFail2ban, ignored: &[Vec<String>]) {
+    let mut exempt = IgnoreListResolver::patient(NAME_TIMEOUT);
+    // Resolve the names of all jails at once, so that their timeouts overlap.
     if let Some(first) = server.jails.first() {
         exempt.resolve(&first.name, &ignored.concat()).await;
     }
@@ -48,7 +48,7 @@ async fn look_at(server: &mut RunningFail2ban, ignored: &[Vec<String>]) {
     }
 }
 
-/// Answers with the `ignoreip` of each jail as well.
+/// Also returns the `ignoreip` of each jail.
 async fn ask(socket: &Path) -> Result<(RunningFail2ban, Vec<Vec<String>>), Fail2banError> {
     let mut client = Client::connect(socket).await?;
     let version = client.version().await?;
@@ -84,29 +84,29 @@ async fn ask(socket: &Path) -> Result<(RunningFail2ban, Vec<Vec<String>>), Fail2
         let logs = client.logs(&name).await?;
         ignored.push(client.ignored(&name).await?);
         let ignore_command = client.ignore_command(&name).await?;
-        server.jails.push(Running { name, actions, logs, ignore_command, wrong: Vec::new() });
+        server.jails.push(RunningJail { name, actions, logs, ignore_command, wrong: Vec::new() });
     }
     Ok((server, ignored))
 }
 
-/// The most of fail2ban's complaints that are passed on.
+/// The most errors of fail2ban that become findings.
 const MAX_WRONG: usize = 5;
 
-/// What the files would make.
+/// The configuration on disk.
 pub(super) fn configured() -> Configured {
     let output = match look::command("fail2ban-client", &["-d"]) {
         Ok(output) => output,
         Err(error) => return broken(format!("cannot run fail2ban-client: {error}")),
     };
     // `2026-11-22 19:14:40,963 fail2ban [71]: ERROR  Have not found any log file for sshd jail`
-    let said = String::from_utf8_lossy(&output.stderr);
-    let errors = said.lines().filter_map(|line| line.split_once(" ERROR "));
+    let log = String::from_utf8_lossy(&output.stderr);
+    let errors = log.lines().filter_map(|line| line.split_once(" ERROR "));
     let wrong: Vec<_> = errors.map(|(_, what)| what.trim().to_owned()).take(MAX_WRONG).collect();
     if output.status.success() {
         let jails = jails::configured(&String::from_utf8_lossy(&output.stdout));
         return Configured { jails, wrong, broken: false };
     }
-    let last = said.lines().last().unwrap_or("fail2ban-client -d fails");
+    let last = log.lines().last().unwrap_or("fail2ban-client -d fails");
     broken(wrong.into_iter().next().unwrap_or_else(|| last.to_owned()))
 }
 

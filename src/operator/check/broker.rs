@@ -1,11 +1,10 @@
-//! How far this host comes with a broker: its name, the way there, TLS, the login, each topic. Pure;
-//! [`probe`](super::probe) goes the way.
+//! Checks of a broker: name, port, TLS, login, topics, retained messages. Pure; [`probe`](super::probe) collects the facts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::finding::Finding;
-use super::probe::PATIENCE;
+use super::probe::CONNECT_TIMEOUT;
 use crate::broker::{ConnectStage, DisconnectReason};
 use crate::config::{Broker, Config};
 use crate::figures::homeassistant;
@@ -14,93 +13,93 @@ use crate::guard::RejectReason;
 use crate::text::list;
 use crate::wire::{HostName, Presence};
 
-/// One broker, and how far this host came with it.
+/// One broker, and how far the probe came.
 #[derive(Debug)]
 pub(super) struct BrokerProbe {
     pub(super) broker: Broker,
-    pub(super) way: BrokerReach,
+    pub(super) reach: BrokerReach,
 }
 
 #[derive(Debug)]
 pub(super) enum BrokerReach {
-    /// Its name says no address: why.
+    /// Its name does not resolve: why.
     NoName(String),
     /// None of its addresses answers.
     NoPort(Vec<(IpAddr, Port)>),
-    /// It answers, and does not let this host in.
+    /// A port is open, but the broker rejects the connection.
     Rejected { ports: Vec<(IpAddr, Port)>, why: DisconnectReason },
-    /// This host is in, and listened for a moment.
-    Connected { ports: Vec<(IpAddr, Port)>, heard: Box<ProbeResult> },
+    /// The broker accepts the connection.
+    Connected { ports: Vec<(IpAddr, Port)>, result: Box<ProbeResult> },
 }
 
-/// What knocking at a port brought.
+/// The result of a TCP connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Port {
     Open,
-    /// The machine is there, and nothing listens.
+    /// The machine answers, but nothing listens.
     Refused,
-    /// Nothing came back.
+    /// No answer within the timeout.
     Dropped,
-    /// The system's word.
+    /// Another error of the system.
     Other(String),
 }
 
-/// What became of a message that this host published to itself.
+/// The fate of a message that the probe published to itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ProbeEvent {
-    /// The topic that it stands for; it may have been published below that.
+    /// The topic that the message tests; it may have been published below that topic.
     pub(super) topic: String,
-    /// The broker says that it has it.
-    pub(super) taken: bool,
-    /// It came back.
+    /// The broker acknowledged the message.
+    pub(super) acknowledged: bool,
+    /// The message came back.
     pub(super) back: bool,
 }
 
-/// What became of a retained message as large as a shard of a snapshot.
+/// The fate of a retained message as large as a shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Shard {
-    /// The broker acknowledged it.
-    pub(super) taken: bool,
-    /// How often it came back: when it was published, and again when this host subscribed to its topic.
+pub(super) struct ShardProbe {
+    /// The broker acknowledged the message.
+    pub(super) acknowledged: bool,
+    /// How often the message came back: once after its publication, and again after the subscription to its topic.
     pub(super) arrivals: usize,
 }
 
-/// What was heard on a connection.
+/// The facts from a connection.
 #[derive(Debug, Default)]
 pub(super) struct ProbeResult {
-    /// Why the broker refuses a persistent session with a retained last will, where it takes a client without.
+    /// Why the broker refuses a persistent session with a retained last will, although it accepts a plain client.
     pub(super) refused_as_daemon: Option<DisconnectReason>,
     /// The broker grants QoS 0 only.
     pub(super) qos_lowered: bool,
-    /// `None` if it was not published.
-    pub(super) shard: Option<Shard>,
+    /// `None` if the probe did not publish it.
+    pub(super) shard: Option<ShardProbe>,
     /// Topics that the broker does not let this host subscribe to.
     pub(super) refused: Vec<String>,
     pub(super) probes: Vec<ProbeEvent>,
-    /// Something came that this host did not publish just now.
+    /// A message arrived that the probe did not publish.
     pub(super) others: bool,
-    /// The topics of other fleets on which hosts are, as far as the broker shows them.
+    /// The topics of other fleets with presences that the broker delivers.
     pub(super) other_topics: BTreeSet<String>,
-    /// The topics for Home Assistant on which the broker keeps something of this host.
+    /// The topics for Home Assistant on which the broker keeps a message of this host.
     pub(super) home: BTreeSet<String>,
     /// The broker ended the connection.
     pub(super) cut: bool,
-    /// Who is there, in the order in which it was told.
+    /// All presences, in the order of arrival.
     pub(super) presences: Vec<(HostName, Presence)>,
-    /// Others whose messages are not signed as they have to be here.
+    /// Other hosts whose messages lack a valid signature.
     pub(super) refusals: BTreeMap<HostName, RejectReason>,
-    /// Others who sign their messages, where nothing is signed here.
+    /// Other hosts that sign their messages, if this host has no key.
     pub(super) signed: BTreeSet<HostName>,
-    /// The newest stamp of others that are online, in milliseconds since 1970 by their clocks, and
-    /// when it was read, by the one here.
+    /// The newest stamp of other online hosts, in milliseconds since 1970 by their clocks, and the local time of its
+    /// arrival.
     pub(super) stamps: BTreeMap<HostName, (i64, i64)>,
 }
 
 impl BrokerProbe {
-    /// Whether it lets this host in.
-    pub(super) fn heard(&self) -> Option<&ProbeResult> {
-        match &self.way {
-            BrokerReach::Connected { heard, .. } => Some(heard),
+    /// The facts from the connection, if there was one.
+    pub(super) fn result(&self) -> Option<&ProbeResult> {
+        match &self.reach {
+            BrokerReach::Connected { result, .. } => Some(result),
             _ => None,
         }
     }
@@ -108,7 +107,7 @@ impl BrokerProbe {
     pub(super) fn findings(&self, config: &Config) -> Vec<Finding> {
         let broker = &self.broker;
         let mut found = Vec::new();
-        let (ports, why) = match &self.way {
+        let (ports, why) = match &self.reach {
             BrokerReach::NoName(why) => {
                 let text = format!("cannot resolve the name of the broker {broker}: {why}");
                 found.push(Finding::fault("broker_name", text).next(format!(
@@ -132,13 +131,13 @@ impl BrokerProbe {
             format!("the broker {broker} answers at {}", list(&open)),
         ));
         for (address, port) in shut {
-            // The others are tried after it, but each try takes its time.
+            // The daemon tries the other addresses, too, but each attempt takes time.
             let Finding { id, text, next, .. } = closed(broker, *address, port);
             found.push(Finding { next, ..Finding::warning(id, text) });
         }
         found.extend(entry(broker, config, why));
-        if let Some(heard) = self.heard() {
-            found.extend(heard.topics(broker, config));
+        if let Some(result) = self.result() {
+            found.extend(result.topics(broker, config));
         }
         about(broker, found)
     }
@@ -167,7 +166,7 @@ fn closed(broker: &Broker, address: IpAddr, port: &Port) -> Finding {
         Port::Dropped => (
             format!(
                 "no answer within {} s: the packets are dropped on the way",
-                PATIENCE.as_secs()
+                CONNECT_TIMEOUT.as_secs()
             ),
             format!(
                 "allow TCP port {number} in the firewalls of the hub and of this host\n\
@@ -180,7 +179,7 @@ fn closed(broker: &Broker, address: IpAddr, port: &Port) -> Finding {
         .next(next)
 }
 
-/// TLS and the login.
+/// The findings about TLS and the login.
 fn entry(broker: &Broker, config: &Config, why: Option<&DisconnectReason>) -> Vec<Finding> {
     let user = config.user();
     let protected =
@@ -218,7 +217,7 @@ fn entry(broker: &Broker, config: &Config, why: Option<&DisconnectReason>) -> Ve
 }
 
 impl ProbeResult {
-    /// Whether this host may read and write what it has to.
+    /// The findings about permissions, QoS and retained messages.
     fn topics(&self, broker: &Broker, config: &Config) -> Vec<Finding> {
         let user = config.user().unwrap_or_else(|| "this host".to_owned());
         let all = config.topic.branches();
@@ -248,8 +247,8 @@ impl ProbeResult {
             found.push(Finding::fault("broker_retain", text).next(next));
             return found;
         }
-        if self.cut && self.shard.as_ref().is_none_or(|shard| shard.taken) {
-            let (what, may) = match self.probes.iter().find(|probe| !probe.taken) {
+        if self.cut && self.shard.as_ref().is_none_or(|shard| shard.acknowledged) {
+            let (what, may) = match self.probes.iter().find(|probe| !probe.acknowledged) {
                 None => ("subscribes".to_owned(), format!("read {all}")),
                 Some(ProbeEvent { topic, .. }) => {
                     (format!("publishes on {topic}"), format!("write {}", written(topic)))
@@ -284,8 +283,8 @@ impl ProbeResult {
             found.push(Finding::fault("broker_read", text).next(next));
             return found;
         }
-        for ProbeEvent { topic, taken, .. } in gone {
-            let how = if *taken { "silently drops" } else { "does not acknowledge" };
+        for ProbeEvent { topic, acknowledged, .. } in gone {
+            let how = if *acknowledged { "silently drops" } else { "does not acknowledge" };
             let text = format!("the broker {broker} {how} messages of this host on {topic}");
             let topic = written(topic);
             let next = format!("the broker's access rules must let {user} write {topic}\n{rules}");
@@ -296,8 +295,8 @@ impl ProbeResult {
         found
     }
 
-    /// Whether the broker keeps what the daemon publishes for Home Assistant. To publish there for a probe would be
-    /// taken for a device.
+    /// Whether the broker keeps the daemon's messages for Home Assistant. The probe publishes nothing there, because Home
+    /// Assistant would take the message for a device.
     fn home_assistant(&self, broker: &Broker, config: &Config, user: &str) -> Option<Finding> {
         let prefix = config.ha_prefix.as_ref()?;
         let topics = homeassistant::topics(prefix, &config.node);
@@ -320,10 +319,10 @@ impl ProbeResult {
     }
 }
 
-impl Shard {
+impl ShardProbe {
     fn finding(&self, broker: &Broker) -> Finding {
         let size = SHARD_BYTES / 1024;
-        match (self.taken, self.arrivals) {
+        match (self.acknowledged, self.arrivals) {
             (true, 2..) => {
                 let text = format!("the broker {broker} keeps retained messages of {size} KiB");
                 Finding::ok("broker_retain", text)
@@ -363,9 +362,9 @@ mod tests {
         Config::parse(Path::new("f"), text.as_bytes(), &|_| None, "web1").unwrap()
     }
 
-    fn shown(way: BrokerReach) -> Vec<(&'static str, Status, String)> {
+    fn shown(reach: BrokerReach) -> Vec<(&'static str, Status, String)> {
         let config = config();
-        let reached = BrokerProbe { broker: config.brokers[0].clone(), way };
+        let reached = BrokerProbe { broker: config.brokers[0].clone(), reach };
         let found = reached.findings(&config).into_iter();
         found.map(|finding| (finding.id, finding.state, finding.text)).collect()
     }
@@ -376,13 +375,16 @@ mod tests {
 
     fn probes(table: [(bool, bool); 4]) -> Vec<ProbeEvent> {
         let topics = ["t/ban", "t/unban", "f2bmqtt/t/state/web1", "f2bmqtt/t/host/web1"];
-        let probe =
-            |(topic, (taken, back)): (&str, _)| ProbeEvent { topic: topic.to_owned(), taken, back };
+        let probe = |(topic, (acknowledged, back)): (&str, _)| ProbeEvent {
+            topic: topic.to_owned(),
+            acknowledged,
+            back,
+        };
         topics.into_iter().zip(table).map(probe).collect()
     }
 
     #[test]
-    fn it_is_said_how_far_it_goes() {
+    fn last_finding_is_the_step_that_failed() {
         let open = || vec![(ADDRESS, Port::Open)];
         let table = [
             (
@@ -411,20 +413,20 @@ mod tests {
                 "no connection to the broker hub:1883: no",
             ),
         ];
-        for (way, id, text) in table {
-            let found = shown(way);
+        for (reach, id, text) in table {
+            let found = shown(reach);
             assert_eq!(found.last().unwrap(), &(id, Status::Fault, text.to_owned()));
-            assert!(found[..found.len() - 1].iter().all(|(_, state, _)| *state == Status::Well));
+            assert!(found[..found.len() - 1].iter().all(|(_, state, _)| *state == Status::Ok));
         }
     }
 
     #[test]
-    fn each_topic_is_looked_at() {
-        let faults = |heard: ProbeResult| {
+    fn each_topic_without_a_returning_message_is_a_fault() {
+        let faults = |result: ProbeResult| {
             let ports = vec![(ADDRESS, Port::Open)];
-            let found = shown(BrokerReach::Connected { ports, heard: heard.into() }).into_iter();
+            let found = shown(BrokerReach::Connected { ports, result: result.into() }).into_iter();
             found
-                .filter(|(_, state, _)| *state != Status::Well)
+                .filter(|(_, state, _)| *state != Status::Ok)
                 .map(|(id, _, text)| (id, text))
                 .collect::<Vec<_>>()
         };
@@ -433,8 +435,8 @@ mod tests {
         let mut one = all;
         one[0] = (true, false);
         let text = "the broker hub:1883 silently drops messages of this host on t/ban".to_owned();
-        let heard = ProbeResult { probes: probes(one), ..ProbeResult::default() };
-        assert_eq!(faults(heard), [("broker_publish", text)]);
+        let result = ProbeResult { probes: probes(one), ..ProbeResult::default() };
+        assert_eq!(faults(result), [("broker_publish", text)]);
         let none = || probes([(true, false); 4]);
         let silent = faults(ProbeResult { probes: none(), ..ProbeResult::default() });
         assert_eq!((silent.len(), silent[0].0), (1, "broker_read"));
@@ -448,13 +450,13 @@ mod tests {
         let text = "the broker hub:1883 refuses the subscription to t/+".to_owned();
         assert_eq!(refused, [("broker_subscribe", text)]);
         let mut probes = probes([(false, false); 4]);
-        probes[0].taken = true;
+        probes[0].acknowledged = true;
         let cut = faults(ProbeResult { probes, cut: true, ..ProbeResult::default() });
         assert!(cut[0].1.contains("when this host publishes on t/unban"), "{cut:?}");
     }
 
     #[test]
-    fn what_home_assistant_lacks_is_a_warning() {
+    fn missing_home_assistant_message_is_a_warning() {
         let text =
             "MQTT_HOST=hub\nMQTT_USER=web1\nMQTT_PASSWORD=x\nMQTT_TOPIC=t\nMQTT_HA_PREFIX=ha\n";
         let config = Config::parse(Path::new("f"), text.as_bytes(), &|_| None, "web1").unwrap();
@@ -462,7 +464,7 @@ mod tests {
         let table: [(&[&str], Status, &str); 3] = [
             (
                 &[device, bans],
-                Status::Well,
+                Status::Ok,
                 "the broker hub:1883 keeps this host's messages for Home Assistant",
             ),
             (
@@ -478,22 +480,22 @@ mod tests {
         ];
         for (kept, state, text) in table {
             let home = kept.iter().map(|topic| (*topic).to_owned()).collect();
-            let heard = ProbeResult { home, ..ProbeResult::default() };
-            let found = heard.home_assistant(&config.brokers[0], &config, "web1").unwrap();
+            let result = ProbeResult { home, ..ProbeResult::default() };
+            let found = result.home_assistant(&config.brokers[0], &config, "web1").unwrap();
             assert!(found.state == state && found.text.starts_with(text), "{found:?}");
         }
     }
 
     #[test]
-    fn what_the_broker_must_keep_for_the_daemon_is_checked() {
-        let shard = |taken, arrivals| ProbeResult {
+    fn broker_that_keeps_less_than_the_daemon_needs_is_a_fault() {
+        let shard = |acknowledged, arrivals| ProbeResult {
             probes: probes([(true, true); 4]),
-            shard: Some(Shard { taken, arrivals }),
+            shard: Some(ShardProbe { acknowledged, arrivals }),
             ..ProbeResult::default()
         };
         let refused = Some(why(ConnectStage::Tls, "it hangs up"));
         let table = [
-            (shard(true, 2), Status::Well, "the broker hub:1883 keeps retained messages of 16 KiB"),
+            (shard(true, 2), Status::Ok, "the broker hub:1883 keeps retained messages of 16 KiB"),
             (shard(true, 1), Status::Fault, "the broker hub:1883 does not keep retained messages"),
             (
                 shard(true, 0),
@@ -516,23 +518,23 @@ mod tests {
                 "the broker hub:1883 grants only QoS 0",
             ),
         ];
-        for (heard, state, text) in table {
+        for (result, state, text) in table {
             let found = shown(BrokerReach::Connected {
                 ports: vec![(ADDRESS, Port::Open)],
-                heard: heard.into(),
+                result: result.into(),
             });
             let (_, last, shown) = found.last().unwrap();
             assert!(*last == state && shown.starts_with(text), "{text}: {found:?}");
-            let odd = found.iter().filter(|(_, state, _)| *state != Status::Well).count();
-            assert_eq!(odd, usize::from(state != Status::Well), "{found:?}");
+            let odd = found.iter().filter(|(_, state, _)| *state != Status::Ok).count();
+            assert_eq!(odd, usize::from(state != Status::Ok), "{found:?}");
         }
     }
 
     #[test]
-    fn an_address_that_does_not_answer_beside_one_that_does_is_odd() {
+    fn dead_address_beside_an_open_one_is_a_warning() {
         let other = "2001:db8::1".parse().unwrap();
         let ports = vec![(ADDRESS, Port::Open), (other, Port::Dropped)];
-        let found = shown(BrokerReach::Connected { ports, heard: Box::default() });
+        let found = shown(BrokerReach::Connected { ports, result: Box::default() });
         assert_eq!(found[0].2, "the broker hub:1883 answers at 192.0.2.1");
         assert_eq!((found[1].0, found[1].1), ("broker_port", Status::Warning));
     }

@@ -1,4 +1,4 @@
-//! Can fail2ban's database be read? Every decision about a ban needs it.
+//! Checks whether fail2ban's database is readable: every decision about a ban needs it.
 
 use std::path::Path;
 
@@ -6,14 +6,14 @@ use super::finding::Finding;
 use super::jails::RunningFail2ban;
 use crate::fail2ban::database::Database;
 
-/// What reading the database gave.
+/// The result of a read of the database.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Contents {
-    /// fail2ban keeps none.
+    /// fail2ban keeps no database.
     Off,
     Missing,
     Unreadable(String),
-    /// The rows that cannot be read, in words.
+    /// A text for each row that cannot be read.
     Readable(Vec<String>),
 }
 
@@ -32,7 +32,7 @@ pub(super) fn read(server: &RunningFail2ban) -> Contents {
     Contents::Readable(database.take_unreadable())
 }
 
-/// What that means.
+/// The findings about the database.
 pub(super) fn findings(path: Option<&Path>, contents: &Contents) -> Vec<Finding> {
     let path = path.unwrap_or(Path::new("")).display();
     let finding = match contents {
@@ -77,15 +77,15 @@ mod tests {
     use rusqlite::Connection;
 
     use super::super::finding::Status;
-    use super::super::jails::Running;
+    use super::super::jails::RunningJail;
     use super::*;
     use crate::wire::Jail;
 
     #[test]
-    fn database_that_cannot_be_read_is_a_fault_and_odd_row_a_warning() {
+    fn unreadable_database_is_a_fault_and_invalid_row_a_warning() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
-        let jail = Running {
+        let jail = RunningJail {
             name: Jail::new("sshd").unwrap(),
             actions: Vec::new(),
             logs: Vec::new(),
@@ -115,7 +115,7 @@ mod tests {
         let table = "CREATE TABLE bips(ip, jail, timeofban, bantime, data);
                      INSERT INTO bips VALUES('192.0.2.1', 'sshd', 1000, 612.5, '{}')";
         let well = "fail2ban's database /db is readable";
-        assert_eq!(found(Some(&path), table), (Status::Well, well.to_owned()));
+        assert_eq!(found(Some(&path), table), (Status::Ok, well.to_owned()));
         let odd = "INSERT INTO bips VALUES('192.0.2.2', 'sshd', 1000, 'x', '{}')";
         let (state, text) = found(Some(&path), odd);
         assert!(text.starts_with("skipped the ban of 192.0.2.2 in sshd"), "{text}");

@@ -1,13 +1,13 @@
-//! What a check found, and how it is shown: a line a check, and under a fault what to do next.
+//! The result of a check, and its rendering: one line per check, followed by the suggested fix.
 
 use crate::text::sanitize;
 use serde_json::{Value, json};
 
-/// How a check ended.
+/// The outcome of a check, the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Status {
-    Well,
-    /// It works, and something about it is odd.
+    Ok,
+    /// It works, but something is unusual.
     Warning,
     Fault,
 }
@@ -15,32 +15,32 @@ pub(super) enum Status {
 impl Status {
     fn as_str(self) -> &'static str {
         match self {
-            Self::Well => "ok",
+            Self::Ok => "ok",
             Self::Warning => "warning",
             Self::Fault => "fault",
         }
     }
 
-    /// Its mark, and the colour of that on a terminal (ECMA-48: green, yellow, red).
+    /// The mark, and its colour on a terminal (ECMA-48: green, yellow, red).
     fn mark(self) -> (&'static str, &'static str) {
         match self {
-            Self::Well => ("✓", "\x1b[32m"),
+            Self::Ok => ("✓", "\x1b[32m"),
             Self::Warning => ("!", "\x1b[33m"),
             Self::Fault => ("✗", "\x1b[31m"),
         }
     }
 }
 
-/// The outcome of one check.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Finding {
-    /// Of the check: stable, for machines.
+    /// The stable name of the check, for programs.
     pub(super) id: &'static str,
     pub(super) state: Status,
-    /// What was looked at, where there are several: a broker, a jail, a file.
+    /// The checked object, if a check has several: a broker, a jail, a file.
     pub(super) about: Option<String>,
     pub(super) text: String,
-    /// What to do: commands, or lines to add, one each.
+    /// The suggested fix: commands, or lines to add.
     pub(super) next: Vec<String>,
 }
 
@@ -50,7 +50,7 @@ impl Finding {
     }
 
     pub(super) fn ok(id: &'static str, text: impl Into<String>) -> Self {
-        Self::new(id, Status::Well, text)
+        Self::new(id, Status::Ok, text)
     }
 
     pub(super) fn warning(id: &'static str, text: impl Into<String>) -> Self {
@@ -66,19 +66,19 @@ impl Finding {
         self
     }
 
-    /// Adds a step, or several with a line end between.
+    /// Adds lines to the suggested fix.
     pub(super) fn next(mut self, steps: impl AsRef<str>) -> Self {
         self.next.extend(steps.as_ref().lines().map(str::to_owned));
         self
     }
 }
 
-/// How many there are of a state.
+/// The number of findings with a state.
 pub(super) fn count(findings: &[Finding], state: Status) -> usize {
     findings.iter().filter(|finding| finding.state == state).count()
 }
 
-/// For people.
+/// Renders findings for people.
 pub(super) fn text(findings: &[Finding], colour: bool) -> String {
     let mut text = String::new();
     for finding in findings {
@@ -93,7 +93,7 @@ pub(super) fn text(findings: &[Finding], colour: bool) -> String {
     text
 }
 
-/// For machines: one object.
+/// Renders findings as one JSON object.
 pub(super) fn object(findings: &[Finding]) -> Value {
     let checks: Vec<Value> = findings
         .iter()
@@ -101,7 +101,7 @@ pub(super) fn object(findings: &[Finding]) -> Value {
             json!({"id": id, "state": state.as_str(), "about": about, "text": text, "next": next})
         })
         .collect();
-    let state = findings.iter().map(|finding| finding.state).max().unwrap_or(Status::Well);
+    let state = findings.iter().map(|finding| finding.state).max().unwrap_or(Status::Ok);
     json!({
         "state": state.as_str(),
         "faults": count(findings, Status::Fault),
@@ -123,14 +123,14 @@ mod tests {
     }
 
     #[test]
-    fn a_line_a_check_and_the_next_step_below() {
+    fn text_has_one_line_per_check_and_the_fix_below() {
         let plain = "✓ one is well\n✗ two ?[2Jis not\n    do this\n    and that\n! three is odd";
         assert_eq!(text(&findings(), false), plain);
         assert!(text(&findings(), true).starts_with("\x1b[32m✓\x1b[0m one is well\n\x1b[31m✗"));
     }
 
     #[test]
-    fn machines_get_names_that_stay() {
+    fn json_has_stable_ids() {
         let object = object(&findings());
         assert_eq!((&object["state"], &object["faults"]), (&json!("fault"), &json!(1)));
         let second = json!({"id": "two", "state": "fault", "about": "x", "text": "two \x1b[2Jis not",

@@ -1,39 +1,38 @@
-//! What the others' words tell of this host: whether its name is its own, who else is there, and
-//! whether the clocks agree. Pure.
+//! Checks of this host among the others, from their messages: a unique name, other hosts, signing keys, clocks. Pure.
 
 use std::collections::BTreeSet;
 
 use super::broker::ProbeResult;
 use super::finding::Finding;
-use super::host::HostFacts as SpoolVisibility;
+use super::host::HostFacts;
 use crate::config::Topic;
 use crate::guard::RejectReason;
 use crate::text::{format_duration, list};
 use crate::wire::{HostName, HostState};
 
-/// Clocks that differ by less, in seconds, are as good as one: messages take their time.
-const SLACK: i64 = 5;
+/// Clocks that differ by less agree, because messages take time; in seconds.
+const CLOCK_TOLERANCE_SECS: i64 = 5;
 
-/// From here on, in seconds, bans of others end too early or too late by it.
-const HARM: i64 = 300;
+/// A difference of clocks from which bans of other hosts end noticeably early or late, in seconds.
+const HARMFUL_SKEW_SECS: i64 = 300;
 
-/// A host that is online publishes its snapshot anew at least so often, in seconds; with some more
-/// for one that has much to publish.
-const OLDEST: i64 = 900;
+/// The greatest age of an online host's snapshot, in seconds: the refresh takes at most 10 minutes, plus a margin for a
+/// host with many shards.
+const MAX_SNAPSHOT_AGE_SECS: i64 = 900;
 
-/// From here on, in seconds, nobody wants to know by how much.
-const MANY_YEARS: i64 = 3650 * 86_400;
+/// The longest difference that is shown exactly, in seconds.
+const MAX_SHOWN_SKEW_SECS: i64 = 3650 * 86_400;
 
-/// What is to be said of this host among the others.
+/// The findings about this host among the others.
 pub(super) fn findings(
     (me, topic): (&HostName, &Topic),
     machine: &str,
-    heard: &ProbeResult,
-    seen: &SpoolVisibility,
+    result: &ProbeResult,
+    seen: &HostFacts,
 ) -> Vec<Finding> {
     let mut found = Vec::new();
     let others = |there: &str| !there.is_empty() && there != machine;
-    let mut own = heard.presences.iter().filter(|(host, _)| host == me);
+    let mut own = result.presences.iter().filter(|(host, _)| host == me);
     let twice = |name: &str| {
         let text = format!("two machines have the name {name} and overwrite each other's snapshot");
         Finding::fault("fleet_name", text).next(
@@ -51,7 +50,7 @@ pub(super) fn findings(
         ));
     }
     let mut online = BTreeSet::new();
-    for (host, there) in heard.presences.iter().filter(|(host, _)| host != me) {
+    for (host, there) in result.presences.iter().filter(|(host, _)| host != me) {
         match there.state {
             HostState::Online => online.insert(host.as_str()),
             HostState::Offline => online.remove(host.as_str()),
@@ -63,17 +62,17 @@ pub(super) fn findings(
         1..=8 => format!("other hosts online: {}", list(&online)),
         n => format!("{n} other hosts are online"),
     };
-    if heard.presences.iter().all(|(host, _)| host == me) {
-        found.push(alone(topic, &heard.other_topics));
+    if result.presences.iter().all(|(host, _)| host == me) {
+        found.push(alone(topic, &result.other_topics));
     } else {
         found.push(Finding::ok("fleet_hosts", text));
     }
-    found.extend(keys(heard));
-    found.extend(clocks(heard, seen.clock_is_set));
+    found.extend(keys(result));
+    found.extend(clocks(result, seen.clock_is_set));
     found
 }
 
-/// No other host is on this topic. The first host of a fleet is, too, and one among hosts with the scripts.
+/// The warning that no other host is on this topic. It is normal for the first host, and among hosts with the scripts.
 fn alone(topic: &Topic, others: &BTreeSet<String>) -> Finding {
     let others: Vec<String> = others.iter().cloned().collect();
     let topic = topic.as_str();
@@ -87,18 +86,18 @@ fn alone(topic: &Topic, others: &BTreeSet<String>) -> Finding {
     })
 }
 
-/// Whether all sign alike: who has another key is heard by nobody here, or hears nobody from here.
-fn keys(heard: &ProbeResult) -> Vec<Finding> {
+/// The hosts with another signing key, or where only one side has a key: one of the two rejects the other's messages.
+fn keys(result: &ProbeResult) -> Vec<Finding> {
     const NEXT: &str = "set the same MQTT_SIGNING_KEY in mqtt.env on every server, then: \
                         systemctl restart f2bmqttsub";
-    let refused = heard.refusals.iter().map(|(host, refusal)| {
+    let refused = result.refusals.iter().map(|(host, refusal)| {
         let how = match refusal {
             RejectReason::Unsigned => "does not sign its messages",
             _ => "signs its messages with another key",
         };
         (host, format!("{host} {how}: this host rejects them"))
     });
-    let signed = heard.signed.iter().map(|host| {
+    let signed = result.signed.iter().map(|host| {
         let text = format!(
             "{host} signs its messages, but this host does not: {host} rejects the messages of this host"
         );
@@ -108,26 +107,26 @@ fn keys(heard: &ProbeResult) -> Vec<Finding> {
     all.map(|(host, text)| Finding::fault("fleet_key", text).about(host).next(NEXT)).collect()
 }
 
-/// By how many seconds a host's clock is ahead of the one here, as far as that can be known: a stamp
-/// may be minutes old, but is never of the future.
+/// By how many seconds a host's clock is ahead of the local one (negative: behind), as far as a stamp proves it: a stamp
+/// may be minutes old, but never in the future.
 fn ahead((stamp, read): (i64, i64)) -> i64 {
     match (stamp - read) / 1000 {
-        ahead if ahead > SLACK => ahead,
-        behind if behind < -OLDEST => behind,
+        ahead if ahead > CLOCK_TOLERANCE_SECS => ahead,
+        behind if behind < -MAX_SNAPSHOT_AGE_SECS => behind,
         _ => 0,
     }
 }
 
-/// How long: a clock is not off by more than years, but a forged stamp may be.
+/// The text of a duration, limited because a forged stamp may be centuries off.
 fn length(seconds: i64) -> String {
-    if seconds > MANY_YEARS { "10 years".to_owned() } else { format_duration(seconds) }
+    if seconds > MAX_SHOWN_SKEW_SECS { "10 years".to_owned() } else { format_duration(seconds) }
 }
 
-fn clocks(heard: &ProbeResult, set: bool) -> Vec<Finding> {
-    if heard.stamps.is_empty() {
+fn clocks(result: &ProbeResult, set: bool) -> Vec<Finding> {
+    if result.stamps.is_empty() {
         return Vec::new();
     }
-    let ahead = heard.stamps.iter().map(|(host, times)| (host.as_str(), ahead(*times)));
+    let ahead = result.stamps.iter().map(|(host, times)| (host.as_str(), ahead(*times)));
     let off: Vec<(&str, i64)> = ahead.filter(|(_, ahead)| *ahead != 0).collect();
     if off.is_empty() {
         let text = "the clocks of all other hosts agree with this one";
@@ -139,7 +138,7 @@ fn clocks(heard: &ProbeResult, set: bool) -> Vec<Finding> {
         } else {
             "check both hosts: timedatectl (systemd-timesyncd or chrony keeps a clock right)"
         };
-        let make = if seconds > HARM { Finding::fault } else { Finding::warning };
+        let make = if seconds > HARMFUL_SKEW_SECS { Finding::fault } else { Finding::warning };
         make("clock", text).next(look)
     };
     let odd = off.iter().map(|(host, ahead)| {
@@ -159,7 +158,7 @@ fn clocks(heard: &ProbeResult, set: bool) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Status as How;
+    use super::super::finding::Status;
     use super::*;
     use crate::wire::Presence;
 
@@ -167,7 +166,7 @@ mod tests {
         HostName::new(name).unwrap()
     }
 
-    fn heard(presences: &[(&str, HostState, &str)], stamps: &[(&str, i64)]) -> ProbeResult {
+    fn probe_result(presences: &[(&str, HostState, &str)], stamps: &[(&str, i64)]) -> ProbeResult {
         let presence = |(name, state, machine): &(&str, HostState, &str)| {
             let machine = (*machine).to_owned();
             (host(name), Presence { state: *state, machine, ..Presence::default() })
@@ -179,29 +178,29 @@ mod tests {
         }
     }
 
-    fn found(heard: &ProbeResult, machine: &str) -> Vec<Finding> {
+    fn found(result: &ProbeResult, machine: &str) -> Vec<Finding> {
         let topic = Topic::of_fleet("blacklist").unwrap();
-        findings((&host("web1"), &topic), machine, heard, &SpoolVisibility::default())
+        findings((&host("web1"), &topic), machine, result, &HostFacts::default())
     }
 
-    fn odd(heard: &ProbeResult) -> Vec<(How, String)> {
-        let found = found(heard, "m1").into_iter().filter(|finding| finding.id != "fleet_hosts");
+    fn odd(result: &ProbeResult) -> Vec<(Status, String)> {
+        let found = found(result, "m1").into_iter().filter(|finding| finding.id != "fleet_hosts");
         found
-            .filter(|finding| finding.state != How::Well)
+            .filter(|finding| finding.state != Status::Ok)
             .map(|finding| (finding.state, finding.text))
             .collect()
     }
 
     #[test]
-    fn a_name_is_one_machine_s() {
+    fn name_on_two_machines_is_a_fault() {
         use HostState::{Offline, Online};
-        assert_eq!(odd(&heard(&[("web1", Online, "m1"), ("web2", Online, "m2")], &[])), []);
-        let two = heard(&[("web1", Online, "m1"), ("web1", Offline, "m3")], &[]);
+        assert_eq!(odd(&probe_result(&[("web1", Online, "m1"), ("web2", Online, "m2")], &[])), []);
+        let two = probe_result(&[("web1", Online, "m1"), ("web1", Offline, "m3")], &[]);
         assert!(odd(&two)[0].1.starts_with("two machines have the name web1 and overwrite"));
-        let both = SpoolVisibility {
+        let both = HostFacts {
             namesake: true,
             duplicates: vec!["web2".to_owned()],
-            ..SpoolVisibility::default()
+            ..HostFacts::default()
         };
         let topic = Topic::of_fleet("blacklist").unwrap();
         let mut faults = findings((&host("web1"), &topic), "m1", &ProbeResult::default(), &both);
@@ -210,14 +209,19 @@ mod tests {
         let expected = ["web2", "web1"].map(|name| {
             format!("two machines have the name {name} and overwrite each other's snapshot")
         });
-        assert_eq!(texts, expected.each_ref().map(|text| (How::Fault, text.as_str())));
-        assert_eq!(odd(&heard(&[("web1", Online, "")], &[])), [], "it does not say which it is");
+        assert_eq!(texts, expected.each_ref().map(|text| (Status::Fault, text.as_str())));
+        assert_eq!(
+            odd(&probe_result(&[("web1", Online, "")], &[])),
+            [],
+            "it does not say which it is"
+        );
     }
 
     #[test]
-    fn all_have_to_sign_alike() {
-        let texts =
-            |heard: ProbeResult| odd(&heard).into_iter().map(|(_, text)| text).collect::<Vec<_>>();
+    fn different_signing_keys_are_faults() {
+        let texts = |result: ProbeResult| {
+            odd(&result).into_iter().map(|(_, text)| text).collect::<Vec<_>>()
+        };
         let refusals =
             [(host("a"), RejectReason::Unsigned), (host("b"), RejectReason::WrongSignature)].into();
         let expected = [
@@ -226,28 +230,29 @@ mod tests {
         ];
         assert_eq!(texts(ProbeResult { refusals, ..ProbeResult::default() }), expected);
         let signed = [host("c")].into();
-        let told =
+        let expected =
             "c signs its messages, but this host does not: c rejects the messages of this host";
-        assert_eq!(texts(ProbeResult { signed, ..ProbeResult::default() }), [told]);
+        assert_eq!(texts(ProbeResult { signed, ..ProbeResult::default() }), [expected]);
     }
 
     #[test]
-    fn who_is_online_is_told() {
+    fn online_hosts_are_listed() {
         use HostState::{Offline, Online};
-        let there = heard(&[("a", Online, "x"), ("b", Online, "y"), ("a", Offline, "x")], &[]);
+        let there =
+            probe_result(&[("a", Online, "x"), ("b", Online, "y"), ("a", Offline, "x")], &[]);
         assert_eq!(found(&there, "m1")[1].text, "other hosts online: b");
-        let away = heard(&[("a", Offline, "x")], &[]);
+        let away = probe_result(&[("a", Offline, "x")], &[]);
         assert_eq!(found(&away, "m1")[1].text, "all other hosts are offline");
     }
 
     #[test]
     fn host_that_is_alone_on_its_topic_is_warned_with_the_topics_of_others() {
-        let mut own = heard(&[("web1", HostState::Online, "m1")], &[]);
+        let mut own = probe_result(&[("web1", HostState::Online, "m1")], &[]);
         let hosts = &found(&own, "m1")[1];
         let text = "no other host with f2bmqtt is on the topic blacklist";
         assert_eq!(
             (hosts.id, hosts.state, hosts.text.as_str()),
-            ("fleet_hosts", How::Warning, text)
+            ("fleet_hosts", Status::Warning, text)
         );
         assert!(hosts.next[0].starts_with("MQTT_TOPIC and MQTT_HOST must be the same"));
         own.other_topics = ["black", "mail"].map(str::to_owned).into();
@@ -256,28 +261,31 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_stamp_can_show_of_a_clock_is_said() {
-        type Case = (&'static [(&'static str, i64)], Option<(How, &'static str)>);
-        let table: [Case; 7] = [
+    fn clock_is_reported_only_as_far_as_stamps_prove() {
+        type ClockCase = (&'static [(&'static str, i64)], Option<(Status, &'static str)>);
+        let table: [ClockCase; 7] = [
             (&[("a", 0), ("b", -600)], None),
             (&[("a", 4)], None),
-            (&[("a", 60), ("b", 0)], Some((How::Warning, "the clock of a is at least 1m ahead"))),
-            (&[("a", 600)], Some((How::Fault, "the clock of a is at least 10m ahead"))),
+            (
+                &[("a", 60), ("b", 0)],
+                Some((Status::Warning, "the clock of a is at least 1m ahead")),
+            ),
+            (&[("a", 600)], Some((Status::Fault, "the clock of a is at least 10m ahead"))),
             (
                 &[("a", -4000), ("b", 0)],
-                Some((How::Fault, "a is online, but its newest snapshot is 1h 6m old")),
+                Some((Status::Fault, "a is online, but its newest snapshot is 1h 6m old")),
             ),
             (
                 &[("a", 250_000_000_000), ("b", 0)],
-                Some((How::Fault, "the clock of a is at least 10 years ahead")),
+                Some((Status::Fault, "the clock of a is at least 10 years ahead")),
             ),
             (
                 &[("a", -1_800_000_000), ("b", 0)],
-                Some((How::Fault, "a is online, but its newest snapshot is 10 years old")),
+                Some((Status::Fault, "a is online, but its newest snapshot is 10 years old")),
             ),
         ];
         for (stamps, expected) in table {
-            let found = odd(&heard(&[], stamps));
+            let found = odd(&probe_result(&[], stamps));
             match expected {
                 None => assert_eq!(found, [], "{stamps:?}"),
                 Some((state, text)) => {

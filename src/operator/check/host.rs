@@ -1,4 +1,4 @@
-//! Is this host as the package made it, and does the service run? Pure; [`look`](super::look) looks.
+//! Checks of the installation and the service. Pure; [`look`](super::look) collects the facts.
 
 use std::path::{Path, PathBuf};
 
@@ -7,45 +7,45 @@ use crate::files::room::{FullDisk, Room};
 use crate::lock::{Owner, Role};
 use crate::text::{count, format_duration};
 
-/// What waits in the spool for longer, in seconds, waits for a reason.
-const WAITS: u64 = 60;
+/// An older event in the spool shows a problem; in seconds.
+const MAX_SPOOL_AGE_SECS: u64 = 60;
 
-/// What was seen of this host.
+/// The facts about this host.
 #[derive(Debug, Default)]
 pub(super) struct HostFacts {
-    /// What systemd says of the service, where there is systemd.
+    /// The state of the service's unit; `None` without systemd.
     pub(super) service: Option<UnitState>,
-    /// Whoever publishes this host's bans, as the lock names it: `subscribe`, and its process.
+    /// The process that holds the lock, and so publishes this host's bans.
     pub(super) owner: Option<Owner>,
-    /// It runs from a binary that is no longer there.
+    /// The process runs a binary that was replaced.
     pub(super) replaced: bool,
     /// For how many seconds the settings are newer than the service.
     pub(super) settings_newer: Option<u64>,
-    /// Scripts that subscribe beside it.
+    /// Scripts that subscribe beside the daemon.
     pub(super) scripts: Vec<Script>,
-    /// Paths where a link of ours ought to be, and whether something else is there.
+    /// Paths without the package's link, and whether another file is there.
     pub(super) no_links: Vec<(PathBuf, bool)>,
-    /// Action files of an admin beside which a newer one of ours waits.
-    pub(super) kept: Vec<PathBuf>,
-    /// Action files that are not there.
+    /// Locally modified action files with a newer packaged version beside them.
+    pub(super) customised: Vec<PathBuf>,
+    /// Missing action files.
     pub(super) no_actions: Vec<PathBuf>,
-    /// The room where the state is.
+    /// The free space on the file system of the state directory.
     pub(super) room: Option<Room>,
-    /// The file systems without room.
+    /// Full file systems.
     pub(super) disks_full: Vec<FullDisk>,
-    /// What others than root can get at.
+    /// Private paths that users other than root can access, and their modes.
     pub(super) exposed: Vec<(PathBuf, u32)>,
-    /// How many events wait in the spool, and for how many seconds the oldest.
+    /// The number of events in the spool, and the age of the oldest in seconds.
     pub(super) spool: (usize, u64),
     /// systemd-timesyncd has set the clock.
     pub(super) clock_is_set: bool,
-    /// The daemon saw another machine of its name just now.
+    /// The daemon saw another machine with this host's name.
     pub(super) namesake: bool,
-    /// Other hosts' names that two machines have.
+    /// Names of other hosts that two machines have.
     pub(super) duplicates: Vec<String>,
 }
 
-/// What systemd says of the service.
+/// The state of the service's unit (systemctl show).
 #[derive(Debug, Default)]
 pub(super) struct UnitState {
     /// `loaded`, `masked`, `not-found`.
@@ -70,22 +70,22 @@ pub(super) struct Script {
 /// fail2ban's view of the spool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum SpoolVisibility {
-    /// It can write there, as far as can be seen.
+    /// fail2ban can write there, as far as its mounts and its user show.
     Same,
     ReadOnly,
-    /// It sees something else, or nothing, at that path.
+    /// fail2ban sees another directory at the path, or none.
     Other,
-    /// It does not run as root, but as this user.
+    /// fail2ban runs as this user instead of root.
     User(u32),
 }
 
-/// The units that the package ships: `/lib` is a link to `/usr/lib`, or the other way round.
-const UNITS: [&str; 2] =
+/// The paths of the package's unit: `/lib` is a link to `/usr/lib`, or the other way round.
+const PACKAGE_UNITS: [&str; 2] =
     ["/lib/systemd/system/f2bmqttsub.service", "/usr/lib/systemd/system/f2bmqttsub.service"];
 
 impl HostFacts {
     /// Whether the daemon holds the lock.
-    pub(super) fn runs(&self) -> bool {
+    pub(super) fn is_running(&self) -> bool {
         self.owner.is_some_and(|owner| owner.role == Role::Daemon)
     }
 
@@ -112,9 +112,8 @@ impl HostFacts {
                 let text = format!(
                     "{shown} is not a link to /usr/bin/f2bmqtt: its callers run another program"
                 );
-                let kept =
-                    format!("{again}\n(this moves the existing file to {shown}.pre-f2bmqtt)");
-                return Finding::fault("links", text).about(&shown).next(kept);
+                let fix = format!("{again}\n(this moves the existing file to {shown}.pre-f2bmqtt)");
+                return Finding::fault("links", text).about(&shown).next(fix);
             }
             let text = format!("the link {shown} to /usr/bin/f2bmqtt is missing: its callers fail");
             // fail2ban's actions call those in /etc/fail2ban; /usr/local may be read-only.
@@ -131,7 +130,7 @@ impl HostFacts {
                  then: fail2ban-client reload"
             ))
         }));
-        found.extend(self.kept.iter().map(|path| {
+        found.extend(self.customised.iter().map(|path| {
             let path = path.display();
             let text = format!("{path} is locally modified; the packaged version is in {path}.ucf-dist");
             Finding::warning("action_file", text).about(&path).next(format!(
@@ -153,7 +152,7 @@ impl HostFacts {
         };
         let UnitState { load, active, fragment, status, enabled, .. } =
             self.service.as_ref().unwrap_or(&none);
-        let shadowed = !fragment.is_empty() && !UNITS.contains(&fragment.as_str());
+        let shadowed = !fragment.is_empty() && !PACKAGE_UNITS.contains(&fragment.as_str());
         if load == "masked" {
             let text = "the service f2bmqttsub is masked: it cannot be started";
             found.push(
@@ -173,8 +172,8 @@ impl HostFacts {
                  systemctl reenable f2bmqttsub; systemctl restart f2bmqttsub"
             )));
         }
-        let runs = if self.service.is_some() { active == "active" } else { self.runs() };
-        if runs && (shadowed || self.runs()) {
+        let runs = if self.service.is_some() { active == "active" } else { self.is_running() };
+        if runs && (shadowed || self.is_running()) {
             found.push(Finding::ok("service", "the service f2bmqttsub runs"));
         } else if load == "loaded" {
             let (text, next) = match (active.as_str(), status.as_str()) {
@@ -201,13 +200,13 @@ impl HostFacts {
                 Finding::warning("service_enabled", text).next("systemctl enable f2bmqttsub"),
             );
         }
-        if self.replaced && self.runs() {
+        if self.replaced && self.is_running() {
             let text = "the service still runs the previously installed version";
             found.push(
                 Finding::warning("service_version", text).next("systemctl restart f2bmqttsub"),
             );
         }
-        if let (Some(seconds), true) = (self.settings_newer, self.runs()) {
+        if let (Some(seconds), true) = (self.settings_newer, self.is_running()) {
             let settings = settings.display();
             let text = format!(
                 "the service runs with old settings: {settings} changed {} after the service started",
@@ -220,7 +219,7 @@ impl HostFacts {
         found
     }
 
-    /// What is kept on disk.
+    /// Findings about the state directory, the disks and the spool.
     fn state(&self, state: &Path) -> Vec<Finding> {
         let mut found = Vec::new();
         let full = |text: &str, path: &Path| {
@@ -238,9 +237,9 @@ impl HostFacts {
             }
             Some(room) => {
                 let free = room.bytes / 1024 / 1024;
-                let well = format!("{free} MiB are free on the file system of {}", state.display());
+                let text = format!("{free} MiB are free on the file system of {}", state.display());
                 let shortage = room.shortage(state).map(|text| full(&text, state));
-                found.push(shortage.unwrap_or_else(|| Finding::ok("disk", well)));
+                found.push(shortage.unwrap_or_else(|| Finding::ok("disk", text)));
             }
         }
         let others = self.disks_full.iter().filter(|disk| disk.path != state);
@@ -254,7 +253,7 @@ impl HostFacts {
                 .next(format!("chown root: {path}; chmod go= {path}"))
         }));
         let (number, oldest) = self.spool;
-        if oldest > WAITS {
+        if oldest > MAX_SPOOL_AGE_SECS {
             let wait = if number == 1 { "waits" } else { "wait" };
             let (events, age) = (count(number, "event"), format_duration(oldest.cast_signed()));
             let text = format!("{events} {wait} to be published, the oldest for {age}");
@@ -264,7 +263,7 @@ impl HostFacts {
     }
 }
 
-/// Something of fail2ban's that is there, and that the sandbox of the service hides.
+/// The fault that the service's sandbox hides a path of fail2ban.
 pub(super) fn hidden(what: &str, path: &Path) -> Finding {
     let dir = path.parent().unwrap_or(path).display();
     let path = path.display();
@@ -276,7 +275,7 @@ pub(super) fn hidden(what: &str, path: &Path) -> Finding {
 }
 
 impl SpoolVisibility {
-    /// Whether fail2ban's actions can leave what they tell.
+    /// Whether fail2ban's actions can write to the spool.
     pub(super) fn finding(&self, spool: &Path) -> Finding {
         let path = spool.display();
         let why = match self {
@@ -314,7 +313,7 @@ mod tests {
         let service = UnitState {
             load: "loaded".to_owned(),
             active: "active".to_owned(),
-            fragment: UNITS[0].to_owned(),
+            fragment: PACKAGE_UNITS[0].to_owned(),
             status: "0".to_owned(),
             enabled: "enabled".to_owned(),
         };
@@ -328,14 +327,14 @@ mod tests {
 
     fn odd(host: &HostFacts) -> Vec<(&'static str, Status)> {
         let found = host.findings(Path::new("/state"), Path::new("/settings")).into_iter();
-        let odd = found.filter(|finding| finding.state != Status::Well);
+        let odd = found.filter(|finding| finding.state != Status::Ok);
         odd.inspect(|finding| assert!(!finding.next.is_empty(), "{finding:?}"))
             .map(|finding| (finding.id, finding.state))
             .collect()
     }
 
     #[test]
-    fn each_oddity_is_told_and_a_sound_host_has_none() {
+    fn each_host_problem_is_found_and_a_healthy_host_has_none() {
         use Status::{Fault, Warning};
         assert_eq!(odd(&sound()), []);
         let file = || vec![PathBuf::from("/x")];
@@ -388,7 +387,7 @@ mod tests {
                 HostFacts { no_links: vec![("/usr/local/bin/x".into(), false)], ..sound() },
                 vec![("links", Warning)],
             ),
-            (HostFacts { kept: file(), ..sound() }, vec![("action_file", Warning)]),
+            (HostFacts { customised: file(), ..sound() }, vec![("action_file", Warning)]),
             (HostFacts { no_actions: file(), ..sound() }, vec![("action_file", Warning)]),
             (HostFacts { room: Some(room(5, 5)), ..sound() }, vec![("disk", Fault)]),
             (HostFacts { room: Some(room(1 << 30, 0)), ..sound() }, vec![("disk", Fault)]),
@@ -400,7 +399,7 @@ mod tests {
             ),
             (HostFacts { spool: (3, 500), ..sound() }, vec![("spool", Warning)]),
             (HostFacts { spool: (3, 5), ..sound() }, vec![]),
-            // Without systemd, the lock says it.
+            // Without systemd, the lock shows whether the daemon runs.
             (HostFacts { service: None, ..sound() }, vec![]),
             (HostFacts { service: None, owner: None, ..sound() }, vec![("service", Fault)]),
         ];
@@ -410,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn path_that_the_sandbox_hides_is_a_fault_with_its_cure() {
+    fn path_that_the_sandbox_hides_is_a_fault_with_its_fix() {
         let found = hidden("fail2ban's socket", Path::new("/run/f2b/x.sock"));
         let text = "the service f2bmqttsub cannot see fail2ban's socket /run/f2b/x.sock: its sandbox hides /run/f2b";
         assert_eq!((found.state, found.text.as_str()), (Status::Fault, text));
@@ -418,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn what_keeps_fail2ban_from_the_spool_is_told() {
+    fn reason_why_fail2ban_cannot_write_the_spool_is_shown() {
         let text = |seen: SpoolVisibility| seen.finding(Path::new("/s")).text;
         assert_eq!(text(SpoolVisibility::Same), "fail2ban can write to /s");
         assert!(

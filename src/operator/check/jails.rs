@@ -1,4 +1,4 @@
-//! Does fail2ban run, and do its jails share their bans? Pure; [`ask`](super::ask) asks it.
+//! Checks of fail2ban and of its jails: whether they run and share their bans. Pure; [`ask`](super::ask) collects the facts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -10,31 +10,31 @@ use crate::notify::is_called_by;
 use crate::text::list;
 use crate::wire::Jail;
 
-/// The first version that can be asked what is needed.
-const LEAST: [u32; 3] = [0, 11, 2];
+/// The first version whose socket answers all queries of f2bmqtt.
+const MIN_VERSION: [u32; 3] = [0, 11, 2];
 
-/// A server of fail2ban that answers.
+/// The facts from a fail2ban server that answers.
 #[derive(Debug, Default)]
 pub(super) struct RunningFail2ban {
     pub(super) version: String,
     pub(super) pid: i32,
-    pub(super) jails: Vec<Running>,
+    pub(super) jails: Vec<RunningJail>,
     /// Names of jails that no message can carry.
     pub(super) unusable: Vec<String>,
-    /// Where its database is; `None`: it keeps none.
+    /// The path of its database; `None` if fail2ban keeps none.
     pub(super) database: Option<PathBuf>,
 }
 
-/// A jail that it runs.
+/// A running jail.
 #[derive(Debug)]
-pub(super) struct Running {
+pub(super) struct RunningJail {
     pub(super) name: Jail,
     pub(super) actions: Vec<JailAction>,
     /// The log files that it reads.
     pub(super) logs: Vec<String>,
     /// Its `ignorecommand`, if it has one.
     pub(super) ignore_command: String,
-    /// What is wrong with its `ignoreip`.
+    /// The faults in its `ignoreip`.
     pub(super) wrong: Vec<String>,
 }
 
@@ -42,7 +42,7 @@ pub(super) struct Running {
 #[derive(Debug)]
 pub(super) struct JailAction {
     pub(super) name: String,
-    /// What it does for a ban; empty for one that is written in Python.
+    /// Its `actionban`; empty for an action that is written in Python.
     pub(super) ban: String,
     /// Whether the jail gives it a usable key for AbuseIPDB.
     pub(super) key: bool,
@@ -50,27 +50,26 @@ pub(super) struct JailAction {
     pub(super) files: Vec<(PathBuf, Keeps)>,
 }
 
-/// What the files would make of fail2ban.
+/// The configuration on disk, which the server may not have loaded yet.
 #[derive(Debug, Default)]
 pub(super) struct Configured {
     /// Each jail, and whether it would share its bans.
     pub(super) jails: BTreeMap<Jail, bool>,
-    /// What fail2ban finds wrong with them.
+    /// The errors that fail2ban reports.
     pub(super) wrong: Vec<String>,
-    /// They make nothing.
+    /// fail2ban rejects the whole configuration.
     pub(super) broken: bool,
 }
 
-/// Reads what `fail2ban-client -d` prints: the commands that would start a server, one a line, as
-/// Python writes lists.
+/// Reads the output of `fail2ban-client -d`: the commands that start a server, one Python list per line.
 pub(super) fn configured(dump: &str) -> BTreeMap<Jail, bool> {
     let mut jails = BTreeMap::new();
     for line in dump.lines() {
         let Some(line) = line.strip_prefix("['") else { continue };
-        let mut words = line.splitn(4, "', '");
-        let (verb, jail) = (words.next(), words.next().unwrap_or_default());
+        let mut fields = line.splitn(4, "', '");
+        let (verb, jail) = (fields.next(), fields.next().unwrap_or_default());
         let Ok(jail) = Jail::new(jail.trim_end_matches("']")) else { continue };
-        match (verb, words.next(), words.next()) {
+        match (verb, fields.next(), fields.next()) {
             (Some("add" | "start"), _, _) => {
                 jails.entry(jail).or_insert(false);
             }
@@ -85,7 +84,7 @@ pub(super) fn configured(dump: &str) -> BTreeMap<Jail, bool> {
     jails
 }
 
-/// What an action does for a ban, as Python writes it: another of its commands may call notify, too.
+/// The `actionban` of an action, as a Python string: only that one counts, because other commands may call notify, too.
 fn action_ban(text: &str) -> Option<&str> {
     let (_, rest) = text.split_once("'actionban', ")?;
     let quote = rest.chars().next()?;
@@ -99,7 +98,7 @@ fn action_ban(text: &str) -> Option<&str> {
     Some(&rest[..end])
 }
 
-/// What is to be said of fail2ban and its jails.
+/// The findings about fail2ban and its jails.
 pub(super) fn findings(
     server: &Result<RunningFail2ban, String>,
     configured: &Configured,
@@ -136,7 +135,7 @@ pub(super) fn findings(
         }
     };
     let version = &server.version;
-    if numbers(version) < LEAST {
+    if numbers(version) < MIN_VERSION {
         let text = format!("fail2ban {version} is too old: f2bmqtt requires 0.11.2 or later");
         found.push(Finding::fault("fail2ban", text).next("apt install fail2ban"));
     } else {
@@ -179,18 +178,18 @@ fn of_jails(
              if that does not help: set the jail's banaction in /etc/fail2ban/jail.local"
         ))
     }));
-    let (part, none): (Vec<_>, Vec<_>) =
+    let (shared, excluded): (Vec<_>, Vec<_>) =
         acting.into_iter().partition(|jail| sharing.includes(&jail.name));
-    let (told, silent): (Vec<_>, Vec<_>) = part
+    let (wired, unwired): (Vec<_>, Vec<_>) = shared
         .into_iter()
         .partition(|jail| jail.actions.iter().any(|action| is_called_by(&action.ban)));
-    if !told.is_empty() {
-        let verb = if told.len() == 1 { "shares its" } else { "share their" };
-        found.push(Finding::ok("jail_shares", format!("{} {verb} bans", names(&told))));
+    if !wired.is_empty() {
+        let verb = if wired.len() == 1 { "shares its" } else { "share their" };
+        found.push(Finding::ok("jail_shares", format!("{} {verb} bans", names(&wired))));
     }
-    if !none.is_empty() {
-        let verb = if none.len() == 1 { "does" } else { "do" };
-        let text = format!("{} {verb} not share bans: excluded by the settings", names(&none));
+    if !excluded.is_empty() {
+        let verb = if excluded.len() == 1 { "does" } else { "do" };
+        let text = format!("{} {verb} not share bans: excluded by the settings", names(&excluded));
         found.push(Finding::ok("jail_left_out", text));
     }
     let jails: BTreeSet<Jail> = server.jails.iter().map(|jail| jail.name.clone()).collect();
@@ -199,7 +198,7 @@ fn of_jails(
         let next = "fix the name in /etc/fail2ban/mqtt.env, or add the jail to jail.local";
         Finding::warning("jail_missing", text).next(next).about(name)
     }));
-    found.extend(silent.iter().map(|jail| {
+    found.extend(unwired.iter().map(|jail| {
         let written = configured.get(&jail.name).copied().unwrap_or(false);
         by_snapshot(jail, written).about(&jail.name)
     }));
@@ -224,13 +223,13 @@ fn of_jails(
     found
 }
 
-fn names(jails: &[&Running]) -> String {
+fn names(jails: &[&RunningJail]) -> String {
     let names: Vec<&str> = jails.iter().map(|jail| jail.name.as_str()).collect();
     list(&names)
 }
 
-/// The daemon may run no command of others, and guesses at none.
-fn ignore_command(jail: &Running) -> Finding {
+/// The warning about an `ignorecommand`: the daemon never runs it, because it is another program's code.
+fn ignore_command(jail: &RunningJail) -> Finding {
     let name = &jail.name;
     let text = format!(
         "the jail {name} has an ignorecommand, which f2bmqtt does not run: imports ban addresses that the command exempts"
@@ -241,10 +240,10 @@ fn ignore_command(jail: &Running) -> Finding {
     ))
 }
 
-/// A jail none of whose actions publishes a ban at once; `written` where its files say that one should. Its bans
-/// reach the others with the next snapshot.
-fn by_snapshot(jail: &Running, written: bool) -> Finding {
-    let Running { name, actions, .. } = jail;
+/// The finding about a jail without an action that calls notify; `written`: the configuration on disk has one. Its bans
+/// reach the other hosts with the next snapshot.
+fn by_snapshot(jail: &RunningJail, written: bool) -> Finding {
+    let RunningJail { name, actions, .. } = jail;
     let text = format!("{name} shares its bans by snapshot, within seconds");
     if written {
         let text = format!("{text}: fail2ban has not loaded the configured action");
@@ -281,7 +280,7 @@ mod tests {
         Jail::new(name).unwrap()
     }
 
-    fn running(name: &str, actions: &[(&str, &str)]) -> Running {
+    fn running(name: &str, actions: &[(&str, &str)]) -> RunningJail {
         let action = |(name, ban): &(&str, &str)| JailAction {
             name: (*name).to_owned(),
             ban: (*ban).to_owned(),
@@ -290,7 +289,7 @@ mod tests {
         };
         let actions = actions.iter().map(action).collect();
         let (logs, ignore_command) = (Vec::new(), String::new());
-        Running { name: jail(name), actions, logs, ignore_command, wrong: Vec::new() }
+        RunningJail { name: jail(name), actions, logs, ignore_command, wrong: Vec::new() }
     }
 
     fn odd(
@@ -300,15 +299,15 @@ mod tests {
         let out = BTreeSet::from([jail("recidive")]);
         let found = findings(server, configured, &JailFilter::new(None, out)).into_iter();
         found
-            .filter(|finding| finding.state != Status::Well)
+            .filter(|finding| finding.state != Status::Ok)
             .map(|finding| (finding.id, finding.text))
             .collect()
     }
 
-    const TELLS: &str = "[ '<failures>' = 0 ] || /etc/fail2ban/mqttnotifyban 'web' '<ip>'";
+    const NOTIFY_ACTION: &str = "[ '<failures>' = 0 ] || /etc/fail2ban/mqttnotifyban 'web' '<ip>'";
 
     #[test]
-    fn what_the_files_would_make_is_read() {
+    fn configured_jails_are_read_from_the_dump() {
         let dump = "['set', 'syslogsocket', 'auto']\n['add', 'sshd', 'polling']\n\
                     ['set', 'sshd', 'addaction', 'f2bmqtt']\n\
                     ['multi-set', 'sshd', 'action', 'f2bmqtt', [['actionban', \"/etc/fail2ban/mqttnotifyban 'sshd'\"]]]\n\
@@ -323,13 +322,13 @@ mod tests {
     }
 
     #[test]
-    fn a_jail_shares_or_it_is_said_how_it_would() {
+    fn jail_that_does_not_share_at_once_is_listed_with_the_fix() {
         let server = || RunningFail2ban {
             version: "1.0.2".to_owned(),
             pid: 1,
             unusable: vec!["my jail".to_owned()],
             jails: vec![
-                running("sshd", &[("iptables-ipset", TELLS)]),
+                running("sshd", &[("iptables-ipset", NOTIFY_ACTION)]),
                 running("web", &[("nftables", "nft add"), ("mail", "")]),
                 running("ftp", &[("nftables", "nft add")]),
                 running("recidive", &[("nftables", "nft add")]),
@@ -362,7 +361,7 @@ mod tests {
         let web = all.iter().find(|finding| finding.id == "jail_not_wired").unwrap();
         let text =
             "web shares its bans by snapshot, within seconds: its actions are nftables and mail";
-        assert_eq!((web.state, web.text.as_str()), (Status::Well, text));
+        assert_eq!((web.state, web.text.as_str()), (Status::Ok, text));
         assert_eq!(
             web.next[3..5],
             ["             f2bmqtt", "then: fail2ban-client reload --restart web"]
@@ -383,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn jail_without_a_log_is_told_of_the_journal() {
+    fn missing_log_file_suggests_the_journal() {
         let wrong = "Have not found any log file for sshd jail".to_owned();
         let configured = Configured { wrong: vec![wrong], broken: true, ..Configured::default() };
         let server = Err("fail2ban does not answer".to_owned());
@@ -393,9 +392,9 @@ mod tests {
 
     #[test]
     fn faulty_ignoreip_of_a_jail_that_shares_is_a_warning() {
-        let wrong = |name: &str| Running {
+        let wrong = |name: &str| RunningJail {
             wrong: vec![format!("ignoreip of {name}: cannot resolve x.example: why")],
-            ..running(name, &[("f2bmqtt", TELLS)])
+            ..running(name, &[("f2bmqtt", NOTIFY_ACTION)])
         };
         let server = RunningFail2ban {
             version: "1.0.2".to_owned(),
@@ -410,9 +409,9 @@ mod tests {
 
     #[test]
     fn ignorecommand_of_a_jail_that_shares_is_a_warning() {
-        let with = |name: &str, command: &str| Running {
+        let with = |name: &str, command: &str| RunningJail {
             ignore_command: command.to_owned(),
-            ..running(name, &[("f2bmqtt", TELLS)])
+            ..running(name, &[("f2bmqtt", NOTIFY_ACTION)])
         };
         let jails = vec![with("sshd", "/srv/x <ip>"), with("web", ""), with("recidive", "/srv/x")];
         let server =
@@ -428,7 +427,7 @@ mod tests {
         for (version, old) in
             [("0.11.1", true), ("0.9.99", true), ("0.11.2", false), ("1.1.0.dev1", false)]
         {
-            assert_eq!(numbers(version) < LEAST, old, "{version}");
+            assert_eq!(numbers(version) < MIN_VERSION, old, "{version}");
         }
     }
 }

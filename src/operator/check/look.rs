@@ -1,4 +1,4 @@
-//! Looks at this host: processes, files, what systemd says. Nothing is changed.
+//! Collects facts from this host: processes, files, systemd. It changes nothing.
 
 use std::ffi::OsStr;
 use std::fs::{self, Metadata};
@@ -25,7 +25,7 @@ const ACTIONS: &str = "/etc/fail2ban/action.d";
 /// The most events of the spool that are counted.
 const MAX_COUNTED: usize = 100_000;
 
-/// Runs a program to its end, but no longer than some seconds.
+/// Runs a program for at most 8 seconds.
 pub(super) fn command(program: &str, arguments: &[&str]) -> io::Result<Output> {
     Command::new("timeout")
         .args(["8", program])
@@ -42,7 +42,7 @@ pub(super) fn host(paths: &Paths, settings: &Path) -> HostFacts {
     let exe = owner.map(|owner| fs::read_link(format!("/proc/{}/exe", owner.pid)));
     let links = fs::read_to_string(LINKS).unwrap_or_default();
     let links = links.lines().map(PathBuf::from);
-    let (no_actions, kept) = actions();
+    let (no_actions, customised) = actions();
     HostFacts {
         namesake: false,
         duplicates: Vec::new(),
@@ -58,7 +58,7 @@ pub(super) fn host(paths: &Paths, settings: &Path) -> HostFacts {
             .map(|link| (link.clone(), fs::symlink_metadata(link).is_ok()))
             .collect(),
         no_actions,
-        kept,
+        customised,
         room: Room::of(&paths.state),
         disks_full: full_disks(paths),
         exposed: exposed(paths),
@@ -87,14 +87,14 @@ fn service() -> Option<UnitState> {
     })
 }
 
-/// By how many seconds the settings are younger than the lock, which is as old as the daemon.
+/// By how many seconds the settings are newer than the lock, which the daemon writes at its start.
 fn newer(settings: &Path, lock: &Path) -> Option<u64> {
     let time = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
     let newer = time(settings)?.duration_since(time(lock)?).ok()?;
     Some(newer.as_secs()).filter(|seconds| *seconds > 0)
 }
 
-/// Shells that run a script of that name.
+/// The shells that run the script `mqttsubscribebans`.
 fn scripts() -> Vec<Script> {
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -108,7 +108,7 @@ fn is_script(pid: i32) -> bool {
             .is_some_and(|name| ["bash", "dash", "sh"].iter().any(|shell| name == *shell))
     });
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    // A pipe of the script's has its name, too, and its parent is told of.
+    // A subshell of the script has the same name; only its parent counts.
     shell
         && arguments
             .split(|byte| *byte == 0)
@@ -126,7 +126,7 @@ fn leads_to(link: &Path, target: &Path) -> bool {
     fs::read_link(link).is_ok_and(|to| to == target)
 }
 
-/// The package's action files that are missing, and those beside which a newer one waits.
+/// The package's action files that are missing, and those with a newer packaged version beside them.
 fn actions() -> (Vec<PathBuf>, Vec<PathBuf>) {
     let all = ["iptables-ipset.local", "f2bmqtt.conf", "abuseipdb.local"];
     let all = all.map(|name| Path::new(ACTIONS).join(name));
@@ -139,7 +139,7 @@ fn actions() -> (Vec<PathBuf>, Vec<PathBuf>) {
     (missing, kept.cloned().collect())
 }
 
-/// What is for root alone and is not.
+/// Private paths that users other than root can access.
 fn exposed(paths: &Paths) -> Vec<(PathBuf, u32)> {
     let all = [
         paths.state.clone(),
@@ -169,15 +169,15 @@ fn spool_waits(spool: &Path) -> (usize, u64) {
         .fold((0, 0), |(count, oldest), meta| (count + 1, oldest.max(age(&meta).unwrap_or(0))))
 }
 
-/// Whether a path is there, and a process in a sandbox of its own does not see it.
+/// Whether a path exists, but not in the mount namespace of a process.
 pub(super) fn is_hidden_from(pid: i32, path: &Path) -> bool {
     let root = PathBuf::from(format!("/proc/{pid}/root"));
     let inside = path.strip_prefix("/").unwrap_or(path);
     path.exists() && root.exists() && !root.join(inside).exists()
 }
 
-/// The spool as a process sees it.
-pub(super) fn seen_by(pid: i32, spool: &Path) -> Option<SpoolVisibility> {
+/// How a process sees the spool.
+pub(super) fn spool_visibility(pid: i32, spool: &Path) -> Option<SpoolVisibility> {
     let user = fs::metadata(format!("/proc/{pid}/status")).ok()?.uid();
     if user != 0 {
         return Some(SpoolVisibility::User(user));
@@ -195,7 +195,7 @@ pub(super) fn seen_by(pid: i32, spool: &Path) -> Option<SpoolVisibility> {
     })
 }
 
-/// The file with the key, and what is odd about it.
+/// The state of the key file, and a warning about it.
 pub(super) fn key(path: &Path) -> (KeyState, Option<String>) {
     let KeyFile { key, is_broken, warning } = KeyFile::read(path);
     let state = match key {
@@ -212,11 +212,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process_sees_what_it_sees() {
+    fn own_process_sees_the_spool_and_hides_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let pid = i32::try_from(std::process::id()).unwrap();
-        assert_eq!(seen_by(pid, dir.path()), Some(SpoolVisibility::Same));
-        assert_eq!(seen_by(pid, &dir.path().join("none")), None);
+        assert_eq!(spool_visibility(pid, dir.path()), Some(SpoolVisibility::Same));
+        assert_eq!(spool_visibility(pid, &dir.path().join("none")), None);
         assert!(!is_script(pid) && parent(pid).is_some());
         assert!(!is_hidden_from(pid, dir.path()) && !is_hidden_from(pid, &dir.path().join("none")));
     }

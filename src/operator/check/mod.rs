@@ -1,8 +1,8 @@
-//! `f2bmqtt check`: finds out why it does not work.
+//! `f2bmqtt check`: diagnoses problems, and suggests fixes.
 //!
-//! Facts are gathered first, all at once and each within some seconds: `look` at this host, `ask`
-//! fail2ban, `probe` the brokers. What they mean is decided by pure functions, each of which makes
-//! findings (`finding`) of its facts: `settings`, `broker`, `fleet`, `jails`, `database`, `reports`, `host`, `status`.
+//! First, three collectors gather facts at the same time, each within some seconds: `look` from this host, `ask` from
+//! fail2ban, `probe` from the brokers. Then pure rules turn the facts into findings (`finding`): `settings`, `broker`,
+//! `fleet`, `jails`, `database`, `reports`, `host`, `status`.
 
 mod ask;
 mod broker;
@@ -33,10 +33,10 @@ use crate::paths::Paths;
 use crate::text::count;
 use crate::{daemon, runtime};
 
-/// Shows what works and what does not.
+/// Runs all checks, and prints the findings.
 ///
 /// # Errors
-/// [`Error::Faulty`] where something does not.
+/// [`Error::Faulty`] if a check failed.
 pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
     if !geteuid().is_root() {
         let what = "check must run as root: it reads the settings and queries fail2ban";
@@ -79,30 +79,30 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
     let (mut host, configured) =
         files.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     if config.is_err() {
-        host.settings_newer = None; // to start the service anew would be to stop it
+        host.settings_newer = None; // a restart with invalid settings would stop the service
     }
-    // What the daemon saw meanwhile.
+    // Read the file again: the daemon may have noticed more during the probes.
     let status = DaemonStatus::read(&file);
-    // The two drive each other off the broker, every few seconds, and the broker knows only the last of them.
+    // Two hosts of one name disconnect each other every few seconds, and the broker keeps only the presence of one.
     host.namesake =
-        host.runs() && status.as_ref().is_ok_and(|status| status.own_duplicate.is_some());
-    if let (true, Ok(status)) = (host.runs(), &status) {
+        host.is_running() && status.as_ref().is_ok_and(|status| status.own_duplicate.is_some());
+    if let (true, Ok(status)) = (host.is_running(), &status) {
         host.duplicates = status.duplicates.iter().map(|one| one.host.clone()).collect();
     }
     let mut found = settings::findings(config, &path);
     if let Ok(config) = config {
-        let works = brokers.iter().any(|reached| reached.heard().is_some());
-        // Whoever has just installed the package reads this first.
+        let works = brokers.iter().any(|reached| reached.result().is_some());
+        // First, because it is the state right after the installation.
         found.splice(0..0, settings::sample(config, works, &path));
         found.extend(brokers.iter().flat_map(|reached| reached.findings(config)));
         let certificates = config.tls.as_ref().map(config::Tls::certificates).unwrap_or_default();
         found.extend(settings::certificates(&certificates, now_secs()));
-        let heard = brokers.iter().find_map(broker::BrokerProbe::heard);
-        if let Some(heard) = heard {
+        let result = brokers.iter().find_map(broker::BrokerProbe::result);
+        if let Some(result) = result {
             found.extend(fleet::findings(
                 (&config.node, &config.topic),
                 &daemon::machine(),
-                heard,
+                result,
                 &host,
             ));
         }
@@ -115,7 +115,7 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         let hidden = seen.filter(|(_, path)| look::is_hidden_from(owner.pid, path));
         found.extend(hidden.map(|(what, path)| host::hidden(what, &path)));
     }
-    if host.runs() {
+    if host.is_running() {
         found.extend(status::findings(&status, &file, now_secs()));
     }
     let sharing = config.as_ref().map(|config| config.sharing.clone()).unwrap_or_default();
@@ -123,12 +123,12 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
     if let Ok(server) = &server {
         found.extend(database::findings(server.database.as_deref(), &database::read(server)));
         let spool = paths.spool();
-        let seen = look::seen_by(server.pid, spool.dir());
+        let seen = look::spool_visibility(server.pid, spool.dir());
         found.extend(seen.map(|seen| seen.finding(spool.dir())));
         let (key, warning) = look::key(&paths.api_key);
         found.extend(reports::findings(&server.jails, &paths.api_key, &key, warning.as_deref()));
-        let glance = QueueStatus::of(&paths.report_queue());
-        found.extend(reports::queue(&server.jails, &glance, &paths.api_key, now_secs()));
+        let reports_queue = QueueStatus::of(&paths.report_queue());
+        found.extend(reports::queue(&server.jails, &reports_queue, &paths.api_key, now_secs()));
         found.extend(reports::files(&server.jails, trust::inspect));
     }
     Ok(found)

@@ -1,5 +1,4 @@
-//! Can what jails report to AbuseIPDB go out, and ought it to? Pure. The key is never shown, nor sent
-//! anywhere.
+//! Checks of the reports to AbuseIPDB (R23). Pure. They never show the key, and never send it.
 
 use std::io;
 use std::path::Path;
@@ -7,26 +6,26 @@ use std::path::Path;
 use rustix::io::Errno;
 
 use super::finding::Finding;
-use super::jails::{JailAction, Running};
+use super::jails::{JailAction, RunningJail};
 use crate::abuseipdb::glance::{LastCall, QueueStatus};
 use crate::files::trust::{Fault, Keeps};
 use crate::text::{format_duration, list};
 
-/// A report that waits for longer, in seconds, waits for a reason: the second one of an address goes after 15 minutes.
-const LATE: i64 = 3600;
+/// An older pending report shows a problem; in seconds. AbuseIPDB accepts a second report of an address after 15 minutes.
+const MAX_REPORT_AGE_SECS: i64 = 3600;
 
-/// What is known of the file with the key.
+/// The state of the key file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum KeyState {
     Missing,
-    /// It is there, and no key in it.
+    /// The file contains no key.
     None,
-    /// It sets a key that cannot be read: no other is used.
+    /// The file has an invalid key; the reporter uses no other instead.
     Broken,
     Usable,
 }
 
-/// Whether what an action does for a ban is to report it.
+/// Whether an `actionban` calls the reporter.
 pub(super) fn is_reporter(ban: &str) -> bool {
     ban.contains("fail2ban-abuseipdb") || ban.contains("f2bmqtt report")
 }
@@ -35,9 +34,9 @@ fn reports(action: &JailAction) -> bool {
     is_reporter(&action.ban)
 }
 
-/// Where the reporter keeps what, and whether it may; `look` looks at a place.
+/// The findings about the reporter's database and log; `look` inspects a path.
 pub(super) fn files(
-    jails: &[Running],
+    jails: &[RunningJail],
     look: impl Fn(&Path, Keeps) -> io::Result<Vec<String>>,
 ) -> Vec<Finding> {
     let mut places: Vec<_> = jails
@@ -79,10 +78,10 @@ fn place(path: &Path, keeps: Keeps, looked: io::Result<Vec<String>>) -> Vec<Find
     vec![Finding::fault("report_file", text).about(&shown).next(cure)]
 }
 
-/// Whether reports go out, where a jail reports.
+/// The finding about pending reports, if a jail reports.
 pub(super) fn queue(
-    jails: &[Running],
-    glance: &rusqlite::Result<QueueStatus>,
+    jails: &[RunningJail],
+    reports_queue: &rusqlite::Result<QueueStatus>,
     key: &Path,
     now: i64,
 ) -> Option<Finding> {
@@ -90,8 +89,8 @@ pub(super) fn queue(
     if !jails.iter().any(|jail| jail.actions.iter().any(reports)) {
         return None;
     }
-    let QueueStatus { waiting, oldest, last_call, .. } = match glance {
-        Ok(glance) => glance,
+    let QueueStatus { waiting, oldest, last_call, .. } = match reports_queue {
+        Ok(reports_queue) => reports_queue,
         Err(why) => {
             let text = format!("cannot read the queue of reports to AbuseIPDB: {why}");
             return Some(
@@ -119,7 +118,7 @@ pub(super) fn queue(
                 Finding::fault("report_queue", text).next(LOG)
             }
         }
-        _ if oldest.is_some_and(|at| now.saturating_sub(at) > LATE) => {
+        _ if oldest.is_some_and(|at| now.saturating_sub(at) > MAX_REPORT_AGE_SECS) => {
             Finding::warning("report_queue", format!("reports to AbuseIPDB are delayed: {queue}"))
                 .next(LOG)
         }
@@ -131,9 +130,9 @@ pub(super) fn queue(
     })
 }
 
-/// What is to be said of the jails that report; `warning` is what is odd about the file of the key.
+/// The findings about the jails that report; `warning` is a fault of the key file.
 pub(super) fn findings(
-    jails: &[Running],
+    jails: &[RunningJail],
     path: &Path,
     key: &KeyState,
     warning: Option<&str>,
@@ -161,7 +160,8 @@ pub(super) fn findings(
         return found;
     }
     let names: Vec<&str> = reporting.iter().map(|jail| jail.name.as_str()).collect();
-    let own_key = |jail: &&Running| jail.actions.iter().any(|action| reports(action) && action.key);
+    let own_key =
+        |jail: &&RunningJail| jail.actions.iter().any(|action| reports(action) && action.key);
     let make = format!("install -m 0600 /dev/null {path}\necho 'APIKEY=...' >>{path}");
     let who = format!("{} to AbuseIPDB", list(&names));
     let verb = if names.len() == 1 { "reports" } else { "report" };
@@ -217,8 +217,8 @@ mod tests {
     use super::*;
     use crate::wire::Jail;
 
-    fn jail(name: &str, ban: &str, key: bool, log: &str) -> Running {
-        Running {
+    fn jail(name: &str, ban: &str, key: bool, log: &str) -> RunningJail {
+        RunningJail {
             name: Jail::new(name).unwrap(),
             actions: vec![JailAction {
                 name: "abuseipdb".to_owned(),
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn unsafe_place_is_named_once_with_its_cure() {
+    fn unsafe_place_is_named_once_with_its_fix() {
         let jails = [jail("a", "", false, ""), jail("b", "", false, "")];
         let found = files(&jails, |_, keeps| match keeps {
             Keeps::Log => Ok(vec!["/srv is writable by every user".to_owned()]),
@@ -263,19 +263,19 @@ mod tests {
         };
         let refused = "AbuseIPDB refuses the API key (HTTP 401)";
         let table = [
-            (0, None, None, Status::Well, "no call to AbuseIPDB so far; no report is pending"),
+            (0, None, None, Status::Ok, "no call to AbuseIPDB so far; no report is pending"),
             (
                 1,
                 Some(60),
                 call(5, ""),
-                Status::Well,
+                Status::Ok,
                 "the last call to AbuseIPDB was 5s ago; 1 report is pending for 1m",
             ),
             (
                 0,
                 None,
                 call(300, refused),
-                Status::Well,
+                Status::Ok,
                 "the last call to AbuseIPDB was 5m ago; no report is pending",
             ),
             (
@@ -310,11 +310,11 @@ mod tests {
         ];
         for (waiting, age, last_call, state, text) in table {
             let oldest = age.map(|age: i64| NOW - age);
-            let glance = Ok(QueueStatus { waiting, oldest, last_call, calls: Vec::new() });
-            let found = queue(&jails, &glance, Path::new("/k"), NOW).unwrap();
+            let reports_queue = Ok(QueueStatus { waiting, oldest, last_call, calls: Vec::new() });
+            let found = queue(&jails, &reports_queue, Path::new("/k"), NOW).unwrap();
             assert_eq!(found.state, state, "{found:?}");
             assert!(found.text.contains(text), "{found:?}");
-            assert_eq!(found.next.is_empty(), state == Status::Well);
+            assert_eq!(found.next.is_empty(), state == Status::Ok);
         }
         assert_eq!(queue(&[], &Ok(QueueStatus::default()), Path::new("/k"), NOW), None);
         let odd = queue(&jails, &Err(rusqlite::Error::InvalidQuery), Path::new("/k"), NOW).unwrap();
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jail_that_reports_needs_a_key_and_may_not_count_bans() {
+    fn reporting_jail_needs_a_key_and_must_not_count_bans() {
         const OURS: &str = "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh '' \"<matches>\"";
         const AUTH: &str = "/var/log/auth.log";
         let table = [
@@ -331,7 +331,7 @@ mod tests {
                 jail("a", OURS, false, AUTH),
                 KeyState::Usable,
                 None,
-                vec![("report_key", Status::Well)],
+                vec![("report_key", Status::Ok)],
             ),
             (
                 jail("a", OURS, false, AUTH),
@@ -361,7 +361,7 @@ mod tests {
                 jail("a", OURS, false, AUTH),
                 KeyState::Usable,
                 Some("0644"),
-                vec![("report_key_file", Status::Warning), ("report_key", Status::Well)],
+                vec![("report_key_file", Status::Warning), ("report_key", Status::Ok)],
             ),
             (
                 jail("a", OURS, false, AUTH),
@@ -373,7 +373,7 @@ mod tests {
                 jail("recidive", OURS, false, "/var/log/fail2ban.log"),
                 KeyState::Usable,
                 None,
-                vec![("report_key", Status::Well), ("report_recidive", Status::Fault)],
+                vec![("report_key", Status::Ok), ("report_recidive", Status::Fault)],
             ),
             (
                 jail("a", "curl https://api.abuseipdb.com/api/v2/report", true, AUTH),

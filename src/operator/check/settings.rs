@@ -1,4 +1,4 @@
-//! Are the settings good, and somebody's own? Pure.
+//! Checks of the settings and of their certificates. Pure.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::config::{Certificate, Config};
 use crate::error::Error;
 use crate::text::format_duration;
 
-/// What is to be said of the settings themselves.
+/// The findings about the settings file.
 pub(super) fn findings(settings: &Result<Config, Error>, path: &Path) -> Vec<Finding> {
     let path = path.display();
     match settings {
@@ -36,7 +36,7 @@ pub(super) fn findings(settings: &Result<Config, Error>, path: &Path) -> Vec<Fin
     }
 }
 
-/// Whether a certificate ends within some weeks: after its end, no connection is made.
+/// The certificates that expire soon: an expired one makes connections fail.
 pub(super) fn certificates(all: &[Certificate], now: i64) -> Vec<Finding> {
     let (soon, later): (Vec<_>, Vec<_>) = all.iter().partition(|one| one.ends_soon(now));
     let mut found: Vec<Finding> = soon
@@ -64,8 +64,8 @@ fn date(seconds: i64) -> String {
     text.split('T').next().unwrap_or_default().to_owned()
 }
 
-/// Whether these are the settings as shipped: in the one network where that is how the hub is called
-/// they work, and everybody knows the password.
+/// The finding about sample settings. They may even work, in a network whose hub has the sample's address, but the
+/// password is public.
 pub(super) fn sample(config: &Config, works: bool, path: &Path) -> Option<Finding> {
     let path = path.display();
     match (config.is_sample(), works) {
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_is_told_with_its_line() {
+    fn every_fault_is_shown_with_its_line() {
         let found = findings(&read("MQTT_HOST=a b\nMQTT_PORT=0\n"), Path::new("f"));
         let texts: Vec<&str> = found.iter().map(|finding| finding.text.as_str()).collect();
         assert_eq!(texts.len(), 4, "{texts:?}");
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn certificate_that_ends_within_thirty_days_is_found() {
-        use Status::{Fault, Warning, Well};
+        use Status::{Fault, Warning};
         const NOW: i64 = 1_795_342_600;
         let of = |kind, days: i64| {
             let ends = NOW + days * 86_400 + 3_600;
@@ -123,7 +123,7 @@ mod tests {
             (vec![], None),
             (
                 vec![of("client", 400), of("ca", 60)],
-                Some((Well, "all certificates are valid until 2027-01-21 or longer")),
+                Some((Status::Ok, "all certificates are valid until 2027-01-21 or longer")),
             ),
             (
                 vec![of("client", 5), of("ca", 60)],
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_shipped_is_nobody_s_own() {
+    fn sample_settings_are_found() {
         let config = read(SAMPLE).unwrap();
         let state = |config: &Config, works| {
             sample(config, works, Path::new("f")).map(|finding| finding.state)

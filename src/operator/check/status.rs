@@ -1,5 +1,4 @@
-//! What the daemon's status file shows: its link to the broker, whether a table of the daemon is full, and whether other hosts' messages
-//! are stamped in the future. Pure.
+//! Checks of the daemon's status file: its link to the broker, full tables, and hosts with stamps in the future. Pure.
 
 use std::path::Path;
 
@@ -10,16 +9,16 @@ use crate::text::{format_duration, list};
 /// The most hosts that a finding names.
 const MAX_NAMES: usize = 8;
 
-/// From how many reconnects within an hour on the link is odd, and from how many on it is of no use: two clients of
-/// one ID make hundreds.
+/// The reconnects within an hour from which a link is a warning, and from which it is a fault: two clients with one ID
+/// cause hundreds.
 const MANY_RECONNECTS: usize = 6;
-const FLAPPING: usize = 60;
+const FLAPPING_RECONNECTS: usize = 60;
 
 /// How to keep strangers from filling tables.
 const KEEP_OUT: &str = "to keep strangers out: MQTT_SIGNING_KEY in mqtt.env on every server, and the broker's access \
                         rules (/usr/share/doc/f2bmqtt/examples/mosquitto/fleet.acl)";
 
-/// What the file of a daemon that runs shows at `now`, in seconds since 1970.
+/// The findings about the status file of a running daemon at `now`, in seconds since 1970.
 pub(super) fn findings(
     status: &Result<DaemonStatus, String>,
     path: &Path,
@@ -45,7 +44,7 @@ pub(super) fn findings(
     found
 }
 
-/// The daemon's own link: what `check` finds on a connection of its own says nothing of that.
+/// The finding about the daemon's own link, which the probe of `check` does not use.
 fn link(link: &LinkStatus, now: i64) -> Finding {
     const LOG: &str = "journalctl -u f2bmqttsub -n 20";
     let LinkStatus { state, broker, error, since, reconnects } = link;
@@ -58,7 +57,7 @@ fn link(link: &LinkStatus, now: i64) -> Finding {
     if *reconnects < MANY_RECONNECTS {
         return Finding::ok("link", format!("the daemon is connected to {broker}"));
     }
-    let make = if *reconnects < FLAPPING { Finding::warning } else { Finding::fault };
+    let make = if *reconnects < FLAPPING_RECONNECTS { Finding::warning } else { Finding::fault };
     let text = format!(
         "the daemon had to reconnect to {broker} {reconnects} times within the last hour{error}"
     );
@@ -120,8 +119,8 @@ fn table(full: &FullTable, now: i64) -> Finding {
     Finding::warning("tables", format!("{what} reached {ago} ago{most}")).about(table).next(next)
 }
 
-/// Other hosts are ahead of this one by more than a day; or this one is behind them, which is likelier the more
-/// of them there are. A daemon knows no more than the difference.
+/// The finding about clocks that differ by more than a day. The daemon knows only the difference: the more hosts are
+/// ahead, the likelier this host is behind.
 fn ahead(hosts: &[AheadHost], peers: usize) -> Option<Finding> {
     const NEXT: &str = "check the clocks of this host and of the other hosts: timedatectl (systemd-timesyncd or chrony keeps a clock right)";
     let first = hosts.first()?;
@@ -157,7 +156,7 @@ mod tests {
 
     const NOW: i64 = 1_795_342_600;
 
-    /// All but the link's.
+    /// All findings except that about the link.
     fn shown(status: &Result<DaemonStatus, String>) -> Vec<Finding> {
         let mut found = findings(status, Path::new("/run/x.json"), NOW);
         found.retain(|finding| finding.id != "link");
@@ -166,7 +165,7 @@ mod tests {
 
     #[test]
     fn link_that_is_down_or_reconnects_often_is_found() {
-        use Status::{Fault, Warning, Well};
+        use Status::{Fault, Warning};
         let up = LinkStatus {
             state: LinkState::Up,
             broker: "hub:1883".to_owned(),
@@ -174,10 +173,10 @@ mod tests {
         };
         let error = Some("it fell silent".to_owned());
         let table = [
-            (up.clone(), Well, "the daemon is connected to hub:1883"),
+            (up.clone(), Status::Ok, "the daemon is connected to hub:1883"),
             (
                 LinkStatus { reconnects: 5, error: error.clone(), ..up.clone() },
-                Well,
+                Status::Ok,
                 "the daemon is connected to hub:1883",
             ),
             (
@@ -212,8 +211,8 @@ mod tests {
 
     #[test]
     fn each_full_table_has_its_limit_its_largest_peer_and_what_to_do() {
-        type Case = (FullTable, &'static str, &'static str);
-        let table: [Case; 7] = [
+        type FullTableCase = (FullTable, &'static str, &'static str);
+        let table: [FullTableCase; 7] = [
             (
                 full("peers", 1_000, None),
                 "the daemon's table of other hosts is full: limit of 1000 hosts reached 3m 3s ago",
@@ -265,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn daemon_without_full_tables_is_well_and_one_without_a_file_is_odd() {
+    fn no_full_tables_is_ok_and_a_missing_file_a_warning() {
         let well = Finding::ok("tables", "all tables of the daemon are below their limits");
         assert_eq!(shown(&Ok(DaemonStatus::default())), [well]);
         let odd = shown(&Err("No such file".to_owned()));

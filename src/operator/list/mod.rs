@@ -1,4 +1,4 @@
-//! `f2bmqtt list`: what is banned, where, by whom, until when; and why an address is.
+//! `f2bmqtt list`: all bans of the fleet, or the explanation for one address.
 
 mod why;
 
@@ -24,7 +24,7 @@ use crate::text::count;
 use crate::wire::{Address, HostName, Jail};
 use why::Explanation;
 
-/// Which bans are asked for.
+/// The bans that the command lists.
 #[derive(Debug, Default)]
 struct ListFilter {
     jail: Option<Jail>,
@@ -36,32 +36,32 @@ struct ListFilter {
 impl ListFilter {
     fn read(args: &ListArgs) -> Result<Self, Error> {
         let usage = |name: &str, what: &str| Error::Usage(format!("{name} {what}"));
-        let mut asked = Self::default();
+        let mut filter = Self::default();
         if let Some(jail) = &args.jail {
-            asked.jail = Some(Jail::new(jail).map_err(|what| usage("--jail", &what))?);
+            filter.jail = Some(Jail::new(jail).map_err(|what| usage("--jail", &what))?);
         }
         if let Some(host) = &args.host {
-            asked.host = Some(HostName::new(host).map_err(|what| usage("--host", &what))?);
+            filter.host = Some(HostName::new(host).map_err(|what| usage("--host", &what))?);
         }
         if let Some(text) = &args.address {
-            asked.address = Address::new(text).ok();
-            asked.network = match asked.address {
+            filter.address = Address::new(text).ok();
+            filter.network = match filter.address {
                 Some(address) => Some(IpNet::from(address.ip())),
                 None => Some(text.parse::<IpNet>().map_err(|_| {
                     usage("IP", "must be an address or a network, such as 203.0.113.0/24")
                 })?),
             };
         }
-        Ok(asked)
+        Ok(filter)
     }
 
-    /// Whether the jail and the host that are asked for exist.
+    /// Checks that the jail and the host exist.
     fn is_known(&self, view: &FleetView, here: &BTreeSet<Jail>) -> Result<(), Error> {
         self.jail.as_ref().map_or(Ok(()), |jail| known::jail(jail, view, here))?;
         self.host.as_ref().map_or(Ok(()), |host| known::host(host, view))
     }
 
-    fn takes(&self, banned: &BanSummary) -> bool {
+    fn matches(&self, banned: &BanSummary) -> bool {
         let of_host = |host: &HostName| banned.origin == *host || banned.also.contains(host);
         self.jail.as_ref().is_none_or(|jail| banned.jail == *jail)
             && self.host.as_ref().is_none_or(of_host)
@@ -69,45 +69,45 @@ impl ListFilter {
     }
 }
 
-/// Shows them.
+/// Fetches the bans, and prints them.
 ///
 /// # Errors
-/// Any [`Error`]; [`Error::Undone`] where the broker did not show all.
+/// Any [`Error`]; [`Error::Undone`] if the broker's data is incomplete.
 pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
-    let asked = ListFilter::read(args)?;
+    let filter = ListFilter::read(args)?;
     let config = Config::load()?;
     let (view, here) = runtime::run(async {
         let look = async {
-            match asked.address {
-                Some(address) => Some(LocalDecision::look(&config, paths, address).await),
+            match filter.address {
+                Some(address) => Some(LocalDecision::query(&config, paths, address).await),
                 None => None,
             }
         };
         let jails = async {
-            match asked.jail {
+            match filter.jail {
                 Some(_) => local::jails(paths).await.unwrap_or_default(),
                 None => BTreeSet::new(),
             }
         };
-        let (visit, here, jails) = tokio::join!(FleetClient::begin(&config, paths), look, jails);
-        let mut visit = visit?;
-        asked.is_known(visit.view(), &jails)?;
-        let view = visit.take_view();
-        visit.end().await;
+        let (client, here, jails) = tokio::join!(FleetClient::connect(&config, paths), look, jails);
+        let mut client = client?;
+        filter.is_known(client.view(), &jails)?;
+        let view = client.take_view();
+        client.end().await;
         Ok((view, here))
     })?;
     let clock = Clock::new(now_secs())?;
     let banned = view.banned(clock.now);
-    let banned: Vec<&BanSummary> = banned.iter().filter(|banned| asked.takes(banned)).collect();
+    let banned: Vec<&BanSummary> = banned.iter().filter(|banned| filter.matches(banned)).collect();
     let missing = view.missing();
-    match (asked.address, here) {
+    match (filter.address, here) {
         _ if args.json => {
-            let voids = asked.address.map(|address| view.voids(address)).unwrap_or_default();
+            let voids = filter.address.map(|address| view.voids(address)).unwrap_or_default();
             let _ = figures(&mut BufferedStdout::default(), &banned, &voids, &missing, clock.now);
         }
         (Some(address), Some(here)) => {
-            let case = Explanation { me: config.node, address, banned, view, here };
-            out::print(&case.text(&clock));
+            let explanation = Explanation { me: config.node, address, banned, view, here };
+            out::print(&explanation.text(&clock));
         }
         _ => table(
             &mut BufferedStdout::default(),
@@ -123,7 +123,7 @@ pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
     Err(Error::Undone(format!("incomplete data from the broker: missing {}", missing.join(", "))))
 }
 
-/// One object, written ban by ban: there may be many.
+/// Writes one JSON object ban by ban, because a fleet may have 500,000 bans.
 fn figures(
     to: &mut dyn fmt::Write,
     banned: &[&BanSummary],
@@ -132,9 +132,9 @@ fn figures(
     now: i64,
 ) -> fmt::Result {
     let void = |void: &VoidedBan| json!({ "jail": void.jail.as_str(), "host": void.host.as_str(), "id": void.id.as_str() });
-    let freed: Vec<_> = voids.iter().map(void).collect();
-    let (freed, missing) = (out::json(&json!(freed)), out::json(&json!(missing)));
-    write!(to, "{{\"voided\":{freed},\"incomplete\":{missing},\"time\":{now},\"bans\":[")?;
+    let voided: Vec<_> = voids.iter().map(void).collect();
+    let (voided, missing) = (out::json(&json!(voided)), out::json(&json!(missing)));
+    write!(to, "{{\"voided\":{voided},\"incomplete\":{missing},\"time\":{now},\"bans\":[")?;
     for (n, banned) in banned.iter().enumerate() {
         let comma = if n == 0 { "" } else { "," };
         let ban = json!({

@@ -1,4 +1,4 @@
-//! Why one address is banned, in words: who detected it, who obeys, and what this host does with it.
+//! Explains why an address is banned: the hosts that detected it, the hosts that import the ban, and the state here.
 
 use std::fmt::Write as _;
 
@@ -8,13 +8,13 @@ use crate::operator::view::{BanSummary, Expiry, FleetView, HostView, VoidedBan};
 use crate::text::sanitize;
 use crate::wire::{Address, HostName, Jail};
 
-/// Why one address is banned, or is not.
+/// The data of the explanation.
 pub(super) struct Explanation<'a> {
     pub(super) me: HostName,
     pub(super) address: Address,
     pub(super) banned: Vec<&'a BanSummary>,
     pub(super) view: FleetView,
-    /// What this host does with it.
+    /// The decision of this host, or why it is unknown.
     pub(super) here: Result<LocalDecision, String>,
 }
 
@@ -69,7 +69,7 @@ impl Explanation<'_> {
                  the scripts have no snapshot. To unban the address everywhere: f2bmqtt unban {address}"
             );
         }
-        let why = if here.apart.contains(jail) {
+        let why = if here.excluded.contains(jail) {
             format!("the settings exclude jail {jail}")
         } else {
             "made by hand, or detected within the last seconds".to_owned()
@@ -80,7 +80,7 @@ impl Explanation<'_> {
         )
     }
 
-    /// One jail's ban: by whom, how long, and who obeys.
+    /// The ban of one jail: origins, times, and the state on the other hosts.
     fn of_jail(&self, banned: &BanSummary, clock: &Clock, lines: &mut Vec<String>) {
         let BanSummary { address, jail, origin, since, also, .. } = banned;
         let (until, left) = clock.until(banned.until);
@@ -139,11 +139,11 @@ impl Explanation<'_> {
         if !here.jails.contains(jail) {
             return format!("not banned (no jail `{jail}`)");
         }
-        if here.apart.contains(jail) {
+        if here.excluded.contains(jail) {
             return format!("not banned (the settings exclude jail `{jail}`)");
         }
-        if let Some(because) = here.exempt.get(jail) {
-            return format!("not banned ({because})");
+        if let Some(reason) = here.exempt.get(jail) {
+            return format!("not banned ({reason})");
         }
         "not banned at the moment".to_owned()
     }
@@ -160,12 +160,12 @@ mod tests {
 
     const NOW: i64 = 1_795_342_600;
 
-    /// What web1 is told of an address that web2 and db1 detected, or nobody.
-    fn told(here: Result<LocalDecision, String>, detected: bool) -> String {
+    /// The explanation on web1 for an address that web2 and db1 detected, or no host.
+    fn explain(here: Result<LocalDecision, String>, detected: bool) -> String {
         let mut view = FleetView::default();
         for (host, state) in [("web1", "online"), ("web3", "online"), ("web4", "offline")] {
             let json = format!(r#"{{"v":1,"state":"{state}","jails":["sshd"]}}"#);
-            view.hear_on(&format!("host/{host}"), json.as_bytes());
+            view.apply_raw(&format!("host/{host}"), json.as_bytes());
         }
         for (host, start) in [("web2", NOW - 60), ("db1", NOW - 5)] {
             let bans = if detected {
@@ -176,7 +176,7 @@ mod tests {
             let json = format!(
                 r#"{{"v":1,"host":"{host}","stamp":5,"part":0,"parts":1,"bans":[{bans}]}}"#
             );
-            view.hear_on(&format!("state/{host}/0"), json.as_bytes());
+            view.apply_raw(&format!("state/{host}/0"), json.as_bytes());
         }
         let all = view.banned(NOW);
         let (me, address) = (HostName::new("web1").unwrap(), Address::new("192.0.2.1").unwrap());
@@ -201,7 +201,7 @@ mod tests {
             let json = format!(
                 r#"{{"v":1,"host":"web2","stamp":5,"part":0,"parts":1,"bans":[["sshd","192.0.2.1",{numbers}]]}}"#
             );
-            view.hear_on("state/web2/0", json.as_bytes());
+            view.apply_raw("state/web2/0", json.as_bytes());
             let all = view.banned(NOW);
             let (me, address) =
                 (HostName::new("web1").unwrap(), Address::new("192.0.2.1").unwrap());
@@ -218,11 +218,11 @@ mod tests {
     }
 
     #[test]
-    fn it_is_said_who_bans_it_and_what_this_host_does() {
+    fn explanation_names_detecting_hosts_and_the_state_here() {
         let jail = |name: &str| Jail::new(name).unwrap();
         let sshd = || LocalDecision { jails: [jail("sshd")].into(), ..LocalDecision::default() };
         let held = LocalDecision { banned: [jail("sshd")].into(), ..sshd() };
-        let text = told(Ok(held.clone()), true);
+        let text = explain(Ok(held.clone()), true);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "192.0.2.1 is banned in jail sshd, detected by web2.");
         assert!(lines[1].starts_with("  Since ") && lines[1].ends_with(", 9m 55s left."), "{text}");
@@ -244,7 +244,7 @@ mod tests {
                 "not banned (the address is in ignoreip).",
             ),
             (
-                LocalDecision { apart: [jail("sshd")].into(), ..sshd() },
+                LocalDecision { excluded: [jail("sshd")].into(), ..sshd() },
                 "not banned (the settings exclude jail `sshd`).",
             ),
             (
@@ -256,13 +256,13 @@ mod tests {
             ),
         ];
         for (here, what) in table {
-            let text = told(Ok(here), true);
+            let text = explain(Ok(here), true);
             assert!(text.contains(&format!("  This host (web1): {what}\n")), "{what}: {text}");
         }
-        let text = told(Err("fail2ban is busy".to_owned()), true);
+        let text = explain(Err("fail2ban is busy".to_owned()), true);
         assert!(text.contains("The state on this host (web1) is unknown: fail2ban is busy.\n"));
-        let nobody = "No host's snapshot lists 192.0.2.1.\nThis host (web1): not banned.\n";
-        assert_eq!(told(Ok(sshd()), false), nobody);
+        let expected = "No host's snapshot lists 192.0.2.1.\nThis host (web1): not banned.\n";
+        assert_eq!(explain(Ok(sshd()), false), expected);
         let script = [(jail("sshd"), HostName::new("old").unwrap())].into();
         let table = [
             (
@@ -274,12 +274,12 @@ mod tests {
                 "for old; no snapshot lists the ban, because hosts that run the scripts",
             ),
             (
-                LocalDecision { apart: [jail("sshd")].into(), ..held },
+                LocalDecision { excluded: [jail("sshd")].into(), ..held },
                 "by a local ban (the settings exclude jail sshd).",
             ),
         ];
         for (here, what) in table {
-            let text = told(Ok(here), false);
+            let text = explain(Ok(here), false);
             let start =
                 "No host's snapshot lists 192.0.2.1.\nThis host (web1): banned in jail sshd ";
             assert!(text.starts_with(&format!("{start}{what}")), "{what}: {text}");

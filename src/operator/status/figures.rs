@@ -1,14 +1,14 @@
-//! The status for programs: one JSON object, whose names are in the help and stay.
+//! The status as one JSON object. Its field names are a contract, described in the help.
 
 use serde_json::{Value, json};
 
-use super::Status;
+use super::FleetStatus;
 use crate::abuseipdb::glance::{CallQuota, QueueStatus};
 use crate::operator::local::LocalService;
 use crate::operator::view::HostView;
 use crate::wire::{HostName, Jail};
 
-impl Status {
+impl FleetStatus {
     pub(super) fn json(&self) -> Value {
         let LocalService { pid, since, events, reports, disks_full } = &self.service;
         json!({
@@ -16,7 +16,7 @@ impl Status {
             "version": env!("CARGO_PKG_VERSION"),
             "time": self.clock.now,
             "service": { "running": pid.is_some(), "pid": pid, "since": since },
-            "broker": { "address": self.broker, "user": self.user, "error": self.fault },
+            "broker": { "address": self.broker, "user": self.user, "error": self.broker_error },
             "fail2ban": {
                 "jails": self.jails.iter().flatten().map(Jail::as_str).collect::<Vec<_>>(),
                 "error": self.jails.as_ref().err(),
@@ -52,12 +52,12 @@ fn of_host((host, member): (&HostName, &HostView)) -> Value {
         "imported_bans": presence.map(|presence| presence.held),
         "snapshot": member.stamp().map(|stamp| stamp / 1000),
         "parts": member.count(),
-        "incomplete": member.missing(),
+        "incomplete": member.missing_shards(),
         "rejected": presence.map(|presence| &presence.refused),
     })
 }
 
-/// What is left of a day's calls, by their kinds.
+/// The calls left today, by kind.
 fn quotas(reports: &QueueStatus) -> Value {
     let of = |call: &CallQuota| {
         let quota = json!({

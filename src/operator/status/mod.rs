@@ -1,4 +1,4 @@
-//! `f2bmqtt status`: is it working, on every host?
+//! `f2bmqtt status`: the state of this host, the broker and every host of the fleet.
 
 mod figures;
 mod text;
@@ -17,19 +17,20 @@ use crate::paths::Paths;
 use crate::runtime;
 use crate::wire::{HostName, Jail};
 
-/// Shows it.
+/// Collects the state, and prints it.
 ///
 /// # Errors
-/// Any [`Error`]; [`Error::Undone`] where this host does not take part as it should.
+/// Any [`Error`]; [`Error::Undone`] if this host has a problem, or the broker's data is incomplete.
 pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
     let config = Config::load()?;
     let status = runtime::run(async {
-        let (visit, jails) = tokio::join!(FleetClient::begin(&config, paths), local::jails(paths));
-        let (broker, view, fault) = match visit {
-            Ok(mut visit) => {
-                let view = visit.take_view();
-                let broker = visit.broker.to_string();
-                visit.end().await;
+        let (client, jails) =
+            tokio::join!(FleetClient::connect(&config, paths), local::jails(paths));
+        let (broker, view, broker_error) = match client {
+            Ok(mut client) => {
+                let view = client.take_view();
+                let broker = client.broker.to_string();
+                client.end().await;
                 (broker, view, None)
             }
             Err(error) => {
@@ -38,9 +39,9 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
             }
         };
         let user = config.user();
-        let (service, me) = (LocalService::look(paths), config.node.clone());
+        let (service, me) = (LocalService::read(paths), config.node.clone());
         let (banned, clock) = (view.banned(now_secs()), Clock::new(now_secs())?);
-        Ok(Status { me, service, broker, user, fault, jails, view, banned, clock })
+        Ok(FleetStatus { me, service, broker, user, broker_error, jails, view, banned, clock })
     })?;
     if json {
         out::print_json(&status.json());
@@ -51,29 +52,29 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
     if faults.is_empty() { Ok(()) } else { Err(Error::Undone(faults.join("; "))) }
 }
 
-/// What there is to show.
-struct Status {
+/// The collected state.
+struct FleetStatus {
     me: HostName,
     service: LocalService,
-    /// The broker, as whom this host logs in, and why that fails.
+    /// The broker, the user of the login, and why the connection failed.
     broker: String,
     user: Option<String>,
-    fault: Option<String>,
-    /// fail2ban's jails here.
+    broker_error: Option<String>,
+    /// fail2ban's jails on this host.
     jails: Result<BTreeSet<Jail>, String>,
     view: FleetView,
     banned: Vec<BanSummary>,
     clock: Clock,
 }
 
-impl Status {
-    /// Why this host does not take part, if so.
+impl FleetStatus {
+    /// The problems that make the command fail.
     fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         if self.service.pid.is_none() {
             faults.push("the service is not running".to_owned());
         }
-        faults.extend(self.fault.iter().map(|_| "no connection to the broker".to_owned()));
+        faults.extend(self.broker_error.iter().map(|_| "no connection to the broker".to_owned()));
         if self.jails.is_err() {
             faults.push("fail2ban does not answer".to_owned());
         }

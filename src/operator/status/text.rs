@@ -1,9 +1,9 @@
-//! The status for people: words and tables that fit a terminal.
+//! The status as lines and tables for people.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use super::Status;
+use super::FleetStatus;
 use crate::abuseipdb::glance::{CallQuota, LastCall};
 use crate::operator::local::LocalService;
 use crate::operator::out::{Out, Style};
@@ -11,15 +11,15 @@ use crate::operator::view::HostView;
 use crate::text::{count, format_duration};
 use crate::wire::{HostName, HostState, Jail};
 
-impl Status {
+impl FleetStatus {
     pub(super) fn text(&self, out: Out) -> String {
         let mut text = String::new();
-        let mut line = |name: &str, look, words: &str| {
+        let mut line = |name: &str, style, value: &str| {
             let _ = writeln!(
                 text,
                 "{} {}",
                 out.paint(Style::Head, &format!("{name:10}")),
-                out.paint(look, words)
+                out.paint(style, value)
             );
         };
         line(
@@ -27,10 +27,10 @@ impl Status {
             Style::Plain,
             &format!("{}, f2bmqtt {}", self.me, env!("CARGO_PKG_VERSION")),
         );
-        let (look, words) = self.service();
-        line("service", look, &words);
-        let (look, words) = self.broker();
-        line("broker", look, &words);
+        let (style, value) = self.service();
+        line("service", style, &value);
+        let (style, value) = self.broker();
+        line("broker", style, &value);
         match &self.jails {
             Ok(jails) => line("fail2ban", Style::Good, &format!("running, jails: {}", list(jails))),
             Err(why) => line("fail2ban", Style::Bad, why),
@@ -43,17 +43,17 @@ impl Status {
             .oldest
             .map(|at| format!(" (oldest: {} ago)", format_duration(self.clock.now - at)));
         let waiting = count(reports.waiting, "report");
-        let words = format!("{}, {waiting}{}", count(*events, "event"), age.unwrap_or_default());
-        line("pending", Style::Plain, &words);
-        for words in self.quotas() {
-            line("AbuseIPDB", Style::Plain, &words);
+        let value = format!("{}, {waiting}{}", count(*events, "event"), age.unwrap_or_default());
+        line("pending", Style::Plain, &value);
+        for value in self.quotas() {
+            line("AbuseIPDB", Style::Plain, &value);
         }
         if let Some(LastCall { at, error: Some(why) }) = &reports.last_call {
-            let words =
+            let value =
                 format!("last call failed {} ago: {why}", format_duration(self.clock.now - at));
-            line("AbuseIPDB", Style::Bad, &words);
+            line("AbuseIPDB", Style::Bad, &value);
         }
-        if self.fault.is_none() {
+        if self.broker_error.is_none() {
             text.push_str(&self.fleet(out));
         }
         text
@@ -69,15 +69,15 @@ impl Status {
 
     fn broker(&self) -> (Style, String) {
         let user = self.user.as_ref().map(|user| format!(" as {user}")).unwrap_or_default();
-        match &self.fault {
+        match &self.broker_error {
             None => (Style::Good, format!("connected to {}{user}", self.broker)),
             Some(why) => (Style::Bad, why.clone()),
         }
     }
 
-    /// What is left of the day's calls of AbuseIPDB.
+    /// The calls that AbuseIPDB still accepts today.
     fn quotas(&self) -> Vec<String> {
-        let words = |call: &CallQuota| {
+        let quota = |call: &CallQuota| {
             let (kind, now) = (kind(&call.name), self.clock.now);
             let blocked = (call.blocked > now)
                 .then(|| format!("no {kind} until {}", self.clock.local(call.blocked)));
@@ -90,10 +90,10 @@ impl Status {
                 }
                 _ => format!("{left} {kind} left today"),
             });
-            let words: Vec<String> = left.into_iter().chain(blocked).collect();
-            (!words.is_empty()).then(|| words.join("; "))
+            let value: Vec<String> = left.into_iter().chain(blocked).collect();
+            (!value.is_empty()).then(|| value.join("; "))
         };
-        self.service.reports.calls.iter().filter_map(words).collect()
+        self.service.reports.calls.iter().filter_map(quota).collect()
     }
 
     fn fleet(&self, out: Out) -> String {
@@ -114,8 +114,8 @@ impl Status {
             text.push('\n');
             out.table(&mut text, &["JAIL", "BANS"], jails.iter().map(row));
         }
-        let refused: Vec<_> = self.refused();
-        if !refused.is_empty() {
+        let rejected: Vec<_> = self.rejected();
+        if !rejected.is_empty() {
             let row = |(host, reason, count): &(&HostName, &str, u64)| {
                 vec![
                     (Style::Plain, host.to_string()),
@@ -124,21 +124,21 @@ impl Status {
                 ]
             };
             text.push('\n');
-            out.table(&mut text, &["REJECTED BY", "REASON", "MESSAGES"], refused.iter().map(row));
+            out.table(&mut text, &["REJECTED BY", "REASON", "MESSAGES"], rejected.iter().map(row));
         }
         text
     }
 
     fn host(&self, (host, member): (&HostName, &HostView)) -> Vec<(Style, String)> {
         let presence = member.presence();
-        let (look, state) = match presence.map(|presence| presence.state) {
+        let (style, state) = match presence.map(|presence| presence.state) {
             Some(HostState::Online) => (Style::Good, "online"),
             Some(HostState::Offline) => (Style::Bad, "offline"),
             None => (Style::Dim, "unknown"),
         };
         let since = presence.map_or(0, |presence| presence.since);
         let since = if since > 0 { self.clock.local(since) } else { "-".to_owned() };
-        let snapshot = match (self.age(member), member.missing()) {
+        let snapshot = match (self.age(member), member.missing_shards()) {
             (None, _) => "none".to_owned(),
             (Some(age), 0) => format!("{} ago", format_duration(age)),
             (Some(age), missing) => {
@@ -153,7 +153,7 @@ impl Status {
         let version = presence.map_or("", |presence| presence.version.as_str());
         vec![
             text(host.as_str()),
-            (look, state.to_owned()),
+            (style, state.to_owned()),
             text(&since),
             text(if version.is_empty() { "-" } else { version }),
             text(&member.bans().to_string()),
@@ -163,12 +163,12 @@ impl Status {
         ]
     }
 
-    /// How old a host's snapshot is, in seconds, as far as its clock and this one agree.
+    /// The age of a host's snapshot in seconds, provided that its clock agrees with this one.
     fn age(&self, member: &HostView) -> Option<i64> {
         member.stamp().map(|stamp| (self.clock.now - stamp / 1000).max(0))
     }
 
-    fn refused(&self) -> Vec<(&HostName, &str, u64)> {
+    fn rejected(&self) -> Vec<(&HostName, &str, u64)> {
         let hosts = self.view.hosts().iter();
         let presences = hosts.filter_map(|(host, member)| Some((host, member.presence()?)));
         let counts = presences.flat_map(|(host, presence)| {
@@ -178,7 +178,7 @@ impl Status {
     }
 }
 
-/// What the calls of a kind are called.
+/// The plural noun of a kind of call.
 fn kind(name: &str) -> &str {
     match name {
         "report" => "reports",

@@ -1,4 +1,4 @@
-//! Cases of the view: what a broker may keep, and what the fleet is by it.
+//! Tables of retained messages, and the fleet that the view derives from them.
 
 use super::*;
 
@@ -8,12 +8,12 @@ fn address(text: &str) -> Address {
     Address::new(text).unwrap()
 }
 
-/// Lets a view hear a part: `bans` are `jail address start bantime`, `unbans` `jail address id`.
-fn hears(
+/// Applies a shard: `bans` are `jail address start bantime`, `unbans` `jail address id`.
+fn apply_shard(
     view: &mut FleetView,
     host: &str,
     stamp: i64,
-    slice: (u32, u32),
+    id: (u32, u32),
     bans: &[&str],
     unbans: &[&str],
 ) {
@@ -27,14 +27,14 @@ fn hears(
         };
         of.iter().map(row).collect::<Vec<_>>().join(",")
     };
-    let (part, parts) = slice;
+    let (shard, count) = id;
     let json = format!(
-        r#"{{"v":1,"host":"{host}","stamp":{stamp},"part":{part},"parts":{parts},"bans":[{}],"unbans":[{}]}}"#,
+        r#"{{"v":1,"host":"{host}","stamp":{stamp},"part":{shard},"parts":{count},"bans":[{}],"unbans":[{}]}}"#,
         list(bans),
         list(unbans)
     );
-    let heard = view.hear_on(&format!("state/{host}/{part}"), json.as_bytes());
-    assert_eq!(heard, Update::Shard(HostName::new(host).unwrap()), "{json}");
+    let update = view.apply_raw(&format!("state/{host}/{shard}"), json.as_bytes());
+    assert_eq!(update, Update::Shard(HostName::new(host).unwrap()), "{json}");
 }
 
 /// `address jail origin +also since until`, a line each.
@@ -49,66 +49,66 @@ fn shown(view: &FleetView) -> Vec<String> {
 }
 
 #[test]
-fn each_address_is_shown_once_in_a_jail_with_all_who_hold_it() {
+fn each_address_is_shown_once_per_jail_with_all_hosts_that_hold_it() {
     let mut view = FleetView::default();
     let start = NOW - 60;
     let ban = |jail, n, start, length| format!("{jail} 192.0.2.{n} {start} {length}");
     let a =
         [ban("sshd", 1, start, 600), ban("web", 1, start - 9, -1), ban("sshd", 2, start - 1, 0)];
     let a: Vec<&str> = a.iter().map(String::as_str).collect();
-    hears(&mut view, "a", 1, (0, 1), &a, &[]);
-    hears(&mut view, "b", 1, (0, 1), &[&ban("sshd", 1, start - 5, 300)], &[]);
-    hears(&mut view, "c", 1, (0, 1), &[&ban("sshd", 1, start + 5, 60)], &[]);
+    apply_shard(&mut view, "a", 1, (0, 1), &a, &[]);
+    apply_shard(&mut view, "b", 1, (0, 1), &[&ban("sshd", 1, start - 5, 300)], &[]);
+    apply_shard(&mut view, "c", 1, (0, 1), &[&ban("sshd", 1, start + 5, 60)], &[]);
     let expected = [
         format!("192.0.2.1 web a {} Never", start - 9),
         format!("192.0.2.1 sshd b+a+c {} Time({})", start - 5, start + 600),
         format!("192.0.2.2 sshd a {} Unknown", start - 1),
     ];
     assert_eq!(shown(&view), expected);
-    // What is over is held for a while, and then by nobody.
+    // R3: a claim ends 10 minutes after its end.
     let over = |left: i64| ban("sshd", 3, NOW - 600 - left, 600);
-    hears(&mut view, "a", 2, (0, 1), &[&over(600)], &[]);
+    apply_shard(&mut view, "a", 2, (0, 1), &[&over(600)], &[]);
     assert_eq!(view.hosts()[&HostName::new("a").unwrap()].bans(), 1);
     assert!(shown(&view)[0].starts_with("192.0.2.3"));
-    hears(&mut view, "a", 3, (0, 1), &[&over(601)], &[]);
+    apply_shard(&mut view, "a", 3, (0, 1), &[&over(601)], &[]);
     assert_eq!(shown(&view).len(), 1, "b's and c's");
 }
 
 #[test]
-fn the_newest_part_that_covers_an_address_is_right() {
+fn newest_shard_that_covers_an_address_wins() {
     let mut view = FleetView::default();
     let ip =
         (0..100).map(|n| format!("192.0.2.{n}")).find(|ip| address(ip).hash() % 4 == 1).unwrap();
     let ban = format!("sshd {ip} {NOW} 600");
     let host = HostName::new("a").unwrap();
-    hears(&mut view, "a", 5, (1, 4), &[&ban], &[]);
-    assert_eq!((view.hosts()[&host].missing(), view.hosts()[&host].count()), (3, 4));
+    apply_shard(&mut view, "a", 5, (1, 4), &[&ban], &[]);
+    assert_eq!((view.hosts()[&host].missing_shards(), view.hosts()[&host].count()), (3, 4));
     assert_eq!(view.missing(), ["3 of 4 parts of a's snapshot"]);
     assert_eq!(shown(&view).len(), 1);
-    // Part 0 of 1 covers all that part 1 of 4 does.
-    hears(&mut view, "a", 6, (0, 1), &[], &[]);
-    assert_eq!(view.hosts()[&host].missing(), 0);
+    // Shard 0 of 1 covers all addresses of shard 1 of 4.
+    apply_shard(&mut view, "a", 6, (0, 1), &[], &[]);
+    assert_eq!(view.hosts()[&host].missing_shards(), 0);
     assert!(
         shown(&view).is_empty()
             && !view.hosts()[&host].lists(&Jail::new("sshd").unwrap(), address(&ip))
     );
-    // What is left of a larger snapshot says nothing, whatever else it lists.
-    hears(&mut view, "a", 4, (1, 4), &[&ban], &[]);
+    // An older shard of a larger layout does not count.
+    apply_shard(&mut view, "a", 4, (1, 4), &[&ban], &[]);
     assert!(shown(&view).is_empty());
-    hears(&mut view, "a", 7, (1, 4), &[&ban], &[]);
+    apply_shard(&mut view, "a", 7, (1, 4), &[&ban], &[]);
     assert_eq!(shown(&view).len(), 1);
 }
 
 #[test]
-fn a_ban_without_a_known_fleet_unban_is_void() {
+fn ban_that_does_not_carry_a_known_fleet_unban_is_void() {
     let mut view = FleetView::default();
     let ban = format!("sshd 192.0.2.1 {NOW} 600");
     let web = format!("web 192.0.2.1 {NOW} 600");
-    hears(&mut view, "a", 1, (0, 1), &[&ban, &web], &[]);
+    apply_shard(&mut view, "a", 1, (0, 1), &[&ban, &web], &[]);
     let (unban, other) =
         (format!("sshd 192.0.2.1 b-{NOW}005"), format!("web 192.0.2.9 c-{NOW}006"));
-    hears(&mut view, "b", 1, (0, 1), &[&ban], &[&unban]);
-    hears(&mut view, "c", 1, (0, 1), &[], &[&unban, &other]);
+    apply_shard(&mut view, "b", 1, (0, 1), &[&ban], &[&unban]);
+    apply_shard(&mut view, "c", 1, (0, 1), &[], &[&unban, &other]);
     assert_eq!(
         shown(&view),
         [
@@ -131,32 +131,32 @@ fn a_ban_without_a_known_fleet_unban_is_void() {
 }
 
 #[test]
-fn hosts_come_and_go_and_what_is_odd_is_nothing() {
+fn cleared_hosts_are_removed_and_invalid_messages_are_ignored() {
     let mut view = FleetView::default();
     let (a, b) = (HostName::new("a").unwrap(), HostName::new("b").unwrap());
     let online = br#"{"v":1,"state":"online","jails":["web"]}"#;
-    assert_eq!(view.hear_on("host/a", online), Update::Presence(a.clone()));
-    hears(&mut view, "a", 1, (0, 1), &[&format!("sshd 192.0.2.1 {NOW} 600")], &[]);
-    hears(&mut view, "b", 1, (0, 2), &[], &[]);
+    assert_eq!(view.apply_raw("host/a", online), Update::Presence(a.clone()));
+    apply_shard(&mut view, "a", 1, (0, 1), &[&format!("sshd 192.0.2.1 {NOW} 600")], &[]);
+    apply_shard(&mut view, "b", 1, (0, 2), &[], &[]);
     assert!(view.hosts()[&a].is_online() && !view.hosts()[&b].is_online());
-    let part = br#"{"v":1,"host":"a","stamp":5,"part":0,"parts":1,"bans":[]}"#;
+    let shard = br#"{"v":1,"host":"a","stamp":5,"part":0,"parts":1,"bans":[]}"#;
     let odd: [(&str, &[u8]); 7] = [
         ("host/c", b"{}"),
         ("host", online),
-        ("ban", part),
-        ("state/b/0", part),
-        ("state/a/1", part),
-        ("state/a/x", part),
-        ("state/a/0/0", part),
+        ("ban", shard),
+        ("state/b/0", shard),
+        ("state/a/1", shard),
+        ("state/a/x", shard),
+        ("state/a/0/0", shard),
     ];
     for (topic, payload) in odd {
-        assert_eq!(view.hear_on(topic, payload), Update::Nothing, "{topic}");
+        assert_eq!(view.apply_raw(topic, payload), Update::Nothing, "{topic}");
     }
-    assert_eq!(view.hear_on("host/a", b""), Update::Cleared(a.clone()));
+    assert_eq!(view.apply_raw("host/a", b""), Update::Cleared(a.clone()));
     assert!(view.hosts()[&a].presence().is_none(), "its bans are still there");
-    assert_eq!(view.hear_on("state/a/0", b""), Update::Cleared(a.clone()));
+    assert_eq!(view.apply_raw("state/a/0", b""), Update::Cleared(a.clone()));
     assert!(!view.hosts().contains_key(&a));
-    assert_eq!(view.hear_on("state/b/0", b""), Update::Cleared(b));
+    assert_eq!(view.apply_raw("state/b/0", b""), Update::Cleared(b));
     assert!(view.hosts().is_empty() && view.bans == 0);
     assert!(view.missing()[0].starts_with("all hosts ("));
 }
@@ -169,8 +169,8 @@ fn unban_voids_older_bans_and_those_that_began_within_an_hour_after_it() {
         let mut view = FleetView::default();
         let id = format!("b-{}000", NOW - 60 - before);
         let ban = format!("sshd 192.0.2.1 {} 6000", NOW - 60);
-        hears(&mut view, "a", 1, (0, 1), &[&ban], &[]);
-        hears(&mut view, "b", 1, (0, 1), &[], &[&format!("* 192.0.2.1 {id}")]);
+        apply_shard(&mut view, "a", 1, (0, 1), &[&ban], &[]);
+        apply_shard(&mut view, "b", 1, (0, 1), &[], &[&format!("* 192.0.2.1 {id}")]);
         assert_eq!(!shown(&view).is_empty(), counts, "{before}");
         assert_eq!(view.voids(address("192.0.2.1")).is_empty(), counts, "{before}");
     }
@@ -180,16 +180,23 @@ fn unban_voids_older_bans_and_those_that_began_within_an_hour_after_it() {
 fn ban_of_unknown_length_ends_when_the_daemons_end_it() {
     for (since, counts) in [(86_400 + 600, true), (86_400 + 601, false)] {
         let mut view = FleetView::default();
-        hears(&mut view, "a", 1, (0, 1), &[&format!("sshd 192.0.2.1 {} 0", NOW - since)], &[]);
+        apply_shard(
+            &mut view,
+            "a",
+            1,
+            (0, 1),
+            &[&format!("sshd 192.0.2.1 {} 0", NOW - since)],
+            &[],
+        );
         assert_eq!(!shown(&view).is_empty(), counts, "{since}");
     }
 }
 
 #[test]
-fn what_daemons_reject_is_not_shown() {
+fn snapshots_that_daemons_reject_are_not_shown() {
     const DAY: i64 = 86_400_000;
     let now = NOW * 1000;
-    let part = |stamp: i64| {
+    let shard = |stamp: i64| {
         format!(
             r#"{{"v":1,"host":"a","stamp":{stamp},"part":0,"parts":1,"bans":[["sshd","192.0.2.1",{NOW},600]]}}"#
         )
@@ -207,12 +214,12 @@ fn what_daemons_reject_is_not_shown() {
     for (stamp, unsigned, signed) in table {
         for (has_key, expected) in [(false, unsigned), (true, signed)] {
             let mut view = FleetView::new(has_key);
-            view.hear_on("state/a/0", part(stamp).as_bytes());
+            view.apply_raw("state/a/0", shard(stamp).as_bytes());
             assert_eq!(view.hosts().contains_key(&host), expected, "{stamp} {has_key}");
             assert_eq!(shown(&view).len(), usize::from(expected));
-            // It is on the broker all the same, until its topic is cleared.
+            // The broker keeps a rejected message, too, until its topic is cleared.
             assert_eq!(view.topics_of(&host), [0].into());
-            view.hear_on("state/a/0", b"");
+            view.apply_raw("state/a/0", b"");
             assert!(view.topics_of(&host).is_empty() && view.rejected.is_empty());
         }
     }
@@ -220,8 +227,8 @@ fn what_daemons_reject_is_not_shown() {
     let bans = ["127.0.0.1", "224.0.0.1", "192.0.2.1"].map(|ip| format!("sshd {ip} {NOW} 600"));
     let bans: Vec<&str> = bans.iter().map(String::as_str).collect();
     let future = format!("* 192.0.2.1 b-{}", now + DAY + 1);
-    hears(&mut view, "a", 1, (0, 1), &bans, &[]);
-    hears(&mut view, "b", 1, (0, 1), &[], &[&future]);
+    apply_shard(&mut view, "a", 1, (0, 1), &bans, &[]);
+    apply_shard(&mut view, "b", 1, (0, 1), &[], &[&future]);
     assert_eq!(shown(&view), [format!("192.0.2.1 sshd a {NOW} Time({})", NOW + 600)]);
     assert!(view.voids(address("192.0.2.1")).is_empty(), "a fleet unban of the future");
 }

@@ -1,4 +1,4 @@
-//! `f2bmqtt watch`: the fleet as it lives, for a terminal that is left open; a line for each event in a pipe.
+//! `f2bmqtt watch`: a live screen on a terminal, or one line per event in a pipe.
 
 pub mod screen;
 pub mod seen;
@@ -26,10 +26,10 @@ use crate::text::sanitize;
 use screen::Screen;
 use seen::{FeedItem, WatchModel};
 
-/// How often the screen is drawn at most.
-const FRAME: Duration = Duration::from_millis(200);
+/// The least time between two frames.
+const FRAME_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Watches until it is told to stop.
+/// Watches until a key or a signal ends the command.
 ///
 /// # Errors
 /// Any [`Error`]
@@ -37,7 +37,7 @@ pub fn run() -> Result<(), Error> {
     let config = Config::load()?;
     let out = Out::stdout();
     if !out.terminal || !io::stdin().is_terminal() {
-        return runtime::run(lines(&config));
+        return runtime::run(print_lines(&config));
     }
     let screen = Screen {
         title: format!("f2bmqtt on {}, {}", config.node, config.topic.events()),
@@ -45,47 +45,47 @@ pub fn run() -> Result<(), Error> {
         colour: out.colour,
     };
     let mut terminal = ratatui::try_init().map_err(Error::Start)?;
-    let result = runtime::run(full(&config, screen, &mut terminal));
+    let result = runtime::run(run_screen(&config, screen, &mut terminal));
     ratatui::restore();
     result
 }
 
-/// Where the fleet is heard.
+/// The connection to the broker, and the model that its messages change.
 struct FeedListener {
     link: MqttLink,
     topic: Topic,
-    seen: WatchModel,
+    model: WatchModel,
 }
 
-/// What came of a moment of listening.
+/// What the connection delivered.
 enum WatchEvent {
-    /// The link is up, to this broker.
+    /// The link to this broker is up.
     Connected(String),
-    /// It is down, and why.
+    /// The link is down, and why.
     Lost(String),
-    /// Something happened in the fleet.
+    /// A new item.
     News(FeedItem),
 }
 
 impl FeedListener {
     fn new(config: &Config) -> Self {
-        let topics = [vec![config.topic.events()], visit::first(&config.topic)].concat();
-        let link = MqttLink::new(config, visit::client(config, topics));
+        let topics = [vec![config.topic.events()], visit::initial_topics(&config.topic)].concat();
+        let link = MqttLink::new(config, visit::client_options(config, topics));
         Self {
             link,
             topic: config.topic.clone(),
-            seen: WatchModel::new(config.signing.is_some(), now_millis()),
+            model: WatchModel::new(config.signing.is_some(), now_millis()),
         }
     }
 
-    /// The next thing that happens; safe to drop.
+    /// Waits for the next event. The future is safe to drop.
     async fn next(&mut self) -> WatchEvent {
         loop {
             let event = self.link.event().await;
-            let came = self.take(event);
-            self.ask();
-            if let Some(came) = came {
-                return came;
+            let event = self.take(event);
+            self.request_missing();
+            if let Some(event) = event {
+                return event;
             }
         }
     }
@@ -93,7 +93,7 @@ impl FeedListener {
     fn take(&mut self, event: LinkEvent) -> Option<WatchEvent> {
         match event {
             LinkEvent::Connected(broker) => {
-                self.seen.connected(now_millis());
+                self.model.connected(now_millis());
                 Some(WatchEvent::Connected(broker.to_string()))
             }
             LinkEvent::Lost { broker, why } => {
@@ -105,17 +105,17 @@ impl FeedListener {
                 Some(WatchEvent::Lost(format!("{what}. Check the broker's access rules")))
             }
             LinkEvent::Message(message) => {
-                self.seen.hear(&message, now_millis()).map(WatchEvent::News)
+                self.model.apply(&message, now_millis()).map(WatchEvent::News)
             }
             LinkEvent::Published(_) | LinkEvent::Refused(_) | LinkEvent::QosLowered => None,
         }
     }
 
-    /// Asks for what is missing of the fleet.
-    fn ask(&mut self) {
-        let hosts = match self.seen.gathering().next(now_millis()) {
+    /// Subscribes to missing shards.
+    fn request_missing(&mut self) {
+        let hosts = match self.model.fetch().next(now_millis()) {
             FetchStep::Ask(hosts) => hosts,
-            FetchStep::Done => self.seen.gathering().new_shards(),
+            FetchStep::Done => self.model.fetch().new_shards(),
             FetchStep::Listen(_) => Vec::new(),
         };
         for host in hosts {
@@ -124,51 +124,51 @@ impl FeedListener {
     }
 }
 
-/// A line for each event, with tabs between: time, what, address, jail, host, more.
-async fn lines(config: &Config) -> Result<(), Error> {
-    let mut ear = FeedListener::new(config);
+/// Prints a line for each event, with tab-separated columns: time, event, address, jail, host, details.
+async fn print_lines(config: &Config) -> Result<(), Error> {
+    let mut listener = FeedListener::new(config);
     let mut term = signal(SignalKind::terminate()).map_err(Error::Start)?;
     let mut int = signal(SignalKind::interrupt()).map_err(Error::Start)?;
     let mut pipe = signal(SignalKind::pipe()).map_err(Error::Start)?;
     loop {
-        let came = tokio::select! {
-            came = ear.next() => came,
+        let event = tokio::select! {
+            event = listener.next() => event,
             _ = term.recv() => return Ok(()),
             _ = int.recv() => return Ok(()),
             _ = pipe.recv() => return Ok(()),
         };
-        match came {
+        match event {
             WatchEvent::Connected(_) => {}
             WatchEvent::Lost(why) => warn(sanitize(&why)),
             WatchEvent::News(news) => {
                 let time = Clock::new(now_millis() / 1000)?;
-                let words = [&[time.local(time.now)][..], &news.columns()].concat();
-                let words: Vec<_> = words.iter().map(|word| sanitize(word)).collect();
-                say(words.join("\t"));
+                let columns = [&[time.local(time.now)][..], &news.columns()].concat();
+                let columns: Vec<_> = columns.iter().map(|word| sanitize(word)).collect();
+                say(columns.join("\t"));
             }
         }
     }
 }
 
-/// The full screen.
-async fn full(
+/// Draws the screen until a key or a signal ends the command.
+async fn run_screen(
     config: &Config,
     mut screen: Screen,
     terminal: &mut DefaultTerminal,
 ) -> Result<(), Error> {
-    let mut ear = FeedListener::new(config);
+    let mut listener = FeedListener::new(config);
     let mut keys = keys();
     let mut term = signal(SignalKind::terminate()).map_err(Error::Start)?;
     let mut int = signal(SignalKind::interrupt()).map_err(Error::Start)?; // from elsewhere: ctrl-c is a key
     let mut hang_up = signal(SignalKind::hangup()).map_err(Error::Start)?;
-    let mut tick = interval(FRAME);
+    let mut tick = interval(FRAME_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut dirty, mut second) = (true, 0);
     loop {
         tokio::select! {
-            came = ear.next() => {
+            event = listener.next() => {
                 dirty = true;
-                match came {
+                match event {
                     WatchEvent::Connected(broker) => screen.broker = Ok(format!("broker {broker}")),
                     WatchEvent::Lost(why) => screen.broker = Err(why),
                     WatchEvent::News(_) => {}
@@ -176,16 +176,16 @@ async fn full(
             }
             input = keys.recv() => match input {
                 None => return Ok(()),
-                Some(input) if ends(&input) => return Ok(()),
+                Some(input) if is_quit(&input) => return Ok(()),
                 Some(_) => dirty = true,
             },
             _ = tick.tick() => {
-                ear.ask();
-                ear.seen.turn(now_millis());
+                listener.request_missing();
+                listener.model.advance(now_millis());
                 let clock = Clock::new(now_millis() / 1000)?;
                 if dirty || clock.now != second {
                     (dirty, second) = (false, clock.now);
-                    let drawn = terminal.draw(|frame| screen.draw(frame, &mut ear.seen, &clock));
+                    let drawn = terminal.draw(|frame| screen.draw(frame, &mut listener.model, &clock));
                     drawn.map_err(Error::Start)?;
                 }
             }
@@ -196,7 +196,7 @@ async fn full(
     }
 }
 
-/// What is typed, and how the terminal changes, from a thread that does nothing but wait for it.
+/// Keys and changes of the terminal's size. A thread reads them, because the read blocks.
 fn keys() -> mpsc::Receiver<Input> {
     let (sender, keys) = mpsc::channel(16);
     std::thread::spawn(move || {
@@ -209,8 +209,8 @@ fn keys() -> mpsc::Receiver<Input> {
     keys
 }
 
-/// Whether it is q, escape or ctrl-c.
-fn ends(input: &Input) -> bool {
+/// Whether the key is q, escape or ctrl-c.
+fn is_quit(input: &Input) -> bool {
     let Input::Key(key) = input else { return false };
     let control = key.modifiers.contains(KeyModifiers::CONTROL);
     key.kind == KeyEventKind::Press

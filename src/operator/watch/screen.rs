@@ -1,4 +1,4 @@
-//! The screen of `watch`: how the fleet is, how fast bans come, and which.
+//! The screen of `watch`: the hosts, the jails, the rate of bans, and the last events.
 
 use std::cmp::Reverse;
 
@@ -8,51 +8,51 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Sparkline};
 
-use super::seen::{Count, SECONDS, WatchModel};
+use super::seen::{BanCounts, RATE_SECONDS, WatchModel};
 use crate::operator::clock::Clock;
 use crate::text::{count, sanitize};
 
-/// What stands around the fleet.
+/// The parts of the screen that the model does not have.
 #[derive(Debug)]
 pub struct Screen {
     /// This host, and the fleet's topic.
     pub title: String,
-    /// The broker, or why there is no connection to it.
+    /// The connected broker, or why the connection failed.
     pub broker: Result<String, String>,
-    /// It may have colours.
+    /// The terminal may show colours.
     pub colour: bool,
 }
 
 impl Screen {
-    /// Draws it.
-    pub fn draw(&self, frame: &mut Frame<'_>, seen: &mut WatchModel, clock: &Clock) {
-        let bans = seen.count(clock.now * 1000).clone();
+    /// Draws one frame.
+    pub fn draw(&self, frame: &mut Frame<'_>, model: &mut WatchModel, clock: &Clock) {
+        let bans = model.count(clock.now * 1000).clone();
         let hosts =
-            u16::try_from(seen.view().hosts().len().max(bans.jails.len())).unwrap_or(u16::MAX);
+            u16::try_from(model.view().hosts().len().max(bans.jails.len())).unwrap_or(u16::MAX);
         let mut left = frame.area();
         let middle = (hosts.saturating_add(2)).clamp(4, (left.height / 3).max(4));
         let head = top(&mut left, 2);
-        lines(frame, head, self.head(seen, &bans, clock));
-        self.rate(frame, seen, top(&mut left, 5));
+        lines(frame, head, self.head(model, &bans, clock));
+        self.rate(frame, model, top(&mut left, 5));
         let fleet = top(&mut left, middle);
         let hosts = Rect { width: fleet.width * 3 / 5, ..fleet };
         let jails = Rect { x: hosts.right(), width: fleet.width - hosts.width, ..fleet };
-        self.hosts(frame, seen, &bans, hosts);
+        self.hosts(frame, model, &bans, hosts);
         Self::jails(frame, &bans, jails);
-        self.news(frame, seen, clock, left);
+        self.news(frame, model, clock, left);
     }
 
     fn style(&self, colour: Color) -> Style {
         if self.colour { Style::new().fg(colour) } else { Style::new() }
     }
 
-    fn head(&self, seen: &WatchModel, bans: &Count, clock: &Clock) -> Vec<Line<'static>> {
+    fn head(&self, model: &WatchModel, bans: &BanCounts, clock: &Clock) -> Vec<Line<'static>> {
         let broker = match &self.broker {
             Ok(broker) => Span::styled(sanitize(broker).into_owned(), self.style(Color::Green)),
             Err(why) => Span::styled(sanitize(why).into_owned(), self.style(Color::Red)),
         };
         let title = Span::styled(format!(" {}  ", sanitize(&self.title)), Modifier::BOLD);
-        let hosts = seen.view().hosts();
+        let hosts = model.view().hosts();
         let online = hosts.values().filter(|member| member.is_online()).count();
         let (all, bans) = (count(hosts.len(), "host"), count(bans.all, "ban"));
         let time = clock.local(clock.now);
@@ -60,23 +60,23 @@ impl Screen {
         vec![Line::from(vec![title, broker]), Line::from(line)]
     }
 
-    fn rate(&self, frame: &mut Frame<'_>, seen: &WatchModel, area: Rect) {
-        let rate = seen.rate();
+    fn rate(&self, frame: &mut Frame<'_>, model: &WatchModel, area: Rect) {
+        let rate = model.rate();
         let (sum, most) = (rate.iter().sum::<u64>(), rate.iter().max().copied().unwrap_or(0));
         let title = format!(" {sum} bans in the last minute, peak {most} a second ");
         let block = block(&title);
-        // Each second as wide as there is room for, the last one at the right.
+        // All seconds are equally wide, and the current one is at the right.
         let room = usize::from(block.inner(area).width);
-        let (wide, from) = ((room / SECONDS).max(1), SECONDS.saturating_sub(room));
+        let (wide, from) = ((room / RATE_SECONDS).max(1), RATE_SECONDS.saturating_sub(room));
         let bars = rate[from..].iter().flat_map(|count| std::iter::repeat_n(*count, wide));
-        let gap = room.saturating_sub(wide * (SECONDS - from));
+        let gap = room.saturating_sub(wide * (RATE_SECONDS - from));
         let bars: Vec<u64> = std::iter::repeat_n(0, gap).chain(bars).collect();
         let bars = Sparkline::default().data(bars).style(self.style(Color::Yellow));
         frame.render_widget(bars.block(block), area);
     }
 
-    fn hosts(&self, frame: &mut Frame<'_>, seen: &WatchModel, bans: &Count, area: Rect) {
-        let mut hosts: Vec<_> = seen.view().hosts().iter().collect();
+    fn hosts(&self, frame: &mut Frame<'_>, model: &WatchModel, bans: &BanCounts, area: Rect) {
+        let mut hosts: Vec<_> = model.view().hosts().iter().collect();
         hosts.sort_by_key(|(host, member)| (member.is_online(), (*host).clone()));
         let line = |(host, member): &(&_, &crate::operator::view::HostView)| {
             let (colour, state) = match (member.presence(), member.is_online()) {
@@ -85,7 +85,7 @@ impl Screen {
                 (_, false) => (Color::Red, "offline"),
             };
             let bans = bans.hosts.get(*host).copied().unwrap_or(0);
-            let missing = if member.missing() > 0 { ", incomplete" } else { "" };
+            let missing = if member.missing_shards() > 0 { ", incomplete" } else { "" };
             Line::from(vec![
                 Span::from(format!(" {:<20.20} ", sanitize(host.as_str()))),
                 Span::styled(format!("{state:<8}"), self.style(colour)),
@@ -96,7 +96,7 @@ impl Screen {
         framed(frame, area, " hosts and their bans ", lines);
     }
 
-    fn jails(frame: &mut Frame<'_>, bans: &Count, area: Rect) {
+    fn jails(frame: &mut Frame<'_>, bans: &BanCounts, area: Rect) {
         let mut jails: Vec<_> = bans.jails.iter().collect();
         jails.sort_by_key(|(jail, bans)| (Reverse(**bans), (*jail).clone()));
         let line = |(jail, bans): &(&_, &usize)| {
@@ -106,7 +106,7 @@ impl Screen {
         framed(frame, area, " jails ", lines);
     }
 
-    fn news(&self, frame: &mut Frame<'_>, seen: &WatchModel, clock: &Clock, area: Rect) {
+    fn news(&self, frame: &mut Frame<'_>, model: &WatchModel, clock: &Clock, area: Rect) {
         let line = |(at, news): &(i64, super::seen::FeedItem)| {
             let [what, address, jail, host, more] = news.columns();
             let colour = match what.as_str() {
@@ -121,12 +121,12 @@ impl Screen {
                 Span::from(sanitize(&rest).into_owned()),
             ])
         };
-        let lines: Vec<_> = seen.news().take(area.height.into()).map(line).collect();
+        let lines: Vec<_> = model.news().take(area.height.into()).map(line).collect();
         framed(frame, area, " events ", lines);
     }
 }
 
-/// Takes so many rows from the top of what is left.
+/// Cuts rows off the top of the area that is left.
 fn top(left: &mut Rect, height: u16) -> Rect {
     let height = height.min(left.height);
     let top = Rect { height, ..*left };
@@ -134,14 +134,14 @@ fn top(left: &mut Rect, height: u16) -> Rect {
     top
 }
 
-/// Writes lines, as far as there is room for them.
+/// Writes lines, as many as fit.
 fn lines(frame: &mut Frame<'_>, area: Rect, lines: Vec<Line<'static>>) {
     for (row, line) in area.rows().zip(lines) {
         frame.buffer_mut().set_line(row.x, row.y, &line, row.width);
     }
 }
 
-/// The same, in a frame with a title.
+/// Writes lines into a frame with a title.
 fn framed(frame: &mut Frame<'_>, area: Rect, title: &str, of: Vec<Line<'static>>) {
     let block = block(title);
     let inner = block.inner(area);
@@ -153,7 +153,7 @@ fn block(title: &str) -> Block<'_> {
     Block::bordered().title(Span::styled(title, Modifier::BOLD))
 }
 
-/// As many lines as there is room for; the last says how many are left out.
+/// Limits lines to the area; the last one shows the number of the rest.
 fn fitting(mut lines: Vec<Line<'static>>, area: Rect, what: &str) -> Vec<Line<'static>> {
     let room = usize::from(area.height.saturating_sub(2));
     if lines.len() > room && room > 0 {
@@ -178,39 +178,39 @@ mod tests {
         width: u16,
         height: u16,
         broker: Result<String, String>,
-        seen: &mut WatchModel,
+        model: &mut WatchModel,
     ) -> Vec<String> {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         let screen = Screen { title: "f2bmqtt on web1".to_owned(), broker, colour: false };
         let clock = Clock::new(NOW).unwrap();
-        terminal.draw(|frame| screen.draw(frame, seen, &clock)).unwrap();
+        terminal.draw(|frame| screen.draw(frame, model, &clock)).unwrap();
         let buffer = terminal.backend().buffer();
         let row = |y: u16| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>();
         (0..height).map(|y| row(y).trim_end().to_owned()).collect()
     }
 
-    fn seen() -> WatchModel {
-        let mut seen = WatchModel::new(false, (NOW - 30) * 1000);
+    fn sample_model() -> WatchModel {
+        let mut model = WatchModel::new(false, (NOW - 30) * 1000);
         for n in 0..9 {
             let state = if n == 7 { "offline" } else { "online" };
             let presence = format!(r#"{{"v":1,"state":"{state}","jails":["sshd"]}}"#);
-            seen.hear(&admit(&format!("host/web{n}"), presence.as_bytes()).unwrap(), NOW * 1000);
-            let part = format!(
+            model.apply(&admit(&format!("host/web{n}"), presence.as_bytes()).unwrap(), NOW * 1000);
+            let shard = format!(
                 r#"{{"v":1,"host":"web{n}","stamp":5,"part":0,"parts":1,"bans":[["sshd","192.0.2.{n}",{NOW},600]]}}"#
             );
-            seen.hear(&admit(&format!("state/web{n}/0"), part.as_bytes()).unwrap(), NOW * 1000);
+            model.apply(&admit(&format!("state/web{n}/0"), shard.as_bytes()).unwrap(), NOW * 1000);
             let ban = format!(
                 r#"{{"action":"ban","ipmset":"sshd","ip":"192.0.2.{n}","host":"web{n}","bantime":600}}"#
             );
-            seen.hear(&admit("ban", ban.as_bytes()).unwrap(), (NOW - 9 + n) * 1000);
+            model.apply(&admit("ban", ban.as_bytes()).unwrap(), (NOW - 9 + n) * 1000);
         }
-        seen.turn(NOW * 1000);
-        seen
+        model.advance(NOW * 1000);
+        model
     }
 
     #[test]
-    fn all_of_it_fits_on_80_by_24() {
-        let lines = drawn(80, 24, Ok("broker 192.168.1.10:1883".to_owned()), &mut seen());
+    fn screen_of_80_by_24_shows_all_panels() {
+        let lines = drawn(80, 24, Ok("broker 192.168.1.10:1883".to_owned()), &mut sample_model());
         assert_eq!(lines[0], " f2bmqtt on web1  broker 192.168.1.10:1883");
         assert!(lines[1].starts_with(" 9 hosts, 8 online; 9 bans  "), "{lines:#?}");
         assert!(lines[1].ends_with("q quits"));
@@ -223,10 +223,13 @@ mod tests {
     }
 
     #[test]
-    fn any_size_will_do() {
+    fn screen_of_any_size_is_drawn() {
         let lost = || Err("no connection to the broker: nothing listens there".to_owned());
         for (width, height) in [(1, 1), (10, 3), (40, 10), (80, 5), (300, 100)] {
-            assert_eq!(drawn(width, height, lost(), &mut seen()).len(), usize::from(height));
+            assert_eq!(
+                drawn(width, height, lost(), &mut sample_model()).len(),
+                usize::from(height)
+            );
         }
         let lines = drawn(80, 24, lost(), &mut WatchModel::new(false, NOW * 1000));
         assert_eq!(

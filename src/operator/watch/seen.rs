@@ -1,4 +1,4 @@
-//! What `watch` has seen: the bans as they came, how many a second, and the fleet. Pure.
+//! The model of `watch`: the last events, the rate of bans, and the fleet. Pure.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -9,17 +9,17 @@ use crate::operator::view::{FleetView, Update};
 use crate::text::format_duration;
 use crate::wire::{Action, Address, Event, HostName, HostState, Jail, Reason};
 
-/// How many of the last events are kept.
-const KEPT: usize = 500;
+/// The number of events that the model keeps.
+const MAX_ITEMS: usize = 500;
 
-/// Of how many seconds the rate is kept.
-pub const SECONDS: usize = 60;
+/// The number of seconds that the rate covers.
+pub const RATE_SECONDS: usize = 60;
 
-/// Something that happened in the fleet.
+/// A ban, an unban, or a change of a host's presence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum FeedItem {
-    /// An address was banned, for so many seconds (-1 is for ever, 0 is not known), or freed.
+    /// A ban or an unban. `bantime` is in seconds: -1 is permanent, 0 is unknown.
     Event {
         action: Action,
         address: Address,
@@ -28,130 +28,130 @@ pub enum FeedItem {
         bantime: i64,
         reason: Option<Reason>,
     },
-    /// A host came or went.
+    /// A host went online or offline.
     Host { host: HostName, online: bool },
 }
 
-/// Everything that was seen.
+/// The state of the screen. Times are in milliseconds since 1970, except where noted.
 #[derive(Debug)]
 pub struct WatchModel {
-    gathering: SnapshotFetch,
-    /// The fleet has a key.
+    fetch: SnapshotFetch,
+    /// The fleet has a signing key.
     signed: bool,
-    /// The last first, with its time in seconds since 1970.
+    /// The newest first, with the time in seconds since 1970.
     news: VecDeque<(i64, FeedItem)>,
-    /// Bans in each of the last seconds, up to this one.
+    /// The number of bans in each of the last seconds, the current one last.
     rate: VecDeque<u64>,
     second: i64,
-    /// The last fleet unban: it comes once for each jail.
-    pardoned: Option<(Address, String)>,
-    /// Bans by jail and by host, and in all, as they were counted last.
-    count: Count,
-    counted: i64,
+    /// The last fleet unban: the same one arrives once per jail, and is listed once.
+    last_fleet_unban: Option<(Address, String)>,
+    /// The last count, and its time.
+    count: BanCounts,
+    counted_at: i64,
 }
 
-/// How many bans there are.
+/// The number of bans in total, by jail, and by host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub struct Count {
+pub struct BanCounts {
     pub all: usize,
     pub jails: BTreeMap<Jail, usize>,
     pub hosts: BTreeMap<HostName, usize>,
 }
 
 impl WatchModel {
-    /// Nothing yet, of a fleet whose messages are signed or not; times are in milliseconds since 1970.
+    /// An empty model. `signed`: the fleet has a signing key.
     #[must_use]
     pub fn new(signed: bool, now: i64) -> Self {
         Self {
-            gathering: SnapshotFetch::new(signed, ANSWERS, now),
+            fetch: SnapshotFetch::new(signed, BROKER_LATENCY_MS, now),
             signed,
             news: VecDeque::new(),
-            rate: VecDeque::from([0; SECONDS]),
+            rate: VecDeque::from([0; RATE_SECONDS]),
             second: now / 1000,
-            pardoned: None,
-            count: Count::default(),
-            counted: 0,
+            last_fleet_unban: None,
+            count: BanCounts::default(),
+            counted_at: 0,
         }
     }
 
-    /// The link is up: the fleet is gathered anew.
+    /// Starts a new fetch, because the link is up.
     pub fn connected(&mut self, now: i64) {
-        self.gathering = SnapshotFetch::new(self.signed, ANSWERS, now);
-        self.counted = 0;
+        self.fetch = SnapshotFetch::new(self.signed, BROKER_LATENCY_MS, now);
+        self.counted_at = 0;
     }
 
-    /// What is to be gathered.
-    pub fn gathering(&mut self) -> &mut SnapshotFetch {
-        &mut self.gathering
+    /// The fetch of the retained messages.
+    pub fn fetch(&mut self) -> &mut SnapshotFetch {
+        &mut self.fetch
     }
 
-    /// The fleet.
+    /// The state of the fleet.
     #[must_use]
     pub fn view(&self) -> &FleetView {
-        &self.gathering.view
+        &self.fetch.view
     }
 
-    /// Takes a message. Answers what is new.
-    pub fn hear(&mut self, message: &Admitted, now: i64) -> Option<FeedItem> {
-        self.turn(now);
+    /// Applies a message. Returns the new item, if the message is one.
+    pub fn apply(&mut self, message: &Admitted, now: i64) -> Option<FeedItem> {
+        self.advance(now);
         let online = |view: &FleetView, host: &HostName| {
             view.hosts().get(host).map(super::super::view::HostView::is_online)
         };
         if let Some(host) = message.source().host() {
             let host = host.clone();
             let before = online(self.view(), &host);
-            let heard = self.gathering.hear(message, now, now);
+            let update = self.fetch.apply(message, now, now);
             let after = online(self.view(), &host).unwrap_or(false);
-            // What is there when it begins is no news.
-            let came = matches!(heard, Update::Presence(_))
+            // The first presence of a host is not a change.
+            let changed = matches!(update, Update::Presence(_))
                 && before.is_some_and(|before| before != after);
-            return came.then(|| self.tell(FeedItem::Host { host, online: after }, now));
+            return changed.then(|| self.record(FeedItem::Host { host, online: after }, now));
         }
         let event = message.event().ok().filter(Event::is_new)?;
-        // What the daemons reject is no news.
+        // Daemons reject these events (R1).
         let unbannable = event.action == Action::Ban && !is_bannable(event.address.ip());
         if unbannable || check_event_stamp(&event, self.signed, now).is_some() {
             return None;
         }
         let Event { action, address, jail, host, bantime, reason, id, .. } = event;
         if let Some(id) = id {
-            let pardon = Some((address, id.as_str().to_owned()));
-            if self.pardoned == pardon {
+            let fleet_unban = Some((address, id.as_str().to_owned()));
+            if self.last_fleet_unban == fleet_unban {
                 return None;
             }
-            self.pardoned = pardon;
+            self.last_fleet_unban = fleet_unban;
         }
         if action == Action::Ban
             && let Some(count) = self.rate.back_mut()
         {
             *count += 1;
         }
-        Some(self.tell(FeedItem::Event { action, address, jail, host, bantime, reason }, now))
+        Some(self.record(FeedItem::Event { action, address, jail, host, bantime, reason }, now))
     }
 
-    fn tell(&mut self, news: FeedItem, now: i64) -> FeedItem {
-        self.news.truncate(KEPT - 1);
+    fn record(&mut self, news: FeedItem, now: i64) -> FeedItem {
+        self.news.truncate(MAX_ITEMS - 1);
         self.news.push_front((now / 1000, news.clone()));
         news
     }
 
-    /// Time goes on.
-    pub fn turn(&mut self, now: i64) {
+    /// Advances the rate to `now`.
+    pub fn advance(&mut self, now: i64) {
         let second = now / 1000;
-        for _ in self.second..second.min(self.second + i64::try_from(SECONDS).unwrap_or(0)) {
+        for _ in self.second..second.min(self.second + i64::try_from(RATE_SECONDS).unwrap_or(0)) {
             self.rate.pop_front();
             self.rate.push_back(0);
         }
         self.second = second;
     }
 
-    /// Counts the bans, which takes a moment where there are many: at most once a second.
-    pub fn count(&mut self, now: i64) -> &Count {
-        if now - self.counted >= 1000 {
-            self.counted = now;
-            let mut count = Count::default();
-            for banned in self.gathering.view.banned(now / 1000) {
+    /// Counts the bans, at most once a second, because a count of a large fleet takes long.
+    pub fn count(&mut self, now: i64) -> &BanCounts {
+        if now - self.counted_at >= 1000 {
+            self.counted_at = now;
+            let mut count = BanCounts::default();
+            for banned in self.fetch.view.banned(now / 1000) {
                 count.all += 1;
                 *count.jails.entry(banned.jail).or_default() += 1;
                 *count.hosts.entry(banned.origin).or_default() += 1;
@@ -164,23 +164,23 @@ impl WatchModel {
         &self.count
     }
 
-    /// The last news first, with their times.
+    /// The items, the newest first, with their times in seconds since 1970.
     pub fn news(&self) -> impl Iterator<Item = &(i64, FeedItem)> {
         self.news.iter()
     }
 
-    /// Bans in each of the last seconds.
+    /// The number of bans in each of the last seconds, the current one last.
     #[must_use]
     pub fn rate(&self) -> Vec<u64> {
         self.rate.iter().copied().collect()
     }
 }
 
-/// How long the broker takes to answer, in milliseconds: nobody waits for it here.
-const ANSWERS: i64 = 100;
+/// The assumed latency of the broker, in milliseconds. The screen does not wait for it.
+const BROKER_LATENCY_MS: i64 = 100;
 
 impl FeedItem {
-    /// What happened, of which address, in which jail, by whom, and what more there is to say.
+    /// The columns: event, address, jail, host, details.
     #[must_use]
     pub fn columns(&self) -> [String; 5] {
         match self {
@@ -222,35 +222,32 @@ mod tests {
     }
 
     #[test]
-    fn bans_are_told_and_counted_by_the_second() {
+    fn each_ban_is_listed_once_and_counted_by_second() {
         let mut seen = WatchModel::new(false, NOW);
-        let mut words = |topic: &str, payload: &[u8], now| {
-            seen.hear(&admit(topic, payload).unwrap(), now).map(|news| news.columns().join("|"))
+        let mut news = |topic: &str, payload: &[u8], now| {
+            seen.apply(&admit(topic, payload).unwrap(), now).map(|news| news.columns().join("|"))
         };
         let ip = "203.0.113.9";
         let ban = Some("ban|203.0.113.9|sshd|web1|for 10m".to_owned());
-        assert_eq!(words("ban", &event("ban", ip, ""), NOW), ban);
-        assert_eq!(words("script/ban", &event("ban", ip, ""), NOW + 999), ban);
-        assert_eq!(words("ban", &event("ban", ip, r#","restored":1"#), NOW), None);
-        assert_eq!(words("ban", b"{}", NOW), None);
+        assert_eq!(news("ban", &event("ban", ip, ""), NOW), ban);
+        assert_eq!(news("script/ban", &event("ban", ip, ""), NOW + 999), ban);
+        assert_eq!(news("ban", &event("ban", ip, r#","restored":1"#), NOW), None);
+        assert_eq!(news("ban", b"{}", NOW), None);
         let unban = Some("unban|203.0.113.9|sshd|web1|expired".to_owned());
-        assert_eq!(
-            words("unban", &event("unban", ip, r#","reason":"expired""#), NOW + 2000),
-            unban
-        );
+        assert_eq!(news("unban", &event("unban", ip, r#","reason":"expired""#), NOW + 2000), unban);
         let fleet = event("unban", ip, r#","reason":"fleet","id":"web2-7""#);
         let unban = Some("unban|203.0.113.9|*|web1|fleet unban".to_owned());
-        assert_eq!(words("unban", &fleet, NOW + 2000), unban);
-        assert_eq!(words("unban", &fleet, NOW + 2000), None, "once for each jail");
-        assert_eq!(words("ban", &event("ban", ip, ""), NOW + 3000), ban);
-        assert_eq!(seen.rate()[SECONDS - 4..], [2, 0, 0, 1]);
-        seen.turn(NOW + 3_600_000);
-        assert!(seen.rate().iter().all(|count| *count == 0) && seen.rate().len() == SECONDS);
+        assert_eq!(news("unban", &fleet, NOW + 2000), unban);
+        assert_eq!(news("unban", &fleet, NOW + 2000), None, "once for each jail");
+        assert_eq!(news("ban", &event("ban", ip, ""), NOW + 3000), ban);
+        assert_eq!(seen.rate()[RATE_SECONDS - 4..], [2, 0, 0, 1]);
+        seen.advance(NOW + 3_600_000);
+        assert!(seen.rate().iter().all(|count| *count == 0) && seen.rate().len() == RATE_SECONDS);
         assert_eq!(seen.news().count(), 5);
     }
 
     #[test]
-    fn events_that_daemons_reject_are_no_news() {
+    fn events_that_daemons_reject_are_not_listed() {
         const DAY: i64 = 86_400_000;
         let (ban, later) = (|ip: &str| event("ban", ip, ""), NOW + DAY + 1);
         let stamped = |stamp: i64| {
@@ -275,7 +272,7 @@ mod tests {
         for (payload, unsigned, signed) in table {
             for (has_key, expected) in [(false, unsigned), (true, signed)] {
                 let news =
-                    WatchModel::new(has_key, NOW).hear(&admit("ban", &payload).unwrap(), NOW);
+                    WatchModel::new(has_key, NOW).apply(&admit("ban", &payload).unwrap(), NOW);
                 let text = String::from_utf8_lossy(&payload);
                 assert_eq!(news.is_some(), expected, "{has_key} {text}");
             }
@@ -283,19 +280,19 @@ mod tests {
     }
 
     #[test]
-    fn hosts_that_come_and_go_are_news_and_those_that_are_there_are_not() {
+    fn only_changes_of_presence_are_listed() {
         let mut seen = WatchModel::new(false, NOW);
         let mut state = |state: &str| {
             let json = format!(r#"{{"v":1,"state":"{state}"}}"#);
             let presence = admit("host/web2", json.as_bytes()).unwrap();
-            seen.hear(&presence, NOW).map(|news| news.columns().join("|"))
+            seen.apply(&presence, NOW).map(|news| news.columns().join("|"))
         };
         assert_eq!(state("online"), None);
         assert_eq!(state("online"), None);
         assert_eq!(state("offline"), Some("offline|||web2|".to_owned()));
         assert_eq!(state("online"), Some("online|||web2|".to_owned()));
-        let part = br#"{"v":1,"host":"web2","stamp":5,"part":0,"parts":1,"bans":[["sshd","192.0.2.1",1795342600,600]]}"#;
-        assert_eq!(seen.hear(&admit("state/web2/0", part).unwrap(), NOW), None);
+        let shard = br#"{"v":1,"host":"web2","stamp":5,"part":0,"parts":1,"bans":[["sshd","192.0.2.1",1795342600,600]]}"#;
+        assert_eq!(seen.apply(&admit("state/web2/0", shard).unwrap(), NOW), None);
         let count = seen.count(NOW).clone();
         assert_eq!((count.all, count.jails.len(), count.hosts.len()), (1, 1, 1));
     }
