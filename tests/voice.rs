@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// What is checked: files, and folders with all that is below them.
-const CHECKED: [&str; 15] = [
+const CHECKED: [&str; 19] = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "README.md",
@@ -15,6 +15,10 @@ const CHECKED: [&str; 15] = [
     "docs",
     "etc",
     "examples",
+    "src/abuseipdb",
+    "src/config",
+    "src/fail2ban",
+    "src/figures",
     "tests/demo",
     "tests/quick",
     "tests/run",

@@ -16,7 +16,7 @@ use super::local;
 use super::out;
 use super::view::FleetView;
 use super::visit::FleetClient;
-use crate::abuseipdb::by_hand::Notes;
+use crate::abuseipdb::by_hand::ManualBanLog;
 use crate::cli::operator::BanArgs;
 use crate::clock::{now_millis, now_secs};
 use crate::config::Config;
@@ -159,7 +159,7 @@ impl Ban {
         let failures = vec![FAILURE; usize::try_from(failures).unwrap_or(1)];
         let shared = share::is_done(fail2ban, jail).await?;
         let before = fail2ban.bans(jail).await?;
-        let (mut notes, since) = (Notes::open(&paths.by_hand())?, now_secs());
+        let (mut notes, since) = (ManualBanLog::open(&paths.by_hand())?, now_secs());
         let (there, new): (BTreeSet<Address>, BTreeSet<Address>) =
             addresses.iter().partition(|address| before.has(**address));
         // What fail2ban alone banned by hand is no other host's ban: now the fleet is told of it.
