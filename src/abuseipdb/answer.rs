@@ -1,73 +1,73 @@
-//! What an answer of the API means. Pure. An answer that does not say clearly that a report was taken
-//! or refused leaves it in doubt, and the report waits.
+//! Interprets the API's responses, without I/O. Only a response that clearly accepts or rejects a report settles
+//! the report (R23); after any other response the report stays queued as possibly accepted.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-/// Of an answer, the log shows this many characters.
-const SHOWN: usize = 300;
+/// The log shows this many characters of a response body.
+const MAX_LOGGED_CHARS: usize = 300;
 
-/// Where a daily limit comes without its end, it is asked again after this many seconds.
-const UNKNOWN_WAIT: i64 = 3600;
+/// The wait after a daily limit whose response names no end.
+const DEFAULT_QUOTA_WAIT_SECS: i64 = 3600;
 
-/// A day's quota is over within a day; whatever a server says, we ask again then (seconds).
-pub const LONGEST_WAIT: i64 = 25 * 3600;
+/// A daily quota resets within a day, so longer waits that a server asks for are cut to this.
+pub const MAX_QUOTA_WAIT_SECS: i64 = 25 * 3600;
 
-/// What remains of a day's calls, by the headers `X-RateLimit-Limit` and `X-RateLimit-Remaining`.
+/// The daily quota of one endpoint, from the headers `X-RateLimit-Limit` and `X-RateLimit-Remaining`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quota {
-    /// Calls a day.
+    /// Calls per day.
     pub limit: Option<i64>,
     /// Calls left today.
     pub remaining: Option<i64>,
 }
 
-/// What came back.
+/// An HTTP response, reduced to what the reporter uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ApiResponse {
-    /// The status of HTTP.
+    /// HTTP status code.
     pub status: u16,
     /// `Retry-After`, in seconds.
     pub retry_after: Option<i64>,
     /// `X-RateLimit-Reset`, in seconds since 1970.
     pub reset: Option<i64>,
-    /// What remains.
+    /// The endpoint's quota after this call.
     pub quota: Quota,
-    /// The body, as far as it was read.
+    /// The body up to where reading stopped.
     pub body: Vec<u8>,
-    /// Why no more of it was read, if it did not end.
+    /// Why the body is incomplete, if it is.
     pub cut_off: Option<CutOff>,
 }
 
-/// Why a body was not read to its end.
+/// Why a body is incomplete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CutOff {
-    /// It is too long.
+    /// The body exceeds the size limit.
     TooLong,
-    /// The connection failed, or it took too long.
+    /// The connection failed or timed out.
     Lost(String),
 }
 
-/// Why a call did not do what it should.
+/// Why a call failed, as far as the response tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ApiError {
-    /// 429: an address was reported by this account within 15 minutes.
+    /// 429: this account reported the address within the last 15 minutes.
     TooSoon,
-    /// 429: the day's calls are spent. Ask again after this many seconds.
+    /// 429: the daily quota is used up. The value is the wait in seconds.
     Spent(i64),
-    /// 401, in the API's own words: the key.
+    /// 401 with a body in the API's format: the API key is invalid.
     Key,
-    /// 402, 403, in the API's own words: this call is not for this account.
+    /// 402 or 403 with a body in the API's format: this account may not make this call.
     NotAllowed,
-    /// 400, 413, 422, in the API's own words: it will never be taken like this.
+    /// 400, 413 or 422 with a body in the API's format: a repetition of this request fails, too.
     Refused {
-        /// It is the time of the ban that is not liked.
+        /// The API objects to the time of the ban.
         timestamp: bool,
     },
-    /// The answer is too long to be read.
+    /// The body exceeds the size limit.
     TooLong,
-    /// Anything else: the server's trouble, or the answer of somebody between.
+    /// Anything else: the server failed, or a proxy or portal answered.
     Odd,
 }
 
@@ -88,14 +88,15 @@ struct ErrorSource {
     parameter: Option<String>,
 }
 
-/// A field, or its default where it is of another type: what only a log line shows must not hold up a report.
+/// A field, or its default if the field has another type: a field that only a log line shows must not delay a
+/// report.
 fn or_default<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(
     field: D,
 ) -> Result<T, D::Error> {
     Ok(serde_json::from_value(Value::deserialize(field)?).unwrap_or_default())
 }
 
-/// The same for a whole number, which may be written as any number.
+/// A whole number, which the API may write as any JSON number; `None` for other types.
 fn number<'de, D: Deserializer<'de>>(field: D) -> Result<Option<i64>, D::Error> {
     let value = Value::deserialize(field)?;
     #[expect(clippy::cast_possible_truncation, reason = "`as` saturates")]
@@ -107,65 +108,65 @@ struct Data<T> {
     data: T,
 }
 
-/// The answer to a check.
+/// The response to a check.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Listing {
-    /// How sure they are that it is bad, in percent.
+    /// `AbuseIPDB`'s confidence that the address is abusive, in percent.
     #[serde(rename = "abuseConfidenceScore", default, deserialize_with = "number")]
     pub score: Option<i64>,
-    /// Reports of the last days that were asked for.
+    /// The number of reports within the requested days.
     #[serde(default, deserialize_with = "number")]
     pub total_reports: Option<i64>,
-    /// The reports themselves, newest first, where the answer has them.
+    /// The reports, newest first; empty unless the request was verbose.
     #[serde(default, deserialize_with = "or_default")]
     pub reports: Vec<ListedReport>,
 }
 
-/// One report that is listed.
+/// One report in a [`Listing`].
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ListedReport {
-    /// In ISO 8601.
+    /// ISO 8601.
     #[serde(default, deserialize_with = "or_default")]
     pub reported_at: String,
-    /// What it says.
+    /// The text that its reporter wrote.
     #[serde(default, deserialize_with = "or_default")]
     pub comment: Option<String>,
 }
 
-/// The answer to a report.
+/// The response to an accepted report.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 pub struct Accepted {
-    /// How sure they are now that it is bad, in percent.
+    /// `AbuseIPDB`'s confidence after this report, in percent.
     #[serde(rename = "abuseConfidenceScore", deserialize_with = "number")]
     pub score: Option<i64>,
 }
 
-/// The answer to a bulk report.
+/// The response to a bulk report.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BulkAccepted {
-    /// How many were taken.
+    /// The number of accepted lines.
     pub saved_reports: i64,
-    /// Those that were not.
+    /// The rejected lines.
     #[serde(default, deserialize_with = "or_default")]
     pub invalid_reports: Vec<Invalid>,
 }
 
-/// One line of a bulk report that was not taken.
+/// One rejected line of a bulk report.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 pub struct Invalid {
-    /// Why.
+    /// The API's reason.
     #[serde(default, deserialize_with = "or_default")]
     pub error: String,
-    /// Its address, as it was sent.
+    /// The address in the line, as sent.
     #[serde(default, deserialize_with = "or_default")]
     pub input: String,
 }
 
 impl Invalid {
-    /// Whether it was refused only because the address was reported within 15 minutes, or twice.
+    /// Whether the API already has this report: the address was reported within 15 minutes, or twice in the file.
     #[must_use]
     pub fn is_known(&self) -> bool {
         self.error.contains("15 minutes") || self.error.starts_with("Duplicate")
@@ -173,10 +174,10 @@ impl Invalid {
 }
 
 impl ApiResponse {
-    /// Reads what was asked for.
+    /// Parses the body as the response to the call that was made.
     ///
     /// # Errors
-    /// The [`Trouble`] that it tells of.
+    /// [`ApiError`], by status code and body.
     pub fn read<T: DeserializeOwned>(&self, now: i64) -> Result<T, ApiError> {
         match (self.status, &self.cut_off) {
             (200, Some(CutOff::TooLong)) => return Err(ApiError::TooLong),
@@ -186,7 +187,7 @@ impl ApiResponse {
             }
             _ => {}
         }
-        // A proxy or a portal between may answer with the same numbers, but not in these words.
+        // A proxy or portal may answer with the same status codes, but not with a body in this format.
         let errors = serde_json::from_slice::<Errors>(&self.body).ok();
         let about = |parameter: &str| {
             let named = |error: &OneError| {
@@ -207,7 +208,7 @@ impl ApiResponse {
         })
     }
 
-    /// Why reports wait after this answer, in words; `None` where they do not.
+    /// The text of an error that makes reports wait; `None` for errors that do not.
     #[must_use]
     pub fn fault(&self, trouble: &ApiError) -> Option<String> {
         let status = self.status;
@@ -222,26 +223,30 @@ impl ApiResponse {
         })
     }
 
-    /// How long it asks us to leave it alone, in seconds; 0 where it does not say.
+    /// The requested delay before the next call, in seconds; 0 without `Retry-After`.
     #[must_use]
-    pub fn asks_for(&self) -> i64 {
-        self.retry_after.unwrap_or(0).clamp(0, LONGEST_WAIT)
+    pub fn retry_delay(&self) -> i64 {
+        self.retry_after.unwrap_or(0).clamp(0, MAX_QUOTA_WAIT_SECS)
     }
 
     fn wait(&self, now: i64) -> i64 {
         let until_reset =
             self.reset.map(|reset| reset.saturating_sub(now)).filter(|wait| *wait > 0);
-        self.retry_after.or(until_reset).unwrap_or(UNKNOWN_WAIT).clamp(1, LONGEST_WAIT)
+        self.retry_after
+            .or(until_reset)
+            .unwrap_or(DEFAULT_QUOTA_WAIT_SECS)
+            .clamp(1, MAX_QUOTA_WAIT_SECS)
     }
 
-    /// What the log says of an answer that is not what it should be. Never shows `secret`.
+    /// The log line of a failed call. It never contains `secret`.
     #[must_use]
     pub fn log_text(&self, secret: &str) -> String {
-        let mut body = String::from_utf8_lossy(&self.body[..self.body.len().min(4 * SHOWN)])
-            .replace(secret, "(key)")
-            .chars()
-            .take(SHOWN)
-            .collect::<String>();
+        let mut body =
+            String::from_utf8_lossy(&self.body[..self.body.len().min(4 * MAX_LOGGED_CHARS)])
+                .replace(secret, "(key)")
+                .chars()
+                .take(MAX_LOGGED_CHARS)
+                .collect::<String>();
         match &self.cut_off {
             Some(CutOff::TooLong) => body.push_str("... (too long)"),
             Some(CutOff::Lost(why)) => body = format!("{body}... (cut off: {why})"),
@@ -290,15 +295,15 @@ mod tests {
             (spent.clone(), Err(Spent(29_000))),
             (
                 ApiResponse { retry_after: Some(1_000_000), ..spent.clone() },
-                Err(Spent(LONGEST_WAIT)),
+                Err(Spent(MAX_QUOTA_WAIT_SECS)),
             ),
             (ApiResponse { retry_after: Some(-5), ..spent }, Err(Spent(1))),
             (ApiResponse { reset: Some(NOW + 77), ..answer(429, &daily) }, Err(Spent(77))),
             (
                 ApiResponse { reset: Some(NOW - 77), ..answer(429, &daily) },
-                Err(Spent(UNKNOWN_WAIT)),
+                Err(Spent(DEFAULT_QUOTA_WAIT_SECS)),
             ),
-            (answer(429, "<html>slow down</html>"), Err(Spent(UNKNOWN_WAIT))),
+            (answer(429, "<html>slow down</html>"), Err(Spent(DEFAULT_QUOTA_WAIT_SECS))),
             (answer(401, &error("Authentication failed.", "")), Err(Key)),
             (answer(402, &error("Payment required", "")), Err(NotAllowed)),
             (answer(403, &error("Forbidden", "")), Err(NotAllowed)),
@@ -306,7 +311,7 @@ mod tests {
             (answer(401, "<html>a proxy</html>"), Err(Odd)),
             (
                 ApiResponse { reset: Some(i64::MIN), ..answer(429, &daily) },
-                Err(Spent(UNKNOWN_WAIT)),
+                Err(Spent(DEFAULT_QUOTA_WAIT_SECS)),
             ),
             (answer(404, &error("Not found", "")), Err(Odd)),
             (answer(422, &error("The ip must be", "ip")), Err(Refused { timestamp: false })),

@@ -1,4 +1,4 @@
-//! The calls of `AbuseIPDB`'s API v2 (docs.abuseipdb.com): what each sends, and sending it.
+//! Sends the calls of `AbuseIPDB`'s API v2 (docs.abuseipdb.com).
 
 use std::fmt;
 use std::future::Future;
@@ -11,27 +11,27 @@ use super::answer::{ApiResponse, CutOff, Quota};
 use crate::config::Secret;
 use crate::wire::Address;
 
-const BASE: &str = "https://api.abuseipdb.com/api/v2";
+const BASE_URL: &str = "https://api.abuseipdb.com/api/v2";
 
-const CONNECT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A whole call, answer and all; a bulk call has more to carry.
-const CALL: Duration = Duration::from_secs(30);
-const BULK_CALL: Duration = Duration::from_mins(2);
+/// The time limit of a whole call including the response; a bulk call transfers more.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+const BULK_CALL_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// The longest answer that is read, in bytes: a check may list thousands of reports.
-const MAX_ANSWER: usize = 4 * 1024 * 1024;
+/// The longest response body that is read: a check may list thousands of reports.
+const MAX_RESPONSE_BYTES: usize = 4 * 1024 * 1024;
 
-/// A single report, as it is sent.
+/// The form fields of a single report. Field names are the API's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Form {
-    /// `ip`
+    /// The field `ip`.
     pub address: Address,
-    /// `categories`
+    /// Category numbers, separated by commas.
     pub categories: String,
-    /// `comment`
+    /// The redacted text.
     pub comment: String,
-    /// `timestamp`: when the ban was, in ISO 8601.
+    /// The time of the ban, in ISO 8601.
     pub timestamp: Option<String>,
 }
 
@@ -46,50 +46,53 @@ impl Form {
         fields
     }
 
-    /// The same as a line of a bulk report (RFC 4180). A line break would be read as the next
-    /// report's by a simpler reader than the RFC's.
+    /// The same fields as a CSV line of a bulk report (RFC 4180). Line breaks become blanks, because a parser
+    /// simpler than the RFC's would start the next report there.
     #[must_use]
     pub fn line(&self) -> String {
-        let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\"").replace('\n', " "));
         let time = self.timestamp.as_deref().unwrap_or_default();
         let (ip, categories) = (self.address, quoted(&self.categories));
         format!("{ip},{categories},{time},{}\n", quoted(&self.comment))
     }
 }
 
-/// The fields as a person reads them.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('"', "\"\"").replace('\n', " "))
+}
+
+/// The request as `f2bmqtt report --dry-run` prints it.
 impl fmt::Display for Form {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "POST {BASE}/report")?;
+        writeln!(f, "POST {BASE_URL}/report")?;
         self.fields().iter().try_for_each(|(name, value)| writeln!(f, "{name}={value}"))
     }
 }
 
-/// The first line of a bulk report.
-pub const BULK_HEAD: &str = "IP,Categories,ReportDate,Comment\n";
+/// The first line of a bulk report, with its line break.
+pub const BULK_HEADER: &str = "IP,Categories,ReportDate,Comment\n";
 
-/// What is asked.
+/// One call of the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
-    /// What is listed of an address.
+pub enum ApiRequest {
+    /// Look up an address.
     Check {
-        /// Which.
+        /// The address to look up.
         address: Address,
-        /// With the reports themselves.
+        /// Whether the response lists the reports, too.
         verbose: bool,
     },
     /// Report one address.
     Report(Form),
-    /// Report many: a CSV file.
+    /// Report many addresses with a CSV file.
     Bulk(String),
 }
 
-/// Why there was no answer.
+/// Why a call got no response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// Nothing was sent: no network, no name, refused, the wrong certificate.
+    /// The request was not sent: no network, unknown host name, connection refused, or a bad certificate.
     NotSent(String),
-    /// It was sent, or it may have been.
+    /// The server may have received the request.
     Unknown(String),
 }
 
@@ -102,37 +105,37 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Who is asked: the real server, or one of a test.
+/// A server to report to; tests put a simulated one here.
 pub trait Api {
-    /// Asks, and waits for the answer.
+    /// Makes a call and waits for the response.
     fn ask(
         &mut self,
         key: &Secret,
-        request: &Request,
+        request: &ApiRequest,
     ) -> impl Future<Output = Result<ApiResponse, Failure>> + Send;
 
-    /// There is nothing to ask for a while: connections and certificates can go.
-    fn rest(&mut self);
+    /// Frees connections and certificates while the queue is idle.
+    fn release(&mut self);
 }
 
-/// The real server. Connections and certificates are only held while there is something to ask.
+/// The real server. Connections and certificates stay in memory only while the queue has work.
 #[derive(Debug, Default)]
 pub struct Https {
     client: Option<Client>,
-    /// The URL of a proxy; without one, the environment may name one (`https_proxy`).
+    /// The proxy's URL; without one, the environment variable `https_proxy` counts.
     proxy: Option<Secret>,
 }
 
 impl Https {
-    /// By a proxy, if there is one.
+    /// Calls the server through a proxy, if one is set.
     #[must_use]
-    pub fn by(proxy: Option<Secret>) -> Self {
+    pub fn with_proxy(proxy: Option<Secret>) -> Self {
         Self { client: None, proxy }
     }
 
     fn client(&mut self) -> reqwest::Result<&Client> {
         if self.client.is_none() {
-            // An error says only that there is a provider already: this one.
+            // The only error is that a provider is installed already, which is this one.
             let _ = rustls::crypto::ring::default_provider().install_default();
             let builder = match &self.proxy {
                 Some(proxy) => Client::builder().proxy(reqwest::Proxy::https(proxy.reveal())?),
@@ -141,9 +144,9 @@ impl Https {
             let client = builder
                 .user_agent(concat!("f2bmqtt/", env!("CARGO_PKG_VERSION")))
                 .https_only(true)
-                // The key would go along to wherever a portal sends us.
+                // A redirect by a portal would send the API key to another host.
                 .redirect(redirect::Policy::none())
-                .connect_timeout(CONNECT)
+                .connect_timeout(CONNECT_TIMEOUT)
                 .build()?;
             self.client = Some(client);
         }
@@ -152,7 +155,7 @@ impl Https {
 }
 
 impl Api for Https {
-    async fn ask(&mut self, key: &Secret, request: &Request) -> Result<ApiResponse, Failure> {
+    async fn ask(&mut self, key: &Secret, request: &ApiRequest) -> Result<ApiResponse, Failure> {
         let client = self.client().map_err(|error| Failure::NotSent(describe(error)))?;
         let request =
             prepare(client, request).map_err(|error| Failure::NotSent(describe(error)))?;
@@ -167,32 +170,38 @@ impl Api for Https {
         }
     }
 
-    fn rest(&mut self) {
+    fn release(&mut self) {
         self.client = None;
     }
 }
 
-fn prepare(client: &Client, request: &Request) -> reqwest::Result<RequestBuilder> {
+fn prepare(client: &Client, request: &ApiRequest) -> reqwest::Result<RequestBuilder> {
     let request = match request {
-        Request::Check { address, verbose } => {
+        ApiRequest::Check { address, verbose } => {
             let query = [("ipAddress", address.to_string()), ("maxAgeInDays", "90".to_owned())];
-            let check = client.get(format!("{BASE}/check")).query(&query).timeout(CALL);
+            let check = client.get(format!("{BASE_URL}/check")).query(&query).timeout(CALL_TIMEOUT);
             if *verbose { check.query(&[("verbose", "")]) } else { check }
         }
-        Request::Report(form) => {
-            client.post(format!("{BASE}/report")).form(&form.fields()).timeout(CALL)
+        ApiRequest::Report(form) => {
+            client.post(format!("{BASE_URL}/report")).form(&form.fields()).timeout(CALL_TIMEOUT)
         }
-        Request::Bulk(csv) => {
+        ApiRequest::Bulk(csv) => {
             let file = multipart::Part::text(csv.clone()).file_name("report.csv");
             let form = multipart::Form::new().part("csv", file.mime_str("text/csv")?);
-            client.post(format!("{BASE}/bulk-report")).multipart(form).timeout(BULK_CALL)
+            client
+                .post(format!("{BASE_URL}/bulk-report"))
+                .multipart(form)
+                .timeout(BULK_CALL_TIMEOUT)
         }
     };
     Ok(request)
 }
 
+fn number(headers: &HeaderMap, name: &str) -> Option<i64> {
+    headers.get(name)?.to_str().ok()?.trim().parse().ok()
+}
+
 async fn read(mut response: Response) -> ApiResponse {
-    let number = |headers: &HeaderMap, name| headers.get(name)?.to_str().ok()?.trim().parse().ok();
     let headers = response.headers();
     let mut answer = ApiResponse {
         status: response.status().as_u16(),
@@ -206,7 +215,7 @@ async fn read(mut response: Response) -> ApiResponse {
     };
     loop {
         match response.chunk().await {
-            Ok(Some(chunk)) if answer.body.len() + chunk.len() > MAX_ANSWER => {
+            Ok(Some(chunk)) if answer.body.len() + chunk.len() > MAX_RESPONSE_BYTES => {
                 answer.cut_off = Some(CutOff::TooLong);
                 return answer;
             }
@@ -220,20 +229,20 @@ async fn read(mut response: Response) -> ApiResponse {
     }
 }
 
-/// What went wrong, cause by cause; not the address, which is always the same.
+/// The chain of causes of an error, without the URL, which is always the same.
 fn describe(error: reqwest::Error) -> String {
     let error = error.without_url();
-    let mut words = error.to_string();
+    let mut chain = error.to_string();
     let mut cause = std::error::Error::source(&error);
     while let Some(error) = cause {
         let text = error.to_string();
-        if !words.contains(&text) {
-            words.push_str(": ");
-            words.push_str(&text);
+        if !chain.contains(&text) {
+            chain.push_str(": ");
+            chain.push_str(&text);
         }
         cause = error.source();
     }
-    words
+    chain
 }
 
 #[cfg(test)]
@@ -241,7 +250,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn report_goes_by_the_proxy() {
+    async fn request_with_a_proxy_goes_through_it() {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let proxy = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://ann:s3cret@{}", proxy.local_addr().unwrap());
@@ -255,8 +264,8 @@ mod tests {
             String::from_utf8(head).unwrap().to_lowercase()
         });
         let request =
-            Request::Check { address: Address::new("192.31.196.1").unwrap(), verbose: false };
-        let mut https = Https::by(Some(Secret::new(url)));
+            ApiRequest::Check { address: Address::new("192.31.196.1").unwrap(), verbose: false };
+        let mut https = Https::with_proxy(Some(Secret::new(url)));
         let failed = https.ask(&Secret::new("k3y".to_owned()), &request).await.unwrap_err();
         assert!(!failed.to_string().contains("s3cret"), "{failed}");
         let asked = asked.await.unwrap();
@@ -265,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_a_bulk_report_is_one_line() {
+    fn bulk_report_with_line_breaks_has_one_line_per_address() {
         let form = Form {
             address: Address::new("2001:db8::1").unwrap(),
             categories: "18,22".to_owned(),

@@ -1,29 +1,31 @@
-//! The step of the worker that tells of many addresses in one call, when a backlog has built up.
+//! The worker's step that reports many addresses in one call, once a backlog has built up.
 
 use std::collections::BTreeMap;
 
 use super::answer::{ApiError, BulkAccepted};
-use super::api::{Api, BULK_HEAD, Request};
+use super::api::{Api, ApiRequest, BULK_HEADER};
 use super::log::Log;
 use super::plan::{self, Id, QueuedReport, Stage};
 use super::queue::Endpoint;
-use super::sending::{PAUSE, Reply, Submission};
+use super::sending::{REJECTED_PAUSE_SECS, Reply, Submission};
 use super::worker::Worker;
 use crate::error::Error;
 use crate::wire::Address;
 
-/// A bulk call carries at most this many bytes (docs.abuseipdb.com: 2 MB).
-const MAX_BULK: usize = 1_900_000;
+/// The size limit of a bulk report (docs.abuseipdb.com: 2 MB).
+const MAX_BULK_BYTES: usize = 1_900_000;
 
 impl<A: Api> Worker<A> {
-    /// Many addresses in one call.
+    /// Reports all groups that use the same API key as the first, within the size limit.
     pub(super) async fn bulk(&mut self, groups: &[Vec<Id>]) -> Result<(), Error> {
-        let (mut csv, mut together, mut key) = (BULK_HEAD.to_owned(), Vec::new(), None);
+        let (mut csv, mut together, mut key) = (BULK_HEADER.to_owned(), Vec::new(), None);
         for ids in groups {
             let Some(group) = self.group(ids) else { continue };
             let Some(its) = self.key(&group)? else { continue };
             let line = group.form.line();
-            if *key.get_or_insert_with(|| its.clone()) == its && csv.len() + line.len() < MAX_BULK {
+            if *key.get_or_insert_with(|| its.clone()) == its
+                && csv.len() + line.len() < MAX_BULK_BYTES
+            {
                 csv.push_str(&line);
                 together.push(group);
             }
@@ -32,39 +34,39 @@ impl<A: Api> Worker<A> {
         let log = first.log.clone();
         let about = format!("{} IPs in one call", together.len());
         let ids: Vec<Id> = together.iter().flat_map(|group| group.ids.clone()).collect();
-        let (now, before) = (self.now(), self.queue.these(&ids));
+        let (now, before) = (self.now(), self.queue.copies(&ids));
         self.queue.update(&ids, |waiting| {
-            // Counted before it is sent: a process that dies meanwhile has tried, too.
+            // Count the attempt before sending, so that an attempt counts even if the process dies in between.
             waiting.tries = if waiting.in_doubt() { waiting.tries + 1 } else { 1 };
-            waiting.send(Stage::SentInBulk, now);
+            waiting.mark_sending(Stage::SentInBulk, now);
         })?;
-        let reply = self.ask::<BulkAccepted>(Endpoint::Bulk, &key, &Request::Bulk(csv)).await?;
+        let reply = self.ask::<BulkAccepted>(Endpoint::Bulk, &key, &ApiRequest::Bulk(csv)).await?;
         let (answer, trouble) = match reply {
             Reply::Done(taken) => return self.taken_in_bulk(&together, before, &taken, &log),
-            Reply::Failed(failure) => return self.unanswered(&log, &about, &failure, before),
+            Reply::Failed(failure) => return self.on_no_answer(&log, &about, &failure, before),
             Reply::Trouble(answer, trouble) => (answer, trouble),
         };
         log.line(format_args!("{} ({about})", answer.log_text(key.reveal())));
         match trouble {
             ApiError::Spent(wait) => {
                 self.queue.set(before)?;
-                self.spent(&log, Endpoint::Bulk, wait)
+                self.on_quota_exhausted(&log, Endpoint::Bulk, wait)
             }
             ApiError::Key => {
                 self.queue.set(before)?;
-                self.key_refused(&key, &answer)
+                self.on_key_rejected(&key, &answer)
             }
-            // The file, not a line of it: each report goes by itself.
+            // The API rejects the file, not a line of it: report each address in a call of its own.
             ApiError::Refused { .. } | ApiError::NotAllowed => {
                 self.queue.set(before)?;
-                self.queue.block(Endpoint::Bulk, self.now() + PAUSE)
+                self.queue.block(Endpoint::Bulk, self.now() + REJECTED_PAUSE_SECS)
             }
-            _ => self.put_off(&[], answer.asks_for()),
+            _ => self.back_off(&[], answer.retry_delay()),
         }
     }
 
-    /// What a bulk call did not take goes by itself, so that it is known why. Where the answer does
-    /// not tell of all, the rest is in doubt.
+    /// Requeues rejected lines as single reports, whose responses give the reason. If the response accounts for
+    /// fewer lines than were sent, every report stays in doubt.
     fn taken_in_bulk(
         &mut self,
         groups: &[Submission],
@@ -78,24 +80,26 @@ impl<A: Api> Worker<A> {
                 refused.insert(address, invalid.error.as_str());
             }
         }
-        let told_of =
+        let accounted =
             taken.saved_reports.saturating_add_unsigned(taken.invalid_reports.len() as u64);
-        if told_of < i64::try_from(groups.len()).unwrap_or(i64::MAX) {
+        if accounted < i64::try_from(groups.len()).unwrap_or(i64::MAX) {
             log.line(format_args!(
-                "ERROR: AbuseIPDB accounts for only {told_of} of {} IPs in one call. The reporter checks \
+                "ERROR: AbuseIPDB accounts for only {accounted} of {} IPs in one call. The reporter checks \
                  each IP.",
                 groups.len()
             ));
-            return self.put_off(&[], 0);
+            return self.back_off(&[], 0);
         }
-        let (not, now) = (|group: &&Submission| refused.contains_key(&group.address), self.now());
-        let told = |group: &Submission| (group.address, group.recent(now));
-        let ids = groups.iter().filter(|group| !not(group)).flat_map(|group| group.ids.clone());
-        let ids: Vec<Id> = ids.collect();
+        let now = self.now();
+        let accepted: Vec<&Submission> =
+            groups.iter().filter(|group| !refused.contains_key(&group.address)).collect();
+        let ids: Vec<Id> = accepted.iter().flat_map(|group| group.ids.clone()).collect();
         let alone = before.into_iter().filter(|(id, _)| !ids.contains(id));
-        let alone = alone.map(|(id, one)| (id, QueuedReport { tries: plan::BULK_TRIES, ..one }));
+        let alone =
+            alone.map(|(id, one)| (id, QueuedReport { tries: plan::MAX_BULK_TRIES, ..one }));
         self.queue.set(alone.collect())?;
-        self.queue.done(&ids, groups.iter().filter(|group| !not(group)).map(told).collect())?;
+        let recent = accepted.iter().map(|group| (group.address, group.recent(now)));
+        self.queue.complete(&ids, recent.collect())?;
         log.line(format_args!(
             "INFO: Reported {} of {} IPs in one call.",
             taken.saved_reports,
@@ -109,7 +113,7 @@ impl<A: Api> Worker<A> {
                     group.address
                 ));
             } else {
-                self.note(&group.reports[0]);
+                self.add_to_ledger(&group.reports[0]);
                 group.log.line(self.success(group, None, None));
             }
         }

@@ -1,5 +1,5 @@
-//! What fail2ban's action calls at each ban: decides by the script's rules, in their order, leaves the
-//! report in the inbox, and is gone. It asks no server and waits for nobody.
+//! What fail2ban's action calls at each ban. It applies the script's rules in their order, writes the report to
+//! the inbox and exits. It must not delay fail2ban, so it calls no server and waits for no other process.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -10,7 +10,7 @@ use super::comment::{self, Private};
 use super::key::{self, KeyFile};
 use super::ledger::Ledger;
 use super::log::Log;
-use super::queue::MAX;
+use super::queue::MAX_QUEUED;
 use super::report::{Categories, CommentSource, Report, bounded};
 use super::times::Calendar;
 use crate::child;
@@ -27,12 +27,12 @@ use crate::spool::{Item as _, Spool};
 use crate::wire::Address;
 use crate::wire::range::duration;
 
-/// The script's database and log, where an action names no others.
+/// The script's database, unless an action names another.
 pub const LEDGER: &str = "/var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb";
-#[allow(missing_docs)]
+/// The script's log, unless an action names another.
 pub const LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
 
-/// The arguments of one call, still text; empty where there is none.
+/// The unparsed arguments of one call; a missing one is empty.
 #[derive(Clone, Debug, Default)]
 #[allow(missing_docs)]
 pub struct ReportCall {
@@ -47,59 +47,49 @@ pub struct ReportCall {
     pub log: String,
     pub failures: String,
     pub time: String,
-    /// `own`: the comment is the administrator's; where there is none, fail2ban's database has log lines.
+    /// `own`: the comment is the administrator's text, or log lines from fail2ban's database if it is empty.
     pub source: String,
 }
 
-/// What is to be done about a call.
+/// Whether a call leads to a report.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ReportDecision {
-    /// Report it.
+    /// Queue this report.
     Report(Box<Report>),
-    /// Nothing, and why: a line of the log.
+    /// Report nothing; the log line gives the reason.
     Nothing(String),
 }
 
 impl ReportCall {
-    /// Takes the script's arguments, by position. A tag that fail2ban left as it is, such as
-    /// `<LOG_FILE>`, stands for none.
+    /// Assigns the script's arguments by position. A tag that fail2ban did not replace, such as
+    /// `<LOG_FILE>`, counts as missing.
     #[must_use]
     pub fn from_args(arguments: &[String]) -> Self {
-        let tag = |text: &str| {
-            let name = text.strip_prefix('<').and_then(|text| text.strip_suffix('>'));
-            name.is_some_and(|name| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
-        };
-        let word = |n: usize| match arguments.get(n) {
-            Some(text) if !tag(text) => text.clone(),
+        let argument = |n: usize| match arguments.get(n) {
+            Some(text) if !is_unreplaced_tag(text) => text.clone(),
             _ => String::new(),
         };
         Self {
-            key: word(0),
-            comment: word(1),
-            address: word(2),
-            categories: word(3),
-            bantime: word(4),
-            restored: word(5),
-            bypass: word(6),
-            ledger: word(7),
-            log: word(8),
-            failures: word(9),
-            time: word(10),
-            source: word(11),
+            key: argument(0),
+            comment: argument(1),
+            address: argument(2),
+            categories: argument(3),
+            bantime: argument(4),
+            restored: argument(5),
+            bypass: argument(6),
+            ledger: argument(7),
+            log: argument(8),
+            failures: argument(9),
+            time: argument(10),
+            source: argument(11),
         }
     }
 
-    /// Decides; the time is in seconds since 1970.
+    /// Applies the script's rules; `now` is in seconds since 1970.
     ///
     /// # Errors
-    /// [`Error::Report`] where something is missing, [`Error::Usage`] where an argument cannot be
-    /// what it stands for.
+    /// [`Error::Report`] if an argument is missing, [`Error::Usage`] if one is invalid.
     pub fn decide(&self, now: i64) -> Result<ReportDecision, Error> {
-        let usage = |name: &str, what: &str| Error::Usage(format!("{name} {what}"));
-        let count = |name, text: &str| match text.trim() {
-            "" => Ok(0),
-            text => text.parse::<u32>().map_err(|_| usage(name, "must be a number, 0 or more")),
-        };
         let shown: String = self.address.escape_debug().take(50).collect();
         if count("BYPASS_FAIL2BAN", &self.bypass)? == 0 && count("RESTORED", &self.restored)? != 0 {
             return Ok(ReportDecision::Nothing(format!(
@@ -130,11 +120,11 @@ impl ReportCall {
             categories: categories.map_err(|what| usage("CATEGORIES", &what))?,
             comment: bounded(&comment).to_owned(),
             source,
-            // It is only for the ledger: no reason to report nothing.
+            // Only the ledger shows the bantime, so an invalid one must not prevent the report.
             bantime: duration(&self.bantime).unwrap_or(0),
             failures: failures.into(),
             time: whole_seconds(&self.time).filter(|time| (1..now).contains(time)).unwrap_or(now),
-            // A report that lacks only a key waits for one.
+            // Without a usable key, the report waits until one is set.
             key: key::usable(&self.key),
             ledger: self.ledger().into(),
             log: self.log().into(),
@@ -170,8 +160,26 @@ impl ReportCall {
     }
 }
 
-/// fail2ban escapes what stands in `matches`, for a shell word without quotes (`escapeTag` of its
-/// `server/action.py`). Within double quotes most of that is left.
+/// Whether the text is a tag such as `<LOG_FILE>`.
+fn is_unreplaced_tag(text: &str) -> bool {
+    let name = text.strip_prefix('<').and_then(|text| text.strip_suffix('>'));
+    name.is_some_and(|name| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
+}
+
+fn usage(name: &str, what: &str) -> Error {
+    Error::Usage(format!("{name} {what}"))
+}
+
+/// The value of a number argument; empty is 0.
+fn count(name: &str, text: &str) -> Result<u32, Error> {
+    match text.trim() {
+        "" => Ok(0),
+        text => text.parse().map_err(|_| usage(name, "must be a number, 0 or more")),
+    }
+}
+
+/// Undoes fail2ban's escapes. It escapes the text for an unquoted shell argument (`escapeTag` in its
+/// `server/action.py`), but the action puts the text in double quotes, where most backslashes stay.
 fn unescaped(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
@@ -182,17 +190,18 @@ fn unescaped(text: &str) -> String {
     plain
 }
 
-/// A path, or the default. fail2ban's settings know no quotes: those that somebody wrote come along.
+/// A path, or the default if it is empty. Quotes are removed: fail2ban's settings have no quoting, so quotes that
+/// an administrator wrote arrive here.
 #[must_use]
 pub fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
     let text = text.trim_matches('"');
     if text.is_empty() { default } else { text }
 }
 
-/// Takes one call.
+/// Handles one call of the action.
 ///
 /// # Errors
-/// Those of [`Call::decide`]; they are in the log, too. Nothing else makes the action fail.
+/// Those of [`ReportCall::decide`], which are in the log, too. Nothing else makes the action fail.
 pub fn run(call: &ReportCall, paths: &Paths) -> Result<(), Error> {
     let log = Log::new(call.log().into());
     match call.decide(now_secs()) {
@@ -219,7 +228,7 @@ pub fn run(call: &ReportCall, paths: &Paths) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether an operator made the ban. Where that cannot be read, no report is lost for it.
+/// Whether an operator made the ban. If the record cannot be read, the ban is reported.
 fn is_by_hand(report: &Report, log: &Log, paths: &Paths) -> bool {
     let path = paths.by_hand();
     let noted = by_hand::is_noted(&path, report.address, report.time, now_secs());
@@ -229,16 +238,16 @@ fn is_by_hand(report: &Report, log: &Log, paths: &Paths) -> bool {
     })
 }
 
-/// What to do where the service works the queue off, and its sandbox lets it write nothing at a place: its own
-/// lines of that would be in the system's log alone.
+/// The log line for a file that the service's sandbox does not let it write. The service could log this only
+/// to the journal.
 fn out_of_reach(place: &Path, paths: &Paths) -> Option<String> {
     unwritable(place, |dir| mounts::is_read_only_for(lock::owner(&paths.report_lock())?.pid, dir))
 }
 
-/// The same, where `is_read_only` answers what the service may do, if it runs.
+/// As [`out_of_reach`]; `is_read_only` tells whether a directory is read-only for the service, if it runs.
 fn unwritable(place: &Path, is_read_only: impl Fn(&Path) -> Option<bool>) -> Option<String> {
     let place = &destination(place);
-    // Where both are by default, the unit lets it.
+    // The unit allows the default paths.
     if place == Path::new(LEDGER) || place == Path::new(LOG) {
         return None;
     }
@@ -252,7 +261,7 @@ fn unwritable(place: &Path, is_read_only: impl Fn(&Path) -> Option<bool>) -> Opt
     })
 }
 
-/// Where a file lies that a setting names, perhaps by links: mounts know no links.
+/// The path of a file without symbolic links, as the mount table has it.
 fn destination(place: &Path) -> PathBuf {
     let place = trust::follow(place, Keeps::Log).unwrap_or_else(|_| place.to_owned());
     let dir = place.parent().and_then(|dir| dir.canonicalize().ok());
@@ -262,15 +271,15 @@ fn destination(place: &Path) -> PathBuf {
     }
 }
 
-/// Leaves a report in the inbox and, where nobody works that off, a child that does. Where the inbox
-/// cannot be written, the child gets the report itself. Answers whether it is in the inbox.
+/// Writes a report to the inbox and, if no worker runs, starts a child that sends it. If the inbox cannot be
+/// written, the child gets the report on its standard input. Returns whether the report is in the inbox.
 fn queue(report: &Report, log: &Log, paths: &Paths) -> bool {
     let inbox = Spool::new(paths.reports());
-    if inbox.list().is_ok_and(|waiting| waiting.len() >= MAX) {
+    if inbox.list().is_ok_and(|waiting| waiting.len() >= MAX_QUEUED) {
         let dir = inbox.dir().display().to_string();
         let address = report.address;
         log.line(format_args!(
-            "ERROR: IP {address} is not reported: the limit of {MAX} queued reports in {dir} is reached. Is \
+            "ERROR: IP {address} is not reported: the limit of {MAX_QUEUED} queued reports in {dir} is reached. Is \
              the service f2bmqttsub running?"
         ));
         return false;
@@ -292,15 +301,15 @@ fn queue(report: &Report, log: &Log, paths: &Paths) -> bool {
     queued
 }
 
-/// `--actionstart`: makes database and log, so that what is wrong with them is known before a ban.
+/// `--actionstart`: creates database and log, so that errors show up before the first ban.
 ///
 /// # Errors
-/// [`Error::File`] or [`Error::Ledger`]; a later ban tries again by itself.
+/// [`Error::File`] or [`Error::Ledger`]; each later ban tries again.
 pub fn start(ledger: &str, log: &str) -> Result<(), Error> {
     let (ledger, path) = (Path::new(or(ledger, LEDGER)), Path::new(or(log, LOG)));
     let log = Log::new(path.to_owned());
     let failed = |error: Error| {
-        // The action prints to /dev/null: without a log, the system's log gets this line.
+        // The action's output goes to /dev/null; without a log file, this line goes to the journal.
         log.line(format_args!("ERROR: Initialization failed! (actionstart). {error}"));
         error
     };
@@ -321,14 +330,14 @@ pub fn start(ledger: &str, log: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// `f2bmqtt report`: the same for a person, who sees what becomes of it.
+/// `f2bmqtt report`: queues a report that a person asks for, and prints the outcome.
 ///
 /// # Errors
-/// Those of [`Call::decide`].
+/// Those of [`ReportCall::decide`], and [`Error::Report`] without a key or a queue.
 pub fn by_hand(call: &ReportCall, dry_run: bool, paths: &Paths) -> Result<(), Error> {
     let file = KeyFile::read(&paths.api_key);
     file.warning.iter().for_each(journal::warn);
-    // Without a key there is still something to look at.
+    // A dry run needs no key.
     if file.key.is_none() && !dry_run {
         let path = paths.api_key.display();
         return Err(Error::Report(format!("no API key is set in {path}")));
@@ -377,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn place_that_the_sandbox_hides_is_named_with_its_cure_also_behind_a_link() {
+    fn unwritable_file_is_logged_with_the_fix_also_behind_a_link() {
         let root = tempfile::tempdir().unwrap();
         let at = |name: &str| root.path().join(name);
         std::fs::create_dir(at("real")).unwrap();
@@ -414,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn the_script_s_rules_in_their_order() {
+    fn calls_are_decided_by_the_scripts_rules_in_their_order() {
         let restart = "INFO: (RESTART) IP 192.31.196.1 was already reported in the previous Fail2Ban \
                        session.";
         let unfailed = "INFO: (BAN) IP 192.31.196.1 has 0 failures so no action required";
@@ -460,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_to_be_reported_is_as_it_was_called() {
+    fn report_has_the_arguments_of_the_call() {
         let decided = |text: &str| match call(text).decide(77).unwrap() {
             ReportDecision::Report(report) => report,
             ReportDecision::Nothing(line) => panic!("{text}: {line}"),
@@ -476,12 +485,12 @@ mod tests {
         assert_eq!((old.ledger, old.log, old.time), (LEDGER.into(), LOG.into(), 12));
         assert_eq!(decided("k3y|c|192.31.196.1|18|1|0||||3|99").time, 77, "no time is ahead");
         let raw = decided("k3y|\u{1b}[31mann\u{1b}[0m|192.31.196.1|18|1|0||||3");
-        assert_eq!(raw.comment, "\u{1b}[31mann\u{1b}[0m", "what is to be masked is found later");
+        assert_eq!(raw.comment, "\u{1b}[31mann\u{1b}[0m", "redaction happens later");
         let report = decided("k3y|c|192.31.196.1|18|-1|0||||1");
         assert_eq!((report.bantime, report.ledger, report.log), (-1, LEDGER.into(), LOG.into()));
         for none in ["", "YOUR_API_KEY"] {
             let waits = decided(&format!("{none}|c|192.31.196.1|18|1|0||||1"));
-            assert!(waits.key.is_none(), "it waits for a key");
+            assert!(waits.key.is_none(), "the report waits for a key");
         }
     }
 

@@ -1,5 +1,5 @@
-//! What a report says. It is public for ever, and much of it was written by the attacker: so it is
-//! freed of what is this host's own, of control characters, and of length.
+//! Composes and redacts the comment of a report (R23). The comment is public permanently, and the attacker wrote
+//! much of it, so this host's names and addresses, control characters and excess length are removed.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
@@ -8,25 +8,25 @@ use super::report::CommentSource;
 use crate::text::is_unsafe_for_display;
 use crate::wire::Address;
 
-/// The most characters that `AbuseIPDB` takes (docs.abuseipdb.com, REPORT endpoint).
-pub const MAX: usize = 1024;
+/// `AbuseIPDB`'s limit for a comment (docs.abuseipdb.com, REPORT endpoint).
+pub const MAX_COMMENT_CHARS: usize = 1024;
 
-/// What stands in a comment that has nothing left.
-const NOTHING: &str = "banned by fail2ban";
+/// The comment of a report without any text.
+const EMPTY_COMMENT: &str = "banned by fail2ban";
 
-/// What must not become public. All names are compared as whole words, in any case.
+/// What must not become public. Names match as whole words, in upper or lower case.
 #[derive(Debug, Default, Clone)]
 pub struct Private {
-    /// This host's names.
+    /// This host's names, with and without domain.
     pub names: Vec<String>,
-    /// This host's addresses.
+    /// This host's addresses, IPv4-mapped ones as IPv4.
     pub addresses: Vec<IpAddr>,
-    /// Names of accounts of people.
+    /// The names of people's accounts.
     pub accounts: Vec<String>,
 }
 
-/// Makes one comment of what the bans of an address said: the most telling lines first. What the administrator
-/// wrote is published as it is; log lines are redacted.
+/// Composes one comment from the texts of an address's bans, the most informative lines first. Text of the
+/// administrator is published unchanged; log lines are redacted.
 #[must_use]
 pub fn compose<'a>(
     texts: impl IntoIterator<Item = (&'a str, CommentSource)>,
@@ -36,7 +36,8 @@ pub fn compose<'a>(
     let (mut lines, mut known) = (Vec::new(), BTreeSet::new());
     for (text, source) in texts {
         for line in printable(text).lines().map(str::trim) {
-            if lines.len() < MAX && !line.is_empty() && known.insert(line.to_owned()) {
+            if lines.len() < MAX_COMMENT_CHARS && !line.is_empty() && known.insert(line.to_owned())
+            {
                 let own = source == CommentSource::Admin;
                 lines.push(if own { line.to_owned() } else { private.mask(line) });
             }
@@ -44,17 +45,18 @@ pub fn compose<'a>(
     }
     let mut kinds = BTreeSet::new();
     let about = about.to_string();
-    // One line of each kind, those that name the address first; then what only repeats.
+    // First one line of each kind, with those that name the address in front, then the repetitions.
     let mut rank = |line: &String| (!kinds.insert(kind(line)), !line.contains(&about));
     let mut ranked: Vec<_> = lines.into_iter().map(|line| (rank(&line), line)).collect();
     ranked.sort_by_key(|(rank, _)| *rank);
     let lines: Vec<_> = ranked.into_iter().map(|(_, line)| line).collect();
-    let comment: String = lines.join("\n").chars().take(MAX).collect();
-    if comment.is_empty() { NOTHING.to_owned() } else { comment }
+    let comment: String = lines.join("\n").chars().take(MAX_COMMENT_CHARS).collect();
+    if comment.is_empty() { EMPTY_COMMENT.to_owned() } else { comment }
 }
 
-/// A text as it may be published: control characters go, with what else an escape sequence for a
-/// terminal has (ECMA-48: `ESC [`, parameters, a letter), and so do characters that turn or hide text. What ends a line or a word still does.
+/// Removes control characters, terminal escape sequences (ECMA-48: `ESC [`, parameters, a letter), and characters
+/// that reverse or hide text. Line breaks and tabs still separate lines and words, so that names remain
+/// recognisable.
 fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
@@ -73,7 +75,7 @@ fn printable(text: &str) -> String {
     out
 }
 
-/// Lines that differ only in their numbers are of one kind.
+/// The line with every number replaced by 0: lines that differ only in numbers are of one kind.
 fn kind(line: &str) -> String {
     let mut kind = String::with_capacity(line.len());
     for c in line.chars() {
@@ -89,16 +91,11 @@ fn kind(line: &str) -> String {
 impl Private {
     fn mask(&self, line: &str) -> String {
         let mut line = self.mask_v4(&self.mask_v6(&self.mask_digits(&mask_mail(line))));
-        let longest_first = |words: &[String]| {
-            let mut words = words.to_vec();
-            words.sort_by_key(|word| std::cmp::Reverse(word.len()));
-            words
-        };
         for name in longest_first(&self.names) {
-            line = mask_word(&line, &name, "[host]");
+            line = mask_name(&line, &name, "[host]");
         }
         for account in longest_first(&self.accounts) {
-            line = mask_word(&line, &account, "[user]");
+            line = mask_name(&line, &account, "[user]");
         }
         line
     }
@@ -107,13 +104,12 @@ impl Private {
         self.addresses.contains(&address.into().to_canonical())
     }
 
-    /// Masks own IPv4 addresses, whatever stands around them, with dots or, as in names that are made
-    /// of addresses, with dashes, underscores and leading zeros; and in reverse, as in such names and below
-    /// in-addr.arpa.
+    /// Masks own IPv4 addresses in any context: with dots; with dashes, underscores and leading zeros, as in host
+    /// names made from addresses; and reversed, as in such names and below in-addr.arpa.
     fn mask_v4(&self, line: &str) -> String {
         let own = |text: &str, after: &str| {
             let [a, b, c, d] = octets(text)?;
-            // Four numbers with dots are some address; the own one in reverse may be another machine's.
+            // Four numbers with dots are an ordinary address: the reverse of an own one may be another machine's.
             let reversed = text.contains(['-', '_']) || starts_with(after, ".in-addr.arpa");
             let found = self.has([a, b, c, d]) || (reversed && self.has([d, c, b, a]));
             found.then_some(())
@@ -133,18 +129,18 @@ impl Private {
         })
     }
 
-    /// The same for IPv6, also between colons, and with dashes where it begins with a digit.
+    /// Masks own IPv6 addresses, also between colons, and with dashes if the text starts with a digit.
     fn mask_v6(&self, line: &str) -> String {
         let own = |text: &str| {
             let dashes = text.contains('-');
             let address = text.replace('-', ":").parse::<Ipv6Addr>();
             !(dashes && text.starts_with('-')) && address.is_ok_and(|address| self.has(address))
         };
-        let part = |c: char| c.is_ascii_hexdigit() || ":.-".contains(c);
         let longest = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255".len();
         mask_where(line, |rest, before| {
             let inside = before.is_some_and(|c| c.is_ascii_alphanumeric());
-            let length = rest.find(|c| !part(c)).unwrap_or(rest.len()).min(longest);
+            let length = rest.find(|c: char| !c.is_ascii_hexdigit() && !":.-".contains(c));
+            let length = length.unwrap_or(rest.len()).min(longest);
             if inside || length < 3 || !rest[..length].contains([':', '-']) {
                 return None;
             }
@@ -154,8 +150,7 @@ impl Private {
         })
     }
 
-    /// Masks own IPv6 addresses that are written as their 32 digits: in order, or one by one in reverse, as
-    /// below ip6.arpa.
+    /// Masks own IPv6 addresses written as 32 digits: in order, or with dots in reverse, as below ip6.arpa.
     fn mask_digits(&self, line: &str) -> String {
         const DIGITS: usize = 32;
         let own = |digits: &str| {
@@ -182,7 +177,7 @@ impl Private {
     }
 }
 
-/// Four numbers with something between, also with leading zeros.
+/// Four numbers separated by dots, dashes or underscores, also with leading zeros.
 fn octets(text: &str) -> Option<[u8; 4]> {
     let mut numbers = text.split(['.', '-', '_']).map(|number| {
         let is_number = (1..=3).contains(&number.len()) && !number.starts_with('+');
@@ -192,13 +187,20 @@ fn octets(text: &str) -> Option<[u8; 4]> {
     numbers.next().is_none().then_some(octets)
 }
 
-/// In any case.
+/// Sorts long names first, so that `web1.example.org` is masked before `web1`.
+fn longest_first(names: &[String]) -> Vec<String> {
+    let mut names = names.to_vec();
+    names.sort_by_key(|name| std::cmp::Reverse(name.len()));
+    names
+}
+
+/// As `str::starts_with`, in upper or lower case.
 fn starts_with(text: &str, start: &str) -> bool {
     text.get(..start.len()).is_some_and(|text| text.eq_ignore_ascii_case(start))
 }
 
-/// Masks what `found` finds at a place of the line, given what follows and the character before: it
-/// answers how long it is.
+/// Masks each match of `found`, which gets the rest of the line and the character before, and returns the length
+/// of a match at this position in bytes.
 fn mask_where(line: &str, found: impl Fn(&str, Option<char>) -> Option<usize>) -> String {
     let mut masked = String::with_capacity(line.len());
     let (mut rest, mut before) = (line, None);
@@ -216,7 +218,7 @@ fn mask_where(line: &str, found: impl Fn(&str, Option<char>) -> Option<usize>) -
     masked
 }
 
-/// Masks whatever looks like an e-mail address, also as it stands in a URL.
+/// Masks anything that looks like an e-mail address, also with `%40` as in a URL.
 fn mask_mail(line: &str) -> String {
     let local = |c: char| c.is_alphanumeric() || "._+-='!#$*^`{|}~".contains(c);
     let domain = |c: char| c.is_alphanumeric() || ".-".contains(c);
@@ -238,25 +240,25 @@ fn mask_mail(line: &str) -> String {
     masked + rest
 }
 
-/// The first `@`, or `%40`: where it is, and how long.
+/// Position and length in bytes of the first `@` or `%40`.
 fn at_sign(text: &str) -> Option<(usize, usize)> {
     let plain = text.find('@').map(|at| (at, 1));
     let encoded = text.find("%40").map(|at| (at, 3));
     plain.into_iter().chain(encoded).min()
 }
 
-fn mask_word(line: &str, word: &str, mask: &str) -> String {
-    // Both keep their length in bytes.
-    let (lower, word) = (line.to_ascii_lowercase(), word.to_ascii_lowercase());
-    if word.is_empty() || !lower.contains(&word) {
+fn mask_name(line: &str, name: &str, mask: &str) -> String {
+    // ASCII lower case keeps the length in bytes, so positions in `lower` are positions in `line`.
+    let (lower, name) = (line.to_ascii_lowercase(), name.to_ascii_lowercase());
+    if name.is_empty() || !lower.contains(&name) {
         return line.to_owned();
     }
-    let part = char::is_alphanumeric;
     let mut masked = String::with_capacity(line.len());
     let mut done = 0;
-    for (at, _) in lower.match_indices(&word) {
-        let end = at + word.len();
-        let whole = !line[..at].ends_with(part) && !line[end..].starts_with(part);
+    for (at, _) in lower.match_indices(&name) {
+        let end = at + name.len();
+        let whole = !line[..at].ends_with(char::is_alphanumeric)
+            && !line[end..].starts_with(char::is_alphanumeric);
         if whole {
             masked.push_str(&line[done..at]);
             masked.push_str(mask);
@@ -272,11 +274,11 @@ mod tests {
     use super::*;
 
     fn private() -> Private {
-        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
         Private {
-            names: words(&["web1", "web1.example.org"]),
+            names: texts(&["web1", "web1.example.org"]),
             addresses: ["192.0.2.10", "2001:db8::10", "::1"].map(|ip| ip.parse().unwrap()).into(),
-            accounts: words(&["ann", "bob.smith"]),
+            accounts: texts(&["ann", "bob.smith"]),
         }
     }
 
@@ -286,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_the_administrator_are_published_as_they_are() {
+    fn text_of_the_administrator_is_published_unchanged() {
         let about = Address::new("203.0.113.9").unwrap();
         let texts = [
             ("web1 bans ann@example.com for 192.0.2.10", CommentSource::Admin),
@@ -298,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_this_host_s_own_is_masked() {
+    fn names_addresses_and_accounts_of_this_host_are_masked() {
         let table = [
             ("on web1 from 203.0.113.9", "on [host] from 203.0.113.9"),
             ("WEB1.Example.ORG: web1.example.com", "[host]: [host].example.com"),
@@ -356,15 +358,15 @@ mod tests {
     }
 
     #[test]
-    fn what_controls_a_terminal_or_hides_text_goes_before_names_are_looked_for() {
+    fn control_and_invisible_characters_are_removed_before_names_are_masked() {
         assert_eq!(composed(&["\u{1b}[31mwe\u{0}b1\r\n\tx\u{202e}y"]), "[host]\nxy");
         assert_eq!(composed(&["an\u{200b}n an\u{ad}n"]), "[user] [user]");
         assert_eq!(composed(&["web1\rfoo\u{c}ann\u{85}x"]), "[host]\nfoo\n[user]\nx");
-        assert_eq!(composed(&["\u{7}\u{0}", " "]), NOTHING);
+        assert_eq!(composed(&["\u{7}\u{0}", " "]), EMPTY_COMMENT);
     }
 
     #[test]
-    fn one_line_of_each_kind_comes_first_and_the_address_before_all() {
+    fn lines_with_the_address_come_first_and_repetitions_last() {
         let text = "Connection closed port 1\nFailed from 203.0.113.9 port 1\n\
                     Failed from 203.0.113.9 port 22\nFailed from 203.0.113.9 port 22\n";
         let expected = "Failed from 203.0.113.9 port 1\nConnection closed port 1\nother jail\n\
@@ -373,10 +375,10 @@ mod tests {
     }
 
     #[test]
-    fn it_is_cut_between_characters() {
+    fn long_comment_is_cut_between_characters() {
         let long = "ü😀".repeat(800);
         let comment = composed(&[&long]);
-        assert_eq!(comment.chars().count(), MAX);
+        assert_eq!(comment.chars().count(), MAX_COMMENT_CHARS);
         assert!(long.starts_with(&comment));
     }
 }

@@ -1,4 +1,4 @@
-//! What an operator sees of the queue, while somebody else works on it.
+//! Reads the status of the queue for operators, while a worker may be using it.
 
 use std::path::Path;
 
@@ -8,46 +8,46 @@ use super::answer::Quota;
 use super::report::Report;
 use crate::spool::Item as _;
 
-/// The queue, at a glance.
+/// A summary of the queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueueStatus {
-    /// How many reports wait.
+    /// The number of queued reports.
     pub waiting: usize,
-    /// When the ban of the first of them was, in seconds since 1970.
+    /// The time of the ban that was queued first, in seconds since 1970.
     pub oldest: Option<i64>,
-    /// How the last call ended.
+    /// The result of the last call of any endpoint.
     pub last_call: Option<LastCall>,
-    /// What is known of each kind of call that was made.
+    /// The quotas of all endpoints that were called, by name.
     pub calls: Vec<CallQuota>,
 }
 
-/// The last call of any kind.
+/// The last call of the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastCall {
-    /// When, in seconds since 1970.
+    /// Seconds since 1970.
     pub at: i64,
-    /// Why reports wait after it; `None` where it succeeded.
+    /// The error that makes reports wait; `None` after a success.
     pub error: Option<String>,
 }
 
-/// What is known of a kind of call.
+/// Quota and block of one endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallQuota {
-    /// As the API names it; `all` for every kind.
+    /// The API's name of the endpoint; `all` for a block of every endpoint.
     pub name: String,
-    /// Not before, in seconds since 1970.
+    /// When the next call is allowed, in seconds since 1970.
     pub blocked: i64,
-    /// What was left of a day's calls,
+    /// The quota as of the last response with one.
     pub quota: Quota,
-    /// and when, in seconds since 1970.
+    /// The time of that response, in seconds since 1970.
     pub seen: Option<i64>,
 }
 
 impl QueueStatus {
-    /// Looks at the queue there. One that is not there is empty.
+    /// Reads the queue's database. A missing file is an empty queue.
     ///
     /// # Errors
-    /// Whatever SQLite says.
+    /// Any error of SQLite.
     pub fn of(path: &Path) -> rusqlite::Result<Self> {
         if !path.exists() {
             return Ok(Self::default());
@@ -82,13 +82,13 @@ mod tests {
     use crate::wire::Address;
 
     #[test]
-    fn it_is_what_the_worker_wrote() {
+    fn status_shows_what_the_worker_wrote() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("reports.sqlite3");
         assert_eq!(QueueStatus::of(&path).unwrap(), QueueStatus::default());
         let mut queue = ReportQueue::open(&path).unwrap();
         let quota = Quota { limit: Some(1000), remaining: Some(7) };
-        queue.remains(queue::Endpoint::Report, quota, 5).unwrap();
+        queue.record_quota(queue::Endpoint::Report, quota, 5).unwrap();
         queue.block(queue::Endpoint::Check, 99).unwrap();
         let call = |name: &str, blocked, quota, seen| CallQuota {
             name: name.to_owned(),

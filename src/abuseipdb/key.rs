@@ -1,4 +1,4 @@
-//! The API key: from the admin's own file, or as fail2ban passes it.
+//! Provides the API key: from the administrator's file, or else as fail2ban's action passes it.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -10,24 +10,23 @@ use std::path::{Path, PathBuf};
 use super::report::Report;
 use crate::config::{self, Secret};
 
-/// A key file is one line; beyond this many bytes it is something else.
+/// A key file has one line; only this much of a larger file is read.
 const MAX_BYTES: u64 = 64 * 1024;
 
-/// What the key file says.
+/// The content of the key file.
 #[derive(Debug, Default)]
 pub struct KeyFile {
-    /// The key, if there is a real one in it.
+    /// The key, unless it is missing or a placeholder.
     pub key: Option<Secret>,
-    /// It sets a key that cannot be read safely, or it cannot be read at all: then no other key is used in place of
-    /// the one that the administrator meant.
+    /// The file or the key in it cannot be read safely. Then no other key is used instead of the one that the
+    /// administrator meant.
     pub is_broken: bool,
-    /// What is wrong with the file, if anything: never a word of what is in it.
+    /// What is wrong with the file, if anything. It never quotes the file's content.
     pub warning: Option<String>,
 }
 
 impl KeyFile {
-    /// Reads it: `APIKEY=…`, as bash would source it, also with variables of lines before. A file that is not there has
-    /// no key.
+    /// Reads `APIKEY=…` as bash would source it, also with variables of earlier lines. A missing file has no key.
     #[must_use]
     pub fn read(path: &Path) -> Self {
         match File::open(path) {
@@ -57,7 +56,7 @@ impl KeyFile {
                 }
                 value
             };
-            // bash ends a command there.
+            // In bash, `;` ends the command.
             let ended = line.trim_end();
             let read = config::read_line(ended.strip_suffix(';').unwrap_or(ended), &known);
             let what = match (read, unset.take()) {
@@ -90,13 +89,13 @@ impl KeyFile {
     }
 }
 
-/// Whether bash might take a key from a line.
+/// Whether bash might set the key in a line that this program cannot read.
 fn sets_key(line: &str) -> bool {
-    line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').any(|word| word == "APIKEY")
+    line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').any(|name| name == "APIKEY")
 }
 
-/// The keys that reports go with: the file's, or else the one that the action passed. One that the
-/// server refused rests a while, or until the file has another.
+/// Chooses the key of each report: the file's, or else the one that the action passed. A rejected key is not used
+/// until a pause is over or the file has another key.
 #[derive(Debug)]
 pub struct ApiKeys {
     path: PathBuf,
@@ -105,17 +104,17 @@ pub struct ApiKeys {
 }
 
 impl ApiKeys {
-    /// A key that is refused is tried again after this long, in seconds.
-    const PAUSE: i64 = 3600;
+    /// How long a rejected key is not used.
+    const REJECTED_KEY_PAUSE_SECS: i64 = 3600;
 
-    /// With the admin's file.
+    /// Keys from the file at `path`, which [`Self::changed`] reads.
     #[must_use]
     pub fn new(path: &Path) -> Self {
         Self { path: path.to_owned(), file: KeyFile::default(), refused: Vec::new() }
     }
 
-    /// Reads the file anew. Answers whether reports that wait for a key can go on, and what is newly
-    /// wrong with the file.
+    /// Reads the file again. Returns whether reports that wait for a key can be sent now, and a new warning about
+    /// the file.
     pub fn changed(&mut self, now: i64) -> (bool, Option<String>) {
         self.refused.retain(|(_, until)| *until > now);
         let file = KeyFile::read(&self.path);
@@ -126,16 +125,16 @@ impl ApiKeys {
         (changed, warning)
     }
 
-    /// The key of a report.
+    /// The key to send a report with.
     #[must_use]
-    pub fn of<'a>(&'a self, report: &'a Report) -> Option<&'a Secret> {
+    pub fn key_for<'a>(&'a self, report: &'a Report) -> Option<&'a Secret> {
         if self.file.is_broken {
             return None;
         }
         self.file.key.as_ref().or(report.key.as_ref())
     }
 
-    /// Why a report has no key.
+    /// The error text for a report without a key.
     #[must_use]
     pub fn fault(&self) -> String {
         match &self.file {
@@ -146,33 +145,33 @@ impl ApiKeys {
         }
     }
 
-    /// Until when a key rests, in seconds since 1970.
+    /// When a rejected key may be used again, in seconds since 1970.
     #[must_use]
-    pub fn rests(&self, key: &Secret) -> Option<i64> {
+    pub fn blocked_until(&self, key: &Secret) -> Option<i64> {
         self.refused.iter().find(|(refused, _)| refused == key).map(|(_, until)| *until)
     }
 
-    /// The server refused it. Answers until when it rests.
-    pub fn refused(&mut self, key: &Secret, now: i64) -> i64 {
+    /// Records that the server rejected a key. Returns when it may be used again, in seconds since 1970.
+    pub fn on_rejected(&mut self, key: &Secret, now: i64) -> i64 {
         self.refused.retain(|(refused, _)| refused != key);
-        self.refused.push((key.clone(), now + Self::PAUSE));
-        now + Self::PAUSE
+        self.refused.push((key.clone(), now + Self::REJECTED_KEY_PAUSE_SECS));
+        now + Self::REJECTED_KEY_PAUSE_SECS
     }
 
-    /// The admin's file.
+    /// The administrator's key file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Until when to wait where there is none.
+    /// When to try again a report without a key, in seconds since 1970.
     #[must_use]
-    pub fn missing(now: i64) -> i64 {
-        now + Self::PAUSE
+    pub fn retry_at(now: i64) -> i64 {
+        now + Self::REJECTED_KEY_PAUSE_SECS
     }
 }
 
-/// A text as a key, unless it only stands where a key should be.
+/// The text as a key, unless it is a placeholder or cannot be sent in an HTTP header.
 #[must_use]
 pub fn usable(text: &str) -> Option<Secret> {
     let text = text.trim();
@@ -197,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_placeholder_is_no_key() {
+    fn placeholder_is_no_key() {
         for text in [
             "",
             "  ",
@@ -217,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_read_as_bash_would() {
+    fn key_file_is_read_as_bash_would() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("abuseipdb.apikey");
         assert!(KeyFile::read(&path).key.is_none() && KeyFile::read(&path).warning.is_none());
@@ -247,7 +246,7 @@ mod tests {
             assert_eq!(file.key.as_ref().map(Secret::reveal), key, "{text}");
             assert_eq!(file.warning.is_some(), warns, "{text}: {:?}", file.warning);
             assert!(!file.warning.unwrap_or_default().contains("abc123"));
-            // What sets a key and cannot be read is no file without one.
+            // A line that sets a key but cannot be read differs from a file without a key.
             assert_eq!(file.is_broken, warns && key.is_none() && text != "abc123", "{text}");
         }
         fs::write(&path, "APIKEY=abc123").unwrap();

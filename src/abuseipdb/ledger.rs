@@ -1,5 +1,5 @@
-//! What was reported: the script's database, which people and their scripts read. One row an
-//! address, `banned_ips(ip, bantime)`, the bantime in seconds.
+//! The script's database of reported addresses, which administrators and their scripts read: one row per address,
+//! `banned_ips(ip, bantime)`, with the bantime in seconds.
 
 use std::path::Path;
 
@@ -12,12 +12,12 @@ use crate::wire::Address;
 const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;
     CREATE TABLE IF NOT EXISTS banned_ips(ip TEXT PRIMARY KEY, bantime INTEGER);";
 
-/// The database.
+/// The open database. Every address in it was reported, or has a queued report (R23).
 #[derive(Debug)]
 pub struct Ledger(Connection);
 
 impl Ledger {
-    /// Opens it, and makes it if it is not there: for root alone.
+    /// Opens or creates the database, readable by root only.
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::Ledger`].
@@ -28,19 +28,19 @@ impl Ledger {
         Ok(Self(connection))
     }
 
-    /// Whether the address is in it.
+    /// Whether the database has the address.
     ///
     /// # Errors
-    /// Whatever `SQLite` says.
+    /// Any error of `SQLite`.
     pub fn has(&self, address: Address) -> rusqlite::Result<bool> {
         let mut query = self.0.prepare_cached("SELECT 1 FROM banned_ips WHERE ip = ?1")?;
         Ok(query.query_row([address.to_string()], |_| Ok(())).optional()?.is_some())
     }
 
-    /// Puts the address in, or its new bantime.
+    /// Inserts an address, or updates its bantime.
     ///
     /// # Errors
-    /// Whatever `SQLite` says.
+    /// Any error of `SQLite`.
     pub fn insert(&self, address: Address, bantime: i64) -> rusqlite::Result<()> {
         let mut insert = self.0.prepare_cached(
             "INSERT INTO banned_ips(ip, bantime) VALUES(?1, ?2)
@@ -49,10 +49,10 @@ impl Ledger {
         insert.execute(params![address.to_string(), bantime]).map(drop)
     }
 
-    /// Takes the address out.
+    /// Deletes an address.
     ///
     /// # Errors
-    /// Whatever `SQLite` says.
+    /// Any error of `SQLite`.
     pub fn delete(&self, address: Address) -> rusqlite::Result<()> {
         let mut delete = self.0.prepare_cached("DELETE FROM banned_ips WHERE ip = ?1")?;
         delete.execute([address.to_string()]).map(drop)
@@ -66,8 +66,8 @@ mod tests {
 
     use super::*;
 
-    /// A journal beside a database that asks SQLite to roll back, and then to delete a file: the
-    /// super-journal that it names (sqlite.org/fileformat2.html, "The Rollback Journal").
+    /// Writes a rollback journal beside a database. A SQLite that rolls it back deletes the super-journal that it
+    /// names, here the victim (sqlite.org/fileformat2.html, "The Rollback Journal").
     fn plant_hot_journal(db: &Path, victim: &Path) {
         const PAGE: usize = 4096;
         let magic = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
@@ -110,13 +110,13 @@ mod tests {
             refused.contains("is writable by every user, who could replace files in the directory")
         );
         assert!(victim.exists());
-        // That the journal would have done it.
+        // Without the check, opening the database does delete the victim.
         let read = Connection::open(&db).unwrap().execute_batch("SELECT * FROM banned_ips");
         assert!(!victim.exists(), "the attack does not work any more: {read:?}");
     }
 
     #[test]
-    fn it_is_the_script_s_table() {
+    fn ledger_has_the_scripts_table() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("abuseipdb/fail2ban_abuseipdb");
         let ledger = Ledger::open(&path).unwrap();

@@ -1,4 +1,4 @@
-//! The reporter's log, in the script's form: `2026-11-22 15:04:05 - LEVEL: text`, one line each.
+//! Writes the reporter's log in the script's format: lines of `2026-11-22 15:04:05 - LEVEL: text`.
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -10,10 +10,10 @@ use crate::files;
 use crate::journal;
 use crate::text::is_unsafe_for_display;
 
-/// Longer lines are cut: what a server answers is in some of them.
-const MAX: usize = 1000;
+/// Longer lines are cut: some quote a server's response.
+const MAX_LINE_CHARS: usize = 1000;
 
-/// A log file. It is opened for each line, so that it can be rotated at any time.
+/// A log file. Each line opens the file again, so that logrotate can replace it at any time.
 #[derive(Clone, Debug)]
 pub struct Log(PathBuf);
 
@@ -24,26 +24,26 @@ impl Log {
         Self(path)
     }
 
-    /// Makes the file and its directory, for root alone, if they are not there.
+    /// Creates the file and its directory if they are missing, accessible by root only.
     ///
     /// # Errors
-    /// Why root may keep no file there, or whatever the system says.
+    /// The directory is unsafe for a file of root, or any error of the system.
     pub fn create(&self) -> io::Result<()> {
         self.open().map(drop)
     }
 
-    /// Adds a line; characters that are unsafe to display become blanks. Where the file cannot be written, the line
-    /// goes to the system's log.
+    /// Appends a line; characters that are unsafe to display become blanks. If the file cannot be written, the line
+    /// goes to the journal.
     pub fn line(&self, text: impl std::fmt::Display) {
-        let blank = |c| if is_unsafe_for_display(c) { ' ' } else { c };
-        let text: String = text.to_string().chars().map(blank).take(MAX).collect();
+        let text = text.to_string().replace(is_unsafe_for_display, " ");
+        let text: String = text.chars().take(MAX_LINE_CHARS).collect();
         let time = Calendar::new().map(|times| times.local(now_secs())).unwrap_or_default();
         let written = self
             .open()
             .and_then(|mut file| file.write_all(format!("{time} - {text}\n").as_bytes()));
         if let Err(error) = written {
-            let why = Error::file("write", &self.0)(error);
-            journal::syslog(format_args!("{text} ({why})"));
+            let error = Error::file("write", &self.0)(error);
+            journal::syslog(format_args!("{text} ({error})"));
         }
     }
 
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_one_line_with_its_time() {
+    fn text_with_line_breaks_is_logged_as_one_line_with_its_time() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log/abuseipdb.log");
         let log = Log::new(path.clone());

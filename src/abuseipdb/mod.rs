@@ -1,21 +1,20 @@
-//! The reporter: what fail2ban detected here is told to AbuseIPDB, once, and nothing private with it.
+//! The reporter: reports this host's own detections to AbuseIPDB, once and redacted (R23).
 //!
 //! ```text
 //! fail2ban ── actionban ──> call ──> inbox ─ inotify ─> worker ──> api.abuseipdb.com
-//!                        (rules)                       │  │ plan: what is next
-//!                                                 queue┘  └ answer: what came back means
+//!                        (rules)                       │  │ plan: next step
+//!                                                 queue┘  └ answer: result of a call
 //! ```
 //!
-//! - [`call`]: what the action calls. It decides by the script's rules, and queues.
-//!   [`by_hand`]: which bans an operator made, and are not to be reported.
-//! - [`worker`]: works the queue off, step by step; `sending` and `bulk`: the steps that ask the server;
-//!   [`service`]: when, in the daemon or in a child that the call leaves.
-//! - [`queue`]: what waits, on disk; [`plan`]: what is to be done next (pure).
-//! - [`api`]: the requests; [`answer`]: what each answer means (pure).
-//! - [`comment`]: what a report says (pure); [`private`]: what it must not say.
-//! - [`glance`]: what an operator sees of the queue.
-//! - [`ledger`] and [`log`]: the script's database and log, which people know; [`key`]: the API key;
-//!   [`times`]: points in time as text; [`glance`]: how it all stands, for people.
+//! - [`call`]: the action's command. It applies the script's rules and queues a report.
+//!   [`by_hand`]: the operator's manual bans, which are not reported.
+//! - [`worker`]: processes the queue step by step; `sending` and `bulk`: the steps that call the server;
+//!   [`service`]: runs a worker in the daemon, or in a child that the action's command starts.
+//! - [`queue`]: queued reports on disk; [`plan`]: chooses the next step (pure).
+//! - [`api`]: the requests; [`answer`]: interprets the responses (pure).
+//! - [`comment`]: composes and redacts the text (pure); [`private`]: finds what to redact.
+//! - [`ledger`] and [`log`]: the script's database and log, whose formats are a contract; [`key`]: the API key;
+//!   [`times`]: converts times to text; [`glance`]: the queue's status for operators.
 
 pub mod answer;
 pub mod api;

@@ -1,200 +1,206 @@
-//! What the reporter does next. Pure: all that waits goes in, with the time; one step comes out.
+//! Chooses the reporter's next step, as a pure function of the queue and the time.
 //!
-//! Bans of one address are one group. Its first report goes at once, and what comes within 15
-//! minutes after that becomes one more report, because `AbuseIPDB` takes one of an address in 15
-//! minutes. Beyond a few groups, all that are due go in one bulk call.
+//! Bans of one address form a group. Its first report is sent at once. Bans within the next 15 minutes are merged
+//! into one more report, because `AbuseIPDB` accepts one report per address in 15 minutes. If more than a few
+//! groups are due, one bulk call reports them all.
 
 use std::collections::BTreeMap;
 
 use super::report::{Categories, Report};
 use crate::wire::Address;
 
-/// `AbuseIPDB` takes one report of an address in this many seconds (docs.abuseipdb.com).
-pub const WINDOW: i64 = 15 * 60;
+/// `AbuseIPDB` accepts one report per address in this time (docs.abuseipdb.com).
+pub const REPORT_INTERVAL_SECS: i64 = 15 * 60;
 
-/// Its clock and ours need not agree to the second on when a report came.
-const MARGIN: i64 = 10;
+/// Tolerance for the difference between the server's clock and this host's.
+const CLOCK_MARGIN_SECS: i64 = 10;
 
-/// Reports are to be no older than this many seconds (60 days, `AbuseIPDB`'s reporting policy).
-pub const OLDEST: i64 = 60 * 86_400;
+/// Older bans must not be reported (60 days, `AbuseIPDB`'s reporting policy).
+pub const MAX_AGE_SECS: i64 = 60 * 86_400;
 
-/// Beyond this many groups that are due, they go by a bulk call.
-const BACKLOG: usize = 20;
+/// If more groups than this are due, one bulk call reports them.
+const BULK_THRESHOLD: usize = 20;
 
-/// A bulk call is repeated once if nobody knows what became of it; then each goes alone, and so does
-/// what a bulk call did not take.
-pub const BULK_TRIES: u32 = 2;
+/// A bulk call without a clear response is repeated once. After that, and if a bulk call rejects them, reports are
+/// sent one by one.
+pub const MAX_BULK_TRIES: u32 = 2;
 
-/// Names what waits.
+/// Identifies a queued report.
 pub type Id = i64;
 
-/// How far a report came.
+/// The state of a queued report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Just come in.
+    /// Not yet compared with ledger and queue.
     New,
-    /// Its address was reported before: it is to be reported again if it is listed no longer.
+    /// The ledger has the address: report it only if `AbuseIPDB` no longer lists it.
     Check,
-    /// To be reported.
+    /// Ready to be sent.
     Due,
-    /// Perhaps it was reported, alone: the call did not end as it should.
+    /// In doubt: a single call was made, and no response settled it.
     Sent,
-    /// The same, by a bulk call.
+    /// In doubt: a bulk call was made, and no response settled it.
     SentInBulk,
 }
 
-/// A report that waits.
+/// A report in the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueuedReport {
-    /// What is to be told.
+    /// The ban to report.
     pub report: Report,
-    /// How far it came.
+    /// The state of the report.
     pub stage: Stage,
-    /// How often it was tried in vain.
+    /// The number of failed attempts in this stage.
     pub tries: u32,
-    /// Not before, in seconds since 1970.
+    /// When the next attempt is allowed, in seconds since 1970.
     pub next: i64,
-    /// When it was first sent of the times that are in doubt, in seconds since 1970; 0 is never.
+    /// The first attempt that is in doubt, in seconds since 1970; 0: none.
     pub sent: i64,
 }
 
 impl QueuedReport {
-    /// It is about to be sent.
-    pub fn send(&mut self, stage: Stage, now: i64) {
+    /// Records that the report is about to be sent.
+    pub fn mark_sending(&mut self, stage: Stage, now: i64) {
         if !self.in_doubt() {
             self.sent = now;
         }
         self.stage = stage;
     }
 
-    /// Whether the server may have it.
+    /// Whether the server may have the report already.
     #[must_use]
     pub fn in_doubt(&self) -> bool {
         matches!(self.stage, Stage::Sent | Stage::SentInBulk)
     }
 
-    /// Whether a repetition could not be taken twice: within the window the server itself refuses a
-    /// second report. After it, only a check tells whether the first one arrived.
+    /// Whether sending again cannot create a second report. Within 15 minutes the server rejects a duplicate; later,
+    /// only a check shows whether the first attempt arrived.
     #[must_use]
     pub fn is_safe_to_repeat(&self, now: i64) -> bool {
-        self.sent == 0 || now < self.sent + WINDOW - MARGIN
+        self.sent == 0 || now < self.sent + REPORT_INTERVAL_SECS - CLOCK_MARGIN_SECS
     }
 }
 
-/// What `AbuseIPDB` took of an address not long ago.
+/// The last accepted report of an address, while it limits the next one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecentReport {
-    /// When, in seconds since 1970.
+    /// When the server accepted it, in seconds since 1970.
     pub at: i64,
-    /// For what.
+    /// The categories that it had.
     pub categories: Categories,
-    /// With which comment.
+    /// The comment that it had.
     pub comment: String,
 }
 
 impl RecentReport {
-    /// When the next report of the address may go.
+    /// When the next report of the address is allowed, in seconds since 1970.
     #[must_use]
     pub fn end(&self) -> i64 {
-        self.at + WINDOW + MARGIN
+        self.at + REPORT_INTERVAL_SECS + CLOCK_MARGIN_SECS
     }
 }
 
-/// Until when, in seconds since 1970, nothing of a kind is to be asked of the server.
+/// When the next call of each endpoint is allowed, in seconds since 1970.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CallLimits {
-    /// Anything at all.
+    /// Any call.
     pub all: i64,
-    /// Checks.
+    /// A check.
     pub check: i64,
-    /// Reports.
+    /// A single report.
     pub report: i64,
-    /// Bulk reports.
+    /// A bulk report.
     pub bulk: i64,
 }
 
-/// The next step.
+/// The worker's next step.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
-    /// It is too old to be told.
+    /// Drop a report that is too old.
     GiveUp(Id),
-    /// Find out what it is.
+    /// Compare a new report with ledger and queue.
     Admit(Id),
-    /// Report this group by itself.
+    /// Report one group.
     Alone(Vec<Id>),
     /// Report these groups in one call.
     Bulk(Vec<Vec<Id>>),
-    /// Nothing until then, in seconds since 1970.
+    /// Wait until this time, in seconds since 1970.
     Sleep(i64),
-    /// Nothing waits.
+    /// The queue is empty.
     Nothing,
 }
 
-/// One address's reports that go together.
+/// Reports of one address that are sent together.
 struct PlannedGroup {
     ids: Vec<Id>,
     stage: Stage,
     tries: u32,
-    /// When the first of the bans was.
+    /// The time of the first ban, in seconds since 1970.
     time: i64,
-    /// When it is due.
+    /// When the group may be sent, in seconds since 1970.
     due: i64,
     safe_to_repeat: bool,
 }
 
 impl PlannedGroup {
+    /// When a single call for this group is allowed, in seconds since 1970.
+    fn single_call_at(&self, limits: &CallLimits) -> i64 {
+        let at = match self.stage {
+            Stage::Due => self.due.max(limits.report),
+            _ => self.due,
+        };
+        at.max(limits.all)
+    }
+
     fn may_go_in_bulk(&self) -> bool {
         match self.stage {
-            Stage::Due => self.tries < BULK_TRIES,
-            // Later than that, only a check tells what became of it.
-            Stage::SentInBulk => self.tries < BULK_TRIES && self.safe_to_repeat,
+            Stage::Due => self.tries < MAX_BULK_TRIES,
+            // Later, only a check of the single address shows whether the report arrived.
+            Stage::SentInBulk => self.tries < MAX_BULK_TRIES && self.safe_to_repeat,
             _ => false,
         }
     }
 }
 
-/// Decides.
+/// Chooses the next step; `now` is in seconds since 1970.
 #[must_use]
 pub fn next(
     waiting: &BTreeMap<Id, QueuedReport>,
-    told: &BTreeMap<Address, RecentReport>,
+    recent: &BTreeMap<Address, RecentReport>,
     limits: &CallLimits,
     now: i64,
 ) -> Next {
     if let Some((id, _)) =
-        waiting.iter().find(|(_, one)| one.report.time.saturating_add(OLDEST) <= now)
+        waiting.iter().find(|(_, one)| one.report.time.saturating_add(MAX_AGE_SECS) <= now)
     {
         return Next::GiveUp(*id);
     }
-    let new = |one: &QueuedReport| one.stage == Stage::New && one.next <= now;
-    if let Some((id, _)) = waiting.iter().find(|(_, one)| new(one)) {
+    if let Some((id, _)) =
+        waiting.iter().find(|(_, one)| one.stage == Stage::New && one.next <= now)
+    {
         return Next::Admit(*id);
     }
-    let mut groups = groups(waiting, told, limits, now);
+    let mut groups = groups(waiting, recent, limits, now);
     groups.sort_by_key(|group| group.time);
     if limits.all <= now && limits.bulk <= now {
         let due = |group: &&PlannedGroup| group.may_go_in_bulk() && group.due <= now;
-        if groups.iter().filter(due).count() > BACKLOG {
+        if groups.iter().filter(due).count() > BULK_THRESHOLD {
             return Next::Bulk(groups.iter().filter(due).map(|group| group.ids.clone()).collect());
         }
     }
-    let alone = |group: &PlannedGroup| match group.stage {
-        Stage::Due => group.due.max(limits.report),
-        _ => group.due,
-    };
-    let alone = |group: &PlannedGroup| alone(group).max(limits.all);
-    if let Some(group) = groups.iter().find(|group| alone(group) <= now) {
+    if let Some(group) = groups.iter().find(|group| group.single_call_at(limits) <= now) {
         return Next::Alone(group.ids.clone());
     }
     let admitted = waiting.values().filter(|one| one.stage == Stage::New).map(|one| one.next);
-    groups.iter().map(alone).chain(admitted).min().map_or(Next::Nothing, Next::Sleep)
+    let calls = groups.iter().map(|group| group.single_call_at(limits));
+    calls.chain(admitted).min().map_or(Next::Nothing, Next::Sleep)
 }
 
-/// The groups. What may have been told already goes before what came since, and by itself: so that
-/// it can be recognised.
+/// Groups reports by address. Reports in doubt are sent before newer ones and apart from them, so that a check can
+/// recognise them in the server's list.
 fn groups(
     waiting: &BTreeMap<Id, QueuedReport>,
-    told: &BTreeMap<Address, RecentReport>,
+    recent: &BTreeMap<Address, RecentReport>,
     limits: &CallLimits,
     now: i64,
 ) -> Vec<PlannedGroup> {
@@ -211,7 +217,7 @@ fn groups(
         ones.retain(|(_, one)| one.stage == stage && one.sent == first.sent);
         let next = ones.iter().map(|(_, one)| one.next).max()?;
         let due = match stage {
-            Stage::Due => next.max(told.get(&address).map_or(0, RecentReport::end)),
+            Stage::Due => next.max(recent.get(&address).map_or(0, RecentReport::end)),
             Stage::Check => next.max(limits.check),
             _ if first.is_safe_to_repeat(now) => next,
             _ => next.max(limits.check),
@@ -255,18 +261,18 @@ mod tests {
         QueuedReport { report, stage, tries: 0, next, sent: 0 }
     }
 
-    /// What is planned for these, of which the reports of some addresses were taken at some time.
-    fn planned(ones: &[QueuedReport], told: &[(usize, i64)], limits: CallLimits) -> Next {
+    /// The next step for a queue; `recent` has addresses with the time of their last accepted report.
+    fn planned(ones: &[QueuedReport], recent: &[(usize, i64)], limits: CallLimits) -> Next {
         let waiting = (1..).zip(ones.iter().cloned()).collect();
-        let told = told.iter().map(|(n, at)| {
+        let recent = recent.iter().map(|(n, at)| {
             let categories = Categories::new("18").unwrap();
             (address(*n), RecentReport { at: *at, categories, comment: String::new() })
         });
-        next(&waiting, &told.collect(), &limits, NOW)
+        next(&waiting, &recent.collect(), &limits, NOW)
     }
 
     #[test]
-    fn one_at_a_time_and_each_address_once_in_its_window() {
+    fn address_is_reported_once_per_interval() {
         use Stage::{Check, Due, New, Sent};
         let free = CallLimits::default();
         assert_eq!(planned(&[], &[], free), Next::Nothing);
@@ -276,17 +282,20 @@ mod tests {
         let due = [one(1, Due, 0), one(2, Due, 0), one(1, Due, 0)];
         assert_eq!(planned(&due, &[], free), Next::Alone(vec![1, 3]));
         assert_eq!(planned(&due, &[(1, NOW - 60)], free), Next::Alone(vec![2]));
-        let end = NOW - 60 + WINDOW + MARGIN;
+        let end = NOW - 60 + REPORT_INTERVAL_SECS + CLOCK_MARGIN_SECS;
         assert_eq!(planned(&due[2..], &[(1, NOW - 60)], free), Next::Sleep(end));
-        assert_eq!(planned(&due[2..], &[(1, NOW - WINDOW - MARGIN)], free), Next::Alone(vec![1]));
+        assert_eq!(
+            planned(&due[2..], &[(1, NOW - REPORT_INTERVAL_SECS - CLOCK_MARGIN_SECS)], free),
+            Next::Alone(vec![1])
+        );
         assert_eq!(planned(&[one(1, Check, 0)], &[], free), Next::Alone(vec![1]));
-        // What was perhaps sent goes by itself, before what came since.
+        // A report in doubt is sent alone, before newer reports of the address.
         let sent = QueuedReport { sent: NOW - 60, ..one(1, Sent, NOW - 30) };
         assert_eq!(planned(&[one(1, Due, 0), sent], &[], free), Next::Alone(vec![2]));
     }
 
     #[test]
-    fn limits_hold_back_what_they_are_of() {
+    fn limit_of_an_endpoint_delays_only_its_calls() {
         use Stage::{Check, Due, Sent};
         let later = NOW + 100;
         let sent = |at| QueuedReport { sent: at, ..one(1, Sent, 0) };
@@ -301,8 +310,12 @@ mod tests {
             (one(1, Check, 0), CallLimits { check: later, ..CallLimits::default() }, false),
             (one(1, Check, 0), CallLimits { report: later, ..CallLimits::default() }, true),
             (sent(NOW - 60), CallLimits { check: later, ..CallLimits::default() }, true),
-            (sent(NOW - WINDOW), CallLimits { check: later, ..CallLimits::default() }, false),
-            (sent(NOW - WINDOW), CallLimits::default(), true),
+            (
+                sent(NOW - REPORT_INTERVAL_SECS),
+                CallLimits { check: later, ..CallLimits::default() },
+                false,
+            ),
+            (sent(NOW - REPORT_INTERVAL_SECS), CallLimits::default(), true),
         ];
         for (waiting, limits, goes) in table {
             let expected = if goes { Next::Alone(vec![1]) } else { Next::Sleep(later) };
@@ -315,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backlog_goes_in_one_call() {
+    fn backlog_is_sent_in_one_call() {
         use Stage::{Check, Due, Sent, SentInBulk};
         let mut due: Vec<_> = (1..=20).map(|n| one(n, Due, 0)).collect();
         due.extend([one(1, Due, 0), one(30, Check, 0), one(31, Sent, 0), one(32, Due, NOW + 1)]);
@@ -324,22 +337,22 @@ mod tests {
         let Next::Bulk(groups) =
             planned(&due, &[], CallLimits { report: NOW + 1, ..CallLimits::default() })
         else {
-            panic!("a backlog goes in bulk, whatever single reports wait for")
+            panic!("the limit of single reports does not delay a bulk report")
         };
         assert_eq!(groups.len(), 21);
         assert!(groups.contains(&vec![1, 21]) && groups.contains(&vec![25]));
         let spent = CallLimits { bulk: NOW + 1, ..CallLimits::default() };
         assert_eq!(planned(&due, &[], spent), Next::Alone(vec![1, 21]));
-        due[24].sent = NOW - WINDOW;
+        due[24].sent = NOW - REPORT_INTERVAL_SECS;
         assert_eq!(planned(&due, &[], CallLimits::default()), Next::Alone(vec![1, 21]));
-        (due[24].sent, due[24].tries) = (NOW - 60, BULK_TRIES);
+        (due[24].sent, due[24].tries) = (NOW - 60, MAX_BULK_TRIES);
         assert_eq!(planned(&due, &[], CallLimits::default()), Next::Alone(vec![1, 21]));
     }
 
     #[test]
-    fn what_is_too_old_is_given_up() {
+    fn report_older_than_60_days_is_dropped() {
         let mut old = one(1, Stage::Due, NOW + 1000);
-        old.report.time = NOW - OLDEST;
+        old.report.time = NOW - MAX_AGE_SECS;
         assert_eq!(
             planned(&[one(2, Stage::New, 0), old], &[], CallLimits::default()),
             Next::GiveUp(2)

@@ -1,4 +1,4 @@
-//! What of this host must not become public: its names, its addresses, its people's accounts.
+//! Finds what of this host must not become public: its names, its addresses, and people's accounts.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,11 +8,11 @@ use std::path::Path;
 use super::comment::Private;
 use crate::ignored::own_addresses;
 
-/// Accounts of people begin here (`UID_MIN` of login.defs(5) on Debian).
+/// The lowest UID of people's accounts (`UID_MIN` of login.defs(5) on Debian).
 const FIRST_UID: u32 = 1000;
 
 impl Private {
-    /// Looks it up on this host. What cannot be read is not known, and not masked.
+    /// Reads names, addresses and accounts of this host. A file that cannot be read contributes nothing.
     #[must_use]
     pub fn of_this_host() -> Self {
         let text = |path: &str| fs::read_to_string(Path::new(path)).unwrap_or_default();
@@ -24,7 +24,7 @@ impl Private {
         let short: Vec<_> =
             names.iter().filter_map(|name| Some(name.split_once('.')?.0.to_owned())).collect();
         names.extend(short);
-        names.retain(|name| !is_everybody_s(name));
+        names.retain(|name| !is_common_name(name));
         Self {
             names: names.into_iter().collect(),
             addresses: own.into_iter().map(|address| address.to_canonical()).collect(),
@@ -33,32 +33,34 @@ impl Private {
     }
 }
 
-/// The names that hosts(5) has for this host's own addresses; Debian keeps its name at 127.0.1.1.
+/// The names that hosts(5) has for this host's own addresses; Debian puts the host's name at 127.0.1.1.
 fn host_names(hosts: &str, own: &[IpAddr]) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for line in hosts.lines() {
-        let mut words = line.split('#').next().unwrap_or("").split_ascii_whitespace();
-        let address = words.next().and_then(|word| word.parse::<IpAddr>().ok());
+        let mut fields = line.split('#').next().unwrap_or("").split_ascii_whitespace();
+        let address = fields.next().and_then(|field| field.parse::<IpAddr>().ok());
         if address.is_some_and(|address| address.is_loopback() || own.contains(&address)) {
-            names.extend(words.map(str::to_owned));
+            names.extend(fields.map(str::to_owned));
         }
     }
     names
 }
 
-/// Names that every host has.
-fn is_everybody_s(name: &str) -> bool {
+/// Whether every host has this name, so that it identifies none.
+fn is_common_name(name: &str) -> bool {
     name.is_empty() || name.starts_with("localhost") || name.starts_with("ip6-")
 }
 
 fn accounts(passwd: &str) -> Vec<String> {
-    let account = |line: &str| {
-        let mut fields = line.split(':');
-        let name = fields.next().filter(|name| !name.is_empty())?;
-        let uid: u32 = fields.nth(1)?.parse().ok()?;
-        (uid >= FIRST_UID).then(|| name.to_owned())
-    };
     passwd.lines().filter_map(account).collect()
+}
+
+/// The account in a line of passwd(5), if it is a person's.
+fn account(line: &str) -> Option<String> {
+    let mut fields = line.split(':');
+    let name = fields.next().filter(|name| !name.is_empty())?;
+    let uid: u32 = fields.nth(1)?.parse().ok()?;
+    (uid >= FIRST_UID).then(|| name.to_owned())
 }
 
 #[cfg(test)]
@@ -66,18 +68,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_those_of_own_addresses() {
+    fn names_of_own_addresses_are_private() {
         let hosts = "127.0.0.1 localhost\n127.0.1.1\tweb1.example.org web1 # this host\n\
                      192.0.2.10 mail\n192.0.2.11 other\n::1 ip6-localhost\nodd";
         let own = ["192.0.2.10".parse().unwrap()];
         let names = host_names(hosts, &own);
         let expected = ["localhost", "web1.example.org", "web1", "mail", "ip6-localhost"];
         assert_eq!(names, expected.map(str::to_owned).into());
-        assert!(is_everybody_s("localhost.localdomain") && !is_everybody_s("web1"));
+        assert!(is_common_name("localhost.localdomain") && !is_common_name("web1"));
     }
 
     #[test]
-    fn accounts_of_people_have_a_uid_of_1000_and_up() {
+    fn accounts_with_a_uid_from_1000_are_people() {
         let passwd = "root:x:0:0:root:/root:/bin/bash\nann:x:1000:1000::/home/ann:/bin/sh\n\
                       svc:x:999:999::/:/bin/false\n::1001\nodd\nbob:x:many:1:::\n";
         assert_eq!(accounts(passwd), ["ann"]);

@@ -1,12 +1,12 @@
-//! What waits to be reported, on disk: it survives a reboot. Each change is synced before it is
-//! relied on, so that no report is lost and none sent twice, whenever the process dies.
+//! The queue of reports on disk, which survives a reboot. Each change is synced before the worker acts on it, so
+//! that no report is lost or sent twice, whenever the process dies.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, Result as SqlResult, Row, Transaction, params};
 
-use super::answer::{LONGEST_WAIT, Quota};
+use super::answer::{MAX_QUOTA_WAIT_SECS, Quota};
 use super::plan::{CallLimits, Id, QueuedReport, RecentReport, Stage};
 use super::report::{Categories, Report};
 use crate::error::Error;
@@ -15,11 +15,11 @@ use crate::spool::{Item as _, Name};
 use crate::store;
 use crate::wire::Address;
 
-/// The most reports that wait. `AbuseIPDB` takes as many in one bulk call.
-pub const MAX: usize = 10_000;
+/// The most reports in the queue, which is also `AbuseIPDB`'s limit for one bulk call.
+pub const MAX_QUEUED: usize = 10_000;
 
-/// The layout of the database, as its `user_version`.
-const LAYOUT: i32 = 1;
+/// The database's `user_version`.
+const SCHEMA_VERSION: i32 = 1;
 
 const SCHEMA: &str = "
     CREATE TABLE queued_reports(
@@ -32,24 +32,24 @@ const SCHEMA: &str = "
         seen INTEGER);
     CREATE TABLE last_call(at INTEGER NOT NULL, error TEXT);";
 
-/// No report is put off for longer, in seconds.
-const LONGEST_PAUSE: i64 = 2 * 3600;
+/// The longest delay of a report that is plausible; only a clock that was wrong makes longer ones.
+const MAX_DELAY_SECS: i64 = 2 * 3600;
 
-/// The kinds of calls that have limits of their own.
+/// The endpoints of the API that have separate limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// Any call at all.
+    /// Every endpoint.
     All,
-    /// `check`
+    /// The endpoint `check`.
     Check,
-    /// `report`
+    /// The endpoint `report`.
     Report,
-    /// `bulk-report`
+    /// The endpoint `bulk-report`.
     Bulk,
 }
 
 impl Endpoint {
-    /// As the API names it.
+    /// The API's name of the endpoint.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -61,7 +61,7 @@ impl Endpoint {
     }
 }
 
-/// The queue, in memory and on disk.
+/// The queue, with a copy in memory that always equals the disk's.
 #[derive(Debug)]
 pub struct ReportQueue {
     path: PathBuf,
@@ -72,7 +72,7 @@ pub struct ReportQueue {
 }
 
 impl ReportQueue {
-    /// Opens it, or makes it: for root alone.
+    /// Opens or creates the queue, readable by root only. A corrupt file is moved aside.
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::Queue`].
@@ -87,7 +87,7 @@ impl ReportQueue {
         }
     }
 
-    /// A queue that is kept nowhere, where the disk cannot be written.
+    /// A queue without a file, for a disk that cannot be written.
     ///
     /// # Errors
     /// [`Error::Queue`].
@@ -99,7 +99,7 @@ impl ReportQueue {
 
     fn with(db: Connection, path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Queue { path: path.to_owned(), source };
-        store::lay_out(&db, LAYOUT, SCHEMA).map_err(failed)?;
+        store::lay_out(&db, SCHEMA_VERSION, SCHEMA).map_err(failed)?;
         let mut queue = Self {
             path: path.to_owned(),
             db,
@@ -144,28 +144,28 @@ impl ReportQueue {
         Ok(())
     }
 
-    /// What waits.
+    /// All queued reports.
     #[must_use]
     pub fn waiting(&self) -> &BTreeMap<Id, QueuedReport> {
         &self.waiting
     }
 
-    /// What was taken of late.
+    /// The recently accepted report of each address.
     #[must_use]
     pub fn recent(&self) -> &BTreeMap<Address, RecentReport> {
         &self.recent
     }
 
-    /// What is not to be asked yet.
+    /// When the next call of each endpoint is allowed.
     #[must_use]
     pub fn limits(&self) -> &CallLimits {
         &self.limits
     }
 
-    /// Takes reports in. One whose name is known already is not taken twice.
+    /// Adds reports. A name that the queue has already is not added again.
     ///
     /// # Errors
-    /// [`Error::Queue`]; then none was taken.
+    /// [`Error::Queue`]; then no report was added.
     pub fn add(&mut self, reports: Vec<(Name, Report)>) -> Result<(), Error> {
         let added = self.change(|change| {
             let mut added = Vec::new();
@@ -186,26 +186,26 @@ impl ReportQueue {
         Ok(())
     }
 
-    /// Changes how far some came.
+    /// Changes the state of some reports.
     ///
     /// # Errors
     /// [`Error::Queue`]; then nothing has changed.
     pub fn update(&mut self, ids: &[Id], how: impl Fn(&mut QueuedReport)) -> Result<(), Error> {
-        let mut changed = self.these(ids);
+        let mut changed = self.copies(ids);
         for (_, waiting) in &mut changed {
             how(waiting);
         }
         self.set(changed)
     }
 
-    /// How some stand now.
+    /// Copies of some reports with their state, for [`Self::set`] to restore.
     #[must_use]
-    pub fn these(&self, ids: &[Id]) -> Vec<(Id, QueuedReport)> {
+    pub fn copies(&self, ids: &[Id]) -> Vec<(Id, QueuedReport)> {
         let one = |id: &Id| Some((*id, self.waiting.get(id)?.clone()));
         ids.iter().filter_map(one).collect()
     }
 
-    /// Sets how far some came: those that still wait.
+    /// Overwrites the state of some reports, as far as they are still queued.
     ///
     /// # Errors
     /// [`Error::Queue`]; then nothing has changed.
@@ -227,11 +227,15 @@ impl ReportQueue {
         Ok(())
     }
 
-    /// Some are done with; `taken` is what the server took of which addresses.
+    /// Removes reports; `taken` is what the server accepted, by address.
     ///
     /// # Errors
     /// [`Error::Queue`]; then nothing has changed.
-    pub fn done(&mut self, ids: &[Id], taken: Vec<(Address, RecentReport)>) -> Result<(), Error> {
+    pub fn complete(
+        &mut self,
+        ids: &[Id],
+        taken: Vec<(Address, RecentReport)>,
+    ) -> Result<(), Error> {
         self.change(|change| {
             for id in ids {
                 change.prepare_cached("DELETE FROM queued_reports WHERE id = ?1")?.execute([id])?;
@@ -251,10 +255,10 @@ impl ReportQueue {
         Ok(())
     }
 
-    /// Nothing of a kind is to be asked before a time, in seconds since 1970.
+    /// Blocks an endpoint until a time in seconds since 1970.
     ///
     /// # Errors
-    /// [`Error::Queue`]; it holds for this process all the same.
+    /// [`Error::Queue`]; the block then lasts only as long as this process.
     pub fn block(&mut self, call: Endpoint, until: i64) -> Result<(), Error> {
         *limit(&mut self.limits, call) = until;
         self.change(|change| {
@@ -264,11 +268,11 @@ impl ReportQueue {
         })
     }
 
-    /// Keeps what remains of a day's calls, for the operator.
+    /// Stores an endpoint's quota, for operators to see.
     ///
     /// # Errors
     /// [`Error::Queue`].
-    pub fn remains(&mut self, call: Endpoint, quota: Quota, now: i64) -> Result<(), Error> {
+    pub fn record_quota(&mut self, call: Endpoint, quota: Quota, now: i64) -> Result<(), Error> {
         self.change(|change| {
             let sql = "INSERT INTO calls(name, quota, remaining, seen) VALUES(?1, ?2, ?3, ?4)
                        ON CONFLICT(name) DO UPDATE SET quota = ?2, remaining = ?3, seen = ?4";
@@ -280,7 +284,7 @@ impl ReportQueue {
         })
     }
 
-    /// Keeps how the last call ended, for the operator; `error` is why reports wait after it.
+    /// Stores the result of the last call, for operators to see; `error` makes reports wait.
     ///
     /// # Errors
     /// [`Error::Queue`].
@@ -291,15 +295,14 @@ impl ReportQueue {
         })
     }
 
-    /// Takes times that lie further ahead than they can for what they are: of a clock that went wrong
-    /// for a while.
+    /// Corrects times that are too far in the future, which a clock that was wrong for a while has left.
     pub fn on_clock_rollback(&mut self, now: i64) {
         let limits = &mut self.limits;
         for limit in [&mut limits.all, &mut limits.check, &mut limits.report, &mut limits.bulk] {
-            *limit = (*limit).min(now + LONGEST_WAIT);
+            *limit = (*limit).min(now + MAX_QUOTA_WAIT_SECS);
         }
         for waiting in self.waiting.values_mut() {
-            waiting.next = waiting.next.min(now + LONGEST_PAUSE);
+            waiting.next = waiting.next.min(now + MAX_DELAY_SECS);
             waiting.sent = waiting.sent.min(now);
             waiting.report.time = waiting.report.time.min(now);
         }
@@ -308,11 +311,11 @@ impl ReportQueue {
         }
     }
 
-    /// Forgets what was taken longer ago than it matters.
+    /// Deletes accepted reports that no longer limit new ones.
     ///
     /// # Errors
     /// [`Error::Queue`].
-    pub fn tidy(&mut self, now: i64) -> Result<(), Error> {
+    pub fn gc(&mut self, now: i64) -> Result<(), Error> {
         let old: Vec<_> = self
             .recent
             .iter()
@@ -349,7 +352,7 @@ impl ReportQueue {
     }
 }
 
-/// A row, or nothing where a value in it has another type than its column.
+/// The row, or `None` if a value in it has another type than its column.
 fn readable<T>(row: SqlResult<T>) -> SqlResult<Option<T>> {
     match row {
         Err(error) if store::is_odd_value(&error) => Ok(None),
@@ -376,7 +379,7 @@ fn write_stage(stage: Stage) -> &'static str {
     }
 }
 
-/// A row; `None` where it cannot be read.
+/// The report in a row; `None` if the row cannot be read.
 fn waiting(row: &Row<'_>) -> SqlResult<Option<QueuedReport>> {
     use Stage::{Check, Due, New, Sent, SentInBulk};
     let (report, stage): (String, String) = (row.get(1)?, row.get(2)?);
@@ -416,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_process_finds_all_as_it_was() {
+    fn queue_opened_again_has_the_same_content() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state/reports.sqlite3");
         let mut queue = ReportQueue::open(&path).unwrap();
@@ -433,10 +436,10 @@ mod tests {
         queue.update(&ids[1..2], sent).unwrap();
         let categories = Categories::new("18,22").unwrap();
         let recent = RecentReport { at: 100, categories, comment: "y".to_owned() };
-        queue.done(&ids[..1], vec![(report("192.0.2.1").address, recent.clone())]).unwrap();
+        queue.complete(&ids[..1], vec![(report("192.0.2.1").address, recent.clone())]).unwrap();
         queue.block(Endpoint::Report, 99).unwrap();
         queue
-            .remains(Endpoint::Report, Quota { limit: Some(1000), remaining: Some(7) }, 5)
+            .record_quota(Endpoint::Report, Quota { limit: Some(1000), remaining: Some(7) }, 5)
             .unwrap();
         let (waiting, limits) = (queue.waiting().clone(), *queue.limits());
         let odd = "INSERT INTO recent_reports VALUES('192.0.2.9', 'x', 'x', x'ff');
@@ -448,9 +451,9 @@ mod tests {
         assert_eq!((queue.waiting(), *queue.limits()), (&waiting, limits));
         assert_eq!(limits.report, 99);
         assert_eq!(queue.recent().get(&report("192.0.2.1").address), Some(&recent));
-        queue.tidy(recent.end() - 1).unwrap();
+        queue.gc(recent.end() - 1).unwrap();
         assert_eq!(queue.recent().len(), 1);
-        queue.tidy(recent.end()).unwrap();
+        queue.gc(recent.end()).unwrap();
         assert_eq!(queue.recent().len(), 0);
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);

@@ -1,4 +1,4 @@
-//! One ban to be reported, as it waits: what the action was called with, checked.
+//! A ban that waits to be reported, with the action's arguments after validation.
 
 use std::path::PathBuf;
 
@@ -8,40 +8,39 @@ use crate::config::Secret;
 use crate::spool::Item;
 use crate::wire::Address;
 
-/// Of a longer text, the rest is not even looked at.
-const MAX_TEXT: usize = 4 * 1024;
+/// The rest of a longer text is ignored.
+const MAX_TEXT_BYTES: usize = 4 * 1024;
 
-/// What happened to the server, in `AbuseIPDB`'s numbers (abuseipdb.com/categories).
+/// The kinds of attack, as `AbuseIPDB`'s numbers (abuseipdb.com/categories), each once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Categories(Vec<u8>);
 
 impl Categories {
-    /// Takes a list such as `18,22`.
+    /// Parses a list such as `18,22`.
     ///
     /// # Errors
-    /// A sentence's end that says what it must be.
+    /// The end of a sentence that starts with the setting's name.
     pub fn new(text: &str) -> Result<Self, String> {
         const HOW: &str =
             "must be numbers of AbuseIPDB's categories, separated by commas, such as 18,22";
-        let number = |text: &str| match text.trim().parse::<u8>() {
-            Ok(number @ 1..=99) => Ok(number),
-            _ => Err(HOW.to_owned()),
-        };
         let mut categories = Self::default();
-        for one in text.split(',') {
-            categories.add(number(one)?);
+        for number in text.split(',') {
+            match number.trim().parse::<u8>() {
+                Ok(number @ 1..=99) => categories.add(number),
+                _ => return Err(HOW.to_owned()),
+            }
         }
         Ok(categories)
     }
 
-    /// Adds another report's.
-    pub fn join(&mut self, other: &Self) {
+    /// Adds the categories of another report.
+    pub fn merge(&mut self, other: &Self) {
         other.0.iter().for_each(|number| self.add(*number));
     }
 
-    /// Whether the other report's are all among these.
+    /// Whether these include all of the other report's categories.
     #[must_use]
-    pub fn cover(&self, other: &Self) -> bool {
+    pub fn covers(&self, other: &Self) -> bool {
         other.0.iter().all(|number| self.0.contains(number))
     }
 
@@ -59,45 +58,45 @@ impl std::fmt::Display for Categories {
     }
 }
 
-/// Who wrote a report's comment.
+/// The source of a report's comment, which decides about redaction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CommentSource {
-    /// Log lines, which the action passed.
+    /// Log lines that the action passed.
     #[default]
     Log,
-    /// Log lines to read from fail2ban's database, where it has any.
+    /// Log lines that the worker reads from fail2ban's database, if it has any.
     Database,
-    /// The administrator: it is published as it is.
+    /// Text of the administrator, published unchanged.
     Admin,
 }
 
-/// A ban to be reported.
+/// A ban to report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// Whom fail2ban banned.
+    /// The banned address.
     pub address: Address,
-    /// For what.
+    /// The kinds of attack.
     pub categories: Categories,
-    /// What the jail says of it; not yet fit to be published.
+    /// The text before redaction.
     pub comment: String,
-    /// Who wrote that.
+    /// The source of the comment.
     pub source: CommentSource,
-    /// How long, in seconds; below 0 is for ever.
+    /// Bantime in seconds; below 0: permanent.
     pub bantime: i64,
-    /// How many failures led to it.
+    /// The number of failures that led to the ban.
     pub failures: i64,
-    /// When, in seconds since 1970.
+    /// The time of the ban, in seconds since 1970.
     pub time: i64,
-    /// The API key that the action passed, if it was one.
+    /// The API key that the action passed, unless it was a placeholder.
     pub key: Option<Secret>,
-    /// The database of what was reported.
+    /// The path of the script's database.
     pub ledger: PathBuf,
-    /// The reporter's log.
+    /// The path of the reporter's log.
     pub log: PathBuf,
 }
 
-/// As it is written.
+/// A report as JSON in the inbox and the queue.
 #[derive(Serialize, Deserialize)]
 struct WrittenReport {
     ip: String,
@@ -113,14 +112,13 @@ struct WrittenReport {
     log: PathBuf,
 }
 
-/// What of a text is kept: its beginning. A line that does not fit is left out, or else its last word:
-/// half a name would not be recognised as one.
+/// The start of a text, cut at a line break or else at a blank: redaction would not recognise half a name.
 #[must_use]
 pub fn bounded(text: &str) -> &str {
-    if text.len() <= MAX_TEXT {
+    if text.len() <= MAX_TEXT_BYTES {
         return text;
     }
-    let kept = &text[..text.floor_char_boundary(MAX_TEXT)];
+    let kept = &text[..text.floor_char_boundary(MAX_TEXT_BYTES)];
     let whole = kept.rfind('\n').or_else(|| kept.rfind(char::is_whitespace));
     &kept[..whole.unwrap_or(0)]
 }
@@ -141,7 +139,7 @@ impl Item for Report {
             ledger: self.ledger.clone(),
             log: self.log.clone(),
         };
-        // Only a path that is no Unicode cannot be written as JSON; they come from text.
+        // Only a path that is not Unicode cannot be encoded, and these paths come from text.
         serde_json::to_string(&written).unwrap_or_default()
     }
 
@@ -168,21 +166,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn categories_are_numbers_each_once() {
+    fn repeated_category_is_kept_once() {
         let mut categories = Categories::new(" 18, 22,18").unwrap();
         assert_eq!(categories.to_string(), "18,22");
         let other = Categories::new("22,15").unwrap();
-        assert!(!categories.cover(&other));
-        categories.join(&other);
+        assert!(!categories.covers(&other));
+        categories.merge(&other);
         assert_eq!(categories.to_string(), "18,22,15");
-        assert!(categories.cover(&other));
+        assert!(categories.covers(&other));
         for text in ["", "18;22", "ssh", "0", "100", "18,", "-1", "$(id)"] {
             assert!(Categories::new(text).is_err(), "{text}");
         }
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn encoded_report_is_parsed_to_the_same_report() {
         let report = Report {
             address: Address::new("2001:db8::1").unwrap(),
             categories: Categories::new("18,22").unwrap(),
@@ -200,11 +198,13 @@ mod tests {
             assert!(Report::parse(text.as_bytes()).is_err());
         }
         // The longest text, written in the longest way, can be read again.
-        let longest = "\u{1}".repeat(MAX_TEXT);
+        let longest = "\u{1}".repeat(MAX_TEXT_BYTES);
         assert_eq!(bounded(&longest), longest);
-        assert!(MAX_TEXT as u64 * 6 < Report::MAX / 2);
-        let lines = "one line of it\n".repeat(MAX_TEXT);
-        assert!(bounded(&lines).ends_with("one line of it") && bounded(&lines).len() <= MAX_TEXT);
-        assert!(bounded(&"ü and ".repeat(MAX_TEXT)).ends_with(['ü', 'd']));
+        assert!(MAX_TEXT_BYTES as u64 * 6 < Report::MAX / 2);
+        let lines = "one line of it\n".repeat(MAX_TEXT_BYTES);
+        assert!(
+            bounded(&lines).ends_with("one line of it") && bounded(&lines).len() <= MAX_TEXT_BYTES
+        );
+        assert!(bounded(&"ü and ".repeat(MAX_TEXT_BYTES)).ends_with(['ü', 'd']));
     }
 }

@@ -1,9 +1,9 @@
-//! The steps of the worker that ask the server, and what becomes of a report by its answer.
+//! The worker's steps that call the server, and the effect of each response on the queue.
 
 use serde::de::DeserializeOwned;
 
 use super::answer::{Accepted, ApiError, ApiResponse, Listing, Quota};
-use super::api::{Api, Failure, Form, Request};
+use super::api::{Api, ApiRequest, Failure, Form};
 use super::comment;
 use super::key::ApiKeys;
 use super::log::Log;
@@ -15,17 +15,17 @@ use crate::config::Secret;
 use crate::error::Error;
 use crate::wire::Address;
 
-/// A kind of call that the server refuses as such rests for this long, in seconds.
-pub(super) const PAUSE: i64 = 3600;
+/// How long an endpoint is not called after the server denied this account the use of it.
+pub(super) const REJECTED_PAUSE_SECS: i64 = 3600;
 
-/// Reports of one address that go together.
+/// Reports of one address, merged into one.
 pub(super) struct Submission {
     pub(super) ids: Vec<Id>,
     pub(super) address: Address,
     /// Never empty.
     pub(super) reports: Vec<Report>,
     stage: Stage,
-    /// When it was first sent, if that is in doubt.
+    /// The first attempt that is in doubt, in seconds since 1970; 0: none.
     sent: i64,
     safe_to_repeat: bool,
     pub(super) form: Form,
@@ -34,7 +34,7 @@ pub(super) struct Submission {
 }
 
 impl Submission {
-    /// Logs what went wrong, with the address that it happened to.
+    /// Logs an error together with the address.
     fn log_failure(&self, line: &str) {
         self.log.line(format_args!("{line} ({})", self.about()));
     }
@@ -48,24 +48,30 @@ impl Submission {
     }
 }
 
-/// What came of asking.
+/// The result of a call.
 pub(super) enum Reply<T> {
     Done(T),
     Trouble(ApiResponse, ApiError),
     Failed(Failure),
 }
 
-/// What came of a check.
+/// The result of a check.
 #[derive(PartialEq, Eq)]
 enum Checked {
     Listing(Listing),
-    /// Checks are spent for today; other calls may go.
+    /// Checks are not possible now; a report that needs none may be sent.
     NotNow,
-    /// The report waits, or is given up.
+    /// The group waits or was dropped.
     Over,
 }
 
+/// A text without punctuation and blanks, which the server may change.
+fn letters(text: &str) -> String {
+    text.chars().filter(|c| c.is_alphanumeric()).collect()
+}
+
 impl<A: Api> Worker<A> {
+    /// Merges queued reports of one address; `None` if none of them is queued any more.
     pub(super) fn group(&self, ids: &[Id]) -> Option<Submission> {
         let now = self.now();
         let waiting: Vec<_> = ids.iter().filter_map(|id| self.queue.waiting().get(id)).collect();
@@ -74,7 +80,7 @@ impl<A: Api> Worker<A> {
         let address = first.report.address;
         let mut categories = Categories::default();
         for report in &reports {
-            categories.join(&report.categories);
+            categories.merge(&report.categories);
         }
         let comments = reports.iter().map(|report| (report.comment.as_str(), report.source));
         let time = reports.iter().map(|report| report.time).min()?;
@@ -97,13 +103,13 @@ impl<A: Api> Worker<A> {
         })
     }
 
-    /// The key that a group goes with. Without one, or with one that was refused, the group waits.
+    /// The key to send a group with. Without one, or if the server rejected it, the group waits.
     pub(super) fn key(&mut self, group: &Submission) -> Result<Option<Secret>, Error> {
         let now = self.now();
-        let key = group.reports.first().and_then(|report| self.keys.of(report)).cloned();
+        let key = group.reports.first().and_then(|report| self.keys.key_for(report)).cloned();
         let rests = match &key {
-            Some(key) => self.keys.rests(key),
-            None => Some(ApiKeys::missing(now)),
+            Some(key) => self.keys.blocked_until(key),
+            None => Some(ApiKeys::retry_at(now)),
         };
         let Some(until) = rests else { return Ok(key) };
         if key.is_none() {
@@ -117,11 +123,12 @@ impl<A: Api> Worker<A> {
         Ok(None)
     }
 
+    /// Makes a call and records its result and quota.
     pub(super) async fn ask<T: DeserializeOwned>(
         &mut self,
         call: Endpoint,
         key: &Secret,
-        request: &Request,
+        request: &ApiRequest,
     ) -> Result<Reply<T>, Error> {
         let asked = self.api.ask(key, request).await;
         let now = self.now();
@@ -133,7 +140,7 @@ impl<A: Api> Worker<A> {
             }
         };
         if answer.quota != Quota::default() {
-            self.queue.remains(call, answer.quota, now)?;
+            self.queue.record_quota(call, answer.quota, now)?;
         }
         let read = answer.read(now);
         let error = read.as_ref().err().and_then(|trouble| answer.fault(trouble));
@@ -147,7 +154,7 @@ impl<A: Api> Worker<A> {
         })
     }
 
-    /// One address by itself: asks what is listed of it, then reports it.
+    /// Reports one address, after a check.
     pub(super) async fn alone(&mut self, ids: &[Id]) -> Result<(), Error> {
         let Some(group) = self.group(ids) else { return Ok(()) };
         let Some(key) = self.key(&group)? else { return Ok(()) };
@@ -161,14 +168,14 @@ impl<A: Api> Worker<A> {
         }
         let address = group.address;
         match (group.stage, &listing) {
-            // Who was never told of needs no check.
+            // A first report needs no check; the check only adds numbers to the log.
             (Stage::Due, _) => {}
             (Stage::Sent | Stage::SentInBulk, None) if group.safe_to_repeat => {}
-            (_, None) => return Ok(()), // the plan waits until checks are to be had again
+            (_, None) => return Ok(()), // the plan delays this group until checks are possible
             (Stage::New | Stage::Check, Some(listing)) => {
                 if listing.total_reports.unwrap_or(0) > 0 {
                     group.log.line(already_reported(address));
-                    return self.queue.done(&group.ids, Vec::new());
+                    return self.queue.complete(&group.ids, Vec::new());
                 }
                 group.log.line(format_args!(
                     "INFO: IP {address} has already been reported but is no longer listed on \
@@ -185,23 +192,22 @@ impl<A: Api> Worker<A> {
         self.report(&group, &key, listing.as_ref()).await
     }
 
-    /// Whether a report that is in doubt is listed. Where so many are that the answer has none of
-    /// them, and the server would take a second one, it counts as listed.
+    /// Whether a report in doubt is listed. If the response lists no single reports because there are too many, and
+    /// the server would accept a duplicate, the report counts as listed.
     fn is_among(&self, listing: &Listing, group: &Submission) -> bool {
         if listing.reports.is_empty() {
             return listing.total_reports.unwrap_or(0) > 0 && !group.safe_to_repeat;
         }
-        // A server may write it a little differently.
-        let letters = |text: &str| text.chars().filter(|c| c.is_alphanumeric()).collect::<String>();
-        let ours = |time: &str| group.form.timestamp.as_deref() == Some(time);
         let time = group.form.timestamp.as_ref().and_then(|time| self.times.read(time));
         let comment = letters(&group.form.comment);
         listing.reports.iter().any(|listed| {
             let at = self.times.read(&listed.reported_at);
-            // Without its own time it has the one at which it came.
-            let came =
-                at.is_some_and(|at| (group.sent - 60..group.sent + plan::WINDOW).contains(&at));
-            (ours(&listed.reported_at) || at.is_some() && at == time || came)
+            // A report without a timestamp is listed with the time of its arrival.
+            let arrived = at.is_some_and(|at| {
+                (group.sent - 60..group.sent + plan::REPORT_INTERVAL_SECS).contains(&at)
+            });
+            let same_text = group.form.timestamp.as_ref() == Some(&listed.reported_at);
+            (same_text || at.is_some() && at == time || arrived)
                 && listed.comment.as_deref().is_some_and(|listed| letters(listed) == comment)
         })
     }
@@ -210,7 +216,7 @@ impl<A: Api> Worker<A> {
         let address = group.address;
         let mut verbose = true;
         loop {
-            let request = Request::Check { address, verbose };
+            let request = ApiRequest::Check { address, verbose };
             let reply = self.ask(Endpoint::Check, key, &request).await?;
             let checked = match reply {
                 Reply::Done(listing) => return Ok(Checked::Listing(listing)),
@@ -220,14 +226,14 @@ impl<A: Api> Worker<A> {
                 }
                 Reply::Trouble(answer, trouble) => {
                     group.log_failure(&answer.log_text(key.reveal()));
-                    self.check_refused(group, key, &answer, &trouble)?
+                    self.on_check_rejected(group, key, &answer, &trouble)?
                 }
                 Reply::Failed(Failure::Unknown(why)) => {
                     group.log_failure(&format!("ERROR: No answer from api.abuseipdb.com: {why}."));
-                    self.check_failed(group, 0)?
+                    self.on_check_failed(group, 0)?
                 }
                 Reply::Failed(failure) => {
-                    self.unanswered(&group.log, &group.about(), &failure, Vec::new())?;
+                    self.on_no_answer(&group.log, &group.about(), &failure, Vec::new())?;
                     Checked::Over
                 }
             };
@@ -240,7 +246,7 @@ impl<A: Api> Worker<A> {
         }
     }
 
-    fn check_refused(
+    fn on_check_rejected(
         &mut self,
         group: &Submission,
         key: &Secret,
@@ -249,34 +255,34 @@ impl<A: Api> Worker<A> {
     ) -> Result<Checked, Error> {
         match trouble {
             ApiError::Spent(wait) => {
-                self.spent(&group.log, Endpoint::Check, *wait)?;
+                self.on_quota_exhausted(&group.log, Endpoint::Check, *wait)?;
                 Ok(Checked::NotNow)
             }
             ApiError::NotAllowed => {
-                self.queue.block(Endpoint::Check, self.now() + PAUSE)?;
+                self.queue.block(Endpoint::Check, self.now() + REJECTED_PAUSE_SECS)?;
                 Ok(Checked::NotNow)
             }
             ApiError::Refused { .. } => match group.stage {
                 Stage::Due => Ok(Checked::NotNow),
                 Stage::New | Stage::Check => {
-                    self.give_back(group)?;
+                    self.drop_group(group)?;
                     Ok(Checked::Over)
                 }
-                Stage::Sent | Stage::SentInBulk => self.check_failed(group, 0),
+                Stage::Sent | Stage::SentInBulk => self.on_check_failed(group, 0),
             },
-            // Of a new address the answer to the report says the same.
+            // For a first report, the response to the report itself shows a bad key, too.
             ApiError::Key if group.stage == Stage::Due => Ok(Checked::NotNow),
             ApiError::Key => {
-                self.key_refused(key, answer)?;
+                self.on_key_rejected(key, answer)?;
                 Ok(Checked::Over)
             }
-            _ => self.check_failed(group, answer.asks_for()),
+            _ => self.on_check_failed(group, answer.retry_delay()),
         }
     }
 
-    /// Checks rest for a while, and for as long as the server asks for. What was never reported needs none; of the
-    /// rest, this one waits, and no other does.
-    fn check_failed(&mut self, group: &Submission, wait: i64) -> Result<Checked, Error> {
+    /// Pauses checks, at least for the time that the server asks for. A first report is sent without a check; other
+    /// groups wait.
+    fn on_check_failed(&mut self, group: &Submission, wait: i64) -> Result<Checked, Error> {
         let now = self.now();
         self.queue.block(Endpoint::Check, now + pause(1).max(wait))?;
         if group.stage == Stage::Due {
@@ -296,11 +302,11 @@ impl<A: Api> Worker<A> {
         listing: Option<&Listing>,
     ) -> Result<(), Error> {
         let mut form = group.form.clone();
-        let before = self.queue.these(&group.ids);
+        let before = self.queue.copies(&group.ids);
         loop {
             let now = self.now();
-            self.queue.update(&group.ids, |waiting| waiting.send(Stage::Sent, now))?;
-            let request = Request::Report(form.clone());
+            self.queue.update(&group.ids, |waiting| waiting.mark_sending(Stage::Sent, now))?;
+            let request = ApiRequest::Report(form.clone());
             let (answer, trouble) =
                 match self.ask::<Accepted>(Endpoint::Report, key, &request).await? {
                     Reply::Done(taken) => {
@@ -308,7 +314,7 @@ impl<A: Api> Worker<A> {
                         return self.accepted(group, &line);
                     }
                     Reply::Failed(failure) => {
-                        return self.unanswered(&group.log, &group.about(), &failure, before);
+                        return self.on_no_answer(&group.log, &group.about(), &failure, before);
                     }
                     Reply::Trouble(answer, trouble) => (answer, trouble),
                 };
@@ -324,40 +330,40 @@ impl<A: Api> Worker<A> {
             }
             group.log_failure(&answer.log_text(key.reveal()));
             match trouble {
-                // A clock that is ahead: better reported as of now than not at all.
+                // This host's clock is ahead: report without a time rather than not at all.
                 ApiError::Refused { timestamp: true } if form.timestamp.is_some() => {
                     form.timestamp = None;
                 }
-                ApiError::Refused { .. } => return self.give_back(group),
+                ApiError::Refused { .. } => return self.drop_group(group),
                 ApiError::Spent(wait) => {
                     self.queue.set(before)?;
-                    return self.spent(&group.log, Endpoint::Report, wait);
+                    return self.on_quota_exhausted(&group.log, Endpoint::Report, wait);
                 }
                 ApiError::Key => {
                     self.queue.set(before)?;
-                    return self.key_refused(key, &answer);
+                    return self.on_key_rejected(key, &answer);
                 }
                 ApiError::NotAllowed => {
                     self.queue.set(before)?;
                     self.queue.block(Endpoint::Report, self.now() + pause(1))?;
-                    return self.put_off(&group.ids, 0);
+                    return self.back_off(&group.ids, 0);
                 }
-                _ => return self.put_off(&group.ids, answer.asks_for()),
+                _ => return self.back_off(&group.ids, answer.retry_delay()),
             }
         }
     }
 
-    /// The server has it.
+    /// The server has the report: completes the group.
     fn accepted(&mut self, group: &Submission, line: &str) -> Result<(), Error> {
-        let told = group.recent(self.now());
-        self.queue.done(&group.ids, vec![(group.address, told)])?;
-        self.note(&group.reports[0]);
+        let recent = group.recent(self.now());
+        self.queue.complete(&group.ids, vec![(group.address, recent)])?;
+        self.add_to_ledger(&group.reports[0]);
         group.log.line(line);
         Ok(())
     }
 
-    /// The line that log watchers know. `score` is that of the answer to the report, as in the scripts; the rest only
-    /// a check tells, and it is not always known.
+    /// The script's log line for a success, which is a contract. `score` comes from the response to the report; the
+    /// other numbers need a check, which is not always possible.
     pub(super) fn success(
         &self,
         group: &Submission,
@@ -386,16 +392,15 @@ impl<A: Api> Worker<A> {
         )
     }
 
-    /// The server will never take it.
-    fn give_back(&mut self, group: &Submission) -> Result<(), Error> {
-        self.forget(&group.reports[0]);
-        self.queue.done(&group.ids, Vec::new())
+    /// The server rejects the report permanently: drops the group and removes it from the ledger.
+    fn drop_group(&mut self, group: &Submission) -> Result<(), Error> {
+        self.remove_from_ledger(&group.reports[0]);
+        self.queue.complete(&group.ids, Vec::new())
     }
 
-    /// The server is in trouble, or what answered is not the server: it is left alone for a while,
-    /// and what met with this goes last.
-    /// `wait`: what it asks for, in seconds.
-    pub(super) fn put_off(&mut self, ids: &[Id], wait: i64) -> Result<(), Error> {
+    /// The server failed, or something else answered: delays all calls, and the reports `ids` longer. `wait` is the
+    /// delay that the server asks for, in seconds.
+    pub(super) fn back_off(&mut self, ids: &[Id], wait: i64) -> Result<(), Error> {
         let now = self.now();
         self.failures = self.failures.saturating_add(1);
         self.queue.update(ids, |waiting| {
@@ -403,13 +408,13 @@ impl<A: Api> Worker<A> {
             waiting.next = now + 2 * pause(waiting.tries);
         })?;
         if self.failures < 2 && !ids.is_empty() && wait == 0 {
-            return Ok(()); // perhaps the report's own doing, and no other is to wait for it
+            return Ok(()); // this report alone may have caused the error, so do not delay others
         }
         self.queue.block(Endpoint::All, now + pause(self.failures).max(wait))
     }
 
-    /// There was no answer. What was not even sent is as it was before.
-    pub(super) fn unanswered(
+    /// A call got no response. Reports that were not even sent return to their state `before`.
+    pub(super) fn on_no_answer(
         &mut self,
         log: &Log,
         about: &str,
@@ -427,11 +432,16 @@ impl<A: Api> Worker<A> {
         log.line(format_args!(
             "ERROR: No {what} api.abuseipdb.com: {why}. Queued reports: {count}. ({about})"
         ));
-        self.put_off(&[], 0)
+        self.back_off(&[], 0)
     }
 
-    /// The day's calls are used up.
-    pub(super) fn spent(&mut self, log: &Log, call: Endpoint, wait: i64) -> Result<(), Error> {
+    /// The daily quota of an endpoint is used up: blocks it for `wait` seconds.
+    pub(super) fn on_quota_exhausted(
+        &mut self,
+        log: &Log,
+        call: Endpoint,
+        wait: i64,
+    ) -> Result<(), Error> {
         let until = self.now() + wait;
         log.line(format_args!(
             "INFO: The daily limit of AbuseIPDB is reached for {} calls. The next call is at {}.",
@@ -441,16 +451,21 @@ impl<A: Api> Worker<A> {
         self.queue.block(call, until)
     }
 
-    pub(super) fn key_refused(&mut self, key: &Secret, answer: &ApiResponse) -> Result<(), Error> {
-        let until = self.keys.refused(key, self.now());
-        (self.surroundings.warn)(&format!(
+    /// The server rejected a key: its reports wait.
+    pub(super) fn on_key_rejected(
+        &mut self,
+        key: &Secret,
+        answer: &ApiResponse,
+    ) -> Result<(), Error> {
+        let until = self.keys.on_rejected(key, self.now());
+        (self.env.warn)(&format!(
             "AbuseIPDB rejected the API key (HTTP {}); check {}; reports wait",
             answer.status,
             self.keys.path().display()
         ));
-        let its = |report: &Report| self.keys.of(report) == Some(key);
-        let waiting = self.queue.waiting().iter().filter(|(_, one)| its(&one.report));
-        let ids: Vec<Id> = waiting.map(|(id, _)| *id).collect();
+        let waiting = self.queue.waiting().iter();
+        let with_key = waiting.filter(|(_, one)| self.keys.key_for(&one.report) == Some(key));
+        let ids: Vec<Id> = with_key.map(|(id, _)| *id).collect();
         self.queue.update(&ids, |waiting| waiting.next = until)
     }
 }

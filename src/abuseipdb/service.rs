@@ -1,5 +1,5 @@
-//! When the reporter works: in the daemon for as long as that runs, or in a child that a call leaves
-//! where no daemon does. One worker at a time on a host.
+//! Runs the reporter: in the daemon while that runs, or else in a child that the action's command starts. A lock
+//! allows one worker at a time on a host.
 
 use std::cell::RefCell;
 use std::io::Read as _;
@@ -26,29 +26,29 @@ use crate::paths::Paths;
 use crate::runtime;
 use crate::spool::{Item as _, Spool};
 
-/// After something failed on this host, such as a full disk.
-const AGAIN: Duration = Duration::from_secs(30);
+/// The delay after a local failure, such as a full disk.
+const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How often a child looks for a daemon that came, and a daemon for a child that went.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often a child checks whether a daemon has started, and a daemon whether a child has ended.
+const LOCK_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How often the daemon's worker looks around while it waits: the admin may have written a key.
-const LOOK_AROUND: Duration = Duration::from_secs(30);
+/// How often the daemon's worker wakes up while idle: the administrator may have set a key.
+const IDLE_POLL_INTERVAL: Duration = Duration::from_secs(30);
 
-/// A child stays for what is due within so many seconds: the second report of an address is due 15
-/// minutes after the first. What is due later waits for the next call, or the daemon.
-const STAY: i64 = 20 * 60;
+/// A child runs for reports that are due within this time: the second report of an address is due 15 minutes after
+/// the first. Later ones wait for the next call of the action, or the daemon.
+const CHILD_LIFETIME_SECS: i64 = 20 * 60;
 
-/// Where no daemon works, the child that a call leaves; `report` on its standard input is one that
-/// could not be queued.
+/// Runs the child that sends reports while no daemon runs. Its standard input has a report that could not be
+/// queued, if any.
 ///
 /// # Errors
-/// Any [`Error`]; it is in the system's log, too, because nobody sees this process.
+/// Any [`Error`]; it is in the journal, too, because this process has no terminal.
 pub fn child(paths: &Paths) -> Result<(), Error> {
     let mut text = Vec::new();
     let _ = std::io::stdin().take(Report::MAX).read_to_end(&mut text);
     let unqueued = Report::parse(&text);
-    // Reports need no broker: settings that cannot be used say nothing.
+    // Reports need no broker, so invalid settings count as missing.
     let (socket, proxy) =
         Config::load().map_or((None, None), |config| (config.fail2ban_socket, config.https_proxy));
     let paths = &paths.located(socket.as_deref());
@@ -64,37 +64,37 @@ pub fn child(paths: &Paths) -> Result<(), Error> {
     result
 }
 
-/// Answers where fail2ban's database is.
+/// Returns the path of fail2ban's database.
 pub type FindDatabase = Arc<dyn Fn() -> Option<PathBuf> + Send + Sync>;
 
-/// Works for as long as the daemon runs, which knows where fail2ban's database is.
+/// Sends reports while the daemon runs, which knows the path of fail2ban's database.
 pub async fn forever(paths: Paths, database: FindDatabase, proxy: Option<Secret>) {
     let assets =
         Assets { paths: &paths, database: &database, proxy: proxy.as_ref(), warn: journal_warn };
     loop {
         match Lock::take(&paths.report_lock(), Role::Child, Duration::ZERO) {
             Ok(Some(_lock)) => {
-                let Err(error) = work(assets, LOOK_AROUND, |_| true).await else {
+                let Err(error) = work(assets, IDLE_POLL_INTERVAL, |_| true).await else {
                     continue;
                 };
                 journal::warn(format_args!(
                     "the AbuseIPDB reporter failed: {error}; retrying in {} s",
-                    AGAIN.as_secs()
+                    RETRY_INTERVAL.as_secs()
                 ));
-                sleep(AGAIN).await;
+                sleep(RETRY_INTERVAL).await;
             }
-            // A child is at work; it goes when it sees the daemon.
-            Ok(None) => sleep(LOOK).await,
+            // A child holds the lock; it ends once it sees the daemon.
+            Ok(None) => sleep(LOCK_POLL_INTERVAL).await,
             Err(error) => {
                 let path = paths.report_lock();
                 journal::warn(format_args!("cannot lock {}: {error}", path.display()));
-                sleep(AGAIN).await;
+                sleep(RETRY_INTERVAL).await;
             }
         }
     }
 }
 
-/// What a worker needs of the host.
+/// The parts of the host that a worker uses.
 #[derive(Clone, Copy)]
 struct Assets<'a> {
     paths: &'a Paths,
@@ -103,7 +103,8 @@ struct Assets<'a> {
     warn: fn(&str),
 }
 
-/// Where fail2ban says that its database is. This process is no action of fail2ban's: it may ask.
+/// Asks fail2ban for the path of its database. An action must not do that, because fail2ban waits for it; this
+/// process may.
 async fn find_database(paths: &Paths) -> FindDatabase {
     let path = fail2ban::database_path(&paths.fail2ban).await;
     let path = path.unwrap_or_else(|_| Some(paths.database.clone()));
@@ -121,13 +122,13 @@ async fn until_idle(paths: &Paths, proxy: Option<Secret>) -> Result<(), Error> {
             !daemon_runs(paths)
                 && match wake {
                     Wake::Now => true,
-                    Wake::At(time) => time <= now_secs() + STAY,
+                    Wake::At(time) => time <= now_secs() + CHILD_LIFETIME_SECS,
                     Wake::Called => false,
                 }
         };
-        work(assets, LOOK, stays).await?;
+        work(assets, LOCK_POLL_INTERVAL, stays).await?;
         drop(lock);
-        // Whoever came while the lock was still held has left its report to us.
+        // A call that found the lock still held has started no child for its report.
         let left = Spool::<Report>::new(paths.reports()).list().unwrap_or_default();
         if left.is_empty() || daemon_runs(paths) {
             return Ok(());
@@ -135,7 +136,7 @@ async fn until_idle(paths: &Paths, proxy: Option<Secret>) -> Result<(), Error> {
     }
 }
 
-/// The disk cannot be written: tries with what there is in memory.
+/// Sends one report without a queue, because the disk cannot be written.
 async fn from_memory(paths: &Paths, proxy: Option<Secret>, report: Report) -> Result<(), Error> {
     let address = report.address;
     let mut queue = ReportQueue::in_memory()?;
@@ -144,7 +145,7 @@ async fn from_memory(paths: &Paths, proxy: Option<Secret>, report: Report) -> Re
     let database = find_database(paths).await;
     let assets = Assets { paths, database: &database, proxy: proxy.as_ref(), warn: syslog };
     let mut worker = worker(assets, nowhere, queue)?;
-    let end = now_secs() + STAY;
+    let end = now_secs() + CHILD_LIFETIME_SECS;
     loop {
         match worker.step().await? {
             Wake::Now if now_secs() < end => {}
@@ -152,7 +153,7 @@ async fn from_memory(paths: &Paths, proxy: Option<Secret>, report: Report) -> Re
             Wake::Now | Wake::At(_) => {
                 journal::syslog(format_args!(
                     "lost the report of {address} to AbuseIPDB: neither queued nor sent within {} minutes",
-                    STAY / 60
+                    CHILD_LIFETIME_SECS / 60
                 ));
                 return Ok(());
             }
@@ -161,10 +162,10 @@ async fn from_memory(paths: &Paths, proxy: Option<Secret>, report: Report) -> Re
     }
 }
 
-/// Works for as long as it `stays`, and looks around at least this often.
+/// Runs a worker while `stays` allows it, with a step at least every `poll_interval`.
 async fn work(
     assets: Assets<'_>,
-    look: Duration,
+    poll_interval: Duration,
     stays: impl Fn(Wake) -> bool,
 ) -> Result<(), Error> {
     let inbox = Spool::new(assets.paths.reports());
@@ -180,8 +181,8 @@ async fn work(
             Wake::At(time) => until(time),
             Wake::Called => Duration::MAX,
         };
-        worker.rest();
-        let _ = timeout(pause.min(look), came.next()).await;
+        worker.release();
+        let _ = timeout(pause.min(poll_interval), came.next()).await;
     }
 }
 
@@ -189,7 +190,7 @@ fn journal_warn(text: &str) {
     journal::warn(text);
 }
 
-/// Nobody reads a child's standard error.
+/// Warnings of a child go to the journal, because its standard error goes nowhere.
 fn syslog(text: &str) {
     journal::syslog(text);
 }
@@ -206,13 +207,13 @@ fn worker(
         database.set_path(find());
         database.log_lines(report.address, report.time)
     };
-    let surroundings = ReporterEnv {
+    let env = ReporterEnv {
         private: Box::new(Private::of_this_host),
         clock: Box::new(now_secs),
         log_lines: Box::new(log_lines),
         warn: assets.warn,
     };
-    Worker::new(inbox, queue, &assets.paths.api_key, Https::by(assets.proxy.cloned()), surroundings)
+    Worker::new(inbox, queue, &assets.paths.api_key, Https::with_proxy(assets.proxy.cloned()), env)
 }
 
 fn daemon_runs(paths: &Paths) -> bool {

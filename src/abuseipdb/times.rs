@@ -1,16 +1,16 @@
-//! Points in time as text. `SQLite`, which is here anyway, knows calendars and this host's time zone.
+//! Converts times to text and back, with the calendar and time zone that `SQLite` has built in.
 
 use rusqlite::Connection;
 
-/// Turns seconds since 1970 into text and back.
+/// Converts seconds since 1970 to text and back.
 #[derive(Debug)]
 pub struct Calendar(Connection);
 
 impl Calendar {
-    /// Ready to be asked.
+    /// Opens a database in memory.
     ///
     /// # Errors
-    /// Whatever `SQLite` says; it needs a little memory, and no file.
+    /// Any error of `SQLite`, such as too little memory.
     pub fn new() -> rusqlite::Result<Self> {
         Connection::open_in_memory().map(Self)
     }
@@ -29,7 +29,7 @@ impl Calendar {
             .unwrap_or_default()
     }
 
-    /// Seconds since 1970 of a time in ISO 8601, with its zone.
+    /// The seconds since 1970 of a time in ISO 8601 with its zone; `None` if the text is no such time.
     #[must_use]
     pub fn read(&self, iso: &str) -> Option<i64> {
         self.ask("SELECT CAST(strftime('%s', ?1) AS INTEGER)", iso)

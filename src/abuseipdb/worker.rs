@@ -1,4 +1,4 @@
-//! Works the queue off: one step after another, each written down before the next.
+//! Processes the queue of reports step by step, and persists each step before the next.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::ErrorKind;
@@ -10,7 +10,7 @@ use super::key::ApiKeys;
 use super::ledger::Ledger;
 use super::log::Log;
 use super::plan::{self, Id, Next, RecentReport, Stage};
-use super::queue::{MAX, ReportQueue};
+use super::queue::{MAX_QUEUED, ReportQueue};
 use super::report::{CommentSource, Report, bounded};
 use super::times::Calendar;
 use crate::error::Error;
@@ -18,84 +18,83 @@ use crate::random;
 use crate::spool::{Name, Spool};
 use crate::wire::Address;
 
-/// After a failure, the server is left alone for so long, in seconds; longer with each more.
-const PAUSE: i64 = 30;
-const LONGEST_PAUSE: i64 = 15 * 60;
+/// The pause after a first failure of the server; it doubles with each further one.
+const MIN_PAUSE_SECS: i64 = 30;
+const MAX_PAUSE_SECS: i64 = 15 * 60;
 
-/// After so many tries, a ledger that cannot be used is done without.
-const LEDGER_TRIES: u32 = 3;
+/// After this many failures, reports are sent without the ledger.
+const MAX_LEDGER_TRIES: u32 = 3;
 
-/// How many seconds a report waits for fail2ban's database to have the ban.
-const DATABASE_TRIES: u32 = 10;
+/// How often a report waits a second for fail2ban's database to have the ban.
+const MAX_DATABASE_TRIES: u32 = 10;
 
-/// The most reports that are taken in at once.
-const AT_ONCE: usize = 500;
+/// The most reports that one step moves from the inbox to the queue.
+const MAX_BATCH: usize = 500;
 
 /// When the next step is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wake {
-    /// Now.
+    /// At once.
     Now,
-    /// Then, in seconds since 1970, or when something comes in.
+    /// At this time, in seconds since 1970, or when the inbox gets a report.
     At(i64),
-    /// When something comes in.
+    /// When the inbox gets a report.
     Called,
 }
 
-/// What the work is done with.
+/// Moves reports from the inbox to the queue and sends them.
 pub struct Worker<A> {
     pub(super) inbox: Spool<Report>,
     pub(super) queue: ReportQueue,
     pub(super) api: A,
     pub(super) keys: ApiKeys,
     pub(super) times: Calendar,
-    pub(super) surroundings: ReporterEnv,
+    pub(super) env: ReporterEnv,
     pub(super) ledgers: HashMap<PathBuf, Ledger>,
-    /// How often in a row the server could not be asked.
+    /// The number of failed calls since the last success.
     pub(super) failures: u32,
-    /// What must not become public, as it was when it was last looked up.
+    /// What must not become public, as of `private_read_at`.
     pub(super) private: Private,
-    /// When that was, and when the last step was, in seconds since 1970.
-    looked: i64,
-    last: i64,
-    /// Files of the inbox that cannot be read, of which was told.
+    private_read_at: i64,
+    last_step_at: i64,
+    /// Files of the inbox that cannot be read and that a warning has named already.
     unreadable: BTreeSet<Name>,
 }
 
-/// Answers what fail2ban's database has of the log lines of a ban; `None` where it does not have the ban.
+/// Returns the log lines that fail2ban's database has for a ban; `None` if it does not have the ban.
 pub type FindLogLines = Box<dyn Fn(&Report) -> rusqlite::Result<Option<Vec<String>>> + Send>;
 
-/// What the worker asks the host for.
+/// The worker's view of the host; tests simulate it.
 pub struct ReporterEnv {
-    /// What must not become public.
+    /// Reads what must not become public.
     pub private: Box<dyn Fn() -> Private + Send>,
     /// The time, in seconds since 1970.
     pub clock: Box<dyn Fn() -> i64 + Send>,
-    #[allow(missing_docs)]
+    /// Reads log lines from fail2ban's database.
     pub log_lines: FindLogLines,
-    /// Where warnings go.
+    /// Logs a warning.
     pub warn: fn(&str),
 }
 
-/// How long to wait after the n-th failure, in seconds: each host a little differently.
+/// The pause after the n-th failure in seconds, with jitter, so that the hosts of a fleet do not retry together.
 pub(super) fn pause(failures: u32) -> i64 {
-    let pause = PAUSE << failures.saturating_sub(1).min(10);
+    let pause = MIN_PAUSE_SECS << failures.saturating_sub(1).min(10);
     #[expect(clippy::cast_possible_truncation, reason = "a fifth of some minutes")]
-    let more = (f64::from(i32::try_from(PAUSE).unwrap_or(0)) * random::chance()) as i64;
-    pause.min(LONGEST_PAUSE) + more
+    let more = (f64::from(i32::try_from(MIN_PAUSE_SECS).unwrap_or(0)) * random::chance()) as i64;
+    pause.min(MAX_PAUSE_SECS) + more
 }
 
 impl<A: Api> Worker<A> {
-    /// A worker on a queue and the inbox before it, with the admin's key file and somebody to ask.
+    /// A worker for an inbox and a queue.
     ///
     /// # Errors
-    /// [`Error::Start`], without memory.
+    /// [`Error::Start`] if memory is too small.
     pub fn new(
         inbox: Spool<Report>,
         queue: ReportQueue,
         key_file: &Path,
         api: A,
-        surroundings: ReporterEnv,
+        env: ReporterEnv,
     ) -> Result<Self, Error> {
         Ok(Self {
             inbox,
@@ -103,54 +102,54 @@ impl<A: Api> Worker<A> {
             api,
             keys: ApiKeys::new(key_file),
             times: Calendar::new().map_err(|error| Error::Start(std::io::Error::other(error)))?,
-            surroundings,
+            env,
             ledgers: HashMap::new(),
             failures: 0,
             private: Private::default(),
-            looked: i64::MIN,
-            last: i64::MAX,
+            private_read_at: i64::MIN,
+            last_step_at: i64::MAX,
             unreadable: BTreeSet::new(),
         })
     }
 
-    /// Lets go of what is only needed at work.
-    pub fn rest(&mut self) {
+    /// Closes ledgers and connections while the queue is idle.
+    pub fn release(&mut self) {
         self.ledgers.clear();
-        self.api.rest();
+        self.api.release();
     }
 
     pub(super) fn now(&self) -> i64 {
-        (self.surroundings.clock)()
+        (self.env.clock)()
     }
 
-    /// Takes in what has come, and does the next thing.
+    /// Moves new reports from the inbox to the queue and makes the next step of the plan.
     ///
     /// # Errors
-    /// [`Error::Queue`] or [`Error::File`]: nothing is sent that could not be written down.
+    /// [`Error::Queue`] or [`Error::File`]: a report that cannot be persisted is not sent.
     pub async fn step(&mut self) -> Result<Wake, Error> {
-        self.take_in()?;
+        self.ingest()?;
         let now = self.now();
-        // The first step, or the clock was put back.
-        if now < self.last {
+        // True on the first step, too, as the last process may have had a wrong clock.
+        if now < self.last_step_at {
             self.queue.on_clock_rollback(now);
-            self.looked = i64::MIN;
+            self.private_read_at = i64::MIN;
         }
-        self.last = now;
-        // At most once a second: there may be many steps.
-        if now > self.looked {
-            (self.private, self.looked) = ((self.surroundings.private)(), now);
+        self.last_step_at = now;
+        // There may be many steps per second; read the files at most once per second.
+        if now > self.private_read_at {
+            (self.private, self.private_read_at) = ((self.env.private)(), now);
         }
-        self.queue.tidy(now)?;
+        self.queue.gc(now)?;
         let (changed, warning) = self.keys.changed(now);
         if let Some(warning) = warning {
-            (self.surroundings.warn)(&warning);
+            (self.env.warn)(&warning);
         }
         if changed {
             let all: Vec<Id> = self.queue.waiting().keys().copied().collect();
             self.queue.update(&all, |waiting| waiting.next = 0)?;
         }
-        let (waiting, told) = (self.queue.waiting(), self.queue.recent());
-        match plan::next(waiting, told, self.queue.limits(), now) {
+        let (waiting, recent) = (self.queue.waiting(), self.queue.recent());
+        match plan::next(waiting, recent, self.queue.limits(), now) {
             Next::Nothing => return Ok(Wake::Called),
             Next::Sleep(until) => return Ok(Wake::At(until)),
             Next::GiveUp(id) => self.give_up(id)?,
@@ -161,24 +160,24 @@ impl<A: Api> Worker<A> {
         Ok(Wake::Now)
     }
 
-    fn take_in(&mut self) -> Result<(), Error> {
+    fn ingest(&mut self) -> Result<(), Error> {
         let failed = || Error::file("read", self.inbox.dir());
         let names = self.inbox.list().map_err(failed())?;
-        let room = MAX.saturating_sub(self.queue.waiting().len());
+        let room = MAX_QUEUED.saturating_sub(self.queue.waiting().len());
         let (mut taken, mut read) = (Vec::new(), Vec::new());
-        for name in names.into_iter().take(room.min(AT_ONCE)) {
+        for name in names.into_iter().take(room.min(MAX_BATCH)) {
             match self.inbox.read(&name) {
                 Ok(report) => taken.push((name.clone(), report)),
-                // Perhaps it can be read later.
+                // The file may be readable later, so keep it.
                 Err(error) if error.kind() != ErrorKind::InvalidData => {
                     if self.unreadable.insert(name.clone()) {
                         let dir = self.inbox.dir().display().to_string();
-                        (self.surroundings.warn)(&format!("cannot read {dir}/{name}: {error}"));
+                        (self.env.warn)(&format!("cannot read {dir}/{name}: {error}"));
                     }
                     continue;
                 }
                 Err(error) => {
-                    (self.surroundings.warn)(&format!("dropped the queued report {name}: {error}"));
+                    (self.env.warn)(&format!("dropped the queued report {name}: {error}"));
                 }
             }
             read.push(name);
@@ -192,8 +191,8 @@ impl<A: Api> Worker<A> {
         Ok(())
     }
 
-    /// Finds out what a report is: the first of its address, one that goes along with another, or
-    /// one that was told before.
+    /// Decides about a new report: the first of its address is due, one that repeats a recent report is dropped, one
+    /// whose address is in the ledger needs a check, and others follow the reports of the address in the queue.
     fn admit(&mut self, id: Id, now: i64) -> Result<(), Error> {
         let Some(waiting) = self.queue.waiting().get(&id) else { return Ok(()) };
         let (report, tries) = (waiting.report.clone(), waiting.tries);
@@ -202,10 +201,10 @@ impl<A: Api> Worker<A> {
             log.line(format_args!(
                 "INFO: IP {address} is not reported: the address is this host's own."
             ));
-            return self.queue.done(&[id], Vec::new());
+            return self.queue.complete(&[id], Vec::new());
         }
         if report.source == CommentSource::Database && report.comment.is_empty() {
-            match (self.surroundings.log_lines)(&report) {
+            match (self.env.log_lines)(&report) {
                 Ok(Some(lines)) if !lines.is_empty() => {
                     let lines = lines.join("\n");
                     return self.queue.update(&[id], |waiting| {
@@ -214,13 +213,13 @@ impl<A: Api> Worker<A> {
                     });
                 }
                 // fail2ban writes a ban a moment after its actions ran.
-                Ok(None) | Err(_) if tries < DATABASE_TRIES => {
+                Ok(None) | Err(_) if tries < MAX_DATABASE_TRIES => {
                     return self.queue.update(&[id], |waiting| {
                         waiting.tries += 1;
                         waiting.next = now + 1;
                     });
                 }
-                // It keeps no log lines, or no database: the report goes without.
+                // fail2ban keeps no log lines or no database: send the report without them.
                 _ => {
                     return self.queue.update(&[id], |waiting| {
                         waiting.report.source = CommentSource::Log;
@@ -229,10 +228,10 @@ impl<A: Api> Worker<A> {
                 }
             }
         }
-        if let Some(told) = self.queue.recent().get(&address) {
-            if told.categories.cover(&report.categories) && self.adds_nothing(&report, told) {
+        if let Some(recent) = self.queue.recent().get(&address) {
+            if recent.categories.covers(&report.categories) && self.adds_nothing(&report, recent) {
                 log.line(already_reported(address));
-                return self.queue.done(&[id], Vec::new());
+                return self.queue.complete(&[id], Vec::new());
             }
             return self.queue.update(&[id], |waiting| waiting.stage = Stage::Due);
         }
@@ -242,19 +241,20 @@ impl<A: Api> Worker<A> {
             let stage = if stage == Stage::Check { Stage::Check } else { Stage::Due };
             return self.queue.update(&[id], |waiting| waiting.stage = stage);
         }
-        match self.in_ledger(&report, |ledger| ledger.has(address)) {
+        match self.with_ledger(&report, |ledger| ledger.has(address)) {
             Ok(true) => self.queue.update(&[id], |waiting| waiting.stage = Stage::Check),
-            // A check at the server tells the same.
-            Err(error) if tries >= LEDGER_TRIES => {
+            // The ledger cannot be used: ask the server instead.
+            Err(error) if tries >= MAX_LEDGER_TRIES => {
                 log.line(format_args!(
                     "ERROR: {error}; checking at AbuseIPDB whether IP {address} is listed"
                 ));
                 self.queue.update(&[id], |waiting| waiting.stage = Stage::Check)
             }
             Ok(false) => {
-                // First that it is to be told: the address in the ledger says that it was.
+                // Persist that the report is due before the ledger has the address: an address in the ledger
+                // counts as reported.
                 self.queue.update(&[id], |waiting| waiting.stage = Stage::Due)?;
-                self.note(&report);
+                self.add_to_ledger(&report);
                 Ok(())
             }
             Err(error) => {
@@ -267,11 +267,11 @@ impl<A: Api> Worker<A> {
         }
     }
 
-    /// Whether a report would say no more than the one that was taken.
-    fn adds_nothing(&self, report: &Report, told: &RecentReport) -> bool {
+    /// Whether a report would have the same text as the accepted one.
+    fn adds_nothing(&self, report: &Report, recent: &RecentReport) -> bool {
         let text = (report.comment.as_str(), report.source);
         let comment = comment::compose([text], report.address, &self.private);
-        told.comment == comment
+        recent.comment == comment
     }
 
     fn give_up(&mut self, id: Id) -> Result<(), Error> {
@@ -281,11 +281,11 @@ impl<A: Api> Worker<A> {
             "ERROR: Dropped the report of IP {}: not sent within 60 days.",
             report.address
         ));
-        self.forget(&report);
-        self.queue.done(&[id], Vec::new())
+        self.remove_from_ledger(&report);
+        self.queue.complete(&[id], Vec::new())
     }
 
-    fn in_ledger<T>(
+    fn with_ledger<T>(
         &mut self,
         report: &Report,
         ask: impl FnOnce(&Ledger) -> rusqlite::Result<T>,
@@ -298,19 +298,20 @@ impl<A: Api> Worker<A> {
         ask(&self.ledgers[path]).map_err(failed)
     }
 
-    /// Puts an address into the ledger.
-    pub(super) fn note(&mut self, report: &Report) {
-        let noted = self.in_ledger(report, |ledger| ledger.insert(report.address, report.bantime));
+    /// Inserts the report's address into the ledger.
+    pub(super) fn add_to_ledger(&mut self, report: &Report) {
+        let noted =
+            self.with_ledger(report, |ledger| ledger.insert(report.address, report.bantime));
         if let Err(error) = noted {
             Log::new(report.log.clone()).line(format_args!("ERROR: {error}"));
         }
     }
 
-    /// What was not reported after all leaves the ledger.
-    pub(super) fn forget(&mut self, report: &Report) {
+    /// Removes the address of a report that was not sent from the ledger.
+    pub(super) fn remove_from_ledger(&mut self, report: &Report) {
         let address = report.address;
         let log = Log::new(report.log.clone());
-        match self.in_ledger(report, |ledger| ledger.delete(address)) {
+        match self.with_ledger(report, |ledger| ledger.delete(address)) {
             Ok(()) => log.line(format_args!(
                 "INFO: IP {address} deleted from the AbuseIPDB SQLite database."
             )),
@@ -319,7 +320,7 @@ impl<A: Api> Worker<A> {
     }
 }
 
-/// What the log says of an address that need not be told.
+/// The script's log line for an address that `AbuseIPDB` still lists.
 pub(super) fn already_reported(address: Address) -> String {
     format!("INFO: IP {address} has already been reported and remains on AbuseIPDB.")
 }

@@ -1,4 +1,4 @@
-//! What people need to know of a certificate: whose it is, and when it ends.
+//! Reads what people need to know about a certificate: its name and its expiry.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,44 +12,44 @@ use x509_cert::der::asn1::ObjectIdentifier;
 /// The common name in a subject (X.520).
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 
-/// The longest name that is shown, in characters.
-const MAX_NAME: usize = 100;
+/// Longer names are cut.
+const MAX_NAME_CHARS: usize = 100;
 
-/// From how many seconds before its end on a certificate is warned of.
-pub(crate) const WARNED_BEFORE: i64 = 30 * 86_400;
+/// How long before its expiry a certificate causes a warning.
+pub(crate) const EXPIRY_WARNING_SECS: i64 = 30 * 86_400;
 
-/// A certificate.
+/// A certificate of the connection to the broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
-    /// Whose part it has in a connection: `client`, `ca` or `broker`.
+    /// Its role in the connection: `client`, `ca` or `broker`.
     pub kind: &'static str,
-    /// The common name; empty if it has none.
+    /// The common name; empty if the certificate has none.
     pub name: String,
-    /// When it ends, in seconds since 1970.
+    /// The expiry, in seconds since 1970.
     pub ends: i64,
 }
 
 impl Certificate {
-    /// Reads a certificate. One that cannot be read is of no use for this, and TLS says why.
+    /// Parses a certificate; `None` if that fails, which TLS reports with the cause.
     pub(super) fn read(kind: &'static str, der: &[u8]) -> Option<Self> {
         let read = x509_cert::Certificate::from_der(der).ok()?.tbs_certificate;
         let ends = read.validity.not_after.to_unix_duration().as_secs();
         let attributes = read.subject.0.iter().flat_map(|set| set.0.iter());
         let name = attributes.rev().find(|attribute| attribute.oid == COMMON_NAME);
-        // Names that are no UTF-8 or ASCII are of the last century.
+        // Only historic certificates have names that are not UTF-8.
         let name = name.map(|name| {
-            String::from_utf8_lossy(name.value.value()).chars().take(MAX_NAME).collect()
+            String::from_utf8_lossy(name.value.value()).chars().take(MAX_NAME_CHARS).collect()
         });
         Some(Self { kind, name: name.unwrap_or_default(), ends: i64::try_from(ends).ok()? })
     }
 
-    /// Whether the end is close at `now`, or past.
+    /// Whether the certificate expires soon or has expired; `now` is in seconds since 1970.
     #[must_use]
     pub fn ends_soon(&self, now: i64) -> bool {
-        self.ends - now < WARNED_BEFORE
+        self.ends - now < EXPIRY_WARNING_SECS
     }
 
-    /// What a person calls it.
+    /// A description for people, with the setting's name.
     #[must_use]
     pub fn title(&self) -> String {
         let of = match self.kind {
@@ -61,10 +61,10 @@ impl Certificate {
     }
 }
 
-/// The broker's certificate, once a connection was made.
+/// The broker's certificate, once a connection was verified.
 pub(super) type Seen = Arc<Mutex<Option<Certificate>>>;
 
-/// Has rustls verify the broker's certificate, and remembers one that is good.
+/// Verifies the broker's certificate with rustls and records a valid one.
 #[derive(Debug)]
 pub(super) struct Verifier {
     pub(super) inner: Arc<WebPkiServerVerifier>,

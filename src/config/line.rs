@@ -1,16 +1,15 @@
 //! Reads one line of `mqtt.env` as bash would, so that one file can serve bash scripts and this
-//! program. `dotenvy` does the reading; what it would read unlike bash is a fault that says how to
-//! write it instead.
+//! program. `dotenvy` parses the line; syntax that `dotenvy` would read differently from bash is an error that says how
+//! to write the value instead.
 
 use super::EnvLookup;
 
-/// What stands for the n-th `$NAME` of a line while `dotenvy` reads it, because `dotenvy` would ask
-/// the environment first and ends a name at an underscore. From a plane for private use, and
-/// refused in the file itself.
-const PLACE: u32 = 0xF_0000;
+/// The first of the characters that replace the `$NAME`s of a line while `dotenvy` parses it, because `dotenvy` prefers
+/// the environment and ends a name at an underscore. They are from a plane for private use and not allowed in the file.
+const PLACEHOLDER_BASE: u32 = 0xF_0000;
 
-/// One line: a setting, or nothing (blank, a comment), or what is wrong with it. A fault never
-/// shows the text of the line, which may hold a password.
+/// Reads a setting, or `None` for a blank line or a comment. An error never quotes the line, which may have a
+/// password.
 pub(crate) fn read(
     line: &str,
     known: EnvLookup<'_>,
@@ -19,7 +18,7 @@ pub(crate) fn read(
     if line.is_empty() || line.starts_with('#') {
         return Ok(None);
     }
-    if line.chars().any(|c| c.is_control() && c != '\t' || u32::from(c) >= PLACE) {
+    if line.chars().any(|c| c.is_control() && c != '\t' || u32::from(c) >= PLACEHOLDER_BASE) {
         return Err("has an unprintable character: remove the character");
     }
     let mut scan = BashScanner { rest: line, out: String::new(), names: Vec::new() };
@@ -30,7 +29,7 @@ pub(crate) fn read(
     };
     let mut expanded = String::with_capacity(value.len());
     for c in value.chars() {
-        match u32::from(c).checked_sub(PLACE) {
+        match u32::from(c).checked_sub(PLACEHOLDER_BASE) {
             None => expanded.push(c),
             Some(n) => {
                 let name = scan.names.get(n as usize).map_or("", |name| name);
@@ -41,7 +40,7 @@ pub(crate) fn read(
     Ok(Some((key, expanded)))
 }
 
-/// Walks over a line with bash's rules and writes down what `dotenvy` may read of it.
+/// Scans a line by bash's rules and copies to `out` what `dotenvy` may parse.
 struct BashScanner<'a> {
     rest: &'a str,
     out: String,
@@ -58,9 +57,8 @@ impl<'a> BashScanner<'a> {
     /// Takes a name of letters, digits and underscores, or nothing.
     fn name(&mut self) -> &'a str {
         let starts = self.rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-        let inside = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        let end =
-            if starts { self.rest.find(|c| !inside(c)).unwrap_or(self.rest.len()) } else { 0 };
+        let end = self.rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let end = if starts { end.unwrap_or(self.rest.len()) } else { 0 };
         let (name, rest) = self.rest.split_at(end);
         self.rest = rest;
         name
@@ -110,7 +108,7 @@ impl<'a> BashScanner<'a> {
         Ok(())
     }
 
-    /// After a value only a comment may follow: bash would run a further word as a command.
+    /// After a value only a comment may follow: bash would run any other text as a command.
     fn end(&mut self) -> Result<(), &'static str> {
         let rest = self.rest.trim_start_matches([' ', '\t']);
         if rest.is_empty() || rest.starts_with('#') {
@@ -154,7 +152,7 @@ impl<'a> BashScanner<'a> {
         Err("has a quote that is not closed on the same line")
     }
 
-    /// `$NAME` or `${NAME}`; the `$` is taken already.
+    /// Scans `$NAME` or `${NAME}` after the `$`.
     fn expansion(&mut self) -> Result<(), &'static str> {
         const HOW: &str = "has a $ that names no variable: put the value in single quotes";
         let braced = self.rest.starts_with('{');
@@ -165,7 +163,8 @@ impl<'a> BashScanner<'a> {
         if name.is_empty() || braced && self.next() != Some('}') {
             return Err(HOW);
         }
-        let place = u32::try_from(self.names.len()).ok().and_then(|n| char::from_u32(PLACE + n));
+        let place =
+            u32::try_from(self.names.len()).ok().and_then(|n| char::from_u32(PLACEHOLDER_BASE + n));
         self.out.push(place.ok_or("names too many variables")?);
         self.names.push(name);
         Ok(())

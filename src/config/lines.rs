@@ -1,17 +1,17 @@
-//! Takes `mqtt.env` apart as bash would: which lines belong together, and which are only run on a condition. The
-//! file may hold more than settings, for scripts of the administrator; what bash would run there is not read here.
+//! Splits `mqtt.env` into lines as bash would: joins continued lines, and marks those that bash runs only on a
+//! condition. The file may have more than settings, for scripts of the administrator; commands in it are not run here.
 
-/// What bash takes for one line: lines that a quote or a backslash joins are one.
+/// A line as bash sees it: lines that a quote or a backslash joins are one.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct EnvLine {
     /// The number of its first line.
     pub(super) number: usize,
     pub(super) text: String,
-    /// It stands in a condition, a loop, a function or a list.
+    /// Whether the line is inside a condition, a loop, a function or a list.
     pub(super) nested: bool,
 }
 
-/// The lines of a file, without the texts of here-documents.
+/// Splits a file into lines, without the texts of here-documents.
 pub(super) fn split(text: &str) -> Vec<EnvLine> {
     let lines: Vec<&str> = text.split('\n').map(|line| line.trim_end_matches('\r')).collect();
     let (mut split, mut depth, mut next) = (Vec::new(), Depth::default(), 0);
@@ -19,23 +19,23 @@ pub(super) fn split(text: &str) -> Vec<EnvLine> {
         let first = next;
         let (text, read) = join(&lines[first..]);
         next += read;
-        let words = Words::of(&text, depth);
+        let scan = LineScan::of(&text, depth);
         split.push(EnvLine {
             number: first + 1,
             nested: depth.blocks + depth.parentheses > 0,
             text,
         });
-        depth = words.depth;
-        if let Some(end) = words.document {
-            let is_end = |line: &&str| line.trim_start_matches('\t') == end;
-            next += lines[next..].iter().position(is_end).map_or(0, |at| at + 1);
+        depth = scan.depth;
+        if let Some(end) = scan.document {
+            let at = lines[next..].iter().position(|line| line.trim_start_matches('\t') == end);
+            next += at.map_or(0, |at| at + 1);
         }
     }
     split
 }
 
-/// The first of the lines with those that it continues on, and how many they are. A quote that nothing closes
-/// continues on none.
+/// Joins the first line with those that continue it, and returns how many lines these are. An unclosed quote joins
+/// no lines.
 fn join(lines: &[&str]) -> (String, usize) {
     let mut text = lines[0].to_owned();
     for read in 1..=lines.len() {
@@ -76,48 +76,48 @@ fn is_blank(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\n' | ';' | '&' | '|' | '(' | ')')
 }
 
-/// How many blocks and parentheses are open. Patterns of `case` close parentheses that nothing opened.
+/// The number of open blocks and parentheses. Patterns of `case` close parentheses that were not opened.
 #[derive(Clone, Copy, Default)]
 struct Depth {
     blocks: usize,
     parentheses: usize,
 }
 
-/// The words of a line outside of quotes, as far as they open and close what lines can stand in.
-struct Words {
-    /// What is open behind the line.
+/// The effect of a line's unquoted text on what the following lines are inside of.
+struct LineScan {
+    /// The depth after the line.
     depth: Depth,
-    /// The line that ends a here-document.
+    /// The line that ends a here-document which starts on this line.
     document: Option<String>,
 }
 
-impl Words {
+impl LineScan {
     fn of(text: &str, depth: Depth) -> Self {
-        let mut words = Self { depth, document: None };
-        let (mut word, mut quote, mut before) = (String::new(), None, ' ');
+        let mut scan = Self { depth, document: None };
+        let (mut token, mut quote, mut before) = (String::new(), None, ' ');
         let mut starts = true;
         let mut chars = text.chars().peekable();
         while let Some(c) = chars.next() {
             match (quote, c) {
                 (Some('"') | None, '\\') => {
                     chars.next();
-                    word.push('x');
+                    token.push('x');
                 }
                 (Some(open), _) if open == c => quote = None,
-                (Some(_), _) => word.push('x'),
+                (Some(_), _) => token.push('x'),
                 (None, '\'' | '"') => {
                     quote = Some(c);
-                    word.push('x');
+                    token.push('x');
                 }
                 (None, '#') if is_blank(before) => break,
                 (None, '<') if chars.peek() == Some(&'<') => {
                     chars.next();
                     let rest: String = chars.clone().collect();
-                    words.document = document(&rest);
+                    scan.document = document(&rest);
                 }
                 (None, c) if is_blank(c) => {
-                    words.end(&std::mem::take(&mut word), &mut starts);
-                    let open = &mut words.depth.parentheses;
+                    scan.end_token(&std::mem::take(&mut token), &mut starts);
+                    let open = &mut scan.depth.parentheses;
                     match c {
                         '(' => *open += 1,
                         ')' => *open = open.saturating_sub(1),
@@ -125,21 +125,21 @@ impl Words {
                     }
                     starts |= !matches!(c, ' ' | '\t');
                 }
-                (None, c) => word.push(c),
+                (None, c) => token.push(c),
             }
             before = c;
         }
-        words.end(&word, &mut starts);
-        words
+        scan.end_token(&token, &mut starts);
+        scan
     }
 
-    /// Takes a word; `starts` where bash expects a command.
-    fn end(&mut self, word: &str, starts: &mut bool) {
-        if word.is_empty() {
+    /// Counts a token; `starts` is true where bash expects a command.
+    fn end_token(&mut self, token: &str, starts: &mut bool) {
+        if token.is_empty() {
             return;
         }
         let command = std::mem::replace(starts, false);
-        match word {
+        match token {
             _ if !command => {}
             "if" | "while" | "until" | "{" => {
                 self.depth.blocks += 1;
@@ -153,7 +153,7 @@ impl Words {
     }
 }
 
-/// What ends a here-document that begins with `rest`; a here-string (`<<<`) is none.
+/// The line that ends a here-document whose `<<` is followed by `rest`; `None` for a here-string (`<<<`).
 fn document(rest: &str) -> Option<String> {
     let rest = rest.strip_prefix('-').unwrap_or(rest).trim_start();
     if rest.starts_with('<') {
@@ -163,17 +163,16 @@ fn document(rest: &str) -> Option<String> {
     Some(end.replace(['\'', '"', '\\'], "")).filter(|end| !end.is_empty())
 }
 
-/// The variables that a line may set when bash runs it: those before a `=`, and those that a command is given
-/// which sets or removes variables.
+/// The variables that a line may set when bash runs it: those before a `=`, and the arguments of commands that set or
+/// remove variables.
 pub(super) fn set(text: &str) -> Vec<&str> {
     const SETTERS: [&str; 3] = ["unset", "read", "-v"];
-    let inside = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut found = Vec::new();
     let mut at = 0;
     let mut setter = false;
-    while let Some(start) = text[at..].find(inside) {
+    while let Some(start) = text[at..].find(is_name_char) {
         let start = at + start;
-        let end = text[start..].find(|c| !inside(c)).map_or(text.len(), |end| start + end);
+        let end = text[start..].find(|c| !is_name_char(c)).map_or(text.len(), |end| start + end);
         let (name, before, after) = (&text[start..end], &text[..start], &text[end..]);
         let assigned = ["=", "+=", "["].iter().any(|sign| after.starts_with(sign));
         let by_default =
@@ -188,11 +187,15 @@ pub(super) fn set(text: &str) -> Vec<&str> {
     found
 }
 
+fn is_name_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The lines that are read: number and text.
+    /// Number and text of the lines that are read.
     fn flat(text: &str) -> Vec<(usize, String)> {
         let lines = split(text).into_iter().filter(|line| !line.nested && !line.text.is_empty());
         lines.map(|line| (line.number, line.text)).collect()
@@ -237,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_belong_together_are_one() {
+    fn continued_lines_are_one() {
         let line = |number, text: &str| (number, text.to_owned());
         let table = [
             ("A=a\\\nb\nB=1", vec![line(1, "A=ab"), line(3, "B=1")]),
@@ -254,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_that_a_line_sets_are_known() {
+    fn variables_that_a_line_may_set_are_found() {
         let table: [(&str, &[&str]); 9] = [
             ("export A=$(cmd)", &["A"]),
             ("if x; then MQTT_HOST=b; fi", &["MQTT_HOST"]),

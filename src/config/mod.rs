@@ -1,7 +1,7 @@
-//! The settings: `mqtt.env` becomes a [`Config`], or a list of everything that is wrong with it.
+//! Reads the settings from `mqtt.env` to a [`Config`], or to a list of all errors in the file.
 //!
-//! The file stays one that bash can source, because scripts on the same host may read it too. The
-//! file's values beat the environment's, and a later line beats an earlier one.
+//! Bash must be able to source the file, because scripts on the same host may read it, too. Values in the file take
+//! precedence over the environment, and later lines over earlier ones.
 
 mod certificate;
 mod line;
@@ -34,19 +34,19 @@ pub(crate) use tls::bare;
 pub use topic::Topic;
 pub use values::{Broker, Login, Secret, Signing};
 
-/// Where the settings are, unless `F2BMQTT_ENV` names another file (as tests do).
+/// The path of the settings, unless `F2BMQTT_ENV` names another file (as tests do).
 pub const PATH: &str = "/etc/fail2ban/mqtt.env";
 
-/// Where the settings of this process are.
+/// The path of this process's settings.
 #[must_use]
 pub fn path() -> PathBuf {
     std::env::var_os("F2BMQTT_ENV").map_or_else(|| PATH.into(), PathBuf::from)
 }
 
-/// The settings as they are shipped.
+/// The settings that the package installs.
 pub(crate) const SAMPLE: &str = include_str!("../../etc/mqtt.env");
 
-/// A settings file is a few hundred bytes; beyond this many it is something else.
+/// The size limit of the settings, which usually have a few hundred bytes.
 const MAX_BYTES: u64 = 64 * 1024;
 
 const KEYS: [&str; 19] = [
@@ -71,45 +71,45 @@ const KEYS: [&str; 19] = [
     "MQTT_HTTPS_PROXY",
 ];
 
-/// Asks for a variable by its name.
+/// Looks up a variable by its name.
 pub type EnvLookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// What the program needs to know about its broker and its place in the fleet.
+/// The valid settings.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// One broker or several, tried in turn; never empty.
+    /// The brokers, tried in turn; never empty.
     pub brokers: Vec<Broker>,
-    /// How the connection is protected, if it is.
+    /// TLS, if it is on.
     pub tls: Option<Tls>,
-    /// Name and password, unless the broker takes anybody.
+    /// Name and password, unless the broker needs none.
     pub login: Option<Login>,
-    /// Where the fleet shares its bans.
+    /// The topic of the fleet.
     pub topic: Topic,
     /// This host's name in the fleet.
     pub node: HostName,
-    /// Where Home Assistant discovers devices, if it is to discover this host.
+    /// The prefix of Home Assistant's discovery topics, if this host publishes a device.
     pub ha_prefix: Option<Topic>,
-    /// Figures for Prometheus are wanted.
+    /// Whether to write metrics for Prometheus.
     pub metrics: bool,
     /// How messages are signed, if they are.
     pub signing: Option<Signing>,
-    /// Which jails take part.
+    /// The jails that take part.
     pub sharing: JailFilter,
-    /// What no message bans here.
+    /// Networks that no message bans on this host.
     pub never_ban: Vec<IpNet>,
-    /// fail2ban's socket, where fail2ban's own settings do not name it.
+    /// fail2ban's socket, if it differs from fail2ban's own settings.
     pub fail2ban_socket: Option<PathBuf>,
-    /// The proxy by which reports go to `AbuseIPDB`: its URL may hold a password.
+    /// The URL of the proxy for reports to `AbuseIPDB`, which may contain a password.
     pub https_proxy: Option<Secret>,
-    /// What is odd about the file but stops nothing, one sentence each.
+    /// Problems in the file that do not prevent its use.
     pub warnings: Vec<String>,
 }
 
-/// Everything that is wrong with a settings file.
+/// All errors in a settings file.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ConfigErrors {
     path: PathBuf,
-    /// Line number (0 where no line is to blame) and what is wrong, in the file's order.
+    /// Line number (0 if the error belongs to no line) and message, in the file's order.
     faults: Vec<(usize, String)>,
 }
 
@@ -129,7 +129,7 @@ impl fmt::Display for ConfigErrors {
 impl std::error::Error for ConfigErrors {}
 
 impl ConfigErrors {
-    /// Line number (0 where no line is to blame) and what is wrong, in the file's order.
+    /// Line number (0 if the error belongs to no line) and message of each error, in the file's order.
     #[must_use]
     pub fn list(&self) -> &[(usize, String)] {
         &self.faults
@@ -140,8 +140,7 @@ impl Config {
     /// Reads the settings of this process: from `F2BMQTT_ENV` or [`PATH`].
     ///
     /// # Errors
-    /// [`Error::Config`] with every fault of the file, or [`Error::Settings`] where it cannot be
-    /// read.
+    /// [`Error::Config`] with all errors in the file, or [`Error::Settings`] if it cannot be read.
     pub fn load() -> Result<Self, Error> {
         let path = path();
         let unread = |source| Error::Settings { path: path.clone(), source };
@@ -151,7 +150,7 @@ impl Config {
         file.take(MAX_BYTES + 1).read_to_end(&mut text).map_err(unread)?;
         let nodename = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let environment = |name: &str| {
-            // bash sets this one itself, in no environment.
+            // Bash sets HOSTNAME as a shell variable, not in the environment.
             let own = || (name == "HOSTNAME").then(|| nodename.clone());
             std::env::var(name).ok().or_else(own)
         };
@@ -165,7 +164,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Whether the broker, the login and the topic are those that are shipped. They may be right.
+    /// Whether broker, login and topic are those of the installed file, which may be correct by chance.
     #[must_use]
     pub fn is_sample(&self) -> bool {
         let Ok(sample) = Self::parse(Path::new(PATH), SAMPLE.as_bytes(), &|_| None, "sample")
@@ -182,17 +181,17 @@ impl Config {
             && login(self) == login(&sample)
     }
 
-    /// What the broker knows this host by: the name in its certificate, or else its login.
+    /// The name by which the broker identifies this host: the one in its certificate, or else its login.
     #[must_use]
     pub fn user(&self) -> Option<String> {
         let of_certificate = self.tls.as_ref().and_then(Tls::own_name);
         of_certificate.or_else(|| self.login.as_ref().map(|login| login.user.clone()))
     }
 
-    /// Makes settings of a file's `text`; `nodename` is this host's own name.
+    /// Parses the `text` of a file; `nodename` is this host's own name.
     ///
     /// # Errors
-    /// Every [fault](Faults) that the text has.
+    /// All errors in the text.
     pub fn parse(
         path: &Path,
         text: &[u8],
@@ -276,7 +275,7 @@ impl Config {
                 })
             }
             _ => {
-                // A misspelt key may be why another one is missing.
+                // A misspelt key may be the cause of a missing one.
                 file.faults.extend(unknown);
                 file.faults.sort_by_key(|(line, _)| if *line == 0 { usize::MAX } else { *line });
                 Err(ConfigErrors { path: path.to_owned(), faults: file.faults })
@@ -285,18 +284,18 @@ impl Config {
     }
 }
 
-/// Whether a variable is one of this program's, or was meant to be one.
+/// Whether a variable is a setting of this program, or was meant as one.
 fn is_setting(name: &str) -> bool {
     name.starts_with("MQTT_")
 }
 
-/// The lines of a file, read, and what was wrong with them so far.
+/// The parsed lines of a file and the errors found so far.
 struct EnvFile<'a> {
-    /// Key to line number and value.
+    /// Line number and value by key.
     values: BTreeMap<String, (usize, String)>,
-    /// Names that some line used as `$NAME`.
+    /// Variables that some line used as `$NAME`.
     used: BTreeSet<String>,
-    /// Lines that set no setting and cannot be read, and the variables that they may set.
+    /// Lines that only bash can read and that set no setting, and the variables that they may set.
     skipped: Vec<usize>,
     unread: BTreeSet<String>,
     faults: Vec<(usize, String)>,
@@ -317,7 +316,7 @@ impl<'a> EnvFile<'a> {
             entries.fault(0, format!("the file is larger than {} KiB", MAX_BYTES / 1024));
             return entries;
         }
-        // Bytes that are no text are marked, for the line that has them to be found.
+        // Bytes that are not UTF-8 become U+FFFD, so that the error can name their line.
         for line in lines::split(&String::from_utf8_lossy(text)) {
             entries.take_line(&line);
         }
@@ -365,8 +364,8 @@ impl<'a> EnvFile<'a> {
             Ok(None) => {}
             Err(what) => {
                 let set = nested.as_deref().map_or_else(|| lines::set(text), |key| vec![key]);
-                // `MQTT_HOST = hub` sets nothing, and was meant to. The first line may have no name that can be
-                // known.
+                // `MQTT_HOST = hub` sets nothing in bash, but was meant as a setting. With a byte order mark, the
+                // first line's name cannot be read.
                 let meant = is_setting(text.trim_start()) || text.starts_with('\u{feff}');
                 if meant || set.iter().any(|name| is_setting(name)) {
                     self.fault(*number, what.to_owned());
@@ -382,7 +381,7 @@ impl<'a> EnvFile<'a> {
         self.faults.push((line, what));
     }
 
-    /// Each key that looks like a setting and is none, with its line.
+    /// Line and message of each key that looks like a setting but is none.
     fn unknown(&self) -> Vec<(usize, String)> {
         let mut unknown = Vec::new();
         for (key, (line, _)) in &self.values {
@@ -400,7 +399,7 @@ impl<'a> EnvFile<'a> {
         unknown
     }
 
-    /// A warning of the lines that were skipped.
+    /// The warning about skipped lines.
     fn skipped_lines(&self) -> Option<String> {
         const MAX_NAMED: usize = 10;
         let lines: Vec<String> = self.skipped.iter().map(ToString::to_string).collect();
@@ -417,7 +416,7 @@ impl<'a> EnvFile<'a> {
         }
     }
 
-    /// The scripts took further options of mosquitto's clients in a value: a port, TLS.
+    /// Rejects options of mosquitto's clients in a value, which worked with the scripts.
     fn check_options(&mut self) {
         for key in ["MQTT_HOST", "MQTT_PORT", "MQTT_TOPIC", "MQTT_USER", "MQTT_PASSWORD"] {
             let Some((line, value)) = self.values.get(key) else { continue };
@@ -429,7 +428,7 @@ impl<'a> EnvFile<'a> {
         }
     }
 
-    /// The value of `key`, if it is set in the file or the environment and not empty.
+    /// The parsed value of `key`, if the file or the environment sets it to a valid, non-empty value.
     fn optional<T>(&mut self, key: &str, make: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         let from_environment = || (self.environment)(key).map(|value| (0, value));
         let (line, value) = self.values.get(key).cloned().or_else(from_environment)?;
@@ -439,7 +438,7 @@ impl<'a> EnvFile<'a> {
         make(&value).map_err(|what| self.fault(line, format!("{key} {what}"))).ok()
     }
 
-    /// Whether a key has a value, be it good or not.
+    /// Whether a key has a value, valid or not.
     fn is_set(&self, key: &str) -> bool {
         match self.values.get(key) {
             Some((_, value)) => !value.is_empty(),
@@ -447,12 +446,13 @@ impl<'a> EnvFile<'a> {
         }
     }
 
-    /// The line that sets a key, or 0.
+    /// The number of the line that sets a key; 0 for none.
     fn line(&self, key: &str) -> usize {
         self.values.get(key).map_or(0, |(line, _)| *line)
     }
 
-    /// How messages are signed. Whoever asks for no unsigned ones without a key would get them all.
+    /// Reads how messages are signed. `MQTT_ACCEPT_UNSIGNED=no` without a key is an error: without a key, all
+    /// messages are accepted.
     fn signing(&mut self) -> Option<Signing> {
         let keys = self.optional("MQTT_SIGNING_KEY", values::signing_keys);
         let accept = self.optional("MQTT_ACCEPT_UNSIGNED", values::yes);
@@ -463,7 +463,7 @@ impl<'a> EnvFile<'a> {
         Some(Signing { keys: keys?, accept_unsigned: accept.unwrap_or(false) })
     }
 
-    /// Which jails take part. One that is to and is not to is a fault.
+    /// Reads which jails take part. A jail in both lists is an error.
     fn sharing(&mut self) -> JailFilter {
         let only = self.optional("MQTT_JAILS", values::jails);
         let not = self.optional("MQTT_NOT_JAILS", values::jails).unwrap_or_default();
@@ -474,7 +474,7 @@ impl<'a> EnvFile<'a> {
         JailFilter::new(only, not)
     }
 
-    /// What is said of TLS. Whatever would leave it off although something asks for it is a fault.
+    /// Reads the settings of TLS. Settings that ask for TLS but would leave it off are an error.
     fn tls(&mut self) -> Option<Tls> {
         let before = self.faults.len();
         let switch = self.optional("MQTT_TLS", values::switch);
@@ -514,6 +514,7 @@ impl<'a> EnvFile<'a> {
         }
     }
 
+    /// As [`Self::optional`]; a missing value is an error.
     fn needed<T>(&mut self, key: &str, make: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         let before = self.faults.len();
         let value = self.optional(key, make);

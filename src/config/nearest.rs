@@ -1,6 +1,6 @@
 //! Finds the setting that a misspelt key was meant to be.
 
-/// The most changes between a misspelt key and the one that was meant.
+/// The most typing errors that a key may have and still be recognised.
 const MAX_CHANGES: usize = 2;
 
 /// The key that is closest to `name`, if any is close.
@@ -9,8 +9,7 @@ pub(super) fn nearest<'a>(name: &str, keys: &[&'a str]) -> Option<&'a str> {
     near.min().filter(|(changes, _)| *changes <= MAX_CHANGES).map(|(_, key)| key)
 }
 
-/// How many characters have to be added, removed, replaced or swapped with their neighbour (optimal string
-/// alignment).
+/// The number of characters to add, remove, replace or swap with their neighbour (optimal string alignment).
 fn distance(a: &str, b: &str) -> usize {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
@@ -37,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn misspelt_key_has_a_nearest_one_if_it_is_close() {
+    fn misspelt_key_is_matched_to_a_close_one() {
         let keys = ["MQTT_HOST", "MQTT_PORT", "MQTT_TOPIC", "MQTT_PASSWORD"];
         let table = [
             ("MQTT_TOPIK", Some("MQTT_TOPIC")),

@@ -1,7 +1,7 @@
 //! Finds options of mosquitto's clients in a setting. The scripts passed the values to `mosquitto_pub` unquoted, so
-//! `MQTT_HOST="hub -p 8883 --cafile /etc/ca.crt"` was their way to a port and to TLS.
+//! administrators set a port and TLS with `MQTT_HOST="hub -p 8883 --cafile /etc/ca.crt"`.
 
-/// An option, whether a value follows it, and the setting that stands for it.
+/// An option, whether a value follows it, and the setting that replaces it.
 type ClientOption = (&'static str, bool, Option<&'static str>);
 
 const OPTIONS: [ClientOption; 15] = [
@@ -22,20 +22,21 @@ const OPTIONS: [ClientOption; 15] = [
     ("-V", true, None),
 ];
 
-/// What is wrong with a value that holds such options, with the lines to write instead.
+/// The error for a value with such options, with the lines to write instead.
 pub(super) fn fault(key: &str, value: &str) -> Option<String> {
-    let mut words = value.split_whitespace().peekable();
+    let mut arguments = value.split_whitespace().peekable();
     let mut own = Vec::new();
     let (mut lines, mut useless) = (Vec::new(), Vec::new());
-    while let Some(word) = words.next() {
-        // A password may have any word in it, but hardly such a one.
-        let is_option =
-            |option: &&ClientOption| option.0 == word && (key != "MQTT_PASSWORD" || word.len() > 2);
+    while let Some(argument) = arguments.next() {
+        // A password may have any text in it, but hardly a long option.
+        let is_option = |option: &&ClientOption| {
+            option.0 == argument && (key != "MQTT_PASSWORD" || argument.len() > 2)
+        };
         let Some((option, takes, setting)) = OPTIONS.iter().find(is_option) else {
-            own.push(word);
+            own.push(argument);
             continue;
         };
-        let given = if *takes { words.next() } else { None };
+        let given = if *takes { arguments.next() } else { None };
         match setting {
             Some(setting) if setting.contains('=') => lines.push((*setting).to_owned()),
             Some("MQTT_PASSWORD") => lines.push("MQTT_PASSWORD='…'".to_owned()),
@@ -63,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_to_write_instead_of_options_are_named() {
+    fn value_with_options_is_an_error_with_the_lines_to_write() {
         let table = [
             ("MQTT_HOST", "h -p 1884", Some("MQTT_HOST=h and MQTT_PORT=1884")),
             (

@@ -1,4 +1,4 @@
-//! Tables of settings files: what bash makes of them, what is a fault, and what it says.
+//! Tests settings files with tables: values as bash reads them, and errors with their messages.
 
 use std::path::Path;
 use std::process::Command;
@@ -24,7 +24,7 @@ fn value(line: &str) -> Result<String, &'static str> {
     line::read(line, &known).map(|entry| entry.map_or_else(String::new, |(_, value)| value))
 }
 
-/// What bash itself has in `K` after sourcing the line, and whether that was all it did.
+/// The value of `K` in bash after sourcing the line.
 fn bash(line: &str) -> String {
     let script = r#"OTHER="o th'er" MY_VAR=mine; . "$1"; printf %s "$K""#;
     let dir = tempfile::tempdir().unwrap();
@@ -36,7 +36,7 @@ fn bash(line: &str) -> String {
 }
 
 #[test]
-fn a_line_is_read_as_bash_reads_it() {
+fn valid_line_is_read_as_bash_reads_it() {
     let lines = [
         "K=value",
         "export K=value",
@@ -73,7 +73,7 @@ fn a_line_is_read_as_bash_reads_it() {
 }
 
 #[test]
-fn what_dotenvy_reads_unlike_bash_is_a_fault() {
+fn line_that_dotenvy_reads_unlike_bash_is_an_error() {
     let lines = [
         "K = v",
         "K= v",
@@ -119,7 +119,7 @@ fn what_dotenvy_reads_unlike_bash_is_a_fault() {
 }
 
 #[test]
-fn settings_of_the_scripts_are_taken_as_they_are() {
+fn settings_of_the_scripts_are_accepted_unchanged() {
     let text = "# broker\r\nMQTT_USER=fail2ban\r\nexport MQTT_PASSWORD='p a$$'\r\n\
                 MQTT_HOST=192.168.1.10\r\nMQTT_TOPIC=old\r\nMQTT_TOPIC=blacklist";
     let config = parse(text).unwrap();
@@ -132,7 +132,7 @@ fn settings_of_the_scripts_are_taken_as_they_are() {
 }
 
 #[test]
-fn the_file_beats_the_environment_and_the_environment_fills_gaps() {
+fn value_of_the_file_takes_precedence_over_the_environment() {
     let environment = |name: &str| match name {
         "MQTT_HOST" | "BASE" => Some("from-environment".to_owned()),
         "MQTT_NODE" => Some("node1".to_owned()),
@@ -146,7 +146,7 @@ fn the_file_beats_the_environment_and_the_environment_fills_gaps() {
 }
 
 #[test]
-fn several_brokers_are_kept_in_order() {
+fn several_brokers_stay_in_order() {
     let text = "MQTT_HOST='a,b:1884, [fd00::1]:1885,fd00::2'\nMQTT_PORT=1900\nMQTT_TOPIC=t\n";
     let shown: Vec<_> = parse(text).unwrap().brokers.iter().map(ToString::to_string).collect();
     assert_eq!(shown, ["a:1900", "b:1884", "[fd00::1]:1885", "[fd00::2]:1900"]);
@@ -163,7 +163,7 @@ fn unknown_keys_are_a_warning() {
 }
 
 #[test]
-fn misspelt_key_is_named_beside_the_one_that_is_missing() {
+fn misspelt_key_is_listed_with_the_missing_one() {
     let shown =
         parse("MQTT_HOST=hub\nMQTT_USER=u\nMQTT_PASSWORD=p\nMQTT_TOPIK=blacklist\n").unwrap_err();
     let expected = "the settings in mqtt.env cannot be used:
@@ -200,7 +200,7 @@ fn setting_that_only_bash_can_read_is_a_fault() {
         ("MQTT_PASSWORD='two\nlines'", 1, "has a quote that is not closed on the same line"),
     ];
     for (text, line, what) in table {
-        // What would be right elsewhere does not make up for it.
+        // A valid line elsewhere does not replace the unreadable one.
         let faults = parse(&format!("{text}\n{GOOD}")).map(|config| config.brokers);
         let faults = faults.expect_err(text);
         assert_eq!((faults.list().len(), faults.list()[0].0), (1, line), "{text}: {faults}");
@@ -209,13 +209,13 @@ fn setting_that_only_bash_can_read_is_a_fault() {
     let faults = parse("MQTT_HOST='h -p 1884'\nMQTT_TOPIC=t\n").unwrap_err().to_string();
     let lines = "line 1: MQTT_HOST has options of mosquitto_pub; write these lines instead: MQTT_HOST=h and MQTT_PORT=1884";
     assert!(faults.contains(lines), "{faults}");
-    // The last line wins, also over one that cannot be read for sure.
+    // The last line wins, also over an unreadable one.
     let config = parse(&format!("HUB=$(x)\nHUB=hub\nMQTT_NODE=$HUB\n{GOOD}")).unwrap();
     assert_eq!(config.node.as_str(), "hub");
 }
 
 #[test]
-fn all_faults_are_told_at_once_without_the_text_of_a_line() {
+fn all_errors_are_listed_without_the_text_of_a_line() {
     let text = "MQTT_USER=fail2ban\nMQTT_PASSWORD=hunter2 hunter2\nMQTT_HOST=mqtt://broker\n\
                 MQTT_PORT=0\nMQTT_NODE=a/b\nMQTT_TOPIC=a/#\nMQTT_JAILS='ss hd; id'\nMQTT_TLS=insecure\n\
                 MQTT_NEVER_BAN=192.0.2.0/24,web.example\n";
@@ -244,7 +244,7 @@ fn fail2ban_socket_is_an_absolute_path() {
 }
 
 #[test]
-fn proxy_is_a_url_that_no_fault_shows() {
+fn invalid_proxy_is_an_error_that_does_not_show_the_url() {
     let proxy = |text: &str| parse(&format!("{GOOD}MQTT_HTTPS_PROXY={text}\n"));
     for text in ["http://proxy:3128", "http://ann:s3cret@[2001:db8::1]:3128/"] {
         assert_eq!(proxy(text).unwrap().https_proxy.unwrap().reveal(), text);
@@ -278,7 +278,7 @@ fn jails_and_networks_are_lists() {
 }
 
 #[test]
-fn a_signing_key_is_long_and_its_faults_do_not_show_it() {
+fn short_signing_key_is_an_error_that_does_not_show_the_key() {
     assert!(parse(GOOD).unwrap().signing.is_none());
     let long = "0123456789abcdef";
     let config = parse(&format!("{GOOD}MQTT_SIGNING_KEY={long}\n")).unwrap();
@@ -298,7 +298,7 @@ fn a_signing_key_is_long_and_its_faults_do_not_show_it() {
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn missing_setting_is_listed() {
     let shown = parse("MQTT_HOST=\nMQTT_PASSWORD=x\n").unwrap_err().to_string();
     let expected = "the settings in mqtt.env cannot be used:
   line 1: MQTT_HOST is not set
@@ -308,13 +308,13 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
-fn brokers_that_cannot_be_are_refused() {
+fn invalid_broker_is_an_error() {
     for text in ["", "a,", "a:b", "a:0", "a:70000", "[::1", "[::1]x", "::g", "a b", "mqtt://a"] {
         assert!(values::brokers(text).is_err(), "{text:?}");
     }
 }
 
-/// A CA, a certificate and key for a host, and more, made by the example's own commands.
+/// A directory with a CA, certificates and keys of hosts, and invalid files, made by the example's commands.
 fn certificates() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/mosquitto/certificates");
@@ -331,7 +331,7 @@ fn certificates() -> tempfile::TempDir {
 }
 
 #[test]
-fn tls_is_on_with_a_ca_or_by_itself_and_has_its_own_port() {
+fn tls_is_on_with_a_ca_or_a_switch_and_has_its_default_port() {
     let dir = certificates();
     let at = |text: &str| text.replace("DIR", &dir.path().display().to_string());
     let table = [
@@ -342,7 +342,7 @@ fn tls_is_on_with_a_ca_or_by_itself_and_has_its_own_port() {
         ("MQTT_TLS=on\nMQTT_CAFILE=DIR/ca.crt\n", Some(8883)),
         ("MQTT_CAFILE=DIR/ca.crt\nMQTT_PORT=1234\n", Some(1234)),
         ("MQTT_CAFILE=DIR/ca.crt\nMQTT_CERT=DIR/web1.crt\nMQTT_KEY=DIR/web1.key\n", Some(8883)),
-        // Whatever asks for TLS and would not get it is a fault.
+        // Settings that ask for TLS but leave it off are errors.
         ("MQTT_TLS=off\nMQTT_CAFILE=DIR/ca.crt\n", None),
         ("MQTT_CERT=DIR/web1.crt\nMQTT_KEY=DIR/web1.key\n", None),
         ("MQTT_CAFILE=DIR/missing\n", None),
@@ -359,7 +359,7 @@ fn tls_is_on_with_a_ca_or_by_itself_and_has_its_own_port() {
 }
 
 #[test]
-fn certificates_have_a_name_and_an_end() {
+fn certificates_have_a_name_and_an_expiry() {
     let dir = certificates();
     let dir = dir.path().display();
     let tls =
@@ -387,7 +387,7 @@ fn certificates_have_a_name_and_an_end() {
 }
 
 #[test]
-fn every_fault_of_the_files_is_told_with_its_line() {
+fn error_in_a_tls_file_names_the_line_of_the_setting() {
     let dir = certificates();
     let at = |text: &str| text.replace("DIR", &dir.path().display().to_string());
     let table = [
@@ -431,7 +431,7 @@ fn every_fault_of_the_files_is_told_with_its_line() {
 }
 
 #[test]
-fn a_key_that_others_can_read_is_a_warning() {
+fn key_that_others_can_read_is_a_warning() {
     use std::os::unix::fs::PermissionsExt as _;
     let dir = certificates();
     let key = dir.path().join("web1.key");
@@ -447,7 +447,7 @@ fn a_key_that_others_can_read_is_a_warning() {
 }
 
 #[test]
-fn a_fleet_is_not_where_snapshots_are() {
+fn fleet_topic_below_f2bmqtt_is_an_error() {
     for topic in ["f2bmqtt", "f2bmqtt/blacklist"] {
         let text = format!("MQTT_HOST=hub\nMQTT_TOPIC={topic}\n");
         let faults = Config::parse(Path::new("f"), text.as_bytes(), &|_| None, "web1").unwrap_err();

@@ -1,8 +1,8 @@
-//! TLS: whose word this host takes for who the broker is, and how it shows who it is itself.
+//! Sets up TLS: the CAs that verify the broker, and this host's own certificate.
 //!
-//! The files are read for the faults that they may have, and anew for each connection, so that a
-//! certificate that was renewed counts from the next one on. There is no setting that leaves the
-//! broker's certificate unchecked.
+//! The files are read once with the settings, to report errors, and again for each connection, so that a
+//! renewed certificate is used from the next connection on. No setting turns off the verification of the
+//! broker's certificate.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -17,17 +17,17 @@ use rustls::{ClientConfig, RootCertStore};
 
 use super::certificate::{Certificate, Seen, Verifier};
 
-/// A bundle of all the world's authorities is a quarter of this.
+/// The bundle of all public CAs is a quarter of this size.
 const MAX_BYTES: u64 = 1024 * 1024;
 
-/// What the settings say of TLS, where it is on.
+/// The settings of TLS, if TLS is on.
 #[derive(Clone, Debug)]
 pub struct Tls {
-    /// The certificates that the broker's must be signed by; the system's if there are none.
+    /// The file of CAs that verify the broker; `None` for the system's CAs.
     pub(super) authorities: Option<PathBuf>,
-    /// This host's own certificate and its key.
+    /// The files of this host's certificate and key.
     pub(super) identity: Option<(PathBuf, PathBuf)>,
-    /// The broker's certificate, as it was on the last connection of any copy of this.
+    /// The broker's certificate on the last connection; clones share it.
     seen: Seen,
 }
 
@@ -36,8 +36,7 @@ impl Tls {
         Self { authorities, identity, seen: Seen::default() }
     }
 
-    /// The certificates of this host, its CA and the broker, as far as they are known. Of several in a file, the
-    /// one that ends first.
+    /// The known certificates of this host, its CA and the broker. Of several in a file, the one that expires first.
     #[must_use]
     pub fn certificates(&self) -> Vec<Certificate> {
         let first = |kind, path: &Path| {
@@ -58,16 +57,16 @@ impl Tls {
         Some(own.name).filter(|name| !name.is_empty())
     }
 
-    /// Whether this host shows a certificate.
+    /// Whether this host presents a certificate.
     #[must_use]
     pub fn has_identity(&self) -> bool {
         self.identity.is_some()
     }
 
-    /// What a connection needs, read from the files now.
+    /// Reads the files for a new connection.
     ///
     /// # Errors
-    /// What is wrong, with the setting's name in front.
+    /// A message that starts with the setting's name.
     pub fn client(&self) -> Result<Arc<ClientConfig>, String> {
         let roots = match &self.authorities {
             Some(path) => authorities(path).map_err(named("MQTT_CAFILE"))?,
@@ -78,7 +77,7 @@ impl Tls {
             WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
                 .build()
                 .map_err(|error| error.to_string())?;
-        // It adds nothing to what rustls does by itself, but remembers what was good.
+        // This verifier checks what rustls checks by default, and records the broker's certificate.
         let verifier = Verifier { inner, seen: Arc::clone(&self.seen) };
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -101,7 +100,7 @@ impl Tls {
         Ok(Arc::new(config))
     }
 
-    /// Whether others than root and its group can read this host's key.
+    /// The path of this host's key if users outside of the file's group can read it.
     pub(super) fn exposed_key(&self) -> Option<&Path> {
         let (_, key) = self.identity.as_ref()?;
         let mode = std::fs::metadata(key).ok()?.permissions().mode();
@@ -113,12 +112,12 @@ fn named(setting: &str) -> impl Fn(String) -> String {
     move |what| format!("{setting} {what}")
 }
 
-/// Whether a broker of this name can have a certificate.
+/// Whether a certificate can be valid for this host name.
 pub(super) fn is_server_name(host: &str) -> bool {
     ServerName::try_from(bare(host)).is_ok()
 }
 
-/// A host without the brackets that an IPv6 address is written in.
+/// A host without the brackets of an IPv6 address.
 pub(crate) fn bare(host: &str) -> &str {
     host.trim_start_matches('[').trim_end_matches(']')
 }
@@ -175,14 +174,14 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    // PKCS #8, and the older form of openssl.
+    // The markers of PKCS #8 and of openssl's older format.
     const ENCRYPTED: [&str; 2] =
         ["-----BEGIN ENCRYPTED PRIVATE KEY-----", "Proc-Type: 4,ENCRYPTED"];
     let text = read(path)?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|_| {
         let path = path.display();
         let text = String::from_utf8_lossy(&text);
-        if ENCRYPTED.iter().any(|mark| text.contains(mark)) {
+        if ENCRYPTED.iter().any(|marker| text.contains(marker)) {
             format!("is encrypted with a passphrase; use a key without a passphrase: {path}")
         } else {
             format!("has no private key in PEM form: {path}")

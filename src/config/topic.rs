@@ -1,37 +1,38 @@
-//! Where on the broker a fleet lives: events below `MQTT_TOPIC`, and what is retained below
-//! `f2bmqtt/MQTT_TOPIC`. Hosts that run the scripts subscribe to the first and never see the second.
+//! Makes all topics of a fleet: events are below `MQTT_TOPIC`, and retained messages below
+//! `f2bmqtt/MQTT_TOPIC`. Hosts that run the scripts subscribe to the first and never get the second.
 
 use crate::wire::HostName;
 
-/// A topic leaves room for `f2bmqtt/<topic>/state/<host>/<index>` below the 65,535 bytes that MQTT allows.
-const MAX_TOPIC: usize = 200;
+/// With this limit, `f2bmqtt/<topic>/state/<host>/<index>` stays far below MQTT's 65,535 bytes.
+const MAX_TOPIC_BYTES: usize = 200;
 
-/// The first level of everything retained.
+/// The first level of all retained topics.
 const RETAINED: &str = "f2bmqtt";
 
-/// A topic that can be published to. Every topic name of the fleet is made here.
+/// A topic that can be published to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topic(String);
 
 impl Topic {
-    /// Takes a topic that can be published to (MQTT 3.1.1, §4.7: no wildcards, no NUL).
+    /// Checks that a topic can be published to (MQTT 3.1.1, §4.7: no wildcards, no NUL).
     ///
     /// # Errors
-    /// What is wrong with it, to be put behind the setting's name.
+    /// The end of a sentence that starts with the setting's name.
     pub fn new(text: &str) -> Result<Self, String> {
         if text.contains(['+', '#']) {
             return Err("must not have + or #, which are wildcards".to_owned());
         }
-        if text.len() > MAX_TOPIC || text.contains(char::is_control) || text.starts_with('$') {
+        if text.len() > MAX_TOPIC_BYTES || text.contains(char::is_control) || text.starts_with('$')
+        {
             return Err(format!(
-                "must be a topic of at most {MAX_TOPIC} bytes without control characters, and must not \
+                "must be a topic of at most {MAX_TOPIC_BYTES} bytes without control characters, and must not \
                  begin with $"
             ));
         }
         Ok(Self(text.to_owned()))
     }
 
-    /// Takes the topic of a fleet. Below `f2bmqtt/` it could be the retained branch of another fleet.
+    /// Checks the topic of a fleet. Below `f2bmqtt/` it could be the retained branch of another fleet.
     ///
     /// # Errors
     /// As [`Topic::new`].
@@ -46,7 +47,7 @@ impl Topic {
         Ok(topic)
     }
 
-    /// The topic.
+    /// The topic as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -58,37 +59,38 @@ impl Topic {
         format!("{}/{name}", self.0)
     }
 
-    /// Where an action's events go.
+    /// The topic of an action's events.
     #[must_use]
     pub fn event(&self, action: &str) -> String {
         self.below(action)
     }
 
-    /// The filter of all events: the scripts publish on any topic below the fleet's.
+    /// The filter for all events: the scripts publish on any topic below the fleet's.
     #[must_use]
     pub fn events(&self) -> String {
         self.below("#")
     }
 
-    /// The presence of a host.
+    /// The topic of a host's presence.
     #[must_use]
     pub fn presence(&self, host: &HostName) -> String {
         self.retained(&format!("host/{host}"))
     }
 
-    /// The filter of all presences. `RabbitMQ` makes levels of the dots in a host's name, so it is no `+`.
+    /// The filter for all presences. It ends with `#`, not `+`, because `RabbitMQ` turns dots in a host's name into
+    /// levels.
     #[must_use]
     pub fn presences(&self) -> String {
         self.retained("host/#")
     }
 
-    /// Filters of the presences on other fleets' topics, of one level and of two.
+    /// Filters for the presences of any fleet whose topic has one or two levels.
     #[must_use]
     pub fn any_presences() -> [String; 2] {
         ["+", "+/+"].map(|topic| format!("{RETAINED}/{topic}/host/+"))
     }
 
-    /// The fleet's topic of the topic of a presence.
+    /// The topic of the fleet that a presence's topic belongs to.
     #[must_use]
     pub fn of_presence(presence: &str) -> Option<&str> {
         let (topic, host) =
@@ -96,13 +98,13 @@ impl Topic {
         (!topic.is_empty() && !host.is_empty() && !host.contains('/')).then_some(topic)
     }
 
-    /// One shard of a host's snapshot.
+    /// The topic of one shard of a host's snapshot.
     #[must_use]
     pub fn shard(&self, host: &HostName, index: u32) -> String {
         self.retained(&format!("state/{host}/{index}"))
     }
 
-    /// The filter of a host's whole snapshot.
+    /// The filter for a host's whole snapshot.
     #[must_use]
     pub fn shards(&self, host: &HostName) -> String {
         self.retained(&format!("state/{host}/+"))
@@ -114,7 +116,7 @@ impl Topic {
         format!("{RETAINED}/{}/{name}", self.0)
     }
 
-    /// Both branches, for texts on access rules.
+    /// Both branches, for messages about access rules.
     #[must_use]
     pub fn branches(&self) -> String {
         format!("{} and {}", self.events(), self.retained("#"))
@@ -126,21 +128,21 @@ impl Topic {
         self.of_event(topic).is_some() || self.retained_below(topic).is_some()
     }
 
-    /// The topic that an event was published on, by the one that it came on.
+    /// The topic that an event was published on, from the one that it arrived on.
     pub(crate) fn of_event(&self, came: &str) -> Option<String> {
         let rest = strip(came, &self.0)?;
         (rest.is_empty() || rest.starts_with('/')).then(|| format!("{}{rest}", self.0))
     }
 
-    /// What stands below the retained branch.
+    /// The rest of a topic below the retained branch.
     pub(crate) fn retained_below<'a>(&self, topic: &'a str) -> Option<&'a str> {
         let rest = topic.strip_prefix(RETAINED)?.strip_prefix('/')?;
         strip(rest, &self.0)?.strip_prefix('/')
     }
 }
 
-/// What follows a prefix. `RabbitMQ` knows no slash in a topic: it makes a dot of each slash, and of every
-/// dot a slash when the message goes out.
+/// The rest of a topic after a prefix. `RabbitMQ` replaces slashes by dots when a message comes in, and every dot by a
+/// slash when the message goes out.
 fn strip<'a>(topic: &'a str, prefix: &str) -> Option<&'a str> {
     topic.strip_prefix(prefix).or_else(|| topic.strip_prefix(&prefix.replace('.', "/")))
 }
@@ -150,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fleet_has_two_branches_and_no_topic_of_another_is_in_them() {
+    fn topic_of_another_fleet_is_in_neither_branch() {
         let (topic, host) = (Topic::of_fleet("blacklist").unwrap(), HostName::new("web1").unwrap());
         assert_eq!(topic.event("ban"), "blacklist/ban");
         assert_eq!(topic.events(), "blacklist/#");
@@ -191,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_retained_branch_is_no_topic_of_a_fleet() {
+    fn topic_in_the_retained_branch_is_rejected() {
         for text in ["f2bmqtt", "f2bmqtt/", "f2bmqtt/blacklist"] {
             assert!(Topic::of_fleet(text).unwrap_err().contains("begin with f2bmqtt/"), "{text}");
             assert!(Topic::new(text).is_ok(), "Home Assistant's prefix may be anything");

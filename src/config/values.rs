@@ -1,5 +1,5 @@
-//! What a value of the settings may be: brokers, port, topic, name and password, lists of jails and of
-//! networks.
+//! Parses the values of settings: brokers, port, name and password, keys, and lists of jails and networks. An error is
+//! the end of a sentence that starts with the setting's name.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,14 +12,14 @@ use crate::ignored;
 use crate::wire::Jail;
 use crate::wire::seal::SigningKeys;
 
-/// The ports of MQTT, without TLS and with it, in IANA's register.
+/// The ports that IANA has registered for MQTT, without and with TLS.
 pub(super) const PLAIN_PORT: u16 = 1883;
 pub(super) const TLS_PORT: u16 = 8883;
 
-/// Where a broker listens.
+/// The address of a broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broker {
-    /// Name or address; an IPv6 address in brackets.
+    /// Host name or address; an IPv6 address has brackets.
     pub host: String,
     /// TCP port.
     pub port: u16,
@@ -31,7 +31,7 @@ impl fmt::Display for Broker {
     }
 }
 
-/// A broker as it is written, with or without a port of its own.
+/// A broker as written in the settings, with or without a port.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct HostPort {
     pub(super) host: String,
@@ -44,18 +44,18 @@ impl HostPort {
     }
 }
 
-/// A text that is never shown.
+/// A text that no message or debug output shows.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes charge of a text.
+    /// Wraps a secret text.
     #[must_use]
     pub fn new(text: String) -> Self {
         Self(text)
     }
 
-    /// The text itself, for the one place that needs it.
+    /// The secret text, for use but never for display.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
@@ -68,21 +68,21 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What the broker knows this host by.
+/// The name and password that this host sends to the broker.
 #[derive(Clone, Debug)]
 pub struct Login {
-    /// The broker's name for us.
+    /// User name.
     pub user: String,
-    /// Its password.
+    /// Password; may be empty.
     pub password: Secret,
 }
 
-/// How this host's messages are signed, and the others' checked.
+/// How this host signs its messages and verifies those of others.
 #[derive(Clone, Debug)]
 pub struct Signing {
     /// The secrets that the fleet shares.
     pub keys: SigningKeys,
-    /// What is not signed counts, too: some hosts do not sign yet, or run the scripts.
+    /// Whether unsigned messages are accepted, because some hosts do not sign yet, or run the scripts.
     pub accept_unsigned: bool,
 }
 
@@ -136,7 +136,7 @@ pub(super) fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-/// A path that depends on no current directory.
+/// A path that does not depend on the current directory.
 pub(super) fn absolute_path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     if path.is_absolute() { Ok(path) } else { Err("must be a path that begins with /".to_owned()) }
@@ -152,7 +152,7 @@ pub(super) fn proxy(text: &str) -> Result<Secret, String> {
     Ok(Secret::new(text.to_owned()))
 }
 
-/// Name or password; MQTT counts their length in two bytes.
+/// A name or password, whose length MQTT encodes in two bytes.
 pub(super) fn credential(text: &str) -> Result<String, String> {
     if text.len() > usize::from(u16::MAX) {
         return Err("is longer than the 65535 bytes that MQTT allows".to_owned());
@@ -160,13 +160,13 @@ pub(super) fn credential(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// One secret or, while it is changed, the new and the old one.
+/// One secret or, during a change of the key, the new and the old one.
 pub(super) fn signing_keys(text: &str) -> Result<SigningKeys, String> {
-    const SHORTEST: usize = 16;
+    const MIN_CHARS: usize = 16;
     let secrets: Vec<&str> = text.split(',').map(str::trim).collect();
-    if secrets.len() > 2 || secrets.iter().any(|secret| secret.chars().count() < SHORTEST) {
+    if secrets.len() > 2 || secrets.iter().any(|secret| secret.chars().count() < MIN_CHARS) {
         return Err(format!(
-            "must be a secret of at least {SHORTEST} characters, or new,old during a change of the key; \
+            "must be a secret of at least {MIN_CHARS} characters, or new,old during a change of the key; \
              make a secret with: openssl rand -hex 32"
         ));
     }
@@ -181,7 +181,7 @@ pub(super) fn yes(text: &str) -> Result<bool, String> {
     }
 }
 
-/// Names of jails, with commas or blanks between.
+/// Names of jails, separated by commas or blanks.
 pub(super) fn jails(text: &str) -> Result<BTreeSet<Jail>, String> {
     let jails: Option<BTreeSet<Jail>> = list(text).map(|name| Jail::new(name).ok()).collect();
     jails
@@ -189,7 +189,7 @@ pub(super) fn jails(text: &str) -> Result<BTreeSet<Jail>, String> {
         .ok_or_else(|| "must be names of jails, separated by commas or blanks".to_owned())
 }
 
-/// Addresses and networks, with commas or blanks between.
+/// Addresses and networks, separated by commas or blanks.
 pub(super) fn networks(text: &str) -> Result<Vec<IpNet>, String> {
     let networks: Option<Vec<IpNet>> = list(text).map(ignored::network).collect();
     networks.filter(|networks| !networks.is_empty()).ok_or_else(|| {
@@ -199,5 +199,5 @@ pub(super) fn networks(text: &str) -> Result<Vec<IpNet>, String> {
 }
 
 fn list(text: &str) -> impl Iterator<Item = &str> {
-    text.split([',', ' ', '\t']).filter(|word| !word.is_empty())
+    text.split([',', ' ', '\t']).filter(|entry| !entry.is_empty())
 }

@@ -49,7 +49,7 @@ fn too_fast(kind: MessageKind, host: &HostName) -> String {
 
 impl Daemon {
     pub(super) fn on_message(&mut self, message: &Admitted) {
-        if self.shown.hear(message) {
+        if self.shown.on_message(message) {
             return;
         }
         let result = match message.source() {
@@ -214,7 +214,7 @@ impl Daemon {
         }
         let mut known = self.memory.lock();
         let mut part = message.shard(|pardon| known.fleet.knows_fleet_unban(pardon))?;
-        self.shown.traffic.parts += 1;
+        self.shown.traffic.shards += 1;
         if let Some(refusal) = known.guard.check_part_time(&part, now()) {
             if refusal == RejectReason::Ahead && message.is_trusted() {
                 self.ahead.record(host, now()).iter().for_each(journal::warn);

@@ -402,7 +402,7 @@ impl Daemon {
         known.flush_suppressed_warnings();
         known.reserve_stamps();
         known.drain_spool();
-        for (topic, text) in self.shown.show(&mut known, now_millis()) {
+        for (topic, text) in self.shown.export(&mut known, now_millis()) {
             self.link.publish_retained(topic, text.into_bytes());
         }
         let now = now_millis();

@@ -1,34 +1,34 @@
-//! Which jail an action speaks of. An action knows only its `name`, which a jail may set: Debian's own jails
-//! `asterisk`, `freeswitch`, `nsd` and `mumble` call their actions `asterisk-tcp` and `asterisk-udp`. No other host has
-//! jails of such names.
+//! Maps the name that an action reports to its jail. An action knows only its `name`, which a jail may set: Debian's
+//! own jails `asterisk`, `freeswitch`, `nsd` and `mumble` call their actions `asterisk-tcp` and `asterisk-udp`. No
+//! other host has jails of such names.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::wire::Jail;
 
-/// The most names that are remembered as unknown; what comes on top is passed on as it is.
+/// The most unknown names in memory; any further name is taken as a jail's.
 const MAX_UNKNOWN: usize = 1_000;
 
-/// What to do with a ban that an action reported under a name.
+/// The result of looking up an action's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resolved {
-    /// The ban is in this jail.
+    /// The jail of the ban.
     Jail(Jail),
-    /// Ask fail2ban for its actions first.
+    /// Unknown: fail2ban's actions have to be read first.
     Ask,
 }
 
 /// The names of all actions, and the jails that have them.
 #[derive(Debug, Default)]
 pub struct ActionNames {
-    /// A name may be that of actions of several jails.
+    /// By name; actions of several jails may have the same name.
     jails: BTreeMap<Jail, BTreeSet<Jail>>,
-    /// Names that no jail and no action has; `true`: since the actions were last read.
+    /// Names that no jail and no action has; `true` if the actions were read since the name was seen.
     unknown: BTreeMap<Jail, bool>,
 }
 
 impl ActionNames {
-    /// Takes the names of the actions of all jails: pairs of a name and a jail.
+    /// Sets the actions of all jails, as pairs of an action's name and its jail.
     pub fn set(&mut self, pairs: impl IntoIterator<Item = (Jail, Jail)>) {
         self.jails.clear();
         for (name, jail) in pairs {
@@ -37,14 +37,14 @@ impl ActionNames {
         self.unknown.values_mut().for_each(|asked| *asked = true);
     }
 
-    /// Whether to read the actions because of an unknown name.
+    /// Whether a name is unknown and the actions were not read since.
     #[must_use]
     pub fn wants_actions(&self) -> bool {
         self.unknown.values().any(|asked| !asked)
     }
 
     /// Finds the jail of a ban that an action reported under a name. `exists`: fail2ban has a jail of that name.
-    /// `has_ban` tells whether fail2ban's database has the ban in a jail; only several jails of one name need it.
+    /// `has_ban` tells whether fail2ban's database has the ban in a jail; it is called only if several jails match.
     pub fn resolve(
         &mut self,
         name: &Jail,
@@ -59,7 +59,7 @@ impl ActionNames {
             self.unknown.insert(name.clone(), false);
             return Resolved::Ask;
         };
-        // A guess that is wrong is put right by the next snapshot.
+        // The next snapshot corrects a wrong guess.
         let of_name = || jails.get(name).or_else(|| jails.first());
         let jail = match jails.len() {
             1 => jails.first(),
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn ban_is_in_the_jail_whose_action_reported_it() {
+    fn ban_reported_by_an_action_is_in_its_jail() {
         let mut names = ActionNames::default();
         let pairs = [
             ("asterisk-tcp", "asterisk"),
@@ -89,7 +89,7 @@ mod tests {
             ("HTTP", "https"),
         ];
         names.set(pairs.map(|(name, of)| (jail(name), jail(of))));
-        // The name, the jail in which the database has the ban -> the jail.
+        // The action's name, the jail in which the database has the ban, the expected jail.
         let table = [
             ("asterisk-tcp", "", "asterisk"),
             ("asterisk-udp", "", "asterisk"),
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_name_is_asked_for_once() {
+    fn unknown_name_causes_one_read_of_the_actions() {
         let mut names = ActionNames::default();
         let resolve =
             |names: &mut ActionNames, exists| names.resolve(&jail("x-tcp"), exists, |_| false);

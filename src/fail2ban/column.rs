@@ -41,13 +41,13 @@ pub(super) fn of_json(value: &Value) -> i64 {
     number.unwrap_or(0)
 }
 
-/// The whole number of a float, rounded towards 0. What is beyond the range is the end of the range.
+/// The whole number of a float, rounded towards 0 and clamped to the range of `i64`; `None` for NaN.
 pub(super) fn whole(number: f64) -> Option<i64> {
     #[expect(clippy::cast_possible_truncation, reason = "`as` saturates")]
     (!number.is_nan()).then_some(number as i64)
 }
 
-/// The whole number that a text stands for.
+/// Parses a number, rounded towards 0.
 pub(super) fn digits(text: &str) -> Option<i64> {
     let text = text.trim();
     text.parse().ok().or_else(|| text.parse().ok().and_then(whole))
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_type_that_holds_a_number_is_read() {
+    fn number_of_any_sqlite_type_is_read() {
         let table = [
             (ValueRef::Integer(600), Ok(600)),
             (ValueRef::Real(612.75), Ok(612)),
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_read_whatever_their_json_type() {
+    fn failures_of_any_json_type_are_read() {
         let table =
             [(json!(3), 3), (json!(3.0), 3), (json!("3"), 3), (json!(null), 0), (json!([3]), 0)];
         for (value, expected) in table {

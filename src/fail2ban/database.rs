@@ -1,8 +1,8 @@
-//! fail2ban's own database: why an address is banned. Read, never written.
+//! Reads fail2ban's database, which tells detections from imports (R6). This program never writes it.
 //!
-//! Table `bips` has one row for a current or recent ban: `ip, jail, timeofban, bantime, bancount,
+//! Table `bips` has one row for each current or recent ban: `ip, jail, timeofban, bantime, bancount,
 //! data`, times in seconds; `data` is JSON with the number of `failures` (fail2ban's
-//! `server/database.py`). A ban that ends leaves its row; one that an operator lifts does not.
+//! `server/database.py`). The row stays when a ban expires, and goes when an operator unbans the address.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -19,46 +19,46 @@ use super::table::AddressMap;
 use crate::wire::range::{self, BANTIME_SECS, TIME_SECS};
 use crate::wire::{Address, Jail};
 
-/// fail2ban writes for milliseconds at a time.
-const PATIENCE: Duration = Duration::from_millis(250);
+/// How long to wait while fail2ban has the database locked, which takes milliseconds.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// The most unreadable rows that are kept for a report.
+/// The most unreadable rows that one warning reports.
 const MAX_UNREADABLE: usize = 5;
 
-/// What the database says of a ban.
+/// A row of table `bips`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BipsRow {
-    /// When it began, in seconds since 1970.
+    /// The start of the ban, in seconds since 1970.
     pub timeofban: i64,
-    /// How long it lasts, in seconds; -1 is for ever.
+    /// Bantime in seconds; -1: permanent.
     pub bantime: i64,
-    /// How many failures led to it; 0 where it was not detected here.
+    /// The number of failures; 0 if this host did not detect the attack.
     pub failures: i64,
 }
 
 impl BipsRow {
-    /// When the ban ends, in seconds since 1970; `None`: never.
+    /// When the ban ends, in seconds since 1970; `None` for a permanent ban.
     #[must_use]
     pub fn end(&self) -> Option<i64> {
         (self.bantime >= 0).then(|| self.timeofban.saturating_add(self.bantime))
     }
 
-    /// Whether the ban is over `now`. fail2ban rounds times to the second, so one is left in doubt.
+    /// Whether the ban has ended by `now`. fail2ban rounds times to the second, so its last second counts as over.
     #[must_use]
     pub fn is_over(&self, now: i64) -> bool {
         self.end().is_some_and(|end| end <= now.saturating_add(1))
     }
 }
 
-/// The database of a fail2ban server. fail2ban may have none (`dbfile = None`): then nothing is in it.
+/// The database of a fail2ban server. It is empty if fail2ban keeps none (`dbfile = None`).
 #[derive(Debug)]
 pub struct Database {
     path: Option<PathBuf>,
-    /// fail2ban itself said where it is.
+    /// Whether fail2ban itself named the path.
     confirmed: bool,
-    /// Open on the file that had this number: fail2ban may put another in its place.
+    /// The connection, with device and inode of its file: fail2ban may replace the file.
     open: Option<((u64, u64), Connection)>,
-    /// The rows that were skipped since they were last reported, in words.
+    /// Messages about rows that were skipped since the last report.
     unreadable: Vec<String>,
 }
 
@@ -69,19 +69,19 @@ impl Database {
         Self { path, confirmed: false, open: None, unreadable: Vec::new() }
     }
 
-    /// Where it is.
+    /// The path; `None` if fail2ban keeps no database.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 
-    /// The rows that were skipped because a value in them cannot be read, each in words. One row must not
-    /// hide the others.
+    /// Takes the messages about rows that were skipped because of an unreadable value. One such row must not hide
+    /// the others.
     pub fn take_unreadable(&mut self) -> Vec<String> {
         std::mem::take(&mut self.unreadable)
     }
 
-    /// From now on it is the one at `path`.
+    /// Sets the path that fail2ban named.
     pub fn set_path(&mut self, path: Option<PathBuf>) {
         if path != self.path {
             *self = Self::new(path);
@@ -89,44 +89,41 @@ impl Database {
         self.confirmed = true;
     }
 
-    /// Whether fail2ban itself said where it is, and not only its default counts.
+    /// Whether fail2ban itself named the path, so that it is not just a default.
     #[must_use]
     pub fn is_confirmed(&self) -> bool {
         self.confirmed
     }
 
-    /// Whether fail2ban keeps one.
+    /// Whether the file exists.
     #[must_use]
     pub fn exists(&self) -> bool {
         self.path.as_deref().is_some_and(Path::exists)
     }
 
-    /// When its file was made, in seconds since 1970: rows that are older were in another, or came with
-    /// it. `None` where it keeps none; before all times where the file system does not tell.
+    /// When the file was created, in seconds since 1970: older rows come from another file. `None` without a file;
+    /// `i64::MIN` if the file system does not know.
     #[must_use]
     pub fn created_at(&self) -> Option<i64> {
         let meta = std::fs::metadata(self.path.as_deref()?).ok()?;
-        let age = |at: SystemTime| {
-            at.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs().cast_signed())
-        };
-        Some(meta.created().map_or(i64::MIN, age))
+        Some(meta.created().map_or(i64::MIN, unix_seconds))
     }
 
-    /// A number that changes when fail2ban writes to it; `None` where it keeps none.
+    /// A number that changes when fail2ban writes the database; `None` without a file.
     ///
     /// # Errors
-    /// Whatever SQLite says.
+    /// Any error of SQLite.
     pub fn data_version(&mut self) -> rusqlite::Result<Option<i64>> {
         let Some((file, connection)) = self.connect()? else { return Ok(None) };
         let version: i64 = connection.query_row("PRAGMA data_version", [], |row| row.get(0))?;
-        // Of another file it says nothing.
+        // SQLite counts per file, so mix in the inode.
         Ok(Some(version ^ file.1.cast_signed().rotate_left(32)))
     }
 
     /// The rows of some addresses in a jail.
     ///
     /// # Errors
-    /// Whatever SQLite says: that it is locked for too long, say.
+    /// Any error of SQLite, such as a lock that lasts too long.
     pub fn rows(
         &mut self,
         jail: &Jail,
@@ -154,7 +151,7 @@ impl Database {
     /// All rows of a jail.
     ///
     /// # Errors
-    /// Whatever SQLite says: that it is locked for too long, say.
+    /// Any error of SQLite, such as a lock that lasts too long.
     pub fn all(&mut self, jail: &Jail) -> rusqlite::Result<AddressMap<BipsRow>> {
         let (mut rows, mut unreadable) = (Vec::new(), Vec::new());
         let Some((_, connection)) = self.connect()? else { return Ok(AddressMap::default()) };
@@ -162,7 +159,7 @@ impl Database {
             .prepare_cached("SELECT ip, timeofban, bantime, data FROM bips WHERE jail = ?1")?;
         let mut found = query.query([jail.as_str()])?;
         while let Some(row) = found.next()? {
-            // A jail may ban networks or user names, which no other host is told of.
+            // A jail may ban networks or user names, which are not shared.
             let ip = column::text(row.get_ref(0)?);
             let Some(Ok(address)) = ip.map(|ip| Address::new(&ip)) else { continue };
             match read(row, 1)? {
@@ -184,11 +181,11 @@ impl Database {
         self.unreadable.extend(unreadable.into_iter().take(room));
     }
 
-    /// The log lines of the bans of an address that began at a time, in seconds since 1970, as far as fail2ban keeps
-    /// them (`dbmaxmatches`, 10 by default); `None` where it has no such ban.
+    /// The log lines of an address's bans that started at `time`, in seconds since 1970, as far as fail2ban keeps
+    /// them (`dbmaxmatches`, 10 by default); `None` if no such ban has a row.
     ///
     /// # Errors
-    /// Whatever SQLite says: that it is locked for too long, say.
+    /// Any error of SQLite, such as a lock that lasts too long.
     pub fn log_lines(
         &mut self,
         address: Address,
@@ -209,10 +206,10 @@ impl Database {
         Ok(lines)
     }
 
-    /// The jails that it has rows of.
+    /// The jails that have rows.
     ///
     /// # Errors
-    /// Whatever SQLite says: that it is locked for too long, say.
+    /// Any error of SQLite, such as a lock that lasts too long.
     pub fn jails(&mut self) -> rusqlite::Result<BTreeSet<Jail>> {
         let Some((_, connection)) = self.connect()? else { return Ok(BTreeSet::new()) };
         let mut query = connection.prepare_cached("SELECT DISTINCT jail FROM bips")?;
@@ -229,10 +226,10 @@ impl Database {
             return Ok(None);
         };
         let file = (meta.dev(), meta.ino());
-        // Without its log it is read as it is now, and not as it will be.
-        let fixed = wants_log(path);
+        // An immutable connection does not see later changes, so open it again for each use.
+        let fixed = lacks_log(path);
         if fixed || self.open.as_ref().is_none_or(|(open, _)| *open != file) {
-            // So that it counts as another file, once the log is there.
+            // A key that differs from the file's own makes the next use open the file again.
             let file = if fixed { (file.0, !file.1) } else { file };
             self.open = Some((file, open(path, fixed)?));
         }
@@ -240,10 +237,10 @@ impl Database {
     }
 }
 
-/// Reads a row from the column of its `timeofban` on; the inner error says which value cannot be read. Numbers are
-/// brought into the range of a message: so every later sum is within bounds.
+/// Reads a row whose `timeofban` is column `first`; the inner error names the unreadable value. Numbers are clamped to
+/// the range of messages, so that later sums cannot overflow.
 fn read(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Result<BipsRow, String>> {
-    // JSON, as a text or, where Python stored it so, as bytes.
+    // JSON; Python may have stored it as bytes.
     let data = row.get_ref(first + 2)?.as_bytes_or_null().ok().flatten().unwrap_or(b"{}");
     let data: Value = serde_json::from_slice(data).unwrap_or_default();
     let (timeofban, bantime) = (row.get_ref(first)?, row.get_ref(first + 1)?);
@@ -259,21 +256,22 @@ fn read(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Result<BipsRo
     }))
 }
 
-/// How long the ban of a row lasts, in seconds, as fail2ban restores it (`server/database.py`, `getCurrentBans`): -1 is
-/// permanent, -2 is not known (rows of versions before 0.11), and a ban of any other length below 0 is over.
+/// The bantime of a row in seconds, as fail2ban restores the ban (`server/database.py`, `getCurrentBans`): -1 is
+/// permanent, -2 is unknown (rows of versions before 0.11), and any other negative bantime is over.
 fn length(bantime: i64) -> i64 {
     match bantime {
-        // The ban lasts, and as soon as fail2ban has it again, fail2ban's own answer counts.
+        // Count the ban as permanent until fail2ban has restored it and tells its bantime.
         -2 => -1,
         ..-2 => 0,
         _ => range::into(&BANTIME_SECS, bantime),
     }
 }
 
-/// A line is a text, or a list of the texts before, in and after its time (fail2ban's `server/ticket.py`).
+/// A log line, which is stored as a text or as the texts before, of and after its time (fail2ban's
+/// `server/ticket.py`).
 fn log_line(value: &Value) -> String {
     match value {
-        Value::Array(parts) => parts.iter().filter_map(Value::as_str).collect(),
+        Value::Array(texts) => texts.iter().filter_map(Value::as_str).collect(),
         line => line.as_str().unwrap_or_default().to_owned(),
     }
 }
@@ -282,11 +280,11 @@ fn skipped(jail: &Jail, address: impl std::fmt::Display, what: &str) -> String {
     format!("skipped the ban of {address} in {jail} in fail2ban's database: {what}")
 }
 
-/// Opens a database that may lie where this process cannot write.
+/// Opens a database that may be in a directory where this process cannot write; `fixed`: as immutable.
 fn open(path: &Path, fixed: bool) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = if fixed {
-        // To read it, SQLite would have to make the log. Without one, the file is all there is.
+        // To read the file otherwise, SQLite would have to create the log. Without a log, the file has all data.
         let escaped =
             path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
         let uri = format!("file:{escaped}?immutable=1");
@@ -294,13 +292,18 @@ fn open(path: &Path, fixed: bool) -> rusqlite::Result<Connection> {
     } else {
         Connection::open_with_flags(path, flags)?
     };
-    connection.busy_timeout(PATIENCE)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
     Ok(connection)
 }
 
-/// Whether a database has its changes in a write-ahead log (its bytes 18 and 19 are 2) that nobody
-/// has open now.
-fn wants_log(path: &Path) -> bool {
+/// Seconds since 1970; 0 for earlier times.
+fn unix_seconds(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs().cast_signed())
+}
+
+/// Whether a database uses a write-ahead log (its bytes 18 and 19 are 2) that does not exist now, because no process
+/// has the database open.
+fn lacks_log(path: &Path) -> bool {
     let mut head = [0; 20];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
     let mut log = path.as_os_str().to_owned();
@@ -319,7 +322,7 @@ mod tests {
         INSERT INTO bips VALUES('192.0.2.3','other',1000,600,1,'{}');"#;
 
     #[test]
-    fn rows_tell_own_bans_from_others() {
+    fn failures_of_a_row_tell_detections_from_imports() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fail2ban.sqlite3");
         Connection::open(&path).unwrap().execute_batch(TABLE).unwrap();
@@ -342,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn length_below_0_is_what_fail2ban_makes_of_it() {
+    fn negative_bantime_is_read_as_fail2ban_restores_it() {
         let table = [(600, 600), (0, 0), (-1, -1), (-2, -1), (-3, 0), (-600, 0), (i64::MIN, 0)];
         for (bantime, expected) in table {
             assert_eq!(length(bantime), expected, "{bantime}");
@@ -352,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn log_lines_of_a_ban_are_those_of_its_time() {
+    fn log_lines_are_those_of_bans_at_the_given_time() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fail2ban.sqlite3");
         let writer = Connection::open(&path).unwrap();
@@ -373,11 +376,11 @@ mod tests {
     }
 
     #[test]
-    fn row_of_any_type_is_read_and_one_that_cannot_be_read_hides_no_other() {
+    fn unreadable_row_is_reported_and_hides_no_other() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fail2ban.sqlite3");
         let writer = Connection::open(&path).unwrap();
-        // As fail2ban declares it: INTEGER makes no REAL with a fraction an integer.
+        // fail2ban declares INTEGER, but SQLite stores a number with a fraction as REAL all the same.
         writer.execute_batch(TABLE).unwrap();
         writer
             .execute_batch(
@@ -414,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_ahead_log_need_not_be_there_to_be_read() {
+    fn database_without_its_write_ahead_log_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("odd %3f?#name.sqlite3");
         let writer = Connection::open(&path).unwrap();
@@ -428,14 +431,14 @@ mod tests {
         let (jail, address) = (Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
         let found =
             || Database::new(Some(path.clone())).rows(&jail, &[address]).unwrap().has(address);
-        assert!(!wants_log(&path) && found(), "it is open");
+        assert!(!lacks_log(&path) && found(), "the writer is open");
         drop(writer);
-        assert!(wants_log(&path) && found(), "it is closed");
-        assert!(wants_log(&path), "reading makes no log");
+        assert!(lacks_log(&path) && found(), "the writer is closed");
+        assert!(lacks_log(&path), "reading creates no log");
     }
 
     #[test]
-    fn its_version_tells_of_a_write_and_of_another_file() {
+    fn data_version_changes_with_a_write_or_another_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fail2ban.sqlite3");
         let fail2ban = Connection::open(&path).unwrap();

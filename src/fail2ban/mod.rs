@@ -1,7 +1,7 @@
-//! fail2ban on this host: a client for its server's socket, and a reader of its database.
+//! Talks to fail2ban on this host: a client for its server's socket, and a reader of its database.
 //!
 //! A request is a pickled list of strings and the end marker; the reply is a pickled pair of a
-//! status (0 is well) and a value, and the same marker (fail2ban's `client/csocket.py` and
+//! status (0: success) and a value, and the same marker (fail2ban's `client/csocket.py` and
 //! `protocol.py`).
 
 pub mod action_names;
@@ -23,32 +23,32 @@ use tokio::time::timeout;
 
 use crate::wire::range::{self, BANTIME_SECS};
 use crate::wire::{Address, Jail};
-use pickle::{Unreadable, Value};
+use pickle::{PickleValue, Unreadable};
 use table::AddressMap;
 
-const END: &[u8] = b"<F2B_END_COMMAND>";
+const END_MARKER: &[u8] = b"<F2B_END_COMMAND>";
 
-/// The longest reply that is read, in bytes: the list of some 200,000 bans.
-const MAX_REPLY: usize = 32 * 1024 * 1024;
+/// The longest reply that is read, enough for the list of some 200,000 bans.
+const MAX_REPLY_BYTES: usize = 32 * 1024 * 1024;
 
-/// Questions are answered in microseconds, but wait for the bans before them.
+/// fail2ban answers queries in microseconds, but handles earlier bans first.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// fail2ban kills an action after 60 s, and a batch is a few of them.
+/// fail2ban kills an action after 60 s, and a batch runs a few of them.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(150);
 
-/// Why fail2ban did not do what it was asked to.
+/// Why a command to fail2ban failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Fail2banError {
-    /// Its socket cannot be connected to, or broke.
+    /// The connection could not be made, or broke.
     #[error("fail2ban does not answer at {path}: {source}", path = path.display())]
     Away {
         /// The socket.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// It took longer than it may.
+    /// fail2ban did not answer in time.
     #[error("fail2ban took more than {seconds} s to answer «{command}»")]
     Slow {
         /// The command, shortened.
@@ -56,30 +56,30 @@ pub enum Fail2banError {
         /// The time-out, in seconds.
         seconds: u64,
     },
-    /// It answered with an error.
+    /// fail2ban answered with an error.
     #[error("fail2ban rejected «{command}»: {why}")]
     Refused {
         /// The jail, where the command is for one.
         jail: Option<Jail>,
         /// The command, shortened.
         command: String,
-        /// fail2ban's own words.
+        /// fail2ban's message.
         why: String,
     },
-    /// Its answer is not what that command answers.
+    /// The answer has another type than that command's.
     #[error("cannot read fail2ban's answer to «{command}»: {why}")]
     Unreadable {
         /// The jail, where the command is for one.
         jail: Option<Jail>,
         /// The command, shortened.
         command: String,
-        /// What is wrong with it.
+        /// What is wrong with the answer.
         why: String,
     },
 }
 
 impl Fail2banError {
-    /// The jail whose answer is at fault, where the connection can still be used: other jails go on.
+    /// The jail that the error is limited to: the connection still works for other jails.
     #[must_use]
     pub fn jail(&self) -> Option<&Jail> {
         match self {
@@ -100,7 +100,7 @@ impl Client {
     /// Connects to the server's socket.
     ///
     /// # Errors
-    /// [`Error::Away`].
+    /// [`Fail2banError::Away`].
     pub async fn connect(path: &Path) -> Result<Self, Fail2banError> {
         let connected = UnixStream::connect(path).await;
         let stream =
@@ -108,20 +108,20 @@ impl Client {
         Ok(Self { path: path.to_owned(), stream })
     }
 
-    /// The jails that it has.
+    /// All jails with names that can be shared.
     ///
     /// # Errors
-    /// Any [`Error`].
+    /// Any [`Fail2banError`].
     pub async fn jails(&mut self) -> Result<BTreeSet<Jail>, Fail2banError> {
         Ok(self.jail_names().await?.iter().filter_map(|name| Jail::new(name).ok()).collect())
     }
 
-    /// The names of all its jails, also of those that cannot take part.
+    /// The names of all jails, including those that cannot be shared.
     ///
     /// # Errors
-    /// Any [`Error`].
+    /// Any [`Fail2banError`].
     pub async fn jail_names(&mut self) -> Result<Vec<String>, Fail2banError> {
-        let read = |status: &Value<'_>| {
+        let read = |status: &PickleValue<'_>| {
             let list = field(status, "Jail list")?.text()?;
             let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
             Some(names.map(str::to_owned).collect())
@@ -129,11 +129,11 @@ impl Client {
         self.call(&["status"], QUERY_TIMEOUT, read).await
     }
 
-    /// Which of a few addresses a jail bans now: fail2ban compares each with each that it bans, in
-    /// Python. From three on it is quicker to have [all](Self::all_held).
+    /// The addresses among a few that a jail bans now. fail2ban compares each with every ban, in Python, so
+    /// [`Self::bans`] is faster for three or more.
     ///
     /// # Errors
-    /// Any [`Error`].
+    /// Any [`Fail2banError`].
     pub async fn is_banned(
         &mut self,
         jail: &Jail,
@@ -142,10 +142,10 @@ impl Client {
         let texts: Vec<String> = addresses.iter().map(|address| spelled(*address)).collect();
         let mut command = vec!["get", jail.as_str(), "banned"];
         command.extend(texts.iter().map(String::as_str));
-        let read = |answer: &Value<'_>| {
+        let read = |answer: &PickleValue<'_>| {
             // One address is answered with a number, several with a list of them.
             let answers = answer.list().unwrap_or(std::slice::from_ref(answer));
-            let answers: Vec<i64> = answers.iter().map(Value::int).collect::<Option<_>>()?;
+            let answers: Vec<i64> = answers.iter().map(PickleValue::int).collect::<Option<_>>()?;
             let held = addresses.iter().zip(&answers).filter(|(_, held)| **held != 0);
             let held = held.map(|(address, _)| *address).collect();
             (answers.len() == addresses.len()).then_some(held)
@@ -153,32 +153,32 @@ impl Client {
         self.call(&command, QUERY_TIMEOUT, read).await
     }
 
-    /// Every address that a jail bans now, and for how long from its start on, in seconds; below 0 is for
-    /// ever.
+    /// Every address that a jail bans now, with its bantime in seconds (below 0: permanent; `None`: unreadable).
     ///
     /// # Errors
-    /// Any [`Error`].
+    /// Any [`Fail2banError`].
     pub async fn bans(&mut self, jail: &Jail) -> Result<AddressMap<Option<i64>>, Fail2banError> {
         let command = ["get", jail.as_str(), "banip", "--with-time"];
-        let read = |answer: &Value<'_>| {
+        let read = |answer: &PickleValue<'_>| {
             Some(answer.list()?.iter().filter_map(|one| ticket(one.text()?)).collect())
         };
         self.call(&command, QUERY_TIMEOUT, read).await
     }
 
-    /// How many bans a jail made since it started.
+    /// The number of bans that a jail has made since it started.
     ///
     /// # Errors
-    /// Any [`Error`].
+    /// Any [`Fail2banError`].
     pub async fn total_bans(&mut self, jail: &Jail) -> Result<i64, Fail2banError> {
-        let read = |status: &Value<'_>| field(field(status, "Actions")?, "Total banned")?.int();
+        let read =
+            |status: &PickleValue<'_>| field(field(status, "Actions")?, "Total banned")?.int();
         self.call(&["status", jail.as_str()], QUERY_TIMEOUT, read).await
     }
 
-    /// Which version of fail2ban it is.
+    /// fail2ban's version.
     ///
     /// # Errors
-    /// Any [`Error`].
+    /// Any [`Fail2banError`].
     pub async fn version(&mut self) -> Result<String, Fail2banError> {
         self.call(&["version"], QUERY_TIMEOUT, |answer| answer.text().map(str::to_owned)).await
     }
@@ -186,16 +186,16 @@ impl Client {
     /// The actions of a jail, by name.
     ///
     /// # Errors
-    /// Any [`Error`].
+    /// Any [`Fail2banError`].
     pub async fn actions(&mut self, jail: &Jail) -> Result<Vec<String>, Fail2banError> {
         self.texts(jail, "actions").await
     }
 
-    /// What the actions of a jail are called where they call a program, such as notify: the jail's name, unless the
-    /// jail sets another.
+    /// The names that a jail's actions pass to programs such as notify: the jail's name, unless the jail sets
+    /// another.
     ///
     /// # Errors
-    /// Any [`Error`].
+    /// Any [`Fail2banError`].
     pub async fn action_names(&mut self, jail: &Jail) -> Result<BTreeSet<Jail>, Fail2banError> {
         let mut names = BTreeSet::new();
         for action in self.actions(jail).await? {
@@ -205,10 +205,10 @@ impl Client {
         Ok(names)
     }
 
-    /// The log files that a jail reads.
+    /// The log files that a jail reads; none if it reads the journal.
     ///
     /// # Errors
-    /// Any [`Error`]; a jail that reads the journal has none.
+    /// Any [`Fail2banError`] except that fail2ban rejects the command.
     pub async fn logs(&mut self, jail: &Jail) -> Result<Vec<String>, Fail2banError> {
         match self.texts(jail, "logpath").await {
             Err(Fail2banError::Refused { .. }) => Ok(Vec::new()),
@@ -216,11 +216,11 @@ impl Client {
         }
     }
 
-    /// What an action of a jail has under a name: `actionban`, say. Empty where it has no such property: to ask
-    /// for that would make fail2ban log an error.
+    /// A property of a jail's action, such as `actionban`; empty if the action does not list it. A query for a
+    /// missing property would make fail2ban log an error.
     ///
     /// # Errors
-    /// Any [`Error`].
+    /// Any [`Fail2banError`].
     pub async fn property(
         &mut self,
         jail: &Jail,
@@ -228,101 +228,103 @@ impl Client {
         name: &str,
     ) -> Result<String, Fail2banError> {
         let known = ["get", jail.as_str(), "actionproperties", action];
-        let has = |answer: &Value<'_>| {
-            Some(answer.list()?.iter().filter_map(Value::text).any(|known| known == name))
+        let has = |answer: &PickleValue<'_>| {
+            Some(answer.list()?.iter().filter_map(PickleValue::text).any(|known| known == name))
         };
         if !self.call(&known, QUERY_TIMEOUT, has).await? {
             return Ok(String::new());
         }
         let command = ["get", jail.as_str(), "action", action, name];
-        let read = |answer: &Value<'_>| Some(answer.text().unwrap_or_default().to_owned());
+        let read = |answer: &PickleValue<'_>| Some(answer.text().unwrap_or_default().to_owned());
         self.call(&command, QUERY_TIMEOUT, read).await
     }
 
     async fn texts(&mut self, jail: &Jail, what: &str) -> Result<Vec<String>, Fail2banError> {
-        let read = |answer: &Value<'_>| {
-            Some(answer.list()?.iter().filter_map(Value::text).map(str::to_owned).collect())
+        let read = |answer: &PickleValue<'_>| {
+            Some(answer.list()?.iter().filter_map(PickleValue::text).map(str::to_owned).collect())
         };
         self.call(&["get", jail.as_str(), what], QUERY_TIMEOUT, read).await
     }
 
-    /// The command that decides which addresses a jail is never to ban; empty where the jail has none.
+    /// The command that decides which addresses a jail ignores; empty if the jail has none.
     ///
     /// # Errors
-    /// Any [`Error`].
+    /// Any [`Fail2banError`].
     pub async fn ignore_command(&mut self, jail: &Jail) -> Result<String, Fail2banError> {
-        let read = |answer: &Value<'_>| Some(answer.text().unwrap_or_default().trim().to_owned());
+        let read =
+            |answer: &PickleValue<'_>| Some(answer.text().unwrap_or_default().trim().to_owned());
         self.call(&["get", jail.as_str(), "ignorecommand"], QUERY_TIMEOUT, read).await
     }
 
-    /// For how long its database keeps old rows, in seconds.
+    /// How long the database keeps old rows, in seconds.
     ///
     /// # Errors
-    /// Any [`Error`].
+    /// Any [`Fail2banError`].
     pub async fn purge_age(&mut self) -> Result<i64, Fail2banError> {
-        // None where it keeps no database.
-        let read = |answer: &Value<'_>| Some(answer.int().unwrap_or(0));
+        // Python's None if fail2ban keeps no database.
+        let read = |answer: &PickleValue<'_>| Some(answer.int().unwrap_or(0));
         self.call(&["get", "dbpurgeage"], QUERY_TIMEOUT, read).await
     }
 
-    /// The server's process.
+    /// The PID of the server; 0 if unknown.
     #[must_use]
     pub fn pid(&self) -> i32 {
         let peer = self.stream.peer_cred();
         peer.ok().and_then(|peer| peer.pid()).unwrap_or_default()
     }
 
-    /// How long a jail bans, in seconds; below 0 is for ever.
+    /// A jail's bantime in seconds; below 0: permanent.
     ///
     /// # Errors
-    /// Any [`Error`].
+    /// Any [`Fail2banError`].
     pub async fn bantime(&mut self, jail: &Jail) -> Result<i64, Fail2banError> {
-        let read = |answer: &Value<'_>| answer.int().map(bounded);
+        let read = |answer: &PickleValue<'_>| answer.int().map(bounded);
         self.call(&["get", jail.as_str(), "bantime"], QUERY_TIMEOUT, read).await
     }
 
-    /// What a jail is never to ban: addresses, networks, names and `file:`, as they were set.
+    /// A jail's `ignoreip`: addresses, networks, host names and `file:` entries, as configured.
     ///
     /// # Errors
-    /// Any [`Error`].
+    /// Any [`Fail2banError`].
     pub async fn ignored(&mut self, jail: &Jail) -> Result<Vec<String>, Fail2banError> {
-        let read = |answer: &Value<'_>| Some(answer.list()?.iter().flat_map(entries).collect());
+        let read =
+            |answer: &PickleValue<'_>| Some(answer.list()?.iter().flat_map(entries).collect());
         self.call(&["get", jail.as_str(), "ignoreip"], QUERY_TIMEOUT, read).await
     }
 
-    /// Bans addresses in a jail; answers how many were not banned before.
+    /// Bans addresses in a jail; returns how many were not banned before.
     ///
     /// # Errors
-    /// Any [`Error`].
+    /// Any [`Fail2banError`].
     pub async fn ban(&mut self, jail: &Jail, addresses: &[Address]) -> Result<i64, Fail2banError> {
-        self.order(jail, "banip", addresses).await
+        self.command(jail, "banip", addresses).await
     }
 
-    /// Frees addresses in a jail; answers how many were banned.
+    /// Unbans addresses in a jail; returns how many were banned.
     ///
     /// # Errors
-    /// Any [`Error`].
+    /// Any [`Fail2banError`].
     pub async fn unban(
         &mut self,
         jail: &Jail,
         addresses: &[Address],
     ) -> Result<i64, Fail2banError> {
-        self.order(jail, "unbanip", addresses).await
+        self.command(jail, "unbanip", addresses).await
     }
 
-    /// How many failures a jail bans for.
+    /// The number of failures that lead to a ban in a jail.
     ///
     /// # Errors
-    /// Any [`Error`].
+    /// Any [`Fail2banError`].
     pub async fn max_retry(&mut self, jail: &Jail) -> Result<i64, Fail2banError> {
         self.call(&["get", jail.as_str(), "maxretry"], QUERY_TIMEOUT, number).await
     }
 
-    /// Lets a jail detect an address: each text is a failure. Bans are made a moment later. It does not
-    /// look at `ignoreip`.
+    /// Makes a jail detect an address; each text counts as a failure. The ban follows a moment later, without regard
+    /// to `ignoreip`.
     ///
     /// # Errors
-    /// Any [`Error`].
+    /// Any [`Fail2banError`].
     pub async fn attempt(
         &mut self,
         jail: &Jail,
@@ -335,7 +337,8 @@ impl Client {
         self.call(&command, QUERY_TIMEOUT, |_| Some(())).await
     }
 
-    async fn order(
+    /// Runs a command that counts the addresses it applies to.
+    async fn command(
         &mut self,
         jail: &Jail,
         what: &str,
@@ -347,29 +350,28 @@ impl Client {
         self.call(&command, COMMAND_TIMEOUT, number).await
     }
 
-    /// Where its database is, if it keeps one.
+    /// The path of the database, if fail2ban keeps one.
     ///
     /// # Errors
-    /// Any [`Error`].
+    /// Any [`Fail2banError`].
     pub async fn database(&mut self) -> Result<Option<PathBuf>, Fail2banError> {
-        let read = |answer: &Value<'_>| {
+        let read = |answer: &PickleValue<'_>| {
             Some(answer.text().filter(|path| path.starts_with('/')).map(PathBuf::from))
         };
         self.call(&["get", "dbfile"], QUERY_TIMEOUT, read).await
     }
 
-    /// Sends one command and reads its answer; `read` answers `None` where it is not what that command
-    /// answers.
+    /// Sends one command and reads its answer; `read` returns `None` if the answer has an unexpected type.
     async fn call<T>(
         &mut self,
         command: &[&str],
         limit: Duration,
-        read: impl FnOnce(&Value<'_>) -> Option<T>,
+        read: impl FnOnce(&PickleValue<'_>) -> Option<T>,
     ) -> Result<T, Fail2banError> {
         let shown = shorten(command);
         let exchange = async {
             self.stream.write_all(&pickle::write(command)).await?;
-            self.stream.write_all(END).await?;
+            self.stream.write_all(END_MARKER).await?;
             self.reply().await
         };
         let reply = match timeout(limit, exchange).await {
@@ -384,12 +386,12 @@ impl Client {
             why: why.to_string(),
         };
         match pickle::read(&reply).map_err(|why: Unreadable| unreadable(&why))? {
-            Value::List(pair) if pair.len() == 2 && pair[0].int() == Some(0) => {
+            PickleValue::List(pair) if pair.len() == 2 && pair[0].int() == Some(0) => {
                 read(&pair[1]).ok_or_else(|| unreadable(&"unexpected type"))
             }
             answer => {
                 let why = match &answer {
-                    Value::List(pair) if pair.len() == 2 => explain(&pair[1]),
+                    PickleValue::List(pair) if pair.len() == 2 => explain(&pair[1]),
                     other => explain(other),
                 };
                 Err(Fail2banError::Refused { jail: jail(), command: shown, why })
@@ -407,34 +409,36 @@ impl Client {
                     "fail2ban closed the connection",
                 ));
             }
-            if reply.ends_with(END) {
-                reply.truncate(reply.len() - END.len());
+            if reply.ends_with(END_MARKER) {
+                reply.truncate(reply.len() - END_MARKER.len());
                 return Ok(reply);
             }
             debug_assert!(reply.len() > before);
-            if reply.len() > MAX_REPLY {
+            if reply.len() > MAX_REPLY_BYTES {
                 return Err(io::Error::other(format!(
                     "the answer is larger than {} MiB",
-                    MAX_REPLY >> 20
+                    MAX_REPLY_BYTES >> 20
                 )));
             }
         }
     }
 }
 
-/// Where the server at a socket has its database, if it keeps one.
+/// Asks the server at a socket for the path of its database, if it keeps one.
 ///
 /// # Errors
-/// Any [`Error`].
+/// Any [`Fail2banError`].
 pub async fn database_path(socket: &Path) -> Result<Option<PathBuf>, Fail2banError> {
-    const PATIENCE: Duration = Duration::from_secs(5);
+    const DATABASE_PATH_TIMEOUT: Duration = Duration::from_secs(5);
     let ask = async { Client::connect(socket).await?.database().await };
-    let slow =
-        |_| Fail2banError::Slow { command: "get dbfile".to_owned(), seconds: PATIENCE.as_secs() };
-    timeout(PATIENCE, ask).await.map_err(slow)?
+    let slow = |_| Fail2banError::Slow {
+        command: "get dbfile".to_owned(),
+        seconds: DATABASE_PATH_TIMEOUT.as_secs(),
+    };
+    timeout(DATABASE_PATH_TIMEOUT, ask).await.map_err(slow)?
 }
 
-/// An address as fail2ban spells it, by `inet_ntop(3)`, and compares it: the last 32 bits of an IPv4-compatible IPv6
+/// An address as fail2ban writes and compares it, by `inet_ntop(3)`: the last 32 bits of an IPv4-compatible IPv6
 /// address have dots (`::192.0.2.1`).
 pub(crate) fn spelled(address: Address) -> String {
     match address.ip() {
@@ -446,9 +450,8 @@ pub(crate) fn spelled(address: Address) -> String {
     }
 }
 
-/// Reads `ADDRESS \tSTART + SECONDS = END` (fail2ban's `server/banmanager.py`). The times of day are local
-/// ones; how many seconds it lasts says what is needed. Where those cannot be read, the address is banned all the
-/// same.
+/// Parses `ADDRESS \tSTART + SECONDS = END` (fail2ban's `server/banmanager.py`). START and END are local times, so only
+/// SECONDS is used. If that cannot be read, the address still counts as banned.
 fn ticket(text: &str) -> Option<(Address, Option<i64>)> {
     let (address, times) = text.split_once('\t').unwrap_or((text, ""));
     let seconds = times.split_once(" + ").and_then(|(_, rest)| rest.split_once(" = "));
@@ -456,25 +459,25 @@ fn ticket(text: &str) -> Option<(Address, Option<i64>)> {
     Some((Address::new(address.trim()).ok()?, seconds.map(bounded)))
 }
 
-/// A bantime within the range of a message: so every later sum is within bounds.
+/// Clamps a bantime to the range of messages, so that later sums cannot overflow.
 fn bounded(seconds: i64) -> i64 {
     range::into(&BANTIME_SECS, seconds)
 }
 
-/// What one value of `ignoreip` stands for. A file of addresses (since fail2ban 1.1.1) is an object that holds
-/// what it last read, and knows the file's name.
-fn entries(value: &Value<'_>) -> Vec<String> {
-    let Value::Object(_, made_of) = value else {
+/// The entries that one value of `ignoreip` stands for. A file of addresses (since fail2ban 1.1.1) is an object with
+/// the file's name and the addresses that it last read.
+fn entries(value: &PickleValue<'_>) -> Vec<String> {
+    let PickleValue::Object(_, made_of) = value else {
         return value.text().map(str::to_owned).into_iter().collect();
     };
     let mut entries = Vec::new();
-    for part in made_of {
-        match part {
-            Value::Text(text) => entries.push(text.to_string()),
-            Value::List(values) => {
+    for item in made_of {
+        match item {
+            PickleValue::Text(text) => entries.push(text.to_string()),
+            PickleValue::List(values) => {
                 entries.extend(values.iter().filter_map(|one| one.text().map(str::to_owned)));
             }
-            Value::Dict(state) => {
+            PickleValue::Dict(state) => {
                 let name = state.iter().find(|(key, _)| key.text() == Some("fileName"));
                 entries.extend(name.and_then(|(_, name)| Some(format!("file:{}", name.text()?))));
             }
@@ -484,38 +487,38 @@ fn entries(value: &Value<'_>) -> Vec<String> {
     entries
 }
 
-fn number(value: &Value<'_>) -> Option<i64> {
+fn number(value: &PickleValue<'_>) -> Option<i64> {
     value.int()
 }
 
-/// What stands behind a name in a list of pairs.
-fn field<'v, 'a>(pairs: &'v Value<'a>, name: &str) -> Option<&'v Value<'a>> {
+/// The value of a name in a list of pairs.
+fn field<'v, 'a>(pairs: &'v PickleValue<'a>, name: &str) -> Option<&'v PickleValue<'a>> {
     pairs.list()?.iter().find_map(|pair| match pair.list()? {
         [key, value] if key.text() == Some(name) => Some(value),
         _ => None,
     })
 }
 
-/// The first words of a command, for a message.
+/// The first arguments of a command, for a message.
 fn shorten(command: &[&str]) -> String {
-    const WORDS: usize = 4;
-    let mut shown = command.iter().take(WORDS).copied().collect::<Vec<_>>().join(" ");
-    if command.len() > WORDS {
+    const MAX_ARGUMENTS: usize = 4;
+    let mut shown = command.iter().take(MAX_ARGUMENTS).copied().collect::<Vec<_>>().join(" ");
+    if command.len() > MAX_ARGUMENTS {
         shown.push_str(" …");
     }
     shown
 }
 
-/// fail2ban's own words on what went wrong, on one line.
-fn explain(value: &Value<'_>) -> String {
+/// fail2ban's error message on one line.
+fn explain(value: &PickleValue<'_>) -> String {
     let text = match value {
-        Value::Object(class, made_of) => {
-            let words: Vec<&str> = made_of.iter().filter_map(Value::text).collect();
+        PickleValue::Object(class, made_of) => {
+            let texts: Vec<&str> = made_of.iter().filter_map(PickleValue::text).collect();
             let class = class.rsplit('.').next().unwrap_or(class);
-            if words.is_empty() {
+            if texts.is_empty() {
                 class.to_owned()
             } else {
-                format!("{class}: {}", words.join(" "))
+                format!("{class}: {}", texts.join(" "))
             }
         }
         other => other.text().unwrap_or("no reason given").to_owned(),

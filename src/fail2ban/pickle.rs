@@ -1,6 +1,6 @@
-//! The part of Python's pickle that fail2ban's socket speaks: writes a list of strings, reads
-//! numbers, strings, lists, tuples, dictionaries and the text of anything else. Nothing is ever
-//! built or called that a reply names.
+//! Reads and writes the part of Python's pickle format that fail2ban's socket uses: writes a list of strings, reads
+//! numbers, strings, lists, tuples, dictionaries and the text of anything else. It never creates or calls an object
+//! that a reply names.
 //!
 //! The opcodes are those of CPython's `Lib/pickletools.py`, protocols 2 to 5. The reader is bounded:
 //! by the length of the reply, by depth, and by the number of values.
@@ -13,29 +13,29 @@ const MAX_DEPTH: usize = 32;
 /// The most values that are read, counting copies made by back references.
 const MAX_VALUES: usize = 4_000_000;
 
-/// One value of a reply, whose texts stay where they are: it may have many.
+/// One value of a reply. Texts borrow from the reply, which may have many.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Value<'a> {
-    /// None.
+pub enum PickleValue<'a> {
+    /// Python's `None`.
     None,
-    /// True or False.
+    /// `True` or `False`.
     Bool(bool),
-    /// A whole number.
+    /// An `int`, clamped to the range of `i64`.
     Int(i64),
-    /// Any other number.
+    /// A `float`.
     Float(f64),
-    /// A text; bytes are read as Latin-1.
+    /// A `str`, or `bytes` read as Latin-1.
     Text(Cow<'a, str>),
     /// A list, a tuple or a set.
     List(Vec<Self>),
     /// A dictionary, in its order.
     Dict(Vec<(Self, Self)>),
-    /// An object: the name of its class and what it was made of, with the state that was set on it last.
+    /// An object: the name of its class, and its arguments followed by its state.
     Object(Cow<'a, str>, Vec<Self>),
 }
 
-impl Value<'_> {
-    /// The text of a string, or of an object that was made of one (an address in `ignoreip`).
+impl PickleValue<'_> {
+    /// The text of a string, or of an object with a string as argument, such as an address in `ignoreip`.
     #[must_use]
     pub fn text(&self) -> Option<&str> {
         match self {
@@ -54,7 +54,7 @@ impl Value<'_> {
         }
     }
 
-    /// A whole number; any other is rounded towards 0.
+    /// The value as a whole number, rounded towards 0.
     #[must_use]
     pub fn int(&self) -> Option<i64> {
         match self {
@@ -69,56 +69,56 @@ impl Value<'_> {
 /// Why a reply cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
-    /// It ends too early, or a length in it is wrong.
+    /// The reply ends too early, or a length in it is wrong.
     #[error("the answer is truncated")]
     CutOff,
-    /// It has an opcode that no reply needs.
+    /// An opcode that no reply of fail2ban has.
     #[error("unsupported pickle opcode {0:#04x}")]
     Opcode(u8),
-    /// An opcode meets values that it cannot work on.
+    /// An opcode that does not fit the values before it.
     #[error("invalid sequence of pickle opcodes")]
     Misfit,
-    /// It is nested too deep, or has too many values.
+    /// The reply is nested too deep, or has too many values.
     #[error("the answer is too large")]
     TooLarge,
 }
 
 /// Writes a list of strings, as fail2ban's server takes its commands.
 #[must_use]
-pub fn write(words: &[&str]) -> Vec<u8> {
+pub fn write(strings: &[&str]) -> Vec<u8> {
     let mut out = b"\x80\x02]".to_vec();
     out.push(b'(');
-    for word in words {
-        let length = u32::try_from(word.len()).unwrap_or(u32::MAX);
+    for string in strings {
+        let length = u32::try_from(string.len()).unwrap_or(u32::MAX);
         out.push(b'X');
         out.extend(length.to_le_bytes());
-        out.extend(&word.as_bytes()[..length as usize]);
+        out.extend(&string.as_bytes()[..length as usize]);
     }
     out.extend(b"e.");
     out
 }
 
-/// Reads one reply.
+/// Parses one reply without its end marker.
 ///
 /// # Errors
 /// [`Unreadable`].
-pub fn read(bytes: &[u8]) -> Result<Value<'_>, Unreadable> {
+pub fn read(bytes: &[u8]) -> Result<PickleValue<'_>, Unreadable> {
     Reader { rest: bytes, stack: Vec::new(), marks: Vec::new(), memo: Vec::new(), values: 0 }.run()
 }
 
 struct Reader<'a> {
     rest: &'a [u8],
-    stack: Vec<Value<'a>>,
-    /// Where on the stack a MARK stood.
+    stack: Vec<PickleValue<'a>>,
+    /// The height of the stack at each MARK.
     marks: Vec<usize>,
-    /// What a GET may ask for. A list that is memoized before it is filled is not kept: no reply
-    /// holds the same list twice.
-    memo: Vec<Option<Value<'a>>>,
+    /// The values that a GET may copy. A list that is memoized before it is filled is not kept, because no reply
+    /// has the same list twice.
+    memo: Vec<Option<PickleValue<'a>>>,
     values: usize,
 }
 
 impl<'a> Reader<'a> {
-    fn run(mut self) -> Result<Value<'a>, Unreadable> {
+    fn run(mut self) -> Result<PickleValue<'a>, Unreadable> {
         loop {
             let opcode = self.byte()?;
             if opcode == b'.' {
@@ -131,11 +131,11 @@ impl<'a> Reader<'a> {
 
     fn step(&mut self, opcode: u8) -> Result<(), Unreadable> {
         match opcode {
-            0x80 => drop(self.byte()?),      // PROTO
-            0x95 => drop(self.bytes(8)?),    // FRAME
-            b'N' => self.push(Value::None)?, // NONE
-            0x88 => self.push(Value::Bool(true))?,
-            0x89 => self.push(Value::Bool(false))?,
+            0x80 => drop(self.byte()?),            // PROTO
+            0x95 => drop(self.bytes(8)?),          // FRAME
+            b'N' => self.push(PickleValue::None)?, // NONE
+            0x88 => self.push(PickleValue::Bool(true))?,
+            0x89 => self.push(PickleValue::Bool(false))?,
             b'K' | b'M' | b'J' | 0x8a | b'G' => {
                 let number = self.number(opcode)?;
                 self.push(number)?;
@@ -146,17 +146,17 @@ impl<'a> Reader<'a> {
                     b'X' => 4,
                     _ => 8,
                 })?;
-                // Python writes what was no UTF-8 in a file as lone surrogates.
+                // Python encodes bytes that are not UTF-8 as lone surrogates.
                 let text = String::from_utf8_lossy(self.bytes(length)?);
-                self.push(Value::Text(text))?;
+                self.push(PickleValue::Text(text))?;
             }
             b'C' | b'B' => {
                 let length = self.length(if opcode == b'C' { 1 } else { 4 })?;
                 let text: String = self.bytes(length)?.iter().copied().map(char::from).collect();
-                self.push(Value::Text(text.into()))?;
+                self.push(PickleValue::Text(text.into()))?;
             }
-            b']' | b')' | 0x8f => self.push(Value::List(Vec::new()))?,
-            b'}' => self.push(Value::Dict(Vec::new()))?,
+            b']' | b')' | 0x8f => self.push(PickleValue::List(Vec::new()))?,
+            b'}' => self.push(PickleValue::Dict(Vec::new()))?,
             b'(' => self.marks.push(self.stack.len()),
             b'0' => drop(self.pop()?),
             b't' | 0x91 => {
@@ -190,7 +190,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn number(&mut self, opcode: u8) -> Result<Value<'a>, Unreadable> {
+    fn number(&mut self, opcode: u8) -> Result<PickleValue<'a>, Unreadable> {
         let length = match opcode {
             b'K' => 1,
             b'M' => 2,
@@ -201,32 +201,31 @@ impl<'a> Reader<'a> {
         let bytes = self.bytes(length)?;
         if opcode == b'G' {
             let bytes = bytes.try_into().map_err(|_| Unreadable::CutOff)?;
-            return Ok(Value::Float(f64::from_be_bytes(bytes)));
+            return Ok(PickleValue::Float(f64::from_be_bytes(bytes)));
         }
         if length > 8 {
-            // Beyond the range of what is counted here: the end of that range.
+            // Beyond the range of i64: clamp.
             let negative = bytes.last().is_some_and(|byte| *byte > 0x7f);
-            return Ok(Value::Int(if negative { i64::MIN } else { i64::MAX }));
+            return Ok(PickleValue::Int(if negative { i64::MIN } else { i64::MAX }));
         }
         let signed = matches!(opcode, b'J' | 0x8a) && bytes.last().is_some_and(|byte| *byte > 0x7f);
         let mut wide = [if signed { 0xff } else { 0 }; 8];
         wide[..length].copy_from_slice(bytes);
-        Ok(Value::Int(i64::from_le_bytes(wide)))
+        Ok(PickleValue::Int(i64::from_le_bytes(wide)))
     }
 
-    /// A class is a text until it is called; called, it is an object that keeps what it was called
-    /// with, and the state that is set on it later.
+    /// A class is a text until a call makes it an object, which keeps the arguments and later its state.
     fn object(&mut self, opcode: u8) -> Result<(), Unreadable> {
         match opcode {
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
-                self.push(Value::Text(format!("{module}.{name}").into()))
+                self.push(PickleValue::Text(format!("{module}.{name}").into()))
             }
             0x93 => {
                 let names = self.top(2)?;
                 match names.as_slice() {
-                    [Value::Text(module), Value::Text(name)] => {
-                        self.push(Value::Text(format!("{module}.{name}").into()))
+                    [PickleValue::Text(module), PickleValue::Text(name)] => {
+                        self.push(PickleValue::Text(format!("{module}.{name}").into()))
                     }
                     _ => Err(Unreadable::Misfit),
                 }
@@ -235,7 +234,7 @@ impl<'a> Reader<'a> {
                 let state = self.pop()?;
                 depth(&state, 1)?;
                 match self.stack.last_mut() {
-                    Some(Value::Object(_, made_of)) => made_of.push(state),
+                    Some(PickleValue::Object(_, made_of)) => made_of.push(state),
                     _ => return Err(Unreadable::Misfit),
                 }
                 Ok(())
@@ -245,8 +244,8 @@ impl<'a> Reader<'a> {
                     self.pop()?; // NEWOBJ_EX: arguments by name
                 }
                 match (self.pop()?, self.pop()?) {
-                    (Value::List(made_of), Value::Text(class)) => {
-                        self.push(Value::Object(class, made_of))
+                    (PickleValue::List(made_of), PickleValue::Text(class)) => {
+                        self.push(PickleValue::Object(class, made_of))
                     }
                     _ => Err(Unreadable::Misfit),
                 }
@@ -268,8 +267,8 @@ impl<'a> Reader<'a> {
             return Err(Unreadable::Misfit);
         }
         let kept = match self.stack.last().ok_or(Unreadable::Misfit)? {
-            Value::Dict(_) => None,
-            Value::List(values) if values.is_empty() => None,
+            PickleValue::Dict(_) => None,
+            PickleValue::List(values) if values.is_empty() => None,
             value => Some(value.clone()),
         };
         if index == self.memo.len() {
@@ -280,7 +279,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn push(&mut self, value: Value<'a>) -> Result<(), Unreadable> {
+    fn push(&mut self, value: PickleValue<'a>) -> Result<(), Unreadable> {
         self.values += size(&value, 0)?;
         if self.values > MAX_VALUES {
             return Err(Unreadable::TooLarge);
@@ -289,7 +288,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn pop(&mut self) -> Result<Value<'a>, Unreadable> {
+    fn pop(&mut self) -> Result<PickleValue<'a>, Unreadable> {
         let floor = self.marks.last().copied().unwrap_or(0);
         if self.stack.len() <= floor {
             return Err(Unreadable::Misfit);
@@ -297,7 +296,7 @@ impl<'a> Reader<'a> {
         self.stack.pop().ok_or(Unreadable::Misfit)
     }
 
-    fn top(&mut self, count: usize) -> Result<Vec<Value<'a>>, Unreadable> {
+    fn top(&mut self, count: usize) -> Result<Vec<PickleValue<'a>>, Unreadable> {
         let floor = self.marks.last().copied().unwrap_or(0);
         match self.stack.len().checked_sub(count) {
             Some(from) if from >= floor => Ok(self.stack.split_off(from)),
@@ -305,38 +304,38 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn marked(&mut self) -> Result<Vec<Value<'a>>, Unreadable> {
+    fn marked(&mut self) -> Result<Vec<PickleValue<'a>>, Unreadable> {
         let from = self.marks.pop().ok_or(Unreadable::Misfit)?;
         Ok(self.stack.split_off(from))
     }
 
-    /// Makes a tuple of values that are counted already.
-    fn collect(&mut self, values: Vec<Value<'a>>) -> Result<(), Unreadable> {
-        let tuple = Value::List(values);
+    /// Pushes a tuple of values that [`Self::push`] has counted already.
+    fn collect(&mut self, values: Vec<PickleValue<'a>>) -> Result<(), Unreadable> {
+        let tuple = PickleValue::List(values);
         depth(&tuple, 0)?;
         self.stack.push(tuple);
         Ok(())
     }
 
-    fn append(&mut self, values: Vec<Value<'a>>) -> Result<(), Unreadable> {
+    fn append(&mut self, values: Vec<PickleValue<'a>>) -> Result<(), Unreadable> {
         for value in &values {
             depth(value, 1)?;
         }
         match self.stack.last_mut() {
-            Some(Value::List(list)) => list.extend(values),
+            Some(PickleValue::List(list)) => list.extend(values),
             _ => return Err(Unreadable::Misfit),
         }
         Ok(())
     }
 
-    fn set_items(&mut self, values: Vec<Value<'a>>) -> Result<(), Unreadable> {
+    fn set_items(&mut self, values: Vec<PickleValue<'a>>) -> Result<(), Unreadable> {
         if !values.len().is_multiple_of(2) {
             return Err(Unreadable::Misfit);
         }
         for value in &values {
             depth(value, 1)?;
         }
-        let Some(Value::Dict(dict)) = self.stack.last_mut() else {
+        let Some(PickleValue::Dict(dict)) = self.stack.last_mut() else {
             return Err(Unreadable::Misfit);
         };
         let mut values = values.into_iter();
@@ -372,20 +371,24 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// How many values are in a value.
-fn size(value: &Value<'_>, level: usize) -> Result<usize, Unreadable> {
+/// The number of values in a value, including itself.
+fn size(value: &PickleValue<'_>, level: usize) -> Result<usize, Unreadable> {
     if level > MAX_DEPTH {
         return Err(Unreadable::TooLarge);
     }
     let add = |sum: usize, value| Ok(sum + size(value, level + 1)?);
     match value {
-        Value::List(values) | Value::Object(_, values) => values.iter().try_fold(1, add),
-        Value::Dict(items) => items.iter().flat_map(|(key, value)| [key, value]).try_fold(1, add),
+        PickleValue::List(values) | PickleValue::Object(_, values) => {
+            values.iter().try_fold(1, add)
+        }
+        PickleValue::Dict(items) => {
+            items.iter().flat_map(|(key, value)| [key, value]).try_fold(1, add)
+        }
         _ => Ok(1),
     }
 }
 
 /// Fails where a value is nested too deep.
-fn depth(value: &Value<'_>, level: usize) -> Result<(), Unreadable> {
+fn depth(value: &PickleValue<'_>, level: usize) -> Result<(), Unreadable> {
     size(value, level).map(drop)
 }

@@ -1,4 +1,4 @@
-//! Where fail2ban's own settings put its socket and its database, as `fail2ban-client` reads them.
+//! Reads the paths of fail2ban's socket and database from fail2ban's own settings, as `fail2ban-client` does.
 //!
 //! Later files win: `fail2ban.conf`, `fail2ban.d/*.conf`, `fail2ban.local`, `fail2ban.d/*.local` (fail2ban's
 //! `client/configparserinc.py`), and `[Definition]` wins over `[DEFAULT]`.
@@ -10,20 +10,20 @@ use std::path::{Path, PathBuf};
 /// fail2ban's directory on Debian.
 pub const DIR: &str = "/etc/fail2ban";
 
-/// A settings file is a few KiB; more than so many bytes of it are not read.
+/// A settings file has a few KiB; only this much of a larger file is read.
 const MAX_BYTES: u64 = 256 * 1024;
 
-/// What the settings say; `None` where they say nothing that can be used.
+/// The paths in the settings; `None` if a setting is missing or not an absolute path.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    #[allow(missing_docs)]
+    /// The server's socket.
     pub socket: Option<PathBuf>,
-    /// The server itself knows better, once it answers.
+    /// The database. Once the server answers, its own answer takes precedence.
     pub database: Option<PathBuf>,
 }
 
 impl Settings {
-    /// Reads the settings below a directory. What cannot be read says nothing.
+    /// Reads the settings below a directory. A file that cannot be read counts as empty.
     #[must_use]
     pub fn read(dir: &Path) -> Self {
         let mut keys = BTreeMap::new();
@@ -61,8 +61,8 @@ fn text(path: &Path) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// Adds the keys of a file, by section and name (Python's `configparser`: `key = value` or `key: value`, names in any
-/// case; `#` and `;` begin a comment, ` ;` also behind a value).
+/// Adds the keys of a file, by section and name (Python's `configparser`: `key = value` or `key: value`, names in upper
+/// or lower case; `#` and `;` start a comment, ` ;` also after a value).
 fn collect(text: &str, keys: &mut BTreeMap<(String, String), String>) {
     let mut section = String::new();
     for line in text.lines().filter(|line| !line.starts_with([' ', '\t', '#', ';'])) {
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn socket_is_where_fail2ban_client_looks_for_it() {
+    fn paths_are_those_that_fail2ban_client_uses() {
         let root = tempfile::tempdir().unwrap();
         let (dir, more) = (root.path(), root.path().join("fail2ban.d"));
         let read = || {
@@ -93,7 +93,7 @@ mod tests {
         let pair = |socket: &str, database: &str| (socket.to_owned(), database.to_owned());
         assert_eq!(read(), pair("", ""));
         fs::create_dir(&more).unwrap();
-        // Each file is added to those before it.
+        // Each step adds a file to the earlier ones.
         let table = [
             (
                 "fail2ban.conf",

@@ -1,9 +1,9 @@
-//! What fail2ban or its database shows of many addresses at once: a sorted list. It is one piece of
-//! memory, which goes back to the system as a whole, where the nodes of a map would leave holes.
+//! A map from addresses to values as a sorted list, for the answers of fail2ban and its database about many addresses.
+//! A list is one block of memory, which goes back to the system as a whole; the nodes of a tree would leave holes.
 
 use crate::wire::Address;
 
-/// A value for each of some addresses, in their order.
+/// Values by address, in the order of the addresses, each address once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressMap<V>(Vec<(Address, V)>);
 
@@ -30,23 +30,23 @@ impl<V> AddressMap<V> {
         Some(&self.0[at].1)
     }
 
-    /// Whether an address is there.
+    /// Whether the map has an address.
     #[must_use]
     pub fn has(&self, address: Address) -> bool {
         self.get(address).is_some()
     }
 
-    /// All, in their order.
+    /// All entries, in the order of the addresses.
     pub fn iter(&self) -> impl Iterator<Item = (Address, &V)> {
         self.0.iter().map(|(address, value)| (*address, value))
     }
 
-    /// The addresses.
+    /// All addresses, in order.
     pub fn addresses(&self) -> impl Iterator<Item = Address> {
         self.0.iter().map(|(address, _)| *address)
     }
 
-    /// How many there are.
+    /// The number of entries.
     #[must_use]
     pub fn count(&self) -> usize {
         self.0.len()

@@ -23,8 +23,8 @@ const ALL_HELD: &str = "80059584000000000000004b005d94288c3a3139322e302e322e3120
 /// `pickle.dumps((0, [('Filter', …), ('Actions', [('Currently banned', 1), ('Total banned', 7), …])]), 5)`
 const JAIL: &str = "8005959e000000000000004b005d94288c0646696c746572945d94288c1043757272656e746c79206661696c6564944b0086948c0c546f74616c206661696c6564944b0386946586948c07416374696f6e73945d94288c1043757272656e746c792062616e6e6564944b0186948c0c546f74616c2062616e6e6564944b0786948c0e42616e6e6564204950206c697374945d948c093139322e302e322e31946186946586946586942e";
 
-/// What `get JAIL ignoreip` answers with a network, a file of addresses (a set with a name, as fail2ban has it
-/// since 1.1.1) that last had one, and a name.
+/// The answer of `get JAIL ignoreip` with a network, a file with one address (a set with a name, since fail2ban
+/// 1.1.1), and a host name.
 const IGNORED: &str = "800595b8000000000000004b005d94288c086275696c74696e73948c037374729493948c0c3139322e302e322e302f323494859452948c156661696c3262616e2e7365727665722e6970646e73948c0d46696c654950416464725365749493945d9468038c093139322e302e322e37948594529461859452947d94288c0866696c654e616d65948c152f6574632f6661696c3262616e2f667269656e6473948c055f7365656e944b03756268038c0b7765622e6578616d706c6594859452946586942e";
 
 /// A client whose server answers each request with the next of `replies`, and the requests it got.
@@ -38,10 +38,10 @@ async fn play(replies: Vec<Vec<u8>>) -> (Client, tokio::task::JoinHandle<Vec<Vec
         let mut requests = Vec::new();
         for reply in replies {
             let mut request = Vec::new();
-            while !request.ends_with(END) {
+            while !request.ends_with(END_MARKER) {
                 stream.read_buf(&mut request).await.unwrap();
             }
-            request.truncate(request.len() - END.len());
+            request.truncate(request.len() - END_MARKER.len());
             requests.push(request);
             stream.write_all(&reply).await.unwrap();
         }
@@ -51,11 +51,11 @@ async fn play(replies: Vec<Vec<u8>>) -> (Client, tokio::task::JoinHandle<Vec<Vec
 }
 
 fn reply(hex: &str) -> Vec<u8> {
-    [bytes(hex).as_slice(), END].concat()
+    [bytes(hex).as_slice(), END_MARKER].concat()
 }
 
 #[tokio::test]
-async fn files_of_addresses_in_ignoreip_are_known_by_their_name() {
+async fn file_of_addresses_in_ignoreip_is_listed_by_name() {
     let (mut client, _server) = play(vec![reply(IGNORED)]).await;
     let ignored = client.ignored(&Jail::new("sshd").unwrap()).await.unwrap();
     let expected = ["192.0.2.0/24", "192.0.2.7", "file:/etc/fail2ban/friends", "web.example"];
@@ -67,7 +67,7 @@ const PROPERTIES: &str =
     "80059522000000000000004b005d94288c09616374696f6e62616e948c0a616374696f6e6e616d65946586942e";
 
 #[tokio::test]
-async fn property_that_an_action_lacks_is_not_asked_for() {
+async fn missing_property_of_an_action_is_not_queried() {
     let (mut client, server) = play(vec![reply(PROPERTIES)]).await;
     let jail = Jail::new("sshd").unwrap();
     assert_eq!(client.property(&jail, "ufw", "abuseipdb_apikey").await.unwrap(), "");
@@ -76,7 +76,7 @@ async fn property_that_an_action_lacks_is_not_asked_for() {
 }
 
 #[tokio::test]
-async fn questions_are_asked_and_answers_read() {
+async fn commands_are_sent_and_their_answers_read() {
     let (mut client, server) =
         play(vec![reply(STATUS), reply(HELD), reply(ALL_HELD), reply(JAIL)]).await;
     let jails: Vec<_> = client.jails().await.unwrap().iter().map(ToString::to_string).collect();
@@ -95,7 +95,7 @@ async fn questions_are_asked_and_answers_read() {
 }
 
 #[tokio::test]
-async fn errors_say_which_command_failed_and_why() {
+async fn failed_command_is_named_in_the_error() {
     let (mut client, _server) = play(vec![reply(REFUSED), reply("8005942e"), vec![]]).await;
     let jail = Jail::new("sshd").unwrap();
     let address = [Address::new("192.0.2.1").unwrap(); 3];
@@ -120,7 +120,7 @@ async fn errors_say_which_command_failed_and_why() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_is_stuck_is_given_up() {
+async fn server_that_does_not_answer_is_a_timeout() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     let _listener = UnixListener::bind(&path).unwrap();
@@ -132,7 +132,7 @@ async fn a_server_that_is_stuck_is_given_up() {
 }
 
 #[test]
-fn addresses_are_spelled_as_fail2ban_does() {
+fn addresses_are_written_as_fail2ban_writes_them() {
     let table = [
         ("192.0.2.1", "192.0.2.1"),
         ("2001:DB8:0::1", "2001:db8::1"),
@@ -152,36 +152,39 @@ fn addresses_are_spelled_as_fail2ban_does() {
 fn every_kind_of_value_is_read() {
     let numbers = "8005952f000000000000004b005d94284b014b004bff4d00014a000001004affffffff8a06000000000001473ff8000000000000884e6586942e";
     let numbers = bytes(numbers);
-    let Value::List(pair) = read(&numbers).unwrap() else { panic!() };
-    let expected = [1, 0, 255, 256, 65536, -1, 1 << 40].map(Value::Int).to_vec();
-    let rest = vec![Value::Float(1.5), Value::Bool(true), Value::None];
-    assert_eq!(pair[1], Value::List([expected, rest].concat()));
+    let PickleValue::List(pair) = read(&numbers).unwrap() else { panic!() };
+    let expected = [1, 0, 255, 256, 65536, -1, 1 << 40].map(PickleValue::Int).to_vec();
+    let rest = vec![PickleValue::Float(1.5), PickleValue::Bool(true), PickleValue::None];
+    assert_eq!(pair[1], PickleValue::List([expected, rest].concat()));
     let dict = "8005951b000000000000004b007d94288c0161945d944b01618c016294430278ff947586942e";
     let dict = bytes(dict);
-    let Value::List(pair) = read(&dict).unwrap() else { panic!() };
-    let a = (Value::Text("a".into()), Value::List(vec![Value::Int(1)]));
-    let b = (Value::Text("b".into()), Value::Text("xÿ".into()));
-    assert_eq!(pair[1], Value::Dict(vec![a, b]));
+    let PickleValue::List(pair) = read(&dict).unwrap() else { panic!() };
+    let a = (PickleValue::Text("a".into()), PickleValue::List(vec![PickleValue::Int(1)]));
+    let b = (PickleValue::Text("b".into()), PickleValue::Text("xÿ".into()));
+    assert_eq!(pair[1], PickleValue::Dict(vec![a, b]));
     let set = bytes("8005950b000000000000004b008f94284b019086942e");
     let set = read(&set).unwrap();
-    assert_eq!(set, Value::List(vec![Value::Int(0), Value::List(vec![Value::Int(1)])]));
+    assert_eq!(
+        set,
+        PickleValue::List(vec![PickleValue::Int(0), PickleValue::List(vec![PickleValue::Int(1)])])
+    );
 }
 
 /// `pickle.dumps((0, [2.5, 1 << 80, -(1 << 80), 'x\udcff']), 5)`
 const ODD: &str = "80059533000000000000004b005d94284740040000000000008a0b00000000000000000000018a0b00000000000000000000ff8c0478edb3bf946586942e";
 
 #[test]
-fn odd_values_of_a_reply_spoil_no_other() {
+fn odd_value_of_a_reply_spoils_no_other() {
     let odd = bytes(ODD);
-    let Value::List(pair) = read(&odd).unwrap() else { panic!() };
+    let PickleValue::List(pair) = read(&odd).unwrap() else { panic!() };
     let values = pair[1].list().unwrap();
-    let numbers: Vec<_> = values.iter().map_while(Value::int).collect();
+    let numbers: Vec<_> = values.iter().map_while(PickleValue::int).collect();
     assert_eq!(numbers, [2, i64::MAX, i64::MIN]);
     assert!(values[3].text().unwrap().starts_with("x\u{fffd}"));
 }
 
 #[tokio::test]
-async fn answer_that_cannot_be_read_names_its_jail() {
+async fn unreadable_answer_names_its_jail() {
     let (mut client, _server) = play(vec![reply(HELD), reply(HELD)]).await;
     let jail = Jail::new("sshd").unwrap();
     let error = client.bantime(&jail).await.unwrap_err();
@@ -190,7 +193,7 @@ async fn answer_that_cannot_be_read_names_its_jail() {
 }
 
 #[test]
-fn ban_whose_time_cannot_be_read_is_held_all_the_same() {
+fn ban_with_unreadable_time_still_counts_as_held() {
     let address = Address::new("192.0.2.1").unwrap();
     let table = [
         ("192.0.2.1 \t2026-11-22 15:00:00 + 600 = 2026-11-22 15:10:00", Some(600)),
@@ -210,8 +213,8 @@ fn ban_whose_time_cannot_be_read_is_held_all_the_same() {
 }
 
 #[test]
-fn no_reply_can_hurt() {
-    // Cut off at every byte, and every byte changed to every value: an error or a value, no panic.
+fn corrupt_reply_causes_no_panic() {
+    // Truncated at every byte, and with every byte changed to every value.
     for whole in [STATUS, REFUSED, HELD] {
         let whole = bytes(whole);
         for end in 0..whole.len() {
@@ -225,7 +228,7 @@ fn no_reply_can_hurt() {
     }
     let deep = [b"K\x01".to_vec(), b"\x85".repeat(100_000), b".".to_vec()].concat();
     assert_eq!(read(&deep), Err(Unreadable::TooLarge));
-    // Each line doubles the one before: 2^40 values, if it were let.
+    // Each line doubles the one before: 2^40 values without the limit.
     let mut bomb = b"K\x01\x85\x94".to_vec();
     for n in 0..25u8 {
         bomb.extend([b'h', n, b'h', n, 0x86, 0x94]);

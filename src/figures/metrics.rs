@@ -1,8 +1,8 @@
-//! Figures for Prometheus, in a file that its node exporter picks up (`MQTT_METRICS=on`).
+//! Writes metrics for Prometheus to a file that its node exporter reads (`MQTT_METRICS=on`).
 //!
-//! The text is the exposition format 0.0.4, the names and base units are as Prometheus asks for
-//! (<https://prometheus.io/docs/practices/naming/>). The file is written aside and renamed, so that a
-//! reader sees whole files only.
+//! The format is the text exposition format 0.0.4, with names and base units by Prometheus' rules
+//! (<https://prometheus.io/docs/practices/naming/>). The file is written aside and renamed, so that a reader never
+//! sees half a file.
 
 use std::fmt::{Display, Write as _};
 use std::fs;
@@ -13,10 +13,10 @@ use crate::clock::is_within;
 use crate::files;
 use crate::guard::RejectReason;
 
-/// How often the file is written, in milliseconds.
-const EVERY: i64 = 10_000;
+/// The time between two writes of the file.
+const WRITE_INTERVAL_MS: i64 = 10_000;
 
-/// The file, and when it was written last.
+/// The metrics file and the time of its last write, in milliseconds since 1970.
 #[derive(Debug)]
 pub struct TextfileWriter {
     path: PathBuf,
@@ -24,98 +24,98 @@ pub struct TextfileWriter {
 }
 
 impl TextfileWriter {
-    /// Figures are to be in this file.
+    /// A writer of the file at `path`, which is not created yet.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
         Self { path, written: 0 }
     }
 
-    /// Whether it is time to write, in milliseconds since 1970.
+    /// Whether the file is due for a write; `now` is in milliseconds since 1970.
     #[must_use]
     pub fn is_due(&self, now: i64) -> bool {
-        !is_within(EVERY, self.written, now)
+        !is_within(WRITE_INTERVAL_MS, self.written, now)
     }
 
-    /// Writes, for all to read.
+    /// Writes the file, readable by all users.
     ///
     /// # Errors
-    /// What could not be done, in words.
-    pub fn write(&mut self, figures: &Metrics, now: i64) -> Result<(), String> {
+    /// A message with path and cause.
+    pub fn write(&mut self, metrics: &Metrics, now: i64) -> Result<(), String> {
         self.written = now;
         let path = self.path.display();
-        files::replace(&self.path, &render(figures), 0o644)
-            .map_err(|why| format!("cannot write {path}: {why}"))
+        files::replace(&self.path, &render(metrics), 0o644)
+            .map_err(|error| format!("cannot write {path}: {error}"))
     }
 
-    /// Removes the file: nobody is to take old figures for new ones.
+    /// Removes the file, so that Prometheus does not take old values for current ones.
     pub fn clear(&self) {
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// The text of a reading.
-fn render(figures: &Metrics) -> String {
+/// The content of the file.
+fn render(metrics: &Metrics) -> String {
     let mut page = Exposition::default();
     page.gauge("build_info", "The running version; always 1.");
     page.with("build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1);
     page.gauge("start_time_seconds", "When the service started, in seconds since 1970.");
-    page.sample("start_time_seconds", figures.since);
+    page.sample("start_time_seconds", metrics.since);
     page.gauge("broker_connected", "Whether the broker is connected: 1 or 0.");
-    page.sample("broker_connected", u8::from(figures.connected));
+    page.sample("broker_connected", u8::from(metrics.connected));
     page.counter("broker_connections_total", "Connections to a broker since the start.");
-    page.sample("broker_connections_total", figures.traffic.connections);
+    page.sample("broker_connections_total", metrics.traffic.connections);
     page.gauge("fail2ban_up", "Whether fail2ban answers: 1 or 0.");
-    page.sample("fail2ban_up", u8::from(figures.fail2ban));
+    page.sample("fail2ban_up", u8::from(metrics.fail2ban));
     page.gauge(
         "bans",
         "Addresses banned on this host: detected here or imported from other hosts.",
     );
-    for jail in &figures.jails {
+    for jail in &metrics.jails {
         for (kind, count) in [("detected", jail.detected), ("imported", jail.imported)] {
             page.with("bans", &[("jail", &jail.jail), ("kind", &kind)], count);
         }
     }
     page.gauge("overrides", "Bans of other hosts that the operator of this host removed by hand.");
-    for jail in &figures.jails {
-        page.with("overrides", &[("jail", &jail.jail)], jail.lifted);
+    for jail in &metrics.jails {
+        page.with("overrides", &[("jail", &jail.jail)], jail.overrides);
     }
     page.gauge(
         "fleet_bans",
         "Bans that other hosts announce, whether this host imported them or not.",
     );
-    page.sample("fleet_bans", figures.claims);
+    page.sample("fleet_bans", metrics.claims);
     page.gauge("fleet_hosts", "Other hosts that this host knows.");
-    page.sample("fleet_hosts", figures.hosts);
+    page.sample("fleet_hosts", metrics.hosts);
     page.counter("messages_received_total", "Valid messages received from the fleet.");
-    let traffic = &figures.traffic;
+    let traffic = &metrics.traffic;
     let kinds =
-        [("event", traffic.events), ("snapshot", traffic.parts), ("presence", traffic.presences)];
+        [("event", traffic.events), ("snapshot", traffic.shards), ("presence", traffic.presences)];
     for (kind, count) in kinds {
         page.with("messages_received_total", &[("kind", &kind)], count);
     }
     page.counter("events_published_total", "Events of this host acknowledged by the broker.");
     page.sample("events_published_total", traffic.published);
     page.gauge("events_waiting", "Events of this host not acknowledged by the broker yet.");
-    page.sample("events_waiting", figures.waiting);
+    page.sample("events_waiting", metrics.waiting);
     page.counter("rejected_messages_total", "Messages rejected since the start, by reason.");
-    for refusal in RejectReason::ALL {
-        page.with("rejected_messages_total", &[("reason", &refusal)], figures.refused.of(refusal));
+    for reason in RejectReason::ALL {
+        page.with("rejected_messages_total", &[("reason", &reason)], metrics.refused.of(reason));
     }
     page.gauge(
         "limit_reached_timestamp_seconds",
         "When a table of the daemon last reached its limit, if within the last day.",
     );
-    for (table, at) in &figures.limits {
+    for (table, at) in &metrics.limits {
         page.with("limit_reached_timestamp_seconds", &[("table", &table.name())], at);
     }
     page.gauge(
         "certificate_expiry_timestamp_seconds",
         "When a certificate of the connection expires.",
     );
-    for one in &figures.certificates {
+    for one in &metrics.certificates {
         page.with("certificate_expiry_timestamp_seconds", &[("certificate", &one.kind)], one.ends);
     }
-    if let Some(reports) = &figures.reports {
+    if let Some(reports) = &metrics.reports {
         page.gauge("abuseipdb_reports_waiting", "Queued reports to AbuseIPDB.");
         page.sample("abuseipdb_reports_waiting", reports.waiting);
         page.gauge("abuseipdb_calls_remaining", "Calls left today, as of AbuseIPDB's last answer.");
@@ -128,7 +128,7 @@ fn render(figures: &Metrics) -> String {
     page.0
 }
 
-/// A page of metrics, each named `f2bmqtt_…`.
+/// The lines of the file; every metric's name starts with `f2bmqtt_`.
 #[derive(Default)]
 struct Exposition(String);
 
@@ -150,15 +150,16 @@ impl Exposition {
     }
 
     fn with(&mut self, name: &str, labels: &[(&str, &dyn Display)], value: impl Display) {
-        let label = |(label, value): &(&str, &dyn Display)| {
-            let value = value.to_string().replace('\\', "\\\\").replace('"', "\\\"");
-            format!("{label}=\"{}\"", value.replace('\n', "\\n"))
-        };
-        let labels: Vec<_> = labels.iter().map(label).collect();
+        let labels: Vec<_> = labels.iter().map(|(name, value)| label(name, value)).collect();
         let labels =
             if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
         let _ = writeln!(self.0, "f2bmqtt_{name}{labels} {value}");
     }
+}
+
+fn label(name: &str, value: &dyn Display) -> String {
+    let value = value.to_string().replace('\\', "\\\\").replace('"', "\\\"");
+    format!("{name}=\"{}\"", value.replace('\n', "\\n"))
 }
 
 #[cfg(test)]
@@ -180,7 +181,7 @@ mod tests {
         Metrics {
             since: 1_795_342_588,
             connected: true,
-            jails: vec![JailCounts { jail, detected: 3, imported: 40, lifted: 1 }],
+            jails: vec![JailCounts { jail, detected: 3, imported: 40, overrides: 1 }],
             limits: [(BoundedTable::Claims, 1_795_342_600)].into(),
             certificates: vec![Certificate {
                 kind: "ca",
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn each_figure_has_its_line() {
+    fn every_metric_has_a_line() {
         let text = render(&figures());
         for line in [
             "f2bmqtt_start_time_seconds 1795342588",
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_replaced_whole_and_others_can_read_it() {
+    fn metrics_file_is_replaced_whole_and_readable_by_all() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("f2bmqtt.prom");
         let mut metrics = TextfileWriter::new(path.clone());

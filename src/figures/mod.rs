@@ -1,12 +1,11 @@
-//! How this host stands, in numbers: one reading of what the daemon knows, for those who show it:
-//! Prometheus and Home Assistant.
+//! Exports the daemon's metrics to Prometheus and Home Assistant, both from one reading of its state.
 
 pub mod homeassistant;
 pub mod metrics;
 
 use std::collections::BTreeMap;
 
-use self::homeassistant::{HomeAssistant, Kept};
+use self::homeassistant::{HomeAssistant, RetainedMessage};
 use self::metrics::TextfileWriter;
 use crate::abuseipdb::glance::QueueStatus;
 use crate::config::{Certificate, Config, Tls};
@@ -17,102 +16,104 @@ use crate::memory::DaemonState;
 use crate::paths::Paths;
 use crate::wire::{Event, Jail};
 
-/// What one jail of this host holds.
+/// The numbers of one jail of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JailCounts {
-    /// Its name.
+    /// The name of the jail.
     pub jail: Jail,
     /// Bans that this host detected.
     pub detected: usize,
-    /// Bans that it holds for other hosts.
+    /// Bans imported from other hosts.
     pub imported: usize,
-    /// Bans of other hosts that its operator lifted.
-    pub lifted: usize,
+    /// Bans of other hosts that the operator removed here by hand.
+    pub overrides: usize,
 }
 
-/// What went over the link since the daemon started.
+/// Traffic with the broker since the daemon started. Received messages count if they are valid, including this
+/// host's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkCounters {
-    /// How often a connection came up.
+    /// Successful connections to a broker.
     pub connections: u64,
-    /// Events, parts of snapshots and presences that came in and could be read, this host's own included.
+    /// Received events.
     pub events: u64,
-    #[allow(missing_docs)]
-    pub parts: u64,
-    #[allow(missing_docs)]
+    /// Received shards of snapshots.
+    pub shards: u64,
+    /// Received presences.
     pub presences: u64,
-    /// Events of this host that the broker has acknowledged.
+    /// Events of this host that the broker acknowledged.
     pub published: u64,
 }
 
-/// One reading.
+/// One reading of all metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Metrics {
     /// When the daemon started, in seconds since 1970.
     pub since: i64,
-    /// The link to the broker is up.
+    /// Whether the broker is connected.
     pub connected: bool,
-    /// fail2ban answers.
+    /// Whether fail2ban answers.
     pub fail2ban: bool,
-    /// The jails that take part, by name.
+    /// The participating jails, by name.
     pub jails: Vec<JailCounts>,
-    /// Bans of other hosts that are known, whether they are held here or not.
+    /// Active claims of other hosts, imported or not.
     pub claims: usize,
-    /// Other hosts that are known.
+    /// Other hosts that this host knows.
     pub hosts: usize,
-    /// Events that wait for the broker.
+    /// Events that the broker has not acknowledged yet.
     pub waiting: usize,
-    /// What went over the link.
+    /// Traffic with the broker.
     pub traffic: LinkCounters,
-    /// What was refused.
+    /// Rejected messages, by reason.
     pub refused: RejectCounters,
-    /// When each table reached a limit last within a day, in seconds since 1970.
+    /// When each table last reached a limit within a day, in seconds since 1970.
     pub limits: BTreeMap<BoundedTable, i64>,
-    /// The certificates of this host's connection.
+    /// The certificates of the connection.
     pub certificates: Vec<Certificate>,
-    /// What the reporter has; `None` where it never ran.
+    /// The queue of reports to `AbuseIPDB`; `None` without `MQTT_METRICS`, or if its file cannot be read.
     pub reports: Option<QueueStatus>,
 }
 
-/// Those who are shown it, as the settings say.
+/// The exporters that the settings enable.
 #[derive(Debug)]
 pub struct Exporters {
     paths: Paths,
     since: i64,
-    /// The link to the broker is up.
+    /// Whether the broker is connected.
     pub connected: bool,
-    /// What went over it.
+    /// Traffic with the broker.
     pub traffic: LinkCounters,
-    metrics: Option<TextfileWriter>,
+    file: Option<TextfileWriter>,
     home: Option<HomeAssistant>,
     tls: Option<Tls>,
 }
 
 impl Exporters {
-    /// Nothing is shown yet. `since` is when the daemon started, in seconds since 1970.
+    /// Exporters without an export yet; removes the metrics file of an earlier run. `since` is when the daemon
+    /// started, in seconds since 1970.
     #[must_use]
     pub fn new(config: &Config, paths: &Paths, since: i64) -> Self {
-        let metrics = TextfileWriter::new(paths.metrics());
-        metrics.clear();
+        let file = TextfileWriter::new(paths.metrics());
+        file.clear();
         let home = config.ha_prefix.clone();
         Self {
             paths: paths.clone(),
             since,
             connected: false,
             traffic: LinkCounters::default(),
-            metrics: config.metrics.then_some(metrics),
+            file: config.metrics.then_some(file),
             home: home.map(|at| HomeAssistant::new(at, config.topic.clone(), config.node.clone())),
             tls: config.tls.clone(),
         }
     }
 
-    /// The topic that is to be listened to for Home Assistant.
+    /// The topic to subscribe to for Home Assistant, if that is enabled.
     #[must_use]
     pub fn topic(&self) -> Option<String> {
         self.home.as_ref().map(HomeAssistant::birth_topic)
     }
 
-    /// A connection came up.
+    /// Counts a connection, after which Home Assistant gets everything again.
     pub fn connected(&mut self) {
         self.connected = true;
         self.traffic.connections += 1;
@@ -121,37 +122,37 @@ impl Exporters {
         }
     }
 
-    /// Takes a message; answers whether it was meant for this.
-    pub fn hear(&mut self, message: &Admitted) -> bool {
-        self.home.as_mut().is_some_and(|home| home.hear(message))
+    /// Handles a message of Home Assistant; returns whether the message was one.
+    pub fn on_message(&mut self, message: &Admitted) -> bool {
+        self.home.as_mut().is_some_and(|home| home.on_message(message))
     }
 
-    /// The broker has an event of this host: what else is to be said of it.
+    /// Counts an event that the broker acknowledged; returns topic and payload of Home Assistant's message about it.
     pub fn published(&mut self, event: &Event) -> Option<(String, String)> {
         self.traffic.published += 1;
         self.home.as_ref().and_then(|home| home.ban(event))
     }
 
-    /// Shows what has changed: writes the file, and answers what the broker is to keep. `now` is in
+    /// Exports the metrics that are due: writes the file, and returns the retained messages to publish. `now` is in
     /// milliseconds since 1970.
-    pub fn show(&mut self, known: &mut DaemonState, now: i64) -> Vec<Kept> {
+    pub fn export(&mut self, known: &mut DaemonState, now: i64) -> Vec<RetainedMessage> {
         let to_home = self.connected && self.home.as_ref().is_some_and(|home| home.is_due(now));
-        let to_file = self.metrics.as_ref().is_some_and(|metrics| metrics.is_due(now));
+        let to_file = self.file.as_ref().is_some_and(|file| file.is_due(now));
         if !to_home && !to_file {
             return Vec::new();
         }
-        let figures = self.read(known, now);
-        if let Some(metrics) = self.metrics.as_mut().filter(|_| to_file)
-            && let Err(what) = metrics.write(&figures, now)
+        let metrics = self.read(known, now);
+        if let Some(file) = self.file.as_mut().filter(|_| to_file)
+            && let Err(what) = file.write(&metrics, now)
         {
             known.warn("metrics", &what);
         }
-        // Before fail2ban has said which jails there are, there is nothing to show of them.
+        // Until fail2ban has listed its jails, Home Assistant would lose the sensors of all jails.
         let home = self.home.as_mut().filter(|_| to_home && known.fleet.known_jails().is_some());
-        home.map(|home| home.news(&figures, now)).unwrap_or_default()
+        home.map(|home| home.changed(&metrics, now)).unwrap_or_default()
     }
 
-    /// The certificates of this host's connection.
+    /// The certificates of the connection to the broker.
     #[must_use]
     pub fn certificates(&self) -> Vec<Certificate> {
         self.tls.as_ref().map(Tls::certificates).unwrap_or_default()
@@ -171,21 +172,21 @@ impl Exporters {
             limits: last_reached(known.fleet.limits(), now),
             certificates: self.certificates(),
             reports: self
-                .metrics
+                .file
                 .as_ref()
                 .and_then(|_| QueueStatus::of(&self.paths.report_queue()).ok()),
         }
     }
 
-    /// It ends here.
+    /// Removes the metrics file when the daemon ends.
     pub fn end(&self) {
-        if let Some(metrics) = &self.metrics {
-            metrics.clear();
+        if let Some(file) = &self.file {
+            file.clear();
         }
     }
 }
 
-/// The last time of each table: it may have several limits.
+/// When each table last reached any of its limits, in seconds since 1970.
 fn last_reached(limits: &ReachedLimits, now: i64) -> BTreeMap<BoundedTable, i64> {
     let mut last = BTreeMap::new();
     for limit in limits.shown(now) {

@@ -89,7 +89,7 @@ impl Controller {
                 jail: jail.clone(),
                 detected: local.map_or(0, |local| local.local_bans.len()),
                 imported: local.map_or(0, marked),
-                lifted: self.overrides.count(jail),
+                overrides: self.overrides.count(jail),
             }
         };
         self.known_jails.iter().flatten().map(figures).collect()

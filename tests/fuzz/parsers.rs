@@ -17,7 +17,7 @@ use f2bmqtt::abuseipdb::comment::{MAX, Private, compose};
 use f2bmqtt::abuseipdb::report::CommentSource;
 use f2bmqtt::abuseipdb::report::Report;
 use f2bmqtt::config::Config;
-use f2bmqtt::fail2ban::pickle::{Value, read};
+use f2bmqtt::fail2ban::pickle::{PickleValue, read};
 use f2bmqtt::guard::gate::Source;
 use f2bmqtt::notify;
 use f2bmqtt::spool::Item;
@@ -131,7 +131,7 @@ fn sealed(message: &[u8]) {
 
 /// A reply of fail2ban's socket: a pickle, of which nothing but plain values is ever made.
 pub(crate) fn reply(reply: &[u8]) {
-    fn count(value: &Value) -> usize {
+    fn count(value: &PickleValue) -> usize {
         1 + value.list().map_or(0, |list| list.iter().map(count).sum())
     }
     if let Ok(value) = read(reply) {

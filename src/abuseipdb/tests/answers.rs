@@ -1,4 +1,4 @@
-//! What the server may answer, and what becomes of the reports then.
+//! Tests the effect of each possible response on the queue.
 
 use serde_json::json;
 
@@ -8,25 +8,27 @@ use crate::abuseipdb::answer::{ApiResponse, CutOff};
 use crate::abuseipdb::api::Failure;
 use crate::abuseipdb::glance::QueueStatus;
 use crate::abuseipdb::ledger::Ledger;
-use crate::abuseipdb::plan::WINDOW;
+use crate::abuseipdb::plan::REPORT_INTERVAL_SECS;
 use crate::abuseipdb::worker::Wake;
 use crate::wire::Address;
 
-/// After a report met with an answer: what the log says last, whether the report waits, whether the
-/// ledger has the address, and how many seconds until the next try (at least, at most).
-struct Case {
+/// The effect of one response to a report.
+struct AnswerCase {
     whim: Whim,
+    /// The start of the last log line.
     logged: &'static str,
     waits: bool,
+    /// Whether the ledger has the address afterwards.
     ledger: bool,
+    /// The shortest and longest wait until the next attempt, in seconds.
     next: (i64, i64),
 }
 
-fn cases() -> Vec<Case> {
-    let kept = |whim, logged, next| Case { whim, logged, waits: true, ledger: true, next };
-    let said =
+fn cases() -> Vec<AnswerCase> {
+    let kept = |whim, logged, next| AnswerCase { whim, logged, waits: true, ledger: true, next };
+    let answered =
         |status, body: &str, logged, next| kept(Whim::Says(says(status, body)), logged, next);
-    let gone = |answer, logged, ledger| Case {
+    let gone = |answer, logged, ledger| AnswerCase {
         whim: Whim::Says(answer),
         logged,
         waits: false,
@@ -48,21 +50,21 @@ fn cases() -> Vec<Case> {
             "INFO: The daily limit of AbuseIPDB is reached for report",
             (29_000, 29_000),
         ),
-        said(401, &error(401), "ERROR: HTTP 401. Response: {\"errors\"", hour),
-        said(402, &error(402), "ERROR: HTTP 402. Response: {\"errors\"", soon),
-        said(403, &error(403), "ERROR: HTTP 403. Response: {\"errors\"", soon),
-        said(404, &error(404), "ERROR: HTTP 404. Response: {\"errors\"", soon),
+        answered(401, &error(401), "ERROR: HTTP 401. Response: {\"errors\"", hour),
+        answered(402, &error(402), "ERROR: HTTP 402. Response: {\"errors\"", soon),
+        answered(403, &error(403), "ERROR: HTTP 403. Response: {\"errors\"", soon),
+        answered(404, &error(404), "ERROR: HTTP 404. Response: {\"errors\"", soon),
         gone(
             says(422, &error(422)),
             "INFO: IP 203.0.113.9 deleted from the AbuseIPDB SQLite",
             false,
         ),
-        said(500, &error(500), "ERROR: HTTP 500. Response: {\"errors\"", soon),
-        said(503, "", "ERROR: HTTP 503. Response: (nothing)", soon),
-        said(200, "<html>a portal</html>", "ERROR: HTTP 200. Response: <html>a portal", soon),
-        said(422, "<html>a portal</html>", "ERROR: HTTP 422. Response: <html>a portal", soon),
-        said(200, "", "ERROR: HTTP 200. Response: (nothing)", soon),
-        said(200, &taken[..20], "ERROR: HTTP 200. Response: {\"data\":{\"ipAddress\"", soon),
+        answered(500, &error(500), "ERROR: HTTP 500. Response: {\"errors\"", soon),
+        answered(503, "", "ERROR: HTTP 503. Response: (nothing)", soon),
+        answered(200, "<html>a portal</html>", "ERROR: HTTP 200. Response: <html>a portal", soon),
+        answered(422, "<html>a portal</html>", "ERROR: HTTP 422. Response: <html>a portal", soon),
+        answered(200, "", "ERROR: HTTP 200. Response: (nothing)", soon),
+        answered(200, &taken[..20], "ERROR: HTTP 200. Response: {\"data\":{\"ipAddress\"", soon),
         kept(Whim::Says(endless), "ERROR: HTTP 200. Response: {\"data\":{\"ipAddress\"", soon),
         kept(
             Whim::Says(stalled),
@@ -85,8 +87,8 @@ fn cases() -> Vec<Case> {
 }
 
 #[test]
-fn each_answer_to_a_report_is_handled_for_what_it_is() {
-    for Case { whim, logged, waits, ledger, next } in cases() {
+fn response_to_a_report_settles_or_delays_it() {
+    for AnswerCase { whim, logged, waits, ledger, next } in cases() {
         let mut bed = Bed::new();
         let listing = says(200, r#"{"data":{"abuseConfidenceScore":7,"totalReports":0}}"#);
         bed.server().whims.extend([Whim::Says(listing), whim.clone()]);
@@ -107,15 +109,15 @@ fn each_answer_to_a_report_is_handled_for_what_it_is() {
 }
 
 #[test]
-fn each_answer_to_a_check_is_handled_for_what_it_is() {
+fn response_to_a_check_delays_no_first_report() {
     for known in [false, true] {
-        for Case { whim, logged, .. } in cases() {
+        for AnswerCase { whim, logged, .. } in cases() {
             let mut bed = Bed::new();
             if known {
                 let ledger = Ledger::open(&bed.path("ledger")).unwrap();
                 ledger.insert(Address::new(IP).unwrap(), 600).unwrap();
             }
-            // A call that was not even sent is no answer, and a key that is refused is no report's matter.
+            // Without a connection, or with a rejected key, all reports wait.
             let all_wait = matches!(whim, Whim::Away(_)) || known && logged.contains("401");
             bed.server().whims.push_back(whim);
             bed.ban(IP, "18", "x");
@@ -129,7 +131,7 @@ fn each_answer_to_a_check_is_handled_for_what_it_is() {
                 .iter()
                 .find(|line| line.starts_with("ERROR") && !line.contains("IP 203.0.113."));
             assert_eq!(nameless, None, "{logged}");
-            // Only what the API says will never do is given up, and only if it is not to be told anyway.
+            // Only a report that the API rejects is dropped, and only if it needs the check.
             let refused = log.iter().any(|line| line.starts_with("ERROR: HTTP 422. Response: {"));
             let taken = if known && refused { 1 } else { 2 };
             assert_eq!(bed.taken().len(), taken, "{logged}: {log:#?}");
@@ -140,8 +142,8 @@ fn each_answer_to_a_check_is_handled_for_what_it_is() {
 }
 
 #[test]
-fn what_was_perhaps_taken_is_not_told_twice() {
-    for away in [0, 2 * WINDOW] {
+fn report_in_doubt_is_not_sent_twice() {
+    for away in [0, 2 * REPORT_INTERVAL_SECS] {
         let mut bed = Bed::new();
         let listing = says(200, r#"{"data":{"abuseConfidenceScore":7,"totalReports":0}}"#);
         bed.server().whims.extend([Whim::Says(listing), Whim::Mute]);
@@ -157,7 +159,7 @@ fn what_was_perhaps_taken_is_not_told_twice() {
 }
 
 #[test]
-fn a_time_that_the_server_does_not_like_is_left_out() {
+fn report_whose_time_is_rejected_is_sent_without_time() {
     let mut bed = Bed::new();
     let listing = says(200, r#"{"data":{"totalReports":0}}"#);
     let body = r#"{"errors":[{"detail":"The timestamp","status":422,"source":{"parameter":"timestamp"}}]}"#;
@@ -168,7 +170,7 @@ fn a_time_that_the_server_does_not_like_is_left_out() {
 }
 
 #[test]
-fn a_refused_key_rests_and_another_goes_at_once() {
+fn rejected_key_pauses_and_a_new_key_is_used_at_once() {
     let mut bed = Bed::new();
     let refused = says(401, r#"{"errors":[{"detail":"Authentication failed","status":401}]}"#);
     bed.server().whims.extend([Whim::Says(refused.clone()), Whim::Says(refused)]);
@@ -189,7 +191,7 @@ fn a_refused_key_rests_and_another_goes_at_once() {
 }
 
 #[test]
-fn a_spent_quota_of_checks_does_not_hold_back_reports() {
+fn exhausted_quota_of_checks_delays_no_reports() {
     let mut bed = Bed::new();
     bed.server().whims.push_back(Whim::Says(daily(5000)));
     bed.ban(IP, "18", "x");
@@ -200,7 +202,7 @@ fn a_spent_quota_of_checks_does_not_hold_back_reports() {
 }
 
 #[test]
-fn one_report_that_a_firewall_refuses_holds_back_no_other() {
+fn report_that_a_firewall_rejects_delays_no_other() {
     let mut bed = Bed::new();
     bed.server().firewall = Some("OR 1=1");
     bed.ban(IP, "16", "GET /?id=' OR 1=1 --");
@@ -209,7 +211,7 @@ fn one_report_that_a_firewall_refuses_holds_back_no_other() {
     }
     for _ in 0..20 {
         bed.work();
-        bed.passes(300);
+        bed.advance(300);
     }
     assert_eq!((bed.taken().len(), bed.waiting()), (4, 1), "{:#?}", bed.log());
     bed.server().firewall = None;
@@ -218,14 +220,14 @@ fn one_report_that_a_firewall_refuses_holds_back_no_other() {
 }
 
 #[test]
-fn a_plan_without_bulk_reports_sends_singly() {
+fn account_without_bulk_reports_sends_single_reports() {
     let mut bed = Bed::new();
     bed.server().away = START + 1;
     for n in 0..30 {
         bed.ban(&format!("203.0.113.{}", n + 1), "18", "x");
     }
     bed.work();
-    bed.passes(60);
+    bed.advance(60);
     let no = says(402, r#"{"errors":[{"detail":"Payment required","status":402}]}"#);
     bed.server().whims.push_back(Whim::Says(no));
     bed.work();
@@ -233,7 +235,7 @@ fn a_plan_without_bulk_reports_sends_singly() {
 }
 
 #[test]
-fn a_bulk_answer_is_believed_no_further_than_it_goes() {
+fn bulk_response_settles_only_the_reports_it_accounts_for() {
     for invalid in [json!([]), json!([{"error": "Invalid Report Date", "input": "203.0.113.5"}])] {
         let mut bed = Bed::new();
         bed.server().away = START + 1;
@@ -241,8 +243,8 @@ fn a_bulk_answer_is_believed_no_further_than_it_goes() {
             bed.ban(&format!("203.0.113.{}", n + 1), "18", &format!("ban {n}"));
         }
         bed.work();
-        bed.passes(60);
-        // It took none, and says that it took some, or all but one.
+        bed.advance(60);
+        // The server accepts none, and claims to have accepted three, or all but one.
         let saved = if invalid == json!([]) { 3 } else { 29 };
         let answer = data(&json!({"savedReports": saved, "invalidReports": invalid}));
         bed.server().whims.push_back(Whim::Says(answer));
@@ -258,28 +260,28 @@ fn a_bulk_answer_is_believed_no_further_than_it_goes() {
 }
 
 #[test]
-fn what_is_in_doubt_waits_when_a_check_is_refused() {
+fn report_in_doubt_waits_if_its_check_is_rejected() {
     let mut bed = Bed::new();
     let listing = says(200, r#"{"data":{"totalReports":0}}"#);
     let refused = says(422, r#"{"errors":[{"detail":"no","status":422}]}"#);
     bed.server().whims.extend([Whim::Says(listing), Whim::Mute, Whim::Says(refused)]);
     bed.ban(IP, "18", "x");
     bed.work();
-    bed.passes(WINDOW);
+    bed.advance(REPORT_INTERVAL_SECS);
     assert!(matches!(bed.work(), Wake::At(_)), "{:#?}", bed.log());
     bed.finish();
     assert_eq!((bed.taken().len(), bed.waiting()), (1, 0));
 }
 
 #[test]
-fn a_server_in_trouble_is_left_alone_for_as_long_as_it_asks() {
+fn failing_server_is_called_again_after_the_delay_it_asks_for() {
     let mut bed = Bed::new();
     let trouble = ApiResponse { retry_after: Some(3600), ..says(503, "") };
     let listing = says(200, r#"{"data":{"totalReports":0}}"#);
     bed.server().whims.extend([Whim::Says(listing), Whim::Says(trouble.clone())]);
     bed.ban(IP, "18", "x");
     assert_eq!(bed.work(), Wake::At(START + 3600));
-    // Of checks it asks the same; reports go.
+    // The same response to a check delays only checks.
     let mut bed = Bed::new();
     bed.server().whims.push_back(Whim::Says(trouble));
     bed.ban(IP, "18", "x");
@@ -290,7 +292,7 @@ fn a_server_in_trouble_is_left_alone_for_as_long_as_it_asks() {
 }
 
 #[test]
-fn key_that_cannot_be_read_is_replaced_by_no_other() {
+fn unreadable_key_is_not_replaced_by_another() {
     let mut bed = Bed::new();
     std::fs::write(bed.path("key"), "APIKEY=$(pass abuseipdb)\n").unwrap();
     bed.ban(IP, "18", "x");

@@ -1,5 +1,4 @@
-//! The reporter against a server that keeps `AbuseIPDB`'s rules, with a clock that is turned by hand,
-//! and with a process that dies whenever it hurts.
+//! Tests the reporter against a simulated `AbuseIPDB`, with a simulated clock and a process that dies at any moment.
 
 mod answers;
 mod outages;
@@ -14,7 +13,7 @@ use tempfile::TempDir;
 
 use super::comment::Private;
 use super::ledger::Ledger;
-use super::plan::WINDOW;
+use super::plan::REPORT_INTERVAL_SECS;
 use super::queue::ReportQueue;
 use super::report::{Categories, CommentSource, Report};
 use super::times::Calendar;
@@ -22,15 +21,15 @@ use super::worker::{ReporterEnv, Wake, Worker};
 use crate::config::Secret;
 use crate::spool::Spool;
 use crate::wire::Address;
-use server::{Line, Server};
+use server::{Server, SimulatedApi};
 
 const START: i64 = 1_795_342_588;
 
-/// A host, and the server.
+/// A host with its reporter, and the server.
 struct Bed {
     dir: TempDir,
     server: Arc<Mutex<Server>>,
-    worker: Option<Worker<Line>>,
+    worker: Option<Worker<SimulatedApi>>,
     reports: u64,
 }
 
@@ -49,7 +48,7 @@ impl Bed {
         self.server.lock().unwrap()
     }
 
-    fn passes(&self, seconds: i64) {
+    fn advance(&self, seconds: i64) {
         self.server().now += seconds;
     }
 
@@ -75,9 +74,9 @@ impl Bed {
         Spool::new(self.path("inbox")).write(&report, at).unwrap();
     }
 
-    fn start(dir: &Path, server: &Arc<Mutex<Server>>) -> Worker<Line> {
+    fn start(dir: &Path, server: &Arc<Mutex<Server>>) -> Worker<SimulatedApi> {
         let (clock, lines) = (Arc::clone(server), Arc::clone(server));
-        let surroundings = ReporterEnv {
+        let env = ReporterEnv {
             private: Box::new(|| Private {
                 addresses: vec!["198.51.100.1".parse().unwrap()],
                 ..Private::default()
@@ -87,11 +86,11 @@ impl Bed {
             warn: |_| {},
         };
         let queue = ReportQueue::open(&dir.join("queue")).unwrap();
-        let (inbox, line) = (Spool::new(dir.join("inbox")), Line(Arc::clone(server)));
-        Worker::new(inbox, queue, &dir.join("key"), line, surroundings).unwrap()
+        let (inbox, line) = (Spool::new(dir.join("inbox")), SimulatedApi(Arc::clone(server)));
+        Worker::new(inbox, queue, &dir.join("key"), line, env).unwrap()
     }
 
-    /// Works until there is nothing to do now. A process that died is started anew.
+    /// Runs steps until the worker sleeps. A process that died is started again.
     fn work(&mut self) -> Wake {
         for _ in 0..10_000 {
             let worker =
@@ -108,7 +107,7 @@ impl Bed {
         panic!("it works without end");
     }
 
-    /// Works until nothing waits any more, and answers how long that took, in seconds.
+    /// Runs until the queue is empty, and returns how long that took, in seconds.
     fn finish(&mut self) -> i64 {
         let start = self.server().now;
         for _ in 0..1000 {
@@ -128,7 +127,7 @@ impl Bed {
         Ledger::open(&self.path("ledger")).unwrap().has(Address::new(ip).unwrap()).unwrap()
     }
 
-    /// The lines of the log, without their times.
+    /// The log lines without their times.
     fn log(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.path("log")).unwrap_or_default();
         text.lines().map(|line| line.split_once(" - ").unwrap().1.to_owned()).collect()
@@ -143,18 +142,22 @@ impl Bed {
 const IP: &str = "203.0.113.9";
 
 #[test]
-fn the_first_report_goes_at_once_and_further_jails_in_one_after_the_window() {
+fn first_report_is_sent_at_once_and_later_jails_in_one_after_15_minutes() {
     let mut bed = Bed::new();
     bed.ban(IP, "18,22", "sshd: three failures");
     assert_eq!(bed.work(), Wake::Called);
     assert_eq!(bed.server().calls, ["check", "report"]);
-    bed.passes(60);
+    bed.advance(60);
     bed.ban(IP, "21", "web: probing");
     bed.ban(IP, "18,22", "sshd: three failures");
-    bed.passes(60);
+    bed.advance(60);
     bed.ban(IP, "15", "ftp: probing");
     let Wake::At(later) = bed.work() else { panic!("it waits for the window") };
-    assert!((START + WINDOW..START + WINDOW + 60).contains(&later), "{}", later - START);
+    assert!(
+        (START + REPORT_INTERVAL_SECS..START + REPORT_INTERVAL_SECS + 60).contains(&later),
+        "{}",
+        later - START
+    );
     assert_eq!(bed.server().calls, ["check", "report"]);
     bed.finish();
     let server = bed.server();
@@ -173,7 +176,7 @@ fn the_first_report_goes_at_once_and_further_jails_in_one_after_the_window() {
 }
 
 #[test]
-fn an_address_in_the_ledger_is_reported_again_when_it_is_listed_no_longer() {
+fn address_in_the_ledger_is_reported_again_once_it_is_no_longer_listed() {
     let mut bed = Bed::new();
     let (ledger, address) = (Ledger::open(&bed.path("ledger")), Address::new(IP).unwrap());
     ledger.unwrap().insert(address, 600).unwrap();
@@ -191,7 +194,7 @@ fn an_address_in_the_ledger_is_reported_again_when_it_is_listed_no_longer() {
 }
 
 #[test]
-fn this_host_s_own_address_is_not_reported() {
+fn own_address_of_this_host_is_not_reported() {
     let mut bed = Bed::new();
     bed.ban("198.51.100.1", "18", "x");
     assert_eq!(bed.work(), Wake::Called);
@@ -200,8 +203,8 @@ fn this_host_s_own_address_is_not_reported() {
 }
 
 #[test]
-fn log_lines_come_from_the_database_once_it_has_the_ban() {
-    // What the database has, from the third second on -> the comment, and how long the report waited.
+fn log_lines_are_read_once_the_database_has_the_ban() {
+    // The database's log lines from the third second on, the comment, and how long the report waits.
     let lines = |lines: &[&str]| Some(lines.iter().map(|line| (*line).to_owned()).collect());
     let table = [
         (lines(&["one from 198.51.100.1", "two"]), "one from [ip]\ntwo", 3..4),
@@ -213,7 +216,7 @@ fn log_lines_come_from_the_database_once_it_has_the_ban() {
         bed.ban_by(IP, "18", "", CommentSource::Database);
         let first = bed.work();
         assert_eq!(first, Wake::At(START + 1));
-        bed.passes(3);
+        bed.advance(3);
         bed.server().log_lines.clone_from(&rows);
         bed.finish();
         let server = bed.server();

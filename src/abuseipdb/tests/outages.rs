@@ -1,18 +1,18 @@
-//! Links that flap, processes that die, clocks and disks that are wrong: each ban is reported once all the same.
+//! Tests that each ban is reported once although links flap, processes die, and clocks and disks are wrong.
 
 use super::server::{Whim, daily, says};
 use super::{Bed, IP, START};
 use crate::abuseipdb::api::Failure;
-use crate::abuseipdb::plan::WINDOW;
+use crate::abuseipdb::plan::REPORT_INTERVAL_SECS;
 
-/// Away for an hour, meanwhile 500 addresses are banned; the process dies at the n-th moment after.
+/// The server is unreachable for an hour, in which 500 addresses are banned; then the process dies at the n-th moment.
 fn an_hour_away(dies: Option<usize>) -> (Bed, usize) {
     let mut bed = Bed::new();
     bed.server().away = START + 3600;
     for n in 0..500 {
         bed.ban(&format!("203.0.{}.{}", 113 + n / 250, n % 250 + 1), "18,22", "x \"y\"");
         if n % 5 == 0 {
-            bed.passes(30);
+            bed.advance(30);
             bed.work();
         }
     }
@@ -25,7 +25,7 @@ fn an_hour_away(dies: Option<usize>) -> (Bed, usize) {
 }
 
 #[test]
-fn an_hour_without_network_loses_nothing_whenever_the_process_dies() {
+fn hour_without_network_loses_no_report_whenever_the_process_dies() {
     for dies in std::iter::once(None).chain((0..6).map(Some)) {
         let (bed, bulk) = an_hour_away(dies);
         let mut taken: Vec<_> = bed.taken().into_iter().map(|(ip, _)| ip).collect();
@@ -40,7 +40,7 @@ fn an_hour_without_network_loses_nothing_whenever_the_process_dies() {
 }
 
 #[test]
-fn a_process_that_dies_at_any_moment_reports_each_address_once() {
+fn process_that_dies_at_any_moment_reports_each_ban_once() {
     for dies in 0..30 {
         let mut bed = Bed::new();
         bed.server().dies = Some(dies);
@@ -49,10 +49,11 @@ fn a_process_that_dies_at_any_moment_reports_each_address_once() {
         }
         bed.finish();
         let taken = bed.taken();
-        // Six addresses, of which two were banned twice: in one report, or in two.
+        // Two of the six addresses were banned twice, which may be one report or two.
         for n in 0..8 {
-            let told = taken.iter().filter(|(_, comment)| comment.contains(&format!("ban {n}")));
-            assert_eq!(told.count(), 1, "dies {dies}: ban {n}: {taken:?}");
+            let matching =
+                taken.iter().filter(|(_, comment)| comment.contains(&format!("ban {n}")));
+            assert_eq!(matching.count(), 1, "dies {dies}: ban {n}: {taken:?}");
         }
     }
 }
@@ -61,10 +62,10 @@ fn not_sent() -> Whim {
     Whim::Away(Failure::NotSent("no route to host".to_owned()))
 }
 
-/// A link that flaps: a call is taken and its answer lost, the next one is not sent, and then it is
-/// away for longer than the window.
+/// The response to an accepted call is lost, the next call is not sent, and then the server is unreachable for longer
+/// than the report interval.
 #[test]
-fn a_flapping_link_tells_nothing_twice() {
+fn flapping_link_causes_no_duplicate_report() {
     for count in [1, 30] {
         for checks_spent in [false, true] {
             let mut bed = Bed::new();
@@ -73,7 +74,7 @@ fn a_flapping_link_tells_nothing_twice() {
                 bed.ban(&format!("203.0.113.{}", n + 1), "18", &format!("ban {n}"));
             }
             bed.work();
-            bed.passes(60);
+            bed.advance(60);
             if checks_spent && count == 1 {
                 bed.server().whims.push_back(Whim::Says(daily(7200)));
             } else if count == 1 {
@@ -85,7 +86,7 @@ fn a_flapping_link_tells_nothing_twice() {
             bed.work();
             assert_eq!(bed.taken().len(), count, "{:#?}", bed.log());
             for _ in 0..3 {
-                bed.passes(WINDOW / 2);
+                bed.advance(REPORT_INTERVAL_SECS / 2);
                 bed.work();
             }
             bed.finish();
@@ -96,13 +97,13 @@ fn a_flapping_link_tells_nothing_twice() {
 }
 
 #[test]
-fn what_is_too_old_is_given_up_aloud() {
+fn report_that_is_too_old_is_dropped_with_a_log_line() {
     let mut bed = Bed::new();
     bed.server().away = START + 61 * 86_400;
     bed.ban(IP, "18", "x");
     bed.work();
     assert!(bed.in_ledger(IP));
-    bed.passes(60 * 86_400);
+    bed.advance(60 * 86_400);
     bed.work();
     let log = bed.log();
     assert!(log.contains(
@@ -112,9 +113,9 @@ fn what_is_too_old_is_given_up_aloud() {
 }
 
 #[test]
-fn a_clock_that_was_ahead_holds_nothing_back() {
+fn clock_that_was_ahead_delays_no_report() {
     let mut bed = Bed::new();
-    bed.passes(365 * 86_400);
+    bed.advance(365 * 86_400);
     bed.server().whims.extend([Whim::Says(daily(5000)), Whim::Says(daily(5000))]);
     bed.ban(IP, "18", "x");
     bed.work();
@@ -126,7 +127,7 @@ fn a_clock_that_was_ahead_holds_nothing_back() {
 }
 
 #[test]
-fn a_ledger_that_cannot_be_used_holds_nothing_back_for_long() {
+fn unusable_ledger_delays_a_report_only_briefly() {
     let mut bed = Bed::new();
     std::fs::create_dir(bed.path("ledger")).unwrap();
     bed.ban(IP, "18", "x");

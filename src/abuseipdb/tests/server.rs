@@ -1,4 +1,4 @@
-//! A server that keeps `AbuseIPDB`'s rules, for as long as a test does not want it otherwise.
+//! A simulated `AbuseIPDB` that keeps the API's rules unless a test makes it misbehave.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -6,39 +6,39 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 
 use crate::abuseipdb::answer::ApiResponse;
-use crate::abuseipdb::api::{Api, Failure, Request};
-use crate::abuseipdb::plan::WINDOW;
+use crate::abuseipdb::api::{Api, ApiRequest, Failure};
+use crate::abuseipdb::plan::REPORT_INTERVAL_SECS;
 use crate::config::Secret;
 use crate::wire::Address;
 
-/// What the server does with the next call, instead of what it should.
+/// A misbehaviour of the server at the next call.
 #[derive(Clone)]
 pub(super) enum Whim {
-    /// Answers this.
+    /// Sends this response and does nothing else.
     Says(ApiResponse),
-    /// Is not there.
+    /// Cannot be reached.
     Away(Failure),
-    /// Does it, and the answer is lost.
+    /// Handles the call, but the response is lost.
     Mute,
 }
 
-/// `AbuseIPDB`, as far as its rules go.
+/// `AbuseIPDB` with the rules that matter to the reporter.
 #[derive(Default)]
 pub(super) struct Server {
     pub(super) now: i64,
-    /// Address, when it was taken, timestamp, categories, comment.
+    /// Accepted reports: address, time of acceptance, timestamp, categories, comment.
     pub(super) taken: Vec<(Address, i64, String, String, String)>,
     pub(super) listed: BTreeMap<Address, i64>,
     pub(super) calls: Vec<&'static str>,
     pub(super) keys: Vec<String>,
     pub(super) whims: VecDeque<Whim>,
-    /// Away until then.
+    /// Unreachable until this time, in seconds since 1970.
     pub(super) away: i64,
-    /// A firewall before it does not like this word.
+    /// A firewall rejects requests that contain this text.
     pub(super) firewall: Option<&'static str>,
-    /// What fail2ban's database has of every ban.
+    /// The log lines of every ban in fail2ban's database.
     pub(super) log_lines: Option<Vec<String>>,
-    /// The process dies at the n-th moment from now; each call has two: before and after it.
+    /// The process dies at the n-th moment from now. Each call has two moments: before and after it.
     pub(super) dies: Option<usize>,
 }
 
@@ -46,7 +46,7 @@ impl Server {
     fn take(&mut self, ip: &str, timestamp: &str, categories: &str, comment: &str) -> bool {
         let (address, now) = (Address::new(ip).unwrap(), self.now);
         let soon = |(one, at, ..): &&(Address, i64, String, String, String)| {
-            *one == address && now < at + WINDOW
+            *one == address && now < at + REPORT_INTERVAL_SECS
         };
         if self.taken.iter().any(|one| soon(&one)) {
             return false;
@@ -56,9 +56,9 @@ impl Server {
         true
     }
 
-    fn answer(&mut self, request: &Request) -> ApiResponse {
+    fn answer(&mut self, request: &ApiRequest) -> ApiResponse {
         match request {
-            Request::Check { address, verbose } => {
+            ApiRequest::Check { address, verbose } => {
                 self.calls.push("check");
                 let ours: Vec<_> = self.taken.iter().filter(|one| one.0 == *address).collect();
                 let others = self.listed.get(address).copied().unwrap_or(0);
@@ -70,7 +70,7 @@ impl Server {
                     "totalReports": count, "reports": reports
                 }))
             }
-            Request::Report(form) => {
+            ApiRequest::Report(form) => {
                 self.calls.push("report");
                 let (ip, time) = (form.address.to_string(), form.timestamp.clone());
                 let time = time.unwrap_or_default();
@@ -80,7 +80,7 @@ impl Server {
                     too_soon()
                 }
             }
-            Request::Bulk(csv) => {
+            ApiRequest::Bulk(csv) => {
                 self.calls.push("bulk");
                 let (mut saved, mut invalid) = (0, Vec::new());
                 for line in csv.lines().skip(1) {
@@ -99,7 +99,7 @@ impl Server {
         }
     }
 
-    /// Whether the process dies now.
+    /// Passes a moment; returns whether the process dies now.
     fn moment(&mut self) -> bool {
         match &mut self.dies {
             Some(0) => true,
@@ -133,16 +133,16 @@ pub(super) fn daily(retry_after: i64) -> ApiResponse {
 }
 
 #[derive(Clone)]
-pub(super) struct Line(pub(super) Arc<Mutex<Server>>);
+pub(super) struct SimulatedApi(pub(super) Arc<Mutex<Server>>);
 
-impl Api for Line {
-    async fn ask(&mut self, key: &Secret, request: &Request) -> Result<ApiResponse, Failure> {
+impl Api for SimulatedApi {
+    async fn ask(&mut self, key: &Secret, request: &ApiRequest) -> Result<ApiResponse, Failure> {
         let (answer, dies) = {
             let mut server = self.0.lock().unwrap();
             server.keys.push(key.reveal().to_owned());
             if server.moment() {
                 (None, true)
-            } else if server.firewall.is_some_and(|word| format!("{request:?}").contains(word)) {
+            } else if server.firewall.is_some_and(|text| format!("{request:?}").contains(text)) {
                 server.calls.push("firewall");
                 (Some(Ok(says(403, "<html>forbidden</html>"))), false)
             } else if server.now < server.away {
@@ -168,5 +168,5 @@ impl Api for Line {
         }
     }
 
-    fn rest(&mut self) {}
+    fn release(&mut self) {}
 }

@@ -16,7 +16,7 @@ use super::local;
 use super::out;
 use super::view::FleetView;
 use super::visit::FleetClient;
-use crate::abuseipdb::by_hand::Notes;
+use crate::abuseipdb::by_hand::ManualBanLog;
 use crate::cli::operator::BanArgs;
 use crate::clock::{now_millis, now_secs};
 use crate::config::Config;
@@ -160,7 +160,7 @@ impl BanRun {
         let failures = vec![FAILURE_TEXT; usize::try_from(failures).unwrap_or(1)];
         let shared = share::is_shared(fail2ban, jail).await?;
         let before = fail2ban.bans(jail).await?;
-        let (mut notes, since) = (Notes::open(&paths.by_hand())?, now_secs());
+        let (mut notes, since) = (ManualBanLog::open(&paths.by_hand())?, now_secs());
         let (there, new): (BTreeSet<Address>, BTreeSet<Address>) =
             addresses.iter().partition(|address| before.has(**address));
         // A ban that the operator made with fail2ban-client is not shared; the command shares it now.
