@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::fleet::claims::is_held;
 use crate::fleet::{Timing, is_outlived};
 use crate::guard::gate::{Admitted, Source};
-use crate::guard::{check_part_stamp, is_ahead, is_bannable};
+use crate::guard::{check_shard_stamp, is_ahead, is_bannable};
 use crate::wire::{
     Address, Ban, FleetUnban, HostName, HostState, Jail, Presence, Shard, ShardEntry, ShardId,
     UnbanId,
@@ -156,7 +156,8 @@ impl FleetView {
         }
         // An unsigned part frees nobody, but its bans may carry what others freed.
         let part = message.shard(|_| true).ok();
-        let Some(mut part) = part.filter(|part| check_part_stamp(part, self.signed, now).is_none())
+        let Some(mut part) =
+            part.filter(|part| check_shard_stamp(part, self.signed, now).is_none())
         else {
             self.reject(host, number);
             return Update::Nothing;
