@@ -1,5 +1,5 @@
-//! Carries out on fail2ban what the fleet's words ask for: in small batches, so that fail2ban stays
-//! usable, and in its own time. While fail2ban is away, everything waits.
+//! The driver: observes fail2ban, and executes the effects of the controller on it, in batches sized by time so
+//! that fail2ban stays responsive. While fail2ban is down, effects wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
@@ -22,45 +22,45 @@ use crate::memory::{DaemonState, SharedState};
 use crate::paths::Paths;
 use crate::wire::{Address, Jail};
 
-/// How often fail2ban is asked whether there is anything to ask.
+/// How often the driver asks fail2ban and its database for changes.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How often fail2ban is asked whom it is never to ban, although there is nobody to be banned.
+/// How often the driver reads each jail's `ignoreip` while no ban is pending.
 const IGNORELIST_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The same while a name in an `ignoreip` is not resolved, and bans wait for that.
+/// The same while a name in an `ignoreip` is unresolved: imports into that jail wait for the name (R1).
 const UNRESOLVED_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A jail that refuses for less than this may be on its way down or up.
-const REFUSAL_GRACE: Duration = Duration::from_secs(5);
+/// A jail that fails for less than this may be starting or stopping.
+const JAIL_ERROR_GRACE: Duration = Duration::from_secs(5);
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// How many steps are taken between two tries while fail2ban is away.
+/// The most effects that are persisted between two connection attempts.
 const MAX_STEPS: usize = 1_000;
 
-/// What the daemon's two halves wake each other with.
+/// How the daemon's loop and the driver wake each other.
 #[derive(Debug, Default)]
 pub struct Wakeups {
-    /// Something is to be told to fail2ban.
+    /// The controller may have effects for the driver.
     pub work: Notify,
-    /// Something may be to be told to the fleet.
+    /// The controller may have messages to publish.
     pub news: Notify,
 }
 
-/// Works until this process sees a directory that no longer exists in the place of fail2ban's; `exempt` says
-/// whom no jail is to ban.
+/// Runs until this process can no longer see fail2ban's directory (see `is_removed`). `exempt` resolves the
+/// addresses that no jail may ban.
 pub async fn run(
     memory: Arc<SharedState>,
-    bell: Arc<Wakeups>,
+    wakeups: Arc<Wakeups>,
     paths: Paths,
     mut exempt: IgnoreListResolver,
 ) {
-    let mut absence = OfflineReader::default();
+    let mut offline = OfflineReader::default();
     loop {
         let error = match Client::connect(&paths.fail2ban).await {
             Ok(client) => {
-                absence = OfflineReader::default();
-                Driver::new(client, &memory, &bell, &paths.fail2ban, &mut exempt).serve().await
+                offline = OfflineReader::default();
+                Driver::new(client, &memory, &wakeups, &paths.fail2ban, &mut exempt).serve().await
             }
             Err(error) => error,
         };
@@ -70,9 +70,9 @@ pub async fn run(
             known
                 .warn("fail2ban", &format!("{error}; bans and unbans wait until fail2ban answers"));
         }
-        absence.look(&memory);
-        bell.news.notify_one();
-        // What is to be written down does not wait.
+        offline.read(&memory);
+        wakeups.news.notify_one();
+        // Records are persisted even while fail2ban is down (R20).
         save(&memory);
         if is_removed(&paths.fail2ban) {
             return;
@@ -81,13 +81,13 @@ pub async fn run(
     }
 }
 
-/// Whether the socket's directory was removed. In the service's sandbox it is a bind mount, which goes on
-/// showing the removed directory when fail2ban makes a new one: only a new sandbox shows that.
+/// Whether the directory of the socket was removed. The service's sandbox bind-mounts that directory, and keeps
+/// showing the removed one after fail2ban created another. Only a restart of the service shows the new one.
 fn is_removed(socket: &Path) -> bool {
     socket.parent().is_some_and(|dir| dir.metadata().is_ok_and(|about| about.nlink() == 0))
 }
 
-/// Writes down what is not on disk yet, where nothing else can be done.
+/// Persists records without executing other effects.
 fn save(memory: &SharedState) {
     for _ in 0..MAX_STEPS {
         if !memory.lock().save_next() {
@@ -96,29 +96,30 @@ fn save(memory: &SharedState) {
     }
 }
 
-/// fail2ban is away: what its database has counts as held.
+/// Reads fail2ban's database while fail2ban is down: its rows count as held until they expire (R7).
 #[derive(Debug, Default)]
 struct OfflineReader {
     version: Option<i64>,
-    looked: Option<Instant>,
+    read_at: Option<Instant>,
 }
 
 impl OfflineReader {
-    /// Rows end without a write, so now and then they are looked at all the same.
-    const NOW_AND_THEN: Duration = Duration::from_secs(5);
+    /// Rows expire without a write, so the database is read again after this even if its version is unchanged.
+    const REREAD_INTERVAL: Duration = Duration::from_secs(5);
 
-    fn look(&mut self, memory: &SharedState) {
+    fn read(&mut self, memory: &SharedState) {
         let mut known = memory.lock();
         known.fleet.start_cycle(now_millis());
         known.drain_spool();
-        // Which database is its own only fail2ban says: the one at the default's place may be an old one.
+        // Only fail2ban knows the path of its database. A file at the default path may be stale.
         if !known.database.is_confirmed() {
             return known.fleet.on_fail2ban_down(false);
         }
         let version = known.database.data_version().unwrap_or_default();
-        let lately = self.looked.is_some_and(|looked| looked.elapsed() < Self::NOW_AND_THEN);
-        if !(lately && version == self.version) {
-            (self.version, self.looked) = (version, Some(Instant::now()));
+        let is_recent =
+            self.read_at.is_some_and(|read_at| read_at.elapsed() < Self::REREAD_INTERVAL);
+        if !(is_recent && version == self.version) {
+            (self.version, self.read_at) = (version, Some(Instant::now()));
             let DaemonState { database, guard, .. } = &mut *known;
             let rows = database.jails().and_then(|jails| {
                 let shared = jails.into_iter().filter(|jail| guard.sharing.includes(jail));
@@ -143,16 +144,16 @@ impl OfflineReader {
 struct Driver<'a> {
     client: Client,
     memory: &'a SharedState,
-    bell: &'a Wakeups,
+    wakeups: &'a Wakeups,
     socket: &'a Path,
     jails: BTreeSet<Jail>,
-    /// Jails that refuse, and since when.
-    trouble: BTreeMap<Jail, Instant>,
+    /// Since when each failing jail has been failing.
+    failing_since: BTreeMap<Jail, Instant>,
     exempt: &'a mut IgnoreListResolver,
-    /// Whom each jail is never to ban, as far as that was found out, and when all were last asked.
+    /// The exempt addresses of each jail, and when `ignoreip` was last read for all jails.
     ignored: BTreeMap<Jail, IgnoreList>,
     asked: Instant,
-    /// The jails whose actions' names were read.
+    /// The jails whose action names are known.
     named: BTreeSet<Jail>,
 }
 
@@ -160,48 +161,59 @@ impl<'a> Driver<'a> {
     fn new(
         client: Client,
         memory: &'a SharedState,
-        bell: &'a Wakeups,
+        wakeups: &'a Wakeups,
         socket: &'a Path,
         exempt: &'a mut IgnoreListResolver,
     ) -> Self {
-        let (jails, trouble, ignored) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
+        let (jails, failing_since, ignored) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
         let (asked, named) = (Instant::now(), BTreeSet::new());
-        Self { client, memory, bell, socket, jails, trouble, exempt, ignored, asked, named }
+        Self {
+            client,
+            memory,
+            wakeups,
+            socket,
+            jails,
+            failing_since,
+            exempt,
+            ignored,
+            asked,
+            named,
+        }
     }
 
-    /// Serves until fail2ban goes away; answers with how it did.
+    /// Serves until the connection to fail2ban fails; returns the error.
     async fn serve(&mut self) -> Fail2banError {
         loop {
-            if let Err(error) = self.round().await {
+            if let Err(error) = self.run_cycle().await {
                 return error;
             }
         }
     }
 
-    /// Asks what there is to ask, then works until it is time to ask again.
-    async fn round(&mut self) -> Result<(), Fail2banError> {
-        let begun = Instant::now();
-        self.pulse().await?;
-        self.name_actions().await?;
-        self.reconsider().await?;
-        while begun.elapsed() < POLL_INTERVAL {
-            let step = self.memory.lock().fleet.next_effect(now_millis());
-            if step == Effect::Idle {
-                self.bell.news.notify_one();
-                let rest = POLL_INTERVAL.saturating_sub(begun.elapsed());
-                let _ = timeout(rest, self.bell.work.notified()).await;
+    /// Polls fail2ban once, then executes effects until the next poll is due.
+    async fn run_cycle(&mut self) -> Result<(), Fail2banError> {
+        let started = Instant::now();
+        self.check_heartbeat().await?;
+        self.read_action_names().await?;
+        self.refresh_ignore_lists().await?;
+        while started.elapsed() < POLL_INTERVAL {
+            let effect = self.memory.lock().fleet.next_effect(now_millis());
+            if effect == Effect::Idle {
+                self.wakeups.news.notify_one();
+                let rest = POLL_INTERVAL.saturating_sub(started.elapsed());
+                let _ = timeout(rest, self.wakeups.work.notified()).await;
                 self.memory.lock().drain_spool();
-            } else if let Err(error) = self.take(step).await {
+            } else if let Err(error) = self.execute(effect).await {
                 self.memory.lock().fleet.on_failed();
-                self.bear(error).await?;
+                self.on_jail_error(error).await?;
                 break;
             }
         }
         Ok(())
     }
 
-    /// Looks whether fail2ban is the same as before, and has anything new.
-    async fn pulse(&mut self) -> Result<(), Fail2banError> {
+    /// Detects a restart of fail2ban, new or missing jails, and changes of the database.
+    async fn check_heartbeat(&mut self) -> Result<(), Fail2banError> {
         {
             let mut known = self.memory.lock();
             known.fleet.start_cycle(now_millis());
@@ -210,9 +222,9 @@ impl<'a> Driver<'a> {
         let jails = self.client.jails().await?;
         let server = ServerInstance { pid: self.client.pid(), started: self.started() };
         if jails.is_empty() && self.memory.lock().fleet.is_starting(server, now_millis()) {
-            sleep(RETRY_DELAY).await; // it is yet to make them
+            sleep(RETRY_DELAY).await; // fail2ban creates its jails after its socket
         } else if self.jails.is_empty() {
-            // While it starts, it does not know of its database before it has jails.
+            // A starting fail2ban reports its database only once it has jails.
             let path = self.client.database().await?;
             self.memory.lock().database.set_path(path);
         }
@@ -221,16 +233,16 @@ impl<'a> Driver<'a> {
         }
         self.jails.clone_from(&jails);
         let jails = self.memory.lock().guard.sharing.filter(&jails);
-        self.trouble.retain(|_, since| since.elapsed() < 4 * REFUSAL_GRACE);
+        self.failing_since.retain(|_, since| since.elapsed() < 4 * JAIL_ERROR_GRACE);
         let mut known = self.memory.lock();
         if !known.database.is_confirmed() {
-            return Ok(()); // of a server that has only started nothing is known
+            return Ok(()); // a server that has just started has reported nothing
         }
         match absent(&mut known, &jails, server) {
             Ok(data_version) => {
                 known.fleet.on_heartbeat(Heartbeat { server, data_version }, jails, now_millis());
             }
-            // One that is busy now says nothing, and not that there is nothing.
+            // A busy database is no evidence that bans are gone.
             Err(error) => {
                 let text = format!(
                     "cannot read fail2ban's database: {error}; bans wait until the database \
@@ -242,7 +254,7 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    /// Says which jails fail2ban has, and which of them take part.
+    /// Logs which jails fail2ban has, and which of them are shared.
     fn announce(&self, jails: &BTreeSet<Jail>) {
         let mut known = self.memory.lock();
         let shared = known.guard.sharing.filter(jails);
@@ -261,9 +273,8 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Reads the names that the jails' actions have, when there are other jails, or when a ban came from an action of a
-    /// name that nobody knows.
-    async fn name_actions(&mut self) -> Result<(), Fail2banError> {
+    /// Reads the names of the jails' actions if the jails changed, or if an event came from an unknown action.
+    async fn read_action_names(&mut self) -> Result<(), Fail2banError> {
         if self.named == self.jails && !self.memory.lock().action_names.wants_actions() {
             return Ok(());
         }
@@ -271,7 +282,7 @@ impl<'a> Driver<'a> {
         for jail in &self.jails {
             match self.client.action_names(jail).await {
                 Ok(names) => pairs.extend(names.into_iter().map(|name| (name, jail.clone()))),
-                Err(error) if error.jail().is_some() => {} // it is on its way down
+                Err(error) if error.jail().is_some() => {} // the jail is stopping
                 Err(error) => return Err(error),
             }
         }
@@ -282,9 +293,9 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    /// Now and then, and not only when there is something to ban: a jail whose `ignoreip` changed, or this
-    /// host's network, is looked at whole.
-    async fn reconsider(&mut self) -> Result<(), Fail2banError> {
+    /// Reads `ignoreip` periodically. A change of `ignoreip` or of this host's network makes the controller observe
+    /// the whole jail, because existing imports may have become exempt.
+    async fn refresh_ignore_lists(&mut self) -> Result<(), Fail2banError> {
         let shared = self.memory.lock().guard.sharing.filter(&self.jails);
         let waits = |jail| self.ignored.get(jail).is_some_and(IgnoreList::is_incomplete);
         let pause =
@@ -303,35 +314,35 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    async fn take(&mut self, step: Effect) -> Result<(), Fail2banError> {
-        let answer = match step {
+    async fn execute(&mut self, effect: Effect) -> Result<(), Fail2banError> {
+        let answer = match effect {
             Effect::Persist(changes) => {
                 self.memory.lock().save(&changes);
                 return Ok(());
             }
-            Effect::Observe(jail, of) => return self.look(&jail, of.as_deref()).await,
+            Effect::Observe(jail, of) => return self.observe(&jail, of.as_deref()).await,
             Effect::Unban(jail, work) => {
-                self.tell("UnBan", &jail, &work);
+                self.log_targets("UnBan", &jail, &work);
                 self.client.unban(&jail, &addresses(&work)).await?
             }
             Effect::ApplyTombstone(jail, addresses) => {
-                self.tell_fleet_unbans(&jail, &addresses);
+                self.log_fleet_unbans(&jail, &addresses);
                 self.client.unban(&jail, &addresses).await?
             }
             Effect::Ban(jail, work) => {
-                self.tell("Ban", &jail, &work);
+                self.log_targets("Ban", &jail, &work);
                 self.client.ban(&jail, &addresses(&work)).await?
             }
             Effect::Renew(jail, addresses) => self.client.ban(&jail, &addresses).await?,
-            Effect::LogRefused(jail, Target { address, attributed_to: host }, because) => {
+            Effect::LogRefused(jail, Target { address, attributed_to: host }, reason) => {
                 let host = named(host.as_ref());
-                let text = format!("rejected ban of {address} in {jail} from {host}: {because}");
-                self.memory.lock().record_rejection_of(host, because.reject_reason(), &text);
+                let text = format!("rejected ban of {address} in {jail} from {host}: {reason}");
+                self.memory.lock().record_rejection_of(host, reason.reject_reason(), &text);
                 0
             }
             Effect::NoSuchJail(jail, Target { address, attributed_to: host }) => {
                 let mut known = self.memory.lock();
-                known.refused.count(RejectReason::UnknownJail);
+                known.rejections.count(RejectReason::UnknownJail);
                 let host = named(host.as_ref());
                 known.inbound.say(host, || journal::no_such_jail(&jail, address, host, 0));
                 0
@@ -342,8 +353,8 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    /// The lines that log watchers know.
-    fn tell(&self, what: &str, jail: &Jail, work: &[Target]) {
+    /// Prints the scripts' log lines, which log watchers parse.
+    fn log_targets(&self, what: &str, jail: &Jail, work: &[Target]) {
         let mut known = self.memory.lock();
         for Target { address, attributed_to: host } in work {
             let host = named(host.as_ref());
@@ -352,7 +363,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn tell_fleet_unbans(&self, jail: &Jail, addresses: &[Address]) {
+    fn log_fleet_unbans(&self, jail: &Jail, addresses: &[Address]) {
         let mut known = self.memory.lock();
         for address in addresses {
             let line = || format!("UnBan {address} for ipset {jail} in the whole fleet");
@@ -360,9 +371,9 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Looks at a jail: whole, or at a few addresses.
-    async fn look(&mut self, jail: &Jail, of: Option<&[Address]>) -> Result<(), Fail2banError> {
-        let begun = Instant::now();
+    /// Observes a jail: all its bans, or only the addresses `of`.
+    async fn observe(&mut self, jail: &Jail, of: Option<&[Address]>) -> Result<(), Fail2banError> {
+        let started = Instant::now();
         let held = if let Some(addresses) = of {
             let held = self.client.is_banned(jail, addresses).await?;
             held.into_iter().map(|address| (address, None)).collect()
@@ -373,8 +384,8 @@ impl<'a> Driver<'a> {
         let bantime = self.client.bantime(jail).await?;
         let purge_age = self.client.purge_age().await?;
         let ignored = self.ignored(jail).await?;
-        let took = i64::try_from(begun.elapsed().as_millis()).unwrap_or_default();
-        let look = Observation {
+        let took = i64::try_from(started.elapsed().as_millis()).unwrap_or_default();
+        let observation = Observation {
             held,
             total,
             bantime,
@@ -383,7 +394,7 @@ impl<'a> Driver<'a> {
             took,
             ..Observation::default()
         };
-        if let Err(error) = self.seen(jail, of, look) {
+        if let Err(error) = self.record_observation(jail, of, observation) {
             let text = format!(
                 "cannot read fail2ban's database: {error}; bans wait until the database can \
                                 be read"
@@ -394,32 +405,32 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    /// Adds to a look what the database has of it, and hands it over.
-    fn seen(
+    /// Adds the rows of the database to an observation, and passes it to the controller.
+    fn record_observation(
         &self,
         jail: &Jail,
         of: Option<&[Address]>,
-        mut look: Observation,
+        mut observation: Observation,
     ) -> rusqlite::Result<()> {
         let mut known = self.memory.lock();
-        look.rows = match of {
+        observation.rows = match of {
             Some(addresses) => known.database.rows(jail, addresses)?,
             None => known.database.all(jail)?,
         };
-        look.database = known.database.created_at();
-        // What notify told meanwhile is not an import's any more.
+        observation.database = known.database.created_at();
+        // A detection that notify reported since then turns an import into a local ban (R10): process it first.
         known.drain_spool();
-        known.fleet.on_observation(jail, of, look, now_millis());
+        known.fleet.on_observation(jail, of, observation, now_millis());
         Ok(())
     }
 
-    /// A jail refuses. For a while that may be a server that stops or starts; what comes of a batch
-    /// that is refused for longer is given up, and said.
-    async fn bear(&mut self, error: Fail2banError) -> Result<(), Fail2banError> {
+    /// Handles an error of one jail. A starting or stopping server causes such errors for a short time; after
+    /// [`JAIL_ERROR_GRACE`], the controller abandons the effects of the jail and the driver logs the error.
+    async fn on_jail_error(&mut self, error: Fail2banError) -> Result<(), Fail2banError> {
         let Some(jail) = error.jail() else { return Err(error) };
-        let since = *self.trouble.entry(jail.clone()).or_insert_with(Instant::now);
-        if since.elapsed() >= REFUSAL_GRACE {
-            self.trouble.remove(jail);
+        let since = *self.failing_since.entry(jail.clone()).or_insert_with(Instant::now);
+        if since.elapsed() >= JAIL_ERROR_GRACE {
+            self.failing_since.remove(jail);
             let mut known = self.memory.lock();
             let rows = known.database.all(jail);
             if let Ok(rows) = &rows {
@@ -432,8 +443,8 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    /// Whom a jail is never to ban, asked anew each time. If that changed, the jail is looked at whole: what
-    /// was refused may be bannable now, and what was imported may not.
+    /// Reads the exempt addresses of a jail. After a change, the controller observes the whole jail: a rejected
+    /// address may have become bannable, and an imported one exempt.
     async fn ignored(&mut self, jail: &Jail) -> Result<IgnoreList, Fail2banError> {
         let entries = self.client.ignored(jail).await?;
         let (ignored, wrong) = self.exempt.resolve(jail, &entries).await;
@@ -448,14 +459,15 @@ impl<'a> Driver<'a> {
         Ok(ignored)
     }
 
-    /// When the server started, in seconds since 1970: it makes its socket then.
+    /// When the server started, in seconds since 1970: the server creates its socket at its start.
     fn started(&self) -> i64 {
         let made = std::fs::metadata(self.socket).and_then(|meta| meta.modified());
         made.map_or(i64::MAX, |at| millis(at).div_euclid(1000))
     }
 }
 
-/// Takes up the rows of jails that fail2ban does not have now, and answers its database's version.
+/// Passes the rows of jails that fail2ban currently lacks to the controller (R7, R8); returns the `data_version`
+/// of the database.
 fn absent(
     known: &mut DaemonState,
     jails: &BTreeSet<Jail>,

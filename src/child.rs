@@ -1,14 +1,14 @@
-//! The process that an action leaves behind, to do what nobody is to wait for.
+//! Starts detached processes, so that a fail2ban action can return before its work is done.
 
 use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
-/// Starts this program with a command, in a process group of its own, with `input` on its standard
-/// input or none. Nothing is passed by arguments or environment: others could read it there.
+/// Starts this program with a command in a new process group, with `input` on its standard input. Data is not passed
+/// by arguments or environment, because other users could read them in /proc.
 ///
 /// # Errors
-/// Whatever the system says.
+/// The program cannot be started, or its input cannot be written.
 pub fn leave(command: &str, input: Option<String>) -> io::Result<()> {
     let mut child = Command::new(std::env::current_exe()?)
         .arg0("f2bmqtt")

@@ -1,4 +1,4 @@
-//! The command line: the tree of commands, and nothing else.
+//! The command line: the tree of commands and their help.
 
 pub mod operator;
 
@@ -31,7 +31,7 @@ use crate::notify::NotifyCall;
     subcommand_required = true
 )]
 pub struct Cli {
-    /// What to do.
+    #[allow(missing_docs)]
     #[command(subcommand)]
     pub command: Command,
 }
@@ -103,7 +103,7 @@ pub enum Command {
     Work,
 }
 
-/// One report, by hand.
+/// One report by an operator.
 #[derive(Debug, Args)]
 #[command(
     long_about = "Report an address to AbuseIPDB.\n\nThe command redacts private data of this \
@@ -171,7 +171,7 @@ pub struct NotifyShim {
 )]
 pub struct SubscribeShim {}
 
-/// What fail2ban tells of a ban, in the scripts' order.
+/// The arguments of the notifier, in the scripts' order.
 #[derive(Debug, Args)]
 #[command(
     long_about = "Announce a ban or unban to the fleet.\n\nThe command leaves the event in the spool, \
@@ -210,7 +210,7 @@ pub struct NotifyArgs {
 }
 
 impl NotifyArgs {
-    /// The call that they are.
+    /// The call with these arguments.
     #[must_use]
     pub fn call(&self) -> NotifyCall<'_> {
         NotifyCall {

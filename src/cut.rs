@@ -1,8 +1,8 @@
-//! Ends the open connections of a banned address: a firewall that lets established connections pass
-//! before it looks at bans would go on serving them.
+//! Ends the open connections of a banned address. A firewall that accepts established connections before it checks
+//! bans would keep serving them.
 //!
-//! `conntrack -D` walks the whole connection table, some 15 ms of processor time whatever it finds.
-//! So one worker at a time does it for all that were banned meanwhile, and nobody waits for it.
+//! `conntrack -D` walks the whole connection table, which takes some 15 ms of CPU time whatever it finds. Therefore
+//! one worker at a time handles all queued addresses; other callers only queue theirs and return.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder};
@@ -20,20 +20,20 @@ use crate::files;
 use crate::paths::Paths;
 use crate::wire::Address;
 
-/// Between two rounds, so that a burst of bans is worked off with a few walks.
-const PAUSE: Duration = Duration::from_millis(50);
+/// The pause between two rounds, so that a burst of bans needs only a few walks.
+const ROUND_PAUSE: Duration = Duration::from_millis(50);
 
-/// Up to this many addresses it is quicker to delete for each than to list all first.
-const FEW: usize = 2;
+/// Up to this many addresses, one deletion each is faster than listing all connections first.
+const MAX_UNLISTED: usize = 2;
 
-/// Queues an address and, unless a worker is at it already, works the queue off.
+/// Queues an address, and processes the queue unless another worker does.
 ///
 /// # Errors
-/// [`Error::Usage`] where it is no address, [`Error::File`] where the queue cannot be written.
+/// [`Error::Usage`] for an invalid address, [`Error::File`] if the queue cannot be written.
 pub fn run(address: &str, paths: &Paths) -> Result<(), Error> {
     let usage = |what| Error::Usage(format!("IP {what}"));
     let address = Address::new(address).map_err(usage)?;
-    // Away from fail2ban's process group, which fail2ban kills when an action takes too long.
+    // fail2ban kills the process group of an action that takes too long: leave that group.
     let _ = setsid();
     let queue = paths.run.join("cut");
     work(address, &queue, &conntrack).map_err(Error::file("use", queue))
@@ -65,17 +65,17 @@ fn work(
                 break;
             }
             cut(&taken, conntrack);
-            sleep(PAUSE);
+            sleep(ROUND_PAUSE);
         }
         lock.unlock()?;
-        // Whoever came while the lock was still held has left its address to us.
+        // Another process may have queued an address while this one still held the lock.
         if fs::read_dir(queue)?.next().is_none() {
             return Ok(());
         }
     }
 }
 
-/// Takes all that is queued.
+/// Removes and returns all queued addresses.
 fn take(queue: &Path) -> io::Result<BTreeSet<Address>> {
     let mut taken = BTreeSet::new();
     for entry in fs::read_dir(queue)? {
@@ -86,11 +86,11 @@ fn take(queue: &Path) -> io::Result<BTreeSet<Address>> {
     Ok(taken)
 }
 
-/// Ends the connections of these addresses. That there are none is the usual case, and no failure.
+/// Ends the connections of these addresses. Usually there are none, so conntrack's failures are ignored.
 fn cut(addresses: &BTreeSet<Address>, conntrack: &dyn Fn(&[&str]) -> io::Result<Output>) {
     let family = |address: &Address| if address.ip().is_ipv4() { "ipv4" } else { "ipv6" };
     let mut connected: BTreeSet<Address> = BTreeSet::new();
-    if addresses.len() > FEW {
+    if addresses.len() > MAX_UNLISTED {
         for family in addresses.iter().map(family).collect::<BTreeSet<_>>() {
             if let Ok(output) = conntrack(&["-L", "-f", family]) {
                 connected.extend(sources(&String::from_utf8_lossy(&output.stdout)));
@@ -104,7 +104,7 @@ fn cut(addresses: &BTreeSet<Address>, conntrack: &dyn Fn(&[&str]) -> io::Result<
     }
 }
 
-/// Who began each connection of a `conntrack -L` listing: the first `src=` of a line.
+/// The initiator of each connection in a `conntrack -L` listing: the first `src=` of a line.
 fn sources(listing: &str) -> impl Iterator<Item = Address> {
     listing.lines().filter_map(|line| {
         let source = line.split_ascii_whitespace().find_map(|word| word.strip_prefix("src="))?;
@@ -129,13 +129,13 @@ tcp      6 431999 ESTABLISHED src=192.0.2.7 dst=10.0.0.1 sport=5000 dport=22 src
 udp      17 29 src=198.51.100.1 dst=10.0.0.1 sport=53 dport=53 [UNREPLIED] src=10.0.0.1 dst=198.51.100.1 sport=53 dport=53 mark=0 use=1
 ";
 
-    /// What conntrack is asked to do for these addresses, banned while a worker is at work.
-    fn asked(addresses: &[&str]) -> Vec<String> {
+    /// The conntrack calls for these addresses, all but the first queued by other processes.
+    fn conntrack_calls(addresses: &[&str]) -> Vec<String> {
         let dir = tempfile::tempdir().unwrap();
         let queue = dir.path().join("run/cut");
-        let asked = RefCell::new(Vec::new());
+        let calls = RefCell::new(Vec::new());
         let conntrack = |arguments: &[&str]| {
-            asked.borrow_mut().push(arguments.join(" "));
+            calls.borrow_mut().push(arguments.join(" "));
             let stdout = LISTING.as_bytes().to_vec();
             Ok(Output { status: ExitStatus::from_raw(0), stdout, stderr: Vec::new() })
         };
@@ -146,19 +146,19 @@ udp      17 29 src=198.51.100.1 dst=10.0.0.1 sport=53 dport=53 [UNREPLIED] src=1
         }
         work(Address::new(first).unwrap(), &queue, &conntrack).unwrap();
         assert!(fs::read_dir(&queue).unwrap().next().is_none(), "the queue is worked off");
-        asked.into_inner()
+        calls.into_inner()
     }
 
     #[test]
-    fn a_few_are_deleted_one_by_one_and_many_only_where_connected() {
-        assert_eq!(asked(&["192.0.2.7"]), ["-D -f ipv4 -s 192.0.2.7"]);
-        assert_eq!(asked(&["2001:db8::1"]), ["-D -f ipv6 -s 2001:db8::1"]);
-        let many = asked(&["192.0.2.1", "192.0.2.7", "192.0.2.8", "2001:db8::1"]);
+    fn few_addresses_are_deleted_unseen_and_many_only_if_connected() {
+        assert_eq!(conntrack_calls(&["192.0.2.7"]), ["-D -f ipv4 -s 192.0.2.7"]);
+        assert_eq!(conntrack_calls(&["2001:db8::1"]), ["-D -f ipv6 -s 2001:db8::1"]);
+        let many = conntrack_calls(&["192.0.2.1", "192.0.2.7", "192.0.2.8", "2001:db8::1"]);
         assert_eq!(many, ["-L -f ipv4", "-L -f ipv6", "-D -f ipv4 -s 192.0.2.7"]);
     }
 
     #[test]
-    fn while_one_works_others_only_leave_their_address() {
+    fn second_worker_only_queues_its_address() {
         let dir = tempfile::tempdir().unwrap();
         let queue = dir.path().join("cut");
         let lock = fs::File::create(queue.with_extension("lock")).unwrap();

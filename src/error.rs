@@ -1,5 +1,5 @@
-//! Everything that can end a command: what was being done, to what, and what to do next. Each kind
-//! has its exit code.
+//! The errors that end a command. A text says what failed, on what object, why, and what to do; each kind has an
+//! exit code.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use rustix::process::geteuid;
 
 use crate::config::ConfigErrors;
 
-/// Why a command ended without having done its work.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The settings file has faults. Exit code 78.
@@ -22,31 +22,31 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// An argument is not what it must be. Exit code 2.
+    /// An argument is invalid. Exit code 2.
     #[error("{0}")]
     Usage(String),
-    /// Something could not be done to a file. Exit code 1.
+    /// An operation on a file failed. Exit code 1.
     #[error("cannot {doing} {path}: {source}{hint}", path = path.display(), hint = hint(path, source))]
     File {
-        /// What was being done: "write", "watch".
+        /// The operation, as a verb: "write", "watch".
         doing: &'static str,
-        /// To which file.
+        #[allow(missing_docs)]
         path: PathBuf,
-        /// What the system said.
+        #[allow(missing_docs)]
         source: io::Error,
     },
-    /// This host's memory of its imports cannot be used. Exit code 1.
+    /// The state database cannot be used. Exit code 1.
     #[error("cannot {doing} {path}, the record of imported bans: {source}",
         path = path.display())]
     Store {
-        /// What was being done: "open", "write".
+        /// The operation, as a verb: "open", "write".
         doing: &'static str,
         /// The database.
         path: PathBuf,
         /// What SQLite said.
         source: rusqlite::Error,
     },
-    /// The queue of reports cannot be used. Exit code 1.
+    /// The database of pending reports cannot be used. Exit code 1.
     #[error("cannot use {path}, the queue of reports: {source}", path = path.display())]
     Queue {
         /// The database.
@@ -54,7 +54,7 @@ pub enum Error {
         /// What `SQLite` said.
         source: rusqlite::Error,
     },
-    /// The database of what was reported cannot be used. Exit code 1.
+    /// The database of reported addresses cannot be used. Exit code 1.
     #[error("cannot use {path}, the record of reported addresses: {source}",
         path = path.display())]
     Ledger {
@@ -63,22 +63,21 @@ pub enum Error {
         /// What `SQLite` said.
         source: rusqlite::Error,
     },
-    /// A report has not what it needs. Exit code 1.
+    /// A report lacks something. Exit code 1.
     #[error("{0}")]
     Report(String),
-    /// fail2ban on this host did not do what it was asked to. Exit code 1.
+    /// A request to fail2ban failed. Exit code 1.
     #[error("{0}")]
     Fail2ban(#[from] crate::fail2ban::Fail2banError),
-    /// What the operator asked for is not so, or could not be done; what there is to say was said.
-    /// Exit code 1.
+    /// The operator's command did not succeed; the text says why. Exit code 1.
     #[error("{0}")]
     Undone(String),
-    /// A check found faults, and showed them. Exit code 1, or 78 where the settings have some.
+    /// `check` found faults, and has printed them. Exit code 1, or 78 if the settings have faults.
     #[error("{summary}")]
     Faulty {
-        /// How many of which kind.
+        /// The number of findings of each kind.
         summary: String,
-        /// The settings cannot be used.
+        /// Whether the settings are unusable.
         settings: bool,
     },
     /// A user other than root announces a ban. Exit code 1.
@@ -103,30 +102,30 @@ impl Error {
         }
     }
 
-    /// For `map_err`: puts what was being done to which file in front of the system's word.
+    /// For `map_err`: adds the operation and the path to the system's error.
     pub fn file(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { doing, path, source }
     }
 }
 
-/// What to do about settings that cannot be read.
+/// The advice for unreadable settings.
 fn next_step(source: &io::Error, root: bool) -> &'static str {
     match source.kind() {
-        // The service is root without root's powers: it reads only what belongs to root.
+        // The service runs as root without capabilities, so it can read only files that root owns.
         io::ErrorKind::PermissionDenied if root => {
             "Let root own the file: chown root: and chmod 600, then: systemctl restart f2bmqttsub"
         }
-        // They hold a password.
+        // Only root may read the settings, which contain a password.
         io::ErrorKind::PermissionDenied => "Run the command as root: sudo f2bmqtt …",
         _ => "A template is /usr/share/f2bmqtt/mqtt.env",
     }
 }
 
-/// What to do about it, where that is known.
+/// The advice for a failed operation, if any.
 fn hint(path: &Path, source: &io::Error) -> String {
     if source.kind() == io::ErrorKind::ReadOnlyFilesystem {
-        // The service writes to its own directories alone.
+        // The service's sandbox allows writing only to its own directories.
         let dir = path.parent().unwrap_or(path).display();
         return format!(
             ". Let the service write there: systemctl edit f2bmqttsub, add the lines [Service] and \
@@ -144,14 +143,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_of_another_owner_are_named_as_such_to_root() {
+    fn unreadable_settings_have_advice_for_root_and_for_users() {
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);
         assert!(next_step(&denied, true).starts_with("Let root own the file: chown"));
         assert_eq!(next_step(&denied, false), "Run the command as root: sudo f2bmqtt …");
     }
 
     #[test]
-    fn where_the_service_may_not_write_the_line_to_add_is_named() {
+    fn read_only_directory_error_names_the_unit_line_to_add() {
         let source = io::Error::from(io::ErrorKind::ReadOnlyFilesystem);
         let error = Error::file("open", "/srv/reports/db")(source).to_string();
         assert!(error.contains("ReadWritePaths=/srv/reports,"), "{error}");

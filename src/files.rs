@@ -1,5 +1,5 @@
-//! Files for root alone. They are made so, with no moment in which another could open them, and a
-//! symbolic link in the place of one is not followed. Where an admin chose the place, [`trust`] looks at it first.
+//! Files that only root may read. They are created with their final mode, so that no other user can ever open them.
+//! A symbolic link at their path is not followed. [`trust`] checks paths that an administrator chose.
 
 pub mod mounts;
 pub mod room;
@@ -16,15 +16,15 @@ use trust::Keeps;
 
 use crate::error::Error;
 
-/// Makes a directory, and those above it, where they are missing.
+/// Creates a directory and its missing parents, for root only.
 ///
 /// # Errors
-/// Whatever the system says.
+/// The error of mkdir(2).
 pub fn make_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
-/// How such a file is opened, without waiting for anything; for what, is still open.
+/// Options for such a file: mode 0600, no symbolic links, and no blocking on a FIFO. The caller adds the access mode.
 #[must_use]
 pub fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
@@ -33,11 +33,11 @@ pub fn options() -> OpenOptions {
     options
 }
 
-/// Replaces a file at once: a reader gets the old text or the new one. `mode` is the new file's, whatever the
-/// umask.
+/// Replaces a file atomically: a reader gets the old text or the new one. The new file has exactly `mode`, whatever
+/// the umask.
 ///
 /// # Errors
-/// Whatever the system says.
+/// The new file cannot be written or renamed.
 pub fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let aside = path.with_added_extension("new");
     let _ = fs::remove_file(&aside);
@@ -47,37 +47,37 @@ pub fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     fs::rename(&aside, path)
 }
 
-/// Opens a file to append lines, and makes it and its directory where they are missing.
+/// Opens a file to append lines; creates the file and its directory if they are missing.
 ///
 /// # Errors
-/// Why root may keep no file there, or whatever the system says.
+/// The path is not safe for root (see [`trust`]), or the file cannot be opened.
 pub fn log(path: &Path) -> io::Result<File> {
     let path = &trust::follow(path, Keeps::Log)?;
-    trust::look(path, Keeps::Log)?;
+    trust::check_path(path, Keeps::Log)?;
     if let Some(dir) = path.parent().filter(|dir| *dir != Path::new("")) {
         make_dir(dir)?;
     }
     let file = options().create(true).append(true).open(path)?;
-    // The directory may be a system group's.
+    // A system group may have write access to the directory, and have put something else there.
     trust::is_regular(&file.metadata()?)?;
     Ok(file)
 }
 
-/// Opens a database of SQLite, and makes it and its directory where they are missing.
+/// Opens an SQLite database; creates the database and its directory if they are missing.
 ///
 /// # Errors
-/// [`Error::File`], or what `failed` makes of SQLite's.
+/// [`Error::File`], or SQLite's error as `failed` wraps it.
 pub fn database(
     path: &Path,
     failed: impl Fn(rusqlite::Error) -> Error,
 ) -> Result<Connection, Error> {
     let dir = path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
-    trust::look(path, Keeps::Database).map_err(Error::file("open", path))?;
+    trust::check_path(path, Keeps::Database).map_err(Error::file("open", path))?;
     make_dir(dir).map_err(Error::file("create", dir))?;
-    // SQLite would create it for all to read.
+    // SQLite would create the file readable by every user.
     let made = options().create(true).write(true).open(path);
     made.map_err(Error::file("open", path))?;
-    // It also follows no link on the way to a file, but that way is the admin's.
+    // With NOFOLLOW, SQLite also rejects symbolic links among the directories, which the administrator may use.
     let way = fs::canonicalize(dir).map_err(Error::file("open", path))?;
     let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let name = path.file_name().unwrap_or_default();
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_database_is_for_root_alone_with_all_that_belongs_to_it() {
+    fn database_and_its_journals_are_readable_by_root_only() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("state/deep/x.sqlite3");
         let connection = open(&path).unwrap();
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn log_may_be_a_link_that_only_root_can_have_made() {
+    fn log_follows_only_links_that_root_made() {
         let root = tempfile::tempdir().unwrap();
         let at = |name: &str| root.path().join(name);
         fs::create_dir(at("elsewhere")).unwrap();
@@ -116,7 +116,7 @@ mod tests {
         symlink(at("link.log"), at("second.log")).unwrap();
         writeln!(log(&at("second.log")).unwrap(), "one").unwrap();
         assert_eq!(fs::read_to_string(at("elsewhere/real.log")).unwrap(), "one\n");
-        // Others may write where the link is, or where it leads.
+        // Other users may write to the directory of the link, or of its target.
         for (dir, fault) in
             [("elsewhere", "is writable by every user"), ("", "is writable by every user")]
         {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_its_place_is_refused_and_one_on_the_way_is_the_admin_s() {
+    fn symbolic_link_at_the_path_is_rejected_and_one_in_its_directories_is_followed() {
         let root = tempfile::tempdir().unwrap();
         let at = |name: &str| root.path().join(name);
         fs::write(at("target"), "").unwrap();

@@ -1,6 +1,5 @@
-//! Lines for people: what happened goes to standard output as the scripts printed it, what is
-//! wrong to standard error, and both into the journal under systemd. A closed output never ends
-//! the program.
+//! Log lines. Events go to standard output as the scripts printed them, warnings to standard error; systemd puts both
+//! into the journal. A closed output never ends the program. Lines that the network can cause are rate-limited (R21).
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,19 +9,19 @@ use std::time::{Duration, Instant};
 
 use crate::wire::{Address, Jail};
 
-/// Prints a line of what happened.
+/// Prints an informational line.
 pub fn say(line: impl fmt::Display) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 
-/// Prints a line of what is wrong. Under systemd it has the priority of a warning
-/// (sd-daemon(3): the number of syslog(3) in angle brackets).
+/// Prints a warning. Under systemd it has the priority of a warning (sd-daemon(3): the number of syslog(3) in angle
+/// brackets).
 pub fn warn(line: impl fmt::Display) {
     let priority = if std::env::var_os("JOURNAL_STREAM").is_some() { "<4>" } else { "" };
     let _ = writeln!(io::stderr(), "{priority}{line}");
 }
 
-/// The line that log watchers know for a jail that this host has not.
+/// The scripts' line for a jail that this host does not have. Log watchers parse it.
 #[must_use]
 pub fn no_such_jail(
     jail: &Jail,
@@ -33,7 +32,7 @@ pub fn no_such_jail(
     format!("Jail {jail} not found for IP {address} reported by {host} (Restored={restored})")
 }
 
-/// What an unban by a button or a program needs to be told that frees nothing.
+/// The line for an unban, sent by another program, that releases nothing because the sender does not hold the ban (R5).
 #[must_use]
 pub fn unban_of_another_s_ban(jail: &Jail, address: Address, host: impl fmt::Display) -> String {
     format!(
@@ -42,8 +41,7 @@ pub fn unban_of_another_s_ban(jail: &Jail, address: Address, host: impl fmt::Dis
     )
 }
 
-/// Sends a warning to the system's log, for a process whose standard error nobody reads. The form
-/// is that of syslog(3), as every system logger takes it; 28 is daemon.warning.
+/// Sends a warning to syslog, for processes whose standard error is discarded. `<28>` is daemon.warning (syslog(3)).
 pub fn syslog(line: impl fmt::Display) {
     let message = format!("<28>f2bmqtt[{}]: {line}", std::process::id());
     if let Ok(socket) = UnixDatagram::unbound() {
@@ -51,15 +49,15 @@ pub fn syslog(line: impl fmt::Display) {
     }
 }
 
-/// Lets through the first few lines of a kind in a minute, of each peer and in all, and counts the rest.
-/// Any client that may publish can cause such lines, and the journal drops other lines when there are too many.
+/// Passes the first few lines of each kind per minute, per peer and in total, and counts the rest. Any client that may
+/// publish can cause such lines, and a flooded journal drops other lines.
 #[derive(Debug, Default)]
 pub struct RateLimitedLog {
     /// By kind and peer; the peer is empty for all of a kind together.
     kinds: HashMap<(&'static str, String), LogKind>,
 }
 
-/// What was printed of a kind since its minute began, and the last line that was not.
+/// The lines of a kind since `since`: their number, and the last one that was suppressed.
 #[derive(Debug)]
 struct LogKind {
     since: Instant,
@@ -69,7 +67,7 @@ struct LogKind {
 
 impl RateLimitedLog {
     const WINDOW: Duration = Duration::from_mins(1);
-    /// The most lines of a kind in a minute: of one peer, and in all.
+    /// The most lines of a kind per minute: of one peer, and in total.
     const LINES: u64 = 5;
     const LINES_IN_ALL: u64 = 25;
     /// The most pairs of a kind and a peer. Peers beyond that count together.
@@ -88,7 +86,8 @@ impl RateLimitedLog {
         let known = self.kinds.contains_key(&(kind, peer.to_owned()));
         let peer = if full && !known { "" } else { peer };
         let of_peer = self.count(kind, peer, now);
-        // A flood of one peer takes none of the lines of the others.
+        // Lines of a peer beyond its own limit do not count towards the total, so that a flood of one peer leaves lines
+        // for the others.
         let in_all =
             if peer.is_empty() || of_peer > Self::LINES { 0 } else { self.count(kind, "", now) };
         if of_peer > Self::LINES || in_all > Self::LINES_IN_ALL {
@@ -109,8 +108,8 @@ impl RateLimitedLog {
         kind.count
     }
 
-    /// The summaries of what was suppressed, once its minute is over: how many, and the last; at most
-    /// `LINES_IN_ALL`, those of the most lines first.
+    /// The summaries of suppressed lines whose minute is over: the number and the last line; at most `LINES_IN_ALL`,
+    /// most lines first.
     pub fn held_back(&mut self, now: Instant) -> Vec<String> {
         let mut lines = Vec::new();
         self.kinds.retain(|_, kind| {
@@ -127,8 +126,8 @@ impl RateLimitedLog {
     }
 }
 
-/// Prints the lines that log watchers know, of what comes and what is done for it, within bounds: so many in
-/// ten seconds, and of one peer so many of them.
+/// Prints the scripts' lines about messages and their effects, at most `LINES` in ten seconds, and at most
+/// `LINES_OF_PEER` of one peer.
 #[derive(Debug, Default)]
 pub struct InboundLog {
     since: Option<Instant>,
@@ -141,10 +140,10 @@ impl InboundLog {
     const WINDOW: Duration = Duration::from_secs(10);
     const LINES: u32 = 3_000;
     const LINES_OF_PEER: u32 = 2_500;
-    /// The most peers that are told apart; the others count together.
+    /// The most peers that are counted separately; the others count together.
     const MAX_PEERS: usize = 500;
 
-    /// Prints a line about what a peer sent, or counts it.
+    /// Prints a line about a peer's message, or counts it as suppressed.
     pub fn say(&mut self, peer: &str, line: impl FnOnce() -> String) {
         if self.admits(peer, Instant::now()) {
             say(line());
@@ -165,7 +164,7 @@ impl InboundLog {
         admitted
     }
 
-    /// Says how many lines were suppressed, and of which peer most of them were.
+    /// Warns about suppressed lines, and names the peer that caused most lines.
     pub fn settle(&mut self) {
         if let Some(line) = self.summary(Instant::now()) {
             warn(line);
@@ -196,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_of_one_kind_is_a_few_lines_a_minute() {
+    fn flood_of_one_kind_is_a_few_lines_a_minute() {
         let (mut limited, start) = (RateLimitedLog::default(), Instant::now());
         let mut odd = |peer, now| limited.line("odd", peer, "odd message", now);
         let lines: Vec<_> = (0..100).filter_map(|_| odd("web1", start)).collect();

@@ -4,35 +4,52 @@
 //!
 //! ```text
 //! detecting host                                    every other host
-//! fail2ban ── actionban ──> notify ──> spool        ┌─> wire ─> guard ─> fleet ─> apply ─> fail2ban
-//!                                        │ inotify  │    (what)  (may it)  (what it means)
+//! fail2ban ── actionban ──> notify ──> spool        ┌─> guard::gate ─> wire ─> guard ─> fleet ─> apply ─> fail2ban
+//!                                        │ inotify  │   (admits)      (parses)  (judges) (decides) (executes)
 //!                                     outbox ──> broker
 //! ```
 //!
-//! Events are only fast. What each host detected and still bans it keeps on the broker, in a snapshot of
-//! one part or more, and whatever was lost, doubled or late, the next part brings every host to the same
-//! bans. A host remembers by itself what nobody else could tell it: what it banned for others, what its
-//! operator lifted, and what was freed for the whole fleet.
+//! 1. fail2ban on one host detects an attack, bans the address, and calls [`notify`]. `notify` writes one file to
+//!    the [`spool`] and exits. If no daemon runs, `notify` starts [`publish`], which publishes the spool once.
+//! 2. The [`daemon`] reads the spool. Its [`outbox`] publishes an event, and keeps the event until the [`broker`]
+//!    acknowledges it.
+//! 3. On every other host, [`guard::gate`] checks the topic, the size and the signature of the message. [`wire`]
+//!    parses the message. [`guard`] accepts or rejects the event. [`fleet`] records the claim that the event makes,
+//!    compares the desired with the observed bans, and decides what to do.
+//! 4. [`apply`] executes that decision on [`fail2ban`], which bans the address in its firewall.
 //!
-//! - [`notify`] is what fail2ban's actions call. It leaves an event in the [`spool`] and is gone;
-//!   where no daemon runs it leaves [`publish`] behind.
-//! - [`daemon`] is the service. Its [`outbox`] takes events from the spool to the [`broker`], and
-//!   keeps each until the broker has it; parts go out, and others' are asked for, as [`fleet`] says.
-//! - What comes from the broker passes [`guard::gate`] inside of [`broker`], is read by [`wire`], refused or let in by [`guard`], and given its
-//!   meaning by [`fleet`]. These three are pure: values in, values out. Whom a jail is never to ban,
-//!   [`ignored`] knows.
-//! - [`apply`] looks at [`fail2ban`] and carries out on it what the fleet's words ask for, step by step as
-//!   [`fleet`] says. [`memory`] is what both halves of the daemon know, and [`store`] what outlives a restart.
-//! - [`cut`] ends the open connections of what was banned, where the firewall does not.
-//! - [`figures`] shows how this host stands to Prometheus and to Home Assistant.
-//! - [`operator`] shows a person the fleet, and acts on it: the broker has all that it takes.
+//! An event may be lost, duplicated or late. Therefore each host also publishes a *snapshot*: all bans that the host
+//! detected and still holds. The broker retains the snapshot in one or more *shards*. A shard that arrives corrects
+//! whatever the events left wrong, so that all hosts reach the same set of bans. Only three things survive on the
+//! host alone, in the [`store`]: imports (bans made for peers), overrides (bans that the operator lifted here) and
+//! tombstones (unbans of the whole fleet).
 //!
-//! [`config`] reads the settings, [`paths`] says where things lie, [`files`] makes them for root
-//! alone, [`lock`] says who publishes,
-//! [`runtime`] on which threads, [`journal`] prints, [`error`] gives each failure its words and exit code, and [`cli`] is the
-//! command line.
+//! # Modules
 //!
-//! `docs/architecture.md` has the rules that these modules keep, and why; `docs/protocol.md` has the messages.
+//! | modules | what they do |
+//! |---|---|
+//! | [`notify`], [`spool`], [`outbox`], [`publish`] | from fail2ban's action to the broker |
+//! | [`daemon`] | the service: one loop that serves the broker, the spool, the clock and the service manager |
+//! | [`broker`] | the MQTT connection: connect, retry, sign, publish, subscribe |
+//! | [`wire`] | the messages as types, and their JSON |
+//! | [`guard`], [`ignored`] | which messages and which addresses this host accepts |
+//! | [`fleet`] | claims, imports, overrides, tombstones; the controller that decides |
+//! | [`apply`], [`fail2ban`] | observe fail2ban, and execute what the controller decides |
+//! | [`memory`] | the state that the daemon's loop and `apply` share |
+//! | [`store`], [`files`], [`paths`], [`lock`] | what is on disk, where, and which process may use it |
+//! | [`cut`] | ends the open connections of a banned address |
+//! | [`abuseipdb`] | reports local detections to AbuseIPDB |
+//! | [`figures`] | metrics for Prometheus, and entities for Home Assistant |
+//! | [`operator`], [`cli`] | the operator's commands; the command line |
+//! | [`config`] | reads and validates the settings |
+//! | [`journal`], [`error`], [`text`] | log lines, errors with their exit codes, and text for people |
+//! | [`clock`], [`random`], [`runtime`], [`child`] | time, random numbers, threads, detached processes |
+//!
+//! [`wire`], [`guard`] and [`fleet`] are pure: values in, values out. The caller passes the time. The daemon and the
+//! simulation in `tests/simulation/` drive the same code.
+//!
+//! `docs/architecture.md` has the rules R1 to R24 that comments cite, and their reasons; `docs/protocol.md` has the
+//! messages.
 
 pub mod abuseipdb;
 pub mod apply;

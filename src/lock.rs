@@ -1,6 +1,6 @@
-//! Who publishes this host's spool: the daemon, or for a moment the child that notify leaves when
-//! there is no daemon. Whoever holds the lock does; it ends with its process. A daemon that waits for
-//! it says so by another lock: the service may send no signal to a process outside of its sandbox.
+//! The lock on the spool. The process that holds it publishes the spool: the daemon, or the publisher that notify
+//! starts if no daemon runs. The kernel releases the lock when the process ends. A waiting daemon holds a second lock,
+//! `lock.wanted`, because the service's sandbox lets it send no signal to other processes.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Write as _};
@@ -10,21 +10,21 @@ use std::time::{Duration, Instant};
 
 use crate::files;
 
-/// A process that only looks whether the lock is held has it for an instant.
-const GLANCE: Duration = Duration::from_millis(200);
-const PAUSE: Duration = Duration::from_millis(20);
+/// How long to retry at least: [`is_held`] takes the lock for an instant.
+const PROBE_GRACE: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What the holder does.
+/// The kind of process that holds the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// `f2bmqtt subscribe`
     Daemon,
-    /// notify's child
+    /// The publisher that notify starts
     Child,
 }
 
 impl Role {
-    /// As it is written into the lock.
+    /// The role as the lock file has it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -37,9 +37,9 @@ impl Role {
 /// A process that holds the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// What it does.
+    #[allow(missing_docs)]
     pub role: Role,
-    /// As the system numbers it.
+    #[allow(missing_docs)]
     pub pid: i32,
 }
 
@@ -50,36 +50,36 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock, or answers `None` if another process has it. A daemon waits up to `patience`
-    /// for a child to go, which [sees](is_wanted) it; another daemon stays.
+    /// Takes the lock, or returns `None` if another process holds it. A daemon waits up to `patience` for a publisher,
+    /// which [sees](is_wanted) the daemon and ends; it does not wait for another daemon.
     ///
     /// # Errors
-    /// Whatever the system says of the file.
+    /// The lock file cannot be used.
     pub fn take(path: &Path, role: Role, patience: Duration) -> io::Result<Option<Self>> {
         if let Some(dir) = path.parent() {
             DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
         }
         let mut file = open(path)?;
         let started = Instant::now();
-        let mut asks = None;
+        let mut wanted = None;
         loop {
             match file.try_lock() {
                 Ok(()) => break,
                 Err(TryLockError::Error(error)) => return Err(error),
                 Err(TryLockError::WouldBlock) => {}
             }
-            if role == Role::Daemon && asks.is_none() {
-                let wanted = open(&wanted(path))?;
-                // Another daemon that waits has it: then that one asks.
-                let _ = wanted.try_lock();
-                asks = Some(wanted);
+            if role == Role::Daemon && wanted.is_none() {
+                let file = open(&wanted_path(path))?;
+                // If another daemon waits, too, its lock is sufficient.
+                let _ = file.try_lock();
+                wanted = Some(file);
             }
             let stays = read(path).is_some_and(|owner| owner.role == Role::Daemon);
-            let patience = if stays { GLANCE } else { patience.max(GLANCE) };
+            let patience = if stays { PROBE_GRACE } else { patience.max(PROBE_GRACE) };
             if started.elapsed() > patience {
                 return Ok(None);
             }
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(POLL_INTERVAL);
         }
         file.set_len(0)?;
         writeln!(file, "{} {}", role.as_str(), std::process::id())?;
@@ -100,7 +100,7 @@ pub fn owner(path: &Path) -> Option<Owner> {
     read(path).filter(|_| is_held(path))
 }
 
-/// What the last owner wrote: `subscribe 4711`.
+/// The last owner, from the text of the lock file: `subscribe 4711`.
 fn read(path: &Path) -> Option<Owner> {
     let text = fs::read_to_string(path).ok()?;
     let (name, pid) = text.trim().split_once(' ')?;
@@ -111,10 +111,10 @@ fn read(path: &Path) -> Option<Owner> {
 /// Whether a daemon waits for the lock.
 #[must_use]
 pub fn is_wanted(path: &Path) -> bool {
-    is_held(&wanted(path))
+    is_held(&wanted_path(path))
 }
 
-fn wanted(path: &Path) -> PathBuf {
+fn wanted_path(path: &Path) -> PathBuf {
     path.with_extension("wanted")
 }
 
@@ -133,14 +133,14 @@ mod tests {
         for (role, waits) in [(Role::Daemon, false), (Role::Child, true)] {
             let held = Lock::take(&path, role, Duration::ZERO).unwrap();
             assert!(held.is_some());
-            let (begun, patience) = (Instant::now(), Duration::from_secs(3));
+            let (started, patience) = (Instant::now(), Duration::from_secs(3));
             assert!(Lock::take(&path, Role::Daemon, patience).unwrap().is_none());
-            assert_eq!(begun.elapsed() > patience, waits, "{role:?}");
+            assert_eq!(started.elapsed() > patience, waits, "{role:?}");
         }
     }
 
     #[test]
-    fn one_holder_at_a_time_and_its_end_frees_it() {
+    fn lock_has_one_holder_whose_end_releases_it() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("run/lock");
         assert!(!is_held(&path));
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_sees_that_a_daemon_waits_and_the_daemon_takes_over() {
+    fn publisher_sees_a_waiting_daemon_which_takes_over() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("lock");
         let child = Lock::take(&path, Role::Child, Duration::ZERO).unwrap().unwrap();
@@ -163,13 +163,13 @@ mod tests {
         std::thread::scope(|scope| {
             let daemon = scope.spawn(|| Lock::take(&path, Role::Daemon, Duration::from_mins(1)));
             while !is_wanted(&path) {
-                std::thread::sleep(PAUSE);
+                std::thread::sleep(POLL_INTERVAL);
             }
             drop(child);
             assert!(daemon.join().unwrap().unwrap().is_some());
         });
         assert!(!is_wanted(&path));
-        // Another child is not waited for.
+        // The second lock is released, too.
         assert!(Lock::take(&path, Role::Child, Duration::ZERO).unwrap().is_some());
     }
 }

@@ -1,4 +1,4 @@
-//! The binary: the name that it is called by makes the personality, and that the exit code.
+//! The binary. The name by which it is called selects the personality; an error selects the exit code.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -15,7 +15,7 @@ use f2bmqtt::{cut, daemon, journal, operator, publish};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 fn main() -> ExitCode {
-    // Passwords and keys are in this memory: none of it goes into a core file, nor to a tracer.
+    // This memory holds passwords and keys: keep it out of core files, and away from tracers.
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     match run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -30,17 +30,17 @@ fn run() -> Result<(), Error> {
     let arguments: Vec<_> = std::env::args_os().collect();
     let paths = Paths::default();
     let called = arguments.first().map(Path::new).and_then(Path::file_stem).and_then(OsStr::to_str);
-    // The next ban waits for this one: it gets by without the parser and its stack, which take a fifth of the time.
-    match called.and_then(|name| usual(name, &arguments)) {
-        Some(call) => tell(&call, &paths),
-        None => parsed(called, &paths),
+    // fail2ban's next ban waits for this call, and clap would take a fifth of its time.
+    match called.and_then(|name| notify_call(name, &arguments)) {
+        Some(call) => run_notify(&call, &paths),
+        None => run_parsed(called, &paths),
     }
 }
 
 #[inline(never)]
-fn parsed(called: Option<&str>, paths: &Paths) -> Result<(), Error> {
+fn run_parsed(called: Option<&str>, paths: &Paths) -> Result<(), Error> {
     match called {
-        Some("mqttnotifyban") => tell(&NotifyShim::parse().args.call(), paths),
+        Some("mqttnotifyban") => run_notify(&NotifyShim::parse().args.call(), paths),
         Some("mqttsubscribebans") => {
             SubscribeShim::parse();
             daemon::run(paths)
@@ -48,7 +48,7 @@ fn parsed(called: Option<&str>, paths: &Paths) -> Result<(), Error> {
         Some("fail2ban-abuseipdb") => report_ban(paths),
         _ => match Cli::parse().command {
             Command::Operator(operation) => operator::run(&operation, paths),
-            Command::Notify(args) => tell(&args.call(), paths),
+            Command::Notify(args) => run_notify(&args.call(), paths),
             Command::Subscribe => daemon::run(paths),
             Command::Cut { ip } => cut::run(&ip, paths),
             Command::Settings => settings(),
@@ -59,23 +59,24 @@ fn parsed(called: Option<&str>, paths: &Paths) -> Result<(), Error> {
     }
 }
 
-/// A call of the notifier, under either name, with arguments that can be one.
-fn usual<'a>(name: &str, arguments: &'a [OsString]) -> Option<NotifyCall<'a>> {
-    let words: Option<Vec<_>> = arguments.iter().skip(1).map(|word| word.to_str()).collect();
-    match (name, words?.as_slice()) {
-        ("mqttnotifyban", words) | ("f2bmqtt", ["notify", words @ ..]) => {
-            NotifyCall::by_position(words)
+/// Reads a call of the notifier, under either name, without clap.
+fn notify_call<'a>(name: &str, arguments: &'a [OsString]) -> Option<NotifyCall<'a>> {
+    let args: Option<Vec<_>> = arguments.iter().skip(1).map(|arg| arg.to_str()).collect();
+    match (name, args?.as_slice()) {
+        ("mqttnotifyban", args) | ("f2bmqtt", ["notify", args @ ..]) => {
+            NotifyCall::by_position(args)
         }
         _ => None,
     }
 }
 
-fn tell(call: &NotifyCall<'_>, paths: &Paths) -> Result<(), Error> {
-    // fail2ban's actions throw away what is said here.
+fn run_notify(call: &NotifyCall<'_>, paths: &Paths) -> Result<(), Error> {
+    // fail2ban discards the standard error of its actions.
     notify::run(call, paths).inspect_err(|error| journal::syslog(error))
 }
 
-/// The arguments are log lines, among others: none of them is an option, unless it stands alone.
+/// Runs the reporter as the script's replacement. Arguments may be log lines, so an option counts only if it is the
+/// only argument.
 fn report_ban(paths: &Paths) -> Result<(), Error> {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     if let [only] = arguments.as_slice()
@@ -84,7 +85,7 @@ fn report_ban(paths: &Paths) -> Result<(), Error> {
         ReportShim::parse();
         return Ok(());
     }
-    // Nor need they be Unicode.
+    // Log lines need not be UTF-8.
     let text = |argument: &OsString| argument.to_string_lossy().into_owned();
     let arguments: Vec<_> = arguments.iter().map(text).collect();
     let call = call::ReportCall::from_args(&arguments);

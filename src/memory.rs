@@ -1,5 +1,4 @@
-//! What the daemon knows, shared between the part that listens to the broker and the part that
-//! talks to fail2ban.
+//! The state that the daemon's loop and the driver of fail2ban share.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -17,33 +16,33 @@ use crate::outbox::Outbox;
 use crate::store::{Identity, Store};
 use crate::wire::{Jail, JailScope, Shard, SpooledEvent};
 
-/// Guarded by a lock that is only ever held for as long as it takes to look or to write down.
+/// The state behind a lock. Hold the lock only for memory and database access, never across an `await`.
 #[derive(Debug)]
 pub struct SharedState(Mutex<DaemonState>);
 
-/// What is known.
+/// The state itself.
 #[derive(Debug)]
 pub struct DaemonState {
-    /// The fleet's bans, and this host's.
+    /// Decides what to ban, and keeps the claims of all hosts.
     pub fleet: Controller,
-    /// What fail2ban told, on its way to the broker.
+    /// Events from the spool on their way to the broker.
     pub outbox: Outbox,
-    /// fail2ban's own memory of its bans.
+    /// fail2ban's database.
     pub database: Database,
-    /// Which jail an action of fail2ban speaks of.
+    /// Maps the name of a fail2ban action to its jail.
     pub action_names: ActionNames,
-    /// Judges the fleet's words.
+    /// Accepts or rejects messages.
     pub guard: Guard,
-    /// What of the fleet's words was refused.
-    pub refused: RejectCounters,
+    /// Counts rejected messages by reason.
+    pub rejections: RejectCounters,
     store: Store,
     limited: RateLimitedLog,
-    /// The lines about what comes, and what is done for it.
+    /// The rate-limited log of messages and their effects.
     pub inbound: InboundLog,
 }
 
 impl SharedState {
-    /// Puts together what is known.
+    /// The state of a daemon that starts.
     #[must_use]
     pub fn new(
         fleet: Controller,
@@ -52,57 +51,57 @@ impl SharedState {
         database: Database,
         store: Store,
     ) -> Self {
-        let (refused, limited) = (RejectCounters::default(), RateLimitedLog::default());
+        let (rejections, limited) = (RejectCounters::default(), RateLimitedLog::default());
         let inbound = InboundLog::default();
         let action_names = ActionNames::default();
-        let known = DaemonState {
+        let state = DaemonState {
             fleet,
             outbox,
             database,
             action_names,
             guard,
-            refused,
+            rejections,
             store,
             limited,
             inbound,
         };
-        Self(Mutex::new(known))
+        Self(Mutex::new(state))
     }
 
-    /// Looks at it, or changes it.
+    /// Locks the state. A panic elsewhere does not poison the lock.
     pub fn lock(&self) -> MutexGuard<'_, DaemonState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl DaemonState {
-    /// Reads the spool: so that what was detected here is known before the words of others are acted
-    /// upon.
+    /// Reads the spool. Do this before acting on peers' claims, so that local detections take precedence (R10).
     pub fn drain_spool(&mut self) {
         let now = now_millis();
         let Self { fleet, database, guard, action_names, .. } = self;
-        let mut decide = |told: &SpooledEvent| {
-            // Before fail2ban has said which jails it has, nothing is known of their actions.
-            let exists = fleet.known_jails().is_none_or(|jails| jails.contains(&told.jail));
-            let begun = |row: &BipsRow| (told.time - 1..=told.time + 1).contains(&row.timeofban);
+        let mut decide = |event: &SpooledEvent| {
+            // While the jails are unknown, so are their actions: take the name for a jail's.
+            let exists = fleet.known_jails().is_none_or(|jails| jails.contains(&event.jail));
+            let is_same_ban =
+                |row: &BipsRow| (event.time - 1..=event.time + 1).contains(&row.timeofban);
             let has_ban = |jail: &Jail| {
-                let rows = database.rows(jail, &[told.address]).unwrap_or_default();
-                rows.get(told.address).is_some_and(begun)
+                let rows = database.rows(jail, &[event.address]).unwrap_or_default();
+                rows.get(event.address).is_some_and(is_same_ban)
             };
-            let jail = match action_names.resolve(&told.jail, exists, has_ban) {
+            let jail = match action_names.resolve(&event.jail, exists, has_ban) {
                 Resolved::Jail(jail) => jail,
                 Resolved::Ask => return Err(String::new()),
             };
-            let told = &SpooledEvent { jail, ..told.clone() };
-            if !guard.sharing.includes(&told.jail) {
+            let event = &SpooledEvent { jail, ..event.clone() };
+            if !guard.sharing.includes(&event.jail) {
                 return Ok(None);
             }
             let row = || -> rusqlite::Result<_> {
-                let rows = database.rows(&told.jail, &[told.address])?;
-                Ok(database.exists().then(|| rows.get(told.address).copied()))
+                let rows = database.rows(&event.jail, &[event.address])?;
+                Ok(database.exists().then(|| rows.get(event.address).copied()))
             };
-            let busy = |error| format!("cannot read fail2ban's database: {error}");
-            fleet.on_local_event(told, row, now).map_err(busy)
+            let unreadable = |error| format!("cannot read fail2ban's database: {error}");
+            fleet.on_local_event(event, row, now).map_err(unreadable)
         };
         let warnings = match self.outbox.scan(&mut decide) {
             Ok(warnings) => warnings,
@@ -110,14 +109,13 @@ impl DaemonState {
         };
         let fleet = &self.fleet;
         self.outbox.release_persisted(|_, event| fleet.is_unpersisted(event));
-        // What only waits for an answer of fail2ban is no fault.
+        // An empty warning means that the event waits for action names from fail2ban.
         for warning in warnings.iter().filter(|warning| !warning.is_empty()) {
             self.warn("spool", warning);
         }
     }
 
-    /// Writes down what has changed. Where that fails (a full disk), the bans are made all the same, and
-    /// it is tried again.
+    /// Persists records. If that fails (a full disk), the controller acts from memory and retries (R20).
     pub fn save(&mut self, changes: &[Record]) {
         let result: Result<(), Error> = self.store.save(changes);
         self.fleet.on_persisted(result.is_ok(), now_millis());
@@ -126,13 +124,14 @@ impl DaemonState {
         }
     }
 
-    /// Reserves stamps on disk ahead of their use. On a full disk they are used all the same.
+    /// Reserves stamps on disk ahead of their use, so that a crash cannot reuse one. On a full disk, stamps are used
+    /// without reservation.
     pub fn reserve_stamps(&mut self) {
         let Some(stamp) = self.fleet.stamp_to_reserve(now_millis()) else { return };
         self.save_stamp(stamp);
     }
 
-    /// The last stamp was taken: nothing ahead of it is reserved any more.
+    /// Ends the reservation at the last stamp in use, when the daemon stops.
     pub fn release_stamps(&mut self) {
         self.save_stamp(self.fleet.last_own_stamp());
     }
@@ -144,23 +143,23 @@ impl DaemonState {
         }
     }
 
-    /// The names and topics that this host no longer has, and that the broker may keep something of.
+    /// The former names and topics of this host under which the broker may still retain messages.
     #[must_use]
     pub fn former(&self) -> Vec<Former> {
         self.store.former().unwrap_or_default()
     }
 
-    /// The broker keeps nothing of a former name any more, or it is another host's.
+    /// Drops a former name: the broker retains nothing under it, or another host has it.
     pub fn forget_former(&mut self, former: &Former) {
         if let Err(error) = self.store.forget_former(former) {
             self.warn("store", &error.to_string());
         }
     }
 
-    /// Draws another client ID; answers the former one and the new one.
+    /// Draws and saves a new client ID; returns the former one and the new one.
     ///
     /// # Errors
-    /// [`Error::Store`], or the system has no random numbers.
+    /// [`Error::Store`], or the system provides no random numbers.
     pub fn draw_client_id(&mut self) -> Result<(String, String), Error> {
         let Some(former) = self.store.identity()? else {
             return Err(Error::Undone("the state database has no client ID".to_owned()));
@@ -170,8 +169,7 @@ impl DaemonState {
         Ok((former.client_id(), identity.client_id()))
     }
 
-    /// Writes down some of what is not on disk yet, where nothing else can be done. Answers whether there may be
-    /// more.
+    /// Persists some unsaved records without executing other effects. Returns whether more may remain.
     pub fn save_next(&mut self) -> bool {
         match self.fleet.next_effect(now_millis()) {
             Effect::Persist(changes) => self.save(&changes),
@@ -181,37 +179,37 @@ impl DaemonState {
         true
     }
 
-    /// Takes from a part of a snapshot what no host may ban, and what is of jails that do not take part
-    /// here: that is as it should be, and comes again every few minutes.
-    pub fn drop_unshared(&mut self, part: &mut Shard) {
-        let Self { guard, refused, .. } = self;
-        part.bans.retain(|ban| {
+    /// Removes the bans of unbannable addresses (R1) and of jails that are not shared from a shard. The latter are
+    /// normal, so they are not counted as rejections.
+    pub fn drop_unshared(&mut self, shard: &mut Shard) {
+        let Self { guard, rejections, .. } = self;
+        shard.bans.retain(|ban| {
             let bannable = is_bannable(ban.address.ip());
             if !bannable {
-                refused.count(RejectReason::Unbannable);
+                rejections.count(RejectReason::Unbannable);
             }
             bannable && guard.sharing.includes(&ban.jail)
         });
-        part.unbans.retain(|unban| match &unban.scope {
+        shard.unbans.retain(|unban| match &unban.scope {
             JailScope::All => true,
             JailScope::One(jail) => guard.sharing.includes(jail),
         });
     }
 
-    /// Refuses something of the fleet's: counts it, and warns.
-    pub fn record_rejection(&mut self, refusal: RejectReason, text: &str) {
-        self.record_rejection_of("", refusal, text);
+    /// Counts a rejection, and warns.
+    pub fn record_rejection(&mut self, reason: RejectReason, text: &str) {
+        self.record_rejection_of("", reason, text);
     }
 
-    /// Refuses what one host sent: a flood of one host takes no other's lines.
-    pub fn record_rejection_of(&mut self, host: &str, refusal: RejectReason, text: &str) {
-        self.refused.count(refusal);
-        if let Some(line) = self.limited.line(refusal.name(), host, text, Instant::now()) {
+    /// The same for a message of one host. The rate limit of the log is per host (R21).
+    pub fn record_rejection_of(&mut self, host: &str, reason: RejectReason, text: &str) {
+        self.rejections.count(reason);
+        if let Some(line) = self.limited.line(reason.name(), host, text, Instant::now()) {
             journal::warn(line);
         }
     }
 
-    /// Says how many warnings were held back.
+    /// Logs how many lines were suppressed.
     pub fn flush_suppressed_warnings(&mut self) {
         self.limited.held_back(Instant::now()).iter().for_each(journal::warn);
         self.inbound.settle();
@@ -220,7 +218,7 @@ impl DaemonState {
         }
     }
 
-    /// Warns, but not again and again of the same kind of thing.
+    /// Warns; lines of the same kind are rate-limited.
     pub fn warn(&mut self, kind: &'static str, text: &str) {
         if let Some(line) = self.limited.line(kind, "", text, Instant::now()) {
             journal::warn(line);

@@ -1,5 +1,6 @@
-//! What a fail2ban action calls at each ban and unban: decides as the scripts did, leaves the event
-//! in the spool, and is gone. fail2ban waits for it, and so does the next ban.
+//! `f2bmqtt notify`, which fail2ban's actions call at each ban and unban. It decides as the scripts did whether the
+//! call is an event, writes the event to the spool, and exits. fail2ban handles no other ban while an action runs, so
+//! `notify` never waits for the network or for fail2ban.
 
 use std::time::SystemTime;
 
@@ -27,21 +28,22 @@ pub struct NotifyCall<'a> {
 }
 
 impl<'a> NotifyCall<'a> {
-    /// A call with arguments in the scripts' order: the first four at least; what follows the time is
-    /// ignored, as the scripts ignored it.
+    /// A call with arguments in the scripts' order. The first four are required; arguments after the time are
+    /// ignored, as in the scripts.
     #[must_use]
-    pub fn by_position(words: &[&'a str]) -> Option<Self> {
-        let [jail, address, bantime, action, more @ ..] = words else { return None };
+    pub fn by_position(args: &[&'a str]) -> Option<Self> {
+        let [jail, address, bantime, action, more @ ..] = args else { return None };
         let more = |n: usize| more.get(n).copied().unwrap_or_default();
         let (restored, failures, time) = (more(0), more(1), more(2));
         Some(Self { jail, address, bantime, action, restored, failures, time })
     }
 
-    /// What there is to tell, if anything, and a warning.
+    /// The event of this call, if any, and a warning. A ban by hand or import (0 failures) and a restored ban are no
+    /// events.
     ///
     /// # Errors
-    /// [`Error::Usage`] where an argument cannot be what it stands for.
-    pub fn told(&self) -> Result<(Option<SpooledEvent>, Option<String>), Error> {
+    /// [`Error::Usage`]: an argument is invalid.
+    pub fn to_event(&self) -> Result<(Option<SpooledEvent>, Option<String>), Error> {
         let usage = |name: &str, what: &str| Error::Usage(format!("{name} {what}"));
         let jail = Jail::new(self.jail).map_err(|what| usage("NAME", &what))?;
         let address = Address::new(self.address).map_err(|what| usage("IP", &what))?;
@@ -68,19 +70,19 @@ impl<'a> NotifyCall<'a> {
         });
         let time = whole_seconds(self.time).unwrap_or(0);
         let (restored, failures) = (restored.into(), failures.into());
-        let told = SpooledEvent { action, jail, address, bantime, restored, failures, time };
-        Ok((Some(told), warning))
+        let event = SpooledEvent { action, jail, address, bantime, restored, failures, time };
+        Ok((Some(event), warning))
     }
 }
 
-/// Whether what a fail2ban action runs tells the fleet.
+/// Whether the command of a fail2ban action calls the notifier.
 #[must_use]
 pub fn is_called_by(action: &str) -> bool {
     action.contains("mqttnotifyban") || action.contains("f2bmqtt notify")
 }
 
-/// fail2ban's `<time>`, seconds with a fraction, as whole seconds: rounded to even, as its database
-/// rounds.
+/// fail2ban's `<time>`, seconds with a fraction, as whole seconds. Halves are rounded to even, as Python rounds the
+/// time in fail2ban's database.
 #[must_use]
 pub fn whole_seconds(time: &str) -> Option<i64> {
     const MAX: f64 = 1e11;
@@ -89,38 +91,37 @@ pub fn whole_seconds(time: &str) -> Option<i64> {
     (0.0..MAX).contains(&time).then(|| time.round_ties_even() as i64)
 }
 
-/// Takes one call: spools what there is to tell and, where nobody publishes the spool, leaves a
-/// child that does. Where no spool can be written, the child gets the event itself.
+/// Handles one call: writes the event to the spool, and starts a publisher if no process holds the lock. If neither
+/// spool can be written, the publisher gets the event itself.
 ///
 /// # Errors
-/// [`Error::Usage`], and [`Error::NotRoot`] where the user may not write to the spool: only root may. Nothing else makes
-/// the action fail.
+/// [`Error::Usage`], or [`Error::NotRoot`]: only root may write to the spool. No other failure makes the action fail.
 pub fn run(call: &NotifyCall<'_>, paths: &Paths) -> Result<(), Error> {
-    let (told, warning) = call.told()?;
+    let (event, warning) = call.to_event()?;
     if let Some(warning) = warning {
         journal::syslog(warning);
     }
-    let Some(told) = told else { return Ok(()) };
+    let Some(event) = event else { return Ok(()) };
     let spool = paths.spool();
     let failed = |error, what: &str| {
         let dir = spool.dir().display();
         journal::syslog(format_args!("cannot write to the spool {dir}: {error}; {what}"));
     };
-    let address = told.address;
-    let unspooled = match spool.write(&told, SystemTime::now()) {
+    let address = event.address;
+    let unspooled = match spool.write(&event, SystemTime::now()) {
         Ok(Written::Primary) => None,
         Ok(Written::Fallback(error)) => {
             let what = "in the second spool, which a reboot deletes";
             failed(error, &format!("keeping {address} {what}"));
             None
         }
-        // Another user may not read the settings either: no child of it could publish the event.
+        // Another user cannot read the settings either, so a publisher could not publish the event.
         Err(error) if !geteuid().is_root() => {
             return Err(Error::NotRoot(spool.dir().to_owned(), error));
         }
         Err(error) => {
             failed(error, &format!("publishing {address} now, without retry"));
-            Some(told.encode())
+            Some(event.encode())
         }
     };
     if (unspooled.is_some() || !lock::is_held(&paths.lock()))
@@ -142,10 +143,10 @@ mod tests {
         NotifyCall::by_position(&text.split(',').collect::<Vec<_>>()).unwrap()
     }
 
-    fn told(text: &str) -> Option<String> {
-        let (told, warning) = call(text).told().unwrap();
+    fn spooled(text: &str) -> Option<String> {
+        let (event, warning) = call(text).to_event().unwrap();
         assert!(warning.is_none(), "{text}");
-        told.map(|told| told.encode())
+        event.map(|event| event.encode())
     }
 
     #[test]
@@ -158,20 +159,20 @@ mod tests {
             "sshd,203.0.113.9,600,ban",
         ];
         for text in silent {
-            assert_eq!(told(text), None, "{text}");
+            assert_eq!(spooled(text), None, "{text}");
         }
         let ban = r#"{"action":"ban","bantime":600,"failures":3,"ip":"203.0.113.9","ipmset":"sshd","restored":0,"time":1795342588}"#;
-        assert_eq!(told("sshd,203.0.113.9,600,ban,0,3,1795342587.6").unwrap(), ban);
-        assert!(told("sshd,203.0.113.9,600,unban,1,3").unwrap().contains(r#""restored":1"#));
-        assert!(told("sshd,2001:DB8::0:1,-1,ban,0,3").unwrap().contains(r#""2001:db8::1""#));
-        assert!(told("sshd,192.0.2.1,0,ban,,3,odd").unwrap().contains(r#""time":0"#));
-        assert_eq!(told("sshd,203.0.113.9,600,ban,0,3,1795342587.6,more").unwrap(), ban);
+        assert_eq!(spooled("sshd,203.0.113.9,600,ban,0,3,1795342587.6").unwrap(), ban);
+        assert!(spooled("sshd,203.0.113.9,600,unban,1,3").unwrap().contains(r#""restored":1"#));
+        assert!(spooled("sshd,2001:DB8::0:1,-1,ban,0,3").unwrap().contains(r#""2001:db8::1""#));
+        assert!(spooled("sshd,192.0.2.1,0,ban,,3,odd").unwrap().contains(r#""time":0"#));
+        assert_eq!(spooled("sshd,203.0.113.9,600,ban,0,3,1795342587.6,more").unwrap(), ban);
         assert!(NotifyCall::by_position(&["sshd", "203.0.113.9", "600"]).is_none());
     }
 
-    /// The binary reads the usual call without the parser, which would take a fifth of its time.
+    /// The binary reads a call without clap, which would take a fifth of its time.
     #[test]
-    fn call_by_position_is_what_the_parser_reads() {
+    fn call_by_position_equals_the_call_that_clap_parses() {
         let calls = [
             "sshd,203.0.113.9,600",
             "sshd,203.0.113.9,600,ban",
@@ -181,27 +182,27 @@ mod tests {
             "-j,203.0.113.9,600,ban,0,3,1795342587.6,more,-x",
         ];
         for text in calls {
-            let words: Vec<_> = text.split(',').collect();
-            let parsed = NotifyShim::try_parse_from(["mqttnotifyban"].iter().chain(&words)).ok();
+            let args: Vec<_> = text.split(',').collect();
+            let parsed = NotifyShim::try_parse_from(["mqttnotifyban"].iter().chain(&args)).ok();
             assert_eq!(
-                NotifyCall::by_position(&words),
+                NotifyCall::by_position(&args),
                 parsed.as_ref().map(|shim| shim.args.call())
             );
         }
     }
 
     #[test]
-    fn a_bantime_that_is_no_number_is_told_as_not_known() {
+    fn bantime_that_is_no_number_is_published_as_unknown() {
         for bantime in ["", "10m", "$(id)"] {
-            let (told, warning) =
-                call(&format!("sshd,192.0.2.1,{bantime},ban,0,3")).told().unwrap();
-            assert_eq!(told.unwrap().bantime, 0);
+            let (event, warning) =
+                call(&format!("sshd,192.0.2.1,{bantime},ban,0,3")).to_event().unwrap();
+            assert_eq!(event.unwrap().bantime, 0);
             assert!(warning.unwrap().contains("bantime"));
         }
     }
 
     #[test]
-    fn what_cannot_be_is_wrong_usage() {
+    fn invalid_argument_is_a_usage_error() {
         let wrong = [
             ("ss\"hd,192.0.2.1,600,ban,0,3", "NAME"),
             ("sshd,192.0.2.0/24,600,ban,0,3", "IP"),
@@ -212,14 +213,14 @@ mod tests {
             ("sshd,192.0.2.1,600,ban,0,-1", "FAILURES"),
         ];
         for (text, name) in wrong {
-            let error = call(text).told().unwrap_err();
+            let error = call(text).to_event().unwrap_err();
             assert!(error.to_string().starts_with(name), "{text}: {error}");
             assert_eq!(error.exit_code(), 2);
         }
     }
 
     #[test]
-    fn times_are_rounded_as_the_database_rounds() {
+    fn time_is_rounded_as_in_the_database() {
         for (time, whole) in [("0.5", 0), ("1.5", 2), ("2.5", 2), ("7.6", 8), ("4", 4)] {
             assert_eq!(whole_seconds(time), Some(whole));
         }

@@ -1,6 +1,6 @@
-//! From the spool to the broker: reads what notify left, has it decided what of it the fleet is told, and
-//! keeps each event until the broker has acknowledged it. A ban stays in the spool for longer, until it is
-//! written down somewhere else: the disk may have become full meanwhile.
+//! From the spool to the broker: reads the files that notify wrote, asks the caller which of them are published, and
+//! keeps each event until the broker acknowledges it. A ban stays in the spool until fail2ban's database or the state
+//! database has it, because the disk may be full.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -10,29 +10,29 @@ use crate::config::Topic;
 use crate::spool::{Name, Spool};
 use crate::wire::{Action, Event, SpooledEvent};
 
-/// The most events that are kept in memory; the rest waits in the spool.
+/// The most events in memory; the rest waits in the spool.
 const MAX_QUEUED: usize = 10_000;
 
-/// Decides what the fleet is told, if anything; fails where that cannot be decided now.
+/// Decides which event is published for a spooled call, if any. `Err` means that it cannot decide yet.
 pub type Classify<'a> = &'a mut dyn FnMut(&SpooledEvent) -> Result<Option<Event>, String>;
 
-/// The events on their way out.
+/// The events on their way to the broker.
 #[derive(Debug)]
 pub struct Outbox {
     spool: Spool,
     topic: Topic,
-    /// Read, in order, and not acknowledged yet.
+    /// Read but not acknowledged, in the order of the spool.
     queued: BTreeMap<Name, Event>,
-    /// Handed to the link.
+    /// Passed to the link.
     in_flight: BTreeSet<Name>,
-    /// Dealt with, but still in the spool, which cannot be written.
+    /// Finished, but still in the spool because the file cannot be deleted.
     undeletable: BTreeSet<Name>,
-    /// Published bans that nobody else has written down yet.
+    /// Published bans that no database has yet.
     awaiting_persist: BTreeMap<Name, Event>,
 }
 
 impl Outbox {
-    /// The outbox of a fleet that talks below `topic`.
+    /// An outbox that publishes below `topic`.
     #[must_use]
     pub fn new(spool: Spool, topic: Topic) -> Self {
         let (waiting, in_flight, stuck) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
@@ -46,10 +46,10 @@ impl Outbox {
         }
     }
 
-    /// Reads what is new in the spool. Answers what is wrong, a line each.
+    /// Reads new files in the spool. Returns warnings, a line each.
     ///
     /// # Errors
-    /// Whatever the system says of the directory.
+    /// The directory cannot be read.
     pub fn scan(&mut self, decide: Classify<'_>) -> io::Result<Vec<String>> {
         let mut warnings = Vec::new();
         for name in self.spool.list()? {
@@ -60,7 +60,7 @@ impl Outbox {
                 continue;
             }
             match self.spool.read(&name) {
-                Ok(told) => warnings.extend(self.take(name, &told, decide).err()),
+                Ok(spooled) => warnings.extend(self.take(name, &spooled, decide).err()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
                     warnings.push(format!("dropped {name} from the spool: {error}"));
@@ -71,24 +71,24 @@ impl Outbox {
         Ok(warnings)
     }
 
-    /// Takes what was told under a name.
+    /// Adds a spooled call under a name.
     ///
     /// # Errors
-    /// Why it cannot be decided now; then it is to be told again.
+    /// Why `decide` cannot decide yet. The caller tries again later.
     pub fn take(
         &mut self,
         name: Name,
-        told: &SpooledEvent,
+        spooled: &SpooledEvent,
         decide: Classify<'_>,
     ) -> Result<(), String> {
-        match decide(told)? {
+        match decide(spooled)? {
             Some(event) => drop(self.queued.insert(name, event)),
             None => self.remove(&name),
         }
         Ok(())
     }
 
-    /// Hands over as much as the link has room for.
+    /// Passes events to the link, up to its capacity.
     pub fn send(&mut self, link: &mut MqttLink) {
         for (name, event) in &self.queued {
             if link.capacity() == 0 {
@@ -101,7 +101,7 @@ impl Outbox {
         }
     }
 
-    /// The broker has the event of this name; answers with it.
+    /// The broker acknowledged the event of this name; returns the event.
     pub fn published(&mut self, name: &str) -> Option<Event> {
         self.in_flight.remove(name);
         let event = self.queued.remove(name);
@@ -112,7 +112,7 @@ impl Outbox {
         event
     }
 
-    /// Takes away what is written down by now, or over, which `is_unwritten` tells.
+    /// Removes published bans from the spool once they are persisted or over, that is, not `is_unwritten`.
     pub fn release_persisted(&mut self, is_unwritten: impl Fn(&str, &Event) -> bool) {
         for (name, _) in
             self.awaiting_persist.extract_if(.., |name, event| !is_unwritten(name, event))
@@ -129,12 +129,12 @@ impl Outbox {
         }
     }
 
-    /// The link went down: what it had is to be sent again.
+    /// The link went down: its unacknowledged events must be sent again.
     pub fn lost(&mut self) {
         self.in_flight.clear();
     }
 
-    /// How many events wait to be sent or acknowledged.
+    /// The number of events that wait to be sent or acknowledged.
     #[must_use]
     pub fn queued(&self) -> usize {
         self.queued.len()
@@ -146,13 +146,13 @@ impl Outbox {
             || self.awaiting_persist.contains_key(name)
     }
 
-    /// Whether the spool has something that was not read yet.
+    /// Whether the spool has unread files.
     #[must_use]
     pub fn has_news(&self) -> bool {
         self.spool.list().unwrap_or_default().iter().any(|name| !self.is_known(name))
     }
 
-    /// Whether nothing waits to be sent or acknowledged.
+    /// Whether no event waits to be sent or acknowledged.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.queued.is_empty()
@@ -171,8 +171,8 @@ mod tests {
         Outbox::new(Spool::new(dir.to_owned()), Topic::new("t").unwrap())
     }
 
-    fn tell(outbox: &Outbox, ip: &str) {
-        let told = SpooledEvent {
+    fn spool_ban(outbox: &Outbox, ip: &str) {
+        let spooled = SpooledEvent {
             action: Action::Ban,
             jail: Jail::new("sshd").unwrap(),
             address: Address::new(ip).unwrap(),
@@ -181,21 +181,21 @@ mod tests {
             failures: 3,
             time: 1,
         };
-        outbox.spool.write(&told, SystemTime::now()).unwrap();
+        outbox.spool.write(&spooled, SystemTime::now()).unwrap();
     }
 
     #[test]
-    fn what_is_told_waits_for_the_broker_and_what_is_not_is_gone() {
+    fn published_event_waits_for_the_broker_and_dropped_event_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let mut outbox = outbox(dir.path());
         let host = HostName::new("web1").unwrap();
-        let mut decide = |told: &SpooledEvent| match told.address.to_string().as_str() {
-            "192.0.2.1" => Ok(Some(told.clone().event(&host, 1, Reason::Detected))),
+        let mut decide = |spooled: &SpooledEvent| match spooled.address.to_string().as_str() {
+            "192.0.2.1" => Ok(Some(spooled.clone().event(&host, 1, Reason::Detected))),
             "192.0.2.2" => Ok(None),
             _ => Err("busy".to_owned()),
         };
         for ip in ["192.0.2.1", "192.0.2.2", "192.0.2.3"] {
-            tell(&outbox, ip);
+            spool_ban(&outbox, ip);
         }
         assert_eq!(outbox.scan(&mut decide).unwrap(), ["busy"]);
         assert_eq!(outbox.scan(&mut decide).unwrap(), ["busy"], "it is asked again");
@@ -208,13 +208,13 @@ mod tests {
     }
 
     #[test]
-    fn a_ban_stays_in_the_spool_until_it_is_written_down() {
+    fn published_ban_stays_in_the_spool_until_it_is_persisted() {
         let dir = tempfile::tempdir().unwrap();
         let mut outbox = outbox(dir.path());
-        tell(&outbox, "192.0.2.1");
+        spool_ban(&outbox, "192.0.2.1");
         let host = HostName::new("web1").unwrap();
         let mut decide =
-            |told: &SpooledEvent| Ok(Some(told.clone().event(&host, 1, Reason::Detected)));
+            |spooled: &SpooledEvent| Ok(Some(spooled.clone().event(&host, 1, Reason::Detected)));
         assert_eq!(outbox.scan(&mut decide).unwrap(), [""; 0]);
         let names = outbox.spool.list().unwrap();
         outbox.published(&names[0]);
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_event_is_dropped_and_said() {
+    fn malformed_spool_file_is_dropped_with_a_warning() {
         let dir = tempfile::tempdir().unwrap();
         let mut outbox = outbox(dir.path());
         std::fs::write(dir.path().join("1.json"), "{}").unwrap();

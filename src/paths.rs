@@ -1,4 +1,4 @@
-//! Where this program keeps its things on a host, in one place so that tests can pass others in.
+//! The paths of this program's files on a host, in one struct so that tests can pass others.
 
 use std::path::{Path, PathBuf};
 
@@ -8,15 +8,15 @@ use crate::spool::Spool;
 /// The directories and sockets that the program touches.
 #[derive(Clone, Debug)]
 pub struct Paths {
-    /// Own state, 0700: the spool and what was imported.
+    /// Persistent state, mode 0700: the spool and the databases.
     pub state: PathBuf,
-    /// Own runtime files, 0755: the lock, figures, and the spare spool, 0700.
+    /// Runtime files, mode 0755: the lock, the status file, metrics, and the second spool (mode 0700).
     pub run: PathBuf,
     /// fail2ban's socket.
     pub fail2ban: PathBuf,
-    /// fail2ban's database where its server cannot be asked for it.
+    /// fail2ban's database, until fail2ban reports another path.
     pub database: PathBuf,
-    /// The admin's key for `AbuseIPDB`.
+    /// The API key for AbuseIPDB.
     pub api_key: PathBuf,
 }
 
@@ -33,8 +33,8 @@ impl Default for Paths {
 }
 
 impl Paths {
-    /// The same with fail2ban's socket and database where its settings put them; `socket` is one that this program's own
-    /// settings name, for a fail2ban with settings elsewhere: in a container, or from pip.
+    /// These paths with the socket and the database that fail2ban's settings name. `socket` overrides fail2ban's
+    /// setting, for a fail2ban whose settings are elsewhere (in a container, or from pip).
     #[must_use]
     pub fn located(&self, socket: Option<&Path>) -> Self {
         self.located_by(&Settings::read(Path::new(settings::DIR)), socket)
@@ -51,37 +51,37 @@ impl Paths {
         paths
     }
 
-    /// Where notify leaves what it was told: on disk, or in memory where the disk is full.
+    /// Events that wait to be published: on disk, or in memory if the disk is full.
     #[must_use]
     pub fn spool(&self) -> Spool {
         Spool::new(self.state.join("spool")).with_fallback(self.run.join("spool"))
     }
 
-    /// What was imported from other hosts.
+    /// The state database.
     #[must_use]
     pub fn store(&self) -> PathBuf {
         self.state.join("fleet.sqlite3")
     }
 
-    /// Held by whoever publishes the spool.
+    /// The lock of the process that publishes the spool.
     #[must_use]
     pub fn lock(&self) -> PathBuf {
         self.run.join("lock")
     }
 
-    /// Where calls of the reporter leave what is to be reported.
+    /// The spool of the reporter's calls.
     #[must_use]
     pub fn reports(&self) -> PathBuf {
         self.state.join("reports")
     }
 
-    /// What waits to be reported.
+    /// The database of pending reports.
     #[must_use]
     pub fn report_queue(&self) -> PathBuf {
         self.state.join("reports.sqlite3")
     }
 
-    /// Figures for Prometheus.
+    /// Metrics for Prometheus.
     #[must_use]
     pub fn metrics(&self) -> PathBuf {
         self.run.join("f2bmqtt.prom")
@@ -93,13 +93,13 @@ impl Paths {
         self.run.join("status.json")
     }
 
-    /// Which bans an operator made.
+    /// The database of bans that an operator made.
     #[must_use]
     pub fn by_hand(&self) -> PathBuf {
         self.state.join("by-hand.sqlite3")
     }
 
-    /// Held by whoever reports.
+    /// The lock of the process that sends reports.
     #[must_use]
     pub fn report_lock(&self) -> PathBuf {
         self.run.join("report.lock")
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_setting_beats_those_of_fail2ban_and_they_beat_the_default() {
+    fn own_setting_overrides_fail2ban_s_which_overrides_the_default() {
         let settings = |socket: &str| Settings {
             socket: (!socket.is_empty()).then(|| socket.into()),
             database: (!socket.is_empty()).then(|| "/srv/db".into()),

@@ -1,5 +1,5 @@
-//! `f2bmqtt publish`: what notify leaves behind where no daemon runs. It publishes the spool, stays
-//! a moment for what else a burst brings, and goes. What it could not publish waits for the next.
+//! `f2bmqtt publish`, which notify starts if no daemon runs. It publishes the spool, stays a few seconds for the rest
+//! of a burst, and exits. Events that it could not publish wait for the next publisher or the daemon.
 
 use std::cell::RefCell;
 use std::io::Read as _;
@@ -26,24 +26,24 @@ use crate::runtime;
 use crate::store::Store;
 use crate::wire::{Ban, Event as BanEvent, Jail, SpooledEvent};
 
-/// The longest that it runs.
-const LONGEST: Duration = Duration::from_secs(30);
+/// The longest run of a publisher.
+const MAX_RUNTIME: Duration = Duration::from_secs(30);
 
-/// How long it stays when nothing is left: a jail's second action, or the next ban, comes soon.
-const STAY: Duration = Duration::from_secs(3);
+/// How long a publisher stays with an empty spool: a jail's second action, or the next ban, often follows.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How often it looks into the spool.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often the publisher reads the spool.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long fail2ban may take to name its jails' actions: it may wait for the action that called notify.
 const NAMES_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Publishes the event on standard input, if there is one, and the spool, if nobody else does.
+/// Publishes the event on standard input, if there is one, and the spool, unless another process holds the lock.
 ///
 /// # Errors
-/// Any [`Error`]; it is in the system's log, too, because nobody sees this process.
+/// Any [`Error`]. It also goes to syslog, because the standard error of this process is discarded.
 pub fn run(paths: &Paths) -> Result<(), Error> {
-    // Away from fail2ban's process group, which fail2ban kills when an action takes too long.
+    // fail2ban kills the process group of an action that takes too long: leave that group.
     let _ = setsid();
     let result = work(paths);
     if let Err(error) = &result {
@@ -55,18 +55,18 @@ pub fn run(paths: &Paths) -> Result<(), Error> {
 fn work(paths: &Paths) -> Result<(), Error> {
     let mut text = Vec::new();
     let _ = std::io::stdin().take(4096).read_to_end(&mut text);
-    let told = SpooledEvent::parse(&text).ok();
+    let spooled = SpooledEvent::parse(&text).ok();
     let config = Config::load()?;
     let paths = &paths.located(config.fail2ban_socket.as_deref());
-    runtime::run(publish(&config, paths, told))
+    runtime::run(publish(&config, paths, spooled))
 }
 
-/// Reserves stamps for as long as this process may run. A disk that is full is no reason to keep a ban back.
-fn reserve(store: &mut Store, teller: &mut Sequencer) {
-    if let Some(stamp) = teller.stamp_to_reserve(now_millis())
+/// Reserves stamps for the longest run of this process. A full disk does not delay a ban.
+fn reserve(store: &mut Store, sequencer: &mut Sequencer) {
+    if let Some(stamp) = sequencer.stamp_to_reserve(now_millis())
         && store.save(&[Record::Stamp(stamp)]).is_ok()
     {
-        teller.on_reserved(stamp);
+        sequencer.on_reserved(stamp);
     }
 }
 
@@ -75,82 +75,87 @@ fn client_options(config: &Config) -> ClientOptions {
     ClientOptions { id, persistent: false, topics: Vec::new(), others: Vec::new(), will: None }
 }
 
-async fn publish(config: &Config, paths: &Paths, told: Option<SpooledEvent>) -> Result<(), Error> {
+async fn publish(
+    config: &Config,
+    paths: &Paths,
+    spooled: Option<SpooledEvent>,
+) -> Result<(), Error> {
     let path = paths.lock();
-    // An event from memory goes out in any case; the spool is for whoever holds the lock.
+    // An event from standard input is published in any case, the spool only by the holder of the lock.
     let mut lock = Lock::take(&path, Role::Child, Duration::ZERO).unwrap_or(None);
-    if lock.is_none() && told.is_none() {
+    if lock.is_none() && spooled.is_none() {
         return Ok(());
     }
     let mut database = Database::new(Some(paths.database.clone()));
     let spool = paths.spool();
     let mut outbox = Outbox::new(spool.clone(), config.topic.clone());
-    // The daemon's stamps and these are one sequence. Where it cannot be read, or a daemon runs, the clock must do.
+    // The daemon and the publisher share one sequence of stamps. Without access to it, the clock provides the stamp.
     let mut store = lock.as_ref().and_then(|_| Store::open(&paths.store()).ok());
     let stamp = store.as_ref().and_then(|store| store.stamp().ok()).unwrap_or(0);
-    let mut teller = Sequencer::new(config.node.clone(), stamp);
+    let mut sequencer = Sequencer::new(config.node.clone(), stamp);
     if let Some(store) = &mut store {
-        reserve(store, &mut teller);
+        reserve(store, &mut sequencer);
     }
     let names = RefCell::new(ActionNames::default());
-    let mut decide = |told: &SpooledEvent| {
-        let begun = |row: &BipsRow| (told.time - 1..=told.time + 1).contains(&row.timeofban);
+    let mut decide = |spooled: &SpooledEvent| {
+        let is_same_ban =
+            |row: &BipsRow| (spooled.time - 1..=spooled.time + 1).contains(&row.timeofban);
         let mut has_ban = |jail: &Jail| {
-            let rows = database.rows(jail, &[told.address]).unwrap_or_default();
-            rows.get(told.address).is_some_and(begun)
+            let rows = database.rows(jail, &[spooled.address]).unwrap_or_default();
+            rows.get(spooled.address).is_some_and(is_same_ban)
         };
-        // A jail that has the ban exists: fail2ban need not be asked.
-        let exists = has_ban(&told.jail);
-        let jail = match names.borrow_mut().resolve(&told.jail, exists, has_ban) {
+        // A jail whose row has the ban exists; no need to ask fail2ban.
+        let exists = has_ban(&spooled.jail);
+        let jail = match names.borrow_mut().resolve(&spooled.jail, exists, has_ban) {
             Resolved::Jail(jail) => jail,
             Resolved::Ask => return Err(String::new()),
         };
-        let told = &SpooledEvent { jail, ..told.clone() };
-        if !config.sharing.includes(&told.jail) {
+        let spooled = &SpooledEvent { jail, ..spooled.clone() };
+        if !config.sharing.includes(&spooled.jail) {
             return Ok(None);
         }
         let row = || -> rusqlite::Result<_> {
-            let rows = database.rows(&told.jail, &[told.address])?;
-            Ok(database.exists().then(|| rows.get(told.address).copied()))
+            let rows = database.rows(&spooled.jail, &[spooled.address])?;
+            Ok(database.exists().then(|| rows.get(spooled.address).copied()))
         };
-        let event = teller.event(told, row, Vec::new(), now_millis());
+        let event = sequencer.event(spooled, row, Vec::new(), now_millis());
         event.map_err(|error| format!("cannot read fail2ban's database: {error}"))
     };
-    // What no disk has is left to the daemon, for as long as it matters.
+    // A ban in the second spool is on no disk: keep it for the daemon until the ban is over.
     let is_unwritten = |name: &str, event: &BanEvent| {
         let now = now_secs();
         spool.is_fallback(name) && Ban { start: event.time, bantime: event.bantime }.end() > now
     };
-    let from_memory = told.is_some();
-    let mut unread = told;
+    let from_memory = spooled.is_some();
+    let mut unread = spooled;
     let mut link = MqttLink::new(config, client_options(config));
     let (started, mut busy) = (Instant::now(), Instant::now());
     let mut lost = None;
-    // A daemon that waits takes over the spool, but not what is only in memory here.
+    // A waiting daemon takes over the spool, but cannot take over an event in memory.
     let relieved = || !from_memory && lock::is_wanted(&path);
-    while started.elapsed() < LONGEST && !relieved() {
-        if let Some(told) = unread.take()
-            && outbox.take("from memory".to_owned(), &told, &mut decide).is_err()
+    while started.elapsed() < MAX_RUNTIME && !relieved() {
+        if let Some(spooled) = unread.take()
+            && outbox.take("from memory".to_owned(), &spooled, &mut decide).is_err()
         {
-            unread = Some(told); // fail2ban's database was busy: with the next look
+            unread = Some(spooled); // fail2ban's database was busy: retry in the next round
         }
         if lock.is_some() {
             let warnings = outbox.scan(&mut decide).map_err(Error::file("read", spool.dir()))?;
-            // What only waits for an answer of fail2ban is no fault.
+            // An empty warning means that the event waits for action names from fail2ban.
             warnings.iter().filter(|text| !text.is_empty()).for_each(journal::syslog);
         }
         if names.borrow().wants_actions() {
             let pairs = timeout(NAMES_TIMEOUT, action_names(&paths.fail2ban)).await;
-            // A fail2ban that does not answer: the names go out as they are.
+            // If fail2ban does not answer, the events keep the names of the actions.
             names.borrow_mut().set(pairs.map(Result::unwrap_or_default).unwrap_or_default());
             continue;
         }
         outbox.release_persisted(is_unwritten);
         if !outbox.is_empty() || unread.is_some() {
             busy = Instant::now();
-        } else if lock.is_none() || busy.elapsed() > STAY {
+        } else if lock.is_none() || busy.elapsed() > IDLE_TIMEOUT {
             drop(lock.take());
-            // Whoever came while the lock was still held has left its event to us.
+            // Another process may have spooled an event while this one still held the lock.
             if !outbox.has_news() {
                 break;
             }
@@ -160,7 +165,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<SpooledEvent>) -> 
             }
         }
         outbox.send(&mut link);
-        match timeout(LOOK, link.event()).await {
+        match timeout(POLL_INTERVAL, link.event()).await {
             Ok(LinkEvent::Published(name)) => drop(outbox.published(&name)),
             Ok(LinkEvent::Lost { broker, why }) => {
                 outbox.lost();
@@ -183,7 +188,7 @@ async fn publish(config: &Config, paths: &Paths, told: Option<SpooledEvent>) -> 
     Ok(())
 }
 
-/// Takes in what the broker acknowledges until it hangs up.
+/// Disconnects, and processes the last acknowledgements.
 async fn end(link: &mut MqttLink, outbox: &mut Outbox) {
     if link.close() {
         let _ = timeout(Duration::from_secs(1), async {
@@ -199,7 +204,7 @@ async fn end(link: &mut MqttLink, outbox: &mut Outbox) {
     }
 }
 
-/// The names of the actions of all jails, each with its jail.
+/// The action names of all jails, each with its jail.
 async fn action_names(socket: &Path) -> Result<Vec<(Jail, Jail)>, fail2ban::Fail2banError> {
     let mut client = Fail2ban::connect(socket).await?;
     let mut pairs = Vec::new();

@@ -1,4 +1,4 @@
-//! The threads that asynchronous work runs on.
+//! The threads of the asynchronous runtime.
 
 use std::future::Future;
 
@@ -6,12 +6,12 @@ use tokio::runtime::Builder;
 
 use crate::error::Error;
 
-/// Runs `work` to its end on this thread. Two more read and write sockets, so that the broker's is
-/// read even while this one writes to disk and another waits for a database. Names are resolved on threads
-/// beside these: two are left when slow name servers keep both that resolve exempt names.
+/// Runs `work` on this thread. Two worker threads serve sockets, so that the broker's socket is read while this thread
+/// writes to disk and another waits for a database. Names are resolved on four more threads: slow name servers can
+/// block at most two with exempt names, so two remain for the broker's name.
 ///
 /// # Errors
-/// [`Error::Start`], or whatever the work ends with.
+/// [`Error::Start`], or the error of `work`.
 pub fn run<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
@@ -20,7 +20,7 @@ pub fn run<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> 
         .build()
         .map_err(Error::Start)?;
     let result = runtime.block_on(work);
-    // A host name that is still being looked up is not waited for.
+    // Do not wait for pending name lookups.
     runtime.shutdown_background();
     result
 }

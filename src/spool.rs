@@ -1,9 +1,8 @@
-//! The directories between fail2ban's actions and whoever works for them: one file an item, written
-//! aside and renamed, so that a reader sees whole items only. Events wait in one to be published,
-//! reports in another. A spool may have a second directory, in memory, for when the first cannot be
-//! written: a disk that is full loses no ban.
+//! A spool: a directory between fail2ban's actions and the process that handles their calls. Each item is one file,
+//! written under another name and renamed, so that a reader sees whole items only. One spool has events to publish,
+//! another has reports. A spool may have a second directory in memory (`/run`) for the case of a full disk.
 //!
-//! Nothing is synced to disk: after a power cut fail2ban's database tells what was banned.
+//! Files are not synced: after a power failure, fail2ban's database still has the bans.
 
 use std::fs;
 use std::io::{self, Read as _, Write as _};
@@ -18,18 +17,18 @@ use crate::error::Error;
 use crate::files;
 use crate::wire::SpooledEvent;
 
-/// What can wait in a spool.
+/// An item of a spool.
 pub trait Item: Sized {
-    /// The most bytes that one takes.
+    /// The largest encoded item, in bytes.
     const MAX: u64;
 
-    /// Writes it.
+    #[allow(missing_docs)]
     fn encode(&self) -> String;
 
-    /// Reads it.
+    /// Parses an encoded item.
     ///
     /// # Errors
-    /// What is wrong with the text.
+    /// The fault of the text.
     fn parse(text: &[u8]) -> Result<Self, String>;
 }
 
@@ -45,47 +44,47 @@ impl Item for SpooledEvent {
     }
 }
 
-/// The most arrivals that are told of as one.
+/// The most arrivals that are reported as one.
 const MAX_BATCH: usize = 500;
 
-/// What is left of a write that was cut off is removed after this long.
-const ABANDONED: Duration = Duration::from_hours(1);
+/// A temporary file of an interrupted write is removed after this time.
+const TEMPORARY_MAX_AGE: Duration = Duration::from_hours(1);
 
-/// One waiting item: the name of its file. Names sort in the order of the items.
+/// The file name of an item. Names sort by the time of writing.
 pub type Name = String;
 
-/// A spool.
+/// A spool of items of one type.
 #[derive(Clone, Debug)]
 pub struct Spool<T = SpooledEvent> {
     dir: PathBuf,
-    /// What is written where `dir` cannot be.
+    /// The directory to use if `dir` cannot be written.
     fallback: Option<PathBuf>,
     items: PhantomData<T>,
 }
 
-/// Where an item was left.
+/// Where an item was written.
 #[derive(Debug)]
 pub enum Written {
-    /// Where it belongs.
+    /// In the first directory.
     Primary,
-    /// In the spare directory, and why.
+    /// In the second directory, because of this error.
     Fallback(io::Error),
 }
 
 impl<T: Item> Spool<T> {
-    /// The spool in `dir`, which need not exist yet.
+    /// The spool in `dir`, which the first write creates.
     #[must_use]
     pub fn new(dir: PathBuf) -> Self {
         Self { dir, fallback: None, items: PhantomData }
     }
 
-    /// The same with a second directory, for when the first cannot be written.
+    /// Adds a second directory.
     #[must_use]
     pub fn with_fallback(self, dir: PathBuf) -> Self {
         Self { fallback: Some(dir), ..self }
     }
 
-    /// The directory that it is known by.
+    /// The first directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -95,8 +94,7 @@ impl<T: Item> Spool<T> {
         [&self.dir].into_iter().chain(&self.fallback)
     }
 
-    /// Says when items come in: once for all that came at once. Makes what is missing first, for root
-    /// alone.
+    /// A stream that reports new items, several at once as one. Creates missing directories for root only.
     ///
     /// # Errors
     /// [`Error::File`].
@@ -118,7 +116,7 @@ impl<T: Item> Spool<T> {
     /// Adds an item.
     ///
     /// # Errors
-    /// What the system says of the directory that it belongs in; then nothing was added.
+    /// The error of the first directory, if no directory could be written.
     pub fn write(&self, item: &T, now: SystemTime) -> io::Result<Written> {
         let nanos = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let name = format!("{nanos:020}-{:010}", std::process::id());
@@ -130,10 +128,10 @@ impl<T: Item> Spool<T> {
         }
     }
 
-    /// The waiting items, oldest first, wherever they are. A directory that is not there is an empty one.
+    /// The items of both directories, oldest first. A missing directory counts as empty.
     ///
     /// # Errors
-    /// Whatever the system says of a directory.
+    /// A directory cannot be read.
     pub fn list(&self) -> io::Result<Vec<Name>> {
         let mut names = Vec::new();
         for dir in self.dirs() {
@@ -143,7 +141,7 @@ impl<T: Item> Spool<T> {
         Ok(names)
     }
 
-    /// Whether an item is in the spare directory.
+    /// Whether an item is in the second directory.
     #[must_use]
     pub fn is_fallback(&self, name: &str) -> bool {
         self.fallback.as_ref().is_some_and(|spare| spare.join(name).exists())
@@ -152,7 +150,7 @@ impl<T: Item> Spool<T> {
     /// Reads an item.
     ///
     /// # Errors
-    /// Whatever the system says, or [`io::ErrorKind::InvalidData`] where the file holds something else.
+    /// The file cannot be read, or is malformed ([`io::ErrorKind::InvalidData`]).
     pub fn read(&self, name: &str) -> io::Result<T> {
         let mut text = Vec::new();
         let open = |dir: &PathBuf| files::options().read(true).open(dir.join(name));
@@ -164,8 +162,7 @@ impl<T: Item> Spool<T> {
         T::parse(&text).map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))
     }
 
-    /// Takes an item away, once it has been worked off or is found to be none. Answers whether it
-    /// is gone.
+    /// Removes an item that was handled or is malformed. Returns whether it is gone.
     #[must_use]
     pub fn remove(&self, name: &str) -> bool {
         let gone = |dir: &PathBuf| match fs::remove_file(dir.join(name)) {
@@ -176,7 +173,7 @@ impl<T: Item> Spool<T> {
     }
 }
 
-/// Writes a file aside and renames it; makes its directory, for root alone, where that is missing.
+/// Writes a file under a temporary name and renames it; creates a missing directory for root only.
 fn write(dir: &Path, name: &str, text: &str) -> io::Result<()> {
     let aside = dir.join(format!(".{name}"));
     let open = || files::options().write(true).create_new(true).open(&aside);
@@ -196,7 +193,7 @@ fn write(dir: &Path, name: &str, text: &str) -> io::Result<()> {
     written
 }
 
-/// Adds the names of the items in a directory, and clears away what is left of writes.
+/// Adds the names of the items in a directory, and removes old temporary files.
 fn list(dir: &Path, names: &mut Vec<Name>) -> io::Result<()> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -208,7 +205,7 @@ fn list(dir: &Path, names: &mut Vec<Name>) -> io::Result<()> {
         if !name.starts_with('.') {
             names.push(name);
         } else if entry.metadata().is_ok_and(|meta| {
-            meta.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > ABANDONED))
+            meta.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > TEMPORARY_MAX_AGE))
         }) {
             let _ = fs::remove_file(entry.path());
         }
@@ -223,7 +220,7 @@ mod tests {
     use super::*;
     use crate::wire::{Action, Address, Jail};
 
-    fn told(ip: &str) -> SpooledEvent {
+    fn event(ip: &str) -> SpooledEvent {
         SpooledEvent {
             action: Action::Ban,
             jail: Jail::new("sshd").unwrap(),
@@ -236,16 +233,16 @@ mod tests {
     }
 
     #[test]
-    fn events_come_out_whole_and_in_order_from_a_directory_for_root_alone() {
+    fn items_are_read_whole_and_in_order_from_a_directory_for_root_only() {
         let root = tempfile::tempdir().unwrap();
         let spool = Spool::new(root.path().join("state/spool"));
         assert_eq!(spool.list().unwrap(), [""; 0]);
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
-        spool.write(&told("192.0.2.2"), at(2000)).unwrap();
-        spool.write(&told("192.0.2.1"), at(999)).unwrap();
+        spool.write(&event("192.0.2.2"), at(2000)).unwrap();
+        spool.write(&event("192.0.2.1"), at(999)).unwrap();
         let names = spool.list().unwrap();
         let read: Vec<_> = names.iter().map(|name| spool.read(name).unwrap()).collect();
-        assert_eq!(read, [told("192.0.2.1"), told("192.0.2.2")]);
+        assert_eq!(read, [event("192.0.2.1"), event("192.0.2.2")]);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(spool.dir()), 0o700);
         assert_eq!(mode(&spool.dir().join(&names[0])), 0o600);
@@ -256,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_event_is_told_apart_and_links_are_not_followed() {
+    fn malformed_item_is_invalid_data_and_links_are_not_followed() {
         let root = tempfile::tempdir().unwrap();
         let spool = Spool::<SpooledEvent>::new(root.path().to_owned());
         fs::write(root.path().join("1.json"), "{").unwrap();
@@ -267,29 +264,29 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_where_it_belongs_waits_in_the_spare_directory() {
+    fn item_goes_to_the_second_directory_if_the_first_cannot_be_written() {
         let root = tempfile::tempdir().unwrap();
         let (usual, spare) = (root.path().join("state/spool"), root.path().join("run/spool"));
         let spool = Spool::new(usual.clone()).with_fallback(spare.clone());
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
-        assert!(matches!(spool.write(&told("192.0.2.1"), at(1)), Ok(Written::Primary)));
+        assert!(matches!(spool.write(&event("192.0.2.1"), at(1)), Ok(Written::Primary)));
         fs::rename(&usual, root.path().join("aside")).unwrap();
         fs::write(&usual, "no directory").unwrap();
-        let Ok(Written::Fallback(why)) = spool.write(&told("192.0.2.2"), at(2)) else { panic!() };
+        let Ok(Written::Fallback(why)) = spool.write(&event("192.0.2.2"), at(2)) else { panic!() };
         assert_eq!(why.kind(), io::ErrorKind::NotADirectory);
         assert_eq!(fs::metadata(&spare).unwrap().permissions().mode() & 0o777, 0o700);
         fs::remove_file(&usual).unwrap();
         fs::rename(root.path().join("aside"), &usual).unwrap();
-        spool.write(&told("192.0.2.3"), at(3)).unwrap();
+        spool.write(&event("192.0.2.3"), at(3)).unwrap();
         let names = spool.list().unwrap();
         let read: Vec<_> = names.iter().map(|name| spool.read(name).unwrap()).collect();
-        assert_eq!(read, ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(told));
+        assert_eq!(read, ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(event));
         let spares: Vec<_> = names.iter().map(|name| spool.is_fallback(name)).collect();
         assert_eq!(spares, [false, true, false]);
         assert!(names.iter().all(|name| spool.remove(name)));
         assert_eq!(spool.list().unwrap(), [""; 0]);
         let nowhere = Spool::new(root.path().join("aside/x")).with_fallback("/dev/null/x".into());
         fs::write(root.path().join("aside"), "").unwrap();
-        assert!(nowhere.write(&told("192.0.2.4"), at(4)).is_err());
+        assert!(nowhere.write(&event("192.0.2.4"), at(4)).is_err());
     }
 }

@@ -1,9 +1,9 @@
-//! Text for people: what a terminal may show, and numbers, lists and lengths of time in words.
+//! Text for people: characters that are safe for a terminal, and the format of counts, lists and durations.
 
 use std::borrow::Cow;
 
-/// Whether a character has no place in a name or a log: Unicode's control and format characters, line ends,
-/// what `Default_Ignorable_Code_Point` lists, blank glyphs, private characters, and what is no character.
+/// Whether a character is unsafe in a name or a log line: Unicode's control and format characters, line ends,
+/// `Default_Ignorable_Code_Point`, blank glyphs, private-use characters, and noncharacters.
 #[must_use]
 pub fn is_unsafe_for_display(c: char) -> bool {
     c.is_control()
@@ -16,7 +16,7 @@ pub fn is_unsafe_for_display(c: char) -> bool {
             | '\u{fff0}'..='\u{fffc}' | '\u{fffe}'..='\u{ffff}' | '\u{110bd}' | '\u{110cd}'
             | '\u{13430}'..='\u{1343f}' | '\u{16fe4}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d159}'
             | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{10ffff}')
-        // The last two of each plane are no characters.
+        // The last two code points of each plane are noncharacters.
         || u32::from(c) & 0xfffe == 0xfffe
 }
 
@@ -37,7 +37,7 @@ pub fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-/// Names with commas between, and a word before the last.
+/// Joins names: `a, b and c`.
 #[must_use]
 pub fn list(names: &[impl AsRef<str>]) -> String {
     match names {
@@ -50,19 +50,19 @@ pub fn list(names: &[impl AsRef<str>]) -> String {
     }
 }
 
-/// A length of time, in its two largest units.
+/// A duration in its two largest units: `8m 3s`.
 #[must_use]
 pub fn format_duration(seconds: i64) -> String {
     const UNITS: [(i64, &str); 4] = [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")];
     let seconds = seconds.max(0);
     let first = UNITS.iter().position(|(length, _)| seconds >= *length).unwrap_or(3);
-    let part = |n: usize| {
+    let in_unit = |n: usize| {
         let (length, unit) = UNITS[n];
         let above = if n == 0 { i64::MAX } else { UNITS[n - 1].0 };
         (seconds % above / length, unit)
     };
-    let (count, unit) = part(first);
-    match (first < 3).then(|| part(first + 1)) {
+    let (count, unit) = in_unit(first);
+    match (first < 3).then(|| in_unit(first + 1)) {
         Some((rest, small)) if rest > 0 => format!("{count}{unit} {rest}{small}"),
         _ => format!("{count}{unit}"),
     }
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_from_the_network_moves_a_cursor_or_turns_a_text() {
+    fn control_and_format_characters_are_replaced() {
         assert_eq!(sanitize("web-1 日本"), "web-1 日本");
         assert_eq!(sanitize("a\r\u{9b}2J\u{202e}b\u{200b}\u{e0041}\n"), "a??2J?b???");
     }

@@ -1,12 +1,12 @@
-//! How long to wait before the next try: soon at first, then ever longer, and each host at another
-//! moment, so that a fleet does not fall upon a broker that has just come up.
+//! The pause before the next connection attempt: exponential with jitter, so that a fleet does not reconnect to a
+//! restarted broker all at once.
 
 use std::time::Duration;
 
 use crate::random;
 
-const FIRST: Duration = Duration::from_millis(250);
-const LONGEST: Duration = Duration::from_secs(10);
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const MAX_PAUSE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
@@ -14,11 +14,11 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// The next pause. With several `brokers` a round of tries counts as one.
+    /// The next pause. An attempt at each of several `brokers` counts as one round.
     pub(super) fn next(&mut self, brokers: usize) -> Duration {
         let rounds = self.tries / u32::try_from(brokers.max(1)).unwrap_or(1);
         self.tries = self.tries.saturating_add(1);
-        let pause = FIRST.saturating_mul(1 << rounds.min(10)).min(LONGEST);
+        let pause = FIRST_PAUSE.saturating_mul(1 << rounds.min(10)).min(MAX_PAUSE);
         pause.mul_f64(0.5 + random::chance() / 2.0)
     }
 
@@ -32,13 +32,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_a_limit_and_start_anew() {
+    fn pauses_grow_to_a_limit_until_reset() {
         let mut backoff = Backoff::default();
         let pauses: Vec<_> = (0..12).map(|_| backoff.next(1)).collect();
-        assert!(pauses[0] >= FIRST / 2 && pauses[0] <= FIRST, "{pauses:?}");
-        assert!(pauses[11] >= LONGEST / 2 && pauses[11] <= LONGEST, "{pauses:?}");
+        assert!(pauses[0] >= FIRST_PAUSE / 2 && pauses[0] <= FIRST_PAUSE, "{pauses:?}");
+        assert!(pauses[11] >= MAX_PAUSE / 2 && pauses[11] <= MAX_PAUSE, "{pauses:?}");
         backoff.reset();
-        assert!(backoff.next(3) <= FIRST && backoff.next(3) <= FIRST && backoff.next(3) <= FIRST);
-        assert!(backoff.next(3) > FIRST / 2);
+        assert!(
+            backoff.next(3) <= FIRST_PAUSE
+                && backoff.next(3) <= FIRST_PAUSE
+                && backoff.next(3) <= FIRST_PAUSE
+        );
+        assert!(backoff.next(3) > FIRST_PAUSE / 2);
     }
 }

@@ -1,5 +1,5 @@
-//! Opens the TCP connection to a broker: resolves its name and tries its addresses, so that a dead address
-//! among them does not keep this host from the broker (RFC 8305 in its simple form).
+//! Opens the TCP connection to a broker: resolves its name and tries several addresses, so that one dead address does
+//! not block the connection (RFC 8305, simplified).
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,17 +10,17 @@ use futures_util::stream::FuturesUnordered;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{sleep, timeout};
 
-/// How long the name server may take, and then each address.
+/// The timeout of the name lookup, and of each address.
 const STEP_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long an address is tried alone before the next one joins it (RFC 8305, section 5).
+/// How long one address is tried alone before the next one joins it (RFC 8305, section 5).
 const HEAD_START: Duration = Duration::from_millis(250);
 
-/// How many addresses of a name are tried. So a dial takes at most two [`STEP_LIMIT`]s and three
+/// The most addresses that are tried. A dial therefore takes at most two [`STEP_LIMIT`]s and three
 /// [`HEAD_START`]s.
 const MAX_ADDRESSES: usize = 4;
 
-/// Connects to the address of `host` that answers first.
+/// Connects to the address of `host` that accepts first.
 pub(super) async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
     let found = timeout(STEP_LIMIT, lookup_host((host, port))).await;
     let found = found.map_err(|_| timed_out("no answer from a name server"))??;
@@ -38,7 +38,7 @@ async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
         tokio::select! {
             Some(ended) = attempts.next() => match ended {
                 Ok(stream) => return Ok(stream),
-                // That a machine refuses says more than that another one is silent.
+                // "Connection refused" is more useful to the reader than a timeout.
                 Err(_) if failed.kind() == io::ErrorKind::ConnectionRefused => {}
                 Err(error) => failed = error,
             },
@@ -58,11 +58,11 @@ fn timed_out(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
-/// The addresses to try, in order: the families take turns, and the resolver's first choice begins.
+/// The addresses to try, in order: the families alternate, starting with the resolver's first choice.
 fn in_turn(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
-    let Some(begins) = found.first().map(SocketAddr::is_ipv6) else { return found };
+    let Some(is_first_ipv6) = found.first().map(SocketAddr::is_ipv6) else { return found };
     let (ours, others): (Vec<_>, Vec<_>) =
-        found.into_iter().partition(|address| address.is_ipv6() == begins);
+        found.into_iter().partition(|address| address.is_ipv6() == is_first_ipv6);
     let (mut ours, mut others) = (ours.into_iter(), others.into_iter());
     let mut ordered = Vec::new();
     while ours.len() + others.len() > 0 {
@@ -117,10 +117,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn silent_address_does_not_keep_from_the_next() {
+    async fn silent_address_does_not_block_the_next() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let open = listener.local_addr().unwrap();
-        // A listener whose queue is full drops what comes.
+        // The kernel drops connections to a listener whose queue is full.
         let silent = tokio::net::TcpSocket::new_v4().unwrap();
         silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let silent = silent.listen(1).unwrap();

@@ -1,13 +1,12 @@
-//! The connection to a broker: one after another is tried, and what is lost on the way is sent
-//! again by whoever asked for it. It is never awaited for: a link says what happened to it, and
-//! takes what there is to send while it is up.
+//! The connection to a broker. A link connects, tries the next broker if one fails, and never blocks its caller: it
+//! reports events, and accepts messages while it is up. A message counts as sent only when the broker acknowledges it;
+//! the sender repeats the others.
 //!
-//! Each connection has a client of its own. So nothing that rumqttc keeps from one connection to
-//! the next can get in the way: what was sent counts only once the broker has acknowledged it, and
-//! the sender knows what was not.
+//! Each connection has a new rumqttc client, so that no state of an old connection survives in rumqttc, and the sender
+//! knows exactly which messages were acknowledged.
 //!
-//! A link signs what it publishes on the fleet's topics, where the fleet has a key, and hands over only what
-//! the [gate](crate::guard::gate) admits: no raw topic or payload leaves this module.
+//! A link signs what it publishes on the fleet's topics if the fleet has a key. It delivers only messages that the
+//! [gate](crate::guard::gate) admits; no unchecked payload leaves this module.
 
 mod backoff;
 mod dial;
@@ -32,35 +31,35 @@ use session::Session;
 use why::TlsMode;
 pub use why::{ConnectStage, DisconnectReason};
 
-/// The largest message that is taken, in bytes. rumqttc ends a connection over a larger one.
+/// The largest accepted MQTT packet, in bytes. rumqttc ends the connection at a larger one.
 const MAX_PACKET: usize = 256 * 1024;
 
-/// A silent connection is found dead after twice this long. In seconds.
+/// MQTT's keep-alive, in seconds. rumqttc ends a silent connection after twice this time.
 const KEEP_ALIVE: u16 = 10;
 
-/// A connection that lasted this long was good: the next try comes soon.
+/// A connection that lasted longer than this resets the backoff.
 const STABLE: Duration = Duration::from_secs(10);
 
 /// What happened to a link.
 #[derive(Debug)]
 pub enum LinkEvent {
-    /// It is up; whatever is to be subscribed to is asked for again.
+    /// The link is up. Subscriptions must be made again.
     Connected(Broker),
-    /// A message came that the gate admitted.
+    /// The gate admitted a message.
     Message(Admitted),
-    /// A message came that the gate rejected.
+    /// The gate rejected a message.
     Refused(Rejected),
-    /// The broker has what was published under this name.
+    /// The broker acknowledged the message of this name.
     Published(String),
-    /// The broker does not let this host subscribe to these topics; it is asked again.
+    /// The broker rejected the subscription to these topics. The link retries.
     SubscribeRefused(Vec<String>),
-    /// The broker delivers with QoS 0 only, which loses messages.
+    /// The broker grants only QoS 0, which may lose messages.
     QosLowered,
-    /// It is down, or did not come up: why. What was not acknowledged is to be sent again.
+    /// The link went down, or did not come up. Unacknowledged messages must be sent again.
     Lost {
-        /// Which broker.
+        #[allow(missing_docs)]
         broker: Broker,
-        /// Why, with what to do about it where that is known.
+        /// The cause, with a fix if one is known.
         why: DisconnectReason,
     },
 }
@@ -68,27 +67,27 @@ pub enum LinkEvent {
 /// How a client presents itself to the broker.
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
-    /// MQTT's client identifier; a broker lets one in at a time.
+    /// The MQTT client ID. A broker keeps one connection per client ID.
     pub id: String,
-    /// Whether the broker keeps what comes while this client is away.
+    /// Whether the broker queues messages while this client is disconnected.
     pub persistent: bool,
-    /// Filters of the fleet's topics that it subscribes to on each connection.
+    /// Filters of the fleet's topics to subscribe to on each connection.
     pub topics: Vec<String>,
-    /// Topics of others that it subscribes to, too, exact.
+    /// Exact topics of other programs to subscribe to.
     pub others: Vec<String>,
-    /// What the broker is to keep on a topic once this client is gone without a good-bye.
+    /// The last will: topic and payload, retained.
     pub will: Option<(String, String)>,
 }
 
-/// A connection that comes back by itself.
+/// A connection that reconnects by itself.
 #[derive(Debug)]
 pub struct MqttLink {
     config: ConnectionConfig,
     state: LinkPhase,
     turn: usize,
     backoff: Backoff,
-    /// The broker holds a message for us that is too large to read: it is thrown away with the rest
-    /// of the session, or it would end every connection from now on.
+    /// The broker's session has a message that is too large, and that would end every connection. The next connection
+    /// discards the session.
     discard: bool,
     peers: PeerAddresses,
 }
@@ -105,7 +104,7 @@ struct ConnectionConfig {
 }
 
 impl ConnectionConfig {
-    /// Signs what is published on the fleet's topics.
+    /// Signs a payload for one of the fleet's topics.
     fn sign(&self, topic: &str, payload: Vec<u8>) -> Vec<u8> {
         match &self.signing {
             Some(signing) if self.topic.is_fleet_topic(topic) => signing.keys.sign(topic, payload),
@@ -128,7 +127,7 @@ enum LinkPhase {
 }
 
 impl MqttLink {
-    /// A link that connects when it is first asked for an event.
+    /// A link, which connects at the first call of [`event`](Self::event).
     #[must_use]
     pub fn new(config: &Config, client: ClientOptions) -> Self {
         let brokers = config.brokers.clone();
@@ -152,12 +151,12 @@ impl MqttLink {
         self.peers.clone()
     }
 
-    /// Connects by another client ID from the next connection on.
+    /// Uses another client ID from the next connection on.
     pub fn rename(&mut self, id: String) {
         self.config.client.id = id;
     }
 
-    /// The next thing that happens. May be dropped at any time without losing one.
+    /// The next event. Cancel-safe.
     pub async fn event(&mut self) -> LinkEvent {
         loop {
             let ended = match &mut self.state {
@@ -178,14 +177,14 @@ impl MqttLink {
         }
     }
 
-    /// The next thing that has happened already, if any.
+    /// The next event that is already available.
     pub fn try_event(&mut self) -> Option<LinkEvent> {
         let LinkPhase::Up { session, .. } = &mut self.state else { return None };
         let ready = session.try_event()?;
         self.pass_on(ready)
     }
 
-    /// How many more messages can be handed over now.
+    /// How many more messages the link accepts now.
     #[must_use]
     pub fn capacity(&self) -> usize {
         match &self.state {
@@ -194,14 +193,14 @@ impl MqttLink {
         }
     }
 
-    /// Whether the connection ended over a message that is too large.
+    /// Whether a message that is too large ended the connection.
     #[must_use]
     pub fn was_too_large(&self) -> bool {
         self.discard
     }
 
-    /// Hands a message over, to be sent with QoS 1. It counts once [`Event::Published`] names it;
-    /// where there is no room, or the link goes down first, it is to be handed over again.
+    /// Sends a message with QoS 1. It is sent once [`LinkEvent::Published`] has its name. Without capacity, or if the
+    /// link goes down before that, the caller must send it again.
     pub fn publish(&mut self, name: String, topic: String, payload: Vec<u8>) {
         if let LinkPhase::Up { session, since: Some(_) } = &mut self.state {
             let payload = self.config.sign(&topic, payload);
@@ -209,8 +208,7 @@ impl MqttLink {
         }
     }
 
-    /// Hands over what the broker is to keep on a topic, for whoever asks for it later; nothing clears it.
-    /// It goes out if the link stays up: after that it is to be handed over anew.
+    /// Sends a retained message. If the link goes down, the message may be lost, and the caller must send it again.
     pub fn publish_retained(&mut self, topic: String, payload: Vec<u8>) {
         if let LinkPhase::Up { session, since: Some(_) } = &mut self.state {
             let payload = self.config.sign(&topic, payload);
@@ -218,15 +216,14 @@ impl MqttLink {
         }
     }
 
-    /// Hands over what is for those who listen now, and not missed if it is lost.
+    /// Sends a message that may be lost, for current subscribers.
     pub fn publish_qos0(&mut self, topic: String, payload: Vec<u8>) {
         if let LinkPhase::Up { session, since: Some(_) } = &mut self.state {
             session.publish_qos0(topic, payload);
         }
     }
 
-    /// Hands over what the broker is to keep on a topic, or nothing where it is to keep nothing any more.
-    /// It counts as [`publish`](Self::publish) does.
+    /// Sends a retained message (an empty one clears the topic), with the acknowledgement of [`publish`](Self::publish).
     pub fn publish_retained_tracked(&mut self, name: String, topic: String, payload: Vec<u8>) {
         if let LinkPhase::Up { session, since: Some(_) } = &mut self.state {
             let payload = self.config.sign(&topic, payload);
@@ -234,15 +231,15 @@ impl MqttLink {
         }
     }
 
-    /// Asks for topics, and for what the broker keeps there, on this connection.
+    /// Subscribes to topics on this connection.
     pub fn subscribe(&mut self, topics: &[String]) {
         if let LinkPhase::Up { session, since: Some(_) } = &mut self.state {
             session.subscribe(topics);
         }
     }
 
-    /// Says good-bye to the broker. What it had sent by then still comes as events; the last is
-    /// [`Event::Lost`]. Answers `false` where the link is not up, and nothing comes.
+    /// Disconnects. Events that the broker had already sent still follow; the last one is [`LinkEvent::Lost`]. Returns
+    /// `false` if the link is down, and no event follows.
     pub fn close(&mut self) -> bool {
         match &mut self.state {
             LinkPhase::Up { session, since: Some(_) } => session.close(),
@@ -254,7 +251,7 @@ impl MqttLink {
         &self.config.brokers[self.turn % self.config.brokers.len()]
     }
 
-    /// Begins to connect; `Err` is what this host lacks for it.
+    /// Starts to connect; `Err` if the settings of this host do not allow that.
     fn connect(&mut self) -> Result<(), String> {
         let ConnectionConfig { tls, login, client, .. } = &self.config;
         let broker = self.broker();
@@ -265,7 +262,7 @@ impl MqttLink {
                 if tls.has_identity() { TlsMode::Mutual } else { TlsMode::ServerOnly },
             ),
         };
-        // Certificates name an IPv6 address without brackets; the resolver takes it so, too.
+        // Certificates and the resolver use IPv6 addresses without brackets.
         let host = config::bare(&broker.host);
         let mut options = MqttOptions::new(client.id.clone(), (host, broker.port));
         options.set_transport(transport);
@@ -318,8 +315,7 @@ impl MqttLink {
                     self.backoff.reset();
                 }
                 let broker = self.broker().clone();
-                // A connection that was up is tried again where it was; a broker that is down
-                // gives the next its turn.
+                // After a connection that was up, retry the same broker; otherwise try the next one.
                 if up.is_none() {
                     self.turn = self.turn.wrapping_add(1);
                 }

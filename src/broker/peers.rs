@@ -1,15 +1,15 @@
-//! The addresses of the brokers that this process was really connected to, whatever a resolver answers for
-//! their names: banning one of them would cut this host off.
+//! The addresses of the brokers that this process was connected to, whatever a resolver returns for their names. They
+//! are exempt from bans, because banning one would disconnect this host from the fleet.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// How many addresses are remembered.
+/// The most addresses that are kept.
 const MAX_PEERS: usize = 16;
 
-/// A handle that a link and the list of exempt addresses share. Invariant: holds the address of each peer
-/// that accepted a login of this process, each once, the latest last, at most 16.
+/// A handle that the link and the exempt list share. Invariant: it has each peer that accepted a login of this process
+/// once, the latest last, at most [`MAX_PEERS`].
 #[derive(Clone, Debug, Default)]
 pub struct PeerAddresses(Arc<Mutex<VecDeque<IpAddr>>>);
 

@@ -8,11 +8,11 @@ use tokio::time::timeout;
 use super::{ClientOptions, LinkEvent, MqttLink};
 use crate::config::Config;
 
-/// How long a broker may be away.
+/// How long to wait for an unreachable broker.
 const PATIENCE: Duration = Duration::from_mins(10);
 
-/// Connects once to each broker with a clean session. A broker that is away for long keeps its session, in
-/// which nobody is interested.
+/// Connects once to each broker with a clean session. A broker that is unreachable for longer keeps the old session,
+/// which no client uses.
 pub async fn purge(config: Config, id: String) {
     let visits = config.brokers.iter().map(|broker| {
         let only = Config { brokers: vec![broker.clone()], ..config.clone() };

@@ -1,4 +1,4 @@
-//! One connection to one broker, from its first packet to its end.
+//! One MQTT connection to one broker, from its first packet to its end.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
@@ -18,33 +18,32 @@ use super::dial::dial;
 use super::peers::PeerAddresses;
 use super::why::{DisconnectReason, TlsMode, explain, is_too_large};
 
-/// How many messages may be on their way to the broker.
+/// The most unacknowledged messages.
 const WINDOW: usize = 64;
 
-/// How many requests rumqttc takes in ahead: a window of messages, the subscription and the good-bye.
+/// rumqttc's request queue: a window of messages, subscriptions and the disconnect.
 const CAPACITY: usize = WINDOW + 8;
 
-/// How many packets may wait between the socket and the rest of the program, and of how many bytes in all.
-/// Beyond that, and only then, the socket is left unread.
+/// The most packets, and bytes in total, that wait between the socket and the rest of the program (R21). The socket is
+/// left unread only beyond that.
 const QUEUE: usize = 10_000;
 const QUEUE_BYTES: usize = 32 * 1024 * 1024;
 
-/// What each packet takes beside its own bytes, as it lies in the queue.
+/// The memory that a queued packet takes beside its own bytes, in bytes.
 const PACKET_OVERHEAD: usize = 128;
 
-/// How many packets rumqttc takes off the socket before it hands over the first: these are beside the queue.
+/// How many packets rumqttc reads before it delivers the first; they come on top of the queue.
 const READ_BATCH: usize = 10;
 
-/// A broker that has not acknowledged a message for so long will not.
-const ACKNOWLEDGE: Duration = Duration::from_secs(15);
+/// The link ends a connection on which the broker acknowledges nothing for this time.
+const ACK_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A subscription that was refused is asked for again after so long, and then ever more seldom: NATS
-/// refuses what takes it too long, as after the death of one of its servers.
+/// The first and the longest pause before a rejected subscription is retried. NATS rejects subscriptions that take it
+/// too long, for example after the failure of one of its servers.
 const RETRY_MIN: Duration = Duration::from_secs(2);
 const RETRY_MAX: Duration = Duration::from_mins(5);
 
-/// How long TLS and the login may take, once an address has answered; and how long the socket may take no
-/// more bytes. In seconds.
+/// The timeout of TLS and login together, and of a write to the socket. In seconds.
 pub(super) const CONNECT_TIMEOUT_SECS: u64 = 5;
 
 /// What happened to a session.
@@ -58,7 +57,7 @@ pub(super) enum SessionEvent {
     Ended { why: DisconnectReason, too_large: bool },
 }
 
-/// A message to be published; it counts by its name, if it has one.
+/// A message to publish. Its acknowledgement is reported if it has a name.
 #[derive(Debug)]
 struct Outbound {
     name: Option<String>,
@@ -73,26 +72,25 @@ type Read = Result<rumqttc::Event, ConnectionError>;
 pub(super) struct Session {
     client: AsyncClient,
     protection: TlsMode,
-    /// The broker has let us in.
+    /// The broker accepted the login.
     connack_seen: bool,
-    /// From the task that reads the socket, which does nothing else: whatever the rest of the
-    /// program waits for, a broker never sees its messages pile up.
+    /// From a task that only reads the socket, so that a slow consumer here does not make the broker queue messages.
     events: mpsc::Receiver<(Read, OwnedSemaphorePermit)>,
     reader: JoinHandle<()>,
-    /// Waits for the subscription before it to be sent: rumqttc sends what is published first.
+    /// Messages that wait until pending subscriptions are sent: rumqttc would send the messages first.
     held: VecDeque<Outbound>,
-    /// Handed over to rumqttc, in order; it has given them no packet identifier yet.
+    /// Passed to rumqttc, in order, and without a packet identifier so far.
     unassigned: VecDeque<Option<String>>,
     /// Sent, by packet identifier.
     in_flight: HashMap<u16, Option<String>>,
-    /// Topics asked for, in order; those without a packet identifier yet, and those with one.
+    /// Subscriptions in order: without a packet identifier so far, and with one.
     pending_subs: VecDeque<Vec<String>>,
     in_flight_subs: HashMap<u16, Vec<String>>,
-    /// Those that were refused, when they are asked for again, and how long after that the next time.
+    /// Rejected subscriptions, when they are retried, and the pause after that.
     rejected_subs: BTreeSet<String>,
     retry_at: Instant,
     retry_delay: Duration,
-    /// The last time that the broker acknowledged something, or had nothing to.
+    /// The last time at which the broker acknowledged a message, or had none to acknowledge.
     progress: Instant,
 }
 
@@ -131,13 +129,13 @@ impl Session {
         }
     }
 
-    /// The next thing that happens; safe to drop.
+    /// The next event. Cancel-safe.
     pub(super) async fn event(&mut self) -> SessionEvent {
         loop {
-            let deadline = self.progress + ACKNOWLEDGE;
+            let deadline = self.progress + ACK_TIMEOUT;
             let waits = !self.unassigned.is_empty() || !self.in_flight.is_empty();
             let event = tokio::select! {
-                biased; // an acknowledgement that waits to be read is one
+                biased; // read a waiting acknowledgement before the timeout
                 event = self.events.recv() => event,
                 () = sleep_until(self.retry_at), if !self.rejected_subs.is_empty() => {
                     let topics: Vec<_> = std::mem::take(&mut self.rejected_subs).into_iter().collect();
@@ -147,7 +145,7 @@ impl Session {
                 () = sleep_until(deadline), if waits => {
                     let why = format!(
                         "the broker acknowledged no published message within {} s",
-                        ACKNOWLEDGE.as_secs()
+                        ACK_TIMEOUT.as_secs()
                     );
                     return SessionEvent::Ended { why: why.into(), too_large: false };
                 }
@@ -158,7 +156,7 @@ impl Session {
         }
     }
 
-    /// The next thing that has happened already.
+    /// The next event that is already available.
     pub(super) fn try_event(&mut self) -> Option<SessionEvent> {
         loop {
             let event = self.events.try_recv().ok()?;
@@ -172,7 +170,7 @@ impl Session {
     pub(super) fn subscribe(&mut self, topics: &[String]) {
         let filters =
             topics.iter().map(|topic| SubscribeFilter::new(topic.clone(), QoS::AtLeastOnce));
-        // There is room beside a window of messages: one branch is asked for at a time.
+        // The queue has space beside a window of messages, because one peer is subscribed to at a time.
         if self.client.try_subscribe_many(filters).is_ok() {
             self.pending_subs.push_back(topics.to_vec());
         }
@@ -229,10 +227,10 @@ impl Session {
         }
     }
 
-    /// Says good-bye, once the broker has acknowledged what was sent; answers whether it is on its way.
+    /// Disconnects after the outstanding acknowledgements; returns whether rumqttc accepted the request.
     pub(super) fn close(&mut self) -> bool {
         self.release();
-        self.client.try_disconnect_with_timeout(ACKNOWLEDGE).is_ok()
+        self.client.try_disconnect_with_timeout(ACK_TIMEOUT).is_ok()
     }
 
     fn read(&mut self, event: Option<(Read, OwnedSemaphorePermit)>) -> Option<SessionEvent> {
@@ -284,7 +282,7 @@ impl Session {
                 Some(SessionEvent::Connected)
             }
             Packet::Publish(publish) => {
-                // rumqttc ends a connection on which a topic comes that is no UTF-8.
+                // rumqttc has already rejected topics that are not UTF-8.
                 let topic = String::from_utf8(publish.topic.to_vec()).ok()?;
                 Some(SessionEvent::Message { topic, payload: publish.payload.to_vec() })
             }
@@ -297,16 +295,16 @@ impl Session {
                 let lowered = SubscribeReasonCode::Success(QoS::AtMostOnce);
                 let is_lowered = ack.return_codes.contains(&lowered);
                 let answers = topics.into_iter().zip(ack.return_codes);
-                let refused = answers.filter(|(_, code)| *code == SubscribeReasonCode::Failure);
-                let refused: Vec<String> = refused.map(|(topic, _)| topic).collect();
-                self.refuse(refused).or_else(|| is_lowered.then_some(SessionEvent::QosLowered))
+                let rejected = answers.filter(|(_, code)| *code == SubscribeReasonCode::Failure);
+                let rejected: Vec<String> = rejected.map(|(topic, _)| topic).collect();
+                self.refuse(rejected).or_else(|| is_lowered.then_some(SessionEvent::QosLowered))
             }
             _ => None,
         }
     }
 }
 
-/// Reads the socket until the connection ends, and queues what comes.
+/// Reads the socket until the connection ends, and queues its packets.
 async fn read(
     mut poll: EventLoop,
     sender: mpsc::Sender<(Read, OwnedSemaphorePermit)>,
@@ -327,7 +325,7 @@ async fn read(
     };
     loop {
         let event = poll.poll().await;
-        // The address of this broker is known before a message of its can be acted upon.
+        // Exempt the address of this broker before any message of it is handled (R1).
         if let Ok(rumqttc::Event::Incoming(Packet::ConnAck(_))) = event {
             peers.record(peer);
         }
@@ -337,7 +335,7 @@ async fn read(
     }
 }
 
-/// Connects to the broker's address, and gives rumqttc the socket; answers the peer's address.
+/// Connects to the broker, and passes the socket to rumqttc; returns the address of the peer.
 async fn connect(poll: &mut EventLoop) -> io::Result<IpAddr> {
     let (host, port) = poll.mqtt_options.broker().tcp_address().ok_or_else(lost)?;
     let stream = dial(host, port).await?;
@@ -345,7 +343,7 @@ async fn connect(poll: &mut EventLoop) -> io::Result<IpAddr> {
     let mut network = poll.network_options();
     network.set_connection_timeout(CONNECT_TIMEOUT_SECS);
     poll.set_network_options(network);
-    // rumqttc asks once: a session ends with its connection.
+    // rumqttc requests the socket once, because a session ends with its connection.
     let stream = Mutex::new(Some(stream));
     poll.mqtt_options.set_socket_connector(move |_, _| {
         let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -358,8 +356,7 @@ fn lost() -> io::Error {
     io::ErrorKind::NotConnected.into()
 }
 
-/// About how many bytes a packet takes while it waits: whatever its kind is, a broker cannot make them
-/// more than [`QUEUE_BYTES`] in all.
+/// The approximate memory of a queued packet in bytes, at most [`QUEUE_BYTES`], whatever its kind.
 fn bytes(event: &Read) -> u32 {
     let packet = match event {
         Ok(rumqttc::Event::Incoming(packet)) => packet.size(),
@@ -376,9 +373,9 @@ mod tests {
 
     use super::*;
 
-    /// A broker that grants the second of two topics, and the first when it is asked for again. Answers
-    /// what it was asked for.
-    async fn hesitates(listener: TcpListener) -> (Vec<Vec<u8>>, TcpStream) {
+    /// A broker that grants the second of two topics at once, and the first at the second request. Returns the
+    /// subscription requests.
+    async fn reluctant_broker(listener: TcpListener) -> (Vec<Vec<u8>>, TcpStream) {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut asked = Vec::new();
         loop {
@@ -395,7 +392,7 @@ mod tests {
                 (8, _) => {
                     stream.write_all(&[0x90, 3, body[0], body[1], 1]).await.unwrap();
                     asked.push(body.split_off(2));
-                    // And a message, so that there is something to wait for.
+                    // A message as the event that the test waits for.
                     stream.write_all(&[0x30, 4, 0, 1, b'a', b'!']).await.unwrap();
                     return (asked, stream);
                 }
@@ -405,17 +402,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_subscription_that_was_refused_is_asked_for_again() {
+    async fn rejected_subscription_is_retried() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let options = MqttOptions::new("it", ("127.0.0.1", port));
-        let (broker, peers) = (tokio::spawn(hesitates(listener)), PeerAddresses::default());
+        let (broker, peers) = (tokio::spawn(reluctant_broker(listener)), PeerAddresses::default());
         let mut session = Session::start(options, TlsMode::Off, peers.clone());
         assert!(matches!(session.event().await, SessionEvent::Connected));
         assert_eq!(peers.addresses(), [IpAddr::from([127, 0, 0, 1])]);
         session.subscribe(&["a".to_owned(), "b".to_owned()]);
-        let refused = session.event().await;
-        assert!(matches!(refused, SessionEvent::SubscribeRefused(topics) if topics == ["a"]));
+        let rejected = session.event().await;
+        assert!(matches!(rejected, SessionEvent::SubscribeRefused(topics) if topics == ["a"]));
         let next = session.event().await;
         assert!(matches!(next, SessionEvent::Message { .. }), "{next:?}");
         let topics = |text: &[u8]| text.to_vec();

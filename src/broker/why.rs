@@ -1,5 +1,5 @@
-//! Why a connection ended, in words that say what to do. What TLS says of certificates is for
-//! those who write such programs; here it is for those who run them.
+//! Explains why a connection ended, and how to fix that. The texts of rustls and rumqttc address developers; these
+//! address administrators.
 
 use std::net::IpAddr;
 use std::{fmt, io};
@@ -16,29 +16,29 @@ use crate::abuseipdb::times::Calendar;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TlsMode {
     Off,
-    /// TLS; this host showed no certificate.
+    /// TLS without a client certificate.
     ServerOnly,
-    /// TLS; this host showed one.
+    /// TLS with a client certificate.
     Mutual,
 }
 
-/// How far a connection came.
+/// The stage at which a connection failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectStage {
-    /// It was still to be protected, or to be.
+    /// TCP is up, and TLS or the MQTT handshake failed.
     Tls,
-    /// The broker does not take the login.
+    /// The broker rejected the login.
     Login,
-    /// Before that, or after it.
+    /// Any other stage, before or after these.
     Other,
 }
 
 /// Why a connection ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DisconnectReason {
-    /// How far it came.
+    #[allow(missing_docs)]
     pub stage: ConnectStage,
-    /// For people, with what to do where that is known.
+    /// The cause for people, with a fix if one is known.
     pub text: String,
 }
 
@@ -62,7 +62,7 @@ pub(super) fn is_too_large(error: &ConnectionError) -> bool {
     )
 }
 
-/// Why a connection ended; `greeted` where the broker had let us in before.
+/// Explains an error; `greeted` if the broker had accepted the login.
 pub(super) fn explain(
     error: &ConnectionError,
     protection: TlsMode,
@@ -136,8 +136,8 @@ fn login(protection: TlsMode) -> &'static str {
     }
 }
 
-/// Whether a server ended what it did not understand. An alert of TLS, read as MQTT, is no packet, or
-/// one that no broker begins with.
+/// Whether a server closed a connection in a protocol that it does not speak. A TLS alert, read as MQTT, is a malformed
+/// packet, or one that no broker sends first.
 fn hung_up(error: &ConnectionError) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     match io_error(error) {
@@ -158,7 +158,7 @@ fn hung_up(error: &ConnectionError) -> bool {
     }
 }
 
-/// What it may be that a server ended: the greeting of TLS, or of MQTT.
+/// The likely cause if the server closed the connection before the handshake.
 fn no_greeting(error: &ConnectionError, protection: TlsMode) -> &'static str {
     match (error, protection) {
         (ConnectionError::Tls(_), _) => NO_TLS,
@@ -177,7 +177,7 @@ fn no_greeting(error: &ConnectionError, protection: TlsMode) -> &'static str {
     }
 }
 
-/// The system's error, wherever rumqttc has put it.
+/// The I/O error that rumqttc wraps.
 fn io_error(error: &ConnectionError) -> Option<&io::Error> {
     match error {
         ConnectionError::Io(error)
@@ -212,7 +212,7 @@ fn of_tls(error: &rustls::Error, protection: TlsMode) -> String {
 fn of_certificate(error: &CertificateError) -> String {
     use CertificateError as E;
     match error {
-        // Two authorities of one name look like a bad signature.
+        // With two CAs of the same name, rustls reports a bad signature.
         E::UnknownIssuer | E::BadSignature => {
             "the broker's certificate is signed by an unknown CA; MQTT_CAFILE must be the certificate of \
              the CA that signed it"
@@ -232,7 +232,7 @@ fn of_certificate(error: &CertificateError) -> String {
             date(*time)
         ),
         E::NotValidYet => "the broker's certificate is not valid yet; check the clocks of both machines".to_owned(),
-        // openssl's `DNS:192.0.2.1` is no address.
+        // openssl accepts `DNS:192.0.2.1`, which matches no address.
         E::NotValidForNameContext { expected: ServerName::IpAddress(_), presented }
             if presented.iter().any(|name| is_address_as_name(name)) =>
         {
@@ -264,7 +264,7 @@ fn is_address_as_name(presented: &str) -> bool {
     presented.starts_with("DnsName(") && short(presented).parse::<IpAddr>().is_ok()
 }
 
-/// What rustls has no word of its own for.
+/// Errors of webpki that rustls does not map.
 fn of_webpki(error: Option<&webpki::Error>) -> String {
     const EXTENSIONS: &str = "(openssl x509 -req … -extfile FILE, with subjectAltName and \
                               basicConstraints = CA:FALSE in FILE)";
@@ -284,7 +284,7 @@ fn of_webpki(error: Option<&webpki::Error>) -> String {
     }
 }
 
-/// What the broker says before it hangs up.
+/// A TLS alert that the broker sent before it closed the connection.
 fn of_alert(alert: AlertDescription, protection: TlsMode) -> String {
     use AlertDescription as A;
     let why = match alert {
@@ -292,7 +292,7 @@ fn of_alert(alert: AlertDescription, protection: TlsMode) -> String {
             return "the broker requires a client certificate; set MQTT_CERT and MQTT_KEY"
                 .to_owned();
         }
-        // TLS 1.2 has one alert for several faults.
+        // TLS 1.2 uses this alert for several faults.
         A::HandshakeFailure => {
             let wants = match protection {
                 TlsMode::Mutual => "",
@@ -320,7 +320,7 @@ fn date(time: UnixTime) -> String {
     Calendar::new().map(|times| times.iso(seconds)).unwrap_or_default()
 }
 
-/// A name in a certificate, which is somebody else's text; rustls says `DnsName("hub")`.
+/// The name inside of rustls's `DnsName("hub")`, escaped and shortened, because the certificate is untrusted.
 fn short(name: &str) -> String {
     let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')')).unwrap_or(name);
     inner.trim_matches('"').escape_debug().take(80).collect()
@@ -338,19 +338,19 @@ mod tests {
         UnixTime::since_unix_epoch(Duration::from_secs(seconds))
     }
 
-    /// As rumqttc hands on what TLS says during the greeting.
+    /// As rumqttc wraps a TLS error during the handshake.
     fn greeting(error: Tls) -> ConnectionError {
         ConnectionError::Tls(TlsError::Io(io::Error::new(io::ErrorKind::InvalidData, error)))
     }
 
-    /// The same after it: TLS 1.3 tells only then that a certificate is refused.
+    /// The same after the handshake: TLS 1.3 rejects a client certificate only then.
     fn later(error: Tls) -> ConnectionError {
         let error = io::Error::new(io::ErrorKind::InvalidData, error);
         ConnectionError::MqttState(StateError::Deserialization(mqttbytes::Error::Io(error)))
     }
 
     #[test]
-    fn what_is_wrong_with_a_certificate_is_said_with_what_to_do() {
+    fn certificate_error_names_cause_and_fix() {
         use CertificateError as E;
         let webpki = |error: webpki::Error| E::Other(rustls::OtherError(Arc::new(error)));
         let expected = ServerName::try_from("hub.example").unwrap();
@@ -400,15 +400,15 @@ mod tests {
             ),
             (webpki(webpki::Error::BadDer), "the broker's certificate is invalid: BadDer"),
         ];
-        for (error, words) in table {
+        for (error, expected) in table {
             let shown =
                 explain(&greeting(Tls::InvalidCertificate(error)), TlsMode::ServerOnly, false).text;
-            assert!(shown.starts_with(words), "{shown}");
+            assert!(shown.starts_with(expected), "{shown}");
         }
     }
 
     #[test]
-    fn what_the_broker_says_of_this_host_s_certificate_is_told_apart() {
+    fn tls_alert_names_cause_and_fix() {
         use AlertDescription as A;
         let wants = "the broker requires a client certificate; set MQTT_CERT and MQTT_KEY";
         let refuses = "the broker rejected this host's certificate (MQTT_CERT): ";
@@ -432,16 +432,16 @@ mod tests {
                 "the broker supports neither TLS 1.2 nor TLS 1.3",
             ),
         ];
-        for (alert, protection, words) in table {
+        for (alert, protection, expected) in table {
             for error in [greeting(Tls::AlertReceived(alert)), later(Tls::AlertReceived(alert))] {
                 let shown = explain(&error, protection, false).text;
-                assert!(shown.starts_with(words), "{shown}");
+                assert!(shown.starts_with(expected), "{shown}");
             }
         }
     }
 
     #[test]
-    fn refused_client_id_is_no_wrong_password() {
+    fn rejected_client_id_is_not_a_login_failure() {
         let refused = ConnectionError::ConnectionRefused(ConnectReturnCode::BadClientId);
         let why = explain(&refused, TlsMode::Off, false);
         assert_eq!(why.stage, ConnectStage::Other);
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_hangs_up_at_once_speaks_something_else() {
+    fn server_that_closes_at_once_speaks_another_protocol() {
         let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
         let during = ConnectionError::Tls(TlsError::Io(reset()));
         let after = ConnectionError::Io(reset());
@@ -468,9 +468,9 @@ mod tests {
             (&gone, TlsMode::Off, true, "the broker closed the connection (if this repeats"),
             (&after, TlsMode::ServerOnly, true, "connection reset"),
         ];
-        for (error, protection, greeted, words) in table {
+        for (error, protection, greeted, expected) in table {
             let shown = explain(error, protection, greeted).text;
-            assert!(shown.starts_with(words), "{shown}");
+            assert!(shown.starts_with(expected), "{shown}");
         }
     }
 }

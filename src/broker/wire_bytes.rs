@@ -1,5 +1,5 @@
-//! What goes over the wire, byte by byte: brokers, their access rules and other clients rest on it, and a
-//! library may not change it unseen.
+//! Pins the bytes of an MQTT session. Brokers, their access rules and other clients depend on them, so an update of a
+//! library must not change them unnoticed.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ async fn packet(stream: &mut TcpStream) -> String {
     [&head[..], &body].concat().escape_ascii().to_string()
 }
 
-/// Answers the packets of a session, and hands back what they were.
+/// Answers the packets of a session, and returns them.
 async fn broker(listener: TcpListener) -> Vec<String> {
     let (mut stream, _) = listener.accept().await.unwrap();
     let answers: [&[u8]; 5] =

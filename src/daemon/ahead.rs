@@ -1,5 +1,5 @@
-//! The hosts whose messages are stamped beyond the horizon. Where there are several of them, this host's own
-//! clock is probably the wrong one, and the whole fleet's bans are rejected here.
+//! Hosts whose messages are stamped more than a day ahead. If several hosts are, this host's own clock is probably
+//! wrong, and it rejects the bans of the whole fleet.
 
 use std::collections::BTreeMap;
 
@@ -7,19 +7,19 @@ use super::status::AheadHost;
 use crate::clock::is_within;
 use crate::wire::HostName;
 
-/// The most hosts that are kept: anybody who may publish can name more.
+/// The most hosts that are kept (R21): any client that may publish can use more names.
 const MAX_HOSTS: usize = 100;
 
-/// The journal names hosts whose messages were rejected within so many milliseconds, and as often at most.
+/// A warning names the hosts of this time, and follows the last warning after at least this time. In milliseconds.
 const WINDOW: i64 = 600_000;
 
-/// The status file has hosts for so many milliseconds: each publishes its snapshot every 5 to 10 minutes.
+/// How long the status file shows a host, in milliseconds. A host publishes its snapshot every 5 to 10 minutes.
 const SHOWN: i64 = 1_200_000;
 
-/// The most hosts that a line names.
+/// The most hosts that a warning names.
 const MAX_NAMES: usize = 5;
 
-/// When a message of each host was rejected last, in milliseconds since 1970.
+/// When the latest message of each host was rejected, in milliseconds since 1970.
 #[derive(Debug, Default)]
 pub(super) struct AheadHosts {
     last: BTreeMap<HostName, i64>,
@@ -27,7 +27,7 @@ pub(super) struct AheadHosts {
 }
 
 impl AheadHosts {
-    /// A message of a host was rejected at `now`. Answers the warning that is due, if any.
+    /// Records a rejection at `now`. Returns a warning if one is due.
     pub(super) fn record(&mut self, host: &HostName, now: i64) -> Option<String> {
         self.last.retain(|_, at| is_within(SHOWN, *at, now));
         if self.last.len() < MAX_HOSTS || self.last.contains_key(host) {

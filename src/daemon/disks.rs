@@ -1,4 +1,4 @@
-//! The file systems without room, as the journal and the status file show them. Pure.
+//! Full file systems, as the journal and the status file show them. Pure.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,17 +7,17 @@ use super::status::DiskFull;
 use crate::clock::is_within;
 use crate::files::room::FullDisk;
 
-/// How often the file systems are looked at, in milliseconds.
+/// How often the file systems are checked, in milliseconds.
 const INTERVAL: i64 = 3_000;
 
-/// Since when each file system has no room, in milliseconds since 1970.
+/// Since when each file system has been full, in milliseconds since 1970.
 #[derive(Debug, Default)]
 pub(super) struct Disks {
     full: BTreeMap<PathBuf, i64>,
     checked: Option<i64>,
 }
 
-/// What changed.
+/// Changes, as log lines.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Changes {
     pub(super) warnings: Vec<String>,
@@ -34,7 +34,7 @@ impl Disks {
         !fresh
     }
 
-    /// Takes what was seen at `now`.
+    /// Records the full file systems at `now`.
     pub(super) fn update(&mut self, seen: &[FullDisk], now: i64) -> Changes {
         let mut changes = Changes::default();
         self.full.retain(|path, _| {

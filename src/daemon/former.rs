@@ -1,5 +1,5 @@
-//! Clears what the broker keeps under a name or a topic that this host no longer has: without that, no unban would
-//! ever reach the hosts that import its bans from there.
+//! Clears the retained messages under a former name or topic of this host. Otherwise no unban would ever reach the
+//! hosts that imported bans from there.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,17 +19,17 @@ use crate::operator::visit::{FleetClient, Message};
 use crate::paths::Paths;
 use crate::wire::HostName;
 
-/// How soon after a start the new snapshot is looked for, and how often a broker that does not let go is tried.
-const FIRST: Duration = Duration::from_secs(3);
-const RETRY: Duration = Duration::from_mins(10);
+/// The pause between the first attempts, and between later ones.
+const FIRST_PAUSE: Duration = Duration::from_secs(3);
+const RETRY_PAUSE: Duration = Duration::from_mins(10);
 
-/// How many looks wait for the new snapshot before the pause is longer.
-const SOON: u32 = 20;
+/// The number of first attempts, which wait for the new snapshot.
+const MAX_FIRST_ATTEMPTS: u32 = 20;
 
-/// How long the broker may take to show that topics are cleared.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the broker may take to confirm that topics are cleared.
+const CLEAR_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where a host was.
+/// A former name and topic of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Former {
     #[allow(missing_docs)]
@@ -38,28 +38,28 @@ pub struct Former {
     pub topic: Topic,
 }
 
-/// What became of a former branch.
+/// The outcome of an attempt.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     Cleared,
-    /// There was nothing.
+    /// The broker retains nothing under the former name.
     Absent,
-    /// Another host has the name now.
+    /// Another host uses the name.
     Taken,
-    /// The bans are not published under the new name.
+    /// The bans are not published under the new name so far.
     TooEarly,
 }
 
 /// Clears every former branch that the store has. `since` is when the daemon started, in milliseconds.
 pub(super) async fn clear_all(config: Config, paths: Paths, memory: Arc<SharedState>, since: i64) {
-    let mut looks = 0;
+    let mut attempts = 0;
     loop {
         let all = memory.lock().former();
         if all.is_empty() {
             return;
         }
-        sleep(if looks < SOON { FIRST } else { RETRY }).await;
-        looks += 1;
+        sleep(if attempts < MAX_FIRST_ATTEMPTS { FIRST_PAUSE } else { RETRY_PAUSE }).await;
+        attempts += 1;
         for former in &all {
             let Former { node, topic } = former;
             let name = format!("{node} on the topic {}", topic.as_str());
@@ -76,8 +76,8 @@ pub(super) async fn clear_all(config: Config, paths: Paths, memory: Arc<SharedSt
                     ));
                 }
                 Err(why) => {
-                    if looks < SOON {
-                        looks = SOON;
+                    if attempts < MAX_FIRST_ATTEMPTS {
+                        attempts = MAX_FIRST_ATTEMPTS;
                         warn(format_args!(
                             "cannot remove the snapshot of this host's former name, {name}: {why}; run on a \
                              host whose login may write to {}: f2bmqtt forget {node}",
@@ -113,7 +113,7 @@ async fn clear(
         messages.extend(homeassistant::topics(prefix, &former.node).map(Message::Clear));
     }
     client.publish(&messages).await?;
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + CLEAR_TIMEOUT;
     while is_kept(&former.node, client.view()) {
         if client.next_update(until).await?.is_none() {
             return Err(Error::Undone(
@@ -125,8 +125,8 @@ async fn clear(
     Ok(outcome)
 }
 
-/// Decides what to do with a former branch. Where the fleet is the same, hosts that import this one's bans must find
-/// them under the new name `me` first.
+/// Decides what to do with a former branch. In the same fleet, peers that imported this host's bans must find the bans
+/// under the new name `me` before the former branch is cleared.
 fn judge(
     view: &FleetView,
     former: &Former,

@@ -1,4 +1,4 @@
-//! What comes over the link: read, judged, and taken in or refused.
+//! Inbound messages: parsed, judged, and applied or rejected.
 
 use super::Daemon;
 use super::instances::Sighting;
@@ -10,13 +10,13 @@ use crate::guard::{Admission, MessageKind, RejectReason};
 use crate::journal;
 use crate::wire::{ACK_REQUEST, Action, Event, HostName, HostState, PROBE_ACTION};
 
-/// Why a message of another time is rejected.
+/// Why a message is rejected because of its stamp.
 const OLD: &str = "the message is too old: a replay, or the sender's clock is days behind";
 const AHEAD: &str = "the stamp is more than a day ahead of this host's clock; set the wrong clock \
                      (timedatectl)";
 
-fn of_another_time(refusal: RejectReason) -> &'static str {
-    if refusal == RejectReason::Ahead { AHEAD } else { OLD }
+fn of_another_time(reason: RejectReason) -> &'static str {
+    if reason == RejectReason::Ahead { AHEAD } else { OLD }
 }
 
 /// Why a ban is ignored: the limit that was reached last.
@@ -27,11 +27,11 @@ fn full(limits: &ReachedLimits, now: i64) -> String {
     format!("{limit} reached; existing bans are kept")
 }
 
-/// What is said of an old part of this host's own.
+/// The warning about an outdated shard of this host.
 const ECHO: &str = "received an outdated shard of this host; publishing all shards again; if this repeats, \
                     another host has this host's name";
 
-/// Several machines have one name.
+/// The warning about two machines with one name.
 fn two_machines(host: &HostName) -> String {
     format!(
         "two machines have the name {host} and overwrite each other's snapshot; on one of them set \
@@ -53,9 +53,9 @@ impl Daemon {
             return;
         }
         let result = match message.source() {
-            Source::Event => self.event(message),
-            Source::Shard { host, index } => self.part(message, host, *index),
-            Source::Presence { host } => self.presence(message, host),
+            Source::Event => self.on_event(message),
+            Source::Shard { host, index } => self.on_shard(message, host, *index),
+            Source::Presence { host } => self.on_presence(message, host),
             Source::Other(_) => Ok(()),
         };
         if let Err(rejected) = result {
@@ -64,7 +64,7 @@ impl Daemon {
         }
     }
 
-    /// What is rejected in this host's own branch took the place of a part, or of its presence.
+    /// A rejected message in this host's own branch replaced a retained shard or the presence: publish that again.
     pub(super) fn on_unverified_own_shard(&self, rejected: &Rejected) {
         if rejected.host() == Some(&self.host) && rejected.shard().is_none() {
             self.memory.lock().fleet.apply_own_presence(None);
@@ -78,7 +78,7 @@ impl Daemon {
         self.memory.lock().record_rejection(rejected.reason(), &rejected.to_string());
     }
 
-    fn event(&mut self, message: &Admitted) -> Result<(), Rejected> {
+    fn on_event(&mut self, message: &Admitted) -> Result<(), Rejected> {
         let event = message.event()?;
         if event.action.as_str() == PROBE_ACTION {
             return Ok(());
@@ -105,12 +105,12 @@ impl Daemon {
         Ok(())
     }
 
-    /// A host asks what this one does with a ban. Acknowledgements are part of a signed message, so that an unsigned
-    /// request counts only where nothing is signed.
+    /// Handles a request for an acknowledgement. Acknowledgements are part of a signed message, so an untrusted request
+    /// is ignored.
     fn request_ack(&self, event: &Event, message: &Admitted) -> Result<(), Rejected> {
         let mut known = self.memory.lock();
-        if let Some(refusal) = known.guard.check_event_time(event, now()) {
-            return Err(message.reject(refusal, "no request", of_another_time(refusal).to_owned()));
+        if let Some(reason) = known.guard.check_event_time(event, now()) {
+            return Err(message.reject(reason, "no request", of_another_time(reason).to_owned()));
         }
         if message.is_trusted() && event.host != self.host {
             let rejected = known.guard.rejects_ban(event);
@@ -119,8 +119,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Whether a host sends more in a minute than any has to. Peers that are known are told apart, however
-    /// many others there are.
+    /// Whether a host exceeds its rate limit (R21). Peers always have their own count, however many other names are used.
     fn is_too_fast(&mut self, host: &HostName, kind: MessageKind) -> bool {
         let mut known = self.memory.lock();
         let peer = known.fleet.is_peer(host);
@@ -138,30 +137,30 @@ impl Daemon {
 
     fn judge(&mut self, event: &Event, trusted: bool) {
         let mut known = self.memory.lock();
-        if let Some(refusal) = known.guard.check_event_time(event, now()) {
+        if let Some(reason) = known.guard.check_event_time(event, now()) {
             let Event { action, address, jail, host, .. } = event;
-            let why = of_another_time(refusal);
+            let why = of_another_time(reason);
             let text = format!("rejected {action} of {address} in {jail} from {host}: {why}");
-            known.record_rejection_of(event.host.as_str(), refusal, &text);
-            if refusal == RejectReason::Ahead && trusted {
+            known.record_rejection_of(event.host.as_str(), reason, &text);
+            if reason == RejectReason::Ahead && trusted {
                 self.ahead.record(&event.host, now()).iter().for_each(journal::warn);
             }
             return;
         }
-        let verdict = known.guard.judge(event, known.fleet.known_jails());
+        let admission = known.guard.judge(event, known.fleet.known_jails());
         let unknown = known.fleet.known_jails().is_some_and(|names| !names.contains(&event.jail));
-        // A ban of another host waits for a look at fail2ban: a jail may just have been added.
-        let waits = event.action == Action::Ban && verdict != Admission::Echo;
+        // A ban of another host waits for an observation of fail2ban, which may have a new jail.
+        let waits = event.action == Action::Ban && admission != Admission::Echo;
         if unknown && event.restored == 0 && !event.all_jails && !waits {
             let Event { jail, address, host, restored, .. } = event;
             let line = || journal::no_such_jail(jail, *address, host, *restored);
             known.inbound.say(host.as_str(), line);
         }
-        match verdict {
+        match admission {
             Admission::Echo => known.fleet.apply_echo(event, now()),
             Admission::Ignore => {}
             Admission::Reject(RejectReason::UnknownJail) if !event.is_new() => {
-                known.refused.count(RejectReason::UnknownJail);
+                known.rejections.count(RejectReason::UnknownJail);
             }
             Admission::Accept | Admission::Reject(RejectReason::UnknownJail) => {
                 if known.fleet.is_unban_of_another_s_ban(event) {
@@ -178,28 +177,33 @@ impl Daemon {
                 }
             }
             Admission::Reject(RejectReason::UnknownAction) => {
-                known.refused.count(RejectReason::UnknownAction);
+                known.rejections.count(RejectReason::UnknownAction);
                 let line = || format!("Unrecognised action {}", event.action);
                 known.inbound.say(event.host.as_str(), line);
             }
-            Admission::Reject(refusal) => {
+            Admission::Reject(reason) => {
                 let Event { action, address, jail, host, .. } = event;
-                let why = match refusal {
+                let why = match reason {
                     RejectReason::NotShared => "the jail is not shared on this host",
                     _ => "not an address that another machine can have",
                 };
                 let text = format!("rejected {action} of {address} in {jail} from {host}: {why}");
-                known.record_rejection_of(host.as_str(), refusal, &text);
+                known.record_rejection_of(host.as_str(), reason, &text);
             }
         }
     }
 
     /// A part of somebody's snapshot, or nothing where one was.
-    fn part(&mut self, message: &Admitted, host: &HostName, index: u32) -> Result<(), Rejected> {
+    fn on_shard(
+        &mut self,
+        message: &Admitted,
+        host: &HostName,
+        index: u32,
+    ) -> Result<(), Rejected> {
         const WHAT: &str = "shard";
         if message.payload().is_empty() {
             let mut known = self.memory.lock();
-            // Nobody signs that: where it counts, a host is forgotten by an empty part that is signed.
+            // An empty payload cannot be signed. In a signing fleet, `forget` publishes a signed shard without bans.
             if *host == self.host || message.is_trusted() {
                 known.fleet.apply_cleared(host, index, now());
             }
@@ -213,16 +217,16 @@ impl Daemon {
             ));
         }
         let mut known = self.memory.lock();
-        let mut part = message.shard(|pardon| known.fleet.knows_fleet_unban(pardon))?;
+        let mut shard = message.shard(|fleet_unban| known.fleet.knows_fleet_unban(fleet_unban))?;
         self.shown.traffic.shards += 1;
-        if let Some(refusal) = known.guard.check_part_time(&part, now()) {
-            if refusal == RejectReason::Ahead && message.is_trusted() {
+        if let Some(reason) = known.guard.check_shard_time(&shard, now()) {
+            if reason == RejectReason::Ahead && message.is_trusted() {
                 self.ahead.record(host, now()).iter().for_each(journal::warn);
             }
-            return Err(message.reject(refusal, WHAT, of_another_time(refusal).to_owned()));
+            return Err(message.reject(reason, WHAT, of_another_time(reason).to_owned()));
         }
-        known.drop_unshared(&mut part);
-        match known.fleet.apply_shard(&part, now()) {
+        known.drop_unshared(&mut shard);
+        match known.fleet.apply_shard(&shard, now()) {
             Some(ShardError::OverCapacity) => {
                 let why = full(known.fleet.limits(), now());
                 let text = format!("ignored some bans from {host}: {why}");
@@ -234,28 +238,28 @@ impl Daemon {
         Ok(())
     }
 
-    fn presence(&mut self, message: &Admitted, host: &HostName) -> Result<(), Rejected> {
+    fn on_presence(&mut self, message: &Admitted, host: &HostName) -> Result<(), Rejected> {
         if message.payload().is_empty() {
             if *host == self.host {
                 self.memory.lock().fleet.apply_own_presence(None);
             }
-            return Ok(()); // it was forgotten
+            return Ok(()); // `forget` cleared the presence
         }
-        let there = message.presence()?;
+        let presence = message.presence()?;
         self.shown.traffic.presences += 1;
         let mut known = self.memory.lock();
-        known.fleet.apply_presence(host, there.state, now());
+        known.fleet.apply_presence(host, presence.state, now());
         if *host != self.host {
-            if self.duplicates.observe(host, &there, now()) {
+            if self.duplicates.observe(host, &presence, now()) {
                 known.warn("duplicate", &two_machines(host));
             }
             return Ok(());
         }
-        if there.state == HostState::Online {
-            let own = there.instance == self.instance;
-            known.fleet.apply_own_presence(Some(&there).filter(|_| own));
+        if presence.state == HostState::Online {
+            let own = presence.instance == self.instance;
+            known.fleet.apply_own_presence(Some(&presence).filter(|_| own));
         }
-        let sighting = self.own_name.observe(&there);
+        let sighting = self.own_name.observe(&presence);
         if sighting != Sighting::Own {
             self.namesake = Some(now());
             known.warn("namesake", &two_machines(host));
@@ -267,7 +271,8 @@ impl Daemon {
         Ok(())
     }
 
-    /// Leaves the client ID to the machine that has it, too. The session under it may hold what was for either.
+    /// Draws a new client ID, because another machine has the same. The session of the old one is purged: it may have
+    /// messages for either machine.
     fn move_away(&mut self) {
         match self.memory.lock().draw_client_id() {
             Ok((former, id)) => {

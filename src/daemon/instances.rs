@@ -1,5 +1,5 @@
-//! Tells machines of one name apart, by the ID that each run of a daemon draws: clones of a disk, or containers of
-//! one image, have all else in common, even machine-id and the client ID. Pure.
+//! Detects machines with the same name, by the ID that each run of a daemon draws. Clones of a disk, or containers of
+//! one image, have everything else in common, even machine-id and client ID. Pure.
 
 use std::collections::BTreeMap;
 
@@ -7,43 +7,43 @@ use super::status::Duplicate;
 use crate::clock::is_within;
 use crate::wire::{HostName, HostState, Presence};
 
-/// The most names that are kept: anybody who may publish can name more. Beyond it, all names start afresh.
+/// The most names that are kept (R21): any client that may publish can use more. Beyond that, all names are dropped.
 const MAX_HOSTS: usize = 1_000;
 
-/// For how long the status file has a name after its machines were seen last, in milliseconds.
+/// How long the status file shows a name after both machines were last seen, in milliseconds.
 const SHOWN: i64 = 70_000;
 
-/// A connection that lasted this long, in milliseconds, was not ended by another client of the same ID.
+/// A connection that lasted this long was not ended by another client with the same ID. In milliseconds.
 const STABLE: i64 = 60_000;
 
-/// From so many connections on that were lost in turn, a machine of the same name has the same client ID.
-const EVICTIONS: u32 = 2;
+/// After this many short connections in a row, a machine with the same name has the same client ID.
+const MIN_EVICTIONS: u32 = 2;
 
-/// What a presence under this host's own name shows.
+/// The meaning of a presence with this host's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sighting {
-    /// It is this daemon's, or was left by a former run.
+    /// This daemon published it, or a former run did.
     Own,
     /// Another machine has the name.
     Namesake,
-    /// Another machine has the name and the client ID: each drives the other off the broker.
+    /// Another machine has the name and the client ID: each connection ends that of the other.
     Rival,
 }
 
-/// What is seen under this host's own name.
+/// The presences with this host's own name.
 #[derive(Debug)]
 pub(super) struct OwnName {
     machine: String,
     instance: String,
-    /// What the broker had before this daemon's presence: a former run's, or another machine's.
+    /// The instance in the presence that the broker had before this daemon's: a former run or another machine.
     before: Option<String>,
-    /// The broker sent this daemon's presence back. Another that is online after that is another machine's.
+    /// The broker sent this daemon's presence back. A different online presence after that is another machine's.
     confirmed: bool,
-    /// All of this is of one broker: another may have an old presence.
+    /// The broker of this state; another broker may retain an old presence.
     broker: String,
-    /// Since when the connection is up.
+    /// Since when the connection has been up.
     connected: Option<i64>,
-    /// How many connections were lost in turn.
+    /// The number of short connections in a row.
     lost: u32,
     has_moved: bool,
 }
@@ -64,14 +64,14 @@ impl OwnName {
     }
 
     pub(super) fn lost(&mut self, now: i64) {
-        // A broker that cannot be reached evicts no client.
+        // A failed attempt is no eviction.
         let Some(connected) = self.connected.take() else { return };
         let short = is_within(STABLE, connected, now);
         self.lost = if short { self.lost.saturating_add(1) } else { 1 };
     }
 
-    /// Judges a presence under this host's name. A rival is reported once, so that no client can make this host draw
-    /// client IDs without end.
+    /// Judges a presence with this host's name. A rival is reported once, so that no client can make this host draw
+    /// client IDs endlessly.
     pub(super) fn observe(&mut self, there: &Presence) -> Sighting {
         if there.instance == self.instance {
             self.confirmed = true;
@@ -86,14 +86,14 @@ impl OwnName {
             self.before = Some(there.instance.clone());
             return seen;
         }
-        // A broker that lost its latest data sends a former run's presence once more.
+        // A broker that lost its latest data sends the presence of a former run once more.
         if self.before.take_if(|before| *before == there.instance).is_some() {
             return seen;
         }
         if there.state == HostState::Offline && self.lost == 0 {
             return seen;
         }
-        if self.lost >= EVICTIONS && !self.has_moved {
+        if self.lost >= MIN_EVICTIONS && !self.has_moved {
             self.has_moved = true;
             return Sighting::Rival;
         }
@@ -101,18 +101,18 @@ impl OwnName {
     }
 }
 
-/// The runs of a daemon that are seen under another host's name.
+/// The runs of a daemon with another host's name.
 #[derive(Debug)]
 struct Runs {
     current: String,
     previous: Option<String>,
-    /// The last two times that a former run was online again, in milliseconds. A broker that lost its latest data
-    /// shows one once.
+    /// The last two times at which a former run was online again, in milliseconds. A single one may come from a broker
+    /// that lost its latest data.
     returns: [Option<i64>; 2],
 }
 
 impl Runs {
-    /// When two machines were seen last, if that was lately.
+    /// When two machines were last seen, if recently.
     fn doubled(&self, now: i64) -> Option<i64> {
         let is_fresh = |at: i64| is_within(SHOWN, at, now);
         let [last, before] = self.returns;
@@ -120,13 +120,13 @@ impl Runs {
     }
 }
 
-/// The names of the fleet that several machines have.
+/// The names that several machines use.
 #[derive(Debug, Default)]
 pub(super) struct Duplicates(BTreeMap<HostName, Runs>);
 
 impl Duplicates {
-    /// Notes a presence of another host at `now`; answers whether two machines have its name. A daemon that starts
-    /// again never comes back as it was before.
+    /// Records a presence of another host at `now`; returns whether two machines have its name. A restarted daemon never
+    /// has the ID of an earlier run.
     pub(super) fn observe(&mut self, host: &HostName, there: &Presence, now: i64) -> bool {
         let instance = &there.instance;
         if there.state == HostState::Offline || instance.is_empty() {
@@ -172,7 +172,7 @@ mod tests {
         Hears(HostState, &'static str, &'static str, Sighting),
         /// The link is lost, and comes back.
         Loses,
-        /// It comes back with another broker.
+        /// The link comes back with another broker.
         Switches,
         /// A broker cannot be reached.
         Fails,
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn clone_is_told_from_a_former_run_and_evictions_from_losses() {
+    fn clone_is_distinguished_from_former_run_and_eviction_from_loss() {
         use HostState::{Offline, Online};
         use Sighting::{Namesake, Own, Rival};
         use Step::{Fails, Hears, Loses, Switches, Waits};

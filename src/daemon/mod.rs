@@ -1,6 +1,5 @@
-//! `f2bmqtt subscribe`: the daemon. One loop listens to the broker, the spool, the clock and the
-//! service manager, and tells the fleet of this host; [`apply`] beside it talks to fail2ban. What it hears
-//! is in `hear`; what it shows of its own state, in [`status`].
+//! `f2bmqtt subscribe`: the daemon. One loop serves the broker, the spool, the clock and the service manager. The driver
+//! in [`apply`] runs beside it. `hear` handles inbound messages; [`status`] writes the status file.
 
 mod ahead;
 mod disks;
@@ -49,37 +48,36 @@ use crate::spool::Spool;
 use crate::store::{Identity, Store};
 use crate::wire::{Fnv1a64, HostName, HostState, Presence};
 
-/// How long a child of notify has to let go of the lock.
+/// How long a publisher may take to release the lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long the good-bye to the broker may take; systemd is promised an end within two seconds.
-const GOODBYE: Duration = Duration::from_millis(800);
+/// How long the disconnect may take. The daemon must end within two seconds.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_millis(800);
 
-/// How often it looks around, and tells systemd that it lives; more often if systemd wants it so.
-const TICK: Duration = Duration::from_secs(1);
+/// The interval of the daemon's periodic work and of the watchdog; shorter if systemd's WatchdogSec requires it.
+const TICK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// For how long another machine of this host's name is shown, in milliseconds.
+/// How long the status file shows another machine with this host's name, in milliseconds.
 const NAMESAKE_SHOWN: i64 = 70_000;
 
-/// What a broker with mosquitto's `max_qos 0` does.
+/// The warning about a broker with Mosquitto's `max_qos 0`.
 const QOS_LOWERED: &str = "the broker grants only QoS 0, so it may lose messages or end the connection at \
                            the first event; allow QoS 1 (mosquitto: max_qos 1 or 2)";
 
-/// The most messages that are looked at before what they ask for is written down, and the longest that this
-/// takes: the timer is served in between.
-const AT_ONCE: usize = 500;
+/// The most messages that are handled in one turn of the loop, and the longest turn, so that the timer is served.
+const MAX_EVENTS_PER_TURN: usize = 500;
 const MAX_TURN: Duration = Duration::from_millis(50);
 
-/// How often certificates are looked at, in milliseconds.
-const CERTIFICATES_CHECKED: i64 = 86_400_000;
+/// How often certificates are checked, in milliseconds.
+const CERTIFICATE_CHECK_INTERVAL: i64 = 86_400_000;
 
-/// How many batches of changes are written at the end.
+/// The most batches of records that are persisted at the end.
 const MAX_STEPS: usize = 100;
 
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Any [`Error`] that does not let it start.
+/// Any [`Error`] that prevents the start.
 pub fn run(paths: &Paths) -> Result<(), Error> {
     let config = Config::load()?;
     config.warnings.iter().for_each(warn);
@@ -100,9 +98,9 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let mut watch = daemon.spool.watch()?;
     daemon.memory.lock().reserve_stamps();
     daemon.drain_spool();
-    let (memory, bell) = (Arc::clone(&daemon.memory), Arc::clone(&daemon.bell));
+    let (memory, wakeups) = (Arc::clone(&daemon.memory), Arc::clone(&daemon.wakeups));
     let exempt = exempt(config).with_peers(daemon.link.peers());
-    let mut applier = tokio::spawn(apply::run(memory, Arc::clone(&bell), paths.clone(), exempt));
+    let mut applier = tokio::spawn(apply::run(memory, Arc::clone(&wakeups), paths.clone(), exempt));
     let memory = Arc::clone(&daemon.memory);
     let database = move || memory.lock().database.path().map(Path::to_owned);
     let clears = former::clear_all(
@@ -119,11 +117,11 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     ));
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled();
-    let mut tick = interval(watchdog.map_or(TICK, |limit| TICK.min(limit / 3)));
+    let mut tick = interval(watchdog.map_or(TICK_INTERVAL, |limit| TICK_INTERVAL.min(limit / 3)));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let removed = loop {
         tokio::select! {
-            biased; // whatever floods in, the timer and the end are served first
+            biased; // the timer and the signals come first, even in a flood of messages
             _ = term.recv() => break false,
             _ = int.recv() => break false,
             _ = &mut applier => break true,
@@ -133,7 +131,7 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
                 daemon.drain_spool();
             }
             event = daemon.link.event() => daemon.on_link_event(event),
-            () = bell.news.notified() => {}
+            () = wakeups.news.notified() => {}
         }
         if let Some(id) = daemon.former.take() {
             tokio::spawn(broker::purge(config.clone(), id));
@@ -158,38 +156,38 @@ fn stop(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
     signal(kind).map_err(Error::Start)
 }
 
-/// What the loop works on.
+/// The state of the loop.
 struct Daemon {
     host: HostName,
     topic: Topic,
     spool: Spool,
     link: MqttLink,
     memory: Arc<SharedState>,
-    bell: Arc<Wakeups>,
-    /// Parts of this host's snapshot on their way out.
-    parts: VecDeque<RetainedShard>,
-    /// A hash of this machine's id.
+    wakeups: Arc<Wakeups>,
+    /// Shards of this host's snapshot that wait for capacity of the link.
+    shards: VecDeque<RetainedShard>,
+    /// A hash of the machine id.
     machine: String,
     /// The ID of this run of the daemon.
     instance: String,
     own_name: OwnName,
     duplicates: Duplicates,
-    /// When it started, in seconds since 1970.
+    /// When the daemon started, in seconds since 1970.
     since: i64,
-    /// The client ID that it had before, under other settings or in common with another machine.
+    /// A former client ID, whose sessions must be purged.
     former: Option<String>,
     shown: Exporters,
-    /// What each host said lately.
+    /// Counts the messages of each host.
     limits: RateLimiter,
     ahead: AheadHosts,
     link_status: LinkStatus,
     reconnects: Reconnects,
     certificates_checked: Option<i64>,
-    /// When another machine of this name was seen, in milliseconds.
+    /// When another machine with this name was last seen, in milliseconds since 1970.
     namesake: Option<i64>,
-    /// The settings are those that are shipped, and no connection was made with them.
+    /// Whether the settings are the packaged sample, and no connection succeeded with them.
     is_sample: bool,
-    /// What to say of that, once.
+    /// The advice about sample settings, until it is printed.
     sample: Option<String>,
     disks: Disks,
     paths: Paths,
@@ -210,7 +208,7 @@ impl Daemon {
             Guard::new(config.node.clone(), config.signing.is_some(), config.sharing.clone());
         let outbox = Outbox::new(spool.clone(), config.topic.clone());
         let (machine, instance) = (machine(), random::token().map_err(Error::Start)?);
-        // Snapshots are asked for one host after another.
+        // The controller subscribes to snapshots later, one peer at a time.
         let topics = vec![config.topic.events(), config.topic.presences()];
         let since = now_millis().div_euclid(1000);
         let shown = Exporters::new(config, paths, since);
@@ -228,8 +226,8 @@ impl Daemon {
                 ClientOptions { id, persistent: true, topics, others, will },
             ),
             memory: Arc::new(SharedState::new(fleet, guard, outbox, database, store)),
-            bell: Arc::new(Wakeups::default()),
-            parts: VecDeque::new(),
+            wakeups: Arc::new(Wakeups::default()),
+            shards: VecDeque::new(),
             own_name: OwnName::new(machine.clone(), instance.clone()),
             duplicates: Duplicates::default(),
             machine,
@@ -251,18 +249,18 @@ impl Daemon {
         })
     }
 
-    /// Takes what happened to the link, and what has happened since.
+    /// Handles an event of the link, and further events that are available, for at most [`MAX_TURN`].
     fn on_link_event(&mut self, event: LinkEvent) {
         self.take(event);
         let started = Instant::now();
-        for _ in 1..AT_ONCE {
+        for _ in 1..MAX_EVENTS_PER_TURN {
             if started.elapsed() >= MAX_TURN {
                 break;
             }
             let Some(event) = self.link.try_event() else { break };
             self.take(event);
         }
-        self.bell.work.notify_one();
+        self.wakeups.work.notify_one();
     }
 
     fn take(&mut self, event: LinkEvent) {
@@ -272,7 +270,7 @@ impl Daemon {
                 show_status(&text);
                 say(text);
                 (self.sample, self.is_sample) = (None, false);
-                self.parts.clear();
+                self.shards.clear();
                 self.link_status.turn(LinkState::Up, &broker, now_millis());
                 self.reconnects.record(now_millis());
                 self.shown.connected();
@@ -306,13 +304,13 @@ impl Daemon {
                     known.fleet.on_disconnected();
                 }
                 if self.link.was_too_large() {
-                    self.memory.lock().refused.count(RejectReason::TooLarge);
+                    self.memory.lock().rejections.count(RejectReason::TooLarge);
                 }
                 self.link_status.turn(LinkState::Down, &broker, now_millis());
                 self.link_status.fail(&why);
                 let text = format!("no connection to the broker {broker}: {why}");
                 match self.sample.take() {
-                    // Once: the lines after it are those of any other broker that does not answer.
+                    // Once. Later failures print the same line as with other settings.
                     Some(advice) => {
                         warn(&advice);
                         show_status(&advice);
@@ -325,7 +323,7 @@ impl Daemon {
         }
     }
 
-    /// Tells the fleet what there is to tell, as far as the link has room: events first.
+    /// Publishes within the capacity of the link: events first, then subscriptions, presence and shards.
     fn flush_outbound(&mut self) {
         let mut known = self.memory.lock();
         let known = &mut *known;
@@ -337,39 +335,39 @@ impl Daemon {
             let topics: Vec<_> = topics.iter().map(|topic| self.topic.retained(topic)).collect();
             self.link.subscribe(&topics);
         }
-        let refused = &known.refused;
+        let rejections = &known.rejections;
         let itself = || {
-            let refused = refused.by_name();
-            Presence { since: self.since, refused, ..presence(&self.machine, &self.instance) }
+            let rejected = rejections.by_name();
+            Presence { since: self.since, rejected, ..presence(&self.machine, &self.instance) }
         };
         if let Some(presence) = known.fleet.presence(itself, now_millis()) {
             let topic = self.topic.presence(&self.host);
             self.link.publish_retained(topic, presence.encode().into_bytes());
         }
-        if self.parts.is_empty() {
-            self.parts.extend(known.fleet.publications(now_millis()));
+        if self.shards.is_empty() {
+            self.shards.extend(known.fleet.publications(now_millis()));
         }
         while self.link.capacity() > 0 {
-            let Some(RetainedShard { index: number, content: part }) = self.parts.pop_front()
+            let Some(RetainedShard { index: number, content: shard }) = self.shards.pop_front()
             else {
                 break;
             };
             let topic = self.topic.shard(&self.host, number);
             self.link.publish_retained(
                 topic,
-                part.map(|part| part.encode().into_bytes()).unwrap_or_default(),
+                shard.map(|shard| shard.encode().into_bytes()).unwrap_or_default(),
             );
         }
     }
 
-    /// Takes in what the broker considers delivered, until it hangs up.
+    /// Publishes the offline presence, disconnects, and handles the last acknowledgements.
     async fn shutdown(&mut self) {
         let topic = self.topic.presence(&self.host);
         let gone =
             Presence { state: HostState::Offline, ..presence(&self.machine, &self.instance) };
         self.link.publish_retained(topic, gone.encode().into_bytes());
         if self.link.close() {
-            let _ = timeout(GOODBYE, async {
+            let _ = timeout(DISCONNECT_TIMEOUT, async {
                 loop {
                     match self.link.event().await {
                         LinkEvent::Lost { .. } => return,
@@ -392,10 +390,10 @@ impl Daemon {
 
     fn drain_spool(&mut self) {
         self.memory.lock().drain_spool();
-        self.bell.work.notify_one();
+        self.wakeups.work.notify_one();
     }
 
-    /// Every second: tells systemd that all is well, and looks where no event told it to.
+    /// The periodic work: the watchdog, summaries of suppressed lines, the status file, and checks without an event.
     fn tick(&mut self) {
         let _ = sd_notify::notify(&[NotifyState::Watchdog]);
         let mut known = self.memory.lock();
@@ -420,7 +418,7 @@ impl Daemon {
                 ..self.link_status.clone()
             },
             peers: known.fleet.hosts().0,
-            rejected: known.refused.by_name(),
+            rejected: known.rejections.by_name(),
             ahead: self.ahead.shown(now),
             own_duplicate: self
                 .namesake
@@ -437,9 +435,9 @@ impl Daemon {
         self.check_certificates(now);
     }
 
-    /// Warns of certificates that end soon: after each connection, and once a day.
+    /// Warns about certificates that expire soon: after each connection, and once a day.
     fn check_certificates(&mut self, now: i64) {
-        let checked = |at: i64| is_within(CERTIFICATES_CHECKED, at, now);
+        let checked = |at: i64| is_within(CERTIFICATE_CHECK_INTERVAL, at, now);
         if self.certificates_checked.is_some_and(checked) {
             return;
         }
@@ -486,7 +484,7 @@ fn identify(
     Ok((identity.clone(), former.filter(|former| *former != identity.client_id())))
 }
 
-/// What to do about settings that are those of the package.
+/// The advice about sample settings.
 fn sample_advice(path: &Path) -> String {
     format!(
         "{} still has the sample settings: set MQTT_HOST, MQTT_USER, MQTT_PASSWORD and MQTT_TOPIC there, then: \
@@ -500,20 +498,20 @@ fn show_status(text: &str) {
     let _ = sd_notify::notify(&[NotifyState::Status(text)]);
 }
 
-/// Whom no message is to ban, as far as the settings say.
+/// The resolver of exempt addresses for these settings (R1).
 pub(crate) fn exempt(config: &Config) -> IgnoreListResolver {
     let brokers = config.brokers.iter().map(|broker| bare(&broker.host).to_owned()).collect();
     let own = rustix::system::uname().nodename().to_string_lossy().into_owned();
     IgnoreListResolver::new(config.never_ban.clone(), brokers, own)
 }
 
-/// What a host knows of itself from the first on.
+/// The presence of a daemon that starts.
 pub(crate) fn presence(machine: &str, instance: &str) -> Presence {
     let (version, machine) = (env!("CARGO_PKG_VERSION").to_owned(), machine.to_owned());
     Presence { version, machine, instance: instance.to_owned(), ..Presence::default() }
 }
 
-/// A hash of the machine id (machine-id(5)), which itself is not to be published.
+/// A hash of the machine id. machine-id(5) forbids publishing the ID itself.
 pub(crate) fn machine() -> String {
     let mut hash = Fnv1a64::default();
     let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();

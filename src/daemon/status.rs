@@ -277,7 +277,7 @@ mod tests {
         let path = root.path().join("status.json");
         let mut file = StatusFile::new(path.clone());
         let changed = DaemonStatus { peers: 4, ..status() };
-        // What is to be written, when, and whether the file is written.
+        // The state, the time, and whether the file is written.
         let table = [
             (status(), NOW, true),
             (status(), NOW + INTERVAL - 1, false),

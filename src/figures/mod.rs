@@ -168,7 +168,7 @@ impl Exporters {
             hosts: known.fleet.hosts().0,
             waiting: known.outbox.queued(),
             traffic: self.traffic,
-            refused: known.refused.clone(),
+            refused: known.rejections.clone(),
             limits: last_reached(known.fleet.limits(), now),
             certificates: self.certificates(),
             reports: self

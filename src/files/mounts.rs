@@ -1,21 +1,21 @@
-//! What other processes may write to, by their mounts (`mountinfo` in proc(5)).
+//! Which paths another process may write to, by its mounts (`mountinfo` in proc(5)).
 
 use std::fs;
 use std::path::Path;
 
-/// Whether a path is mounted read-only for a process; `None` where that process is gone.
+/// Whether a path is mounted read-only for a process; `None` if the process has ended.
 #[must_use]
 pub fn is_read_only_for(pid: i32, path: &Path) -> Option<bool> {
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
     Some(is_read_only(&mounts, path))
 }
 
-/// Whether a path is mounted read-only: on the last of the deepest mounts on its way.
+/// Whether a path is mounted read-only. The deepest mount above the path decides; of several, the last.
 fn is_read_only(mounts: &str, path: &Path) -> bool {
     let mount = |line: &str| {
-        let mut words = line.split(' ');
-        let point = words.nth(4)?.replace("\\040", " ");
-        let options = words.next()?.to_owned();
+        let mut fields = line.split(' ');
+        let point = fields.nth(4)?.replace("\\040", " ");
+        let options = fields.next()?.to_owned();
         let file_system = line.rsplit(' ').next()?;
         let read_only = |options: &str| options.split(',').any(|option| option == "ro");
         path.starts_with(&point)
@@ -38,7 +38,7 @@ mod tests {
 834 823 0:119 / /with\\040blank ro - ext4 /dev/x rw";
 
     #[test]
-    fn the_last_and_deepest_mount_counts() {
+    fn last_of_the_deepest_mounts_decides() {
         let table = [
             ("/var/lib/f2bmqtt/spool", false),
             ("/var/lib/f2bmqtt2", true),

@@ -1,4 +1,4 @@
-//! Whether the file systems have room for what the daemon, fail2ban and the reporter write.
+//! Free space on the file systems that the daemon, fail2ban and the reporter write to.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,11 +10,11 @@ use rustix::fs::StatVfsMountFlags;
 use crate::abuseipdb::call::{LEDGER, LOG};
 use crate::paths::Paths;
 
-/// The least room on a disk, and in memory, in bytes.
+/// The least free space on a disk and in memory (`/run`), in bytes.
 const MIN_DISK: u64 = 16 * 1024 * 1024;
 const MIN_MEMORY: u64 = 1024 * 1024;
 
-/// The room on a file system.
+/// The free space on a file system: bytes and inodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Room {
@@ -24,19 +24,19 @@ pub struct Room {
 }
 
 impl Room {
-    /// Asks the system.
+    /// The free space at a path; `None` if the path cannot be examined.
     #[must_use]
     pub fn of(path: &Path) -> Option<Self> {
         let room = rustix::fs::statvfs(path).ok()?;
         Some(Self {
             bytes: room.f_bavail.saturating_mul(room.f_frsize),
-            // Some file systems count no files.
+            // Some file systems, such as btrfs, have no inode limit and report 0.
             files: if room.f_files == 0 { u64::MAX } else { room.f_favail },
             is_read_only: room.f_flag.contains(StatVfsMountFlags::RDONLY),
         })
     }
 
-    /// What keeps files from being written on the file system of `path`, if anything.
+    /// Why no file can be written to the file system of `path`, if so.
     #[must_use]
     pub fn shortage(&self, path: &Path) -> Option<String> {
         self.less_than(MIN_DISK, path)
@@ -55,16 +55,16 @@ impl Room {
     }
 }
 
-/// A file system without room.
+/// A file system without enough free space.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FullDisk {
-    /// A directory on it.
+    /// A directory on the file system.
     pub path: PathBuf,
-    /// What is wrong.
+    /// The cause, for the log.
     pub text: String,
 }
 
-/// The file systems without room among those that the daemon, fail2ban and the reporter write to: each once.
+/// The full file systems among those that the daemon, fail2ban and the reporter write to, each once.
 #[must_use]
 pub fn full_disks(paths: &Paths) -> Vec<FullDisk> {
     let parent = |path: &Path| path.parent().map(Path::to_owned);
@@ -78,7 +78,7 @@ pub fn full_disks(paths: &Paths) -> Vec<FullDisk> {
             return None;
         }
         let mut room = Room::of(&path)?;
-        // The daemon's sandbox shows other programs' directories read-only.
+        // The service's sandbox mounts the directories of other programs read-only.
         room.is_read_only &= is_own;
         Some(FullDisk { text: room.less_than(min, &path)?, path })
     });

@@ -1,6 +1,6 @@
-//! Whether root may keep a file at a path that an admin chose: nobody else can put a file there, take it
-//! away, or lead the path elsewhere. SQLite obeys a journal that lies beside its database, and that may name
-//! files to delete; an open FIFO hangs whoever writes to it.
+//! Checks a path that an administrator chose for a file of root: no other user may be able to create, remove or
+//! redirect the file. SQLite replays a journal that lies beside its database, and such a journal can name files to
+//! delete. A FIFO blocks its writer.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -9,18 +9,18 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Component, Path, PathBuf, absolute};
 
-/// What a directory keeps.
+/// What a directory contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keeps {
-    /// A database, which trusts what lies beside it.
+    /// A database. SQLite trusts the journals beside it.
     Database,
-    /// A file to which lines are appended.
+    /// A log, which is only appended to.
     Log,
-    /// Other directories, on the way to one of these.
+    /// Other directories: a parent directory of one of these.
     Directories,
 }
 
-/// Why root may keep no file at a path, and what to do about it.
+/// Why a path is unsafe for a file of root, and the fix.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}. {cure}")]
 #[allow(missing_docs)]
@@ -37,54 +37,54 @@ impl From<Fault> for io::Error {
 
 /// Whether a directory can be used.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+enum DirSafety {
     Safe,
-    /// It can, but others have more rights than they need.
+    /// Usable, but others have more rights than they need.
     Odd(String),
-    Refused(String),
+    Unsafe(String),
 }
 
-/// The most symbolic links on the way; as in Linux.
+/// The most symbolic links in a path; the limit of Linux.
 const MAX_LINKS: u32 = 40;
 
-/// Groups of the system are below (`SYS_GID_MAX` of login.defs(5) on Debian), but `users` is one of people.
-/// In the service's user namespace, each group but root's is the last of these: only the number is unknown.
+/// System groups have lower GIDs (`SYS_GID_MAX` of login.defs(5) on Debian), except `users`, which has people. In the
+/// service's user namespace, every group but root's appears as `UNMAPPED`.
 const FIRST_GROUP_OF_PEOPLE: u32 = 1000;
 const USERS: u32 = 100;
 const UNMAPPED: u32 = 65_534;
 
-/// The right to write, and the sticky bit: only a file's owner can remove or rename it.
+/// Mode bits: write permission, and the sticky bit, with which only the owner of a file can remove or rename it.
 const GROUP_WRITES: u32 = 0o020;
 const OTHERS_WRITE: u32 = 0o002;
 const STICKY: u32 = 0o1000;
 
-/// What SQLite may find beside a database, and read.
+/// The suffixes of the files beside a database that SQLite reads.
 const BESIDE: [&str; 3] = ["-journal", "-wal", "-shm"];
 
-/// Decides about one directory of a user and a group, for a process of the user `me`.
-fn judge((user, group, mode): (u32, u32, u32), me: u32, keeps: Keeps) -> Verdict {
+/// Judges one directory by its owner, group and mode, for a process of the user `me`.
+fn judge((user, group, mode): (u32, u32, u32), me: u32, keeps: Keeps) -> DirSafety {
     let is_sticky = keeps == Keeps::Directories && mode & STICKY != 0;
     let is_system = (group < FIRST_GROUP_OF_PEOPLE && group != USERS) || group == UNMAPPED;
     if user != 0 && user != me {
-        Verdict::Refused(format!("belongs to the user with UID {user}"))
+        DirSafety::Unsafe(format!("belongs to the user with UID {user}"))
     } else if mode & OTHERS_WRITE != 0 {
         let what = "is writable by every user";
-        if is_sticky { Verdict::Odd(what.to_owned()) } else { Verdict::Refused(what.to_owned()) }
+        if is_sticky { DirSafety::Odd(what.to_owned()) } else { DirSafety::Unsafe(what.to_owned()) }
     } else if mode & GROUP_WRITES != 0 && group != 0 {
         let what = format!("is writable by the group with GID {group}");
         let may = is_sticky || (is_system && keeps != Keeps::Database);
-        if may { Verdict::Odd(what) } else { Verdict::Refused(what) }
+        if may { DirSafety::Odd(what) } else { DirSafety::Unsafe(what) }
     } else {
-        Verdict::Safe
+        DirSafety::Safe
     }
 }
 
-/// Looks at the directory of a path, at each directory on the way there, also by symbolic links, and at what
-/// is at the path. Nothing needs to be there. Answers what is odd about it.
+/// Checks the directory of a path, every directory above it (symbolic links resolved), and the file itself. The file
+/// need not exist. Returns warnings.
 ///
 /// # Errors
-/// What another user could do, and what to do about it; or whatever the system says.
-pub fn look(path: &Path, keeps: Keeps) -> io::Result<Vec<String>> {
+/// What another user could do, with the fix; or a system error.
+pub fn check_path(path: &Path, keeps: Keeps) -> io::Result<Vec<String>> {
     let dir = path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
     let me = rustix::process::geteuid().as_raw();
     let (last, above) = way(dir)?;
@@ -93,9 +93,9 @@ pub fn look(path: &Path, keeps: Keeps) -> io::Result<Vec<String>> {
     for (dir, keeps) in above.map(|dir| (dir, Keeps::Directories)).chain([(&last, keeps)]) {
         let about = fs::metadata(dir)?;
         match judge((about.uid(), about.gid(), about.mode()), me, keeps) {
-            Verdict::Safe => {}
-            Verdict::Odd(what) => odd.push(format!("{} {what}", dir.display())),
-            Verdict::Refused(what) => {
+            DirSafety::Safe => {}
+            DirSafety::Odd(what) => odd.push(format!("{} {what}", dir.display())),
+            DirSafety::Unsafe(what) => {
                 let dir = dir.display();
                 let what = format!("{dir} {what}, who could replace files in the directory");
                 let cure = format!(
@@ -107,33 +107,33 @@ pub fn look(path: &Path, keeps: Keeps) -> io::Result<Vec<String>> {
         }
     }
     let name = path.file_name().unwrap_or_default();
-    is_usable(path, me)?;
+    check_file(path, me)?;
     if keeps == Keeps::Database {
         for suffix in BESIDE {
             let mut beside = name.to_owned();
             beside.push(suffix);
-            is_usable(&path.with_file_name(beside), me)?;
+            check_file(&path.with_file_name(beside), me)?;
         }
     }
     Ok(odd)
 }
 
-/// [Looks](look) at a path, or for a log at where its links lead.
+/// Like [`check_path`], but resolves the symbolic links of a log first.
 ///
 /// # Errors
-/// Those of [`look`].
+/// Those of [`check_path`].
 pub fn inspect(path: &Path, keeps: Keeps) -> io::Result<Vec<String>> {
     match keeps {
-        Keeps::Log => look(&follow(path, keeps)?, keeps),
-        Keeps::Database | Keeps::Directories => look(path, keeps),
+        Keeps::Log => check_path(&follow(path, keeps)?, keeps),
+        Keeps::Database | Keeps::Directories => check_path(path, keeps),
     }
 }
 
-/// Where symbolic links at a path lead that only root can have made: they are root's, in a directory that is
-/// root's alone. Any other link is left for the opening to fail on.
+/// Resolves symbolic links that only root can have made: root owns the link, and only root may write to its
+/// directory. Any other link stays unresolved, and opening the path fails.
 ///
 /// # Errors
-/// Those of [`look`].
+/// Those of [`check_path`].
 pub(crate) fn follow(path: &Path, keeps: Keeps) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     let me = rustix::process::geteuid().as_raw();
@@ -143,10 +143,10 @@ pub(crate) fn follow(path: &Path, keeps: Keeps) -> io::Result<PathBuf> {
         if !about.is_symlink() || about.uid() != 0 && about.uid() != me {
             return Ok(path);
         }
-        // As a file of that directory would be.
-        look(&dir.join("none such"), keeps)?;
+        // The link must be as safe as a file in its directory. The name does not matter.
+        check_path(&dir.join("none such"), keeps)?;
         let of = fs::metadata(dir)?;
-        if judge((of.uid(), of.gid(), of.mode()), me, keeps) != Verdict::Safe {
+        if judge((of.uid(), of.gid(), of.mode()), me, keeps) != DirSafety::Safe {
             return Ok(path);
         }
         path = dir.join(fs::read_link(&path)?);
@@ -154,8 +154,8 @@ pub(crate) fn follow(path: &Path, keeps: Keeps) -> io::Result<PathBuf> {
     Err(rustix::io::Errno::LOOP.into())
 }
 
-/// Whether what is at a path, if anything, is a regular file of root's. A symbolic link fails when opened.
-fn is_usable(path: &Path, me: u32) -> io::Result<()> {
+/// Checks that a file, if it exists, is a regular file of root.
+fn check_file(path: &Path, me: u32) -> io::Result<()> {
     let Ok(about) = fs::symlink_metadata(path) else { return Ok(()) };
     if about.is_symlink() {
         return Err(rustix::io::Errno::LOOP.into());
@@ -170,8 +170,10 @@ fn is_usable(path: &Path, me: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Checks that a file is a regular one.
+///
 /// # Errors
-/// What it is, where it is no regular file.
+/// The kind of the file, if it is another one.
 pub(super) fn is_regular(about: &Metadata) -> io::Result<()> {
     let kind = about.file_type();
     let what = match () {
@@ -185,10 +187,10 @@ pub(super) fn is_regular(about: &Metadata) -> io::Result<()> {
     Err(Fault { what, cure: "Choose another name".to_owned() }.into())
 }
 
-/// Where a path leads, as far as there are directories, and each directory in which the system looks up a
-/// part of it.
+/// The directory that a path resolves to, as far as directories exist, and every directory in which the kernel looks
+/// up a component of the path.
 fn way(dir: &Path) -> io::Result<(PathBuf, BTreeSet<PathBuf>)> {
-    let mut pending: Vec<OsString> = parts(&absolute(dir)?);
+    let mut pending: Vec<OsString> = components(&absolute(dir)?);
     let (mut at, mut above, mut links) = (PathBuf::from("/"), BTreeSet::new(), 0);
     while let Some(name) = pending.pop() {
         if name == ".." {
@@ -207,10 +209,10 @@ fn way(dir: &Path) -> io::Result<(PathBuf, BTreeSet<PathBuf>)> {
                 if to.is_absolute() {
                     at = PathBuf::from("/");
                 }
-                pending.extend(parts(&to));
+                pending.extend(components(&to));
             }
             Ok(about) if about.is_dir() => at = next,
-            // Whoever makes a directory here finds out.
+            // A later mkdir reports that this is no directory.
             Ok(_) => break,
             Err(error) if error.kind() == io::ErrorKind::NotFound => break,
             Err(error) => return Err(error),
@@ -219,8 +221,8 @@ fn way(dir: &Path) -> io::Result<(PathBuf, BTreeSet<PathBuf>)> {
     Ok((at, above))
 }
 
-/// The parts of a path, the first one last.
-fn parts(path: &Path) -> Vec<OsString> {
+/// The components of a path in reverse order, so that `pop` returns them in order.
+fn components(path: &Path) -> Vec<OsString> {
     let names = path.components().rev().filter_map(|part| match part {
         Component::Normal(name) => Some(name.to_owned()),
         Component::ParentDir => Some("..".into()),

@@ -1,6 +1,5 @@
-//! The one way in. Topic, size and signature of each message are decided here, before a parser sees it, and
-//! nothing else makes an [`Admitted`]: so the compiler keeps any code from acting on a message that was not
-//! checked. Pure.
+//! The gate: the only way in for a message. It checks topic, size and signature before any parser runs. Only the gate
+//! creates an [`Admitted`], so the compiler prevents code from acting on an unchecked message. Pure.
 
 use std::fmt;
 
@@ -16,7 +15,7 @@ use crate::wire::{
 /// The longest topic that is printed, in characters.
 const MAX_SHOWN: usize = 100;
 
-/// Decides which messages a client takes.
+/// Decides which messages a client accepts.
 #[derive(Clone, Debug)]
 pub struct Gate {
     topic: Topic,
@@ -26,21 +25,21 @@ pub struct Gate {
     others: Vec<String>,
 }
 
-/// Where in the fleet a message belongs, by its topic.
+/// The kind and the origin of a message, by its topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// An event.
+    #[allow(missing_docs)]
     Event,
     /// One shard of a host's snapshot.
     Shard {
-        /// Whose.
+        /// The host of the branch, which the payload must match.
         host: HostName,
         /// The last level of its topic.
         index: u32,
     },
     /// The presence of a host.
     Presence {
-        /// Whose.
+        #[allow(missing_docs)]
         host: HostName,
     },
     /// Another topic that this client subscribed to.
@@ -53,12 +52,12 @@ pub struct Admitted {
     source: Source,
     payload: Vec<u8>,
     trusted: bool,
-    /// Fit to be printed.
+    /// Safe to print.
     topic: String,
     me: HostName,
 }
 
-/// A message that did not pass, and why.
+/// A message that was rejected, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {
     reason: RejectReason,
@@ -77,7 +76,7 @@ impl Gate {
         Self { topic, me, signing, others }
     }
 
-    /// Decides on a message that came on a topic.
+    /// Checks a message that was received on a topic.
     ///
     /// # Errors
     /// [`Rejected`]
@@ -108,9 +107,9 @@ impl Gate {
         }
     }
 
-    /// Where a topic belongs, and the one that the message was published and signed on.
+    /// Classifies a topic; also returns the topic that the sender published on and signed.
     fn classify(&self, came: &str) -> Result<(Source, String), String> {
-        // RabbitMQ makes a slash of each dot.
+        // RabbitMQ replaces each dot in a topic by a slash.
         let same = |other: &&String| other.replace('.', "/") == came.replace('.', "/");
         if let Some(other) = self.others.iter().find(same) {
             return Ok((Source::Other(other.clone()), other.clone()));
@@ -121,7 +120,7 @@ impl Gate {
         let Some(below) = self.topic.retained_below(came) else {
             return Err("the topic is not below MQTT_TOPIC".to_owned());
         };
-        // A host name is one level, whatever became of its dots.
+        // A host name is one level of the topic, so a slash in it was a dot.
         let named = |host: &str| {
             HostName::new(&host.replace('/', "."))
                 .map_err(|why| format!("the host in the topic {why}"))
@@ -143,7 +142,7 @@ impl Gate {
         }
     }
 
-    /// Whether a message is verified, or the fleet has no key; or why it is not taken at all.
+    /// Whether a message is trusted: its signature is valid, or the fleet has no key. `Err`: why it is rejected.
     fn verify(
         &self,
         source: &Source,
@@ -153,7 +152,7 @@ impl Gate {
         let max = match source {
             Source::Event => MAX_EVENT_BYTES,
             Source::Shard { .. } => MAX_SHARD_BYTES,
-            // `check` has a message as large as a shard come back.
+            // `check` publishes a message as large as a shard to itself.
             Source::Presence { .. } | Source::Other(_) => MAX_PRESENCE_BYTES,
         };
         if payload.len() > max {
@@ -161,7 +160,7 @@ impl Gate {
             return Err((RejectReason::TooLarge, why));
         }
         let Some(signing) = &self.signing else { return Ok(true) };
-        // An empty payload clears a topic, and cannot be signed.
+        // An empty payload clears a retained topic, and cannot be signed.
         if payload.is_empty() || matches!(source, Source::Other(_)) {
             return Ok(false);
         }
@@ -187,7 +186,7 @@ const OWN: &str =
     "the message has this host's name but no signature, and this host signs all its messages";
 const UNBAN: &str = "the fleet unban is not signed";
 
-/// The number of a shard, in its one spelling.
+/// Parses the number of a shard; only its canonical spelling is valid.
 fn index(digits: &str) -> Option<u32> {
     let index = digits.parse::<u32>().ok().filter(|index| *index < MAX_SHARDS)?;
     (index.to_string() == digits).then_some(index)
@@ -206,7 +205,7 @@ fn shown(topic: &str) -> String {
 }
 
 impl Source {
-    /// The host in whose branch it is.
+    /// The host in whose branch the topic is.
     #[must_use]
     pub fn host(&self) -> Option<&HostName> {
         match self {
@@ -228,26 +227,26 @@ impl Source {
 }
 
 impl Admitted {
-    /// Where it belongs.
+    /// The kind and the origin of the message.
     #[must_use]
     pub fn source(&self) -> &Source {
         &self.source
     }
 
-    /// Its bytes.
+    /// The bytes of the message.
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         &self.payload
     }
 
-    /// Whether its signature is good, or the fleet has no key. **Nothing that was learned from any other
-    /// message may appear in a signed one.**
+    /// Whether the signature is valid, or the fleet has no key. Invariant: this host puts nothing into a signed message
+    /// that it learned from an untrusted one.
     #[must_use]
     pub fn is_trusted(&self) -> bool {
         self.trusted
     }
 
-    /// The event that it is. A fleet unban and what is in this host's own name have to be trusted.
+    /// Parses an event. A fleet unban, or an event with this host's name, must be trusted.
     ///
     /// # Errors
     /// [`Rejected`]
@@ -266,25 +265,25 @@ impl Admitted {
         Err(self.reject(RejectReason::Unsigned, WHAT, why.to_owned()))
     }
 
-    /// The shard that it is. Of an unsigned one only those fleet unbans are left that `is_known` knows.
+    /// Parses a shard. If the shard is untrusted, only the fleet unbans that `is_known` accepts stay in it.
     ///
     /// # Errors
     /// [`Rejected`]
     pub fn shard(&self, is_known: impl Fn(&FleetUnban) -> bool) -> Result<Shard, Rejected> {
         const WHAT: &str = "shard";
-        let mut part = Shard::parse(&self.payload).map_err(|why| self.malformed(WHAT, &why))?;
-        let (host, index) = (part.host.clone(), part.id.index());
+        let mut shard = Shard::parse(&self.payload).map_err(|why| self.malformed(WHAT, &why))?;
+        let (host, index) = (shard.host.clone(), shard.id.index());
         if self.source != (Source::Shard { host, index }) {
             let why = "host or shard number differ from the topic".to_owned();
             return Err(self.reject(RejectReason::WrongTopic, WHAT, why));
         }
         if !self.trusted {
-            part.unbans.retain(is_known);
+            shard.unbans.retain(is_known);
         }
-        Ok(part)
+        Ok(shard)
     }
 
-    /// The presence that it is.
+    /// Parses a presence.
     ///
     /// # Errors
     /// [`Rejected`]
@@ -296,7 +295,7 @@ impl Admitted {
         Presence::parse(&self.payload).map_err(|why| self.malformed(WHAT, &why))
     }
 
-    /// Rejects it for what is in it.
+    /// Rejects the message because of its content.
     #[must_use]
     pub fn reject(&self, reason: RejectReason, what: &'static str, why: String) -> Rejected {
         let (host, shard) = (self.source.host().cloned(), self.source.shard());
@@ -318,31 +317,31 @@ impl Admitted {
 }
 
 impl Rejected {
-    /// The reason.
+    #[allow(missing_docs)]
     #[must_use]
     pub fn reason(&self) -> RejectReason {
         self.reason
     }
 
-    /// Its topic, fit to be printed.
+    /// The topic, safe to print.
     #[must_use]
     pub fn topic(&self) -> &str {
         &self.topic
     }
 
-    /// The host in whose branch it is.
+    /// The host in whose branch the topic is.
     #[must_use]
     pub fn host(&self) -> Option<&HostName> {
         self.host.as_ref()
     }
 
-    /// The shard in that branch on whose topic it is.
+    /// The shard of that host, by the topic.
     #[must_use]
     pub fn shard(&self) -> Option<u32> {
         self.shard
     }
 
-    /// Which of this host's own shards it took the place of.
+    /// Which own shard of this host the message replaced on the broker.
     #[must_use]
     pub fn own_shard(&self) -> Option<u32> {
         self.own_shard

@@ -1,29 +1,30 @@
-//! How much one host may say in a minute: far more than any honest one has to. What is beyond costs next to
-//! nothing, and the snapshot of its host, which is read all the same, makes up for it.
+//! Rate limits per host (R21), far above what an honest host sends. A message beyond the limit is dropped before it
+//! costs anything; the host's snapshot, which has its own limit, replaces it.
 
 use std::collections::HashMap;
 
 use crate::clock::is_within;
 use crate::wire::HostName;
 
+/// In milliseconds.
 const MINUTE: i64 = 60_000;
 
-/// How many hosts are told apart; the others count as one.
+/// The most hosts that are counted separately; the others share one count.
 const MAX_HOSTS: usize = 2_000;
 
-/// What is limited.
+/// The kinds of messages that are limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MessageKind {
-    /// A ban or unban. A burst of thousands in seconds is honest.
+    /// A ban or unban. An honest host may send thousands within seconds.
     Event,
-    /// A fleet unban: each is an operator's.
+    /// A fleet unban, which an operator sends.
     FleetUnban,
-    /// A part of a snapshot, of which a host has 512 at most.
+    /// A shard of a snapshot; a host has at most 512.
     Shard,
 }
 
 impl MessageKind {
-    /// The most of them of one host in a minute.
+    /// The most messages of this kind that one host may send per minute.
     #[must_use]
     pub fn per_minute(self) -> usize {
         match self {
@@ -34,17 +35,17 @@ impl MessageKind {
     }
 }
 
-/// What each host said in the last minute.
+/// The number of messages of each host in the current minute, by [`MessageKind`].
 #[derive(Debug, Default)]
 pub struct RateLimiter {
     counts: HashMap<Option<HostName>, [u32; 3]>,
-    /// When the minute began, in milliseconds.
+    /// When the minute started, in milliseconds.
     since: i64,
 }
 
 impl RateLimiter {
-    /// Counts a message of a host; answers whether it is one too many. A `peer`, of which the fleet keeps
-    /// something, is always told apart. `now` is in milliseconds.
+    /// Counts a message of a host; returns whether it exceeds the limit. A `peer`, a host with claims here, always has
+    /// its own count. `now` is in milliseconds.
     pub fn exceeds_limit(
         &mut self,
         host: &HostName,
@@ -58,8 +59,8 @@ impl RateLimiter {
         }
         let own =
             peer || self.counts.len() < MAX_HOSTS || self.counts.contains_key(&Some(host.clone()));
-        let said = self.counts.entry(own.then(|| host.clone())).or_default();
-        let count = &mut said[kind as usize];
+        let counts = self.counts.entry(own.then(|| host.clone())).or_default();
+        let count = &mut counts[kind as usize];
         *count = count.saturating_add(1);
         usize::try_from(*count).is_ok_and(|count| count > kind.per_minute())
     }
@@ -70,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_host_has_so_many_words_a_minute() {
+    fn messages_of_a_host_beyond_its_limit_are_rejected_until_the_next_minute() {
         let (web1, web2) = (HostName::new("web1").unwrap(), HostName::new("web2").unwrap());
         let mut limits = RateLimiter::default();
         let now = 1_795_342_588_000;

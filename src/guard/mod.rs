@@ -1,7 +1,7 @@
-//! Which of the fleet's words this host obeys. Pure: accept, or refuse and say why. [`RejectCounters`] counts what
-//! was refused, [`RateLimiter`] counts the messages of each host, [`JailFilter`] says which jails take part, and [`gate`]
-//! decides before all of them which messages are the fleet's. `special` has the table of special-purpose
-//! addresses.
+//! Decides which messages this host accepts (R1). Pure: an event is accepted, or rejected with a reason.
+//! [`gate`] checks topic, size and signature first. [`RejectCounters`] counts rejections by reason, [`RateLimiter`]
+//! counts the messages of each host, [`JailFilter`] has the shared jails, and `special` has the table of
+//! special-purpose addresses.
 
 pub mod gate;
 mod limits;
@@ -20,42 +20,40 @@ pub use special::{embedded_ipv4, is_bannable, is_reportable};
 
 use crate::wire::{Action, Event, HostName, Jail, Shard, UnbanId};
 
-/// What is to be done with an event.
+/// What to do with an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// It is a word that counts.
+    /// Apply it.
     Accept,
-    /// It is this host's own word, come back.
+    /// It is this host's own event, which the broker sent back.
     Echo,
-    /// It tells nothing new: that a ban was restored after a start, or what this host itself once said of
-    /// a jail that does not take part any more.
+    /// It has no effect: a restored ban, or an own event about a jail that is no longer shared.
     Ignore,
-    /// It is not obeyed.
+    /// Drop it, and count the reason.
     Reject(RejectReason),
 }
 
-/// **What is old.** Where messages are signed, an old one sent again is signed well. A newer word of its host
-/// makes it count for nothing; but a host that has just started has not heard that yet, or a broker keeps it
-/// back. So an event is refused after two days (one may wait in a queue for one), a part of a snapshot after
-/// thirty: fleet unbans are not remembered for longer. In milliseconds.
-const OLD_EVENT: i64 = 2 * 86_400_000;
-const OLD_PART: i64 = 30 * 86_400_000;
+/// The greatest age of a signed message, in milliseconds. An old message sent again still has a valid signature. A
+/// newer message of its host supersedes it, but a host that has just started may not have that one, and a broker can
+/// withhold it. An event may wait in a queue for a day; fleet unbans are kept for 30 days (R17), and so are shards.
+const MAX_EVENT_AGE: i64 = 2 * 86_400_000;
+const MAX_SHARD_AGE: i64 = 30 * 86_400_000;
 
-/// **The horizon of stamps.** A message whose stamp is further ahead of this host's clock is rejected: the
-/// greatest stamp counts, and one of the far future would keep its host mute until then. In milliseconds.
+/// How far a stamp may be ahead of this host's clock, in milliseconds. The greatest stamp of a host counts, so one in
+/// the far future would silence the host until then.
 pub const HORIZON: i64 = 86_400_000;
 
-/// The clocks of honest hosts differ by no more than this, in milliseconds: a stamp that is further beyond the
-/// horizon no other host has accepted, and one that is as far below it all accept.
+/// The greatest difference between the clocks of honest hosts, in milliseconds. No host has accepted a stamp that is
+/// further beyond the horizon; every host accepts one that is as far below it.
 pub const HORIZON_MARGIN: i64 = 600_000;
 
-/// Judges what comes from the fleet.
+/// Accepts or rejects the messages of the fleet.
 #[derive(Clone, Debug)]
 pub struct Guard {
     me: HostName,
-    /// Messages are signed.
+    /// Whether the fleet signs its messages.
     pub signed: bool,
-    /// Which jails take part.
+    /// The shared jails.
     pub sharing: JailFilter,
 }
 
@@ -66,7 +64,7 @@ impl Guard {
         Self { me, signed, sharing }
     }
 
-    /// Why an event is of another time, if it is; `now` is in milliseconds. A script's has no time.
+    /// Why an event is too old or too far ahead, if so; `now` is in milliseconds. A script's event has no stamp.
     #[must_use]
     pub fn check_event_time(&self, event: &Event, now: i64) -> Option<RejectReason> {
         if event.host == self.me && event.id.is_none() {
@@ -75,25 +73,24 @@ impl Guard {
         check_event_stamp(event, self.signed, now)
     }
 
-    /// The same of a part of a snapshot.
+    /// The same for a shard.
     #[must_use]
-    pub fn check_part_time(&self, part: &Shard, now: i64) -> Option<RejectReason> {
-        if part.host == self.me {
+    pub fn check_shard_time(&self, shard: &Shard, now: i64) -> Option<RejectReason> {
+        if shard.host == self.me {
             return None;
         }
-        check_part_stamp(part, self.signed, now)
+        check_shard_stamp(shard, self.signed, now)
     }
 
-    /// Judges an event. `jails` are those that fail2ban has; `None` while that is not known, when every
-    /// jail is given the benefit of the doubt.
+    /// Judges an event. `jails` are the jails of fail2ban; `None` if they are unknown, and then every jail passes.
     #[must_use]
     pub fn judge(&self, event: &Event, jails: Option<&BTreeSet<Jail>>) -> Admission {
         let shared = self.sharing.includes(&event.jail);
-        // What is meant for the whole fleet this host obeys, too, whoever sent it.
+        // A fleet unban also applies to the host that sent it (R16).
         if event.host == self.me && event.id.is_none() {
             return if shared { Admission::Echo } else { Admission::Ignore };
         }
-        // A fleet unban of every jail names one that need not be here.
+        // A fleet unban for all jails names some jail that this host may not have.
         if !shared && !event.all_jails {
             return Admission::Reject(RejectReason::NotShared);
         }
@@ -111,8 +108,7 @@ impl Guard {
         }
     }
 
-    /// Why no ban of another host passes that is like the one in an event, if none does: the jails of fail2ban
-    /// aside.
+    /// Why this host would reject a ban like the one in an event, if so. The jails of fail2ban are not considered.
     #[must_use]
     pub fn rejects_ban(&self, event: &Event) -> Option<RejectReason> {
         let ban = Event { action: Action::Ban, restored: 0, ..event.clone() };
@@ -123,21 +119,21 @@ impl Guard {
     }
 }
 
-/// Why an event of another host is of another time, if it is: `signed` says that the fleet has a key, `now` is in
+/// Why an event of another host is too old or too far ahead, if so. `signed`: the fleet signs messages; `now` is in
 /// milliseconds.
 #[must_use]
 pub fn check_event_stamp(event: &Event, signed: bool, now: i64) -> Option<RejectReason> {
     let made = event.id.as_ref().map_or(event.stamp, UnbanId::created_at);
-    let old = signed && made > 0 && now.saturating_sub(made) > OLD_EVENT;
+    let old = signed && made > 0 && now.saturating_sub(made) > MAX_EVENT_AGE;
     let ahead = is_ahead(event.stamp, now) || is_ahead(made, now);
     if ahead { Some(RejectReason::Ahead) } else { old.then_some(RejectReason::Old) }
 }
 
-/// The same of a part of another host's snapshot.
+/// The same for a shard of another host.
 #[must_use]
-pub fn check_part_stamp(part: &Shard, signed: bool, now: i64) -> Option<RejectReason> {
-    let old = signed && now.saturating_sub(part.stamp) > OLD_PART;
-    if is_ahead(part.stamp, now) {
+pub fn check_shard_stamp(shard: &Shard, signed: bool, now: i64) -> Option<RejectReason> {
+    let old = signed && now.saturating_sub(shard.stamp) > MAX_SHARD_AGE;
+    if is_ahead(shard.stamp, now) {
         Some(RejectReason::Ahead)
     } else {
         old.then_some(RejectReason::Old)
@@ -170,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn each_event_has_its_verdict() {
+    fn each_event_has_its_admission() {
         use Admission::{Accept, Echo, Ignore, Reject};
         use RejectReason::{NotShared, Unbannable, UnknownAction, UnknownJail};
         let ip = "203.0.113.9";
@@ -213,8 +209,8 @@ mod tests {
         let not = BTreeSet::from([Jail::new("mail").unwrap()]);
         let guard = Guard::new(HostName::new("web1").unwrap(), false, JailFilter::new(None, not));
         let jails = ["sshd", "mail"].map(|jail| Jail::new(jail).unwrap()).into();
-        for (event, verdict) in table {
-            assert_eq!(guard.judge(&event, Some(&jails)), verdict, "{event:?}");
+        for (event, admission) in table {
+            assert_eq!(guard.judge(&event, Some(&jails)), admission, "{event:?}");
         }
         let other = event("ban", "ssh", ip, "web2", 0);
         assert_eq!(guard.judge(&other, None), Accept, "fail2ban is away: it will be asked later");
@@ -228,9 +224,9 @@ mod tests {
             |signed| Guard::new(HostName::new("web1").unwrap(), signed, JailFilter::default());
         let event =
             |host: &str, stamp| Event { stamp, ..event("ban", "sshd", "192.0.2.1", host, 0) };
-        let part = |stamp| {
-            let (slice, host) = (ShardId::new(0, 1).unwrap(), HostName::new("web2").unwrap());
-            Shard { host, stamp, time: 0, id: slice, bans: Vec::new(), unbans: Vec::new() }
+        let shard = |stamp| {
+            let (id, host) = (ShardId::new(0, 1).unwrap(), HostName::new("web2").unwrap());
+            Shard { host, stamp, time: 0, id: id, bans: Vec::new(), unbans: Vec::new() }
         };
         let old = Some(RejectReason::Old);
         let ahead = Some(RejectReason::Ahead);
@@ -265,8 +261,8 @@ mod tests {
             (now + DAY + 1, ahead, ahead),
         ];
         for (stamp, signed, unsigned) in table {
-            assert_eq!(guard(true).check_part_time(&part(stamp), now), signed);
-            assert_eq!(guard(false).check_part_time(&part(stamp), now), unsigned);
+            assert_eq!(guard(true).check_shard_time(&shard(stamp), now), signed);
+            assert_eq!(guard(false).check_shard_time(&shard(stamp), now), unsigned);
         }
     }
 }

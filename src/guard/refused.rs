@@ -1,46 +1,46 @@
-//! What was refused, counted by its reason. The reasons are a closed list, and their names are for good:
-//! they are in what a host says of itself, and in its figures.
+//! Reasons for rejection, and their counters. The names of the reasons are part of presence, metrics and the status
+//! file, so they never change.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Why a message of the fleet, or a part of one, is not obeyed.
+/// Why a message, or one ban in it, was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RejectReason {
-    /// It is no message: not the JSON that it should be, or a field is not what it must be.
+    /// The message is not the expected JSON, or a field is invalid.
     Malformed,
-    /// It is on another topic than its host or its part has.
+    /// The topic does not match the kind, the host or the shard of the message.
     WrongTopic,
-    /// It is larger than any message of the fleet.
+    /// The message exceeds the size limit.
     TooLarge,
-    /// It says neither ban nor unban.
+    /// The action is neither ban nor unban.
     UnknownAction,
-    /// fail2ban here has no such jail.
+    /// This host's fail2ban does not have the jail.
     UnknownJail,
-    /// The jail does not take part on this host.
+    /// This host does not share the jail.
     NotShared,
-    /// No other machine can have such an address: loopback, multicast, link-local.
+    /// The address can be no other machine's: loopback, multicast, link-local.
     Unbannable,
-    /// The settings keep the address from being banned.
+    /// `MQTT_NEVER_BAN` has the address.
     NeverBan,
     /// The jail's `ignoreip` has the address, or it is this host's own or the broker's.
     IgnoreList,
-    /// It is not signed, and has to be.
+    /// The message is not signed but must be.
     Unsigned,
-    /// It is signed with another key, or was changed.
+    /// The signature does not match: another key, another topic, or a changed message.
     WrongSignature,
-    /// It was true once: a message of long ago, sent again.
+    /// The message is too old: probably a replay.
     Old,
-    /// Its time is more than a day ahead of this host's clock.
+    /// The stamp is more than a day ahead of this host's clock.
     Ahead,
-    /// It is beyond what is kept in mind of one host, or of all.
+    /// A limit on entries, of one host or in total, is reached.
     TooMany,
-    /// Its host says more in a minute than any host has to say.
+    /// The host exceeds the limit of messages per minute.
     TooFast,
 }
 
 impl RejectReason {
-    /// All of them, in their order.
+    /// All reasons, in the order of their discriminants.
     pub const ALL: [Self; 15] = [
         Self::Malformed,
         Self::WrongTopic,
@@ -59,7 +59,7 @@ impl RejectReason {
         Self::TooFast,
     ];
 
-    /// Its name.
+    /// The stable name of the reason.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -88,29 +88,29 @@ impl fmt::Display for RejectReason {
     }
 }
 
-/// How often what was refused since the daemon started.
+/// The number of rejections by reason since the daemon started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RejectCounters([u64; RejectReason::ALL.len()]);
 
 impl RejectCounters {
-    /// Counts one.
-    pub fn count(&mut self, refusal: RejectReason) {
-        let count = &mut self.0[refusal as usize];
+    #[allow(missing_docs)]
+    pub fn count(&mut self, reason: RejectReason) {
+        let count = &mut self.0[reason as usize];
         *count = count.saturating_add(1);
     }
 
-    /// How often something was refused for this reason.
+    /// The number of rejections for a reason.
     #[must_use]
-    pub fn of(&self, refusal: RejectReason) -> u64 {
-        self.0[refusal as usize]
+    pub fn of(&self, reason: RejectReason) -> u64 {
+        self.0[reason as usize]
     }
 
-    /// How often for each reason, those that never were left out.
+    /// The counts above 0, by the name of the reason.
     #[must_use]
     pub fn by_name(&self) -> BTreeMap<String, u64> {
-        let counts = RejectReason::ALL.into_iter().map(|refusal| (refusal, self.of(refusal)));
+        let counts = RejectReason::ALL.into_iter().map(|reason| (reason, self.of(reason)));
         let some = counts.filter(|(_, count)| *count > 0);
-        some.map(|(refusal, count)| (refusal.name().to_owned(), count)).collect()
+        some.map(|(reason, count)| (reason.name().to_owned(), count)).collect()
     }
 }
 
@@ -119,17 +119,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_reason_has_a_name_and_a_counter_of_its_own() {
-        let mut refusals = RejectCounters::default();
-        assert!(refusals.by_name().is_empty());
-        for (n, refusal) in RejectReason::ALL.into_iter().enumerate() {
+    fn each_reason_has_its_name_and_counter() {
+        let mut rejections = RejectCounters::default();
+        assert!(rejections.by_name().is_empty());
+        for (n, reason) in RejectReason::ALL.into_iter().enumerate() {
             let word = |c: char| c.is_ascii_lowercase() || c == '_';
-            assert!(refusal.name().chars().all(word) && refusal.name().len() <= 32);
-            assert_eq!(refusal as usize, n);
-            (0..=n).for_each(|_| refusals.count(refusal));
+            assert!(reason.name().chars().all(word) && reason.name().len() <= 32);
+            assert_eq!(reason as usize, n);
+            (0..=n).for_each(|_| rejections.count(reason));
         }
-        assert_eq!(refusals.of(RejectReason::Old), 12);
-        let by_name = refusals.by_name();
+        assert_eq!(rejections.of(RejectReason::Old), 12);
+        let by_name = rejections.by_name();
         assert_eq!(by_name.len(), RejectReason::ALL.len(), "no name twice");
         assert_eq!((by_name["malformed"], by_name["too_fast"]), (1, 15));
     }

@@ -1,11 +1,11 @@
-//! Which jails take part, both ways: what is detected here in one that does not is told to nobody, and
-//! nobody's word on it counts here.
+//! The shared jails. Sharing works both ways: this host publishes no detection of a jail that is not shared, and
+//! accepts no ban for it.
 
 use std::collections::BTreeSet;
 
 use crate::wire::Jail;
 
-/// What `MQTT_JAILS` and `MQTT_NOT_JAILS` say; by default all take part.
+/// The settings `MQTT_JAILS` and `MQTT_NOT_JAILS`; by default, all jails are shared.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct JailFilter {
     only: Option<BTreeSet<Jail>>,
@@ -13,25 +13,25 @@ pub struct JailFilter {
 }
 
 impl JailFilter {
-    /// `only` these, or all, but `not` those.
+    /// Shares `only` these jails, or all if that is `None`, except those in `not`.
     #[must_use]
     pub fn new(only: Option<BTreeSet<Jail>>, not: BTreeSet<Jail>) -> Self {
         Self { only, not }
     }
 
-    /// Whether a jail takes part.
+    /// Whether a jail is shared.
     #[must_use]
     pub fn includes(&self, jail: &Jail) -> bool {
         self.only.as_ref().is_none_or(|only| only.contains(jail)) && !self.not.contains(jail)
     }
 
-    /// Those of the jails that fail2ban has that take part.
+    /// The shared ones among the jails of fail2ban.
     #[must_use]
     pub fn filter(&self, jails: &BTreeSet<Jail>) -> BTreeSet<Jail> {
         jails.iter().filter(|jail| self.includes(jail)).cloned().collect()
     }
 
-    /// Jails that are to take part, and that fail2ban does not have.
+    /// The jails in `MQTT_JAILS` that fail2ban does not have.
     #[must_use]
     pub fn unmatched(&self, jails: &BTreeSet<Jail>) -> Vec<&Jail> {
         self.only.iter().flatten().filter(|jail| !jails.contains(*jail)).collect()
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_take_part_or_those_that_are_named_but_others() {
+    fn jail_filter_includes_all_or_only_named_jails_without_excluded_ones() {
         let set = |names: &str| -> BTreeSet<Jail> {
             names.split_whitespace().map(|name| Jail::new(name).unwrap()).collect()
         };

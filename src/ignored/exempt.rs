@@ -1,5 +1,5 @@
-//! Gathers whom a jail is never to ban, anew each time it is asked: `ignoreip` may have changed, and so may
-//! the files and names in it, this host's network, and where the broker is.
+//! Collects the exempt addresses of a jail. It does so at every request, because `ignoreip`, its files and names, this
+//! host's network and the broker's address may have changed.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,26 +16,26 @@ use super::{IgnoreList, IgnoreReason, network};
 use crate::broker::PeerAddresses;
 use crate::wire::Jail;
 
-/// The largest file of addresses that is read, in bytes.
+/// The largest address file, in bytes.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
 
-/// What does not change, and what was learned last.
+/// The settings, and caches of names and files.
 #[derive(Debug, Default)]
 pub struct IgnoreListResolver {
-    /// What the settings name.
+    /// `MQTT_NEVER_BAN`.
     never: Vec<IpNet>,
-    /// Where the brokers are: names or addresses.
+    /// The brokers' names or addresses.
     brokers: Vec<String>,
-    /// Where a broker was really reached: exempt whatever the resolver says.
+    /// The addresses of connected brokers, exempt whatever the resolver returns.
     peers: PeerAddresses,
-    /// This host's own name.
+    /// This host's name.
     own: String,
     names: Names,
     files: Files,
 }
 
 impl IgnoreListResolver {
-    /// For a host of this name and these settings.
+    /// A resolver for a host of this name with these settings.
     #[must_use]
     pub fn new(never: Vec<IpNet>, brokers: Vec<String>, own: String) -> Self {
         Self { never, brokers, own, ..Self::default() }
@@ -47,13 +47,13 @@ impl IgnoreListResolver {
         Self { peers, ..self }
     }
 
-    /// Of no settings, for whoever can wait for names.
+    /// A resolver without settings, for a caller that can wait for names.
     #[must_use]
     pub fn patient(first_wait: Duration) -> Self {
         Self { names: Names::with_first_wait(first_wait), ..Self::default() }
     }
 
-    /// Whom a jail with these entries in `ignoreip` is never to ban, and what is wrong with them.
+    /// The exempt addresses of a jail with these entries in `ignoreip`, and warnings.
     pub async fn resolve(&mut self, jail: &Jail, entries: &[String]) -> (IgnoreList, Vec<String>) {
         let (mut ignored, mut wrong) = (IgnoreList::default(), Vec::new());
         for network in &self.never {
@@ -89,17 +89,17 @@ impl IgnoreListResolver {
             names.truncate(MAX_NAMES);
         }
         self.names.refresh(names.iter().map(|(name, _)| name.as_str())).await;
-        for (name, because) in names {
+        for (name, reason) in names {
             let resolution = self.names.resolution(&name);
-            wrong.extend(fault(&name, because, &resolution, jail));
+            wrong.extend(fault(&name, reason, &resolution, jail));
             match resolution {
                 Resolution::Addresses(addresses) => {
                     for address in addresses {
-                        ignored.add(IpNet::from(address.to_canonical()), because);
+                        ignored.add(IpNet::from(address.to_canonical()), reason);
                     }
                 }
-                // Any address may be one of its. A broker's is known once this host is connected to it.
-                Resolution::Unknown(_) if because == IgnoreReason::Jail => ignored.set_incomplete(),
+                // Any address may be exempt by this name. A broker's address is known once it is connected.
+                Resolution::Unknown(_) if reason == IgnoreReason::Jail => ignored.set_incomplete(),
                 Resolution::None(_) | Resolution::Unknown(_) => {}
             }
         }
@@ -107,14 +107,9 @@ impl IgnoreListResolver {
     }
 }
 
-/// What is wrong with a name, and what follows from that.
-fn fault(
-    name: &str,
-    because: IgnoreReason,
-    resolution: &Resolution,
-    jail: &Jail,
-) -> Option<String> {
-    match (because, resolution) {
+/// The warning about a name that does not resolve, with the consequence.
+fn fault(name: &str, reason: IgnoreReason, resolution: &Resolution, jail: &Jail) -> Option<String> {
+    match (reason, resolution) {
         (_, Resolution::Addresses(_)) | (IgnoreReason::Own, _) => None,
         (IgnoreReason::Jail, Resolution::Unknown(why)) => Some(format!(
             "ignoreip of {jail}: cannot resolve {name}: {why}; no bans are imported into {jail} until \
@@ -130,16 +125,16 @@ fn fault(
     }
 }
 
-/// An entry is an address or a network, or else a name.
+/// Adds an entry to the addresses or to the names.
 fn sort(
     entry: &str,
-    because: IgnoreReason,
+    reason: IgnoreReason,
     ignored: &mut IgnoreList,
     names: &mut Vec<(String, IgnoreReason)>,
 ) {
     match network(entry) {
-        Some(network) => ignored.add(network, because),
-        None => names.push((entry.to_owned(), because)),
+        Some(network) => ignored.add(network, reason),
+        None => names.push((entry.to_owned(), reason)),
     }
 }
 
@@ -149,14 +144,14 @@ fn file(entry: &str) -> Option<PathBuf> {
     Some(Path::new("/").join(path.trim_start_matches('/')))
 }
 
-/// The addresses of this host's own interfaces; none where they cannot be had.
+/// The addresses of this host's interfaces; none if the system does not list them.
 #[must_use]
 pub fn own_addresses() -> Vec<IpAddr> {
     let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
     interfaces.iter().map(if_addrs::Interface::ip).collect()
 }
 
-/// The addresses that are this host's: those of its interfaces, and the network and broadcast addresses of
+/// The addresses of this host: those of its interfaces, and the network and broadcast addresses of
 /// their IPv4 subnets, to which this host answers as well.
 fn own_networks() -> Vec<IpNet> {
     let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
@@ -170,7 +165,7 @@ fn own_networks() -> Vec<IpNet> {
     own
 }
 
-/// The network and broadcast addresses of a subnet; one of a single address or two has none (RFC 3021).
+/// The network and broadcast addresses of a subnet; a /31 or /32 has none (RFC 3021).
 fn edges(address: Ipv4Addr, mask: Ipv4Addr) -> Vec<IpNet> {
     match Ipv4Net::with_netmask(address, mask) {
         Ok(subnet) if subnet.prefix_len() < 31 => {
@@ -180,13 +175,13 @@ fn edges(address: Ipv4Addr, mask: Ipv4Addr) -> Vec<IpNet> {
     }
 }
 
-/// Files of addresses, read when they change. One that cannot be read takes nobody from the list.
+/// Address files, read when they change. The entries of a file that becomes unreadable stay exempt.
 #[derive(Debug, Default)]
 struct Files {
     known: HashMap<PathBuf, (Option<Version>, Vec<String>)>,
 }
 
-/// What changes with each change of a file.
+/// Modification time and size, which identify the version of a file.
 type Version = (SystemTime, u64);
 
 impl Files {
@@ -225,9 +220,9 @@ impl Files {
 /// beginning of one makes the rest of its line a comment.
 fn entries(text: &str) -> Vec<String> {
     let of_line = |line| {
-        let words = str::split(line, |c: char| c.is_whitespace() || c == ',');
-        let words = words.filter(|word| !word.is_empty());
-        words.take_while(|word| !word.starts_with(['#', ';'])).map(str::to_owned)
+        let entries = str::split(line, |c: char| c.is_whitespace() || c == ',');
+        let entries = entries.filter(|word| !word.is_empty());
+        entries.take_while(|word| !word.starts_with(['#', ';'])).map(str::to_owned)
     };
     text.lines().flat_map(of_line).collect()
 }
@@ -271,8 +266,8 @@ mod tests {
             ("198.51.100.4", Some(IgnoreReason::Settings)),
             ("127.0.0.1", Some(IgnoreReason::Own)),
         ];
-        for (address, because) in table {
-            assert_eq!(why(&ignored, address), because, "{address}");
+        for (address, reason) in table {
+            assert_eq!(why(&ignored, address), reason, "{address}");
         }
         // It changes; it is gone, and the last that it said still counts.
         std::fs::write(&path, "198.18.7.1").unwrap();
@@ -323,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_of_names_are_told_apart() {
+    fn each_fault_of_a_name_has_its_message() {
         use Resolution::{Addresses, None, Unknown};
         let table = [
             (IgnoreReason::Jail, Addresses(Vec::new()), ""),
@@ -345,8 +340,8 @@ mod tests {
             ),
             (IgnoreReason::Own, Unknown("why".to_owned()), ""),
         ];
-        for (because, resolution, text) in table {
-            assert_eq!(fault("x", because, &resolution, &jail()).unwrap_or_default(), text);
+        for (reason, resolution, text) in table {
+            assert_eq!(fault("x", reason, &resolution, &jail()).unwrap_or_default(), text);
         }
     }
 

@@ -1,5 +1,5 @@
-//! Which addresses are never banned here, and why: those in a jail's `ignoreip`, which `banip` passes over,
-//! those that the settings name, this host's own, and the broker's. [`IgnoreListResolver`] gathers them.
+//! Exempt addresses (R1): those in a jail's `ignoreip`, which `banip` bypasses, those in `MQTT_NEVER_BAN`, this host's
+//! own, and the broker's. [`IgnoreListResolver`] collects them.
 
 mod exempt;
 mod names;
@@ -15,23 +15,23 @@ use ipnet::IpNet;
 use crate::guard::{RejectReason, embedded_ipv4};
 use crate::wire::Address;
 
-/// Why an address is not to be banned.
+/// Why an address is exempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum IgnoreReason {
-    /// `MQTT_NEVER_BAN` has it.
+    /// `MQTT_NEVER_BAN` has the address.
     Settings,
-    /// It is this host's own.
+    /// The address is this host's own.
     Own,
-    /// It is the broker's.
+    /// The address is the broker's.
     Broker,
-    /// The jail's `ignoreip` has it.
+    /// The jail's `ignoreip` has the address.
     Jail,
-    /// The jail's `ignoreip` has a name that was never resolved: it may stand for this address.
+    /// The jail's `ignoreip` has a name that was never resolved, and that may resolve to this address.
     Unresolved,
 }
 
 impl IgnoreReason {
-    /// What it is counted as.
+    /// The reason under which the rejection is counted.
     #[must_use]
     pub fn reject_reason(self) -> RejectReason {
         match self {
@@ -40,7 +40,7 @@ impl IgnoreReason {
         }
     }
 
-    /// Whether an import that stands has to go; one of which it is not known whether it may stand stays.
+    /// Whether an existing import must be released. An unresolved name is no proof, so the import stays.
     #[must_use]
     pub fn ends_imports(self) -> bool {
         self != Self::Unresolved
@@ -59,57 +59,57 @@ impl fmt::Display for IgnoreReason {
     }
 }
 
-/// Whom a jail is never to ban.
+/// The exempt addresses of a jail.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IgnoreList {
     addresses: BTreeMap<IpAddr, IgnoreReason>,
     networks: BTreeMap<IpNet, IgnoreReason>,
-    /// A name of the jail's was never resolved: any address may be one of its.
+    /// A name in `ignoreip` was never resolved, so any address may be exempt.
     incomplete: bool,
 }
 
 impl IgnoreList {
-    /// Adds an address or a network; of several reasons the first stays. An address that contains an
-    /// IPv4 address exempts that one, too: behind a NAT64, a name resolves to such an address. A network does
-    /// not: `64:ff9b::/96` contains every IPv4 address.
-    pub fn add(&mut self, network: IpNet, because: IgnoreReason) {
+    /// Adds an address or a network; the first of several reasons stays. An IPv6 address that embeds an IPv4 address
+    /// exempts that one, too: behind a NAT64, a name resolves to such an address. A network does not, because
+    /// `64:ff9b::/96` embeds every IPv4 address.
+    pub fn add(&mut self, network: IpNet, reason: IgnoreReason) {
         if network.prefix_len() == network.max_prefix_len() {
             for ip in forms(network.addr().to_canonical()) {
-                self.addresses.entry(ip).or_insert(because);
+                self.addresses.entry(ip).or_insert(reason);
             }
         } else {
-            self.networks.entry(network).or_insert(because);
+            self.networks.entry(network).or_insert(reason);
         }
     }
 
-    /// A name of the jail's was never resolved.
+    /// Records that a name was never resolved.
     pub fn set_incomplete(&mut self) {
         self.incomplete = true;
     }
 
-    /// Why an address is not to be banned, if it is not: because of itself, or of an IPv4 address in it.
+    /// Why an address, or an IPv4 address embedded in it, is exempt, if so.
     #[must_use]
     pub fn lookup(&self, address: Address) -> Option<IgnoreReason> {
         let known = forms(address.ip()).find_map(|ip| {
             let of_network = || self.networks.iter().find(|(network, _)| network.contains(&ip));
-            self.addresses.get(&ip).copied().or_else(|| of_network().map(|(_, because)| *because))
+            self.addresses.get(&ip).copied().or_else(|| of_network().map(|(_, reason)| *reason))
         });
         known.or(self.incomplete.then_some(IgnoreReason::Unresolved))
     }
 
-    /// Whether a name was never resolved, so that nothing is imported.
+    /// Whether a name was never resolved, so that nothing is imported into the jail.
     #[must_use]
     pub fn is_incomplete(&self) -> bool {
         self.incomplete
     }
 }
 
-/// An address, and each IPv4 address that it may stand for.
+/// An address, and each IPv4 address that it may embed.
 fn forms(ip: IpAddr) -> impl Iterator<Item = IpAddr> {
     iter::once(ip).chain(embedded_ipv4(ip).map(IpAddr::V4))
 }
 
-/// An address, `address/bits` or `address/mask`. What is written for IPv4 as IPv6 is IPv4.
+/// Parses an address, `address/bits` or `address/mask`. An IPv4-mapped IPv6 address becomes IPv4.
 #[must_use]
 pub fn network(text: &str) -> Option<IpNet> {
     if let Ok(address) = text.parse::<IpAddr>() {
@@ -171,8 +171,8 @@ mod tests {
             ("100.127.0.1", jail),
             ("100.128.0.1", None),
         ];
-        for (address, because) in table {
-            assert_eq!(ignored.lookup(Address::new(address).unwrap()), because, "{address}");
+        for (address, reason) in table {
+            assert_eq!(ignored.lookup(Address::new(address).unwrap()), reason, "{address}");
         }
         for text in ["web.example", "192.0.2.1/33", "192.0.2.0/255.0.255.0", "", "/8", "1.2.3"] {
             assert_eq!(network(text), None, "{text}");

@@ -1,5 +1,5 @@
-//! Resolves the names among those that are never to be banned. A name server that is slow or away neither
-//! takes a name from the list nor holds up what needs no name: lookups run beside, one each name.
+//! Resolves exempt names. A slow or unreachable name server neither removes a name from the list nor delays bans
+//! without names: lookups run in the background, one per name.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -12,20 +12,20 @@ use tokio::net::lookup_host;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-/// How long an answer counts; and after how long a name that was not answered is asked for again.
-const FRESH: Duration = Duration::from_mins(1);
-const RETRY: Duration = Duration::from_secs(5);
+/// How long an answer is valid, and when a lookup without an answer is repeated.
+const ANSWER_TTL: Duration = Duration::from_mins(1);
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
 
-/// How long a list waits for names that are asked for the first time. What comes later counts the next time.
+/// How long a request waits for names that are looked up for the first time. Later answers count for the next request.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 
-/// How many lookups run at once: the threads for them are few, and the broker's name needs one, too.
+/// The most concurrent lookups. The runtime has few threads for them, and the broker's name needs one, too.
 const MAX_LOOKUPS: usize = 2;
 
-/// How many names of a list are asked for: one with more is a list of addresses, or broken.
+/// The most names of a list that are looked up; a longer list is a mistake.
 pub(super) const MAX_NAMES: usize = 500;
 
-/// What a name stands for.
+/// The result of a lookup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Resolution {
     /// The addresses of the last answer that had some.
@@ -36,17 +36,17 @@ pub(super) enum Resolution {
     Unknown(String),
 }
 
-/// What is known of a name.
+/// The state of a name.
 #[derive(Debug)]
 struct NameEntry {
     resolution: Resolution,
-    /// When it was asked for last; and whether that goes on.
+    /// When the last lookup started, and whether it still runs.
     asked: Instant,
     pending: bool,
 }
 
 impl NameEntry {
-    /// Takes up an answer. A name that had addresses keeps them until it gets others.
+    /// Records an answer. A name that had addresses keeps them until a lookup returns others.
     fn update(&mut self, answer: io::Result<Vec<IpAddr>>) {
         self.pending = false;
         self.asked = Instant::now();
@@ -62,7 +62,11 @@ impl NameEntry {
     }
 
     fn is_due(&self) -> bool {
-        let pause = if matches!(self.resolution, Resolution::Unknown(_)) { RETRY } else { FRESH };
+        let pause = if matches!(self.resolution, Resolution::Unknown(_)) {
+            RETRY_PAUSE
+        } else {
+            ANSWER_TTL
+        };
         !self.pending && self.asked.elapsed() >= pause
     }
 }
@@ -101,19 +105,19 @@ impl Default for Names {
 }
 
 impl Names {
-    /// With another wait for names that are asked for the first time.
+    /// Names with another first wait.
     pub(super) fn with_first_wait(first_wait: Duration) -> Self {
         Self { first_wait, ..Self::default() }
     }
 
-    /// With a name server that never answers.
+    /// Names without a name server.
     #[cfg(test)]
     pub(super) fn unanswered() -> Self {
         let lookups = Arc::new(Semaphore::new(0));
         Self { lookups, ..Self::with_first_wait(Duration::ZERO) }
     }
 
-    /// Asks for those of which nothing fresh is known. Waits only for those that are new, and not for long.
+    /// Starts lookups of names without a valid answer. Waits only for new names, for a short time.
     pub(super) async fn refresh(&self, names: impl IntoIterator<Item = &str>) {
         let mut first = Vec::new();
         for name in names.into_iter().collect::<HashSet<_>>() {
@@ -135,7 +139,7 @@ impl Names {
         }
     }
 
-    /// Marks a name as asked for, if it is due; answers whether it is new.
+    /// Marks a name as pending if a lookup is due; then returns whether the name is new.
     fn begin(&self, name: &str) -> Option<bool> {
         let mut known = lock(&self.known);
         if let Some(entry) = known.get_mut(name) {
@@ -149,14 +153,14 @@ impl Names {
         Some(true)
     }
 
-    /// What a name stands for, as far as is known.
+    /// The current result for a name.
     pub(super) fn resolution(&self, name: &str) -> Resolution {
         let unknown = || Resolution::Unknown("not resolved yet".to_owned());
         lock(&self.known).get(name).map_or_else(unknown, |entry| entry.resolution.clone())
     }
 }
 
-/// Held for as long as it takes to look up or to write down, never while a name is resolved.
+/// Locks the table. Never hold the lock during a lookup.
 fn lock(known: &Mutex<HashMap<String, NameEntry>>) -> MutexGuard<'_, HashMap<String, NameEntry>> {
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }

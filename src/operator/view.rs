@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::fleet::claims::is_held;
 use crate::fleet::{Timing, is_outlived};
 use crate::guard::gate::{Admitted, Source};
-use crate::guard::{check_part_stamp, is_ahead, is_bannable};
+use crate::guard::{check_shard_stamp, is_ahead, is_bannable};
 use crate::wire::{
     Address, Ban, FleetUnban, HostName, HostState, Jail, Presence, Shard, ShardEntry, ShardId,
     UnbanId,
@@ -157,7 +157,7 @@ impl FleetView {
         // Fleet unbans of an unsigned shard void no bans, but they count as carried by the shard's own bans.
         let shard = message.shard(|_| true).ok();
         let Some(mut shard) =
-            shard.filter(|shard| check_part_stamp(shard, self.signed, now).is_none())
+            shard.filter(|shard| check_shard_stamp(shard, self.signed, now).is_none())
         else {
             self.reject(host, index);
             return Update::Nothing;

@@ -1,4 +1,4 @@
-//! Under which name this host is known to its broker, and where the rest of the store was learned.
+//! The identity of this host at its broker: the client ID, and the settings under which the store was filled.
 
 use rusqlite::{OptionalExtension as _, params};
 
@@ -11,25 +11,25 @@ use crate::fleet::provenance::{Provenance, Trust};
 use crate::random;
 use crate::wire::HostName;
 
-/// What the broker knows this host by.
+/// The identity of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The part of the client ID that nobody can guess: who connects with it takes the session over.
+    /// The secret half of the client ID. A client that knows it could take over the session.
     secret: String,
-    /// Where the rest of the store was learned.
+    /// The settings under which the store was filled.
     pub provenance: Provenance,
 }
 
 impl Identity {
-    /// A new identity at the place that the settings name.
+    /// A new identity.
     ///
     /// # Errors
-    /// [`Error::Start`]: the system has no random numbers.
+    /// [`Error::Start`]: the system provides no random numbers.
     pub fn draw(provenance: Provenance) -> Result<Self, Error> {
         Ok(Self { secret: random::token().map_err(Error::Start)?, provenance })
     }
 
-    /// The same client at the same place, by other rules.
+    /// The same client ID with other settings.
     #[must_use]
     pub fn with(self, provenance: Provenance) -> Self {
         Self { provenance, ..self }
@@ -43,7 +43,7 @@ impl Identity {
 }
 
 impl Provenance {
-    /// What the settings say.
+    /// The provenance of these settings.
     #[must_use]
     pub fn of(config: &Config) -> Self {
         let brokers: Vec<String> = config.brokers.iter().map(Broker::to_string).collect();
@@ -68,7 +68,7 @@ pub(super) const FORMER: &str = "SELECT node, topic FROM former";
 const NOT_FORMER: &str = "DELETE FROM former WHERE node = ?1 AND topic = ?2";
 
 impl Store {
-    /// The names and topics that this host had before. A row that cannot be read is left out.
+    /// The former names and topics of this host. An unreadable row is skipped.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -82,7 +82,7 @@ impl Store {
         Ok(rows.flatten().filter_map(read).collect())
     }
 
-    /// Nothing is left of a former name.
+    /// Drops a former name.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -110,7 +110,7 @@ impl Store {
         row.optional().map_err(failed)
     }
 
-    /// Takes an identity on, and makes the changes that go with it, both or neither.
+    /// Saves an identity and the records that change with it in one transaction.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -124,7 +124,7 @@ impl Store {
         let Identity { secret, provenance } = identity;
         let Provenance { topic, brokers, node, trust, keys } = provenance;
         let keys = keys.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
-        // The broker may go on keeping what was published under another name or topic.
+        // The broker may still retain messages under the former name or topic.
         let former = "INSERT OR IGNORE INTO former SELECT node, topic FROM identity \
                       WHERE node <> ?1 OR topic <> ?2";
         transaction.execute(former, params![node, topic]).map_err(failed)?;

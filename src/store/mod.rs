@@ -1,6 +1,5 @@
-//! What this host must remember over a restart, in a SQLite database of its own: what it banned for
-//! others, what its operator lifted, what was freed for the whole fleet. Each write is synced before it is
-//! relied on.
+//! The state database (SQLite): imports, overrides, tombstones and a few other records that only this host has, and
+//! that must survive a restart (R11, R20). Each transaction is synced before the daemon relies on it.
 
 mod identity;
 
@@ -20,8 +19,8 @@ use crate::wire::{Address, Ban, FleetUnban, HostName, Jail, JailScope, UnbanId};
 pub use identity::Identity;
 use identity::{FORMER, IDENTITY};
 
-/// The layout of the database, as its `user_version`. A change of [`SCHEMA`] takes the next number, and
-/// migrates the layouts that were released before.
+/// The version of [`SCHEMA`], stored as `user_version`. A change of the schema increments it, and migrates released
+/// versions.
 const LAYOUT: i32 = 1;
 
 /// `claims` is `{"web1":[stamp,start,bantime,"id of a fleet unban",…]}`.
@@ -57,7 +56,7 @@ const LEGACY_CLAIMS: &str = "SELECT jail, ip, host, since FROM legacy_claims";
 const PENDING_DETECTIONS: &str = "SELECT jail, ip, start, bantime FROM pending_detections";
 const STAMP: &str = "SELECT coalesce(max(last), 0) FROM stamp";
 
-/// The database.
+/// The open state database.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
@@ -65,9 +64,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the database, or creates it. A broken one, or one with a layout that this version does not
-    /// know, is moved aside, so that the daemon can start; the bans that it imported then end with this
-    /// host's own bantime.
+    /// Opens or creates the database. One that is broken, or has an unknown layout, is moved aside so that the daemon can
+    /// start; its imports then end with the bantimes of this host.
     ///
     /// # Errors
     /// [`Error::Store`] or [`Error::File`].
@@ -101,7 +99,7 @@ impl Store {
         Ok(Self { path: path.to_owned(), connection })
     }
 
-    /// Everything that is remembered. A row that cannot be read is left out.
+    /// Loads all records. An unreadable row is skipped.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -117,7 +115,7 @@ impl Store {
             if let (Some(key), Some(claims)) = (key, read_claims(&claims)) {
                 let (done, asked, answered) = (row.get(2)?, row.get(3)?, row.get(4)?);
                 let (bantime, rowed) = (row.get(5)?, row.get(6)?);
-                let mark = Import {
+                let import = Import {
                     is_applied: done,
                     requested_at: asked,
                     confirmed_at: answered,
@@ -126,15 +124,15 @@ impl Store {
                     sources: claims,
                     jail_epoch: None,
                 };
-                remembered.imports.insert(key, mark);
+                remembered.imports.insert(key, import);
             }
             Ok(())
         })?;
         self.each(OVERRIDES, |row| {
             let (key, host) = (key(row)?, HostName::new(&row.get::<_, String>(2)?));
             if let (Some(key), Ok(host)) = (key, host) {
-                let lift = Override { start: row.get(3)?, stamp: row.get(4)? };
-                remembered.overrides.insert((key, host), lift);
+                let local_override = Override { start: row.get(3)?, stamp: row.get(4)? };
+                remembered.overrides.insert((key, host), local_override);
             }
             Ok(())
         })?;
@@ -188,7 +186,7 @@ impl Store {
         Ok(())
     }
 
-    /// The greatest stamp that this host may have taken; 0 for none.
+    /// The greatest stamp that this host may have used; 0 if none.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -197,7 +195,7 @@ impl Store {
         self.connection.query_row(STAMP, [], |row| row.get(0)).map_err(failed)
     }
 
-    /// Remembers changes, all or none.
+    /// Saves records in one transaction.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -212,12 +210,12 @@ impl Store {
     }
 }
 
-/// Prepares a database: one without tables gets those of `schema`, and `layout` as its `user_version`.
+/// Prepares a database: an empty one gets the tables of `schema`, and `layout` as its `user_version`.
 ///
 /// # Errors
-/// Whatever SQLite says; `NotADatabase` where the tables have another layout.
+/// An error of SQLite; `NotADatabase` if the database has another layout.
 pub fn lay_out(database: &Connection, layout: i32, schema: &str) -> rusqlite::Result<()> {
-    // With a log, FULL syncs it at each commit.
+    // With WAL, FULL syncs the log at each commit.
     database.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")?;
     // Another process may create the tables at the same time.
     let transaction = Transaction::new_unchecked(database, TransactionBehavior::Immediate)?;
@@ -238,14 +236,14 @@ pub fn lay_out(database: &Connection, layout: i32, schema: &str) -> rusqlite::Re
     Err(rusqlite::Error::SqliteFailure(code, Some(why)))
 }
 
-/// Moves a database that cannot be used aside, so that a new one can be created.
+/// Moves an unusable database aside, so that a new one can be created.
 ///
 /// # Errors
 /// [`Error::File`].
 pub fn put_aside(path: &Path, why: &rusqlite::Error) -> Result<(), Error> {
     let aside = path.with_extension("broken");
     std::fs::rename(path, &aside).map_err(Error::file("rename", path))?;
-    // The log of a database that was not closed belongs to it alone.
+    // The log of the old database must not be replayed into the new one.
     for journal in ["sqlite3-wal", "sqlite3-shm"] {
         let _ = std::fs::remove_file(path.with_extension(journal));
     }
@@ -261,28 +259,28 @@ fn write(transaction: &Transaction<'_>, change: &Record) -> rusqlite::Result<usi
         transaction.prepare_cached(sql).and_then(|mut statement| statement.execute(params))
     };
     match change {
-        Record::Import((jail, address), mark) => {
+        Record::Import((jail, address), import) => {
             let (jail, ip) = (jail.as_str(), address.to_string());
-            match mark {
-                Some(mark) => run(
+            match import {
+                Some(import) => run(
                     "INSERT OR REPLACE INTO imports VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
                     params![
                         jail,
                         ip,
-                        mark.is_applied,
-                        mark.requested_at,
-                        mark.confirmed_at,
-                        mark.bantime,
-                        mark.row_seen,
-                        write_claims(&mark.sources)
+                        import.is_applied,
+                        import.requested_at,
+                        import.confirmed_at,
+                        import.bantime,
+                        import.row_seen,
+                        write_claims(&import.sources)
                     ],
                 ),
                 None => run("DELETE FROM imports WHERE jail = ?1 AND ip = ?2", params![jail, ip]),
             }
         }
-        Record::Override((jail, address), host, lift) => {
+        Record::Override((jail, address), host, local_override) => {
             let (jail, ip, host) = (jail.as_str(), address.to_string(), host.as_str());
-            match lift {
+            match local_override {
                 Some(Override { start, stamp }) => run(
                     "INSERT OR REPLACE INTO overrides VALUES(?1, ?2, ?3, ?4, ?5)",
                     params![jail, ip, host, start, stamp],
@@ -293,12 +291,12 @@ fn write(transaction: &Transaction<'_>, change: &Record) -> rusqlite::Result<usi
                 ),
             }
         }
-        Record::Tombstone(FleetUnban { scope, address, id }, obeyed) => {
+        Record::Tombstone(FleetUnban { scope, address, id }, applied) => {
             let (scope, ip, id) = (scope.as_str(), address.to_string(), id.as_str());
-            match obeyed {
-                Some(obeyed) => run(
+            match applied {
+                Some(applied) => run(
                     "INSERT OR REPLACE INTO tombstones VALUES(?1, ?2, ?3, ?4)",
-                    params![scope, ip, id, obeyed],
+                    params![scope, ip, id, applied],
                 ),
                 None => run(
                     "DELETE FROM tombstones WHERE scope = ?1 AND ip = ?2 AND id = ?3",
@@ -345,7 +343,7 @@ fn key(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<BanKey>> {
     Ok(Jail::new(&jail).ok().zip(Address::new(&ip).ok()))
 }
 
-/// No database, or one with other columns: somebody else's.
+/// Whether a file is no database, or a database with other columns.
 #[must_use]
 pub fn is_broken(error: &rusqlite::Error) -> bool {
     use ErrorCode::{DatabaseCorrupt, NotADatabase};
@@ -353,7 +351,7 @@ pub fn is_broken(error: &rusqlite::Error) -> bool {
         || matches!(error.sqlite_error_code(), Some(NotADatabase | DatabaseCorrupt))
 }
 
-/// A value that has another type than its column should have: one row is at fault, not the database.
+/// Whether a value has the wrong type. Then one row is bad, not the database.
 #[must_use]
 pub fn is_odd_value(error: &rusqlite::Error) -> bool {
     use rusqlite::Error::{
@@ -379,7 +377,7 @@ fn write_claims(claims: &[ImportSource]) -> String {
     Value::Object(object).to_string()
 }
 
-/// The claims of a mark, as they are kept; `None` where they cannot be read.
+/// Parses the sources of an import, the column `claims`; `None` if they are malformed.
 pub(crate) fn read_claims(text: &str) -> Option<ImportSources> {
     let object: Map<String, Value> = serde_json::from_str(text).ok()?;
     let claim = |(host, value): (String, Value)| {

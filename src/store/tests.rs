@@ -1,4 +1,4 @@
-//! What is saved is loaded; a database of another layout is moved aside.
+//! Saved records are loaded unchanged; a database with another layout is moved aside.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -11,7 +11,7 @@ fn host(name: &str) -> HostName {
     HostName::new(name).unwrap()
 }
 
-fn mark(done: bool) -> Import {
+fn import(done: bool) -> Import {
     let id = UnbanId::new("web2-5").unwrap();
     let claim = |name, stamp, unbans: &[UnbanId]| {
         let ban = Ban { start: 4, bantime: -1 };
@@ -35,25 +35,25 @@ fn key(ip: &str) -> BanKey {
 }
 
 #[test]
-fn what_was_saved_is_loaded_by_the_next_process() {
+fn saved_records_are_loaded_by_the_next_process() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state/fleet.sqlite3");
     let (one, two) = (key("192.0.2.1"), key("2001:db8::1"));
     let id = UnbanId::new("web2-5").unwrap();
-    let pardon = |scope: &str| FleetUnban {
+    let fleet_unban = |scope: &str| FleetUnban {
         scope: JailScope::new(scope).unwrap(),
         address: one.1,
         id: id.clone(),
     };
     let changes = [
-        Record::Import(one.clone(), Some(mark(false))),
-        Record::Import(two.clone(), Some(mark(true))),
-        Record::Import(one.clone(), Some(mark(true))),
+        Record::Import(one.clone(), Some(import(false))),
+        Record::Import(two.clone(), Some(import(true))),
+        Record::Import(one.clone(), Some(import(true))),
         Record::Override(one.clone(), host("web1"), Some(Override { start: 1, stamp: 2 })),
         Record::Override(two.clone(), host("web1"), Some(Override { start: 3, stamp: 4 })),
-        Record::Tombstone(pardon("*"), Some(false)),
-        Record::Tombstone(pardon("sshd"), Some(false)),
-        Record::Tombstone(pardon("*"), Some(true)),
+        Record::Tombstone(fleet_unban("*"), Some(false)),
+        Record::Tombstone(fleet_unban("sshd"), Some(false)),
+        Record::Tombstone(fleet_unban("*"), Some(true)),
         Record::LegacyClaim(one.clone(), host("old"), Some(7)),
         Record::LegacyClaim(two.clone(), host("old"), Some(8)),
         Record::PendingDetection(one.clone(), Some(Ban { start: 5, bantime: -1 })),
@@ -64,7 +64,7 @@ fn what_was_saved_is_loaded_by_the_next_process() {
     let gone = [
         Record::Import(two.clone(), None),
         Record::Override(two.clone(), host("web1"), None),
-        Record::Tombstone(pardon("sshd"), None),
+        Record::Tombstone(fleet_unban("sshd"), None),
         Record::LegacyClaim(two.clone(), host("old"), None),
         Record::PendingDetection(two, None),
     ];
@@ -86,7 +86,7 @@ fn what_was_saved_is_loaded_by_the_next_process() {
 }
 
 #[test]
-fn each_write_is_on_disk_before_it_is_relied_on() {
+fn each_commit_is_synced() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("fleet.sqlite3")).unwrap();
     let asked = |pragma: &str| -> String {
@@ -102,7 +102,7 @@ fn each_write_is_on_disk_before_it_is_relied_on() {
 fn row_of_another_type_is_skipped_and_the_others_are_loaded() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(&dir.path().join("fleet.sqlite3")).unwrap();
-    let changes = ["192.0.2.1", "192.0.2.2"].map(|ip| Record::Import(key(ip), Some(mark(true))));
+    let changes = ["192.0.2.1", "192.0.2.2"].map(|ip| Record::Import(key(ip), Some(import(true))));
     store.save(&changes).unwrap();
     let odd = "UPDATE imports SET requested_at = 1.5 WHERE ip = '192.0.2.1';
                INSERT INTO tombstones VALUES(x'ff', x'ff', x'ff', 'x');
@@ -113,7 +113,7 @@ fn row_of_another_type_is_skipped_and_the_others_are_loaded() {
 }
 
 #[test]
-fn a_broken_database_is_put_aside() {
+fn broken_database_is_moved_aside() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("fleet.sqlite3");
     std::fs::write(&path, "this is no database, and long enough to be looked at").unwrap();

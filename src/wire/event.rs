@@ -1,4 +1,4 @@
-//! One event: a host banned an address, or freed it.
+//! One event: a host banned or unbanned an address.
 
 use std::fmt;
 
@@ -9,32 +9,33 @@ use super::names::shown;
 use super::range::{self, BANTIME_SECS, COUNT, STAMP_MILLIS, TIME_SECS};
 use super::{Address, HostName, Jail, UnbanId};
 
-/// The largest event that is read, in bytes. Ours are below 400 where they carry no fleet unbans; a
-/// script's, below 300.
+/// The largest event that is accepted, in bytes. An event of this program without fleet unbans has less than 400, one
+/// of a script less than 300.
 pub(crate) const MAX_EVENT_BYTES: usize = 4096;
 
-/// The most fleet unbans that an event names, the newest ones: with more, the snapshot tells.
+/// The most fleet unbans in an event, newest first. The snapshot has the others.
 const MAX_UNBANS: usize = 10;
 
-/// The action of an event that only has to come back to its sender: nothing was done.
+/// The action of an event that tests whether the broker delivers events to their sender; hosts ignore it.
 pub const PROBE_ACTION: &str = "check";
 
-/// The action of an event that only asks each host to acknowledge, in its presence, what it did with a ban.
+/// The action of an event that requests an acknowledgement: each host publishes in its presence what it did with a
+/// ban.
 pub const ACK_REQUEST: &str = "ack_request";
 
-/// What an event says was done.
+/// The action of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// The address was banned.
+    #[allow(missing_docs)]
     Ban,
-    /// The address was freed.
+    #[allow(missing_docs)]
     Unban,
-    /// Something that this version does not know; printable, at most 32 characters.
+    /// An action that this version does not know; printable, at most 32 characters.
     Other(String),
 }
 
 impl Action {
-    /// Reads an action's name; blanks and what cannot be seen in it are replaced.
+    /// Parses an action; blanks and invisible characters become `?`.
     #[must_use]
     pub fn new(text: &str) -> Self {
         match text {
@@ -44,7 +45,7 @@ impl Action {
         }
     }
 
-    /// The name, as it travels.
+    /// The action as the message has it.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
@@ -64,13 +65,13 @@ impl fmt::Display for Action {
 /// Why an event was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// A ban: this host's fail2ban found the address itself.
+    /// A ban: the sender's fail2ban detected an attack.
     Detected,
-    /// An unban: the ban was over.
+    /// An unban: the ban expired.
     Expired,
-    /// An unban: somebody freed the address by hand at its origin.
+    /// An unban: the operator of the origin unbanned the address.
     Lifted,
-    /// An unban that is meant for the whole fleet, and has an id.
+    /// A fleet unban, which has an id (R16).
     Fleet,
 }
 
@@ -93,37 +94,37 @@ impl Reason {
 /// An event on `<topic>/ban` or `<topic>/unban`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// What was done.
+    #[allow(missing_docs)]
     pub action: Action,
-    /// In which jail. (The field is called `ipmset`: the scripts name the jail's ipset by it.)
+    /// The jail; field `ipmset`, because the scripts named the jail's ipset.
     pub jail: Jail,
-    /// To which address.
+    #[allow(missing_docs)]
     pub address: Address,
-    /// For how many seconds; -1 is for ever, 0 is not known.
+    /// The bantime in seconds; -1 is permanent, 0 unknown.
     pub bantime: i64,
-    /// The host that says so.
+    /// The host that sent the event, by its own account.
     pub host: HostName,
-    /// Not 0: fail2ban restored an old ban after a start.
+    /// Not 0 if fail2ban restored the ban after a start.
     pub restored: i64,
-    /// How many failures led to it; 0 where nothing was detected.
+    /// The failures that led to the ban; 0 for an import or a ban by hand.
     pub failures: i64,
-    /// When the ban began, in seconds since 1970 on the host's clock; 0 is not known.
+    /// When the ban started, in seconds since 1970 on the sender's clock; 0 is unknown.
     pub time: i64,
-    /// Orders what one host says, in milliseconds since 1970; 0 from a script.
+    /// The sender's sequence number, in milliseconds since 1970; 0 from a script.
     pub stamp: i64,
-    /// Why, where it is known.
+    /// The cause of the event, if known.
     pub reason: Option<Reason>,
-    /// Of an unban for the whole fleet: its name.
+    /// The id of a fleet unban.
     pub id: Option<UnbanId>,
-    /// Of an unban for the whole fleet: it is for every jail (`"jails":"*"`), not for this one alone.
+    /// Whether a fleet unban is for all jails (`"jails":"*"`).
     pub all_jails: bool,
-    /// Of a ban: the fleet unbans of its address that its host knew and obeyed before it.
+    /// The fleet unbans of the address that the sender of a ban applied before it (R17).
     pub unbans: Vec<UnbanId>,
 }
 
 impl Event {
-    /// Reads an event as f2bmqtt or a script wrote it: fields in any order, unknown ones ignored,
-    /// numbers also as digits in a string.
+    /// Parses an event of f2bmqtt or of a script: fields in any order, unknown fields ignored, numbers also as digits
+    /// in a string.
     ///
     /// # Errors
     /// [`Malformed`], with nothing of the payload in its text.
@@ -138,12 +139,12 @@ impl Event {
             action: fields.required("action", |text| Ok(Action::new(text)))?,
             jail: fields.required("ipmset", Jail::new)?,
             address: fields.required("ip", Address::new)?,
-            // A host that runs the scripts publishes whatever its jail has.
+            // A script publishes its jail's bantime unchecked.
             bantime: range::into(&BANTIME_SECS, fields.duration("bantime")?),
             host: fields.required("host", HostName::new)?,
             restored: fields.flag_or_count("restored", &COUNT)?,
             failures: fields.within("failures", &COUNT)?,
-            // Automations write dates there: the time is not known then.
+            // Some automations write a date: treat the time as unknown.
             time: fields.number_or_text("time", &TIME_SECS)?,
             stamp: fields.within("stamp", &STAMP_MILLIS)?,
             reason,
@@ -153,17 +154,17 @@ impl Event {
         })
     }
 
-    /// Whether it tells of a ban or unban that has just been made.
+    /// Whether this is a new ban or unban, not a restored one.
     #[must_use]
     pub fn is_new(&self) -> bool {
         matches!(self.action, Action::Ban | Action::Unban) && self.restored == 0
     }
 
-    /// Writes the event as one line of JSON.
+    /// The event as one line of JSON.
     #[must_use]
     pub fn encode(&self) -> String {
-        // By hand, because the order of the fields is part of the contract; each text goes through
-        // serde_json.
+        // The order of the fields is part of the contract, so the object is formatted here; serde_json escapes the
+        // texts.
         let mut json = format!(
             r#"{{"action":{},"ipmset":{},"ip":"{}","bantime":{},"host":{},"restored":{},"failures":{},"time":{},"stamp":{}"#,
             Value::from(self.action.as_str()),
@@ -324,9 +325,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_event_is_refused() {
+    fn malformed_event_is_rejected() {
         let with_ip = |ip: &str| SCRIPT.replace("203.0.113.9", ip);
-        let refused = [
+        let invalid = [
             String::new(),
             "null".to_owned(),
             "[]".to_owned(),
@@ -352,7 +353,7 @@ mod tests {
             with_ip(" 203.0.113.9"),
             with_ip("２03.0.113.9"),
         ];
-        for payload in refused {
+        for payload in invalid {
             assert!(Event::parse(payload.as_bytes()).is_err(), "{payload}");
         }
         assert!(Event::parse(b"{\"action\":\"b\xffn\"}").is_err());

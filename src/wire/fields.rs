@@ -1,5 +1,5 @@
-//! The fields of one JSON object in which no key appears twice, so that two readers cannot see two
-//! messages in it.
+//! The fields of a JSON object. A key that appears twice is an error, because two parsers could read two different
+//! messages.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,16 +13,16 @@ use super::range;
 
 const MISSING: &str = "is missing";
 
-/// Why a text is not the message that it should be. Shows nothing of the text.
+/// Why a payload is malformed. The text shows nothing of the payload, which may be hostile.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// Longer than such a message can be.
+    /// Larger than the limit of its kind of message.
     #[error("{0} bytes exceed the limit of {1} bytes")]
     TooLarge(usize, usize),
     /// Not one JSON object with each key once.
     #[error("not one JSON object with unique keys")]
     NotJson,
-    /// A field is missing or is not what it must be.
+    /// A field is missing or invalid.
     #[error("{}", about_field(.0, .1))]
     Field(&'static str, String),
 }
@@ -40,17 +40,17 @@ pub(super) fn write(message: &impl Serialize) -> String {
     serde_json::to_string(message).expect("a message is JSON")
 }
 
-/// A number that is not known is not written.
+/// Whether a number is 0, which means unknown and is omitted.
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference.
 pub(super) fn is_zero(number: &i64) -> bool {
     *number == 0
 }
 
-/// One object, read; nested values are kept as they came.
+/// One parsed object. Nested values are parsed by the caller.
 pub(super) struct StrictObject(BTreeMap<String, Value>);
 
 impl StrictObject {
-    /// Reads an object of at most `max` bytes.
+    /// Parses an object of at most `max` bytes.
     pub(super) fn parse(json: &[u8], max: usize) -> Result<Self, Malformed> {
         if json.len() > max {
             return Err(Malformed::TooLarge(json.len(), max));
@@ -58,12 +58,12 @@ impl StrictObject {
         serde_json::from_slice(json).map_err(|_| Malformed::NotJson)
     }
 
-    /// A text, or `None` where the field is missing or is something else.
+    /// A string, or `None` if the field is missing or has another type.
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).and_then(Value::as_str)
     }
 
-    /// What `make` makes of a text that has to be there.
+    /// A required string, converted by `make`.
     pub(super) fn required<T>(
         &self,
         name: &'static str,
@@ -80,7 +80,7 @@ impl StrictObject {
         Err(Malformed::Field(name, what))
     }
 
-    /// What `make` makes of each text of a list; empty where the field is missing.
+    /// A list of strings, each converted by `make`; empty if the field is missing.
     pub(super) fn strings<T>(
         &self,
         name: &'static str,
@@ -96,7 +96,7 @@ impl StrictObject {
             .collect()
     }
 
-    /// A list of at most `max` values; empty where the field is missing.
+    /// A list of at most `max` values; empty if the field is missing.
     pub(super) fn list(&self, name: &'static str, max: usize) -> Result<&[Value], Malformed> {
         match self.0.get(name) {
             None => Ok(&[]),
@@ -107,7 +107,7 @@ impl StrictObject {
         }
     }
 
-    /// Names and how many of each; empty where the field is missing.
+    /// Names and their counts; empty if the field is missing.
     pub(super) fn counters(&self, name: &'static str) -> Result<Vec<(&str, u64)>, Malformed> {
         let counts = match self.0.get(name) {
             None => Some(Vec::new()),
@@ -121,7 +121,7 @@ impl StrictObject {
         })
     }
 
-    /// A number of a range; 0 where the field is missing.
+    /// A number of a range; 0 if the field is missing.
     pub(super) fn within(
         &self,
         name: &'static str,
@@ -130,7 +130,7 @@ impl StrictObject {
         range::within(range, self.number(name)?).map_err(|what| Malformed::Field(name, what))
     }
 
-    /// A number of a range, also as `false` or `true`; 0 where the field is missing.
+    /// A number of a range, also as `false` or `true`; 0 if the field is missing.
     pub(super) fn flag_or_count(
         &self,
         name: &'static str,
@@ -142,7 +142,7 @@ impl StrictObject {
         }
     }
 
-    /// Seconds, or a number with a unit such as `10m`; 0 where the field is missing.
+    /// Seconds, or a number with a unit such as `10m`; 0 if the field is missing.
     pub(super) fn duration(&self, name: &'static str) -> Result<i64, Malformed> {
         match self.text(name).and_then(range::duration) {
             Some(seconds) => Ok(seconds),
@@ -150,7 +150,7 @@ impl StrictObject {
         }
     }
 
-    /// A number of a range; 0 where the field is missing, or is a text that is no number, such as a date.
+    /// A number of a range; 0 if the field is missing or is a string without a number, such as a date.
     pub(super) fn number_or_text(
         &self,
         name: &'static str,
@@ -162,7 +162,7 @@ impl StrictObject {
         }
     }
 
-    /// A whole number, or the digits of one in a string; 0 where the field is missing.
+    /// A whole number, or its digits in a string; 0 if the field is missing.
     pub(super) fn number(&self, name: &'static str) -> Result<i64, Malformed> {
         let number = match self.0.get(name) {
             None | Some(Value::Null) => Some(0),

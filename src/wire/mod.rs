@@ -1,14 +1,14 @@
 //! What travels between hosts: the messages, as types, and their JSON. Pure.
 //!
-//! - [`Event`]: a host banned an address, or freed it.
-//! - [`Shard`]: what a host detected and holds now, or a part of that.
-//! - [`Presence`]: that a host is there.
-//! - [`seal`]: the signature that any of these may have.
-//! - [`range`]: the numbers that any of these may contain.
-//! - [`SpooledEvent`]: what fail2ban told this host, on its way to an event.
+//! - [`Event`]: a host banned or unbanned an address.
+//! - [`Shard`]: one shard of a host's snapshot, the bans that the host detected and holds.
+//! - [`Presence`]: whether a host is online, and its own account of its state.
+//! - [`seal`]: the signature of a message.
+//! - [`range`]: the valid ranges of numbers.
+//! - [`SpooledEvent`]: a call of the notifier, which becomes an event.
 //!
-//! An event's first seven fields are those of the scripts that this program replaces: their names,
-//! order and types stay, so that each side reads the other.
+//! The first seven fields of an event are those of the scripts that this program replaces. Their names, order and
+//! types are a contract, so that scripts and daemons understand each other.
 
 mod event;
 mod fields;

@@ -1,5 +1,5 @@
-//! The names that messages carry: of a jail, a host, an address. A value of one of these types is
-//! safe to print, to publish and to hand to fail2ban.
+//! The names in messages: jails, hosts, addresses, fleet unbans. A value of these types is safe to print, to publish
+//! and to pass to fail2ban.
 
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
@@ -11,12 +11,11 @@ use unicode_width::UnicodeWidthChar as _;
 use super::range::{self, STAMP_MILLIS};
 use crate::text::is_unsafe_for_display;
 
-/// The most marks on one letter: languages need two.
+/// The most combining marks on one letter: languages need two.
 const MAX_MARKS: usize = 2;
 
-/// Each character of a text, and whether a person sees it: white space, hidden characters, and marks with no
-/// letter before them (or with many on one) are not seen, or change how others look. Letters that look alike
-/// in two alphabets are seen.
+/// Each character of a text, and whether it is visible. White space, hidden characters, and combining marks without a
+/// letter (or too many on one) are not. Letters that look alike in two alphabets are visible.
 fn seen(text: &str) -> impl Iterator<Item = (char, bool)> {
     let mut marks = MAX_MARKS;
     text.chars().map(move |c| {
@@ -29,28 +28,28 @@ fn seen(text: &str) -> impl Iterator<Item = (char, bool)> {
     })
 }
 
-/// Whether a person sees each character of a text.
+/// Whether all characters of a text are visible.
 fn is_seen(text: &str) -> bool {
     seen(text).all(|(_, is_seen)| is_seen)
 }
 
-/// What a person sees of a text, with something in the place of the rest.
+/// The visible characters of a text; `hidden` replaces the others.
 pub(super) fn shown(text: &str, hidden: Option<char>) -> impl Iterator<Item = char> {
     seen(text).filter_map(move |(c, is_seen)| if is_seen { Some(c) } else { hidden })
 }
 
-/// A jail's name, as fail2ban has it: exact, 1 to 128 bytes.
+/// The exact name of a jail, 1 to 128 bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Jail(Arc<str>);
 
 impl Jail {
     const MAX: usize = 128;
 
-    /// Takes what may be the name of a jail: no blank, quote, comma, backslash or invisible
-    /// character (fail2ban lists its jails with commas between).
+    /// Validates the name of a jail: no blank, quote, comma, backslash or invisible character. fail2ban separates
+    /// jails by commas.
     ///
     /// # Errors
-    /// A sentence's end that says what a jail's name must be.
+    /// The rule for names of jails, as the end of a sentence.
     pub fn new(text: &str) -> Result<Self, String> {
         let odd = |c: char| "\"'\\,`$<>|&;".contains(c);
         if text.is_empty() || text.len() > Self::MAX || text.contains(odd) || !is_seen(text) {
@@ -75,19 +74,18 @@ impl fmt::Display for Jail {
     }
 }
 
-/// A host's name in the fleet: one level of a topic, 1 to 128 bytes. Each of many claims has one, so it
-/// is as small as a pointer.
+/// The name of a host in the fleet: one level of a topic, 1 to 128 bytes. Every claim has one, so this is one pointer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostName(Arc<String>);
 
 impl HostName {
     const MAX: usize = 128;
 
-    /// Takes what may be a host's name. It has no blank: log lines end with `from HOST (Rest:=0, Fails:=9)`,
-    /// and a name must not read like a part of one.
+    /// Validates the name of a host. Blanks are invalid, so that a name cannot forge the end of a log line,
+    /// `from HOST (Rest:=0, Fails:=9)`.
     ///
     /// # Errors
-    /// A sentence's end that says what a host's name must be.
+    /// The rule for names of hosts, as the end of a sentence.
     pub fn new(text: &str) -> Result<Self, String> {
         let odd = |c: char| "/+#".contains(c);
         if text.is_empty() || text.len() > Self::MAX || text.contains(odd) || !is_seen(text) {
@@ -118,10 +116,10 @@ impl fmt::Display for HostName {
 pub struct Address(IpAddr);
 
 impl Address {
-    /// Takes exactly one address in its usual spelling: no network, name, zone, octal or hex.
+    /// Parses one address in its usual spelling: no network, name, zone, octal or hex.
     ///
     /// # Errors
-    /// A sentence's end that says what an address must be.
+    /// The rule for addresses, as the end of a sentence.
     pub fn new(text: &str) -> Result<Self, String> {
         match text.parse::<IpAddr>() {
             Ok(address) => Ok(Self(address.to_canonical())),
@@ -135,7 +133,7 @@ impl Address {
         self.0
     }
 
-    /// Which part of a snapshot it belongs to: FNV-1a, 64 bit, of its canonical text.
+    /// The hash that selects the shard of a snapshot: FNV-1a, 64 bit, of the canonical text.
     #[must_use]
     pub fn hash(self) -> u64 {
         let mut hash = Fnv1a64::default();
@@ -155,7 +153,7 @@ impl Default for Fnv1a64 {
 }
 
 impl Fnv1a64 {
-    /// The hash of what was written so far.
+    /// The hash of the text written so far.
     #[must_use]
     pub fn value(self) -> u64 {
         self.0
@@ -171,7 +169,7 @@ impl fmt::Write for Fnv1a64 {
     }
 }
 
-/// The name of one fleet unban: the host that made it, a `-`, and when, in milliseconds since 1970.
+/// The id of a fleet unban: the host that created it, a `-`, and the time in milliseconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UnbanId {
     text: Arc<str>,
@@ -179,24 +177,24 @@ pub struct UnbanId {
 }
 
 impl UnbanId {
-    /// The name of an unban that a host makes now.
+    /// The id of a fleet unban that a host creates at a time.
     #[must_use]
     pub fn made_by(host: &HostName, millis: i64) -> Self {
         let made = range::into(&STAMP_MILLIS, millis);
         Self { text: format!("{host}-{made}").into(), created: made }
     }
 
-    /// Takes what may be such a name.
+    /// Validates an id.
     ///
     /// # Errors
-    /// A sentence's end that says what it must be.
+    /// The rule for ids, as the end of a sentence.
     pub fn new(text: &str) -> Result<Self, String> {
-        let parts = text.rsplit_once('-').filter(|(host, digits)| {
+        let halves = text.rsplit_once('-').filter(|(host, digits)| {
             HostName::new(host).is_ok()
                 && !digits.is_empty()
                 && digits.bytes().all(|b| b.is_ascii_digit())
         });
-        let made = parts.and_then(|(_, digits)| digits.parse().ok());
+        let made = halves.and_then(|(_, digits)| digits.parse().ok());
         let made = made.filter(|made| STAMP_MILLIS.contains(made));
         made.map(|made| Self { text: text.into(), created: made }).ok_or_else(|| {
             "must be the name of a host, a hyphen, and milliseconds since 1970".to_owned()
@@ -209,13 +207,13 @@ impl UnbanId {
         &self.text
     }
 
-    /// The name of the host that made it.
+    /// The name of the host that created the unban.
     #[must_use]
     pub fn maker(&self) -> &str {
         self.text.rsplit_once('-').map_or("", |(maker, _)| maker)
     }
 
-    /// When it was made, in milliseconds since 1970 on the clock of the host that made it.
+    /// When the unban was created, in milliseconds since 1970 on its creator's clock.
     #[must_use]
     pub fn created_at(&self) -> i64 {
         self.created
@@ -228,25 +226,25 @@ impl fmt::Display for UnbanId {
     }
 }
 
-/// What a fleet unban is for: one jail, or every one.
+/// The jails of a fleet unban.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum JailScope {
-    /// All jail; `*` on the wire.
+    /// All jails; `*` on the wire.
     All,
-    /// This one.
+    #[allow(missing_docs)]
     One(Jail),
 }
 
 impl JailScope {
-    /// Takes `*` or the name of a jail.
+    /// Parses `*` or the name of a jail.
     ///
     /// # Errors
-    /// A sentence's end that says what it must be.
+    /// The rule for names of jails, as the end of a sentence.
     pub fn new(text: &str) -> Result<Self, String> {
         if text == "*" { Ok(Self::All) } else { Jail::new(text).map(Self::One) }
     }
 
-    /// How it is written.
+    /// The scope on the wire.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
@@ -255,7 +253,7 @@ impl JailScope {
         }
     }
 
-    /// Whether it is for this jail.
+    /// Whether the scope includes a jail.
     #[must_use]
     pub fn covers(&self, jail: &Jail) -> bool {
         match self {
@@ -415,7 +413,7 @@ mod tests {
         for name in marks {
             assert!(HostName::new(name).is_err() && Jail::new(name).is_err(), "{name:?}");
         }
-        // What would forge a line of the log.
+        // Names that would forge a log line.
         for name in [
             "web1 (Rest:=0, Fails:=9)",
             "web1 (Rest:=0, Fails:=9)\nInbound: ban 192.0.2.1 - ipset sshd from web2",
@@ -427,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_is_fnv_1a() {
+    fn hash_is_fnv_1a() {
         // Of the reference's test vectors, and of two canonical texts.
         let mut hash = Fnv1a64::default();
         assert_eq!(hash.value(), 0xcbf2_9ce4_8422_2325);
@@ -440,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unban_s_name_is_a_host_and_a_time() {
+    fn unban_id_is_a_host_and_a_time() {
         let id = UnbanId::made_by(&HostName::new("web-2").unwrap(), 1_795_340_000_123);
         assert_eq!(id.as_str(), "web-2-1795340000123");
         assert_eq!(UnbanId::new("web-2-1795340000123"), Ok(id));

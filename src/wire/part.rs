@@ -1,5 +1,5 @@
-//! One part of a host's snapshot: what the host detected and holds now, as far as a hash of the
-//! addresses says that it belongs here. Retained at `f2bmqtt/<topic>/state/<host>/<part>`.
+//! One shard of a host's snapshot: the bans that the host detected and holds, for the addresses whose hash selects
+//! this shard. Retained at `f2bmqtt/<topic>/state/<host>/<part>`.
 //!
 //! ```json
 //! {"v":1,"host":"web1","stamp":1795342588123,"time":1795342588,"part":0,"parts":4,
@@ -13,35 +13,36 @@ use super::fields::{Malformed, StrictObject, is_zero, write};
 use super::range::{self, BANTIME_SECS, STAMP_MILLIS, TIME_SECS, within};
 use super::{Address, HostName, Jail, JailScope, UnbanId};
 
-/// The largest part that is read, in bytes. Ours are about 16 KiB.
+/// The largest shard that is accepted, in bytes. This program publishes shards of about 16 KiB.
 pub(crate) const MAX_SHARD_BYTES: usize = 192 * 1024;
 
-/// The most bans and fleet unbans in a part.
+/// The most bans and fleet unbans in a shard.
 const MAX_ENTRIES: usize = 8_000;
 const MAX_UNBANS: usize = 1_000;
 
-/// The most parts of a snapshot: a default mosquitto hands out 1,000 retained messages at once and
+/// The most shards of a snapshot: Mosquitto by default sends at most 1,000 retained messages for a subscription, and
 /// drops the rest.
 pub const MAX_SHARDS: u32 = 512;
 
-/// A ban, as the host that made it tells of it.
+/// A ban as its origin describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ban {
-    /// When it began, in seconds since 1970 on that host's clock; 0 is not known.
+    /// When the ban started, in seconds since 1970 on the origin's clock; 0 is unknown.
     pub start: i64,
-    /// How long it lasts, in seconds; -1 is for ever, 0 is not known.
+    /// The bantime in seconds; -1 is permanent, 0 unknown.
     pub bantime: i64,
 }
 
 impl Ban {
-    /// When it ends, in seconds since 1970 on its host's clock; `i64::MAX` for ever.
+    /// When the ban ends, in seconds since 1970 on the origin's clock; `i64::MAX` if it is permanent.
     #[must_use]
     pub fn end(self) -> i64 {
         if self.bantime < 0 { i64::MAX } else { self.start.saturating_add(self.bantime) }
     }
 }
 
-/// Which addresses a part is for: those whose hash, modulo `parts`, is `part`.
+/// The addresses of a shard: those whose hash modulo `count` is `index`. Invariant: `count` is a power of two, so that
+/// a resharded snapshot splits or merges whole shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ShardId {
     index: u32,
@@ -49,64 +50,64 @@ pub struct ShardId {
 }
 
 impl ShardId {
-    /// A part of so many.
+    /// The shard `index` of `count`.
     ///
     /// # Errors
-    /// A sentence's end that says what they must be.
-    pub fn new(part: u32, parts: u32) -> Result<Self, String> {
-        if parts.is_power_of_two() && parts <= MAX_SHARDS && part < parts {
-            Ok(Self { index: part, count: parts })
+    /// The rule for both numbers, as the end of a sentence.
+    pub fn new(index: u32, count: u32) -> Result<Self, String> {
+        if count.is_power_of_two() && count <= MAX_SHARDS && index < count {
+            Ok(Self { index, count })
         } else {
             Err(format!("must be a power of two, at most {MAX_SHARDS} and greater than `part`"))
         }
     }
 
-    /// The part that an address belongs to.
+    /// The shard of an address among `count`.
     ///
     /// # Panics
-    /// If `parts` is 0.
+    /// If `count` is 0.
     #[must_use]
-    pub fn of(address: Address, parts: u32) -> Self {
-        let part = address.hash() % u64::from(parts);
-        Self { index: u32::try_from(part).unwrap_or_default(), count: parts }
+    pub fn of(address: Address, count: u32) -> Self {
+        let index = address.hash() % u64::from(count);
+        Self { index: u32::try_from(index).unwrap_or_default(), count }
     }
 
-    /// The parts that an address belongs to, one for each number of parts.
+    /// The shards of an address, one for each valid count.
     pub fn all_of(address: Address) -> impl Iterator<Item = Self> {
         let hash = address.hash();
         let sizes = (0..=MAX_SHARDS.trailing_zeros()).map(|bits| 1 << bits);
-        sizes.map(move |parts: u32| {
-            let part = u32::try_from(hash % u64::from(parts)).unwrap_or_default();
-            Self { index: part, count: parts }
+        sizes.map(move |count: u32| {
+            let index = u32::try_from(hash % u64::from(count)).unwrap_or_default();
+            Self { index, count }
         })
     }
 
-    /// Its number, which is the last level of its topic.
+    /// The number of the shard, which is the last level of its topic.
     #[must_use]
     pub fn index(self) -> u32 {
         self.index
     }
 
-    /// How many there are.
+    /// The number of shards in the snapshot.
     #[must_use]
     pub fn count(self) -> u32 {
         self.count
     }
 
-    /// Whether an address belongs here.
+    /// Whether an address belongs to this shard.
     #[must_use]
     pub fn covers(self, address: Address) -> bool {
         Self::of(address, self.count) == self
     }
 
-    /// Whether every address of `other` belongs here.
+    /// Whether every address of `other` belongs to this shard.
     #[must_use]
     pub fn contains(self, other: Self) -> bool {
         other.count.is_multiple_of(self.count) && other.index % self.count == self.index
     }
 }
 
-/// One ban of a part.
+/// One ban in a shard.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub struct ShardEntry {
@@ -116,7 +117,7 @@ pub struct ShardEntry {
     pub bantime: i64,
 }
 
-/// One fleet unban that the part's host knows and has obeyed.
+/// One fleet unban that the host of the shard has applied.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub struct FleetUnban {
@@ -125,25 +126,25 @@ pub struct FleetUnban {
     pub id: UnbanId,
 }
 
-/// A part of a host's snapshot.
+/// A shard of a host's snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shard {
-    /// Whose.
+    #[allow(missing_docs)]
     pub host: HostName,
-    /// Orders what the host says, events and parts, in milliseconds since 1970.
+    /// The host's sequence number of events and shards, in milliseconds since 1970.
     pub stamp: i64,
-    /// The host's clock when it was published, in seconds since 1970; 0 is not known. The stamp may be ahead of it.
+    /// The host's clock at publication, in seconds since 1970; 0 is unknown. The stamp may be ahead of it.
     pub time: i64,
-    /// Which addresses it is for.
+    /// The addresses of the shard.
     pub id: ShardId,
-    /// What the host detected and holds.
+    /// The bans that the host detected and holds.
     pub bans: Vec<ShardEntry>,
-    /// What was freed for the whole fleet.
+    /// The fleet unbans of these addresses that the host has applied.
     pub unbans: Vec<FleetUnban>,
 }
 
 impl Shard {
-    /// Reads a part. Every address has to belong to it.
+    /// Parses a shard. All its addresses must belong to it.
     ///
     /// # Errors
     /// [`Malformed`], with nothing of the payload in its text.
@@ -156,30 +157,29 @@ impl Shard {
             ));
         }
         let number = |name| Ok(u32::try_from(fields.number(name)?).unwrap_or(u32::MAX));
-        let slice = ShardId::new(number("part")?, number("parts")?);
-        let slice = slice.map_err(|what| Malformed::Field("parts", what))?;
+        let id = ShardId::new(number("part")?, number("parts")?);
+        let id = id.map_err(|what| Malformed::Field("parts", what))?;
         let stamp = fields.within("stamp", &STAMP_MILLIS)?;
         if stamp == 0 {
             return Err(Malformed::Field("stamp", "must be greater than 0".to_owned()));
         }
         let time = fields.within("time", &TIME_SECS)?;
-        let bans = fields.list("bans", MAX_ENTRIES)?.iter().map(|value| entry(value, slice));
+        let bans = fields.list("bans", MAX_ENTRIES)?.iter().map(|value| entry(value, id));
         let bans = bans.collect::<Result<_, _>>().map_err(|what| Malformed::Field("bans", what))?;
-        let unbans =
-            fields.list("unbans", MAX_UNBANS)?.iter().map(|value| fleet_unban(value, slice));
+        let unbans = fields.list("unbans", MAX_UNBANS)?.iter().map(|value| fleet_unban(value, id));
         let unbans =
             unbans.collect::<Result<_, _>>().map_err(|what| Malformed::Field("unbans", what))?;
         Ok(Self {
             host: fields.required("host", HostName::new)?,
             stamp,
             time,
-            id: slice,
+            id: id,
             bans,
             unbans,
         })
     }
 
-    /// Writes the part as one line of JSON.
+    /// The shard as one line of JSON.
     #[must_use]
     pub fn encode(&self) -> String {
         let ban = |ShardEntry { jail, address, start, bantime }: &ShardEntry| {
@@ -200,7 +200,7 @@ impl Shard {
     }
 }
 
-/// A part as it is written. The order of the fields is the order of the declaration.
+/// The JSON of a shard. Its fields have the order of this declaration.
 #[derive(Serialize)]
 struct Json<'a> {
     v: u8,
@@ -214,7 +214,7 @@ struct Json<'a> {
     unbans: Vec<(JailScope, Address, UnbanId)>,
 }
 
-fn entry(value: &Value, slice: ShardId) -> Result<ShardEntry, String> {
+fn entry(value: &Value, shard: ShardId) -> Result<ShardEntry, String> {
     let what = || "must be [jail, address, start, bantime]".to_owned();
     let [Value::String(jail), Value::String(address), Value::Number(start), Value::Number(bantime)] =
         value.as_array().map(Vec::as_slice).unwrap_or_default()
@@ -226,13 +226,13 @@ fn entry(value: &Value, slice: ShardId) -> Result<ShardEntry, String> {
     };
     Ok(ShardEntry {
         jail: Jail::new(jail)?,
-        address: belonging(address, slice)?,
+        address: belonging(address, shard)?,
         start: number(start, &TIME_SECS)?,
         bantime: number(bantime, &BANTIME_SECS)?,
     })
 }
 
-fn fleet_unban(value: &Value, slice: ShardId) -> Result<FleetUnban, String> {
+fn fleet_unban(value: &Value, shard: ShardId) -> Result<FleetUnban, String> {
     let [Value::String(scope), Value::String(address), Value::String(id)] =
         value.as_array().map(Vec::as_slice).unwrap_or_default()
     else {
@@ -240,14 +240,14 @@ fn fleet_unban(value: &Value, slice: ShardId) -> Result<FleetUnban, String> {
     };
     Ok(FleetUnban {
         scope: JailScope::new(scope)?,
-        address: belonging(address, slice)?,
+        address: belonging(address, shard)?,
         id: UnbanId::new(id)?,
     })
 }
 
-fn belonging(address: &str, slice: ShardId) -> Result<Address, String> {
+fn belonging(address: &str, shard: ShardId) -> Result<Address, String> {
     let address = Address::new(address)?;
-    if slice.covers(address) {
+    if shard.covers(address) {
         Ok(address)
     } else {
         Err("must list only addresses of this shard".to_owned())
@@ -258,13 +258,13 @@ fn belonging(address: &str, slice: ShardId) -> Result<Address, String> {
 mod tests {
     use super::*;
 
-    fn part() -> Shard {
+    fn shard() -> Shard {
         let address = |text: &str| Address::new(text).unwrap();
-        let slice = ShardId::of(address("203.0.113.9"), 4);
+        let id = ShardId::of(address("203.0.113.9"), 4);
         let jail = Jail::new("sshd").unwrap();
         let mut bans: Vec<_> = (0..=255)
             .map(|n| address(&format!("203.0.113.{n}")))
-            .filter(|address| slice.covers(*address))
+            .filter(|address| id.covers(*address))
             .map(|address| ShardEntry {
                 jail: jail.clone(),
                 address,
@@ -283,15 +283,15 @@ mod tests {
             host: HostName::new("we\"b1").unwrap(),
             stamp: 1_795_342_588_123,
             time: 0,
-            id: slice,
+            id: id,
             bans,
             unbans,
         }
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
-        assert_eq!(Shard::parse(part().encode().as_bytes()), Ok(part()));
+    fn encoded_shard_is_parsed_unchanged() {
+        assert_eq!(Shard::parse(shard().encode().as_bytes()), Ok(shard()));
         let empty = Shard {
             host: HostName::new("web1").unwrap(),
             stamp: 5,
@@ -309,24 +309,24 @@ mod tests {
     }
 
     #[test]
-    fn own_number_out_of_its_range_is_published_within() {
-        let mut part = part();
-        part.bans[0].bantime = i64::MAX;
-        part.bans[1].bantime = i64::MIN;
-        part.bans[1].start = i64::MAX;
-        let read = Shard::parse(part.encode().as_bytes()).unwrap();
+    fn own_number_out_of_range_is_clamped() {
+        let mut shard = shard();
+        shard.bans[0].bantime = i64::MAX;
+        shard.bans[1].bantime = i64::MIN;
+        shard.bans[1].start = i64::MAX;
+        let read = Shard::parse(shard.encode().as_bytes()).unwrap();
         assert_eq!((read.bans[0].bantime, read.bans[1].bantime), (3_155_760_000, -1));
         assert_eq!(read.bans[1].start, 7_258_118_399);
     }
 
     #[test]
-    fn what_is_no_part_is_refused() {
-        let json = part().encode();
+    fn malformed_shard_is_rejected() {
+        let json = shard().encode();
         let other = (0..=255)
             .map(|n| format!("203.0.113.{n}"))
-            .find(|text| !part().id.covers(Address::new(text).unwrap()))
+            .find(|text| !shard().id.covers(Address::new(text).unwrap()))
             .unwrap();
-        let refused = [
+        let invalid = [
             String::new(),
             "[]".to_owned(),
             json.replace(r#""v":1"#, r#""v":2"#),
@@ -355,19 +355,19 @@ mod tests {
             json.replace(r#""bans":["#, r#""bans":{},"b":["#),
             json.replace("1795342588123", &format!("7{}", " ".repeat(MAX_SHARD_BYTES))),
         ];
-        for payload in refused {
+        for payload in invalid {
             assert_ne!(payload, json);
             assert!(Shard::parse(payload.as_bytes()).is_err(), "{payload}");
         }
     }
 
     #[test]
-    fn each_address_belongs_to_one_part_and_to_one_of_twice_as_many() {
+    fn each_address_belongs_to_one_shard_of_each_count() {
         for n in 0..=255 {
             let address = Address::new(&format!("198.51.100.{n}")).unwrap();
-            for parts in [1, 2, 64, MAX_SHARDS] {
+            for count in [1, 2, 64, MAX_SHARDS] {
                 let covering =
-                    (0..parts).filter(|&n| ShardId::new(n, parts).unwrap().covers(address));
+                    (0..count).filter(|&n| ShardId::new(n, count).unwrap().covers(address));
                 assert_eq!(covering.count(), 1);
             }
             assert!(ShardId::of(address, 4).contains(ShardId::of(address, 8)));

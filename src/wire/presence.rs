@@ -1,5 +1,5 @@
-//! That a host is there, retained at `f2bmqtt/<topic>/host/<host>`, with a last will for when it is not.
-//! Nothing is correct or wrong by it: it is for people, and tells of whose snapshots there are.
+//! The presence of a host, retained at `f2bmqtt/<topic>/host/<host>`; a last will replaces it when the host disconnects.
+//! No ban depends on it: it informs people, and names the hosts that have a snapshot.
 //!
 //! ```json
 //! {"v":1,"state":"online","version":"1.0.0","jails":["sshd"],"bans":12,"machine":"8f1d…",
@@ -18,16 +18,16 @@ use super::names::shown;
 use super::range::{self, COUNT, STAMP_MILLIS, TIME_SECS};
 use super::{Address, HostName, Jail};
 
-/// The largest presence that is read, in bytes, and the most jails and reasons in it.
+/// The largest presence that is accepted, in bytes, and the most jails and reasons in it.
 pub(crate) const MAX_PRESENCE_BYTES: usize = 32 * 1024;
 const MAX_JAILS: usize = 500;
 const MAX_REASONS: usize = 30;
 
-/// The longest text that is for people, and the longest outcome; in characters.
+/// The longest text for people and the longest outcome, in characters.
 const MAX_TEXT: usize = 32;
 
-/// The most rejected messages that count, of each reason.
-const MAX_REFUSED: u64 = COUNT.end().unsigned_abs();
+/// The greatest count of rejected messages per reason.
+const MAX_REJECTED: u64 = COUNT.end().unsigned_abs();
 
 /// The most acknowledgements in a presence.
 pub const MAX_ACKS: usize = 16;
@@ -42,7 +42,7 @@ pub enum HostState {
 }
 
 impl HostState {
-    /// The word for it, as it travels.
+    /// The state as the message has it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -66,34 +66,34 @@ pub struct Ack {
     pub outcome: String,
 }
 
-/// What a host says of itself.
+/// The presence of a host, by its own account.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Presence {
-    /// Whether it is connected. A last will says offline.
+    /// Whether the daemon is connected; a last will has `Offline`.
     pub state: HostState,
-    /// Which version of this program it runs; printable, at most 32 characters.
+    /// The version of the daemon; printable, at most 32 characters.
     pub version: String,
-    /// The jails of its fail2ban that take part.
+    /// The shared jails of the host's fail2ban.
     pub jails: BTreeSet<Jail>,
-    /// How many bans of its own it holds.
+    /// The number of bans that the host detected and holds.
     pub bans: usize,
-    /// A hash of its machine id: two machines of one name are told apart by it.
+    /// A hash of the machine id, which distinguishes two machines with one name.
     pub machine: String,
-    /// Drawn at each start of the daemon: clones of one machine are told apart by it.
+    /// A random ID of this run of the daemon, which distinguishes clones of one machine.
     pub instance: String,
-    /// When its daemon started, in seconds since 1970; 0 is not known.
+    /// When the daemon started, in seconds since 1970; 0 is unknown.
     pub since: i64,
-    /// How many bans it holds for other hosts.
+    /// The number of bans that the host imported and holds.
     pub held: usize,
-    /// How many messages it has refused since, by the reason's name (of this version or another);
-    /// printable, at most 32 characters.
-    pub refused: BTreeMap<String, u64>,
-    /// What it did with the last bans that it was asked to acknowledge.
+    /// The number of rejected messages since the start, by the name of the reason (of any version); printable, at most
+    /// 32 characters.
+    pub rejected: BTreeMap<String, u64>,
+    /// The latest requested acknowledgements.
     pub acks: Vec<Ack>,
 }
 
 impl Presence {
-    /// Reads a presence.
+    /// Parses a presence.
     ///
     /// # Errors
     /// [`Malformed`], with nothing of the payload in its text.
@@ -121,7 +121,7 @@ impl Presence {
             instance: text("instance"),
             since: fields.within("since", &TIME_SECS)?,
             held: count("imported")?,
-            refused: refused(fields.counters("rejected")?),
+            rejected: rejected(fields.counters("rejected")?),
             acks: fields
                 .list("acks", MAX_ACKS)?
                 .iter()
@@ -131,7 +131,7 @@ impl Presence {
         })
     }
 
-    /// Writes it as one line of JSON.
+    /// The presence as one line of JSON.
     #[must_use]
     pub fn encode(&self) -> String {
         let jails: Vec<&str> = self.jails.iter().map(Jail::as_str).collect();
@@ -152,8 +152,8 @@ impl Presence {
         if self.held > 0 {
             let _ = write!(json, r#","imported":{}"#, self.held);
         }
-        if !self.refused.is_empty() {
-            let counts = self.refused.iter().map(|(name, count)| (name.clone(), *count));
+        if !self.rejected.is_empty() {
+            let counts = self.rejected.iter().map(|(name, count)| (name.clone(), *count));
             let _ = write!(json, r#","rejected":{}"#, counts.collect::<Value>());
         }
         if !self.acks.is_empty() {
@@ -186,23 +186,23 @@ impl Ack {
     }
 }
 
-/// What is for people alone: short, and to be shown as it is.
+/// The visible characters of a text for people, shortened.
 fn printable(text: &str) -> String {
     shown(text, None).take(MAX_TEXT).collect()
 }
 
-/// A later version may have more reasons: of those that look alike when shown, the counts add up.
-fn refused(counts: Vec<(&str, u64)>) -> BTreeMap<String, u64> {
-    let mut refused = BTreeMap::new();
+/// Counts by printable reason. Another version may have other reasons; those that look alike are added up.
+fn rejected(counts: Vec<(&str, u64)>) -> BTreeMap<String, u64> {
+    let mut rejected = BTreeMap::new();
     for (name, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
         let name = printable(name);
-        if refused.len() < MAX_REASONS || refused.contains_key(&name) {
-            let sum: &mut u64 = refused.entry(name).or_default();
-            // An attack may cause more within days; from there on, the number stands for "or more".
-            *sum = sum.saturating_add(count).min(MAX_REFUSED);
+        if rejected.len() < MAX_REASONS || rejected.contains_key(&name) {
+            let sum: &mut u64 = rejected.entry(name).or_default();
+            // An attack may exceed the maximum within days; the maximum stands for "or more".
+            *sum = sum.saturating_add(count).min(MAX_REJECTED);
         }
     }
-    refused
+    rejected
 }
 
 #[cfg(test)]
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn encoded_presence_is_parsed_unchanged() {
         let presence = Presence {
             state: HostState::Online,
             version: "1.0.0".to_owned(),
@@ -230,7 +230,7 @@ mod tests {
             instance: "0b9e".to_owned(),
             since: 1_795_342_588,
             held: 30,
-            refused: [("malformed", 2), ("old", 1)].map(|(name, n)| (name.to_owned(), n)).into(),
+            rejected: [("malformed", 2), ("old", 1)].map(|(name, n)| (name.to_owned(), n)).into(),
             acks: vec![ack("banned"), ack("never_ban")],
         };
         let json = r#"{"v":1,"state":"online","version":"1.0.0","jails":["sshd","web"],"bans":12,"machine":"8f1d","instance":"0b9e","since":1795342588,"imported":30,"rejected":{"malformed":2,"old":1},"acks":[["web","203.0.113.30","web\"1",1795342588123,"banned"],["web","203.0.113.30","web\"1",1795342588123,"never_ban"]]}"#;
@@ -240,7 +240,7 @@ mod tests {
         assert_eq!((least.state, least.bans, least.jails.len()), (HostState::Offline, 0, 0));
         let json = r#"{"v":1,"state":"offline","version":"","jails":[],"bans":0,"machine":""}"#;
         assert_eq!(least.encode(), json, "what is not known is not said");
-        let refused = [
+        let rejected = [
             "",
             "{}",
             r#"{"v":2,"state":"online"}"#,
@@ -256,7 +256,7 @@ mod tests {
             r#"{"v":1,"state":"online","rejected":{"malformed":-1}}"#,
             r#"{"v":1,"state":"online","rejected":{"malformed":"1"}}"#,
         ];
-        for payload in refused {
+        for payload in rejected {
             assert!(Presence::parse(payload.as_bytes()).is_err(), "{payload}");
         }
     }
@@ -298,20 +298,20 @@ mod tests {
     }
 
     #[test]
-    fn reasons_that_are_not_known_are_kept_short_and_few() {
+    fn unknown_reasons_are_shortened_and_limited() {
         let reasons: Vec<_> = (0..99).map(|n| format!(r#""later{n:02}":{}"#, n + 1)).collect();
         let long = "x".repeat(99);
         let json = format!(
             r#"{{"v":1,"state":"online","rejected":{{"\u001b[0m":1,"[0m":2,"{long}":7,"zero":0,{}}}}}"#,
             reasons.join(",")
         );
-        let refused = Presence::parse(json.as_bytes()).unwrap().refused;
-        assert_eq!((refused.len(), refused["[0m"]), (MAX_REASONS, 3));
-        assert!(refused.keys().all(|name| name.len() <= 32 && !name.contains(char::is_control)));
-        assert!(!refused.contains_key("zero"));
+        let rejected = Presence::parse(json.as_bytes()).unwrap().rejected;
+        assert_eq!((rejected.len(), rejected["[0m"]), (MAX_REASONS, 3));
+        assert!(rejected.keys().all(|name| name.len() <= 32 && !name.contains(char::is_control)));
+        assert!(!rejected.contains_key("zero"));
         let json =
             format!(r#"{{"v":1,"state":"online","rejected":{{"a b":{},"ab":9}}}}"#, u64::MAX);
-        let refused = Presence::parse(json.as_bytes()).unwrap().refused;
-        assert_eq!(refused, [("ab".to_owned(), 10_000_000)].into());
+        let rejected = Presence::parse(json.as_bytes()).unwrap().rejected;
+        assert_eq!(rejected, [("ab".to_owned(), 10_000_000)].into());
     }
 }

@@ -1,34 +1,34 @@
-//! The signature of a message: with a secret that all hosts share, what is on the broker is theirs, whoever
-//! may write there. It is HMAC-SHA256 (RFC 2104) of the topic, a line end, and the message as far as the
+//! The signature of a message, by a secret that all hosts share. It protects the fleet from other clients that may
+//! write to the broker. It is the HMAC-SHA256 (RFC 2104) of the topic, a line feed, and the message up to the
 //! signature, which is the last field:
 //!
 //! ```json
 //! {"action":"ban", … ,"reason":"detected","sig":"9c56cc51b374c3ba…"}
 //! ```
 //!
-//! The topic is part of it: nobody can move a message to another host's branch.
+//! The signature covers the topic, so that no client can copy a message to the branch of another host.
 
 use std::fmt::{self, Write as _};
 
 use ring::hmac;
 
-/// What comes before the signature's digits, and after them.
+/// The bytes before and after the digits of the signature.
 const BEFORE: &[u8] = br#","sig":""#;
 const AFTER: &[u8] = br#""}"#;
 const DIGITS: usize = 64;
 
-/// What became of a message's signature.
+/// The result of checking a signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignatureStatus {
-    /// It was made with one of the keys, for this topic and this text.
+    /// Made with one of the keys, for this topic and this text.
     Valid,
-    /// There is none.
+    /// The message has no signature.
     Missing,
-    /// It is another one.
+    /// Made with another key, for another topic or for another text.
     Invalid,
 }
 
-/// The secrets: the first signs, each is accepted.
+/// The keys: the first one signs; a signature of any of them is valid, so that keys can be changed one host at a time.
 #[derive(Clone)]
 pub struct SigningKeys(Vec<hmac::Key>);
 
@@ -39,14 +39,14 @@ impl fmt::Debug for SigningKeys {
 }
 
 impl SigningKeys {
-    /// Takes secrets; there has to be one.
+    /// Keys from secrets, of which there must be at least one.
     #[must_use]
     pub fn new<'a>(secrets: impl IntoIterator<Item = &'a str>) -> Self {
         let key = |secret: &str| hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
         Self(secrets.into_iter().map(key).collect())
     }
 
-    /// What tells the keys apart, 16 hexadecimal digits each, and tells nothing else of them.
+    /// A fingerprint of each key, 16 hexadecimal digits, which reveals nothing else of the key.
     pub fn fingerprints(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(|key| {
             let tag = hmac::sign(key, b"f2bmqtt: fingerprint of a signing key");
@@ -57,7 +57,7 @@ impl SigningKeys {
         })
     }
 
-    /// Signs a JSON object that is to be published on a topic; anything else stays as it is.
+    /// Signs a JSON object for a topic; other messages stay unchanged.
     #[must_use]
     pub fn sign(&self, topic: &str, mut message: Vec<u8>) -> Vec<u8> {
         if message.len() > 2
@@ -73,7 +73,7 @@ impl SigningKeys {
         message
     }
 
-    /// Looks at the signature of a message that came on a topic.
+    /// Checks the signature of a message that was received on a topic.
     #[must_use]
     pub fn check(&self, topic: &str, message: &[u8]) -> SignatureStatus {
         let Some((text, signature)) = split(message) else {
@@ -86,7 +86,7 @@ impl SigningKeys {
     }
 }
 
-/// A message as far as its signature, and the signature, if it has the form of a signed one.
+/// Splits a signed message into the signed text and the signature.
 #[must_use]
 pub fn split(message: &[u8]) -> Option<(&[u8], [u8; DIGITS / 2])> {
     let rest = message.strip_suffix(AFTER)?;
@@ -104,7 +104,7 @@ pub fn split(message: &[u8]) -> Option<(&[u8], [u8; DIGITS / 2])> {
     Some((text, signature))
 }
 
-/// What is signed: a topic has no line end.
+/// The signed bytes. A topic contains no line feed, so they are unambiguous.
 fn signed(topic: &str, text: &[u8]) -> Vec<u8> {
     [topic.as_bytes(), b"\n", text].concat()
 }
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_the_hmac_of_topic_and_text() {
+    fn signature_is_the_hmac_of_topic_and_text() {
         // printf 'blacklist/ban\n{…"host":"web1"' | openssl dgst -sha256 -hmac 0123456789abcdef
         let message = String::from_utf8(sign(&["0123456789abcdef"], TOPIC)).unwrap();
         assert_eq!(message, format!(r#"{},"sig":"{DIGEST}"}}"#, &BAN[..BAN.len() - 1]));
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn fingerprints_tell_keys_apart() {
+    fn keys_have_different_fingerprints() {
         let of = |secrets: &[&str]| -> Vec<String> {
             SigningKeys::new(secrets.iter().copied()).fingerprints().collect()
         };
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_signed_with_a_key_for_this_topic_is_good() {
+    fn only_signature_of_a_known_key_for_this_topic_is_valid() {
         let (old, new) = ("an old secret of the fleet", "a new secret of the fleet");
         let good = sign(&[old], TOPIC);
         let text = std::str::from_utf8(&good).unwrap();

@@ -1,5 +1,4 @@
-//! What fail2ban on this host told us of one ban, as it waits in the spool: an event that does not
-//! know yet which host it speaks for.
+//! A call of the notifier as it waits in the spool: an event that has no host, stamp or reason yet.
 
 use serde_json::json;
 
@@ -22,10 +21,10 @@ pub struct SpooledEvent {
 impl SpooledEvent {
     const MAX: usize = 1024;
 
-    /// Reads what [`SpooledEvent::encode`] wrote.
+    /// Parses the text of [`SpooledEvent::encode`].
     ///
     /// # Errors
-    /// [`Malformed`] where the text is something else.
+    /// [`Malformed`]
     pub fn parse(json: &[u8]) -> Result<Self, Malformed> {
         let fields = StrictObject::parse(json, Self::MAX)?;
         Ok(Self {
@@ -39,7 +38,7 @@ impl SpooledEvent {
         })
     }
 
-    /// Writes it as JSON.
+    /// The call as JSON.
     #[must_use]
     pub fn encode(&self) -> String {
         json!({
@@ -54,7 +53,7 @@ impl SpooledEvent {
         .to_string()
     }
 
-    /// The event that `host` sends of it.
+    /// The event that `host` publishes for this call.
     #[must_use]
     pub fn event(self, host: &HostName, stamp: i64, reason: Reason) -> Event {
         Event {
@@ -74,12 +73,12 @@ impl SpooledEvent {
         }
     }
 
-    /// Whether this and an `earlier` call tell of the same thing: a jail may have two actions that
-    /// call the notifier, one of which may not know the time.
+    /// Whether this call repeats an `earlier` one: a jail may have two actions that call the notifier, one of which may
+    /// not pass the time.
     #[must_use]
     pub fn repeats(&self, earlier: &Self) -> bool {
         let same_time = self.time == earlier.time || self.time == 0 || earlier.time == 0;
-        // A ban that is told again with another length was prolonged.
+        // A repeated ban with another bantime was extended, so it is another event.
         let same_length =
             self.bantime == earlier.bantime || self.bantime == 0 || earlier.bantime == 0;
         same_time
@@ -95,8 +94,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_again() {
-        let told = SpooledEvent {
+    fn encoded_event_is_parsed_unchanged() {
+        let event = SpooledEvent {
             action: Action::Unban,
             jail: Jail::new("sshd").unwrap(),
             address: Address::new("2001:db8::1").unwrap(),
@@ -105,6 +104,6 @@ mod tests {
             failures: 5,
             time: 1_795_342_588,
         };
-        assert_eq!(SpooledEvent::parse(told.encode().as_bytes()), Ok(told));
+        assert_eq!(SpooledEvent::parse(event.encode().as_bytes()), Ok(event));
     }
 }

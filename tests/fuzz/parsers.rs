@@ -55,7 +55,7 @@ pub(crate) fn part(payload: &[u8]) {
 pub(crate) fn presence(payload: &[u8]) {
     sealed(payload);
     if let Ok(presence) = Presence::parse(payload) {
-        assert!(presence.jails.len() <= 500 && presence.refused.len() <= 30);
+        assert!(presence.jails.len() <= 500 && presence.rejected.len() <= 30);
         assert!(presence.acks.len() <= 16);
         let again = presence.encode();
         assert!(!again.contains(is_unsafe_for_display), "{again}");
@@ -169,7 +169,7 @@ pub(crate) fn arguments(arguments: &[u8]) {
         failures: word(5),
         time: word(6),
     };
-    if let Ok((Some(told), _)) = call.told() {
+    if let Ok((Some(told), _)) = call.to_event() {
         assert_eq!(SpooledEvent::parse(told.encode().as_bytes()), Ok(told));
     }
     let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();

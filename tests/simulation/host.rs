@@ -177,7 +177,7 @@ impl HostName {
                 failures: &failures,
                 time: &time,
             };
-            let Ok((Some(told), _)) = call.told() else { continue };
+            let Ok((Some(told), _)) = call.to_event() else { continue };
             around.log.push(format!("{} {action} {address} {ticket:?}", self.name));
             self.spool.push_back(told);
         }

@@ -140,7 +140,7 @@ impl Inbound {
         let mut part = message
             .shard(|pardon| fleet.knows_fleet_unban(pardon))
             .map_err(|rejected| rejected.reason())?;
-        if let Some(refusal) = self.guard.check_part_time(&part, now) {
+        if let Some(refusal) = self.guard.check_shard_time(&part, now) {
             return Err(refusal);
         }
         part.bans.retain(|ban| is_bannable(ban.address.ip()));

@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use super::*;
 
 #[test]
-fn directory_of_others_is_refused() {
+fn directory_of_other_users_is_rejected() {
     use Keeps::{Database, Directories, Log};
     const EVE: u32 = 1001;
     const SYSLOG: u32 = 104;
@@ -30,14 +30,14 @@ fn directory_of_others_is_refused() {
     for (dir, expected) in table {
         for (keeps, expected) in [Database, Log, Directories].into_iter().zip(expected.chars()) {
             let found = match judge(dir, 0, keeps) {
-                Verdict::Safe => '.',
-                Verdict::Odd(_) => '!',
-                Verdict::Refused(_) => 'x',
+                DirSafety::Safe => '.',
+                DirSafety::Odd(_) => '!',
+                DirSafety::Unsafe(_) => 'x',
             };
             assert_eq!(found, expected, "{dir:?} {keeps:?}");
         }
     }
-    assert_eq!(judge((EVE, EVE, 0o755), EVE, Database), Verdict::Safe, "a person's own");
+    assert_eq!(judge((EVE, EVE, 0o755), EVE, Database), DirSafety::Safe, "a person's own");
 }
 
 fn with_mode(dir: &Path, mode: u32) {
@@ -59,24 +59,24 @@ fn each_directory_on_the_way_counts_also_behind_links() {
     symlink("loop", at("loop")).unwrap();
     let refused = ["open/db", "open/own/db", "open/link/db", "to-link/db", "open/new/deep/db"];
     for path in refused {
-        let error = look(&at(path), Keeps::Database).unwrap_err().to_string();
+        let error = check_path(&at(path), Keeps::Database).unwrap_err().to_string();
         let expected = format!("{} is writable by every user, who could", at("open").display());
         assert!(error.starts_with(&expected), "{path}: {error}");
         assert!(error.contains("chmod go-w"), "{error}");
     }
     for path in ["own/db", "link/db", "own/back/db", "own/new/deep/db", "own/../own/db"] {
         for keeps in [Keeps::Database, Keeps::Log] {
-            look(&at(path), keeps).unwrap();
+            check_path(&at(path), keeps).unwrap();
         }
     }
-    assert!(look(&at("loop/db"), Keeps::Log).is_err());
+    assert!(check_path(&at("loop/db"), Keeps::Log).is_err());
     assert!(!at("own/new").exists(), "to look makes nothing");
     // What the sticky bit protects.
     with_mode(&at("open"), 0o1777);
-    let odd = look(&at("open/own/db"), Keeps::Database).unwrap();
+    let odd = check_path(&at("open/own/db"), Keeps::Database).unwrap();
     let expected = format!("{} is writable by every user", at("open").display());
     assert!(odd.contains(&expected), "{odd:?}");
-    assert!(look(&at("open/db"), Keeps::Log).is_err());
+    assert!(check_path(&at("open/db"), Keeps::Log).is_err());
 }
 
 #[test]
@@ -101,9 +101,14 @@ fn only_a_regular_file_is_usable() {
         ("db", "not a regular file but a FIFO"),
     ];
     for (name, expected) in table {
-        let error = look(&at(name), Keeps::Database).unwrap_err().to_string();
+        let error = check_path(&at(name), Keeps::Database).unwrap_err().to_string();
         assert!(error.contains(expected), "{name}: {error}");
     }
-    look(&at("db"), Keeps::Log).unwrap();
-    assert!(look(Path::new("/dev/null"), Keeps::Log).unwrap_err().to_string().contains("a device"));
+    check_path(&at("db"), Keeps::Log).unwrap();
+    assert!(
+        check_path(Path::new("/dev/null"), Keeps::Log)
+            .unwrap_err()
+            .to_string()
+            .contains("a device")
+    );
 }

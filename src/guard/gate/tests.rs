@@ -235,7 +235,7 @@ fn dots_that_rabbitmq_made_levels_of_are_dots_again_and_signed_so() {
 }
 
 #[test]
-fn unsigned_messages_free_nobody_and_are_not_in_this_host_s_name() {
+fn unsigned_message_releases_no_ban_and_never_has_this_host_s_name() {
     let event = |action: &str, host: &str, more: &str| {
         format!(r#"{{"action":"{action}","ipmset":"sshd","ip":"192.0.2.1","host":"{host}"{more}}}"#)
     };
@@ -265,7 +265,7 @@ fn an_unsigned_shard_brings_no_fleet_unban() {
         "unbans":[["*","192.0.2.1","web2-5"],["*","192.0.2.2","web2-6"]]}"#;
     let topic = "f2bmqtt/b/state/web2/0";
     let signed = SigningKeys::new([KEY]).sign(topic, json.as_bytes().to_vec());
-    let known = |pardon: &FleetUnban| pardon.id.as_str() == "web2-5";
+    let known = |fleet_unban: &FleetUnban| fleet_unban.id.as_str() == "web2-5";
     let table = [
         (None, json.as_bytes().to_vec(), 2),
         (signing(true), json.as_bytes().to_vec(), 1),
@@ -273,8 +273,8 @@ fn an_unsigned_shard_brings_no_fleet_unban() {
     ];
     for (signing, payload, unbans) in table {
         let admitted = gate("b", signing).admit(topic, payload).unwrap();
-        let part = admitted.shard(known).unwrap();
-        assert_eq!((part.bans.len(), part.unbans.len()), (1, unbans));
+        let shard = admitted.shard(known).unwrap();
+        assert_eq!((shard.bans.len(), shard.unbans.len()), (1, unbans));
     }
     let elsewhere = gate("b", None).admit("f2bmqtt/b/state/web3/0", json.into()).unwrap();
     assert_eq!(elsewhere.shard(known).unwrap_err().reason, RejectReason::WrongTopic);

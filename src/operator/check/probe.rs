@@ -391,9 +391,12 @@ mod tests {
 
     #[test]
     fn marked_presence_of_a_host_that_rejected_messages_can_be_read() {
-        let refused = [("malformed".to_owned(), 2)].into();
-        let presence =
-            Presence { refused, jails: [Jail::new("sshd").unwrap()].into(), ..Presence::default() };
+        let rejected = [("malformed".to_owned(), 2)].into();
+        let presence = Presence {
+            rejected,
+            jails: [Jail::new("sshd").unwrap()].into(),
+            ..Presence::default()
+        };
         let mut marked = object(&presence.encode());
         marked.insert(MARK_FIELD.to_owned(), "m1.3".into());
         let payload = Value::from(marked).to_string();

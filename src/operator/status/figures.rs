@@ -53,7 +53,7 @@ fn of_host((host, member): (&HostName, &HostView)) -> Value {
         "snapshot": member.stamp().map(|stamp| stamp / 1000),
         "parts": member.count(),
         "incomplete": member.missing_shards(),
-        "rejected": presence.map(|presence| &presence.refused),
+        "rejected": presence.map(|presence| &presence.rejected),
     })
 }
 

@@ -172,7 +172,7 @@ impl FleetStatus {
         let hosts = self.view.hosts().iter();
         let presences = hosts.filter_map(|(host, member)| Some((host, member.presence()?)));
         let counts = presences.flat_map(|(host, presence)| {
-            presence.refused.iter().map(move |(reason, count)| (host, reason.as_str(), *count))
+            presence.rejected.iter().map(move |(reason, count)| (host, reason.as_str(), *count))
         });
         counts.collect()
     }
