@@ -39,16 +39,9 @@ pub enum Decision {
 /// Decides.
 #[must_use]
 pub fn decide(facts: ReconcileFacts) -> Decision {
-    let ReconcileFacts {
-        claimed,
-        imported: marked,
-        held,
-        ends_soon,
-        ignored,
-        restoring,
-        just_ended,
-    } = facts;
-    match (claimed, marked, held) {
+    let ReconcileFacts { claimed, imported, held, ends_soon, ignored, restoring, just_ended } =
+        facts;
+    match (claimed, imported, held) {
         // What fail2ban has yet to restore is neither missing nor gone.
         (_, _, false) if restoring => Decision::Keep,
         (true, _, false) if ignored => Decision::Refuse,
@@ -85,10 +78,10 @@ mod tests {
             (false, false, true, [Keep, Keep, Keep, Keep, Keep]),
             (false, true, true, [Unban, Keep, Unban, Unban, Unban]),
         ];
-        for (claimed, marked, held, expected) in table {
+        for (claimed, imported, held, expected) in table {
             let facts = ReconcileFacts {
                 claimed,
-                imported: marked,
+                imported,
                 held,
                 ends_soon: false,
                 ignored: false,

@@ -42,7 +42,7 @@ impl Record {
         match self {
             Self::Import(key, _) => RecordKey::Import(key.clone()),
             Self::Override(key, host, _) => RecordKey::Override(key.clone(), host.clone()),
-            Self::Tombstone(pardon, _) => RecordKey::Tombstone(pardon.clone()),
+            Self::Tombstone(fleet_unban, _) => RecordKey::Tombstone(fleet_unban.clone()),
             Self::LegacyClaim(key, host, _) => RecordKey::LegacyClaim(key.clone(), host.clone()),
             Self::PendingDetection(key, _) => RecordKey::PendingDetection(key.clone()),
             Self::Stamp(_) => RecordKey::Stamp,
@@ -71,25 +71,27 @@ impl PersistedState {
                 *stamp = now;
             }
         };
-        for claim in self.imports.values_mut().flat_map(|mark| &mut mark.sources) {
+        for claim in self.imports.values_mut().flat_map(|import| &mut import.sources) {
             clamp(&mut claim.stamp);
         }
         self.overrides.values_mut().for_each(|lift| clamp(&mut lift.stamp));
-        self.tombstones.retain(|pardon, _| !is_ahead(pardon.id.created_at(), now));
+        self.tombstones.retain(|fleet_unban, _| !is_ahead(fleet_unban.id.created_at(), now));
     }
 
     /// Takes up a change.
-    pub fn apply(&mut self, change: Record) {
+    pub fn apply(&mut self, record: Record) {
         fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
             match value {
                 Some(value) => map.insert(key, value),
                 None => map.remove(&key),
             };
         }
-        match change {
-            Record::Import(key, mark) => put(&mut self.imports, key, mark),
+        match record {
+            Record::Import(key, import) => put(&mut self.imports, key, import),
             Record::Override(key, host, lift) => put(&mut self.overrides, (key, host), lift),
-            Record::Tombstone(pardon, obeyed) => put(&mut self.tombstones, pardon, obeyed),
+            Record::Tombstone(fleet_unban, applied) => {
+                put(&mut self.tombstones, fleet_unban, applied)
+            }
             Record::LegacyClaim(key, host, since) => {
                 put(&mut self.legacy_claims, (key, host), since);
             }
@@ -114,20 +116,20 @@ mod tests {
         let table =
             [(5, 5), (NOW + HORIZON, NOW + HORIZON), (NOW + HORIZON + 1, NOW), (i64::MAX, NOW)];
         for (stamp, expected) in table {
-            let mut remembered = PersistedState::default();
+            let mut persisted = PersistedState::default();
             let ban = Ban { start: 1, bantime: -1 };
             let claim = ImportSource { host: host.clone(), stamp, ban, unbans: None };
             let claims: ImportSources = [claim].into_iter().collect();
-            remembered.imports.insert(key.clone(), Import::intended(claims, 600, 1));
+            persisted.imports.insert(key.clone(), Import::intended(claims, 600, 1));
             let lift = Override { start: 1, stamp };
-            remembered.overrides.insert((key.clone(), host.clone()), lift);
+            persisted.overrides.insert((key.clone(), host.clone()), lift);
             let id = UnbanId::made_by(&host, stamp);
-            let pardon = FleetUnban { scope: JailScope::All, address: key.1, id };
-            remembered.tombstones.insert(pardon, true);
-            remembered.clamp(NOW);
-            assert_eq!(remembered.imports[&key].sources[0].stamp, expected);
-            assert_eq!(remembered.overrides[&(key.clone(), host.clone())].stamp, expected);
-            assert_eq!(remembered.tombstones.len(), usize::from(stamp == expected));
+            let fleet_unban = FleetUnban { scope: JailScope::All, address: key.1, id };
+            persisted.tombstones.insert(fleet_unban, true);
+            persisted.clamp(NOW);
+            assert_eq!(persisted.imports[&key].sources[0].stamp, expected);
+            assert_eq!(persisted.overrides[&(key.clone(), host.clone())].stamp, expected);
+            assert_eq!(persisted.tombstones.len(), usize::from(stamp == expected));
         }
     }
 }

@@ -27,8 +27,9 @@ impl Controller {
                 return None;
             }
         }
-        let held =
-            |local: &JailState| local.entries.values().filter(|case| case.import.is_some()).count();
+        let held = |local: &JailState| {
+            local.entries.values().filter(|entry| entry.import.is_some()).count()
+        };
         let presence = Presence {
             state: HostState::Online,
             jails: jails.cloned().unwrap_or_default(),
@@ -68,8 +69,8 @@ impl Controller {
     /// How many bans of other hosts are known.
     #[must_use]
     pub fn claims(&self) -> usize {
-        let cases = self.jails.values().flat_map(|local| local.entries.values());
-        cases.flat_map(|case| &case.claims).filter(|said| said.ban.is_some()).count()
+        let entries = self.jails.values().flat_map(|local| local.entries.values());
+        entries.flat_map(|entry| &entry.claims).filter(|claim| claim.ban.is_some()).count()
     }
 
     /// Whether fail2ban answers.
@@ -81,17 +82,17 @@ impl Controller {
     /// What each jail of this host holds.
     #[must_use]
     pub fn jail_counts(&self) -> Vec<JailCounts> {
-        let figures = |jail: &Jail| {
+        let counts = |jail: &Jail| {
             let local = self.jails.get(jail);
-            let marked =
+            let imported =
                 |local: &JailState| local.entries.values().filter(|c| c.import.is_some()).count();
             JailCounts {
                 jail: jail.clone(),
                 detected: local.map_or(0, |local| local.local_bans.len()),
-                imported: local.map_or(0, marked),
+                imported: local.map_or(0, imported),
                 lifted: self.overrides.count(jail),
             }
         };
-        self.known_jails.iter().flatten().map(figures).collect()
+        self.known_jails.iter().flatten().map(counts).collect()
     }
 }
