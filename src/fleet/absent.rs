@@ -1,5 +1,5 @@
-//! What counts of a fail2ban that is away, or that has not made a jail: its database's **rows whose end is to
-//! come count as held**, so that nobody is freed by a stop, a start, or a jail that comes late.
+//! Which bans count while fail2ban is down or has not created a jail (R7, R8): rows of its database that have not
+//! expired count as held, so that a stop, a start or a late jail releases nothing.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use crate::fail2ban::table::AddressMap;
 use crate::wire::{Address, Jail};
 
 impl Controller {
-    /// **For a minute after its start fail2ban may still have to make its jails.** `now` is in milliseconds.
+    /// Whether fail2ban started less than a minute ago, and may still create jails (R7). `now` is in milliseconds.
     #[must_use]
     pub fn is_starting(&self, server: ServerInstance, now: i64) -> bool {
         to_secs(now) < server.started.saturating_add(self.timing.restore_grace)
@@ -148,8 +148,8 @@ impl Controller {
         }
     }
 
-    /// fail2ban is away. Where it is known which database is its own, what that has of every jail was told
-    /// to [`absent`](Self::absent), and is told to the fleet.
+    /// fail2ban is down. `database`: the rows of every jail were passed to
+    /// [`observe_offline_jail`](Self::observe_offline_jail), so the snapshot may be published.
     pub fn on_fail2ban_down(&mut self, database: bool) {
         self.pending.clear();
         self.in_flight = None;

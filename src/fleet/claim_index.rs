@@ -1,5 +1,5 @@
 //! The keys that one peer has claims on, ordered so that each shard of a snapshot, of whatever size, is one
-//! range: what a shard covers is found without a look at the rest.
+//! range: the keys of a shard are found without a search of the rest (R21).
 
 use std::collections::BTreeSet;
 use std::ops::Bound::{Excluded, Included, Unbounded};

@@ -1,5 +1,5 @@
-//! Changes that are not on disk yet. They are written in batches, so that no flood of them holds up the daemon for
-//! long, and each until it is known to be written.
+//! Records that are not on disk yet (R20). They are written in batches, so that a flood of them does not block the
+//! daemon for long, and each is kept until its write is confirmed.
 
 use std::collections::BTreeMap;
 
@@ -35,9 +35,9 @@ impl DirtyRecords {
         self.waiting.contains_key(key) || self.writing.contains_key(key)
     }
 
-    /// The changes that are to be written now, if any; then [`on_written`](Self::on_written).
+    /// The records to write now, if any; then [`on_written`](Self::on_written).
     pub(super) fn next_batch(&mut self, now: i64) -> Option<Vec<Record>> {
-        self.take_back(); // of an earlier batch nobody knows
+        self.take_back(); // an earlier batch had no result
         if self.waiting.is_empty() || now < self.retry_at {
             return None;
         }
@@ -106,7 +106,7 @@ mod tests {
         dirty.on_written(false, 5);
         assert_eq!(dirty.next_batch(1_004), None);
         assert_eq!(dirty.next_batch(1_005), Some(vec![record(1, 4), record(3, 1)]));
-        // Whether that was written nobody learned.
+        // The batch had no result.
         assert_eq!(dirty.next_batch(1_006), Some(vec![record(1, 4), record(3, 1)]));
         dirty.on_written(true, 1_007);
         assert_eq!((dirty.next_batch(1_007), dirty.len()), (None, 0));

@@ -1,5 +1,5 @@
-//! What a fleet unban does on this host: it is learned, applied in fail2ban, and dropped when no ban needs it any
-//! more. [`Tombstones`](super::tombstones::Tombstones) keeps them.
+//! Applies fleet unbans on this host (R16): learns tombstones, unbans their addresses, and drops tombstones that no ban
+//! needs (R17). [`Tombstones`](super::tombstones::Tombstones) keeps them.
 
 use std::collections::BTreeSet;
 
@@ -12,8 +12,8 @@ use super::work::Pending;
 use super::{BanKey, Controller, Record, to_secs};
 use crate::wire::{Address, FleetUnban, Jail, JailScope, UnbanId};
 
-/// How many addresses of fleet unbans are worked off at once, before it is the turn of bans.
-const TOMBSTONES: usize = 100;
+/// How many addresses of fleet unbans are applied in one turn (R22).
+const TOMBSTONE_BATCH: usize = 100;
 
 impl Controller {
     /// A fleet unban is known from now on: scripts cannot carry it, so their claims end with it.
@@ -82,9 +82,9 @@ impl Controller {
         }
     }
 
-    /// The next fleet unbans are applied: fail2ban is told where there may be something to free.
+    /// Applies the next tombstones: fail2ban unbans the addresses that it may hold.
     pub(super) fn apply_tombstones(&mut self, names: &BTreeSet<Jail>, now: i64) {
-        let batch = self.tombstones.next_batch(TOMBSTONES);
+        let batch = self.tombstones.next_batch(TOMBSTONE_BATCH);
         for jail in names {
             let mut addresses = Vec::new();
             for &address in &batch {
@@ -142,13 +142,13 @@ impl Controller {
             || local.pending_detections.contains_key(&key.1)
     }
 
-    /// Fleet unbans that fail2ban was told of are applied, but for those that wait for a jail.
+    /// Marks the tombstones of the finished batch as applied, except those that wait for a jail.
     pub(super) fn settle_tombstones(&mut self, names: &BTreeSet<Jail>, now: i64) {
         if !self.tombstones.is_applying() {
             return;
         }
         let (jails, expected) = (&self.jails, &self.expected_jails);
-        // A ban in a jail that is not there yet comes back with it, and is to be freed then.
+        // A ban in a missing jail comes back with the jail, and has to be unbanned then.
         let waits = |address: Address, scope: &JailScope| {
             let owns = |(_, local): &(&Jail, &JailState)| local.local_bans.contains_key(&address);
             let there = |jail: &Jail| names.contains(jail) || !scope.covers(jail);

@@ -70,7 +70,7 @@ impl Controller {
         let counts = (self.counts.claims, self.counts.legacy, self.counts.tombstones);
         holds!(counts == (claims, legacy, tombstones), "{counts:?} {claims} {legacy} {tombstones}");
         holds!(claims <= MAX_CLAIMS && legacy <= MAX_LEGACY_CLAIMS, "{claims} {legacy} claims");
-        holds!(tombstones <= MAX_CLAIM_TOMBSTONES, "{tombstones} carried");
+        holds!(tombstones <= MAX_CLAIM_TOMBSTONES, "{tombstones} tombstones");
         for (host, peer) in self.peers.iter() {
             let indexed: BTreeSet<BanKey> = peer.claims.first(usize::MAX).into_iter().collect();
             holds!(indexed.len() <= MAX_CLAIMS_PER_PEER, "{} claims of {host}", indexed.len());

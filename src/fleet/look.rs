@@ -224,7 +224,7 @@ impl JailState {
         };
         let restarted = fewer || whole && observation.rows.iter().any(lacks);
         if other || restarted {
-            // It is noticed within seconds; of what was before this process nobody knows.
+            // It is noticed within seconds; the time before this process is unknown.
             self.epoch += 1;
             self.restoring = (secs + timing.restore_grace, usize::MAX);
         }

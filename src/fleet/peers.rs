@@ -1,6 +1,6 @@
-//! What is kept of each other host: the shards that it published, the claims of it that are kept, and when it
-//! was last heard. Handling a message costs no more than the message's own size: what a shard releases is
-//! found afterwards, in small steps, in turns between peers.
+//! The state of each peer: the stamps of its shards, the keys of its claims, its clock lag and its last message (R21).
+//! Handling a message costs no more than its size times a logarithm: claims that a shard released are found later, in
+//! small steps, in turns between peers.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -12,7 +12,7 @@ use crate::wire::{Address, HostName, MAX_SHARDS, ShardId};
 /// The most peers that are kept.
 pub(super) const MAX_PEERS: usize = 1_000;
 
-/// A peer without claims is forgotten when it was not heard for so long, in milliseconds. A daemon publishes
+/// A peer without claims is dropped after this time without a message, in milliseconds. A daemon publishes
 /// its snapshot at least every ten minutes.
 const IDLE: i64 = 3_600_000;
 
@@ -251,7 +251,7 @@ impl Peers {
         self.known.iter().max_by_key(|(_, peer)| peer.claims.len())
     }
 
-    /// A peer has shards that are to be searched.
+    /// Queues a peer whose new shards may have released claims.
     pub(super) fn search(&mut self, host: &HostName) {
         if !self.releasing.contains(host) {
             self.releasing.push_back(host.clone());

@@ -125,7 +125,7 @@ fn provisional(claim: &ImportSource, timing: &Timing, now: i64) -> ImportSource 
     };
     // After its end it lasts for `end_slack`.
     let end = end.min(now.saturating_add(GRACE).saturating_sub(timing.expiry_slack));
-    // A bantime of 0 is not known, and below that it is for ever.
+    // A bantime of 0 is not known, and a negative one is permanent.
     let start = start.min(end.saturating_sub(1));
     let ban = Ban { start, bantime: end.saturating_sub(start) };
     ImportSource { host: claim.host.clone(), stamp: BEFORE, ban, unbans: None }

@@ -1,5 +1,5 @@
-//! What a host itself has to remember, because nobody else could tell it: marks, lifts and fleet unbans;
-//! what hosts that run the scripts said; and own bans that fail2ban's database has not. All else is on the broker, or in fail2ban's database.
+//! The state that survives a restart (R11): imports, overrides, tombstones, legacy claims, detections that fail2ban's
+//! database does not have, and the reserved stamp. All other state is on the broker or in fail2ban's database.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,14 @@ use super::marks::Import;
 use crate::guard::is_ahead;
 use crate::wire::{Ban, FleetUnban, HostName};
 
-/// One change of it; `None` is to be forgotten.
+/// A change of one record; `None` deletes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// An import.
     Import(BanKey, Option<Import>),
-    /// A lift of one host's ban.
+    /// An override of one origin's ban.
     Override(BanKey, HostName, Option<Override>),
-    /// A fleet unban, and whether it was obeyed here.
+    /// A fleet unban, and whether it was applied here.
     Tombstone(FleetUnban, Option<bool>),
     /// A host that runs the scripts claims an address, since so many seconds after 1970 began.
     LegacyClaim(BanKey, HostName, Option<i64>),
@@ -26,7 +26,7 @@ pub enum Record {
     Stamp(i64),
 }
 
-/// What a change is of: a later one takes its place.
+/// The identity of a record: a later change of the same record replaces an earlier one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum RecordKey {
     Import(BanKey),
@@ -63,8 +63,8 @@ pub struct PersistedState {
 }
 
 impl PersistedState {
-    /// What others told with stamps of the future counts as told now; a fleet unban of the future as none. An
-    /// earlier version, or a clock that was far behind, may have let it in. `now` is in milliseconds.
+    /// Lowers stamps of the future to `now`, in milliseconds, and drops tombstones of the future. An earlier version, or
+    /// a clock that was far behind, may have accepted them.
     pub fn clamp(&mut self, now: i64) {
         let clamp = |stamp: &mut i64| {
             if is_ahead(*stamp, now) {

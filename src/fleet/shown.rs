@@ -1,5 +1,4 @@
-//! What the fleet is told of this host beside its bans, and what its operator is shown: counts, acknowledgements,
-//! and how much is known of the others.
+//! Builds the presence of this host, and the counts for the status file and the exporters.
 
 use super::Controller;
 use super::limits::ReachedLimits;
@@ -9,9 +8,8 @@ use crate::figures::JailCounts;
 use crate::wire::{HostName, HostState, Jail, Presence};
 
 impl Controller {
-    /// What is to be said of this host itself, where that is news on this connection. `itself` has what the
-    /// fleet knows nothing of. Jails are news at once; acknowledgements, three seconds after what was published
-    /// last, and counts, a minute.
+    /// The presence to publish, if it changed on this connection. `itself` provides the fields that the controller does
+    /// not know. Changed jails are published at once, acknowledgements at most every 3 s, and counts every minute.
     pub fn presence(&mut self, itself: impl FnOnce() -> Presence, now: i64) -> Option<Presence> {
         let acks = self.update_acks(now);
         let jails = self.known_jails.as_ref();

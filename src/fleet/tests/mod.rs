@@ -1,5 +1,4 @@
-//! Stories of a few words each: what a host is told, and what it makes of it. The simulation has all the
-//! others.
+//! Short scenarios: the messages that a host receives, and the effects that follow. The simulation has longer ones.
 
 mod bounds;
 mod own;
@@ -65,7 +64,7 @@ fn shard(from: &str, stamp: i64, listed: &[&str]) -> Shard {
     Shard { host: host(from), stamp, time: 0, id, bans: bans.collect(), unbans: Vec::new() }
 }
 
-/// A host with a fail2ban that does as it is told.
+/// A host with a simulated fail2ban.
 struct Harness {
     fleet: Controller,
     held: BTreeMap<Address, Option<i64>>,
@@ -91,7 +90,7 @@ impl Harness {
         assert!(self.fleet.apply_event(event, self.now));
     }
 
-    /// A round: what fail2ban is told, a word each.
+    /// Runs one cycle; returns the names of the effects on fail2ban.
     fn run_cycle(&mut self) -> Vec<&'static str> {
         self.now += 2_000;
         let heartbeat = Heartbeat { server: self.server, data_version: None };
@@ -140,7 +139,7 @@ impl Harness {
                     targets.len()
                 }
                 Effect::ApplyTombstone(..) => {
-                    effects.push("obey");
+                    effects.push("apply");
                     self.release_all();
                     1
                 }
@@ -155,7 +154,7 @@ impl Harness {
         self.rows.clear();
     }
 
-    /// notify tells of a ban that fail2ban has not written down.
+    /// notify reports a ban that is not in the database yet.
     fn detect(&mut self) -> Event {
         let spooled = SpooledEvent {
             action: Action::Ban,
@@ -178,19 +177,19 @@ impl Harness {
 const NOTHING: [&str; 0] = [];
 
 #[test]
-fn of_two_words_of_a_host_the_greater_stamp_counts() {
+fn of_two_messages_of_a_host_the_greater_stamp_counts() {
     use Action::{Ban as B, Unban as U};
     let mut it = Harness::new();
     it.receive(&event(B, "web1", 10));
     assert_eq!(it.run_cycle(), ["ban"]);
     it.receive(&event(U, "web1", 9));
     it.fleet.apply_shard(&shard("web1", 8, &[]), NOW);
-    assert_eq!(it.run_cycle(), NOTHING, "older words");
+    assert_eq!(it.run_cycle(), NOTHING, "older messages");
     it.fleet.apply_shard(&shard("web1", 20, &[]), NOW);
-    assert_eq!(it.run_cycle(), ["free"], "a newer part does not list it");
+    assert_eq!(it.run_cycle(), ["free"], "a newer shard does not list it");
     it.receive(&event(B, "web1", 15));
     it.receive(&event(B, "web1", 20));
-    assert_eq!(it.run_cycle(), NOTHING, "told before the part, or as soon");
+    assert_eq!(it.run_cycle(), NOTHING, "older than the shard, or as old");
     assert_eq!(it.fleet.claim_state(&key(), &host("web1")), ClaimState::Released(20));
     it.fleet.apply_shard(&shard("web1", 30, &[IP]), NOW);
     assert_eq!(it.run_cycle(), ["ban"]);
@@ -199,7 +198,7 @@ fn of_two_words_of_a_host_the_greater_stamp_counts() {
 }
 
 #[test]
-fn each_claims_for_itself_and_scripts_in_the_order_in_which_they_speak() {
+fn unban_removes_only_its_sender_s_claim() {
     use Action::{Ban as B, Unban as U};
     let mut it = Harness::new();
     for from in ["web1", "web2"] {
@@ -261,7 +260,7 @@ fn script_ban_that_ends_by_its_time_is_imported_once_and_left_to_fail2ban() {
 }
 
 #[test]
-fn import_that_ended_as_its_origin_s_ban_does_waits_for_the_origin_s_word() {
+fn import_that_ended_with_its_origin_s_ban_waits_for_the_origin_s_unban() {
     // After how many seconds the origin says that its ban is over, and when bans are made.
     for (released_after, expected) in [(606, vec![2]), (612, vec![2]), (900, vec![2, 616])] {
         let mut it = Harness::new();
@@ -282,7 +281,7 @@ fn import_that_ended_as_its_origin_s_ban_does_waits_for_the_origin_s_word() {
 }
 
 #[test]
-fn what_was_lifted_here_stays_lifted_until_its_origin_bans_anew() {
+fn overridden_ban_stays_released_until_its_origin_has_a_newer_ban() {
     let mut it = Harness::new();
     it.receive(&event(Action::Ban, "web1", 10));
     it.run_cycle();
@@ -292,8 +291,8 @@ fn what_was_lifted_here_stays_lifted_until_its_origin_bans_anew() {
     it.restart();
     it.fleet.apply_shard(&shard("web1", 20, &[IP]), NOW);
     assert_eq!(it.run_cycle(), NOTHING, "the same ban");
-    let anew = Event { time: NOW / 1000 + 60, ..event(Action::Ban, "web1", 30) };
-    it.receive(&anew);
+    let newer = Event { time: NOW / 1000 + 60, ..event(Action::Ban, "web1", 30) };
+    it.receive(&newer);
     assert_eq!(it.run_cycle(), ["ban"]);
 }
 
@@ -307,7 +306,7 @@ fn a_fleet_unban_frees_what_is_the_host_s_own_and_a_claim_has_to_carry_it() {
     let id = UnbanId::made_by(&host("web2"), NOW);
     let unban = event(Action::Unban, "web2", 7);
     it.receive(&Event { reason: Some(crate::wire::Reason::Fleet), id: Some(id.clone()), ..unban });
-    assert_eq!(it.run_cycle(), ["obey"]);
+    assert_eq!(it.run_cycle(), ["apply"]);
     it.receive(&event(Action::Ban, "web1", 10));
     assert_eq!(it.run_cycle(), NOTHING, "void");
     it.restart();
