@@ -1,7 +1,7 @@
 //! Acknowledgements: what this host did with the bans that `f2bmqtt ban` on another host asks about.
 //!
 //! A request names an address in a jail. The table keeps the last [`MAX_ACKS`] requests in memory; a new one replaces
-//! the oldest (R21). Presence lists an outcome once it is known, and announces it at most every `Pace::ack_interval`.
+//! the oldest (R21). Presence lists an outcome once it is known, and announces it at most every `Timing::ack_interval`.
 
 use std::collections::VecDeque;
 

@@ -123,7 +123,7 @@ fn provisional(claim: &ImportSource, timing: &Timing, now: i64) -> ImportSource 
         0 => start.saturating_add(timing.default_bantime),
         _ => claim.ban.end(),
     };
-    // After its end it lasts for `end_slack`.
+    // After its end it lasts for `expiry_slack`.
     let end = end.min(now.saturating_add(GRACE).saturating_sub(timing.expiry_slack));
     // A bantime of 0 is not known, and a negative one is permanent.
     let start = start.min(end.saturating_sub(1));
