@@ -1,5 +1,5 @@
-//! What counts of a fail2ban that is away, or that has not made a jail: its database's **rows whose end is to
-//! come count as held**, so that nobody is freed by a stop, a start, or a jail that comes late.
+//! Which bans count while fail2ban is down or has not created a jail (R7, R8): rows of its database that have not
+//! expired count as held, so that a stop, a start or a late jail releases nothing.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use crate::fail2ban::table::AddressMap;
 use crate::wire::{Address, Jail};
 
 impl Controller {
-    /// **For a minute after its start fail2ban may still have to make its jails.** `now` is in milliseconds.
+    /// Whether fail2ban started less than a minute ago, and may still create jails (R7). `now` is in milliseconds.
     #[must_use]
     pub fn is_starting(&self, server: ServerInstance, now: i64) -> bool {
         to_secs(now) < server.started.saturating_add(self.timing.restore_grace)
@@ -63,10 +63,10 @@ impl Controller {
 
     /// A jail is gone for good.
     fn drop_jail(&mut self, jail: &Jail, now: i64) {
-        let told =
+        let detected =
             self.jails.get(jail).map(|local| local.pending_detections.keys().copied().collect());
-        let told: Vec<Address> = told.unwrap_or_default();
-        for address in told {
+        let detected: Vec<Address> = detected.unwrap_or_default();
+        for address in detected {
             self.drop_detection(&(jail.clone(), address));
         }
         self.observe_offline_jail(jail, &AddressMap::default(), now);
@@ -74,9 +74,9 @@ impl Controller {
 
     /// A jail that fail2ban does not have now, or fail2ban is away, and the rows of it.
     pub fn observe_offline_jail(&mut self, jail: &Jail, rows: &AddressMap<BipsRow>, now: i64) {
-        if let Some(awaited) = self.expected_jails.get_mut(jail) {
+        if let Some(expected) = self.expected_jails.get_mut(jail) {
             let lasts = |(_, row): &(Address, &BipsRow)| !row.is_over(to_secs(now));
-            *awaited = rows.iter().filter(lasts).map(|(address, _)| address).collect();
+            *expected = rows.iter().filter(lasts).map(|(address, _)| address).collect();
         }
         let local = self.jails.entry(jail.clone()).or_default();
         let scope: BTreeSet<Address> = rows
@@ -88,16 +88,16 @@ impl Controller {
         for address in scope {
             // What only an event on the broker tells of counts once fail2ban was seen to ban it.
             let seen = local.local_bans.contains_key(&address);
-            let told =
-                local.pending_detections.get(&address).filter(|told| told.echo.is_none() || seen);
-            let told = told.map(|told| told.ban);
+            let detection =
+                local.pending_detections.get(&address).filter(|one| one.echo.is_none() || seen);
+            let pending = detection.map(|one| one.ban);
             let row = rows.get(address).copied();
-            if told.is_some_and(|told| row.is_some_and(|row| row.timeofban >= told.start)) {
+            if pending.is_some_and(|ban| row.is_some_and(|row| row.timeofban >= ban.start)) {
                 written.push(address);
             }
             let facts = own::LocalBanFacts {
                 row,
-                pending: told,
+                pending,
                 away: true,
                 now: to_secs(now),
                 ..own::LocalBanFacts::default()
@@ -109,10 +109,11 @@ impl Controller {
             }
             match ban {
                 Some(ban) => {
-                    let (run, rowed) = (local.epoch, row.is_some());
-                    local
-                        .local_bans
-                        .insert(address, LocalBan { ban, jail_epoch: run, in_database: rowed });
+                    let (epoch, in_database) = (local.epoch, row.is_some());
+                    local.local_bans.insert(
+                        address,
+                        LocalBan { ban, jail_epoch: epoch, in_database: in_database },
+                    );
                 }
                 None => drop(local.local_bans.remove(&address)),
             }
@@ -120,14 +121,15 @@ impl Controller {
         // The rows of imports are seen now, too, however short fail2ban will be there.
         let mut changed = Vec::new();
         for (address, row) in rows.iter() {
-            let mark = local.entries.get_mut(&address).and_then(|case| case.import.as_mut());
-            if let Some(mark) = mark.filter(|mark| !mark.row_seen && mark.owns_row(*row)) {
-                mark.row_seen = true;
-                changed.push(Record::Import((jail.clone(), address), Some(Import::clone(mark))));
+            let import = local.entries.get_mut(&address).and_then(|entry| entry.import.as_mut());
+            if let Some(import) = import.filter(|import| !import.row_seen && import.owns_row(*row))
+            {
+                import.row_seen = true;
+                changed.push(Record::Import((jail.clone(), address), Some(Import::clone(import))));
             }
         }
-        for change in changed {
-            self.persist(change);
+        for record in changed {
+            self.persist(record);
         }
         for address in written {
             self.drop_detection(&(jail.clone(), address));
@@ -146,8 +148,8 @@ impl Controller {
         }
     }
 
-    /// fail2ban is away. Where it is known which database is its own, what that has of every jail was told
-    /// to [`absent`](Self::absent), and is told to the fleet.
+    /// fail2ban is down. `database`: the rows of every jail were passed to
+    /// [`observe_offline_jail`](Self::observe_offline_jail), so the snapshot may be published.
     pub fn on_fail2ban_down(&mut self, database: bool) {
         self.pending.clear();
         self.in_flight = None;
@@ -198,20 +200,21 @@ mod tests {
             let host = HostName::new("web1").unwrap();
             let mut fleet = Controller::new(host, Timing::default(), PersistedState::default());
             let server = ServerInstance { pid: 7, started: NOW / 1000 - age };
-            let pulse = Heartbeat { server, data_version: Some(1) };
+            let heartbeat = Heartbeat { server, data_version: Some(1) };
             if shown {
-                fleet.on_heartbeat(pulse, jails(&["sshd", "web"]), NOW);
+                fleet.on_heartbeat(heartbeat, jails(&["sshd", "web"]), NOW);
                 let held = rows().iter().map(|(address, _)| (address, Some(-1))).collect();
-                let look =
+                let observation =
                     Observation { held, rows: rows(), database: Some(0), ..Observation::default() };
-                fleet.on_observation(&sshd, None, look, NOW);
+                fleet.on_observation(&sshd, None, observation, NOW);
             } else {
                 fleet.observe_offline_jail(&sshd, &rows(), NOW);
             }
             let address = Address::new("192.0.2.2").unwrap();
             let ban = Ban { start: NOW / 1000, bantime: -1 };
-            let told = &mut fleet.jails.get_mut(&sshd).unwrap().pending_detections;
-            told.insert(address, PendingDetection { ban, cycle: 0, persisted: true, echo: None });
+            let pending = &mut fleet.jails.get_mut(&sshd).unwrap().pending_detections;
+            pending
+                .insert(address, PendingDetection { ban, cycle: 0, persisted: true, echo: None });
             let starts = fleet.is_starting(server, NOW);
             let written = if starts { jails(&["sshd", "web"]) } else { jails(&[]) };
             let mut missing = fleet.classify_missing_jails(&jails(&["web"]), &written, server, NOW);
@@ -261,7 +264,7 @@ mod tests {
             let host = HostName::new("web1").unwrap();
             let mut fleet = Controller::new(host, Timing::default(), PersistedState::default());
             let server = ServerInstance { pid: 7, started: NOW / 1000 };
-            let pulse = Heartbeat { server, data_version: Some(1) };
+            let heartbeat = Heartbeat { server, data_version: Some(1) };
             for jail in fleet.classify_missing_jails(
                 &jails(&["web"]),
                 &jails(&["sshd", "web"]),
@@ -272,7 +275,7 @@ mod tests {
                 fleet.observe_offline_jail(&jail, &rows(), NOW);
             }
             fleet.start_cycle(NOW);
-            fleet.on_heartbeat(pulse, jails(&["web"]), NOW);
+            fleet.on_heartbeat(heartbeat, jails(&["web"]), NOW);
             fleet.on_observation(
                 &web,
                 None,
@@ -301,8 +304,8 @@ mod tests {
         fleet.on_connected(NOW);
         let server = ServerInstance { pid: 7, started: NOW / 1000 - 600 };
         let published = |fleet: &mut Controller, now: i64| {
-            let parts = fleet.publications(now).into_iter().filter_map(|one| one.content);
-            parts.flat_map(|part| part.bans).map(|ban| ban.jail.to_string()).collect::<Vec<_>>()
+            let shards = fleet.publications(now).into_iter().filter_map(|one| one.content);
+            shards.flat_map(|shard| shard.bans).map(|ban| ban.jail.to_string()).collect::<Vec<_>>()
         };
         let mut seen = Vec::new();
         for round in 1..9 {
@@ -322,9 +325,9 @@ mod tests {
                 }
                 assert_eq!(jail, sshd);
                 let held = rows().iter().map(|(address, _)| (address, Some(-1))).collect();
-                let look =
+                let observation =
                     Observation { held, rows: rows(), database: Some(0), ..Observation::default() };
-                fleet.on_observation(&sshd, None, look, now);
+                fleet.on_observation(&sshd, None, observation, now);
             }
             seen.extend(published(&mut fleet, now));
         }

@@ -1,7 +1,7 @@
 //! Acknowledgements: what this host did with the bans that `f2bmqtt ban` on another host asks about.
 //!
 //! A request names an address in a jail. The table keeps the last [`MAX_ACKS`] requests in memory; a new one replaces
-//! the oldest (R21). Presence lists an outcome once it is known, and announces it at most every `Pace::ack_interval`.
+//! the oldest (R21). Presence lists an outcome once it is known, and announces it at most every `Timing::ack_interval`.
 
 use std::collections::VecDeque;
 
@@ -79,17 +79,17 @@ impl Controller {
             return (!may_start).then_some(RejectReason::UnknownJail.name());
         }
         let local = self.jails.get(&key.0)?;
-        let case = local.entries.get(&key.1)?;
+        let entry = local.entries.get(&key.1)?;
         // What is queued has changed since the last observation.
-        if case.queued.is_some() || case.may_be_restored {
+        if entry.queued.is_some() || entry.may_be_restored {
             return None;
         }
-        if case.held_until.is_some() {
-            return case.import.as_ref().is_none_or(|mark| mark.is_applied).then_some(BANNED);
+        if entry.held_until.is_some() {
+            return entry.import.as_ref().is_none_or(|import| import.is_applied).then_some(BANNED);
         }
         // The request may arrive before the ban: it counts from the claim on.
-        self.active_claims(key, local, case, to_secs(now)).next()?;
-        self.ignored(key).map(|because| because.reject_reason().name())
+        self.active_claims(key, local, entry, to_secs(now)).next()?;
+        self.ignored(key).map(|reason| reason.reject_reason().name())
     }
 }
 

@@ -1,47 +1,46 @@
-//! Whose snapshots there are, and which to ask the broker for next. A default mosquitto silently drops what goes
-//! beyond 20 messages in flight and 1,000 queued, so a client that asks for all at once gets a part of it.
+//! Schedules the subscriptions to the snapshots of peers. Mosquitto's defaults (20 messages in flight, 1,000 queued)
+//! silently drop retained messages beyond that, so a client that subscribes to everything at once gets only a part.
 //!
-//! First the first shard of every host is asked for, many hosts at once: for most it is all. Then, one host
-//! after another, the branches of those whose first shard says that there is more. What is missing after some
-//! seconds is asked for again, also by its exact topics: `RabbitMQ` keeps messages, and hands out none of them
-//! for a topic with a wildcard.
+//! The first shard of every host comes first, many hosts at once: most hosts have one shard. Then follow, one host at a
+//! time, the hosts whose first shard announces more. A shard that is missing after some seconds is requested again, also
+//! by its exact topic: `RabbitMQ` retains messages, and delivers none of them for a filter with a wildcard.
 //!
-//! Anybody who may publish can name hosts that are not there. They are asked for after those that answered
-//! before, and give way to others where there are too many.
+//! Anyone who may publish can invent hosts. Invented hosts come after those that answered before, and give way to
+//! others at the limit (R21, R22).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::wire::HostName;
 
-/// A broker that hands out nothing more for so long has no more; in milliseconds.
+/// A broker that delivers nothing for this long has no more retained messages, in milliseconds.
 const IDLE_TIMEOUT: i64 = 2_000;
 
-/// What is missing is asked for again after so long, and then ever more seldom up to so long; in
-/// milliseconds.
+/// The delay before a missing shard is requested again, in milliseconds; it doubles up to the maximum.
 const RETRY_MIN: i64 = 4_000;
 const RETRY_MAX: i64 = 300_000;
 
-/// The most branches that are kept in mind; no honest fleet comes near.
+/// The most hosts that are kept (R21); no honest fleet comes near.
 pub(super) const MAX_SUBSCRIPTIONS: usize = 1_000;
 
-/// How many of those that never answered give way at once where there are too many.
+/// How many hosts that never answered give way at once at the limit.
 const GIVE_WAY: usize = 50;
 
-/// The most first shards that are asked for at once, each of about 16 KiB.
+/// The most first shards that are requested at once, each of about 16 KiB.
 const MAX_FIRST: usize = 200;
 
 #[derive(Clone, Copy, Debug)]
 struct PeerSubscription {
-    /// A shard of it was heard, on this connection or before.
+    /// A shard of the host arrived, on this connection or before.
     answered: bool,
-    /// All of it was heard since this host connected.
+    /// All shards arrived on this connection.
     complete: bool,
-    /// Its first shard was asked for since this host connected.
+    /// The first shard was requested on this connection.
     first: bool,
-    /// When it may be asked for, and how long after that again; in milliseconds.
+    /// When the next request is due, in milliseconds.
     retry_at: i64,
+    /// The delay after that request, in milliseconds.
     retry_delay: i64,
-    /// When it was heard of last, in milliseconds.
+    /// When a message of the host arrived last, in milliseconds.
     last_shard_at: i64,
 }
 
@@ -59,35 +58,36 @@ impl PeerSubscription {
     }
 }
 
-/// What is to be subscribed to.
+/// The next subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// The first shards of these hosts.
     First(Vec<HostName>),
-    /// All of a host's branch. `again`: the broker was asked before, and did not hand it out.
+    /// All shards of one host.
     All {
-        /// Whose.
+        /// The host.
         host: HostName,
-        #[allow(missing_docs)]
+        /// Whether an earlier request had no answer, so that exact topics are needed, too.
         again: bool,
     },
 }
 
-/// The branches of all hosts that are known.
+/// The subscriptions of all known hosts.
 #[derive(Debug, Default)]
 pub struct SubscriptionScheduler {
     known: BTreeMap<HostName, PeerSubscription>,
-    /// Those that were asked for and have not said all, and when one of them last said something.
+    /// Hosts whose request is not complete yet.
     requested: BTreeSet<HostName>,
-    /// Only their first shards were asked for.
+    /// Whether the request was for first shards only.
     requested_first: bool,
+    /// When the request was made or answered last, in milliseconds.
     last: i64,
     connected: bool,
 }
 
 impl SubscriptionScheduler {
-    /// The link is up: everything is to be heard again. **This host's own branch first**: what it said
-    /// before and has forgotten is there only until it publishes again.
+    /// Starts over on a new connection. This host's own shards come first: if it lost its state, the broker has its last
+    /// stamp only until it publishes again.
     pub fn on_connected(&mut self, me: &HostName, now: i64) {
         for branch in self.known.values_mut() {
             *branch = PeerSubscription { answered: branch.answered, ..PeerSubscription::new(now) };
@@ -103,13 +103,13 @@ impl SubscriptionScheduler {
         self.requested.clear();
     }
 
-    /// The link is down.
+    /// Stops requests until the next connection.
     pub fn on_disconnected(&mut self) {
         self.connected = false;
         self.requested.clear();
     }
 
-    /// The clock was set back: nothing waits for a time that lies far ahead now.
+    /// Moves deadlines closer after the clock was set back, so that nothing waits for a time far ahead.
     pub(super) fn on_clock_rollback(&mut self, now: i64) {
         for branch in self.known.values_mut() {
             branch.retry_at = branch.retry_at.min(now + branch.retry_delay);
@@ -118,7 +118,7 @@ impl SubscriptionScheduler {
         self.last = self.last.min(now);
     }
 
-    /// There is such a host. Answers `false` where there is no room for it.
+    /// Adds a host. Returns `false` if the limit leaves no room.
     pub fn add_peer(&mut self, host: &HostName, now: i64) -> bool {
         if let Some(branch) = self.known.get_mut(host) {
             branch.last_shard_at = now;
@@ -145,12 +145,12 @@ impl SubscriptionScheduler {
         self.known.contains_key(host)
     }
 
-    /// Whether a host is new, and has to take the place of others.
+    /// Whether a host is new and the limit is reached.
     pub(super) fn is_full_for(&self, host: &HostName) -> bool {
         self.known.len() >= MAX_SUBSCRIPTIONS && !self.known.contains_key(host)
     }
 
-    /// A part of a host's snapshot came, and all of it is known now or not.
+    /// A shard of a host arrived, after which its snapshot is complete or not.
     pub fn on_shard(&mut self, host: &HostName, complete: bool, now: i64) {
         if let Some(branch) = self.known.get_mut(host) {
             if branch.complete && !complete {
@@ -168,7 +168,7 @@ impl SubscriptionScheduler {
         }
     }
 
-    /// What is to be subscribed to now, if anything.
+    /// The next subscription, unless the answers to the last one are still arriving.
     pub fn next_request(&mut self, now: i64) -> Option<Request> {
         let waits = !self.requested.is_empty() && now - self.last < IDLE_TIMEOUT;
         if !self.connected || waits {
@@ -186,7 +186,7 @@ impl SubscriptionScheduler {
         Some(self.request_all(host, now))
     }
 
-    /// The first shards that were not asked for yet, those first that answered before.
+    /// First shards that were not requested yet, of hosts that answered before first.
     fn first(&mut self, now: i64) -> Option<Request> {
         let of = self.known.iter().filter(|(_, branch)| !branch.first && !branch.complete);
         let mut hosts: Vec<_> = of.map(|(host, branch)| (!branch.answered, host.clone())).collect();
@@ -203,7 +203,7 @@ impl SubscriptionScheduler {
         (!hosts.is_empty()).then_some(Request::First(hosts))
     }
 
-    /// The branch of which something is missing, of those first that answered before.
+    /// A host with missing shards, one that answered before first.
     fn all(&mut self, now: i64) -> Option<Request> {
         let due = |(_, branch): &(&HostName, &PeerSubscription)| {
             !branch.complete && branch.retry_at <= now
@@ -226,7 +226,7 @@ impl SubscriptionScheduler {
         Request::All { host, again }
     }
 
-    /// How many hosts there are, and of how many everything is known.
+    /// How many hosts are known, and how many snapshots are complete.
     #[must_use]
     pub fn count(&self) -> (usize, usize) {
         (self.known.len(), self.known.values().filter(|branch| branch.complete).count())
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn first_shards_are_asked_for_together_and_the_rest_one_branch_at_a_time() {
+    fn first_shards_are_requested_together_and_the_rest_one_host_at_a_time() {
         let mut branches = SubscriptionScheduler::default();
         for name in ["a", "b", "c"] {
             assert!(branches.add_peer(&host(name), 0));

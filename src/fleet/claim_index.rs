@@ -1,5 +1,5 @@
 //! The keys that one peer has claims on, ordered so that each shard of a snapshot, of whatever size, is one
-//! range: what a shard covers is found without a look at the rest.
+//! range: the keys of a shard are found without a search of the rest (R21).
 
 use std::collections::BTreeSet;
 use std::ops::Bound::{Excluded, Included, Unbounded};
@@ -41,12 +41,12 @@ impl ClaimIndex {
     /// At most `max` keys of a shard that come after a position, and the position of the last of them.
     pub(super) fn after(
         &self,
-        slice: ShardId,
+        id: ShardId,
         last: Option<&Position>,
         max: usize,
     ) -> Option<(Vec<BanKey>, Position)> {
-        let first = reversed(u64::from(slice.index()));
-        let size = u16::try_from(0x1_0000 / slice.count() - 1).unwrap_or(u16::MAX);
+        let first = reversed(u64::from(id.index()));
+        let size = u16::try_from(0x1_0000 / id.count() - 1).unwrap_or(u16::MAX);
         let begin = last.cloned().map_or(Included((first, None)), Excluded);
         let range = self.0.range((begin, Unbounded));
         let of_shard = range.take_while(|at| at.0 <= first.saturating_add(size)).take(max);
@@ -91,19 +91,19 @@ mod tests {
             index.insert(key);
         }
         assert_eq!(index.len(), 3_000);
-        for parts in [1, 2, 16, 512] {
+        for shard_count in [1, 2, 16, 512] {
             let mut found = 0;
-            for part in 0..parts {
-                let slice = ShardId::new(part, parts).unwrap();
+            for shard in 0..shard_count {
+                let id = ShardId::new(shard, shard_count).unwrap();
                 let (mut last, mut of_shard) = (None, BTreeSet::new());
-                while let Some((keys, end)) = index.after(slice, last.as_ref(), 7) {
+                while let Some((keys, end)) = index.after(id, last.as_ref(), 7) {
                     assert!(keys.len() <= 7);
                     of_shard.extend(keys);
                     last = Some(end);
                 }
                 let expected: BTreeSet<BanKey> =
-                    keys.iter().filter(|key| slice.covers(key.1)).cloned().collect();
-                assert_eq!(of_shard, expected, "{part} of {parts}");
+                    keys.iter().filter(|key| id.covers(key.1)).cloned().collect();
+                assert_eq!(of_shard, expected, "{shard} of {shard_count}");
                 found += of_shard.len();
             }
             assert_eq!(found, 3_000);

@@ -1,12 +1,11 @@
-//! **Claims**: what each other host said last of an address: that it holds it, or that it does not.
+//! The claims of peers (R2 to R4): for each peer and address the latest message, held or released.
 //!
-//! A host says it by events, one address each, and by the parts of its snapshot, each of which stands
-//! alone. Of two words of one host on one address the greater stamp counts, so for any address the
-//! newest of its host's event and covering parts is right. No word is not "not held": nothing is freed
-//! because nothing was heard.
+//! A peer claims by events, one address each, and by the shards of its snapshot, each of which stands alone. Per peer
+//! and address the greater stamp counts, so the newest event or covering shard is right. A missing message releases
+//! nothing.
 //!
-//! Hosts that run the scripts make claims by events alone. These have no stamp and count in the order in
-//! which they come; the jail's bantime here ends them.
+//! Legacy peers run the scripts and claim by events alone. Their claims have no stamp, count in the order of arrival,
+//! and end with the bantime of the jail here.
 
 use std::sync::Arc;
 
@@ -15,30 +14,30 @@ use super::peers::{MAX_PEERS, PeerState, Released};
 use super::{BanKey, Controller, Record, Timing, to_secs};
 use crate::wire::{Ban, HostName, Jail, UnbanId};
 
-/// What one host said last of one address.
+/// The latest message of one peer about one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// Who.
+    /// The origin.
     pub host: HostName,
-    /// Orders what the host says, in milliseconds since 1970; 0 from a script.
+    /// The origin's sequence number, about milliseconds since 1970; 0 for a legacy peer.
     pub stamp: i64,
-    /// It holds this ban, or none. A script's begins when it was heard here.
+    /// The ban that the origin holds; `None` after a release. That of a legacy peer starts at its arrival.
     pub ban: Option<Ban>,
-    /// The fleet unbans of the address that the claim carries.
+    /// The tombstones of the address that the claim carries (R17).
     pub unbans: SeenTombstones,
 }
 
-/// The fleet unbans that a claim carries: hardly ever any, so it is as small as a pointer.
+/// The tombstones that a claim carries. Most claims carry none, so the field is as small as a pointer.
 pub type SeenTombstones = Option<Arc<Vec<UnbanId>>>;
 
-/// Puts fleet unbans together.
+/// `None` for an empty list.
 #[must_use]
 pub fn seen_tombstones(unbans: Vec<UnbanId>) -> SeenTombstones {
     (!unbans.is_empty()).then(|| unbans.into())
 }
 
 impl Claim {
-    /// Whether a host that runs the scripts said it.
+    /// Whether the origin runs the scripts (R4).
     #[must_use]
     pub fn is_legacy(&self) -> bool {
         self.stamp == 0
@@ -48,203 +47,204 @@ impl Claim {
         self.unbans.as_deref().map_or(0, Vec::len)
     }
 
-    /// Whether it carries a fleet unban.
+    /// Whether the claim carries a tombstone.
     #[must_use]
     pub fn carries(&self, id: &UnbanId) -> bool {
-        self.unbans.as_deref().into_iter().flatten().any(|carried| carried == id)
+        self.unbans.as_deref().into_iter().flatten().any(|other| other == id)
     }
 
-    /// When the ban ends, in seconds since 1970; `i64::MAX`: never, or nobody knows. `bantime` is the
-    /// jail's here, where that is known. **A script's ends strictly before fail2ban ends the import**: otherwise the
-    /// address would be imported once more for the last second, and freed.
+    /// When the ban ends, in seconds since 1970; `i64::MAX`: never, or unknown. `bantime` is that of the jail here, if
+    /// known. A legacy claim ends strictly before fail2ban ends the import (R4): otherwise the address would be
+    /// imported once more for the last second, and unbanned.
     #[must_use]
-    pub fn ends_at(&self, bantime: Option<i64>, pace: &Timing) -> i64 {
+    pub fn ends_at(&self, bantime: Option<i64>, timing: &Timing) -> i64 {
         match self.ban {
             None => i64::MIN,
             Some(ban) if self.is_legacy() => match bantime {
                 Some(length) if length >= 0 => {
-                    ban.start.saturating_add(length - pace.expiry_guard.min(length / 2))
+                    ban.start.saturating_add(length - timing.expiry_guard.min(length / 2))
                 }
                 _ => i64::MAX,
             },
-            Some(ban) => expected_end(ban, pace),
+            Some(ban) => expected_end(ban, timing),
         }
     }
 
-    /// **A claim ends on its origin's word; without one, a while after its end by the clock here.** That
-    /// of a script ends with this jail's bantime.
+    /// Whether the claim counts at `now`, in seconds since 1970. Without a release it ends `expiry_slack` after its
+    /// ban (R3); a legacy claim ends with the bantime of this jail (R4).
     #[must_use]
-    pub fn is_active(&self, bantime: Option<i64>, now: i64, pace: &Timing) -> bool {
-        self.expires_at(bantime, pace) >= now
+    pub fn is_active(&self, bantime: Option<i64>, now: i64, timing: &Timing) -> bool {
+        self.expires_at(bantime, timing) >= now
     }
 
-    /// Whether it is a script's claim that ended by its time, and that fail2ban's ban until `end` was made for: fail2ban
-    /// ends that by itself.
+    /// Whether this is an expired legacy claim that caused fail2ban's ban until `end`. fail2ban ends that ban by
+    /// itself, so no unban is needed (R13).
     pub(super) fn leaves_end_to_fail2ban(
         &self,
         bantime: Option<i64>,
         end: i64,
-        pace: &Timing,
+        timing: &Timing,
     ) -> bool {
-        let ended = self.ends_at(bantime, pace);
+        let ended = self.ends_at(bantime, timing);
         self.is_legacy() && self.ban.is_some() && end <= ended.saturating_add(LATE_IMPORT)
     }
 
-    /// Until when the claim lasts at most, in seconds since 1970.
+    /// The last second of the claim without a release, in seconds since 1970.
     #[must_use]
-    pub fn expires_at(&self, bantime: Option<i64>, pace: &Timing) -> i64 {
-        let slack = if self.is_legacy() { 0 } else { pace.expiry_slack };
-        self.ends_at(bantime, pace).saturating_add(slack)
+    pub fn expires_at(&self, bantime: Option<i64>, timing: &Timing) -> i64 {
+        let slack = if self.is_legacy() { 0 } else { timing.expiry_slack };
+        self.ends_at(bantime, timing).saturating_add(slack)
     }
 }
 
-/// When a daemon's ban ends, in seconds since 1970; one of unknown length, after a while.
-fn expected_end(ban: Ban, pace: &Timing) -> i64 {
-    if ban.bantime == 0 { ban.start.saturating_add(pace.default_bantime) } else { ban.end() }
+/// When a peer's ban ends, in seconds since 1970; one of unknown length after the default bantime.
+fn expected_end(ban: Ban, timing: &Timing) -> i64 {
+    if ban.bantime == 0 { ban.start.saturating_add(timing.default_bantime) } else { ban.end() }
 }
 
 /// Whether a ban that a daemon listed counts at `now`, in seconds since 1970, if the daemon has not released it.
 #[must_use]
-pub fn is_held(ban: Ban, now: i64, pace: &Timing) -> bool {
-    expected_end(ban, pace).saturating_add(pace.expiry_slack) >= now
+pub fn is_held(ban: Ban, now: i64, timing: &Timing) -> bool {
+    expected_end(ban, timing).saturating_add(timing.expiry_slack) >= now
 }
 
-/// The last word of a host on an address, with its stamp.
+/// The latest state of a peer's claim on an address, with its stamp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimState {
-    /// It has not said anything.
+    /// The peer has not sent anything about the address.
     Unknown,
-    /// It does not hold it.
+    /// The peer does not ban the address.
     Released(i64),
-    /// It holds it.
+    /// The peer bans the address.
     Held(i64, Ban),
 }
 
-/// How long after a script's event fail2ban may have the ban at the latest, in seconds.
+/// How long after a legacy event fail2ban may have made its ban, in seconds.
 const LATE_IMPORT: i64 = 60;
 
-/// The most claims that are kept: of peers in all and of one of them, of hosts that run the scripts, and on one
-/// address. An honest fleet has 100,000 in all.
+/// The most claims that are kept (R21): of all peers, of one peer, of all legacy peers, and on one address. An honest
+/// fleet has about 100,000.
 pub(super) const MAX_CLAIMS: usize = 200_000;
 pub(super) const MAX_CLAIMS_PER_PEER: usize = 100_000;
 pub(super) const MAX_LEGACY_CLAIMS: usize = 50_000;
 pub(super) const MAX_CLAIMS_PER_KEY: usize = 256;
 
-/// The most fleet unbans that all claims together carry. Beyond that a claim is kept without them, and so is
-/// void where they count.
+/// The most tombstones that all claims together carry (R21). Beyond that a claim is kept without them, and so is void
+/// if this host knows them.
 pub(super) const MAX_CLAIM_TOMBSTONES: usize = 200_000;
 
-/// The most jails that claims are kept of and fail2ban does not have; more while it has not said what it has.
+/// The most jails with claims that fail2ban does not have, and the most jails before the first heartbeat.
 pub(super) const MAX_OTHER_JAILS: usize = 64;
 pub(super) const MAX_JAILS: usize = 500;
 
-/// When all claims are too many, the peer with the most loses so many of them.
+/// At the total limit, the peer with the most claims loses this many.
 const GIVE_WAY: usize = 256;
 
-/// When all peers are too many, so many new ones without a snapshot give way.
+/// At the limit of peers, this many new ones without a snapshot give way.
 const PEERS_GIVE_WAY: usize = 50;
 
-/// How many claims are searched at once for those that a shard released.
+/// How many claims are searched in one step for those that a shard released.
 const SEARCH: usize = 1_000;
 
-/// How many claims there are.
+/// Counts over all claims, so that the limits need no search.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
-    /// Of peers; what the claims carry; and of hosts that run the scripts.
+    /// Claims of peers, without legacy claims.
     pub(super) claims: usize,
     pub(super) tombstones: usize,
     pub(super) legacy: usize,
 }
 
 impl Counts {
-    fn add(&mut self, said: &Claim) {
-        let count = if said.is_legacy() { &mut self.legacy } else { &mut self.claims };
+    fn add(&mut self, claim: &Claim) {
+        let count = if claim.is_legacy() { &mut self.legacy } else { &mut self.claims };
         *count += 1;
-        self.tombstones += said.tombstone_count();
+        self.tombstones += claim.tombstone_count();
     }
 
-    fn subtract(&mut self, said: &Claim) {
-        let count = if said.is_legacy() { &mut self.legacy } else { &mut self.claims };
+    fn subtract(&mut self, claim: &Claim) {
+        let count = if claim.is_legacy() { &mut self.legacy } else { &mut self.claims };
         *count -= 1;
-        self.tombstones -= said.tombstone_count();
+        self.tombstones -= claim.tombstone_count();
     }
 }
 
 impl Controller {
-    /// Puts a claim in the place of its host's last. Answers `false` where a limit is reached.
-    pub(super) fn upsert_claim(&mut self, key: &BanKey, mut said: Claim, now: i64) -> bool {
-        if self.counts.tombstones + said.tombstone_count() > MAX_CLAIM_TOMBSTONES {
-            said.unbans = None;
+    /// Inserts a claim, or replaces the previous one of its host. Returns `false` if a limit leaves no room.
+    pub(super) fn upsert_claim(&mut self, key: &BanKey, mut claim: Claim, now: i64) -> bool {
+        if self.counts.tombstones + claim.tombstone_count() > MAX_CLAIM_TOMBSTONES {
+            claim.unbans = None;
         }
         let same =
-            |other: &&mut Claim| other.host == said.host && other.is_legacy() == said.is_legacy();
-        let case = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
-        let others = case.as_ref().map_or(0, |case| case.claims.len());
-        if let Some(last) = case.and_then(|case| case.claims.iter_mut().find(same)) {
+            |other: &&mut Claim| other.host == claim.host && other.is_legacy() == claim.is_legacy();
+        let entry = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
+        let others = entry.as_ref().map_or(0, |entry| entry.claims.len());
+        if let Some(last) = entry.and_then(|entry| entry.claims.iter_mut().find(same)) {
             self.counts.subtract(last);
-            self.counts.add(&said);
-            *last = said;
+            self.counts.add(&claim);
+            *last = claim;
             return true;
         }
         if !self.has_capacity_for_jail(&key.0) {
             self.limits.reached(
                 BoundedTable::Claims,
                 MAX_CLAIMS_PER_KEY,
-                Some(said.host.as_str()),
+                Some(claim.host.as_str()),
                 now,
             );
             return false;
         }
-        if others >= MAX_CLAIMS_PER_KEY && !self.make_room_on(key, &said, now) {
+        if others >= MAX_CLAIMS_PER_KEY && !self.make_room_on(key, &claim, now) {
             return false;
         }
-        if said.is_legacy() {
+        if claim.is_legacy() {
             if self.counts.legacy >= MAX_LEGACY_CLAIMS {
                 self.limits.reached(BoundedTable::Claims, MAX_LEGACY_CLAIMS, None, now);
                 return false;
             }
         } else {
-            let claims = self.admit_peer(&said.host, now).claims.len();
+            let claims = self.admit_peer(&claim.host, now).claims.len();
             if claims >= MAX_CLAIMS_PER_PEER {
-                let peer = Some(said.host.as_str());
+                let peer = Some(claim.host.as_str());
                 self.limits.reached(BoundedTable::Claims, MAX_CLAIMS_PER_PEER, peer, now);
                 return false;
             }
-            if self.counts.claims >= MAX_CLAIMS && !self.make_room(&said.host, now) {
+            if self.counts.claims >= MAX_CLAIMS && !self.make_room(&claim.host, now) {
                 return false;
             }
-            if let Some(peer) = self.peers.get_mut(&said.host) {
+            if let Some(peer) = self.peers.get_mut(&claim.host) {
                 peer.claims.insert(key);
             }
         }
-        self.counts.add(&said);
-        let case = self.jails.entry(key.0.clone()).or_default().entries.entry(key.1).or_default();
-        case.claims.push(said);
+        self.counts.add(&claim);
+        let entry = self.jails.entry(key.0.clone()).or_default().entries.entry(key.1).or_default();
+        entry.claims.push(claim);
         true
     }
 
-    /// Removes claims on an address. Answers whether there were any.
+    /// Removes claims on an address. Returns whether there were any.
     pub(super) fn remove_claims(&mut self, key: &BanKey, which: impl Fn(&Claim) -> bool) -> bool {
         let Some(local) = self.jails.get_mut(&key.0) else { return false };
-        let Some(case) = local.entries.get_mut(&key.1) else { return false };
-        let gone: Vec<Claim> = case.claims.iter().filter(|said| which(said)).cloned().collect();
-        case.claims.retain(|said| !which(said));
-        if let (true, Some(last)) = (case.claims.is_empty() && case.import.is_some(), gone.last()) {
+        let Some(entry) = local.entries.get_mut(&key.1) else { return false };
+        let gone: Vec<Claim> = entry.claims.iter().filter(|claim| which(claim)).cloned().collect();
+        entry.claims.retain(|claim| !which(claim));
+        if let (true, Some(last)) = (entry.claims.is_empty() && entry.import.is_some(), gone.last())
+        {
             self.last_releaser.insert(key.clone(), last.host.clone());
         }
         self.drop_if_empty(key);
-        for said in &gone {
-            self.counts.subtract(said);
-            if said.is_legacy() {
-                self.persist(Record::LegacyClaim(key.clone(), said.host.clone(), None));
-            } else if let Some(peer) = self.peers.get_mut(&said.host) {
+        for claim in &gone {
+            self.counts.subtract(claim);
+            if claim.is_legacy() {
+                self.persist(Record::LegacyClaim(key.clone(), claim.host.clone(), None));
+            } else if let Some(peer) = self.peers.get_mut(&claim.host) {
                 peer.claims.remove(key);
             }
         }
         !gone.is_empty()
     }
 
-    /// The peer, in the place of another where there are too many: that one's claims are released.
+    /// The peer. At the limit, others give way, and their claims are released (R21).
     pub(super) fn admit_peer(&mut self, host: &HostName, now: i64) -> &mut PeerState {
         if !self.peers.contains(host) && self.peers.is_full() {
             self.limits.reached(BoundedTable::Peers, MAX_PEERS, None, now);
@@ -256,7 +256,7 @@ impl Controller {
         self.peers.admit(host, now)
     }
 
-    /// The peer with the most claims loses some of them to another, unless that one has as many.
+    /// Releases claims of the peer with the most, unless `host` itself has about as many.
     fn make_room(&mut self, host: &HostName, now: i64) -> bool {
         let mine = self.peers.get(host).map_or(0, |peer| peer.claims.len());
         let Some((largest, peer)) = self.peers.largest() else { return false };
@@ -269,59 +269,60 @@ impl Controller {
         gives_way
     }
 
-    /// The least claim on an address gives way to one that counts more: one that is over, then that of the least
-    /// senior peer.
-    fn make_room_on(&mut self, key: &BanKey, said: &Claim, now: i64) -> bool {
+    /// The least claim on an address gives way to one that counts more: first an expired one, then that of the least
+    /// senior peer (R21).
+    fn make_room_on(&mut self, key: &BanKey, claim: &Claim, now: i64) -> bool {
         self.limits.reached(
             BoundedTable::Claims,
             MAX_CLAIMS_PER_KEY,
-            Some(said.host.as_str()),
+            Some(claim.host.as_str()),
             now,
         );
-        if !said.is_legacy() {
-            self.admit_peer(&said.host, now);
+        if !claim.is_legacy() {
+            self.admit_peer(&claim.host, now);
         }
         let Some(local) = self.jails.get(&key.0) else { return false };
-        let (bantime, pace) = (local.bantime(), &self.timing);
-        let weight = |said: &Claim| {
-            let lasts = said.ends_at(bantime, pace) > to_secs(now);
-            (lasts, self.peers.get(&said.host).map(PeerState::seniority))
+        let (bantime, timing) = (local.bantime(), &self.timing);
+        let weight = |claim: &Claim| {
+            let lasts = claim.ends_at(bantime, timing) > to_secs(now);
+            (lasts, self.peers.get(&claim.host).map(PeerState::seniority))
         };
-        let claims = local.entries.get(&key.1).map_or(&[][..], |case| &case.claims);
+        let claims = local.entries.get(&key.1).map_or(&[][..], |entry| &entry.claims);
         let least =
-            claims.iter().map(|said| (weight(said), said)).min_by_key(|(weight, _)| *weight);
-        let Some((_, least)) = least.filter(|(least, _)| *least < weight(said)) else {
+            claims.iter().map(|claim| (weight(claim), claim)).min_by_key(|(weight, _)| *weight);
+        let Some((_, least)) = least.filter(|(least, _)| *least < weight(claim)) else {
             return false;
         };
         let (host, script) = (least.host.clone(), least.is_legacy());
-        self.remove_claims(key, |said| said.host == host && said.is_legacy() == script)
+        self.remove_claims(key, |claim| claim.host == host && claim.is_legacy() == script)
     }
 
     fn release_some(&mut self, host: &HostName, max: usize) {
         let keys = self.peers.get(host).map_or_else(Vec::new, |peer| peer.claims.first(max));
         for key in keys {
-            self.remove_claims(&key, |said| !said.is_legacy() && said.host == *host);
+            self.remove_claims(&key, |claim| !claim.is_legacy() && claim.host == *host);
             self.enqueue(&key);
         }
     }
 
-    /// Searches some claims for those that a newer shard of their peer released. Answers whether there is
-    /// more to be searched.
+    /// Searches some claims for those that a newer shard of their peer released (R21). Returns whether more remain.
     pub(super) fn release_claims(&mut self) -> bool {
         let Some(Released { host, keys, finished }) = self.peers.next_released(SEARCH) else {
             return false;
         };
         for key in keys {
             let covering = self.peers.get(&host).and_then(|peer| peer.covering_stamp(key.1));
-            let old = |said: &Claim| {
-                !said.is_legacy() && said.host == host && covering.is_some_and(|at| at > said.stamp)
+            let old = |claim: &Claim| {
+                !claim.is_legacy()
+                    && claim.host == host
+                    && covering.is_some_and(|at| at > claim.stamp)
             };
             if self.remove_claims(&key, old) {
                 self.enqueue(&key);
             }
         }
-        if let Some(slice) = finished {
-            self.end_overrides(&host, slice);
+        if let Some(id) = finished {
+            self.end_overrides(&host, id);
         }
         self.peers.is_searching()
     }
@@ -337,26 +338,27 @@ impl Controller {
     }
 
     pub(super) fn claim(&self, key: &BanKey, host: &HostName) -> Option<&Claim> {
-        let case = self.jails.get(&key.0)?.entries.get(&key.1)?;
-        case.claims.iter().find(|said| !said.is_legacy() && said.host == *host)
+        let entry = self.jails.get(&key.0)?.entries.get(&key.1)?;
+        entry.claims.iter().find(|claim| !claim.is_legacy() && claim.host == *host)
     }
 
     pub(super) fn last_stamp(&self, key: &BanKey, host: &HostName) -> i64 {
-        let said = self.claim(key, host).map_or(i64::MIN, |said| said.stamp);
+        let claimed = self.claim(key, host).map_or(i64::MIN, |claim| claim.stamp);
         let covered = self.peers.get(host).and_then(|peer| peer.covering_stamp(key.1));
-        said.max(covered.unwrap_or(i64::MIN))
+        claimed.max(covered.unwrap_or(i64::MIN))
     }
 
-    /// **The last word of a host on an address**: its newest event or covering part.
+    /// The latest state of a peer's claim on an address: its newest event or covering shard.
     #[must_use]
     pub fn claim_state(&self, key: &BanKey, host: &HostName) -> ClaimState {
         let covered = self.peers.get(host).and_then(|peer| peer.covering_stamp(key.1));
-        // What a newer shard does not list is released, even before it was searched for.
-        let said = self.claim(key, host).filter(|said| covered.is_none_or(|at| at <= said.stamp));
-        match said {
-            Some(said) => said
-                .ban
-                .map_or(ClaimState::Released(said.stamp), |ban| ClaimState::Held(said.stamp, ban)),
+        // A newer shard released the claims that it does not list, even before the search removed them.
+        let claim =
+            self.claim(key, host).filter(|claim| covered.is_none_or(|at| at <= claim.stamp));
+        match claim {
+            Some(claim) => claim.ban.map_or(ClaimState::Released(claim.stamp), |ban| {
+                ClaimState::Held(claim.stamp, ban)
+            }),
             None => covered.map_or(ClaimState::Unknown, ClaimState::Released),
         }
     }
@@ -366,16 +368,16 @@ impl Controller {
 mod tests {
     use super::*;
 
-    fn said(stamp: i64, ban: Option<Ban>) -> Claim {
+    fn claim(stamp: i64, ban: Option<Ban>) -> Claim {
         Claim { host: HostName::new("web1").unwrap(), stamp, ban, unbans: None }
     }
 
     #[test]
     fn a_claim_lasts_until_a_while_after_its_end() {
-        let pace = Timing::default();
+        let timing = Timing::default();
         let ban = |bantime| Some(Ban { start: 1000, bantime });
         let table = [
-            // stamp, ban, the jail's bantime, now -> it lasts
+            // stamp, ban, bantime of the jail, now -> it is active
             (5, ban(600), Some(60), 2200, true),
             (5, ban(600), Some(60), 2201, false),
             (5, ban(600), None, 2200, true),
@@ -383,7 +385,7 @@ mod tests {
             (5, ban(0), Some(60), 1000 + 86_400 + 600, true),
             (5, ban(0), Some(60), 1000 + 86_400 + 601, false),
             (5, None, Some(60), 0, false),
-            // A script's ends strictly before fail2ban's own end.
+            // A legacy claim ends strictly before fail2ban's own end.
             (0, ban(0), Some(60), 1057, true),
             (0, ban(0), Some(60), 1058, false),
             (0, ban(0), Some(2), 1001, true),
@@ -393,7 +395,7 @@ mod tests {
         ];
         for (stamp, ban, bantime, now, lasts) in table {
             assert_eq!(
-                said(stamp, ban).is_active(bantime, now, &pace),
+                claim(stamp, ban).is_active(bantime, now, &timing),
                 lasts,
                 "{stamp} {ban:?} {now}"
             );

@@ -1,5 +1,5 @@
-//! Changes that are not on disk yet. They are written in batches, so that no flood of them holds up the daemon for
-//! long, and each until it is known to be written.
+//! Records that are not on disk yet (R20). They are written in batches, so that a flood of them does not block the
+//! daemon for long, and each is kept until its write is confirmed.
 
 use std::collections::BTreeMap;
 
@@ -26,23 +26,23 @@ pub(super) struct DirtyRecords {
 }
 
 impl DirtyRecords {
-    pub(super) fn put(&mut self, change: Record) {
-        self.waiting.insert(change.key(), change);
+    pub(super) fn put(&mut self, record: Record) {
+        self.waiting.insert(record.key(), record);
     }
 
     /// Whether a record is not on disk as it is now.
-    pub(super) fn contains(&self, slot: &RecordKey) -> bool {
-        self.waiting.contains_key(slot) || self.writing.contains_key(slot)
+    pub(super) fn contains(&self, key: &RecordKey) -> bool {
+        self.waiting.contains_key(key) || self.writing.contains_key(key)
     }
 
-    /// The changes that are to be written now, if any; then [`on_written`](Self::on_written).
+    /// The records to write now, if any; then [`on_written`](Self::on_written).
     pub(super) fn next_batch(&mut self, now: i64) -> Option<Vec<Record>> {
-        self.take_back(); // of an earlier batch nobody knows
+        self.take_back(); // an earlier batch had no result
         if self.waiting.is_empty() || now < self.retry_at {
             return None;
         }
         let rest = self.waiting.keys().nth(BATCH).cloned();
-        let rest = rest.map(|slot| self.waiting.split_off(&slot)).unwrap_or_default();
+        let rest = rest.map(|key| self.waiting.split_off(&key)).unwrap_or_default();
         self.writing = std::mem::replace(&mut self.waiting, rest);
         Some(self.writing.values().cloned().collect())
     }
@@ -64,8 +64,8 @@ impl DirtyRecords {
     }
 
     fn take_back(&mut self) {
-        for (slot, change) in std::mem::take(&mut self.writing) {
-            self.waiting.entry(slot).or_insert(change);
+        for (key, record) in std::mem::take(&mut self.writing) {
+            self.waiting.entry(key).or_insert(record);
         }
     }
 
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
     use crate::wire::{Address, Ban, Jail};
 
-    fn change(n: u32, start: i64) -> Record {
+    fn record(n: u32, start: i64) -> Record {
         let address = Address::new(&std::net::Ipv4Addr::from(n).to_string()).unwrap();
         let ban = Ban { start, bantime: 600 };
         Record::PendingDetection((Jail::new("sshd").unwrap(), address), Some(ban))
@@ -90,24 +90,24 @@ mod tests {
     fn change_stays_until_it_is_written_as_it_is() {
         let mut dirty = DirtyRecords::default();
         assert_eq!(dirty.next_batch(0), None);
-        dirty.put(change(1, 1));
-        dirty.put(change(1, 2));
-        dirty.put(change(2, 1));
-        assert_eq!(dirty.next_batch(0), Some(vec![change(1, 2), change(2, 1)]));
+        dirty.put(record(1, 1));
+        dirty.put(record(1, 2));
+        dirty.put(record(2, 1));
+        assert_eq!(dirty.next_batch(0), Some(vec![record(1, 2), record(2, 1)]));
         // While it is written, one changes again and another comes.
-        dirty.put(change(1, 3));
-        dirty.put(change(3, 1));
-        assert!(dirty.contains(&change(2, 0).key()));
+        dirty.put(record(1, 3));
+        dirty.put(record(3, 1));
+        assert!(dirty.contains(&record(2, 0).key()));
         dirty.on_written(true, 0);
-        assert!(!dirty.contains(&change(2, 0).key()));
-        assert_eq!(dirty.next_batch(0), Some(vec![change(1, 3), change(3, 1)]));
+        assert!(!dirty.contains(&record(2, 0).key()));
+        assert_eq!(dirty.next_batch(0), Some(vec![record(1, 3), record(3, 1)]));
         // The disk is full; meanwhile one changes again.
-        dirty.put(change(1, 4));
+        dirty.put(record(1, 4));
         dirty.on_written(false, 5);
         assert_eq!(dirty.next_batch(1_004), None);
-        assert_eq!(dirty.next_batch(1_005), Some(vec![change(1, 4), change(3, 1)]));
-        // Whether that was written nobody learned.
-        assert_eq!(dirty.next_batch(1_006), Some(vec![change(1, 4), change(3, 1)]));
+        assert_eq!(dirty.next_batch(1_005), Some(vec![record(1, 4), record(3, 1)]));
+        // The batch had no result.
+        assert_eq!(dirty.next_batch(1_006), Some(vec![record(1, 4), record(3, 1)]));
         dirty.on_written(true, 1_007);
         assert_eq!((dirty.next_batch(1_007), dirty.len()), (None, 0));
     }
@@ -116,7 +116,7 @@ mod tests {
     fn many_changes_are_written_in_batches() {
         let mut dirty = DirtyRecords::default();
         for n in 0..4_500 {
-            dirty.put(change(n, 1));
+            dirty.put(record(n, 1));
         }
         let mut batches = Vec::new();
         while let Some(batch) = dirty.next_batch(0) {

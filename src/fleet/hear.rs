@@ -1,4 +1,5 @@
-//! The others' words: events, parts of snapshots, presence; and what notify tells of this host.
+//! Applies messages to the state: events, shards and presence of peers, echoes of this host's own messages, and
+//! events from the local spool (R2 to R5, R16).
 
 use std::collections::BTreeMap;
 
@@ -15,46 +16,46 @@ use crate::wire::{
     Shard, ShardEntry, ShardId, SpooledEvent,
 };
 
-/// An own event that comes back later than this is an old one; in milliseconds.
+/// An echo of an own event counts as a detection only within this time, in milliseconds.
 const FRESH: i64 = 60_000;
 
-/// The most detections of this host that only its own events on the broker tell of.
+/// The most detections that are known only from echoes of this host's own events (R21).
 pub(super) const MAX_ECHOES: usize = 1_000;
 
-/// The most fleet unbans that a claim carries: as many as are kept of an address.
+/// The most tombstones that a claim from a shard carries: as many as are kept for an address.
 const MAX_EVENT_TOMBSTONES: usize = 16;
 
-/// A claim by a host that runs the scripts: it begins when it is heard.
+/// The claim of a legacy peer (R4). It starts at its arrival, because the event has no start.
 pub(super) fn legacy_claim(host: HostName, since: i64) -> Claim {
     Claim { host, stamp: 0, ban: Some(Ban { start: since, bantime: 0 }), unbans: None }
 }
 
-/// What is wrong with a part of a snapshot.
+/// Why a shard was not applied in full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShardError {
-    /// There is no room for all of it.
+    /// A limit left no room for some of its bans (R21).
     OverCapacity,
-    /// It is this host's own, and not what this host said last.
+    /// It carries this host's name and is older than what this host published last.
     StaleEcho,
 }
 
 impl Controller {
-    /// Takes an event that the guard let in. Answers `false` where there is no room for it.
+    /// Applies an event that the guard accepted. Returns `false` if a limit leaves no room for it.
     pub fn apply_event(&mut self, event: &Event, now: i64) -> bool {
         let key = (event.jail.clone(), event.address);
         if let (Some(Reason::Fleet), Some(id)) = (event.reason, &event.id) {
             let scope =
                 if event.all_jails { JailScope::All } else { JailScope::One(event.jail.clone()) };
-            let pardon = FleetUnban { scope, address: event.address, id: id.clone() };
-            let changes = self.tombstones.learn(&pardon, now, &self.timing);
-            self.take_tombstone(&pardon, changes, now);
+            let fleet_unban = FleetUnban { scope, address: event.address, id: id.clone() };
+            let records = self.tombstones.learn(&fleet_unban, now, &self.timing);
+            self.take_tombstone(&fleet_unban, records, now);
             return true;
         }
         if event.stamp <= 0 {
             return self.apply_legacy_event(event, &key, now);
         }
         if self.last_stamp(&key, &event.host) >= event.stamp {
-            return true; // **stamps**: equal or older words are ignored
+            return true; // per origin and address, only a greater stamp counts
         }
         let ban = match event.action {
             Action::Ban => {
@@ -65,7 +66,7 @@ impl Controller {
             Action::Other(_) => return true,
         };
         self.discover(&event.host, now);
-        let news = ban.is_some() || self.claim(&key, &event.host).is_some();
+        let is_new = ban.is_some() || self.claim(&key, &event.host).is_some();
         self.admit_peer(&event.host, now);
         let (host, stamp) = (self.peers.intern(&event.host), event.stamp);
         let unbans = seen_tombstones(event.unbans.clone());
@@ -76,23 +77,23 @@ impl Controller {
             peer.record_stamp(event.stamp, now);
         }
         self.end_override(&key, &event.host);
-        if news {
+        if is_new {
             self.enqueue(&key);
         }
         true
     }
 
-    /// Whether an unban of a host that runs the scripts, or of some other program, frees nothing: the address is
-    /// banned here, and not by that host.
+    /// Whether an unban without a stamp, from the scripts or another program, has no effect because only other
+    /// hosts ban the address (R5).
     #[must_use]
     pub fn is_unban_of_another_s_ban(&self, event: &Event) -> bool {
         let key = (event.jail.clone(), event.address);
-        let claims = |said: &Claim| said.host == event.host && said.ban.is_some();
+        let claims = |claim: &Claim| claim.host == event.host && claim.ban.is_some();
         let is_banned_by_others = |local: &JailState| {
-            let case = local.entries.get(&key.1);
-            !case.is_some_and(|case| case.claims.iter().any(claims))
+            let entry = local.entries.get(&key.1);
+            !entry.is_some_and(|entry| entry.claims.iter().any(claims))
                 && (local.local_bans.contains_key(&key.1)
-                    || case.is_some_and(|case| case.import.is_some()))
+                    || entry.is_some_and(|entry| entry.import.is_some()))
         };
         event.action == Action::Unban
             && event.stamp <= 0
@@ -100,7 +101,7 @@ impl Controller {
             && self.jails.get(&key.0).is_some_and(is_banned_by_others)
     }
 
-    /// **Scripts**: their words have no stamp, and count in the order in which they come.
+    /// Applies an event of a legacy peer (R4). Its events have no stamp and count in the order of arrival.
     fn apply_legacy_event(&mut self, event: &Event, key: &BanKey, now: i64) -> bool {
         match event.action {
             Action::Ban => {
@@ -112,7 +113,7 @@ impl Controller {
                 self.enqueue(key);
             }
             Action::Unban => {
-                if self.remove_claims(key, |said| said.is_legacy() && said.host == event.host) {
+                if self.remove_claims(key, |claim| claim.is_legacy() && claim.host == event.host) {
                     self.enqueue(key);
                 }
             }
@@ -121,92 +122,92 @@ impl Controller {
         true
     }
 
-    /// Takes a part of another host's snapshot, or of this host's own, which came back. Answers what is
-    /// wrong with it, if anything.
-    pub fn apply_shard(&mut self, part: &Shard, now: i64) -> Option<ShardError> {
-        if part.host == self.me {
-            self.adopt_stamp(part.stamp, now);
-            let heard = Some((part.id, part.stamp));
-            let old = self.publisher.on_echo(part.id.index(), heard, now, &self.timing);
-            for ban in &part.bans {
+    /// Applies a shard of a peer's snapshot, or an echo of this host's own shard. Returns why it was not applied
+    /// in full, if so.
+    pub fn apply_shard(&mut self, shard: &Shard, now: i64) -> Option<ShardError> {
+        if shard.host == self.me {
+            self.adopt_stamp(shard.stamp, now);
+            let echo = Some((shard.id, shard.stamp));
+            let old = self.publisher.on_echo(shard.id.index(), echo, now, &self.timing);
+            for ban in &shard.bans {
                 self.correct(&(ban.jail.clone(), ban.address), true, now);
             }
-            self.peer_sync.on_shard(&part.host, true, now);
+            self.peer_sync.on_shard(&shard.host, true, now);
             return old.then_some(ShardError::StaleEcho);
         }
-        self.discover(&part.host, now);
-        let peer = self.admit_peer(&part.host, now);
-        peer.record_clock(part.stamp, part.time, now);
-        peer.record_stamp(part.stamp, now);
-        // A newer part of another size may cover some of it.
+        self.discover(&shard.host, now);
+        let peer = self.admit_peer(&shard.host, now);
+        peer.record_clock(shard.stamp, shard.time, now);
+        peer.record_stamp(shard.stamp, now);
+        // A newer shard of another layout may cover some of the addresses.
         let current = |ban: &&ShardEntry| {
-            peer.covering_stamp(ban.address).is_none_or(|covering| covering <= part.stamp)
+            peer.covering_stamp(ban.address).is_none_or(|covering| covering <= shard.stamp)
         };
-        let bans: Vec<&ShardEntry> = part.bans.iter().filter(current).collect();
-        let news = peer.record_shard(part.id, part.stamp);
+        let bans: Vec<&ShardEntry> = shard.bans.iter().filter(current).collect();
+        let is_new = peer.record_shard(shard.id, shard.stamp);
         let complete = peer.is_complete();
-        self.peer_sync.on_shard(&part.host, complete, now);
-        let mut room = true;
-        if news {
-            room = self.apply_listed(part, &bans, now);
-            // What it does not list is released, in steps.
-            self.peers.search(&part.host);
+        self.peer_sync.on_shard(&shard.host, complete, now);
+        let mut has_capacity = true;
+        if is_new {
+            has_capacity = self.apply_listed(shard, &bans, now);
+            // Claims that the shard does not list are released later, in small steps (R21).
+            self.peers.search(&shard.host);
         }
-        for pardon in &part.unbans {
-            let changes = self.tombstones.learn_repeated(pardon, now, &self.timing);
-            self.take_tombstone(pardon, changes, now);
+        for fleet_unban in &shard.unbans {
+            let records = self.tombstones.learn_repeated(fleet_unban, now, &self.timing);
+            self.take_tombstone(fleet_unban, records, now);
         }
-        (!room).then_some(ShardError::OverCapacity)
+        (!has_capacity).then_some(ShardError::OverCapacity)
     }
 
-    /// What a part lists, its host holds. Answers whether there is room for all of it.
-    fn apply_listed(&mut self, part: &Shard, bans: &[&ShardEntry], now: i64) -> bool {
-        let mut pardons: BTreeMap<Address, Vec<&FleetUnban>> = BTreeMap::new();
-        for pardon in &part.unbans {
-            pardons.entry(pardon.address).or_default().push(pardon);
+    /// Turns the bans that a shard lists into claims. Returns whether all of them fit.
+    fn apply_listed(&mut self, shard: &Shard, bans: &[&ShardEntry], now: i64) -> bool {
+        let mut fleet_unbans: BTreeMap<Address, Vec<&FleetUnban>> = BTreeMap::new();
+        for fleet_unban in &shard.unbans {
+            fleet_unbans.entry(fleet_unban.address).or_default().push(fleet_unban);
         }
-        // Claims share what they carry, as long as it is not for one jail alone.
+        // Claims on one address share their list of tombstones, unless a tombstone is for one jail only.
         let mut shared: BTreeMap<Address, SeenTombstones> = BTreeMap::new();
-        for (address, of) in &mut pardons {
-            of.sort_by_key(|pardon| std::cmp::Reverse(pardon.id.created_at()));
+        for (address, of) in &mut fleet_unbans {
+            of.sort_by_key(|fleet_unban| std::cmp::Reverse(fleet_unban.id.created_at()));
             of.truncate(MAX_EVENT_TOMBSTONES);
-            if of.iter().all(|pardon| pardon.scope == JailScope::All) {
+            if of.iter().all(|fleet_unban| fleet_unban.scope == JailScope::All) {
                 shared.insert(
                     *address,
                     seen_tombstones(of.iter().map(|one| one.id.clone()).collect()),
                 );
             }
         }
-        let mut room = true;
+        let mut has_capacity = true;
         for ban in bans {
-            let unbans = match (shared.get(&ban.address), pardons.get(&ban.address)) {
+            let unbans = match (shared.get(&ban.address), fleet_unbans.get(&ban.address)) {
                 (Some(shared), _) => shared.clone(),
                 (None, None) => None,
                 (None, Some(of)) => {
-                    let of = of.iter().filter(|pardon| pardon.scope.covers(&ban.jail));
-                    seen_tombstones(of.map(|pardon| pardon.id.clone()).collect())
+                    let of = of.iter().filter(|fleet_unban| fleet_unban.scope.covers(&ban.jail));
+                    seen_tombstones(of.map(|fleet_unban| fleet_unban.id.clone()).collect())
                 }
             };
-            room &= self.apply_entry(part, ban, unbans, now);
+            has_capacity &= self.apply_entry(shard, ban, unbans, now);
         }
-        room
+        has_capacity
     }
 
     fn apply_entry(
         &mut self,
-        part: &Shard,
+        shard: &Shard,
         listed: &ShardEntry,
         unbans: SeenTombstones,
         now: i64,
     ) -> bool {
         let key = (listed.jail.clone(), listed.address);
         let ban = Ban { start: listed.start, bantime: listed.bantime };
-        let last = self.claim(&key, &part.host);
-        if last.is_some_and(|last| last.stamp >= part.stamp) {
+        let last = self.claim(&key, &shard.host);
+        if last.is_some_and(|last| last.stamp >= shard.stamp) {
             return true;
         }
         let same = last.is_some_and(|last| last.ban == Some(ban) && last.unbans == unbans);
-        let (host, stamp) = (self.peers.intern(&part.host), part.stamp);
+        let (host, stamp) = (self.peers.intern(&shard.host), shard.stamp);
         if !self.upsert_claim(&key, Claim { host, stamp, ban: Some(ban), unbans }, now) {
             return false;
         }
@@ -216,7 +217,7 @@ impl Controller {
         true
     }
 
-    /// A branch was cleared: an empty part 0 means that the host was forgotten.
+    /// Handles a cleared shard. An empty shard 0 means that an operator removed the host from the fleet.
     pub fn apply_cleared(&mut self, host: &HostName, number: u32, now: i64) {
         if *host == self.me {
             self.publisher.on_echo(number, None, now, &self.timing);
@@ -231,11 +232,11 @@ impl Controller {
         }
     }
 
-    /// An event of this host's own came back. Where the spool cannot be written, notify's child sends it
-    /// from memory, and this is how the daemon learns of a detection.
+    /// Handles an echo of this host's own event. If the spool is not writable, notify's detached process publishes
+    /// from memory, and the echo is how the daemon learns of the detection.
     pub fn apply_echo(&mut self, event: &Event, now: i64) {
         self.adopt_stamp(event.stamp, now);
-        // By its time: stamps may be ahead of the clock.
+        // Compare the event's time, not its stamp: stamps may run ahead of the clock.
         let fresh = (now - event.time.saturating_mul(1000)).abs() < FRESH;
         let detected = event.action == Action::Ban && event.reason == Some(Reason::Detected);
         let key = (event.jail.clone(), event.address);
@@ -247,28 +248,33 @@ impl Controller {
         }
     }
 
-    /// A message in this host's name claims that it bans an address, or that it does not. Where that is wrong, the
-    /// part that corrects it is published before others.
+    /// Compares a message in this host's name with what this host bans. If they differ, the shard that corrects the
+    /// message is published before others.
     fn correct(&mut self, key: &BanKey, claimed: bool, now: i64) {
         let bans = |local: &JailState| {
-            let told = local.pending_detections.get(&key.1).is_some_and(|told| told.echo.is_none());
-            told || local.local_bans.contains_key(&key.1)
+            let detection = local
+                .pending_detections
+                .get(&key.1)
+                .is_some_and(|detection| detection.echo.is_none());
+            detection || local.local_bans.contains_key(&key.1)
         };
         if self.jails.get(&key.0).is_some_and(bans) != claimed {
             self.publisher.mark_dirty(key.1, now);
         }
     }
 
-    /// **Anybody who may publish can make such an event.** It counts only for a jail that fail2ban has, and if
-    /// fail2ban bans the address, as no import; otherwise the next look at the jail drops it, or a minute.
+    /// Records a detection from an echo. Anyone who may publish can forge such an event, so it counts only for a
+    /// known jail whose fail2ban bans the address, and not as an import. Otherwise the next observation of the jail
+    /// drops it, or the garbage collection after a minute.
     fn record_echo(&mut self, key: &BanKey, ban: Ban, now: i64) {
         let absent = self.known_jails.as_ref().is_some_and(|names| !names.contains(&key.0));
         if absent || !self.has_capacity_for_jail(&key.0) || self.import(key).is_some() {
             return;
         }
         if self.echoes.len() >= MAX_ECHOES {
-            let told = |key: &BanKey| self.jails.get(&key.0)?.pending_detections.get(&key.1)?.echo;
-            self.echoes.retain(|key| told(key).is_some());
+            let detection =
+                |key: &BanKey| self.jails.get(&key.0)?.pending_detections.get(&key.1)?.echo;
+            self.echoes.retain(|key| detection(key).is_some());
         }
         if self.echoes.len() >= MAX_ECHOES {
             self.limits.reached(BoundedTable::Echoes, MAX_ECHOES, None, now);
@@ -276,7 +282,7 @@ impl Controller {
         }
         let local = self.jails.entry(key.0.clone()).or_default();
         if local.pending_detections.contains_key(&key.1) {
-            return; // notify told of it
+            return; // reported by notify, which is reliable
         }
         self.echoes.insert(key.clone());
         let detection =
@@ -284,7 +290,7 @@ impl Controller {
         local.pending_detections.insert(key.1, detection);
     }
 
-    /// **A host that hears a greater stamp of its own goes on from there**, and says all anew.
+    /// Continues from a greater own stamp that the broker has, and publishes everything again above it.
     fn adopt_stamp(&mut self, stamp: i64, now: i64) {
         if self.sequencer.adopt(stamp, now) {
             self.publish_floor = stamp;
@@ -292,21 +298,21 @@ impl Controller {
         }
     }
 
-    /// There is such a host: its snapshot is to be asked for.
+    /// Schedules the subscription to the snapshot of a host.
     fn discover(&mut self, host: &HostName, now: i64) {
         if self.peer_sync.is_full_for(host) {
             self.limits.reached(BoundedTable::Peers, MAX_SUBSCRIPTIONS, None, now);
         }
-        // A host that is new may not have this host's presence: a broker hands out only so many.
-        // Republishing is paced; a new host must not miss it because another one appeared just before.
+        // A new host may lack this host's presence, because brokers drop retained messages beyond their queue.
+        // Republishing is rate-limited: keep the flag, so that a host that appears just after another gets it, too.
         let new =
             !self.peer_sync.knows(host) && !self.publisher.is_in_replay_window(now, &self.timing);
         self.presence_lost |= new;
         self.peer_sync.add_peer(host, now);
     }
 
-    /// A host's presence was heard of. Another broker's last will of this host, which is no longer connected
-    /// there, is answered; what was kept before this connection came up has been.
+    /// Handles a peer's presence. If another broker published this host's last will, this host publishes its
+    /// presence again, but not for retained messages from before this connection.
     pub fn apply_presence(&mut self, host: &HostName, state: HostState, now: i64) {
         self.discover(host, now);
         if *host == self.me
@@ -317,31 +323,31 @@ impl Controller {
         }
     }
 
-    /// What the broker has as this host's presence now; `None` where that is none, or none of this host's.
+    /// Handles an echo of this host's presence; `None` if the broker has none or a forged one.
     pub fn apply_own_presence(&mut self, there: Option<&Presence>) {
         let same =
             |(last, _): &(Presence, i64)| there.is_some_and(|there| there.jails == last.jails);
         self.presence_lost |= self.presence.as_ref().is_some_and(|last| !same(last));
     }
 
-    /// Takes what notify told, and answers the event that is to be sent of it. `row` is fail2ban's row of
-    /// the ban: `None` where fail2ban keeps none at all.
+    /// Handles an event from the spool, and returns the event to publish, if any (R18). `row` reads fail2ban's row
+    /// of the ban: the outer `None` means that fail2ban has no database.
     ///
     /// # Errors
-    /// Whatever `row` fails with: then it is to be told again.
+    /// The error of `row`. The caller retries with the same event.
     pub fn on_local_event<E>(
         &mut self,
-        told: &SpooledEvent,
+        spooled: &SpooledEvent,
         row: impl FnOnce() -> Result<Option<Option<BipsRow>>, E>,
         now: i64,
     ) -> Result<Option<Event>, E> {
-        let key = (told.jail.clone(), told.address);
-        let start = if told.time > 0 { told.time } else { to_secs(now) };
-        if told.action == Action::Ban {
-            self.record_detection(&key, Ban { start, bantime: told.bantime });
+        let key = (spooled.jail.clone(), spooled.address);
+        let start = if spooled.time > 0 { spooled.time } else { to_secs(now) };
+        if spooled.action == Action::Ban {
+            self.record_detection(&key, Ban { start, bantime: spooled.bantime });
         }
         let unbans = self.tombstones.ids_of(&key);
-        let mut event = self.sequencer.event(told, row, unbans, now)?;
+        let mut event = self.sequencer.event(spooled, row, unbans, now)?;
         if let Some(event) = &mut event {
             event.time = start;
             self.publisher.mark_dirty(key.1, now);
@@ -349,63 +355,67 @@ impl Controller {
             if let Some(shown) = &mut local.last_observation {
                 shown.next_check_at = i64::MIN;
             }
-            if told.action == Action::Unban {
+            if spooled.action == Action::Unban {
                 self.drop_detection(&key);
             }
         }
         Ok(event)
     }
 
-    /// **A detection told by notify removes the mark**, unless the import came after it.
+    /// Records a detection that notify reported. It removes the import record (R10), unless the import is newer.
     fn record_detection(&mut self, key: &BanKey, ban: Ban) {
-        let turn = self.cycle;
+        let cycle = self.cycle;
         let local = self.jails.entry(key.0.clone()).or_default();
-        let case = local.entries.entry(key.1).or_default();
-        if case.import.as_ref().is_some_and(|mark| ban.start < mark.requested_at) {
+        let entry = local.entries.entry(key.1).or_default();
+        if entry.import.as_ref().is_some_and(|import| ban.start < import.requested_at) {
             return;
         }
-        if local.pending_detections.get(&key.1).is_some_and(|told| told.ban.start > ban.start) {
-            return; // an old one, come back
+        if local
+            .pending_detections
+            .get(&key.1)
+            .is_some_and(|detection| detection.ban.start > ban.start)
+        {
+            return; // older than the recorded one: a retry from the spool
         }
         local
             .pending_detections
-            .insert(key.1, PendingDetection { ban, cycle: turn, persisted: false, echo: None });
-        if case.import.take().is_some() {
+            .insert(key.1, PendingDetection { ban, cycle: cycle, persisted: false, echo: None });
+        if entry.import.take().is_some() {
             self.last_releaser.remove(key);
             self.persist(Record::Import(key.clone(), None));
         }
     }
 
-    /// Whether nothing but what notify told knows of a detection yet: fail2ban's database does not, and
-    /// neither does this host's own memory on disk.
+    /// Whether the spool file is the only record of a detection: neither fail2ban's database nor the state database
+    /// has it.
     #[must_use]
     pub fn is_unpersisted(&self, event: &Event) -> bool {
         if self.known_jails.as_ref().is_some_and(|names| !names.contains(&event.jail)) {
-            return false; // fail2ban never looks for it
+            return false; // fail2ban will never hold it
         }
-        let told = self
+        let detection = self
             .jails
             .get(&event.jail)
             .and_then(|local| local.pending_detections.get(&event.address));
-        told.is_some_and(|told| {
-            let slot = RecordKey::PendingDetection((event.jail.clone(), event.address));
-            let saved = told.persisted && !self.dirty.contains(&slot);
-            told.ban.start == event.time && !saved
+        detection.is_some_and(|detection| {
+            let key = RecordKey::PendingDetection((event.jail.clone(), event.address));
+            let saved = detection.persisted && !self.dirty.contains(&key);
+            detection.ban.start == event.time && !saved
         })
     }
 
-    /// A detection is over, or in fail2ban's database.
+    /// Drops a detection that is over or in fail2ban's database.
     pub(super) fn drop_detection(&mut self, key: &BanKey) {
         let local = self.jails.get_mut(&key.0);
         if local
             .and_then(|local| local.pending_detections.remove(&key.1))
-            .is_some_and(|told| told.persisted)
+            .is_some_and(|detection| detection.persisted)
         {
             self.persist(Record::PendingDetection(key.clone(), None));
         }
     }
 
-    /// Forgets words that no longer matter.
+    /// Drops claims that have ended, stale echoes, and jails and peers without state.
     pub(super) fn gc(&mut self, now: i64) {
         if now - self.last_gc < GC_INTERVAL {
             return;
@@ -414,33 +424,33 @@ impl Controller {
         let mut over = Vec::new();
         for (jail, local) in &self.jails {
             let bantime = local.bantime();
-            for (address, case) in &local.entries {
-                let old = |said: &Claim| match said.ban {
-                    Some(_) => !said.is_active(bantime, to_secs(now), &self.timing),
-                    None => said.stamp < now - self.timing.expiry_slack * 1000,
+            for (address, entry) in &local.entries {
+                let old = |claim: &Claim| match claim.ban {
+                    Some(_) => !claim.is_active(bantime, to_secs(now), &self.timing),
+                    None => claim.stamp < now - self.timing.expiry_slack * 1000,
                 };
-                if case.claims.iter().any(old) {
+                if entry.claims.iter().any(old) {
                     over.push((jail.clone(), *address));
                 }
             }
         }
         for key in over {
             let bantime = self.jails.get(&key.0).and_then(JailState::bantime);
-            let pace = self.timing.clone();
-            self.remove_claims(&key, |said| match said.ban {
-                Some(_) => !said.is_active(bantime, to_secs(now), &pace),
-                None => said.stamp < now - pace.expiry_slack * 1000,
+            let timing = self.timing.clone();
+            self.remove_claims(&key, |claim| match claim.ban {
+                Some(_) => !claim.is_active(bantime, to_secs(now), &timing),
+                None => claim.stamp < now - timing.expiry_slack * 1000,
             });
             self.enqueue(&key);
         }
         for local in self.jails.values_mut() {
             let own = &local.local_bans;
-            local.pending_detections.retain(|address, told| {
-                let old = told.echo.is_some_and(|at| !is_within(FRESH, at, now));
-                !old || told.persisted || own.contains_key(address)
+            local.pending_detections.retain(|address, detection| {
+                let old = detection.echo.is_some_and(|at| !is_within(FRESH, at, now));
+                !old || detection.persisted || own.contains_key(address)
             });
         }
-        // Of jails that are not here nothing is left with their last claim, nor of hosts that are gone.
+        // Jails that fail2ban lacks and peers that are gone have no state left after their last claim.
         self.jails.retain(|_, local| !local.is_empty());
         self.peers.gc(now);
         self.collecting = true;
@@ -452,14 +462,13 @@ impl Controller {
             .overrides
             .of_peer(host)
             .any(|(lifted, lift)| lifted == key && lift.is_superseded(word, &self.timing));
-        if over && let Some(change) = self.overrides.clear(key, host) {
-            self.persist(change);
+        if over && let Some(record) = self.overrides.clear(key, host) {
+            self.persist(record);
         }
     }
 
-    pub(super) fn end_overrides(&mut self, host: &HostName, slice: ShardId) {
-        let keys =
-            self.overrides.of_peer(host).map(|(key, _)| key).filter(|key| slice.covers(key.1));
+    pub(super) fn end_overrides(&mut self, host: &HostName, id: ShardId) {
+        let keys = self.overrides.of_peer(host).map(|(key, _)| key).filter(|key| id.covers(key.1));
         let keys: Vec<BanKey> = keys.cloned().collect();
         for key in keys {
             self.end_override(&key, host);

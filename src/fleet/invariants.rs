@@ -48,29 +48,29 @@ impl Controller {
 
     /// The counts are those of the claims, and each peer's index names the keys of its claims.
     fn check_claims(&self) -> Result<(), String> {
-        let (mut claims, mut scripts, mut carried) = (0, 0, 0);
+        let (mut claims, mut legacy, mut tombstones) = (0, 0, 0);
         let mut by_host: BTreeMap<&HostName, BTreeSet<BanKey>> = BTreeMap::new();
         for (jail, local) in &self.jails {
-            for (address, case) in &local.entries {
+            for (address, entry) in &local.entries {
                 let mut makers = BTreeSet::new();
-                holds!(case.claims.len() <= MAX_CLAIMS_PER_KEY, "too many claims on {address}");
-                for said in &case.claims {
-                    let is_first = makers.insert((&said.host, said.is_legacy()));
-                    holds!(is_first, "two claims of {} on {address}", said.host);
-                    carried += said.unbans.as_deref().map_or(0, Vec::len);
-                    if said.is_legacy() {
-                        scripts += 1;
+                holds!(entry.claims.len() <= MAX_CLAIMS_PER_KEY, "too many claims on {address}");
+                for claim in &entry.claims {
+                    let is_first = makers.insert((&claim.host, claim.is_legacy()));
+                    holds!(is_first, "two claims of {} on {address}", claim.host);
+                    tombstones += claim.unbans.as_deref().map_or(0, Vec::len);
+                    if claim.is_legacy() {
+                        legacy += 1;
                     } else {
                         claims += 1;
-                        by_host.entry(&said.host).or_default().insert((jail.clone(), *address));
+                        by_host.entry(&claim.host).or_default().insert((jail.clone(), *address));
                     }
                 }
             }
         }
         let counts = (self.counts.claims, self.counts.legacy, self.counts.tombstones);
-        holds!(counts == (claims, scripts, carried), "{counts:?} {claims} {scripts} {carried}");
-        holds!(claims <= MAX_CLAIMS && scripts <= MAX_LEGACY_CLAIMS, "{claims} {scripts} claims");
-        holds!(carried <= MAX_CLAIM_TOMBSTONES, "{carried} carried");
+        holds!(counts == (claims, legacy, tombstones), "{counts:?} {claims} {legacy} {tombstones}");
+        holds!(claims <= MAX_CLAIMS && legacy <= MAX_LEGACY_CLAIMS, "{claims} {legacy} claims");
+        holds!(tombstones <= MAX_CLAIM_TOMBSTONES, "{tombstones} tombstones");
         for (host, peer) in self.peers.iter() {
             let indexed: BTreeSet<BanKey> = peer.claims.first(usize::MAX).into_iter().collect();
             holds!(indexed.len() <= MAX_CLAIMS_PER_PEER, "{} claims of {host}", indexed.len());
@@ -85,7 +85,7 @@ impl Controller {
         holds!(self.echoes.len() <= MAX_ECHOES, "{} echoes", self.echoes.len());
         for (jail, local) in &self.jails {
             for (address, _) in
-                local.pending_detections.iter().filter(|(_, told)| told.echo.is_some())
+                local.pending_detections.iter().filter(|(_, detection)| detection.echo.is_some())
             {
                 let is_counted = self.echoes.contains(&(jail.clone(), *address));
                 holds!(is_counted, "an echo of {address} that is not counted");
@@ -100,10 +100,15 @@ impl Controller {
             self.queue.waiting().map(|(ticket, key)| (key, ticket)).collect();
         let mut live = 0;
         for (jail, local) in &self.jails {
-            for (address, case) in local.entries.iter().filter(|(_, case)| case.queued.is_some()) {
+            for (address, entry) in local.entries.iter().filter(|(_, entry)| entry.queued.is_some())
+            {
                 live += 1;
                 let there = waiting.get(&(jail.clone(), *address)).copied();
-                holds!(there == case.queued, "{address} waits at {:?}, not {there:?}", case.queued);
+                holds!(
+                    there == entry.queued,
+                    "{address} waits at {:?}, not {there:?}",
+                    entry.queued
+                );
             }
         }
         let all = self.queue.waiting().count();

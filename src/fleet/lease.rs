@@ -1,6 +1,6 @@
-//! **Lease**: a ban lasts here as long as at its origin. fail2ban ends each after its jail's own bantime,
-//! and `banip` on a banned address prolongs it. So an import is prolonged before that, as late as is safe
-//! and as seldom as will do, the last time so that it ends with its origin.
+//! Leases (R12): an import lasts as long as the ban at its origin. fail2ban ends each ban after the bantime of the jail
+//! here, and `banip` on a banned address extends it. So the receiver renews an import shortly before its own bantime
+//! ends it, at most once per bantime, and the last time so that it ends with its origin.
 
 /// How long before its end a lease is renewed at the latest, in seconds: fail2ban is asked every two,
 /// and may be busy.
@@ -9,7 +9,7 @@ pub fn lead(bantime: i64) -> i64 {
     (bantime / 4).clamp(1, 60)
 }
 
-/// When a ban that fail2ban ends at `end` is to be prolonged, so that it lasts until `wanted`: in seconds
+/// When to renew a ban that fail2ban ends at `end`, so that it lasts until `wanted`: in seconds
 /// since 1970; `None` where there is no need. `bantime` is the jail's, and how long a `banip` lasts.
 #[must_use]
 pub fn due(end: i64, wanted: i64, bantime: i64) -> Option<i64> {
@@ -17,7 +17,7 @@ pub fn due(end: i64, wanted: i64, bantime: i64) -> Option<i64> {
         return None;
     }
     if bantime < 0 {
-        return Some(end - lead(60)); // the jail bans for ever by now; what it banned before does not
+        return Some(end - lead(60)); // the jail bans permanently by now; its earlier bans still end
     }
     let (last, step) = (end - lead(bantime), (bantime - lead(bantime)).max(1));
     let missing = wanted.saturating_sub(end);

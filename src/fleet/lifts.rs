@@ -1,5 +1,5 @@
-//! **Lifts**: what this host's operator freed although others claim it stays free here, whatever its
-//! origins repeat. A lift names the origins' bans; a new ban of theirs counts again.
+//! Overrides of the operator (R14, R15). An address that the operator unbanned here stays released although peers claim
+//! it. An override names the ban of one origin; a newer ban of that origin counts again.
 
 use std::collections::BTreeMap;
 
@@ -7,39 +7,39 @@ use super::claims::ClaimState;
 use super::{BanKey, Record, Timing};
 use crate::wire::{Ban, HostName, Jail};
 
-/// One origin's ban that was lifted here.
+/// The ban of one origin that the operator overrode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Override {
-    /// When it began, in seconds since 1970 on its origin's clock.
+    /// The start of the ban, in seconds since 1970 on its origin's clock.
     pub start: i64,
-    /// The stamp of the word that told of it.
+    /// The stamp of the origin's claim.
     pub stamp: i64,
 }
 
 impl Override {
-    /// **A lift ends when an origin's later word has no such ban or a newer start.**
+    /// Whether a later claim of the origin ends the override: it has no such ban, or a newer start (R14).
     #[must_use]
-    pub fn is_superseded(self, word: ClaimState, pace: &Timing) -> bool {
-        match word {
+    pub fn is_superseded(self, state: ClaimState, timing: &Timing) -> bool {
+        match state {
             ClaimState::Unknown => false,
             ClaimState::Released(stamp) => stamp > self.stamp,
-            ClaimState::Held(stamp, ban) => stamp > self.stamp && !self.matches(ban, pace),
+            ClaimState::Held(stamp, ban) => stamp > self.stamp && !self.matches(ban, timing),
         }
     }
 
-    /// Whether it is this ban that was lifted. Starts are rounded, each its own way.
+    /// Whether this ban is the overridden one. Its start may differ by the tolerance, because messages round it.
     #[must_use]
-    pub fn matches(self, ban: Ban, pace: &Timing) -> bool {
-        ban.start <= self.start.saturating_add(pace.start_tolerance)
+    pub fn matches(self, ban: Ban, timing: &Timing) -> bool {
+        ban.start <= self.start.saturating_add(timing.start_tolerance)
     }
 }
 
-/// All lifts of this host.
+/// All overrides, by origin.
 #[derive(Debug, Default)]
 pub(super) struct Overrides(BTreeMap<HostName, BTreeMap<BanKey, Override>>);
 
 impl Overrides {
-    /// Lifts an origin's ban.
+    /// Overrides a ban of an origin.
     pub(super) fn suppress(&mut self, key: &BanKey, host: &HostName, lift: Override) -> Record {
         let lifts = self.0.entry(host.clone()).or_default();
         let lift = lifts.get(key).map_or(lift, |before| lift.max(*before));
@@ -47,29 +47,29 @@ impl Overrides {
         Record::Override(key.clone(), host.clone(), Some(lift))
     }
 
-    /// Whether a host's ban of an address was lifted here.
+    /// Whether a ban of an origin is overridden.
     pub(super) fn suppresses(
         &self,
         key: &BanKey,
         host: &HostName,
         ban: Ban,
-        pace: &Timing,
+        timing: &Timing,
     ) -> bool {
         let lift = self.0.get(host).and_then(|lifts| lifts.get(key));
-        lift.is_some_and(|lift| lift.matches(ban, pace))
+        lift.is_some_and(|lift| lift.matches(ban, timing))
     }
 
-    /// What of one host's bans was lifted.
+    /// The overrides of one origin's bans.
     pub(super) fn of_peer(&self, host: &HostName) -> impl Iterator<Item = (&BanKey, Override)> {
         self.0.get(host).into_iter().flatten().map(|(key, lift)| (key, *lift))
     }
 
-    /// How many bans of a jail were lifted.
+    /// How many bans of a jail are overridden.
     pub(super) fn count(&self, jail: &Jail) -> usize {
         self.0.values().flat_map(BTreeMap::keys).filter(|key| key.0 == *jail).count()
     }
 
-    /// A lift is over.
+    /// Removes an override that has ended.
     pub(super) fn clear(&mut self, key: &BanKey, host: &HostName) -> Option<Record> {
         let lifts = self.0.get_mut(host)?;
         lifts.remove(key)?;
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lift_ends_with_a_later_word_that_has_another_ban_or_none() {
+    fn override_ends_with_a_later_claim_that_has_another_ban_or_none() {
         let lift = Override { start: 1000, stamp: 50 };
         let held = |stamp, start| ClaimState::Held(stamp, Ban { start, bantime: 600 });
         let table = [
@@ -98,8 +98,8 @@ mod tests {
             (held(50, 1003), false),
             (held(49, 900), false),
         ];
-        for (word, over) in table {
-            assert_eq!(lift.is_superseded(word, &Timing::default()), over, "{word:?}");
+        for (state, over) in table {
+            assert_eq!(lift.is_superseded(state, &Timing::default()), over, "{state:?}");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What fail2ban on this host is asked, what it showed last, and when it is worth asking again.
+//! The observed state of each jail, and whether the jail needs another observation (R19). An observation of a large jail
+//! costs fail2ban seconds, so it happens only after a change or at a deadline.
 
 use std::collections::BTreeMap;
 
@@ -14,72 +15,70 @@ use crate::fail2ban::table::AddressMap;
 use crate::ignored::IgnoreList;
 use crate::wire::{Address, Ban, UnbanId};
 
-/// One process of fail2ban's server.
+/// The identity of one run of fail2ban's server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerInstance {
-    /// Its process.
+    /// The process id.
     pub pid: i32,
-    /// When it made its socket, in seconds since 1970: processes' numbers are used again.
+    /// When it created its socket, in seconds since 1970: process ids are reused.
     pub started: i64,
 }
 
-/// One look at a jail, at all of its bans or at those of some addresses.
+/// One observation of a jail: of all its bans, or of some addresses.
 #[derive(Debug, Default)]
 pub struct Observation {
-    /// What it bans: for so many seconds from its start on, below 0 for ever; `None` where only that it
-    /// does was asked.
+    /// The held addresses, with the length of each ban in seconds, below 0 for a permanent ban; `None` if unknown.
     pub held: AddressMap<Option<i64>>,
     /// Rows of fail2ban's database.
     pub rows: AddressMap<BipsRow>,
-    /// When its database was made, in seconds since 1970; `None`: it keeps none.
+    /// When the database was created, in seconds since 1970; `None`: fail2ban has none.
     pub database: Option<i64>,
-    /// How many bans the jail made since it started, where that was asked.
+    /// How many bans the jail made since it started, if known.
     pub total: Option<i64>,
-    /// How long the jail bans, in seconds; below 0 for ever.
+    /// The bantime of the jail, in seconds; below 0 for permanent bans.
     pub bantime: i64,
-    /// For how long its database keeps old rows, in seconds.
+    /// How long the database keeps expired rows, in seconds.
     pub purge_age: i64,
-    /// Whom the jail is never to ban.
+    /// The addresses that the jail must not ban (R1).
     pub ignored: IgnoreList,
-    /// How long it took, in milliseconds.
+    /// How long the observation took, in milliseconds.
     pub took: i64,
 }
 
-/// What can be asked at no cost, every two seconds.
+/// What every poll reads, at almost no cost. A change of it calls for observations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
-    /// The server that answers.
+    /// The server that answered.
     pub server: ServerInstance,
-    /// Changes with every write to fail2ban's database (SQLite's `data_version`); `None` where it has
-    /// none, and there is no telling.
+    /// SQLite's `data_version`, which changes with every write to fail2ban's database; `None` without a database.
     pub data_version: Option<i64>,
 }
 
-/// A sweep over all jails that are worth a look. **One that takes long goes on over several rounds, and for
-/// as long as it took the others' words have their turn**, so that neither waits for ever.
+/// The current scan over all jails that need an observation. A long scan continues over several cycles, and for as long
+/// as it took, queued claims have their turn, so that neither starves the other (R22).
 #[derive(Debug, Default)]
 pub(super) struct Scan {
-    /// It is under way, and when it began, in milliseconds.
+    /// When the current scan started, in milliseconds.
     pub(super) since: Option<i64>,
-    /// Until when the next one waits for what is to be done, in milliseconds.
+    /// Until when the next scan waits for queued claims, in milliseconds.
     pub(super) pause: i64,
 }
 
-/// Everything that is known of one address in one jail. There are many, and of most one host said
-/// something: that takes no memory of its own.
+/// The state of one address in one jail. There are up to hundreds of thousands, most with one claim, which is stored
+/// inline.
 #[derive(Debug, Default)]
 pub(super) struct Entry {
-    /// What other hosts said of it last.
+    /// The latest claim of each peer (R2).
     pub(super) claims: SmallVec<[Claim; 1]>,
-    /// It was imported, or is about to be.
+    /// The import record, from before the ban is made (R9).
     pub(super) import: Option<Box<Import>>,
-    /// fail2ban bans it until then, in seconds since 1970; `i64::MAX` for ever.
+    /// When fail2ban ends its ban, in seconds since 1970; `i64::MAX` for a permanent ban.
     pub(super) held_until: Option<i64>,
-    /// fail2ban has a row of it.
+    /// Whether fail2ban's database has a row of the address.
     pub(super) in_database: bool,
-    /// fail2ban has a row of it that lasts, and may still be about to restore it.
+    /// Whether fail2ban may be about to restore the ban from a row that has not expired (R7).
     pub(super) may_be_restored: bool,
-    /// It waits for a decision: where.
+    /// The place in the queue of addresses that wait for a decision.
     pub(super) queued: Option<Ticket>,
 }
 
@@ -92,45 +91,44 @@ impl Entry {
     }
 }
 
-/// A ban of this host's own.
+/// A ban that this host detected (R6).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LocalBan {
     pub(super) ban: Ban,
-    /// In which run of the jail it was seen.
+    /// The run of the jail that held the ban last.
     pub(super) jail_epoch: u32,
-    /// fail2ban's row of it was seen.
+    /// Whether an observation had fail2ban's row of the ban.
     pub(super) in_database: bool,
 }
 
-/// A detection that notify told of.
+/// A detection that fail2ban's database does not have yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PendingDetection {
     pub(super) ban: Ban,
-    /// How many looks had begun by then: an earlier one cannot have seen it.
+    /// The cycle in which it arrived: an observation of that cycle may be older than the ban.
     pub(super) cycle: u64,
-    /// It is remembered over a restart.
+    /// Whether the state database has it.
     pub(super) persisted: bool,
-    /// Only this host's own event on the broker tells of it, which came then; in milliseconds.
+    /// When the echo of this host's own event arrived, in milliseconds; `None` if notify reported the detection.
     pub(super) echo: Option<i64>,
 }
 
-/// How one jail stands on this host.
+/// The state of one jail.
 #[derive(Debug, Default)]
 pub(super) struct JailState {
     pub(super) entries: BTreeMap<Address, Box<Entry>>,
     pub(super) local_bans: BTreeMap<Address, LocalBan>,
     pub(super) pending_detections: BTreeMap<Address, PendingDetection>,
     pub(super) last_observation: Option<LastObservation>,
-    /// Since when a fail2ban that had it does not, in seconds since 1970, and how many fleet unbans it had
-    /// obeyed by then.
+    /// Since when fail2ban lacks the jail, in seconds since 1970 (R8), and the last tombstone that was applied by then.
     pub(super) missing_since: Option<(i64, u64)>,
-    /// Counts the times that the jail started.
+    /// Counts the starts of the jail.
     pub(super) epoch: u32,
-    /// Until when the jail may still be restoring its bans, and how many it lacked; seconds.
+    /// Until when the jail may be restoring bans (R7), in seconds since 1970, and how many were missing last.
     restoring: (i64, usize),
 }
 
-/// What the jail showed last.
+/// The last observation of the jail, without its addresses.
 #[derive(Debug)]
 pub(super) struct LastObservation {
     server: ServerInstance,
@@ -138,17 +136,17 @@ pub(super) struct LastObservation {
     total: i64,
     pub(super) bantime: i64,
     pub(super) ignored: IgnoreList,
-    /// Until when that is good enough to act upon; in milliseconds.
+    /// Until when the observation is recent enough to act on, in milliseconds.
     pub(super) valid_until: i64,
-    /// Until when a jail that may be restoring bans is left alone: ten times as long as the last whole look took; in
-    /// milliseconds.
+    /// Until when a jail that may be restoring bans is not observed again, in milliseconds: ten times the duration of
+    /// the last full observation, so that observing takes at most a tenth of fail2ban's time.
     rest_until: i64,
-    /// When something is due by itself, in seconds since 1970.
+    /// The next deadline of the jail, such as the end of a ban, in seconds since 1970.
     pub(super) next_check_at: i64,
 }
 
 impl JailState {
-    /// Whether nothing is known of it: it was not looked at, and nobody says anything of it.
+    /// Whether the jail has no state: no observation and no claims.
     pub(super) fn is_empty(&self) -> bool {
         let known = self.last_observation.is_some() || self.missing_since.is_some();
         !known
@@ -157,39 +155,39 @@ impl JailState {
             && self.pending_detections.is_empty()
     }
 
-    /// Whether nothing but other hosts' messages is known of it.
+    /// Whether the state comes from messages of peers alone, and so counts against their limits (R21).
     pub(super) fn is_of_others(&self) -> bool {
         let known = self.last_observation.is_some()
             || self.missing_since.is_some()
             || !self.local_bans.is_empty();
-        !known && self.entries.values().all(|case| case.import.is_none())
+        !known && self.entries.values().all(|entry| entry.import.is_none())
     }
 
-    /// How an address's bans in this jail need a fleet unban.
-    pub(super) fn usage(&self, address: Address, id: &UnbanId, pace: &Timing) -> Usage {
+    /// Whether bans of an address in this jail need a tombstone (R17).
+    pub(super) fn usage(&self, address: Address, id: &UnbanId, timing: &Timing) -> Usage {
         if self.local_bans.contains_key(&address) || self.pending_detections.contains_key(&address)
         {
             return Usage::Referenced;
         }
-        let Some(case) = self.entries.get(&address) else { return Usage::Unused };
-        let claims = case.claims.iter().filter(|said| said.ban.is_some());
-        let of = |said: &Claim| {
-            let later = said.ban.is_some_and(|ban| tombstones::is_outlived(id, ban.start, pace));
-            let carried = said.is_legacy() || said.carries(id) || later;
-            if carried { Usage::Referenced } else { Usage::Missing }
+        let Some(entry) = self.entries.get(&address) else { return Usage::Unused };
+        let claims = entry.claims.iter().filter(|claim| claim.ban.is_some());
+        let of = |claim: &Claim| {
+            let later = claim.ban.is_some_and(|ban| tombstones::is_outlived(id, ban.start, timing));
+            let kind = claim.is_legacy() || claim.carries(id) || later;
+            if kind { Usage::Referenced } else { Usage::Missing }
         };
-        let held = if case.import.is_some() { Usage::Referenced } else { Usage::Unused };
+        let held = if entry.import.is_some() { Usage::Referenced } else { Usage::Unused };
         claims.map(of).max().unwrap_or(held)
     }
 
-    /// How long the jail bans, once that is known.
+    /// The bantime of the jail, once observed.
     pub(super) fn bantime(&self) -> Option<i64> {
         self.last_observation.as_ref().map(|shown| shown.bantime)
     }
 
-    /// The clock was set back: nothing waits for a time that lies far ahead now.
-    pub(super) fn on_clock_rollback(&mut self, now: i64, pace: &Timing) {
-        self.restoring.0 = self.restoring.0.min(now.div_euclid(1000) + pace.restore_grace);
+    /// Moves deadlines closer after the clock was set back, so that nothing waits for a time far ahead.
+    pub(super) fn on_clock_rollback(&mut self, now: i64, timing: &Timing) {
+        self.restoring.0 = self.restoring.0.min(now.div_euclid(1000) + timing.restore_grace);
         self.missing_since =
             self.missing_since.map(|(since, unbans)| (since.min(now.div_euclid(1000)), unbans));
         if let Some(shown) = &mut self.last_observation {
@@ -203,57 +201,63 @@ impl JailState {
         now < self.restoring.0
     }
 
-    /// Takes up what does not concern one address. The jail has started anew if another server answers,
-    /// if it made fewer bans than before, or if it lacks one whose row and time last.
+    /// Records the facts of an observation that concern the whole jail. The jail has restarted if another server
+    /// answers, if its count of bans fell, or if a ban is missing whose row and lease have not expired.
     pub(super) fn record_observation(
         &mut self,
-        look: &mut Observation,
-        pulse: Heartbeat,
+        observation: &mut Observation,
+        heartbeat: Heartbeat,
         whole: bool,
         now: i64,
-        pace: &Timing,
+        timing: &Timing,
     ) {
         let secs = now.div_euclid(1000);
         let last = self.last_observation.as_ref();
-        let other = last.is_none_or(|last| last.server != pulse.server);
-        let fewer = last.is_some_and(|last| look.total.is_some_and(|total| total < last.total));
+        let other = last.is_none_or(|last| last.server != heartbeat.server);
+        let fewer =
+            last.is_some_and(|last| observation.total.is_some_and(|total| total < last.total));
         let lacks = |(address, row): (Address, &BipsRow)| {
-            let end = self.entries.get(&address).and_then(|case| case.held_until);
-            !row.is_over(secs) && !look.held.has(address) && end.is_some_and(|end| end > secs + 1)
+            let end = self.entries.get(&address).and_then(|entry| entry.held_until);
+            !row.is_over(secs)
+                && !observation.held.has(address)
+                && end.is_some_and(|end| end > secs + 1)
         };
-        let restarted = fewer || whole && look.rows.iter().any(lacks);
+        let restarted = fewer || whole && observation.rows.iter().any(lacks);
         if other || restarted {
-            // It is noticed within seconds; of what was before this process nobody knows.
+            // It is noticed within seconds; the time before this process is unknown.
             self.epoch += 1;
-            self.restoring = (secs + pace.restore_grace, usize::MAX);
+            self.restoring = (secs + timing.restore_grace, usize::MAX);
         }
         // **For a minute after its start, longer while it still restores, one by one.**
         if whole && self.is_restoring(secs) {
             let lasts = |(address, row): &(Address, &BipsRow)| {
-                !row.is_over(secs) && !look.held.has(*address)
+                !row.is_over(secs) && !observation.held.has(*address)
             };
-            let missing = look.rows.iter().filter(lasts).count();
+            let missing = observation.rows.iter().filter(lasts).count();
             if missing < self.restoring.1 {
                 let longer =
-                    if self.restoring.1 == usize::MAX { 0 } else { secs + pace.restore_grace };
+                    if self.restoring.1 == usize::MAX { 0 } else { secs + timing.restore_grace };
                 self.restoring = (self.restoring.0.max(longer), missing);
             }
         }
         let last = self.last_observation.as_ref();
         let fresh = if whole {
-            now + pace.observation_ttl.max(10 * look.took)
+            now + timing.observation_ttl.max(10 * observation.took)
         } else {
             last.map_or(0, |l| l.valid_until)
         };
-        let rest_until =
-            if whole { now + 10 * look.took } else { last.map_or(0, |last| last.rest_until) };
-        let total = look.total.or(last.map(|last| last.total)).unwrap_or(0);
-        let total = if other { look.total.unwrap_or(0) } else { total };
+        let rest_until = if whole {
+            now + 10 * observation.took
+        } else {
+            last.map_or(0, |last| last.rest_until)
+        };
+        let total = observation.total.or(last.map(|last| last.total)).unwrap_or(0);
+        let total = if other { observation.total.unwrap_or(0) } else { total };
         let due = if whole { i64::MAX } else { last.map_or(i64::MIN, |last| last.next_check_at) };
         let data_version =
-            if whole { pulse.data_version } else { last.and_then(|l| l.data_version) };
-        let ignored = std::mem::take(&mut look.ignored);
-        let (server, bantime) = (pulse.server, look.bantime);
+            if whole { heartbeat.data_version } else { last.and_then(|l| l.data_version) };
+        let ignored = std::mem::take(&mut observation.ignored);
+        let (server, bantime) = (heartbeat.server, observation.bantime);
         self.last_observation = Some(LastObservation {
             server,
             data_version,
@@ -266,13 +270,13 @@ impl JailState {
         });
     }
 
-    /// **Whether there is anything to ask**: another server, a write to its database, or something due.
-    pub(super) fn needs_observation(&self, pulse: Heartbeat, now: i64) -> bool {
+    /// Whether the jail needs an observation: another server, a write to the database, or a deadline.
+    pub(super) fn needs_observation(&self, heartbeat: Heartbeat, now: i64) -> bool {
         let Some(shown) = &self.last_observation else { return true };
         let secs = now.div_euclid(1000);
-        shown.server != pulse.server
-            || pulse.data_version.is_none() && shown.valid_until <= now
-            || shown.data_version != pulse.data_version
+        shown.server != heartbeat.server
+            || heartbeat.data_version.is_none() && shown.valid_until <= now
+            || shown.data_version != heartbeat.data_version
             || shown.next_check_at <= secs
             || self.is_restoring(secs) && shown.rest_until <= now
             || !self.pending_detections.is_empty()
@@ -286,14 +290,14 @@ mod tests {
     const NOW: i64 = 1_000_000_000;
     const SECS: i64 = NOW / 1000;
 
-    fn pulse(pid: i32, data_version: i64) -> Heartbeat {
+    fn heartbeat(pid: i32, data_version: i64) -> Heartbeat {
         Heartbeat {
             server: ServerInstance { pid, started: SECS - 500 },
             data_version: Some(data_version),
         }
     }
 
-    fn look(total: i64) -> Observation {
+    fn observation(total: i64) -> Observation {
         Observation {
             total: Some(total),
             bantime: 600,
@@ -303,50 +307,59 @@ mod tests {
     }
 
     #[test]
-    fn fail2ban_is_asked_only_when_there_is_something_to_ask() {
-        let (mut local, pace) = (JailState::default(), Timing::default());
-        assert!(local.needs_observation(pulse(1, 1), NOW));
-        local.record_observation(&mut look(5), pulse(1, 1), true, NOW, &pace);
-        let worth = |local: &JailState, pulse, now| local.needs_observation(pulse, now);
-        assert!(worth(&local, pulse(1, 1), NOW + 1000), "it may be restoring bans");
+    fn jail_is_observed_only_after_a_change_or_at_a_deadline() {
+        let (mut local, timing) = (JailState::default(), Timing::default());
+        assert!(local.needs_observation(heartbeat(1, 1), NOW));
+        local.record_observation(&mut observation(5), heartbeat(1, 1), true, NOW, &timing);
+        let worth = |local: &JailState, heartbeat, now| local.needs_observation(heartbeat, now);
+        assert!(worth(&local, heartbeat(1, 1), NOW + 1000), "it may be restoring bans");
         local.record_observation(
-            &mut Observation { took: 500, ..look(5) },
-            pulse(1, 1),
+            &mut Observation { took: 500, ..observation(5) },
+            heartbeat(1, 1),
             true,
             NOW,
-            &pace,
+            &timing,
         );
         assert!(
-            !worth(&local, pulse(1, 1), NOW + 4_999),
+            !worth(&local, heartbeat(1, 1), NOW + 4_999),
             "so many that a look takes half a second"
         );
-        assert!(worth(&local, pulse(1, 1), NOW + 5_000));
+        assert!(worth(&local, heartbeat(1, 1), NOW + 5_000));
         let now = NOW + 61_000;
-        assert!(!worth(&local, pulse(1, 1), now));
-        assert!(worth(&local, pulse(1, 2), now), "a write");
-        assert!(worth(&local, pulse(2, 1), now), "another server");
-        assert!(worth(&local, Heartbeat { data_version: None, ..pulse(1, 1) }, now), "no telling");
+        assert!(!worth(&local, heartbeat(1, 1), now));
+        assert!(worth(&local, heartbeat(1, 2), now), "a write");
+        assert!(worth(&local, heartbeat(2, 1), now), "another server");
+        assert!(
+            worth(&local, Heartbeat { data_version: None, ..heartbeat(1, 1) }, now),
+            "no telling"
+        );
         local.last_observation.as_mut().unwrap().next_check_at = SECS + 65;
-        assert!(!worth(&local, pulse(1, 1), now + 3_000));
-        assert!(worth(&local, pulse(1, 1), now + 4_000), "something ends");
+        assert!(!worth(&local, heartbeat(1, 1), now + 3_000));
+        assert!(worth(&local, heartbeat(1, 1), now + 4_000), "something ends");
     }
 
     #[test]
-    fn a_jail_restores_for_a_minute_and_as_long_as_bans_come_back() {
-        let (mut local, pace) = (JailState::default(), Timing::default());
-        local.record_observation(&mut look(0), pulse(6, 1), true, NOW - 900_000, &pace);
+    fn jail_restores_for_a_minute_and_as_long_as_bans_come_back() {
+        let (mut local, timing) = (JailState::default(), Timing::default());
+        local.record_observation(
+            &mut observation(0),
+            heartbeat(6, 1),
+            true,
+            NOW - 900_000,
+            &timing,
+        );
         let rows: AddressMap<_> = (1..=9)
             .map(|n| Address::new(&format!("192.0.2.{n}")).unwrap())
             .map(|address| (address, BipsRow { timeofban: SECS, bantime: 6000, failures: 3 }))
             .collect();
         let restored = |count: usize| {
             let held = rows.addresses().take(count).map(|address| (address, Some(600))).collect();
-            Observation { held, rows: rows.clone(), ..look(i64::try_from(count).unwrap()) }
+            Observation { held, rows: rows.clone(), ..observation(i64::try_from(count).unwrap()) }
         };
         let server = ServerInstance { pid: 7, started: SECS };
-        let pulse = Heartbeat { server, data_version: Some(1) };
-        let mut show = |at: i64, look: &mut Observation| {
-            local.record_observation(look, pulse, true, NOW + at * 1000, &pace);
+        let heartbeat = Heartbeat { server, data_version: Some(1) };
+        let mut show = |at: i64, observation: &mut Observation| {
+            local.record_observation(observation, heartbeat, true, NOW + at * 1000, &timing);
             (local.epoch, local.restoring.0 - SECS)
         };
         assert_eq!(show(0, &mut restored(0)), (2, 60));
@@ -354,6 +367,6 @@ mod tests {
         assert_eq!(show(90, &mut restored(2)), (2, 150));
         assert_eq!(show(120, &mut restored(2)), (2, 150), "nothing came back");
         assert_eq!(show(151, &mut restored(3)), (2, 150), "that was new");
-        assert_eq!(show(200, &mut restored(1)), (3, 260), "the jail has started anew");
+        assert_eq!(show(200, &mut restored(1)), (3, 260), "the jail has restarted");
     }
 }

@@ -1,5 +1,5 @@
-//! **Import**: what this host banned for others is marked, on disk before fail2ban is told, so that it can
-//! be told from the host's own bans and its operator's, and be freed.
+//! Import records (R9, R10, R14). A record is persisted before fail2ban makes the ban. It is the only proof that the ban
+//! is an import, and neither a local ban nor one that the operator made.
 
 use smallvec::SmallVec;
 
@@ -7,13 +7,13 @@ use super::claims::SeenTombstones;
 use crate::fail2ban::database::BipsRow;
 use crate::wire::{Ban, HostName};
 
-/// fail2ban kills an action after a minute, and a batch is a few of them: no answer comes later.
-const ANSWER: i64 = 150;
+/// The longest time until `banip` answers, in seconds: fail2ban kills an action after 60 s, and a batch runs a few.
+const ANSWER_TIMEOUT: i64 = 150;
 
-/// fail2ban writes a ban into its database within so many seconds.
+/// How long fail2ban takes at most to write a ban into its database, in seconds.
 pub(super) const WRITTEN: i64 = 5;
 
-/// Whose ban an import rests on.
+/// A claim that an import rests on, copied into its record (R11).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct ImportSource {
@@ -23,65 +23,65 @@ pub struct ImportSource {
     pub unbans: SeenTombstones,
 }
 
-/// Those of one import: most rest on one, which takes no memory of its own.
+/// The sources of one import. Most imports have one, which is stored inline.
 pub type ImportSources = SmallVec<[ImportSource; 1]>;
 
-/// One import.
+/// The record of one import.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Import {
-    /// `false`: *intended*, fail2ban was about to be told. `true`: *done*, it was.
+    /// `false`: *intended*, `banip` was about to be called. `true`: *applied*, it was called.
     pub is_applied: bool,
-    /// When fail2ban was told, and when it had answered, in seconds since 1970: the ban began between.
+    /// When `banip` was called, in seconds since 1970: the ban began no earlier.
     pub requested_at: i64,
-    #[allow(missing_docs)]
+    /// When `banip` had answered, in seconds since 1970: the ban began no later.
     pub confirmed_at: i64,
-    /// How long the jail banned then, in seconds; below 0 is for ever.
+    /// The bantime of the jail at that time, in seconds; below 0 for a permanent ban.
     pub bantime: i64,
-    /// fail2ban's row of it was seen.
+    /// Whether an observation had fail2ban's row of the ban.
     pub row_seen: bool,
-    /// Whose bans it rests on.
+    /// The claims that the import rests on (R11).
     pub sources: ImportSources,
-    /// Which run of the jail was seen to hold it; not remembered.
+    /// The run of the jail that held the ban last; not persisted.
     pub jail_epoch: Option<u32>,
 }
 
-/// What fail2ban shows of a marked address.
+/// An observation of an imported address.
 #[derive(Clone, Copy, Debug)]
 pub struct ImportObservation {
-    /// It bans the address.
+    /// Whether fail2ban bans the address.
     pub held: bool,
-    /// Its row.
+    /// fail2ban's row of the address.
     pub row: Option<BipsRow>,
-    /// When its database was made, in seconds since 1970; `None`: it keeps none.
+    /// When fail2ban's database was created, in seconds since 1970; `None`: fail2ban has none.
     pub database: Option<i64>,
-    /// Which run of the jail this is.
+    /// The current run of the jail.
     pub jail_epoch: u32,
-    /// When the ban was to end by itself, in seconds since 1970, by what was seen before.
+    /// When the ban ends by itself, in seconds since 1970, by the previous observation.
     pub end: i64,
-    /// Rows that are older may have been purged, in seconds.
+    /// The age beyond which fail2ban may have purged a row, in seconds.
     pub purge_age: i64,
-    /// The time, in seconds since 1970.
+    /// In seconds since 1970.
     pub now: i64,
 }
 
-/// What a look at fail2ban says of a mark.
+/// The status of an import after an observation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImportStatus {
-    /// It stands.
+    /// The import is in effect.
     Active,
-    /// What is held is not what was imported: it is the host's own or its operator's.
+    /// Another ban holds the address: a local detection or one that the operator made (R10).
     Superseded,
-    /// It is not held: its time here is over, or fail2ban lost it.
+    /// The address is not held: the ban expired, or fail2ban lost it.
     Expired,
-    /// It is not held: this host's operator lifted it.
+    /// The address is not held, because this host's operator unbanned it (R14).
     RemovedByOperator,
 }
 
 impl Import {
-    /// An import that fail2ban is about to be told of.
+    /// The record of a ban that is about to be made.
     #[must_use]
     pub fn intended(claims: ImportSources, bantime: i64, now: i64) -> Self {
-        let answered = now.saturating_add(ANSWER);
+        let answered = now.saturating_add(ANSWER_TIMEOUT);
         Self {
             is_applied: false,
             requested_at: now,
@@ -93,30 +93,31 @@ impl Import {
         }
     }
 
-    /// **A mark counts only while the row's `timeofban` is the mark's.** An older row that lasts is
-    /// another ban's, if fail2ban had time to write this one's.
+    /// Whether the row leaves the record in force (R10): it is the import's own row, or an older one that fail2ban has
+    /// not replaced yet. An older row that has not expired belongs to another ban once fail2ban had time to write.
     #[must_use]
     pub fn is_compatible_with(&self, row: BipsRow, now: i64) -> bool {
         let waits = row.is_over(now) || now <= self.confirmed_at.saturating_add(WRITTEN);
         self.owns_row(row) || row.timeofban < self.requested_at - 1 && waits
     }
 
-    /// Whether a row is the import's.
+    /// Whether a row is the import's: its `timeofban` is within the call of `banip`.
     #[must_use]
     pub fn owns_row(&self, row: BipsRow) -> bool {
         let ours = self.requested_at - 1..=self.confirmed_at.saturating_add(1);
         row.failures == 0 && ours.contains(&row.timeofban)
     }
 
-    /// It was seen to stand. Answers whether that is news to be remembered.
+    /// Notes that an observation found the import in effect. Returns whether the record changed.
     pub fn confirm(&mut self, seen: ImportObservation) -> bool {
-        let rowed = self.row_seen || seen.row.is_some_and(|row| self.owns_row(row));
-        let news = !self.is_applied || rowed != self.row_seen;
-        (self.is_applied, self.row_seen, self.jail_epoch) = (true, rowed, Some(seen.jail_epoch));
-        news
+        let in_database = self.row_seen || seen.row.is_some_and(|row| self.owns_row(row));
+        let is_new = !self.is_applied || in_database != self.row_seen;
+        (self.is_applied, self.row_seen, self.jail_epoch) =
+            (true, in_database, Some(seen.jail_epoch));
+        is_new
     }
 
-    /// What has become of the import.
+    /// Classifies the import by an observation.
     #[must_use]
     pub fn classify(&self, seen: ImportObservation) -> ImportStatus {
         let ImportObservation { held, row, now, .. } = seen;
@@ -131,10 +132,9 @@ impl Import {
         }
     }
 
-    /// **The operator of this host wins.** A done import that is not held was lifted by hand if its row is
-    /// gone, and either this fail2ban has run on since with the lease unfinished, or the row was too young
-    /// to be purged. A row that was never seen cannot be gone, nor can one that was in another database:
-    /// fail2ban makes a new one where it lost or could not repair it.
+    /// Whether the operator unbanned the import (R14): its row is gone, and either this fail2ban kept running and the
+    /// lease has not ended, or the row was too young to be purged. A row that was never seen cannot be gone, nor one of
+    /// an earlier database: fail2ban creates a new one if it lost or could not repair the old one.
     fn is_removed_by_operator(&self, seen: ImportObservation) -> bool {
         let gone = seen.row.is_none();
         let ran_on = self.jail_epoch == Some(seen.jail_epoch) && seen.now < seen.end;
@@ -149,9 +149,15 @@ impl Import {
 mod tests {
     use super::*;
 
-    fn mark() -> Import {
-        let mark = Import::intended(ImportSources::new(), 600, 1000);
-        Import { is_applied: true, confirmed_at: 1003, row_seen: true, jail_epoch: Some(7), ..mark }
+    fn import() -> Import {
+        let import = Import::intended(ImportSources::new(), 600, 1000);
+        Import {
+            is_applied: true,
+            confirmed_at: 1003,
+            row_seen: true,
+            jail_epoch: Some(7),
+            ..import
+        }
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "most of a table is rows")]
@@ -172,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_is_ours_only_while_its_row_is() {
+    fn import_counts_only_while_the_row_is_its_own() {
         use ImportStatus::{Active, Superseded};
         let table = [
             (None, Active),
@@ -186,10 +192,10 @@ mod tests {
             (row(1001, 600, 3), Superseded), // detected
         ];
         for (row, expected) in table {
-            assert_eq!(mark().classify(seen(true, row)), expected, "{row:?}");
+            assert_eq!(import().classify(seen(true, row)), expected, "{row:?}");
         }
         let just = ImportObservation { now: 1008, ..seen(true, row(500, 700, 3)) };
-        assert_eq!(mark().classify(just), Active, "fail2ban is still to write the new one");
+        assert_eq!(import().classify(just), Active, "fail2ban is still to write the new one");
         let intended = Import::intended(ImportSources::new(), 600, 1000);
         assert_eq!(
             intended.classify(seen(true, row(1090, 600, 0))),
@@ -199,31 +205,31 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_held_was_lifted_if_its_row_is_gone_and_nothing_else_explains_it() {
+    fn missing_ban_was_removed_by_the_operator_if_its_row_is_gone_and_nothing_else_explains_it() {
         use ImportStatus::{Expired, RemovedByOperator};
         let gone = seen(false, None);
         let restarted = ImportObservation { jail_epoch: 8, ..gone };
-        let unrowed = Import { row_seen: false, ..mark() };
-        let old = Import { requested_at: 1100 - 86_400 - 1800, ..mark() };
+        let without_row = Import { row_seen: false, ..import() };
+        let old = Import { requested_at: 1100 - 86_400 - 1800, ..import() };
         let table = [
-            (mark(), gone, RemovedByOperator),
-            (mark(), seen(false, row(1001, 600, 0)), Expired),
-            (mark(), ImportObservation { now: 1600, ..gone }, RemovedByOperator), // young: it would still have its row
-            (mark(), restarted, RemovedByOperator),
-            (unrowed.clone(), gone, RemovedByOperator), // this fail2ban has run on
-            (unrowed.clone(), restarted, Expired),      // it was killed before it wrote the row
-            (unrowed.clone(), ImportObservation { now: 1600, ..gone }, Expired),
+            (import(), gone, RemovedByOperator),
+            (import(), seen(false, row(1001, 600, 0)), Expired),
+            (import(), ImportObservation { now: 1600, ..gone }, RemovedByOperator), // young: it would still have its row
+            (import(), restarted, RemovedByOperator),
+            (without_row.clone(), gone, RemovedByOperator), // this fail2ban has run on
+            (without_row.clone(), restarted, Expired),      // it was killed before it wrote the row
+            (without_row.clone(), ImportObservation { now: 1600, ..gone }, Expired),
             (old.clone(), restarted, Expired), // purged
             (old.clone(), gone, RemovedByOperator),
             (Import { bantime: -1, ..old.clone() }, restarted, RemovedByOperator), // these are never purged
-            (mark(), ImportObservation { database: None, ..gone }, RemovedByOperator),
-            (mark(), ImportObservation { database: None, ..restarted }, Expired),
-            (mark(), ImportObservation { database: Some(1000), ..restarted }, RemovedByOperator),
-            (mark(), ImportObservation { database: Some(1001), ..restarted }, Expired), // a new one
-            (Import { is_applied: false, ..mark() }, gone, Expired),
+            (import(), ImportObservation { database: None, ..gone }, RemovedByOperator),
+            (import(), ImportObservation { database: None, ..restarted }, Expired),
+            (import(), ImportObservation { database: Some(1000), ..restarted }, RemovedByOperator),
+            (import(), ImportObservation { database: Some(1001), ..restarted }, Expired), // a new one
+            (Import { is_applied: false, ..import() }, gone, Expired),
         ];
-        for (mark, seen, expected) in table {
-            assert_eq!(mark.classify(seen), expected, "{mark:?} {seen:?}");
+        for (import, seen, expected) in table {
+            assert_eq!(import.classify(seen), expected, "{import:?} {seen:?}");
         }
     }
 }

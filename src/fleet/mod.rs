@@ -1,27 +1,26 @@
-//! What a ban means across the fleet. Pure: words go in, steps for fail2ban and words for the fleet come
-//! out, the time is passed in. The daemon and the simulation drive the same [`Fleet`].
+//! The fleet-wide meaning of a ban. Pure: messages and observations of fail2ban go in, effects and publications
+//! come out, and the time is passed in. The daemon and the simulation drive the same [`Controller`].
 //!
-//! Each rule has its file:
+//! Each module implements one part of the rules R1 to R24 of `docs/architecture.md`:
 //!
-//! - `claims`: what each other host said last of an address; `peers`: what is kept of each host, and
-//!   `claim_index`, where its claims are found.
-//! - [`own`]: what this host itself detected and holds.
-//! - `absent`: what counts while fail2ban is away or has not made its jails.
-//! - [`marks`]: what was imported for others, and whether it still is what is held.
-//! - [`lifts`]: what this host's operator freed stays free.
-//! - `tombstones`: what was freed for the whole fleet stays free everywhere; `fleet_unbans`: how it is applied.
-//! - [`limits`]: which tables are full.
-//! - [`reconcile`]: the decision on one address. [`lease`]: when an import is prolonged.
-//! - [`tell`]: which events are sent, and the stamps. [`snapshot`]: which parts are published when.
-//! - `acks`: acknowledges the bans that another host's operator made.
-//! - [`branches`]: whose snapshots are asked for when.
-//! - [`look`]: what fail2ban showed, and whether it is worth another look.
-//! - `invariants`: what holds of these tables after every step.
-//! - [`remember`]: what has to outlive a restart; `dirty`: what of it is not on disk yet. [`provenance`]: what of
-//!   it still counts elsewhere.
+//! - `claims`: the latest claim of each peer on an address (R2 to R4); `peers`: the state of each peer, and
+//!   `claim_index`, which finds a peer's claims by shard.
+//! - [`own`]: the bans that this host detected and holds (R6).
+//! - `absent`: which bans count while fail2ban is down or has not created its jails (R7, R8).
+//! - [`marks`]: the records of imports, and whether fail2ban still holds them (R9, R10).
+//! - [`lifts`]: the bans of peers that this host's operator overrode (R14, R15).
+//! - `tombstones`: fleet unbans (R16, R17); `fleet_unbans` applies them to fail2ban.
+//! - [`limits`]: which bounded tables are full (R21).
+//! - [`reconcile`]: the decision on one address (R13, R19). [`lease`]: when to renew an import (R12).
+//! - [`tell`]: stamps, and which local events the host publishes (R18). [`snapshot`]: when to publish which shard.
+//! - `acks`: acknowledges the bans that an operator made on another host.
+//! - [`branches`]: schedules the subscriptions to the snapshots of peers.
+//! - [`look`]: the observed state of a jail, and whether to observe the jail again.
+//! - `invariants`: checks the tables after every step of the simulation and the fuzzers.
+//! - [`remember`]: the state that survives a restart (R11); `dirty`: its records that are not on disk yet (R20).
+//!   [`provenance`]: which of that state counts under other settings.
 //!
-//! [`Fleet`] keeps them: `hear` takes the others' words, `seen` what fail2ban shows, `work` says what to
-//! do next.
+//! `hear` applies messages, `seen` applies observations, and `work` returns the next effect.
 
 mod absent;
 mod acks;
@@ -70,47 +69,46 @@ pub use tombstones::is_outlived;
 
 use crate::wire::{Address, FleetUnban, HostName, Jail, Presence};
 
-/// How often words that no longer matter are forgotten; in milliseconds.
+/// How often claims without effect are dropped, in milliseconds.
 const GC_INTERVAL: i64 = 30_000;
 
 /// An address in a jail.
 pub type BanKey = (Jail, Address);
 
-/// How long things take. The simulation lives faster.
+/// Durations and rates. The simulation uses shorter ones.
 #[derive(Clone, Debug)]
 pub struct Timing {
-    /// After a ban's end its origin has so long to say so, in seconds.
+    /// How long a claim outlives its ban unless its origin releases it (R3), in seconds.
     pub expiry_slack: i64,
-    /// A ban of unknown length lasts so long, in seconds, unless its origin says something.
+    /// The length of a ban whose bantime is unknown, unless its origin releases it, in seconds.
     pub default_bantime: i64,
-    /// fail2ban restores its bans for so long after its start, in seconds.
+    /// How long fail2ban restores bans after its start (R7), in seconds.
     pub restore_grace: i64,
-    /// What a host says twice of a ban's start may differ by so much, in seconds.
+    /// By how much two messages about one ban may differ in its start (R14), in seconds.
     pub start_tolerance: i64,
-    /// A ban that ends within so many seconds is left to end by itself.
+    /// A ban that ends within this time expires instead of being unbanned (R13), in seconds.
     pub expiry_guard: i64,
-    /// For how long fleet unbans are kept, in seconds; and for how long where no host bans the address. No
-    /// two clocks differ by as much as the latter.
+    /// How long tombstones are kept (R17), in seconds.
     pub tombstone_ttl: i64,
-    #[allow(missing_docs)]
+    /// How long tombstones are kept if no host bans the address, in seconds. Clocks differ by less than this.
     pub tombstone_idle: i64,
-    /// How often fail2ban is asked whether there is anything to ask, in milliseconds.
+    /// How often the daemon polls fail2ban for changes (R19), in milliseconds.
     pub poll_interval: i64,
-    /// How long what fail2ban showed is good enough to act upon, in milliseconds.
+    /// How long an observation is recent enough to act on, in milliseconds.
     pub observation_ttl: i64,
-    /// How long after a change its part is published, in milliseconds.
+    /// How long after a change its shard is published, in milliseconds.
     pub publish_delay: i64,
-    /// How often a snapshot is published again: once to twice this, in milliseconds.
+    /// After one to two times this interval the whole snapshot is published again, in milliseconds.
     pub refresh_interval: i64,
-    /// How often old parts of its own make a host publish anew, in milliseconds.
+    /// The shortest time between two republications that stale echoes cause, in milliseconds.
     pub republish_cooldown: i64,
-    /// How often what a host says of itself may change by its counts alone, in milliseconds.
+    /// How often changed counts alone cause a new presence, in milliseconds.
     pub status_interval: i64,
-    /// How often by its acknowledgements alone, in milliseconds.
+    /// How often new acknowledgements alone cause a new presence, in milliseconds.
     pub ack_interval: i64,
-    /// How many bytes of parts a second, and at once.
+    /// How much of the snapshot may be published, in bytes a second.
     pub publish_rate: usize,
-    #[allow(missing_docs)]
+    /// How much of the snapshot may be published at once, in bytes.
     pub publish_burst: usize,
 }
 
@@ -137,72 +135,74 @@ impl Default for Timing {
     }
 }
 
-/// Everything that is known of the other hosts' bans and of this host's, and what was made of it.
+/// The state of the fleet as this host knows it: desired bans, observed bans, and the effects that are pending.
 #[derive(Debug)]
 pub struct Controller {
     me: HostName,
     timing: Timing,
     jails: BTreeMap<Jail, JailState>,
-    /// Who took back the last claim on an address.
+    /// The peer that released the last claim on an imported address, for the log line of the unban.
     last_releaser: BTreeMap<BanKey, HostName>,
-    /// The jails that fail2ban has, once it has said so.
+    /// The jails of fail2ban; `None` before the first heartbeat.
     known_jails: Option<BTreeSet<Jail>>,
-    /// When that changed, in milliseconds.
+    /// When `known_jails` changed last, in milliseconds.
     jails_changed_at: i64,
-    /// Jails that it has rows of in its database, and may still have to make; and whose rows last.
+    /// Jails that a starting fail2ban may still create, with the addresses whose rows have not expired (R7).
     expected_jails: BTreeMap<Jail, BTreeSet<Address>>,
     peers: Peers,
     counts: Counts,
     limits: ReachedLimits,
     overrides: Overrides,
     tombstones: Tombstones,
-    /// The next turn is that of fleet unbans, not of bans; and the garbage collection goes through them.
+    /// Whether the next batch is of tombstones: they take turns with bans (R22).
     is_tombstones_turn: bool,
+    /// Whether the garbage collection of tombstones is under way.
     collecting: bool,
-    /// Detections that only this host's own events tell of; some may be over.
+    /// Detections that this host knows only from echoes of its own events; some may be over.
     echoes: BTreeSet<BanKey>,
-    /// Since when the link to the broker has been up, in milliseconds.
+    /// When the link to the broker came up, in milliseconds.
     connected_since: Option<i64>,
     sequencer: Sequencer,
     publisher: SnapshotPublisher,
     peer_sync: SubscriptionScheduler,
-    /// What was said of this host itself, or would have been again, and when.
+    /// The last presence of this host, and when it was published or found unchanged, in milliseconds.
     presence: Option<(Presence, i64)>,
-    /// The broker has another presence of this host, or none: it is published again.
+    /// The broker has lost or replaced this host's presence, so that it has to be published again.
     presence_lost: bool,
     acks: AckTable,
-    /// What is not on disk yet.
+    /// Records that are not on disk yet (R20).
     dirty: DirtyRecords,
-    /// Addresses that something is to be done about.
+    /// Addresses that wait for a decision, in turns between peers (R22).
     queue: FairQueue,
-    /// Jails that are still to be looked at in this sweep.
+    /// Jails that the current scan has not observed yet.
     jails_to_observe: BTreeSet<Jail>,
     scan: Scan,
     pending: VecDeque<work::Pending>,
     in_flight: Option<work::Pending>,
     heartbeat: Option<Heartbeat>,
-    /// Addresses that were looked at by themselves just now.
+    /// Addresses that were observed since the last heartbeat without the rest of their jail.
     spot_checked: BTreeMap<Jail, Vec<Address>>,
-    /// The stamp that this sweep stands for, and that of the last one that was finished.
+    /// The stamp of the current scan.
     scan_stamp: i64,
+    /// The stamp of the last finished scan. The snapshot carries it.
     observed_stamp: i64,
-    /// The greatest stamp that this host took before and had forgotten: what was read before it was heard
-    /// of is not published.
+    /// The greatest own stamp that this host learned from the broker. Observations at or below it are not
+    /// published, because peers would reject them as old.
     publish_floor: i64,
     cycle: u64,
-    /// When the last round began, in milliseconds.
+    /// When the last cycle started, in milliseconds.
     cycle_started_at: i64,
     last_gc: i64,
 }
 
 impl Controller {
-    /// Takes up what an earlier process remembered.
+    /// Restores the state that an earlier process persisted.
     #[must_use]
-    pub fn new(me: HostName, pace: Timing, remembered: PersistedState) -> Self {
+    pub fn new(me: HostName, timing: Timing, persisted: PersistedState) -> Self {
         let mut fleet = Self {
-            sequencer: Sequencer::new(me.clone(), remembered.stamp),
+            sequencer: Sequencer::new(me.clone(), persisted.stamp),
             me,
-            timing: pace,
+            timing,
             jails: BTreeMap::new(),
             last_releaser: BTreeMap::new(),
             known_jails: None,
@@ -237,35 +237,37 @@ impl Controller {
             cycle_started_at: 0,
             last_gc: 0,
         };
-        fleet.restore(remembered);
+        fleet.restore(persisted);
         fleet
     }
 
-    /// **Marks keep the claims**: a restart without a broker still knows what it holds and until when.
-    fn restore(&mut self, remembered: PersistedState) {
-        for ((key, host), lift) in remembered.overrides {
+    /// Restores claims from the imports, which keep them: a restart without a broker knows which bans it holds and
+    /// until when (R11).
+    fn restore(&mut self, persisted: PersistedState) {
+        for ((key, host), lift) in persisted.overrides {
             self.overrides.suppress(&key, &host, lift);
         }
-        for (pardon, obeyed) in remembered.tombstones {
-            self.tombstones.restore(pardon, obeyed);
+        for (fleet_unban, applied) in persisted.tombstones {
+            self.tombstones.restore(fleet_unban, applied);
         }
-        for ((key, host), since) in remembered.legacy_claims {
+        for ((key, host), since) in persisted.legacy_claims {
             self.upsert_claim(&key, hear::legacy_claim(host, since), since * 1000);
         }
-        for ((jail, address), ban) in remembered.pending_detections {
-            let told = &mut self.jails.entry(jail).or_default().pending_detections;
-            told.insert(address, PendingDetection { ban, cycle: 0, persisted: true, echo: None });
+        for ((jail, address), ban) in persisted.pending_detections {
+            let pending = &mut self.jails.entry(jail).or_default().pending_detections;
+            pending
+                .insert(address, PendingDetection { ban, cycle: 0, persisted: true, echo: None });
         }
-        for (key, mark) in remembered.imports {
-            // What scripts said is remembered by itself.
-            for claim in mark.sources.iter().filter(|claim| claim.stamp > 0) {
+        for (key, import) in persisted.imports {
+            // Legacy claims have records of their own: here they would count with a stamp.
+            for claim in import.sources.iter().filter(|claim| claim.stamp > 0) {
                 let (host, stamp, ban) = (claim.host.clone(), claim.stamp, Some(claim.ban));
-                let said = Claim { host, stamp, ban, unbans: claim.unbans.clone() };
-                self.upsert_claim(&key, said, mark.requested_at * 1000);
+                let claim = Claim { host, stamp, ban, unbans: claim.unbans.clone() };
+                self.upsert_claim(&key, claim, import.requested_at * 1000);
             }
-            let case =
+            let entry =
                 self.jails.entry(key.0.clone()).or_default().entries.entry(key.1).or_default();
-            case.import = Some(Box::new(mark));
+            entry.import = Some(Box::new(import));
         }
     }
 
@@ -275,7 +277,7 @@ impl Controller {
         &self.me
     }
 
-    /// The jails that fail2ban has, once it has said so.
+    /// The jails of fail2ban; `None` before the first heartbeat.
     #[must_use]
     pub fn known_jails(&self) -> Option<&BTreeSet<Jail>> {
         self.known_jails.as_ref()
@@ -284,7 +286,7 @@ impl Controller {
     /// The link to the broker is up.
     pub fn on_connected(&mut self, now: i64) {
         self.connected_since = Some(now);
-        // Whose bans are held here, perhaps since before a restart, may be forgotten on the broker later.
+        // Imports may outlive a restart. Subscribe to their peers, too, to learn when their snapshots are cleared.
         let peers: Vec<HostName> = self.peers.iter().map(|(host, _)| host.clone()).collect();
         for host in peers {
             self.peer_sync.add_peer(&host, now);
@@ -300,7 +302,7 @@ impl Controller {
         self.peer_sync.on_disconnected();
     }
 
-    /// What is to be subscribed to now, if anything, as filters below the fleet's retained branch.
+    /// The next subscriptions, as topic filters below the fleet's retained branch.
     pub fn next_subscription(&mut self, now: i64) -> Option<Vec<String>> {
         let (host, again) = match self.peer_sync.next_request(now)? {
             Request::First(hosts) => {
@@ -316,10 +318,9 @@ impl Controller {
         Some(topics)
     }
 
-    /// What of this host's snapshot is to be published now.
+    /// The shards of this host's snapshot that are due.
     pub fn publications(&mut self, now: i64) -> Vec<RetainedShard> {
-        // Before fail2ban or its database was read, nothing is known, and nothing said; and nothing that
-        // others would take for old.
+        // Publish nothing before the first observation, and nothing that peers would reject as old.
         if self.observed_stamp <= self.publish_floor {
             return Vec::new();
         }
@@ -343,7 +344,7 @@ impl Controller {
         self.publisher.due_shards(&self.me, own, unbans, self.observed_stamp, now, &self.timing)
     }
 
-    /// The import of an address, if it is one.
+    /// The import of an address, if this host imported it.
     #[must_use]
     pub fn import(&self, key: &BanKey) -> Option<&marks::Import> {
         self.jails.get(&key.0)?.entries.get(&key.1)?.import.as_deref()
@@ -351,62 +352,62 @@ impl Controller {
 
     /// Whether a fleet unban is known here.
     #[must_use]
-    pub fn knows_fleet_unban(&self, pardon: &FleetUnban) -> bool {
-        self.tombstones.knows(pardon)
+    pub fn knows_fleet_unban(&self, fleet_unban: &FleetUnban) -> bool {
+        self.tombstones.knows(fleet_unban)
     }
 
-    fn persist(&mut self, change: Record) {
-        self.dirty.put(change);
+    fn persist(&mut self, record: Record) {
+        self.dirty.put(record);
     }
 
-    /// An address of which nothing is known needs no decision.
+    /// Queues an address for a decision, unless it is queued already or has no state.
     fn enqueue(&mut self, key: &BanKey) {
-        let case = self.jails.get(&key.0).and_then(|local| local.entries.get(&key.1));
-        if case.is_none_or(|case| case.queued.is_some()) {
+        let entry = self.jails.get(&key.0).and_then(|local| local.entries.get(&key.1));
+        if entry.is_none_or(|entry| entry.queued.is_some()) {
             return;
         }
-        // Hosts that run the scripts have one line together: anybody can name more of them.
+        // Legacy peers share one line: anyone who may publish can invent more of them (R22).
         let host = self.attributed_to(key).filter(|host| self.peers.contains(host)).cloned();
-        let case = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
-        if let Some(case) = case {
-            case.queued = Some(self.queue.push(host, key.clone()));
+        let entry = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
+        if let Some(entry) = entry {
+            entry.queued = Some(self.queue.push(host, key.clone()));
         }
     }
 
-    /// Forgets an address of which nothing is known any more.
+    /// Drops an address that has no state left.
     fn drop_if_empty(&mut self, key: &BanKey) {
         let Some(local) = self.jails.get_mut(&key.0) else { return };
-        if local.entries.get(&key.1).is_some_and(|case| case.is_empty())
-            && let Some(ticket) = local.entries.remove(&key.1).and_then(|case| case.queued)
+        if local.entries.get(&key.1).is_some_and(|entry| entry.is_empty())
+            && let Some(ticket) = local.entries.remove(&key.1).and_then(|entry| entry.queued)
         {
             self.queue.remove(ticket);
         }
     }
 
-    /// Whose claims on an address count.
+    /// The claims on an address that have not ended (R3), are not void (R17) and are not overridden (R14).
     fn active_claims<'a>(
         &'a self,
         key: &'a BanKey,
         local: &'a JailState,
-        case: &'a Entry,
+        entry: &'a Entry,
         now: i64,
     ) -> impl Iterator<Item = &'a Claim> {
         let bantime = local.bantime();
-        case.claims.iter().filter(move |said| {
-            let lifted = |ban| self.overrides.suppresses(key, &said.host, ban, &self.timing);
-            said.is_active(bantime, now, &self.timing)
-                && !self.tombstones.voids(key, said, &self.timing)
-                && !said.ban.is_some_and(lifted)
+        entry.claims.iter().filter(move |claim| {
+            let lifted = |ban| self.overrides.suppresses(key, &claim.host, ban, &self.timing);
+            claim.is_active(bantime, now, &self.timing)
+                && !self.tombstones.voids(key, claim, &self.timing)
+                && !claim.ban.is_some_and(lifted)
         })
     }
 
-    /// Whose word it is that an address is banned, or else that it is free.
+    /// The peer that claims an address, or else the one that released it; for log lines.
     #[must_use]
     pub fn attributed_to(&self, key: &BanKey) -> Option<&HostName> {
-        let case = self.jails.get(&key.0)?.entries.get(&key.1)?;
-        let last = case.claims.iter().max_by_key(|said| (said.ban.is_some(), said.stamp));
-        let of_mark = || case.import.as_ref()?.sources.last().map(|claim| &claim.host);
-        last.map(|said| &said.host).or_else(|| self.last_releaser.get(key)).or_else(of_mark)
+        let entry = self.jails.get(&key.0)?.entries.get(&key.1)?;
+        let last = entry.claims.iter().max_by_key(|claim| (claim.ban.is_some(), claim.stamp));
+        let of_import = || entry.import.as_ref()?.sources.last().map(|claim| &claim.host);
+        last.map(|claim| &claim.host).or_else(|| self.last_releaser.get(key)).or_else(of_import)
     }
 }
 

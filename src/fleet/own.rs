@@ -1,63 +1,65 @@
-//! **Own**: what this host detected itself and holds. That, and nothing else, its snapshot tells the fleet.
+//! Local bans (R6): what this host itself detected and holds. Its snapshot lists these bans and no others.
 
 use crate::fail2ban::database::BipsRow;
 use crate::wire::Ban;
 
-/// What is known here of one address.
+/// The facts about one address that decide whether it is a local ban.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LocalBanFacts {
-    /// fail2ban bans it, for so many seconds from its start on (`get JAIL banip --with-time`; fresh
-    /// failures prolong it), below 0 for ever.
+    /// The length of the ban that fail2ban holds, in seconds from its start (`get JAIL banip --with-time`; further
+    /// failures extend it); below 0 for a permanent ban.
     pub held: Option<i64>,
-    /// fail2ban's row of it.
+    /// fail2ban's row of the address.
     pub row: Option<BipsRow>,
-    /// A detection that notify told of and that is not in the database yet, or ever: a full disk, or none.
+    /// A detection that notify reported and fail2ban's database does not have: not yet, or the disk is full, or there
+    /// is no database.
     pub pending: Option<Ban>,
-    /// It is marked as an import.
+    /// Whether it has an import record.
     pub imported: bool,
-    /// fail2ban is away, or has started so lately that it may not have restored its bans yet.
+    /// Whether fail2ban may not have restored its bans yet (R7).
     pub restoring: bool,
-    /// fail2ban is away.
+    /// Whether fail2ban is down.
     pub away: bool,
-    /// The time, in seconds since 1970.
+    /// In seconds since 1970.
     pub now: i64,
 }
 
-/// **An own ban that is unbanned here is lifted for the others' claims, too**: whether an operator ended
-/// one that is not held any more, and not its time. Its row is gone, and was seen, or its time was not over.
+/// Whether the operator removed a local ban that is no longer held (R15): its row is gone, and the ban had not expired,
+/// or the row was seen and too young to be purged.
 #[must_use]
 pub fn was_removed_by_operator(
     last: Ban,
-    rowed: bool,
+    in_database: bool,
     row: Option<BipsRow>,
     now: i64,
     purge_age: i64,
 ) -> bool {
     let old = now.saturating_sub(purge_age);
     let young = last.bantime < 0 || last.start.saturating_add(3 * last.bantime) > old;
-    row.is_none() && (now < last.end() || rowed && young)
+    row.is_none() && (now < last.end() || in_database && young)
 }
 
-/// The host's own ban of the address, if there is one.
+/// The local ban of the address, if there is one.
 #[must_use]
 pub fn effective_ban(facts: LocalBanFacts) -> Option<Ban> {
-    let LocalBanFacts { held, row, pending: told, imported: marked, restoring, away, now } = facts;
+    let LocalBanFacts { held, row, pending, imported, restoring, away, now } = facts;
     let length = |bantime| held.unwrap_or(bantime);
-    // What was told since the row was written is the newer detection; an import came after it.
-    let told = told.filter(|told| !marked && row.is_none_or(|row| row.timeofban < told.start));
+    // A detection that is newer than the row counts, unless an import came after it.
+    let pending =
+        pending.filter(|ban| !imported && row.is_none_or(|row| row.timeofban < ban.start));
     if let Some(row) = row.filter(|row| row.failures > 0) {
-        // **While fail2ban is away or restores, rows whose end is to come count as held**: so its stop
-        // frees nobody.
+        // While fail2ban is down or restores bans, rows that have not expired count as held (R7): stopping
+        // fail2ban releases nothing.
         let lasts = !row.is_over(now);
-        let counts = if held.is_some() { !marked } else { lasts && (restoring || away) };
-        if counts && told.is_none() {
+        let counts = if held.is_some() { !imported } else { lasts && (restoring || away) };
+        if counts && pending.is_none() {
             return Some(Ban { start: row.timeofban, bantime: length(row.bantime) });
         }
     }
-    let told = told?;
-    let over = told.bantime > 0 && told.end() < now;
+    let ban = pending?;
+    let over = ban.bantime > 0 && ban.end() < now;
     if held.is_some() || away && !over {
-        return Some(Ban { start: told.start, bantime: length(told.bantime) });
+        return Some(Ban { start: ban.start, bantime: length(ban.bantime) });
     }
     None
 }
@@ -67,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_ends_before_its_time_and_leaves_no_row_was_lifted() {
+    fn ban_that_ends_early_and_leaves_no_row_was_removed_by_the_operator() {
         let last = Ban { start: 1000, bantime: 600 };
         let row = Some(BipsRow { timeofban: 1000, bantime: 600, failures: 3 });
         let table = [
@@ -79,17 +81,17 @@ mod tests {
             (last, true, None, 1000 + 1800 + 86_400, false), // purged
             (Ban { bantime: -1, ..last }, true, None, 9_999_999, true),
         ];
-        for (last, rowed, row, now, lifted) in table {
+        for (last, in_database, row, now, lifted) in table {
             assert_eq!(
-                was_removed_by_operator(last, rowed, row, now, 86_400),
+                was_removed_by_operator(last, in_database, row, now, 86_400),
                 lifted,
-                "{last:?} {rowed} {row:?} {now}"
+                "{last:?} {in_database} {row:?} {now}"
             );
         }
     }
 
     #[test]
-    fn what_was_detected_here_and_is_held_is_own() {
+    fn detected_and_held_ban_is_local() {
         let row = |timeofban, bantime, failures| Some(BipsRow { timeofban, bantime, failures });
         let ban = |start, bantime| Some(Ban { start, bantime });
         let own = LocalBanFacts {
@@ -99,7 +101,7 @@ mod tests {
             ..LocalBanFacts::default()
         };
         let gone = LocalBanFacts { held: None, ..own };
-        let told = LocalBanFacts { row: None, pending: ban(1090, 600), ..own };
+        let detected = LocalBanFacts { row: None, pending: ban(1090, 600), ..own };
         let table = [
             (own, ban(1000, 600)),
             (LocalBanFacts { held: Some(900), ..own }, ban(1000, 900)), // fresh failures
@@ -109,24 +111,30 @@ mod tests {
             (LocalBanFacts { row: None, ..own }, None),
             (LocalBanFacts { row: row(400, 600, 3), imported: true, ..own }, None), // imported after an own ban
             (LocalBanFacts { imported: true, ..own }, None), // its row is still to be written
-            (LocalBanFacts { imported: true, ..told }, None),
-            // Not held: over, lifted, or not restored yet.
+            (LocalBanFacts { imported: true, ..detected }, None),
+            // Not held: expired, unbanned, or not restored yet.
             (gone, None),
             (LocalBanFacts { restoring: true, ..gone }, ban(1000, 600)),
             (LocalBanFacts { away: true, ..gone }, ban(1000, 600)),
             (LocalBanFacts { restoring: true, now: 1700, ..gone }, None),
             (LocalBanFacts { away: true, row: row(1000, 600, 0), ..gone }, None),
             (LocalBanFacts { away: true, row: None, ..gone }, None),
-            // Told, and not in the database.
-            (told, ban(1090, 600)),
-            (LocalBanFacts { row: row(400, 600, 3), ..told }, ban(1090, 600)),
-            (LocalBanFacts { row: row(1090, 600, 3), ..told }, ban(1090, 600)),
-            (LocalBanFacts { row: row(1095, 600, 0), ..told }, None), // it ended, and the operator banned it
-            (LocalBanFacts { held: None, ..told }, None),
-            (LocalBanFacts { held: None, away: true, ..told }, ban(1090, 600)),
-            (LocalBanFacts { held: None, away: true, now: 1700, ..told }, None),
+            // Reported by notify, and not in the database.
+            (detected, ban(1090, 600)),
+            (LocalBanFacts { row: row(400, 600, 3), ..detected }, ban(1090, 600)),
+            (LocalBanFacts { row: row(1090, 600, 3), ..detected }, ban(1090, 600)),
+            (LocalBanFacts { row: row(1095, 600, 0), ..detected }, None), // it ended, and the operator banned it
+            (LocalBanFacts { held: None, ..detected }, None),
+            (LocalBanFacts { held: None, away: true, ..detected }, ban(1090, 600)),
+            (LocalBanFacts { held: None, away: true, now: 1700, ..detected }, None),
             (
-                LocalBanFacts { held: None, away: true, now: 9999, pending: ban(1090, 0), ..told },
+                LocalBanFacts {
+                    held: None,
+                    away: true,
+                    now: 9999,
+                    pending: ban(1090, 0),
+                    ..detected
+                },
                 ban(1090, 0),
             ),
         ];

@@ -1,6 +1,6 @@
-//! What is kept of each other host: the shards that it published, the claims of it that are kept, and when it
-//! was last heard. Handling a message costs no more than the message's own size: what a shard releases is
-//! found afterwards, in small steps, in turns between peers.
+//! The state of each peer: the stamps of its shards, the keys of its claims, its clock lag and its last message (R21).
+//! Handling a message costs no more than its size times a logarithm: claims that a shard released are found later, in
+//! small steps, in turns between peers.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -12,7 +12,7 @@ use crate::wire::{Address, HostName, MAX_SHARDS, ShardId};
 /// The most peers that are kept.
 pub(super) const MAX_PEERS: usize = 1_000;
 
-/// A peer without claims is forgotten when it was not heard for so long, in milliseconds. A daemon publishes
+/// A peer without claims is dropped after this time without a message, in milliseconds. A daemon publishes
 /// its snapshot at least every ten minutes.
 const IDLE: i64 = 3_600_000;
 
@@ -56,28 +56,28 @@ impl PeerState {
         if self.shard_stamps.is_empty() {
             return None;
         }
-        let of = |slice: ShardId| self.shard_stamps.get(&slice).copied();
+        let of = |id: ShardId| self.shard_stamps.get(&id).copied();
         ShardId::all_of(address).filter_map(of).max()
     }
 
     /// Takes a shard's stamp; `false` where the shard is old.
-    pub(super) fn record_shard(&mut self, slice: ShardId, stamp: i64) -> bool {
-        if self.shard_stamps.get(&slice).is_some_and(|last| *last >= stamp) {
+    pub(super) fn record_shard(&mut self, id: ShardId, stamp: i64) -> bool {
+        if self.shard_stamps.get(&id).is_some_and(|last| *last >= stamp) {
             return false;
         }
-        self.shard_stamps.insert(slice, stamp);
+        self.shard_stamps.insert(id, stamp);
         // What newer shards cover wholly says nothing any more.
         self.shard_stamps
-            .retain(|other, last| *last >= stamp || *other == slice || !slice.contains(*other));
+            .retain(|other, last| *last >= stamp || *other == id || !id.contains(*other));
         if self.is_complete() {
-            let (parts, oldest) = self.latest_layout();
-            self.shard_stamps.retain(|other, last| other.count() == parts || *last > oldest);
+            let (shard_count, oldest) = self.latest_layout();
+            self.shard_stamps.retain(|other, last| other.count() == shard_count || *last > oldest);
         }
         self.forgotten = false;
         // What was searched already is searched again, after the others.
-        let begun = usize::from(self.searched.is_some());
-        if !self.releases.iter().skip(begun).any(|waiting| *waiting == slice) {
-            self.releases.push_back(slice);
+        let started = usize::from(self.searched.is_some());
+        if !self.releases.iter().skip(started).any(|waiting| *waiting == id) {
+            self.releases.push_back(id);
         }
         true
     }
@@ -92,30 +92,34 @@ impl PeerState {
 
     /// Whether every shard of its newest snapshot is known.
     pub(super) fn is_complete(&self) -> bool {
-        let (parts, _) = self.latest_layout();
-        parts > 0 && self.stamps_of(parts).count() == parts as usize
+        let (shard_count, _) = self.latest_layout();
+        shard_count > 0 && self.stamps_of(shard_count).count() == shard_count as usize
     }
 
     /// The indexes of the shards that are not known of its newest snapshot; of one that is known, or of
     /// which nothing is, all that may be there.
     pub(super) fn missing_shards(&self) -> Vec<u32> {
-        let (parts, _) = self.latest_layout();
-        let known = |part: u32| {
-            self.shard_stamps.keys().any(|slice| (slice.index(), slice.count()) == (part, parts))
+        let (shard_count, _) = self.latest_layout();
+        let known = |shard: u32| {
+            self.shard_stamps.keys().any(|id| (id.index(), id.count()) == (shard, shard_count))
         };
-        let all = 0..parts.max(1);
-        if self.is_complete() { all.collect() } else { all.filter(|part| !known(*part)).collect() }
+        let all = 0..shard_count.max(1);
+        if self.is_complete() {
+            all.collect()
+        } else {
+            all.filter(|shard| !known(*shard)).collect()
+        }
     }
 
     /// How many shards its newest snapshot has, and the stamp of the oldest of these.
     fn latest_layout(&self) -> (u32, i64) {
         let newest = self.shard_stamps.iter().max_by_key(|(_, stamp)| **stamp);
-        let parts = newest.map_or(0, |(slice, _)| slice.count());
-        (parts, self.stamps_of(parts).min().unwrap_or_default())
+        let shard_count = newest.map_or(0, |(id, _)| id.count());
+        (shard_count, self.stamps_of(shard_count).min().unwrap_or_default())
     }
 
-    fn stamps_of(&self, parts: u32) -> impl Iterator<Item = i64> {
-        let of = self.shard_stamps.iter().filter(move |(slice, _)| slice.count() == parts);
+    fn stamps_of(&self, shard_count: u32) -> impl Iterator<Item = i64> {
+        let of = self.shard_stamps.iter().filter(move |(id, _)| id.count() == shard_count);
         of.map(|(_, stamp)| *stamp)
     }
 
@@ -136,10 +140,10 @@ impl PeerState {
     }
 
     fn next_released(&mut self, host: &HostName, max: usize) -> Option<Released> {
-        let slice = *self.releases.front()?;
-        let found = self.claims.after(slice, self.searched.as_ref(), max);
+        let id = *self.releases.front()?;
+        let found = self.claims.after(id, self.searched.as_ref(), max);
         let (keys, last) = found.map_or_else(Default::default, |(keys, last)| (keys, Some(last)));
-        let finished = (keys.len() < max).then_some(slice);
+        let finished = (keys.len() < max).then_some(id);
         self.searched = if finished.is_some() { None } else { last };
         if finished.is_some() {
             self.releases.pop_front();
@@ -247,7 +251,7 @@ impl Peers {
         self.known.iter().max_by_key(|(_, peer)| peer.claims.len())
     }
 
-    /// A peer has shards that are to be searched.
+    /// Queues a peer whose new shards may have released claims.
     pub(super) fn search(&mut self, host: &HostName) {
         if !self.releasing.contains(host) {
             self.releasing.push_back(host.clone());
@@ -296,8 +300,8 @@ mod tests {
         HostName::new(name).unwrap()
     }
 
-    fn slice(part: u32, parts: u32) -> ShardId {
-        ShardId::new(part, parts).unwrap()
+    fn shard_id(shard: u32, shard_count: u32) -> ShardId {
+        ShardId::new(shard, shard_count).unwrap()
     }
 
     #[test]
@@ -305,12 +309,12 @@ mod tests {
         let mut peer = PeerState::default();
         let address = Address::new("192.0.2.1").unwrap();
         let mine = ShardId::of(address, 2);
-        let other = slice(1 - mine.index(), 2);
+        let other = shard_id(1 - mine.index(), 2);
         assert_eq!(peer.covering_stamp(address), None);
         assert!(!peer.is_complete());
         assert_eq!(peer.missing_shards(), [0], "the first says how many there are");
-        assert!(peer.record_shard(slice(0, 1), 10));
-        assert!(!peer.record_shard(slice(0, 1), 10), "the same again");
+        assert!(peer.record_shard(shard_id(0, 1), 10));
+        assert!(!peer.record_shard(shard_id(0, 1), 10), "the same again");
         assert_eq!(peer.covering_stamp(address), Some(10));
         assert!(peer.record_shard(other, 20));
         assert_eq!(peer.covering_stamp(address), Some(10), "the other shard says nothing of it");
@@ -321,7 +325,7 @@ mod tests {
         assert!(peer.is_complete());
         assert_eq!(peer.missing_shards(), [0, 1], "they may have changed");
         assert_eq!(peer.shard_stamps.len(), 2, "what newer shards cover is gone");
-        assert!(peer.record_shard(slice(0, 1), 30));
+        assert!(peer.record_shard(shard_id(0, 1), 30));
         assert_eq!(peer.shard_stamps.len(), 1);
     }
 
@@ -363,7 +367,7 @@ mod tests {
             let peer = peers.admit(&host(name), first);
             peer.record_stamp(1, last);
             if snapshot {
-                peer.record_shard(slice(0, 1), 1);
+                peer.record_shard(shard_id(0, 1), 1);
             }
             if claim {
                 peer.claims.insert(&key);
@@ -393,7 +397,7 @@ mod tests {
                 peer.claims.insert(&key);
             }
             if snapshot {
-                peer.record_shard(slice(0, 1), 1);
+                peer.record_shard(shard_id(0, 1), 1);
                 peers.search(&host("web1"));
                 while peers.next_released(10).is_some() {}
             }

@@ -88,43 +88,44 @@ impl PersistedState {
     /// bans of its own; what they rest on ends soon unless its origin repeats it. `now` is in
     /// seconds since 1970.
     #[must_use]
-    pub fn discard(&self, doubt: Doubt, pace: &Timing, now: i64) -> Vec<Record> {
+    pub fn discard(&self, doubt: Doubt, timing: &Timing, now: i64) -> Vec<Record> {
         if doubt == Doubt::Nothing {
             return Vec::new();
         }
         let unbans = self.tombstones.keys().filter(|_| doubt != Doubt::Claims);
-        let unbans = unbans.map(|pardon| Record::Tombstone(pardon.clone(), None));
-        let mut changes: Vec<Record> = unbans.collect();
+        let unbans = unbans.map(|fleet_unban| Record::Tombstone(fleet_unban.clone(), None));
+        let mut records: Vec<Record> = unbans.collect();
         if doubt == Doubt::Unbans {
-            return changes;
+            return records;
         }
         let scripts = self.legacy_claims.keys();
-        changes.extend(
+        records.extend(
             scripts.map(|(key, host)| Record::LegacyClaim(key.clone(), host.clone(), None)),
         );
-        changes.extend(self.imports.iter().map(|(key, mark)| {
-            let claims = mark.sources.iter().filter(|claim| claim.stamp > 0);
-            let claims: ImportSources = claims.map(|claim| provisional(claim, pace, now)).collect();
-            Record::Import(key.clone(), Some(Import { sources: claims, ..mark.clone() }))
+        records.extend(self.imports.iter().map(|(key, import)| {
+            let claims = import.sources.iter().filter(|claim| claim.stamp > 0);
+            let claims: ImportSources =
+                claims.map(|claim| provisional(claim, timing, now)).collect();
+            Record::Import(key.clone(), Some(Import { sources: claims, ..import.clone() }))
         }));
-        changes.extend(self.overrides.iter().map(|((key, host), lift)| {
+        records.extend(self.overrides.iter().map(|((key, host), lift)| {
             let lift = Override { stamp: BEFORE, ..*lift };
             Record::Override(key.clone(), host.clone(), Some(lift))
         }));
-        changes
+        records
     }
 }
 
 /// A claim that ends soon, or earlier if it was to end earlier, and gives way to any word of its origin.
-fn provisional(claim: &ImportSource, pace: &Timing, now: i64) -> ImportSource {
+fn provisional(claim: &ImportSource, timing: &Timing, now: i64) -> ImportSource {
     let Ban { start, bantime } = claim.ban;
     let end = match bantime {
-        0 => start.saturating_add(pace.default_bantime),
+        0 => start.saturating_add(timing.default_bantime),
         _ => claim.ban.end(),
     };
-    // After its end it lasts for `end_slack`.
-    let end = end.min(now.saturating_add(GRACE).saturating_sub(pace.expiry_slack));
-    // A bantime of 0 is not known, and below that it is for ever.
+    // After its end it lasts for `expiry_slack`.
+    let end = end.min(now.saturating_add(GRACE).saturating_sub(timing.expiry_slack));
+    // A bantime of 0 is not known, and a negative one is permanent.
     let start = start.min(end.saturating_sub(1));
     let ban = Ban { start, bantime: end.saturating_sub(start) };
     ImportSource { host: claim.host.clone(), stamp: BEFORE, ban, unbans: None }
@@ -196,41 +197,41 @@ mod tests {
         }
     }
 
-    fn remembered(bans: &[(i64, Ban)]) -> PersistedState {
+    fn persisted(bans: &[(i64, Ban)]) -> PersistedState {
         let key = (Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
         let (web2, id) = (HostName::new("web2").unwrap(), UnbanId::new("web2-5").unwrap());
         let claim = |(stamp, ban): &(i64, Ban)| {
             let unbans = seen_tombstones(vec![id.clone()]);
             ImportSource { host: web2.clone(), stamp: *stamp, ban: *ban, unbans }
         };
-        let mark = Import::intended(bans.iter().map(claim).collect(), 600, NOW - 9);
-        let pardon = FleetUnban { scope: JailScope::All, address: key.1, id: id.clone() };
-        let mut remembered = PersistedState::default();
-        for change in [
-            Record::Import(key.clone(), Some(mark)),
+        let import = Import::intended(bans.iter().map(claim).collect(), 600, NOW - 9);
+        let fleet_unban = FleetUnban { scope: JailScope::All, address: key.1, id: id.clone() };
+        let mut persisted = PersistedState::default();
+        for record in [
+            Record::Import(key.clone(), Some(import)),
             Record::Override(key.clone(), web2.clone(), Some(Override { start: 7, stamp: 1_000 })),
-            Record::Tombstone(pardon, Some(true)),
+            Record::Tombstone(fleet_unban, Some(true)),
             Record::LegacyClaim(key.clone(), HostName::new("old").unwrap(), Some(8)),
             Record::PendingDetection(key, Some(Ban { start: 9, bantime: 600 })),
             Record::Stamp(77),
         ] {
-            remembered.apply(change);
+            persisted.apply(record);
         }
-        remembered
+        persisted
     }
 
-    fn after(remembered: &PersistedState, doubt: Doubt) -> PersistedState {
-        let mut after = remembered.clone();
-        let changes = remembered.discard(doubt, &Timing::default(), NOW);
-        for change in changes {
-            after.apply(change);
+    fn after(persisted: &PersistedState, doubt: Doubt) -> PersistedState {
+        let mut after = persisted.clone();
+        let records = persisted.discard(doubt, &Timing::default(), NOW);
+        for record in records {
+            after.apply(record);
         }
         after
     }
 
     #[test]
     fn doubtful_state_is_deleted_except_what_this_host_has_to_undo_itself() {
-        let before = remembered(&[
+        let before = persisted(&[
             (1_000, Ban { start: NOW, bantime: -1 }),
             (0, Ban { start: 1, bantime: 0 }),
         ]);
@@ -260,10 +261,10 @@ mod tests {
 
     #[test]
     fn a_claim_from_before_lasts_a_minute_at_most() {
-        let pace = Timing::default();
+        let timing = Timing::default();
         let lasts = |ban: Ban| {
             let host = HostName::new("web2").unwrap();
-            Claim { host, stamp: 1_000, ban: Some(ban), unbans: None }.expires_at(None, &pace)
+            Claim { host, stamp: 1_000, ban: Some(ban), unbans: None }.expires_at(None, &timing)
         };
         let table = [
             (NOW - 10, 600, NOW + 60),
@@ -277,7 +278,7 @@ mod tests {
             (i64::MAX, -1, NOW + 60),
         ];
         for (start, bantime, until) in table {
-            let before = remembered(&[(1_000, Ban { start, bantime })]);
+            let before = persisted(&[(1_000, Ban { start, bantime })]);
             let after = after(&before, Doubt::All);
             let ban = after.imports.values().next().unwrap().sources[0].ban;
             assert!(ban.bantime > 0, "{ban:?}");

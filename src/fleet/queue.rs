@@ -1,6 +1,5 @@
-//! Addresses that wait for a decision. fail2ban makes some 130 bans a second, and a host may claim thousands:
-//! **each host's words wait in a line of their own**, and the lines are served in turn. So whoever floods the
-//! fleet, or has been away, delays little but itself.
+//! Addresses that wait for a decision, in turns between peers (R22). fail2ban makes about 130 bans a second, and a peer
+//! may claim thousands of addresses. Each peer has its own line, so a peer that floods the fleet delays only itself.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU64;
@@ -57,7 +56,7 @@ impl QueuedAddress {
     }
 }
 
-/// The addresses that wait for one host's sake, in the order in which its words came. **The first is none that was
+/// The addresses that wait for one host's sake, in the order of arrival. **The first is none that was
 /// removed.**
 #[derive(Debug)]
 struct PeerLine {
@@ -113,7 +112,7 @@ impl PeerLine {
     }
 }
 
-/// The lines, by the host whose word it is; `None` for hosts that run the scripts, and where nobody claims the
+/// The lines, by the peer that claims them; `None` for legacy peers, and if no peer claims the
 /// address. **No line is empty**, and each has a number of its own.
 #[derive(Debug, Default)]
 pub(super) struct FairQueue {
@@ -126,7 +125,7 @@ pub(super) struct FairQueue {
 }
 
 impl FairQueue {
-    /// An address waits behind what the same host said before.
+    /// Appends an address to the line of its host.
     pub(super) fn push(&mut self, host: Option<HostName>, key: BanKey) -> Ticket {
         let (hosts, given) = (&mut self.hosts, &mut self.next_number);
         let line = self.lines.entry(host).or_insert_with_key(|host| {
@@ -162,8 +161,8 @@ impl FairQueue {
         }
     }
 
-    /// At most so many addresses of one jail, one of each host in turn, in the order in which its words
-    /// came.
+    /// At most so many addresses of one jail, one of each host in turn, in the order of
+    /// arrival.
     pub(super) fn batch(&mut self, most: usize) -> Option<(Jail, Vec<Address>)> {
         let after = (Excluded(self.last.clone()), Unbounded);
         let (later, earlier) = (self.lines.range(after), self.lines.iter());
@@ -206,7 +205,7 @@ impl FairQueue {
         });
     }
 
-    /// Nobody waits.
+    /// Whether no address waits.
     pub(super) fn is_empty(&self) -> bool {
         self.lines.is_empty()
     }
@@ -251,7 +250,7 @@ mod tests {
         let honest = [(Some("a"), "sshd", 11), (Some("z"), "sshd", 21), (Some("z"), "sshd", 22)];
         let mut queue = queue(&flood.chain(honest).chain([(None, "sshd", 31)]).collect::<Vec<_>>());
         assert_eq!(queue.waiting().count(), 10);
-        // a, the flood, z and nobody's in turn; each batch goes on where the last ended.
+        // The lines take turns, also the one without a host; each batch continues where the last ended.
         assert_eq!(batch(&mut queue, 3), Some(("sshd".to_owned(), vec![11, 1, 21])));
         assert_eq!(batch(&mut queue, 3), Some(("sshd".to_owned(), vec![31, 2, 22])));
         assert_eq!(batch(&mut queue, 9), Some(("sshd".to_owned(), vec![3, 4, 5, 6])));

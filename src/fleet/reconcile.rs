@@ -1,7 +1,6 @@
-//! **Reconcile**: the decision on one address in one jail, from all that is known of it. A table: every
-//! combination has one answer.
+//! The decision on one address in one jail (R19): a pure function of its facts, so that a table tests every combination.
 
-/// All that counts for the decision.
+/// The facts that the decision depends on.
 #[derive(Clone, Copy, Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "the columns of a table")]
 pub struct ReconcileFacts {
@@ -21,34 +20,27 @@ pub struct ReconcileFacts {
     pub just_ended: bool,
 }
 
-/// What is to be done.
+/// The decision on one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Ban it for the others' sake.
+    /// Ban the address for the peers that claim it (R9).
     Import,
-    /// Do not ban it, and say so.
+    /// Do not ban it, and log the reason (R1).
     Refuse,
-    /// Free it: it was banned for the others' sake, and none of them claims it any more.
+    /// Unban the import: no peer claims the address any more (R13).
     Unban,
-    /// Nothing is left of an import: forget it.
+    /// Delete the record of an import that is neither claimed nor held.
     Drop,
-    /// Nothing.
+    /// Change nothing.
     Keep,
 }
 
 /// Decides.
 #[must_use]
 pub fn decide(facts: ReconcileFacts) -> Decision {
-    let ReconcileFacts {
-        claimed,
-        imported: marked,
-        held,
-        ends_soon,
-        ignored,
-        restoring,
-        just_ended,
-    } = facts;
-    match (claimed, marked, held) {
+    let ReconcileFacts { claimed, imported, held, ends_soon, ignored, restoring, just_ended } =
+        facts;
+    match (claimed, imported, held) {
         // What fail2ban has yet to restore is neither missing nor gone.
         (_, _, false) if restoring => Decision::Keep,
         (true, _, false) if ignored => Decision::Refuse,
@@ -85,10 +77,10 @@ mod tests {
             (false, false, true, [Keep, Keep, Keep, Keep, Keep]),
             (false, true, true, [Unban, Keep, Unban, Unban, Unban]),
         ];
-        for (claimed, marked, held, expected) in table {
+        for (claimed, imported, held, expected) in table {
             let facts = ReconcileFacts {
                 claimed,
-                imported: marked,
+                imported,
                 held,
                 ends_soon: false,
                 ignored: false,

@@ -1,5 +1,5 @@
-//! What a host itself has to remember, because nobody else could tell it: marks, lifts and fleet unbans;
-//! what hosts that run the scripts said; and own bans that fail2ban's database has not. All else is on the broker, or in fail2ban's database.
+//! The state that survives a restart (R11): imports, overrides, tombstones, legacy claims, detections that fail2ban's
+//! database does not have, and the reserved stamp. All other state is on the broker or in fail2ban's database.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,14 @@ use super::marks::Import;
 use crate::guard::is_ahead;
 use crate::wire::{Ban, FleetUnban, HostName};
 
-/// One change of it; `None` is to be forgotten.
+/// A change of one record; `None` deletes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// An import.
     Import(BanKey, Option<Import>),
-    /// A lift of one host's ban.
+    /// An override of one origin's ban.
     Override(BanKey, HostName, Option<Override>),
-    /// A fleet unban, and whether it was obeyed here.
+    /// A fleet unban, and whether it was applied here.
     Tombstone(FleetUnban, Option<bool>),
     /// A host that runs the scripts claims an address, since so many seconds after 1970 began.
     LegacyClaim(BanKey, HostName, Option<i64>),
@@ -26,7 +26,7 @@ pub enum Record {
     Stamp(i64),
 }
 
-/// What a change is of: a later one takes its place.
+/// The identity of a record: a later change of the same record replaces an earlier one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum RecordKey {
     Import(BanKey),
@@ -42,7 +42,7 @@ impl Record {
         match self {
             Self::Import(key, _) => RecordKey::Import(key.clone()),
             Self::Override(key, host, _) => RecordKey::Override(key.clone(), host.clone()),
-            Self::Tombstone(pardon, _) => RecordKey::Tombstone(pardon.clone()),
+            Self::Tombstone(fleet_unban, _) => RecordKey::Tombstone(fleet_unban.clone()),
             Self::LegacyClaim(key, host, _) => RecordKey::LegacyClaim(key.clone(), host.clone()),
             Self::PendingDetection(key, _) => RecordKey::PendingDetection(key.clone()),
             Self::Stamp(_) => RecordKey::Stamp,
@@ -63,33 +63,35 @@ pub struct PersistedState {
 }
 
 impl PersistedState {
-    /// What others told with stamps of the future counts as told now; a fleet unban of the future as none. An
-    /// earlier version, or a clock that was far behind, may have let it in. `now` is in milliseconds.
+    /// Lowers stamps of the future to `now`, in milliseconds, and drops tombstones of the future. An earlier version, or
+    /// a clock that was far behind, may have accepted them.
     pub fn clamp(&mut self, now: i64) {
         let clamp = |stamp: &mut i64| {
             if is_ahead(*stamp, now) {
                 *stamp = now;
             }
         };
-        for claim in self.imports.values_mut().flat_map(|mark| &mut mark.sources) {
+        for claim in self.imports.values_mut().flat_map(|import| &mut import.sources) {
             clamp(&mut claim.stamp);
         }
         self.overrides.values_mut().for_each(|lift| clamp(&mut lift.stamp));
-        self.tombstones.retain(|pardon, _| !is_ahead(pardon.id.created_at(), now));
+        self.tombstones.retain(|fleet_unban, _| !is_ahead(fleet_unban.id.created_at(), now));
     }
 
     /// Takes up a change.
-    pub fn apply(&mut self, change: Record) {
+    pub fn apply(&mut self, record: Record) {
         fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
             match value {
                 Some(value) => map.insert(key, value),
                 None => map.remove(&key),
             };
         }
-        match change {
-            Record::Import(key, mark) => put(&mut self.imports, key, mark),
+        match record {
+            Record::Import(key, import) => put(&mut self.imports, key, import),
             Record::Override(key, host, lift) => put(&mut self.overrides, (key, host), lift),
-            Record::Tombstone(pardon, obeyed) => put(&mut self.tombstones, pardon, obeyed),
+            Record::Tombstone(fleet_unban, applied) => {
+                put(&mut self.tombstones, fleet_unban, applied)
+            }
             Record::LegacyClaim(key, host, since) => {
                 put(&mut self.legacy_claims, (key, host), since);
             }
@@ -114,20 +116,20 @@ mod tests {
         let table =
             [(5, 5), (NOW + HORIZON, NOW + HORIZON), (NOW + HORIZON + 1, NOW), (i64::MAX, NOW)];
         for (stamp, expected) in table {
-            let mut remembered = PersistedState::default();
+            let mut persisted = PersistedState::default();
             let ban = Ban { start: 1, bantime: -1 };
             let claim = ImportSource { host: host.clone(), stamp, ban, unbans: None };
             let claims: ImportSources = [claim].into_iter().collect();
-            remembered.imports.insert(key.clone(), Import::intended(claims, 600, 1));
+            persisted.imports.insert(key.clone(), Import::intended(claims, 600, 1));
             let lift = Override { start: 1, stamp };
-            remembered.overrides.insert((key.clone(), host.clone()), lift);
+            persisted.overrides.insert((key.clone(), host.clone()), lift);
             let id = UnbanId::made_by(&host, stamp);
-            let pardon = FleetUnban { scope: JailScope::All, address: key.1, id };
-            remembered.tombstones.insert(pardon, true);
-            remembered.clamp(NOW);
-            assert_eq!(remembered.imports[&key].sources[0].stamp, expected);
-            assert_eq!(remembered.overrides[&(key.clone(), host.clone())].stamp, expected);
-            assert_eq!(remembered.tombstones.len(), usize::from(stamp == expected));
+            let fleet_unban = FleetUnban { scope: JailScope::All, address: key.1, id };
+            persisted.tombstones.insert(fleet_unban, true);
+            persisted.clamp(NOW);
+            assert_eq!(persisted.imports[&key].sources[0].stamp, expected);
+            assert_eq!(persisted.overrides[&(key.clone(), host.clone())].stamp, expected);
+            assert_eq!(persisted.tombstones.len(), usize::from(stamp == expected));
         }
     }
 }

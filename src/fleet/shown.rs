@@ -1,5 +1,4 @@
-//! What the fleet is told of this host beside its bans, and what its operator is shown: counts, acknowledgements,
-//! and how much is known of the others.
+//! Builds the presence of this host, and the counts for the status file and the exporters.
 
 use super::Controller;
 use super::limits::ReachedLimits;
@@ -9,9 +8,8 @@ use crate::figures::JailCounts;
 use crate::wire::{HostName, HostState, Jail, Presence};
 
 impl Controller {
-    /// What is to be said of this host itself, where that is news on this connection. `itself` has what the
-    /// fleet knows nothing of. Jails are news at once; acknowledgements, three seconds after what was published
-    /// last, and counts, a minute.
+    /// The presence to publish, if it changed on this connection. `itself` provides the fields that the controller does
+    /// not know. Changed jails are published at once, acknowledgements at most every 3 s, and counts every minute.
     pub fn presence(&mut self, itself: impl FnOnce() -> Presence, now: i64) -> Option<Presence> {
         let acks = self.update_acks(now);
         let jails = self.known_jails.as_ref();
@@ -27,8 +25,9 @@ impl Controller {
                 return None;
             }
         }
-        let held =
-            |local: &JailState| local.entries.values().filter(|case| case.import.is_some()).count();
+        let held = |local: &JailState| {
+            local.entries.values().filter(|entry| entry.import.is_some()).count()
+        };
         let presence = Presence {
             state: HostState::Online,
             jails: jails.cloned().unwrap_or_default(),
@@ -68,8 +67,8 @@ impl Controller {
     /// How many bans of other hosts are known.
     #[must_use]
     pub fn claims(&self) -> usize {
-        let cases = self.jails.values().flat_map(|local| local.entries.values());
-        cases.flat_map(|case| &case.claims).filter(|said| said.ban.is_some()).count()
+        let entries = self.jails.values().flat_map(|local| local.entries.values());
+        entries.flat_map(|entry| &entry.claims).filter(|claim| claim.ban.is_some()).count()
     }
 
     /// Whether fail2ban answers.
@@ -81,17 +80,17 @@ impl Controller {
     /// What each jail of this host holds.
     #[must_use]
     pub fn jail_counts(&self) -> Vec<JailCounts> {
-        let figures = |jail: &Jail| {
+        let counts = |jail: &Jail| {
             let local = self.jails.get(jail);
-            let marked =
+            let imported =
                 |local: &JailState| local.entries.values().filter(|c| c.import.is_some()).count();
             JailCounts {
                 jail: jail.clone(),
                 detected: local.map_or(0, |local| local.local_bans.len()),
-                imported: local.map_or(0, marked),
+                imported: local.map_or(0, imported),
                 overrides: self.overrides.count(jail),
             }
         };
-        self.known_jails.iter().flatten().map(figures).collect()
+        self.known_jails.iter().flatten().map(counts).collect()
     }
 }

@@ -1,6 +1,5 @@
-//! **Snapshots**: which parts of what this host holds are to be published when. Changed parts a moment after
-//! a change; all of them on every connection and every five to ten minutes; and never so many that they
-//! crowd a link.
+//! Publishes the snapshot of this host in shards: changed shards two seconds after a change, all shards on every
+//! connection and every 5 to 10 minutes, and at a limited rate, so that a large snapshot delays no event.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,11 +8,12 @@ use crate::wire::{
     Address, Ban, FleetUnban, Fnv1a64, HostName, MAX_SHARDS, Shard, ShardEntry, ShardId,
 };
 
-/// About how many bytes a part may have, and one ban or fleet unban takes with its names.
+/// The target size of a shard, in bytes. Brokers and their queues handle this size well.
 pub(crate) const SHARD_BYTES: usize = 16 * 1024;
-const ENTRY: usize = 40;
+/// About how many bytes one ban or fleet unban takes in JSON, without its jail or id.
+const ENTRY_BYTES: usize = 40;
 
-/// What is to be published on a branch: a part, or nothing where a larger snapshot had one.
+/// A retained message to publish: a shard, or an empty message that clears an obsolete shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetainedShard {
     /// The last level of the topic.
@@ -22,26 +22,27 @@ pub struct RetainedShard {
     pub content: Option<Shard>,
 }
 
-/// What this host has published.
+/// The publishing state of this host's snapshot.
 #[derive(Debug)]
 pub(super) struct SnapshotPublisher {
     shard_count: u32,
-    /// The stamp of each part as it was published.
+    /// The stamp with which each shard was published.
     published: BTreeMap<u32, i64>,
-    /// Parts whose bans changed, by their number and when they did; in milliseconds.
+    /// Shards whose bans changed, by index, and when; in milliseconds.
     changed: BTreeMap<u32, i64>,
-    /// Parts of which only fleet unbans changed, likewise.
+    /// Shards of which only fleet unbans changed, likewise.
     changed_tombstones: BTreeMap<u32, i64>,
-    /// Parts to be published again although they did not change.
+    /// Shards to publish again although they did not change.
     republish: BTreeSet<u32>,
-    /// Numbers that hold a part of a larger snapshot.
+    /// Indexes at which the broker retains a shard of a larger layout.
     obsolete: BTreeSet<u32>,
+    /// When the whole snapshot is due again, in milliseconds.
     refresh: i64,
-    /// When the connection came up.
+    /// When the connection came up, in milliseconds.
     connected: i64,
-    /// How many bytes may be sent now, since when.
+    /// How many bytes may be published, as of a time in milliseconds.
     budget: (usize, i64),
-    /// When old parts of its own made this host publish anew.
+    /// When a stale echo last caused a republication, in milliseconds.
     last_republish: i64,
 }
 
@@ -61,31 +62,31 @@ impl SnapshotPublisher {
         }
     }
 
-    /// This host's ban of an address changed.
+    /// Schedules the shard of an address whose local ban changed.
     pub(super) fn mark_dirty(&mut self, address: Address, now: i64) {
         self.changed.entry(ShardId::of(address, self.shard_count).index()).or_insert(now);
     }
 
-    /// A fleet unban of an address changed. Its part gives way to those with bans: a flood of fleet unbans must
-    /// not hold up a ban whose event was lost.
+    /// Schedules the shard of an address whose tombstones changed, after shards with bans: a flood of fleet unbans must
+    /// not delay a ban whose event was lost (R22).
     pub(super) fn mark_tombstone_dirty(&mut self, address: Address, now: i64) {
         self.changed_tombstones
             .entry(ShardId::of(address, self.shard_count).index())
             .or_insert(now);
     }
 
-    /// **All on every connection.** What the broker has, nobody knows.
-    pub(super) fn on_connected(&mut self, host: &HostName, now: i64, pace: &Timing) {
+    /// Schedules all shards: the broker may have lost them while this host was disconnected.
+    pub(super) fn on_connected(&mut self, host: &HostName, now: i64, timing: &Timing) {
         self.connected = now;
-        self.refresh(host, now, pace);
+        self.refresh(host, now, timing);
     }
 
-    fn refresh(&mut self, host: &HostName, now: i64, pace: &Timing) {
+    fn refresh(&mut self, host: &HostName, now: i64, timing: &Timing) {
         self.republish.extend(0..self.shard_count);
-        self.refresh = now + pace.refresh_after(host, now);
+        self.refresh = now + timing.refresh_after(host, now);
     }
 
-    /// The clock was set back: nothing waits for a time that lies far ahead now.
+    /// Moves deadlines closer after the clock was set back, so that nothing waits for a time far ahead.
     pub(super) fn on_clock_rollback(&mut self, now: i64) {
         (self.budget.1, self.connected, self.last_republish) = (now, 0, 0);
         self.refresh = now;
@@ -94,38 +95,38 @@ impl SnapshotPublisher {
         }
     }
 
-    /// Whether it is time to publish all anew, whatever the broker still has.
+    /// Whether the periodic republication is due.
     pub(super) fn is_refreshed(&self, now: i64) -> bool {
         now >= self.refresh
     }
 
-    /// One of this host's own parts came back: `None` where somebody cleared it. Answers whether it was
-    /// none that this host published last, and everything is published anew for it.
+    /// Handles an echo of an own shard; `None` if another client cleared it. Returns whether the echo is stale or
+    /// missing, and so causes a republication of all shards.
     pub(super) fn on_echo(
         &mut self,
         number: u32,
-        part: Option<(ShardId, i64)>,
+        shard: Option<(ShardId, i64)>,
         now: i64,
-        pace: &Timing,
+        timing: &Timing,
     ) -> bool {
         if number >= self.shard_count {
-            if part.is_some() {
+            if shard.is_some() {
                 self.obsolete.insert(number);
             }
             return false;
         }
         let last = self.published.get(&number).copied();
-        let old = match part {
+        let old = match shard {
             None => last.is_some(),
-            Some((slice, stamp)) => {
-                slice.count() != self.shard_count || last.is_some_and(|last| stamp < last)
+            Some((id, stamp)) => {
+                id.count() != self.shard_count || last.is_some_and(|last| stamp < last)
             }
         };
         if !old {
             return false;
         }
-        // Answered now or a little later: whoever comes back twice is not answered twice at once.
-        let free = self.connected.max(self.last_republish) + pace.republish_cooldown;
+        // Rate limit: a second stale echo within the cooldown causes a republication after it.
+        let free = self.connected.max(self.last_republish) + timing.republish_cooldown;
         if now < free {
             self.refresh = self.refresh.min(free);
             return false;
@@ -135,23 +136,23 @@ impl SnapshotPublisher {
         true
     }
 
-    /// Whether the broker still hands out what was there before, and all that is new is on its way.
-    pub(super) fn is_in_replay_window(&self, now: i64, pace: &Timing) -> bool {
-        now - self.connected < pace.republish_cooldown
+    /// Whether the broker may still deliver retained messages from before this connection.
+    pub(super) fn is_in_replay_window(&self, now: i64, timing: &Timing) -> bool {
+        now - self.connected < timing.republish_cooldown
     }
 
-    /// This host said greater stamps before: all that it says is said again with greater ones.
+    /// Schedules all shards, because peers know a greater stamp of this host.
     pub(super) fn invalidate_all(&mut self) {
         self.republish.extend(0..self.shard_count);
     }
 
-    /// What was published had stamps of the future: all is published again, with smaller ones.
+    /// Schedules all shards with smaller stamps than before, because the published ones were of the future.
     pub(super) fn republish_all(&mut self) {
         self.published.clear();
         self.invalidate_all();
     }
 
-    /// What is to be published now. `own` and `unbans` were read after the stamp `as_of` was taken.
+    /// The shards to publish now. The stamp `as_of` was taken before `own` and `unbans` were read.
     pub(super) fn due_shards(
         &mut self,
         host: &HostName,
@@ -159,16 +160,16 @@ impl SnapshotPublisher {
         unbans: impl Fn() -> Vec<FleetUnban>,
         as_of: i64,
         now: i64,
-        pace: &Timing,
+        timing: &Timing,
     ) -> Vec<RetainedShard> {
         if self.is_refreshed(now) {
-            self.refresh(host, now, pace);
+            self.refresh(host, now, timing);
         }
-        let ripe = |(_, since): &(&u32, &i64)| now - **since >= pace.publish_delay;
+        let ripe = |(_, since): &(&u32, &i64)| now - **since >= timing.publish_delay;
         let has_changed = self.changed.iter().chain(&self.changed_tombstones).any(|one| ripe(&one));
         let fresh = |number: &u32| self.published.get(number).is_none_or(|last| *last < as_of);
         if !(has_changed || self.republish.iter().any(fresh) || !self.obsolete.is_empty())
-            || !self.has_budget(now, pace)
+            || !self.has_budget(now, timing)
         {
             return Vec::new();
         }
@@ -180,40 +181,40 @@ impl SnapshotPublisher {
             let listed = ShardEntry { jail, address, start: ban.start, bantime: ban.bantime };
             bans.entry(ShardId::of(address, self.shard_count).index()).or_default().push(listed);
         }
-        let mut pardons: BTreeMap<u32, Vec<FleetUnban>> = BTreeMap::new();
-        for pardon in unbans {
-            pardons
-                .entry(ShardId::of(pardon.address, self.shard_count).index())
+        let mut fleet_unbans: BTreeMap<u32, Vec<FleetUnban>> = BTreeMap::new();
+        for fleet_unban in unbans {
+            fleet_unbans
+                .entry(ShardId::of(fleet_unban.address, self.shard_count).index())
                 .or_default()
-                .push(pardon);
+                .push(fleet_unban);
         }
-        // Changed bans first, then parts with bans; the rest in its turn, as far as the budget goes.
+        // Changed bans first, then shards with bans, then the rest, as far as the budget allows.
         let changed = self.changed.iter().filter(ripe).map(|(number, _)| *number);
         let unbans = self.changed_tombstones.iter().filter(ripe).map(|(number, _)| *number);
         let rest = unbans.chain(self.republish.iter().copied());
         let (banning, others): (Vec<u32>, Vec<u32>) = rest.partition(|n| bans.contains_key(n));
         let numbers: Vec<u32> = changed.chain(banning).chain(others).collect();
         for number in numbers {
-            let Ok(slice) = ShardId::new(number, self.shard_count) else { continue };
+            let Ok(id) = ShardId::new(number, self.shard_count) else { continue };
             if self.budget.0 == 0 {
                 break;
             }
             if self.published.get(&number).is_some_and(|last| *last >= as_of) {
-                continue; // fail2ban was not asked since
+                continue; // no finished scan since: equal stamps would be ignored
             }
             let bans = bans.remove(&number).unwrap_or_default();
-            let unbans = pardons.remove(&number).unwrap_or_default();
-            let size = (bans.len() + unbans.len() + 3) * ENTRY;
+            let unbans = fleet_unbans.remove(&number).unwrap_or_default();
+            let size = (bans.len() + unbans.len() + 3) * ENTRY_BYTES;
             self.budget.0 = self.budget.0.saturating_sub(size);
             self.changed.remove(&number);
             self.changed_tombstones.remove(&number);
             self.republish.remove(&number);
             self.published.insert(number, as_of);
             let time = to_secs(now);
-            let part = Shard { host: host.clone(), stamp: as_of, time, id: slice, bans, unbans };
-            due.push(RetainedShard { index: number, content: Some(part) });
+            let shard = Shard { host: host.clone(), stamp: as_of, time, id, bans, unbans };
+            due.push(RetainedShard { index: number, content: Some(shard) });
         }
-        // Only when all of the new ones are out do the old ones go.
+        // Clear obsolete shards only after all new ones, so that receivers always have a full snapshot.
         if self.republish.is_empty() {
             let stale =
                 std::mem::take(&mut self.obsolete).into_iter().filter(|n| *n >= self.shard_count);
@@ -222,45 +223,47 @@ impl SnapshotPublisher {
         due
     }
 
-    /// **Paced**: so many bytes a second, and a few seconds' worth at once.
-    fn has_budget(&mut self, now: i64, pace: &Timing) -> bool {
+    /// Whether the rate limit allows a shard now: a token bucket of `publish_rate` and `publish_burst`.
+    fn has_budget(&mut self, now: i64, timing: &Timing) -> bool {
         let (budget, since) = self.budget;
         let earned = usize::try_from((now - since).max(0))
             .unwrap_or_default()
-            .saturating_mul(pace.publish_rate)
+            .saturating_mul(timing.publish_rate)
             / 1000;
-        self.budget = (budget.saturating_add(earned).min(pace.publish_burst), now);
-        self.budget.0 >= pace.publish_burst.min(SHARD_BYTES)
+        self.budget = (budget.saturating_add(earned).min(timing.publish_burst), now);
+        self.budget.0 >= timing.publish_burst.min(SHARD_BYTES)
     }
 
-    /// As many parts as keep each below its size; they are made fewer only when far fewer will do.
+    /// Chooses the number of shards so that each stays below its size. The number falls only if the snapshot shrank to
+    /// less than half, so that it does not alternate.
     fn reshard(&mut self, own: &[(BanKey, Ban)], unbans: &[FleetUnban]) {
-        let bans: usize = own.iter().map(|(key, _)| key.0.as_str().len() + ENTRY).sum();
-        let size = bans + unbans.iter().map(|unban| unban.id.as_str().len() + ENTRY).sum::<usize>();
+        let bans: usize = own.iter().map(|(key, _)| key.0.as_str().len() + ENTRY_BYTES).sum();
+        let size =
+            bans + unbans.iter().map(|unban| unban.id.as_str().len() + ENTRY_BYTES).sum::<usize>();
         // Addresses do not spread evenly: three quarters on average.
         let needed = |size: usize| {
-            let parts = size.div_ceil(SHARD_BYTES * 3 / 4).max(1).next_power_of_two();
-            u32::try_from(parts).unwrap_or(MAX_SHARDS).min(MAX_SHARDS)
+            let shard_count = size.div_ceil(SHARD_BYTES * 3 / 4).max(1).next_power_of_two();
+            u32::try_from(shard_count).unwrap_or(MAX_SHARDS).min(MAX_SHARDS)
         };
-        let parts = if needed(size) > self.shard_count {
+        let shard_count = if needed(size) > self.shard_count {
             needed(size)
         } else {
             self.shard_count.min(needed(size * 2))
         };
-        if parts != self.shard_count {
-            self.obsolete.extend(self.published.keys().filter(|number| **number >= parts));
-            self.published.retain(|number, _| *number < parts);
+        if shard_count != self.shard_count {
+            self.obsolete.extend(self.published.keys().filter(|number| **number >= shard_count));
+            self.published.retain(|number, _| *number < shard_count);
             self.changed.clear();
             self.changed_tombstones.clear();
-            self.republish = (0..parts).collect();
-            self.shard_count = parts;
+            self.republish = (0..shard_count).collect();
+            self.shard_count = shard_count;
         }
     }
 }
 
 impl Timing {
-    /// When a snapshot is published again, in milliseconds from now: spread, so that a fleet does not do
-    /// it in step.
+    /// When the snapshot is due again, in milliseconds from now. A hash spreads it, so that the hosts of a fleet do not
+    /// publish at the same moment.
     fn refresh_after(&self, host: &HostName, now: i64) -> i64 {
         use std::fmt::Write as _;
         let mut hash = Fnv1a64::default();
@@ -276,20 +279,20 @@ mod tests {
     use super::*;
     use crate::wire::Jail;
 
-    struct Speaker {
+    struct PublisherHarness {
         snapshots: SnapshotPublisher,
         own: Vec<(BanKey, Ban)>,
-        pace: Timing,
+        timing: Timing,
     }
 
-    impl Speaker {
+    impl PublisherHarness {
         fn new() -> Self {
             let mut it = Self {
                 snapshots: SnapshotPublisher::new(),
                 own: Vec::new(),
-                pace: Timing::default(),
+                timing: Timing::default(),
             };
-            it.snapshots.on_connected(&me(), 0, &it.pace);
+            it.snapshots.on_connected(&me(), 0, &it.timing);
             it
         }
 
@@ -303,11 +306,11 @@ mod tests {
             self.snapshots.mark_dirty(address(count).unwrap(), now);
         }
 
-        /// What is published: number, how many parts, how many bans; nothing where it is cleared.
+        /// The publications: index, number of shards and of bans; `None` for a cleared one.
         fn due(&mut self, now: i64) -> Vec<(u32, Option<(u32, usize)>)> {
             let own = || self.own.clone();
-            let due = self.snapshots.due_shards(&me(), own, Vec::new, now, now, &self.pace);
-            let shown = |part: Shard| (part.id.count(), part.bans.len());
+            let due = self.snapshots.due_shards(&me(), own, Vec::new, now, now, &self.timing);
+            let shown = |shard: Shard| (shard.id.count(), shard.bans.len());
             due.into_iter().map(|due| (due.index, due.content.map(shown))).collect()
         }
     }
@@ -317,8 +320,8 @@ mod tests {
     }
 
     #[test]
-    fn it_is_published_on_connection_after_a_change_and_now_and_then() {
-        let mut it = Speaker::new();
+    fn snapshot_is_published_on_connection_after_a_change_and_periodically() {
+        let mut it = PublisherHarness::new();
         assert_eq!(it.due(60_000), [(0, Some((1, 0)))], "on connection");
         assert_eq!(it.due(61_000), []);
         it.bans(3, 70_000);
@@ -326,13 +329,13 @@ mod tests {
         assert_eq!(it.due(72_000), [(0, Some((1, 3)))], "two seconds after a change");
         let refresh = (80..1000).map(|second| second * 1000).find(|now| !it.due(*now).is_empty());
         assert!((300_000..=600_000).contains(&refresh.unwrap()), "{refresh:?}");
-        it.snapshots.on_connected(&me(), 700_000, &it.pace);
+        it.snapshots.on_connected(&me(), 700_000, &it.timing);
         assert_eq!(it.due(700_000), [(0, Some((1, 3)))]);
     }
 
     #[test]
-    fn many_bans_are_many_parts_paced_and_what_is_too_many_is_cleared() {
-        let mut it = Speaker::new();
+    fn many_bans_are_published_at_a_limited_rate_and_obsolete_shards_are_cleared() {
+        let mut it = PublisherHarness::new();
         it.bans(5_000, 0);
         let mut seen = BTreeMap::new();
         seen.extend(it.due(20_000));
@@ -341,21 +344,23 @@ mod tests {
         assert!((8..=17).contains(&seen.len()), "{} after five seconds", seen.len());
         seen.extend((26..200).flat_map(|second| it.due(second * 1000)));
         assert_eq!(seen.len(), 32);
-        assert_eq!(seen.values().map(|part| part.unwrap().1).sum::<usize>(), 5_000);
-        assert!(seen.values().all(|part| part.unwrap().0 == 32 && part.unwrap().1 < 16_384 / 45));
-        // Twice fewer are no reason to have other parts; far fewer are, and the old ones go last.
+        assert_eq!(seen.values().map(|shard| shard.unwrap().1).sum::<usize>(), 5_000);
+        assert!(
+            seen.values().all(|shard| shard.unwrap().0 == 32 && shard.unwrap().1 < 16_384 / 45)
+        );
+        // Somewhat fewer bans keep the layout; far fewer change it, and obsolete shards are cleared last.
         it.bans(3_000, 200_000);
-        assert!(it.due(203_000).iter().all(|(_, part)| part.unwrap().0 == 32));
+        assert!(it.due(203_000).iter().all(|(_, shard)| shard.unwrap().0 == 32));
         it.bans(10, 210_000);
         let due = it.due(240_000);
         assert_eq!(due[0], (0, Some((1, 10))));
         assert_eq!(due.len(), 32);
-        assert!(due[1..].iter().all(|(_, part)| part.is_none()));
+        assert!(due[1..].iter().all(|(_, shard)| shard.is_none()));
     }
 
     #[test]
-    fn part_with_a_changed_ban_precedes_those_whose_fleet_unbans_changed() {
-        let mut it = Speaker::new();
+    fn shard_with_a_changed_ban_precedes_those_whose_fleet_unbans_changed() {
+        let mut it = PublisherHarness::new();
         it.bans(5_000, 0);
         for second in 20..400 {
             it.due(second * 1000);
@@ -367,31 +372,32 @@ mod tests {
         let first = it.due(402_000);
         assert!((5..=12).contains(&first.len()), "{} at once", first.len());
         let mine = changed(0xc612_0000);
-        let slice = ShardId::of(mine, it.snapshots.shard_count);
+        let id = ShardId::of(mine, it.snapshots.shard_count);
         it.snapshots.mark_dirty(mine, 402_000);
         let next = (404..420).map(|second| it.due(second * 1000)).find(|due| !due.is_empty());
         let numbers: Vec<u32> = next.unwrap().iter().map(|(number, _)| *number).collect();
-        assert_eq!(numbers[0], slice.index(), "{numbers:?}");
+        assert_eq!(numbers[0], id.index(), "{numbers:?}");
         let all: BTreeSet<u32> =
             (420..600).flat_map(|s| it.due(s * 1000)).map(|(number, _)| number).collect();
         assert!(all.len() + first.len() + numbers.len() >= 32, "the others follow");
     }
 
     #[test]
-    fn old_parts_of_its_own_are_answered_with_new_ones_but_not_endlessly() {
-        let mut it = Speaker::new();
+    fn stale_echo_causes_a_rate_limited_republication() {
+        let mut it = PublisherHarness::new();
         it.due(60_000);
-        let slice = ShardId::new(0, 1).unwrap();
-        let hears = |it: &mut Speaker, part, now| it.snapshots.on_echo(0, part, now, &it.pace);
-        assert!(!hears(&mut it, Some((slice, 60_000)), 61_000), "the same");
-        assert!(hears(&mut it, Some((slice, 59_000)), 62_000), "an older one");
+        let id = ShardId::new(0, 1).unwrap();
+        let receive =
+            |it: &mut PublisherHarness, shard, now| it.snapshots.on_echo(0, shard, now, &it.timing);
+        assert!(!receive(&mut it, Some((id, 60_000)), 61_000), "the same");
+        assert!(receive(&mut it, Some((id, 59_000)), 62_000), "an older one");
         assert_eq!(it.due(63_000).len(), 1);
-        assert!(!hears(&mut it, Some((slice, 59_000)), 64_000), "rate-limited");
+        assert!(!receive(&mut it, Some((id, 59_000)), 64_000), "rate-limited");
         assert_eq!((it.due(66_000).len(), it.due(67_000).len()), (0, 1), "and answered later");
-        assert!(hears(&mut it, None, 68_000), "somebody cleared it");
+        assert!(receive(&mut it, None, 68_000), "somebody cleared it");
         assert_eq!(it.due(69_000).len(), 1);
         let larger = ShardId::new(3, 4).unwrap();
-        assert!(!it.snapshots.on_echo(3, Some((larger, 1)), 70_000, &it.pace));
+        assert!(!it.snapshots.on_echo(3, Some((larger, 1)), 70_000, &it.timing));
         assert_eq!(it.due(71_000), [(3, None)], "of a larger snapshot");
     }
 }

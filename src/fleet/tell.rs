@@ -1,4 +1,5 @@
-//! From what notify told to what the fleet is told: which events are sent, why, and in which order.
+//! Turns events from notify into events for the fleet: assigns stamps, suppresses repetitions and the effects of this
+//! daemon's own unbans, and finds the reason of an unban (R18).
 
 use std::collections::HashMap;
 
@@ -8,38 +9,37 @@ use crate::fail2ban::database::BipsRow;
 use crate::guard::{HORIZON, HORIZON_MARGIN};
 use crate::wire::{Action, Event, HostName, Reason, SpooledEvent, UnbanId};
 
-/// What is told again within this time is the same event, told by a second action of the jail; in
-/// milliseconds.
-const REPEAT: i64 = 10_000;
+/// A repetition within this time is the same event from a second action of the jail, in milliseconds.
+const REPEAT_WINDOW: i64 = 10_000;
 
-/// fail2ban tells of what this host itself frees within this time; in milliseconds.
-const FREEING: i64 = 10_000;
+/// fail2ban reports an unban by this daemon within this time, in milliseconds.
+const OWN_UNBAN_WINDOW: i64 = 10_000;
 
-/// Stamps that were beyond every host's horizon go on from so far below it, in milliseconds.
-const BACK: i64 = 60_000;
+/// Stamps that were beyond the horizon of all peers continue this far below it, in milliseconds.
+const HORIZON_DISTANCE: i64 = 60_000;
 
-/// Stamps are reserved on disk for so long ahead, in milliseconds: after a crash, they go on where the reserved
-/// ones end.
-const RESERVED: i64 = 60_000;
+/// How far ahead stamps are reserved on disk, in milliseconds: after a crash, they continue above the reserved ones.
+const RESERVE_AHEAD: i64 = 60_000;
 
-/// Puts what a host says in order.
+/// Assigns the stamps of a host: one increasing sequence number over all its events and shards.
 #[derive(Debug)]
 pub struct Sequencer {
     host: HostName,
     stamp: i64,
     /// The greatest stamp that is reserved on disk.
     reserved: i64,
+    /// Stamps were beyond the horizon, and continue below it.
     was_ahead: bool,
-    /// The greatest stamp that is beyond the horizon; 0 for none.
+    /// The greatest own stamp from the broker that is beyond the horizon; 0 for none.
     later: i64,
-    /// What was told last of each address.
+    /// The last event of each address, and when, in milliseconds.
     recently_sent: HashMap<BanKey, (SpooledEvent, i64)>,
-    /// What this host itself has freed lately.
+    /// The addresses that this daemon unbanned, and when, in milliseconds.
     self_initiated: HashMap<BanKey, i64>,
 }
 
 impl Sequencer {
-    /// What `host` says, after the reserved stamp that is on disk; 0 for none.
+    /// Continues after the reserved stamp that is on disk; 0 for none.
     #[must_use]
     pub fn new(host: HostName, stamp: i64) -> Self {
         Self {
@@ -53,64 +53,63 @@ impl Sequencer {
         }
     }
 
-    /// **One growing stamp**: greater than the one before, whatever the clock does. It is taken before
-    /// that is read which it is for.
+    /// The next stamp: greater than the one before, whatever the clock does. Take the stamp before reading the state it
+    /// describes, so that it never claims to be newer than the data.
     pub fn stamp(&mut self, now: i64) -> i64 {
-        // The clock was far ahead once: no other host has accepted such a stamp.
+        // The clock was far ahead once. Peers reject such stamps, so continue below their horizon.
         if self.stamp > now.saturating_add(HORIZON + HORIZON_MARGIN) {
-            self.stamp = now.saturating_add(HORIZON - HORIZON_MARGIN - BACK);
+            self.stamp = now.saturating_add(HORIZON - HORIZON_MARGIN - HORIZON_DISTANCE);
             self.was_ahead = true;
         }
         self.stamp = now.max(self.stamp.saturating_add(1));
         self.stamp
     }
 
-    /// The stamp that is to be on disk now, if that is another than before; then [`on_reserved`](Self::on_reserved).
-    /// **It is persisted ahead**: so that no stamp after a crash is at or below one that other hosts remember,
-    /// whatever the clock shows then and whatever the broker lost.
+    /// The stamp to persist now, if the reserved one is used up; then [`on_reserved`](Self::on_reserved). It is ahead of
+    /// all stamps in use, so that after a crash no stamp is at or below one that peers know, whatever the clock shows
+    /// then and whatever the broker lost.
     #[must_use]
     pub fn stamp_to_reserve(&self, now: i64) -> Option<i64> {
         let next = now.max(self.stamp);
-        let short = next.saturating_add(RESERVED / 2) > self.reserved;
+        let short = next.saturating_add(RESERVE_AHEAD / 2) > self.reserved;
         // The clock was far ahead once.
-        let excessive = next.saturating_add(2 * RESERVED) < self.reserved;
-        (short || excessive).then(|| next.saturating_add(RESERVED))
+        let excessive = next.saturating_add(2 * RESERVE_AHEAD) < self.reserved;
+        (short || excessive).then(|| next.saturating_add(RESERVE_AHEAD))
     }
 
-    /// The stamp is on disk.
+    /// The reserved stamp is on disk.
     pub fn on_reserved(&mut self, stamp: i64) {
         self.reserved = stamp;
     }
 
-    /// Whether stamps were beyond the horizon and are smaller now, since this was asked last.
+    /// Whether stamps went back below the horizon since the last call.
     pub fn take_was_ahead(&mut self) -> bool {
         std::mem::take(&mut self.was_ahead)
     }
 
-    /// The stamp that was taken last.
+    /// The last stamp.
     #[must_use]
     pub fn last(&self) -> i64 {
         self.stamp
     }
 
-    /// This host said something with this stamp once, perhaps before its clock was set back: what it says
-    /// from now on has a greater one. **Whatever stamp another host may have accepted in this host's name counts**:
-    /// with smaller ones this host would be ignored there for a day. One that is beyond the horizon here, which
-    /// only hosts whose clocks are ahead have accepted, counts as soon as all accept what is greater. Answers
-    /// whether it was news.
+    /// Continues above a stamp that the broker has in this host's name, perhaps from before its clock was set back. Peers
+    /// may have accepted that stamp, and would ignore smaller ones. A stamp beyond the horizon here, which only peers
+    /// with clocks ahead accepted, counts as soon as all peers accept greater ones. Returns whether the stamp was
+    /// greater than this host's.
     pub fn adopt(&mut self, stamp: i64, now: i64) -> bool {
         let horizon = now.saturating_add(HORIZON);
         if stamp > horizon && stamp <= horizon.saturating_add(HORIZON_MARGIN) {
             self.later = self.later.max(stamp);
         }
-        let news = stamp > self.stamp && stamp <= horizon;
-        if news {
+        let is_new = stamp > self.stamp && stamp <= horizon;
+        if is_new {
             self.stamp = stamp;
         }
-        news
+        is_new
     }
 
-    /// A stamp that was beyond the horizon and counts from now on, if there is one.
+    /// A stamp that was beyond the horizon and counts from now on, if any.
     pub fn take_later(&mut self, now: i64) -> Option<i64> {
         let later = self.later;
         if later == 0 || later > now.saturating_add(HORIZON) {
@@ -120,58 +119,58 @@ impl Sequencer {
         self.adopt(later, now).then_some(later)
     }
 
-    /// This host frees an address by itself: fail2ban will tell of that.
+    /// Notes an unban by this daemon, which fail2ban will report (R18).
     pub fn expect_unban(&mut self, key: &BanKey, now: i64) {
         self.self_initiated.insert(key.clone(), now);
     }
 
-    /// The event that the fleet is told of what notify told, if any. `row` is fail2ban's row of the ban:
-    /// `None` where fail2ban keeps none at all. `unbans` are the fleet unbans that it carries.
+    /// The event to publish for an event from notify, if any (R18). `row` reads fail2ban's row of the ban: the outer
+    /// `None` means that fail2ban has no database. A ban event carries `unbans` (R16).
     ///
     /// # Errors
-    /// Whatever `row` fails with: then it is to be told again.
+    /// The error of `row`. The caller retries with the same event.
     pub fn event<E>(
         &mut self,
-        told: &SpooledEvent,
+        spooled: &SpooledEvent,
         row: impl FnOnce() -> Result<Option<Option<BipsRow>>, E>,
         unbans: Vec<UnbanId>,
         now: i64,
     ) -> Result<Option<Event>, E> {
-        self.recently_sent.retain(|_, (_, at)| is_within(REPEAT, *at, now));
-        self.self_initiated.retain(|_, at| is_within(FREEING, *at, now));
+        self.recently_sent.retain(|_, (_, at)| is_within(REPEAT_WINDOW, *at, now));
+        self.self_initiated.retain(|_, at| is_within(OWN_UNBAN_WINDOW, *at, now));
         let stamp = self.stamp(now);
-        let key = (told.jail.clone(), told.address);
-        if self.recently_sent.get(&key).is_some_and(|(last, _)| told.repeats(last)) {
+        let key = (spooled.jail.clone(), spooled.address);
+        if self.recently_sent.get(&key).is_some_and(|(last, _)| spooled.repeats(last)) {
             return Ok(None);
         }
-        // **An unban is sent only if the row is gone or over, and not if this host itself frees it.**
-        if told.action == Action::Unban && self.self_initiated.contains_key(&key) {
+        // An unban by this daemon is not published (R18).
+        if spooled.action == Action::Unban && self.self_initiated.contains_key(&key) {
             return Ok(None);
         }
-        let Some(reason) = reason(told, row, now.div_euclid(1000))? else { return Ok(None) };
-        self.recently_sent.insert(key, (told.clone(), now));
-        let mut event = told.clone().event(&self.host, stamp, reason);
-        if told.action == Action::Ban {
+        let Some(reason) = reason(spooled, row, now.div_euclid(1000))? else { return Ok(None) };
+        self.recently_sent.insert(key, (spooled.clone(), now));
+        let mut event = spooled.clone().event(&self.host, stamp, reason);
+        if spooled.action == Action::Ban {
             event.unbans = unbans;
         }
         Ok(Some(event))
     }
 }
 
-/// Why the fleet is told; `None` where it is not. An unban counts if the ban is over, by what was told
-/// or by fail2ban's row, or if the row is gone: then somebody lifted it. Otherwise fail2ban only
-/// stops, and will restore the ban when it starts again. Without a database there is no telling a
-/// lift from a stop (`row` is `None`).
+/// The reason of an event; `None` if the event is not published (R18). An unban counts if the ban expired, by the event
+/// or by fail2ban's row, or if the row is gone: then the operator unbanned the address. Otherwise fail2ban is stopping,
+/// and will restore the ban. Without a database, the two look alike, and the unban counts.
 fn reason<E>(
-    told: &SpooledEvent,
+    spooled: &SpooledEvent,
     row: impl FnOnce() -> Result<Option<Option<BipsRow>>, E>,
     now: i64,
 ) -> Result<Option<Reason>, E> {
-    if told.action == Action::Ban {
+    if spooled.action == Action::Ban {
         return Ok(Some(Reason::Detected));
     }
-    let over = BipsRow { timeofban: told.time, bantime: told.bantime, failures: told.failures };
-    if told.time > 0 && told.bantime > 0 && over.is_over(now) {
+    let over =
+        BipsRow { timeofban: spooled.time, bantime: spooled.bantime, failures: spooled.failures };
+    if spooled.time > 0 && spooled.bantime > 0 && over.is_over(now) {
         return Ok(Some(Reason::Expired));
     }
     Ok(match row()? {
@@ -186,7 +185,7 @@ mod tests {
     use super::*;
     use crate::wire::{Address, Jail};
 
-    fn told(action: Action, time: i64) -> SpooledEvent {
+    fn spooled(action: Action, time: i64) -> SpooledEvent {
         SpooledEvent {
             action,
             jail: Jail::new("sshd").unwrap(),
@@ -198,14 +197,14 @@ mod tests {
         }
     }
 
-    fn teller() -> Sequencer {
+    fn sequencer() -> Sequencer {
         Sequencer::new(HostName::new("web1").unwrap(), 0)
     }
 
     #[test]
-    fn an_unban_is_told_if_it_was_lifted_or_is_over() {
+    fn unban_is_published_if_the_row_is_gone_or_expired() {
         let row = |timeofban| BipsRow { timeofban, bantime: 600, failures: 3 };
-        let unban = told(Action::Unban, 1000);
+        let unban = spooled(Action::Unban, 1000);
         let table = [
             (Some(Some(row(1000))), 1600, Some(Reason::Expired)),
             (Some(Some(row(1000))), 1599, Some(Reason::Expired)),
@@ -222,66 +221,71 @@ mod tests {
             let asked = || Ok::<_, ()>(row);
             assert_eq!(reason(&unban, asked, now), Ok(expected), "{row:?} at {now}");
         }
-        let ban = told(Action::Ban, 1000);
+        let ban = spooled(Action::Ban, 1000);
         assert_eq!(reason(&ban, || Err(()), 9999), Ok(Some(Reason::Detected)), "it is not asked");
         assert_eq!(reason(&unban, || Err(()), 1200), Err(()), "it is busy");
     }
 
     #[test]
-    fn what_a_jail_s_two_actions_tell_is_one_event() {
-        let (mut teller, mut now) = (teller(), 5_000_000);
-        let mut tells = |action, time, pause: i64| {
+    fn events_of_two_actions_of_a_jail_are_one() {
+        let (mut sequencer, mut now) = (sequencer(), 5_000_000);
+        let mut sends = |action, time, pause: i64| {
             now += pause * 1000;
-            let event = teller.event(&told(action, time), || Ok::<_, ()>(None), Vec::new(), now);
+            let event =
+                sequencer.event(&spooled(action, time), || Ok::<_, ()>(None), Vec::new(), now);
             event.unwrap().is_some()
         };
-        assert!(tells(Action::Ban, 1000, 0));
-        assert!(!tells(Action::Ban, 1000, 1), "the second action");
-        assert!(!tells(Action::Ban, 0, 1), "one that does not know the time");
-        assert!(tells(Action::Unban, 1000, 1));
-        assert!(!tells(Action::Unban, 1000, 1));
-        assert!(tells(Action::Ban, 1003, 1), "a ban after its unban is another");
-        assert!(tells(Action::Ban, 1009, 1), "a ban of another time, too");
-        assert!(tells(Action::Ban, 0, 11), "and one that comes much later");
+        assert!(sends(Action::Ban, 1000, 0));
+        assert!(!sends(Action::Ban, 1000, 1), "the second action");
+        assert!(!sends(Action::Ban, 0, 1), "one that does not know the time");
+        assert!(sends(Action::Unban, 1000, 1));
+        assert!(!sends(Action::Unban, 1000, 1));
+        assert!(sends(Action::Ban, 1003, 1), "a ban after its unban is another");
+        assert!(sends(Action::Ban, 1009, 1), "a ban of another time, too");
+        assert!(sends(Action::Ban, 0, 11), "and one that comes much later");
     }
 
     #[test]
-    fn what_this_host_itself_frees_is_not_told() {
-        let mut teller = teller();
-        let unban = told(Action::Unban, 1000);
-        teller.expect_unban(&(unban.jail.clone(), unban.address), 1_100_000);
-        let mut tells = |now| teller.event(&unban, || Ok::<_, ()>(Some(None)), Vec::new(), now);
-        assert_eq!(tells(1_101_000), Ok(None));
-        assert_eq!(tells(1_120_000).unwrap().unwrap().reason, Some(Reason::Lifted));
+    fn unban_by_this_daemon_is_not_published() {
+        let mut sequencer = sequencer();
+        let unban = spooled(Action::Unban, 1000);
+        sequencer.expect_unban(&(unban.jail.clone(), unban.address), 1_100_000);
+        let mut sends = |now| sequencer.event(&unban, || Ok::<_, ()>(Some(None)), Vec::new(), now);
+        assert_eq!(sends(1_101_000), Ok(None));
+        assert_eq!(sends(1_120_000).unwrap().unwrap().reason, Some(Reason::Lifted));
     }
 
     #[test]
-    fn a_ban_carries_fleet_unbans_and_an_unban_none() {
-        let mut teller = teller();
+    fn ban_carries_fleet_unbans_and_unban_none() {
+        let mut sequencer = sequencer();
         let id = UnbanId::new("web2-5").unwrap();
-        let mut tells = |action, now| {
-            let event =
-                teller.event(&told(action, 1000), || Ok::<_, ()>(None), vec![id.clone()], now);
+        let mut sends = |action, now| {
+            let event = sequencer.event(
+                &spooled(action, 1000),
+                || Ok::<_, ()>(None),
+                vec![id.clone()],
+                now,
+            );
             event.unwrap().unwrap().unbans.len()
         };
-        assert_eq!(tells(Action::Ban, 1_000_000), 1);
-        assert_eq!(tells(Action::Unban, 1_000_001), 0);
+        assert_eq!(sends(Action::Ban, 1_000_000), 1);
+        assert_eq!(sends(Action::Unban, 1_000_001), 0);
     }
 
     #[test]
     fn stamps_grow_whatever_the_clock_does() {
-        let mut teller = teller();
-        let stamps = [100_000, 100_000, 50_000, 101_000].map(|now| teller.stamp(now));
+        let mut sequencer = sequencer();
+        let stamps = [100_000, 100_000, 50_000, 101_000].map(|now| sequencer.stamp(now));
         assert_eq!(stamps, [100_000, 100_001, 100_002, 101_000]);
-        assert!(teller.adopt(110_000, 101_000));
-        assert!(!teller.adopt(109_000, 101_000));
-        assert!(!teller.adopt(i64::MAX, 101_000));
-        assert_eq!(teller.stamp(102_000), 110_001, "what it said before; but nothing absurd");
+        assert!(sequencer.adopt(110_000, 101_000));
+        assert!(!sequencer.adopt(109_000, 101_000));
+        assert!(!sequencer.adopt(i64::MAX, 101_000));
+        assert_eq!(sequencer.stamp(102_000), 110_001, "what it said before; but nothing absurd");
     }
 
     #[test]
-    fn stamps_are_reserved_ahead_and_a_crash_goes_on_after_them() {
-        let mut teller = teller();
+    fn stamps_are_reserved_ahead_and_continue_above_them_after_a_crash() {
+        let mut sequencer = sequencer();
         let mut disk = 0;
         // The clock -> what is written. It is set back by 150 s once.
         let table = [
@@ -292,23 +296,23 @@ mod tests {
             (881_000, None),
         ];
         for (now, written) in table {
-            assert_eq!(teller.stamp_to_reserve(now), written, "{now}");
+            assert_eq!(sequencer.stamp_to_reserve(now), written, "{now}");
             if let Some(stamp) = written {
-                teller.on_reserved(stamp);
+                sequencer.on_reserved(stamp);
                 disk = stamp;
             }
-            assert!(teller.stamp(now) <= disk);
+            assert!(sequencer.stamp(now) <= disk);
         }
-        let last = teller.last();
+        let last = sequencer.last();
         let mut next = Sequencer::new(HostName::new("web1").unwrap(), disk);
         assert!(next.stamp(881_000) > last, "after a crash");
-        assert_eq!(next.stamp_to_reserve(881_000), Some(disk + 1 + RESERVED));
+        assert_eq!(next.stamp_to_reserve(881_000), Some(disk + 1 + RESERVE_AHEAD));
         // What a clock that was far ahead left is taken back.
         let next = Sequencer::new(HostName::new("web1").unwrap(), i64::MAX);
         assert_eq!(next.stamp_to_reserve(1), None, "before the next stamp");
         let mut next = Sequencer::new(HostName::new("web1").unwrap(), i64::MAX);
         let stamp = next.stamp(1_000_000);
-        assert_eq!(next.stamp_to_reserve(1_000_000), Some(stamp + RESERVED));
+        assert_eq!(next.stamp_to_reserve(1_000_000), Some(stamp + RESERVE_AHEAD));
     }
 
     #[test]
@@ -323,14 +327,14 @@ mod tests {
             (HORIZON + HORIZON_MARGIN + 1, false, false),
         ];
         for (ahead, adopted, later) in table {
-            let mut teller = teller();
-            assert_eq!(teller.adopt(NOW + ahead, NOW), adopted, "{ahead}");
-            assert_eq!(teller.stamp(NOW + 1) == NOW + ahead + 1, adopted, "{ahead}");
-            assert_eq!(teller.take_later(NOW), None);
+            let mut sequencer = sequencer();
+            assert_eq!(sequencer.adopt(NOW + ahead, NOW), adopted, "{ahead}");
+            assert_eq!(sequencer.stamp(NOW + 1) == NOW + ahead + 1, adopted, "{ahead}");
+            assert_eq!(sequencer.take_later(NOW), None);
             let then = NOW + HORIZON_MARGIN;
-            assert_eq!(teller.take_later(then), later.then_some(NOW + ahead), "{ahead}");
-            assert_eq!(teller.take_later(then), None);
-            assert!(!teller.take_was_ahead());
+            assert_eq!(sequencer.take_later(then), later.then_some(NOW + ahead), "{ahead}");
+            assert_eq!(sequencer.take_later(then), None);
+            assert!(!sequencer.take_was_ahead());
         }
     }
 }

@@ -1,14 +1,14 @@
-//! **Fleet unbans**: an address is freed on every host, whoever banned it, and stays free until somebody
-//! detects it again. Each is a tombstone, by its id.
+//! Tombstones of fleet unbans (R16, R17). A fleet unban releases an address on every host, and the address stays
+//! released until a host detects it again.
 //!
-//! Each host persists the id, frees the address once, and from then on repeats the id wherever it publishes
-//! something of the address. A claim that does not carry every tombstone of its address that is known here is
-//! void, so a host that was away, or an old snapshot, brings nothing back. Only a ban that began more than an
-//! hour after the tombstone was made counts without it: no clock is so far off that it could be the old ban.
+//! Each host persists the id, unbans the address once, and then repeats the id in every message about the address. A
+//! claim that does not carry every known tombstone of its address is void, so neither a host that was offline nor an
+//! old snapshot revives the ban. Only a ban that began more than an hour after the tombstone counts without it: no
+//! clock is so far off that it could be the old ban.
 //!
-//! Anybody who may publish can make tombstones, so they are bounded: in total, of each maker, and of each
-//! address. One more than that takes the place of the oldest of the maker that has most. They are applied in
-//! batches, in turns between makers. One that no host's ban needs is dropped after an hour.
+//! Anyone who may publish can make tombstones, so their number is bounded in total, per maker and per address (R21).
+//! Beyond that, a new tombstone replaces the oldest one of the maker with the most. They are applied in batches, in
+//! turns between makers (R22). A tombstone that no host's ban needs is dropped after an hour.
 
 mod invariants;
 
@@ -26,7 +26,7 @@ pub(super) const MAX_TOMBSTONES: usize = 20_000;
 pub(super) const MAX_PER_MAKER: usize = 5_000;
 const MAX_PER_ADDRESS: usize = 16;
 
-/// How many tombstones are looked at in one step of the garbage collection.
+/// How many addresses one step of the garbage collection checks.
 const GC_STEP: usize = 500;
 
 /// One fleet unban.
@@ -34,13 +34,13 @@ const GC_STEP: usize = 500;
 struct Tombstone {
     scope: JailScope,
     id: UnbanId,
-    /// fail2ban here was told to free the address since.
+    /// fail2ban on this host has unbanned the address since.
     applied: bool,
-    /// On the way there, it was told so in these jails.
+    /// Jails in which it was applied, until it is applied in all.
     applied_jails: BTreeSet<Jail>,
-    /// In these it is still to be told: they were not there when the tombstone came.
+    /// Jails that were missing when it arrived, and in which it has yet to be applied.
     pending_jails: BTreeSet<Jail>,
-    /// How many had come by then since this process began; 0: before.
+    /// Counts arrivals since this process started; 0 for restored ones.
     arrival: u64,
 }
 
@@ -49,7 +49,7 @@ impl Tombstone {
         FleetUnban { scope: self.scope.clone(), address, id: self.id.clone() }
     }
 
-    /// Which is the oldest, on every host the same.
+    /// The order by age, the same on every host.
     fn rank(&self) -> (i64, &UnbanId, &JailScope) {
         (self.id.created_at(), &self.id, &self.scope)
     }
@@ -59,62 +59,62 @@ impl Tombstone {
         self.scope.covers(jail) && (waits || self.pending_jails.contains(jail))
     }
 
-    fn is_outlived_by(&self, start: i64, pace: &Timing) -> bool {
-        is_outlived(&self.id, start, pace)
+    fn is_outlived_by(&self, start: i64, timing: &Timing) -> bool {
+        is_outlived(&self.id, start, timing)
     }
 }
 
-/// Whether a ban began so long after a fleet unban that it cannot be the one that was freed. `start` is in
+/// Whether a ban began so long after a fleet unban that it cannot be the one that was released (R17). `start` is in
 /// seconds since 1970.
 #[must_use]
-pub fn is_outlived(id: &UnbanId, start: i64, pace: &Timing) -> bool {
-    start > id.created_at().div_euclid(1000).saturating_add(pace.tombstone_idle)
+pub fn is_outlived(id: &UnbanId, start: i64, timing: &Timing) -> bool {
+    start > id.created_at().div_euclid(1000).saturating_add(timing.tombstone_idle)
 }
 
-/// How a tombstone's address stands in the snapshots and on this host.
+/// Whether bans of an address need its tombstone; the greatest value of all bans counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Usage {
-    /// No host bans it.
+    /// No host bans the address.
     Unused,
-    /// Some host does, and its claim carries the tombstone.
+    /// A host bans the address, and its claim carries the tombstone.
     Referenced,
-    /// Some host's claim does not carry it.
+    /// A claim on the address does not carry the tombstone.
     Missing,
 }
 
-/// All that are known here.
+/// All known tombstones.
 ///
-/// Invariants: `count` is the number in `known`; each of them is in `by_maker` once, and each maker with the
-/// number of its own in `by_size`; the caps hold. An address with a tombstone that is not applied is in
+/// Invariants: `count` is the number in `known`; each tombstone is in `by_maker` once, and each maker with the
+/// number of its tombstones in `by_size`; the caps hold. An address with a tombstone that is not applied is in
 /// `waiting`, `in_flight` or `deferred`.
 #[derive(Debug, Default)]
 pub(super) struct Tombstones {
     known: BTreeMap<Address, Vec<Tombstone>>,
-    /// The oldest of each maker first.
+    /// The tombstones of each maker, the oldest first.
     by_maker: BTreeMap<Arc<str>, BTreeSet<(i64, Address, JailScope)>>,
     by_size: BTreeSet<(usize, Arc<str>)>,
     count: usize,
-    /// How many came since this process began.
+    /// How many arrived since this process started.
     arrivals: u64,
-    /// Addresses that have something to be applied, by maker; and whose turn it was last.
+    /// Addresses with unapplied tombstones, by maker; and the maker whose turn was last.
     waiting: BTreeMap<Arc<str>, VecDeque<Address>>,
     last_turn: Option<Arc<str>>,
-    /// Addresses that fail2ban is being told to free.
+    /// Addresses that fail2ban is unbanning now.
     in_flight: Vec<Address>,
-    /// Addresses that wait for a jail that fail2ban is yet to make.
+    /// Addresses that wait for a jail that fail2ban has yet to create.
     deferred: Vec<Address>,
-    /// Up to where the garbage collection is.
+    /// The last address that the garbage collection checked.
     collected: Option<Address>,
 }
 
 impl Tombstones {
-    /// Takes one that an earlier process persisted.
-    pub(super) fn restore(&mut self, pardon: FleetUnban, applied: bool) {
-        self.insert(pardon, applied);
+    /// Inserts a tombstone that an earlier process persisted.
+    pub(super) fn restore(&mut self, fleet_unban: FleetUnban, applied: bool) {
+        self.insert(fleet_unban, applied);
     }
 
-    fn insert(&mut self, pardon: FleetUnban, applied: bool) {
-        let FleetUnban { scope, address, id } = pardon;
+    fn insert(&mut self, fleet_unban: FleetUnban, applied: bool) {
+        let FleetUnban { scope, address, id } = fleet_unban;
         let maker: Arc<str> = id.maker().into();
         let of_maker = self.by_maker.entry(Arc::clone(&maker)).or_default();
         self.by_size.remove(&(of_maker.len(), Arc::clone(&maker)));
@@ -130,18 +130,22 @@ impl Tombstones {
         self.count += 1;
     }
 
-    fn remove(&mut self, pardon: &FleetUnban) {
-        let Some(of) = self.known.get_mut(&pardon.address) else { return };
+    fn remove(&mut self, fleet_unban: &FleetUnban) {
+        let Some(of) = self.known.get_mut(&fleet_unban.address) else { return };
         let before = of.len();
-        of.retain(|one| one.id != pardon.id || one.scope != pardon.scope);
+        of.retain(|one| one.id != fleet_unban.id || one.scope != fleet_unban.scope);
         self.count -= before - of.len();
         if of.is_empty() {
-            self.known.remove(&pardon.address);
+            self.known.remove(&fleet_unban.address);
         }
-        let maker: Arc<str> = pardon.id.maker().into();
+        let maker: Arc<str> = fleet_unban.id.maker().into();
         if let Some(of) = self.by_maker.get_mut(&maker) {
             self.by_size.remove(&(of.len(), Arc::clone(&maker)));
-            of.remove(&(pardon.id.created_at(), pardon.address, pardon.scope.clone()));
+            of.remove(&(
+                fleet_unban.id.created_at(),
+                fleet_unban.address,
+                fleet_unban.scope.clone(),
+            ));
             if of.is_empty() {
                 self.by_maker.remove(&maker);
             } else {
@@ -150,54 +154,63 @@ impl Tombstones {
         }
     }
 
-    /// Learns of one that a snapshot repeats. Of an address with too many the newest are kept: so all hosts keep the
-    /// same ones, whatever they heard in which order. A claim would be void where another set is known.
+    /// Learns a tombstone that a snapshot repeats. At the limit of an address the newest are kept, so that all hosts
+    /// keep the same set in whatever order messages arrive. With another set, claims would be void.
     pub(super) fn learn_repeated(
         &mut self,
-        pardon: &FleetUnban,
+        fleet_unban: &FleetUnban,
         now: i64,
-        pace: &Timing,
+        timing: &Timing,
     ) -> Vec<Record> {
-        let of = self.known.get(&pardon.address).filter(|of| of.len() >= MAX_PER_ADDRESS);
-        let rank = (pardon.id.created_at(), &pardon.id, &pardon.scope);
+        let of = self.known.get(&fleet_unban.address).filter(|of| of.len() >= MAX_PER_ADDRESS);
+        let rank = (fleet_unban.id.created_at(), &fleet_unban.id, &fleet_unban.scope);
         if of
             .and_then(|of| of.iter().map(Tombstone::rank).min())
             .is_some_and(|oldest| rank < oldest)
         {
             return Vec::new();
         }
-        self.learn(pardon, now, pace)
+        self.learn(fleet_unban, now, timing)
     }
 
-    /// Learns of one; answers what is to be persisted: nothing if it is known already, or of another time.
-    /// `now` is in milliseconds.
-    pub(super) fn learn(&mut self, pardon: &FleetUnban, now: i64, pace: &Timing) -> Vec<Record> {
-        let age = now.saturating_sub(pardon.id.created_at());
-        let of = self.known.get(&pardon.address);
-        let known = of.into_iter().flatten().any(|u| u.id == pardon.id && u.scope == pardon.scope);
-        if known || age > pace.tombstone_ttl * 1000 || age < -HORIZON {
+    /// Learns a tombstone and returns the records to persist: none if it is known, too old, or of the future. `now` is
+    /// in milliseconds.
+    pub(super) fn learn(
+        &mut self,
+        fleet_unban: &FleetUnban,
+        now: i64,
+        timing: &Timing,
+    ) -> Vec<Record> {
+        let age = now.saturating_sub(fleet_unban.id.created_at());
+        let of = self.known.get(&fleet_unban.address);
+        let known = of
+            .into_iter()
+            .flatten()
+            .any(|u| u.id == fleet_unban.id && u.scope == fleet_unban.scope);
+        if known || age > timing.tombstone_ttl * 1000 || age < -HORIZON {
             return Vec::new();
         }
-        let mut changes = Vec::new();
-        while let Some(victim) = self.victim(pardon) {
+        let mut records = Vec::new();
+        while let Some(victim) = self.victim(fleet_unban) {
             self.remove(&victim);
-            changes.push(Record::Tombstone(victim, None));
+            records.push(Record::Tombstone(victim, None));
         }
         self.arrivals += 1;
-        self.insert(pardon.clone(), false);
-        changes.push(Record::Tombstone(pardon.clone(), Some(false)));
-        changes
+        self.insert(fleet_unban.clone(), false);
+        records.push(Record::Tombstone(fleet_unban.clone(), Some(false)));
+        records
     }
 
-    /// The one that has to go before there is room for another, if any.
-    fn victim(&self, pardon: &FleetUnban) -> Option<FleetUnban> {
-        let of_address = self.known.get(&pardon.address).filter(|of| of.len() >= MAX_PER_ADDRESS);
+    /// The tombstone that has to give way to a new one, if a limit is reached (R21).
+    fn victim(&self, fleet_unban: &FleetUnban) -> Option<FleetUnban> {
+        let of_address =
+            self.known.get(&fleet_unban.address).filter(|of| of.len() >= MAX_PER_ADDRESS);
         if let Some(oldest) = of_address.and_then(|of| of.iter().min_by_key(|one| one.rank())) {
-            return Some(oldest.fleet_unban(pardon.address));
+            return Some(oldest.fleet_unban(fleet_unban.address));
         }
-        let of_maker = self.by_maker.get(pardon.id.maker()).map_or(0, BTreeSet::len);
+        let of_maker = self.by_maker.get(fleet_unban.id.maker()).map_or(0, BTreeSet::len);
         let maker = if of_maker >= MAX_PER_MAKER {
-            pardon.id.maker()
+            fleet_unban.id.maker()
         } else if self.count >= MAX_TOMBSTONES {
             &self.by_size.last()?.1
         } else {
@@ -211,7 +224,7 @@ impl Tombstones {
         of.iter().find(same).map(|one| one.fleet_unban(*address))
     }
 
-    /// Whether the table is at one of its limits: which, and the maker that has most.
+    /// The limit that the table has reached, if any, and the maker with the most tombstones.
     pub(super) fn limit(&self) -> Option<(usize, &str)> {
         let (size, maker) = self.by_size.last()?;
         if self.count >= MAX_TOMBSTONES {
@@ -221,38 +234,39 @@ impl Tombstones {
         }
     }
 
-    /// **A claim that does not carry every tombstone of its address that is known here is void.**
-    pub(super) fn voids(&self, key: &BanKey, said: &Claim, pace: &Timing) -> bool {
-        let start = said.ban.map_or(i64::MIN, |ban| ban.start);
-        let voids = |one: &Tombstone| !said.carries(&one.id) && !one.is_outlived_by(start, pace);
-        !said.is_legacy() && self.of(key).any(voids)
+    /// Whether a claim is void: it does not carry every known tombstone of its address (R17).
+    pub(super) fn voids(&self, key: &BanKey, claim: &Claim, timing: &Timing) -> bool {
+        let start = claim.ban.map_or(i64::MIN, |ban| ban.start);
+        let voids = |one: &Tombstone| !claim.carries(&one.id) && !one.is_outlived_by(start, timing);
+        !claim.is_legacy() && self.of(key).any(voids)
     }
 
-    /// The ids that this host repeats with what it publishes of an address: those that it has applied.
+    /// The ids that this host repeats in ban events of an address: those that it has applied (R16).
     pub(super) fn ids_of(&self, key: &BanKey) -> Vec<UnbanId> {
         let applied = |one: &&Tombstone| one.applied && !one.pending_jails.contains(&key.0);
         self.of(key).filter(applied).map(|one| one.id.clone()).collect()
     }
 
-    /// Whether it is known here.
-    pub(super) fn knows(&self, pardon: &FleetUnban) -> bool {
-        let of = self.known.get(&pardon.address);
-        of.into_iter().flatten().any(|one| one.id == pardon.id && one.scope == pardon.scope)
+    pub(super) fn knows(&self, fleet_unban: &FleetUnban) -> bool {
+        let of = self.known.get(&fleet_unban.address);
+        of.into_iter()
+            .flatten()
+            .any(|one| one.id == fleet_unban.id && one.scope == fleet_unban.scope)
     }
 
-    /// Everything that this host repeats in its snapshot.
+    /// The tombstones that this host repeats in its snapshot (R16).
     pub(super) fn applied(&self) -> impl Iterator<Item = FleetUnban> {
         self.known.iter().flat_map(|(address, of)| {
             of.iter().filter(|one| one.applied).map(|one| one.fleet_unban(*address))
         })
     }
 
-    /// Whether fail2ban is to be told something.
+    /// Whether an address waits for its unban.
     pub(super) fn has_unapplied(&self) -> bool {
         !self.waiting.is_empty()
     }
 
-    /// The next addresses to be freed, at most `max`, those of each maker in turn. They are in flight until
+    /// The next addresses to unban, at most `max`, in turns between makers (R22). They are in flight until
     /// [`settle`](Self::settle) or [`retry`](Self::retry).
     pub(super) fn next_batch(&mut self, max: usize) -> Vec<Address> {
         let mut batch = BTreeSet::new();
@@ -274,15 +288,16 @@ impl Tombstones {
         batch.into_iter().collect()
     }
 
-    /// Whether an address is still to be freed in a jail, where it is banned since `start` (in seconds since
-    /// 1970) if that is known.
-    pub(super) fn is_due(&self, key: &BanKey, start: Option<i64>, pace: &Timing) -> bool {
-        let outlived = |one: &Tombstone| start.is_some_and(|start| one.is_outlived_by(start, pace));
+    /// Whether an address has an unapplied tombstone in a jail that bans it since `start`, in seconds since 1970, if
+    /// known.
+    pub(super) fn is_due(&self, key: &BanKey, start: Option<i64>, timing: &Timing) -> bool {
+        let outlived =
+            |one: &Tombstone| start.is_some_and(|start| one.is_outlived_by(start, timing));
         let of = self.known.get(&key.1).into_iter().flatten();
         of.filter(|one| one.is_due_in(&key.0)).any(|one| !outlived(one))
     }
 
-    /// An address was freed in a jail, or there was nothing to free.
+    /// An address was unbanned in a jail, or was not banned there.
     pub(super) fn mark_applied(&mut self, key: &BanKey) {
         for one in self.known.get_mut(&key.1).into_iter().flatten() {
             if one.scope.covers(&key.0) {
@@ -294,22 +309,21 @@ impl Tombstones {
         }
     }
 
-    /// Nothing is in flight any more. Notes which are applied: nothing of them is left to be freed in these
-    /// jails, nor awaited in another that fail2ban has yet to make. The others wait for
-    /// [`retry_deferred`](Self::retry_deferred).
+    /// Ends the batch in flight. A tombstone is applied once no jail of these needs it, and no jail that fail2ban has
+    /// yet to create. The others wait for [`retry_deferred`](Self::retry_deferred).
     pub(super) fn settle(
         &mut self,
         jails: &BTreeSet<Jail>,
-        awaited: impl Fn(Address, &JailScope) -> bool,
+        expected: impl Fn(Address, &JailScope) -> bool,
     ) -> Vec<(Address, Record)> {
         let mut settled = Vec::new();
         for address in std::mem::take(&mut self.in_flight) {
             let mut deferred = false;
             for one in self.known.get_mut(&address).into_iter().flatten() {
-                // A jail that it waits for may be away again.
+                // A jail that the tombstone waits for may be missing again.
                 let due =
                     jails.iter().any(|jail| one.is_due_in(jail)) || !one.pending_jails.is_empty();
-                if due || !one.applied && awaited(address, &one.scope) {
+                if due || !one.applied && expected(address, &one.scope) {
                     deferred = true;
                 } else if !one.applied {
                     one.applied = true;
@@ -331,33 +345,32 @@ impl Tombstones {
         }
     }
 
-    /// What was in flight did not reach fail2ban.
+    /// The batch in flight did not reach fail2ban.
     pub(super) fn retry(&mut self) {
         for address in std::mem::take(&mut self.in_flight) {
             self.wait(address);
         }
     }
 
-    /// fail2ban may have made the jails that some wait for, or restored their bans.
+    /// fail2ban may have created the jails that addresses wait for, or restored their bans.
     pub(super) fn retry_deferred(&mut self) {
         for address in std::mem::take(&mut self.deferred) {
             self.wait(address);
         }
     }
 
-    /// Whether something is in flight.
+    /// Whether a batch is in flight.
     pub(super) fn is_applying(&self) -> bool {
         !self.in_flight.is_empty()
     }
 
-    /// How many of those that came since this process began are applied, up to the first that is not.
+    /// The last arrival up to which every tombstone is applied.
     pub(super) fn applied_watermark(&self) -> u64 {
         let waits = self.known.values().flatten().filter(|one| !one.applied);
         waits.map(|one| one.arrival.saturating_sub(1)).min().unwrap_or(self.arrivals)
     }
 
-    /// A jail is there, and was not for those that came after so many others: what it restores of them is
-    /// freed.
+    /// A jail appeared that was missing for tombstones after this arrival: its restored bans need them.
     pub(super) fn on_jail_added(&mut self, jail: &Jail, after: u64) {
         for (address, of) in &mut self.known {
             for one in of {
@@ -369,15 +382,15 @@ impl Tombstones {
         }
     }
 
-    /// Drops what is no longer needed, some at a time, and answers it, and whether there is more to look at;
-    /// after the end of the table it begins again. Kept for 30 days, and longer while a snapshot lists the address without it; but not where no
-    /// host bans the address, an hour after it was made. `idle` says that this host has been connected for as
-    /// long, and so knows the snapshots.
+    /// Drops some tombstones that no ban needs. Returns their records, and whether more remain to be checked; after the
+    /// end of the table the next call starts over. They are kept 30 days, longer while a claim lacks them, and only an
+    /// hour if no host bans the address (R17). `idle`: this host has been connected for that hour, and so knows the
+    /// snapshots.
     pub(super) fn gc(
         &mut self,
         now: i64,
         idle: bool,
-        pace: &Timing,
+        timing: &Timing,
         usage: impl Fn(Address, &JailScope, &UnbanId) -> Usage,
     ) -> (Vec<(Address, Record)>, bool) {
         let begin = self.collected.take().map_or(Unbounded, Excluded);
@@ -387,9 +400,9 @@ impl Tombstones {
             last = Some(*address);
             for one in of {
                 let age = now.saturating_sub(one.id.created_at());
-                let old = age > pace.tombstone_ttl * 1000;
+                let old = age > timing.tombstone_ttl * 1000;
                 let done = one.applied && one.pending_jails.is_empty();
-                let unused = idle && done && age > pace.tombstone_idle * 1000;
+                let unused = idle && done && age > timing.tombstone_idle * 1000;
                 if !old && !unused {
                     continue;
                 }
@@ -404,11 +417,11 @@ impl Tombstones {
             }
         }
         self.collected = last;
-        let changes = gone.into_iter().map(|pardon| {
-            self.remove(&pardon);
-            (pardon.address, Record::Tombstone(pardon, None))
+        let records = gone.into_iter().map(|fleet_unban| {
+            self.remove(&fleet_unban);
+            (fleet_unban.address, Record::Tombstone(fleet_unban, None))
         });
-        (changes.collect(), last.is_some())
+        (records.collect(), last.is_some())
     }
 
     fn of(&self, key: &BanKey) -> impl Iterator<Item = &Tombstone> {

@@ -1,5 +1,6 @@
-//! What is to be done next: one step at a time, in an order that a crash between any two of them leaves
-//! well. What fail2ban is told rests on what is on disk; what is done, on what was just seen.
+//! Returns the effects that the daemon must execute, one at a time, in an order that is safe if the daemon crashes
+//! between any two of them: a record is persisted before fail2ban acts on it (R20), and each decision uses a recent
+//! observation (R9, R19).
 
 use super::look::Heartbeat;
 use super::marks::Import;
@@ -8,17 +9,17 @@ use super::{BanKey, Controller, Record, to_secs};
 use crate::ignored::IgnoreReason;
 use crate::wire::{Address, HostName, Jail};
 
-/// fail2ban makes some 130 bans a second and answers nobody meanwhile.
+/// How many addresses one call bans. fail2ban makes about 130 bans a second, and answers no other call meanwhile.
 const BATCH: usize = 20;
 
-/// After so many batches that there was nothing to do about, the daemon does something else: one step takes no
-/// longer with 100,000 addresses that wait.
+/// After this many batches without an effect the daemon does something else, so that a call takes no longer with
+/// 100,000 queued addresses.
 const MAX_BATCHES: usize = 50;
 
-/// From so many addresses on it is quicker to look at all of a jail's bans.
+/// For more addresses than this, observing the whole jail is quicker than observing each address.
 const SPOT_CHECK_MAX: usize = 2;
 
-/// One address to be banned or freed here, and the host whose word it is.
+/// An address to ban or unban, and the peer that caused it, for the log line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Target {
@@ -26,36 +27,37 @@ pub struct Target {
     pub attributed_to: Option<HostName>,
 }
 
-/// What the daemon is to do, and to answer how it went.
+/// What the daemon must execute. It reports the result with the method that each effect names.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Write this down, synced; then [`Fleet::saved`].
+    /// Persist these records, synced; then [`Controller::on_persisted`].
     Persist(Vec<Record>),
-    /// Look at a jail, whole or at some addresses; then [`Fleet::seen`].
+    /// Observe a jail, or these addresses of the jail; then [`Controller::on_observation`].
     Observe(Jail, Option<Vec<Address>>),
-    /// Free these addresses; then [`Fleet::done`].
+    /// Unban these addresses; then [`Controller::on_done`].
     Unban(Jail, Vec<Target>),
-    /// Free these addresses, whoever banned them: they were freed for the whole fleet; then [`Fleet::done`].
+    /// Unban these addresses for the whole fleet, local and manual bans included (R16); then
+    /// [`Controller::on_done`].
     ApplyTombstone(Jail, Vec<Address>),
-    /// Ban these addresses; then [`Fleet::done`].
+    /// Ban these addresses; then [`Controller::on_done`].
     Ban(Jail, Vec<Target>),
-    /// Ban these again, which prolongs them; then [`Fleet::done`].
+    /// Ban these addresses again, which renews their leases (R12); then [`Controller::on_done`].
     Renew(Jail, Vec<Address>),
-    /// Say that this one is not banned here, and why.
+    /// Log that this host does not ban the address, and why.
     LogRefused(Jail, Target, IgnoreReason),
-    /// Say that this host has no such jail.
+    /// Log that this host has no such jail.
     NoSuchJail(Jail, Target),
-    /// Call again soon: there is more to do, and nothing of it is the daemon's.
+    /// Call again soon: the controller has more internal work.
     Continue,
-    /// Nothing now.
+    /// Nothing to do now.
     Idle,
 }
 
-/// What fail2ban is to be told.
+/// A decided call of fail2ban.
 #[derive(Clone, Debug)]
 pub(super) enum Pending {
     Unban(Jail, Vec<Target>),
-    /// For the whole fleet, own and manual bans included.
+    /// For the whole fleet, local and manual bans included (R16).
     ApplyTombstone(Jail, Vec<Address>),
     Ban(Jail, Vec<Target>),
     Renew(Jail, Vec<Address>),
@@ -64,33 +66,33 @@ pub(super) enum Pending {
 }
 
 impl Controller {
-    /// The next step. **What is intended is on disk before fail2ban is told.**
+    /// The next effect. Intentions are persisted before fail2ban acts on them (R20).
     pub fn next_effect(&mut self, now: i64) -> Effect {
         self.gc(now);
         self.collect_tombstones(now);
         let searching = self.release_claims();
-        if let Some(step) = self.persist_next(now) {
-            return step;
+        if let Some(effect) = self.persist_next(now) {
+            return effect;
         }
-        let step = self.next_decision(now);
+        let effect = self.next_decision(now);
         let more = searching || self.collecting;
-        if step == Effect::Idle && more { Effect::Continue } else { step }
+        if effect == Effect::Idle && more { Effect::Continue } else { effect }
     }
 
     fn next_decision(&mut self, now: i64) -> Effect {
         let Some(Heartbeat { server, .. }) = self.heartbeat else { return Effect::Idle };
         let names = self.known_jails.clone().unwrap_or_default();
-        // One that starts is yet to make them.
+        // A starting fail2ban has not created its jails yet (R7).
         if names.is_empty() && self.is_starting(server, now) {
             return Effect::Idle;
         }
         for _ in 0..MAX_BATCHES {
             if self.pending.is_empty() {
                 self.settle_tombstones(&names, now);
-                if let Some(step) = self.persist_next(now) {
-                    return step;
+                if let Some(effect) = self.persist_next(now) {
+                    return effect;
                 }
-                // Bans and fleet unbans take turns, so that neither waits for a flood of the other.
+                // Bans and tombstones take turns, so that neither waits for a flood of the other (R22).
                 let bans = !self.queue.is_empty() || !self.jails_to_observe.is_empty();
                 if self.tombstones.has_unapplied() && (self.is_tombstones_turn || !bans) {
                     self.is_tombstones_turn = false;
@@ -99,8 +101,8 @@ impl Controller {
                 }
                 self.is_tombstones_turn = true;
             }
-            if let Some(order) = self.pending.pop_front() {
-                return self.dispatch(order, now);
+            if let Some(pending) = self.pending.pop_front() {
+                return self.dispatch(pending, now);
             }
             if let Some(jail) = self.jails_to_observe.first() {
                 return Effect::Observe(jail.clone(), None);
@@ -111,8 +113,8 @@ impl Controller {
             }
             if self.is_fresh(&jail, &addresses, now) {
                 self.plan(&jail, &addresses, now);
-                if let Some(step) = self.persist_next(now) {
-                    return step;
+                if let Some(effect) = self.persist_next(now) {
+                    return effect;
                 }
                 continue;
             }
@@ -134,35 +136,35 @@ impl Controller {
         let (jail, addresses) = self.queue.batch(BATCH)?;
         let mut local = self.jails.get_mut(&jail);
         for address in &addresses {
-            let case = local.as_mut().and_then(|local| local.entries.get_mut(address));
-            if let Some(case) = case {
-                case.queued = None;
+            let entry = local.as_mut().and_then(|local| local.entries.get_mut(address));
+            if let Some(entry) = entry {
+                entry.queued = None;
             }
         }
         Some((jail, addresses))
     }
 
-    /// Whether these were seen just now.
+    /// Whether the observation of these addresses is recent enough to act on.
     fn is_fresh(&mut self, jail: &Jail, addresses: &[Address], now: i64) -> bool {
-        // Of each jail for itself: two that take turns would look for ever.
-        let glanced = self
+        // Kept for each jail: with one slot, two jails that alternate would be observed without end.
+        let spot_checked = self
             .spot_checked
             .remove(jail)
             .is_some_and(|seen| addresses.iter().all(|address| seen.contains(address)));
         let shown = self.jails.get(jail).and_then(|local| local.last_observation.as_ref());
-        glanced || shown.is_some_and(|shown| shown.valid_until >= now)
+        spot_checked || shown.is_some_and(|shown| shown.valid_until >= now)
     }
 
-    /// Their jail is not there: perhaps it is only on its way down or up. What it bans is kept in mind.
+    /// Handles addresses whose jail fail2ban lacks, perhaps only during a restart. Imports are kept.
     fn without_jail(&mut self, jail: &Jail, addresses: &[Address]) -> Effect {
         for &address in addresses {
             let facts = self.facts(&(jail.clone(), address), i64::MIN);
             if facts.claimed && !facts.imported {
-                let order = Pending::NoSuchJail(jail.clone(), self.target(jail, address));
-                self.pending.push_back(order);
+                let pending = Pending::NoSuchJail(jail.clone(), self.target(jail, address));
+                self.pending.push_back(pending);
             }
         }
-        self.pending.pop_front().map_or(Effect::Idle, |order| self.dispatch(order, 0))
+        self.pending.pop_front().map_or(Effect::Idle, |pending| self.dispatch(pending, 0))
     }
 
     fn target(&self, jail: &Jail, address: Address) -> Target {
@@ -170,9 +172,9 @@ impl Controller {
         Target { address, attributed_to: self.attributed_to(&key).cloned() }
     }
 
-    /// Decides on addresses that were seen just now. What is to be banned is marked as *intended*.
+    /// Decides on addresses that were just observed. Bans get an import record in the state *intended* (R9).
     fn plan(&mut self, jail: &Jail, addresses: &[Address], now: i64) {
-        let (mut free, mut import) = (Vec::new(), Vec::new());
+        let (mut unbans, mut bans) = (Vec::new(), Vec::new());
         for &address in addresses {
             let key = (jail.clone(), address);
             let facts = self.facts(&key, to_secs(now));
@@ -182,23 +184,23 @@ impl Controller {
                     let claims = self.import_sources(&key, to_secs(now));
                     let local = self.jails.entry(jail.clone()).or_default();
                     let bantime = local.bantime().unwrap_or(-1);
-                    let mark = Import::intended(claims, bantime, to_secs(now));
-                    let case = local.entries.entry(address).or_default();
-                    case.import = Some(Box::new(mark.clone()));
-                    self.persist(Record::Import(key, Some(mark)));
-                    import.push(self.target(jail, address));
+                    let import = Import::intended(claims, bantime, to_secs(now));
+                    let entry = local.entries.entry(address).or_default();
+                    entry.import = Some(Box::new(import.clone()));
+                    self.persist(Record::Import(key, Some(import)));
+                    bans.push(self.target(jail, address));
                 }
                 Decision::Refuse => {
                     self.drop_import(&key);
-                    if let Some(because) = self.ignored(&key) {
-                        let work = self.target(jail, address);
-                        self.pending.push_back(Pending::LogRefused(jail.clone(), work, because));
+                    if let Some(reason) = self.ignored(&key) {
+                        let target = self.target(jail, address);
+                        self.pending.push_back(Pending::LogRefused(jail.clone(), target, reason));
                     }
                 }
-                Decision::Unban => free.push(self.target(jail, address)),
+                Decision::Unban => unbans.push(self.target(jail, address)),
                 Decision::Drop => self.drop_import(&key),
                 Decision::Keep => {
-                    // Its claims changed: with the next look, which tells whether it still is held.
+                    // The claims changed. Observe again before updating the record: the ban may be gone.
                     if facts.imported
                         && facts.held
                         && facts.claimed
@@ -209,20 +211,20 @@ impl Controller {
                 }
             }
         }
-        if !free.is_empty() {
-            self.pending.push_back(Pending::Unban(jail.clone(), free));
+        if !unbans.is_empty() {
+            self.pending.push_back(Pending::Unban(jail.clone(), unbans));
         }
-        if !import.is_empty() {
-            self.pending.push_back(Pending::Ban(jail.clone(), import));
+        if !bans.is_empty() {
+            self.pending.push_back(Pending::Ban(jail.clone(), bans));
         }
     }
 
-    /// Whom a jail is never to ban may have changed: with the next pulse all of it is looked at.
+    /// Observes the whole jail with the next heartbeat, because its `ignoreip` may have changed.
     pub fn invalidate(&mut self, jail: &Jail) {
         self.observe_again(jail);
     }
 
-    /// With the next pulse this jail is looked at, whatever that says.
+    /// Makes the last observation of a jail out of date.
     fn observe_again(&mut self, jail: &Jail) {
         let local = self.jails.get_mut(jail);
         if let Some(shown) = local.and_then(|local| local.last_observation.as_mut()) {
@@ -232,21 +234,21 @@ impl Controller {
 
     fn drop_import(&mut self, key: &BanKey) {
         self.last_releaser.remove(key);
-        let case = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
-        if case.and_then(|case| case.import.take()).is_some() {
+        let entry = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
+        if entry.and_then(|entry| entry.import.take()).is_some() {
             self.persist(Record::Import(key.clone(), None));
         }
     }
 
-    /// Hands an order out.
-    fn dispatch(&mut self, order: Pending, now: i64) -> Effect {
-        self.in_flight = Some(order.clone());
-        match order {
-            Pending::Unban(jail, work) => {
-                for Target { address, .. } in &work {
+    /// Turns a decided call into an effect. An unban by this daemon is noted, so that it is not published (R18).
+    fn dispatch(&mut self, pending: Pending, now: i64) -> Effect {
+        self.in_flight = Some(pending.clone());
+        match pending {
+            Pending::Unban(jail, targets) => {
+                for Target { address, .. } in &targets {
                     self.sequencer.expect_unban(&(jail.clone(), *address), now);
                 }
-                Effect::Unban(jail, work)
+                Effect::Unban(jail, targets)
             }
             Pending::ApplyTombstone(jail, addresses) => {
                 for address in &addresses {
@@ -254,18 +256,18 @@ impl Controller {
                 }
                 Effect::ApplyTombstone(jail, addresses)
             }
-            Pending::Ban(jail, work) => Effect::Ban(jail, work),
+            Pending::Ban(jail, targets) => Effect::Ban(jail, targets),
             Pending::Renew(jail, addresses) => Effect::Renew(jail, addresses),
-            Pending::LogRefused(jail, work, because) => Effect::LogRefused(jail, work, because),
-            Pending::NoSuchJail(jail, work) => Effect::NoSuchJail(jail, work),
+            Pending::LogRefused(jail, target, reason) => Effect::LogRefused(jail, target, reason),
+            Pending::NoSuchJail(jail, target) => Effect::NoSuchJail(jail, target),
         }
     }
 
-    /// fail2ban has done what it was told, and answered with a number.
+    /// fail2ban executed the effect in flight, and answered with a number.
     pub fn on_done(&mut self, answer: i64, now: i64) {
         match self.in_flight.take() {
-            Some(Pending::Unban(jail, work)) => {
-                for Target { address, .. } in work {
+            Some(Pending::Unban(jail, targets)) => {
+                for Target { address, .. } in targets {
                     self.mark_unbanned(&(jail.clone(), address));
                 }
             }
@@ -274,8 +276,8 @@ impl Controller {
                     self.mark_tombstone_applied(&(jail.clone(), address), now);
                 }
             }
-            Some(Pending::Ban(jail, work)) => {
-                self.mark_imported(&jail, &work, answer, to_secs(now));
+            Some(Pending::Ban(jail, targets)) => {
+                self.mark_imported(&jail, &targets, answer, to_secs(now));
             }
             Some(Pending::Renew(jail, addresses)) => {
                 for address in addresses {
@@ -286,15 +288,15 @@ impl Controller {
         }
     }
 
-    /// fail2ban has not done it, or nobody knows: it is looked at again.
+    /// The effect in flight failed, or its result is unknown: observe again before deciding.
     pub fn on_failed(&mut self) {
         let (jail, addresses) = match self.in_flight.take() {
-            Some(Pending::Unban(jail, work) | Pending::Ban(jail, work)) => {
-                (jail, work.into_iter().map(|work| work.address).collect())
+            Some(Pending::Unban(jail, targets) | Pending::Ban(jail, targets)) => {
+                (jail, targets.into_iter().map(|target| target.address).collect())
             }
             Some(Pending::Renew(jail, addresses)) => (jail, addresses),
             Some(Pending::ApplyTombstone(jail, _)) => {
-                self.pending.retain(|order| !matches!(order, Pending::ApplyTombstone(..)));
+                self.pending.retain(|pending| !matches!(pending, Pending::ApplyTombstone(..)));
                 self.tombstones.retry();
                 (jail, Vec::new())
             }
@@ -306,15 +308,15 @@ impl Controller {
         self.observe_again(&jail);
     }
 
-    /// fail2ban goes on refusing what it is told of a jail: the words wait until there is something new
-    /// of them or of the jail. `is_known`: what the jail holds was taken from fail2ban's database instead, so
-    /// that it does not hold up what this host publishes of its other jails.
+    /// fail2ban keeps refusing calls for a jail. Its queued addresses are dropped until a message or an observation
+    /// queues them again. `is_known`: the bans of the jail were read from fail2ban's database instead, so that the
+    /// jail does not hold up the snapshot.
     pub fn abandon_jail(&mut self, jail: &Jail, is_known: bool, now: i64) {
         self.queue.forget(jail);
-        for case in
+        for entry in
             self.jails.get_mut(jail).into_iter().flat_map(|local| local.entries.values_mut())
         {
-            case.queued = None;
+            entry.queued = None;
         }
         self.jails_to_observe.remove(jail);
         if is_known {
@@ -322,24 +324,25 @@ impl Controller {
         }
     }
 
-    /// **What `banip` says was not new is not ours.** Of several it does not say which: the next look
-    /// tells, by their rows.
-    fn mark_imported(&mut self, jail: &Jail, work: &[Target], new: i64, now: i64) {
-        let all = usize::try_from(new).is_ok_and(|new| new >= work.len());
-        for Target { address, .. } in work {
+    /// `banip` counts new bans. An address that it does not count is not an import (R9). If only some of several
+    /// addresses were new, the next observation tells which, by their rows.
+    fn mark_imported(&mut self, jail: &Jail, targets: &[Target], new: i64, now: i64) {
+        let all = usize::try_from(new).is_ok_and(|new| new >= targets.len());
+        for Target { address, .. } in targets {
             let key = (jail.clone(), *address);
-            if !all && work.len() == 1 {
+            if !all && targets.len() == 1 {
                 self.drop_import(&key);
                 continue;
             }
             let local = self.jails.entry(jail.clone()).or_default();
-            let run = local.epoch;
-            let case = local.entries.entry(*address).or_default();
-            // A detection that came between took the mark away.
-            if let Some(mark) = &mut case.import {
-                (mark.is_applied, mark.confirmed_at, mark.jail_epoch) = (true, now, Some(run));
-                let change = Record::Import(key.clone(), Some(Import::clone(mark)));
-                self.persist(change);
+            let epoch = local.epoch;
+            let entry = local.entries.entry(*address).or_default();
+            // A detection that arrived meanwhile removed the record (R10).
+            if let Some(import) = &mut entry.import {
+                (import.is_applied, import.confirmed_at, import.jail_epoch) =
+                    (true, now, Some(epoch));
+                let record = Record::Import(key.clone(), Some(Import::clone(import)));
+                self.persist(record);
                 self.mark_held(&key, now);
             }
         }
@@ -348,13 +351,13 @@ impl Controller {
         }
     }
 
-    /// fail2ban holds an address from now on for this jail's bantime.
+    /// fail2ban holds an address from now on for the bantime of the jail.
     fn mark_held(&mut self, key: &BanKey, now: i64) {
         let Some(local) = self.jails.get_mut(&key.0) else { return };
         let bantime = local.bantime().unwrap_or(-1);
         let end = if bantime < 0 { i64::MAX } else { now.saturating_add(bantime) };
         local.entries.entry(key.1).or_default().held_until = Some(end);
-        // Not later than it ends is it looked at again.
+        // Observe it again before the lease ends.
         if let Some(shown) = &mut local.last_observation {
             let soon = end.saturating_sub(super::lease::lead(bantime));
             shown.next_check_at = shown.next_check_at.min(soon);
@@ -363,14 +366,14 @@ impl Controller {
 
     fn mark_unbanned(&mut self, key: &BanKey) {
         self.drop_import(key);
-        let case = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
-        if let Some(case) = case {
-            case.held_until = None;
+        let entry = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
+        if let Some(entry) = entry {
+            entry.held_until = None;
         }
         self.enqueue(key);
     }
 
-    /// **A fleet unban frees the address once, own and manual bans included.**
+    /// A tombstone unbans the address once, local and manual bans included (R16).
     fn mark_tombstone_applied(&mut self, key: &BanKey, now: i64) {
         self.mark_unbanned(key);
         self.drop_detection(key);
@@ -381,32 +384,30 @@ impl Controller {
         self.publisher.mark_dirty(key.1, now);
     }
 
-    /// What is not on disk yet.
     fn persist_next(&mut self, now: i64) -> Option<Effect> {
         self.dirty.next_batch(now).map(Effect::Persist)
     }
 
-    /// The [stamp to reserve](super::tell::Teller::stamp_to_reserve) on disk now, if any. It is apart from the
-    /// other changes: it must not wait while fail2ban or a batch of them takes long.
+    /// The [stamp to reserve](super::tell::Sequencer::stamp_to_reserve) on disk now, if any. It is not an effect: it
+    /// must not wait for fail2ban or for a batch of records.
     #[must_use]
     pub fn stamp_to_reserve(&self, now: i64) -> Option<i64> {
         self.sequencer.stamp_to_reserve(now)
     }
 
-    /// The stamp is on disk.
+    /// The reserved stamp is on disk.
     pub fn on_stamp_reserved(&mut self, stamp: i64) {
         self.sequencer.on_reserved(stamp);
     }
 
-    /// The stamp that this host took last: with a graceful stop no other is to be reserved.
+    /// The last stamp that this host used. A graceful stop reserves this one, and none ahead.
     #[must_use]
     pub fn last_own_stamp(&self) -> i64 {
         self.sequencer.last()
     }
 
-    /// It was written down, or could not be. Then bans are made all the same, and it is tried again
-    /// later.
-    pub fn on_persisted(&mut self, well: bool, now: i64) {
-        self.dirty.on_written(well, now);
+    /// The records were written, or not. If not, bans are made all the same, and the write is retried (R20).
+    pub fn on_persisted(&mut self, is_written: bool, now: i64) {
+        self.dirty.on_written(is_written, now);
     }
 }

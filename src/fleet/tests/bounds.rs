@@ -44,7 +44,7 @@ fn one_host_does_not_take_the_room_of_all() {
     assert!(!fleet.apply_event(&ban("web1", 100_001), NOW));
     assert!(fleet.apply_event(&ban("web2", 100_001), NOW));
     assert_eq!(
-        fleet.apply_shard(&part("web1", 20, &["203.0.113.1"]), NOW),
+        fleet.apply_shard(&shard("web1", 20, &["203.0.113.1"]), NOW),
         Some(ShardError::OverCapacity)
     );
 }
@@ -54,11 +54,11 @@ fn one_word_each_of_two_jails_is_looked_at_once_and_done() {
     let jails = ["sshd", "web"].map(|name| Jail::new(name).unwrap());
     let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     let server = ServerInstance { pid: 1, started: 0 };
-    let pulse = Heartbeat { server, data_version: Some(1) };
+    let heartbeat = Heartbeat { server, data_version: Some(1) };
     // The jails are seen whole, and long after, when nothing is due, a word of each comes.
     for now in [NOW, NOW + 200_000] {
         fleet.start_cycle(now);
-        fleet.on_heartbeat(pulse, BTreeSet::from(jails.clone()), now);
+        fleet.on_heartbeat(heartbeat, BTreeSet::from(jails.clone()), now);
         if now > NOW {
             for jail in jails.clone() {
                 fleet.apply_event(
@@ -67,16 +67,17 @@ fn one_word_each_of_two_jails_is_looked_at_once_and_done() {
                 );
             }
         }
-        let (mut glances, mut imports) = (0, 0);
+        let (mut spot_checks, mut imports) = (0, 0);
         for _ in 0..30 {
             match fleet.next_effect(now) {
                 Effect::Idle => break,
                 Effect::Persist(_) => fleet.on_persisted(true, now),
                 Effect::Observe(jail, of) => {
-                    glances += usize::from(of.is_some());
+                    spot_checks += usize::from(of.is_some());
                     let (total, bantime, database) = (Some(0), 600, Some(0));
-                    let look = Observation { database, total, bantime, ..Observation::default() };
-                    fleet.on_observation(&jail, of.as_deref(), look, now);
+                    let observation =
+                        Observation { database, total, bantime, ..Observation::default() };
+                    fleet.on_observation(&jail, of.as_deref(), observation, now);
                 }
                 Effect::Ban(..) => {
                     imports += 1;
@@ -85,7 +86,7 @@ fn one_word_each_of_two_jails_is_looked_at_once_and_done() {
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!((glances, imports), if now > NOW { (2, 2) } else { (0, 0) });
+        assert_eq!((spot_checks, imports), if now > NOW { (2, 2) } else { (0, 0) });
     }
 }
 
@@ -94,33 +95,33 @@ fn looks_that_take_long_and_others_words_both_have_their_turn() {
     let jails = ["a", "b", "c", "d", "e"].map(|name| Jail::new(name).unwrap());
     let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     let server = ServerInstance { pid: 1, started: 0 };
-    let (mut now, mut told) = (NOW, 0);
-    let (mut looks, mut imports) = (BTreeMap::new(), BTreeMap::new());
+    let (mut now, mut newest) = (NOW, 0);
+    let (mut observations, mut imports) = (BTreeMap::new(), BTreeMap::new());
     fleet.on_connected(now);
     for n in 0..30 {
         // Each jail takes longer to look at than a round lasts, and all are always worth it.
-        let begun = now;
+        let started = now;
         fleet.start_cycle(now);
         fleet.on_heartbeat(Heartbeat { server, data_version: Some(n) }, jails.clone().into(), now);
         for jail in jails.clone() {
             fleet.apply_event(&Event { jail, ..event(Action::Ban, "web1", now) }, now);
         }
-        while now < begun + 2_000 {
+        while now < started + 2_000 {
             match fleet.next_effect(now) {
-                Effect::Idle => now = begun + 2_000,
+                Effect::Idle => now = started + 2_000,
                 Effect::Persist(_) => fleet.on_persisted(true, now),
                 Effect::Observe(jail, of) => {
                     now += if of.is_some() { 10 } else { 2_500 };
-                    *looks.entry(jail.clone()).or_insert(0) += 1;
+                    *observations.entry(jail.clone()).or_insert(0) += 1;
                     let (total, bantime, database) = (Some(0), 600, Some(0));
-                    let look = Observation {
+                    let observation = Observation {
                         database,
                         total,
                         bantime,
                         took: 2_500,
                         ..Observation::default()
                     };
-                    fleet.on_observation(&jail, of.as_deref(), look, now);
+                    fleet.on_observation(&jail, of.as_deref(), observation, now);
                 }
                 Effect::Ban(jail, _) => {
                     now += 150;
@@ -131,12 +132,12 @@ fn looks_that_take_long_and_others_words_both_have_their_turn() {
             }
         }
         let stamp = |publication: &RetainedShard| publication.content.as_ref().unwrap().stamp;
-        told = fleet.publications(now).iter().map(stamp).max().unwrap_or(told);
+        newest = fleet.publications(now).iter().map(stamp).max().unwrap_or(newest);
     }
-    assert_eq!(looks.len(), 5, "{looks:?}");
-    assert!(looks.values().all(|looks| *looks > 1), "{looks:?}");
+    assert_eq!(observations.len(), 5, "{observations:?}");
+    assert!(observations.values().all(|observations| *observations > 1), "{observations:?}");
     assert_eq!(imports.len(), 5, "{imports:?}");
-    assert!(told >= NOW, "its own bans are told");
+    assert!(newest >= NOW, "its own bans are published");
 }
 
 #[test]
@@ -158,11 +159,11 @@ fn what_a_host_without_snapshots_said_is_forgotten_when_it_is_over() {
 #[test]
 fn there_is_an_end_to_what_is_kept() {
     let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
-    let mut hears =
+    let mut receive =
         |n: usize, stamp| fleet.apply_event(&event(Action::Ban, &format!("host{n}"), stamp), 0);
-    assert!((0..256).all(|n| hears(n, 1)));
-    assert!(!hears(257, 1));
-    assert!(hears(7, 2), "a known host's next word");
+    assert!((0..256).all(|n| receive(n, 1)));
+    assert!(!receive(257, 1));
+    assert!(receive(7, 2), "a known host's next word");
     let ban = Ban { start: NOW / 1000, bantime: 600 };
     assert_eq!(fleet.claim_state(&key(), &host("host7")), ClaimState::Held(2, ban));
 }
@@ -174,10 +175,10 @@ fn claims_of_many_hosts_on_one_address_give_way_to_a_senior_peer() {
     // Bans that are over, and bans that last; of hosts with a snapshot and without.
     for (bantime, snapshot) in [(1, false), (1, true), (-1, false), (-1, true)] {
         let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
-        fleet.apply_shard(&part("web1", NOW - 10_000, &[]), NOW - 10_000);
+        fleet.apply_shard(&shard("web1", NOW - 10_000, &[]), NOW - 10_000);
         for n in 0..300 {
             if snapshot {
-                fleet.apply_shard(&part(&format!("host{n}"), NOW - 5_000, &[]), NOW - 5_000);
+                fleet.apply_shard(&shard(&format!("host{n}"), NOW - 5_000, &[]), NOW - 5_000);
             }
             fleet.apply_event(&length(bantime)(n), NOW + 2_000);
         }
@@ -196,19 +197,19 @@ fn claims_of_many_hosts_on_one_address_give_way_to_a_senior_peer() {
 }
 
 /// A snapshot of a peer with so many bans, in so many shards.
-fn snapshot(from: &str, stamp: i64, bans: u32, parts: u32) -> Vec<Shard> {
+fn snapshot(from: &str, stamp: i64, bans: u32, shard_count: u32) -> Vec<Shard> {
     let mut shards: BTreeMap<u32, Vec<ShardEntry>> = BTreeMap::new();
     for n in 0..bans {
         let address = address(&std::net::Ipv4Addr::from(0x0b00_0000 + n).to_string());
         let (start, bantime) = (NOW / 1000, -1);
         let listed = ShardEntry { jail: jail(), address, start, bantime };
-        shards.entry(ShardId::of(address, parts).index()).or_default().push(listed);
+        shards.entry(ShardId::of(address, shard_count).index()).or_default().push(listed);
     }
-    let part = |(number, bans)| {
-        let slice = ShardId::new(number, parts).unwrap();
-        Shard { host: host(from), stamp, time: 0, id: slice, bans, unbans: Vec::new() }
+    let shard = |(number, bans)| {
+        let id = ShardId::new(number, shard_count).unwrap();
+        Shard { host: host(from), stamp, time: 0, id, bans, unbans: Vec::new() }
     };
-    shards.into_iter().map(part).collect()
+    shards.into_iter().map(shard).collect()
 }
 
 #[test]
@@ -224,12 +225,12 @@ fn small_shard_costs_little_whatever_came_before() {
     }
     assert!(fleet.counts.claims > 98_000);
     // Old ones, and then one that releases everything: not while it is heard, but a few at a time.
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     for n in 1..=300 {
-        fleet.apply_shard(&Shard { bans: Vec::new(), ..part("evil", n, &[]) }, NOW);
+        fleet.apply_shard(&Shard { bans: Vec::new(), ..shard("evil", n, &[]) }, NOW);
     }
-    fleet.apply_shard(&part("evil", NOW + 2_000, &[]), NOW);
-    let heard = begun.elapsed();
+    fleet.apply_shard(&shard("evil", NOW + 2_000, &[]), NOW);
+    let received = started.elapsed();
     assert!(fleet.counts.claims > 98_000, "nothing is released at once");
     let mut steps = 0;
     while fleet.release_claims() {
@@ -237,8 +238,8 @@ fn small_shard_costs_little_whatever_came_before() {
     }
     assert!((99..700).contains(&steps), "{steps}");
     assert_eq!(fleet.counts.claims, 0);
-    let all = begun.elapsed();
-    assert!(heard < all / 2, "{heard:?} of {all:?}");
+    let all = started.elapsed();
+    assert!(received < all / 2, "{received:?} of {all:?}");
 }
 
 #[test]
@@ -268,7 +269,7 @@ fn largest_peer_gives_way_to_another() {
 fn peers_without_end_take_the_place_of_each_other() {
     let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     let ip = |n: u32| address(&std::net::Ipv4Addr::from(0x0b00_0000 + n).to_string());
-    fleet.apply_shard(&part("web2", NOW, &["203.0.113.1"]), NOW - 700_000);
+    fleet.apply_shard(&shard("web2", NOW, &["203.0.113.1"]), NOW - 700_000);
     fleet.apply_event(&event(Action::Ban, "script-less", NOW), NOW - 700_000);
     for n in 0..3_000u32 {
         let fake = Event { address: ip(n), ..event(Action::Ban, &format!("fake{n}"), NOW) };
@@ -293,48 +294,48 @@ fn claims_that_come_and_go_do_not_fill_the_queue() {
     for n in 0..400 {
         let listed: Vec<String> = (0..50).map(|m| format!("198.51.100.{m}")).collect();
         let listed: Vec<&str> = listed.iter().map(String::as_str).collect();
-        fleet.apply_shard(&part("evil", stamp, &listed[n % 2..]), NOW);
-        fleet.apply_shard(&part("evil", stamp + 1, &[]), NOW);
+        fleet.apply_shard(&shard("evil", stamp, &listed[n % 2..]), NOW);
+        fleet.apply_shard(&shard("evil", stamp + 1, &[]), NOW);
         while fleet.release_claims() {}
         stamp += 2;
         fleet.check_invariants().unwrap();
     }
-    fleet.apply_shard(&part("web1", NOW, &[IP]), NOW);
+    fleet.apply_shard(&shard("web1", NOW, &[IP]), NOW);
     let waiting: Vec<_> = fleet.queue.waiting().map(|(_, waiting)| waiting).collect();
     assert_eq!(waiting, [key()], "what is new waits, and nothing else");
 }
 
 #[test]
 fn import_that_is_no_more_leaves_no_last_releaser() {
-    let mut it = Bench::new();
-    it.hears(&event(Action::Ban, "web1", 10));
-    assert_eq!(it.works(), ["ban"]);
-    it.hears(&event(Action::Ban, "old1", 0));
-    it.hears(&event(Action::Unban, "old1", 0));
+    let mut it = Harness::new();
+    it.receive(&event(Action::Ban, "web1", 10));
+    assert_eq!(it.run_cycle(), ["ban"]);
+    it.receive(&event(Action::Ban, "old1", 0));
+    it.receive(&event(Action::Unban, "old1", 0));
     it.fleet.apply_cleared(&host("web1"), 0, NOW);
     while it.fleet.release_claims() {}
     assert!(it.fleet.last_releaser.contains_key(&key()));
-    it.detects();
+    it.detect();
     it.fleet.check_invariants().unwrap();
     assert!(it.fleet.last_releaser.is_empty(), "notify told that it is an own ban");
 }
 
 #[test]
 fn host_whose_bans_are_held_is_heard_after_a_restart() {
-    let mut it = Bench::new();
-    it.hears(&event(Action::Ban, "gone", 10));
-    assert_eq!(it.works(), ["ban"]);
-    it.restarts();
+    let mut it = Harness::new();
+    it.receive(&event(Action::Ban, "gone", 10));
+    assert_eq!(it.run_cycle(), ["ban"]);
+    it.restart();
     it.fleet.on_connected(NOW);
-    it.fleet.apply_shard(&part("me", NOW, &[]), NOW);
+    it.fleet.apply_shard(&shard("me", NOW, &[]), NOW);
     let asked = it.fleet.next_subscription(NOW + 1).unwrap_or_default();
     assert!(asked.contains(&"state/gone/0".to_owned()), "{asked:?}");
 }
 
 #[test]
 fn flood_of_fleet_unbans_and_bans_take_turns() {
-    let mut it = Bench::new();
-    it.works();
+    let mut it = Harness::new();
+    it.run_cycle();
     for n in 0..2_000u32 {
         let ip = address(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string());
         let made = NOW + i64::from(n);
@@ -347,15 +348,15 @@ fn flood_of_fleet_unbans_and_bans_take_turns() {
         };
         assert!(it.fleet.apply_event(&unban, it.now));
     }
-    it.hears(&event(Action::Ban, "web1", NOW));
+    it.receive(&event(Action::Ban, "web1", NOW));
     let mut effects = Vec::new();
     while !effects.contains(&"ban") {
         match it.fleet.next_effect(it.now) {
             Effect::Persist(_) => it.fleet.on_persisted(true, it.now),
             Effect::Observe(jail, of) => {
-                let look =
+                let observation =
                     Observation { database: Some(0), bantime: 600, ..Observation::default() };
-                it.fleet.on_observation(&jail, of.as_deref(), look, it.now);
+                it.fleet.on_observation(&jail, of.as_deref(), observation, it.now);
             }
             Effect::ApplyTombstone(_, addresses) => {
                 assert!(addresses.len() <= 100);
@@ -372,15 +373,17 @@ fn flood_of_fleet_unbans_and_bans_take_turns() {
 #[test]
 fn own_stamps_that_were_far_ahead_come_back_below_the_horizon() {
     let stamp = NOW + 1_000 * 86_400_000;
-    let remembered = PersistedState { stamp, ..PersistedState::default() };
-    let mut it =
-        Bench { fleet: Controller::new(host("me"), Timing::default(), remembered), ..Bench::new() };
+    let persisted = PersistedState { stamp, ..PersistedState::default() };
+    let mut it = Harness {
+        fleet: Controller::new(host("me"), Timing::default(), persisted),
+        ..Harness::new()
+    };
     it.fleet.on_connected(it.now);
-    it.works();
+    it.run_cycle();
     let published = it.fleet.publications(it.now);
     let first = published[0].content.as_ref().unwrap().stamp;
     assert!(!crate::guard::is_ahead(first, it.now));
-    it.works();
+    it.run_cycle();
     it.fleet.on_connected(it.now);
     let again = it.fleet.publications(it.now)[0].content.as_ref().unwrap().stamp;
     assert!(again > first, "{again} {first}");

@@ -3,9 +3,9 @@
 use super::*;
 
 /// The addresses that its snapshot lists.
-fn listed(it: &mut Bench) -> Vec<Address> {
+fn listed(it: &mut Harness) -> Vec<Address> {
     it.fleet.on_connected(it.now);
-    it.works();
+    it.run_cycle();
     let published = it.fleet.publications(it.now);
     published[0].content.as_ref().unwrap().bans.iter().map(|ban| ban.address).collect()
 }
@@ -13,13 +13,13 @@ fn listed(it: &mut Bench) -> Vec<Address> {
 #[test]
 fn a_detection_that_only_its_event_tells_of_is_learned_from_it() {
     // The spool cannot be written: notify's child publishes, and the event comes back.
-    let mut it = Bench::new();
+    let mut it = Harness::new();
     it.held.insert(address(IP), Some(600));
     let reason = Some(crate::wire::Reason::Detected);
     it.fleet.apply_echo(&Event { reason, ..event(Action::Ban, "me", NOW) }, NOW);
-    it.works();
+    it.run_cycle();
     it.fleet.on_connected(it.now);
-    it.works();
+    it.run_cycle();
     let published = it.fleet.publications(it.now);
     let bans = &published[0].content.as_ref().unwrap().bans;
     assert_eq!((bans.len(), bans[0].start), (1, NOW / 1000));
@@ -27,19 +27,19 @@ fn a_detection_that_only_its_event_tells_of_is_learned_from_it() {
 
 #[test]
 fn a_detection_that_has_no_row_is_remembered_until_it_has_one() {
-    let mut it = Bench::new();
+    let mut it = Harness::new();
     it.held.insert(address(IP), Some(600));
-    it.detects();
+    it.detect();
     let start = it.now / 1000;
     for _ in 0..4 {
-        it.works();
+        it.run_cycle();
     }
     assert_eq!(it.disk.pending_detections.len(), 1, "the row should have been there by now");
-    it.restarts();
+    it.restart();
     assert_eq!(listed(&mut it), [address(IP)]);
     it.rows.insert(address(IP), BipsRow { timeofban: start, bantime: 600, failures: 3 });
-    it.works();
-    it.works();
+    it.run_cycle();
+    it.run_cycle();
     assert_eq!(it.disk.pending_detections.len(), 0);
     assert_eq!(listed(&mut it), [address(IP)]);
 }
@@ -47,29 +47,29 @@ fn a_detection_that_has_no_row_is_remembered_until_it_has_one() {
 #[test]
 fn what_an_operator_banned_a_moment_before_the_import_stays_his() {
     for raced in [false, true] {
-        let mut it = Bench::new();
+        let mut it = Harness::new();
         it.raced = raced;
-        it.hears(&event(Action::Ban, "web1", 10));
-        assert_eq!(it.works(), ["ban"]);
-        it.hears(&event(Action::Unban, "web1", 20));
-        assert_eq!(it.works().is_empty(), raced, "banip said that it was not new: {raced}");
+        it.receive(&event(Action::Ban, "web1", 10));
+        assert_eq!(it.run_cycle(), ["ban"]);
+        it.receive(&event(Action::Unban, "web1", 20));
+        assert_eq!(it.run_cycle().is_empty(), raced, "banip said that it was not new: {raced}");
     }
 }
 
 #[test]
 fn a_detection_makes_an_import_this_host_s_own() {
     for detected in [false, true] {
-        let mut it = Bench::new();
-        it.hears(&event(Action::Ban, "web1", 10));
-        assert_eq!(it.works(), ["ban"]);
-        it.works();
+        let mut it = Harness::new();
+        it.receive(&event(Action::Ban, "web1", 10));
+        assert_eq!(it.run_cycle(), ["ban"]);
+        it.run_cycle();
         // fail2ban lost the import and detected the address itself; the row is still the import's.
         it.now += 300_000;
         if detected {
-            it.detects();
+            it.detect();
         }
-        it.hears(&event(Action::Unban, "web1", 20));
-        assert_eq!(it.works().is_empty(), detected, "{detected}");
+        it.receive(&event(Action::Unban, "web1", 20));
+        assert_eq!(it.run_cycle().is_empty(), detected, "{detected}");
     }
 }
 
@@ -77,42 +77,42 @@ fn a_detection_makes_an_import_this_host_s_own() {
 fn what_is_not_in_a_new_database_nobody_lifted() {
     // It was detected here, too; fail2ban has a new database -> what was lost is banned for the other host.
     for (own, new) in [(false, false), (false, true), (true, false), (true, true)] {
-        let mut it = Bench::new();
+        let mut it = Harness::new();
         if own {
             it.held.insert(address(IP), Some(600));
             let timeofban = it.now / 1000;
             it.rows.insert(address(IP), BipsRow { timeofban, bantime: 600, failures: 3 });
         }
-        it.hears(&event(Action::Ban, "web1", 10));
-        assert_eq!(it.works().is_empty(), own);
-        it.works();
-        it.lift();
+        it.receive(&event(Action::Ban, "web1", 10));
+        assert_eq!(it.run_cycle().is_empty(), own);
+        it.run_cycle();
+        it.release_all();
         it.server = ServerInstance { pid: 2, started: it.now / 1000 };
         if new {
             it.made = it.server.started;
         }
-        assert_eq!(it.works().is_empty(), !new, "{own} {new}");
+        assert_eq!(it.run_cycle().is_empty(), !new, "{own} {new}");
     }
 }
 
 #[test]
 fn a_jail_that_was_gone_restores_its_imports() {
-    let mut it = Bench::new();
-    it.hears(&event(Action::Ban, "web1", 10));
-    assert_eq!(it.works(), ["ban"]);
-    it.works();
-    it.restarts();
+    let mut it = Harness::new();
+    it.receive(&event(Action::Ban, "web1", 10));
+    assert_eq!(it.run_cycle(), ["ban"]);
+    it.run_cycle();
+    it.restart();
     let held = std::mem::take(&mut it.held);
-    assert_eq!(it.works(), NOTHING, "it restores");
+    assert_eq!(it.run_cycle(), NOTHING, "it restores");
     // fail2ban stops the jail for longer than one restores; the claim ends meanwhile.
-    let (none, pulse) = (BTreeSet::new(), Heartbeat { server: it.server, data_version: None });
+    let (none, heartbeat) = (BTreeSet::new(), Heartbeat { server: it.server, data_version: None });
     it.fleet.classify_missing_jails(&none, &none, it.server, it.now);
-    it.fleet.on_heartbeat(pulse, none, it.now);
-    it.hears(&event(Action::Unban, "web1", 20));
+    it.fleet.on_heartbeat(heartbeat, none, it.now);
+    it.receive(&event(Action::Unban, "web1", 20));
     it.now += 100_000;
-    assert_eq!(it.works(), NOTHING, "it restores again");
+    assert_eq!(it.run_cycle(), NOTHING, "it restores again");
     it.held = held;
-    assert_eq!(it.works(), ["free"]);
+    assert_eq!(it.run_cycle(), ["free"]);
 }
 
 #[test]
@@ -123,16 +123,16 @@ fn forged_event_of_this_host_makes_no_ban_its_own() {
         Event { jail, time, reason, ..event(Action::Ban, "me", NOW) }
     };
     // What is imported stays an import.
-    let mut it = Bench::new();
-    it.hears(&event(Action::Ban, "web1", 10));
-    assert_eq!(it.works(), ["ban"]);
+    let mut it = Harness::new();
+    it.receive(&event(Action::Ban, "web1", 10));
+    assert_eq!(it.run_cycle(), ["ban"]);
     it.fleet.apply_echo(&own("sshd", NOW / 1000), it.now);
     assert_eq!(listed(&mut it), []);
-    it.hears(&event(Action::Unban, "web1", 20));
-    assert_eq!(it.works(), ["free"]);
+    it.receive(&event(Action::Unban, "web1", 20));
+    assert_eq!(it.run_cycle(), ["free"]);
     // What fail2ban does not ban is none, nor while fail2ban is away.
-    let mut it = Bench::new();
-    it.works();
+    let mut it = Harness::new();
+    it.run_cycle();
     it.fleet.apply_echo(&own("sshd", NOW / 1000), it.now);
     it.fleet.observe_offline_jail(&jail(), &std::iter::empty().collect(), it.now);
     assert_eq!(listed(&mut it), []);
@@ -157,16 +157,16 @@ fn forged_event_of_this_host_makes_no_ban_its_own() {
 
 #[test]
 fn ban_that_fail2ban_is_about_to_restore_is_freed_once_it_is_back() {
-    let mut it = Bench::new();
+    let mut it = Harness::new();
     it.rows.insert(address(IP), BipsRow { timeofban: NOW / 1000, bantime: 600, failures: 3 });
-    assert_eq!(it.works(), NOTHING);
+    assert_eq!(it.run_cycle(), NOTHING);
     let id = Some(UnbanId::made_by(&host("web2"), NOW));
     let reason = Some(crate::wire::Reason::Fleet);
-    it.hears(&Event { reason, id, ..event(Action::Unban, "web2", 7) });
-    assert_eq!(it.works(), NOTHING, "fail2ban would restore it all the same");
+    it.receive(&Event { reason, id, ..event(Action::Unban, "web2", 7) });
+    assert_eq!(it.run_cycle(), NOTHING, "fail2ban would restore it all the same");
     assert_eq!(listed(&mut it), [address(IP)]);
     it.held.insert(address(IP), Some(600));
-    it.works();
+    it.run_cycle();
     assert_eq!(listed(&mut it), []);
     assert!(it.held.is_empty());
 }

@@ -15,14 +15,14 @@ fn round(fleet: &mut Controller, now: i64, ignored: &IgnoreList, held: &[&str]) 
         BTreeSet::from([jail()]),
         now,
     );
-    let mut steps = Vec::new();
+    let mut effects = Vec::new();
     loop {
         match fleet.next_effect(now) {
-            Effect::Idle => return steps,
+            Effect::Idle => return effects,
             Effect::Persist(_) => fleet.on_persisted(true, now),
             Effect::Observe(jail, of) => {
                 let row = BipsRow { timeofban: MADE, bantime: 600, failures: 0 };
-                let look = Observation {
+                let observation = Observation {
                     held: held.iter().map(|ip| (address(ip), end)).collect(),
                     rows: held.iter().map(|ip| (address(ip), row)).collect(),
                     total: Some(i64::try_from(held.len()).unwrap()),
@@ -31,10 +31,10 @@ fn round(fleet: &mut Controller, now: i64, ignored: &IgnoreList, held: &[&str]) 
                     ignored: ignored.clone(),
                     ..Observation::default()
                 };
-                fleet.on_observation(&jail, of.as_deref(), look, now);
+                fleet.on_observation(&jail, of.as_deref(), observation, now);
             }
-            step => {
-                steps.push(step);
+            effect => {
+                effects.push(effect);
                 fleet.on_done(1, now);
             }
         }
@@ -48,12 +48,15 @@ fn unresolved_name_refuses_imports_and_keeps_those_that_stand() {
     unresolved.set_incomplete();
     let resolved = IgnoreList::default();
     assert!(fleet.apply_event(&event(Action::Ban, "web2", NOW), NOW));
-    let steps = round(&mut fleet, NOW + 2_000, &unresolved, &[]);
-    assert!(matches!(steps[..], [Effect::LogRefused(_, _, IgnoreReason::Unresolved)]), "{steps:?}");
+    let effects = round(&mut fleet, NOW + 2_000, &unresolved, &[]);
+    assert!(
+        matches!(effects[..], [Effect::LogRefused(_, _, IgnoreReason::Unresolved)]),
+        "{effects:?}"
+    );
     // It resolves: what was refused is imported.
     fleet.invalidate(&jail());
-    let steps = round(&mut fleet, NOW + 4_000, &resolved, &[]);
-    assert!(matches!(steps[..], [Effect::Ban(..)]), "{steps:?}");
+    let effects = round(&mut fleet, NOW + 4_000, &resolved, &[]);
+    assert!(matches!(effects[..], [Effect::Ban(..)]), "{effects:?}");
     // The daemon starts again while the name server is away: the ban stays.
     for now in [NOW + 6_000, NOW + 8_000] {
         fleet.invalidate(&jail());
@@ -63,10 +66,10 @@ fn unresolved_name_refuses_imports_and_keeps_those_that_stand() {
     let mut friend = IgnoreList::default();
     friend.add(crate::ignored::network(IP).unwrap(), IgnoreReason::Jail);
     fleet.invalidate(&jail());
-    let steps = round(&mut fleet, NOW + 10_000, &friend, &[IP]);
+    let effects = round(&mut fleet, NOW + 10_000, &friend, &[IP]);
     assert!(
-        matches!(steps[..], [Effect::Unban(..), Effect::LogRefused(_, _, IgnoreReason::Jail)]),
-        "{steps:?}"
+        matches!(effects[..], [Effect::Unban(..), Effect::LogRefused(_, _, IgnoreReason::Jail)]),
+        "{effects:?}"
     );
     fleet.request_ack(&event(Action::Ban, "web1", NOW), None, NOW + 10_000);
     let acks = fleet.update_acks(NOW + 10_000);

@@ -1,4 +1,4 @@
-//! Fleet unbans: what they void, how they are applied, and how many there may be.
+//! Tombstones: which claims they void, how they are applied, and how many are kept.
 
 use super::*;
 use crate::wire::{Ban, HostName};
@@ -6,11 +6,11 @@ use crate::wire::{Ban, HostName};
 const NOW: i64 = 10_000_000_000;
 const DAY: i64 = 86_400_000;
 
-fn pardon(scope: &str, made: i64) -> FleetUnban {
-    pardon_of("web2", "192.0.2.1", scope, made)
+fn fleet_unban(scope: &str, made: i64) -> FleetUnban {
+    fleet_unban_of("web2", "192.0.2.1", scope, made)
 }
 
-fn pardon_of(maker: &str, address: &str, scope: &str, made: i64) -> FleetUnban {
+fn fleet_unban_of(maker: &str, address: &str, scope: &str, made: i64) -> FleetUnban {
     let host = HostName::new(maker).unwrap();
     let address = Address::new(address).unwrap();
     FleetUnban { scope: JailScope::new(scope).unwrap(), address, id: UnbanId::made_by(&host, made) }
@@ -21,25 +21,25 @@ fn key(jail: &str) -> BanKey {
 }
 
 fn claim(stamp: i64, carries: &[&FleetUnban]) -> Claim {
-    let unbans: Vec<_> = carries.iter().map(|pardon| pardon.id.clone()).collect();
+    let unbans: Vec<_> = carries.iter().map(|fleet_unban| fleet_unban.id.clone()).collect();
     let ban = Some(Ban { start: 1, bantime: 600 });
     Claim { host: HostName::new("web1").unwrap(), stamp, ban, unbans: Some(unbans.into()) }
 }
 
-/// Applies what waits, in these jails; answers which addresses fail2ban would be told, in which order.
+/// Applies waiting tombstones in these jails; returns the unbans that fail2ban would execute, in order.
 fn apply(tombstones: &mut Tombstones, jails: &BTreeSet<Jail>, max: usize) -> Vec<(Jail, Address)> {
     let batch = tombstones.next_batch(max);
-    let mut told = Vec::new();
+    let mut keys = Vec::new();
     for jail in jails {
         for address in &batch {
             let key = (jail.clone(), *address);
             if tombstones.is_due(&key, None, &Timing::default()) {
                 tombstones.mark_applied(&key);
-                told.push(key);
+                keys.push(key);
             }
         }
     }
-    told
+    keys
 }
 
 fn none(_: Address, _: &JailScope) -> bool {
@@ -48,12 +48,12 @@ fn none(_: Address, _: &JailScope) -> bool {
 
 #[test]
 fn claim_without_a_known_tombstone_of_its_address_is_void() {
-    let (pace, mut tombstones) = (Timing::default(), Tombstones::default());
-    let (every, one) = (pardon("*", NOW), pardon("sshd", NOW + 1));
-    assert!(!tombstones.voids(&key("sshd"), &claim(1, &[]), &pace));
-    assert_eq!(tombstones.learn(&every, NOW, &pace).len(), 1);
-    assert!(tombstones.learn(&every, NOW, &pace).is_empty(), "once is enough");
-    assert_eq!(tombstones.learn(&one, NOW, &pace).len(), 1);
+    let (timing, mut tombstones) = (Timing::default(), Tombstones::default());
+    let (every, one) = (fleet_unban("*", NOW), fleet_unban("sshd", NOW + 1));
+    assert!(!tombstones.voids(&key("sshd"), &claim(1, &[]), &timing));
+    assert_eq!(tombstones.learn(&every, NOW, &timing).len(), 1);
+    assert!(tombstones.learn(&every, NOW, &timing).is_empty(), "once is enough");
+    assert_eq!(tombstones.learn(&one, NOW, &timing).len(), 1);
     let later = |seconds: i64| {
         let ban = Some(Ban { start: NOW / 1000 + seconds, bantime: 600 });
         Claim { ban, ..claim(1, &[]) }
@@ -64,20 +64,20 @@ fn claim_without_a_known_tombstone_of_its_address_is_void() {
         ("sshd", claim(1, &[&every, &one]), false),
         ("web", claim(1, &[&every]), false),
         ("web", claim(1, &[&one]), true),
-        ("sshd", claim(0, &[]), false), // a script's comes after the unban, or was forgotten with it
+        ("sshd", claim(0, &[]), false), // a legacy claim is newer than the unban, or was removed with it
         ("sshd", later(3_600), true),
         ("sshd", later(3_601), false), // no clock is so far off: it was detected after the unban
     ];
-    for (jail, said, void) in table {
-        assert_eq!(tombstones.voids(&key(jail), &said, &pace), void, "{jail} {said:?}");
+    for (jail, claim, void) in table {
+        assert_eq!(tombstones.voids(&key(jail), &claim, &timing), void, "{jail} {claim:?}");
     }
 }
 
 #[test]
 fn tombstone_is_applied_once_in_every_jail_and_then_repeated() {
-    let (pace, mut tombstones) = (Timing::default(), Tombstones::default());
+    let (timing, mut tombstones) = (Timing::default(), Tombstones::default());
     let jails = BTreeSet::from([key("sshd").0, key("web").0]);
-    tombstones.learn(&pardon("*", NOW), NOW, &pace);
+    tombstones.learn(&fleet_unban("*", NOW), NOW, &timing);
     assert_eq!(tombstones.ids_of(&key("sshd")), []);
     assert_eq!(apply(&mut tombstones, &jails, 9), [key("sshd"), key("web")]);
     assert!(tombstones.is_applying() && !tombstones.has_unapplied());
@@ -85,24 +85,24 @@ fn tombstone_is_applied_once_in_every_jail_and_then_repeated() {
     assert!(!tombstones.has_unapplied());
     tombstones.retry_deferred();
     assert_eq!(apply(&mut tombstones, &jails, 9), []);
-    let change = Record::Tombstone(pardon("*", NOW), Some(true));
-    assert_eq!(tombstones.settle(&jails, none), [(key("web").1, change)]);
+    let record = Record::Tombstone(fleet_unban("*", NOW), Some(true));
+    assert_eq!(tombstones.settle(&jails, none), [(key("web").1, record)]);
     assert_eq!(tombstones.settle(&jails, none), []);
     assert!(!tombstones.has_unapplied());
-    assert_eq!(tombstones.ids_of(&key("web")), [pardon("*", NOW).id]);
-    assert_eq!(tombstones.applied().collect::<Vec<_>>(), [pardon("*", NOW)]);
+    assert_eq!(tombstones.ids_of(&key("web")), [fleet_unban("*", NOW).id]);
+    assert_eq!(tombstones.applied().collect::<Vec<_>>(), [fleet_unban("*", NOW)]);
 }
 
 #[test]
 fn tombstone_that_did_not_reach_fail2ban_is_tried_again() {
-    let (pace, mut tombstones) = (Timing::default(), Tombstones::default());
+    let (timing, mut tombstones) = (Timing::default(), Tombstones::default());
     let jails = BTreeSet::from([key("sshd").0]);
-    tombstones.learn(&pardon("sshd", NOW), NOW, &pace);
+    tombstones.learn(&fleet_unban("sshd", NOW), NOW, &timing);
     assert_eq!(tombstones.next_batch(9), [key("sshd").1]);
     tombstones.retry();
     assert_eq!(apply(&mut tombstones, &jails, 9), [key("sshd")]);
     // A jail was added meanwhile that it is for, too: nothing is settled before.
-    tombstones.learn(&pardon("*", NOW + 1), NOW, &pace);
+    tombstones.learn(&fleet_unban("*", NOW + 1), NOW, &timing);
     assert_eq!(apply(&mut tombstones, &jails, 9), [key("sshd")]);
     let both = BTreeSet::from([key("sshd").0, key("web").0]);
     assert_eq!(tombstones.settle(&both, none).len(), 1);
@@ -113,13 +113,13 @@ fn tombstone_that_did_not_reach_fail2ban_is_tried_again() {
 
 #[test]
 fn jail_that_was_gone_applies_what_it_missed() {
-    let (pace, mut tombstones) = (Timing::default(), Tombstones::default());
+    let (timing, mut tombstones) = (Timing::default(), Tombstones::default());
     let (sshd, web) = (BTreeSet::from([key("sshd").0]), BTreeSet::from([key("web").0]));
-    tombstones.learn(&pardon("*", NOW), NOW, &pace);
+    tombstones.learn(&fleet_unban("*", NOW), NOW, &timing);
     assert_eq!(tombstones.applied_watermark(), 0);
     assert_eq!(apply(&mut tombstones, &sshd, 9), [key("sshd")]);
-    let change = Record::Tombstone(pardon("*", NOW), Some(true));
-    assert_eq!(tombstones.settle(&sshd, none), [(key("web").1, change)]);
+    let record = Record::Tombstone(fleet_unban("*", NOW), Some(true));
+    assert_eq!(tombstones.settle(&sshd, none), [(key("web").1, record)]);
     tombstones.on_jail_added(&key("web").0, tombstones.applied_watermark());
     assert_eq!(apply(&mut tombstones, &web, 9), [], "it was there");
     tombstones.on_jail_added(&key("web").0, 0);
@@ -135,16 +135,16 @@ fn jail_that_was_gone_applies_what_it_missed() {
 
 #[test]
 fn newer_ban_is_not_freed_by_an_old_tombstone() {
-    let (pace, mut tombstones) = (Timing::default(), Tombstones::default());
-    tombstones.learn(&pardon("*", NOW), NOW, &pace);
+    let (timing, mut tombstones) = (Timing::default(), Tombstones::default());
+    tombstones.learn(&fleet_unban("*", NOW), NOW, &timing);
     let table = [(None, true), (Some(3_600), true), (Some(3_601), false)];
     for (after, due) in table {
         let start = after.map(|after| NOW / 1000 + after);
-        assert_eq!(tombstones.is_due(&key("sshd"), start, &pace), due, "{after:?}");
+        assert_eq!(tombstones.is_due(&key("sshd"), start, &timing), due, "{after:?}");
     }
 }
 
-/// Goes through all of them once; answers how many were dropped.
+/// Runs the garbage collection over the whole table; returns how many tombstones it dropped.
 fn collect(tombstones: &mut Tombstones, now: i64, idle: bool, usage: Usage) -> usize {
     let mut dropped = 0;
     loop {
@@ -176,33 +176,39 @@ fn tombstone_is_kept_as_long_as_some_ban_needs_it() {
     ];
     for (applied, age, idle, usage, dropped) in table {
         let mut tombstones = Tombstones::default();
-        tombstones.restore(pardon("*", NOW), applied);
+        tombstones.restore(fleet_unban("*", NOW), applied);
         let gone = collect(&mut tombstones, NOW + age, idle, usage);
         assert_eq!(gone, usize::from(dropped), "{applied} {age} {idle} {usage:?}");
         assert_eq!(tombstones.known.len(), 1 - gone);
     }
-    let (pace, mut tombstones) = (Timing::default(), Tombstones::default());
-    assert!(tombstones.learn(&pardon("*", NOW - 31 * DAY), NOW, &pace).is_empty(), "too old");
-    assert!(tombstones.learn(&pardon("*", NOW + DAY + 1), NOW, &pace).is_empty(), "of the future");
+    let (timing, mut tombstones) = (Timing::default(), Tombstones::default());
+    assert!(
+        tombstones.learn(&fleet_unban("*", NOW - 31 * DAY), NOW, &timing).is_empty(),
+        "too old"
+    );
+    assert!(
+        tombstones.learn(&fleet_unban("*", NOW + DAY + 1), NOW, &timing).is_empty(),
+        "of the future"
+    );
 }
 
 #[test]
 fn the_oldest_of_the_largest_maker_give_way() {
-    let (pace, mut tombstones) = (Timing::default(), Tombstones::default());
+    let (timing, mut tombstones) = (Timing::default(), Tombstones::default());
     let ip = |n: u32| std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string();
-    let honest = pardon_of("web2", "192.0.2.1", "*", NOW);
-    tombstones.learn(&honest, NOW, &pace);
+    let honest = fleet_unban_of("web2", "192.0.2.1", "*", NOW);
+    tombstones.learn(&honest, NOW, &timing);
     // One maker is bounded,
     for n in 0..6_000 {
-        let changes = tombstones.learn(&pardon_of("u0", &ip(n), "*", NOW + 1), NOW, &pace);
-        assert_eq!(changes.len(), if n < 5_000 { 1 } else { 2 });
+        let records = tombstones.learn(&fleet_unban_of("u0", &ip(n), "*", NOW + 1), NOW, &timing);
+        assert_eq!(records.len(), if n < 5_000 { 1 } else { 2 });
     }
     assert_eq!(tombstones.count, MAX_PER_MAKER + 1);
     assert_eq!(tombstones.limit(), Some((MAX_PER_MAKER, "u0")));
     // all are,
     for n in 6_000..30_000 {
         let maker = format!("u{}", n % 7);
-        tombstones.learn(&pardon_of(&maker, &ip(n), "*", NOW + 2), NOW, &pace);
+        tombstones.learn(&fleet_unban_of(&maker, &ip(n), "*", NOW + 2), NOW, &timing);
     }
     assert_eq!((tombstones.count, tombstones.known.len()), (MAX_TOMBSTONES, MAX_TOMBSTONES));
     assert!(tombstones.limit().is_some_and(|(max, _)| max == MAX_TOMBSTONES));
@@ -212,7 +218,7 @@ fn the_oldest_of_the_largest_maker_give_way() {
     assert!(batch.contains(&honest.address), "{batch:?}");
     // Of one address there are so many.
     for n in 0..60 {
-        tombstones.learn(&pardon("*", NOW + n), NOW, &pace);
+        tombstones.learn(&fleet_unban("*", NOW + n), NOW, &timing);
     }
     assert_eq!(tombstones.known[&honest.address].len(), MAX_PER_ADDRESS);
     let of_makers: usize = tombstones.by_maker.values().map(BTreeSet::len).sum();
@@ -224,19 +230,19 @@ fn the_oldest_of_the_largest_maker_give_way() {
 
 #[test]
 fn hosts_keep_the_same_tombstones_of_an_address_in_whatever_order_they_come() {
-    let pace = Timing::default();
+    let timing = Timing::default();
     let address = Address::new("192.0.2.1").unwrap();
-    let pardon = |n: i64| {
+    let fleet_unban = |n: i64| {
         let id = UnbanId::new(&format!("evil{}-{}", n % 3, NOW + n / 2)).unwrap();
         FleetUnban { scope: JailScope::All, address, id }
     };
     let kept = |order: &mut dyn Iterator<Item = i64>| {
         let mut it = Tombstones::default();
         for n in order {
-            it.learn_repeated(&pardon(n), NOW, &pace);
+            it.learn_repeated(&fleet_unban(n), NOW, &timing);
         }
         it.check_invariants().unwrap();
-        (0..40).filter(|n| it.knows(&pardon(*n))).collect::<Vec<_>>()
+        (0..40).filter(|n| it.knows(&fleet_unban(*n))).collect::<Vec<_>>()
     };
     let newest = kept(&mut (0..40));
     assert_eq!(newest, (24..40).collect::<Vec<_>>());
@@ -244,7 +250,7 @@ fn hosts_keep_the_same_tombstones_of_an_address_in_whatever_order_they_come() {
     assert_eq!(kept(&mut (0..40).chain(0..40)), newest, "what was dropped does not come back");
     // An operator's own counts although others have times of the future.
     let mut it = Tombstones::default();
-    (20..40).for_each(|n| drop(it.learn_repeated(&pardon(n), NOW, &pace)));
-    it.learn(&pardon(1), NOW, &pace);
-    assert!(it.knows(&pardon(1)));
+    (20..40).for_each(|n| drop(it.learn_repeated(&fleet_unban(n), NOW, &timing)));
+    it.learn(&fleet_unban(1), NOW, &timing);
+    assert!(it.knows(&fleet_unban(1)));
 }
