@@ -13,7 +13,7 @@ use std::sync::LazyLock;
 
 use f2bmqtt::abuseipdb::answer::{Accepted, ApiError, ApiResponse, BulkAccepted, Listing};
 use f2bmqtt::abuseipdb::call::{self, ReportDecision};
-use f2bmqtt::abuseipdb::comment::{MAX, Private, compose};
+use f2bmqtt::abuseipdb::comment::{MAX_COMMENT_CHARS, Private, compose};
 use f2bmqtt::abuseipdb::report::CommentSource;
 use f2bmqtt::abuseipdb::report::Report;
 use f2bmqtt::config::Config;
@@ -177,7 +177,7 @@ pub(crate) fn arguments(arguments: &[u8]) {
     if let Ok(ReportDecision::Report(report)) = call.decide(1) {
         let written = report.encode();
         let paths = call.ledger.len() + call.log.len();
-        assert!(written.len() as u64 <= Report::MAX || paths > 4096);
+        assert!(written.len() as u64 <= Report::MAX_COMMENT_CHARS || paths > 4096);
         assert_eq!(Report::parse(written.as_bytes()), Ok(*report));
     }
 }
@@ -218,11 +218,11 @@ pub(crate) fn comment(bytes: &[u8]) {
     };
     let about = Address::new("203.0.113.9").unwrap();
     let comment = compose([first, second].map(|text| (text, CommentSource::Log)), about, &private);
-    assert!(comment.chars().count() <= MAX);
+    assert!(comment.chars().count() <= MAX_COMMENT_CHARS);
     assert!(!comment.contains(|c: char| c.is_control() && c != '\n'));
     let part = |c: char| c.is_alphanumeric() || c == '_';
     let words = comment.to_ascii_lowercase();
-    let cut_off = comment.chars().count() == MAX;
+    let cut_off = comment.chars().count() == MAX_COMMENT_CHARS;
     for word in words.split(|c| !part(c)) {
         // What is cut at the end may become a name that was part of another word.
         assert!(cut_off || !["web1", "ann"].contains(&word), "{comment}");
