@@ -489,5 +489,5 @@ fn addresses(work: &[Target]) -> Vec<Address> {
 }
 
 fn named(host: Option<&crate::wire::HostName>) -> &str {
-    host.map_or("nobody", crate::wire::HostName::as_str)
+    host.map_or("an unknown host", crate::wire::HostName::as_str)
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 const MAX_PEERS: usize = 16;
 
 /// A handle that the link and the exempt list share. Invariant: it has each peer that accepted a login of this process
-/// once, the latest last, at most [`MAX_PEERS`].
+/// once, the latest last, at most `MAX_PEERS`.
 #[derive(Clone, Debug, Default)]
 pub struct PeerAddresses(Arc<Mutex<VecDeque<IpAddr>>>);
 

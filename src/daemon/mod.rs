@@ -4,7 +4,7 @@
 mod ahead;
 mod disks;
 pub(crate) mod former;
-mod hear;
+mod inbound;
 mod instances;
 pub mod status;
 
@@ -54,7 +54,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the disconnect may take. The daemon must end within two seconds.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_millis(800);
 
-/// The interval of the daemon's periodic work and of the watchdog; shorter if systemd's WatchdogSec requires it.
+/// The interval of the daemon's periodic work and of the watchdog; shorter if systemd's `WatchdogSec` requires it.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long the status file shows another machine with this host's name, in milliseconds.

@@ -119,7 +119,7 @@ pub struct DiskFull {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FullTable {
-    /// The [name](crate::fleet::limits::Table::name) of the table.
+    /// The [name](crate::fleet::limits::BoundedTable::name) of the table.
     pub table: String,
     #[allow(missing_docs)]
     pub limit: usize,

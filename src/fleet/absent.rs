@@ -110,10 +110,9 @@ impl Controller {
             match ban {
                 Some(ban) => {
                     let (epoch, in_database) = (local.epoch, row.is_some());
-                    local.local_bans.insert(
-                        address,
-                        LocalBan { ban, jail_epoch: epoch, in_database: in_database },
-                    );
+                    local
+                        .local_bans
+                        .insert(address, LocalBan { ban, jail_epoch: epoch, in_database });
                 }
                 None => drop(local.local_bans.remove(&address)),
             }
@@ -337,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_told_before_it_is_known_which_database_is_its_own() {
+    fn unknown_own_database_publishes_nothing() {
         let mut fleet = Controller::new(
             HostName::new("web1").unwrap(),
             Timing::default(),

@@ -8,7 +8,7 @@ use super::claims::{
     MAX_CLAIM_TOMBSTONES, MAX_CLAIMS, MAX_CLAIMS_PER_KEY, MAX_CLAIMS_PER_PEER, MAX_JAILS,
     MAX_LEGACY_CLAIMS, MAX_OTHER_JAILS,
 };
-use super::hear::MAX_ECHOES;
+use super::ingest::MAX_ECHOES;
 use super::queue::Ticket;
 use super::{BanKey, Controller};
 use crate::wire::HostName;

@@ -29,7 +29,7 @@ mod claim_index;
 pub mod claims;
 mod dirty;
 mod fleet_unbans;
-mod hear;
+mod ingest;
 mod invariants;
 pub mod lease;
 pub mod lifts;
@@ -55,7 +55,7 @@ use acks::AckTable;
 use branches::{Request, SubscriptionScheduler};
 use claims::{Claim, Counts};
 use dirty::DirtyRecords;
-pub use hear::ShardError;
+pub use ingest::ShardError;
 use lifts::Overrides;
 use limits::ReachedLimits;
 use look::{Entry, Heartbeat, JailState, PendingDetection, Scan};
@@ -251,7 +251,7 @@ impl Controller {
             self.tombstones.restore(fleet_unban, applied);
         }
         for ((key, host), since) in persisted.legacy_claims {
-            self.upsert_claim(&key, hear::legacy_claim(host, since), since * 1000);
+            self.upsert_claim(&key, ingest::legacy_claim(host, since), since * 1000);
         }
         for ((jail, address), ban) in persisted.pending_detections {
             let pending = &mut self.jails.entry(jail).or_default().pending_detections;

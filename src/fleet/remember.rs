@@ -90,7 +90,7 @@ impl PersistedState {
             Record::Import(key, import) => put(&mut self.imports, key, import),
             Record::Override(key, host, lift) => put(&mut self.overrides, (key, host), lift),
             Record::Tombstone(fleet_unban, applied) => {
-                put(&mut self.tombstones, fleet_unban, applied)
+                put(&mut self.tombstones, fleet_unban, applied);
             }
             Record::LegacyClaim(key, host, since) => {
                 put(&mut self.legacy_claims, (key, host), since);

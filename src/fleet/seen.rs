@@ -235,9 +235,7 @@ impl Controller {
             Some(ban) => {
                 let before = last.is_some_and(|own| own.in_database && own.ban.start == ban.start);
                 let in_database = before || row.is_some_and(|row| row.timeofban == ban.start);
-                local
-                    .local_bans
-                    .insert(key.1, LocalBan { ban, jail_epoch: epoch, in_database: in_database });
+                local.local_bans.insert(key.1, LocalBan { ban, jail_epoch: epoch, in_database });
             }
             None => drop(local.local_bans.remove(&key.1)),
         }
@@ -429,12 +427,12 @@ impl Controller {
 
     /// Overrides the ban that the import rested on, and nothing newer (R14). A legacy claim is removed instead: it
     /// never re-imports (R4).
-    fn record_override(&mut self, key: &BanKey, claim: &ImportSource) {
-        if claim.stamp == 0 {
-            self.remove_claims(key, |claim| claim.is_legacy() && claim.host == claim.host);
+    fn record_override(&mut self, key: &BanKey, source: &ImportSource) {
+        if source.stamp == 0 {
+            self.remove_claims(key, |claim| claim.is_legacy() && claim.host == source.host);
         } else {
-            let lift = Override { start: claim.ban.start, stamp: claim.stamp };
-            let record = self.overrides.suppress(key, &claim.host, lift);
+            let lift = Override { start: source.ban.start, stamp: source.stamp };
+            let record = self.overrides.suppress(key, &source.host, lift);
             self.persist(record);
         }
     }

@@ -226,7 +226,7 @@ mod tests {
             |host: &str, stamp| Event { stamp, ..event("ban", "sshd", "192.0.2.1", host, 0) };
         let shard = |stamp| {
             let (id, host) = (ShardId::new(0, 1).unwrap(), HostName::new("web2").unwrap());
-            Shard { host, stamp, time: 0, id: id, bans: Vec::new(), unbans: Vec::new() }
+            Shard { host, stamp, time: 0, id, bans: Vec::new(), unbans: Vec::new() }
         };
         let old = Some(RejectReason::Old);
         let ahead = Some(RejectReason::Ahead);

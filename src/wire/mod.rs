@@ -17,7 +17,7 @@ mod part;
 mod presence;
 pub mod range;
 pub mod seal;
-mod told;
+mod spooled;
 
 pub(crate) use event::MAX_EVENT_BYTES;
 pub use event::{ACK_REQUEST, Action, Event, PROBE_ACTION, Reason};
@@ -27,4 +27,4 @@ pub(crate) use part::MAX_SHARD_BYTES;
 pub use part::{Ban, FleetUnban, MAX_SHARDS, Shard, ShardEntry, ShardId};
 pub(crate) use presence::MAX_PRESENCE_BYTES;
 pub use presence::{Ack, HostState, MAX_ACKS, Presence};
-pub use told::SpooledEvent;
+pub use spooled::SpooledEvent;

@@ -169,14 +169,7 @@ impl Shard {
         let unbans = fields.list("unbans", MAX_UNBANS)?.iter().map(|value| fleet_unban(value, id));
         let unbans =
             unbans.collect::<Result<_, _>>().map_err(|what| Malformed::Field("unbans", what))?;
-        Ok(Self {
-            host: fields.required("host", HostName::new)?,
-            stamp,
-            time,
-            id: id,
-            bans,
-            unbans,
-        })
+        Ok(Self { host: fields.required("host", HostName::new)?, stamp, time, id, bans, unbans })
     }
 
     /// The shard as one line of JSON.
@@ -283,7 +276,7 @@ mod tests {
             host: HostName::new("we\"b1").unwrap(),
             stamp: 1_795_342_588_123,
             time: 0,
-            id: id,
+            id,
             bans,
             unbans,
         }

@@ -1,5 +1,5 @@
 //! What the daemon does with a message, without its counters, rate limits and journal: through the real gate and
-//! guard into the controller. It follows `src/daemon/hear.rs`.
+//! guard into the controller. It follows `src/daemon/inbound.rs`.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 

@@ -6,7 +6,7 @@ use super::*;
 fn what_means_nothing_here_leaves_nothing() {
     use Action::{Ban as B, Unban as U};
     let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
-    // Jails without end, and unbans of what nobody bans.
+    // Jails without end, and unbans of addresses that no host bans.
     let in_jail = |n: usize, action| Event {
         jail: Jail::new(&format!("jail{n}")).unwrap(),
         ..event(action, "old1", 0)
@@ -91,7 +91,7 @@ fn one_word_each_of_two_jails_is_looked_at_once_and_done() {
 }
 
 #[test]
-fn looks_that_take_long_and_others_words_both_have_their_turn() {
+fn slow_observations_and_messages_take_turns() {
     let jails = ["a", "b", "c", "d", "e"].map(|name| Jail::new(name).unwrap());
     let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     let server = ServerInstance { pid: 1, started: 0 };
@@ -141,7 +141,7 @@ fn looks_that_take_long_and_others_words_both_have_their_turn() {
 }
 
 #[test]
-fn what_a_host_without_snapshots_said_is_forgotten_when_it_is_over() {
+fn expired_legacy_claim_is_removed() {
     let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     let other = || Jail::new("web").unwrap();
     fleet.apply_event(&event(Action::Ban, "web1", 10), NOW);

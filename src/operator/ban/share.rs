@@ -24,7 +24,7 @@ const START_TOLERANCE_SECS: i64 = 2;
 /// Whether an action of the jail calls notify.
 ///
 /// # Errors
-/// Any of [`fail2ban::Error`].
+/// Any of [`fail2ban::Fail2banError`].
 pub(super) async fn is_shared(
     fail2ban: &mut Client,
     jail: &Jail,
@@ -42,7 +42,7 @@ pub(super) async fn is_shared(
 /// Those of some addresses that the operator banned with fail2ban-client: neither detected (R6) nor imported (R9).
 ///
 /// # Errors
-/// Any of [`fail2ban::Error`], or [`Error::Undone`].
+/// Any of [`fail2ban::Fail2banError`], or [`Error::Undone`].
 pub(super) async fn banned_by_hand(
     fail2ban: &mut Client,
     jail: &Jail,

@@ -167,12 +167,12 @@ impl Controller {
             fleet_unbans.entry(fleet_unban.address).or_default().push(fleet_unban);
         }
         // Claims on one address share their list of tombstones, unless a tombstone is for one jail only.
-        let mut shared: BTreeMap<Address, SeenTombstones> = BTreeMap::new();
+        let mut of_address: BTreeMap<Address, SeenTombstones> = BTreeMap::new();
         for (address, of) in &mut fleet_unbans {
             of.sort_by_key(|fleet_unban| std::cmp::Reverse(fleet_unban.id.created_at()));
             of.truncate(MAX_EVENT_TOMBSTONES);
             if of.iter().all(|fleet_unban| fleet_unban.scope == JailScope::All) {
-                shared.insert(
+                of_address.insert(
                     *address,
                     seen_tombstones(of.iter().map(|one| one.id.clone()).collect()),
                 );
@@ -180,8 +180,8 @@ impl Controller {
         }
         let mut has_capacity = true;
         for ban in bans {
-            let unbans = match (shared.get(&ban.address), fleet_unbans.get(&ban.address)) {
-                (Some(shared), _) => shared.clone(),
+            let unbans = match (of_address.get(&ban.address), fleet_unbans.get(&ban.address)) {
+                (Some(same), _) => same.clone(),
                 (None, None) => None,
                 (None, Some(of)) => {
                     let of = of.iter().filter(|fleet_unban| fleet_unban.scope.covers(&ban.jail));
@@ -379,7 +379,7 @@ impl Controller {
         }
         local
             .pending_detections
-            .insert(key.1, PendingDetection { ban, cycle: cycle, persisted: false, echo: None });
+            .insert(key.1, PendingDetection { ban, cycle, persisted: false, echo: None });
         if entry.import.take().is_some() {
             self.last_releaser.remove(key);
             self.persist(Record::Import(key.clone(), None));
