@@ -32,7 +32,7 @@ impl Controller {
             state: HostState::Online,
             jails: jails.cloned().unwrap_or_default(),
             bans: self.jails.values().map(|local| local.local_bans.len()).sum(),
-            held: self.jails.values().map(held).sum(),
+            imported: self.jails.values().map(held).sum(),
             acks,
             ..itself()
         };

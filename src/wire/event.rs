@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use serde_json::Value;
+use serde::Serialize;
 
-use super::fields::{Malformed, StrictObject};
+use super::fields::{Malformed, StrictObject, write};
 use super::names::shown;
 use super::range::{self, BANTIME_SECS, COUNT, STAMP_MILLIS, TIME_SECS};
 use super::{Address, HostName, Jail, UnbanId};
@@ -163,39 +163,47 @@ impl Event {
     /// The event as one line of JSON.
     #[must_use]
     pub fn encode(&self) -> String {
-        // The order of the fields is part of the contract, so the object is formatted here; serde_json escapes the
-        // texts.
-        let mut json = format!(
-            r#"{{"action":{},"ipmset":{},"ip":"{}","bantime":{},"host":{},"restored":{},"failures":{},"time":{},"stamp":{}"#,
-            Value::from(self.action.as_str()),
-            Value::from(self.jail.as_str()),
-            self.address,
-            range::into(&BANTIME_SECS, self.bantime),
-            Value::from(self.host.as_str()),
-            range::into(&COUNT, self.restored),
-            range::into(&COUNT, self.failures),
-            range::into(&TIME_SECS, self.time),
-            range::into(&STAMP_MILLIS, self.stamp),
-        );
-        if let Some(reason) = self.reason {
-            json.extend([r#","reason":""#, reason.as_str(), "\""]);
-        }
-        if let Some(id) = &self.id {
-            json.extend([r#","id":"#, &Value::from(id.as_str()).to_string()]);
-        }
-        if self.all_jails {
-            json.push_str(r#","jails":"*""#);
-        }
-        if !self.unbans.is_empty() {
-            let mut newest: Vec<&UnbanId> = self.unbans.iter().collect();
-            newest.sort_by_key(|id| std::cmp::Reverse(id.created_at()));
-            let texts: Vec<&str> =
-                newest.into_iter().take(MAX_UNBANS).map(UnbanId::as_str).collect();
-            json.extend([r#","unbans":"#, &Value::from(texts).to_string()]);
-        }
-        json.push('}');
-        json
+        let mut unbans: Vec<&UnbanId> = self.unbans.iter().collect();
+        unbans.sort_by_key(|id| std::cmp::Reverse(id.created_at()));
+        unbans.truncate(MAX_UNBANS);
+        write(&EventJson {
+            action: self.action.as_str(),
+            ipmset: &self.jail,
+            ip: self.address,
+            bantime: range::into(&BANTIME_SECS, self.bantime),
+            host: &self.host,
+            restored: range::into(&COUNT, self.restored),
+            failures: range::into(&COUNT, self.failures),
+            time: range::into(&TIME_SECS, self.time),
+            stamp: range::into(&STAMP_MILLIS, self.stamp),
+            reason: self.reason.map(Reason::as_str),
+            id: self.id.as_ref(),
+            jails: self.all_jails.then_some("*"),
+            unbans,
+        })
     }
+}
+
+/// The order of the fields is part of the contract with the scripts.
+#[derive(Serialize)]
+struct EventJson<'a> {
+    action: &'a str,
+    ipmset: &'a Jail,
+    ip: Address,
+    bantime: i64,
+    host: &'a HostName,
+    restored: i64,
+    failures: i64,
+    time: i64,
+    stamp: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a UnbanId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jails: Option<&'static str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unbans: Vec<&'a UnbanId>,
 }
 
 #[cfg(test)]

@@ -8,12 +8,11 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 
-use serde::Deserialize as _;
+use serde::{Deserialize as _, Serialize};
 use serde_json::{Value, json};
 
-use super::fields::{Malformed, StrictObject};
+use super::fields::{Malformed, StrictObject, is_zero, write};
 use super::names::shown;
 use super::range::{self, COUNT, STAMP_MILLIS, TIME_SECS};
 use super::{Address, HostName, Jail};
@@ -84,7 +83,7 @@ pub struct Presence {
     /// When the daemon started, in seconds since 1970; 0 is unknown.
     pub since: i64,
     /// The number of bans that the host imported and holds.
-    pub held: usize,
+    pub imported: usize,
     /// The number of rejected messages since the start, by the name of the reason (of any version); printable, at most
     /// 32 characters.
     pub rejected: BTreeMap<String, u64>,
@@ -120,7 +119,7 @@ impl Presence {
             machine: text("machine"),
             instance: text("instance"),
             since: fields.within("since", &TIME_SECS)?,
-            held: count("imported")?,
+            imported: count("imported")?,
             rejected: rejected(fields.counters("rejected")?),
             acks: fields
                 .list("acks", MAX_ACKS)?
@@ -134,35 +133,40 @@ impl Presence {
     /// The presence as one line of JSON.
     #[must_use]
     pub fn encode(&self) -> String {
-        let jails: Vec<&str> = self.jails.iter().map(Jail::as_str).collect();
-        let mut json = format!(
-            r#"{{"v":1,"state":"{}","version":{},"jails":{},"bans":{},"machine":{}"#,
-            self.state.as_str(),
-            Value::from(self.version.as_str()),
-            Value::from(jails),
-            self.bans,
-            Value::from(self.machine.as_str()),
-        );
-        if !self.instance.is_empty() {
-            let _ = write!(json, r#","instance":{}"#, Value::from(self.instance.as_str()));
-        }
-        if self.since > 0 {
-            let _ = write!(json, r#","since":{}"#, range::into(&TIME_SECS, self.since));
-        }
-        if self.held > 0 {
-            let _ = write!(json, r#","imported":{}"#, self.held);
-        }
-        if !self.rejected.is_empty() {
-            let counts = self.rejected.iter().map(|(name, count)| (name.clone(), *count));
-            let _ = write!(json, r#","rejected":{}"#, counts.collect::<Value>());
-        }
-        if !self.acks.is_empty() {
-            let acks: Value = self.acks.iter().map(Ack::to_value).collect();
-            let _ = write!(json, r#","acks":{acks}"#);
-        }
-        json.push('}');
-        json
+        write(&PresenceJson {
+            v: 1,
+            state: self.state.as_str(),
+            version: &self.version,
+            jails: &self.jails,
+            bans: self.bans,
+            machine: &self.machine,
+            instance: &self.instance,
+            since: range::into(&TIME_SECS, self.since),
+            imported: i64::try_from(self.imported).unwrap_or(i64::MAX),
+            rejected: &self.rejected,
+            acks: self.acks.iter().map(Ack::to_value).collect(),
+        })
     }
+}
+
+#[derive(Serialize)]
+struct PresenceJson<'a> {
+    v: u8,
+    state: &'static str,
+    version: &'a str,
+    jails: &'a BTreeSet<Jail>,
+    bans: usize,
+    machine: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    instance: &'a str,
+    #[serde(skip_serializing_if = "is_zero")]
+    since: i64,
+    #[serde(skip_serializing_if = "is_zero")]
+    imported: i64,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    rejected: &'a BTreeMap<String, u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    acks: Vec<Value>,
 }
 
 impl Ack {
@@ -229,7 +233,7 @@ mod tests {
             machine: "8f1d".to_owned(),
             instance: "0b9e".to_owned(),
             since: 1_795_342_588,
-            held: 30,
+            imported: 30,
             rejected: [("malformed", 2), ("old", 1)].map(|(name, n)| (name.to_owned(), n)).into(),
             acks: vec![ack("banned"), ack("never_ban")],
         };

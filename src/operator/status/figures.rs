@@ -49,7 +49,7 @@ fn of_host((host, member): (&HostName, &HostView)) -> Value {
         "version": presence.map(|presence| presence.version.as_str()),
         "jails": member.jails().iter().map(Jail::as_str).collect::<Vec<_>>(),
         "bans": member.bans(),
-        "imported_bans": presence.map(|presence| presence.held),
+        "imported_bans": presence.map(|presence| presence.imported),
         "snapshot": member.stamp().map(|stamp| stamp / 1000),
         "parts": member.count(),
         "incomplete": member.missing_shards(),

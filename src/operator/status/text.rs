@@ -157,7 +157,7 @@ impl FleetStatus {
             text(&since),
             text(if version.is_empty() { "-" } else { version }),
             text(&member.bans().to_string()),
-            text(&presence.map_or(0, |presence| presence.held).to_string()),
+            text(&presence.map_or(0, |presence| presence.imported).to_string()),
             text(&snapshot),
             text(&list(member.jails())),
         ]
