@@ -20,7 +20,7 @@
 //! - [`remember`]: the state that survives a restart (R11); `dirty`: its records that are not on disk yet (R20).
 //!   [`provenance`]: which of that state counts under other settings.
 //!
-//! `hear` applies messages, `seen` applies observations, and `work` returns the next effect.
+//! `ingest` applies messages, `seen` applies observations, and `work` returns the next effect.
 
 mod absent;
 mod acks;
