@@ -1,5 +1,5 @@
 //! `f2bmqtt subscribe`: the daemon. One loop serves the broker, the spool, the clock and the service manager. The driver
-//! in [`apply`] runs beside it. `hear` handles inbound messages; [`status`] writes the status file.
+//! in [`apply`] runs beside it. `inbound` handles inbound messages; [`status`] writes the status file.
 
 mod ahead;
 mod disks;
