@@ -152,7 +152,7 @@ fn the_reporter_s_own_places_are_named_where_the_service_may_not_write() {
     a.attack("auth", &["192.31.196.9"]);
     // fail2ban's call makes both, and writes to the log; the service may not.
     let said = "192.31.196.9 waits: cannot open /srv/reports/db: Read-only file system";
-    let line = |dir: &str| format!("the lines [Service] and ReadWritePaths={dir}, and");
+    let line = |dir: &str| format!("the lines [Service] and ReadWritePaths={dir}, then");
     let heard = || a.sh("journalctl -t f2bmqtt -o cat --no-pager");
     eventually("what it lacks is said", || {
         let heard = heard();
