@@ -138,7 +138,7 @@ impl Inbound {
             return Ok(());
         }
         let mut part = message
-            .shard(|pardon| fleet.knows_fleet_unban(pardon))
+            .shard(|unban| fleet.knows_fleet_unban(unban))
             .map_err(|rejected| rejected.reason())?;
         if let Some(refusal) = self.guard.check_shard_time(&part, now) {
             return Err(refusal);
