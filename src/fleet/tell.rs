@@ -12,8 +12,11 @@ use crate::wire::{Action, Event, HostName, Reason, SpooledEvent, UnbanId};
 /// A repetition within this time is the same event from a second action of the jail, in milliseconds.
 const REPEAT_WINDOW: i64 = 10_000;
 
-/// fail2ban reports an unban by this daemon within this time, in milliseconds.
-const OWN_UNBAN_WINDOW: i64 = 10_000;
+/// fail2ban reports a ban or unban by this daemon within this time, in milliseconds.
+const OWN_CALL_WINDOW: i64 = 10_000;
+
+/// The start of a ban is in whole seconds, so an extension may look longer by this, in seconds.
+const EXTENSION_ROUNDING: i64 = 1;
 
 /// Stamps that were beyond the horizon of all peers continue this far below it, in milliseconds.
 const HORIZON_DISTANCE: i64 = 60_000;
@@ -36,6 +39,8 @@ pub struct Sequencer {
     recently_sent: HashMap<BanKey, (SpooledEvent, i64)>,
     /// The addresses that this daemon unbanned, and when, in milliseconds.
     self_initiated: HashMap<BanKey, i64>,
+    /// The addresses that this daemon banned, and when, in milliseconds.
+    self_banned: HashMap<BanKey, i64>,
 }
 
 impl Sequencer {
@@ -50,6 +55,7 @@ impl Sequencer {
             later: 0,
             recently_sent: HashMap::new(),
             self_initiated: HashMap::new(),
+            self_banned: HashMap::new(),
         }
     }
 
@@ -124,6 +130,27 @@ impl Sequencer {
         self.self_initiated.insert(key.clone(), now);
     }
 
+    /// Notes a ban by this daemon. If this host detects the same attack in the same moment, fail2ban extends the local
+    /// ban and reports the extension (R18).
+    pub fn expect_extension(&mut self, key: &BanKey, now: i64) {
+        self.self_banned.insert(key.clone(), now);
+    }
+
+    /// Whether the event reports a local ban that only this daemon's own `banip` extended. `banip` starts the bantime
+    /// again, so the ban grows by the time since its start. `bantime.increment` extends a ban by more than that.
+    fn is_own_extension(&self, spooled: &SpooledEvent, key: &BanKey, now: i64) -> bool {
+        let since_start = now.div_euclid(1000).saturating_sub(spooled.time);
+        spooled.action == Action::Ban
+            && self.self_banned.contains_key(key)
+            && self.recently_sent.get(key).is_some_and(|(last, _)| {
+                let growth = spooled.bantime.saturating_sub(last.bantime);
+                last.action == Action::Ban
+                    && last.time == spooled.time
+                    && last.bantime > 0
+                    && (1..=since_start.saturating_add(EXTENSION_ROUNDING)).contains(&growth)
+            })
+    }
+
     /// The event to publish for an event from notify, if any (R18). `row` reads fail2ban's row of the ban: the outer
     /// `None` means that fail2ban has no database. A ban event carries `unbans` (R16).
     ///
@@ -137,7 +164,8 @@ impl Sequencer {
         now: i64,
     ) -> Result<Option<Event>, E> {
         self.recently_sent.retain(|_, (_, at)| is_within(REPEAT_WINDOW, *at, now));
-        self.self_initiated.retain(|_, at| is_within(OWN_UNBAN_WINDOW, *at, now));
+        self.self_initiated.retain(|_, at| is_within(OWN_CALL_WINDOW, *at, now));
+        self.self_banned.retain(|_, at| is_within(OWN_CALL_WINDOW, *at, now));
         let stamp = self.stamp(now);
         let key = (spooled.jail.clone(), spooled.address);
         if self.recently_sent.get(&key).is_some_and(|(last, _)| spooled.repeats(last)) {
@@ -145,6 +173,9 @@ impl Sequencer {
         }
         // An unban by this daemon is not published (R18).
         if spooled.action == Action::Unban && self.self_initiated.contains_key(&key) {
+            return Ok(None);
+        }
+        if self.is_own_extension(spooled, &key, now) {
             return Ok(None);
         }
         let Some(reason) = reason(spooled, row, now.div_euclid(1000))? else { return Ok(None) };
@@ -253,6 +284,34 @@ mod tests {
         let mut sends = |now| sequencer.event(&unban, || Ok::<_, ()>(Some(None)), Vec::new(), now);
         assert_eq!(sends(1_101_000), Ok(None));
         assert_eq!(sends(1_120_000).unwrap().unwrap().reason, Some(Reason::Lifted));
+    }
+
+    #[test]
+    fn local_ban_that_this_daemon_extended_is_not_published_again() {
+        const DETECTED: i64 = 1_000_000;
+        // This daemon bans the address, too -> the extended ban, published at, in milliseconds after the detection.
+        let table = [
+            (true, 601, 900, false),
+            (true, 603, 2_100, false),
+            (true, 604, 2_100, true), // longer than the time since its start
+            (true, 1200, 2_100, true), // bantime.increment
+            (true, -1, 2_100, true),
+            (false, 601, 900, true), // the operator, or another program
+            (true, 601, 11_000, true),
+        ];
+        for (bans, bantime, after, is_published) in table {
+            let mut sequencer = sequencer();
+            let ban = spooled(Action::Ban, DETECTED / 1000);
+            if bans {
+                sequencer.expect_extension(&(ban.jail.clone(), ban.address), DETECTED);
+            }
+            let no_row = || Ok::<_, ()>(None);
+            let first = sequencer.event(&ban, no_row, Vec::new(), DETECTED).unwrap();
+            assert!(first.is_some(), "the detection itself");
+            let extended = SpooledEvent { bantime, ..ban };
+            let event = sequencer.event(&extended, no_row, Vec::new(), DETECTED + after).unwrap();
+            assert_eq!(event.is_some(), is_published, "{bans} {bantime} {after}");
+        }
     }
 
     #[test]

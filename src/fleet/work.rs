@@ -240,7 +240,8 @@ impl Controller {
         }
     }
 
-    /// Turns a decided call into an effect. An unban by this daemon is noted, so that it is not published (R18).
+    /// Turns a decided call into an effect. Notes bans and unbans by this daemon, so that what fail2ban
+    /// reports of them is not published (R18).
     fn dispatch(&mut self, pending: Pending, now: i64) -> Effect {
         self.in_flight = Some(pending.clone());
         match pending {
@@ -256,7 +257,12 @@ impl Controller {
                 }
                 Effect::ApplyTombstone(jail, addresses)
             }
-            Pending::Ban(jail, targets) => Effect::Ban(jail, targets),
+            Pending::Ban(jail, targets) => {
+                for Target { address, .. } in &targets {
+                    self.sequencer.expect_extension(&(jail.clone(), *address), now);
+                }
+                Effect::Ban(jail, targets)
+            }
             Pending::Renew(jail, addresses) => Effect::Renew(jail, addresses),
             Pending::LogRefused(jail, target, reason) => Effect::LogRefused(jail, target, reason),
             Pending::NoSuchJail(jail, target) => Effect::NoSuchJail(jail, target),
