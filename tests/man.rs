@@ -1,5 +1,5 @@
 //! The manual pages and the completions of shells say what the command line and the settings are: they
-//! are made from them. `BLESS=1 cargo test --test man` writes them anew.
+//! are made from them. `BLESS=1 cargo test --locked --test man` writes them.
 
 #[path = "support/docs.rs"]
 mod docs;
@@ -27,7 +27,7 @@ fn is_kept(name: &str, made: &str) {
         std::fs::write(&path, made).unwrap();
     }
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(kept == made, "debian/{name}: make it anew: BLESS=1 cargo test --test man");
+    assert!(kept == made, "debian/{name} is outdated: run BLESS=1 cargo test --locked --test man");
 }
 
 /// The commands that are for people and for fail2ban, and not for the program itself.
@@ -351,5 +351,6 @@ fn the_sample_and_the_table_name_the_same_settings() {
     let table: String = settings().into_iter().map(|[keys, ..]| keys).collect();
     let lines = SAMPLE.lines().filter(|line| line.trim_start_matches('#').starts_with("MQTT_"));
     let sample: String = lines.flat_map(|line| [line, "\n"]).collect();
-    assert_eq!(keys(&table, &['`']), keys(&sample, &['=']));
+    let (table, sample) = (keys(&table, &['`']), keys(&sample, &['=']));
+    assert_eq!(table, sample, "docs/configuration.md (left) and etc/mqtt.env (right) differ");
 }

@@ -40,7 +40,7 @@ fn masked(text: &str) -> String {
     text.trim().lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// A status without the counts that are told once a minute: what is held for others, and refused.
+/// A status without the counts that hosts publish at most once a minute: imported bans and rejected messages.
 fn counted(status: &str) -> String {
     let status = masked(status);
     let known = status.split("\n\nREJECTED BY").next().unwrap();

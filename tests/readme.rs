@@ -196,7 +196,10 @@ fn the_architecture_names_modules_that_exist_and_each_rule_once() {
 fn every_reason_of_a_rejection_is_documented() {
     let spans = code_spans("docs/security.md");
     for reason in RejectReason::ALL {
-        assert!(spans.iter().any(|span| span == reason.name()), "docs/security.md: {reason}");
+        assert!(
+            spans.iter().any(|span| span == reason.name()),
+            "docs/security.md, Reasons: no `{reason}`"
+        );
     }
 }
 

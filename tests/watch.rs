@@ -57,7 +57,7 @@ fn is_as_in_the_docs(rig: &Rig) {
     terminal.is_left_in_order();
 }
 
-/// The README's picture is of this screen. `BLESS=1 cargo test --test watch` draws it.
+/// The README's picture is of this screen. `BLESS=1 cargo test --locked --test watch` draws it.
 fn is_as_in_the_picture(terminal: &Terminal) {
     let path = repository().join("docs/watch.svg");
     let drawn = svg::picture(&terminal.tmux(&["capture-pane", "-p", "-e"]));

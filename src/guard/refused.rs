@@ -125,10 +125,10 @@ mod tests {
         for (n, reason) in RejectReason::ALL.into_iter().enumerate() {
             let word = |c: char| c.is_ascii_lowercase() || c == '_';
             assert!(reason.name().chars().all(word) && reason.name().len() <= 32);
-            assert_eq!(reason as usize, n);
+            assert_eq!(reason as usize, n, "{reason}: ALL has the order of the enum");
             (0..=n).for_each(|_| rejections.count(reason));
         }
-        assert_eq!(rejections.of(RejectReason::Old), 12);
+        assert_eq!(rejections.of(RejectReason::Old), 12, "a new reason is the last one");
         let by_name = rejections.by_name();
         assert_eq!(by_name.len(), RejectReason::ALL.len(), "no name twice");
         assert_eq!((by_name["malformed"], by_name["too_fast"]), (1, 15));

@@ -28,10 +28,10 @@ fn rig_path() -> PathBuf {
     tests().join("rig/rig")
 }
 
-/// The package that `tests/run` built.
+/// The package that `tests/support/build` made.
 pub(crate) fn package() -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/f2bmqtt.deb");
-    assert!(path.exists(), "{} is missing: tests/support/prepare makes it", path.display());
+    assert!(path.exists(), "{} is missing: run tests/support/build", path.display());
     path
 }
 
