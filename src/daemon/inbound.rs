@@ -15,6 +15,8 @@ const OLD: &str = "the message is too old: a replay, or the sender's clock is da
 const AHEAD: &str = "the stamp is more than a day ahead of this host's clock; set the wrong clock \
                      (timedatectl)";
 
+/// The text for a reason of [`Guard::check_event_time`](crate::guard::Guard::check_event_time) or of the same check of
+/// shards. Every reason but `ahead` has the text of `old`.
 fn of_another_time(reason: RejectReason) -> &'static str {
     if reason == RejectReason::Ahead { AHEAD } else { OLD }
 }

@@ -20,7 +20,8 @@ use crate::clock::is_within;
 use crate::files;
 use crate::fleet::limits::{Limit, ReachedLimits};
 
-/// The file is written at least so often, in milliseconds.
+/// The daemon writes the file at least this often, also if nothing changed, in milliseconds. Presence has its own
+/// interval, `Timing::status_interval`.
 const INTERVAL: i64 = 60_000;
 
 /// An hour, in milliseconds, and the most reconnects in it that are counted: with the shortest pauses between tries

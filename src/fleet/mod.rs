@@ -13,6 +13,7 @@
 //! - [`limits`]: which bounded tables are full (R21).
 //! - [`reconcile`]: the decision on one address (R13, R19). [`lease`]: when to renew an import (R12).
 //! - [`tell`]: stamps, and which local events the host publishes (R18). [`snapshot`]: when to publish which shard.
+//! - `shown`: when to publish the presence of this host, and the counts in it.
 //! - `acks`: acknowledges the bans that an operator made on another host.
 //! - [`branches`]: schedules the subscriptions to the snapshots of peers.
 //! - [`look`]: the observed state of a jail, and whether to observe the jail again.
@@ -75,7 +76,7 @@ const GC_INTERVAL: i64 = 30_000;
 /// An address in a jail.
 pub type BanKey = (Jail, Address);
 
-/// Durations and rates. The simulation uses shorter ones.
+/// Durations and rates of the controller. The simulation shortens some of them.
 #[derive(Clone, Debug)]
 pub struct Timing {
     /// How long a claim outlives its ban unless its origin releases it (R3), in seconds.

@@ -119,8 +119,8 @@ impl Guard {
     }
 }
 
-/// Why an event of another host is too old or too far ahead, if so. `signed`: the fleet signs messages; `now` is in
-/// milliseconds.
+/// Why an event of another host is too old or too far ahead, if so. The guard and `f2bmqtt watch` use this check.
+/// `signed`: the fleet signs messages; `now` is in milliseconds.
 #[must_use]
 pub fn check_event_stamp(event: &Event, signed: bool, now: i64) -> Option<RejectReason> {
     let made = event.id.as_ref().map_or(event.stamp, UnbanId::created_at);

@@ -40,7 +40,8 @@ pub enum RejectReason {
 }
 
 impl RejectReason {
-    /// All reasons, in the order of their discriminants.
+    /// All reasons, in the order of the enum, because each counter is at the index of its reason. A new reason is the
+    /// last one.
     pub const ALL: [Self; 15] = [
         Self::Malformed,
         Self::WrongTopic,
