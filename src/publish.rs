@@ -17,7 +17,8 @@ use crate::fail2ban::action_names::{ActionNames, Resolved};
 use crate::fail2ban::database::{BipsRow, Database};
 use crate::fail2ban::{self, Client as Fail2ban};
 use crate::fleet::Record;
-use crate::fleet::tell::Sequencer;
+use crate::fleet::sequence::Sequencer;
+use crate::fleet::tell::LocalEventFilter;
 use crate::journal;
 use crate::lock::{self, Lock, Role};
 use crate::outbox::Outbox;
@@ -92,7 +93,8 @@ async fn publish(
     // The daemon and the publisher share one sequence of stamps. Without access to it, the clock provides the stamp.
     let mut store = lock.as_ref().and_then(|_| Store::open(&paths.store()).ok());
     let stamp = store.as_ref().and_then(|store| store.stamp().ok()).unwrap_or(0);
-    let mut sequencer = Sequencer::new(config.node.clone(), stamp);
+    let mut sequencer = Sequencer::new(stamp);
+    let mut filter = LocalEventFilter::new(config.node.clone());
     if let Some(store) = &mut store {
         reserve(store, &mut sequencer);
     }
@@ -118,7 +120,8 @@ async fn publish(
             let rows = database.rows(&spooled.jail, &[spooled.address])?;
             Ok(database.exists().then(|| rows.get(spooled.address).copied()))
         };
-        let event = sequencer.event(spooled, row, Vec::new(), now_millis());
+        let now = now_millis();
+        let event = filter.event(spooled, sequencer.stamp(now), row, Vec::new(), now);
         event.map_err(|error| format!("cannot read fail2ban's database: {error}"))
     };
     // A ban in the second spool is on no disk: keep it for the daemon until the ban is over.

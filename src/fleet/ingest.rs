@@ -347,7 +347,8 @@ impl Controller {
             self.record_detection(&key, Ban { start, bantime: spooled.bantime });
         }
         let unbans = self.tombstones.ids_of(&key);
-        let mut event = self.sequencer.event(spooled, row, unbans, now)?;
+        let stamp = self.sequencer.stamp(now);
+        let mut event = self.event_filter.event(spooled, stamp, row, unbans, now)?;
         if let Some(event) = &mut event {
             event.time = start;
             self.publisher.mark_dirty(key.1, now);

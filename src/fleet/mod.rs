@@ -12,7 +12,8 @@
 //! - `tombstones`: fleet unbans (R16, R17); `fleet_unbans` applies them to fail2ban.
 //! - [`limits`]: which bounded tables are full (R21).
 //! - [`reconcile`]: the decision on one address (R13, R19). [`lease`]: when to renew an import (R12).
-//! - [`tell`]: stamps, and which local events the host publishes (R18). [`snapshot`]: when to publish which shard.
+//! - [`sequence`]: the stamps of this host. [`tell`]: which local events it publishes (R18). [`snapshot`]: when to
+//!   publish which shard.
 //! - `shown`: when to publish the presence of this host, and the counts in it.
 //! - `acks`: acknowledges the bans that an operator made on another host.
 //! - [`branches`]: schedules the subscriptions to the snapshots of peers.
@@ -44,6 +45,7 @@ mod queue;
 pub mod reconcile;
 pub mod remember;
 mod seen;
+pub mod sequence;
 mod shown;
 pub mod snapshot;
 pub mod tell;
@@ -63,8 +65,9 @@ use look::{Entry, Heartbeat, JailState, PendingDetection, Scan};
 use peers::{PeerState, Peers};
 use queue::FairQueue;
 pub use remember::{PersistedState, Record};
+use sequence::Sequencer;
 use snapshot::{RetainedShard, SnapshotPublisher};
-use tell::Sequencer;
+use tell::LocalEventFilter;
 use tombstones::Tombstones;
 pub use tombstones::is_outlived;
 
@@ -164,6 +167,7 @@ pub struct Controller {
     /// When the link to the broker came up, in milliseconds.
     connected_since: Option<i64>,
     sequencer: Sequencer,
+    event_filter: LocalEventFilter,
     publisher: SnapshotPublisher,
     peer_sync: SubscriptionScheduler,
     /// The last presence of this host, and when it was published or found unchanged, in milliseconds.
@@ -201,7 +205,8 @@ impl Controller {
     #[must_use]
     pub fn new(me: HostName, timing: Timing, persisted: PersistedState) -> Self {
         let mut fleet = Self {
-            sequencer: Sequencer::new(me.clone(), persisted.stamp),
+            sequencer: Sequencer::new(persisted.stamp),
+            event_filter: LocalEventFilter::new(me.clone()),
             me,
             timing,
             jails: BTreeMap::new(),

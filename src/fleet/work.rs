@@ -247,19 +247,19 @@ impl Controller {
         match pending {
             Pending::Unban(jail, targets) => {
                 for Target { address, .. } in &targets {
-                    self.sequencer.expect_unban(&(jail.clone(), *address), now);
+                    self.event_filter.expect_unban(&(jail.clone(), *address), now);
                 }
                 Effect::Unban(jail, targets)
             }
             Pending::ApplyTombstone(jail, addresses) => {
                 for address in &addresses {
-                    self.sequencer.expect_unban(&(jail.clone(), *address), now);
+                    self.event_filter.expect_unban(&(jail.clone(), *address), now);
                 }
                 Effect::ApplyTombstone(jail, addresses)
             }
             Pending::Ban(jail, targets) => {
                 for Target { address, .. } in &targets {
-                    self.sequencer.expect_extension(&(jail.clone(), *address), now);
+                    self.event_filter.expect_extension(&(jail.clone(), *address), now);
                 }
                 Effect::Ban(jail, targets)
             }
@@ -394,7 +394,7 @@ impl Controller {
         self.dirty.next_batch(now).map(Effect::Persist)
     }
 
-    /// The [stamp to reserve](super::tell::Sequencer::stamp_to_reserve) on disk now, if any. It is not an effect: it
+    /// The [stamp to reserve](super::sequence::Sequencer::stamp_to_reserve) on disk now, if any. It is not an effect: it
     /// must not wait for fail2ban or for a batch of records.
     #[must_use]
     pub fn stamp_to_reserve(&self, now: i64) -> Option<i64> {
