@@ -85,7 +85,11 @@ impl Controller {
             return None;
         }
         if entry.held_until.is_some() {
-            return entry.import.as_ref().is_none_or(|import| import.is_applied).then_some(BANNED);
+            return entry
+                .import
+                .as_ref()
+                .is_none_or(|import| import.is_applied())
+                .then_some(BANNED);
         }
         // The request may arrive before the ban: it counts from the claim on.
         self.active_claims(key, local, entry, to_secs(now)).next()?;

@@ -26,11 +26,20 @@ pub struct ImportSource {
 /// The sources of one import. Most imports have one, which is stored inline.
 pub type ImportSources = SmallVec<[ImportSource; 1]>;
 
+/// How far an import came (R9). After a crash between the two, fail2ban may have the ban or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImportState {
+    /// `banip` is about to be called.
+    Intended,
+    /// `banip` was called.
+    Applied,
+}
+
 /// The record of one import.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Import {
-    /// `false`: *intended*, `banip` was about to be called. `true`: *applied*, it was called.
-    pub is_applied: bool,
+    /// Whether `banip` was called.
+    pub state: ImportState,
     /// When `banip` was called, in seconds since 1970: the ban began no earlier.
     pub requested_at: i64,
     /// When `banip` had answered, in seconds since 1970: the ban began no later.
@@ -83,7 +92,7 @@ impl Import {
     pub fn intended(claims: ImportSources, bantime: i64, now: i64) -> Self {
         let answered = now.saturating_add(ANSWER_TIMEOUT);
         Self {
-            is_applied: false,
+            state: ImportState::Intended,
             requested_at: now,
             confirmed_at: answered,
             bantime,
@@ -91,6 +100,12 @@ impl Import {
             sources: claims,
             jail_epoch: None,
         }
+    }
+
+    /// Whether `banip` was called for this import.
+    #[must_use]
+    pub fn is_applied(&self) -> bool {
+        self.state == ImportState::Applied
     }
 
     /// Whether the row leaves the record in force (R10): it is the import's own row, or an older one that fail2ban has
@@ -111,9 +126,9 @@ impl Import {
     /// Notes that an observation found the import in effect. Returns whether the record changed.
     pub fn confirm(&mut self, seen: ImportObservation) -> bool {
         let in_database = self.row_seen || seen.row.is_some_and(|row| self.owns_row(row));
-        let is_new = !self.is_applied || in_database != self.row_seen;
-        (self.is_applied, self.row_seen, self.jail_epoch) =
-            (true, in_database, Some(seen.jail_epoch));
+        let is_new = !self.is_applied() || in_database != self.row_seen;
+        (self.state, self.row_seen) = (ImportState::Applied, in_database);
+        self.jail_epoch = Some(seen.jail_epoch);
         is_new
     }
 
@@ -141,7 +156,7 @@ impl Import {
         let old = seen.now.saturating_sub(seen.purge_age);
         let young = self.bantime < 0 || self.requested_at.saturating_add(3 * self.bantime) > old;
         let had = self.row_seen && seen.database.is_some_and(|made| made <= self.requested_at);
-        self.is_applied && gone && (ran_on || had && young)
+        self.is_applied() && gone && (ran_on || had && young)
     }
 }
 
@@ -152,7 +167,7 @@ mod tests {
     fn import() -> Import {
         let import = Import::intended(ImportSources::new(), 600, 1000);
         Import {
-            is_applied: true,
+            state: ImportState::Applied,
             confirmed_at: 1003,
             row_seen: true,
             jail_epoch: Some(7),
@@ -226,7 +241,7 @@ mod tests {
             (import(), ImportObservation { database: None, ..restarted }, Expired),
             (import(), ImportObservation { database: Some(1000), ..restarted }, RemovedByOperator),
             (import(), ImportObservation { database: Some(1001), ..restarted }, Expired), // a new one
-            (Import { is_applied: false, ..import() }, gone, Expired),
+            (Import { state: ImportState::Intended, ..import() }, gone, Expired),
         ];
         for (import, seen, expected) in table {
             assert_eq!(import.classify(seen), expected, "{import:?} {seen:?}");

@@ -3,7 +3,7 @@
 //! observation (R9, R19).
 
 use super::look::Heartbeat;
-use super::marks::Import;
+use super::marks::{Import, ImportState};
 use super::reconcile::{self, Decision};
 use super::{BanKey, Controller, Record, to_secs};
 use crate::ignored::IgnoreReason;
@@ -345,8 +345,8 @@ impl Controller {
             let entry = local.entries.entry(*address).or_default();
             // A detection that arrived meanwhile removed the record (R10).
             if let Some(import) = &mut entry.import {
-                (import.is_applied, import.confirmed_at, import.jail_epoch) =
-                    (true, now, Some(epoch));
+                (import.state, import.confirmed_at) = (ImportState::Applied, now);
+                import.jail_epoch = Some(epoch);
                 let record = Record::Import(key.clone(), Some(Import::clone(import)));
                 self.persist(record);
                 self.mark_held(&key, now);

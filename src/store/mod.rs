@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::files;
 use crate::fleet::claims::seen_tombstones;
 use crate::fleet::lifts::Override;
-use crate::fleet::marks::{Import, ImportSource, ImportSources};
+use crate::fleet::marks::{Import, ImportSource, ImportSources, ImportState};
 use crate::fleet::{BanKey, PersistedState, Record};
 use crate::journal;
 use crate::wire::{Address, Ban, FleetUnban, HostName, Jail, JailScope, UnbanId};
@@ -116,7 +116,7 @@ impl Store {
                 let (done, asked, answered) = (row.get(2)?, row.get(3)?, row.get(4)?);
                 let (bantime, rowed) = (row.get(5)?, row.get(6)?);
                 let import = Import {
-                    is_applied: done,
+                    state: if done { ImportState::Applied } else { ImportState::Intended },
                     requested_at: asked,
                     confirmed_at: answered,
                     bantime,
@@ -267,7 +267,7 @@ fn write(transaction: &Transaction<'_>, change: &Record) -> rusqlite::Result<usi
                     params![
                         jail,
                         ip,
-                        import.is_applied,
+                        import.is_applied(),
                         import.requested_at,
                         import.confirmed_at,
                         import.bantime,

@@ -20,7 +20,7 @@ fn import(done: bool) -> Import {
     };
     let claims = [claim("w\"eb2", 6, &[]), claim("web1", 5, &[id])].into_iter().collect();
     Import {
-        is_applied: done,
+        state: if done { ImportState::Applied } else { ImportState::Intended },
         requested_at: 1,
         confirmed_at: 2,
         bantime: 600,

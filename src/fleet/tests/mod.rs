@@ -407,7 +407,7 @@ fn a_full_disk_stops_no_ban_and_is_written_when_there_is_room() {
     assert_eq!(effects, ["save", "ban"]);
     it.held.insert(address(IP), Some(600));
     it.run_cycle();
-    assert!(it.disk.imports[&key()].is_applied);
+    assert!(it.disk.imports[&key()].is_applied());
 }
 
 #[test]

@@ -194,7 +194,9 @@ impl World {
             Some(fleet) => fleet.import(&key(address)).cloned(),
             None => host.disk.imports.get(&key(address)).cloned(),
         };
-        let Some(mark) = mark.filter(|mark| mark.is_applied && mark.row_seen) else { return false };
+        let Some(mark) = mark.filter(|mark| mark.is_applied() && mark.row_seen) else {
+            return false;
+        };
         let claimed =
             mark.sources.iter().any(|claim| claim.host == origin && claim.ban.start == start);
         match &host.fleet {
