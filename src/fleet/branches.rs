@@ -19,14 +19,14 @@ const IDLE_TIMEOUT: i64 = 2_000;
 const RETRY_MIN: i64 = 4_000;
 const RETRY_MAX: i64 = 300_000;
 
-/// The most hosts that are kept (R21); no honest fleet comes near.
+/// The most hosts that are kept (R21). Real fleets are far smaller.
 pub(super) const MAX_SUBSCRIPTIONS: usize = 1_000;
 
 /// How many hosts that never answered give way at once at the limit.
-const GIVE_WAY: usize = 50;
+const DROPPED_HOSTS: usize = 50;
 
 /// The most first shards that are requested at once, each of about 16 KiB.
-const MAX_FIRST: usize = 200;
+const MAX_FIRST_SHARDS: usize = 200;
 
 #[derive(Clone, Copy, Debug)]
 struct PeerSubscription {
@@ -132,7 +132,7 @@ impl SubscriptionScheduler {
             if silent.is_empty() {
                 return false;
             }
-            for (_, host) in silent.into_iter().take(GIVE_WAY) {
+            for (_, host) in silent.into_iter().take(DROPPED_HOSTS) {
                 self.known.remove(&host);
                 self.requested.remove(&host);
             }
@@ -170,14 +170,15 @@ impl SubscriptionScheduler {
 
     /// The next subscription, unless the answers to the last one are still arriving.
     pub fn next_request(&mut self, now: i64) -> Option<Request> {
-        let waits = !self.requested.is_empty() && now - self.last < IDLE_TIMEOUT;
-        if !self.connected || waits {
+        let is_busy = !self.requested.is_empty() && now - self.last < IDLE_TIMEOUT;
+        if !self.connected || is_busy {
             return None;
         }
         self.requested.clear();
-        let asking = self.own_shards(now).or_else(|| self.first(now)).or_else(|| self.all(now))?;
+        let own = self.own_shards(now);
+        let request = own.or_else(|| self.first_shards(now)).or_else(|| self.all_shards(now))?;
         self.last = now;
-        Some(asking)
+        Some(request)
     }
 
     fn own_shards(&mut self, now: i64) -> Option<Request> {
@@ -187,11 +188,12 @@ impl SubscriptionScheduler {
     }
 
     /// First shards that were not requested yet, of hosts that answered before first.
-    fn first(&mut self, now: i64) -> Option<Request> {
-        let of = self.known.iter().filter(|(_, branch)| !branch.first && !branch.complete);
-        let mut hosts: Vec<_> = of.map(|(host, branch)| (!branch.answered, host.clone())).collect();
+    fn first_shards(&mut self, now: i64) -> Option<Request> {
+        let open = self.known.iter().filter(|(_, branch)| !branch.first && !branch.complete);
+        let mut hosts: Vec<_> =
+            open.map(|(host, branch)| (!branch.answered, host.clone())).collect();
         hosts.sort_unstable();
-        hosts.truncate(MAX_FIRST);
+        hosts.truncate(MAX_FIRST_SHARDS);
         let hosts: Vec<HostName> = hosts.into_iter().map(|(_, host)| host).collect();
         for host in &hosts {
             if let Some(branch) = self.known.get_mut(host) {
@@ -204,11 +206,9 @@ impl SubscriptionScheduler {
     }
 
     /// A host with missing shards, one that answered before first.
-    fn all(&mut self, now: i64) -> Option<Request> {
-        let due = |(_, branch): &(&HostName, &PeerSubscription)| {
-            !branch.complete && branch.retry_at <= now
-        };
-        let due = self.known.iter().filter(due);
+    fn all_shards(&mut self, now: i64) -> Option<Request> {
+        let missing = self.known.iter().filter(|(_, branch)| !branch.complete);
+        let due = missing.filter(|(_, branch)| branch.retry_at <= now);
         let (host, _) = due.min_by_key(|(_, branch)| (!branch.answered, branch.retry_at))?;
         let host = host.clone();
         Some(self.request_all(host, now))
@@ -266,33 +266,37 @@ mod tests {
         }
         assert_eq!(branches.next_request(0), None, "not connected");
         branches.on_connected(&host("me"), 0);
-        assert_eq!(branches.next_request(0), Some(all("me", false)), "its own first");
+        assert_eq!(
+            branches.next_request(0),
+            Some(all("me", false)),
+            "this host's own shards first"
+        );
         branches.on_shard(&host("me"), true, 0);
         assert_eq!(branches.next_request(0), Some(first(&["a", "b", "c"])));
         assert_eq!(branches.next_request(10), None);
         branches.on_shard(&host("a"), true, 500);
         branches.on_shard(&host("b"), false, 600);
         assert_eq!(branches.next_request(2_500), None, "c may still answer");
-        assert_eq!(branches.next_request(2_600), Some(all("b", false)), "there is more of it");
+        assert_eq!(branches.next_request(2_600), Some(all("b", false)), "it has more shards");
         assert_eq!(branches.next_request(4_500), None, "one at a time");
         branches.on_shard(&host("b"), true, 4_550);
-        assert_eq!(branches.next_request(4_550), Some(all("c", false)), "c says nothing");
+        assert_eq!(branches.next_request(4_550), Some(all("c", false)), "c did not answer");
         assert_eq!(branches.next_request(8_549), None);
         assert_eq!(branches.next_request(8_550), Some(all("c", true)), "again");
         assert_eq!(branches.next_request(16_549), None);
-        assert_eq!(branches.next_request(16_550), Some(all("c", true)), "ever more seldom");
+        assert_eq!(branches.next_request(16_550), Some(all("c", true)), "the delay doubles");
         branches.on_shard(&host("c"), true, 16_560);
         branches.on_shard(&host("a"), false, 17_000);
         assert_eq!(branches.next_request(20_999), None);
         assert_eq!(
             branches.next_request(21_000),
             Some(all("a", false)),
-            "a part of it is missing now"
+            "one of its shards is missing now"
         );
         assert_eq!(branches.count(), (4, 3));
         branches.on_disconnected();
         branches.on_connected(&host("me"), 30_000);
-        assert_eq!(branches.count(), (4, 0), "whatever was missed meanwhile");
+        assert_eq!(branches.count(), (4, 0), "a new connection starts over");
     }
 
     #[test]
@@ -310,15 +314,15 @@ mod tests {
         branches.on_connected(&host("me"), 2_000);
         branches.next_request(2_000);
         branches.on_shard(&host("me"), true, 2_000);
-        let (mut asked, mut now) = (Vec::new(), 2_000);
+        let (mut requested, mut now) = (Vec::new(), 2_000);
         while now < 14_000 {
             if let Some(Request::First(hosts)) = branches.next_request(now) {
-                asked.push(hosts);
+                requested.push(hosts);
             }
             now += 100;
         }
-        assert_eq!(asked[0][0], host("zz"), "one that answered before comes first");
-        let position = asked.iter().position(|hosts| hosts.contains(&host("new")));
+        assert_eq!(requested[0][0], host("zz"), "one that answered before comes first");
+        let position = requested.iter().position(|hosts| hosts.contains(&host("new")));
         assert!(position.is_some_and(|batch| batch < 5), "{position:?}: within ten seconds");
     }
 }

@@ -165,10 +165,13 @@ impl SnapshotPublisher {
         if self.is_refreshed(now) {
             self.refresh(host, now, timing);
         }
-        let ripe = |(_, since): &(&u32, &i64)| now - **since >= timing.publish_delay;
-        let has_changed = self.changed.iter().chain(&self.changed_tombstones).any(|one| ripe(&one));
-        let fresh = |number: &u32| self.published.get(number).is_none_or(|last| *last < as_of);
-        if !(has_changed || self.republish.iter().any(fresh) || !self.obsolete.is_empty())
+        // An index of which a shard with this stamp was published waits for the next scan.
+        let has_republish = self.republish.iter().any(|index| !self.is_published(*index, as_of));
+        let has_changed = ripe(&self.changed, now, timing)
+            .chain(ripe(&self.changed_tombstones, now, timing))
+            .next()
+            .is_some();
+        if !(has_changed || has_republish || !self.obsolete.is_empty())
             || !self.has_budget(now, timing)
         {
             return Vec::new();
@@ -176,30 +179,19 @@ impl SnapshotPublisher {
         let (own, unbans) = (own(), unbans());
         self.reshard(&own, &unbans);
         let mut due = Vec::new();
-        let mut bans: BTreeMap<u32, Vec<ShardEntry>> = BTreeMap::new();
-        for ((jail, address), ban) in own {
-            let listed = ShardEntry { jail, address, start: ban.start, bantime: ban.bantime };
-            bans.entry(ShardId::of(address, self.shard_count).index()).or_default().push(listed);
-        }
-        let mut fleet_unbans: BTreeMap<u32, Vec<FleetUnban>> = BTreeMap::new();
-        for fleet_unban in unbans {
-            fleet_unbans
-                .entry(ShardId::of(fleet_unban.address, self.shard_count).index())
-                .or_default()
-                .push(fleet_unban);
-        }
+        let (mut bans, mut fleet_unbans) = self.partition(own, unbans);
         // Changed bans first, then shards with bans, then the rest, as far as the budget allows.
-        let changed = self.changed.iter().filter(ripe).map(|(number, _)| *number);
-        let unbans = self.changed_tombstones.iter().filter(ripe).map(|(number, _)| *number);
+        let unbans = ripe(&self.changed_tombstones, now, timing);
         let rest = unbans.chain(self.republish.iter().copied());
         let (banning, others): (Vec<u32>, Vec<u32>) = rest.partition(|n| bans.contains_key(n));
+        let changed = ripe(&self.changed, now, timing);
         let numbers: Vec<u32> = changed.chain(banning).chain(others).collect();
         for number in numbers {
             let Ok(id) = ShardId::new(number, self.shard_count) else { continue };
             if self.budget.0 == 0 {
                 break;
             }
-            if self.published.get(&number).is_some_and(|last| *last >= as_of) {
+            if self.is_published(number, as_of) {
                 continue; // no finished scan since: equal stamps would be ignored
             }
             let bans = bans.remove(&number).unwrap_or_default();
@@ -223,6 +215,26 @@ impl SnapshotPublisher {
         due
     }
 
+    /// Whether a shard was published with a stamp, or with a greater one.
+    fn is_published(&self, index: u32, stamp: i64) -> bool {
+        self.published.get(&index).is_some_and(|last| *last >= stamp)
+    }
+
+    /// Bans and fleet unbans by the index of their shard.
+    fn partition(&self, own: Vec<(BanKey, Ban)>, unbans: Vec<FleetUnban>) -> ShardContents {
+        let mut contents = ShardContents::default();
+        for ((jail, address), ban) in own {
+            let listed = ShardEntry { jail, address, start: ban.start, bantime: ban.bantime };
+            let index = ShardId::of(address, self.shard_count).index();
+            contents.0.entry(index).or_default().push(listed);
+        }
+        for fleet_unban in unbans {
+            let index = ShardId::of(fleet_unban.address, self.shard_count).index();
+            contents.1.entry(index).or_default().push(fleet_unban);
+        }
+        contents
+    }
+
     /// Whether the rate limit allows a shard now: a token bucket of `publish_rate` and `publish_burst`.
     fn has_budget(&mut self, now: i64, timing: &Timing) -> bool {
         let (budget, since) = self.budget;
@@ -240,16 +252,8 @@ impl SnapshotPublisher {
         let bans: usize = own.iter().map(|(key, _)| key.0.as_str().len() + ENTRY_BYTES).sum();
         let size =
             bans + unbans.iter().map(|unban| unban.id.as_str().len() + ENTRY_BYTES).sum::<usize>();
-        // Addresses do not spread evenly: three quarters on average.
-        let needed = |size: usize| {
-            let shard_count = size.div_ceil(SHARD_BYTES * 3 / 4).max(1).next_power_of_two();
-            u32::try_from(shard_count).unwrap_or(MAX_SHARDS).min(MAX_SHARDS)
-        };
-        let shard_count = if needed(size) > self.shard_count {
-            needed(size)
-        } else {
-            self.shard_count.min(needed(size * 2))
-        };
+        let shard_count =
+            shard_count_for(size).max(self.shard_count.min(shard_count_for(size * 2)));
         if shard_count != self.shard_count {
             self.obsolete.extend(self.published.keys().filter(|number| **number >= shard_count));
             self.published.retain(|number, _| *number < shard_count);
@@ -259,6 +263,26 @@ impl SnapshotPublisher {
             self.shard_count = shard_count;
         }
     }
+}
+
+/// The bans and the fleet unbans of each shard, by its index.
+type ShardContents = (BTreeMap<u32, Vec<ShardEntry>>, BTreeMap<u32, Vec<FleetUnban>>);
+
+/// The shards whose change is old enough to be published.
+fn ripe<'a>(
+    changed: &'a BTreeMap<u32, i64>,
+    now: i64,
+    timing: &Timing,
+) -> impl Iterator<Item = u32> + use<'a> {
+    let delay = timing.publish_delay;
+    changed.iter().filter(move |(_, since)| now - **since >= delay).map(|(index, _)| *index)
+}
+
+/// How many shards a snapshot of so many bytes needs. Addresses do not spread evenly, so a shard is three quarters full
+/// on average.
+fn shard_count_for(size: usize) -> u32 {
+    let shard_count = size.div_ceil(SHARD_BYTES * 3 / 4).max(1).next_power_of_two();
+    u32::try_from(shard_count).unwrap_or(MAX_SHARDS).min(MAX_SHARDS)
 }
 
 impl Timing {
@@ -297,26 +321,39 @@ mod tests {
         }
 
         fn bans(&mut self, count: u32, now: i64) {
-            let address =
-                |n: u32| Address::new(&std::net::Ipv4Addr::from(0xc612_0000 + n).to_string());
             let jail = Jail::new("sshd").unwrap();
             self.own = (0..count)
-                .map(|n| ((jail.clone(), address(n).unwrap()), Ban { start: 5, bantime: 600 }))
+                .map(|n| ((jail.clone(), address(FIRST + n)), Ban { start: 5, bantime: 600 }))
                 .collect();
-            self.snapshots.mark_dirty(address(count).unwrap(), now);
+            self.snapshots.mark_dirty(address(FIRST + count), now);
         }
 
         /// The publications: index, number of shards and of bans; `None` for a cleared one.
         fn due(&mut self, now: i64) -> Vec<(u32, Option<(u32, usize)>)> {
-            let own = || self.own.clone();
-            let due = self.snapshots.due_shards(&me(), own, Vec::new, now, now, &self.timing);
-            let shown = |shard: Shard| (shard.id.count(), shard.bans.len());
-            due.into_iter().map(|due| (due.index, due.content.map(shown))).collect()
+            let Self { snapshots, own, timing } = self;
+            let due = snapshots.due_shards(&me(), || own.clone(), Vec::new, now, now, timing);
+            due.into_iter()
+                .map(|due| {
+                    (due.index, due.content.map(|shard| (shard.id.count(), shard.bans.len())))
+                })
+                .collect()
+        }
+
+        /// An echo of shard 0 arrives; returns whether it causes a republication.
+        fn receive(&mut self, shard: Option<(ShardId, i64)>, now: i64) -> bool {
+            self.snapshots.on_echo(0, shard, now, &self.timing)
         }
     }
 
+    /// The first banned address, as a number: 198.18.0.0.
+    const FIRST: u32 = 0xc612_0000;
+
     fn me() -> HostName {
         HostName::new("web1").unwrap()
+    }
+
+    fn address(number: u32) -> Address {
+        Address::new(&std::net::Ipv4Addr::from(number).to_string()).unwrap()
     }
 
     #[test]
@@ -365,13 +402,12 @@ mod tests {
         for second in 20..400 {
             it.due(second * 1000);
         }
-        let changed = |n: u32| Address::new(&std::net::Ipv4Addr::from(n).to_string()).unwrap();
         for n in 0x0b00_0000..0x0b00_2000 {
-            it.snapshots.mark_tombstone_dirty(changed(n), 400_000);
+            it.snapshots.mark_tombstone_dirty(address(n), 400_000);
         }
         let first = it.due(402_000);
         assert!((5..=12).contains(&first.len()), "{} at once", first.len());
-        let mine = changed(0xc612_0000);
+        let mine = address(FIRST);
         let id = ShardId::of(mine, it.snapshots.shard_count);
         it.snapshots.mark_dirty(mine, 402_000);
         let next = (404..420).map(|second| it.due(second * 1000)).find(|due| !due.is_empty());
@@ -387,14 +423,12 @@ mod tests {
         let mut it = PublisherHarness::new();
         it.due(60_000);
         let id = ShardId::new(0, 1).unwrap();
-        let receive =
-            |it: &mut PublisherHarness, shard, now| it.snapshots.on_echo(0, shard, now, &it.timing);
-        assert!(!receive(&mut it, Some((id, 60_000)), 61_000), "the same");
-        assert!(receive(&mut it, Some((id, 59_000)), 62_000), "an older one");
+        assert!(!it.receive(Some((id, 60_000)), 61_000), "the same");
+        assert!(it.receive(Some((id, 59_000)), 62_000), "an older one");
         assert_eq!(it.due(63_000).len(), 1);
-        assert!(!receive(&mut it, Some((id, 59_000)), 64_000), "rate-limited");
+        assert!(!it.receive(Some((id, 59_000)), 64_000), "rate-limited");
         assert_eq!((it.due(66_000).len(), it.due(67_000).len()), (0, 1), "and answered later");
-        assert!(receive(&mut it, None, 68_000), "somebody cleared it");
+        assert!(it.receive(None, 68_000), "another client cleared it");
         assert_eq!(it.due(69_000).len(), 1);
         let larger = ShardId::new(3, 4).unwrap();
         assert!(!it.snapshots.on_echo(3, Some((larger, 1)), 70_000, &it.timing));
