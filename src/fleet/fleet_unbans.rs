@@ -6,17 +6,17 @@ use std::collections::BTreeSet;
 use super::claims::Claim;
 use super::lifts::Override;
 use super::limits::BoundedTable;
-use super::look::JailState;
 use super::tombstones::Usage;
 use super::work::Pending;
 use super::{BanKey, Controller, Record, to_secs};
-use crate::wire::{Address, FleetUnban, Jail, JailScope, UnbanId};
+use crate::wire::{FleetUnban, Jail};
 
 /// How many addresses of fleet unbans are applied in one turn (R22).
 const TOMBSTONE_BATCH: usize = 100;
 
 impl Controller {
-    /// A fleet unban is known from now on: scripts cannot carry it, so their claims end with it.
+    /// Persists a fleet unban that this host just learned, and releases the claims that it ends: those of legacy peers,
+    /// whose events cannot carry it, and those on bans of the future.
     pub(super) fn take_tombstone(
         &mut self,
         fleet_unban: &FleetUnban,
@@ -35,34 +35,35 @@ impl Controller {
         if let Some((max, maker)) = self.tombstones.limit() {
             self.limits.reached(BoundedTable::Tombstones, max, Some(maker), now);
         }
-        let here = |(jail, local): &(&Jail, &JailState)| {
-            fleet_unban.scope.covers(jail) && local.entries.contains_key(&fleet_unban.address)
-        };
-        let jails = self.jails.iter().filter(here).map(|(jail, _)| jail.clone());
-        for jail in jails.collect::<Vec<_>>() {
+        let jails = self.jails.iter().filter(|(jail, jail_state)| {
+            fleet_unban.scope.covers(jail) && jail_state.entries.contains_key(&fleet_unban.address)
+        });
+        let jails: Vec<Jail> = jails.map(|(jail, _)| jail.clone()).collect();
+        for jail in jails {
             let key = (jail, fleet_unban.address);
             self.remove_claims(&key, Claim::is_legacy);
             self.suppress_future_claims(&key, now);
         }
     }
 
-    /// A fleet unban does not void a ban that began an hour after it. One that is known already and begins in
-    /// the future is meant all the same: it is lifted here, as an operator would.
+    /// Overrides claims whose ban starts more than an hour from now. A fleet unban does not void a ban that started an
+    /// hour after it (R17), but it is meant to release a ban that is known already.
     fn suppress_future_claims(&mut self, key: &BanKey, now: i64) {
         let entry = self.jails.get(&key.0).and_then(|local| local.entries.get(&key.1));
         let latest = to_secs(now).saturating_add(self.timing.tombstone_idle);
-        let future =
-            |claim: &&Claim| !claim.is_legacy() && claim.ban.is_some_and(|ban| ban.start > latest);
-        let claims: Vec<Claim> =
-            entry.into_iter().flat_map(|entry| &entry.claims).filter(future).cloned().collect();
-        for Claim { host, stamp, ban, .. } in claims {
-            let Some(ban) = ban else { continue };
+        let mut future = Vec::new();
+        for claim in entry.into_iter().flat_map(|entry| &entry.claims) {
+            if let Some(ban) = claim.ban.filter(|ban| !claim.is_legacy() && ban.start > latest) {
+                future.push((claim.host.clone(), claim.stamp, ban));
+            }
+        }
+        for (host, stamp, ban) in future {
             let record = self.overrides.suppress(key, &host, Override { start: ban.start, stamp });
             self.persist(record);
         }
     }
 
-    /// Drops fleet unbans that are no longer needed, some at a time.
+    /// Drops some tombstones that no ban needs any more (R17).
     pub(super) fn collect_tombstones(&mut self, now: i64) {
         if !self.collecting {
             return;
@@ -70,13 +71,13 @@ impl Controller {
         let idle = self.timing.tombstone_idle * 1000;
         let connected = self.connected_since.is_some_and(|since| now.saturating_sub(since) >= idle);
         let (jails, timing) = (&self.jails, &self.timing);
-        let usage = |address: Address, scope: &JailScope, id: &UnbanId| {
-            let of = jails.iter().filter(|(jail, _)| scope.covers(jail));
-            of.map(|(_, local)| local.usage(address, id, timing)).max().unwrap_or(Usage::Unused)
-        };
-        let (gone, more) = self.tombstones.gc(now, connected, timing, usage);
+        let (dropped, more) = self.tombstones.gc(now, connected, timing, |address, scope, id| {
+            let in_scope = jails.iter().filter(|(jail, _)| scope.covers(jail));
+            let usages = in_scope.map(|(_, jail_state)| jail_state.usage(address, id, timing));
+            usages.max().unwrap_or(Usage::Unused)
+        });
         self.collecting = more;
-        for (address, record) in gone {
+        for (address, record) in dropped {
             self.publisher.mark_tombstone_dirty(address, now);
             self.persist(record);
         }
@@ -89,12 +90,12 @@ impl Controller {
             let mut addresses = Vec::new();
             for &address in &batch {
                 let key = (jail.clone(), address);
-                // What fail2ban is about to restore it would restore all the same: that is freed once it is back.
-                let comes_back = self.jails.get(jail).is_none_or(|local| {
+                // An unban does not stop fail2ban from restoring a ban: wait until the ban is restored.
+                let may_be_restored = self.jails.get(jail).is_none_or(|local| {
                     local.last_observation.is_none()
                         || local.entries.get(&address).is_some_and(|entry| entry.may_be_restored)
                 });
-                if comes_back || !self.tombstones.is_due(&key, None, &self.timing) {
+                if may_be_restored || !self.tombstones.is_due(&key, None, &self.timing) {
                     continue;
                 }
                 let start = self.start_of_newer_ban(&key, now);
@@ -111,13 +112,14 @@ impl Controller {
         }
     }
 
-    /// When the ban of an address began that is this host's own, or whose claims count in spite of every fleet
-    /// unban that is known; in seconds since 1970.
+    /// The start of the local ban of an address, or of an import whose claims no known tombstone voids; in seconds since
+    /// 1970.
     fn start_of_newer_ban(&self, key: &BanKey, now: i64) -> Option<i64> {
         let local = self.jails.get(&key.0)?;
         let own = local.local_bans.get(&key.1).map(|own| own.ban.start);
-        let detection = local.pending_detections.get(&key.1).filter(|one| one.echo.is_none());
-        let pending = detection.map(|one| one.ban.start);
+        let detection = local.pending_detections.get(&key.1);
+        let reported = detection.filter(|detection| detection.echo.is_none());
+        let pending = reported.map(|detection| detection.ban.start);
         let entry = local.entries.get(&key.1);
         let imported = entry.filter(|entry| entry.import.is_some()).and_then(|entry| {
             let claims = self.active_claims(key, local, entry, to_secs(now));
@@ -126,7 +128,7 @@ impl Controller {
         own.max(pending).max(imported)
     }
 
-    /// Whether fail2ban may ban an address, as far as what it showed last still holds.
+    /// Whether fail2ban may hold an address: the last observation shows a ban, or may be out of date.
     fn may_be_held(&self, key: &BanKey, now: i64) -> bool {
         let (Some(heartbeat), Some(local)) = (self.heartbeat, self.jails.get(&key.0)) else {
             return true;
@@ -149,14 +151,14 @@ impl Controller {
         }
         let (jails, expected) = (&self.jails, &self.expected_jails);
         // A ban in a missing jail comes back with the jail, and has to be unbanned then.
-        let waits = |address: Address, scope: &JailScope| {
-            let owns = |(_, local): &(&Jail, &JailState)| local.local_bans.contains_key(&address);
-            let there = |jail: &Jail| names.contains(jail) || !scope.covers(jail);
-            let comes = |(_, rows): &(&Jail, &BTreeSet<Address>)| rows.contains(&address);
-            expected.iter().filter(comes).any(|(jail, _)| !there(jail))
-                || jails.iter().filter(owns).any(|(jail, _)| !there(jail))
-        };
-        for (address, record) in self.tombstones.settle(names, waits) {
+        let settled = self.tombstones.settle(names, |address, scope| {
+            let rows = expected.iter().filter(|(_, rows)| rows.contains(&address));
+            let local_bans =
+                jails.iter().filter(|(_, state)| state.local_bans.contains_key(&address));
+            let mut banning = rows.map(|(jail, _)| jail).chain(local_bans.map(|(jail, _)| jail));
+            banning.any(|jail| scope.covers(jail) && !names.contains(jail))
+        });
+        for (address, record) in settled {
             self.publisher.mark_tombstone_dirty(address, now);
             self.persist(record);
         }

@@ -34,7 +34,7 @@ const GC_STEP: usize = 500;
 struct Tombstone {
     scope: JailScope,
     id: UnbanId,
-    /// fail2ban on this host has unbanned the address since.
+    /// Whether fail2ban on this host has unbanned the address since it arrived.
     applied: bool,
     /// Jails in which it was applied, until it is applied in all.
     applied_jails: BTreeSet<Jail>,
@@ -182,12 +182,7 @@ impl Tombstones {
         timing: &Timing,
     ) -> Vec<Record> {
         let age = now.saturating_sub(fleet_unban.id.created_at());
-        let of = self.known.get(&fleet_unban.address);
-        let known = of
-            .into_iter()
-            .flatten()
-            .any(|u| u.id == fleet_unban.id && u.scope == fleet_unban.scope);
-        if known || age > timing.tombstone_ttl * 1000 || age < -HORIZON {
+        if self.knows(fleet_unban) || age > timing.tombstone_ttl * 1000 || age < -HORIZON {
             return Vec::new();
         }
         let mut records = Vec::new();
@@ -217,11 +212,11 @@ impl Tombstones {
             return None;
         };
         let (made, address, scope) = self.by_maker.get(maker)?.first()?;
-        let of = self.known.get(address)?;
-        let same = |one: &&Tombstone| {
+        let of_address = self.known.get(address)?;
+        let oldest = of_address.iter().find(|one| {
             one.id.created_at() == *made && one.scope == *scope && one.id.maker() == maker
-        };
-        of.iter().find(same).map(|one| one.fleet_unban(*address))
+        });
+        oldest.map(|one| one.fleet_unban(*address))
     }
 
     /// The limit that the table has reached, if any, and the maker with the most tombstones.
@@ -237,14 +232,14 @@ impl Tombstones {
     /// Whether a claim is void: it does not carry every known tombstone of its address (R17).
     pub(super) fn voids(&self, key: &BanKey, claim: &Claim, timing: &Timing) -> bool {
         let start = claim.ban.map_or(i64::MIN, |ban| ban.start);
-        let voids = |one: &Tombstone| !claim.carries(&one.id) && !one.is_outlived_by(start, timing);
-        !claim.is_legacy() && self.of(key).any(voids)
+        !claim.is_legacy()
+            && self.of(key).any(|one| !claim.carries(&one.id) && !one.is_outlived_by(start, timing))
     }
 
     /// The ids that this host repeats in ban events of an address: those that it has applied (R16).
     pub(super) fn ids_of(&self, key: &BanKey) -> Vec<UnbanId> {
-        let applied = |one: &&Tombstone| one.applied && !one.pending_jails.contains(&key.0);
-        self.of(key).filter(applied).map(|one| one.id.clone()).collect()
+        let applied = self.of(key).filter(|one| one.applied && !one.pending_jails.contains(&key.0));
+        applied.map(|one| one.id.clone()).collect()
     }
 
     pub(super) fn knows(&self, fleet_unban: &FleetUnban) -> bool {
@@ -291,10 +286,9 @@ impl Tombstones {
     /// Whether an address has an unapplied tombstone in a jail that bans it since `start`, in seconds since 1970, if
     /// known.
     pub(super) fn is_due(&self, key: &BanKey, start: Option<i64>, timing: &Timing) -> bool {
-        let outlived =
-            |one: &Tombstone| start.is_some_and(|start| one.is_outlived_by(start, timing));
-        let of = self.known.get(&key.1).into_iter().flatten();
-        of.filter(|one| one.is_due_in(&key.0)).any(|one| !outlived(one))
+        let of_address = self.known.get(&key.1).into_iter().flatten();
+        let mut due = of_address.filter(|one| one.is_due_in(&key.0));
+        due.any(|one| start.is_none_or(|start| !one.is_outlived_by(start, timing)))
     }
 
     /// An address was unbanned in a jail, or was not banned there.
@@ -339,7 +333,8 @@ impl Tombstones {
         settled
     }
 
-    fn wait(&mut self, address: Address) {
+    /// Queues an address again.
+    fn requeue(&mut self, address: Address) {
         if let Some(one) = self.known.get(&address).and_then(|of| of.last()) {
             self.waiting.entry(one.id.maker().into()).or_default().push_back(address);
         }
@@ -348,14 +343,14 @@ impl Tombstones {
     /// The batch in flight did not reach fail2ban.
     pub(super) fn retry(&mut self) {
         for address in std::mem::take(&mut self.in_flight) {
-            self.wait(address);
+            self.requeue(address);
         }
     }
 
     /// fail2ban may have created the jails that addresses wait for, or restored their bans.
     pub(super) fn retry_deferred(&mut self) {
         for address in std::mem::take(&mut self.deferred) {
-            self.wait(address);
+            self.requeue(address);
         }
     }
 

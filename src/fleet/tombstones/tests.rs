@@ -26,6 +26,16 @@ fn claim(stamp: i64, carries: &[&FleetUnban]) -> Claim {
     Claim { host: HostName::new("web1").unwrap(), stamp, ban, unbans: Some(unbans.into()) }
 }
 
+/// A claim on a ban that started so many seconds after the fleet unban, and does not carry it.
+fn claim_after_unban(seconds: i64) -> Claim {
+    let ban = Some(Ban { start: NOW / 1000 + seconds, bantime: 600 });
+    Claim { ban, ..claim(1, &[]) }
+}
+
+fn ip(number: u32) -> String {
+    std::net::Ipv4Addr::from(0x0a00_0000 + number).to_string()
+}
+
 /// Applies waiting tombstones in these jails; returns the unbans that fail2ban would execute, in order.
 fn apply(tombstones: &mut Tombstones, jails: &BTreeSet<Jail>, max: usize) -> Vec<(Jail, Address)> {
     let batch = tombstones.next_batch(max);
@@ -54,10 +64,6 @@ fn claim_without_a_known_tombstone_of_its_address_is_void() {
     assert_eq!(tombstones.learn(&every, NOW, &timing).len(), 1);
     assert!(tombstones.learn(&every, NOW, &timing).is_empty(), "once is enough");
     assert_eq!(tombstones.learn(&one, NOW, &timing).len(), 1);
-    let later = |seconds: i64| {
-        let ban = Some(Ban { start: NOW / 1000 + seconds, bantime: 600 });
-        Claim { ban, ..claim(1, &[]) }
-    };
     let table = [
         ("sshd", claim(1, &[]), true),
         ("sshd", claim(1, &[&every]), true),
@@ -65,8 +71,8 @@ fn claim_without_a_known_tombstone_of_its_address_is_void() {
         ("web", claim(1, &[&every]), false),
         ("web", claim(1, &[&one]), true),
         ("sshd", claim(0, &[]), false), // a legacy claim is newer than the unban, or was removed with it
-        ("sshd", later(3_600), true),
-        ("sshd", later(3_601), false), // no clock is so far off: it was detected after the unban
+        ("sshd", claim_after_unban(3_600), true),
+        ("sshd", claim_after_unban(3_601), false), // no clock is so far off: it was detected after the unban
     ];
     for (jail, claim, void) in table {
         assert_eq!(tombstones.voids(&key(jail), &claim, &timing), void, "{jail} {claim:?}");
@@ -195,7 +201,6 @@ fn tombstone_is_kept_as_long_as_some_ban_needs_it() {
 #[test]
 fn the_oldest_of_the_largest_maker_give_way() {
     let (timing, mut tombstones) = (Timing::default(), Tombstones::default());
-    let ip = |n: u32| std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string();
     let honest = fleet_unban_of("web2", "192.0.2.1", "*", NOW);
     tombstones.learn(&honest, NOW, &timing);
     // One maker is bounded,
@@ -228,29 +233,31 @@ fn the_oldest_of_the_largest_maker_give_way() {
     );
 }
 
+/// Fleet unbans of three makers, two in each millisecond.
+fn numbered_unban(n: i64) -> FleetUnban {
+    fleet_unban_of(&format!("evil{}", n % 3), "192.0.2.1", "*", NOW + n / 2)
+}
+
+/// The numbers of the fleet unbans that a host keeps of those that arrive in this order.
+fn kept(order: impl Iterator<Item = i64>) -> Vec<i64> {
+    let mut it = Tombstones::default();
+    for n in order {
+        it.learn_repeated(&numbered_unban(n), NOW, &Timing::default());
+    }
+    it.check_invariants().unwrap();
+    (0..40).filter(|n| it.knows(&numbered_unban(*n))).collect()
+}
+
 #[test]
 fn hosts_keep_the_same_tombstones_of_an_address_in_whatever_order_they_come() {
     let timing = Timing::default();
-    let address = Address::new("192.0.2.1").unwrap();
-    let fleet_unban = |n: i64| {
-        let id = UnbanId::new(&format!("evil{}-{}", n % 3, NOW + n / 2)).unwrap();
-        FleetUnban { scope: JailScope::All, address, id }
-    };
-    let kept = |order: &mut dyn Iterator<Item = i64>| {
-        let mut it = Tombstones::default();
-        for n in order {
-            it.learn_repeated(&fleet_unban(n), NOW, &timing);
-        }
-        it.check_invariants().unwrap();
-        (0..40).filter(|n| it.knows(&fleet_unban(*n))).collect::<Vec<_>>()
-    };
-    let newest = kept(&mut (0..40));
+    let newest = kept(0..40);
     assert_eq!(newest, (24..40).collect::<Vec<_>>());
-    assert_eq!(kept(&mut (0..40).rev()), newest);
-    assert_eq!(kept(&mut (0..40).chain(0..40)), newest, "what was dropped does not come back");
-    // An operator's own counts although others have times of the future.
+    assert_eq!(kept((0..40).rev()), newest);
+    assert_eq!(kept((0..40).chain(0..40)), newest, "a dropped one does not come back");
+    // This host's operator may make one although others have times of the future.
     let mut it = Tombstones::default();
-    (20..40).for_each(|n| drop(it.learn_repeated(&fleet_unban(n), NOW, &timing)));
-    it.learn(&fleet_unban(1), NOW, &timing);
-    assert!(it.knows(&fleet_unban(1)));
+    (20..40).for_each(|n| drop(it.learn_repeated(&numbered_unban(n), NOW, &timing)));
+    it.learn(&numbered_unban(1), NOW, &timing);
+    assert!(it.knows(&numbered_unban(1)));
 }
