@@ -43,6 +43,12 @@ impl Claim {
         self.stamp == 0
     }
 
+    /// Whether a peer's two messages are about one register, of which the later value counts. Legacy events have a
+    /// register of their own, because they have no stamp.
+    fn is_same_register(&self, other: &Self) -> bool {
+        self.host == other.host && self.is_legacy() == other.is_legacy()
+    }
+
     fn tombstone_count(&self) -> usize {
         self.unbans.as_deref().map_or(0, Vec::len)
     }
@@ -85,8 +91,8 @@ impl Claim {
         end: i64,
         timing: &Timing,
     ) -> bool {
-        let ended = self.ends_at(bantime, timing);
-        self.is_legacy() && self.ban.is_some() && end <= ended.saturating_add(LATE_IMPORT)
+        let claim_end = self.ends_at(bantime, timing);
+        self.is_legacy() && self.ban.is_some() && end <= claim_end.saturating_add(MAX_IMPORT_DELAY)
     }
 
     /// The last second of the claim without a release, in seconds since 1970.
@@ -120,7 +126,7 @@ pub enum ClaimState {
 }
 
 /// How long after a legacy event fail2ban may have made its ban, in seconds.
-const LATE_IMPORT: i64 = 60;
+const MAX_IMPORT_DELAY: i64 = 60;
 
 /// The most claims that are kept (R21): of all peers, of one peer, of all legacy peers, and on one address. An honest
 /// fleet has about 100,000.
@@ -138,13 +144,13 @@ pub(super) const MAX_OTHER_JAILS: usize = 64;
 pub(super) const MAX_JAILS: usize = 500;
 
 /// At the total limit, the peer with the most claims loses this many.
-const GIVE_WAY: usize = 256;
+const RELEASED_CLAIMS: usize = 256;
 
 /// At the limit of peers, this many new ones without a snapshot give way.
-const PEERS_GIVE_WAY: usize = 50;
+const DROPPED_PEERS: usize = 50;
 
 /// How many claims are searched in one step for those that a shard released.
-const SEARCH: usize = 1_000;
+const MAX_SEARCHED_CLAIMS: usize = 1_000;
 
 /// Counts over all claims, so that the limits need no search.
 #[derive(Debug, Default)]
@@ -175,11 +181,11 @@ impl Controller {
         if self.counts.tombstones + claim.tombstone_count() > MAX_CLAIM_TOMBSTONES {
             claim.unbans = None;
         }
-        let same =
-            |other: &&mut Claim| other.host == claim.host && other.is_legacy() == claim.is_legacy();
         let entry = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
         let others = entry.as_ref().map_or(0, |entry| entry.claims.len());
-        if let Some(last) = entry.and_then(|entry| entry.claims.iter_mut().find(same)) {
+        let mut claims = entry.into_iter().flat_map(|entry| &mut entry.claims);
+        let last = claims.find(|other| other.is_same_register(&claim));
+        if let Some(last) = last {
             self.counts.subtract(last);
             self.counts.add(&claim);
             *last = claim;
@@ -244,11 +250,12 @@ impl Controller {
         !gone.is_empty()
     }
 
-    /// The peer. At the limit, others give way, and their claims are released (R21).
+    /// The state of a peer, new if the peer is new. At the limit, other peers give way, and their claims are released
+    /// (R21).
     pub(super) fn admit_peer(&mut self, host: &HostName, now: i64) -> &mut PeerState {
         if !self.peers.contains(host) && self.peers.is_full() {
             self.limits.reached(BoundedTable::Peers, MAX_PEERS, None, now);
-            for least in self.peers.least(PEERS_GIVE_WAY, now) {
+            for least in self.peers.least(DROPPED_PEERS, now) {
                 self.release_some(&least, usize::MAX);
                 self.peers.remove(&least);
             }
@@ -261,10 +268,10 @@ impl Controller {
         let mine = self.peers.get(host).map_or(0, |peer| peer.claims.len());
         let Some((largest, peer)) = self.peers.largest() else { return false };
         let largest = largest.clone();
-        let gives_way = peer.claims.len() > mine + GIVE_WAY;
+        let gives_way = peer.claims.len() > mine + RELEASED_CLAIMS;
         self.limits.reached(BoundedTable::Claims, MAX_CLAIMS, Some(largest.as_str()), now);
         if gives_way {
-            self.release_some(&largest, GIVE_WAY);
+            self.release_some(&largest, RELEASED_CLAIMS);
         }
         gives_way
     }
@@ -282,19 +289,23 @@ impl Controller {
             self.admit_peer(&claim.host, now);
         }
         let Some(local) = self.jails.get(&key.0) else { return false };
-        let (bantime, timing) = (local.bantime(), &self.timing);
-        let weight = |claim: &Claim| {
-            let lasts = claim.ends_at(bantime, timing) > to_secs(now);
-            (lasts, self.peers.get(&claim.host).map(PeerState::seniority))
-        };
+        let bantime = local.bantime();
         let claims = local.entries.get(&key.1).map_or(&[][..], |entry| &entry.claims);
-        let least =
-            claims.iter().map(|claim| (weight(claim), claim)).min_by_key(|(weight, _)| *weight);
-        let Some((_, least)) = least.filter(|(least, _)| *least < weight(claim)) else {
+        let weights = claims.iter().map(|claim| (self.weight(claim, bantime, now), claim));
+        let Some((least_weight, least)) = weights.min_by_key(|(weight, _)| *weight) else {
             return false;
         };
-        let (host, script) = (least.host.clone(), least.is_legacy());
-        self.remove_claims(key, |claim| claim.host == host && claim.is_legacy() == script)
+        if least_weight >= self.weight(claim, bantime, now) {
+            return false;
+        }
+        let least = least.clone();
+        self.remove_claims(key, |claim| claim.is_same_register(&least))
+    }
+
+    /// How much a claim counts against others on its address (R21): whether it lasts, then how senior its peer is.
+    fn weight(&self, claim: &Claim, bantime: Option<i64>, now: i64) -> (bool, Option<(bool, i64)>) {
+        let lasts = claim.ends_at(bantime, &self.timing) > to_secs(now);
+        (lasts, self.peers.get(&claim.host).map(PeerState::seniority))
     }
 
     fn release_some(&mut self, host: &HostName, max: usize) {
@@ -307,17 +318,18 @@ impl Controller {
 
     /// Searches some claims for those that a newer shard of their peer released (R21). Returns whether more remain.
     pub(super) fn release_claims(&mut self) -> bool {
-        let Some(Released { host, keys, finished }) = self.peers.next_released(SEARCH) else {
+        let Some(Released { host, keys, finished }) = self.peers.next_released(MAX_SEARCHED_CLAIMS)
+        else {
             return false;
         };
         for key in keys {
             let covering = self.peers.get(&host).and_then(|peer| peer.covering_stamp(key.1));
-            let old = |claim: &Claim| {
+            let is_released = self.remove_claims(&key, |claim| {
                 !claim.is_legacy()
                     && claim.host == host
-                    && covering.is_some_and(|at| at > claim.stamp)
-            };
-            if self.remove_claims(&key, old) {
+                    && covering.is_some_and(|covering| covering > claim.stamp)
+            });
+            if is_released {
                 self.enqueue(&key);
             }
         }
@@ -372,10 +384,14 @@ mod tests {
         Claim { host: HostName::new("web1").unwrap(), stamp, ban, unbans: None }
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "most claims of the table have a ban")]
+    fn ban(bantime: i64) -> Option<Ban> {
+        Some(Ban { start: 1000, bantime })
+    }
+
     #[test]
-    fn a_claim_lasts_until_a_while_after_its_end() {
+    fn claim_is_active_until_some_minutes_after_its_ban() {
         let timing = Timing::default();
-        let ban = |bantime| Some(Ban { start: 1000, bantime });
         let table = [
             // stamp, ban, bantime of the jail, now -> it is active
             (5, ban(600), Some(60), 2200, true),

@@ -84,10 +84,13 @@ impl Overrides {
 mod tests {
     use super::*;
 
+    fn held(stamp: i64, start: i64) -> ClaimState {
+        ClaimState::Held(stamp, Ban { start, bantime: 600 })
+    }
+
     #[test]
     fn override_ends_with_a_later_claim_that_has_another_ban_or_none() {
         let lift = Override { start: 1000, stamp: 50 };
-        let held = |stamp, start| ClaimState::Held(stamp, Ban { start, bantime: 600 });
         let table = [
             (ClaimState::Unknown, false),
             (ClaimState::Released(50), false),

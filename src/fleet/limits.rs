@@ -1,34 +1,34 @@
-//! Which tables of the controller are at a limit, or were within the last day. Whatever the network can fill has
-//! a limit; this is how an operator sees that one was reached, and by whom.
+//! Which tables of the controller are at a limit, or were within the last day (R21). The operator sees which limit was
+//! reached, and which peer has the most.
 
 use std::collections::BTreeMap;
 
 use super::claims::{MAX_CLAIMS_PER_KEY, MAX_CLAIMS_PER_PEER, MAX_LEGACY_CLAIMS};
 use crate::clock::is_within;
 
-/// For how long a limit that was reached is shown, in milliseconds.
-const SHOWN: i64 = 86_400_000;
+/// For how long a reached limit is shown, in milliseconds.
+const DISPLAY_TIME: i64 = 86_400_000;
 
 /// The longest name of a peer that is shown, in characters.
-const MAX_NAME: usize = 64;
+const MAX_NAME_LENGTH: usize = 64;
 
-/// What is limited.
+/// A table with a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BoundedTable {
     /// The other hosts.
     Peers,
-    /// Their bans.
+    /// Bans of other hosts.
     Claims,
-    /// The fleet unbans.
+    /// Fleet unbans.
     Tombstones,
-    /// Bans that only this host's own events on the broker tell of.
+    /// Detections that this host knows only from its own events on the broker.
     Echoes,
     /// Messages of one host in a minute.
     Messages,
 }
 
 impl BoundedTable {
-    /// Its name in the status file and in metrics.
+    /// The name of the table in the status file and in metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -44,18 +44,18 @@ impl BoundedTable {
 /// A limit that was reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
-    /// Which table.
+    /// The table that is full.
     pub table: BoundedTable,
-    /// The limit.
+    /// The largest number of entries.
     pub max: usize,
-    /// The host that has most of it, where one has.
+    /// The host with the most entries, if known.
     pub peer: Option<String>,
-    /// When it was reached last, in milliseconds since 1970.
+    /// When the limit was reached last, in milliseconds since 1970.
     pub at: i64,
 }
 
 impl Limit {
-    /// The limit in words.
+    /// The limit as text for people.
     #[must_use]
     pub fn describe(&self) -> String {
         let of = match (self.table, self.max) {
@@ -77,21 +77,21 @@ impl Limit {
 pub struct ReachedLimits(BTreeMap<(BoundedTable, usize), Limit>);
 
 impl ReachedLimits {
-    /// A limit was reached at `now`, in milliseconds.
+    /// Notes that a limit was reached at `now`, in milliseconds.
     pub fn reached(&mut self, table: BoundedTable, max: usize, peer: Option<&str>, now: i64) {
         let last = self.0.get_mut(&(table, max));
-        // The same again within a second costs nothing.
+        // A flood reaches a limit with each message: copy the name of the peer at most once a second.
         if let Some(last) = last.filter(|last| is_within(1_000, last.at, now)) {
             last.at = now;
             return;
         }
-        let peer = peer.map(|peer| peer.chars().take(MAX_NAME).collect());
+        let peer = peer.map(|peer| peer.chars().take(MAX_NAME_LENGTH).collect());
         self.0.insert((table, max), Limit { table, max, peer, at: now });
     }
 
-    /// Those that were reached within a day.
+    /// The limits that were reached within a day.
     pub fn shown(&self, now: i64) -> impl Iterator<Item = &Limit> {
-        self.0.values().filter(move |limit| now.saturating_sub(limit.at) < SHOWN)
+        self.0.values().filter(move |limit| now.saturating_sub(limit.at) < DISPLAY_TIME)
     }
 }
 
@@ -105,11 +105,16 @@ mod tests {
         limits.reached(BoundedTable::Peers, 1_000, None, 5_000);
         limits.reached(BoundedTable::Claims, 200_000, Some(&"x".repeat(99)), 5_000);
         limits.reached(BoundedTable::Peers, 1_000, None, 5_500);
-        let shown = |now| limits.shown(now).map(|limit| limit.table.name()).collect::<Vec<_>>();
-        assert_eq!(shown(6_000), ["peers", "claims"]);
-        assert_eq!(shown(5_000 + SHOWN), ["peers"]);
-        assert_eq!(shown(5_500 + SHOWN), [""; 0]);
+        let table = [
+            (6_000, &["peers", "claims"][..]),
+            (5_000 + DISPLAY_TIME, &["peers"]),
+            (5_500 + DISPLAY_TIME, &[]),
+        ];
+        for (now, expected) in table {
+            let shown: Vec<_> = limits.shown(now).map(|limit| limit.table.name()).collect();
+            assert_eq!(shown, expected, "{now}");
+        }
         let longest = limits.shown(6_000).filter_map(|limit| limit.peer.as_ref()).map(String::len);
-        assert_eq!(longest.collect::<Vec<_>>(), [MAX_NAME]);
+        assert_eq!(longest.collect::<Vec<_>>(), [MAX_NAME_LENGTH]);
     }
 }

@@ -11,8 +11,8 @@ pub struct LocalBanFacts {
     pub held: Option<i64>,
     /// fail2ban's row of the address.
     pub row: Option<BipsRow>,
-    /// A detection that notify reported and fail2ban's database does not have: not yet, or the disk is full, or there
-    /// is no database.
+    /// A detection that notify reported and fail2ban's database lacks, because fail2ban has yet to write it, the disk is
+    /// full, or there is no database.
     pub pending: Option<Ban>,
     /// Whether it has an import record.
     pub imported: bool,
@@ -34,32 +34,31 @@ pub fn was_removed_by_operator(
     now: i64,
     purge_age: i64,
 ) -> bool {
-    let old = now.saturating_sub(purge_age);
-    let young = last.bantime < 0 || last.start.saturating_add(3 * last.bantime) > old;
-    row.is_none() && (now < last.end() || in_database && young)
+    let purged_before = now.saturating_sub(purge_age);
+    let is_kept = last.bantime < 0 || last.start.saturating_add(3 * last.bantime) > purged_before;
+    row.is_none() && (now < last.end() || in_database && is_kept)
 }
 
 /// The local ban of the address, if there is one.
 #[must_use]
 pub fn effective_ban(facts: LocalBanFacts) -> Option<Ban> {
     let LocalBanFacts { held, row, pending, imported, restoring, away, now } = facts;
-    let length = |bantime| held.unwrap_or(bantime);
     // A detection that is newer than the row counts, unless an import came after it.
     let pending =
         pending.filter(|ban| !imported && row.is_none_or(|row| row.timeofban < ban.start));
     if let Some(row) = row.filter(|row| row.failures > 0) {
         // While fail2ban is down or restores bans, rows that have not expired count as held (R7): stopping
         // fail2ban releases nothing.
-        let lasts = !row.is_over(now);
-        let counts = if held.is_some() { !imported } else { lasts && (restoring || away) };
+        let may_return = !row.is_over(now) && (restoring || away);
+        let counts = if held.is_some() { !imported } else { may_return };
         if counts && pending.is_none() {
-            return Some(Ban { start: row.timeofban, bantime: length(row.bantime) });
+            return Some(Ban { start: row.timeofban, bantime: held.unwrap_or(row.bantime) });
         }
     }
     let ban = pending?;
-    let over = ban.bantime > 0 && ban.end() < now;
-    if held.is_some() || away && !over {
-        return Some(Ban { start: ban.start, bantime: length(ban.bantime) });
+    let is_over = ban.bantime > 0 && ban.end() < now;
+    if held.is_some() || away && !is_over {
+        return Some(Ban { start: ban.start, bantime: held.unwrap_or(ban.bantime) });
     }
     None
 }
@@ -90,10 +89,18 @@ mod tests {
         }
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "most of the table are rows")]
+    fn row(timeofban: i64, bantime: i64, failures: i64) -> Option<BipsRow> {
+        Some(BipsRow { timeofban, bantime, failures })
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "most of the table are bans")]
+    fn ban(start: i64, bantime: i64) -> Option<Ban> {
+        Some(Ban { start, bantime })
+    }
+
     #[test]
     fn detected_and_held_ban_is_local() {
-        let row = |timeofban, bantime, failures| Some(BipsRow { timeofban, bantime, failures });
-        let ban = |start, bantime| Some(Ban { start, bantime });
         let own = LocalBanFacts {
             held: Some(600),
             row: row(1000, 600, 3),

@@ -56,8 +56,7 @@ impl PeerState {
         if self.shard_stamps.is_empty() {
             return None;
         }
-        let of = |id: ShardId| self.shard_stamps.get(&id).copied();
-        ShardId::all_of(address).filter_map(of).max()
+        ShardId::all_of(address).filter_map(|id| self.shard_stamps.get(&id)).max().copied()
     }
 
     /// Takes a shard's stamp; `false` where the shard is old.
@@ -96,19 +95,16 @@ impl PeerState {
         shard_count > 0 && self.stamps_of(shard_count).count() == shard_count as usize
     }
 
-    /// The indexes of the shards that are not known of its newest snapshot; of one that is known, or of
-    /// which nothing is, all that may be there.
+    /// The indexes of the shards to request: those of the newest snapshot that did not arrive. If all arrived, or none,
+    /// it is all of them.
     pub(super) fn missing_shards(&self) -> Vec<u32> {
         let (shard_count, _) = self.latest_layout();
-        let known = |shard: u32| {
-            self.shard_stamps.keys().any(|id| (id.index(), id.count()) == (shard, shard_count))
-        };
-        let all = 0..shard_count.max(1);
-        if self.is_complete() {
-            all.collect()
-        } else {
-            all.filter(|shard| !known(*shard)).collect()
-        }
+        let is_complete = self.is_complete();
+        let indexes = (0..shard_count.max(1)).filter(|index| {
+            let id = ShardId::new(*index, shard_count);
+            is_complete || !id.is_ok_and(|id| self.shard_stamps.contains_key(&id))
+        });
+        indexes.collect()
     }
 
     /// How many shards its newest snapshot has, and the stamp of the oldest of these.
@@ -119,8 +115,8 @@ impl PeerState {
     }
 
     fn stamps_of(&self, shard_count: u32) -> impl Iterator<Item = i64> {
-        let of = self.shard_stamps.iter().filter(move |(id, _)| id.count() == shard_count);
-        of.map(|(_, stamp)| *stamp)
+        let of_layout = self.shard_stamps.iter().filter(move |(id, _)| id.count() == shard_count);
+        of_layout.map(|(_, stamp)| *stamp)
     }
 
     /// A shard that none of its shards is newer than came at `now` (in milliseconds), and when it was published its
@@ -237,8 +233,11 @@ impl Peers {
 
     /// The peer, which is new if it was not known.
     pub(super) fn admit(&mut self, host: &HostName, now: i64) -> &mut PeerState {
-        let new = || PeerState { first_seen: now, last_seen: now, ..PeerState::default() };
-        self.known.entry(host.clone()).or_insert_with(new)
+        self.known.entry(host.clone()).or_insert_with(|| PeerState {
+            first_seen: now,
+            last_seen: now,
+            ..PeerState::default()
+        })
     }
 
     pub(super) fn remove(&mut self, host: &HostName) -> Option<PeerState> {

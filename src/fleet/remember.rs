@@ -18,7 +18,7 @@ pub enum Record {
     Override(BanKey, HostName, Option<Override>),
     /// A fleet unban, and whether it was applied here.
     Tombstone(FleetUnban, Option<bool>),
-    /// A host that runs the scripts claims an address, since so many seconds after 1970 began.
+    /// The claim of a legacy peer, and when it arrived, in seconds since 1970.
     LegacyClaim(BanKey, HostName, Option<i64>),
     /// A detection that is not in fail2ban's database.
     PendingDetection(BanKey, Option<Ban>),
@@ -50,15 +50,20 @@ impl Record {
     }
 }
 
-/// All of it.
+/// All records, as they are on disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct PersistedState {
+    /// Imports, also those that were only intended (R9).
     pub imports: BTreeMap<BanKey, Import>,
+    /// Overrides, by address and origin.
     pub overrides: BTreeMap<(BanKey, HostName), Override>,
+    /// Fleet unbans, and whether each was applied here.
     pub tombstones: BTreeMap<FleetUnban, bool>,
+    /// Claims of legacy peers, and when they arrived, in seconds since 1970.
     pub legacy_claims: BTreeMap<(BanKey, HostName), i64>,
+    /// Detections that fail2ban's database does not have.
     pub pending_detections: BTreeMap<BanKey, Ban>,
+    /// The greatest stamp that this host may have used.
     pub stamp: i64,
 }
 
@@ -66,19 +71,17 @@ impl PersistedState {
     /// Lowers stamps of the future to `now`, in milliseconds, and drops tombstones of the future. An earlier version, or
     /// a clock that was far behind, may have accepted them.
     pub fn clamp(&mut self, now: i64) {
-        let clamp = |stamp: &mut i64| {
+        let sources = self.imports.values_mut().flat_map(|import| &mut import.sources);
+        let stamps = sources.map(|source| &mut source.stamp);
+        for stamp in stamps.chain(self.overrides.values_mut().map(|over| &mut over.stamp)) {
             if is_ahead(*stamp, now) {
                 *stamp = now;
             }
-        };
-        for claim in self.imports.values_mut().flat_map(|import| &mut import.sources) {
-            clamp(&mut claim.stamp);
         }
-        self.overrides.values_mut().for_each(|lift| clamp(&mut lift.stamp));
         self.tombstones.retain(|fleet_unban, _| !is_ahead(fleet_unban.id.created_at(), now));
     }
 
-    /// Takes up a change.
+    /// Applies one change.
     pub fn apply(&mut self, record: Record) {
         fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
             match value {
@@ -88,7 +91,7 @@ impl PersistedState {
         }
         match record {
             Record::Import(key, import) => put(&mut self.imports, key, import),
-            Record::Override(key, host, lift) => put(&mut self.overrides, (key, host), lift),
+            Record::Override(key, host, over) => put(&mut self.overrides, (key, host), over),
             Record::Tombstone(fleet_unban, applied) => {
                 put(&mut self.tombstones, fleet_unban, applied);
             }
