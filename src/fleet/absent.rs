@@ -43,10 +43,9 @@ impl Controller {
                     .missing_since
                     .get_or_insert_with(|| (to_secs(now), self.tombstones.applied_watermark()));
             }
-            let lasts = |(since, _): (i64, _)| {
+            let lately = local.missing_since.is_some_and(|(since, _)| {
                 to_secs(now) < since.saturating_add(self.timing.restore_grace)
-            };
-            let lately = local.missing_since.is_some_and(lasts);
+            });
             let bans = !local.local_bans.is_empty() || !local.pending_detections.is_empty();
             if bans && (starting || lately) {
                 kept.insert(jail.clone());
@@ -75,8 +74,8 @@ impl Controller {
     /// A jail that fail2ban does not have now, or fail2ban is away, and the rows of it.
     pub fn observe_offline_jail(&mut self, jail: &Jail, rows: &AddressMap<BipsRow>, now: i64) {
         if let Some(expected) = self.expected_jails.get_mut(jail) {
-            let lasts = |(_, row): &(Address, &BipsRow)| !row.is_over(to_secs(now));
-            *expected = rows.iter().filter(lasts).map(|(address, _)| address).collect();
+            let current = rows.iter().filter(|(_, row)| !row.is_over(to_secs(now)));
+            *expected = current.map(|(address, _)| address).collect();
         }
         let local = self.jails.entry(jail.clone()).or_default();
         let scope: BTreeSet<Address> = rows
@@ -302,10 +301,6 @@ mod tests {
         );
         fleet.on_connected(NOW);
         let server = ServerInstance { pid: 7, started: NOW / 1000 - 600 };
-        let published = |fleet: &mut Controller, now: i64| {
-            let shards = fleet.publications(now).into_iter().filter_map(|one| one.content);
-            shards.flat_map(|shard| shard.bans).map(|ban| ban.jail.to_string()).collect::<Vec<_>>()
-        };
         let mut seen = Vec::new();
         for round in 1..9 {
             let now = NOW + round * 2_000;
@@ -328,7 +323,8 @@ mod tests {
                     Observation { held, rows: rows(), database: Some(0), ..Observation::default() };
                 fleet.on_observation(&sshd, None, observation, now);
             }
-            seen.extend(published(&mut fleet, now));
+            let shards = fleet.publications(now).into_iter().filter_map(|one| one.content);
+            seen.extend(shards.flat_map(|shard| shard.bans).map(|ban| ban.jail.to_string()));
         }
         seen.sort_unstable();
         seen.dedup();

@@ -83,6 +83,15 @@ impl Claim {
         self.expires_at(bantime, timing) >= now
     }
 
+    /// Whether the garbage collection may drop the claim: its ban ended, or its release is older than messages that may
+    /// still arrive. `now` is in milliseconds.
+    pub(super) fn is_over(&self, bantime: Option<i64>, now: i64, timing: &Timing) -> bool {
+        match self.ban {
+            Some(_) => !self.is_active(bantime, to_secs(now), timing),
+            None => self.stamp < now - timing.expiry_slack * 1000,
+        }
+    }
+
     /// Whether this is an expired legacy claim that caused fail2ban's ban until `end`. fail2ban ends that ban by
     /// itself, so no unban is needed (R13).
     pub(super) fn leaves_end_to_fail2ban(

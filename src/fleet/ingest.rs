@@ -17,7 +17,7 @@ use crate::wire::{
 };
 
 /// An echo of an own event counts as a detection only within this time, in milliseconds.
-const FRESH: i64 = 60_000;
+const MAX_ECHO_AGE: i64 = 60_000;
 
 /// The most detections that are known only from echoes of this host's own events (R21).
 pub(super) const MAX_ECHOES: usize = 1_000;
@@ -87,18 +87,15 @@ impl Controller {
     /// hosts ban the address (R5).
     #[must_use]
     pub fn is_unban_of_another_s_ban(&self, event: &Event) -> bool {
-        let key = (event.jail.clone(), event.address);
-        let claims = |claim: &Claim| claim.host == event.host && claim.ban.is_some();
-        let is_banned_by_others = |local: &JailState| {
-            let entry = local.entries.get(&key.1);
-            !entry.is_some_and(|entry| entry.claims.iter().any(claims))
-                && (local.local_bans.contains_key(&key.1)
-                    || entry.is_some_and(|entry| entry.import.is_some()))
-        };
-        event.action == Action::Unban
-            && event.stamp <= 0
-            && event.id.is_none()
-            && self.jails.get(&key.0).is_some_and(is_banned_by_others)
+        if event.action != Action::Unban || event.stamp > 0 || event.id.is_some() {
+            return false;
+        }
+        let Some(jail_state) = self.jails.get(&event.jail) else { return false };
+        let entry = jail_state.entries.get(&event.address);
+        let mut claims = entry.into_iter().flat_map(|entry| &entry.claims);
+        !claims.any(|claim| claim.host == event.host && claim.ban.is_some())
+            && (jail_state.local_bans.contains_key(&event.address)
+                || entry.is_some_and(|entry| entry.import.is_some()))
     }
 
     /// Applies an event of a legacy peer (R4). Its events have no stamp and count in the order of arrival.
@@ -140,10 +137,10 @@ impl Controller {
         peer.record_clock(shard.stamp, shard.time, now);
         peer.record_stamp(shard.stamp, now);
         // A newer shard of another layout may cover some of the addresses.
-        let current = |ban: &&ShardEntry| {
+        let current = shard.bans.iter().filter(|ban| {
             peer.covering_stamp(ban.address).is_none_or(|covering| covering <= shard.stamp)
-        };
-        let bans: Vec<&ShardEntry> = shard.bans.iter().filter(current).collect();
+        });
+        let bans: Vec<&ShardEntry> = current.collect();
         let is_new = peer.record_shard(shard.id, shard.stamp);
         let complete = peer.is_complete();
         self.peer_sync.on_shard(&shard.host, complete, now);
@@ -237,13 +234,13 @@ impl Controller {
     pub fn apply_echo(&mut self, event: &Event, now: i64) {
         self.adopt_stamp(event.stamp, now);
         // Compare the event's time, not its stamp: stamps may run ahead of the clock.
-        let fresh = (now - event.time.saturating_mul(1000)).abs() < FRESH;
+        let is_recent = (now - event.time.saturating_mul(1000)).abs() < MAX_ECHO_AGE;
         let detected = event.action == Action::Ban && event.reason == Some(Reason::Detected);
         let key = (event.jail.clone(), event.address);
         if matches!(event.action, Action::Ban | Action::Unban) {
             self.correct(&key, event.action == Action::Ban, now);
         }
-        if detected && fresh && event.time > 0 {
+        if detected && is_recent && event.time > 0 {
             self.record_echo(&key, Ban { start: event.time, bantime: event.bantime }, now);
         }
     }
@@ -251,14 +248,12 @@ impl Controller {
     /// Compares a message in this host's name with what this host bans. If they differ, the shard that corrects the
     /// message is published before others.
     fn correct(&mut self, key: &BanKey, claimed: bool, now: i64) {
-        let bans = |local: &JailState| {
-            let detection = local
-                .pending_detections
-                .get(&key.1)
-                .is_some_and(|detection| detection.echo.is_none());
-            detection || local.local_bans.contains_key(&key.1)
-        };
-        if self.jails.get(&key.0).is_some_and(bans) != claimed {
+        let is_banned = self.jails.get(&key.0).is_some_and(|jail_state| {
+            let detection = jail_state.pending_detections.get(&key.1);
+            let is_reported = detection.is_some_and(|detection| detection.echo.is_none());
+            is_reported || jail_state.local_bans.contains_key(&key.1)
+        });
+        if is_banned != claimed {
             self.publisher.mark_dirty(key.1, now);
         }
     }
@@ -272,9 +267,11 @@ impl Controller {
             return;
         }
         if self.echoes.len() >= MAX_ECHOES {
-            let detection =
-                |key: &BanKey| self.jails.get(&key.0)?.pending_detections.get(&key.1)?.echo;
-            self.echoes.retain(|key| detection(key).is_some());
+            self.echoes.retain(|(jail, address)| {
+                let jail_state = self.jails.get(jail);
+                let detection = jail_state.and_then(|state| state.pending_detections.get(address));
+                detection.is_some_and(|detection| detection.echo.is_some())
+            });
         }
         if self.echoes.len() >= MAX_ECHOES {
             self.limits.reached(BoundedTable::Echoes, MAX_ECHOES, None, now);
@@ -324,10 +321,10 @@ impl Controller {
     }
 
     /// Handles an echo of this host's presence; `None` if the broker has none or a forged one.
-    pub fn apply_own_presence(&mut self, there: Option<&Presence>) {
-        let same =
-            |(last, _): &(Presence, i64)| there.is_some_and(|there| there.jails == last.jails);
-        self.presence_lost |= self.presence.as_ref().is_some_and(|last| !same(last));
+    pub fn apply_own_presence(&mut self, retained: Option<&Presence>) {
+        if let Some((last, _)) = &self.presence {
+            self.presence_lost |= retained.is_none_or(|retained| retained.jails != last.jails);
+        }
     }
 
     /// Handles an event from the spool, and returns the event to publish, if any (R18). `row` reads fail2ban's row
@@ -426,11 +423,7 @@ impl Controller {
         for (jail, local) in &self.jails {
             let bantime = local.bantime();
             for (address, entry) in &local.entries {
-                let old = |claim: &Claim| match claim.ban {
-                    Some(_) => !claim.is_active(bantime, to_secs(now), &self.timing),
-                    None => claim.stamp < now - self.timing.expiry_slack * 1000,
-                };
-                if entry.claims.iter().any(old) {
+                if entry.claims.iter().any(|claim| claim.is_over(bantime, now, &self.timing)) {
                     over.push((jail.clone(), *address));
                 }
             }
@@ -438,17 +431,14 @@ impl Controller {
         for key in over {
             let bantime = self.jails.get(&key.0).and_then(JailState::bantime);
             let timing = self.timing.clone();
-            self.remove_claims(&key, |claim| match claim.ban {
-                Some(_) => !claim.is_active(bantime, to_secs(now), &timing),
-                None => claim.stamp < now - timing.expiry_slack * 1000,
-            });
+            self.remove_claims(&key, |claim| claim.is_over(bantime, now, &timing));
             self.enqueue(&key);
         }
         for local in self.jails.values_mut() {
             let own = &local.local_bans;
             local.pending_detections.retain(|address, detection| {
-                let old = detection.echo.is_some_and(|at| !is_within(FRESH, at, now));
-                !old || detection.persisted || own.contains_key(address)
+                let is_old = detection.echo.is_some_and(|at| !is_within(MAX_ECHO_AGE, at, now));
+                !is_old || detection.persisted || own.contains_key(address)
             });
         }
         // Jails that fail2ban lacks and peers that are gone have no state left after their last claim.
@@ -457,17 +447,19 @@ impl Controller {
         self.collecting = true;
     }
 
+    /// Removes the override of a peer's ban if a later claim of the peer ends it (R14).
     fn end_override(&mut self, key: &BanKey, host: &HostName) {
-        let word = self.claim_state(key, host);
-        let over = self
+        let state = self.claim_state(key, host);
+        let is_superseded = self
             .overrides
             .of_peer(host)
-            .any(|(lifted, lift)| lifted == key && lift.is_superseded(word, &self.timing));
-        if over && let Some(record) = self.overrides.clear(key, host) {
+            .any(|(other, over)| other == key && over.is_superseded(state, &self.timing));
+        if is_superseded && let Some(record) = self.overrides.clear(key, host) {
             self.persist(record);
         }
     }
 
+    /// The same for all addresses of a shard.
     pub(super) fn end_overrides(&mut self, host: &HostName, id: ShardId) {
         let keys = self.overrides.of_peer(host).map(|(key, _)| key).filter(|key| id.covers(key.1));
         let keys: Vec<BanKey> = keys.cloned().collect();

@@ -45,6 +45,13 @@ pub struct Observation {
     pub took: i64,
 }
 
+impl Observation {
+    /// Whether fail2ban lacks a ban whose row has not expired: it may be about to restore the ban. `now` is in seconds.
+    pub(super) fn lacks(&self, address: Address, now: i64) -> bool {
+        !self.held.has(address) && self.rows.get(address).is_some_and(|row| !row.is_over(now))
+    }
+}
+
 /// What every poll reads, at almost no cost. A change of it calls for observations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
@@ -99,6 +106,13 @@ pub(super) struct LocalBan {
     pub(super) jail_epoch: u32,
     /// Whether an observation had fail2ban's row of the ban.
     pub(super) in_database: bool,
+}
+
+impl LocalBan {
+    /// Whether fail2ban's database, which was created at `database`, had the row of the ban. A new database lost it.
+    pub(super) fn had_row_in(&self, database: Option<i64>) -> bool {
+        self.in_database && database.is_some_and(|created| created <= self.ban.start)
+    }
 }
 
 /// A detection that fail2ban's database does not have yet.
@@ -170,14 +184,18 @@ impl JailState {
             return Usage::Referenced;
         }
         let Some(entry) = self.entries.get(&address) else { return Usage::Unused };
-        let claims = entry.claims.iter().filter(|claim| claim.ban.is_some());
-        let of = |claim: &Claim| {
-            let later = claim.ban.is_some_and(|ban| tombstones::is_outlived(id, ban.start, timing));
-            let kind = claim.is_legacy() || claim.carries(id) || later;
-            if kind { Usage::Referenced } else { Usage::Missing }
-        };
-        let held = if entry.import.is_some() { Usage::Referenced } else { Usage::Unused };
-        claims.map(of).max().unwrap_or(held)
+        let usages = entry.claims.iter().filter_map(|claim| {
+            let is_newer = tombstones::is_outlived(id, claim.ban?.start, timing);
+            let needs_none = claim.is_legacy() || claim.carries(id) || is_newer;
+            Some(if needs_none { Usage::Referenced } else { Usage::Missing })
+        });
+        let without_claims = if entry.import.is_some() { Usage::Referenced } else { Usage::Unused };
+        usages.max().unwrap_or(without_claims)
+    }
+
+    /// How many imports the jail has.
+    pub(super) fn import_count(&self) -> usize {
+        self.entries.values().filter(|entry| entry.import.is_some()).count()
     }
 
     /// The bantime of the jail, once observed.
@@ -216,24 +234,16 @@ impl JailState {
         let other = last.is_none_or(|last| last.server != heartbeat.server);
         let fewer =
             last.is_some_and(|last| observation.total.is_some_and(|total| total < last.total));
-        let lacks = |(address, row): (Address, &BipsRow)| {
-            let end = self.entries.get(&address).and_then(|entry| entry.held_until);
-            !row.is_over(secs)
-                && !observation.held.has(address)
-                && end.is_some_and(|end| end > secs + 1)
-        };
-        let restarted = fewer || whole && observation.rows.iter().any(lacks);
+        let restarted = fewer || whole && self.has_lost_a_ban(observation, secs);
         if other || restarted {
-            // It is noticed within seconds; the time before this process is unknown.
+            // The start of a jail is noticed within seconds. Whether it started before this process is unknown.
             self.epoch += 1;
             self.restoring = (secs + timing.restore_grace, usize::MAX);
         }
-        // **For a minute after its start, longer while it still restores, one by one.**
+        // A jail restores its bans one by one: for a minute after its start, and as long as bans come back (R7).
         if whole && self.is_restoring(secs) {
-            let lasts = |(address, row): &(Address, &BipsRow)| {
-                !row.is_over(secs) && !observation.held.has(*address)
-            };
-            let missing = observation.rows.iter().filter(lasts).count();
+            let addresses = observation.rows.addresses();
+            let missing = addresses.filter(|address| observation.lacks(*address, secs)).count();
             if missing < self.restoring.1 {
                 let longer =
                     if self.restoring.1 == usize::MAX { 0 } else { secs + timing.restore_grace };
@@ -241,7 +251,7 @@ impl JailState {
             }
         }
         let last = self.last_observation.as_ref();
-        let fresh = if whole {
+        let valid_until = if whole {
             now + timing.observation_ttl.max(10 * observation.took)
         } else {
             last.map_or(0, |l| l.valid_until)
@@ -253,7 +263,8 @@ impl JailState {
         };
         let total = observation.total.or(last.map(|last| last.total)).unwrap_or(0);
         let total = if other { observation.total.unwrap_or(0) } else { total };
-        let due = if whole { i64::MAX } else { last.map_or(i64::MIN, |last| last.next_check_at) };
+        let next_check_at =
+            if whole { i64::MAX } else { last.map_or(i64::MIN, |last| last.next_check_at) };
         let data_version =
             if whole { heartbeat.data_version } else { last.and_then(|l| l.data_version) };
         let ignored = std::mem::take(&mut observation.ignored);
@@ -264,10 +275,18 @@ impl JailState {
             total,
             bantime,
             ignored,
-            valid_until: fresh,
+            valid_until,
             rest_until,
-            next_check_at: due,
+            next_check_at,
         });
+    }
+
+    /// Whether fail2ban lost a ban whose row and lease have not expired. Only a restart of the jail does that.
+    fn has_lost_a_ban(&self, observation: &Observation, now: i64) -> bool {
+        observation.rows.addresses().any(|address| {
+            let end = self.entries.get(&address).and_then(|entry| entry.held_until);
+            observation.lacks(address, now) && end.is_some_and(|end| end > now + 1)
+        })
     }
 
     /// Whether the jail needs an observation: another server, a write to the database, or a deadline.
@@ -308,40 +327,48 @@ mod tests {
 
     #[test]
     fn jail_is_observed_only_after_a_change_or_at_a_deadline() {
-        let (mut local, timing) = (JailState::default(), Timing::default());
-        assert!(local.needs_observation(heartbeat(1, 1), NOW));
-        local.record_observation(&mut observation(5), heartbeat(1, 1), true, NOW, &timing);
-        let worth = |local: &JailState, heartbeat, now| local.needs_observation(heartbeat, now);
-        assert!(worth(&local, heartbeat(1, 1), NOW + 1000), "it may be restoring bans");
-        local.record_observation(
+        let (mut jail_state, timing) = (JailState::default(), Timing::default());
+        assert!(jail_state.needs_observation(heartbeat(1, 1), NOW));
+        jail_state.record_observation(&mut observation(5), heartbeat(1, 1), true, NOW, &timing);
+        let is_needed = jail_state.needs_observation(heartbeat(1, 1), NOW + 1000);
+        assert!(is_needed, "the jail may be restoring bans");
+        jail_state.record_observation(
             &mut Observation { took: 500, ..observation(5) },
             heartbeat(1, 1),
             true,
             NOW,
             &timing,
         );
-        assert!(
-            !worth(&local, heartbeat(1, 1), NOW + 4_999),
-            "so many that a look takes half a second"
-        );
-        assert!(worth(&local, heartbeat(1, 1), NOW + 5_000));
-        let now = NOW + 61_000;
-        assert!(!worth(&local, heartbeat(1, 1), now));
-        assert!(worth(&local, heartbeat(1, 2), now), "a write");
-        assert!(worth(&local, heartbeat(2, 1), now), "another server");
-        assert!(
-            worth(&local, Heartbeat { data_version: None, ..heartbeat(1, 1) }, now),
-            "no telling"
-        );
-        local.last_observation.as_mut().unwrap().next_check_at = SECS + 65;
-        assert!(!worth(&local, heartbeat(1, 1), now + 3_000));
-        assert!(worth(&local, heartbeat(1, 1), now + 4_000), "something ends");
+        // An observation that took half a second is repeated after five seconds, even if the jail restores bans.
+        assert!(!jail_state.needs_observation(heartbeat(1, 1), NOW + 4_999));
+        assert!(jail_state.needs_observation(heartbeat(1, 1), NOW + 5_000));
+        jail_state.last_observation.as_mut().unwrap().next_check_at = SECS + 65;
+        let without_database = Heartbeat { data_version: None, ..heartbeat(1, 1) };
+        // Milliseconds after the first observation, the heartbeat -> an observation is needed.
+        let table = [
+            (61_000, heartbeat(1, 1), false),
+            (61_000, heartbeat(1, 2), true), // a write
+            (61_000, heartbeat(2, 1), true), // another server
+            (61_000, without_database, true),
+            (64_000, heartbeat(1, 1), false),
+            (65_000, heartbeat(1, 1), true), // a deadline
+        ];
+        for (after, heartbeat, expected) in table {
+            let is_needed = jail_state.needs_observation(heartbeat, NOW + after);
+            assert_eq!(is_needed, expected, "{after} {heartbeat:?}");
+        }
+    }
+
+    /// An observation in which fail2ban holds some of the addresses of its rows.
+    fn restored(rows: &AddressMap<BipsRow>, count: usize) -> Observation {
+        let held = rows.addresses().take(count).map(|address| (address, Some(600))).collect();
+        Observation { held, rows: rows.clone(), ..observation(i64::try_from(count).unwrap()) }
     }
 
     #[test]
     fn jail_restores_for_a_minute_and_as_long_as_bans_come_back() {
-        let (mut local, timing) = (JailState::default(), Timing::default());
-        local.record_observation(
+        let (mut jail_state, timing) = (JailState::default(), Timing::default());
+        jail_state.record_observation(
             &mut observation(0),
             heartbeat(6, 1),
             true,
@@ -352,21 +379,22 @@ mod tests {
             .map(|n| Address::new(&format!("192.0.2.{n}")).unwrap())
             .map(|address| (address, BipsRow { timeofban: SECS, bantime: 6000, failures: 3 }))
             .collect();
-        let restored = |count: usize| {
-            let held = rows.addresses().take(count).map(|address| (address, Some(600))).collect();
-            Observation { held, rows: rows.clone(), ..observation(i64::try_from(count).unwrap()) }
-        };
         let server = ServerInstance { pid: 7, started: SECS };
         let heartbeat = Heartbeat { server, data_version: Some(1) };
-        let mut show = |at: i64, observation: &mut Observation| {
-            local.record_observation(observation, heartbeat, true, NOW + at * 1000, &timing);
-            (local.epoch, local.restoring.0 - SECS)
-        };
-        assert_eq!(show(0, &mut restored(0)), (2, 60));
-        assert_eq!(show(40, &mut restored(1)), (2, 100));
-        assert_eq!(show(90, &mut restored(2)), (2, 150));
-        assert_eq!(show(120, &mut restored(2)), (2, 150), "nothing came back");
-        assert_eq!(show(151, &mut restored(3)), (2, 150), "that was new");
-        assert_eq!(show(200, &mut restored(1)), (3, 260), "the jail has restarted");
+        // Seconds after the start, how many are held -> the run of the jail, until when it may restore.
+        let table = [
+            (0, 0, (2, 60)),
+            (40, 1, (2, 100)),
+            (90, 2, (2, 150)),
+            (120, 2, (2, 150)), // no ban came back
+            (151, 3, (2, 150)), // a new ban
+            (200, 1, (3, 260)), // the jail has restarted
+        ];
+        for (after, count, expected) in table {
+            let mut observation = restored(&rows, count);
+            let now = NOW + after * 1000;
+            jail_state.record_observation(&mut observation, heartbeat, true, now, &timing);
+            assert_eq!((jail_state.epoch, jail_state.restoring.0 - SECS), expected, "{after}");
+        }
     }
 }

@@ -71,7 +71,7 @@ use tell::LocalEventFilter;
 use tombstones::Tombstones;
 pub use tombstones::is_outlived;
 
-use crate::wire::{Address, FleetUnban, HostName, Jail, Presence};
+use crate::wire::{Address, Ban, FleetUnban, HostName, Jail, Presence};
 
 /// How often claims without effect are dropped, in milliseconds.
 const GC_INTERVAL: i64 = 30_000;
@@ -250,8 +250,8 @@ impl Controller {
     /// Restores claims from the imports, which keep them: a restart without a broker knows which bans it holds and
     /// until when (R11).
     fn restore(&mut self, persisted: PersistedState) {
-        for ((key, host), lift) in persisted.overrides {
-            self.overrides.suppress(&key, &host, lift);
+        for ((key, host), over) in persisted.overrides {
+            self.overrides.suppress(&key, &host, over);
         }
         for (fleet_unban, applied) in persisted.tombstones {
             self.tombstones.restore(fleet_unban, applied);
@@ -333,21 +333,15 @@ impl Controller {
         if self.publisher.is_refreshed(now) {
             self.presence = None;
         }
-        let jails = &self.jails;
-        let own = || {
-            let mut own = Vec::new();
-            for (jail, local) in jails {
-                own.extend(
-                    local
-                        .local_bans
-                        .iter()
-                        .map(|(address, own)| ((jail.clone(), *address), own.ban)),
-                );
-            }
-            own
-        };
-        let unbans = || self.tombstones.applied().collect();
-        self.publisher.due_shards(&self.me, own, unbans, self.observed_stamp, now, &self.timing)
+        let (jails, tombstones) = (&self.jails, &self.tombstones);
+        self.publisher.due_shards(
+            &self.me,
+            || local_bans(jails),
+            || tombstones.applied().collect(),
+            self.observed_stamp,
+            now,
+            &self.timing,
+        )
     }
 
     /// The import of an address, if this host imported it.
@@ -400,10 +394,11 @@ impl Controller {
     ) -> impl Iterator<Item = &'a Claim> {
         let bantime = local.bantime();
         entry.claims.iter().filter(move |claim| {
-            let lifted = |ban| self.overrides.suppresses(key, &claim.host, ban, &self.timing);
             claim.is_active(bantime, now, &self.timing)
                 && !self.tombstones.voids(key, claim, &self.timing)
-                && !claim.ban.is_some_and(lifted)
+                && claim.ban.is_none_or(|ban| {
+                    !self.overrides.suppresses(key, &claim.host, ban, &self.timing)
+                })
         })
     }
 
@@ -412,9 +407,21 @@ impl Controller {
     pub fn attributed_to(&self, key: &BanKey) -> Option<&HostName> {
         let entry = self.jails.get(&key.0)?.entries.get(&key.1)?;
         let last = entry.claims.iter().max_by_key(|claim| (claim.ban.is_some(), claim.stamp));
-        let of_import = || entry.import.as_ref()?.sources.last().map(|claim| &claim.host);
-        last.map(|claim| &claim.host).or_else(|| self.last_releaser.get(key)).or_else(of_import)
+        last.map(|claim| &claim.host)
+            .or_else(|| self.last_releaser.get(key))
+            .or_else(|| Some(&entry.import.as_ref()?.sources.last()?.host))
     }
+}
+
+/// All bans that this host detected and holds (R6).
+fn local_bans(jails: &BTreeMap<Jail, JailState>) -> Vec<(BanKey, Ban)> {
+    let mut local_bans = Vec::new();
+    for (jail, jail_state) in jails {
+        for (address, own) in &jail_state.local_bans {
+            local_bans.push(((jail.clone(), *address), own.ban));
+        }
+    }
+    local_bans
 }
 
 fn to_secs(now: i64) -> i64 {

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 
-use super::claims::Claim;
 use super::lifts::Override;
 use super::look::{Heartbeat, JailState, LocalBan, Observation, Scan};
 use super::marks::{Import, ImportObservation, ImportSource, ImportSources, ImportStatus, WRITTEN};
@@ -15,16 +14,16 @@ use crate::ignored::IgnoreReason;
 use crate::wire::{Address, Ban, Jail};
 
 /// How long before its end a local ban is observed once more, in seconds.
-const EARLY: i64 = 10;
+const LAST_CHECK_LEAD: i64 = 10;
 
 /// How often a ban with an unknown end is observed, in seconds.
-const UNKNOWN: i64 = 5;
+const UNKNOWN_END_CHECK_INTERVAL: i64 = 5;
 
 /// How late an origin's unban may arrive (R13), in seconds. After that, the import is made again.
-const LATE_WORD: i64 = 15;
+const MAX_UNBAN_DELAY: i64 = 15;
 
-/// How many leases are renewed in one batch; renewing runs no action, so it is quick.
-const PROLONG: usize = 100;
+/// How many leases are renewed in one batch. fail2ban runs no action for them, so they take little time.
+const RENEWAL_BATCH: usize = 100;
 
 impl Controller {
     /// Starts a cycle. The stamp of a scan is taken before the spool and fail2ban are read, so that it never claims
@@ -110,11 +109,7 @@ impl Controller {
         let local = self.jails.entry(jail.clone()).or_default();
         // An address that is not held although its row has not expired may be about to be restored. Only an
         // observation of the whole jail tells whether the jail restarted.
-        let lasts = |address: &Address| {
-            !observation.held.has(*address)
-                && observation.rows.get(*address).is_some_and(|row| !row.is_over(to_secs(now)))
-        };
-        if of.is_some_and(|of| of.iter().any(lasts)) {
+        if of.is_some_and(|of| of.iter().any(|address| observation.lacks(*address, to_secs(now)))) {
             self.jails_to_observe.insert(jail.clone());
             return;
         }
@@ -140,7 +135,7 @@ impl Controller {
         for address in scope {
             self.observe_address(&(jail.clone(), address), &observation, now, &mut due);
         }
-        for batch in due.renew.chunks(PROLONG) {
+        for batch in due.renew.chunks(RENEWAL_BATCH) {
             self.pending.push_back(Pending::Renew(jail.clone(), batch.to_vec()));
         }
         let local = self.jails.entry(jail.clone()).or_default();
@@ -213,12 +208,10 @@ impl Controller {
 
         // Find the local ban (R6).
         let pending = detection.map(|detection| detection.ban);
-        let length = |length: Option<i64>| {
-            let row = row.map_or(observation.bantime, |row| row.bantime);
-            length.unwrap_or_else(|| last.map_or(row, |own| own.ban.bantime))
-        };
+        let known_length = last.map(|own| own.ban.bantime).or(row.map(|row| row.bantime));
+        let default_length = known_length.unwrap_or(observation.bantime);
         let ban = own::effective_ban(own::LocalBanFacts {
-            held: held.map(length),
+            held: held.map(|length| length.unwrap_or(default_length)),
             row,
             pending,
             imported: entry.import.is_some(),
@@ -259,14 +252,13 @@ impl Controller {
             self.record_override(key, &claim);
         }
         // A local ban ended while this fail2ban kept running, or its row was seen, which survives a restart (R15).
-        let in_database = |own: LocalBan| {
-            own.in_database && observation.database.is_some_and(|made| made <= own.ban.start)
-        };
         let ended = last.filter(|own| {
-            (own.jail_epoch == epoch || in_database(*own)) && held.is_none() && ban.is_none()
+            let is_explained = own.jail_epoch == epoch || own.had_row_in(observation.database);
+            is_explained && held.is_none() && ban.is_none()
         });
         let lifted = ended.is_some_and(|own| {
-            own::was_removed_by_operator(own.ban, in_database(own), row, now, observation.purge_age)
+            let had_row = own.had_row_in(observation.database);
+            own::was_removed_by_operator(own.ban, had_row, row, now, observation.purge_age)
         });
         if lifted && observation.database.is_some() && !unseen && !was_imported {
             for claim in self.import_sources(key, now) {
@@ -310,12 +302,12 @@ impl Controller {
         let Some(end) = entry.held_until.filter(|end| *end < i64::MAX) else { return };
         due.at = due.at.min(end.max(now) + 1);
         // Further failures extend a local ban without a database write: observe it before the leases of peers end.
-        if local.local_bans.contains_key(&key.1) && end - EARLY > now {
-            due.at = due.at.min(end - EARLY);
+        if local.local_bans.contains_key(&key.1) && end - LAST_CHECK_LEAD > now {
+            due.at = due.at.min(end - LAST_CHECK_LEAD);
         }
         // Without a row, neither the start nor the end of the ban is known.
         if !facts.imported && !local.local_bans.contains_key(&key.1) && !entry.in_database {
-            due.at = due.at.min(now + UNKNOWN);
+            due.at = due.at.min(now + UNKNOWN_END_CHECK_INTERVAL);
         }
         if facts.imported && facts.claimed {
             let bantime = local.bantime().unwrap_or(-1);
@@ -350,7 +342,7 @@ impl Controller {
     fn again_due(&self, key: &BanKey, now: i64) -> Option<i64> {
         let bantime = self.jails.get(&key.0).and_then(JailState::bantime).unwrap_or(-1);
         let (wanted, _) = self.wanted(key, bantime, now);
-        let due = wanted.saturating_add(LATE_WORD);
+        let due = wanted.saturating_add(MAX_UNBAN_DELAY);
         (wanted <= now && now < due).then_some(due)
     }
 
@@ -367,12 +359,11 @@ impl Controller {
             imported: is_imported,
             held: is_held,
             ends_soon: entry.is_some_and(|(local, entry)| {
-                let leaves = |claim: &Claim, end| {
-                    claim.leaves_end_to_fail2ban(local.bantime(), end, &self.timing)
-                };
                 entry.held_until.is_some_and(|end| {
                     end <= now.saturating_add(self.timing.expiry_guard)
-                        || entry.claims.iter().any(|claim| leaves(claim, end))
+                        || entry.claims.iter().any(|claim| {
+                            claim.leaves_end_to_fail2ban(local.bantime(), end, &self.timing)
+                        })
                 })
             }),
             ignored: self.ignored(key).is_some_and(|reason| {
@@ -393,11 +384,11 @@ impl Controller {
         let local = self.jails.get(&key.0);
         let entry = local.and_then(|local| Some((local, local.entries.get(&key.1)?)));
         let Some((local, entry)) = entry else { return ImportSources::new() };
-        let claim = |claim: &Claim| {
+        let sources = self.active_claims(key, local, entry, now).filter_map(|claim| {
             let (host, stamp, unbans) = (claim.host.clone(), claim.stamp, claim.unbans.clone());
             claim.ban.map(|ban| ImportSource { host, stamp, ban, unbans })
-        };
-        self.active_claims(key, local, entry, now).filter_map(claim).collect()
+        });
+        sources.collect()
     }
 
     /// Updates the sources in an import record, if the claims changed (R11).
@@ -431,8 +422,8 @@ impl Controller {
         if source.stamp == 0 {
             self.remove_claims(key, |claim| claim.is_legacy() && claim.host == source.host);
         } else {
-            let lift = Override { start: source.ban.start, stamp: source.stamp };
-            let record = self.overrides.suppress(key, &source.host, lift);
+            let over = Override { start: source.ban.start, stamp: source.stamp };
+            let record = self.overrides.suppress(key, &source.host, over);
             self.persist(record);
         }
     }

@@ -5,7 +5,7 @@ use super::limits::ReachedLimits;
 use super::look::JailState;
 use crate::clock::is_within;
 use crate::figures::JailCounts;
-use crate::wire::{HostName, HostState, Jail, Presence};
+use crate::wire::{HostName, HostState, Presence};
 
 impl Controller {
     /// The presence to publish, if it changed on this connection. `itself` provides the fields that the controller does
@@ -25,14 +25,11 @@ impl Controller {
                 return None;
             }
         }
-        let held = |local: &JailState| {
-            local.entries.values().filter(|entry| entry.import.is_some()).count()
-        };
         let presence = Presence {
             state: HostState::Online,
             jails: jails.cloned().unwrap_or_default(),
             bans: self.jails.values().map(|local| local.local_bans.len()).sum(),
-            imported: self.jails.values().map(held).sum(),
+            imported: self.jails.values().map(JailState::import_count).sum(),
             acks,
             ..itself()
         };
@@ -41,13 +38,13 @@ impl Controller {
         (replaced || last.as_ref() != Some(&presence)).then_some(presence)
     }
 
-    /// How many other hosts are known, and of how many everything.
+    /// How many other hosts are known, and how many of their snapshots are complete.
     #[must_use]
     pub fn hosts(&self) -> (usize, usize) {
         self.peer_sync.count_others(&self.me)
     }
 
-    /// Whether something is kept of a host.
+    /// Whether this host has state of a peer.
     #[must_use]
     pub fn is_peer(&self, host: &HostName) -> bool {
         self.peers.contains(host)
@@ -59,7 +56,7 @@ impl Controller {
         &self.limits
     }
 
-    #[allow(missing_docs)]
+    /// The limits, to note one that the caller reached.
     pub fn limits_mut(&mut self) -> &mut ReachedLimits {
         &mut self.limits
     }
@@ -77,20 +74,18 @@ impl Controller {
         self.heartbeat.is_some()
     }
 
-    /// What each jail of this host holds.
+    /// The counts of bans in each jail of this host.
     #[must_use]
     pub fn jail_counts(&self) -> Vec<JailCounts> {
-        let counts = |jail: &Jail| {
-            let local = self.jails.get(jail);
-            let imported =
-                |local: &JailState| local.entries.values().filter(|c| c.import.is_some()).count();
+        let counts = self.known_jails.iter().flatten().map(|jail| {
+            let jail_state = self.jails.get(jail);
             JailCounts {
                 jail: jail.clone(),
-                detected: local.map_or(0, |local| local.local_bans.len()),
-                imported: local.map_or(0, imported),
+                detected: jail_state.map_or(0, |jail_state| jail_state.local_bans.len()),
+                imported: jail_state.map_or(0, JailState::import_count),
                 overrides: self.overrides.count(jail),
             }
-        };
-        self.known_jails.iter().flatten().map(counts).collect()
+        });
+        counts.collect()
     }
 }
