@@ -26,9 +26,9 @@ pub const ACK_REQUEST: &str = "ack_request";
 /// The action of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    #[allow(missing_docs)]
+    /// The sender bans the address.
     Ban,
-    #[allow(missing_docs)]
+    /// The sender releases the address.
     Unban,
     /// An action that this version does not know; printable, at most 32 characters.
     Other(String),
@@ -94,11 +94,11 @@ impl Reason {
 /// An event on `<topic>/ban` or `<topic>/unban`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    #[allow(missing_docs)]
+    /// What the sender did; receivers ignore unknown actions.
     pub action: Action,
     /// The jail; field `ipmset`, because the scripts named the jail's ipset.
     pub jail: Jail,
-    #[allow(missing_docs)]
+    /// The address; field `ip`.
     pub address: Address,
     /// The bantime in seconds; -1 is permanent, 0 unknown.
     pub bantime: i64,
@@ -238,8 +238,20 @@ mod tests {
         }
     }
 
+    /// Parses an event with one more field, whose value is JSON.
+    fn parse_with(field: &str, value: impl fmt::Display) -> Result<Event, Malformed> {
+        let json = format!(
+            r#"{{"action":"ban","ipmset":"sshd","ip":"203.0.113.9","host":"web1","{field}":{value}}}"#
+        );
+        Event::parse(json.as_bytes())
+    }
+
+    fn with_ip(ip: &str) -> String {
+        SCRIPT.replace("203.0.113.9", ip)
+    }
+
     #[test]
-    fn a_fleet_unban_has_a_name_and_a_later_ban_repeats_it() {
+    fn fleet_unban_has_an_id_and_a_later_ban_repeats_it() {
         let id = UnbanId::new("web2-1795340000123").unwrap();
         let unban = Event {
             action: Action::Unban,
@@ -267,12 +279,12 @@ mod tests {
     }
 
     #[test]
-    fn a_script_s_event_is_read() {
+    fn event_of_a_script_is_parsed() {
         assert_eq!(Event::parse(SCRIPT.as_bytes()), Ok(event()));
     }
 
     #[test]
-    fn ours_is_one_line_with_the_script_s_fields_first() {
+    fn encoded_event_is_one_line_with_the_fields_of_the_scripts_first() {
         let (time, stamp) = (1_795_342_588, 1_795_342_588_123);
         let ours = Event { time, stamp, reason: Some(Reason::Detected), ..event() };
         let json = r#"{"action":"ban","ipmset":"sshd","ip":"203.0.113.9","bantime":600,"host":"web1","restored":0,"failures":3,"time":1795342588,"stamp":1795342588123,"reason":"detected"}"#;
@@ -288,14 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn spellings_of_other_programs_are_read() {
-        let read = |field: &str, value: &str| {
-            let event = format!(
-                r#"{{"action":"ban","ipmset":"sshd","ip":"203.0.113.9","host":"web1","{field}":{value}}}"#
-            );
-            let event = Event::parse(event.as_bytes()).ok()?;
-            Some((event.restored, event.bantime, event.time))
-        };
+    fn spellings_of_other_programs_are_parsed() {
         let table = [
             ("restored", "false", Some((0, 0, 0))),
             ("restored", "true", Some((1, 0, 0))),
@@ -315,12 +320,14 @@ mod tests {
             ("failures", "true", None),
         ];
         for (field, value, expected) in table {
-            assert_eq!(read(field, value), expected, "{field}: {value}");
+            let event = parse_with(field, value).ok();
+            let numbers = event.map(|event| (event.restored, event.bantime, event.time));
+            assert_eq!(numbers, expected, "{field}: {value}");
         }
     }
 
     #[test]
-    fn only_four_fields_are_needed() {
+    fn only_four_fields_are_required() {
         let json = r#"{"action":"unban","ipmset":"sshd","ip":"2001:DB8:0::1","host":"web1"}"#;
         let event = Event::parse(json.as_bytes()).unwrap();
         assert_eq!(event.address.to_string(), "2001:db8::1");
@@ -334,7 +341,6 @@ mod tests {
 
     #[test]
     fn malformed_event_is_rejected() {
-        let with_ip = |ip: &str| SCRIPT.replace("203.0.113.9", ip);
         let invalid = [
             String::new(),
             "null".to_owned(),
@@ -370,19 +376,13 @@ mod tests {
     }
 
     #[test]
-    fn a_mapped_address_is_the_address_it_stands_for() {
+    fn ipv4_mapped_address_is_the_ipv4_address() {
         let mapped = SCRIPT.replace("203.0.113.9", "::ffff:203.0.113.9");
         assert_eq!(Event::parse(mapped.as_bytes()), Ok(event()));
     }
 
     #[test]
     fn number_out_of_its_range_is_rejected() {
-        let with = |field: &str, number: i64| {
-            let json = format!(
-                r#"{{"action":"ban","ipmset":"sshd","ip":"203.0.113.9","host":"web1","{field}":{number}}}"#
-            );
-            Event::parse(json.as_bytes())
-        };
         let table = [
             ("restored", 0, 10_000_000),
             ("failures", 0, 10_000_000),
@@ -390,21 +390,23 @@ mod tests {
             ("stamp", 0, 253_402_300_799_999),
         ];
         for (field, least, most) in table {
-            assert!(with(field, least).is_ok() && with(field, most).is_ok(), "{field}");
+            for number in [least, most] {
+                assert!(parse_with(field, number).is_ok(), "{field} {number}");
+            }
             for number in [least - 1, most + 1, i64::MIN, i64::MAX, 1 << 53] {
                 let error = Malformed::Field("", format!("must be from {least} to {most}"));
-                let found = with(field, number).unwrap_err();
+                let found = parse_with(field, number).unwrap_err();
                 assert_eq!(found.to_string().replace(field, ""), error.to_string(), "{number}");
             }
         }
         let bantimes = [(i64::MIN, -1), (-2, -1), (0, 0), (3_155_760_000, 3_155_760_000)];
         for (published, read) in bantimes.into_iter().chain([(i64::MAX, 3_155_760_000)]) {
-            assert_eq!(with("bantime", published).unwrap().bantime, read);
+            assert_eq!(parse_with("bantime", published).unwrap().bantime, read);
         }
     }
 
     #[test]
-    fn own_number_out_of_its_range_is_published_within() {
+    fn own_number_out_of_its_range_is_clamped() {
         let absurd = Event {
             bantime: i64::MAX,
             restored: -1,
@@ -418,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_action_is_kept_short_and_printable() {
+    fn unknown_action_is_shortened_and_printable() {
         let json = SCRIPT.replace("\"ban\"", &format!("\"x\\u001b{}\"", "y".repeat(99)));
         let action = Event::parse(json.as_bytes()).unwrap().action;
         assert_eq!(action, Action::Other(format!("x?{}", "y".repeat(30))));

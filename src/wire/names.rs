@@ -43,7 +43,8 @@ pub(super) fn shown(text: &str, hidden: Option<char>) -> impl Iterator<Item = ch
 pub struct Jail(Arc<str>);
 
 impl Jail {
-    const MAX: usize = 128;
+    const MAX_BYTES: usize = 128;
+    const ODD: [char; 11] = ['"', '\'', '\\', ',', '`', '$', '<', '>', '|', '&', ';'];
 
     /// Validates the name of a jail: no blank, quote, comma, backslash or invisible character. fail2ban separates
     /// jails by commas.
@@ -51,9 +52,9 @@ impl Jail {
     /// # Errors
     /// The rule for names of jails, as the end of a sentence.
     pub fn new(text: &str) -> Result<Self, String> {
-        let odd = |c: char| "\"'\\,`$<>|&;".contains(c);
-        if text.is_empty() || text.len() > Self::MAX || text.contains(odd) || !is_seen(text) {
-            let max = Self::MAX;
+        let is_odd = text.contains(Self::ODD);
+        if text.is_empty() || text.len() > Self::MAX_BYTES || is_odd || !is_seen(text) {
+            let max = Self::MAX_BYTES;
             return Err(format!(
                 "must be the name of a jail: at most {max} bytes, no blank, quote or invisible character"
             ));
@@ -79,7 +80,7 @@ impl fmt::Display for Jail {
 pub struct HostName(Arc<String>);
 
 impl HostName {
-    const MAX: usize = 128;
+    const MAX_BYTES: usize = 128;
 
     /// Validates the name of a host. Blanks are invalid, so that a name cannot forge the end of a log line,
     /// `from HOST (Rest:=0, Fails:=9)`.
@@ -87,9 +88,9 @@ impl HostName {
     /// # Errors
     /// The rule for names of hosts, as the end of a sentence.
     pub fn new(text: &str) -> Result<Self, String> {
-        let odd = |c: char| "/+#".contains(c);
-        if text.is_empty() || text.len() > Self::MAX || text.contains(odd) || !is_seen(text) {
-            let max = Self::MAX;
+        let is_odd = text.contains(['/', '+', '#']);
+        if text.is_empty() || text.len() > Self::MAX_BYTES || is_odd || !is_seen(text) {
+            let max = Self::MAX_BYTES;
             return Err(format!(
                 "must be a name of at most {max} bytes, without blanks, invisible characters and / + #"
             ));
@@ -201,7 +202,7 @@ impl UnbanId {
         })
     }
 
-    /// The name.
+    /// The text of the id.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
@@ -231,7 +232,7 @@ impl fmt::Display for UnbanId {
 pub enum JailScope {
     /// All jails; `*` on the wire.
     All,
-    #[allow(missing_docs)]
+    /// This jail only.
     One(Jail),
 }
 
@@ -431,10 +432,12 @@ mod tests {
         assert_eq!(hash.value(), 0xcbf2_9ce4_8422_2325);
         hash.write_str("foobar").unwrap();
         assert_eq!(hash.value(), 0x8594_4171_f739_67e8);
-        let of = |text: &str| Address::new(text).unwrap().hash();
-        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
-        assert_eq!(of("2001:DB8:0::1"), of("2001:db8::1"));
-        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+        let mapped = ["::ffff:192.0.2.1", "192.0.2.1", "192.0.2.2"];
+        let [mapped, same, other] = mapped.map(|text| Address::new(text).unwrap().hash());
+        assert!(mapped == same && mapped != other);
+        let [upper, lower] =
+            ["2001:DB8:0::1", "2001:db8::1"].map(|text| Address::new(text).unwrap().hash());
+        assert_eq!(upper, lower);
     }
 
     #[test]

@@ -109,27 +109,32 @@ impl ShardId {
 
 /// One ban in a shard.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(missing_docs)]
 pub struct ShardEntry {
+    /// The jail of the ban, by its name on the origin.
     pub jail: Jail,
+    /// The banned address.
     pub address: Address,
+    /// As in [`Ban`].
     pub start: i64,
+    /// As in [`Ban`].
     pub bantime: i64,
 }
 
 /// One fleet unban that the host of the shard has applied.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(missing_docs)]
 pub struct FleetUnban {
+    /// The jails in which the address is released.
     pub scope: JailScope,
+    /// The released address.
     pub address: Address,
+    /// Distinguishes this fleet unban from others of the address.
     pub id: UnbanId,
 }
 
 /// A shard of a host's snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shard {
-    #[allow(missing_docs)]
+    /// The host whose snapshot this is.
     pub host: HostName,
     /// The host's sequence number of events and shards, in milliseconds since 1970.
     pub stamp: i64,
@@ -156,8 +161,7 @@ impl Shard {
                 "must be 1: this host needs a newer version".to_owned(),
             ));
         }
-        let number = |name| Ok(u32::try_from(fields.number(name)?).unwrap_or(u32::MAX));
-        let id = ShardId::new(number("part")?, number("parts")?);
+        let id = ShardId::new(fields.index("part")?, fields.index("parts")?);
         let id = id.map_err(|what| Malformed::Field("parts", what))?;
         let stamp = fields.within("stamp", &STAMP_MILLIS)?;
         if stamp == 0 {
@@ -175,11 +179,12 @@ impl Shard {
     /// The shard as one line of JSON.
     #[must_use]
     pub fn encode(&self) -> String {
-        let ban = |ShardEntry { jail, address, start, bantime }: &ShardEntry| {
-            let start = range::into(&TIME_SECS, *start);
-            (jail.clone(), *address, start, range::into(&BANTIME_SECS, *bantime))
-        };
-        let unban = |unban: &FleetUnban| (unban.scope.clone(), unban.address, unban.id.clone());
+        let bans = self.bans.iter().map(|ban| {
+            let start = range::into(&TIME_SECS, ban.start);
+            let bantime = range::into(&BANTIME_SECS, ban.bantime);
+            (&ban.jail, ban.address, start, bantime)
+        });
+        let unbans = self.unbans.iter().map(|unban| (&unban.scope, unban.address, &unban.id));
         write(&Json {
             v: 1,
             host: &self.host,
@@ -187,8 +192,8 @@ impl Shard {
             time: range::into(&TIME_SECS, self.time),
             part: self.id.index,
             parts: self.id.count,
-            bans: self.bans.iter().map(ban).collect(),
-            unbans: self.unbans.iter().map(unban).collect(),
+            bans: bans.collect(),
+            unbans: unbans.collect(),
         })
     }
 }
@@ -203,25 +208,30 @@ struct Json<'a> {
     time: i64,
     part: u32,
     parts: u32,
-    bans: Vec<(Jail, Address, i64, i64)>,
-    unbans: Vec<(JailScope, Address, UnbanId)>,
+    bans: Vec<(&'a Jail, Address, i64, i64)>,
+    unbans: Vec<(&'a JailScope, Address, &'a UnbanId)>,
 }
 
+impl StrictObject {
+    /// A number of shards; one that is too large or negative is invalid in any case.
+    fn index(&self, name: &'static str) -> Result<u32, Malformed> {
+        Ok(u32::try_from(self.number(name)?).unwrap_or(u32::MAX))
+    }
+}
+
+const ENTRY_RULE: &str = "must be [jail, address, start, bantime]";
+
 fn entry(value: &Value, shard: ShardId) -> Result<ShardEntry, String> {
-    let what = || "must be [jail, address, start, bantime]".to_owned();
     let [Value::String(jail), Value::String(address), Value::Number(start), Value::Number(bantime)] =
         value.as_array().map(Vec::as_slice).unwrap_or_default()
     else {
-        return Err(what());
-    };
-    let number = |number: &serde_json::Number, range| {
-        number.as_i64().ok_or_else(what).and_then(|number| within(range, number))
+        return Err(ENTRY_RULE.to_owned());
     };
     Ok(ShardEntry {
         jail: Jail::new(jail)?,
         address: belonging(address, shard)?,
-        start: number(start, &TIME_SECS)?,
-        bantime: number(bantime, &BANTIME_SECS)?,
+        start: within(&TIME_SECS, start.as_i64().ok_or(ENTRY_RULE)?)?,
+        bantime: within(&BANTIME_SECS, bantime.as_i64().ok_or(ENTRY_RULE)?)?,
     })
 }
 
@@ -251,8 +261,11 @@ fn belonging(address: &str, shard: ShardId) -> Result<Address, String> {
 mod tests {
     use super::*;
 
+    fn address(text: &str) -> Address {
+        Address::new(text).unwrap()
+    }
+
     fn shard() -> Shard {
-        let address = |text: &str| Address::new(text).unwrap();
         let id = ShardId::of(address("203.0.113.9"), 4);
         let jail = Jail::new("sshd").unwrap();
         let mut bans: Vec<_> = (0..=255)
@@ -266,19 +279,19 @@ mod tests {
             })
             .collect();
         bans[0].bantime = -1;
-        let one = |scope: &str, id: &str| FleetUnban {
+        let unbans = [("*", "web2-1795340000123"), ("sshd", "web-3-1795340000124")];
+        let unbans = unbans.map(|(scope, id)| FleetUnban {
             scope: JailScope::new(scope).unwrap(),
             address: address("203.0.113.9"),
             id: UnbanId::new(id).unwrap(),
-        };
-        let unbans = vec![one("*", "web2-1795340000123"), one("sshd", "web-3-1795340000124")];
+        });
         Shard {
             host: HostName::new("we\"b1").unwrap(),
             stamp: 1_795_342_588_123,
             time: 0,
             id,
             bans,
-            unbans,
+            unbans: unbans.into(),
         }
     }
 

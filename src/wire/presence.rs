@@ -33,10 +33,11 @@ pub const MAX_ACKS: usize = 16;
 
 /// Whether a host's daemon is connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum HostState {
+    /// The daemon published this presence itself.
     #[default]
     Online,
+    /// The daemon disconnected, or the broker published its last will.
     Offline,
 }
 
@@ -53,12 +54,14 @@ impl HostState {
 
 /// What a host did with a ban of another host's operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct Ack {
+    /// The jail of the ban.
     pub jail: Jail,
+    /// The banned address.
     pub address: Address,
-    /// The host that requested it, and the stamp of its request.
+    /// The host that requested the acknowledgement.
     pub origin: HostName,
+    /// The stamp of that request.
     pub stamp: i64,
     /// `banned`, `pending`, or the reason of the rejection; later versions may have more: printable, 1 to 32
     /// characters.
@@ -104,8 +107,6 @@ impl Presence {
                 "must be 1: this host needs a newer version".to_owned(),
             ));
         }
-        let text = |name| printable(fields.text(name).unwrap_or_default());
-        let count = |name| Ok(usize::try_from(fields.within(name, &COUNT)?).unwrap_or_default());
         let state = fields.required("state", |text| {
             let state =
                 [HostState::Online, HostState::Offline].into_iter().find(|s| s.as_str() == text);
@@ -113,13 +114,13 @@ impl Presence {
         })?;
         Ok(Self {
             state,
-            version: text("version"),
+            version: fields.printable("version"),
             jails: fields.strings("jails", MAX_JAILS, Jail::new)?.into_iter().collect(),
-            bans: count("bans")?,
-            machine: text("machine"),
-            instance: text("instance"),
+            bans: fields.count("bans")?,
+            machine: fields.printable("machine"),
+            instance: fields.printable("instance"),
             since: fields.within("since", &TIME_SECS)?,
-            imported: count("imported")?,
+            imported: fields.count("imported")?,
             rejected: rejected(fields.counters("rejected")?),
             acks: fields
                 .list("acks", MAX_ACKS)?
@@ -190,6 +191,18 @@ impl Ack {
     }
 }
 
+impl StrictObject {
+    /// A text for people; empty if the field is missing.
+    fn printable(&self, name: &str) -> String {
+        printable(self.text(name).unwrap_or_default())
+    }
+
+    /// A count of bans; 0 if the field is missing.
+    fn count(&self, name: &'static str) -> Result<usize, Malformed> {
+        Ok(usize::try_from(self.within(name, &COUNT)?).unwrap_or_default())
+    }
+}
+
 /// The visible characters of a text for people, shortened.
 fn printable(text: &str) -> String {
     shown(text, None).take(MAX_TEXT).collect()
@@ -243,7 +256,7 @@ mod tests {
         let least = Presence::parse(br#"{"v":1,"state":"offline"}"#).unwrap();
         assert_eq!((least.state, least.bans, least.jails.len()), (HostState::Offline, 0, 0));
         let json = r#"{"v":1,"state":"offline","version":"","jails":[],"bans":0,"machine":""}"#;
-        assert_eq!(least.encode(), json, "what is not known is not said");
+        assert_eq!(least.encode(), json, "unknown fields are omitted");
         let rejected = [
             "",
             "{}",
@@ -265,20 +278,28 @@ mod tests {
         }
     }
 
+    const GOOD_ACK: &str = r#"["web","203.0.113.30","web1",7,"banned"]"#;
+
+    /// So many acknowledgements, as JSON.
+    fn acks(count: usize) -> String {
+        format!("[{}]", vec![GOOD_ACK; count].join(","))
+    }
+
+    /// How many acknowledgements a presence has.
+    fn count_acks(acks: &str) -> Result<usize, Malformed> {
+        let json = format!(r#"{{"v":1,"state":"online","acks":{acks}}}"#);
+        Presence::parse(json.as_bytes()).map(|presence| presence.acks.len())
+    }
+
     #[test]
     fn acks_beyond_the_limit_or_malformed_are_rejected() {
-        let with = |acks: &str| {
-            let json = format!(r#"{{"v":1,"state":"online","acks":{acks}}}"#);
-            Presence::parse(json.as_bytes()).map(|presence| presence.acks.len())
-        };
-        let good = r#"["web","203.0.113.30","web1",7,"banned"]"#;
-        let some = |count: usize| format!("[{}]", vec![good; count].join(","));
-        assert_eq!(with(&some(0)), Ok(0));
-        assert_eq!(with(&some(MAX_ACKS)), Ok(MAX_ACKS));
+        let good = GOOD_ACK;
+        assert_eq!(count_acks("[]"), Ok(0));
+        assert_eq!(count_acks(&acks(MAX_ACKS)), Ok(MAX_ACKS));
         let later = good.replace("banned", &"w".repeat(32));
-        assert_eq!(with(&format!("[{later}]")), Ok(1), "an outcome of a later version");
+        assert_eq!(count_acks(&format!("[{later}]")), Ok(1), "an outcome of a later version");
         let odd = [
-            some(MAX_ACKS + 1),
+            acks(MAX_ACKS + 1),
             "{}".to_owned(),
             "null".to_owned(),
             "[[]]".to_owned(),
@@ -297,7 +318,7 @@ mod tests {
             format!("[{}]", good.replace("\"web\"", "\"a b\"")),
         ];
         for acks in odd {
-            assert!(with(&acks).is_err(), "{acks}");
+            assert!(count_acks(&acks).is_err(), "{acks}");
         }
     }
 

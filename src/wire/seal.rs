@@ -12,10 +12,10 @@ use std::fmt::{self, Write as _};
 
 use ring::hmac;
 
-/// The bytes before and after the digits of the signature.
-const BEFORE: &[u8] = br#","sig":""#;
-const AFTER: &[u8] = br#""}"#;
-const DIGITS: usize = 64;
+/// The bytes before and after the hexadecimal digits of the signature, and the number of digits.
+const BEFORE_DIGITS: &[u8] = br#","sig":""#;
+const AFTER_DIGITS: &[u8] = br#""}"#;
+const DIGIT_COUNT: usize = 64;
 
 /// The result of checking a signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +42,9 @@ impl SigningKeys {
     /// Keys from secrets, of which there must be at least one.
     #[must_use]
     pub fn new<'a>(secrets: impl IntoIterator<Item = &'a str>) -> Self {
-        let key = |secret: &str| hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
-        Self(secrets.into_iter().map(key).collect())
+        let keys =
+            secrets.into_iter().map(|secret| hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()));
+        Self(keys.collect())
     }
 
     /// A fingerprint of each key, 16 hexadecimal digits, which reveals nothing else of the key.
@@ -64,11 +65,11 @@ impl SigningKeys {
             && let (Some(key), Some(b'}')) = (self.0.first(), message.pop_if(|last| *last == b'}'))
         {
             let signature = hmac::sign(key, &signed(topic, &message));
-            let mut digits = String::with_capacity(DIGITS);
+            let mut digits = String::with_capacity(DIGIT_COUNT);
             for byte in signature.as_ref() {
                 let _ = write!(digits, "{byte:02x}");
             }
-            message.extend([BEFORE, digits.as_bytes(), AFTER].concat());
+            message.extend([BEFORE_DIGITS, digits.as_bytes(), AFTER_DIGITS].concat());
         }
         message
     }
@@ -77,31 +78,38 @@ impl SigningKeys {
     #[must_use]
     pub fn check(&self, topic: &str, message: &[u8]) -> SignatureStatus {
         let Some((text, signature)) = split(message) else {
-            let name = &BEFORE[1..BEFORE.len() - 1];
+            let name = &BEFORE_DIGITS[1..BEFORE_DIGITS.len() - 1];
             let named = message.windows(name.len()).any(|window| window == name);
             return if named { SignatureStatus::Invalid } else { SignatureStatus::Missing };
         };
-        let good = |key: &hmac::Key| hmac::verify(key, &signed(topic, text), &signature).is_ok();
-        if self.0.iter().any(good) { SignatureStatus::Valid } else { SignatureStatus::Invalid }
+        let text = signed(topic, text);
+        if self.0.iter().any(|key| hmac::verify(key, &text, &signature).is_ok()) {
+            SignatureStatus::Valid
+        } else {
+            SignatureStatus::Invalid
+        }
     }
 }
 
 /// Splits a signed message into the signed text and the signature.
 #[must_use]
-pub fn split(message: &[u8]) -> Option<(&[u8], [u8; DIGITS / 2])> {
-    let rest = message.strip_suffix(AFTER)?;
-    let (rest, digits) = rest.split_at_checked(rest.len().checked_sub(DIGITS)?)?;
-    let text = rest.strip_suffix(BEFORE)?;
-    let value = |digit: u8| match digit {
+pub fn split(message: &[u8]) -> Option<(&[u8], [u8; DIGIT_COUNT / 2])> {
+    let rest = message.strip_suffix(AFTER_DIGITS)?;
+    let (rest, digits) = rest.split_at_checked(rest.len().checked_sub(DIGIT_COUNT)?)?;
+    let text = rest.strip_suffix(BEFORE_DIGITS)?;
+    let mut signature = [0; DIGIT_COUNT / 2];
+    for (byte, pair) in signature.iter_mut().zip(digits.chunks(2)) {
+        *byte = hex_value(pair[0])? << 4 | hex_value(pair[1])?;
+    }
+    Some((text, signature))
+}
+
+fn hex_value(digit: u8) -> Option<u8> {
+    match digit {
         b'0'..=b'9' => Some(digit - b'0'),
         b'a'..=b'f' => Some(digit - b'a' + 10),
         _ => None,
-    };
-    let mut signature = [0; DIGITS / 2];
-    for (byte, pair) in signature.iter_mut().zip(digits.chunks(2)) {
-        *byte = value(pair[0])? << 4 | value(pair[1])?;
     }
-    Some((text, signature))
 }
 
 /// The signed bytes. A topic contains no line feed, so they are unambiguous.
@@ -136,11 +144,10 @@ mod tests {
 
     #[test]
     fn keys_have_different_fingerprints() {
-        let of = |secrets: &[&str]| -> Vec<String> {
-            SigningKeys::new(secrets.iter().copied()).fingerprints().collect()
-        };
-        let both = of(&["0123456789abcdef", "fedcba9876543210"]);
-        assert_eq!(both[..1], of(&["0123456789abcdef"]));
+        let first = SigningKeys::new(["0123456789abcdef"]);
+        let both = SigningKeys::new(["0123456789abcdef", "fedcba9876543210"]);
+        let both: Vec<String> = both.fingerprints().collect();
+        assert_eq!(both[..1], first.fingerprints().collect::<Vec<_>>());
         assert!(both[0] != both[1] && both.iter().all(|digits| digits.len() == 16));
     }
 
@@ -149,7 +156,6 @@ mod tests {
         let (old, new) = ("an old secret of the fleet", "a new secret of the fleet");
         let good = sign(&[old], TOPIC);
         let text = std::str::from_utf8(&good).unwrap();
-        let changed = |from: &str, to: &str| text.replacen(from, to, 1).into_bytes();
         let end = text.len() - 10;
         let table: [(&[&str], &[u8], SignatureStatus); 14] = [
             (&[old], &good, SignatureStatus::Valid),
@@ -158,9 +164,13 @@ mod tests {
             (&[old], &sign(&[new, old], TOPIC), SignatureStatus::Invalid),
             (&[new], &good, SignatureStatus::Invalid),
             (&[old], &sign(&[old], "blacklist/unban"), SignatureStatus::Invalid),
-            (&[old], &changed("203.0.113.9", "203.0.113.8"), SignatureStatus::Invalid),
-            (&[old], &changed("{", "{ "), SignatureStatus::Invalid),
-            (&[old], &changed("\"}", "\" }"), SignatureStatus::Invalid),
+            (
+                &[old],
+                &text.replace("203.0.113.9", "203.0.113.8").into_bytes(),
+                SignatureStatus::Invalid,
+            ),
+            (&[old], &text.replace('{', "{ ").into_bytes(), SignatureStatus::Invalid),
+            (&[old], &text.replace("\"}", "\" }").into_bytes(), SignatureStatus::Invalid),
             (&[old], &[&good[..], b"\n"].concat(), SignatureStatus::Invalid),
             (
                 &[old],
@@ -175,9 +185,9 @@ mod tests {
             (&[old], BAN.as_bytes(), SignatureStatus::Missing),
             (&[old], b"", SignatureStatus::Missing),
         ];
-        for (secrets, message, seal) in table {
+        for (secrets, message, status) in table {
             let keys = SigningKeys::new(secrets.iter().copied());
-            assert_eq!(keys.check(TOPIC, message), seal, "{}", String::from_utf8_lossy(message));
+            assert_eq!(keys.check(TOPIC, message), status, "{}", String::from_utf8_lossy(message));
         }
     }
 }

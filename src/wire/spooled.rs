@@ -19,14 +19,14 @@ pub struct SpooledEvent {
 }
 
 impl SpooledEvent {
-    const MAX: usize = 1024;
+    const MAX_BYTES: usize = 1024;
 
     /// Parses the text of [`SpooledEvent::encode`].
     ///
     /// # Errors
     /// [`Malformed`]
     pub fn parse(json: &[u8]) -> Result<Self, Malformed> {
-        let fields = StrictObject::parse(json, Self::MAX)?;
+        let fields = StrictObject::parse(json, Self::MAX_BYTES)?;
         Ok(Self {
             action: fields.required("action", |text| Ok(Action::new(text)))?,
             jail: fields.required("ipmset", Jail::new)?,
