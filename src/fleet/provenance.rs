@@ -1,5 +1,5 @@
-//! Where persisted state was learned, and what of it still counts elsewhere: under another topic, once
-//! messages have to be signed, or once a key was withdrawn. Pure.
+//! Where persisted state was learned, and which of it still counts under other settings: another topic, a new signing
+//! key, or a withdrawn key. Pure.
 
 use std::collections::BTreeSet;
 
@@ -8,35 +8,38 @@ use super::{PersistedState, Record, Timing};
 use crate::fleet::lifts::Override;
 use crate::wire::Ban;
 
-/// How long a claim from before may last unless its origin repeats it, in seconds.
-const GRACE: i64 = 60;
+/// How long a claim that was learned under other settings may last unless its origin repeats it, in seconds.
+const PROVISIONAL_TTL: i64 = 60;
 
-/// The stamp of a claim from before: any word of its origin is newer.
-const BEFORE: i64 = 1;
+/// The stamp of such a claim: any message of its origin is newer.
+const PROVISIONAL_STAMP: i64 = 1;
 
-/// Which messages count.
+/// Which messages count, the most permissive first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trust {
-    /// All: there is no key.
+    /// All messages: there is no key.
     Open,
-    /// Signed ones, and unsigned ones with limits.
+    /// Signed messages, and unsigned ones with limits.
     Mixed,
-    /// Signed ones.
+    /// Signed messages only.
     Strict,
 }
 
 impl Trust {
-    /// All, in their order.
+    /// All values, in their order.
     pub const ALL: [Self; 3] = [Self::Open, Self::Mixed, Self::Strict];
 }
 
 /// Where persisted state was learned.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct Provenance {
+    /// `MQTT_TOPIC`: the fleet.
     pub topic: String,
+    /// `MQTT_HOST`, as it is written.
     pub brokers: String,
+    /// This host's name in the fleet.
     pub node: String,
+    /// Which messages counted.
     pub trust: Trust,
     /// Fingerprints of the keys whose signatures count.
     pub keys: BTreeSet<String>,
@@ -49,27 +52,28 @@ pub enum Doubt {
     Nothing,
     /// Fleet unbans, which this host would repeat in signed messages.
     Unbans,
-    /// Other hosts' bans. Where unsigned messages counted beside a key, fleet unbans had to be signed.
+    /// Other hosts' bans. Their fleet unbans stay: with a key, these had to be signed even if unsigned bans counted.
     Claims,
     /// Everything that was learned from other hosts.
     All,
 }
 
 impl Provenance {
-    /// Whether the broker may go on with the session from before.
+    /// Whether the broker may resume the session of the earlier settings.
     #[must_use]
     pub fn keeps_session(&self, before: &Self) -> bool {
         (&self.topic, &self.brokers, &self.node) == (&before.topic, &before.brokers, &before.node)
     }
 
-    /// What not to rely on that was learned `before`, which is not known of a store of the first version.
+    /// Which state that was learned `before` is doubtful now. `before` is `None` for a store of the first version, which
+    /// did not record it.
     #[must_use]
     pub fn doubt(&self, before: Option<&Self>) -> Doubt {
         let trust = before.map_or(Trust::Open, |before| before.trust);
         if before.is_some_and(|before| before.topic != self.topic) {
             return Doubt::All;
         }
-        // A key that was taken away may be known to somebody else: what it signed does not count any more.
+        // Somebody else may know a withdrawn key: what it signed does not count any more.
         let withdrawn = before.is_some_and(|before| !before.keys.is_subset(&self.keys));
         if withdrawn && self.trust > Trust::Open {
             return Doubt::All;
@@ -84,9 +88,8 @@ impl Provenance {
 }
 
 impl PersistedState {
-    /// The changes that leave no doubtful state. Imports stay, because only this host knows that they are no
-    /// bans of its own; what they rest on ends soon unless its origin repeats it. `now` is in
-    /// seconds since 1970.
+    /// The changes that leave no doubtful state. Imports stay, because only this host can tell them from its local bans.
+    /// Their sources end soon, unless the origin repeats them. `now` is in seconds since 1970.
     #[must_use]
     pub fn discard(&self, doubt: Doubt, timing: &Timing, now: i64) -> Vec<Record> {
         if doubt == Doubt::Nothing {
@@ -108,27 +111,27 @@ impl PersistedState {
                 claims.map(|claim| provisional(claim, timing, now)).collect();
             Record::Import(key.clone(), Some(Import { sources: claims, ..import.clone() }))
         }));
-        records.extend(self.overrides.iter().map(|((key, host), lift)| {
-            let lift = Override { stamp: BEFORE, ..*lift };
-            Record::Override(key.clone(), host.clone(), Some(lift))
+        records.extend(self.overrides.iter().map(|((key, host), override_)| {
+            let override_ = Override { stamp: PROVISIONAL_STAMP, ..*override_ };
+            Record::Override(key.clone(), host.clone(), Some(override_))
         }));
         records
     }
 }
 
-/// A claim that ends soon, or earlier if it was to end earlier, and gives way to any word of its origin.
+/// A copy of a source that ends within [`PROVISIONAL_TTL`], and gives way to any message of its origin.
 fn provisional(claim: &ImportSource, timing: &Timing, now: i64) -> ImportSource {
     let Ban { start, bantime } = claim.ban;
     let end = match bantime {
         0 => start.saturating_add(timing.default_bantime),
         _ => claim.ban.end(),
     };
-    // After its end it lasts for `expiry_slack`.
-    let end = end.min(now.saturating_add(GRACE).saturating_sub(timing.expiry_slack));
-    // A bantime of 0 is not known, and a negative one is permanent.
+    // A claim lasts for `expiry_slack` after its end (R3).
+    let end = end.min(now.saturating_add(PROVISIONAL_TTL).saturating_sub(timing.expiry_slack));
+    // Keep the bantime above 0: 0 is unknown, and negative is permanent.
     let start = start.min(end.saturating_sub(1));
     let ban = Ban { start, bantime: end.saturating_sub(start) };
-    ImportSource { host: claim.host.clone(), stamp: BEFORE, ban, unbans: None }
+    ImportSource { host: claim.host.clone(), stamp: PROVISIONAL_STAMP, ban, unbans: None }
 }
 
 #[cfg(test)]
@@ -144,20 +147,29 @@ mod tests {
         Provenance { topic, brokers, node, trust, keys: BTreeSet::new() }
     }
 
+    fn trusting(trust: Trust) -> Provenance {
+        provenance("t", "hub:1883", "web1", trust)
+    }
+
+    /// Keys are separated by blanks.
+    fn with_keys(keys: &str, trust: Trust) -> Provenance {
+        let keys = keys.split_whitespace().map(str::to_owned).collect();
+        Provenance { keys, ..trusting(trust) }
+    }
+
     #[test]
-    fn another_fleet_or_stricter_rules_cast_doubt_and_another_place_ends_the_session() {
+    fn other_topic_or_stricter_trust_makes_state_doubtful_and_other_broker_ends_the_session() {
         use Doubt::{All, Claims, Nothing, Unbans};
         use Trust::{Mixed, Open, Strict};
-        let now = |trust| provenance("t", "hub:1883", "web1", trust);
         let table = [
-            (Some(now(Open)), Open, Nothing, true),
-            (Some(now(Open)), Mixed, Unbans, true),
-            (Some(now(Open)), Strict, All, true),
-            (Some(now(Mixed)), Open, Nothing, true),
-            (Some(now(Mixed)), Mixed, Nothing, true),
-            (Some(now(Mixed)), Strict, Claims, true),
-            (Some(now(Strict)), Strict, Nothing, true),
-            (Some(now(Strict)), Mixed, Nothing, true),
+            (Some(trusting(Open)), Open, Nothing, true),
+            (Some(trusting(Open)), Mixed, Unbans, true),
+            (Some(trusting(Open)), Strict, All, true),
+            (Some(trusting(Mixed)), Open, Nothing, true),
+            (Some(trusting(Mixed)), Mixed, Nothing, true),
+            (Some(trusting(Mixed)), Strict, Claims, true),
+            (Some(trusting(Strict)), Strict, Nothing, true),
+            (Some(trusting(Strict)), Mixed, Nothing, true),
             (Some(provenance("u", "hub:1883", "web1", Strict)), Strict, All, false),
             (Some(provenance("u", "hub:1883", "web1", Open)), Open, All, false),
             (Some(provenance("t", "old:1883", "web1", Strict)), Strict, Nothing, false),
@@ -167,7 +179,7 @@ mod tests {
             (None, Strict, All, false),
         ];
         for (before, trust, doubt, keeps) in table {
-            let now = now(trust);
+            let now = trusting(trust);
             assert_eq!(now.doubt(before.as_ref()), doubt, "{before:?} {trust:?}");
             let kept = before.as_ref().is_some_and(|before| now.keeps_session(before));
             assert_eq!(kept, keeps, "{before:?}");
@@ -175,13 +187,9 @@ mod tests {
     }
 
     #[test]
-    fn what_a_withdrawn_key_signed_is_in_doubt() {
+    fn state_signed_with_a_withdrawn_key_is_doubtful() {
         use Doubt::{All, Nothing};
         use Trust::{Mixed, Open, Strict};
-        let with = |keys: &str, trust| {
-            let keys = keys.split_whitespace().map(str::to_owned).collect();
-            Provenance { keys, ..provenance("t", "hub:1883", "web1", trust) }
-        };
         let table = [
             ("old", "new old", Strict, Nothing),
             ("new old", "new", Strict, All),
@@ -191,20 +199,21 @@ mod tests {
             ("old", "", Open, Nothing), // without a key everything counts anyway
         ];
         for (before, now, trust, doubt) in table {
-            let before = with(before, trust.max(Mixed));
-            assert_eq!(with(now, trust).doubt(Some(&before)), doubt, "{before:?} {now}");
-            assert!(with(now, trust).keeps_session(&before));
+            let before = with_keys(before, trust.max(Mixed));
+            assert_eq!(with_keys(now, trust).doubt(Some(&before)), doubt, "{before:?} {now}");
+            assert!(with_keys(now, trust).keeps_session(&before));
         }
     }
 
     fn persisted(bans: &[(i64, Ban)]) -> PersistedState {
         let key = (Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
         let (web2, id) = (HostName::new("web2").unwrap(), UnbanId::new("web2-5").unwrap());
-        let claim = |(stamp, ban): &(i64, Ban)| {
-            let unbans = seen_tombstones(vec![id.clone()]);
-            ImportSource { host: web2.clone(), stamp: *stamp, ban: *ban, unbans }
-        };
-        let import = Import::intended(bans.iter().map(claim).collect(), 600, NOW - 9);
+        let unbans = seen_tombstones(vec![id.clone()]);
+        let sources = bans.iter().map(|&(stamp, ban)| {
+            let (host, unbans) = (web2.clone(), unbans.clone());
+            ImportSource { host, stamp, ban, unbans }
+        });
+        let import = Import::intended(sources.collect(), 600, NOW - 9);
         let fleet_unban = FleetUnban { scope: JailScope::All, address: key.1, id: id.clone() };
         let mut persisted = PersistedState::default();
         for record in [
@@ -230,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn doubtful_state_is_deleted_except_what_this_host_has_to_undo_itself() {
+    fn doubtful_state_is_deleted_except_imports_and_overrides() {
         let before = persisted(&[
             (1_000, Ban { start: NOW, bantime: -1 }),
             (0, Ban { start: 1, bantime: 0 }),
@@ -260,12 +269,10 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_from_before_lasts_a_minute_at_most() {
+    fn claim_of_an_earlier_trust_lasts_at_most_a_minute() {
         let timing = Timing::default();
-        let lasts = |ban: Ban| {
-            let host = HostName::new("web2").unwrap();
-            Claim { host, stamp: 1_000, ban: Some(ban), unbans: None }.expires_at(None, &timing)
-        };
+        let host = HostName::new("web2").unwrap();
+        let restored = Claim { host, stamp: 1_000, ban: None, unbans: None };
         let table = [
             (NOW - 10, 600, NOW + 60),
             (NOW - 10, -1, NOW + 60),
@@ -282,7 +289,8 @@ mod tests {
             let after = after(&before, Doubt::All);
             let ban = after.imports.values().next().unwrap().sources[0].ban;
             assert!(ban.bantime > 0, "{ban:?}");
-            assert_eq!(lasts(ban), until, "{start} {bantime}");
+            let claim = Claim { ban: Some(ban), ..restored.clone() };
+            assert_eq!(claim.expires_at(None, &timing), until, "{start} {bantime}");
         }
     }
 }

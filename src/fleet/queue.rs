@@ -56,12 +56,11 @@ impl QueuedAddress {
     }
 }
 
-/// The addresses that wait for one host's sake, in the order of arrival. **The first is none that was
-/// removed.**
+/// The addresses that wait on behalf of one host, in the order of arrival. Invariant: the first entry was not removed.
 #[derive(Debug)]
 struct PeerLine {
     number: u32,
-    /// The last place that was given; the first is 1.
+    /// The last assigned place; the first is 1.
     last: u64,
     waiting: VecDeque<QueuedAddress>,
     removed: usize,
@@ -91,7 +90,8 @@ impl PeerLine {
         Some(first.address)
     }
 
-    /// Those at the front; all, once they are most of the line. Each is moved past once for each that was removed.
+    /// Drops removed entries: those at the front, and all once they are most of the line. So a removal costs a constant
+    /// time on average.
     fn drop_removed(&mut self) {
         while self.waiting.pop_front_if(|first| first.jail.is_none()).is_some() {
             self.removed -= 1;
@@ -112,26 +112,26 @@ impl PeerLine {
     }
 }
 
-/// The lines, by the peer that claims them; `None` for legacy peers, and if no peer claims the
-/// address. **No line is empty**, and each has a number of its own.
+/// The lines, by the peer that claims the addresses; `None` for legacy peers, and for addresses without a claim.
+/// Invariant: no line is empty, and each has a number of its own.
 #[derive(Debug, Default)]
 pub(super) struct FairQueue {
     lines: BTreeMap<Option<HostName>, PeerLine>,
     hosts: BTreeMap<u32, Option<HostName>>,
-    /// The number that the next line gets, unless another one has it.
+    /// The number of the next line, unless it is in use.
     next_number: u32,
-    /// Whose turn it was last.
+    /// The host whose turn was last.
     last: Option<HostName>,
 }
 
 impl FairQueue {
     /// Appends an address to the line of its host.
     pub(super) fn push(&mut self, host: Option<HostName>, key: BanKey) -> Ticket {
-        let (hosts, given) = (&mut self.hosts, &mut self.next_number);
+        let (hosts, next_number) = (&mut self.hosts, &mut self.next_number);
         let line = self.lines.entry(host).or_insert_with_key(|host| {
             let number = loop {
-                let number = *given;
-                *given = (number + 1) % Ticket::LINES;
+                let number = *next_number;
+                *next_number = (number + 1) % Ticket::LINES;
                 if !hosts.contains_key(&number) {
                     break number;
                 }
@@ -142,7 +142,7 @@ impl FairQueue {
         line.push(key)
     }
 
-    /// Nothing is known any more of an address that waits.
+    /// Removes an address that has no state any more.
     pub(super) fn remove(&mut self, ticket: Ticket) {
         let Some(host) = self.hosts.get(&ticket.line()).cloned() else { return };
         if let Some(line) = self.lines.get_mut(&host) {
@@ -151,7 +151,7 @@ impl FairQueue {
         self.close_if_empty(&host);
     }
 
-    /// After a burst it would go on taking the room for one.
+    /// Drops an empty line, so that a burst does not leave its memory allocated.
     #[expect(clippy::ref_option, reason = "it is a key of the lines")]
     fn close_if_empty(&mut self, host: &Option<HostName>) {
         if self.lines.get(host).is_some_and(|line| line.waiting.is_empty())
@@ -161,9 +161,8 @@ impl FairQueue {
         }
     }
 
-    /// At most so many addresses of one jail, one of each host in turn, in the order of
-    /// arrival.
-    pub(super) fn batch(&mut self, most: usize) -> Option<(Jail, Vec<Address>)> {
+    /// At most `max` addresses of one jail, one of each host in turn, in the order of arrival.
+    pub(super) fn batch(&mut self, max: usize) -> Option<(Jail, Vec<Address>)> {
         let after = (Excluded(self.last.clone()), Unbounded);
         let (later, earlier) = (self.lines.range(after), self.lines.iter());
         let hosts: Vec<_> = later.chain(earlier).map(|(host, _)| host.clone()).collect();
@@ -173,13 +172,13 @@ impl FairQueue {
         loop {
             let before = addresses.len();
             for host in hosts {
-                if addresses.len() == most {
+                if addresses.len() == max {
                     return Some((jail, addresses));
                 }
                 let Some(line) = self.lines.get_mut(host) else { continue };
                 if let Some(address) = line.pop_of(&jail) {
                     addresses.push(address);
-                    // Whose word is of another jail is the next to have its turn.
+                    // The first host whose next address is in another jail has the next turn.
                     if !skipped {
                         self.last.clone_from(host);
                     }
@@ -194,7 +193,7 @@ impl FairQueue {
         }
     }
 
-    /// Nothing of this jail waits any more.
+    /// Removes all addresses of a jail.
     pub(super) fn forget(&mut self, jail: &Jail) {
         self.lines.retain(|_, line| {
             line.forget(jail);
@@ -210,7 +209,7 @@ impl FairQueue {
         self.lines.is_empty()
     }
 
-    /// What waits, with its ticket.
+    /// The addresses that wait, with their tickets.
     pub(super) fn waiting(&self) -> impl Iterator<Item = (Ticket, BanKey)> {
         self.lines.values().flat_map(|line| {
             line.waiting.iter().filter_map(|entry| {
@@ -229,23 +228,29 @@ mod tests {
         (Jail::new(jail).unwrap(), Address::new(&format!("192.0.2.{number}")).unwrap())
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "the key of a line")]
+    fn host(name: &str) -> Option<HostName> {
+        Some(HostName::new(name).unwrap())
+    }
+
     /// What comes in one batch: the jail, and the last number of each address.
     fn batch(queue: &mut FairQueue, most: usize) -> Option<(String, Vec<u8>)> {
         let (jail, addresses) = queue.batch(most)?;
-        let number = |address: &Address| address.to_string().rsplit('.').next()?.parse().ok();
-        Some((jail.to_string(), addresses.iter().filter_map(number).collect()))
+        let texts = addresses.iter().map(Address::to_string);
+        let numbers = texts.map(|text| text.rsplit('.').next().unwrap().parse().unwrap());
+        Some((jail.to_string(), numbers.collect()))
     }
 
     fn queue(waiting: &[(Option<&str>, &str, u8)]) -> FairQueue {
         let mut queue = FairQueue::default();
         for (host, jail, number) in waiting {
-            queue.push(host.map(|host| HostName::new(host).unwrap()), key(jail, *number));
+            queue.push(host.map(|name| HostName::new(name).unwrap()), key(jail, *number));
         }
         queue
     }
 
     #[test]
-    fn each_host_has_its_turn() {
+    fn hosts_take_turns() {
         let flood = (1..=6).map(|number| (Some("flood"), "sshd", number));
         let honest = [(Some("a"), "sshd", 11), (Some("z"), "sshd", 21), (Some("z"), "sshd", 22)];
         let mut queue = queue(&flood.chain(honest).chain([(None, "sshd", 31)]).collect::<Vec<_>>());
@@ -258,9 +263,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_removed_leaves_the_rest_in_its_order() {
+    fn removed_addresses_leave_the_others_in_order() {
         let mut it = FairQueue::default();
-        let host = |name: &str| Some(HostName::new(name).unwrap());
         let mut tickets = Vec::new();
         for n in 1..=4 {
             tickets.push(it.push(host("a"), key("sshd", n)));
@@ -289,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn removed_entries_take_little_room_and_leave_the_others_their_places() {
+    fn removed_entries_take_little_memory_and_keep_the_places_of_others() {
         let mut it = FairQueue::default();
         let first = it.push(None, key("web", 1));
         let mut stay = vec![first];
@@ -312,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_of_one_jail_and_a_jail_can_be_forgotten() {
+    fn batch_is_of_one_jail_and_a_jail_can_be_removed() {
         let waiting = [
             (Some("a"), "sshd", 1),
             (Some("a"), "web", 2),

@@ -1,18 +1,34 @@
-//! Whatever comes, what is kept has an end, and everything has its turn.
+//! Bounded state (R21) and turns (R22): no sequence of messages makes the tables grow without end, or lets one peer
+//! delay others.
 
 use super::*;
 
+/// A legacy event of a jail with this number.
+fn in_jail(number: usize, action: Action) -> Event {
+    Event { jail: Jail::new(&format!("jail{number}")).unwrap(), ..event(action, "old1", 0) }
+}
+
+/// The address with this number after 11.0.0.0.
+fn numbered_ip(number: u32) -> Address {
+    address(&std::net::Ipv4Addr::from(0x0b00_0000 + number).to_string())
+}
+
+fn numbered_ban(from: &str, number: u32) -> Event {
+    Event { address: numbered_ip(number), ..event(Action::Ban, from, 10) }
+}
+
+/// A ban of the host with this number.
+fn ban_of_host(number: usize, bantime: i64, stamp: i64) -> Event {
+    Event { bantime, ..event(Action::Ban, &format!("host{number}"), stamp) }
+}
+
 #[test]
-fn what_means_nothing_here_leaves_nothing() {
+fn events_without_effect_leave_no_state() {
     use Action::{Ban as B, Unban as U};
     let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
-    // Jails without end, and unbans of addresses that no host bans.
-    let in_jail = |n: usize, action| Event {
-        jail: Jail::new(&format!("jail{n}")).unwrap(),
-        ..event(action, "old1", 0)
-    };
+    // Events of more and more jails, and unbans of addresses that no host bans.
     assert!((0..500).all(|n| fleet.apply_event(&in_jail(n, B), NOW)));
-    assert!(!fleet.apply_event(&in_jail(500, B), NOW), "no fleet has so many jails");
+    assert!(!fleet.apply_event(&in_jail(500, B), NOW), "the limit of jails");
     assert_eq!(
         (fleet.jails.len(), fleet.dirty.len(), fleet.queue.waiting().count()),
         (500, 500, 500)
@@ -28,21 +44,19 @@ fn what_means_nothing_here_leaves_nothing() {
         assert!(fleet.apply_event(&Event { address, ..event(U, "web1", 10) }, NOW));
         assert!(fleet.apply_event(&Event { address, ..event(U, "old1", 0) }, NOW));
     }
-    assert!(fleet.queue.is_empty(), "no work is left for them");
+    assert!(fleet.queue.is_empty(), "they need no decision");
     fleet.last_gc = 0;
     fleet.gc(NOW);
-    assert_eq!(fleet.counts.claims, 0, "and nothing is kept of what was said long ago");
+    assert_eq!(fleet.counts.claims, 0, "old releases are dropped");
 }
 
 #[test]
-fn one_host_does_not_take_the_room_of_all() {
+fn one_host_does_not_use_the_capacity_of_all() {
     let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     let peer = fleet.peers.admit(&host("web1"), NOW);
-    let ip = |n: u32| address(&std::net::Ipv4Addr::from(0xc612_0000 + n).to_string());
-    (0..100_000).for_each(|n| peer.claims.insert(&(jail(), ip(n))));
-    let ban = |from, n| Event { address: ip(n), ..event(Action::Ban, from, 10) };
-    assert!(!fleet.apply_event(&ban("web1", 100_001), NOW));
-    assert!(fleet.apply_event(&ban("web2", 100_001), NOW));
+    (0..100_000).for_each(|n| peer.claims.insert(&(jail(), numbered_ip(n))));
+    assert!(!fleet.apply_event(&numbered_ban("web1", 100_001), NOW));
+    assert!(fleet.apply_event(&numbered_ban("web2", 100_001), NOW));
     assert_eq!(
         fleet.apply_shard(&shard("web1", 20, &["203.0.113.1"]), NOW),
         Some(ShardError::OverCapacity)
@@ -50,12 +64,12 @@ fn one_host_does_not_take_the_room_of_all() {
 }
 
 #[test]
-fn one_word_each_of_two_jails_is_looked_at_once_and_done() {
+fn single_events_of_two_jails_cause_one_spot_check_each() {
     let jails = ["sshd", "web"].map(|name| Jail::new(name).unwrap());
     let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     let server = ServerInstance { pid: 1, started: 0 };
     let heartbeat = Heartbeat { server, data_version: Some(1) };
-    // The jails are seen whole, and long after, when nothing is due, a word of each comes.
+    // A scan observes both jails. Long after, when no jail needs an observation, an event of each arrives.
     for now in [NOW, NOW + 200_000] {
         fleet.start_cycle(now);
         fleet.on_heartbeat(heartbeat, BTreeSet::from(jails.clone()), now);
@@ -99,7 +113,7 @@ fn slow_observations_and_messages_take_turns() {
     let (mut observations, mut imports) = (BTreeMap::new(), BTreeMap::new());
     fleet.on_connected(now);
     for n in 0..30 {
-        // Each jail takes longer to look at than a round lasts, and all are always worth it.
+        // An observation of a jail takes longer than a cycle, and all jails always need one.
         let started = now;
         fleet.start_cycle(now);
         fleet.on_heartbeat(Heartbeat { server, data_version: Some(n) }, jails.clone().into(), now);
@@ -131,23 +145,23 @@ fn slow_observations_and_messages_take_turns() {
                 other => panic!("{other:?}"),
             }
         }
-        let stamp = |publication: &RetainedShard| publication.content.as_ref().unwrap().stamp;
-        newest = fleet.publications(now).iter().map(stamp).max().unwrap_or(newest);
+        let shards = fleet.publications(now).into_iter().filter_map(|shard| shard.content);
+        newest = shards.map(|shard| shard.stamp).max().unwrap_or(newest);
     }
     assert_eq!(observations.len(), 5, "{observations:?}");
     assert!(observations.values().all(|observations| *observations > 1), "{observations:?}");
     assert_eq!(imports.len(), 5, "{imports:?}");
-    assert!(newest >= NOW, "its own bans are published");
+    assert!(newest >= NOW, "the snapshot is published");
 }
 
 #[test]
 fn expired_legacy_claim_is_removed() {
     let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
-    let other = || Jail::new("web").unwrap();
+    let other = Jail::new("web").unwrap();
     fleet.apply_event(&event(Action::Ban, "web1", 10), NOW);
-    fleet.apply_event(&Event { jail: other(), ..event(Action::Ban, "web1", 11) }, NOW);
-    fleet.apply_event(&Event { jail: other(), ..event(Action::Unban, "web1", 12) }, NOW);
-    // After so many seconds -> of so many addresses something is kept.
+    fleet.apply_event(&Event { jail: other.clone(), ..event(Action::Ban, "web1", 11) }, NOW);
+    fleet.apply_event(&Event { jail: other, ..event(Action::Unban, "web1", 12) }, NOW);
+    // Seconds after the events -> the number of addresses with a claim.
     for (secs, kept) in [(600, 1), (1_100, 1), (1_300, 0)] {
         fleet.last_gc = 0;
         fleet.gc(NOW + secs * 1_000);
@@ -157,22 +171,18 @@ fn expired_legacy_claim_is_removed() {
 }
 
 #[test]
-fn there_is_an_end_to_what_is_kept() {
+fn claims_on_one_address_are_limited() {
     let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
-    let mut receive =
-        |n: usize, stamp| fleet.apply_event(&event(Action::Ban, &format!("host{n}"), stamp), 0);
-    assert!((0..256).all(|n| receive(n, 1)));
-    assert!(!receive(257, 1));
-    assert!(receive(7, 2), "a known host's next word");
+    assert!((0..256).all(|n| fleet.apply_event(&ban_of_host(n, 600, 1), 0)));
+    assert!(!fleet.apply_event(&ban_of_host(257, 600, 1), 0));
+    assert!(fleet.apply_event(&ban_of_host(7, 600, 2), 0), "a later event of a known host");
     let ban = Ban { start: NOW / 1000, bantime: 600 };
     assert_eq!(fleet.claim_state(&key(), &host("host7")), ClaimState::Held(2, ban));
 }
 
 #[test]
 fn claims_of_many_hosts_on_one_address_give_way_to_a_senior_peer() {
-    let length =
-        |bantime| move |n: usize| Event { bantime, ..event(Action::Ban, &format!("host{n}"), NOW) };
-    // Bans that are over, and bans that last; of hosts with a snapshot and without.
+    // Expired and permanent bans, of hosts with a snapshot and without.
     for (bantime, snapshot) in [(1, false), (1, true), (-1, false), (-1, true)] {
         let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
         fleet.apply_shard(&shard("web1", NOW - 10_000, &[]), NOW - 10_000);
@@ -180,7 +190,7 @@ fn claims_of_many_hosts_on_one_address_give_way_to_a_senior_peer() {
             if snapshot {
                 fleet.apply_shard(&shard(&format!("host{n}"), NOW - 5_000, &[]), NOW - 5_000);
             }
-            fleet.apply_event(&length(bantime)(n), NOW + 2_000);
+            fleet.apply_event(&ban_of_host(n, bantime, NOW), NOW + 2_000);
         }
         assert!(
             fleet.apply_event(&event(Action::Ban, "web1", NOW), NOW + 3_000),
@@ -188,10 +198,10 @@ fn claims_of_many_hosts_on_one_address_give_way_to_a_senior_peer() {
         );
         assert!(matches!(fleet.claim_state(&key(), &host("web1")), ClaimState::Held(..)));
         assert_eq!(fleet.counts.claims, 256);
-        assert!(!fleet.apply_event(&length(bantime)(999), NOW + 3_000));
+        assert!(!fleet.apply_event(&ban_of_host(999, bantime, NOW), NOW + 3_000));
         assert!(
             matches!(fleet.claim_state(&key(), &host("web1")), ClaimState::Held(..)),
-            "it stays"
+            "the senior peer's claim stays"
         );
     }
 }
@@ -200,16 +210,16 @@ fn claims_of_many_hosts_on_one_address_give_way_to_a_senior_peer() {
 fn snapshot(from: &str, stamp: i64, bans: u32, shard_count: u32) -> Vec<Shard> {
     let mut shards: BTreeMap<u32, Vec<ShardEntry>> = BTreeMap::new();
     for n in 0..bans {
-        let address = address(&std::net::Ipv4Addr::from(0x0b00_0000 + n).to_string());
+        let address = numbered_ip(n);
         let (start, bantime) = (NOW / 1000, -1);
         let listed = ShardEntry { jail: jail(), address, start, bantime };
         shards.entry(ShardId::of(address, shard_count).index()).or_default().push(listed);
     }
-    let shard = |(number, bans)| {
-        let id = ShardId::new(number, shard_count).unwrap();
+    let shards = shards.into_iter().map(|(index, bans)| {
+        let id = ShardId::new(index, shard_count).unwrap();
         Shard { host: host(from), stamp, time: 0, id, bans, unbans: Vec::new() }
-    };
-    shards.into_iter().map(shard).collect()
+    });
+    shards.collect()
 }
 
 #[test]
@@ -224,14 +234,14 @@ fn small_shard_costs_little_whatever_came_before() {
         fleet.apply_event(&Event { jail, address, ..event(Action::Ban, "evil", 5) }, NOW);
     }
     assert!(fleet.counts.claims > 98_000);
-    // Old ones, and then one that releases everything: not while it is heard, but a few at a time.
+    // Old shards, and then one that releases all claims: not at its arrival, but in small steps.
     let started = std::time::Instant::now();
     for n in 1..=300 {
         fleet.apply_shard(&Shard { bans: Vec::new(), ..shard("evil", n, &[]) }, NOW);
     }
     fleet.apply_shard(&shard("evil", NOW + 2_000, &[]), NOW);
     let received = started.elapsed();
-    assert!(fleet.counts.claims > 98_000, "nothing is released at once");
+    assert!(fleet.counts.claims > 98_000, "its arrival releases no claim");
     let mut steps = 0;
     while fleet.release_claims() {
         steps += 1;
@@ -256,7 +266,7 @@ fn largest_peer_gives_way_to_another() {
     assert!(honest.iter().all(|shard| fleet.apply_shard(shard, NOW).is_none()));
     assert_eq!(fleet.peers.get(&host("web2")).unwrap().claims.len(), 5_000);
     assert!(fleet.counts.claims <= claims::MAX_CLAIMS);
-    // The large ones do not come back for it.
+    // The large peers do not take the capacity back.
     let again = snapshot("x1", NOW + 10, 100_000, 512);
     let refused = again.iter().filter(|shard| fleet.apply_shard(shard, NOW).is_some()).count();
     assert!(refused > 0);
@@ -266,22 +276,22 @@ fn largest_peer_gives_way_to_another() {
 }
 
 #[test]
-fn peers_without_end_take_the_place_of_each_other() {
+fn invented_peers_replace_each_other_and_no_established_peer() {
     let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
-    let ip = |n: u32| address(&std::net::Ipv4Addr::from(0x0b00_0000 + n).to_string());
     fleet.apply_shard(&shard("web2", NOW, &["203.0.113.1"]), NOW - 700_000);
     fleet.apply_event(&event(Action::Ban, "script-less", NOW), NOW - 700_000);
     for n in 0..3_000u32 {
-        let fake = Event { address: ip(n), ..event(Action::Ban, &format!("fake{n}"), NOW) };
+        let fake =
+            Event { address: numbered_ip(n), ..event(Action::Ban, &format!("fake{n}"), NOW) };
         assert!(fleet.apply_event(&fake, NOW + i64::from(n)));
     }
-    let newcomer = Event { address: ip(9_000), ..event(Action::Ban, "web3", NOW) };
+    let newcomer = Event { address: numbered_ip(9_000), ..event(Action::Ban, "web3", NOW) };
     assert!(fleet.apply_event(&newcomer, NOW + 3_000));
     for known in ["web2", "script-less", "web3"] {
         assert!(fleet.peers.contains(&host(known)), "{known}");
     }
     assert!(fleet.counts.claims <= 1_002, "{}", fleet.counts.claims);
-    // With their claims they are forgotten.
+    // They are dropped with their claims.
     fleet.last_gc = 0;
     fleet.gc(NOW + 1_300_000);
     assert!(!fleet.peers.contains(&host("fake2999")));
@@ -302,11 +312,11 @@ fn claims_that_come_and_go_do_not_fill_the_queue() {
     }
     fleet.apply_shard(&shard("web1", NOW, &[IP]), NOW);
     let waiting: Vec<_> = fleet.queue.waiting().map(|(_, waiting)| waiting).collect();
-    assert_eq!(waiting, [key()], "what is new waits, and nothing else");
+    assert_eq!(waiting, [key()], "only the new claim waits");
 }
 
 #[test]
-fn import_that_is_no_more_leaves_no_last_releaser() {
+fn dropped_import_leaves_no_last_releaser() {
     let mut it = Harness::new();
     it.receive(&event(Action::Ban, "web1", 10));
     assert_eq!(it.run_cycle(), ["ban"]);
@@ -317,19 +327,19 @@ fn import_that_is_no_more_leaves_no_last_releaser() {
     assert!(it.fleet.last_releaser.contains_key(&key()));
     it.detect();
     it.fleet.check_invariants().unwrap();
-    assert!(it.fleet.last_releaser.is_empty(), "notify told that it is an own ban");
+    assert!(it.fleet.last_releaser.is_empty(), "notify reported a local ban");
 }
 
 #[test]
-fn host_whose_bans_are_held_is_heard_after_a_restart() {
+fn snapshot_of_an_imported_host_is_requested_after_a_restart() {
     let mut it = Harness::new();
     it.receive(&event(Action::Ban, "gone", 10));
     assert_eq!(it.run_cycle(), ["ban"]);
     it.restart();
     it.fleet.on_connected(NOW);
     it.fleet.apply_shard(&shard("me", NOW, &[]), NOW);
-    let asked = it.fleet.next_subscription(NOW + 1).unwrap_or_default();
-    assert!(asked.contains(&"state/gone/0".to_owned()), "{asked:?}");
+    let topics = it.next_subscription(1);
+    assert!(topics.contains(&"state/gone/0".to_owned()), "{topics:?}");
 }
 
 #[test]
@@ -371,7 +381,7 @@ fn flood_of_fleet_unbans_and_bans_take_turns() {
 }
 
 #[test]
-fn own_stamps_that_were_far_ahead_come_back_below_the_horizon() {
+fn own_stamps_far_ahead_return_below_the_horizon() {
     let stamp = NOW + 1_000 * 86_400_000;
     let persisted = PersistedState { stamp, ..PersistedState::default() };
     let mut it = Harness {

@@ -71,9 +71,9 @@ struct Harness {
     rows: BTreeMap<Address, BipsRow>,
     disk: PersistedState,
     server: ServerInstance,
-    /// When fail2ban's database was made.
-    made: i64,
-    /// Somebody on this host is quicker than each import.
+    /// When fail2ban's database was created, in seconds since 1970.
+    database_created: i64,
+    /// The operator bans each address just before its import.
     raced: bool,
     now: i64,
 }
@@ -83,7 +83,7 @@ impl Harness {
         let fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
         let (held, rows) = (BTreeMap::new(), BTreeMap::new());
         let (disk, server) = (PersistedState::default(), ServerInstance { pid: 1, started: 0 });
-        Self { fleet, held, rows, disk, server, made: 0, raced: false, now: NOW }
+        Self { fleet, held, rows, disk, server, database_created: 0, raced: false, now: NOW }
     }
 
     fn receive(&mut self, event: &Event) {
@@ -112,7 +112,7 @@ impl Harness {
                 Effect::Observe(jail, of) => {
                     let held = self.held.clone().into_iter().collect();
                     let rows = self.rows.clone().into_iter().collect();
-                    let (total, bantime, database) = (Some(9), 600, Some(self.made));
+                    let (total, bantime, database) = (Some(9), 600, Some(self.database_created));
                     let observation = Observation {
                         held,
                         rows,
@@ -134,7 +134,7 @@ impl Harness {
                     if self.raced { 0 } else { targets.len() }
                 }
                 Effect::Unban(_, targets) => {
-                    effects.push("free");
+                    effects.push("unban");
                     self.release_all();
                     targets.len()
                 }
@@ -165,8 +165,30 @@ impl Harness {
             failures: 3,
             time: self.now / 1000,
         };
-        let row = || Ok::<_, Infallible>(Some(None));
-        self.fleet.on_local_event(&spooled, row, self.now).unwrap().unwrap()
+        let event =
+            self.fleet.on_local_event(&spooled, || Ok::<_, Infallible>(Some(None)), self.now);
+        event.unwrap().unwrap()
+    }
+
+    /// Whether an unban releases nothing, because only other hosts ban the address.
+    fn releases_nothing(&self, from: &str, stamp: i64) -> bool {
+        self.fleet.is_unban_of_another_s_ban(&event(Action::Unban, from, stamp))
+    }
+
+    /// The topics of the next subscription, so many milliseconds after the start.
+    fn next_subscription(&mut self, after: i64) -> Vec<String> {
+        self.fleet.next_subscription(NOW + after).unwrap_or_default()
+    }
+
+    /// Whether a presence is due, so many milliseconds after the start.
+    fn has_presence(&mut self, after: i64) -> bool {
+        self.fleet.presence(Presence::default, NOW + after).is_some()
+    }
+
+    /// The outcomes in the presence that is due so many milliseconds from now; `None` if none is due.
+    fn published_acks(&mut self, after: i64) -> Option<Vec<String>> {
+        let presence = self.fleet.presence(Presence::default, self.now + after)?;
+        Some(presence.acks.into_iter().map(|ack| ack.outcome).collect())
     }
 
     fn restart(&mut self) {
@@ -186,15 +208,15 @@ fn of_two_messages_of_a_host_the_greater_stamp_counts() {
     it.fleet.apply_shard(&shard("web1", 8, &[]), NOW);
     assert_eq!(it.run_cycle(), NOTHING, "older messages");
     it.fleet.apply_shard(&shard("web1", 20, &[]), NOW);
-    assert_eq!(it.run_cycle(), ["free"], "a newer shard does not list it");
+    assert_eq!(it.run_cycle(), ["unban"], "released by a newer shard");
     it.receive(&event(B, "web1", 15));
     it.receive(&event(B, "web1", 20));
-    assert_eq!(it.run_cycle(), NOTHING, "older than the shard, or as old");
+    assert_eq!(it.run_cycle(), NOTHING, "not newer than the shard");
     assert_eq!(it.fleet.claim_state(&key(), &host("web1")), ClaimState::Released(20));
     it.fleet.apply_shard(&shard("web1", 30, &[IP]), NOW);
     assert_eq!(it.run_cycle(), ["ban"]);
     it.fleet.apply_cleared(&host("web1"), 0, NOW);
-    assert_eq!(it.run_cycle(), ["free"], "it was forgotten");
+    assert_eq!(it.run_cycle(), ["unban"], "the peer was removed");
 }
 
 #[test]
@@ -210,41 +232,38 @@ fn unban_removes_only_its_sender_s_claim() {
     assert_eq!(it.run_cycle(), ["ban"]);
     for (from, stamp) in [("web1", 11), ("old1", 0), ("web2", 11)] {
         it.receive(&event(U, from, stamp));
-        assert_eq!(it.run_cycle(), NOTHING, "somebody still claims it");
+        assert_eq!(it.run_cycle(), NOTHING, "other claims remain");
     }
     it.receive(&event(U, "old2", 0));
-    assert_eq!(it.run_cycle(), ["free"]);
+    assert_eq!(it.run_cycle(), ["unban"]);
 }
 
 #[test]
 fn unban_of_a_ban_that_the_sender_does_not_hold_is_recognised() {
     use Action::{Ban as B, Unban as U};
     let mut it = Harness::new();
-    let frees_nothing = |it: &Harness, from: &str, stamp: i64| {
-        it.fleet.is_unban_of_another_s_ban(&event(U, from, stamp))
-    };
-    assert!(!frees_nothing(&it, "button", 0), "nothing is banned");
+    assert!(!it.releases_nothing("button", 0), "nothing is banned");
     it.receive(&event(B, "web1", 10));
     it.receive(&event(B, "old1", 0));
     assert_eq!(it.run_cycle(), ["ban"]);
-    assert!(frees_nothing(&it, "button", 0));
-    assert!(!frees_nothing(&it, "old1", 0), "it frees its own");
-    assert!(!frees_nothing(&it, "web2", 11), "a daemon knows what it does");
+    assert!(it.releases_nothing("button", 0));
+    assert!(!it.releases_nothing("old1", 0), "it releases its own ban");
+    assert!(!it.releases_nothing("web2", 11), "a daemon publishes only unbans of its own bans");
     for (from, stamp) in [("web1", 11), ("old1", 0)] {
         it.receive(&event(U, from, stamp));
     }
-    assert_eq!(it.run_cycle(), ["free"]);
-    assert!(!frees_nothing(&it, "button", 0), "it is free");
+    assert_eq!(it.run_cycle(), ["unban"]);
+    assert!(!it.releases_nothing("button", 0), "the address is not banned any more");
 }
 
 #[test]
 fn script_ban_that_ends_by_its_time_is_imported_once_and_left_to_fail2ban() {
-    // When the event comes, relative to a full second, and how late fail2ban bans.
+    // When the event arrives, relative to a full second, and how late fail2ban bans, in milliseconds.
     for (phase, late) in (0..2_000).step_by(250).flat_map(|phase| [(phase, 0), (phase, 20_000)]) {
         let mut it = Harness::new();
         it.now = NOW + phase;
         it.receive(&event(Action::Ban, "old1", 0));
-        it.now += late - 2_000; // a round begins two seconds later
+        it.now += late - 2_000; // a cycle starts two seconds later
         let mut effects = Vec::new();
         for _ in 0..330 + late / 2_000 {
             let (rows, now) = (it.rows.clone(), it.now + 2_000);
@@ -253,15 +272,15 @@ fn script_ban_that_ends_by_its_time_is_imported_once_and_left_to_fail2ban() {
         }
         assert_eq!(effects, ["ban"], "{phase} {late}");
         it.receive(&event(Action::Ban, "old1", 0));
-        assert_eq!(it.run_cycle(), ["ban"], "another ban of it");
+        assert_eq!(it.run_cycle(), ["ban"], "another ban");
         it.receive(&event(Action::Unban, "old1", 0));
-        assert_eq!(it.run_cycle(), ["free"]);
+        assert_eq!(it.run_cycle(), ["unban"]);
     }
 }
 
 #[test]
 fn import_that_ended_with_its_origin_s_ban_waits_for_the_origin_s_unban() {
-    // After how many seconds the origin says that its ban is over, and when bans are made.
+    // When the origin releases its ban, and when this host makes bans, in seconds.
     for (released_after, expected) in [(606, vec![2]), (612, vec![2]), (900, vec![2, 616])] {
         let mut it = Harness::new();
         it.receive(&event(Action::Ban, "web1", 10));
@@ -297,7 +316,7 @@ fn overridden_ban_stays_released_until_its_origin_has_a_newer_ban() {
 }
 
 #[test]
-fn a_fleet_unban_frees_what_is_the_host_s_own_and_a_claim_has_to_carry_it() {
+fn fleet_unban_releases_local_bans_and_claims_must_carry_it() {
     let mut it = Harness::new();
     let row = BipsRow { timeofban: NOW / 1000, bantime: 600, failures: 3 };
     it.held.insert(address(IP), Some(600));
@@ -312,11 +331,11 @@ fn a_fleet_unban_frees_what_is_the_host_s_own_and_a_claim_has_to_carry_it() {
     it.restart();
     it.receive(&Event { unbans: vec![id.clone()], ..event(Action::Ban, "web1", 20) });
     assert_eq!(it.run_cycle(), ["ban"]);
-    assert_eq!(it.detect().unbans, [id], "and so does ours");
+    assert_eq!(it.detect().unbans, [id], "this host's own event carries it");
 }
 
 #[test]
-fn a_clock_that_was_set_back_holds_nothing_up() {
+fn clock_that_was_set_back_delays_nothing() {
     let mut it = Harness::new();
     it.fleet.on_connected(it.now);
     it.run_cycle();
@@ -329,7 +348,7 @@ fn a_clock_that_was_set_back_holds_nothing_up() {
     let published = it.fleet.publications(it.now);
     assert!(
         published[0].content.as_ref().unwrap().stamp > before,
-        "and its stamps go on from there"
+        "stamps continue above the earlier ones"
     );
 }
 
@@ -340,7 +359,7 @@ fn false_claim_in_this_host_s_name_is_corrected_within_seconds() {
     let banned = BipsRow { timeofban: NOW / 1000, bantime: 600, failures: 3 };
     it.held.insert(address(IP), Some(600));
     it.rows.insert(address(IP), banned);
-    // What a message in its name claims, of which address, and whether the snapshot has to correct that.
+    // The forged action, its address -> the snapshot has to correct it.
     let table = [
         (Action::Ban, IP, false),
         (Action::Ban, "203.0.113.77", true),
@@ -357,7 +376,7 @@ fn false_claim_in_this_host_s_name_is_corrected_within_seconds() {
             if !forged_shard {
                 it.fleet.apply_echo(&forged, it.now);
             } else if action == Action::Ban {
-                // Old parts are answered with all parts; these are not old.
+                // A stale shard causes a republication of all shards: this one is not stale.
                 let shard = Shard { stamp: it.now, ..shard("me", it.now, &[ip]) };
                 it.fleet.apply_shard(&shard, it.now);
             } else {
@@ -371,21 +390,21 @@ fn false_claim_in_this_host_s_name_is_corrected_within_seconds() {
 }
 
 #[test]
-fn what_was_read_before_a_greater_stamp_of_its_own_was_heard_is_not_published() {
+fn observation_older_than_an_own_stamp_on_the_broker_is_not_published() {
     let mut it = Harness::new();
     it.fleet.on_connected(it.now);
     it.run_cycle();
-    // An earlier process of this host spoke by a clock that was ahead.
+    // An earlier process of this host had a clock that was ahead.
     let before = it.now + 150_000;
     it.fleet.apply_shard(&shard("me", before, &[]), it.now);
-    assert_eq!(it.fleet.publications(it.now), [], "the others would take it for old");
+    assert_eq!(it.fleet.publications(it.now), [], "peers would reject it as old");
     it.run_cycle();
     let published = it.fleet.publications(it.now);
     assert!(published[0].content.as_ref().unwrap().stamp > before);
 }
 
 #[test]
-fn a_full_disk_stops_no_ban_and_is_written_when_there_is_room() {
+fn full_disk_delays_no_ban_and_the_record_is_written_later() {
     let mut it = Harness::new();
     it.run_cycle();
     it.receive(&event(Action::Ban, "web1", 10));
@@ -393,7 +412,7 @@ fn a_full_disk_stops_no_ban_and_is_written_when_there_is_room() {
     for _ in 0..9 {
         match it.fleet.next_effect(it.now) {
             Effect::Persist(_) => {
-                effects.push("save");
+                effects.push("persist");
                 it.fleet.on_persisted(false, it.now);
             }
             Effect::Ban(..) => {
@@ -404,53 +423,54 @@ fn a_full_disk_stops_no_ban_and_is_written_when_there_is_room() {
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(effects, ["save", "ban"]);
+    assert_eq!(effects, ["persist", "ban"]);
     it.held.insert(address(IP), Some(600));
     it.run_cycle();
     assert!(it.disk.imports[&key()].is_applied());
 }
 
 #[test]
-fn what_a_broker_does_not_hand_out_is_asked_for_by_its_exact_topics() {
+fn unanswered_subscription_is_repeated_with_exact_topics() {
     let mut it = Harness::new();
     it.fleet.on_connected(NOW);
     let mine = shard("me", NOW, &[]);
     it.fleet.apply_shard(&mine, NOW);
     it.fleet.apply_presence(&host("a"), HostState::Online, NOW);
-    let asked = |it: &mut Harness, after| it.fleet.next_subscription(NOW + after);
-    let all = |topics: &[&str]| Some(topics.iter().map(|topic| (*topic).to_owned()).collect());
-    assert_eq!(asked(&mut it, 0), all(&["state/a/0"]));
-    assert_eq!(asked(&mut it, 3_999), None);
-    assert_eq!(asked(&mut it, 4_000), all(&["state/a/+"]));
-    assert_eq!(asked(&mut it, 8_000), all(&["state/a/+", "state/a/0"]));
-    // Its first part says that there are two.
+    assert_eq!(it.next_subscription(0), ["state/a/0"]);
+    assert_eq!(it.next_subscription(3_999), NOTHING);
+    assert_eq!(it.next_subscription(4_000), ["state/a/+"]);
+    assert_eq!(it.next_subscription(8_000), ["state/a/+", "state/a/0"]);
+    // The first shard announces two.
     let first = Shard { id: ShardId::new(0, 2).unwrap(), ..shard("a", NOW, &[]) };
     it.fleet.apply_shard(&first, NOW + 9_000);
-    assert_eq!(asked(&mut it, 16_000), all(&["state/a/+", "state/a/1"]));
+    assert_eq!(it.next_subscription(16_000), ["state/a/+", "state/a/1"]);
     let second = Shard { id: ShardId::new(1, 2).unwrap(), ..shard("a", NOW, &[]) };
     it.fleet.apply_shard(&second, NOW + 17_000);
-    assert_eq!(asked(&mut it, 600_000), None);
+    assert_eq!(it.next_subscription(600_000), NOTHING);
 }
 
 #[test]
 fn another_broker_s_last_will_of_this_host_is_answered() {
     let mut it = Harness::new();
     it.fleet.on_connected(NOW);
-    let mut is_published = |received: Option<HostState>, after| {
+    // The presence that arrives, after so many milliseconds -> this host publishes its own.
+    let table = [
+        (None, 0, true),
+        (Some(HostState::Offline), 100, false), // retained from before this connection
+        (Some(HostState::Online), 20_000, false), // this host's own
+        (Some(HostState::Offline), 20_000, true),
+        (None, 20_001, false),
+    ];
+    for (received, after, published) in table {
         if let Some(state) = received {
             it.fleet.apply_presence(&host("me"), state, NOW + after);
         }
-        it.fleet.presence(Presence::default, NOW + after).is_some()
-    };
-    assert!(is_published(None, 0), "on connection");
-    assert!(!is_published(Some(HostState::Offline), 100), "that was kept from before");
-    assert!(!is_published(Some(HostState::Online), 20_000), "that is its own");
-    assert!(is_published(Some(HostState::Offline), 20_000));
-    assert!(!is_published(None, 20_001), "once");
+        assert_eq!(it.has_presence(after), published, "{received:?} {after}");
+    }
 }
 
 #[test]
-fn host_itself_is_no_other_host() {
+fn this_host_is_not_counted_as_a_peer() {
     let mut it = Harness::new();
     it.fleet.on_connected(NOW);
     for name in ["me", "web2"] {
@@ -485,13 +505,7 @@ fn own_presence_that_was_replaced_is_published_again() {
 fn new_hosts_get_this_host_s_presence_however_soon_they_follow_each_other() {
     let mut it = Harness::new();
     it.fleet.on_connected(NOW);
-    let mut is_published = |new: Option<&str>, after| {
-        if let Some(name) = new {
-            it.fleet.apply_presence(&host(name), HostState::Online, NOW + after);
-        }
-        it.fleet.presence(Presence::default, NOW + after).is_some()
-    };
-    assert!(is_published(None, 0), "on connection");
+    assert!(it.has_presence(0), "on connection");
     // A host that appears after so many milliseconds, and whether presence is published then.
     let table = [
         (Some("a"), 20_000, true),
@@ -502,8 +516,15 @@ fn new_hosts_get_this_host_s_presence_however_soon_they_follow_each_other() {
         (None, 40_000, false),
     ];
     for (new, after, published) in table {
-        assert_eq!(is_published(new, after), published, "{after}");
+        if let Some(name) = new {
+            it.fleet.apply_presence(&host(name), HostState::Online, NOW + after);
+        }
+        assert_eq!(it.has_presence(after), published, "{after}");
     }
+}
+
+fn request(stamp: i64) -> Event {
+    event(Action::Other(ACK_REQUEST.to_owned()), "web1", stamp)
 }
 
 #[test]
@@ -511,33 +532,28 @@ fn requested_ack_is_published_once_known_and_acks_alone_are_rate_limited() {
     let mut it = Harness::new();
     it.fleet.on_connected(NOW);
     it.run_cycle();
-    let published = |it: &mut Harness, after| {
-        let presence = it.fleet.presence(Presence::default, it.now + after)?;
-        Some(presence.acks.into_iter().map(|ack| ack.outcome).collect::<Vec<_>>())
-    };
-    assert_eq!(published(&mut it, 0), Some(Vec::new()));
-    let request = |stamp| event(Action::Other(ACK_REQUEST.to_owned()), "web1", stamp);
+    assert_eq!(it.published_acks(0), Some(Vec::new()));
     it.fleet.request_ack(&request(NOW), None, it.now);
     it.now += 3_000;
-    assert_eq!(published(&mut it, 0), None, "the request came before the ban");
+    assert_eq!(it.published_acks(0), None, "the request came before the ban");
     it.receive(&event(Action::Ban, "web2", it.now));
-    assert_eq!(published(&mut it, 0), None, "fail2ban does not have the ban yet");
+    assert_eq!(it.published_acks(0), None, "fail2ban does not have the ban yet");
     assert_eq!(it.run_cycle(), ["ban"]);
     it.run_cycle();
-    assert_eq!(published(&mut it, 0), Some(vec!["banned".to_owned()]));
-    assert_eq!(published(&mut it, 50_000), None, "it was published");
+    assert_eq!(it.published_acks(0), Some(vec!["banned".to_owned()]));
+    assert_eq!(it.published_acks(50_000), None, "it was published");
     // Another one, of a jail that does not take part here.
     let gone = Event { jail: Jail::new("gone").unwrap(), ..request(NOW + 1) };
     it.fleet.request_ack(&gone, Some(crate::guard::RejectReason::NotShared), it.now);
     let both = vec!["banned".to_owned(), "not_shared".to_owned()];
-    assert_eq!(published(&mut it, 2_999), None);
-    assert_eq!(published(&mut it, 3_000), Some(both.clone()));
+    assert_eq!(it.published_acks(2_999), None);
+    assert_eq!(it.published_acks(3_000), Some(both.clone()));
     // What the operator does here later changes no outcome.
     it.release_all();
     it.run_cycle();
-    assert_eq!(published(&mut it, 6_000), None);
+    assert_eq!(it.published_acks(6_000), None);
     // Without a stamp, no other host could read the acknowledgement.
     it.fleet.request_ack(&request(0), None, it.now);
-    assert_eq!(published(&mut it, 20_000), None);
-    assert_eq!(published(&mut it, 700_000), Some(Vec::new()), "they expire");
+    assert_eq!(it.published_acks(20_000), None);
+    assert_eq!(it.published_acks(700_000), Some(Vec::new()), "they expire");
 }

@@ -4,11 +4,11 @@ use super::*;
 use crate::ignored::{IgnoreList, IgnoreReason};
 
 /// When the import is made, in seconds since 1970.
-const MADE: i64 = NOW / 1000 + 4;
+const IMPORT_TIME: i64 = NOW / 1000 + 4;
 
-/// One round: what fail2ban is told and what is refused. It bans `held` before the round.
-fn round(fleet: &mut Controller, now: i64, ignored: &IgnoreList, held: &[&str]) -> Vec<Effect> {
-    let end = Some(MADE + 600);
+/// Runs one cycle; returns its effects, without observations and writes. fail2ban bans `held` before the cycle.
+fn run_cycle(fleet: &mut Controller, now: i64, ignored: &IgnoreList, held: &[&str]) -> Vec<Effect> {
+    let end = Some(IMPORT_TIME + 600);
     fleet.start_cycle(now);
     fleet.on_heartbeat(
         Heartbeat { server: ServerInstance { pid: 1, started: 0 }, data_version: None },
@@ -21,7 +21,7 @@ fn round(fleet: &mut Controller, now: i64, ignored: &IgnoreList, held: &[&str]) 
             Effect::Idle => return effects,
             Effect::Persist(_) => fleet.on_persisted(true, now),
             Effect::Observe(jail, of) => {
-                let row = BipsRow { timeofban: MADE, bantime: 600, failures: 0 };
+                let row = BipsRow { timeofban: IMPORT_TIME, bantime: 600, failures: 0 };
                 let observation = Observation {
                     held: held.iter().map(|ip| (address(ip), end)).collect(),
                     rows: held.iter().map(|ip| (address(ip), row)).collect(),
@@ -48,25 +48,25 @@ fn unresolved_name_refuses_imports_and_keeps_those_that_stand() {
     unresolved.set_incomplete();
     let resolved = IgnoreList::default();
     assert!(fleet.apply_event(&event(Action::Ban, "web2", NOW), NOW));
-    let effects = round(&mut fleet, NOW + 2_000, &unresolved, &[]);
+    let effects = run_cycle(&mut fleet, NOW + 2_000, &unresolved, &[]);
     assert!(
         matches!(effects[..], [Effect::LogRefused(_, _, IgnoreReason::Unresolved)]),
         "{effects:?}"
     );
-    // It resolves: what was refused is imported.
+    // The name resolves: the refused ban is imported.
     fleet.invalidate(&jail());
-    let effects = round(&mut fleet, NOW + 4_000, &resolved, &[]);
+    let effects = run_cycle(&mut fleet, NOW + 4_000, &resolved, &[]);
     assert!(matches!(effects[..], [Effect::Ban(..)]), "{effects:?}");
-    // The daemon starts again while the name server is away: the ban stays.
+    // The name does not resolve again: the ban stays.
     for now in [NOW + 6_000, NOW + 8_000] {
         fleet.invalidate(&jail());
-        assert_eq!(round(&mut fleet, now, &unresolved, &[IP]), []);
+        assert_eq!(run_cycle(&mut fleet, now, &unresolved, &[IP]), []);
     }
-    // It resolves to the banned address.
+    // The name resolves to the banned address.
     let mut friend = IgnoreList::default();
     friend.add(crate::ignored::network(IP).unwrap(), IgnoreReason::Jail);
     fleet.invalidate(&jail());
-    let effects = round(&mut fleet, NOW + 10_000, &friend, &[IP]);
+    let effects = run_cycle(&mut fleet, NOW + 10_000, &friend, &[IP]);
     assert!(
         matches!(effects[..], [Effect::Unban(..), Effect::LogRefused(_, _, IgnoreReason::Jail)]),
         "{effects:?}"

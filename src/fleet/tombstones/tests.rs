@@ -100,7 +100,7 @@ fn tombstone_is_applied_once_in_every_jail_and_then_repeated() {
 }
 
 #[test]
-fn tombstone_that_did_not_reach_fail2ban_is_tried_again() {
+fn tombstone_that_did_not_reach_fail2ban_is_retried() {
     let (timing, mut tombstones) = (Timing::default(), Tombstones::default());
     let jails = BTreeSet::from([key("sshd").0]);
     tombstones.learn(&fleet_unban("sshd", NOW), NOW, &timing);
@@ -118,7 +118,7 @@ fn tombstone_that_did_not_reach_fail2ban_is_tried_again() {
 }
 
 #[test]
-fn jail_that_was_gone_applies_what_it_missed() {
+fn jail_that_was_missing_applies_tombstones_that_it_missed() {
     let (timing, mut tombstones) = (Timing::default(), Tombstones::default());
     let (sshd, web) = (BTreeSet::from([key("sshd").0]), BTreeSet::from([key("web").0]));
     tombstones.learn(&fleet_unban("*", NOW), NOW, &timing);
@@ -140,7 +140,7 @@ fn jail_that_was_gone_applies_what_it_missed() {
 }
 
 #[test]
-fn newer_ban_is_not_freed_by_an_old_tombstone() {
+fn newer_ban_is_not_released_by_an_old_tombstone() {
     let (timing, mut tombstones) = (Timing::default(), Tombstones::default());
     tombstones.learn(&fleet_unban("*", NOW), NOW, &timing);
     let table = [(None, true), (Some(3_600), true), (Some(3_601), false)];
@@ -199,7 +199,7 @@ fn tombstone_is_kept_as_long_as_some_ban_needs_it() {
 }
 
 #[test]
-fn the_oldest_of_the_largest_maker_give_way() {
+fn oldest_tombstone_of_the_largest_maker_gives_way() {
     let (timing, mut tombstones) = (Timing::default(), Tombstones::default());
     let honest = fleet_unban_of("web2", "192.0.2.1", "*", NOW);
     tombstones.learn(&honest, NOW, &timing);
@@ -221,7 +221,7 @@ fn the_oldest_of_the_largest_maker_give_way() {
     assert!(tombstones.known.contains_key(&honest.address));
     let batch = tombstones.next_batch(16);
     assert!(batch.contains(&honest.address), "{batch:?}");
-    // Of one address there are so many.
+    // The limit of an address.
     for n in 0..60 {
         tombstones.learn(&fleet_unban("*", NOW + n), NOW, &timing);
     }
