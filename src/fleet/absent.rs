@@ -17,9 +17,9 @@ impl Controller {
         to_secs(now) < server.started.saturating_add(self.timing.restore_grace)
     }
 
-    /// Jails that are not among these, which fail2ban has, and whose rows count all the same: this host bans
-    /// in them, and they were there within a minute; or fail2ban is starting, and they are `written` in its
-    /// database. What is not there by then is no jail of its any more, and nothing is banned in it.
+    /// The jails that fail2ban lacks and whose rows count all the same (R7, R8). fail2ban has `these` jails; its database
+    /// has rows of the `written` ones. A missing jail counts for a minute if this host holds bans in it, and while
+    /// fail2ban starts if the database has rows of it. After that it holds nothing.
     pub fn classify_missing_jails(
         &mut self,
         these: &BTreeSet<Jail>,
@@ -60,7 +60,7 @@ impl Controller {
         kept
     }
 
-    /// A jail is gone for good.
+    /// Ends all bans of a jail that fail2ban does not have any more (R8).
     fn drop_jail(&mut self, jail: &Jail, now: i64) {
         let detected =
             self.jails.get(jail).map(|local| local.pending_detections.keys().copied().collect());
@@ -71,7 +71,7 @@ impl Controller {
         self.observe_offline_jail(jail, &AddressMap::default(), now);
     }
 
-    /// A jail that fail2ban does not have now, or fail2ban is away, and the rows of it.
+    /// Applies the rows of a jail that fail2ban lacks, or of any jail while fail2ban is down (R7).
     pub fn observe_offline_jail(&mut self, jail: &Jail, rows: &AddressMap<BipsRow>, now: i64) {
         if let Some(expected) = self.expected_jails.get_mut(jail) {
             let current = rows.iter().filter(|(_, row)| !row.is_over(to_secs(now)));
@@ -85,7 +85,7 @@ impl Controller {
             .collect();
         let (mut touched, mut written) = (Vec::new(), Vec::new());
         for address in scope {
-            // What only an event on the broker tells of counts once fail2ban was seen to ban it.
+            // A detection that is known only from an echo counts once an observation had the ban.
             let seen = local.local_bans.contains_key(&address);
             let detection =
                 local.pending_detections.get(&address).filter(|one| one.echo.is_none() || seen);
@@ -116,7 +116,7 @@ impl Controller {
                 None => drop(local.local_bans.remove(&address)),
             }
         }
-        // The rows of imports are seen now, too, however short fail2ban will be there.
+        // Note the rows of imports now: fail2ban may be back only for a moment.
         let mut changed = Vec::new();
         for (address, row) in rows.iter() {
             let import = local.entries.get_mut(&address).and_then(|entry| entry.import.as_mut());
@@ -137,7 +137,7 @@ impl Controller {
         }
     }
 
-    /// Jails other than these have no rows at all.
+    /// Applies that jails other than these have no rows.
     pub fn clear_other_jails<'a>(&mut self, these: impl Iterator<Item = &'a Jail>, now: i64) {
         let these: BTreeSet<&Jail> = these.collect();
         let others = self.jails.keys().filter(|jail| !these.contains(jail)).cloned();
@@ -146,7 +146,7 @@ impl Controller {
         }
     }
 
-    /// fail2ban is down. `database`: the rows of every jail were passed to
+    /// Handles that fail2ban is down. `database`: the rows of every jail were passed to
     /// [`observe_offline_jail`](Self::observe_offline_jail), so the snapshot may be published.
     pub fn on_fail2ban_down(&mut self, database: bool) {
         self.pending.clear();
@@ -182,10 +182,9 @@ mod tests {
     }
 
     #[test]
-    fn a_jail_counts_before_it_is_made_and_after_it_was_there() {
+    fn missing_jail_counts_until_it_is_created_and_for_a_minute_after_it_is_gone() {
         let [sshd, web] = ["sshd", "web"].map(|name| Jail::new(name).unwrap());
-        // It was looked at before; fail2ban started so many seconds ago, and lacks it for so many -> it
-        // counts, and bans.
+        // An observation had the jail; seconds since the start of fail2ban; seconds without the jail -> its rows count.
         let table = [
             (false, 0, 0, true),
             (false, 59, 0, true),
@@ -256,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fleet_unban_waits_for_a_jail_to_come_only_where_that_bans_the_address() {
+    fn fleet_unban_waits_for_a_missing_jail_only_if_that_bans_the_address() {
         let [sshd, web] = ["sshd", "web"].map(|name| Jail::new(name).unwrap());
         for (address, waits) in [("192.0.2.1", true), ("192.0.2.2", false)] {
             let host = HostName::new("web1").unwrap();
@@ -292,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn jail_that_refuses_holds_up_no_snapshot() {
+    fn jail_that_refuses_calls_does_not_delay_the_snapshot() {
         let [bad, sshd] = ["bad", "sshd"].map(|name| Jail::new(name).unwrap());
         let mut fleet = Controller::new(
             HostName::new("web1").unwrap(),

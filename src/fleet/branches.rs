@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_that_never_answer_keep_no_other_waiting() {
+    fn hosts_that_never_answer_delay_no_other() {
         let mut branches = SubscriptionScheduler::default();
         branches.add_peer(&host("zz"), 0);
         branches.on_shard(&host("zz"), true, 0);

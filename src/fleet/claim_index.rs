@@ -1,5 +1,5 @@
-//! The keys that one peer has claims on, ordered so that each shard of a snapshot, of whatever size, is one
-//! range: the keys of a shard are found without a search of the rest (R21).
+//! The addresses that one peer has claims on, ordered so that each shard, for every number of shards, is one range. So
+//! finding the claims of a shard does not search the others (R21).
 
 use std::collections::BTreeSet;
 use std::ops::Bound::{Excluded, Included, Unbounded};
@@ -7,12 +7,12 @@ use std::ops::Bound::{Excluded, Included, Unbounded};
 use super::BanKey;
 use crate::wire::{Address, Jail, ShardId};
 
-/// Where a key stands: the lowest 16 bits of its address's hash, reversed, so that addresses whose hashes
+/// The position of a key: the lowest 16 bits of its address's hash, reversed, so that addresses whose hashes
 /// agree in the lowest bits are neighbours (a shard fixes at most 9 of them); then the key itself. The start
 /// of a range has no key.
 pub(super) type Position = (u16, Option<(Address, Jail)>);
 
-/// The index.
+/// The keys, in the order of their positions.
 #[derive(Debug, Default)]
 pub(super) struct ClaimIndex(BTreeSet<Position>);
 

@@ -1,5 +1,5 @@
-//! Records that are not on disk yet (R20). They are written in batches, so that a flood of them does not block the
-//! daemon for long, and each is kept until its write is confirmed.
+//! Records that are not on disk yet (R20). The daemon writes them in batches, so that a flood of them does not block it
+//! for long. Each record stays until its write is confirmed.
 
 use std::collections::BTreeMap;
 
@@ -7,21 +7,21 @@ use super::Record;
 use super::remember::RecordKey;
 
 /// The most changes that are written at once.
-const BATCH: usize = 2_000;
+const MAX_BATCH: usize = 2_000;
 
-/// A disk that is full is tried again after so long; in milliseconds.
-const RETRY: i64 = 1_000;
+/// The delay after a failed write, such as to a full disk, in milliseconds.
+const RETRY_DELAY: i64 = 1_000;
 
-/// The changes, one of each record: a later one takes the place of an earlier one.
+/// The changes, one of each record: a later one replaces an earlier one.
 ///
 /// Invariant: a change is in `waiting` or `writing` until a batch with it was written and it was not changed
 /// again meanwhile.
 #[derive(Debug, Default)]
 pub(super) struct DirtyRecords {
     waiting: BTreeMap<RecordKey, Record>,
-    /// Being written.
+    /// The batch whose write is not confirmed yet.
     writing: BTreeMap<RecordKey, Record>,
-    /// Not before then is it tried again, in milliseconds.
+    /// When the next write is allowed, in milliseconds.
     retry_at: i64,
 }
 
@@ -41,24 +41,24 @@ impl DirtyRecords {
         if self.waiting.is_empty() || now < self.retry_at {
             return None;
         }
-        let rest = self.waiting.keys().nth(BATCH).cloned();
+        let rest = self.waiting.keys().nth(MAX_BATCH).cloned();
         let rest = rest.map(|key| self.waiting.split_off(&key)).unwrap_or_default();
         self.writing = std::mem::replace(&mut self.waiting, rest);
         Some(self.writing.values().cloned().collect())
     }
 
-    /// The batch was written, or could not be.
+    /// Handles the result of a write.
     pub(super) fn on_written(&mut self, written: bool, now: i64) {
         if written {
             self.writing.clear();
             self.retry_at = 0;
         } else {
             self.take_back();
-            self.retry_at = now + RETRY;
+            self.retry_at = now + RETRY_DELAY;
         }
     }
 
-    /// The clock was set back: nothing waits for a time that lies far ahead now.
+    /// Allows a write after the clock was set back, so that no record waits for a time far ahead.
     pub(super) fn on_clock_rollback(&mut self) {
         self.retry_at = 0;
     }
@@ -94,7 +94,7 @@ mod tests {
         dirty.put(record(1, 2));
         dirty.put(record(2, 1));
         assert_eq!(dirty.next_batch(0), Some(vec![record(1, 2), record(2, 1)]));
-        // While it is written, one changes again and another comes.
+        // One of them changes again before the write ends, and a new one is added.
         dirty.put(record(1, 3));
         dirty.put(record(3, 1));
         assert!(dirty.contains(&record(2, 0).key()));

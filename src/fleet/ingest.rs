@@ -419,16 +419,16 @@ impl Controller {
             return;
         }
         self.last_gc = now;
-        let mut over = Vec::new();
+        let mut ended = Vec::new();
         for (jail, local) in &self.jails {
             let bantime = local.bantime();
             for (address, entry) in &local.entries {
                 if entry.claims.iter().any(|claim| claim.is_over(bantime, now, &self.timing)) {
-                    over.push((jail.clone(), *address));
+                    ended.push((jail.clone(), *address));
                 }
             }
         }
-        for key in over {
+        for key in ended {
             let bantime = self.jails.get(&key.0).and_then(JailState::bantime);
             let timing = self.timing.clone();
             self.remove_claims(&key, |claim| claim.is_over(bantime, now, &timing));
@@ -453,7 +453,7 @@ impl Controller {
         let is_superseded = self
             .overrides
             .of_peer(host)
-            .any(|(other, over)| other == key && over.is_superseded(state, &self.timing));
+            .any(|(other, override_)| other == key && override_.is_superseded(state, &self.timing));
         if is_superseded && let Some(record) = self.overrides.clear(key, host) {
             self.persist(record);
         }

@@ -1,5 +1,5 @@
-//! What holds of the controller's tables after every step, whatever came: their counts agree, their indexes name
-//! each other's entries, and no limit is exceeded. The simulation and the fuzzers check it; the daemon does not.
+//! The invariants of the controller's tables after every step: their counts agree, their indexes name each other's
+//! entries, and no limit is exceeded (R21). The simulation and the fuzzers check them; the daemon does not.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ use super::queue::Ticket;
 use super::{BanKey, Controller};
 use crate::wire::HostName;
 
-/// Fails with what does not hold.
+/// Returns an error with this text unless the condition holds.
 macro_rules! holds {
     ($condition:expr, $($what:tt)+) => {
         if !$condition {
@@ -46,7 +46,7 @@ impl Controller {
         Ok(())
     }
 
-    /// The counts are those of the claims, and each peer's index names the keys of its claims.
+    /// Checks that the counts are those of the claims, and that each peer's index names the keys of its claims.
     fn check_claims(&self) -> Result<(), String> {
         let (mut claims, mut legacy, mut tombstones) = (0, 0, 0);
         let mut by_host: BTreeMap<&HostName, BTreeSet<BanKey>> = BTreeMap::new();
@@ -94,7 +94,7 @@ impl Controller {
         Ok(())
     }
 
-    /// The queue is what waits for a decision, each address once.
+    /// Checks that the queue has each waiting address once.
     fn check_queue(&self) -> Result<(), String> {
         let waiting: BTreeMap<BanKey, Ticket> =
             self.queue.waiting().map(|(ticket, key)| (key, ticket)).collect();

@@ -2,26 +2,27 @@
 //! here, and `banip` on a banned address extends it. So the receiver renews an import shortly before its own bantime
 //! ends it, at most once per bantime, and the last time so that it ends with its origin.
 
-/// How long before its end a lease is renewed at the latest, in seconds: fail2ban is asked every two,
-/// and may be busy.
+/// How long before its end a lease is renewed at the latest, in seconds. The daemon polls fail2ban every two seconds,
+/// and fail2ban may be busy.
 #[must_use]
 pub fn lead(bantime: i64) -> i64 {
     (bantime / 4).clamp(1, 60)
 }
 
-/// When to renew a ban that fail2ban ends at `end`, so that it lasts until `wanted`: in seconds
-/// since 1970; `None` where there is no need. `bantime` is the jail's, and how long a `banip` lasts.
+/// When to renew a ban that fail2ban ends at `end`, so that it lasts until `wanted`, in seconds since 1970; `None` if
+/// the ban lasts long enough. `bantime` is that of the jail, which a `banip` starts again.
 #[must_use]
 pub fn due(end: i64, wanted: i64, bantime: i64) -> Option<i64> {
     if wanted <= end || end == i64::MAX {
         return None;
     }
     if bantime < 0 {
-        return Some(end - lead(60)); // the jail bans permanently by now; its earlier bans still end
+        return Some(end - lead(60)); // the jail bans permanently now, but its earlier bans still end
     }
     let (last, step) = (end - lead(bantime), (bantime - lead(bantime)).max(1));
     let missing = wanted.saturating_sub(end);
-    // So many times it takes in any case. The first is early enough for the last to end with the origin.
+    // Each renewal adds at most `step`. The first one is early by the remainder, so that the last one ends with the
+    // origin.
     let rest = missing % step;
     let early = if missing > 1_000 * step || rest == 0 { 0 } else { step - rest };
     Some(last - early)
@@ -32,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lease_is_renewed_late_seldom_and_the_last_ends_with_the_origin() {
+    fn lease_is_renewed_late_and_the_last_renewal_ends_with_the_origin() {
         const NEVER: i64 = i64::MAX;
         let table = [
             // fail2ban's end, the origin's end, the jail's bantime -> due
@@ -54,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn followed_to_the_end_it_has_no_gap_and_ends_on_time() {
+    fn renewals_leave_no_gap_and_end_on_time() {
         for bantime in [4, 20, 60, 600, 3600] {
             for wanted in (1000 + bantime..1000 + 9 * bantime).step_by(7) {
                 let (mut end, mut times) = (1000 + bantime, 0);
@@ -70,7 +71,7 @@ mod tests {
                 let least = (wanted - 1000 - bantime)
                     .unsigned_abs()
                     .div_ceil((bantime - lead(bantime)).unsigned_abs());
-                assert_eq!(times, least, "as seldom as will do");
+                assert_eq!(times, least, "no more renewals than necessary");
             }
         }
     }

@@ -40,11 +40,16 @@ pub(super) struct Overrides(BTreeMap<HostName, BTreeMap<BanKey, Override>>);
 
 impl Overrides {
     /// Overrides a ban of an origin.
-    pub(super) fn suppress(&mut self, key: &BanKey, host: &HostName, lift: Override) -> Record {
-        let lifts = self.0.entry(host.clone()).or_default();
-        let lift = lifts.get(key).map_or(lift, |before| lift.max(*before));
-        lifts.insert(key.clone(), lift);
-        Record::Override(key.clone(), host.clone(), Some(lift))
+    pub(super) fn suppress(
+        &mut self,
+        key: &BanKey,
+        host: &HostName,
+        override_: Override,
+    ) -> Record {
+        let of_host = self.0.entry(host.clone()).or_default();
+        let override_ = of_host.get(key).map_or(override_, |before| override_.max(*before));
+        of_host.insert(key.clone(), override_);
+        Record::Override(key.clone(), host.clone(), Some(override_))
     }
 
     /// Whether a ban of an origin is overridden.
@@ -55,13 +60,13 @@ impl Overrides {
         ban: Ban,
         timing: &Timing,
     ) -> bool {
-        let lift = self.0.get(host).and_then(|lifts| lifts.get(key));
-        lift.is_some_and(|lift| lift.matches(ban, timing))
+        let override_ = self.0.get(host).and_then(|of_host| of_host.get(key));
+        override_.is_some_and(|override_| override_.matches(ban, timing))
     }
 
     /// The overrides of one origin's bans.
     pub(super) fn of_peer(&self, host: &HostName) -> impl Iterator<Item = (&BanKey, Override)> {
-        self.0.get(host).into_iter().flatten().map(|(key, lift)| (key, *lift))
+        self.0.get(host).into_iter().flatten().map(|(key, override_)| (key, *override_))
     }
 
     /// How many bans of a jail are overridden.
@@ -71,9 +76,9 @@ impl Overrides {
 
     /// Removes an override that has ended.
     pub(super) fn clear(&mut self, key: &BanKey, host: &HostName) -> Option<Record> {
-        let lifts = self.0.get_mut(host)?;
-        lifts.remove(key)?;
-        if lifts.is_empty() {
+        let of_host = self.0.get_mut(host)?;
+        of_host.remove(key)?;
+        if of_host.is_empty() {
             self.0.remove(host);
         }
         Some(Record::Override(key.clone(), host.clone(), None))
@@ -90,7 +95,7 @@ mod tests {
 
     #[test]
     fn override_ends_with_a_later_claim_that_has_another_ban_or_none() {
-        let lift = Override { start: 1000, stamp: 50 };
+        let override_ = Override { start: 1000, stamp: 50 };
         let table = [
             (ClaimState::Unknown, false),
             (ClaimState::Released(50), false),
@@ -101,8 +106,12 @@ mod tests {
             (held(50, 1003), false),
             (held(49, 900), false),
         ];
-        for (state, over) in table {
-            assert_eq!(lift.is_superseded(state, &Timing::default()), over, "{state:?}");
+        for (state, is_superseded) in table {
+            assert_eq!(
+                override_.is_superseded(state, &Timing::default()),
+                is_superseded,
+                "{state:?}"
+            );
         }
     }
 }

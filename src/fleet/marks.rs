@@ -11,15 +11,18 @@ use crate::wire::{Ban, HostName};
 const ANSWER_TIMEOUT: i64 = 150;
 
 /// How long fail2ban takes at most to write a ban into its database, in seconds.
-pub(super) const WRITTEN: i64 = 5;
+pub(super) const MAX_WRITE_DELAY: i64 = 5;
 
 /// A claim that an import rests on, copied into its record (R11).
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct ImportSource {
+    /// The origin of the claim.
     pub host: HostName,
+    /// The stamp of the claim; 0 for a legacy peer.
     pub stamp: i64,
+    /// The ban that the origin holds.
     pub ban: Ban,
+    /// The tombstones that the claim carries (R17).
     pub unbans: SeenTombstones,
 }
 
@@ -112,7 +115,7 @@ impl Import {
     /// not replaced yet. An older row that has not expired belongs to another ban once fail2ban had time to write.
     #[must_use]
     pub fn is_compatible_with(&self, row: BipsRow, now: i64) -> bool {
-        let waits = row.is_over(now) || now <= self.confirmed_at.saturating_add(WRITTEN);
+        let waits = row.is_over(now) || now <= self.confirmed_at.saturating_add(MAX_WRITE_DELAY);
         self.owns_row(row) || row.timeofban < self.requested_at - 1 && waits
     }
 

@@ -162,7 +162,7 @@ pub struct Controller {
     is_tombstones_turn: bool,
     /// Whether the garbage collection of tombstones is under way.
     collecting: bool,
-    /// Detections that this host knows only from echoes of its own events; some may be over.
+    /// Detections that this host knows only from echoes of its own events; some may be gone.
     echoes: BTreeSet<BanKey>,
     /// When the link to the broker came up, in milliseconds.
     connected_since: Option<i64>,
@@ -250,8 +250,8 @@ impl Controller {
     /// Restores claims from the imports, which keep them: a restart without a broker knows which bans it holds and
     /// until when (R11).
     fn restore(&mut self, persisted: PersistedState) {
-        for ((key, host), over) in persisted.overrides {
-            self.overrides.suppress(&key, &host, over);
+        for ((key, host), override_) in persisted.overrides {
+            self.overrides.suppress(&key, &host, override_);
         }
         for (fleet_unban, applied) in persisted.tombstones {
             self.tombstones.restore(fleet_unban, applied);

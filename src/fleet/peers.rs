@@ -14,30 +14,31 @@ pub(super) const MAX_PEERS: usize = 1_000;
 
 /// A peer without claims is dropped after this time without a message, in milliseconds. A daemon publishes
 /// its snapshot at least every ten minutes.
-const IDLE: i64 = 3_600_000;
+const IDLE_TTL: i64 = 3_600_000;
 
-/// A peer that has been known for so long gives way after those that are new, in milliseconds.
-const ESTABLISHED: i64 = 600_000;
+/// A peer that is known for less than this time gives way before others, in milliseconds.
+const ESTABLISHED_AGE: i64 = 600_000;
 
-/// What is kept of one peer.
+/// The state of one peer.
 #[derive(Debug, Default)]
 pub(super) struct PeerState {
-    /// The newest stamp of each shard. Shards that newer ones cover wholly are left out.
+    /// The newest stamp of each shard, without shards that newer ones cover wholly.
     shard_stamps: BTreeMap<ShardId, i64>,
-    /// The keys that claims of it are kept on.
+    /// The addresses that the peer has claims on.
     pub(super) claims: ClaimIndex,
     /// Shards that may have released claims, and how far the first of them has been searched.
     releases: VecDeque<ShardId>,
     searched: Option<Position>,
-    /// How far its clock was behind the one here at most, in seconds, by its last shard; 0 where it was ahead.
+    /// The upper bound of how far the peer's clock is behind this host's, by its last shard, in seconds; 0 if it is
+    /// ahead.
     pub(super) clock_lag: i64,
     /// The stamp of that shard.
     clock_stamp: i64,
-    /// An operator forgot it: nothing of it is kept once its claims are released.
+    /// An operator removed the peer from the fleet: it is dropped once its claims are released.
     forgotten: bool,
-    /// The greatest stamp that it used.
+    /// The greatest stamp of the peer.
     last_stamp: i64,
-    /// When it was heard first and last, in milliseconds.
+    /// When the first and the last message of the peer arrived, in milliseconds.
     first_seen: i64,
     last_seen: i64,
 }
@@ -59,13 +60,13 @@ impl PeerState {
         ShardId::all_of(address).filter_map(|id| self.shard_stamps.get(&id)).max().copied()
     }
 
-    /// Takes a shard's stamp; `false` where the shard is old.
+    /// Records the stamp of a shard. Returns `false` if the shard is old.
     pub(super) fn record_shard(&mut self, id: ShardId, stamp: i64) -> bool {
         if self.shard_stamps.get(&id).is_some_and(|last| *last >= stamp) {
             return false;
         }
         self.shard_stamps.insert(id, stamp);
-        // What newer shards cover wholly says nothing any more.
+        // A shard that newer ones cover wholly has no effect any more.
         self.shard_stamps
             .retain(|other, last| *last >= stamp || *other == id || !id.contains(*other));
         if self.is_complete() {
@@ -73,7 +74,7 @@ impl PeerState {
             self.shard_stamps.retain(|other, last| other.count() == shard_count || *last > oldest);
         }
         self.forgotten = false;
-        // What was searched already is searched again, after the others.
+        // The shard that is being searched is searched again, after the others.
         let started = usize::from(self.searched.is_some());
         if !self.releases.iter().skip(started).any(|waiting| *waiting == id) {
             self.releases.push_back(id);
@@ -81,7 +82,7 @@ impl PeerState {
         true
     }
 
-    /// An operator forgot the peer: all that it claimed up to now is released.
+    /// Releases all current claims of the peer, because an operator removed it from the fleet.
     pub(super) fn forget(&mut self) {
         if let Ok(all) = ShardId::new(0, 1) {
             self.record_shard(all, self.last_stamp.saturating_add(1));
@@ -89,7 +90,7 @@ impl PeerState {
         self.forgotten = true;
     }
 
-    /// Whether every shard of its newest snapshot is known.
+    /// Whether every shard of the newest snapshot arrived.
     pub(super) fn is_complete(&self) -> bool {
         let (shard_count, _) = self.latest_layout();
         shard_count > 0 && self.stamps_of(shard_count).count() == shard_count as usize
@@ -107,7 +108,7 @@ impl PeerState {
         indexes.collect()
     }
 
-    /// How many shards its newest snapshot has, and the stamp of the oldest of these.
+    /// The number of shards in the newest snapshot, and the stamp of the oldest of these.
     fn latest_layout(&self) -> (u32, i64) {
         let newest = self.shard_stamps.iter().max_by_key(|(_, stamp)| **stamp);
         let shard_count = newest.map_or(0, |(id, _)| id.count());
@@ -119,9 +120,9 @@ impl PeerState {
         of_layout.map(|(_, stamp)| *stamp)
     }
 
-    /// A shard that none of its shards is newer than came at `now` (in milliseconds), and when it was published its
-    /// clock showed `time` (in seconds): it is behind by no more. Its stamps do not tell: they go on growing where
-    /// its clock was set back.
+    /// Derives the clock lag from the newest shard, which arrived at `now`, in milliseconds. The peer's clock showed
+    /// `time` at publication, in seconds. A stamp cannot replace `time`: after a clock was set back, stamps are ahead
+    /// of it.
     pub(super) fn record_clock(&mut self, stamp: i64, time: i64, now: i64) {
         if time > 0 && stamp >= self.clock_stamp {
             self.clock_stamp = stamp;
@@ -129,12 +130,13 @@ impl PeerState {
         }
     }
 
-    /// A message with this stamp came at `now` (both in milliseconds).
+    /// Notes a message with this stamp, which arrived at `now`; both in milliseconds.
     pub(super) fn record_stamp(&mut self, stamp: i64, now: i64) {
         self.last_stamp = self.last_stamp.max(stamp);
         self.last_seen = now;
     }
 
+    /// At most `max` claims that the next of its shards may have released.
     fn next_released(&mut self, host: &HostName, max: usize) -> Option<Released> {
         let id = *self.releases.front()?;
         let found = self.claims.after(id, self.searched.as_ref(), max);
@@ -147,11 +149,10 @@ impl PeerState {
         Some(Released { host: host.clone(), keys, finished })
     }
 
-    /// Which peer gives way first, the smallest: those without a snapshot, new ones before established ones,
-    /// the one that was heard least recently; then those without claims; then the one that is known for the
-    /// shortest time.
+    /// The order in which peers give way, smallest first: new peers without a snapshot, then established ones, each by
+    /// their last message; then peers without claims; then the others, the latest first.
     fn rank(&self, now: i64) -> (u8, i64) {
-        let established = now.saturating_sub(self.first_seen) >= ESTABLISHED;
+        let established = now.saturating_sub(self.first_seen) >= ESTABLISHED_AGE;
         match (self.shard_stamps.is_empty(), established, self.claims.is_empty()) {
             (true, false, _) => (0, self.last_seen),
             (true, true, _) => (1, self.last_seen),
@@ -160,23 +161,23 @@ impl PeerState {
         }
     }
 
-    /// Whose claims count most, the greatest: of those with a snapshot the one that is known for the longest time.
+    /// How much the claims of the peer count: more with a snapshot, and the longer the peer is known.
     pub(super) fn seniority(&self) -> (bool, i64) {
         (!self.shard_stamps.is_empty(), self.first_seen.saturating_neg())
     }
 
     fn is_idle(&self, now: i64) -> bool {
-        let silent = now.saturating_sub(self.last_seen) >= IDLE;
-        let nothing = self.claims.is_empty() && self.releases.is_empty();
-        nothing && (silent || self.forgotten || self.shard_stamps.is_empty())
+        let is_silent = now.saturating_sub(self.last_seen) >= IDLE_TTL;
+        let is_empty = self.claims.is_empty() && self.releases.is_empty();
+        is_empty && (is_silent || self.forgotten || self.shard_stamps.is_empty())
     }
 }
 
-/// All peers. At most [`MAX_PEERS`] are kept; one that has nothing left is forgotten.
+/// All peers. At most [`MAX_PEERS`] are kept; a peer without state is dropped.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
     known: BTreeMap<HostName, PeerState>,
-    /// Peers with shards that are still to be searched, each once.
+    /// Peers with shards that have yet to be searched, each once.
     releasing: VecDeque<HostName>,
 }
 
@@ -211,18 +212,17 @@ impl Peers {
         Ok(())
     }
 
-    /// A host's name as it is kept already: many claims share one.
+    /// The stored copy of a host's name, so that many claims share one allocation.
     pub(super) fn intern(&self, host: &HostName) -> HostName {
         self.known.get_key_value(host).map_or(host, |(known, _)| known).clone()
     }
 
-    /// Whether one more peer has to take the place of another.
+    /// Whether a new peer has to replace another.
     pub(super) fn is_full(&self) -> bool {
         self.known.len() >= MAX_PEERS
     }
 
-    /// The peers that give way to new ones: at most `max` of those that are new themselves and have no
-    /// snapshot, or else one.
+    /// The peers that give way to new ones: at most `max` new ones without a snapshot, or else one peer.
     pub(super) fn least(&self, max: usize, now: i64) -> Vec<HostName> {
         let ranks = self.known.iter().map(|(host, peer)| (peer.rank(now), host));
         let mut ranks: Vec<_> = ranks.collect();
@@ -231,7 +231,7 @@ impl Peers {
         ranks.into_iter().take(new.max(1)).map(|(_, host)| host.clone()).collect()
     }
 
-    /// The peer, which is new if it was not known.
+    /// The state of a peer, new if the peer is new.
     pub(super) fn admit(&mut self, host: &HostName, now: i64) -> &mut PeerState {
         self.known.entry(host.clone()).or_insert_with(|| PeerState {
             first_seen: now,
@@ -257,7 +257,7 @@ impl Peers {
         }
     }
 
-    /// At most `max` claims of the next peer in turn that a shard of it may have released.
+    /// At most `max` claims of the next peer in turn that one of its shards may have released.
     pub(super) fn next_released(&mut self, max: usize) -> Option<Released> {
         loop {
             let host = self.releasing.pop_front()?;
@@ -272,17 +272,17 @@ impl Peers {
         }
     }
 
-    /// Whether some shard is still to be searched.
+    /// Whether some shard has yet to be searched.
     pub(super) fn is_searching(&self) -> bool {
         !self.releasing.is_empty()
     }
 
-    /// Forgets peers that have nothing left.
+    /// Drops peers without state.
     pub(super) fn gc(&mut self, now: i64) {
         self.known.retain(|_, peer| !peer.is_idle(now));
     }
 
-    /// The clock was set back: nothing was heard in the future.
+    /// Lowers times of the future after the clock was set back.
     pub(super) fn on_clock_rollback(&mut self, now: i64) {
         for peer in self.known.values_mut() {
             peer.first_seen = peer.first_seen.min(now);
@@ -311,19 +311,19 @@ mod tests {
         let other = shard_id(1 - mine.index(), 2);
         assert_eq!(peer.covering_stamp(address), None);
         assert!(!peer.is_complete());
-        assert_eq!(peer.missing_shards(), [0], "the first says how many there are");
+        assert_eq!(peer.missing_shards(), [0], "shard 0 has the number of shards");
         assert!(peer.record_shard(shard_id(0, 1), 10));
         assert!(!peer.record_shard(shard_id(0, 1), 10), "the same again");
         assert_eq!(peer.covering_stamp(address), Some(10));
         assert!(peer.record_shard(other, 20));
-        assert_eq!(peer.covering_stamp(address), Some(10), "the other shard says nothing of it");
+        assert_eq!(peer.covering_stamp(address), Some(10), "the other shard does not cover it");
         assert!(!peer.is_complete(), "the other half is missing");
         assert_eq!(peer.missing_shards(), [mine.index()]);
         assert!(peer.record_shard(mine, 21));
         assert_eq!(peer.covering_stamp(address), Some(21));
         assert!(peer.is_complete());
         assert_eq!(peer.missing_shards(), [0, 1], "they may have changed");
-        assert_eq!(peer.shard_stamps.len(), 2, "what newer shards cover is gone");
+        assert_eq!(peer.shard_stamps.len(), 2, "covered shards are dropped");
         assert!(peer.record_shard(shard_id(0, 1), 30));
         assert_eq!(peer.shard_stamps.len(), 1);
     }
@@ -332,7 +332,7 @@ mod tests {
     fn clock_lag_is_that_of_the_last_shard() {
         let mut peer = PeerState::default();
         let table = [
-            // stamp, its clock and the one here in seconds -> lag
+            // stamp, the peer's clock and this host's in seconds -> lag
             (10, 100, 160, 60),
             (20, 200, 201, 1),
             (20, 201, 202, 1),
@@ -348,11 +348,11 @@ mod tests {
     }
 
     #[test]
-    fn peers_give_way_in_the_order_of_what_they_hold() {
+    fn peers_without_state_give_way_before_others() {
         const NOW: i64 = 10_000_000;
         let mut peers = Peers::default();
         let key = (crate::wire::Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
-        // Name, first heard, last heard, it has a snapshot, it has a claim.
+        // Name, first message, last message, it has a snapshot, it has a claim.
         let table = [
             ("new-silent", NOW - 5_000, NOW - 3_000, false, true),
             ("new-heard", NOW - 6_000, NOW - 1_000, false, false),
@@ -379,15 +379,15 @@ mod tests {
     }
 
     #[test]
-    fn peers_with_nothing_left_are_forgotten() {
+    fn peers_without_state_are_dropped() {
         let key = (crate::wire::Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
-        // It has a snapshot, a claim, and was heard so long ago -> it is kept.
+        // It has a snapshot, a claim, milliseconds since its last message -> it is kept.
         let table = [
             (false, false, 0, false),
-            (false, true, 9 * IDLE, true),
-            (true, false, IDLE - 1, true),
-            (true, false, IDLE, false),
-            (true, true, 9 * IDLE, true),
+            (false, true, 9 * IDLE_TTL, true),
+            (true, false, IDLE_TTL - 1, true),
+            (true, false, IDLE_TTL, false),
+            (true, true, 9 * IDLE_TTL, true),
         ];
         for (snapshot, claim, silent, kept) in table {
             let mut peers = Peers::default();

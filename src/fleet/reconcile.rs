@@ -4,19 +4,19 @@
 #[derive(Clone, Copy, Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "the columns of a table")]
 pub struct ReconcileFacts {
-    /// Some other host claims the address.
+    /// A peer claims the address.
     pub claimed: bool,
-    /// This host imported it, or was about to.
+    /// This host has an import record of the address, intended or applied.
     pub imported: bool,
-    /// fail2ban bans it now.
+    /// fail2ban bans the address now.
     pub held: bool,
-    /// It ends by itself within seconds.
+    /// The ban ends by itself within seconds.
     pub ends_soon: bool,
-    /// This host is never to ban it: it is in the jail's `ignoreip`, or its own.
+    /// This host must not ban the address (R1): it is in the jail's `ignoreip`, or this host's own.
     pub ignored: bool,
-    /// fail2ban has a row of it that lasts, and may still be about to restore it.
+    /// fail2ban has a row of the address that has not expired, and may be about to restore the ban (R7).
     pub restoring: bool,
-    /// The import ended when its origin's ban does, and the origin's word may be on its way.
+    /// The import ended together with its origin's ban, and the origin's unban may still arrive.
     pub just_ended: bool,
 }
 
@@ -35,24 +35,24 @@ pub enum Decision {
     Keep,
 }
 
-/// Decides.
+/// Decides by the facts. Each combination has one answer.
 #[must_use]
 pub fn decide(facts: ReconcileFacts) -> Decision {
     let ReconcileFacts { claimed, imported, held, ends_soon, ignored, restoring, just_ended } =
         facts;
     match (claimed, imported, held) {
-        // What fail2ban has yet to restore is neither missing nor gone.
+        // A ban that fail2ban has yet to restore is not missing.
         (_, _, false) if restoring => Decision::Keep,
         (true, _, false) if ignored => Decision::Refuse,
-        // It would be banned once more for a moment, where the origin's fail2ban is late.
+        // If the origin's fail2ban is late, a new import would ban the address again for a moment.
         (true, true, false) if just_ended => Decision::Keep,
         (true, _, false) => Decision::Import,
-        // What is held and not marked is this host's own or its operator's, and stays theirs.
+        // A held ban without an import record is a local or manual ban, and stays (R9).
         (_, false, _) => Decision::Keep,
-        // It was put into `ignoreip`, or became this host's own, since it was imported.
+        // The address was added to `ignoreip`, or became this host's own, after the import.
         (true, true, true) if ignored => Decision::Unban,
         (true, true, true) => Decision::Keep,
-        // `unbanip` would delete the host's own history.
+        // `unbanip` would delete the history of `bantime.increment` (R13).
         (false, true, true) if ends_soon => Decision::Keep,
         (false, true, true) => Decision::Unban,
         (false, true, false) => Decision::Drop,
@@ -64,9 +64,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_combination_has_its_answer() {
+    fn each_combination_of_facts_has_its_decision() {
         use Decision::{Drop, Import, Keep, Refuse, Unban};
-        // claimed, marked, held -> as it is; ends soon; ignored; restoring; just ended
+        // claimed, imported, held -> no other fact; ends soon; ignored; restoring; just ended
         let table = [
             (true, false, false, [Import, Import, Refuse, Keep, Import]),
             (true, true, false, [Import, Import, Refuse, Keep, Keep]),

@@ -73,7 +73,8 @@ impl PersistedState {
     pub fn clamp(&mut self, now: i64) {
         let sources = self.imports.values_mut().flat_map(|import| &mut import.sources);
         let stamps = sources.map(|source| &mut source.stamp);
-        for stamp in stamps.chain(self.overrides.values_mut().map(|over| &mut over.stamp)) {
+        for stamp in stamps.chain(self.overrides.values_mut().map(|override_| &mut override_.stamp))
+        {
             if is_ahead(*stamp, now) {
                 *stamp = now;
             }
@@ -91,7 +92,9 @@ impl PersistedState {
         }
         match record {
             Record::Import(key, import) => put(&mut self.imports, key, import),
-            Record::Override(key, host, over) => put(&mut self.overrides, (key, host), over),
+            Record::Override(key, host, override_) => {
+                put(&mut self.overrides, (key, host), override_)
+            }
             Record::Tombstone(fleet_unban, applied) => {
                 put(&mut self.tombstones, fleet_unban, applied);
             }
@@ -124,8 +127,8 @@ mod tests {
             let claim = ImportSource { host: host.clone(), stamp, ban, unbans: None };
             let claims: ImportSources = [claim].into_iter().collect();
             persisted.imports.insert(key.clone(), Import::intended(claims, 600, 1));
-            let lift = Override { start: 1, stamp };
-            persisted.overrides.insert((key.clone(), host.clone()), lift);
+            let override_ = Override { start: 1, stamp };
+            persisted.overrides.insert((key.clone(), host.clone()), override_);
             let id = UnbanId::made_by(&host, stamp);
             let fleet_unban = FleetUnban { scope: JailScope::All, address: key.1, id };
             persisted.tombstones.insert(fleet_unban, true);

@@ -4,8 +4,10 @@
 use std::collections::BTreeSet;
 
 use super::lifts::Override;
-use super::look::{Heartbeat, JailState, LocalBan, Observation, Scan};
-use super::marks::{Import, ImportObservation, ImportSource, ImportSources, ImportStatus, WRITTEN};
+use super::look::{Entry, Heartbeat, JailState, LocalBan, Observation, Scan};
+use super::marks::{
+    Import, ImportObservation, ImportSource, ImportSources, ImportStatus, MAX_WRITE_DELAY,
+};
 use super::reconcile::{self, Decision};
 use super::work::Pending;
 use super::{BanKey, Controller, Record, lease, own, to_secs};
@@ -191,20 +193,7 @@ impl Controller {
             purge_age: observation.purge_age,
             now,
         };
-        let (mut changed, mut lifted) = (false, Vec::new());
-        if let Some(import) = &mut entry.import {
-            match import.classify(seen) {
-                ImportStatus::Active => {
-                    changed = import.confirm(seen);
-                }
-                ImportStatus::Superseded => (entry.import, changed) = (None, true),
-                ImportStatus::RemovedByOperator => {
-                    lifted = import.sources.to_vec();
-                    (entry.import, changed) = (None, true);
-                }
-                ImportStatus::Expired => {}
-            }
-        }
+        let (changed, overridden) = entry.observe_import(seen);
 
         // Find the local ban (R6).
         let pending = detection.map(|detection| detection.ban);
@@ -248,21 +237,21 @@ impl Controller {
         if last.map(|own| own.ban) != ban {
             self.publisher.mark_dirty(key.1, millis);
         }
-        for claim in lifted {
-            self.record_override(key, &claim);
+        for source in overridden {
+            self.record_override(key, &source);
         }
         // A local ban ended while this fail2ban kept running, or its row was seen, which survives a restart (R15).
         let ended = last.filter(|own| {
             let is_explained = own.jail_epoch == epoch || own.had_row_in(observation.database);
             is_explained && held.is_none() && ban.is_none()
         });
-        let lifted = ended.is_some_and(|own| {
+        let is_removed = ended.is_some_and(|own| {
             let had_row = own.had_row_in(observation.database);
             own::was_removed_by_operator(own.ban, had_row, row, now, observation.purge_age)
         });
-        if lifted && observation.database.is_some() && !unseen && !was_imported {
-            for claim in self.import_sources(key, now) {
-                self.record_override(key, &claim);
+        if is_removed && observation.database.is_some() && !unseen && !was_imported {
+            for source in self.import_sources(key, now) {
+                self.record_override(key, &source);
             }
         }
         self.schedule(key, now, due);
@@ -273,7 +262,7 @@ impl Controller {
         let local = self.jails.get_mut(&key.0);
         let detection = local.and_then(|local| local.pending_detections.get_mut(&key.1));
         if let Some(detection) = detection
-            .filter(|detection| !detection.persisted && detection.ban.start + WRITTEN < now)
+            .filter(|detection| !detection.persisted && detection.ban.start + MAX_WRITE_DELAY < now)
         {
             detection.persisted = true;
             let record = Record::PendingDetection(key.clone(), Some(detection.ban));
@@ -422,9 +411,31 @@ impl Controller {
         if source.stamp == 0 {
             self.remove_claims(key, |claim| claim.is_legacy() && claim.host == source.host);
         } else {
-            let over = Override { start: source.ban.start, stamp: source.stamp };
-            let record = self.overrides.suppress(key, &source.host, over);
+            let override_ = Override { start: source.ban.start, stamp: source.stamp };
+            let record = self.overrides.suppress(key, &source.host, override_);
             self.persist(record);
+        }
+    }
+}
+
+impl Entry {
+    /// Updates the import record by an observation (R10, R14). Returns whether the record changed, and the sources of an
+    /// import that the operator removed.
+    fn observe_import(&mut self, seen: ImportObservation) -> (bool, Vec<ImportSource>) {
+        let Some(import) = &mut self.import else { return (false, Vec::new()) };
+        match import.classify(seen) {
+            ImportStatus::Active => (import.confirm(seen), Vec::new()),
+            ImportStatus::Superseded => {
+                self.import = None;
+                (true, Vec::new())
+            }
+            ImportStatus::RemovedByOperator => {
+                let sources = import.sources.to_vec();
+                self.import = None;
+                (true, sources)
+            }
+            // The decision drops the record, or imports again (R19).
+            ImportStatus::Expired => (false, Vec::new()),
         }
     }
 }

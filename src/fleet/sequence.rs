@@ -11,9 +11,9 @@ const RESERVE_AHEAD: i64 = 60_000;
 
 /// Assigns the stamps of a host: a hybrid logical clock, which is `max(clock in ms, last + 1)`.
 ///
-/// Invariants: stamps increase, whatever the clock does. While the disk is writable, no stamp in use is above the
-/// reserved one. The one exception is a stamp beyond the horizon of all peers, which no peer accepted: stamps then
-/// continue below the horizon.
+/// Invariants: each stamp is greater than all stamps before, also if the clock is set back. The owner reserves stamps on
+/// disk ahead of their use, so that this holds after a crash, too. The exception is a stamp beyond the horizon of all
+/// peers, which no peer accepted: the next stamps are below the horizon.
 #[derive(Debug)]
 pub struct Sequencer {
     /// The last stamp.
@@ -33,7 +33,7 @@ impl Sequencer {
         Self { stamp, reserved: stamp, was_ahead: false, later: 0 }
     }
 
-    /// The next stamp: greater than the one before, whatever the clock does. Take the stamp before reading the state it
+    /// The next stamp. Take the stamp before reading the state it
     /// describes, so that it never claims to be newer than the data.
     pub fn stamp(&mut self, now: i64) -> i64 {
         // The clock was far ahead once. Peers reject such stamps, so continue below their horizon.
@@ -46,8 +46,8 @@ impl Sequencer {
     }
 
     /// The stamp to persist now, if the reserved one is used up; then [`on_reserved`](Self::on_reserved). It is ahead of
-    /// all stamps in use, so that after a crash no stamp is at or below one that peers know, whatever the clock shows
-    /// then and whatever the broker lost.
+    /// all stamps in use. So after a crash, stamps are above those that peers know, also with a wrong clock and a broker
+    /// that lost its retained messages.
     #[must_use]
     pub fn stamp_to_reserve(&self, now: i64) -> Option<i64> {
         let next = now.max(self.stamp);

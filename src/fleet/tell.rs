@@ -116,9 +116,9 @@ fn reason<E>(
     if spooled.action == Action::Ban {
         return Ok(Some(Reason::Detected));
     }
-    let over =
+    let ban =
         BipsRow { timeofban: spooled.time, bantime: spooled.bantime, failures: spooled.failures };
-    if spooled.time > 0 && spooled.bantime > 0 && over.is_over(now) {
+    if spooled.time > 0 && spooled.bantime > 0 && ban.is_over(now) {
         return Ok(Some(Reason::Expired));
     }
     Ok(match row()? {

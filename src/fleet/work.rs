@@ -10,7 +10,7 @@ use crate::ignored::IgnoreReason;
 use crate::wire::{Address, HostName, Jail};
 
 /// How many addresses one call bans. fail2ban makes about 130 bans a second, and answers no other call meanwhile.
-const BATCH: usize = 20;
+const BAN_BATCH: usize = 20;
 
 /// After this many batches without an effect the daemon does something else, so that a call takes no longer with
 /// 100,000 queued addresses.
@@ -21,9 +21,10 @@ const SPOT_CHECK_MAX: usize = 2;
 
 /// An address to ban or unban, and the peer that caused it, for the log line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct Target {
+    /// The address, for fail2ban.
     pub address: Address,
+    /// The peer that claims the address, or that released it last; `None` if no peer is known.
     pub attributed_to: Option<HostName>,
 }
 
@@ -133,7 +134,7 @@ impl Controller {
 
     /// The next addresses of one jail.
     fn batch(&mut self) -> Option<(Jail, Vec<Address>)> {
-        let (jail, addresses) = self.queue.batch(BATCH)?;
+        let (jail, addresses) = self.queue.batch(BAN_BATCH)?;
         let mut local = self.jails.get_mut(&jail);
         for address in &addresses {
             let entry = local.as_mut().and_then(|local| local.entries.get_mut(address));
