@@ -34,19 +34,20 @@ impl Controller {
             self.expected_jails.extend(missing);
         }
         let (mut kept, mut gone) = (BTreeSet::new(), Vec::new());
-        for (jail, local) in &mut self.jails {
+        for (jail, jail_state) in &mut self.jails {
             if these.contains(jail) {
                 continue;
             }
-            if local.last_observation.is_some() {
-                local
+            if jail_state.last_observation.is_some() {
+                jail_state
                     .missing_since
                     .get_or_insert_with(|| (to_secs(now), self.tombstones.applied_watermark()));
             }
-            let lately = local.missing_since.is_some_and(|(since, _)| {
+            let lately = jail_state.missing_since.is_some_and(|(since, _)| {
                 to_secs(now) < since.saturating_add(self.timing.restore_grace)
             });
-            let bans = !local.local_bans.is_empty() || !local.pending_detections.is_empty();
+            let bans =
+                !jail_state.local_bans.is_empty() || !jail_state.pending_detections.is_empty();
             if bans && (starting || lately) {
                 kept.insert(jail.clone());
             } else if bans {
@@ -62,8 +63,10 @@ impl Controller {
 
     /// Ends all bans of a jail that fail2ban does not have any more (R8).
     fn drop_jail(&mut self, jail: &Jail, now: i64) {
-        let detected =
-            self.jails.get(jail).map(|local| local.pending_detections.keys().copied().collect());
+        let detected = self
+            .jails
+            .get(jail)
+            .map(|jail_state| jail_state.pending_detections.keys().copied().collect());
         let detected: Vec<Address> = detected.unwrap_or_default();
         for address in detected {
             self.drop_detection(&(jail.clone(), address));
@@ -77,18 +80,20 @@ impl Controller {
             let current = rows.iter().filter(|(_, row)| !row.is_over(to_secs(now)));
             *expected = current.map(|(address, _)| address).collect();
         }
-        let local = self.jails.entry(jail.clone()).or_default();
+        let jail_state = self.jails.entry(jail.clone()).or_default();
         let scope: BTreeSet<Address> = rows
             .addresses()
-            .chain(local.local_bans.keys().copied())
-            .chain(local.pending_detections.keys().copied())
+            .chain(jail_state.local_bans.keys().copied())
+            .chain(jail_state.pending_detections.keys().copied())
             .collect();
         let (mut touched, mut written) = (Vec::new(), Vec::new());
         for address in scope {
             // A detection that is known only from an echo counts once an observation had the ban.
-            let seen = local.local_bans.contains_key(&address);
-            let detection =
-                local.pending_detections.get(&address).filter(|one| one.echo.is_none() || seen);
+            let seen = jail_state.local_bans.contains_key(&address);
+            let detection = jail_state
+                .pending_detections
+                .get(&address)
+                .filter(|one| one.echo.is_none() || seen);
             let pending = detection.map(|one| one.ban);
             let row = rows.get(address).copied();
             if pending.is_some_and(|ban| row.is_some_and(|row| row.timeofban >= ban.start)) {
@@ -102,24 +107,25 @@ impl Controller {
                 ..own::LocalBanFacts::default()
             };
             let ban = own::effective_ban(facts);
-            let last = local.local_bans.get(&address).copied();
+            let last = jail_state.local_bans.get(&address).copied();
             if ban != last.map(|own| own.ban) {
                 touched.push(address);
             }
             match ban {
                 Some(ban) => {
-                    let (epoch, in_database) = (local.epoch, row.is_some());
-                    local
+                    let (epoch, in_database) = (jail_state.epoch, row.is_some());
+                    jail_state
                         .local_bans
                         .insert(address, LocalBan { ban, jail_epoch: epoch, in_database });
                 }
-                None => drop(local.local_bans.remove(&address)),
+                None => drop(jail_state.local_bans.remove(&address)),
             }
         }
         // Note the rows of imports now: fail2ban may be back only for a moment.
         let mut changed = Vec::new();
         for (address, row) in rows.iter() {
-            let import = local.entries.get_mut(&address).and_then(|entry| entry.import.as_mut());
+            let import =
+                jail_state.entries.get_mut(&address).and_then(|entry| entry.import.as_mut());
             if let Some(import) = import.filter(|import| !import.row_seen && import.owns_row(*row))
             {
                 import.row_seen = true;

@@ -78,8 +78,8 @@ impl Controller {
             let may_start = (0..JAIL_START_GRACE).contains(&(now - self.jails_changed_at));
             return (!may_start).then_some(RejectReason::UnknownJail.name());
         }
-        let local = self.jails.get(&key.0)?;
-        let entry = local.entries.get(&key.1)?;
+        let jail_state = self.jails.get(&key.0)?;
+        let entry = jail_state.entries.get(&key.1)?;
         // What is queued has changed since the last observation.
         if entry.queued.is_some() || entry.may_be_restored {
             return None;
@@ -92,7 +92,7 @@ impl Controller {
                 .then_some(BANNED);
         }
         // The request may arrive before the ban: it counts from the claim on.
-        self.active_claims(key, local, entry, to_secs(now)).next()?;
+        self.active_claims(key, jail_state, entry, to_secs(now)).next()?;
         self.ignored(key).map(|reason| reason.reject_reason().name())
     }
 }

@@ -190,7 +190,8 @@ impl Controller {
         if self.counts.tombstones + claim.tombstone_count() > MAX_CLAIM_TOMBSTONES {
             claim.unbans = None;
         }
-        let entry = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
+        let entry =
+            self.jails.get_mut(&key.0).and_then(|jail_state| jail_state.entries.get_mut(&key.1));
         let others = entry.as_ref().map_or(0, |entry| entry.claims.len());
         let mut claims = entry.into_iter().flat_map(|entry| &mut entry.claims);
         let last = claims.find(|other| other.is_same_register(&claim));
@@ -239,8 +240,8 @@ impl Controller {
 
     /// Removes claims on an address. Returns whether there were any.
     pub(super) fn remove_claims(&mut self, key: &BanKey, which: impl Fn(&Claim) -> bool) -> bool {
-        let Some(local) = self.jails.get_mut(&key.0) else { return false };
-        let Some(entry) = local.entries.get_mut(&key.1) else { return false };
+        let Some(jail_state) = self.jails.get_mut(&key.0) else { return false };
+        let Some(entry) = jail_state.entries.get_mut(&key.1) else { return false };
         let gone: Vec<Claim> = entry.claims.iter().filter(|claim| which(claim)).cloned().collect();
         entry.claims.retain(|claim| !which(claim));
         if let (true, Some(last)) = (entry.claims.is_empty() && entry.import.is_some(), gone.last())
@@ -297,9 +298,9 @@ impl Controller {
         if !claim.is_legacy() {
             self.admit_peer(&claim.host, now);
         }
-        let Some(local) = self.jails.get(&key.0) else { return false };
-        let bantime = local.bantime();
-        let claims = local.entries.get(&key.1).map_or(&[][..], |entry| &entry.claims);
+        let Some(jail_state) = self.jails.get(&key.0) else { return false };
+        let bantime = jail_state.bantime();
+        let claims = jail_state.entries.get(&key.1).map_or(&[][..], |entry| &entry.claims);
         let weights = claims.iter().map(|claim| (self.weight(claim, bantime, now), claim));
         let Some((least_weight, least)) = weights.min_by_key(|(weight, _)| *weight) else {
             return false;

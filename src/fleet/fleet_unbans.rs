@@ -49,7 +49,7 @@ impl Controller {
     /// Overrides claims whose ban starts more than an hour from now. A fleet unban does not void a ban that started an
     /// hour after it (R17), but it is meant to release a ban that is known already.
     fn suppress_future_claims(&mut self, key: &BanKey, now: i64) {
-        let entry = self.jails.get(&key.0).and_then(|local| local.entries.get(&key.1));
+        let entry = self.jails.get(&key.0).and_then(|jail_state| jail_state.entries.get(&key.1));
         let latest = to_secs(now).saturating_add(self.timing.tombstone_idle);
         let mut future = Vec::new();
         for claim in entry.into_iter().flat_map(|entry| &entry.claims) {
@@ -91,9 +91,12 @@ impl Controller {
             for &address in &batch {
                 let key = (jail.clone(), address);
                 // An unban does not stop fail2ban from restoring a ban: wait until the ban is restored.
-                let may_be_restored = self.jails.get(jail).is_none_or(|local| {
-                    local.last_observation.is_none()
-                        || local.entries.get(&address).is_some_and(|entry| entry.may_be_restored)
+                let may_be_restored = self.jails.get(jail).is_none_or(|jail_state| {
+                    jail_state.last_observation.is_none()
+                        || jail_state
+                            .entries
+                            .get(&address)
+                            .is_some_and(|entry| entry.may_be_restored)
                 });
                 if may_be_restored || !self.tombstones.is_due(&key, None, &self.timing) {
                     continue;
@@ -115,14 +118,14 @@ impl Controller {
     /// The start of the local ban of an address, or of an import whose claims no known tombstone voids; in seconds since
     /// 1970.
     fn start_of_newer_ban(&self, key: &BanKey, now: i64) -> Option<i64> {
-        let local = self.jails.get(&key.0)?;
-        let own = local.local_bans.get(&key.1).map(|own| own.ban.start);
-        let detection = local.pending_detections.get(&key.1);
+        let jail_state = self.jails.get(&key.0)?;
+        let own = jail_state.local_bans.get(&key.1).map(|own| own.ban.start);
+        let detection = jail_state.pending_detections.get(&key.1);
         let reported = detection.filter(|detection| detection.echo.is_none());
         let pending = reported.map(|detection| detection.ban.start);
-        let entry = local.entries.get(&key.1);
+        let entry = jail_state.entries.get(&key.1);
         let imported = entry.filter(|entry| entry.import.is_some()).and_then(|entry| {
-            let claims = self.active_claims(key, local, entry, to_secs(now));
+            let claims = self.active_claims(key, jail_state, entry, to_secs(now));
             claims.filter_map(|claim| claim.ban.map(|ban| ban.start)).max()
         });
         own.max(pending).max(imported)
@@ -130,18 +133,18 @@ impl Controller {
 
     /// Whether fail2ban may hold an address: the last observation shows a ban, or may be out of date.
     fn may_be_held(&self, key: &BanKey, now: i64) -> bool {
-        let (Some(heartbeat), Some(local)) = (self.heartbeat, self.jails.get(&key.0)) else {
+        let (Some(heartbeat), Some(jail_state)) = (self.heartbeat, self.jails.get(&key.0)) else {
             return true;
         };
-        local.needs_observation(heartbeat, now)
-            || local.entries.get(&key.1).is_some_and(|entry| {
+        jail_state.needs_observation(heartbeat, now)
+            || jail_state.entries.get(&key.1).is_some_and(|entry| {
                 entry.held_until.is_some()
                     || entry.import.is_some()
                     || entry.in_database
                     || entry.may_be_restored
             })
-            || local.local_bans.contains_key(&key.1)
-            || local.pending_detections.contains_key(&key.1)
+            || jail_state.local_bans.contains_key(&key.1)
+            || jail_state.pending_detections.contains_key(&key.1)
     }
 
     /// Marks the tombstones of the finished batch as applied, except those that wait for a jail.

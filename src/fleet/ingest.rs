@@ -277,14 +277,14 @@ impl Controller {
             self.limits.reached(BoundedTable::Echoes, MAX_ECHOES, None, now);
             return;
         }
-        let local = self.jails.entry(key.0.clone()).or_default();
-        if local.pending_detections.contains_key(&key.1) {
+        let jail_state = self.jails.entry(key.0.clone()).or_default();
+        if jail_state.pending_detections.contains_key(&key.1) {
             return; // reported by notify, which is reliable
         }
         self.echoes.insert(key.clone());
         let detection =
             PendingDetection { ban, cycle: self.cycle, persisted: false, echo: Some(now) };
-        local.pending_detections.insert(key.1, detection);
+        jail_state.pending_detections.insert(key.1, detection);
     }
 
     /// Continues from a greater own stamp that the broker has, and publishes everything again above it.
@@ -349,8 +349,8 @@ impl Controller {
         if let Some(event) = &mut event {
             event.time = start;
             self.publisher.mark_dirty(key.1, now);
-            let local = self.jails.entry(key.0.clone()).or_default();
-            if let Some(shown) = &mut local.last_observation {
+            let jail_state = self.jails.entry(key.0.clone()).or_default();
+            if let Some(shown) = &mut jail_state.last_observation {
                 shown.next_check_at = i64::MIN;
             }
             if spooled.action == Action::Unban {
@@ -363,19 +363,19 @@ impl Controller {
     /// Records a detection that notify reported. It removes the import record (R10), unless the import is newer.
     fn record_detection(&mut self, key: &BanKey, ban: Ban) {
         let cycle = self.cycle;
-        let local = self.jails.entry(key.0.clone()).or_default();
-        let entry = local.entries.entry(key.1).or_default();
+        let jail_state = self.jails.entry(key.0.clone()).or_default();
+        let entry = jail_state.entries.entry(key.1).or_default();
         if entry.import.as_ref().is_some_and(|import| ban.start < import.requested_at) {
             return;
         }
-        if local
+        if jail_state
             .pending_detections
             .get(&key.1)
             .is_some_and(|detection| detection.ban.start > ban.start)
         {
             return; // older than the recorded one: a retry from the spool
         }
-        local
+        jail_state
             .pending_detections
             .insert(key.1, PendingDetection { ban, cycle, persisted: false, echo: None });
         if entry.import.take().is_some() {
@@ -394,7 +394,7 @@ impl Controller {
         let detection = self
             .jails
             .get(&event.jail)
-            .and_then(|local| local.pending_detections.get(&event.address));
+            .and_then(|jail_state| jail_state.pending_detections.get(&event.address));
         detection.is_some_and(|detection| {
             let key = RecordKey::PendingDetection((event.jail.clone(), event.address));
             let saved = detection.persisted && !self.dirty.contains(&key);
@@ -404,9 +404,9 @@ impl Controller {
 
     /// Drops a detection that is over or in fail2ban's database.
     pub(super) fn drop_detection(&mut self, key: &BanKey) {
-        let local = self.jails.get_mut(&key.0);
-        if local
-            .and_then(|local| local.pending_detections.remove(&key.1))
+        let jail_state = self.jails.get_mut(&key.0);
+        if jail_state
+            .and_then(|jail_state| jail_state.pending_detections.remove(&key.1))
             .is_some_and(|detection| detection.persisted)
         {
             self.persist(Record::PendingDetection(key.clone(), None));
@@ -420,9 +420,9 @@ impl Controller {
         }
         self.last_gc = now;
         let mut ended = Vec::new();
-        for (jail, local) in &self.jails {
-            let bantime = local.bantime();
-            for (address, entry) in &local.entries {
+        for (jail, jail_state) in &self.jails {
+            let bantime = jail_state.bantime();
+            for (address, entry) in &jail_state.entries {
                 if entry.claims.iter().any(|claim| claim.is_over(bantime, now, &self.timing)) {
                     ended.push((jail.clone(), *address));
                 }
@@ -434,15 +434,15 @@ impl Controller {
             self.remove_claims(&key, |claim| claim.is_over(bantime, now, &timing));
             self.enqueue(&key);
         }
-        for local in self.jails.values_mut() {
-            let own = &local.local_bans;
-            local.pending_detections.retain(|address, detection| {
+        for jail_state in self.jails.values_mut() {
+            let own = &jail_state.local_bans;
+            jail_state.pending_detections.retain(|address, detection| {
                 let is_old = detection.echo.is_some_and(|at| !is_within(MAX_ECHO_AGE, at, now));
                 !is_old || detection.persisted || own.contains_key(address)
             });
         }
         // Jails that fail2ban lacks and peers that are gone have no state left after their last claim.
-        self.jails.retain(|_, local| !local.is_empty());
+        self.jails.retain(|_, jail_state| !jail_state.is_empty());
         self.peers.gc(now);
         self.collecting = true;
     }

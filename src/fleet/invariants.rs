@@ -38,7 +38,7 @@ impl Controller {
         let (branches, _) = self.peer_sync.count();
         holds!(branches <= MAX_SUBSCRIPTIONS + 1, "{branches} branches");
         let names = self.known_jails.as_ref().map_or(0, BTreeSet::len);
-        let absent = self.jails.iter().filter(|(_, local)| local.is_of_others()).count();
+        let absent = self.jails.iter().filter(|(_, jail_state)| jail_state.is_of_others()).count();
         holds!(absent <= MAX_JAILS.max(names + MAX_OTHER_JAILS), "{absent} jails of others");
         for key in self.last_releaser.keys() {
             holds!(self.import(key).is_some(), "{key:?} has a last releaser and no import");
@@ -50,8 +50,8 @@ impl Controller {
     fn check_claims(&self) -> Result<(), String> {
         let (mut claims, mut legacy, mut tombstones) = (0, 0, 0);
         let mut by_host: BTreeMap<&HostName, BTreeSet<BanKey>> = BTreeMap::new();
-        for (jail, local) in &self.jails {
-            for (address, entry) in &local.entries {
+        for (jail, jail_state) in &self.jails {
+            for (address, entry) in &jail_state.entries {
                 let mut makers = BTreeSet::new();
                 holds!(entry.claims.len() <= MAX_CLAIMS_PER_KEY, "too many claims on {address}");
                 for claim in &entry.claims {
@@ -83,9 +83,11 @@ impl Controller {
 
     fn check_echoes(&self) -> Result<(), String> {
         holds!(self.echoes.len() <= MAX_ECHOES, "{} echoes", self.echoes.len());
-        for (jail, local) in &self.jails {
-            for (address, _) in
-                local.pending_detections.iter().filter(|(_, detection)| detection.echo.is_some())
+        for (jail, jail_state) in &self.jails {
+            for (address, _) in jail_state
+                .pending_detections
+                .iter()
+                .filter(|(_, detection)| detection.echo.is_some())
             {
                 let is_counted = self.echoes.contains(&(jail.clone(), *address));
                 holds!(is_counted, "an echo of {address} that is not counted");
@@ -99,8 +101,9 @@ impl Controller {
         let waiting: BTreeMap<BanKey, Ticket> =
             self.queue.waiting().map(|(ticket, key)| (key, ticket)).collect();
         let mut live = 0;
-        for (jail, local) in &self.jails {
-            for (address, entry) in local.entries.iter().filter(|(_, entry)| entry.queued.is_some())
+        for (jail, jail_state) in &self.jails {
+            for (address, entry) in
+                jail_state.entries.iter().filter(|(_, entry)| entry.queued.is_some())
             {
                 live += 1;
                 let there = waiting.get(&(jail.clone(), *address)).copied();

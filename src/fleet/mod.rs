@@ -362,13 +362,14 @@ impl Controller {
 
     /// Queues an address for a decision, unless it is queued already or has no state.
     fn enqueue(&mut self, key: &BanKey) {
-        let entry = self.jails.get(&key.0).and_then(|local| local.entries.get(&key.1));
+        let entry = self.jails.get(&key.0).and_then(|jail_state| jail_state.entries.get(&key.1));
         if entry.is_none_or(|entry| entry.queued.is_some()) {
             return;
         }
         // Legacy peers share one line: anyone who may publish can invent more of them (R22).
         let host = self.attributed_to(key).filter(|host| self.peers.contains(host)).cloned();
-        let entry = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
+        let entry =
+            self.jails.get_mut(&key.0).and_then(|jail_state| jail_state.entries.get_mut(&key.1));
         if let Some(entry) = entry {
             entry.queued = Some(self.queue.push(host, key.clone()));
         }
@@ -376,9 +377,9 @@ impl Controller {
 
     /// Drops an address that has no state left.
     fn drop_if_empty(&mut self, key: &BanKey) {
-        let Some(local) = self.jails.get_mut(&key.0) else { return };
-        if local.entries.get(&key.1).is_some_and(|entry| entry.is_empty())
-            && let Some(ticket) = local.entries.remove(&key.1).and_then(|entry| entry.queued)
+        let Some(jail_state) = self.jails.get_mut(&key.0) else { return };
+        if jail_state.entries.get(&key.1).is_some_and(|entry| entry.is_empty())
+            && let Some(ticket) = jail_state.entries.remove(&key.1).and_then(|entry| entry.queued)
         {
             self.queue.remove(ticket);
         }
@@ -388,11 +389,11 @@ impl Controller {
     fn active_claims<'a>(
         &'a self,
         key: &'a BanKey,
-        local: &'a JailState,
+        jail_state: &'a JailState,
         entry: &'a Entry,
         now: i64,
     ) -> impl Iterator<Item = &'a Claim> {
-        let bantime = local.bantime();
+        let bantime = jail_state.bantime();
         entry.claims.iter().filter(move |claim| {
             claim.is_active(bantime, now, &self.timing)
                 && !self.tombstones.voids(key, claim, &self.timing)

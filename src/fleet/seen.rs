@@ -60,8 +60,8 @@ impl Controller {
         self.peer_sync.on_clock_rollback(now);
         self.peers.on_clock_rollback(now);
         self.connected_since = self.connected_since.map(|since| since.min(now));
-        for local in self.jails.values_mut() {
-            local.on_clock_rollback(now, &self.timing);
+        for jail_state in self.jails.values_mut() {
+            jail_state.on_clock_rollback(now, &self.timing);
         }
     }
 
@@ -79,16 +79,16 @@ impl Controller {
         }
         self.tombstones.retry_deferred();
         for jail in &names {
-            let local = self.jails.entry(jail.clone()).or_default();
+            let jail_state = self.jails.entry(jail.clone()).or_default();
             let new = self.known_jails.as_ref().is_some_and(|names| !names.contains(jail));
             // A jail that appears restores its bans, and first applies the tombstones that it missed.
-            if new || local.missing_since.is_some() {
-                let unbans = local.missing_since.take().map_or(0, |(_, unbans)| unbans);
-                local.last_observation = None;
+            if new || jail_state.missing_since.is_some() {
+                let unbans = jail_state.missing_since.take().map_or(0, |(_, unbans)| unbans);
+                jail_state.last_observation = None;
                 self.tombstones.on_jail_added(jail, unbans);
             }
-            if (sweeps || local.last_observation.is_none())
-                && local.needs_observation(heartbeat, now)
+            if (sweeps || jail_state.last_observation.is_none())
+                && jail_state.needs_observation(heartbeat, now)
             {
                 self.jails_to_observe.insert(jail.clone());
             }
@@ -108,23 +108,24 @@ impl Controller {
         now: i64,
     ) {
         let Some(heartbeat) = self.heartbeat else { return };
-        let local = self.jails.entry(jail.clone()).or_default();
+        let jail_state = self.jails.entry(jail.clone()).or_default();
         // An address that is not held although its row has not expired may be about to be restored. Only an
         // observation of the whole jail tells whether the jail restarted.
         if of.is_some_and(|of| of.iter().any(|address| observation.lacks(*address, to_secs(now)))) {
             self.jails_to_observe.insert(jail.clone());
             return;
         }
-        local.record_observation(&mut observation, heartbeat, of.is_none(), now, &self.timing);
+        jail_state.record_observation(&mut observation, heartbeat, of.is_none(), now, &self.timing);
         let mut scope: Vec<Address> = if let Some(addresses) = of {
             addresses.to_vec()
         } else {
-            let rows = local.is_restoring(to_secs(now)).then_some(observation.rows.addresses());
-            let known = local
+            let rows =
+                jail_state.is_restoring(to_secs(now)).then_some(observation.rows.addresses());
+            let known = jail_state
                 .entries
                 .keys()
-                .chain(local.local_bans.keys())
-                .chain(local.pending_detections.keys());
+                .chain(jail_state.local_bans.keys())
+                .chain(jail_state.pending_detections.keys());
             known
                 .copied()
                 .chain(observation.held.addresses())
@@ -140,8 +141,8 @@ impl Controller {
         for batch in due.renew.chunks(RENEWAL_BATCH) {
             self.pending.push_back(Pending::Renew(jail.clone(), batch.to_vec()));
         }
-        let local = self.jails.entry(jail.clone()).or_default();
-        if let Some(shown) = &mut local.last_observation {
+        let jail_state = self.jails.entry(jail.clone()).or_default();
+        if let Some(shown) = &mut jail_state.last_observation {
             shown.next_check_at = shown.next_check_at.min(due.at);
         }
         match of {
@@ -171,13 +172,13 @@ impl Controller {
         due: &mut Due,
     ) {
         let (millis, now) = (now, to_secs(now));
-        let local = self.jails.entry(key.0.clone()).or_default();
-        let (epoch, restoring) = (local.epoch, local.is_restoring(now));
+        let jail_state = self.jails.entry(key.0.clone()).or_default();
+        let (epoch, restoring) = (jail_state.epoch, jail_state.is_restoring(now));
         let held = observation.held.get(key.1).copied();
         let row = observation.rows.get(key.1).copied();
-        let detection = local.pending_detections.get(&key.1).copied();
-        let last = local.local_bans.get(&key.1).copied();
-        let entry = local.entries.entry(key.1).or_default();
+        let detection = jail_state.pending_detections.get(&key.1).copied();
+        let last = jail_state.local_bans.get(&key.1).copied();
+        let entry = jail_state.entries.entry(key.1).or_default();
         entry.in_database = row.is_some();
         entry.may_be_restored =
             restoring && held.is_none() && row.is_some_and(|row| !row.is_over(now));
@@ -217,9 +218,11 @@ impl Controller {
             Some(ban) => {
                 let before = last.is_some_and(|own| own.in_database && own.ban.start == ban.start);
                 let in_database = before || row.is_some_and(|row| row.timeofban == ban.start);
-                local.local_bans.insert(key.1, LocalBan { ban, jail_epoch: epoch, in_database });
+                jail_state
+                    .local_bans
+                    .insert(key.1, LocalBan { ban, jail_epoch: epoch, in_database });
             }
-            None => drop(local.local_bans.remove(&key.1)),
+            None => drop(jail_state.local_bans.remove(&key.1)),
         }
         let import = changed.then(|| entry.import.as_deref().cloned());
         if entry.import.is_none() {
@@ -259,8 +262,9 @@ impl Controller {
 
     /// Persists a detection that fail2ban's database should have by now and does not: a full disk, or no database.
     fn keep_detection(&mut self, key: &BanKey, now: i64) {
-        let local = self.jails.get_mut(&key.0);
-        let detection = local.and_then(|local| local.pending_detections.get_mut(&key.1));
+        let jail_state = self.jails.get_mut(&key.0);
+        let detection =
+            jail_state.and_then(|jail_state| jail_state.pending_detections.get_mut(&key.1));
         if let Some(detection) = detection
             .filter(|detection| !detection.persisted && detection.ban.start + MAX_WRITE_DELAY < now)
         {
@@ -282,8 +286,8 @@ impl Controller {
         if facts.just_ended {
             due.at = due.at.min(self.again_due(key, now).unwrap_or(now + 1));
         }
-        let Some(local) = self.jails.get_mut(&key.0) else { return };
-        let Some(entry) = local.entries.get(&key.1) else { return };
+        let Some(jail_state) = self.jails.get_mut(&key.0) else { return };
+        let Some(entry) = jail_state.entries.get(&key.1) else { return };
         if entry.is_empty() {
             self.drop_if_empty(key);
             return;
@@ -291,15 +295,15 @@ impl Controller {
         let Some(end) = entry.held_until.filter(|end| *end < i64::MAX) else { return };
         due.at = due.at.min(end.max(now) + 1);
         // Further failures extend a local ban without a database write: observe it before the leases of peers end.
-        if local.local_bans.contains_key(&key.1) && end - LAST_CHECK_LEAD > now {
+        if jail_state.local_bans.contains_key(&key.1) && end - LAST_CHECK_LEAD > now {
             due.at = due.at.min(end - LAST_CHECK_LEAD);
         }
         // Without a row, neither the start nor the end of the ban is known.
-        if !facts.imported && !local.local_bans.contains_key(&key.1) && !entry.in_database {
+        if !facts.imported && !jail_state.local_bans.contains_key(&key.1) && !entry.in_database {
             due.at = due.at.min(now + UNKNOWN_END_CHECK_INTERVAL);
         }
         if facts.imported && facts.claimed {
-            let bantime = local.bantime().unwrap_or(-1);
+            let bantime = jail_state.bantime().unwrap_or(-1);
             let (wanted, until) = self.wanted(key, bantime, now);
             due.at = due.at.min(until.max(now).saturating_add(1));
             match lease::due(end, wanted, bantime) {
@@ -313,11 +317,13 @@ impl Controller {
     /// The latest end of the active claims, corrected by their origins' clock lag, and the latest time at which one
     /// of them expires; in seconds since 1970.
     fn wanted(&self, key: &BanKey, bantime: i64, now: i64) -> (i64, i64) {
-        let entry =
-            self.jails.get(&key.0).and_then(|local| Some((local, local.entries.get(&key.1)?)));
-        let Some((local, entry)) = entry else { return (i64::MIN, i64::MIN) };
+        let entry = self
+            .jails
+            .get(&key.0)
+            .and_then(|jail_state| Some((jail_state, jail_state.entries.get(&key.1)?)));
+        let Some((jail_state, entry)) = entry else { return (i64::MIN, i64::MIN) };
         let mut latest = (i64::MIN, i64::MIN);
-        for claim in self.active_claims(key, local, entry, now) {
+        for claim in self.active_claims(key, jail_state, entry, now) {
             let clock_lag = self.peers.get(&claim.host).map_or(0, |peer| peer.clock_lag);
             let end = claim.ends_at(Some(bantime), &self.timing).saturating_add(clock_lag);
             let until = claim.expires_at(Some(bantime), &self.timing);
@@ -337,21 +343,22 @@ impl Controller {
 
     /// The facts that the decision on an address depends on (R19).
     pub(super) fn facts(&self, key: &BanKey, now: i64) -> reconcile::ReconcileFacts {
-        let local = self.jails.get(&key.0);
-        let entry = local.and_then(|local| Some((local, local.entries.get(&key.1)?)));
+        let jail_state = self.jails.get(&key.0);
+        let entry =
+            jail_state.and_then(|jail_state| Some((jail_state, jail_state.entries.get(&key.1)?)));
         let is_imported = entry.is_some_and(|(_, entry)| entry.import.is_some());
         let is_held = entry.is_some_and(|(_, entry)| entry.held_until.is_some());
         reconcile::ReconcileFacts {
-            claimed: entry.is_some_and(|(local, entry)| {
-                self.active_claims(key, local, entry, now).next().is_some()
+            claimed: entry.is_some_and(|(jail_state, entry)| {
+                self.active_claims(key, jail_state, entry, now).next().is_some()
             }),
             imported: is_imported,
             held: is_held,
-            ends_soon: entry.is_some_and(|(local, entry)| {
+            ends_soon: entry.is_some_and(|(jail_state, entry)| {
                 entry.held_until.is_some_and(|end| {
                     end <= now.saturating_add(self.timing.expiry_guard)
                         || entry.claims.iter().any(|claim| {
-                            claim.leaves_end_to_fail2ban(local.bantime(), end, &self.timing)
+                            claim.leaves_end_to_fail2ban(jail_state.bantime(), end, &self.timing)
                         })
                 })
             }),
@@ -370,10 +377,11 @@ impl Controller {
 
     /// The active claims on an address, as sources of its import.
     pub(super) fn import_sources(&self, key: &BanKey, now: i64) -> ImportSources {
-        let local = self.jails.get(&key.0);
-        let entry = local.and_then(|local| Some((local, local.entries.get(&key.1)?)));
-        let Some((local, entry)) = entry else { return ImportSources::new() };
-        let sources = self.active_claims(key, local, entry, now).filter_map(|claim| {
+        let jail_state = self.jails.get(&key.0);
+        let entry =
+            jail_state.and_then(|jail_state| Some((jail_state, jail_state.entries.get(&key.1)?)));
+        let Some((jail_state, entry)) = entry else { return ImportSources::new() };
+        let sources = self.active_claims(key, jail_state, entry, now).filter_map(|claim| {
             let (host, stamp, unbans) = (claim.host.clone(), claim.stamp, claim.unbans.clone());
             claim.ban.map(|ban| ImportSource { host, stamp, ban, unbans })
         });
@@ -386,7 +394,8 @@ impl Controller {
             return;
         }
         let claims = self.import_sources(key, now);
-        let entry = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
+        let entry =
+            self.jails.get_mut(&key.0).and_then(|jail_state| jail_state.entries.get_mut(&key.1));
         if let Some(import) = entry.and_then(|entry| entry.import.as_mut()) {
             import.sources = claims;
             let record = Record::Import(key.clone(), Some(Import::clone(import)));
@@ -396,11 +405,13 @@ impl Controller {
 
     /// Whether the sources in an import record are the active claims.
     pub(super) fn is_import_current(&self, key: &BanKey, now: i64) -> bool {
-        let entry =
-            self.jails.get(&key.0).and_then(|local| Some((local, local.entries.get(&key.1)?)));
-        let Some((local, entry)) = entry else { return true };
+        let entry = self
+            .jails
+            .get(&key.0)
+            .and_then(|jail_state| Some((jail_state, jail_state.entries.get(&key.1)?)));
+        let Some((jail_state, entry)) = entry else { return true };
         let Some(import) = &entry.import else { return true };
-        let now = self.active_claims(key, local, entry, now);
+        let now = self.active_claims(key, jail_state, entry, now);
         let now = now.map(|claim| (&claim.host, claim.ban, &claim.unbans));
         now.eq(import.sources.iter().map(|claim| (&claim.host, Some(claim.ban), &claim.unbans)))
     }

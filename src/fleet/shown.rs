@@ -28,7 +28,7 @@ impl Controller {
         let presence = Presence {
             state: HostState::Online,
             jails: jails.cloned().unwrap_or_default(),
-            bans: self.jails.values().map(|local| local.local_bans.len()).sum(),
+            bans: self.jails.values().map(|jail_state| jail_state.local_bans.len()).sum(),
             imported: self.jails.values().map(JailState::import_count).sum(),
             acks,
             ..itself()
@@ -64,7 +64,7 @@ impl Controller {
     /// How many bans of other hosts are known.
     #[must_use]
     pub fn claims(&self) -> usize {
-        let entries = self.jails.values().flat_map(|local| local.entries.values());
+        let entries = self.jails.values().flat_map(|jail_state| jail_state.entries.values());
         entries.flat_map(|entry| &entry.claims).filter(|claim| claim.ban.is_some()).count()
     }
 

@@ -131,25 +131,25 @@ impl Tombstones {
     }
 
     fn remove(&mut self, fleet_unban: &FleetUnban) {
-        let Some(of) = self.known.get_mut(&fleet_unban.address) else { return };
-        let before = of.len();
-        of.retain(|one| one.id != fleet_unban.id || one.scope != fleet_unban.scope);
-        self.count -= before - of.len();
-        if of.is_empty() {
+        let Some(of_address) = self.known.get_mut(&fleet_unban.address) else { return };
+        let before = of_address.len();
+        of_address.retain(|one| one.id != fleet_unban.id || one.scope != fleet_unban.scope);
+        self.count -= before - of_address.len();
+        if of_address.is_empty() {
             self.known.remove(&fleet_unban.address);
         }
         let maker: Arc<str> = fleet_unban.id.maker().into();
-        if let Some(of) = self.by_maker.get_mut(&maker) {
-            self.by_size.remove(&(of.len(), Arc::clone(&maker)));
-            of.remove(&(
+        if let Some(of_maker) = self.by_maker.get_mut(&maker) {
+            self.by_size.remove(&(of_maker.len(), Arc::clone(&maker)));
+            of_maker.remove(&(
                 fleet_unban.id.created_at(),
                 fleet_unban.address,
                 fleet_unban.scope.clone(),
             ));
-            if of.is_empty() {
+            if of_maker.is_empty() {
                 self.by_maker.remove(&maker);
             } else {
-                self.by_size.insert((of.len(), maker));
+                self.by_size.insert((of_maker.len(), maker));
             }
         }
     }
@@ -162,10 +162,13 @@ impl Tombstones {
         now: i64,
         timing: &Timing,
     ) -> Vec<Record> {
-        let of = self.known.get(&fleet_unban.address).filter(|of| of.len() >= MAX_PER_ADDRESS);
+        let of_address = self
+            .known
+            .get(&fleet_unban.address)
+            .filter(|of_address| of_address.len() >= MAX_PER_ADDRESS);
         let rank = (fleet_unban.id.created_at(), &fleet_unban.id, &fleet_unban.scope);
-        if of
-            .and_then(|of| of.iter().map(Tombstone::rank).min())
+        if of_address
+            .and_then(|of_address| of_address.iter().map(Tombstone::rank).min())
             .is_some_and(|oldest| rank < oldest)
         {
             return Vec::new();
@@ -198,9 +201,13 @@ impl Tombstones {
 
     /// The tombstone that has to give way to a new one, if a limit is reached (R21).
     fn victim(&self, fleet_unban: &FleetUnban) -> Option<FleetUnban> {
-        let of_address =
-            self.known.get(&fleet_unban.address).filter(|of| of.len() >= MAX_PER_ADDRESS);
-        if let Some(oldest) = of_address.and_then(|of| of.iter().min_by_key(|one| one.rank())) {
+        let of_address = self
+            .known
+            .get(&fleet_unban.address)
+            .filter(|of_address| of_address.len() >= MAX_PER_ADDRESS);
+        if let Some(oldest) =
+            of_address.and_then(|of_address| of_address.iter().min_by_key(|one| one.rank()))
+        {
             return Some(oldest.fleet_unban(fleet_unban.address));
         }
         let of_maker = self.by_maker.get(fleet_unban.id.maker()).map_or(0, BTreeSet::len);
@@ -233,26 +240,30 @@ impl Tombstones {
     pub(super) fn voids(&self, key: &BanKey, claim: &Claim, timing: &Timing) -> bool {
         let start = claim.ban.map_or(i64::MIN, |ban| ban.start);
         !claim.is_legacy()
-            && self.of(key).any(|one| !claim.carries(&one.id) && !one.is_outlived_by(start, timing))
+            && self
+                .of_key(key)
+                .any(|one| !claim.carries(&one.id) && !one.is_outlived_by(start, timing))
     }
 
     /// The ids that this host repeats in ban events of an address: those that it has applied (R16).
     pub(super) fn ids_of(&self, key: &BanKey) -> Vec<UnbanId> {
-        let applied = self.of(key).filter(|one| one.applied && !one.pending_jails.contains(&key.0));
+        let applied =
+            self.of_key(key).filter(|one| one.applied && !one.pending_jails.contains(&key.0));
         applied.map(|one| one.id.clone()).collect()
     }
 
     pub(super) fn knows(&self, fleet_unban: &FleetUnban) -> bool {
-        let of = self.known.get(&fleet_unban.address);
-        of.into_iter()
+        let of_address = self.known.get(&fleet_unban.address);
+        of_address
+            .into_iter()
             .flatten()
             .any(|one| one.id == fleet_unban.id && one.scope == fleet_unban.scope)
     }
 
     /// The tombstones that this host repeats in its snapshot (R16).
     pub(super) fn applied(&self) -> impl Iterator<Item = FleetUnban> {
-        self.known.iter().flat_map(|(address, of)| {
-            of.iter().filter(|one| one.applied).map(|one| one.fleet_unban(*address))
+        self.known.iter().flat_map(|(address, of_address)| {
+            of_address.iter().filter(|one| one.applied).map(|one| one.fleet_unban(*address))
         })
     }
 
@@ -335,7 +346,7 @@ impl Tombstones {
 
     /// Queues an address again.
     fn requeue(&mut self, address: Address) {
-        if let Some(one) = self.known.get(&address).and_then(|of| of.last()) {
+        if let Some(one) = self.known.get(&address).and_then(|of_address| of_address.last()) {
             self.waiting.entry(one.id.maker().into()).or_default().push_back(address);
         }
     }
@@ -367,8 +378,8 @@ impl Tombstones {
 
     /// A jail appeared that was missing for tombstones after this arrival: its restored bans need them.
     pub(super) fn on_jail_added(&mut self, jail: &Jail, after: u64) {
-        for (address, of) in &mut self.known {
-            for one in of {
+        for (address, of_address) in &mut self.known {
+            for one in of_address {
                 if one.applied && one.arrival > after && one.scope.covers(jail) {
                     one.pending_jails.insert(jail.clone());
                     self.waiting.entry(one.id.maker().into()).or_default().push_back(*address);
@@ -391,9 +402,9 @@ impl Tombstones {
         let begin = self.collected.take().map_or(Unbounded, Excluded);
         let mut gone = Vec::new();
         let mut last = None;
-        for (address, of) in self.known.range((begin, Unbounded)).take(GC_STEP) {
+        for (address, of_address) in self.known.range((begin, Unbounded)).take(GC_STEP) {
             last = Some(*address);
-            for one in of {
+            for one in of_address {
                 let age = now.saturating_sub(one.id.created_at());
                 let old = age > timing.tombstone_ttl * 1000;
                 let done = one.applied && one.pending_jails.is_empty();
@@ -419,9 +430,9 @@ impl Tombstones {
         (records.collect(), last.is_some())
     }
 
-    fn of(&self, key: &BanKey) -> impl Iterator<Item = &Tombstone> {
-        let of = self.known.get(&key.1).into_iter().flatten();
-        of.filter(|one| one.scope.covers(&key.0))
+    fn of_key(&self, key: &BanKey) -> impl Iterator<Item = &Tombstone> {
+        let of_address = self.known.get(&key.1).into_iter().flatten();
+        of_address.filter(|one| one.scope.covers(&key.0))
     }
 }
 

@@ -122,7 +122,10 @@ impl Controller {
             for address in &addresses {
                 self.enqueue(&(jail.clone(), *address));
             }
-            let known = self.jails.get(&jail).is_some_and(|local| local.last_observation.is_some());
+            let known = self
+                .jails
+                .get(&jail)
+                .is_some_and(|jail_state| jail_state.last_observation.is_some());
             if known && addresses.len() <= SPOT_CHECK_MAX {
                 return Effect::Observe(jail, Some(addresses));
             }
@@ -135,9 +138,10 @@ impl Controller {
     /// The next addresses of one jail.
     fn batch(&mut self) -> Option<(Jail, Vec<Address>)> {
         let (jail, addresses) = self.queue.batch(BAN_BATCH)?;
-        let mut local = self.jails.get_mut(&jail);
+        let mut jail_state = self.jails.get_mut(&jail);
         for address in &addresses {
-            let entry = local.as_mut().and_then(|local| local.entries.get_mut(address));
+            let entry =
+                jail_state.as_mut().and_then(|jail_state| jail_state.entries.get_mut(address));
             if let Some(entry) = entry {
                 entry.queued = None;
             }
@@ -152,7 +156,8 @@ impl Controller {
             .spot_checked
             .remove(jail)
             .is_some_and(|seen| addresses.iter().all(|address| seen.contains(address)));
-        let shown = self.jails.get(jail).and_then(|local| local.last_observation.as_ref());
+        let shown =
+            self.jails.get(jail).and_then(|jail_state| jail_state.last_observation.as_ref());
         spot_checked || shown.is_some_and(|shown| shown.valid_until >= now)
     }
 
@@ -183,10 +188,10 @@ impl Controller {
                 Decision::Import => {
                     self.drop_detection(&key);
                     let claims = self.import_sources(&key, to_secs(now));
-                    let local = self.jails.entry(jail.clone()).or_default();
-                    let bantime = local.bantime().unwrap_or(-1);
+                    let jail_state = self.jails.entry(jail.clone()).or_default();
+                    let bantime = jail_state.bantime().unwrap_or(-1);
                     let import = Import::intended(claims, bantime, to_secs(now));
-                    let entry = local.entries.entry(address).or_default();
+                    let entry = jail_state.entries.entry(address).or_default();
                     entry.import = Some(Box::new(import.clone()));
                     self.persist(Record::Import(key, Some(import)));
                     bans.push(self.target(jail, address));
@@ -227,15 +232,17 @@ impl Controller {
 
     /// Makes the last observation of a jail out of date.
     fn observe_again(&mut self, jail: &Jail) {
-        let local = self.jails.get_mut(jail);
-        if let Some(shown) = local.and_then(|local| local.last_observation.as_mut()) {
+        let jail_state = self.jails.get_mut(jail);
+        if let Some(shown) = jail_state.and_then(|jail_state| jail_state.last_observation.as_mut())
+        {
             (shown.next_check_at, shown.valid_until) = (i64::MIN, i64::MIN);
         }
     }
 
     fn drop_import(&mut self, key: &BanKey) {
         self.last_releaser.remove(key);
-        let entry = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
+        let entry =
+            self.jails.get_mut(&key.0).and_then(|jail_state| jail_state.entries.get_mut(&key.1));
         if entry.and_then(|entry| entry.import.take()).is_some() {
             self.persist(Record::Import(key.clone(), None));
         }
@@ -320,8 +327,11 @@ impl Controller {
     /// jail does not hold up the snapshot.
     pub fn abandon_jail(&mut self, jail: &Jail, is_known: bool, now: i64) {
         self.queue.forget(jail);
-        for entry in
-            self.jails.get_mut(jail).into_iter().flat_map(|local| local.entries.values_mut())
+        for entry in self
+            .jails
+            .get_mut(jail)
+            .into_iter()
+            .flat_map(|jail_state| jail_state.entries.values_mut())
         {
             entry.queued = None;
         }
@@ -341,9 +351,9 @@ impl Controller {
                 self.drop_import(&key);
                 continue;
             }
-            let local = self.jails.entry(jail.clone()).or_default();
-            let epoch = local.epoch;
-            let entry = local.entries.entry(*address).or_default();
+            let jail_state = self.jails.entry(jail.clone()).or_default();
+            let epoch = jail_state.epoch;
+            let entry = jail_state.entries.entry(*address).or_default();
             // A detection that arrived meanwhile removed the record (R10).
             if let Some(import) = &mut entry.import {
                 (import.state, import.confirmed_at) = (ImportState::Applied, now);
@@ -360,12 +370,12 @@ impl Controller {
 
     /// fail2ban holds an address from now on for the bantime of the jail.
     fn mark_held(&mut self, key: &BanKey, now: i64) {
-        let Some(local) = self.jails.get_mut(&key.0) else { return };
-        let bantime = local.bantime().unwrap_or(-1);
+        let Some(jail_state) = self.jails.get_mut(&key.0) else { return };
+        let bantime = jail_state.bantime().unwrap_or(-1);
         let end = if bantime < 0 { i64::MAX } else { now.saturating_add(bantime) };
-        local.entries.entry(key.1).or_default().held_until = Some(end);
+        jail_state.entries.entry(key.1).or_default().held_until = Some(end);
         // Observe it again before the lease ends.
-        if let Some(shown) = &mut local.last_observation {
+        if let Some(shown) = &mut jail_state.last_observation {
             let soon = end.saturating_sub(super::lease::lead(bantime));
             shown.next_check_at = shown.next_check_at.min(soon);
         }
@@ -373,7 +383,8 @@ impl Controller {
 
     fn mark_unbanned(&mut self, key: &BanKey) {
         self.drop_import(key);
-        let entry = self.jails.get_mut(&key.0).and_then(|local| local.entries.get_mut(&key.1));
+        let entry =
+            self.jails.get_mut(&key.0).and_then(|jail_state| jail_state.entries.get_mut(&key.1));
         if let Some(entry) = entry {
             entry.held_until = None;
         }
@@ -384,8 +395,8 @@ impl Controller {
     fn mark_tombstone_applied(&mut self, key: &BanKey, now: i64) {
         self.mark_unbanned(key);
         self.drop_detection(key);
-        if let Some(local) = self.jails.get_mut(&key.0) {
-            local.local_bans.remove(&key.1);
+        if let Some(jail_state) = self.jails.get_mut(&key.0) {
+            jail_state.local_bans.remove(&key.1);
         }
         self.tombstones.mark_applied(key);
         self.publisher.mark_dirty(key.1, now);

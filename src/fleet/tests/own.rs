@@ -153,7 +153,10 @@ fn forged_event_of_this_host_makes_no_local_ban() {
     it.now += 61_000;
     it.fleet.last_gc = 0;
     it.fleet.gc(it.now);
-    assert_eq!(it.fleet.jails.get(&jail()).map_or(0, |local| local.pending_detections.len()), 0);
+    assert_eq!(
+        it.fleet.jails.get(&jail()).map_or(0, |jail_state| jail_state.pending_detections.len()),
+        0
+    );
 }
 
 #[test]

@@ -12,9 +12,13 @@ impl Tombstones {
         let mut count = 0;
         let waiting = self.waiting.values().flatten().chain(&self.in_flight).chain(&self.deferred);
         let waiting: BTreeSet<_> = waiting.collect();
-        for (address, of) in &self.known {
-            holds!(!of.is_empty() && of.len() <= MAX_PER_ADDRESS, "{} of {address}", of.len());
-            for one in of {
+        for (address, of_address) in &self.known {
+            holds!(
+                !of_address.is_empty() && of_address.len() <= MAX_PER_ADDRESS,
+                "{} of {address}",
+                of_address.len()
+            );
+            for one in of_address {
                 count += 1;
                 let maker = by_maker.entry(one.id.maker().into()).or_default();
                 let is_new = maker.insert((one.id.created_at(), *address, one.scope.clone()));
@@ -26,7 +30,8 @@ impl Tombstones {
         }
         holds!(count == self.count && count <= MAX_TOMBSTONES, "{count} of {}", self.count);
         holds!(by_maker == self.by_maker, "{by_maker:?} {:?}", self.by_maker);
-        let sizes = self.by_maker.iter().map(|(maker, of)| (of.len(), Arc::clone(maker)));
+        let sizes =
+            self.by_maker.iter().map(|(maker, of_maker)| (of_maker.len(), Arc::clone(maker)));
         let sizes: BTreeSet<_> = sizes.collect();
         holds!(sizes == self.by_size, "{sizes:?} {:?}", self.by_size);
         let largest = self.by_size.last().map_or(0, |(size, _)| *size);
