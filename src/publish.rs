@@ -62,13 +62,17 @@ fn work(paths: &Paths) -> Result<(), Error> {
     runtime::run(publish(&config, paths, spooled))
 }
 
-/// Reserves stamps for the longest run of this process. A full disk does not delay a ban.
-fn reserve(store: &mut Store, sequencer: &mut Sequencer) {
+/// Continues the daemon's stamps, and reserves stamps for the longest run of this process. Without a store, the clock
+/// provides the stamps. A full disk does not delay a ban.
+fn sequencer(store: Option<&mut Store>) -> Sequencer {
+    let Some(store) = store else { return Sequencer::new(0) };
+    let mut sequencer = Sequencer::new(store.stamp().unwrap_or(0));
     if let Some(stamp) = sequencer.stamp_to_reserve(now_millis())
         && store.save(&[Record::Stamp(stamp)]).is_ok()
     {
         sequencer.on_reserved(stamp);
     }
+    sequencer
 }
 
 fn client_options(config: &Config) -> ClientOptions {
@@ -90,14 +94,10 @@ async fn publish(
     let mut database = Database::new(Some(paths.database.clone()));
     let spool = paths.spool();
     let mut outbox = Outbox::new(spool.clone(), config.topic.clone());
-    // The daemon and the publisher share one sequence of stamps. Without access to it, the clock provides the stamp.
+    // The daemon and the publisher share one sequence of stamps, which belongs to the holder of the lock.
     let mut store = lock.as_ref().and_then(|_| Store::open(&paths.store()).ok());
-    let stamp = store.as_ref().and_then(|store| store.stamp().ok()).unwrap_or(0);
-    let mut sequencer = Sequencer::new(stamp);
+    let mut sequencer = sequencer(store.as_mut());
     let mut filter = LocalEventFilter::new(config.node.clone());
-    if let Some(store) = &mut store {
-        reserve(store, &mut sequencer);
-    }
     let names = RefCell::new(ActionNames::default());
     let mut decide = |spooled: &SpooledEvent| {
         let is_same_ban =

@@ -93,7 +93,7 @@ impl PersistedState {
         match record {
             Record::Import(key, import) => put(&mut self.imports, key, import),
             Record::Override(key, host, override_) => {
-                put(&mut self.overrides, (key, host), override_)
+                put(&mut self.overrides, (key, host), override_);
             }
             Record::Tombstone(fleet_unban, applied) => {
                 put(&mut self.tombstones, fleet_unban, applied);
