@@ -245,8 +245,8 @@ impl Controller {
         }
         // A local ban ended while this fail2ban kept running, or its row was seen, which survives a restart (R15).
         let ended = last.filter(|own| {
-            let is_explained = own.jail_epoch == epoch || own.had_row_in(observation.database);
-            is_explained && held.is_none() && ban.is_none()
+            let is_certain = own.jail_epoch == epoch || own.had_row_in(observation.database);
+            is_certain && held.is_none() && ban.is_none()
         });
         let is_removed = ended.is_some_and(|own| {
             let had_row = own.had_row_in(observation.database);

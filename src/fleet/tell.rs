@@ -19,8 +19,8 @@ const EXTENSION_ROUNDING: i64 = 1;
 
 /// Decides which events from notify this host publishes (R18).
 ///
-/// Invariants: of several events about one ban within [`REPEAT_WINDOW`], it passes the first. It passes no unban, and no
-/// extension of a local ban, that fail2ban reports within [`OWN_CALL_WINDOW`] after this daemon caused it. The tables
+/// Invariants: of several events about one ban within `REPEAT_WINDOW`, it passes the first. It passes no unban, and no
+/// extension of a local ban, that fail2ban reports within `OWN_CALL_WINDOW` after this daemon caused it. The tables
 /// hold only entries of these windows, so that they stay small.
 #[derive(Debug)]
 pub struct LocalEventFilter {
