@@ -69,11 +69,10 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
         }
         client.end().await;
         if args.json {
-            let names = |hosts: &mut dyn Iterator<Item = &HostName>| {
-                hosts.map(HostName::to_string).collect::<Vec<_>>()
-            };
             out::print_json(&json!({
-                "hosts": names(&mut hosts.iter()), "unknown": names(&mut unknown.iter()), "bans": bans,
+                "hosts": hosts.iter().map(HostName::as_str).collect::<Vec<_>>(),
+                "unknown": unknown.iter().map(HostName::as_str).collect::<Vec<_>>(),
+                "bans": bans,
             }));
         } else {
             for line in lines(&hosts, &unknown, bans) {
@@ -91,8 +90,9 @@ pub(crate) fn is_kept(host: &HostName, view: &FleetView) -> bool {
 
 /// Rejects online hosts, and asks for confirmation for hosts of which the broker keeps nothing: both may be mistakes.
 fn confirm_unusual(hosts: &BTreeSet<HostName>, view: &FleetView) -> Result<(), Error> {
-    let of = |host: &&HostName| view.hosts().get(*host).is_some_and(HostView::is_online);
-    if let Some(host) = hosts.iter().find(of) {
+    let mut online =
+        hosts.iter().filter(|host| view.hosts().get(*host).is_some_and(HostView::is_online));
+    if let Some(host) = online.next() {
         return Err(Error::Undone(format!(
             "{host} is connected and would publish its bans again: stop it first (systemctl disable --now \
              f2bmqttsub on {host}), or use --yes"
@@ -103,21 +103,19 @@ fn confirm_unusual(hosts: &BTreeSet<HostName>, view: &FleetView) -> Result<(), E
 }
 
 fn question(unknown: &[&HostName], view: &FleetView) -> String {
-    let names = |of: &mut dyn Iterator<Item = &HostName>| {
-        of.map(HostName::as_str).take(MAX_NAMES).collect::<Vec<_>>().join(", ")
-    };
-    let (unknown, known) = (names(&mut unknown.iter().copied()), names(&mut view.hosts().keys()));
+    let (unknown, known) = (first_names(unknown.iter().copied()), first_names(view.hosts().keys()));
     format!(
         "the broker keeps nothing of {unknown}; it knows: {known}. Release all bans that only {unknown} held"
     )
 }
 
+fn first_names<'a>(hosts: impl Iterator<Item = &'a HostName>) -> String {
+    hosts.map(HostName::as_str).take(MAX_NAMES).collect::<Vec<_>>().join(", ")
+}
+
 /// Counts the bans that no other host holds.
 fn count_exclusive_bans(bans: &[BanSummary], hosts: &BTreeSet<HostName>) -> usize {
-    let is_theirs = |ban: &&BanSummary| {
-        hosts.contains(&ban.origin) && ban.also.iter().all(|host| hosts.contains(host))
-    };
-    bans.iter().filter(is_theirs).count()
+    bans.iter().filter(|ban| ban.origins().all(|host| hosts.contains(host))).count()
 }
 
 fn lines(hosts: &BTreeSet<HostName>, unknown: &[HostName], bans: usize) -> Vec<String> {
@@ -152,13 +150,13 @@ pub(crate) fn retraction(host: &HostName, view: &FleetView, now: i64) -> Vec<Mes
         bans: Vec::new(),
         unbans: Vec::new(),
     });
-    let nothing = shard.map(|shard| Message::Keep(format!("state/{host}/0"), shard.encode()));
+    let empty_shard = shard.map(|shard| Message::Keep(format!("state/{host}/0"), shard.encode()));
     let mut numbers = view.topics_of(host);
     numbers.insert(0);
     let shards = numbers.into_iter().rev().map(|number| format!("state/{host}/{number}"));
     let topics = [format!("host/{host}")].into_iter().chain(shards);
     let clear = topics.map(|topic| Message::Keep(topic, String::new()));
-    nothing.into_iter().chain(clear).collect()
+    empty_shard.into_iter().chain(clear).collect()
 }
 
 #[cfg(test)]
@@ -172,6 +170,21 @@ mod tests {
 
     fn host(name: &str) -> HostName {
         HostName::new(name).unwrap()
+    }
+
+    fn hosts(names: &[&str]) -> BTreeSet<HostName> {
+        names.iter().map(|name| host(name)).collect()
+    }
+
+    fn ban(origin: &str, also: &[&str]) -> BanSummary {
+        BanSummary {
+            address: Address::new("192.0.2.1").unwrap(),
+            jail: Jail::new("sshd").unwrap(),
+            origin: host(origin),
+            since: 1,
+            until: Expiry::Never,
+            also: also.iter().map(|name| host(name)).collect(),
+        }
     }
 
     fn shard(number: u32, count: u32, stamp: i64) -> String {
@@ -234,17 +247,8 @@ mod tests {
 
     #[test]
     fn bans_that_only_removed_hosts_held_are_counted_and_shown() {
-        let ban = |origin: &str, also: &[&str]| BanSummary {
-            address: Address::new("192.0.2.1").unwrap(),
-            jail: Jail::new("sshd").unwrap(),
-            origin: host(origin),
-            since: 1,
-            until: Expiry::Never,
-            also: also.iter().map(|name| host(name)).collect(),
-        };
         let bans =
             [ban("web2", &[]), ban("web2", &["web3"]), ban("web3", &[]), ban("web1", &["web2"])];
-        let hosts = |names: &[&str]| names.iter().map(|name| host(name)).collect::<BTreeSet<_>>();
         let table = [
             (hosts(&["web2"]), vec![], 1, vec!["removed web2 and 1 ban that only web2 held"]),
             (

@@ -104,9 +104,9 @@ impl SnapshotFetch {
         match self.view.hosts().get(host) {
             None => topics.extend([format!("host/{host}"), format!("state/{host}/0")]),
             Some(member) if self.attempts.get(host).is_some_and(|attempts| *attempts > 1) => {
-                let there: Vec<u32> = member.shard_indices().collect();
-                let missing = (0..member.count().max(1)).filter(|number| !there.contains(number));
-                topics.extend(missing.map(|number| format!("state/{host}/{number}")));
+                let arrived: Vec<u32> = member.shard_indices().collect();
+                let missing = (0..member.count().max(1)).filter(|index| !arrived.contains(index));
+                topics.extend(missing.map(|index| format!("state/{host}/{index}")));
             }
             Some(_) => {}
         }
@@ -139,23 +139,27 @@ impl SnapshotFetch {
         let (mut branches, mut shards, mut branches_to_fetch) = (0, 0, Vec::new());
         for (host, member) in self.view.hosts() {
             let attempts = self.attempts.get(host).copied().unwrap_or(0);
-            let more = match (member.missing_shards(), member.count()) {
+            let should_fetch = match (member.missing_shards(), member.count()) {
                 (0, 0) => is_quiet && attempts == 0,
                 (0, _) => false,
                 _ => attempts == 0 || is_quiet && attempts < MAX_ATTEMPTS,
             };
-            if more {
+            if should_fetch {
                 branches_to_fetch.push((host, member.missing_shards()));
             } else if attempts > 0 && member.missing_shards() > 0 && !is_quiet {
                 (branches, shards) = (branches + 1, shards + member.missing_shards());
             }
         }
-        let fits = |(host, missing): (&HostName, u32)| {
+        let mut fitting = Vec::new();
+        for (host, missing) in branches_to_fetch {
             (branches, shards) = (branches + 1, shards + missing);
-            let alone = branches == 1;
-            (alone || branches <= MAX_BRANCHES && shards <= MAX_SHARDS).then(|| host.clone())
-        };
-        branches_to_fetch.into_iter().map_while(fits).collect()
+            // A branch larger than the limit is requested alone.
+            if branches > 1 && (branches > MAX_BRANCHES || shards > MAX_SHARDS) {
+                break;
+            }
+            fitting.push(host.clone());
+        }
+        fitting
     }
 }
 
@@ -166,19 +170,25 @@ mod tests {
 
     const TIME: i64 = 1_795_342_600_000;
 
+    fn shard(host: &str, index: u32, count: u32) -> Admitted {
+        let json = format!(
+            r#"{{"v":1,"host":"{host}","stamp":5,"part":{index},"parts":{count},"bans":[]}}"#
+        );
+        admit(&format!("state/{host}/{index}"), json.as_bytes()).unwrap()
+    }
+
+    fn topics(fetch: &SnapshotFetch, host: &str) -> Vec<String> {
+        fetch.topics(&HostName::new(host).unwrap())
+    }
+
     /// Fetches from a broker that keeps, for each host, a number of shards, and delivers a smaller number of them.
     fn gathered(hosts: &[(&str, u32, u32)]) -> (Vec<Vec<String>>, SnapshotFetch) {
         let (mut fetch, mut requests, mut now) = (SnapshotFetch::new(false, 5, 0), Vec::new(), 0);
-        let shard = |host: &str, n: u32, shards: u32| {
-            format!(r#"{{"v":1,"host":"{host}","stamp":5,"part":{n},"parts":{shards},"bans":[]}}"#)
-        };
         for (host, shards, _) in hosts {
             let online = br#"{"v":1,"state":"online"}"#;
             fetch.apply(&admit(&format!("host/{host}"), online).unwrap(), now, TIME);
             if *shards > 0 {
-                let shard = shard(host, 0, *shards);
-                let shard = admit(&format!("state/{host}/0"), shard.as_bytes()).unwrap();
-                fetch.apply(&shard, now, TIME);
+                fetch.apply(&shard(host, 0, *shards), now, TIME);
             }
         }
         loop {
@@ -192,12 +202,10 @@ mod tests {
                     let names: Vec<_> =
                         branches.iter().map(|host| host.as_str().to_owned()).collect();
                     for name in &names {
-                        let (_, shards, there) =
+                        let (_, shards, delivered) =
                             hosts.iter().find(|(host, ..)| host == name).unwrap();
-                        for n in 0..*there {
-                            let topic = format!("state/{name}/{n}");
-                            let shard = shard(name, n, *shards);
-                            fetch.apply(&admit(&topic, shard.as_bytes()).unwrap(), now + 1, TIME);
+                        for n in 0..*delivered {
+                            fetch.apply(&shard(name, n, *shards), now + 1, TIME);
                         }
                     }
                     requests.push(names);
@@ -230,9 +238,8 @@ mod tests {
         let (requests, fetch) = gathered(&[("a", 4, 3), ("b", 0, 0), ("c", 1, 1)]);
         assert_eq!(requests, [vec!["a"], vec!["a", "b"]]);
         assert_eq!(fetch.view.missing(), ["1 of 4 parts of a's snapshot"]);
-        let topics = |name: &str| fetch.topics(&HostName::new(name).unwrap());
-        assert_eq!(topics("a"), ["state/a/+", "state/a/3"]);
-        assert_eq!(topics("c"), ["state/c/+"]);
-        assert_eq!(topics("d"), ["state/d/+", "host/d", "state/d/0"], "nothing was handed out");
+        assert_eq!(topics(&fetch, "a"), ["state/a/+", "state/a/3"]);
+        assert_eq!(topics(&fetch, "c"), ["state/c/+"]);
+        assert_eq!(topics(&fetch, "d"), ["state/d/+", "host/d", "state/d/0"], "d is unknown");
     }
 }

@@ -49,29 +49,30 @@ fn is_known<'a, T: Ord + std::fmt::Display>(
 mod tests {
     use super::*;
 
+    fn named(name: &str) -> Jail {
+        Jail::new(name).unwrap()
+    }
+
+    fn find_host(name: &str, view: &FleetView) -> Result<(), Error> {
+        host(&HostName::new(name).unwrap(), view)
+    }
+
     #[test]
     fn names_that_exist_are_listed_for_one_that_does_not() {
         let mut view = FleetView::default();
         view.apply_raw("host/web1", br#"{"v":1,"state":"online","jails":["sshd"]}"#);
         let bans = br#"{"v":1,"host":"web2","stamp":5,"part":0,"parts":1,"bans":[["mail","192.0.2.1",0,600]]}"#;
         view.apply_raw("state/web2/0", bans);
-        let name = |name: &str| Jail::new(name).unwrap();
-        let here = [name("recidive")].into();
+        let here = [named("recidive")].into();
         for known in ["sshd", "mail", "recidive"] {
-            assert!(jail(&name(known), &view, &here).is_ok(), "{known}");
+            assert!(jail(&named(known), &view, &here).is_ok(), "{known}");
         }
-        let error = jail(&name("nope"), &view, &here).unwrap_err();
+        let error = jail(&named("nope"), &view, &here).unwrap_err();
         assert_eq!(error.to_string(), "no such jail: nope; the fleet has mail, recidive and sshd");
         assert_eq!(error.exit_code(), 1);
-        let of = |name: &str| host(&HostName::new(name).unwrap(), &view);
-        assert!(of("web1").is_ok() && of("web2").is_ok());
-        assert_eq!(
-            of("web9").unwrap_err().to_string(),
-            "no such host: web9; the fleet has web1 and web2"
-        );
-        assert!(
-            host(&HostName::new("web9").unwrap(), &FleetView::default()).is_ok(),
-            "nothing is known"
-        );
+        assert!(find_host("web1", &view).is_ok() && find_host("web2", &view).is_ok());
+        let error = find_host("web9", &view).unwrap_err();
+        assert_eq!(error.to_string(), "no such host: web9; the fleet has web1 and web2");
+        assert!(find_host("web9", &FleetView::default()).is_ok(), "nothing is known");
     }
 }

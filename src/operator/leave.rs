@@ -1,12 +1,13 @@
 //! `f2bmqtt leave`: clears what the broker keeps of this host, for the removal of the package. Without that, hosts that
 //! import its bans would keep them, whatever this host unbans later by other means.
 
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
 use super::forget::{is_kept, retraction};
-use super::view::FleetView;
+use super::view::{FleetView, HostView};
 use super::visit::{FleetClient, Message};
 use crate::broker;
 use crate::clock::now_millis;
@@ -43,20 +44,26 @@ pub(super) fn run(paths: &Paths) -> Result<(), Error> {
         ));
     }
     let node = &config.node;
-    let failed = |why: &dyn ToString| {
-        Error::Undone(format!(
-            "cannot remove {node} from the fleet: {}; other hosts keep its bans until they end; on one of them: \
-             f2bmqtt forget {node}",
-            why.to_string()
-        ))
-    };
     runtime::run(async {
-        let left = timeout(LEAVE_TIMEOUT, clear_branch(&config, paths)).await;
-        let late = || format!("the broker did not answer within {} s", LEAVE_TIMEOUT.as_secs());
-        left.map_err(|_| failed(&late()))?.map_err(|error| failed(&error))?;
+        match timeout(LEAVE_TIMEOUT, clear_branch(&config, paths)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(not_removed(node, &error)),
+            Err(_) => {
+                let seconds = LEAVE_TIMEOUT.as_secs();
+                let why = format_args!("the broker did not answer within {seconds} s");
+                return Err(not_removed(node, &why));
+            }
+        }
         say(format_args!("removed {node} from the fleet: other hosts release its bans"));
         Ok(())
     })
+}
+
+fn not_removed(node: &HostName, why: &dyn Display) -> Error {
+    Error::Undone(format!(
+        "cannot remove {node} from the fleet: {why}. Other hosts keep the bans of {node} until these end. To remove \
+         {node}, run on one of them: f2bmqtt forget {node}"
+    ))
 }
 
 async fn clear_branch(config: &Config, paths: &Paths) -> Result<(), Error> {
@@ -77,7 +84,7 @@ async fn clear_branch(config: &Config, paths: &Paths) -> Result<(), Error> {
         }
     }
     client.end().await;
-    // The broker would go on queueing for it.
+    // The broker would keep on queueing messages for the daemon's session.
     let path = paths.store();
     let identity = path.exists().then(|| Store::open(&path)?.identity()).transpose()?.flatten();
     if let Some(identity) = identity {
@@ -86,10 +93,11 @@ async fn clear_branch(config: &Config, paths: &Paths) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether the name is another machine's. This host's own daemon may have ended without a good-bye.
+/// Whether another machine has the name now. This machine's presence may still be online: its daemon may have ended
+/// without publishing that it is offline.
 fn is_owned_by_another_machine(view: &FleetView, node: &HostName, machine: &str) -> bool {
-    let presence = view.hosts().get(node).and_then(|member| member.presence());
-    presence.is_some_and(|there| !there.machine.is_empty() && there.machine != machine)
+    let presence = view.hosts().get(node).and_then(HostView::presence);
+    presence.is_some_and(|presence| !presence.machine.is_empty() && presence.machine != machine)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What this host itself knows, without the broker: its service, its fail2ban, what waits here.
+//! Reads the state of this host without the broker: its service, its fail2ban, its queues.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -134,16 +134,19 @@ pub fn hosts(config: &Config, paths: &Paths) -> BTreeSet<HostName> {
 /// All imported addresses, and the last 1,000 addresses in fail2ban's database.
 #[must_use]
 pub fn addresses(paths: &Paths) -> BTreeSet<Address> {
-    let of = |database: &Path, query: &str| -> rusqlite::Result<BTreeSet<Address>> {
-        let db = open(database)?;
-        let mut query = db.prepare(query)?;
-        let rows = query.query_map([], |row| row.get::<_, String>(0))?;
-        Ok(rows.flatten().filter_map(|ip| Address::new(&ip).ok()).collect())
-    };
-    let mut all = of(&paths.store(), "SELECT DISTINCT ip FROM imports").unwrap_or_default();
-    let here = "SELECT DISTINCT ip FROM bips ORDER BY timeofban DESC LIMIT 1000";
-    all.extend(of(&paths.database, here).unwrap_or_default());
-    all
+    const IMPORTED: &str = "SELECT DISTINCT ip FROM imports";
+    const LAST_BANNED: &str = "SELECT DISTINCT ip FROM bips ORDER BY timeofban DESC LIMIT 1000";
+    let mut addresses = select_addresses(&paths.store(), IMPORTED).unwrap_or_default();
+    addresses.extend(select_addresses(&paths.database, LAST_BANNED).unwrap_or_default());
+    addresses
+}
+
+/// The valid addresses in the first column of a query.
+fn select_addresses(database: &Path, query: &str) -> rusqlite::Result<BTreeSet<Address>> {
+    let db = open(database)?;
+    let mut query = db.prepare(query)?;
+    let rows = query.query_map([], |row| row.get::<_, String>(0))?;
+    Ok(rows.flatten().filter_map(|ip| Address::new(&ip).ok()).collect())
 }
 
 fn origins(store: &Path) -> rusqlite::Result<BTreeSet<HostName>> {

@@ -97,8 +97,11 @@ impl Out {
     }
 }
 
+/// One cell of a table: its style on a terminal, and its text.
+pub type Cell = (Style, String);
+
 /// One row of a table.
-pub type Row = Vec<(Style, String)>;
+pub type Row = Vec<Cell>;
 
 /// Buffered standard output. A reader that closes the pipe causes no error.
 #[derive(Debug)]
@@ -146,9 +149,11 @@ pub fn json(value: &Value) -> String {
 mod tests {
     use super::*;
 
+    fn row(style: Style, first: &str, second: &str) -> Row {
+        vec![(style, first.to_owned()), (Style::Plain, second.to_owned())]
+    }
+
     fn table(terminal: bool, colour: bool) -> String {
-        let row =
-            |style, a: &str, b: &str| vec![(style, a.to_owned()), (Style::Plain, b.to_owned())];
         let rows = [
             row(Style::Good, "日本", "x"),
             row(Style::Bad, "a\u{1b}[2J\tb", ""),

@@ -33,7 +33,7 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_EVENTS: usize = 1_000;
 
 /// The jail of an event for all jails if no jail is known: `sshd`, which most servers have.
-const FIRST_JAIL: &str = "sshd";
+const FALLBACK_JAIL: &str = "sshd";
 
 /// Publishes the fleet unban, and waits.
 ///
@@ -112,22 +112,33 @@ impl Unban {
         let mut jails: Vec<(Jail, [usize; 4])> = hosts.into_iter().collect();
         jails.sort_by_key(|(_, hosts)| Reverse(*hosts));
         let jails: Vec<Jail> = jails.into_iter().map(|(jail, _)| jail).collect();
-        if jails.is_empty() { Jail::new(FIRST_JAIL).into_iter().collect() } else { jails }
+        if jails.is_empty() { Jail::new(FALLBACK_JAIL).into_iter().collect() } else { jails }
     }
 
     /// The jails within `MAX_EVENTS`, and the number of the rest. Each address has at least one event.
     fn split<'a>(&self, jails: &'a [Jail]) -> (&'a [Jail], usize) {
-        let most = (MAX_EVENTS / self.addresses.len().max(1)).max(1);
-        let first = &jails[..jails.len().min(most)];
+        let max_jails = (MAX_EVENTS / self.addresses.len().max(1)).max(1);
+        let first = &jails[..jails.len().min(max_jails)];
         (first, jails.len() - first.len())
     }
 
     /// One event per jail and address, jail by jail. For daemons, all events of an address are the same unban.
     fn events(&self, jails: &[Jail], millis: i64) -> Vec<Message> {
-        let event = |jail: &Jail, address: &Address| Event {
+        let mut events = Vec::with_capacity(jails.len() * self.addresses.len());
+        for jail in jails {
+            for address in &self.addresses {
+                let event = self.event(jail, *address, millis);
+                events.push(Message::Event("unban", event.encode()));
+            }
+        }
+        events
+    }
+
+    fn event(&self, jail: &Jail, address: Address, millis: i64) -> Event {
+        Event {
             action: Action::Unban,
             jail: jail.clone(),
-            address: *address,
+            address,
             bantime: 0,
             host: self.me.clone(),
             restored: 0,
@@ -138,10 +149,7 @@ impl Unban {
             id: Some(self.id.clone()),
             all_jails: self.jail.is_none(),
             unbans: Vec::new(),
-        };
-        let of_jail = |jail| self.addresses.iter().map(move |address| event(jail, address));
-        let all = jails.iter().flat_map(of_jail);
-        all.map(|event| Message::Event("unban", event.encode())).collect()
+        }
     }
 
     /// Waits until every online host has confirmed. Returns the hosts that have, and prints each one unless `quiet`.
@@ -154,24 +162,20 @@ impl Unban {
         let mut confirmed = BTreeSet::new();
         loop {
             for (host, member) in client.view().hosts() {
-                let done = self.addresses.iter().all(|address| member.repeats(*address, &self.id));
-                if done && confirmed.insert(host.clone()) && !quiet {
+                let is_done =
+                    self.addresses.iter().all(|address| member.repeats(*address, &self.id));
+                if is_done && confirmed.insert(host.clone()) && !quiet {
                     say(sanitize(&format!("{host}: unbanned")));
                 }
             }
-            let is_waiting = |view: &FleetView| {
-                view.hosts()
-                    .iter()
-                    .any(|(host, member)| member.is_online() && !confirmed.contains(host))
-            };
-            while is_waiting(client.view()) {
+            while !is_confirmed_by_all(client.view(), &confirmed) {
                 match client.next_update(until).await? {
                     None => return Ok(confirmed),
                     Some(Update::Shard(_)) => break,
                     Some(_) => {}
                 }
             }
-            if !is_waiting(client.view()) {
+            if is_confirmed_by_all(client.view(), &confirmed) {
                 return Ok(confirmed);
             }
         }
@@ -184,13 +188,11 @@ impl Unban {
         left_out: usize,
         json: bool,
     ) -> Result<(), Error> {
-        let silent = view.hosts().iter().filter(|(host, _)| !confirmed.contains(*host));
-        let (online, offline): (Vec<_>, Vec<_>) =
-            silent.partition(|(_, member)| member.is_online());
-        let names = |of: &[(&HostName, &super::view::HostView)]| {
-            of.iter().map(|(host, _)| host.as_str().to_owned()).collect::<Vec<_>>()
-        };
-        let (online, offline) = (names(&online), names(&offline));
+        let (mut online, mut offline) = (Vec::new(), Vec::new());
+        for (host, member) in view.hosts().iter().filter(|(host, _)| !confirmed.contains(*host)) {
+            let list = if member.is_online() { &mut online } else { &mut offline };
+            list.push(host.as_str());
+        }
         if json {
             out::print_json(&json!({
                 "id": self.id.as_str(),
@@ -220,6 +222,11 @@ impl Unban {
     }
 }
 
+/// Whether every online host has confirmed.
+fn is_confirmed_by_all(view: &FleetView, confirmed: &BTreeSet<HostName>) -> bool {
+    view.hosts().iter().all(|(host, member)| !member.is_online() || confirmed.contains(host))
+}
+
 /// The note about jails without an event, which matter only to hosts that run the scripts.
 fn left_out_line(jails: usize) -> String {
     let jails = if jails == 1 { "1 jail".to_owned() } else { format!("{jails} jails") };
@@ -235,9 +242,16 @@ mod tests {
 
     const NOW: i64 = 1_795_342_588_123;
 
+    fn address(n: usize) -> Address {
+        Address::new(&format!("198.51.{}.{}", n / 250, n % 250)).unwrap()
+    }
+
+    fn unban_message(payload: &str) -> Message {
+        Message::Event("unban", payload.to_owned())
+    }
+
     fn unban(addresses: usize) -> Unban {
         let host = HostName::new("web1").unwrap();
-        let address = |n| Address::new(&format!("198.51.{}.{}", n / 250, n % 250)).unwrap();
         let (id, addresses) = (UnbanId::made_by(&host, NOW), (0..addresses).map(address).collect());
         Unban { me: host, jail: None, id, addresses }
     }
@@ -259,11 +273,10 @@ mod tests {
         let events = unban.events(&found, NOW);
         let expected = r#"{"action":"unban","ipmset":"sshd","ip":"198.51.0.0","bantime":0,"host":"web1","restored":0,"failures":0,"time":1795342588,"stamp":1795342588123,"reason":"fleet","id":"web1-1795342588123","jails":"*"}"#;
         let web = expected.replace("sshd", "web");
-        let message = |text: &str| Message::Event("unban", text.to_owned());
-        assert_eq!(events, [message(expected), message(&web)]);
+        assert_eq!(events, [unban_message(expected), unban_message(&web)]);
         unban.jail = Some(Jail::new("web").unwrap());
         let found = unban.jails(&view, &jails(&["sshd"]));
-        assert_eq!(unban.events(&found, NOW), [message(&web.replace(r#","jails":"*""#, ""))]);
+        assert_eq!(unban.events(&found, NOW), [unban_message(&web.replace(r#","jails":"*""#, ""))]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::wire::{
     UnbanId,
 };
 
-/// The most hosts and bans that the view stores (R21); no honest fleet comes near.
+/// The most hosts and bans that the view stores (R21). Fleets are far smaller.
 const MAX_HOSTS: usize = 1_000;
 const MAX_BANS: usize = 500_000;
 
@@ -150,8 +150,8 @@ impl FleetView {
             self.rejected.remove(host);
         }
         if message.payload().is_empty() {
-            let gone = self.hosts.get_mut(host).and_then(|member| member.shards.remove(&index));
-            self.bans -= gone.map_or(0, |shard| shard.bans.len());
+            let removed = self.hosts.get_mut(host).and_then(|member| member.shards.remove(&index));
+            self.bans -= removed.map_or(0, |shard| shard.bans.len());
             return self.cleared(host);
         }
         // Fleet unbans of an unsigned shard void no bans, but they count as carried by the shard's own bans.
@@ -181,8 +181,8 @@ impl FleetView {
         } else {
             member.unsigned.insert(index);
         }
-        let before = member.shards.insert(index, shard);
-        self.bans = self.bans + bans - before.map_or(0, |shard| shard.bans.len());
+        let replaced = member.shards.insert(index, shard);
+        self.bans = self.bans + bans - replaced.map_or(0, |shard| shard.bans.len());
         Update::Shard(host.clone())
     }
 
@@ -215,29 +215,27 @@ impl FleetView {
     /// All jails that hosts announce or list bans in.
     #[must_use]
     pub fn all_jails(&self) -> BTreeSet<&Jail> {
-        let had = self.hosts.values().flat_map(HostView::jails);
-        had.chain(self.hosts.values().flat_map(HostView::listed).map(|(listed, _)| &listed.jail))
+        let announced = self.hosts.values().flat_map(HostView::jails);
+        announced
+            .chain(self.hosts.values().flat_map(HostView::listed).map(|(listed, _)| &listed.jail))
             .collect()
     }
 
     /// The indices of all topics of a host's snapshot on which the broker keeps a message.
     #[must_use]
     pub fn topics_of(&self, host: &HostName) -> BTreeSet<u32> {
-        let shown = self.hosts.get(host).into_iter().flat_map(HostView::shard_indices);
-        shown.chain(self.rejected.get(host).into_iter().flatten().copied()).collect()
+        let accepted = self.hosts.get(host).into_iter().flat_map(HostView::shard_indices);
+        accepted.chain(self.rejected.get(host).into_iter().flatten().copied()).collect()
     }
 
     /// A line for each kind of missing data.
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
-        let of = |(host, member): (&HostName, &HostView)| match (
-            member.missing_shards(),
-            member.count(),
-        ) {
-            (0, _) => None,
-            (missing, all) => Some(format!("{missing} of {all} parts of {host}'s snapshot")),
-        };
-        let mut missing: Vec<String> = self.hosts.iter().filter_map(of).collect();
+        let mut missing = Vec::new();
+        for (host, member) in self.hosts.iter().filter(|(_, member)| member.missing_shards() > 0) {
+            let (absent, count) = (member.missing_shards(), member.count());
+            missing.push(format!("{absent} of {count} parts of {host}'s snapshot"));
+        }
         if self.hosts.is_empty() {
             // RabbitMQ keeps retained messages, but delivers none for a wildcard.
             missing.push(
@@ -259,8 +257,8 @@ impl FleetView {
         for (host, member) in &self.hosts {
             for (listed, shard) in member.listed() {
                 let ban = Ban { start: listed.start, bantime: listed.bantime };
-                let held = is_held(ban, now, &self.timing);
-                if !held || self.void(listed, shard, &fleet_unbans).is_some() {
+                let is_held = is_held(ban, now, &self.timing);
+                if !is_held || self.void(listed, shard, &fleet_unbans).is_some() {
                     continue;
                 }
                 all.push(BanSummary {
@@ -302,17 +300,11 @@ impl FleetView {
         shard: &Shard,
         fleet_unbans: &BTreeMap<Address, Vec<&'a FleetUnban>>,
     ) -> Option<&'a FleetUnban> {
-        let is_repeated = |id: &UnbanId| {
-            let covers =
-                |one: &FleetUnban| one.address == listed.address && one.scope.covers(&listed.jail);
-            shard.unbans.iter().any(|one| covers(one) && one.id == *id)
-        };
-        let voids = |fleet_unban: &&&FleetUnban| {
-            fleet_unban.scope.covers(&listed.jail)
-                && !is_repeated(&fleet_unban.id)
-                && !is_outlived(&fleet_unban.id, listed.start, &self.timing)
-        };
-        fleet_unbans.get(&listed.address).into_iter().flatten().find(voids).copied()
+        let of_address = fleet_unbans.get(&listed.address).into_iter().flatten().copied();
+        let mut of_jail = of_address.filter(|fleet_unban| fleet_unban.scope.covers(&listed.jail));
+        of_jail.find(|FleetUnban { id, .. }| {
+            !repeats(shard, listed, id) && !is_outlived(id, listed.start, &self.timing)
+        })
     }
 
     /// The fleet unbans in all trusted shards, by address.
@@ -326,7 +318,27 @@ impl FleetView {
     }
 }
 
+/// Whether the shard of a ban repeats a fleet unban of that ban: then the ban is newer than the unban.
+fn repeats(shard: &Shard, listed: &ShardEntry, id: &UnbanId) -> bool {
+    shard.unbans.iter().any(|fleet_unban| {
+        fleet_unban.id == *id
+            && fleet_unban.address == listed.address
+            && fleet_unban.scope.covers(&listed.jail)
+    })
+}
+
 impl BanSummary {
+    /// All hosts that detected the ban and still hold it.
+    pub fn origins(&self) -> impl Iterator<Item = &HostName> {
+        [&self.origin].into_iter().chain(&self.also)
+    }
+
+    /// Whether a host detected the ban and still holds it.
+    #[must_use]
+    pub fn is_detected_by(&self, host: &HostName) -> bool {
+        self.origins().any(|origin| origin == host)
+    }
+
     /// The order that puts all origins of a ban together, the first one first.
     fn order(&self) -> (Address, &Jail, i64, &HostName) {
         (self.address, &self.jail, self.since, &self.origin)
@@ -334,13 +346,13 @@ impl BanSummary {
 
     /// Adds another origin's ban. Returns false if that is of another address or jail.
     fn join(&mut self, other: &Self) -> bool {
-        let same = (self.address, &self.jail) == (other.address, &other.jail);
-        if same {
+        let is_same = (self.address, &self.jail) == (other.address, &other.jail);
+        if is_same {
             self.until = self.until.max(other.until);
             self.also.push(other.origin.clone());
             self.also.sort();
         }
-        same
+        is_same
     }
 }
 
@@ -385,8 +397,8 @@ impl HostView {
     #[must_use]
     pub fn missing_shards(&self) -> u32 {
         let count = self.count();
-        let there = self.shards.values().filter(|shard| shard.id.count() == count).count();
-        count.saturating_sub(u32::try_from(there).unwrap_or(u32::MAX))
+        let arrived = self.shards.values().filter(|shard| shard.id.count() == count).count();
+        count.saturating_sub(u32::try_from(arrived).unwrap_or(u32::MAX))
     }
 
     /// The number of bans in the snapshot.
@@ -409,8 +421,9 @@ impl HostView {
     /// Whether the snapshot lists an address in a jail.
     #[must_use]
     pub fn lists(&self, jail: &Jail, address: Address) -> bool {
-        let is = |listed: &ShardEntry| listed.address == address && listed.jail == *jail;
-        self.covering(address).is_some_and(|shard| shard.bans.iter().any(is))
+        self.covering(address).is_some_and(|shard| {
+            shard.bans.iter().any(|listed| listed.address == address && listed.jail == *jail)
+        })
     }
 
     /// The jails in which the snapshot lists one of these addresses, and those in which it lists others.
@@ -438,20 +451,23 @@ impl HostView {
 
     /// The newest shard that covers an address: it wins over all others, also those of another layout.
     fn covering(&self, address: Address) -> Option<&Shard> {
-        let sizes: BTreeSet<u32> = self.shards.values().map(|shard| shard.id.count()).collect();
-        let of = |count: u32| self.shards.get(&ShardId::of(address, count).index());
-        let covers = |shard: &&Shard| shard.id.covers(address);
-        sizes.into_iter().filter_map(of).filter(covers).max_by_key(|shard| shard.stamp)
+        let counts: BTreeSet<u32> = self.shards.values().map(|shard| shard.id.count()).collect();
+        counts
+            .into_iter()
+            .filter_map(|count| self.shards.get(&ShardId::of(address, count).index()))
+            .filter(|shard| shard.id.covers(address))
+            .max_by_key(|shard| shard.stamp)
     }
 
     /// All bans of the snapshot, each with its shard. Shards that a newer one supersedes do not count.
     fn listed(&self) -> impl Iterator<Item = (&ShardEntry, &Shard)> {
-        let size = self.count();
-        let even = self.shards.values().all(|shard| shard.id.count() == size);
+        let count = self.count();
+        let has_one_layout = self.shards.values().all(|shard| shard.id.count() == count);
         let all =
             self.shards.values().flat_map(|shard| shard.bans.iter().map(move |ban| (ban, shard)));
         all.filter(move |(listed, shard)| {
-            even || self.covering(listed.address).is_some_and(|right| right.id == shard.id)
+            has_one_layout
+                || self.covering(listed.address).is_some_and(|newest| newest.id == shard.id)
         })
     }
 }

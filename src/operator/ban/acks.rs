@@ -21,6 +21,11 @@ pub(super) enum AckOutcome<'a> {
 }
 
 impl AckOutcome<'_> {
+    /// Whether the host has decided about the ban.
+    fn is_final(self) -> bool {
+        self < Self::Pending
+    }
+
     fn text(self, jail: &Jail) -> String {
         match self {
             Self::Banned => "banned".to_owned(),
@@ -82,8 +87,11 @@ impl AckCollector {
     pub(super) fn collect(&mut self, view: &FleetView, addresses: &[Address]) {
         for (host, member) in view.hosts() {
             let acks = member.presence().into_iter().flat_map(|presence| &presence.acks);
-            let is_mine = |ack: &&Ack| ack.origin == self.me && ack.stamp == self.stamp;
-            for ack in acks.filter(is_mine).filter(|ack| addresses.contains(&ack.address)) {
+            for ack in acks {
+                let Ack { origin, stamp, address, .. } = ack;
+                if *origin != self.me || *stamp != self.stamp || !addresses.contains(address) {
+                    continue;
+                }
                 let outcomes = self.outcomes.entry(host.clone()).or_default();
                 outcomes.insert(ack.address, ack.outcome.clone());
             }
@@ -119,9 +127,10 @@ impl AckCollector {
 
     /// The hosts with an outcome that is not final.
     pub(super) fn unanswered<'a>(results: &AckResults<'a>) -> Vec<&'a HostName> {
-        let is_open =
-            |of: &BTreeMap<_, _>| of.keys().any(|outcome| *outcome >= AckOutcome::Pending);
-        results.iter().filter(|(_, of)| is_open(of)).map(|(host, _)| *host).collect()
+        let unanswered = results
+            .iter()
+            .filter(|(_, outcomes)| outcomes.keys().any(|outcome| !outcome.is_final()));
+        unanswered.map(|(host, _)| *host).collect()
     }
 
     pub(super) fn lines(&self, results: &AckResults<'_>) -> Vec<String> {
@@ -142,7 +151,10 @@ impl AckCollector {
     /// The acknowledgements of one address.
     pub(super) fn acks(&self, address: Address) -> Value {
         let acks = self.outcomes.iter();
-        acks.filter_map(|(host, of)| Some((host.to_string(), of.get(&address)?.clone()))).collect()
+        acks.filter_map(|(host, outcomes)| {
+            Some((host.to_string(), outcomes.get(&address)?.clone()))
+        })
+        .collect()
     }
 
     /// Each host in one list, by its worst outcome.
@@ -189,13 +201,12 @@ mod tests {
         let mut view = FleetView::default();
         let addresses: Vec<_> = addresses.iter().map(|n| address(*n)).collect();
         for (host, origin, stamp, outcomes) in hosts {
-            let ack = |(n, outcome): &(usize, &str)| {
-                json!(["web", address(*n).to_string(), origin, stamp, outcome])
-            };
-            let presence = json!({
-                "v": 1, "state": if *stamp == 0 { "offline" } else { "online" },
-                "acks": outcomes.iter().map(ack).collect::<Vec<_>>(),
-            });
+            let mut listed = Vec::new();
+            for (n, outcome) in *outcomes {
+                listed.push(json!(["web", address(*n).to_string(), origin, stamp, outcome]));
+            }
+            let state = if *stamp == 0 { "offline" } else { "online" };
+            let presence = json!({ "v": 1, "state": state, "acks": listed });
             view.apply_raw(&format!("host/{host}"), presence.to_string().as_bytes());
             acks.collect(&view, &addresses);
         }

@@ -31,7 +31,7 @@ impl FleetStatus {
                 "last_call": reports.last_call.as_ref()
                     .map(|call| json!({ "at": call.at, "error": call.error })),
             },
-            "hosts": self.view.hosts().iter().map(of_host).collect::<Vec<_>>(),
+            "hosts": self.view.hosts().iter().map(host_json).collect::<Vec<_>>(),
             "jails": self.by_jail().iter().map(|(jail, bans)| (jail.to_string(), json!(bans)))
                 .collect::<serde_json::Map<_, _>>(),
             "bans": self.banned.len(),
@@ -40,7 +40,7 @@ impl FleetStatus {
     }
 }
 
-fn of_host((host, member): (&HostName, &HostView)) -> Value {
+fn host_json((host, member): (&HostName, &HostView)) -> Value {
     let presence = member.presence();
     json!({
         "host": host.as_str(),
@@ -59,12 +59,12 @@ fn of_host((host, member): (&HostName, &HostView)) -> Value {
 
 /// The calls left today, by kind.
 fn quotas(reports: &QueueStatus) -> Value {
-    let of = |call: &CallQuota| {
+    let quotas = reports.calls.iter().map(|CallQuota { name, quota, seen, blocked }| {
         let quota = json!({
-            "limit": call.quota.limit, "remaining": call.quota.remaining, "seen": call.seen,
-            "blocked": (call.blocked > 0).then_some(call.blocked),
+            "limit": quota.limit, "remaining": quota.remaining, "seen": seen,
+            "blocked": (*blocked > 0).then_some(blocked),
         });
-        (call.name.clone(), quota)
-    };
-    Value::Object(reports.calls.iter().map(of).collect())
+        (name.clone(), quota)
+    });
+    Value::Object(quotas.collect())
 }

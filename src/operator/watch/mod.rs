@@ -63,8 +63,7 @@ enum WatchEvent {
     Connected(String),
     /// The link is down, and why.
     Lost(String),
-    /// A new item.
-    News(FeedItem),
+    Item(FeedItem),
 }
 
 impl FeedListener {
@@ -105,7 +104,7 @@ impl FeedListener {
                 Some(WatchEvent::Lost(format!("{what}. Check the broker's access rules")))
             }
             LinkEvent::Message(message) => {
-                self.model.apply(&message, now_millis()).map(WatchEvent::News)
+                self.model.apply(&message, now_millis()).map(WatchEvent::Item)
             }
             LinkEvent::Published(_) | LinkEvent::Refused(_) | LinkEvent::QosLowered => None,
         }
@@ -140,10 +139,10 @@ async fn print_lines(config: &Config) -> Result<(), Error> {
         match event {
             WatchEvent::Connected(_) => {}
             WatchEvent::Lost(why) => warn(sanitize(&why)),
-            WatchEvent::News(news) => {
+            WatchEvent::Item(item) => {
                 let time = Clock::new(now_millis() / 1000)?;
-                let columns = [&[time.local(time.now)][..], &news.columns()].concat();
-                let columns: Vec<_> = columns.iter().map(|word| sanitize(word)).collect();
+                let columns = [&[time.local(time.now)][..], &item.columns()].concat();
+                let columns: Vec<_> = columns.iter().map(|column| sanitize(column)).collect();
                 say(columns.join("\t"));
             }
         }
@@ -171,7 +170,7 @@ async fn run_screen(
                 match event {
                     WatchEvent::Connected(broker) => screen.broker = Ok(format!("broker {broker}")),
                     WatchEvent::Lost(why) => screen.broker = Err(why),
-                    WatchEvent::News(_) => {}
+                    WatchEvent::Item(_) => {}
                 }
             }
             input = keys.recv() => match input {
