@@ -214,8 +214,7 @@ fn of_jails(
     }
     let commands = server.jails.iter().filter(|jail| !jail.ignore_command.is_empty());
     found.extend(commands.filter(|jail| sharing.includes(&jail.name)).map(ignore_command));
-    let runs = |name: &&Jail| server.jails.iter().any(|jail| jail.name == **name);
-    found.extend(configured.keys().filter(|name| !runs(name)).map(|name| {
+    found.extend(configured.keys().filter(|name| !jails.contains(*name)).map(|name| {
         let text = format!("the jail {name} is configured, but fail2ban does not run it");
         let next = "fail2ban-client reload\nif the jail does not start: tail /var/log/fail2ban.log";
         Finding::warning("jail_not_running", text).next(next).about(name)
@@ -281,18 +280,22 @@ mod tests {
     }
 
     fn running(name: &str, actions: &[(&str, &str)]) -> RunningJail {
-        let action = |(name, ban): &(&str, &str)| JailAction {
+        let actions = actions.iter().map(|(name, ban)| JailAction {
             name: (*name).to_owned(),
             ban: (*ban).to_owned(),
             key: false,
             files: Vec::new(),
-        };
-        let actions = actions.iter().map(action).collect();
+        });
+        let actions = actions.collect();
         let (logs, ignore_command) = (Vec::new(), String::new());
         RunningJail { name: jail(name), actions, logs, ignore_command, wrong: Vec::new() }
     }
 
-    fn odd(
+    fn server(jails: Vec<RunningJail>) -> RunningFail2ban {
+        RunningFail2ban { version: "1.0.2".to_owned(), pid: 1, jails, ..RunningFail2ban::default() }
+    }
+
+    fn problems(
         server: &Result<RunningFail2ban, String>,
         configured: &Configured,
     ) -> Vec<(&'static str, String)> {
@@ -323,19 +326,15 @@ mod tests {
 
     #[test]
     fn jail_that_does_not_share_at_once_is_listed_with_the_fix() {
-        let server = || RunningFail2ban {
-            version: "1.0.2".to_owned(),
-            pid: 1,
-            unusable: vec!["my jail".to_owned()],
-            jails: vec![
-                running("sshd", &[("iptables-ipset", NOTIFY_ACTION)]),
-                running("web", &[("nftables", "nft add"), ("mail", "")]),
-                running("ftp", &[("nftables", "nft add")]),
-                running("recidive", &[("nftables", "nft add")]),
-                running("idle", &[]),
-            ],
-            database: None,
-        };
+        let mut running_server = server(vec![
+            running("sshd", &[("iptables-ipset", NOTIFY_ACTION)]),
+            running("web", &[("nftables", "nft add"), ("mail", "")]),
+            running("ftp", &[("nftables", "nft add")]),
+            running("recidive", &[("nftables", "nft add")]),
+            running("idle", &[]),
+        ]);
+        running_server.unusable = vec!["my jail".to_owned()];
+        let running_server = Ok(running_server);
         let files = BTreeMap::from([
             (jail("sshd"), true),
             (jail("web"), false),
@@ -356,8 +355,8 @@ mod tests {
         ];
         let expected = expected.map(|(id, text)| (id, text.to_owned()));
         let configured = Configured { jails: files, ..Configured::default() };
-        assert_eq!(odd(&Ok(server()), &configured), expected);
-        let all = findings(&Ok(server()), &configured, &JailFilter::default());
+        assert_eq!(problems(&running_server, &configured), expected);
+        let all = findings(&running_server, &configured, &JailFilter::default());
         let web = all.iter().find(|finding| finding.id == "jail_not_wired").unwrap();
         let text =
             "web shares its bans by snapshot, within seconds: its actions are nftables and mail";
@@ -366,12 +365,12 @@ mod tests {
             web.next[3..5],
             ["             f2bmqtt", "then: fail2ban-client reload --restart web"]
         );
-        let none = odd(
+        let none = problems(
             &Ok(RunningFail2ban { version: "1.1.0.dev1".to_owned(), ..RunningFail2ban::default() }),
             &Configured::default(),
         );
         assert_eq!((none.len(), none[0].0), (1, "jail_none"));
-        let broken = odd(
+        let broken = problems(
             &Err("fail2ban does not answer".to_owned()),
             &Configured { wrong: vec!["no log".to_owned()], broken: true, ..Configured::default() },
         );
@@ -392,34 +391,27 @@ mod tests {
 
     #[test]
     fn faulty_ignoreip_of_a_jail_that_shares_is_a_warning() {
-        let wrong = |name: &str| RunningJail {
+        let jails = ["sshd", "recidive"].map(|name| RunningJail {
             wrong: vec![format!("ignoreip of {name}: cannot resolve x.example: why")],
             ..running(name, &[("f2bmqtt", NOTIFY_ACTION)])
-        };
-        let server = RunningFail2ban {
-            version: "1.0.2".to_owned(),
-            pid: 1,
-            jails: vec![wrong("sshd"), wrong("recidive")],
-            unusable: Vec::new(),
-            database: None,
-        };
+        });
+        let server = server(jails.into());
         let text = "ignoreip of sshd: cannot resolve x.example: why".to_owned();
-        assert_eq!(odd(&Ok(server), &Configured::default()), [("jail_ignoreip", text)]);
+        assert_eq!(problems(&Ok(server), &Configured::default()), [("jail_ignoreip", text)]);
     }
 
     #[test]
     fn ignorecommand_of_a_jail_that_shares_is_a_warning() {
-        let with = |name: &str, command: &str| RunningJail {
+        let jails = [("sshd", "/srv/x <ip>"), ("web", ""), ("recidive", "/srv/x")];
+        let jails = jails.map(|(name, command)| RunningJail {
             ignore_command: command.to_owned(),
             ..running(name, &[("f2bmqtt", NOTIFY_ACTION)])
-        };
-        let jails = vec![with("sshd", "/srv/x <ip>"), with("web", ""), with("recidive", "/srv/x")];
-        let server =
-            RunningFail2ban { version: "1.0.2".to_owned(), jails, ..RunningFail2ban::default() };
+        });
+        let server = server(jails.into());
         let text = "the jail sshd has an ignorecommand, which f2bmqtt does not run: imports ban addresses that the \
                     command exempts";
         let expected = [("jail_ignorecommand", text.to_owned())];
-        assert_eq!(odd(&Ok(server), &Configured::default()), expected);
+        assert_eq!(problems(&Ok(server), &Configured::default()), expected);
     }
 
     #[test]

@@ -53,8 +53,9 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
     if finding::count(&findings, Status::Fault) == 0 {
         return Ok(());
     }
-    let of = |state, name| count(finding::count(&findings, state), name);
-    let summary = format!("{}, {}", of(Status::Fault, "fault"), of(Status::Warning, "warning"));
+    let faults = count(finding::count(&findings, Status::Fault), "fault");
+    let warnings = count(finding::count(&findings, Status::Warning), "warning");
+    let summary = format!("{faults}, {warnings}");
     Err(Error::Faulty { summary, settings: config.is_err() })
 }
 

@@ -25,9 +25,9 @@ use crate::wire::{self, Action, Address, HostName, HostState, Jail, Presence};
 /// The time limit of a name lookup, and of a TCP connect.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The retained messages count as complete after this silence, or after the gather time.
+/// The retained messages count as complete after this silence, or after the gather timeout.
 const IDLE_TIMEOUT: Duration = Duration::from_millis(250);
-const GATHER_TIME: Duration = Duration::from_secs(1);
+const GATHER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The time limit for a test message to come back.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -156,7 +156,7 @@ impl ProbeListener<'_> {
         for filter in [topic.events(), topic.presences(), topic.shards(node)] {
             self.link.subscribe(&[filter]);
         }
-        self.listen_until(GATHER_TIME, |_| false).await;
+        self.listen_until(GATHER_TIMEOUT, |_| false).await;
         for host in self.others_online() {
             self.link.subscribe(&[topic.shard(&host, 0)]);
         }
@@ -181,15 +181,15 @@ impl ProbeListener<'_> {
         }
         self.listen_until(RETURN_TIMEOUT, |result| result.probes.iter().all(|probe| probe.back))
             .await;
-        let is_back = |probe: &ProbeEvent| probe.back && probe.topic == state;
-        if !self.result.cut && self.result.probes.iter().any(is_back) {
+        let is_writable = self.result.probes.iter().any(|probe| probe.back && probe.topic == state);
+        if is_writable && !self.result.cut {
             self.probe_retained(&own).await;
         }
-        let alone = self.result.presences.iter().all(|(host, _)| host == node);
-        if alone && !self.result.cut {
+        let is_alone = self.result.presences.iter().all(|(host, _)| host == node);
+        if is_alone && !self.result.cut {
             // Last, and only for advice: the broker may disconnect a client that subscribes to other fleets.
             self.link.subscribe(&Topic::any_presences());
-            self.listen_until(GATHER_TIME, |_| true).await;
+            self.listen_until(GATHER_TIMEOUT, |_| true).await;
             self.result.cut = false;
         }
         disconnect(&mut self.link).await;
@@ -224,8 +224,8 @@ impl ProbeListener<'_> {
         }
     }
 
-    async fn wait_for_shard(&mut self, until: Instant, so: impl Fn(&ShardProbe) -> bool) {
-        while !self.result.cut && !self.result.shard.as_ref().is_some_and(&so) {
+    async fn wait_for_shard(&mut self, until: Instant, is_enough: impl Fn(&ShardProbe) -> bool) {
+        while !self.result.cut && !self.result.shard.as_ref().is_some_and(&is_enough) {
             match timeout_at(until, self.link.event()).await {
                 Ok(event) => self.take(event),
                 Err(_) => return,
@@ -233,12 +233,12 @@ impl ProbeListener<'_> {
         }
     }
 
-    /// Listens until the broker is silent and `enough` holds, but no longer than `limit`.
-    async fn listen_until(&mut self, limit: Duration, enough: impl Fn(&ProbeResult) -> bool) {
+    /// Listens until the broker is silent and `is_enough` holds, but no longer than `limit`.
+    async fn listen_until(&mut self, limit: Duration, is_enough: impl Fn(&ProbeResult) -> bool) {
         let started = Instant::now();
         while !self.result.cut && started.elapsed() < limit {
             match timeout(IDLE_TIMEOUT, self.link.event()).await {
-                Err(_) if self.result.probes.is_empty() || enough(&self.result) => return,
+                Err(_) if self.result.probes.is_empty() || is_enough(&self.result) => return,
                 Err(_) => {}
                 Ok(event) => self.take(event),
             }
@@ -272,8 +272,8 @@ impl ProbeListener<'_> {
                 let known = &mut self.result.refused;
                 for topic in topics {
                     // The link subscribes again, so each refusal arrives repeatedly.
-                    let asked_for_advice = Topic::any_presences().contains(&topic);
-                    if !asked_for_advice && !topic.contains("/check/") && !known.contains(&topic) {
+                    let is_for_advice = Topic::any_presences().contains(&topic);
+                    if !is_for_advice && !topic.contains("/check/") && !known.contains(&topic) {
                         known.push(topic);
                     }
                 }
@@ -287,7 +287,7 @@ impl ProbeListener<'_> {
             }
             LinkEvent::Refused(rejected) => {
                 self.result.others = true;
-                let host = self.other(rejected.host());
+                let host = self.unless_own(rejected.host());
                 self.result.refusals.extend(host.map(|host| (host, rejected.reason())));
             }
             LinkEvent::QosLowered => self.result.qos_lowered = true,
@@ -304,7 +304,7 @@ impl ProbeListener<'_> {
             return;
         }
         self.result.others = true;
-        let host = self.other(message.source().host());
+        let host = self.unless_own(message.source().host());
         if self.config.signing.is_none() && wire::seal::split(message.payload()).is_some() {
             self.result.signed.extend(host.clone());
         }
@@ -327,14 +327,15 @@ impl ProbeListener<'_> {
     }
 
     /// A host, if it is not this one.
-    fn other(&self, host: Option<&HostName>) -> Option<HostName> {
+    fn unless_own(&self, host: Option<&HostName>) -> Option<HostName> {
         host.filter(|host| **host != self.config.node).cloned()
     }
 
     fn others_online(&self) -> Vec<HostName> {
         let presences = self.result.presences.iter();
-        let online = presences
-            .filter(|(host, there)| *host != self.config.node && there.state == HostState::Online);
+        let online = presences.filter(|(host, presence)| {
+            *host != self.config.node && presence.state == HostState::Online
+        });
         online.map(|(host, _)| host.clone()).take(MAX_CLOCKS).collect()
     }
 
@@ -360,10 +361,10 @@ impl ProbeListener<'_> {
     /// This daemon's presence on the broker, or a minimal one.
     fn presence(&self) -> Presence {
         let machine = daemon::machine();
-        let own = self.result.presences.iter().rev().find(|(host, there)| {
+        let own = self.result.presences.iter().rev().find(|(host, presence)| {
             *host == self.config.node
-                && there.machine == machine
-                && (self.instance.is_empty() || there.instance == self.instance)
+                && presence.machine == machine
+                && (self.instance.is_empty() || presence.instance == self.instance)
         });
         own.map_or_else(|| daemon::presence(&machine, self.instance), |(_, own)| own.clone())
     }

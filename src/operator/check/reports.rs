@@ -34,10 +34,10 @@ fn reports(action: &JailAction) -> bool {
     is_reporter(&action.ban)
 }
 
-/// The findings about the reporter's database and log; `look` inspects a path.
+/// The findings about the reporter's database and log; `inspect` returns the warnings about a path.
 pub(super) fn files(
     jails: &[RunningJail],
-    look: impl Fn(&Path, Keeps) -> io::Result<Vec<String>>,
+    inspect: impl Fn(&Path, Keeps) -> io::Result<Vec<String>>,
 ) -> Vec<Finding> {
     let mut places: Vec<_> = jails
         .iter()
@@ -47,22 +47,22 @@ pub(super) fn files(
         .collect();
     places.sort_by_key(|(path, _)| *path);
     places.dedup();
-    places.into_iter().flat_map(|(path, keeps)| place(path, keeps, look(path, keeps))).collect()
+    places.into_iter().flat_map(|(path, keeps)| place(path, keeps, inspect(path, keeps))).collect()
 }
 
-fn place(path: &Path, keeps: Keeps, looked: io::Result<Vec<String>>) -> Vec<Finding> {
+fn place(path: &Path, keeps: Keeps, inspection: io::Result<Vec<String>>) -> Vec<Finding> {
     let shown = path.display();
     let setting = if keeps == Keeps::Database { "SQLITE_DB" } else { "LOG_FILE" };
-    let error = match looked {
+    let error = match inspection {
         Err(error) => error,
-        Ok(odd) => {
-            let finding = |what: String| {
+        Ok(warnings) => {
+            let findings = warnings.into_iter().map(|what| {
                 let text = format!("{what}; the reporter keeps {shown} there");
                 Finding::warning("report_place", text).about(&shown).next(format!(
                     "set {setting} of the jail's action to a path where only root can write"
                 ))
-            };
-            return odd.into_iter().map(finding).collect();
+            });
+            return findings.collect();
         }
     };
     let fault = error.get_ref().and_then(|inner| inner.downcast_ref::<Fault>());
@@ -98,16 +98,18 @@ pub(super) fn queue(
             );
         }
     };
-    let ago = |at: i64| format_duration(now.saturating_sub(at).max(0));
-    let age = oldest.map(|at| format!(", the oldest for {}", ago(at))).unwrap_or_default();
-    let queue = match waiting {
-        0 => "no report is pending".to_owned(),
-        1 => format!("1 report is pending{}", age.replace(", the oldest", "")),
-        n => format!("{n} reports are pending{age}"),
+    let age = oldest.map(|at| format_age(at, now));
+    let queue = match (waiting, age) {
+        (0, _) => "no report is pending".to_owned(),
+        (1, None) => "1 report is pending".to_owned(),
+        (1, Some(age)) => format!("1 report is pending for {age}"),
+        (n, None) => format!("{n} reports are pending"),
+        (n, Some(age)) => format!("{n} reports are pending, the oldest for {age}"),
     };
     Some(match last_call {
         Some(LastCall { at, error: Some(why) }) if *waiting > 0 => {
-            let text = format!("reports to AbuseIPDB fail: {why} ({} ago); {queue}", ago(*at));
+            let text =
+                format!("reports to AbuseIPDB fail: {why} ({} ago); {queue}", format_age(*at, now));
             if why.contains("API key") {
                 let next = format!("write your key into {}: APIKEY=...", key.display());
                 Finding::fault("report_queue", text).next(next)
@@ -123,11 +125,20 @@ pub(super) fn queue(
                 .next(LOG)
         }
         Some(LastCall { at, .. }) => {
-            let text = format!("the last call to AbuseIPDB was {} ago; {queue}", ago(*at));
+            let ago = format_age(*at, now);
+            let text = format!("the last call to AbuseIPDB was {ago} ago; {queue}");
             Finding::ok("report_queue", text)
         }
         None => Finding::ok("report_queue", format!("no call to AbuseIPDB so far; {queue}")),
     })
+}
+
+fn format_age(at: i64, now: i64) -> String {
+    format_duration(now.saturating_sub(at).max(0))
+}
+
+fn jails_with(jails: &[RunningJail], is_wanted: fn(&JailAction) -> bool) -> Vec<&RunningJail> {
+    jails.iter().filter(|jail| jail.actions.iter().any(is_wanted)).collect()
 }
 
 /// The findings about the jails that report; `warning` is a fault of the key file.
@@ -139,11 +150,7 @@ pub(super) fn findings(
 ) -> Vec<Finding> {
     let path = path.display();
     let mut found = Vec::new();
-    let with = |wanted: fn(&JailAction) -> bool| {
-        let jails = jails.iter().filter(move |jail| jail.actions.iter().any(wanted));
-        jails.collect::<Vec<_>>()
-    };
-    for jail in with(|action| action.ban.contains("api.abuseipdb.com")) {
+    for jail in jails_with(jails, |action| action.ban.contains("api.abuseipdb.com")) {
         let text = format!(
             "the jail {} reports to AbuseIPDB with fail2ban's own action, which also reports bans that other \
              servers detected",
@@ -155,17 +162,17 @@ pub(super) fn findings(
             jail.name
         )));
     }
-    let reporting = with(reports);
+    let reporting = jails_with(jails, reports);
     if reporting.is_empty() {
         return found;
     }
     let names: Vec<&str> = reporting.iter().map(|jail| jail.name.as_str()).collect();
-    let own_key =
-        |jail: &&RunningJail| jail.actions.iter().any(|action| reports(action) && action.key);
-    let make = format!("install -m 0600 /dev/null {path}\necho 'APIKEY=...' >>{path}");
-    let who = format!("{} to AbuseIPDB", list(&names));
+    let have_own_keys = reporting
+        .iter()
+        .all(|jail| jail.actions.iter().any(|action| reports(action) && action.key));
+    let create = format!("install -m 0600 /dev/null {path}\necho 'APIKEY=...' >>{path}");
     let verb = if names.len() == 1 { "reports" } else { "report" };
-    let who = who.replacen(" to ", &format!(" {verb} to "), 1);
+    let who = format!("{} {verb} to AbuseIPDB", list(&names));
     if let Some(what) = warning {
         let next = format!("chmod 600 {path}; the file must contain one line: APIKEY=...");
         found.push(Finding::warning("report_key_file", what).next(next));
@@ -177,15 +184,15 @@ pub(super) fn findings(
             let next = format!("write your key into {path}: APIKEY=...");
             Finding::fault("report_key", text).next(next)
         }
-        _ if reporting.iter().all(own_key) => {
+        _ if have_own_keys => {
             let text = format!(
                 "{who}, with a key in the jail's configuration, which every user can see in the process list"
             );
-            Finding::warning("report_key", text).next(make)
+            Finding::warning("report_key", text).next(create)
         }
         KeyState::Missing => {
             let text = format!("{who}, but the key file {path} is missing");
-            Finding::fault("report_key", text).next(make)
+            Finding::fault("report_key", text).next(create)
         }
         KeyState::None => {
             let text = format!("{who}, but {path} contains no key");
@@ -194,8 +201,7 @@ pub(super) fn findings(
         }
     });
     for jail in reporting {
-        let log = |path: &String| path.rsplit('/').next() == Some("fail2ban.log");
-        if jail.logs.iter().any(log) {
+        if jail.logs.iter().any(|path| path.rsplit('/').next() == Some("fail2ban.log")) {
             let text = format!(
                 "the jail {} counts bans, also those of other servers, and reports them to AbuseIPDB, \
                  which accepts only what a reporter detected itself",
@@ -216,6 +222,14 @@ mod tests {
     use super::super::finding::Status;
     use super::*;
     use crate::wire::Jail;
+
+    const NOW: i64 = 1_795_342_600;
+
+    /// A call this many seconds ago. The error may be empty.
+    fn call(age: i64, error: &str) -> Option<LastCall> {
+        let error = (!error.is_empty()).then(|| error.to_owned());
+        Some(LastCall { at: NOW - age, error })
+    }
 
     fn jail(name: &str, ban: &str, key: bool, log: &str) -> RunningJail {
         RunningJail {
@@ -255,12 +269,7 @@ mod tests {
 
     #[test]
     fn queue_shows_the_last_result_and_how_old_the_oldest_report_is() {
-        const NOW: i64 = 1_795_342_600;
         let jails = [jail("a", "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh", false, "")];
-        let call = |at, error: &str| {
-            let error = (!error.is_empty()).then(|| error.to_owned());
-            Some(LastCall { at: NOW - at, error })
-        };
         let refused = "AbuseIPDB refuses the API key (HTTP 401)";
         let table = [
             (0, None, None, Status::Ok, "no call to AbuseIPDB so far; no report is pending"),
@@ -317,8 +326,9 @@ mod tests {
             assert_eq!(found.next.is_empty(), state == Status::Ok);
         }
         assert_eq!(queue(&[], &Ok(QueueStatus::default()), Path::new("/k"), NOW), None);
-        let odd = queue(&jails, &Err(rusqlite::Error::InvalidQuery), Path::new("/k"), NOW).unwrap();
-        assert_eq!(odd.state, Status::Warning);
+        let unreadable =
+            queue(&jails, &Err(rusqlite::Error::InvalidQuery), Path::new("/k"), NOW).unwrap();
+        assert_eq!(unreadable.state, Status::Warning);
     }
 
     #[test]

@@ -94,6 +94,17 @@ mod tests {
     use super::*;
     use crate::config::SAMPLE;
 
+    const NOW: i64 = 1_795_342_600;
+
+    /// A certificate that expires an hour after this many days.
+    fn certificate(kind: &'static str, days: i64) -> Certificate {
+        Certificate { kind, name: "web1".to_owned(), ends: NOW + days * 86_400 + 3_600 }
+    }
+
+    fn sample_state(config: &Config, works: bool) -> Option<Status> {
+        sample(config, works, Path::new("f")).map(|finding| finding.state)
+    }
+
     fn read(text: &str) -> Result<Config, Error> {
         Config::parse(Path::new("f"), text.as_bytes(), &|_| None, "web1").map_err(Error::Config)
     }
@@ -114,30 +125,25 @@ mod tests {
     #[test]
     fn certificate_that_ends_within_thirty_days_is_found() {
         use Status::{Fault, Warning};
-        const NOW: i64 = 1_795_342_600;
-        let of = |kind, days: i64| {
-            let ends = NOW + days * 86_400 + 3_600;
-            Certificate { kind, name: "web1".to_owned(), ends }
-        };
         let table = [
             (vec![], None),
             (
-                vec![of("client", 400), of("ca", 60)],
+                vec![certificate("client", 400), certificate("ca", 60)],
                 Some((Status::Ok, "all certificates are valid until 2027-01-21 or longer")),
             ),
             (
-                vec![of("client", 5), of("ca", 60)],
+                vec![certificate("client", 5), certificate("ca", 60)],
                 Some((
                     Warning,
                     "this host's certificate, MQTT_CERT (web1) expires on 2026-11-27, in 5d 1h",
                 )),
             ),
             (
-                vec![of("broker", 29)],
+                vec![certificate("broker", 29)],
                 Some((Warning, "the broker's certificate (web1) expires on 2026-12-21, in 29d 1h")),
             ),
             (
-                vec![of("ca", -2)],
+                vec![certificate("ca", -2)],
                 Some((Fault, "the CA's certificate, MQTT_CAFILE (web1) expired on 2026-11-20")),
             ),
         ];
@@ -155,13 +161,11 @@ mod tests {
     #[test]
     fn sample_settings_are_found() {
         let config = read(SAMPLE).unwrap();
-        let state = |config: &Config, works| {
-            sample(config, works, Path::new("f")).map(|finding| finding.state)
-        };
-        assert_eq!(state(&config, false), Some(Status::Fault));
-        assert_eq!(state(&config, true), Some(Status::Warning));
+        assert_eq!(sample_state(&config, false), Some(Status::Fault));
+        assert_eq!(sample_state(&config, true), Some(Status::Warning));
         for (from, to) in [("PASSWORD=fail2ban", "PASSWORD=x"), ("HOST=192.168.1.10", "HOST=hub")] {
-            assert_eq!(state(&read(&SAMPLE.replace(from, to)).unwrap(), false), None);
+            let config = read(&SAMPLE.replace(from, to)).unwrap();
+            assert_eq!(sample_state(&config, false), None);
         }
     }
 }
