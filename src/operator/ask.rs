@@ -18,7 +18,7 @@ const MAX_ANCESTORS: usize = 32;
 ///
 /// # Errors
 /// [`Error::Usage`]
-pub fn addresses(texts: &[String]) -> Result<Vec<Address>, Error> {
+pub fn parse_addresses(texts: &[String]) -> Result<Vec<Address>, Error> {
     let mut addresses = Vec::new();
     for text in texts {
         let address = Address::new(text).map_err(|what| {
@@ -125,8 +125,8 @@ mod tests {
     #[test]
     fn repeated_addresses_count_once_and_a_network_is_rejected() {
         let texts = ["192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1"].map(str::to_owned);
-        assert_eq!(addresses(&texts).unwrap().len(), 2);
-        let error = addresses(&["192.0.2.0/24".to_owned()]).unwrap_err();
+        assert_eq!(parse_addresses(&texts).unwrap().len(), 2);
+        let error = parse_addresses(&["192.0.2.0/24".to_owned()]).unwrap_err();
         assert_eq!(error.to_string(), "IP must be one IPv4 or IPv6 address, not 192.0.2.0/24");
         let few: Vec<_> =
             (1..=10).map(|n| Address::new(&format!("192.0.2.{n}")).unwrap()).collect();

@@ -200,10 +200,10 @@ mod tests {
         }
         // Daemons reject this shard, but the broker keeps it.
         view.apply_raw("state/web3/9", shard(9, 16, NOW + DAY + 1).as_bytes());
-        let nothing =
+        let empty_shard =
             r#"{"v":1,"host":"web3","stamp":51,"part":0,"parts":1,"bans":[],"unbans":[]}"#;
         let expected = [
-            ("state/web3/0", nothing),
+            ("state/web3/0", empty_shard),
             ("host/web3", ""),
             ("state/web3/9", ""),
             ("state/web3/7", ""),

@@ -103,9 +103,10 @@ impl SnapshotFetch {
         let mut topics = vec![format!("state/{host}/+")];
         match self.view.hosts().get(host) {
             None => topics.extend([format!("host/{host}"), format!("state/{host}/0")]),
-            Some(member) if self.attempts.get(host).is_some_and(|attempts| *attempts > 1) => {
-                let arrived: Vec<u32> = member.shard_indices().collect();
-                let missing = (0..member.count().max(1)).filter(|index| !arrived.contains(index));
+            Some(host_view) if self.attempts.get(host).is_some_and(|attempts| *attempts > 1) => {
+                let arrived: Vec<u32> = host_view.shard_indices().collect();
+                let missing =
+                    (0..host_view.count().max(1)).filter(|index| !arrived.contains(index));
                 topics.extend(missing.map(|index| format!("state/{host}/{index}")));
             }
             Some(_) => {}
@@ -137,17 +138,17 @@ impl SnapshotFetch {
     /// missing shards or no shard at all.
     fn branches_to_fetch(&self, is_quiet: bool) -> Vec<HostName> {
         let (mut branches, mut shards, mut branches_to_fetch) = (0, 0, Vec::new());
-        for (host, member) in self.view.hosts() {
+        for (host, host_view) in self.view.hosts() {
             let attempts = self.attempts.get(host).copied().unwrap_or(0);
-            let should_fetch = match (member.missing_shards(), member.count()) {
+            let should_fetch = match (host_view.missing_shards(), host_view.count()) {
                 (0, 0) => is_quiet && attempts == 0,
                 (0, _) => false,
                 _ => attempts == 0 || is_quiet && attempts < MAX_ATTEMPTS,
             };
             if should_fetch {
-                branches_to_fetch.push((host, member.missing_shards()));
-            } else if attempts > 0 && member.missing_shards() > 0 && !is_quiet {
-                (branches, shards) = (branches + 1, shards + member.missing_shards());
+                branches_to_fetch.push((host, host_view.missing_shards()));
+            } else if attempts > 0 && host_view.missing_shards() > 0 && !is_quiet {
+                (branches, shards) = (branches + 1, shards + host_view.missing_shards());
             }
         }
         let mut fitting = Vec::new();
@@ -182,7 +183,7 @@ mod tests {
     }
 
     /// Fetches from a broker that keeps, for each host, a number of shards, and delivers a smaller number of them.
-    fn gathered(hosts: &[(&str, u32, u32)]) -> (Vec<Vec<String>>, SnapshotFetch) {
+    fn fetch_from(hosts: &[(&str, u32, u32)]) -> (Vec<Vec<String>>, SnapshotFetch) {
         let (mut fetch, mut requests, mut now) = (SnapshotFetch::new(false, 5, 0), Vec::new(), 0);
         for (host, shards, _) in hosts {
             let online = br#"{"v":1,"state":"online"}"#;
@@ -217,7 +218,7 @@ mod tests {
 
     #[test]
     fn snapshots_of_one_shard_need_no_further_request() {
-        let (requests, fetch) = gathered(&[("a", 1, 1), ("b", 1, 1)]);
+        let (requests, fetch) = fetch_from(&[("a", 1, 1), ("b", 1, 1)]);
         assert!(requests.is_empty());
         assert_eq!(fetch.view.hosts().len(), 2);
         assert!(fetch.view.missing().is_empty() && fetch.last == 0);
@@ -225,17 +226,17 @@ mod tests {
 
     #[test]
     fn branches_with_more_shards_are_requested_in_batches() {
-        let (requests, fetch) = gathered(&[("a", 1, 1), ("b", 4, 4), ("c", 2, 2)]);
+        let (requests, fetch) = fetch_from(&[("a", 1, 1), ("b", 4, 4), ("c", 2, 2)]);
         assert_eq!(requests, [["b", "c"]]);
         assert!(fetch.view.missing().is_empty());
-        let (requests, fetch) = gathered(&[("a", 512, 512), ("b", 128, 128), ("c", 128, 128)]);
+        let (requests, fetch) = fetch_from(&[("a", 512, 512), ("b", 128, 128), ("c", 128, 128)]);
         assert_eq!(requests, [vec!["a"], vec!["b", "c"]]);
         assert!(fetch.view.missing().is_empty());
     }
 
     #[test]
     fn missing_shards_are_requested_again_and_then_reported() {
-        let (requests, fetch) = gathered(&[("a", 4, 3), ("b", 0, 0), ("c", 1, 1)]);
+        let (requests, fetch) = fetch_from(&[("a", 4, 3), ("b", 0, 0), ("c", 1, 1)]);
         assert_eq!(requests, [vec!["a"], vec!["a", "b"]]);
         assert_eq!(fetch.view.missing(), ["1 of 4 parts of a's snapshot"]);
         assert_eq!(topics(&fetch, "a"), ["state/a/+", "state/a/3"]);

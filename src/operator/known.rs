@@ -8,27 +8,31 @@ use crate::text::{list, sanitize};
 use crate::wire::{HostName, Jail};
 
 /// The most names that an error lists.
-const MAX_NAMED: usize = 20;
+const MAX_NAMES: usize = 20;
 
 /// Checks a jail: some host of the fleet has it, or bans in it; or this host's fail2ban has it.
 ///
 /// # Errors
 /// [`Error::Undone`], with the jails that exist.
-pub(super) fn jail(jail: &Jail, view: &FleetView, here: &BTreeSet<Jail>) -> Result<(), Error> {
+pub(super) fn check_jail(
+    jail: &Jail,
+    view: &FleetView,
+    local_jails: &BTreeSet<Jail>,
+) -> Result<(), Error> {
     let mut jails = view.all_jails();
-    jails.extend(here);
-    is_known(jail, "jail", &jails, |jail| jail.as_str())
+    jails.extend(local_jails);
+    check_name(jail, "jail", &jails, |jail| jail.as_str())
 }
 
 /// Checks a host: the broker keeps something of it.
 ///
 /// # Errors
 /// [`Error::Undone`], with the hosts that exist.
-pub(super) fn host(host: &HostName, view: &FleetView) -> Result<(), Error> {
-    is_known(host, "host", &view.hosts().keys().collect(), |host| host.as_str())
+pub(super) fn check_host(host: &HostName, view: &FleetView) -> Result<(), Error> {
+    check_name(host, "host", &view.hosts().keys().collect(), |host| host.as_str())
 }
 
-fn is_known<'a, T: Ord + std::fmt::Display>(
+fn check_name<'a, T: Ord + std::fmt::Display>(
     name: &T,
     kind: &str,
     known: &BTreeSet<&'a T>,
@@ -39,7 +43,7 @@ fn is_known<'a, T: Ord + std::fmt::Display>(
         return Ok(());
     }
     let names: Vec<String> = known.iter().map(|one| sanitize(text(one)).into_owned()).collect();
-    let more = names.len().saturating_sub(MAX_NAMED);
+    let more = names.len().saturating_sub(MAX_NAMES);
     let shown = list(&names[..names.len() - more]);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     Err(Error::Undone(format!("no such {kind}: {name}; the fleet has {shown}{more}")))
@@ -54,7 +58,7 @@ mod tests {
     }
 
     fn find_host(name: &str, view: &FleetView) -> Result<(), Error> {
-        host(&HostName::new(name).unwrap(), view)
+        check_host(&HostName::new(name).unwrap(), view)
     }
 
     #[test]
@@ -63,11 +67,11 @@ mod tests {
         view.apply_raw("host/web1", br#"{"v":1,"state":"online","jails":["sshd"]}"#);
         let bans = br#"{"v":1,"host":"web2","stamp":5,"part":0,"parts":1,"bans":[["mail","192.0.2.1",0,600]]}"#;
         view.apply_raw("state/web2/0", bans);
-        let here = [named("recidive")].into();
+        let local_jails = [named("recidive")].into();
         for known in ["sshd", "mail", "recidive"] {
-            assert!(jail(&named(known), &view, &here).is_ok(), "{known}");
+            assert!(check_jail(&named(known), &view, &local_jails).is_ok(), "{known}");
         }
-        let error = jail(&named("nope"), &view, &here).unwrap_err();
+        let error = check_jail(&named("nope"), &view, &local_jails).unwrap_err();
         assert_eq!(error.to_string(), "no such jail: nope; the fleet has mail, recidive and sshd");
         assert_eq!(error.exit_code(), 1);
         assert!(find_host("web1", &view).is_ok() && find_host("web2", &view).is_ok());

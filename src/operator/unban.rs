@@ -40,7 +40,7 @@ const FALLBACK_JAIL: &str = "sshd";
 /// # Errors
 /// Any [`Error`]; [`Error::Undone`] if a host has not confirmed.
 pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
-    let addresses = ask::addresses(&args.addresses)?;
+    let addresses = ask::parse_addresses(&args.addresses)?;
     let jail = args.jail.as_deref().map(Jail::new).transpose();
     let jail = jail.map_err(|what| Error::Usage(format!("--jail {what}")))?;
     let config = Config::load()?;
@@ -59,14 +59,14 @@ pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
         addresses,
     };
     runtime::run(async {
-        let (client, here) =
-            tokio::join!(FleetClient::connect(&config, paths), local::jails(paths));
+        let (client, local_jails) =
+            tokio::join!(FleetClient::connect(&config, paths), local::query_jails(paths));
         let mut client = client?;
-        let here = here.unwrap_or_default();
+        let local_jails = local_jails.unwrap_or_default();
         if let Some(jail) = &unban.jail {
-            known::jail(jail, client.view(), &here)?;
+            known::check_jail(jail, client.view(), &local_jails)?;
         }
-        let jails = unban.jails(client.view(), &here);
+        let jails = unban.jails(client.view(), &local_jails);
         let (jails, left_out) = unban.split(&jails);
         client.publish(&unban.events(jails, millis)).await?;
         if left_out > 0 && !args.json {
@@ -92,18 +92,18 @@ impl Unban {
     /// The jails of the events, the most relevant first: jails of this host's fail2ban, jails in which a host lists one of
     /// the addresses, jails in which hosts list other bans, and jails that hosts only announce; within each group, those
     /// of the most hosts. Never empty.
-    fn jails(&self, view: &FleetView, here: &BTreeSet<Jail>) -> Vec<Jail> {
+    fn jails(&self, view: &FleetView, local_jails: &BTreeSet<Jail>) -> Vec<Jail> {
         if let Some(jail) = &self.jail {
             return vec![jail.clone()];
         }
         let addresses: BTreeSet<Address> = self.addresses.iter().copied().collect();
         let mut hosts: BTreeMap<Jail, [usize; 4]> = BTreeMap::new();
-        for jail in here {
+        for jail in local_jails {
             hosts.entry(jail.clone()).or_default()[0] = 1;
         }
-        for member in view.hosts().values() {
-            let (of_these, of_others) = member.jails_of_bans(&addresses);
-            for (rank, jails) in [(1, &of_these), (2, &of_others), (3, member.jails())] {
+        for host_view in view.hosts().values() {
+            let (of_these, of_others) = host_view.jails_of_bans(&addresses);
+            for (rank, jails) in [(1, &of_these), (2, &of_others), (3, host_view.jails())] {
                 for jail in jails {
                     hosts.entry(jail.clone()).or_default()[rank] += 1;
                 }
@@ -161,9 +161,9 @@ impl Unban {
         let until = Instant::now() + CONFIRM_TIMEOUT;
         let mut confirmed = BTreeSet::new();
         loop {
-            for (host, member) in client.view().hosts() {
+            for (host, host_view) in client.view().hosts() {
                 let is_done =
-                    self.addresses.iter().all(|address| member.repeats(*address, &self.id));
+                    self.addresses.iter().all(|address| host_view.repeats(*address, &self.id));
                 if is_done && confirmed.insert(host.clone()) && !quiet {
                     say(sanitize(&format!("{host}: unbanned")));
                 }
@@ -189,8 +189,9 @@ impl Unban {
         json: bool,
     ) -> Result<(), Error> {
         let (mut online, mut offline) = (Vec::new(), Vec::new());
-        for (host, member) in view.hosts().iter().filter(|(host, _)| !confirmed.contains(*host)) {
-            let list = if member.is_online() { &mut online } else { &mut offline };
+        for (host, host_view) in view.hosts().iter().filter(|(host, _)| !confirmed.contains(*host))
+        {
+            let list = if host_view.is_online() { &mut online } else { &mut offline };
             list.push(host.as_str());
         }
         if json {
@@ -214,9 +215,13 @@ impl Unban {
         }
         match online.len() + offline.len() {
             0 => Ok(()),
-            silent => Err(Error::Undone(format!(
+            unconfirmed => Err(Error::Undone(format!(
                 "{} not confirmed the unban. Show the remaining bans: f2bmqtt list",
-                if silent == 1 { "1 host has".to_owned() } else { format!("{silent} hosts have") }
+                if unconfirmed == 1 {
+                    "1 host has".to_owned()
+                } else {
+                    format!("{unconfirmed} hosts have")
+                }
             ))),
         }
     }
@@ -224,7 +229,7 @@ impl Unban {
 
 /// Whether every online host has confirmed.
 fn is_confirmed_by_all(view: &FleetView, confirmed: &BTreeSet<HostName>) -> bool {
-    view.hosts().iter().all(|(host, member)| !member.is_online() || confirmed.contains(host))
+    view.hosts().iter().all(|(host, host_view)| !host_view.is_online() || confirmed.contains(host))
 }
 
 /// The note about jails without an event, which matter only to hosts that run the scripts.

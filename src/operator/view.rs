@@ -128,14 +128,14 @@ impl FleetView {
 
     fn apply_presence(&mut self, message: &Admitted, host: &HostName) -> Update {
         if message.payload().is_empty() {
-            if let Some(member) = self.hosts.get_mut(host) {
-                member.presence = None;
+            if let Some(host_view) = self.hosts.get_mut(host) {
+                host_view.presence = None;
             }
             return self.cleared(host);
         }
-        match (message.presence(), self.member(host)) {
-            (Ok(presence), Some(member)) => {
-                member.presence = Some(presence);
+        match (message.presence(), self.host_entry(host)) {
+            (Ok(presence), Some(host_view)) => {
+                host_view.presence = Some(presence);
                 Update::Presence(host.clone())
             }
             _ => Update::Nothing,
@@ -150,7 +150,8 @@ impl FleetView {
             self.rejected.remove(host);
         }
         if message.payload().is_empty() {
-            let removed = self.hosts.get_mut(host).and_then(|member| member.shards.remove(&index));
+            let removed =
+                self.hosts.get_mut(host).and_then(|host_view| host_view.shards.remove(&index));
             self.bans -= removed.map_or(0, |shard| shard.bans.len());
             return self.cleared(host);
         }
@@ -175,13 +176,13 @@ impl FleetView {
                 None => drop(self.jails.insert(listed.jail.clone())),
             }
         }
-        let Some(member) = self.member(host) else { return Update::Nothing };
+        let Some(host_view) = self.host_entry(host) else { return Update::Nothing };
         if message.is_trusted() {
-            member.unsigned.remove(&index);
+            host_view.unsigned.remove(&index);
         } else {
-            member.unsigned.insert(index);
+            host_view.unsigned.insert(index);
         }
-        let replaced = member.shards.insert(index, shard);
+        let replaced = host_view.shards.insert(index, shard);
         self.bans = self.bans + bans - replaced.map_or(0, |shard| shard.bans.len());
         Update::Shard(host.clone())
     }
@@ -194,11 +195,12 @@ impl FleetView {
     }
 
     fn cleared(&mut self, host: &HostName) -> Update {
-        self.hosts.retain(|_, member| member.presence.is_some() || !member.shards.is_empty());
+        self.hosts
+            .retain(|_, host_view| host_view.presence.is_some() || !host_view.shards.is_empty());
         Update::Cleared(host.clone())
     }
 
-    fn member(&mut self, host: &HostName) -> Option<&mut HostView> {
+    fn host_entry(&mut self, host: &HostName) -> Option<&mut HostView> {
         if self.hosts.len() >= MAX_HOSTS && !self.hosts.contains_key(host) {
             self.full = true;
             return None;
@@ -232,8 +234,10 @@ impl FleetView {
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
-        for (host, member) in self.hosts.iter().filter(|(_, member)| member.missing_shards() > 0) {
-            let (absent, count) = (member.missing_shards(), member.count());
+        for (host, host_view) in
+            self.hosts.iter().filter(|(_, host_view)| host_view.missing_shards() > 0)
+        {
+            let (absent, count) = (host_view.missing_shards(), host_view.count());
             missing.push(format!("{absent} of {count} parts of {host}'s snapshot"));
         }
         if self.hosts.is_empty() {
@@ -254,8 +258,8 @@ impl FleetView {
     pub fn banned(&self, now: i64) -> Vec<BanSummary> {
         let fleet_unbans = self.fleet_unbans();
         let mut all: Vec<BanSummary> = Vec::with_capacity(self.bans);
-        for (host, member) in &self.hosts {
-            for (listed, shard) in member.listed() {
+        for (host, host_view) in &self.hosts {
+            for (listed, shard) in host_view.listed() {
                 let ban = Ban { start: listed.start, bantime: listed.bantime };
                 let is_held = is_held(ban, now, &self.timing);
                 if !is_held || self.void(listed, shard, &fleet_unbans).is_some() {
@@ -282,8 +286,10 @@ impl FleetView {
     pub fn voids(&self, address: Address) -> Vec<VoidedBan> {
         let fleet_unbans = self.fleet_unbans();
         let mut voids = Vec::new();
-        for (host, member) in &self.hosts {
-            for (listed, shard) in member.listed().filter(|(listed, _)| listed.address == address) {
+        for (host, host_view) in &self.hosts {
+            for (listed, shard) in
+                host_view.listed().filter(|(listed, _)| listed.address == address)
+            {
                 if let Some(fleet_unban) = self.void(listed, shard, &fleet_unbans) {
                     let (jail, id) = (listed.jail.clone(), fleet_unban.id.clone());
                     voids.push(VoidedBan { address, jail, host: host.clone(), id });

@@ -85,8 +85,8 @@ impl AckCollector {
     /// Takes the acknowledgements of some addresses that presence lists now. A host lists the last few only, so the
     /// collector keeps them.
     pub(super) fn collect(&mut self, view: &FleetView, addresses: &[Address]) {
-        for (host, member) in view.hosts() {
-            let acks = member.presence().into_iter().flat_map(|presence| &presence.acks);
+        for (host, host_view) in view.hosts() {
+            let acks = host_view.presence().into_iter().flat_map(|presence| &presence.acks);
             for ack in acks {
                 let Ack { origin, stamp, address, .. } = ack;
                 if *origin != self.me || *stamp != self.stamp || !addresses.contains(address) {
@@ -98,10 +98,10 @@ impl AckCollector {
         }
     }
 
-    fn outcome(&self, host: &HostName, member: &HostView, address: Address) -> AckOutcome<'_> {
+    fn outcome(&self, host: &HostName, host_view: &HostView, address: Address) -> AckOutcome<'_> {
         let outcome = self.outcomes.get(host).and_then(|outcomes| outcomes.get(&address));
         match outcome.map(String::as_str) {
-            _ if !member.is_online() => AckOutcome::Offline,
+            _ if !host_view.is_online() => AckOutcome::Offline,
             Some("banned") => AckOutcome::Banned,
             Some("pending") => AckOutcome::Pending,
             Some("unknown_jail") => AckOutcome::NoJail,
@@ -116,9 +116,9 @@ impl AckCollector {
         addresses: &[Address],
     ) -> AckResults<'a> {
         let mut results = AckResults::new();
-        for (host, member) in view.hosts().iter().filter(|(host, _)| **host != self.me) {
+        for (host, host_view) in view.hosts().iter().filter(|(host, _)| **host != self.me) {
             for address in addresses {
-                let outcome = self.outcome(host, member, *address);
+                let outcome = self.outcome(host, host_view, *address);
                 results.entry(host).or_default().entry(outcome).or_default().push(*address);
             }
         }

@@ -36,7 +36,7 @@ const BAN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the command waits for acknowledgements. This host's snapshot lists the ban after two seconds.
 const ACK_TIMEOUT: Duration = Duration::from_secs(15);
 
-const UNANSWERED: &str = "did not confirm the ban yet; this host's snapshot repeats it";
+const UNCONFIRMED_TEXT: &str = "did not confirm the ban yet; this host's snapshot repeats it";
 
 /// The log line that fail2ban counts as the failure.
 const FAILURE_TEXT: &str = "banned by hand with f2bmqtt ban";
@@ -47,7 +47,7 @@ const FAILURE_TEXT: &str = "banned by hand with f2bmqtt ban";
 /// Any [`Error`]
 pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
     let jail = Jail::new(&args.jail).map_err(|what| Error::Usage(format!("JAIL {what}")))?;
-    let addresses = ask::addresses(&args.addresses)?;
+    let addresses = ask::parse_addresses(&args.addresses)?;
     if let Some(address) = addresses.iter().find(|address| !is_bannable(address.ip())) {
         return Err(Error::Usage(format!("IP {address} is no address of another machine")));
     }
@@ -66,7 +66,7 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
             return Err(Error::Undone(format!("{jail} does not take part here: see MQTT_JAILS")));
         }
         if !args.yes {
-            refuse(&config, &mut fail2ban, &jail, &addresses).await?;
+            check_addresses(&config, &mut fail2ban, &jail, &addresses).await?;
         }
         ask::confirm_bulk("Ban", &addresses, args.yes)?;
         let mut ban = BanRun {
@@ -78,15 +78,15 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
             slow: BTreeSet::new(),
         };
         // Without a daemon, a child of notify publishes the ban, and there is no snapshot to wait for.
-        let alone = local::LocalService::read(paths).pid.is_none();
+        let has_no_daemon = local::LocalService::read(paths).pid.is_none();
         // A presence has room for MAX_ACKS acknowledgements.
         let mut batches = addresses.chunks(MAX_ACKS);
         let first = ban.issue(&mut fail2ban, batches.next().unwrap_or_default(), paths);
         let (mut client, mut issued_batch) =
             tokio::join!(FleetClient::connect(&config, paths), first);
         loop {
-            if let (Ok(there), Ok(())) = (&mut client, &issued_batch)
-                && let Err(lost) = ban.collect(there, alone).await
+            if let (Ok(connected), Ok(())) = (&mut client, &issued_batch)
+                && let Err(lost) = ban.collect(connected, has_no_daemon).await
             {
                 client = Err(lost);
             }
@@ -104,7 +104,7 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
 }
 
 /// Refuses addresses that are exempt, and the address that the operator is connected from.
-async fn refuse(
+async fn check_addresses(
     config: &Config,
     fail2ban: &mut Client,
     jail: &Jail,
@@ -161,10 +161,10 @@ impl BanRun {
         let shared = share::is_shared(fail2ban, jail).await?;
         let before = fail2ban.bans(jail).await?;
         let (mut notes, since) = (ManualBanLog::open(&paths.by_hand())?, now_secs());
-        let (there, new): (BTreeSet<Address>, BTreeSet<Address>) =
+        let (existing, new): (BTreeSet<Address>, BTreeSet<Address>) =
             addresses.iter().partition(|address| before.has(**address));
         // A ban that the operator made with fail2ban-client is not shared; the command shares it now.
-        let local = share::banned_by_hand(fail2ban, jail, &there, paths).await?;
+        let local = share::banned_by_hand(fail2ban, jail, &existing, paths).await?;
         // Write all notes before the first attempt, because the reporter reads the notes on the first ban.
         for address in new.iter().chain(&local) {
             notes.note(*address, since)?;
@@ -209,7 +209,11 @@ impl BanRun {
 
     /// Requests acknowledgements of the last batch. Waits until this host's snapshot lists the new bans, if a daemon
     /// runs, and every online host has acknowledged all.
-    async fn collect(&mut self, client: &mut FleetClient, alone: bool) -> Result<(), Error> {
+    async fn collect(
+        &mut self,
+        client: &mut FleetClient,
+        has_no_daemon: bool,
+    ) -> Result<(), Error> {
         let until = Instant::now() + ACK_TIMEOUT;
         let batch = self.issued.chunks(MAX_ACKS).last().unwrap_or_default();
         let batch: Vec<Address> = batch.iter().map(|one| one.address).collect();
@@ -218,7 +222,7 @@ impl BanRun {
         loop {
             let view = client.view();
             self.acks.collect(view, &batch);
-            self.published = alone || self.is_published(view);
+            self.published = has_no_daemon || self.is_published(view);
             let results = self.acks.results(view, &batch);
             let mut unanswered = AckCollector::unanswered(&results);
             unanswered.retain(|host| view.hosts()[*host].is_online() && !self.slow.contains(*host));
@@ -287,8 +291,8 @@ impl BanRun {
         let results = self.acks.results(view, &self.addresses());
         match AckCollector::unanswered(&results).len() {
             0 => Ok(()),
-            1 => Err(Error::Undone(format!("1 host {UNANSWERED}"))),
-            count => Err(Error::Undone(format!("{count} hosts {UNANSWERED}"))),
+            1 => Err(Error::Undone(format!("1 host {UNCONFIRMED_TEXT}"))),
+            count => Err(Error::Undone(format!("{count} hosts {UNCONFIRMED_TEXT}"))),
         }
     }
 }

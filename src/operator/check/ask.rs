@@ -44,7 +44,7 @@ async fn check_ignoreip(server: &mut RunningFail2ban, ignored: &[Vec<String>]) {
         exempt.resolve(&first.name, &ignored.concat()).await;
     }
     for (jail, entries) in server.jails.iter_mut().zip(ignored) {
-        (_, jail.wrong) = exempt.resolve(&jail.name, entries).await;
+        (_, jail.ignoreip_faults) = exempt.resolve(&jail.name, entries).await;
     }
 }
 
@@ -83,7 +83,13 @@ async fn query(socket: &Path) -> Result<(RunningFail2ban, Vec<Vec<String>>), Fai
         let logs = client.logs(&name).await?;
         ignored.push(client.ignored(&name).await?);
         let ignore_command = client.ignore_command(&name).await?;
-        server.jails.push(RunningJail { name, actions, logs, ignore_command, wrong: Vec::new() });
+        server.jails.push(RunningJail {
+            name,
+            actions,
+            logs,
+            ignore_command,
+            ignoreip_faults: Vec::new(),
+        });
     }
     Ok((server, ignored))
 }
@@ -100,16 +106,16 @@ pub(super) fn configured() -> Configured {
     // `2026-11-22 19:14:40,963 fail2ban [71]: ERROR  Have not found any log file for sshd jail`
     let log = String::from_utf8_lossy(&output.stderr);
     let errors = log.lines().filter_map(|line| line.split_once(" ERROR "));
-    let wrong: Vec<_> =
+    let errors: Vec<_> =
         errors.map(|(_, what)| what.trim().to_owned()).take(MAX_CONFIG_ERRORS).collect();
     if output.status.success() {
         let jails = jails::configured(&String::from_utf8_lossy(&output.stdout));
-        return Configured { jails, wrong, broken: false };
+        return Configured { jails, errors, broken: false };
     }
     let last = log.lines().last().unwrap_or("fail2ban-client -d fails");
-    broken_configuration(wrong.into_iter().next().unwrap_or_else(|| last.to_owned()))
+    broken_configuration(errors.into_iter().next().unwrap_or_else(|| last.to_owned()))
 }
 
 fn broken_configuration(what: String) -> Configured {
-    Configured { wrong: vec![what], broken: true, ..Configured::default() }
+    Configured { errors: vec![what], broken: true, ..Configured::default() }
 }

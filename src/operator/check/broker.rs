@@ -117,25 +117,27 @@ impl BrokerProbe {
                 return about(broker, found);
             }
             BrokerReach::NoPort(ports) => {
-                found.extend(ports.iter().map(|(address, port)| closed(broker, *address, port)));
+                found.extend(
+                    ports.iter().map(|(address, port)| closed_port(broker, *address, port)),
+                );
                 return about(broker, found);
             }
             BrokerReach::Rejected { ports, why } => (ports, Some(why)),
             BrokerReach::Connected { ports, .. } => (ports, None),
         };
-        let (open, shut): (Vec<_>, Vec<_>) =
+        let (open, closed): (Vec<_>, Vec<_>) =
             ports.iter().partition(|(_, port)| *port == Port::Open);
         let open: Vec<String> = open.iter().map(|(address, _)| address.to_string()).collect();
         found.push(Finding::ok(
             "broker_port",
             format!("the broker {broker} answers at {}", list(&open)),
         ));
-        for (address, port) in shut {
+        for (address, port) in closed {
             // The daemon tries the other addresses, too, but each attempt takes time.
-            let Finding { id, text, next, .. } = closed(broker, *address, port);
+            let Finding { id, text, next, .. } = closed_port(broker, *address, port);
             found.push(Finding { next, ..Finding::warning(id, text) });
         }
-        found.extend(entry(broker, config, why));
+        found.extend(access(broker, config, why));
         if let Some(result) = self.result() {
             found.extend(result.topics(broker, config));
         }
@@ -147,7 +149,7 @@ fn about(broker: &Broker, found: Vec<Finding>) -> Vec<Finding> {
     found.into_iter().map(|finding| finding.about(broker)).collect()
 }
 
-fn closed(broker: &Broker, address: IpAddr, port: &Port) -> Finding {
+fn closed_port(broker: &Broker, address: IpAddr, port: &Port) -> Finding {
     let Broker { host, port: number } = broker;
     let at =
         if host.contains(&address.to_string()) { String::new() } else { format!(" at {address}") };
@@ -180,7 +182,7 @@ fn closed(broker: &Broker, address: IpAddr, port: &Port) -> Finding {
 }
 
 /// The findings about TLS and the login.
-fn entry(broker: &Broker, config: &Config, why: Option<&DisconnectReason>) -> Vec<Finding> {
+fn access(broker: &Broker, config: &Config, why: Option<&DisconnectReason>) -> Vec<Finding> {
     let user = config.user();
     let mut found = Vec::new();
     let stage = why.map(|why| why.stage);
@@ -196,18 +198,18 @@ fn entry(broker: &Broker, config: &Config, why: Option<&DisconnectReason>) -> Ve
         found.push(Finding::ok("broker_login", text));
         return found;
     };
-    let again = "then: systemctl restart f2bmqttsub";
+    let restart = "then: systemctl restart f2bmqttsub";
     let text = format!("no connection to the broker {broker}: {why}");
     found.push(match why.stage {
         ConnectStage::Login => Finding::fault("broker_login", text).next(format!(
             "on the hub: mosquitto_passwd -b /etc/mosquitto/passwd {} PASSWORD; \
              systemctl reload mosquitto\n\
-             on this host: set the same login in mqtt.env, {again}\n\
+             on this host: set the same login in mqtt.env, {restart}\n\
              if the hub restricts client IDs (mosquitto: clientid_prefixes): allow f2bmqtt-",
             user.as_deref().unwrap_or("USER")
         )),
         ConnectStage::Tls => Finding::fault("broker_tls", text).next(format!(
-            "check MQTT_TLS, MQTT_CAFILE, MQTT_CERT and MQTT_KEY in mqtt.env, {again}"
+            "check MQTT_TLS, MQTT_CAFILE, MQTT_CERT and MQTT_KEY in mqtt.env, {restart}"
         )),
         ConnectStage::Other => Finding::fault("broker_login", text)
             .next("read the log of the hub: journalctl -u mosquitto -n 20"),

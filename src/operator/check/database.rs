@@ -90,7 +90,7 @@ mod tests {
             actions: Vec::new(),
             logs: Vec::new(),
             ignore_command: String::new(),
-            wrong: Vec::new(),
+            ignoreip_faults: Vec::new(),
         };
         let mut server = RunningFail2ban { jails: vec![jail], ..RunningFail2ban::default() };
         let found = &findings(None, &read(&server))[0];

@@ -35,7 +35,7 @@ pub(super) struct RunningJail {
     /// Its `ignorecommand`, if it has one.
     pub(super) ignore_command: String,
     /// The faults in its `ignoreip`.
-    pub(super) wrong: Vec<String>,
+    pub(super) ignoreip_faults: Vec<String>,
 }
 
 /// An action of a jail.
@@ -56,7 +56,7 @@ pub(super) struct Configured {
     /// Each jail, and whether it would share its bans.
     pub(super) jails: BTreeMap<Jail, bool>,
     /// The errors that fail2ban reports.
-    pub(super) wrong: Vec<String>,
+    pub(super) errors: Vec<String>,
     /// fail2ban rejects the whole configuration.
     pub(super) broken: bool,
 }
@@ -105,7 +105,7 @@ pub(super) fn findings(
     sharing: &JailFilter,
 ) -> Vec<Finding> {
     let mut found = Vec::new();
-    found.extend(configured.wrong.iter().map(|what| {
+    found.extend(configured.errors.iter().map(|what| {
         let finding = if configured.broken {
             let text = format!("fail2ban's configuration is invalid: {what}");
             Finding::fault("fail2ban_config", text)
@@ -203,7 +203,7 @@ fn of_jails(
         by_snapshot(jail, written).about(&jail.name)
     }));
     for jail in server.jails.iter().filter(|jail| sharing.includes(&jail.name)) {
-        found.extend(jail.wrong.iter().map(|what| {
+        found.extend(jail.ignoreip_faults.iter().map(|what| {
             let next = format!(
                 "getent ahosts NAME\nif the name is wrong: fix ignoreip in jail.local, then: \
                  fail2ban-client reload {}",
@@ -288,7 +288,7 @@ mod tests {
         });
         let actions = actions.collect();
         let (logs, ignore_command) = (Vec::new(), String::new());
-        RunningJail { name: jail(name), actions, logs, ignore_command, wrong: Vec::new() }
+        RunningJail { name: jail(name), actions, logs, ignore_command, ignoreip_faults: Vec::new() }
     }
 
     fn server(jails: Vec<RunningJail>) -> RunningFail2ban {
@@ -372,7 +372,11 @@ mod tests {
         assert_eq!((none.len(), none[0].0), (1, "jail_none"));
         let broken = problems(
             &Err("fail2ban does not answer".to_owned()),
-            &Configured { wrong: vec!["no log".to_owned()], broken: true, ..Configured::default() },
+            &Configured {
+                errors: vec!["no log".to_owned()],
+                broken: true,
+                ..Configured::default()
+            },
         );
         assert_eq!(
             broken.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
@@ -382,8 +386,8 @@ mod tests {
 
     #[test]
     fn missing_log_file_suggests_the_journal() {
-        let wrong = "Have not found any log file for sshd jail".to_owned();
-        let configured = Configured { wrong: vec![wrong], broken: true, ..Configured::default() };
+        let error = "Have not found any log file for sshd jail".to_owned();
+        let configured = Configured { errors: vec![error], broken: true, ..Configured::default() };
         let server = Err("fail2ban does not answer".to_owned());
         let found = findings(&server, &configured, &JailFilter::default());
         assert_eq!(found[0].next[1..3], ["    [sshd]", "    backend = systemd"], "{found:?}");
@@ -392,7 +396,7 @@ mod tests {
     #[test]
     fn faulty_ignoreip_of_a_jail_that_shares_is_a_warning() {
         let jails = ["sshd", "recidive"].map(|name| RunningJail {
-            wrong: vec![format!("ignoreip of {name}: cannot resolve x.example: why")],
+            ignoreip_faults: vec![format!("ignoreip of {name}: cannot resolve x.example: why")],
             ..running(name, &[("f2bmqtt", NOTIFY_ACTION)])
         });
         let server = server(jails.into());

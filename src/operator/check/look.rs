@@ -50,11 +50,11 @@ pub(super) fn host(paths: &Paths, settings: &Path) -> HostFacts {
         replaced: exe.is_some_and(|exe| {
             exe.is_ok_and(|exe| exe.as_os_str().as_bytes().ends_with(b" (deleted)"))
         }),
-        settings_newer: newer(settings, &path),
+        settings_newer: seconds_changed_after_start(settings, &path),
         owner,
         scripts: scripts(),
         no_links: links
-            .filter(|link| !leads_to(link, Path::new(BINARY_PATH)))
+            .filter(|link| !is_link_to(link, Path::new(BINARY_PATH)))
             .map(|link| (link.clone(), fs::symlink_metadata(link).is_ok()))
             .collect(),
         no_actions,
@@ -90,7 +90,7 @@ fn unit_property(output: &str, name: &str) -> String {
 }
 
 /// By how many seconds the settings are newer than the lock, which the daemon writes at its start.
-fn newer(settings: &Path, lock: &Path) -> Option<u64> {
+fn seconds_changed_after_start(settings: &Path, lock: &Path) -> Option<u64> {
     let changed = fs::metadata(settings).ok()?.modified().ok()?;
     let started = fs::metadata(lock).ok()?.modified().ok()?;
     let newer = changed.duration_since(started).ok()?;
@@ -125,7 +125,7 @@ fn unit(pid: i32) -> Option<String> {
     levels.find(|level| level.ends_with(".service")).map(str::to_owned)
 }
 
-fn leads_to(link: &Path, target: &Path) -> bool {
+fn is_link_to(link: &Path, target: &Path) -> bool {
     fs::read_link(link).is_ok_and(|to| to == target)
 }
 

@@ -160,8 +160,8 @@ impl ProbeListener<'_> {
         for host in self.others_online() {
             self.link.subscribe(&[topic.shard(&host, 0)]);
         }
-        let event = object(&self.event().encode());
-        let presence = object(&self.presence().encode());
+        let event = parse_object(&self.event().encode());
+        let presence = parse_object(&self.presence().encode());
         let (ban, unban, host) = (topic.event("ban"), topic.event("unban"), topic.presence(node));
         let (state, own) = (topic.retained(&format!("state/{node}")), self.own.clone());
         let messages = [
@@ -199,7 +199,7 @@ impl ProbeListener<'_> {
     /// Publishes an object with the mark.
     fn publish(&mut self, stands_for: &str, topic: &str, mut object: Map<String, Value>) {
         let number = self.result.probes.len();
-        object.insert(MARK_FIELD.to_owned(), self.mark(number).into());
+        object.insert(MARK_FIELD.to_owned(), self.numbered_mark(number).into());
         let payload = Value::from(object).to_string();
         self.link.publish(stands_for.to_owned(), topic.to_owned(), payload.into_bytes());
         let topic = stands_for.to_owned();
@@ -208,7 +208,7 @@ impl ProbeListener<'_> {
 
     /// Publishes a retained message as large as a shard, subscribes to its topic, and clears it.
     async fn probe_retained(&mut self, own: &str) {
-        let shard = json!({ MARK_FIELD: self.mark(self.result.probes.len()), "fill": "x".repeat(SHARD_BYTES) });
+        let shard = json!({ MARK_FIELD: self.numbered_mark(self.result.probes.len()), "fill": "x".repeat(SHARD_BYTES) });
         self.result.shard = Some(ShardProbe::default());
         let until = Instant::now() + RETURN_TIMEOUT;
         let shard = shard.to_string().into_bytes();
@@ -227,7 +227,7 @@ impl ProbeListener<'_> {
     async fn wait_for_shard(&mut self, until: Instant, is_enough: impl Fn(&ShardProbe) -> bool) {
         while !self.result.cut && !self.result.shard.as_ref().is_some_and(&is_enough) {
             match timeout_at(until, self.link.event()).await {
-                Ok(event) => self.take(event),
+                Ok(event) => self.on_event(event),
                 Err(_) => return,
             }
         }
@@ -240,7 +240,7 @@ impl ProbeListener<'_> {
             match timeout(IDLE_TIMEOUT, self.link.event()).await {
                 Err(_) if self.result.probes.is_empty() || is_enough(&self.result) => return,
                 Err(_) => {}
-                Ok(event) => self.take(event),
+                Ok(event) => self.on_event(event),
             }
         }
     }
@@ -250,15 +250,15 @@ impl ProbeListener<'_> {
         while !self.result.cut && self.result.probes.last().is_some_and(|probe| !probe.acknowledged)
         {
             match timeout_at(until, self.link.event()).await {
-                Ok(event) => self.take(event),
+                Ok(event) => self.on_event(event),
                 Err(_) => return,
             }
         }
     }
 
-    fn take(&mut self, event: LinkEvent) {
+    fn on_event(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Message(message) => self.message(&message),
+            LinkEvent::Message(message) => self.on_message(&message),
             LinkEvent::Published(name) if name == SHARD_PROBE => {
                 self.result.shard.iter_mut().for_each(|shard| shard.acknowledged = true);
             }
@@ -269,12 +269,12 @@ impl ProbeListener<'_> {
                 }
             }
             LinkEvent::SubscribeRefused(topics) => {
-                let known = &mut self.result.refused;
+                let refused = &mut self.result.refused;
                 for topic in topics {
                     // The link subscribes again, so each refusal arrives repeatedly.
                     let is_for_advice = Topic::any_presences().contains(&topic);
-                    if !is_for_advice && !topic.contains("/check/") && !known.contains(&topic) {
-                        known.push(topic);
+                    if !is_for_advice && !topic.contains("/check/") && !refused.contains(&topic) {
+                        refused.push(topic);
                     }
                 }
             }
@@ -295,8 +295,8 @@ impl ProbeListener<'_> {
         }
     }
 
-    fn message(&mut self, message: &Admitted) {
-        if let Some(number) = self.number(message.payload()) {
+    fn on_message(&mut self, message: &Admitted) {
+        if let Some(number) = self.probe_number(message.payload()) {
             match self.result.probes.get_mut(number) {
                 Some(probe) => probe.back = true,
                 None => self.result.shard.iter_mut().for_each(|shard| shard.arrivals += 1),
@@ -370,19 +370,19 @@ impl ProbeListener<'_> {
     }
 
     /// The mark of a message of this probe.
-    fn mark(&self, number: usize) -> String {
+    fn numbered_mark(&self, number: usize) -> String {
         format!("{}.{number}", self.mark)
     }
 
     /// The number of a message of this probe; `None` for any other message.
-    fn number(&self, payload: &[u8]) -> Option<usize> {
+    fn probe_number(&self, payload: &[u8]) -> Option<usize> {
         let object: Value = serde_json::from_slice(payload).ok()?;
         object.get(MARK_FIELD)?.as_str()?.strip_prefix(&self.mark)?.strip_prefix('.')?.parse().ok()
     }
 }
 
 /// Parses an encoded message, to add the mark.
-fn object(encoded: &str) -> Map<String, Value> {
+fn parse_object(encoded: &str) -> Map<String, Value> {
     serde_json::from_str(encoded).unwrap_or_default()
 }
 
@@ -398,7 +398,7 @@ mod tests {
             jails: [Jail::new("sshd").unwrap()].into(),
             ..Presence::default()
         };
-        let mut marked = object(&presence.encode());
+        let mut marked = parse_object(&presence.encode());
         marked.insert(MARK_FIELD.to_owned(), "m1.3".into());
         let payload = Value::from(marked).to_string();
         assert_eq!(Presence::parse(payload.as_bytes()), Ok(presence), "{payload}");

@@ -242,7 +242,7 @@ mod tests {
             }],
             logs: vec![log.to_owned()],
             ignore_command: String::new(),
-            wrong: Vec::new(),
+            ignoreip_faults: Vec::new(),
         }
     }
 
@@ -376,7 +376,7 @@ mod tests {
             (
                 jail("a", OURS, false, AUTH),
                 KeyState::None,
-                Some("odd"),
+                Some("a warning"),
                 vec![("report_key_file", Status::Warning), ("report_key", Status::Fault)],
             ),
             (

@@ -266,11 +266,11 @@ mod tests {
 
     #[test]
     fn no_full_tables_is_ok_and_a_missing_file_a_warning() {
-        let well = Finding::ok("tables", "all tables of the daemon are below their limits");
-        assert_eq!(shown(&Ok(DaemonStatus::default())), [well]);
-        let odd = shown(&Err("No such file".to_owned()));
-        assert_eq!(odd[0].state, Status::Warning);
-        assert!(odd[0].text.ends_with("in /run/x.json: No such file"), "{odd:?}");
+        let ok = Finding::ok("tables", "all tables of the daemon are below their limits");
+        assert_eq!(shown(&Ok(DaemonStatus::default())), [ok]);
+        let found = shown(&Err("No such file".to_owned()));
+        assert_eq!(found[0].state, Status::Warning);
+        assert!(found[0].text.ends_with("in /run/x.json: No such file"), "{found:?}");
     }
 
     #[test]

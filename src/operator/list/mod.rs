@@ -56,8 +56,8 @@ impl ListFilter {
 
     /// Checks that the jail and the host exist.
     fn check_names(&self, view: &FleetView, local_jails: &BTreeSet<Jail>) -> Result<(), Error> {
-        self.jail.as_ref().map_or(Ok(()), |jail| known::jail(jail, view, local_jails))?;
-        self.host.as_ref().map_or(Ok(()), |host| known::host(host, view))
+        self.jail.as_ref().map_or(Ok(()), |jail| known::check_jail(jail, view, local_jails))?;
+        self.host.as_ref().map_or(Ok(()), |host| known::check_host(host, view))
     }
 
     fn matches(&self, banned: &BanSummary) -> bool {
@@ -87,7 +87,7 @@ pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
         };
         let local_jails = async {
             match filter.jail {
-                Some(_) => local::jails(paths).await.unwrap_or_default(),
+                Some(_) => local::query_jails(paths).await.unwrap_or_default(),
                 None => BTreeSet::new(),
             }
         };

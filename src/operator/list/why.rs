@@ -117,11 +117,11 @@ impl Explanation<'_> {
 
     /// The other hosts that are online, or offline, that did not detect the ban, and that have its jail.
     fn importers(&self, banned: &BanSummary, online: bool) -> Vec<HostName> {
-        let hosts = self.view.hosts().iter().filter(|(host, member)| {
+        let hosts = self.view.hosts().iter().filter(|(host, host_view)| {
             **host != self.me
                 && !banned.is_detected_by(host)
-                && member.is_online() == online
-                && member.jails().contains(&banned.jail)
+                && host_view.is_online() == online
+                && host_view.jails().contains(&banned.jail)
         });
         hosts.map(|(host, _)| host.clone()).collect()
     }

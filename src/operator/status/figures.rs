@@ -40,19 +40,19 @@ impl FleetStatus {
     }
 }
 
-fn host_json((host, member): (&HostName, &HostView)) -> Value {
-    let presence = member.presence();
+fn host_json((host, host_view): (&HostName, &HostView)) -> Value {
+    let presence = host_view.presence();
     json!({
         "host": host.as_str(),
         "state": presence.map_or("unknown", |presence| presence.state.as_str()),
         "since": presence.map(|presence| presence.since).filter(|since| *since > 0),
         "version": presence.map(|presence| presence.version.as_str()),
-        "jails": member.jails().iter().map(Jail::as_str).collect::<Vec<_>>(),
-        "bans": member.bans(),
+        "jails": host_view.jails().iter().map(Jail::as_str).collect::<Vec<_>>(),
+        "bans": host_view.bans(),
         "imported_bans": presence.map(|presence| presence.imported),
-        "snapshot": member.stamp().map(|stamp| stamp / 1000),
-        "parts": member.count(),
-        "incomplete": member.missing_shards(),
+        "snapshot": host_view.stamp().map(|stamp| stamp / 1000),
+        "parts": host_view.count(),
+        "incomplete": host_view.missing_shards(),
         "rejected": presence.map(|presence| &presence.rejected),
     })
 }

@@ -104,7 +104,7 @@ impl FleetStatus {
     fn fleet(&self, out: Out) -> String {
         let mut text = String::new();
         let hosts = self.view.hosts();
-        let online = hosts.values().filter(|member| member.is_online()).count();
+        let online = hosts.values().filter(|host_view| host_view.is_online()).count();
         let (hosts, bans) = (count(hosts.len(), "host"), count(self.banned.len(), "ban"));
         let _ = writeln!(text, "\n{hosts}, {online} online; {bans} in the fleet\n");
         let rows = self.view.hosts().iter().map(|host| self.host(host));
@@ -127,8 +127,8 @@ impl FleetStatus {
         text
     }
 
-    fn host(&self, (host, member): (&HostName, &HostView)) -> Row {
-        let presence = member.presence();
+    fn host(&self, (host, host_view): (&HostName, &HostView)) -> Row {
+        let presence = host_view.presence();
         let (style, state) = match presence.map(|presence| presence.state) {
             Some(HostState::Online) => (Style::Good, "online"),
             Some(HostState::Offline) => (Style::Bad, "offline"),
@@ -136,11 +136,11 @@ impl FleetStatus {
         };
         let since = presence.map_or(0, |presence| presence.since);
         let since = if since > 0 { self.clock.local(since) } else { "-".to_owned() };
-        let snapshot = match (self.age(member), member.missing_shards()) {
+        let snapshot = match (self.age(host_view), host_view.missing_shards()) {
             (None, _) => "none".to_owned(),
             (Some(age), 0) => format!("{} ago", format_duration(age)),
             (Some(age), missing) => {
-                let (age, count) = (format_duration(age), member.count());
+                let (age, count) = (format_duration(age), host_view.count());
                 format!("{age} ago, {missing} of {count} parts missing")
             }
         };
@@ -150,21 +150,21 @@ impl FleetStatus {
             (style, state.to_owned()),
             plain(&since),
             plain(if version.is_empty() { "-" } else { version }),
-            plain(&member.bans().to_string()),
+            plain(&host_view.bans().to_string()),
             plain(&presence.map_or(0, |presence| presence.imported).to_string()),
             plain(&snapshot),
-            plain(&list(member.jails())),
+            plain(&list(host_view.jails())),
         ]
     }
 
     /// The age of a host's snapshot in seconds, provided that its clock agrees with this one.
-    fn age(&self, member: &HostView) -> Option<i64> {
-        member.stamp().map(|stamp| (self.clock.now - stamp / 1000).max(0))
+    fn age(&self, host_view: &HostView) -> Option<i64> {
+        host_view.stamp().map(|stamp| (self.clock.now - stamp / 1000).max(0))
     }
 
     fn rejected(&self) -> Vec<(&HostName, &str, u64)> {
         let hosts = self.view.hosts().iter();
-        let presences = hosts.filter_map(|(host, member)| Some((host, member.presence()?)));
+        let presences = hosts.filter_map(|(host, host_view)| Some((host, host_view.presence()?)));
         let counts = presences.flat_map(|(host, presence)| {
             presence.rejected.iter().map(move |(reason, count)| (host, reason.as_str(), *count))
         });

@@ -81,7 +81,7 @@ impl FeedListener {
     async fn next(&mut self) -> WatchEvent {
         loop {
             let event = self.link.event().await;
-            let event = self.take(event);
+            let event = self.handle(event);
             self.request_missing();
             if let Some(event) = event {
                 return event;
@@ -89,7 +89,7 @@ impl FeedListener {
         }
     }
 
-    fn take(&mut self, event: LinkEvent) -> Option<WatchEvent> {
+    fn handle(&mut self, event: LinkEvent) -> Option<WatchEvent> {
         match event {
             LinkEvent::Connected(broker) => {
                 self.model.connected(now_millis());
@@ -162,11 +162,11 @@ async fn run_screen(
     let mut hang_up = signal(SignalKind::hangup()).map_err(Error::Start)?;
     let mut tick = interval(FRAME_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut dirty, mut second) = (true, 0);
+    let (mut is_dirty, mut drawn_second) = (true, 0);
     loop {
         tokio::select! {
             event = listener.next() => {
-                dirty = true;
+                is_dirty = true;
                 match event {
                     WatchEvent::Connected(broker) => screen.broker = Ok(format!("broker {broker}")),
                     WatchEvent::Lost(why) => screen.broker = Err(why),
@@ -176,14 +176,14 @@ async fn run_screen(
             input = keys.recv() => match input {
                 None => return Ok(()),
                 Some(input) if is_quit(&input) => return Ok(()),
-                Some(_) => dirty = true,
+                Some(_) => is_dirty = true,
             },
             _ = tick.tick() => {
                 listener.request_missing();
                 listener.model.advance(now_millis());
                 let clock = Clock::new(now_millis() / 1000)?;
-                if dirty || clock.now != second {
-                    (dirty, second) = (false, clock.now);
+                if is_dirty || clock.now != drawn_second {
+                    (is_dirty, drawn_second) = (false, clock.now);
                     let drawn = terminal.draw(|frame| screen.draw(frame, &mut listener.model, &clock));
                     drawn.map_err(Error::Start)?;
                 }

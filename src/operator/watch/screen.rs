@@ -55,7 +55,7 @@ impl Screen {
         };
         let title = Span::styled(format!(" {}  ", sanitize(&self.title)), Modifier::BOLD);
         let hosts = model.view().hosts();
-        let online = hosts.values().filter(|member| member.is_online()).count();
+        let online = hosts.values().filter(|host_view| host_view.is_online()).count();
         let (all, bans) = (count(hosts.len(), "host"), count(bans.all, "ban"));
         let time = clock.local(clock.now);
         let line = format!(" {all}, {online} online; {bans}  {time}  q quits");
@@ -79,22 +79,22 @@ impl Screen {
 
     fn hosts(&self, frame: &mut Frame<'_>, model: &WatchModel, bans: &BanCounts, area: Rect) {
         let mut hosts: Vec<_> = model.view().hosts().iter().collect();
-        hosts.sort_by_key(|(host, member)| (member.is_online(), (*host).clone()));
-        let lines = hosts.into_iter().map(|(host, member)| {
+        hosts.sort_by_key(|(host, host_view)| (host_view.is_online(), (*host).clone()));
+        let lines = hosts.into_iter().map(|(host, host_view)| {
             let count = bans.hosts.get(host).copied().unwrap_or(0);
-            self.host_line(host, member, count)
+            self.host_line(host, host_view, count)
         });
         let lines = limit_lines(lines.collect(), area, "hosts");
         write_framed(frame, area, " hosts and their bans ", lines);
     }
 
-    fn host_line(&self, host: &HostName, member: &HostView, bans: usize) -> Line<'static> {
-        let (colour, state) = match (member.presence(), member.is_online()) {
+    fn host_line(&self, host: &HostName, host_view: &HostView, bans: usize) -> Line<'static> {
+        let (colour, state) = match (host_view.presence(), host_view.is_online()) {
             (None, _) => (Color::DarkGray, "unknown"),
             (_, true) => (Color::Green, "online"),
             (_, false) => (Color::Red, "offline"),
         };
-        let missing = if member.missing_shards() > 0 { ", incomplete" } else { "" };
+        let missing = if host_view.missing_shards() > 0 { ", incomplete" } else { "" };
         Line::from(vec![
             Span::from(format!(" {:<20.20} ", sanitize(host.as_str()))),
             Span::styled(format!("{state:<8}"), self.style(colour)),

@@ -98,8 +98,8 @@ fn each_topic_without_a_returning_message_is_a_fault() {
     let result = ProbeResult { probes: probes(one), ..ProbeResult::default() };
     assert_eq!(faults(result), [("broker_publish", text)]);
     let none = probes([(true, false); 4]);
-    let silent = faults(ProbeResult { probes: none.clone(), ..ProbeResult::default() });
-    assert_eq!((silent.len(), silent[0].0), (1, "broker_read"));
+    let found = faults(ProbeResult { probes: none.clone(), ..ProbeResult::default() });
+    assert_eq!((found.len(), found[0].0), (1, "broker_read"));
     assert_eq!(
         faults(ProbeResult { probes: none, others: true, ..ProbeResult::default() }).len(),
         4
@@ -136,8 +136,8 @@ fn missing_home_assistant_message_is_a_warning() {
             "the broker hub:1883 keeps no message for Home Assistant on ha/device/f2bmqtt_web1/config and ha/f2b",
         ),
     ];
-    for (kept, state, text) in table {
-        let home = kept.iter().map(|topic| (*topic).to_owned()).collect();
+    for (retained, state, text) in table {
+        let home = retained.iter().map(|topic| (*topic).to_owned()).collect();
         let result = ProbeResult { home, ..ProbeResult::default() };
         let found = result.home_assistant(&config.brokers[0], &config, "web1").unwrap();
         assert!(found.state == state && found.text.starts_with(text), "{found:?}");
@@ -183,8 +183,8 @@ fn broker_that_keeps_less_than_the_daemon_needs_is_a_fault() {
         let found = shown(BrokerReach::Connected { ports: open(), result: result.into() });
         let (_, last, shown) = found.last().unwrap();
         assert!(*last == state && shown.starts_with(text), "{text}: {found:?}");
-        let odd = found.iter().filter(|(_, state, _)| *state != Status::Ok).count();
-        assert_eq!(odd, usize::from(state != Status::Ok), "{found:?}");
+        let problems = found.iter().filter(|(_, state, _)| *state != Status::Ok).count();
+        assert_eq!(problems, usize::from(state != Status::Ok), "{found:?}");
     }
 }
 
