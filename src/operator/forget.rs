@@ -60,9 +60,8 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
         while let Some(host) = hosts.iter().find(|host| is_kept(host, client.view())) {
             if client.next_update(until).await?.is_none() {
                 return Err(Error::Undone(format!(
-                    "cannot remove {host}: the broker still keeps its topics, perhaps because {} may write \
-                     only its own branch; use a login that may write {}",
-                    config.node,
+                    "cannot remove {host}: the broker still keeps its messages. If the login of this host may \
+                     write only its own topics, use a login that may write {}",
                     config.topic.retained(&format!("state/{host}/#"))
                 )));
             }
@@ -94,8 +93,8 @@ fn confirm_unusual(hosts: &BTreeSet<HostName>, view: &FleetView) -> Result<(), E
         hosts.iter().filter(|host| view.hosts().get(*host).is_some_and(HostView::is_online));
     if let Some(host) = online.next() {
         return Err(Error::Undone(format!(
-            "{host} is connected and would publish its bans again: stop it first (systemctl disable --now \
-             f2bmqttsub on {host}), or use --yes"
+            "{host} is online, and would publish its bans again. First, on {host}: systemctl disable --now \
+             f2bmqttsub. To remove {host} anyway, use --yes"
         )));
     }
     let unknown: Vec<&HostName> = hosts.iter().filter(|host| !is_kept(host, view)).collect();
@@ -105,7 +104,7 @@ fn confirm_unusual(hosts: &BTreeSet<HostName>, view: &FleetView) -> Result<(), E
 fn question(unknown: &[&HostName], view: &FleetView) -> String {
     let (unknown, known) = (first_names(unknown.iter().copied()), first_names(view.hosts().keys()));
     format!(
-        "the broker keeps nothing of {unknown}; it knows: {known}. Release all bans that only {unknown} held"
+        "the broker keeps nothing of {unknown}. The fleet has {known}. Release all bans that only {unknown} held"
     )
 }
 
@@ -220,7 +219,9 @@ mod tests {
         assert!(topics[0].contains(&NOW.to_string()) && topics[2].contains("state/web9/0"));
         assert!(!is_kept(&host("web9"), &view) && is_kept(&host("web3"), &view));
         let question = question(&[&host("web9")], &view);
-        assert!(question.starts_with("the broker keeps nothing of web9; it knows: web3. Release"));
+        assert!(
+            question.starts_with("the broker keeps nothing of web9. The fleet has web3. Release")
+        );
     }
 
     #[test]

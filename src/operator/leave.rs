@@ -39,7 +39,7 @@ pub(super) fn run(paths: &Paths) -> Result<(), Error> {
     }
     if lock::is_held(&paths.lock()) {
         return Err(Error::Undone(
-            "the service runs and would publish its bans again; stop it first: systemctl stop f2bmqttsub"
+            "the service still runs, and would publish its bans again. First: systemctl stop f2bmqttsub"
                 .to_owned(),
         ));
     }
@@ -80,7 +80,7 @@ async fn clear_branch(config: &Config, paths: &Paths) -> Result<(), Error> {
     let until = Instant::now() + LEAVE_TIMEOUT;
     while is_kept(&config.node, client.view()) {
         if client.next_update(until).await?.is_none() {
-            return Err(Error::Undone("the broker still keeps its topics".to_owned()));
+            return Err(Error::Undone("the broker still keeps its messages".to_owned()));
         }
     }
     client.end().await;

@@ -29,18 +29,19 @@ impl AckOutcome<'_> {
     fn text(self, jail: &Jail) -> String {
         match self {
             Self::Banned => "banned".to_owned(),
-            Self::NoJail => format!("not banned (no jail {jail})"),
+            Self::NoJail => format!("not banned (no jail `{jail}`)"),
             Self::Rejected("not_shared") => {
-                format!("not banned (its MQTT_JAILS or MQTT_NOT_JAILS leaves {jail} out)")
+                format!("not banned (its MQTT_JAILS or MQTT_NOT_JAILS excludes jail `{jail}`)")
             }
             Self::Rejected("never_ban") => "not banned (in its MQTT_NEVER_BAN)".to_owned(),
             Self::Rejected("ignored") => {
-                "not banned (in its ignoreip, or its own address, or the broker's)".to_owned()
+                "not banned (in its ignoreip, or an address of that host or of the broker)"
+                    .to_owned()
             }
             Self::Rejected(reason) => format!("not banned (rejected: {reason})"),
             Self::Pending => "not banned yet (fail2ban is busy or down)".to_owned(),
             Self::NoReply => "no reply yet".to_owned(),
-            Self::Offline => "offline; bans when it is back".to_owned(),
+            Self::Offline => "offline; applies the ban when it reconnects".to_owned(),
         }
     }
 }
@@ -243,16 +244,16 @@ mod tests {
             lines,
             [
                 "a1: not banned (in its MQTT_NEVER_BAN)",
-                "a2: not banned (no jail web)",
+                "a2: not banned (no jail `web`)",
                 "a3: banned",
                 "a4: not banned yet (fail2ban is busy or down)",
                 "a5: not banned (in its ignoreip, or its own address, or the broker's)",
-                "a6: not banned (its MQTT_JAILS or MQTT_NOT_JAILS leaves web out)",
+                "a6: not banned (its MQTT_JAILS or MQTT_NOT_JAILS excludes jail `web`)",
                 "a7: not banned (rejected: later)",
                 "b1: no reply yet",
                 "b2: no reply yet",
                 "b3: no reply yet",
-                "c1: offline; bans when it is back",
+                "c1: offline; applies the ban when it reconnects",
             ]
         );
         assert_eq!(
@@ -285,7 +286,7 @@ mod tests {
             [
                 "a1: banned",
                 "a2: banned: 203.0.113.1, 203.0.113.3",
-                "a2: not banned (in its ignoreip, or its own address, or the broker's): 203.0.113.2",
+                "a2: not banned (in its ignoreip, or an address of that host or of the broker): 203.0.113.2",
                 "a3: banned: 203.0.113.1",
                 "a3: no reply yet: 203.0.113.2, 203.0.113.3",
             ]

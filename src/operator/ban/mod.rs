@@ -36,7 +36,7 @@ const BAN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the command waits for acknowledgements. This host's snapshot lists the ban after two seconds.
 const ACK_TIMEOUT: Duration = Duration::from_secs(15);
 
-const UNCONFIRMED_TEXT: &str = "did not confirm the ban yet; this host's snapshot repeats it";
+const UNCONFIRMED_TEXT: &str = "not confirmed the ban yet. This host's snapshot repeats the ban. Show the state: f2bmqtt status";
 
 /// The log line that fail2ban counts as the failure.
 const FAILURE_TEXT: &str = "banned by hand with f2bmqtt ban";
@@ -49,7 +49,7 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
     let jail = Jail::new(&args.jail).map_err(|what| Error::Usage(format!("JAIL {what}")))?;
     let addresses = ask::parse_addresses(&args.addresses)?;
     if let Some(address) = addresses.iter().find(|address| !is_bannable(address.ip())) {
-        return Err(Error::Usage(format!("IP {address} is no address of another machine")));
+        return Err(Error::Usage(format!("IP {address} is not an address of another machine")));
     }
     let config = Config::load()?;
     runtime::run(async {
@@ -59,11 +59,14 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
             let names: Vec<&str> = jails.iter().map(Jail::as_str).collect();
             let names = names.join(", ");
             return Err(Error::Undone(format!(
-                "fail2ban here has no jail {jail}; it has: {names}"
+                "fail2ban on this host has no jail `{jail}`. Its jails: {names}"
             )));
         }
         if !config.sharing.includes(&jail) {
-            return Err(Error::Undone(format!("{jail} does not take part here: see MQTT_JAILS")));
+            return Err(Error::Undone(format!(
+                "jail `{jail}` does not take part on this host: see MQTT_JAILS and MQTT_NOT_JAILS in \
+                 /etc/fail2ban/mqtt.env"
+            )));
         }
         if !args.yes {
             check_addresses(&config, &mut fail2ban, &jail, &addresses).await?;
@@ -114,13 +117,13 @@ async fn check_addresses(
     let clients = ask::ssh_client_addresses();
     for address in addresses {
         let why = if clients.contains(&address.ip()) {
-            Some("you are connected from it, and would lock yourself out".to_owned())
+            Some("you are connected from this address, and would lock yourself out".to_owned())
         } else {
             exempt.lookup(*address).map(|reason| reason.to_string())
         };
         if let Some(why) = why {
             return Err(Error::Undone(format!(
-                "{address} was not banned: {why}. To ban it anyway, use --yes"
+                "{address} was not banned: {why}. To ban the address anyway, use --yes"
             )));
         }
     }
@@ -180,8 +183,9 @@ impl BanRun {
             }
             if Instant::now() > until {
                 return Err(Error::Undone(format!(
-                    "fail2ban was told of {FAILURE_TEXT:?}, and does not ban it in {jail}: \
-                     its log says why (/var/log/fail2ban.log)"
+                    "fail2ban did not ban the addresses in jail `{jail}` within {} s. Its log shows the reason: \
+                     /var/log/fail2ban.log",
+                    BAN_TIMEOUT.as_secs()
                 )));
             }
             sleep(Duration::from_millis(100)).await;
@@ -264,14 +268,16 @@ impl BanRun {
             return;
         }
         for IssuedBan { address, already_banned, seconds } in issued {
-            let length = match *seconds {
+            let duration = match *seconds {
                 ..0 => "permanently".to_owned(),
                 seconds => format!("for {}", format_duration(seconds)),
             };
             let line = if *already_banned {
-                format!("{address} is already banned in {jail} on this host; its ban is unchanged")
+                format!(
+                    "{address} is already banned in jail `{jail}` on this host; the ban is unchanged"
+                )
             } else {
-                format!("{address} is banned in {jail}, {length}")
+                format!("{address} is banned in jail `{jail}` {duration}")
             };
             say(sanitize(&line));
         }
@@ -285,14 +291,14 @@ impl BanRun {
         if !self.published {
             let me = &self.me;
             return Err(Error::Undone(format!(
-                "{me} has not published the bans yet; journalctl -u f2bmqttsub shows why"
+                "this host ({me}) has not published the bans yet. Show the reason: journalctl -u f2bmqttsub -n 20"
             )));
         }
         let results = self.acks.results(view, &self.addresses());
         match AckCollector::unanswered(&results).len() {
             0 => Ok(()),
-            1 => Err(Error::Undone(format!("1 host {UNCONFIRMED_TEXT}"))),
-            count => Err(Error::Undone(format!("{count} hosts {UNCONFIRMED_TEXT}"))),
+            1 => Err(Error::Undone(format!("1 host has {UNCONFIRMED_TEXT}"))),
+            count => Err(Error::Undone(format!("{count} hosts have {UNCONFIRMED_TEXT}"))),
         }
     }
 }

@@ -160,7 +160,7 @@ fn of_jails(
     }
     found.extend(server.unusable.iter().map(|name| {
         let text = format!(
-            "the jail {name:?} does not share its bans: a jail's name must not contain blanks or invisible characters"
+            "jail `{name}` does not share its bans: a jail's name must not contain blanks or invisible characters"
         );
         Finding::warning("jail_name", text).about(name).next(
             "rename it in /etc/fail2ban/jail.local, then: fail2ban-client reload; existing bans stay under the \
@@ -171,7 +171,7 @@ fn of_jails(
         server.jails.iter().partition(|jail| !jail.actions.is_empty());
     found.extend(idle.into_iter().map(|jail| {
         let name = &jail.name;
-        let text = format!("the jail {name} has no action: it blocks nothing");
+        let text = format!("jail `{name}` has no action: it blocks nothing");
         Finding::fault("jail_no_action", text).about(name).next(format!(
             "fail2ban-client reload --restart {name}\n\
              (after a change of actions, a reload without --restart leaves the jail without actions)\n\
@@ -185,16 +185,17 @@ fn of_jails(
         .partition(|jail| jail.actions.iter().any(|action| is_called_by(&action.ban)));
     if !wired.is_empty() {
         let verb = if wired.len() == 1 { "shares its" } else { "share their" };
-        found.push(Finding::ok("jail_shares", format!("{} {verb} bans", names(&wired))));
+        found.push(Finding::ok("jail_shares", format!("{} {verb} bans", jail_list(&wired))));
     }
     if !excluded.is_empty() {
         let verb = if excluded.len() == 1 { "does" } else { "do" };
-        let text = format!("{} {verb} not share bans: excluded by the settings", names(&excluded));
+        let text =
+            format!("{} {verb} not share bans: excluded by the settings", jail_list(&excluded));
         found.push(Finding::ok("jail_left_out", text));
     }
     let jails: BTreeSet<Jail> = server.jails.iter().map(|jail| jail.name.clone()).collect();
     found.extend(sharing.unmatched(&jails).into_iter().map(|name| {
-        let text = format!("MQTT_JAILS names {name}, but fail2ban has no such jail");
+        let text = format!("MQTT_JAILS names `{name}`, but fail2ban has no such jail");
         let next = "fix the name in /etc/fail2ban/mqtt.env, or add the jail to jail.local";
         Finding::warning("jail_missing", text).next(next).about(name)
     }));
@@ -215,23 +216,24 @@ fn of_jails(
     let commands = server.jails.iter().filter(|jail| !jail.ignore_command.is_empty());
     found.extend(commands.filter(|jail| sharing.includes(&jail.name)).map(ignore_command));
     found.extend(configured.keys().filter(|name| !jails.contains(*name)).map(|name| {
-        let text = format!("the jail {name} is configured, but fail2ban does not run it");
+        let text = format!("jail `{name}` is configured, but fail2ban does not run it");
         let next = "fail2ban-client reload\nif the jail does not start: tail /var/log/fail2ban.log";
         Finding::warning("jail_not_running", text).next(next).about(name)
     }));
     found
 }
 
-fn names(jails: &[&RunningJail]) -> String {
-    let names: Vec<&str> = jails.iter().map(|jail| jail.name.as_str()).collect();
-    list(&names)
+/// The jails as the subject of a sentence: "jail `sshd`", "jails `sshd` and `web`".
+pub(super) fn jail_list(jails: &[&RunningJail]) -> String {
+    let names: Vec<String> = jails.iter().map(|jail| format!("`{}`", jail.name)).collect();
+    format!("jail{} {}", if names.len() == 1 { "" } else { "s" }, list(&names))
 }
 
 /// The warning about an `ignorecommand`: the daemon never runs it, because it is another program's code.
 fn ignore_command(jail: &RunningJail) -> Finding {
     let name = &jail.name;
     let text = format!(
-        "the jail {name} has an ignorecommand, which f2bmqtt does not run: imports ban addresses that the command exempts"
+        "jail `{name}` has an ignorecommand, which f2bmqtt does not run: imports ban addresses that the command exempts"
     );
     Finding::warning("jail_ignorecommand", text).about(name).next(format!(
         "exempt the addresses in ignoreip in /etc/fail2ban/jail.local, too, then: fail2ban-client reload {name}\n\
@@ -243,7 +245,7 @@ fn ignore_command(jail: &RunningJail) -> Finding {
 /// reach the other hosts with the next snapshot.
 fn by_snapshot(jail: &RunningJail, written: bool) -> Finding {
     let RunningJail { name, actions, .. } = jail;
-    let text = format!("{name} shares its bans by snapshot, within seconds");
+    let text = format!("jail `{name}` shares its bans by snapshot, within seconds");
     if written {
         let text = format!("{text}: fail2ban has not loaded the configured action");
         return Finding::warning("jail_not_loaded", text)
@@ -344,22 +346,21 @@ mod tests {
         let expected = [
             (
                 "jail_name",
-                "the jail \"my jail\" does not share its bans: a jail's name must not contain blanks or invisible characters",
+                "jail `my jail` does not share its bans: a jail's name must not contain blanks or invisible characters",
             ),
-            ("jail_no_action", "the jail idle has no action: it blocks nothing"),
+            ("jail_no_action", "jail `idle` has no action: it blocks nothing"),
             (
                 "jail_not_loaded",
-                "ftp shares its bans by snapshot, within seconds: fail2ban has not loaded the configured action",
+                "jail `ftp` shares its bans by snapshot, within seconds: fail2ban has not loaded the configured action",
             ),
-            ("jail_not_running", "the jail mail is configured, but fail2ban does not run it"),
+            ("jail_not_running", "jail `mail` is configured, but fail2ban does not run it"),
         ];
         let expected = expected.map(|(id, text)| (id, text.to_owned()));
         let configured = Configured { jails: files, ..Configured::default() };
         assert_eq!(problems(&running_server, &configured), expected);
         let all = findings(&running_server, &configured, &JailFilter::default());
         let web = all.iter().find(|finding| finding.id == "jail_not_wired").unwrap();
-        let text =
-            "web shares its bans by snapshot, within seconds: its actions are nftables and mail";
+        let text = "jail `web` shares its bans by snapshot, within seconds: its actions are nftables and mail";
         assert_eq!((web.state, web.text.as_str()), (Status::Ok, text));
         assert_eq!(
             web.next[3..5],
@@ -412,7 +413,7 @@ mod tests {
             ..running(name, &[("f2bmqtt", NOTIFY_ACTION)])
         });
         let server = server(jails.into());
-        let text = "the jail sshd has an ignorecommand, which f2bmqtt does not run: imports ban addresses that the \
+        let text = "jail `sshd` has an ignorecommand, which f2bmqtt does not run: imports ban addresses that the \
                     command exempts";
         let expected = [("jail_ignorecommand", text.to_owned())];
         assert_eq!(problems(&Ok(server), &Configured::default()), expected);

@@ -6,10 +6,10 @@ use std::path::Path;
 use rustix::io::Errno;
 
 use super::finding::Finding;
-use super::jails::{JailAction, RunningJail};
+use super::jails::{JailAction, RunningJail, jail_list};
 use crate::abuseipdb::glance::{LastCall, QueueStatus};
 use crate::files::trust::{Fault, Keeps};
-use crate::text::{format_duration, list};
+use crate::text::format_duration;
 
 /// An older pending report shows a problem; in seconds. AbuseIPDB accepts a second report of an address after 15 minutes.
 const MAX_REPORT_AGE_SECS: i64 = 3600;
@@ -152,7 +152,7 @@ pub(super) fn findings(
     let mut found = Vec::new();
     for jail in jails_with(jails, |action| action.ban.contains("api.abuseipdb.com")) {
         let text = format!(
-            "the jail {} reports to AbuseIPDB with fail2ban's own action, which also reports bans that other \
+            "jail `{}` reports to AbuseIPDB with fail2ban's own action, which also reports bans that other \
              servers detected",
             jail.name
         );
@@ -166,13 +166,12 @@ pub(super) fn findings(
     if reporting.is_empty() {
         return found;
     }
-    let names: Vec<&str> = reporting.iter().map(|jail| jail.name.as_str()).collect();
     let have_own_keys = reporting
         .iter()
         .all(|jail| jail.actions.iter().any(|action| reports(action) && action.key));
     let create = format!("install -m 0600 /dev/null {path}\necho 'APIKEY=...' >>{path}");
-    let verb = if names.len() == 1 { "reports" } else { "report" };
-    let who = format!("{} {verb} to AbuseIPDB", list(&names));
+    let verb = if reporting.len() == 1 { "reports" } else { "report" };
+    let who = format!("{} {verb} to AbuseIPDB", jail_list(&reporting));
     if let Some(what) = warning {
         let next = format!("chmod 600 {path}; the file must contain one line: APIKEY=...");
         found.push(Finding::warning("report_key_file", what).next(next));
@@ -203,7 +202,7 @@ pub(super) fn findings(
     for jail in reporting {
         if jail.logs.iter().any(|path| path.rsplit('/').next() == Some("fail2ban.log")) {
             let text = format!(
-                "the jail {} counts bans, also those of other servers, and reports them to AbuseIPDB, \
+                "jail `{}` counts bans, also those of other servers, and reports them to AbuseIPDB, \
                  which accepts only what a reporter detected itself",
                 jail.name
             );
@@ -399,6 +398,9 @@ mod tests {
         }
         let two = [jail("a", OURS, false, AUTH), jail("b", OURS, false, AUTH)];
         let found = findings(&two, Path::new("/k"), &KeyState::Missing, None);
-        assert_eq!(found[0].text, "a and b report to AbuseIPDB, but the key file /k is missing");
+        assert_eq!(
+            found[0].text,
+            "jails `a` and `b` report to AbuseIPDB, but the key file /k is missing"
+        );
     }
 }

@@ -43,7 +43,8 @@ pub(super) fn certificates(all: &[Certificate], now: i64) -> Vec<Finding> {
         .into_iter()
         .map(|one| {
             let (title, date) = (one.title(), date(one.ends));
-            let next = "renew the certificate, with the same CA unless it is the CA's own; the service loads the new one when it reconnects";
+            let next = "renew the certificate; unless it is the CA's own, the same CA must issue the new one\n\
+                        the service loads the new file when it reconnects";
             if one.ends <= now {
                 return Finding::fault("certificate", format!("{title} expired on {date}")).next(next);
             }
@@ -74,8 +75,8 @@ pub(super) fn sample(config: &Config, works: bool, path: &Path) -> Option<Findin
             let text =
                 format!("the login in {path} is the public sample login of the documentation");
             Some(Finding::warning("settings_sample", text).next(
-                "on the hub: mosquitto_passwd -b /etc/mosquitto/passwd fail2ban ANOTHER\n\
-                 on each server: MQTT_PASSWORD in mqtt.env, then: systemctl restart f2bmqttsub",
+                "on the hub: mosquitto_passwd -b /etc/mosquitto/passwd fail2ban NEW_PASSWORD\n\
+                 on each server: set MQTT_PASSWORD in mqtt.env, then: systemctl restart f2bmqttsub",
             ))
         }
         (true, false) => {

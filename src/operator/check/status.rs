@@ -15,7 +15,7 @@ const RECONNECTS_WARNING_LIMIT: usize = 6;
 const RECONNECTS_FAULT_LIMIT: usize = 60;
 
 /// How to keep strangers from filling tables.
-const STRANGERS_HELP: &str = "to keep strangers out: MQTT_SIGNING_KEY in mqtt.env on every server, and the broker's access \
+const STRANGERS_HELP: &str = "to keep strangers out: set MQTT_SIGNING_KEY in mqtt.env on every server, and use the broker's access \
                         rules (/usr/share/doc/f2bmqtt/examples/mosquitto/fleet.acl)";
 
 /// The findings about the status file of a running daemon at `now`, in seconds since 1970.
@@ -63,8 +63,7 @@ fn link(link: &LinkStatus, now: i64) -> Finding {
     );
     make("link", text).next(format!(
         "{LOG}\n\
-         if another client has this host's client ID (mosquitto: use_username_as_clientid): give each host a login of \
-         its own"
+         if another client has this host's client ID (mosquitto: use_username_as_clientid): give each host a separate login"
     ))
 }
 
@@ -90,8 +89,7 @@ fn table(full: &FullTable, now: i64) -> Finding {
         "tombstones" => (
             format!("the daemon's table of fleet unbans is full: limit of {limit} fleet unbans"),
             "made the most",
-            "nothing to do: a fleet unban is dropped an hour after it was made, where no host bans the \
-             address"
+            "nothing to do: the daemon drops a fleet unban after an hour, unless a host still bans the address"
                 .to_owned(),
         ),
         "echoes" => (
@@ -100,14 +98,14 @@ fn table(full: &FullTable, now: i64) -> Finding {
                  detections"
             ),
             "",
-            "nothing to do: a detection that fail2ban does not have is dropped within a minute".to_owned(),
+            "nothing to do: the daemon drops such a detection within a minute, unless fail2ban bans the address".to_owned(),
         ),
         "messages" => (
             format!("a host sends too many messages: limit of {limit} a minute"),
             "sends the most",
             format!(
-                "nothing to do: the daemon drops the rest of the minute, and the host's snapshot replaces \
-                 them\nif this continues: check that host\n{STRANGERS_HELP}"
+                "nothing to do: the daemon ignores further messages of that minute, and the host's snapshot \
+                 replaces them\nif this continues: check that host\n{STRANGERS_HELP}"
             ),
         ),
         other => (
@@ -234,7 +232,7 @@ mod tests {
                 full("tombstones", 5_000, Some("web2")),
                 "the daemon's table of fleet unbans is full: limit of 5000 fleet unbans reached 3m 3s \
                  ago; web2 made the most",
-                "nothing to do: a fleet unban is dropped an hour after",
+                "nothing to do: the daemon drops a fleet unban after an hour",
             ),
             (
                 full("echoes", 1_000, None),

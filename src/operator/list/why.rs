@@ -30,7 +30,7 @@ impl Explanation<'_> {
         }
         for VoidedBan { jail, host, id, .. } in self.view.voids(address) {
             lines.push(format!(
-                "{host} still lists {address} in jail {jail}, but the fleet unban {id} released that ban: \
+                "{host} still lists {address} in jail `{jail}`, but the fleet unban {id} released that ban: \
                  other hosts ignore the ban, and {host} removes it when {host} reconnects."
             ));
         }
@@ -66,17 +66,17 @@ impl Explanation<'_> {
         if !of.is_empty() {
             let hosts = names(&of.into_iter().map(|(_, host)| host.clone()).collect::<Vec<_>>());
             return format!(
-                "This host ({me}): banned in jail {jail} for {hosts}; no snapshot lists the ban, because hosts that run \
-                 the scripts have no snapshot. To unban the address everywhere: f2bmqtt unban {address}"
+                "This host ({me}): banned in jail `{jail}`, imported from {hosts}. No snapshot lists the ban, because hosts \
+                 that run the scripts publish no snapshot. To unban the address everywhere: f2bmqtt unban {address}"
             );
         }
         let why = if decision.excluded.contains(jail) {
-            format!("the settings exclude jail {jail}")
+            format!("the settings exclude jail `{jail}`")
         } else {
             "made by hand, or detected within the last seconds".to_owned()
         };
         format!(
-            "This host ({me}): banned in jail {jail} by a local ban ({why}). To unban the address here: fail2ban-client \
+            "This host ({me}): banned in jail `{jail}` by a local ban ({why}). To unban the address here: fail2ban-client \
              set {jail} unbanip {address}"
         )
     }
@@ -91,7 +91,7 @@ impl Explanation<'_> {
             (Expiry::Time(_), "expired") => format!("until {until}, expired"),
             (Expiry::Time(_), left) => format!("until {until}, {left} left"),
         };
-        lines.push(format!("{address} is banned in jail {jail}, detected by {origin}."));
+        lines.push(format!("{address} is banned in jail `{jail}`, detected by {origin}."));
         lines.push(format!("  Since {}, {until}.", clock.local(*since)));
         if !also.is_empty() {
             lines.push(format!("  Also detected by {}.", names(also)));
@@ -236,7 +236,7 @@ mod tests {
         let held = LocalDecision { banned: [jail("sshd")].into(), ..sshd() };
         let text = explain(Ok(held.clone()), true);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "192.0.2.1 is banned in jail sshd, detected by web2.");
+        assert_eq!(lines[0], "192.0.2.1 is banned in jail `sshd`, detected by web2.");
         assert!(lines[1].starts_with("  Since ") && lines[1].ends_with(", 9m 55s left."), "{text}");
         assert_eq!(
             lines[2..],
@@ -279,21 +279,21 @@ mod tests {
         let table = [
             (
                 held.clone(),
-                "by a local ban (made by hand, or detected within the last seconds). To unban the address here: fail2ban-client set",
+                " by a local ban (made by hand, or detected within the last seconds). To unban the address here: fail2ban-client set",
             ),
             (
                 LocalDecision { imported: script, ..held.clone() },
-                "for old; no snapshot lists the ban, because hosts that run the scripts",
+                ", imported from old. No snapshot lists the ban, because hosts that run the scripts",
             ),
             (
                 LocalDecision { excluded: [jail("sshd")].into(), ..held },
-                "by a local ban (the settings exclude jail sshd).",
+                " by a local ban (the settings exclude jail `sshd`).",
             ),
         ];
         for (decision, what) in table {
             let text = explain(Ok(decision), false);
             let start =
-                "No host's snapshot lists 192.0.2.1.\nThis host (web1): banned in jail sshd ";
+                "No host's snapshot lists 192.0.2.1.\nThis host (web1): banned in jail `sshd`";
             assert!(text.starts_with(&format!("{start}{what}")), "{what}: {text}");
         }
     }
