@@ -39,10 +39,12 @@ pub enum Operation {
 
 /// The kinds of names for shell completions.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-#[allow(missing_docs)]
 pub enum Named {
+    /// The jails of fail2ban on this host
     Jails,
+    /// This host, and the hosts whose bans it imported
     Hosts,
+    /// Imported addresses, and the last addresses that fail2ban on this host banned
     Addresses,
 }
 

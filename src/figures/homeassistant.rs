@@ -16,7 +16,7 @@ use crate::config::Topic;
 use crate::guard::gate::{Admitted, Source};
 use crate::wire::{Action, Event, Fnv1a64, HostName, Reason};
 
-/// The shortest time between two updates.
+/// The shortest time between two updates, in milliseconds.
 const PUBLISH_INTERVAL_MS: i64 = 5_000;
 
 /// Home Assistant's birth message, which it publishes when it has started.

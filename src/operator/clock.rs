@@ -1,4 +1,4 @@
-//! Local times and remaining durations for people.
+//! Formats local times and remaining durations for people.
 
 use crate::abuseipdb::times::Calendar;
 use crate::error::Error;

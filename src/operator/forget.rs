@@ -82,7 +82,7 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
     })
 }
 
-/// Whether the broker keeps something of a host.
+/// Whether the broker keeps a message of a host, even one that daemons reject.
 pub(crate) fn is_kept(host: &HostName, view: &FleetView) -> bool {
     view.hosts().contains_key(host) || !view.topics_of(host).is_empty()
 }

@@ -23,21 +23,21 @@ const FETCH_LIMIT_MS: i64 = 4_000;
 const MAX_BRANCHES: usize = 32;
 const MAX_SHARDS: u32 = 256;
 
-/// How often a branch is requested.
+/// How often a branch is requested: the second time with exact topics.
 const MAX_ATTEMPTS: u32 = 2;
 
 /// The next step of the driver.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FetchStep {
     /// Subscribe to the branches of these hosts.
-    Ask(Vec<HostName>),
+    Request(Vec<HostName>),
     /// Listen until this time, in milliseconds.
     Listen(i64),
     /// The data is complete, or the time is up.
     Done,
 }
 
-/// The state of a fetch. Times are in milliseconds, since any moment.
+/// The state of a fetch. Times are in milliseconds since any moment, the same for all calls.
 #[derive(Debug)]
 pub struct SnapshotFetch {
     /// What has arrived so far.
@@ -46,7 +46,7 @@ pub struct SnapshotFetch {
     idle_timeout_ms: i64,
     started_at: i64,
     /// When a message arrived or a request was made last.
-    last: i64,
+    last_activity_at: i64,
     attempts: BTreeMap<HostName, u32>,
 }
 
@@ -63,7 +63,7 @@ impl SnapshotFetch {
             view: FleetView::new(signed),
             idle_timeout_ms,
             started_at: now,
-            last: now,
+            last_activity_at: now,
             attempts: BTreeMap::new(),
         }
     }
@@ -72,7 +72,7 @@ impl SnapshotFetch {
     pub fn apply(&mut self, message: &Admitted, now: i64, time: i64) -> Update {
         let update = self.view.apply(message, time);
         if update != Update::Nothing {
-            self.last = now;
+            self.last_activity_at = now;
         }
         update
     }
@@ -82,19 +82,21 @@ impl SnapshotFetch {
         if now - self.started_at >= FETCH_LIMIT_MS {
             return FetchStep::Done;
         }
-        let is_quiet = now - self.last >= self.idle_timeout_ms;
+        let is_quiet = now - self.last_activity_at >= self.idle_timeout_ms;
         let branches_to_fetch = self.branches_to_fetch(is_quiet);
         if !branches_to_fetch.is_empty() {
             for host in &branches_to_fetch {
                 *self.attempts.entry(host.clone()).or_default() += 1;
             }
-            self.last = now;
-            return FetchStep::Ask(branches_to_fetch);
+            self.last_activity_at = now;
+            return FetchStep::Request(branches_to_fetch);
         }
         if is_quiet {
             return FetchStep::Done;
         }
-        FetchStep::Listen((self.last + self.idle_timeout_ms).min(self.started_at + FETCH_LIMIT_MS))
+        FetchStep::Listen(
+            (self.last_activity_at + self.idle_timeout_ms).min(self.started_at + FETCH_LIMIT_MS),
+        )
     }
 
     /// The topics to subscribe to for a host, below the fleet's retained branch.
@@ -116,7 +118,7 @@ impl SnapshotFetch {
 
     /// Records a request that the caller made itself, which restarts the idle timeout.
     pub fn requested(&mut self, now: i64) {
-        self.last = now;
+        self.last_activity_at = now;
     }
 
     /// How long a broker that has more to deliver may be silent.
@@ -199,7 +201,7 @@ mod tests {
                     assert!(until > now);
                     now = until;
                 }
-                FetchStep::Ask(branches) => {
+                FetchStep::Request(branches) => {
                     let names: Vec<_> =
                         branches.iter().map(|host| host.as_str().to_owned()).collect();
                     for name in &names {
@@ -221,7 +223,7 @@ mod tests {
         let (requests, fetch) = fetch_from(&[("a", 1, 1), ("b", 1, 1)]);
         assert!(requests.is_empty());
         assert_eq!(fetch.view.hosts().len(), 2);
-        assert!(fetch.view.missing().is_empty() && fetch.last == 0);
+        assert!(fetch.view.missing().is_empty() && fetch.last_activity_at == 0);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Whether a jail or a host that an operator names exists: a name that does not is an error, not an empty result.
+//! Checks that a jail or a host exists: a misspelled name is an error, not an empty result.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! `f2bmqtt leave`: clears what the broker keeps of this host, for the removal of the package. Without that, hosts that
-//! import its bans would keep them, whatever this host unbans later by other means.
+//! `f2bmqtt leave`: clears what the broker keeps of this host, when the package is removed. Otherwise the other hosts
+//! would keep this host's bans until these expire, even if this host unbans an address earlier.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use crate::wire::HostName;
 /// The time limit of the whole command: the removal of the package waits for it.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How much of `LEAVE_TIMEOUT` a broker may use that does not end the daemon's session.
+/// How much of `LEAVE_TIMEOUT` the end of the daemon's session may take. The command succeeds without that, too.
 const PURGE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Clears the branch of this host, and ends the session of its daemon. Sample settings are no fault.

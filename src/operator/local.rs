@@ -28,7 +28,7 @@ const QUERY_TIMEOUT: Duration = Duration::from_millis(700);
 pub struct LocalService {
     /// The daemon's process, if it runs.
     pub pid: Option<i32>,
-    /// When it was started, in seconds since 1970.
+    /// When the daemon was started, in seconds since 1970.
     pub since: Option<i64>,
     /// The number of unpublished events.
     pub events: usize,
@@ -80,7 +80,7 @@ async fn with_timeout<T>(
 /// What this host does with one address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalDecision {
-    /// All jails of fail2ban here.
+    /// All jails of fail2ban on this host.
     pub jails: BTreeSet<Jail>,
     /// Jails in which fail2ban bans the address.
     pub banned: BTreeSet<Jail>,
@@ -134,10 +134,11 @@ pub fn read_hosts(config: &Config, paths: &Paths) -> BTreeSet<HostName> {
 /// All imported addresses, and the last 1,000 addresses in fail2ban's database.
 #[must_use]
 pub fn read_addresses(paths: &Paths) -> BTreeSet<Address> {
-    const IMPORTED: &str = "SELECT DISTINCT ip FROM imports";
-    const LAST_BANNED: &str = "SELECT DISTINCT ip FROM bips ORDER BY timeofban DESC LIMIT 1000";
-    let mut addresses = select_addresses(&paths.store(), IMPORTED).unwrap_or_default();
-    addresses.extend(select_addresses(&paths.database, LAST_BANNED).unwrap_or_default());
+    const IMPORTED_QUERY: &str = "SELECT DISTINCT ip FROM imports";
+    const LAST_BANNED_QUERY: &str =
+        "SELECT DISTINCT ip FROM bips ORDER BY timeofban DESC LIMIT 1000";
+    let mut addresses = select_addresses(&paths.store(), IMPORTED_QUERY).unwrap_or_default();
+    addresses.extend(select_addresses(&paths.database, LAST_BANNED_QUERY).unwrap_or_default());
     addresses
 }
 
@@ -180,7 +181,7 @@ fn imported(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, 
     Ok(imported)
 }
 
-/// Those of some addresses that are imports in a jail: none if the daemon has never run.
+/// The addresses among these that are imports in a jail. None is, if the daemon has never run.
 ///
 /// # Errors
 /// Any error of SQLite.

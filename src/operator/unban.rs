@@ -32,7 +32,7 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most events of one call: the number that Mosquitto by default queues for an offline host.
 const MAX_EVENTS: usize = 1_000;
 
-/// The jail of an event for all jails if no jail is known: `sshd`, which most servers have.
+/// The jail that an event names if no jail is known: most servers have `sshd`. Daemons apply the event in all jails.
 const FALLBACK_JAIL: &str = "sshd";
 
 /// Publishes the fleet unban, and waits.
@@ -115,7 +115,8 @@ impl Unban {
         if jails.is_empty() { Jail::new(FALLBACK_JAIL).into_iter().collect() } else { jails }
     }
 
-    /// The jails within `MAX_EVENTS`, and the number of the rest. Each address has at least one event.
+    /// Splits the jails at `MAX_EVENTS`: the jails with events, and the number of jails without. Each address has at least
+    /// one event.
     fn split<'a>(&self, jails: &'a [Jail]) -> (&'a [Jail], usize) {
         let max_jails = (MAX_EVENTS / self.addresses.len().max(1)).max(1);
         let first = &jails[..jails.len().min(max_jails)];

@@ -1,9 +1,11 @@
 //! The state of the fleet, from the retained messages of the broker. Pure.
 //!
-//! The view applies the rules of the daemons: the newest shard that covers an address wins, the fleet's bans are the union
-//! of all snapshots (R2, R3), and a ban that does not carry every fleet unban of its address is void (R17), unless the ban
+//! The view applies the rules of the daemons. The newest shard that covers an address wins. The fleet's bans are the union
+//! of all snapshots (R2, R3). A ban that does not carry every fleet unban of its address is void (R17), unless the ban
 //! started long after the unban. The view leaves out what daemons reject: snapshots with a stamp out of range, fleet unbans
 //! of the future, and addresses that are not bannable (R1).
+
+mod host;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,10 +13,8 @@ use crate::fleet::claims::is_held;
 use crate::fleet::{Timing, is_outlived};
 use crate::guard::gate::{Admitted, Source};
 use crate::guard::{check_shard_stamp, is_ahead, is_bannable};
-use crate::wire::{
-    Address, Ban, FleetUnban, HostName, HostState, Jail, Presence, Shard, ShardEntry, ShardId,
-    UnbanId,
-};
+use crate::wire::{Address, Ban, FleetUnban, HostName, Jail, Shard, ShardEntry, UnbanId};
+pub use host::HostView;
 
 /// The most hosts and bans that the view stores (R21). Fleets are far smaller.
 const MAX_HOSTS: usize = 1_000;
@@ -34,16 +34,6 @@ pub struct FleetView {
     /// Topics of snapshots, by their last level, whose payload the daemons reject.
     rejected: BTreeMap<HostName, BTreeSet<u32>>,
     timing: Timing,
-}
-
-/// The retained messages of one host.
-#[derive(Debug, Default)]
-pub struct HostView {
-    presence: Option<Presence>,
-    /// By the last level of their topics.
-    shards: BTreeMap<u32, Shard>,
-    /// The indices of shards without a signature, in a fleet that has a signing key.
-    unsigned: BTreeSet<u32>,
 }
 
 /// The effect of a message on the view.
@@ -85,15 +75,15 @@ impl Expiry {
 pub struct BanSummary {
     /// The banned address.
     pub address: Address,
-    /// The jail that bans it.
+    /// Its jail, on each origin.
     pub jail: Jail,
-    /// The host that detected it first, among those that still hold the ban.
+    /// The host that detected the ban first, among those that still hold the ban.
     pub origin: HostName,
     /// The start, in seconds since 1970; 0 is unknown.
     pub since: i64,
     /// The latest end among all origins.
     pub until: Expiry,
-    /// The other hosts that detected it and still hold the ban.
+    /// The other hosts that detected the ban and still hold the ban, by name.
     pub also: Vec<HostName>,
 }
 
@@ -230,7 +220,7 @@ impl FleetView {
         accepted.chain(self.rejected.get(host).into_iter().flatten().copied()).collect()
     }
 
-    /// A line for each kind of missing data.
+    /// What the broker did not deliver: a text for each part.
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
@@ -276,7 +266,7 @@ impl FleetView {
             }
         }
         all.sort_unstable_by(|a, b| a.order().cmp(&b.order()));
-        all.dedup_by(|other, first| first.join(other));
+        all.dedup_by(|other, first| first.merge(other));
         all.sort_by_key(|banned| banned.since);
         all
     }
@@ -350,8 +340,8 @@ impl BanSummary {
         (self.address, &self.jail, self.since, &self.origin)
     }
 
-    /// Adds another origin's ban. Returns false if that is of another address or jail.
-    fn join(&mut self, other: &Self) -> bool {
+    /// Adds another origin's ban. Returns false if that ban is of another address or jail.
+    fn merge(&mut self, other: &Self) -> bool {
         let is_same = (self.address, &self.jail) == (other.address, &other.jail);
         if is_same {
             self.until = self.until.max(other.until);
@@ -362,125 +352,9 @@ impl BanSummary {
     }
 }
 
-impl HostView {
-    /// The last presence.
-    #[must_use]
-    pub fn presence(&self) -> Option<&Presence> {
-        self.presence.as_ref()
-    }
-
-    /// Whether the host's daemon is connected.
-    #[must_use]
-    pub fn is_online(&self) -> bool {
-        self.presence.as_ref().is_some_and(|presence| presence.state == HostState::Online)
-    }
-
-    /// The jails that the host shares.
-    #[must_use]
-    pub fn jails(&self) -> &BTreeSet<Jail> {
-        static NONE: BTreeSet<Jail> = BTreeSet::new();
-        self.presence.as_ref().map_or(&NONE, |presence| &presence.jails)
-    }
-
-    /// The indices of the shards that have arrived.
-    pub fn shard_indices(&self) -> impl Iterator<Item = u32> {
-        self.shards.keys().copied()
-    }
-
-    /// The stamp of the newest shard, in milliseconds since 1970 by the host's clock.
-    #[must_use]
-    pub fn stamp(&self) -> Option<i64> {
-        self.newest().map(|shard| shard.stamp)
-    }
-
-    /// The number of shards of the snapshot; 0 without a snapshot.
-    #[must_use]
-    pub fn count(&self) -> u32 {
-        self.newest().map_or(0, |shard| shard.id.count())
-    }
-
-    /// The number of shards that have not arrived.
-    #[must_use]
-    pub fn missing_shards(&self) -> u32 {
-        let count = self.count();
-        let arrived = self.shards.values().filter(|shard| shard.id.count() == count).count();
-        count.saturating_sub(u32::try_from(arrived).unwrap_or(u32::MAX))
-    }
-
-    /// The number of bans in the snapshot.
-    #[must_use]
-    pub fn bans(&self) -> usize {
-        self.listed().count()
-    }
-
-    /// Whether the snapshot repeats a fleet unban of an address, which confirms that the host applied the unban.
-    #[must_use]
-    pub fn repeats(&self, address: Address, id: &UnbanId) -> bool {
-        self.covering(address).is_some_and(|shard| {
-            shard
-                .unbans
-                .iter()
-                .any(|fleet_unban| fleet_unban.address == address && fleet_unban.id == *id)
-        })
-    }
-
-    /// Whether the snapshot lists an address in a jail.
-    #[must_use]
-    pub fn lists(&self, jail: &Jail, address: Address) -> bool {
-        self.covering(address).is_some_and(|shard| {
-            shard.bans.iter().any(|listed| listed.address == address && listed.jail == *jail)
-        })
-    }
-
-    /// The jails in which the snapshot lists one of these addresses, and those in which it lists others.
-    #[must_use]
-    pub fn jails_of_bans(&self, addresses: &BTreeSet<Address>) -> (BTreeSet<Jail>, BTreeSet<Jail>) {
-        let (mut of_these, mut of_others) = (BTreeSet::new(), BTreeSet::new());
-        for (listed, _) in self.listed() {
-            let jails =
-                if addresses.contains(&listed.address) { &mut of_these } else { &mut of_others };
-            if !jails.contains(&listed.jail) {
-                jails.insert(listed.jail.clone());
-            }
-        }
-        (of_these, of_others)
-    }
-
-    fn trusted(&self) -> impl Iterator<Item = &Shard> {
-        let shards = self.shards.iter().filter(|(index, _)| !self.unsigned.contains(index));
-        shards.map(|(_, shard)| shard)
-    }
-
-    fn newest(&self) -> Option<&Shard> {
-        self.shards.values().max_by_key(|shard| shard.stamp)
-    }
-
-    /// The newest shard that covers an address: it wins over all others, also those of another layout.
-    fn covering(&self, address: Address) -> Option<&Shard> {
-        let counts: BTreeSet<u32> = self.shards.values().map(|shard| shard.id.count()).collect();
-        counts
-            .into_iter()
-            .filter_map(|count| self.shards.get(&ShardId::of(address, count).index()))
-            .filter(|shard| shard.id.covers(address))
-            .max_by_key(|shard| shard.stamp)
-    }
-
-    /// All bans of the snapshot, each with its shard. Shards that a newer one supersedes do not count.
-    fn listed(&self) -> impl Iterator<Item = (&ShardEntry, &Shard)> {
-        let count = self.count();
-        let has_one_layout = self.shards.values().all(|shard| shard.id.count() == count);
-        let all =
-            self.shards.values().flat_map(|shard| shard.bans.iter().map(move |ban| (ban, shard)));
-        all.filter(move |(listed, shard)| {
-            has_one_layout
-                || self.covering(listed.address).is_some_and(|newest| newest.id == shard.id)
-        })
-    }
-}
-
 #[cfg(test)]
 impl FleetView {
-    /// Takes a message, some seconds after those of the tests were made.
+    /// Applies a message that arrives some seconds after the stamps in the tests.
     pub fn apply_raw(&mut self, name: &str, payload: &[u8]) -> Update {
         const NOW: i64 = 1_795_342_600_000;
         let admitted = crate::guard::gate::tests::admit(name, payload);

@@ -75,7 +75,7 @@ impl FleetClient {
         loop {
             match self.fetch.next(elapsed_millis(self.connected_at)) {
                 FetchStep::Done => return Ok(()),
-                FetchStep::Ask(hosts) => self.request(&hosts),
+                FetchStep::Request(hosts) => self.request(&hosts),
                 FetchStep::Listen(until) => {
                     let until = Duration::from_millis(until.cast_unsigned());
                     self.next_update(self.connected_at + until).await?;
@@ -108,7 +108,7 @@ impl FleetClient {
         &self.fetch.view
     }
 
-    /// Moves the view out, at the end.
+    /// Moves the view out; the client keeps an empty view.
     #[must_use]
     pub fn take_view(&mut self) -> FleetView {
         std::mem::take(&mut self.fetch.view)
@@ -122,7 +122,7 @@ impl FleetClient {
         let remaining = until.saturating_duration_since(Instant::now());
         let Ok(event) = timeout(remaining, self.link.event()).await else { return Ok(None) };
         let update = self.handle(event)?;
-        // A snapshot that grew has new shards to fetch.
+        // A snapshot that grew has shards that were not requested yet.
         if let Update::Shard(_) = update {
             let new_shards = self.fetch.new_shards();
             self.request(&new_shards);
@@ -250,7 +250,6 @@ fn connection_error(broker: &Broker, why: impl std::fmt::Display) -> Error {
     Error::Undone(format!("no connection to the broker {broker}: {why}"))
 }
 
-/// The broker's access rules deny the subscription.
 fn subscription_error(topic: &Topic) -> Error {
     let topic = topic.retained("#");
     Error::Undone(format!(

@@ -1,5 +1,5 @@
-//! Requests what the other hosts did with the bans, collects their acknowledgements, and renders the result as one
-//! line per host and outcome, or as JSON. No I/O.
+//! Builds the requests for acknowledgements, collects what each host acknowledges, and renders the result as one line per
+//! host and outcome, or as JSON. Pure.
 
 use std::collections::BTreeMap;
 
@@ -63,7 +63,7 @@ impl AckCollector {
         Self { me, jail, stamp, outcomes: BTreeMap::new() }
     }
 
-    /// A request is an event without a ban: hosts that do not know its action ignore it, as it is not new.
+    /// A request is an event without a ban. Hosts that do not know its action ignore the event, because its `restored` is 1.
     pub(super) fn request(&self, address: Address) -> Message {
         let event = Event {
             action: Action::Other(ACK_REQUEST.to_owned()),
@@ -83,8 +83,8 @@ impl AckCollector {
         Message::Event("ban", event.encode())
     }
 
-    /// Takes the acknowledgements of some addresses that presence lists now. A host lists the last few only, so the
-    /// collector keeps them.
+    /// Stores the acknowledgements of these addresses that presences list now. A presence lists only the last
+    /// acknowledgements, so the collector keeps the earlier ones.
     pub(super) fn collect(&mut self, view: &FleetView, addresses: &[Address]) {
         for (host, host_view) in view.hosts() {
             let acks = host_view.presence().into_iter().flat_map(|presence| &presence.acks);
@@ -225,7 +225,7 @@ mod tests {
             ("a1", "web1", STAMP, &[(9, "never_ban")]),
             ("a2", "web1", STAMP, &[(9, "unknown_jail")]),
             ("a3", "web1", STAMP, &[(9, "banned")]),
-            // The presence lists the acknowledgement no more.
+            // The presence no longer lists the acknowledgement.
             ("a3", "web1", STAMP, &[]),
             ("a4", "web1", STAMP, &[(9, "banned")]),
             ("a4", "web1", STAMP, &[(9, "pending")]),

@@ -39,7 +39,7 @@ pub(super) async fn is_shared(
     Ok(false)
 }
 
-/// Those of some addresses that the operator banned with fail2ban-client: neither detected (R6) nor imported (R9).
+/// The addresses among these that the operator banned with fail2ban-client: neither detected (R6) nor imported (R9).
 ///
 /// # Errors
 /// Any of [`fail2ban::Fail2banError`], or [`Error::Undone`].

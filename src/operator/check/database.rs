@@ -1,4 +1,4 @@
-//! Checks whether fail2ban's database is readable: every decision about a ban needs it.
+//! Checks whether fail2ban's database is readable: every decision about a ban needs the database.
 
 use std::path::Path;
 

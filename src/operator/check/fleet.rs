@@ -16,8 +16,8 @@ const CLOCK_TOLERANCE_SECS: i64 = 5;
 /// A difference of clocks from which bans of other hosts end noticeably early or late, in seconds.
 const HARMFUL_SKEW_SECS: i64 = 300;
 
-/// The greatest age of an online host's snapshot, in seconds: the refresh takes at most 10 minutes, plus a margin for a
-/// host with many shards.
+/// The greatest age of an online host's snapshot, in seconds: hosts publish it at least every 10 minutes. The margin is for a host with
+/// many shards.
 const MAX_SNAPSHOT_AGE_SECS: i64 = 900;
 
 /// The longest difference that is shown exactly, in seconds.
@@ -89,9 +89,9 @@ fn alone(topic: &Topic, others: &BTreeSet<String>) -> Finding {
     })
 }
 
-/// The hosts with another signing key, or where only one side has a key: one of the two rejects the other's messages.
+/// The hosts with another signing key, or with a key that only one side has: one side rejects the messages of the other.
 fn keys(result: &ProbeResult) -> Vec<Finding> {
-    const NEXT: &str = "set the same MQTT_SIGNING_KEY in mqtt.env on every server, then: \
+    const KEY_FIX: &str = "set the same MQTT_SIGNING_KEY in mqtt.env on every server, then: \
                         systemctl restart f2bmqttsub";
     let refused = result.refusals.iter().map(|(host, refusal)| {
         let how = match refusal {
@@ -107,11 +107,11 @@ fn keys(result: &ProbeResult) -> Vec<Finding> {
         (host, text)
     });
     let all = refused.chain(signed);
-    all.map(|(host, text)| Finding::fault("fleet_key", text).about(host).next(NEXT)).collect()
+    all.map(|(host, text)| Finding::fault("fleet_key", text).about(host).next(KEY_FIX)).collect()
 }
 
-/// By how many seconds a host's clock is ahead of the local one (negative: behind), as far as a stamp proves it: a stamp
-/// may be minutes old, but never in the future.
+/// By how many seconds a host's clock is ahead of the local clock (negative: behind), as far as a stamp proves a
+/// difference. A stamp may be minutes old, but is never in the future.
 fn ahead((stamp, read): (i64, i64)) -> i64 {
     match (stamp - read) / 1000 {
         ahead if ahead > CLOCK_TOLERANCE_SECS => ahead,
@@ -120,7 +120,7 @@ fn ahead((stamp, read): (i64, i64)) -> i64 {
     }
 }
 
-/// The text of a duration, limited because a forged stamp may be centuries off.
+/// The text of a difference. It is limited, because a forged stamp may be centuries away.
 fn skew_text(seconds: i64) -> String {
     if seconds > MAX_SHOWN_SKEW_SECS { "10 years".to_owned() } else { format_duration(seconds) }
 }

@@ -27,7 +27,7 @@ pub(super) struct HostFacts {
     pub(super) no_links: Vec<(PathBuf, bool)>,
     /// Locally modified action files with a newer packaged version beside them.
     pub(super) customised: Vec<PathBuf>,
-    /// Missing action files.
+    /// Action files of the package that are missing.
     pub(super) no_actions: Vec<PathBuf>,
     /// The free space on the file system of the state directory.
     pub(super) room: Option<Room>,
@@ -145,7 +145,7 @@ impl HostFacts {
     }
 
     fn service(&self, settings: &Path) -> Vec<Finding> {
-        const LOG: &str = "journalctl -u f2bmqttsub -n 20";
+        const JOURNAL_COMMAND: &str = "journalctl -u f2bmqttsub -n 20";
         let mut found = Vec::new();
         let none = UnitState {
             load: "loaded".to_owned(),
@@ -179,9 +179,10 @@ impl HostFacts {
             found.push(Finding::ok("service", "the service f2bmqttsub runs"));
         } else if load == "loaded" {
             let (text, next) = match (active.as_str(), status.as_str()) {
-                ("active", _) => {
-                    ("the service f2bmqttsub runs, but does not hold its lock".to_owned(), LOG)
-                }
+                ("active", _) => (
+                    "the service f2bmqttsub runs, but does not hold its lock".to_owned(),
+                    JOURNAL_COMMAND,
+                ),
                 (_, "78") => (
                     "the service f2bmqttsub stopped: its settings are invalid".to_owned(),
                     "fix the settings, then: systemctl restart f2bmqttsub",
@@ -190,9 +191,10 @@ impl HostFacts {
                     "the service f2bmqttsub is not running: this host imports no bans".to_owned(),
                     "systemctl enable --now f2bmqttsub",
                 ),
-                (active, _) => {
-                    (format!("the service f2bmqttsub does not keep running ({active})"), LOG)
-                }
+                (active, _) => (
+                    format!("the service f2bmqttsub does not keep running ({active})"),
+                    JOURNAL_COMMAND,
+                ),
             };
             found.push(Finding::fault("service", text).next(next));
         }

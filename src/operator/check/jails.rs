@@ -19,7 +19,7 @@ pub(super) struct RunningFail2ban {
     pub(super) version: String,
     pub(super) pid: i32,
     pub(super) jails: Vec<RunningJail>,
-    /// Names of jails that no message can carry.
+    /// Names of jails that a message must not contain.
     pub(super) unusable: Vec<String>,
     /// The path of its database; `None` if fail2ban keeps none.
     pub(super) database: Option<PathBuf>,
@@ -46,14 +46,14 @@ pub(super) struct JailAction {
     pub(super) ban: String,
     /// Whether the jail gives it a usable key for AbuseIPDB.
     pub(super) key: bool,
-    /// Of an action that reports to AbuseIPDB: its database and its log.
+    /// The database and the log of an action that reports to AbuseIPDB; empty for others.
     pub(super) files: Vec<(PathBuf, Keeps)>,
 }
 
 /// The configuration on disk, which the server may not have loaded yet.
 #[derive(Debug, Default)]
 pub(super) struct Configured {
-    /// Each jail, and whether it would share its bans.
+    /// Each jail, and whether an action of the jail calls notify.
     pub(super) jails: BTreeMap<Jail, bool>,
     /// The errors that fail2ban reports.
     pub(super) errors: Vec<String>,
@@ -84,7 +84,7 @@ pub(super) fn configured(dump: &str) -> BTreeMap<Jail, bool> {
     jails
 }
 
-/// The `actionban` of an action, as a Python string: only that one counts, because other commands may call notify, too.
+/// The `actionban` of an action, as a Python string. Only `actionban` counts, because other commands may call notify, too.
 fn action_ban(text: &str) -> Option<&str> {
     let (_, rest) = text.split_once("'actionban', ")?;
     let quote = rest.chars().next()?;

@@ -1,4 +1,4 @@
-//! Connects to each broker, and exchanges test messages with itself. Hosts ignore these messages, and brokers do not keep
+//! Connects to each broker, and publishes test messages to itself. Hosts ignore these messages, and brokers do not keep
 //! them.
 
 use std::io;
@@ -173,7 +173,7 @@ impl ProbeListener<'_> {
         ];
         let until = Instant::now() + RETURN_TIMEOUT;
         for (stands_for, topic, object) in messages {
-            // One after another, because a broker may disconnect at the first that it forbids.
+            // One message after another, because a broker may disconnect at the first forbidden one.
             if !self.result.cut {
                 self.publish(stands_for, topic, object);
                 self.wait_for_acknowledgement(until).await;
@@ -326,7 +326,7 @@ impl ProbeListener<'_> {
         }
     }
 
-    /// A host, if it is not this one.
+    /// The host, unless it is this host.
     fn unless_own(&self, host: Option<&HostName>) -> Option<HostName> {
         host.filter(|host| **host != self.config.node).cloned()
     }

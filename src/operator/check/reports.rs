@@ -1,4 +1,4 @@
-//! Checks of the reports to AbuseIPDB (R23). Pure. They never show the key, and never send it.
+//! Checks of the reports to AbuseIPDB (R23). Pure. They never show or send the API key.
 
 use std::io;
 use std::path::Path;
@@ -20,7 +20,7 @@ pub(super) enum KeyState {
     Missing,
     /// The file contains no key.
     None,
-    /// The file has an invalid key; the reporter uses no other instead.
+    /// The file has an invalid key. The reporter then uses no key at all, not even that of the jail.
     Broken,
     Usable,
 }
@@ -85,7 +85,7 @@ pub(super) fn queue(
     key: &Path,
     now: i64,
 ) -> Option<Finding> {
-    const LOG: &str = "tail /var/log/abuseipdb/abuseipdb.log";
+    const LOG_COMMAND: &str = "tail /var/log/abuseipdb/abuseipdb.log";
     if !jails.iter().any(|jail| jail.actions.iter().any(reports)) {
         return None;
     }
@@ -117,12 +117,12 @@ pub(super) fn queue(
                 Finding::warning("report_queue", text)
                     .next("nothing to do: the reporter continues when AbuseIPDB resets the limit")
             } else {
-                Finding::fault("report_queue", text).next(LOG)
+                Finding::fault("report_queue", text).next(LOG_COMMAND)
             }
         }
         _ if oldest.is_some_and(|at| now.saturating_sub(at) > MAX_REPORT_AGE_SECS) => {
             Finding::warning("report_queue", format!("reports to AbuseIPDB are delayed: {queue}"))
-                .next(LOG)
+                .next(LOG_COMMAND)
         }
         Some(LastCall { at, .. }) => {
             let ago = format_age(*at, now);
@@ -332,60 +332,61 @@ mod tests {
 
     #[test]
     fn reporting_jail_needs_a_key_and_must_not_count_bans() {
-        const OURS: &str = "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh '' \"<matches>\"";
-        const AUTH: &str = "/var/log/auth.log";
+        const REPORTER_ACTION: &str =
+            "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh '' \"<matches>\"";
+        const AUTH_LOG: &str = "/var/log/auth.log";
         let table = [
-            (jail("a", "true", false, AUTH), KeyState::Missing, None, vec![]),
+            (jail("a", "true", false, AUTH_LOG), KeyState::Missing, None, vec![]),
             (
-                jail("a", OURS, false, AUTH),
+                jail("a", REPORTER_ACTION, false, AUTH_LOG),
                 KeyState::Usable,
                 None,
                 vec![("report_key", Status::Ok)],
             ),
             (
-                jail("a", OURS, false, AUTH),
+                jail("a", REPORTER_ACTION, false, AUTH_LOG),
                 KeyState::Missing,
                 None,
                 vec![("report_key", Status::Fault)],
             ),
             (
-                jail("a", OURS, false, AUTH),
+                jail("a", REPORTER_ACTION, false, AUTH_LOG),
                 KeyState::None,
                 None,
                 vec![("report_key", Status::Fault)],
             ),
             (
-                jail("a", OURS, true, AUTH),
+                jail("a", REPORTER_ACTION, true, AUTH_LOG),
                 KeyState::Missing,
                 None,
                 vec![("report_key", Status::Warning)],
             ),
             (
-                jail("a", OURS, true, AUTH),
+                jail("a", REPORTER_ACTION, true, AUTH_LOG),
                 KeyState::Broken,
                 None,
                 vec![("report_key", Status::Fault)],
             ),
             (
-                jail("a", OURS, false, AUTH),
+                jail("a", REPORTER_ACTION, false, AUTH_LOG),
                 KeyState::Usable,
                 Some("0644"),
                 vec![("report_key_file", Status::Warning), ("report_key", Status::Ok)],
             ),
             (
-                jail("a", OURS, false, AUTH),
+                jail("a", REPORTER_ACTION, false, AUTH_LOG),
                 KeyState::None,
                 Some("a warning"),
                 vec![("report_key_file", Status::Warning), ("report_key", Status::Fault)],
             ),
             (
-                jail("recidive", OURS, false, "/var/log/fail2ban.log"),
+                jail("recidive", REPORTER_ACTION, false, "/var/log/fail2ban.log"),
                 KeyState::Usable,
                 None,
                 vec![("report_key", Status::Ok), ("report_recidive", Status::Fault)],
             ),
             (
-                jail("a", "curl https://api.abuseipdb.com/api/v2/report", true, AUTH),
+                jail("a", "curl https://api.abuseipdb.com/api/v2/report", true, AUTH_LOG),
                 KeyState::Missing,
                 None,
                 vec![("report_action", Status::Fault)],
@@ -396,7 +397,10 @@ mod tests {
             let found: Vec<_> = found.map(|finding| (finding.id, finding.state)).collect();
             assert_eq!(found, expected);
         }
-        let two = [jail("a", OURS, false, AUTH), jail("b", OURS, false, AUTH)];
+        let two = [
+            jail("a", REPORTER_ACTION, false, AUTH_LOG),
+            jail("b", REPORTER_ACTION, false, AUTH_LOG),
+        ];
         let found = findings(&two, Path::new("/k"), &KeyState::Missing, None);
         assert_eq!(
             found[0].text,

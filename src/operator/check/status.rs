@@ -46,13 +46,13 @@ pub(super) fn findings(
 
 /// The finding about the daemon's own link, which the probe of `check` does not use.
 fn link(link: &LinkStatus, now: i64) -> Finding {
-    const LOG: &str = "journalctl -u f2bmqttsub -n 20";
+    const JOURNAL_COMMAND: &str = "journalctl -u f2bmqttsub -n 20";
     let LinkStatus { state, broker, error, since, reconnects } = link;
     let error = error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
     if *state == LinkState::Down {
         let since = format_duration(now.saturating_sub(*since));
         let text = format!("the daemon has had no connection to {broker} for {since}{error}");
-        return Finding::fault("link", text).next(LOG);
+        return Finding::fault("link", text).next(JOURNAL_COMMAND);
     }
     if *reconnects < RECONNECTS_WARNING_LIMIT {
         return Finding::ok("link", format!("the daemon is connected to {broker}"));
@@ -62,7 +62,7 @@ fn link(link: &LinkStatus, now: i64) -> Finding {
         "the daemon had to reconnect to {broker} {reconnects} times within the last hour{error}"
     );
     make("link", text).next(format!(
-        "{LOG}\n\
+        "{JOURNAL_COMMAND}\n\
          if another client has this host's client ID (mosquitto: use_username_as_clientid): give each host a separate login"
     ))
 }
@@ -121,7 +121,7 @@ fn table(full: &FullTable, now: i64) -> Finding {
 /// The finding about clocks that differ by more than a day. The daemon knows only the difference: the more hosts are
 /// ahead, the likelier this host is behind.
 fn ahead(hosts: &[AheadHost], peers: usize) -> Option<Finding> {
-    const NEXT: &str = "check the clocks of this host and of the other hosts: timedatectl (systemd-timesyncd or chrony keeps a clock right)";
+    const CLOCK_FIX: &str = "check the clocks of this host and of the other hosts: timedatectl (systemd-timesyncd or chrony keeps a clock right)";
     let first = hosts.first()?;
     let finding = if hosts.len() >= 2 || hosts.len() >= peers {
         let names: Vec<&str> =
@@ -145,7 +145,7 @@ fn ahead(hosts: &[AheadHost], peers: usize) -> Option<Finding> {
         );
         Finding::warning("clock_ahead", text)
     };
-    Some(finding.next(NEXT))
+    Some(finding.next(CLOCK_FIX))
 }
 
 #[cfg(test)]

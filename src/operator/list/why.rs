@@ -59,7 +59,7 @@ impl Explanation<'_> {
         text
     }
 
-    /// Why this host bans it in a jail in which no snapshot lists it.
+    /// Why this host bans the address in a jail in which no snapshot lists the address.
     fn describe_unlisted(&self, decision: &LocalDecision, jail: &Jail) -> String {
         let Self { me, address, .. } = self;
         let of: Vec<_> = decision.imported.iter().filter(|(of, _)| of == jail).collect();

@@ -1,4 +1,4 @@
-//! The status as one JSON object. Its field names are a contract, described in the help.
+//! Renders the status as one JSON object. Its field names are a contract, described in the help.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! The status as lines and tables for people.
+//! Renders the status as lines and tables for people.
 
 use std::collections::BTreeSet;
 use std::fmt::{Display, Write as _};

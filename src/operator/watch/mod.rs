@@ -1,7 +1,7 @@
 //! `f2bmqtt watch`: a live screen on a terminal, or one line per event in a pipe.
 
-pub mod screen;
-pub mod seen;
+mod screen;
+mod seen;
 
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
@@ -113,7 +113,7 @@ impl FeedListener {
     /// Subscribes to missing shards.
     fn request_missing(&mut self) {
         let hosts = match self.model.fetch().next(now_millis()) {
-            FetchStep::Ask(hosts) => hosts,
+            FetchStep::Request(hosts) => hosts,
             FetchStep::Done => self.model.fetch().new_shards(),
             FetchStep::Listen(_) => Vec::new(),
         };

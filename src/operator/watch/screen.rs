@@ -16,18 +16,18 @@ use crate::wire::HostName;
 
 /// The parts of the screen that the model does not have.
 #[derive(Debug)]
-pub struct Screen {
+pub(super) struct Screen {
     /// This host, and the fleet's topic.
-    pub title: String,
+    pub(super) title: String,
     /// The connected broker, or why the connection failed.
-    pub broker: Result<String, String>,
+    pub(super) broker: Result<String, String>,
     /// The terminal may show colours.
-    pub colour: bool,
+    pub(super) colour: bool,
 }
 
 impl Screen {
     /// Draws one frame.
-    pub fn draw(&self, frame: &mut Frame<'_>, model: &mut WatchModel, clock: &Clock) {
+    pub(super) fn draw(&self, frame: &mut Frame<'_>, model: &mut WatchModel, clock: &Clock) {
         let bans = model.count(clock.now * 1000).clone();
         let hosts =
             u16::try_from(model.view().hosts().len().max(bans.jails.len())).unwrap_or(u16::MAX);

@@ -13,12 +13,11 @@ use crate::wire::{Action, Address, Event, HostName, HostState, Jail, Reason};
 const MAX_ITEMS: usize = 500;
 
 /// The number of seconds that the rate covers.
-pub const RATE_SECONDS: usize = 60;
+pub(super) const RATE_SECONDS: usize = 60;
 
 /// A ban, an unban, or a change of a host's presence.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum FeedItem {
+pub(super) enum FeedItem {
     /// A ban or an unban. `bantime` is in seconds: -1 is permanent, 0 is unknown.
     Event {
         action: Action,
@@ -34,7 +33,7 @@ pub enum FeedItem {
 
 /// The state of the screen. Times are in milliseconds since 1970, except where noted.
 #[derive(Debug)]
-pub struct WatchModel {
+pub(super) struct WatchModel {
     fetch: SnapshotFetch,
     /// The fleet has a signing key.
     signed: bool,
@@ -52,17 +51,15 @@ pub struct WatchModel {
 
 /// The number of bans in total, by jail, and by host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct BanCounts {
-    pub all: usize,
-    pub jails: BTreeMap<Jail, usize>,
-    pub hosts: BTreeMap<HostName, usize>,
+pub(super) struct BanCounts {
+    pub(super) all: usize,
+    pub(super) jails: BTreeMap<Jail, usize>,
+    pub(super) hosts: BTreeMap<HostName, usize>,
 }
 
 impl WatchModel {
     /// An empty model. `signed`: the fleet has a signing key.
-    #[must_use]
-    pub fn new(signed: bool, now: i64) -> Self {
+    pub(super) fn new(signed: bool, now: i64) -> Self {
         Self {
             fetch: SnapshotFetch::new(signed, BROKER_LATENCY_MS, now),
             signed,
@@ -76,24 +73,23 @@ impl WatchModel {
     }
 
     /// Starts a new fetch, because the link is up.
-    pub fn connected(&mut self, now: i64) {
+    pub(super) fn connected(&mut self, now: i64) {
         self.fetch = SnapshotFetch::new(self.signed, BROKER_LATENCY_MS, now);
         self.counted_at = 0;
     }
 
     /// The fetch of the retained messages.
-    pub fn fetch(&mut self) -> &mut SnapshotFetch {
+    pub(super) fn fetch(&mut self) -> &mut SnapshotFetch {
         &mut self.fetch
     }
 
     /// The state of the fleet.
-    #[must_use]
-    pub fn view(&self) -> &FleetView {
+    pub(super) fn view(&self) -> &FleetView {
         &self.fetch.view
     }
 
     /// Applies a message. Returns the new item, if the message is one.
-    pub fn apply(&mut self, message: &Admitted, now: i64) -> Option<FeedItem> {
+    pub(super) fn apply(&mut self, message: &Admitted, now: i64) -> Option<FeedItem> {
         self.advance(now);
         if let Some(host) = message.source().host() {
             let host = host.clone();
@@ -139,7 +135,7 @@ impl WatchModel {
     }
 
     /// Advances the rate to `now`.
-    pub fn advance(&mut self, now: i64) {
+    pub(super) fn advance(&mut self, now: i64) {
         let second = now / 1000;
         for _ in self.second..second.min(self.second + i64::try_from(RATE_SECONDS).unwrap_or(0)) {
             self.rate.pop_front();
@@ -149,7 +145,7 @@ impl WatchModel {
     }
 
     /// Counts the bans, at most once a second, because a count of a large fleet takes long.
-    pub fn count(&mut self, now: i64) -> &BanCounts {
+    pub(super) fn count(&mut self, now: i64) -> &BanCounts {
         if now - self.counted_at >= 1000 {
             self.counted_at = now;
             let mut count = BanCounts::default();
@@ -167,24 +163,22 @@ impl WatchModel {
     }
 
     /// The items, the newest first, with their times in seconds since 1970.
-    pub fn items(&self) -> impl Iterator<Item = &(i64, FeedItem)> {
+    pub(super) fn items(&self) -> impl Iterator<Item = &(i64, FeedItem)> {
         self.items.iter()
     }
 
     /// The number of bans in each of the last seconds, the current one last.
-    #[must_use]
-    pub fn rate(&self) -> Vec<u64> {
+    pub(super) fn rate(&self) -> Vec<u64> {
         self.rate.iter().copied().collect()
     }
 }
 
-/// The assumed latency of the broker, in milliseconds. The screen does not wait for it.
+/// The assumed latency of the broker, in milliseconds. The screen cannot wait to measure the latency.
 const BROKER_LATENCY_MS: i64 = 100;
 
 impl FeedItem {
     /// The columns: event, address, jail, host, details.
-    #[must_use]
-    pub fn columns(&self) -> [String; 5] {
+    pub(super) fn columns(&self) -> [String; 5] {
         match self {
             Self::Event { action, address, jail, host, bantime, reason } => {
                 let details = match (action, reason, bantime) {
