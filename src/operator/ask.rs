@@ -70,9 +70,10 @@ pub fn ssh_client_addresses() -> BTreeSet<IpAddr> {
     let mut process = std::os::unix::process::parent_id().cast_signed();
     for _ in 0..MAX_ANCESTORS {
         let environment = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
-        let variables =
-            environment.split(|byte| *byte == 0).filter_map(|one| str::from_utf8(one).ok());
-        let connections = variables.filter_map(|one| one.strip_prefix("SSH_CONNECTION="));
+        let variables = environment
+            .split(|byte| *byte == 0)
+            .filter_map(|variable| str::from_utf8(variable).ok());
+        let connections = variables.filter_map(|variable| variable.strip_prefix("SSH_CONNECTION="));
         addresses.extend(connections.filter_map(ssh_client_address));
         let Some(parent) = parent(process) else { break };
         process = parent;

@@ -42,7 +42,7 @@ fn check_name<'a, T: Ord + std::fmt::Display>(
     if known.is_empty() || known.contains(name) {
         return Ok(());
     }
-    let names: Vec<String> = known.iter().map(|one| sanitize(text(one)).into_owned()).collect();
+    let names: Vec<String> = known.iter().map(|name| sanitize(text(name)).into_owned()).collect();
     let more = names.len().saturating_sub(MAX_NAMES);
     let shown = list(&names[..names.len() - more]);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };

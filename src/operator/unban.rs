@@ -262,8 +262,8 @@ mod tests {
         Unban { me: host, jail: None, id, addresses }
     }
 
-    fn jails(of: &[&str]) -> BTreeSet<Jail> {
-        of.iter().map(|name| Jail::new(name).unwrap()).collect()
+    fn jails(names: &[&str]) -> BTreeSet<Jail> {
+        names.iter().map(|name| Jail::new(name).unwrap()).collect()
     }
 
     fn names(jails: &[Jail]) -> Vec<&str> {

@@ -247,7 +247,7 @@ mod tests {
                 "a2: not banned (no jail `web`)",
                 "a3: banned",
                 "a4: not banned yet (fail2ban is busy or down)",
-                "a5: not banned (in its ignoreip, or its own address, or the broker's)",
+                "a5: not banned (in its ignoreip, or an address of that host or of the broker)",
                 "a6: not banned (its MQTT_JAILS or MQTT_NOT_JAILS excludes jail `web`)",
                 "a7: not banned (rejected: later)",
                 "b1: no reply yet",

@@ -208,7 +208,7 @@ impl BanRun {
     }
 
     fn addresses(&self) -> Vec<Address> {
-        self.issued.iter().map(|one| one.address).collect()
+        self.issued.iter().map(|ban| ban.address).collect()
     }
 
     /// Requests acknowledgements of the last batch. Waits until this host's snapshot lists the new bans, if a daemon
@@ -220,7 +220,7 @@ impl BanRun {
     ) -> Result<(), Error> {
         let until = Instant::now() + ACK_TIMEOUT;
         let batch = self.issued.chunks(MAX_ACKS).last().unwrap_or_default();
-        let batch: Vec<Address> = batch.iter().map(|one| one.address).collect();
+        let batch: Vec<Address> = batch.iter().map(|ban| ban.address).collect();
         let requests: Vec<_> = batch.iter().map(|address| self.acks.request(*address)).collect();
         client.publish(&requests).await?;
         loop {
@@ -243,20 +243,20 @@ impl BanRun {
 
     fn is_published(&self, view: &FleetView) -> bool {
         let me = view.hosts().get(&self.me);
-        let mut new = self.issued.iter().filter(|one| !one.already_banned);
-        new.all(|one| me.is_some_and(|me| me.lists(&self.jail, one.address)))
+        let mut new = self.issued.iter().filter(|ban| !ban.already_banned);
+        new.all(|ban| me.is_some_and(|me| me.lists(&self.jail, ban.address)))
     }
 
     fn print_result(&self, view: &FleetView, json: bool) {
         let Self { jail, me, issued, .. } = self;
         let results = self.acks.results(view, &self.addresses());
         if json {
-            let bans = issued.iter().map(|one| {
+            let bans = issued.iter().map(|ban| {
                 json!({
-                    "ip": one.address.to_string(),
-                    "already_banned": one.already_banned,
-                    "seconds": (one.seconds >= 0).then_some(one.seconds),
-                    "acks": self.acks.acks(one.address),
+                    "ip": ban.address.to_string(),
+                    "already_banned": ban.already_banned,
+                    "seconds": (ban.seconds >= 0).then_some(ban.seconds),
+                    "acks": self.acks.acks(ban.address),
                 })
             });
             let mut all = AckCollector::to_json(&results);

@@ -88,7 +88,8 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
     host.namesake =
         host.is_running() && status.as_ref().is_ok_and(|status| status.own_duplicate.is_some());
     if let (true, Ok(status)) = (host.is_running(), &status) {
-        host.duplicates = status.duplicates.iter().map(|one| one.host.clone()).collect();
+        host.duplicates =
+            status.duplicates.iter().map(|duplicate| duplicate.host.clone()).collect();
     }
     let mut found = settings::findings(config, &path);
     if let Ok(config) = config {

@@ -64,18 +64,24 @@ async fn probe_broker(config: &Config, broker: &Broker, instance: &str) -> Broke
     // A separate client ID leaves the daemon's connection alone. The mark is not a number, unlike shard indices.
     let mark = format!("m{:x}", random::chance().to_bits() >> 28);
     let id = format!("f2bmqtt-{}-check-{mark}", config.node);
-    let own = config.topic.retained(&format!("state/{}/check/{mark}", config.node));
+    let test_topic = config.topic.retained(&format!("state/{}/check/{mark}", config.node));
     let only = Config { brokers: vec![broker.clone()], ..config.clone() };
-    let refused = connect_as_daemon(&only, &id, &own).await;
+    let refused = connect_as_daemon(&only, &id, &test_topic).await;
     if let Some(why) = refused.as_ref().filter(|why| why.stage == ConnectStage::Login) {
         return BrokerReach::Rejected { ports, why: why.clone() };
     }
     let home = config.ha_prefix.as_ref().map(|prefix| homeassistant::topics(prefix, &config.node));
-    let others = home.iter().flatten().cloned().chain([own.clone()]).collect();
+    let others = home.iter().flatten().cloned().chain([test_topic.clone()]).collect();
     let client = ClientOptions { id, persistent: false, topics: Vec::new(), others, will: None };
     let result = ProbeResult { refused_as_daemon: refused.clone(), ..ProbeResult::default() };
-    let mut listener =
-        ProbeListener { link: MqttLink::new(&only, client), config, instance, mark, own, result };
+    let mut listener = ProbeListener {
+        link: MqttLink::new(&only, client),
+        config,
+        instance,
+        mark,
+        test_topic,
+        result,
+    };
     match listener.link.event().await {
         LinkEvent::Lost { why, .. } => BrokerReach::Rejected { ports, why: refused.unwrap_or(why) },
         _ => BrokerReach::Connected { ports, result: Box::new(listener.listen().await) },
@@ -85,9 +91,9 @@ async fn probe_broker(config: &Config, broker: &Broker, instance: &str) -> Broke
 /// Connects with a persistent session and a retained last will, as the daemon does. Returns why the broker refuses, if so.
 /// The will is empty, so that the broker keeps nothing even if this process is killed. The session has no subscriptions,
 /// and is removed.
-async fn connect_as_daemon(only: &Config, id: &str, own: &str) -> Option<DisconnectReason> {
+async fn connect_as_daemon(only: &Config, id: &str, test_topic: &str) -> Option<DisconnectReason> {
     let (topics, others) = (Vec::new(), Vec::new());
-    let will = Some((own.to_owned(), String::new()));
+    let will = Some((test_topic.to_owned(), String::new()));
     let client = ClientOptions { id: id.to_owned(), persistent: true, topics, others, will };
     let mut link = MqttLink::new(only, client);
     if let LinkEvent::Lost { why, .. } = link.event().await {
@@ -145,7 +151,7 @@ struct ProbeListener<'a> {
     /// The mark in each message of this probe.
     mark: String,
     /// The test topic below this host's snapshot. No host subscribes that deep.
-    own: String,
+    test_topic: String,
     result: ProbeResult,
 }
 
@@ -163,11 +169,12 @@ impl ProbeListener<'_> {
         let event = parse_object(&self.event().encode());
         let presence = parse_object(&self.presence().encode());
         let (ban, unban, host) = (topic.event("ban"), topic.event("unban"), topic.presence(node));
-        let (state, own) = (topic.retained(&format!("state/{node}")), self.own.clone());
+        let (state, test_topic) =
+            (topic.retained(&format!("state/{node}")), self.test_topic.clone());
         let messages = [
             (&ban, &ban, event.clone()),
             (&unban, &unban, event),
-            (&state, &own, Map::new()),
+            (&state, &test_topic, Map::new()),
             // This host's presence, unchanged except for the mark.
             (&host, &host, presence),
         ];
@@ -183,7 +190,7 @@ impl ProbeListener<'_> {
             .await;
         let is_writable = self.result.probes.iter().any(|probe| probe.back && probe.topic == state);
         if is_writable && !self.result.cut {
-            self.probe_retained(&own).await;
+            self.probe_retained(&test_topic).await;
         }
         let is_alone = self.result.presences.iter().all(|(host, _)| host == node);
         if is_alone && !self.result.cut {
@@ -207,19 +214,19 @@ impl ProbeListener<'_> {
     }
 
     /// Publishes a retained message as large as a shard, subscribes to its topic, and clears it.
-    async fn probe_retained(&mut self, own: &str) {
+    async fn probe_retained(&mut self, topic: &str) {
         let shard = json!({ MARK_FIELD: self.numbered_mark(self.result.probes.len()), "fill": "x".repeat(SHARD_BYTES) });
         self.result.shard = Some(ShardProbe::default());
         let until = Instant::now() + RETURN_TIMEOUT;
         let shard = shard.to_string().into_bytes();
-        self.link.publish_retained_tracked(SHARD_PROBE.to_owned(), own.to_owned(), shard);
+        self.link.publish_retained_tracked(SHARD_PROBE.to_owned(), topic.to_owned(), shard);
         self.wait_for_shard(until, |shard| shard.acknowledged && shard.arrivals > 0).await;
         if !self.result.cut {
-            self.link.subscribe(&[own.to_owned()]);
+            self.link.subscribe(&[topic.to_owned()]);
             self.wait_for_shard(until, |shard| shard.arrivals > 1).await;
         }
         if !self.result.cut {
-            self.link.publish_retained_tracked(String::new(), own.to_owned(), Vec::new());
+            self.link.publish_retained_tracked(String::new(), topic.to_owned(), Vec::new());
             // The disconnect waits until the broker acknowledges this.
         }
     }

@@ -252,7 +252,8 @@ mod tests {
             Keeps::Log => Ok(vec!["/srv is writable by every user".to_owned()]),
             _ => Err(Fault { what: "a".to_owned(), cure: "b".to_owned() }.into()),
         });
-        let found: Vec<_> = found.iter().map(|one| (one.state, one.text.as_str())).collect();
+        let found: Vec<_> =
+            found.iter().map(|finding| (finding.state, finding.text.as_str())).collect();
         let expected = [
             (Status::Fault, "the reporter cannot use /srv/db: a"),
             (Status::Warning, "/srv is writable by every user; the reporter keeps /srv/log there"),

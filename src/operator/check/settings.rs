@@ -38,22 +38,25 @@ pub(super) fn findings(settings: &Result<Config, Error>, path: &Path) -> Vec<Fin
 
 /// The certificates that expire soon: an expired one makes connections fail.
 pub(super) fn certificates(all: &[Certificate], now: i64) -> Vec<Finding> {
-    let (soon, later): (Vec<_>, Vec<_>) = all.iter().partition(|one| one.ends_soon(now));
+    let (soon, later): (Vec<_>, Vec<_>) =
+        all.iter().partition(|certificate| certificate.ends_soon(now));
     let mut found: Vec<Finding> = soon
         .into_iter()
-        .map(|one| {
-            let (title, date) = (one.title(), date(one.ends));
+        .map(|certificate| {
+            let (title, date) = (certificate.title(), date(certificate.ends));
             let next = "renew the certificate; unless it is the CA's own, the same CA must issue the new one\n\
                         the service loads the new file when it reconnects";
-            if one.ends <= now {
+            if certificate.ends <= now {
                 return Finding::fault("certificate", format!("{title} expired on {date}")).next(next);
             }
-            let left = format_duration(one.ends - now);
+            let left = format_duration(certificate.ends - now);
             let text = format!("{title} expires on {date}, in {left}");
             Finding::warning("certificate", text).next(next)
         })
         .collect();
-    if let Some(first) = later.into_iter().min_by_key(|one| one.ends).filter(|_| found.is_empty()) {
+    if let Some(first) =
+        later.into_iter().min_by_key(|certificate| certificate.ends).filter(|_| found.is_empty())
+    {
         let text = format!("all certificates are valid until {} or longer", date(first.ends));
         found.push(Finding::ok("certificate", text));
     }

@@ -286,7 +286,8 @@ mod tests {
                 (0..count).map(|n| AheadHost { host: format!("web{n}"), at: NOW }).collect();
             let status = DaemonStatus { ahead, peers, ..DaemonStatus::default() };
             let found = shown(&Ok(status));
-            let clock: Vec<_> = found.iter().filter(|one| one.id == "clock_ahead").collect();
+            let clock: Vec<_> =
+                found.iter().filter(|finding| finding.id == "clock_ahead").collect();
             assert_eq!((clock.len(), clock[0].state), (1, state), "{count} of {peers}");
             assert!(clock[0].text.contains(text), "{text}: {}", clock[0].text);
             assert!(clock[0].next[0].contains("timedatectl"));

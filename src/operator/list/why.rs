@@ -62,9 +62,10 @@ impl Explanation<'_> {
     /// Why this host bans the address in a jail in which no snapshot lists the address.
     fn describe_unlisted(&self, decision: &LocalDecision, jail: &Jail) -> String {
         let Self { me, address, .. } = self;
-        let of: Vec<_> = decision.imported.iter().filter(|(of, _)| of == jail).collect();
-        if !of.is_empty() {
-            let hosts = names(&of.into_iter().map(|(_, host)| host.clone()).collect::<Vec<_>>());
+        let origins = decision.imported.iter().filter(|(imported, _)| imported == jail);
+        let origins: Vec<HostName> = origins.map(|(_, host)| host.clone()).collect();
+        if !origins.is_empty() {
+            let hosts = names(&origins);
             return format!(
                 "This host ({me}): banned in jail `{jail}`, imported from {hosts}. No snapshot lists the ban, because hosts \
                  that run the scripts publish no snapshot. To unban the address everywhere: f2bmqtt unban {address}"
@@ -135,7 +136,7 @@ impl Explanation<'_> {
                 "banned".to_owned()
             };
         }
-        let lifted = decision.lifted.iter().filter(|(of, _)| of == jail);
+        let lifted = decision.lifted.iter().filter(|(lifted, _)| lifted == jail);
         let lifted: Vec<_> = lifted.map(|(_, host)| host.clone()).collect();
         if !lifted.is_empty() {
             let hosts = names(&lifted);
