@@ -225,9 +225,9 @@ mod tests {
     const NOW: i64 = 1_795_342_600;
 
     /// A call this many seconds ago. The error may be empty.
-    fn call(age: i64, error: &str) -> Option<LastCall> {
+    fn call(age: i64, error: &str) -> LastCall {
         let error = (!error.is_empty()).then(|| error.to_owned());
-        Some(LastCall { at: NOW - age, error })
+        LastCall { at: NOW - age, error }
     }
 
     fn jail(name: &str, ban: &str, key: bool, log: &str) -> RunningJail {
@@ -276,21 +276,21 @@ mod tests {
             (
                 1,
                 Some(60),
-                call(5, ""),
+                Some(call(5, "")),
                 Status::Ok,
                 "the last call to AbuseIPDB was 5s ago; 1 report is pending for 1m",
             ),
             (
                 0,
                 None,
-                call(300, refused),
+                Some(call(300, refused)),
                 Status::Ok,
                 "the last call to AbuseIPDB was 5m ago; no report is pending",
             ),
             (
                 2,
                 Some(300),
-                call(60, refused),
+                Some(call(60, refused)),
                 Status::Fault,
                 "reports to AbuseIPDB fail: AbuseIPDB refuses the API key (HTTP 401) (1m ago); \
                  2 reports are pending, the oldest for 5m",
@@ -298,21 +298,21 @@ mod tests {
             (
                 1,
                 Some(60),
-                call(5, "no connection to x: y"),
+                Some(call(5, "no connection to x: y")),
                 Status::Fault,
                 "reports to AbuseIPDB fail: no connection to x: y",
             ),
             (
                 1,
                 Some(60),
-                call(5, "the daily limit is reached"),
+                Some(call(5, "the daily limit is reached")),
                 Status::Warning,
                 "the daily limit is reached",
             ),
             (
                 1,
                 Some(7200),
-                call(5, ""),
+                Some(call(5, "")),
                 Status::Warning,
                 "are delayed: 1 report is pending for 2h",
             ),

@@ -284,7 +284,7 @@ mod tests {
         for (count, peers, state, text) in table {
             let ahead =
                 (0..count).map(|n| AheadHost { host: format!("web{n}"), at: NOW }).collect();
-            let status = DaemonStatus { ahead, peers, ..DaemonStatus::default() };
+            let status = DaemonStatus { peers, ahead, ..DaemonStatus::default() };
             let found = shown(&Ok(status));
             let clock: Vec<_> =
                 found.iter().filter(|finding| finding.id == "clock_ahead").collect();
