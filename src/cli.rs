@@ -31,13 +31,13 @@ use crate::notify::NotifyCall;
     subcommand_required = true
 )]
 pub struct Cli {
-    #[allow(missing_docs)]
+    /// Always present: clap rejects a call without a command.
     #[command(subcommand)]
     pub command: Command,
 }
 
 /// The fields of the [status file](crate::daemon::status).
-const STATUS_FILE: &str = "The daemon writes its state to /run/f2bmqtt/status.json, which only root can read: at every \
+const STATUS_FILE_HELP: &str = "The daemon writes its state to /run/f2bmqtt/status.json, which only root can read: at every \
         change, at most once a second, and at least every 60 seconds. The file holds one JSON object; \
         times are in seconds since 1970:\n  \
         version, since            the version of the daemon, and when it\n                            \
@@ -82,7 +82,7 @@ pub enum Command {
     Notify(NotifyArgs),
     #[command(
         about = "Share bans with the fleet until stopped; run by the service f2bmqttsub",
-        after_help = STATUS_FILE
+        after_help = STATUS_FILE_HELP
     )]
     Subscribe,
     /// End the open connections of a banned address; called by fail2ban's actions

@@ -86,8 +86,8 @@ fn report_ban(paths: &Paths) -> Result<(), Error> {
         return Ok(());
     }
     // Log lines need not be UTF-8.
-    let text = |argument: &OsString| argument.to_string_lossy().into_owned();
-    let arguments: Vec<_> = arguments.iter().map(text).collect();
+    let arguments: Vec<_> =
+        arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
     let call = call::ReportCall::from_args(&arguments);
     if call.key == "--actionstart" {
         return call::start(&call.comment, &call.address);

@@ -83,7 +83,11 @@ fn wrong_usage_is_exit_code_2() {
             &["ban", "sshd", "192.0.2.0/24"],
             "IP must be one IPv4 or IPv6 address, not 192.0.2.0/24",
         ),
-        ("f2bmqtt", &["ban", "sshd", "127.0.0.1"], "IP 127.0.0.1 is no address of another machine"),
+        (
+            "f2bmqtt",
+            &["ban", "sshd", "127.0.0.1"],
+            "IP 127.0.0.1 is not an address of another machine",
+        ),
         ("f2bmqtt", &["unban", "\u{1b}[2J"], "IP must be one IPv4 or IPv6 address, not \\u{1b}[2J"),
         ("f2bmqtt", &["unban", "192.0.2.1", "--jail", "a b"], "--jail must be the name of a jail"),
         ("f2bmqtt", &["forget", "a/b"], "HOST must be a name"),

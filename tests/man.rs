@@ -308,7 +308,7 @@ fn the_help_of_check_names_every_check() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/operator/check");
     let files = std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
     let code: String = files
-        .filter(|path| !path.ends_with("finding.rs"))
+        .filter(|path| path.is_file() && !path.ends_with("finding.rs"))
         .map(|path| std::fs::read_to_string(path).unwrap())
         .collect();
     let made = ["ok(", "warning(", "fault("];

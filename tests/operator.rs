@@ -197,11 +197,11 @@ fn the_fleet_is_seen_from_any_host() {
     });
     web2.sh("fail2ban-client set sshd banip 203.0.113.77");
     assert!(why(web2, "203.0.113.77").contains(
-        "No host's snapshot lists 203.0.113.77.\nThis host (web2): banned in jail sshd by a local ban"
+        "No host's snapshot lists 203.0.113.77.\nThis host (web2): banned in jail `sshd` by a local ban"
     ));
     // What was banned by fail2ban alone the fleet can be told of later.
     let told = web2.sh("f2bmqtt ban sshd 203.0.113.77");
-    assert!(told.starts_with("203.0.113.77 is banned in sshd, for "), "{told}");
+    assert!(told.starts_with("203.0.113.77 is banned in jail `sshd` for "), "{told}");
     for host in [web1, db1] {
         eventually("the fleet bans it", || host.bans("sshd", "203.0.113.77"));
     }
@@ -246,10 +246,10 @@ fn what_the_operator_does_the_fleet_obeys() {
     );
     let refused = [
         ("ban web 203.0.113.0/24", "not 203.0.113.0/24"),
-        ("ban web 127.0.0.1", "is no address of another machine"),
+        ("ban web 127.0.0.1", "is not an address of another machine"),
         ("ban web 10.213.77.12", "the address is this host's own"),
         ("ban web 10.213.77.11", "the address is the broker's"),
-        ("ban nope 203.0.113.31", "has no jail nope"),
+        ("ban nope 203.0.113.31", "has no jail `nope`"),
         ("ban web 198.51.100.{1..11}", "Ban 11 addresses on every host? Nothing was done"),
         ("unban 198.51.100.{1..11}", "Unban 11 addresses on every host? Nothing was done"),
     ];
@@ -299,7 +299,9 @@ fn what_the_operator_does_the_fleet_obeys() {
     });
     let away = web1.try_sh("f2bmqtt unban 203.0.113.40").unwrap_err();
     assert!(away.contains("web2: offline; applies the unban when it reconnects"), "{away}");
-    assert!(web1.try_sh("f2bmqtt forget web3").unwrap_err().contains("it knows: db1, web1, web2"));
+    assert!(
+        web1.try_sh("f2bmqtt forget web3").unwrap_err().contains("The fleet has db1, web1, web2")
+    );
     assert!(web1.try_sh("f2bmqtt forget db1").unwrap_err().contains("db1 is connected"));
     assert!(web1.bans("web", "203.0.113.20"));
     assert_eq!(web1.sh("f2bmqtt forget web2"), shown("forget", "f2bmqtt forget web2"));
@@ -337,7 +339,7 @@ fn hosts_that_do_not_exist(rig: &Rig) {
     eventually("an event is enough for a ban", || web1.bans("web", "203.0.113.50"));
     assert!(!web1.sh("f2bmqtt status").contains("ghost"), "daemons reject its snapshot");
     let asked = web1.try_sh("f2bmqtt forget ghost1 ghost2").unwrap_err();
-    assert!(asked.contains("the broker keeps nothing of ghost1; it knows: "), "{asked}");
+    assert!(asked.contains("the broker keeps nothing of ghost1. The fleet has "), "{asked}");
     assert!(asked.contains("Use --yes to confirm"), "{asked}");
     let forgotten = figures(web1, "f2bmqtt forget --yes --json ghost1 ghost2");
     let expected = json!({"hosts": ["ghost1", "ghost2"], "unknown": ["ghost1"], "bans": 0});
@@ -401,16 +403,16 @@ fn each_host_acknowledges_what_it_did_with_a_ban_by_hand() {
         host.ready();
     }
 
-    let ignored = "web2: not banned (in its ignoreip, or its own address, or the broker's)";
-    let no_jail = "db1: not banned (no jail web)";
+    let ignored = "web2: not banned (in its ignoreip, or an address of that host or of the broker)";
+    let no_jail = "db1: not banned (no jail `web`)";
     let shown = web1.sh("f2bmqtt ban web 203.0.113.41");
     let lines: Vec<&str> = shown.lines().collect();
-    assert_eq!(lines, ["203.0.113.41 is banned in web, for 10m", no_jail, ignored]);
+    assert_eq!(lines, ["203.0.113.41 is banned in jail `web` for 10m", no_jail, ignored]);
     assert!(!web2.bans("web", "203.0.113.41"));
     assert_eq!(
         web1.sh("f2bmqtt ban web 198.51.100.1 203.0.113.42").lines().skip(2).collect::<Vec<_>>(),
         [
-            "db1: not banned (no jail web)",
+            "db1: not banned (no jail `web`)",
             "web2: banned: 203.0.113.42",
             "web2: not banned (in its MQTT_NEVER_BAN): 198.51.100.1",
         ]
@@ -453,13 +455,13 @@ fn each_host_acknowledges_what_it_did_with_a_ban_by_hand() {
     db1.sh("systemctl kill -s CONT f2bmqttsub");
     let lines: Vec<&str> = shown.lines().skip(1).collect();
     // The broker gives up a client that stopped about when the command gives up waiting.
-    let no_reply = ["db1: no reply yet", "db1: offline; bans when it is back"];
+    let no_reply = ["db1: no reply yet", "db1: offline; applies the ban when it reconnects"];
     assert!(lines.len() == 3 && no_reply.contains(&lines[0]), "{shown}");
     assert_eq!(
         lines[1..],
         [
             "web2: not banned yet (fail2ban is busy or down)",
-            "f2bmqtt: 2 hosts did not confirm the ban yet; this host's snapshot repeats it",
+            "f2bmqtt: 2 hosts have not confirmed the ban yet. This host's snapshot repeats the ban. Show the state: f2bmqtt status",
         ]
     );
     web2.sh("systemctl start fail2ban; systemctl stop f2bmqttsub");

@@ -39,10 +39,12 @@ pub enum Operation {
 
 /// The kinds of names for shell completions.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-#[allow(missing_docs)]
 pub enum Named {
+    /// The jails of fail2ban on this host
     Jails,
+    /// This host, and the hosts whose bans it imported
     Hosts,
+    /// Imported addresses, and the last addresses that fail2ban on this host banned
     Addresses,
 }
 
@@ -52,7 +54,7 @@ pub enum Named {
     long_about = "Show the state of this host, the broker and every host of the fleet.\n\n\
         The command reads the fleet's state from the broker, so all hosts show the same. DETECTED counts \
         the bans that a host detected, IMPORTED the bans that it imported from other hosts. SNAPSHOT is \
-        the age of the host's last snapshot (5 to 10 minutes if nothing changes).",
+        the age of the host's last snapshot: at most 10 minutes for an online host.",
     after_help = "JSON, one object; times and ages are in seconds, times since 1970; null is unknown:\n  \
         host, version, time       this host, its version, the current time\n  \
         service.running, .pid, .since\n                            \
@@ -64,11 +66,11 @@ pub enum Named {
         pending.events, .reports  unpublished events, unsent reports\n  \
         abuseipdb.{report,check,bulk-report}.limit, .remaining, .seen,\n    \
         .blocked\n                            \
-        calls a day, calls left, when AbuseIPDB\n                            \
-        sent these numbers; no call before .blocked\n  \
+        calls a day; calls left; when AbuseIPDB\n                            \
+        sent these numbers; no calls until then\n  \
         reporter.oldest, .last_call.at, .error\n                            \
         time of the oldest pending report; time of\n                            \
-        the last call, and why it failed\n  \
+        the last call; why that call failed\n  \
         hosts[].host, .state (online, offline, unknown), .since, .version,\n    \
         .jails, .bans (detected there), .imported_bans, .snapshot (its\n    \
         time), .parts, .incomplete (missing parts), .rejected (messages\n    \
@@ -122,27 +124,28 @@ pub struct ListArgs {
     long_about = "Ban addresses on every host that has the jail.\n\n\
         The command makes fail2ban on this host detect the addresses, so each ban lasts and ends like any \
         other. These bans are never reported to AbuseIPDB. The command waits until every online host \
-        answers that it bans the addresses, or why not (no such jail, or an address in its own ignoreip), \
-        at most 15 seconds per 16 addresses. Offline hosts apply the bans when they reconnect.",
-    after_help = "The command asks for confirmation before it bans more than 10 addresses. It refuses this host's \
-        own addresses, the broker's, those in the jail's ignoreip, and the address that you are connected \
-        from.\n\
+        answers, at most 15 seconds per 16 addresses. It prints what each host did, and why a host did not \
+        ban an address (no such jail, or the address is in its ignoreip). Offline hosts apply the bans when they reconnect.",
+    after_help = "The command asks for confirmation before it bans more than 10 addresses. Without --yes, it \
+        refuses this host's own addresses, the broker's, those in the jail's ignoreip, and the address that \
+        you are connected from.\n\
         \n\
         JSON, one object:\n  \
         jail, host           where the ban was made\n  \
         bans[].ip            the address\n  \
         bans[].already_banned\n                       \
         this host banned it before; its ban is unchanged\n  \
-        bans[].seconds       for how long, null without end\n  \
+        bans[].seconds       the bantime; null if permanent\n  \
         bans[].acks.HOST     what each other host did: banned, pending, or\n                       \
         the reason of a rejection\n  \
         published            this host's snapshot lists the bans\n  \
-        hosts, without_jail  other hosts: ban all of them; have no such jail\n  \
+        hosts                other hosts that ban all addresses\n  \
+        without_jail         other hosts that have no such jail\n  \
         rejected.HOST        the reason why HOST rejects an address:\n                       \
         never_ban, ignored, not_shared\n  \
-        pending, no_reply, offline\n                       \
-        hosts whose fail2ban is busy or down; online\n                       \
-        hosts without an answer; offline hosts\n\
+        pending              hosts whose fail2ban is busy or down\n  \
+        no_reply             online hosts without an answer\n  \
+        offline              offline hosts\n\
         \n\
         Exit codes: 0 every host acknowledged, 1 at least one host did not, or is offline"
 )]

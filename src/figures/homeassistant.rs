@@ -16,7 +16,7 @@ use crate::config::Topic;
 use crate::guard::gate::{Admitted, Source};
 use crate::wire::{Action, Event, Fnv1a64, HostName, Reason};
 
-/// The shortest time between two updates.
+/// The shortest time between two updates, in milliseconds.
 const PUBLISH_INTERVAL_MS: i64 = 5_000;
 
 /// Home Assistant's birth message, which it publishes when it has started.
@@ -53,11 +53,11 @@ impl HomeAssistant {
 
     /// Handles a message of Home Assistant; returns whether the message was one.
     pub fn on_message(&mut self, message: &Admitted) -> bool {
-        let ours = *message.source() == Source::Other(self.birth_topic());
-        if ours && message.payload() == BIRTH_PAYLOAD {
+        let is_birth_topic = *message.source() == Source::Other(self.birth_topic());
+        if is_birth_topic && message.payload() == BIRTH_PAYLOAD {
             self.connected();
         }
-        ours
+        is_birth_topic
     }
 
     /// Publishes everything again at the next update: after a connection, or once Home Assistant has started.
@@ -122,8 +122,8 @@ fn device_id(host: &HostName) -> String {
 /// The name with `_` for any character that Home Assistant does not allow in an id. A hash keeps different names
 /// different.
 fn slug(name: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-    let mut slug: String = name.chars().map(|c| if plain(c) { c } else { '_' }).collect();
+    let mut slug =
+        name.replace(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-'), "_");
     if slug != name {
         let mut hash = Fnv1a64::default();
         let _ = hash.write_str(name);
@@ -140,24 +140,26 @@ fn numbers(metrics: &Metrics) -> String {
     json!({ "bans": bans, "jails": jails }).to_string()
 }
 
+/// A sensor that shows a number of bans.
+fn ban_sensor(id: &str, name: &str, topic: &str, template: &str) -> Value {
+    json!({
+        "platform": "sensor",
+        "unique_id": id,
+        "name": name,
+        "state_topic": topic,
+        "value_template": template,
+        "unit_of_measurement": "bans",
+        "state_class": "measurement",
+        "icon": "mdi:shield-lock",
+    })
+}
+
 /// The device's configuration.
 fn device(prefix: &Topic, topic: &Topic, host: &HostName, metrics: &Metrics) -> String {
     let id = device_id(host);
     let version = env!("CARGO_PKG_VERSION");
     let presence = topic.presence(host);
-    let state = own(prefix, host, "bans");
-    let bans = |name: String, key: &str, template: String| {
-        json!({
-            "platform": "sensor",
-            "unique_id": format!("{id}_{key}"),
-            "name": name,
-            "state_topic": state,
-            "value_template": template,
-            "unit_of_measurement": "bans",
-            "state_class": "measurement",
-            "icon": "mdi:shield-lock",
-        })
-    };
+    let bans_topic = own(prefix, host, "bans");
     let mut components = Map::new();
     components.insert(
         "connection".to_owned(),
@@ -175,13 +177,14 @@ fn device(prefix: &Topic, topic: &Topic, host: &HostName, metrics: &Metrics) -> 
             "availability": [],
         }),
     );
-    let all = bans("Bans".to_owned(), "bans", "{{ value_json.bans }}".to_owned());
+    let all = ban_sensor(&format!("{id}_bans"), "Bans", &bans_topic, "{{ value_json.bans }}");
     components.insert("bans".to_owned(), all);
     for jail in &metrics.jails {
         let key = format!("bans_{}", slug(jail.jail.as_str()));
-        let name = Value::from(jail.jail.as_str());
-        let template = format!("{{{{ value_json.jails[{name}] | default(0) }}}}");
-        let sensor = bans(format!("Bans in {}", jail.jail), &key, template);
+        let quoted = Value::from(jail.jail.as_str());
+        let template = format!("{{{{ value_json.jails[{quoted}] | default(0) }}}}");
+        let name = format!("Bans in {}", jail.jail);
+        let sensor = ban_sensor(&format!("{id}_{key}"), &name, &bans_topic, &template);
         components.insert(key, sensor);
     }
     components.insert(
@@ -238,8 +241,8 @@ mod tests {
     use crate::wire::Jail;
 
     fn home(host: &str) -> HomeAssistant {
-        let topic = |name| Topic::new(name).unwrap();
-        HomeAssistant::new(topic("homeassistant"), topic("blacklist"), HostName::new(host).unwrap())
+        let [prefix, topic] = ["homeassistant", "blacklist"].map(|name| Topic::new(name).unwrap());
+        HomeAssistant::new(prefix, topic, HostName::new(host).unwrap())
     }
 
     fn metrics(detected: usize) -> Metrics {

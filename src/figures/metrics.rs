@@ -1,8 +1,8 @@
 //! Writes metrics for Prometheus to a file that its node exporter reads (`MQTT_METRICS=on`).
 //!
 //! The format is the text exposition format 0.0.4, with names and base units by Prometheus' rules
-//! (<https://prometheus.io/docs/practices/naming/>). The file is written aside and renamed, so that a reader never
-//! sees half a file.
+//! (<https://prometheus.io/docs/practices/naming/>). Each write replaces the whole file by a rename, so that a
+//! reader never sees half a file.
 
 use std::fmt::{Display, Write as _};
 use std::fs;
@@ -57,7 +57,7 @@ impl TextfileWriter {
 fn render(metrics: &Metrics) -> String {
     let mut page = Exposition::default();
     page.gauge("build_info", "The running version; always 1.");
-    page.with("build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1);
+    page.labelled_sample("build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1);
     page.gauge("start_time_seconds", "When the service started, in seconds since 1970.");
     page.sample("start_time_seconds", metrics.since);
     page.gauge("broker_connected", "Whether the broker is connected: 1 or 0.");
@@ -72,12 +72,12 @@ fn render(metrics: &Metrics) -> String {
     );
     for jail in &metrics.jails {
         for (kind, count) in [("detected", jail.detected), ("imported", jail.imported)] {
-            page.with("bans", &[("jail", &jail.jail), ("kind", &kind)], count);
+            page.labelled_sample("bans", &[("jail", &jail.jail), ("kind", &kind)], count);
         }
     }
     page.gauge("overrides", "Bans of other hosts that the operator of this host removed by hand.");
     for jail in &metrics.jails {
-        page.with("overrides", &[("jail", &jail.jail)], jail.overrides);
+        page.labelled_sample("overrides", &[("jail", &jail.jail)], jail.overrides);
     }
     page.gauge(
         "fleet_bans",
@@ -91,7 +91,7 @@ fn render(metrics: &Metrics) -> String {
     let kinds =
         [("event", traffic.events), ("snapshot", traffic.shards), ("presence", traffic.presences)];
     for (kind, count) in kinds {
-        page.with("messages_received_total", &[("kind", &kind)], count);
+        page.labelled_sample("messages_received_total", &[("kind", &kind)], count);
     }
     page.counter("events_published_total", "Events of this host acknowledged by the broker.");
     page.sample("events_published_total", traffic.published);
@@ -99,21 +99,29 @@ fn render(metrics: &Metrics) -> String {
     page.sample("events_waiting", metrics.waiting);
     page.counter("rejected_messages_total", "Messages rejected since the start, by reason.");
     for reason in RejectReason::ALL {
-        page.with("rejected_messages_total", &[("reason", &reason)], metrics.refused.of(reason));
+        page.labelled_sample(
+            "rejected_messages_total",
+            &[("reason", &reason)],
+            metrics.refused.of(reason),
+        );
     }
     page.gauge(
         "limit_reached_timestamp_seconds",
         "When a table of the daemon last reached its limit, if within the last day.",
     );
     for (table, at) in &metrics.limits {
-        page.with("limit_reached_timestamp_seconds", &[("table", &table.name())], at);
+        page.labelled_sample("limit_reached_timestamp_seconds", &[("table", &table.name())], at);
     }
     page.gauge(
         "certificate_expiry_timestamp_seconds",
         "When a certificate of the connection expires.",
     );
     for one in &metrics.certificates {
-        page.with("certificate_expiry_timestamp_seconds", &[("certificate", &one.kind)], one.ends);
+        page.labelled_sample(
+            "certificate_expiry_timestamp_seconds",
+            &[("certificate", &one.kind)],
+            one.ends,
+        );
     }
     if let Some(reports) = &metrics.reports {
         page.gauge("abuseipdb_reports_waiting", "Queued reports to AbuseIPDB.");
@@ -121,7 +129,11 @@ fn render(metrics: &Metrics) -> String {
         page.gauge("abuseipdb_calls_remaining", "Calls left today, as of AbuseIPDB's last answer.");
         for call in &reports.calls {
             if let Some(remaining) = call.quota.remaining {
-                page.with("abuseipdb_calls_remaining", &[("call", &call.name)], remaining);
+                page.labelled_sample(
+                    "abuseipdb_calls_remaining",
+                    &[("call", &call.name)],
+                    remaining,
+                );
             }
         }
     }
@@ -146,10 +158,15 @@ impl Exposition {
     }
 
     fn sample(&mut self, name: &str, value: impl Display) {
-        self.with(name, &[], value);
+        self.labelled_sample(name, &[], value);
     }
 
-    fn with(&mut self, name: &str, labels: &[(&str, &dyn Display)], value: impl Display) {
+    fn labelled_sample(
+        &mut self,
+        name: &str,
+        labels: &[(&str, &dyn Display)],
+        value: impl Display,
+    ) {
         let labels: Vec<_> = labels.iter().map(|(name, value)| label(name, value)).collect();
         let labels =
             if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
@@ -212,7 +229,7 @@ mod tests {
         }
         assert!(!text.contains("table=\"peers\""), "no limit of that table was reached");
         let mut page = Exposition::default();
-        page.with("x", &[("jail", &"a\"b\\c")], 1);
+        page.labelled_sample("x", &[("jail", &"a\"b\\c")], 1);
         assert_eq!(page.0, "f2bmqtt_x{jail=\"a\\\"b\\\\c\"} 1\n");
     }
 

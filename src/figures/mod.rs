@@ -135,20 +135,20 @@ impl Exporters {
 
     /// Exports the metrics that are due: writes the file, and returns the retained messages to publish. `now` is in
     /// milliseconds since 1970.
-    pub fn export(&mut self, known: &mut DaemonState, now: i64) -> Vec<RetainedMessage> {
+    pub fn export(&mut self, state: &mut DaemonState, now: i64) -> Vec<RetainedMessage> {
         let to_home = self.connected && self.home.as_ref().is_some_and(|home| home.is_due(now));
         let to_file = self.file.as_ref().is_some_and(|file| file.is_due(now));
         if !to_home && !to_file {
             return Vec::new();
         }
-        let metrics = self.read(known, now);
+        let metrics = self.read(state, now);
         if let Some(file) = self.file.as_mut().filter(|_| to_file)
             && let Err(what) = file.write(&metrics, now)
         {
-            known.warn("metrics", &what);
+            state.warn("metrics", &what);
         }
         // Until fail2ban has listed its jails, Home Assistant would lose the sensors of all jails.
-        let home = self.home.as_mut().filter(|_| to_home && known.fleet.known_jails().is_some());
+        let home = self.home.as_mut().filter(|_| to_home && state.fleet.known_jails().is_some());
         home.map(|home| home.changed(&metrics, now)).unwrap_or_default()
     }
 
@@ -158,18 +158,18 @@ impl Exporters {
         self.tls.as_ref().map(Tls::certificates).unwrap_or_default()
     }
 
-    fn read(&self, known: &DaemonState, now: i64) -> Metrics {
+    fn read(&self, state: &DaemonState, now: i64) -> Metrics {
         Metrics {
             since: self.since,
             connected: self.connected,
-            fail2ban: known.fleet.is_served(),
-            jails: known.fleet.jail_counts(),
-            claims: known.fleet.claims(),
-            hosts: known.fleet.hosts().0,
-            waiting: known.outbox.queued(),
+            fail2ban: state.fleet.is_served(),
+            jails: state.fleet.jail_counts(),
+            claims: state.fleet.claims(),
+            hosts: state.fleet.hosts().0,
+            waiting: state.outbox.queued(),
             traffic: self.traffic,
-            refused: known.rejections.clone(),
-            limits: last_reached(known.fleet.limits(), now),
+            refused: state.rejections.clone(),
+            limits: last_reached(state.fleet.limits(), now),
             certificates: self.certificates(),
             reports: self
                 .file

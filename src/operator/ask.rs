@@ -18,7 +18,7 @@ const MAX_ANCESTORS: usize = 32;
 ///
 /// # Errors
 /// [`Error::Usage`]
-pub fn addresses(texts: &[String]) -> Result<Vec<Address>, Error> {
+pub fn parse_addresses(texts: &[String]) -> Result<Vec<Address>, Error> {
     let mut addresses = Vec::new();
     for text in texts {
         let address = Address::new(text).map_err(|what| {
@@ -70,9 +70,10 @@ pub fn ssh_client_addresses() -> BTreeSet<IpAddr> {
     let mut process = std::os::unix::process::parent_id().cast_signed();
     for _ in 0..MAX_ANCESTORS {
         let environment = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
-        let variables =
-            environment.split(|byte| *byte == 0).filter_map(|one| str::from_utf8(one).ok());
-        let connections = variables.filter_map(|one| one.strip_prefix("SSH_CONNECTION="));
+        let variables = environment
+            .split(|byte| *byte == 0)
+            .filter_map(|variable| str::from_utf8(variable).ok());
+        let connections = variables.filter_map(|variable| variable.strip_prefix("SSH_CONNECTION="));
         addresses.extend(connections.filter_map(ssh_client_address));
         let Some(parent) = parent(process) else { break };
         process = parent;
@@ -105,11 +106,16 @@ mod tests {
 
     #[test]
     fn addresses_of_ssh_clients_are_found() {
-        let ip = |text: &str| Some(text.parse::<IpAddr>().unwrap());
-        assert_eq!(ssh_client_address("203.0.113.9 4711 192.0.2.10 22"), ip("203.0.113.9"));
-        assert_eq!(ssh_client_address("::ffff:203.0.113.9 4711 ::1 22"), ip("203.0.113.9"));
-        assert_eq!(ssh_client_address("fe80::1%eth0 4711 fe80::2 22"), ip("fe80::1"));
-        assert_eq!(ssh_client_address(""), None);
+        let table = [
+            ("203.0.113.9 4711 192.0.2.10 22", Some("203.0.113.9")),
+            ("::ffff:203.0.113.9 4711 ::1 22", Some("203.0.113.9")),
+            ("fe80::1%eth0 4711 fe80::2 22", Some("fe80::1")),
+            ("", None),
+        ];
+        for (connection, expected) in table {
+            let expected: Option<IpAddr> = expected.map(|text| text.parse().unwrap());
+            assert_eq!(ssh_client_address(connection), expected, "{connection}");
+        }
         assert_eq!(parent_in("4711 (a) b) S 815 4711 4711 0"), Some(815));
         assert_eq!(parent_in(""), None);
         let stat = fs::read_to_string("/proc/self/stat").unwrap();
@@ -119,10 +125,9 @@ mod tests {
 
     #[test]
     fn repeated_addresses_count_once_and_a_network_is_rejected() {
-        let texts = |of: &[&str]| of.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
-        let read = addresses(&texts(&["192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1"])).unwrap();
-        assert_eq!(read.len(), 2);
-        let error = addresses(&texts(&["192.0.2.0/24"])).unwrap_err();
+        let texts = ["192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1"].map(str::to_owned);
+        assert_eq!(parse_addresses(&texts).unwrap().len(), 2);
+        let error = parse_addresses(&["192.0.2.0/24".to_owned()]).unwrap_err();
         assert_eq!(error.to_string(), "IP must be one IPv4 or IPv6 address, not 192.0.2.0/24");
         let few: Vec<_> =
             (1..=10).map(|n| Address::new(&format!("192.0.2.{n}")).unwrap()).collect();

@@ -1,4 +1,4 @@
-//! Local times and remaining durations for people.
+//! Formats local times and remaining durations for people.
 
 use crate::abuseipdb::times::Calendar;
 use crate::error::Error;
@@ -51,9 +51,8 @@ mod tests {
     #[test]
     fn end_of_a_ban_is_a_time_or_never_or_unknown() {
         let clock = Clock::new(1_795_342_600).unwrap();
-        let left = |until| clock.until(until).1;
-        assert_eq!(left(Expiry::Time(1_795_342_660)), "1m");
-        assert_eq!(left(Expiry::Time(1_795_342_600)), "expired");
+        assert_eq!(clock.until(Expiry::Time(1_795_342_660)).1, "1m");
+        assert_eq!(clock.until(Expiry::Time(1_795_342_600)).1, "expired");
         assert_eq!(clock.until(Expiry::Never), ("never".to_owned(), "permanent".to_owned()));
         assert_eq!(clock.until(Expiry::Unknown), ("unknown".to_owned(), String::new()));
         for seconds in [i64::MIN, -1, 0, i64::MAX] {

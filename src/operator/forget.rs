@@ -60,20 +60,18 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
         while let Some(host) = hosts.iter().find(|host| is_kept(host, client.view())) {
             if client.next_update(until).await?.is_none() {
                 return Err(Error::Undone(format!(
-                    "cannot remove {host}: the broker still keeps its topics, perhaps because {} may write \
-                     only its own branch; use a login that may write {}",
-                    config.node,
+                    "cannot remove {host}: the broker still keeps its messages. If the login of this host may \
+                     write only its own topics, use a login that may write {}",
                     config.topic.retained(&format!("state/{host}/#"))
                 )));
             }
         }
         client.end().await;
         if args.json {
-            let names = |hosts: &mut dyn Iterator<Item = &HostName>| {
-                hosts.map(HostName::to_string).collect::<Vec<_>>()
-            };
             out::print_json(&json!({
-                "hosts": names(&mut hosts.iter()), "unknown": names(&mut unknown.iter()), "bans": bans,
+                "hosts": hosts.iter().map(HostName::as_str).collect::<Vec<_>>(),
+                "unknown": unknown.iter().map(HostName::as_str).collect::<Vec<_>>(),
+                "bans": bans,
             }));
         } else {
             for line in lines(&hosts, &unknown, bans) {
@@ -84,18 +82,19 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
     })
 }
 
-/// Whether the broker keeps something of a host.
+/// Whether the broker keeps a message of a host, even one that daemons reject.
 pub(crate) fn is_kept(host: &HostName, view: &FleetView) -> bool {
     view.hosts().contains_key(host) || !view.topics_of(host).is_empty()
 }
 
 /// Rejects online hosts, and asks for confirmation for hosts of which the broker keeps nothing: both may be mistakes.
 fn confirm_unusual(hosts: &BTreeSet<HostName>, view: &FleetView) -> Result<(), Error> {
-    let of = |host: &&HostName| view.hosts().get(*host).is_some_and(HostView::is_online);
-    if let Some(host) = hosts.iter().find(of) {
+    let mut online =
+        hosts.iter().filter(|host| view.hosts().get(*host).is_some_and(HostView::is_online));
+    if let Some(host) = online.next() {
         return Err(Error::Undone(format!(
-            "{host} is connected and would publish its bans again: stop it first (systemctl disable --now \
-             f2bmqttsub on {host}), or use --yes"
+            "{host} is online, and would publish its bans again. First, on {host}: systemctl disable --now \
+             f2bmqttsub. To remove {host} anyway, use --yes"
         )));
     }
     let unknown: Vec<&HostName> = hosts.iter().filter(|host| !is_kept(host, view)).collect();
@@ -103,21 +102,19 @@ fn confirm_unusual(hosts: &BTreeSet<HostName>, view: &FleetView) -> Result<(), E
 }
 
 fn question(unknown: &[&HostName], view: &FleetView) -> String {
-    let names = |of: &mut dyn Iterator<Item = &HostName>| {
-        of.map(HostName::as_str).take(MAX_NAMES).collect::<Vec<_>>().join(", ")
-    };
-    let (unknown, known) = (names(&mut unknown.iter().copied()), names(&mut view.hosts().keys()));
+    let (unknown, known) = (first_names(unknown.iter().copied()), first_names(view.hosts().keys()));
     format!(
-        "the broker keeps nothing of {unknown}; it knows: {known}. Release all bans that only {unknown} held"
+        "the broker keeps nothing of {unknown}. The fleet has {known}. Release all bans that only {unknown} held"
     )
+}
+
+fn first_names<'a>(hosts: impl Iterator<Item = &'a HostName>) -> String {
+    hosts.map(HostName::as_str).take(MAX_NAMES).collect::<Vec<_>>().join(", ")
 }
 
 /// Counts the bans that no other host holds.
 fn count_exclusive_bans(bans: &[BanSummary], hosts: &BTreeSet<HostName>) -> usize {
-    let is_theirs = |ban: &&BanSummary| {
-        hosts.contains(&ban.origin) && ban.also.iter().all(|host| hosts.contains(host))
-    };
-    bans.iter().filter(is_theirs).count()
+    bans.iter().filter(|ban| ban.origins().all(|host| hosts.contains(host))).count()
 }
 
 fn lines(hosts: &BTreeSet<HostName>, unknown: &[HostName], bans: usize) -> Vec<String> {
@@ -152,13 +149,13 @@ pub(crate) fn retraction(host: &HostName, view: &FleetView, now: i64) -> Vec<Mes
         bans: Vec::new(),
         unbans: Vec::new(),
     });
-    let nothing = shard.map(|shard| Message::Keep(format!("state/{host}/0"), shard.encode()));
+    let empty_shard = shard.map(|shard| Message::Keep(format!("state/{host}/0"), shard.encode()));
     let mut numbers = view.topics_of(host);
     numbers.insert(0);
     let shards = numbers.into_iter().rev().map(|number| format!("state/{host}/{number}"));
     let topics = [format!("host/{host}")].into_iter().chain(shards);
     let clear = topics.map(|topic| Message::Keep(topic, String::new()));
-    nothing.into_iter().chain(clear).collect()
+    empty_shard.into_iter().chain(clear).collect()
 }
 
 #[cfg(test)]
@@ -174,6 +171,21 @@ mod tests {
         HostName::new(name).unwrap()
     }
 
+    fn hosts(names: &[&str]) -> BTreeSet<HostName> {
+        names.iter().map(|name| host(name)).collect()
+    }
+
+    fn ban(origin: &str, also: &[&str]) -> BanSummary {
+        BanSummary {
+            address: Address::new("192.0.2.1").unwrap(),
+            jail: Jail::new("sshd").unwrap(),
+            origin: host(origin),
+            since: 1,
+            until: Expiry::Never,
+            also: also.iter().map(|name| host(name)).collect(),
+        }
+    }
+
     fn shard(number: u32, count: u32, stamp: i64) -> String {
         format!(r#"{{"v":1,"host":"web3","stamp":{stamp},"part":{number},"parts":{count}}}"#)
     }
@@ -187,10 +199,10 @@ mod tests {
         }
         // Daemons reject this shard, but the broker keeps it.
         view.apply_raw("state/web3/9", shard(9, 16, NOW + DAY + 1).as_bytes());
-        let nothing =
+        let empty_shard =
             r#"{"v":1,"host":"web3","stamp":51,"part":0,"parts":1,"bans":[],"unbans":[]}"#;
         let expected = [
-            ("state/web3/0", nothing),
+            ("state/web3/0", empty_shard),
             ("host/web3", ""),
             ("state/web3/9", ""),
             ("state/web3/7", ""),
@@ -207,7 +219,9 @@ mod tests {
         assert!(topics[0].contains(&NOW.to_string()) && topics[2].contains("state/web9/0"));
         assert!(!is_kept(&host("web9"), &view) && is_kept(&host("web3"), &view));
         let question = question(&[&host("web9")], &view);
-        assert!(question.starts_with("the broker keeps nothing of web9; it knows: web3. Release"));
+        assert!(
+            question.starts_with("the broker keeps nothing of web9. The fleet has web3. Release")
+        );
     }
 
     #[test]
@@ -234,17 +248,8 @@ mod tests {
 
     #[test]
     fn bans_that_only_removed_hosts_held_are_counted_and_shown() {
-        let ban = |origin: &str, also: &[&str]| BanSummary {
-            address: Address::new("192.0.2.1").unwrap(),
-            jail: Jail::new("sshd").unwrap(),
-            origin: host(origin),
-            since: 1,
-            until: Expiry::Never,
-            also: also.iter().map(|name| host(name)).collect(),
-        };
         let bans =
             [ban("web2", &[]), ban("web2", &["web3"]), ban("web3", &[]), ban("web1", &["web2"])];
-        let hosts = |names: &[&str]| names.iter().map(|name| host(name)).collect::<BTreeSet<_>>();
         let table = [
             (hosts(&["web2"]), vec![], 1, vec!["removed web2 and 1 ban that only web2 held"]),
             (

@@ -23,21 +23,21 @@ const FETCH_LIMIT_MS: i64 = 4_000;
 const MAX_BRANCHES: usize = 32;
 const MAX_SHARDS: u32 = 256;
 
-/// How often a branch is requested.
+/// How often a branch is requested: the second time with exact topics.
 const MAX_ATTEMPTS: u32 = 2;
 
 /// The next step of the driver.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FetchStep {
     /// Subscribe to the branches of these hosts.
-    Ask(Vec<HostName>),
+    Request(Vec<HostName>),
     /// Listen until this time, in milliseconds.
     Listen(i64),
     /// The data is complete, or the time is up.
     Done,
 }
 
-/// The state of a fetch. Times are in milliseconds, since any moment.
+/// The state of a fetch. Times are in milliseconds since any moment, the same for all calls.
 #[derive(Debug)]
 pub struct SnapshotFetch {
     /// What has arrived so far.
@@ -46,7 +46,7 @@ pub struct SnapshotFetch {
     idle_timeout_ms: i64,
     started_at: i64,
     /// When a message arrived or a request was made last.
-    last: i64,
+    last_activity_at: i64,
     attempts: BTreeMap<HostName, u32>,
 }
 
@@ -63,7 +63,7 @@ impl SnapshotFetch {
             view: FleetView::new(signed),
             idle_timeout_ms,
             started_at: now,
-            last: now,
+            last_activity_at: now,
             attempts: BTreeMap::new(),
         }
     }
@@ -72,7 +72,7 @@ impl SnapshotFetch {
     pub fn apply(&mut self, message: &Admitted, now: i64, time: i64) -> Update {
         let update = self.view.apply(message, time);
         if update != Update::Nothing {
-            self.last = now;
+            self.last_activity_at = now;
         }
         update
     }
@@ -82,19 +82,21 @@ impl SnapshotFetch {
         if now - self.started_at >= FETCH_LIMIT_MS {
             return FetchStep::Done;
         }
-        let is_quiet = now - self.last >= self.idle_timeout_ms;
+        let is_quiet = now - self.last_activity_at >= self.idle_timeout_ms;
         let branches_to_fetch = self.branches_to_fetch(is_quiet);
         if !branches_to_fetch.is_empty() {
             for host in &branches_to_fetch {
                 *self.attempts.entry(host.clone()).or_default() += 1;
             }
-            self.last = now;
-            return FetchStep::Ask(branches_to_fetch);
+            self.last_activity_at = now;
+            return FetchStep::Request(branches_to_fetch);
         }
         if is_quiet {
             return FetchStep::Done;
         }
-        FetchStep::Listen((self.last + self.idle_timeout_ms).min(self.started_at + FETCH_LIMIT_MS))
+        FetchStep::Listen(
+            (self.last_activity_at + self.idle_timeout_ms).min(self.started_at + FETCH_LIMIT_MS),
+        )
     }
 
     /// The topics to subscribe to for a host, below the fleet's retained branch.
@@ -103,10 +105,11 @@ impl SnapshotFetch {
         let mut topics = vec![format!("state/{host}/+")];
         match self.view.hosts().get(host) {
             None => topics.extend([format!("host/{host}"), format!("state/{host}/0")]),
-            Some(member) if self.attempts.get(host).is_some_and(|attempts| *attempts > 1) => {
-                let there: Vec<u32> = member.shard_indices().collect();
-                let missing = (0..member.count().max(1)).filter(|number| !there.contains(number));
-                topics.extend(missing.map(|number| format!("state/{host}/{number}")));
+            Some(host_view) if self.attempts.get(host).is_some_and(|attempts| *attempts > 1) => {
+                let arrived: Vec<u32> = host_view.shard_indices().collect();
+                let missing =
+                    (0..host_view.count().max(1)).filter(|index| !arrived.contains(index));
+                topics.extend(missing.map(|index| format!("state/{host}/{index}")));
             }
             Some(_) => {}
         }
@@ -115,7 +118,7 @@ impl SnapshotFetch {
 
     /// Records a request that the caller made itself, which restarts the idle timeout.
     pub fn requested(&mut self, now: i64) {
-        self.last = now;
+        self.last_activity_at = now;
     }
 
     /// How long a broker that has more to deliver may be silent.
@@ -137,25 +140,29 @@ impl SnapshotFetch {
     /// missing shards or no shard at all.
     fn branches_to_fetch(&self, is_quiet: bool) -> Vec<HostName> {
         let (mut branches, mut shards, mut branches_to_fetch) = (0, 0, Vec::new());
-        for (host, member) in self.view.hosts() {
+        for (host, host_view) in self.view.hosts() {
             let attempts = self.attempts.get(host).copied().unwrap_or(0);
-            let more = match (member.missing_shards(), member.count()) {
+            let should_fetch = match (host_view.missing_shards(), host_view.count()) {
                 (0, 0) => is_quiet && attempts == 0,
                 (0, _) => false,
                 _ => attempts == 0 || is_quiet && attempts < MAX_ATTEMPTS,
             };
-            if more {
-                branches_to_fetch.push((host, member.missing_shards()));
-            } else if attempts > 0 && member.missing_shards() > 0 && !is_quiet {
-                (branches, shards) = (branches + 1, shards + member.missing_shards());
+            if should_fetch {
+                branches_to_fetch.push((host, host_view.missing_shards()));
+            } else if attempts > 0 && host_view.missing_shards() > 0 && !is_quiet {
+                (branches, shards) = (branches + 1, shards + host_view.missing_shards());
             }
         }
-        let fits = |(host, missing): (&HostName, u32)| {
+        let mut fitting = Vec::new();
+        for (host, missing) in branches_to_fetch {
             (branches, shards) = (branches + 1, shards + missing);
-            let alone = branches == 1;
-            (alone || branches <= MAX_BRANCHES && shards <= MAX_SHARDS).then(|| host.clone())
-        };
-        branches_to_fetch.into_iter().map_while(fits).collect()
+            // A branch larger than the limit is requested alone.
+            if branches > 1 && (branches > MAX_BRANCHES || shards > MAX_SHARDS) {
+                break;
+            }
+            fitting.push(host.clone());
+        }
+        fitting
     }
 }
 
@@ -166,19 +173,25 @@ mod tests {
 
     const TIME: i64 = 1_795_342_600_000;
 
+    fn shard(host: &str, index: u32, count: u32) -> Admitted {
+        let json = format!(
+            r#"{{"v":1,"host":"{host}","stamp":5,"part":{index},"parts":{count},"bans":[]}}"#
+        );
+        admit(&format!("state/{host}/{index}"), json.as_bytes()).unwrap()
+    }
+
+    fn topics(fetch: &SnapshotFetch, host: &str) -> Vec<String> {
+        fetch.topics(&HostName::new(host).unwrap())
+    }
+
     /// Fetches from a broker that keeps, for each host, a number of shards, and delivers a smaller number of them.
-    fn gathered(hosts: &[(&str, u32, u32)]) -> (Vec<Vec<String>>, SnapshotFetch) {
+    fn fetch_from(hosts: &[(&str, u32, u32)]) -> (Vec<Vec<String>>, SnapshotFetch) {
         let (mut fetch, mut requests, mut now) = (SnapshotFetch::new(false, 5, 0), Vec::new(), 0);
-        let shard = |host: &str, n: u32, shards: u32| {
-            format!(r#"{{"v":1,"host":"{host}","stamp":5,"part":{n},"parts":{shards},"bans":[]}}"#)
-        };
         for (host, shards, _) in hosts {
             let online = br#"{"v":1,"state":"online"}"#;
             fetch.apply(&admit(&format!("host/{host}"), online).unwrap(), now, TIME);
             if *shards > 0 {
-                let shard = shard(host, 0, *shards);
-                let shard = admit(&format!("state/{host}/0"), shard.as_bytes()).unwrap();
-                fetch.apply(&shard, now, TIME);
+                fetch.apply(&shard(host, 0, *shards), now, TIME);
             }
         }
         loop {
@@ -188,16 +201,14 @@ mod tests {
                     assert!(until > now);
                     now = until;
                 }
-                FetchStep::Ask(branches) => {
+                FetchStep::Request(branches) => {
                     let names: Vec<_> =
                         branches.iter().map(|host| host.as_str().to_owned()).collect();
                     for name in &names {
-                        let (_, shards, there) =
+                        let (_, shards, delivered) =
                             hosts.iter().find(|(host, ..)| host == name).unwrap();
-                        for n in 0..*there {
-                            let topic = format!("state/{name}/{n}");
-                            let shard = shard(name, n, *shards);
-                            fetch.apply(&admit(&topic, shard.as_bytes()).unwrap(), now + 1, TIME);
+                        for n in 0..*delivered {
+                            fetch.apply(&shard(name, n, *shards), now + 1, TIME);
                         }
                     }
                     requests.push(names);
@@ -209,30 +220,29 @@ mod tests {
 
     #[test]
     fn snapshots_of_one_shard_need_no_further_request() {
-        let (requests, fetch) = gathered(&[("a", 1, 1), ("b", 1, 1)]);
+        let (requests, fetch) = fetch_from(&[("a", 1, 1), ("b", 1, 1)]);
         assert!(requests.is_empty());
         assert_eq!(fetch.view.hosts().len(), 2);
-        assert!(fetch.view.missing().is_empty() && fetch.last == 0);
+        assert!(fetch.view.missing().is_empty() && fetch.last_activity_at == 0);
     }
 
     #[test]
     fn branches_with_more_shards_are_requested_in_batches() {
-        let (requests, fetch) = gathered(&[("a", 1, 1), ("b", 4, 4), ("c", 2, 2)]);
+        let (requests, fetch) = fetch_from(&[("a", 1, 1), ("b", 4, 4), ("c", 2, 2)]);
         assert_eq!(requests, [["b", "c"]]);
         assert!(fetch.view.missing().is_empty());
-        let (requests, fetch) = gathered(&[("a", 512, 512), ("b", 128, 128), ("c", 128, 128)]);
+        let (requests, fetch) = fetch_from(&[("a", 512, 512), ("b", 128, 128), ("c", 128, 128)]);
         assert_eq!(requests, [vec!["a"], vec!["b", "c"]]);
         assert!(fetch.view.missing().is_empty());
     }
 
     #[test]
     fn missing_shards_are_requested_again_and_then_reported() {
-        let (requests, fetch) = gathered(&[("a", 4, 3), ("b", 0, 0), ("c", 1, 1)]);
+        let (requests, fetch) = fetch_from(&[("a", 4, 3), ("b", 0, 0), ("c", 1, 1)]);
         assert_eq!(requests, [vec!["a"], vec!["a", "b"]]);
         assert_eq!(fetch.view.missing(), ["1 of 4 parts of a's snapshot"]);
-        let topics = |name: &str| fetch.topics(&HostName::new(name).unwrap());
-        assert_eq!(topics("a"), ["state/a/+", "state/a/3"]);
-        assert_eq!(topics("c"), ["state/c/+"]);
-        assert_eq!(topics("d"), ["state/d/+", "host/d", "state/d/0"], "nothing was handed out");
+        assert_eq!(topics(&fetch, "a"), ["state/a/+", "state/a/3"]);
+        assert_eq!(topics(&fetch, "c"), ["state/c/+"]);
+        assert_eq!(topics(&fetch, "d"), ["state/d/+", "host/d", "state/d/0"], "d is unknown");
     }
 }

@@ -1,12 +1,13 @@
-//! `f2bmqtt leave`: clears what the broker keeps of this host, for the removal of the package. Without that, hosts that
-//! import its bans would keep them, whatever this host unbans later by other means.
+//! `f2bmqtt leave`: clears what the broker keeps of this host, when the package is removed. Otherwise the other hosts
+//! would keep this host's bans until these expire, even if this host unbans an address earlier.
 
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
 use super::forget::{is_kept, retraction};
-use super::view::FleetView;
+use super::view::{FleetView, HostView};
 use super::visit::{FleetClient, Message};
 use crate::broker;
 use crate::clock::now_millis;
@@ -24,7 +25,7 @@ use crate::wire::HostName;
 /// The time limit of the whole command: the removal of the package waits for it.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How much of `LEAVE_TIMEOUT` a broker may use that does not end the daemon's session.
+/// How much of `LEAVE_TIMEOUT` the end of the daemon's session may take. The command succeeds without that, too.
 const PURGE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Clears the branch of this host, and ends the session of its daemon. Sample settings are no fault.
@@ -38,25 +39,31 @@ pub(super) fn run(paths: &Paths) -> Result<(), Error> {
     }
     if lock::is_held(&paths.lock()) {
         return Err(Error::Undone(
-            "the service runs and would publish its bans again; stop it first: systemctl stop f2bmqttsub"
+            "the service still runs, and would publish its bans again. First: systemctl stop f2bmqttsub"
                 .to_owned(),
         ));
     }
     let node = &config.node;
-    let failed = |why: &dyn ToString| {
-        Error::Undone(format!(
-            "cannot remove {node} from the fleet: {}; other hosts keep its bans until they end; on one of them: \
-             f2bmqtt forget {node}",
-            why.to_string()
-        ))
-    };
     runtime::run(async {
-        let left = timeout(LEAVE_TIMEOUT, clear_branch(&config, paths)).await;
-        let late = || format!("the broker did not answer within {} s", LEAVE_TIMEOUT.as_secs());
-        left.map_err(|_| failed(&late()))?.map_err(|error| failed(&error))?;
+        match timeout(LEAVE_TIMEOUT, clear_branch(&config, paths)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(not_removed(node, &error)),
+            Err(_) => {
+                let seconds = LEAVE_TIMEOUT.as_secs();
+                let why = format_args!("the broker did not answer within {seconds} s");
+                return Err(not_removed(node, &why));
+            }
+        }
         say(format_args!("removed {node} from the fleet: other hosts release its bans"));
         Ok(())
     })
+}
+
+fn not_removed(node: &HostName, why: &dyn Display) -> Error {
+    Error::Undone(format!(
+        "cannot remove {node} from the fleet: {why}. Other hosts keep the bans of {node} until these end. To remove \
+         {node}, run on one of them: f2bmqtt forget {node}"
+    ))
 }
 
 async fn clear_branch(config: &Config, paths: &Paths) -> Result<(), Error> {
@@ -73,11 +80,11 @@ async fn clear_branch(config: &Config, paths: &Paths) -> Result<(), Error> {
     let until = Instant::now() + LEAVE_TIMEOUT;
     while is_kept(&config.node, client.view()) {
         if client.next_update(until).await?.is_none() {
-            return Err(Error::Undone("the broker still keeps its topics".to_owned()));
+            return Err(Error::Undone("the broker still keeps its messages".to_owned()));
         }
     }
     client.end().await;
-    // The broker would go on queueing for it.
+    // The broker would keep on queueing messages for the daemon's session.
     let path = paths.store();
     let identity = path.exists().then(|| Store::open(&path)?.identity()).transpose()?.flatten();
     if let Some(identity) = identity {
@@ -86,10 +93,11 @@ async fn clear_branch(config: &Config, paths: &Paths) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether the name is another machine's. This host's own daemon may have ended without a good-bye.
+/// Whether another machine has the name now. This machine's presence may still be online: its daemon may have ended
+/// without publishing that it is offline.
 fn is_owned_by_another_machine(view: &FleetView, node: &HostName, machine: &str) -> bool {
-    let presence = view.hosts().get(node).and_then(|member| member.presence());
-    presence.is_some_and(|there| !there.machine.is_empty() && there.machine != machine)
+    let presence = view.hosts().get(node).and_then(HostView::presence);
+    presence.is_some_and(|presence| !presence.machine.is_empty() && presence.machine != machine)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What this host itself knows, without the broker: its service, its fail2ban, what waits here.
+//! Reads the state of this host without the broker: its service, its fail2ban, its queues.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ const QUERY_TIMEOUT: Duration = Duration::from_millis(700);
 pub struct LocalService {
     /// The daemon's process, if it runs.
     pub pid: Option<i32>,
-    /// When it was started, in seconds since 1970.
+    /// When the daemon was started, in seconds since 1970.
     pub since: Option<i64>,
     /// The number of unpublished events.
     pub events: usize,
@@ -44,7 +44,7 @@ impl LocalService {
     pub fn read(paths: &Paths) -> Self {
         let daemon = lock::owner(&paths.lock()).filter(|owner| owner.role == Role::Daemon);
         let pid = daemon.map(|owner| owner.pid);
-        let since = pid.and_then(|pid| started(&PathBuf::from(format!("/proc/{pid}"))));
+        let since = pid.and_then(|pid| start_time(&PathBuf::from(format!("/proc/{pid}"))));
         let inbox = Spool::<Report>::new(paths.reports()).list().unwrap_or_default().len();
         let mut reports = QueueStatus::of(&paths.report_queue()).unwrap_or_default();
         reports.waiting += inbox;
@@ -53,7 +53,7 @@ impl LocalService {
     }
 }
 
-fn started(process: &Path) -> Option<i64> {
+fn start_time(process: &Path) -> Option<i64> {
     let at = std::fs::metadata(process).ok()?.modified().ok()?;
     i64::try_from(at.duration_since(UNIX_EPOCH).ok()?.as_secs()).ok()
 }
@@ -62,16 +62,16 @@ fn started(process: &Path) -> Option<i64> {
 ///
 /// # Errors
 /// Why fail2ban does not answer.
-pub async fn jails(paths: &Paths) -> Result<BTreeSet<Jail>, String> {
-    let ask = async { Client::connect(&paths.fail2ban).await?.jails().await };
-    with_timeout(QUERY_TIMEOUT, ask).await
+pub async fn query_jails(paths: &Paths) -> Result<BTreeSet<Jail>, String> {
+    let query = async { Client::connect(&paths.fail2ban).await?.jails().await };
+    with_timeout(QUERY_TIMEOUT, query).await
 }
 
 async fn with_timeout<T>(
     limit: Duration,
-    ask: impl Future<Output = Result<T, crate::fail2ban::Fail2banError>>,
+    query: impl Future<Output = Result<T, crate::fail2ban::Fail2banError>>,
 ) -> Result<T, String> {
-    match timeout(limit, ask).await {
+    match timeout(limit, query).await {
         Ok(answer) => answer.map_err(|error| error.to_string()),
         Err(_) => Err(format!("fail2ban is busy: no answer within {} s", limit.as_secs_f32())),
     }
@@ -80,7 +80,7 @@ async fn with_timeout<T>(
 /// What this host does with one address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalDecision {
-    /// All jails of fail2ban here.
+    /// All jails of fail2ban on this host.
     pub jails: BTreeSet<Jail>,
     /// Jails in which fail2ban bans the address.
     pub banned: BTreeSet<Jail>,
@@ -101,31 +101,31 @@ impl LocalDecision {
     /// Why fail2ban does not answer.
     pub async fn query(config: &Config, paths: &Paths, address: Address) -> Result<Self, String> {
         let mut exempt = daemon::exempt(config);
-        let ask = async {
+        let query = async {
             let mut client = Client::connect(&paths.fail2ban).await?;
-            let mut here = Self { jails: client.jails().await?, ..Self::default() };
-            for jail in here.jails.clone() {
+            let mut decision = Self { jails: client.jails().await?, ..Self::default() };
+            for jail in decision.jails.clone() {
                 if !client.is_banned(&jail, &[address]).await?.is_empty() {
-                    here.banned.insert(jail.clone());
+                    decision.banned.insert(jail.clone());
                 }
                 if !config.sharing.includes(&jail) {
-                    here.excluded.insert(jail.clone());
+                    decision.excluded.insert(jail.clone());
                 }
                 let (ignored, _) = exempt.resolve(&jail, &client.ignored(&jail).await?).await;
-                here.exempt.extend(ignored.lookup(address).map(|reason| (jail, reason)));
+                decision.exempt.extend(ignored.lookup(address).map(|reason| (jail, reason)));
             }
-            Ok(here)
+            Ok(decision)
         };
-        let mut here = with_timeout(2 * QUERY_TIMEOUT, ask).await?;
-        here.imported = imported(&paths.store(), address).unwrap_or_default();
-        here.lifted = lifted(&paths.store(), address).unwrap_or_default();
-        Ok(here)
+        let mut decision = with_timeout(2 * QUERY_TIMEOUT, query).await?;
+        decision.imported = imported(&paths.store(), address).unwrap_or_default();
+        decision.lifted = lifted(&paths.store(), address).unwrap_or_default();
+        Ok(decision)
     }
 }
 
 /// This host, and the origins of all imports.
 #[must_use]
-pub fn hosts(config: &Config, paths: &Paths) -> BTreeSet<HostName> {
+pub fn read_hosts(config: &Config, paths: &Paths) -> BTreeSet<HostName> {
     let mut hosts = origins(&paths.store()).unwrap_or_default();
     hosts.insert(config.node.clone());
     hosts
@@ -133,17 +133,21 @@ pub fn hosts(config: &Config, paths: &Paths) -> BTreeSet<HostName> {
 
 /// All imported addresses, and the last 1,000 addresses in fail2ban's database.
 #[must_use]
-pub fn addresses(paths: &Paths) -> BTreeSet<Address> {
-    let of = |database: &Path, query: &str| -> rusqlite::Result<BTreeSet<Address>> {
-        let db = open(database)?;
-        let mut query = db.prepare(query)?;
-        let rows = query.query_map([], |row| row.get::<_, String>(0))?;
-        Ok(rows.flatten().filter_map(|ip| Address::new(&ip).ok()).collect())
-    };
-    let mut all = of(&paths.store(), "SELECT DISTINCT ip FROM imports").unwrap_or_default();
-    let here = "SELECT DISTINCT ip FROM bips ORDER BY timeofban DESC LIMIT 1000";
-    all.extend(of(&paths.database, here).unwrap_or_default());
-    all
+pub fn read_addresses(paths: &Paths) -> BTreeSet<Address> {
+    const IMPORTED_QUERY: &str = "SELECT DISTINCT ip FROM imports";
+    const LAST_BANNED_QUERY: &str =
+        "SELECT DISTINCT ip FROM bips ORDER BY timeofban DESC LIMIT 1000";
+    let mut addresses = select_addresses(&paths.store(), IMPORTED_QUERY).unwrap_or_default();
+    addresses.extend(select_addresses(&paths.database, LAST_BANNED_QUERY).unwrap_or_default());
+    addresses
+}
+
+/// The valid addresses in the first column of a query.
+fn select_addresses(database: &Path, query: &str) -> rusqlite::Result<BTreeSet<Address>> {
+    let db = open(database)?;
+    let mut query = db.prepare(query)?;
+    let rows = query.query_map([], |row| row.get::<_, String>(0))?;
+    Ok(rows.flatten().filter_map(|ip| Address::new(&ip).ok()).collect())
 }
 
 fn origins(store: &Path) -> rusqlite::Result<BTreeSet<HostName>> {
@@ -177,7 +181,7 @@ fn imported(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, 
     Ok(imported)
 }
 
-/// Those of some addresses that are imports in a jail: none if the daemon has never run.
+/// The addresses among these that are imports in a jail. None is, if the daemon has never run.
 ///
 /// # Errors
 /// Any error of SQLite.

@@ -1,7 +1,7 @@
 //! The operator's commands. They need no daemon: the broker keeps the state of the whole fleet.
 //!
 //! - [`visit`] connects to the broker. [`gather`] schedules the subscriptions, and [`view`] interprets the messages; both
-//!   are pure. [`local`] reads what this host knows itself.
+//!   are pure. [`local`] reads the state of this host.
 //! - [`status`], [`list`], [`watch`] and [`check`] show; [`ban`], [`unban`] and [`forget`] act, and show the result.
 //! - [`out`] and [`clock`] render text, tables, JSON and times; [`ask`] asks for confirmation.
 

@@ -1,4 +1,4 @@
-//! Rendering: tables with colours on a terminal, tab-separated text in a pipe, or JSON. Text from the network loses all
+//! Renders tables: with colours on a terminal, tab-separated in a pipe, or as JSON. Text from the network loses all
 //! characters that could move the cursor or change the direction of writing.
 
 use std::borrow::Cow;
@@ -12,21 +12,25 @@ use unicode_width::UnicodeWidthStr as _;
 /// The properties of standard output.
 #[derive(Clone, Copy, Debug)]
 pub struct Out {
-    /// It is a terminal.
+    /// Standard output is a terminal, so tables have aligned columns.
     pub terminal: bool,
-    /// It may have colours (no-color.org).
+    /// Colours are allowed: a terminal, and no `NO_COLOR` in the environment (<https://no-color.org>).
     pub colour: bool,
 }
 
 /// The style of a cell on a terminal with colours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum Style {
+    /// The terminal's own style, without escape sequences.
     #[default]
     Plain,
+    /// Bold: the heads of columns and lines.
     Head,
+    /// Green: works.
     Good,
+    /// Red: needs the operator's attention.
     Bad,
+    /// Faint: unknown.
     Dim,
 }
 
@@ -97,8 +101,11 @@ impl Out {
     }
 }
 
+/// One cell of a table: its style on a terminal, and its text.
+pub type Cell = (Style, String);
+
 /// One row of a table.
-pub type Row = Vec<(Style, String)>;
+pub type Row = Vec<Cell>;
 
 /// Buffered standard output. A reader that closes the pipe causes no error.
 #[derive(Debug)]
@@ -146,9 +153,11 @@ pub fn json(value: &Value) -> String {
 mod tests {
     use super::*;
 
+    fn row(style: Style, first: &str, second: &str) -> Row {
+        vec![(style, first.to_owned()), (Style::Plain, second.to_owned())]
+    }
+
     fn table(terminal: bool, colour: bool) -> String {
-        let row =
-            |style, a: &str, b: &str| vec![(style, a.to_owned()), (Style::Plain, b.to_owned())];
         let rows = [
             row(Style::Good, "日本", "x"),
             row(Style::Bad, "a\u{1b}[2J\tb", ""),

@@ -32,15 +32,15 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most events of one call: the number that Mosquitto by default queues for an offline host.
 const MAX_EVENTS: usize = 1_000;
 
-/// The jail of an event for all jails if no jail is known: `sshd`, which most servers have.
-const FIRST_JAIL: &str = "sshd";
+/// The jail that an event names if no jail is known: most servers have `sshd`. Daemons apply the event in all jails.
+const FALLBACK_JAIL: &str = "sshd";
 
 /// Publishes the fleet unban, and waits.
 ///
 /// # Errors
 /// Any [`Error`]; [`Error::Undone`] if a host has not confirmed.
 pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
-    let addresses = ask::addresses(&args.addresses)?;
+    let addresses = ask::parse_addresses(&args.addresses)?;
     let jail = args.jail.as_deref().map(Jail::new).transpose();
     let jail = jail.map_err(|what| Error::Usage(format!("--jail {what}")))?;
     let config = Config::load()?;
@@ -59,14 +59,14 @@ pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
         addresses,
     };
     runtime::run(async {
-        let (client, here) =
-            tokio::join!(FleetClient::connect(&config, paths), local::jails(paths));
+        let (client, local_jails) =
+            tokio::join!(FleetClient::connect(&config, paths), local::query_jails(paths));
         let mut client = client?;
-        let here = here.unwrap_or_default();
+        let local_jails = local_jails.unwrap_or_default();
         if let Some(jail) = &unban.jail {
-            known::jail(jail, client.view(), &here)?;
+            known::check_jail(jail, client.view(), &local_jails)?;
         }
-        let jails = unban.jails(client.view(), &here);
+        let jails = unban.jails(client.view(), &local_jails);
         let (jails, left_out) = unban.split(&jails);
         client.publish(&unban.events(jails, millis)).await?;
         if left_out > 0 && !args.json {
@@ -92,18 +92,18 @@ impl Unban {
     /// The jails of the events, the most relevant first: jails of this host's fail2ban, jails in which a host lists one of
     /// the addresses, jails in which hosts list other bans, and jails that hosts only announce; within each group, those
     /// of the most hosts. Never empty.
-    fn jails(&self, view: &FleetView, here: &BTreeSet<Jail>) -> Vec<Jail> {
+    fn jails(&self, view: &FleetView, local_jails: &BTreeSet<Jail>) -> Vec<Jail> {
         if let Some(jail) = &self.jail {
             return vec![jail.clone()];
         }
         let addresses: BTreeSet<Address> = self.addresses.iter().copied().collect();
         let mut hosts: BTreeMap<Jail, [usize; 4]> = BTreeMap::new();
-        for jail in here {
+        for jail in local_jails {
             hosts.entry(jail.clone()).or_default()[0] = 1;
         }
-        for member in view.hosts().values() {
-            let (of_these, of_others) = member.jails_of_bans(&addresses);
-            for (rank, jails) in [(1, &of_these), (2, &of_others), (3, member.jails())] {
+        for host_view in view.hosts().values() {
+            let (of_these, of_others) = host_view.jails_of_bans(&addresses);
+            for (rank, jails) in [(1, &of_these), (2, &of_others), (3, host_view.jails())] {
                 for jail in jails {
                     hosts.entry(jail.clone()).or_default()[rank] += 1;
                 }
@@ -112,22 +112,34 @@ impl Unban {
         let mut jails: Vec<(Jail, [usize; 4])> = hosts.into_iter().collect();
         jails.sort_by_key(|(_, hosts)| Reverse(*hosts));
         let jails: Vec<Jail> = jails.into_iter().map(|(jail, _)| jail).collect();
-        if jails.is_empty() { Jail::new(FIRST_JAIL).into_iter().collect() } else { jails }
+        if jails.is_empty() { Jail::new(FALLBACK_JAIL).into_iter().collect() } else { jails }
     }
 
-    /// The jails within `MAX_EVENTS`, and the number of the rest. Each address has at least one event.
+    /// Splits the jails at `MAX_EVENTS`: the jails with events, and the number of jails without. Each address has at least
+    /// one event.
     fn split<'a>(&self, jails: &'a [Jail]) -> (&'a [Jail], usize) {
-        let most = (MAX_EVENTS / self.addresses.len().max(1)).max(1);
-        let first = &jails[..jails.len().min(most)];
+        let max_jails = (MAX_EVENTS / self.addresses.len().max(1)).max(1);
+        let first = &jails[..jails.len().min(max_jails)];
         (first, jails.len() - first.len())
     }
 
     /// One event per jail and address, jail by jail. For daemons, all events of an address are the same unban.
     fn events(&self, jails: &[Jail], millis: i64) -> Vec<Message> {
-        let event = |jail: &Jail, address: &Address| Event {
+        let mut events = Vec::with_capacity(jails.len() * self.addresses.len());
+        for jail in jails {
+            for address in &self.addresses {
+                let event = self.event(jail, *address, millis);
+                events.push(Message::Event("unban", event.encode()));
+            }
+        }
+        events
+    }
+
+    fn event(&self, jail: &Jail, address: Address, millis: i64) -> Event {
+        Event {
             action: Action::Unban,
             jail: jail.clone(),
-            address: *address,
+            address,
             bantime: 0,
             host: self.me.clone(),
             restored: 0,
@@ -138,10 +150,7 @@ impl Unban {
             id: Some(self.id.clone()),
             all_jails: self.jail.is_none(),
             unbans: Vec::new(),
-        };
-        let of_jail = |jail| self.addresses.iter().map(move |address| event(jail, address));
-        let all = jails.iter().flat_map(of_jail);
-        all.map(|event| Message::Event("unban", event.encode())).collect()
+        }
     }
 
     /// Waits until every online host has confirmed. Returns the hosts that have, and prints each one unless `quiet`.
@@ -153,25 +162,21 @@ impl Unban {
         let until = Instant::now() + CONFIRM_TIMEOUT;
         let mut confirmed = BTreeSet::new();
         loop {
-            for (host, member) in client.view().hosts() {
-                let done = self.addresses.iter().all(|address| member.repeats(*address, &self.id));
-                if done && confirmed.insert(host.clone()) && !quiet {
+            for (host, host_view) in client.view().hosts() {
+                let is_done =
+                    self.addresses.iter().all(|address| host_view.repeats(*address, &self.id));
+                if is_done && confirmed.insert(host.clone()) && !quiet {
                     say(sanitize(&format!("{host}: unbanned")));
                 }
             }
-            let is_waiting = |view: &FleetView| {
-                view.hosts()
-                    .iter()
-                    .any(|(host, member)| member.is_online() && !confirmed.contains(host))
-            };
-            while is_waiting(client.view()) {
+            while !is_confirmed_by_all(client.view(), &confirmed) {
                 match client.next_update(until).await? {
                     None => return Ok(confirmed),
                     Some(Update::Shard(_)) => break,
                     Some(_) => {}
                 }
             }
-            if !is_waiting(client.view()) {
+            if is_confirmed_by_all(client.view(), &confirmed) {
                 return Ok(confirmed);
             }
         }
@@ -184,13 +189,12 @@ impl Unban {
         left_out: usize,
         json: bool,
     ) -> Result<(), Error> {
-        let silent = view.hosts().iter().filter(|(host, _)| !confirmed.contains(*host));
-        let (online, offline): (Vec<_>, Vec<_>) =
-            silent.partition(|(_, member)| member.is_online());
-        let names = |of: &[(&HostName, &super::view::HostView)]| {
-            of.iter().map(|(host, _)| host.as_str().to_owned()).collect::<Vec<_>>()
-        };
-        let (online, offline) = (names(&online), names(&offline));
+        let (mut online, mut offline) = (Vec::new(), Vec::new());
+        for (host, host_view) in view.hosts().iter().filter(|(host, _)| !confirmed.contains(*host))
+        {
+            let list = if host_view.is_online() { &mut online } else { &mut offline };
+            list.push(host.as_str());
+        }
         if json {
             out::print_json(&json!({
                 "id": self.id.as_str(),
@@ -212,12 +216,21 @@ impl Unban {
         }
         match online.len() + offline.len() {
             0 => Ok(()),
-            silent => Err(Error::Undone(format!(
+            unconfirmed => Err(Error::Undone(format!(
                 "{} not confirmed the unban. Show the remaining bans: f2bmqtt list",
-                if silent == 1 { "1 host has".to_owned() } else { format!("{silent} hosts have") }
+                if unconfirmed == 1 {
+                    "1 host has".to_owned()
+                } else {
+                    format!("{unconfirmed} hosts have")
+                }
             ))),
         }
     }
+}
+
+/// Whether every online host has confirmed.
+fn is_confirmed_by_all(view: &FleetView, confirmed: &BTreeSet<HostName>) -> bool {
+    view.hosts().iter().all(|(host, host_view)| !host_view.is_online() || confirmed.contains(host))
 }
 
 /// The note about jails without an event, which matter only to hosts that run the scripts.
@@ -235,15 +248,22 @@ mod tests {
 
     const NOW: i64 = 1_795_342_588_123;
 
+    fn address(n: usize) -> Address {
+        Address::new(&format!("198.51.{}.{}", n / 250, n % 250)).unwrap()
+    }
+
+    fn unban_message(payload: &str) -> Message {
+        Message::Event("unban", payload.to_owned())
+    }
+
     fn unban(addresses: usize) -> Unban {
         let host = HostName::new("web1").unwrap();
-        let address = |n| Address::new(&format!("198.51.{}.{}", n / 250, n % 250)).unwrap();
         let (id, addresses) = (UnbanId::made_by(&host, NOW), (0..addresses).map(address).collect());
         Unban { me: host, jail: None, id, addresses }
     }
 
-    fn jails(of: &[&str]) -> BTreeSet<Jail> {
-        of.iter().map(|name| Jail::new(name).unwrap()).collect()
+    fn jails(names: &[&str]) -> BTreeSet<Jail> {
+        names.iter().map(|name| Jail::new(name).unwrap()).collect()
     }
 
     fn names(jails: &[Jail]) -> Vec<&str> {
@@ -259,11 +279,10 @@ mod tests {
         let events = unban.events(&found, NOW);
         let expected = r#"{"action":"unban","ipmset":"sshd","ip":"198.51.0.0","bantime":0,"host":"web1","restored":0,"failures":0,"time":1795342588,"stamp":1795342588123,"reason":"fleet","id":"web1-1795342588123","jails":"*"}"#;
         let web = expected.replace("sshd", "web");
-        let message = |text: &str| Message::Event("unban", text.to_owned());
-        assert_eq!(events, [message(expected), message(&web)]);
+        assert_eq!(events, [unban_message(expected), unban_message(&web)]);
         unban.jail = Some(Jail::new("web").unwrap());
         let found = unban.jails(&view, &jails(&["sshd"]));
-        assert_eq!(unban.events(&found, NOW), [message(&web.replace(r#","jails":"*""#, ""))]);
+        assert_eq!(unban.events(&found, NOW), [unban_message(&web.replace(r#","jails":"*""#, ""))]);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! The state of the fleet, from the retained messages of the broker. Pure.
 //!
-//! The view applies the rules of the daemons: the newest shard that covers an address wins, the fleet's bans are the union
-//! of all snapshots (R2, R3), and a ban that does not carry every fleet unban of its address is void (R17), unless the ban
+//! The view applies the rules of the daemons. The newest shard that covers an address wins. The fleet's bans are the union
+//! of all snapshots (R2, R3). A ban that does not carry every fleet unban of its address is void (R17), unless the ban
 //! started long after the unban. The view leaves out what daemons reject: snapshots with a stamp out of range, fleet unbans
 //! of the future, and addresses that are not bannable (R1).
+
+mod host;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,12 +13,10 @@ use crate::fleet::claims::is_held;
 use crate::fleet::{Timing, is_outlived};
 use crate::guard::gate::{Admitted, Source};
 use crate::guard::{check_shard_stamp, is_ahead, is_bannable};
-use crate::wire::{
-    Address, Ban, FleetUnban, HostName, HostState, Jail, Presence, Shard, ShardEntry, ShardId,
-    UnbanId,
-};
+use crate::wire::{Address, Ban, FleetUnban, HostName, Jail, Shard, ShardEntry, UnbanId};
+pub use host::HostView;
 
-/// The most hosts and bans that the view stores (R21); no honest fleet comes near.
+/// The most hosts and bans that the view stores (R21). Fleets are far smaller.
 const MAX_HOSTS: usize = 1_000;
 const MAX_BANS: usize = 500_000;
 
@@ -34,16 +34,6 @@ pub struct FleetView {
     /// Topics of snapshots, by their last level, whose payload the daemons reject.
     rejected: BTreeMap<HostName, BTreeSet<u32>>,
     timing: Timing,
-}
-
-/// The retained messages of one host.
-#[derive(Debug, Default)]
-pub struct HostView {
-    presence: Option<Presence>,
-    /// By the last level of their topics.
-    shards: BTreeMap<u32, Shard>,
-    /// The indices of shards without a signature, in a fleet that has a signing key.
-    unsigned: BTreeSet<u32>,
 }
 
 /// The effect of a message on the view.
@@ -85,15 +75,15 @@ impl Expiry {
 pub struct BanSummary {
     /// The banned address.
     pub address: Address,
-    /// The jail that bans it.
+    /// Its jail, on each origin.
     pub jail: Jail,
-    /// The host that detected it first, among those that still hold the ban.
+    /// The host that detected the ban first, among those that still hold the ban.
     pub origin: HostName,
     /// The start, in seconds since 1970; 0 is unknown.
     pub since: i64,
     /// The latest end among all origins.
     pub until: Expiry,
-    /// The other hosts that detected it and still hold the ban.
+    /// The other hosts that detected the ban and still hold the ban, by name.
     pub also: Vec<HostName>,
 }
 
@@ -128,14 +118,14 @@ impl FleetView {
 
     fn apply_presence(&mut self, message: &Admitted, host: &HostName) -> Update {
         if message.payload().is_empty() {
-            if let Some(member) = self.hosts.get_mut(host) {
-                member.presence = None;
+            if let Some(host_view) = self.hosts.get_mut(host) {
+                host_view.presence = None;
             }
             return self.cleared(host);
         }
-        match (message.presence(), self.member(host)) {
-            (Ok(presence), Some(member)) => {
-                member.presence = Some(presence);
+        match (message.presence(), self.host_entry(host)) {
+            (Ok(presence), Some(host_view)) => {
+                host_view.presence = Some(presence);
                 Update::Presence(host.clone())
             }
             _ => Update::Nothing,
@@ -150,8 +140,9 @@ impl FleetView {
             self.rejected.remove(host);
         }
         if message.payload().is_empty() {
-            let gone = self.hosts.get_mut(host).and_then(|member| member.shards.remove(&index));
-            self.bans -= gone.map_or(0, |shard| shard.bans.len());
+            let removed =
+                self.hosts.get_mut(host).and_then(|host_view| host_view.shards.remove(&index));
+            self.bans -= removed.map_or(0, |shard| shard.bans.len());
             return self.cleared(host);
         }
         // Fleet unbans of an unsigned shard void no bans, but they count as carried by the shard's own bans.
@@ -175,14 +166,14 @@ impl FleetView {
                 None => drop(self.jails.insert(listed.jail.clone())),
             }
         }
-        let Some(member) = self.member(host) else { return Update::Nothing };
+        let Some(host_view) = self.host_entry(host) else { return Update::Nothing };
         if message.is_trusted() {
-            member.unsigned.remove(&index);
+            host_view.unsigned.remove(&index);
         } else {
-            member.unsigned.insert(index);
+            host_view.unsigned.insert(index);
         }
-        let before = member.shards.insert(index, shard);
-        self.bans = self.bans + bans - before.map_or(0, |shard| shard.bans.len());
+        let replaced = host_view.shards.insert(index, shard);
+        self.bans = self.bans + bans - replaced.map_or(0, |shard| shard.bans.len());
         Update::Shard(host.clone())
     }
 
@@ -194,11 +185,12 @@ impl FleetView {
     }
 
     fn cleared(&mut self, host: &HostName) -> Update {
-        self.hosts.retain(|_, member| member.presence.is_some() || !member.shards.is_empty());
+        self.hosts
+            .retain(|_, host_view| host_view.presence.is_some() || !host_view.shards.is_empty());
         Update::Cleared(host.clone())
     }
 
-    fn member(&mut self, host: &HostName) -> Option<&mut HostView> {
+    fn host_entry(&mut self, host: &HostName) -> Option<&mut HostView> {
         if self.hosts.len() >= MAX_HOSTS && !self.hosts.contains_key(host) {
             self.full = true;
             return None;
@@ -215,29 +207,29 @@ impl FleetView {
     /// All jails that hosts announce or list bans in.
     #[must_use]
     pub fn all_jails(&self) -> BTreeSet<&Jail> {
-        let had = self.hosts.values().flat_map(HostView::jails);
-        had.chain(self.hosts.values().flat_map(HostView::listed).map(|(listed, _)| &listed.jail))
+        let announced = self.hosts.values().flat_map(HostView::jails);
+        announced
+            .chain(self.hosts.values().flat_map(HostView::listed).map(|(listed, _)| &listed.jail))
             .collect()
     }
 
     /// The indices of all topics of a host's snapshot on which the broker keeps a message.
     #[must_use]
     pub fn topics_of(&self, host: &HostName) -> BTreeSet<u32> {
-        let shown = self.hosts.get(host).into_iter().flat_map(HostView::shard_indices);
-        shown.chain(self.rejected.get(host).into_iter().flatten().copied()).collect()
+        let accepted = self.hosts.get(host).into_iter().flat_map(HostView::shard_indices);
+        accepted.chain(self.rejected.get(host).into_iter().flatten().copied()).collect()
     }
 
-    /// A line for each kind of missing data.
+    /// What the broker did not deliver: a text for each part.
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
-        let of = |(host, member): (&HostName, &HostView)| match (
-            member.missing_shards(),
-            member.count(),
-        ) {
-            (0, _) => None,
-            (missing, all) => Some(format!("{missing} of {all} parts of {host}'s snapshot")),
-        };
-        let mut missing: Vec<String> = self.hosts.iter().filter_map(of).collect();
+        let mut missing = Vec::new();
+        for (host, host_view) in
+            self.hosts.iter().filter(|(_, host_view)| host_view.missing_shards() > 0)
+        {
+            let (absent, count) = (host_view.missing_shards(), host_view.count());
+            missing.push(format!("{absent} of {count} parts of {host}'s snapshot"));
+        }
         if self.hosts.is_empty() {
             // RabbitMQ keeps retained messages, but delivers none for a wildcard.
             missing.push(
@@ -256,11 +248,11 @@ impl FleetView {
     pub fn banned(&self, now: i64) -> Vec<BanSummary> {
         let fleet_unbans = self.fleet_unbans();
         let mut all: Vec<BanSummary> = Vec::with_capacity(self.bans);
-        for (host, member) in &self.hosts {
-            for (listed, shard) in member.listed() {
+        for (host, host_view) in &self.hosts {
+            for (listed, shard) in host_view.listed() {
                 let ban = Ban { start: listed.start, bantime: listed.bantime };
-                let held = is_held(ban, now, &self.timing);
-                if !held || self.void(listed, shard, &fleet_unbans).is_some() {
+                let is_held = is_held(ban, now, &self.timing);
+                if !is_held || self.void(listed, shard, &fleet_unbans).is_some() {
                     continue;
                 }
                 all.push(BanSummary {
@@ -274,7 +266,7 @@ impl FleetView {
             }
         }
         all.sort_unstable_by(|a, b| a.order().cmp(&b.order()));
-        all.dedup_by(|other, first| first.join(other));
+        all.dedup_by(|other, first| first.merge(other));
         all.sort_by_key(|banned| banned.since);
         all
     }
@@ -284,8 +276,10 @@ impl FleetView {
     pub fn voids(&self, address: Address) -> Vec<VoidedBan> {
         let fleet_unbans = self.fleet_unbans();
         let mut voids = Vec::new();
-        for (host, member) in &self.hosts {
-            for (listed, shard) in member.listed().filter(|(listed, _)| listed.address == address) {
+        for (host, host_view) in &self.hosts {
+            for (listed, shard) in
+                host_view.listed().filter(|(listed, _)| listed.address == address)
+            {
                 if let Some(fleet_unban) = self.void(listed, shard, &fleet_unbans) {
                     let (jail, id) = (listed.jail.clone(), fleet_unban.id.clone());
                     voids.push(VoidedBan { address, jail, host: host.clone(), id });
@@ -302,17 +296,11 @@ impl FleetView {
         shard: &Shard,
         fleet_unbans: &BTreeMap<Address, Vec<&'a FleetUnban>>,
     ) -> Option<&'a FleetUnban> {
-        let is_repeated = |id: &UnbanId| {
-            let covers =
-                |one: &FleetUnban| one.address == listed.address && one.scope.covers(&listed.jail);
-            shard.unbans.iter().any(|one| covers(one) && one.id == *id)
-        };
-        let voids = |fleet_unban: &&&FleetUnban| {
-            fleet_unban.scope.covers(&listed.jail)
-                && !is_repeated(&fleet_unban.id)
-                && !is_outlived(&fleet_unban.id, listed.start, &self.timing)
-        };
-        fleet_unbans.get(&listed.address).into_iter().flatten().find(voids).copied()
+        let of_address = fleet_unbans.get(&listed.address).into_iter().flatten().copied();
+        let mut of_jail = of_address.filter(|fleet_unban| fleet_unban.scope.covers(&listed.jail));
+        of_jail.find(|FleetUnban { id, .. }| {
+            !repeats(shard, listed, id) && !is_outlived(id, listed.start, &self.timing)
+        })
     }
 
     /// The fleet unbans in all trusted shards, by address.
@@ -326,139 +314,47 @@ impl FleetView {
     }
 }
 
+/// Whether the shard of a ban repeats a fleet unban of that ban: then the ban is newer than the unban.
+fn repeats(shard: &Shard, listed: &ShardEntry, id: &UnbanId) -> bool {
+    shard.unbans.iter().any(|fleet_unban| {
+        fleet_unban.id == *id
+            && fleet_unban.address == listed.address
+            && fleet_unban.scope.covers(&listed.jail)
+    })
+}
+
 impl BanSummary {
+    /// All hosts that detected the ban and still hold it.
+    pub fn origins(&self) -> impl Iterator<Item = &HostName> {
+        [&self.origin].into_iter().chain(&self.also)
+    }
+
+    /// Whether a host detected the ban and still holds it.
+    #[must_use]
+    pub fn is_detected_by(&self, host: &HostName) -> bool {
+        self.origins().any(|origin| origin == host)
+    }
+
     /// The order that puts all origins of a ban together, the first one first.
     fn order(&self) -> (Address, &Jail, i64, &HostName) {
         (self.address, &self.jail, self.since, &self.origin)
     }
 
-    /// Adds another origin's ban. Returns false if that is of another address or jail.
-    fn join(&mut self, other: &Self) -> bool {
-        let same = (self.address, &self.jail) == (other.address, &other.jail);
-        if same {
+    /// Adds another origin's ban. Returns false if that ban is of another address or jail.
+    fn merge(&mut self, other: &Self) -> bool {
+        let is_same = (self.address, &self.jail) == (other.address, &other.jail);
+        if is_same {
             self.until = self.until.max(other.until);
             self.also.push(other.origin.clone());
             self.also.sort();
         }
-        same
-    }
-}
-
-impl HostView {
-    /// The last presence.
-    #[must_use]
-    pub fn presence(&self) -> Option<&Presence> {
-        self.presence.as_ref()
-    }
-
-    /// Whether the host's daemon is connected.
-    #[must_use]
-    pub fn is_online(&self) -> bool {
-        self.presence.as_ref().is_some_and(|presence| presence.state == HostState::Online)
-    }
-
-    /// The jails that the host shares.
-    #[must_use]
-    pub fn jails(&self) -> &BTreeSet<Jail> {
-        static NONE: BTreeSet<Jail> = BTreeSet::new();
-        self.presence.as_ref().map_or(&NONE, |presence| &presence.jails)
-    }
-
-    /// The indices of the shards that have arrived.
-    pub fn shard_indices(&self) -> impl Iterator<Item = u32> {
-        self.shards.keys().copied()
-    }
-
-    /// The stamp of the newest shard, in milliseconds since 1970 by the host's clock.
-    #[must_use]
-    pub fn stamp(&self) -> Option<i64> {
-        self.newest().map(|shard| shard.stamp)
-    }
-
-    /// The number of shards of the snapshot; 0 without a snapshot.
-    #[must_use]
-    pub fn count(&self) -> u32 {
-        self.newest().map_or(0, |shard| shard.id.count())
-    }
-
-    /// The number of shards that have not arrived.
-    #[must_use]
-    pub fn missing_shards(&self) -> u32 {
-        let count = self.count();
-        let there = self.shards.values().filter(|shard| shard.id.count() == count).count();
-        count.saturating_sub(u32::try_from(there).unwrap_or(u32::MAX))
-    }
-
-    /// The number of bans in the snapshot.
-    #[must_use]
-    pub fn bans(&self) -> usize {
-        self.listed().count()
-    }
-
-    /// Whether the snapshot repeats a fleet unban of an address, which confirms that the host applied the unban.
-    #[must_use]
-    pub fn repeats(&self, address: Address, id: &UnbanId) -> bool {
-        self.covering(address).is_some_and(|shard| {
-            shard
-                .unbans
-                .iter()
-                .any(|fleet_unban| fleet_unban.address == address && fleet_unban.id == *id)
-        })
-    }
-
-    /// Whether the snapshot lists an address in a jail.
-    #[must_use]
-    pub fn lists(&self, jail: &Jail, address: Address) -> bool {
-        let is = |listed: &ShardEntry| listed.address == address && listed.jail == *jail;
-        self.covering(address).is_some_and(|shard| shard.bans.iter().any(is))
-    }
-
-    /// The jails in which the snapshot lists one of these addresses, and those in which it lists others.
-    #[must_use]
-    pub fn jails_of_bans(&self, addresses: &BTreeSet<Address>) -> (BTreeSet<Jail>, BTreeSet<Jail>) {
-        let (mut of_these, mut of_others) = (BTreeSet::new(), BTreeSet::new());
-        for (listed, _) in self.listed() {
-            let jails =
-                if addresses.contains(&listed.address) { &mut of_these } else { &mut of_others };
-            if !jails.contains(&listed.jail) {
-                jails.insert(listed.jail.clone());
-            }
-        }
-        (of_these, of_others)
-    }
-
-    fn trusted(&self) -> impl Iterator<Item = &Shard> {
-        let shards = self.shards.iter().filter(|(index, _)| !self.unsigned.contains(index));
-        shards.map(|(_, shard)| shard)
-    }
-
-    fn newest(&self) -> Option<&Shard> {
-        self.shards.values().max_by_key(|shard| shard.stamp)
-    }
-
-    /// The newest shard that covers an address: it wins over all others, also those of another layout.
-    fn covering(&self, address: Address) -> Option<&Shard> {
-        let sizes: BTreeSet<u32> = self.shards.values().map(|shard| shard.id.count()).collect();
-        let of = |count: u32| self.shards.get(&ShardId::of(address, count).index());
-        let covers = |shard: &&Shard| shard.id.covers(address);
-        sizes.into_iter().filter_map(of).filter(covers).max_by_key(|shard| shard.stamp)
-    }
-
-    /// All bans of the snapshot, each with its shard. Shards that a newer one supersedes do not count.
-    fn listed(&self) -> impl Iterator<Item = (&ShardEntry, &Shard)> {
-        let size = self.count();
-        let even = self.shards.values().all(|shard| shard.id.count() == size);
-        let all =
-            self.shards.values().flat_map(|shard| shard.bans.iter().map(move |ban| (ban, shard)));
-        all.filter(move |(listed, shard)| {
-            even || self.covering(listed.address).is_some_and(|right| right.id == shard.id)
-        })
+        is_same
     }
 }
 
 #[cfg(test)]
 impl FleetView {
-    /// Takes a message, some seconds after those of the tests were made.
+    /// Applies a message that arrives some seconds after the stamps in the tests.
     pub fn apply_raw(&mut self, name: &str, payload: &[u8]) -> Update {
         const NOW: i64 = 1_795_342_600_000;
         let admitted = crate::guard::gate::tests::admit(name, payload);

@@ -55,8 +55,8 @@ impl FleetClient {
         let broker = connect_to_any(&mut link, config).await?;
         let fetch = SnapshotFetch::new(
             config.signing.is_some(),
-            millis(connected_at),
-            millis(connected_at),
+            elapsed_millis(connected_at),
+            elapsed_millis(connected_at),
         );
         let topic = config.topic.clone();
         let mut client = Self { topic, link, connected_at, fetch, broker };
@@ -64,8 +64,8 @@ impl FleetClient {
         if !client.view().hosts().contains_key(&config.node) {
             // The broker keeps at least this host's presence. It may deliver nothing for a wildcard, so request the exact
             // topics of all hosts known here.
-            client.request(&local::hosts(config, paths));
-            client.fetch.requested(millis(connected_at));
+            client.request(&local::read_hosts(config, paths));
+            client.fetch.requested(elapsed_millis(connected_at));
             client.fetch_all().await?;
         }
         Ok(client)
@@ -73,9 +73,9 @@ impl FleetClient {
 
     async fn fetch_all(&mut self) -> Result<(), Error> {
         loop {
-            match self.fetch.next(millis(self.connected_at)) {
+            match self.fetch.next(elapsed_millis(self.connected_at)) {
                 FetchStep::Done => return Ok(()),
-                FetchStep::Ask(hosts) => self.request(&hosts),
+                FetchStep::Request(hosts) => self.request(&hosts),
                 FetchStep::Listen(until) => {
                     let until = Duration::from_millis(until.cast_unsigned());
                     self.next_update(self.connected_at + until).await?;
@@ -108,7 +108,7 @@ impl FleetClient {
         &self.fetch.view
     }
 
-    /// Moves the view out, at the end.
+    /// Moves the view out; the client keeps an empty view.
     #[must_use]
     pub fn take_view(&mut self) -> FleetView {
         std::mem::take(&mut self.fetch.view)
@@ -119,10 +119,10 @@ impl FleetClient {
     /// # Errors
     /// [`Error::Undone`]: why the connection broke.
     pub async fn next_update(&mut self, until: Instant) -> Result<Option<Update>, Error> {
-        let left = until.saturating_duration_since(Instant::now());
-        let Ok(event) = timeout(left, self.link.event()).await else { return Ok(None) };
-        let update = self.take(event)?;
-        // A snapshot that grew has new shards to fetch.
+        let remaining = until.saturating_duration_since(Instant::now());
+        let Ok(event) = timeout(remaining, self.link.event()).await else { return Ok(None) };
+        let update = self.handle(event)?;
+        // A snapshot that grew has shards that were not requested yet.
         if let Update::Shard(_) = update {
             let new_shards = self.fetch.new_shards();
             self.request(&new_shards);
@@ -130,14 +130,14 @@ impl FleetClient {
         Ok(Some(update))
     }
 
-    fn take(&mut self, event: LinkEvent) -> Result<Update, Error> {
+    fn handle(&mut self, event: LinkEvent) -> Result<Update, Error> {
         match event {
             LinkEvent::Message(message) => {
                 let time = now_millis();
-                Ok(self.fetch.apply(&message, millis(self.connected_at), time))
+                Ok(self.fetch.apply(&message, elapsed_millis(self.connected_at), time))
             }
-            LinkEvent::SubscribeRefused(_) => Err(refused(&self.topic)),
-            LinkEvent::Lost { broker, why } => Err(lost(&broker, &why)),
+            LinkEvent::SubscribeRefused(_) => Err(subscription_error(&self.topic)),
+            LinkEvent::Lost { broker, why } => Err(connection_error(&broker, &why)),
             // The view still knows that the broker keeps a message there, so that `forget` clears the topic.
             LinkEvent::Refused(rejected) => {
                 if let (Some(host), Some(number)) = (rejected.host(), rejected.shard()) {
@@ -157,25 +157,25 @@ impl FleetClient {
     /// [`Error::Undone`], also after a timeout.
     pub async fn publish(&mut self, messages: &[Message]) -> Result<(), Error> {
         let until = Instant::now() + PUBLISH_TIMEOUT;
-        let mut waiting: BTreeSet<String> = BTreeSet::new();
-        let mut left = messages.iter().enumerate();
+        let mut unacknowledged: BTreeSet<String> = BTreeSet::new();
+        let mut unsent = messages.iter().enumerate();
         loop {
             while self.link.capacity() > 0 {
-                let Some((number, message)) = left.next() else { break };
+                let Some((number, message)) = unsent.next() else { break };
                 self.send(number.to_string(), message);
-                waiting.insert(number.to_string());
+                unacknowledged.insert(number.to_string());
             }
-            if waiting.is_empty() {
+            if unacknowledged.is_empty() {
                 return Ok(());
             }
-            let rest = until.saturating_duration_since(Instant::now());
-            match timeout(rest, self.link.event()).await {
-                Ok(LinkEvent::Published(name)) => drop(waiting.remove(&name)),
-                Ok(event) => drop(self.take(event)?),
+            let remaining = until.saturating_duration_since(Instant::now());
+            match timeout(remaining, self.link.event()).await {
+                Ok(LinkEvent::Published(name)) => drop(unacknowledged.remove(&name)),
+                Ok(event) => drop(self.handle(event)?),
                 Err(_) => {
                     let limit = PUBLISH_TIMEOUT.as_secs();
                     let why = format!("no acknowledgement within {limit} s");
-                    return Err(lost(&self.broker, why));
+                    return Err(connection_error(&self.broker, why));
                 }
             }
         }
@@ -203,9 +203,9 @@ impl FleetClient {
     /// Disconnects.
     pub async fn end(mut self) {
         if self.link.close() {
-            let gone =
+            let lost =
                 async { while !matches!(self.link.event().await, LinkEvent::Lost { .. }) {} };
-            let _ = timeout(DISCONNECT_TIMEOUT, gone).await;
+            let _ = timeout(DISCONNECT_TIMEOUT, lost).await;
         }
     }
 }
@@ -238,7 +238,7 @@ async fn connect_to_any(link: &mut MqttLink, config: &Config) -> Result<Broker, 
             LinkEvent::Lost { broker, why } => {
                 tried += 1;
                 if tried >= config.brokers.len() {
-                    return Err(lost(&broker, &why));
+                    return Err(connection_error(&broker, &why));
                 }
             }
             _ => {}
@@ -246,18 +246,17 @@ async fn connect_to_any(link: &mut MqttLink, config: &Config) -> Result<Broker, 
     }
 }
 
-fn lost(broker: &Broker, why: impl std::fmt::Display) -> Error {
+fn connection_error(broker: &Broker, why: impl std::fmt::Display) -> Error {
     Error::Undone(format!("no connection to the broker {broker}: {why}"))
 }
 
-/// The broker's access rules deny the subscription.
-fn refused(topic: &Topic) -> Error {
+fn subscription_error(topic: &Topic) -> Error {
     let topic = topic.retained("#");
     Error::Undone(format!(
         "the broker refuses the subscription to {topic}. Check the broker's access rules"
     ))
 }
 
-fn millis(since: Instant) -> i64 {
+fn elapsed_millis(since: Instant) -> i64 {
     i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX)
 }

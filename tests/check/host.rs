@@ -15,7 +15,7 @@ const HOSTS: [Case; 33] = [
             "",
         ],
         said: &[
-            "✓ quiet shares its bans by snapshot, within seconds: its action is nftables\n",
+            "✓ jail `quiet` shares its bans by snapshot, within seconds: its action is nftables\n",
             "        [quiet]\n        action = %(action_)s\n                 f2bmqtt\n    \
              then: fail2ban-client reload --restart quiet\n",
         ],
@@ -29,7 +29,7 @@ const HOSTS: [Case; 33] = [
             "",
         ],
         said: &[
-            "✗ the jail quiet has no action: it blocks nothing\n    fail2ban-client reload --restart quiet\n",
+            "✗ jail `quiet` has no action: it blocks nothing\n    fail2ban-client reload --restart quiet\n",
         ],
         ..FAULT
     },
@@ -41,21 +41,21 @@ const HOSTS: [Case; 33] = [
             "fail2ban-client reload --restart quiet",
         ],
         said: &[
-            "! quiet shares its bans by snapshot, within seconds: fail2ban has not loaded the configured action",
+            "! jail `quiet` shares its bans by snapshot, within seconds: fail2ban has not loaded the configured action",
             "    fail2ban-client reload --restart quiet\n",
         ],
         code: 0,
         ..FAULT
     },
     // The step that was named has helped.
-    Case { said: &["✓ both, quiet, sshd and web share their bans\n"], code: 0, ..FAULT },
+    Case { said: &["✓ jails `both`, `quiet`, `sshd` and `web` share their bans\n"], code: 0, ..FAULT },
     Case {
         host: [
             "sed -i '/f2bmqtt/d' /etc/fail2ban/jail.d/more.local; fail2ban-client reload --restart quiet
              echo MQTT_NOT_JAILS=quiet >>/etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
             "sed -i '/MQTT_NOT_JAILS/d' /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
         ],
-        said: &["✓ quiet does not share bans: excluded by the settings\n"],
+        said: &["✓ jail `quiet` does not share bans: excluded by the settings\n"],
         code: 0,
         ..FAULT
     },
@@ -64,7 +64,7 @@ const HOSTS: [Case; 33] = [
             "printf '[late]\nenabled = true\nlogpath = /var/log/auth.log\n' >/etc/fail2ban/jail.d/more.local",
             "fail2ban-client reload",
         ],
-        said: &["! the jail late is configured, but fail2ban does not run it\n"],
+        said: &["! jail `late` is configured, but fail2ban does not run it\n"],
         code: 0,
         ..FAULT
     },
@@ -137,8 +137,8 @@ const HOSTS: [Case; 33] = [
              fail2ban-client set web ignorecommand ''",
         ],
         said: &[
-            "! MQTT_JAILS names shsd, but fail2ban has no such jail\n",
-            "! the jail web has an ignorecommand, which f2bmqtt does not run: imports ban addresses that",
+            "! MQTT_JAILS names `shsd`, but fail2ban has no such jail\n",
+            "! jail `web` has an ignorecommand, which f2bmqtt does not run: imports ban addresses that",
         ],
         code: 0,
         ..FAULT
@@ -325,7 +325,7 @@ const HOSTS: [Case; 33] = [
         ],
         said: &[
             "! /etc/fail2ban/action.d/abuseipdb.local is missing\n",
-            "✗ the jail old reports to AbuseIPDB with fail2ban's own action, which also reports bans that other \
+            "✗ jail `old` reports to AbuseIPDB with fail2ban's own action, which also reports bans that other \
              servers detected\n    \
              cp -b /usr/share/f2bmqtt/action.d/abuseipdb.local /etc/fail2ban/action.d/\n    \
              then: fail2ban-client reload --restart old\n",
@@ -339,8 +339,8 @@ const HOSTS: [Case; 33] = [
             "",
         ],
         said: &[
-            "✗ old reports to AbuseIPDB, but the key file /etc/fail2ban/abuseipdb.apikey is missing\n",
-            "✗ the jail old counts bans, also those of other servers, and reports them to AbuseIPDB",
+            "✗ jail `old` reports to AbuseIPDB, but the key file /etc/fail2ban/abuseipdb.apikey is missing\n",
+            "✗ jail `old` counts bans, also those of other servers, and reports them to AbuseIPDB",
         ],
         ..FAULT
     },
@@ -348,7 +348,7 @@ const HOSTS: [Case; 33] = [
         host: ["echo APIKEY=YOUR_API_KEY >/etc/fail2ban/abuseipdb.apikey", ""],
         said: &[
             "! /etc/fail2ban/abuseipdb.apikey is readable by other users; run: chmod 600",
-            "✗ old reports to AbuseIPDB, but /etc/fail2ban/abuseipdb.apikey contains no key",
+            "✗ jail `old` reports to AbuseIPDB, but /etc/fail2ban/abuseipdb.apikey contains no key",
         ],
         ..FAULT
     },
@@ -364,7 +364,7 @@ const HOSTS: [Case; 33] = [
                /etc/fail2ban/jail.d/more.local; fail2ban-client reload --restart old",
             NO_JAILS,
         ],
-        said: &["! old reports to AbuseIPDB, with a key in the jail's configuration, which every user can see in the process list\n"],
+        said: &["! jail `old` reports to AbuseIPDB, with a key in the jail's configuration, which every user can see in the process list\n"],
         code: 0,
         ..FAULT
     },

@@ -97,7 +97,7 @@ fn a_sound_host_has_ticks_alone_and_looking_leaves_nothing_behind() {
         "✓ messages of this host on blacklist/ban, blacklist/unban, f2bmqtt/blacklist/state/web1 and \
          f2bmqtt/blacklist/host/web1 arrive",
         "✓ the service f2bmqttsub runs",
-        "✓ both, sshd and web share their bans",
+        "✓ jails `both`, `sshd` and `web` share their bans",
         "✓ fail2ban can write to /var/lib/f2bmqtt/spool",
     ] {
         assert!(text.lines().any(|told| told == line), "{line}\n{text}");

@@ -150,7 +150,7 @@ fn bans_cross_and_check_is_true(release: &Release) {
     let jails = JAILS.iter().zip(release.actions);
     let by_snapshot: Vec<_> = jails
         .map(|(jail, its)| {
-            format!("✓ {jail} shares its bans by snapshot, within seconds: its {its}")
+            format!("✓ jail `{jail}` shares its bans by snapshot, within seconds: its {its}")
         })
         .collect();
     check_is_true(a, "b", release, &by_snapshot);
@@ -163,7 +163,7 @@ fn bans_cross_and_check_is_true(release: &Release) {
     for host in [a, b] {
         take_the_steps(host);
     }
-    let at_once = ["✓ asterisk, nsd, recidive and sshd share their bans".to_owned()];
+    let at_once = ["✓ jails `asterisk`, `nsd`, `recidive` and `sshd` share their bans".to_owned()];
     check_is_true(a, "b", release, &at_once);
     check_is_true(b, "a", release, &at_once);
     attack(b, "203.0.113");

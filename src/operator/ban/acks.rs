@@ -1,5 +1,5 @@
-//! Requests what the other hosts did with the bans, collects their acknowledgements, and renders the result as one
-//! line per host and outcome, or as JSON. No I/O.
+//! Builds the requests for acknowledgements, collects what each host acknowledges, and renders the result as one line per
+//! host and outcome, or as JSON. Pure.
 
 use std::collections::BTreeMap;
 
@@ -21,21 +21,27 @@ pub(super) enum AckOutcome<'a> {
 }
 
 impl AckOutcome<'_> {
+    /// Whether the host has decided about the ban.
+    fn is_final(self) -> bool {
+        self < Self::Pending
+    }
+
     fn text(self, jail: &Jail) -> String {
         match self {
             Self::Banned => "banned".to_owned(),
-            Self::NoJail => format!("not banned (no jail {jail})"),
+            Self::NoJail => format!("not banned (no jail `{jail}`)"),
             Self::Rejected("not_shared") => {
-                format!("not banned (its MQTT_JAILS or MQTT_NOT_JAILS leaves {jail} out)")
+                format!("not banned (its MQTT_JAILS or MQTT_NOT_JAILS excludes jail `{jail}`)")
             }
             Self::Rejected("never_ban") => "not banned (in its MQTT_NEVER_BAN)".to_owned(),
             Self::Rejected("ignored") => {
-                "not banned (in its ignoreip, or its own address, or the broker's)".to_owned()
+                "not banned (in its ignoreip, or an address of that host or of the broker)"
+                    .to_owned()
             }
             Self::Rejected(reason) => format!("not banned (rejected: {reason})"),
             Self::Pending => "not banned yet (fail2ban is busy or down)".to_owned(),
             Self::NoReply => "no reply yet".to_owned(),
-            Self::Offline => "offline; bans when it is back".to_owned(),
+            Self::Offline => "offline; applies the ban when it reconnects".to_owned(),
         }
     }
 }
@@ -57,7 +63,7 @@ impl AckCollector {
         Self { me, jail, stamp, outcomes: BTreeMap::new() }
     }
 
-    /// A request is an event without a ban: hosts that do not know its action ignore it, as it is not new.
+    /// A request is an event without a ban. Hosts that do not know its action ignore the event, because its `restored` is 1.
     pub(super) fn request(&self, address: Address) -> Message {
         let event = Event {
             action: Action::Other(ACK_REQUEST.to_owned()),
@@ -77,23 +83,26 @@ impl AckCollector {
         Message::Event("ban", event.encode())
     }
 
-    /// Takes the acknowledgements of some addresses that presence lists now. A host lists the last few only, so the
-    /// collector keeps them.
+    /// Stores the acknowledgements of these addresses that presences list now. A presence lists only the last
+    /// acknowledgements, so the collector keeps the earlier ones.
     pub(super) fn collect(&mut self, view: &FleetView, addresses: &[Address]) {
-        for (host, member) in view.hosts() {
-            let acks = member.presence().into_iter().flat_map(|presence| &presence.acks);
-            let is_mine = |ack: &&Ack| ack.origin == self.me && ack.stamp == self.stamp;
-            for ack in acks.filter(is_mine).filter(|ack| addresses.contains(&ack.address)) {
+        for (host, host_view) in view.hosts() {
+            let acks = host_view.presence().into_iter().flat_map(|presence| &presence.acks);
+            for ack in acks {
+                let Ack { origin, stamp, address, .. } = ack;
+                if *origin != self.me || *stamp != self.stamp || !addresses.contains(address) {
+                    continue;
+                }
                 let outcomes = self.outcomes.entry(host.clone()).or_default();
                 outcomes.insert(ack.address, ack.outcome.clone());
             }
         }
     }
 
-    fn outcome(&self, host: &HostName, member: &HostView, address: Address) -> AckOutcome<'_> {
+    fn outcome(&self, host: &HostName, host_view: &HostView, address: Address) -> AckOutcome<'_> {
         let outcome = self.outcomes.get(host).and_then(|outcomes| outcomes.get(&address));
         match outcome.map(String::as_str) {
-            _ if !member.is_online() => AckOutcome::Offline,
+            _ if !host_view.is_online() => AckOutcome::Offline,
             Some("banned") => AckOutcome::Banned,
             Some("pending") => AckOutcome::Pending,
             Some("unknown_jail") => AckOutcome::NoJail,
@@ -108,9 +117,9 @@ impl AckCollector {
         addresses: &[Address],
     ) -> AckResults<'a> {
         let mut results = AckResults::new();
-        for (host, member) in view.hosts().iter().filter(|(host, _)| **host != self.me) {
+        for (host, host_view) in view.hosts().iter().filter(|(host, _)| **host != self.me) {
             for address in addresses {
-                let outcome = self.outcome(host, member, *address);
+                let outcome = self.outcome(host, host_view, *address);
                 results.entry(host).or_default().entry(outcome).or_default().push(*address);
             }
         }
@@ -119,9 +128,10 @@ impl AckCollector {
 
     /// The hosts with an outcome that is not final.
     pub(super) fn unanswered<'a>(results: &AckResults<'a>) -> Vec<&'a HostName> {
-        let is_open =
-            |of: &BTreeMap<_, _>| of.keys().any(|outcome| *outcome >= AckOutcome::Pending);
-        results.iter().filter(|(_, of)| is_open(of)).map(|(host, _)| *host).collect()
+        let unanswered = results
+            .iter()
+            .filter(|(_, outcomes)| outcomes.keys().any(|outcome| !outcome.is_final()));
+        unanswered.map(|(host, _)| *host).collect()
     }
 
     pub(super) fn lines(&self, results: &AckResults<'_>) -> Vec<String> {
@@ -142,7 +152,10 @@ impl AckCollector {
     /// The acknowledgements of one address.
     pub(super) fn acks(&self, address: Address) -> Value {
         let acks = self.outcomes.iter();
-        acks.filter_map(|(host, of)| Some((host.to_string(), of.get(&address)?.clone()))).collect()
+        acks.filter_map(|(host, outcomes)| {
+            Some((host.to_string(), outcomes.get(&address)?.clone()))
+        })
+        .collect()
     }
 
     /// Each host in one list, by its worst outcome.
@@ -189,13 +202,12 @@ mod tests {
         let mut view = FleetView::default();
         let addresses: Vec<_> = addresses.iter().map(|n| address(*n)).collect();
         for (host, origin, stamp, outcomes) in hosts {
-            let ack = |(n, outcome): &(usize, &str)| {
-                json!(["web", address(*n).to_string(), origin, stamp, outcome])
-            };
-            let presence = json!({
-                "v": 1, "state": if *stamp == 0 { "offline" } else { "online" },
-                "acks": outcomes.iter().map(ack).collect::<Vec<_>>(),
-            });
+            let mut listed = Vec::new();
+            for (n, outcome) in *outcomes {
+                listed.push(json!(["web", address(*n).to_string(), origin, stamp, outcome]));
+            }
+            let state = if *stamp == 0 { "offline" } else { "online" };
+            let presence = json!({ "v": 1, "state": state, "acks": listed });
             view.apply_raw(&format!("host/{host}"), presence.to_string().as_bytes());
             acks.collect(&view, &addresses);
         }
@@ -213,7 +225,7 @@ mod tests {
             ("a1", "web1", STAMP, &[(9, "never_ban")]),
             ("a2", "web1", STAMP, &[(9, "unknown_jail")]),
             ("a3", "web1", STAMP, &[(9, "banned")]),
-            // The presence lists the acknowledgement no more.
+            // The presence no longer lists the acknowledgement.
             ("a3", "web1", STAMP, &[]),
             ("a4", "web1", STAMP, &[(9, "banned")]),
             ("a4", "web1", STAMP, &[(9, "pending")]),
@@ -232,16 +244,16 @@ mod tests {
             lines,
             [
                 "a1: not banned (in its MQTT_NEVER_BAN)",
-                "a2: not banned (no jail web)",
+                "a2: not banned (no jail `web`)",
                 "a3: banned",
                 "a4: not banned yet (fail2ban is busy or down)",
-                "a5: not banned (in its ignoreip, or its own address, or the broker's)",
-                "a6: not banned (its MQTT_JAILS or MQTT_NOT_JAILS leaves web out)",
+                "a5: not banned (in its ignoreip, or an address of that host or of the broker)",
+                "a6: not banned (its MQTT_JAILS or MQTT_NOT_JAILS excludes jail `web`)",
                 "a7: not banned (rejected: later)",
                 "b1: no reply yet",
                 "b2: no reply yet",
                 "b3: no reply yet",
-                "c1: offline; bans when it is back",
+                "c1: offline; applies the ban when it reconnects",
             ]
         );
         assert_eq!(
@@ -274,7 +286,7 @@ mod tests {
             [
                 "a1: banned",
                 "a2: banned: 203.0.113.1, 203.0.113.3",
-                "a2: not banned (in its ignoreip, or its own address, or the broker's): 203.0.113.2",
+                "a2: not banned (in its ignoreip, or an address of that host or of the broker): 203.0.113.2",
                 "a3: banned: 203.0.113.1",
                 "a3: no reply yet: 203.0.113.2, 203.0.113.3",
             ]

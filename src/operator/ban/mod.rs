@@ -36,7 +36,7 @@ const BAN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the command waits for acknowledgements. This host's snapshot lists the ban after two seconds.
 const ACK_TIMEOUT: Duration = Duration::from_secs(15);
 
-const UNANSWERED: &str = "did not confirm the ban yet; this host's snapshot repeats it";
+const UNCONFIRMED_TEXT: &str = "not confirmed the ban yet. This host's snapshot repeats the ban. Show the state: f2bmqtt status";
 
 /// The log line that fail2ban counts as the failure.
 const FAILURE_TEXT: &str = "banned by hand with f2bmqtt ban";
@@ -47,9 +47,9 @@ const FAILURE_TEXT: &str = "banned by hand with f2bmqtt ban";
 /// Any [`Error`]
 pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
     let jail = Jail::new(&args.jail).map_err(|what| Error::Usage(format!("JAIL {what}")))?;
-    let addresses = ask::addresses(&args.addresses)?;
+    let addresses = ask::parse_addresses(&args.addresses)?;
     if let Some(address) = addresses.iter().find(|address| !is_bannable(address.ip())) {
-        return Err(Error::Usage(format!("IP {address} is no address of another machine")));
+        return Err(Error::Usage(format!("IP {address} is not an address of another machine")));
     }
     let config = Config::load()?;
     runtime::run(async {
@@ -59,14 +59,17 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
             let names: Vec<&str> = jails.iter().map(Jail::as_str).collect();
             let names = names.join(", ");
             return Err(Error::Undone(format!(
-                "fail2ban here has no jail {jail}; it has: {names}"
+                "fail2ban on this host has no jail `{jail}`. Its jails: {names}"
             )));
         }
         if !config.sharing.includes(&jail) {
-            return Err(Error::Undone(format!("{jail} does not take part here: see MQTT_JAILS")));
+            return Err(Error::Undone(format!(
+                "jail `{jail}` does not take part on this host: see MQTT_JAILS and MQTT_NOT_JAILS in \
+                 /etc/fail2ban/mqtt.env"
+            )));
         }
         if !args.yes {
-            refuse(&config, &mut fail2ban, &jail, &addresses).await?;
+            check_addresses(&config, &mut fail2ban, &jail, &addresses).await?;
         }
         ask::confirm_bulk("Ban", &addresses, args.yes)?;
         let mut ban = BanRun {
@@ -78,15 +81,15 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
             slow: BTreeSet::new(),
         };
         // Without a daemon, a child of notify publishes the ban, and there is no snapshot to wait for.
-        let alone = local::LocalService::read(paths).pid.is_none();
+        let has_no_daemon = local::LocalService::read(paths).pid.is_none();
         // A presence has room for MAX_ACKS acknowledgements.
         let mut batches = addresses.chunks(MAX_ACKS);
         let first = ban.issue(&mut fail2ban, batches.next().unwrap_or_default(), paths);
         let (mut client, mut issued_batch) =
             tokio::join!(FleetClient::connect(&config, paths), first);
         loop {
-            if let (Ok(there), Ok(())) = (&mut client, &issued_batch)
-                && let Err(lost) = ban.collect(there, alone).await
+            if let (Ok(connected), Ok(())) = (&mut client, &issued_batch)
+                && let Err(lost) = ban.collect(connected, has_no_daemon).await
             {
                 client = Err(lost);
             }
@@ -104,7 +107,7 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
 }
 
 /// Refuses addresses that are exempt, and the address that the operator is connected from.
-async fn refuse(
+async fn check_addresses(
     config: &Config,
     fail2ban: &mut Client,
     jail: &Jail,
@@ -114,13 +117,13 @@ async fn refuse(
     let clients = ask::ssh_client_addresses();
     for address in addresses {
         let why = if clients.contains(&address.ip()) {
-            Some("you are connected from it, and would lock yourself out".to_owned())
+            Some("you are connected from this address, and would lock yourself out".to_owned())
         } else {
             exempt.lookup(*address).map(|reason| reason.to_string())
         };
         if let Some(why) = why {
             return Err(Error::Undone(format!(
-                "{address} was not banned: {why}. To ban it anyway, use --yes"
+                "{address} was not banned: {why}. To ban the address anyway, use --yes"
             )));
         }
     }
@@ -161,10 +164,10 @@ impl BanRun {
         let shared = share::is_shared(fail2ban, jail).await?;
         let before = fail2ban.bans(jail).await?;
         let (mut notes, since) = (ManualBanLog::open(&paths.by_hand())?, now_secs());
-        let (there, new): (BTreeSet<Address>, BTreeSet<Address>) =
+        let (existing, new): (BTreeSet<Address>, BTreeSet<Address>) =
             addresses.iter().partition(|address| before.has(**address));
         // A ban that the operator made with fail2ban-client is not shared; the command shares it now.
-        let local = share::banned_by_hand(fail2ban, jail, &there, paths).await?;
+        let local = share::banned_by_hand(fail2ban, jail, &existing, paths).await?;
         // Write all notes before the first attempt, because the reporter reads the notes on the first ban.
         for address in new.iter().chain(&local) {
             notes.note(*address, since)?;
@@ -180,8 +183,9 @@ impl BanRun {
             }
             if Instant::now() > until {
                 return Err(Error::Undone(format!(
-                    "fail2ban was told of {FAILURE_TEXT:?}, and does not ban it in {jail}: \
-                     its log says why (/var/log/fail2ban.log)"
+                    "fail2ban did not ban the addresses in jail `{jail}` within {} s. Its log shows the reason: \
+                     /var/log/fail2ban.log",
+                    BAN_TIMEOUT.as_secs()
                 )));
             }
             sleep(Duration::from_millis(100)).await;
@@ -204,21 +208,25 @@ impl BanRun {
     }
 
     fn addresses(&self) -> Vec<Address> {
-        self.issued.iter().map(|one| one.address).collect()
+        self.issued.iter().map(|ban| ban.address).collect()
     }
 
     /// Requests acknowledgements of the last batch. Waits until this host's snapshot lists the new bans, if a daemon
     /// runs, and every online host has acknowledged all.
-    async fn collect(&mut self, client: &mut FleetClient, alone: bool) -> Result<(), Error> {
+    async fn collect(
+        &mut self,
+        client: &mut FleetClient,
+        has_no_daemon: bool,
+    ) -> Result<(), Error> {
         let until = Instant::now() + ACK_TIMEOUT;
         let batch = self.issued.chunks(MAX_ACKS).last().unwrap_or_default();
-        let batch: Vec<Address> = batch.iter().map(|one| one.address).collect();
+        let batch: Vec<Address> = batch.iter().map(|ban| ban.address).collect();
         let requests: Vec<_> = batch.iter().map(|address| self.acks.request(*address)).collect();
         client.publish(&requests).await?;
         loop {
             let view = client.view();
             self.acks.collect(view, &batch);
-            self.published = alone || self.is_published(view);
+            self.published = has_no_daemon || self.is_published(view);
             let results = self.acks.results(view, &batch);
             let mut unanswered = AckCollector::unanswered(&results);
             unanswered.retain(|host| view.hosts()[*host].is_online() && !self.slow.contains(*host));
@@ -235,20 +243,20 @@ impl BanRun {
 
     fn is_published(&self, view: &FleetView) -> bool {
         let me = view.hosts().get(&self.me);
-        let mut new = self.issued.iter().filter(|one| !one.already_banned);
-        new.all(|one| me.is_some_and(|me| me.lists(&self.jail, one.address)))
+        let mut new = self.issued.iter().filter(|ban| !ban.already_banned);
+        new.all(|ban| me.is_some_and(|me| me.lists(&self.jail, ban.address)))
     }
 
     fn print_result(&self, view: &FleetView, json: bool) {
         let Self { jail, me, issued, .. } = self;
         let results = self.acks.results(view, &self.addresses());
         if json {
-            let bans = issued.iter().map(|one| {
+            let bans = issued.iter().map(|ban| {
                 json!({
-                    "ip": one.address.to_string(),
-                    "already_banned": one.already_banned,
-                    "seconds": (one.seconds >= 0).then_some(one.seconds),
-                    "acks": self.acks.acks(one.address),
+                    "ip": ban.address.to_string(),
+                    "already_banned": ban.already_banned,
+                    "seconds": (ban.seconds >= 0).then_some(ban.seconds),
+                    "acks": self.acks.acks(ban.address),
                 })
             });
             let mut all = AckCollector::to_json(&results);
@@ -260,14 +268,16 @@ impl BanRun {
             return;
         }
         for IssuedBan { address, already_banned, seconds } in issued {
-            let length = match *seconds {
+            let duration = match *seconds {
                 ..0 => "permanently".to_owned(),
                 seconds => format!("for {}", format_duration(seconds)),
             };
             let line = if *already_banned {
-                format!("{address} is already banned in {jail} on this host; its ban is unchanged")
+                format!(
+                    "{address} is already banned in jail `{jail}` on this host; the ban is unchanged"
+                )
             } else {
-                format!("{address} is banned in {jail}, {length}")
+                format!("{address} is banned in jail `{jail}` {duration}")
             };
             say(sanitize(&line));
         }
@@ -281,14 +291,14 @@ impl BanRun {
         if !self.published {
             let me = &self.me;
             return Err(Error::Undone(format!(
-                "{me} has not published the bans yet; journalctl -u f2bmqttsub shows why"
+                "this host ({me}) has not published the bans yet. Show the reason: journalctl -u f2bmqttsub -n 20"
             )));
         }
         let results = self.acks.results(view, &self.addresses());
         match AckCollector::unanswered(&results).len() {
             0 => Ok(()),
-            1 => Err(Error::Undone(format!("1 host {UNANSWERED}"))),
-            count => Err(Error::Undone(format!("{count} hosts {UNANSWERED}"))),
+            1 => Err(Error::Undone(format!("1 host has {UNCONFIRMED_TEXT}"))),
+            count => Err(Error::Undone(format!("{count} hosts have {UNCONFIRMED_TEXT}"))),
         }
     }
 }

@@ -39,7 +39,7 @@ pub(super) async fn is_shared(
     Ok(false)
 }
 
-/// Those of some addresses that the operator banned with fail2ban-client: neither detected (R6) nor imported (R9).
+/// The addresses among these that the operator banned with fail2ban-client: neither detected (R6) nor imported (R9).
 ///
 /// # Errors
 /// Any of [`fail2ban::Fail2banError`], or [`Error::Undone`].
@@ -53,16 +53,18 @@ pub(super) async fn banned_by_hand(
         return Ok(BTreeSet::new());
     }
     let mut database = Database::new(fail2ban.database().await?);
-    let unread =
-        |what: &str, error: rusqlite::Error| Error::Undone(format!("cannot read {what}: {error}"));
-    let all: Vec<Address> = addresses.iter().copied().collect();
-    let rows = database.rows(jail, &all).map_err(|error| unread("fail2ban's database", error))?;
-    let imports = local::imports(&paths.store(), jail, addresses);
-    let imports = imports.map_err(|error| unread(&paths.store().display().to_string(), error))?;
-    let by_hand = |address: &Address| {
+    let mut by_hand: Vec<Address> = addresses.iter().copied().collect();
+    let rows = database
+        .rows(jail, &by_hand)
+        .map_err(|error| Error::Undone(format!("cannot read fail2ban's database: {error}")))?;
+    let store = paths.store();
+    let imports = local::imports(&store, jail, addresses).map_err(|error| {
+        Error::Undone(format!("cannot read the state database {}: {error}", store.display()))
+    })?;
+    by_hand.retain(|address| {
         rows.get(*address).is_some_and(|row| row.failures == 0) && !imports.contains(address)
-    };
-    Ok(all.into_iter().filter(by_hand).collect())
+    });
+    Ok(by_hand.into_iter().collect())
 }
 
 /// Publishes existing bans with the current time: a detection that is newer than fail2ban's row is a local ban (R10).
@@ -90,15 +92,14 @@ fn notify(
     time: i64,
     paths: &Paths,
 ) -> Result<(), Error> {
-    let text = |number: i64| number.to_string();
     let call = NotifyCall {
         jail: jail.as_str(),
         address: &address.to_string(),
-        bantime: &text(bantime),
+        bantime: &bantime.to_string(),
         action: "ban",
         restored: "0",
         failures: &failures.to_string(),
-        time: &text(time),
+        time: &time.to_string(),
     };
     notify::run(&call, paths)
 }

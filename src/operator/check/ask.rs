@@ -23,7 +23,7 @@ const NAME_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The facts from the server; `Err` is why it does not answer.
 pub(super) async fn server(socket: &Path) -> Result<RunningFail2ban, String> {
-    match timeout(SERVER_TIMEOUT, ask(socket)).await {
+    match timeout(SERVER_TIMEOUT, query(socket)).await {
         Ok(Ok((mut server, ignored))) => {
             check_ignoreip(&mut server, &ignored).await;
             Ok(server)
@@ -44,12 +44,12 @@ async fn check_ignoreip(server: &mut RunningFail2ban, ignored: &[Vec<String>]) {
         exempt.resolve(&first.name, &ignored.concat()).await;
     }
     for (jail, entries) in server.jails.iter_mut().zip(ignored) {
-        (_, jail.wrong) = exempt.resolve(&jail.name, entries).await;
+        (_, jail.ignoreip_faults) = exempt.resolve(&jail.name, entries).await;
     }
 }
 
-/// Also returns the `ignoreip` of each jail.
-async fn ask(socket: &Path) -> Result<(RunningFail2ban, Vec<Vec<String>>), Fail2banError> {
+/// Queries the server. Also returns the `ignoreip` of each jail.
+async fn query(socket: &Path) -> Result<(RunningFail2ban, Vec<Vec<String>>), Fail2banError> {
     let mut client = Client::connect(socket).await?;
     let version = client.version().await?;
     let database = client.database().await?;
@@ -63,19 +63,18 @@ async fn ask(socket: &Path) -> Result<(RunningFail2ban, Vec<Vec<String>>), Fail2
         };
         let mut actions = Vec::new();
         for action in client.actions(&name).await? {
-            let mut property = async |property| client.property(&name, &action, property).await;
-            let ban = property("actionban").await?;
-            let inline = property("abuseipdb_apikey").await?;
+            let ban = client.property(&name, &action, "actionban").await?;
+            let inline = client.property(&name, &action, "abuseipdb_apikey").await?;
             let key = key::usable(&inline).is_some();
             let mut files = Vec::new();
             if is_reporter(&ban) {
                 // SQLITE_DB and LOG_FILE: fail2ban keeps the names of settings in lower case.
-                let of = [
+                let settings = [
                     ("sqlite_db", call::LEDGER, Keeps::Database),
                     ("log_file", call::LOG, Keeps::Log),
                 ];
-                for (setting, default, keeps) in of {
-                    let path = property(setting).await?;
+                for (setting, default, keeps) in settings {
+                    let path = client.property(&name, &action, setting).await?;
                     files.push((call::or(&path, default).into(), keeps));
                 }
             }
@@ -84,32 +83,39 @@ async fn ask(socket: &Path) -> Result<(RunningFail2ban, Vec<Vec<String>>), Fail2
         let logs = client.logs(&name).await?;
         ignored.push(client.ignored(&name).await?);
         let ignore_command = client.ignore_command(&name).await?;
-        server.jails.push(RunningJail { name, actions, logs, ignore_command, wrong: Vec::new() });
+        server.jails.push(RunningJail {
+            name,
+            actions,
+            logs,
+            ignore_command,
+            ignoreip_faults: Vec::new(),
+        });
     }
     Ok((server, ignored))
 }
 
 /// The most errors of fail2ban that become findings.
-const MAX_WRONG: usize = 5;
+const MAX_CONFIG_ERRORS: usize = 5;
 
 /// The configuration on disk.
 pub(super) fn configured() -> Configured {
     let output = match look::command("fail2ban-client", &["-d"]) {
         Ok(output) => output,
-        Err(error) => return broken(format!("cannot run fail2ban-client: {error}")),
+        Err(error) => return broken_configuration(format!("cannot run fail2ban-client: {error}")),
     };
     // `2026-11-22 19:14:40,963 fail2ban [71]: ERROR  Have not found any log file for sshd jail`
     let log = String::from_utf8_lossy(&output.stderr);
     let errors = log.lines().filter_map(|line| line.split_once(" ERROR "));
-    let wrong: Vec<_> = errors.map(|(_, what)| what.trim().to_owned()).take(MAX_WRONG).collect();
+    let errors: Vec<_> =
+        errors.map(|(_, what)| what.trim().to_owned()).take(MAX_CONFIG_ERRORS).collect();
     if output.status.success() {
         let jails = jails::configured(&String::from_utf8_lossy(&output.stdout));
-        return Configured { jails, wrong, broken: false };
+        return Configured { jails, errors, broken: false };
     }
     let last = log.lines().last().unwrap_or("fail2ban-client -d fails");
-    broken(wrong.into_iter().next().unwrap_or_else(|| last.to_owned()))
+    broken_configuration(errors.into_iter().next().unwrap_or_else(|| last.to_owned()))
 }
 
-fn broken(what: String) -> Configured {
-    Configured { wrong: vec![what], broken: true, ..Configured::default() }
+fn broken_configuration(what: String) -> Configured {
+    Configured { errors: vec![what], broken: true, ..Configured::default() }
 }

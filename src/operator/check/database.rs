@@ -1,4 +1,4 @@
-//! Checks whether fail2ban's database is readable: every decision about a ban needs it.
+//! Checks whether fail2ban's database is readable: every decision about a ban needs the database.
 
 use std::path::Path;
 
@@ -56,14 +56,14 @@ pub(super) fn findings(path: Option<&Path>, contents: &Contents) -> Vec<Finding>
             ))
         }
         Contents::Readable(rows) if !rows.is_empty() => {
-            let row = |what: &String| {
-                let next = format!(
-                    "remove the row: fail2ban-client unban ADDRESS; show the row:\n\
-                     sqlite3 {path} \"SELECT * FROM bips WHERE ip = 'ADDRESS'\""
-                );
-                Finding::warning("fail2ban_database", what.as_str()).next(next)
-            };
-            return rows.iter().map(row).collect();
+            let next = format!(
+                "show the row: sqlite3 {path} \"SELECT * FROM bips WHERE ip = 'ADDRESS'\"\n\
+                 remove the row: fail2ban-client unban ADDRESS"
+            );
+            let findings = rows
+                .iter()
+                .map(|row| Finding::warning("fail2ban_database", row.as_str()).next(&next));
+            return findings.collect();
         }
         Contents::Readable(_) => {
             Finding::ok("fail2ban_database", format!("fail2ban's database {path} is readable"))
@@ -90,35 +90,41 @@ mod tests {
             actions: Vec::new(),
             logs: Vec::new(),
             ignore_command: String::new(),
-            wrong: Vec::new(),
+            ignoreip_faults: Vec::new(),
         };
         let mut server = RunningFail2ban { jails: vec![jail], ..RunningFail2ban::default() };
-        let mut found = |path: Option<&Path>, sql: &str| {
-            server.database = path.map(Path::to_owned);
-            if let Some(path) = path.filter(|_| !sql.is_empty()) {
-                Connection::open(path).unwrap().execute_batch(sql).unwrap();
+        let found = &findings(None, &read(&server))[0];
+        let text = "fail2ban keeps no database (dbfile = None): it forgets its bans when it stops";
+        assert_eq!((found.state, found.text.as_str()), (Status::Warning, text));
+        server.database = Some(path.clone());
+        // Each batch adds to the database; without one, it does not exist.
+        let table = [
+            ("", Status::Fault, "fail2ban's database DB is missing: it was removed or moved"),
+            (
+                "CREATE TABLE other(x)",
+                Status::Fault,
+                "cannot read fail2ban's database DB: no such table: bips",
+            ),
+            (
+                "CREATE TABLE bips(ip, jail, timeofban, bantime, data);
+                 INSERT INTO bips VALUES('192.0.2.1', 'sshd', 1000, 612.5, '{}')",
+                Status::Ok,
+                "fail2ban's database DB is readable",
+            ),
+            (
+                "INSERT INTO bips VALUES('192.0.2.2', 'sshd', 1000, 'x', '{}')",
+                Status::Warning,
+                "skipped the ban of 192.0.2.2 in sshd",
+            ),
+        ];
+        for (sql, state, text) in table {
+            if !sql.is_empty() {
+                Connection::open(&path).unwrap().execute_batch(sql).unwrap();
             }
-            let found = findings(path, &read(&server));
-            assert_eq!(found.len(), 1, "{found:?}");
-            (found[0].state, found[0].text.replace(dir.path().to_str().unwrap(), ""))
-        };
-        let none = "fail2ban keeps no database (dbfile = None): it forgets its bans when it stops";
-        assert_eq!(found(None, ""), (Status::Warning, none.to_owned()));
-        let missing = "fail2ban's database /db is missing: it was removed or moved";
-        assert_eq!(found(Some(&path), ""), (Status::Fault, missing.to_owned()));
-        let (state, text) = found(Some(&path), "CREATE TABLE other(x)");
-        assert!(
-            text.starts_with("cannot read fail2ban's database /db: no such table: bips"),
-            "{text}"
-        );
-        assert_eq!(state, Status::Fault);
-        let table = "CREATE TABLE bips(ip, jail, timeofban, bantime, data);
-                     INSERT INTO bips VALUES('192.0.2.1', 'sshd', 1000, 612.5, '{}')";
-        let well = "fail2ban's database /db is readable";
-        assert_eq!(found(Some(&path), table), (Status::Ok, well.to_owned()));
-        let odd = "INSERT INTO bips VALUES('192.0.2.2', 'sshd', 1000, 'x', '{}')";
-        let (state, text) = found(Some(&path), odd);
-        assert!(text.starts_with("skipped the ban of 192.0.2.2 in sshd"), "{text}");
-        assert_eq!(state, Status::Warning);
+            let found = findings(Some(&path), &read(&server));
+            assert_eq!((found.len(), found[0].state), (1, state), "{found:?}");
+            let text = text.replace("DB", path.to_str().unwrap());
+            assert!(found[0].text.starts_with(&text), "{found:?}");
+        }
     }
 }

@@ -116,17 +116,18 @@ mod tests {
 
     fn findings() -> Vec<Finding> {
         vec![
-            Finding::ok("one", "one is well"),
+            Finding::ok("one", "one is fine"),
             Finding::fault("two", "two \x1b[2Jis not").about(&"x").next("do this\nand that"),
-            Finding::warning("three", "three is odd"),
+            Finding::warning("three", "three is unusual"),
         ]
     }
 
     #[test]
     fn text_has_one_line_per_check_and_the_fix_below() {
-        let plain = "✓ one is well\n✗ two ?[2Jis not\n    do this\n    and that\n! three is odd";
+        let plain =
+            "✓ one is fine\n✗ two ?[2Jis not\n    do this\n    and that\n! three is unusual";
         assert_eq!(text(&findings(), false), plain);
-        assert!(text(&findings(), true).starts_with("\x1b[32m✓\x1b[0m one is well\n\x1b[31m✗"));
+        assert!(text(&findings(), true).starts_with("\x1b[32m✓\x1b[0m one is fine\n\x1b[31m✗"));
     }
 
     #[test]

@@ -16,8 +16,8 @@ const CLOCK_TOLERANCE_SECS: i64 = 5;
 /// A difference of clocks from which bans of other hosts end noticeably early or late, in seconds.
 const HARMFUL_SKEW_SECS: i64 = 300;
 
-/// The greatest age of an online host's snapshot, in seconds: the refresh takes at most 10 minutes, plus a margin for a
-/// host with many shards.
+/// The greatest age of an online host's snapshot, in seconds: hosts publish it at least every 10 minutes. The margin is for a host with
+/// many shards.
 const MAX_SNAPSHOT_AGE_SECS: i64 = 900;
 
 /// The longest difference that is shown exactly, in seconds.
@@ -31,18 +31,13 @@ pub(super) fn findings(
     seen: &HostFacts,
 ) -> Vec<Finding> {
     let mut found = Vec::new();
-    let others = |there: &str| !there.is_empty() && there != machine;
     let mut own = result.presences.iter().filter(|(host, _)| host == me);
-    let twice = |name: &str| {
-        let text = format!("two machines have the name {name} and overwrite each other's snapshot");
-        Finding::fault("fleet_name", text).next(
-            "on one of them: set MQTT_NODE in /etc/fail2ban/mqtt.env\n\
-             then: systemctl restart f2bmqttsub",
-        )
-    };
-    found.extend(seen.duplicates.iter().map(|name| twice(name).about(name)));
-    if seen.namesake || own.any(|(_, there)| others(&there.machine)) {
-        found.push(twice(me.as_str()));
+    let is_duplicate = own
+        .any(|(_, presence)| !presence.machine.is_empty() && presence.machine != machine)
+        || seen.namesake;
+    found.extend(seen.duplicates.iter().map(|name| duplicate_name(name).about(name)));
+    if is_duplicate {
+        found.push(duplicate_name(me.as_str()));
     } else {
         found.push(Finding::ok(
             "fleet_name",
@@ -50,8 +45,8 @@ pub(super) fn findings(
         ));
     }
     let mut online = BTreeSet::new();
-    for (host, there) in result.presences.iter().filter(|(host, _)| host != me) {
-        match there.state {
+    for (host, presence) in result.presences.iter().filter(|(host, _)| host != me) {
+        match presence.state {
             HostState::Online => online.insert(host.as_str()),
             HostState::Offline => online.remove(host.as_str()),
         };
@@ -72,6 +67,14 @@ pub(super) fn findings(
     found
 }
 
+fn duplicate_name(name: &str) -> Finding {
+    let text = format!("two machines have the name {name} and overwrite each other's snapshot");
+    Finding::fault("fleet_name", text).next(
+        "on one of them: set MQTT_NODE in /etc/fail2ban/mqtt.env\n\
+         then: systemctl restart f2bmqttsub",
+    )
+}
+
 /// The warning that no other host is on this topic. It is normal for the first host, and among hosts with the scripts.
 fn alone(topic: &Topic, others: &BTreeSet<String>) -> Finding {
     let others: Vec<String> = others.iter().cloned().collect();
@@ -86,9 +89,9 @@ fn alone(topic: &Topic, others: &BTreeSet<String>) -> Finding {
     })
 }
 
-/// The hosts with another signing key, or where only one side has a key: one of the two rejects the other's messages.
+/// The hosts with another signing key, or with a key that only one side has: one side rejects the messages of the other.
 fn keys(result: &ProbeResult) -> Vec<Finding> {
-    const NEXT: &str = "set the same MQTT_SIGNING_KEY in mqtt.env on every server, then: \
+    const KEY_FIX: &str = "set the same MQTT_SIGNING_KEY in mqtt.env on every server, then: \
                         systemctl restart f2bmqttsub";
     let refused = result.refusals.iter().map(|(host, refusal)| {
         let how = match refusal {
@@ -104,11 +107,11 @@ fn keys(result: &ProbeResult) -> Vec<Finding> {
         (host, text)
     });
     let all = refused.chain(signed);
-    all.map(|(host, text)| Finding::fault("fleet_key", text).about(host).next(NEXT)).collect()
+    all.map(|(host, text)| Finding::fault("fleet_key", text).about(host).next(KEY_FIX)).collect()
 }
 
-/// By how many seconds a host's clock is ahead of the local one (negative: behind), as far as a stamp proves it: a stamp
-/// may be minutes old, but never in the future.
+/// By how many seconds a host's clock is ahead of the local clock (negative: behind), as far as a stamp proves a
+/// difference. A stamp may be minutes old, but is never in the future.
 fn ahead((stamp, read): (i64, i64)) -> i64 {
     match (stamp - read) / 1000 {
         ahead if ahead > CLOCK_TOLERANCE_SECS => ahead,
@@ -117,12 +120,12 @@ fn ahead((stamp, read): (i64, i64)) -> i64 {
     }
 }
 
-/// The text of a duration, limited because a forged stamp may be centuries off.
-fn length(seconds: i64) -> String {
+/// The text of a difference. It is limited, because a forged stamp may be centuries away.
+fn skew_text(seconds: i64) -> String {
     if seconds > MAX_SHOWN_SKEW_SECS { "10 years".to_owned() } else { format_duration(seconds) }
 }
 
-fn clocks(result: &ProbeResult, set: bool) -> Vec<Finding> {
+fn clocks(result: &ProbeResult, is_set: bool) -> Vec<Finding> {
     if result.stamps.is_empty() {
         return Vec::new();
     }
@@ -132,28 +135,26 @@ fn clocks(result: &ProbeResult, set: bool) -> Vec<Finding> {
         let text = "the clocks of all other hosts agree with this one";
         return vec![Finding::ok("clock", text)];
     }
-    let finding = |seconds: i64, text: String| {
-        let look = if set {
-            "systemd-timesyncd sets the clock of this host; check the other host: timedatectl"
-        } else {
-            "check both hosts: timedatectl (systemd-timesyncd or chrony keeps a clock right)"
-        };
-        let make = if seconds > HARMFUL_SKEW_SECS { Finding::fault } else { Finding::warning };
-        make("clock", text).next(look)
+    off.into_iter().map(|(host, ahead)| skewed_clock(host, ahead, is_set)).collect()
+}
+
+/// The finding about a host whose clock is this many seconds ahead; `is_set`: systemd-timesyncd has set the local clock.
+fn skewed_clock(host: &str, ahead: i64, is_set: bool) -> Finding {
+    let text = if ahead > 0 {
+        format!("the clock of {host} is at least {} ahead of this host's", skew_text(ahead))
+    } else {
+        format!(
+            "{host} is online, but its newest snapshot is {} old: its clock is behind, or the clock of this \
+             host is ahead",
+            skew_text(-ahead)
+        )
     };
-    let odd = off.iter().map(|(host, ahead)| {
-        let text = if *ahead > 0 {
-            format!("the clock of {host} is at least {} ahead of this host's", length(*ahead))
-        } else {
-            format!(
-                "{host} is online, but its newest snapshot is {} old: its clock is behind, or the clock of this \
-                 host is ahead",
-                length(-ahead)
-            )
-        };
-        finding(ahead.abs(), text).about(host)
-    });
-    odd.collect()
+    let severity = if ahead.abs() > HARMFUL_SKEW_SECS { Finding::fault } else { Finding::warning };
+    severity("clock", text).about(&host).next(if is_set {
+        "systemd-timesyncd sets the clock of this host; check the other host: timedatectl"
+    } else {
+        "check both hosts: timedatectl (systemd-timesyncd or chrony keeps a clock right)"
+    })
 }
 
 #[cfg(test)]
@@ -167,15 +168,14 @@ mod tests {
     }
 
     fn probe_result(presences: &[(&str, HostState, &str)], stamps: &[(&str, i64)]) -> ProbeResult {
-        let presence = |(name, state, machine): &(&str, HostState, &str)| {
+        let mut result = ProbeResult::default();
+        for (name, state, machine) in presences {
             let machine = (*machine).to_owned();
-            (host(name), Presence { state: *state, machine, ..Presence::default() })
-        };
-        ProbeResult {
-            presences: presences.iter().map(presence).collect(),
-            stamps: stamps.iter().map(|(name, ahead)| (host(name), (ahead * 1000, 0))).collect(),
-            ..ProbeResult::default()
+            let presence = Presence { state: *state, machine, ..Presence::default() };
+            result.presences.push((host(name), presence));
         }
+        result.stamps.extend(stamps.iter().map(|(name, ahead)| (host(name), (ahead * 1000, 0))));
+        result
     }
 
     fn found(result: &ProbeResult, machine: &str) -> Vec<Finding> {
@@ -183,7 +183,11 @@ mod tests {
         findings((&host("web1"), &topic), machine, result, &HostFacts::default())
     }
 
-    fn odd(result: &ProbeResult) -> Vec<(Status, String)> {
+    fn problem_texts(result: &ProbeResult) -> Vec<String> {
+        problems(result).into_iter().map(|(_, text)| text).collect()
+    }
+
+    fn problems(result: &ProbeResult) -> Vec<(Status, String)> {
         let found = found(result, "m1").into_iter().filter(|finding| finding.id != "fleet_hosts");
         found
             .filter(|finding| finding.state != Status::Ok)
@@ -194,9 +198,12 @@ mod tests {
     #[test]
     fn name_on_two_machines_is_a_fault() {
         use HostState::{Offline, Online};
-        assert_eq!(odd(&probe_result(&[("web1", Online, "m1"), ("web2", Online, "m2")], &[])), []);
+        assert_eq!(
+            problems(&probe_result(&[("web1", Online, "m1"), ("web2", Online, "m2")], &[])),
+            []
+        );
         let two = probe_result(&[("web1", Online, "m1"), ("web1", Offline, "m3")], &[]);
-        assert!(odd(&two)[0].1.starts_with("two machines have the name web1 and overwrite"));
+        assert!(problems(&two)[0].1.starts_with("two machines have the name web1 and overwrite"));
         let both = HostFacts {
             namesake: true,
             duplicates: vec!["web2".to_owned()],
@@ -211,38 +218,35 @@ mod tests {
         });
         assert_eq!(texts, expected.each_ref().map(|text| (Status::Fault, text.as_str())));
         assert_eq!(
-            odd(&probe_result(&[("web1", Online, "")], &[])),
+            problems(&probe_result(&[("web1", Online, "")], &[])),
             [],
-            "it does not say which it is"
+            "the presence has no machine"
         );
     }
 
     #[test]
     fn different_signing_keys_are_faults() {
-        let texts = |result: ProbeResult| {
-            odd(&result).into_iter().map(|(_, text)| text).collect::<Vec<_>>()
-        };
         let refusals =
             [(host("a"), RejectReason::Unsigned), (host("b"), RejectReason::WrongSignature)].into();
         let expected = [
             "a does not sign its messages: this host rejects them",
             "b signs its messages with another key: this host rejects them",
         ];
-        assert_eq!(texts(ProbeResult { refusals, ..ProbeResult::default() }), expected);
+        assert_eq!(problem_texts(&ProbeResult { refusals, ..ProbeResult::default() }), expected);
         let signed = [host("c")].into();
         let expected =
             "c signs its messages, but this host does not: c rejects the messages of this host";
-        assert_eq!(texts(ProbeResult { signed, ..ProbeResult::default() }), [expected]);
+        assert_eq!(problem_texts(&ProbeResult { signed, ..ProbeResult::default() }), [expected]);
     }
 
     #[test]
     fn online_hosts_are_listed() {
         use HostState::{Offline, Online};
-        let there =
+        let result =
             probe_result(&[("a", Online, "x"), ("b", Online, "y"), ("a", Offline, "x")], &[]);
-        assert_eq!(found(&there, "m1")[1].text, "other hosts online: b");
-        let away = probe_result(&[("a", Offline, "x")], &[]);
-        assert_eq!(found(&away, "m1")[1].text, "all other hosts are offline");
+        assert_eq!(found(&result, "m1")[1].text, "other hosts online: b");
+        let offline = probe_result(&[("a", Offline, "x")], &[]);
+        assert_eq!(found(&offline, "m1")[1].text, "all other hosts are offline");
     }
 
     #[test]
@@ -285,7 +289,7 @@ mod tests {
             ),
         ];
         for (stamps, expected) in table {
-            let found = odd(&probe_result(&[], stamps));
+            let found = problems(&probe_result(&[], stamps));
             match expected {
                 None => assert_eq!(found, [], "{stamps:?}"),
                 Some((state, text)) => {

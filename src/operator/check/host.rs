@@ -27,7 +27,7 @@ pub(super) struct HostFacts {
     pub(super) no_links: Vec<(PathBuf, bool)>,
     /// Locally modified action files with a newer packaged version beside them.
     pub(super) customised: Vec<PathBuf>,
-    /// Missing action files.
+    /// Action files of the package that are missing.
     pub(super) no_actions: Vec<PathBuf>,
     /// The free space on the file system of the state directory.
     pub(super) room: Option<Room>,
@@ -117,10 +117,12 @@ impl HostFacts {
             }
             let text = format!("the link {shown} to /usr/bin/f2bmqtt is missing: its callers fail");
             // fail2ban's actions call those in /etc/fail2ban; /usr/local may be read-only.
-            let local = path.starts_with("/usr/local");
-            let make = if local { Finding::warning } else { Finding::fault };
+            let is_local = path.starts_with("/usr/local");
+            let severity = if is_local { Finding::warning } else { Finding::fault };
             let dir = path.parent().unwrap_or(path).display();
-            make("links", text).about(&shown).next(format!("make {dir} writable, then: {again}"))
+            severity("links", text)
+                .about(&shown)
+                .next(format!("make {dir} writable, then: {again}"))
         }));
         found.extend(self.no_actions.iter().map(|path| {
             let name = path.file_name().unwrap_or_default().display();
@@ -143,7 +145,7 @@ impl HostFacts {
     }
 
     fn service(&self, settings: &Path) -> Vec<Finding> {
-        const LOG: &str = "journalctl -u f2bmqttsub -n 20";
+        const JOURNAL_COMMAND: &str = "journalctl -u f2bmqttsub -n 20";
         let mut found = Vec::new();
         let none = UnitState {
             load: "loaded".to_owned(),
@@ -152,7 +154,7 @@ impl HostFacts {
         };
         let UnitState { load, active, fragment, status, enabled, .. } =
             self.service.as_ref().unwrap_or(&none);
-        let shadowed = !fragment.is_empty() && !PACKAGE_UNITS.contains(&fragment.as_str());
+        let is_shadowed = !fragment.is_empty() && !PACKAGE_UNITS.contains(&fragment.as_str());
         if load == "masked" {
             let text = "the service f2bmqttsub is masked: it cannot be started";
             found.push(
@@ -165,21 +167,22 @@ impl HostFacts {
                 Finding::fault("service_unit", text)
                     .next("apt install --reinstall ./f2bmqtt.deb; systemctl daemon-reload"),
             );
-        } else if shadowed {
+        } else if is_shadowed {
             let text = format!("systemd runs {fragment} instead of the package's unit");
             found.push(Finding::fault("service_unit", text).about(fragment).next(format!(
                 "mv {fragment} {fragment}.old; systemctl daemon-reload\n\
                  systemctl reenable f2bmqttsub; systemctl restart f2bmqttsub"
             )));
         }
-        let runs = if self.service.is_some() { active == "active" } else { self.is_running() };
-        if runs && (shadowed || self.is_running()) {
+        let is_active = if self.service.is_some() { active == "active" } else { self.is_running() };
+        if is_active && (is_shadowed || self.is_running()) {
             found.push(Finding::ok("service", "the service f2bmqttsub runs"));
         } else if load == "loaded" {
             let (text, next) = match (active.as_str(), status.as_str()) {
-                ("active", _) => {
-                    ("the service f2bmqttsub runs, but does not hold its lock".to_owned(), LOG)
-                }
+                ("active", _) => (
+                    "the service f2bmqttsub runs, but does not hold its lock".to_owned(),
+                    JOURNAL_COMMAND,
+                ),
                 (_, "78") => (
                     "the service f2bmqttsub stopped: its settings are invalid".to_owned(),
                     "fix the settings, then: systemctl restart f2bmqttsub",
@@ -188,9 +191,10 @@ impl HostFacts {
                     "the service f2bmqttsub is not running: this host imports no bans".to_owned(),
                     "systemctl enable --now f2bmqttsub",
                 ),
-                (active, _) => {
-                    (format!("the service f2bmqttsub does not keep running ({active})"), LOG)
-                }
+                (active, _) => (
+                    format!("the service f2bmqttsub does not keep running ({active})"),
+                    JOURNAL_COMMAND,
+                ),
             };
             found.push(Finding::fault("service", text).next(next));
         }
@@ -222,10 +226,6 @@ impl HostFacts {
     /// Findings about the state directory, the disks and the spool.
     fn state(&self, state: &Path) -> Vec<Finding> {
         let mut found = Vec::new();
-        let full = |text: &str, path: &Path| {
-            Finding::fault("disk", format!("{text}: a restart loses state that cannot be written"))
-                .next(format!("free some space: df -h {}", path.display()))
-        };
         match self.room {
             None => {
                 let state = state.display();
@@ -236,14 +236,16 @@ impl HostFacts {
                 );
             }
             Some(room) => {
-                let free = room.bytes / 1024 / 1024;
+                let free = room.bytes / 1024 / 1024; // MiB
                 let text = format!("{free} MiB are free on the file system of {}", state.display());
-                let shortage = room.shortage(state).map(|text| full(&text, state));
+                let shortage = room.shortage(state).map(|text| full_disk(&text, state));
                 found.push(shortage.unwrap_or_else(|| Finding::ok("disk", text)));
             }
         }
         let others = self.disks_full.iter().filter(|disk| disk.path != state);
-        found.extend(others.map(|disk| full(&disk.text, &disk.path).about(&disk.path.display())));
+        found.extend(
+            others.map(|disk| full_disk(&disk.text, &disk.path).about(&disk.path.display())),
+        );
         found.extend(self.exposed.iter().map(|(path, mode)| {
             let path = path.display();
             let text =
@@ -261,6 +263,11 @@ impl HostFacts {
         }
         found
     }
+}
+
+fn full_disk(text: &str, path: &Path) -> Finding {
+    Finding::fault("disk", format!("{text}: a restart loses state that cannot be written"))
+        .next(format!("free some space: df -h {}", path.display()))
 }
 
 /// The fault that the service's sandbox hides a path of fail2ban.
@@ -325,10 +332,26 @@ mod tests {
         }
     }
 
-    fn odd(host: &HostFacts) -> Vec<(&'static str, Status)> {
+    /// A sound host, except for a change of its service.
+    fn with_service(change: impl FnOnce(&mut UnitState)) -> HostFacts {
+        let mut host = sound();
+        change(host.service.as_mut().unwrap());
+        host
+    }
+
+    fn with_room(bytes: u64, files: u64) -> HostFacts {
+        HostFacts { room: Some(Room { bytes, files, is_read_only: false }), ..sound() }
+    }
+
+    fn text(seen: &SpoolVisibility) -> String {
+        seen.finding(Path::new("/s")).text
+    }
+
+    fn problems(host: &HostFacts) -> Vec<(&'static str, Status)> {
         let found = host.findings(Path::new("/state"), Path::new("/settings")).into_iter();
-        let odd = found.filter(|finding| finding.state != Status::Ok);
-        odd.inspect(|finding| assert!(!finding.next.is_empty(), "{finding:?}"))
+        let problems = found.filter(|finding| finding.state != Status::Ok);
+        problems
+            .inspect(|finding| assert!(!finding.next.is_empty(), "{finding:?}"))
             .map(|finding| (finding.id, finding.state))
             .collect()
     }
@@ -336,26 +359,19 @@ mod tests {
     #[test]
     fn each_host_problem_is_found_and_a_healthy_host_has_none() {
         use Status::{Fault, Warning};
-        assert_eq!(odd(&sound()), []);
-        let file = || vec![PathBuf::from("/x")];
-        let with = |change: &dyn Fn(&mut UnitState)| {
-            let mut host = sound();
-            host.service.iter_mut().for_each(change);
-            host
-        };
-        let room = |bytes, files| Room { bytes, files, is_read_only: false };
+        assert_eq!(problems(&sound()), []);
         let other_disk = FullDisk { path: "/var/lib/fail2ban".into(), text: "full".to_owned() };
         let table = [
             (
                 HostFacts {
                     owner: None,
-                    ..with(&|service| service.active = "inactive".to_owned())
+                    ..with_service(|service| service.active = "inactive".to_owned())
                 },
                 vec![("service", Fault)],
             ),
             (HostFacts { owner: None, ..sound() }, vec![("service", Fault)]),
             (
-                with(&|service| {
+                with_service(|service| {
                     service.fragment = "/etc/systemd/system/f2bmqttsub.service".to_owned();
                 }),
                 vec![("service_unit", Fault)],
@@ -363,7 +379,7 @@ mod tests {
             (
                 HostFacts {
                     owner: None,
-                    ..with(&|service| {
+                    ..with_service(|service| {
                         (service.load, service.active) =
                             ("masked".to_owned(), "inactive".to_owned());
                         service.fragment.clear();
@@ -372,7 +388,7 @@ mod tests {
                 vec![("service_unit", Fault)],
             ),
             (
-                with(&|service| service.enabled = "disabled".to_owned()),
+                with_service(|service| service.enabled = "disabled".to_owned()),
                 vec![("service_enabled", Warning)],
             ),
             (HostFacts { replaced: true, ..sound() }, vec![("service_version", Warning)]),
@@ -387,10 +403,16 @@ mod tests {
                 HostFacts { no_links: vec![("/usr/local/bin/x".into(), false)], ..sound() },
                 vec![("links", Warning)],
             ),
-            (HostFacts { customised: file(), ..sound() }, vec![("action_file", Warning)]),
-            (HostFacts { no_actions: file(), ..sound() }, vec![("action_file", Warning)]),
-            (HostFacts { room: Some(room(5, 5)), ..sound() }, vec![("disk", Fault)]),
-            (HostFacts { room: Some(room(1 << 30, 0)), ..sound() }, vec![("disk", Fault)]),
+            (
+                HostFacts { customised: vec!["/x".into()], ..sound() },
+                vec![("action_file", Warning)],
+            ),
+            (
+                HostFacts { no_actions: vec!["/x".into()], ..sound() },
+                vec![("action_file", Warning)],
+            ),
+            (with_room(5, 5), vec![("disk", Fault)]),
+            (with_room(1 << 30, 0), vec![("disk", Fault)]),
             (HostFacts { disks_full: vec![other_disk], ..sound() }, vec![("disk", Fault)]),
             (HostFacts { room: None, ..sound() }, vec![("disk", Fault)]),
             (
@@ -404,7 +426,7 @@ mod tests {
             (HostFacts { service: None, owner: None, ..sound() }, vec![("service", Fault)]),
         ];
         for (host, expected) in table {
-            assert_eq!(odd(&host), expected, "{host:?}");
+            assert_eq!(problems(&host), expected, "{host:?}");
         }
     }
 
@@ -418,12 +440,11 @@ mod tests {
 
     #[test]
     fn reason_why_fail2ban_cannot_write_the_spool_is_shown() {
-        let text = |seen: SpoolVisibility| seen.finding(Path::new("/s")).text;
-        assert_eq!(text(SpoolVisibility::Same), "fail2ban can write to /s");
+        assert_eq!(text(&SpoolVisibility::Same), "fail2ban can write to /s");
         assert!(
-            text(SpoolVisibility::ReadOnly)
+            text(&SpoolVisibility::ReadOnly)
                 .starts_with("fail2ban cannot write to /s: its unit makes the path read-only")
         );
-        assert!(text(SpoolVisibility::User(5)).contains("it runs as user 5"));
+        assert!(text(&SpoolVisibility::User(5)).contains("it runs as user 5"));
     }
 }

@@ -19,7 +19,7 @@ pub(super) struct RunningFail2ban {
     pub(super) version: String,
     pub(super) pid: i32,
     pub(super) jails: Vec<RunningJail>,
-    /// Names of jails that no message can carry.
+    /// Names of jails that a message must not contain.
     pub(super) unusable: Vec<String>,
     /// The path of its database; `None` if fail2ban keeps none.
     pub(super) database: Option<PathBuf>,
@@ -35,7 +35,7 @@ pub(super) struct RunningJail {
     /// Its `ignorecommand`, if it has one.
     pub(super) ignore_command: String,
     /// The faults in its `ignoreip`.
-    pub(super) wrong: Vec<String>,
+    pub(super) ignoreip_faults: Vec<String>,
 }
 
 /// An action of a jail.
@@ -46,17 +46,17 @@ pub(super) struct JailAction {
     pub(super) ban: String,
     /// Whether the jail gives it a usable key for AbuseIPDB.
     pub(super) key: bool,
-    /// Of an action that reports to AbuseIPDB: its database and its log.
+    /// The database and the log of an action that reports to AbuseIPDB; empty for others.
     pub(super) files: Vec<(PathBuf, Keeps)>,
 }
 
 /// The configuration on disk, which the server may not have loaded yet.
 #[derive(Debug, Default)]
 pub(super) struct Configured {
-    /// Each jail, and whether it would share its bans.
+    /// Each jail, and whether an action of the jail calls notify.
     pub(super) jails: BTreeMap<Jail, bool>,
     /// The errors that fail2ban reports.
-    pub(super) wrong: Vec<String>,
+    pub(super) errors: Vec<String>,
     /// fail2ban rejects the whole configuration.
     pub(super) broken: bool,
 }
@@ -84,7 +84,7 @@ pub(super) fn configured(dump: &str) -> BTreeMap<Jail, bool> {
     jails
 }
 
-/// The `actionban` of an action, as a Python string: only that one counts, because other commands may call notify, too.
+/// The `actionban` of an action, as a Python string. Only `actionban` counts, because other commands may call notify, too.
 fn action_ban(text: &str) -> Option<&str> {
     let (_, rest) = text.split_once("'actionban', ")?;
     let quote = rest.chars().next()?;
@@ -105,7 +105,7 @@ pub(super) fn findings(
     sharing: &JailFilter,
 ) -> Vec<Finding> {
     let mut found = Vec::new();
-    found.extend(configured.wrong.iter().map(|what| {
+    found.extend(configured.errors.iter().map(|what| {
         let finding = if configured.broken {
             let text = format!("fail2ban's configuration is invalid: {what}");
             Finding::fault("fail2ban_config", text)
@@ -160,7 +160,7 @@ fn of_jails(
     }
     found.extend(server.unusable.iter().map(|name| {
         let text = format!(
-            "the jail {name:?} does not share its bans: a jail's name must not contain blanks or invisible characters"
+            "jail `{name}` does not share its bans: a jail's name must not contain blanks or invisible characters"
         );
         Finding::warning("jail_name", text).about(name).next(
             "rename it in /etc/fail2ban/jail.local, then: fail2ban-client reload; existing bans stay under the \
@@ -171,7 +171,7 @@ fn of_jails(
         server.jails.iter().partition(|jail| !jail.actions.is_empty());
     found.extend(idle.into_iter().map(|jail| {
         let name = &jail.name;
-        let text = format!("the jail {name} has no action: it blocks nothing");
+        let text = format!("jail `{name}` has no action: it blocks nothing");
         Finding::fault("jail_no_action", text).about(name).next(format!(
             "fail2ban-client reload --restart {name}\n\
              (after a change of actions, a reload without --restart leaves the jail without actions)\n\
@@ -185,16 +185,17 @@ fn of_jails(
         .partition(|jail| jail.actions.iter().any(|action| is_called_by(&action.ban)));
     if !wired.is_empty() {
         let verb = if wired.len() == 1 { "shares its" } else { "share their" };
-        found.push(Finding::ok("jail_shares", format!("{} {verb} bans", names(&wired))));
+        found.push(Finding::ok("jail_shares", format!("{} {verb} bans", jail_list(&wired))));
     }
     if !excluded.is_empty() {
         let verb = if excluded.len() == 1 { "does" } else { "do" };
-        let text = format!("{} {verb} not share bans: excluded by the settings", names(&excluded));
+        let text =
+            format!("{} {verb} not share bans: excluded by the settings", jail_list(&excluded));
         found.push(Finding::ok("jail_left_out", text));
     }
     let jails: BTreeSet<Jail> = server.jails.iter().map(|jail| jail.name.clone()).collect();
     found.extend(sharing.unmatched(&jails).into_iter().map(|name| {
-        let text = format!("MQTT_JAILS names {name}, but fail2ban has no such jail");
+        let text = format!("MQTT_JAILS names `{name}`, but fail2ban has no such jail");
         let next = "fix the name in /etc/fail2ban/mqtt.env, or add the jail to jail.local";
         Finding::warning("jail_missing", text).next(next).about(name)
     }));
@@ -203,7 +204,7 @@ fn of_jails(
         by_snapshot(jail, written).about(&jail.name)
     }));
     for jail in server.jails.iter().filter(|jail| sharing.includes(&jail.name)) {
-        found.extend(jail.wrong.iter().map(|what| {
+        found.extend(jail.ignoreip_faults.iter().map(|what| {
             let next = format!(
                 "getent ahosts NAME\nif the name is wrong: fix ignoreip in jail.local, then: \
                  fail2ban-client reload {}",
@@ -214,25 +215,25 @@ fn of_jails(
     }
     let commands = server.jails.iter().filter(|jail| !jail.ignore_command.is_empty());
     found.extend(commands.filter(|jail| sharing.includes(&jail.name)).map(ignore_command));
-    let runs = |name: &&Jail| server.jails.iter().any(|jail| jail.name == **name);
-    found.extend(configured.keys().filter(|name| !runs(name)).map(|name| {
-        let text = format!("the jail {name} is configured, but fail2ban does not run it");
+    found.extend(configured.keys().filter(|name| !jails.contains(*name)).map(|name| {
+        let text = format!("jail `{name}` is configured, but fail2ban does not run it");
         let next = "fail2ban-client reload\nif the jail does not start: tail /var/log/fail2ban.log";
         Finding::warning("jail_not_running", text).next(next).about(name)
     }));
     found
 }
 
-fn names(jails: &[&RunningJail]) -> String {
-    let names: Vec<&str> = jails.iter().map(|jail| jail.name.as_str()).collect();
-    list(&names)
+/// The jails as the subject of a sentence: "jail `sshd`", "jails `sshd` and `web`".
+pub(super) fn jail_list(jails: &[&RunningJail]) -> String {
+    let names: Vec<String> = jails.iter().map(|jail| format!("`{}`", jail.name)).collect();
+    format!("jail{} {}", if names.len() == 1 { "" } else { "s" }, list(&names))
 }
 
 /// The warning about an `ignorecommand`: the daemon never runs it, because it is another program's code.
 fn ignore_command(jail: &RunningJail) -> Finding {
     let name = &jail.name;
     let text = format!(
-        "the jail {name} has an ignorecommand, which f2bmqtt does not run: imports ban addresses that the command exempts"
+        "jail `{name}` has an ignorecommand, which f2bmqtt does not run: imports ban addresses that the command exempts"
     );
     Finding::warning("jail_ignorecommand", text).about(name).next(format!(
         "exempt the addresses in ignoreip in /etc/fail2ban/jail.local, too, then: fail2ban-client reload {name}\n\
@@ -244,7 +245,7 @@ fn ignore_command(jail: &RunningJail) -> Finding {
 /// reach the other hosts with the next snapshot.
 fn by_snapshot(jail: &RunningJail, written: bool) -> Finding {
     let RunningJail { name, actions, .. } = jail;
-    let text = format!("{name} shares its bans by snapshot, within seconds");
+    let text = format!("jail `{name}` shares its bans by snapshot, within seconds");
     if written {
         let text = format!("{text}: fail2ban has not loaded the configured action");
         return Finding::warning("jail_not_loaded", text)
@@ -281,18 +282,22 @@ mod tests {
     }
 
     fn running(name: &str, actions: &[(&str, &str)]) -> RunningJail {
-        let action = |(name, ban): &(&str, &str)| JailAction {
+        let actions = actions.iter().map(|(name, ban)| JailAction {
             name: (*name).to_owned(),
             ban: (*ban).to_owned(),
             key: false,
             files: Vec::new(),
-        };
-        let actions = actions.iter().map(action).collect();
+        });
+        let actions = actions.collect();
         let (logs, ignore_command) = (Vec::new(), String::new());
-        RunningJail { name: jail(name), actions, logs, ignore_command, wrong: Vec::new() }
+        RunningJail { name: jail(name), actions, logs, ignore_command, ignoreip_faults: Vec::new() }
     }
 
-    fn odd(
+    fn server(jails: Vec<RunningJail>) -> RunningFail2ban {
+        RunningFail2ban { version: "1.0.2".to_owned(), pid: 1, jails, ..RunningFail2ban::default() }
+    }
+
+    fn problems(
         server: &Result<RunningFail2ban, String>,
         configured: &Configured,
     ) -> Vec<(&'static str, String)> {
@@ -323,19 +328,15 @@ mod tests {
 
     #[test]
     fn jail_that_does_not_share_at_once_is_listed_with_the_fix() {
-        let server = || RunningFail2ban {
-            version: "1.0.2".to_owned(),
-            pid: 1,
-            unusable: vec!["my jail".to_owned()],
-            jails: vec![
-                running("sshd", &[("iptables-ipset", NOTIFY_ACTION)]),
-                running("web", &[("nftables", "nft add"), ("mail", "")]),
-                running("ftp", &[("nftables", "nft add")]),
-                running("recidive", &[("nftables", "nft add")]),
-                running("idle", &[]),
-            ],
-            database: None,
-        };
+        let mut running_server = server(vec![
+            running("sshd", &[("iptables-ipset", NOTIFY_ACTION)]),
+            running("web", &[("nftables", "nft add"), ("mail", "")]),
+            running("ftp", &[("nftables", "nft add")]),
+            running("recidive", &[("nftables", "nft add")]),
+            running("idle", &[]),
+        ]);
+        running_server.unusable = vec!["my jail".to_owned()];
+        let running_server = Ok(running_server);
         let files = BTreeMap::from([
             (jail("sshd"), true),
             (jail("web"), false),
@@ -345,35 +346,38 @@ mod tests {
         let expected = [
             (
                 "jail_name",
-                "the jail \"my jail\" does not share its bans: a jail's name must not contain blanks or invisible characters",
+                "jail `my jail` does not share its bans: a jail's name must not contain blanks or invisible characters",
             ),
-            ("jail_no_action", "the jail idle has no action: it blocks nothing"),
+            ("jail_no_action", "jail `idle` has no action: it blocks nothing"),
             (
                 "jail_not_loaded",
-                "ftp shares its bans by snapshot, within seconds: fail2ban has not loaded the configured action",
+                "jail `ftp` shares its bans by snapshot, within seconds: fail2ban has not loaded the configured action",
             ),
-            ("jail_not_running", "the jail mail is configured, but fail2ban does not run it"),
+            ("jail_not_running", "jail `mail` is configured, but fail2ban does not run it"),
         ];
         let expected = expected.map(|(id, text)| (id, text.to_owned()));
         let configured = Configured { jails: files, ..Configured::default() };
-        assert_eq!(odd(&Ok(server()), &configured), expected);
-        let all = findings(&Ok(server()), &configured, &JailFilter::default());
+        assert_eq!(problems(&running_server, &configured), expected);
+        let all = findings(&running_server, &configured, &JailFilter::default());
         let web = all.iter().find(|finding| finding.id == "jail_not_wired").unwrap();
-        let text =
-            "web shares its bans by snapshot, within seconds: its actions are nftables and mail";
+        let text = "jail `web` shares its bans by snapshot, within seconds: its actions are nftables and mail";
         assert_eq!((web.state, web.text.as_str()), (Status::Ok, text));
         assert_eq!(
             web.next[3..5],
             ["             f2bmqtt", "then: fail2ban-client reload --restart web"]
         );
-        let none = odd(
+        let none = problems(
             &Ok(RunningFail2ban { version: "1.1.0.dev1".to_owned(), ..RunningFail2ban::default() }),
             &Configured::default(),
         );
         assert_eq!((none.len(), none[0].0), (1, "jail_none"));
-        let broken = odd(
+        let broken = problems(
             &Err("fail2ban does not answer".to_owned()),
-            &Configured { wrong: vec!["no log".to_owned()], broken: true, ..Configured::default() },
+            &Configured {
+                errors: vec!["no log".to_owned()],
+                broken: true,
+                ..Configured::default()
+            },
         );
         assert_eq!(
             broken.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
@@ -383,8 +387,8 @@ mod tests {
 
     #[test]
     fn missing_log_file_suggests_the_journal() {
-        let wrong = "Have not found any log file for sshd jail".to_owned();
-        let configured = Configured { wrong: vec![wrong], broken: true, ..Configured::default() };
+        let error = "Have not found any log file for sshd jail".to_owned();
+        let configured = Configured { errors: vec![error], broken: true, ..Configured::default() };
         let server = Err("fail2ban does not answer".to_owned());
         let found = findings(&server, &configured, &JailFilter::default());
         assert_eq!(found[0].next[1..3], ["    [sshd]", "    backend = systemd"], "{found:?}");
@@ -392,34 +396,27 @@ mod tests {
 
     #[test]
     fn faulty_ignoreip_of_a_jail_that_shares_is_a_warning() {
-        let wrong = |name: &str| RunningJail {
-            wrong: vec![format!("ignoreip of {name}: cannot resolve x.example: why")],
+        let jails = ["sshd", "recidive"].map(|name| RunningJail {
+            ignoreip_faults: vec![format!("ignoreip of {name}: cannot resolve x.example: why")],
             ..running(name, &[("f2bmqtt", NOTIFY_ACTION)])
-        };
-        let server = RunningFail2ban {
-            version: "1.0.2".to_owned(),
-            pid: 1,
-            jails: vec![wrong("sshd"), wrong("recidive")],
-            unusable: Vec::new(),
-            database: None,
-        };
+        });
+        let server = server(jails.into());
         let text = "ignoreip of sshd: cannot resolve x.example: why".to_owned();
-        assert_eq!(odd(&Ok(server), &Configured::default()), [("jail_ignoreip", text)]);
+        assert_eq!(problems(&Ok(server), &Configured::default()), [("jail_ignoreip", text)]);
     }
 
     #[test]
     fn ignorecommand_of_a_jail_that_shares_is_a_warning() {
-        let with = |name: &str, command: &str| RunningJail {
+        let jails = [("sshd", "/srv/x <ip>"), ("web", ""), ("recidive", "/srv/x")];
+        let jails = jails.map(|(name, command)| RunningJail {
             ignore_command: command.to_owned(),
             ..running(name, &[("f2bmqtt", NOTIFY_ACTION)])
-        };
-        let jails = vec![with("sshd", "/srv/x <ip>"), with("web", ""), with("recidive", "/srv/x")];
-        let server =
-            RunningFail2ban { version: "1.0.2".to_owned(), jails, ..RunningFail2ban::default() };
-        let text = "the jail sshd has an ignorecommand, which f2bmqtt does not run: imports ban addresses that the \
+        });
+        let server = server(jails.into());
+        let text = "jail `sshd` has an ignorecommand, which f2bmqtt does not run: imports ban addresses that the \
                     command exempts";
         let expected = [("jail_ignorecommand", text.to_owned())];
-        assert_eq!(odd(&Ok(server), &Configured::default()), expected);
+        assert_eq!(problems(&Ok(server), &Configured::default()), expected);
     }
 
     #[test]

@@ -18,12 +18,12 @@ use crate::lock;
 use crate::operator::ask::parent;
 use crate::paths::Paths;
 
-const LINKS: &str = "/usr/share/f2bmqtt/links";
-const BINARY: &str = "/usr/bin/f2bmqtt";
-const ACTIONS: &str = "/etc/fail2ban/action.d";
+const LINKS_FILE: &str = "/usr/share/f2bmqtt/links";
+const BINARY_PATH: &str = "/usr/bin/f2bmqtt";
+const ACTIONS_DIR: &str = "/etc/fail2ban/action.d";
 
 /// The most events of the spool that are counted.
-const MAX_COUNTED: usize = 100_000;
+const MAX_COUNTED_EVENTS: usize = 100_000;
 
 /// Runs a program for at most 8 seconds.
 pub(super) fn command(program: &str, arguments: &[&str]) -> io::Result<Output> {
@@ -40,7 +40,7 @@ pub(super) fn host(paths: &Paths, settings: &Path) -> HostFacts {
     let path = paths.lock();
     let owner = lock::owner(&path);
     let exe = owner.map(|owner| fs::read_link(format!("/proc/{}/exe", owner.pid)));
-    let links = fs::read_to_string(LINKS).unwrap_or_default();
+    let links = fs::read_to_string(LINKS_FILE).unwrap_or_default();
     let links = links.lines().map(PathBuf::from);
     let (no_actions, customised) = actions();
     HostFacts {
@@ -50,11 +50,11 @@ pub(super) fn host(paths: &Paths, settings: &Path) -> HostFacts {
         replaced: exe.is_some_and(|exe| {
             exe.is_ok_and(|exe| exe.as_os_str().as_bytes().ends_with(b" (deleted)"))
         }),
-        settings_newer: newer(settings, &path),
+        settings_newer: seconds_changed_after_start(settings, &path),
         owner,
         scripts: scripts(),
         no_links: links
-            .filter(|link| !leads_to(link, Path::new(BINARY)))
+            .filter(|link| !is_link_to(link, Path::new(BINARY_PATH)))
             .map(|link| (link.clone(), fs::symlink_metadata(link).is_ok()))
             .collect(),
         no_actions,
@@ -62,7 +62,7 @@ pub(super) fn host(paths: &Paths, settings: &Path) -> HostFacts {
         room: Room::of(&paths.state),
         disks_full: full_disks(paths),
         exposed: exposed(paths),
-        spool: spool_waits(paths.spool().dir()),
+        spool: count_spool(paths.spool().dir()),
         clock_is_set: Path::new("/run/systemd/timesync/synchronized").exists(),
     }
 }
@@ -71,26 +71,29 @@ fn service() -> Option<UnitState> {
     if !Path::new("/run/systemd/system").exists() {
         return None;
     }
-    let wanted = "--property=LoadState,ActiveState,FragmentPath,ExecMainStatus,UnitFileState";
-    let output = command("systemctl", &["show", wanted, "f2bmqttsub.service"]).ok()?;
+    let properties = "--property=LoadState,ActiveState,FragmentPath,ExecMainStatus,UnitFileState";
+    let output = command("systemctl", &["show", properties, "f2bmqttsub.service"]).ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let of = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-        line.unwrap_or_default().to_owned()
-    };
     Some(UnitState {
-        load: of("LoadState"),
-        active: of("ActiveState"),
-        fragment: of("FragmentPath"),
-        status: of("ExecMainStatus"),
-        enabled: of("UnitFileState"),
+        load: unit_property(&text, "LoadState"),
+        active: unit_property(&text, "ActiveState"),
+        fragment: unit_property(&text, "FragmentPath"),
+        status: unit_property(&text, "ExecMainStatus"),
+        enabled: unit_property(&text, "UnitFileState"),
     })
 }
 
+/// A property in the output of `systemctl show`: `ActiveState=active`.
+fn unit_property(output: &str, name: &str) -> String {
+    let mut values = output.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    values.next().unwrap_or_default().to_owned()
+}
+
 /// By how many seconds the settings are newer than the lock, which the daemon writes at its start.
-fn newer(settings: &Path, lock: &Path) -> Option<u64> {
-    let time = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
-    let newer = time(settings)?.duration_since(time(lock)?).ok()?;
+fn seconds_changed_after_start(settings: &Path, lock: &Path) -> Option<u64> {
+    let changed = fs::metadata(settings).ok()?.modified().ok()?;
+    let started = fs::metadata(lock).ok()?.modified().ok()?;
+    let newer = changed.duration_since(started).ok()?;
     Some(newer.as_secs()).filter(|seconds| *seconds > 0)
 }
 
@@ -102,17 +105,17 @@ fn scripts() -> Vec<Script> {
 }
 
 fn is_script(pid: i32) -> bool {
-    let name = |path: &[u8]| Path::new(OsStr::from_bytes(path)).file_name().map(OsStr::to_owned);
-    let shell = fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| {
+    let is_shell = fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| {
         exe.file_name()
             .is_some_and(|name| ["bash", "dash", "sh"].iter().any(|shell| name == *shell))
     });
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut names = arguments
+        .split(|byte| *byte == 0)
+        .filter_map(|argument| Path::new(OsStr::from_bytes(argument)).file_name());
     // A subshell of the script has the same name; only its parent counts.
-    shell
-        && arguments
-            .split(|byte| *byte == 0)
-            .any(|word| name(word).is_some_and(|name| name == "mqttsubscribebans"))
+    is_shell
+        && names.any(|name| name == "mqttsubscribebans")
         && parent(pid).is_none_or(|parent| !is_script(parent))
 }
 
@@ -122,21 +125,21 @@ fn unit(pid: i32) -> Option<String> {
     levels.find(|level| level.ends_with(".service")).map(str::to_owned)
 }
 
-fn leads_to(link: &Path, target: &Path) -> bool {
+fn is_link_to(link: &Path, target: &Path) -> bool {
     fs::read_link(link).is_ok_and(|to| to == target)
 }
 
 /// The package's action files that are missing, and those with a newer packaged version beside them.
 fn actions() -> (Vec<PathBuf>, Vec<PathBuf>) {
     let all = ["iptables-ipset.local", "f2bmqtt.conf", "abuseipdb.local"];
-    let all = all.map(|name| Path::new(ACTIONS).join(name));
+    let all = all.map(|name| Path::new(ACTIONS_DIR).join(name));
     let missing = all.iter().filter(|path| !path.exists()).cloned().collect();
-    let kept = all.iter().filter(|path| {
-        let mut waiting = path.as_os_str().to_owned();
-        waiting.push(".ucf-dist");
-        Path::new(&waiting).exists()
+    let customised = all.iter().filter(|path| {
+        let mut packaged = path.as_os_str().to_owned();
+        packaged.push(".ucf-dist");
+        Path::new(&packaged).exists()
     });
-    (missing, kept.cloned().collect())
+    (missing, customised.cloned().collect())
 }
 
 /// Private paths that users other than root can access.
@@ -148,25 +151,30 @@ fn exposed(paths: &Paths) -> Vec<(PathBuf, u32)> {
         paths.reports(),
         paths.report_queue(),
     ];
-    let mode = |path: PathBuf| {
-        let meta = fs::symlink_metadata(&path).ok()?;
+    let mut exposed = Vec::new();
+    for path in all {
+        let Ok(meta) = fs::symlink_metadata(&path) else { continue };
         let mode = meta.permissions().mode();
-        (mode & 0o077 != 0 || meta.uid() != 0).then_some((path, mode))
-    };
-    all.into_iter().filter_map(mode).collect()
+        if mode & 0o077 != 0 || meta.uid() != 0 {
+            exposed.push((path, mode));
+        }
+    }
+    exposed
 }
 
-fn spool_waits(spool: &Path) -> (usize, u64) {
+/// The number of files in the spool, and the age of the oldest in seconds.
+fn count_spool(spool: &Path) -> (usize, u64) {
     let Ok(entries) = fs::read_dir(spool) else { return (0, 0) };
     let files =
         entries.flatten().filter_map(|entry| entry.metadata().ok()).filter(Metadata::is_file);
-    let age = |meta: &Metadata| {
-        let age = SystemTime::now().duration_since(meta.modified().ok()?).ok()?;
-        Some(age.as_secs())
-    };
     files
-        .take(MAX_COUNTED)
-        .fold((0, 0), |(count, oldest), meta| (count + 1, oldest.max(age(&meta).unwrap_or(0))))
+        .take(MAX_COUNTED_EVENTS)
+        .fold((0, 0), |(count, oldest), meta| (count + 1, oldest.max(age_secs(&meta).unwrap_or(0))))
+}
+
+fn age_secs(meta: &Metadata) -> Option<u64> {
+    let age = SystemTime::now().duration_since(meta.modified().ok()?).ok()?;
+    Some(age.as_secs())
 }
 
 /// Whether a path exists, but not in the mount namespace of a process.
@@ -184,8 +192,8 @@ pub(super) fn spool_visibility(pid: i32, spool: &Path) -> Option<SpoolVisibility
     }
     let own = fs::metadata(spool).ok()?;
     let inside = spool.strip_prefix("/").unwrap_or(spool);
-    let theirs = fs::metadata(Path::new(&format!("/proc/{pid}/root")).join(inside));
-    if !theirs.is_ok_and(|theirs| (theirs.dev(), theirs.ino()) == (own.dev(), own.ino())) {
+    let seen = fs::metadata(Path::new(&format!("/proc/{pid}/root")).join(inside));
+    if !seen.is_ok_and(|seen| (seen.dev(), seen.ino()) == (own.dev(), own.ino())) {
         return Some(SpoolVisibility::Other);
     }
     Some(if mounts::is_read_only_for(pid, spool)? {

@@ -53,8 +53,9 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
     if finding::count(&findings, Status::Fault) == 0 {
         return Ok(());
     }
-    let of = |state, name| count(finding::count(&findings, state), name);
-    let summary = format!("{}, {}", of(Status::Fault, "fault"), of(Status::Warning, "warning"));
+    let faults = count(finding::count(&findings, Status::Fault), "fault");
+    let warnings = count(finding::count(&findings, Status::Warning), "warning");
+    let summary = format!("{faults}, {warnings}");
     Err(Error::Faulty { summary, settings: config.is_err() })
 }
 
@@ -87,7 +88,8 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
     host.namesake =
         host.is_running() && status.as_ref().is_ok_and(|status| status.own_duplicate.is_some());
     if let (true, Ok(status)) = (host.is_running(), &status) {
-        host.duplicates = status.duplicates.iter().map(|one| one.host.clone()).collect();
+        host.duplicates =
+            status.duplicates.iter().map(|duplicate| duplicate.host.clone()).collect();
     }
     let mut found = settings::findings(config, &path);
     if let Ok(config) = config {

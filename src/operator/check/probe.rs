@@ -1,4 +1,4 @@
-//! Connects to each broker, and exchanges test messages with itself. Hosts ignore these messages, and brokers do not keep
+//! Connects to each broker, and publishes test messages to itself. Hosts ignore these messages, and brokers do not keep
 //! them.
 
 use std::io;
@@ -25,9 +25,9 @@ use crate::wire::{self, Action, Address, HostName, HostState, Jail, Presence};
 /// The time limit of a name lookup, and of a TCP connect.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The retained messages count as complete after this silence, or after the gather time.
+/// The retained messages count as complete after this silence, or after the gather timeout.
 const IDLE_TIMEOUT: Duration = Duration::from_millis(250);
-const GATHER_TIME: Duration = Duration::from_secs(1);
+const GATHER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The time limit for a test message to come back.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -64,18 +64,24 @@ async fn probe_broker(config: &Config, broker: &Broker, instance: &str) -> Broke
     // A separate client ID leaves the daemon's connection alone. The mark is not a number, unlike shard indices.
     let mark = format!("m{:x}", random::chance().to_bits() >> 28);
     let id = format!("f2bmqtt-{}-check-{mark}", config.node);
-    let own = config.topic.retained(&format!("state/{}/check/{mark}", config.node));
+    let test_topic = config.topic.retained(&format!("state/{}/check/{mark}", config.node));
     let only = Config { brokers: vec![broker.clone()], ..config.clone() };
-    let refused = connect_as_daemon(&only, &id, &own).await;
+    let refused = connect_as_daemon(&only, &id, &test_topic).await;
     if let Some(why) = refused.as_ref().filter(|why| why.stage == ConnectStage::Login) {
         return BrokerReach::Rejected { ports, why: why.clone() };
     }
     let home = config.ha_prefix.as_ref().map(|prefix| homeassistant::topics(prefix, &config.node));
-    let others = home.iter().flatten().cloned().chain([own.clone()]).collect();
+    let others = home.iter().flatten().cloned().chain([test_topic.clone()]).collect();
     let client = ClientOptions { id, persistent: false, topics: Vec::new(), others, will: None };
     let result = ProbeResult { refused_as_daemon: refused.clone(), ..ProbeResult::default() };
-    let mut listener =
-        ProbeListener { link: MqttLink::new(&only, client), config, instance, mark, own, result };
+    let mut listener = ProbeListener {
+        link: MqttLink::new(&only, client),
+        config,
+        instance,
+        mark,
+        test_topic,
+        result,
+    };
     match listener.link.event().await {
         LinkEvent::Lost { why, .. } => BrokerReach::Rejected { ports, why: refused.unwrap_or(why) },
         _ => BrokerReach::Connected { ports, result: Box::new(listener.listen().await) },
@@ -85,9 +91,9 @@ async fn probe_broker(config: &Config, broker: &Broker, instance: &str) -> Broke
 /// Connects with a persistent session and a retained last will, as the daemon does. Returns why the broker refuses, if so.
 /// The will is empty, so that the broker keeps nothing even if this process is killed. The session has no subscriptions,
 /// and is removed.
-async fn connect_as_daemon(only: &Config, id: &str, own: &str) -> Option<DisconnectReason> {
+async fn connect_as_daemon(only: &Config, id: &str, test_topic: &str) -> Option<DisconnectReason> {
     let (topics, others) = (Vec::new(), Vec::new());
-    let will = Some((own.to_owned(), String::new()));
+    let will = Some((test_topic.to_owned(), String::new()));
     let client = ClientOptions { id: id.to_owned(), persistent: true, topics, others, will };
     let mut link = MqttLink::new(only, client);
     if let LinkEvent::Lost { why, .. } = link.event().await {
@@ -145,7 +151,7 @@ struct ProbeListener<'a> {
     /// The mark in each message of this probe.
     mark: String,
     /// The test topic below this host's snapshot. No host subscribes that deep.
-    own: String,
+    test_topic: String,
     result: ProbeResult,
 }
 
@@ -156,24 +162,25 @@ impl ProbeListener<'_> {
         for filter in [topic.events(), topic.presences(), topic.shards(node)] {
             self.link.subscribe(&[filter]);
         }
-        self.listen_until(GATHER_TIME, |_| false).await;
+        self.listen_until(GATHER_TIMEOUT, |_| false).await;
         for host in self.others_online() {
             self.link.subscribe(&[topic.shard(&host, 0)]);
         }
-        let event = object(&self.event().encode());
-        let presence = object(&self.presence().encode());
+        let event = parse_object(&self.event().encode());
+        let presence = parse_object(&self.presence().encode());
         let (ban, unban, host) = (topic.event("ban"), topic.event("unban"), topic.presence(node));
-        let (state, own) = (topic.retained(&format!("state/{node}")), self.own.clone());
+        let (state, test_topic) =
+            (topic.retained(&format!("state/{node}")), self.test_topic.clone());
         let messages = [
             (&ban, &ban, event.clone()),
             (&unban, &unban, event),
-            (&state, &own, Map::new()),
+            (&state, &test_topic, Map::new()),
             // This host's presence, unchanged except for the mark.
             (&host, &host, presence),
         ];
         let until = Instant::now() + RETURN_TIMEOUT;
         for (stands_for, topic, object) in messages {
-            // One after another, because a broker may disconnect at the first that it forbids.
+            // One message after another, because a broker may disconnect at the first forbidden one.
             if !self.result.cut {
                 self.publish(stands_for, topic, object);
                 self.wait_for_acknowledgement(until).await;
@@ -181,15 +188,15 @@ impl ProbeListener<'_> {
         }
         self.listen_until(RETURN_TIMEOUT, |result| result.probes.iter().all(|probe| probe.back))
             .await;
-        let is_back = |probe: &ProbeEvent| probe.back && probe.topic == state;
-        if !self.result.cut && self.result.probes.iter().any(is_back) {
-            self.probe_retained(&own).await;
+        let is_writable = self.result.probes.iter().any(|probe| probe.back && probe.topic == state);
+        if is_writable && !self.result.cut {
+            self.probe_retained(&test_topic).await;
         }
-        let alone = self.result.presences.iter().all(|(host, _)| host == node);
-        if alone && !self.result.cut {
+        let is_alone = self.result.presences.iter().all(|(host, _)| host == node);
+        if is_alone && !self.result.cut {
             // Last, and only for advice: the broker may disconnect a client that subscribes to other fleets.
             self.link.subscribe(&Topic::any_presences());
-            self.listen_until(GATHER_TIME, |_| true).await;
+            self.listen_until(GATHER_TIMEOUT, |_| true).await;
             self.result.cut = false;
         }
         disconnect(&mut self.link).await;
@@ -199,7 +206,7 @@ impl ProbeListener<'_> {
     /// Publishes an object with the mark.
     fn publish(&mut self, stands_for: &str, topic: &str, mut object: Map<String, Value>) {
         let number = self.result.probes.len();
-        object.insert(MARK_FIELD.to_owned(), self.mark(number).into());
+        object.insert(MARK_FIELD.to_owned(), self.numbered_mark(number).into());
         let payload = Value::from(object).to_string();
         self.link.publish(stands_for.to_owned(), topic.to_owned(), payload.into_bytes());
         let topic = stands_for.to_owned();
@@ -207,40 +214,40 @@ impl ProbeListener<'_> {
     }
 
     /// Publishes a retained message as large as a shard, subscribes to its topic, and clears it.
-    async fn probe_retained(&mut self, own: &str) {
-        let shard = json!({ MARK_FIELD: self.mark(self.result.probes.len()), "fill": "x".repeat(SHARD_BYTES) });
+    async fn probe_retained(&mut self, topic: &str) {
+        let shard = json!({ MARK_FIELD: self.numbered_mark(self.result.probes.len()), "fill": "x".repeat(SHARD_BYTES) });
         self.result.shard = Some(ShardProbe::default());
         let until = Instant::now() + RETURN_TIMEOUT;
         let shard = shard.to_string().into_bytes();
-        self.link.publish_retained_tracked(SHARD_PROBE.to_owned(), own.to_owned(), shard);
+        self.link.publish_retained_tracked(SHARD_PROBE.to_owned(), topic.to_owned(), shard);
         self.wait_for_shard(until, |shard| shard.acknowledged && shard.arrivals > 0).await;
         if !self.result.cut {
-            self.link.subscribe(&[own.to_owned()]);
+            self.link.subscribe(&[topic.to_owned()]);
             self.wait_for_shard(until, |shard| shard.arrivals > 1).await;
         }
         if !self.result.cut {
-            self.link.publish_retained_tracked(String::new(), own.to_owned(), Vec::new());
+            self.link.publish_retained_tracked(String::new(), topic.to_owned(), Vec::new());
             // The disconnect waits until the broker acknowledges this.
         }
     }
 
-    async fn wait_for_shard(&mut self, until: Instant, so: impl Fn(&ShardProbe) -> bool) {
-        while !self.result.cut && !self.result.shard.as_ref().is_some_and(&so) {
+    async fn wait_for_shard(&mut self, until: Instant, is_enough: impl Fn(&ShardProbe) -> bool) {
+        while !self.result.cut && !self.result.shard.as_ref().is_some_and(&is_enough) {
             match timeout_at(until, self.link.event()).await {
-                Ok(event) => self.take(event),
+                Ok(event) => self.on_event(event),
                 Err(_) => return,
             }
         }
     }
 
-    /// Listens until the broker is silent and `enough` holds, but no longer than `limit`.
-    async fn listen_until(&mut self, limit: Duration, enough: impl Fn(&ProbeResult) -> bool) {
+    /// Listens until the broker is silent and `is_enough` holds, but no longer than `limit`.
+    async fn listen_until(&mut self, limit: Duration, is_enough: impl Fn(&ProbeResult) -> bool) {
         let started = Instant::now();
         while !self.result.cut && started.elapsed() < limit {
             match timeout(IDLE_TIMEOUT, self.link.event()).await {
-                Err(_) if self.result.probes.is_empty() || enough(&self.result) => return,
+                Err(_) if self.result.probes.is_empty() || is_enough(&self.result) => return,
                 Err(_) => {}
-                Ok(event) => self.take(event),
+                Ok(event) => self.on_event(event),
             }
         }
     }
@@ -250,15 +257,15 @@ impl ProbeListener<'_> {
         while !self.result.cut && self.result.probes.last().is_some_and(|probe| !probe.acknowledged)
         {
             match timeout_at(until, self.link.event()).await {
-                Ok(event) => self.take(event),
+                Ok(event) => self.on_event(event),
                 Err(_) => return,
             }
         }
     }
 
-    fn take(&mut self, event: LinkEvent) {
+    fn on_event(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Message(message) => self.message(&message),
+            LinkEvent::Message(message) => self.on_message(&message),
             LinkEvent::Published(name) if name == SHARD_PROBE => {
                 self.result.shard.iter_mut().for_each(|shard| shard.acknowledged = true);
             }
@@ -269,12 +276,12 @@ impl ProbeListener<'_> {
                 }
             }
             LinkEvent::SubscribeRefused(topics) => {
-                let known = &mut self.result.refused;
+                let refused = &mut self.result.refused;
                 for topic in topics {
                     // The link subscribes again, so each refusal arrives repeatedly.
-                    let asked_for_advice = Topic::any_presences().contains(&topic);
-                    if !asked_for_advice && !topic.contains("/check/") && !known.contains(&topic) {
-                        known.push(topic);
+                    let is_for_advice = Topic::any_presences().contains(&topic);
+                    if !is_for_advice && !topic.contains("/check/") && !refused.contains(&topic) {
+                        refused.push(topic);
                     }
                 }
             }
@@ -287,7 +294,7 @@ impl ProbeListener<'_> {
             }
             LinkEvent::Refused(rejected) => {
                 self.result.others = true;
-                let host = self.other(rejected.host());
+                let host = self.unless_own(rejected.host());
                 self.result.refusals.extend(host.map(|host| (host, rejected.reason())));
             }
             LinkEvent::QosLowered => self.result.qos_lowered = true,
@@ -295,8 +302,8 @@ impl ProbeListener<'_> {
         }
     }
 
-    fn message(&mut self, message: &Admitted) {
-        if let Some(number) = self.number(message.payload()) {
+    fn on_message(&mut self, message: &Admitted) {
+        if let Some(number) = self.probe_number(message.payload()) {
             match self.result.probes.get_mut(number) {
                 Some(probe) => probe.back = true,
                 None => self.result.shard.iter_mut().for_each(|shard| shard.arrivals += 1),
@@ -304,7 +311,7 @@ impl ProbeListener<'_> {
             return;
         }
         self.result.others = true;
-        let host = self.other(message.source().host());
+        let host = self.unless_own(message.source().host());
         if self.config.signing.is_none() && wire::seal::split(message.payload()).is_some() {
             self.result.signed.extend(host.clone());
         }
@@ -326,15 +333,16 @@ impl ProbeListener<'_> {
         }
     }
 
-    /// A host, if it is not this one.
-    fn other(&self, host: Option<&HostName>) -> Option<HostName> {
+    /// The host, unless it is this host.
+    fn unless_own(&self, host: Option<&HostName>) -> Option<HostName> {
         host.filter(|host| **host != self.config.node).cloned()
     }
 
     fn others_online(&self) -> Vec<HostName> {
         let presences = self.result.presences.iter();
-        let online = presences
-            .filter(|(host, there)| *host != self.config.node && there.state == HostState::Online);
+        let online = presences.filter(|(host, presence)| {
+            *host != self.config.node && presence.state == HostState::Online
+        });
         online.map(|(host, _)| host.clone()).take(MAX_CLOCKS).collect()
     }
 
@@ -360,28 +368,28 @@ impl ProbeListener<'_> {
     /// This daemon's presence on the broker, or a minimal one.
     fn presence(&self) -> Presence {
         let machine = daemon::machine();
-        let own = self.result.presences.iter().rev().find(|(host, there)| {
+        let own = self.result.presences.iter().rev().find(|(host, presence)| {
             *host == self.config.node
-                && there.machine == machine
-                && (self.instance.is_empty() || there.instance == self.instance)
+                && presence.machine == machine
+                && (self.instance.is_empty() || presence.instance == self.instance)
         });
         own.map_or_else(|| daemon::presence(&machine, self.instance), |(_, own)| own.clone())
     }
 
     /// The mark of a message of this probe.
-    fn mark(&self, number: usize) -> String {
+    fn numbered_mark(&self, number: usize) -> String {
         format!("{}.{number}", self.mark)
     }
 
     /// The number of a message of this probe; `None` for any other message.
-    fn number(&self, payload: &[u8]) -> Option<usize> {
+    fn probe_number(&self, payload: &[u8]) -> Option<usize> {
         let object: Value = serde_json::from_slice(payload).ok()?;
         object.get(MARK_FIELD)?.as_str()?.strip_prefix(&self.mark)?.strip_prefix('.')?.parse().ok()
     }
 }
 
 /// Parses an encoded message, to add the mark.
-fn object(encoded: &str) -> Map<String, Value> {
+fn parse_object(encoded: &str) -> Map<String, Value> {
     serde_json::from_str(encoded).unwrap_or_default()
 }
 
@@ -397,7 +405,7 @@ mod tests {
             jails: [Jail::new("sshd").unwrap()].into(),
             ..Presence::default()
         };
-        let mut marked = object(&presence.encode());
+        let mut marked = parse_object(&presence.encode());
         marked.insert(MARK_FIELD.to_owned(), "m1.3".into());
         let payload = Value::from(marked).to_string();
         assert_eq!(Presence::parse(payload.as_bytes()), Ok(presence), "{payload}");

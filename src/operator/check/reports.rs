@@ -1,4 +1,4 @@
-//! Checks of the reports to AbuseIPDB (R23). Pure. They never show the key, and never send it.
+//! Checks of the reports to AbuseIPDB (R23). Pure. They never show or send the API key.
 
 use std::io;
 use std::path::Path;
@@ -6,10 +6,10 @@ use std::path::Path;
 use rustix::io::Errno;
 
 use super::finding::Finding;
-use super::jails::{JailAction, RunningJail};
+use super::jails::{JailAction, RunningJail, jail_list};
 use crate::abuseipdb::glance::{LastCall, QueueStatus};
 use crate::files::trust::{Fault, Keeps};
-use crate::text::{format_duration, list};
+use crate::text::format_duration;
 
 /// An older pending report shows a problem; in seconds. AbuseIPDB accepts a second report of an address after 15 minutes.
 const MAX_REPORT_AGE_SECS: i64 = 3600;
@@ -20,7 +20,7 @@ pub(super) enum KeyState {
     Missing,
     /// The file contains no key.
     None,
-    /// The file has an invalid key; the reporter uses no other instead.
+    /// The file has an invalid key. The reporter then uses no key at all, not even that of the jail.
     Broken,
     Usable,
 }
@@ -34,10 +34,10 @@ fn reports(action: &JailAction) -> bool {
     is_reporter(&action.ban)
 }
 
-/// The findings about the reporter's database and log; `look` inspects a path.
+/// The findings about the reporter's database and log; `inspect` returns the warnings about a path.
 pub(super) fn files(
     jails: &[RunningJail],
-    look: impl Fn(&Path, Keeps) -> io::Result<Vec<String>>,
+    inspect: impl Fn(&Path, Keeps) -> io::Result<Vec<String>>,
 ) -> Vec<Finding> {
     let mut places: Vec<_> = jails
         .iter()
@@ -47,22 +47,22 @@ pub(super) fn files(
         .collect();
     places.sort_by_key(|(path, _)| *path);
     places.dedup();
-    places.into_iter().flat_map(|(path, keeps)| place(path, keeps, look(path, keeps))).collect()
+    places.into_iter().flat_map(|(path, keeps)| place(path, keeps, inspect(path, keeps))).collect()
 }
 
-fn place(path: &Path, keeps: Keeps, looked: io::Result<Vec<String>>) -> Vec<Finding> {
+fn place(path: &Path, keeps: Keeps, inspection: io::Result<Vec<String>>) -> Vec<Finding> {
     let shown = path.display();
     let setting = if keeps == Keeps::Database { "SQLITE_DB" } else { "LOG_FILE" };
-    let error = match looked {
+    let error = match inspection {
         Err(error) => error,
-        Ok(odd) => {
-            let finding = |what: String| {
+        Ok(warnings) => {
+            let findings = warnings.into_iter().map(|what| {
                 let text = format!("{what}; the reporter keeps {shown} there");
                 Finding::warning("report_place", text).about(&shown).next(format!(
                     "set {setting} of the jail's action to a path where only root can write"
                 ))
-            };
-            return odd.into_iter().map(finding).collect();
+            });
+            return findings.collect();
         }
     };
     let fault = error.get_ref().and_then(|inner| inner.downcast_ref::<Fault>());
@@ -85,7 +85,7 @@ pub(super) fn queue(
     key: &Path,
     now: i64,
 ) -> Option<Finding> {
-    const LOG: &str = "tail /var/log/abuseipdb/abuseipdb.log";
+    const LOG_COMMAND: &str = "tail /var/log/abuseipdb/abuseipdb.log";
     if !jails.iter().any(|jail| jail.actions.iter().any(reports)) {
         return None;
     }
@@ -98,16 +98,18 @@ pub(super) fn queue(
             );
         }
     };
-    let ago = |at: i64| format_duration(now.saturating_sub(at).max(0));
-    let age = oldest.map(|at| format!(", the oldest for {}", ago(at))).unwrap_or_default();
-    let queue = match waiting {
-        0 => "no report is pending".to_owned(),
-        1 => format!("1 report is pending{}", age.replace(", the oldest", "")),
-        n => format!("{n} reports are pending{age}"),
+    let age = oldest.map(|at| format_age(at, now));
+    let queue = match (waiting, age) {
+        (0, _) => "no report is pending".to_owned(),
+        (1, None) => "1 report is pending".to_owned(),
+        (1, Some(age)) => format!("1 report is pending for {age}"),
+        (n, None) => format!("{n} reports are pending"),
+        (n, Some(age)) => format!("{n} reports are pending, the oldest for {age}"),
     };
     Some(match last_call {
         Some(LastCall { at, error: Some(why) }) if *waiting > 0 => {
-            let text = format!("reports to AbuseIPDB fail: {why} ({} ago); {queue}", ago(*at));
+            let text =
+                format!("reports to AbuseIPDB fail: {why} ({} ago); {queue}", format_age(*at, now));
             if why.contains("API key") {
                 let next = format!("write your key into {}: APIKEY=...", key.display());
                 Finding::fault("report_queue", text).next(next)
@@ -115,19 +117,28 @@ pub(super) fn queue(
                 Finding::warning("report_queue", text)
                     .next("nothing to do: the reporter continues when AbuseIPDB resets the limit")
             } else {
-                Finding::fault("report_queue", text).next(LOG)
+                Finding::fault("report_queue", text).next(LOG_COMMAND)
             }
         }
         _ if oldest.is_some_and(|at| now.saturating_sub(at) > MAX_REPORT_AGE_SECS) => {
             Finding::warning("report_queue", format!("reports to AbuseIPDB are delayed: {queue}"))
-                .next(LOG)
+                .next(LOG_COMMAND)
         }
         Some(LastCall { at, .. }) => {
-            let text = format!("the last call to AbuseIPDB was {} ago; {queue}", ago(*at));
+            let ago = format_age(*at, now);
+            let text = format!("the last call to AbuseIPDB was {ago} ago; {queue}");
             Finding::ok("report_queue", text)
         }
         None => Finding::ok("report_queue", format!("no call to AbuseIPDB so far; {queue}")),
     })
+}
+
+fn format_age(at: i64, now: i64) -> String {
+    format_duration(now.saturating_sub(at).max(0))
+}
+
+fn jails_with(jails: &[RunningJail], is_wanted: fn(&JailAction) -> bool) -> Vec<&RunningJail> {
+    jails.iter().filter(|jail| jail.actions.iter().any(is_wanted)).collect()
 }
 
 /// The findings about the jails that report; `warning` is a fault of the key file.
@@ -139,13 +150,9 @@ pub(super) fn findings(
 ) -> Vec<Finding> {
     let path = path.display();
     let mut found = Vec::new();
-    let with = |wanted: fn(&JailAction) -> bool| {
-        let jails = jails.iter().filter(move |jail| jail.actions.iter().any(wanted));
-        jails.collect::<Vec<_>>()
-    };
-    for jail in with(|action| action.ban.contains("api.abuseipdb.com")) {
+    for jail in jails_with(jails, |action| action.ban.contains("api.abuseipdb.com")) {
         let text = format!(
-            "the jail {} reports to AbuseIPDB with fail2ban's own action, which also reports bans that other \
+            "jail `{}` reports to AbuseIPDB with fail2ban's own action, which also reports bans that other \
              servers detected",
             jail.name
         );
@@ -155,17 +162,16 @@ pub(super) fn findings(
             jail.name
         )));
     }
-    let reporting = with(reports);
+    let reporting = jails_with(jails, reports);
     if reporting.is_empty() {
         return found;
     }
-    let names: Vec<&str> = reporting.iter().map(|jail| jail.name.as_str()).collect();
-    let own_key =
-        |jail: &&RunningJail| jail.actions.iter().any(|action| reports(action) && action.key);
-    let make = format!("install -m 0600 /dev/null {path}\necho 'APIKEY=...' >>{path}");
-    let who = format!("{} to AbuseIPDB", list(&names));
-    let verb = if names.len() == 1 { "reports" } else { "report" };
-    let who = who.replacen(" to ", &format!(" {verb} to "), 1);
+    let have_own_keys = reporting
+        .iter()
+        .all(|jail| jail.actions.iter().any(|action| reports(action) && action.key));
+    let create = format!("install -m 0600 /dev/null {path}\necho 'APIKEY=...' >>{path}");
+    let verb = if reporting.len() == 1 { "reports" } else { "report" };
+    let who = format!("{} {verb} to AbuseIPDB", jail_list(&reporting));
     if let Some(what) = warning {
         let next = format!("chmod 600 {path}; the file must contain one line: APIKEY=...");
         found.push(Finding::warning("report_key_file", what).next(next));
@@ -177,15 +183,15 @@ pub(super) fn findings(
             let next = format!("write your key into {path}: APIKEY=...");
             Finding::fault("report_key", text).next(next)
         }
-        _ if reporting.iter().all(own_key) => {
+        _ if have_own_keys => {
             let text = format!(
                 "{who}, with a key in the jail's configuration, which every user can see in the process list"
             );
-            Finding::warning("report_key", text).next(make)
+            Finding::warning("report_key", text).next(create)
         }
         KeyState::Missing => {
             let text = format!("{who}, but the key file {path} is missing");
-            Finding::fault("report_key", text).next(make)
+            Finding::fault("report_key", text).next(create)
         }
         KeyState::None => {
             let text = format!("{who}, but {path} contains no key");
@@ -194,10 +200,9 @@ pub(super) fn findings(
         }
     });
     for jail in reporting {
-        let log = |path: &String| path.rsplit('/').next() == Some("fail2ban.log");
-        if jail.logs.iter().any(log) {
+        if jail.logs.iter().any(|path| path.rsplit('/').next() == Some("fail2ban.log")) {
             let text = format!(
-                "the jail {} counts bans, also those of other servers, and reports them to AbuseIPDB, \
+                "jail `{}` counts bans, also those of other servers, and reports them to AbuseIPDB, \
                  which accepts only what a reporter detected itself",
                 jail.name
             );
@@ -217,6 +222,14 @@ mod tests {
     use super::*;
     use crate::wire::Jail;
 
+    const NOW: i64 = 1_795_342_600;
+
+    /// A call this many seconds ago. The error may be empty.
+    fn call(age: i64, error: &str) -> LastCall {
+        let error = (!error.is_empty()).then(|| error.to_owned());
+        LastCall { at: NOW - age, error }
+    }
+
     fn jail(name: &str, ban: &str, key: bool, log: &str) -> RunningJail {
         RunningJail {
             name: Jail::new(name).unwrap(),
@@ -228,7 +241,7 @@ mod tests {
             }],
             logs: vec![log.to_owned()],
             ignore_command: String::new(),
-            wrong: Vec::new(),
+            ignoreip_faults: Vec::new(),
         }
     }
 
@@ -239,7 +252,8 @@ mod tests {
             Keeps::Log => Ok(vec!["/srv is writable by every user".to_owned()]),
             _ => Err(Fault { what: "a".to_owned(), cure: "b".to_owned() }.into()),
         });
-        let found: Vec<_> = found.iter().map(|one| (one.state, one.text.as_str())).collect();
+        let found: Vec<_> =
+            found.iter().map(|finding| (finding.state, finding.text.as_str())).collect();
         let expected = [
             (Status::Fault, "the reporter cannot use /srv/db: a"),
             (Status::Warning, "/srv is writable by every user; the reporter keeps /srv/log there"),
@@ -255,33 +269,28 @@ mod tests {
 
     #[test]
     fn queue_shows_the_last_result_and_how_old_the_oldest_report_is() {
-        const NOW: i64 = 1_795_342_600;
         let jails = [jail("a", "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh", false, "")];
-        let call = |at, error: &str| {
-            let error = (!error.is_empty()).then(|| error.to_owned());
-            Some(LastCall { at: NOW - at, error })
-        };
         let refused = "AbuseIPDB refuses the API key (HTTP 401)";
         let table = [
             (0, None, None, Status::Ok, "no call to AbuseIPDB so far; no report is pending"),
             (
                 1,
                 Some(60),
-                call(5, ""),
+                Some(call(5, "")),
                 Status::Ok,
                 "the last call to AbuseIPDB was 5s ago; 1 report is pending for 1m",
             ),
             (
                 0,
                 None,
-                call(300, refused),
+                Some(call(300, refused)),
                 Status::Ok,
                 "the last call to AbuseIPDB was 5m ago; no report is pending",
             ),
             (
                 2,
                 Some(300),
-                call(60, refused),
+                Some(call(60, refused)),
                 Status::Fault,
                 "reports to AbuseIPDB fail: AbuseIPDB refuses the API key (HTTP 401) (1m ago); \
                  2 reports are pending, the oldest for 5m",
@@ -289,21 +298,21 @@ mod tests {
             (
                 1,
                 Some(60),
-                call(5, "no connection to x: y"),
+                Some(call(5, "no connection to x: y")),
                 Status::Fault,
                 "reports to AbuseIPDB fail: no connection to x: y",
             ),
             (
                 1,
                 Some(60),
-                call(5, "the daily limit is reached"),
+                Some(call(5, "the daily limit is reached")),
                 Status::Warning,
                 "the daily limit is reached",
             ),
             (
                 1,
                 Some(7200),
-                call(5, ""),
+                Some(call(5, "")),
                 Status::Warning,
                 "are delayed: 1 report is pending for 2h",
             ),
@@ -317,66 +326,68 @@ mod tests {
             assert_eq!(found.next.is_empty(), state == Status::Ok);
         }
         assert_eq!(queue(&[], &Ok(QueueStatus::default()), Path::new("/k"), NOW), None);
-        let odd = queue(&jails, &Err(rusqlite::Error::InvalidQuery), Path::new("/k"), NOW).unwrap();
-        assert_eq!(odd.state, Status::Warning);
+        let unreadable =
+            queue(&jails, &Err(rusqlite::Error::InvalidQuery), Path::new("/k"), NOW).unwrap();
+        assert_eq!(unreadable.state, Status::Warning);
     }
 
     #[test]
     fn reporting_jail_needs_a_key_and_must_not_count_bans() {
-        const OURS: &str = "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh '' \"<matches>\"";
-        const AUTH: &str = "/var/log/auth.log";
+        const REPORTER_ACTION: &str =
+            "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh '' \"<matches>\"";
+        const AUTH_LOG: &str = "/var/log/auth.log";
         let table = [
-            (jail("a", "true", false, AUTH), KeyState::Missing, None, vec![]),
+            (jail("a", "true", false, AUTH_LOG), KeyState::Missing, None, vec![]),
             (
-                jail("a", OURS, false, AUTH),
+                jail("a", REPORTER_ACTION, false, AUTH_LOG),
                 KeyState::Usable,
                 None,
                 vec![("report_key", Status::Ok)],
             ),
             (
-                jail("a", OURS, false, AUTH),
+                jail("a", REPORTER_ACTION, false, AUTH_LOG),
                 KeyState::Missing,
                 None,
                 vec![("report_key", Status::Fault)],
             ),
             (
-                jail("a", OURS, false, AUTH),
+                jail("a", REPORTER_ACTION, false, AUTH_LOG),
                 KeyState::None,
                 None,
                 vec![("report_key", Status::Fault)],
             ),
             (
-                jail("a", OURS, true, AUTH),
+                jail("a", REPORTER_ACTION, true, AUTH_LOG),
                 KeyState::Missing,
                 None,
                 vec![("report_key", Status::Warning)],
             ),
             (
-                jail("a", OURS, true, AUTH),
+                jail("a", REPORTER_ACTION, true, AUTH_LOG),
                 KeyState::Broken,
                 None,
                 vec![("report_key", Status::Fault)],
             ),
             (
-                jail("a", OURS, false, AUTH),
+                jail("a", REPORTER_ACTION, false, AUTH_LOG),
                 KeyState::Usable,
                 Some("0644"),
                 vec![("report_key_file", Status::Warning), ("report_key", Status::Ok)],
             ),
             (
-                jail("a", OURS, false, AUTH),
+                jail("a", REPORTER_ACTION, false, AUTH_LOG),
                 KeyState::None,
-                Some("odd"),
+                Some("a warning"),
                 vec![("report_key_file", Status::Warning), ("report_key", Status::Fault)],
             ),
             (
-                jail("recidive", OURS, false, "/var/log/fail2ban.log"),
+                jail("recidive", REPORTER_ACTION, false, "/var/log/fail2ban.log"),
                 KeyState::Usable,
                 None,
                 vec![("report_key", Status::Ok), ("report_recidive", Status::Fault)],
             ),
             (
-                jail("a", "curl https://api.abuseipdb.com/api/v2/report", true, AUTH),
+                jail("a", "curl https://api.abuseipdb.com/api/v2/report", true, AUTH_LOG),
                 KeyState::Missing,
                 None,
                 vec![("report_action", Status::Fault)],
@@ -387,8 +398,14 @@ mod tests {
             let found: Vec<_> = found.map(|finding| (finding.id, finding.state)).collect();
             assert_eq!(found, expected);
         }
-        let two = [jail("a", OURS, false, AUTH), jail("b", OURS, false, AUTH)];
+        let two = [
+            jail("a", REPORTER_ACTION, false, AUTH_LOG),
+            jail("b", REPORTER_ACTION, false, AUTH_LOG),
+        ];
         let found = findings(&two, Path::new("/k"), &KeyState::Missing, None);
-        assert_eq!(found[0].text, "a and b report to AbuseIPDB, but the key file /k is missing");
+        assert_eq!(
+            found[0].text,
+            "jails `a` and `b` report to AbuseIPDB, but the key file /k is missing"
+        );
     }
 }

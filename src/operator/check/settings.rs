@@ -38,21 +38,25 @@ pub(super) fn findings(settings: &Result<Config, Error>, path: &Path) -> Vec<Fin
 
 /// The certificates that expire soon: an expired one makes connections fail.
 pub(super) fn certificates(all: &[Certificate], now: i64) -> Vec<Finding> {
-    let (soon, later): (Vec<_>, Vec<_>) = all.iter().partition(|one| one.ends_soon(now));
+    let (soon, later): (Vec<_>, Vec<_>) =
+        all.iter().partition(|certificate| certificate.ends_soon(now));
     let mut found: Vec<Finding> = soon
         .into_iter()
-        .map(|one| {
-            let (title, date) = (one.title(), date(one.ends));
-            let next = "renew the certificate, with the same CA unless it is the CA's own; the service loads the new one when it reconnects";
-            if one.ends <= now {
+        .map(|certificate| {
+            let (title, date) = (certificate.title(), date(certificate.ends));
+            let next = "renew the certificate; unless it is the CA's own, the same CA must issue the new one\n\
+                        the service loads the new file when it reconnects";
+            if certificate.ends <= now {
                 return Finding::fault("certificate", format!("{title} expired on {date}")).next(next);
             }
-            let left = format_duration(one.ends - now);
+            let left = format_duration(certificate.ends - now);
             let text = format!("{title} expires on {date}, in {left}");
             Finding::warning("certificate", text).next(next)
         })
         .collect();
-    if let Some(first) = later.into_iter().min_by_key(|one| one.ends).filter(|_| found.is_empty()) {
+    if let Some(first) =
+        later.into_iter().min_by_key(|certificate| certificate.ends).filter(|_| found.is_empty())
+    {
         let text = format!("all certificates are valid until {} or longer", date(first.ends));
         found.push(Finding::ok("certificate", text));
     }
@@ -74,8 +78,8 @@ pub(super) fn sample(config: &Config, works: bool, path: &Path) -> Option<Findin
             let text =
                 format!("the login in {path} is the public sample login of the documentation");
             Some(Finding::warning("settings_sample", text).next(
-                "on the hub: mosquitto_passwd -b /etc/mosquitto/passwd fail2ban ANOTHER\n\
-                 on each server: MQTT_PASSWORD in mqtt.env, then: systemctl restart f2bmqttsub",
+                "on the hub: mosquitto_passwd -b /etc/mosquitto/passwd fail2ban NEW_PASSWORD\n\
+                 on each server: set MQTT_PASSWORD in mqtt.env, then: systemctl restart f2bmqttsub",
             ))
         }
         (true, false) => {
@@ -93,6 +97,17 @@ mod tests {
     use super::super::finding::Status;
     use super::*;
     use crate::config::SAMPLE;
+
+    const NOW: i64 = 1_795_342_600;
+
+    /// A certificate that expires an hour after this many days.
+    fn certificate(kind: &'static str, days: i64) -> Certificate {
+        Certificate { kind, name: "web1".to_owned(), ends: NOW + days * 86_400 + 3_600 }
+    }
+
+    fn sample_state(config: &Config, works: bool) -> Option<Status> {
+        sample(config, works, Path::new("f")).map(|finding| finding.state)
+    }
 
     fn read(text: &str) -> Result<Config, Error> {
         Config::parse(Path::new("f"), text.as_bytes(), &|_| None, "web1").map_err(Error::Config)
@@ -114,30 +129,25 @@ mod tests {
     #[test]
     fn certificate_that_ends_within_thirty_days_is_found() {
         use Status::{Fault, Warning};
-        const NOW: i64 = 1_795_342_600;
-        let of = |kind, days: i64| {
-            let ends = NOW + days * 86_400 + 3_600;
-            Certificate { kind, name: "web1".to_owned(), ends }
-        };
         let table = [
             (vec![], None),
             (
-                vec![of("client", 400), of("ca", 60)],
+                vec![certificate("client", 400), certificate("ca", 60)],
                 Some((Status::Ok, "all certificates are valid until 2027-01-21 or longer")),
             ),
             (
-                vec![of("client", 5), of("ca", 60)],
+                vec![certificate("client", 5), certificate("ca", 60)],
                 Some((
                     Warning,
                     "this host's certificate, MQTT_CERT (web1) expires on 2026-11-27, in 5d 1h",
                 )),
             ),
             (
-                vec![of("broker", 29)],
+                vec![certificate("broker", 29)],
                 Some((Warning, "the broker's certificate (web1) expires on 2026-12-21, in 29d 1h")),
             ),
             (
-                vec![of("ca", -2)],
+                vec![certificate("ca", -2)],
                 Some((Fault, "the CA's certificate, MQTT_CAFILE (web1) expired on 2026-11-20")),
             ),
         ];
@@ -155,13 +165,11 @@ mod tests {
     #[test]
     fn sample_settings_are_found() {
         let config = read(SAMPLE).unwrap();
-        let state = |config: &Config, works| {
-            sample(config, works, Path::new("f")).map(|finding| finding.state)
-        };
-        assert_eq!(state(&config, false), Some(Status::Fault));
-        assert_eq!(state(&config, true), Some(Status::Warning));
+        assert_eq!(sample_state(&config, false), Some(Status::Fault));
+        assert_eq!(sample_state(&config, true), Some(Status::Warning));
         for (from, to) in [("PASSWORD=fail2ban", "PASSWORD=x"), ("HOST=192.168.1.10", "HOST=hub")] {
-            assert_eq!(state(&read(&SAMPLE.replace(from, to)).unwrap(), false), None);
+            let config = read(&SAMPLE.replace(from, to)).unwrap();
+            assert_eq!(sample_state(&config, false), None);
         }
     }
 }

@@ -11,11 +11,11 @@ const MAX_NAMES: usize = 8;
 
 /// The reconnects within an hour from which a link is a warning, and from which it is a fault: two clients with one ID
 /// cause hundreds.
-const MANY_RECONNECTS: usize = 6;
-const FLAPPING_RECONNECTS: usize = 60;
+const RECONNECTS_WARNING_LIMIT: usize = 6;
+const RECONNECTS_FAULT_LIMIT: usize = 60;
 
 /// How to keep strangers from filling tables.
-const KEEP_OUT: &str = "to keep strangers out: MQTT_SIGNING_KEY in mqtt.env on every server, and the broker's access \
+const STRANGERS_HELP: &str = "to keep strangers out: set MQTT_SIGNING_KEY in mqtt.env on every server, and use the broker's access \
                         rules (/usr/share/doc/f2bmqtt/examples/mosquitto/fleet.acl)";
 
 /// The findings about the status file of a running daemon at `now`, in seconds since 1970.
@@ -46,52 +46,50 @@ pub(super) fn findings(
 
 /// The finding about the daemon's own link, which the probe of `check` does not use.
 fn link(link: &LinkStatus, now: i64) -> Finding {
-    const LOG: &str = "journalctl -u f2bmqttsub -n 20";
+    const JOURNAL_COMMAND: &str = "journalctl -u f2bmqttsub -n 20";
     let LinkStatus { state, broker, error, since, reconnects } = link;
     let error = error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
     if *state == LinkState::Down {
         let since = format_duration(now.saturating_sub(*since));
         let text = format!("the daemon has had no connection to {broker} for {since}{error}");
-        return Finding::fault("link", text).next(LOG);
+        return Finding::fault("link", text).next(JOURNAL_COMMAND);
     }
-    if *reconnects < MANY_RECONNECTS {
+    if *reconnects < RECONNECTS_WARNING_LIMIT {
         return Finding::ok("link", format!("the daemon is connected to {broker}"));
     }
-    let make = if *reconnects < FLAPPING_RECONNECTS { Finding::warning } else { Finding::fault };
+    let make = if *reconnects < RECONNECTS_FAULT_LIMIT { Finding::warning } else { Finding::fault };
     let text = format!(
         "the daemon had to reconnect to {broker} {reconnects} times within the last hour{error}"
     );
     make("link", text).next(format!(
-        "{LOG}\n\
-         if another client has this host's client ID (mosquitto: use_username_as_clientid): give each host a login of \
-         its own"
+        "{JOURNAL_COMMAND}\n\
+         if another client has this host's client ID (mosquitto: use_username_as_clientid): give each host a separate login"
     ))
 }
 
 fn table(full: &FullTable, now: i64) -> Finding {
     let FullTable { table, limit, peer, at } = full;
     let ago = format_duration(now.saturating_sub(*at));
-    let of = |most: &str| peer.as_ref().map(|peer| format!("; {peer} {most}")).unwrap_or_default();
     let forget = "f2bmqtt forget HOST, for each host that does not exist";
-    let (what, most, next) = match table.as_str() {
+    // What is full, what the peer with the most entries did, and the fix.
+    let (what, share, next) = match table.as_str() {
         "peers" => (
             format!("the daemon's table of other hosts is full: limit of {limit} hosts"),
-            of("has the most"),
-            format!("f2bmqtt status lists the hosts\n{forget}\n{KEEP_OUT}"),
+            "has the most",
+            format!("f2bmqtt status lists the hosts\n{forget}\n{STRANGERS_HELP}"),
         ),
         "claims" => (
             format!("the daemon's table of other hosts' bans is full: limit of {limit} bans"),
-            of("has the most"),
+            "has the most",
             format!(
-                "f2bmqtt list --host {} lists them\n{forget}\n{KEEP_OUT}",
+                "f2bmqtt list --host {} lists them\n{forget}\n{STRANGERS_HELP}",
                 peer.as_deref().unwrap_or("HOST")
             ),
         ),
         "tombstones" => (
             format!("the daemon's table of fleet unbans is full: limit of {limit} fleet unbans"),
-            of("made the most"),
-            "nothing to do: a fleet unban is dropped an hour after it was made, where no host bans the \
-             address"
+            "made the most",
+            "nothing to do: the daemon drops a fleet unban after an hour, unless a host still bans the address"
                 .to_owned(),
         ),
         "echoes" => (
@@ -99,30 +97,31 @@ fn table(full: &FullTable, now: i64) -> Finding {
                 "the daemon's table of detections that only the broker knows is full: limit of {limit} \
                  detections"
             ),
-            String::new(),
-            "nothing to do: a detection that fail2ban does not have is dropped within a minute".to_owned(),
+            "",
+            "nothing to do: the daemon drops such a detection within a minute, unless fail2ban bans the address".to_owned(),
         ),
         "messages" => (
             format!("a host sends too many messages: limit of {limit} a minute"),
-            of("sends the most"),
+            "sends the most",
             format!(
-                "nothing to do: the daemon drops the rest of the minute, and the host's snapshot replaces \
-                 them\nif this continues: check that host\n{KEEP_OUT}"
+                "nothing to do: the daemon ignores further messages of that minute, and the host's snapshot \
+                 replaces them\nif this continues: check that host\n{STRANGERS_HELP}"
             ),
         ),
         other => (
             format!("the daemon's table {other} is full: limit of {limit}"),
-            of("has the most"),
-            KEEP_OUT.to_owned(),
+            "has the most",
+            STRANGERS_HELP.to_owned(),
         ),
     };
+    let most = peer.as_ref().map(|peer| format!("; {peer} {share}")).unwrap_or_default();
     Finding::warning("tables", format!("{what} reached {ago} ago{most}")).about(table).next(next)
 }
 
 /// The finding about clocks that differ by more than a day. The daemon knows only the difference: the more hosts are
 /// ahead, the likelier this host is behind.
 fn ahead(hosts: &[AheadHost], peers: usize) -> Option<Finding> {
-    const NEXT: &str = "check the clocks of this host and of the other hosts: timedatectl (systemd-timesyncd or chrony keeps a clock right)";
+    const CLOCK_FIX: &str = "check the clocks of this host and of the other hosts: timedatectl (systemd-timesyncd or chrony keeps a clock right)";
     let first = hosts.first()?;
     let finding = if hosts.len() >= 2 || hosts.len() >= peers {
         let names: Vec<&str> =
@@ -146,7 +145,7 @@ fn ahead(hosts: &[AheadHost], peers: usize) -> Option<Finding> {
         );
         Finding::warning("clock_ahead", text)
     };
-    Some(finding.next(NEXT))
+    Some(finding.next(CLOCK_FIX))
 }
 
 #[cfg(test)]
@@ -233,7 +232,7 @@ mod tests {
                 full("tombstones", 5_000, Some("web2")),
                 "the daemon's table of fleet unbans is full: limit of 5000 fleet unbans reached 3m 3s \
                  ago; web2 made the most",
-                "nothing to do: a fleet unban is dropped an hour after",
+                "nothing to do: the daemon drops a fleet unban after an hour",
             ),
             (
                 full("echoes", 1_000, None),
@@ -265,20 +264,16 @@ mod tests {
 
     #[test]
     fn no_full_tables_is_ok_and_a_missing_file_a_warning() {
-        let well = Finding::ok("tables", "all tables of the daemon are below their limits");
-        assert_eq!(shown(&Ok(DaemonStatus::default())), [well]);
-        let odd = shown(&Err("No such file".to_owned()));
-        assert_eq!(odd[0].state, Status::Warning);
-        assert!(odd[0].text.ends_with("in /run/x.json: No such file"), "{odd:?}");
+        let ok = Finding::ok("tables", "all tables of the daemon are below their limits");
+        assert_eq!(shown(&Ok(DaemonStatus::default())), [ok]);
+        let found = shown(&Err("No such file".to_owned()));
+        assert_eq!(found[0].state, Status::Warning);
+        assert!(found[0].text.ends_with("in /run/x.json: No such file"), "{found:?}");
     }
 
     #[test]
     fn hosts_that_are_ahead_are_this_hosts_fault_if_they_are_several_or_all() {
         use Status::{Fault, Warning};
-        let hosts = |count: usize| {
-            let host = |n| AheadHost { host: format!("web{n}"), at: NOW };
-            (0..count).map(host).collect()
-        };
         let table = [
             (1, 1, Fault, "the messages of the only other host (web0), which"),
             (1, 3, Warning, "the clock of web0 is more than a day ahead of this host's"),
@@ -287,9 +282,12 @@ mod tests {
             (9, 30, Fault, "web6 and web7, …), which"),
         ];
         for (count, peers, state, text) in table {
-            let status = DaemonStatus { ahead: hosts(count), peers, ..DaemonStatus::default() };
+            let ahead =
+                (0..count).map(|n| AheadHost { host: format!("web{n}"), at: NOW }).collect();
+            let status = DaemonStatus { peers, ahead, ..DaemonStatus::default() };
             let found = shown(&Ok(status));
-            let clock: Vec<_> = found.iter().filter(|one| one.id == "clock_ahead").collect();
+            let clock: Vec<_> =
+                found.iter().filter(|finding| finding.id == "clock_ahead").collect();
             assert_eq!((clock.len(), clock[0].state), (1, state), "{count} of {peers}");
             assert!(clock[0].text.contains(text), "{text}: {}", clock[0].text);
             assert!(clock[0].next[0].contains("timedatectl"));

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::clock::Clock;
 use super::known;
 use super::local::{self, LocalDecision};
-use super::out::{self, BufferedStdout, Out, Style};
+use super::out::{self, BufferedStdout, Out, Row, Style};
 use super::view::{BanSummary, Expiry, FleetView, VoidedBan};
 use super::visit::FleetClient;
 use crate::cli::operator::ListArgs;
@@ -35,7 +35,6 @@ struct ListFilter {
 
 impl ListFilter {
     fn read(args: &ListArgs) -> Result<Self, Error> {
-        let usage = |name: &str, what: &str| Error::Usage(format!("{name} {what}"));
         let mut filter = Self::default();
         if let Some(jail) = &args.jail {
             filter.jail = Some(Jail::new(jail).map_err(|what| usage("--jail", &what))?);
@@ -56,17 +55,20 @@ impl ListFilter {
     }
 
     /// Checks that the jail and the host exist.
-    fn is_known(&self, view: &FleetView, here: &BTreeSet<Jail>) -> Result<(), Error> {
-        self.jail.as_ref().map_or(Ok(()), |jail| known::jail(jail, view, here))?;
-        self.host.as_ref().map_or(Ok(()), |host| known::host(host, view))
+    fn check_names(&self, view: &FleetView, local_jails: &BTreeSet<Jail>) -> Result<(), Error> {
+        self.jail.as_ref().map_or(Ok(()), |jail| known::check_jail(jail, view, local_jails))?;
+        self.host.as_ref().map_or(Ok(()), |host| known::check_host(host, view))
     }
 
     fn matches(&self, banned: &BanSummary) -> bool {
-        let of_host = |host: &HostName| banned.origin == *host || banned.also.contains(host);
         self.jail.as_ref().is_none_or(|jail| banned.jail == *jail)
-            && self.host.as_ref().is_none_or(of_host)
+            && self.host.as_ref().is_none_or(|host| banned.is_detected_by(host))
             && self.network.is_none_or(|network| network.contains(&banned.address.ip()))
     }
+}
+
+fn usage(name: &str, what: &str) -> Error {
+    Error::Usage(format!("{name} {what}"))
 }
 
 /// Fetches the bans, and prints them.
@@ -76,37 +78,39 @@ impl ListFilter {
 pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
     let filter = ListFilter::read(args)?;
     let config = Config::load()?;
-    let (view, here) = runtime::run(async {
-        let look = async {
+    let (view, decision) = runtime::run(async {
+        let decision = async {
             match filter.address {
                 Some(address) => Some(LocalDecision::query(&config, paths, address).await),
                 None => None,
             }
         };
-        let jails = async {
+        let local_jails = async {
             match filter.jail {
-                Some(_) => local::jails(paths).await.unwrap_or_default(),
+                Some(_) => local::query_jails(paths).await.unwrap_or_default(),
                 None => BTreeSet::new(),
             }
         };
-        let (client, here, jails) = tokio::join!(FleetClient::connect(&config, paths), look, jails);
+        let (client, decision, local_jails) =
+            tokio::join!(FleetClient::connect(&config, paths), decision, local_jails);
         let mut client = client?;
-        filter.is_known(client.view(), &jails)?;
+        filter.check_names(client.view(), &local_jails)?;
         let view = client.take_view();
         client.end().await;
-        Ok((view, here))
+        Ok((view, decision))
     })?;
     let clock = Clock::new(now_secs())?;
     let banned = view.banned(clock.now);
     let banned: Vec<&BanSummary> = banned.iter().filter(|banned| filter.matches(banned)).collect();
     let missing = view.missing();
-    match (filter.address, here) {
+    match (filter.address, decision) {
         _ if args.json => {
             let voids = filter.address.map(|address| view.voids(address)).unwrap_or_default();
-            let _ = figures(&mut BufferedStdout::default(), &banned, &voids, &missing, clock.now);
+            let _ =
+                write_json(&mut BufferedStdout::default(), &banned, &voids, &missing, clock.now);
         }
-        (Some(address), Some(here)) => {
-            let explanation = Explanation { me: config.node, address, banned, view, here };
+        (Some(address), Some(decision)) => {
+            let explanation = Explanation { me: config.node, address, banned, view, decision };
             out::print(&explanation.text(&clock));
         }
         _ => table(
@@ -124,16 +128,17 @@ pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
 }
 
 /// Writes one JSON object ban by ban, because a fleet may have 500,000 bans.
-fn figures(
+fn write_json(
     to: &mut dyn fmt::Write,
     banned: &[&BanSummary],
     voids: &[VoidedBan],
     missing: &[String],
     now: i64,
 ) -> fmt::Result {
-    let void = |void: &VoidedBan| json!({ "jail": void.jail.as_str(), "host": void.host.as_str(), "id": void.id.as_str() });
-    let voided: Vec<_> = voids.iter().map(void).collect();
-    let (voided, missing) = (out::json(&json!(voided)), out::json(&json!(missing)));
+    let voided = voids.iter().map(|VoidedBan { jail, host, id, .. }| {
+        json!({ "jail": jail.as_str(), "host": host.as_str(), "id": id.as_str() })
+    });
+    let (voided, missing) = (out::json(&voided.collect()), out::json(&json!(missing)));
     write!(to, "{{\"voided\":{voided},\"incomplete\":{missing},\"time\":{now},\"bans\":[")?;
     for (n, banned) in banned.iter().enumerate() {
         let comma = if n == 0 { "" } else { "," };
@@ -152,24 +157,25 @@ fn figures(
 }
 
 fn table(to: &mut dyn fmt::Write, out: Out, banned: &[&BanSummary], hosts: usize, clock: &Clock) {
-    let row = |banned: &&BanSummary| {
-        let (until, left) = clock.until(banned.until);
-        let also = banned.also.iter().map(HostName::as_str).collect::<Vec<_>>().join(", ");
-        let cells = [
-            banned.address.to_string(),
-            banned.jail.to_string(),
-            banned.origin.to_string(),
-            clock.local(banned.since),
-            until,
-            left,
-            also,
-        ];
-        cells.map(|cell| (Style::Plain, cell)).to_vec()
-    };
     let heads = ["ADDRESS", "JAIL", "DETECTED BY", "SINCE", "UNTIL", "LEFT", "ALSO BY"];
-    out.table(to, &heads, banned.iter().map(row));
+    out.table(to, &heads, banned.iter().map(|banned| row(banned, clock)));
     if out.terminal {
         let (bans, hosts) = (count(banned.len(), "ban"), count(hosts, "host"));
         let _ = writeln!(to, "\n{bans} in a fleet of {hosts}");
     }
+}
+
+fn row(banned: &BanSummary, clock: &Clock) -> Row {
+    let (until, left) = clock.until(banned.until);
+    let also: Vec<&str> = banned.also.iter().map(HostName::as_str).collect();
+    let cells = [
+        banned.address.to_string(),
+        banned.jail.to_string(),
+        banned.origin.to_string(),
+        clock.local(banned.since),
+        until,
+        left,
+        also.join(", "),
+    ];
+    cells.map(|cell| (Style::Plain, cell)).to_vec()
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::operator::clock::Clock;
 use crate::operator::local::LocalDecision;
-use crate::operator::view::{BanSummary, Expiry, FleetView, HostView, VoidedBan};
+use crate::operator::view::{BanSummary, Expiry, FleetView, VoidedBan};
 use crate::text::sanitize;
 use crate::wire::{Address, HostName, Jail};
 
@@ -15,7 +15,7 @@ pub(super) struct Explanation<'a> {
     pub(super) banned: Vec<&'a BanSummary>,
     pub(super) view: FleetView,
     /// The decision of this host, or why it is unknown.
-    pub(super) here: Result<LocalDecision, String>,
+    pub(super) decision: Result<LocalDecision, String>,
 }
 
 impl Explanation<'_> {
@@ -26,24 +26,25 @@ impl Explanation<'_> {
             lines.push(format!("No host's snapshot lists {address}."));
         }
         for banned in &self.banned {
-            self.of_jail(banned, clock, &mut lines);
+            self.describe_ban(banned, clock, &mut lines);
         }
         for VoidedBan { jail, host, id, .. } in self.view.voids(address) {
             lines.push(format!(
-                "{host} still lists {address} in jail {jail}, but the fleet unban {id} released that ban: \
+                "{host} still lists {address} in jail `{jail}`, but the fleet unban {id} released that ban: \
                  other hosts ignore the ban, and {host} removes it when {host} reconnects."
             ));
         }
-        match &self.here {
+        match &self.decision {
             Err(why) => {
                 lines.push(format!("The state on this host ({me}) is unknown: {why}."));
             }
-            Ok(here) => {
-                let unlisted = |jail: &&Jail| self.banned.iter().all(|ban| ban.jail != **jail);
-                for jail in here.banned.iter().filter(unlisted) {
-                    lines.push(self.unlisted(here, jail));
+            Ok(decision) => {
+                for jail in &decision.banned {
+                    if self.banned.iter().all(|banned| banned.jail != *jail) {
+                        lines.push(self.describe_unlisted(decision, jail));
+                    }
                 }
-                if self.banned.is_empty() && here.banned.is_empty() {
+                if self.banned.is_empty() && decision.banned.is_empty() {
                     lines.push(format!("This host ({me}): not banned."));
                 }
             }
@@ -58,30 +59,31 @@ impl Explanation<'_> {
         text
     }
 
-    /// Why this host bans it in a jail in which no snapshot lists it.
-    fn unlisted(&self, here: &LocalDecision, jail: &Jail) -> String {
+    /// Why this host bans the address in a jail in which no snapshot lists the address.
+    fn describe_unlisted(&self, decision: &LocalDecision, jail: &Jail) -> String {
         let Self { me, address, .. } = self;
-        let of: Vec<_> = here.imported.iter().filter(|(of, _)| of == jail).collect();
-        if !of.is_empty() {
-            let hosts = names(&of.into_iter().map(|(_, host)| host.clone()).collect::<Vec<_>>());
+        let origins = decision.imported.iter().filter(|(imported, _)| imported == jail);
+        let origins: Vec<HostName> = origins.map(|(_, host)| host.clone()).collect();
+        if !origins.is_empty() {
+            let hosts = names(&origins);
             return format!(
-                "This host ({me}): banned in jail {jail} for {hosts}; no snapshot lists the ban, because hosts that run \
-                 the scripts have no snapshot. To unban the address everywhere: f2bmqtt unban {address}"
+                "This host ({me}): banned in jail `{jail}`, imported from {hosts}. No snapshot lists the ban, because hosts \
+                 that run the scripts publish no snapshot. To unban the address everywhere: f2bmqtt unban {address}"
             );
         }
-        let why = if here.excluded.contains(jail) {
-            format!("the settings exclude jail {jail}")
+        let why = if decision.excluded.contains(jail) {
+            format!("the settings exclude jail `{jail}`")
         } else {
             "made by hand, or detected within the last seconds".to_owned()
         };
         format!(
-            "This host ({me}): banned in jail {jail} by a local ban ({why}). To unban the address here: fail2ban-client \
+            "This host ({me}): banned in jail `{jail}` by a local ban ({why}). To unban the address here: fail2ban-client \
              set {jail} unbanip {address}"
         )
     }
 
     /// The ban of one jail: origins, times, and the state on the other hosts.
-    fn of_jail(&self, banned: &BanSummary, clock: &Clock, lines: &mut Vec<String>) {
+    fn describe_ban(&self, banned: &BanSummary, clock: &Clock, lines: &mut Vec<String>) {
         let BanSummary { address, jail, origin, since, also, .. } = banned;
         let (until, left) = clock.until(banned.until);
         let until = match (banned.until, left.as_str()) {
@@ -90,59 +92,63 @@ impl Explanation<'_> {
             (Expiry::Time(_), "expired") => format!("until {until}, expired"),
             (Expiry::Time(_), left) => format!("until {until}, {left} left"),
         };
-        lines.push(format!("{address} is banned in jail {jail}, detected by {origin}."));
+        lines.push(format!("{address} is banned in jail `{jail}`, detected by {origin}."));
         lines.push(format!("  Since {}, {until}.", clock.local(*since)));
         if !also.is_empty() {
             lines.push(format!("  Also detected by {}.", names(also)));
         }
-        let detected = |host: &HostName| host == origin || also.contains(host);
-        let others =
-            || self.view.hosts().iter().filter(|(host, _)| !detected(host) && **host != self.me);
-        let takes = |online: bool| {
-            let of = move |(host, member): (&HostName, &HostView)| {
-                let takes = member.is_online() == online && member.jails().contains(jail);
-                takes.then(|| host.clone())
-            };
-            others().filter_map(of).collect::<Vec<_>>()
-        };
-        let (on, off) = (takes(true), takes(false));
-        if !on.is_empty() {
+        let (online, offline) = (self.importers(banned, true), self.importers(banned, false));
+        if !online.is_empty() {
             lines.push(format!(
                 "  Other online hosts with this jail: {}. They ban the address, unless their settings exempt it.",
-                names(&on)
+                names(&online)
             ));
         }
-        if !off.is_empty() {
-            lines.push(format!("  Offline hosts with this jail: {}.", names(&off)));
+        if !offline.is_empty() {
+            lines.push(format!("  Offline hosts with this jail: {}.", names(&offline)));
         }
-        if let Ok(here) = &self.here {
-            lines.push(format!("  This host ({}): {}.", self.me, self.of_here(here, banned)));
+        if let Ok(decision) = &self.decision {
+            lines.push(format!(
+                "  This host ({}): {}.",
+                self.me,
+                self.describe_decision(decision, banned)
+            ));
         }
     }
 
-    fn of_here(&self, here: &LocalDecision, banned: &BanSummary) -> String {
-        let BanSummary { jail, origin, also, .. } = banned;
-        let by = |host: &HostName| *host == self.me;
-        if here.banned.contains(jail) {
-            return if by(origin) || also.iter().any(by) {
+    /// The other hosts that are online, or offline, that did not detect the ban, and that have its jail.
+    fn importers(&self, banned: &BanSummary, online: bool) -> Vec<HostName> {
+        let hosts = self.view.hosts().iter().filter(|(host, host_view)| {
+            **host != self.me
+                && !banned.is_detected_by(host)
+                && host_view.is_online() == online
+                && host_view.jails().contains(&banned.jail)
+        });
+        hosts.map(|(host, _)| host.clone()).collect()
+    }
+
+    fn describe_decision(&self, decision: &LocalDecision, banned: &BanSummary) -> String {
+        let jail = &banned.jail;
+        if decision.banned.contains(jail) {
+            return if banned.is_detected_by(&self.me) {
                 "banned, and detected here".to_owned()
             } else {
                 "banned".to_owned()
             };
         }
-        let lifted: Vec<_> =
-            here.lifted.iter().filter(|(of, _)| of == jail).map(|(_, host)| host.clone()).collect();
+        let lifted = decision.lifted.iter().filter(|(lifted, _)| lifted == jail);
+        let lifted: Vec<_> = lifted.map(|(_, host)| host.clone()).collect();
         if !lifted.is_empty() {
             let hosts = names(&lifted);
             return format!("not banned (bans of {hosts} lifted by hand here)");
         }
-        if !here.jails.contains(jail) {
+        if !decision.jails.contains(jail) {
             return format!("not banned (no jail `{jail}`)");
         }
-        if here.excluded.contains(jail) {
+        if decision.excluded.contains(jail) {
             return format!("not banned (the settings exclude jail `{jail}`)");
         }
-        if let Some(reason) = here.exempt.get(jail) {
+        if let Some(reason) = decision.exempt.get(jail) {
             return format!("not banned ({reason})");
         }
         "not banned at the moment".to_owned()
@@ -160,8 +166,17 @@ mod tests {
 
     const NOW: i64 = 1_795_342_600;
 
+    fn jail(name: &str) -> Jail {
+        Jail::new(name).unwrap()
+    }
+
+    /// A host with the jail `sshd`, which bans nothing.
+    fn sshd() -> LocalDecision {
+        LocalDecision { jails: [jail("sshd")].into(), ..LocalDecision::default() }
+    }
+
     /// The explanation on web1 for an address that web2 and db1 detected, or no host.
-    fn explain(here: Result<LocalDecision, String>, detected: bool) -> String {
+    fn explain(decision: Result<LocalDecision, String>, detected: bool) -> String {
         let mut view = FleetView::default();
         for (host, state) in [("web1", "online"), ("web3", "online"), ("web4", "offline")] {
             let json = format!(r#"{{"v":1,"state":"{state}","jails":["sshd"]}}"#);
@@ -180,7 +195,7 @@ mod tests {
         }
         let all = view.banned(NOW);
         let (me, address) = (HostName::new("web1").unwrap(), Address::new("192.0.2.1").unwrap());
-        Explanation { me, address, banned: all.iter().collect(), view, here }
+        Explanation { me, address, banned: all.iter().collect(), view, decision }
             .text(&Clock::new(NOW).unwrap())
     }
 
@@ -205,8 +220,8 @@ mod tests {
             let all = view.banned(NOW);
             let (me, address) =
                 (HostName::new("web1").unwrap(), Address::new("192.0.2.1").unwrap());
-            let here = Ok(LocalDecision::default());
-            let text = Explanation { me, address, banned: all.iter().collect(), view, here }
+            let decision = Ok(LocalDecision::default());
+            let text = Explanation { me, address, banned: all.iter().collect(), view, decision }
                 .text(&Clock::new(NOW).unwrap());
             let since = text.lines().find(|line| line.starts_with("  Since "));
             match (since, expected) {
@@ -219,12 +234,10 @@ mod tests {
 
     #[test]
     fn explanation_names_detecting_hosts_and_the_state_here() {
-        let jail = |name: &str| Jail::new(name).unwrap();
-        let sshd = || LocalDecision { jails: [jail("sshd")].into(), ..LocalDecision::default() };
         let held = LocalDecision { banned: [jail("sshd")].into(), ..sshd() };
         let text = explain(Ok(held.clone()), true);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "192.0.2.1 is banned in jail sshd, detected by web2.");
+        assert_eq!(lines[0], "192.0.2.1 is banned in jail `sshd`, detected by web2.");
         assert!(lines[1].starts_with("  Since ") && lines[1].ends_with(", 9m 55s left."), "{text}");
         assert_eq!(
             lines[2..],
@@ -255,8 +268,8 @@ mod tests {
                 "not banned (bans of web2 lifted by hand here).",
             ),
         ];
-        for (here, what) in table {
-            let text = explain(Ok(here), true);
+        for (decision, what) in table {
+            let text = explain(Ok(decision), true);
             assert!(text.contains(&format!("  This host (web1): {what}\n")), "{what}: {text}");
         }
         let text = explain(Err("fail2ban is busy".to_owned()), true);
@@ -267,21 +280,21 @@ mod tests {
         let table = [
             (
                 held.clone(),
-                "by a local ban (made by hand, or detected within the last seconds). To unban the address here: fail2ban-client set",
+                " by a local ban (made by hand, or detected within the last seconds). To unban the address here: fail2ban-client set",
             ),
             (
                 LocalDecision { imported: script, ..held.clone() },
-                "for old; no snapshot lists the ban, because hosts that run the scripts",
+                ", imported from old. No snapshot lists the ban, because hosts that run the scripts",
             ),
             (
                 LocalDecision { excluded: [jail("sshd")].into(), ..held },
-                "by a local ban (the settings exclude jail sshd).",
+                " by a local ban (the settings exclude jail `sshd`).",
             ),
         ];
-        for (here, what) in table {
-            let text = explain(Ok(here), false);
+        for (decision, what) in table {
+            let text = explain(Ok(decision), false);
             let start =
-                "No host's snapshot lists 192.0.2.1.\nThis host (web1): banned in jail sshd ";
+                "No host's snapshot lists 192.0.2.1.\nThis host (web1): banned in jail `sshd`";
             assert!(text.starts_with(&format!("{start}{what}")), "{what}: {text}");
         }
     }

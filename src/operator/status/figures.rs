@@ -1,4 +1,4 @@
-//! The status as one JSON object. Its field names are a contract, described in the help.
+//! Renders the status as one JSON object. Its field names are a contract, described in the help.
 
 use serde_json::{Value, json};
 
@@ -31,7 +31,7 @@ impl FleetStatus {
                 "last_call": reports.last_call.as_ref()
                     .map(|call| json!({ "at": call.at, "error": call.error })),
             },
-            "hosts": self.view.hosts().iter().map(of_host).collect::<Vec<_>>(),
+            "hosts": self.view.hosts().iter().map(host_json).collect::<Vec<_>>(),
             "jails": self.by_jail().iter().map(|(jail, bans)| (jail.to_string(), json!(bans)))
                 .collect::<serde_json::Map<_, _>>(),
             "bans": self.banned.len(),
@@ -40,31 +40,31 @@ impl FleetStatus {
     }
 }
 
-fn of_host((host, member): (&HostName, &HostView)) -> Value {
-    let presence = member.presence();
+fn host_json((host, host_view): (&HostName, &HostView)) -> Value {
+    let presence = host_view.presence();
     json!({
         "host": host.as_str(),
         "state": presence.map_or("unknown", |presence| presence.state.as_str()),
         "since": presence.map(|presence| presence.since).filter(|since| *since > 0),
         "version": presence.map(|presence| presence.version.as_str()),
-        "jails": member.jails().iter().map(Jail::as_str).collect::<Vec<_>>(),
-        "bans": member.bans(),
+        "jails": host_view.jails().iter().map(Jail::as_str).collect::<Vec<_>>(),
+        "bans": host_view.bans(),
         "imported_bans": presence.map(|presence| presence.imported),
-        "snapshot": member.stamp().map(|stamp| stamp / 1000),
-        "parts": member.count(),
-        "incomplete": member.missing_shards(),
+        "snapshot": host_view.stamp().map(|stamp| stamp / 1000),
+        "parts": host_view.count(),
+        "incomplete": host_view.missing_shards(),
         "rejected": presence.map(|presence| &presence.rejected),
     })
 }
 
 /// The calls left today, by kind.
 fn quotas(reports: &QueueStatus) -> Value {
-    let of = |call: &CallQuota| {
+    let quotas = reports.calls.iter().map(|CallQuota { name, quota, seen, blocked }| {
         let quota = json!({
-            "limit": call.quota.limit, "remaining": call.quota.remaining, "seen": call.seen,
-            "blocked": (call.blocked > 0).then_some(call.blocked),
+            "limit": quota.limit, "remaining": quota.remaining, "seen": seen,
+            "blocked": (*blocked > 0).then_some(blocked),
         });
-        (call.name.clone(), quota)
-    };
-    Value::Object(reports.calls.iter().map(of).collect())
+        (name.clone(), quota)
+    });
+    Value::Object(quotas.collect())
 }

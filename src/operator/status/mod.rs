@@ -25,7 +25,7 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
     let config = Config::load()?;
     let status = runtime::run(async {
         let (client, jails) =
-            tokio::join!(FleetClient::connect(&config, paths), local::jails(paths));
+            tokio::join!(FleetClient::connect(&config, paths), local::query_jails(paths));
         let (broker, view, broker_error) = match client {
             Ok(mut client) => {
                 let view = client.take_view();

@@ -1,12 +1,12 @@
-//! The status as lines and tables for people.
+//! Renders the status as lines and tables for people.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 
 use super::FleetStatus;
 use crate::abuseipdb::glance::{CallQuota, LastCall};
 use crate::operator::local::LocalService;
-use crate::operator::out::{Out, Style};
+use crate::operator::out::{Cell, Out, Row, Style};
 use crate::operator::view::HostView;
 use crate::text::{count, format_duration};
 use crate::wire::{HostName, HostState, Jail};
@@ -14,44 +14,13 @@ use crate::wire::{HostName, HostState, Jail};
 impl FleetStatus {
     pub(super) fn text(&self, out: Out) -> String {
         let mut text = String::new();
-        let mut line = |name: &str, style, value: &str| {
+        for (name, (style, value)) in self.local_lines() {
             let _ = writeln!(
                 text,
                 "{} {}",
                 out.paint(Style::Head, &format!("{name:10}")),
-                out.paint(style, value)
+                out.paint(style, &value)
             );
-        };
-        line(
-            "this host",
-            Style::Plain,
-            &format!("{}, f2bmqtt {}", self.me, env!("CARGO_PKG_VERSION")),
-        );
-        let (style, value) = self.service();
-        line("service", style, &value);
-        let (style, value) = self.broker();
-        line("broker", style, &value);
-        match &self.jails {
-            Ok(jails) => line("fail2ban", Style::Good, &format!("running, jails: {}", list(jails))),
-            Err(why) => line("fail2ban", Style::Bad, why),
-        }
-        let LocalService { events, reports, disks_full, .. } = &self.service;
-        for disk in disks_full {
-            line("disk", Style::Bad, &disk.text);
-        }
-        let age = reports
-            .oldest
-            .map(|at| format!(" (oldest: {} ago)", format_duration(self.clock.now - at)));
-        let waiting = count(reports.waiting, "report");
-        let value = format!("{}, {waiting}{}", count(*events, "event"), age.unwrap_or_default());
-        line("pending", Style::Plain, &value);
-        for value in self.quotas() {
-            line("AbuseIPDB", Style::Plain, &value);
-        }
-        if let Some(LastCall { at, error: Some(why) }) = &reports.last_call {
-            let value =
-                format!("last call failed {} ago: {why}", format_duration(self.clock.now - at));
-            line("AbuseIPDB", Style::Bad, &value);
         }
         if self.broker_error.is_none() {
             text.push_str(&self.fleet(out));
@@ -59,7 +28,44 @@ impl FleetStatus {
         text
     }
 
-    fn service(&self) -> (Style, String) {
+    /// The lines about this host: a name, and its value.
+    fn local_lines(&self) -> Vec<(&'static str, Cell)> {
+        let host = format!("{}, f2bmqtt {}", self.me, env!("CARGO_PKG_VERSION"));
+        let fail2ban = match &self.jails {
+            Ok(jails) => (Style::Good, format!("running, jails: {}", list(jails))),
+            Err(why) => (Style::Bad, why.clone()),
+        };
+        let mut lines = vec![
+            ("this host", plain(&host)),
+            ("service", self.service()),
+            ("broker", self.broker()),
+            ("fail2ban", fail2ban),
+        ];
+        let LocalService { reports, disks_full, .. } = &self.service;
+        lines.extend(disks_full.iter().map(|disk| ("disk", (Style::Bad, disk.text.clone()))));
+        lines.push(("pending", plain(&self.pending())));
+        lines.extend(self.quotas().iter().map(|quota| ("AbuseIPDB", plain(quota))));
+        if let Some(LastCall { at, error: Some(why) }) = &reports.last_call {
+            let ago = format_duration(self.clock.now - at);
+            lines.push(("AbuseIPDB", (Style::Bad, format!("last call failed {ago} ago: {why}"))));
+        }
+        lines
+    }
+
+    /// The unpublished events and the unsent reports.
+    fn pending(&self) -> String {
+        let LocalService { events, reports, .. } = &self.service;
+        let (events, waiting) = (count(*events, "event"), count(reports.waiting, "report"));
+        match reports.oldest {
+            Some(at) => {
+                let age = format_duration(self.clock.now - at);
+                format!("{events}, {waiting} (oldest: {age} ago)")
+            }
+            None => format!("{events}, {waiting}"),
+        }
+    }
+
+    fn service(&self) -> Cell {
         let since = self.service.since.map(|since| format!(", since {}", self.clock.local(since)));
         match self.service.pid {
             Some(pid) => (Style::Good, format!("running{}, PID {pid}", since.unwrap_or_default())),
@@ -67,7 +73,7 @@ impl FleetStatus {
         }
     }
 
-    fn broker(&self) -> (Style, String) {
+    fn broker(&self) -> Cell {
         let user = self.user.as_ref().map(|user| format!(" as {user}")).unwrap_or_default();
         match &self.broker_error {
             None => (Style::Good, format!("connected to {}{user}", self.broker)),
@@ -77,29 +83,28 @@ impl FleetStatus {
 
     /// The calls that AbuseIPDB still accepts today.
     fn quotas(&self) -> Vec<String> {
-        let quota = |call: &CallQuota| {
-            let (kind, now) = (kind(&call.name), self.clock.now);
-            let blocked = (call.blocked > now)
-                .then(|| format!("no {kind} until {}", self.clock.local(call.blocked)));
-            let left = call.quota.remaining.map(|left| match (call.quota.limit, call.seen) {
-                (Some(limit), Some(seen)) => {
-                    format!(
-                        "{left} of {limit} {kind} left today, as of {} ago",
-                        format_duration(now - seen)
-                    )
-                }
-                _ => format!("{left} {kind} left today"),
-            });
-            let value: Vec<String> = left.into_iter().chain(blocked).collect();
-            (!value.is_empty()).then(|| value.join("; "))
-        };
-        self.service.reports.calls.iter().filter_map(quota).collect()
+        self.service.reports.calls.iter().filter_map(|call| self.quota(call)).collect()
+    }
+
+    fn quota(&self, call: &CallQuota) -> Option<String> {
+        let (kind, now) = (kind(&call.name), self.clock.now);
+        let blocked = (call.blocked > now)
+            .then(|| format!("no {kind} until {}", self.clock.local(call.blocked)));
+        let left = call.quota.remaining.map(|left| match (call.quota.limit, call.seen) {
+            (Some(limit), Some(seen)) => {
+                let age = format_duration(now - seen);
+                format!("{left} of {limit} {kind} left today, as of {age} ago")
+            }
+            _ => format!("{left} {kind} left today"),
+        });
+        let value: Vec<String> = left.into_iter().chain(blocked).collect();
+        (!value.is_empty()).then(|| value.join("; "))
     }
 
     fn fleet(&self, out: Out) -> String {
         let mut text = String::new();
         let hosts = self.view.hosts();
-        let online = hosts.values().filter(|member| member.is_online()).count();
+        let online = hosts.values().filter(|host_view| host_view.is_online()).count();
         let (hosts, bans) = (count(hosts.len(), "host"), count(self.banned.len(), "ban"));
         let _ = writeln!(text, "\n{hosts}, {online} online; {bans} in the fleet\n");
         let rows = self.view.hosts().iter().map(|host| self.host(host));
@@ -108,29 +113,22 @@ impl FleetStatus {
         out.table(&mut text, &heads, rows);
         let jails = self.by_jail();
         if !jails.is_empty() {
-            let row = |(jail, bans): (&Jail, &usize)| {
-                vec![(Style::Plain, jail.to_string()), (Style::Plain, bans.to_string())]
-            };
+            let rows = jails.iter().map(|(jail, bans)| plain_row(&[jail, bans]));
             text.push('\n');
-            out.table(&mut text, &["JAIL", "BANS"], jails.iter().map(row));
+            out.table(&mut text, &["JAIL", "BANS"], rows);
         }
-        let rejected: Vec<_> = self.rejected();
+        let rejected = self.rejected();
         if !rejected.is_empty() {
-            let row = |(host, reason, count): &(&HostName, &str, u64)| {
-                vec![
-                    (Style::Plain, host.to_string()),
-                    (Style::Plain, (*reason).to_owned()),
-                    (Style::Plain, count.to_string()),
-                ]
-            };
+            let rows =
+                rejected.iter().map(|(host, reason, count)| plain_row(&[host, reason, count]));
             text.push('\n');
-            out.table(&mut text, &["REJECTED BY", "REASON", "MESSAGES"], rejected.iter().map(row));
+            out.table(&mut text, &["REJECTED BY", "REASON", "MESSAGES"], rows);
         }
         text
     }
 
-    fn host(&self, (host, member): (&HostName, &HostView)) -> Vec<(Style, String)> {
-        let presence = member.presence();
+    fn host(&self, (host, host_view): (&HostName, &HostView)) -> Row {
+        let presence = host_view.presence();
         let (style, state) = match presence.map(|presence| presence.state) {
             Some(HostState::Online) => (Style::Good, "online"),
             Some(HostState::Offline) => (Style::Bad, "offline"),
@@ -138,44 +136,48 @@ impl FleetStatus {
         };
         let since = presence.map_or(0, |presence| presence.since);
         let since = if since > 0 { self.clock.local(since) } else { "-".to_owned() };
-        let snapshot = match (self.age(member), member.missing_shards()) {
+        let snapshot = match (self.age(host_view), host_view.missing_shards()) {
             (None, _) => "none".to_owned(),
             (Some(age), 0) => format!("{} ago", format_duration(age)),
             (Some(age), missing) => {
-                format!(
-                    "{} ago, {missing} of {} parts missing",
-                    format_duration(age),
-                    member.count()
-                )
+                let (age, count) = (format_duration(age), host_view.count());
+                format!("{age} ago, {missing} of {count} parts missing")
             }
         };
-        let text = |text: &str| (Style::Plain, text.to_owned());
         let version = presence.map_or("", |presence| presence.version.as_str());
         vec![
-            text(host.as_str()),
+            plain(host.as_str()),
             (style, state.to_owned()),
-            text(&since),
-            text(if version.is_empty() { "-" } else { version }),
-            text(&member.bans().to_string()),
-            text(&presence.map_or(0, |presence| presence.imported).to_string()),
-            text(&snapshot),
-            text(&list(member.jails())),
+            plain(&since),
+            plain(if version.is_empty() { "-" } else { version }),
+            plain(&host_view.bans().to_string()),
+            plain(&presence.map_or(0, |presence| presence.imported).to_string()),
+            plain(&snapshot),
+            plain(&list(host_view.jails())),
         ]
     }
 
     /// The age of a host's snapshot in seconds, provided that its clock agrees with this one.
-    fn age(&self, member: &HostView) -> Option<i64> {
-        member.stamp().map(|stamp| (self.clock.now - stamp / 1000).max(0))
+    fn age(&self, host_view: &HostView) -> Option<i64> {
+        host_view.stamp().map(|stamp| (self.clock.now - stamp / 1000).max(0))
     }
 
     fn rejected(&self) -> Vec<(&HostName, &str, u64)> {
         let hosts = self.view.hosts().iter();
-        let presences = hosts.filter_map(|(host, member)| Some((host, member.presence()?)));
+        let presences = hosts.filter_map(|(host, host_view)| Some((host, host_view.presence()?)));
         let counts = presences.flat_map(|(host, presence)| {
             presence.rejected.iter().map(move |(reason, count)| (host, reason.as_str(), *count))
         });
         counts.collect()
     }
+}
+
+fn plain(text: &str) -> Cell {
+    (Style::Plain, text.to_owned())
+}
+
+fn plain_row(cells: &[&dyn Display]) -> Row {
+    cells.iter().map(|cell| plain(&cell.to_string())).collect()
 }
 
 /// The plural noun of a kind of call.

@@ -8,6 +8,18 @@ fn address(text: &str) -> Address {
     Address::new(text).unwrap()
 }
 
+/// One JSON array per row; the fields of a row are separated by blanks.
+fn json_list(rows: &[&str]) -> String {
+    let rows = rows
+        .iter()
+        .map(|row| format!("[{}]", row.split(' ').map(json_field).collect::<Vec<_>>().join(",")));
+    rows.collect::<Vec<_>>().join(",")
+}
+
+fn json_field(field: &str) -> String {
+    if field.parse::<i64>().is_ok() { field.to_owned() } else { format!("\"{field}\"") }
+}
+
 /// Applies a shard: `bans` are `jail address start bantime`, `unbans` `jail address id`.
 fn apply_shard(
     view: &mut FleetView,
@@ -17,21 +29,11 @@ fn apply_shard(
     bans: &[&str],
     unbans: &[&str],
 ) {
-    let list = |of: &[&str]| {
-        let row = |text: &&str| {
-            let word = |word: &str| match word.parse::<i64>() {
-                Ok(_) => word.to_owned(),
-                Err(_) => format!("\"{word}\""),
-            };
-            format!("[{}]", text.split(' ').map(word).collect::<Vec<_>>().join(","))
-        };
-        of.iter().map(row).collect::<Vec<_>>().join(",")
-    };
     let (shard, count) = id;
     let json = format!(
         r#"{{"v":1,"host":"{host}","stamp":{stamp},"part":{shard},"parts":{count},"bans":[{}],"unbans":[{}]}}"#,
-        list(bans),
-        list(unbans)
+        json_list(bans),
+        json_list(unbans)
     );
     let update = view.apply_raw(&format!("state/{host}/{shard}"), json.as_bytes());
     assert_eq!(update, Update::Shard(HostName::new(host).unwrap()), "{json}");
@@ -39,20 +41,29 @@ fn apply_shard(
 
 /// `address jail origin +also since until`, a line each.
 fn shown(view: &FleetView) -> Vec<String> {
-    let line = |banned: BanSummary| {
-        let names = [&banned.origin].into_iter().chain(&banned.also).map(HostName::as_str);
-        let names = names.collect::<Vec<_>>().join("+");
-        let BanSummary { address, jail, since, until, .. } = banned;
-        format!("{address} {jail} {names} {since} {until:?}")
-    };
-    view.banned(NOW).into_iter().map(line).collect()
+    view.banned(NOW).iter().map(ban_line).collect()
+}
+
+fn ban_line(banned: &BanSummary) -> String {
+    let origins = banned.origins().map(HostName::as_str).collect::<Vec<_>>().join("+");
+    let BanSummary { address, jail, since, until, .. } = banned;
+    format!("{address} {jail} {origins} {since} {until:?}")
+}
+
+fn ban(jail: &str, n: u8, start: i64, bantime: i64) -> String {
+    format!("{jail} 192.0.2.{n} {start} {bantime}")
+}
+
+/// Whether the snapshot of a host repeats a fleet unban of an address.
+fn host_repeats(view: &FleetView, host: &str, ip: &str, id: &str) -> bool {
+    let host = &view.hosts()[&HostName::new(host).unwrap()];
+    host.repeats(address(ip), &UnbanId::new(id).unwrap())
 }
 
 #[test]
 fn each_address_is_shown_once_per_jail_with_all_hosts_that_hold_it() {
     let mut view = FleetView::default();
     let start = NOW - 60;
-    let ban = |jail, n, start, length| format!("{jail} 192.0.2.{n} {start} {length}");
     let a =
         [ban("sshd", 1, start, 600), ban("web", 1, start - 9, -1), ban("sshd", 2, start - 1, 0)];
     let a: Vec<&str> = a.iter().map(String::as_str).collect();
@@ -66,11 +77,10 @@ fn each_address_is_shown_once_per_jail_with_all_hosts_that_hold_it() {
     ];
     assert_eq!(shown(&view), expected);
     // R3: a claim ends 10 minutes after its end.
-    let over = |left: i64| ban("sshd", 3, NOW - 600 - left, 600);
-    apply_shard(&mut view, "a", 2, (0, 1), &[&over(600)], &[]);
+    apply_shard(&mut view, "a", 2, (0, 1), &[&ban("sshd", 3, NOW - 1_200, 600)], &[]);
     assert_eq!(view.hosts()[&HostName::new("a").unwrap()].bans(), 1);
     assert!(shown(&view)[0].starts_with("192.0.2.3"));
-    apply_shard(&mut view, "a", 3, (0, 1), &[&over(601)], &[]);
+    apply_shard(&mut view, "a", 3, (0, 1), &[&ban("sshd", 3, NOW - 1_201, 600)], &[]);
     assert_eq!(shown(&view).len(), 1, "b's and c's");
 }
 
@@ -122,12 +132,16 @@ fn ban_that_does_not_carry_a_known_fleet_unban_is_void() {
         (voids[0].host.as_str(), voids[0].jail.as_str(), voids[0].id.as_str()),
         ("a", "sshd", &*format!("b-{NOW}005"))
     );
-    let repeats = |host: &str, ip: &str| {
-        let id = UnbanId::new(&format!("b-{NOW}005")).unwrap();
-        view.hosts()[&HostName::new(host).unwrap()].repeats(address(ip), &id)
-    };
-    assert!(!repeats("a", "192.0.2.1") && repeats("b", "192.0.2.1") && repeats("c", "192.0.2.1"));
-    assert!(!repeats("c", "192.0.2.2"));
+    let id = format!("b-{NOW}005");
+    let table = [
+        ("a", "192.0.2.1", false),
+        ("b", "192.0.2.1", true),
+        ("c", "192.0.2.1", true),
+        ("c", "192.0.2.2", false),
+    ];
+    for (host, ip, expected) in table {
+        assert_eq!(host_repeats(&view, host, ip, &id), expected, "{host} {ip}");
+    }
 }
 
 #[test]
@@ -140,7 +154,7 @@ fn cleared_hosts_are_removed_and_invalid_messages_are_ignored() {
     apply_shard(&mut view, "b", 1, (0, 2), &[], &[]);
     assert!(view.hosts()[&a].is_online() && !view.hosts()[&b].is_online());
     let shard = br#"{"v":1,"host":"a","stamp":5,"part":0,"parts":1,"bans":[]}"#;
-    let odd: [(&str, &[u8]); 7] = [
+    let invalid: [(&str, &[u8]); 7] = [
         ("host/c", b"{}"),
         ("host", online),
         ("ban", shard),
@@ -149,7 +163,7 @@ fn cleared_hosts_are_removed_and_invalid_messages_are_ignored() {
         ("state/a/x", shard),
         ("state/a/0/0", shard),
     ];
-    for (topic, payload) in odd {
+    for (topic, payload) in invalid {
         assert_eq!(view.apply_raw(topic, payload), Update::Nothing, "{topic}");
     }
     assert_eq!(view.apply_raw("host/a", b""), Update::Cleared(a.clone()));
@@ -196,11 +210,6 @@ fn ban_of_unknown_length_ends_when_the_daemons_end_it() {
 fn snapshots_that_daemons_reject_are_not_shown() {
     const DAY: i64 = 86_400_000;
     let now = NOW * 1000;
-    let shard = |stamp: i64| {
-        format!(
-            r#"{{"v":1,"host":"a","stamp":{stamp},"part":0,"parts":1,"bans":[["sshd","192.0.2.1",{NOW},600]]}}"#
-        )
-    };
     // The stamp, and whether it is shown in a fleet without a key and with one.
     let table = [
         (now, true, true),
@@ -214,7 +223,10 @@ fn snapshots_that_daemons_reject_are_not_shown() {
     for (stamp, unsigned, signed) in table {
         for (has_key, expected) in [(false, unsigned), (true, signed)] {
             let mut view = FleetView::new(has_key);
-            view.apply_raw("state/a/0", shard(stamp).as_bytes());
+            let shard = format!(
+                r#"{{"v":1,"host":"a","stamp":{stamp},"part":0,"parts":1,"bans":[["sshd","192.0.2.1",{NOW},600]]}}"#
+            );
+            view.apply_raw("state/a/0", shard.as_bytes());
             assert_eq!(view.hosts().contains_key(&host), expected, "{stamp} {has_key}");
             assert_eq!(shown(&view).len(), usize::from(expected));
             // The broker keeps a rejected message, too, until its topic is cleared.

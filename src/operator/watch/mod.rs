@@ -1,7 +1,7 @@
 //! `f2bmqtt watch`: a live screen on a terminal, or one line per event in a pipe.
 
-pub mod screen;
-pub mod seen;
+mod screen;
+mod seen;
 
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
@@ -63,8 +63,7 @@ enum WatchEvent {
     Connected(String),
     /// The link is down, and why.
     Lost(String),
-    /// A new item.
-    News(FeedItem),
+    Item(FeedItem),
 }
 
 impl FeedListener {
@@ -82,7 +81,7 @@ impl FeedListener {
     async fn next(&mut self) -> WatchEvent {
         loop {
             let event = self.link.event().await;
-            let event = self.take(event);
+            let event = self.handle(event);
             self.request_missing();
             if let Some(event) = event {
                 return event;
@@ -90,7 +89,7 @@ impl FeedListener {
         }
     }
 
-    fn take(&mut self, event: LinkEvent) -> Option<WatchEvent> {
+    fn handle(&mut self, event: LinkEvent) -> Option<WatchEvent> {
         match event {
             LinkEvent::Connected(broker) => {
                 self.model.connected(now_millis());
@@ -105,7 +104,7 @@ impl FeedListener {
                 Some(WatchEvent::Lost(format!("{what}. Check the broker's access rules")))
             }
             LinkEvent::Message(message) => {
-                self.model.apply(&message, now_millis()).map(WatchEvent::News)
+                self.model.apply(&message, now_millis()).map(WatchEvent::Item)
             }
             LinkEvent::Published(_) | LinkEvent::Refused(_) | LinkEvent::QosLowered => None,
         }
@@ -114,7 +113,7 @@ impl FeedListener {
     /// Subscribes to missing shards.
     fn request_missing(&mut self) {
         let hosts = match self.model.fetch().next(now_millis()) {
-            FetchStep::Ask(hosts) => hosts,
+            FetchStep::Request(hosts) => hosts,
             FetchStep::Done => self.model.fetch().new_shards(),
             FetchStep::Listen(_) => Vec::new(),
         };
@@ -140,10 +139,10 @@ async fn print_lines(config: &Config) -> Result<(), Error> {
         match event {
             WatchEvent::Connected(_) => {}
             WatchEvent::Lost(why) => warn(sanitize(&why)),
-            WatchEvent::News(news) => {
+            WatchEvent::Item(item) => {
                 let time = Clock::new(now_millis() / 1000)?;
-                let columns = [&[time.local(time.now)][..], &news.columns()].concat();
-                let columns: Vec<_> = columns.iter().map(|word| sanitize(word)).collect();
+                let columns = [&[time.local(time.now)][..], &item.columns()].concat();
+                let columns: Vec<_> = columns.iter().map(|column| sanitize(column)).collect();
                 say(columns.join("\t"));
             }
         }
@@ -163,28 +162,28 @@ async fn run_screen(
     let mut hang_up = signal(SignalKind::hangup()).map_err(Error::Start)?;
     let mut tick = interval(FRAME_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut dirty, mut second) = (true, 0);
+    let (mut is_dirty, mut drawn_second) = (true, 0);
     loop {
         tokio::select! {
             event = listener.next() => {
-                dirty = true;
+                is_dirty = true;
                 match event {
                     WatchEvent::Connected(broker) => screen.broker = Ok(format!("broker {broker}")),
                     WatchEvent::Lost(why) => screen.broker = Err(why),
-                    WatchEvent::News(_) => {}
+                    WatchEvent::Item(_) => {}
                 }
             }
             input = keys.recv() => match input {
                 None => return Ok(()),
                 Some(input) if is_quit(&input) => return Ok(()),
-                Some(_) => dirty = true,
+                Some(_) => is_dirty = true,
             },
             _ = tick.tick() => {
                 listener.request_missing();
                 listener.model.advance(now_millis());
                 let clock = Clock::new(now_millis() / 1000)?;
-                if dirty || clock.now != second {
-                    (dirty, second) = (false, clock.now);
+                if is_dirty || clock.now != drawn_second {
+                    (is_dirty, drawn_second) = (false, clock.now);
                     let drawn = terminal.draw(|frame| screen.draw(frame, &mut listener.model, &clock));
                     drawn.map_err(Error::Start)?;
                 }

@@ -8,38 +8,40 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Sparkline};
 
-use super::seen::{BanCounts, RATE_SECONDS, WatchModel};
+use super::seen::{BanCounts, FeedItem, RATE_SECONDS, WatchModel};
 use crate::operator::clock::Clock;
+use crate::operator::view::HostView;
 use crate::text::{count, sanitize};
+use crate::wire::HostName;
 
 /// The parts of the screen that the model does not have.
 #[derive(Debug)]
-pub struct Screen {
+pub(super) struct Screen {
     /// This host, and the fleet's topic.
-    pub title: String,
+    pub(super) title: String,
     /// The connected broker, or why the connection failed.
-    pub broker: Result<String, String>,
+    pub(super) broker: Result<String, String>,
     /// The terminal may show colours.
-    pub colour: bool,
+    pub(super) colour: bool,
 }
 
 impl Screen {
     /// Draws one frame.
-    pub fn draw(&self, frame: &mut Frame<'_>, model: &mut WatchModel, clock: &Clock) {
+    pub(super) fn draw(&self, frame: &mut Frame<'_>, model: &mut WatchModel, clock: &Clock) {
         let bans = model.count(clock.now * 1000).clone();
         let hosts =
             u16::try_from(model.view().hosts().len().max(bans.jails.len())).unwrap_or(u16::MAX);
-        let mut left = frame.area();
-        let middle = (hosts.saturating_add(2)).clamp(4, (left.height / 3).max(4));
-        let head = top(&mut left, 2);
-        lines(frame, head, self.head(model, &bans, clock));
-        self.rate(frame, model, top(&mut left, 5));
-        let fleet = top(&mut left, middle);
+        let mut rest = frame.area();
+        let middle = (hosts.saturating_add(2)).clamp(4, (rest.height / 3).max(4));
+        let head = cut_top(&mut rest, 2);
+        write_lines(frame, head, self.head(model, &bans, clock));
+        self.rate(frame, model, cut_top(&mut rest, 5));
+        let fleet = cut_top(&mut rest, middle);
         let hosts = Rect { width: fleet.width * 3 / 5, ..fleet };
         let jails = Rect { x: hosts.right(), width: fleet.width - hosts.width, ..fleet };
         self.hosts(frame, model, &bans, hosts);
         Self::jails(frame, &bans, jails);
-        self.news(frame, model, clock, left);
+        self.feed(frame, model, clock, rest);
     }
 
     fn style(&self, colour: Color) -> Style {
@@ -53,7 +55,7 @@ impl Screen {
         };
         let title = Span::styled(format!(" {}  ", sanitize(&self.title)), Modifier::BOLD);
         let hosts = model.view().hosts();
-        let online = hosts.values().filter(|member| member.is_online()).count();
+        let online = hosts.values().filter(|host_view| host_view.is_online()).count();
         let (all, bans) = (count(hosts.len(), "host"), count(bans.all, "ban"));
         let time = clock.local(clock.now);
         let line = format!(" {all}, {online} online; {bans}  {time}  q quits");
@@ -77,76 +79,83 @@ impl Screen {
 
     fn hosts(&self, frame: &mut Frame<'_>, model: &WatchModel, bans: &BanCounts, area: Rect) {
         let mut hosts: Vec<_> = model.view().hosts().iter().collect();
-        hosts.sort_by_key(|(host, member)| (member.is_online(), (*host).clone()));
-        let line = |(host, member): &(&_, &crate::operator::view::HostView)| {
-            let (colour, state) = match (member.presence(), member.is_online()) {
-                (None, _) => (Color::DarkGray, "unknown"),
-                (_, true) => (Color::Green, "online"),
-                (_, false) => (Color::Red, "offline"),
-            };
-            let bans = bans.hosts.get(*host).copied().unwrap_or(0);
-            let missing = if member.missing_shards() > 0 { ", incomplete" } else { "" };
-            Line::from(vec![
-                Span::from(format!(" {:<20.20} ", sanitize(host.as_str()))),
-                Span::styled(format!("{state:<8}"), self.style(colour)),
-                Span::from(format!("{bans:>7}{missing}")),
-            ])
+        hosts.sort_by_key(|(host, host_view)| (host_view.is_online(), (*host).clone()));
+        let lines = hosts.into_iter().map(|(host, host_view)| {
+            let count = bans.hosts.get(host).copied().unwrap_or(0);
+            self.host_line(host, host_view, count)
+        });
+        let lines = limit_lines(lines.collect(), area, "hosts");
+        write_framed(frame, area, " hosts and their bans ", lines);
+    }
+
+    fn host_line(&self, host: &HostName, host_view: &HostView, bans: usize) -> Line<'static> {
+        let (colour, state) = match (host_view.presence(), host_view.is_online()) {
+            (None, _) => (Color::DarkGray, "unknown"),
+            (_, true) => (Color::Green, "online"),
+            (_, false) => (Color::Red, "offline"),
         };
-        let lines = fitting(hosts.iter().map(line).collect(), area, "hosts");
-        framed(frame, area, " hosts and their bans ", lines);
+        let missing = if host_view.missing_shards() > 0 { ", incomplete" } else { "" };
+        Line::from(vec![
+            Span::from(format!(" {:<20.20} ", sanitize(host.as_str()))),
+            Span::styled(format!("{state:<8}"), self.style(colour)),
+            Span::from(format!("{bans:>7}{missing}")),
+        ])
     }
 
     fn jails(frame: &mut Frame<'_>, bans: &BanCounts, area: Rect) {
         let mut jails: Vec<_> = bans.jails.iter().collect();
         jails.sort_by_key(|(jail, bans)| (Reverse(**bans), (*jail).clone()));
-        let line = |(jail, bans): &(&_, &usize)| {
-            Line::from(format!(" {:<18.18} {bans:>8}", sanitize(crate::wire::Jail::as_str(jail))))
-        };
-        let lines = fitting(jails.iter().map(line).collect(), area, "jails");
-        framed(frame, area, " jails ", lines);
+        let lines = jails.into_iter().map(|(jail, bans)| {
+            Line::from(format!(" {:<18.18} {bans:>8}", sanitize(jail.as_str())))
+        });
+        let lines = limit_lines(lines.collect(), area, "jails");
+        write_framed(frame, area, " jails ", lines);
     }
 
-    fn news(&self, frame: &mut Frame<'_>, model: &WatchModel, clock: &Clock, area: Rect) {
-        let line = |(at, news): &(i64, super::seen::FeedItem)| {
-            let [what, address, jail, host, more] = news.columns();
-            let colour = match what.as_str() {
-                "ban" | "offline" => Color::Red,
-                _ => Color::Green,
-            };
-            let time = clock.local(*at).split_off(11);
-            let rest = format!("{address:<16} {jail:<14.14} {host:<16.16} {more}");
-            Line::from(vec![
-                Span::from(format!(" {time} ")),
-                Span::styled(format!("{what:<8}"), self.style(colour)),
-                Span::from(sanitize(&rest).into_owned()),
-            ])
+    fn feed(&self, frame: &mut Frame<'_>, model: &WatchModel, clock: &Clock, area: Rect) {
+        let items = model.items().take(area.height.into());
+        let lines = items.map(|(at, item)| self.item_line(clock.local(*at), item));
+        write_framed(frame, area, " events ", lines.collect());
+    }
+
+    fn item_line(&self, mut time: String, item: &FeedItem) -> Line<'static> {
+        let [what, address, jail, host, details] = item.columns();
+        let colour = match what.as_str() {
+            "ban" | "offline" => Color::Red,
+            _ => Color::Green,
         };
-        let lines: Vec<_> = model.news().take(area.height.into()).map(line).collect();
-        framed(frame, area, " events ", lines);
+        // Only the time of day: an ISO 8601 date has 10 characters.
+        let time = time.split_off(11);
+        let rest = format!("{address:<16} {jail:<14.14} {host:<16.16} {details}");
+        Line::from(vec![
+            Span::from(format!(" {time} ")),
+            Span::styled(format!("{what:<8}"), self.style(colour)),
+            Span::from(sanitize(&rest).into_owned()),
+        ])
     }
 }
 
-/// Cuts rows off the top of the area that is left.
-fn top(left: &mut Rect, height: u16) -> Rect {
-    let height = height.min(left.height);
-    let top = Rect { height, ..*left };
-    *left = Rect { y: left.y + height, height: left.height - height, ..*left };
+/// Cuts rows off the top of an area.
+fn cut_top(area: &mut Rect, height: u16) -> Rect {
+    let height = height.min(area.height);
+    let top = Rect { height, ..*area };
+    *area = Rect { y: area.y + height, height: area.height - height, ..*area };
     top
 }
 
 /// Writes lines, as many as fit.
-fn lines(frame: &mut Frame<'_>, area: Rect, lines: Vec<Line<'static>>) {
+fn write_lines(frame: &mut Frame<'_>, area: Rect, lines: Vec<Line<'static>>) {
     for (row, line) in area.rows().zip(lines) {
         frame.buffer_mut().set_line(row.x, row.y, &line, row.width);
     }
 }
 
 /// Writes lines into a frame with a title.
-fn framed(frame: &mut Frame<'_>, area: Rect, title: &str, of: Vec<Line<'static>>) {
+fn write_framed(frame: &mut Frame<'_>, area: Rect, title: &str, lines: Vec<Line<'static>>) {
     let block = block(title);
     let inner = block.inner(area);
     frame.render_widget(block, area);
-    lines(frame, inner, of);
+    write_lines(frame, inner, lines);
 }
 
 fn block(title: &str) -> Block<'_> {
@@ -154,7 +163,7 @@ fn block(title: &str) -> Block<'_> {
 }
 
 /// Limits lines to the area; the last one shows the number of the rest.
-fn fitting(mut lines: Vec<Line<'static>>, area: Rect, what: &str) -> Vec<Line<'static>> {
+fn limit_lines(mut lines: Vec<Line<'static>>, area: Rect, what: &str) -> Vec<Line<'static>> {
     let room = usize::from(area.height.saturating_sub(2));
     if lines.len() > room && room > 0 {
         let left = lines.len() - room + 1;
@@ -185,8 +194,12 @@ mod tests {
         let clock = Clock::new(NOW).unwrap();
         terminal.draw(|frame| screen.draw(frame, model, &clock)).unwrap();
         let buffer = terminal.backend().buffer();
-        let row = |y: u16| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>();
-        (0..height).map(|y| row(y).trim_end().to_owned()).collect()
+        let mut rows = Vec::new();
+        for y in 0..height {
+            let row: String = (0..width).map(|x| buffer[(x, y)].symbol()).collect();
+            rows.push(row.trim_end().to_owned());
+        }
+        rows
     }
 
     fn sample_model() -> WatchModel {
@@ -215,23 +228,25 @@ mod tests {
         assert!(lines[1].starts_with(" 9 hosts, 8 online; 9 bans  "), "{lines:#?}");
         assert!(lines[1].ends_with("q quits"));
         assert!(lines[2].starts_with("┌ 9 bans in the last minute, peak 1 a second ─"));
-        let has = |text: &str| lines.iter().any(|line| line.contains(text));
-        assert!(has("│ web7                 offline       1"), "{lines:#?}");
-        assert!(has("and 4 more hosts") && has("│ sshd                      9"), "{lines:#?}");
-        assert!(has("ban     192.0.2.8        sshd           web8             for 10m"));
+        for text in [
+            "│ web7                 offline       1",
+            "and 4 more hosts",
+            "│ sshd                      9",
+            "ban     192.0.2.8        sshd           web8             for 10m",
+        ] {
+            assert!(lines.iter().any(|line| line.contains(text)), "{text}: {lines:#?}");
+        }
         assert!(lines[23].starts_with('└') && lines.iter().all(|line| line.chars().count() <= 80));
     }
 
     #[test]
     fn screen_of_any_size_is_drawn() {
-        let lost = || Err("no connection to the broker: nothing listens there".to_owned());
+        let lost = Err("no connection to the broker: nothing listens there".to_owned());
         for (width, height) in [(1, 1), (10, 3), (40, 10), (80, 5), (300, 100)] {
-            assert_eq!(
-                drawn(width, height, lost(), &mut sample_model()).len(),
-                usize::from(height)
-            );
+            let rows = drawn(width, height, lost.clone(), &mut sample_model());
+            assert_eq!(rows.len(), usize::from(height));
         }
-        let lines = drawn(80, 24, lost(), &mut WatchModel::new(false, NOW * 1000));
+        let lines = drawn(80, 24, lost, &mut WatchModel::new(false, NOW * 1000));
         assert_eq!(
             lines[0],
             " f2bmqtt on web1  no connection to the broker: nothing listens there"
