@@ -71,10 +71,10 @@ pub enum Error {
     Fail2ban(#[from] crate::fail2ban::Fail2banError),
     /// The operator's command did not succeed; the text says why. Exit code 1.
     #[error("{0}")]
-    Undone(String),
+    Failed(String),
     /// `check` found faults, and has printed them. Exit code 1, or 78 if the settings have faults.
     #[error("{summary}")]
-    Faulty {
+    ChecksFailed {
         /// The number of findings of each kind.
         summary: String,
         /// Whether the settings are unusable.
@@ -85,7 +85,7 @@ pub enum Error {
     NotRoot(PathBuf, io::Error),
     /// Another daemon is running. Exit code 1.
     #[error("another f2bmqtt daemon is already running (PID {0})")]
-    Running(String),
+    AlreadyRunning(String),
     /// The runtime or its signals cannot be set up. Exit code 1.
     #[error("cannot start: {0}")]
     Start(io::Error),
@@ -96,7 +96,9 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Settings { .. } | Self::Faulty { settings: true, .. } => 78,
+            Self::Config(_) | Self::Settings { .. } | Self::ChecksFailed { settings: true, .. } => {
+                78
+            }
             Self::Usage(_) => 2,
             _ => 1,
         }

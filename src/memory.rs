@@ -162,7 +162,7 @@ impl DaemonState {
     /// [`Error::Store`], or the system provides no random numbers.
     pub fn draw_client_id(&mut self) -> Result<(String, String), Error> {
         let Some(former) = self.store.identity()? else {
-            return Err(Error::Undone("the state database has no client ID".to_owned()));
+            return Err(Error::Failed("the state database has no client ID".to_owned()));
         };
         let identity = Identity::draw(former.provenance.clone())?;
         self.store.adopt(&identity, &[])?;

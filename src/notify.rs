@@ -125,7 +125,7 @@ pub fn run(call: &NotifyCall<'_>, paths: &Paths) -> Result<(), Error> {
         }
     };
     if (unspooled.is_some() || !lock::is_held(&paths.lock()))
-        && let Err(error) = child::leave("publish", unspooled)
+        && let Err(error) = child::spawn_detached("publish", unspooled)
     {
         journal::syslog(format_args!("cannot start the publisher: {error}"));
     }

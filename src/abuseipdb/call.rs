@@ -294,7 +294,7 @@ fn queue(report: &Report, log: &Log, paths: &Paths) -> bool {
     }
     let queued = unqueued.is_none();
     if (!queued || !lock::is_held(&paths.report_lock()))
-        && let Err(error) = child::leave("work", unqueued.map(|_| report.encode()))
+        && let Err(error) = child::spawn_detached("work", unqueued.map(|_| report.encode()))
     {
         journal::syslog(format_args!("cannot start the reporter: {error}"));
     }

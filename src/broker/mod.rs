@@ -48,11 +48,11 @@ pub enum LinkEvent {
     /// The gate admitted a message.
     Message(Admitted),
     /// The gate rejected a message.
-    Refused(Rejected),
+    Rejected(Rejected),
     /// The broker acknowledged the message of this name.
     Published(String),
     /// The broker rejected the subscription to these topics. The link retries.
-    SubscribeRefused(Vec<String>),
+    SubscribeRejected(Vec<String>),
     /// The broker grants only QoS 0, which may lose messages.
     QosLowered,
     /// The link went down, or did not come up. Unacknowledged messages must be sent again.
@@ -115,7 +115,7 @@ impl ConnectionConfig {
     fn open(&self, topic: &str, payload: Vec<u8>) -> LinkEvent {
         match self.gate.admit(topic, payload) {
             Ok(admitted) => LinkEvent::Message(admitted),
-            Err(rejected) => LinkEvent::Refused(rejected),
+            Err(rejected) => LinkEvent::Rejected(rejected),
         }
     }
 }
@@ -301,8 +301,8 @@ impl MqttLink {
                 Some(self.config.open(&topic, payload))
             }
             session::SessionEvent::Published(name) => Some(LinkEvent::Published(name)),
-            session::SessionEvent::SubscribeRefused(topics) => {
-                Some(LinkEvent::SubscribeRefused(topics))
+            session::SessionEvent::SubscribeRejected(topics) => {
+                Some(LinkEvent::SubscribeRejected(topics))
             }
             session::SessionEvent::QosLowered => Some(LinkEvent::QosLowered),
             session::SessionEvent::Ended { why, too_large } => {

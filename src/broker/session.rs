@@ -52,7 +52,7 @@ pub(super) enum SessionEvent {
     Connected,
     Message { topic: String, payload: Vec<u8> },
     Published(String),
-    SubscribeRefused(Vec<String>),
+    SubscribeRejected(Vec<String>),
     QosLowered,
     Ended { why: DisconnectReason, too_large: bool },
 }
@@ -272,7 +272,7 @@ impl Session {
             self.retry_delay = (self.retry_delay * 2).min(RETRY_MAX);
         }
         self.rejected_subs.extend(topics.iter().cloned());
-        Some(SessionEvent::SubscribeRefused(topics))
+        Some(SessionEvent::SubscribeRejected(topics))
     }
 
     fn incoming(&mut self, packet: Packet) -> Option<SessionEvent> {
@@ -412,7 +412,7 @@ mod tests {
         assert_eq!(peers.addresses(), [IpAddr::from([127, 0, 0, 1])]);
         session.subscribe(&["a".to_owned(), "b".to_owned()]);
         let rejected = session.event().await;
-        assert!(matches!(rejected, SessionEvent::SubscribeRefused(topics) if topics == ["a"]));
+        assert!(matches!(rejected, SessionEvent::SubscribeRejected(topics) if topics == ["a"]));
         let next = session.event().await;
         assert!(matches!(next, SessionEvent::Message { .. }), "{next:?}");
         let topics = |text: &[u8]| text.to_vec();

@@ -116,7 +116,7 @@ async fn clear(
     let until = Instant::now() + CLEAR_TIMEOUT;
     while is_kept(&former.node, client.view()) {
         if client.next_update(until).await?.is_none() {
-            return Err(Error::Undone(
+            return Err(Error::Failed(
                 "the broker still retains messages under the name".to_owned(),
             ));
         }

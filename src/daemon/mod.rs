@@ -91,7 +91,7 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
         .map_err(Error::file("lock", &lock_path))?;
     let Some(_lock) = lock else {
         let pid = lock::owner(&lock_path).map(|owner| owner.pid.to_string());
-        return Err(Error::Running(pid.unwrap_or_default()));
+        return Err(Error::AlreadyRunning(pid.unwrap_or_default()));
     };
     let (mut term, mut int) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
     let mut daemon = Daemon::new(config, paths)?;
@@ -144,7 +144,7 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     clears.abort();
     daemon.shutdown().await;
     if removed {
-        return Err(Error::Undone(
+        return Err(Error::Failed(
             "fail2ban replaced its directory in /run, and this process cannot see the new one; restarting"
                 .to_owned(),
         ));
@@ -285,11 +285,11 @@ impl Daemon {
                     self.link.publish_qos0(topic, word.into_bytes());
                 }
             }
-            LinkEvent::Refused(rejected) => {
+            LinkEvent::Rejected(rejected) => {
                 self.record_rejection(&rejected);
                 self.on_unverified_own_shard(&rejected);
             }
-            LinkEvent::SubscribeRefused(topics) => {
+            LinkEvent::SubscribeRejected(topics) => {
                 let topics = topics.join(", ");
                 let what = format!("the broker rejected the subscription to {topics}");
                 self.warn("subscribe", &format!("{what}; check the access rules of the broker"));

@@ -42,7 +42,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(150);
 pub enum Fail2banError {
     /// The connection could not be made, or broke.
     #[error("fail2ban does not answer at {path}: {source}", path = path.display())]
-    Away {
+    Unreachable {
         /// The socket.
         path: PathBuf,
         /// The system's error.
@@ -50,7 +50,7 @@ pub enum Fail2banError {
     },
     /// fail2ban did not answer in time.
     #[error("fail2ban took more than {seconds} s to answer «{command}»")]
-    Slow {
+    Timeout {
         /// The command, shortened.
         command: String,
         /// The time-out, in seconds.
@@ -58,7 +58,7 @@ pub enum Fail2banError {
     },
     /// fail2ban answered with an error.
     #[error("fail2ban rejected «{command}»: {why}")]
-    Refused {
+    Rejected {
         /// The jail, where the command is for one.
         jail: Option<Jail>,
         /// The command, shortened.
@@ -83,8 +83,8 @@ impl Fail2banError {
     #[must_use]
     pub fn jail(&self) -> Option<&Jail> {
         match self {
-            Self::Refused { jail, .. } | Self::Unreadable { jail, .. } => jail.as_ref(),
-            Self::Away { .. } | Self::Slow { .. } => None,
+            Self::Rejected { jail, .. } | Self::Unreadable { jail, .. } => jail.as_ref(),
+            Self::Unreachable { .. } | Self::Timeout { .. } => None,
         }
     }
 }
@@ -100,11 +100,11 @@ impl Client {
     /// Connects to the server's socket.
     ///
     /// # Errors
-    /// [`Fail2banError::Away`].
+    /// [`Fail2banError::Unreachable`].
     pub async fn connect(path: &Path) -> Result<Self, Fail2banError> {
         let connected = UnixStream::connect(path).await;
-        let stream =
-            connected.map_err(|source| Fail2banError::Away { path: path.to_owned(), source })?;
+        let stream = connected
+            .map_err(|source| Fail2banError::Unreachable { path: path.to_owned(), source })?;
         Ok(Self { path: path.to_owned(), stream })
     }
 
@@ -211,7 +211,7 @@ impl Client {
     /// Any [`Fail2banError`] except that fail2ban rejects the command.
     pub async fn logs(&mut self, jail: &Jail) -> Result<Vec<String>, Fail2banError> {
         match self.texts(jail, "logpath").await {
-            Err(Fail2banError::Refused { .. }) => Ok(Vec::new()),
+            Err(Fail2banError::Rejected { .. }) => Ok(Vec::new()),
             answer => answer,
         }
     }
@@ -375,8 +375,12 @@ impl Client {
             self.reply().await
         };
         let reply = match timeout(limit, exchange).await {
-            Err(_) => return Err(Fail2banError::Slow { command: shown, seconds: limit.as_secs() }),
-            Ok(Err(source)) => return Err(Fail2banError::Away { path: self.path.clone(), source }),
+            Err(_) => {
+                return Err(Fail2banError::Timeout { command: shown, seconds: limit.as_secs() });
+            }
+            Ok(Err(source)) => {
+                return Err(Fail2banError::Unreachable { path: self.path.clone(), source });
+            }
             Ok(Ok(reply)) => reply,
         };
         let jail = || command.get(1).and_then(|name| Jail::new(name).ok());
@@ -394,7 +398,7 @@ impl Client {
                     PickleValue::List(pair) if pair.len() == 2 => explain(&pair[1]),
                     other => explain(other),
                 };
-                Err(Fail2banError::Refused { jail: jail(), command: shown, why })
+                Err(Fail2banError::Rejected { jail: jail(), command: shown, why })
             }
         }
     }
@@ -431,7 +435,7 @@ impl Client {
 pub async fn database_path(socket: &Path) -> Result<Option<PathBuf>, Fail2banError> {
     const DATABASE_PATH_TIMEOUT: Duration = Duration::from_secs(5);
     let ask = async { Client::connect(socket).await?.database().await };
-    let slow = |_| Fail2banError::Slow {
+    let slow = |_| Fail2banError::Timeout {
         command: "get dbfile".to_owned(),
         seconds: DATABASE_PATH_TIMEOUT.as_secs(),
     };

@@ -59,7 +59,7 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
         let until = Instant::now() + CLEAR_TIMEOUT;
         while let Some(host) = hosts.iter().find(|host| is_kept(host, client.view())) {
             if client.next_update(until).await?.is_none() {
-                return Err(Error::Undone(format!(
+                return Err(Error::Failed(format!(
                     "cannot remove {host}: the broker still keeps its topics, perhaps because {} may write \
                      only its own branch; use a login that may write {}",
                     config.node,
@@ -93,7 +93,7 @@ pub(crate) fn is_kept(host: &HostName, view: &FleetView) -> bool {
 fn confirm_unusual(hosts: &BTreeSet<HostName>, view: &FleetView) -> Result<(), Error> {
     let of = |host: &&HostName| view.hosts().get(*host).is_some_and(HostView::is_online);
     if let Some(host) = hosts.iter().find(of) {
-        return Err(Error::Undone(format!(
+        return Err(Error::Failed(format!(
             "{host} is connected and would publish its bans again: stop it first (systemctl disable --now \
              f2bmqttsub on {host}), or use --yes"
         )));

@@ -13,7 +13,7 @@ const MAX_NAMED: usize = 20;
 /// Checks a jail: some host of the fleet has it, or bans in it; or this host's fail2ban has it.
 ///
 /// # Errors
-/// [`Error::Undone`], with the jails that exist.
+/// [`Error::Failed`], with the jails that exist.
 pub(super) fn jail(jail: &Jail, view: &FleetView, here: &BTreeSet<Jail>) -> Result<(), Error> {
     let mut jails = view.all_jails();
     jails.extend(here);
@@ -23,7 +23,7 @@ pub(super) fn jail(jail: &Jail, view: &FleetView, here: &BTreeSet<Jail>) -> Resu
 /// Checks a host: the broker keeps something of it.
 ///
 /// # Errors
-/// [`Error::Undone`], with the hosts that exist.
+/// [`Error::Failed`], with the hosts that exist.
 pub(super) fn host(host: &HostName, view: &FleetView) -> Result<(), Error> {
     is_known(host, "host", &view.hosts().keys().collect(), |host| host.as_str())
 }
@@ -42,7 +42,7 @@ fn is_known<'a, T: Ord + std::fmt::Display>(
     let more = names.len().saturating_sub(MAX_NAMED);
     let shown = list(&names[..names.len() - more]);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    Err(Error::Undone(format!("no such {kind}: {name}; the fleet has {shown}{more}")))
+    Err(Error::Failed(format!("no such {kind}: {name}; the fleet has {shown}{more}")))
 }
 
 #[cfg(test)]

@@ -37,14 +37,14 @@ pub(super) fn run(paths: &Paths) -> Result<(), Error> {
         return Ok(());
     }
     if lock::is_held(&paths.lock()) {
-        return Err(Error::Undone(
+        return Err(Error::Failed(
             "the service runs and would publish its bans again; stop it first: systemctl stop f2bmqttsub"
                 .to_owned(),
         ));
     }
     let node = &config.node;
     let failed = |why: &dyn ToString| {
-        Error::Undone(format!(
+        Error::Failed(format!(
             "cannot remove {node} from the fleet: {}; other hosts keep its bans until they end; on one of them: \
              f2bmqtt forget {node}",
             why.to_string()
@@ -63,7 +63,7 @@ async fn clear_branch(config: &Config, paths: &Paths) -> Result<(), Error> {
     let mut client = FleetClient::connect(config, paths).await?;
     client.fetch_host(&config.node).await?;
     if is_owned_by_another_machine(client.view(), &config.node, &machine()) {
-        return Err(Error::Undone("another machine has this name now".to_owned()));
+        return Err(Error::Failed("another machine has this name now".to_owned()));
     }
     let mut messages = retraction(&config.node, client.view(), now_millis());
     if let Some(prefix) = &config.ha_prefix {
@@ -73,7 +73,7 @@ async fn clear_branch(config: &Config, paths: &Paths) -> Result<(), Error> {
     let until = Instant::now() + LEAVE_TIMEOUT;
     while is_kept(&config.node, client.view()) {
         if client.next_update(until).await?.is_none() {
-            return Err(Error::Undone("the broker still keeps its topics".to_owned()));
+            return Err(Error::Failed("the broker still keeps its topics".to_owned()));
         }
     }
     client.end().await;

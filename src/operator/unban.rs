@@ -38,7 +38,7 @@ const FIRST_JAIL: &str = "sshd";
 /// Publishes the fleet unban, and waits.
 ///
 /// # Errors
-/// Any [`Error`]; [`Error::Undone`] if a host has not confirmed.
+/// Any [`Error`]; [`Error::Failed`] if a host has not confirmed.
 pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
     let addresses = ask::addresses(&args.addresses)?;
     let jail = args.jail.as_deref().map(Jail::new).transpose();
@@ -212,7 +212,7 @@ impl Unban {
         }
         match online.len() + offline.len() {
             0 => Ok(()),
-            silent => Err(Error::Undone(format!(
+            silent => Err(Error::Failed(format!(
                 "{} not confirmed the unban. Show the remaining bans: f2bmqtt list",
                 if silent == 1 { "1 host has".to_owned() } else { format!("{silent} hosts have") }
             ))),

@@ -58,12 +58,12 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
         if !jails.contains(&jail) {
             let names: Vec<&str> = jails.iter().map(Jail::as_str).collect();
             let names = names.join(", ");
-            return Err(Error::Undone(format!(
+            return Err(Error::Failed(format!(
                 "fail2ban here has no jail {jail}; it has: {names}"
             )));
         }
         if !config.sharing.includes(&jail) {
-            return Err(Error::Undone(format!("{jail} does not take part here: see MQTT_JAILS")));
+            return Err(Error::Failed(format!("{jail} does not take part here: see MQTT_JAILS")));
         }
         if !args.yes {
             refuse(&config, &mut fail2ban, &jail, &addresses).await?;
@@ -119,7 +119,7 @@ async fn refuse(
             exempt.lookup(*address).map(|reason| reason.to_string())
         };
         if let Some(why) = why {
-            return Err(Error::Undone(format!(
+            return Err(Error::Failed(format!(
                 "{address} was not banned: {why}. To ban it anyway, use --yes"
             )));
         }
@@ -179,7 +179,7 @@ impl BanRun {
                 break held;
             }
             if Instant::now() > until {
-                return Err(Error::Undone(format!(
+                return Err(Error::Failed(format!(
                     "fail2ban was told of {FAILURE_TEXT:?}, and does not ban it in {jail}: \
                      its log says why (/var/log/fail2ban.log)"
                 )));
@@ -280,15 +280,15 @@ impl BanRun {
     fn result(&self, view: &FleetView) -> Result<(), Error> {
         if !self.published {
             let me = &self.me;
-            return Err(Error::Undone(format!(
+            return Err(Error::Failed(format!(
                 "{me} has not published the bans yet; journalctl -u f2bmqttsub shows why"
             )));
         }
         let results = self.acks.results(view, &self.addresses());
         match AckCollector::unanswered(&results).len() {
             0 => Ok(()),
-            1 => Err(Error::Undone(format!("1 host {UNANSWERED}"))),
-            count => Err(Error::Undone(format!("{count} hosts {UNANSWERED}"))),
+            1 => Err(Error::Failed(format!("1 host {UNANSWERED}"))),
+            count => Err(Error::Failed(format!("{count} hosts {UNANSWERED}"))),
         }
     }
 }

@@ -32,7 +32,7 @@ pub(super) async fn is_shared(
     for action in fail2ban.actions(jail).await? {
         match fail2ban.property(jail, &action, "actionban").await {
             Ok(text) if notify::is_called_by(&text) => return Ok(true),
-            Ok(_) | Err(fail2ban::Fail2banError::Refused { .. }) => {}
+            Ok(_) | Err(fail2ban::Fail2banError::Rejected { .. }) => {}
             Err(error) => return Err(error),
         }
     }
@@ -42,7 +42,7 @@ pub(super) async fn is_shared(
 /// Those of some addresses that the operator banned with fail2ban-client: neither detected (R6) nor imported (R9).
 ///
 /// # Errors
-/// Any of [`fail2ban::Fail2banError`], or [`Error::Undone`].
+/// Any of [`fail2ban::Fail2banError`], or [`Error::Failed`].
 pub(super) async fn banned_by_hand(
     fail2ban: &mut Client,
     jail: &Jail,
@@ -54,7 +54,7 @@ pub(super) async fn banned_by_hand(
     }
     let mut database = Database::new(fail2ban.database().await?);
     let unread =
-        |what: &str, error: rusqlite::Error| Error::Undone(format!("cannot read {what}: {error}"));
+        |what: &str, error: rusqlite::Error| Error::Failed(format!("cannot read {what}: {error}"));
     let all: Vec<Address> = addresses.iter().copied().collect();
     let rows = database.rows(jail, &all).map_err(|error| unread("fail2ban's database", error))?;
     let imports = local::imports(&paths.store(), jail, addresses);

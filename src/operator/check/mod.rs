@@ -36,11 +36,11 @@ use crate::{daemon, runtime};
 /// Runs all checks, and prints the findings.
 ///
 /// # Errors
-/// [`Error::Faulty`] if a check failed.
+/// [`Error::ChecksFailed`] if a check failed.
 pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
     if !geteuid().is_root() {
         let what = "check must run as root: it reads the settings and queries fail2ban";
-        return Err(Error::Undone(what.to_owned()));
+        return Err(Error::Failed(what.to_owned()));
     }
     let config = Config::load();
     let findings = findings(&config, paths)?;
@@ -55,7 +55,7 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
     }
     let of = |state, name| count(finding::count(&findings, state), name);
     let summary = format!("{}, {}", of(Status::Fault, "fault"), of(Status::Warning, "warning"));
-    Err(Error::Faulty { summary, settings: config.is_err() })
+    Err(Error::ChecksFailed { summary, settings: config.is_err() })
 }
 
 fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding>, Error> {

@@ -99,7 +99,7 @@ impl FeedListener {
             LinkEvent::Lost { broker, why } => {
                 Some(WatchEvent::Lost(format!("no connection to the broker {broker}: {why}")))
             }
-            LinkEvent::SubscribeRefused(_) => {
+            LinkEvent::SubscribeRejected(_) => {
                 let topic = self.topic.branches();
                 let what = format!("the broker refuses the subscription to {topic}");
                 Some(WatchEvent::Lost(format!("{what}. Check the broker's access rules")))
@@ -107,7 +107,7 @@ impl FeedListener {
             LinkEvent::Message(message) => {
                 self.model.apply(&message, now_millis()).map(WatchEvent::News)
             }
-            LinkEvent::Published(_) | LinkEvent::Refused(_) | LinkEvent::QosLowered => None,
+            LinkEvent::Published(_) | LinkEvent::Rejected(_) | LinkEvent::QosLowered => None,
         }
     }
 
