@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::figures::homeassistant;
 use crate::guard::is_ahead;
-use crate::journal::say;
+use crate::journal::info;
 use crate::paths::Paths;
 use crate::runtime;
 use crate::text::{count, list, sanitize};
@@ -77,7 +77,7 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
             }));
         } else {
             for line in lines(&hosts, &unknown, bans) {
-                say(sanitize(&line));
+                info(sanitize(&line));
             }
         }
         Ok(())

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::daemon::machine;
 use crate::error::Error;
 use crate::figures::homeassistant;
-use crate::journal::say;
+use crate::journal::info;
 use crate::lock;
 use crate::paths::Paths;
 use crate::runtime;
@@ -54,7 +54,7 @@ pub(super) fn run(paths: &Paths) -> Result<(), Error> {
         let left = timeout(LEAVE_TIMEOUT, clear_branch(&config, paths)).await;
         let late = || format!("the broker did not answer within {} s", LEAVE_TIMEOUT.as_secs());
         left.map_err(|_| failed(&late()))?.map_err(|error| failed(&error))?;
-        say(format_args!("removed {node} from the fleet: other hosts release its bans"));
+        info(format_args!("removed {node} from the fleet: other hosts release its bans"));
         Ok(())
     })
 }

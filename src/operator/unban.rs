@@ -19,7 +19,7 @@ use crate::cli::operator::UnbanArgs;
 use crate::clock::now_millis;
 use crate::config::Config;
 use crate::error::Error;
-use crate::journal::say;
+use crate::journal::info;
 use crate::paths::Paths;
 use crate::runtime;
 use crate::text::sanitize;
@@ -70,7 +70,7 @@ pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
         let (jails, left_out) = unban.split(&jails);
         client.publish(&unban.events(jails, millis)).await?;
         if left_out > 0 && !args.json {
-            say(sanitize(&left_out_line(left_out)));
+            info(sanitize(&left_out_line(left_out)));
         }
         let confirmed = unban.wait(&mut client, args.json).await?;
         let result = unban.print_result(client.view(), &confirmed, left_out, args.json);
@@ -156,7 +156,7 @@ impl Unban {
             for (host, member) in client.view().hosts() {
                 let done = self.addresses.iter().all(|address| member.repeats(*address, &self.id));
                 if done && confirmed.insert(host.clone()) && !quiet {
-                    say(sanitize(&format!("{host}: unbanned")));
+                    info(sanitize(&format!("{host}: unbanned")));
                 }
             }
             let is_waiting = |view: &FleetView| {
@@ -204,10 +204,10 @@ impl Unban {
         } else {
             for host in &online {
                 let seconds = CONFIRM_TIMEOUT.as_secs();
-                say(sanitize(&format!("{host}: no reply within {seconds} s")));
+                info(sanitize(&format!("{host}: no reply within {seconds} s")));
             }
             for host in &offline {
-                say(sanitize(&format!("{host}: offline; applies the unban when it reconnects")));
+                info(sanitize(&format!("{host}: offline; applies the unban when it reconnects")));
             }
         }
         match online.len() + offline.len() {

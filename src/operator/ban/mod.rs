@@ -24,7 +24,7 @@ use crate::daemon;
 use crate::error::Error;
 use crate::fail2ban::Client;
 use crate::guard::is_bannable;
-use crate::journal::say;
+use crate::journal::info;
 use crate::paths::Paths;
 use crate::runtime;
 use crate::text::{format_duration, sanitize};
@@ -269,10 +269,10 @@ impl BanRun {
             } else {
                 format!("{address} is banned in {jail}, {length}")
             };
-            say(sanitize(&line));
+            info(sanitize(&line));
         }
         for line in self.acks.lines(&results) {
-            say(sanitize(&line));
+            info(sanitize(&line));
         }
     }
 

@@ -156,7 +156,7 @@ fn closed(broker: &Broker, address: IpAddr, port: &Port) -> Finding {
             return Finding::ok("broker_port", format!("the broker {broker} answers{at}"));
         }
         Port::Refused => (
-            "nothing listens there".to_owned(),
+            "no broker listens on this port".to_owned(),
             format!(
                 "on the hub: systemctl status mosquitto; ss -tln 'sport = {number}'\n\
                  (without a line \"listener {number}\", mosquitto accepts only local connections)\n\
@@ -395,7 +395,7 @@ mod tests {
             (
                 BrokerReach::NoPort(vec![(ADDRESS, Port::Refused)]),
                 "broker_port",
-                "cannot connect to the broker hub:1883 at 192.0.2.1: nothing listens there",
+                "cannot connect to the broker hub:1883 at 192.0.2.1: no broker listens on this port",
             ),
             (
                 BrokerReach::NoPort(vec![(ADDRESS, Port::Dropped)]),

@@ -28,7 +28,7 @@ use crate::config::{self, Config};
 use crate::daemon::status::DaemonStatus;
 use crate::error::Error;
 use crate::files::trust;
-use crate::journal::say;
+use crate::journal::info;
 use crate::paths::Paths;
 use crate::text::count;
 use crate::{daemon, runtime};
@@ -45,10 +45,10 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
     let config = Config::load();
     let findings = findings(&config, paths)?;
     if json {
-        say(finding::object(&findings));
+        info(finding::object(&findings));
     } else {
         let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        say(finding::text(&findings, colour));
+        info(finding::text(&findings, colour));
     }
     if finding::count(&findings, Status::Fault) == 0 {
         return Ok(());

@@ -20,7 +20,7 @@ use crate::broker::{LinkEvent, MqttLink};
 use crate::clock::now_millis;
 use crate::config::{Config, Topic};
 use crate::error::Error;
-use crate::journal::{say, warn};
+use crate::journal::{info, warn};
 use crate::runtime;
 use crate::text::sanitize;
 use screen::Screen;
@@ -144,7 +144,7 @@ async fn print_lines(config: &Config) -> Result<(), Error> {
                 let time = Clock::new(now_millis() / 1000)?;
                 let columns = [&[time.local(time.now)][..], &news.columns()].concat();
                 let columns: Vec<_> = columns.iter().map(|word| sanitize(word)).collect();
-                say(columns.join("\t"));
+                info(columns.join("\t"));
             }
         }
     }
