@@ -273,7 +273,7 @@ impl<'a> Driver<'a> {
     /// Reads the names of the jails' actions if the jails changed, or if an event came from an unknown action.
     async fn read_action_names(&mut self) -> Result<(), Fail2banError> {
         if self.jails_with_action_names == self.jails
-            && !self.memory.lock().action_names.wants_actions()
+            && !self.memory.lock().action_names.should_read_actions()
         {
             return Ok(());
         }

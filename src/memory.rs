@@ -89,7 +89,7 @@ impl LocalClassifier<'_> {
             action_names.resolve(&spooled.jail, exists, |jail| database.has_ban(jail, spooled));
         let jail = match resolved {
             Resolved::Jail(jail) => jail,
-            Resolved::Ask => return Err(String::new()),
+            Resolved::ActionsNeeded => return Err(String::new()),
         };
         if !guard.sharing.includes(&jail) {
             return Ok(None);

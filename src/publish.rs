@@ -98,7 +98,7 @@ impl Classifier<'_> {
             action_names.resolve(&spooled.jail, exists, |jail| database.has_ban(jail, spooled));
         let jail = match resolved {
             Resolved::Jail(jail) => jail,
-            Resolved::Ask => return Err(String::new()),
+            Resolved::ActionsNeeded => return Err(String::new()),
         };
         if !config.sharing.includes(&jail) {
             return Ok(None);
@@ -164,7 +164,7 @@ impl<'a> Publisher<'a> {
         let (started, mut last_busy) = (Instant::now(), Instant::now());
         while started.elapsed() < MAX_RUNTIME && !self.is_handover_requested() {
             self.read_events()?;
-            if self.classifier.action_names.wants_actions() {
+            if self.classifier.action_names.should_read_actions() {
                 self.classifier.read_action_names(fail2ban).await;
                 continue;
             }

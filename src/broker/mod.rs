@@ -216,9 +216,9 @@ impl MqttLink {
     }
 
     /// Sends a message that may be lost, for current subscribers.
-    pub fn publish_qos0(&mut self, topic: String, payload: Vec<u8>) {
+    pub fn publish_untracked(&mut self, topic: String, payload: Vec<u8>) {
         if let LinkPhase::Up { session, since: Some(_) } = &mut self.state {
-            session.publish_qos0(topic, payload);
+            session.publish_untracked(topic, payload);
         }
     }
 

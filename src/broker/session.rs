@@ -189,7 +189,7 @@ impl Session {
         self.send(None, topic, payload, true);
     }
 
-    pub(super) fn publish_qos0(&mut self, topic: String, payload: Vec<u8>) {
+    pub(super) fn publish_untracked(&mut self, topic: String, payload: Vec<u8>) {
         self.send(None, topic, payload, false);
     }
 
@@ -223,6 +223,7 @@ impl Session {
         }
     }
 
+    /// Passes the messages that waited for subscriptions to rumqttc.
     fn publish_held(&mut self) {
         for message in std::mem::take(&mut self.held) {
             self.publish_now(message);
@@ -265,6 +266,7 @@ impl Session {
         }
     }
 
+    /// Schedules the retry of rejected subscriptions.
     fn retry_later(&mut self, topics: Vec<String>) -> Option<SessionEvent> {
         if topics.is_empty() {
             return None;

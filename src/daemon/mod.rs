@@ -1,31 +1,33 @@
 //! `f2bmqtt subscribe`: the daemon. One loop serves the broker, the spool, the clock and the service manager. The driver
-//! in [`apply`] runs beside it. `inbound` handles inbound messages; [`status`] writes the status file.
+//! in [`apply`] runs beside it. `link` handles the link to the broker, `inbound` inbound messages; [`status`] writes the
+//! status file.
 
 mod ahead;
 mod disks;
 pub(crate) mod former;
 mod inbound;
 mod instances;
+mod link;
 pub mod status;
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 
 use self::ahead::AheadHosts;
 use self::disks::Disks;
 use self::instances::{Duplicates, OwnName};
-use self::status::{DaemonStatus, LinkState, LinkStatus, Reconnects, StatusFile};
+use self::status::{DaemonStatus, LinkStatus, Reconnects, StatusFile};
 use crate::abuseipdb;
 use crate::apply::{self, Wakeups};
-use crate::broker::{self, ClientOptions, LinkEvent, MqttLink};
+use crate::broker::{self, ClientOptions, MqttLink};
 use crate::clock::{is_within, now_millis};
 use crate::config::{self, Config, Topic, bare};
 use crate::error::Error;
@@ -35,7 +37,7 @@ use crate::files::room::full_disks;
 use crate::fleet::provenance::Provenance;
 use crate::fleet::snapshot::RetainedShard;
 use crate::fleet::{Controller, PersistedState, Timing};
-use crate::guard::{Guard, RateLimiter, RejectReason};
+use crate::guard::{Guard, RateLimiter};
 use crate::ignored::IgnoreListResolver;
 use crate::journal::{info, warn};
 use crate::lock::{self, Lock, Role};
@@ -60,10 +62,6 @@ const TICK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long the status file shows another machine with this host's name.
 const NAMESAKE_DISPLAY_MILLIS: i64 = 70_000;
-
-/// The warning about a broker with Mosquitto's `max_qos 0`.
-const QOS_WARNING: &str = "the broker grants only QoS 0, so it may lose messages or end the connection at \
-                           the first event; allow QoS 1 (mosquitto: max_qos 1 or 2)";
 
 /// The most messages that are handled in one turn of the loop, and the longest turn, so that the timer is served.
 const MAX_EVENTS_PER_TURN: usize = 500;
@@ -246,146 +244,6 @@ impl Daemon {
         })
     }
 
-    /// Handles an event of the link, and further events that are available, for at most [`MAX_TURN`].
-    fn on_link_event(&mut self, event: LinkEvent) {
-        self.handle_link_event(event);
-        let started = Instant::now();
-        for _ in 1..MAX_EVENTS_PER_TURN {
-            if started.elapsed() >= MAX_TURN {
-                break;
-            }
-            let Some(event) = self.link.try_event() else { break };
-            self.handle_link_event(event);
-        }
-        self.wakeups.effects.notify_one();
-    }
-
-    fn handle_link_event(&mut self, event: LinkEvent) {
-        match event {
-            LinkEvent::Connected(broker) => {
-                let text = format!("connected to the broker {broker} as {}", self.host);
-                show_status(&text);
-                info(text);
-                (self.sample_advice, self.is_sample) = (None, false);
-                self.shards.clear();
-                self.link_status.set_state(LinkState::Up, &broker, now_millis());
-                self.reconnects.record(now_millis());
-                self.exporters.connected();
-                self.own_name.on_connected(&broker, now_millis());
-                self.memory.lock().fleet.on_connected(now_millis());
-                self.certificates_checked_at = None;
-            }
-            LinkEvent::Message(message) => self.on_message(&message),
-            LinkEvent::Published(name) => {
-                let event = self.memory.lock().outbox.on_published(&name);
-                let message = event.and_then(|event| self.exporters.published(&event));
-                if let Some((topic, payload)) = message {
-                    self.link.publish_qos0(topic, payload.into_bytes());
-                }
-            }
-            LinkEvent::Rejected(rejected) => {
-                self.record_rejection(&rejected);
-                self.on_unverified_own_shard(&rejected);
-            }
-            LinkEvent::SubscribeRejected(topics) => {
-                let text = format!(
-                    "the broker rejected the subscription to {}; check the access rules of the broker",
-                    topics.join(", ")
-                );
-                self.warn("subscribe", &text);
-            }
-            LinkEvent::QosLowered => self.warn("qos", QOS_WARNING),
-            LinkEvent::Lost { broker, why } => {
-                self.exporters.connected = false;
-                self.own_name.on_lost(now_millis());
-                {
-                    let mut state = self.memory.lock();
-                    state.outbox.on_lost();
-                    state.fleet.on_disconnected();
-                }
-                if self.link.was_too_large() {
-                    self.memory.lock().rejections.count(RejectReason::TooLarge);
-                }
-                self.link_status.set_state(LinkState::Down, &broker, now_millis());
-                self.link_status.set_error(&why);
-                let text = format!("no connection to the broker {broker}: {why}");
-                match self.sample_advice.take() {
-                    // The advice is printed once. Later failures print the same line as with other settings.
-                    Some(advice) => {
-                        warn(&advice);
-                        show_status(&advice);
-                    }
-                    None if !self.is_sample => show_status(&text),
-                    None => {}
-                }
-                self.warn("broker", &text);
-            }
-        }
-    }
-
-    /// Publishes within the capacity of the link: events first, then subscriptions, presence and shards.
-    fn flush_outbound(&mut self) {
-        let mut state = self.memory.lock();
-        let state = &mut *state;
-        state.outbox.send(&mut self.link);
-        if self.link.capacity() == 0 {
-            return;
-        }
-        if let Some(topics) = state.fleet.next_subscription(now_millis()) {
-            let topics: Vec<_> = topics.iter().map(|topic| self.topic.retained(topic)).collect();
-            self.link.subscribe(&topics);
-        }
-        let rejections = &state.rejections;
-        let presence = state.fleet.presence(
-            || Presence {
-                since: self.started_at,
-                rejected: rejections.by_name(),
-                ..presence(&self.machine, &self.instance)
-            },
-            now_millis(),
-        );
-        if let Some(presence) = presence {
-            let topic = self.topic.presence(&self.host);
-            self.link.publish_retained(topic, presence.encode().into_bytes());
-        }
-        if self.shards.is_empty() {
-            self.shards.extend(state.fleet.publications(now_millis()));
-        }
-        while self.link.capacity() > 0 {
-            let Some(RetainedShard { index, content }) = self.shards.pop_front() else { break };
-            let topic = self.topic.shard(&self.host, index);
-            let payload = content.map(|shard| shard.encode().into_bytes()).unwrap_or_default();
-            self.link.publish_retained(topic, payload);
-        }
-    }
-
-    /// Publishes the offline presence, disconnects, and handles the last acknowledgements.
-    async fn shutdown(&mut self) {
-        let topic = self.topic.presence(&self.host);
-        let offline = offline_presence(&self.machine, &self.instance);
-        self.link.publish_retained(topic, offline.encode().into_bytes());
-        if self.link.close() {
-            let _ = timeout(DISCONNECT_TIMEOUT, async {
-                loop {
-                    match self.link.event().await {
-                        LinkEvent::Lost { .. } => return,
-                        event => self.handle_link_event(event),
-                    }
-                }
-            })
-            .await;
-        }
-        let mut state = self.memory.lock();
-        for _ in 0..MAX_PERSIST_BATCHES {
-            if !state.save_next() {
-                break;
-            }
-        }
-        state.release_stamps();
-        self.exporters.end();
-        self.status.clear();
-    }
-
     fn drain_spool(&mut self) {
         self.memory.lock().drain_spool();
         self.wakeups.effects.notify_one();
@@ -496,11 +354,6 @@ fn sample_advice(path: &Path) -> String {
          systemctl restart f2bmqttsub",
         path.display()
     )
-}
-
-/// Shows a line in `systemctl status`.
-fn show_status(text: &str) {
-    let _ = sd_notify::notify(&[NotifyState::Status(text)]);
 }
 
 /// The resolver of exempt addresses for these settings (R1).

@@ -5,6 +5,7 @@
 //! `protocol.py`).
 
 pub mod action_names;
+mod answer;
 mod column;
 pub mod database;
 pub mod pickle;
@@ -21,8 +22,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::wire::range::{self, BANTIME_SECS};
 use crate::wire::{Address, Jail};
+use answer::{
+    clamp_bantime, explain, field, ignoreip_entries, parse_ticket, read_number, read_text,
+    read_texts,
+};
 use pickle::PickleValue;
 use table::AddressMap;
 
@@ -441,20 +445,6 @@ fn unreadable(command: &[&str], fault: &str) -> Fail2banError {
     Fail2banError::Unreadable { jail, command, why: fault.to_owned() }
 }
 
-fn read_number(answer: &PickleValue<'_>) -> Option<i64> {
-    answer.int()
-}
-
-/// The text of an answer; empty for Python's None.
-fn read_text(answer: &PickleValue<'_>) -> Option<String> {
-    Some(answer.text().unwrap_or_default().to_owned())
-}
-
-/// The texts in a list.
-fn read_texts(answer: &PickleValue<'_>) -> Option<Vec<String>> {
-    Some(answer.list()?.iter().filter_map(PickleValue::text).map(str::to_owned).collect())
-}
-
 /// An address as fail2ban writes and compares it, by `inet_ntop(3)`: the last 32 bits of an IPv4-compatible IPv6
 /// address have dots (`::192.0.2.1`).
 pub(crate) fn format_address(address: Address) -> String {
@@ -467,51 +457,6 @@ pub(crate) fn format_address(address: Address) -> String {
     }
 }
 
-/// Parses `ADDRESS \tSTART + SECONDS = END` (fail2ban's `server/banmanager.py`). START and END are local times, so only
-/// SECONDS is used. If that cannot be read, the address still counts as banned.
-fn parse_ticket(text: &str) -> Option<(Address, Option<i64>)> {
-    let (address, times) = text.split_once('\t').unwrap_or((text, ""));
-    let seconds = times.split_once(" + ").and_then(|(_, rest)| rest.split_once(" = "));
-    let seconds = seconds.and_then(|(seconds, _)| column::digits(seconds));
-    Some((Address::new(address.trim()).ok()?, seconds.map(clamp_bantime)))
-}
-
-/// Clamps a bantime to the range of messages, so that later sums cannot overflow.
-fn clamp_bantime(seconds: i64) -> i64 {
-    range::into(&BANTIME_SECS, seconds)
-}
-
-/// The entries that one value of `ignoreip` stands for. A file of addresses (since fail2ban 1.1.1) is an object with
-/// the file's name and the addresses that it last read.
-fn ignoreip_entries(value: &PickleValue<'_>) -> Vec<String> {
-    let PickleValue::Object(_, parts) = value else {
-        return value.text().map(str::to_owned).into_iter().collect();
-    };
-    let mut entries = Vec::new();
-    for item in parts {
-        match item {
-            PickleValue::Text(text) => entries.push(text.to_string()),
-            PickleValue::List(values) => {
-                entries.extend(values.iter().filter_map(|one| one.text().map(str::to_owned)));
-            }
-            PickleValue::Dict(state) => {
-                let name = state.iter().find(|(key, _)| key.text() == Some("fileName"));
-                entries.extend(name.and_then(|(_, name)| Some(format!("file:{}", name.text()?))));
-            }
-            _ => {}
-        }
-    }
-    entries
-}
-
-/// The value of a name in a list of pairs.
-fn field<'v, 'a>(pairs: &'v PickleValue<'a>, name: &str) -> Option<&'v PickleValue<'a>> {
-    pairs.list()?.iter().find_map(|pair| match pair.list()? {
-        [key, value] if key.text() == Some(name) => Some(value),
-        _ => None,
-    })
-}
-
 /// The first arguments of a command, for a message.
 fn shorten(command: &[&str]) -> String {
     const MAX_ARGUMENTS: usize = 4;
@@ -520,23 +465,6 @@ fn shorten(command: &[&str]) -> String {
         text.push_str(" …");
     }
     text
-}
-
-/// fail2ban's error message on one line.
-fn explain(value: &PickleValue<'_>) -> String {
-    let text = match value {
-        PickleValue::Object(class, arguments) => {
-            let texts: Vec<&str> = arguments.iter().filter_map(PickleValue::text).collect();
-            let class = class.rsplit('.').next().unwrap_or(class);
-            if texts.is_empty() {
-                class.to_owned()
-            } else {
-                format!("{class}: {}", texts.join(" "))
-            }
-        }
-        other => other.text().unwrap_or("no reason given").to_owned(),
-    };
-    text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
