@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::{millis, now_millis};
+use crate::fail2ban::database::unreadable;
 use crate::fail2ban::table::AddressMap;
 use crate::fail2ban::{Client, Fail2banError};
 use crate::fleet::look::{Heartbeat, Observation, ServerInstance};
@@ -131,8 +132,7 @@ impl OfflineReader {
             let rows_by_jail: Vec<(AddressMap<_>, Jail)> = match result {
                 Ok(rows_by_jail) => rows_by_jail,
                 Err(error) => {
-                    let text = format!("cannot read fail2ban's database: {error}");
-                    return state.warn("database", &text);
+                    return state.warn("database", &unreadable(&error));
                 }
             };
             let jails = rows_by_jail.iter().map(|(_, jail)| jail);
@@ -246,7 +246,7 @@ impl<'a> Driver<'a> {
             }
             // A busy database is no evidence that bans are gone.
             Err(error) => {
-                state.warn("database", &unreadable_database(&error));
+                state.warn("database", &unreadable(&error));
             }
         }
         Ok(())
@@ -401,7 +401,7 @@ impl<'a> Driver<'a> {
             ..Observation::default()
         };
         if let Err(error) = self.record_observation(jail, addresses, observation) {
-            self.memory.lock().warn("database", &unreadable_database(&error));
+            self.memory.lock().warn("database", &unreadable(&error));
             sleep(RETRY_DELAY).await;
         }
         Ok(())
@@ -484,10 +484,6 @@ fn observe_missing_jails(
         state.fleet.observe_offline_jail(&jail, &rows, now_millis());
     }
     Ok(version)
-}
-
-fn unreadable_database(error: &rusqlite::Error) -> String {
-    format!("cannot read fail2ban's database: {error}; bans wait until the database can be read")
 }
 
 fn addresses_of(targets: &[Target]) -> Vec<Address> {

@@ -81,9 +81,9 @@ pub enum Error {
     /// A user other than root announces a ban. Exit code 1.
     #[error("cannot write to the spool {path}: {1}. Run the command as root", path = .0.display())]
     NotRoot(PathBuf, io::Error),
-    /// Another daemon is running. Exit code 1.
-    #[error("another f2bmqtt daemon is already running (PID {0})")]
-    AlreadyRunning(String),
+    /// Another daemon is running: its PID, if known. Exit code 1.
+    #[error("another f2bmqtt daemon is already running{}", .0.map(|pid| format!(" (PID {pid})")).unwrap_or_default())]
+    AlreadyRunning(Option<i32>),
     /// The runtime or its signals cannot be set up. Exit code 1.
     #[error("cannot start: {0}")]
     Start(io::Error),
@@ -128,7 +128,7 @@ fn hint(path: &Path, source: &io::Error) -> String {
         // The service's sandbox allows writing only to its own directories.
         let dir = path.parent().unwrap_or(path).display();
         return format!(
-            ". Let the service write there: systemctl edit f2bmqttsub, add the lines [Service] and \
+            ". Let the service write to that directory: systemctl edit f2bmqttsub, add the lines [Service] and \
              ReadWritePaths={dir}, then: systemctl restart f2bmqttsub"
         );
     }

@@ -7,7 +7,7 @@ use crate::clock::now_millis;
 use crate::daemon::former::Former;
 use crate::error::Error;
 use crate::fail2ban::action_names::{ActionNames, Resolved};
-use crate::fail2ban::database::Database;
+use crate::fail2ban::database::{Database, unreadable};
 use crate::fleet::work::Effect;
 use crate::fleet::{Controller, Record};
 use crate::guard::{Guard, RejectCounters, RejectReason, is_bannable};
@@ -96,7 +96,7 @@ impl LocalClassifier<'_> {
         }
         let spooled = &SpooledEvent { jail, ..spooled.clone() };
         let event = fleet.on_local_event(spooled, || database.row_of(spooled), now);
-        event.map_err(|error| format!("cannot read fail2ban's database: {error}"))
+        event.map_err(|error| unreadable(&error))
     }
 }
 

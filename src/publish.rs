@@ -13,7 +13,7 @@ use crate::clock::{now_millis, now_secs};
 use crate::config::Config;
 use crate::error::Error;
 use crate::fail2ban::action_names::{ActionNames, Resolved};
-use crate::fail2ban::database::Database;
+use crate::fail2ban::database::{Database, unreadable};
 use crate::fail2ban::{self, Client as Fail2ban};
 use crate::fleet::Record;
 use crate::fleet::tell::Sequencer;
@@ -105,7 +105,7 @@ impl Classifier<'_> {
         }
         let spooled = &SpooledEvent { jail, ..spooled.clone() };
         let event = sequencer.event(spooled, || database.row_of(spooled), Vec::new(), now_millis());
-        event.map_err(|error| format!("cannot read fail2ban's database: {error}"))
+        event.map_err(|error| unreadable(&error))
     }
 
     /// Reads the actions of all jails. If fail2ban does not answer, the events keep the names of the actions.

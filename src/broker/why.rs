@@ -178,7 +178,7 @@ fn describe_hang_up(error: &ConnectionError, tls_mode: TlsMode) -> &'static str 
 }
 
 fn is_tls_error(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|error| error.is::<rustls::Error>())
+    error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
 }
 
 /// The I/O error that rumqttc wraps.
@@ -412,13 +412,13 @@ mod tests {
             (of_webpki(webpki::Error::BadDer), "the broker's certificate is invalid: BadDer"),
         ];
         for (error, expected) in table {
-            let shown = explain(
+            let text = explain(
                 &handshake_error(Tls::InvalidCertificate(error)),
                 TlsMode::ServerOnly,
                 false,
             )
             .text;
-            assert!(shown.starts_with(expected), "{shown}");
+            assert!(text.starts_with(expected), "{text}");
         }
     }
 
@@ -451,8 +451,8 @@ mod tests {
             for error in
                 [handshake_error(Tls::AlertReceived(alert)), late_error(Tls::AlertReceived(alert))]
             {
-                let shown = explain(&error, tls_mode, false).text;
-                assert!(shown.starts_with(expected), "{shown}");
+                let text = explain(&error, tls_mode, false).text;
+                assert!(text.starts_with(expected), "{text}");
             }
         }
     }
@@ -485,8 +485,8 @@ mod tests {
             (&tcp_reset, TlsMode::ServerOnly, true, "connection reset"),
         ];
         for (error, tls_mode, connack_seen, expected) in table {
-            let shown = explain(error, tls_mode, connack_seen).text;
-            assert!(shown.starts_with(expected), "{shown}");
+            let text = explain(error, tls_mode, connack_seen).text;
+            assert!(text.starts_with(expected), "{text}");
         }
     }
 }

@@ -53,7 +53,7 @@ impl AheadHosts {
     }
 
     /// The hosts for the status file.
-    pub(super) fn shown(&self, now: i64) -> Vec<AheadHost> {
+    pub(super) fn recent(&self, now: i64) -> Vec<AheadHost> {
         let recent = self.last_rejections.iter();
         recent
             .filter(|(_, at)| is_within(DISPLAY_MILLIS, **at, now))
@@ -111,9 +111,12 @@ mod tests {
         for n in 0..200 {
             ahead.record(&HostName::new(&format!("web{n:03}")).unwrap(), NOW);
         }
-        let shown = ahead.shown(NOW + DISPLAY_MILLIS - 1);
-        assert_eq!((shown.len(), shown[0].host.as_str(), shown[0].at), (100, "web000", NOW / 1000));
-        assert!(ahead.shown(NOW + DISPLAY_MILLIS).is_empty());
+        let recent = ahead.recent(NOW + DISPLAY_MILLIS - 1);
+        assert_eq!(
+            (recent.len(), recent[0].host.as_str(), recent[0].at),
+            (100, "web000", NOW / 1000)
+        );
+        assert!(ahead.recent(NOW + DISPLAY_MILLIS).is_empty());
         let host = HostName::new("web000").unwrap();
         let warning = ahead.record(&host, NOW + WARNING_WINDOW_MILLIS);
         assert_eq!(warning, None, "the only host within ten minutes");

@@ -61,7 +61,7 @@ impl Disks {
     }
 
     /// The file systems for the status file.
-    pub(super) fn shown(&self) -> Vec<DiskFull> {
+    pub(super) fn full(&self) -> Vec<DiskFull> {
         let disks = self.full_since.iter();
         disks
             .map(|(path, since)| DiskFull {
@@ -92,7 +92,7 @@ mod tests {
     fn full_disk_is_a_line_when_it_fills_and_one_when_it_has_room() {
         const NOW: i64 = 1_795_342_600_000;
         let recovery = "the file system of /x has enough free space again".to_owned();
-        // The full disk, the lines, and how many are shown.
+        // The full disk, the lines, and the number of full disks.
         let table = [
             (None, None, None, 0),
             (Some(full_disk(7)), Some(warning(7)), None, 1),
@@ -101,11 +101,11 @@ mod tests {
             (Some(full_disk(3)), Some(warning(3)), None, 1),
         ];
         let mut disks = Disks::default();
-        for (full, warning, recovery, shown) in table {
+        for (full, warning, recovery, count) in table {
             let (warnings, recoveries) = (Vec::from_iter(warning), Vec::from_iter(recovery));
             let changes = disks.update(full.as_slice(), NOW);
             assert_eq!(changes, Changes { warnings, recoveries }, "{full:?}");
-            assert_eq!(disks.shown().len(), shown);
+            assert_eq!(disks.full().len(), count);
         }
         let due = [0, 1_000, 2_999, 3_000, -90_000, -88_000].map(|at| disks.is_due(NOW + at));
         assert_eq!(due, [true, false, false, true, true, false]);

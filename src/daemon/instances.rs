@@ -162,7 +162,7 @@ impl Duplicates {
     }
 
     /// The names for the status file.
-    pub(super) fn shown(&self, now: i64) -> Vec<Duplicate> {
+    pub(super) fn recent(&self, now: i64) -> Vec<Duplicate> {
         let duplicates = self.0.iter().filter_map(|(host, runs)| {
             let at = runs.last_seen_twice(now)?.div_euclid(1000);
             Some(Duplicate { host: host.to_string(), at })
@@ -326,9 +326,9 @@ mod tests {
             let is_duplicate = names.observe(&host, &presence(state, "m", instance), NOW);
             assert_eq!(is_duplicate, expected, "{state:?} {instance}");
         }
-        let shown = Duplicate { host: "web2".to_owned(), at: NOW / 1000 };
-        assert_eq!(names.shown(NOW + DISPLAY_MILLIS - 1), [shown]);
-        assert_eq!(names.shown(NOW + DISPLAY_MILLIS), []);
+        let expected = Duplicate { host: "web2".to_owned(), at: NOW / 1000 };
+        assert_eq!(names.recent(NOW + DISPLAY_MILLIS - 1), [expected]);
+        assert_eq!(names.recent(NOW + DISPLAY_MILLIS), []);
         for n in 0..3 * MAX_HOSTS {
             names.observe(
                 &HostName::new(&format!("x{n}")).unwrap(),

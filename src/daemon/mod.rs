@@ -89,8 +89,7 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let lock = Lock::take(&lock_path, Role::Daemon, LOCK_TIMEOUT)
         .map_err(Error::file("lock", &lock_path))?;
     let Some(_lock) = lock else {
-        let pid = lock::owner(&lock_path).map(|owner| owner.pid.to_string());
-        return Err(Error::AlreadyRunning(pid.unwrap_or_default()));
+        return Err(Error::AlreadyRunning(lock::owner(&lock_path).map(|owner| owner.pid)));
     };
     let mut sigterm = signal(SignalKind::terminate()).map_err(Error::Start)?;
     let mut sigint = signal(SignalKind::interrupt()).map_err(Error::Start)?;
@@ -286,10 +285,10 @@ impl Daemon {
             },
             peers: state.fleet.hosts().0,
             rejected: state.rejections.by_name(),
-            ahead: self.ahead_hosts.shown(now),
+            ahead: self.ahead_hosts.recent(now),
             own_duplicate: namesake_seen_at.map(|at| at.div_euclid(1000)),
-            duplicates: self.duplicates.shown(now),
-            disks_full: self.disks.shown(),
+            duplicates: self.duplicates.recent(now),
+            disks_full: self.disks.full(),
             tables_full: status::tables_full(state.fleet.limits(), now),
         }
     }

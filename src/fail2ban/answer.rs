@@ -10,8 +10,8 @@ pub(super) fn read_number(answer: &PickleValue<'_>) -> Option<i64> {
 }
 
 /// The text of an answer; empty for Python's None.
-pub(super) fn read_text(answer: &PickleValue<'_>) -> Option<String> {
-    Some(answer.text().unwrap_or_default().to_owned())
+pub(super) fn text_or_empty(answer: &PickleValue<'_>) -> String {
+    answer.text().unwrap_or_default().to_owned()
 }
 
 /// The texts in a list.

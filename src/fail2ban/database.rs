@@ -153,10 +153,6 @@ impl Database {
     ///
     /// # Errors
     /// Any error of SQLite, such as a lock that lasts too long.
-    #[expect(
-        clippy::option_option,
-        reason = "a missing row and a missing file have different effects"
-    )]
     pub fn row_of(&mut self, spooled: &SpooledEvent) -> rusqlite::Result<Option<Option<BipsRow>>> {
         let rows = self.rows(&spooled.jail, &[spooled.address])?;
         Ok(self.exists().then(|| rows.get(spooled.address).copied()))
@@ -257,6 +253,12 @@ impl Database {
         }
         Ok(self.open.as_ref())
     }
+}
+
+/// The warning about a database that cannot be read, which usually is a lock that lasts too long.
+#[must_use]
+pub fn unreadable(error: &rusqlite::Error) -> String {
+    format!("cannot read fail2ban's database: {error}; bans wait until the database can be read")
 }
 
 /// Reads a row whose `timeofban` is column `first`; the inner error names the unreadable value. Numbers are clamped to

@@ -24,8 +24,8 @@ use tokio::time::timeout;
 
 use crate::wire::{Address, Jail};
 use answer::{
-    clamp_bantime, explain, field, ignoreip_entries, parse_ticket, read_number, read_text,
-    read_texts,
+    clamp_bantime, explain, field, ignoreip_entries, parse_ticket, read_number, read_texts,
+    text_or_empty,
 };
 use pickle::PickleValue;
 use table::AddressMap;
@@ -238,7 +238,7 @@ impl Client {
             return Ok(String::new());
         }
         let command = ["get", jail.as_str(), "action", action, name];
-        self.call(&command, QUERY_TIMEOUT, read_text).await
+        self.call(&command, QUERY_TIMEOUT, |answer| Some(text_or_empty(answer))).await
     }
 
     async fn texts(&mut self, jail: &Jail, what: &str) -> Result<Vec<String>, Fail2banError> {
@@ -251,7 +251,11 @@ impl Client {
     /// Any [`Fail2banError`].
     pub async fn ignore_command(&mut self, jail: &Jail) -> Result<String, Fail2banError> {
         let command = ["get", jail.as_str(), "ignorecommand"];
-        Ok(self.call(&command, QUERY_TIMEOUT, read_text).await?.trim().to_owned())
+        Ok(self
+            .call(&command, QUERY_TIMEOUT, |answer| Some(text_or_empty(answer)))
+            .await?
+            .trim()
+            .to_owned())
     }
 
     /// How long the database keeps old rows, in seconds.
