@@ -431,10 +431,6 @@ mod tests {
         assert_eq!(broker.await.unwrap().0, expected);
     }
 
-    fn incoming(packet: Packet) -> Read {
-        Ok(rumqttc::Event::Incoming(packet))
-    }
-
     /// A message with a topic and a payload of these lengths.
     fn publish(topic: usize, payload: usize) -> Packet {
         let topic = "x".repeat(topic);
@@ -445,14 +441,14 @@ mod tests {
     fn every_packet_counts_with_its_topic_and_overhead() {
         let codes = vec![SubscribeReasonCode::Failure; 200_000];
         let table = [
-            (incoming(publish(65_535, 0)), 65_535),
-            (incoming(publish(10, 1_000)), 1_010),
-            (incoming(Packet::SubAck(rumqttc::SubAck::new(1, codes))), 200_000),
-            (incoming(Packet::PingResp), 0),
-            (Ok(rumqttc::Event::Outgoing(Outgoing::PubAck(1))), 0),
+            (rumqttc::Event::Incoming(publish(65_535, 0)), 65_535),
+            (rumqttc::Event::Incoming(publish(10, 1_000)), 1_010),
+            (rumqttc::Event::Incoming(Packet::SubAck(rumqttc::SubAck::new(1, codes))), 200_000),
+            (rumqttc::Event::Incoming(Packet::PingResp), 0),
+            (rumqttc::Event::Outgoing(Outgoing::PubAck(1)), 0),
         ];
         for (event, length) in table {
-            let counted = usize::try_from(bytes(&event)).unwrap();
+            let counted = usize::try_from(bytes(&Ok(event))).unwrap();
             let expected = length + PACKET_OVERHEAD_BYTES..=length + PACKET_OVERHEAD_BYTES + 8;
             assert!(expected.contains(&counted), "{counted} of {length}");
         }
