@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 ///
 /// # Errors
 /// The program cannot be started, or its input cannot be written.
-pub fn leave(command: &str, input: Option<String>) -> io::Result<()> {
+pub fn spawn_detached(command: &str, input: Option<String>) -> io::Result<()> {
     let mut child = Command::new(std::env::current_exe()?)
         .arg0("f2bmqtt")
         .arg(command)

@@ -31,15 +31,15 @@ const MAX_UNLISTED: usize = 2;
 /// # Errors
 /// [`Error::Usage`] for an invalid address, [`Error::File`] if the queue cannot be written.
 pub fn run(address: &str, paths: &Paths) -> Result<(), Error> {
-    let usage = |what| Error::Usage(format!("IP {what}"));
-    let address = Address::new(address).map_err(usage)?;
+    let address = Address::new(address).map_err(|fault| Error::Usage(format!("IP {fault}")))?;
     // fail2ban kills the process group of an action that takes too long: leave that group.
     let _ = setsid();
     let queue = paths.run.join("cut");
-    work(address, &queue, &conntrack).map_err(Error::file("use", queue))
+    process_queue(address, &queue, &conntrack).map_err(Error::file("use", queue))
 }
 
-fn work(
+/// Queues an address, and drops the connections of all queued addresses unless another worker holds the lock.
+fn process_queue(
     address: Address,
     queue: &Path,
     conntrack: &dyn Fn(&[&str]) -> io::Result<Output>,
@@ -48,23 +48,18 @@ fn work(
         DirBuilder::new().recursive(true).mode(0o755).create(run)?;
     }
     files::make_dir(queue)?;
-    let private = || {
-        let mut options = files::options();
-        options.create(true).truncate(false).write(true);
-        options
-    };
-    private().open(queue.join(address.to_string()))?;
-    let lock = private().open(queue.with_extension("lock"))?;
+    create(&queue.join(address.to_string()))?;
+    let lock = create(&queue.with_extension("lock"))?;
     loop {
         if lock.try_lock().is_err() {
             return Ok(());
         }
         loop {
-            let taken = take(queue)?;
-            if taken.is_empty() {
+            let addresses = take_queued(queue)?;
+            if addresses.is_empty() {
                 break;
             }
-            cut(&taken, conntrack);
+            drop_connections(&addresses, conntrack);
             sleep(ROUND_PAUSE);
         }
         lock.unlock()?;
@@ -75,20 +70,31 @@ fn work(
     }
 }
 
+fn create(path: &Path) -> io::Result<fs::File> {
+    files::options().create(true).truncate(false).write(true).open(path)
+}
+
 /// Removes and returns all queued addresses.
-fn take(queue: &Path) -> io::Result<BTreeSet<Address>> {
-    let mut taken = BTreeSet::new();
+fn take_queued(queue: &Path) -> io::Result<BTreeSet<Address>> {
+    let mut addresses = BTreeSet::new();
     for entry in fs::read_dir(queue)? {
         let entry = entry?;
         fs::remove_file(entry.path())?;
-        taken.extend(entry.file_name().to_str().and_then(|name| Address::new(name).ok()));
+        addresses.extend(entry.file_name().to_str().and_then(|name| Address::new(name).ok()));
     }
-    Ok(taken)
+    Ok(addresses)
+}
+
+/// The address family as conntrack's option `-f` takes it.
+fn family(address: &Address) -> &'static str {
+    if address.ip().is_ipv4() { "ipv4" } else { "ipv6" }
 }
 
 /// Ends the connections of these addresses. Usually there are none, so conntrack's failures are ignored.
-fn cut(addresses: &BTreeSet<Address>, conntrack: &dyn Fn(&[&str]) -> io::Result<Output>) {
-    let family = |address: &Address| if address.ip().is_ipv4() { "ipv4" } else { "ipv6" };
+fn drop_connections(
+    addresses: &BTreeSet<Address>,
+    conntrack: &dyn Fn(&[&str]) -> io::Result<Output>,
+) {
     let mut connected: BTreeSet<Address> = BTreeSet::new();
     if addresses.len() > MAX_UNLISTED {
         for family in addresses.iter().map(family).collect::<BTreeSet<_>>() {
@@ -134,23 +140,23 @@ udp      17 29 src=198.51.100.1 dst=10.0.0.1 sport=53 dport=53 [UNREPLIED] src=1
         let dir = tempfile::tempdir().unwrap();
         let queue = dir.path().join("run/cut");
         let calls = RefCell::new(Vec::new());
-        let conntrack = |arguments: &[&str]| {
-            calls.borrow_mut().push(arguments.join(" "));
-            let stdout = LISTING.as_bytes().to_vec();
-            Ok(Output { status: ExitStatus::from_raw(0), stdout, stderr: Vec::new() })
-        };
         let (first, rest) = addresses.split_first().unwrap();
         fs::create_dir_all(&queue).unwrap();
         for address in rest {
             fs::write(queue.join(address), "").unwrap();
         }
-        work(Address::new(first).unwrap(), &queue, &conntrack).unwrap();
-        assert!(fs::read_dir(&queue).unwrap().next().is_none(), "the queue is worked off");
+        process_queue(Address::new(first).unwrap(), &queue, &|arguments| {
+            calls.borrow_mut().push(arguments.join(" "));
+            let stdout = LISTING.as_bytes().to_vec();
+            Ok(Output { status: ExitStatus::from_raw(0), stdout, stderr: Vec::new() })
+        })
+        .unwrap();
+        assert!(fs::read_dir(&queue).unwrap().next().is_none(), "the queue is empty");
         calls.into_inner()
     }
 
     #[test]
-    fn few_addresses_are_deleted_unseen_and_many_only_if_connected() {
+    fn few_addresses_are_deleted_without_listing_and_many_only_if_connected() {
         assert_eq!(conntrack_calls(&["192.0.2.7"]), ["-D -f ipv4 -s 192.0.2.7"]);
         assert_eq!(conntrack_calls(&["2001:db8::1"]), ["-D -f ipv6 -s 2001:db8::1"]);
         let many = conntrack_calls(&["192.0.2.1", "192.0.2.7", "192.0.2.8", "2001:db8::1"]);
@@ -163,8 +169,7 @@ udp      17 29 src=198.51.100.1 dst=10.0.0.1 sport=53 dport=53 [UNREPLIED] src=1
         let queue = dir.path().join("cut");
         let lock = fs::File::create(queue.with_extension("lock")).unwrap();
         lock.lock().unwrap();
-        let never = |_: &[&str]| unreachable!();
-        work(Address::new("192.0.2.7").unwrap(), &queue, &never).unwrap();
+        process_queue(Address::new("192.0.2.7").unwrap(), &queue, &|_| unreachable!()).unwrap();
         assert!(queue.join("192.0.2.7").exists());
     }
 }

@@ -19,7 +19,7 @@ pub enum Error {
     Settings {
         /// The settings file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// An argument is invalid. Exit code 2.
@@ -30,51 +30,49 @@ pub enum Error {
     File {
         /// The operation, as a verb: "write", "watch".
         doing: &'static str,
-        #[allow(missing_docs)]
+        /// The file or directory.
         path: PathBuf,
-        #[allow(missing_docs)]
+        /// The system's error.
         source: io::Error,
     },
     /// The state database cannot be used. Exit code 1.
-    #[error("cannot {doing} {path}, the record of imported bans: {source}",
-        path = path.display())]
+    #[error("cannot {doing} the state database {path}: {source}", path = path.display())]
     Store {
         /// The operation, as a verb: "open", "write".
         doing: &'static str,
-        /// The database.
+        /// The file.
         path: PathBuf,
-        /// What SQLite said.
+        /// SQLite's error.
         source: rusqlite::Error,
     },
     /// The database of pending reports cannot be used. Exit code 1.
-    #[error("cannot use {path}, the queue of reports: {source}", path = path.display())]
+    #[error("cannot use the report queue {path}: {source}", path = path.display())]
     Queue {
-        /// The database.
+        /// The file.
         path: PathBuf,
-        /// What `SQLite` said.
+        /// SQLite's error.
         source: rusqlite::Error,
     },
     /// The database of reported addresses cannot be used. Exit code 1.
-    #[error("cannot use {path}, the record of reported addresses: {source}",
-        path = path.display())]
+    #[error("cannot use the database of reported addresses {path}: {source}", path = path.display())]
     Ledger {
-        /// The database.
+        /// The file.
         path: PathBuf,
-        /// What `SQLite` said.
+        /// SQLite's error.
         source: rusqlite::Error,
     },
-    /// A report lacks something. Exit code 1.
+    /// A report is incomplete. Exit code 1.
     #[error("{0}")]
     Report(String),
     /// A request to fail2ban failed. Exit code 1.
     #[error("{0}")]
     Fail2ban(#[from] crate::fail2ban::Fail2banError),
-    /// The operator's command did not succeed; the text says why. Exit code 1.
+    /// The operator's command did not succeed; the text has the cause. Exit code 1.
     #[error("{0}")]
-    Undone(String),
-    /// `check` found faults, and has printed them. Exit code 1, or 78 if the settings have faults.
+    Failed(String),
+    /// `check` found faults, and printed them. Exit code 1, or 78 if the settings have faults.
     #[error("{summary}")]
-    Faulty {
+    ChecksFailed {
         /// The number of findings of each kind.
         summary: String,
         /// Whether the settings are unusable.
@@ -83,9 +81,9 @@ pub enum Error {
     /// A user other than root announces a ban. Exit code 1.
     #[error("cannot write to the spool {path}: {1}. Run the command as root", path = .0.display())]
     NotRoot(PathBuf, io::Error),
-    /// Another daemon is running. Exit code 1.
-    #[error("another f2bmqtt daemon is already running (PID {0})")]
-    Running(String),
+    /// Another daemon is running: its PID, if known. Exit code 1.
+    #[error("another f2bmqtt daemon is already running{}", .0.map(|pid| format!(" (PID {pid})")).unwrap_or_default())]
+    AlreadyRunning(Option<i32>),
     /// The runtime or its signals cannot be set up. Exit code 1.
     #[error("cannot start: {0}")]
     Start(io::Error),
@@ -96,7 +94,9 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Settings { .. } | Self::Faulty { settings: true, .. } => 78,
+            Self::Config(_) | Self::Settings { .. } | Self::ChecksFailed { settings: true, .. } => {
+                78
+            }
             Self::Usage(_) => 2,
             _ => 1,
         }
@@ -110,10 +110,10 @@ impl Error {
 }
 
 /// The advice for unreadable settings.
-fn next_step(source: &io::Error, root: bool) -> &'static str {
+fn next_step(source: &io::Error, is_root: bool) -> &'static str {
     match source.kind() {
         // The service runs as root without capabilities, so it can read only files that root owns.
-        io::ErrorKind::PermissionDenied if root => {
+        io::ErrorKind::PermissionDenied if is_root => {
             "Let root own the file: chown root: and chmod 600, then: systemctl restart f2bmqttsub"
         }
         // Only root may read the settings, which contain a password.
@@ -128,7 +128,7 @@ fn hint(path: &Path, source: &io::Error) -> String {
         // The service's sandbox allows writing only to its own directories.
         let dir = path.parent().unwrap_or(path).display();
         return format!(
-            ". Let the service write there: systemctl edit f2bmqttsub, add the lines [Service] and \
+            ". Let the service write to that directory: systemctl edit f2bmqttsub, add the lines [Service] and \
              ReadWritePaths={dir}, then: systemctl restart f2bmqttsub"
         );
     }

@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 
 use crate::files;
 
-/// How long to retry at least: [`is_held`] takes the lock for an instant.
-const PROBE_GRACE: Duration = Duration::from_millis(200);
+/// The shortest time for which [`Lock::take`] retries: [`is_held`] takes the lock for an instant.
+const MIN_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// The pause between two attempts to take the lock.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The kind of process that holds the lock.
@@ -19,8 +21,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 pub enum Role {
     /// `f2bmqtt subscribe`
     Daemon,
-    /// The publisher that notify starts
-    Child,
+    /// A process that does its work once, such as the publisher that notify starts
+    OneShot,
 }
 
 impl Role {
@@ -29,7 +31,7 @@ impl Role {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Daemon => "subscribe",
-            Self::Child => "publish",
+            Self::OneShot => "publish",
         }
     }
 }
@@ -37,9 +39,9 @@ impl Role {
 /// A process that holds the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
-    #[allow(missing_docs)]
+    /// The role that the process took the lock in.
     pub role: Role,
-    #[allow(missing_docs)]
+    /// The process ID.
     pub pid: i32,
 }
 
@@ -50,33 +52,33 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock, or returns `None` if another process holds it. A daemon waits up to `patience` for a publisher,
-    /// which [sees](is_wanted) the daemon and ends; it does not wait for another daemon.
+    /// Takes the lock, or returns `None` if another process holds the lock. A daemon waits up to `timeout` for a
+    /// publisher, which [sees](is_handover_requested) the daemon and ends. It does not wait for another daemon.
     ///
     /// # Errors
     /// The lock file cannot be used.
-    pub fn take(path: &Path, role: Role, patience: Duration) -> io::Result<Option<Self>> {
+    pub fn take(path: &Path, role: Role, timeout: Duration) -> io::Result<Option<Self>> {
         if let Some(dir) = path.parent() {
             DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
         }
         let mut file = open(path)?;
         let started = Instant::now();
-        let mut wanted = None;
+        let mut handover_request = None;
         loop {
             match file.try_lock() {
                 Ok(()) => break,
                 Err(TryLockError::Error(error)) => return Err(error),
                 Err(TryLockError::WouldBlock) => {}
             }
-            if role == Role::Daemon && wanted.is_none() {
-                let file = open(&wanted_path(path))?;
+            if role == Role::Daemon && handover_request.is_none() {
+                let file = open(&handover_path(path))?;
                 // If another daemon waits, too, its lock is sufficient.
                 let _ = file.try_lock();
-                wanted = Some(file);
+                handover_request = Some(file);
             }
-            let stays = read(path).is_some_and(|owner| owner.role == Role::Daemon);
-            let patience = if stays { PROBE_GRACE } else { patience.max(PROBE_GRACE) };
-            if started.elapsed() > patience {
+            let is_daemon = read(path).is_some_and(|owner| owner.role == Role::Daemon);
+            let timeout = if is_daemon { MIN_TIMEOUT } else { timeout.max(MIN_TIMEOUT) };
+            if started.elapsed() > timeout {
                 return Ok(None);
             }
             std::thread::sleep(POLL_INTERVAL);
@@ -90,8 +92,8 @@ impl Lock {
 /// Whether some process holds the lock.
 #[must_use]
 pub fn is_held(path: &Path) -> bool {
-    let shared = File::open(path).map(|file| file.try_lock_shared());
-    matches!(shared, Ok(Err(TryLockError::WouldBlock)))
+    let attempt = File::open(path).map(|file| file.try_lock_shared());
+    matches!(attempt, Ok(Err(TryLockError::WouldBlock)))
 }
 
 /// The process that holds the lock.
@@ -104,17 +106,17 @@ pub fn owner(path: &Path) -> Option<Owner> {
 fn read(path: &Path) -> Option<Owner> {
     let text = fs::read_to_string(path).ok()?;
     let (name, pid) = text.trim().split_once(' ')?;
-    let role = [Role::Daemon, Role::Child].into_iter().find(|role| role.as_str() == name)?;
+    let role = [Role::Daemon, Role::OneShot].into_iter().find(|role| role.as_str() == name)?;
     Some(Owner { role, pid: pid.parse().ok()? })
 }
 
 /// Whether a daemon waits for the lock.
 #[must_use]
-pub fn is_wanted(path: &Path) -> bool {
-    is_held(&wanted_path(path))
+pub fn is_handover_requested(path: &Path) -> bool {
+    is_held(&handover_path(path))
 }
 
-fn wanted_path(path: &Path) -> PathBuf {
+fn handover_path(path: &Path) -> PathBuf {
     path.with_extension("wanted")
 }
 
@@ -130,12 +132,12 @@ mod tests {
     fn second_daemon_does_not_wait_for_the_first() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
-        for (role, waits) in [(Role::Daemon, false), (Role::Child, true)] {
+        for (role, expected) in [(Role::Daemon, false), (Role::OneShot, true)] {
             let held = Lock::take(&path, role, Duration::ZERO).unwrap();
             assert!(held.is_some());
-            let (started, patience) = (Instant::now(), Duration::from_secs(3));
-            assert!(Lock::take(&path, Role::Daemon, patience).unwrap().is_none());
-            assert_eq!(started.elapsed() > patience, waits, "{role:?}");
+            let (started, timeout) = (Instant::now(), Duration::from_secs(3));
+            assert!(Lock::take(&path, Role::Daemon, timeout).unwrap().is_none());
+            assert_eq!(started.elapsed() > timeout, expected, "{role:?}");
         }
     }
 
@@ -148,28 +150,28 @@ mod tests {
         assert!(is_held(&path));
         let pid = std::process::id().cast_signed();
         assert_eq!(owner(&path), Some(Owner { role: Role::Daemon, pid }));
-        assert!(Lock::take(&path, Role::Child, Duration::ZERO).unwrap().is_none());
+        assert!(Lock::take(&path, Role::OneShot, Duration::ZERO).unwrap().is_none());
         drop(lock);
         assert!(!is_held(&path) && owner(&path).is_none());
-        assert!(Lock::take(&path, Role::Child, Duration::ZERO).unwrap().is_some());
+        assert!(Lock::take(&path, Role::OneShot, Duration::ZERO).unwrap().is_some());
     }
 
     #[test]
     fn publisher_sees_a_waiting_daemon_which_takes_over() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("lock");
-        let child = Lock::take(&path, Role::Child, Duration::ZERO).unwrap().unwrap();
-        assert!(!is_wanted(&path));
+        let publisher = Lock::take(&path, Role::OneShot, Duration::ZERO).unwrap().unwrap();
+        assert!(!is_handover_requested(&path));
         std::thread::scope(|scope| {
             let daemon = scope.spawn(|| Lock::take(&path, Role::Daemon, Duration::from_mins(1)));
-            while !is_wanted(&path) {
+            while !is_handover_requested(&path) {
                 std::thread::sleep(POLL_INTERVAL);
             }
-            drop(child);
+            drop(publisher);
             assert!(daemon.join().unwrap().unwrap().is_some());
         });
-        assert!(!is_wanted(&path));
+        assert!(!is_handover_requested(&path));
         // The second lock is released, too.
-        assert!(Lock::take(&path, Role::Child, Duration::ZERO).unwrap().is_some());
+        assert!(Lock::take(&path, Role::OneShot, Duration::ZERO).unwrap().is_some());
     }
 }

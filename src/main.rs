@@ -63,9 +63,7 @@ fn run_parsed(called: Option<&str>, paths: &Paths) -> Result<(), Error> {
 fn notify_call<'a>(name: &str, arguments: &'a [OsString]) -> Option<NotifyCall<'a>> {
     let args: Option<Vec<_>> = arguments.iter().skip(1).map(|arg| arg.to_str()).collect();
     match (name, args?.as_slice()) {
-        ("mqttnotifyban", args) | ("f2bmqtt", ["notify", args @ ..]) => {
-            NotifyCall::by_position(args)
-        }
+        ("mqttnotifyban", args) | ("f2bmqtt", ["notify", args @ ..]) => NotifyCall::from_args(args),
         _ => None,
     }
 }

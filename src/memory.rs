@@ -7,14 +7,14 @@ use crate::clock::now_millis;
 use crate::daemon::former::Former;
 use crate::error::Error;
 use crate::fail2ban::action_names::{ActionNames, Resolved};
-use crate::fail2ban::database::{BipsRow, Database};
+use crate::fail2ban::database::{Database, unreadable};
 use crate::fleet::work::Effect;
 use crate::fleet::{Controller, Record};
 use crate::guard::{Guard, RejectCounters, RejectReason, is_bannable};
 use crate::journal::{self, InboundLog, RateLimitedLog};
 use crate::outbox::Outbox;
 use crate::store::{Identity, Store};
-use crate::wire::{Jail, JailScope, Shard, SpooledEvent};
+use crate::wire::{Event, JailScope, Shard, SpooledEvent};
 
 /// The state behind a lock. Hold the lock only for memory and database access, never across an `await`.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub struct DaemonState {
     /// Counts rejected messages by reason.
     pub rejections: RejectCounters,
     store: Store,
-    limited: RateLimitedLog,
+    warnings: RateLimitedLog,
     /// The rate-limited log of messages and their effects.
     pub inbound: InboundLog,
 }
@@ -51,19 +51,16 @@ impl SharedState {
         database: Database,
         store: Store,
     ) -> Self {
-        let (rejections, limited) = (RejectCounters::default(), RateLimitedLog::default());
-        let inbound = InboundLog::default();
-        let action_names = ActionNames::default();
         let state = DaemonState {
             fleet,
             outbox,
             database,
-            action_names,
+            action_names: ActionNames::default(),
             guard,
-            rejections,
+            rejections: RejectCounters::default(),
             store,
-            limited,
-            inbound,
+            warnings: RateLimitedLog::default(),
+            inbound: InboundLog::default(),
         };
         Self(Mutex::new(state))
     }
@@ -74,36 +71,42 @@ impl SharedState {
     }
 }
 
+/// The parts of the state that decide which event of the spool is published.
+struct LocalClassifier<'a> {
+    fleet: &'a mut Controller,
+    database: &'a mut Database,
+    guard: &'a Guard,
+    action_names: &'a mut ActionNames,
+}
+
+impl LocalClassifier<'_> {
+    /// The event to publish for a spooled one, if any. The error is empty while the jails of an action are unknown.
+    fn classify(&mut self, spooled: &SpooledEvent, now: i64) -> Result<Option<Event>, String> {
+        let Self { fleet, database, guard, action_names } = self;
+        // While the jails are unknown, so are their actions: take the name for a jail's.
+        let exists = fleet.known_jails().is_none_or(|jails| jails.contains(&spooled.jail));
+        let resolved =
+            action_names.resolve(&spooled.jail, exists, |jail| database.has_ban(jail, spooled));
+        let jail = match resolved {
+            Resolved::Jail(jail) => jail,
+            Resolved::ActionsNeeded => return Err(String::new()),
+        };
+        if !guard.sharing.includes(&jail) {
+            return Ok(None);
+        }
+        let spooled = &SpooledEvent { jail, ..spooled.clone() };
+        let event = fleet.on_local_event(spooled, || database.row_of(spooled), now);
+        event.map_err(|error| unreadable(&error))
+    }
+}
+
 impl DaemonState {
     /// Reads the spool. Do this before acting on peers' claims, so that local detections take precedence (R10).
     pub fn drain_spool(&mut self) {
         let now = now_millis();
         let Self { fleet, database, guard, action_names, .. } = self;
-        let mut decide = |event: &SpooledEvent| {
-            // While the jails are unknown, so are their actions: take the name for a jail's.
-            let exists = fleet.known_jails().is_none_or(|jails| jails.contains(&event.jail));
-            let is_same_ban =
-                |row: &BipsRow| (event.time - 1..=event.time + 1).contains(&row.timeofban);
-            let has_ban = |jail: &Jail| {
-                let rows = database.rows(jail, &[event.address]).unwrap_or_default();
-                rows.get(event.address).is_some_and(is_same_ban)
-            };
-            let jail = match action_names.resolve(&event.jail, exists, has_ban) {
-                Resolved::Jail(jail) => jail,
-                Resolved::Ask => return Err(String::new()),
-            };
-            let event = &SpooledEvent { jail, ..event.clone() };
-            if !guard.sharing.includes(&event.jail) {
-                return Ok(None);
-            }
-            let row = || -> rusqlite::Result<_> {
-                let rows = database.rows(&event.jail, &[event.address])?;
-                Ok(database.exists().then(|| rows.get(event.address).copied()))
-            };
-            let unreadable = |error| format!("cannot read fail2ban's database: {error}");
-            fleet.on_local_event(event, row, now).map_err(unreadable)
-        };
-        let warnings = match self.outbox.scan(&mut decide) {
+        let mut classifier = LocalClassifier { fleet, database, guard, action_names };
+        let warnings = match self.outbox.scan(&mut |spooled| classifier.classify(spooled, now)) {
             Ok(warnings) => warnings,
             Err(error) => vec![format!("cannot read the spool: {error}")],
         };
@@ -162,7 +165,7 @@ impl DaemonState {
     /// [`Error::Store`], or the system provides no random numbers.
     pub fn draw_client_id(&mut self) -> Result<(String, String), Error> {
         let Some(former) = self.store.identity()? else {
-            return Err(Error::Undone("the state database has no client ID".to_owned()));
+            return Err(Error::Failed("the state database has no client ID".to_owned()));
         };
         let identity = Identity::draw(former.provenance.clone())?;
         self.store.adopt(&identity, &[])?;
@@ -184,11 +187,11 @@ impl DaemonState {
     pub fn drop_unshared(&mut self, shard: &mut Shard) {
         let Self { guard, rejections, .. } = self;
         shard.bans.retain(|ban| {
-            let bannable = is_bannable(ban.address.ip());
-            if !bannable {
+            let is_bannable = is_bannable(ban.address.ip());
+            if !is_bannable {
                 rejections.count(RejectReason::Unbannable);
             }
-            bannable && guard.sharing.includes(&ban.jail)
+            is_bannable && guard.sharing.includes(&ban.jail)
         });
         shard.unbans.retain(|unban| match &unban.scope {
             JailScope::All => true,
@@ -204,15 +207,15 @@ impl DaemonState {
     /// The same for a message of one host. The rate limit of the log is per host (R21).
     pub fn record_rejection_of(&mut self, host: &str, reason: RejectReason, text: &str) {
         self.rejections.count(reason);
-        if let Some(line) = self.limited.line(reason.name(), host, text, Instant::now()) {
+        if let Some(line) = self.warnings.line(reason.name(), host, text, Instant::now()) {
             journal::warn(line);
         }
     }
 
     /// Logs how many lines were suppressed.
     pub fn flush_suppressed_warnings(&mut self) {
-        self.limited.held_back(Instant::now()).iter().for_each(journal::warn);
-        self.inbound.settle();
+        self.warnings.take_suppressed(Instant::now()).iter().for_each(journal::warn);
+        self.inbound.flush();
         for row in self.database.take_unreadable() {
             self.warn("database row", &row);
         }
@@ -220,7 +223,7 @@ impl DaemonState {
 
     /// Warns; lines of the same kind are rate-limited.
     pub fn warn(&mut self, kind: &'static str, text: &str) {
-        if let Some(line) = self.limited.line(kind, "", text, Instant::now()) {
+        if let Some(line) = self.warnings.line(kind, "", text, Instant::now()) {
             journal::warn(line);
         }
     }

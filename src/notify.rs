@@ -16,14 +16,20 @@ use crate::wire::{Action, Address, Jail, SpooledEvent};
 
 /// The arguments as fail2ban passes them, still text.
 #[derive(Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct NotifyCall<'a> {
+    /// The action's name, usually that of its jail.
     pub jail: &'a str,
+    /// The banned or unbanned address.
     pub address: &'a str,
+    /// In seconds; -1 is permanent.
     pub bantime: &'a str,
+    /// `ban` or `unban`.
     pub action: &'a str,
+    /// Not 0 if fail2ban made the ban again after a restart.
     pub restored: &'a str,
+    /// The number of failures that led to the ban; 0 for a ban by hand.
     pub failures: &'a str,
+    /// The start of the ban, in seconds since 1970, with a fraction.
     pub time: &'a str,
 }
 
@@ -31,10 +37,12 @@ impl<'a> NotifyCall<'a> {
     /// A call with arguments in the scripts' order. The first four are required; arguments after the time are
     /// ignored, as in the scripts.
     #[must_use]
-    pub fn by_position(args: &[&'a str]) -> Option<Self> {
-        let [jail, address, bantime, action, more @ ..] = args else { return None };
-        let more = |n: usize| more.get(n).copied().unwrap_or_default();
-        let (restored, failures, time) = (more(0), more(1), more(2));
+    pub fn from_args(args: &[&'a str]) -> Option<Self> {
+        let [jail, address, bantime, action, optional @ ..] = args else { return None };
+        let mut optional = optional.iter().copied().chain(std::iter::repeat(""));
+        let restored = optional.next()?;
+        let failures = optional.next()?;
+        let time = optional.next()?;
         Some(Self { jail, address, bantime, action, restored, failures, time })
     }
 
@@ -44,27 +52,21 @@ impl<'a> NotifyCall<'a> {
     /// # Errors
     /// [`Error::Usage`]: an argument is invalid.
     pub fn to_event(&self) -> Result<(Option<SpooledEvent>, Option<String>), Error> {
-        let usage = |name: &str, what: &str| Error::Usage(format!("{name} {what}"));
-        let jail = Jail::new(self.jail).map_err(|what| usage("NAME", &what))?;
-        let address = Address::new(self.address).map_err(|what| usage("IP", &what))?;
+        let jail = Jail::new(self.jail).map_err(|fault| usage("NAME", &fault))?;
+        let address = Address::new(self.address).map_err(|fault| usage("IP", &fault))?;
         let action = match Action::new(self.action) {
             Action::Other(_) => return Err(usage("ACTION", "must be ban or unban")),
-            known => known,
+            action => action,
         };
-        let count = |name, text: &str| match text {
-            "" => Ok(0),
-            text => text.parse::<u32>().map_err(|_| usage(name, "must be a number, 0 or more")),
-        };
-        let restored = count("RESTORED", self.restored)?;
-        let failures = count("FAILURES", self.failures)?;
+        let restored = parse_count("RESTORED", self.restored)?;
+        let failures = parse_count("FAILURES", self.failures)?;
         if failures == 0 || action == Action::Ban && restored != 0 {
             return Ok((None, None));
         }
         let mut warning = None;
         let bantime = self.bantime.parse().unwrap_or_else(|_| {
             warning = Some(format!(
-                "invalid bantime of jail {jail}: not a number of seconds; publishing 0 \
-                                    (unknown)"
+                "invalid bantime of jail {jail}: not a number of seconds; publishing 0 (unknown)"
             ));
             0
         });
@@ -73,6 +75,18 @@ impl<'a> NotifyCall<'a> {
         let event = SpooledEvent { action, jail, address, bantime, restored, failures, time };
         Ok((Some(event), warning))
     }
+}
+
+fn usage(argument: &str, fault: &str) -> Error {
+    Error::Usage(format!("{argument} {fault}"))
+}
+
+/// Parses an argument that is a number; an empty one is 0.
+fn parse_count(argument: &str, text: &str) -> Result<u32, Error> {
+    if text.is_empty() {
+        return Ok(0);
+    }
+    text.parse().map_err(|_| usage(argument, "must be a number, 0 or more"))
 }
 
 /// Whether the command of a fail2ban action calls the notifier.
@@ -85,10 +99,10 @@ pub fn is_called_by(action: &str) -> bool {
 /// time in fail2ban's database.
 #[must_use]
 pub fn whole_seconds(time: &str) -> Option<i64> {
-    const MAX: f64 = 1e11;
+    const MAX_SECS: f64 = 1e11;
     let time: f64 = time.trim().parse().ok()?;
-    #[expect(clippy::cast_possible_truncation, reason = "in range, and that is what is wanted")]
-    (0.0..MAX).contains(&time).then(|| time.round_ties_even() as i64)
+    #[expect(clippy::cast_possible_truncation, reason = "the number is whole and in range")]
+    (0.0..MAX_SECS).contains(&time).then(|| time.round_ties_even() as i64)
 }
 
 /// Handles one call: writes the event to the spool, and starts a publisher if no process holds the lock. If neither
@@ -103,16 +117,15 @@ pub fn run(call: &NotifyCall<'_>, paths: &Paths) -> Result<(), Error> {
     }
     let Some(event) = event else { return Ok(()) };
     let spool = paths.spool();
-    let failed = |error, what: &str| {
-        let dir = spool.dir().display();
-        journal::syslog(format_args!("cannot write to the spool {dir}: {error}; {what}"));
-    };
     let address = event.address;
     let unspooled = match spool.write(&event, SystemTime::now()) {
         Ok(Written::Primary) => None,
         Ok(Written::Fallback(error)) => {
-            let what = "in the second spool, which a reboot deletes";
-            failed(error, &format!("keeping {address} {what}"));
+            let spool = spool.dir().display();
+            journal::syslog(format_args!(
+                "cannot write to the spool {spool}: {error}; keeping {address} in the second spool, which a \
+                 reboot deletes"
+            ));
             None
         }
         // Another user cannot read the settings either, so a publisher could not publish the event.
@@ -120,12 +133,15 @@ pub fn run(call: &NotifyCall<'_>, paths: &Paths) -> Result<(), Error> {
             return Err(Error::NotRoot(spool.dir().to_owned(), error));
         }
         Err(error) => {
-            failed(error, &format!("publishing {address} now, without retry"));
+            let spool = spool.dir().display();
+            journal::syslog(format_args!(
+                "cannot write to the spool {spool}: {error}; publishing {address} now, without retry"
+            ));
             Some(event.encode())
         }
     };
     if (unspooled.is_some() || !lock::is_held(&paths.lock()))
-        && let Err(error) = child::leave("publish", unspooled)
+        && let Err(error) = child::spawn_detached("publish", unspooled)
     {
         journal::syslog(format_args!("cannot start the publisher: {error}"));
     }
@@ -140,7 +156,7 @@ mod tests {
     use crate::cli::NotifyShim;
 
     fn call(text: &str) -> NotifyCall<'_> {
-        NotifyCall::by_position(&text.split(',').collect::<Vec<_>>()).unwrap()
+        NotifyCall::from_args(&text.split(',').collect::<Vec<_>>()).unwrap()
     }
 
     fn spooled(text: &str) -> Option<String> {
@@ -151,14 +167,14 @@ mod tests {
 
     #[test]
     fn the_scripts_rules_decide() {
-        let silent = [
+        let not_events = [
             "sshd,203.0.113.9,600,ban,1,3",
             "sshd,203.0.113.9,600,ban,0,0",
             "sshd,203.0.113.9,600,unban,0,0",
             "sshd,203.0.113.9,600,ban,0,",
             "sshd,203.0.113.9,600,ban",
         ];
-        for text in silent {
+        for text in not_events {
             assert_eq!(spooled(text), None, "{text}");
         }
         let ban = r#"{"action":"ban","bantime":600,"failures":3,"ip":"203.0.113.9","ipmset":"sshd","restored":0,"time":1795342588}"#;
@@ -167,7 +183,7 @@ mod tests {
         assert!(spooled("sshd,2001:DB8::0:1,-1,ban,0,3").unwrap().contains(r#""2001:db8::1""#));
         assert!(spooled("sshd,192.0.2.1,0,ban,,3,odd").unwrap().contains(r#""time":0"#));
         assert_eq!(spooled("sshd,203.0.113.9,600,ban,0,3,1795342587.6,more").unwrap(), ban);
-        assert!(NotifyCall::by_position(&["sshd", "203.0.113.9", "600"]).is_none());
+        assert!(NotifyCall::from_args(&["sshd", "203.0.113.9", "600"]).is_none());
     }
 
     /// The binary reads a call without clap, which would take a fifth of its time.
@@ -184,10 +200,7 @@ mod tests {
         for text in calls {
             let args: Vec<_> = text.split(',').collect();
             let parsed = NotifyShim::try_parse_from(["mqttnotifyban"].iter().chain(&args)).ok();
-            assert_eq!(
-                NotifyCall::by_position(&args),
-                parsed.as_ref().map(|shim| shim.args.call())
-            );
+            assert_eq!(NotifyCall::from_args(&args), parsed.as_ref().map(|shim| shim.args.call()));
         }
     }
 
@@ -203,7 +216,7 @@ mod tests {
 
     #[test]
     fn invalid_argument_is_a_usage_error() {
-        let wrong = [
+        let invalid = [
             ("ss\"hd,192.0.2.1,600,ban,0,3", "NAME"),
             ("sshd,192.0.2.0/24,600,ban,0,3", "IP"),
             ("sshd,192.0.2.1\",600,ban,0,3", "IP"),
@@ -212,7 +225,7 @@ mod tests {
             ("sshd,192.0.2.1,600,ban,0,a[$(id)]", "FAILURES"),
             ("sshd,192.0.2.1,600,ban,0,-1", "FAILURES"),
         ];
-        for (text, name) in wrong {
+        for (text, name) in invalid {
             let error = call(text).to_event().unwrap_err();
             assert!(error.to_string().starts_with(name), "{text}: {error}");
             assert_eq!(error.exit_code(), 2);

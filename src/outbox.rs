@@ -13,7 +13,7 @@ use crate::wire::{Action, Event, SpooledEvent};
 /// The most events in memory; the rest waits in the spool.
 const MAX_QUEUED: usize = 10_000;
 
-/// Decides which event is published for a spooled call, if any. `Err` means that it cannot decide yet.
+/// Decides which event is published for a spooled call, if any. `Err` means that it cannot classify yet.
 pub type Classify<'a> = &'a mut dyn FnMut(&SpooledEvent) -> Result<Option<Event>, String>;
 
 /// The events on their way to the broker.
@@ -35,13 +35,12 @@ impl Outbox {
     /// An outbox that publishes below `topic`.
     #[must_use]
     pub fn new(spool: Spool, topic: Topic) -> Self {
-        let (waiting, in_flight, stuck) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
         Self {
             spool,
             topic,
-            queued: waiting,
-            in_flight,
-            undeletable: stuck,
+            queued: BTreeMap::new(),
+            in_flight: BTreeSet::new(),
+            undeletable: BTreeSet::new(),
             awaiting_persist: BTreeMap::new(),
         }
     }
@@ -50,7 +49,7 @@ impl Outbox {
     ///
     /// # Errors
     /// The directory cannot be read.
-    pub fn scan(&mut self, decide: Classify<'_>) -> io::Result<Vec<String>> {
+    pub fn scan(&mut self, classify: Classify<'_>) -> io::Result<Vec<String>> {
         let mut warnings = Vec::new();
         for name in self.spool.list()? {
             if self.queued.len() >= MAX_QUEUED {
@@ -60,10 +59,10 @@ impl Outbox {
                 continue;
             }
             match self.spool.read(&name) {
-                Ok(spooled) => warnings.extend(self.take(name, &spooled, decide).err()),
+                Ok(spooled) => warnings.extend(self.take(name, &spooled, classify).err()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    warnings.push(format!("dropped {name} from the spool: {error}"));
+                    warnings.push(format!("dropped unreadable {name} from the spool: {error}"));
                     self.remove(&name);
                 }
             }
@@ -74,14 +73,14 @@ impl Outbox {
     /// Adds a spooled call under a name.
     ///
     /// # Errors
-    /// Why `decide` cannot decide yet. The caller tries again later.
+    /// The cause, if `classify` cannot decide yet. The caller tries again later.
     pub fn take(
         &mut self,
         name: Name,
         spooled: &SpooledEvent,
-        decide: Classify<'_>,
+        classify: Classify<'_>,
     ) -> Result<(), String> {
-        match decide(spooled)? {
+        match classify(spooled)? {
             Some(event) => drop(self.queued.insert(name, event)),
             None => self.remove(&name),
         }
@@ -102,7 +101,7 @@ impl Outbox {
     }
 
     /// The broker acknowledged the event of this name; returns the event.
-    pub fn published(&mut self, name: &str) -> Option<Event> {
+    pub fn on_published(&mut self, name: &str) -> Option<Event> {
         self.in_flight.remove(name);
         let event = self.queued.remove(name);
         match event.as_ref().filter(|event| event.action == Action::Ban) {
@@ -112,10 +111,10 @@ impl Outbox {
         event
     }
 
-    /// Removes published bans from the spool once they are persisted or over, that is, not `is_unwritten`.
-    pub fn release_persisted(&mut self, is_unwritten: impl Fn(&str, &Event) -> bool) {
+    /// Removes published bans from the spool once they are persisted or over, that is, not `is_unpersisted`.
+    pub fn release_persisted(&mut self, is_unpersisted: impl Fn(&str, &Event) -> bool) {
         for (name, _) in
-            self.awaiting_persist.extract_if(.., |name, event| !is_unwritten(name, event))
+            self.awaiting_persist.extract_if(.., |name, event| !is_unpersisted(name, event))
         {
             if !self.spool.remove(&name) {
                 self.undeletable.insert(name);
@@ -130,7 +129,7 @@ impl Outbox {
     }
 
     /// The link went down: its unacknowledged events must be sent again.
-    pub fn lost(&mut self) {
+    pub fn on_lost(&mut self) {
         self.in_flight.clear();
     }
 
@@ -148,7 +147,7 @@ impl Outbox {
 
     /// Whether the spool has unread files.
     #[must_use]
-    pub fn has_news(&self) -> bool {
+    pub fn has_unread(&self) -> bool {
         self.spool.list().unwrap_or_default().iter().any(|name| !self.is_known(name))
     }
 
@@ -184,24 +183,32 @@ mod tests {
         outbox.spool.write(&spooled, SystemTime::now()).unwrap();
     }
 
+    /// The event of a spooled detection.
+    fn event(spooled: &SpooledEvent) -> Event {
+        spooled.clone().event(&HostName::new("web1").unwrap(), 1, Reason::Detected)
+    }
+
+    /// Publishes .1, drops .2, and cannot decide about .3.
+    fn classify(spooled: &SpooledEvent) -> Result<Option<Event>, String> {
+        match spooled.address.to_string().as_str() {
+            "192.0.2.1" => Ok(Some(event(spooled))),
+            "192.0.2.2" => Ok(None),
+            _ => Err("busy".to_owned()),
+        }
+    }
+
     #[test]
     fn published_event_waits_for_the_broker_and_dropped_event_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let mut outbox = outbox(dir.path());
-        let host = HostName::new("web1").unwrap();
-        let mut decide = |spooled: &SpooledEvent| match spooled.address.to_string().as_str() {
-            "192.0.2.1" => Ok(Some(spooled.clone().event(&host, 1, Reason::Detected))),
-            "192.0.2.2" => Ok(None),
-            _ => Err("busy".to_owned()),
-        };
         for ip in ["192.0.2.1", "192.0.2.2", "192.0.2.3"] {
             spool_ban(&outbox, ip);
         }
-        assert_eq!(outbox.scan(&mut decide).unwrap(), ["busy"]);
-        assert_eq!(outbox.scan(&mut decide).unwrap(), ["busy"], "it is asked again");
+        assert_eq!(outbox.scan(&mut classify).unwrap(), ["busy"]);
+        assert_eq!(outbox.scan(&mut classify).unwrap(), ["busy"], "the next scan tries again");
         let names = outbox.spool.list().unwrap();
         assert_eq!((names.len(), outbox.queued.len()), (2, 1));
-        outbox.published(&names[0]);
+        outbox.on_published(&names[0]);
         outbox.release_persisted(|_, _| false);
         assert!(outbox.is_empty());
         assert_eq!(outbox.spool.list().unwrap(), names[1..]);
@@ -212,15 +219,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut outbox = outbox(dir.path());
         spool_ban(&outbox, "192.0.2.1");
-        let host = HostName::new("web1").unwrap();
-        let mut decide =
-            |spooled: &SpooledEvent| Ok(Some(spooled.clone().event(&host, 1, Reason::Detected)));
-        assert_eq!(outbox.scan(&mut decide).unwrap(), [""; 0]);
+        assert_eq!(outbox.scan(&mut |spooled| Ok(Some(event(spooled)))).unwrap(), [""; 0]);
         let names = outbox.spool.list().unwrap();
-        outbox.published(&names[0]);
+        outbox.on_published(&names[0]);
         outbox.release_persisted(|_, _| true);
-        assert_eq!(outbox.scan(&mut decide).unwrap(), [""; 0]);
-        assert!(outbox.is_empty() && !outbox.has_news(), "it is not told again");
+        assert_eq!(outbox.scan(&mut |spooled| Ok(Some(event(spooled)))).unwrap(), [""; 0]);
+        assert!(outbox.is_empty() && !outbox.has_unread(), "the ban is not published again");
         assert_eq!(outbox.spool.list().unwrap(), names);
         outbox.release_persisted(|_, _| false);
         assert_eq!(outbox.spool.list().unwrap(), [""; 0]);
@@ -232,7 +236,7 @@ mod tests {
         let mut outbox = outbox(dir.path());
         std::fs::write(dir.path().join("1.json"), "{}").unwrap();
         let warnings = outbox.scan(&mut |_| Ok(None)).unwrap();
-        assert_eq!(warnings, ["dropped 1.json from the spool: missing field `action`"]);
+        assert_eq!(warnings, ["dropped unreadable 1.json from the spool: missing field `action`"]);
         assert_eq!(outbox.spool.list().unwrap(), [""; 0]);
     }
 }

@@ -37,7 +37,7 @@ impl Paths {
     /// setting, for a fail2ban whose settings are elsewhere (in a container, or from pip).
     #[must_use]
     pub fn located(&self, socket: Option<&Path>) -> Self {
-        self.located_by(&Settings::read(Path::new(settings::DIR)), socket)
+        self.located_by(&Settings::read(Path::new(settings::SETTINGS_DIR)), socket)
     }
 
     fn located_by(&self, settings: &Settings, socket: Option<&Path>) -> Self {
@@ -110,12 +110,16 @@ impl Paths {
 mod tests {
     use super::*;
 
-    #[test]
-    fn own_setting_overrides_fail2ban_s_which_overrides_the_default() {
-        let settings = |socket: &str| Settings {
+    /// fail2ban's settings with this socket; empty: without any.
+    fn settings(socket: &str) -> Settings {
+        Settings {
             socket: (!socket.is_empty()).then(|| socket.into()),
             database: (!socket.is_empty()).then(|| "/srv/db".into()),
-        };
+        }
+    }
+
+    #[test]
+    fn own_setting_overrides_fail2ban_s_which_overrides_the_default() {
         let table = [
             (
                 settings(""),

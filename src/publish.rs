@@ -1,9 +1,8 @@
 //! `f2bmqtt publish`, which notify starts if no daemon runs. It publishes the spool, stays a few seconds for the rest
 //! of a burst, and exits. Events that it could not publish wait for the next publisher or the daemon.
 
-use std::cell::RefCell;
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::setsid;
@@ -14,7 +13,7 @@ use crate::clock::{now_millis, now_secs};
 use crate::config::Config;
 use crate::error::Error;
 use crate::fail2ban::action_names::{ActionNames, Resolved};
-use crate::fail2ban::database::{BipsRow, Database};
+use crate::fail2ban::database::{Database, unreadable};
 use crate::fail2ban::{self, Client as Fail2ban};
 use crate::fleet::Record;
 use crate::fleet::sequence::Sequencer;
@@ -24,8 +23,9 @@ use crate::lock::{self, Lock, Role};
 use crate::outbox::Outbox;
 use crate::paths::Paths;
 use crate::runtime;
+use crate::spool::{Item as _, Spool};
 use crate::store::Store;
-use crate::wire::{Ban, Event as BanEvent, Jail, SpooledEvent};
+use crate::wire::{Ban, Event, Jail, SpooledEvent};
 
 /// The longest run of a publisher.
 const MAX_RUNTIME: Duration = Duration::from_secs(30);
@@ -39,6 +39,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// How long fail2ban may take to name its jails' actions: it may wait for the action that called notify.
 const NAMES_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long the last acknowledgements may take after the disconnect.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Publishes the event on standard input, if there is one, and the spool, unless another process holds the lock.
 ///
 /// # Errors
@@ -46,28 +49,235 @@ const NAMES_TIMEOUT: Duration = Duration::from_secs(5);
 pub fn run(paths: &Paths) -> Result<(), Error> {
     // fail2ban kills the process group of an action that takes too long: leave that group.
     let _ = setsid();
-    let result = work(paths);
+    let result = publish_spool(paths);
     if let Err(error) = &result {
         journal::syslog(format_args!("cannot publish bans: {error}"));
     }
     result
 }
 
-fn work(paths: &Paths) -> Result<(), Error> {
+fn publish_spool(paths: &Paths) -> Result<(), Error> {
     let mut text = Vec::new();
-    let _ = std::io::stdin().take(4096).read_to_end(&mut text);
-    let spooled = SpooledEvent::parse(&text).ok();
+    let _ = std::io::stdin().take(SpooledEvent::MAX_BYTES).read_to_end(&mut text);
+    let from_memory = SpooledEvent::parse(&text).ok();
     let config = Config::load()?;
     let paths = &paths.located(config.fail2ban_socket.as_deref());
-    runtime::run(publish(&config, paths, spooled))
+    runtime::run(publish(&config, paths, from_memory))
 }
 
-/// Continues the daemon's stamps, and reserves stamps for the longest run of this process. Without a store, the clock
-/// provides the stamps. A full disk does not delay a ban.
-fn sequencer(store: Option<&mut Store>) -> Sequencer {
-    let Some(store) = store else { return Sequencer::new(0) };
-    let mut sequencer = Sequencer::new(store.stamp().unwrap_or(0));
-    if let Some(stamp) = sequencer.stamp_to_reserve(now_millis())
+async fn publish(
+    config: &Config,
+    paths: &Paths,
+    from_memory: Option<SpooledEvent>,
+) -> Result<(), Error> {
+    // An event from standard input is published in any case, the spool only by the holder of the lock.
+    let lock = Lock::take(&paths.lock(), Role::OneShot, Duration::ZERO).unwrap_or(None);
+    if lock.is_none() && from_memory.is_none() {
+        return Ok(());
+    }
+    let mut publisher = Publisher::new(config, paths, lock, from_memory);
+    publisher.run(&paths.fail2ban).await?;
+    publisher.finish().await;
+    Ok(())
+}
+
+/// Decides which event is published for a spooled one.
+struct Classifier<'a> {
+    config: &'a Config,
+    database: Database,
+    action_names: ActionNames,
+    sequencer: Sequencer,
+    filter: LocalEventFilter,
+}
+
+impl Classifier<'_> {
+    /// The event to publish, if any. The error is empty while the jails of an action are unknown.
+    fn classify(&mut self, spooled: &SpooledEvent) -> Result<Option<Event>, String> {
+        let Self { config, database, action_names, sequencer, filter } = self;
+        // A jail whose row has the ban exists; no need to ask fail2ban.
+        let exists = database.has_ban(&spooled.jail, spooled);
+        let resolved =
+            action_names.resolve(&spooled.jail, exists, |jail| database.has_ban(jail, spooled));
+        let jail = match resolved {
+            Resolved::Jail(jail) => jail,
+            Resolved::ActionsNeeded => return Err(String::new()),
+        };
+        if !config.sharing.includes(&jail) {
+            return Ok(None);
+        }
+        let spooled = &SpooledEvent { jail, ..spooled.clone() };
+        let (now, row) = (now_millis(), || database.row_of(spooled));
+        let event = filter.event(spooled, sequencer.stamp(now), row, Vec::new(), now);
+        event.map_err(|error| unreadable(&error))
+    }
+
+    /// Reads the actions of all jails. If fail2ban does not answer, the events keep the names of the actions.
+    async fn read_action_names(&mut self, socket: &Path) {
+        let pairs = timeout(NAMES_TIMEOUT, action_names(socket)).await;
+        self.action_names.set(pairs.map(Result::unwrap_or_default).unwrap_or_default());
+    }
+}
+
+/// The state of a publisher.
+struct Publisher<'a> {
+    classifier: Classifier<'a>,
+    spool: Spool,
+    outbox: Outbox,
+    link: MqttLink,
+    lock_path: PathBuf,
+    /// The lock on the spool. Without it, the publisher leaves the spool alone.
+    lock: Option<Lock>,
+    /// The event from standard input, until it is in the outbox.
+    from_memory: Option<SpooledEvent>,
+    /// Whether there was an event on standard input. No spool has that event.
+    has_unspooled: bool,
+    /// The broker and the cause of the last failure, until a connection succeeds.
+    link_error: Option<String>,
+}
+
+impl<'a> Publisher<'a> {
+    fn new(
+        config: &'a Config,
+        paths: &Paths,
+        lock: Option<Lock>,
+        from_memory: Option<SpooledEvent>,
+    ) -> Self {
+        let spool = paths.spool();
+        let sequencer = sequencer(paths, lock.is_some());
+        Self {
+            classifier: Classifier {
+                config,
+                database: Database::new(Some(paths.database.clone())),
+                action_names: ActionNames::default(),
+                sequencer,
+                filter: LocalEventFilter::new(config.node.clone()),
+            },
+            outbox: Outbox::new(spool.clone(), config.topic.clone()),
+            spool,
+            link: MqttLink::new(config, client_options(config)),
+            lock_path: paths.lock(),
+            lock,
+            has_unspooled: from_memory.is_some(),
+            from_memory,
+            link_error: None,
+        }
+    }
+
+    /// Publishes until the spool stays empty, a daemon wants the lock, or the time is over.
+    async fn run(&mut self, fail2ban: &Path) -> Result<(), Error> {
+        let (started, mut last_busy) = (Instant::now(), Instant::now());
+        while started.elapsed() < MAX_RUNTIME && !self.is_handover_requested() {
+            self.read_events()?;
+            if self.classifier.action_names.should_read_actions() {
+                self.classifier.read_action_names(fail2ban).await;
+                continue;
+            }
+            self.release_persisted();
+            if !self.outbox.is_empty() || self.from_memory.is_some() {
+                last_busy = Instant::now();
+            } else if (self.lock.is_none() || last_busy.elapsed() > IDLE_TIMEOUT)
+                && !self.renew_lock()
+            {
+                break;
+            }
+            self.outbox.send(&mut self.link);
+            if let Ok(event) = timeout(POLL_INTERVAL, self.link.event()).await {
+                self.on_link_event(event);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a daemon waits for the lock. A daemon can take over the spool, but not an event in memory.
+    fn is_handover_requested(&self) -> bool {
+        !self.has_unspooled && lock::is_handover_requested(&self.lock_path)
+    }
+
+    /// Moves the event from standard input and the events of the spool to the outbox.
+    fn read_events(&mut self) -> Result<(), Error> {
+        let Self { classifier, outbox, .. } = self;
+        if let Some(spooled) = self.from_memory.take() {
+            let name = "from memory".to_owned();
+            if outbox.take(name, &spooled, &mut |event| classifier.classify(event)).is_err() {
+                self.from_memory = Some(spooled); // fail2ban's database was busy: retry in the next round
+            }
+        }
+        if self.lock.is_some() {
+            let warnings = outbox
+                .scan(&mut |event| classifier.classify(event))
+                .map_err(Error::file("read", self.spool.dir()))?;
+            // An empty warning means that the event waits for action names from fail2ban.
+            warnings.iter().filter(|text| !text.is_empty()).for_each(journal::syslog);
+        }
+        Ok(())
+    }
+
+    /// Removes published bans from the spool. A ban in the second spool is on no disk: keep it for the daemon until the
+    /// ban is over.
+    fn release_persisted(&mut self) {
+        let (spool, now) = (&self.spool, now_secs());
+        self.outbox.release_persisted(|name, event| {
+            spool.is_fallback(name) && Ban { start: event.time, bantime: event.bantime }.end() > now
+        });
+    }
+
+    /// Releases the lock, and takes it again if the spool has new events: another process may have spooled an event
+    /// while this one held the lock, and started no publisher. Returns whether this process goes on.
+    fn renew_lock(&mut self) -> bool {
+        drop(self.lock.take());
+        if !self.outbox.has_unread() {
+            return false;
+        }
+        self.lock = Lock::take(&self.lock_path, Role::OneShot, Duration::ZERO).unwrap_or(None);
+        self.lock.is_some()
+    }
+
+    fn on_link_event(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Published(name) => drop(self.outbox.on_published(&name)),
+            LinkEvent::Lost { broker, why } => {
+                self.outbox.on_lost();
+                self.link_error = Some(format!("{broker}: {why}"));
+            }
+            LinkEvent::Connected(_) => self.link_error = None,
+            _ => {}
+        }
+    }
+
+    /// Disconnects, processes the last acknowledgements, and logs what was not published.
+    async fn finish(&mut self) {
+        if self.link.close() {
+            let _ = timeout(DISCONNECT_TIMEOUT, async {
+                loop {
+                    match self.link.event().await {
+                        LinkEvent::Lost { .. } => return,
+                        LinkEvent::Published(name) => drop(self.outbox.on_published(&name)),
+                        _ => {}
+                    }
+                }
+            })
+            .await;
+        }
+        self.release_persisted();
+        if let (false, Some(error)) = (self.outbox.is_empty(), &self.link_error) {
+            let consequence = if self.has_unspooled {
+                "dropped the event, which is in no spool"
+            } else {
+                "events wait in the spool for the next attempt"
+            };
+            journal::syslog(format_args!("no connection to the broker {error}; {consequence}"));
+        }
+    }
+}
+
+/// The daemon and the publisher share one sequence of stamps. Without access to it, the clock provides the stamp.
+fn sequencer(paths: &Paths, has_lock: bool) -> Sequencer {
+    let mut store = if has_lock { Store::open(&paths.store()).ok() } else { None };
+    let stamp = store.as_ref().and_then(|store| store.stamp().ok()).unwrap_or(0);
+    let mut sequencer = Sequencer::new(stamp);
+    // Reserve stamps for the longest run of this process. A full disk does not delay a ban.
+    if let Some(store) = &mut store
+        && let Some(stamp) = sequencer.stamp_to_reserve(now_millis())
         && store.save(&[Record::Stamp(stamp)]).is_ok()
     {
         sequencer.on_reserved(stamp);
@@ -78,133 +288,6 @@ fn sequencer(store: Option<&mut Store>) -> Sequencer {
 fn client_options(config: &Config) -> ClientOptions {
     let id = format!("f2bmqtt-{}-{}", config.node, std::process::id());
     ClientOptions { id, persistent: false, topics: Vec::new(), others: Vec::new(), will: None }
-}
-
-async fn publish(
-    config: &Config,
-    paths: &Paths,
-    spooled: Option<SpooledEvent>,
-) -> Result<(), Error> {
-    let path = paths.lock();
-    // An event from standard input is published in any case, the spool only by the holder of the lock.
-    let mut lock = Lock::take(&path, Role::Child, Duration::ZERO).unwrap_or(None);
-    if lock.is_none() && spooled.is_none() {
-        return Ok(());
-    }
-    let mut database = Database::new(Some(paths.database.clone()));
-    let spool = paths.spool();
-    let mut outbox = Outbox::new(spool.clone(), config.topic.clone());
-    // The daemon and the publisher share one sequence of stamps, which belongs to the holder of the lock.
-    let mut store = lock.as_ref().and_then(|_| Store::open(&paths.store()).ok());
-    let mut sequencer = sequencer(store.as_mut());
-    let mut filter = LocalEventFilter::new(config.node.clone());
-    let names = RefCell::new(ActionNames::default());
-    let mut decide = |spooled: &SpooledEvent| {
-        let is_same_ban =
-            |row: &BipsRow| (spooled.time - 1..=spooled.time + 1).contains(&row.timeofban);
-        let mut has_ban = |jail: &Jail| {
-            let rows = database.rows(jail, &[spooled.address]).unwrap_or_default();
-            rows.get(spooled.address).is_some_and(is_same_ban)
-        };
-        // A jail whose row has the ban exists; no need to ask fail2ban.
-        let exists = has_ban(&spooled.jail);
-        let jail = match names.borrow_mut().resolve(&spooled.jail, exists, has_ban) {
-            Resolved::Jail(jail) => jail,
-            Resolved::Ask => return Err(String::new()),
-        };
-        let spooled = &SpooledEvent { jail, ..spooled.clone() };
-        if !config.sharing.includes(&spooled.jail) {
-            return Ok(None);
-        }
-        let row = || -> rusqlite::Result<_> {
-            let rows = database.rows(&spooled.jail, &[spooled.address])?;
-            Ok(database.exists().then(|| rows.get(spooled.address).copied()))
-        };
-        let now = now_millis();
-        let event = filter.event(spooled, sequencer.stamp(now), row, Vec::new(), now);
-        event.map_err(|error| format!("cannot read fail2ban's database: {error}"))
-    };
-    // A ban in the second spool is on no disk: keep it for the daemon until the ban is over.
-    let is_unwritten = |name: &str, event: &BanEvent| {
-        let now = now_secs();
-        spool.is_fallback(name) && Ban { start: event.time, bantime: event.bantime }.end() > now
-    };
-    let from_memory = spooled.is_some();
-    let mut unread = spooled;
-    let mut link = MqttLink::new(config, client_options(config));
-    let (started, mut busy) = (Instant::now(), Instant::now());
-    let mut lost = None;
-    // A waiting daemon takes over the spool, but cannot take over an event in memory.
-    let relieved = || !from_memory && lock::is_wanted(&path);
-    while started.elapsed() < MAX_RUNTIME && !relieved() {
-        if let Some(spooled) = unread.take()
-            && outbox.take("from memory".to_owned(), &spooled, &mut decide).is_err()
-        {
-            unread = Some(spooled); // fail2ban's database was busy: retry in the next round
-        }
-        if lock.is_some() {
-            let warnings = outbox.scan(&mut decide).map_err(Error::file("read", spool.dir()))?;
-            // An empty warning means that the event waits for action names from fail2ban.
-            warnings.iter().filter(|text| !text.is_empty()).for_each(journal::syslog);
-        }
-        if names.borrow().wants_actions() {
-            let pairs = timeout(NAMES_TIMEOUT, action_names(&paths.fail2ban)).await;
-            // If fail2ban does not answer, the events keep the names of the actions.
-            names.borrow_mut().set(pairs.map(Result::unwrap_or_default).unwrap_or_default());
-            continue;
-        }
-        outbox.release_persisted(is_unwritten);
-        if !outbox.is_empty() || unread.is_some() {
-            busy = Instant::now();
-        } else if lock.is_none() || busy.elapsed() > IDLE_TIMEOUT {
-            drop(lock.take());
-            // Another process may have spooled an event while this one still held the lock.
-            if !outbox.has_news() {
-                break;
-            }
-            lock = Lock::take(&path, Role::Child, Duration::ZERO).unwrap_or(None);
-            if lock.is_none() {
-                break;
-            }
-        }
-        outbox.send(&mut link);
-        match timeout(POLL_INTERVAL, link.event()).await {
-            Ok(LinkEvent::Published(name)) => drop(outbox.published(&name)),
-            Ok(LinkEvent::Lost { broker, why }) => {
-                outbox.lost();
-                lost = Some(format!("{broker}: {why}"));
-            }
-            Ok(LinkEvent::Connected(_)) => lost = None,
-            Ok(_) | Err(_) => {}
-        }
-    }
-    end(&mut link, &mut outbox).await;
-    outbox.release_persisted(is_unwritten);
-    if let (false, Some(lost)) = (outbox.is_empty(), lost) {
-        let what = if from_memory {
-            "the ban is lost"
-        } else {
-            "bans wait in the spool for the next attempt"
-        };
-        journal::syslog(format_args!("no connection to the broker {lost}; {what}"));
-    }
-    Ok(())
-}
-
-/// Disconnects, and processes the last acknowledgements.
-async fn end(link: &mut MqttLink, outbox: &mut Outbox) {
-    if link.close() {
-        let _ = timeout(Duration::from_secs(1), async {
-            loop {
-                match link.event().await {
-                    LinkEvent::Lost { .. } => return,
-                    LinkEvent::Published(name) => drop(outbox.published(&name)),
-                    _ => {}
-                }
-            }
-        })
-        .await;
-    }
 }
 
 /// The action names of all jails, each with its jail.

@@ -20,9 +20,9 @@ use crate::wire::SpooledEvent;
 /// An item of a spool.
 pub trait Item: Sized {
     /// The largest encoded item, in bytes.
-    const MAX: u64;
+    const MAX_BYTES: u64;
 
-    #[allow(missing_docs)]
+    /// The text of the item's file.
     fn encode(&self) -> String;
 
     /// Parses an encoded item.
@@ -33,14 +33,14 @@ pub trait Item: Sized {
 }
 
 impl Item for SpooledEvent {
-    const MAX: u64 = 4096;
+    const MAX_BYTES: u64 = 4096;
 
     fn encode(&self) -> String {
         self.encode()
     }
 
     fn parse(text: &[u8]) -> Result<Self, String> {
-        Self::parse(text).map_err(|what| what.to_string())
+        Self::parse(text).map_err(|fault| fault.to_string())
     }
 }
 
@@ -101,13 +101,14 @@ impl<T: Item> Spool<T> {
     pub fn watch(
         &self,
     ) -> Result<impl Stream<Item = io::Result<()>> + Unpin + Send + use<T>, Error> {
-        let failed = |dir| Error::file("watch", dir);
-        let inotify = Inotify::init().map_err(failed(&self.dir))?;
+        let inotify = Inotify::init().map_err(Error::file("watch", &self.dir))?;
         for dir in self.dirs() {
             files::make_dir(dir).map_err(Error::file("create", dir))?;
-            inotify.watches().add(dir, WatchMask::MOVED_TO).map_err(failed(dir))?;
+            let added = inotify.watches().add(dir, WatchMask::MOVED_TO);
+            added.map_err(Error::file("watch", dir))?;
         }
-        let events = inotify.into_event_stream([0; 4096]).map_err(failed(&self.dir))?;
+        let events =
+            inotify.into_event_stream([0; 4096]).map_err(Error::file("watch", &self.dir))?;
         Ok(events
             .ready_chunks(MAX_BATCH)
             .map(|chunk| chunk.into_iter().try_for_each(|event| event.map(drop))))
@@ -121,10 +122,10 @@ impl<T: Item> Spool<T> {
         let nanos = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let name = format!("{nanos:020}-{:010}", std::process::id());
         let text = item.encode();
-        let Err(why) = write(&self.dir, &name, &text) else { return Ok(Written::Primary) };
+        let Err(error) = write(&self.dir, &name, &text) else { return Ok(Written::Primary) };
         match &self.fallback {
-            Some(spare) if write(spare, &name, &text).is_ok() => Ok(Written::Fallback(why)),
-            _ => Err(why),
+            Some(dir) if write(dir, &name, &text).is_ok() => Ok(Written::Fallback(error)),
+            _ => Err(error),
         }
     }
 
@@ -144,7 +145,7 @@ impl<T: Item> Spool<T> {
     /// Whether an item is in the second directory.
     #[must_use]
     pub fn is_fallback(&self, name: &str) -> bool {
-        self.fallback.as_ref().is_some_and(|spare| spare.join(name).exists())
+        self.fallback.as_ref().is_some_and(|dir| dir.join(name).exists())
     }
 
     /// Reads an item.
@@ -153,51 +154,58 @@ impl<T: Item> Spool<T> {
     /// The file cannot be read, or is malformed ([`io::ErrorKind::InvalidData`]).
     pub fn read(&self, name: &str) -> io::Result<T> {
         let mut text = Vec::new();
-        let open = |dir: &PathBuf| files::options().read(true).open(dir.join(name));
-        let file = match (open(&self.dir), &self.fallback) {
-            (Err(error), Some(spare)) if error.kind() == io::ErrorKind::NotFound => open(spare),
-            (other, _) => other,
+        let file = match (open(&self.dir.join(name)), &self.fallback) {
+            (Err(error), Some(dir)) if error.kind() == io::ErrorKind::NotFound => {
+                open(&dir.join(name))
+            }
+            (result, _) => result,
         };
-        file?.take(T::MAX).read_to_end(&mut text)?;
-        T::parse(&text).map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))
+        file?.take(T::MAX_BYTES).read_to_end(&mut text)?;
+        T::parse(&text).map_err(|fault| io::Error::new(io::ErrorKind::InvalidData, fault))
     }
 
     /// Removes an item that was handled or is malformed. Returns whether it is gone.
     #[must_use]
     pub fn remove(&self, name: &str) -> bool {
-        let gone = |dir: &PathBuf| match fs::remove_file(dir.join(name)) {
+        self.dirs().all(|dir| match fs::remove_file(dir.join(name)) {
             Ok(()) => true,
             Err(error) => error.kind() == io::ErrorKind::NotFound,
-        };
-        self.dirs().all(gone)
+        })
     }
+}
+
+fn open(path: &Path) -> io::Result<fs::File> {
+    files::options().read(true).open(path)
+}
+
+fn create_new(path: &Path) -> io::Result<fs::File> {
+    files::options().write(true).create_new(true).open(path)
 }
 
 /// Writes a file under a temporary name and renames it; creates a missing directory for root only.
 fn write(dir: &Path, name: &str, text: &str) -> io::Result<()> {
-    let aside = dir.join(format!(".{name}"));
-    let open = || files::options().write(true).create_new(true).open(&aside);
-    let file = match open() {
+    let temporary = dir.join(format!(".{name}"));
+    let file = match create_new(&temporary) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             files::make_dir(dir)?;
-            open()
+            create_new(&temporary)
         }
-        other => other,
+        result => result,
     };
-    let written = file?
+    let result = file?
         .write_all(text.as_bytes())
-        .and_then(|()| fs::rename(&aside, dir.join(format!("{name}.json"))));
-    if written.is_err() {
-        let _ = fs::remove_file(&aside);
+        .and_then(|()| fs::rename(&temporary, dir.join(format!("{name}.json"))));
+    if result.is_err() {
+        let _ = fs::remove_file(&temporary);
     }
-    written
+    result
 }
 
 /// Adds the names of the items in a directory, and removes old temporary files.
 fn list(dir: &Path, names: &mut Vec<Name>) -> io::Result<()> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
+        result => result?,
     };
     for entry in entries {
         let entry = entry?;
@@ -232,18 +240,24 @@ mod tests {
         }
     }
 
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
     #[test]
     fn items_are_read_whole_and_in_order_from_a_directory_for_root_only() {
         let root = tempfile::tempdir().unwrap();
         let spool = Spool::new(root.path().join("state/spool"));
         assert_eq!(spool.list().unwrap(), [""; 0]);
-        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
         spool.write(&event("192.0.2.2"), at(2000)).unwrap();
         spool.write(&event("192.0.2.1"), at(999)).unwrap();
         let names = spool.list().unwrap();
         let read: Vec<_> = names.iter().map(|name| spool.read(name).unwrap()).collect();
         assert_eq!(read, [event("192.0.2.1"), event("192.0.2.2")]);
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(spool.dir()), 0o700);
         assert_eq!(mode(&spool.dir().join(&names[0])), 0o600);
         for name in &names {
@@ -266,23 +280,22 @@ mod tests {
     #[test]
     fn item_goes_to_the_second_directory_if_the_first_cannot_be_written() {
         let root = tempfile::tempdir().unwrap();
-        let (usual, spare) = (root.path().join("state/spool"), root.path().join("run/spool"));
-        let spool = Spool::new(usual.clone()).with_fallback(spare.clone());
-        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let (first, second) = (root.path().join("state/spool"), root.path().join("run/spool"));
+        let spool = Spool::new(first.clone()).with_fallback(second.clone());
         assert!(matches!(spool.write(&event("192.0.2.1"), at(1)), Ok(Written::Primary)));
-        fs::rename(&usual, root.path().join("aside")).unwrap();
-        fs::write(&usual, "no directory").unwrap();
+        fs::rename(&first, root.path().join("aside")).unwrap();
+        fs::write(&first, "no directory").unwrap();
         let Ok(Written::Fallback(why)) = spool.write(&event("192.0.2.2"), at(2)) else { panic!() };
         assert_eq!(why.kind(), io::ErrorKind::NotADirectory);
-        assert_eq!(fs::metadata(&spare).unwrap().permissions().mode() & 0o777, 0o700);
-        fs::remove_file(&usual).unwrap();
-        fs::rename(root.path().join("aside"), &usual).unwrap();
+        assert_eq!(mode(&second), 0o700);
+        fs::remove_file(&first).unwrap();
+        fs::rename(root.path().join("aside"), &first).unwrap();
         spool.write(&event("192.0.2.3"), at(3)).unwrap();
         let names = spool.list().unwrap();
         let read: Vec<_> = names.iter().map(|name| spool.read(name).unwrap()).collect();
         assert_eq!(read, ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(event));
-        let spares: Vec<_> = names.iter().map(|name| spool.is_fallback(name)).collect();
-        assert_eq!(spares, [false, true, false]);
+        let fallbacks: Vec<_> = names.iter().map(|name| spool.is_fallback(name)).collect();
+        assert_eq!(fallbacks, [false, true, false]);
         assert!(names.iter().all(|name| spool.remove(name)));
         assert_eq!(spool.list().unwrap(), [""; 0]);
         let nowhere = Spool::new(root.path().join("aside/x")).with_fallback("/dev/null/x".into());

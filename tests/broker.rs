@@ -38,7 +38,7 @@ const TROUBLES: [Trouble; 6] = [
     Trouble {
         what: "nothing listens",
         make: |_, hub| drop(hub.sh("systemctl stop mosquitto")),
-        said: "no connection to the broker 10.213.77.11:1883: nothing listens there",
+        said: "no connection to the broker 10.213.77.11:1883: no broker listens on this port",
         mend: |_, hub| drop(hub.sh("systemctl start mosquitto")),
     },
     Trouble {

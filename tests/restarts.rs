@@ -377,7 +377,7 @@ fn a_broker_that_refuses_or_is_not_there_is_named_and_another_tried() {
     );
     set("MQTT_HOST=10.213.77.11:1884,10.213.77.11");
     set("MQTT_PASSWORD=fail2ban");
-    says("no connection to the broker 10.213.77.11:1884: nothing listens there");
+    says("no connection to the broker 10.213.77.11:1884: no broker listens on this port");
     says("connected to the broker 10.213.77.11:1883 as a");
     set("MQTT_PASSWORD=\"hunter2");
     eventually("the service gives up", || a.try_sh("systemctl is-failed f2bmqttsub").is_ok());

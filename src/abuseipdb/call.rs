@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::files::mounts;
 use crate::files::trust::{self, Keeps};
 use crate::guard::is_reportable;
-use crate::journal::{self, say};
+use crate::journal::{self, info};
 use crate::lock;
 use crate::notify::whole_seconds;
 use crate::paths::Paths;
@@ -294,7 +294,7 @@ fn queue(report: &Report, log: &Log, paths: &Paths) -> bool {
     }
     let queued = unqueued.is_none();
     if (!queued || !lock::is_held(&paths.report_lock()))
-        && let Err(error) = child::leave("work", unqueued.map(|_| report.encode()))
+        && let Err(error) = child::spawn_detached("work", unqueued.map(|_| report.encode()))
     {
         journal::syslog(format_args!("cannot start the reporter: {error}"));
     }
@@ -344,14 +344,14 @@ pub fn by_hand(call: &ReportCall, dry_run: bool, paths: &Paths) -> Result<(), Er
     }
     let report = match call.decide(now_secs())? {
         ReportDecision::Nothing(line) => {
-            say(line);
+            info(line);
             return Ok(());
         }
         ReportDecision::Report(report) => report,
     };
     let (address, log, private) = (report.address, &report.log, Private::of_this_host());
     if private.addresses.contains(&address.ip()) {
-        say(format_args!("INFO: IP {address} is not reported: the address is this host's own."));
+        info(format_args!("INFO: IP {address} is not reported: the address is this host's own."));
         return Ok(());
     }
     if !dry_run {
@@ -360,7 +360,7 @@ pub fn by_hand(call: &ReportCall, dry_run: bool, paths: &Paths) -> Result<(), Er
             return Err(Error::Report(format!("cannot queue the report of {address}: see {path}")));
         }
         let log = path;
-        say(format_args!("queued the report of {address}; the log shows the result: {log}"));
+        info(format_args!("queued the report of {address}; the log shows the result: {log}"));
         return Ok(());
     }
     let times = Calendar::new().map_err(|error| Error::Start(std::io::Error::other(error)))?;
@@ -370,7 +370,7 @@ pub fn by_hand(call: &ReportCall, dry_run: bool, paths: &Paths) -> Result<(), Er
         comment: comment::compose([(report.comment.as_str(), report.source)], address, &private),
         timestamp: Some(times.iso(report.time)),
     };
-    say(form.to_string().trim_end());
+    info(form.to_string().trim_end());
     if file.key.is_none() {
         journal::warn(format_args!("no API key is set in {}", paths.api_key.display()));
     }

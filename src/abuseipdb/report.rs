@@ -124,7 +124,7 @@ pub fn bounded(text: &str) -> &str {
 }
 
 impl Item for Report {
-    const MAX: u64 = 64 * 1024;
+    const MAX_BYTES: u64 = 64 * 1024;
 
     fn encode(&self) -> String {
         let written = WrittenReport {
@@ -200,7 +200,7 @@ mod tests {
         // The longest text, written in the longest way, can be read again.
         let longest = "\u{1}".repeat(MAX_TEXT_BYTES);
         assert_eq!(bounded(&longest), longest);
-        assert!(MAX_TEXT_BYTES as u64 * 6 < Report::MAX / 2);
+        assert!(MAX_TEXT_BYTES as u64 * 6 < Report::MAX_BYTES / 2);
         let lines = "one line of it\n".repeat(MAX_TEXT_BYTES);
         assert!(
             bounded(&lines).ends_with("one line of it") && bounded(&lines).len() <= MAX_TEXT_BYTES

@@ -46,7 +46,7 @@ const CHILD_LIFETIME_SECS: i64 = 20 * 60;
 /// Any [`Error`]; it is in the journal, too, because this process has no terminal.
 pub fn child(paths: &Paths) -> Result<(), Error> {
     let mut text = Vec::new();
-    let _ = std::io::stdin().take(Report::MAX).read_to_end(&mut text);
+    let _ = std::io::stdin().take(Report::MAX_BYTES).read_to_end(&mut text);
     let unqueued = Report::parse(&text);
     // Reports need no broker, so invalid settings count as missing.
     let (socket, proxy) =
@@ -72,7 +72,7 @@ pub async fn forever(paths: Paths, database: FindDatabase, proxy: Option<Secret>
     let assets =
         Assets { paths: &paths, database: &database, proxy: proxy.as_ref(), warn: journal_warn };
     loop {
-        match Lock::take(&paths.report_lock(), Role::Child, Duration::ZERO) {
+        match Lock::take(&paths.report_lock(), Role::OneShot, Duration::ZERO) {
             Ok(Some(_lock)) => {
                 let Err(error) = work(assets, IDLE_POLL_INTERVAL, |_| true).await else {
                     continue;
@@ -116,7 +116,7 @@ async fn until_idle(paths: &Paths, proxy: Option<Secret>) -> Result<(), Error> {
     let assets = Assets { paths, database: &database, proxy: proxy.as_ref(), warn: syslog };
     loop {
         let path = paths.report_lock();
-        let lock = Lock::take(&path, Role::Child, Duration::ZERO);
+        let lock = Lock::take(&path, Role::OneShot, Duration::ZERO);
         let Some(lock) = lock.map_err(Error::file("lock", &path))? else { return Ok(()) };
         let stays = |wake| {
             !daemon_runs(paths)

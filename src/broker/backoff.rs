@@ -10,20 +10,20 @@ const MAX_PAUSE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
-    tries: u32,
+    attempts: u32,
 }
 
 impl Backoff {
     /// The next pause. An attempt at each of several `brokers` counts as one round.
     pub(super) fn next(&mut self, brokers: usize) -> Duration {
-        let rounds = self.tries / u32::try_from(brokers.max(1)).unwrap_or(1);
-        self.tries = self.tries.saturating_add(1);
+        let rounds = self.attempts / u32::try_from(brokers.max(1)).unwrap_or(1);
+        self.attempts = self.attempts.saturating_add(1);
         let pause = FIRST_PAUSE.saturating_mul(1 << rounds.min(10)).min(MAX_PAUSE);
         pause.mul_f64(0.5 + random::chance() / 2.0)
     }
 
     pub(super) fn reset(&mut self) {
-        self.tries = 0;
+        self.attempts = 0;
     }
 }
 

@@ -11,62 +11,62 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{sleep, timeout};
 
 /// The timeout of the name lookup, and of each address.
-const STEP_LIMIT: Duration = Duration::from_secs(5);
+const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long one address is tried alone before the next one joins it (RFC 8305, section 5).
 const HEAD_START: Duration = Duration::from_millis(250);
 
-/// The most addresses that are tried. A dial therefore takes at most two [`STEP_LIMIT`]s and three
+/// The most addresses that are tried. A dial therefore takes at most two [`STEP_TIMEOUT`]s and three
 /// [`HEAD_START`]s.
 const MAX_ADDRESSES: usize = 4;
 
 /// Connects to the address of `host` that accepts first.
 pub(super) async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
-    let found = timeout(STEP_LIMIT, lookup_host((host, port))).await;
-    let found = found.map_err(|_| timed_out("no answer from a name server"))??;
-    let stream = race(in_turn(found.collect())).await?;
+    let addresses = timeout(STEP_TIMEOUT, lookup_host((host, port))).await;
+    let addresses = addresses.map_err(|_| timed_out("no answer from a name server"))??;
+    let stream = race(order(addresses.collect())).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
 /// Tries addresses one after another: the next one once the last failed, or after [`HEAD_START`].
 async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
-    let (mut left, mut attempts) = (addresses.into_iter(), FuturesUnordered::new());
-    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let (mut addresses, mut attempts) = (addresses.into_iter(), FuturesUnordered::new());
+    let mut last_error = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     loop {
-        attempts.extend(left.next().map(attempt));
+        attempts.extend(addresses.next().map(attempt));
         tokio::select! {
-            Some(ended) = attempts.next() => match ended {
+            Some(result) = attempts.next() => match result {
                 Ok(stream) => return Ok(stream),
                 // "Connection refused" is more useful to the reader than a timeout.
-                Err(_) if failed.kind() == io::ErrorKind::ConnectionRefused => {}
-                Err(error) => failed = error,
+                Err(_) if last_error.kind() == io::ErrorKind::ConnectionRefused => {}
+                Err(error) => last_error = error,
             },
-            () = sleep(HEAD_START), if left.len() > 0 => {}
-            else => return Err(failed),
+            () = sleep(HEAD_START), if addresses.len() > 0 => {}
+            else => return Err(last_error),
         }
     }
 }
 
 async fn attempt(address: SocketAddr) -> io::Result<TcpStream> {
-    let connected = timeout(STEP_LIMIT, TcpStream::connect(address)).await;
+    let connected = timeout(STEP_TIMEOUT, TcpStream::connect(address)).await;
     connected.map_err(|_| timed_out("no answer"))?
 }
 
 fn timed_out(what: &str) -> io::Error {
-    let text = format!("{what} within {} s", STEP_LIMIT.as_secs());
+    let text = format!("{what} within {} s", STEP_TIMEOUT.as_secs());
     io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
 /// The addresses to try, in order: the families alternate, starting with the resolver's first choice.
-fn in_turn(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
-    let Some(is_first_ipv6) = found.first().map(SocketAddr::is_ipv6) else { return found };
-    let (ours, others): (Vec<_>, Vec<_>) =
-        found.into_iter().partition(|address| address.is_ipv6() == is_first_ipv6);
-    let (mut ours, mut others) = (ours.into_iter(), others.into_iter());
+fn order(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let Some(is_first_ipv6) = addresses.first().map(SocketAddr::is_ipv6) else { return addresses };
+    let (preferred, others): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv6() == is_first_ipv6);
+    let (mut preferred, mut others) = (preferred.into_iter(), others.into_iter());
     let mut ordered = Vec::new();
-    while ours.len() + others.len() > 0 {
-        for next in [ours.next(), others.next()].into_iter().flatten() {
+    while preferred.len() + others.len() > 0 {
+        for next in [preferred.next(), others.next()].into_iter().flatten() {
             if !ordered.contains(&next) {
                 ordered.push(next);
             }
@@ -83,9 +83,12 @@ mod tests {
 
     use super::*;
 
+    fn socket_address(text: &&str) -> SocketAddr {
+        format!("{text}:1883").parse().unwrap()
+    }
+
     #[test]
     fn address_families_take_turns() {
-        let address = |text: &&str| format!("{text}:1883").parse::<SocketAddr>().unwrap();
         let (a, b, c, d) = ("[2001:db8::a]", "[2001:db8::b]", "192.0.2.1", "192.0.2.2");
         let table: [(&[&str], &[&str]); 5] = [
             (&[], &[]),
@@ -98,8 +101,8 @@ mod tests {
             ),
         ];
         for (found, tried) in table {
-            let tried: Vec<_> = tried.iter().map(address).collect();
-            assert_eq!(in_turn(found.iter().map(address).collect()), tried, "{found:?}");
+            let tried: Vec<_> = tried.iter().map(socket_address).collect();
+            assert_eq!(order(found.iter().map(socket_address).collect()), tried, "{found:?}");
         }
     }
 
@@ -107,12 +110,13 @@ mod tests {
     async fn refusing_addresses_give_way_at_once() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let open = listener.local_addr().unwrap();
-        let refuses = |last| SocketAddr::from(([127, 0, 0, last], open.port()));
+        // Addresses at which nothing listens.
+        let refusing = [2, 3].map(|last| SocketAddr::from(([127, 0, 0, last], open.port())));
         let started = Instant::now();
-        let stream = race(vec![refuses(2), refuses(3), open]).await.unwrap();
+        let stream = race(vec![refusing[0], refusing[1], open]).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), open);
         assert!(started.elapsed() < 2 * HEAD_START, "{:?}", started.elapsed());
-        let error = race(vec![refuses(2), refuses(3)]).await.unwrap_err();
+        let error = race(refusing.to_vec()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 

@@ -27,18 +27,18 @@ use crate::guard::gate::{Admitted, Gate, Rejected};
 use backoff::Backoff;
 pub use peers::PeerAddresses;
 pub use purge::purge;
-use session::Session;
+use session::{Session, SessionEvent};
 use why::TlsMode;
 pub use why::{ConnectStage, DisconnectReason};
 
 /// The largest accepted MQTT packet, in bytes. rumqttc ends the connection at a larger one.
-const MAX_PACKET: usize = 256 * 1024;
+const MAX_PACKET_BYTES: usize = 256 * 1024;
 
 /// MQTT's keep-alive, in seconds. rumqttc ends a silent connection after twice this time.
-const KEEP_ALIVE: u16 = 10;
+const KEEP_ALIVE_SECS: u16 = 10;
 
 /// A connection that lasted longer than this resets the backoff.
-const STABLE: Duration = Duration::from_secs(10);
+const MIN_STABLE_TIME: Duration = Duration::from_secs(10);
 
 /// What happened to a link.
 #[derive(Debug)]
@@ -48,16 +48,16 @@ pub enum LinkEvent {
     /// The gate admitted a message.
     Message(Admitted),
     /// The gate rejected a message.
-    Refused(Rejected),
+    Rejected(Rejected),
     /// The broker acknowledged the message of this name.
     Published(String),
     /// The broker rejected the subscription to these topics. The link retries.
-    SubscribeRefused(Vec<String>),
+    SubscribeRejected(Vec<String>),
     /// The broker grants only QoS 0, which may lose messages.
     QosLowered,
     /// The link went down, or did not come up. Unacknowledged messages must be sent again.
     Lost {
-        #[allow(missing_docs)]
+        /// The broker of the connection.
         broker: Broker,
         /// The cause, with a fix if one is known.
         why: DisconnectReason,
@@ -84,11 +84,12 @@ pub struct ClientOptions {
 pub struct MqttLink {
     config: ConnectionConfig,
     state: LinkPhase,
-    turn: usize,
+    /// Counts the brokers that were tried. Modulo their number, it is the index of the current one.
+    broker_index: usize,
     backoff: Backoff,
     /// The broker's session has a message that is too large, and that would end every connection. The next connection
     /// discards the session.
-    discard: bool,
+    purge_session: bool,
     peers: PeerAddresses,
 }
 
@@ -112,10 +113,10 @@ impl ConnectionConfig {
         }
     }
 
-    fn open(&self, topic: &str, payload: Vec<u8>) -> LinkEvent {
+    fn admit(&self, topic: &str, payload: Vec<u8>) -> LinkEvent {
         match self.gate.admit(topic, payload) {
             Ok(admitted) => LinkEvent::Message(admitted),
-            Err(rejected) => LinkEvent::Refused(rejected),
+            Err(rejected) => LinkEvent::Rejected(rejected),
         }
     }
 }
@@ -138,9 +139,9 @@ impl MqttLink {
         Self {
             config: ConnectionConfig { brokers, tls, login, topic, signing, gate, client },
             state: LinkPhase::Down { until: Instant::now() },
-            turn: 0,
+            broker_index: 0,
             backoff: Backoff::default(),
-            discard: false,
+            purge_session: false,
             peers: PeerAddresses::default(),
         }
     }
@@ -159,19 +160,17 @@ impl MqttLink {
     /// The next event. Cancel-safe.
     pub async fn event(&mut self) -> LinkEvent {
         loop {
-            let ended = match &mut self.state {
+            let event = match &mut self.state {
                 LinkPhase::Down { until } => {
                     sleep_until(*until).await;
                     match self.connect() {
                         Ok(()) => continue,
-                        Err(why) => {
-                            session::SessionEvent::Ended { why: why.into(), too_large: false }
-                        }
+                        Err(why) => SessionEvent::Ended { why: why.into(), too_large: false },
                     }
                 }
                 LinkPhase::Up { session, .. } => session.event().await,
             };
-            if let Some(event) = self.pass_on(ended) {
+            if let Some(event) = self.on_session_event(event) {
                 return event;
             }
         }
@@ -180,8 +179,8 @@ impl MqttLink {
     /// The next event that is already available.
     pub fn try_event(&mut self) -> Option<LinkEvent> {
         let LinkPhase::Up { session, .. } = &mut self.state else { return None };
-        let ready = session.try_event()?;
-        self.pass_on(ready)
+        let event = session.try_event()?;
+        self.on_session_event(event)
     }
 
     /// How many more messages the link accepts now.
@@ -196,7 +195,7 @@ impl MqttLink {
     /// Whether a message that is too large ended the connection.
     #[must_use]
     pub fn was_too_large(&self) -> bool {
-        self.discard
+        self.purge_session
     }
 
     /// Sends a message with QoS 1. It is sent once [`LinkEvent::Published`] has its name. Without capacity, or if the
@@ -217,9 +216,9 @@ impl MqttLink {
     }
 
     /// Sends a message that may be lost, for current subscribers.
-    pub fn publish_qos0(&mut self, topic: String, payload: Vec<u8>) {
+    pub fn publish_untracked(&mut self, topic: String, payload: Vec<u8>) {
         if let LinkPhase::Up { session, since: Some(_) } = &mut self.state {
-            session.publish_qos0(topic, payload);
+            session.publish_untracked(topic, payload);
         }
     }
 
@@ -248,14 +247,14 @@ impl MqttLink {
     }
 
     fn broker(&self) -> &Broker {
-        &self.config.brokers[self.turn % self.config.brokers.len()]
+        &self.config.brokers[self.broker_index % self.config.brokers.len()]
     }
 
     /// Starts to connect; `Err` if the settings of this host do not allow that.
     fn connect(&mut self) -> Result<(), String> {
         let ConnectionConfig { tls, login, client, .. } = &self.config;
         let broker = self.broker();
-        let (transport, protection) = match tls {
+        let (transport, tls_mode) = match tls {
             None => (Transport::Tcp, TlsMode::Off),
             Some(tls) => (
                 Transport::Tls(TlsConfiguration::Rustls(tls.client()?)),
@@ -266,9 +265,9 @@ impl MqttLink {
         let host = config::bare(&broker.host);
         let mut options = MqttOptions::new(client.id.clone(), (host, broker.port));
         options.set_transport(transport);
-        options.set_keep_alive(KEEP_ALIVE);
-        options.set_clean_session(!client.persistent || self.discard);
-        options.set_max_packet_size(MAX_PACKET, MAX_PACKET);
+        options.set_keep_alive(KEEP_ALIVE_SECS);
+        options.set_clean_session(!client.persistent || self.purge_session);
+        options.set_max_packet_size(MAX_PACKET_BYTES, MAX_PACKET_BYTES);
         if let Some((topic, payload)) = &client.will {
             let payload = self.config.sign(topic, payload.clone().into_bytes());
             options.set_last_will(LastWill::new(topic, payload, QoS::AtLeastOnce, true));
@@ -276,19 +275,20 @@ impl MqttLink {
         if let Some(login) = login {
             options.set_credentials(login.user.clone(), login.password.reveal().to_owned());
         }
-        let session = Box::new(Session::start(options, protection, self.peers.clone()));
+        let session = Box::new(Session::start(options, tls_mode, self.peers.clone()));
         self.state = LinkPhase::Up { session, since: None };
         Ok(())
     }
 
-    fn pass_on(&mut self, event: session::SessionEvent) -> Option<LinkEvent> {
+    fn on_session_event(&mut self, event: SessionEvent) -> Option<LinkEvent> {
         match event {
-            session::SessionEvent::Connected if self.discard => {
-                self.discard = false;
+            // The clean session replaced the one with the large message. Reconnect with a persistent session.
+            SessionEvent::Connected if self.purge_session => {
+                self.purge_session = false;
                 self.state = LinkPhase::Down { until: Instant::now() };
                 None
             }
-            session::SessionEvent::Connected => {
+            SessionEvent::Connected => {
                 let broker = self.broker().clone();
                 if let LinkPhase::Up { session, since } = &mut self.state {
                     *since = Some(Instant::now());
@@ -297,30 +297,26 @@ impl MqttLink {
                 }
                 Some(LinkEvent::Connected(broker))
             }
-            session::SessionEvent::Message { topic, payload } => {
-                Some(self.config.open(&topic, payload))
-            }
-            session::SessionEvent::Published(name) => Some(LinkEvent::Published(name)),
-            session::SessionEvent::SubscribeRefused(topics) => {
-                Some(LinkEvent::SubscribeRefused(topics))
-            }
-            session::SessionEvent::QosLowered => Some(LinkEvent::QosLowered),
-            session::SessionEvent::Ended { why, too_large } => {
-                self.discard = too_large && self.config.client.persistent;
-                let up = match &self.state {
+            SessionEvent::Message { topic, payload } => Some(self.config.admit(&topic, payload)),
+            SessionEvent::Published(name) => Some(LinkEvent::Published(name)),
+            SessionEvent::SubscribeRejected(topics) => Some(LinkEvent::SubscribeRejected(topics)),
+            SessionEvent::QosLowered => Some(LinkEvent::QosLowered),
+            SessionEvent::Ended { why, too_large } => {
+                self.purge_session = too_large && self.config.client.persistent;
+                let uptime = match &self.state {
                     LinkPhase::Up { since, .. } => since.map(|since| since.elapsed()),
                     LinkPhase::Down { .. } => None,
                 };
-                if up.is_some_and(|up| up > STABLE) {
+                if uptime.is_some_and(|uptime| uptime > MIN_STABLE_TIME) {
                     self.backoff.reset();
                 }
                 let broker = self.broker().clone();
                 // After a connection that was up, retry the same broker; otherwise try the next one.
-                if up.is_none() {
-                    self.turn = self.turn.wrapping_add(1);
+                if uptime.is_none() {
+                    self.broker_index = self.broker_index.wrapping_add(1);
                 }
-                let rounds = self.config.brokers.len();
-                self.state = LinkPhase::Down { until: Instant::now() + self.backoff.next(rounds) };
+                let pause = self.backoff.next(self.config.brokers.len());
+                self.state = LinkPhase::Down { until: Instant::now() + pause };
                 Some(LinkEvent::Lost { broker, why })
             }
         }

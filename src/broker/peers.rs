@@ -36,15 +36,19 @@ impl PeerAddresses {
 mod tests {
     use super::*;
 
+    fn address(last: usize) -> IpAddr {
+        format!("192.0.2.{last}").parse().unwrap()
+    }
+
     #[test]
     fn latest_peers_are_kept_once_each() {
         let peers = PeerAddresses::default();
-        let at = |last: usize| format!("192.0.2.{last}").parse::<IpAddr>().unwrap();
         for last in 0..=MAX_PEERS {
-            peers.clone().record(at(last));
+            peers.clone().record(address(last));
         }
         peers.record("::ffff:192.0.2.3".parse().unwrap());
-        let known = peers.addresses();
-        assert_eq!((known.len(), known[0], known[MAX_PEERS - 1]), (MAX_PEERS, at(1), at(3)));
+        let addresses = peers.addresses();
+        let (first, last) = (addresses[0], addresses[MAX_PEERS - 1]);
+        assert_eq!((addresses.len(), first, last), (MAX_PEERS, address(1), address(3)));
     }
 }

@@ -19,31 +19,31 @@ use super::peers::PeerAddresses;
 use super::why::{DisconnectReason, TlsMode, explain, is_too_large};
 
 /// The most unacknowledged messages.
-const WINDOW: usize = 64;
+const MAX_IN_FLIGHT: usize = 64;
 
-/// rumqttc's request queue: a window of messages, subscriptions and the disconnect.
-const CAPACITY: usize = WINDOW + 8;
+/// The length of rumqttc's request queue: the unacknowledged messages, subscriptions and the disconnect.
+const MAX_REQUESTS: usize = MAX_IN_FLIGHT + 8;
 
 /// The most packets, and bytes in total, that wait between the socket and the rest of the program (R21). The socket is
 /// left unread only beyond that.
-const QUEUE: usize = 10_000;
-const QUEUE_BYTES: usize = 32 * 1024 * 1024;
+const MAX_QUEUED_PACKETS: usize = 10_000;
+const MAX_QUEUED_BYTES: usize = 32 * 1024 * 1024;
 
-/// The memory that a queued packet takes beside its own bytes, in bytes.
-const PACKET_OVERHEAD: usize = 128;
+/// The memory that a queued packet takes beside its own bytes.
+const PACKET_OVERHEAD_BYTES: usize = 128;
 
 /// How many packets rumqttc reads before it delivers the first; they come on top of the queue.
-const READ_BATCH: usize = 10;
+const READ_BATCH_PACKETS: usize = 10;
 
 /// The link ends a connection on which the broker acknowledges nothing for this time.
 const ACK_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The first and the longest pause before a rejected subscription is retried. NATS rejects subscriptions that take it
 /// too long, for example after the failure of one of its servers.
-const RETRY_MIN: Duration = Duration::from_secs(2);
-const RETRY_MAX: Duration = Duration::from_mins(5);
+const MIN_RETRY_DELAY: Duration = Duration::from_secs(2);
+const MAX_RETRY_DELAY: Duration = Duration::from_mins(5);
 
-/// The timeout of TLS and login together, and of a write to the socket. In seconds.
+/// The timeout of TLS and login together, and of a write to the socket.
 pub(super) const CONNECT_TIMEOUT_SECS: u64 = 5;
 
 /// What happened to a session.
@@ -52,7 +52,7 @@ pub(super) enum SessionEvent {
     Connected,
     Message { topic: String, payload: Vec<u8> },
     Published(String),
-    SubscribeRefused(Vec<String>),
+    SubscribeRejected(Vec<String>),
     QosLowered,
     Ended { why: DisconnectReason, too_large: bool },
 }
@@ -66,16 +66,20 @@ struct Outbound {
     retain: bool,
 }
 
+/// What rumqttc reports: an event, or why the connection ended.
 type Read = Result<rumqttc::Event, ConnectionError>;
+
+/// A read with its share of [`MAX_QUEUED_BYTES`], which ends when the read was handled.
+type QueuedRead = (Read, OwnedSemaphorePermit);
 
 #[derive(Debug)]
 pub(super) struct Session {
     client: AsyncClient,
-    protection: TlsMode,
+    tls_mode: TlsMode,
     /// The broker accepted the login.
     connack_seen: bool,
     /// From a task that only reads the socket, so that a slow consumer here does not make the broker queue messages.
-    events: mpsc::Receiver<(Read, OwnedSemaphorePermit)>,
+    events: mpsc::Receiver<QueuedRead>,
     reader: JoinHandle<()>,
     /// Messages that wait until pending subscriptions are sent: rumqttc would send the messages first.
     held: VecDeque<Outbound>,
@@ -91,7 +95,7 @@ pub(super) struct Session {
     retry_at: Instant,
     retry_delay: Duration,
     /// The last time at which the broker acknowledged a message, or had none to acknowledge.
-    progress: Instant,
+    last_progress: Instant,
 }
 
 impl Drop for Session {
@@ -101,19 +105,16 @@ impl Drop for Session {
 }
 
 impl Session {
-    pub(super) fn start(
-        mut options: MqttOptions,
-        protection: TlsMode,
-        peers: PeerAddresses,
-    ) -> Self {
-        options.set_read_batch_size(READ_BATCH);
-        let (client, poll) = AsyncClient::builder(options).capacity(CAPACITY).build();
-        let (sender, events) = mpsc::channel(QUEUE);
-        let reader = tokio::spawn(read(poll, sender, peers));
-        let progress = Instant::now();
+    pub(super) fn start(mut options: MqttOptions, tls_mode: TlsMode, peers: PeerAddresses) -> Self {
+        options.set_read_batch_size(READ_BATCH_PACKETS);
+        let (client, poll) = AsyncClient::builder(options).capacity(MAX_REQUESTS).build();
+        let (sender, events) = mpsc::channel(MAX_QUEUED_PACKETS);
+        let permits = Arc::new(Semaphore::new(MAX_QUEUED_BYTES));
+        let reader = tokio::spawn(read(poll, PacketQueue { sender, permits }, peers));
+        let now = Instant::now();
         Self {
             client,
-            protection,
+            tls_mode,
             connack_seen: false,
             events,
             reader,
@@ -123,17 +124,17 @@ impl Session {
             pending_subs: VecDeque::new(),
             in_flight_subs: HashMap::new(),
             rejected_subs: BTreeSet::new(),
-            retry_at: progress,
-            retry_delay: RETRY_MIN,
-            progress,
+            retry_at: now,
+            retry_delay: MIN_RETRY_DELAY,
+            last_progress: now,
         }
     }
 
     /// The next event. Cancel-safe.
     pub(super) async fn event(&mut self) -> SessionEvent {
         loop {
-            let deadline = self.progress + ACK_TIMEOUT;
-            let waits = !self.unassigned.is_empty() || !self.in_flight.is_empty();
+            let deadline = self.last_progress + ACK_TIMEOUT;
+            let is_ack_pending = !self.unassigned.is_empty() || !self.in_flight.is_empty();
             let event = tokio::select! {
                 biased; // read a waiting acknowledgement before the timeout
                 event = self.events.recv() => event,
@@ -142,7 +143,7 @@ impl Session {
                     self.subscribe(&topics);
                     continue;
                 }
-                () = sleep_until(deadline), if waits => {
+                () = sleep_until(deadline), if is_ack_pending => {
                     let why = format!(
                         "the broker acknowledged no published message within {} s",
                         ACK_TIMEOUT.as_secs()
@@ -150,7 +151,7 @@ impl Session {
                     return SessionEvent::Ended { why: why.into(), too_large: false };
                 }
             };
-            if let Some(event) = self.read(event) {
+            if let Some(event) = self.on_read(event) {
                 return event;
             }
         }
@@ -160,7 +161,7 @@ impl Session {
     pub(super) fn try_event(&mut self) -> Option<SessionEvent> {
         loop {
             let event = self.events.try_recv().ok()?;
-            let event = self.read(Some(event));
+            let event = self.on_read(Some(event));
             if event.is_some() {
                 return event;
             }
@@ -177,7 +178,7 @@ impl Session {
     }
 
     pub(super) fn capacity(&self) -> usize {
-        WINDOW.saturating_sub(self.held.len() + self.unassigned.len() + self.in_flight.len())
+        MAX_IN_FLIGHT.saturating_sub(self.held.len() + self.unassigned.len() + self.in_flight.len())
     }
 
     pub(super) fn publish(&mut self, name: String, topic: String, payload: Vec<u8>) {
@@ -188,7 +189,7 @@ impl Session {
         self.send(None, topic, payload, true);
     }
 
-    pub(super) fn publish_qos0(&mut self, topic: String, payload: Vec<u8>) {
+    pub(super) fn publish_untracked(&mut self, topic: String, payload: Vec<u8>) {
         self.send(None, topic, payload, false);
     }
 
@@ -204,15 +205,16 @@ impl Session {
     fn send(&mut self, name: Option<String>, topic: String, payload: Vec<u8>, retain: bool) {
         let message = Outbound { name, topic, payload, retain };
         if self.pending_subs.is_empty() {
-            self.hand_over(message);
-        } else if self.held.len() < CAPACITY {
+            self.publish_now(message);
+        } else if self.held.len() < MAX_REQUESTS {
             self.held.push_back(message);
         }
     }
 
-    fn hand_over(&mut self, message: Outbound) {
+    /// Passes a message to rumqttc.
+    fn publish_now(&mut self, message: Outbound) {
         if self.unassigned.is_empty() && self.in_flight.is_empty() {
-            self.progress = Instant::now();
+            self.last_progress = Instant::now();
         }
         let Outbound { name, topic, payload, retain } = message;
         let options = PublishOptions::at_least_once().retain(retain);
@@ -221,25 +223,26 @@ impl Session {
         }
     }
 
-    fn release(&mut self) {
+    /// Passes the messages that waited for subscriptions to rumqttc.
+    fn publish_held(&mut self) {
         for message in std::mem::take(&mut self.held) {
-            self.hand_over(message);
+            self.publish_now(message);
         }
     }
 
     /// Disconnects after the outstanding acknowledgements; returns whether rumqttc accepted the request.
     pub(super) fn close(&mut self) -> bool {
-        self.release();
+        self.publish_held();
         self.client.try_disconnect_with_timeout(ACK_TIMEOUT).is_ok()
     }
 
-    fn read(&mut self, event: Option<(Read, OwnedSemaphorePermit)>) -> Option<SessionEvent> {
-        let Some((event, _taken)) = event else {
+    fn on_read(&mut self, event: Option<QueuedRead>) -> Option<SessionEvent> {
+        let Some((event, _permit)) = event else {
             let why = "the task that reads from the broker ended".to_owned().into();
             return Some(SessionEvent::Ended { why, too_large: false });
         };
         match event {
-            Ok(rumqttc::Event::Incoming(packet)) => self.incoming(packet),
+            Ok(rumqttc::Event::Incoming(packet)) => self.on_packet(packet),
             Ok(rumqttc::Event::Outgoing(Outgoing::Publish(identifier))) => {
                 if let Some(name) = self.unassigned.pop_front() {
                     self.in_flight.insert(identifier, name);
@@ -251,31 +254,32 @@ impl Session {
                     self.in_flight_subs.insert(identifier, topics);
                 }
                 if self.pending_subs.is_empty() {
-                    self.release();
+                    self.publish_held();
                 }
                 None
             }
             Ok(_) => None,
             Err(error) => {
-                let why = explain(&error, self.protection, self.connack_seen);
+                let why = explain(&error, self.tls_mode, self.connack_seen);
                 Some(SessionEvent::Ended { why, too_large: is_too_large(&error) })
             }
         }
     }
 
-    fn refuse(&mut self, topics: Vec<String>) -> Option<SessionEvent> {
+    /// Schedules the retry of rejected subscriptions.
+    fn retry_later(&mut self, topics: Vec<String>) -> Option<SessionEvent> {
         if topics.is_empty() {
             return None;
         }
         if self.rejected_subs.is_empty() {
             self.retry_at = Instant::now() + self.retry_delay;
-            self.retry_delay = (self.retry_delay * 2).min(RETRY_MAX);
+            self.retry_delay = (self.retry_delay * 2).min(MAX_RETRY_DELAY);
         }
         self.rejected_subs.extend(topics.iter().cloned());
-        Some(SessionEvent::SubscribeRefused(topics))
+        Some(SessionEvent::SubscribeRejected(topics))
     }
 
-    fn incoming(&mut self, packet: Packet) -> Option<SessionEvent> {
+    fn on_packet(&mut self, packet: Packet) -> Option<SessionEvent> {
         match packet {
             Packet::ConnAck(_) => {
                 self.connack_seen = true;
@@ -287,39 +291,47 @@ impl Session {
                 Some(SessionEvent::Message { topic, payload: publish.payload.to_vec() })
             }
             Packet::PubAck(ack) => {
-                self.progress = Instant::now();
+                self.last_progress = Instant::now();
                 self.in_flight.remove(&ack.pkid).flatten().map(SessionEvent::Published)
             }
             Packet::SubAck(ack) => {
                 let topics = self.in_flight_subs.remove(&ack.pkid).unwrap_or_default();
-                let lowered = SubscribeReasonCode::Success(QoS::AtMostOnce);
-                let is_lowered = ack.return_codes.contains(&lowered);
-                let answers = topics.into_iter().zip(ack.return_codes);
-                let rejected = answers.filter(|(_, code)| *code == SubscribeReasonCode::Failure);
+                let qos0 = SubscribeReasonCode::Success(QoS::AtMostOnce);
+                let is_lowered = ack.return_codes.contains(&qos0);
+                let results = topics.into_iter().zip(ack.return_codes);
+                let rejected = results.filter(|(_, code)| *code == SubscribeReasonCode::Failure);
                 let rejected: Vec<String> = rejected.map(|(topic, _)| topic).collect();
-                self.refuse(rejected).or_else(|| is_lowered.then_some(SessionEvent::QosLowered))
+                self.retry_later(rejected)
+                    .or_else(|| is_lowered.then_some(SessionEvent::QosLowered))
             }
             _ => None,
         }
     }
 }
 
+/// The packets between the task that reads the socket and the session.
+struct PacketQueue {
+    sender: mpsc::Sender<QueuedRead>,
+    permits: Arc<Semaphore>,
+}
+
+impl PacketQueue {
+    /// Waits for capacity, and queues an event. Returns whether more events may follow: an error is the last one, and a
+    /// session that ended reads none.
+    async fn push(&self, event: Read) -> bool {
+        let is_last = event.is_err();
+        let permits = Arc::clone(&self.permits).acquire_many_owned(bytes(&event)).await;
+        let Ok(permit) = permits else { return false };
+        self.sender.send((event, permit)).await.is_ok() && !is_last
+    }
+}
+
 /// Reads the socket until the connection ends, and queues its packets.
-async fn read(
-    mut poll: EventLoop,
-    sender: mpsc::Sender<(Read, OwnedSemaphorePermit)>,
-    peers: PeerAddresses,
-) {
-    let room = Arc::new(Semaphore::new(QUEUE_BYTES));
-    let queue = async |event: Read| {
-        let last = event.is_err();
-        let taken = Arc::clone(&room).acquire_many_owned(bytes(&event)).await.ok()?;
-        sender.send((event, taken)).await.ok().filter(|()| !last)
-    };
+async fn read(mut poll: EventLoop, queue: PacketQueue, peers: PeerAddresses) {
     let peer = match connect(&mut poll).await {
         Ok(peer) => peer,
         Err(error) => {
-            queue(Err(error.into())).await;
+            queue.push(Err(error.into())).await;
             return;
         }
     };
@@ -329,7 +341,7 @@ async fn read(
         if let Ok(rumqttc::Event::Incoming(Packet::ConnAck(_))) = event {
             peers.record(peer);
         }
-        if queue(event).await.is_none() {
+        if !queue.push(event).await {
             return;
         }
     }
@@ -337,7 +349,7 @@ async fn read(
 
 /// Connects to the broker, and passes the socket to rumqttc; returns the address of the peer.
 async fn connect(poll: &mut EventLoop) -> io::Result<IpAddr> {
-    let (host, port) = poll.mqtt_options.broker().tcp_address().ok_or_else(lost)?;
+    let (host, port) = poll.mqtt_options.broker().tcp_address().ok_or_else(not_connected)?;
     let stream = dial(host, port).await?;
     let peer = stream.peer_addr()?.ip();
     let mut network = poll.network_options();
@@ -347,22 +359,22 @@ async fn connect(poll: &mut EventLoop) -> io::Result<IpAddr> {
     let stream = Mutex::new(Some(stream));
     poll.mqtt_options.set_socket_connector(move |_, _| {
         let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
-        std::future::ready(stream.ok_or_else(lost))
+        std::future::ready(stream.ok_or_else(not_connected))
     });
     Ok(peer)
 }
 
-fn lost() -> io::Error {
+fn not_connected() -> io::Error {
     io::ErrorKind::NotConnected.into()
 }
 
-/// The approximate memory of a queued packet in bytes, at most [`QUEUE_BYTES`], whatever its kind.
+/// The approximate memory of a queued packet in bytes, at most [`MAX_QUEUED_BYTES`], whatever its kind.
 fn bytes(event: &Read) -> u32 {
     let packet = match event {
         Ok(rumqttc::Event::Incoming(packet)) => packet.size(),
         _ => 0,
     };
-    u32::try_from((packet + PACKET_OVERHEAD).min(QUEUE_BYTES)).unwrap_or(u32::MAX)
+    u32::try_from((packet + PACKET_OVERHEAD_BYTES).min(MAX_QUEUED_BYTES)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -377,24 +389,24 @@ mod tests {
     /// subscription requests.
     async fn reluctant_broker(listener: TcpListener) -> (Vec<Vec<u8>>, TcpStream) {
         let (mut stream, _) = listener.accept().await.unwrap();
-        let mut asked = Vec::new();
+        let mut requests = Vec::new();
         loop {
             let mut head = [0; 2];
             stream.read_exact(&mut head).await.unwrap();
             let mut body = vec![0; usize::from(head[1])];
             stream.read_exact(&mut body).await.unwrap();
-            match (head[0] >> 4, asked.len()) {
+            match (head[0] >> 4, requests.len()) {
                 (1, _) => stream.write_all(&[0x20, 2, 0, 0]).await.unwrap(),
                 (8, 0) => {
                     stream.write_all(&[0x90, 4, body[0], body[1], 0x80, 1]).await.unwrap();
-                    asked.push(body.split_off(2));
+                    requests.push(body.split_off(2));
                 }
                 (8, _) => {
                     stream.write_all(&[0x90, 3, body[0], body[1], 1]).await.unwrap();
-                    asked.push(body.split_off(2));
+                    requests.push(body.split_off(2));
                     // A message as the event that the test waits for.
                     stream.write_all(&[0x30, 4, 0, 1, b'a', b'!']).await.unwrap();
-                    return (asked, stream);
+                    return (requests, stream);
                 }
                 _ => {}
             }
@@ -412,35 +424,32 @@ mod tests {
         assert_eq!(peers.addresses(), [IpAddr::from([127, 0, 0, 1])]);
         session.subscribe(&["a".to_owned(), "b".to_owned()]);
         let rejected = session.event().await;
-        assert!(matches!(rejected, SessionEvent::SubscribeRefused(topics) if topics == ["a"]));
+        assert!(matches!(rejected, SessionEvent::SubscribeRejected(topics) if topics == ["a"]));
         let next = session.event().await;
         assert!(matches!(next, SessionEvent::Message { .. }), "{next:?}");
-        let topics = |text: &[u8]| text.to_vec();
-        let expected = [topics(b"\0\x01a\x01\0\x01b\x01"), topics(b"\0\x01a\x01")];
+        let expected: [&[u8]; 2] = [b"\0\x01a\x01\0\x01b\x01", b"\0\x01a\x01"];
         assert_eq!(broker.await.unwrap().0, expected);
+    }
+
+    /// A message with a topic and a payload of these lengths.
+    fn publish(topic: usize, payload: usize) -> Packet {
+        let topic = "x".repeat(topic);
+        Packet::Publish(rumqttc::Publish::new(topic, QoS::AtMostOnce, vec![0; payload]))
     }
 
     #[test]
     fn every_packet_counts_with_its_topic_and_overhead() {
-        let publish = |topic: usize, payload: usize| {
-            let packet =
-                rumqttc::Publish::new("x".repeat(topic), QoS::AtMostOnce, vec![0; payload]);
-            Ok(rumqttc::Event::Incoming(Packet::Publish(packet)))
-        };
-        let suback = |codes: usize| {
-            let codes = vec![SubscribeReasonCode::Failure; codes];
-            Ok(rumqttc::Event::Incoming(Packet::SubAck(rumqttc::SubAck::new(1, codes))))
-        };
+        let codes = vec![SubscribeReasonCode::Failure; 200_000];
         let table = [
-            (publish(65_535, 0), 65_535),
-            (publish(10, 1_000), 1_010),
-            (suback(200_000), 200_000),
-            (Ok(rumqttc::Event::Incoming(Packet::PingResp)), 0),
-            (Ok(rumqttc::Event::Outgoing(Outgoing::PubAck(1))), 0),
+            (rumqttc::Event::Incoming(publish(65_535, 0)), 65_535),
+            (rumqttc::Event::Incoming(publish(10, 1_000)), 1_010),
+            (rumqttc::Event::Incoming(Packet::SubAck(rumqttc::SubAck::new(1, codes))), 200_000),
+            (rumqttc::Event::Incoming(Packet::PingResp), 0),
+            (rumqttc::Event::Outgoing(Outgoing::PubAck(1)), 0),
         ];
         for (event, length) in table {
-            let counted = usize::try_from(bytes(&event)).unwrap();
-            let expected = length + PACKET_OVERHEAD..=length + PACKET_OVERHEAD + 8;
+            let counted = usize::try_from(bytes(&Ok(event))).unwrap();
+            let expected = length + PACKET_OVERHEAD_BYTES..=length + PACKET_OVERHEAD_BYTES + 8;
             assert!(expected.contains(&counted), "{counted} of {length}");
         }
     }
@@ -457,16 +466,16 @@ mod tests {
         let mut packet = vec![0x30, 0x81, 0x80, 0x04, 0xff, 0xff];
         packet.resize(packet.len() + 65_535, b'x');
         // Beyond the queue, the sockets' buffers and a batch take some.
-        let most = 2 * QUEUE_BYTES / packet.len();
-        let mut taken = 0;
-        while taken < most {
+        let max = 2 * MAX_QUEUED_BYTES / packet.len();
+        let mut accepted = 0;
+        while accepted < max {
             let sent = timeout(Duration::from_secs(1), stream.write_all(&packet)).await;
             if sent.is_err() {
                 break;
             }
-            taken += 1;
+            accepted += 1;
         }
-        assert!(taken < most, "{taken} packets were taken");
+        assert!(accepted < max, "{accepted} packets were accepted");
         drop(session);
     }
 }

@@ -8,7 +8,7 @@ use rumqttc::{ConnectReturnCode, ConnectionError, StateError, TlsError, mqttbyte
 use rustls::pki_types::{ServerName, UnixTime};
 use rustls::{AlertDescription, CertificateError, InvalidMessage};
 
-use super::MAX_PACKET;
+use super::MAX_PACKET_BYTES;
 use super::session::CONNECT_TIMEOUT_SECS;
 use crate::abuseipdb::times::Calendar;
 
@@ -36,7 +36,7 @@ pub enum ConnectStage {
 /// Why a connection ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DisconnectReason {
-    #[allow(missing_docs)]
+    /// The stage that failed.
     pub stage: ConnectStage,
     /// The cause for people, with a fix if one is known.
     pub text: String,
@@ -62,34 +62,34 @@ pub(super) fn is_too_large(error: &ConnectionError) -> bool {
     )
 }
 
-/// Explains an error; `greeted` if the broker had accepted the login.
+/// Explains an error; `connack_seen` if the broker had accepted the login.
 pub(super) fn explain(
     error: &ConnectionError,
-    protection: TlsMode,
-    greeted: bool,
+    tls_mode: TlsMode,
+    connack_seen: bool,
 ) -> DisconnectReason {
-    DisconnectReason { stage: stage(error, greeted), text: describe(error, protection, greeted) }
+    DisconnectReason {
+        stage: stage(error, connack_seen),
+        text: describe(error, tls_mode, connack_seen),
+    }
 }
 
-fn stage(error: &ConnectionError, greeted: bool) -> ConnectStage {
+fn stage(error: &ConnectionError, connack_seen: bool) -> ConnectStage {
     use ConnectReturnCode::{BadUserNamePassword, NotAuthorized};
-    let of_tls = |error: &io::Error| {
-        error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
-    };
     match error {
         ConnectionError::ConnectionRefused(BadUserNamePassword | NotAuthorized) => {
             ConnectStage::Login
         }
         ConnectionError::Tls(_) => ConnectStage::Tls,
-        error if io_error(error).is_some_and(of_tls) => ConnectStage::Tls,
-        error if !greeted && hung_up(error) => ConnectStage::Tls,
+        error if io_error(error).is_some_and(is_tls_error) => ConnectStage::Tls,
+        error if !connack_seen && is_hang_up(error) => ConnectStage::Tls,
         _ => ConnectStage::Other,
     }
 }
 
-fn describe(error: &ConnectionError, protection: TlsMode, greeted: bool) -> String {
-    if !greeted && hung_up(error) {
-        return no_greeting(error, protection).to_owned();
+fn describe(error: &ConnectionError, tls_mode: TlsMode, connack_seen: bool) -> String {
+    if !connack_seen && is_hang_up(error) {
+        return describe_hang_up(error, tls_mode).to_owned();
     }
     match (error, io_error(error)) {
         (
@@ -97,7 +97,7 @@ fn describe(error: &ConnectionError, protection: TlsMode, greeted: bool) -> Stri
                 ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized,
             ),
             _,
-        ) => login(protection).to_owned(),
+        ) => describe_login(tls_mode).to_owned(),
         (ConnectionError::ConnectionRefused(ConnectReturnCode::BadClientId), _) => {
             "the broker rejected this host's client ID; allow client IDs that begin with f2bmqtt- on the \
              broker"
@@ -107,8 +107,8 @@ fn describe(error: &ConnectionError, protection: TlsMode, greeted: bool) -> Stri
             format!("the broker rejected the connection: {code:?}")
         }
         (ConnectionError::NetworkTimeout, _) => format!("no answer within {CONNECT_TIMEOUT_SECS} s"),
-        (ConnectionError::FlushTimeout, _) => "the broker stopped reading".to_owned(),
-        (_, Some(error)) => of_io(error, protection),
+        (ConnectionError::FlushTimeout, _) => "the broker stopped reading from the connection".to_owned(),
+        (_, Some(error)) => describe_io(error, tls_mode),
         (ConnectionError::MqttState(StateError::ConnectionAborted), _) => {
             "the broker closed the connection (if this repeats, another host may have this host's name)"
                 .to_owned()
@@ -117,7 +117,7 @@ fn describe(error: &ConnectionError, protection: TlsMode, greeted: bool) -> Stri
         (error, _) if is_too_large(error) => {
             format!(
                 "the broker sent a message of more than {} KiB; discarding the session that the broker keeps",
-                MAX_PACKET / 1024
+                MAX_PACKET_BYTES / 1024
             )
         }
         _ => error.to_string(),
@@ -127,8 +127,8 @@ fn describe(error: &ConnectionError, protection: TlsMode, greeted: bool) -> Stri
 const NO_TLS: &str =
     "the broker does not speak TLS on this port; check MQTT_PORT (the TLS port is usually 8883)";
 
-fn login(protection: TlsMode) -> &'static str {
-    match protection {
+fn describe_login(tls_mode: TlsMode) -> &'static str {
+    match tls_mode {
         TlsMode::Mutual => {
             "the broker rejected the login; check MQTT_USER, MQTT_PASSWORD and the name in MQTT_CERT"
         }
@@ -138,11 +138,11 @@ fn login(protection: TlsMode) -> &'static str {
 
 /// Whether a server closed a connection in a protocol that it does not speak. A TLS alert, read as MQTT, is a malformed
 /// packet, or one that no broker sends first.
-fn hung_up(error: &ConnectionError) -> bool {
+fn is_hang_up(error: &ConnectionError) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     match io_error(error) {
         Some(error) => {
-            error.get_ref().is_none_or(|error| !error.is::<rustls::Error>())
+            !is_tls_error(error)
                 && matches!(
                     error.kind(),
                     BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
@@ -159,8 +159,8 @@ fn hung_up(error: &ConnectionError) -> bool {
 }
 
 /// The likely cause if the server closed the connection before the handshake.
-fn no_greeting(error: &ConnectionError, protection: TlsMode) -> &'static str {
-    match (error, protection) {
+fn describe_hang_up(error: &ConnectionError, tls_mode: TlsMode) -> &'static str {
+    match (error, tls_mode) {
         (ConnectionError::Tls(_), _) => NO_TLS,
         (_, TlsMode::Off) => {
             "the broker closed the connection before the MQTT handshake; if the port is for TLS, set \
@@ -177,6 +177,10 @@ fn no_greeting(error: &ConnectionError, protection: TlsMode) -> &'static str {
     }
 }
 
+fn is_tls_error(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
+}
+
 /// The I/O error that rumqttc wraps.
 fn io_error(error: &ConnectionError) -> Option<&io::Error> {
     match error {
@@ -189,27 +193,27 @@ fn io_error(error: &ConnectionError) -> Option<&io::Error> {
     }
 }
 
-fn of_io(error: &io::Error, protection: TlsMode) -> String {
+fn describe_io(error: &io::Error, tls_mode: TlsMode) -> String {
     if let Some(error) = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
-        return of_tls(error, protection);
+        return describe_tls(error, tls_mode);
     }
     match error.kind() {
-        io::ErrorKind::ConnectionRefused => "nothing listens there".to_owned(),
+        io::ErrorKind::ConnectionRefused => "no broker listens on this port".to_owned(),
         _ => error.to_string(),
     }
 }
 
-fn of_tls(error: &rustls::Error, protection: TlsMode) -> String {
+fn describe_tls(error: &rustls::Error, tls_mode: TlsMode) -> String {
     use rustls::Error::{AlertReceived, InvalidCertificate};
     match error {
-        InvalidCertificate(what) => of_certificate(what),
-        AlertReceived(alert) => of_alert(*alert, protection),
+        InvalidCertificate(error) => describe_certificate(error),
+        AlertReceived(alert) => describe_alert(*alert, tls_mode),
         rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => NO_TLS.to_owned(),
         error => format!("TLS failed: {error}"),
     }
 }
 
-fn of_certificate(error: &CertificateError) -> String {
+fn describe_certificate(error: &CertificateError) -> String {
     use CertificateError as E;
     match error {
         // With two CAs of the same name, rustls reports a bad signature.
@@ -255,7 +259,7 @@ fn of_certificate(error: &CertificateError) -> String {
         E::InvalidPurpose | E::InvalidPurposeContext { .. } => {
             "the broker's certificate is not a server certificate".to_owned()
         }
-        E::Other(other) => of_webpki(other.0.downcast_ref()),
+        E::Other(other) => describe_webpki(other.0.downcast_ref()),
         other => format!("the broker's certificate is invalid: {other}"),
     }
 }
@@ -265,7 +269,7 @@ fn is_address_as_name(presented: &str) -> bool {
 }
 
 /// Errors of webpki that rustls does not map.
-fn of_webpki(error: Option<&webpki::Error>) -> String {
+fn describe_webpki(error: Option<&webpki::Error>) -> String {
     const EXTENSIONS: &str = "(openssl x509 -req … -extfile FILE, with subjectAltName and \
                               basicConstraints = CA:FALSE in FILE)";
     match error {
@@ -285,21 +289,21 @@ fn of_webpki(error: Option<&webpki::Error>) -> String {
 }
 
 /// A TLS alert that the broker sent before it closed the connection.
-fn of_alert(alert: AlertDescription, protection: TlsMode) -> String {
+fn describe_alert(alert: AlertDescription, tls_mode: TlsMode) -> String {
     use AlertDescription as A;
-    let why = match alert {
-        A::CertificateRequired | A::NoCertificate if protection != TlsMode::Mutual => {
+    let cause = match alert {
+        A::CertificateRequired | A::NoCertificate if tls_mode != TlsMode::Mutual => {
             return "the broker requires a client certificate; set MQTT_CERT and MQTT_KEY"
                 .to_owned();
         }
         // TLS 1.2 uses this alert for several faults.
         A::HandshakeFailure => {
-            let wants = match protection {
+            let certificate = match tls_mode {
                 TlsMode::Mutual => "",
                 _ => "the broker requires a client certificate (set MQTT_CERT and MQTT_KEY), or ",
             };
             return format!(
-                "TLS handshake failed: {wants}the broker shares no cipher or curve with this host (TLS 1.3, \
+                "TLS handshake failed: {certificate}the broker shares no cipher or curve with this host (TLS 1.3, \
                  or 1.2 with ECDHE)"
             );
         }
@@ -312,7 +316,7 @@ fn of_alert(alert: AlertDescription, protection: TlsMode) -> String {
         A::ProtocolVersion => return "the broker supports neither TLS 1.2 nor TLS 1.3".to_owned(),
         other => return format!("the broker ended TLS: {other:?}"),
     };
-    format!("the broker rejected this host's certificate (MQTT_CERT): {why}")
+    format!("the broker rejected this host's certificate (MQTT_CERT): {cause}")
 }
 
 fn date(time: UnixTime) -> String {
@@ -339,20 +343,27 @@ mod tests {
     }
 
     /// As rumqttc wraps a TLS error during the handshake.
-    fn greeting(error: Tls) -> ConnectionError {
+    fn handshake_error(error: Tls) -> ConnectionError {
         ConnectionError::Tls(TlsError::Io(io::Error::new(io::ErrorKind::InvalidData, error)))
     }
 
     /// The same after the handshake: TLS 1.3 rejects a client certificate only then.
-    fn later(error: Tls) -> ConnectionError {
+    fn late_error(error: Tls) -> ConnectionError {
         let error = io::Error::new(io::ErrorKind::InvalidData, error);
         ConnectionError::MqttState(StateError::Deserialization(mqttbytes::Error::Io(error)))
+    }
+
+    fn of_webpki(error: webpki::Error) -> CertificateError {
+        CertificateError::Other(rustls::OtherError(Arc::new(error)))
+    }
+
+    fn reset() -> io::Error {
+        io::ErrorKind::ConnectionReset.into()
     }
 
     #[test]
     fn certificate_error_names_cause_and_fix() {
         use CertificateError as E;
-        let webpki = |error: webpki::Error| E::Other(rustls::OtherError(Arc::new(error)));
         let expected = ServerName::try_from("hub.example").unwrap();
         let (time, not_after, not_before) =
             (at(1_800_000_000), at(1_700_000_000), at(1_900_000_000));
@@ -390,20 +401,24 @@ mod tests {
                 "the broker's certificate has an address as a DNS name; write IP:ADDRESS",
             ),
             (
-                webpki(webpki::Error::UnsupportedCertVersion),
+                of_webpki(webpki::Error::UnsupportedCertVersion),
                 "the broker's certificate has X.509 version 1; make",
             ),
             (
-                webpki(webpki::Error::CaUsedAsEndEntity),
+                of_webpki(webpki::Error::CaUsedAsEndEntity),
                 "the broker's certificate is a CA certificate \
                                                         (CA:TRUE)",
             ),
-            (webpki(webpki::Error::BadDer), "the broker's certificate is invalid: BadDer"),
+            (of_webpki(webpki::Error::BadDer), "the broker's certificate is invalid: BadDer"),
         ];
         for (error, expected) in table {
-            let shown =
-                explain(&greeting(Tls::InvalidCertificate(error)), TlsMode::ServerOnly, false).text;
-            assert!(shown.starts_with(expected), "{shown}");
+            let text = explain(
+                &handshake_error(Tls::InvalidCertificate(error)),
+                TlsMode::ServerOnly,
+                false,
+            )
+            .text;
+            assert!(text.starts_with(expected), "{text}");
         }
     }
 
@@ -432,10 +447,12 @@ mod tests {
                 "the broker supports neither TLS 1.2 nor TLS 1.3",
             ),
         ];
-        for (alert, protection, expected) in table {
-            for error in [greeting(Tls::AlertReceived(alert)), later(Tls::AlertReceived(alert))] {
-                let shown = explain(&error, protection, false).text;
-                assert!(shown.starts_with(expected), "{shown}");
+        for (alert, tls_mode, expected) in table {
+            for error in
+                [handshake_error(Tls::AlertReceived(alert)), late_error(Tls::AlertReceived(alert))]
+            {
+                let text = explain(&error, tls_mode, false).text;
+                assert!(text.starts_with(expected), "{text}");
             }
         }
     }
@@ -450,27 +467,26 @@ mod tests {
 
     #[test]
     fn server_that_closes_at_once_speaks_another_protocol() {
-        let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
-        let during = ConnectionError::Tls(TlsError::Io(reset()));
-        let after = ConnectionError::Io(reset());
-        let gone = ConnectionError::MqttState(StateError::ConnectionAborted);
+        let tls_reset = ConnectionError::Tls(TlsError::Io(reset()));
+        let tcp_reset = ConnectionError::Io(reset());
+        let aborted = ConnectionError::MqttState(StateError::ConnectionAborted);
         let no_mqtt = "the broker closed the connection before the MQTT handshake; if ";
         let table = [
-            (&during, TlsMode::ServerOnly, false, "the broker does not speak TLS on this port"),
-            (&after, TlsMode::Off, false, &format!("{no_mqtt}the port is for TLS")),
+            (&tls_reset, TlsMode::ServerOnly, false, "the broker does not speak TLS on this port"),
+            (&tcp_reset, TlsMode::Off, false, &format!("{no_mqtt}the port is for TLS")),
             (
-                &after,
+                &tcp_reset,
                 TlsMode::ServerOnly,
                 false,
                 &format!("{no_mqtt}the broker requires a client certificate"),
             ),
-            (&gone, TlsMode::Off, false, &format!("{no_mqtt}the port is for TLS")),
-            (&gone, TlsMode::Off, true, "the broker closed the connection (if this repeats"),
-            (&after, TlsMode::ServerOnly, true, "connection reset"),
+            (&aborted, TlsMode::Off, false, &format!("{no_mqtt}the port is for TLS")),
+            (&aborted, TlsMode::Off, true, "the broker closed the connection (if this repeats"),
+            (&tcp_reset, TlsMode::ServerOnly, true, "connection reset"),
         ];
-        for (error, protection, greeted, expected) in table {
-            let shown = explain(error, protection, greeted).text;
-            assert!(shown.starts_with(expected), "{shown}");
+        for (error, tls_mode, connack_seen, expected) in table {
+            let text = explain(error, tls_mode, connack_seen).text;
+            assert!(text.starts_with(expected), "{text}");
         }
     }
 }

@@ -7,51 +7,51 @@ use super::status::DiskFull;
 use crate::clock::is_within;
 use crate::files::room::FullDisk;
 
-/// How often the file systems are checked, in milliseconds.
-const INTERVAL: i64 = 3_000;
+/// How often the file systems are checked.
+const CHECK_MILLIS: i64 = 3_000;
 
 /// Since when each file system has been full, in milliseconds since 1970.
 #[derive(Debug, Default)]
 pub(super) struct Disks {
-    full: BTreeMap<PathBuf, i64>,
-    checked: Option<i64>,
+    full_since: BTreeMap<PathBuf, i64>,
+    checked_at: Option<i64>,
 }
 
 /// Changes, as log lines.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Changes {
     pub(super) warnings: Vec<String>,
-    pub(super) cured: Vec<String>,
+    pub(super) recoveries: Vec<String>,
 }
 
 impl Disks {
-    /// Whether it is time to check the file systems.
+    /// Whether a check of the file systems is due. The check counts as done.
     pub(super) fn is_due(&mut self, now: i64) -> bool {
-        let fresh = self.checked.is_some_and(|at| is_within(INTERVAL, at, now));
-        if !fresh {
-            self.checked = Some(now);
+        let is_due = self.checked_at.is_none_or(|at| !is_within(CHECK_MILLIS, at, now));
+        if is_due {
+            self.checked_at = Some(now);
         }
-        !fresh
+        is_due
     }
 
     /// Records the full file systems at `now`.
-    pub(super) fn update(&mut self, seen: &[FullDisk], now: i64) -> Changes {
+    pub(super) fn update(&mut self, full: &[FullDisk], now: i64) -> Changes {
         let mut changes = Changes::default();
-        self.full.retain(|path, _| {
-            let full = seen.iter().any(|disk| disk.path == *path);
-            if !full {
-                changes.cured.push(format!(
+        self.full_since.retain(|path, _| {
+            let is_full = full.iter().any(|disk| disk.path == *path);
+            if !is_full {
+                changes.recoveries.push(format!(
                     "the file system of {} has enough free space again",
                     path.display()
                 ));
             }
-            full
+            is_full
         });
-        for FullDisk { path, text } in seen {
-            if self.full.contains_key(path) {
+        for FullDisk { path, text } in full {
+            if self.full_since.contains_key(path) {
                 continue;
             }
-            self.full.insert(path.clone(), now);
+            self.full_since.insert(path.clone(), now);
             let path = path.display();
             changes.warnings.push(format!(
                 "{text}; a restart loses unsaved changes; free some space: df -h {path}"
@@ -61,12 +61,14 @@ impl Disks {
     }
 
     /// The file systems for the status file.
-    pub(super) fn shown(&self) -> Vec<DiskFull> {
-        let shown = |(path, at): (&PathBuf, &i64)| DiskFull {
-            path: path.display().to_string(),
-            at: at.div_euclid(1000),
-        };
-        self.full.iter().map(shown).collect()
+    pub(super) fn full(&self) -> Vec<DiskFull> {
+        let disks = self.full_since.iter();
+        disks
+            .map(|(path, since)| DiskFull {
+                path: path.display().to_string(),
+                at: since.div_euclid(1000),
+            })
+            .collect()
     }
 }
 
@@ -74,30 +76,36 @@ impl Disks {
 mod tests {
     use super::*;
 
+    fn full_disk(free_kib: u32) -> FullDisk {
+        let text = format!("{free_kib} KiB are free on the file system of /x");
+        FullDisk { path: "/x".into(), text }
+    }
+
+    fn warning(free_kib: u32) -> String {
+        format!(
+            "{free_kib} KiB are free on the file system of /x; a restart loses unsaved changes; free some \
+             space: df -h /x"
+        )
+    }
+
     #[test]
     fn full_disk_is_a_line_when_it_fills_and_one_when_it_has_room() {
         const NOW: i64 = 1_795_342_600_000;
-        let full = |path: &str, free: u32| FullDisk {
-            path: path.into(),
-            text: format!("{free} KiB are free on the file system of {path}"),
-        };
-        let after = "; a restart loses unsaved changes; free some space: df -h ";
-        let warning = |free: u32| format!("{free} KiB are free on the file system of /x{after}/x");
-        let cured = |path: &str| format!("the file system of {path} has enough free space again");
-        // What is full, the lines, and how many are shown.
+        let recovery = "the file system of /x has enough free space again".to_owned();
+        // The full disk, the lines, and the number of full disks.
         let table = [
             (None, None, None, 0),
-            (Some(full("/x", 7)), Some(warning(7)), None, 1),
-            (Some(full("/x", 5)), None, None, 1),
-            (None, None, Some(cured("/x")), 0),
-            (Some(full("/x", 3)), Some(warning(3)), None, 1),
+            (Some(full_disk(7)), Some(warning(7)), None, 1),
+            (Some(full_disk(5)), None, None, 1),
+            (None, None, Some(recovery), 0),
+            (Some(full_disk(3)), Some(warning(3)), None, 1),
         ];
         let mut disks = Disks::default();
-        for (seen, warnings, cured, shown) in table {
-            let (warnings, cured) = (warnings.into_iter().collect(), cured.into_iter().collect());
-            let changes = disks.update(seen.as_slice(), NOW);
-            assert_eq!(changes, Changes { warnings, cured }, "{seen:?}");
-            assert_eq!(disks.shown().len(), shown);
+        for (full, warning, recovery, count) in table {
+            let (warnings, recoveries) = (Vec::from_iter(warning), Vec::from_iter(recovery));
+            let changes = disks.update(full.as_slice(), NOW);
+            assert_eq!(changes, Changes { warnings, recoveries }, "{full:?}");
+            assert_eq!(disks.full().len(), count);
         }
         let due = [0, 1_000, 2_999, 3_000, -90_000, -88_000].map(|at| disks.is_due(NOW + at));
         assert_eq!(due, [true, false, false, true, true, false]);

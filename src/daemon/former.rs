@@ -11,19 +11,19 @@ use crate::clock::now_millis;
 use crate::config::{Config, Topic};
 use crate::error::Error;
 use crate::figures::homeassistant;
-use crate::journal::{say, warn};
+use crate::journal::{info, warn};
 use crate::memory::SharedState;
 use crate::operator::forget::{is_kept, retraction};
 use crate::operator::view::FleetView;
 use crate::operator::visit::{FleetClient, Message};
 use crate::paths::Paths;
-use crate::wire::HostName;
+use crate::wire::{HostName, HostState, Presence};
 
-/// The pause between the first attempts, and between later ones.
+/// The pause between the first attempts, which wait for the new snapshot, and between later ones.
 const FIRST_PAUSE: Duration = Duration::from_secs(3);
 const RETRY_PAUSE: Duration = Duration::from_mins(10);
 
-/// The number of first attempts, which wait for the new snapshot.
+/// The number of first attempts.
 const MAX_FIRST_ATTEMPTS: u32 = 20;
 
 /// How long the broker may take to confirm that topics are cleared.
@@ -32,9 +32,9 @@ const CLEAR_TIMEOUT: Duration = Duration::from_secs(5);
 /// A former name and topic of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Former {
-    #[allow(missing_docs)]
+    /// The former name of this host (`MQTT_NODE`).
     pub node: HostName,
-    #[allow(missing_docs)]
+    /// The fleet's topic at that time (`MQTT_TOPIC`).
     pub topic: Topic,
 }
 
@@ -50,36 +50,40 @@ enum Outcome {
     TooEarly,
 }
 
-/// Clears every former branch that the store has. `since` is when the daemon started, in milliseconds.
-pub(super) async fn clear_all(config: Config, paths: Paths, memory: Arc<SharedState>, since: i64) {
+/// Clears every former branch that the store has. The daemon started at `started_at`, in milliseconds since 1970.
+pub(super) async fn clear_all(
+    config: Config,
+    paths: Paths,
+    memory: Arc<SharedState>,
+    started_at: i64,
+) {
     let mut attempts = 0;
     loop {
-        let all = memory.lock().former();
-        if all.is_empty() {
+        let formers = memory.lock().former();
+        if formers.is_empty() {
             return;
         }
         sleep(if attempts < MAX_FIRST_ATTEMPTS { FIRST_PAUSE } else { RETRY_PAUSE }).await;
         attempts += 1;
-        for former in &all {
+        for former in &formers {
             let Former { node, topic } = former;
             let name = format!("{node} on the topic {}", topic.as_str());
-            match clear(&config, &paths, former, since).await {
+            match clear(&config, &paths, former, started_at).await {
                 Ok(Outcome::TooEarly) => continue,
                 Ok(Outcome::Cleared) => {
-                    say(format_args!("removed the snapshot of this host's former name, {name}"));
+                    info(format_args!("removed the snapshot of this host's former name, {name}"));
                 }
                 Ok(Outcome::Absent) => {}
                 Ok(Outcome::Taken) => {
-                    say(format_args!(
-                        "kept the snapshot of this host's former name, {name}: another host \
-                                      has the name now"
+                    info(format_args!(
+                        "kept the snapshot of this host's former name, {name}: another host uses the name now"
                     ));
                 }
-                Err(why) => {
+                Err(error) => {
                     if attempts < MAX_FIRST_ATTEMPTS {
                         attempts = MAX_FIRST_ATTEMPTS;
                         warn(format_args!(
-                            "cannot remove the snapshot of this host's former name, {name}: {why}; run on a \
+                            "cannot remove the snapshot of this host's former name, {name}: {error}; run on a \
                              host whose login may write to {}: f2bmqtt forget {node}",
                             topic.retained(&format!("state/{node}/#"))
                         ));
@@ -96,14 +100,14 @@ async fn clear(
     config: &Config,
     paths: &Paths,
     former: &Former,
-    since: i64,
+    started_at: i64,
 ) -> Result<Outcome, Error> {
-    let there = Config { topic: former.topic.clone(), ..config.clone() };
-    let mut client = FleetClient::connect(&there, paths).await?;
-    let moved = former.topic != config.topic;
+    let former_config = Config { topic: former.topic.clone(), ..config.clone() };
+    let mut client = FleetClient::connect(&former_config, paths).await?;
+    let new_name = (former.topic == config.topic).then_some(&config.node);
     client.fetch_host(&config.node).await?;
     client.fetch_host(&former.node).await?;
-    let outcome = judge(client.view(), former, (!moved).then_some(&config.node), &machine(), since);
+    let outcome = decide(client.view(), former, new_name, &machine(), started_at);
     if outcome != Outcome::Cleared {
         client.end().await;
         return Ok(outcome);
@@ -113,10 +117,10 @@ async fn clear(
         messages.extend(homeassistant::topics(prefix, &former.node).map(Message::Clear));
     }
     client.publish(&messages).await?;
-    let until = Instant::now() + CLEAR_TIMEOUT;
+    let deadline = Instant::now() + CLEAR_TIMEOUT;
     while is_kept(&former.node, client.view()) {
-        if client.next_update(until).await?.is_none() {
-            return Err(Error::Undone(
+        if client.next_update(deadline).await?.is_none() {
+            return Err(Error::Failed(
                 "the broker still retains messages under the name".to_owned(),
             ));
         }
@@ -126,40 +130,52 @@ async fn clear(
 }
 
 /// Decides what to do with a former branch. In the same fleet, peers that imported this host's bans must find the bans
-/// under the new name `me` before the former branch is cleared.
-fn judge(
+/// under the new name before the former branch is cleared. In another fleet, there is no `new_name`.
+fn decide(
     view: &FleetView,
     former: &Former,
-    me: Option<&HostName>,
+    new_name: Option<&HostName>,
     machine: &str,
-    since: i64,
+    started_at: i64,
 ) -> Outcome {
     if !is_kept(&former.node, view) {
         return Outcome::Absent;
     }
-    let presence = view.hosts().get(&former.node).and_then(|member| member.presence());
-    let of_another = |there: &crate::wire::Presence| {
-        there.state == crate::wire::HostState::Online
-            || !there.machine.is_empty() && there.machine != machine
-    };
-    if presence.is_some_and(of_another) {
+    let presence = view.hosts().get(&former.node).and_then(|host| host.presence());
+    if presence.is_some_and(|presence| is_of_another_host(presence, machine)) {
         return Outcome::Taken;
     }
-    let published = |me: &HostName| {
-        let member = view.hosts().get(me);
-        member.is_some_and(|member| member.missing_shards() == 0 && member.stamp() >= Some(since))
-    };
-    if me.is_none_or(published) { Outcome::Cleared } else { Outcome::TooEarly }
+    let Some(new_name) = new_name else { return Outcome::Cleared };
+    // A stamp from before the start is of an older snapshot.
+    let is_published = view
+        .hosts()
+        .get(new_name)
+        .is_some_and(|host| host.missing_shards() == 0 && host.stamp() >= Some(started_at));
+    if is_published { Outcome::Cleared } else { Outcome::TooEarly }
+}
+
+/// Whether a presence under the former name is of another host: this daemon is not online under that name.
+fn is_of_another_host(presence: &Presence, machine: &str) -> bool {
+    presence.state == HostState::Online
+        || !presence.machine.is_empty() && presence.machine != machine
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn host(name: &str) -> HostName {
+        HostName::new(name).unwrap()
+    }
+
+    /// The only shard of a host's snapshot, without bans.
+    fn shard(host: &str, stamp: i64) -> String {
+        format!(r#"{{"v":1,"host":"{host}","stamp":{stamp},"part":0,"parts":1,"bans":[]}}"#)
+    }
+
     #[test]
     fn former_branch_is_cleared_once_the_bans_are_published_under_the_new_name() {
         const NOW: i64 = 1_795_342_600_000;
-        let host = |name: &str| HostName::new(name).unwrap();
         let former = Former { node: host("old"), topic: Topic::of_fleet("blacklist").unwrap() };
         let (offline, online) =
             (r#"{"v":1,"state":"offline","machine":"m1"}"#, r#"{"v":1,"state":"online"}"#);
@@ -176,20 +192,17 @@ mod tests {
         ];
         for (presence, snapshot, stamp, outcome) in table {
             let mut view = FleetView::default();
-            let part = |host: &str, stamp: i64| {
-                format!(r#"{{"v":1,"host":"{host}","stamp":{stamp},"part":0,"parts":1,"bans":[]}}"#)
-            };
             if !presence.is_empty() {
                 view.apply_raw("host/old", presence.as_bytes());
             }
             if snapshot {
-                view.apply_raw("state/old/0", part("old", 5).as_bytes());
+                view.apply_raw("state/old/0", shard("old", 5).as_bytes());
             }
             if let Some(stamp) = stamp {
-                view.apply_raw("state/new/0", part("new", stamp).as_bytes());
+                view.apply_raw("state/new/0", shard("new", stamp).as_bytes());
             }
-            let judged = judge(&view, &former, Some(&host("new")), "m1", NOW);
-            assert_eq!(judged, outcome, "{presence} {snapshot} {stamp:?}");
+            let decided = decide(&view, &former, Some(&host("new")), "m1", NOW);
+            assert_eq!(decided, outcome, "{presence} {snapshot} {stamp:?}");
         }
     }
 }

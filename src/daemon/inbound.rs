@@ -1,4 +1,4 @@
-//! Inbound messages: parsed, judged, and applied or rejected.
+//! Inbound messages: parsed, and applied or rejected.
 
 use super::Daemon;
 use super::instances::Sighting;
@@ -11,30 +11,30 @@ use crate::journal;
 use crate::wire::{ACK_REQUEST, Action, Event, HostName, HostState, PROBE_ACTION};
 
 /// Why a message is rejected because of its stamp.
-const OLD: &str = "the message is too old: a replay, or the sender's clock is days behind";
-const AHEAD: &str = "the stamp is more than a day ahead of this host's clock; set the wrong clock \
-                     (timedatectl)";
+const TOO_OLD: &str = "the message is too old: a replay, or the sender's clock is days behind";
+const TOO_NEW: &str = "the stamp is more than a day ahead of this host's clock; correct the clock that is \
+                       wrong (timedatectl)";
 
 /// The text for a reason of [`Guard::check_event_time`](crate::guard::Guard::check_event_time) or of the same check of
 /// shards. Every reason but `ahead` has the text of `old`.
-fn of_another_time(reason: RejectReason) -> &'static str {
-    if reason == RejectReason::Ahead { AHEAD } else { OLD }
+fn stamp_fault(reason: RejectReason) -> &'static str {
+    if reason == RejectReason::Ahead { TOO_NEW } else { TOO_OLD }
 }
 
 /// Why a ban is ignored: the limit that was reached last.
-fn full(limits: &ReachedLimits, now: i64) -> String {
-    let of_bans = |limit: &&Limit| limit.table != BoundedTable::Messages;
-    let last = limits.shown(now).filter(of_bans).max_by_key(|limit| limit.at);
+fn describe_limit(limits: &ReachedLimits, now: i64) -> String {
+    let limits = limits.shown(now).filter(|limit| limit.table != BoundedTable::Messages);
+    let last = limits.max_by_key(|limit| limit.at);
     let limit = last.map_or_else(|| "a limit".to_owned(), Limit::describe);
     format!("{limit} reached; existing bans are kept")
 }
 
 /// The warning about an outdated shard of this host.
-const ECHO: &str = "received an outdated shard of this host; publishing all shards again; if this repeats, \
-                    another host has this host's name";
+const STALE_ECHO_WARNING: &str = "received an outdated shard of this host; publishing all shards again; if this repeats, \
+                                  another host has this host's name: set MQTT_NODE on one of them";
 
 /// The warning about two machines with one name.
-fn two_machines(host: &HostName) -> String {
+fn duplicate_warning(host: &HostName) -> String {
     format!(
         "two machines have the name {host} and overwrite each other's snapshot; on one of them set \
          MQTT_NODE in /etc/fail2ban/mqtt.env, then run: systemctl restart f2bmqttsub"
@@ -43,15 +43,20 @@ fn two_machines(host: &HostName) -> String {
 
 /// Why messages of a host that sends too many are rejected.
 fn too_fast(kind: MessageKind, host: &HostName) -> String {
-    let most = kind.per_minute();
+    let max = kind.per_minute();
     format!(
-        "limit of {most} messages per minute of {host} reached; the host's snapshot replaces the message"
+        "limit of {max} messages per minute from {host} reached; the next snapshot of {host} corrects this"
     )
+}
+
+fn describe_event(event: &Event) -> String {
+    let Event { action, address, jail, host, .. } = event;
+    format!("{action} of {address} in {jail} from {host}")
 }
 
 impl Daemon {
     pub(super) fn on_message(&mut self, message: &Admitted) {
-        if self.shown.on_message(message) {
+        if self.exporters.on_message(message) {
             return;
         }
         let result = match message.source() {
@@ -82,10 +87,11 @@ impl Daemon {
 
     fn on_event(&mut self, message: &Admitted) -> Result<(), Rejected> {
         let event = message.event()?;
+        // `f2bmqtt check` tests with this event whether the broker delivers events.
         if event.action.as_str() == PROBE_ACTION {
             return Ok(());
         }
-        self.shown.traffic.events += 1;
+        self.exporters.traffic.events += 1;
         let kind = if event.id.is_some() { MessageKind::FleetUnban } else { MessageKind::Event };
         if self.is_too_fast(&event.host, kind) {
             return Err(message.reject(
@@ -97,105 +103,109 @@ impl Daemon {
         if event.action.as_str() == ACK_REQUEST {
             return self.request_ack(&event, message);
         }
-        self.memory.lock().inbound.say(event.host.as_str(), || {
+        self.memory.lock().inbound.info(event.host.as_str(), || {
             let Event { action, address, jail, host, restored, failures, .. } = &event;
             format!(
                 "Inbound: {action} {address} - ipset {jail} from {host} (Rest:={restored}, Fails:={failures})"
             )
         });
-        self.judge(&event, message.is_trusted());
+        self.apply_event(&event, message.is_trusted());
         Ok(())
     }
 
     /// Handles a request for an acknowledgement. Acknowledgements are part of a signed message, so an untrusted request
     /// is ignored.
     fn request_ack(&self, event: &Event, message: &Admitted) -> Result<(), Rejected> {
-        let mut known = self.memory.lock();
-        if let Some(reason) = known.guard.check_event_time(event, now()) {
-            return Err(message.reject(reason, "no request", of_another_time(reason).to_owned()));
+        let mut state = self.memory.lock();
+        if let Some(reason) = state.guard.check_event_time(event, now()) {
+            return Err(message.reject(
+                reason,
+                "acknowledgement request",
+                stamp_fault(reason).to_owned(),
+            ));
         }
         if message.is_trusted() && event.host != self.host {
-            let rejected = known.guard.rejects_ban(event);
-            known.fleet.request_ack(event, rejected, now());
+            let rejected = state.guard.rejects_ban(event);
+            state.fleet.request_ack(event, rejected, now());
         }
         Ok(())
     }
 
     /// Whether a host exceeds its rate limit (R21). Peers always have their own count, however many other names are used.
     fn is_too_fast(&mut self, host: &HostName, kind: MessageKind) -> bool {
-        let mut known = self.memory.lock();
-        let peer = known.fleet.is_peer(host);
-        let too_fast = self.limits.exceeds_limit(host, peer, kind, now());
-        if too_fast {
-            known.fleet.limits_mut().reached(
+        let mut state = self.memory.lock();
+        let is_peer = state.fleet.is_peer(host);
+        let is_too_fast = self.limits.exceeds_limit(host, is_peer, kind, now());
+        if is_too_fast {
+            state.fleet.limits_mut().reached(
                 BoundedTable::Messages,
                 kind.per_minute(),
                 Some(host.as_str()),
                 now(),
             );
         }
-        too_fast
+        is_too_fast
     }
 
-    fn judge(&mut self, event: &Event, trusted: bool) {
-        let mut known = self.memory.lock();
-        if let Some(reason) = known.guard.check_event_time(event, now()) {
-            let Event { action, address, jail, host, .. } = event;
-            let why = of_another_time(reason);
-            let text = format!("rejected {action} of {address} in {jail} from {host}: {why}");
-            known.record_rejection_of(event.host.as_str(), reason, &text);
-            if reason == RejectReason::Ahead && trusted {
-                self.ahead.record(&event.host, now()).iter().for_each(journal::warn);
+    /// Accepts or rejects an event, and passes an accepted one to the controller.
+    fn apply_event(&mut self, event: &Event, is_trusted: bool) {
+        let mut state = self.memory.lock();
+        let host = event.host.as_str();
+        if let Some(reason) = state.guard.check_event_time(event, now()) {
+            let text = format!("rejected {}: {}", describe_event(event), stamp_fault(reason));
+            state.record_rejection_of(host, reason, &text);
+            if reason == RejectReason::Ahead && is_trusted {
+                self.ahead_hosts.record(&event.host, now()).iter().for_each(journal::warn);
             }
             return;
         }
-        let admission = known.guard.judge(event, known.fleet.known_jails());
-        let unknown = known.fleet.known_jails().is_some_and(|names| !names.contains(&event.jail));
+        let admission = state.guard.judge(event, state.fleet.known_jails());
+        let is_unknown_jail =
+            state.fleet.known_jails().is_some_and(|jails| !jails.contains(&event.jail));
         // A ban of another host waits for an observation of fail2ban, which may have a new jail.
-        let waits = event.action == Action::Ban && admission != Admission::Echo;
-        if unknown && event.restored == 0 && !event.all_jails && !waits {
-            let Event { jail, address, host, restored, .. } = event;
-            let line = || journal::no_such_jail(jail, *address, host, *restored);
-            known.inbound.say(host.as_str(), line);
+        let is_pending = event.action == Action::Ban && admission != Admission::Echo;
+        if is_unknown_jail && event.restored == 0 && !event.all_jails && !is_pending {
+            state.inbound.info(host, || {
+                journal::no_such_jail(&event.jail, event.address, host, event.restored)
+            });
         }
         match admission {
-            Admission::Echo => known.fleet.apply_echo(event, now()),
+            Admission::Echo => state.fleet.apply_echo(event, now()),
             Admission::Ignore => {}
             Admission::Reject(RejectReason::UnknownJail) if !event.is_new() => {
-                known.rejections.count(RejectReason::UnknownJail);
+                state.rejections.count(RejectReason::UnknownJail);
             }
+            // fail2ban may get the jail later, so the controller keeps the claim.
             Admission::Accept | Admission::Reject(RejectReason::UnknownJail) => {
-                if known.fleet.is_unban_of_another_s_ban(event) {
-                    let Event { jail, address, host, .. } = event;
-                    let line = || journal::unban_of_another_s_ban(jail, *address, host);
-                    known.inbound.say(host.as_str(), line);
+                if state.fleet.is_unban_of_another_s_ban(event) {
+                    state
+                        .inbound
+                        .info(host, || journal::ignored_unban(&event.jail, event.address, host));
                 }
-                if !known.fleet.apply_event(event, now()) {
-                    let Event { action, address, jail, host, .. } = event;
-                    let why = full(known.fleet.limits(), now());
-                    let text =
-                        format!("ignored {action} of {address} in {jail} from {host}: {why}");
-                    known.record_rejection_of(host.as_str(), RejectReason::TooMany, &text);
+                if !state.fleet.apply_event(event, now()) {
+                    let limit = describe_limit(state.fleet.limits(), now());
+                    let text = format!("ignored {}: {limit}", describe_event(event));
+                    state.record_rejection_of(host, RejectReason::TooMany, &text);
                 }
             }
             Admission::Reject(RejectReason::UnknownAction) => {
-                known.rejections.count(RejectReason::UnknownAction);
-                let line = || format!("Unrecognised action {}", event.action);
-                known.inbound.say(event.host.as_str(), line);
+                state.rejections.count(RejectReason::UnknownAction);
+                state.inbound.info(host, || format!("Unrecognised action {}", event.action));
             }
             Admission::Reject(reason) => {
-                let Event { action, address, jail, host, .. } = event;
-                let why = match reason {
+                let cause = match reason {
                     RejectReason::NotShared => "the jail is not shared on this host",
-                    _ => "not an address that another machine can have",
+                    _ => {
+                        "no other machine can have this address (for example, a loopback or multicast address)"
+                    }
                 };
-                let text = format!("rejected {action} of {address} in {jail} from {host}: {why}");
-                known.record_rejection_of(host.as_str(), reason, &text);
+                let text = format!("rejected {}: {cause}", describe_event(event));
+                state.record_rejection_of(host, reason, &text);
             }
         }
     }
 
-    /// A part of somebody's snapshot, or nothing where one was.
+    /// A shard of a snapshot. An empty message clears the shard.
     fn on_shard(
         &mut self,
         message: &Admitted,
@@ -204,10 +214,10 @@ impl Daemon {
     ) -> Result<(), Rejected> {
         const WHAT: &str = "shard";
         if message.payload().is_empty() {
-            let mut known = self.memory.lock();
+            let mut state = self.memory.lock();
             // An empty payload cannot be signed. In a signing fleet, `forget` publishes a signed shard without bans.
             if *host == self.host || message.is_trusted() {
-                known.fleet.apply_cleared(host, index, now());
+                state.fleet.apply_cleared(host, index, now());
             }
             return Ok(());
         }
@@ -218,23 +228,23 @@ impl Daemon {
                 too_fast(MessageKind::Shard, host),
             ));
         }
-        let mut known = self.memory.lock();
-        let mut shard = message.shard(|fleet_unban| known.fleet.knows_fleet_unban(fleet_unban))?;
-        self.shown.traffic.shards += 1;
-        if let Some(reason) = known.guard.check_shard_time(&shard, now()) {
+        let mut state = self.memory.lock();
+        let mut shard = message.shard(|fleet_unban| state.fleet.knows_fleet_unban(fleet_unban))?;
+        self.exporters.traffic.shards += 1;
+        if let Some(reason) = state.guard.check_shard_time(&shard, now()) {
             if reason == RejectReason::Ahead && message.is_trusted() {
-                self.ahead.record(host, now()).iter().for_each(journal::warn);
+                self.ahead_hosts.record(host, now()).iter().for_each(journal::warn);
             }
-            return Err(message.reject(reason, WHAT, of_another_time(reason).to_owned()));
+            return Err(message.reject(reason, WHAT, stamp_fault(reason).to_owned()));
         }
-        known.drop_unshared(&mut shard);
-        match known.fleet.apply_shard(&shard, now()) {
+        state.drop_unshared(&mut shard);
+        match state.fleet.apply_shard(&shard, now()) {
             Some(ShardError::OverCapacity) => {
-                let why = full(known.fleet.limits(), now());
-                let text = format!("ignored some bans from {host}: {why}");
-                known.record_rejection_of(host.as_str(), RejectReason::TooMany, &text);
+                let limit = describe_limit(state.fleet.limits(), now());
+                let text = format!("ignored some bans from {host}: {limit}");
+                state.record_rejection_of(host.as_str(), RejectReason::TooMany, &text);
             }
-            Some(ShardError::StaleEcho) => known.warn("part", ECHO),
+            Some(ShardError::StaleEcho) => state.warn("part", STALE_ECHO_WARNING),
             None => {}
         }
         Ok(())
@@ -248,34 +258,34 @@ impl Daemon {
             return Ok(()); // `forget` cleared the presence
         }
         let presence = message.presence()?;
-        self.shown.traffic.presences += 1;
-        let mut known = self.memory.lock();
-        known.fleet.apply_presence(host, presence.state, now());
+        self.exporters.traffic.presences += 1;
+        let mut state = self.memory.lock();
+        state.fleet.apply_presence(host, presence.state, now());
         if *host != self.host {
             if self.duplicates.observe(host, &presence, now()) {
-                known.warn("duplicate", &two_machines(host));
+                state.warn("duplicate", &duplicate_warning(host));
             }
             return Ok(());
         }
         if presence.state == HostState::Online {
-            let own = presence.instance == self.instance;
-            known.fleet.apply_own_presence(Some(&presence).filter(|_| own));
+            let is_own = presence.instance == self.instance;
+            state.fleet.apply_own_presence(is_own.then_some(&presence));
         }
         let sighting = self.own_name.observe(&presence);
         if sighting != Sighting::Own {
-            self.namesake = Some(now());
-            known.warn("namesake", &two_machines(host));
+            self.namesake_seen_at = Some(now());
+            state.warn("namesake", &duplicate_warning(host));
         }
-        drop(known);
+        drop(state);
         if sighting == Sighting::Rival {
-            self.move_away();
+            self.change_client_id();
         }
         Ok(())
     }
 
     /// Draws a new client ID, because another machine has the same. The session of the old one is purged: it may have
     /// messages for either machine.
-    fn move_away(&mut self) {
+    fn change_client_id(&mut self) {
         match self.memory.lock().draw_client_id() {
             Ok((former, id)) => {
                 journal::warn(format_args!(
@@ -283,7 +293,7 @@ impl Daemon {
                      new client ID"
                 ));
                 self.link.rename(id);
-                self.former = Some(former);
+                self.former_client_id = Some(former);
             }
             Err(error) => journal::warn(error),
         }

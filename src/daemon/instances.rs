@@ -10,11 +10,11 @@ use crate::wire::{HostName, HostState, Presence};
 /// The most names that are kept (R21): any client that may publish can use more. Beyond that, all names are dropped.
 const MAX_HOSTS: usize = 1_000;
 
-/// How long the status file shows a name after both machines were last seen, in milliseconds.
-const SHOWN: i64 = 70_000;
+/// How long the status file shows a name after both machines were last seen.
+const DISPLAY_MILLIS: i64 = 70_000;
 
-/// A connection that lasted this long was not ended by another client with the same ID. In milliseconds.
-const STABLE: i64 = 60_000;
+/// A connection that lasted this long was not ended by another client with the same ID.
+const STABLE_MILLIS: i64 = 60_000;
 
 /// After this many short connections in a row, a machine with the same name has the same client ID.
 const MIN_EVICTIONS: u32 = 2;
@@ -36,64 +36,74 @@ pub(super) struct OwnName {
     machine: String,
     instance: String,
     /// The instance in the presence that the broker had before this daemon's: a former run or another machine.
-    before: Option<String>,
+    former_instance: Option<String>,
     /// The broker sent this daemon's presence back. A different online presence after that is another machine's.
     confirmed: bool,
     /// The broker of this state; another broker may retain an old presence.
     broker: String,
     /// Since when the connection has been up.
-    connected: Option<i64>,
+    connected_at: Option<i64>,
     /// The number of short connections in a row.
-    lost: u32,
+    evictions: u32,
+    /// Whether a rival was reported.
     has_moved: bool,
 }
 
 impl OwnName {
     pub(super) fn new(machine: String, instance: String) -> Self {
-        let (before, confirmed, connected, lost, has_moved) = (None, false, None, 0, false);
-        let broker = String::new();
-        Self { machine, instance, before, confirmed, broker, connected, lost, has_moved }
+        Self {
+            machine,
+            instance,
+            former_instance: None,
+            confirmed: false,
+            broker: String::new(),
+            connected_at: None,
+            evictions: 0,
+            has_moved: false,
+        }
     }
 
-    pub(super) fn connected(&mut self, broker: &impl ToString, now: i64) {
+    pub(super) fn on_connected(&mut self, broker: &impl ToString, now: i64) {
         let broker = broker.to_string();
         if self.broker != broker {
-            (self.broker, self.before, self.confirmed, self.lost) = (broker, None, false, 0);
+            self.broker = broker;
+            (self.former_instance, self.confirmed, self.evictions) = (None, false, 0);
         }
-        self.connected = Some(now);
+        self.connected_at = Some(now);
     }
 
-    pub(super) fn lost(&mut self, now: i64) {
+    pub(super) fn on_lost(&mut self, now: i64) {
         // A failed attempt is no eviction.
-        let Some(connected) = self.connected.take() else { return };
-        let short = is_within(STABLE, connected, now);
-        self.lost = if short { self.lost.saturating_add(1) } else { 1 };
+        let Some(connected_at) = self.connected_at.take() else { return };
+        let is_short = is_within(STABLE_MILLIS, connected_at, now);
+        self.evictions = if is_short { self.evictions.saturating_add(1) } else { 1 };
     }
 
     /// Judges a presence with this host's name. A rival is reported once, so that no client can make this host draw
     /// client IDs endlessly.
-    pub(super) fn observe(&mut self, there: &Presence) -> Sighting {
-        if there.instance == self.instance {
+    pub(super) fn observe(&mut self, presence: &Presence) -> Sighting {
+        if presence.instance == self.instance {
             self.confirmed = true;
             return Sighting::Own;
         }
-        let is_elsewhere = !there.machine.is_empty() && there.machine != self.machine;
-        let seen = if is_elsewhere { Sighting::Namesake } else { Sighting::Own };
-        if there.instance.is_empty() {
-            return seen;
+        let is_other_machine = !presence.machine.is_empty() && presence.machine != self.machine;
+        let sighting = if is_other_machine { Sighting::Namesake } else { Sighting::Own };
+        if presence.instance.is_empty() {
+            return sighting;
         }
         if !self.confirmed {
-            self.before = Some(there.instance.clone());
-            return seen;
+            self.former_instance = Some(presence.instance.clone());
+            return sighting;
         }
         // A broker that lost its latest data sends the presence of a former run once more.
-        if self.before.take_if(|before| *before == there.instance).is_some() {
-            return seen;
+        if self.former_instance.take_if(|former| *former == presence.instance).is_some() {
+            return sighting;
         }
-        if there.state == HostState::Offline && self.lost == 0 {
-            return seen;
+        // Without an eviction, an offline presence may be the late last will of a former run.
+        if presence.state == HostState::Offline && self.evictions == 0 {
+            return sighting;
         }
-        if self.lost >= MIN_EVICTIONS && !self.has_moved {
+        if self.evictions >= MIN_EVICTIONS && !self.has_moved {
             self.has_moved = true;
             return Sighting::Rival;
         }
@@ -113,10 +123,10 @@ struct Runs {
 
 impl Runs {
     /// When two machines were last seen, if recently.
-    fn doubled(&self, now: i64) -> Option<i64> {
-        let is_fresh = |at: i64| is_within(SHOWN, at, now);
-        let [last, before] = self.returns;
-        last.filter(|at| is_fresh(*at) && before.is_some_and(is_fresh))
+    fn last_seen_twice(&self, now: i64) -> Option<i64> {
+        let [last, second_last] = self.returns;
+        let is_repeated = second_last.is_some_and(|at| is_within(DISPLAY_MILLIS, at, now));
+        last.filter(|at| is_within(DISPLAY_MILLIS, *at, now) && is_repeated)
     }
 }
 
@@ -127,32 +137,37 @@ pub(super) struct Duplicates(BTreeMap<HostName, Runs>);
 impl Duplicates {
     /// Records a presence of another host at `now`; returns whether two machines have its name. A restarted daemon never
     /// has the ID of an earlier run.
-    pub(super) fn observe(&mut self, host: &HostName, there: &Presence, now: i64) -> bool {
-        let instance = &there.instance;
-        if there.state == HostState::Offline || instance.is_empty() {
+    pub(super) fn observe(&mut self, host: &HostName, presence: &Presence, now: i64) -> bool {
+        let instance = &presence.instance;
+        if presence.state == HostState::Offline || instance.is_empty() {
             return false;
         }
         if self.0.len() >= MAX_HOSTS && !self.0.contains_key(host) {
             self.0.clear();
         }
-        let first = || Runs { current: instance.clone(), previous: None, returns: [None; 2] };
-        let runs = self.0.entry(host.clone()).or_insert_with(first);
+        let runs = self.0.entry(host.clone()).or_insert_with(|| Runs {
+            current: instance.clone(),
+            previous: None,
+            returns: [None; 2],
+        });
         if runs.current == *instance {
             return false;
         }
-        let returned = runs.previous.as_ref() == Some(instance);
+        let has_returned = runs.previous.as_ref() == Some(instance);
         runs.previous = Some(std::mem::replace(&mut runs.current, instance.clone()));
-        if returned {
+        if has_returned {
             runs.returns = [Some(now), runs.returns[0]];
         }
-        returned && runs.doubled(now).is_some()
+        has_returned && runs.last_seen_twice(now).is_some()
     }
 
     /// The names for the status file.
-    pub(super) fn shown(&self, now: i64) -> Vec<Duplicate> {
-        let all = self.0.iter().filter_map(|(host, runs)| Some((host, runs.doubled(now)?)));
-        all.map(|(host, at)| Duplicate { host: host.to_string(), at: at.div_euclid(1000) })
-            .collect()
+    pub(super) fn recent(&self, now: i64) -> Vec<Duplicate> {
+        let duplicates = self.0.iter().filter_map(|(host, runs)| {
+            let at = runs.last_seen_twice(now)?.div_euclid(1000);
+            Some(Duplicate { host: host.to_string(), at })
+        });
+        duplicates.collect()
     }
 }
 
@@ -162,94 +177,127 @@ mod tests {
 
     const NOW: i64 = 1_795_342_600_000;
 
-    fn there(state: HostState, machine: &str, instance: &str) -> Presence {
+    fn presence(state: HostState, machine: &str, instance: &str) -> Presence {
         let (machine, instance) = (machine.to_owned(), instance.to_owned());
         Presence { state, machine, instance, ..Presence::default() }
     }
 
     #[derive(Clone)]
     enum Step {
-        Hears(HostState, &'static str, &'static str, Sighting),
+        /// A presence arrives: its state, machine and instance, and the expected meaning.
+        Receives(HostState, &'static str, &'static str, Sighting),
         /// The link is lost, and comes back.
-        Loses,
+        Reconnects,
         /// The link comes back with another broker.
-        Switches,
+        SwitchesBroker,
         /// A broker cannot be reached.
-        Fails,
+        FailsToConnect,
+        /// In milliseconds.
         Waits(i64),
+    }
+
+    /// The steps after a start: the broker has the presence of the former run, and sends this run's back.
+    fn after_start(steps: &[Step]) -> Vec<Step> {
+        let former = Step::Receives(HostState::Offline, "m1", "old", Sighting::Own);
+        let own = Step::Receives(HostState::Online, "m1", "new", Sighting::Own);
+        [&[former, own], steps].concat()
     }
 
     #[test]
     fn clone_is_distinguished_from_former_run_and_eviction_from_loss() {
         use HostState::{Offline, Online};
         use Sighting::{Namesake, Own, Rival};
-        use Step::{Fails, Hears, Loses, Switches, Waits};
-        let start = || vec![Hears(Offline, "m1", "old", Own), Hears(Online, "m1", "new", Own)];
+        use Step::{FailsToConnect, Receives, Reconnects, SwitchesBroker, Waits};
         let table = [
-            ("a former run's presence", vec![Hears(Online, "m1", "old", Own)]),
-            ("a former run's from a broker that lost data", {
-                [start(), vec![Loses, Hears(Online, "m1", "old", Own)]].concat()
-            }),
+            ("a former run's presence", vec![Receives(Online, "m1", "old", Own)]),
             (
-                "a late will of a former run",
-                [start(), vec![Hears(Offline, "m1", "older", Own)]].concat(),
+                "a former run's from a broker that lost data",
+                after_start(&[Reconnects, Receives(Online, "m1", "old", Own)]),
             ),
-            ("its own will", [start(), vec![Loses, Hears(Offline, "m1", "new", Own)]].concat()),
-            ("a clone", [start(), vec![Hears(Online, "m1", "clone", Namesake)]].concat()),
-            ("a clone that was there first", {
-                let clone = |seen| Hears(Online, "m1", "clone", seen);
-                let own = Hears(Online, "m1", "new", Own);
-                vec![clone(Own), own, clone(Own), clone(Namesake)]
-            }),
-            ("another machine", vec![Hears(Offline, "m2", "", Namesake)]),
-            ("another machine of this version", vec![Hears(Online, "m2", "x", Namesake)]),
-            ("no machine", vec![Hears(Online, "", "", Own)]),
-            ("one loss is no eviction", {
-                [start(), vec![Loses, Hears(Online, "m1", "clone", Namesake)]].concat()
-            }),
-            ("a clone with the same client ID, reported once", {
-                let clone = Hears(Offline, "m1", "clone", Namesake);
-                let twice = vec![Loses, clone, Loses, Hears(Offline, "m1", "clone", Rival)];
-                [start(), twice, vec![Loses, Hears(Online, "m1", "clone", Namesake)]].concat()
-            }),
-            ("another machine with the same client ID", {
-                [start(), vec![Loses, Loses, Hears(Online, "m2", "clone", Rival)]].concat()
-            }),
-            ("a broker that cannot be reached", {
-                let fails = vec![Loses, Fails, Fails, Hears(Online, "m1", "x", Namesake)];
-                [start(), fails].concat()
-            }),
-            ("an old presence on another broker", {
-                let there =
-                    vec![Hears(Offline, "m1", "older", Own), Hears(Online, "m1", "new", Own)];
-                [start(), vec![Loses, Loses, Switches], there].concat()
-            }),
-            ("losses far apart", {
-                let far = vec![Loses, Waits(STABLE), Loses, Hears(Online, "m1", "x", Namesake)];
-                [start(), far].concat()
-            }),
+            ("a late will of a former run", after_start(&[Receives(Offline, "m1", "older", Own)])),
+            ("its own will", after_start(&[Reconnects, Receives(Offline, "m1", "new", Own)])),
+            ("a clone", after_start(&[Receives(Online, "m1", "clone", Namesake)])),
+            (
+                "a clone that was there first",
+                vec![
+                    Receives(Online, "m1", "clone", Own),
+                    Receives(Online, "m1", "new", Own),
+                    Receives(Online, "m1", "clone", Own),
+                    Receives(Online, "m1", "clone", Namesake),
+                ],
+            ),
+            ("another machine", vec![Receives(Offline, "m2", "", Namesake)]),
+            ("another machine of this version", vec![Receives(Online, "m2", "x", Namesake)]),
+            ("no machine", vec![Receives(Online, "", "", Own)]),
+            (
+                "one loss is no eviction",
+                after_start(&[Reconnects, Receives(Online, "m1", "clone", Namesake)]),
+            ),
+            (
+                "a clone with the same client ID, reported once",
+                after_start(&[
+                    Reconnects,
+                    Receives(Offline, "m1", "clone", Namesake),
+                    Reconnects,
+                    Receives(Offline, "m1", "clone", Rival),
+                    Reconnects,
+                    Receives(Online, "m1", "clone", Namesake),
+                ]),
+            ),
+            (
+                "another machine with the same client ID",
+                after_start(&[Reconnects, Reconnects, Receives(Online, "m2", "clone", Rival)]),
+            ),
+            (
+                "a broker that cannot be reached",
+                after_start(&[
+                    Reconnects,
+                    FailsToConnect,
+                    FailsToConnect,
+                    Receives(Online, "m1", "x", Namesake),
+                ]),
+            ),
+            (
+                "an old presence on another broker",
+                after_start(&[
+                    Reconnects,
+                    Reconnects,
+                    SwitchesBroker,
+                    Receives(Offline, "m1", "older", Own),
+                    Receives(Online, "m1", "new", Own),
+                ]),
+            ),
+            (
+                "losses far apart",
+                after_start(&[
+                    Reconnects,
+                    Waits(STABLE_MILLIS),
+                    Reconnects,
+                    Receives(Online, "m1", "x", Namesake),
+                ]),
+            ),
         ];
         for (what, steps) in table {
             let (mut name, mut now) = (OwnName::new("m1".to_owned(), "new".to_owned()), NOW);
-            name.connected(&"a:1", now);
+            name.on_connected(&"a:1", now);
             for step in steps {
                 match step {
-                    Hears(state, machine, instance, expected) => {
-                        let seen = name.observe(&there(state, machine, instance));
-                        assert_eq!(seen, expected, "{what}: {state:?} {machine} {instance}");
+                    Receives(state, machine, instance, expected) => {
+                        let sighting = name.observe(&presence(state, machine, instance));
+                        assert_eq!(sighting, expected, "{what}: {state:?} {machine} {instance}");
                     }
-                    Loses => {
-                        name.lost(now);
-                        name.connected(&"a:1", now);
+                    Reconnects => {
+                        name.on_lost(now);
+                        name.on_connected(&"a:1", now);
                     }
-                    Switches => {
-                        name.lost(now);
-                        name.connected(&"b:1", now);
+                    SwitchesBroker => {
+                        name.on_lost(now);
+                        name.on_connected(&"b:1", now);
                     }
-                    Fails => {
-                        let connected = name.connected.take();
-                        name.lost(now);
-                        name.connected = connected;
+                    FailsToConnect => {
+                        let connected_at = name.connected_at.take();
+                        name.on_lost(now);
+                        name.connected_at = connected_at;
                     }
                     Waits(millis) => now += millis,
                 }
@@ -275,14 +323,18 @@ mod tests {
         ];
         let mut names = Duplicates::default();
         for (state, instance, expected) in table {
-            let seen = names.observe(&host, &there(state, "m", instance), NOW);
-            assert_eq!(seen, expected, "{state:?} {instance}");
+            let is_duplicate = names.observe(&host, &presence(state, "m", instance), NOW);
+            assert_eq!(is_duplicate, expected, "{state:?} {instance}");
         }
-        let shown = Duplicate { host: "web2".to_owned(), at: NOW / 1000 };
-        assert_eq!(names.shown(NOW + SHOWN - 1), [shown]);
-        assert_eq!(names.shown(NOW + SHOWN), []);
+        let expected = Duplicate { host: "web2".to_owned(), at: NOW / 1000 };
+        assert_eq!(names.recent(NOW + DISPLAY_MILLIS - 1), [expected]);
+        assert_eq!(names.recent(NOW + DISPLAY_MILLIS), []);
         for n in 0..3 * MAX_HOSTS {
-            names.observe(&HostName::new(&format!("x{n}")).unwrap(), &there(Online, "m", "a"), NOW);
+            names.observe(
+                &HostName::new(&format!("x{n}")).unwrap(),
+                &presence(Online, "m", "a"),
+                NOW,
+            );
         }
         assert!(names.0.len() <= MAX_HOSTS);
     }

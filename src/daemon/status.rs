@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -20,17 +21,17 @@ use crate::clock::is_within;
 use crate::files;
 use crate::fleet::limits::{Limit, ReachedLimits};
 
-/// The daemon writes the file at least this often, also if nothing changed, in milliseconds. Presence has its own
-/// interval, `Timing::status_interval`.
-const INTERVAL: i64 = 60_000;
+/// The daemon writes the file at least this often, also if nothing changed. Presence has its own interval,
+/// `Timing::status_interval`.
+const WRITE_INTERVAL_MILLIS: i64 = 60_000;
 
-/// An hour, in milliseconds, and the most reconnects in it that are counted: with the shortest pauses between tries
-/// there can be some 400.
-const HOUR: i64 = 3_600_000;
+const HOUR_MILLIS: i64 = 3_600_000;
+
+/// The most reconnects within an hour that are counted. With the shortest pauses between attempts, some 400 are possible.
 const MAX_RECONNECTS: usize = 1_000;
 
-/// The longest error text of the link, in characters: it may come from the broker.
-const MAX_ERROR: usize = 300;
+/// The longest error text of the link. The text may come from the broker.
+const MAX_ERROR_CHARS: usize = 300;
 
 /// The state of the daemon. All times are in seconds since 1970. A field that a file lacks has its default, so
 /// that versions can be mixed.
@@ -45,9 +46,9 @@ pub struct DaemonStatus {
     pub instance: String,
     /// The link to the broker.
     pub link: LinkStatus,
-    /// How many other hosts the daemon knows.
+    /// The number of other hosts in the fleet.
     pub peers: usize,
-    /// How many messages the daemon rejected since its start, by [reason](crate::guard::RejectReason::name).
+    /// The number of messages that the daemon rejected since its start, by [reason](crate::guard::RejectReason::name).
     pub rejected: BTreeMap<String, u64>,
     /// The hosts whose messages were rejected as `ahead` within the last 20 minutes, by name.
     pub ahead: Vec<AheadHost>,
@@ -55,7 +56,7 @@ pub struct DaemonStatus {
     pub own_duplicate: Option<i64>,
     /// Other hosts' names that two machines have, if both were seen within the last 70 seconds.
     pub duplicates: Vec<Duplicate>,
-    /// The file systems without room that the daemon, fail2ban or the reporter write to.
+    /// The full file systems that the daemon, fail2ban or the reporter write to.
     pub disks_full: Vec<DiskFull>,
     /// The limits that tables of the daemon reached within the last day.
     pub tables_full: Vec<FullTable>,
@@ -65,34 +66,36 @@ pub struct DaemonStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LinkStatus {
-    #[allow(missing_docs)]
+    /// Whether the daemon is connected.
     pub state: LinkState,
     /// The broker that the daemon is connected to, or tried last.
     pub broker: String,
-    /// The last error since the daemon started, also where the link is up again.
+    /// The last error since the daemon started, even if the link is up again.
     pub error: Option<String>,
     /// When `state` changed last.
     pub since: i64,
-    /// How often the link came up again within the last hour.
+    /// The number of reconnects within the last hour.
     pub reconnects: usize,
 }
 
+/// Whether the link to the broker works.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
 pub enum LinkState {
+    /// The broker accepted the login.
     Up,
+    /// The daemon tries to connect.
     #[default]
     Down,
 }
 
-/// A host whose clock, or else this host's, is more than a day off.
+/// A host whose clock is more than a day ahead of this host's clock.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AheadHost {
-    #[allow(missing_docs)]
+    /// The name of the host.
     pub host: String,
-    /// When a message of the host was rejected last.
+    /// When a message of the host was last rejected.
     pub at: i64,
 }
 
@@ -100,19 +103,19 @@ pub struct AheadHost {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Duplicate {
-    #[allow(missing_docs)]
+    /// The name.
     pub host: String,
-    /// When the machines were seen last.
+    /// When both machines were last seen.
     pub at: i64,
 }
 
-/// A file system without room.
+/// A full file system.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DiskFull {
     /// A directory on the file system.
     pub path: String,
-    /// When the daemon saw that first.
+    /// When the daemon first found the file system full.
     pub at: i64,
 }
 
@@ -122,11 +125,11 @@ pub struct DiskFull {
 pub struct FullTable {
     /// The [name](crate::fleet::limits::BoundedTable::name) of the table.
     pub table: String,
-    #[allow(missing_docs)]
+    /// The most entries of the table.
     pub limit: usize,
-    /// The host that has most of the table.
+    /// The host that has most entries of the table.
     pub peer: Option<String>,
-    /// When the table reached the limit last.
+    /// When the table last reached the limit.
     pub at: i64,
 }
 
@@ -142,7 +145,7 @@ impl DaemonStatus {
     /// Reads the file.
     ///
     /// # Errors
-    /// The cause.
+    /// The error of the system or of the JSON.
     pub fn read(path: &Path) -> Result<Self, String> {
         let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
         serde_json::from_str(&text).map_err(|error| error.to_string())
@@ -156,20 +159,20 @@ pub(super) fn tables_full(limits: &ReachedLimits, now: i64) -> Vec<FullTable> {
 
 impl LinkStatus {
     /// The link changed to `state` at `now`, in milliseconds.
-    pub(super) fn turn(&mut self, state: LinkState, broker: &impl ToString, now: i64) {
+    pub(super) fn set_state(&mut self, state: LinkState, broker: &impl ToString, now: i64) {
         if self.state != state {
             self.since = now.div_euclid(1000);
         }
         (self.state, self.broker) = (state, broker.to_string());
     }
 
-    /// The link failed.
-    pub(super) fn fail(&mut self, error: &impl ToString) {
-        self.error = Some(error.to_string().chars().take(MAX_ERROR).collect());
+    /// Records why the link failed.
+    pub(super) fn set_error(&mut self, error: &impl ToString) {
+        self.error = Some(error.to_string().chars().take(MAX_ERROR_CHARS).collect());
     }
 }
 
-/// When the link came up, in milliseconds since 1970: the first time, and the last times of the last hour.
+/// When the link came up again, in milliseconds since 1970, the latest first.
 #[derive(Debug, Default)]
 pub(super) struct Reconnects {
     has_been_up: bool,
@@ -186,9 +189,9 @@ impl Reconnects {
         self.has_been_up = true;
     }
 
-    /// How often the link came up again within the hour before `now`.
+    /// The number of reconnects within the hour before `now`.
     pub(super) fn within_hour(&self, now: i64) -> usize {
-        self.times.iter().filter(|at| is_within(HOUR, **at, now)).count()
+        self.times.iter().filter(|at| is_within(HOUR_MILLIS, **at, now)).count()
     }
 }
 
@@ -196,6 +199,7 @@ impl Reconnects {
 #[derive(Debug)]
 pub(super) struct StatusFile {
     path: PathBuf,
+    /// The status in the file, and when it was written, in milliseconds since 1970.
     written: Option<(DaemonStatus, i64)>,
 }
 
@@ -204,25 +208,29 @@ impl StatusFile {
         Self { path, written: None }
     }
 
-    /// Writes what changed, or what was written a minute ago. `now` is in milliseconds.
+    /// Writes the file if the status changed, or if the file is a minute old. `now` is in milliseconds.
     ///
     /// # Errors
-    /// What failed, and why.
+    /// The log line.
     pub(super) fn update(&mut self, status: DaemonStatus, now: i64) -> Result<(), String> {
-        let fresh = |at: i64| is_within(INTERVAL, at, now);
-        if self.written.as_ref().is_some_and(|(last, at)| *last == status && fresh(*at)) {
+        if let Some((written, at)) = &self.written
+            && *written == status
+            && is_within(WRITE_INTERVAL_MILLIS, *at, now)
+        {
             return Ok(());
         }
-        let failed = |why: &dyn ToString| {
-            format!("cannot write {}: {}", self.path.display(), why.to_string())
-        };
-        let text = serde_json::to_string(&status).map_err(|why| failed(&why))?;
-        files::replace(&self.path, &format!("{text}\n"), 0o600).map_err(|why| failed(&why))?;
+        let result = self.write(&status);
+        result.map_err(|error| format!("cannot write {}: {error}", self.path.display()))?;
         self.written = Some((status, now));
         Ok(())
     }
 
-    /// Removes the file, so that old state is not taken for new.
+    fn write(&self, status: &DaemonStatus) -> io::Result<()> {
+        let text = serde_json::to_string(status)?;
+        files::replace(&self.path, &format!("{text}\n"), 0o600)
+    }
+
+    /// Removes the file, so that no reader mistakes it for the state of a running daemon.
     pub(super) fn clear(&self) {
         let _ = fs::remove_file(&self.path);
     }
@@ -241,7 +249,7 @@ mod tests {
         let mut limits = ReachedLimits::default();
         limits.reached(BoundedTable::Claims, 100_000, Some("web2"), NOW);
         let mut link = LinkStatus::default();
-        link.turn(LinkState::Up, &"192.0.2.1:1883", NOW - 10_000);
+        link.set_state(LinkState::Up, &"192.0.2.1:1883", NOW - 10_000);
         DaemonStatus {
             version: "1.0.0".to_owned(),
             since: 1_795_342_588,
@@ -281,9 +289,9 @@ mod tests {
         // The state, the time, and whether the file is written.
         let table = [
             (status(), NOW, true),
-            (status(), NOW + INTERVAL - 1, false),
-            (changed.clone(), NOW + INTERVAL - 1, true),
-            (changed.clone(), NOW + 2 * INTERVAL - 1, true),
+            (status(), NOW + WRITE_INTERVAL_MILLIS - 1, false),
+            (changed.clone(), NOW + WRITE_INTERVAL_MILLIS - 1, true),
+            (changed.clone(), NOW + 2 * WRITE_INTERVAL_MILLIS - 1, true),
             (changed, NOW, true), // the clock was set back
         ];
         for (status, now, written) in table {
@@ -297,32 +305,41 @@ mod tests {
         assert!(failed.unwrap_err().starts_with("cannot write "));
     }
 
+    /// Records a reconnect; returns the number of reconnects within the hour before.
+    fn reconnect(reconnects: &mut Reconnects, at: i64) -> usize {
+        reconnects.record(NOW + at);
+        reconnects.within_hour(NOW + at)
+    }
+
     #[test]
     fn reconnects_of_the_last_hour_are_counted_without_the_first_connection() {
         let mut reconnects = Reconnects::default();
-        let mut count = |at: i64| {
-            reconnects.record(NOW + at);
-            reconnects.within_hour(NOW + at)
-        };
-        let table =
-            [(0, 0), (1_000, 1), (3_000_000, 2), (HOUR, 3), (HOUR + 1_000, 3), (9 * HOUR, 1)];
+        let table = [
+            (0, 0),
+            (1_000, 1),
+            (3_000_000, 2),
+            (HOUR_MILLIS, 3),
+            (HOUR_MILLIS + 1_000, 3),
+            (9 * HOUR_MILLIS, 1),
+        ];
         for (at, expected) in table {
-            assert_eq!(count(at), expected, "{at}");
+            assert_eq!(reconnect(&mut reconnects, at), expected, "{at}");
         }
-        assert_eq!((0..2_000).map(|_| count(9 * HOUR)).max(), Some(MAX_RECONNECTS));
+        let counts = (0..2_000).map(|_| reconnect(&mut reconnects, 9 * HOUR_MILLIS));
+        assert_eq!(counts.max(), Some(MAX_RECONNECTS));
     }
 
     #[test]
     fn link_keeps_the_time_of_its_last_change_and_its_last_error() {
         let mut link = LinkStatus::default();
-        link.turn(LinkState::Down, &"a:1", NOW);
+        link.set_state(LinkState::Down, &"a:1", NOW);
         assert_eq!(link.since, 0, "it was down");
-        link.turn(LinkState::Up, &"b:1", NOW);
-        link.fail(&"x".repeat(999));
-        link.turn(LinkState::Down, &"b:1", NOW + 5_000);
-        link.turn(LinkState::Down, &"a:1", NOW + 9_000);
-        link.turn(LinkState::Up, &"a:1", NOW + 10_000);
+        link.set_state(LinkState::Up, &"b:1", NOW);
+        link.set_error(&"x".repeat(999));
+        link.set_state(LinkState::Down, &"b:1", NOW + 5_000);
+        link.set_state(LinkState::Down, &"a:1", NOW + 9_000);
+        link.set_state(LinkState::Up, &"a:1", NOW + 10_000);
         assert_eq!((link.broker.as_str(), link.since), ("a:1", 1_795_342_610));
-        assert_eq!(link.error.map(|error| error.len()), Some(MAX_ERROR));
+        assert_eq!(link.error.map(|error| error.len()), Some(MAX_ERROR_CHARS));
     }
 }

@@ -14,8 +14,8 @@ const MAX_UNKNOWN: usize = 1_000;
 pub enum Resolved {
     /// The jail of the ban.
     Jail(Jail),
-    /// Unknown: fail2ban's actions have to be read first.
-    Ask,
+    /// Unknown: the caller reads fail2ban's actions first.
+    ActionsNeeded,
 }
 
 /// The names of all actions, and the jails that have them.
@@ -23,7 +23,7 @@ pub enum Resolved {
 pub struct ActionNames {
     /// By name; actions of several jails may have the same name.
     jails: BTreeMap<Jail, BTreeSet<Jail>>,
-    /// Names that no jail and no action has; `true` if the actions were read since the name was seen.
+    /// Names that no jail and no action has; `true` if the actions were read after the name arrived.
     unknown: BTreeMap<Jail, bool>,
 }
 
@@ -34,17 +34,17 @@ impl ActionNames {
         for (name, jail) in pairs {
             self.jails.entry(name).or_default().insert(jail);
         }
-        self.unknown.values_mut().for_each(|asked| *asked = true);
+        self.unknown.values_mut().for_each(|is_resolved| *is_resolved = true);
     }
 
     /// Whether a name is unknown and the actions were not read since.
     #[must_use]
-    pub fn wants_actions(&self) -> bool {
-        self.unknown.values().any(|asked| !asked)
+    pub fn should_read_actions(&self) -> bool {
+        self.unknown.values().any(|is_resolved| !is_resolved)
     }
 
     /// Finds the jail of a ban that an action reported under a name. `exists`: fail2ban has a jail of that name.
-    /// `has_ban` tells whether fail2ban's database has the ban in a jail; it is called only if several jails match.
+    /// `has_ban` looks up the ban of a jail in fail2ban's database. It is called only if several jails match.
     pub fn resolve(
         &mut self,
         name: &Jail,
@@ -52,19 +52,17 @@ impl ActionNames {
         mut has_ban: impl FnMut(&Jail) -> bool,
     ) -> Resolved {
         let Some(jails) = self.jails.get(name) else {
-            let asked = exists || self.unknown.get(name).copied().unwrap_or(false);
-            if asked || self.unknown.len() >= MAX_UNKNOWN {
+            let is_resolved = exists || self.unknown.get(name).copied().unwrap_or(false);
+            if is_resolved || self.unknown.len() >= MAX_UNKNOWN {
                 return Resolved::Jail(name.clone());
             }
             self.unknown.insert(name.clone(), false);
-            return Resolved::Ask;
+            return Resolved::ActionsNeeded;
         };
-        // The next snapshot corrects a wrong guess.
-        let of_name = || jails.get(name).or_else(|| jails.first());
-        let jail = match jails.len() {
-            1 => jails.first(),
-            _ => jails.iter().find(|jail| has_ban(jail)).or_else(of_name),
-        };
+        let jail_with_ban =
+            if jails.len() == 1 { None } else { jails.iter().find(|jail| has_ban(jail)) };
+        // Without a ban in the database, guess. The next snapshot corrects a wrong guess.
+        let jail = jail_with_ban.or_else(|| jails.get(name)).or_else(|| jails.first());
         Resolved::Jail(jail.unwrap_or(name).clone())
     }
 }
@@ -106,18 +104,20 @@ mod tests {
         }
     }
 
+    fn resolve(names: &mut ActionNames, exists: bool) -> Resolved {
+        names.resolve(&jail("x-tcp"), exists, |_| false)
+    }
+
     #[test]
     fn unknown_name_causes_one_read_of_the_actions() {
         let mut names = ActionNames::default();
-        let resolve =
-            |names: &mut ActionNames, exists| names.resolve(&jail("x-tcp"), exists, |_| false);
         assert_eq!(resolve(&mut names, true), Resolved::Jail(jail("x-tcp")), "it is a jail");
-        assert!(!names.wants_actions());
-        assert_eq!(resolve(&mut names, false), Resolved::Ask);
-        assert_eq!(resolve(&mut names, false), Resolved::Ask);
-        assert!(names.wants_actions());
+        assert!(!names.should_read_actions());
+        assert_eq!(resolve(&mut names, false), Resolved::ActionsNeeded);
+        assert_eq!(resolve(&mut names, false), Resolved::ActionsNeeded);
+        assert!(names.should_read_actions());
         names.set([]);
-        assert!(!names.wants_actions());
+        assert!(!names.should_read_actions());
         assert_eq!(resolve(&mut names, false), Resolved::Jail(jail("x-tcp")), "another program's");
         names.set([(jail("x-tcp"), jail("x"))]);
         assert_eq!(resolve(&mut names, false), Resolved::Jail(jail("x")));

@@ -11,13 +11,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
 use super::column;
 use super::table::AddressMap;
 use crate::wire::range::{self, BANTIME_SECS, TIME_SECS};
-use crate::wire::{Address, Jail};
+use crate::wire::{Address, Jail, SpooledEvent};
 
 /// How long to wait while fail2ban has the database locked, which takes milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(250);
@@ -135,17 +136,34 @@ impl Database {
             "SELECT timeofban, bantime, data FROM bips WHERE jail = ?1 AND ip = ?2",
         )?;
         for address in addresses {
-            let mut found = query.query((jail.as_str(), super::spelled(*address)))?;
+            let mut found = query.query((jail.as_str(), super::format_address(*address)))?;
             if let Some(row) = found.next()? {
                 match read(row, 0)? {
                     Ok(row) => rows.push((*address, row)),
-                    Err(what) => unreadable.push(skipped(jail, address, &what)),
+                    Err(fault) => unreadable.push(skipped(jail, address, &fault)),
                 }
             }
         }
         drop(query);
         self.record_unreadable(unreadable);
         Ok(rows.into_iter().collect())
+    }
+
+    /// The row of the ban that notify reported; the outer `None` means that the file does not exist.
+    ///
+    /// # Errors
+    /// Any error of SQLite, such as a lock that lasts too long.
+    pub fn row_of(&mut self, spooled: &SpooledEvent) -> rusqlite::Result<Option<Option<BipsRow>>> {
+        let rows = self.rows(&spooled.jail, &[spooled.address])?;
+        Ok(self.exists().then(|| rows.get(spooled.address).copied()))
+    }
+
+    /// Whether a jail has the row of the ban that notify reported. The start of the ban may differ by a second, because
+    /// fail2ban and notify round it separately. A database that cannot be read has no row.
+    pub fn has_ban(&mut self, jail: &Jail, spooled: &SpooledEvent) -> bool {
+        let rows = self.rows(jail, &[spooled.address]).unwrap_or_default();
+        let start = spooled.time - 1..=spooled.time + 1;
+        rows.get(spooled.address).is_some_and(|row| start.contains(&row.timeofban))
     }
 
     /// All rows of a jail.
@@ -164,8 +182,8 @@ impl Database {
             let Some(Ok(address)) = ip.map(|ip| Address::new(&ip)) else { continue };
             match read(row, 1)? {
                 Ok(row) => rows.push((address, row)),
-                Err(what) if unreadable.len() < MAX_UNREADABLE => {
-                    unreadable.push(skipped(jail, address, &what));
+                Err(fault) if unreadable.len() < MAX_UNREADABLE => {
+                    unreadable.push(skipped(jail, address, &fault));
                 }
                 Err(_) => {}
             }
@@ -177,8 +195,8 @@ impl Database {
     }
 
     fn record_unreadable(&mut self, unreadable: Vec<String>) {
-        let room = MAX_UNREADABLE.saturating_sub(self.unreadable.len());
-        self.unreadable.extend(unreadable.into_iter().take(room));
+        let capacity = MAX_UNREADABLE.saturating_sub(self.unreadable.len());
+        self.unreadable.extend(unreadable.into_iter().take(capacity));
     }
 
     /// The log lines of an address's bans that started at `time`, in seconds since 1970, as far as fail2ban keeps
@@ -195,7 +213,7 @@ impl Database {
         let mut query = connection.prepare_cached(
             "SELECT data FROM bips WHERE ip = ?1 AND timeofban BETWEEN ?2 - 1 AND ?2 + 1",
         )?;
-        let mut found = query.query((super::spelled(address), time))?;
+        let mut found = query.query((super::format_address(address), time))?;
         let mut lines = None;
         while let Some(row) = found.next()? {
             let data = row.get_ref(0)?.as_bytes_or_null().ok().flatten().unwrap_or(b"{}");
@@ -227,14 +245,20 @@ impl Database {
         };
         let file = (meta.dev(), meta.ino());
         // An immutable connection does not see later changes, so open it again for each use.
-        let fixed = lacks_log(path);
-        if fixed || self.open.as_ref().is_none_or(|(open, _)| *open != file) {
+        let is_immutable = lacks_log(path);
+        if is_immutable || self.open.as_ref().is_none_or(|(open, _)| *open != file) {
             // A key that differs from the file's own makes the next use open the file again.
-            let file = if fixed { (file.0, !file.1) } else { file };
-            self.open = Some((file, open(path, fixed)?));
+            let file = if is_immutable { (file.0, !file.1) } else { file };
+            self.open = Some((file, open(path, is_immutable)?));
         }
         Ok(self.open.as_ref())
     }
+}
+
+/// The warning about a database that cannot be read, which usually is a lock that lasts too long.
+#[must_use]
+pub fn unreadable(error: &rusqlite::Error) -> String {
+    format!("cannot read fail2ban's database: {error}; bans wait until the database can be read")
 }
 
 /// Reads a row whose `timeofban` is column `first`; the inner error names the unreadable value. Numbers are clamped to
@@ -243,24 +267,27 @@ fn read(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Result<BipsRo
     // JSON; Python may have stored it as bytes.
     let data = row.get_ref(first + 2)?.as_bytes_or_null().ok().flatten().unwrap_or(b"{}");
     let data: Value = serde_json::from_slice(data).unwrap_or_default();
-    let (timeofban, bantime) = (row.get_ref(first)?, row.get_ref(first + 1)?);
-    let number = |name, column| {
-        column::number(column).map_err(|what| format!("{name} is {what}, not a number"))
-    };
-    let numbers = number("timeofban", timeofban)
-        .and_then(|timeofban| Ok((timeofban, number("bantime", bantime)?)));
-    Ok(numbers.map(|(timeofban, bantime)| BipsRow {
-        timeofban: range::into(&TIME_SECS, timeofban),
-        bantime: length(bantime),
-        failures: column::of_json(&data["failures"]),
+    let timeofban = number("timeofban", row.get_ref(first)?);
+    let bantime = number("bantime", row.get_ref(first + 1)?);
+    Ok(timeofban.and_then(|timeofban| {
+        Ok(BipsRow {
+            timeofban: range::into(&TIME_SECS, timeofban),
+            bantime: restored_bantime(bantime?),
+            failures: column::of_json(&data["failures"]),
+        })
     }))
+}
+
+/// The whole number in a column; the error names the column.
+fn number(name: &str, column: ValueRef<'_>) -> Result<i64, String> {
+    column::number(column).map_err(|found| format!("{name} is {found}, not a number"))
 }
 
 /// The bantime of a row in seconds, as fail2ban restores the ban (`server/database.py`, `getCurrentBans`): -1 is
 /// permanent, -2 is unknown (rows of versions before 0.11), and any other negative bantime is over.
-fn length(bantime: i64) -> i64 {
+fn restored_bantime(bantime: i64) -> i64 {
     match bantime {
-        // Count the ban as permanent until fail2ban has restored it and tells its bantime.
+        // Count the ban as permanent until fail2ban has restored it and reports its bantime.
         -2 => -1,
         ..-2 => 0,
         _ => range::into(&BANTIME_SECS, bantime),
@@ -276,14 +303,14 @@ fn log_line(value: &Value) -> String {
     }
 }
 
-fn skipped(jail: &Jail, address: impl std::fmt::Display, what: &str) -> String {
-    format!("skipped the ban of {address} in {jail} in fail2ban's database: {what}")
+fn skipped(jail: &Jail, address: impl std::fmt::Display, fault: &str) -> String {
+    format!("skipped the ban of {address} in {jail} in fail2ban's database: {fault}")
 }
 
-/// Opens a database that may be in a directory where this process cannot write; `fixed`: as immutable.
-fn open(path: &Path, fixed: bool) -> rusqlite::Result<Connection> {
+/// Opens a database that may be in a directory where this process cannot write.
+fn open(path: &Path, is_immutable: bool) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = if fixed {
+    let connection = if is_immutable {
         // To read the file otherwise, SQLite would have to create the log. Without a log, the file has all data.
         let escaped =
             path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
@@ -344,14 +371,29 @@ mod tests {
         assert!(!none.exists());
     }
 
+    /// A row of a ban that started at 1000.
+    fn row(bantime: i64, failures: i64) -> BipsRow {
+        BipsRow { timeofban: 1000, bantime, failures }
+    }
+
     #[test]
     fn negative_bantime_is_read_as_fail2ban_restores_it() {
         let table = [(600, 600), (0, 0), (-1, -1), (-2, -1), (-3, 0), (-600, 0), (i64::MIN, 0)];
         for (bantime, expected) in table {
-            assert_eq!(length(bantime), expected, "{bantime}");
-            let row = BipsRow { timeofban: 1000, bantime: length(bantime), failures: 3 };
+            let row = row(restored_bantime(bantime), 3);
+            assert_eq!(row.bantime, expected, "{bantime}");
             assert_eq!(row.is_over(1100), expected == 0, "{bantime}");
         }
+    }
+
+    fn insert(writer: &Connection, ip: &str, jail: &str, time: f64, data: &str) {
+        let sql = "INSERT OR REPLACE INTO bips VALUES(?1, ?2, ?3, 600, 1, ?4)";
+        writer.execute(sql, (ip, jail, time, data)).unwrap();
+    }
+
+    /// The log lines of an address's bans that started at 1000.
+    fn log_lines(database: &mut Database, ip: &str) -> Option<Vec<String>> {
+        database.log_lines(Address::new(ip).unwrap(), 1000).unwrap()
     }
 
     #[test]
@@ -360,19 +402,16 @@ mod tests {
         let path = dir.path().join("fail2ban.sqlite3");
         let writer = Connection::open(&path).unwrap();
         writer.execute_batch(TABLE).unwrap();
-        let insert = |ip: &str, jail: &str, time: f64, data: &str| {
-            let sql = "INSERT OR REPLACE INTO bips VALUES(?1, ?2, ?3, 600, 1, ?4)";
-            writer.execute(sql, (ip, jail, time, data)).unwrap();
-        };
-        insert("192.0.2.1", "sshd", 1000.4, r#"{"matches":[["","Nov 27"," one"],"two",7]}"#);
-        insert("192.0.2.1", "web", 1001.0, r#"{"matches":["three"]}"#);
-        insert("192.0.2.1", "old", 900.0, r#"{"matches":["four"]}"#);
-        insert("192.0.2.2", "sshd", 1000.0, r#"{"matches":null}"#);
+        let matches = r#"{"matches":[["","Nov 27"," one"],"two",7]}"#;
+        insert(&writer, "192.0.2.1", "sshd", 1000.4, matches);
+        insert(&writer, "192.0.2.1", "web", 1001.0, r#"{"matches":["three"]}"#);
+        insert(&writer, "192.0.2.1", "old", 900.0, r#"{"matches":["four"]}"#);
+        insert(&writer, "192.0.2.2", "sshd", 1000.0, r#"{"matches":null}"#);
         let mut database = Database::new(Some(path));
-        let mut lines = |ip| database.log_lines(Address::new(ip).unwrap(), 1000).unwrap();
         let expected = ["Nov 27 one", "two", "", "three"].map(str::to_owned).to_vec();
-        assert_eq!(lines("192.0.2.1"), Some(expected));
-        assert_eq!((lines("192.0.2.2"), lines("192.0.2.4")), (Some(Vec::new()), None));
+        assert_eq!(log_lines(&mut database, "192.0.2.1"), Some(expected));
+        assert_eq!(log_lines(&mut database, "192.0.2.2"), Some(Vec::new()));
+        assert_eq!(log_lines(&mut database, "192.0.2.4"), None);
     }
 
     #[test]
@@ -398,7 +437,6 @@ mod tests {
         let jail = Jail::new("sshd").unwrap();
         let [one, two, three, four] = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"]
             .map(|ip| Address::new(ip).unwrap());
-        let row = |bantime, failures| BipsRow { timeofban: 1000, bantime, failures };
         let expected: AddressMap<_> =
             [(one, row(612, 3)), (two, row(0, 3)), (four, row(*BANTIME_SECS.end(), 0))]
                 .into_iter()
@@ -416,6 +454,11 @@ mod tests {
         assert_eq!(database.jails().unwrap(), [jail].into());
     }
 
+    /// The number of rows of sshd, as a reader that starts has it.
+    fn count_rows(path: &Path) -> usize {
+        Database::new(Some(path.to_owned())).all(&Jail::new("sshd").unwrap()).unwrap().count()
+    }
+
     #[test]
     fn database_without_its_write_ahead_log_is_read() {
         let dir = tempfile::tempdir().unwrap();
@@ -428,12 +471,11 @@ mod tests {
                  INSERT INTO bips VALUES('192.0.2.1', 'sshd', 1000, 600, 1, '{}')",
             )
             .unwrap();
-        let (jail, address) = (Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
-        let found =
-            || Database::new(Some(path.clone())).rows(&jail, &[address]).unwrap().has(address);
-        assert!(!lacks_log(&path) && found(), "the writer is open");
+        assert!(!lacks_log(&path));
+        assert_eq!(count_rows(&path), 1, "the writer is open");
         drop(writer);
-        assert!(lacks_log(&path) && found(), "the writer is closed");
+        assert!(lacks_log(&path));
+        assert_eq!(count_rows(&path), 1, "the writer is closed");
         assert!(lacks_log(&path), "reading creates no log");
     }
 

@@ -5,6 +5,7 @@
 //! `protocol.py`).
 
 pub mod action_names;
+mod answer;
 mod column;
 pub mod database;
 pub mod pickle;
@@ -21,9 +22,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::wire::range::{self, BANTIME_SECS};
 use crate::wire::{Address, Jail};
-use pickle::{PickleValue, Unreadable};
+use answer::{
+    clamp_bantime, explain, field, ignoreip_entries, parse_ticket, read_number, read_texts,
+    text_or_empty,
+};
+use pickle::PickleValue;
 use table::AddressMap;
 
 const END_MARKER: &[u8] = b"<F2B_END_COMMAND>";
@@ -42,7 +46,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(150);
 pub enum Fail2banError {
     /// The connection could not be made, or broke.
     #[error("fail2ban does not answer at {path}: {source}", path = path.display())]
-    Away {
+    Unreachable {
         /// The socket.
         path: PathBuf,
         /// The system's error.
@@ -50,7 +54,7 @@ pub enum Fail2banError {
     },
     /// fail2ban did not answer in time.
     #[error("fail2ban took more than {seconds} s to answer «{command}»")]
-    Slow {
+    Timeout {
         /// The command, shortened.
         command: String,
         /// The time-out, in seconds.
@@ -58,18 +62,18 @@ pub enum Fail2banError {
     },
     /// fail2ban answered with an error.
     #[error("fail2ban rejected «{command}»: {why}")]
-    Refused {
-        /// The jail, where the command is for one.
+    Rejected {
+        /// The jail, if the command is for one.
         jail: Option<Jail>,
         /// The command, shortened.
         command: String,
         /// fail2ban's message.
         why: String,
     },
-    /// The answer has another type than that command's.
+    /// The answer has an unexpected type.
     #[error("cannot read fail2ban's answer to «{command}»: {why}")]
     Unreadable {
-        /// The jail, where the command is for one.
+        /// The jail, if the command is for one.
         jail: Option<Jail>,
         /// The command, shortened.
         command: String,
@@ -83,8 +87,8 @@ impl Fail2banError {
     #[must_use]
     pub fn jail(&self) -> Option<&Jail> {
         match self {
-            Self::Refused { jail, .. } | Self::Unreadable { jail, .. } => jail.as_ref(),
-            Self::Away { .. } | Self::Slow { .. } => None,
+            Self::Rejected { jail, .. } | Self::Unreadable { jail, .. } => jail.as_ref(),
+            Self::Unreachable { .. } | Self::Timeout { .. } => None,
         }
     }
 }
@@ -100,11 +104,11 @@ impl Client {
     /// Connects to the server's socket.
     ///
     /// # Errors
-    /// [`Fail2banError::Away`].
+    /// [`Fail2banError::Unreachable`].
     pub async fn connect(path: &Path) -> Result<Self, Fail2banError> {
         let connected = UnixStream::connect(path).await;
-        let stream =
-            connected.map_err(|source| Fail2banError::Away { path: path.to_owned(), source })?;
+        let stream = connected
+            .map_err(|source| Fail2banError::Unreachable { path: path.to_owned(), source })?;
         Ok(Self { path: path.to_owned(), stream })
     }
 
@@ -121,12 +125,12 @@ impl Client {
     /// # Errors
     /// Any [`Fail2banError`].
     pub async fn jail_names(&mut self) -> Result<Vec<String>, Fail2banError> {
-        let read = |status: &PickleValue<'_>| {
+        self.call(&["status"], QUERY_TIMEOUT, |status| {
             let list = field(status, "Jail list")?.text()?;
             let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
             Some(names.map(str::to_owned).collect())
-        };
-        self.call(&["status"], QUERY_TIMEOUT, read).await
+        })
+        .await
     }
 
     /// The addresses among a few that a jail bans now. fail2ban compares each with every ban, in Python, so
@@ -139,18 +143,18 @@ impl Client {
         jail: &Jail,
         addresses: &[Address],
     ) -> Result<BTreeSet<Address>, Fail2banError> {
-        let texts: Vec<String> = addresses.iter().map(|address| spelled(*address)).collect();
+        let texts: Vec<String> = addresses.iter().map(|address| format_address(*address)).collect();
         let mut command = vec!["get", jail.as_str(), "banned"];
         command.extend(texts.iter().map(String::as_str));
-        let read = |answer: &PickleValue<'_>| {
-            // One address is answered with a number, several with a list of them.
-            let answers = answer.list().unwrap_or(std::slice::from_ref(answer));
-            let answers: Vec<i64> = answers.iter().map(PickleValue::int).collect::<Option<_>>()?;
-            let held = addresses.iter().zip(&answers).filter(|(_, held)| **held != 0);
-            let held = held.map(|(address, _)| *address).collect();
-            (answers.len() == addresses.len()).then_some(held)
-        };
-        self.call(&command, QUERY_TIMEOUT, read).await
+        self.call(&command, QUERY_TIMEOUT, |answer| {
+            // fail2ban answers one address with a number, several with a list of numbers.
+            let numbers = answer.list().unwrap_or(std::slice::from_ref(answer));
+            let numbers: Vec<i64> = numbers.iter().map(PickleValue::int).collect::<Option<_>>()?;
+            let banned = addresses.iter().zip(&numbers).filter(|(_, number)| **number != 0);
+            let banned = banned.map(|(address, _)| *address).collect();
+            (numbers.len() == addresses.len()).then_some(banned)
+        })
+        .await
     }
 
     /// Every address that a jail bans now, with its bantime in seconds (below 0: permanent; `None`: unreadable).
@@ -159,10 +163,10 @@ impl Client {
     /// Any [`Fail2banError`].
     pub async fn bans(&mut self, jail: &Jail) -> Result<AddressMap<Option<i64>>, Fail2banError> {
         let command = ["get", jail.as_str(), "banip", "--with-time"];
-        let read = |answer: &PickleValue<'_>| {
-            Some(answer.list()?.iter().filter_map(|one| ticket(one.text()?)).collect())
-        };
-        self.call(&command, QUERY_TIMEOUT, read).await
+        self.call(&command, QUERY_TIMEOUT, |answer| {
+            Some(answer.list()?.iter().filter_map(|one| parse_ticket(one.text()?)).collect())
+        })
+        .await
     }
 
     /// The number of bans that a jail has made since it started.
@@ -170,9 +174,10 @@ impl Client {
     /// # Errors
     /// Any [`Fail2banError`].
     pub async fn total_bans(&mut self, jail: &Jail) -> Result<i64, Fail2banError> {
-        let read =
-            |status: &PickleValue<'_>| field(field(status, "Actions")?, "Total banned")?.int();
-        self.call(&["status", jail.as_str()], QUERY_TIMEOUT, read).await
+        self.call(&["status", jail.as_str()], QUERY_TIMEOUT, |status| {
+            field(field(status, "Actions")?, "Total banned")?.int()
+        })
+        .await
     }
 
     /// fail2ban's version.
@@ -211,7 +216,7 @@ impl Client {
     /// Any [`Fail2banError`] except that fail2ban rejects the command.
     pub async fn logs(&mut self, jail: &Jail) -> Result<Vec<String>, Fail2banError> {
         match self.texts(jail, "logpath").await {
-            Err(Fail2banError::Refused { .. }) => Ok(Vec::new()),
+            Err(Fail2banError::Rejected { .. }) => Ok(Vec::new()),
             answer => answer,
         }
     }
@@ -227,23 +232,17 @@ impl Client {
         action: &str,
         name: &str,
     ) -> Result<String, Fail2banError> {
-        let known = ["get", jail.as_str(), "actionproperties", action];
-        let has = |answer: &PickleValue<'_>| {
-            Some(answer.list()?.iter().filter_map(PickleValue::text).any(|known| known == name))
-        };
-        if !self.call(&known, QUERY_TIMEOUT, has).await? {
+        let command = ["get", jail.as_str(), "actionproperties", action];
+        let names = self.call(&command, QUERY_TIMEOUT, read_texts).await?;
+        if !names.iter().any(|listed| listed == name) {
             return Ok(String::new());
         }
         let command = ["get", jail.as_str(), "action", action, name];
-        let read = |answer: &PickleValue<'_>| Some(answer.text().unwrap_or_default().to_owned());
-        self.call(&command, QUERY_TIMEOUT, read).await
+        self.call(&command, QUERY_TIMEOUT, |answer| Some(text_or_empty(answer))).await
     }
 
     async fn texts(&mut self, jail: &Jail, what: &str) -> Result<Vec<String>, Fail2banError> {
-        let read = |answer: &PickleValue<'_>| {
-            Some(answer.list()?.iter().filter_map(PickleValue::text).map(str::to_owned).collect())
-        };
-        self.call(&["get", jail.as_str(), what], QUERY_TIMEOUT, read).await
+        self.call(&["get", jail.as_str(), what], QUERY_TIMEOUT, read_texts).await
     }
 
     /// The command that decides which addresses a jail ignores; empty if the jail has none.
@@ -251,9 +250,12 @@ impl Client {
     /// # Errors
     /// Any [`Fail2banError`].
     pub async fn ignore_command(&mut self, jail: &Jail) -> Result<String, Fail2banError> {
-        let read =
-            |answer: &PickleValue<'_>| Some(answer.text().unwrap_or_default().trim().to_owned());
-        self.call(&["get", jail.as_str(), "ignorecommand"], QUERY_TIMEOUT, read).await
+        let command = ["get", jail.as_str(), "ignorecommand"];
+        Ok(self
+            .call(&command, QUERY_TIMEOUT, |answer| Some(text_or_empty(answer)))
+            .await?
+            .trim()
+            .to_owned())
     }
 
     /// How long the database keeps old rows, in seconds.
@@ -261,9 +263,9 @@ impl Client {
     /// # Errors
     /// Any [`Fail2banError`].
     pub async fn purge_age(&mut self) -> Result<i64, Fail2banError> {
-        // Python's None if fail2ban keeps no database.
-        let read = |answer: &PickleValue<'_>| Some(answer.int().unwrap_or(0));
-        self.call(&["get", "dbpurgeage"], QUERY_TIMEOUT, read).await
+        // The answer is Python's None if fail2ban keeps no database.
+        let command = ["get", "dbpurgeage"];
+        self.call(&command, QUERY_TIMEOUT, |answer| Some(answer.int().unwrap_or(0))).await
     }
 
     /// The PID of the server; 0 if unknown.
@@ -278,8 +280,8 @@ impl Client {
     /// # Errors
     /// Any [`Fail2banError`].
     pub async fn bantime(&mut self, jail: &Jail) -> Result<i64, Fail2banError> {
-        let read = |answer: &PickleValue<'_>| answer.int().map(bounded);
-        self.call(&["get", jail.as_str(), "bantime"], QUERY_TIMEOUT, read).await
+        let command = ["get", jail.as_str(), "bantime"];
+        self.call(&command, QUERY_TIMEOUT, |answer| answer.int().map(clamp_bantime)).await
     }
 
     /// A jail's `ignoreip`: addresses, networks, host names and `file:` entries, as configured.
@@ -287,9 +289,10 @@ impl Client {
     /// # Errors
     /// Any [`Fail2banError`].
     pub async fn ignored(&mut self, jail: &Jail) -> Result<Vec<String>, Fail2banError> {
-        let read =
-            |answer: &PickleValue<'_>| Some(answer.list()?.iter().flat_map(entries).collect());
-        self.call(&["get", jail.as_str(), "ignoreip"], QUERY_TIMEOUT, read).await
+        self.call(&["get", jail.as_str(), "ignoreip"], QUERY_TIMEOUT, |answer| {
+            Some(answer.list()?.iter().flat_map(ignoreip_entries).collect())
+        })
+        .await
     }
 
     /// Bans addresses in a jail; returns how many were not banned before.
@@ -317,7 +320,7 @@ impl Client {
     /// # Errors
     /// Any [`Fail2banError`].
     pub async fn max_retry(&mut self, jail: &Jail) -> Result<i64, Fail2banError> {
-        self.call(&["get", jail.as_str(), "maxretry"], QUERY_TIMEOUT, number).await
+        self.call(&["get", jail.as_str(), "maxretry"], QUERY_TIMEOUT, read_number).await
     }
 
     /// Makes a jail detect an address; each text counts as a failure. The ban follows a moment later, without regard
@@ -331,7 +334,7 @@ impl Client {
         address: Address,
         failures: &[&str],
     ) -> Result<(), Fail2banError> {
-        let address = spelled(address);
+        let address = format_address(address);
         let mut command = vec!["set", jail.as_str(), "attempt", &address];
         command.extend(failures);
         self.call(&command, QUERY_TIMEOUT, |_| Some(())).await
@@ -344,10 +347,10 @@ impl Client {
         what: &str,
         addresses: &[Address],
     ) -> Result<i64, Fail2banError> {
-        let texts: Vec<String> = addresses.iter().map(|address| spelled(*address)).collect();
+        let texts: Vec<String> = addresses.iter().map(|address| format_address(*address)).collect();
         let mut command = vec!["set", jail.as_str(), what];
         command.extend(texts.iter().map(String::as_str));
-        self.call(&command, COMMAND_TIMEOUT, number).await
+        self.call(&command, COMMAND_TIMEOUT, read_number).await
     }
 
     /// The path of the database, if fail2ban keeps one.
@@ -355,10 +358,10 @@ impl Client {
     /// # Errors
     /// Any [`Fail2banError`].
     pub async fn database(&mut self) -> Result<Option<PathBuf>, Fail2banError> {
-        let read = |answer: &PickleValue<'_>| {
+        self.call(&["get", "dbfile"], QUERY_TIMEOUT, |answer| {
             Some(answer.text().filter(|path| path.starts_with('/')).map(PathBuf::from))
-        };
-        self.call(&["get", "dbfile"], QUERY_TIMEOUT, read).await
+        })
+        .await
     }
 
     /// Sends one command and reads its answer; `read` returns `None` if the answer has an unexpected type.
@@ -368,38 +371,37 @@ impl Client {
         limit: Duration,
         read: impl FnOnce(&PickleValue<'_>) -> Option<T>,
     ) -> Result<T, Fail2banError> {
-        let shown = shorten(command);
         let exchange = async {
             self.stream.write_all(&pickle::write(command)).await?;
             self.stream.write_all(END_MARKER).await?;
-            self.reply().await
+            self.read_reply().await
         };
         let reply = match timeout(limit, exchange).await {
-            Err(_) => return Err(Fail2banError::Slow { command: shown, seconds: limit.as_secs() }),
-            Ok(Err(source)) => return Err(Fail2banError::Away { path: self.path.clone(), source }),
+            Err(_) => {
+                let (command, seconds) = (shorten(command), limit.as_secs());
+                return Err(Fail2banError::Timeout { command, seconds });
+            }
+            Ok(Err(source)) => {
+                return Err(Fail2banError::Unreachable { path: self.path.clone(), source });
+            }
             Ok(Ok(reply)) => reply,
         };
-        let jail = || command.get(1).and_then(|name| Jail::new(name).ok());
-        let unreadable = |why: &dyn ToString| Fail2banError::Unreadable {
-            jail: jail(),
-            command: shown.clone(),
-            why: why.to_string(),
-        };
-        match pickle::read(&reply).map_err(|why: Unreadable| unreadable(&why))? {
+        match pickle::read(&reply).map_err(|fault| unreadable(command, &fault.to_string()))? {
             PickleValue::List(pair) if pair.len() == 2 && pair[0].int() == Some(0) => {
-                read(&pair[1]).ok_or_else(|| unreadable(&"unexpected type"))
+                read(&pair[1]).ok_or_else(|| unreadable(command, "unexpected type"))
             }
             answer => {
                 let why = match &answer {
                     PickleValue::List(pair) if pair.len() == 2 => explain(&pair[1]),
                     other => explain(other),
                 };
-                Err(Fail2banError::Refused { jail: jail(), command: shown, why })
+                let (jail, command) = (jail_of(command), shorten(command));
+                Err(Fail2banError::Rejected { jail, command, why })
             }
         }
     }
 
-    async fn reply(&mut self) -> io::Result<Vec<u8>> {
+    async fn read_reply(&mut self) -> io::Result<Vec<u8>> {
         let mut reply = Vec::with_capacity(4096);
         loop {
             let before = reply.len();
@@ -430,17 +432,26 @@ impl Client {
 /// Any [`Fail2banError`].
 pub async fn database_path(socket: &Path) -> Result<Option<PathBuf>, Fail2banError> {
     const DATABASE_PATH_TIMEOUT: Duration = Duration::from_secs(5);
-    let ask = async { Client::connect(socket).await?.database().await };
-    let slow = |_| Fail2banError::Slow {
+    let query = async { Client::connect(socket).await?.database().await };
+    timeout(DATABASE_PATH_TIMEOUT, query).await.map_err(|_| Fail2banError::Timeout {
         command: "get dbfile".to_owned(),
         seconds: DATABASE_PATH_TIMEOUT.as_secs(),
-    };
-    timeout(DATABASE_PATH_TIMEOUT, ask).await.map_err(slow)?
+    })?
+}
+
+/// The jail of a command, which is the second argument of `get JAIL …`, `set JAIL …` and `status JAIL`.
+fn jail_of(command: &[&str]) -> Option<Jail> {
+    command.get(1).and_then(|name| Jail::new(name).ok())
+}
+
+fn unreadable(command: &[&str], fault: &str) -> Fail2banError {
+    let (jail, command) = (jail_of(command), shorten(command));
+    Fail2banError::Unreadable { jail, command, why: fault.to_owned() }
 }
 
 /// An address as fail2ban writes and compares it, by `inet_ntop(3)`: the last 32 bits of an IPv4-compatible IPv6
 /// address have dots (`::192.0.2.1`).
-pub(crate) fn spelled(address: Address) -> String {
+pub(crate) fn format_address(address: Address) -> String {
     match address.ip() {
         IpAddr::V6(ip) => match u32::try_from(ip.to_bits()) {
             Ok(bits @ 0x1_0000..) => format!("::{}", Ipv4Addr::from(bits)),
@@ -450,80 +461,14 @@ pub(crate) fn spelled(address: Address) -> String {
     }
 }
 
-/// Parses `ADDRESS \tSTART + SECONDS = END` (fail2ban's `server/banmanager.py`). START and END are local times, so only
-/// SECONDS is used. If that cannot be read, the address still counts as banned.
-fn ticket(text: &str) -> Option<(Address, Option<i64>)> {
-    let (address, times) = text.split_once('\t').unwrap_or((text, ""));
-    let seconds = times.split_once(" + ").and_then(|(_, rest)| rest.split_once(" = "));
-    let seconds = seconds.and_then(|(seconds, _)| column::digits(seconds));
-    Some((Address::new(address.trim()).ok()?, seconds.map(bounded)))
-}
-
-/// Clamps a bantime to the range of messages, so that later sums cannot overflow.
-fn bounded(seconds: i64) -> i64 {
-    range::into(&BANTIME_SECS, seconds)
-}
-
-/// The entries that one value of `ignoreip` stands for. A file of addresses (since fail2ban 1.1.1) is an object with
-/// the file's name and the addresses that it last read.
-fn entries(value: &PickleValue<'_>) -> Vec<String> {
-    let PickleValue::Object(_, made_of) = value else {
-        return value.text().map(str::to_owned).into_iter().collect();
-    };
-    let mut entries = Vec::new();
-    for item in made_of {
-        match item {
-            PickleValue::Text(text) => entries.push(text.to_string()),
-            PickleValue::List(values) => {
-                entries.extend(values.iter().filter_map(|one| one.text().map(str::to_owned)));
-            }
-            PickleValue::Dict(state) => {
-                let name = state.iter().find(|(key, _)| key.text() == Some("fileName"));
-                entries.extend(name.and_then(|(_, name)| Some(format!("file:{}", name.text()?))));
-            }
-            _ => {}
-        }
-    }
-    entries
-}
-
-fn number(value: &PickleValue<'_>) -> Option<i64> {
-    value.int()
-}
-
-/// The value of a name in a list of pairs.
-fn field<'v, 'a>(pairs: &'v PickleValue<'a>, name: &str) -> Option<&'v PickleValue<'a>> {
-    pairs.list()?.iter().find_map(|pair| match pair.list()? {
-        [key, value] if key.text() == Some(name) => Some(value),
-        _ => None,
-    })
-}
-
 /// The first arguments of a command, for a message.
 fn shorten(command: &[&str]) -> String {
     const MAX_ARGUMENTS: usize = 4;
-    let mut shown = command.iter().take(MAX_ARGUMENTS).copied().collect::<Vec<_>>().join(" ");
+    let mut text = command.iter().take(MAX_ARGUMENTS).copied().collect::<Vec<_>>().join(" ");
     if command.len() > MAX_ARGUMENTS {
-        shown.push_str(" …");
+        text.push_str(" …");
     }
-    shown
-}
-
-/// fail2ban's error message on one line.
-fn explain(value: &PickleValue<'_>) -> String {
-    let text = match value {
-        PickleValue::Object(class, made_of) => {
-            let texts: Vec<&str> = made_of.iter().filter_map(PickleValue::text).collect();
-            let class = class.rsplit('.').next().unwrap_or(class);
-            if texts.is_empty() {
-                class.to_owned()
-            } else {
-                format!("{class}: {}", texts.join(" "))
-            }
-        }
-        other => other.text().unwrap_or("no reason given").to_owned(),
-    };
-    text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ impl PickleValue<'_> {
     pub fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
-            Self::Object(_, made_of) => made_of.iter().find_map(Self::text),
+            Self::Object(_, parts) => parts.iter().find_map(Self::text),
             _ => None,
         }
     }
@@ -77,7 +77,7 @@ pub enum Unreadable {
     Opcode(u8),
     /// An opcode that does not fit the values before it.
     #[error("invalid sequence of pickle opcodes")]
-    Misfit,
+    InvalidSequence,
     /// The reply is nested too deep, or has too many values.
     #[error("the answer is too large")]
     TooLarge,
@@ -123,7 +123,11 @@ impl<'a> Reader<'a> {
             let opcode = self.byte()?;
             if opcode == b'.' {
                 let value = self.pop()?;
-                return if self.stack.is_empty() { Ok(value) } else { Err(Unreadable::Misfit) };
+                return if self.stack.is_empty() {
+                    Ok(value)
+                } else {
+                    Err(Unreadable::InvalidSequence)
+                };
             }
             self.step(opcode)?;
         }
@@ -227,15 +231,15 @@ impl<'a> Reader<'a> {
                     [PickleValue::Text(module), PickleValue::Text(name)] => {
                         self.push(PickleValue::Text(format!("{module}.{name}").into()))
                     }
-                    _ => Err(Unreadable::Misfit),
+                    _ => Err(Unreadable::InvalidSequence),
                 }
             }
             b'b' => {
                 let state = self.pop()?;
-                depth(&state, 1)?;
+                check_depth(&state, 1)?;
                 match self.stack.last_mut() {
-                    Some(PickleValue::Object(_, made_of)) => made_of.push(state),
-                    _ => return Err(Unreadable::Misfit),
+                    Some(PickleValue::Object(_, parts)) => parts.push(state),
+                    _ => return Err(Unreadable::InvalidSequence),
                 }
                 Ok(())
             }
@@ -244,10 +248,10 @@ impl<'a> Reader<'a> {
                     self.pop()?; // NEWOBJ_EX: arguments by name
                 }
                 match (self.pop()?, self.pop()?) {
-                    (PickleValue::List(made_of), PickleValue::Text(class)) => {
-                        self.push(PickleValue::Object(class, made_of))
+                    (PickleValue::List(parts), PickleValue::Text(class)) => {
+                        self.push(PickleValue::Object(class, parts))
                     }
-                    _ => Err(Unreadable::Misfit),
+                    _ => Err(Unreadable::InvalidSequence),
                 }
             }
         }
@@ -260,13 +264,14 @@ impl<'a> Reader<'a> {
             _ => self.length(4)?,
         };
         if matches!(opcode, b'h' | b'j') {
-            let value = self.memo.get(index).cloned().flatten().ok_or(Unreadable::Misfit)?;
+            let value =
+                self.memo.get(index).cloned().flatten().ok_or(Unreadable::InvalidSequence)?;
             return self.push(value);
         }
         if index > self.memo.len() {
-            return Err(Unreadable::Misfit);
+            return Err(Unreadable::InvalidSequence);
         }
-        let kept = match self.stack.last().ok_or(Unreadable::Misfit)? {
+        let kept = match self.stack.last().ok_or(Unreadable::InvalidSequence)? {
             PickleValue::Dict(_) => None,
             PickleValue::List(values) if values.is_empty() => None,
             value => Some(value.clone()),
@@ -291,52 +296,52 @@ impl<'a> Reader<'a> {
     fn pop(&mut self) -> Result<PickleValue<'a>, Unreadable> {
         let floor = self.marks.last().copied().unwrap_or(0);
         if self.stack.len() <= floor {
-            return Err(Unreadable::Misfit);
+            return Err(Unreadable::InvalidSequence);
         }
-        self.stack.pop().ok_or(Unreadable::Misfit)
+        self.stack.pop().ok_or(Unreadable::InvalidSequence)
     }
 
     fn top(&mut self, count: usize) -> Result<Vec<PickleValue<'a>>, Unreadable> {
         let floor = self.marks.last().copied().unwrap_or(0);
         match self.stack.len().checked_sub(count) {
             Some(from) if from >= floor => Ok(self.stack.split_off(from)),
-            _ => Err(Unreadable::Misfit),
+            _ => Err(Unreadable::InvalidSequence),
         }
     }
 
     fn marked(&mut self) -> Result<Vec<PickleValue<'a>>, Unreadable> {
-        let from = self.marks.pop().ok_or(Unreadable::Misfit)?;
+        let from = self.marks.pop().ok_or(Unreadable::InvalidSequence)?;
         Ok(self.stack.split_off(from))
     }
 
     /// Pushes a tuple of values that [`Self::push`] has counted already.
     fn collect(&mut self, values: Vec<PickleValue<'a>>) -> Result<(), Unreadable> {
         let tuple = PickleValue::List(values);
-        depth(&tuple, 0)?;
+        check_depth(&tuple, 0)?;
         self.stack.push(tuple);
         Ok(())
     }
 
     fn append(&mut self, values: Vec<PickleValue<'a>>) -> Result<(), Unreadable> {
         for value in &values {
-            depth(value, 1)?;
+            check_depth(value, 1)?;
         }
         match self.stack.last_mut() {
             Some(PickleValue::List(list)) => list.extend(values),
-            _ => return Err(Unreadable::Misfit),
+            _ => return Err(Unreadable::InvalidSequence),
         }
         Ok(())
     }
 
     fn set_items(&mut self, values: Vec<PickleValue<'a>>) -> Result<(), Unreadable> {
         if !values.len().is_multiple_of(2) {
-            return Err(Unreadable::Misfit);
+            return Err(Unreadable::InvalidSequence);
         }
         for value in &values {
-            depth(value, 1)?;
+            check_depth(value, 1)?;
         }
         let Some(PickleValue::Dict(dict)) = self.stack.last_mut() else {
-            return Err(Unreadable::Misfit);
+            return Err(Unreadable::InvalidSequence);
         };
         let mut values = values.into_iter();
         while let (Some(key), Some(value)) = (values.next(), values.next()) {
@@ -376,19 +381,24 @@ fn size(value: &PickleValue<'_>, level: usize) -> Result<usize, Unreadable> {
     if level > MAX_DEPTH {
         return Err(Unreadable::TooLarge);
     }
-    let add = |sum: usize, value| Ok(sum + size(value, level + 1)?);
+    let mut total = 1;
     match value {
         PickleValue::List(values) | PickleValue::Object(_, values) => {
-            values.iter().try_fold(1, add)
+            for value in values {
+                total += size(value, level + 1)?;
+            }
         }
         PickleValue::Dict(items) => {
-            items.iter().flat_map(|(key, value)| [key, value]).try_fold(1, add)
+            for (key, value) in items {
+                total += size(key, level + 1)? + size(value, level + 1)?;
+            }
         }
-        _ => Ok(1),
+        _ => {}
     }
+    Ok(total)
 }
 
-/// Fails where a value is nested too deep.
-fn depth(value: &PickleValue<'_>, level: usize) -> Result<(), Unreadable> {
+/// Fails if a value is nested too deep.
+fn check_depth(value: &PickleValue<'_>, level: usize) -> Result<(), Unreadable> {
     size(value, level).map(drop)
 }

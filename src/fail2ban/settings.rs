@@ -8,10 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// fail2ban's directory on Debian.
-pub const DIR: &str = "/etc/fail2ban";
+pub const SETTINGS_DIR: &str = "/etc/fail2ban";
 
 /// A settings file has a few KiB; only this much of a larger file is read.
-const MAX_BYTES: u64 = 256 * 1024;
+const MAX_FILE_BYTES: u64 = 256 * 1024;
 
 /// The paths in the settings; `None` if a setting is missing or not an absolute path.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,13 +30,17 @@ impl Settings {
         for path in files(dir) {
             collect(&text(&path), &mut keys);
         }
-        let path = |name: &str| {
-            let of = |section: &str| keys.get(&(section.to_owned(), name.to_owned()));
-            let value = of("Definition").or_else(|| of("DEFAULT"))?;
-            Path::new(value).is_absolute().then(|| PathBuf::from(value))
-        };
-        Self { socket: path("socket"), database: path("dbfile") }
+        Self { socket: absolute_path(&keys, "socket"), database: absolute_path(&keys, "dbfile") }
     }
+}
+
+/// Values by section and name.
+type Keys = BTreeMap<(String, String), String>;
+
+fn absolute_path(keys: &Keys, name: &str) -> Option<PathBuf> {
+    let mut sections = ["Definition", "DEFAULT"].into_iter();
+    let value = sections.find_map(|section| keys.get(&(section.to_owned(), name.to_owned())))?;
+    Path::new(value).is_absolute().then(|| PathBuf::from(value))
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {
@@ -44,10 +48,10 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     for extension in ["conf", "local"] {
         files.push(dir.join("fail2ban").with_extension(extension));
         let entries = fs::read_dir(dir.join("fail2ban.d")).into_iter().flatten().flatten();
-        let mut more: Vec<_> = entries.map(|entry| entry.path()).collect();
-        more.retain(|path| path.extension().is_some_and(|found| found == extension));
-        more.sort_unstable();
-        files.append(&mut more);
+        let mut overrides: Vec<_> = entries.map(|entry| entry.path()).collect();
+        overrides.retain(|path| path.extension().is_some_and(|found| found == extension));
+        overrides.sort_unstable();
+        files.append(&mut overrides);
     }
     files
 }
@@ -56,14 +60,14 @@ fn text(path: &Path) -> String {
     use std::io::Read as _;
     let mut text = Vec::new();
     if let Ok(file) = fs::File::open(path) {
-        let _ = file.take(MAX_BYTES).read_to_end(&mut text);
+        let _ = file.take(MAX_FILE_BYTES).read_to_end(&mut text);
     }
     String::from_utf8_lossy(&text).into_owned()
 }
 
 /// Adds the keys of a file, by section and name (Python's `configparser`: `key = value` or `key: value`, names in upper
 /// or lower case; `#` and `;` start a comment, ` ;` also after a value).
-fn collect(text: &str, keys: &mut BTreeMap<(String, String), String>) {
+fn collect(text: &str, keys: &mut Keys) {
     let mut section = String::new();
     for line in text.lines().filter(|line| !line.starts_with([' ', '\t', '#', ';'])) {
         if let Some((name, _)) = line.strip_prefix('[').and_then(|line| line.split_once(']')) {
@@ -79,49 +83,47 @@ fn collect(text: &str, keys: &mut BTreeMap<(String, String), String>) {
 mod tests {
     use super::*;
 
+    /// The socket and the database; empty if the settings do not have them.
+    fn read_paths(dir: &Path) -> [String; 2] {
+        let Settings { socket, database } = Settings::read(dir);
+        [socket, database].map(|path| path.unwrap_or_default().display().to_string())
+    }
+
     #[test]
     fn paths_are_those_that_fail2ban_client_uses() {
         let root = tempfile::tempdir().unwrap();
         let (dir, more) = (root.path(), root.path().join("fail2ban.d"));
-        let read = || {
-            let Settings { socket, database } = Settings::read(dir);
-            let shown = |path: Option<PathBuf>| {
-                path.map_or(String::new(), |path| path.display().to_string())
-            };
-            (shown(socket), shown(database))
-        };
-        let pair = |socket: &str, database: &str| (socket.to_owned(), database.to_owned());
-        assert_eq!(read(), pair("", ""));
+        assert_eq!(read_paths(dir), ["", ""]);
         fs::create_dir(&more).unwrap();
         // Each step adds a file to the earlier ones.
         let table = [
             (
                 "fail2ban.conf",
                 "[DEFAULT]\n# socket = /x\n[Definition]\nsocket = /run/a.sock\ndbfile = /var/a\n loglevel = /no\n",
-                pair("/run/a.sock", "/var/a"),
+                ["/run/a.sock", "/var/a"],
             ),
             (
                 "fail2ban.d/b.conf",
                 "[Definition]\nSocket: /run/b.sock ; here\n",
-                pair("/run/b.sock", "/var/a"),
+                ["/run/b.sock", "/var/a"],
             ),
             (
                 "fail2ban.local",
                 "[Definition]\r\nsocket=/run/c.sock\r\ndbfile = None\r\n",
-                pair("/run/c.sock", ""),
+                ["/run/c.sock", ""],
             ),
             (
                 "fail2ban.d/d.local",
                 "[DEFAULT]\nsocket = /run/default.sock\n[Thread]\nsocket = /run/x\n",
-                pair("/run/c.sock", ""),
+                ["/run/c.sock", ""],
             ),
-            ("fail2ban.d/a.local", "[Definition]\nsocket = /run/e.sock\n", pair("/run/e.sock", "")),
-            ("fail2ban.d/z.local", "[Definition]\nsocket = %(odd)s\n", pair("", "")),
-            ("fail2ban.d/zz.txt", "[Definition]\nsocket = /run/f.sock\n", pair("", "")),
+            ("fail2ban.d/a.local", "[Definition]\nsocket = /run/e.sock\n", ["/run/e.sock", ""]),
+            ("fail2ban.d/z.local", "[Definition]\nsocket = %(odd)s\n", ["", ""]),
+            ("fail2ban.d/zz.txt", "[Definition]\nsocket = /run/f.sock\n", ["", ""]),
         ];
         for (name, text, expected) in table {
             fs::write(dir.join(name), text).unwrap();
-            assert_eq!(read(), expected, "{name}");
+            assert_eq!(read_paths(dir), expected, "{name}");
         }
     }
 }

@@ -4,8 +4,9 @@ use std::time::Instant;
 
 use tokio::net::UnixListener;
 
-use super::pickle::{read, write};
+use super::pickle::{Unreadable, read, write};
 use super::*;
+use crate::wire::range::BANTIME_SECS;
 
 fn bytes(hex: &str) -> Vec<u8> {
     (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
@@ -14,12 +15,12 @@ fn bytes(hex: &str) -> Vec<u8> {
 /// `pickle.dumps((0, [('Number of jail', 2), ('Jail list', 'recidive, sshd')]), 5)`
 const STATUS: &str = "8005953d000000000000004b005d94288c0e4e756d626572206f66206a61696c944b0286948c094a61696c206c697374948c0e72656369646976652c20737368649486946586942e";
 /// `pickle.dumps((1, ValueError('Invalid command (no get action or not yet implemented)')), 5)`
-const REFUSED: &str = "8005955c000000000000004b018c086275696c74696e73948c0a56616c75654572726f729493948c36496e76616c696420636f6d6d616e6420286e6f2067657420616374696f6e206f72206e6f742079657420696d706c656d656e74656429948594529486942e";
+const REJECTED: &str = "8005955c000000000000004b018c086275696c74696e73948c0a56616c75654572726f729493948c36496e76616c696420636f6d6d616e6420286e6f2067657420616374696f6e206f72206e6f742079657420696d706c656d656e74656429948594529486942e";
 /// `pickle.dumps((0, [1, 0]), 5)`
-const HELD: &str = "8005950d000000000000004b005d94284b014b006586942e";
+const BANNED: &str = "8005950d000000000000004b005d94284b014b006586942e";
 /// `pickle.dumps((0, ['192.0.2.1 \t2026-11-22 15:00:00 + 600 = 2026-11-22 15:10:00', '2001:db8::1
 /// \t2026-11-22 15:00:00 + -1 = 9999-12-31 23:59:59']), 5)`
-const ALL_HELD: &str = "80059584000000000000004b005d94288c3a3139322e302e322e312009323032362d31312d32322031353a30303a3030202b20363030203d20323032362d31312d32322031353a31303a3030948c3b323030313a6462383a3a312009323032362d31312d32322031353a30303a3030202b202d31203d20393939392d31322d33312032333a35393a3539946586942e";
+const ALL_BANS: &str = "80059584000000000000004b005d94288c3a3139322e302e322e312009323032362d31312d32322031353a30303a3030202b20363030203d20323032362d31312d32322031353a31303a3030948c3b323030313a6462383a3a312009323032362d31312d32322031353a30303a3030202b202d31203d20393939392d31322d33312032333a35393a3539946586942e";
 /// `pickle.dumps((0, [('Filter', …), ('Actions', [('Currently banned', 1), ('Total banned', 7), …])]), 5)`
 const JAIL: &str = "8005959e000000000000004b005d94288c0646696c746572945d94288c1043757272656e746c79206661696c6564944b0086948c0c546f74616c206661696c6564944b0386946586948c07416374696f6e73945d94288c1043757272656e746c792062616e6e6564944b0186948c0c546f74616c2062616e6e6564944b0786948c0e42616e6e6564204950206c697374945d948c093139322e302e322e31946186946586946586942e";
 
@@ -28,7 +29,7 @@ const JAIL: &str = "8005959e000000000000004b005d94288c0646696c746572945d94288c10
 const IGNORED: &str = "800595b8000000000000004b005d94288c086275696c74696e73948c037374729493948c0c3139322e302e322e302f323494859452948c156661696c3262616e2e7365727665722e6970646e73948c0d46696c654950416464725365749493945d9468038c093139322e302e322e37948594529461859452947d94288c0866696c654e616d65948c152f6574632f6661696c3262616e2f667269656e6473948c055f7365656e944b03756268038c0b7765622e6578616d706c6594859452946586942e";
 
 /// A client whose server answers each request with the next of `replies`, and the requests it got.
-async fn play(replies: Vec<Vec<u8>>) -> (Client, tokio::task::JoinHandle<Vec<Vec<u8>>>) {
+async fn connect_to_fake(replies: Vec<Vec<u8>>) -> (Client, tokio::task::JoinHandle<Vec<Vec<u8>>>) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     let listener = UnixListener::bind(&path).unwrap();
@@ -56,7 +57,7 @@ fn reply(hex: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn file_of_addresses_in_ignoreip_is_listed_by_name() {
-    let (mut client, _server) = play(vec![reply(IGNORED)]).await;
+    let (mut client, _server) = connect_to_fake(vec![reply(IGNORED)]).await;
     let ignored = client.ignored(&Jail::new("sshd").unwrap()).await.unwrap();
     let expected = ["192.0.2.0/24", "192.0.2.7", "file:/etc/fail2ban/friends", "web.example"];
     assert_eq!(ignored, expected);
@@ -68,25 +69,26 @@ const PROPERTIES: &str =
 
 #[tokio::test]
 async fn missing_property_of_an_action_is_not_queried() {
-    let (mut client, server) = play(vec![reply(PROPERTIES)]).await;
+    let (mut client, server) = connect_to_fake(vec![reply(PROPERTIES)]).await;
     let jail = Jail::new("sshd").unwrap();
     assert_eq!(client.property(&jail, "ufw", "abuseipdb_apikey").await.unwrap(), "");
-    let asked = write(&["get", "sshd", "actionproperties", "ufw"]);
-    assert_eq!(server.await.unwrap(), [asked]);
+    let request = write(&["get", "sshd", "actionproperties", "ufw"]);
+    assert_eq!(server.await.unwrap(), [request]);
 }
 
 #[tokio::test]
 async fn commands_are_sent_and_their_answers_read() {
     let (mut client, server) =
-        play(vec![reply(STATUS), reply(HELD), reply(ALL_HELD), reply(JAIL)]).await;
+        connect_to_fake(vec![reply(STATUS), reply(BANNED), reply(ALL_BANS), reply(JAIL)]).await;
     let jails: Vec<_> = client.jails().await.unwrap().iter().map(ToString::to_string).collect();
     assert_eq!(jails, ["recidive", "sshd"]);
-    let asked = ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(|ip| Address::new(ip).unwrap());
+    let addresses = ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(|ip| Address::new(ip).unwrap());
     let jail = Jail::new("sshd").unwrap();
-    assert_eq!(client.is_banned(&jail, &asked[..2]).await.unwrap(), BTreeSet::from([asked[0]]));
-    let held = client.bans(&jail).await.unwrap();
-    let expected = [(asked[0], Some(600)), (asked[2], Some(-1))];
-    assert_eq!(held, expected.into_iter().collect());
+    let banned = client.is_banned(&jail, &addresses[..2]).await.unwrap();
+    assert_eq!(banned, BTreeSet::from([addresses[0]]));
+    let bans = client.bans(&jail).await.unwrap();
+    let expected = [(addresses[0], Some(600)), (addresses[2], Some(-1))];
+    assert_eq!(bans, expected.into_iter().collect());
     assert_eq!(client.total_bans(&jail).await.unwrap(), 7);
     let requests = server.await.unwrap();
     assert_eq!(requests[0], write(&["status"]));
@@ -96,12 +98,13 @@ async fn commands_are_sent_and_their_answers_read() {
 
 #[tokio::test]
 async fn failed_command_is_named_in_the_error() {
-    let (mut client, _server) = play(vec![reply(REFUSED), reply("8005942e"), vec![]]).await;
+    let (mut client, _server) =
+        connect_to_fake(vec![reply(REJECTED), reply("8005942e"), vec![]]).await;
     let jail = Jail::new("sshd").unwrap();
     let address = [Address::new("192.0.2.1").unwrap(); 3];
-    let refused = client.ban(&jail, &address).await.unwrap_err().to_string();
+    let rejected = client.ban(&jail, &address).await.unwrap_err().to_string();
     assert_eq!(
-        refused,
+        rejected,
         "fail2ban rejected «set sshd banip 192.0.2.1 …»: ValueError: Invalid command (no get action \
          or not yet implemented)"
     );
@@ -110,12 +113,12 @@ async fn failed_command_is_named_in_the_error() {
         unreadable,
         "cannot read fail2ban's answer to «status»: invalid sequence of pickle opcodes"
     );
-    let gone = client.jails().await.unwrap_err().to_string();
-    assert!(gone.ends_with("fail2ban closed the connection"), "{gone}");
-    let away = Client::connect(Path::new("/nowhere/socket")).await.unwrap_err().to_string();
+    let closed = client.jails().await.unwrap_err().to_string();
+    assert!(closed.ends_with("fail2ban closed the connection"), "{closed}");
+    let unreachable = Client::connect(Path::new("/nowhere/socket")).await.unwrap_err().to_string();
     assert!(
-        away.starts_with("fail2ban does not answer at /nowhere/socket: No such file"),
-        "{away}"
+        unreachable.starts_with("fail2ban does not answer at /nowhere/socket: No such file"),
+        "{unreachable}"
     );
 }
 
@@ -126,8 +129,8 @@ async fn server_that_does_not_answer_is_a_timeout() {
     let _listener = UnixListener::bind(&path).unwrap();
     let mut client = Client::connect(&path).await.unwrap();
     let started = Instant::now();
-    let slow = client.jails().await.unwrap_err().to_string();
-    assert_eq!(slow, "fail2ban took more than 20 s to answer «status»");
+    let timed_out = client.jails().await.unwrap_err().to_string();
+    assert_eq!(timed_out, "fail2ban took more than 20 s to answer «status»");
     assert!(started.elapsed() < Duration::from_secs(5), "the clock is paused");
 }
 
@@ -144,7 +147,7 @@ fn addresses_are_written_as_fail2ban_writes_them() {
         ("::ffff:0:192.0.2.1", "::ffff:0:c000:201"),
     ];
     for (text, expected) in table {
-        assert_eq!(spelled(Address::new(text).unwrap()), expected);
+        assert_eq!(format_address(Address::new(text).unwrap()), expected);
     }
 }
 
@@ -171,12 +174,12 @@ fn every_kind_of_value_is_read() {
 }
 
 /// `pickle.dumps((0, [2.5, 1 << 80, -(1 << 80), 'x\udcff']), 5)`
-const ODD: &str = "80059533000000000000004b005d94284740040000000000008a0b00000000000000000000018a0b00000000000000000000ff8c0478edb3bf946586942e";
+const UNUSUAL: &str = "80059533000000000000004b005d94284740040000000000008a0b00000000000000000000018a0b00000000000000000000ff8c0478edb3bf946586942e";
 
 #[test]
-fn odd_value_of_a_reply_spoils_no_other() {
-    let odd = bytes(ODD);
-    let PickleValue::List(pair) = read(&odd).unwrap() else { panic!() };
+fn unusual_value_of_a_reply_hides_no_other() {
+    let reply = bytes(UNUSUAL);
+    let PickleValue::List(pair) = read(&reply).unwrap() else { panic!() };
     let values = pair[1].list().unwrap();
     let numbers: Vec<_> = values.iter().map_while(PickleValue::int).collect();
     assert_eq!(numbers, [2, i64::MAX, i64::MIN]);
@@ -185,7 +188,7 @@ fn odd_value_of_a_reply_spoils_no_other() {
 
 #[tokio::test]
 async fn unreadable_answer_names_its_jail() {
-    let (mut client, _server) = play(vec![reply(HELD), reply(HELD)]).await;
+    let (mut client, _server) = connect_to_fake(vec![reply(BANNED), reply(BANNED)]).await;
     let jail = Jail::new("sshd").unwrap();
     let error = client.bantime(&jail).await.unwrap_err();
     assert_eq!(error.jail(), Some(&jail), "{error}");
@@ -193,7 +196,7 @@ async fn unreadable_answer_names_its_jail() {
 }
 
 #[test]
-fn ban_with_unreadable_time_still_counts_as_held() {
+fn ban_with_unreadable_time_still_counts_as_banned() {
     let address = Address::new("192.0.2.1").unwrap();
     let table = [
         ("192.0.2.1 \t2026-11-22 15:00:00 + 600 = 2026-11-22 15:10:00", Some(600)),
@@ -207,15 +210,15 @@ fn ban_with_unreadable_time_still_counts_as_held() {
         ("192.0.2.1", None),
     ];
     for (text, length) in table {
-        assert_eq!(ticket(text), Some((address, length)), "{text}");
+        assert_eq!(parse_ticket(text), Some((address, length)), "{text}");
     }
-    assert_eq!(ticket("10.0.0.0/8 \t2026-11-22 15:00:00 + 600 = 2026-11-22 15:10:00"), None);
+    assert_eq!(parse_ticket("10.0.0.0/8 \t2026-11-22 15:00:00 + 600 = 2026-11-22 15:10:00"), None);
 }
 
 #[test]
 fn corrupt_reply_causes_no_panic() {
     // Truncated at every byte, and with every byte changed to every value.
-    for whole in [STATUS, REFUSED, HELD] {
+    for whole in [STATUS, REJECTED, BANNED] {
         let whole = bytes(whole);
         for end in 0..whole.len() {
             assert!(read(&whole[..end]).is_err());
@@ -234,5 +237,5 @@ fn corrupt_reply_causes_no_panic() {
         bomb.extend([b'h', n, b'h', n, 0x86, 0x94]);
     }
     bomb.push(b'.');
-    assert!(matches!(read(&bomb), Err(Unreadable::TooLarge | Unreadable::Misfit)));
+    assert!(matches!(read(&bomb), Err(Unreadable::TooLarge | Unreadable::InvalidSequence)));
 }

@@ -35,7 +35,7 @@ pub fn parse_addresses(texts: &[String]) -> Result<Vec<Address>, Error> {
 /// Asks for confirmation if a command has more than 10 addresses and no `--yes`.
 ///
 /// # Errors
-/// [`Error::Undone`] if the operator declines.
+/// [`Error::Failed`] if the operator declines.
 pub fn confirm_bulk(doing: &str, addresses: &[Address], yes: bool) -> Result<(), Error> {
     if yes || addresses.len() <= MAX_UNCONFIRMED {
         return Ok(());
@@ -46,18 +46,18 @@ pub fn confirm_bulk(doing: &str, addresses: &[Address], yes: bool) -> Result<(),
 /// Asks for confirmation on the terminal.
 ///
 /// # Errors
-/// [`Error::Undone`] if the operator declines, or standard input is no terminal.
+/// [`Error::Failed`] if the operator declines, or standard input is no terminal.
 pub fn confirm(what: &str) -> Result<(), Error> {
     let (mut out, mut answer) = (io::stderr(), String::new());
     if !io::stdin().is_terminal() {
-        return Err(Error::Undone(format!(
+        return Err(Error::Failed(format!(
             "{what}? Nothing was done: standard input is not a terminal. Use --yes to confirm"
         )));
     }
     let _ = write!(out, "{what}? [y/N] ").and_then(|()| out.flush());
     let read = io::stdin().lock().read_line(&mut answer);
     let yes = read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes");
-    if yes { Ok(()) } else { Err(Error::Undone("nothing was done".to_owned())) }
+    if yes { Ok(()) } else { Err(Error::Failed("nothing was done".to_owned())) }
 }
 
 /// The addresses that the operator's session comes from (ssh(1), `SSH_CONNECTION`). sudo removes the variable from its

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::figures::homeassistant;
 use crate::guard::is_ahead;
-use crate::journal::say;
+use crate::journal::info;
 use crate::paths::Paths;
 use crate::runtime;
 use crate::text::{count, list, sanitize};
@@ -59,7 +59,7 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
         let until = Instant::now() + CLEAR_TIMEOUT;
         while let Some(host) = hosts.iter().find(|host| is_kept(host, client.view())) {
             if client.next_update(until).await?.is_none() {
-                return Err(Error::Undone(format!(
+                return Err(Error::Failed(format!(
                     "cannot remove {host}: the broker still keeps its messages. If the login of this host may \
                      write only its own topics, use a login that may write {}",
                     config.topic.retained(&format!("state/{host}/#"))
@@ -75,7 +75,7 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
             }));
         } else {
             for line in lines(&hosts, &unknown, bans) {
-                say(sanitize(&line));
+                info(sanitize(&line));
             }
         }
         Ok(())
@@ -92,7 +92,7 @@ fn confirm_unusual(hosts: &BTreeSet<HostName>, view: &FleetView) -> Result<(), E
     let mut online =
         hosts.iter().filter(|host| view.hosts().get(*host).is_some_and(HostView::is_online));
     if let Some(host) = online.next() {
-        return Err(Error::Undone(format!(
+        return Err(Error::Failed(format!(
             "{host} is online, and would publish its bans again. First, on {host}: systemctl disable --now \
              f2bmqttsub. To remove {host} anyway, use --yes"
         )));

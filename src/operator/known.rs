@@ -13,7 +13,7 @@ const MAX_NAMES: usize = 20;
 /// Checks a jail: some host of the fleet has it, or bans in it; or this host's fail2ban has it.
 ///
 /// # Errors
-/// [`Error::Undone`], with the jails that exist.
+/// [`Error::Failed`], with the jails that exist.
 pub(super) fn check_jail(
     jail: &Jail,
     view: &FleetView,
@@ -27,7 +27,7 @@ pub(super) fn check_jail(
 /// Checks a host: the broker keeps something of it.
 ///
 /// # Errors
-/// [`Error::Undone`], with the hosts that exist.
+/// [`Error::Failed`], with the hosts that exist.
 pub(super) fn check_host(host: &HostName, view: &FleetView) -> Result<(), Error> {
     check_name(host, "host", &view.hosts().keys().collect(), |host| host.as_str())
 }
@@ -46,7 +46,7 @@ fn check_name<'a, T: Ord + std::fmt::Display>(
     let more = names.len().saturating_sub(MAX_NAMES);
     let shown = list(&names[..names.len() - more]);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    Err(Error::Undone(format!("no such {kind}: {name}; the fleet has {shown}{more}")))
+    Err(Error::Failed(format!("no such {kind}: {name}; the fleet has {shown}{more}")))
 }
 
 #[cfg(test)]

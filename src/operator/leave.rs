@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::daemon::machine;
 use crate::error::Error;
 use crate::figures::homeassistant;
-use crate::journal::say;
+use crate::journal::info;
 use crate::lock;
 use crate::paths::Paths;
 use crate::runtime;
@@ -38,7 +38,7 @@ pub(super) fn run(paths: &Paths) -> Result<(), Error> {
         return Ok(());
     }
     if lock::is_held(&paths.lock()) {
-        return Err(Error::Undone(
+        return Err(Error::Failed(
             "the service still runs, and would publish its bans again. First: systemctl stop f2bmqttsub"
                 .to_owned(),
         ));
@@ -54,13 +54,13 @@ pub(super) fn run(paths: &Paths) -> Result<(), Error> {
                 return Err(not_removed(node, &why));
             }
         }
-        say(format_args!("removed {node} from the fleet: other hosts release its bans"));
+        info(format_args!("removed {node} from the fleet: other hosts release its bans"));
         Ok(())
     })
 }
 
 fn not_removed(node: &HostName, why: &dyn Display) -> Error {
-    Error::Undone(format!(
+    Error::Failed(format!(
         "cannot remove {node} from the fleet: {why}. Other hosts keep the bans of {node} until these end. To remove \
          {node}, run on one of them: f2bmqtt forget {node}"
     ))
@@ -70,7 +70,7 @@ async fn clear_branch(config: &Config, paths: &Paths) -> Result<(), Error> {
     let mut client = FleetClient::connect(config, paths).await?;
     client.fetch_host(&config.node).await?;
     if is_owned_by_another_machine(client.view(), &config.node, &machine()) {
-        return Err(Error::Undone("another machine has this name now".to_owned()));
+        return Err(Error::Failed("another machine has this name now".to_owned()));
     }
     let mut messages = retraction(&config.node, client.view(), now_millis());
     if let Some(prefix) = &config.ha_prefix {
@@ -80,7 +80,7 @@ async fn clear_branch(config: &Config, paths: &Paths) -> Result<(), Error> {
     let until = Instant::now() + LEAVE_TIMEOUT;
     while is_kept(&config.node, client.view()) {
         if client.next_update(until).await?.is_none() {
-            return Err(Error::Undone("the broker still keeps its messages".to_owned()));
+            return Err(Error::Failed("the broker still keeps its messages".to_owned()));
         }
     }
     client.end().await;

@@ -19,7 +19,7 @@ use crate::cli::operator::UnbanArgs;
 use crate::clock::now_millis;
 use crate::config::Config;
 use crate::error::Error;
-use crate::journal::say;
+use crate::journal::info;
 use crate::paths::Paths;
 use crate::runtime;
 use crate::text::sanitize;
@@ -38,7 +38,7 @@ const FALLBACK_JAIL: &str = "sshd";
 /// Publishes the fleet unban, and waits.
 ///
 /// # Errors
-/// Any [`Error`]; [`Error::Undone`] if a host has not confirmed.
+/// Any [`Error`]; [`Error::Failed`] if a host has not confirmed.
 pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
     let addresses = ask::parse_addresses(&args.addresses)?;
     let jail = args.jail.as_deref().map(Jail::new).transpose();
@@ -70,7 +70,7 @@ pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
         let (jails, left_out) = unban.split(&jails);
         client.publish(&unban.events(jails, millis)).await?;
         if left_out > 0 && !args.json {
-            say(sanitize(&left_out_line(left_out)));
+            info(sanitize(&left_out_line(left_out)));
         }
         let confirmed = unban.wait(&mut client, args.json).await?;
         let result = unban.print_result(client.view(), &confirmed, left_out, args.json);
@@ -166,7 +166,7 @@ impl Unban {
                 let is_done =
                     self.addresses.iter().all(|address| host_view.repeats(*address, &self.id));
                 if is_done && confirmed.insert(host.clone()) && !quiet {
-                    say(sanitize(&format!("{host}: unbanned")));
+                    info(sanitize(&format!("{host}: unbanned")));
                 }
             }
             while !is_confirmed_by_all(client.view(), &confirmed) {
@@ -208,15 +208,15 @@ impl Unban {
         } else {
             for host in &online {
                 let seconds = CONFIRM_TIMEOUT.as_secs();
-                say(sanitize(&format!("{host}: no reply within {seconds} s")));
+                info(sanitize(&format!("{host}: no reply within {seconds} s")));
             }
             for host in &offline {
-                say(sanitize(&format!("{host}: offline; applies the unban when it reconnects")));
+                info(sanitize(&format!("{host}: offline; applies the unban when it reconnects")));
             }
         }
         match online.len() + offline.len() {
             0 => Ok(()),
-            unconfirmed => Err(Error::Undone(format!(
+            unconfirmed => Err(Error::Failed(format!(
                 "{} not confirmed the unban. Show the remaining bans: f2bmqtt list",
                 if unconfirmed == 1 {
                     "1 host has".to_owned()

@@ -48,7 +48,7 @@ impl FleetClient {
     /// Connects, and fetches the state of the fleet.
     ///
     /// # Errors
-    /// [`Error::Undone`]: why there is no connection.
+    /// [`Error::Failed`]: why there is no connection.
     pub async fn connect(config: &Config, paths: &Paths) -> Result<Self, Error> {
         let mut link = MqttLink::new(config, client_options(config, initial_topics(&config.topic)));
         let connected_at = Instant::now();
@@ -87,7 +87,7 @@ impl FleetClient {
     /// Fetches all topics of one host, until the broker is silent.
     ///
     /// # Errors
-    /// [`Error::Undone`]: why the connection broke.
+    /// [`Error::Failed`]: why the connection broke.
     pub async fn fetch_host(&mut self, host: &HostName) -> Result<(), Error> {
         self.request([host]);
         while self.next_update(Instant::now() + self.fetch.idle_timeout()).await?.is_some() {}
@@ -117,7 +117,7 @@ impl FleetClient {
     /// Waits for the next message; `None` if none arrives until `until`.
     ///
     /// # Errors
-    /// [`Error::Undone`]: why the connection broke.
+    /// [`Error::Failed`]: why the connection broke.
     pub async fn next_update(&mut self, until: Instant) -> Result<Option<Update>, Error> {
         let remaining = until.saturating_duration_since(Instant::now());
         let Ok(event) = timeout(remaining, self.link.event()).await else { return Ok(None) };
@@ -136,10 +136,10 @@ impl FleetClient {
                 let time = now_millis();
                 Ok(self.fetch.apply(&message, elapsed_millis(self.connected_at), time))
             }
-            LinkEvent::SubscribeRefused(_) => Err(subscription_error(&self.topic)),
+            LinkEvent::SubscribeRejected(_) => Err(subscription_error(&self.topic)),
             LinkEvent::Lost { broker, why } => Err(connection_error(&broker, &why)),
             // The view still knows that the broker keeps a message there, so that `forget` clears the topic.
-            LinkEvent::Refused(rejected) => {
+            LinkEvent::Rejected(rejected) => {
                 if let (Some(host), Some(number)) = (rejected.host(), rejected.shard()) {
                     self.fetch.view.reject(host, number);
                 }
@@ -154,7 +154,7 @@ impl FleetClient {
     /// Publishes, and waits until the broker acknowledges all messages.
     ///
     /// # Errors
-    /// [`Error::Undone`], also after a timeout.
+    /// [`Error::Failed`], also after a timeout.
     pub async fn publish(&mut self, messages: &[Message]) -> Result<(), Error> {
         let until = Instant::now() + PUBLISH_TIMEOUT;
         let mut unacknowledged: BTreeSet<String> = BTreeSet::new();
@@ -247,12 +247,12 @@ async fn connect_to_any(link: &mut MqttLink, config: &Config) -> Result<Broker, 
 }
 
 fn connection_error(broker: &Broker, why: impl std::fmt::Display) -> Error {
-    Error::Undone(format!("no connection to the broker {broker}: {why}"))
+    Error::Failed(format!("no connection to the broker {broker}: {why}"))
 }
 
 fn subscription_error(topic: &Topic) -> Error {
     let topic = topic.retained("#");
-    Error::Undone(format!(
+    Error::Failed(format!(
         "the broker refuses the subscription to {topic}. Check the broker's access rules"
     ))
 }

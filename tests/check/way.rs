@@ -31,7 +31,7 @@ const WAYS: [Case; 12] = [
             "sed -i s/^MQTT_HOST=.*/MQTT_HOST=hub:1884/ /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
             "",
         ],
-        said: &["✗ cannot connect to the broker hub:1884 at 10.213.77.11: nothing listens there\n", "systemctl status mosquitto"],
+        said: &["✗ cannot connect to the broker hub:1884 at 10.213.77.11: no broker listens on this port\n", "systemctl status mosquitto"],
         ..FAULT
     },
     Case {

@@ -177,7 +177,7 @@ pub(crate) fn arguments(arguments: &[u8]) {
     if let Ok(ReportDecision::Report(report)) = call.decide(1) {
         let written = report.encode();
         let paths = call.ledger.len() + call.log.len();
-        assert!(written.len() as u64 <= Report::MAX || paths > 4096);
+        assert!(written.len() as u64 <= Report::MAX_BYTES || paths > 4096);
         assert_eq!(Report::parse(written.as_bytes()), Ok(*report));
     }
 }

@@ -24,7 +24,7 @@ use crate::daemon;
 use crate::error::Error;
 use crate::fail2ban::Client;
 use crate::guard::is_bannable;
-use crate::journal::say;
+use crate::journal::info;
 use crate::paths::Paths;
 use crate::runtime;
 use crate::text::{format_duration, sanitize};
@@ -58,12 +58,12 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
         if !jails.contains(&jail) {
             let names: Vec<&str> = jails.iter().map(Jail::as_str).collect();
             let names = names.join(", ");
-            return Err(Error::Undone(format!(
+            return Err(Error::Failed(format!(
                 "fail2ban on this host has no jail `{jail}`. Its jails: {names}"
             )));
         }
         if !config.sharing.includes(&jail) {
-            return Err(Error::Undone(format!(
+            return Err(Error::Failed(format!(
                 "jail `{jail}` does not take part on this host: see MQTT_JAILS and MQTT_NOT_JAILS in \
                  /etc/fail2ban/mqtt.env"
             )));
@@ -122,7 +122,7 @@ async fn check_addresses(
             exempt.lookup(*address).map(|reason| reason.to_string())
         };
         if let Some(why) = why {
-            return Err(Error::Undone(format!(
+            return Err(Error::Failed(format!(
                 "{address} was not banned: {why}. To ban the address anyway, use --yes"
             )));
         }
@@ -182,7 +182,7 @@ impl BanRun {
                 break held;
             }
             if Instant::now() > until {
-                return Err(Error::Undone(format!(
+                return Err(Error::Failed(format!(
                     "fail2ban did not ban the addresses in jail `{jail}` within {} s. Its log shows the reason: \
                      /var/log/fail2ban.log",
                     BAN_TIMEOUT.as_secs()
@@ -279,10 +279,10 @@ impl BanRun {
             } else {
                 format!("{address} is banned in jail `{jail}` {duration}")
             };
-            say(sanitize(&line));
+            info(sanitize(&line));
         }
         for line in self.acks.lines(&results) {
-            say(sanitize(&line));
+            info(sanitize(&line));
         }
     }
 
@@ -290,15 +290,15 @@ impl BanRun {
     fn result(&self, view: &FleetView) -> Result<(), Error> {
         if !self.published {
             let me = &self.me;
-            return Err(Error::Undone(format!(
+            return Err(Error::Failed(format!(
                 "this host ({me}) has not published the bans yet. Show the reason: journalctl -u f2bmqttsub -n 20"
             )));
         }
         let results = self.acks.results(view, &self.addresses());
         match AckCollector::unanswered(&results).len() {
             0 => Ok(()),
-            1 => Err(Error::Undone(format!("1 host has {UNCONFIRMED_TEXT}"))),
-            count => Err(Error::Undone(format!("{count} hosts have {UNCONFIRMED_TEXT}"))),
+            1 => Err(Error::Failed(format!("1 host has {UNCONFIRMED_TEXT}"))),
+            count => Err(Error::Failed(format!("{count} hosts have {UNCONFIRMED_TEXT}"))),
         }
     }
 }

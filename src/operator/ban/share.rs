@@ -32,7 +32,7 @@ pub(super) async fn is_shared(
     for action in fail2ban.actions(jail).await? {
         match fail2ban.property(jail, &action, "actionban").await {
             Ok(text) if notify::is_called_by(&text) => return Ok(true),
-            Ok(_) | Err(fail2ban::Fail2banError::Refused { .. }) => {}
+            Ok(_) | Err(fail2ban::Fail2banError::Rejected { .. }) => {}
             Err(error) => return Err(error),
         }
     }
@@ -42,7 +42,7 @@ pub(super) async fn is_shared(
 /// The addresses among these that the operator banned with fail2ban-client: neither detected (R6) nor imported (R9).
 ///
 /// # Errors
-/// Any of [`fail2ban::Fail2banError`], or [`Error::Undone`].
+/// Any of [`fail2ban::Fail2banError`], or [`Error::Failed`].
 pub(super) async fn banned_by_hand(
     fail2ban: &mut Client,
     jail: &Jail,
@@ -56,10 +56,10 @@ pub(super) async fn banned_by_hand(
     let mut by_hand: Vec<Address> = addresses.iter().copied().collect();
     let rows = database
         .rows(jail, &by_hand)
-        .map_err(|error| Error::Undone(format!("cannot read fail2ban's database: {error}")))?;
+        .map_err(|error| Error::Failed(format!("cannot read fail2ban's database: {error}")))?;
     let store = paths.store();
     let imports = local::imports(&store, jail, addresses).map_err(|error| {
-        Error::Undone(format!("cannot read the state database {}: {error}", store.display()))
+        Error::Failed(format!("cannot read the state database {}: {error}", store.display()))
     })?;
     by_hand.retain(|address| {
         rows.get(*address).is_some_and(|row| row.failures == 0) && !imports.contains(address)

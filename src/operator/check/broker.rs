@@ -158,7 +158,7 @@ fn closed_port(broker: &Broker, address: IpAddr, port: &Port) -> Finding {
             return Finding::ok("broker_port", format!("the broker {broker} answers{at}"));
         }
         Port::Refused => (
-            "nothing listens there".to_owned(),
+            "no broker listens on this port".to_owned(),
             format!(
                 "on the hub: systemctl status mosquitto; ss -tln 'sport = {number}'\n\
                  (without a line \"listener {number}\", mosquitto accepts only local connections)\n\

@@ -28,7 +28,7 @@ use crate::config::{self, Config};
 use crate::daemon::status::DaemonStatus;
 use crate::error::Error;
 use crate::files::trust;
-use crate::journal::say;
+use crate::journal::info;
 use crate::paths::Paths;
 use crate::text::count;
 use crate::{daemon, runtime};
@@ -36,19 +36,19 @@ use crate::{daemon, runtime};
 /// Runs all checks, and prints the findings.
 ///
 /// # Errors
-/// [`Error::Faulty`] if a check failed.
+/// [`Error::ChecksFailed`] if a check failed.
 pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
     if !geteuid().is_root() {
         let what = "check must run as root: it reads the settings and queries fail2ban";
-        return Err(Error::Undone(what.to_owned()));
+        return Err(Error::Failed(what.to_owned()));
     }
     let config = Config::load();
     let findings = findings(&config, paths)?;
     if json {
-        say(finding::object(&findings));
+        info(finding::object(&findings));
     } else {
         let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        say(finding::text(&findings, colour));
+        info(finding::text(&findings, colour));
     }
     if finding::count(&findings, Status::Fault) == 0 {
         return Ok(());
@@ -56,7 +56,7 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
     let faults = count(finding::count(&findings, Status::Fault), "fault");
     let warnings = count(finding::count(&findings, Status::Warning), "warning");
     let summary = format!("{faults}, {warnings}");
-    Err(Error::Faulty { summary, settings: config.is_err() })
+    Err(Error::ChecksFailed { summary, settings: config.is_err() })
 }
 
 fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding>, Error> {

@@ -275,7 +275,7 @@ impl ProbeListener<'_> {
                     probe.acknowledged = true;
                 }
             }
-            LinkEvent::SubscribeRefused(topics) => {
+            LinkEvent::SubscribeRejected(topics) => {
                 let refused = &mut self.result.refused;
                 for topic in topics {
                     // The link subscribes again, so each refusal arrives repeatedly.
@@ -286,13 +286,13 @@ impl ProbeListener<'_> {
                 }
             }
             LinkEvent::Lost { .. } => self.result.cut = true,
-            LinkEvent::Refused(rejected) if rejected.reason() == RejectReason::WrongTopic => {
+            LinkEvent::Rejected(rejected) if rejected.reason() == RejectReason::WrongTopic => {
                 let topic = Topic::of_presence(rejected.topic());
                 if self.result.other_topics.len() < MAX_TOPICS {
                     self.result.other_topics.extend(topic.map(str::to_owned));
                 }
             }
-            LinkEvent::Refused(rejected) => {
+            LinkEvent::Rejected(rejected) => {
                 self.result.others = true;
                 let host = self.unless_own(rejected.host());
                 self.result.refusals.extend(host.map(|host| (host, rejected.reason())));

@@ -74,7 +74,7 @@ fn usage(name: &str, what: &str) -> Error {
 /// Fetches the bans, and prints them.
 ///
 /// # Errors
-/// Any [`Error`]; [`Error::Undone`] if the broker's data is incomplete.
+/// Any [`Error`]; [`Error::Failed`] if the broker's data is incomplete.
 pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
     let filter = ListFilter::read(args)?;
     let config = Config::load()?;
@@ -124,7 +124,7 @@ pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
     if missing.is_empty() {
         return Ok(());
     }
-    Err(Error::Undone(format!("incomplete data from the broker: missing {}", missing.join(", "))))
+    Err(Error::Failed(format!("incomplete data from the broker: missing {}", missing.join(", "))))
 }
 
 /// Writes one JSON object ban by ban, because a fleet may have 500,000 bans.

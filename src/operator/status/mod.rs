@@ -20,7 +20,7 @@ use crate::wire::{HostName, Jail};
 /// Collects the state, and prints it.
 ///
 /// # Errors
-/// Any [`Error`]; [`Error::Undone`] if this host has a problem, or the broker's data is incomplete.
+/// Any [`Error`]; [`Error::Failed`] if this host has a problem, or the broker's data is incomplete.
 pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
     let config = Config::load()?;
     let status = runtime::run(async {
@@ -49,7 +49,7 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
         out::print(&status.text(Out::stdout()));
     }
     let faults = status.faults();
-    if faults.is_empty() { Ok(()) } else { Err(Error::Undone(faults.join("; "))) }
+    if faults.is_empty() { Ok(()) } else { Err(Error::Failed(faults.join("; "))) }
 }
 
 /// The collected state.

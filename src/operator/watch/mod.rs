@@ -20,7 +20,7 @@ use crate::broker::{LinkEvent, MqttLink};
 use crate::clock::now_millis;
 use crate::config::{Config, Topic};
 use crate::error::Error;
-use crate::journal::{say, warn};
+use crate::journal::{info, warn};
 use crate::runtime;
 use crate::text::sanitize;
 use screen::Screen;
@@ -98,7 +98,7 @@ impl FeedListener {
             LinkEvent::Lost { broker, why } => {
                 Some(WatchEvent::Lost(format!("no connection to the broker {broker}: {why}")))
             }
-            LinkEvent::SubscribeRefused(_) => {
+            LinkEvent::SubscribeRejected(_) => {
                 let topic = self.topic.branches();
                 let what = format!("the broker refuses the subscription to {topic}");
                 Some(WatchEvent::Lost(format!("{what}. Check the broker's access rules")))
@@ -106,7 +106,7 @@ impl FeedListener {
             LinkEvent::Message(message) => {
                 self.model.apply(&message, now_millis()).map(WatchEvent::Item)
             }
-            LinkEvent::Published(_) | LinkEvent::Refused(_) | LinkEvent::QosLowered => None,
+            LinkEvent::Published(_) | LinkEvent::Rejected(_) | LinkEvent::QosLowered => None,
         }
     }
 
@@ -143,7 +143,7 @@ async fn print_lines(config: &Config) -> Result<(), Error> {
                 let time = Clock::new(now_millis() / 1000)?;
                 let columns = [&[time.local(time.now)][..], &item.columns()].concat();
                 let columns: Vec<_> = columns.iter().map(|column| sanitize(column)).collect();
-                say(columns.join("\t"));
+                info(columns.join("\t"));
             }
         }
     }

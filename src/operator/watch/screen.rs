@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn screen_of_any_size_is_drawn() {
-        let lost = Err("no connection to the broker: nothing listens there".to_owned());
+        let lost = Err("no connection to the broker: no broker listens on this port".to_owned());
         for (width, height) in [(1, 1), (10, 3), (40, 10), (80, 5), (300, 100)] {
             let rows = drawn(width, height, lost.clone(), &mut sample_model());
             assert_eq!(rows.len(), usize::from(height));
@@ -249,7 +249,7 @@ mod tests {
         let lines = drawn(80, 24, lost, &mut WatchModel::new(false, NOW * 1000));
         assert_eq!(
             lines[0],
-            " f2bmqtt on web1  no connection to the broker: nothing listens there"
+            " f2bmqtt on web1  no connection to the broker: no broker listens on this port"
         );
     }
 }

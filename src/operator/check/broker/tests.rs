@@ -63,7 +63,7 @@ fn last_finding_is_the_step_that_failed() {
         (
             BrokerReach::NoPort(vec![(ADDRESS, Port::Refused)]),
             "broker_port",
-            "cannot connect to the broker hub:1883 at 192.0.2.1: nothing listens there",
+            "cannot connect to the broker hub:1883 at 192.0.2.1: no broker listens on this port",
         ),
         (
             BrokerReach::NoPort(vec![(ADDRESS, Port::Dropped)]),
