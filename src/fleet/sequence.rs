@@ -9,6 +9,11 @@ const HORIZON_DISTANCE: i64 = 60_000;
 /// How far ahead stamps are reserved on disk, in milliseconds: after a crash, they continue above the reserved ones.
 const RESERVE_AHEAD: i64 = 60_000;
 
+/// How many stamps are reserved while the last one is ahead of the clock. Then each message takes one, and the clock
+/// takes none. A crash skips the reserved stamps. The service manager starts the daemon again after 2 s, in which the
+/// horizon of the peers moves further than that: no number of crashes carries the stamps beyond it.
+const RESERVE_COUNT: i64 = 1_000;
+
 /// Assigns the stamps of a host: a hybrid logical clock, which is `max(clock in ms, last + 1)`.
 ///
 /// Invariants: each stamp is greater than all stamps before, also if the clock is set back. The owner reserves stamps on
@@ -51,10 +56,11 @@ impl Sequencer {
     #[must_use]
     pub fn stamp_to_reserve(&self, now: i64) -> Option<i64> {
         let next = now.max(self.stamp);
-        let short = next.saturating_add(RESERVE_AHEAD / 2) > self.reserved;
+        let reserve = if self.stamp > now { RESERVE_COUNT } else { RESERVE_AHEAD };
+        let short = next.saturating_add(reserve / 2) > self.reserved;
         // The clock was far ahead once.
         let excessive = next.saturating_add(2 * RESERVE_AHEAD) < self.reserved;
-        (short || excessive).then(|| next.saturating_add(RESERVE_AHEAD))
+        (short || excessive).then(|| next.saturating_add(reserve))
     }
 
     /// The reserved stamp is on disk.
@@ -138,13 +144,36 @@ mod tests {
         let last = sequencer.last();
         let mut next = Sequencer::new(disk);
         assert!(next.stamp(881_000) > last, "after a crash");
-        assert_eq!(next.stamp_to_reserve(881_000), Some(disk + 1 + RESERVE_AHEAD));
+        assert_eq!(next.stamp_to_reserve(881_000), Some(disk + 1 + RESERVE_COUNT));
         // A clock that was far ahead left a reserved stamp: the next one is smaller.
         let next = Sequencer::new(i64::MAX);
         assert_eq!(next.stamp_to_reserve(1), None, "before the next stamp");
         let mut next = Sequencer::new(i64::MAX);
         let stamp = next.stamp(1_000_000);
-        assert_eq!(next.stamp_to_reserve(1_000_000), Some(stamp + RESERVE_AHEAD));
+        assert_eq!(next.stamp_to_reserve(1_000_000), Some(stamp + RESERVE_COUNT));
+    }
+
+    #[test]
+    fn crashes_carry_no_stamp_beyond_the_horizon_of_the_peers() {
+        const NOW: i64 = 1_795_342_588_000;
+        // How far the adopted stamp is below the horizon.
+        for below in [0, 1_000, 30_000, HORIZON_MARGIN] {
+            let mut sequencer = Sequencer::new(0);
+            assert!(sequencer.adopt(NOW + HORIZON - below, NOW));
+            let (mut disk, mut last) = (0, sequencer.last());
+            for crash in 1..=30 {
+                let now = NOW + crash * 2_000;
+                if let Some(reserved) = sequencer.stamp_to_reserve(now) {
+                    sequencer.on_reserved(reserved);
+                    disk = reserved;
+                }
+                let stamp = sequencer.stamp(now);
+                assert!(stamp > last, "{below}, crash {crash}");
+                assert!(stamp <= now + HORIZON, "{below}, crash {crash}");
+                last = stamp;
+                sequencer = Sequencer::new(disk);
+            }
+        }
     }
 
     #[test]

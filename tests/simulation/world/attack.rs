@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use f2bmqtt::fleet::claims::ClaimState;
 use f2bmqtt::wire::seal::SigningKeys;
-use f2bmqtt::wire::{Address, Event, HostName as Name, Shard};
+use f2bmqtt::wire::{Action, Address, Event, HostName as Name, Shard};
 
 use super::{ACTIVE, BEGIN, QUIET, World};
 use crate::broker::Message;
@@ -81,7 +81,7 @@ impl Attacker {
         }
     }
 
-    /// A host heard a message in its own name.
+    /// A host accepted a message in its own name.
     pub(super) fn is_heard(&mut self, host: &str, payload: &str, now: i64) {
         if let Some((name, stamp)) = stamp_of(payload)
             && name == host
@@ -98,9 +98,11 @@ impl Attacker {
     }
 }
 
-/// In whose name a message is, and its stamp. That of a fleet unban orders nothing.
+/// In whose name a message is, and its stamp. That of a fleet unban or of an `ack_request` orders nothing.
 fn stamp_of(payload: &str) -> Option<(String, i64)> {
-    let event = Event::parse(payload.as_bytes()).ok().filter(|event| event.id.is_none());
+    let event = Event::parse(payload.as_bytes())
+        .ok()
+        .filter(|event| event.id.is_none() && matches!(event.action, Action::Ban | Action::Unban));
     let event = event.map(|event| (event.host, event.stamp));
     let part = || Shard::parse(payload.as_bytes()).ok().map(|part| (part.host, part.stamp));
     event.or_else(part).map(|(host, stamp)| (host.to_string(), stamp))

@@ -293,11 +293,12 @@ impl World {
                 {
                     self.scripts_heard.insert((n, event.address), self.now);
                 }
-                if self.hosts[n].fleet.is_some() {
+                let shown = format!("{client} {topic} {payload}");
+                let is_running = self.hosts[n].fleet.is_some();
+                let result = self.hosts[n].hear((topic, payload.clone()));
+                if is_running && result.is_ok() {
                     self.attacker.is_heard(&client, &payload, self.now);
                 }
-                let shown = format!("{client} {topic} {payload}");
-                let result = self.hosts[n].hear((topic, payload));
                 // What honest hosts publish, no gate keeps out.
                 let is_honest = !matches!(self.attacker.attack, Attack::Client | Attack::Open);
                 let is_taken = matches!(result, Ok(()) | Err(RejectReason::UnknownJail));
