@@ -77,10 +77,10 @@ impl ReportQueue {
     /// # Errors
     /// [`Error::File`] or [`Error::Queue`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let failed = |source| Error::Queue { path: path.to_owned(), source };
+        let failed = Error::queue(path);
         match Self::with(files::database(path, failed)?, path) {
             Err(Error::Queue { source, .. }) if store::is_broken(&source) => {
-                store::put_aside(path, &source)?;
+                store::move_aside(path, &source)?;
                 Self::with(files::database(path, failed)?, path)
             }
             other => other,
@@ -93,13 +93,12 @@ impl ReportQueue {
     /// [`Error::Queue`].
     pub fn in_memory() -> Result<Self, Error> {
         let path = Path::new("memory");
-        let failed = |source| Error::Queue { path: path.to_owned(), source };
-        Self::with(Connection::open_in_memory().map_err(failed)?, path)
+        Self::with(Connection::open_in_memory().map_err(Error::queue(path))?, path)
     }
 
     fn with(db: Connection, path: &Path) -> Result<Self, Error> {
-        let failed = |source| Error::Queue { path: path.to_owned(), source };
-        store::lay_out(&db, SCHEMA_VERSION, SCHEMA).map_err(failed)?;
+        let failed = Error::queue(path);
+        store::prepare_schema(&db, SCHEMA_VERSION, SCHEMA).map_err(failed)?;
         let mut queue = Self {
             path: path.to_owned(),
             db,
@@ -201,8 +200,7 @@ impl ReportQueue {
     /// Copies of some reports with their state, for [`Self::set`] to restore.
     #[must_use]
     pub fn copies(&self, ids: &[Id]) -> Vec<(Id, QueuedReport)> {
-        let one = |id: &Id| Some((*id, self.waiting.get(id)?.clone()));
-        ids.iter().filter_map(one).collect()
+        ids.iter().filter_map(|id| Some((*id, self.waiting.get(id)?.clone()))).collect()
     }
 
     /// Overwrites the state of some reports, as far as they are still queued.
@@ -343,8 +341,7 @@ impl ReportQueue {
         &mut self,
         how: impl FnOnce(&Transaction<'_>) -> SqlResult<T>,
     ) -> Result<T, Error> {
-        let path = &self.path;
-        let failed = |source| Error::Queue { path: path.clone(), source };
+        let failed = Error::queue(&self.path);
         let change = self.db.transaction().map_err(failed)?;
         let result = how(&change).map_err(failed)?;
         change.commit().map_err(failed)?;
@@ -355,7 +352,7 @@ impl ReportQueue {
 /// The row, or `None` if a value in it has another type than its column.
 fn readable<T>(row: SqlResult<T>) -> SqlResult<Option<T>> {
     match row {
-        Err(error) if store::is_odd_value(&error) => Ok(None),
+        Err(error) if store::is_wrong_type(&error) => Ok(None),
         other => other.map(Some),
     }
 }
@@ -400,22 +397,10 @@ fn read_recent(row: &Row<'_>) -> SqlResult<Option<RecentReport>> {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
-    use super::super::report::CommentSource;
     use super::*;
 
-    fn report(ip: &str) -> Report {
-        Report {
-            address: Address::new(ip).unwrap(),
-            categories: Categories::new("18").unwrap(),
-            comment: "x".to_owned(),
-            source: CommentSource::Log,
-            bantime: 600,
-            failures: 3,
-            time: 1,
-            key: None,
-            ledger: "l".into(),
-            log: "l".into(),
-        }
+    fn named<const N: usize>(reports: [(&str, &str); N]) -> Vec<(Name, Report)> {
+        reports.map(|(name, ip)| (name.to_owned(), Report::sample(ip))).into()
     }
 
     #[test]
@@ -423,20 +408,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state/reports.sqlite3");
         let mut queue = ReportQueue::open(&path).unwrap();
-        let one = |name: &str, ip| (name.to_owned(), report(ip));
-        queue
-            .add(vec![one("1", "192.0.2.1"), one("2", "192.0.2.2"), one("1", "192.0.2.1")])
-            .unwrap();
-        queue.add(vec![one("3", "192.0.2.3"), one("2", "192.0.2.2")]).unwrap();
+        queue.add(named([("1", "192.0.2.1"), ("2", "192.0.2.2"), ("1", "192.0.2.1")])).unwrap();
+        queue.add(named([("3", "192.0.2.3"), ("2", "192.0.2.2")])).unwrap();
         assert_eq!(queue.waiting().len(), 3);
         let ids: Vec<_> = queue.waiting().keys().copied().collect();
-        let sent = |waiting: &mut QueuedReport| {
-            (waiting.stage, waiting.tries, waiting.next, waiting.sent) = (Stage::Sent, 2, 7, 8);
-        };
-        queue.update(&ids[1..2], sent).unwrap();
+        queue
+            .update(&ids[1..2], |queued| {
+                (queued.stage, queued.tries, queued.next, queued.sent) = (Stage::Sent, 2, 7, 8);
+            })
+            .unwrap();
         let categories = Categories::new("18,22").unwrap();
         let recent = RecentReport { at: 100, categories, comment: "y".to_owned() };
-        queue.complete(&ids[..1], vec![(report("192.0.2.1").address, recent.clone())]).unwrap();
+        let address = Address::new("192.0.2.1").unwrap();
+        queue.complete(&ids[..1], vec![(address, recent.clone())]).unwrap();
         queue.block(Endpoint::Report, 99).unwrap();
         queue
             .record_quota(Endpoint::Report, Quota { limit: Some(1000), remaining: Some(7) }, 5)
@@ -450,7 +434,7 @@ mod tests {
         let mut queue = ReportQueue::open(&path).unwrap();
         assert_eq!((queue.waiting(), *queue.limits()), (&waiting, limits));
         assert_eq!(limits.report, 99);
-        assert_eq!(queue.recent().get(&report("192.0.2.1").address), Some(&recent));
+        assert_eq!(queue.recent().get(&address), Some(&recent));
         queue.gc(recent.end() - 1).unwrap();
         assert_eq!(queue.recent().len(), 1);
         queue.gc(recent.end()).unwrap();

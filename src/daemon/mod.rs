@@ -110,7 +110,7 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
         daemon.since * 1000,
     );
     let clears = tokio::spawn(clears);
-    let reporter = tokio::spawn(abuseipdb::service::forever(
+    let reporter = tokio::spawn(abuseipdb::service::run_in_daemon(
         paths.clone(),
         Arc::new(database),
         config.https_proxy.clone(),
