@@ -80,33 +80,20 @@ impl ReportCall {
             text if is_unreplaced_tag(text) => String::new(),
             text => text.clone(),
         });
-        let [
-            key,
-            comment,
-            address,
-            categories,
-            bantime,
-            restored,
-            bypass,
-            ledger,
-            log,
-            failures,
-            time,
-            source,
-        ] = std::array::from_fn(|_| texts.next().unwrap_or_default());
+        // A struct expression evaluates its fields in the order in which they are written.
         Self {
-            key,
-            comment,
-            address,
-            categories,
-            bantime,
-            restored,
-            bypass,
-            ledger,
-            log,
-            failures,
-            time,
-            source,
+            key: texts.next().unwrap_or_default(),
+            comment: texts.next().unwrap_or_default(),
+            address: texts.next().unwrap_or_default(),
+            categories: texts.next().unwrap_or_default(),
+            bantime: texts.next().unwrap_or_default(),
+            restored: texts.next().unwrap_or_default(),
+            bypass: texts.next().unwrap_or_default(),
+            ledger: texts.next().unwrap_or_default(),
+            log: texts.next().unwrap_or_default(),
+            failures: texts.next().unwrap_or_default(),
+            time: texts.next().unwrap_or_default(),
+            source: texts.next().unwrap_or_default(),
         }
     }
 

@@ -113,7 +113,7 @@ impl ReportQueue {
     fn load(&mut self) -> SqlResult<()> {
         let mut all =
             self.db.prepare("SELECT id, report, stage, tries, next, sent FROM queued_reports")?;
-        let waiting = all.query_map([], |row| Ok((row.get(0)?, waiting(row)?)))?;
+        let waiting = all.query_map([], |row| Ok((row.get(0)?, read_queued(row)?)))?;
         for one in waiting {
             if let Some((id, Some(waiting))) = readable(one)? {
                 self.waiting.insert(id, waiting);
@@ -136,7 +136,7 @@ impl ReportQueue {
             let Some((name, until)) = readable(one)? else { continue };
             for call in [Endpoint::All, Endpoint::Check, Endpoint::Report, Endpoint::Bulk] {
                 if call.name() == name {
-                    *limit(&mut self.limits, call) = until;
+                    *endpoint_limit(&mut self.limits, call) = until;
                 }
             }
         }
@@ -166,17 +166,17 @@ impl ReportQueue {
     /// # Errors
     /// [`Error::Queue`]; then no report was added.
     pub fn add(&mut self, reports: Vec<(Name, Report)>) -> Result<(), Error> {
-        let added = self.change(|change| {
+        let added = self.in_transaction(|transaction| {
             let mut added = Vec::new();
             for (name, report) in reports {
-                let mut insert = change.prepare_cached(
+                let mut insert = transaction.prepare_cached(
                     "INSERT OR IGNORE INTO queued_reports(name, report, stage, tries, next, sent)
                      VALUES(?1, ?2, 'new', 0, 0, 0)",
                 )?;
                 if insert.execute(params![name, report.encode()])? == 1 {
                     let stage = Stage::New;
                     let waiting = QueuedReport { report, stage, tries: 0, next: 0, sent: 0 };
-                    added.push((change.last_insert_rowid(), waiting));
+                    added.push((transaction.last_insert_rowid(), waiting));
                 }
             }
             Ok(added)
@@ -209,15 +209,15 @@ impl ReportQueue {
     /// [`Error::Queue`]; then nothing has changed.
     pub fn set(&mut self, mut changed: Vec<(Id, QueuedReport)>) -> Result<(), Error> {
         changed.retain(|(id, _)| self.waiting.contains_key(id));
-        self.change(|change| {
+        self.in_transaction(|transaction| {
             for (id, waiting) in &changed {
                 let QueuedReport { report, stage, tries, next, sent } = waiting;
-                change
+                transaction
                     .prepare_cached(
                         "UPDATE queued_reports SET stage = ?2, tries = ?3, next = ?4, sent = ?5, report = ?6
                          WHERE id = ?1",
                     )?
-                    .execute(params![id, write_stage(*stage), tries, next, sent, report.encode()])?;
+                    .execute(params![id, stage_name(*stage), tries, next, sent, report.encode()])?;
             }
             Ok(())
         })?;
@@ -234,13 +234,15 @@ impl ReportQueue {
         ids: &[Id],
         taken: Vec<(Address, RecentReport)>,
     ) -> Result<(), Error> {
-        self.change(|change| {
+        self.in_transaction(|transaction| {
             for id in ids {
-                change.prepare_cached("DELETE FROM queued_reports WHERE id = ?1")?.execute([id])?;
+                transaction
+                    .prepare_cached("DELETE FROM queued_reports WHERE id = ?1")?
+                    .execute([id])?;
             }
             for (address, recent) in &taken {
                 let (ip, categories) = (address.to_string(), recent.categories.to_string());
-                change
+                transaction
                     .prepare_cached("INSERT OR REPLACE INTO recent_reports VALUES(?1, ?2, ?3, ?4)")?
                     .execute(params![ip, recent.at, categories, recent.comment])?;
             }
@@ -258,11 +260,11 @@ impl ReportQueue {
     /// # Errors
     /// [`Error::Queue`]; the block then lasts only as long as this process.
     pub fn block(&mut self, call: Endpoint, until: i64) -> Result<(), Error> {
-        *limit(&mut self.limits, call) = until;
-        self.change(|change| {
+        *endpoint_limit(&mut self.limits, call) = until;
+        self.in_transaction(|transaction| {
             let sql = "INSERT INTO calls(name, blocked) VALUES(?1, ?2)
                        ON CONFLICT(name) DO UPDATE SET blocked = ?2";
-            change.prepare_cached(sql)?.execute(params![call.name(), until]).map(drop)
+            transaction.prepare_cached(sql)?.execute(params![call.name(), until]).map(drop)
         })
     }
 
@@ -271,11 +273,11 @@ impl ReportQueue {
     /// # Errors
     /// [`Error::Queue`].
     pub fn record_quota(&mut self, call: Endpoint, quota: Quota, now: i64) -> Result<(), Error> {
-        self.change(|change| {
+        self.in_transaction(|transaction| {
             let sql = "INSERT INTO calls(name, quota, remaining, seen) VALUES(?1, ?2, ?3, ?4)
                        ON CONFLICT(name) DO UPDATE SET quota = ?2, remaining = ?3, seen = ?4";
             let Quota { limit, remaining } = quota;
-            change
+            transaction
                 .prepare_cached(sql)?
                 .execute(params![call.name(), limit, remaining, now])
                 .map(drop)
@@ -287,9 +289,11 @@ impl ReportQueue {
     /// # Errors
     /// [`Error::Queue`].
     pub fn record_call(&mut self, now: i64, error: Option<&str>) -> Result<(), Error> {
-        self.change(|change| {
-            change.execute("DELETE FROM last_call", [])?;
-            change.execute("INSERT INTO last_call VALUES(?1, ?2)", params![now, error]).map(drop)
+        self.in_transaction(|transaction| {
+            transaction.execute("DELETE FROM last_call", [])?;
+            transaction
+                .execute("INSERT INTO last_call VALUES(?1, ?2)", params![now, error])
+                .map(drop)
         })
     }
 
@@ -323,10 +327,10 @@ impl ReportQueue {
         if old.is_empty() {
             return Ok(());
         }
-        self.change(|change| {
+        self.in_transaction(|transaction| {
             for address in &old {
                 let mut delete =
-                    change.prepare_cached("DELETE FROM recent_reports WHERE ip = ?1")?;
+                    transaction.prepare_cached("DELETE FROM recent_reports WHERE ip = ?1")?;
                 delete.execute([address.to_string()])?;
             }
             Ok(())
@@ -337,14 +341,14 @@ impl ReportQueue {
         Ok(())
     }
 
-    fn change<T>(
+    fn in_transaction<T>(
         &mut self,
-        how: impl FnOnce(&Transaction<'_>) -> SqlResult<T>,
+        change: impl FnOnce(&Transaction<'_>) -> SqlResult<T>,
     ) -> Result<T, Error> {
         let failed = Error::queue(&self.path);
-        let change = self.db.transaction().map_err(failed)?;
-        let result = how(&change).map_err(failed)?;
-        change.commit().map_err(failed)?;
+        let transaction = self.db.transaction().map_err(failed)?;
+        let result = change(&transaction).map_err(failed)?;
+        transaction.commit().map_err(failed)?;
         Ok(result)
     }
 }
@@ -357,7 +361,7 @@ fn readable<T>(row: SqlResult<T>) -> SqlResult<Option<T>> {
     }
 }
 
-fn limit(limits: &mut CallLimits, call: Endpoint) -> &mut i64 {
+fn endpoint_limit(limits: &mut CallLimits, call: Endpoint) -> &mut i64 {
     match call {
         Endpoint::All => &mut limits.all,
         Endpoint::Check => &mut limits.check,
@@ -366,7 +370,7 @@ fn limit(limits: &mut CallLimits, call: Endpoint) -> &mut i64 {
     }
 }
 
-fn write_stage(stage: Stage) -> &'static str {
+fn stage_name(stage: Stage) -> &'static str {
     match stage {
         Stage::New => "new",
         Stage::Check => "check",
@@ -377,12 +381,12 @@ fn write_stage(stage: Stage) -> &'static str {
 }
 
 /// The report in a row; `None` if the row cannot be read.
-fn waiting(row: &Row<'_>) -> SqlResult<Option<QueuedReport>> {
+fn read_queued(row: &Row<'_>) -> SqlResult<Option<QueuedReport>> {
     use Stage::{Check, Due, New, Sent, SentInBulk};
     let (report, stage): (String, String) = (row.get(1)?, row.get(2)?);
     let report = Report::parse(report.as_bytes()).ok();
     let mut stages = [New, Check, Due, Sent, SentInBulk].into_iter();
-    let stage = stages.find(|one| write_stage(*one) == stage);
+    let stage = stages.find(|one| stage_name(*one) == stage);
     let (tries, next, sent) = (row.get(3)?, row.get(4)?, row.get(5)?);
     Ok(report.zip(stage).map(|(report, stage)| QueuedReport { report, stage, tries, next, sent }))
 }

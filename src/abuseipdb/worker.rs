@@ -29,7 +29,7 @@ const MAX_LEDGER_TRIES: u32 = 3;
 const MAX_DATABASE_TRIES: u32 = 10;
 
 /// The most reports that one step moves from the inbox to the queue.
-const MAX_BATCH: usize = 500;
+const MAX_REPORTS_PER_STEP: usize = 500;
 
 /// When the next step is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,7 +165,7 @@ impl<A: Api> Worker<A> {
         let names = self.inbox.list().map_err(Error::file("read", self.inbox.dir()))?;
         let free_slots = MAX_QUEUED.saturating_sub(self.queue.waiting().len());
         let (mut reports, mut processed) = (Vec::new(), Vec::new());
-        for name in names.into_iter().take(free_slots.min(MAX_BATCH)) {
+        for name in names.into_iter().take(free_slots.min(MAX_REPORTS_PER_STEP)) {
             match self.inbox.read(&name) {
                 Ok(report) => reports.push((name.clone(), report)),
                 // The file may be readable later, so keep it.
