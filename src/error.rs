@@ -19,7 +19,7 @@ pub enum Error {
     Settings {
         /// The settings file.
         path: PathBuf,
-        /// The system's error.
+        /// What the system said.
         source: io::Error,
     },
     /// An argument is invalid. Exit code 2.
@@ -30,9 +30,9 @@ pub enum Error {
     File {
         /// The operation, as a verb: "write", "watch".
         doing: &'static str,
-        /// The file or directory of the operation.
+        #[allow(missing_docs)]
         path: PathBuf,
-        /// The system's error.
+        #[allow(missing_docs)]
         source: io::Error,
     },
     /// The state database cannot be used. Exit code 1.
@@ -43,7 +43,7 @@ pub enum Error {
         doing: &'static str,
         /// The database.
         path: PathBuf,
-        /// SQLite's error.
+        /// What SQLite said.
         source: rusqlite::Error,
     },
     /// The database of pending reports cannot be used. Exit code 1.
@@ -51,7 +51,7 @@ pub enum Error {
     Queue {
         /// The database.
         path: PathBuf,
-        /// SQLite's error.
+        /// What `SQLite` said.
         source: rusqlite::Error,
     },
     /// The database of reported addresses cannot be used. Exit code 1.
@@ -60,7 +60,7 @@ pub enum Error {
     Ledger {
         /// The database.
         path: PathBuf,
-        /// SQLite's error.
+        /// What `SQLite` said.
         source: rusqlite::Error,
     },
     /// A report lacks something. Exit code 1.

@@ -105,7 +105,7 @@ impl PersistedState {
 mod tests {
     use super::*;
     use crate::fleet::marks::{ImportSource, ImportSources};
-    use crate::guard::HORIZON_MS;
+    use crate::guard::HORIZON;
     use crate::wire::{Address, Jail, JailScope, UnbanId};
 
     #[test]
@@ -113,12 +113,8 @@ mod tests {
         const NOW: i64 = 1_795_342_588_000;
         let key: BanKey = (Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
         let host = HostName::new("web2").unwrap();
-        let table = [
-            (5, 5),
-            (NOW + HORIZON_MS, NOW + HORIZON_MS),
-            (NOW + HORIZON_MS + 1, NOW),
-            (i64::MAX, NOW),
-        ];
+        let table =
+            [(5, 5), (NOW + HORIZON, NOW + HORIZON), (NOW + HORIZON + 1, NOW), (i64::MAX, NOW)];
         for (stamp, expected) in table {
             let mut persisted = PersistedState::default();
             let ban = Ban { start: 1, bantime: -1 };

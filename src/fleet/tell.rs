@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use super::BanKey;
 use crate::clock::is_within;
 use crate::fail2ban::database::BipsRow;
-use crate::guard::{HORIZON_MARGIN_MS, HORIZON_MS};
+use crate::guard::{HORIZON, HORIZON_MARGIN};
 use crate::wire::{Action, Event, HostName, Reason, SpooledEvent, UnbanId};
 
 /// A repetition within this time is the same event from a second action of the jail, in milliseconds.
@@ -63,8 +63,8 @@ impl Sequencer {
     /// describes, so that it never claims to be newer than the data.
     pub fn stamp(&mut self, now: i64) -> i64 {
         // The clock was far ahead once. Peers reject such stamps, so continue below their horizon.
-        if self.stamp > now.saturating_add(HORIZON_MS + HORIZON_MARGIN_MS) {
-            self.stamp = now.saturating_add(HORIZON_MS - HORIZON_MARGIN_MS - HORIZON_DISTANCE);
+        if self.stamp > now.saturating_add(HORIZON + HORIZON_MARGIN) {
+            self.stamp = now.saturating_add(HORIZON - HORIZON_MARGIN - HORIZON_DISTANCE);
             self.was_ahead = true;
         }
         self.stamp = now.max(self.stamp.saturating_add(1));
@@ -104,8 +104,8 @@ impl Sequencer {
     /// with clocks ahead accepted, counts as soon as all peers accept greater ones. Returns whether the stamp was
     /// greater than this host's.
     pub fn adopt(&mut self, stamp: i64, now: i64) -> bool {
-        let horizon = now.saturating_add(HORIZON_MS);
-        if stamp > horizon && stamp <= horizon.saturating_add(HORIZON_MARGIN_MS) {
+        let horizon = now.saturating_add(HORIZON);
+        if stamp > horizon && stamp <= horizon.saturating_add(HORIZON_MARGIN) {
             self.later = self.later.max(stamp);
         }
         let is_new = stamp > self.stamp && stamp <= horizon;
@@ -118,7 +118,7 @@ impl Sequencer {
     /// A stamp that was beyond the horizon and counts from now on, if any.
     pub fn take_later(&mut self, now: i64) -> Option<i64> {
         let later = self.later;
-        if later == 0 || later > now.saturating_add(HORIZON_MS) {
+        if later == 0 || later > now.saturating_add(HORIZON) {
             return None;
         }
         self.later = 0;
@@ -379,18 +379,18 @@ mod tests {
         const NOW: i64 = 1_795_342_588_000;
         // How far the stamp is ahead -> it is adopted at once, or after a while.
         let table = [
-            (HORIZON_MS - HORIZON_MARGIN_MS, true, false),
-            (HORIZON_MS, true, false),
-            (HORIZON_MS + 1, false, true),
-            (HORIZON_MS + HORIZON_MARGIN_MS, false, true),
-            (HORIZON_MS + HORIZON_MARGIN_MS + 1, false, false),
+            (HORIZON - HORIZON_MARGIN, true, false),
+            (HORIZON, true, false),
+            (HORIZON + 1, false, true),
+            (HORIZON + HORIZON_MARGIN, false, true),
+            (HORIZON + HORIZON_MARGIN + 1, false, false),
         ];
         for (ahead, adopted, later) in table {
             let mut sequencer = sequencer();
             assert_eq!(sequencer.adopt(NOW + ahead, NOW), adopted, "{ahead}");
             assert_eq!(sequencer.stamp(NOW + 1) == NOW + ahead + 1, adopted, "{ahead}");
             assert_eq!(sequencer.take_later(NOW), None);
-            let then = NOW + HORIZON_MARGIN_MS;
+            let then = NOW + HORIZON_MARGIN;
             assert_eq!(sequencer.take_later(then), later.then_some(NOW + ahead), "{ahead}");
             assert_eq!(sequencer.take_later(then), None);
             assert!(!sequencer.take_was_ahead());

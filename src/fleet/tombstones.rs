@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use super::claims::Claim;
 use super::{BanKey, Record, Timing};
-use crate::guard::HORIZON_MS;
+use crate::guard::HORIZON;
 use crate::wire::{Address, FleetUnban, Jail, JailScope, UnbanId};
 
 /// The most tombstones that are kept: in total, of one maker, and of one address.
@@ -187,7 +187,7 @@ impl Tombstones {
             .into_iter()
             .flatten()
             .any(|u| u.id == fleet_unban.id && u.scope == fleet_unban.scope);
-        if known || age > timing.tombstone_ttl * 1000 || age < -HORIZON_MS {
+        if known || age > timing.tombstone_ttl * 1000 || age < -HORIZON {
             return Vec::new();
         }
         let mut records = Vec::new();

@@ -41,11 +41,11 @@ const MAX_SHARD_AGE_MS: i64 = 30 * 86_400_000;
 
 /// How far a stamp may be ahead of this host's clock, in milliseconds. The greatest stamp of a host counts, so one in
 /// the far future would silence the host until then.
-pub const HORIZON_MS: i64 = 86_400_000;
+pub const HORIZON: i64 = 86_400_000;
 
 /// The greatest difference between the clocks of honest hosts, in milliseconds. No host has accepted a stamp that is
 /// further beyond the horizon; every host accepts one that is as far below it.
-pub const HORIZON_MARGIN_MS: i64 = 600_000;
+pub const HORIZON_MARGIN: i64 = 600_000;
 
 /// Accepts or rejects the messages of the fleet.
 #[derive(Clone, Debug)]
@@ -143,7 +143,7 @@ pub fn check_shard_stamp(shard: &Shard, signed: bool, now: i64) -> Option<Reject
 /// Whether a stamp is beyond the horizon; both are in milliseconds since 1970.
 #[must_use]
 pub fn is_ahead(stamp: i64, now: i64) -> bool {
-    stamp > now.saturating_add(HORIZON_MS)
+    stamp > now.saturating_add(HORIZON)
 }
 
 #[cfg(test)]
