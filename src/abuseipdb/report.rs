@@ -23,13 +23,12 @@ impl Categories {
     pub fn new(text: &str) -> Result<Self, String> {
         let mut categories = Self::default();
         for number in text.split(',') {
-            match number.trim().parse::<u8>() {
-                Ok(number @ 1..=99) => categories.add(number),
-                _ => {
-                    let what = "must be numbers of AbuseIPDB's categories, separated by commas, such as 18,22";
-                    return Err(what.to_owned());
-                }
-            }
+            let Ok(number @ 1..=99) = number.trim().parse::<u8>() else {
+                let what =
+                    "must be numbers of AbuseIPDB's categories, separated by commas, such as 18,22";
+                return Err(what.to_owned());
+            };
+            categories.add(number);
         }
         Ok(categories)
     }

@@ -476,11 +476,13 @@ impl<'a> EnvFile<'a> {
         if let Some(node) = self.optional("MQTT_NODE", HostName::new) {
             return Some(node);
         }
-        let node = HostName::new(nodename);
-        node.map_err(|what| {
-            self.fault(0, format!("this machine's host name {what}; set MQTT_NODE"))
-        })
-        .ok()
+        match HostName::new(nodename) {
+            Ok(node) => Some(node),
+            Err(what) => {
+                self.fault(0, format!("this machine's host name {what}; set MQTT_NODE"));
+                None
+            }
+        }
     }
 
     /// Reads which jails take part. A jail in both lists is an error.

@@ -99,7 +99,7 @@ impl IgnoreListResolver {
                 }
                 // Any address may be exempt by this name. A broker's address is known once it is connected.
                 Resolution::Unknown(_) if reason == IgnoreReason::Jail => {
-                    ignore_list.set_incomplete()
+                    ignore_list.set_incomplete();
                 }
                 Resolution::None(_) | Resolution::Unknown(_) => {}
             }
