@@ -107,6 +107,21 @@ impl Error {
         let path = path.into();
         move |source| Self::File { doing, path, source }
     }
+
+    /// For `map_err`: adds the operation and the path to an error of the state database.
+    pub fn store(doing: &'static str, path: &Path) -> impl Fn(rusqlite::Error) -> Self + Copy {
+        move |source| Self::Store { doing, path: path.to_owned(), source }
+    }
+
+    /// For `map_err`: adds the path to an error of the report queue.
+    pub fn queue(path: &Path) -> impl Fn(rusqlite::Error) -> Self + Copy {
+        move |source| Self::Queue { path: path.to_owned(), source }
+    }
+
+    /// For `map_err`: adds the path to an error of the record of reported addresses.
+    pub fn ledger(path: &Path) -> impl Fn(rusqlite::Error) -> Self + Copy {
+        move |source| Self::Ledger { path: path.to_owned(), source }
+    }
 }
 
 /// The advice for unreadable settings.

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
 use rustix::fs::OFlags;
-use trust::Keeps;
+use trust::DirContent;
 
 use crate::error::Error;
 
@@ -39,12 +39,12 @@ pub fn options() -> OpenOptions {
 /// # Errors
 /// The new file cannot be written or renamed.
 pub fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
-    let aside = path.with_added_extension("new");
-    let _ = fs::remove_file(&aside);
-    let mut file = options().write(true).create_new(true).open(&aside)?;
+    let new_path = path.with_added_extension("new");
+    let _ = fs::remove_file(&new_path);
+    let mut file = options().write(true).create_new(true).open(&new_path)?;
     file.write_all(text.as_bytes())?;
     file.set_permissions(Permissions::from_mode(mode))?;
-    fs::rename(&aside, path)
+    fs::rename(&new_path, path)
 }
 
 /// Opens a file to append lines; creates the file and its directory if they are missing.
@@ -52,8 +52,8 @@ pub fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
 /// # Errors
 /// The path is not safe for root (see [`trust`]), or the file cannot be opened.
 pub fn log(path: &Path) -> io::Result<File> {
-    let path = &trust::follow(path, Keeps::Log)?;
-    trust::check_path(path, Keeps::Log)?;
+    let path = &trust::follow(path, DirContent::Log)?;
+    trust::check_path(path, DirContent::Log)?;
     if let Some(dir) = path.parent().filter(|dir| *dir != Path::new("")) {
         make_dir(dir)?;
     }
@@ -72,16 +72,16 @@ pub fn database(
     failed: impl Fn(rusqlite::Error) -> Error,
 ) -> Result<Connection, Error> {
     let dir = path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
-    trust::check_path(path, Keeps::Database).map_err(Error::file("open", path))?;
+    trust::check_path(path, DirContent::Database).map_err(Error::file("open", path))?;
     make_dir(dir).map_err(Error::file("create", dir))?;
     // SQLite would create the file readable by every user.
-    let made = options().create(true).write(true).open(path);
-    made.map_err(Error::file("open", path))?;
+    let created = options().create(true).write(true).open(path);
+    created.map_err(Error::file("open", path))?;
     // With NOFOLLOW, SQLite also rejects symbolic links among the directories, which the administrator may use.
-    let way = fs::canonicalize(dir).map_err(Error::file("open", path))?;
+    let dir = fs::canonicalize(dir).map_err(Error::file("open", path))?;
     let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let name = path.file_name().unwrap_or_default();
-    Connection::open_with_flags(way.join(name), flags).map_err(failed)
+    Connection::open_with_flags(dir.join(name), flags).map_err(failed)
 }
 
 #[cfg(test)]
@@ -91,7 +91,11 @@ mod tests {
     use super::*;
 
     fn open(path: &Path) -> Result<Connection, Error> {
-        database(path, |source| Error::Ledger { path: path.to_owned(), source })
+        database(path, Error::ledger(path))
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
     }
 
     #[test]
@@ -100,7 +104,6 @@ mod tests {
         let path = root.path().join("state/deep/x.sqlite3");
         let connection = open(&path).unwrap();
         connection.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t(x)").unwrap();
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&root.path().join("state")), 0o700);
         for file in ["x.sqlite3", "x.sqlite3-wal", "x.sqlite3-shm"] {
             assert_eq!(mode(&path.with_file_name(file)), 0o600, "{file}");
@@ -109,43 +112,43 @@ mod tests {
 
     #[test]
     fn log_follows_only_links_that_root_made() {
-        let root = tempfile::tempdir().unwrap();
-        let at = |name: &str| root.path().join(name);
-        fs::create_dir(at("elsewhere")).unwrap();
-        symlink("elsewhere/real.log", at("link.log")).unwrap();
-        symlink(at("link.log"), at("second.log")).unwrap();
-        writeln!(log(&at("second.log")).unwrap(), "one").unwrap();
-        assert_eq!(fs::read_to_string(at("elsewhere/real.log")).unwrap(), "one\n");
+        let temporary = tempfile::tempdir().unwrap();
+        let root = temporary.path();
+        let (link, second) = (root.join("link.log"), root.join("second.log"));
+        fs::create_dir(root.join("elsewhere")).unwrap();
+        symlink("elsewhere/real.log", &link).unwrap();
+        symlink(&link, &second).unwrap();
+        writeln!(log(&second).unwrap(), "one").unwrap();
+        assert_eq!(fs::read_to_string(root.join("elsewhere/real.log")).unwrap(), "one\n");
         // Other users may write to the directory of the link, or of its target.
-        for (dir, fault) in
-            [("elsewhere", "is writable by every user"), ("", "is writable by every user")]
-        {
-            let dir = root.path().join(dir);
+        for dir in [root.join("elsewhere"), root.to_owned()] {
             let before = fs::metadata(&dir).unwrap().permissions();
             fs::set_permissions(&dir, Permissions::from_mode(0o777)).unwrap();
-            let error = log(&at("second.log")).unwrap_err().to_string();
-            assert!(error.contains(fault), "{error}");
+            let error = log(&second).unwrap_err().to_string();
+            assert!(error.contains("is writable by every user"), "{error}");
             fs::set_permissions(&dir, before).unwrap();
         }
-        symlink(at("round.log"), at("round.log")).unwrap();
-        assert!(log(&at("round.log")).is_err());
+        let circular = root.join("circular.log");
+        symlink(&circular, &circular).unwrap();
+        assert!(log(&circular).is_err());
     }
 
     #[test]
     fn symbolic_link_at_the_path_is_rejected_and_one_in_its_directories_is_followed() {
-        let root = tempfile::tempdir().unwrap();
-        let at = |name: &str| root.path().join(name);
-        fs::write(at("target"), "").unwrap();
-        symlink(at("target"), at("link")).unwrap();
-        let shown = open(&at("link")).unwrap_err().to_string();
+        let temporary = tempfile::tempdir().unwrap();
+        let root = temporary.path();
+        let (target, link) = (root.join("target"), root.join("link"));
+        fs::write(&target, "").unwrap();
+        symlink(&target, &link).unwrap();
+        let shown = open(&link).unwrap_err().to_string();
         assert!(
             shown.ends_with("; the path is a symbolic link, which f2bmqtt does not follow"),
             "{shown}"
         );
-        assert!(options().append(true).create(true).open(at("link")).is_err());
-        assert_eq!(fs::metadata(at("target")).unwrap().len(), 0);
-        fs::create_dir(at("elsewhere")).unwrap();
-        symlink(at("elsewhere"), at("way")).unwrap();
-        open(&at("way/x.sqlite3")).unwrap();
+        assert!(options().append(true).create(true).open(&link).is_err());
+        assert_eq!(fs::metadata(&target).unwrap().len(), 0);
+        fs::create_dir(root.join("elsewhere")).unwrap();
+        symlink(root.join("elsewhere"), root.join("dir-link")).unwrap();
+        open(&root.join("dir-link/x.sqlite3")).unwrap();
     }
 }

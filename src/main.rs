@@ -54,7 +54,7 @@ fn run_parsed(called: Option<&str>, paths: &Paths) -> Result<(), Error> {
             Command::Settings => settings(),
             Command::Publish => publish::run(paths),
             Command::Report(args) => report(&args, paths),
-            Command::Work => service::child(paths),
+            Command::Work => service::run_child(paths),
         },
     }
 }
@@ -107,5 +107,5 @@ fn report(args: &ReportArgs, paths: &Paths) -> Result<(), Error> {
         failures: "1".to_owned(),
         ..call::ReportCall::default()
     };
-    call::by_hand(&call, args.dry_run, paths)
+    call::run_command(&call, args.dry_run, paths)
 }

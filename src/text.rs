@@ -24,8 +24,7 @@ pub fn is_unsafe_for_display(c: char) -> bool {
 #[must_use]
 pub fn sanitize(text: &str) -> Cow<'_, str> {
     if text.contains(is_unsafe_for_display) {
-        let safe = |c| if is_unsafe_for_display(c) { '?' } else { c };
-        text.chars().map(safe).collect::<String>().into()
+        text.replace(is_unsafe_for_display, "?").into()
     } else {
         text.into()
     }
@@ -56,14 +55,12 @@ pub fn format_duration(seconds: i64) -> String {
     const UNITS: [(i64, &str); 4] = [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")];
     let seconds = seconds.max(0);
     let first = UNITS.iter().position(|(length, _)| seconds >= *length).unwrap_or(3);
-    let in_unit = |n: usize| {
-        let (length, unit) = UNITS[n];
-        let above = if n == 0 { i64::MAX } else { UNITS[n - 1].0 };
-        (seconds % above / length, unit)
-    };
-    let (count, unit) = in_unit(first);
-    match (first < 3).then(|| in_unit(first + 1)) {
-        Some((rest, small)) if rest > 0 => format!("{count}{unit} {rest}{small}"),
+    let (length, unit) = UNITS[first];
+    let (count, rest) = (seconds / length, seconds % length);
+    match UNITS.get(first + 1) {
+        Some((length, smaller)) if rest >= *length => {
+            format!("{count}{unit} {}{smaller}", rest / length)
+        }
         _ => format!("{count}{unit}"),
     }
 }

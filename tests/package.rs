@@ -340,7 +340,7 @@ fn purge_leaves_what_the_package_did_not_make() {
     a.sh("logrotate -d /etc/logrotate.conf 2>&1");
     for line in [
         "f2bmqtt: not installing /etc/logrotate.d/f2bmqtt: /etc/logrotate.d/mine rotates /var/log/abuseipdb",
-        "f2bmqtt: cannot make the link /usr/local/bin/mqttsubscribebans to /usr/bin/f2bmqtt",
+        "f2bmqtt: cannot create the link /usr/local/bin/mqttsubscribebans to /usr/bin/f2bmqtt",
         "f2bmqtt: the settings in /etc/fail2ban/mqtt.env cannot be used:",
         "  MQTT_TOPIC is not set",
     ] {

@@ -55,29 +55,37 @@ pub enum ApiError {
     /// 429: this account reported the address within the last 15 minutes.
     TooSoon,
     /// 429: the daily quota is used up. The value is the wait in seconds.
-    Spent(i64),
+    QuotaExhausted(i64),
     /// 401 with a body in the API's format: the API key is invalid.
-    Key,
+    InvalidKey,
     /// 402 or 403 with a body in the API's format: this account may not make this call.
     NotAllowed,
     /// 400, 413 or 422 with a body in the API's format: a repetition of this request fails, too.
-    Refused {
+    Rejected {
         /// The API objects to the time of the ban.
         timestamp: bool,
     },
     /// The body exceeds the size limit.
     TooLong,
     /// Anything else: the server failed, or a proxy or portal answered.
-    Odd,
+    Unexpected,
 }
 
 #[derive(Deserialize)]
 struct Errors {
-    errors: Vec<OneError>,
+    errors: Vec<ErrorEntry>,
+}
+
+impl Errors {
+    /// Whether an error is about this parameter of the request.
+    fn name_parameter(&self, parameter: &str) -> bool {
+        let sources = self.errors.iter().filter_map(|error| error.source.as_ref());
+        sources.filter_map(|source| source.parameter.as_deref()).any(|name| name == parameter)
+    }
 }
 
 #[derive(Deserialize)]
-struct OneError {
+struct ErrorEntry {
     #[serde(default, deserialize_with = "or_default")]
     source: Option<ErrorSource>,
 }
@@ -97,7 +105,7 @@ fn or_default<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(
 }
 
 /// A whole number, which the API may write as any JSON number; `None` for other types.
-fn number<'de, D: Deserializer<'de>>(field: D) -> Result<Option<i64>, D::Error> {
+fn whole_number<'de, D: Deserializer<'de>>(field: D) -> Result<Option<i64>, D::Error> {
     let value = Value::deserialize(field)?;
     #[expect(clippy::cast_possible_truncation, reason = "`as` saturates")]
     Ok(value.as_i64().or_else(|| value.as_f64().map(|number| number as i64)))
@@ -113,10 +121,10 @@ struct Data<T> {
 #[serde(rename_all = "camelCase")]
 pub struct Listing {
     /// `AbuseIPDB`'s confidence that the address is abusive, in percent.
-    #[serde(rename = "abuseConfidenceScore", default, deserialize_with = "number")]
+    #[serde(rename = "abuseConfidenceScore", default, deserialize_with = "whole_number")]
     pub score: Option<i64>,
     /// The number of reports within the requested days.
-    #[serde(default, deserialize_with = "number")]
+    #[serde(default, deserialize_with = "whole_number")]
     pub total_reports: Option<i64>,
     /// The reports, newest first; empty unless the request was verbose.
     #[serde(default, deserialize_with = "or_default")]
@@ -139,7 +147,7 @@ pub struct ListedReport {
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 pub struct Accepted {
     /// `AbuseIPDB`'s confidence after this report, in percent.
-    #[serde(rename = "abuseConfidenceScore", deserialize_with = "number")]
+    #[serde(rename = "abuseConfidenceScore", deserialize_with = "whole_number")]
     pub score: Option<i64>,
 }
 
@@ -183,41 +191,34 @@ impl ApiResponse {
             (200, Some(CutOff::TooLong)) => return Err(ApiError::TooLong),
             (200, None) => {
                 let data = serde_json::from_slice::<Data<T>>(&self.body);
-                return data.map(|data| data.data).map_err(|_| ApiError::Odd);
+                return data.map(|data| data.data).map_err(|_| ApiError::Unexpected);
             }
             _ => {}
         }
         // A proxy or portal may answer with the same status codes, but not with a body in this format.
         let errors = serde_json::from_slice::<Errors>(&self.body).ok();
-        let about = |parameter: &str| {
-            let named = |error: &OneError| {
-                error.source.as_ref().and_then(|source| source.parameter.as_deref())
-                    == Some(parameter)
-            };
-            errors.as_ref().is_some_and(|errors| errors.errors.iter().any(named))
-        };
-        Err(match self.status {
-            429 if about("ip") => ApiError::TooSoon,
-            429 => ApiError::Spent(self.wait(now)),
-            401 if errors.is_some() => ApiError::Key,
-            402 | 403 if errors.is_some() => ApiError::NotAllowed,
-            400 | 413 | 422 if errors.is_some() => {
-                ApiError::Refused { timestamp: about("timestamp") }
+        Err(match (self.status, errors) {
+            (429, Some(errors)) if errors.name_parameter("ip") => ApiError::TooSoon,
+            (429, _) => ApiError::QuotaExhausted(self.quota_wait(now)),
+            (401, Some(_)) => ApiError::InvalidKey,
+            (402 | 403, Some(_)) => ApiError::NotAllowed,
+            (400 | 413 | 422, Some(errors)) => {
+                ApiError::Rejected { timestamp: errors.name_parameter("timestamp") }
             }
-            _ => ApiError::Odd,
+            _ => ApiError::Unexpected,
         })
     }
 
     /// The text of an error that makes reports wait; `None` for errors that do not.
     #[must_use]
-    pub fn fault(&self, trouble: &ApiError) -> Option<String> {
+    pub fn error_text(&self, error: &ApiError) -> Option<String> {
         let status = self.status;
-        Some(match trouble {
-            ApiError::TooSoon | ApiError::TooLong | ApiError::Refused { .. } => return None,
-            ApiError::Spent(_) => "the daily limit is reached".to_owned(),
-            ApiError::Key => format!("AbuseIPDB rejected the API key (HTTP {status})"),
+        Some(match error {
+            ApiError::TooSoon | ApiError::TooLong | ApiError::Rejected { .. } => return None,
+            ApiError::QuotaExhausted(_) => "the daily limit is reached".to_owned(),
+            ApiError::InvalidKey => format!("AbuseIPDB rejected the API key (HTTP {status})"),
             ApiError::NotAllowed => format!("AbuseIPDB rejected the call (HTTP {status})"),
-            ApiError::Odd => format!(
+            ApiError::Unexpected => format!(
                 "unexpected answer from api.abuseipdb.com (HTTP {status}), perhaps from a proxy"
             ),
         })
@@ -229,7 +230,7 @@ impl ApiResponse {
         self.retry_after.unwrap_or(0).clamp(0, MAX_QUOTA_WAIT_SECS)
     }
 
-    fn wait(&self, now: i64) -> i64 {
+    fn quota_wait(&self, now: i64) -> i64 {
         let until_reset =
             self.reset.map(|reset| reset.saturating_sub(now)).filter(|wait| *wait > 0);
         self.retry_after
@@ -266,7 +267,7 @@ mod tests {
 
     const NOW: i64 = 1_795_342_588;
 
-    fn answer(status: u16, body: &str) -> ApiResponse {
+    fn response(status: u16, body: &str) -> ApiResponse {
         ApiResponse { status, body: body.as_bytes().to_vec(), ..ApiResponse::default() }
     }
 
@@ -280,54 +281,64 @@ mod tests {
 
     #[test]
     fn each_answer_has_its_meaning() {
-        use ApiError::{Key, NotAllowed, Odd, Refused, Spent, TooLong, TooSoon};
+        use ApiError::{
+            InvalidKey, NotAllowed, QuotaExhausted, Rejected, TooLong, TooSoon, Unexpected,
+        };
         let (soon, daily) = (error("… once in 15 minutes.", "ip"), error("Daily rate limit", ""));
-        let spent = ApiResponse { retry_after: Some(29_000), ..answer(429, &daily) };
+        let spent = ApiResponse { retry_after: Some(29_000), ..response(429, &daily) };
         let taken = r#"{"data":{"ipAddress":"192.0.2.1","abuseConfidenceScore":52}}"#;
-        let cut_off = |why| ApiResponse { cut_off: Some(why), ..answer(200, taken) };
         let table: [(ApiResponse, Result<Option<i64>, ApiError>); 29] = [
-            (answer(200, taken), Ok(Some(52))),
-            (answer(200, &taken.replace("52", "52.5")), Ok(Some(52))),
-            (answer(200, &taken.replace("52", "null")), Ok(None)),
-            (answer(200, &taken.replace("52", "\"high\"")), Ok(None)),
-            (answer(200, r#"{"data":{}}"#), Err(Odd)),
-            (answer(429, &soon), Err(TooSoon)),
-            (spent.clone(), Err(Spent(29_000))),
+            (response(200, taken), Ok(Some(52))),
+            (response(200, &taken.replace("52", "52.5")), Ok(Some(52))),
+            (response(200, &taken.replace("52", "null")), Ok(None)),
+            (response(200, &taken.replace("52", "\"high\"")), Ok(None)),
+            (response(200, r#"{"data":{}}"#), Err(Unexpected)),
+            (response(429, &soon), Err(TooSoon)),
+            (spent.clone(), Err(QuotaExhausted(29_000))),
             (
                 ApiResponse { retry_after: Some(1_000_000), ..spent.clone() },
-                Err(Spent(MAX_QUOTA_WAIT_SECS)),
+                Err(QuotaExhausted(MAX_QUOTA_WAIT_SECS)),
             ),
-            (ApiResponse { retry_after: Some(-5), ..spent }, Err(Spent(1))),
-            (ApiResponse { reset: Some(NOW + 77), ..answer(429, &daily) }, Err(Spent(77))),
+            (ApiResponse { retry_after: Some(-5), ..spent }, Err(QuotaExhausted(1))),
             (
-                ApiResponse { reset: Some(NOW - 77), ..answer(429, &daily) },
-                Err(Spent(DEFAULT_QUOTA_WAIT_SECS)),
+                ApiResponse { reset: Some(NOW + 77), ..response(429, &daily) },
+                Err(QuotaExhausted(77)),
             ),
-            (answer(429, "<html>slow down</html>"), Err(Spent(DEFAULT_QUOTA_WAIT_SECS))),
-            (answer(401, &error("Authentication failed.", "")), Err(Key)),
-            (answer(402, &error("Payment required", "")), Err(NotAllowed)),
-            (answer(403, &error("Forbidden", "")), Err(NotAllowed)),
-            (answer(403, "<html>a firewall</html>"), Err(Odd)),
-            (answer(401, "<html>a proxy</html>"), Err(Odd)),
             (
-                ApiResponse { reset: Some(i64::MIN), ..answer(429, &daily) },
-                Err(Spent(DEFAULT_QUOTA_WAIT_SECS)),
+                ApiResponse { reset: Some(NOW - 77), ..response(429, &daily) },
+                Err(QuotaExhausted(DEFAULT_QUOTA_WAIT_SECS)),
             ),
-            (answer(404, &error("Not found", "")), Err(Odd)),
-            (answer(422, &error("The ip must be", "ip")), Err(Refused { timestamp: false })),
-            (answer(422, &error("The date", "timestamp")), Err(Refused { timestamp: true })),
-            (answer(422, "<html>portal</html>"), Err(Odd)),
-            (answer(500, &error("Server error", "")), Err(Odd)),
-            (answer(503, ""), Err(Odd)),
-            (answer(302, ""), Err(Odd)),
-            (answer(200, "<html>portal</html>"), Err(Odd)),
-            (answer(200, &taken[..30]), Err(Odd)),
-            (cut_off(CutOff::TooLong), Err(TooLong)),
-            (cut_off(CutOff::Lost("reset".to_owned())), Err(Odd)),
+            (response(429, "<html>slow down</html>"), Err(QuotaExhausted(DEFAULT_QUOTA_WAIT_SECS))),
+            (response(401, &error("Authentication failed.", "")), Err(InvalidKey)),
+            (response(402, &error("Payment required", "")), Err(NotAllowed)),
+            (response(403, &error("Forbidden", "")), Err(NotAllowed)),
+            (response(403, "<html>a firewall</html>"), Err(Unexpected)),
+            (response(401, "<html>a proxy</html>"), Err(Unexpected)),
+            (
+                ApiResponse { reset: Some(i64::MIN), ..response(429, &daily) },
+                Err(QuotaExhausted(DEFAULT_QUOTA_WAIT_SECS)),
+            ),
+            (response(404, &error("Not found", "")), Err(Unexpected)),
+            (response(422, &error("The ip must be", "ip")), Err(Rejected { timestamp: false })),
+            (response(422, &error("The date", "timestamp")), Err(Rejected { timestamp: true })),
+            (response(422, "<html>portal</html>"), Err(Unexpected)),
+            (response(500, &error("Server error", "")), Err(Unexpected)),
+            (response(503, ""), Err(Unexpected)),
+            (response(302, ""), Err(Unexpected)),
+            (response(200, "<html>portal</html>"), Err(Unexpected)),
+            (response(200, &taken[..30]), Err(Unexpected)),
+            (ApiResponse { cut_off: Some(CutOff::TooLong), ..response(200, taken) }, Err(TooLong)),
+            (
+                ApiResponse {
+                    cut_off: Some(CutOff::Lost("reset".to_owned())),
+                    ..response(200, taken)
+                },
+                Err(Unexpected),
+            ),
         ];
-        for (answer, expected) in table {
-            let found = answer.read::<Accepted>(NOW).map(|accepted| accepted.score);
-            assert_eq!(found, expected, "{answer:?}");
+        for (response, expected) in table {
+            let found = response.read::<Accepted>(NOW).map(|accepted| accepted.score);
+            assert_eq!(found, expected, "{response:?}");
         }
     }
 
@@ -336,25 +347,26 @@ mod tests {
         let check = r#"{"data":{"ipAddress":"192.0.2.1","isPublic":true,"abuseConfidenceScore":100,
             "countryCode":"CN","totalReports":2,"reports":[{"reportedAt":"2018-12-20T20:55:14+00:00",
             "comment":"Dec 20","categories":[18,22],"reporterId":1},{"comment":null}]}}"#;
-        let listing: Listing = answer(200, check).read(NOW).unwrap();
+        let listing: Listing = response(200, check).read(NOW).unwrap();
         let counts = (listing.score, listing.total_reports, listing.reports.len());
         assert_eq!(counts, (Some(100), Some(2), 2));
         assert_eq!(listing.reports[0].reported_at, "2018-12-20T20:55:14+00:00");
         let odd = r#"{"data":{"abuseConfidenceScore":null,"totalReports":"2","reports":null}}"#;
-        assert_eq!(answer(200, odd).read(NOW), Ok(Listing::default()));
+        assert_eq!(response(200, odd).read(NOW), Ok(Listing::default()));
         let bulk = r#"{"data":{"savedReports":60,"invalidReports":[{"error":"Duplicate IP",
             "input":"192.0.2.7","rowNumber":5}]}}"#;
-        let bulk: BulkAccepted = answer(200, bulk).read(NOW).unwrap();
+        let bulk: BulkAccepted = response(200, bulk).read(NOW).unwrap();
         assert_eq!((bulk.saved_reports, bulk.invalid_reports[0].input.as_str()), (60, "192.0.2.7"));
-        assert!(answer(200, "{\"data\":{}}").read::<BulkAccepted>(NOW).is_err());
+        assert!(response(200, "{\"data\":{}}").read::<BulkAccepted>(NOW).is_err());
     }
 
     #[test]
     fn complaints_are_short_and_keep_the_secret() {
-        let complaint = answer(401, &format!("key abc123 {}", "x".repeat(9000))).log_text("abc123");
+        let complaint =
+            response(401, &format!("key abc123 {}", "x".repeat(9000))).log_text("abc123");
         assert!(complaint.starts_with("ERROR: HTTP 401. Response: key (key) xxx"));
         assert!(complaint.len() < 400);
-        let limited = answer(429, "").log_text("k");
+        let limited = response(429, "").log_text("k");
         assert_eq!(limited, "ERROR: Rate limited (HTTP 429). Response: (nothing)");
     }
 }

@@ -49,14 +49,14 @@ impl Form {
     /// The same fields as a CSV line of a bulk report (RFC 4180). Line breaks become blanks, because a parser
     /// simpler than the RFC's would start the next report there.
     #[must_use]
-    pub fn line(&self) -> String {
+    pub fn csv_line(&self) -> String {
         let time = self.timestamp.as_deref().unwrap_or_default();
-        let (ip, categories) = (self.address, quoted(&self.categories));
-        format!("{ip},{categories},{time},{}\n", quoted(&self.comment))
+        let (ip, categories) = (self.address, quote(&self.categories));
+        format!("{ip},{categories},{time},{}\n", quote(&self.comment))
     }
 }
 
-fn quoted(text: &str) -> String {
+fn quote(text: &str) -> String {
     format!("\"{}\"", text.replace('"', "\"\"").replace('\n', " "))
 }
 
@@ -108,7 +108,7 @@ impl fmt::Display for Failure {
 /// A server to report to; tests put a simulated one here.
 pub trait Api {
     /// Makes a call and waits for the response.
-    fn ask(
+    fn call(
         &mut self,
         key: &Secret,
         request: &ApiRequest,
@@ -155,14 +155,14 @@ impl Https {
 }
 
 impl Api for Https {
-    async fn ask(&mut self, key: &Secret, request: &ApiRequest) -> Result<ApiResponse, Failure> {
+    async fn call(&mut self, key: &Secret, request: &ApiRequest) -> Result<ApiResponse, Failure> {
         let client = self.client().map_err(|error| Failure::NotSent(describe(error)))?;
         let request =
-            prepare(client, request).map_err(|error| Failure::NotSent(describe(error)))?;
+            build_request(client, request).map_err(|error| Failure::NotSent(describe(error)))?;
         let sent =
             request.header("Accept", "application/json").header("Key", key.reveal()).send().await;
         match sent {
-            Ok(response) => Ok(read(response).await),
+            Ok(response) => Ok(read_response(response).await),
             Err(error) if error.is_connect() || error.is_builder() => {
                 Err(Failure::NotSent(describe(error)))
             }
@@ -175,7 +175,7 @@ impl Api for Https {
     }
 }
 
-fn prepare(client: &Client, request: &ApiRequest) -> reqwest::Result<RequestBuilder> {
+fn build_request(client: &Client, request: &ApiRequest) -> reqwest::Result<RequestBuilder> {
     let request = match request {
         ApiRequest::Check { address, verbose } => {
             let query = [("ipAddress", address.to_string()), ("maxAgeInDays", "90".to_owned())];
@@ -197,33 +197,33 @@ fn prepare(client: &Client, request: &ApiRequest) -> reqwest::Result<RequestBuil
     Ok(request)
 }
 
-fn number(headers: &HeaderMap, name: &str) -> Option<i64> {
+fn header_number(headers: &HeaderMap, name: &str) -> Option<i64> {
     headers.get(name)?.to_str().ok()?.trim().parse().ok()
 }
 
-async fn read(mut response: Response) -> ApiResponse {
-    let headers = response.headers();
-    let mut answer = ApiResponse {
-        status: response.status().as_u16(),
-        retry_after: number(headers, "retry-after"),
-        reset: number(headers, "x-ratelimit-reset"),
+async fn read_response(mut http: Response) -> ApiResponse {
+    let headers = http.headers();
+    let mut response = ApiResponse {
+        status: http.status().as_u16(),
+        retry_after: header_number(headers, "retry-after"),
+        reset: header_number(headers, "x-ratelimit-reset"),
         quota: Quota {
-            limit: number(headers, "x-ratelimit-limit"),
-            remaining: number(headers, "x-ratelimit-remaining"),
+            limit: header_number(headers, "x-ratelimit-limit"),
+            remaining: header_number(headers, "x-ratelimit-remaining"),
         },
         ..ApiResponse::default()
     };
     loop {
-        match response.chunk().await {
-            Ok(Some(chunk)) if answer.body.len() + chunk.len() > MAX_RESPONSE_BYTES => {
-                answer.cut_off = Some(CutOff::TooLong);
-                return answer;
+        match http.chunk().await {
+            Ok(Some(chunk)) if response.body.len() + chunk.len() > MAX_RESPONSE_BYTES => {
+                response.cut_off = Some(CutOff::TooLong);
+                return response;
             }
-            Ok(Some(chunk)) => answer.body.extend_from_slice(&chunk),
-            Ok(None) => return answer,
+            Ok(Some(chunk)) => response.body.extend_from_slice(&chunk),
+            Ok(None) => return response,
             Err(error) => {
-                answer.cut_off = Some(CutOff::Lost(describe(error)));
-                return answer;
+                response.cut_off = Some(CutOff::Lost(describe(error)));
+                return response;
             }
         }
     }
@@ -254,7 +254,7 @@ mod tests {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let proxy = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://ann:s3cret@{}", proxy.local_addr().unwrap());
-        let asked = tokio::spawn(async move {
+        let head = tokio::spawn(async move {
             let (mut stream, _) = proxy.accept().await.unwrap();
             let mut head = Vec::new();
             while !head.ends_with(b"\r\n\r\n") {
@@ -266,11 +266,11 @@ mod tests {
         let request =
             ApiRequest::Check { address: Address::new("192.31.196.1").unwrap(), verbose: false };
         let mut https = Https::with_proxy(Some(Secret::new(url)));
-        let failed = https.ask(&Secret::new("k3y".to_owned()), &request).await.unwrap_err();
+        let failed = https.call(&Secret::new("k3y".to_owned()), &request).await.unwrap_err();
         assert!(!failed.to_string().contains("s3cret"), "{failed}");
-        let asked = asked.await.unwrap();
-        assert!(asked.starts_with("connect api.abuseipdb.com:443 http/1.1\r\n"), "{asked}");
-        assert!(asked.contains("proxy-authorization: basic ") && !asked.contains("k3y"), "{asked}");
+        let head = head.await.unwrap();
+        assert!(head.starts_with("connect api.abuseipdb.com:443 http/1.1\r\n"), "{head}");
+        assert!(head.contains("proxy-authorization: basic ") && !head.contains("k3y"), "{head}");
     }
 
     #[test]
@@ -283,7 +283,7 @@ mod tests {
         };
         let expected =
             "2001:db8::1,\"18,22\",2026-11-22T10:16:28+00:00,\"say \"\"hi\"\", there\"\n";
-        assert_eq!(form.line(), expected);
+        assert_eq!(form.csv_line(), expected);
         let shown = "POST https://api.abuseipdb.com/api/v2/report\ncomment=say \"hi\",\nthere\n\
                      ip=2001:db8::1\ncategories=18,22\ntimestamp=2026-11-22T10:16:28+00:00\n";
         assert_eq!(form.to_string(), shown);

@@ -41,7 +41,7 @@ impl ManualBanLog {
     /// # Errors
     /// [`Error::File`] or [`Error::Queue`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let failed = |source| Error::Queue { path: path.to_owned(), source };
+        let failed = Error::queue(path);
         let db = files::database(path, failed)?;
         db.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
         db.execute_batch(SCHEMA).map_err(failed)?;
@@ -52,7 +52,7 @@ impl ManualBanLog {
     ///
     /// # Errors
     /// [`Error::Queue`]; the caller must not ban the address then.
-    pub fn note(&mut self, address: Address, now: i64) -> Result<(), Error> {
+    pub fn record(&mut self, address: Address, now: i64) -> Result<(), Error> {
         self.run("DELETE FROM bans WHERE keep < ?1", &[&now])?;
         let (ip, until) = (address.to_string(), now + START_WINDOW_SECS);
         let keep = until + RESTORE_WINDOW_SECS;
@@ -60,45 +60,45 @@ impl ManualBanLog {
         self.run(sql, &[&ip, &now, &until, &keep])
     }
 
-    /// Narrows the record made at `since` once fail2ban has the ban: seen at `seen`, with a bantime in seconds
-    /// (below 0: permanent).
+    /// Narrows the record made at `since` once fail2ban has the ban: `confirmed_at` is the time of that observation,
+    /// and the bantime is in seconds (below 0: permanent).
     ///
     /// # Errors
     /// [`Error::Queue`].
-    pub fn seen(
+    pub fn confirm(
         &mut self,
         address: Address,
         since: i64,
-        seen: i64,
+        confirmed_at: i64,
         bantime: i64,
     ) -> Result<(), Error> {
-        let keep = if bantime < 0 { i64::MAX } else { seen + bantime + RESTORE_WINDOW_SECS };
+        let keep =
+            if bantime < 0 { i64::MAX } else { confirmed_at + bantime + RESTORE_WINDOW_SECS };
         let sql = "UPDATE bans SET until = ?3, keep = ?4 WHERE ip = ?1 AND since = ?2";
-        self.run(sql, &[&address.to_string(), &since, &seen, &keep])
+        self.run(sql, &[&address.to_string(), &since, &confirmed_at, &keep])
     }
 
     fn run(&self, sql: &str, params: &[&dyn rusqlite::ToSql]) -> Result<(), Error> {
-        let failed = |source| Error::Queue { path: self.path.clone(), source };
-        self.db.execute(sql, params).map(drop).map_err(failed)
+        self.db.execute(sql, params).map(drop).map_err(Error::queue(&self.path))
     }
 }
 
-/// Whether an operator made the ban that started at `began` (0: unknown, taken as `now`). Times are in seconds
+/// Whether an operator made the ban that started at `start` (0: unknown, taken as `now`). Times are in seconds
 /// since 1970.
 ///
 /// # Errors
 /// Any error of SQLite.
-pub fn is_noted(path: &Path, address: Address, began: i64, now: i64) -> rusqlite::Result<bool> {
+pub fn is_recorded(path: &Path, address: Address, start: i64, now: i64) -> rusqlite::Result<bool> {
     if !path.exists() {
         return Ok(false);
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(BUSY_TIMEOUT)?;
-    let began = if began > 0 { began } else { now };
+    let start = if start > 0 { start } else { now };
     let sql = "SELECT count(*) FROM bans WHERE ip = ?1 AND ?2 BETWEEN since - ?3 AND until + ?3";
     let count =
-        db.query_row(sql, params![address.to_string(), began, TIME_TOLERANCE_SECS], |row| {
+        db.query_row(sql, params![address.to_string(), start, TIME_TOLERANCE_SECS], |row| {
             row.get::<_, i64>(0)
         })?;
     Ok(count > 0)
@@ -110,15 +110,17 @@ mod tests {
 
     const NOW: i64 = 1_795_342_588;
 
+    fn address(n: u8) -> Address {
+        Address::new(&format!("203.0.113.{n}")).unwrap()
+    }
+
     #[test]
     fn record_of_a_manual_ban_lasts_while_fail2ban_may_restore_the_ban() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state/by-hand.sqlite3");
-        let address = |n| Address::new(&format!("203.0.113.{n}")).unwrap();
-        let is = |n, began, now| is_noted(&path, address(n), began, now).unwrap();
-        assert!(!is(1, NOW, NOW), "no records at all");
-        let mut notes = ManualBanLog::open(&path).unwrap();
-        notes.note(address(1), NOW).unwrap();
+        assert!(!is_recorded(&path, address(1), NOW, NOW).unwrap(), "no records at all");
+        let mut log = ManualBanLog::open(&path).unwrap();
+        log.record(address(1), NOW).unwrap();
         let table = [
             (1, NOW - 3, false),
             (1, NOW - 2, true),
@@ -127,21 +129,26 @@ mod tests {
             (1, 0, true),
             (2, NOW, false),
         ];
-        for (n, began, noted) in table {
-            assert_eq!(is(n, began, NOW), noted, "{n} {began}");
+        for (n, start, expected) in table {
+            let found = is_recorded(&path, address(n), start, NOW).unwrap();
+            assert_eq!(found, expected, "{n} {start}");
         }
-        assert!(!is(1, 0, NOW + 603), "without a time, the ban has just started");
-        notes.seen(address(1), NOW, NOW + 5, 600).unwrap();
-        assert!(is(1, NOW + 7, NOW + 7) && !is(1, NOW + 8, NOW + 8), "a later ban is another");
-        // Restored after a start of fail2ban.
-        assert!(is(1, NOW + 1, NOW + 500));
-        notes.note(address(2), NOW + 605 + RESTORE_WINDOW_SECS).unwrap();
-        assert!(is(1, NOW + 1, NOW));
-        notes.note(address(2), NOW + 606 + RESTORE_WINDOW_SECS).unwrap();
-        assert!(!is(1, NOW + 1, NOW), "over");
-        notes.note(address(3), NOW).unwrap();
-        notes.seen(address(3), NOW, NOW, -1).unwrap();
-        notes.note(address(4), NOW * 2).unwrap();
-        assert!(is(3, NOW, NOW * 2), "a permanent ban");
+        let without_time = is_recorded(&path, address(1), 0, NOW + 603).unwrap();
+        assert!(!without_time, "a ban without a time has just started");
+        log.confirm(address(1), NOW, NOW + 5, 600).unwrap();
+        // A ban that starts later is another ban. The third one is restored after a start of fail2ban.
+        for (start, now, expected) in
+            [(NOW + 7, NOW + 7, true), (NOW + 8, NOW + 8, false), (NOW + 1, NOW + 500, true)]
+        {
+            assert_eq!(is_recorded(&path, address(1), start, now).unwrap(), expected, "{start}");
+        }
+        log.record(address(2), NOW + 605 + RESTORE_WINDOW_SECS).unwrap();
+        assert!(is_recorded(&path, address(1), NOW + 1, NOW).unwrap());
+        log.record(address(2), NOW + 606 + RESTORE_WINDOW_SECS).unwrap();
+        assert!(!is_recorded(&path, address(1), NOW + 1, NOW).unwrap(), "expired");
+        log.record(address(3), NOW).unwrap();
+        log.confirm(address(3), NOW, NOW, -1).unwrap();
+        log.record(address(4), NOW * 2).unwrap();
+        assert!(is_recorded(&path, address(3), NOW, NOW * 2).unwrap(), "a permanent ban");
     }
 }

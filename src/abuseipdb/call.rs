@@ -17,7 +17,7 @@ use crate::child;
 use crate::clock::now_secs;
 use crate::error::Error;
 use crate::files::mounts;
-use crate::files::trust::{self, Keeps};
+use crate::files::trust::{self, DirContent};
 use crate::guard::is_reportable;
 use crate::journal::{self, info};
 use crate::lock;
@@ -28,24 +28,35 @@ use crate::wire::Address;
 use crate::wire::range::duration;
 
 /// The script's database, unless an action names another.
-pub const LEDGER: &str = "/var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb";
+pub const DEFAULT_LEDGER: &str = "/var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb";
 /// The script's log, unless an action names another.
-pub const LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
+pub const DEFAULT_LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
 
-/// The unparsed arguments of one call; a missing one is empty.
+/// The unparsed arguments of one call, in the script's order; a missing one is empty. The names in backquotes are the
+/// action's settings and fail2ban's tags.
 #[derive(Clone, Debug, Default)]
-#[allow(missing_docs)]
 pub struct ReportCall {
+    /// `abuseipdb_apikey`, or the option `--actionstart`.
     pub key: String,
+    /// `matches`.
     pub comment: String,
+    /// `ip`.
     pub address: String,
+    /// `abuseipdb_category`: numbers with commas between.
     pub categories: String,
+    /// `bantime`, in seconds or with a unit.
     pub bantime: String,
+    /// `restored`: not 0 if fail2ban restores the ban after a start.
     pub restored: String,
+    /// `BYPASS_FAIL2BAN`: not 0 to report restored bans, too.
     pub bypass: String,
+    /// `SQLITE_DB`.
     pub ledger: String,
+    /// `LOG_FILE`.
     pub log: String,
+    /// `failures`; 0 for a ban that fail2ban did not detect.
     pub failures: String,
+    /// `time`, in seconds since 1970.
     pub time: String,
     /// `own`: the comment is the administrator's text, or log lines from fail2ban's database if it is empty.
     pub source: String,
@@ -65,23 +76,24 @@ impl ReportCall {
     /// `<LOG_FILE>`, counts as missing.
     #[must_use]
     pub fn from_args(arguments: &[String]) -> Self {
-        let argument = |n: usize| match arguments.get(n) {
-            Some(text) if !is_unreplaced_tag(text) => text.clone(),
-            _ => String::new(),
-        };
+        let mut texts = arguments.iter().map(|text| match text {
+            text if is_unreplaced_tag(text) => String::new(),
+            text => text.clone(),
+        });
+        // A struct expression evaluates its fields in the order in which they are written.
         Self {
-            key: argument(0),
-            comment: argument(1),
-            address: argument(2),
-            categories: argument(3),
-            bantime: argument(4),
-            restored: argument(5),
-            bypass: argument(6),
-            ledger: argument(7),
-            log: argument(8),
-            failures: argument(9),
-            time: argument(10),
-            source: argument(11),
+            key: texts.next().unwrap_or_default(),
+            comment: texts.next().unwrap_or_default(),
+            address: texts.next().unwrap_or_default(),
+            categories: texts.next().unwrap_or_default(),
+            bantime: texts.next().unwrap_or_default(),
+            restored: texts.next().unwrap_or_default(),
+            bypass: texts.next().unwrap_or_default(),
+            ledger: texts.next().unwrap_or_default(),
+            log: texts.next().unwrap_or_default(),
+            failures: texts.next().unwrap_or_default(),
+            time: texts.next().unwrap_or_default(),
+            source: texts.next().unwrap_or_default(),
         }
     }
 
@@ -91,33 +103,34 @@ impl ReportCall {
     /// [`Error::Report`] if an argument is missing, [`Error::Usage`] if one is invalid.
     pub fn decide(&self, now: i64) -> Result<ReportDecision, Error> {
         let shown: String = self.address.escape_debug().take(50).collect();
-        if count("BYPASS_FAIL2BAN", &self.bypass)? == 0 && count("RESTORED", &self.restored)? != 0 {
+        let is_restored = parse_count("RESTORED", &self.restored)? != 0;
+        if is_restored && parse_count("BYPASS_FAIL2BAN", &self.bypass)? == 0 {
             return Ok(ReportDecision::Nothing(format!(
                 "INFO: (RESTART) IP {shown} was already reported in the previous Fail2Ban session."
             )));
         }
-        let failures = count("FAILURES", &self.failures)?;
+        let failures = parse_count("FAILURES", &self.failures)?;
         if failures == 0 {
             return Ok(ReportDecision::Nothing(format!(
                 "INFO: (BAN) IP {shown} has 0 failures so no action required"
             )));
         }
-        self.complete()?;
-        let address = Address::new(self.address.trim()).map_err(|what| usage("IP", &what))?;
+        self.check_complete()?;
+        let address = Address::new(self.address.trim()).map_err(|what| usage_error("IP", &what))?;
         if !is_reportable(address.ip()) {
             return Ok(ReportDecision::Nothing(format!(
                 "INFO: IP {address} is not reported: the address is private or reserved."
             )));
         }
         let categories = Categories::new(&self.categories);
-        let (comment, source) = match (self.is_own(), self.comment.as_str()) {
+        let (comment, source) = match (self.comes_from_own_action(), self.comment.as_str()) {
             (false, text) => (text.to_owned(), CommentSource::Log),
             (true, "") => (String::new(), CommentSource::Database),
-            (true, text) => (unescaped(text), CommentSource::Admin),
+            (true, text) => (unescape(text), CommentSource::Admin),
         };
         Ok(ReportDecision::Report(Box::new(Report {
             address,
-            categories: categories.map_err(|what| usage("CATEGORIES", &what))?,
+            categories: categories.map_err(|what| usage_error("CATEGORIES", &what))?,
             comment: bounded(&comment).to_owned(),
             source,
             // Only the ledger shows the bantime, so an invalid one must not prevent the report.
@@ -125,26 +138,27 @@ impl ReportCall {
             failures: failures.into(),
             time: whole_seconds(&self.time).filter(|time| (1..now).contains(time)).unwrap_or(now),
             // Without a usable key, the report waits until one is set.
-            key: key::usable(&self.key),
+            key: key::parse_key(&self.key),
             ledger: self.ledger().into(),
             log: self.log().into(),
         })))
     }
 
-    fn is_own(&self) -> bool {
+    /// Whether the package's action made the call. The script's action passes log lines as the comment.
+    fn comes_from_own_action(&self) -> bool {
         self.source == "own"
     }
 
-    fn complete(&self) -> Result<(), Error> {
-        let comment = if self.is_own() { "x" } else { &self.comment };
-        let needed = [
-            ("COMMENT", comment),
-            ("IP", &self.address),
-            ("CATEGORIES", &self.categories),
-            ("BANTIME", &self.bantime),
+    fn check_complete(&self) -> Result<(), Error> {
+        let needs_comment = !self.comes_from_own_action();
+        let required = [
+            ("COMMENT", needs_comment && self.comment.is_empty()),
+            ("IP", self.address.is_empty()),
+            ("CATEGORIES", self.categories.is_empty()),
+            ("BANTIME", self.bantime.is_empty()),
         ];
         let missing: Vec<_> =
-            needed.iter().filter(|(_, text)| text.is_empty()).map(|(name, _)| *name).collect();
+            required.iter().filter(|(_, is_missing)| *is_missing).map(|(name, _)| *name).collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -152,11 +166,11 @@ impl ReportCall {
     }
 
     fn ledger(&self) -> &str {
-        or(&self.ledger, LEDGER)
+        path_or_default(&self.ledger, DEFAULT_LEDGER)
     }
 
     fn log(&self) -> &str {
-        or(&self.log, LOG)
+        path_or_default(&self.log, DEFAULT_LOG)
     }
 }
 
@@ -166,26 +180,28 @@ fn is_unreplaced_tag(text: &str) -> bool {
     name.is_some_and(|name| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
 }
 
-fn usage(name: &str, what: &str) -> Error {
+fn usage_error(name: &str, what: &str) -> Error {
     Error::Usage(format!("{name} {what}"))
 }
 
 /// The value of a number argument; empty is 0.
-fn count(name: &str, text: &str) -> Result<u32, Error> {
+fn parse_count(name: &str, text: &str) -> Result<u32, Error> {
     match text.trim() {
         "" => Ok(0),
-        text => text.parse().map_err(|_| usage(name, "must be a number, 0 or more")),
+        text => text.parse().map_err(|_| usage_error(name, "must be a number, 0 or more")),
     }
 }
 
 /// Undoes fail2ban's escapes. It escapes the text for an unquoted shell argument (`escapeTag` in its
 /// `server/action.py`), but the action puts the text in double quotes, where most backslashes stay.
-fn unescaped(text: &str) -> String {
+fn unescape(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
-        let escaped = |next: &char| "#&;|*?~<>^()[]{}'".contains(*next);
-        plain.push(if c == '\\' { chars.next_if(escaped).unwrap_or(c) } else { c });
+        plain.push(match c {
+            '\\' => chars.next_if(|next| "#&;|*?~<>^()[]{}'".contains(*next)).unwrap_or(c),
+            c => c,
+        });
     }
     plain
 }
@@ -193,7 +209,7 @@ fn unescaped(text: &str) -> String {
 /// A path, or the default if it is empty. Quotes are removed: fail2ban's settings have no quoting, so quotes that
 /// an administrator wrote arrive here.
 #[must_use]
-pub fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
+pub fn path_or_default<'a>(text: &'a str, default: &'a str) -> &'a str {
     let text = text.trim_matches('"');
     if text.is_empty() { default } else { text }
 }
@@ -205,16 +221,16 @@ pub fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
 pub fn run(call: &ReportCall, paths: &Paths) -> Result<(), Error> {
     let log = Log::new(call.log().into());
     match call.decide(now_secs()) {
-        Ok(ReportDecision::Report(report)) if is_by_hand(&report, &log, paths) => {
+        Ok(ReportDecision::Report(report)) if is_manual_ban(&report, &log, paths) => {
             log.line(format_args!(
                 "INFO: IP {} is not reported: the address was banned by hand (f2bmqtt ban).",
                 report.address
             ));
         }
         Ok(ReportDecision::Report(report)) => {
-            queue(&report, &log, paths);
-            for place in [&report.ledger, &report.log] {
-                if let Some(line) = out_of_reach(place, paths) {
+            enqueue(&report, &log, paths);
+            for path in [&report.ledger, &report.log] {
+                if let Some(line) = sandbox_error(path, paths) {
                     log.line(line);
                 }
             }
@@ -229,10 +245,10 @@ pub fn run(call: &ReportCall, paths: &Paths) -> Result<(), Error> {
 }
 
 /// Whether an operator made the ban. If the record cannot be read, the ban is reported.
-fn is_by_hand(report: &Report, log: &Log, paths: &Paths) -> bool {
+fn is_manual_ban(report: &Report, log: &Log, paths: &Paths) -> bool {
     let path = paths.by_hand();
-    let noted = by_hand::is_noted(&path, report.address, report.time, now_secs());
-    noted.unwrap_or_else(|error| {
+    let is_recorded = by_hand::is_recorded(&path, report.address, report.time, now_secs());
+    is_recorded.unwrap_or_else(|error| {
         log.line(format_args!("ERROR: cannot read {}: {error}", path.display()));
         false
     })
@@ -240,40 +256,45 @@ fn is_by_hand(report: &Report, log: &Log, paths: &Paths) -> bool {
 
 /// The log line for a file that the service's sandbox does not let it write. The service could log this only
 /// to the journal.
-fn out_of_reach(place: &Path, paths: &Paths) -> Option<String> {
-    unwritable(place, |dir| mounts::is_read_only_for(lock::owner(&paths.report_lock())?.pid, dir))
+fn sandbox_error(path: &Path, paths: &Paths) -> Option<String> {
+    unwritable_path_error(path, |dir| {
+        mounts::is_read_only_for(lock::owner(&paths.report_lock())?.pid, dir)
+    })
 }
 
-/// As [`out_of_reach`]; `is_read_only` tells whether a directory is read-only for the service, if it runs.
-fn unwritable(place: &Path, is_read_only: impl Fn(&Path) -> Option<bool>) -> Option<String> {
-    let place = &destination(place);
+/// As [`sandbox_error`]; `is_read_only` returns whether a directory is read-only for the service, if it runs.
+fn unwritable_path_error(
+    path: &Path,
+    is_read_only: impl Fn(&Path) -> Option<bool>,
+) -> Option<String> {
+    let path = &resolve_links(path);
     // The unit allows the default paths.
-    if place == Path::new(LEDGER) || place == Path::new(LOG) {
+    if path == Path::new(DEFAULT_LEDGER) || path == Path::new(DEFAULT_LOG) {
         return None;
     }
-    let dir = place.parent()?;
+    let dir = path.parent()?;
     is_read_only(dir)?.then(|| {
-        let (place, dir) = (place.display(), dir.display());
+        let (path, dir) = (path.display(), dir.display());
         format!(
-            "ERROR: the service f2bmqttsub cannot write to {place}. Run systemctl edit f2bmqttsub, add the lines \
+            "ERROR: the service f2bmqttsub cannot write to {path}. Run systemctl edit f2bmqttsub, add the lines \
              [Service] and ReadWritePaths={dir}, then run systemctl restart f2bmqttsub."
         )
     })
 }
 
 /// The path of a file without symbolic links, as the mount table has it.
-fn destination(place: &Path) -> PathBuf {
-    let place = trust::follow(place, Keeps::Log).unwrap_or_else(|_| place.to_owned());
-    let dir = place.parent().and_then(|dir| dir.canonicalize().ok());
-    match (dir, place.file_name()) {
+fn resolve_links(path: &Path) -> PathBuf {
+    let path = trust::follow(path, DirContent::Log).unwrap_or_else(|_| path.to_owned());
+    let dir = path.parent().and_then(|dir| dir.canonicalize().ok());
+    match (dir, path.file_name()) {
         (Some(dir), Some(name)) => dir.join(name),
-        _ => place,
+        _ => path,
     }
 }
 
 /// Writes a report to the inbox and, if no worker runs, starts a child that sends it. If the inbox cannot be
 /// written, the child gets the report on its standard input. Returns whether the report is in the inbox.
-fn queue(report: &Report, log: &Log, paths: &Paths) -> bool {
+fn enqueue(report: &Report, log: &Log, paths: &Paths) -> bool {
     let inbox = Spool::new(paths.reports());
     if inbox.list().is_ok_and(|waiting| waiting.len() >= MAX_QUEUED) {
         let dir = inbox.dir().display().to_string();
@@ -306,24 +327,28 @@ fn queue(report: &Report, log: &Log, paths: &Paths) -> bool {
 /// # Errors
 /// [`Error::File`] or [`Error::Ledger`]; each later ban tries again.
 pub fn start(ledger: &str, log: &str) -> Result<(), Error> {
-    let (ledger, path) = (Path::new(or(ledger, LEDGER)), Path::new(or(log, LOG)));
-    let log = Log::new(path.to_owned());
-    let failed = |error: Error| {
+    let ledger = Path::new(path_or_default(ledger, DEFAULT_LEDGER));
+    let log_path = Path::new(path_or_default(log, DEFAULT_LOG));
+    let log = Log::new(log_path.to_owned());
+    create_files(ledger, &log, log_path).inspect_err(|error| {
         // The action's output goes to /dev/null; without a log file, this line goes to the journal.
         log.line(format_args!("ERROR: Initialization failed! (actionstart). {error}"));
-        error
-    };
-    let (new, has_log) = (!ledger.exists(), path.exists());
-    log.create().map_err(Error::file("write the log", path)).map_err(failed)?;
-    if !new && has_log {
+    })
+}
+
+/// Creates database and log, with the script's log lines.
+fn create_files(ledger: &Path, log: &Log, log_path: &Path) -> Result<(), Error> {
+    let (is_new, has_log) = (!ledger.exists(), log_path.exists());
+    log.create().map_err(Error::file("write the log", log_path))?;
+    if !is_new && has_log {
         log.line("INFO: Initialization already completed. Skipping further checks.");
-        return Ledger::open(ledger).map(drop).map_err(failed);
+        return Ledger::open(ledger).map(drop);
     }
-    if new {
+    if is_new {
         log.line("INFO: AbuseIPDB database not found. Initializing...");
     }
-    Ledger::open(ledger).map_err(failed)?;
-    if new {
+    Ledger::open(ledger)?;
+    if is_new {
         log.line("INFO: AbuseIPDB database is initialized!");
     }
     log.line("SUCCESS: All (actionstart) checks completed!");
@@ -334,7 +359,7 @@ pub fn start(ledger: &str, log: &str) -> Result<(), Error> {
 ///
 /// # Errors
 /// Those of [`ReportCall::decide`], and [`Error::Report`] without a key or a queue.
-pub fn by_hand(call: &ReportCall, dry_run: bool, paths: &Paths) -> Result<(), Error> {
+pub fn run_command(call: &ReportCall, dry_run: bool, paths: &Paths) -> Result<(), Error> {
     let file = KeyFile::read(&paths.api_key);
     file.warning.iter().for_each(journal::warn);
     // A dry run needs no key.
@@ -356,19 +381,18 @@ pub fn by_hand(call: &ReportCall, dry_run: bool, paths: &Paths) -> Result<(), Er
     }
     if !dry_run {
         let path = log.display();
-        if !queue(&report, &Log::new(log.clone()), paths) {
+        if !enqueue(&report, &Log::new(log.clone()), paths) {
             return Err(Error::Report(format!("cannot queue the report of {address}: see {path}")));
         }
-        let log = path;
-        info(format_args!("queued the report of {address}; the log shows the result: {log}"));
+        info(format_args!("queued the report of {address}; the log shows the result: {path}"));
         return Ok(());
     }
-    let times = Calendar::new().map_err(|error| Error::Start(std::io::Error::other(error)))?;
+    let calendar = Calendar::new().map_err(|error| Error::Start(std::io::Error::other(error)))?;
     let form = Form {
         address: report.address,
         categories: report.categories.to_string(),
         comment: comment::compose([(report.comment.as_str(), report.source)], address, &private),
-        timestamp: Some(times.iso(report.time)),
+        timestamp: Some(calendar.iso(report.time)),
     };
     info(form.to_string().trim_end());
     if file.key.is_none() {
@@ -385,40 +409,49 @@ mod tests {
         ReportCall::from_args(&text.split('|').map(str::to_owned).collect::<Vec<_>>())
     }
 
+    fn decide_report(text: &str) -> Report {
+        match call(text).decide(77).unwrap() {
+            ReportDecision::Report(report) => *report,
+            ReportDecision::Nothing(line) => panic!("{text}: {line}"),
+        }
+    }
+
+    fn unwritable_line(path: &Path) -> String {
+        let (path, dir) = (path.display(), path.parent().unwrap().display());
+        format!(
+            "ERROR: the service f2bmqttsub cannot write to {path}. Run systemctl edit f2bmqttsub, add the \
+             lines [Service] and ReadWritePaths={dir}, then run systemctl restart f2bmqttsub."
+        )
+    }
+
     #[test]
     fn unwritable_file_is_logged_with_the_fix_also_behind_a_link() {
-        let root = tempfile::tempdir().unwrap();
-        let at = |name: &str| root.path().join(name);
-        std::fs::create_dir(at("real")).unwrap();
-        std::os::unix::fs::symlink(at("real/x.log"), at("link.log")).unwrap();
-        std::os::unix::fs::symlink(at("real"), at("way")).unwrap();
-        let real = root.path().canonicalize().unwrap().join("real");
-        let line = |place: &str| {
-            let dir = Path::new(place).parent().unwrap().display();
-            format!(
-                "ERROR: the service f2bmqttsub cannot write to {place}. Run systemctl edit f2bmqttsub, add the \
-                 lines [Service] and ReadWritePaths={dir}, then run systemctl restart f2bmqttsub."
-            )
-        };
-        let real_line = |name: &str| Some(line(&real.join(name).display().to_string()));
-        // The place, whether the service may only read there (`None`: no service runs), and the line.
+        let temporary = tempfile::tempdir().unwrap();
+        let root = temporary.path().canonicalize().unwrap();
+        let (real, link) = (root.join("real/x.log"), root.join("link.log"));
+        std::fs::create_dir(root.join("real")).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        std::os::unix::fs::symlink(root.join("real"), root.join("link")).unwrap();
+        let elsewhere = PathBuf::from("/none/such/db");
+        // The path, whether the service may only read there (`None`: no service runs), and the path in the log line.
         let table = [
-            (LEDGER.into(), Some(true), None),
-            (LOG.into(), Some(true), None),
-            ("/none/such/db".into(), Some(true), Some(line("/none/such/db"))),
-            ("/none/such/db".into(), Some(false), None),
-            ("/none/such/db".into(), None, None),
-            (at("real/x.log"), Some(true), real_line("x.log")),
-            (at("link.log"), Some(true), real_line("x.log")),
-            (at("way/x.log"), Some(true), real_line("x.log")),
-            (at("link.log"), Some(false), None),
+            (DEFAULT_LEDGER.into(), Some(true), None),
+            (DEFAULT_LOG.into(), Some(true), None),
+            (elsewhere.clone(), Some(true), Some(&elsewhere)),
+            (elsewhere.clone(), Some(false), None),
+            (elsewhere.clone(), None, None),
+            (real.clone(), Some(true), Some(&real)),
+            (link.clone(), Some(true), Some(&real)),
+            (root.join("link/x.log"), Some(true), Some(&real)),
+            (link, Some(false), None),
         ];
-        for (place, read_only, expected) in table {
-            let asked = |dir: &Path| {
-                assert!(dir == real || dir == Path::new("/none/such"), "{}", dir.display());
+        for (path, read_only, named) in table {
+            let found = unwritable_path_error(&path, |dir| {
+                assert!(Some(dir) == real.parent() || Some(dir) == elsewhere.parent(), "{dir:?}");
                 read_only
-            };
-            assert_eq!(unwritable(&place, asked), expected, "{} {read_only:?}", place.display());
+            });
+            let expected = named.map(|path| unwritable_line(path));
+            assert_eq!(found, expected, "{} {read_only:?}", path.display());
         }
     }
 
@@ -470,27 +503,28 @@ mod tests {
 
     #[test]
     fn report_has_the_arguments_of_the_call() {
-        let decided = |text: &str| match call(text).decide(77).unwrap() {
-            ReportDecision::Report(report) => report,
-            ReportDecision::Nothing(line) => panic!("{text}: {line}"),
-        };
-        let report = decided("k3y|c|::ffff:192.31.196.1|18,22|10m|1|1|/db|/log|3");
+        let report = decide_report("k3y|c|::ffff:192.31.196.1|18,22|10m|1|1|/db|/log|3");
         assert_eq!(report.address.to_string(), "192.31.196.1");
         assert_eq!((report.bantime, report.failures, report.time), (600, 3, 77));
         assert_eq!(report.key.as_ref().unwrap().reveal(), "k3y");
         assert_eq!((report.ledger, report.log), ("/db".into(), "/log".into()));
-        assert_eq!(decided("k3y|c|192.31.196.1|18|soon|0|0|||3").bantime, 0);
-        let old =
-            decided("k3y|c|192.31.196.1|18|1|0|<BYPASS_FAIL2BAN>|<SQLITE_DB>|<LOG_FILE>|3|12.5");
-        assert_eq!((old.ledger, old.log, old.time), (LEDGER.into(), LOG.into(), 12));
-        assert_eq!(decided("k3y|c|192.31.196.1|18|1|0||||3|99").time, 77, "no time is ahead");
-        let raw = decided("k3y|\u{1b}[31mann\u{1b}[0m|192.31.196.1|18|1|0||||3");
+        assert_eq!(decide_report("k3y|c|192.31.196.1|18|soon|0|0|||3").bantime, 0);
+        let old = decide_report(
+            "k3y|c|192.31.196.1|18|1|0|<BYPASS_FAIL2BAN>|<SQLITE_DB>|<LOG_FILE>|3|12.5",
+        );
+        assert_eq!(
+            (old.ledger, old.log, old.time),
+            (DEFAULT_LEDGER.into(), DEFAULT_LOG.into(), 12)
+        );
+        assert_eq!(decide_report("k3y|c|192.31.196.1|18|1|0||||3|99").time, 77, "no time is ahead");
+        let raw = decide_report("k3y|\u{1b}[31mann\u{1b}[0m|192.31.196.1|18|1|0||||3");
         assert_eq!(raw.comment, "\u{1b}[31mann\u{1b}[0m", "redaction happens later");
-        let report = decided("k3y|c|192.31.196.1|18|-1|0||||1");
-        assert_eq!((report.bantime, report.ledger, report.log), (-1, LEDGER.into(), LOG.into()));
+        let report = decide_report("k3y|c|192.31.196.1|18|-1|0||||1");
+        assert_eq!(report.bantime, -1);
+        assert_eq!((report.ledger, report.log), (DEFAULT_LEDGER.into(), DEFAULT_LOG.into()));
         for none in ["", "YOUR_API_KEY"] {
-            let waits = decided(&format!("{none}|c|192.31.196.1|18|1|0||||1"));
-            assert!(waits.key.is_none(), "the report waits for a key");
+            let report = decide_report(&format!("{none}|c|192.31.196.1|18|1|0||||1"));
+            assert!(report.key.is_none(), "the report waits for a key");
         }
     }
 
@@ -506,8 +540,7 @@ mod tests {
         ];
         for (text, comment, source) in table {
             let (text, own) = text.split_once('|').unwrap();
-            let call = call(&format!("k|{text}|192.31.196.1|18|1|0||||1|5|{own}"));
-            let ReportDecision::Report(report) = call.decide(77).unwrap() else { panic!("{text}") };
+            let report = decide_report(&format!("k|{text}|192.31.196.1|18|1|0||||1|5|{own}"));
             assert_eq!((report.comment.as_str(), report.source), (comment, source), "{text}");
         }
     }

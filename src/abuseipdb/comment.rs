@@ -33,25 +33,30 @@ pub fn compose<'a>(
     about: Address,
     private: &Private,
 ) -> String {
-    let (mut lines, mut known) = (Vec::new(), BTreeSet::new());
+    let (mut lines, mut seen) = (Vec::new(), BTreeSet::new());
     for (text, source) in texts {
         for line in printable(text).lines().map(str::trim) {
-            if lines.len() < MAX_COMMENT_CHARS && !line.is_empty() && known.insert(line.to_owned())
-            {
-                let own = source == CommentSource::Admin;
-                lines.push(if own { line.to_owned() } else { private.mask(line) });
+            if lines.len() < MAX_COMMENT_CHARS && !line.is_empty() && seen.insert(line.to_owned()) {
+                let is_public = source == CommentSource::Admin;
+                lines.push(if is_public { line.to_owned() } else { private.mask(line) });
             }
         }
     }
-    let mut kinds = BTreeSet::new();
-    let about = about.to_string();
-    // First one line of each kind, with those that name the address in front, then the repetitions.
-    let mut rank = |line: &String| (!kinds.insert(kind(line)), !line.contains(&about));
-    let mut ranked: Vec<_> = lines.into_iter().map(|line| (rank(&line), line)).collect();
-    ranked.sort_by_key(|(rank, _)| *rank);
-    let lines: Vec<_> = ranked.into_iter().map(|(_, line)| line).collect();
+    let lines = most_informative_first(lines, &about.to_string());
     let comment: String = lines.join("\n").chars().take(MAX_COMMENT_CHARS).collect();
     if comment.is_empty() { EMPTY_COMMENT.to_owned() } else { comment }
+}
+
+/// One line of each kind, those that name the address `about` in front; then the repetitions.
+fn most_informative_first(lines: Vec<String>, about: &str) -> Vec<String> {
+    let mut kinds = BTreeSet::new();
+    let mut ranked = Vec::new();
+    for line in lines {
+        let is_repetition = !kinds.insert(kind(&line));
+        ranked.push(((is_repetition, !line.contains(about)), line));
+    }
+    ranked.sort_by_key(|(rank, _)| *rank);
+    ranked.into_iter().map(|(_, line)| line).collect()
 }
 
 /// Removes control characters, terminal escape sequences (ECMA-48: `ESC [`, parameters, a letter), and characters
@@ -107,74 +112,88 @@ impl Private {
     /// Masks own IPv4 addresses in any context: with dots; with dashes, underscores and leading zeros, as in host
     /// names made from addresses; and reversed, as in such names and below in-addr.arpa.
     fn mask_v4(&self, line: &str) -> String {
-        let own = |text: &str, after: &str| {
-            let [a, b, c, d] = octets(text)?;
-            // Four numbers with dots are an ordinary address: the reverse of an own one may be another machine's.
-            let reversed = text.contains(['-', '_']) || starts_with(after, ".in-addr.arpa");
-            let found = self.has([a, b, c, d]) || (reversed && self.has([d, c, b, a]));
-            found.then_some(())
-        };
-        let longest = "255.255.255.255".len();
+        const SHORTEST: usize = "1.1.1.1".len();
+        const LONGEST: usize = "255.255.255.255".len();
         mask_where(line, |rest, before| {
-            let inside = before.is_some_and(|c| c.is_ascii_digit());
-            let length = rest.find(|c: char| !c.is_ascii_digit() && !".-_".contains(c));
-            let length = length.unwrap_or(rest.len());
-            let whole = |end: &usize| !rest[*end..].starts_with(|c: char| c.is_ascii_digit());
-            let ends = (7..=length.min(longest)).rev().filter(whole);
-            let starts = rest.starts_with(|c: char| c.is_ascii_digit());
-            if inside || !starts {
+            let is_inside_number = before.is_some_and(|c| c.is_ascii_digit());
+            if is_inside_number || !rest.starts_with(is_digit) {
                 return None;
             }
-            ends.into_iter().find(|end| own(&rest[..*end], &rest[*end..]).is_some())
+            let length = rest.find(|c: char| !c.is_ascii_digit() && !".-_".contains(c));
+            let length = length.unwrap_or(rest.len()).min(LONGEST);
+            let mut ends = (SHORTEST..=length).rev().map(|end| rest.split_at(end));
+            ends.find(|(text, after)| !after.starts_with(is_digit) && self.has_own_v4(text, after))
+                .map(|(text, _)| text.len())
         })
+    }
+
+    /// Whether a text is an own IPv4 address; `after` is the text that follows.
+    fn has_own_v4(&self, text: &str, after: &str) -> bool {
+        let Some([a, b, c, d]) = octets(text) else { return false };
+        // Four numbers with dots are an ordinary address: the reverse of an own one may be another machine's.
+        let may_be_reversed = text.contains(['-', '_']) || starts_with(after, ".in-addr.arpa");
+        self.has([a, b, c, d]) || (may_be_reversed && self.has([d, c, b, a]))
     }
 
     /// Masks own IPv6 addresses, also between colons, and with dashes if the text starts with a digit.
     fn mask_v6(&self, line: &str) -> String {
-        let own = |text: &str| {
-            let dashes = text.contains('-');
-            let address = text.replace('-', ":").parse::<Ipv6Addr>();
-            !(dashes && text.starts_with('-')) && address.is_ok_and(|address| self.has(address))
-        };
-        let longest = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255".len();
+        const SHORTEST: usize = "::1".len();
+        const LONGEST: usize = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255".len();
         mask_where(line, |rest, before| {
-            let inside = before.is_some_and(|c| c.is_ascii_alphanumeric());
+            let is_inside_word = before.is_some_and(is_alphanumeric);
             let length = rest.find(|c: char| !c.is_ascii_hexdigit() && !":.-".contains(c));
-            let length = length.unwrap_or(rest.len()).min(longest);
-            if inside || length < 3 || !rest[..length].contains([':', '-']) {
+            let length = length.unwrap_or(rest.len()).min(LONGEST);
+            if is_inside_word || length < SHORTEST || !rest[..length].contains([':', '-']) {
                 return None;
             }
-            let whole =
-                |end: &usize| !rest[*end..].starts_with(|c: char| c.is_ascii_alphanumeric());
-            (3..=length).rev().filter(whole).find(|end| own(&rest[..*end]))
+            (SHORTEST..=length).rev().find(|end| {
+                !rest[*end..].starts_with(is_alphanumeric) && self.has_own_v6(&rest[..*end])
+            })
         })
+    }
+
+    fn has_own_v6(&self, text: &str) -> bool {
+        let address = text.replace('-', ":").parse::<Ipv6Addr>();
+        !text.starts_with('-') && address.is_ok_and(|address| self.has(address))
     }
 
     /// Masks own IPv6 addresses written as 32 digits: in order, or with dots in reverse, as below ip6.arpa.
     fn mask_digits(&self, line: &str) -> String {
-        const DIGITS: usize = 32;
-        let own = |digits: &str| {
-            u128::from_str_radix(digits, 16).is_ok_and(|bits| self.has(Ipv6Addr::from_bits(bits)))
-        };
         mask_where(line, |rest, before| {
-            let whole = |end: usize| !rest[end..].starts_with(|c: char| c.is_ascii_alphanumeric());
-            if before.is_some_and(|c| c.is_ascii_alphanumeric()) {
+            if before.is_some_and(is_alphanumeric) {
                 return None;
             }
-            let together = rest.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(rest.len());
-            if together == DIGITS {
-                return (whole(DIGITS) && own(&rest[..DIGITS])).then_some(DIGITS);
-            }
-            let length = 2 * DIGITS - 1;
-            let dotted = rest.get(..length)?;
-            let is_dotted = dotted
-                .bytes()
-                .enumerate()
-                .all(|(n, byte)| if n % 2 == 0 { byte.is_ascii_hexdigit() } else { byte == b'.' });
-            let digits = || dotted.chars().rev().step_by(2).collect::<String>();
-            (is_dotted && whole(length) && own(&digits())).then_some(length)
+            let digits_end = rest.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(rest.len());
+            let (digits, length) = match digits_end {
+                V6_DIGITS => (rest[..V6_DIGITS].to_owned(), V6_DIGITS),
+                _ => (reversed_digits(rest)?, 2 * V6_DIGITS - 1),
+            };
+            let bits = u128::from_str_radix(&digits, 16).ok()?;
+            let is_whole = !rest[length..].starts_with(is_alphanumeric);
+            (is_whole && self.has(Ipv6Addr::from_bits(bits))).then_some(length)
         })
     }
+}
+
+/// The hexadecimal digits of an IPv6 address.
+const V6_DIGITS: usize = 32;
+
+/// The digits of an IPv6 address at the start of a text, if dots separate them. They are in reverse order there, as
+/// below ip6.arpa.
+fn reversed_digits(text: &str) -> Option<String> {
+    let dotted = text.get(..2 * V6_DIGITS - 1)?;
+    let mut bytes = dotted.bytes().enumerate();
+    let is_dotted =
+        bytes.all(|(n, byte)| if n % 2 == 0 { byte.is_ascii_hexdigit() } else { byte == b'.' });
+    is_dotted.then(|| dotted.chars().rev().step_by(2).collect())
+}
+
+fn is_digit(c: char) -> bool {
+    c.is_ascii_digit()
+}
+
+fn is_alphanumeric(c: char) -> bool {
+    c.is_ascii_alphanumeric()
 }
 
 /// Four numbers separated by dots, dashes or underscores, also with leading zeros.
@@ -199,13 +218,13 @@ fn starts_with(text: &str, start: &str) -> bool {
     text.get(..start.len()).is_some_and(|text| text.eq_ignore_ascii_case(start))
 }
 
-/// Masks each match of `found`, which gets the rest of the line and the character before, and returns the length
-/// of a match at this position in bytes.
-fn mask_where(line: &str, found: impl Fn(&str, Option<char>) -> Option<usize>) -> String {
+/// Masks each match of `match_length`, which gets the rest of the line and the character before it, and returns the
+/// length in bytes of a match at the start of that rest.
+fn mask_where(line: &str, match_length: impl Fn(&str, Option<char>) -> Option<usize>) -> String {
     let mut masked = String::with_capacity(line.len());
     let (mut rest, mut before) = (line, None);
     while let Some(c) = rest.chars().next() {
-        let length = if let Some(length) = found(rest, before) {
+        let length = if let Some(length) = match_length(rest, before) {
             masked.push_str("[ip]");
             length
         } else {
@@ -220,18 +239,18 @@ fn mask_where(line: &str, found: impl Fn(&str, Option<char>) -> Option<usize>) -
 
 /// Masks anything that looks like an e-mail address, also with `%40` as in a URL.
 fn mask_mail(line: &str) -> String {
-    let local = |c: char| c.is_alphanumeric() || "._+-='!#$*^`{|}~".contains(c);
-    let domain = |c: char| c.is_alphanumeric() || ".-".contains(c);
     let mut masked = String::with_capacity(line.len());
     let mut rest = line;
     while let Some((at, length)) = at_sign(rest) {
         let (before, after) = (&rest[..at], &rest[at + length..]);
-        let user = before.trim_end_matches(local);
-        let host = after.trim_start_matches(domain);
-        if user.len() < before.len() && host.len() < after.len() {
-            masked.push_str(user);
+        let before_user = before
+            .trim_end_matches(|c: char| c.is_alphanumeric() || "._+-='!#$*^`{|}~".contains(c));
+        let after_host =
+            after.trim_start_matches(|c: char| c.is_alphanumeric() || ".-".contains(c));
+        if before_user.len() < before.len() && after_host.len() < after.len() {
+            masked.push_str(before_user);
             masked.push_str("[email]");
-            rest = host;
+            rest = after_host;
         } else {
             masked.push_str(&rest[..at + length]);
             rest = after;
@@ -257,9 +276,9 @@ fn mask_name(line: &str, name: &str, mask: &str) -> String {
     let mut done = 0;
     for (at, _) in lower.match_indices(&name) {
         let end = at + name.len();
-        let whole = !line[..at].ends_with(char::is_alphanumeric)
+        let is_whole_word = !line[..at].ends_with(char::is_alphanumeric)
             && !line[end..].starts_with(char::is_alphanumeric);
-        if whole {
+        if is_whole_word {
             masked.push_str(&line[done..at]);
             masked.push_str(mask);
             done = end;
@@ -274,11 +293,10 @@ mod tests {
     use super::*;
 
     fn private() -> Private {
-        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
         Private {
-            names: texts(&["web1", "web1.example.org"]),
+            names: ["web1", "web1.example.org"].map(str::to_owned).into(),
             addresses: ["192.0.2.10", "2001:db8::10", "::1"].map(|ip| ip.parse().unwrap()).into(),
-            accounts: texts(&["ann", "bob.smith"]),
+            accounts: ["ann", "bob.smith"].map(str::to_owned).into(),
         }
     }
 

@@ -77,9 +77,7 @@ impl QueueStatus {
 #[cfg(test)]
 mod tests {
     use super::super::queue::{self, ReportQueue};
-    use super::super::report::{Categories, CommentSource};
     use super::*;
-    use crate::wire::Address;
 
     #[test]
     fn status_shows_what_the_worker_wrote() {
@@ -90,29 +88,17 @@ mod tests {
         let quota = Quota { limit: Some(1000), remaining: Some(7) };
         queue.record_quota(queue::Endpoint::Report, quota, 5).unwrap();
         queue.block(queue::Endpoint::Check, 99).unwrap();
-        let call = |name: &str, blocked, quota, seen| CallQuota {
-            name: name.to_owned(),
-            blocked,
-            quota,
-            seen,
+        let check = CallQuota {
+            name: "check".to_owned(),
+            blocked: 99,
+            quota: Quota::default(),
+            seen: None,
         };
-        let calls =
-            vec![call("check", 99, Quota::default(), None), call("report", 0, quota, Some(5))];
-        let empty = QueueStatus { calls, ..QueueStatus::default() };
+        let report = CallQuota { name: "report".to_owned(), blocked: 0, quota, seen: Some(5) };
+        let empty = QueueStatus { calls: vec![check, report], ..QueueStatus::default() };
         assert_eq!(QueueStatus::of(&path).unwrap(), empty);
-        let report = |time| Report {
-            address: Address::new("192.0.2.1").unwrap(),
-            categories: Categories::new("18").unwrap(),
-            comment: String::new(),
-            source: CommentSource::Log,
-            bantime: 600,
-            failures: 3,
-            time,
-            key: None,
-            ledger: "l".into(),
-            log: "l".into(),
-        };
-        queue.add(vec![("1".to_owned(), report(60)), ("2".to_owned(), report(70))]).unwrap();
+        let [first, second] = [60, 70].map(|time| Report { time, ..Report::sample("192.0.2.1") });
+        queue.add(vec![("1".to_owned(), first), ("2".to_owned(), second)]).unwrap();
         for error in [Some("no network"), None] {
             queue.record_call(99, error).unwrap();
             let last_call = Some(LastCall { at: 99, error: error.map(str::to_owned) });

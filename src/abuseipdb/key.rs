@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use super::report::Report;
 use crate::config::{self, Secret};
 
-/// A key file has one line; only this much of a larger file is read.
-const MAX_BYTES: u64 = 64 * 1024;
+/// A key file usually has one line. The rest of a larger file is ignored.
+const MAX_KEY_FILE_BYTES: u64 = 64 * 1024;
 
 /// The content of the key file.
 #[derive(Debug, Default)]
@@ -30,67 +30,81 @@ impl KeyFile {
     #[must_use]
     pub fn read(path: &Path) -> Self {
         match File::open(path) {
-            Ok(file) => Self::take(file, path).unwrap_or_else(|error| Self::wrong(path, &error)),
+            Ok(file) => {
+                Self::parse(file, path).unwrap_or_else(|error| Self::unreadable(path, &error))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Self::default(),
-            Err(error) => Self::wrong(path, &error),
+            Err(error) => Self::unreadable(path, &error),
         }
     }
 
-    fn wrong(path: &Path, what: impl std::fmt::Display) -> Self {
-        let warning = format!("cannot read {}: {what}; reports wait", path.display());
+    fn unreadable(path: &Path, error: &io::Error) -> Self {
+        let warning = format!("cannot read {}: {error}; reports wait", path.display());
         Self { key: None, is_broken: true, warning: Some(warning) }
     }
 
-    fn take(file: File, path: &Path) -> io::Result<Self> {
-        let exposed = file.metadata()?.permissions().mode() & 0o077 != 0;
+    fn parse(file: File, path: &Path) -> io::Result<Self> {
+        let is_exposed = file.metadata()?.permissions().mode() & 0o077 != 0;
         let mut text = String::new();
-        file.take(MAX_BYTES).read_to_string(&mut text)?;
-        let (mut key, mut is_broken, mut wrong) = (None, false, Vec::new());
+        file.take(MAX_KEY_FILE_BYTES).read_to_string(&mut text)?;
+        let (mut key, mut is_broken, mut warnings) = (None, false, Vec::new());
         let mut values = BTreeMap::new();
         for (number, line) in text.lines().enumerate() {
-            let unset = RefCell::new(None);
-            let known = |name: &str| {
-                let value = values.get(name).cloned().or_else(|| std::env::var(name).ok());
-                if value.is_none() {
-                    unset.replace(Some(name.to_owned()));
-                }
-                value
-            };
-            // In bash, `;` ends the command.
-            let ended = line.trim_end();
-            let read = config::read_line(ended.strip_suffix(';').unwrap_or(ended), &known);
-            let what = match (read, unset.take()) {
-                (Ok(Some((name, _))), Some(unset)) if name == "APIKEY" => {
-                    format!("uses ${unset}, which is unset or cannot be read")
-                }
-                (Ok(Some((name, value))), _) => {
+            match parse_line(line, &values) {
+                Ok(Some((name, value))) => {
+                    // The last line wins, also over one that cannot be read.
                     if name == "APIKEY" {
-                        (key, is_broken) = (usable(&value), false);
+                        (key, is_broken) = (parse_key(&value), false);
                     }
                     values.insert(name, value);
-                    continue;
                 }
-                (Ok(None), _) => continue,
-                (Err(what), _) => what.to_owned(),
-            };
-            if sets_key(line) {
-                (key, is_broken) = (None, true);
+                Ok(None) => {}
+                Err(what) => {
+                    if may_set_key(line) {
+                        (key, is_broken) = (None, true);
+                    }
+                    warnings.push(format!("{}, line {}: {what}", path.display(), number + 1));
+                }
             }
-            wrong.push(format!("{}, line {}: {what}", path.display(), number + 1));
         }
         if is_broken {
-            wrong.push("reports wait".to_owned());
+            warnings.push("reports wait".to_owned());
         }
-        if exposed {
+        if is_exposed {
             let path = path.display();
-            wrong.push(format!("{path} is readable by other users; run: chmod 600 {path}"));
+            warnings.push(format!("{path} is readable by other users; run: chmod 600 {path}"));
         }
-        Ok(Self { key, is_broken, warning: (!wrong.is_empty()).then(|| wrong.join("; ")) })
+        Ok(Self { key, is_broken, warning: (!warnings.is_empty()).then(|| warnings.join("; ")) })
+    }
+}
+
+/// Parses a line with the values of earlier lines. The key must not be built from an unset variable: bash would make
+/// that empty, and the key another one.
+fn parse_line(
+    line: &str,
+    values: &BTreeMap<String, String>,
+) -> Result<Option<(String, String)>, String> {
+    let unset = RefCell::new(None);
+    // In bash, `;` ends the command.
+    let line = line.trim_end();
+    let line = line.strip_suffix(';').unwrap_or(line);
+    let setting = config::read_line(line, &|name| {
+        let value = values.get(name).cloned().or_else(|| std::env::var(name).ok());
+        if value.is_none() {
+            unset.replace(Some(name.to_owned()));
+        }
+        value
+    })?;
+    match (setting, unset.take()) {
+        (Some((name, _)), Some(unset)) if name == "APIKEY" => {
+            Err(format!("uses ${unset}, which is unset or cannot be read"))
+        }
+        (setting, _) => Ok(setting),
     }
 }
 
 /// Whether bash might set the key in a line that this program cannot read.
-fn sets_key(line: &str) -> bool {
+fn may_set_key(line: &str) -> bool {
     line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').any(|name| name == "APIKEY")
 }
 
@@ -100,29 +114,30 @@ fn sets_key(line: &str) -> bool {
 pub struct ApiKeys {
     path: PathBuf,
     file: KeyFile,
-    refused: Vec<(Secret, i64)>,
+    /// Rejected keys, and until when each pauses, in seconds since 1970.
+    rejected: Vec<(Secret, i64)>,
 }
 
 impl ApiKeys {
     /// How long a rejected key is not used.
     const REJECTED_KEY_PAUSE_SECS: i64 = 3600;
 
-    /// Keys from the file at `path`, which [`Self::changed`] reads.
+    /// Keys from the file at `path`, which [`Self::reload`] reads.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), file: KeyFile::default(), refused: Vec::new() }
+        Self { path: path.to_owned(), file: KeyFile::default(), rejected: Vec::new() }
     }
 
     /// Reads the file again. Returns whether reports that wait for a key can be sent now, and a new warning about
     /// the file.
-    pub fn changed(&mut self, now: i64) -> (bool, Option<String>) {
-        self.refused.retain(|(_, until)| *until > now);
+    pub fn reload(&mut self, now: i64) -> (bool, Option<String>) {
+        self.rejected.retain(|(_, until)| *until > now);
         let file = KeyFile::read(&self.path);
         let warning = file.warning.clone().filter(|_| file.warning != self.file.warning);
-        let mended = self.file.is_broken && !file.is_broken;
-        let changed = mended || file.key != self.file.key && file.key.is_some();
+        let is_repaired = self.file.is_broken && !file.is_broken;
+        let has_new_key = file.key.is_some() && file.key != self.file.key;
         self.file = file;
-        (changed, warning)
+        (is_repaired || has_new_key, warning)
     }
 
     /// The key to send a report with.
@@ -136,26 +151,27 @@ impl ApiKeys {
 
     /// The error text for a report without a key.
     #[must_use]
-    pub fn fault(&self) -> String {
-        match &self.file {
-            KeyFile { is_broken: true, .. } => {
-                format!("cannot read the API key in {}", self.path.display())
-            }
-            _ => format!("no API key is set in {}", self.path.display()),
+    pub fn missing_key_error(&self) -> String {
+        let path = self.path.display();
+        if self.file.is_broken {
+            format!("cannot read the API key in {path}")
+        } else {
+            format!("no API key is set in {path}")
         }
     }
 
     /// When a rejected key may be used again, in seconds since 1970.
     #[must_use]
     pub fn blocked_until(&self, key: &Secret) -> Option<i64> {
-        self.refused.iter().find(|(refused, _)| refused == key).map(|(_, until)| *until)
+        self.rejected.iter().find(|(rejected, _)| rejected == key).map(|(_, until)| *until)
     }
 
     /// Records that the server rejected a key. Returns when it may be used again, in seconds since 1970.
     pub fn on_rejected(&mut self, key: &Secret, now: i64) -> i64 {
-        self.refused.retain(|(refused, _)| refused != key);
-        self.refused.push((key.clone(), now + Self::REJECTED_KEY_PAUSE_SECS));
-        now + Self::REJECTED_KEY_PAUSE_SECS
+        let until = now + Self::REJECTED_KEY_PAUSE_SECS;
+        self.rejected.retain(|(rejected, _)| rejected != key);
+        self.rejected.push((key.clone(), until));
+        until
     }
 
     /// The administrator's key file.
@@ -173,20 +189,24 @@ impl ApiKeys {
 
 /// The text as a key, unless it is a placeholder or cannot be sent in an HTTP header.
 #[must_use]
-pub fn usable(text: &str) -> Option<Secret> {
+pub fn parse_key(text: &str) -> Option<Secret> {
     let text = text.trim();
+    let is_sendable = text.chars().all(|c| c.is_ascii_graphic());
+    (is_sendable && !is_placeholder(text)).then(|| Secret::new(text.to_owned()))
+}
+
+/// Whether a text stands for a key in a template, such as `YOUR_API_KEY`, `<key>` or `xxxx`; or is empty.
+fn is_placeholder(text: &str) -> bool {
     let letters: String =
         text.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase();
-    let one = letters.chars().next();
-    let placeholder = letters.starts_with("your")
+    let first = letters.chars().next();
+    letters.starts_with("your")
         || matches!(
             letters.as_str(),
             "apikey" | "myapikey" | "abuseipdbapikey" | "myabuseipdbapikey" | "changeme"
         )
-        || letters.chars().all(|c| Some(c) == one)
-        || text.starts_with(['<', '$', '%']);
-    let sendable = text.chars().all(|c| c.is_ascii_graphic());
-    (!placeholder && sendable).then(|| Secret::new(text.to_owned()))
+        || letters.chars().all(|c| Some(c) == first)
+        || text.starts_with(['<', '$', '%'])
 }
 
 #[cfg(test)]
@@ -210,9 +230,9 @@ mod tests {
             "two words",
             "schlüssel",
         ] {
-            assert!(usable(text).is_none(), "{text}");
+            assert!(parse_key(text).is_none(), "{text}");
         }
-        assert_eq!(usable(" 0123abcd ").unwrap().reveal(), "0123abcd");
+        assert_eq!(parse_key(" 0123abcd ").unwrap().reveal(), "0123abcd");
     }
 
     #[test]

@@ -22,7 +22,7 @@ impl Ledger {
     /// # Errors
     /// [`Error::File`] or [`Error::Ledger`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let failed = |source| Error::Ledger { path: path.to_owned(), source };
+        let failed = Error::ledger(path);
         let connection = files::database(path, failed)?;
         connection.execute_batch(SCHEMA).map_err(failed)?;
         Ok(Self(connection))
@@ -128,8 +128,11 @@ mod tests {
         assert!(ledger.has(one).unwrap() && !ledger.has(two).unwrap());
         drop(ledger);
         let theirs = Connection::open(&path).unwrap();
-        let row = |row: &rusqlite::Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?));
-        let rows = theirs.query_row("SELECT ip, bantime FROM banned_ips", [], row).unwrap();
-        assert_eq!(rows, ("192.0.2.1".to_owned(), -1));
+        let found: (String, i64) = theirs
+            .query_row("SELECT ip, bantime FROM banned_ips", [], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .unwrap();
+        assert_eq!(found, ("192.0.2.1".to_owned(), -1));
     }
 }

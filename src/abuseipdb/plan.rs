@@ -61,7 +61,7 @@ pub struct QueuedReport {
 impl QueuedReport {
     /// Records that the report is about to be sent.
     pub fn mark_sending(&mut self, stage: Stage, now: i64) {
-        if !self.in_doubt() {
+        if !self.is_in_doubt() {
             self.sent = now;
         }
         self.stage = stage;
@@ -69,7 +69,7 @@ impl QueuedReport {
 
     /// Whether the server may have the report already.
     #[must_use]
-    pub fn in_doubt(&self) -> bool {
+    pub fn is_in_doubt(&self) -> bool {
         matches!(self.stage, Stage::Sent | Stage::SentInBulk)
     }
 
@@ -117,17 +117,17 @@ pub struct CallLimits {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
     /// Drop a report that is too old.
-    GiveUp(Id),
+    DropExpired(Id),
     /// Compare a new report with ledger and queue.
     Admit(Id),
     /// Report one group.
-    Alone(Vec<Id>),
+    Single(Vec<Id>),
     /// Report these groups in one call.
     Bulk(Vec<Vec<Id>>),
     /// Wait until this time, in seconds since 1970.
     Sleep(i64),
     /// The queue is empty.
-    Nothing,
+    Idle,
 }
 
 /// Reports of one address that are sent together.
@@ -173,7 +173,7 @@ pub fn next(
     if let Some((id, _)) =
         waiting.iter().find(|(_, one)| one.report.time.saturating_add(MAX_AGE_SECS) <= now)
     {
-        return Next::GiveUp(*id);
+        return Next::DropExpired(*id);
     }
     if let Some((id, _)) =
         waiting.iter().find(|(_, one)| one.stage == Stage::New && one.next <= now)
@@ -183,17 +183,18 @@ pub fn next(
     let mut groups = groups(waiting, recent, limits, now);
     groups.sort_by_key(|group| group.time);
     if limits.all <= now && limits.bulk <= now {
-        let due = |group: &&PlannedGroup| group.may_go_in_bulk() && group.due <= now;
-        if groups.iter().filter(due).count() > BULK_THRESHOLD {
-            return Next::Bulk(groups.iter().filter(due).map(|group| group.ids.clone()).collect());
+        let due: Vec<_> =
+            groups.iter().filter(|group| group.may_go_in_bulk() && group.due <= now).collect();
+        if due.len() > BULK_THRESHOLD {
+            return Next::Bulk(due.into_iter().map(|group| group.ids.clone()).collect());
         }
     }
     if let Some(group) = groups.iter().find(|group| group.single_call_at(limits) <= now) {
-        return Next::Alone(group.ids.clone());
+        return Next::Single(group.ids.clone());
     }
     let admitted = waiting.values().filter(|one| one.stage == Stage::New).map(|one| one.next);
     let calls = groups.iter().map(|group| group.single_call_at(limits));
-    calls.chain(admitted).min().map_or(Next::Nothing, Next::Sleep)
+    calls.chain(admitted).min().map_or(Next::Idle, Next::Sleep)
 }
 
 /// Groups reports by address. Reports in doubt are sent before newer ones and apart from them, so that a check can
@@ -205,38 +206,49 @@ fn groups(
     now: i64,
 ) -> Vec<PlannedGroup> {
     let mut addresses: BTreeMap<Address, Vec<(Id, &QueuedReport)>> = BTreeMap::new();
-    for (id, one) in waiting.iter().filter(|(_, one)| one.stage != Stage::New) {
-        addresses.entry(one.report.address).or_default().push((*id, one));
+    for (id, queued) in waiting.iter().filter(|(_, queued)| queued.stage != Stage::New) {
+        addresses.entry(queued.report.address).or_default().push((*id, queued));
     }
-    let group = |(address, mut ones): (Address, Vec<(Id, &QueuedReport)>)| {
-        if ones.iter().any(|(_, one)| one.in_doubt()) {
-            ones.retain(|(_, one)| one.in_doubt());
-        }
-        let (_, first) = *ones.first()?;
-        let stage = first.stage;
-        ones.retain(|(_, one)| one.stage == stage && one.sent == first.sent);
-        let next = ones.iter().map(|(_, one)| one.next).max()?;
-        let due = match stage {
-            Stage::Due => next.max(recent.get(&address).map_or(0, RecentReport::end)),
-            Stage::Check => next.max(limits.check),
-            _ if first.is_safe_to_repeat(now) => next,
-            _ => next.max(limits.check),
-        };
-        Some(PlannedGroup {
-            ids: ones.iter().map(|(id, _)| *id).collect(),
-            stage,
-            tries: ones.iter().map(|(_, one)| one.tries).max()?,
-            time: ones.iter().map(|(_, one)| one.report.time).min()?,
-            due,
-            safe_to_repeat: first.is_safe_to_repeat(now),
-        })
+    addresses
+        .into_iter()
+        .filter_map(|(address, reports)| plan_group(reports, recent.get(&address), limits, now))
+        .collect()
+}
+
+/// The group to send next among the reports of one address; `None` if there are none.
+fn plan_group(
+    mut reports: Vec<(Id, &QueuedReport)>,
+    recent: Option<&RecentReport>,
+    limits: &CallLimits,
+    now: i64,
+) -> Option<PlannedGroup> {
+    if reports.iter().any(|(_, queued)| queued.is_in_doubt()) {
+        reports.retain(|(_, queued)| queued.is_in_doubt());
+    }
+    let (_, first) = *reports.first()?;
+    let stage = first.stage;
+    reports.retain(|(_, queued)| queued.stage == stage && queued.sent == first.sent);
+    let next = reports.iter().map(|(_, queued)| queued.next).max()?;
+    let safe_to_repeat = first.is_safe_to_repeat(now);
+    let due = match stage {
+        Stage::Due => next.max(recent.map_or(0, RecentReport::end)),
+        Stage::Check => next.max(limits.check),
+        _ if safe_to_repeat => next,
+        // Only a check can show whether the report arrived.
+        _ => next.max(limits.check),
     };
-    addresses.into_iter().filter_map(group).collect()
+    Some(PlannedGroup {
+        ids: reports.iter().map(|(id, _)| *id).collect(),
+        stage,
+        tries: reports.iter().map(|(_, queued)| queued.tries).max()?,
+        time: reports.iter().map(|(_, queued)| queued.report.time).min()?,
+        due,
+        safe_to_repeat,
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::CommentSource;
     use super::*;
 
     const NOW: i64 = 1_795_342_588;
@@ -246,18 +258,8 @@ mod tests {
     }
 
     fn one(n: usize, stage: Stage, next: i64) -> QueuedReport {
-        let report = Report {
-            address: address(n),
-            categories: Categories::new("18").unwrap(),
-            comment: "x".to_owned(),
-            source: CommentSource::Log,
-            bantime: 600,
-            failures: 3,
-            time: NOW - 60,
-            key: None,
-            ledger: "l".into(),
-            log: "l".into(),
-        };
+        let report =
+            Report { address: address(n), time: NOW - 60, ..Report::sample("203.0.113.1") };
         QueuedReport { report, stage, tries: 0, next, sent: 0 }
     }
 
@@ -275,30 +277,31 @@ mod tests {
     fn address_is_reported_once_per_interval() {
         use Stage::{Check, Due, New, Sent};
         let free = CallLimits::default();
-        assert_eq!(planned(&[], &[], free), Next::Nothing);
+        assert_eq!(planned(&[], &[], free), Next::Idle);
         let new = one(1, New, 0);
         assert_eq!(planned(&[one(1, Due, 0), new.clone()], &[], free), Next::Admit(2));
         assert_eq!(planned(&[one(1, New, NOW + 5)], &[], free), Next::Sleep(NOW + 5));
         let due = [one(1, Due, 0), one(2, Due, 0), one(1, Due, 0)];
-        assert_eq!(planned(&due, &[], free), Next::Alone(vec![1, 3]));
-        assert_eq!(planned(&due, &[(1, NOW - 60)], free), Next::Alone(vec![2]));
+        assert_eq!(planned(&due, &[], free), Next::Single(vec![1, 3]));
+        assert_eq!(planned(&due, &[(1, NOW - 60)], free), Next::Single(vec![2]));
         let end = NOW - 60 + REPORT_INTERVAL_SECS + CLOCK_MARGIN_SECS;
         assert_eq!(planned(&due[2..], &[(1, NOW - 60)], free), Next::Sleep(end));
         assert_eq!(
             planned(&due[2..], &[(1, NOW - REPORT_INTERVAL_SECS - CLOCK_MARGIN_SECS)], free),
-            Next::Alone(vec![1])
+            Next::Single(vec![1])
         );
-        assert_eq!(planned(&[one(1, Check, 0)], &[], free), Next::Alone(vec![1]));
+        assert_eq!(planned(&[one(1, Check, 0)], &[], free), Next::Single(vec![1]));
         // A report in doubt is sent alone, before newer reports of the address.
         let sent = QueuedReport { sent: NOW - 60, ..one(1, Sent, NOW - 30) };
-        assert_eq!(planned(&[one(1, Due, 0), sent], &[], free), Next::Alone(vec![2]));
+        assert_eq!(planned(&[one(1, Due, 0), sent], &[], free), Next::Single(vec![2]));
     }
 
     #[test]
     fn limit_of_an_endpoint_delays_only_its_calls() {
         use Stage::{Check, Due, Sent};
         let later = NOW + 100;
-        let sent = |at| QueuedReport { sent: at, ..one(1, Sent, 0) };
+        let recent = QueuedReport { sent: NOW - 60, ..one(1, Sent, 0) };
+        let old = QueuedReport { sent: NOW - REPORT_INTERVAL_SECS, ..one(1, Sent, 0) };
         let table = [
             (one(1, Due, 0), CallLimits { all: later, ..CallLimits::default() }, false),
             (one(1, Due, 0), CallLimits { report: later, ..CallLimits::default() }, false),
@@ -309,16 +312,12 @@ mod tests {
             ),
             (one(1, Check, 0), CallLimits { check: later, ..CallLimits::default() }, false),
             (one(1, Check, 0), CallLimits { report: later, ..CallLimits::default() }, true),
-            (sent(NOW - 60), CallLimits { check: later, ..CallLimits::default() }, true),
-            (
-                sent(NOW - REPORT_INTERVAL_SECS),
-                CallLimits { check: later, ..CallLimits::default() },
-                false,
-            ),
-            (sent(NOW - REPORT_INTERVAL_SECS), CallLimits::default(), true),
+            (recent, CallLimits { check: later, ..CallLimits::default() }, true),
+            (old.clone(), CallLimits { check: later, ..CallLimits::default() }, false),
+            (old, CallLimits::default(), true),
         ];
         for (waiting, limits, goes) in table {
-            let expected = if goes { Next::Alone(vec![1]) } else { Next::Sleep(later) };
+            let expected = if goes { Next::Single(vec![1]) } else { Next::Sleep(later) };
             assert_eq!(
                 planned(std::slice::from_ref(&waiting), &[], limits),
                 expected,
@@ -332,7 +331,7 @@ mod tests {
         use Stage::{Check, Due, Sent, SentInBulk};
         let mut due: Vec<_> = (1..=20).map(|n| one(n, Due, 0)).collect();
         due.extend([one(1, Due, 0), one(30, Check, 0), one(31, Sent, 0), one(32, Due, NOW + 1)]);
-        assert_eq!(planned(&due, &[], CallLimits::default()), Next::Alone(vec![1, 21]));
+        assert_eq!(planned(&due, &[], CallLimits::default()), Next::Single(vec![1, 21]));
         due.push(QueuedReport { sent: NOW - 60, ..one(40, SentInBulk, 0) });
         let Next::Bulk(groups) =
             planned(&due, &[], CallLimits { report: NOW + 1, ..CallLimits::default() })
@@ -342,11 +341,11 @@ mod tests {
         assert_eq!(groups.len(), 21);
         assert!(groups.contains(&vec![1, 21]) && groups.contains(&vec![25]));
         let spent = CallLimits { bulk: NOW + 1, ..CallLimits::default() };
-        assert_eq!(planned(&due, &[], spent), Next::Alone(vec![1, 21]));
+        assert_eq!(planned(&due, &[], spent), Next::Single(vec![1, 21]));
         due[24].sent = NOW - REPORT_INTERVAL_SECS;
-        assert_eq!(planned(&due, &[], CallLimits::default()), Next::Alone(vec![1, 21]));
+        assert_eq!(planned(&due, &[], CallLimits::default()), Next::Single(vec![1, 21]));
         (due[24].sent, due[24].tries) = (NOW - 60, MAX_BULK_TRIES);
-        assert_eq!(planned(&due, &[], CallLimits::default()), Next::Alone(vec![1, 21]));
+        assert_eq!(planned(&due, &[], CallLimits::default()), Next::Single(vec![1, 21]));
     }
 
     #[test]
@@ -355,7 +354,7 @@ mod tests {
         old.report.time = NOW - MAX_AGE_SECS;
         assert_eq!(
             planned(&[one(2, Stage::New, 0), old], &[], CallLimits::default()),
-            Next::GiveUp(2)
+            Next::DropExpired(2)
         );
     }
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
 
 use super::comment::Private;
 use crate::ignored::own_addresses;
@@ -15,22 +14,27 @@ impl Private {
     /// Reads names, addresses and accounts of this host. A file that cannot be read contributes nothing.
     #[must_use]
     pub fn of_this_host() -> Self {
-        let text = |path: &str| fs::read_to_string(Path::new(path)).unwrap_or_default();
         let own = own_addresses();
-        let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let mut names = host_names(&text("/etc/hosts"), &own);
-        names.extend([node, text("/etc/hostname").trim().to_owned()]);
-        names.insert(text("/etc/mailname").trim().to_owned());
-        let short: Vec<_> =
+        let mut names = host_names(&read_text("/etc/hosts"), &own);
+        names.insert(rustix::system::uname().nodename().to_string_lossy().into_owned());
+        for path in ["/etc/hostname", "/etc/mailname"] {
+            names.insert(read_text(path).trim().to_owned());
+        }
+        let without_domain: Vec<_> =
             names.iter().filter_map(|name| Some(name.split_once('.')?.0.to_owned())).collect();
-        names.extend(short);
+        names.extend(without_domain);
         names.retain(|name| !is_common_name(name));
         Self {
             names: names.into_iter().collect(),
             addresses: own.into_iter().map(|address| address.to_canonical()).collect(),
-            accounts: accounts(&text("/etc/passwd")),
+            accounts: accounts(&read_text("/etc/passwd")),
         }
     }
+}
+
+/// The text of a file; empty if the file cannot be read.
+fn read_text(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
 }
 
 /// The names that hosts(5) has for this host's own addresses; Debian puts the host's name at 127.0.1.1.

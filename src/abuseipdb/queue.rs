@@ -77,10 +77,10 @@ impl ReportQueue {
     /// # Errors
     /// [`Error::File`] or [`Error::Queue`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let failed = |source| Error::Queue { path: path.to_owned(), source };
+        let failed = Error::queue(path);
         match Self::with(files::database(path, failed)?, path) {
             Err(Error::Queue { source, .. }) if store::is_broken(&source) => {
-                store::put_aside(path, &source)?;
+                store::move_aside(path, &source)?;
                 Self::with(files::database(path, failed)?, path)
             }
             other => other,
@@ -93,13 +93,12 @@ impl ReportQueue {
     /// [`Error::Queue`].
     pub fn in_memory() -> Result<Self, Error> {
         let path = Path::new("memory");
-        let failed = |source| Error::Queue { path: path.to_owned(), source };
-        Self::with(Connection::open_in_memory().map_err(failed)?, path)
+        Self::with(Connection::open_in_memory().map_err(Error::queue(path))?, path)
     }
 
     fn with(db: Connection, path: &Path) -> Result<Self, Error> {
-        let failed = |source| Error::Queue { path: path.to_owned(), source };
-        store::lay_out(&db, SCHEMA_VERSION, SCHEMA).map_err(failed)?;
+        let failed = Error::queue(path);
+        store::prepare_schema(&db, SCHEMA_VERSION, SCHEMA).map_err(failed)?;
         let mut queue = Self {
             path: path.to_owned(),
             db,
@@ -114,7 +113,7 @@ impl ReportQueue {
     fn load(&mut self) -> SqlResult<()> {
         let mut all =
             self.db.prepare("SELECT id, report, stage, tries, next, sent FROM queued_reports")?;
-        let waiting = all.query_map([], |row| Ok((row.get(0)?, waiting(row)?)))?;
+        let waiting = all.query_map([], |row| Ok((row.get(0)?, read_queued(row)?)))?;
         for one in waiting {
             if let Some((id, Some(waiting))) = readable(one)? {
                 self.waiting.insert(id, waiting);
@@ -137,7 +136,7 @@ impl ReportQueue {
             let Some((name, until)) = readable(one)? else { continue };
             for call in [Endpoint::All, Endpoint::Check, Endpoint::Report, Endpoint::Bulk] {
                 if call.name() == name {
-                    *limit(&mut self.limits, call) = until;
+                    *endpoint_limit(&mut self.limits, call) = until;
                 }
             }
         }
@@ -167,17 +166,17 @@ impl ReportQueue {
     /// # Errors
     /// [`Error::Queue`]; then no report was added.
     pub fn add(&mut self, reports: Vec<(Name, Report)>) -> Result<(), Error> {
-        let added = self.change(|change| {
+        let added = self.in_transaction(|transaction| {
             let mut added = Vec::new();
             for (name, report) in reports {
-                let mut insert = change.prepare_cached(
+                let mut insert = transaction.prepare_cached(
                     "INSERT OR IGNORE INTO queued_reports(name, report, stage, tries, next, sent)
                      VALUES(?1, ?2, 'new', 0, 0, 0)",
                 )?;
                 if insert.execute(params![name, report.encode()])? == 1 {
                     let stage = Stage::New;
                     let waiting = QueuedReport { report, stage, tries: 0, next: 0, sent: 0 };
-                    added.push((change.last_insert_rowid(), waiting));
+                    added.push((transaction.last_insert_rowid(), waiting));
                 }
             }
             Ok(added)
@@ -201,8 +200,7 @@ impl ReportQueue {
     /// Copies of some reports with their state, for [`Self::set`] to restore.
     #[must_use]
     pub fn copies(&self, ids: &[Id]) -> Vec<(Id, QueuedReport)> {
-        let one = |id: &Id| Some((*id, self.waiting.get(id)?.clone()));
-        ids.iter().filter_map(one).collect()
+        ids.iter().filter_map(|id| Some((*id, self.waiting.get(id)?.clone()))).collect()
     }
 
     /// Overwrites the state of some reports, as far as they are still queued.
@@ -211,15 +209,15 @@ impl ReportQueue {
     /// [`Error::Queue`]; then nothing has changed.
     pub fn set(&mut self, mut changed: Vec<(Id, QueuedReport)>) -> Result<(), Error> {
         changed.retain(|(id, _)| self.waiting.contains_key(id));
-        self.change(|change| {
+        self.in_transaction(|transaction| {
             for (id, waiting) in &changed {
                 let QueuedReport { report, stage, tries, next, sent } = waiting;
-                change
+                transaction
                     .prepare_cached(
                         "UPDATE queued_reports SET stage = ?2, tries = ?3, next = ?4, sent = ?5, report = ?6
                          WHERE id = ?1",
                     )?
-                    .execute(params![id, write_stage(*stage), tries, next, sent, report.encode()])?;
+                    .execute(params![id, stage_name(*stage), tries, next, sent, report.encode()])?;
             }
             Ok(())
         })?;
@@ -236,13 +234,15 @@ impl ReportQueue {
         ids: &[Id],
         taken: Vec<(Address, RecentReport)>,
     ) -> Result<(), Error> {
-        self.change(|change| {
+        self.in_transaction(|transaction| {
             for id in ids {
-                change.prepare_cached("DELETE FROM queued_reports WHERE id = ?1")?.execute([id])?;
+                transaction
+                    .prepare_cached("DELETE FROM queued_reports WHERE id = ?1")?
+                    .execute([id])?;
             }
             for (address, recent) in &taken {
                 let (ip, categories) = (address.to_string(), recent.categories.to_string());
-                change
+                transaction
                     .prepare_cached("INSERT OR REPLACE INTO recent_reports VALUES(?1, ?2, ?3, ?4)")?
                     .execute(params![ip, recent.at, categories, recent.comment])?;
             }
@@ -260,11 +260,11 @@ impl ReportQueue {
     /// # Errors
     /// [`Error::Queue`]; the block then lasts only as long as this process.
     pub fn block(&mut self, call: Endpoint, until: i64) -> Result<(), Error> {
-        *limit(&mut self.limits, call) = until;
-        self.change(|change| {
+        *endpoint_limit(&mut self.limits, call) = until;
+        self.in_transaction(|transaction| {
             let sql = "INSERT INTO calls(name, blocked) VALUES(?1, ?2)
                        ON CONFLICT(name) DO UPDATE SET blocked = ?2";
-            change.prepare_cached(sql)?.execute(params![call.name(), until]).map(drop)
+            transaction.prepare_cached(sql)?.execute(params![call.name(), until]).map(drop)
         })
     }
 
@@ -273,11 +273,11 @@ impl ReportQueue {
     /// # Errors
     /// [`Error::Queue`].
     pub fn record_quota(&mut self, call: Endpoint, quota: Quota, now: i64) -> Result<(), Error> {
-        self.change(|change| {
+        self.in_transaction(|transaction| {
             let sql = "INSERT INTO calls(name, quota, remaining, seen) VALUES(?1, ?2, ?3, ?4)
                        ON CONFLICT(name) DO UPDATE SET quota = ?2, remaining = ?3, seen = ?4";
             let Quota { limit, remaining } = quota;
-            change
+            transaction
                 .prepare_cached(sql)?
                 .execute(params![call.name(), limit, remaining, now])
                 .map(drop)
@@ -289,9 +289,11 @@ impl ReportQueue {
     /// # Errors
     /// [`Error::Queue`].
     pub fn record_call(&mut self, now: i64, error: Option<&str>) -> Result<(), Error> {
-        self.change(|change| {
-            change.execute("DELETE FROM last_call", [])?;
-            change.execute("INSERT INTO last_call VALUES(?1, ?2)", params![now, error]).map(drop)
+        self.in_transaction(|transaction| {
+            transaction.execute("DELETE FROM last_call", [])?;
+            transaction
+                .execute("INSERT INTO last_call VALUES(?1, ?2)", params![now, error])
+                .map(drop)
         })
     }
 
@@ -325,10 +327,10 @@ impl ReportQueue {
         if old.is_empty() {
             return Ok(());
         }
-        self.change(|change| {
+        self.in_transaction(|transaction| {
             for address in &old {
                 let mut delete =
-                    change.prepare_cached("DELETE FROM recent_reports WHERE ip = ?1")?;
+                    transaction.prepare_cached("DELETE FROM recent_reports WHERE ip = ?1")?;
                 delete.execute([address.to_string()])?;
             }
             Ok(())
@@ -339,15 +341,14 @@ impl ReportQueue {
         Ok(())
     }
 
-    fn change<T>(
+    fn in_transaction<T>(
         &mut self,
-        how: impl FnOnce(&Transaction<'_>) -> SqlResult<T>,
+        change: impl FnOnce(&Transaction<'_>) -> SqlResult<T>,
     ) -> Result<T, Error> {
-        let path = &self.path;
-        let failed = |source| Error::Queue { path: path.clone(), source };
-        let change = self.db.transaction().map_err(failed)?;
-        let result = how(&change).map_err(failed)?;
-        change.commit().map_err(failed)?;
+        let failed = Error::queue(&self.path);
+        let transaction = self.db.transaction().map_err(failed)?;
+        let result = change(&transaction).map_err(failed)?;
+        transaction.commit().map_err(failed)?;
         Ok(result)
     }
 }
@@ -355,12 +356,12 @@ impl ReportQueue {
 /// The row, or `None` if a value in it has another type than its column.
 fn readable<T>(row: SqlResult<T>) -> SqlResult<Option<T>> {
     match row {
-        Err(error) if store::is_odd_value(&error) => Ok(None),
+        Err(error) if store::is_wrong_type(&error) => Ok(None),
         other => other.map(Some),
     }
 }
 
-fn limit(limits: &mut CallLimits, call: Endpoint) -> &mut i64 {
+fn endpoint_limit(limits: &mut CallLimits, call: Endpoint) -> &mut i64 {
     match call {
         Endpoint::All => &mut limits.all,
         Endpoint::Check => &mut limits.check,
@@ -369,7 +370,7 @@ fn limit(limits: &mut CallLimits, call: Endpoint) -> &mut i64 {
     }
 }
 
-fn write_stage(stage: Stage) -> &'static str {
+fn stage_name(stage: Stage) -> &'static str {
     match stage {
         Stage::New => "new",
         Stage::Check => "check",
@@ -380,12 +381,12 @@ fn write_stage(stage: Stage) -> &'static str {
 }
 
 /// The report in a row; `None` if the row cannot be read.
-fn waiting(row: &Row<'_>) -> SqlResult<Option<QueuedReport>> {
+fn read_queued(row: &Row<'_>) -> SqlResult<Option<QueuedReport>> {
     use Stage::{Check, Due, New, Sent, SentInBulk};
     let (report, stage): (String, String) = (row.get(1)?, row.get(2)?);
     let report = Report::parse(report.as_bytes()).ok();
     let mut stages = [New, Check, Due, Sent, SentInBulk].into_iter();
-    let stage = stages.find(|one| write_stage(*one) == stage);
+    let stage = stages.find(|one| stage_name(*one) == stage);
     let (tries, next, sent) = (row.get(3)?, row.get(4)?, row.get(5)?);
     Ok(report.zip(stage).map(|(report, stage)| QueuedReport { report, stage, tries, next, sent }))
 }
@@ -400,22 +401,10 @@ fn read_recent(row: &Row<'_>) -> SqlResult<Option<RecentReport>> {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
-    use super::super::report::CommentSource;
     use super::*;
 
-    fn report(ip: &str) -> Report {
-        Report {
-            address: Address::new(ip).unwrap(),
-            categories: Categories::new("18").unwrap(),
-            comment: "x".to_owned(),
-            source: CommentSource::Log,
-            bantime: 600,
-            failures: 3,
-            time: 1,
-            key: None,
-            ledger: "l".into(),
-            log: "l".into(),
-        }
+    fn named<const N: usize>(reports: [(&str, &str); N]) -> Vec<(Name, Report)> {
+        reports.map(|(name, ip)| (name.to_owned(), Report::sample(ip))).into()
     }
 
     #[test]
@@ -423,20 +412,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state/reports.sqlite3");
         let mut queue = ReportQueue::open(&path).unwrap();
-        let one = |name: &str, ip| (name.to_owned(), report(ip));
-        queue
-            .add(vec![one("1", "192.0.2.1"), one("2", "192.0.2.2"), one("1", "192.0.2.1")])
-            .unwrap();
-        queue.add(vec![one("3", "192.0.2.3"), one("2", "192.0.2.2")]).unwrap();
+        queue.add(named([("1", "192.0.2.1"), ("2", "192.0.2.2"), ("1", "192.0.2.1")])).unwrap();
+        queue.add(named([("3", "192.0.2.3"), ("2", "192.0.2.2")])).unwrap();
         assert_eq!(queue.waiting().len(), 3);
         let ids: Vec<_> = queue.waiting().keys().copied().collect();
-        let sent = |waiting: &mut QueuedReport| {
-            (waiting.stage, waiting.tries, waiting.next, waiting.sent) = (Stage::Sent, 2, 7, 8);
-        };
-        queue.update(&ids[1..2], sent).unwrap();
+        queue
+            .update(&ids[1..2], |queued| {
+                (queued.stage, queued.tries, queued.next, queued.sent) = (Stage::Sent, 2, 7, 8);
+            })
+            .unwrap();
         let categories = Categories::new("18,22").unwrap();
         let recent = RecentReport { at: 100, categories, comment: "y".to_owned() };
-        queue.complete(&ids[..1], vec![(report("192.0.2.1").address, recent.clone())]).unwrap();
+        let address = Address::new("192.0.2.1").unwrap();
+        queue.complete(&ids[..1], vec![(address, recent.clone())]).unwrap();
         queue.block(Endpoint::Report, 99).unwrap();
         queue
             .record_quota(Endpoint::Report, Quota { limit: Some(1000), remaining: Some(7) }, 5)
@@ -450,7 +438,7 @@ mod tests {
         let mut queue = ReportQueue::open(&path).unwrap();
         assert_eq!((queue.waiting(), *queue.limits()), (&waiting, limits));
         assert_eq!(limits.report, 99);
-        assert_eq!(queue.recent().get(&report("192.0.2.1").address), Some(&recent));
+        assert_eq!(queue.recent().get(&address), Some(&recent));
         queue.gc(recent.end() - 1).unwrap();
         assert_eq!(queue.recent().len(), 1);
         queue.gc(recent.end()).unwrap();

@@ -21,14 +21,14 @@ impl Categories {
     /// # Errors
     /// The end of a sentence that starts with the setting's name.
     pub fn new(text: &str) -> Result<Self, String> {
-        const HOW: &str =
-            "must be numbers of AbuseIPDB's categories, separated by commas, such as 18,22";
         let mut categories = Self::default();
         for number in text.split(',') {
-            match number.trim().parse::<u8>() {
-                Ok(number @ 1..=99) => categories.add(number),
-                _ => return Err(HOW.to_owned()),
-            }
+            let Ok(number @ 1..=99) = number.trim().parse::<u8>() else {
+                let what =
+                    "must be numbers of AbuseIPDB's categories, separated by commas, such as 18,22";
+                return Err(what.to_owned());
+            };
+            categories.add(number);
         }
         Ok(categories)
     }
@@ -94,6 +94,25 @@ pub struct Report {
     pub ledger: PathBuf,
     /// The path of the reporter's log.
     pub log: PathBuf,
+}
+
+#[cfg(test)]
+impl Report {
+    /// A report for tests.
+    pub(super) fn sample(ip: &str) -> Self {
+        Self {
+            address: Address::new(ip).unwrap(),
+            categories: Categories::new("18").unwrap(),
+            comment: "x".to_owned(),
+            source: CommentSource::Log,
+            bantime: 600,
+            failures: 3,
+            time: 1,
+            key: None,
+            ledger: "l".into(),
+            log: "l".into(),
+        }
+    }
 }
 
 /// A report as JSON in the inbox and the queue.

@@ -10,7 +10,7 @@ use super::log::Log;
 use super::plan::{self, Id, QueuedReport, RecentReport, Stage};
 use super::queue::Endpoint;
 use super::report::{Categories, Report};
-use super::worker::{Worker, already_reported, pause};
+use super::worker::{Worker, already_reported, retry_pause_secs};
 use crate::config::Secret;
 use crate::error::Error;
 use crate::wire::Address;
@@ -50,29 +50,29 @@ impl Submission {
 
 /// The result of a call.
 pub(super) enum Reply<T> {
-    Done(T),
-    Trouble(ApiResponse, ApiError),
-    Failed(Failure),
+    Data(T),
+    Error(ApiResponse, ApiError),
+    NoResponse(Failure),
 }
 
 /// The result of a check.
 #[derive(PartialEq, Eq)]
-enum Checked {
+enum CheckOutcome {
     Listing(Listing),
     /// Checks are not possible now; a report that needs none may be sent.
-    NotNow,
+    Unavailable,
     /// The group waits or was dropped.
-    Over,
+    Handled,
 }
 
 /// A text without punctuation and blanks, which the server may change.
-fn letters(text: &str) -> String {
+fn letters_and_digits(text: &str) -> String {
     text.chars().filter(|c| c.is_alphanumeric()).collect()
 }
 
 impl<A: Api> Worker<A> {
     /// Merges queued reports of one address; `None` if none of them is queued any more.
-    pub(super) fn group(&self, ids: &[Id]) -> Option<Submission> {
+    pub(super) fn merge(&self, ids: &[Id]) -> Option<Submission> {
         let now = self.now();
         let waiting: Vec<_> = ids.iter().filter_map(|id| self.queue.waiting().get(id)).collect();
         let first = waiting.first()?;
@@ -88,7 +88,7 @@ impl<A: Api> Worker<A> {
             address,
             categories: categories.to_string(),
             comment: comment::compose(comments, address, &self.private),
-            timestamp: Some(self.times.iso(time)),
+            timestamp: Some(self.calendar.iso(time)),
         };
         Some(Submission {
             ids: ids.to_vec(),
@@ -104,66 +104,66 @@ impl<A: Api> Worker<A> {
     }
 
     /// The key to send a group with. Without one, or if the server rejected it, the group waits.
-    pub(super) fn key(&mut self, group: &Submission) -> Result<Option<Secret>, Error> {
+    pub(super) fn usable_key(&mut self, group: &Submission) -> Result<Option<Secret>, Error> {
         let now = self.now();
         let key = group.reports.first().and_then(|report| self.keys.key_for(report)).cloned();
-        let rests = match &key {
+        let paused_until = match &key {
             Some(key) => self.keys.blocked_until(key),
             None => Some(ApiKeys::retry_at(now)),
         };
-        let Some(until) = rests else { return Ok(key) };
+        let Some(until) = paused_until else { return Ok(key) };
         if key.is_none() {
-            let fault = self.keys.fault();
-            self.queue.record_call(now, Some(&fault))?;
+            let error = self.keys.missing_key_error();
+            self.queue.record_call(now, Some(&error))?;
             group
                 .log
-                .line(format_args!("ERROR: The report of IP {} waits: {fault}.", group.address));
+                .line(format_args!("ERROR: The report of IP {} waits: {error}.", group.address));
         }
         self.queue.update(&group.ids, |waiting| waiting.next = until)?;
         Ok(None)
     }
 
     /// Makes a call and records its result and quota.
-    pub(super) async fn ask<T: DeserializeOwned>(
+    pub(super) async fn call_api<T: DeserializeOwned>(
         &mut self,
         call: Endpoint,
         key: &Secret,
         request: &ApiRequest,
     ) -> Result<Reply<T>, Error> {
-        let asked = self.api.ask(key, request).await;
+        let result = self.api.call(key, request).await;
         let now = self.now();
-        let answer = match asked {
-            Ok(answer) => answer,
+        let response = match result {
+            Ok(response) => response,
             Err(failure) => {
                 self.queue.record_call(now, Some(&failure.to_string()))?;
-                return Ok(Reply::Failed(failure));
+                return Ok(Reply::NoResponse(failure));
             }
         };
-        if answer.quota != Quota::default() {
-            self.queue.record_quota(call, answer.quota, now)?;
+        if response.quota != Quota::default() {
+            self.queue.record_quota(call, response.quota, now)?;
         }
-        let read = answer.read(now);
-        let error = read.as_ref().err().and_then(|trouble| answer.fault(trouble));
+        let read = response.read(now);
+        let error = read.as_ref().err().and_then(|error| response.error_text(error));
         self.queue.record_call(now, error.as_deref())?;
-        if !matches!(read, Err(ApiError::Odd)) {
+        if !matches!(read, Err(ApiError::Unexpected)) {
             self.failures = 0;
         }
         Ok(match read {
-            Ok(data) => Reply::Done(data),
-            Err(trouble) => Reply::Trouble(answer, trouble),
+            Ok(data) => Reply::Data(data),
+            Err(error) => Reply::Error(response, error),
         })
     }
 
     /// Reports one address, after a check.
-    pub(super) async fn alone(&mut self, ids: &[Id]) -> Result<(), Error> {
-        let Some(group) = self.group(ids) else { return Ok(()) };
-        let Some(key) = self.key(&group)? else { return Ok(()) };
+    pub(super) async fn report_alone(&mut self, ids: &[Id]) -> Result<(), Error> {
+        let Some(group) = self.merge(ids) else { return Ok(()) };
+        let Some(key) = self.usable_key(&group)? else { return Ok(()) };
         let mut listing = None;
         if self.queue.limits().check <= self.now() {
-            match self.check(&group, &key).await? {
-                Checked::Listing(found) => listing = Some(found),
-                Checked::NotNow => {}
-                Checked::Over => return Ok(()),
+            match self.check_listing(&group, &key).await? {
+                CheckOutcome::Listing(found) => listing = Some(found),
+                CheckOutcome::Unavailable => {}
+                CheckOutcome::Handled => return Ok(()),
             }
         }
         let address = group.address;
@@ -183,61 +183,68 @@ impl<A: Api> Worker<A> {
                 ));
             }
             (Stage::Sent | Stage::SentInBulk, Some(listing)) => {
-                if self.is_among(listing, &group) {
-                    let line = self.success(&group, Some(listing), None);
-                    return self.accepted(&group, &line);
+                if self.is_listed(listing, &group) {
+                    let line = self.success_line(&group, Some(listing), None);
+                    return self.on_accepted(&group, &line);
                 }
             }
         }
-        self.report(&group, &key, listing.as_ref()).await
+        self.submit(&group, &key, listing.as_ref()).await
     }
 
     /// Whether a report in doubt is listed. If the response lists no single reports because there are too many, and
     /// the server would accept a duplicate, the report counts as listed.
-    fn is_among(&self, listing: &Listing, group: &Submission) -> bool {
+    fn is_listed(&self, listing: &Listing, group: &Submission) -> bool {
         if listing.reports.is_empty() {
             return listing.total_reports.unwrap_or(0) > 0 && !group.safe_to_repeat;
         }
-        let time = group.form.timestamp.as_ref().and_then(|time| self.times.read(time));
-        let comment = letters(&group.form.comment);
+        let time = group.form.timestamp.as_ref().and_then(|time| self.calendar.read(time));
+        let comment = letters_and_digits(&group.form.comment);
         listing.reports.iter().any(|listed| {
-            let at = self.times.read(&listed.reported_at);
+            let at = self.calendar.read(&listed.reported_at);
             // A report without a timestamp is listed with the time of its arrival.
             let arrived = at.is_some_and(|at| {
                 (group.sent - 60..group.sent + plan::REPORT_INTERVAL_SECS).contains(&at)
             });
             let same_text = group.form.timestamp.as_ref() == Some(&listed.reported_at);
             (same_text || at.is_some() && at == time || arrived)
-                && listed.comment.as_deref().is_some_and(|listed| letters(listed) == comment)
+                && listed
+                    .comment
+                    .as_deref()
+                    .is_some_and(|listed| letters_and_digits(listed) == comment)
         })
     }
 
-    async fn check(&mut self, group: &Submission, key: &Secret) -> Result<Checked, Error> {
+    async fn check_listing(
+        &mut self,
+        group: &Submission,
+        key: &Secret,
+    ) -> Result<CheckOutcome, Error> {
         let address = group.address;
         let mut verbose = true;
         loop {
             let request = ApiRequest::Check { address, verbose };
-            let reply = self.ask(Endpoint::Check, key, &request).await?;
+            let reply = self.call_api(Endpoint::Check, key, &request).await?;
             let checked = match reply {
-                Reply::Done(listing) => return Ok(Checked::Listing(listing)),
-                Reply::Trouble(_, ApiError::TooLong) if verbose => {
+                Reply::Data(listing) => return Ok(CheckOutcome::Listing(listing)),
+                Reply::Error(_, ApiError::TooLong) if verbose => {
                     verbose = false;
                     continue;
                 }
-                Reply::Trouble(answer, trouble) => {
-                    group.log_failure(&answer.log_text(key.reveal()));
-                    self.on_check_rejected(group, key, &answer, &trouble)?
+                Reply::Error(response, error) => {
+                    group.log_failure(&response.log_text(key.reveal()));
+                    self.on_check_rejected(group, key, &response, &error)?
                 }
-                Reply::Failed(Failure::Unknown(why)) => {
+                Reply::NoResponse(Failure::Unknown(why)) => {
                     group.log_failure(&format!("ERROR: No answer from api.abuseipdb.com: {why}."));
                     self.on_check_failed(group, 0)?
                 }
-                Reply::Failed(failure) => {
+                Reply::NoResponse(failure) => {
                     self.on_no_answer(&group.log, &group.about(), &failure, Vec::new())?;
-                    Checked::Over
+                    CheckOutcome::Handled
                 }
             };
-            if checked == Checked::Over && group.stage == Stage::Check {
+            if checked == CheckOutcome::Handled && group.stage == Stage::Check {
                 group.log.line(format_args!(
                     "ERROR: Failed to check IP {address} in the AbuseIPDB API. The report waits."
                 ));
@@ -250,52 +257,52 @@ impl<A: Api> Worker<A> {
         &mut self,
         group: &Submission,
         key: &Secret,
-        answer: &ApiResponse,
-        trouble: &ApiError,
-    ) -> Result<Checked, Error> {
-        match trouble {
-            ApiError::Spent(wait) => {
+        response: &ApiResponse,
+        error: &ApiError,
+    ) -> Result<CheckOutcome, Error> {
+        match error {
+            ApiError::QuotaExhausted(wait) => {
                 self.on_quota_exhausted(&group.log, Endpoint::Check, *wait)?;
-                Ok(Checked::NotNow)
+                Ok(CheckOutcome::Unavailable)
             }
             ApiError::NotAllowed => {
                 self.queue.block(Endpoint::Check, self.now() + REJECTED_PAUSE_SECS)?;
-                Ok(Checked::NotNow)
+                Ok(CheckOutcome::Unavailable)
             }
-            ApiError::Refused { .. } => match group.stage {
-                Stage::Due => Ok(Checked::NotNow),
+            ApiError::Rejected { .. } => match group.stage {
+                Stage::Due => Ok(CheckOutcome::Unavailable),
                 Stage::New | Stage::Check => {
                     self.drop_group(group)?;
-                    Ok(Checked::Over)
+                    Ok(CheckOutcome::Handled)
                 }
                 Stage::Sent | Stage::SentInBulk => self.on_check_failed(group, 0),
             },
             // For a first report, the response to the report itself shows a bad key, too.
-            ApiError::Key if group.stage == Stage::Due => Ok(Checked::NotNow),
-            ApiError::Key => {
-                self.on_key_rejected(key, answer)?;
-                Ok(Checked::Over)
+            ApiError::InvalidKey if group.stage == Stage::Due => Ok(CheckOutcome::Unavailable),
+            ApiError::InvalidKey => {
+                self.on_key_rejected(key, response)?;
+                Ok(CheckOutcome::Handled)
             }
-            _ => self.on_check_failed(group, answer.retry_delay()),
+            _ => self.on_check_failed(group, response.retry_delay()),
         }
     }
 
     /// Pauses checks, at least for the time that the server asks for. A first report is sent without a check; other
     /// groups wait.
-    fn on_check_failed(&mut self, group: &Submission, wait: i64) -> Result<Checked, Error> {
+    fn on_check_failed(&mut self, group: &Submission, wait: i64) -> Result<CheckOutcome, Error> {
         let now = self.now();
-        self.queue.block(Endpoint::Check, now + pause(1).max(wait))?;
+        self.queue.block(Endpoint::Check, now + retry_pause_secs(1).max(wait))?;
         if group.stage == Stage::Due {
-            return Ok(Checked::NotNow);
+            return Ok(CheckOutcome::Unavailable);
         }
         self.queue.update(&group.ids, |waiting| {
             waiting.tries = waiting.tries.saturating_add(1);
-            waiting.next = now + 2 * pause(waiting.tries);
+            waiting.next = now + 2 * retry_pause_secs(waiting.tries);
         })?;
-        Ok(Checked::Over)
+        Ok(CheckOutcome::Handled)
     }
 
-    async fn report(
+    async fn submit(
         &mut self,
         group: &Submission,
         key: &Secret,
@@ -307,20 +314,20 @@ impl<A: Api> Worker<A> {
             let now = self.now();
             self.queue.update(&group.ids, |waiting| waiting.mark_sending(Stage::Sent, now))?;
             let request = ApiRequest::Report(form.clone());
-            let (answer, trouble) =
-                match self.ask::<Accepted>(Endpoint::Report, key, &request).await? {
-                    Reply::Done(taken) => {
-                        let line = self.success(group, listing, taken.score);
-                        return self.accepted(group, &line);
+            let (response, error) =
+                match self.call_api::<Accepted>(Endpoint::Report, key, &request).await? {
+                    Reply::Data(accepted) => {
+                        let line = self.success_line(group, listing, accepted.score);
+                        return self.on_accepted(group, &line);
                     }
-                    Reply::Failed(failure) => {
+                    Reply::NoResponse(failure) => {
                         return self.on_no_answer(&group.log, &group.about(), &failure, before);
                     }
-                    Reply::Trouble(answer, trouble) => (answer, trouble),
+                    Reply::Error(response, error) => (response, error),
                 };
             let address = group.address;
-            if trouble == ApiError::TooSoon {
-                return self.accepted(
+            if error == ApiError::TooSoon {
+                return self.on_accepted(
                     group,
                     &format!(
                         "INFO: IP {address} has already been reported with this key within the last 15 \
@@ -328,33 +335,33 @@ impl<A: Api> Worker<A> {
                     ),
                 );
             }
-            group.log_failure(&answer.log_text(key.reveal()));
-            match trouble {
+            group.log_failure(&response.log_text(key.reveal()));
+            match error {
                 // This host's clock is ahead: report without a time rather than not at all.
-                ApiError::Refused { timestamp: true } if form.timestamp.is_some() => {
+                ApiError::Rejected { timestamp: true } if form.timestamp.is_some() => {
                     form.timestamp = None;
                 }
-                ApiError::Refused { .. } => return self.drop_group(group),
-                ApiError::Spent(wait) => {
+                ApiError::Rejected { .. } => return self.drop_group(group),
+                ApiError::QuotaExhausted(wait) => {
                     self.queue.set(before)?;
                     return self.on_quota_exhausted(&group.log, Endpoint::Report, wait);
                 }
-                ApiError::Key => {
+                ApiError::InvalidKey => {
                     self.queue.set(before)?;
-                    return self.on_key_rejected(key, &answer);
+                    return self.on_key_rejected(key, &response);
                 }
                 ApiError::NotAllowed => {
                     self.queue.set(before)?;
-                    self.queue.block(Endpoint::Report, self.now() + pause(1))?;
+                    self.queue.block(Endpoint::Report, self.now() + retry_pause_secs(1))?;
                     return self.back_off(&group.ids, 0);
                 }
-                _ => return self.back_off(&group.ids, answer.retry_delay()),
+                _ => return self.back_off(&group.ids, response.retry_delay()),
             }
         }
     }
 
     /// The server has the report: completes the group.
-    fn accepted(&mut self, group: &Submission, line: &str) -> Result<(), Error> {
+    fn on_accepted(&mut self, group: &Submission, line: &str) -> Result<(), Error> {
         let recent = group.recent(self.now());
         self.queue.complete(&group.ids, vec![(group.address, recent)])?;
         self.add_to_ledger(&group.reports[0]);
@@ -364,7 +371,7 @@ impl<A: Api> Worker<A> {
 
     /// The script's log line for a success, which is a contract. `score` comes from the response to the report; the
     /// other numbers need a check, which is not always possible.
-    pub(super) fn success(
+    pub(super) fn success_line(
         &self,
         group: &Submission,
         listing: Option<&Listing>,
@@ -377,12 +384,12 @@ impl<A: Api> Worker<A> {
         let reports = reports.map_or(UNKNOWN.to_owned(), |reports| reports.to_string());
         let times = listing.map(|listing| {
             let times = listing.reports.iter();
-            times.filter_map(|listed| self.times.read(&listed.reported_at)).min()
+            times.filter_map(|listed| self.calendar.read(&listed.reported_at)).min()
         });
         let oldest = match times {
             None => UNKNOWN.to_owned(),
             Some(None) => "Not Reported yet".to_owned(),
-            Some(Some(time)) => self.times.local(time),
+            Some(Some(time)) => self.calendar.local(time),
         };
         let failures: i64 = group.reports.iter().map(|report| report.failures).sum();
         format!(
@@ -405,12 +412,12 @@ impl<A: Api> Worker<A> {
         self.failures = self.failures.saturating_add(1);
         self.queue.update(ids, |waiting| {
             waiting.tries = waiting.tries.saturating_add(1);
-            waiting.next = now + 2 * pause(waiting.tries);
+            waiting.next = now + 2 * retry_pause_secs(waiting.tries);
         })?;
         if self.failures < 2 && !ids.is_empty() && wait == 0 {
             return Ok(()); // this report alone may have caused the error, so do not delay others
         }
-        self.queue.block(Endpoint::All, now + pause(self.failures).max(wait))
+        self.queue.block(Endpoint::All, now + retry_pause_secs(self.failures).max(wait))
     }
 
     /// A call got no response. Reports that were not even sent return to their state `before`.
@@ -446,7 +453,7 @@ impl<A: Api> Worker<A> {
         log.line(format_args!(
             "INFO: The daily limit of AbuseIPDB is reached for {} calls. The next call is at {}.",
             call.name(),
-            self.times.local(until)
+            self.calendar.local(until)
         ));
         self.queue.block(call, until)
     }
@@ -455,12 +462,12 @@ impl<A: Api> Worker<A> {
     pub(super) fn on_key_rejected(
         &mut self,
         key: &Secret,
-        answer: &ApiResponse,
+        response: &ApiResponse,
     ) -> Result<(), Error> {
         let until = self.keys.on_rejected(key, self.now());
         (self.env.warn)(&format!(
             "AbuseIPDB rejected the API key (HTTP {}); check {}; reports wait",
-            answer.status,
+            response.status,
             self.keys.path().display()
         ));
         let waiting = self.queue.waiting().iter();

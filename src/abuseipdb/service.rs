@@ -44,7 +44,7 @@ const CHILD_LIFETIME_SECS: i64 = 20 * 60;
 ///
 /// # Errors
 /// Any [`Error`]; it is in the journal, too, because this process has no terminal.
-pub fn child(paths: &Paths) -> Result<(), Error> {
+pub fn run_child(paths: &Paths) -> Result<(), Error> {
     let mut text = Vec::new();
     let _ = std::io::stdin().take(Report::MAX_BYTES).read_to_end(&mut text);
     let unqueued = Report::parse(&text);
@@ -54,8 +54,8 @@ pub fn child(paths: &Paths) -> Result<(), Error> {
     let paths = &paths.located(socket.as_deref());
     let result = runtime::run(async {
         match unqueued {
-            Ok(report) => from_memory(paths, proxy, report).await,
-            Err(_) => until_idle(paths, proxy).await,
+            Ok(report) => report_from_memory(paths, proxy, report).await,
+            Err(_) => run_until_idle(paths, proxy).await,
         }
     });
     if let Err(error) = &result {
@@ -68,7 +68,7 @@ pub fn child(paths: &Paths) -> Result<(), Error> {
 pub type FindDatabase = Arc<dyn Fn() -> Option<PathBuf> + Send + Sync>;
 
 /// Sends reports while the daemon runs, which knows the path of fail2ban's database.
-pub async fn forever(paths: Paths, database: FindDatabase, proxy: Option<Secret>) {
+pub async fn run_in_daemon(paths: Paths, database: FindDatabase, proxy: Option<Secret>) {
     let assets =
         Assets { paths: &paths, database: &database, proxy: proxy.as_ref(), warn: journal_warn };
     loop {
@@ -111,45 +111,51 @@ async fn find_database(paths: &Paths) -> FindDatabase {
     Arc::new(move || path.clone())
 }
 
-async fn until_idle(paths: &Paths, proxy: Option<Secret>) -> Result<(), Error> {
+async fn run_until_idle(paths: &Paths, proxy: Option<Secret>) -> Result<(), Error> {
     let database = find_database(paths).await;
     let assets = Assets { paths, database: &database, proxy: proxy.as_ref(), warn: syslog };
     loop {
         let path = paths.report_lock();
         let lock = Lock::take(&path, Role::OneShot, Duration::ZERO);
         let Some(lock) = lock.map_err(Error::file("lock", &path))? else { return Ok(()) };
-        let stays = |wake| {
-            !daemon_runs(paths)
-                && match wake {
-                    Wake::Now => true,
-                    Wake::At(time) => time <= now_secs() + CHILD_LIFETIME_SECS,
-                    Wake::Called => false,
-                }
-        };
-        work(assets, LOCK_POLL_INTERVAL, stays).await?;
+        work(assets, LOCK_POLL_INTERVAL, |wake| child_continues(wake, paths)).await?;
         drop(lock);
         // A call that found the lock still held has started no child for its report.
-        let left = Spool::<Report>::new(paths.reports()).list().unwrap_or_default();
-        if left.is_empty() || daemon_runs(paths) {
+        let remaining = Spool::<Report>::new(paths.reports()).list().unwrap_or_default();
+        if remaining.is_empty() || is_daemon_running(paths) {
             return Ok(());
         }
     }
 }
 
+/// Whether a child waits for its worker's next step.
+fn child_continues(wake: Wake, paths: &Paths) -> bool {
+    let is_soon = match wake {
+        Wake::Now => true,
+        Wake::At(time) => time <= now_secs() + CHILD_LIFETIME_SECS,
+        Wake::OnReport => false,
+    };
+    is_soon && !is_daemon_running(paths)
+}
+
 /// Sends one report without a queue, because the disk cannot be written.
-async fn from_memory(paths: &Paths, proxy: Option<Secret>, report: Report) -> Result<(), Error> {
+async fn report_from_memory(
+    paths: &Paths,
+    proxy: Option<Secret>,
+    report: Report,
+) -> Result<(), Error> {
     let address = report.address;
     let mut queue = ReportQueue::in_memory()?;
     queue.add(vec![("from memory".to_owned(), report)])?;
-    let nowhere = Spool::new(paths.state.join("none"));
+    let empty_inbox = Spool::new(paths.state.join("none"));
     let database = find_database(paths).await;
     let assets = Assets { paths, database: &database, proxy: proxy.as_ref(), warn: syslog };
-    let mut worker = worker(assets, nowhere, queue)?;
+    let mut worker = make_worker(assets, empty_inbox, queue)?;
     let end = now_secs() + CHILD_LIFETIME_SECS;
     loop {
         match worker.step().await? {
             Wake::Now if now_secs() < end => {}
-            Wake::At(time) if time < end => sleep(until(time)).await,
+            Wake::At(time) if time < end => sleep(time_until(time)).await,
             Wake::Now | Wake::At(_) => {
                 journal::syslog(format_args!(
                     "lost the report of {address} to AbuseIPDB: neither queued nor sent within {} minutes",
@@ -157,32 +163,32 @@ async fn from_memory(paths: &Paths, proxy: Option<Secret>, report: Report) -> Re
                 ));
                 return Ok(());
             }
-            Wake::Called => return Ok(()),
+            Wake::OnReport => return Ok(()),
         }
     }
 }
 
-/// Runs a worker while `stays` allows it, with a step at least every `poll_interval`.
+/// Runs a worker while `continues` allows it, with a step at least every `poll_interval`.
 async fn work(
     assets: Assets<'_>,
     poll_interval: Duration,
-    stays: impl Fn(Wake) -> bool,
+    continues: impl Fn(Wake) -> bool,
 ) -> Result<(), Error> {
     let inbox = Spool::new(assets.paths.reports());
-    let mut came = inbox.watch()?;
-    let mut worker = worker(assets, inbox, ReportQueue::open(&assets.paths.report_queue())?)?;
+    let mut new_reports = inbox.watch()?;
+    let mut worker = make_worker(assets, inbox, ReportQueue::open(&assets.paths.report_queue())?)?;
     loop {
         let wake = worker.step().await?;
-        if !stays(wake) {
+        if !continues(wake) {
             return Ok(());
         }
         let pause = match wake {
             Wake::Now => continue,
-            Wake::At(time) => until(time),
-            Wake::Called => Duration::MAX,
+            Wake::At(time) => time_until(time),
+            Wake::OnReport => Duration::MAX,
         };
         worker.release();
-        let _ = timeout(pause.min(poll_interval), came.next()).await;
+        let _ = timeout(pause.min(poll_interval), new_reports.next()).await;
     }
 }
 
@@ -195,31 +201,31 @@ fn syslog(text: &str) {
     journal::syslog(text);
 }
 
-fn worker(
+fn make_worker(
     assets: Assets<'_>,
     inbox: Spool<Report>,
     queue: ReportQueue,
 ) -> Result<Worker<Https>, Error> {
-    let find = Arc::clone(assets.database);
+    let find_path = Arc::clone(assets.database);
     let database = RefCell::new(Database::new(None));
-    let log_lines = move |report: &Report| {
-        let mut database = database.borrow_mut();
-        database.set_path(find());
-        database.log_lines(report.address, report.time)
-    };
     let env = ReporterEnv {
         private: Box::new(Private::of_this_host),
         clock: Box::new(now_secs),
-        log_lines: Box::new(log_lines),
+        log_lines: Box::new(move |report| {
+            let mut database = database.borrow_mut();
+            // fail2ban may have been configured to use another database.
+            database.set_path(find_path());
+            database.log_lines(report.address, report.time)
+        }),
         warn: assets.warn,
     };
     Worker::new(inbox, queue, &assets.paths.api_key, Https::with_proxy(assets.proxy.cloned()), env)
 }
 
-fn daemon_runs(paths: &Paths) -> bool {
+fn is_daemon_running(paths: &Paths) -> bool {
     lock::owner(&paths.lock()).is_some_and(|owner| owner.role == Role::Daemon)
 }
 
-fn until(time: i64) -> Duration {
+fn time_until(time: i64) -> Duration {
     Duration::from_secs(u64::try_from(time.saturating_sub(now_secs())).unwrap_or(0))
 }

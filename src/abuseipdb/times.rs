@@ -18,24 +18,24 @@ impl Calendar {
     /// `2026-11-22 15:04:05`, in this host's time zone.
     #[must_use]
     pub fn local(&self, seconds: i64) -> String {
-        self.ask("SELECT strftime('%Y-%m-%d %H:%M:%S', ?1, 'unixepoch', 'localtime')", seconds)
+        self.query("SELECT strftime('%Y-%m-%d %H:%M:%S', ?1, 'unixepoch', 'localtime')", seconds)
             .unwrap_or_default()
     }
 
     /// `2026-11-22T14:04:05+00:00` (ISO 8601), as the API writes and reads it.
     #[must_use]
     pub fn iso(&self, seconds: i64) -> String {
-        self.ask("SELECT strftime('%Y-%m-%dT%H:%M:%S+00:00', ?1, 'unixepoch')", seconds)
+        self.query("SELECT strftime('%Y-%m-%dT%H:%M:%S+00:00', ?1, 'unixepoch')", seconds)
             .unwrap_or_default()
     }
 
     /// The seconds since 1970 of a time in ISO 8601 with its zone; `None` if the text is no such time.
     #[must_use]
     pub fn read(&self, iso: &str) -> Option<i64> {
-        self.ask("SELECT CAST(strftime('%s', ?1) AS INTEGER)", iso)
+        self.query("SELECT CAST(strftime('%s', ?1) AS INTEGER)", iso)
     }
 
-    fn ask<T: rusqlite::types::FromSql>(
+    fn query<T: rusqlite::types::FromSql>(
         &self,
         sql: &str,
         value: impl rusqlite::ToSql,

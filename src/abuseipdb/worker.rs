@@ -29,7 +29,7 @@ const MAX_LEDGER_TRIES: u32 = 3;
 const MAX_DATABASE_TRIES: u32 = 10;
 
 /// The most reports that one step moves from the inbox to the queue.
-const MAX_BATCH: usize = 500;
+const MAX_REPORTS_PER_STEP: usize = 500;
 
 /// When the next step is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub enum Wake {
     /// At this time, in seconds since 1970, or when the inbox gets a report.
     At(i64),
     /// When the inbox gets a report.
-    Called,
+    OnReport,
 }
 
 /// Moves reports from the inbox to the queue and sends them.
@@ -48,7 +48,7 @@ pub struct Worker<A> {
     pub(super) queue: ReportQueue,
     pub(super) api: A,
     pub(super) keys: ApiKeys,
-    pub(super) times: Calendar,
+    pub(super) calendar: Calendar,
     pub(super) env: ReporterEnv,
     pub(super) ledgers: HashMap<PathBuf, Ledger>,
     /// The number of failed calls since the last success.
@@ -77,11 +77,11 @@ pub struct ReporterEnv {
 }
 
 /// The pause after the n-th failure in seconds, with jitter, so that the hosts of a fleet do not retry together.
-pub(super) fn pause(failures: u32) -> i64 {
+pub(super) fn retry_pause_secs(failures: u32) -> i64 {
     let pause = MIN_PAUSE_SECS << failures.saturating_sub(1).min(10);
     #[expect(clippy::cast_possible_truncation, reason = "a fifth of some minutes")]
-    let more = (f64::from(i32::try_from(MIN_PAUSE_SECS).unwrap_or(0)) * random::chance()) as i64;
-    pause.min(MAX_PAUSE_SECS) + more
+    let jitter = (f64::from(i32::try_from(MIN_PAUSE_SECS).unwrap_or(0)) * random::chance()) as i64;
+    pause.min(MAX_PAUSE_SECS) + jitter
 }
 
 impl<A: Api> Worker<A> {
@@ -101,7 +101,8 @@ impl<A: Api> Worker<A> {
             queue,
             api,
             keys: ApiKeys::new(key_file),
-            times: Calendar::new().map_err(|error| Error::Start(std::io::Error::other(error)))?,
+            calendar: Calendar::new()
+                .map_err(|error| Error::Start(std::io::Error::other(error)))?,
             env,
             ledgers: HashMap::new(),
             failures: 0,
@@ -140,34 +141,33 @@ impl<A: Api> Worker<A> {
             (self.private, self.private_read_at) = ((self.env.private)(), now);
         }
         self.queue.gc(now)?;
-        let (changed, warning) = self.keys.changed(now);
+        let (has_usable_key, warning) = self.keys.reload(now);
         if let Some(warning) = warning {
             (self.env.warn)(&warning);
         }
-        if changed {
+        if has_usable_key {
             let all: Vec<Id> = self.queue.waiting().keys().copied().collect();
             self.queue.update(&all, |waiting| waiting.next = 0)?;
         }
         let (waiting, recent) = (self.queue.waiting(), self.queue.recent());
         match plan::next(waiting, recent, self.queue.limits(), now) {
-            Next::Nothing => return Ok(Wake::Called),
+            Next::Idle => return Ok(Wake::OnReport),
             Next::Sleep(until) => return Ok(Wake::At(until)),
-            Next::GiveUp(id) => self.give_up(id)?,
+            Next::DropExpired(id) => self.drop_expired(id)?,
             Next::Admit(id) => self.admit(id, now)?,
-            Next::Alone(ids) => self.alone(&ids).await?,
-            Next::Bulk(groups) => self.bulk(&groups).await?,
+            Next::Single(ids) => self.report_alone(&ids).await?,
+            Next::Bulk(groups) => self.report_in_bulk(&groups).await?,
         }
         Ok(Wake::Now)
     }
 
     fn ingest(&mut self) -> Result<(), Error> {
-        let failed = || Error::file("read", self.inbox.dir());
-        let names = self.inbox.list().map_err(failed())?;
-        let room = MAX_QUEUED.saturating_sub(self.queue.waiting().len());
-        let (mut taken, mut read) = (Vec::new(), Vec::new());
-        for name in names.into_iter().take(room.min(MAX_BATCH)) {
+        let names = self.inbox.list().map_err(Error::file("read", self.inbox.dir()))?;
+        let free_slots = MAX_QUEUED.saturating_sub(self.queue.waiting().len());
+        let (mut reports, mut processed) = (Vec::new(), Vec::new());
+        for name in names.into_iter().take(free_slots.min(MAX_REPORTS_PER_STEP)) {
             match self.inbox.read(&name) {
-                Ok(report) => taken.push((name.clone(), report)),
+                Ok(report) => reports.push((name.clone(), report)),
                 // The file may be readable later, so keep it.
                 Err(error) if error.kind() != ErrorKind::InvalidData => {
                     if self.unreadable.insert(name.clone()) {
@@ -180,11 +180,11 @@ impl<A: Api> Worker<A> {
                     (self.env.warn)(&format!("dropped the queued report {name}: {error}"));
                 }
             }
-            read.push(name);
+            processed.push(name);
         }
-        if !read.is_empty() {
-            self.queue.add(taken)?;
-            for name in read {
+        if !processed.is_empty() {
+            self.queue.add(reports)?;
+            for name in processed {
                 let _ = self.inbox.remove(&name);
             }
         }
@@ -195,7 +195,7 @@ impl<A: Api> Worker<A> {
     /// whose address is in the ledger needs a check, and others follow the reports of the address in the queue.
     fn admit(&mut self, id: Id, now: i64) -> Result<(), Error> {
         let Some(waiting) = self.queue.waiting().get(&id) else { return Ok(()) };
-        let (report, tries) = (waiting.report.clone(), waiting.tries);
+        let report = waiting.report.clone();
         let (address, log) = (report.address, Log::new(report.log.clone()));
         if self.private.addresses.contains(&address.ip()) {
             log.line(format_args!(
@@ -204,44 +204,50 @@ impl<A: Api> Worker<A> {
             return self.queue.complete(&[id], Vec::new());
         }
         if report.source == CommentSource::Database && report.comment.is_empty() {
-            match (self.env.log_lines)(&report) {
-                Ok(Some(lines)) if !lines.is_empty() => {
-                    let lines = lines.join("\n");
-                    return self.queue.update(&[id], |waiting| {
-                        bounded(&lines).clone_into(&mut waiting.report.comment);
-                        waiting.tries = 0;
-                    });
-                }
-                // fail2ban writes a ban a moment after its actions ran.
-                Ok(None) | Err(_) if tries < MAX_DATABASE_TRIES => {
-                    return self.queue.update(&[id], |waiting| {
-                        waiting.tries += 1;
-                        waiting.next = now + 1;
-                    });
-                }
-                // fail2ban keeps no log lines or no database: send the report without them.
-                _ => {
-                    return self.queue.update(&[id], |waiting| {
-                        waiting.report.source = CommentSource::Log;
-                        waiting.tries = 0;
-                    });
-                }
-            }
+            return self.read_log_lines(id, &report, now);
         }
         if let Some(recent) = self.queue.recent().get(&address) {
-            if recent.categories.covers(&report.categories) && self.adds_nothing(&report, recent) {
+            if recent.categories.covers(&report.categories) && self.is_same_text(&report, recent) {
                 log.line(already_reported(address));
                 return self.queue.complete(&[id], Vec::new());
             }
             return self.queue.update(&[id], |waiting| waiting.stage = Stage::Due);
         }
         let mut others = self.queue.waiting().values().filter(|one| one.report.address == address);
-        let with = others.find(|one| one.stage != Stage::New).map(|one| one.stage);
-        if let Some(stage) = with {
-            let stage = if stage == Stage::Check { Stage::Check } else { Stage::Due };
+        if let Some(other) = others.find(|one| one.stage != Stage::New) {
+            let stage = if other.stage == Stage::Check { Stage::Check } else { Stage::Due };
             return self.queue.update(&[id], |waiting| waiting.stage = stage);
         }
-        match self.with_ledger(&report, |ledger| ledger.has(address)) {
+        self.admit_by_ledger(id, &report, now)
+    }
+
+    /// Sets the comment of a report from the log lines that fail2ban's database has for the ban.
+    fn read_log_lines(&mut self, id: Id, report: &Report, now: i64) -> Result<(), Error> {
+        let lines = (self.env.log_lines)(report);
+        self.queue.update(&[id], |waiting| match &lines {
+            Ok(Some(lines)) if !lines.is_empty() => {
+                bounded(&lines.join("\n")).clone_into(&mut waiting.report.comment);
+                waiting.tries = 0;
+            }
+            // fail2ban writes a ban a moment after its actions ran.
+            Ok(None) | Err(_) if waiting.tries < MAX_DATABASE_TRIES => {
+                waiting.tries += 1;
+                waiting.next = now + 1;
+            }
+            // fail2ban keeps no log lines or no database: send the report without them.
+            _ => {
+                waiting.report.source = CommentSource::Log;
+                waiting.tries = 0;
+            }
+        })
+    }
+
+    /// Decides about the first report of an address in the queue: an address in the ledger needs a check, any other is
+    /// due.
+    fn admit_by_ledger(&mut self, id: Id, report: &Report, now: i64) -> Result<(), Error> {
+        let (address, log) = (report.address, Log::new(report.log.clone()));
+        let tries = self.queue.waiting().get(&id).map_or(0, |waiting| waiting.tries);
+        match self.with_ledger(report, |ledger| ledger.has(address)) {
             Ok(true) => self.queue.update(&[id], |waiting| waiting.stage = Stage::Check),
             // The ledger cannot be used: ask the server instead.
             Err(error) if tries >= MAX_LEDGER_TRIES => {
@@ -254,27 +260,27 @@ impl<A: Api> Worker<A> {
                 // Persist that the report is due before the ledger has the address: an address in the ledger
                 // counts as reported.
                 self.queue.update(&[id], |waiting| waiting.stage = Stage::Due)?;
-                self.add_to_ledger(&report);
+                self.add_to_ledger(report);
                 Ok(())
             }
             Err(error) => {
                 log.line(format_args!("ERROR: The report of IP {address} waits: {error}"));
                 self.queue.update(&[id], |waiting| {
                     waiting.tries += 1;
-                    waiting.next = now + pause(waiting.tries);
+                    waiting.next = now + retry_pause_secs(waiting.tries);
                 })
             }
         }
     }
 
     /// Whether a report would have the same text as the accepted one.
-    fn adds_nothing(&self, report: &Report, recent: &RecentReport) -> bool {
+    fn is_same_text(&self, report: &Report, recent: &RecentReport) -> bool {
         let text = (report.comment.as_str(), report.source);
         let comment = comment::compose([text], report.address, &self.private);
         recent.comment == comment
     }
 
-    fn give_up(&mut self, id: Id) -> Result<(), Error> {
+    fn drop_expired(&mut self, id: Id) -> Result<(), Error> {
         let Some(waiting) = self.queue.waiting().get(&id) else { return Ok(()) };
         let report = waiting.report.clone();
         Log::new(report.log.clone()).line(format_args!(
@@ -288,21 +294,20 @@ impl<A: Api> Worker<A> {
     fn with_ledger<T>(
         &mut self,
         report: &Report,
-        ask: impl FnOnce(&Ledger) -> rusqlite::Result<T>,
+        query: impl FnOnce(&Ledger) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
         let path = &report.ledger;
         if !self.ledgers.contains_key(path) {
             self.ledgers.insert(path.clone(), Ledger::open(path)?);
         }
-        let failed = |source| Error::Ledger { path: path.clone(), source };
-        ask(&self.ledgers[path]).map_err(failed)
+        query(&self.ledgers[path]).map_err(Error::ledger(path))
     }
 
     /// Inserts the report's address into the ledger.
     pub(super) fn add_to_ledger(&mut self, report: &Report) {
-        let noted =
+        let inserted =
             self.with_ledger(report, |ledger| ledger.insert(report.address, report.bantime));
-        if let Err(error) = noted {
+        if let Err(error) = inserted {
             Log::new(report.log.clone()).line(format_args!("ERROR: {error}"));
         }
     }

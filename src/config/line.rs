@@ -8,12 +8,11 @@ use super::EnvLookup;
 /// the environment and ends a name at an underscore. They are from a plane for private use and not allowed in the file.
 const PLACEHOLDER_BASE: u32 = 0xF_0000;
 
-/// Reads a setting, or `None` for a blank line or a comment. An error never quotes the line, which may have a
-/// password.
-pub(crate) fn read(
-    line: &str,
-    known: EnvLookup<'_>,
-) -> Result<Option<(String, String)>, &'static str> {
+/// The name and value of a setting, `None` for a blank line or a comment, or what is wrong.
+pub(crate) type Parsed = Result<Option<(String, String)>, &'static str>;
+
+/// Reads a line. An error never quotes the line, which may have a password.
+pub(crate) fn read(line: &str, lookup: EnvLookup<'_>) -> Parsed {
     let line = line.trim_matches([' ', '\t', '\r']);
     if line.is_empty() || line.starts_with('#') {
         return Ok(None);
@@ -21,9 +20,9 @@ pub(crate) fn read(
     if line.chars().any(|c| c.is_control() && c != '\t' || u32::from(c) >= PLACEHOLDER_BASE) {
         return Err("has an unprintable character: remove the character");
     }
-    let mut scan = BashScanner { rest: line, out: String::new(), names: Vec::new() };
-    scan.line()?;
-    let entry = dotenvy::from_read_iter(scan.out.as_bytes()).next();
+    let mut scanner = BashScanner { rest: line, out: String::new(), names: Vec::new() };
+    scanner.scan_line()?;
+    let entry = dotenvy::from_read_iter(scanner.out.as_bytes()).next();
     let Some(Ok((key, value))) = entry else {
         return Err("cannot be read: write NAME='value'");
     };
@@ -32,8 +31,8 @@ pub(crate) fn read(
         match u32::from(c).checked_sub(PLACEHOLDER_BASE) {
             None => expanded.push(c),
             Some(n) => {
-                let name = scan.names.get(n as usize).map_or("", |name| name);
-                expanded.push_str(&known(name).unwrap_or_default());
+                let name = scanner.names.get(n as usize).map_or("", |name| name);
+                expanded.push_str(&lookup(name).unwrap_or_default());
             }
         }
     }
@@ -55,7 +54,7 @@ impl<'a> BashScanner<'a> {
     }
 
     /// Takes a name of letters, digits and underscores, or nothing.
-    fn name(&mut self) -> &'a str {
+    fn take_name(&mut self) -> &'a str {
         let starts = self.rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
         let end = self.rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         let end = if starts { end.unwrap_or(self.rest.len()) } else { 0 };
@@ -64,8 +63,9 @@ impl<'a> BashScanner<'a> {
         name
     }
 
-    fn line(&mut self) -> Result<(), &'static str> {
-        const FORM: &str = "is not a setting: write NAME=value, without blanks around the =";
+    fn scan_line(&mut self) -> Result<(), &'static str> {
+        const NOT_A_SETTING: &str =
+            "is not a setting: write NAME=value, without blanks around the =";
         let exported = match self.rest.strip_prefix("export") {
             Some(rest) if rest.starts_with([' ', '\t']) => {
                 self.rest = rest.trim_start_matches([' ', '\t']);
@@ -73,34 +73,34 @@ impl<'a> BashScanner<'a> {
             }
             _ => false,
         };
-        let key = self.name();
+        let key = self.take_name();
         if key.is_empty() || self.next() != Some('=') {
-            return Err(FORM);
+            return Err(NOT_A_SETTING);
         }
         self.out = format!("{key}=");
         if self.rest.starts_with('#') {
             return Err("has a value that begins with #: put the value in single quotes");
         }
-        self.value(exported)
+        self.scan_value(exported)
     }
 
-    fn value(&mut self, exported: bool) -> Result<(), &'static str> {
-        const QUOTE: &str =
+    fn scan_value(&mut self, exported: bool) -> Result<(), &'static str> {
+        const NEEDS_QUOTES: &str =
             "has a character with a special meaning in bash: put the value in single quotes";
         let mut before = '=';
         while let Some(c) = self.next() {
             match c {
-                '\'' => self.single()?,
-                '"' => self.double()?,
-                '$' => self.expansion()?,
+                '\'' => self.scan_single_quoted()?,
+                '"' => self.scan_double_quoted()?,
+                '$' => self.scan_expansion()?,
                 '\\' => match self.next() {
                     Some(c @ ('\\' | '\'' | '"' | '$' | ' ')) => self.out.extend(['\\', c]),
                     _ => return Err("has a backslash: put the value in single quotes"),
                 },
-                ' ' | '\t' => return self.end(),
-                '`' | ';' | '&' | '|' | '<' | '>' | '(' | ')' => return Err(QUOTE),
-                '~' if before == '=' || before == ':' => return Err(QUOTE),
-                '{' if exported => return Err(QUOTE),
+                ' ' | '\t' => return self.check_end(),
+                '`' | ';' | '&' | '|' | '<' | '>' | '(' | ')' => return Err(NEEDS_QUOTES),
+                '~' if before == '=' || before == ':' => return Err(NEEDS_QUOTES),
+                '{' if exported => return Err(NEEDS_QUOTES),
                 _ => self.out.push(c),
             }
             before = c;
@@ -109,7 +109,7 @@ impl<'a> BashScanner<'a> {
     }
 
     /// After a value only a comment may follow: bash would run any other text as a command.
-    fn end(&mut self) -> Result<(), &'static str> {
+    fn check_end(&mut self) -> Result<(), &'static str> {
         let rest = self.rest.trim_start_matches([' ', '\t']);
         if rest.is_empty() || rest.starts_with('#') {
             return Ok(());
@@ -119,7 +119,7 @@ impl<'a> BashScanner<'a> {
         )
     }
 
-    fn single(&mut self) -> Result<(), &'static str> {
+    fn scan_single_quoted(&mut self) -> Result<(), &'static str> {
         let Some((text, rest)) = self.rest.split_once('\'') else {
             return Err("has a quote that is not closed on the same line");
         };
@@ -128,7 +128,7 @@ impl<'a> BashScanner<'a> {
         Ok(())
     }
 
-    fn double(&mut self) -> Result<(), &'static str> {
+    fn scan_double_quoted(&mut self) -> Result<(), &'static str> {
         self.out.push('"');
         while let Some(c) = self.next() {
             match c {
@@ -136,7 +136,7 @@ impl<'a> BashScanner<'a> {
                     self.out.push('"');
                     return Ok(());
                 }
-                '$' => self.expansion()?,
+                '$' => self.scan_expansion()?,
                 '\\' => match self.next() {
                     Some(c @ ('\\' | '"' | '$')) => self.out.extend(['\\', c]),
                     _ => {
@@ -153,15 +153,16 @@ impl<'a> BashScanner<'a> {
     }
 
     /// Scans `$NAME` or `${NAME}` after the `$`.
-    fn expansion(&mut self) -> Result<(), &'static str> {
-        const HOW: &str = "has a $ that names no variable: put the value in single quotes";
+    fn scan_expansion(&mut self) -> Result<(), &'static str> {
+        const NOT_A_VARIABLE: &str =
+            "has a $ that names no variable: put the value in single quotes";
         let braced = self.rest.starts_with('{');
         if braced {
             self.next();
         }
-        let name = self.name();
+        let name = self.take_name();
         if name.is_empty() || braced && self.next() != Some('}') {
-            return Err(HOW);
+            return Err(NOT_A_VARIABLE);
         }
         let place =
             u32::try_from(self.names.len()).ok().and_then(|n| char::from_u32(PLACEHOLDER_BASE + n));

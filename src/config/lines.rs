@@ -165,7 +165,7 @@ fn document(rest: &str) -> Option<String> {
 
 /// The variables that a line may set when bash runs it: those before a `=`, and the arguments of commands that set or
 /// remove variables.
-pub(super) fn set(text: &str) -> Vec<&str> {
+pub(super) fn assigned_variables(text: &str) -> Vec<&str> {
     const SETTERS: [&str; 3] = ["unset", "read", "-v"];
     let mut found = Vec::new();
     let mut at = 0;
@@ -241,17 +241,17 @@ mod tests {
 
     #[test]
     fn continued_lines_are_one() {
-        let line = |number, text: &str| (number, text.to_owned());
         let table = [
-            ("A=a\\\nb\nB=1", vec![line(1, "A=ab"), line(3, "B=1")]),
-            ("A='x\nMQTT_HOST=a'\nB=1", vec![line(1, "A='x\nMQTT_HOST=a'"), line(3, "B=1")]),
-            ("A=don't\nB=1", vec![line(1, "A=don't"), line(2, "B=1")]),
-            ("# don't\nB=1\\", vec![line(1, "# don't"), line(2, "B=1\\")]),
-            ("cat <<E >x\nMQTT_HOST=a\nE\nB=1", vec![line(1, "cat <<E >x"), line(4, "B=1")]),
-            ("cat <<-'E'\nMQTT_HOST=a\n\tE\nB=1", vec![line(1, "cat <<-'E'"), line(4, "B=1")]),
-            ("cat <<<E\nB=1\r", vec![line(1, "cat <<<E"), line(2, "B=1")]),
+            ("A=a\\\nb\nB=1", [(1, "A=ab"), (3, "B=1")]),
+            ("A='x\nMQTT_HOST=a'\nB=1", [(1, "A='x\nMQTT_HOST=a'"), (3, "B=1")]),
+            ("A=don't\nB=1", [(1, "A=don't"), (2, "B=1")]),
+            ("# don't\nB=1\\", [(1, "# don't"), (2, "B=1\\")]),
+            ("cat <<E >x\nMQTT_HOST=a\nE\nB=1", [(1, "cat <<E >x"), (4, "B=1")]),
+            ("cat <<-'E'\nMQTT_HOST=a\n\tE\nB=1", [(1, "cat <<-'E'"), (4, "B=1")]),
+            ("cat <<<E\nB=1\r", [(1, "cat <<<E"), (2, "B=1")]),
         ];
-        for (text, expected) in table {
+        for (text, lines) in table {
+            let expected = lines.map(|(number, line)| (number, line.to_owned()));
             assert_eq!(flat(text), expected, "{text}");
         }
     }
@@ -270,7 +270,7 @@ mod tests {
             ("printf -v MQTT_HOST x", &["MQTT_HOST", "x"]),
         ];
         for (text, expected) in table {
-            assert_eq!(set(text), expected, "{text}");
+            assert_eq!(assigned_variables(text), expected, "{text}");
         }
     }
 }

@@ -16,7 +16,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -47,9 +47,9 @@ pub fn path() -> PathBuf {
 pub(crate) const SAMPLE: &str = include_str!("../../etc/mqtt.env");
 
 /// The size limit of the settings, which usually have a few hundred bytes.
-const MAX_BYTES: u64 = 64 * 1024;
+const MAX_SETTINGS_BYTES: u64 = 64 * 1024;
 
-const KEYS: [&str; 19] = [
+const SETTING_NAMES: [&str; 19] = [
     "MQTT_HOST",
     "MQTT_PORT",
     "MQTT_TLS",
@@ -143,18 +143,10 @@ impl Config {
     /// [`Error::Config`] with all errors in the file, or [`Error::Settings`] if it cannot be read.
     pub fn load() -> Result<Self, Error> {
         let path = path();
-        let unread = |source| Error::Settings { path: path.clone(), source };
-        let file = File::open(&path).map_err(unread)?;
-        let mode = file.metadata().map_err(unread)?.permissions().mode();
-        let mut text = Vec::new();
-        file.take(MAX_BYTES + 1).read_to_end(&mut text).map_err(unread)?;
+        let (text, mode) =
+            read_file(&path).map_err(|source| Error::Settings { path: path.clone(), source })?;
         let nodename = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let environment = |name: &str| {
-            // Bash sets HOSTNAME as a shell variable, not in the environment.
-            let own = || (name == "HOSTNAME").then(|| nodename.clone());
-            std::env::var(name).ok().or_else(own)
-        };
-        let mut config = Self::parse(&path, &text, &environment, &nodename)?;
+        let mut config = Self::parse(&path, &text, &|name| variable(name, &nodename), &nodename)?;
         if mode & 0o077 != 0 {
             let path = path.display();
             config.warnings.push(format!(
@@ -171,14 +163,10 @@ impl Config {
         else {
             return false;
         };
-        let login = |config: &Self| {
-            let Login { user, password } = config.login.clone()?;
-            Some((user, password))
-        };
         self.brokers == sample.brokers
             && self.topic == sample.topic
             && self.tls.is_none()
-            && login(self) == login(&sample)
+            && self.login == sample.login
     }
 
     /// The name by which the broker identifies this host: the one in its certificate, or else its login.
@@ -204,7 +192,7 @@ impl Config {
             unknown.iter().map(|(line, what)| format!("line {line}: {what}")).collect();
         warnings.extend(file.skipped_lines());
         file.check_options();
-        let brokers = file.needed("MQTT_HOST", values::brokers);
+        let brokers = file.required("MQTT_HOST", values::brokers);
         let port = file.optional("MQTT_PORT", values::port);
         let tls = file.tls();
         let default_port = if tls.is_some() { values::TLS_PORT } else { values::PLAIN_PORT };
@@ -218,34 +206,15 @@ impl Config {
         if let Some(key) = tls.as_ref().and_then(Tls::exposed_key) {
             let key = key.display();
             warnings.push(format!(
-                "{key} is a private key and is readable by other users; run: chmod 600 \
-                                   {key}"
+                "{key} is a private key and is readable by other users; run: chmod 600 {key}"
             ));
         }
-        let topic = file.needed("MQTT_TOPIC", Topic::of_fleet);
-        let node = match file.optional("MQTT_NODE", HostName::new) {
-            Some(node) => Some(node),
-            None => HostName::new(nodename)
-                .map_err(|what| {
-                    file.fault(0, format!("this machine's host name {what}; set MQTT_NODE"));
-                })
-                .ok(),
-        };
+        let topic = file.required("MQTT_TOPIC", Topic::of_fleet);
+        let node = file.node(nodename);
         let signing = file.signing();
         let sharing = file.sharing();
         let never_ban = file.optional("MQTT_NEVER_BAN", values::networks).unwrap_or_default();
-        let user = file.optional("MQTT_USER", values::credential);
-        let password = file.optional("MQTT_PASSWORD", values::credential);
-        let login = match (user, password) {
-            (Some(user), password) => {
-                Some(Login { user, password: Secret::new(password.unwrap_or_default()) })
-            }
-            (None, None) => None,
-            (None, Some(_)) => {
-                file.fault(0, "MQTT_PASSWORD is set but MQTT_USER is not".to_owned());
-                None
-            }
-        };
+        let login = file.login();
         if login.as_ref().is_some_and(|login| login.password.reveal().is_empty()) {
             warnings.push("MQTT_USER is set but MQTT_PASSWORD is not".to_owned());
         }
@@ -284,6 +253,26 @@ impl Config {
     }
 }
 
+/// The value of an environment variable.
+fn variable(name: &str, nodename: &str) -> Option<String> {
+    match std::env::var(name) {
+        Ok(value) => Some(value),
+        // Bash sets HOSTNAME as a shell variable, not in the environment.
+        Err(_) if name == "HOSTNAME" => Some(nodename.to_owned()),
+        Err(_) => None,
+    }
+}
+
+/// The content of a settings file, and its mode.
+fn read_file(path: &Path) -> io::Result<(Vec<u8>, u32)> {
+    let file = File::open(path)?;
+    let mode = file.metadata()?.permissions().mode();
+    let mut text = Vec::new();
+    // One byte more than the limit shows that the file exceeds it.
+    file.take(MAX_SETTINGS_BYTES + 1).read_to_end(&mut text)?;
+    Ok((text, mode))
+}
+
 /// Whether a variable is a setting of this program, or was meant as one.
 fn is_setting(name: &str) -> bool {
     name.starts_with("MQTT_")
@@ -312,8 +301,9 @@ impl<'a> EnvFile<'a> {
             faults: Vec::new(),
             environment,
         };
-        if text.len() as u64 > MAX_BYTES {
-            entries.fault(0, format!("the file is larger than {} KiB", MAX_BYTES / 1024));
+        if text.len() as u64 > MAX_SETTINGS_BYTES {
+            let max = MAX_SETTINGS_BYTES / 1024;
+            entries.fault(0, format!("the file is larger than {max} KiB"));
             return entries;
         }
         // Bytes that are not UTF-8 become U+FFFD, so that the error can name their line.
@@ -324,26 +314,12 @@ impl<'a> EnvFile<'a> {
     }
 
     fn take_line(&mut self, EnvLine { number, text, nested }: &EnvLine) {
-        const NESTED: &str = "is inside a condition, a loop or a function, which only bash can run: write \
+        const NESTED_SETTING: &str = "is inside a condition, a loop or a function, which only bash can run: write \
                               the setting outside";
-        let used = RefCell::new(BTreeSet::new());
-        let known = |name: &str| {
-            used.borrow_mut().insert(name.to_owned());
-            let earlier = self.values.get(name).map(|(_, value)| value.clone());
-            earlier.or_else(|| (self.environment)(name))
-        };
-        let read = match text {
-            text if text.starts_with('\u{feff}') => {
-                Err("begins with a byte order mark: save the file without the mark")
-            }
-            text if text.contains('\u{fffd}') => Err("is not UTF-8: save the file as UTF-8"),
-            text if text.contains('\n') => Err("has a quote that is not closed on the same line"),
-            text => line::read(text, &known),
-        };
-        let mut used = used.into_inner();
+        let (read, mut used) = self.parse_line(text);
         let (read, nested) = match read {
             Ok(None) => return,
-            Ok(Some((key, _))) if *nested => (Err(NESTED), Some(key)),
+            Ok(Some((key, _))) if *nested => (Err(NESTED_SETTING), Some(key)),
             read => (read, None),
         };
         match read {
@@ -363,7 +339,9 @@ impl<'a> EnvFile<'a> {
             }
             Ok(None) => {}
             Err(what) => {
-                let set = nested.as_deref().map_or_else(|| lines::set(text), |key| vec![key]);
+                let set = nested
+                    .as_deref()
+                    .map_or_else(|| lines::assigned_variables(text), |key| vec![key]);
                 // `MQTT_HOST = hub` sets nothing in bash, but was meant as a setting. With a byte order mark, the
                 // first line's name cannot be read.
                 let meant = is_setting(text.trim_start()) || text.starts_with('\u{feff}');
@@ -377,6 +355,24 @@ impl<'a> EnvFile<'a> {
         }
     }
 
+    /// Parses a line; also returns the variables that the line uses.
+    fn parse_line(&self, text: &str) -> (line::Parsed, BTreeSet<String>) {
+        let used = RefCell::new(BTreeSet::new());
+        let parsed = match text {
+            text if text.starts_with('\u{feff}') => {
+                Err("begins with a byte order mark: save the file without the mark")
+            }
+            text if text.contains('\u{fffd}') => Err("is not UTF-8: save the file as UTF-8"),
+            text if text.contains('\n') => Err("has a quote that is not closed on the same line"),
+            text => line::read(text, &|name| {
+                used.borrow_mut().insert(name.to_owned());
+                let earlier = self.values.get(name).map(|(_, value)| value.clone());
+                earlier.or_else(|| (self.environment)(name))
+            }),
+        };
+        (parsed, used.into_inner())
+    }
+
     fn fault(&mut self, line: usize, what: String) {
         self.faults.push((line, what));
     }
@@ -385,10 +381,10 @@ impl<'a> EnvFile<'a> {
     fn unknown(&self) -> Vec<(usize, String)> {
         let mut unknown = Vec::new();
         for (key, (line, _)) in &self.values {
-            if KEYS.contains(&key.as_str()) || self.used.contains(key) {
+            if SETTING_NAMES.contains(&key.as_str()) || self.used.contains(key) {
                 continue;
             }
-            match nearest::nearest(key, &KEYS) {
+            match nearest::nearest(key, &SETTING_NAMES) {
                 Some(near) => {
                     unknown.push((*line, format!("unknown key {key}; did you mean {near}?")));
                 }
@@ -430,8 +426,10 @@ impl<'a> EnvFile<'a> {
 
     /// The parsed value of `key`, if the file or the environment sets it to a valid, non-empty value.
     fn optional<T>(&mut self, key: &str, make: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        let from_environment = || (self.environment)(key).map(|value| (0, value));
-        let (line, value) = self.values.get(key).cloned().or_else(from_environment)?;
+        let (line, value) = match self.values.get(key) {
+            Some(value) => value.clone(),
+            None => (0, (self.environment)(key)?),
+        };
         if value.is_empty() {
             return None;
         }
@@ -461,6 +459,30 @@ impl<'a> EnvFile<'a> {
             self.fault(self.line("MQTT_ACCEPT_UNSIGNED"), what);
         }
         Some(Signing { keys: keys?, accept_unsigned: accept.unwrap_or(false) })
+    }
+
+    /// Reads the login. A user without a password is valid.
+    fn login(&mut self) -> Option<Login> {
+        let user = self.optional("MQTT_USER", values::credential);
+        let password = self.optional("MQTT_PASSWORD", values::credential);
+        if user.is_none() && password.is_some() {
+            self.fault(0, "MQTT_PASSWORD is set but MQTT_USER is not".to_owned());
+        }
+        Some(Login { user: user?, password: Secret::new(password.unwrap_or_default()) })
+    }
+
+    /// Reads this host's name in the fleet; `nodename` is its own name.
+    fn node(&mut self, nodename: &str) -> Option<HostName> {
+        if let Some(node) = self.optional("MQTT_NODE", HostName::new) {
+            return Some(node);
+        }
+        match HostName::new(nodename) {
+            Ok(node) => Some(node),
+            Err(what) => {
+                self.fault(0, format!("this machine's host name {what}; set MQTT_NODE"));
+                None
+            }
+        }
     }
 
     /// Reads which jails take part. A jail in both lists is an error.
@@ -515,7 +537,7 @@ impl<'a> EnvFile<'a> {
     }
 
     /// As [`Self::optional`]; a missing value is an error.
-    fn needed<T>(&mut self, key: &str, make: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+    fn required<T>(&mut self, key: &str, make: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         let before = self.faults.len();
         let value = self.optional(key, make);
         if value.is_none() && self.faults.len() == before {

@@ -1,10 +1,8 @@
 //! Finds options of mosquitto's clients in a setting. The scripts passed the values to `mosquitto_pub` unquoted, so
 //! administrators set a port and TLS with `MQTT_HOST="hub -p 8883 --cafile /etc/ca.crt"`.
 
-/// An option, whether a value follows it, and the setting that replaces it.
-type ClientOption = (&'static str, bool, Option<&'static str>);
-
-const OPTIONS: [ClientOption; 15] = [
+/// Each option, whether a value follows it, and the setting that replaces it.
+const OPTIONS: [(&str, bool, Option<&str>); 15] = [
     ("-p", true, Some("MQTT_PORT")),
     ("--port", true, Some("MQTT_PORT")),
     ("--cafile", true, Some("MQTT_CAFILE")),
@@ -26,35 +24,34 @@ const OPTIONS: [ClientOption; 15] = [
 pub(super) fn fault(key: &str, value: &str) -> Option<String> {
     let mut arguments = value.split_whitespace().peekable();
     let mut own = Vec::new();
-    let (mut lines, mut useless) = (Vec::new(), Vec::new());
+    let (mut lines, mut unsupported) = (Vec::new(), Vec::new());
     while let Some(argument) = arguments.next() {
+        let option = OPTIONS.iter().find(|(option, _, _)| *option == argument);
         // A password may have any text in it, but hardly a long option.
-        let is_option = |option: &&ClientOption| {
-            option.0 == argument && (key != "MQTT_PASSWORD" || argument.len() > 2)
-        };
-        let Some((option, takes, setting)) = OPTIONS.iter().find(is_option) else {
+        let option = option.filter(|_| key != "MQTT_PASSWORD" || argument.len() > 2);
+        let Some((option, has_value, setting)) = option else {
             own.push(argument);
             continue;
         };
-        let given = if *takes { arguments.next() } else { None };
+        let value = if *has_value { arguments.next() } else { None };
         match setting {
             Some(setting) if setting.contains('=') => lines.push((*setting).to_owned()),
             Some("MQTT_PASSWORD") => lines.push("MQTT_PASSWORD='…'".to_owned()),
-            Some(setting) => lines.push(format!("{setting}={}", given.unwrap_or("…"))),
-            None => useless.push(*option),
+            Some(setting) => lines.push(format!("{setting}={}", value.unwrap_or("…"))),
+            None => unsupported.push(*option),
         }
     }
-    if lines.is_empty() && useless.is_empty() {
+    if lines.is_empty() && unsupported.is_empty() {
         return None;
     }
     let own = if key == "MQTT_PASSWORD" { "'…'".to_owned() } else { own.join(" ") };
     lines.insert(0, format!("{key}={own}"));
-    let without = match useless.as_slice() {
+    let unsupported = match unsupported.as_slice() {
         [] => String::new(),
         options => format!("; f2bmqtt does not support {}", options.join(", ")),
     };
     Some(format!(
-        "{key} has options of mosquitto_pub; write these lines instead: {}{without}",
+        "{key} has options of mosquitto_pub; write these lines instead: {}{unsupported}",
         lines.join(" and ")
     ))
 }

@@ -15,13 +15,16 @@ fn parse(text: &str) -> Result<Config, ConfigErrors> {
     Config::parse(Path::new("mqtt.env"), text.as_bytes(), &nothing, "web1")
 }
 
-fn value(line: &str) -> Result<String, &'static str> {
-    let known = |name: &str| match name {
+fn own_variable(name: &str) -> Option<String> {
+    match name {
         "OTHER" => Some("o th'er".to_owned()),
         "MY_VAR" => Some("mine".to_owned()),
         _ => None,
-    };
-    line::read(line, &known).map(|entry| entry.map_or_else(String::new, |(_, value)| value))
+    }
+}
+
+fn value(line: &str) -> Result<String, &'static str> {
+    line::read(line, &own_variable).map(|entry| entry.map_or_else(String::new, |(_, value)| value))
 }
 
 /// The value of `K` in bash after sourcing the line.
@@ -131,13 +134,16 @@ fn settings_of_the_scripts_are_accepted_unchanged() {
     assert_eq!(config.warnings, [""; 0]);
 }
 
-#[test]
-fn value_of_the_file_takes_precedence_over_the_environment() {
-    let environment = |name: &str| match name {
+fn environment(name: &str) -> Option<String> {
+    match name {
         "MQTT_HOST" | "BASE" => Some("from-environment".to_owned()),
         "MQTT_NODE" => Some("node1".to_owned()),
         _ => None,
-    };
+    }
+}
+
+#[test]
+fn value_of_the_file_takes_precedence_over_the_environment() {
     let text = "BASE=file\nMQTT_HOST=$BASE\nMQTT_TOPIC=t\n";
     let config = Config::parse(Path::new("f"), text.as_bytes(), &environment, "h").unwrap();
     assert_eq!(config.brokers[0].host, "file");
@@ -232,25 +238,32 @@ fn all_errors_are_listed_without_the_text_of_a_line() {
     assert_eq!(shown, expected);
 }
 
+/// Valid settings with one line more.
+fn parse_with(line: &str) -> Result<Config, ConfigErrors> {
+    parse(&format!("{GOOD}{line}\n"))
+}
+
 #[test]
 fn fail2ban_socket_is_an_absolute_path() {
-    let socket =
-        |text: &str| parse(&format!("{GOOD}{text}\n")).map(|config| config.fail2ban_socket);
-    assert_eq!(socket("").unwrap(), None);
-    assert_eq!(socket("MQTT_FAIL2BAN_SOCKET=").unwrap(), None);
-    assert_eq!(socket("MQTT_FAIL2BAN_SOCKET=/srv/f2b.sock").unwrap(), Some("/srv/f2b.sock".into()));
-    let fault = socket("MQTT_FAIL2BAN_SOCKET=f2b.sock").unwrap_err().to_string();
+    for (line, expected) in [
+        ("", None),
+        ("MQTT_FAIL2BAN_SOCKET=", None),
+        ("MQTT_FAIL2BAN_SOCKET=/srv/f2b.sock", Some(PathBuf::from("/srv/f2b.sock"))),
+    ] {
+        assert_eq!(parse_with(line).unwrap().fail2ban_socket, expected, "{line}");
+    }
+    let fault = parse_with("MQTT_FAIL2BAN_SOCKET=f2b.sock").unwrap_err().to_string();
     assert!(fault.ends_with("MQTT_FAIL2BAN_SOCKET must be a path that begins with /"), "{fault}");
 }
 
 #[test]
 fn invalid_proxy_is_an_error_that_does_not_show_the_url() {
-    let proxy = |text: &str| parse(&format!("{GOOD}MQTT_HTTPS_PROXY={text}\n"));
-    for text in ["http://proxy:3128", "http://ann:s3cret@[2001:db8::1]:3128/"] {
-        assert_eq!(proxy(text).unwrap().https_proxy.unwrap().reveal(), text);
+    for url in ["http://proxy:3128", "http://ann:s3cret@[2001:db8::1]:3128/"] {
+        let config = parse_with(&format!("MQTT_HTTPS_PROXY={url}")).unwrap();
+        assert_eq!(config.https_proxy.unwrap().reveal(), url);
     }
-    for text in ["s3cret:3128", "https://s3cret", "http://", "http://s3cret@", "'http://s3 cret'"] {
-        let fault = proxy(text).unwrap_err().to_string();
+    for url in ["s3cret:3128", "https://s3cret", "http://", "http://s3cret@", "'http://s3 cret'"] {
+        let fault = parse_with(&format!("MQTT_HTTPS_PROXY={url}")).unwrap_err().to_string();
         assert!(fault.ends_with("must be the URL of a proxy: http://host:port"), "{fault}");
         assert!(!fault.contains("s3"), "{fault}");
     }
@@ -259,16 +272,16 @@ fn invalid_proxy_is_an_error_that_does_not_show_the_url() {
 
 #[test]
 fn jails_and_networks_are_lists() {
-    let jail = |name: &str| crate::wire::Jail::new(name).unwrap();
+    let [mail, ftp] = ["mail", "ftp"].map(|name| crate::wire::Jail::new(name).unwrap());
     let all = parse(GOOD).unwrap();
-    assert!(all.sharing.includes(&jail("any")) && all.never_ban.is_empty());
-    let text = "MQTT_JAILS='sshd, web mail'\nMQTT_NEVER_BAN='192.0.2.1 2001:db8::/32,10.0.0.0/8'\n";
-    let some = parse(&format!("{GOOD}{text}")).unwrap();
-    assert!(some.sharing.includes(&jail("mail")) && !some.sharing.includes(&jail("ftp")));
+    assert!(all.sharing.includes(&mail) && all.sharing.includes(&ftp) && all.never_ban.is_empty());
+    let text = "MQTT_JAILS='sshd, web mail'\nMQTT_NEVER_BAN='192.0.2.1 2001:db8::/32,10.0.0.0/8'";
+    let some = parse_with(text).unwrap();
+    assert!(some.sharing.includes(&mail) && !some.sharing.includes(&ftp));
     let shown: Vec<_> = some.never_ban.iter().map(ToString::to_string).collect();
     assert_eq!(shown, ["192.0.2.1/32", "2001:db8::/32", "10.0.0.0/8"]);
-    let but = parse(&format!("{GOOD}MQTT_NOT_JAILS=ftp\n")).unwrap();
-    assert!(but.sharing.includes(&jail("mail")) && !but.sharing.includes(&jail("ftp")));
+    let all_but_one = parse_with("MQTT_NOT_JAILS=ftp").unwrap();
+    assert!(all_but_one.sharing.includes(&mail) && !all_but_one.sharing.includes(&ftp));
     let both = format!("{GOOD}MQTT_JAILS=sshd,web\nMQTT_NOT_JAILS=web\n");
     let shown = parse(&both).unwrap_err().to_string();
     assert!(shown.ends_with("line 4: MQTT_NOT_JAILS and MQTT_JAILS both name web"), "{shown}");
@@ -330,10 +343,13 @@ fn certificates() -> tempfile::TempDir {
     dir
 }
 
+fn with_dir(text: &str, dir: &tempfile::TempDir) -> String {
+    text.replace("DIR", &dir.path().display().to_string())
+}
+
 #[test]
 fn tls_is_on_with_a_ca_or_a_switch_and_has_its_default_port() {
     let dir = certificates();
-    let at = |text: &str| text.replace("DIR", &dir.path().display().to_string());
     let table = [
         ("", Some(1883)),
         ("MQTT_TLS=off\n", Some(1883)),
@@ -348,7 +364,7 @@ fn tls_is_on_with_a_ca_or_a_switch_and_has_its_default_port() {
         ("MQTT_CAFILE=DIR/missing\n", None),
     ];
     for (text, port) in table {
-        let config = parse(&format!("{GOOD}{}", at(text)));
+        let config = parse_with(&with_dir(text, &dir));
         let found = config.as_ref().ok().map(|config| config.brokers[0].port);
         assert_eq!(found, port, "{text}: {config:?}");
         if let Ok(config) = config {
@@ -369,14 +385,14 @@ fn certificates_have_a_name_and_an_expiry() {
     let all = config.tls.unwrap().certificates();
     let kinds: Vec<_> = all.iter().map(|certificate| certificate.kind).collect();
     assert_eq!(kinds, ["client", "ca"]);
-    let ends = |file: &str| {
+    for (certificate, file) in all.iter().zip(["web1.crt", "ca.crt"]) {
         let command = format!(
             "date -d \"$(openssl x509 -in {dir}/{file} -noout -enddate | cut -d= -f2)\" +%s"
         );
         let out = Command::new("sh").args(["-c", &command]).output().unwrap();
-        String::from_utf8(out.stdout).unwrap().trim().parse::<i64>().unwrap()
-    };
-    assert_eq!([all[0].ends, all[1].ends], [ends("web1.crt"), ends("ca.crt")]);
+        let end: i64 = String::from_utf8(out.stdout).unwrap().trim().parse().unwrap();
+        assert_eq!(certificate.ends, end, "{file}");
+    }
     assert_eq!(all[0].title(), "this host's certificate, MQTT_CERT (web1)");
     let day = 86_400;
     let table = [(31, false), (30, false), (29, true), (0, true), (-5, true)];
@@ -389,7 +405,6 @@ fn certificates_have_a_name_and_an_expiry() {
 #[test]
 fn error_in_a_tls_file_names_the_line_of_the_setting() {
     let dir = certificates();
-    let at = |text: &str| text.replace("DIR", &dir.path().display().to_string());
     let table = [
         (
             "MQTT_CAFILE=DIR/missing\nMQTT_CERT=DIR/empty\nMQTT_KEY=DIR/locked.key\n",
@@ -424,9 +439,9 @@ fn error_in_a_tls_file_names_the_line_of_the_setting() {
                                                       certificate"),
     ];
     for (text, expected) in table {
-        let shown = parse(&format!("{GOOD}{}", at(text))).unwrap_err().to_string();
+        let shown = parse_with(&with_dir(text, &dir)).unwrap_err().to_string();
         let shown = shown.strip_prefix("the settings in mqtt.env cannot be used:\n  ").unwrap();
-        assert_eq!(shown, at(expected), "{text}");
+        assert_eq!(shown, with_dir(expected, &dir), "{text}");
     }
 }
 

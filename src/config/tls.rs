@@ -18,7 +18,7 @@ use rustls::{ClientConfig, RootCertStore};
 use super::certificate::{Certificate, Seen, Verifier};
 
 /// The bundle of all public CAs is a quarter of this size.
-const MAX_BYTES: u64 = 1024 * 1024;
+const MAX_PEM_BYTES: u64 = 1024 * 1024;
 
 /// The settings of TLS, if TLS is on.
 #[derive(Clone, Debug)]
@@ -39,13 +39,8 @@ impl Tls {
     /// The known certificates of this host, its CA and the broker. Of several in a file, the one that expires first.
     #[must_use]
     pub fn certificates(&self) -> Vec<Certificate> {
-        let first = |kind, path: &Path| {
-            let all = certificates(path).unwrap_or_default();
-            let all = all.iter().filter_map(|der| Certificate::read(kind, der));
-            all.min_by_key(|certificate| certificate.ends)
-        };
-        let own = self.identity.as_ref().and_then(|(path, _)| first("client", path));
-        let ca = self.authorities.as_ref().and_then(|path| first("ca", path));
+        let own = self.identity.as_ref().and_then(|(path, _)| first_to_expire("client", path));
+        let ca = self.authorities.as_ref().and_then(|path| first_to_expire("ca", path));
         let broker = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
         [own, ca, broker].into_iter().flatten().collect()
     }
@@ -106,6 +101,13 @@ impl Tls {
         let mode = std::fs::metadata(key).ok()?.permissions().mode();
         (mode & 0o007 != 0).then_some(key)
     }
+}
+
+/// The certificate in a file that expires first.
+fn first_to_expire(kind: &'static str, path: &Path) -> Option<Certificate> {
+    let all = certificates(path).ok()?;
+    let all = all.iter().filter_map(|der| Certificate::read(kind, der));
+    all.min_by_key(|certificate| certificate.ends)
 }
 
 fn named(setting: &str) -> impl Fn(String) -> String {
@@ -191,10 +193,11 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
     let mut text = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut text));
+    let read =
+        File::open(path).and_then(|file| file.take(MAX_PEM_BYTES + 1).read_to_end(&mut text));
     match read {
-        Ok(_) if text.len() as u64 > MAX_BYTES => {
-            Err(format!("is larger than {} KiB: {}", MAX_BYTES / 1024, path.display()))
+        Ok(_) if text.len() as u64 > MAX_PEM_BYTES => {
+            Err(format!("is larger than {} KiB: {}", MAX_PEM_BYTES / 1024, path.display()))
         }
         Ok(_) => Ok(text),
         Err(error) => {

@@ -7,7 +7,7 @@ use crate::wire::HostName;
 const MAX_TOPIC_BYTES: usize = 200;
 
 /// The first level of all retained topics.
-const RETAINED: &str = "f2bmqtt";
+const RETAINED_ROOT: &str = "f2bmqtt";
 
 /// A topic that can be published to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,9 +38,9 @@ impl Topic {
     /// As [`Topic::new`].
     pub fn of_fleet(text: &str) -> Result<Self, String> {
         let topic = Self::new(text)?;
-        if text == RETAINED || text.starts_with("f2bmqtt/") {
+        if text == RETAINED_ROOT || text.starts_with("f2bmqtt/") {
             return Err(format!(
-                "must not be {RETAINED} or begin with {RETAINED}/, which holds the snapshots and presence \
+                "must not be {RETAINED_ROOT} or begin with {RETAINED_ROOT}/, which holds the snapshots and presence \
                  of all fleets"
             ));
         }
@@ -87,14 +87,14 @@ impl Topic {
     /// Filters for the presences of any fleet whose topic has one or two levels.
     #[must_use]
     pub fn any_presences() -> [String; 2] {
-        ["+", "+/+"].map(|topic| format!("{RETAINED}/{topic}/host/+"))
+        ["+", "+/+"].map(|topic| format!("{RETAINED_ROOT}/{topic}/host/+"))
     }
 
     /// The topic of the fleet that a presence's topic belongs to.
     #[must_use]
     pub fn of_presence(presence: &str) -> Option<&str> {
         let (topic, host) =
-            presence.strip_prefix(RETAINED)?.strip_prefix('/')?.rsplit_once("/host/")?;
+            presence.strip_prefix(RETAINED_ROOT)?.strip_prefix('/')?.rsplit_once("/host/")?;
         (!topic.is_empty() && !host.is_empty() && !host.contains('/')).then_some(topic)
     }
 
@@ -113,7 +113,7 @@ impl Topic {
     /// The topic or filter `name` in the retained branch: `host/web1`, `state/web1/+`.
     #[must_use]
     pub fn retained(&self, name: &str) -> String {
-        format!("{RETAINED}/{}/{name}", self.0)
+        format!("{RETAINED_ROOT}/{}/{name}", self.0)
     }
 
     /// Both branches, for messages about access rules.
@@ -129,14 +129,14 @@ impl Topic {
     }
 
     /// The topic that an event was published on, from the one that it arrived on.
-    pub(crate) fn of_event(&self, came: &str) -> Option<String> {
-        let rest = strip(came, &self.0)?;
+    pub(crate) fn of_event(&self, received: &str) -> Option<String> {
+        let rest = strip(received, &self.0)?;
         (rest.is_empty() || rest.starts_with('/')).then(|| format!("{}{rest}", self.0))
     }
 
     /// The rest of a topic below the retained branch.
     pub(crate) fn retained_below<'a>(&self, topic: &'a str) -> Option<&'a str> {
-        let rest = topic.strip_prefix(RETAINED)?.strip_prefix('/')?;
+        let rest = topic.strip_prefix(RETAINED_ROOT)?.strip_prefix('/')?;
         strip(rest, &self.0)?.strip_prefix('/')
     }
 }

@@ -69,7 +69,7 @@ impl fmt::Debug for Secret {
 }
 
 /// The name and password that this host sends to the broker.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Login {
     /// User name.
     pub user: String,
@@ -91,34 +91,36 @@ pub(super) fn brokers(text: &str) -> Result<Vec<HostPort>, String> {
 }
 
 fn broker(text: &str) -> Result<HostPort, String> {
-    const HOW: &str = "must be host, host:port or [IPv6 address]:port; separate several by commas";
-    let v6 = |host: &str, port| match host.parse::<Ipv6Addr>() {
-        Ok(address) => Ok(HostPort { host: format!("[{address}]"), port }),
-        Err(_) => Err(HOW.to_owned()),
-    };
-    if text.contains('/') {
-        return Err(HOW.to_owned());
-    }
-    if let Some((host, rest)) = text.strip_prefix('[').and_then(|text| text.split_once(']')) {
+    let parsed = if text.contains('/') {
+        None // such as mqtt://host
+    } else if let Some((host, rest)) = text.strip_prefix('[').and_then(|text| text.split_once(']'))
+    {
         let port = rest.strip_prefix(':').map(port).transpose()?;
-        return if port.is_some() || rest.is_empty() {
-            v6(host, port)
-        } else {
-            Err(HOW.to_owned())
+        v6_host(host, port).filter(|_| port.is_some() || rest.is_empty())
+    } else if text.matches(':').count() > 1 {
+        v6_host(text, None)
+    } else {
+        let (host, port) = match text.split_once(':') {
+            Some((host, text)) => (host, Some(port(text)?)),
+            None => (text, None),
         };
-    }
-    if text.matches(':').count() > 1 {
-        return v6(text, None);
-    }
-    let (host, port) = match text.split_once(':') {
-        Some((host, text)) => (host, Some(port(text)?)),
-        None => (text, None),
+        is_host_name(host).then(|| HostPort { host: host.to_owned(), port })
     };
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    if host.is_empty() || host.len() > 253 || !host.chars().all(plain) {
-        return Err(HOW.to_owned());
-    }
-    Ok(HostPort { host: host.to_owned(), port })
+    parsed.ok_or_else(|| {
+        "must be host, host:port or [IPv6 address]:port; separate several by commas".to_owned()
+    })
+}
+
+fn v6_host(text: &str, port: Option<u16>) -> Option<HostPort> {
+    let address: Ipv6Addr = text.parse().ok()?;
+    Some(HostPort { host: format!("[{address}]"), port })
+}
+
+/// Whether a text is a host name or an IPv4 address. DNS limits names to 253 characters.
+fn is_host_name(text: &str) -> bool {
+    let mut chars = text.chars();
+    (1..=253).contains(&text.len())
+        && chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
 }
 
 pub(super) fn port(text: &str) -> Result<u16, String> {

@@ -107,7 +107,7 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
         daemon.started_at * 1000,
     ));
     let memory = Arc::clone(&daemon.memory);
-    let reporter = tokio::spawn(abuseipdb::service::forever(
+    let reporter = tokio::spawn(abuseipdb::service::run_in_daemon(
         paths.clone(),
         Arc::new(move || memory.lock().database.path().map(Path::to_owned)),
         config.https_proxy.clone(),

@@ -12,17 +12,18 @@ pub fn is_read_only_for(pid: i32, path: &Path) -> Option<bool> {
 
 /// Whether a path is mounted read-only. The deepest mount above the path decides; of several, the last.
 fn is_read_only(mounts: &str, path: &Path) -> bool {
-    let mount = |line: &str| {
-        let mut fields = line.split(' ');
-        let point = fields.nth(4)?.replace("\\040", " ");
-        let options = fields.next()?.to_owned();
-        let file_system = line.rsplit(' ').next()?;
-        let read_only = |options: &str| options.split(',').any(|option| option == "ro");
-        path.starts_with(&point)
-            .then(|| (point.len(), read_only(&options) || read_only(file_system)))
-    };
-    let deepest = mounts.lines().filter_map(mount).max_by_key(|(depth, _)| *depth);
-    deepest.is_some_and(|(_, read_only)| read_only)
+    let mounts = mounts.lines().filter_map(parse_mount);
+    let above = mounts.filter(|(point, _)| path.starts_with(point));
+    above.max_by_key(|(point, _)| point.len()).is_some_and(|(_, is_read_only)| is_read_only)
+}
+
+/// The mount point in a line of mountinfo, and whether the mount or its file system is read-only.
+fn parse_mount(line: &str) -> Option<(String, bool)> {
+    let mut fields = line.split(' ');
+    let point = fields.nth(4)?.replace("\\040", " ");
+    let (mount_options, file_system_options) = (fields.next()?, line.rsplit(' ').next()?);
+    let mut options = mount_options.split(',').chain(file_system_options.split(','));
+    Some((point, options.any(|option| option == "ro")))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf, absolute};
 
 /// What a directory contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keeps {
+pub enum DirContent {
     /// A database. SQLite trusts the journals beside it.
     Database,
     /// A log, which is only appended to.
@@ -20,12 +20,13 @@ pub enum Keeps {
     Directories,
 }
 
-/// Why a path is unsafe for a file of root, and the fix.
+/// Why a path is unsafe for a file of root.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}. {cure}")]
-#[allow(missing_docs)]
 pub struct Fault {
+    /// The path, and what another user could do there.
     pub what: String,
+    /// What the administrator can do, as a sentence without its full stop.
     pub cure: String,
 }
 
@@ -40,7 +41,7 @@ impl From<Fault> for io::Error {
 enum DirSafety {
     Safe,
     /// Usable, but others have more rights than they need.
-    Odd(String),
+    Questionable(String),
     Unsafe(String),
 }
 
@@ -48,32 +49,36 @@ enum DirSafety {
 const MAX_LINKS: u32 = 40;
 
 /// System groups have lower GIDs (`SYS_GID_MAX` of login.defs(5) on Debian), except `users`, which has people. In the
-/// service's user namespace, every group but root's appears as `UNMAPPED`.
-const FIRST_GROUP_OF_PEOPLE: u32 = 1000;
-const USERS: u32 = 100;
-const UNMAPPED: u32 = 65_534;
+/// service's user namespace, every group but root's appears as `UNMAPPED_ID`.
+const FIRST_GID_OF_PEOPLE: u32 = 1000;
+const USERS_GID: u32 = 100;
+const UNMAPPED_ID: u32 = 65_534;
 
 /// Mode bits: write permission, and the sticky bit, with which only the owner of a file can remove or rename it.
-const GROUP_WRITES: u32 = 0o020;
-const OTHERS_WRITE: u32 = 0o002;
-const STICKY: u32 = 0o1000;
+const GROUP_WRITE_BIT: u32 = 0o020;
+const OTHERS_WRITE_BIT: u32 = 0o002;
+const STICKY_BIT: u32 = 0o1000;
 
 /// The suffixes of the files beside a database that SQLite reads.
-const BESIDE: [&str; 3] = ["-journal", "-wal", "-shm"];
+const JOURNAL_SUFFIXES: [&str; 3] = ["-journal", "-wal", "-shm"];
 
 /// Judges one directory by its owner, group and mode, for a process of the user `me`.
-fn judge((user, group, mode): (u32, u32, u32), me: u32, keeps: Keeps) -> DirSafety {
-    let is_sticky = keeps == Keeps::Directories && mode & STICKY != 0;
-    let is_system = (group < FIRST_GROUP_OF_PEOPLE && group != USERS) || group == UNMAPPED;
+fn judge((user, group, mode): (u32, u32, u32), me: u32, content: DirContent) -> DirSafety {
+    let is_sticky = content == DirContent::Directories && mode & STICKY_BIT != 0;
+    let is_system = (group < FIRST_GID_OF_PEOPLE && group != USERS_GID) || group == UNMAPPED_ID;
     if user != 0 && user != me {
         DirSafety::Unsafe(format!("belongs to the user with UID {user}"))
-    } else if mode & OTHERS_WRITE != 0 {
+    } else if mode & OTHERS_WRITE_BIT != 0 {
         let what = "is writable by every user";
-        if is_sticky { DirSafety::Odd(what.to_owned()) } else { DirSafety::Unsafe(what.to_owned()) }
-    } else if mode & GROUP_WRITES != 0 && group != 0 {
+        if is_sticky {
+            DirSafety::Questionable(what.to_owned())
+        } else {
+            DirSafety::Unsafe(what.to_owned())
+        }
+    } else if mode & GROUP_WRITE_BIT != 0 && group != 0 {
         let what = format!("is writable by the group with GID {group}");
-        let may = is_sticky || (is_system && keeps != Keeps::Database);
-        if may { DirSafety::Odd(what) } else { DirSafety::Unsafe(what) }
+        let may = is_sticky || (is_system && content != DirContent::Database);
+        if may { DirSafety::Questionable(what) } else { DirSafety::Unsafe(what) }
     } else {
         DirSafety::Safe
     }
@@ -84,17 +89,18 @@ fn judge((user, group, mode): (u32, u32, u32), me: u32, keeps: Keeps) -> DirSafe
 ///
 /// # Errors
 /// What another user could do, with the fix; or a system error.
-pub fn check_path(path: &Path, keeps: Keeps) -> io::Result<Vec<String>> {
+pub fn check_path(path: &Path, content: DirContent) -> io::Result<Vec<String>> {
     let dir = path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
     let me = rustix::process::geteuid().as_raw();
-    let (last, above) = way(dir)?;
-    let mut odd = Vec::new();
+    let (last, above) = resolve_dir(dir)?;
+    let mut warnings = Vec::new();
     let above = above.iter().filter(|dir| **dir != last);
-    for (dir, keeps) in above.map(|dir| (dir, Keeps::Directories)).chain([(&last, keeps)]) {
-        let about = fs::metadata(dir)?;
-        match judge((about.uid(), about.gid(), about.mode()), me, keeps) {
+    for (dir, content) in above.map(|dir| (dir, DirContent::Directories)).chain([(&last, content)])
+    {
+        let metadata = fs::metadata(dir)?;
+        match judge((metadata.uid(), metadata.gid(), metadata.mode()), me, content) {
             DirSafety::Safe => {}
-            DirSafety::Odd(what) => odd.push(format!("{} {what}", dir.display())),
+            DirSafety::Questionable(what) => warnings.push(format!("{} {what}", dir.display())),
             DirSafety::Unsafe(what) => {
                 let dir = dir.display();
                 let what = format!("{dir} {what}, who could replace files in the directory");
@@ -108,24 +114,24 @@ pub fn check_path(path: &Path, keeps: Keeps) -> io::Result<Vec<String>> {
     }
     let name = path.file_name().unwrap_or_default();
     check_file(path, me)?;
-    if keeps == Keeps::Database {
-        for suffix in BESIDE {
-            let mut beside = name.to_owned();
-            beside.push(suffix);
-            check_file(&path.with_file_name(beside), me)?;
+    if content == DirContent::Database {
+        for suffix in JOURNAL_SUFFIXES {
+            let mut journal = name.to_owned();
+            journal.push(suffix);
+            check_file(&path.with_file_name(journal), me)?;
         }
     }
-    Ok(odd)
+    Ok(warnings)
 }
 
 /// Like [`check_path`], but resolves the symbolic links of a log first.
 ///
 /// # Errors
 /// Those of [`check_path`].
-pub fn inspect(path: &Path, keeps: Keeps) -> io::Result<Vec<String>> {
-    match keeps {
-        Keeps::Log => check_path(&follow(path, keeps)?, keeps),
-        Keeps::Database | Keeps::Directories => check_path(path, keeps),
+pub fn inspect(path: &Path, content: DirContent) -> io::Result<Vec<String>> {
+    match content {
+        DirContent::Log => check_path(&follow(path, content)?, content),
+        DirContent::Database | DirContent::Directories => check_path(path, content),
     }
 }
 
@@ -134,19 +140,20 @@ pub fn inspect(path: &Path, keeps: Keeps) -> io::Result<Vec<String>> {
 ///
 /// # Errors
 /// Those of [`check_path`].
-pub(crate) fn follow(path: &Path, keeps: Keeps) -> io::Result<PathBuf> {
+pub(crate) fn follow(path: &Path, content: DirContent) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     let me = rustix::process::geteuid().as_raw();
     for _ in 0..MAX_LINKS {
-        let Ok(about) = fs::symlink_metadata(&path) else { return Ok(path) };
+        let Ok(metadata) = fs::symlink_metadata(&path) else { return Ok(path) };
         let dir = path.parent().unwrap_or(Path::new("/"));
-        if !about.is_symlink() || about.uid() != 0 && about.uid() != me {
+        if !metadata.is_symlink() || metadata.uid() != 0 && metadata.uid() != me {
             return Ok(path);
         }
         // The link must be as safe as a file in its directory. The name does not matter.
-        check_path(&dir.join("none such"), keeps)?;
-        let of = fs::metadata(dir)?;
-        if judge((of.uid(), of.gid(), of.mode()), me, keeps) != DirSafety::Safe {
+        check_path(&dir.join("none such"), content)?;
+        let metadata = fs::metadata(dir)?;
+        let dir_mode = (metadata.uid(), metadata.gid(), metadata.mode());
+        if judge(dir_mode, me, content) != DirSafety::Safe {
             return Ok(path);
         }
         path = dir.join(fs::read_link(&path)?);
@@ -156,14 +163,14 @@ pub(crate) fn follow(path: &Path, keeps: Keeps) -> io::Result<PathBuf> {
 
 /// Checks that a file, if it exists, is a regular file of root.
 fn check_file(path: &Path, me: u32) -> io::Result<()> {
-    let Ok(about) = fs::symlink_metadata(path) else { return Ok(()) };
-    if about.is_symlink() {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
+    if metadata.is_symlink() {
         return Err(rustix::io::Errno::LOOP.into());
     }
-    is_regular(&about)?;
-    if about.uid() != 0 && about.uid() != me {
+    is_regular(&metadata)?;
+    if metadata.uid() != 0 && metadata.uid() != me {
         let path = path.display();
-        let what = format!("{path} belongs to the user with UID {}", about.uid());
+        let what = format!("{path} belongs to the user with UID {}", metadata.uid());
         let cure = format!("Delete it, or run: chown root {path}");
         return Err(Fault { what, cure }.into());
     }
@@ -174,8 +181,8 @@ fn check_file(path: &Path, me: u32) -> io::Result<()> {
 ///
 /// # Errors
 /// The kind of the file, if it is another one.
-pub(super) fn is_regular(about: &Metadata) -> io::Result<()> {
-    let kind = about.file_type();
+pub(super) fn is_regular(metadata: &Metadata) -> io::Result<()> {
+    let kind = metadata.file_type();
     let what = match () {
         () if kind.is_file() => return Ok(()),
         () if kind.is_dir() => "a directory",
@@ -189,7 +196,7 @@ pub(super) fn is_regular(about: &Metadata) -> io::Result<()> {
 
 /// The directory that a path resolves to, as far as directories exist, and every directory in which the kernel looks
 /// up a component of the path.
-fn way(dir: &Path) -> io::Result<(PathBuf, BTreeSet<PathBuf>)> {
+fn resolve_dir(dir: &Path) -> io::Result<(PathBuf, BTreeSet<PathBuf>)> {
     let mut pending: Vec<OsString> = components(&absolute(dir)?);
     let (mut at, mut above, mut links) = (PathBuf::from("/"), BTreeSet::new(), 0);
     while let Some(name) = pending.pop() {
@@ -200,7 +207,7 @@ fn way(dir: &Path) -> io::Result<(PathBuf, BTreeSet<PathBuf>)> {
         above.insert(at.clone());
         let next = at.join(name);
         match fs::symlink_metadata(&next) {
-            Ok(about) if about.is_symlink() => {
+            Ok(metadata) if metadata.is_symlink() => {
                 links += 1;
                 if links > MAX_LINKS {
                     return Err(rustix::io::Errno::LOOP.into());
@@ -211,7 +218,7 @@ fn way(dir: &Path) -> io::Result<(PathBuf, BTreeSet<PathBuf>)> {
                 }
                 pending.extend(components(&to));
             }
-            Ok(about) if about.is_dir() => at = next,
+            Ok(metadata) if metadata.is_dir() => at = next,
             // A later mkdir reports that this is no directory.
             Ok(_) => break,
             Err(error) if error.kind() == io::ErrorKind::NotFound => break,

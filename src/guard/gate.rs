@@ -12,8 +12,8 @@ use crate::wire::{
     Malformed, Presence, Shard,
 };
 
-/// The longest topic that is printed, in characters.
-const MAX_SHOWN: usize = 100;
+/// The longest topic that is printed.
+const MAX_SHOWN_CHARS: usize = 100;
 
 /// Decides which messages a client accepts.
 #[derive(Clone, Debug)]
@@ -21,14 +21,14 @@ pub struct Gate {
     topic: Topic,
     me: HostName,
     signing: Option<Signing>,
-    /// What this client subscribes to besides the fleet's topics, exact.
+    /// Topics besides the fleet's that this client subscribes to, without wildcards.
     others: Vec<String>,
 }
 
 /// The kind and the origin of a message, by its topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    #[allow(missing_docs)]
+    /// An event, which any host may publish; its payload names the host.
     Event,
     /// One shard of a host's snapshot.
     Shard {
@@ -39,7 +39,7 @@ pub enum Source {
     },
     /// The presence of a host.
     Presence {
-        #[allow(missing_docs)]
+        /// The host of the topic.
         host: HostName,
     },
     /// Another topic that this client subscribed to.
@@ -81,7 +81,7 @@ impl Gate {
     /// # Errors
     /// [`Rejected`]
     pub fn admit(&self, topic: &str, payload: Vec<u8>) -> Result<Admitted, Rejected> {
-        let shown = shown(topic);
+        let shown = printable_topic(topic);
         let (source, topic) = self.classify(topic).map_err(|why| Rejected {
             reason: RejectReason::WrongTopic,
             topic: shown.clone(),
@@ -108,33 +108,29 @@ impl Gate {
     }
 
     /// Classifies a topic; also returns the topic that the sender published on and signed.
-    fn classify(&self, came: &str) -> Result<(Source, String), String> {
+    fn classify(&self, received: &str) -> Result<(Source, String), String> {
         // RabbitMQ replaces each dot in a topic by a slash.
-        let same = |other: &&String| other.replace('.', "/") == came.replace('.', "/");
-        if let Some(other) = self.others.iter().find(same) {
+        let with_slashes = received.replace('.', "/");
+        let mut others = self.others.iter();
+        if let Some(other) = others.find(|other| other.replace('.', "/") == with_slashes) {
             return Ok((Source::Other(other.clone()), other.clone()));
         }
-        if let Some(topic) = self.topic.of_event(came) {
+        if let Some(topic) = self.topic.of_event(received) {
             return Ok((Source::Event, topic));
         }
-        let Some(below) = self.topic.retained_below(came) else {
+        let Some(below) = self.topic.retained_below(received) else {
             return Err("the topic is not below MQTT_TOPIC".to_owned());
-        };
-        // A host name is one level of the topic, so a slash in it was a dot.
-        let named = |host: &str| {
-            HostName::new(&host.replace('/', "."))
-                .map_err(|why| format!("the host in the topic {why}"))
         };
         match below.split_once('/') {
             Some(("host", host)) => {
-                let host = named(host)?;
+                let host = parse_host(host)?;
                 let topic = self.topic.presence(&host);
                 Ok((Source::Presence { host }, topic))
             }
             Some(("state", rest)) => {
                 let (host, digits) = rest.rsplit_once('/').unwrap_or((rest, ""));
-                let index = index(digits).ok_or("the topic has no shard number")?;
-                let host = named(host)?;
+                let index = parse_index(digits).ok_or("the topic has no shard number")?;
+                let host = parse_host(host)?;
                 let topic = self.topic.shard(&host, index);
                 Ok((Source::Shard { host, index }, topic))
             }
@@ -164,14 +160,16 @@ impl Gate {
         if payload.is_empty() || matches!(source, Source::Other(_)) {
             return Ok(false);
         }
-        let own = source.host() == Some(&self.me);
+        let has_own_name = source.host() == Some(&self.me);
         match signing.keys.check(topic, payload) {
             SignatureStatus::Valid => Ok(true),
             SignatureStatus::Missing if !signing.accept_unsigned => {
                 let why = "the message is not signed, and this host has MQTT_SIGNING_KEY";
                 Err((RejectReason::Unsigned, why.to_owned()))
             }
-            SignatureStatus::Missing if own => Err((RejectReason::Unsigned, OWN.to_owned())),
+            SignatureStatus::Missing if has_own_name => {
+                Err((RejectReason::Unsigned, UNSIGNED_OWN_MESSAGE.to_owned()))
+            }
             SignatureStatus::Missing => Ok(false),
             SignatureStatus::Invalid => {
                 let why = "the signature does not match: another key, another topic, or a changed message";
@@ -182,26 +180,32 @@ impl Gate {
 }
 
 /// Why a message is rejected although unsigned ones are accepted.
-const OWN: &str =
+const UNSIGNED_OWN_MESSAGE: &str =
     "the message has this host's name but no signature, and this host signs all its messages";
-const UNBAN: &str = "the fleet unban is not signed";
+const UNSIGNED_FLEET_UNBAN: &str = "the fleet unban is not signed";
+
+/// Parses the host in a topic. A host name is one level of the topic, so a slash in it was a dot.
+fn parse_host(text: &str) -> Result<HostName, String> {
+    HostName::new(&text.replace('/', ".")).map_err(|why| format!("the host in the topic {why}"))
+}
 
 /// Parses the number of a shard; only its canonical spelling is valid.
-fn index(digits: &str) -> Option<u32> {
+fn parse_index(digits: &str) -> Option<u32> {
     let index = digits.parse::<u32>().ok().filter(|index| *index < MAX_SHARDS)?;
     (index.to_string() == digits).then_some(index)
 }
 
-fn shown(topic: &str) -> String {
+/// A topic as it is printed: escaped, and cut.
+fn printable_topic(topic: &str) -> String {
     let mut text = String::new();
-    for c in topic.chars().take(MAX_SHOWN) {
+    for c in topic.chars().take(MAX_SHOWN_CHARS) {
         if is_unsafe_for_display(c) {
             text.extend(c.escape_unicode());
         } else {
             text.extend(c.escape_debug());
         }
     }
-    text.chars().take(MAX_SHOWN).collect()
+    text.chars().take(MAX_SHOWN_CHARS).collect()
 }
 
 impl Source {
@@ -258,8 +262,8 @@ impl Admitted {
         let event = Event::parse(&self.payload).map_err(|why| self.malformed(WHAT, &why))?;
         let why = match &event {
             _ if self.trusted => return Ok(event),
-            event if event.id.is_some() => UNBAN,
-            event if event.host == self.me => OWN,
+            event if event.id.is_some() => UNSIGNED_FLEET_UNBAN,
+            event if event.host == self.me => UNSIGNED_OWN_MESSAGE,
             _ => return Ok(event),
         };
         Err(self.reject(RejectReason::Unsigned, WHAT, why.to_owned()))
@@ -317,7 +321,7 @@ impl Admitted {
 }
 
 impl Rejected {
-    #[allow(missing_docs)]
+    /// The reason that is counted.
     #[must_use]
     pub fn reason(&self) -> RejectReason {
         self.reason

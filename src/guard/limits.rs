@@ -6,8 +6,7 @@ use std::collections::HashMap;
 use crate::clock::is_within;
 use crate::wire::HostName;
 
-/// In milliseconds.
-const MINUTE: i64 = 60_000;
+const WINDOW_MS: i64 = 60_000;
 
 /// The most hosts that are counted separately; the others share one count.
 const MAX_HOSTS: usize = 2_000;
@@ -53,13 +52,13 @@ impl RateLimiter {
         kind: MessageKind,
         now: i64,
     ) -> bool {
-        if !is_within(MINUTE, self.since, now) {
+        if !is_within(WINDOW_MS, self.since, now) {
             self.counts.clear();
             self.since = now;
         }
-        let own =
-            peer || self.counts.len() < MAX_HOSTS || self.counts.contains_key(&Some(host.clone()));
-        let counts = self.counts.entry(own.then(|| host.clone())).or_default();
+        let key = Some(host.clone());
+        let has_own_count = peer || self.counts.len() < MAX_HOSTS || self.counts.contains_key(&key);
+        let counts = self.counts.entry(key.filter(|_| has_own_count)).or_default();
         let count = &mut counts[kind as usize];
         *count = count.saturating_add(1);
         usize::try_from(*count).is_ok_and(|count| count > kind.per_minute())
@@ -75,27 +74,34 @@ mod tests {
         let (web1, web2) = (HostName::new("web1").unwrap(), HostName::new("web2").unwrap());
         let mut limits = RateLimiter::default();
         let now = 1_795_342_588_000;
-        let mut says = |host: &HostName, kind, now| limits.exceeds_limit(host, false, kind, now);
-        assert!((0..20_000).all(|_| !says(&web1, MessageKind::Event, now)));
-        assert!(says(&web1, MessageKind::Event, now + 59_000));
-        assert!(
-            !says(&web1, MessageKind::Shard, now + 59_000)
-                && !says(&web2, MessageKind::Event, now + 59_000)
-        );
-        assert!(!says(&web1, MessageKind::Event, now + 60_000), "another minute");
-        assert!((1..20_000).all(|_| !says(&web1, MessageKind::Event, now + 60_000)));
-        assert!(says(&web1, MessageKind::Event, now + 60_000));
-        assert!(!says(&web1, MessageKind::Event, now), "the clock was set back");
+        let (next_minute, event) = (now + 60_000, MessageKind::Event);
+        assert!((0..20_000).all(|_| !limits.exceeds_limit(&web1, false, event, now)));
+        // The host, the kind and the time of another message, and whether it exceeds the limit.
+        let table = [
+            (&web1, event, now + 59_000, true),
+            (&web1, MessageKind::Shard, now + 59_000, false),
+            (&web2, event, now + 59_000, false),
+            (&web1, event, next_minute, false),
+        ];
+        for (host, kind, time, exceeds) in table {
+            let found = limits.exceeds_limit(host, false, kind, time);
+            assert_eq!(found, exceeds, "{host} {kind:?} {time}");
+        }
+        assert!((1..20_000).all(|_| !limits.exceeds_limit(&web1, false, event, next_minute)));
+        assert!(limits.exceeds_limit(&web1, false, event, next_minute));
+        assert!(!limits.exceeds_limit(&web1, false, event, now), "the clock was set back");
     }
 
     #[test]
-    fn names_without_end_take_no_room_without_end() {
+    fn number_of_counted_hosts_is_limited() {
         let mut limits = RateLimiter::default();
-        let host = |n: u32| HostName::new(&format!("host{n}")).unwrap();
-        let mut says = |n| limits.exceeds_limit(&host(n), n == 9_999, MessageKind::FleetUnban, 0);
-        assert_eq!((0..9_999).filter(|n| says(*n)).count(), 9_999 - 4_000);
-        assert!(!says(7), "one that was known before");
-        assert!(!says(9_999), "a peer");
+        let hosts: Vec<_> =
+            (0..9_999).map(|n| HostName::new(&format!("host{n}")).unwrap()).collect();
+        let (peer, kind) = (HostName::new("peer").unwrap(), MessageKind::FleetUnban);
+        let rejected = hosts.iter().filter(|host| limits.exceeds_limit(host, false, kind, 0));
+        assert_eq!(rejected.count(), 9_999 - 4_000);
+        assert!(!limits.exceeds_limit(&hosts[7], false, kind, 0), "it has its own count");
+        assert!(!limits.exceeds_limit(&peer, true, kind, 0), "a peer");
         assert_eq!(limits.counts.len(), MAX_HOSTS + 2);
     }
 }

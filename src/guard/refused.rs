@@ -94,7 +94,7 @@ impl fmt::Display for RejectReason {
 pub struct RejectCounters([u64; RejectReason::ALL.len()]);
 
 impl RejectCounters {
-    #[allow(missing_docs)]
+    /// Counts one rejection. The counter stops at its maximum.
     pub fn count(&mut self, reason: RejectReason) {
         let count = &mut self.0[reason as usize];
         *count = count.saturating_add(1);
@@ -124,8 +124,9 @@ mod tests {
         let mut rejections = RejectCounters::default();
         assert!(rejections.by_name().is_empty());
         for (n, reason) in RejectReason::ALL.into_iter().enumerate() {
-            let word = |c: char| c.is_ascii_lowercase() || c == '_';
-            assert!(reason.name().chars().all(word) && reason.name().len() <= 32);
+            let mut chars = reason.name().chars();
+            assert!(chars.all(|c| c.is_ascii_lowercase() || c == '_'), "{reason}");
+            assert!(reason.name().len() <= 32, "{reason}");
             assert_eq!(reason as usize, n, "{reason}: ALL has the order of the enum");
             (0..=n).for_each(|_| rejections.count(reason));
         }

@@ -42,11 +42,12 @@ impl JailFilter {
 mod tests {
     use super::*;
 
+    fn set(names: &str) -> BTreeSet<Jail> {
+        names.split_whitespace().map(|name| Jail::new(name).unwrap()).collect()
+    }
+
     #[test]
     fn jail_filter_includes_all_or_only_named_jails_without_excluded_ones() {
-        let set = |names: &str| -> BTreeSet<Jail> {
-            names.split_whitespace().map(|name| Jail::new(name).unwrap()).collect()
-        };
         let table = [
             (None, "", "mail sshd web"),
             (None, "web", "mail sshd"),

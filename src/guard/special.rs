@@ -22,7 +22,8 @@ enum Reach {
 
 use Reach::{Global, Local, Nowhere};
 
-/// The longest prefix that contains an address decides. The registries' first, then all other addresses.
+/// The longest prefix that contains an address decides. The rows of the registries come first, then all other
+/// addresses.
 #[rustfmt::skip]
 const BLOCKS: &[(IpNet, Reach)] = &[
     v4([0, 0, 0, 0], 8, Nowhere),          // this network, RFC 791
@@ -107,8 +108,8 @@ pub fn is_reportable(ip: IpAddr) -> bool {
 }
 
 fn reach(ip: IpAddr) -> Reach {
-    // Which of several readings is meant, only the network's admin knows: the farthest counts, because the
-    // others may be no address at all.
+    // Only the network's administrator knows which of several readings is right. The reading with the farthest reach
+    // counts, because the others may be no address at all.
     let embedded = embedded_ipv4(ip).map(|ipv4| of_block(IpAddr::V4(ipv4))).max();
     embedded.map_or(of_block(ip), |embedded| embedded.min(of_block(ip)))
 }
@@ -150,14 +151,14 @@ fn ipv4_at(start: u32, bits: u128) -> Ipv4Addr {
 fn local_nat64(bits: u128) -> [Option<Ipv4Addr>; 4] {
     let without_64_to_71 = (bits >> 64 << 64) | (bits << 72 >> 64);
     let are_zero = (bits >> 56).trailing_zeros() >= 8;
-    let read = |prefix: u32| {
+    let [a, b, c] = [48, 56, 64].map(|prefix| {
         let ipv4 = ipv4_at(prefix, without_64_to_71);
-        let ends = without_64_to_71 << (prefix + 32) == 0;
-        (are_zero && ends && ipv4.octets()[0] != 0).then_some(ipv4)
-    };
-    let ([a, b, c], last) = ([48, 56, 64].map(read), ipv4_at(96, bits));
-    let is_odd = last.octets()[0] == 0 || last.octets()[1..] == [0; 3];
-    let counts = !is_odd || [a, b, c] == [None; 3];
+        let only_zeros_follow = without_64_to_71 << (prefix + 32) == 0;
+        (are_zero && only_zeros_follow && ipv4.octets()[0] != 0).then_some(ipv4)
+    });
+    let last = ipv4_at(96, bits);
+    let is_unlikely = last.octets()[0] == 0 || last.octets()[1..] == [0; 3];
+    let counts = !is_unlikely || [a, b, c] == [None; 3];
     [a, b, c, counts.then_some(last)]
 }
 

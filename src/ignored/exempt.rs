@@ -16,14 +16,13 @@ use super::{IgnoreList, IgnoreReason, network};
 use crate::broker::PeerAddresses;
 use crate::wire::Jail;
 
-/// The largest address file, in bytes.
-const MAX_FILE: u64 = 4 * 1024 * 1024;
+const MAX_ADDRESS_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// The settings, and caches of names and files.
 #[derive(Debug, Default)]
 pub struct IgnoreListResolver {
     /// `MQTT_NEVER_BAN`.
-    never: Vec<IpNet>,
+    never_ban: Vec<IpNet>,
     /// The brokers' names or addresses.
     brokers: Vec<String>,
     /// The addresses of connected brokers, exempt whatever the resolver returns.
@@ -37,8 +36,8 @@ pub struct IgnoreListResolver {
 impl IgnoreListResolver {
     /// A resolver for a host of this name with these settings.
     #[must_use]
-    pub fn new(never: Vec<IpNet>, brokers: Vec<String>, own: String) -> Self {
-        Self { never, brokers, own, ..Self::default() }
+    pub fn new(never_ban: Vec<IpNet>, brokers: Vec<String>, own: String) -> Self {
+        Self { never_ban, brokers, own, ..Self::default() }
     }
 
     /// Also exempts the brokers that a link was connected to.
@@ -55,34 +54,34 @@ impl IgnoreListResolver {
 
     /// The exempt addresses of a jail with these entries in `ignoreip`, and warnings.
     pub async fn resolve(&mut self, jail: &Jail, entries: &[String]) -> (IgnoreList, Vec<String>) {
-        let (mut ignored, mut wrong) = (IgnoreList::default(), Vec::new());
-        for network in &self.never {
-            ignored.add(*network, IgnoreReason::Settings);
+        let (mut ignore_list, mut warnings) = (IgnoreList::default(), Vec::new());
+        for network in &self.never_ban {
+            ignore_list.add(*network, IgnoreReason::Settings);
         }
         for network in own_networks() {
-            ignored.add(network, IgnoreReason::Own);
+            ignore_list.add(network, IgnoreReason::Own);
         }
         for address in self.peers.addresses() {
-            ignored.add(IpNet::from(address), IgnoreReason::Broker);
+            ignore_list.add(IpNet::from(address), IgnoreReason::Broker);
         }
         let mut names = vec![(self.own.clone(), IgnoreReason::Own)];
         names.extend(self.brokers.iter().map(|broker| (broker.clone(), IgnoreReason::Broker)));
         for entry in entries.iter().map(|entry| entry.trim()) {
-            let Some(path) = file(entry) else {
-                sort(entry, IgnoreReason::Jail, &mut ignored, &mut names);
+            let Some(path) = file_path(entry) else {
+                add_entry(entry, IgnoreReason::Jail, &mut ignore_list, &mut names);
                 continue;
             };
             let (entries, error) = self.files.read(&path);
             for entry in entries {
-                sort(entry, IgnoreReason::Jail, &mut ignored, &mut names);
+                add_entry(entry, IgnoreReason::Jail, &mut ignore_list, &mut names);
             }
-            wrong.extend(error.map(|error| {
+            warnings.extend(error.map(|error| {
                 format!("ignoreip of {jail}: cannot read {}: {error}", path.display())
             }));
         }
         names.retain(|(name, _)| !name.is_empty());
         if names.len() > MAX_NAMES {
-            wrong.push(format!(
+            warnings.push(format!(
                 "ignoreip of {jail}: limit of {MAX_NAMES} names reached; the remaining names exempt no \
                  address"
             ));
@@ -91,24 +90,31 @@ impl IgnoreListResolver {
         self.names.refresh(names.iter().map(|(name, _)| name.as_str())).await;
         for (name, reason) in names {
             let resolution = self.names.resolution(&name);
-            wrong.extend(fault(&name, reason, &resolution, jail));
+            warnings.extend(name_warning(&name, reason, &resolution, jail));
             match resolution {
                 Resolution::Addresses(addresses) => {
                     for address in addresses {
-                        ignored.add(IpNet::from(address.to_canonical()), reason);
+                        ignore_list.add(IpNet::from(address.to_canonical()), reason);
                     }
                 }
                 // Any address may be exempt by this name. A broker's address is known once it is connected.
-                Resolution::Unknown(_) if reason == IgnoreReason::Jail => ignored.set_incomplete(),
+                Resolution::Unknown(_) if reason == IgnoreReason::Jail => {
+                    ignore_list.set_incomplete();
+                }
                 Resolution::None(_) | Resolution::Unknown(_) => {}
             }
         }
-        (ignored, wrong)
+        (ignore_list, warnings)
     }
 }
 
 /// The warning about a name that does not resolve, with the consequence.
-fn fault(name: &str, reason: IgnoreReason, resolution: &Resolution, jail: &Jail) -> Option<String> {
+fn name_warning(
+    name: &str,
+    reason: IgnoreReason,
+    resolution: &Resolution,
+    jail: &Jail,
+) -> Option<String> {
     match (reason, resolution) {
         (_, Resolution::Addresses(_)) | (IgnoreReason::Own, _) => None,
         (IgnoreReason::Jail, Resolution::Unknown(why)) => Some(format!(
@@ -126,20 +132,20 @@ fn fault(name: &str, reason: IgnoreReason, resolution: &Resolution, jail: &Jail)
 }
 
 /// Adds an entry to the addresses or to the names.
-fn sort(
+fn add_entry(
     entry: &str,
     reason: IgnoreReason,
-    ignored: &mut IgnoreList,
+    ignore_list: &mut IgnoreList,
     names: &mut Vec<(String, IgnoreReason)>,
 ) {
     match network(entry) {
-        Some(network) => ignored.add(network, reason),
+        Some(network) => ignore_list.add(network, reason),
         None => names.push((entry.to_owned(), reason)),
     }
 }
 
 /// The file that an entry names: `file:/path`, also with two slashes more.
-fn file(entry: &str) -> Option<PathBuf> {
+fn file_path(entry: &str) -> Option<PathBuf> {
     let path = entry.strip_prefix("file:")?;
     Some(Path::new("/").join(path.trim_start_matches('/')))
 }
@@ -159,14 +165,14 @@ fn own_networks() -> Vec<IpNet> {
     for interface in interfaces {
         own.push(IpNet::from(interface.ip().to_canonical()));
         if let IfAddr::V4(address) = interface.addr {
-            own.extend(edges(address.ip, address.netmask));
+            own.extend(subnet_edges(address.ip, address.netmask));
         }
     }
     own
 }
 
 /// The network and broadcast addresses of a subnet; a /31 or /32 has none (RFC 3021).
-fn edges(address: Ipv4Addr, mask: Ipv4Addr) -> Vec<IpNet> {
+fn subnet_edges(address: Ipv4Addr, mask: Ipv4Addr) -> Vec<IpNet> {
     match Ipv4Net::with_netmask(address, mask) {
         Ok(subnet) if subnet.prefix_len() < 31 => {
             [subnet.network(), subnet.broadcast()].map(|edge| IpNet::from(IpAddr::V4(edge))).into()
@@ -178,7 +184,7 @@ fn edges(address: Ipv4Addr, mask: Ipv4Addr) -> Vec<IpNet> {
 /// Address files, read when they change. The entries of a file that becomes unreadable stay exempt.
 #[derive(Debug, Default)]
 struct Files {
-    known: HashMap<PathBuf, (Option<Version>, Vec<String>)>,
+    entries_by_path: HashMap<PathBuf, (Option<Version>, Vec<String>)>,
 }
 
 /// Modification time and size, which identify the version of a file.
@@ -187,26 +193,26 @@ type Version = (SystemTime, u64);
 impl Files {
     /// The entries of a file, and why it cannot be read.
     fn read(&mut self, path: &Path) -> (&[String], Option<io::Error>) {
-        let (version, entries) = self.known.entry(path.to_owned()).or_default();
+        let (version, entries) = self.entries_by_path.entry(path.to_owned()).or_default();
         let changed = File::open(path).and_then(|file| {
-            let about = file.metadata()?;
-            let now = (about.modified()?, about.len());
-            if *version == Some(now) {
+            let metadata = file.metadata()?;
+            let current = (metadata.modified()?, metadata.len());
+            if *version == Some(current) {
                 return Ok(None);
             }
-            if about.len() > MAX_FILE {
+            if metadata.len() > MAX_ADDRESS_FILE_BYTES {
                 return Err(io::Error::other(format!(
                     "the file is larger than {} MiB",
-                    MAX_FILE >> 20
+                    MAX_ADDRESS_FILE_BYTES >> 20
                 )));
             }
             let mut text = Vec::new();
-            file.take(MAX_FILE).read_to_end(&mut text)?;
-            Ok(Some((now, String::from_utf8_lossy(&text).into_owned())))
+            file.take(MAX_ADDRESS_FILE_BYTES).read_to_end(&mut text)?;
+            Ok(Some((current, String::from_utf8_lossy(&text).into_owned())))
         });
         let error = match changed {
-            Ok(Some((now, text))) => {
-                (*version, *entries) = (Some(now), self::entries(&text));
+            Ok(Some((current, text))) => {
+                (*version, *entries) = (Some(current), parse_entries(&text));
                 None
             }
             Ok(None) => None,
@@ -216,15 +222,16 @@ impl Files {
     }
 }
 
-/// As fail2ban reads such a file: entries with blanks, commas or line ends between; `#` or `;` at the
-/// beginning of one makes the rest of its line a comment.
-fn entries(text: &str) -> Vec<String> {
-    let of_line = |line| {
-        let entries = str::split(line, |c: char| c.is_whitespace() || c == ',');
-        let entries = entries.filter(|word| !word.is_empty());
-        entries.take_while(|word| !word.starts_with(['#', ';'])).map(str::to_owned)
-    };
-    text.lines().flat_map(of_line).collect()
+/// Parses such a file as fail2ban does: blanks, commas and line ends separate entries. An entry that starts with `#` or
+/// `;` begins a comment, which ends with the line.
+fn parse_entries(text: &str) -> Vec<String> {
+    let mut entries = Vec::new();
+    for line in text.lines() {
+        let texts = line.split(|c: char| c.is_whitespace() || c == ',');
+        let texts = texts.filter(|text| !text.is_empty());
+        entries.extend(texts.take_while(|text| !text.starts_with(['#', ';'])).map(str::to_owned));
+    }
+    entries
 }
 
 #[cfg(test)]
@@ -236,12 +243,12 @@ mod tests {
         Jail::new("sshd").unwrap()
     }
 
-    fn why(ignored: &IgnoreList, address: &str) -> Option<IgnoreReason> {
-        ignored.lookup(Address::new(address).unwrap())
+    fn lookup(ignore_list: &IgnoreList, address: &str) -> Option<IgnoreReason> {
+        ignore_list.lookup(Address::new(address).unwrap())
     }
 
     #[tokio::test]
-    async fn what_is_in_ignoreip_its_names_and_files_the_settings_and_this_host() {
+    async fn addresses_of_ignoreip_its_files_the_settings_the_broker_and_this_host_are_exempt() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("friends");
         std::fs::write(
@@ -249,12 +256,15 @@ mod tests {
             "198.18.7.1, 198.18.7.16/28 # 198.18.7.99\n; 198.18.7.98\n198.18.7.2",
         )
         .unwrap();
-        let never = vec![network("198.51.100.0/24").unwrap()];
-        let mut exempt =
-            IgnoreListResolver::new(never, vec!["203.0.113.7".to_owned()], "localhost".to_owned());
+        let never_ban = vec![network("198.51.100.0/24").unwrap()];
+        let mut resolver = IgnoreListResolver::new(
+            never_ban,
+            vec!["203.0.113.7".to_owned()],
+            "localhost".to_owned(),
+        );
         let entries = [format!("file:/{}", path.display()), "203.0.113.9".to_owned()];
-        let (ignored, wrong) = exempt.resolve(&jail(), &entries).await;
-        assert_eq!(wrong, [""; 0]);
+        let (ignore_list, warnings) = resolver.resolve(&jail(), &entries).await;
+        assert_eq!(warnings, [""; 0]);
         let table = [
             ("198.18.7.1", Some(IgnoreReason::Jail)),
             ("198.18.7.2", Some(IgnoreReason::Jail)),
@@ -267,20 +277,20 @@ mod tests {
             ("127.0.0.1", Some(IgnoreReason::Own)),
         ];
         for (address, reason) in table {
-            assert_eq!(why(&ignored, address), reason, "{address}");
+            assert_eq!(lookup(&ignore_list, address), reason, "{address}");
         }
-        // It changes; it is gone, and the last that it said still counts.
+        // The file changes. Then it is deleted, and its last entries stay exempt.
         std::fs::write(&path, "198.18.7.1").unwrap();
-        let (ignored, _) = exempt.resolve(&jail(), &entries).await;
-        assert_eq!(why(&ignored, "198.18.7.2"), None);
+        let (ignore_list, _) = resolver.resolve(&jail(), &entries).await;
+        assert_eq!(lookup(&ignore_list, "198.18.7.2"), None);
         std::fs::remove_file(&path).unwrap();
-        let (ignored, wrong) = exempt.resolve(&jail(), &entries).await;
-        assert_eq!(why(&ignored, "198.18.7.1"), Some(IgnoreReason::Jail));
-        assert!(wrong[0].starts_with("ignoreip of sshd: cannot read /"), "{wrong:?}");
+        let (ignore_list, warnings) = resolver.resolve(&jail(), &entries).await;
+        assert_eq!(lookup(&ignore_list, "198.18.7.1"), Some(IgnoreReason::Jail));
+        assert!(warnings[0].starts_with("ignoreip of sshd: cannot read /"), "{warnings:?}");
     }
 
     #[test]
-    fn an_entry_may_name_a_file() {
+    fn entry_with_the_prefix_names_a_file() {
         let table = [
             ("file:/etc/friends", Some("/etc/friends")),
             ("file:///etc/friends", Some("/etc/friends")),
@@ -289,32 +299,33 @@ mod tests {
             ("/etc/friends", None),
         ];
         for (entry, path) in table {
-            assert_eq!(file(entry), path.map(PathBuf::from), "{entry}");
+            assert_eq!(file_path(entry), path.map(PathBuf::from), "{entry}");
         }
     }
 
     #[tokio::test]
-    async fn unresolved_name_of_a_jail_holds_every_address_back() {
+    async fn unresolved_name_in_ignoreip_exempts_every_address() {
         let broker = "broker of no answer".to_owned();
-        let mut exempt = IgnoreListResolver::new(Vec::new(), vec![broker], String::new());
-        exempt.names = Names::unanswered();
-        let (ignored, wrong) = exempt.resolve(&jail(), &["friend.example".to_owned()]).await;
-        assert_eq!(why(&ignored, "198.18.7.1"), Some(IgnoreReason::Unresolved));
-        assert_eq!(why(&ignored, "127.0.0.1"), Some(IgnoreReason::Own));
-        assert!(wrong.iter().any(|text| text.contains("friend.example")), "{wrong:?}");
-        assert!(wrong.iter().any(|text| text.contains("the broker's name")), "{wrong:?}");
-        // Without it, the broker's name alone holds nothing back.
-        let (ignored, _) = exempt.resolve(&jail(), &[]).await;
-        assert_eq!(why(&ignored, "198.18.7.1"), None);
+        let mut resolver = IgnoreListResolver::new(Vec::new(), vec![broker], String::new());
+        resolver.names = Names::unanswered();
+        let (ignore_list, warnings) =
+            resolver.resolve(&jail(), &["friend.example".to_owned()]).await;
+        assert_eq!(lookup(&ignore_list, "198.18.7.1"), Some(IgnoreReason::Unresolved));
+        assert_eq!(lookup(&ignore_list, "127.0.0.1"), Some(IgnoreReason::Own));
+        assert!(warnings.iter().any(|text| text.contains("friend.example")), "{warnings:?}");
+        assert!(warnings.iter().any(|text| text.contains("the broker's name")), "{warnings:?}");
+        // An unresolved name of the broker exempts no address.
+        let (ignore_list, _) = resolver.resolve(&jail(), &[]).await;
+        assert_eq!(lookup(&ignore_list, "198.18.7.1"), None);
     }
 
     #[tokio::test]
-    async fn connected_broker_is_exempt_whatever_its_name_stands_for() {
+    async fn address_of_a_connected_broker_is_exempt() {
         let peers = PeerAddresses::default();
-        let mut exempt = IgnoreListResolver::default().with_peers(peers.clone());
+        let mut resolver = IgnoreListResolver::default().with_peers(peers.clone());
         peers.record("203.0.113.7".parse().unwrap());
-        let (ignored, _) = exempt.resolve(&jail(), &[]).await;
-        assert_eq!(why(&ignored, "203.0.113.7"), Some(IgnoreReason::Broker));
+        let (ignore_list, _) = resolver.resolve(&jail(), &[]).await;
+        assert_eq!(lookup(&ignore_list, "203.0.113.7"), Some(IgnoreReason::Broker));
     }
 
     #[test]
@@ -341,7 +352,7 @@ mod tests {
             (IgnoreReason::Own, Unknown("why".to_owned()), ""),
         ];
         for (reason, resolution, text) in table {
-            assert_eq!(fault("x", reason, &resolution, &jail()).unwrap_or_default(), text);
+            assert_eq!(name_warning("x", reason, &resolution, &jail()).unwrap_or_default(), text);
         }
     }
 
@@ -354,14 +365,14 @@ mod tests {
             ("192.0.2.77", "255.0.255.0", &[]),
         ];
         for (address, mask, expected) in table {
-            let edges = edges(address.parse().unwrap(), mask.parse().unwrap());
+            let edges = subnet_edges(address.parse().unwrap(), mask.parse().unwrap());
             let edges: Vec<_> = edges.iter().map(ToString::to_string).collect();
             assert_eq!(edges, expected, "{address} {mask}");
         }
     }
 
     #[test]
-    fn this_host_s_own_addresses_are_known() {
+    fn own_addresses_include_loopback() {
         assert!(own_addresses().iter().any(IpAddr::is_loopback));
     }
 }

@@ -90,11 +90,15 @@ impl IgnoreList {
     /// Why an address, or an IPv4 address embedded in it, is exempt, if so.
     #[must_use]
     pub fn lookup(&self, address: Address) -> Option<IgnoreReason> {
-        let known = forms(address.ip()).find_map(|ip| {
-            let of_network = || self.networks.iter().find(|(network, _)| network.contains(&ip));
-            self.addresses.get(&ip).copied().or_else(|| of_network().map(|(_, reason)| *reason))
-        });
-        known.or(self.incomplete.then_some(IgnoreReason::Unresolved))
+        let found = forms(address.ip()).find_map(|ip| self.lookup_form(ip));
+        found.or(self.incomplete.then_some(IgnoreReason::Unresolved))
+    }
+
+    fn lookup_form(&self, ip: IpAddr) -> Option<IgnoreReason> {
+        let mut networks = self.networks.iter();
+        self.addresses.get(&ip).copied().or_else(|| {
+            networks.find(|(network, _)| network.contains(&ip)).map(|(_, reason)| *reason)
+        })
     }
 
     /// Whether a name was never resolved, so that nothing is imported into the jail.
@@ -139,7 +143,7 @@ mod tests {
     use crate::guard::{forms as forms_of_ipv4, is_bannable};
 
     #[test]
-    fn addresses_networks_and_masks_cover_what_is_in_them() {
+    fn entry_exempts_its_address_or_network() {
         let mut ignored = IgnoreList::default();
         let entries = [
             "127.0.0.1/8",
@@ -178,8 +182,9 @@ mod tests {
             assert_eq!(network(text), None, "{text}");
         }
     }
+
     #[test]
-    fn no_form_of_an_exempt_address_is_covered_by_less() {
+    fn every_form_of_an_exempt_address_is_exempt() {
         let mut ignored = IgnoreList::default();
         for entry in ["10.213.77.14", "198.51.100.0/24", "64:ff9b::203.0.113.7", "2001:db8::7"] {
             ignored.add(network(entry).unwrap(), IgnoreReason::Own);
@@ -208,28 +213,32 @@ mod tests {
         }
     }
 
+    /// The next random number (Marsaglia 2003).
+    fn xorshift64(state: &mut u64) -> u64 {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        *state
+    }
+
     #[test]
     fn no_spelling_or_form_of_an_exempt_address_is_importable() {
-        // xorshift64 (Marsaglia 2003), with a fixed seed: each run tries the same addresses.
+        // A fixed seed: each run tries the same addresses.
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut random = move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state
-        };
         for _ in 0..5_000 {
-            let bits = random();
+            let bits = xorshift64(&mut state);
             let exempt: IpAddr = if bits & 1 == 0 {
                 Ipv4Addr::from_bits((bits >> 32) as u32).into()
             } else {
-                Ipv6Addr::from_bits(u128::from(bits) << 64 | u128::from(random())).into()
+                let low = u128::from(xorshift64(&mut state));
+                Ipv6Addr::from_bits(u128::from(bits) << 64 | low).into()
             };
             // The guard refuses these and all their forms.
             if !is_bannable(exempt) {
                 continue;
             }
-            let length = if exempt.is_ipv4() { 8 + random() % 25 } else { 8 + random() % 121 };
+            let lengths = if exempt.is_ipv4() { 25 } else { 121 };
+            let length = 8 + xorshift64(&mut state) % lengths;
             let entry = IpNet::new(exempt, u8::try_from(length).unwrap()).unwrap();
             let mut ignored = IgnoreList::default();
             // As an admin writes it, and in its canonical form.
@@ -243,7 +252,7 @@ mod tests {
         }
     }
 
-    /// What `Address` takes for an address, and the IPv6 forms of an IPv4 address.
+    /// The texts that `Address` parses to this address, and the IPv6 forms of an IPv4 address.
     fn spellings(ip: IpAddr) -> Vec<String> {
         match ip {
             IpAddr::V4(ip) => {

@@ -30,7 +30,7 @@ pub(super) const MAX_NAMES: usize = 500;
 pub(super) enum Resolution {
     /// The addresses of the last answer that had some.
     Addresses(Vec<IpAddr>),
-    /// The resolver says that the name has no address.
+    /// An authoritative answer: the name has no address.
     None(String),
     /// The resolver did not answer, or could not: the cause.
     Unknown(String),
@@ -40,23 +40,23 @@ pub(super) enum Resolution {
 #[derive(Debug)]
 struct NameEntry {
     resolution: Resolution,
-    /// When the last lookup started, and whether it still runs.
-    asked: Instant,
-    pending: bool,
+    /// When the last lookup started or ended.
+    looked_up_at: Instant,
+    is_pending: bool,
 }
 
 impl NameEntry {
     /// Records an answer. A name that had addresses keeps them until a lookup returns others.
     fn update(&mut self, answer: io::Result<Vec<IpAddr>>) {
-        self.pending = false;
-        self.asked = Instant::now();
+        self.is_pending = false;
+        self.looked_up_at = Instant::now();
         let answer = match answer {
             Ok(addresses) if !addresses.is_empty() => Resolution::Addresses(addresses),
             Ok(_) => Resolution::None("the name has no address".to_owned()),
             Err(error) => unresolved(&error.to_string()),
         };
-        let keeps = matches!(self.resolution, Resolution::Addresses(_));
-        if !keeps || matches!(answer, Resolution::Addresses(_)) {
+        let had_addresses = matches!(self.resolution, Resolution::Addresses(_));
+        if !had_addresses || matches!(answer, Resolution::Addresses(_)) {
             self.resolution = answer;
         }
     }
@@ -67,7 +67,7 @@ impl NameEntry {
         } else {
             ANSWER_TTL
         };
-        !self.pending && self.asked.elapsed() >= pause
+        !self.is_pending && self.looked_up_at.elapsed() >= pause
     }
 }
 
@@ -89,10 +89,10 @@ fn unresolved(error: &str) -> Resolution {
     }
 }
 
-/// Invariant: at most one lookup of a name runs at a time.
+/// The names and their lookups. Invariant: at most one lookup of a name runs at a time.
 #[derive(Debug)]
 pub(super) struct Names {
-    known: Arc<Mutex<HashMap<String, NameEntry>>>,
+    entries: Arc<Mutex<HashMap<String, NameEntry>>>,
     lookups: Arc<Semaphore>,
     first_wait: Duration,
 }
@@ -100,7 +100,7 @@ pub(super) struct Names {
 impl Default for Names {
     fn default() -> Self {
         let lookups = Arc::new(Semaphore::new(MAX_LOOKUPS));
-        Self { known: Arc::default(), lookups, first_wait: FIRST_WAIT }
+        Self { entries: Arc::default(), lookups, first_wait: FIRST_WAIT }
     }
 }
 
@@ -121,14 +121,14 @@ impl Names {
     pub(super) async fn refresh(&self, names: impl IntoIterator<Item = &str>) {
         let mut first = Vec::new();
         for name in names.into_iter().collect::<HashSet<_>>() {
-            let Some(is_new) = self.begin(name) else { continue };
-            let (name, known) = (name.to_owned(), Arc::clone(&self.known));
+            let Some(is_new) = self.begin_lookup(name) else { continue };
+            let (name, entries) = (name.to_owned(), Arc::clone(&self.entries));
             let lookups = Arc::clone(&self.lookups);
             let lookup = tokio::spawn(async move {
-                let _turn = lookups.acquire().await;
+                let _permit = lookups.acquire().await;
                 let answer = lookup_host((name.as_str(), 0)).await;
                 let answer = answer.map(|found| found.map(|address| address.ip()).collect());
-                if let Some(entry) = lock(&known).get_mut(&name) {
+                if let Some(entry) = lock(&entries).get_mut(&name) {
                     entry.update(answer);
                 }
             });
@@ -140,29 +140,32 @@ impl Names {
     }
 
     /// Marks a name as pending if a lookup is due; then returns whether the name is new.
-    fn begin(&self, name: &str) -> Option<bool> {
-        let mut known = lock(&self.known);
-        if let Some(entry) = known.get_mut(name) {
-            let due = entry.is_due();
-            entry.pending |= due;
-            return due.then_some(false);
+    fn begin_lookup(&self, name: &str) -> Option<bool> {
+        let mut entries = lock(&self.entries);
+        if let Some(entry) = entries.get_mut(name) {
+            let is_due = entry.is_due();
+            entry.is_pending |= is_due;
+            return is_due.then_some(false);
         }
         let resolution = Resolution::Unknown("no name server answered".to_owned());
-        let entry = NameEntry { resolution, asked: Instant::now(), pending: true };
-        known.insert(name.to_owned(), entry);
+        let entry = NameEntry { resolution, looked_up_at: Instant::now(), is_pending: true };
+        entries.insert(name.to_owned(), entry);
         Some(true)
     }
 
     /// The current result for a name.
     pub(super) fn resolution(&self, name: &str) -> Resolution {
-        let unknown = || Resolution::Unknown("not resolved yet".to_owned());
-        lock(&self.known).get(name).map_or_else(unknown, |entry| entry.resolution.clone())
+        let entries = lock(&self.entries);
+        entries.get(name).map_or_else(
+            || Resolution::Unknown("not resolved yet".to_owned()),
+            |entry| entry.resolution.clone(),
+        )
     }
 }
 
 /// Locks the table. Never hold the lock during a lookup.
-fn lock(known: &Mutex<HashMap<String, NameEntry>>) -> MutexGuard<'_, HashMap<String, NameEntry>> {
-    known.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(entries: &Mutex<HashMap<String, NameEntry>>) -> MutexGuard<'_, HashMap<String, NameEntry>> {
+    entries.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -201,18 +204,19 @@ mod tests {
     #[test]
     fn name_that_had_addresses_keeps_them() {
         let resolution = Resolution::Unknown(String::new());
-        let mut entry = NameEntry { resolution, asked: Instant::now(), pending: true };
-        let error = |text: &str| Err(io::Error::other(format!("failed: {text}")));
-        entry.update(error("Name or service not known"));
+        let mut entry = NameEntry { resolution, looked_up_at: Instant::now(), is_pending: true };
+        entry.update(Err(io::Error::other("failed: Name or service not known")));
         assert!(matches!(entry.resolution, Resolution::None(_)));
-        entry.update(error("Temporary failure in name resolution"));
+        entry.update(Err(io::Error::other("failed: Temporary failure in name resolution")));
         assert!(matches!(entry.resolution, Resolution::Unknown(_)));
         let addresses: Vec<IpAddr> = vec!["192.0.2.1".parse().unwrap()];
         entry.update(Ok(addresses.clone()));
-        for lost in [error("Name or service not known"), error("x"), Ok(Vec::new())] {
-            entry.update(lost);
-            assert_eq!(entry.resolution, Resolution::Addresses(addresses.clone()));
+        for error in ["failed: Name or service not known", "failed: x"] {
+            entry.update(Err(io::Error::other(error)));
+            assert_eq!(entry.resolution, Resolution::Addresses(addresses.clone()), "{error}");
         }
+        entry.update(Ok(Vec::new()));
+        assert_eq!(entry.resolution, Resolution::Addresses(addresses));
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,7 +17,7 @@ use crate::ignored::IgnoreReason;
 use crate::lock::{self, Role};
 use crate::paths::Paths;
 use crate::spool::Spool;
-use crate::store::read_claims;
+use crate::store::decode_sources;
 use crate::wire::{Address, HostName, Jail};
 
 /// How long a command waits for fail2ban. A fail2ban that makes many bans is busy for seconds, and then counts as busy.
@@ -156,7 +156,7 @@ fn origins(store: &Path) -> rusqlite::Result<BTreeSet<HostName>> {
     let mut query = db.prepare("SELECT claims FROM imports")?;
     let mut rows = query.query([])?;
     while let Some(row) = rows.next()? {
-        let claims = read_claims(&row.get::<_, String>(0)?).unwrap_or_default();
+        let claims = decode_sources(&row.get::<_, String>(0)?).unwrap_or_default();
         hosts.extend(claims.into_iter().map(|claim| claim.host));
     }
     Ok(hosts)
@@ -175,7 +175,7 @@ fn imported(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, 
     let mut imported = BTreeSet::new();
     while let Some(row) = rows.next()? {
         let Ok(jail) = Jail::new(&row.get::<_, String>(0)?) else { continue };
-        let claims = read_claims(&row.get::<_, String>(1)?).unwrap_or_default();
+        let claims = decode_sources(&row.get::<_, String>(1)?).unwrap_or_default();
         imported.extend(claims.into_iter().map(|claim| (jail.clone(), claim.host)));
     }
     Ok(imported)

@@ -62,10 +62,11 @@ impl Provenance {
     }
 }
 
-pub(super) const IDENTITY: &str = "SELECT secret, topic, brokers, node, trust, keys FROM identity";
+pub(super) const SELECT_IDENTITY: &str =
+    "SELECT secret, topic, brokers, node, trust, keys FROM identity";
 
-pub(super) const FORMER: &str = "SELECT node, topic FROM former";
-const NOT_FORMER: &str = "DELETE FROM former WHERE node = ?1 AND topic = ?2";
+pub(super) const SELECT_FORMER: &str = "SELECT node, topic FROM former";
+const DELETE_FORMER: &str = "DELETE FROM former WHERE node = ?1 AND topic = ?2";
 
 impl Store {
     /// The former names and topics of this host. An unreadable row is skipped.
@@ -73,13 +74,13 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub fn former(&self) -> Result<Vec<Former>, Error> {
-        let failed = |source| Error::Store { doing: "read", path: self.path.clone(), source };
-        let mut query = self.connection.prepare(FORMER).map_err(failed)?;
+        let failed = Error::store("read", &self.path);
+        let mut query = self.connection.prepare(SELECT_FORMER).map_err(failed)?;
         let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(failed)?;
-        let read = |(node, topic): (String, String)| {
+        let parsed = rows.flatten().filter_map(|(node, topic): (String, String)| {
             Some(Former { node: HostName::new(&node).ok()?, topic: Topic::of_fleet(&topic).ok()? })
-        };
-        Ok(rows.flatten().filter_map(read).collect())
+        });
+        Ok(parsed.collect())
     }
 
     /// Drops a former name.
@@ -87,9 +88,9 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub fn forget_former(&mut self, former: &Former) -> Result<(), Error> {
-        let failed = |source| Error::Store { doing: "write", path: self.path.clone(), source };
         let row = params![former.node.as_str(), former.topic.as_str()];
-        self.connection.execute(NOT_FORMER, row).map(drop).map_err(failed)
+        let deleted = self.connection.execute(DELETE_FORMER, row).map(drop);
+        deleted.map_err(Error::store("write", &self.path))
     }
 
     /// The identity that was adopted last.
@@ -97,8 +98,7 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub fn identity(&self) -> Result<Option<Identity>, Error> {
-        let failed = |source| Error::Store { doing: "read", path: self.path.clone(), source };
-        let row = self.connection.query_row(IDENTITY, [], |row| {
+        let row = self.connection.query_row(SELECT_IDENTITY, [], |row| {
             let trust = usize::try_from(row.get::<_, i64>(4)?).unwrap_or(0);
             let trust = Trust::ALL.get(trust).copied().unwrap_or(Trust::Open);
             let (topic, brokers, node) = (row.get(1)?, row.get(2)?, row.get(3)?);
@@ -107,7 +107,7 @@ impl Store {
             let provenance = Provenance { topic, brokers, node, trust, keys };
             Ok(Identity { secret: row.get(0)?, provenance })
         });
-        row.optional().map_err(failed)
+        row.optional().map_err(Error::store("read", &self.path))
     }
 
     /// Saves an identity and the records that change with it in one transaction.
@@ -115,8 +115,7 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub fn adopt(&mut self, identity: &Identity, changes: &[Record]) -> Result<(), Error> {
-        let path = &self.path;
-        let failed = |source| Error::Store { doing: "write", path: path.clone(), source };
+        let failed = Error::store("write", &self.path);
         let transaction = self.connection.transaction().map_err(failed)?;
         for change in changes {
             write(&transaction, change).map_err(failed)?;
@@ -128,7 +127,7 @@ impl Store {
         let former = "INSERT OR IGNORE INTO former SELECT node, topic FROM identity \
                       WHERE node <> ?1 OR topic <> ?2";
         transaction.execute(former, params![node, topic]).map_err(failed)?;
-        transaction.execute(NOT_FORMER, params![node, topic]).map_err(failed)?;
+        transaction.execute(DELETE_FORMER, params![node, topic]).map_err(failed)?;
         transaction.execute("DELETE FROM identity", []).map_err(failed)?;
         let row = params![secret, topic, brokers, node, *trust as i64, keys];
         transaction

@@ -1,31 +1,32 @@
-//! Saved records are loaded unchanged; a database with another layout is moved aside.
+//! Tests that saved records are loaded unchanged, and that a database with another schema is moved aside.
 
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
 use crate::config::Topic;
 use crate::daemon::former::Former;
+use crate::fleet::marks::ImportState;
 use crate::fleet::provenance::{Provenance, Trust};
 
 fn host(name: &str) -> HostName {
     HostName::new(name).unwrap()
 }
 
-fn import(done: bool) -> Import {
+fn source(name: &str, stamp: i64, unbans: &[UnbanId]) -> ImportSource {
+    let unbans = seen_tombstones(unbans.to_vec());
+    ImportSource { host: host(name), stamp, ban: Ban { start: 4, bantime: -1 }, unbans }
+}
+
+fn import(is_applied: bool) -> Import {
     let id = UnbanId::new("web2-5").unwrap();
-    let claim = |name, stamp, unbans: &[UnbanId]| {
-        let ban = Ban { start: 4, bantime: -1 };
-        let unbans = seen_tombstones(unbans.to_vec());
-        ImportSource { host: host(name), stamp, ban, unbans }
-    };
-    let claims = [claim("w\"eb2", 6, &[]), claim("web1", 5, &[id])].into_iter().collect();
+    let sources = [source("w\"eb2", 6, &[]), source("web1", 5, &[id])].into_iter().collect();
     Import {
-        state: if done { ImportState::Applied } else { ImportState::Intended },
+        state: if is_applied { ImportState::Applied } else { ImportState::Intended },
         requested_at: 1,
         confirmed_at: 2,
         bantime: 600,
-        row_seen: done,
-        sources: claims,
+        row_seen: is_applied,
+        sources,
         jail_epoch: None,
     }
 }
@@ -34,17 +35,19 @@ fn key(ip: &str) -> BanKey {
     (Jail::new("sshd").unwrap(), Address::new(ip).unwrap())
 }
 
+fn fleet_unban(scope: &str) -> FleetUnban {
+    FleetUnban {
+        scope: JailScope::new(scope).unwrap(),
+        address: Address::new("192.0.2.1").unwrap(),
+        id: UnbanId::new("web2-5").unwrap(),
+    }
+}
+
 #[test]
 fn saved_records_are_loaded_by_the_next_process() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state/fleet.sqlite3");
     let (one, two) = (key("192.0.2.1"), key("2001:db8::1"));
-    let id = UnbanId::new("web2-5").unwrap();
-    let fleet_unban = |scope: &str| FleetUnban {
-        scope: JailScope::new(scope).unwrap(),
-        address: one.1,
-        id: id.clone(),
-    };
     let changes = [
         Record::Import(one.clone(), Some(import(false))),
         Record::Import(two.clone(), Some(import(true))),
@@ -89,13 +92,13 @@ fn saved_records_are_loaded_by_the_next_process() {
 fn each_commit_is_synced() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("fleet.sqlite3")).unwrap();
-    let asked = |pragma: &str| -> String {
-        let value = |row: &rusqlite::Row<'_>| row.get::<_, rusqlite::types::Value>(0);
-        format!("{:?}", store.connection.pragma_query_value(None, pragma, value).unwrap())
-    };
-    // With a log, FULL syncs it at each commit.
-    assert_eq!(asked("synchronous"), "Integer(2)");
-    assert_eq!(asked("journal_mode"), r#"Text("wal")"#);
+    let connection = &store.connection;
+    let synchronous: i64 =
+        connection.pragma_query_value(None, "synchronous", |row| row.get(0)).unwrap();
+    let journal: String =
+        connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
+    // 2 is FULL. With a write-ahead log, FULL syncs the log at each commit.
+    assert_eq!((synchronous, journal.as_str()), (2, "wal"));
 }
 
 #[test]
@@ -123,13 +126,13 @@ fn broken_database_is_moved_aside() {
 }
 
 #[test]
-fn database_of_another_layout_is_moved_aside() {
+fn database_with_another_schema_is_moved_aside() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("fleet.sqlite3");
     let before = "CREATE TABLE marks(jail TEXT, ip TEXT)";
     let other = "CREATE TABLE imports(jail TEXT, ip TEXT)";
-    let same_number = format!("{other}; PRAGMA user_version = {LAYOUT}");
-    let later = format!("PRAGMA user_version = {}", LAYOUT + 1);
+    let same_number = format!("{other}; PRAGMA user_version = {SCHEMA_VERSION}");
+    let later = format!("PRAGMA user_version = {}", SCHEMA_VERSION + 1);
     for found in [before, other, &same_number, &later] {
         let connection = Connection::open(&path).unwrap();
         connection.execute_batch(found).unwrap();
@@ -145,13 +148,18 @@ fn database_of_another_layout_is_moved_aside() {
     }
 }
 
+fn provenance(topic: &str, trust: Trust) -> Provenance {
+    let [topic, brokers, node] = [topic, "hub:1883,hub2:1883", "web1"].map(str::to_owned);
+    let keys = ["0a1b", "2c3d"].map(str::to_owned).into();
+    Provenance { topic, brokers, node, trust, keys }
+}
+
+fn former(topic: &str) -> Former {
+    Former { node: host("web1"), topic: Topic::of_fleet(topic).unwrap() }
+}
+
 #[test]
 fn identity_is_kept_with_the_changes_that_it_brought() {
-    let provenance = |topic: &str, trust| {
-        let [topic, brokers, node] = [topic, "hub:1883,hub2:1883", "web1"].map(str::to_owned);
-        let keys = ["0a1b", "2c3d"].map(str::to_owned).into();
-        Provenance { topic, brokers, node, trust, keys }
-    };
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("fleet.sqlite3");
     let mut store = Store::open(&path).unwrap();
@@ -168,8 +176,7 @@ fn identity_is_kept_with_the_changes_that_it_brought() {
     drop(store);
     let mut store = Store::open(&path).unwrap();
     assert_eq!(store.identity().unwrap(), Some(second.clone()));
-    // What the broker keeps on the former topic is still to be cleared, unless that is the topic again.
-    let former = |topic| Former { node: host("web1"), topic: Topic::of_fleet(topic).unwrap() };
+    // The daemon still has to clear the former topic on the broker, unless the topic is the current one again.
     assert_eq!(store.former().unwrap(), [former("t")]);
     store.adopt(&first, &[]).unwrap();
     assert_eq!(store.former().unwrap(), [former("u")]);

@@ -199,7 +199,7 @@ pub(crate) fn answer(bytes: &[u8]) {
     let now = 1_795_342_588;
     let _ = answer.read::<Listing>(now);
     let _ = answer.read::<BulkAccepted>(now);
-    if let Err(ApiError::Spent(wait)) = answer.read::<Accepted>(now) {
+    if let Err(ApiError::QuotaExhausted(wait)) = answer.read::<Accepted>(now) {
         assert!((1..=25 * 3600).contains(&wait));
     }
     assert!(answer.log_text("secret").chars().count() < 400);

@@ -26,14 +26,14 @@ use server::{Server, SimulatedApi};
 const START: i64 = 1_795_342_588;
 
 /// A host with its reporter, and the server.
-struct Bed {
+struct ReporterHarness {
     dir: TempDir,
     server: Arc<Mutex<Server>>,
     worker: Option<Worker<SimulatedApi>>,
     reports: u64,
 }
 
-impl Bed {
+impl ReporterHarness {
     fn new() -> Self {
         let server = Server { now: START, ..Server::default() };
         let dir = tempfile::tempdir().unwrap();
@@ -100,11 +100,11 @@ impl Bed {
                 Some(wake) => return wake.unwrap(),
                 None => {
                     self.worker = None;
-                    self.server().dies = None;
+                    self.server().dies_after = None;
                 }
             }
         }
-        panic!("it works without end");
+        panic!("the worker never sleeps");
     }
 
     /// Runs until the queue is empty, and returns how long that took, in seconds.
@@ -113,10 +113,10 @@ impl Bed {
         for _ in 0..1000 {
             match self.work() {
                 Wake::At(time) => self.server().now = time,
-                Wake::Called | Wake::Now => return self.server().now - start,
+                Wake::OnReport | Wake::Now => return self.server().now - start,
             }
         }
-        panic!("something waits without end: {}", self.log().join("\n"));
+        panic!("a report waits without end: {}", self.log().join("\n"));
     }
 
     fn waiting(&self) -> usize {
@@ -133,9 +133,13 @@ impl Bed {
         text.lines().map(|line| line.split_once(" - ").unwrap().1.to_owned()).collect()
     }
 
-    fn taken(&self) -> Vec<(String, String)> {
+    fn accepted(&self) -> Vec<(String, String)> {
         let server = self.server();
-        server.taken.iter().map(|one| (one.0.to_string(), one.4.clone())).collect()
+        server
+            .accepted
+            .iter()
+            .map(|report| (report.address.to_string(), report.comment.clone()))
+            .collect()
     }
 }
 
@@ -143,84 +147,91 @@ const IP: &str = "203.0.113.9";
 
 #[test]
 fn first_report_is_sent_at_once_and_later_jails_in_one_after_15_minutes() {
-    let mut bed = Bed::new();
-    bed.ban(IP, "18,22", "sshd: three failures");
-    assert_eq!(bed.work(), Wake::Called);
-    assert_eq!(bed.server().calls, ["check", "report"]);
-    bed.advance(60);
-    bed.ban(IP, "21", "web: probing");
-    bed.ban(IP, "18,22", "sshd: three failures");
-    bed.advance(60);
-    bed.ban(IP, "15", "ftp: probing");
-    let Wake::At(later) = bed.work() else { panic!("it waits for the window") };
+    let mut harness = ReporterHarness::new();
+    harness.ban(IP, "18,22", "sshd: three failures");
+    assert_eq!(harness.work(), Wake::OnReport);
+    assert_eq!(harness.server().calls, ["check", "report"]);
+    harness.advance(60);
+    harness.ban(IP, "21", "web: probing");
+    harness.ban(IP, "18,22", "sshd: three failures");
+    harness.advance(60);
+    harness.ban(IP, "15", "ftp: probing");
+    let Wake::At(later) = harness.work() else {
+        panic!("the second report waits for the interval")
+    };
     assert!(
         (START + REPORT_INTERVAL_SECS..START + REPORT_INTERVAL_SECS + 60).contains(&later),
         "{}",
         later - START
     );
-    assert_eq!(bed.server().calls, ["check", "report"]);
-    bed.finish();
-    let server = bed.server();
+    assert_eq!(harness.server().calls, ["check", "report"]);
+    harness.finish();
+    let server = harness.server();
     assert_eq!(server.calls, ["check", "report", "check", "report"]);
-    let (_, _, time, categories, comment) = &server.taken[1];
-    assert_eq!((categories.as_str(), comment.as_str()), ("21,15", "web: probing\nftp: probing"));
-    assert_eq!(Calendar::new().unwrap().read(time), Some(START + 60));
+    let second = &server.accepted[1];
+    assert_eq!(second.categories, "21,15");
+    assert_eq!(second.comment, "web: probing\nftp: probing");
+    assert_eq!(Calendar::new().unwrap().read(&second.timestamp), Some(START + 60));
     drop(server);
     let reported = "SUCCESS: Reported 203.0.113.9 - Score: 52%, Reports: 0, \
                     Oldest Report: Not Reported yet, Failures:3.";
-    assert_eq!(bed.log()[0], reported);
+    assert_eq!(harness.log()[0], reported);
     let known = "INFO: IP 203.0.113.9 has already been reported and remains on AbuseIPDB.";
-    assert_eq!(bed.log()[1], known);
-    assert!(bed.log()[2].contains("Reports: 1, Oldest Report: 20"), "{:?}", bed.log());
-    assert!(bed.log()[2].ends_with("Failures:6."), "{:?}", bed.log());
+    assert_eq!(harness.log()[1], known);
+    assert!(harness.log()[2].contains("Reports: 1, Oldest Report: 20"), "{:?}", harness.log());
+    assert!(harness.log()[2].ends_with("Failures:6."), "{:?}", harness.log());
 }
 
 #[test]
 fn address_in_the_ledger_is_reported_again_once_it_is_no_longer_listed() {
-    let mut bed = Bed::new();
-    let (ledger, address) = (Ledger::open(&bed.path("ledger")), Address::new(IP).unwrap());
+    let mut harness = ReporterHarness::new();
+    let (ledger, address) = (Ledger::open(&harness.path("ledger")), Address::new(IP).unwrap());
     ledger.unwrap().insert(address, 600).unwrap();
-    bed.server().listed.insert(address, 5);
-    bed.ban(IP, "18", "x");
-    assert_eq!(bed.work(), Wake::Called);
-    assert_eq!(bed.server().calls, ["check"]);
-    bed.server().listed.clear();
-    bed.ban(IP, "18", "x");
-    assert_eq!(bed.work(), Wake::Called);
-    assert_eq!(bed.taken().len(), 1);
+    harness.server().listed.insert(address, 5);
+    harness.ban(IP, "18", "x");
+    assert_eq!(harness.work(), Wake::OnReport);
+    assert_eq!(harness.server().calls, ["check"]);
+    harness.server().listed.clear();
+    harness.ban(IP, "18", "x");
+    assert_eq!(harness.work(), Wake::OnReport);
+    assert_eq!(harness.accepted().len(), 1);
     let again = "INFO: IP 203.0.113.9 has already been reported but is no longer listed on \
                  AbuseIPDB. Resubmitting...";
-    assert_eq!(bed.log()[1], again);
+    assert_eq!(harness.log()[1], again);
 }
 
 #[test]
 fn own_address_of_this_host_is_not_reported() {
-    let mut bed = Bed::new();
-    bed.ban("198.51.100.1", "18", "x");
-    assert_eq!(bed.work(), Wake::Called);
-    assert!(bed.server().calls.is_empty());
-    assert!(!bed.in_ledger("198.51.100.1"));
+    let mut harness = ReporterHarness::new();
+    harness.ban("198.51.100.1", "18", "x");
+    assert_eq!(harness.work(), Wake::OnReport);
+    assert!(harness.server().calls.is_empty());
+    assert!(!harness.in_ledger("198.51.100.1"));
 }
 
 #[test]
 fn log_lines_are_read_once_the_database_has_the_ban() {
     // The database's log lines from the third second on, the comment, and how long the report waits.
-    let lines = |lines: &[&str]| Some(lines.iter().map(|line| (*line).to_owned()).collect());
+    let lines = ["one from 198.51.100.1", "two"].map(str::to_owned).to_vec();
     let table = [
-        (lines(&["one from 198.51.100.1", "two"]), "one from [ip]\ntwo", 3..4),
-        (lines(&[]), "banned by fail2ban", 3..4),
+        (Some(lines), "one from [ip]\ntwo", 3..4),
+        (Some(Vec::new()), "banned by fail2ban", 3..4),
         (None, "banned by fail2ban", 9..13),
     ];
     for (rows, comment, waited) in table {
-        let mut bed = Bed::new();
-        bed.ban_by(IP, "18", "", CommentSource::Database);
-        let first = bed.work();
+        let mut harness = ReporterHarness::new();
+        harness.ban_by(IP, "18", "", CommentSource::Database);
+        let first = harness.work();
         assert_eq!(first, Wake::At(START + 1));
-        bed.advance(3);
-        bed.server().log_lines.clone_from(&rows);
-        bed.finish();
-        let server = bed.server();
-        assert_eq!(server.taken[0].4, comment, "{rows:?}");
-        assert!(waited.contains(&(server.taken[0].1 - START)), "{}", server.taken[0].1 - START);
+        harness.advance(3);
+        harness.server().log_lines.clone_from(&rows);
+        harness.finish();
+        let server = harness.server();
+        assert_eq!(server.accepted[0].comment, comment, "{rows:?}");
+        assert!(
+            waited.contains(&(server.accepted[0].at - START)),
+            "{}",
+            server.accepted[0].at - START
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Cases of the gate: every form of topic, signed or not, with a key or without.
+//! Tests the gate with every form of topic, signed and unsigned messages, with and without a key.
 
 use super::*;
 use crate::wire::seal::SigningKeys;
@@ -19,7 +19,7 @@ fn signing(accept_unsigned: bool) -> Option<Signing> {
     Some(Signing { keys: SigningKeys::new([KEY]), accept_unsigned })
 }
 
-/// Without a key, with one and unsigned messages accepted, with one.
+/// The decisions of a gate without a key, of one that also accepts unsigned messages, and of one that does not.
 type Decisions = [Result<bool, RejectReason>; 3];
 
 /// A message of the fleet `blacklist` whose topic is `host/…`, `state/…`, or an event's.
@@ -45,7 +45,7 @@ fn presence(name: &str) -> Source {
 }
 
 #[test]
-fn each_topic_has_one_place_or_none() {
+fn each_topic_has_one_kind_or_is_rejected() {
     let table: &[(&str, Option<Source>)] = &[
         ("b", Some(Source::Event)),
         ("b/ban", Some(Source::Event)),
@@ -115,34 +115,31 @@ fn each_topic_has_one_place_or_none() {
 }
 
 #[test]
-fn a_message_is_read_only_as_what_its_topic_is_for() {
+fn message_is_parsed_only_as_the_kind_of_its_topic() {
     let event = r#"{"action":"ban","ipmset":"sshd","ip":"192.0.2.1","host":"web2"}"#;
     let shard = r#"{"v":1,"host":"web2","stamp":1,"part":0,"parts":1,"bans":[],"unbans":[]}"#;
     let presence = r#"{"v":1,"state":"online","jails":["sshd"]}"#;
     for (name, only) in
         [("ban", 0), ("state/web2/0", 1), ("host/web2", 2), ("homeassistant/status", 3)]
     {
-        let read = |payload: &str| {
+        for (kind, payload) in [event, shard, presence].into_iter().enumerate() {
             let message = admit(name, payload.as_bytes()).unwrap();
-            let shard = message.shard(|_| true).is_ok();
-            [message.event().is_ok(), shard, message.presence().is_ok()]
-        };
-        for (place, payload) in [event, shard, presence].into_iter().enumerate() {
+            let is_shard = message.shard(|_| true).is_ok();
+            let parsed = [message.event().is_ok(), is_shard, message.presence().is_ok()];
             let mut expected = [false; 3];
-            expected[place] = place == only;
-            assert_eq!(read(payload), expected, "{payload} on {name}");
+            expected[kind] = kind == only;
+            assert_eq!(parsed, expected, "{payload} on {name}");
         }
     }
 }
 
 #[test]
-fn signed_messages_count_and_unsigned_ones_only_where_they_may() {
+fn unsigned_message_is_accepted_only_without_a_key_or_with_the_setting() {
     use RejectReason::{Unsigned, WrongSignature, WrongTopic};
     let object = br#"{"v":1}"#;
     let moved = SigningKeys::new([KEY]).sign("b/other", object.to_vec());
-    let foreign =
-        |topic: &str| SigningKeys::new(["the key of another fleet"]).sign(topic, object.to_vec());
-    // Trusted or not, or why not.
+    let foreign_keys = SigningKeys::new(["the key of another fleet"]);
+    // Whether the message is trusted, or why it is rejected.
     let table: [(&str, &str, Decisions); 20] = [
         ("b/ban", "signed", [Ok(true), Ok(true), Ok(true)]),
         ("b/ban", "unsigned", [Ok(true), Ok(false), Err(Unsigned)]),
@@ -168,7 +165,7 @@ fn signed_messages_count_and_unsigned_ones_only_where_they_may() {
     for (topic, form, expected) in table {
         let payload = match form {
             "signed" => SigningKeys::new([KEY]).sign(topic, object.to_vec()),
-            "foreign" => foreign(topic),
+            "foreign" => foreign_keys.sign(topic, object.to_vec()),
             "moved" => moved.clone(),
             "empty" => Vec::new(),
             _ => object.to_vec(),
@@ -186,7 +183,7 @@ fn signed_messages_count_and_unsigned_ones_only_where_they_may() {
 }
 
 #[test]
-fn larger_than_any_such_message_is_rejected_before_it_is_read() {
+fn message_above_the_size_limit_is_rejected() {
     let table = [
         ("b/ban", 4_096),
         ("f2bmqtt/b/state/web1/2", 192 * 1024),
@@ -210,16 +207,16 @@ fn larger_than_any_such_message_is_rejected_before_it_is_read() {
 }
 
 #[test]
-fn a_topic_is_printed_short_and_harmless() {
+fn printed_topic_is_cut_and_escaped() {
     let long = format!("x/\u{1b}[2J\n{}", "y".repeat(1_000));
     let rejected = gate("b", None).admit(&long, Vec::new()).unwrap_err();
-    assert_eq!(rejected.topic().chars().count(), MAX_SHOWN);
+    assert_eq!(rejected.topic().chars().count(), MAX_SHOWN_CHARS);
     assert!(!rejected.to_string().contains(char::is_control));
     assert!(rejected.to_string().ends_with("yyy: the topic is not below MQTT_TOPIC"), "{rejected}");
 }
 
 #[test]
-fn dots_that_rabbitmq_made_levels_of_are_dots_again_and_signed_so() {
+fn signature_is_valid_if_rabbitmq_replaced_dots_by_slashes() {
     let table = [
         ("b.c", "b/c/ban", "b.c/ban"),
         ("b.c", "b.c/ban", "b.c/ban"),
@@ -227,32 +224,32 @@ fn dots_that_rabbitmq_made_levels_of_are_dots_again_and_signed_so() {
         ("b.c", "f2bmqtt/b/c/state/a/org/12", "f2bmqtt/b.c/state/a.org/12"),
         ("b.c", "f2bmqtt/b/c/host/a/x/org", "f2bmqtt/b.c/host/a.x.org"),
     ];
-    for (fleet, came, published) in table {
+    for (fleet, received, published) in table {
         let payload = SigningKeys::new([KEY]).sign(published, br#"{"v":1}"#.to_vec());
-        let admitted = gate(fleet, signing(false)).admit(came, payload).unwrap();
-        assert!(admitted.is_trusted(), "{came}");
+        let admitted = gate(fleet, signing(false)).admit(received, payload).unwrap();
+        assert!(admitted.is_trusted(), "{received}");
     }
 }
 
 #[test]
-fn unsigned_message_releases_no_ban_and_never_has_this_host_s_name() {
-    let event = |action: &str, host: &str, more: &str| {
-        format!(r#"{{"action":"{action}","ipmset":"sshd","ip":"192.0.2.1","host":"{host}"{more}}}"#)
-    };
+fn unsigned_fleet_unban_or_event_with_own_name_is_rejected() {
     let fleet = r#","reason":"fleet","id":"web2-5""#;
     let table = [
-        (event("ban", "web2", ""), true),
-        (event("unban", "web2", ""), true),
-        (event("unban", "web2", fleet), false),
-        (event("ban", "web1", ""), false),
-        (event("unban", "web1", fleet), false),
+        ("ban", "web2", "", true),
+        ("unban", "web2", "", true),
+        ("unban", "web2", fleet, false),
+        ("ban", "web1", "", false),
+        ("unban", "web1", fleet, false),
     ];
-    for (event, counts) in table {
+    for (action, host, more, is_accepted) in table {
+        let event = format!(
+            r#"{{"action":"{action}","ipmset":"sshd","ip":"192.0.2.1","host":"{host}"{more}}}"#
+        );
         let open = gate("b", signing(true));
         let unsigned = open.admit("b/ban", event.clone().into_bytes()).unwrap();
         assert!(!unsigned.is_trusted());
         let reason = unsigned.event().map_err(|rejected| rejected.reason).err();
-        assert_eq!(reason, (!counts).then_some(RejectReason::Unsigned), "{event}");
+        assert_eq!(reason, (!is_accepted).then_some(RejectReason::Unsigned), "{event}");
         let signed = SigningKeys::new([KEY]).sign("b/ban", event.clone().into_bytes());
         assert!(open.admit("b/ban", signed).unwrap().event().is_ok());
         assert!(gate("b", None).admit("b/ban", event.into_bytes()).unwrap().event().is_ok());
@@ -260,12 +257,11 @@ fn unsigned_message_releases_no_ban_and_never_has_this_host_s_name() {
 }
 
 #[test]
-fn an_unsigned_shard_brings_no_fleet_unban() {
+fn unsigned_shard_keeps_only_known_fleet_unbans() {
     let json = r#"{"v":1,"host":"web2","stamp":5,"part":0,"parts":1,"bans":[["sshd","192.0.2.1",9,600]],
         "unbans":[["*","192.0.2.1","web2-5"],["*","192.0.2.2","web2-6"]]}"#;
     let topic = "f2bmqtt/b/state/web2/0";
     let signed = SigningKeys::new([KEY]).sign(topic, json.as_bytes().to_vec());
-    let known = |fleet_unban: &FleetUnban| fleet_unban.id.as_str() == "web2-5";
     let table = [
         (None, json.as_bytes().to_vec(), 2),
         (signing(true), json.as_bytes().to_vec(), 1),
@@ -273,9 +269,13 @@ fn an_unsigned_shard_brings_no_fleet_unban() {
     ];
     for (signing, payload, unbans) in table {
         let admitted = gate("b", signing).admit(topic, payload).unwrap();
-        let shard = admitted.shard(known).unwrap();
+        let shard = admitted.shard(is_known).unwrap();
         assert_eq!((shard.bans.len(), shard.unbans.len()), (1, unbans));
     }
     let elsewhere = gate("b", None).admit("f2bmqtt/b/state/web3/0", json.into()).unwrap();
-    assert_eq!(elsewhere.shard(known).unwrap_err().reason, RejectReason::WrongTopic);
+    assert_eq!(elsewhere.shard(is_known).unwrap_err().reason, RejectReason::WrongTopic);
+}
+
+fn is_known(fleet_unban: &FleetUnban) -> bool {
+    fleet_unban.id.as_str() == "web2-5"
 }

@@ -1,4 +1,4 @@
-//! Every block of the registries, its edges and its embedded forms, against what the documentation promises.
+//! Tests every block of the registries, its edges and its embedded forms.
 
 use super::*;
 
@@ -147,7 +147,7 @@ fn embedded_forms_are_judged_as_their_ipv4_address() {
 }
 
 #[test]
-fn an_address_of_a_local_nat64_is_each_that_it_may_stand_for() {
+fn address_of_a_local_nat64_has_every_possible_reading() {
     let table: [(&str, &[&str]); 8] = [
         ("64:ff9b:1::192.0.2.33", &["192.0.2.33"]),
         ("64:ff9b:1:c000:2:2100::", &["192.0.2.33", "2.33.0.0"]),
@@ -177,7 +177,6 @@ fn the_table_has_no_block_twice() {
 /// Each IPv6 form of an IPv4 address.
 pub(crate) fn forms(ipv4: Ipv4Addr) -> Vec<Ipv6Addr> {
     let bits = u128::from(ipv4.to_bits());
-    let at_64 = |prefix: u128| prefix | bits << 24; // RFC 6052 with 64 bits of prefix
     let local_nat64 = 0x64_ff9b_0001_u128 << 80;
     let teredo = 0x2001_0000_0808_0808_u128 << 64;
     [
@@ -186,7 +185,7 @@ pub(crate) fn forms(ipv4: Ipv4Addr) -> Vec<Ipv6Addr> {
         0xffff_u128 << 48 | bits,
         0x64_ff9b_u128 << 96 | bits,
         local_nat64 | bits,
-        at_64(local_nat64 | 0x7f7f << 64),
+        local_nat64 | 0x7f7f << 64 | bits << 24, // RFC 6052 with 64 bits of prefix
         0x2002_u128 << 112 | bits << 80 | 1,
         0x2002_u128 << 112 | bits << 80 | 0xffff_ffff_ffff_ffff,
         teredo | (bits ^ 0xffff_ffff),

@@ -170,7 +170,7 @@ impl BanRun {
         let local = share::banned_by_hand(fail2ban, jail, &existing, paths).await?;
         // Write all notes before the first attempt, because the reporter reads the notes on the first ban.
         for address in new.iter().chain(&local) {
-            notes.note(*address, since)?;
+            notes.record(*address, since)?;
         }
         for address in &new {
             fail2ban.attempt(jail, *address, &failures).await?;
@@ -195,7 +195,7 @@ impl BanRun {
             let seconds = held.get(*address).copied().flatten().unwrap_or(0);
             let already_banned = !new.contains(address) && !local.contains(address);
             if !already_banned {
-                notes.seen(*address, since, seen, seconds)?;
+                notes.confirm(*address, since, seen, seconds)?;
             }
             self.issued.push(IssuedBan { address: *address, already_banned, seconds });
         }

@@ -11,7 +11,7 @@ use super::look;
 use super::reports::is_reporter;
 use crate::abuseipdb::{call, key};
 use crate::fail2ban::{Client, Fail2banError};
-use crate::files::trust::Keeps;
+use crate::files::trust::DirContent;
 use crate::ignored::IgnoreListResolver;
 use crate::wire::Jail;
 
@@ -65,17 +65,17 @@ async fn query(socket: &Path) -> Result<(RunningFail2ban, Vec<Vec<String>>), Fai
         for action in client.actions(&name).await? {
             let ban = client.property(&name, &action, "actionban").await?;
             let inline = client.property(&name, &action, "abuseipdb_apikey").await?;
-            let key = key::usable(&inline).is_some();
+            let key = key::parse_key(&inline).is_some();
             let mut files = Vec::new();
             if is_reporter(&ban) {
                 // SQLITE_DB and LOG_FILE: fail2ban keeps the names of settings in lower case.
                 let settings = [
-                    ("sqlite_db", call::LEDGER, Keeps::Database),
-                    ("log_file", call::LOG, Keeps::Log),
+                    ("sqlite_db", call::DEFAULT_LEDGER, DirContent::Database),
+                    ("log_file", call::DEFAULT_LOG, DirContent::Log),
                 ];
                 for (setting, default, keeps) in settings {
                     let path = client.property(&name, &action, setting).await?;
-                    files.push((call::or(&path, default).into(), keeps));
+                    files.push((call::path_or_default(&path, default).into(), keeps));
                 }
             }
             actions.push(JailAction { name: action, ban, key, files });

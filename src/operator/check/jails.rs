@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::finding::Finding;
-use crate::files::trust::Keeps;
+use crate::files::trust::DirContent;
 use crate::guard::JailFilter;
 use crate::notify::is_called_by;
 use crate::text::list;
@@ -47,7 +47,7 @@ pub(super) struct JailAction {
     /// Whether the jail gives it a usable key for AbuseIPDB.
     pub(super) key: bool,
     /// The database and the log of an action that reports to AbuseIPDB; empty for others.
-    pub(super) files: Vec<(PathBuf, Keeps)>,
+    pub(super) files: Vec<(PathBuf, DirContent)>,
 }
 
 /// The configuration on disk, which the server may not have loaded yet.

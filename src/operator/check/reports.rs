@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::finding::Finding;
 use super::jails::{JailAction, RunningJail, jail_list};
 use crate::abuseipdb::glance::{LastCall, QueueStatus};
-use crate::files::trust::{Fault, Keeps};
+use crate::files::trust::{DirContent, Fault};
 use crate::text::format_duration;
 
 /// An older pending report shows a problem; in seconds. AbuseIPDB accepts a second report of an address after 15 minutes.
@@ -37,7 +37,7 @@ fn reports(action: &JailAction) -> bool {
 /// The findings about the reporter's database and log; `inspect` returns the warnings about a path.
 pub(super) fn files(
     jails: &[RunningJail],
-    inspect: impl Fn(&Path, Keeps) -> io::Result<Vec<String>>,
+    inspect: impl Fn(&Path, DirContent) -> io::Result<Vec<String>>,
 ) -> Vec<Finding> {
     let mut places: Vec<_> = jails
         .iter()
@@ -50,9 +50,9 @@ pub(super) fn files(
     places.into_iter().flat_map(|(path, keeps)| place(path, keeps, inspect(path, keeps))).collect()
 }
 
-fn place(path: &Path, keeps: Keeps, inspection: io::Result<Vec<String>>) -> Vec<Finding> {
+fn place(path: &Path, keeps: DirContent, inspection: io::Result<Vec<String>>) -> Vec<Finding> {
     let shown = path.display();
-    let setting = if keeps == Keeps::Database { "SQLITE_DB" } else { "LOG_FILE" };
+    let setting = if keeps == DirContent::Database { "SQLITE_DB" } else { "LOG_FILE" };
     let error = match inspection {
         Err(error) => error,
         Ok(warnings) => {
@@ -237,7 +237,10 @@ mod tests {
                 name: "abuseipdb".to_owned(),
                 ban: ban.to_owned(),
                 key,
-                files: vec![("/srv/db".into(), Keeps::Database), ("/srv/log".into(), Keeps::Log)],
+                files: vec![
+                    ("/srv/db".into(), DirContent::Database),
+                    ("/srv/log".into(), DirContent::Log),
+                ],
             }],
             logs: vec![log.to_owned()],
             ignore_command: String::new(),
@@ -249,7 +252,7 @@ mod tests {
     fn unsafe_place_is_named_once_with_its_fix() {
         let jails = [jail("a", "", false, ""), jail("b", "", false, "")];
         let found = files(&jails, |_, keeps| match keeps {
-            Keeps::Log => Ok(vec!["/srv is writable by every user".to_owned()]),
+            DirContent::Log => Ok(vec!["/srv is writable by every user".to_owned()]),
             _ => Err(Fault { what: "a".to_owned(), cure: "b".to_owned() }.into()),
         });
         let found: Vec<_> =
