@@ -325,6 +325,15 @@ fn the_package_names_what_it_needs() {
 }
 
 #[test]
+fn manual_page_is_found_by_the_service_s_name_too() {
+    let script =
+        "dpkg-deb --fsys-tarfile \"$1\" | tar -xO ./usr/share/man/man8/f2bmqttsub.8.gz | gzip -d";
+    let mut shell = Command::new("sh");
+    let out = shell.args(["-ec", script, "sh"]).arg(package()).output().unwrap();
+    assert_eq!(String::from_utf8(out.stdout).unwrap(), ".so man8/f2bmqtt.8\n");
+}
+
+#[test]
 fn purge_leaves_what_the_package_did_not_make() {
     let rig = Rig::up(&root("bookworm", &DEPENDENCIES), &["a"]);
     let a = rig.host("a");
