@@ -57,6 +57,36 @@ fn each_name_has_its_help() {
 }
 
 #[test]
+fn help_is_wrapped_to_the_width_of_the_terminal() {
+    let commands = [
+        "",
+        "notify",
+        "subscribe",
+        "check",
+        "status",
+        "list",
+        "watch",
+        "ban",
+        "unban",
+        "forget",
+        "leave",
+        "report",
+        "cut",
+        "settings",
+    ];
+    for command in commands {
+        let mut help = std::process::Command::new(assert_cmd::cargo::cargo_bin!("f2bmqtt"));
+        help.args(command.split_whitespace()).arg("--help").env("COLUMNS", "80");
+        let output = Command::from_std(help).output().unwrap();
+        assert!(output.status.success(), "{command}");
+        // The line of usage is one line, however long.
+        for line in shown(&output).lines().filter(|line| !line.starts_with("Usage: ")) {
+            assert!(line.chars().count() <= 80, "{command}: {line}");
+        }
+    }
+}
+
+#[test]
 fn wrong_usage_is_exit_code_2() {
     let table = [
         ("f2bmqtt", &[] as &[&str], "Usage: f2bmqtt <COMMAND>"),

@@ -441,6 +441,14 @@ fn each_host_acknowledges_what_it_did_with_a_ban_by_hand() {
         json!([ban("203.0.113.48", "not_shared", "banned")])
     );
 
+    // A ban that the operator made with fail2ban-client, which the fleet does not know.
+    web1.sh("fail2ban-client set sshd banip 203.0.113.49");
+    assert_eq!(
+        figures(web1, "f2bmqtt ban --json sshd 203.0.113.49")["bans"],
+        json!([ban("203.0.113.49", "banned", "banned")])
+    );
+    assert!(db1.bans("sshd", "203.0.113.49"));
+
     // More than a host acknowledges at once; without a daemon here, a child process publishes the ban.
     let many = "bash -c 'f2bmqtt ban --yes --json sshd 203.0.113.{101..140}'";
     assert_eq!(figures(web1, many)["hosts"], json!(["db1", "web2"]));

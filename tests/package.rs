@@ -227,14 +227,16 @@ fn over_the_scripts_own_action(host: Host<'_>, expected: &[String]) {
     with_scripts(host);
     let before = host.sh("cat /etc/fail2ban/action.d/iptables-ipset.local");
     host.push(&package(), "/root/f2bmqtt.deb");
-    // The stand-in has another checksum than the real one: it is made known before it is looked for.
-    host.sh("dpkg --unpack /root/f2bmqtt.deb 2>&1
-             md5sum </etc/fail2ban/action.d/iptables-ipset.local \
-               >>/usr/share/f2bmqtt/action.d/iptables-ipset.local.md5sum
+    // The stand-ins have other checksums than the real files: make them known before they are looked for.
+    host.sh("set -e; dpkg --unpack /root/f2bmqtt.deb 2>&1
+             for file in iptables-ipset.local abuseipdb.local; do
+                 md5sum </etc/fail2ban/action.d/$file >>/usr/share/f2bmqtt/action.d/$file.md5sum
+             done
              dpkg --configure f2bmqtt </dev/null 2>&1");
     assert_eq!(is_installed(host), expected);
-    host.sh("cmp /etc/fail2ban/action.d/iptables-ipset.local \
-                 /usr/share/f2bmqtt/action.d/iptables-ipset.local");
+    host.sh("set -e; for file in iptables-ipset.local abuseipdb.local; do
+                 cmp /etc/fail2ban/action.d/$file /usr/share/f2bmqtt/action.d/$file
+             done");
     host.sh("apt-get remove -y f2bmqtt 2>&1");
     assert_eq!(
         host.sh("cat /etc/fail2ban/action.d/iptables-ipset.local"),
@@ -322,6 +324,15 @@ fn the_package_names_what_it_needs() {
     assert_eq!(field("Depends"), "fail2ban (>= 0.11.2), libc6 (>= 2.35), ucf");
     assert_eq!(field("Recommends"), "ca-certificates, conntrack, ipset, iptables");
     assert_eq!(field("Suggests"), "mosquitto");
+}
+
+#[test]
+fn manual_page_is_found_by_the_service_s_name_too() {
+    let script =
+        "dpkg-deb --fsys-tarfile \"$1\" | tar -xO ./usr/share/man/man8/f2bmqttsub.8.gz | gzip -d";
+    let mut shell = Command::new("sh");
+    let out = shell.args(["-ec", script, "sh"]).arg(package()).output().unwrap();
+    assert_eq!(String::from_utf8(out.stdout).unwrap(), ".so man8/f2bmqtt.8\n");
 }
 
 #[test]

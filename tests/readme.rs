@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 use f2bmqtt::guard::RejectReason;
+use f2bmqtt::wire::{Action, Event, Reason};
 use support::docs::{Document, block, documents, named_blocks, repository};
 use support::{Rig, eventually, package, root};
 
@@ -52,6 +53,14 @@ fn a_hub_and_two_servers_are_installed_and_a_ban_crosses() {
     eventually("it is free on web2", || {
         rig.host("web2").sh("fail2ban-client get sshd banip").is_empty()
     });
+}
+
+#[test]
+fn message_for_a_button_is_a_fleet_unban() {
+    let event = Event::parse(block("button").as_bytes()).unwrap();
+    assert_eq!((event.action, event.all_jails), (Action::Unban, true));
+    assert_eq!(event.reason, Some(Reason::Fleet));
+    assert_eq!(event.id.unwrap().to_string(), "button-1795342588123");
 }
 
 /// A test that runs a block, or compares it, has its name as a string.

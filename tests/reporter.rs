@@ -112,6 +112,20 @@ fn what_is_detected_here_is_reported_once_and_nothing_private_with_it() {
     // The very search is a process, too.
     let found = found.unwrap_or_else(|text| text);
     assert!(!found.lines().any(|line| !line.contains("/proc/")), "the key is in {found}");
+    key_in_the_stock_action_is_used(&rig);
+}
+
+/// AbuseIPDB's tutorial puts the key into fail2ban's own action file, which the package's file must not override.
+fn key_in_the_stock_action_is_used(rig: &Rig) {
+    let a = rig.host("a");
+    let key = key();
+    a.sh(&format!(
+        "set -e; rm /etc/fail2ban/abuseipdb.apikey
+         sed -i 's/^abuseipdb_apikey *=.*/abuseipdb_apikey = {key}/' /etc/fail2ban/action.d/abuseipdb.conf
+         grep -q {key} /etc/fail2ban/action.d/abuseipdb.conf; fail2ban-client reload --restart sshd"
+    ));
+    a.attack("auth", &["192.31.196.7"]);
+    eventually("the ban is reported with the key in abuseipdb.conf", || taken(rig).len() == 3);
 }
 
 /// One call of the script: its arguments, its exit code, what is done before it, and the lines that

@@ -290,6 +290,18 @@ fn a_certificate_that_was_renewed_counts_from_the_next_connection_on() {
     // One file after the other: for a moment they do not belong together.
     a.sh("cp /etc/tls/new.crt /etc/tls/a.crt; sleep 1; cp /etc/tls/new.key /etc/tls/a.key");
     eventually("it is connected", || a.journal().contains("connected to the broker hub:8883"));
+    // The journal and check warn of a certificate that expires within 30 days.
+    let hub = rig.host("hub");
+    hub.sh("cd /root/fleet; DAYS=15 ./certificates host a");
+    carry(hub, a, &["a.crt", "a.key"], "/etc/tls");
+    set(a, &GOOD);
+    eventually("the journal names the certificate", || {
+        let line =
+            "this host's certificate, MQTT_CERT (a) expires in 14 days; renew the certificate";
+        a.journal().contains(line)
+    });
+    let said = String::from_utf8(a.run("f2bmqtt check").stdout).unwrap();
+    assert!(said.contains("! this host's certificate, MQTT_CERT (a) expires on 20"), "{said}");
     // The example's access rules let a host in for Home Assistant, too.
     set(a, &[&GOOD[..], &[("MQTT_HA_PREFIX", "homeassistant")]].concat());
     eventually("the broker keeps what Home Assistant needs", || {

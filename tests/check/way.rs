@@ -47,6 +47,8 @@ const WAYS: [Case; 12] = [
         shows: &[
             ("systemctl show -P StatusText f2bmqttsub", "/etc/fail2ban/mqtt.env still has the sample settings: set MQTT_HOST"),
             ("journalctl -u f2bmqttsub -o cat --no-pager -n 50", "/etc/fail2ban/mqtt.env still has the sample settings: set MQTT_HOST"),
+            ("f2bmqtt check | head -n 1", "✗ /etc/fail2ban/mqtt.env still has the sample settings"),
+            ("journalctl -u f2bmqttsub -o cat --no-pager | grep 'still has the sample settings' | wc -l | sed 's/^1$/once/'", "once"),
         ],
         ..FAULT
     },

@@ -155,6 +155,46 @@ fn slow_observations_and_messages_take_turns() {
 }
 
 #[test]
+fn restart_with_100_000_bans_that_another_host_claims_ends_without_an_effect() {
+    const BANS: u32 = 100_000;
+    const SHARDS: u32 = 512;
+    let ip = |n: u32| address(&std::net::Ipv4Addr::from(0x0b00_0000 + n).to_string());
+    let mut shards: Vec<Shard> = (0..SHARDS)
+        .map(|n| Shard { id: ShardId::new(n, SHARDS).unwrap(), ..shard("web1", NOW, &[]) })
+        .collect();
+    let (mut held, mut rows) = (Vec::new(), Vec::new());
+    for address in (0..BANS).map(ip) {
+        let listed = ShardEntry { jail: jail(), address, start: NOW / 1000, bantime: -1 };
+        shards[ShardId::of(address, SHARDS).index() as usize].bans.push(listed);
+        held.push((address, None));
+        rows.push((address, BipsRow { timeofban: NOW / 1000, bantime: -1, failures: 3 }));
+    }
+    let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
+    assert!(shards.iter().all(|shard| fleet.apply_shard(shard, NOW).is_none()));
+    fleet.start_cycle(NOW);
+    let server = ServerInstance { pid: 1, started: 0 };
+    let heartbeat = Heartbeat { server, data_version: Some(1) };
+    fleet.on_heartbeat(heartbeat, BTreeSet::from([jail()]), NOW);
+    loop {
+        match fleet.next_effect(NOW) {
+            Effect::Persist(_) => fleet.on_persisted(true, NOW),
+            Effect::Observe(jail, of) => {
+                let (held, rows) = (held.iter().copied().collect(), rows.iter().copied().collect());
+                let (total, bantime, database) = (Some(9), 600, Some(0));
+                let observation =
+                    Observation { held, rows, database, total, bantime, ..Observation::default() };
+                fleet.on_observation(&jail, of.as_deref(), observation, NOW);
+            }
+            Effect::Continue => {}
+            Effect::Idle => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(fleet.queue.is_empty());
+    assert_eq!(fleet.counts.claims, BANS as usize);
+}
+
+#[test]
 fn expired_legacy_claim_is_removed() {
     let mut fleet = Controller::new(host("me"), Timing::default(), PersistedState::default());
     let other = Jail::new("web").unwrap();
