@@ -69,7 +69,7 @@ const TROUBLES: [Trouble; 6] = [
 ];
 
 #[test]
-fn no_ban_waits_for_a_broker_and_none_is_lost() {
+fn ban_without_broker_is_not_delayed_and_not_lost() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
     for (number, trouble) in TROUBLES.iter().enumerate() {
@@ -94,7 +94,7 @@ fn no_ban_waits_for_a_broker_and_none_is_lost() {
 }
 
 #[test]
-fn a_broker_that_forgot_its_clients_is_subscribed_to_again() {
+fn lost_broker_sessions_are_resubscribed() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
     hub.sh("systemctl kill -s KILL mosquitto; systemctl stop mosquitto
@@ -106,7 +106,7 @@ fn a_broker_that_forgot_its_clients_is_subscribed_to_again() {
 }
 
 #[test]
-fn a_message_that_is_too_large_does_not_keep_a_host_out() {
+fn oversized_message_does_not_block_host() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     hub.sh("head -c 400000 /dev/zero | tr '\\0' x >/root/large

@@ -369,13 +369,13 @@ fn one_of_two_bridged_dies(rig: &Rig) {
 }
 
 #[test]
-fn two_bridged_mosquittos_and_one_dies() {
+fn fleet_survives_death_of_one_bridged_mosquitto() {
     one_of_two_bridged_dies(&boot("bookworm", &["hub1", "hub2", "a", "b"]));
 }
 
 #[test]
 #[ignore = "takes up to ten minutes: tests/long"]
-fn a_bridged_hub_that_comes_back_has_all_again() {
+fn restarted_bridged_hub_receives_all_state_again() {
     let rig = boot("bookworm", &["hub1", "hub2", "a", "b"]);
     let (hub1, hub2, a, b) = (rig.host("hub1"), rig.host("hub2"), rig.host("a"), rig.host("b"));
     one_of_two_bridged_dies(&rig);
@@ -419,7 +419,7 @@ fn a_bridged_hub_that_comes_back_has_all_again() {
 /// A server that lost its link to one hub, and not its life, is seen as online.
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn a_last_will_of_another_hub_is_not_the_last_word() {
+fn stale_last_will_from_other_hub_is_corrected() {
     let rig = boot("bookworm", &["hub1", "hub2", "a"]);
     let (hub2, a) = (rig.host("hub2"), rig.host("a"));
     let (first, second) = ("192.168.1.10", "192.168.1.20");
@@ -435,7 +435,7 @@ fn a_last_will_of_another_hub_is_not_the_last_word() {
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn three_nats_servers_and_one_dies() {
+fn fleet_survives_death_of_one_of_three_nats_servers() {
     let hubs = ["hub1", "hub2", "hub3"];
     let rig = boot("trixie", &[&hubs[..], &["a", "b"]].concat());
     let (a, b) = (rig.host("a"), rig.host("b"));

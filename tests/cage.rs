@@ -75,17 +75,17 @@ s = socket.socket(socket.AF_UNIX); s.bind('/run/own.sock'); s.listen(); time.sle
 }
 
 #[test]
-fn the_cage_holds_on_debian_12() {
+fn sandbox_restricts_service_on_debian_12() {
     holds("bookworm");
 }
 
 #[test]
-fn the_cage_holds_on_debian_13() {
+fn sandbox_restricts_service_on_debian_13() {
     holds("trixie");
 }
 
 #[test]
-fn what_changes_outside_is_seen_inside() {
+fn changes_outside_sandbox_are_visible_inside() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     // A name that is only known later, in a file that takes the place of the one before.
@@ -113,7 +113,7 @@ fn what_changes_outside_is_seen_inside() {
 }
 
 #[test]
-fn fail2ban_is_seen_whenever_it_starts() {
+fn fail2ban_is_found_in_any_start_order() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     let pid = || b.sh("systemctl show -P MainPID f2bmqttsub");
@@ -144,7 +144,7 @@ fn fail2ban_is_seen_whenever_it_starts() {
 }
 
 #[test]
-fn the_reporter_s_own_places_are_named_where_the_service_may_not_write() {
+fn unwritable_reporter_path_is_logged_with_fix() {
     let rig = Rig::fleet(&["a"]);
     let a = rig.host("a");
     reports_to_hub(&rig, a);
@@ -174,7 +174,7 @@ fn the_reporter_s_own_places_are_named_where_the_service_may_not_write() {
 }
 
 #[test]
-fn its_files_are_for_root_alone_and_links_are_not_followed() {
+fn state_files_are_root_only_and_symlinks_are_not_followed() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     reports_to_hub(&rig, a);
@@ -214,7 +214,7 @@ fn its_files_are_for_root_alone_and_links_are_not_followed() {
 }
 
 #[test]
-fn no_secret_is_to_be_found_on_a_host() {
+fn secrets_are_not_exposed_on_host() {
     const PASSWORD: &str = "hunter2-of-the-fleet";
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));

@@ -410,7 +410,7 @@ fn number(name: &str, otherwise: u64) -> u64 {
 }
 
 #[test]
-fn five_servers_end_with_the_same_bans_whatever_fails() {
+fn five_servers_converge_after_faults() {
     let (rounds, seed) = (number("ROUNDS", 2), number("SEED", 1));
     let happenings = if std::env::var_os("ROUNDS").is_some() { LONG } else { SHORT };
     let rig = Rig::fleet_with("bookworm", &["libfaketime"], &SERVERS);

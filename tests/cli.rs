@@ -23,7 +23,7 @@ fn shown(output: &Output) -> String {
 }
 
 #[test]
-fn each_name_has_its_help() {
+fn each_program_name_has_its_help() {
     let table = [
         ("f2bmqtt", &["--help"] as &[&str], "Makes a fleet of fail2ban servers ban as one"),
         ("f2bmqtt", &["notify", "--help"], "mqttnotifyban.sh <name> <ip> <bantime> ban"),
@@ -57,7 +57,7 @@ fn each_name_has_its_help() {
 }
 
 #[test]
-fn wrong_usage_is_exit_code_2() {
+fn wrong_usage_exits_with_2() {
     let table = [
         ("f2bmqtt", &[] as &[&str], "Usage: f2bmqtt <COMMAND>"),
         ("f2bmqtt", &["nonsense"], "unrecognized subcommand 'nonsense'"),
@@ -102,7 +102,7 @@ fn wrong_usage_is_exit_code_2() {
 }
 
 #[test]
-fn what_is_nothing_to_tell_is_done_and_silent() {
+fn events_that_need_no_message_exit_silently_with_0() {
     for arguments in [
         &["sshd", "192.0.2.1", "600", "ban", "1", "3"] as &[&str],
         &["sshd", "192.0.2.1", "600", "ban", "0", "0", "1795342588.5"],
@@ -116,7 +116,7 @@ fn what_is_nothing_to_tell_is_done_and_silent() {
 }
 
 #[test]
-fn settings_that_cannot_be_used_are_exit_code_78() {
+fn unusable_settings_exit_with_78() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("mqtt.env");
     let output = run("mqttsubscribebans", &[], Some(&file));
@@ -146,7 +146,7 @@ fn settings_that_cannot_be_used_are_exit_code_78() {
 }
 
 #[test]
-fn check_tells_machines_of_every_fault_of_the_settings() {
+fn check_json_lists_each_settings_fault() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("mqtt.env");
     fs::write(&file, "MQTT_PORT=0\nMQTT_PASSWORD=hun ter2\n").unwrap();
@@ -161,7 +161,7 @@ fn check_tells_machines_of_every_fault_of_the_settings() {
 }
 
 #[test]
-fn the_shipped_settings_are_good() {
+fn shipped_settings_are_valid() {
     let text = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/mqtt.env")).unwrap();
     let none = |_: &str| None;
     let config = f2bmqtt::config::Config::parse(Path::new("f"), &text, &none, "web1").unwrap();

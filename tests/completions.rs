@@ -26,7 +26,7 @@ fn offered() -> [(&'static str, Vec<String>); 3] {
 }
 
 #[test]
-fn every_shell_offers_the_commands_and_their_options() {
+fn each_shell_completes_commands_and_options() {
     let root = fleet_root("bookworm", &["zsh", "fish", "bash-completion"]);
     let rig = Rig::up(&root, &["web1"]);
     eventually("fail2ban has its jails", || {

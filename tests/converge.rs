@@ -26,7 +26,7 @@ fn forget_all(hub: Host<'_>) {
 }
 
 #[test]
-fn a_broker_that_forgets_everything_and_a_host_that_joins_get_all() {
+fn emptied_broker_and_new_host_receive_all_bans() {
     let rig = Rig::fleet(&["a", "b", "c"]);
     let (a, b, c, hub) = (rig.host("a"), rig.host("b"), rig.host("c"), rig.host("hub"));
     c.sh("systemctl stop f2bmqttsub");
@@ -50,7 +50,7 @@ fn a_broker_that_forgets_everything_and_a_host_that_joins_get_all() {
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn a_fail2ban_that_stops_frees_nobody_and_an_operator_who_frees_all_does() {
+fn fail2ban_stop_releases_no_bans_but_unban_all_does() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     // Both detect one of them, before they hear of each other.
@@ -82,7 +82,7 @@ fn a_fail2ban_that_stops_frees_nobody_and_an_operator_who_frees_all_does() {
 }
 
 #[test]
-fn what_an_operator_lifts_stays_lifted_over_restarts_of_everything() {
+fn manual_unban_survives_all_restarts() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
     b.sh("fail2ban-client set sshd banip 192.0.2.9");
@@ -118,7 +118,7 @@ fn what_an_operator_lifts_stays_lifted_over_restarts_of_everything() {
 }
 
 #[test]
-fn a_fail2ban_that_lost_its_database_bans_for_the_others_again() {
+fn fail2ban_with_lost_database_reimports_bans() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     let all = set(&["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
@@ -145,7 +145,7 @@ fn a_fail2ban_that_lost_its_database_bans_for_the_others_again() {
 }
 
 #[test]
-fn a_fail2ban_without_jails_bans_nobody_for_the_fleet_and_answers_it() {
+fn fail2ban_without_jails_releases_bans_and_confirms_unban() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     a.attack("auth", &["192.0.2.1", "192.0.2.2"]);
@@ -163,7 +163,7 @@ fn a_fail2ban_without_jails_bans_nobody_for_the_fleet_and_answers_it() {
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn a_jail_that_is_removed_bans_nobody_after_a_minute() {
+fn removed_jail_releases_bans_after_a_minute() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     a.attack("auth", &["192.0.2.1", "192.0.2.2"]);
@@ -187,7 +187,7 @@ fn a_jail_that_is_removed_bans_nobody_after_a_minute() {
 }
 
 #[test]
-fn a_jail_that_is_not_up_yet_frees_nobody() {
+fn late_jail_releases_no_bans() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
     a.attack("auth", &["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
@@ -230,7 +230,7 @@ fn fleet_unban(hub: Host<'_>, address: &str) {
 }
 
 #[test]
-fn a_fleet_unban_holds_also_for_a_host_that_was_cut_off() {
+fn fleet_unban_reaches_disconnected_host() {
     let rig = Rig::fleet(&["a", "b", "c"]);
     let (a, b, c, hub) = (rig.host("a"), rig.host("b"), rig.host("c"), rig.host("hub"));
     a.attack("auth", &["192.0.2.1", "192.0.2.2"]);
@@ -255,7 +255,7 @@ fn a_fleet_unban_holds_also_for_a_host_that_was_cut_off() {
 }
 
 #[test]
-fn five_bans_of_one_address_make_one_recidive_ban_a_host_at_most() {
+fn five_bans_of_address_cause_at_most_one_recidive_ban_per_host() {
     let rig = Rig::fleet(&["a", "b", "c"]);
     let hosts = rig.hosts(&["a", "b", "c"]);
     for host in &hosts {

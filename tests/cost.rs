@@ -181,7 +181,7 @@ fn look(bans: u32) -> Observation {
 
 #[test]
 #[ignore = "a measurement, which tests/bench makes"]
-fn restart_with_100_000_bans_that_others_claim_too_costs_seconds() {
+fn restart_with_100_000_shared_local_bans_takes_seconds() {
     const BANS: u32 = 100_000;
     let jail = Jail::new("sshd").unwrap();
     let begun = processor_time();

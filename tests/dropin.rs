@@ -70,7 +70,7 @@ const CALLS: [Call; 17] = [
 ];
 
 #[test]
-fn the_notifier_publishes_what_the_script_published() {
+fn notify_publishes_same_messages_as_script() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     let record = rig.record();
@@ -115,7 +115,7 @@ fn the_notifier_publishes_what_the_script_published() {
 }
 
 #[test]
-fn the_notifier_never_waits_and_loses_nothing_without_a_broker() {
+fn notify_without_broker_returns_at_once_and_loses_nothing() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
     hub.sh("systemctl stop mosquitto");
@@ -384,7 +384,7 @@ const MESSAGES: &[Message] = &[
 ];
 
 #[test]
-fn the_subscriber_prints_and_does_what_the_script_did() {
+fn subscriber_prints_and_acts_like_script() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     // A fail2ban that has just started may still be adding jails; one that runs is asked.
@@ -443,7 +443,7 @@ const SETTINGS: [&str; 10] = [
 ];
 
 #[test]
-fn settings_are_read_as_bash_reads_them() {
+fn settings_are_parsed_like_bash() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     hub.sh(

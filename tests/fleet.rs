@@ -90,19 +90,19 @@ E
 }
 
 #[test]
-fn an_ipv4_ban_crosses_and_is_lifted() {
+fn ipv4_ban_reaches_peer_and_is_removed() {
     let shown = |host: Host<'_>| host.in_ipset("f2b-sshd", "10.213.77.200");
     crosses("bookworm", "sshd", "auth", 22, "10.213.77.200", "10.213.77.13", shown);
 }
 
 #[test]
-fn an_ipv6_ban_crosses_and_is_lifted() {
+fn ipv6_ban_reaches_peer_and_is_removed() {
     let shown = |host: Host<'_>| host.in_ipset("f2b-sshd6", "fd77::200");
     crosses("bookworm", "sshd", "auth", 22, "fd77::200", "fd77::13", shown);
 }
 
 #[test]
-fn a_ban_by_nftables_crosses_and_is_lifted() {
+fn nftables_ban_reaches_peer_and_is_removed() {
     let shown = |host: Host<'_>| {
         host.try_sh("nft list table inet f2b-table")
             .is_ok_and(|rules| rules.contains("10.213.77.201"))
@@ -111,13 +111,13 @@ fn a_ban_by_nftables_crosses_and_is_lifted() {
 }
 
 #[test]
-fn a_ban_crosses_between_servers_with_debian_13() {
+fn debian_13_ban_reaches_peer_and_is_removed() {
     let shown = |host: Host<'_>| host.in_ipset("f2b-sshd", "10.213.77.200");
     crosses("trixie", "sshd", "auth", 22, "10.213.77.200", "10.213.77.13", shown);
 }
 
 #[test]
-fn a_jail_with_two_of_our_actions_tells_once() {
+fn jail_with_two_f2bmqtt_actions_publishes_once() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     let record = rig.record();
@@ -130,7 +130,7 @@ fn a_jail_with_two_of_our_actions_tells_once() {
 }
 
 #[test]
-fn what_a_host_or_its_operator_banned_no_other_host_frees() {
+fn peer_unban_keeps_local_and_manual_bans() {
     let rig = Rig::fleet(&["a", "b", "c"]);
     let (a, b, c) = (rig.host("a"), rig.host("b"), rig.host("c"));
     a.attack("auth", &["192.0.2.1", "192.0.2.2"]);
@@ -156,7 +156,7 @@ fn what_a_host_or_its_operator_banned_no_other_host_frees() {
 }
 
 #[test]
-fn a_server_that_runs_the_scripts_takes_part() {
+fn script_host_takes_part_in_fleet() {
     let rig = Rig::fleet(&["a", "b", "old"]);
     let (a, b, old) = (rig.host("a"), rig.host("b"), rig.host("old"));
     with_scripts(old);
@@ -188,7 +188,7 @@ fn a_server_that_runs_the_scripts_takes_part() {
 }
 
 #[test]
-fn the_log_lines_and_messages_of_the_scripts_are_understood() {
+fn messages_and_log_lines_match_scripts() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     hub.publish_event("ban", "sshd", "192.0.2.1", "old1");

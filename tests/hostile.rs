@@ -173,7 +173,7 @@ fn table(stamp: u64) -> Vec<(bool, String, Vec<u8>)> {
 }
 
 #[test]
-fn whatever_is_said_to_it_a_host_tells_fail2ban_nothing_of_it() {
+fn malformed_messages_never_reach_fail2ban() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     push(hub);
@@ -222,7 +222,7 @@ fn whatever_is_said_to_it_a_host_tells_fail2ban_nothing_of_it() {
 }
 
 #[test]
-fn a_broker_that_speaks_no_mqtt_only_costs_a_connection() {
+fn non_mqtt_broker_costs_only_the_connection() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     push(hub);
@@ -284,13 +284,13 @@ fn survives(a: Host<'_>, hub: Host<'_>, how: &str, honest: &str, begin: impl FnO
 }
 
 #[test]
-fn a_client_that_publishes_without_end_takes_nobody_down() {
+fn flooding_client_stops_no_host() {
     flood("networks", 3, 50_000);
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn a_client_that_publishes_50_000_bans_a_second_takes_nobody_down() {
+fn client_with_50_000_bans_per_second_stops_no_host() {
     let rate = flood("addresses", 10, 50_000);
     println!("{rate} messages a second");
 }
@@ -315,18 +315,18 @@ fn pour(what: &str) {
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn a_broker_that_sends_50_000_bans_a_second_takes_nobody_down() {
+fn broker_with_50_000_bans_per_second_stops_no_host() {
     pour("addresses");
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn a_broker_that_sends_50_000_networks_a_second_takes_nobody_down() {
+fn broker_with_50_000_networks_per_second_stops_no_host() {
     pour("networks");
 }
 
 #[test]
-fn a_message_that_is_too_large_costs_a_connection_and_no_ban() {
+fn oversized_message_costs_connection_but_no_ban() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     let large = "head -c 900000 /dev/zero | mosquitto_pub -h 127.0.0.1 -u fail2ban -P fail2ban -q 1 \
@@ -342,7 +342,7 @@ fn a_message_that_is_too_large_costs_a_connection_and_no_ban() {
 }
 
 #[test]
-fn what_the_settings_and_the_operator_keep_out_stays_out_both_ways() {
+fn excluded_jails_and_addresses_are_neither_sent_nor_imported() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
     b.sh("printf 'MQTT_NOT_JAILS=web\\nMQTT_NEVER_BAN=198.18.5.0/24\\n' >>/etc/fail2ban/mqtt.env

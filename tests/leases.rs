@@ -65,7 +65,7 @@ fn refused_until_free(
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn a_ban_of_300_seconds_lasts_so_long_where_60_are_usual_or_for_ever_and_over_a_restart() {
+fn ban_of_300_seconds_lasts_as_long_with_any_local_bantime() {
     let rig = Rig::fleet(&["a", "b", "c"]);
     let (a, b, c) = (rig.host("a"), rig.host("b"), rig.host("c"));
     bantime(a, "sshd", 300);
@@ -93,7 +93,7 @@ fn a_ban_of_300_seconds_lasts_so_long_where_60_are_usual_or_for_ever_and_over_a_
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn a_growing_ban_and_one_for_ever_hold_elsewhere_and_over_a_restart() {
+fn extended_and_permanent_bans_hold_on_peer_and_over_restart() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     bantime(b, "both", 20);

@@ -227,7 +227,7 @@ fn with_names(shell: Shell, mut text: String) -> String {
 }
 
 #[test]
-fn the_manual_pages_are_made_from_the_command_line_and_the_settings() {
+fn man_pages_match_command_line_and_settings() {
     is_kept("f2bmqtt.8", &commands());
     is_kept("mqtt.env.5", &settings_page());
 }
@@ -259,7 +259,7 @@ fn rendered(name: &str) -> (String, Vec<String>) {
 }
 
 #[test]
-fn pages_are_clean_at_80_columns() {
+fn man_pages_fit_80_columns() {
     for name in ["f2bmqtt.8", "mqtt.env.5", "f2bmqttsub.8"] {
         // The last one only names the first, where man(1) looks for it.
         let (warnings, lines) = rendered(if name == "f2bmqttsub.8" { "f2bmqtt.8" } else { name });
@@ -297,14 +297,14 @@ fn help_is_wrapped_to_80_columns() {
 }
 
 #[test]
-fn the_completions_are_made_from_the_command_line() {
+fn completions_match_command_line() {
     is_kept("completions/f2bmqtt.bash", &completion(Shell::Bash));
     is_kept("completions/_f2bmqtt", &completion(Shell::Zsh));
     is_kept("completions/f2bmqtt.fish", &completion(Shell::Fish));
 }
 
 #[test]
-fn the_help_of_check_names_every_check() {
+fn check_help_lists_each_check() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/operator/check");
     let files = std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
     let code: String = files
@@ -329,7 +329,7 @@ fn the_help_of_check_names_every_check() {
 }
 
 #[test]
-fn bash_completes_a_command() {
+fn bash_completes_command() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("f2bmqtt");
     std::fs::write(&file, completion(Shell::Bash)).unwrap();
@@ -343,7 +343,7 @@ fn bash_completes_a_command() {
 }
 
 #[test]
-fn the_sample_and_the_table_name_the_same_settings() {
+fn sample_and_settings_table_list_same_settings() {
     let keys = |text: &str, ends: &[char]| -> BTreeSet<String> {
         let found = text.split("MQTT_").skip(1);
         found.map(|rest| rest.split(ends).next().unwrap().to_owned()).collect()

@@ -44,7 +44,7 @@ fn set(host: Host<'_>, settings: &str) {
 }
 
 #[test]
-fn home_assistant_and_prometheus_take_what_we_say() {
+fn home_assistant_and_prometheus_accept_exports() {
     let rig = Rig::fleet_from(&home_root(), &["a", "b.example"]);
     let (hub, a, b) = (rig.host("hub"), rig.host("a"), rig.host("b.example"));
     start_home(hub);
@@ -130,7 +130,7 @@ print(u.urlopen(\"http://127.0.0.1:9100/metrics\").read().decode())'",
 
 /// Whatever is asked for in the examples is there to be asked for.
 #[test]
-fn dashboard_and_alerts_name_figures_that_there_are() {
+fn dashboard_and_alerts_use_existing_metrics() {
     let source = std::fs::read_to_string(repository("src/figures/metrics.rs")).unwrap();
     let dashboard = std::fs::read_to_string(repository("examples/grafana/f2bmqtt.json")).unwrap();
     let parsed: Value = serde_json::from_str(&dashboard).unwrap();

@@ -112,7 +112,7 @@ fn attacked(rig: &Rig) {
 }
 
 #[test]
-fn the_fleet_is_seen_from_any_host() {
+fn each_host_shows_whole_fleet() {
     let rig = fleet();
     attacked(&rig);
     let (web1, web2, db1) = (rig.host("web1"), rig.host("web2"), rig.host("db1"));
@@ -222,7 +222,7 @@ fn the_fleet_is_seen_from_any_host() {
 }
 
 #[test]
-fn what_the_operator_does_the_fleet_obeys() {
+fn operator_commands_take_effect_on_whole_fleet() {
     let rig = fleet();
     attacked(&rig);
     let (web1, web2, db1) = (rig.host("web1"), rig.host("web2"), rig.host("db1"));
@@ -386,7 +386,7 @@ fn hosts_that_do_not_exist(rig: &Rig) {
 }
 
 #[test]
-fn each_host_acknowledges_what_it_did_with_a_ban_by_hand() {
+fn each_host_acknowledges_manual_ban_with_outcome() {
     let rig = fleet();
     let (web1, web2, db1) = (rig.host("web1"), rig.host("web2"), rig.host("db1"));
     // Requests and acknowledgements are signed, as all else.
@@ -473,7 +473,7 @@ fn each_host_acknowledges_what_it_did_with_a_ban_by_hand() {
 }
 
 #[test]
-fn twenty_thousand_bans_take_little_time_and_memory() {
+fn twenty_thousand_bans_are_listed_in_bounded_memory() {
     let rig = Rig::fleet(&["web1"]);
     let (web1, hub) = (rig.host("web1"), rig.host("hub"));
     web1.sh("systemctl stop f2bmqttsub");
@@ -493,7 +493,7 @@ print(round(time.monotonic() - started, 2), resource.getrusage(resource.RUSAGE_C
 }
 
 #[test]
-fn a_ban_by_hand_is_never_reported() {
+fn manual_ban_is_not_reported() {
     let rig = Rig::fleet(&["web1", "web2"]);
     let web1 = rig.host("web1");
     reports_to_hub(&rig, web1);

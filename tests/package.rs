@@ -303,17 +303,17 @@ fn after_remove_and_purge(host: Host<'_>, expected: &[String]) {
 }
 
 #[test]
-fn every_way_ends_the_same_on_debian_12() {
+fn each_install_path_ends_in_same_state_on_debian_12() {
     every_way("bookworm");
 }
 
 #[test]
-fn every_way_ends_the_same_on_debian_13() {
+fn each_install_path_ends_in_same_state_on_debian_13() {
     every_way("trixie");
 }
 
 #[test]
-fn the_package_names_what_it_needs() {
+fn package_lists_its_dependencies() {
     let field = |name: &str| {
         let mut show = Command::new("dpkg-deb");
         let out = show.arg("-f").arg(package()).arg(name).output().unwrap();
@@ -325,7 +325,7 @@ fn the_package_names_what_it_needs() {
 }
 
 #[test]
-fn purge_leaves_what_the_package_did_not_make() {
+fn purge_keeps_foreign_files() {
     let rig = Rig::up(&root("bookworm", &DEPENDENCIES), &["a"]);
     let a = rig.host("a");
     let stanza = "/var/log/abuseipdb/*.log {\nmissingok\n}";

@@ -11,7 +11,7 @@ use support::docs::{Document, block, documents, named_blocks, repository};
 use support::{Rig, eventually, package, root};
 
 #[test]
-fn a_hub_and_two_servers_are_installed_and_a_ban_crosses() {
+fn documented_install_lets_ban_cross() {
     let [hub, server, attack, look, report] =
         ["hub", "server", "attack", "look", "report"].map(block);
     let rig = Rig::up(&root("bookworm", &[]), &["hub", "web1", "web2"]);
@@ -56,7 +56,7 @@ fn a_hub_and_two_servers_are_installed_and_a_ban_crosses() {
 
 /// A test that runs a block, or compares it, has its name as a string.
 #[test]
-fn every_name_of_a_block_is_unique_and_used_by_a_test() {
+fn block_names_are_unique_and_used_by_tests() {
     let mut names: Vec<_> =
         documents().iter().flat_map(named_blocks).map(|block| block.name).collect();
     names.sort();
@@ -78,7 +78,7 @@ fn tests_text(dir: &Path) -> String {
 }
 
 #[test]
-fn every_relative_link_leads_to_a_document_and_a_heading() {
+fn relative_links_lead_to_document_and_heading() {
     let documents = documents();
     for Document { path, text } in &documents {
         for link in links(&prose(text)) {
@@ -107,7 +107,7 @@ fn every_relative_link_leads_to_a_document_and_a_heading() {
 }
 
 #[test]
-fn links_and_anchors_are_those_that_a_browser_shows() {
+fn links_and_anchors_match_rendered_page() {
     let text =
         "# A, `b` & c\n[x](a.md#b), `[no](c.md)`\n```\n[no](d.md)\n# no\n```\n## A, `b` & c\n";
     assert_eq!(links(&prose(text)), ["a.md#b"]);
@@ -162,7 +162,7 @@ fn code_spans(path: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_promise_names_tests_that_exist() {
+fn each_promise_names_existing_tests() {
     let tests = tests_text(&repository().join("tests"));
     let named: Vec<_> = code_spans("docs/guarantees.md")
         .into_iter()
@@ -181,7 +181,7 @@ fn every_promise_names_tests_that_exist() {
 }
 
 #[test]
-fn the_architecture_names_modules_that_exist_and_each_rule_once() {
+fn architecture_names_existing_modules_and_each_rule_once() {
     let path = "docs/architecture.md";
     for span in code_spans(path).iter().filter(|span| span.starts_with("src/")) {
         assert!(repository().join(span).exists(), "{path}: {span}");
@@ -193,7 +193,7 @@ fn the_architecture_names_modules_that_exist_and_each_rule_once() {
 }
 
 #[test]
-fn every_reason_of_a_rejection_is_documented() {
+fn each_rejection_reason_is_documented() {
     let spans = code_spans("docs/security.md");
     for reason in RejectReason::ALL {
         assert!(
@@ -220,7 +220,7 @@ fn commands_of_jobs() -> Vec<String> {
 }
 
 #[test]
-fn every_step_of_a_job_is_a_call_of_a_script() {
+fn each_ci_step_calls_a_script() {
     let commands = commands_of_jobs();
     assert!(commands.len() > 5, "{commands:?}");
     for command in commands {
@@ -231,7 +231,7 @@ fn every_step_of_a_job_is_a_call_of_a_script() {
 }
 
 #[test]
-fn every_script_below_tests_is_run_by_a_job() {
+fn each_test_script_is_run_by_ci() {
     let jobs = commands_of_jobs();
     let callers: String = [".ci/run", "tests/run", "tests/quick", "tests/demo"]
         .map(|path| std::fs::read_to_string(repository().join(path)).unwrap())
@@ -250,7 +250,7 @@ fn every_script_below_tests_is_run_by_a_job() {
 }
 
 #[test]
-fn the_changelogs_begin_with_this_version() {
+fn changelogs_start_with_current_version() {
     let version = env!("CARGO_PKG_VERSION");
     let read = |path: &str| std::fs::read_to_string(repository().join(path)).unwrap();
     let text = read("CHANGELOG.md");

@@ -36,7 +36,7 @@ fn at_last(what: &str, mut so: impl FnMut() -> bool) {
 }
 
 #[test]
-fn what_is_detected_here_is_reported_once_and_nothing_private_with_it() {
+fn local_detection_is_reported_once_without_private_data() {
     let rig = Rig::fleet(&["a"]);
     let a = rig.host("a");
     a.sh("useradd -m ann");
@@ -286,7 +286,7 @@ const CASES: [Case; 19] = [
 ];
 
 #[test]
-fn the_script_s_calls_log_and_exit_as_they_did() {
+fn reporter_calls_log_and_exit_like_script() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     reports_to_hub(&rig, a);
@@ -339,7 +339,7 @@ fn the_script_s_calls_log_and_exit_as_they_did() {
 }
 
 #[test]
-fn without_a_daemon_an_edited_action_goes_on_with_the_key_that_it_passes() {
+fn edited_action_without_daemon_reports_with_passed_key() {
     let rig = Rig::fleet(&["a"]);
     let a = rig.host("a");
     reports_to_hub(&rig, a);
@@ -390,7 +390,7 @@ E"#
 }
 
 #[test]
-fn nothing_is_lost_or_told_twice_when_the_server_is_away_and_the_daemon_is_killed() {
+fn api_outage_and_daemon_kill_lose_and_repeat_no_report() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     reports_to_hub(&rig, a);
@@ -419,7 +419,7 @@ fn nothing_is_lost_or_told_twice_when_the_server_is_away_and_the_daemon_is_kille
 }
 
 #[test]
-fn what_waits_survives_a_reboot_and_keeps_the_time_of_the_ban() {
+fn queued_report_survives_reboot_and_keeps_ban_time() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     reports_to_hub(&rig, a);
@@ -437,7 +437,7 @@ fn what_waits_survives_a_reboot_and_keeps_the_time_of_the_ban() {
 }
 
 #[test]
-fn what_is_wrong_with_the_connection_or_the_answer_is_said() {
+fn connection_and_response_errors_are_logged() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     reports_to_hub(&rig, a);

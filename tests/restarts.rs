@@ -37,7 +37,7 @@ fn last_message(rig: &Rig, host: Host<'_>) -> Vec<String> {
 }
 
 #[test]
-fn what_happens_while_a_daemon_is_stopped_arrives_after_it() {
+fn events_during_daemon_stop_arrive_after_start() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     attack(a, &["192.0.2.100".to_owned()]);
@@ -56,7 +56,7 @@ fn what_happens_while_a_daemon_is_stopped_arrives_after_it() {
 }
 
 #[test]
-fn a_ban_lasts_as_long_as_at_its_origin() {
+fn imported_ban_lasts_as_long_as_at_origin() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     // Each address is told to last for minutes; here the jail bans for 20 seconds.
@@ -77,7 +77,7 @@ fn a_ban_lasts_as_long_as_at_its_origin() {
 }
 
 #[test]
-fn what_others_ban_outlives_a_restart_of_fail2ban_and_the_end_of_an_own_ban() {
+fn imported_ban_survives_fail2ban_restart_and_end_of_local_ban() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     b.sh("fail2ban-client set sshd bantime 15");
@@ -105,7 +105,7 @@ fn what_others_ban_outlives_a_restart_of_fail2ban_and_the_end_of_an_own_ban() {
 }
 
 #[test]
-fn an_unban_that_meets_a_starting_fail2ban_is_obeyed_when_it_has_restored_its_bans() {
+fn unban_during_fail2ban_start_is_applied_after_restore() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     attack(a, &addresses(20));
@@ -118,7 +118,7 @@ fn an_unban_that_meets_a_starting_fail2ban_is_obeyed_when_it_has_restored_its_ba
 }
 
 #[test]
-fn a_ban_that_grows_is_told_with_its_length() {
+fn extended_ban_is_published_with_new_length() {
     let rig = Rig::fleet(&["a", "b"]);
     let a = rig.host("a");
     let record = rig.record();
@@ -131,7 +131,7 @@ fn a_ban_that_grows_is_told_with_its_length() {
 }
 
 #[test]
-fn a_restart_of_fail2ban_tells_nothing_and_frees_nobody() {
+fn fail2ban_restart_publishes_and_releases_nothing() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     rig.record();
@@ -156,7 +156,7 @@ fn a_restart_of_fail2ban_tells_nothing_and_frees_nobody() {
 }
 
 #[test]
-fn a_broker_that_restarts_loses_nothing() {
+fn broker_restart_loses_no_ban() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
     hub.sh("systemctl stop mosquitto");
@@ -169,7 +169,7 @@ fn a_broker_that_restarts_loses_nothing() {
 }
 
 #[test]
-fn what_comes_while_fail2ban_is_away_waits_for_it() {
+fn events_are_applied_after_fail2ban_outage() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     b.sh("systemctl stop fail2ban");
@@ -182,7 +182,7 @@ fn what_comes_while_fail2ban_is_away_waits_for_it() {
 }
 
 #[test]
-fn a_burst_of_thousands_is_taken_while_fail2ban_hangs() {
+fn burst_is_ingested_while_fail2ban_hangs() {
     // mosquitto keeps 1,000 messages for a client that does not take them, and drops the rest.
     const COUNT: usize = 1500;
     let rig = Rig::fleet(&["a"]);
@@ -216,7 +216,7 @@ E\n
 }
 
 #[test]
-fn without_a_daemon_notify_publishes_by_itself() {
+fn notify_without_daemon_publishes_directly() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     let record = rig.record();
@@ -241,7 +241,7 @@ fn without_a_daemon_notify_publishes_by_itself() {
 }
 
 #[test]
-fn where_the_spool_cannot_be_written_a_ban_goes_out_all_the_same() {
+fn ban_is_published_with_unwritable_spool() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     let journal = || a.sh("journalctl -t f2bmqtt -o cat --no-pager");
@@ -270,7 +270,7 @@ fn spooled(host: Host<'_>) -> (usize, usize) {
 }
 
 #[test]
-fn a_ban_that_no_disk_has_outlives_the_daemon_and_the_broker_s_memory() {
+fn ban_without_disk_space_survives_daemon_and_broker_loss() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
     a.sh("systemctl stop f2bmqttsub fail2ban
@@ -323,7 +323,7 @@ fn a_ban_that_no_disk_has_outlives_the_daemon_and_the_broker_s_memory() {
 }
 
 #[test]
-fn the_daemon_ends_soon_whatever_the_broker_does() {
+fn daemon_stops_promptly_with_any_broker_fault() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     let stop = || {
@@ -344,7 +344,7 @@ fn the_daemon_ends_soon_whatever_the_broker_does() {
 }
 
 #[test]
-fn a_daemon_that_hangs_is_started_anew() {
+fn hung_daemon_is_restarted() {
     let rig = Rig::fleet(&["a"]);
     let a = rig.host("a");
     a.sh("mkdir -p /etc/systemd/system/f2bmqttsub.service.d
@@ -360,7 +360,7 @@ fn a_daemon_that_hangs_is_started_anew() {
 }
 
 #[test]
-fn a_broker_that_refuses_or_is_not_there_is_named_and_another_tried() {
+fn failing_broker_is_logged_and_next_one_tried() {
     let rig = Rig::fleet(&["a"]);
     let a = rig.host("a");
     let set = |line: &str| {

@@ -66,7 +66,7 @@ fn all_known(host: Host<'_>, count: usize) -> f64 {
 }
 
 #[test]
-fn a_server_that_joins_a_fleet_with_20_000_bans_knows_them_within_seconds() {
+fn joining_host_learns_20_000_bans_within_seconds() {
     let rig = Rig::fleet(&["a"]);
     fleet(&rig, 4, 5_000);
     let a = rig.host("a");
@@ -79,7 +79,7 @@ fn a_server_that_joins_a_fleet_with_20_000_bans_knows_them_within_seconds() {
 
 #[test]
 #[ignore = "a measurement: docs/performance.md"]
-fn a_server_of_a_fleet_of_200_hosts_with_500_bans_each() {
+fn host_in_fleet_of_200_hosts_with_500_bans_each() {
     let rig = Rig::fleet(&["a"]);
     fleet(&rig, 200, 500);
     let a = rig.host("a");
@@ -115,7 +115,7 @@ fn figure(host: Host<'_>, name: &str) -> Option<usize> {
 
 #[test]
 #[ignore = "a measurement, which tests/bench makes"]
-fn daemon_with_100_000_own_bans_that_others_claim_too_survives_a_restart() {
+fn daemon_with_100_000_shared_local_bans_survives_restart() {
     const BANS: usize = 100_000;
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), fleet(&rig, 1, BANS));
@@ -260,7 +260,7 @@ fn number(name: &str, otherwise: usize) -> usize {
 }
 
 #[test]
-fn a_fleet_of_many_real_daemons_has_the_same_bans_also_after_an_outage() {
+fn many_daemons_converge_also_after_outage() {
     let (hosts, bans) = (number("HOSTS", 24), number("BANS", 50));
     let real = number("REAL", hosts / 2);
     let rig = Rig::fleet(&["a"]);
@@ -272,7 +272,7 @@ fn a_fleet_of_many_real_daemons_has_the_same_bans_also_after_an_outage() {
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn a_queue_that_overflows_loses_nothing() {
+fn overflowing_broker_queue_loses_no_ban() {
     // mosquitto keeps 1,000 messages for a client that is away, and drops the rest.
     const COUNT: usize = 10_000;
     let rig = Rig::fleet(&["a", "b"]);
@@ -291,7 +291,7 @@ fn a_queue_that_overflows_loses_nothing() {
 }
 
 #[test]
-fn fail2ban_stays_usable_while_it_takes_in_20_000_bans() {
+fn fail2ban_stays_responsive_while_importing_20_000_bans() {
     let rig = Rig::fleet(&["a", "idle"]);
     let (a, idle) = (rig.host("a"), rig.host("idle"));
     idle.sh("systemctl stop f2bmqttsub");

@@ -101,7 +101,7 @@ fn signed(key: &str, topic: &str, payload: &str) -> String {
 }
 
 #[test]
-fn whoever_has_no_key_is_refused_by_every_host() {
+fn message_without_key_is_rejected_by_every_host() {
     let rig = signed_fleet(&["web1", "web2"]);
     let (hub, web1, web2) = (rig.host("hub"), rig.host("web1"), rig.host("web2"));
     hub.sh("systemd-run -q -u record -p StandardOutput=append:/root/seen --working-directory=/root/fleet \
@@ -225,7 +225,7 @@ fn forgotten(hub: Host<'_>, web2: Host<'_>, empty: &str) {
 }
 
 #[test]
-fn the_key_is_changed_while_the_fleet_runs_and_no_ban_is_lost() {
+fn key_change_in_running_fleet_loses_no_ban() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     let both = format!("{NEW},{KEY}");
@@ -291,7 +291,7 @@ fn forge_with(key: &str, rig: &Rig) {
 }
 
 #[test]
-fn hosts_that_run_the_scripts_take_part_where_that_is_allowed() {
+fn script_hosts_take_part_where_unsigned_is_accepted() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     set(a, "MQTT_ACCEPT_UNSIGNED", "yes");
@@ -322,7 +322,7 @@ print('f2bmqtt-%s-%s' % row)\"")
 }
 
 #[test]
-fn what_was_learned_unsigned_or_in_a_former_fleet_has_no_effect() {
+fn unsigned_and_former_fleet_state_has_no_effect() {
     const MINUTES: Duration = Duration::from_mins(2);
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));

@@ -51,7 +51,7 @@ fn rule_ids(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn no_two_types_have_one_name() {
+fn type_names_are_unique() {
     let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for path in rust_files(&repository().join("src")) {
         for line in std::fs::read_to_string(&path).unwrap().lines() {
@@ -66,7 +66,7 @@ fn no_two_types_have_one_name() {
 }
 
 #[test]
-fn type_is_found_in_its_definition_only() {
+fn type_is_found_only_in_its_definition() {
     let table = [
         ("pub(super) struct Entry {", Some("Entry")),
         ("    enum Case<'a> {", Some("Case")),
@@ -81,7 +81,7 @@ fn type_is_found_in_its_definition_only() {
 }
 
 #[test]
-fn rules_in_comments_are_those_of_the_architecture() {
+fn rules_cited_in_comments_match_architecture() {
     let text = std::fs::read_to_string(repository().join("docs/architecture.md")).unwrap();
     let defined = rule_ids(&text);
     assert!(defined.len() > 20, "{defined:?}");

@@ -56,7 +56,7 @@ fn publish_as(hub: Host<'_>, name: &str, topic: &str, payload: &str) {
 }
 
 #[test]
-fn a_fleet_on_the_hub_of_the_example() {
+fn fleet_works_on_example_hub() {
     let rig = fleet_of_the_example();
     let (web1, web2) = (rig.host("web1"), rig.host("web2"));
     web1.attack("auth", &["192.0.2.1"]);
@@ -80,7 +80,7 @@ fn a_fleet_on_the_hub_of_the_example() {
 }
 
 #[test]
-fn a_host_that_publishes_as_another_is_refused_by_the_broker() {
+fn publishing_as_other_host_is_refused_by_broker() {
     let rig = fleet_of_the_example();
     let hub = rig.host("hub");
     // A recorder reads all, as every host may.
@@ -256,7 +256,7 @@ fn hub_with_troubles() -> Rig {
 }
 
 #[test]
-fn each_trouble_with_certificates_is_said_in_plain_words() {
+fn each_certificate_error_is_explained() {
     let rig = hub_with_troubles();
     let (hub, a) = (rig.host("hub"), rig.host("a"));
     for trouble in &TROUBLES {
@@ -278,7 +278,7 @@ fn each_trouble_with_certificates_is_said_in_plain_words() {
 }
 
 #[test]
-fn a_certificate_that_was_renewed_counts_from_the_next_connection_on() {
+fn renewed_certificate_is_used_on_next_connection() {
     let rig = hub_with_troubles();
     let a = rig.host("a");
     a.sh("cp /etc/tls/a.crt /etc/tls/new.crt; cp /etc/tls/a.key /etc/tls/new.key
@@ -300,7 +300,7 @@ fn a_certificate_that_was_renewed_counts_from_the_next_connection_on() {
 }
 
 #[test]
-fn the_system_s_cas_are_trusted_by_a_word() {
+fn system_cas_are_trusted_with_mqtt_tls() {
     let rig = hub_with_troubles();
     let a = rig.host("a");
     a.sh("cp /etc/tls/ca.crt /usr/local/share/ca-certificates/; update-ca-certificates 2>&1");
@@ -309,7 +309,7 @@ fn the_system_s_cas_are_trusted_by_a_word() {
 }
 
 #[test]
-fn settings_that_would_protect_nothing_stop_the_service() {
+fn ineffective_tls_settings_stop_service() {
     let rig = Rig::fleet(&["a"]);
     let a = rig.host("a");
     a.sh("openssl req -x509 -newkey rsa:2048 -noenc -subj /CN=x -keyout /etc/x.key -out /etc/x.crt 2>&1

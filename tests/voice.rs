@@ -114,7 +114,7 @@ fn words_of_identifiers(code: &str) -> Vec<String> {
 }
 
 #[test]
-fn no_text_has_a_phrase_that_readers_stumble_over() {
+fn texts_and_identifiers_have_no_banned_phrase() {
     for path in CHECKED.iter().flat_map(|path| files(repository().join(path))) {
         let text = std::fs::read_to_string(&path).unwrap();
         let found = phrases(&text);

@@ -107,7 +107,7 @@ fn takes_any_size(host: Host<'_>) {
 }
 
 #[test]
-fn it_is_drawn_as_the_docs_show_it_and_leaves_the_terminal_as_it_was() {
+fn watch_matches_docs_and_restores_terminal() {
     let rig = Rig::fleet(&["web1", "web2", "db1"]);
     is_as_in_the_docs(&rig);
     let web1 = rig.host("web1");
@@ -119,7 +119,7 @@ fn it_is_drawn_as_the_docs_show_it_and_leaves_the_terminal_as_it_was() {
 }
 
 #[test]
-fn the_fleet_is_watched_as_it_lives() {
+fn watch_follows_fleet_live() {
     let rig = Rig::fleet(&["web1", "web2"]);
     let (web1, web2) = (rig.host("web1"), rig.host("web2"));
     web1.sh("systemd-run -q -u lines -p StandardOutput=append:/root/lines f2bmqtt watch");

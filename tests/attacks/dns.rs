@@ -37,7 +37,7 @@ fn ask_it(host: Host<'_>) {
 }
 
 #[test]
-fn broker_with_a_slow_name_and_a_dead_address_is_reached_and_never_banned() {
+fn broker_with_slow_dns_and_dead_address_is_reached_and_not_banned() {
     let rig = Rig::fleet(&["web1"]);
     let (web1, hub) = (rig.host("web1"), rig.host("hub"));
     let _server =
@@ -56,7 +56,7 @@ fn broker_with_a_slow_name_and_a_dead_address_is_reached_and_never_banned() {
 }
 
 #[test]
-fn unresolved_name_in_ignoreip_holds_back_its_jail_until_it_resolves() {
+fn unresolved_ignoreip_name_blocks_imports_until_it_resolves() {
     let rig = Rig::fleet(&["web1"]);
     let (web1, hub) = (rig.host("web1"), rig.host("hub"));
     ask_it(web1);

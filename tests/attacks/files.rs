@@ -10,7 +10,7 @@ const CALL: &str = "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh";
 const LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
 
 #[test]
-fn planted_files_delete_nothing_and_hang_nothing() {
+fn planted_files_cause_no_deletion_and_no_hang() {
     let rig = Rig::fleet(&["a"]);
     let a = rig.host("a");
     let hot = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/hot.py");

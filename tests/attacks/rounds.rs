@@ -38,24 +38,24 @@ fn withstand(is_signed: bool, full: bool) {
 }
 
 #[test]
-fn fleet_without_a_key_withstands_each_attack() {
+fn fleet_without_key_withstands_each_attack() {
     withstand(false, false);
 }
 
 #[test]
-fn fleet_with_a_key_is_unchanged_by_each_attack() {
+fn fleet_with_key_is_unchanged_by_each_attack() {
     withstand(true, false);
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn fleet_without_a_key_withstands_each_attack_that_fills_a_table() {
+fn fleet_without_key_withstands_each_table_filling_attack() {
     withstand(false, true);
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn fleet_with_a_key_is_unchanged_by_each_large_attack() {
+fn fleet_with_key_is_unchanged_by_each_large_attack() {
     withstand(true, true);
 }
 

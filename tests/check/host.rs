@@ -371,7 +371,7 @@ const HOSTS: [Case; 33] = [
 ];
 
 #[test]
-fn each_fault_of_the_host_is_named() {
+fn each_host_fault_is_reported() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     for case in &HOSTS {

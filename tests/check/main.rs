@@ -69,7 +69,7 @@ fn is_named(case: &Case, hub: Host<'_>, host: Host<'_>) {
 }
 
 #[test]
-fn a_sound_host_has_ticks_alone_and_looking_leaves_nothing_behind() {
+fn healthy_host_passes_all_checks_and_check_leaves_no_trace() {
     let rig = Rig::fleet(&["web1", "web2"]);
     let (web1, web2, hub) = (rig.host("web1"), rig.host("web2"), rig.host("hub"));
     // A host that runs the scripts hears it, too.

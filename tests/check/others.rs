@@ -48,7 +48,7 @@ const OTHERS: [Case; 4] = [
 ];
 
 #[test]
-fn each_fault_that_others_show_is_named() {
+fn each_peer_fault_is_reported() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
     for case in &OTHERS {

@@ -163,7 +163,7 @@ const WAYS: [Case; 12] = [
 ];
 
 #[test]
-fn each_fault_on_the_way_to_the_broker_is_named() {
+fn each_broker_path_fault_is_reported() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     hub.sh("cp -r /usr/share/doc/f2bmqtt/examples/mosquitto /root/fleet; cd /root/fleet; ./certificates ca");

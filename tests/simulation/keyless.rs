@@ -100,7 +100,7 @@ fn change(chance: &mut Chance, payload: &str, other: &str) -> Vec<u8> {
 }
 
 #[test]
-fn messages_without_the_key_change_nothing() {
+fn messages_without_key_change_nothing() {
     let (keys, others) =
         (SigningKeys::new(["the fleet's own secret"]), SigningKeys::new(["another secret!!"]));
     let me = HostName::new("web1").unwrap();

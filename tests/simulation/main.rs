@@ -58,7 +58,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn a_fleet_converges_whatever_fails() {
+fn fleet_converges_after_faults() {
     let (first, count) = (number("SEED").unwrap_or(1), number("RUNS").unwrap_or(500));
     let failed = worlds(first, count, |seed| World::live(seed).1);
     let mut rules: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
@@ -78,7 +78,7 @@ fn a_fleet_converges_whatever_fails() {
 }
 
 #[test]
-fn stamps_grow_whatever_clock_crash_and_broker_do() {
+fn stamps_grow_despite_clock_crash_and_broker_faults() {
     let live = |seed| World::live_with_clock_set_back(seed).1;
     let failed = worlds(number("SEED").unwrap_or(1), number("RUNS").unwrap_or(60), live);
     if let Some(seed) = failed.keys().next() {

@@ -198,7 +198,7 @@ fn grown(rig: &Rig, hosts: &[&str], host: Host<'_>, net: &str, least: i64) -> Ve
 }
 
 #[test]
-fn bans_of_all_jails_cross_whatever_the_database_has() {
+fn bans_of_all_jails_cross_with_any_database_rows() {
     const HOSTS: [&str; 3] = ["grow", "formula", "edited"];
     let rig = Rig::fleet(&HOSTS);
     let (grow, formula, edited) = (rig.host("grow"), rig.host("formula"), rig.host("edited"));
@@ -227,7 +227,7 @@ fn logged(host: Host<'_>, word: &str, address: &str) -> Vec<i64> {
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn grown_bans_last_everywhere_until_their_end_on_the_host_that_detected_them() {
+fn extended_bans_end_everywhere_when_they_end_at_origin() {
     const HOSTS: [&str; 3] = ["grow", "formula", "plain"];
     let rig = Rig::fleet(&HOSTS);
     let (grow, formula) = (rig.host("grow"), rig.host("formula"));

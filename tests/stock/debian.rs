@@ -185,12 +185,12 @@ fn bans_cross_and_check_is_true(release: &Release) {
 }
 
 #[test]
-fn bans_cross_between_stock_bookworm_servers_and_check_is_true() {
+fn bans_cross_between_stock_bookworm_servers_and_check_is_accurate() {
     bans_cross_and_check_is_true(&BOOKWORM);
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn bans_cross_between_stock_trixie_servers_and_check_is_true() {
+fn bans_cross_between_stock_trixie_servers_and_check_is_accurate() {
     bans_cross_and_check_is_true(&TRIXIE);
 }

@@ -93,12 +93,12 @@ fn each_ban_is_one_ban_and_one_unban(time: Duration, bantime: u64, pause: Durati
 }
 
 #[test]
-fn each_ban_of_a_mixed_fleet_is_one_ban_and_one_unban() {
+fn each_ban_in_mixed_fleet_causes_one_ban_and_one_unban() {
     each_ban_is_one_ban_and_one_unban(Duration::ZERO, 8, Duration::ZERO);
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn each_ban_of_a_mixed_fleet_is_one_ban_and_one_unban_for_ten_minutes() {
+fn each_ban_in_mixed_fleet_causes_one_ban_and_one_unban_for_ten_minutes() {
     each_ban_is_one_ban_and_one_unban(Duration::from_mins(10), 45, Duration::from_secs(10));
 }

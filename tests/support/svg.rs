@@ -177,7 +177,7 @@ fn written(row: &[(char, Style)]) -> String {
 }
 
 #[test]
-fn a_screen_is_drawn_with_its_frames_bars_and_colours() {
+fn screen_is_drawn_with_frames_bars_and_colours() {
     let svg = picture("\x1b[1m┌ a  b\x1b[0m─┐\n\x1b[38;5;2mon\x1b[39m <█ 20:11:09\n");
     for drawn in [
         "<path fill=\"none\" stroke=\"#545d68\" d=\"M4 17V8h4M48 8h8M56 8h4V17\"/>",
