@@ -53,13 +53,13 @@ fn work(fleet: &mut Controller, disk: &mut PersistedState) {
                 fleet.on_persisted(true, NOW);
             }
             Effect::Observe(jail, of) => {
-                let look = Observation {
+                let observation = Observation {
                     database: Some(0),
                     bantime: 600,
                     total: Some(0),
                     ..Observation::default()
                 };
-                fleet.on_observation(&jail, of.as_deref(), look, NOW);
+                fleet.on_observation(&jail, of.as_deref(), observation, NOW);
             }
             Effect::Ban(_, work) => fleet.on_done(i64::try_from(work.len()).unwrap(), NOW),
             _ => fleet.on_done(1, NOW),
@@ -78,8 +78,8 @@ fn known(fleet: &Controller, disk: &PersistedState) -> String {
             ["sshd", "web"].iter().flat_map(|jail| ADDRESSES.map(|ip| (jail, ip)))
         {
             let key = (Jail::new(jail).unwrap(), Address::new(address).unwrap());
-            let word = fleet.claim_state(&key, &HostName::new(host).unwrap());
-            let _ = write!(text, " {word:?}");
+            let state = fleet.claim_state(&key, &HostName::new(host).unwrap());
+            let _ = write!(text, " {state:?}");
         }
     }
     text
