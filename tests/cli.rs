@@ -7,7 +7,7 @@ use std::process::Output;
 
 use assert_cmd::Command;
 
-/// Runs the binary by one of its names.
+/// Runs the binary under one of its names.
 fn run(name: &str, arguments: &[&str], settings: Option<&Path>) -> Output {
     let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("f2bmqtt"));
     command.arg0(name).args(arguments);
@@ -154,8 +154,8 @@ fn check_json_lists_each_settings_fault() {
     assert_eq!(output.status.code(), Some(78), "{}", shown(&output));
     let object: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(object["state"], "fault");
-    let of_settings = |check: &&serde_json::Value| check["id"] == "settings";
-    let found = object["checks"].as_array().unwrap().iter().filter(of_settings).count();
+    let checks = object["checks"].as_array().unwrap().iter();
+    let found = checks.filter(|check| check["id"] == "settings").count();
     assert_eq!(found, 4, "lines 1 and 2, MQTT_HOST, MQTT_TOPIC: {object:#}");
     assert!(!shown(&output).contains("hun"), "no password in an error");
 }
@@ -163,8 +163,7 @@ fn check_json_lists_each_settings_fault() {
 #[test]
 fn shipped_settings_are_valid() {
     let text = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/mqtt.env")).unwrap();
-    let none = |_: &str| None;
-    let config = f2bmqtt::config::Config::parse(Path::new("f"), &text, &none, "web1").unwrap();
+    let config = f2bmqtt::config::Config::parse(Path::new("f"), &text, &|_| None, "web1").unwrap();
     assert_eq!(config.brokers[0].to_string(), "192.168.1.10:1883");
     assert_eq!(config.topic.below("ban"), "blacklist/ban");
     assert!(config.warnings.is_empty());

@@ -13,57 +13,57 @@ struct Call {
     code: i32,
 }
 
-const fn tells(arguments: &'static str, published: &'static str) -> Call {
+const fn publishes(arguments: &'static str, published: &'static str) -> Call {
     Call { arguments, published: Some(published), code: 0 }
 }
 
-const fn silent(arguments: &'static str, code: i32) -> Call {
+const fn publishes_nothing(arguments: &'static str, code: i32) -> Call {
     Call { arguments, published: None, code }
 }
 
 /// Each address appears once, so that what is published can be matched with its call.
 const CALLS: [Call; 17] = [
-    tells(
+    publishes(
         "sshd 203.0.113.1 600 ban 0 3",
         r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"203.0.113.1","bantime":600,"host":"a","restored":0,"failures":3,"#,
     ),
-    tells(
+    publishes(
         "sshd 203.0.113.2 600 unban 0 3",
         r#"blacklist/unban {"action":"unban","ipmset":"sshd","ip":"203.0.113.2","bantime":600,"host":"a","restored":0,"failures":3,"#,
     ),
-    silent("sshd 203.0.113.3 600 ban 1 3", 0),
-    tells(
+    publishes_nothing("sshd 203.0.113.3 600 ban 1 3", 0),
+    publishes(
         "sshd 203.0.113.4 600 unban 1 3",
         r#"blacklist/unban {"action":"unban","ipmset":"sshd","ip":"203.0.113.4","bantime":600,"host":"a","restored":1,"failures":3,"#,
     ),
-    silent("sshd 203.0.113.5 600 ban 0 0", 0),
-    silent("sshd 203.0.113.6 600 unban 0 0", 0),
-    silent("sshd 203.0.113.7 600 ban 0 ''", 0),
-    silent("sshd 203.0.113.8 600 ban 0", 0),
-    silent("sshd 203.0.113.9 600 ban 0 'a[$(touch /root/ran)]'", 2),
-    tells(
+    publishes_nothing("sshd 203.0.113.5 600 ban 0 0", 0),
+    publishes_nothing("sshd 203.0.113.6 600 unban 0 0", 0),
+    publishes_nothing("sshd 203.0.113.7 600 ban 0 ''", 0),
+    publishes_nothing("sshd 203.0.113.8 600 ban 0", 0),
+    publishes_nothing("sshd 203.0.113.9 600 ban 0 'a[$(touch /root/ran)]'", 2),
+    publishes(
         "sshd 203.0.113.10 0 ban 0 3",
         r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"203.0.113.10","bantime":0,"host":"a","restored":0,"failures":3,"#,
     ),
-    tells(
+    publishes(
         "sshd 203.0.113.11 '' ban 0 3",
         r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"203.0.113.11","bantime":0,"host":"a","restored":0,"failures":3,"#,
     ),
-    tells(
+    publishes(
         "sshd 203.0.113.12 10m ban 0 3",
         r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"203.0.113.12","bantime":0,"host":"a","restored":0,"failures":3,"#,
     ),
-    silent("'ss\"hd' 203.0.113.13 600 ban 0 3", 2),
-    silent("sshd '203.0.113.14\"' 600 ban 0 3", 2),
-    tells(
+    publishes_nothing("'ss\"hd' 203.0.113.13 600 ban 0 3", 2),
+    publishes_nothing("sshd '203.0.113.14\"' 600 ban 0 3", 2),
+    publishes(
         "sshd 2001:DB8:0::1 600 ban 0 3",
         r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"2001:db8::1","bantime":600,"host":"a","restored":0,"failures":3,"#,
     ),
-    tells(
+    publishes(
         "sshd 203.0.113.15 600 ban 0 3 1795342588.4",
         r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"203.0.113.15","bantime":600,"host":"a","restored":0,"failures":3,"time":1795342588,"#,
     ),
-    tells(
+    publishes(
         "sshd 203.0.113.16 -1 ban 0 3",
         r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"203.0.113.16","bantime":-1,"host":"a","restored":0,"failures":3,"#,
     ),
@@ -123,11 +123,11 @@ fn notify_without_broker_returns_at_once_and_loses_nothing() {
     assert_eq!(a.sh("ls /var/lib/f2bmqtt/spool | wc -l"), "1");
     hub.sh("systemctl start mosquitto");
     eventually("b is told", || b.journal().contains("Inbound: ban 203.0.113.1 "));
-    removal_takes_a_host_out_of_the_fleet(hub, a, b);
+    test_removal(hub, a, b);
 }
 
 /// As for a host that goes back to the scripts: what it unbans from then on, it unbans by other means.
-fn removal_takes_a_host_out_of_the_fleet(hub: Host<'_>, a: Host<'_>, b: Host<'_>) {
+fn test_removal(hub: Host<'_>, a: Host<'_>, b: Host<'_>) {
     let retained = || {
         hub.sh("mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'f2bmqtt/blacklist/#' \
                 --retained-only -W 2 -F %t || true")
@@ -136,21 +136,21 @@ fn removal_takes_a_host_out_of_the_fleet(hub: Host<'_>, a: Host<'_>, b: Host<'_>
     eventually("b bans it, too", || b.bans("sshd", "203.0.113.2"));
     eventually("the broker has the snapshot", || retained().contains("/state/a/"));
     a.push(&package(), "/root/f2bmqtt.deb");
-    let said = a.sh("apt-get install -y --reinstall /root/f2bmqtt.deb </dev/null 2>&1");
-    assert!(!said.contains("from the fleet"), "{said}");
+    let output = a.sh("apt-get install -y --reinstall /root/f2bmqtt.deb </dev/null 2>&1");
+    assert!(!output.contains("from the fleet"), "{output}");
     a.ready();
     assert!(b.bans("sshd", "203.0.113.2"), "an upgrade releases no ban");
-    let said = a.sh("apt-get remove -y f2bmqtt </dev/null 2>&1");
-    assert!(said.contains("removed a from the fleet: other hosts release its bans"), "{said}");
+    let output = a.sh("apt-get remove -y f2bmqtt </dev/null 2>&1");
+    assert!(output.contains("removed a from the fleet: other hosts release its bans"), "{output}");
     eventually("b frees it", || !b.bans("sshd", "203.0.113.2"));
     assert!(a.bans("sshd", "203.0.113.2"), "fail2ban goes on");
     let left = retained();
     assert!(!left.contains("/a") && left.contains("/host/b"), "{left}");
     // A broker that does not answer holds nothing up.
     hub.rig("cut");
-    let said = b.sh("timeout 300 apt-get remove -y f2bmqtt </dev/null 2>&1");
-    assert!(said.contains("cannot remove b from the fleet: "), "{said}");
-    assert!(said.contains("on one of them: f2bmqtt forget b"), "{said}");
+    let output = b.sh("timeout 300 apt-get remove -y f2bmqtt </dev/null 2>&1");
+    assert!(output.contains("cannot remove b from the fleet: "), "{output}");
+    assert!(output.contains("on one of them: f2bmqtt forget b"), "{output}");
     b.sh("! dpkg -s f2bmqtt | grep -q '^Status: install ok installed'");
 }
 
@@ -388,7 +388,7 @@ fn subscriber_prints_and_acts_like_script() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     // A fail2ban that has just started may still be adding jails; one that runs is asked.
-    settled(a);
+    wait_for_jails(a);
     // The last address was banned before, for two seconds.
     a.sh("fail2ban-client set sshd bantime 2; fail2ban-client set sshd banip 203.0.113.12");
     eventually("that ban is over", || !a.bans("sshd", "203.0.113.12"));
@@ -408,7 +408,7 @@ fn subscriber_prints_and_acts_like_script() {
 }
 
 /// Waits until the daemon tells unknown jails from those that are only being added.
-fn settled(host: Host<'_>) {
+fn wait_for_jails(host: Host<'_>) {
     host.publish(
         "blacklist/ban",
         &script!("ban", "none", "198.51.100.1", "probe", "0").replace('\n', ""),

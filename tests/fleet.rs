@@ -6,11 +6,11 @@ mod attacker;
 mod support;
 
 use attacker::{Attacker, listen};
-use support::{Host, Rig, eventually, with_scripts};
+use support::{Host, Rig, eventually, install_scripts};
 
 /// The whole story of one address: three log lines on a; b and c ban it and refuse it, also on a
 /// connection that is open; freed on a, it is free on all. One message each way.
-fn crosses(
+fn assert_crosses(
     suite: &str,
     jail: &str,
     log: &str,
@@ -27,22 +27,22 @@ fn crosses(
     let iptables = if address.contains(':') { "ip6tables" } else { "iptables" };
     b.sh(&format!("{iptables} -I INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT"));
     let mut attacker = Attacker::from(&rig, address);
-    assert_eq!(attacker.order(&format!("open {server} {port}")), "open");
-    assert_eq!(attacker.order("echo"), "answered");
+    assert_eq!(attacker.send(&format!("open {server} {port}")), "open");
+    assert_eq!(attacker.send("echo"), "answered");
 
     a.attack(log, &[address]);
     for host in [a, b, c] {
         eventually("all ban it", || host.bans(jail, address));
         eventually("the firewall has it", || shown(host));
     }
-    assert_eq!(attacker.order(&format!("connect {server} {port}")), "refused");
-    eventually("nothing passes on the open connection", || attacker.order("echo") == "silence");
+    assert_eq!(attacker.send(&format!("connect {server} {port}")), "refused");
+    eventually("nothing passes on the open connection", || attacker.send("echo") == "silence");
 
     a.sh(&format!("fail2ban-client set {jail} unbanip {address}"));
     for host in [a, b, c] {
         eventually("it is free", || !host.bans(jail, address) && !shown(host));
     }
-    assert_eq!(attacker.order(&format!("connect {server} {port}")), "connected");
+    assert_eq!(attacker.send(&format!("connect {server} {port}")), "connected");
 
     // Sent last, so that whatever an echo would have sent has come before it.
     b.sh("/etc/fail2ban/mqttnotifyban last 192.0.2.99 600 ban 0 1");
@@ -53,7 +53,7 @@ fn crosses(
     assert_eq!(record.count(&["blacklist/ban", address, host, r#""reason":"detected""#]), 1);
     assert_eq!(record.count(&["blacklist/unban", address, host, r#""reason":"lifted""#]), 1);
     if jail == "web" {
-        names_its_jail(a, b);
+        test_jail_name(a, b);
         let of_actions = |event: &&String| event.contains("voip");
         let events = record.events();
         let events: Vec<_> = events.iter().filter(of_actions).collect();
@@ -63,7 +63,7 @@ fn crosses(
 }
 
 /// A jail like Debian's asterisk, whose actions have other names.
-fn names_its_jail(a: Host<'_>, b: Host<'_>) {
+fn test_jail_name(a: Host<'_>, b: Host<'_>) {
     for host in [a, b] {
         host.sh("touch /var/log/voip.log; cat >/etc/fail2ban/jail.d/voip.local <<'E'
 [voip]
@@ -92,13 +92,13 @@ E
 #[test]
 fn ipv4_ban_reaches_peer_and_is_removed() {
     let shown = |host: Host<'_>| host.in_ipset("f2b-sshd", "10.213.77.200");
-    crosses("bookworm", "sshd", "auth", 22, "10.213.77.200", "10.213.77.13", shown);
+    assert_crosses("bookworm", "sshd", "auth", 22, "10.213.77.200", "10.213.77.13", shown);
 }
 
 #[test]
 fn ipv6_ban_reaches_peer_and_is_removed() {
     let shown = |host: Host<'_>| host.in_ipset("f2b-sshd6", "fd77::200");
-    crosses("bookworm", "sshd", "auth", 22, "fd77::200", "fd77::13", shown);
+    assert_crosses("bookworm", "sshd", "auth", 22, "fd77::200", "fd77::13", shown);
 }
 
 #[test]
@@ -107,13 +107,13 @@ fn nftables_ban_reaches_peer_and_is_removed() {
         host.try_sh("nft list table inet f2b-table")
             .is_ok_and(|rules| rules.contains("10.213.77.201"))
     };
-    crosses("bookworm", "web", "web", 80, "10.213.77.201", "10.213.77.13", shown);
+    assert_crosses("bookworm", "web", "web", 80, "10.213.77.201", "10.213.77.13", shown);
 }
 
 #[test]
 fn debian_13_ban_reaches_peer_and_is_removed() {
     let shown = |host: Host<'_>| host.in_ipset("f2b-sshd", "10.213.77.200");
-    crosses("trixie", "sshd", "auth", 22, "10.213.77.200", "10.213.77.13", shown);
+    assert_crosses("trixie", "sshd", "auth", 22, "10.213.77.200", "10.213.77.13", shown);
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn peer_unban_keeps_local_and_manual_bans() {
 fn script_host_takes_part_in_fleet() {
     let rig = Rig::fleet(&["a", "b", "old"]);
     let (a, b, old) = (rig.host("a"), rig.host("b"), rig.host("old"));
-    with_scripts(old);
+    install_scripts(old);
     let record = rig.record();
     old.attack("auth", &["192.0.2.1"]);
     eventually("a and b ban what it bans", || {
@@ -212,7 +212,7 @@ fn messages_and_log_lines_match_scripts() {
         "Jail ssh not found for IP 192.0.2.2 reported by old1 (Restored=0)",
         "rejected invalid event on blacklist/ban: field `ip` must be one IPv4 or IPv6 address",
     ] {
-        assert!(journal.lines().any(|said| said == line), "{line}\n{journal}");
+        assert!(journal.lines().any(|found| found == line), "{line}\n{journal}");
     }
     assert_eq!(a.sh("fail2ban-client get sshd banip"), "192.0.2.4");
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use support::{Host, Rig, becomes, eventually, within};
 
-fn push(host: Host<'_>) {
+fn push_script(host: Host<'_>) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/hostile.py");
     host.push(&file, "/root/hostile.py");
 }
@@ -81,7 +81,7 @@ const TEXTS: [&str; 30] = [
 const VALUES: [&str; 8] = ["null", "true", "7", "-1", "1e400", "[]", "{}", "[\"198.18.0.1\"]"];
 
 const EVENT: &str = r#"{"action":"ban","ipmset":"sshd","ip":"198.18.0.1","bantime":600000000,"host":"evil","restored":0,"failures":3,"time":1795342588,"stamp":1795342588123}"#;
-const PART: &str = r#"{"v":1,"host":"evil","stamp":1795342588123,"part":0,"parts":1,"bans":[["sshd","198.18.0.1",1795342588,600000000]],"unbans":[]}"#;
+const SHARD: &str = r#"{"v":1,"host":"evil","stamp":1795342588123,"part":0,"parts":1,"bans":[["sshd","198.18.0.1",1795342588,600000000]],"unbans":[]}"#;
 const PRESENCE: &str = r#"{"v":1,"state":"online","version":"1","jails":["sshd"],"bans":1,"machine":"x","since":1,"imported":1,"rejected":{"old":1}}"#;
 
 /// A message: its topic, its text, the address in it, the fields that it needs, and other values of it.
@@ -90,7 +90,7 @@ type Honest =
 
 /// Each of the three messages, spoilt in each way in which it bans nothing. Stamps grow from `stamp` on: none
 /// is ignored because it is old.
-fn table(stamp: u64) -> Vec<(bool, String, Vec<u8>)> {
+fn malformed_messages(stamp: u64) -> Vec<(bool, String, Vec<u8>)> {
     let places: [Honest; 3] = [
         (
             "blacklist/ban",
@@ -101,7 +101,7 @@ fn table(stamp: u64) -> Vec<(bool, String, Vec<u8>)> {
         ),
         (
             "f2bmqtt/blacklist/state/evil/0",
-            PART,
+            SHARD,
             r#""198.18.0.1""#,
             &["v", "host", "stamp", "parts"],
             &[r#"["sshd","198.18.0.1",1795342588,600000000]"#, r#""evil""#, "1795342588123"],
@@ -114,10 +114,11 @@ fn table(stamp: u64) -> Vec<(bool, String, Vec<u8>)> {
             &[r#""online""#, r#"{"old":1}"#],
         ),
     ];
-    let mut table = Vec::new();
+    let mut malformed_messages = Vec::new();
     for (topic, message, address, needed, values) in places {
-        let mut add =
-            |payload: Vec<u8>| table.push((topic.contains("/e"), topic.to_owned(), payload));
+        let mut add = |payload: Vec<u8>| {
+            malformed_messages.push((topic.contains("/e"), topic.to_owned(), payload))
+        };
         for field in needed {
             add(message.replacen(&format!("\"{field}\":"), "\"other\":", 1).into());
         }
@@ -147,45 +148,49 @@ fn table(stamp: u64) -> Vec<(bool, String, Vec<u8>)> {
         add(b"null".to_vec());
     }
     // Topics that lie, with messages that would do elsewhere.
-    let of_another = PART.replacen("\"evil\"", "\"other\"", 1);
-    table.push((false, "f2bmqtt/blacklist/state/evil/0".to_owned(), of_another.into()));
+    let of_another = SHARD.replacen("\"evil\"", "\"other\"", 1);
+    malformed_messages.push((
+        false,
+        "f2bmqtt/blacklist/state/evil/0".to_owned(),
+        of_another.into(),
+    ));
     for topic in [
         "f2bmqtt/blacklist/state/other/0",
         "f2bmqtt/blacklist/state/evil/1",
         "f2bmqtt/blacklist/state/evil/-1",
     ] {
-        table.push((false, topic.to_owned(), PART.into()));
+        malformed_messages.push((false, topic.to_owned(), SHARD.into()));
     }
     for topic in [
         "f2bmqtt/blacklist/state/evil",
         "f2bmqtt/blacklist/state/evil/0/0",
         "f2bmqtt/blacklist/host/evil/more",
     ] {
-        table.push((false, topic.to_owned(), EVENT.into()));
+        malformed_messages.push((false, topic.to_owned(), EVENT.into()));
     }
-    for ((_, _, payload), stamp) in table.iter_mut().zip(stamp..) {
+    for ((_, _, payload), stamp) in malformed_messages.iter_mut().zip(stamp..) {
         const STAMP: &[u8] = b"1795342588123";
         if let Some(at) = payload.windows(STAMP.len()).position(|window| window == STAMP) {
             payload[at..at + STAMP.len()].copy_from_slice(format!("{stamp:013}").as_bytes());
         }
     }
-    table
+    malformed_messages
 }
 
 #[test]
 fn malformed_messages_never_reach_fail2ban() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
-    push(hub);
+    push_script(hub);
     hub.publish_event("ban", "sshd", "192.0.2.1", "old1");
     eventually("a bans it", || a.bans("sshd", "192.0.2.1"));
     // Once, so that whatever it needs for such things it has; and then again.
-    let count = table(0).len();
+    let count = malformed_messages(0).len();
     println!("{count} messages");
-    send(&rig, &table(1_795_342_588_000));
+    send(&rig, &malformed_messages(1_795_342_588_000));
     let (before, started) = (memory(a), processor(a));
     for round in 1..5 {
-        send(&rig, &table(1_795_342_588_000 + round * 1_000));
+        send(&rig, &malformed_messages(1_795_342_588_000 + round * 1_000));
     }
     hub.publish_event("ban", "sshd", "192.0.2.2", "old1");
     eventually("an honest ban comes through", || a.bans("sshd", "192.0.2.2"));
@@ -208,16 +213,18 @@ fn malformed_messages_never_reach_fail2ban() {
     assert!(journal.contains("rejected invalid event on blacklist/ban: missing field `ip`"));
     assert_eq!(a.sh("systemctl show -P NRestarts f2bmqttsub"), "0");
     // It tells of it, within a minute.
-    let mut said = String::new();
+    let mut presence = String::new();
     within(Duration::from_mins(2), "the refusals are told", || {
         let sub = "mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -C 1 -W 5 -t f2bmqtt/blacklist/host/a";
-        said = hub.try_sh(sub).unwrap_or_default();
-        let told = said.split_once(r#""malformed":"#);
-        let told = told.and_then(|(_, rest)| rest.split(['}', ',']).next());
-        told.and_then(|told| told.parse().ok()).is_some_and(|told: usize| told > count * 3)
+        presence = hub.try_sh(sub).unwrap_or_default();
+        let count_text = presence.split_once(r#""malformed":"#);
+        let count_text = count_text.and_then(|(_, rest)| rest.split(['}', ',']).next());
+        count_text
+            .and_then(|count_text| count_text.parse().ok())
+            .is_some_and(|count_text: usize| count_text > count * 3)
     });
     for reason in ["wrong_topic", "unbannable", "ignored", "unknown_action"] {
-        assert!(said.contains(&format!("\"{reason}\":")), "{reason}: {said}");
+        assert!(presence.contains(&format!("\"{reason}\":")), "{reason}: {presence}");
     }
 }
 
@@ -225,7 +232,7 @@ fn malformed_messages_never_reach_fail2ban() {
 fn non_mqtt_broker_costs_only_the_connection() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
-    push(hub);
+    push_script(hub);
     hub.sh("systemd-run -q -u evil -p StandardOutput=append:/root/evil python3 -u /root/hostile.py serve 1999");
     eventually("it listens", || hub.try_sh("ss -Hltn | grep -q :1999").is_ok());
     a.sh(
@@ -246,10 +253,15 @@ fn non_mqtt_broker_costs_only_the_connection() {
 fn flood(what: &str, seconds: u32, rate: u32) -> u64 {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
-    push(hub);
+    push_script(hub);
     b.attack("auth", &["192.0.2.1"]);
-    let rate =
-        survives(a, hub, &format!("flood 127.0.0.1 {what} {seconds} {rate}"), "192.0.2.1", || {});
+    let rate = assert_survives(
+        a,
+        hub,
+        &format!("flood 127.0.0.1 {what} {seconds} {rate}"),
+        "192.0.2.1",
+        || {},
+    );
     b.attack("auth", &["192.0.2.2"]);
     within(Duration::from_mins(1), "192.0.2.2 is banned", || a.bans("sshd", "192.0.2.2"));
     rate
@@ -257,7 +269,13 @@ fn flood(what: &str, seconds: u32, rate: u32) -> u64 {
 
 /// While the hub floods it, a's fail2ban answers, and an honest ban comes through; answers how many messages a
 /// second there were. `begin` is done once the flood is there.
-fn survives(a: Host<'_>, hub: Host<'_>, how: &str, honest: &str, begin: impl FnOnce()) -> u64 {
+fn assert_survives(
+    a: Host<'_>,
+    hub: Host<'_>,
+    how: &str,
+    honest: &str,
+    begin: impl FnOnce(),
+) -> u64 {
     hub.sh(&format!(
         "systemd-run -q -u flood -p StandardOutput=append:/root/flood python3 -u /root/hostile.py {how}"
     ));
@@ -299,9 +317,9 @@ fn client_with_50_000_bans_per_second_stops_no_host() {
 fn pour(what: &str) {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
-    push(hub);
+    push_script(hub);
     let how = format!("pour 1999 {what} 10 50000");
-    let rate = survives(a, hub, &how, "192.0.2.3", || {
+    let rate = assert_survives(a, hub, &how, "192.0.2.3", || {
         eventually("it listens", || hub.try_sh("ss -Hltn | grep -q :1999").is_ok());
         a.sh("sed -i 's/^MQTT_HOST=.*/MQTT_HOST=10.213.77.11:1999,10.213.77.11/' /etc/fail2ban/mqtt.env
               systemctl restart f2bmqttsub");
@@ -332,8 +350,8 @@ fn oversized_message_costs_connection_but_no_ban() {
     let large = "head -c 900000 /dev/zero | mosquitto_pub -h 127.0.0.1 -u fail2ban -P fail2ban -q 1 \
                  -t blacklist/ban -s";
     hub.sh(large);
-    let said = "the broker sent a message of more than 256 KiB";
-    eventually(said, || a.journal().contains(said));
+    let presence = "the broker sent a message of more than 256 KiB";
+    eventually(presence, || a.journal().contains(presence));
     assert!(becomes(Duration::from_mins(1), || {
         a.journal().matches("connected to the broker").count() == 2
     }));
@@ -357,11 +375,11 @@ fn excluded_jails_and_addresses_are_neither_sent_nor_imported() {
     a.attack("web", &["192.0.2.3"]);
     a.attack("auth", &["198.18.5.5", "192.0.2.4", "192.0.2.9"]);
     eventually("b bans the rest", || b.bans("sshd", "192.0.2.4") && b.bans("sshd", "192.0.2.9"));
-    for words in [
+    for line in [
         "rejected ban of 192.0.2.3 in web from a: the jail is not shared on this host",
         "rejected ban of 198.18.5.5 in sshd from a: the address is in MQTT_NEVER_BAN",
     ] {
-        eventually(words, || b.journal().contains(words));
+        eventually(line, || b.journal().contains(line));
     }
     hub.publish(
         "blacklist/unban",

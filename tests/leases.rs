@@ -15,7 +15,7 @@ const PORT: u16 = 22;
 const ADDRESS: &str = "10.213.77.200";
 
 /// Has a jail ban so long, also over restarts of fail2ban.
-fn bantime(host: Host<'_>, jail: &str, seconds: i64) {
+fn set_bantime(host: Host<'_>, jail: &str, seconds: i64) {
     host.sh(&format!(
         "sed -i '/^\\[{jail}\\]/a bantime = {seconds}' /etc/fail2ban/jail.local
          systemctl restart fail2ban; until fail2ban-client get {jail} bantime; do sleep 0.1; done 2>&1"
@@ -29,36 +29,36 @@ fn bans(host: Host<'_>) -> bool {
 
 /// Tries each server every second while `origin` bans the address, and does `meanwhile` after half of
 /// `least`, the time that it must ban at least. All servers let it in within five seconds after that.
-fn refused_until_free(
+fn assert_refused_until_released(
     attacker: &mut Attacker,
     origin: Host<'_>,
     servers: &[&str],
     least: Duration,
     mut meanwhile: impl FnMut(),
 ) {
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut done = false;
     while bans(origin) {
         for server in servers {
-            let answer = attacker.order(&format!("connect {server} {PORT}"));
+            let answer = attacker.send(&format!("connect {server} {PORT}"));
             // Some free a moment before the origin is asked again.
             assert!(
                 answer == "refused" || !bans(origin),
                 "{server}: {answer} {:?}",
-                begun.elapsed()
+                started.elapsed()
             );
         }
-        if !done && begun.elapsed() > least / 2 {
+        if !done && started.elapsed() > least / 2 {
             meanwhile();
             done = true;
         }
-        assert!(begun.elapsed() < 2 * least, "it is never freed");
+        assert!(started.elapsed() < 2 * least, "it is never freed");
         sleep(Duration::from_millis(800));
     }
-    assert!(begun.elapsed() > least && done, "{:?}", begun.elapsed());
+    assert!(started.elapsed() > least && done, "{:?}", started.elapsed());
     for server in servers {
         eventually("it is let in", || {
-            attacker.order(&format!("connect {server} {PORT}")) == "connected"
+            attacker.send(&format!("connect {server} {PORT}")) == "connected"
         });
     }
 }
@@ -68,9 +68,9 @@ fn refused_until_free(
 fn ban_of_300_seconds_lasts_as_long_with_any_local_bantime() {
     let rig = Rig::fleet(&["a", "b", "c"]);
     let (a, b, c) = (rig.host("a"), rig.host("b"), rig.host("c"));
-    bantime(a, "sshd", 300);
-    bantime(b, "sshd", 60);
-    bantime(c, "sshd", -1);
+    set_bantime(a, "sshd", 300);
+    set_bantime(b, "sshd", 60);
+    set_bantime(c, "sshd", -1);
     let mut attacker = Attacker::from(&rig, ADDRESS);
     for host in [b, c] {
         listen(host, PORT);
@@ -80,15 +80,21 @@ fn ban_of_300_seconds_lasts_as_long_with_any_local_bantime() {
         eventually("all ban it", || host.in_ipset("f2b-sshd", ADDRESS));
     }
     let least = Duration::from_secs(290);
-    refused_until_free(&mut attacker, a, &["10.213.77.13", "10.213.77.14"], least, || {
-        let log = b.sh("grep -e '] Ban ' -e '] Unban ' /var/log/fail2ban.log");
-        let (bans, unbans) = (log.matches("] Ban ").count(), log.matches("] Unban ").count());
-        assert_eq!((bans, unbans), (1, 0), "no gap: {log}");
-        // By its own database the ban is long over.
-        b.sh("systemctl restart fail2ban");
-        b.ready();
-        eventually("b bans it again", || b.in_ipset("f2b-sshd", ADDRESS));
-    });
+    assert_refused_until_released(
+        &mut attacker,
+        a,
+        &["10.213.77.13", "10.213.77.14"],
+        least,
+        || {
+            let log = b.sh("grep -e '] Ban ' -e '] Unban ' /var/log/fail2ban.log");
+            let (bans, unbans) = (log.matches("] Ban ").count(), log.matches("] Unban ").count());
+            assert_eq!((bans, unbans), (1, 0), "no gap: {log}");
+            // By its own database the ban is long over.
+            b.sh("systemctl restart fail2ban");
+            b.ready();
+            eventually("b bans it again", || b.in_ipset("f2b-sshd", ADDRESS));
+        },
+    );
 }
 
 #[test]
@@ -96,8 +102,8 @@ fn ban_of_300_seconds_lasts_as_long_with_any_local_bantime() {
 fn extended_and_permanent_bans_hold_on_peer_and_over_restart() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
-    bantime(b, "both", 20);
-    bantime(b, "sshd", 30);
+    set_bantime(b, "both", 20);
+    set_bantime(b, "sshd", 30);
     let mut attacker = Attacker::from(&rig, ADDRESS);
     listen(b, PORT);
     // A jail's bantime is that of its bans, too: the one for ever is another jail's.
@@ -113,7 +119,7 @@ fn extended_and_permanent_bans_hold_on_peer_and_over_restart() {
     a.attack("auth", &[ADDRESS]);
     eventually("b bans it again", || b.in_ipset("f2b-sshd", ADDRESS));
     let least = Duration::from_secs(110);
-    refused_until_free(&mut attacker, a, &["10.213.77.13"], least, || {
+    assert_refused_until_released(&mut attacker, a, &["10.213.77.13"], least, || {
         b.sh("systemctl restart fail2ban");
         b.ready();
         eventually("after its restart b bans both", || {

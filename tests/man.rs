@@ -20,7 +20,7 @@ fn path(name: &str) -> PathBuf {
 }
 
 /// Compares a text with the one that is kept, or keeps it.
-fn is_kept(name: &str, made: &str) {
+fn assert_matches_file(name: &str, made: &str) {
     let path = path(name);
     if std::env::var_os("BLESS").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -31,7 +31,7 @@ fn is_kept(name: &str, made: &str) {
 }
 
 /// The commands that are for people and for fail2ban, and not for the program itself.
-fn shown(command: &Command) -> Vec<Command> {
+fn visible_commands(command: &Command) -> Vec<Command> {
     let commands = command.get_subcommands().filter(|command| !command.is_hide_set());
     commands.filter(|command| command.get_name() != "help").cloned().collect()
 }
@@ -63,7 +63,7 @@ fn commands() -> String {
     man.render_description_section(&mut page).unwrap();
     let mut page = String::from_utf8(page).unwrap();
     page.push_str(".SH COMMANDS\n");
-    for command in shown(&tree) {
+    for command in visible_commands(&tree) {
         let usage = command.clone().render_usage().to_string();
         let usage = usage.strip_prefix("Usage: ").unwrap_or(&usage);
         page.extend([".SS ", &roff(usage), "\n"]);
@@ -108,7 +108,7 @@ fn settings() -> Vec<[String; 3]> {
         let cells: Vec<_> = row.splitn(3, " |").map(|cell| cell.trim().to_owned()).collect();
         cells.try_into().unwrap()
     };
-    rows.map(|row| cells(row).map(|cell| unlinked(&cell))).collect()
+    rows.map(|row| cells(row).map(|cell| without_links(&cell))).collect()
 }
 
 /// Bold what the docs have in backticks.
@@ -131,7 +131,7 @@ fn settings_page() -> String {
     let section = settings_section();
     let (text, _) = section.split_once("\n\n|").unwrap();
     for line in text.lines() {
-        page.push_str(&bold(&unlinked(line)));
+        page.push_str(&bold(&without_links(line)));
         page.push('\n');
     }
     page.push_str(".SH SETTINGS\n");
@@ -155,12 +155,12 @@ fn settings_page() -> String {
 /// A shell's completion of the commands that are shown.
 fn completion(shell: Shell) -> String {
     let tree = Cli::command();
-    let mut shown = Command::new("f2bmqtt")
+    let mut visible_commands = Command::new("f2bmqtt")
         .version(env!("CARGO_PKG_VERSION"))
         .args(tree.get_arguments().cloned())
-        .subcommands(shown(&tree));
+        .subcommands(visible_commands(&tree));
     let mut text = Vec::new();
-    generate(shell, &mut shown, "f2bmqtt", &mut text);
+    generate(shell, &mut visible_commands, "f2bmqtt", &mut text);
     let text = String::from_utf8(text).unwrap();
     let text: String = text.lines().flat_map(|line| [line.trim_end(), "\n"]).collect();
     with_names(shell, text)
@@ -228,26 +228,27 @@ fn with_names(shell: Shell, mut text: String) -> String {
 
 #[test]
 fn man_pages_match_command_line_and_settings() {
-    is_kept("f2bmqtt.8", &commands());
-    is_kept("mqtt.env.5", &settings_page());
+    assert_matches_file("f2bmqtt.8", &commands());
+    assert_matches_file("mqtt.env.5", &settings_page());
 }
 
 /// A link of the docs as its text: a manual page has none.
-fn unlinked(markdown: &str) -> String {
+fn without_links(markdown: &str) -> String {
     let mut text = String::new();
     let mut rest = markdown;
     while let Some((before, link)) = rest.split_once('[') {
-        let parts =
-            link.split_once("](").and_then(|(shown, url)| Some((shown, url.split_once(')')?.1)));
-        let (shown, after) = parts.unwrap_or(("[", link));
-        text.extend([before, shown]);
+        let parts = link
+            .split_once("](")
+            .and_then(|(visible_commands, url)| Some((visible_commands, url.split_once(')')?.1)));
+        let (visible_commands, after) = parts.unwrap_or(("[", link));
+        text.extend([before, visible_commands]);
         rest = after;
     }
     text + rest
 }
 
 /// What groff says of a page at 80 columns, and the page.
-fn rendered(name: &str) -> (String, Vec<String>) {
+fn render_page(name: &str) -> (String, Vec<String>) {
     let mut groff = Process::new("groff");
     let out = groff
         .args(["-ww", "-mandoc", "-Tutf8", "-P-cbou", "-rLL=80n"])
@@ -262,14 +263,15 @@ fn rendered(name: &str) -> (String, Vec<String>) {
 fn man_pages_fit_80_columns() {
     for name in ["f2bmqtt.8", "mqtt.env.5", "f2bmqttsub.8"] {
         // The last one only names the first, where man(1) looks for it.
-        let (warnings, lines) = rendered(if name == "f2bmqttsub.8" { "f2bmqtt.8" } else { name });
+        let (warnings, lines) =
+            render_page(if name == "f2bmqttsub.8" { "f2bmqtt.8" } else { name });
         assert_eq!(warnings, "", "{name}");
         for line in &lines {
             assert!(line.chars().count() <= 80 && !line.contains("]("), "{name}: {line}");
         }
     }
     // A table's row is one line: its key, and what stands beside it.
-    let (_, lines) = rendered("f2bmqtt.8");
+    let (_, lines) = render_page("f2bmqtt.8");
     for row in [
         "peers                     how many other hosts the daemon knows",
         "published            this host",
@@ -298,9 +300,9 @@ fn help_is_wrapped_to_80_columns() {
 
 #[test]
 fn completions_match_command_line() {
-    is_kept("completions/f2bmqtt.bash", &completion(Shell::Bash));
-    is_kept("completions/_f2bmqtt", &completion(Shell::Zsh));
-    is_kept("completions/f2bmqtt.fish", &completion(Shell::Fish));
+    assert_matches_file("completions/f2bmqtt.bash", &completion(Shell::Bash));
+    assert_matches_file("completions/_f2bmqtt", &completion(Shell::Zsh));
+    assert_matches_file("completions/f2bmqtt.fish", &completion(Shell::Fish));
 }
 
 #[test]

@@ -8,13 +8,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How many inputs each parser gets, and for how long at most: a busy machine makes fewer of them.
-const INPUTS: u32 = 100_000;
-const LONGEST: Duration = Duration::from_secs(15);
+const MAX_INPUTS: u32 = 100_000;
+const MAX_TIME_PER_PARSER: Duration = Duration::from_secs(15);
 /// How many inputs each parser gets at least, however long they take.
 const MIN_INPUTS: u32 = 1_000;
 
 /// What takes an interesting place.
-const WORDS: [&[u8]; 24] = [
+const TOKENS: [&[u8]; 24] = [
     b"\"",
     b"\\",
     b"\\u0000",
@@ -73,13 +73,13 @@ fn mutate(corpus: &[Vec<u8>], chance: &mut Chance) -> Vec<u8> {
                 let from = chance.below(other.len());
                 input.splice(at..end, other[from..].iter().copied().take(60));
             }
-            _ => drop(input.splice(at..end, WORDS[chance.below(WORDS.len())].iter().copied())),
+            _ => drop(input.splice(at..end, TOKENS[chance.below(TOKENS.len())].iter().copied())),
         }
     }
     input
 }
 
-fn holds(name: &str, parser: fn(&[u8])) {
+fn assert_parser_holds(name: &str, parser: fn(&[u8])) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(name);
     let mut files: Vec<_> = dir.read_dir().unwrap().map(|file| file.unwrap().path()).collect();
     files.sort();
@@ -90,7 +90,7 @@ fn holds(name: &str, parser: fn(&[u8])) {
     parser(b"");
     let (mut chance, started) = (Chance(0x9e37_79b9_7f4a_7c15), Instant::now());
     let mut done = 0;
-    while done < INPUTS && (done < MIN_INPUTS || started.elapsed() < LONGEST) {
+    while done < MAX_INPUTS && (done < MIN_INPUTS || started.elapsed() < MAX_TIME_PER_PARSER) {
         let input = mutate(&corpus, &mut chance);
         let before = Instant::now();
         parser(&input);
@@ -105,7 +105,7 @@ macro_rules! parsers {
     ($($name:ident)*) => {
         $(#[test]
         fn $name() {
-            holds(stringify!($name), parsers::$name);
+            assert_parser_holds(stringify!($name), parsers::$name);
         })*
     };
 }

@@ -13,43 +13,43 @@ use support::{Host, Rig, eventually};
 fn shown(name: &str, command: &str) -> String {
     let text = block(name);
     let begin = format!("$ {command}\n");
-    masked(text.strip_prefix(&begin).unwrap_or_else(|| panic!("{name} is not of {command}")))
+    mask_varying(text.strip_prefix(&begin).unwrap_or_else(|| panic!("{name} is not of {command}")))
 }
 
 /// Times, spans and processes differ each time: they become one word, and gaps one blank.
-fn masked(text: &str) -> String {
-    let is_span = |word: &str| {
-        let digits = word.trim_end_matches(['d', 'h', 'm', 's']);
+fn mask_varying(text: &str) -> String {
+    let is_span = |field: &str| {
+        let digits = field.trim_end_matches(['d', 'h', 'm', 's']);
         !digits.is_empty()
-            && digits.len() < word.len()
+            && digits.len() < field.len()
             && digits.bytes().all(|b| b.is_ascii_digit())
     };
-    let mask = |word: &str| {
-        let bare = word.trim_end_matches([',', '.']);
+    let mask = |field: &str| {
+        let bare = field.trim_end_matches([',', '.']);
         let odd = bare.starts_with("20") && bare.matches('-').count() == 2
             || bare.matches(':').count() == 2 && bare.len() == 8
             || is_span(bare)
             || bare.len() < 8 && bare.parse::<u32>().is_ok_and(|number| number > 10);
-        if odd { "*".to_owned() } else { word.to_owned() }
+        if odd { "*".to_owned() } else { field.to_owned() }
     };
     let line = |line: &str| {
-        let mut words: Vec<String> = line.split_whitespace().map(mask).collect();
-        words.dedup_by(|a, b| a == "*" && b == "*");
-        words.join(" ")
+        let mut fields: Vec<String> = line.split_whitespace().map(mask).collect();
+        fields.dedup_by(|a, b| a == "*" && b == "*");
+        fields.join(" ")
     };
     text.trim().lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// A status without the counts that hosts publish at most once a minute: imported bans and rejected messages.
-fn counted(status: &str) -> String {
-    let status = masked(status);
+fn mask_counts(status: &str) -> String {
+    let status = mask_varying(status);
     let known = status.split("\n\nREJECTED BY").next().unwrap();
     let line = |line: &str| {
-        let mut words: Vec<&str> = line.split(' ').collect();
-        if words.get(1) == Some(&"online") {
-            words[5] = "*";
+        let mut fields: Vec<&str> = line.split(' ').collect();
+        if fields.get(1) == Some(&"online") {
+            fields[5] = "*";
         }
-        words.join(" ")
+        fields.join(" ")
     };
     known.lines().map(line).collect::<Vec<_>>().join("\n")
 }
@@ -60,7 +60,7 @@ fn on_terminal(host: Host<'_>, command: &str) -> String {
 }
 
 /// A command's JSON, without what differs each time.
-fn figures(host: Host<'_>, command: &str) -> Value {
+fn masked_json(host: Host<'_>, command: &str) -> Value {
     fn mask(value: &mut Value) {
         match value {
             Value::Object(fields) => {
@@ -88,13 +88,13 @@ fn fleet() -> Rig {
     let db1 = rig.host("db1");
     db1.sh("printf '[web]\\nenabled = false\\n' >/etc/fail2ban/jail.d/no-web.local; fail2ban-client reload");
     eventually("db1 has no jail web", || {
-        figures(db1, "f2bmqtt status --json")["hosts"][0]["jails"] == json!(["both", "sshd"])
+        masked_json(db1, "f2bmqtt status --json")["hosts"][0]["jails"] == json!(["both", "sshd"])
     });
     rig
 }
 
 /// web1 detects one address, and web2 it and another.
-fn attacked(rig: &Rig) {
+fn attack_hosts(rig: &Rig) {
     let (web1, web2, db1) = (rig.host("web1"), rig.host("web2"), rig.host("db1"));
     web1.attack("auth", &["203.0.113.9"]);
     eventually("web2 bans it for web1", || web2.bans("sshd", "203.0.113.9"));
@@ -102,7 +102,7 @@ fn attacked(rig: &Rig) {
     web2.attack("auth", &["203.0.113.9"]);
     web2.attack("web", &["203.0.113.20"]);
     eventually("all is told of", || {
-        let list = figures(db1, "f2bmqtt list --json");
+        let list = masked_json(db1, "f2bmqtt list --json");
         list["bans"].as_array().is_some_and(|bans| bans.len() == 2)
             && list["bans"][0]["also"] == json!(["web2"])
     });
@@ -114,11 +114,11 @@ fn attacked(rig: &Rig) {
 #[test]
 fn each_host_shows_whole_fleet() {
     let rig = fleet();
-    attacked(&rig);
+    attack_hosts(&rig);
     let (web1, web2, db1) = (rig.host("web1"), rig.host("web2"), rig.host("db1"));
     assert_eq!(
-        counted(&on_terminal(web1, "f2bmqtt status")),
-        counted(&shown("status", "f2bmqtt status"))
+        mask_counts(&on_terminal(web1, "f2bmqtt status")),
+        mask_counts(&shown("status", "f2bmqtt status"))
     );
     let host = |name: &str, jails: &[&str], bans: usize| {
         json!({
@@ -126,7 +126,7 @@ fn each_host_shows_whole_fleet() {
             "imported_bans": "*", "snapshot": "*", "parts": 1, "incomplete": 0, "rejected": {},
         })
     };
-    let mut status = figures(db1, "f2bmqtt status --json");
+    let mut status = masked_json(db1, "f2bmqtt status --json");
     // db1 has heard of a ban in a jail that it has not.
     status["hosts"][0]["rejected"] = json!({});
     assert_eq!(
@@ -149,7 +149,7 @@ fn each_host_shows_whole_fleet() {
         })
     );
 
-    assert_eq!(masked(&on_terminal(web1, "f2bmqtt list")), shown("list", "f2bmqtt list"));
+    assert_eq!(mask_varying(&on_terminal(web1, "f2bmqtt list")), shown("list", "f2bmqtt list"));
     let piped = web1.sh("f2bmqtt list --host web2 --jail sshd");
     let row: Vec<&str> = piped.lines().nth(1).unwrap().split('\t').collect();
     assert_eq!((&row[..3], row[6], row.len()), (&["203.0.113.9", "sshd", "web1"][..], "web2", 7));
@@ -158,14 +158,14 @@ fn each_host_shows_whole_fleet() {
             "also": also })
     };
     assert_eq!(
-        figures(web1, "f2bmqtt list 203.0.113.0/28 --json"),
+        masked_json(web1, "f2bmqtt list 203.0.113.0/28 --json"),
         json!({
             "time": "*", "voided": [], "incomplete": [],
             "bans": [ban("203.0.113.9", "sshd", "web1", &["web2"])],
         })
     );
     assert_eq!(
-        figures(web1, "f2bmqtt list --jail web --json")["bans"],
+        masked_json(web1, "f2bmqtt list --jail web --json")["bans"],
         json!([ban("203.0.113.20", "web", "web2", &[])])
     );
 
@@ -180,13 +180,13 @@ fn each_host_shows_whole_fleet() {
     ] {
         let out = web1.run(&format!("f2bmqtt {command}"));
         assert_eq!(out.status.code(), Some(1), "{command}");
-        let said = String::from_utf8_lossy(&out.stderr);
-        assert!(said.contains(error) && out.stdout.is_empty(), "{command}: {said}");
+        let output = String::from_utf8_lossy(&out.stderr);
+        assert!(output.contains(error) && out.stdout.is_empty(), "{command}: {output}");
     }
 
     // Why, and what this host does with it.
     assert_eq!(
-        masked(&db1.sh("f2bmqtt list 203.0.113.9")),
+        mask_varying(&db1.sh("f2bmqtt list 203.0.113.9")),
         shown("list-address", "f2bmqtt list 203.0.113.9")
     );
     let why = |host: Host<'_>, ip: &str| host.sh(&format!("f2bmqtt list {ip}"));
@@ -200,17 +200,17 @@ fn each_host_shows_whole_fleet() {
         "No host's snapshot lists 203.0.113.77.\nThis host (web2): banned in jail sshd by a local ban"
     ));
     // What was banned by fail2ban alone the fleet can be told of later.
-    let told = web2.sh("f2bmqtt ban sshd 203.0.113.77");
-    assert!(told.starts_with("203.0.113.77 is banned in sshd, for "), "{told}");
+    let output = web2.sh("f2bmqtt ban sshd 203.0.113.77");
+    assert!(output.starts_with("203.0.113.77 is banned in sshd, for "), "{output}");
     for host in [web1, db1] {
         eventually("the fleet bans it", || host.bans("sshd", "203.0.113.77"));
     }
 
     // Who may not read the settings is told so; a broker that is away ends nothing else.
-    let nobody = web1.try_sh("su nobody -s /bin/sh -c 'f2bmqtt status'").unwrap_err();
+    let denied = web1.try_sh("su nobody -s /bin/sh -c 'f2bmqtt status'").unwrap_err();
     assert!(
-        nobody.contains("Permission denied") && nobody.contains("Run the command as root"),
-        "{nobody}"
+        denied.contains("Permission denied") && denied.contains("Run the command as root"),
+        "{denied}"
     );
     rig.host("hub").sh("systemctl stop mosquitto");
     let alone = web1.try_sh("f2bmqtt status").unwrap_err();
@@ -224,16 +224,16 @@ fn each_host_shows_whole_fleet() {
 #[test]
 fn operator_commands_take_effect_on_whole_fleet() {
     let rig = fleet();
-    attacked(&rig);
+    attack_hosts(&rig);
     let (web1, web2, db1) = (rig.host("web1"), rig.host("web2"), rig.host("db1"));
     let all = [web1, web2, db1];
 
     let ban = "f2bmqtt ban web 203.0.113.30";
-    assert_eq!(masked(&web1.sh(ban)), shown("ban", ban));
+    assert_eq!(mask_varying(&web1.sh(ban)), shown("ban", ban));
     eventually("web2 bans it", || web2.bans("web", "203.0.113.30"));
     assert!(!db1.bans("sshd", "203.0.113.30"));
     assert_eq!(
-        figures(web1, &format!("{ban} --json")),
+        masked_json(web1, &format!("{ban} --json")),
         json!({
             "jail": "web", "host": "web1", "published": true,
             "bans": [{
@@ -254,8 +254,8 @@ fn operator_commands_take_effect_on_whole_fleet() {
         ("unban 198.51.100.{1..11}", "Unban 11 addresses on every host? Nothing was done"),
     ];
     for (arguments, what) in refused {
-        let said = web1.try_sh(&format!("bash -c 'f2bmqtt {arguments}'")).unwrap_err();
-        assert!(said.contains(what), "{arguments}: {said}");
+        let output = web1.try_sh(&format!("bash -c 'f2bmqtt {arguments}'")).unwrap_err();
+        assert!(output.contains(what), "{arguments}: {output}");
     }
     let lockout = "SSH_CONNECTION='203.0.113.31 4711 10.213.77.12 22' f2bmqtt ban web 203.0.113.31";
     assert!(web1.try_sh(lockout).unwrap_err().contains("would lock yourself out"));
@@ -268,13 +268,13 @@ fn operator_commands_take_effect_on_whole_fleet() {
     // Own bans of two hosts, and an operator's.
     db1.sh("fail2ban-client set both banip 203.0.113.9");
     let unban = "f2bmqtt unban 203.0.113.9";
-    let (said, expected) = (masked(&db1.sh(unban)), shown("unban", unban));
+    let (output, expected) = (mask_varying(&db1.sh(unban)), shown("unban", unban));
     let sorted = |text: &str| {
         let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
         lines.sort();
         lines
     };
-    assert_eq!(sorted(&said), sorted(&expected));
+    assert_eq!(sorted(&output), sorted(&expected));
     for host in all {
         assert!(
             !host.bans("sshd", "203.0.113.9") && !host.bans("both", "203.0.113.9"),
@@ -284,7 +284,7 @@ fn operator_commands_take_effect_on_whole_fleet() {
         assert!(!host.in_ipset("f2b-sshd", "203.0.113.9"), "{}", host.name);
     }
     assert_eq!(
-        figures(web1, "f2bmqtt unban --jail web --json 203.0.113.30"),
+        masked_json(web1, "f2bmqtt unban --jail web --json 203.0.113.30"),
         json!({
             "id": "*", "ips": ["203.0.113.30"], "jail": "web", "unbanned": ["db1", "web1", "web2"],
             "no_reply": [], "offline": [], "jails_left_out": 0,
@@ -295,7 +295,7 @@ fn operator_commands_take_effect_on_whole_fleet() {
     // web2 goes for good, with a ban of its own.
     web2.sh("systemctl disable --now f2bmqttsub 2>&1");
     eventually("web2 is seen to be away", || {
-        figures(web1, "f2bmqtt status --json")["hosts"][2]["state"] == "offline"
+        masked_json(web1, "f2bmqtt status --json")["hosts"][2]["state"] == "offline"
     });
     let away = web1.try_sh("f2bmqtt unban 203.0.113.40").unwrap_err();
     assert!(away.contains("web2: offline; applies the unban when it reconnects"), "{away}");
@@ -309,11 +309,11 @@ fn operator_commands_take_effect_on_whole_fleet() {
         .sh("mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'f2bmqtt/blacklist/#' -W 1 -F %t; true");
     assert!(left.contains("f2bmqtt/blacklist/host/web1") && !left.contains("web2"), "{left}");
 
-    hosts_that_do_not_exist(&rig);
-    renamed_host_clears_its_former_branch(&rig);
+    test_invented_hosts(&rig);
+    test_renamed_host(&rig);
 }
 
-fn renamed_host_clears_its_former_branch(rig: &Rig) {
+fn test_renamed_host(rig: &Rig) {
     let (web1, db1) = (rig.host("web1"), rig.host("db1"));
     web1.attack("auth", &["203.0.113.60"]);
     eventually("db1 imports the ban", || db1.bans("sshd", "203.0.113.60"));
@@ -328,7 +328,7 @@ fn renamed_host_clears_its_former_branch(rig: &Rig) {
 }
 
 /// What invented hosts bring can be removed, and keeps nothing from working.
-fn hosts_that_do_not_exist(rig: &Rig) {
+fn test_invented_hosts(rig: &Rig) {
     let (hub, web1) = (rig.host("hub"), rig.host("web1"));
     // Hosts that do not exist: the broker keeps nothing of the first, and of the second what daemons reject.
     hub.sh(r#"pub() { mosquitto_pub -h 127.0.0.1 -u fail2ban -P fail2ban "$@"; }
@@ -339,7 +339,7 @@ fn hosts_that_do_not_exist(rig: &Rig) {
     let asked = web1.try_sh("f2bmqtt forget ghost1 ghost2").unwrap_err();
     assert!(asked.contains("the broker keeps nothing of ghost1; it knows: "), "{asked}");
     assert!(asked.contains("Use --yes to confirm"), "{asked}");
-    let forgotten = figures(web1, "f2bmqtt forget --yes --json ghost1 ghost2");
+    let forgotten = masked_json(web1, "f2bmqtt forget --yes --json ghost1 ghost2");
     let expected = json!({"hosts": ["ghost1", "ghost2"], "unknown": ["ghost1"], "bans": 0});
     assert_eq!(forgotten, expected);
     eventually("the ban of ghost1 ends", || !web1.bans("web", "203.0.113.50"));
@@ -418,7 +418,7 @@ fn each_host_acknowledges_manual_ban_with_outcome() {
     assert!(web2.bans("web", "203.0.113.42") && !web2.bans("web", "198.51.100.1"));
     let ban = |ip: &str, web2: &str, db1: &str| json!({ "ip": ip, "already_banned": false, "seconds": 600, "acks": { "db1": db1, "web2": web2 } });
     assert_eq!(
-        figures(web1, "f2bmqtt ban --json sshd 198.51.100.2"),
+        masked_json(web1, "f2bmqtt ban --json sshd 198.51.100.2"),
         json!({
             "jail": "sshd", "host": "web1", "published": true,
             "bans": [ban("198.51.100.2", "never_ban", "banned")],
@@ -427,22 +427,22 @@ fn each_host_acknowledges_manual_ban_with_outcome() {
         })
     );
     assert_eq!(
-        figures(web1, "f2bmqtt ban --json both 203.0.113.43")["bans"],
+        masked_json(web1, "f2bmqtt ban --json both 203.0.113.43")["bans"],
         json!([ban("203.0.113.43", "not_shared", "banned")])
     );
     // In a jail whose actions tell nobody, the command does.
     web1.sh("fail2ban-client set both delaction f2bmqtt");
     assert_eq!(
-        figures(web1, "f2bmqtt ban --json both 203.0.113.48")["bans"],
+        masked_json(web1, "f2bmqtt ban --json both 203.0.113.48")["bans"],
         json!([ban("203.0.113.48", "not_shared", "banned")])
     );
 
     // More than a host acknowledges at once; without a daemon here, a child process publishes the ban.
     let many = "bash -c 'f2bmqtt ban --yes --json sshd 203.0.113.{101..140}'";
-    assert_eq!(figures(web1, many)["hosts"], json!(["db1", "web2"]));
+    assert_eq!(masked_json(web1, many)["hosts"], json!(["db1", "web2"]));
     web1.sh("systemctl stop f2bmqttsub");
-    let said = web1.sh("f2bmqtt ban sshd 203.0.113.44");
-    assert!(said.ends_with("\ndb1: banned\nweb2: banned"), "{said}");
+    let output = web1.sh("f2bmqtt ban sshd 203.0.113.44");
+    assert!(output.ends_with("\ndb1: banned\nweb2: banned"), "{output}");
     web1.sh("systemctl start f2bmqttsub");
     web1.ready();
 
@@ -463,9 +463,9 @@ fn each_host_acknowledges_manual_ban_with_outcome() {
         ]
     );
     web2.sh("systemctl start fail2ban; systemctl stop f2bmqttsub");
-    let said = web1.try_sh("f2bmqtt ban --json sshd 203.0.113.46").unwrap_err();
-    let said: Value = serde_json::from_str(said.rsplit_once("\nf2bmqtt: ").unwrap().0).unwrap();
-    assert_eq!((&said["hosts"], &said["offline"]), (&json!(["db1"]), &json!(["web2"])));
+    let output = web1.try_sh("f2bmqtt ban --json sshd 203.0.113.46").unwrap_err();
+    let output: Value = serde_json::from_str(output.rsplit_once("\nf2bmqtt: ").unwrap().0).unwrap();
+    assert_eq!((&output["hosts"], &output["offline"]), (&json!(["db1"]), &json!(["web2"])));
     web2.sh("systemctl start f2bmqttsub");
     eventually("web2 bans both, now that it is back", || {
         web2.bans("sshd", "203.0.113.45") && web2.bans("sshd", "203.0.113.46")

@@ -31,7 +31,7 @@ fn install(host: Host<'_>) -> String {
 
 /// The same with a standard input that is open and never says anything: a question would wait for
 /// ever.
-fn install_unanswered(host: Host<'_>, deb: &Path) {
+fn install_without_answers(host: Host<'_>, deb: &Path) {
     host.push(deb, "/root/f2bmqtt.deb");
     host.sh("tail -f /dev/null | env -u DEBIAN_FRONTEND timeout 300 \
              apt-get install -y /root/f2bmqtt.deb 2>&1");
@@ -60,7 +60,7 @@ fn files(host: Host<'_>) -> Vec<String> {
 }
 
 /// The state that every way ends in: links, modes, and a service that runs and waits.
-fn is_installed(host: Host<'_>) -> Vec<String> {
+fn assert_installed(host: Host<'_>) -> Vec<String> {
     assert_eq!(host.sh("systemctl is-enabled f2bmqttsub"), "enabled");
     assert_eq!(host.sh("systemctl is-active f2bmqttsub"), "active");
     let unit = "/usr/lib/systemd/system/f2bmqttsub.service";
@@ -77,14 +77,14 @@ fn is_installed(host: Host<'_>) -> Vec<String> {
     assert_eq!(host.sh("systemctl show -P Id f2bmqtt"), "f2bmqttsub.service");
     eventually("the daemon is at work", || host.journal().contains("to the broker"));
     for log in ["journalctl -u f2bmqtt -o cat", "journalctl -t mqttsubscribebans -o cat"] {
-        let said = host.sh(&format!("{log} --no-pager"));
-        assert!(said.contains("to the broker"), "{log}: {said}");
+        let output = host.sh(&format!("{log} --no-pager"));
+        assert!(output.contains("to the broker"), "{log}: {output}");
     }
     files(host)
 }
 
 /// Puts the scripts on a host, as people have them: running, at their paths, with their settings.
-fn with_scripts(host: Host<'_>) {
+fn install_scripts(host: Host<'_>) {
     host.sh("printf 'MQTT_USER=fail2ban\\nMQTT_PASSWORD=fail2ban\\nMQTT_HOST=10.213.77.11\\nMQTT_TOPIC=mine\\n' \
              >/etc/fail2ban/mqtt.env; chmod 644 /etc/fail2ban/mqtt.env");
     for name in ["mqttnotifyban", "mqttsubscribebans"] {
@@ -104,7 +104,7 @@ fn with_scripts(host: Host<'_>) {
     );
 }
 
-fn scripts_run(host: Host<'_>) {
+fn assert_scripts_run(host: Host<'_>) {
     for name in ["mqttnotifyban", "mqttsubscribebans"] {
         host.sh(&format!(
             "grep -q '^# Stands in for' /etc/fail2ban/{name} && test -x /etc/fail2ban/{name}"
@@ -122,8 +122,8 @@ fn scripts_run(host: Host<'_>) {
     });
     host.sh("/etc/fail2ban/mqttnotifyban sshd 192.0.2.9 600 ban 0 3");
     eventually("the subscriber hears the notifier", || {
-        let heard = host.sh("journalctl -u f2bmqttsub -o cat --no-pager | tail -n 20");
-        heard.contains("Inbound: ban 192.0.2.9 - ipset sshd from")
+        let journal = host.sh("journalctl -u f2bmqttsub -o cat --no-pager | tail -n 20");
+        journal.contains("Inbound: ban 192.0.2.9 - ipset sshd from")
     });
 }
 
@@ -155,13 +155,13 @@ const DEPENDENCIES: [&str; 12] = [
 ];
 
 /// All ways, on one release.
-fn every_way(suite: &str) {
+fn test_install_paths(suite: &str) {
     let bare = Rig::up(&root(suite, &[]), &["bare"]);
     let bare = bare.host("bare");
     let clean = files(bare);
-    let said = install(bare);
-    assert!(said.contains("set the broker in /etc/fail2ban/mqtt.env"), "{said}");
-    let expected = is_installed(bare);
+    let output = install(bare);
+    assert!(output.contains("set the broker in /etc/fail2ban/mqtt.env"), "{output}");
+    let expected = assert_installed(bare);
     if suite == "bookworm" {
         // There fail2ban itself does not start: it finds no log for its sshd jail.
         assert!(
@@ -174,57 +174,57 @@ fn every_way(suite: &str) {
     rig.host("hub")
         .sh("printf 'listener 1883\\nallow_anonymous true\\n' >/etc/mosquitto/conf.d/a.conf
                         systemctl restart mosquitto");
-    over_the_scripts(rig.host("over"), &expected);
-    over_an_edited_action(rig.host("edited"), &expected);
-    over_the_scripts_own_action(rig.host("known"), &expected);
-    as_an_upgrade(rig.host("upgrade"), &expected);
-    after_remove_and_purge(rig.host("again"), &expected);
+    install_over_scripts(rig.host("over"), &expected);
+    install_over_edited_action(rig.host("edited"), &expected);
+    install_over_script_action(rig.host("known"), &expected);
+    upgrade(rig.host("upgrade"), &expected);
+    reinstall_after_remove_and_purge(rig.host("again"), &expected);
 
     bare.sh("apt-get purge -y f2bmqtt 2>&1");
     assert_eq!(files(bare), clean, "purged: as if it had never been there");
 }
 
-fn over_the_scripts(host: Host<'_>, expected: &[String]) {
-    with_scripts(host);
-    let said = install(host);
+fn install_over_scripts(host: Host<'_>, expected: &[String]) {
+    install_scripts(host);
+    let output = install(host);
     for kept in ["/etc/fail2ban/mqttnotifyban", "/etc/systemd/system/f2bmqttsub.service"] {
         assert!(
-            said.contains(&format!("f2bmqtt: moved existing {kept} to {kept}.pre-f2bmqtt")),
-            "{said}"
+            output.contains(&format!("f2bmqtt: moved existing {kept} to {kept}.pre-f2bmqtt")),
+            "{output}"
         );
     }
     assert!(
-        said.contains("mqtt.env contains a password: removed access for other users"),
-        "{said}"
+        output.contains("mqtt.env contains a password: removed access for other users"),
+        "{output}"
     );
-    assert_eq!(is_installed(host), expected);
+    assert_eq!(assert_installed(host), expected);
     assert_eq!(host.sh("grep TOPIC /etc/fail2ban/mqtt.env"), "MQTT_TOPIC=mine");
     assert!(
         host.try_sh("pgrep -f '^/bin/bash /etc/fail2ban/mqttsubscribebans'").is_err(),
         "the script was stopped"
     );
     host.sh("apt-get remove -y f2bmqtt 2>&1");
-    scripts_run(host);
+    assert_scripts_run(host);
     // And back again, and away for good: the scripts are the admin's.
     install(host);
-    assert_eq!(is_installed(host), expected);
+    assert_eq!(assert_installed(host), expected);
     host.sh("apt-get purge -y f2bmqtt 2>&1");
-    scripts_run(host);
+    assert_scripts_run(host);
     assert_eq!(host.sh("grep TOPIC /etc/fail2ban/mqtt.env"), "MQTT_TOPIC=mine");
 }
 
-fn over_an_edited_action(host: Host<'_>, expected: &[String]) {
-    with_scripts(host);
+fn install_over_edited_action(host: Host<'_>, expected: &[String]) {
+    install_scripts(host);
     let before = host.sh("cat /etc/fail2ban/action.d/iptables-ipset.local");
-    install_unanswered(host, &package());
-    assert_eq!(is_installed(host), expected);
+    install_without_answers(host, &package());
+    assert_eq!(assert_installed(host), expected);
     assert_eq!(host.sh("cat /etc/fail2ban/action.d/iptables-ipset.local"), before);
     host.sh("cmp /etc/fail2ban/action.d/iptables-ipset.local.ucf-dist \
                  /usr/share/f2bmqtt/action.d/iptables-ipset.local");
 }
 
-fn over_the_scripts_own_action(host: Host<'_>, expected: &[String]) {
-    with_scripts(host);
+fn install_over_script_action(host: Host<'_>, expected: &[String]) {
+    install_scripts(host);
     let before = host.sh("cat /etc/fail2ban/action.d/iptables-ipset.local");
     host.push(&package(), "/root/f2bmqtt.deb");
     // The stand-in has another checksum than the real one: it is made known before it is looked for.
@@ -232,7 +232,7 @@ fn over_the_scripts_own_action(host: Host<'_>, expected: &[String]) {
              md5sum </etc/fail2ban/action.d/iptables-ipset.local \
                >>/usr/share/f2bmqtt/action.d/iptables-ipset.local.md5sum
              dpkg --configure f2bmqtt </dev/null 2>&1");
-    assert_eq!(is_installed(host), expected);
+    assert_eq!(assert_installed(host), expected);
     host.sh("cmp /etc/fail2ban/action.d/iptables-ipset.local \
                  /usr/share/f2bmqtt/action.d/iptables-ipset.local");
     host.sh("apt-get remove -y f2bmqtt 2>&1");
@@ -241,17 +241,17 @@ fn over_the_scripts_own_action(host: Host<'_>, expected: &[String]) {
         before,
         "the scripts' own"
     );
-    scripts_run(host);
+    assert_scripts_run(host);
 }
 
-fn as_an_upgrade(host: Host<'_>, expected: &[String]) {
+fn upgrade(host: Host<'_>, expected: &[String]) {
     install(host);
     let before = host.sh("systemctl show -P MainPID f2bmqttsub");
     host.sh("echo '# mine' >>/etc/fail2ban/mqtt.env; echo '# mine' >>/etc/fail2ban/action.d/f2bmqtt.conf");
     let dir = tempfile::tempdir().unwrap();
-    install_unanswered(host, &next_version(dir.path()));
+    install_without_answers(host, &next_version(dir.path()));
     assert!(host.sh("dpkg-query -W -f '${Version}' f2bmqtt").ends_with(".1"));
-    assert_eq!(is_installed(host), expected);
+    assert_eq!(assert_installed(host), expected);
     assert_ne!(host.sh("systemctl show -P MainPID f2bmqttsub"), before, "the new version runs");
     host.sh("mkdir -p /var/log/abuseipdb; echo line >/var/log/abuseipdb/abuseipdb.log
              logrotate -f /etc/logrotate.d/f2bmqtt");
@@ -261,7 +261,7 @@ fn as_an_upgrade(host: Host<'_>, expected: &[String]) {
     }
 }
 
-fn after_remove_and_purge(host: Host<'_>, expected: &[String]) {
+fn reinstall_after_remove_and_purge(host: Host<'_>, expected: &[String]) {
     install(host);
     host.sh("apt-get remove -y f2bmqtt 2>&1");
     assert_eq!(host.try_sh("systemctl is-active f2bmqttsub"), Err("inactive".to_owned()));
@@ -283,33 +283,33 @@ fn after_remove_and_purge(host: Host<'_>, expected: &[String]) {
     eventually("it is logged", || log().contains("Unban 192.0.2.1"));
     assert!(!log().contains("ERROR"), "{}", log());
     install(host);
-    assert_eq!(is_installed(host), expected);
+    assert_eq!(assert_installed(host), expected);
     host.sh("/etc/fail2ban/action.d/fail2ban-abuseipdb.sh --actionstart");
     host.sh("ls /var/log/abuseipdb/abuseipdb.log /var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb");
-    let said = host.sh("apt-get purge -y f2bmqtt 2>&1");
+    let output = host.sh("apt-get purge -y f2bmqtt 2>&1");
     assert!(
-        said.contains(
+        output.contains(
             "f2bmqtt: kept an empty /etc/fail2ban/action.d/f2bmqtt.conf, because these files name the action: \
              /etc/fail2ban/jail.local"
         ),
-        "{said}"
+        "{output}"
     );
     host.sh("systemctl restart fail2ban; fail2ban-client -t");
     eventually("fail2ban starts", || host.try_sh("fail2ban-client status sshd").is_ok());
     let left = host.sh("ls -d /var/log/abuseipdb /var/lib/fail2ban/abuseipdb 2>/dev/null; true");
     assert_eq!(left, "", "purge takes what the reporter made");
     install(host);
-    assert_eq!(is_installed(host), expected);
+    assert_eq!(assert_installed(host), expected);
 }
 
 #[test]
 fn each_install_path_ends_in_same_state_on_debian_12() {
-    every_way("bookworm");
+    test_install_paths("bookworm");
 }
 
 #[test]
 fn each_install_path_ends_in_same_state_on_debian_13() {
-    every_way("trixie");
+    test_install_paths("trixie");
 }
 
 #[test]
@@ -335,7 +335,7 @@ fn purge_keeps_foreign_files() {
           echo 'echo script' >/etc/fail2ban/mqttnotifyban; chmod 755 /etc/fail2ban/mqttnotifyban
           mount -t tmpfs -o ro none /usr/local");
     // Neither a link that cannot be made nor faults of the settings keep the package from being installed.
-    let said = install(a);
+    let output = install(a);
     assert_eq!(a.sh("dpkg-query -W -f '${Status}' f2bmqtt"), "install ok installed");
     a.sh("logrotate -d /etc/logrotate.conf 2>&1");
     for line in [
@@ -344,7 +344,7 @@ fn purge_keeps_foreign_files() {
         "f2bmqtt: the settings in /etc/fail2ban/mqtt.env cannot be used:",
         "  MQTT_TOPIC is not set",
     ] {
-        assert!(said.contains(line), "{line}\n{said}");
+        assert!(output.contains(line), "{line}\n{output}");
     }
     let text = a.try_sh("f2bmqtt check").unwrap_err();
     assert!(

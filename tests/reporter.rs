@@ -27,7 +27,7 @@ fn addresses(taken: &[[String; 4]]) -> BTreeSet<&str> {
 }
 
 /// Waits for something that the reporter's own pauses hold up.
-fn at_last(what: &str, mut so: impl FnMut() -> bool) {
+fn within_reporter_delay(what: &str, mut so: impl FnMut() -> bool) {
     let started = Instant::now();
     while !so() {
         assert!(started.elapsed() < Duration::from_secs(150), "not seen: {what}");
@@ -102,7 +102,7 @@ fn local_detection_is_reported_once_without_private_data() {
     assert!(!log.contains("ERROR") && !log.contains("RESTART"), "{log}");
     for imported in ["192.31.196.5", "192.31.196.6"] {
         let line = format!("INFO: (BAN) IP {imported} has 0 failures so no action required");
-        assert_eq!(log.lines().filter(|told| told.ends_with(&line)).count(), 1, "{log}");
+        assert_eq!(log.lines().filter(|logged| logged.ends_with(&line)).count(), 1, "{log}");
     }
     let secret = key();
     let found = a.try_sh(&format!(
@@ -383,7 +383,9 @@ E"#
     eventually("a child waits for the window", || a.try_sh("pgrep -f '[f]2bmqtt work'").is_ok());
     // The daemon takes over.
     a.sh("systemctl start f2bmqttsub");
-    at_last("the child leaves it to the daemon", || a.try_sh("pgrep -f '[f]2bmqtt work'").is_err());
+    within_reporter_delay("the child leaves it to the daemon", || {
+        a.try_sh("pgrep -f '[f]2bmqtt work'").is_err()
+    });
     let waiting = "sqlite3 /var/lib/f2bmqtt/reports.sqlite3 'SELECT stage FROM queued_reports'";
     assert_eq!(a.sh(waiting), "due");
     assert_eq!(taken(&rig).len(), 1);
@@ -405,14 +407,14 @@ fn api_outage_and_daemon_kill_lose_and_repeat_no_report() {
             .contains("ERROR: No connection to api.abuseipdb.com")
     });
     hub.sh("systemctl reset-failed api 2>/dev/null; sh /root/abuseipdb.sh");
-    at_last("all are reported", || {
+    within_reporter_delay("all are reported", || {
         a.sh("systemctl kill -s KILL f2bmqttsub; true");
         std::thread::sleep(Duration::from_millis(700));
         addresses(&taken(&rig)).len() == 200
     });
     assert_eq!(taken(&rig).len(), 200);
     let waiting = "sqlite3 /var/lib/f2bmqtt/reports.sqlite3 'SELECT count(*) FROM queued_reports'";
-    at_last("nothing waits", || a.sh(waiting) == "0");
+    within_reporter_delay("nothing waits", || a.sh(waiting) == "0");
     assert_eq!(taken(&rig).len(), 200);
     let bulk = calls(&rig).iter().filter(|call| call["call"] == "POST /api/v2/bulk-report").count();
     assert!((1..=2).contains(&bulk), "{bulk} bulk calls");
@@ -432,7 +434,7 @@ fn queued_report_survives_reboot_and_keeps_ban_time() {
     a.rig("kill");
     hub.sh("systemctl reset-failed api 2>/dev/null; sh /root/abuseipdb.sh");
     a.rig("boot");
-    at_last("it is reported", || taken(&rig).len() == 1);
+    within_reporter_delay("it is reported", || taken(&rig).len() == 1);
     assert_eq!(taken(&rig)[0][3], a.sh(&format!("date -u -d @{time} +%Y-%m-%dT%H:%M:%S+00:00")));
 }
 
@@ -485,14 +487,14 @@ fn connection_and_response_errors_are_logged() {
         ),
         (&|| answers("401 {}"), String::new(), "ERROR: HTTP 401. Response: {}"),
     ];
-    for (make, undo, said) in table {
+    for (make, undo, logged) in table {
         a.sh(&format!("{NO_CHILD}; rm -f /var/lib/f2bmqtt/reports.sqlite3* {LOG}; true"));
         let make = make();
         a.sh(&make);
         a.sh(&format!("{CALL} '' x 192.31.196.9 18 600 0 0 '' '' 3"));
-        let (first, last) = said.split_once(" * ").unwrap_or((said, ""));
+        let (first, last) = logged.split_once(" * ").unwrap_or((logged, ""));
         let mut log = String::new();
-        at_last(said, || {
+        within_reporter_delay(logged, || {
             log = a.sh(&format!("cat {LOG} 2>/dev/null; true"));
             log.lines().any(|line| line.contains(first) && line.contains(last))
         });

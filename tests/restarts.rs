@@ -9,7 +9,7 @@ use support::{Host, Rig, eventually};
 
 /// How long a start or a stop of the daemon may take on a busy machine. systemd ends one that hangs after 90 s
 /// or 10 s, with another result.
-const STOP_LIMIT: Duration = Duration::from_secs(20);
+const MAX_STOP_TIME: Duration = Duration::from_secs(20);
 
 fn addresses(count: u8) -> Vec<String> {
     (1..=count).map(|n| format!("192.0.2.{n}")).collect()
@@ -198,8 +198,8 @@ fn burst_is_ingested_while_fail2ban_hangs() {
 E\n
         mosquitto_pub -h 127.0.0.1 -u fail2ban -P fail2ban -q 1 -t blacklist/ban -l </root/events"
     ));
-    let heard = "journalctl -u f2bmqttsub -o cat --no-pager | grep -c 'Inbound: ban 198.18'";
-    eventually("all are heard", || a.sh(heard) == COUNT.to_string());
+    let count = "journalctl -u f2bmqttsub -o cat --no-pager | grep -c 'Inbound: ban 198.18'";
+    eventually("all are heard", || a.sh(count) == COUNT.to_string());
     a.sh("pkill -CONT -x fail2ban-server");
     // fail2ban makes some hundred a second: as long as it goes on, it is waited for.
     let mut before = 0;
@@ -235,7 +235,7 @@ fn notify_without_daemon_publishes_directly() {
     a.sh("/etc/fail2ban/mqttnotifyban sshd 192.0.2.10 600 ban 0 1");
     let started = Instant::now();
     a.sh("systemctl start f2bmqttsub");
-    assert!(started.elapsed() < STOP_LIMIT, "{:?}", started.elapsed());
+    assert!(started.elapsed() < MAX_STOP_TIME, "{:?}", started.elapsed());
     eventually("b is told", || b.journal().contains("Inbound: ban 192.0.2.10 "));
     eventually("nobody publishes beside it", || a.try_sh("pgrep -f '^f2bmqtt publish'").is_err());
 }
@@ -258,8 +258,8 @@ fn ban_is_published_with_unwritable_spool() {
         a.attack("auth", &[address]);
         eventually("b bans it", || b.bans("sshd", address));
         let text = "cannot write to the spool /var/lib/f2bmqtt/spool: ";
-        let said = journal().lines().any(|line| line.starts_with(text) && line.contains(what));
-        assert!(said, "{}", journal());
+        let is_logged = journal().lines().any(|line| line.starts_with(text) && line.contains(what));
+        assert!(is_logged, "{}", journal());
     }
 }
 
@@ -329,7 +329,7 @@ fn daemon_stops_promptly_with_any_broker_fault() {
     let stop = || {
         let started = Instant::now();
         a.sh("systemctl stop f2bmqttsub");
-        assert!(started.elapsed() < STOP_LIMIT, "{:?}", started.elapsed());
+        assert!(started.elapsed() < MAX_STOP_TIME, "{:?}", started.elapsed());
         assert_eq!(a.sh("systemctl show -P Result f2bmqttsub"), "success");
         a.sh("systemctl start f2bmqttsub");
     };

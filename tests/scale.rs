@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use support::{Host, Rig, within};
 
-fn push(host: Host<'_>, name: &str) {
+fn push_script(host: Host<'_>, name: &str) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support").join(name);
     host.push(&file, &format!("/root/{name}"));
 }
@@ -17,19 +17,19 @@ fn push(host: Host<'_>, name: &str) {
 /// A broker of default settings that keeps the snapshots of hosts that are not there.
 fn fleet(rig: &Rig, hosts: usize, bans: usize) -> Host<'_> {
     let hub = rig.host("hub");
-    push(hub, "far.py");
+    push_script(hub, "far.py");
     println!("{}", hub.sh(&format!("python3 /root/far.py leave 127.0.0.1 {hosts} {bans}")));
     hub
 }
 
 /// A server whose fail2ban is a stand-in, and whose daemon has just been started.
-fn joins(host: Host<'_>) {
-    joins_with(host, "");
+fn start_stand_in(host: Host<'_>) {
+    start_stand_in_with(host, "");
 }
 
 /// The same with own bans: how many, and the database that has them.
-fn joins_with(host: Host<'_>, own: &str) {
-    push(host, "stand_in.py");
+fn start_stand_in_with(host: Host<'_>, own: &str) {
+    push_script(host, "stand_in.py");
     host.sh(&format!(
         "systemctl stop f2bmqttsub fail2ban; rm -rf /var/lib/f2bmqtt/*
          systemd-run -q -u stand-in python3 /root/stand_in.py /run/fail2ban/fail2ban.sock /run/count {own}
@@ -42,9 +42,9 @@ fn progress(host: Host<'_>) -> (usize, f64) {
     let line = host.try_sh("cat /run/count").unwrap_or_default();
     let connected = host.sh("journalctl -u f2bmqttsub -o short-unix --no-pager | grep 'connected to the broker' | tail -1 | cut -d' ' -f1");
     let number = |text: Option<&str>| text.and_then(|text| text.parse::<f64>().ok());
-    let mut words = line.split(' ');
-    let count = words.next().and_then(|text| text.parse().ok()).unwrap_or(0);
-    (count, number(words.next()).unwrap_or(0.0) - number(Some(&connected)).unwrap_or(0.0))
+    let mut fields = line.split(' ');
+    let count = fields.next().and_then(|text| text.parse().ok()).unwrap_or(0);
+    (count, number(fields.next()).unwrap_or(0.0) - number(Some(&connected)).unwrap_or(0.0))
 }
 
 /// The memory of the daemon, in MiB: at most so far, and now.
@@ -58,7 +58,7 @@ fn memory(host: Host<'_>) -> (u64, u64) {
     (of("VmHWM"), of("VmRSS"))
 }
 
-fn all_known(host: Host<'_>, count: usize) -> f64 {
+fn wait_until_known(host: Host<'_>, count: usize) -> f64 {
     within(Duration::from_mins(2), "all are banned", || progress(host).0 == count);
     let seconds = progress(host).1;
     println!("{count} bans known and made {seconds:.1} s after the connection");
@@ -70,8 +70,8 @@ fn joining_host_learns_20_000_bans_within_seconds() {
     let rig = Rig::fleet(&["a"]);
     fleet(&rig, 4, 5_000);
     let a = rig.host("a");
-    joins(a);
-    let seconds = all_known(a, 20_000);
+    start_stand_in(a);
+    let seconds = wait_until_known(a, 20_000);
     println!("memory {:?} MiB", memory(a));
     // Five, on a machine that has nothing else to do.
     assert!(seconds < 15.0, "{seconds}");
@@ -83,8 +83,8 @@ fn host_in_fleet_of_200_hosts_with_500_bans_each() {
     let rig = Rig::fleet(&["a"]);
     fleet(&rig, 200, 500);
     let a = rig.host("a");
-    joins(a);
-    all_known(a, 100_000);
+    start_stand_in(a);
+    wait_until_known(a, 100_000);
     sleep(Duration::from_secs(10));
     let cpu = || a.sh("systemctl show -P CPUUsageNSec f2bmqttsub").parse::<u64>().unwrap();
     let (before, started) = (cpu(), Instant::now());
@@ -107,7 +107,7 @@ fn host_in_fleet_of_200_hosts_with_500_bans_each() {
 }
 
 /// A figure of the daemon's metrics.
-fn figure(host: Host<'_>, name: &str) -> Option<usize> {
+fn metric(host: Host<'_>, name: &str) -> Option<usize> {
     let text = host.try_sh("cat /run/f2bmqtt/f2bmqtt.prom").ok()?;
     let line = text.lines().find(|line| line.starts_with(name))?;
     line.rsplit(' ').next()?.parse().ok()
@@ -121,8 +121,8 @@ fn daemon_with_100_000_shared_local_bans_survives_restart() {
     let (a, hub) = (rig.host("a"), fleet(&rig, 1, BANS));
     a.sh("echo MQTT_METRICS=on >>/etc/fail2ban/mqtt.env");
     let is_known = || {
-        let own = figure(a, r#"f2bmqtt_bans{jail="sshd",kind="detected"}"#);
-        own == Some(BANS) && figure(a, "f2bmqtt_fleet_bans") >= Some(BANS)
+        let own = metric(a, r#"f2bmqtt_bans{jail="sshd",kind="detected"}"#);
+        own == Some(BANS) && metric(a, "f2bmqtt_fleet_bans") >= Some(BANS)
     };
     println!(
         "100,000 bans in one jail, all of another host, too: the daemon, and a stand-in for fail2ban"
@@ -132,7 +132,7 @@ fn daemon_with_100_000_shared_local_bans_survives_restart() {
         if restart {
             a.sh("systemctl restart f2bmqttsub");
         } else {
-            joins_with(a, &format!("{BANS} /var/lib/fail2ban/fail2ban.sqlite3"));
+            start_stand_in_with(a, &format!("{BANS} /var/lib/fail2ban/fail2ban.sqlite3"));
         }
         hub.publish_event("ban", "sshd", address, "old1");
         let expected = BANS + 1 + usize::from(restart);
@@ -158,17 +158,17 @@ fn daemon_with_100_000_shared_local_bans_survives_restart() {
 
 /// Many daemons on one machine, and the broker on another. Of `hosts`, so many are `real`; the others speak
 /// and hear as hosts do, and have no fail2ban.
-struct Crowd<'a> {
+struct LoadFleet<'a> {
     host: Host<'a>,
     hub: Host<'a>,
     hosts: usize,
 }
 
-impl<'a> Crowd<'a> {
+impl<'a> LoadFleet<'a> {
     fn of(rig: &'a Rig, hosts: usize, bans: usize, real: usize) -> Self {
         let (host, hub) = (rig.host("a"), rig.host("hub"));
-        push(host, "crowd.py");
-        push(host, "far.py");
+        push_script(host, "crowd.py");
+        push_script(host, "far.py");
         let far = hosts - real;
         host.sh(&format!(
             "systemctl stop f2bmqttsub fail2ban
@@ -190,7 +190,7 @@ impl<'a> Crowd<'a> {
     }
 
     /// How many seconds from now until all hold the same.
-    fn until_the_same(&self, what: &str) -> f64 {
+    fn wait_until_equal(&self, what: &str) -> f64 {
         let started = Instant::now();
         sleep(Duration::from_secs(2)); // it is told every second
         within(Duration::from_mins(40), what, || self.state()[2] > 0.0);
@@ -210,7 +210,7 @@ impl<'a> Crowd<'a> {
     }
 
     /// Bytes and messages a second to one host, over some time.
-    fn at_rest(&self, time: Duration) {
+    fn measure_idle_traffic(&self, time: Duration) {
         let (before, started) = (self.sent(), Instant::now());
         sleep(time);
         let (after, seconds) = (self.sent(), started.elapsed().as_secs_f64());
@@ -227,13 +227,13 @@ impl<'a> Crowd<'a> {
 
     /// From nothing to a fleet, at rest, in a burst, and over an outage of the broker.
     fn measure(&self, burst: usize, rest: Duration) {
-        self.until_the_same("all daemons started at once: until all hold the same");
+        self.wait_until_equal("all daemons started at once: until all hold the same");
         if !rest.is_zero() {
-            self.at_rest(rest);
+            self.measure_idle_traffic(rest);
         }
         let before = self.sent();
         self.burst(burst);
-        self.until_the_same(&format!("{burst} bans on one host: until all hold them"));
+        self.wait_until_equal(&format!("{burst} bans on one host: until all hold them"));
         sleep(Duration::from_secs(12)); // the broker counts every ten seconds
         let after = self.sent();
         #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
@@ -247,7 +247,7 @@ impl<'a> Crowd<'a> {
         self.burst(burst);
         sleep(Duration::from_secs(20));
         self.hub.sh("systemctl start mosquitto");
-        self.until_the_same(&format!(
+        self.wait_until_equal(&format!(
             "{burst} more while the broker was away: until all hold them"
         ));
         let [.., mean, largest] = self.state();
@@ -267,7 +267,7 @@ fn many_daemons_converge_also_after_outage() {
     println!("{hosts} hosts with {bans} bans each; {real} of them real daemons");
     // In a quarter of an hour each host publishes all of its own again, once or more often.
     let rest = Duration::from_secs(number("REST", 0).try_into().unwrap());
-    Crowd::of(&rig, hosts, bans, real).measure(number("BURST", 200), rest);
+    LoadFleet::of(&rig, hosts, bans, real).measure(number("BURST", 200), rest);
 }
 
 #[test]
@@ -277,14 +277,14 @@ fn overflowing_broker_queue_loses_no_ban() {
     const COUNT: usize = 10_000;
     let rig = Rig::fleet(&["a", "b"]);
     let b = rig.host("b");
-    joins(b);
-    let crowd = Crowd::of(&rig, 1, 10, 1);
+    start_stand_in(b);
+    let fleet = LoadFleet::of(&rig, 1, 10, 1);
     within(Duration::from_mins(1), "b has what was there", || progress(b).0 == 10);
     b.rig("cut");
-    crowd.burst(COUNT);
+    fleet.burst(COUNT);
     sleep(Duration::from_secs(30));
     assert_eq!(progress(b).0, 10);
-    let queued = crowd.hub.sh("mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -C 1 -t '$SYS/broker/publish/messages/dropped'");
+    let queued = fleet.hub.sh("mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -C 1 -t '$SYS/broker/publish/messages/dropped'");
     assert!(queued.parse::<usize>().unwrap() > COUNT / 2, "dropped: {queued}");
     b.rig("join");
     within(Duration::from_mins(5), "b has them all", || progress(b).0 == 10 + COUNT);

@@ -10,7 +10,7 @@ use f2bmqtt::wire::seal::SigningKeys;
 use support::{Host, Rig, eventually, within};
 
 const KEY: &str = "7c7f0a5be0d5a2ffe8a2c5b1f0e4d3c2";
-const NEW: &str = "19d04b3a9c8e7f6051423324150617f8";
+const NEW_KEY: &str = "19d04b3a9c8e7f6051423324150617f8";
 
 /// Sets a line of a host's settings; nothing takes it away.
 fn set(host: Host<'_>, key: &str, value: &str) {
@@ -86,7 +86,7 @@ fn event(action: &str, address: &str, host: &str, stamp: i64) -> String {
     )
 }
 
-fn part_of(host: &str, bans: &str, stamp: i64) -> String {
+fn shard(host: &str, bans: &str, stamp: i64) -> String {
     format!(
         r#"{{"v":1,"host":"{host}","stamp":{stamp},"part":0,"parts":1,"bans":[{bans}],"unbans":[]}}"#
     )
@@ -112,9 +112,9 @@ fn message_without_key_is_rejected_by_every_host() {
     eventually("web2 bans it, too", || web2.bans("sshd", "192.0.2.2"));
     web1.sh("fail2ban-client set sshd unbanip 192.0.2.2");
     eventually("and frees it", || !web2.bans("sshd", "192.0.2.2"));
-    let seen = |words: &[&str]| {
+    let seen = |message: &[&str]| {
         let seen = hub.sh("cat /root/seen");
-        let line = seen.lines().find(|line| words.iter().all(|word| line.contains(word)));
+        let line = seen.lines().find(|line| message.iter().all(|word| line.contains(word)));
         line.and_then(|line| line.split_once(' ')).map(|(_, payload)| payload.to_owned())
     };
     let ban = seen(&["blacklist/ban", "192.0.2.2"]).unwrap();
@@ -139,7 +139,7 @@ fn message_without_key_is_rejected_by_every_host() {
             host.journal().contains("connected to the broker 10.213.77.11:8883")
         });
     }
-    let part = |host: &str, bans: &str| part_of(host, bans, now() + 5_000);
+    let part = |host: &str, bans: &str| shard(host, bans, now() + 5_000);
     let listed = format!(r#"["sshd","192.0.2.8",{},-1]"#, now() / 1000);
     let other = "0123456789abcdef of somebody else";
     let old = now() - 3 * 86_400_000;
@@ -175,7 +175,7 @@ fn message_without_key_is_rejected_by_every_host() {
         ),
         (
             "f2bmqtt/blacklist/state/gone/0",
-            signed(KEY, "f2bmqtt/blacklist/state/gone/0", &part_of("gone", &listed, older)),
+            signed(KEY, "f2bmqtt/blacklist/state/gone/0", &shard("gone", &listed, older)),
             "-r",
         ),
         // Signed well, and its host has said something newer.
@@ -191,13 +191,13 @@ fn message_without_key_is_rejected_by_every_host() {
     eventually("web2 bans what was sent last", || web2.bans("sshd", "192.0.2.3"));
     assert_eq!(web2.sh("fail2ban-client get sshd banip"), "192.0.2.1 192.0.2.3");
     assert_eq!(web1.sh("fail2ban-client get sshd banip"), "192.0.2.1 192.0.2.3");
-    for words in [
+    for message in [
         "rejected message on blacklist/ban: the message is not signed, and this host has MQTT_SIGNING_KEY",
         "rejected message on blacklist/ban: the signature does not match: another key, another topic, or a changed message",
         "rejected ban of 192.0.2.8 in sshd from gone: the message is too old",
         "rejected shard on f2bmqtt/blacklist/state/gone/0: the message is too old",
     ] {
-        eventually(words, || web2.journal().contains(words));
+        eventually(message, || web2.journal().contains(message));
     }
     for host in [web1, web2] {
         assert!(!host.sh("journalctl --no-pager").contains(KEY));
@@ -210,14 +210,14 @@ fn message_without_key_is_rejected_by_every_host() {
     eventually("and once more", || {
         read(hub, "f2bmqtt/blacklist/state/web1/0").contains("192.0.2.3")
     });
-    forgotten(hub, web2, &part("gone2", ""));
+    test_forget(hub, web2, &part("gone2", ""));
 }
 
 /// A host is forgotten by an empty part that is signed, and not by nothing.
-fn forgotten(hub: Host<'_>, web2: Host<'_>, empty: &str) {
+fn test_forget(hub: Host<'_>, web2: Host<'_>, empty: &str) {
     let empty = signed(KEY, "f2bmqtt/blacklist/state/gone2/0", empty);
-    let held = signed(KEY, "blacklist/ban", &event("ban", "192.0.2.9", "gone2", now()));
-    publish_as(hub, "evil", "blacklist/ban", &held, "");
+    let banned = signed(KEY, "blacklist/ban", &event("ban", "192.0.2.9", "gone2", now()));
+    publish_as(hub, "evil", "blacklist/ban", &banned, "");
     eventually("it is banned", || web2.bans("sshd", "192.0.2.9"));
     publish_as(hub, "evil", "f2bmqtt/blacklist/state/gone2/0", "", "-r");
     publish_as(hub, "evil", "f2bmqtt/blacklist/state/gone2/0", &empty, "-r");
@@ -228,9 +228,9 @@ fn forgotten(hub: Host<'_>, web2: Host<'_>, empty: &str) {
 fn key_change_in_running_fleet_loses_no_ban() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
-    let both = format!("{NEW},{KEY}");
+    let both = format!("{NEW_KEY},{KEY}");
     let mut next = 0;
-    let mut crosses = |when: &str| {
+    let mut assert_crosses = |when: &str| {
         for (from, to) in [(a, b), (b, a)] {
             next += 1;
             let address = format!("192.0.2.{next}");
@@ -238,43 +238,43 @@ fn key_change_in_running_fleet_loses_no_ban() {
             eventually(&format!("{address} crosses: {when}"), || to.bans("sshd", &address));
         }
         for host in [a, b] {
-            let held = host.sh("fail2ban-client get sshd banip | wc -w");
-            assert_eq!(held, next.to_string(), "none is lost: {when}");
+            let banned = host.sh("fail2ban-client get sshd banip | wc -w");
+            assert_eq!(banned, next.to_string(), "none is lost: {when}");
         }
     };
     // Towards a key: those that sign already accept what is not signed.
-    crosses("nobody signs");
+    assert_crosses("nobody signs");
     set(a, "MQTT_ACCEPT_UNSIGNED", "yes");
     sign(a, KEY);
-    crosses("a signs");
+    assert_crosses("a signs");
     sign(b, KEY);
     set(a, "MQTT_ACCEPT_UNSIGNED", "");
     restart(a);
-    crosses("both sign");
+    assert_crosses("both sign");
     // From one key to another.
-    sign(a, &format!("{KEY},{NEW}"));
-    sign(b, &format!("{KEY},{NEW}"));
-    crosses("both know the new one");
+    sign(a, &format!("{KEY},{NEW_KEY}"));
+    sign(b, &format!("{KEY},{NEW_KEY}"));
+    assert_crosses("both know the new one");
     sign(a, &both);
-    crosses("a signs with the new one");
+    assert_crosses("a signs with the new one");
     sign(b, &both);
-    crosses("both do");
-    let honest = held(a);
+    assert_crosses("both do");
+    let honest = banned(a);
     forge_with(KEY, &rig);
-    sign(a, NEW);
-    sign(b, NEW);
+    sign(a, NEW_KEY);
+    sign(b, NEW_KEY);
     within(Duration::from_mins(3), "what a thief signed with the old one ends", || {
-        [a, b].into_iter().all(|host| held(host) == honest)
+        [a, b].into_iter().all(|host| banned(host) == honest)
     });
-    crosses("the old one is gone");
+    assert_crosses("the old one is gone");
 }
 
 /// The bans of a host's jail.
-fn held(host: Host<'_>) -> Vec<String> {
-    let mut held: Vec<_> =
+fn banned(host: Host<'_>) -> Vec<String> {
+    let mut banned: Vec<_> =
         host.sh("fail2ban-client get sshd banip").split_whitespace().map(str::to_owned).collect();
-    held.sort_unstable();
-    held
+    banned.sort_unstable();
+    banned
 }
 
 /// A client with a stolen key bans without end, in the name of `b` and of a host that does not exist.
@@ -298,7 +298,7 @@ fn script_hosts_take_part_where_unsigned_is_accepted() {
     sign(a, KEY);
     hub.publish_event("ban", "sshd", "192.0.2.1", "old1");
     eventually("a bans it", || a.bans("sshd", "192.0.2.1"));
-    let wrong = signed(NEW, "blacklist/ban", &event("ban", "192.0.2.8", "old1", now()));
+    let wrong = signed(NEW_KEY, "blacklist/ban", &event("ban", "192.0.2.8", "old1", now()));
     hub.publish("blacklist/ban", &wrong);
     hub.publish_event("unban", "sshd", "192.0.2.1", "old1");
     eventually("a frees it", || !a.bans("sshd", "192.0.2.1"));
@@ -323,7 +323,7 @@ print('f2bmqtt-%s-%s' % row)\"")
 
 #[test]
 fn unsigned_and_former_fleet_state_has_no_effect() {
-    const MINUTES: Duration = Duration::from_mins(2);
+    const TWO_MINUTES: Duration = Duration::from_mins(2);
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
     a.attack("auth", &["192.0.2.1"]);
@@ -334,7 +334,7 @@ fn unsigned_and_former_fleet_state_has_no_effect() {
     let unsigned = client_id(b);
     sign(a, KEY);
     sign(b, KEY);
-    within(MINUTES, "what nobody signed ends", || {
+    within(TWO_MINUTES, "what nobody signed ends", || {
         assert!(b.bans("sshd", "192.0.2.1"), "its origin signs");
         !b.bans("sshd", "192.0.2.2")
     });
@@ -361,7 +361,7 @@ fn unsigned_and_former_fleet_state_has_no_effect() {
         );
         hub.sh(&session).is_empty()
     });
-    within(MINUTES, "what its former fleet banned ends", || !b.bans("sshd", "192.0.2.1"));
+    within(TWO_MINUTES, "what its former fleet banned ends", || !b.bans("sshd", "192.0.2.1"));
     assert!(b.bans("sshd", "192.0.2.5") && a.bans("sshd", "192.0.2.1"));
     // A client that leaves a subscription in the session of a guessed ID changes nothing.
     hub.sh(

@@ -158,22 +158,23 @@ pub(crate) fn settings(text: &[u8]) {
 /// again.
 pub(crate) fn arguments(arguments: &[u8]) {
     let text = String::from_utf8_lossy(arguments);
-    let words: Vec<&str> = text.split('\0').collect();
-    let word = |n: usize| words.get(n).copied().unwrap_or("");
+    let arguments_list: Vec<&str> = text.split('\0').collect();
+    let argument = |n: usize| arguments_list.get(n).copied().unwrap_or("");
     let call = notify::NotifyCall {
-        jail: word(0),
-        address: word(1),
-        bantime: word(2),
-        action: word(3),
-        restored: word(4),
-        failures: word(5),
-        time: word(6),
+        jail: argument(0),
+        address: argument(1),
+        bantime: argument(2),
+        action: argument(3),
+        restored: argument(4),
+        failures: argument(5),
+        time: argument(6),
     };
     if let Ok((Some(told), _)) = call.to_event() {
         assert_eq!(SpooledEvent::parse(told.encode().as_bytes()), Ok(told));
     }
-    let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
-    let call = call::ReportCall::from_args(&words);
+    let arguments_list: Vec<String> =
+        arguments_list.iter().map(|&argument| argument.to_owned()).collect();
+    let call = call::ReportCall::from_args(&arguments_list);
     if let Ok(ReportDecision::Report(report)) = call.decide(1) {
         let written = report.encode();
         let paths = call.ledger.len() + call.log.len();
@@ -221,10 +222,10 @@ pub(crate) fn comment(bytes: &[u8]) {
     assert!(comment.chars().count() <= MAX_COMMENT_CHARS);
     assert!(!comment.contains(|c: char| c.is_control() && c != '\n'));
     let part = |c: char| c.is_alphanumeric() || c == '_';
-    let words = comment.to_ascii_lowercase();
+    let arguments_list = comment.to_ascii_lowercase();
     let cut_off = comment.chars().count() == MAX_COMMENT_CHARS;
-    for word in words.split(|c| !part(c)) {
+    for argument in arguments_list.split(|c| !part(c)) {
         // What is cut at the end may become a name that was part of another word.
-        assert!(cut_off || !["web1", "ann"].contains(&word), "{comment}");
+        assert!(cut_off || !["web1", "ann"].contains(&argument), "{comment}");
     }
 }

@@ -5,20 +5,21 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::support::{Host, Rig, SOON, becomes, eventually, within};
+use super::support::{CONDITION_LIMIT, Host, Rig, becomes, eventually, within};
 use super::{Key, banned, key, listed};
 
 /// The jails, and the names of their logs.
 const JAILS: [(&str, &str); 3] = [("sshd", "auth"), ("web", "web"), ("both", "both")];
 
-const PATH: &str = "/var/lib/fail2ban/fail2ban.sqlite3";
+const DATABASE: &str = "/var/lib/fail2ban/fail2ban.sqlite3";
 
 const NAMES: [&str; 3] = ["sshd", "web", "both"];
 
 /// What is added to the defaults of all jails.
-const GROW: &str = "bantime.increment = true\nbantime.rndtime = 300\nbantime.factor = 1.5";
+const INCREMENT_SETTINGS: &str =
+    "bantime.increment = true\nbantime.rndtime = 300\nbantime.factor = 1.5";
 /// With a formula of fail2ban's own jail.conf.
-const FORMULA: &str = "bantime.increment = true\nbantime.factor = 1.5\n\
+const FORMULA_SETTINGS: &str = "bantime.increment = true\nbantime.factor = 1.5\n\
     bantime.formula = ban.Time * math.exp(float(ban.Count+1)*banFactor)/math.exp(1*banFactor)";
 
 /// The rows of fail2ban's database in a condition of SQL, as JSON objects: jail, ip, since, until and the type of
@@ -28,7 +29,8 @@ fn rows(host: Host<'_>, condition: &str) -> Vec<Value> {
         "SELECT jail, ip, CAST(timeofban AS INTEGER) AS since, typeof(bantime) AS kind, \
          CAST(timeofban AS INTEGER) + CAST(bantime AS INTEGER) AS until FROM bips WHERE ip GLOB '[0-9]*' AND {condition}"
     );
-    let text = host.sh(&format!("sqlite3 -json -readonly -cmd '.timeout 5000' {PATH} \"{sql}\""));
+    let text =
+        host.sh(&format!("sqlite3 -json -readonly -cmd '.timeout 5000' {DATABASE} \"{sql}\""));
     serde_json::from_str(if text.is_empty() { "[]" } else { &text }).unwrap()
 }
 
@@ -53,7 +55,12 @@ fn attack(host: Host<'_>, net: &str) -> Vec<Key> {
 
 /// Waits until all hosts ban what one of them detected, and until the fleet has its end as that host has it.
 /// Answers how long the bans last, in seconds, and their types in the database.
-fn cross(rig: &Rig, hosts: &[&str], origin: Host<'_>, bans: &[Key]) -> Vec<(i64, String)> {
+fn wait_for_crossing(
+    rig: &Rig,
+    hosts: &[&str],
+    origin: Host<'_>,
+    bans: &[Key],
+) -> Vec<(i64, String)> {
     for host in rig.hosts(hosts) {
         eventually(&format!("{} bans what {} detected", host.name, origin.name), || {
             let banned = banned(host, &NAMES);
@@ -62,7 +69,7 @@ fn cross(rig: &Rig, hosts: &[&str], origin: Host<'_>, bans: &[Key]) -> Vec<(i64,
     }
     let mut state = String::new();
     let mut lasts = Vec::new();
-    let same = becomes(SOON, || {
+    let same = becomes(CONDITION_LIMIT, || {
         let list = listed(rig.host(hosts[0]));
         let rows = rows(origin, "1");
         lasts = bans
@@ -83,7 +90,7 @@ fn cross(rig: &Rig, hosts: &[&str], origin: Host<'_>, bans: &[Key]) -> Vec<(i64,
 
 /// A fail2ban of a newer version, which has one more column and requires no values; and rows as no version writes
 /// them. fail2ban passes over some of them when it restores its bans. Of JAIL's others, it restores all.
-const EDIT: &str = r#"
+const EDIT_DATABASE: &str = r#"
 systemctl stop fail2ban
 sed -i 's/^\t__version__ = 4/\t__version__ = 5/' /usr/lib/python3/dist-packages/fail2ban/server/database.py
 grep -q '__version__ = 5' /usr/lib/python3/dist-packages/fail2ban/server/database.py
@@ -111,7 +118,7 @@ systemctl start fail2ban
 "#;
 
 /// Rows on which fail2ban itself would trip at its next start.
-const CORRUPT: &str = r#"
+const INSERT_CORRUPT_ROWS: &str = r#"
 sqlite3 -cmd '.timeout 5000' /var/lib/fail2ban/fail2ban.sqlite3 <<S
 INSERT INTO bips(ip, jail, timeofban, bantime, bancount, data) VALUES
     ('203.0.113.31', 'sshd', $(date +%s), 'ten minutes', 1, '{"failures":3}'),
@@ -126,8 +133,8 @@ S
 
 /// The rows of an edited database that fail2ban restores cross with the length that it gives them, and of the others
 /// none does.
-fn edited_database_crosses(rig: &Rig, hosts: &[&str], edited: Host<'_>) {
-    edited.sh(EDIT);
+fn test_edited_database(rig: &Rig, hosts: &[&str], edited: Host<'_>) {
+    edited.sh(EDIT_DATABASE);
     edited.ready();
     let restored = [
         (key("sshd", "203.0.113.1"), 412),
@@ -135,7 +142,7 @@ fn edited_database_crosses(rig: &Rig, hosts: &[&str], edited: Host<'_>) {
         (key("both", "203.0.113.3"), 599),
     ];
     let bans: Vec<_> = restored.iter().map(|(ban, _)| ban.clone()).collect();
-    let lasts = cross(rig, hosts, edited, &bans);
+    let lasts = wait_for_crossing(rig, hosts, edited, &bans);
     for ((ban, expected), (seconds, _)) in restored.iter().zip(lasts) {
         assert_eq!(seconds, *expected, "{ban:?}");
     }
@@ -145,12 +152,12 @@ fn edited_database_crosses(rig: &Rig, hosts: &[&str], edited: Host<'_>) {
     eventually("the ban for ever has the jail's length", || {
         listed(edited).get(&ban) == Some(&(edited.name.to_owned(), until))
     });
-    edited.sh(CORRUPT);
+    edited.sh(INSERT_CORRUPT_ROWS);
     for origin in rig.hosts(hosts) {
         let net =
             format!("198.51.{}", 100 + hosts.iter().position(|host| *host == origin.name).unwrap());
         let bans = attack(origin, &net);
-        let lasts = cross(rig, hosts, origin, &bans);
+        let lasts = wait_for_crossing(rig, hosts, origin, &bans);
         assert!(lasts.iter().all(|(seconds, _)| *seconds == 600), "{lasts:?}");
     }
     for host in rig.hosts(hosts) {
@@ -183,18 +190,24 @@ fn ban_again(host: Host<'_>, net: &str) {
             r#"('{net}.{n}', '{jail}', strftime('%s') - 1000, 10, 1, '{{"matches":[],"failures":3}}')"#
         );
         host.sh(&format!(
-            "sqlite3 -cmd '.timeout 5000' {PATH} <<'S'\nINSERT INTO bips VALUES{row};\nS\n"
+            "sqlite3 -cmd '.timeout 5000' {DATABASE} <<'S'\nINSERT INTO bips VALUES{row};\nS\n"
         ));
     }
     attack(host, net);
 }
 
 /// Waits until the bans of a network have grown to at least so many seconds, and have crossed.
-fn grown(rig: &Rig, hosts: &[&str], host: Host<'_>, net: &str, least: i64) -> Vec<(i64, String)> {
+fn wait_for_growth(
+    rig: &Rig,
+    hosts: &[&str],
+    host: Host<'_>,
+    net: &str,
+    least: i64,
+) -> Vec<(i64, String)> {
     let bans: Vec<_> = (1..).zip(NAMES).map(|(n, jail)| key(jail, &format!("{net}.{n}"))).collect();
     let long = format!("ip LIKE '{net}.%' AND bantime >= {least}");
     eventually("the bans have grown", || rows(host, &long).len() == bans.len());
-    cross(rig, hosts, host, &bans)
+    wait_for_crossing(rig, hosts, host, &bans)
 }
 
 #[test]
@@ -202,19 +215,19 @@ fn bans_of_all_jails_cross_with_any_database_rows() {
     const HOSTS: [&str; 3] = ["grow", "formula", "edited"];
     let rig = Rig::fleet(&HOSTS);
     let (grow, formula, edited) = (rig.host("grow"), rig.host("formula"), rig.host("edited"));
-    configure(grow, GROW);
-    configure(formula, FORMULA);
+    configure(grow, INCREMENT_SETTINGS);
+    configure(formula, FORMULA_SETTINGS);
     ban_again(grow, "192.0.2");
     ban_again(formula, "198.51.99");
     for (host, net, least, most) in
         [(grow, "192.0.2", 1800, 2100), (formula, "198.51.99", 2689, 2689)]
     {
-        for (seconds, kind) in grown(&rig, &HOSTS, host, net, least) {
+        for (seconds, kind) in wait_for_growth(&rig, &HOSTS, host, net, least) {
             assert!((least..=most).contains(&seconds), "{}: {seconds}", host.name);
             assert_eq!(kind, "real", "{}", host.name);
         }
     }
-    edited_database_crosses(&rig, &HOSTS, edited);
+    test_edited_database(&rig, &HOSTS, edited);
 }
 
 /// When fail2ban logged a word of an address, in seconds since 1970.
@@ -231,8 +244,8 @@ fn extended_bans_end_everywhere_when_they_end_at_origin() {
     const HOSTS: [&str; 3] = ["grow", "formula", "plain"];
     let rig = Rig::fleet(&HOSTS);
     let (grow, formula) = (rig.host("grow"), rig.host("formula"));
-    configure(grow, &GROW.replace("300", "20"));
-    configure(formula, FORMULA);
+    configure(grow, &INCREMENT_SETTINGS.replace("300", "20"));
+    configure(formula, FORMULA_SETTINGS);
     for host in rig.hosts(&HOSTS) {
         for name in NAMES {
             host.sh(&format!("fail2ban-client set {name} bantime 25"));
@@ -241,7 +254,7 @@ fn extended_bans_end_everywhere_when_they_end_at_origin() {
     ban_again(grow, "192.0.2");
     ban_again(formula, "198.51.99");
     for (host, net, least) in [(grow, "192.0.2", 75), (formula, "198.51.99", 112)] {
-        for (seconds, _) in grown(&rig, &HOSTS, host, net, least) {
+        for (seconds, _) in wait_for_growth(&rig, &HOSTS, host, net, least) {
             println!("{}: {seconds} s", host.name);
         }
     }

@@ -1,6 +1,8 @@
 //! Debian as it comes: its own jails, their logs, its own ban actions, and the package with its documented settings.
 
-use super::support::{Host, Rig, SOON, becomes, eventually, layer, package, server_root};
+use super::support::{
+    CONDITION_LIMIT, Host, Rig, becomes, eventually, layer, package, server_root,
+};
 use super::{banned, key, listed};
 
 const JAILS: [&str; 4] = ["asterisk", "nsd", "recidive", "sshd"];
@@ -75,7 +77,7 @@ fn attack(host: Host<'_>, net: &str) {
 }
 
 /// Waits until both hosts ban what one of them detected, each address in the jail that detected it.
-fn crosses(rig: &Rig, net: &str, origin: &str) {
+fn assert_crosses(rig: &Rig, net: &str, origin: &str) {
     let expected: Vec<_> =
         (1..).zip(JAILS).map(|(n, jail)| key(jail, &format!("{net}.{n}"))).collect();
     for host in rig.hosts(&["a", "b"]) {
@@ -119,10 +121,10 @@ fn lines(host: &str, other: &str, release: &Release, jails: &[String]) -> Vec<St
 }
 
 /// Each line of `check` is expected, and none is missing. What can be seen by other means is seen.
-fn check_is_true(host: Host<'_>, other: &str, release: &Release, jails: &[String]) {
+fn assert_check_is_accurate(host: Host<'_>, other: &str, release: &Release, jails: &[String]) {
     let expected = lines(host.name, other, release, jails);
     let mut text = String::new();
-    let matches = becomes(SOON, || {
+    let matches = becomes(CONDITION_LIMIT, || {
         text = host.try_sh("f2bmqtt check").unwrap_or_else(|text| text);
         let findings = text.lines().filter(|line| !line.starts_with("    "));
         let (free, found): (Vec<_>, Vec<_>) = findings.partition(|line| {
@@ -137,14 +139,14 @@ fn check_is_true(host: Host<'_>, other: &str, release: &Release, jails: &[String
 }
 
 /// Does what `check` says of each jail: appends its lines to jail.local, and runs its command.
-fn take_the_steps(host: Host<'_>) {
+fn apply_check_steps(host: Host<'_>) {
     host.sh(r"f2bmqtt check >/root/check
           sed -n 's/^        //p' /root/check >>/etc/fail2ban/jail.local
           sed -n 's/^    then: //p' /root/check >/root/steps; [ $(wc -l </root/steps) = 4 ]
           sh -e /root/steps");
 }
 
-fn bans_cross_and_check_is_true(release: &Release) {
+fn test_stock_fleet(release: &Release) {
     let rig = fleet(release);
     let (a, b) = (rig.host("a"), rig.host("b"));
     let jails = JAILS.iter().zip(release.actions);
@@ -153,21 +155,21 @@ fn bans_cross_and_check_is_true(release: &Release) {
             format!("✓ {jail} shares its bans by snapshot, within seconds: its {its}")
         })
         .collect();
-    check_is_true(a, "b", release, &by_snapshot);
-    check_is_true(b, "a", release, &by_snapshot);
+    assert_check_is_accurate(a, "b", release, &by_snapshot);
+    assert_check_is_accurate(b, "a", release, &by_snapshot);
     attack(a, "192.0.2");
     attack(b, "198.51.100");
-    crosses(&rig, "192.0.2", "a");
-    crosses(&rig, "198.51.100", "b");
+    assert_crosses(&rig, "192.0.2", "a");
+    assert_crosses(&rig, "198.51.100", "b");
     // Where the steps that `check` names are taken, bans cross at once, by events of the jails' own names.
     for host in [a, b] {
-        take_the_steps(host);
+        apply_check_steps(host);
     }
     let at_once = ["✓ asterisk, nsd, recidive and sshd share their bans".to_owned()];
-    check_is_true(a, "b", release, &at_once);
-    check_is_true(b, "a", release, &at_once);
+    assert_check_is_accurate(a, "b", release, &at_once);
+    assert_check_is_accurate(b, "a", release, &at_once);
     attack(b, "203.0.113");
-    crosses(&rig, "203.0.113", "b");
+    assert_crosses(&rig, "203.0.113", "b");
     let event =
         |n: usize, jail: &str| format!("Inbound: ban 203.0.113.{n} - ipset {jail} from b (");
     eventually("a gets one event of each", || {
@@ -186,11 +188,11 @@ fn bans_cross_and_check_is_true(release: &Release) {
 
 #[test]
 fn bans_cross_between_stock_bookworm_servers_and_check_is_accurate() {
-    bans_cross_and_check_is_true(&BOOKWORM);
+    test_stock_fleet(&BOOKWORM);
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
 fn bans_cross_between_stock_trixie_servers_and_check_is_accurate() {
-    bans_cross_and_check_is_true(&TRIXIE);
+    test_stock_fleet(&TRIXIE);
 }

@@ -4,7 +4,7 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::support::{Host, Rig, SOON, eventually, with_scripts, within};
+use super::support::{CONDITION_LIMIT, Host, Rig, eventually, install_scripts, within};
 
 const SERVERS: [&str; 4] = ["a", "b", "old1", "old2"];
 
@@ -19,7 +19,7 @@ fn fleet(bantime: u64) -> Rig {
         host.ready();
     }
     for host in rig.hosts(&["old1", "old2"]) {
-        with_scripts(host);
+        install_scripts(host);
     }
     rig
 }
@@ -47,11 +47,11 @@ fn logged(rig: &Rig, limit: Duration, word: &str, addresses: &[String]) {
 }
 
 /// Each server in turn detects an address of its own, until `time` is over; then all end by their time.
-fn each_ban_is_one_ban_and_one_unban(time: Duration, bantime: u64, pause: Duration) {
+fn count_bans(time: Duration, bantime: u64, pause: Duration) {
     let rig = fleet(bantime);
     let mut addresses: Vec<String> = Vec::new();
-    let begun = Instant::now();
-    while addresses.is_empty() || begun.elapsed() < time {
+    let started = Instant::now();
+    while addresses.is_empty() || started.elapsed() < time {
         let batch: Vec<_> = (1..=SERVERS.len())
             .map(|n| {
                 format!("198.51.{}.{}", 100 + addresses.len() / 200, addresses.len() % 200 + n)
@@ -61,13 +61,13 @@ fn each_ban_is_one_ban_and_one_unban(time: Duration, bantime: u64, pause: Durati
             // However busy the machine is, the failures are of this moment: fail2ban makes no ban that would be over.
             host.sh(&format!("fail2ban-client set sshd attempt {address} one two three"));
         }
-        logged(&rig, SOON, "Ban", &batch);
+        logged(&rig, CONDITION_LIMIT, "Ban", &batch);
         addresses.extend(batch);
         sleep(pause);
     }
     // What looks at the fleet is not printed either.
     rig.host("a").sh("f2bmqtt check && f2bmqtt list && f2bmqtt status");
-    logged(&rig, SOON + Duration::from_secs(bantime), "Unban", &addresses);
+    logged(&rig, CONDITION_LIMIT + Duration::from_secs(bantime), "Unban", &addresses);
     // A ban that all servers have is freed on all before the last message passes.
     rig.host("b").sh("/etc/fail2ban/mqttnotifyban last 192.0.2.99 600 ban 0 1");
     for host in rig.hosts(&["old1", "old2"]) {
@@ -94,11 +94,11 @@ fn each_ban_is_one_ban_and_one_unban(time: Duration, bantime: u64, pause: Durati
 
 #[test]
 fn each_ban_in_mixed_fleet_causes_one_ban_and_one_unban() {
-    each_ban_is_one_ban_and_one_unban(Duration::ZERO, 8, Duration::ZERO);
+    count_bans(Duration::ZERO, 8, Duration::ZERO);
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
 fn each_ban_in_mixed_fleet_causes_one_ban_and_one_unban_for_ten_minutes() {
-    each_ban_is_one_ban_and_one_unban(Duration::from_mins(10), 45, Duration::from_secs(10));
+    count_bans(Duration::from_mins(10), 45, Duration::from_secs(10));
 }

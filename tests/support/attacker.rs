@@ -9,7 +9,7 @@ use crate::support::{Host, Rig, eventually};
 /// A host on the network that talks to servers, for tests of what their firewalls let through.
 pub(crate) struct Attacker {
     child: Child,
-    orders: ChildStdin,
+    commands: ChildStdin,
     answers: BufReader<ChildStdout>,
 }
 
@@ -18,14 +18,14 @@ impl Attacker {
         rig.attacker(address);
         let mut command = rig.lan("python3", &["-u", "-c", include_str!("attacker.py"), address]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let orders = child.stdin.take().unwrap();
+        let commands = child.stdin.take().unwrap();
         let answers = BufReader::new(child.stdout.take().unwrap());
-        Self { child, orders, answers }
+        Self { child, commands, answers }
     }
 
     /// Orders: `connect HOST PORT`, `open HOST PORT`, `echo`.
-    pub(crate) fn order(&mut self, order: &str) -> String {
-        writeln!(self.orders, "{order}").unwrap();
+    pub(crate) fn send(&mut self, send: &str) -> String {
+        writeln!(self.commands, "{send}").unwrap();
         let mut answer = String::new();
         self.answers.read_line(&mut answer).unwrap();
         answer.trim().to_owned()

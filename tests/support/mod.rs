@@ -15,10 +15,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for a condition. It bounds a failure, not a promise: the machine may be busy.
-pub(crate) const SOON: Duration = Duration::from_mins(4);
+pub(crate) const CONDITION_LIMIT: Duration = Duration::from_mins(4);
 
 /// Three lines of these in a log are a ban.
-pub(crate) const FAILURE: &str = "sshd[99]: Failed password for root from {} port 4711 ssh2";
+pub(crate) const FAILED_LOGIN: &str = "sshd[99]: Failed password for root from {} port 4711 ssh2";
 
 fn tests() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
@@ -170,8 +170,8 @@ impl Record<'_> {
     }
 
     /// How many of them hold all of these words.
-    pub(crate) fn count(&self, words: &[&str]) -> usize {
-        let holds = |event: &&String| words.iter().all(|word| event.contains(word));
+    pub(crate) fn count(&self, parts: &[&str]) -> usize {
+        let holds = |event: &&String| parts.iter().all(|part| event.contains(part));
         self.events().iter().filter(holds).count()
     }
 }
@@ -264,7 +264,7 @@ impl Host<'_> {
                 lines.push_str("$t ");
                 lines.push_str(self.name);
                 lines.push(' ');
-                lines.push_str(&FAILURE.replace("{}", address));
+                lines.push_str(&FAILED_LOGIN.replace("{}", address));
                 lines.push('\n');
             }
         }
@@ -304,7 +304,7 @@ impl Host<'_> {
 }
 
 /// Takes a server back to the scripts: theirs in the place of ours, subscribed and called.
-pub(crate) fn with_scripts(host: Host<'_>) {
+pub(crate) fn install_scripts(host: Host<'_>) {
     host.sh("systemctl disable --now f2bmqttsub 2>&1; rm /etc/fail2ban/mqtt*bans /etc/fail2ban/mqttnotifyban");
     let scripts = tests().join("support/scripts");
     for name in ["mqttnotifyban", "mqttsubscribebans"] {
@@ -322,13 +322,13 @@ pub(crate) fn with_scripts(host: Host<'_>) {
 
 /// Waits until something is so.
 pub(crate) fn eventually(what: &str, so: impl FnMut() -> bool) {
-    within(SOON, what, so);
+    within(CONDITION_LIMIT, what, so);
 }
 
-/// Waits until something is so, for `limit`, and at least for [`SOON`]: only a failing test waits that long, and a
+/// Waits until something is so, for `limit`, and at least for [`CONDITION_LIMIT`]: only a failing test waits that long, and a
 /// busy machine must not fail one.
 pub(crate) fn within(limit: Duration, what: &str, so: impl FnMut() -> bool) {
-    let limit = limit.max(SOON);
+    let limit = limit.max(CONDITION_LIMIT);
     assert!(becomes(limit, so), "not seen within {} s: {what}", limit.as_secs());
 }
 

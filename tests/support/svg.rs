@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 
 /// The size of a cell, and the margin around the screen, in pixels.
-const WIDTH: usize = 8;
-const HEIGHT: usize = 17;
+const CELL_WIDTH: usize = 8;
+const CELL_HEIGHT: usize = 17;
 const MARGIN: usize = 12;
 
 /// What bars are made of, from an eighth of a cell to a whole one.
-const BARS: &str = "▁▂▃▄▅▆▇█";
+const BAR_CHARACTERS: &str = "▁▂▃▄▅▆▇█";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Style {
@@ -20,8 +20,8 @@ struct Style {
 /// The picture of what `tmux capture-pane -p -e` prints.
 pub(crate) fn picture(capture: &str) -> String {
     let rows = rows(capture.trim_end());
-    let width = rows.iter().map(Vec::len).max().unwrap_or_default() * WIDTH + 2 * MARGIN;
-    let height = rows.len() * HEIGHT + 2 * MARGIN;
+    let width = rows.iter().map(Vec::len).max().unwrap_or_default() * CELL_WIDTH + 2 * MARGIN;
+    let height = rows.len() * CELL_HEIGHT + 2 * MARGIN;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" \
          height=\"{height}\" font-family=\"ui-monospace, monospace\" font-size=\"13\" shape-rendering=\"crispEdges\" fill=\"{}\">\n\
@@ -30,7 +30,7 @@ pub(crate) fn picture(capture: &str) -> String {
         colour(None)
     );
     for (number, row) in rows.iter().enumerate() {
-        let top = MARGIN + number * HEIGHT;
+        let top = MARGIN + number * CELL_HEIGHT;
         writeln!(svg, "<g transform=\"translate({MARGIN} {top})\">").unwrap();
         svg += &drawn(row);
         svg += &written(row);
@@ -111,29 +111,29 @@ fn colour(number: Option<usize>) -> &'static str {
 
 /// The frames of a row, as one path of lines through the middles of its cells, and its bars.
 fn drawn(row: &[(char, Style)]) -> String {
-    let (middle, half) = (HEIGHT / 2, WIDTH / 2);
+    let (middle, half) = (CELL_HEIGHT / 2, CELL_WIDTH / 2);
     let (mut frame, mut bars) = (String::new(), String::new());
     for (column, &(c, style)) in row.iter().enumerate() {
-        let left = column * WIDTH;
+        let left = column * CELL_WIDTH;
         let x = left + half;
         match c {
             '─' if column > 0 && row[column - 1].0 == '─' => {}
             '─' => {
                 let cells = row[column..].iter().take_while(|(c, _)| *c == '─').count();
-                write!(frame, "M{left} {middle}h{}", cells * WIDTH).unwrap();
+                write!(frame, "M{left} {middle}h{}", cells * CELL_WIDTH).unwrap();
             }
-            '│' => write!(frame, "M{x} 0v{HEIGHT}").unwrap(),
-            '┌' => write!(frame, "M{x} {HEIGHT}V{middle}h{half}").unwrap(),
-            '┐' => write!(frame, "M{left} {middle}h{half}V{HEIGHT}").unwrap(),
+            '│' => write!(frame, "M{x} 0v{CELL_HEIGHT}").unwrap(),
+            '┌' => write!(frame, "M{x} {CELL_HEIGHT}V{middle}h{half}").unwrap(),
+            '┐' => write!(frame, "M{left} {middle}h{half}V{CELL_HEIGHT}").unwrap(),
             '└' => write!(frame, "M{x} 0V{middle}h{half}").unwrap(),
             '┘' => write!(frame, "M{left} {middle}h{half}V0").unwrap(),
             c => {
-                if let Some(eighths) = BARS.chars().position(|bar| bar == c) {
-                    let height = HEIGHT * (eighths + 1) / 8;
-                    let (top, fill) = (HEIGHT - height, colour(style.colour));
+                if let Some(eighths) = BAR_CHARACTERS.chars().position(|bar| bar == c) {
+                    let height = CELL_HEIGHT * (eighths + 1) / 8;
+                    let (top, fill) = (CELL_HEIGHT - height, colour(style.colour));
                     writeln!(
                         bars,
-                        "<rect class=\"bar\" x=\"{left}\" y=\"{top}\" width=\"{WIDTH}\" height=\"{height}\" fill=\"{fill}\"/>"
+                        "<rect class=\"bar\" x=\"{left}\" y=\"{top}\" width=\"{CELL_WIDTH}\" height=\"{height}\" fill=\"{fill}\"/>"
                     )
                     .unwrap();
                 }
@@ -148,7 +148,7 @@ fn drawn(row: &[(char, Style)]) -> String {
 
 /// The text of a row: a piece for each style, and for what stands behind two blanks or more.
 fn written(row: &[(char, Style)]) -> String {
-    let is_text = |c: char| !"─│┌┐└┘".contains(c) && !BARS.contains(c);
+    let is_text = |c: char| !"─│┌┐└┘".contains(c) && !BAR_CHARACTERS.contains(c);
     let mut svg = String::new();
     let mut column = 0;
     while column < row.len() {
@@ -161,7 +161,7 @@ fn written(row: &[(char, Style)]) -> String {
         let piece: String = piece.map(|(c, _)| c).collect();
         let piece = piece.split("  ").next().unwrap().trim_end();
         let length = piece.chars().count();
-        let (x, y, width) = (column * WIDTH, HEIGHT * 3 / 4, length * WIDTH);
+        let (x, y, width) = (column * CELL_WIDTH, CELL_HEIGHT * 3 / 4, length * CELL_WIDTH);
         let fill = style.colour.map(|number| format!(" fill=\"{}\"", colour(Some(number))));
         let weight = if style.bold { " font-weight=\"bold\"" } else { "" };
         let text = piece.replace('&', "&amp;").replace('<', "&lt;");

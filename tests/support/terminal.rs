@@ -3,10 +3,10 @@
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{Host, SOON, becomes};
+use super::{CONDITION_LIMIT, Host, becomes};
 
 /// What frames and bars of a screen are drawn with.
-const DRAWN: &str = "│┌█";
+const DRAWING_CHARACTERS: &str = "│┌█";
 
 pub(crate) struct Terminal(String);
 
@@ -33,7 +33,7 @@ impl Terminal {
     }
 
     /// Types words, or keys by their names.
-    pub(crate) fn types(&self, keys: &[&str]) {
+    pub(crate) fn type_keys(&self, keys: &[&str]) {
         self.tmux(&[&["send-keys"], keys].concat());
     }
 
@@ -43,9 +43,9 @@ impl Terminal {
     }
 
     /// Waits until the screen is so; answers it.
-    pub(crate) fn shows(&self, what: &str, so: impl Fn(&str) -> bool) -> String {
+    pub(crate) fn wait_for(&self, what: &str, so: impl Fn(&str) -> bool) -> String {
         let mut screen = String::new();
-        let seen = becomes(SOON, || {
+        let seen = becomes(CONDITION_LIMIT, || {
             screen = self.tmux(&["capture-pane", "-p"]);
             so(&screen)
         });
@@ -54,12 +54,12 @@ impl Terminal {
     }
 
     /// Waits until the command is over: the screen is as it was before, and takes lines again. Answers it.
-    pub(crate) fn is_left_in_order(&self) -> String {
-        self.shows("it is over, and the terminal as before", |screen| {
+    pub(crate) fn assert_restored(&self) -> String {
+        self.wait_for("it is over, and the terminal as before", |screen| {
             screen.contains("over")
                 && screen.contains(" icanon")
                 && screen.contains(" echo ")
-                && !screen.contains(|c| DRAWN.contains(c))
+                && !screen.contains(|c| DRAWING_CHARACTERS.contains(c))
         })
     }
 }
