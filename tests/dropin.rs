@@ -1,12 +1,11 @@
-//! Drop-in means drop-in: what people's jails, log watchers and other hosts saw of the scripts, case
-//! by case, on the installed package. Where a case differs, it does so on purpose, and docs/migrating-from-scripts.md
-//! says so.
+//! Compatibility with the scripts: the calls, log lines and messages on which jails, log watchers and other hosts depend.
+//! docs/migrating-from-scripts.md lists the intended differences.
 
 mod support;
 
 use support::{Host, Rig, eventually, package};
 
-/// One call of the notifier: its arguments, and what is published, if anything.
+/// A call of the notifier, and the message that it publishes, if any.
 struct Call {
     arguments: &'static str,
     published: Option<&'static str>,
@@ -21,7 +20,7 @@ const fn publishes_nothing(arguments: &'static str, code: i32) -> Call {
     Call { arguments, published: None, code }
 }
 
-/// Each address appears once, so that what is published can be matched with its call.
+/// Each address appears once, so that each message belongs to one call.
 const CALLS: [Call; 17] = [
     publishes(
         "sshd 203.0.113.1 600 ban 0 3",
@@ -89,19 +88,18 @@ fn notify_publishes_same_messages_as_script() {
         a.sh("/etc/fail2ban/mqttnotifyban last 198.51.100.99 600 ban 0 1");
         eventually("nothing else is published", || record.count(&["198.51.100.99"]) == 1);
         assert_eq!(record.events().len(), expected.len() + 1);
-        // The same calls again, by the other name: not within the seconds that make them repeats. What
-        // fail2ban does not know of would be told again.
-        eventually("all is settled", || a.sh("ls /var/lib/f2bmqtt/spool").is_empty());
+        // The same calls again under the other name, later than the time within which the daemon drops repeated events.
+        eventually("the spool is empty", || a.sh("ls /var/lib/f2bmqtt/spool").is_empty());
         hub.sh("systemctl stop record; rm /root/seen");
         a.sh("systemctl restart f2bmqttsub");
         a.ready();
         rig.record();
     }
     assert!(a.try_sh("test -e /root/ran").is_err(), "an argument ran as a command");
-    // Where the scripts did what nobody saw: as another user, and beside the service.
+    // Calls that failed silently with the scripts: as another user, and while the service runs.
     let table = [
         (
-            "runuser -u nobody -- /etc/fail2ban/mqttnotifyban sshd 203.0.113.17 600 ban 0 3",
+            "runuser -u games -- /etc/fail2ban/mqttnotifyban sshd 203.0.113.17 600 ban 0 3",
             "cannot write to the spool /var/lib/f2bmqtt/spool: Permission denied (os error 13). Run the command as root",
         ),
         ("/etc/fail2ban/mqttsubscribebans", "another f2bmqtt daemon is already running (PID "),
@@ -122,19 +120,21 @@ fn notify_without_broker_returns_at_once_and_loses_nothing() {
     a.sh("/etc/fail2ban/mqttnotifyban sshd 203.0.113.1 600 ban 0 3");
     assert_eq!(a.sh("ls /var/lib/f2bmqtt/spool | wc -l"), "1");
     hub.sh("systemctl start mosquitto");
-    eventually("b is told", || b.journal().contains("Inbound: ban 203.0.113.1 "));
+    eventually("b receives the event", || b.journal().contains("Inbound: ban 203.0.113.1 "));
     test_removal(hub, a, b);
 }
 
-/// As for a host that goes back to the scripts: what it unbans from then on, it unbans by other means.
+/// All retained messages of the fleet.
+fn retained(hub: Host<'_>) -> String {
+    hub.sh("mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'f2bmqtt/blacklist/#' \
+            --retained-only -W 2 -F %t || true")
+}
+
+/// Removing the package removes the host from the fleet, because its later unbans are not published.
 fn test_removal(hub: Host<'_>, a: Host<'_>, b: Host<'_>) {
-    let retained = || {
-        hub.sh("mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'f2bmqtt/blacklist/#' \
-                --retained-only -W 2 -F %t || true")
-    };
     a.attack("auth", &["203.0.113.2"]);
     eventually("b bans it, too", || b.bans("sshd", "203.0.113.2"));
-    eventually("the broker has the snapshot", || retained().contains("/state/a/"));
+    eventually("the broker has the snapshot", || retained(hub).contains("/state/a/"));
     a.push(&package(), "/root/f2bmqtt.deb");
     let output = a.sh("apt-get install -y --reinstall /root/f2bmqtt.deb </dev/null 2>&1");
     assert!(!output.contains("from the fleet"), "{output}");
@@ -142,11 +142,11 @@ fn test_removal(hub: Host<'_>, a: Host<'_>, b: Host<'_>) {
     assert!(b.bans("sshd", "203.0.113.2"), "an upgrade releases no ban");
     let output = a.sh("apt-get remove -y f2bmqtt </dev/null 2>&1");
     assert!(output.contains("removed a from the fleet: other hosts release its bans"), "{output}");
-    eventually("b frees it", || !b.bans("sshd", "203.0.113.2"));
-    assert!(a.bans("sshd", "203.0.113.2"), "fail2ban goes on");
-    let left = retained();
+    eventually("b releases the ban", || !b.bans("sshd", "203.0.113.2"));
+    assert!(a.bans("sshd", "203.0.113.2"), "fail2ban keeps its bans");
+    let left = retained(hub);
     assert!(!left.contains("/a") && left.contains("/host/b"), "{left}");
-    // A broker that does not answer holds nothing up.
+    // The removal also ends if the broker does not answer.
     hub.rig("cut");
     let output = b.sh("timeout 300 apt-get remove -y f2bmqtt </dev/null 2>&1");
     assert!(output.contains("cannot remove b from the fleet: "), "{output}");
@@ -154,14 +154,14 @@ fn test_removal(hub: Host<'_>, a: Host<'_>, b: Host<'_>) {
     b.sh("! dpkg -s f2bmqtt | grep -q '^Status: install ok installed'");
 }
 
-/// One message: who publishes what on which topic, and what the subscriber prints of it.
+/// A message, and the lines that the subscriber prints about it.
 struct Message {
     topic: &'static str,
     payload: &'static str,
     printed: &'static [&'static str],
 }
 
-/// What a message of a script looks like, on its own lines and all.
+/// A message as the script publishes it, with its line breaks.
 macro_rules! script {
     ($action:literal, $jail:literal, $ip:literal, $host:literal, $restored:literal) => {
         concat!(
@@ -195,7 +195,7 @@ const MESSAGES: &[Message] = &[
         payload: script!("ban", "sshd", "203.0.113.1", "old2", "0"),
         printed: &["Inbound: ban 203.0.113.1 - ipset sshd from old2 (Rest:=0, Fails:=3)"],
     },
-    // Another still holds it.
+    // Another host still holds the ban.
     Message {
         topic: "blacklist/unban",
         payload: script!("unban", "sshd", "203.0.113.1", "old", "0"),
@@ -227,7 +227,7 @@ const MESSAGES: &[Message] = &[
         payload: script!("ban", "sshd", "203.0.113.4", "a", "0"),
         printed: &["Inbound: ban 203.0.113.4 - ipset sshd from a (Rest:=0, Fails:=3)"],
     },
-    // Unknown jails, one of them a part of a known one's name.
+    // Unknown jails; the name of one is part of a known jail's name.
     Message {
         topic: "blacklist/ban",
         payload: script!("ban", "nginx", "203.0.113.5", "old", "1"),
@@ -265,7 +265,7 @@ const MESSAGES: &[Message] = &[
             "Unrecognised action reban",
         ],
     },
-    // Other order, further fields, no failures; any topic; the payload's action decides.
+    // Another order of the fields, extra fields, no failures, another topic: the payload's action decides.
     Message {
         topic: "blacklist/from-nodered",
         payload: r#"{"x":[1,{"y":2}],"host":"red","ip":"203.0.113.7","ipmset":"sshd","action":"ban"}"#,
@@ -291,7 +291,7 @@ const MESSAGES: &[Message] = &[
             "Ban 203.0.113.8 for ipset sshd reported by red",
         ],
     },
-    // What is no message, or would ban more than one address.
+    // Invalid messages, and messages that would ban more than one address.
     Message {
         topic: "blacklist/ban",
         payload: "not JSON",
@@ -341,7 +341,7 @@ const MESSAGES: &[Message] = &[
             "rejected ban of 10.213.77.12 in sshd from old: the address is this host's own",
         ],
     },
-    // As other programs write them; and a button that frees what its host does not hold.
+    // Messages of other programs; and an unban by a host that does not hold the ban.
     Message {
         topic: "blacklist",
         payload: r#"{"action":"ban","ipmset":"sshd","ip":"203.0.113.14","bantime":"10m","host":"red","restored":false,"time":"2026-11-22T10:16:28+01:00"}"#,
@@ -366,13 +366,13 @@ const MESSAGES: &[Message] = &[
             "UnBan 203.0.113.14 for ipset sshd reported by red",
         ],
     },
-    // Ours alone.
+    // A topic of f2bmqtt, which the scripts do not read.
     Message {
         topic: "f2bmqtt/blacklist/host/old",
         payload: script!("ban", "sshd", "203.0.113.11", "old", "0"),
         printed: &[],
     },
-    // An address whose ban was over, and whose row is still there, is banned again.
+    // An address whose ban has expired and still has a row.
     Message {
         topic: "blacklist/deeper/still",
         payload: script!("ban", "sshd", "203.0.113.12", "old", "0"),
@@ -387,17 +387,17 @@ const MESSAGES: &[Message] = &[
 fn subscriber_prints_and_acts_like_script() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
-    // A fail2ban that has just started may still be adding jails; one that runs is asked.
+    // Until fail2ban has been running for a while, the daemon does not report unknown jails.
     wait_for_jails(a);
-    // The last address was banned before, for two seconds.
+    // Ban the last address of the table for two seconds.
     a.sh("fail2ban-client set sshd bantime 2; fail2ban-client set sshd banip 203.0.113.12");
-    eventually("that ban is over", || !a.bans("sshd", "203.0.113.12"));
+    eventually("the ban has expired", || !a.bans("sshd", "203.0.113.12"));
     a.sh("fail2ban-client set sshd bantime 600");
     a.sh("fail2ban-client set sshd addignoreip 192.0.2.64/26");
     let mut expected: Vec<&str> = Vec::new();
     for message in MESSAGES {
         hub.publish(message.topic, message.payload);
-        // Each is worked off before the next, as the script did: one after the other.
+        // The script handles one message after the other, so wait for each.
         expected.extend(message.printed);
         eventually(&format!("{} is printed: {:?}", message.payload, message.printed), || {
             printed(a).len() >= expected.len()
@@ -407,7 +407,7 @@ fn subscriber_prints_and_acts_like_script() {
     assert_eq!(a.sh("fail2ban-client get sshd banip"), "203.0.113.8 203.0.113.12");
 }
 
-/// Waits until the daemon tells unknown jails from those that are only being added.
+/// Waits until the daemon reports unknown jails, because fail2ban no longer counts as starting.
 fn wait_for_jails(host: Host<'_>) {
     host.publish(
         "blacklist/ban",
@@ -416,17 +416,18 @@ fn wait_for_jails(host: Host<'_>) {
     eventually("jails are known", || host.journal().contains("Jail none not found"));
 }
 
-/// What the daemon printed of messages, but for the probe.
+/// The daemon's lines about messages, except about the probe.
 fn printed(host: Host<'_>) -> Vec<String> {
-    let about_messages = |line: &&str| {
-        let begins =
-            ["Inbound:", "Ban ", "UnBan ", "Jail ", "Unrecognised ", "rejected ", "ignored "];
-        begins.iter().any(|begin| line.starts_with(begin)) && !line.contains("198.51.100.1")
-    };
-    host.journal().lines().filter(about_messages).map(str::to_owned).collect()
+    let prefixes =
+        ["Inbound:", "Ban ", "UnBan ", "Jail ", "Unrecognised ", "rejected ", "ignored "];
+    let mut lines: Vec<_> = host.journal().lines().map(str::to_owned).collect();
+    lines.retain(|line| {
+        prefixes.iter().any(|prefix| line.starts_with(prefix)) && !line.contains("198.51.100.1")
+    });
+    lines
 }
 
-/// Settings files, and the password that bash makes of them: the broker's, each time.
+/// Settings files from which bash reads the broker's password.
 const SETTINGS: [&str; 10] = [
     "MQTT_PASSWORD='pa ss$1'",
     "export MQTT_PASSWORD='pa ss$1'",
@@ -464,7 +465,7 @@ fn settings_are_parsed_like_bash() {
                 assert_eq!(bash, "pa ss$1", "{text}");
             }
             a.sh("systemctl restart f2bmqttsub");
-            eventually("the broker lets it in", || {
+            eventually("the daemon is connected", || {
                 a.journal().contains("connected to the broker 10.213.77.11:1883 as a")
             });
         }

@@ -1,5 +1,5 @@
-//! The manual pages and the completions of shells say what the command line and the settings are: they
-//! are made from them. `BLESS=1 cargo test --locked --test man` writes them.
+//! The manual pages and the shell completions are generated from the command line and the settings.
+//! `BLESS=1 cargo test --locked --test man` writes them.
 
 #[path = "support/docs.rs"]
 mod docs;
@@ -19,18 +19,21 @@ fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("debian").join(name)
 }
 
-/// Compares a text with the one that is kept, or keeps it.
-fn assert_matches_file(name: &str, made: &str) {
+/// Compares a generated text with the file below `debian/`, or writes the file.
+fn assert_matches_file(name: &str, generated: &str) {
     let path = path(name);
     if std::env::var_os("BLESS").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, made).unwrap();
+        std::fs::write(&path, generated).unwrap();
     }
-    let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(kept == made, "debian/{name} is outdated: run BLESS=1 cargo test --locked --test man");
+    let current = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        current == generated,
+        "debian/{name} is outdated: run BLESS=1 cargo test --locked --test man"
+    );
 }
 
-/// The commands that are for people and for fail2ban, and not for the program itself.
+/// The commands for people and for fail2ban, without those that only the program itself calls.
 fn visible_commands(command: &Command) -> Vec<Command> {
     let commands = command.get_subcommands().filter(|command| !command.is_hide_set());
     commands.filter(|command| command.get_name() != "help").cloned().collect()
@@ -45,13 +48,13 @@ fn section(render: impl Fn(&mut Vec<u8>) -> std::io::Result<()>) -> String {
     lines.filter(|line| !line.starts_with(".el")).flat_map(|line| [line, "\n"]).collect()
 }
 
-/// Text for roff: what it would act upon is not.
+/// Escapes text for roff.
 fn roff(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\*(Aq");
     if text.starts_with('.') { format!("\\&{text}") } else { text }
 }
 
-/// The commands' page: the tree in one, a section for each command.
+/// The page of all commands, with a section for each.
 fn commands() -> String {
     let mut tree = Cli::command().disable_help_subcommand(true);
     tree.build();
@@ -85,13 +88,17 @@ fn commands() -> String {
     ascii(&page)
 }
 
-/// What is not ASCII, by its number: not every roff reads UTF-8.
+/// Replaces characters beyond ASCII by their code points: not each roff reads UTF-8.
 fn ascii(page: &str) -> String {
-    let name = |c: char| match c {
-        c if c.is_ascii() => c.to_string(),
-        c => format!("\\[u{:04X}]", u32::from(c)),
-    };
-    page.chars().map(name).collect()
+    let mut text = String::new();
+    for c in page.chars() {
+        if c.is_ascii() {
+            text.push(c);
+        } else {
+            text.push_str(&format!("\\[u{:04X}]", u32::from(c)));
+        }
+    }
+    text
 }
 
 /// The section of the docs on the settings.
@@ -102,16 +109,17 @@ fn settings_section() -> String {
 /// The rows of the table of settings: keys, default, meaning.
 fn settings() -> Vec<[String; 3]> {
     let section = settings_section();
-    let rows = section.lines().filter(|line| line.starts_with("| `"));
-    let cells = |row: &str| -> [String; 3] {
-        let row = row.trim_matches(['|', ' ']).replace("\\|", "|");
-        let cells: Vec<_> = row.splitn(3, " |").map(|cell| cell.trim().to_owned()).collect();
-        cells.try_into().unwrap()
-    };
-    rows.map(|row| cells(row).map(|cell| without_links(&cell))).collect()
+    section.lines().filter(|line| line.starts_with("| `")).map(cells).collect()
 }
 
-/// Bold what the docs have in backticks.
+/// The cells of a table row, without links.
+fn cells(row: &str) -> [String; 3] {
+    let row = row.trim_matches(['|', ' ']).replace("\\|", "|");
+    let cells: Vec<_> = row.splitn(3, " |").map(|cell| without_links(cell.trim())).collect();
+    cells.try_into().unwrap()
+}
+
+/// Makes code spans of Markdown bold.
 fn bold(markdown: &str) -> String {
     let parts = markdown.split('`').enumerate().map(|(number, part)| match number % 2 {
         0 => roff(part),
@@ -120,7 +128,7 @@ fn bold(markdown: &str) -> String {
     parts.collect()
 }
 
-/// The settings' page: the text of the docs, and the file as it is shipped.
+/// The page of the settings: the text of the docs, and the shipped file.
 fn settings_page() -> String {
     let version = env!("CARGO_PKG_VERSION");
     let mut page = format!(
@@ -141,7 +149,7 @@ fn settings_page() -> String {
             page.extend([".br\nDefault: ", &bold(&default), "\n"]);
         }
     }
-    page.push_str(".SH EXAMPLE\nThe file as it is shipped:\n.PP\n.nf\n");
+    page.push_str(".SH EXAMPLE\nThe shipped file:\n.PP\n.nf\n");
     for line in SAMPLE.lines() {
         page.push_str(&roff(line));
         page.push('\n');
@@ -152,7 +160,7 @@ fn settings_page() -> String {
     ascii(&page)
 }
 
-/// A shell's completion of the commands that are shown.
+/// A shell's completion of the visible commands.
 fn completion(shell: Shell) -> String {
     let tree = Cli::command();
     let mut visible_commands = Command::new("f2bmqtt")
@@ -166,13 +174,24 @@ fn completion(shell: Shell) -> String {
     with_names(shell, text)
 }
 
-/// What the arguments and options of commands name: clap's generators know no more than files.
+/// What the arguments of commands name. clap's generators only offer files.
 const NAMES: [(&str, &str); 4] =
     [("ban", "jails"), ("unban", "addresses"), ("list", "addresses"), ("forget", "hosts")];
 
-/// Adds the names that this host knows, which `f2bmqtt names` prints.
+/// The shell command that prints the known jails, addresses or hosts.
+fn names(of: &str) -> String {
+    format!("$(f2bmqtt names {of} 2>/dev/null)")
+}
+
+/// A line of fish that offers names for a command's argument or option.
+fn fish_line(command: &str, option: &str, of: &str) -> String {
+    format!(
+        "complete -c f2bmqtt -n \"__fish_f2bmqtt_using_subcommand {command}\" {option} -a \"(f2bmqtt names {of} 2>/dev/null)\"\n"
+    )
+}
+
+/// Adds the names that `f2bmqtt names` prints.
 fn with_names(shell: Shell, mut text: String) -> String {
-    let names = |of: &str| format!("$(f2bmqtt names {of} 2>/dev/null)");
     match shell {
         Shell::Bash => {
             for (command, of) in NAMES {
@@ -206,20 +225,15 @@ fn with_names(shell: Shell, mut text: String) -> String {
             }
         }
         _ => {
-            let line = |command: &str, option: &str, of: &str| {
-                format!(
-                    "complete -c f2bmqtt -n \"__fish_f2bmqtt_using_subcommand {command}\" {option} -a \"(f2bmqtt names {of} 2>/dev/null)\"\n"
-                )
-            };
             for (command, of) in NAMES {
-                text.push_str(&line(command, "-f", of));
+                text.push_str(&fish_line(command, "-f", of));
             }
             for (command, option, of) in [
                 ("list", "-l jail -x", "jails"),
                 ("list", "-l host -x", "hosts"),
                 ("unban", "-l jail -x", "jails"),
             ] {
-                text.push_str(&line(command, option, of));
+                text.push_str(&fish_line(command, option, of));
             }
         }
     }
@@ -232,7 +246,7 @@ fn man_pages_match_command_line_and_settings() {
     assert_matches_file("mqtt.env.5", &settings_page());
 }
 
-/// A link of the docs as its text: a manual page has none.
+/// Replaces links by their texts: a manual page has no links.
 fn without_links(markdown: &str) -> String {
     let mut text = String::new();
     let mut rest = markdown;
@@ -247,7 +261,7 @@ fn without_links(markdown: &str) -> String {
     text + rest
 }
 
-/// What groff says of a page at 80 columns, and the page.
+/// groff's warnings about a page at 80 columns, and the lines of the page.
 fn render_page(name: &str) -> (String, Vec<String>) {
     let mut groff = Process::new("groff");
     let out = groff
@@ -262,7 +276,7 @@ fn render_page(name: &str) -> (String, Vec<String>) {
 #[test]
 fn man_pages_fit_80_columns() {
     for name in ["f2bmqtt.8", "mqtt.env.5", "f2bmqttsub.8"] {
-        // The last one only names the first, where man(1) looks for it.
+        // f2bmqttsub.8 only includes the first page, by a path that only man(1) resolves.
         let (warnings, lines) =
             render_page(if name == "f2bmqttsub.8" { "f2bmqtt.8" } else { name });
         assert_eq!(warnings, "", "{name}");
@@ -270,7 +284,7 @@ fn man_pages_fit_80_columns() {
             assert!(line.chars().count() <= 80 && !line.contains("]("), "{name}: {line}");
         }
     }
-    // A table's row is one line: its key, and what stands beside it.
+    // A row of a table stays on one line.
     let (_, lines) = render_page("f2bmqtt.8");
     for row in [
         "peers                     how many other hosts the daemon knows",
@@ -290,7 +304,7 @@ fn help_is_wrapped_to_80_columns() {
         for line in help.lines() {
             assert!(line.chars().count() <= 80, "{name}: {line}");
         }
-        // What is laid out in columns is not wrapped.
+        // Lines with columns are not wrapped.
         let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
         for line in after.lines().filter(|line| line.starts_with(' ')) {
             assert!(line.chars().count() <= 72, "{name}: {line}");
@@ -346,13 +360,14 @@ fn bash_completes_command() {
 
 #[test]
 fn sample_and_settings_table_list_same_settings() {
-    let keys = |text: &str, ends: &[char]| -> BTreeSet<String> {
-        let found = text.split("MQTT_").skip(1);
-        found.map(|rest| rest.split(ends).next().unwrap().to_owned()).collect()
-    };
     let table: String = settings().into_iter().map(|[keys, ..]| keys).collect();
     let lines = SAMPLE.lines().filter(|line| line.trim_start_matches('#').starts_with("MQTT_"));
     let sample: String = lines.flat_map(|line| [line, "\n"]).collect();
-    let (table, sample) = (keys(&table, &['`']), keys(&sample, &['=']));
+    let (table, sample) = (setting_names(&table, '`'), setting_names(&sample, '='));
     assert_eq!(table, sample, "docs/configuration.md (left) and etc/mqtt.env (right) differ");
+}
+
+/// The names of settings in a text, each followed by `end`.
+fn setting_names(text: &str, end: char) -> BTreeSet<&str> {
+    text.split("MQTT_").skip(1).map(|rest| rest.split(end).next().unwrap()).collect()
 }

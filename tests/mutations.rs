@@ -1,5 +1,5 @@
-//! Every parser on what is in the fuzzers' corpus, and on some hundred thousand inputs that are made of it, the
-//! same ones in each run. `tests/fuzz/run` has millions of others.
+//! Runs each parser on the fuzzers' corpus, and on a hundred thousand mutations of it, the same ones in each run.
+//! `tests/fuzz/run` tries millions of others.
 
 #[path = "fuzz/parsers.rs"]
 mod parsers;
@@ -7,13 +7,13 @@ mod parsers;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How many inputs each parser gets, and for how long at most: a busy machine makes fewer of them.
+/// How many mutated inputs each parser gets, unless [`MAX_TIME_PER_PARSER`] has passed: a busy machine tries fewer.
 const MAX_INPUTS: u32 = 100_000;
 const MAX_TIME_PER_PARSER: Duration = Duration::from_secs(15);
-/// How many inputs each parser gets at least, however long they take.
+/// How many mutated inputs each parser gets at least, however long they take.
 const MIN_INPUTS: u32 = 1_000;
 
-/// What takes an interesting place.
+/// Byte strings that mutations insert, because parsers treat them specially.
 const TOKENS: [&[u8]; 24] = [
     b"\"",
     b"\\",
@@ -41,7 +41,7 @@ const TOKENS: [&[u8]; 24] = [
     b"\n",
 ];
 
-/// A sequence of numbers that looks like chance (Marsaglia's xorshift).
+/// A pseudo-random number generator (Marsaglia's xorshift).
 struct Chance(u64);
 
 impl Chance {
@@ -53,7 +53,7 @@ impl Chance {
     }
 }
 
-/// Makes an input of one of the corpus, and of a piece of another.
+/// Mutates one input of the corpus, also with a piece of another one.
 fn mutate(corpus: &[Vec<u8>], chance: &mut Chance) -> Vec<u8> {
     let mut input = corpus[chance.below(corpus.len())].clone();
     for _ in 0..=chance.below(4) {
@@ -94,7 +94,7 @@ fn assert_parser_holds(name: &str, parser: fn(&[u8])) {
         let input = mutate(&corpus, &mut chance);
         let before = Instant::now();
         parser(&input);
-        // A hang; a machine that does something else meanwhile looks alike, but not for so long.
+        // Other load on the machine may delay a parser, but not for as long as a hang.
         assert!(before.elapsed() < Duration::from_secs(20), "{}", input.escape_ascii());
         done += 1;
     }
