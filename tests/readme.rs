@@ -1,5 +1,4 @@
-//! The documents: the README's commands, run as they stand there, on bare machines; and links, names and promises
-//! that lead somewhere.
+//! The documents: the tests run the README's commands unchanged on bare machines, and check links, names and promises.
 
 mod support;
 
@@ -16,26 +15,26 @@ fn documented_install_lets_ban_cross() {
         ["hub", "server", "attack", "look", "report"].map(block);
     let rig = Rig::up(&root("bookworm", &[]), &["hub", "web1", "web2"]);
     for host in rig.hosts(&["hub", "web1", "web2"]) {
-        // apt must not ask.
+        // apt must not ask questions.
         host.sh("echo 'APT::Get::Assume-Yes true;' >/etc/apt/apt.conf.d/yes; apt-get update");
     }
     rig.host("hub").sh("ip addr add 192.168.1.10/24 dev eth0");
     rig.host("hub").sh(&format!("set -e; {hub}"));
-    // On a hub that is in use, the same commands keep its users and its listeners.
+    // The same commands on a hub in use keep its users and its listeners.
     rig.host("hub").sh(&format!(
         "set -e; mosquitto_passwd -b /etc/mosquitto/passwd other secret; {hub}
          grep -q ^other: /etc/mosquitto/passwd; [ \"$(cat /etc/mosquitto/conf.d/*.conf | grep -c ^listener)\" = 1 ]"
     ));
     for (number, host) in rig.hosts(&["web1", "web2"]).into_iter().enumerate() {
         host.sh(&format!("ip addr add 192.168.1.{}/24 dev eth0", 11 + number));
-        // What a server with a jail has before: on a bare Debian fail2ban has no log to read.
+        // A server in use already has a working jail. On a bare Debian fail2ban has no log to read.
         host.sh("apt-get install fail2ban ipset iptables
             printf '[DEFAULT]\\nbackend = polling\\nbanaction = iptables-ipset\\n' >/etc/fail2ban/jail.local
             touch /var/log/auth.log; systemctl restart fail2ban");
         host.push(&package(), "/root/f2bmqtt.deb");
         eventually("fail2ban runs", || host.ask("ping").is_ok());
         host.sh(&format!("set -e; {server}"));
-        eventually("it is connected", || {
+        eventually("the host is connected", || {
             host.journal().contains("connected to the broker 192.168.1.10")
         });
     }
@@ -46,15 +45,17 @@ fn documented_install_lets_ban_cross() {
     let web1 = rig.host("web1");
     web1.sh("useradd ann; ip addr add 192.0.2.10/24 dev eth0");
     let expected = block("report-output");
-    let timeless = |text: &str| text.trim().rsplit_once("\ntimestamp=2026-").unwrap().0.to_owned();
-    assert_eq!(timeless(&web1.sh(&report)), timeless(&expected));
+    let output = web1.sh(&report);
+    let [output, expected] =
+        [&output, &expected].map(|text| text.trim().rsplit_once("\ntimestamp=2026-").unwrap().0);
+    assert_eq!(output, expected);
     rig.host("web1").sh("fail2ban-client set sshd unbanip 203.0.113.9");
-    eventually("it is free on web2", || {
+    eventually("web2 releases the ban", || {
         rig.host("web2").sh("fail2ban-client get sshd banip").is_empty()
     });
 }
 
-/// A test that runs a block, or compares it, has its name as a string.
+/// A test that uses a block contains the block's name as a string.
 #[test]
 fn block_names_are_unique_and_used_by_tests() {
     let mut names: Vec<_> =
@@ -68,13 +69,16 @@ fn block_names_are_unique_and_used_by_tests() {
 }
 
 fn tests_text(dir: &Path) -> String {
-    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    let text = |path: PathBuf| match path.extension() {
-        _ if path.is_dir() => tests_text(&path),
-        Some(extension) if extension == "rs" => std::fs::read_to_string(&path).unwrap(),
-        _ => String::new(),
-    };
-    entries.map(text).collect()
+    let mut text = String::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            text += &tests_text(&path);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text += &std::fs::read_to_string(&path).unwrap();
+        }
+    }
+    text
 }
 
 #[test]
@@ -115,7 +119,7 @@ fn links_and_anchors_match_rendered_page() {
     assert_eq!(normal(Path::new("docs/../README.md")), Path::new("README.md"));
 }
 
-/// A text without its blocks and without code within lines.
+/// A text without code blocks and code spans.
 fn prose(text: &str) -> String {
     let blocks = text.split("```").step_by(2);
     blocks.flat_map(|outside| outside.split('`').step_by(2)).collect()
@@ -126,14 +130,14 @@ fn links(prose: &str) -> Vec<String> {
     ends.map(|rest| rest.split(')').next().unwrap().to_owned()).collect()
 }
 
-/// The anchors that GitHub makes of headings: lower case, hyphens for blanks, no other punctuation.
+/// GitHub's anchors of the headings: lower case, hyphens for blanks, no other punctuation.
 fn anchors(text: &str) -> BTreeSet<String> {
     let mut anchors = BTreeSet::new();
     let outside: String = text.split("```").step_by(2).collect();
     for heading in outside.lines().filter(|line| line.starts_with('#')) {
-        let kept = |c: &char| c.is_alphanumeric() || " -_".contains(*c);
-        let title: String = heading.trim_start_matches('#').trim().chars().filter(kept).collect();
-        let anchor = title.to_lowercase().replace(' ', "-");
+        let mut title = heading.trim_start_matches('#').trim().to_lowercase();
+        title.retain(|c| c.is_alphanumeric() || " -_".contains(c));
+        let anchor = title.replace(' ', "-");
         let again = (1..).map(|number| format!("{anchor}-{number}"));
         let mut names = std::iter::once(anchor.clone()).chain(again);
         names.find(|name| anchors.insert(name.clone()));
@@ -153,7 +157,7 @@ fn normal(path: &Path) -> PathBuf {
     normal
 }
 
-/// The code within lines of a document of docs/.
+/// The code spans of a document.
 fn code_spans(path: &str) -> Vec<String> {
     let documents = documents();
     let document = documents.iter().find(|document| document.path == Path::new(path)).unwrap();
@@ -203,7 +207,7 @@ fn each_rejection_reason_is_documented() {
     }
 }
 
-/// What the steps of .github/workflows run, and the entries of a matrix that stands for it.
+/// The commands of the steps in .github/workflows, and the entries of a matrix of commands.
 fn commands_of_jobs() -> Vec<String> {
     let mut commands = Vec::new();
     for entry in std::fs::read_dir(repository().join(".github/workflows")).unwrap() {
@@ -252,10 +256,9 @@ fn each_test_script_is_run_by_ci() {
 #[test]
 fn changelogs_start_with_current_version() {
     let version = env!("CARGO_PKG_VERSION");
-    let read = |path: &str| std::fs::read_to_string(repository().join(path)).unwrap();
-    let text = read("CHANGELOG.md");
+    let [text, debian] = ["CHANGELOG.md", "debian/changelog"]
+        .map(|path| std::fs::read_to_string(repository().join(path)).unwrap());
     let newest = text.lines().find_map(|line| line.strip_prefix("## ["));
     assert!(newest.is_some_and(|line| line.starts_with(&format!("{version}]"))), "{newest:?}");
-    let debian = read("debian/changelog");
     assert!(debian.starts_with(&format!("f2bmqtt ({version}-1) ")), "debian/changelog");
 }
