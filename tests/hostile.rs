@@ -88,6 +88,40 @@ const PRESENCE: &str = r#"{"v":1,"state":"online","version":"1","jails":["sshd"]
 type Honest =
     (&'static str, &'static str, &'static str, &'static [&'static str], &'static [&'static str]);
 
+/// The malformations of one valid message.
+fn malformations((_, message, address, needed, values): Honest) -> Vec<Vec<u8>> {
+    let mut payloads: Vec<Vec<u8>> = Vec::new();
+    for field in needed {
+        payloads.push(message.replacen(&format!("\"{field}\":"), "\"other\":", 1).into());
+    }
+    for text in TEXTS {
+        payloads.push(message.replacen(address, &format!("\"{text}\""), 1).into());
+    }
+    for place in [address].iter().chain(values) {
+        for value in VALUES {
+            payloads.push(message.replacen(place, value, 1).into());
+        }
+        payloads.push(message.replacen(place, &format!("\"{}\"", "x".repeat(2_000)), 1).into());
+        payloads.push(message.replacen(place, "\"\u{202e}\u{200b}dhss\"", 1).into());
+    }
+    let first = message.split_once(',').unwrap().0.trim_start_matches('{');
+    payloads.push(format!("{{{first},{}", &message[1..]).into());
+    payloads.push(format!("{message}{message}").into());
+    payloads.push([message.as_bytes(), b"\0"].concat());
+    payloads.push(message.as_bytes()[..message.len() - 1].to_vec());
+    payloads.push([&[0xef, 0xbb, 0xbf], message.as_bytes()].concat());
+    payloads.push(message.replacen("sshd", "\u{fffd}", 1).replace('\u{fffd}', "\u{0}").into());
+    payloads.push(message.bytes().map(|b| if b == b'd' { 0xff } else { b }).collect());
+    payloads.push(message.encode_utf16().flat_map(u16::to_be_bytes).collect());
+    payloads.push(format!("{}{}", "[".repeat(50_000), "]".repeat(50_000)).into());
+    payloads.push(format!("{{\"x\":{}1{}}}", "{\"x\":".repeat(5_000), "}".repeat(5_000)).into());
+    payloads
+        .push(message.replacen('{', &format!("{{\"x\":\"{}\",", "x".repeat(200_000)), 1).into());
+    payloads.push(b"{}".to_vec());
+    payloads.push(b"null".to_vec());
+    payloads
+}
+
 /// The three kinds of messages, with each malformation. Stamps grow from `stamp` on, so that none is ignored as old.
 fn malformed_messages(stamp: u64) -> Vec<(bool, String, Vec<u8>)> {
     let places: [Honest; 3] = [
@@ -113,67 +147,37 @@ fn malformed_messages(stamp: u64) -> Vec<(bool, String, Vec<u8>)> {
             &[r#""online""#, r#"{"old":1}"#],
         ),
     ];
-    let mut malformed_messages = Vec::new();
-    for (topic, message, address, needed, values) in places {
-        let mut add = |payload: Vec<u8>| {
-            malformed_messages.push((topic.contains("/e"), topic.to_owned(), payload))
-        };
-        for field in needed {
-            add(message.replacen(&format!("\"{field}\":"), "\"other\":", 1).into());
+    let mut table = Vec::new();
+    for honest in places {
+        let topic = honest.0;
+        for payload in malformations(honest) {
+            table.push((topic.contains("/e"), topic.to_owned(), payload));
         }
-        for text in TEXTS {
-            add(message.replacen(address, &format!("\"{text}\""), 1).into());
-        }
-        for place in [address].iter().chain(values) {
-            for value in VALUES {
-                add(message.replacen(place, value, 1).into());
-            }
-            add(message.replacen(place, &format!("\"{}\"", "x".repeat(2_000)), 1).into());
-            add(message.replacen(place, "\"\u{202e}\u{200b}dhss\"", 1).into());
-        }
-        let first = message.split_once(',').unwrap().0.trim_start_matches('{');
-        add(format!("{{{first},{}", &message[1..]).into());
-        add(format!("{message}{message}").into());
-        add([message.as_bytes(), b"\0"].concat());
-        add(message.as_bytes()[..message.len() - 1].to_vec());
-        add([&[0xef, 0xbb, 0xbf], message.as_bytes()].concat());
-        add(message.replacen("sshd", "\u{fffd}", 1).replace('\u{fffd}', "\u{0}").into());
-        add(message.bytes().map(|b| if b == b'd' { 0xff } else { b }).collect());
-        add(message.encode_utf16().flat_map(u16::to_be_bytes).collect());
-        add(format!("{}{}", "[".repeat(50_000), "]".repeat(50_000)).into());
-        add(format!("{{\"x\":{}1{}}}", "{\"x\":".repeat(5_000), "}".repeat(5_000)).into());
-        add(message.replacen('{', &format!("{{\"x\":\"{}\",", "x".repeat(200_000)), 1).into());
-        add(b"{}".to_vec());
-        add(b"null".to_vec());
     }
     // Valid messages on wrong topics.
     let of_another = SHARD.replacen("\"evil\"", "\"other\"", 1);
-    malformed_messages.push((
-        false,
-        "f2bmqtt/blacklist/state/evil/0".to_owned(),
-        of_another.into(),
-    ));
+    table.push((false, "f2bmqtt/blacklist/state/evil/0".to_owned(), of_another.into()));
     for topic in [
         "f2bmqtt/blacklist/state/other/0",
         "f2bmqtt/blacklist/state/evil/1",
         "f2bmqtt/blacklist/state/evil/-1",
     ] {
-        malformed_messages.push((false, topic.to_owned(), SHARD.into()));
+        table.push((false, topic.to_owned(), SHARD.into()));
     }
     for topic in [
         "f2bmqtt/blacklist/state/evil",
         "f2bmqtt/blacklist/state/evil/0/0",
         "f2bmqtt/blacklist/host/evil/more",
     ] {
-        malformed_messages.push((false, topic.to_owned(), EVENT.into()));
+        table.push((false, topic.to_owned(), EVENT.into()));
     }
-    for ((_, _, payload), stamp) in malformed_messages.iter_mut().zip(stamp..) {
+    for ((_, _, payload), stamp) in table.iter_mut().zip(stamp..) {
         const STAMP: &[u8] = b"1795342588123";
         if let Some(at) = payload.windows(STAMP.len()).position(|window| window == STAMP) {
             payload[at..at + STAMP.len()].copy_from_slice(format!("{stamp:013}").as_bytes());
         }
     }
-    malformed_messages
+    table
 }
 
 #[test]

@@ -1,5 +1,4 @@
-//! The source as a whole: each type has a name of its own, and the rules that comments cite are those of
-//! docs/architecture.md.
+//! Checks over the whole source: each type name is unique, and the comments cite the rules of docs/architecture.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -8,7 +7,7 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All files of Rust code below a folder.
+/// All Rust files below a folder.
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {

@@ -1,5 +1,4 @@
-//! TLS to real mosquittos: the hub of the example, made by the commands in the docs, and each way in
-//! which certificates go wrong.
+//! TLS with a real mosquitto: the hub of the example, set up by the commands in the docs, and each certificate error.
 
 mod support;
 
@@ -9,13 +8,13 @@ use std::path::Path;
 use support::docs::block;
 use support::{CONDITION_LIMIT, Host, Rig, eventually};
 
-/// Copies the example to where the docs have it, as it was installed.
+/// Copies the installed example to the path that the docs use.
 fn copy_example(host: Host<'_>) {
     host.sh("cp -r /usr/share/doc/f2bmqtt/examples/mosquitto /root/fleet
              echo 'APT::Get::Assume-Yes true;' >/etc/apt/apt.conf.d/yes");
 }
 
-/// Brings files of the hub's `/root/fleet` to a host.
+/// Copies files from the hub's `/root/fleet` to a host.
 fn copy_files(hub: Host<'_>, to: Host<'_>, files: &[&str], dir: &str) {
     for file in files {
         let text = hub.sh(&format!("cat /root/fleet/{file}"));
@@ -25,7 +24,7 @@ fn copy_files(hub: Host<'_>, to: Host<'_>, files: &[&str], dir: &str) {
     }
 }
 
-/// The hub and servers of the docs, by their commands.
+/// The hub and the servers of the docs, set up by the commands there.
 fn example_fleet() -> Rig {
     let [hub_block, server_block] = ["tls-hub", "tls-server"].map(block);
     let rig = Rig::fleet(&["web1", "web2"]);
@@ -62,13 +61,15 @@ fn fleet_works_on_example_hub() {
     web1.attack("auth", &["192.0.2.1"]);
     eventually("web2 bans it", || web2.bans("sshd", "192.0.2.1"));
     web1.sh("fail2ban-client set sshd unbanip 192.0.2.1");
-    eventually("web2 frees it", || !web2.bans("sshd", "192.0.2.1"));
-    // Without a daemon, the notifier's child has the same protection.
+    eventually("web2 releases the ban", || !web2.bans("sshd", "192.0.2.1"));
+    // Without a daemon, the notifier's child process also uses TLS.
     web1.sh("systemctl stop f2bmqttsub");
     web1.attack("auth", &["192.0.2.2"]);
-    eventually("web2 bans what the child tells", || web2.bans("sshd", "192.0.2.2"));
+    eventually("web2 imports the ban that the child process publishes", || {
+        web2.bans("sshd", "192.0.2.2")
+    });
     eventually("the spool is empty", || web1.sh("ls /var/lib/f2bmqtt/spool").is_empty());
-    // One is shut out, the other stays.
+    // The hub revokes the certificate of one server. The other server stays connected.
     let hub = rig.host("hub");
     hub.sh(&format!("cd /root/fleet; set -e; ./certificates revoke web2; {INSTALL_CERTIFICATES}"));
     let refused =
@@ -83,11 +84,11 @@ fn fleet_works_on_example_hub() {
 fn publishing_as_other_host_is_refused_by_broker() {
     let rig = example_fleet();
     let hub = rig.host("hub");
-    // A recorder reads all, as every host may.
+    // A recorder subscribes to all topics, as each host may.
     hub.sh("systemd-run -q -u record -p StandardOutput=append:/root/seen \
             --working-directory=/root/fleet mosquitto_sub -h 192.168.1.10 -p 8883 --cafile ca.crt \
             --cert web1.crt --key web1.key -q 1 -t '#' -v");
-    eventually("the recorder reads", || {
+    eventually("the recorder subscribes", || {
         publish_as(hub, "web1", "f2bmqtt/blacklist/host/web1", "probe");
         hub.try_sh("grep -q probe /root/seen").is_ok()
     });
@@ -106,24 +107,26 @@ fn publishing_as_other_host_is_refused_by_broker() {
     for (topic, _) in table {
         publish_as(hub, "web2", topic, "word-of-web2");
     }
-    // Sent last: whatever was let through has come before it.
+    // All accepted messages arrive before this one.
     publish_as(hub, "web2", "f2bmqtt/blacklist/host/web2", "last-of-web2");
-    eventually("the last is seen", || hub.try_sh("grep -q last-of-web2 /root/seen").is_ok());
+    eventually("the last message is recorded", || {
+        hub.try_sh("grep -q last-of-web2 /root/seen").is_ok()
+    });
     let seen = hub.sh("cat /root/seen");
     for (topic, passes) in table {
         let passed = seen.lines().any(|line| line == format!("{topic} word-of-web2"));
         assert_eq!(passed, passes, "{topic}\n{seen}");
     }
-    // Without a certificate of the CA, or without TLS, nobody gets in.
+    // The hub rejects clients without TLS or without a certificate of the CA.
     for arguments in ["-p 8883 --cafile ca.crt", "-p 8883", "-p 1883 -u fail2ban -P fail2ban"] {
-        let logged = hub.try_sh(&format!(
+        let result = hub.try_sh(&format!(
             "cd /root/fleet; timeout 10 mosquitto_pub -h 192.168.1.10 {arguments} -t blacklist/ban -m x"
         ));
-        assert!(logged.is_err(), "{arguments}");
+        assert!(result.is_err(), "{arguments}");
     }
 }
 
-/// Sets keys of a host's settings and starts the service anew; an empty value takes a key away.
+/// Changes settings of a host and restarts the service; an empty value removes a setting.
 fn set(host: Host<'_>, settings: &[(&str, &str)]) {
     let mut script = String::new();
     for (key, value) in settings {
@@ -135,7 +138,7 @@ fn set(host: Host<'_>, settings: &[(&str, &str)]) {
     host.sh(&format!("{script} systemctl restart f2bmqttsub"));
 }
 
-/// A way in which TLS goes wrong: what makes it so on the hub and on the host, and what is said.
+/// A TLS fault: commands on the hub, settings of the host, and texts in a line of the journal.
 struct Fault {
     hub: &'static str,
     host: &'static [(&'static str, &'static str)],
@@ -234,8 +237,7 @@ const INSTALL_CERTIFICATES: &str = "install -m 0644 ca.crt ca.crl hub.crt /etc/m
      install -m 0400 -o mosquitto hub.key /etc/mosquitto/certs
      systemctl reset-failed mosquitto; systemctl restart mosquitto";
 
-/// The example's hub with a plain port beside the one with TLS, and a host with certificates, good
-/// and bad ones.
+/// The hub of the example with a second port without TLS, and a host with valid and invalid certificates.
 fn hub_with_certificates() -> Rig {
     let rig = Rig::fleet(&["a"]);
     let (hub, a) = (rig.host("hub"), rig.host("a"));
@@ -264,16 +266,12 @@ fn each_certificate_error_is_explained() {
             hub.sh(&format!("cd /root/fleet; set -e; {}; {INSTALL_CERTIFICATES}", fault.hub));
         }
         set(a, &[&VALID_SETTINGS, fault.host].concat());
-        let logged = || {
-            let journal = a.journal();
-            let holds = |line: &str| fault.logged.iter().all(|parts| line.contains(parts));
-            journal.lines().any(holds).then_some(()).ok_or(journal)
-        };
-        let mut last = String::new();
-        let found = support::becomes(CONDITION_LIMIT, || {
-            logged().inspect_err(|journal| last.clone_from(journal)).is_ok()
+        let mut journal = String::new();
+        let is_logged = support::becomes(CONDITION_LIMIT, || {
+            journal = a.journal();
+            journal.lines().any(|line| fault.logged.iter().all(|part| line.contains(part)))
         });
-        assert!(found, "{:?}\n{last}", fault.logged);
+        assert!(is_logged, "{:?}\n{journal}", fault.logged);
     }
 }
 
@@ -284,18 +282,20 @@ fn renewed_certificate_is_used_on_next_connection() {
     a.sh("cp /etc/tls/a.crt /etc/tls/new.crt; cp /etc/tls/a.key /etc/tls/new.key
           cp /etc/tls/old.crt /etc/tls/a.crt; cp /etc/tls/old.key /etc/tls/a.key");
     set(a, &VALID_SETTINGS);
-    eventually("it is refused", || {
+    eventually("the broker rejects the certificate", || {
         a.journal().contains("the broker rejected this host's certificate")
     });
-    // One file after the other: for a moment they do not belong together.
+    // The files change one after the other, so for a moment they do not match.
     a.sh("cp /etc/tls/new.crt /etc/tls/a.crt; sleep 1; cp /etc/tls/new.key /etc/tls/a.key");
-    eventually("it is connected", || a.journal().contains("connected to the broker hub:8883"));
-    // The example's access rules let a host in for Home Assistant, too.
+    eventually("the host is connected", || {
+        a.journal().contains("connected to the broker hub:8883")
+    });
+    // The example's access rules allow a host its topics for Home Assistant.
     set(a, &[&VALID_SETTINGS[..], &[("MQTT_HA_PREFIX", "homeassistant")]].concat());
-    eventually("the broker keeps what Home Assistant needs", || {
-        let logged = a.run("f2bmqtt check").stdout;
+    eventually("check finds the messages for Home Assistant", || {
+        let output = a.run("f2bmqtt check").stdout;
         let line = "✓ the broker hub:8883 keeps this host's messages for Home Assistant";
-        String::from_utf8_lossy(&logged).contains(line)
+        String::from_utf8_lossy(&output).contains(line)
     });
 }
 
@@ -305,7 +305,9 @@ fn system_cas_are_trusted_with_mqtt_tls() {
     let a = rig.host("a");
     a.sh("cp /etc/tls/ca.crt /usr/local/share/ca-certificates/; update-ca-certificates 2>&1");
     set(a, &[&VALID_SETTINGS[..], &[("MQTT_CAFILE", ""), ("MQTT_TLS", "on")]].concat());
-    eventually("it is connected", || a.journal().contains("connected to the broker hub:8883"));
+    eventually("the host is connected", || {
+        a.journal().contains("connected to the broker hub:8883")
+    });
 }
 
 #[test]
@@ -313,17 +315,17 @@ fn ineffective_tls_settings_stop_service() {
     let rig = Rig::fleet(&["a"]);
     let a = rig.host("a");
     a.sh("openssl req -x509 -newkey rsa:2048 -noenc -subj /CN=x -keyout /etc/x.key -out /etc/x.crt 2>&1
-          chmod 600 /etc/x.key; chown nobody /etc/x.key
+          chmod 600 /etc/x.key; chown games /etc/x.key
           printf 'MQTT_TLS=insecure\\nMQTT_CAFILE=/etc/missing.crt\\nMQTT_CERT=/etc/x.crt\\nMQTT_KEY=/etc/x.key\\n' \
             >>/etc/fail2ban/mqtt.env; systemctl restart --no-block f2bmqttsub");
-    eventually("it gives up", || a.try_sh("systemctl is-failed f2bmqttsub").is_ok());
+    eventually("the service fails", || a.try_sh("systemctl is-failed f2bmqttsub").is_ok());
     let journal = a.journal();
-    for parts in [
+    for line in [
         "MQTT_TLS must be on or off",
         "MQTT_CAFILE cannot be read: /etc/missing.crt: No such file or directory",
         "MQTT_KEY cannot be read: /etc/x.key: Permission denied (os error 13); the file must belong to root",
     ] {
-        assert!(journal.contains(parts), "{parts}\n{journal}");
+        assert!(journal.contains(line), "{line}\n{journal}");
     }
     assert_eq!(a.sh("systemctl show -P ExecMainStatus f2bmqttsub"), "78");
 }

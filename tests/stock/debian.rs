@@ -1,4 +1,4 @@
-//! Debian as it comes: its own jails, their logs, its own ban actions, and the package with its documented settings.
+//! An unmodified Debian: its own jails, logs and ban actions, and the package with the documented settings.
 
 use super::support::{
     CONDITION_LIMIT, Host, Rig, becomes, eventually, layer, package, server_root,
@@ -7,7 +7,7 @@ use super::{banned, key, listed};
 
 const JAILS: [&str; 4] = ["asterisk", "nsd", "recidive", "sshd"];
 
-/// What differs between the releases.
+/// The differences between the releases.
 struct Release {
     suite: &'static str,
     fail2ban: &'static str,
@@ -37,7 +37,7 @@ const TRIXIE: Release = Release {
     ],
 };
 
-/// A hub and two servers, nothing edited but what the README says.
+/// A hub and two servers, with only the changes of the README.
 fn fleet(release: &Release) -> Rig {
     let base = server_root(release.suite);
     let root = layer(&base, include_str!("../support/stock.sh"), &[package()]);
@@ -53,10 +53,10 @@ fn fleet(release: &Release) -> Rig {
     rig
 }
 
-/// Has each jail's own filter detect an address: NET.1 in the first jail, and so on.
+/// Makes each jail's own filter detect an address: NET.1 in the first jail, and so on.
 fn attack(host: Host<'_>, net: &str) {
-    // sshd's filter takes from the journal what a process of this name logs. The process lives on, so that
-    // journald can look its name up.
+    // sshd's filter reads the journal's entries of a process with this name. The process keeps running, so that
+    // journald can look up its name.
     host.sh(&format!(
         r#"now=$(date '+%Y-%m-%d %H:%M:%S')
            for n in $(seq 10); do
@@ -76,7 +76,7 @@ fn attack(host: Host<'_>, net: &str) {
     ));
 }
 
-/// Waits until both hosts ban what one of them detected, each address in the jail that detected it.
+/// Waits until both hosts have the bans of one of them, each in the jail that detected the address.
 fn assert_crosses(rig: &Rig, net: &str, origin: &str) {
     let expected: Vec<_> =
         (1..).zip(JAILS).map(|(n, jail)| key(jail, &format!("{net}.{n}"))).collect();
@@ -92,7 +92,7 @@ fn assert_crosses(rig: &Rig, net: &str, origin: &str) {
     });
 }
 
-/// The lines of `check` on a host where all works, but for the free space.
+/// The lines of `check` on a healthy host, without those about free space.
 fn lines(host: &str, other: &str, release: &Release, jails: &[String]) -> Vec<String> {
     let broker = "10.213.77.11:1883";
     let mut lines = vec![
@@ -120,7 +120,7 @@ fn lines(host: &str, other: &str, release: &Release, jails: &[String]) -> Vec<St
     lines
 }
 
-/// Each line of `check` is expected, and none is missing. What can be seen by other means is seen.
+/// Asserts that `check` prints exactly the expected lines, and that some of them are true by other means.
 fn assert_check_is_accurate(host: Host<'_>, other: &str, release: &Release, jails: &[String]) {
     let expected = lines(host.name, other, release, jails);
     let mut text = String::new();
@@ -138,7 +138,7 @@ fn assert_check_is_accurate(host: Host<'_>, other: &str, release: &Release, jail
     assert_eq!(host.sh("systemctl is-active f2bmqttsub"), "active");
 }
 
-/// Does what `check` says of each jail: appends its lines to jail.local, and runs its command.
+/// Applies the suggested fix of `check` for each jail: adds the lines to jail.local, and runs the command.
 fn apply_check_steps(host: Host<'_>) {
     host.sh(r"f2bmqtt check >/root/check
           sed -n 's/^        //p' /root/check >>/etc/fail2ban/jail.local
@@ -161,7 +161,7 @@ fn test_stock_fleet(release: &Release) {
     attack(b, "198.51.100");
     assert_crosses(&rig, "192.0.2", "a");
     assert_crosses(&rig, "198.51.100", "b");
-    // Where the steps that `check` names are taken, bans cross at once, by events of the jails' own names.
+    // After the suggested fixes, bans are shared at once by events with the jails' own names.
     for host in [a, b] {
         apply_check_steps(host);
     }
@@ -170,11 +170,12 @@ fn test_stock_fleet(release: &Release) {
     assert_check_is_accurate(b, "a", release, &at_once);
     attack(b, "203.0.113");
     assert_crosses(&rig, "203.0.113", "b");
-    let event =
-        |n: usize, jail: &str| format!("Inbound: ban 203.0.113.{n} - ipset {jail} from b (");
-    eventually("a gets one event of each", || {
+    eventually("a receives one event of each ban", || {
         let journal = a.journal();
-        (1..).zip(JAILS).all(|(n, jail)| journal.matches(&event(n, jail)).count() == 1)
+        (1..).zip(JAILS).all(|(n, jail)| {
+            let event = format!("Inbound: ban 203.0.113.{n} - ipset {jail} from b (");
+            journal.matches(&event).count() == 1
+        })
     });
     for host in [a, b] {
         let journal = host.journal();

@@ -1,4 +1,4 @@
-//! Draws a terminal's screen as an SVG, for the README: text as text, frames as lines, bars as rectangles.
+//! Draws a terminal's screen as an SVG for the README: text as text, frames as lines, bars as rectangles.
 
 use std::fmt::Write as _;
 
@@ -7,17 +7,17 @@ const CELL_WIDTH: usize = 8;
 const CELL_HEIGHT: usize = 17;
 const MARGIN: usize = 12;
 
-/// What bars are made of, from an eighth of a cell to a whole one.
+/// The characters of bars, from an eighth of a cell to a whole one.
 const BAR_CHARACTERS: &str = "▁▂▃▄▅▆▇█";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Style {
-    /// The number of the colour, of the terminal's first 16.
+    /// A number of the terminal's 16 colours.
     colour: Option<usize>,
     bold: bool,
 }
 
-/// The picture of what `tmux capture-pane -p -e` prints.
+/// The picture of a screen that `tmux capture-pane -p -e` prints.
 pub(crate) fn picture(capture: &str) -> String {
     let rows = rows(capture.trim_end());
     let width = rows.iter().map(Vec::len).max().unwrap_or_default() * CELL_WIDTH + 2 * MARGIN;
@@ -39,24 +39,32 @@ pub(crate) fn picture(capture: &str) -> String {
     svg + "</svg>\n"
 }
 
-/// A picture without what differs each time: the times, and how fast bans came. The frame of the row that names that
-/// speed gives way to a number of two digits.
+/// A picture without the parts that differ in each run: times, bars, and the row with the peak rate, whose frame depends
+/// on the number of digits.
 pub(crate) fn timeless(svg: &str) -> Vec<String> {
-    let is_kept = |line: &&str| !line.contains("class=\"bar\"");
-    let rows = svg.split("</g>").filter(|row| !row.contains(" a second<"));
-    let lines = rows.flat_map(|row| row.lines().filter(is_kept));
-    lines.map(|line| line.split(' ').map(timeless_word).collect::<Vec<_>>().join(" ")).collect()
+    let mut lines = Vec::new();
+    for row in svg.split("</g>").filter(|row| !row.contains(" a second<")) {
+        for line in row.lines().filter(|line| !line.contains("class=\"bar\"")) {
+            lines.push(line.split(' ').map(timeless_word).collect::<Vec<_>>().join(" "));
+        }
+    }
+    lines
 }
 
-/// Zeros for the digits of a time or a date, which may have a tag before or behind it.
+/// Whether a text has digits where the pattern has zeros, and is otherwise the pattern.
+fn matches_pattern(text: &str, pattern: &str) -> bool {
+    text.len() == pattern.len()
+        && text
+            .chars()
+            .zip(pattern.chars())
+            .all(|(a, b)| if b == '0' { a.is_ascii_digit() } else { a == b })
+}
+
+/// Replaces the digits of a time or a date by zeros. A tag may precede or follow it.
 fn timeless_word(word: &str) -> String {
-    let is_like = |text: &str, pattern: &str| {
-        let like = |(a, b): (char, char)| if b == '0' { a.is_ascii_digit() } else { a == b };
-        text.len() == pattern.len() && text.chars().zip(pattern.chars()).all(like)
-    };
     let text = word.rsplit('>').find(|text| !text.is_empty()).unwrap_or_default();
     let text = text.split('<').next().unwrap_or_default();
-    match ["00:00:00", "0000-00-00"].into_iter().find(|pattern| is_like(text, pattern)) {
+    match ["00:00:00", "0000-00-00"].into_iter().find(|pattern| matches_pattern(text, pattern)) {
         Some(pattern) => word.replace(text, pattern),
         None => word.to_owned(),
     }
@@ -81,7 +89,7 @@ fn rows(capture: &str) -> Vec<Vec<(char, Style)>> {
     rows
 }
 
-/// A style after a sequence of numbers that select the next one ("SGR"); `38;5;N` and `3N` are colours.
+/// A style after an SGR sequence of numbers; `38;5;N` and `3N` are colours.
 fn styled(mut style: Style, sequence: &str) -> Style {
     let mut numbers = sequence.split(';').map(|number| number.parse::<usize>().unwrap_or_default());
     while let Some(number) = numbers.next() {
@@ -109,7 +117,7 @@ fn colour(number: Option<usize>) -> &'static str {
     }
 }
 
-/// The frames of a row, as one path of lines through the middles of its cells, and its bars.
+/// The frames of a row as one path through the middles of its cells, and its bars.
 fn drawn(row: &[(char, Style)]) -> String {
     let (middle, half) = (CELL_HEIGHT / 2, CELL_WIDTH / 2);
     let (mut frame, mut bars) = (String::new(), String::new());
@@ -146,9 +154,13 @@ fn drawn(row: &[(char, Style)]) -> String {
     frame + &bars
 }
 
-/// The text of a row: a piece for each style, and for what stands behind two blanks or more.
+/// Whether a character belongs to neither a frame nor a bar.
+fn is_text(c: char) -> bool {
+    !"─│┌┐└┘".contains(c) && !BAR_CHARACTERS.contains(c)
+}
+
+/// The text of a row, in pieces of one style without two blanks in a row.
 fn written(row: &[(char, Style)]) -> String {
-    let is_text = |c: char| !"─│┌┐└┘".contains(c) && !BAR_CHARACTERS.contains(c);
     let mut svg = String::new();
     let mut column = 0;
     while column < row.len() {
