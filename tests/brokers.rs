@@ -278,31 +278,31 @@ fn test_signing(hub: Host<'_>, a: Host<'_>, b: Host<'_>, kind: &Kind) {
 }
 
 #[test]
-fn rabbitmq_3_10() {
+fn fleet_works_on_rabbitmq_3_10() {
     assert_carries_fleet(&RABBITMQ);
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn rabbitmq_4_0() {
+fn fleet_works_on_rabbitmq_4_0() {
     assert_carries_fleet(&Kind { suite: "trixie", ..RABBITMQ });
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn nats_2_9() {
+fn fleet_works_on_nats_2_9() {
     assert_carries_fleet(&NATS);
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn nats_2_10() {
+fn fleet_works_on_nats_2_10() {
     assert_carries_fleet(&Kind { suite: "trixie", name: "b.example.org", ..NATS });
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn mosquitto_2_0() {
+fn fleet_works_on_mosquitto_2_0() {
     assert_carries_fleet(&MOSQUITTO);
 }
 

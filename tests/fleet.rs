@@ -170,7 +170,7 @@ fn script_host_takes_part_in_fleet() {
         !a.bans("sshd", "192.0.2.1") && !b.bans("sshd", "192.0.2.1")
     });
     a.attack("auth", &["192.0.2.2"]);
-    eventually("it imports a's ban", || {
+    eventually("old imports a's ban", || {
         old.bans("sshd", "192.0.2.2") && b.bans("sshd", "192.0.2.2")
     });
     eventually("its fail2ban has written the ban", || {
@@ -178,7 +178,7 @@ fn script_host_takes_part_in_fleet() {
         old.sh(&format!("sqlite3 /var/lib/fail2ban/fail2ban.sqlite3 '{row}'")) == "1"
     });
     a.sh("fail2ban-client set sshd unbanip 192.0.2.2");
-    eventually("it releases a's ban", || {
+    eventually("old releases a's ban", || {
         !old.bans("sshd", "192.0.2.2") && !b.bans("sshd", "192.0.2.2")
     });
     b.sh("/etc/fail2ban/mqttnotifyban last 192.0.2.99 600 ban 0 1");

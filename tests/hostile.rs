@@ -238,7 +238,7 @@ fn non_mqtt_broker_costs_only_the_connection() {
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     push_script(hub);
     hub.sh("systemd-run -q -u evil -p StandardOutput=append:/root/evil python3 -u /root/hostile.py serve 1999");
-    eventually("it listens", || hub.try_sh("ss -Hltn | grep -q :1999").is_ok());
+    eventually("the broker listens", || hub.try_sh("ss -Hltn | grep -q :1999").is_ok());
     a.sh(
         "sed -i 's/^MQTT_HOST=.*/MQTT_HOST=10.213.77.11:1999,10.213.77.11/' /etc/fail2ban/mqtt.env
           systemctl restart f2bmqttsub",
@@ -325,7 +325,7 @@ fn pour(what: &str) {
     push_script(hub);
     let how = format!("pour 1999 {what} 10 50000");
     let rate = assert_survives(a, hub, &how, "192.0.2.3", || {
-        eventually("it listens", || hub.try_sh("ss -Hltn | grep -q :1999").is_ok());
+        eventually("the broker listens", || hub.try_sh("ss -Hltn | grep -q :1999").is_ok());
         a.sh("sed -i 's/^MQTT_HOST=.*/MQTT_HOST=10.213.77.11:1999,10.213.77.11/' /etc/fail2ban/mqtt.env
               systemctl restart f2bmqttsub");
     });

@@ -155,7 +155,7 @@ fn use_stolen_key(siege: &mut Siege) {
         }
         siege.rig.hosts(&["a", "b"]).iter().for_each(Host::ready);
     }
-    within(Duration::from_mins(2), "nothing is left of the forgeries", || {
+    within(Duration::from_mins(2), "the forgeries have no effect any more", || {
         // A fleet unban of an address without a ban has no effect, and expires after an hour.
         !siege.states().iter().flatten().any(|line| {
             line.contains(FORGED_PREFIX)
