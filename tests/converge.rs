@@ -116,7 +116,9 @@ fn manual_unban_survives_all_restarts() {
     sleep(Duration::from_secs(5));
     a.attack("auth", &["192.0.2.1"]);
     eventually("a bans the address again", || a.bans("sshd", "192.0.2.1"));
-    eventually("b imports the ban again", || banned(b) == set(&["192.0.2.1", "192.0.2.3", "192.0.2.9"]));
+    eventually("b imports the ban again", || {
+        banned(b) == set(&["192.0.2.1", "192.0.2.3", "192.0.2.9"])
+    });
 }
 
 #[test]

@@ -5,6 +5,7 @@
 mod docs;
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
 
@@ -95,7 +96,7 @@ fn ascii(page: &str) -> String {
         if c.is_ascii() {
             text.push(c);
         } else {
-            text.push_str(&format!("\\[u{:04X}]", u32::from(c)));
+            write!(text, "\\[u{:04X}]", u32::from(c)).unwrap();
         }
     }
     text

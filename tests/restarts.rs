@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use support::{Host, Rig, eventually};
@@ -193,10 +194,11 @@ fn burst_is_ingested_while_fail2ban_hangs() {
     let mut events = String::new();
     for n in 0..COUNT {
         let address = format!("198.18.{}.{}", n / 250, n % 250);
-        events += &format!(
+        writeln!(
+            events,
             r#"{{"action":"ban","ipmset":"sshd","ip":"{address}","bantime":600,"host":"far"}}"#
-        );
-        events.push('\n');
+        )
+        .unwrap();
     }
     hub.sh(&format!(
         "cat >/root/events <<E\n{events}E\n
