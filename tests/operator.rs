@@ -47,7 +47,7 @@ fn mask_varying(text: &str) -> String {
     lines.join("\n")
 }
 
-/// A status without the counts that hosts  publish at most once a minute: imported bans and rejected messages.
+/// A status without the counts that hosts publish at most once a minute: imported bans and rejected messages.
 fn mask_counts(status: &str) -> String {
     let status = mask_varying(status);
     let mut lines = Vec::new();
