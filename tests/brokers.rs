@@ -1,5 +1,4 @@
-//! Which brokers carry a fleet, and how well: every cell of the table in docs/brokers.md. Each
-//! broker is set up by the commands in the docs.
+//! The table of docs/brokers.md: what each broker does for a fleet. The commands in the docs set up each broker.
 
 mod support;
 
@@ -8,25 +7,24 @@ use std::time::Duration;
 use support::docs::block;
 use support::{Host, Rig, eventually, fleet_root, within};
 
-/// How long a server may take to find another broker after its own lost its power: it falls silent,
-/// is tried again, and the next is tried.
-const FAILOVER: Duration = Duration::from_secs(90);
+/// How long a server may take to find another broker after its own lost power: a timeout, a retry, and the next broker.
+const FAILOVER_LIMIT: Duration = Duration::from_secs(90);
 
-/// What a bridge lost, the next snapshot of each server brings.
-const NEXT_SNAPSHOT: Duration = Duration::from_mins(11);
+/// Within this time each server publishes its next snapshot, which replaces messages that a bridge lost.
+const SNAPSHOT_INTERVAL_MAX: Duration = Duration::from_mins(11);
 
 /// A broker on a hub of its own.
 struct Kind {
     suite: &'static str,
-    /// The name of its commands in the docs, and the examples that these use.
+    /// The name of the block in the docs, and the folder of the examples that its commands use.
     commands: &'static str,
     examples: &'static str,
     service: &'static str,
-    /// What a server may be called there.
+    /// The name of the server `b` in the fleet.
     name: &'static str,
-    /// It hands out what it keeps for a topic with a wildcard.
+    /// Whether the broker delivers retained messages for a filter with a wildcard.
     hands_out: bool,
-    /// What it keeps outlives a `kill -9`.
+    /// Whether retained messages survive a `kill -9`.
     durable: bool,
 }
 
@@ -62,7 +60,7 @@ const NATS: Kind = Kind {
 
 const PACKAGES: [&str; 2] = ["rabbitmq-server", "nats-server"];
 
-/// Boots hosts that have all brokers, of which none runs.
+/// Boots hosts with all brokers installed and none running.
 fn boot(suite: &str, hosts: &[&str]) -> Rig {
     let rig = Rig::up(&fleet_root(suite, &PACKAGES), hosts);
     for host in rig.hosts(hosts) {
@@ -75,13 +73,13 @@ fn boot(suite: &str, hosts: &[&str]) -> Rig {
     rig
 }
 
-/// Makes a host a hub, by commands in the docs.
+/// Makes a host a hub with commands of the docs.
 fn install(hub: Host<'_>, examples: &str, commands: &str) {
     let commands = commands.replace("choose-your-own", "fail2ban");
     hub.sh(&format!("cd /usr/share/doc/f2bmqtt/examples/{examples}; set -e; {commands}"));
 }
 
-/// Sets a key of a host's settings, and starts the service anew.
+/// Changes a setting of a host, and restarts the service.
 fn set(host: Host<'_>, key: &str, value: &str) {
     host.sh(&format!(
         "sed -i '/^{key}=/d' /etc/fail2ban/mqtt.env
@@ -89,15 +87,15 @@ fn set(host: Host<'_>, key: &str, value: &str) {
     ));
 }
 
-/// What a hub keeps on a topic.
-fn kept(hub: Host<'_>, topic: &str) -> String {
+/// The retained message of a topic on a hub.
+fn retained(hub: Host<'_>, topic: &str) -> String {
     hub.try_sh(&format!(
         "mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -q 1 -C 1 -W 3 -t f2bmqtt/blacklist/{topic}"
     ))
     .unwrap_or_default()
 }
 
-/// Ends the daemon at once, and it is not started again by itself.
+/// Kills the daemon, and keeps systemd from restarting it.
 fn kill_daemon(host: Host<'_>) {
     host.sh("mkdir -p /run/systemd/system/f2bmqttsub.service.d
              printf '[Service]\nRestart=no\n' >/run/systemd/system/f2bmqttsub.service.d/dead.conf
@@ -105,33 +103,33 @@ fn kill_daemon(host: Host<'_>) {
              until ! systemctl is-active -q f2bmqttsub; do sleep 0.05; done");
 }
 
-fn all_ban(hosts: &[Host<'_>], address: &str) {
+fn assert_all_ban(hosts: &[Host<'_>], address: &str) {
     for host in hosts {
         let what = format!("{} bans {address}", host.name);
-        within(FAILOVER, &what, || host.bans("sshd", address));
+        within(FAILOVER_LIMIT, &what, || host.bans("sshd", address));
     }
 }
 
-/// Everything that is asked of a broker, in the order of the table's columns.
-fn carries_a_fleet(kind: &Kind) {
+/// The columns of the table in docs/brokers.md, in their order.
+fn assert_carries_fleet(kind: &Kind) {
     let rig = boot(kind.suite, &["hub", "a", "b"]);
     let (hub, a, b) = (rig.host("hub"), rig.host("a"), rig.host("b"));
     install(hub, kind.examples, &block(kind.commands));
     set(b, "MQTT_NODE", kind.name);
     a.ready();
     b.ready();
-    // It publishes, and has the broker keep something, in its own way.
-    eventually("nothing is amiss", || a.try_sh("f2bmqtt check").is_ok());
-    events(a, b);
-    a_host_that_was_away(hub, a, b, kind.name);
-    a_broker_that_is_killed(hub, a, b, kind);
-    a_host_that_joins(hub, kind);
-    the_fleet_is_seen(hub, kind.name);
-    a_wrong_password(a);
+    // check publishes events and a retained message.
+    eventually("check finds no fault", || a.try_sh("f2bmqtt check").is_ok());
+    test_events(a, b);
+    test_offline_host(hub, a, b, kind.name);
+    test_killed_broker(hub, a, b, kind);
+    test_joining_host(hub, kind);
+    test_commands(hub, kind.name);
+    test_wrong_password(a);
     if kind.service == RABBITMQ.service {
-        a_topic_that_is_forbidden(hub, a);
+        test_forbidden_topic(hub, a);
     }
-    signed(hub, a, b, kind);
+    test_signing(hub, a, b, kind);
     for host in [a, b] {
         let journal = host.journal();
         for odd in
@@ -143,59 +141,64 @@ fn carries_a_fleet(kind: &Kind) {
 }
 
 /// Bans and unbans, both ways.
-fn events(a: Host<'_>, b: Host<'_>) {
+fn test_events(a: Host<'_>, b: Host<'_>) {
     a.attack("auth", &["192.0.2.1", "192.0.2.2"]);
-    all_ban(&[a, b], "192.0.2.1");
-    all_ban(&[a, b], "192.0.2.2");
+    assert_all_ban(&[a, b], "192.0.2.1");
+    assert_all_ban(&[a, b], "192.0.2.2");
     a.sh("fail2ban-client set sshd unbanip 192.0.2.1");
-    eventually("b frees it", || !b.bans("sshd", "192.0.2.1"));
+    eventually("b releases the ban", || !b.bans("sshd", "192.0.2.1"));
     assert!(b.bans("sshd", "192.0.2.2"));
     b.attack("auth", &["192.0.2.3"]);
-    all_ban(&[a, b], "192.0.2.3");
+    assert_all_ban(&[a, b], "192.0.2.3");
 }
 
-/// The broker speaks its last will, and keeps what comes meanwhile.
-fn a_host_that_was_away(hub: Host<'_>, a: Host<'_>, b: Host<'_>, name: &str) {
-    let state = || kept(hub, &format!("host/{name}"));
-    eventually("b is online", || state().contains(r#""state":"online""#));
+/// The broker publishes an offline host's last will, and queues events for the host.
+fn test_offline_host(hub: Host<'_>, a: Host<'_>, b: Host<'_>, name: &str) {
+    eventually("b is online", || has_state(hub, name, "online"));
     kill_daemon(b);
-    eventually("b is offline", || state().contains(r#""state":"offline""#));
+    eventually("b is offline", || has_state(hub, name, "offline"));
     a.attack("auth", &["192.0.2.4"]);
-    all_ban(&[a], "192.0.2.4");
-    eventually("it is published", || a.sh("ls /var/lib/f2bmqtt/spool").is_empty());
+    assert_all_ban(&[a], "192.0.2.4");
+    eventually("the event is published", || a.sh("ls /var/lib/f2bmqtt/spool").is_empty());
     b.sh("systemctl start f2bmqttsub");
-    all_ban(&[b], "192.0.2.4");
-    eventually("b heard the event", || b.journal().contains("Inbound: ban 192.0.2.4"));
-    eventually("b is online again", || state().contains(r#""state":"online""#));
+    assert_all_ban(&[b], "192.0.2.4");
+    eventually("b received the event", || b.journal().contains("Inbound: ban 192.0.2.4"));
+    eventually("b is online again", || has_state(hub, name, "online"));
 }
 
-fn a_broker_that_is_killed(hub: Host<'_>, a: Host<'_>, b: Host<'_>, kind: &Kind) {
+/// Whether a hub's retained presence of a host has this state.
+fn has_state(hub: Host<'_>, name: &str, state: &str) -> bool {
+    retained(hub, &format!("host/{name}")).contains(&format!(r#""state":"{state}""#))
+}
+
+fn test_killed_broker(hub: Host<'_>, a: Host<'_>, b: Host<'_>, kind: &Kind) {
     let service = kind.service;
     hub.sh(&format!("systemctl kill -s KILL {service}; systemctl stop {service}"));
     a.attack("auth", &["192.0.2.5"]);
-    all_ban(&[a], "192.0.2.5");
+    assert_all_ban(&[a], "192.0.2.5");
     hub.sh(&format!("systemctl start {service}"));
-    all_ban(&[b], "192.0.2.5");
+    assert_all_ban(&[b], "192.0.2.5");
     if kind.durable {
-        let part = || kept(hub, "state/a/0");
-        eventually("a's part has it", || part().contains("192.0.2.5"));
-        // RabbitMQ writes it to its disk some seconds later.
+        eventually("a's shard lists the ban", || retained(hub, "state/a/0").contains("192.0.2.5"));
+        // RabbitMQ writes the message to the disk some seconds later.
         hub.sh("sleep 8");
         a.sh("systemctl stop f2bmqttsub");
         hub.sh(&format!(
             "systemctl kill -s KILL {service}; systemctl stop {service}; systemctl start {service}"
         ));
-        eventually("the broker still has it", || part().contains("192.0.2.5"));
+        eventually("the broker still has the shard", || {
+            retained(hub, "state/a/0").contains("192.0.2.5")
+        });
         a.sh("systemctl start f2bmqttsub");
     }
 }
 
-/// A host that the broker has never seen, and keeps nothing for.
-fn a_host_that_joins(hub: Host<'_>, kind: &Kind) {
-    eventually("a is back", || kept(hub, "host/a").contains(r#""state":"online""#));
+/// A host without a session on the broker.
+fn test_joining_host(hub: Host<'_>, kind: &Kind) {
+    eventually("a is back", || has_state(hub, "a", "online"));
     hub.sh("systemctl start fail2ban f2bmqttsub");
     if !kind.hands_out {
-        // It knows of nobody before somebody speaks. This is what each says every some minutes.
+        // The host learns of a peer only from the peer's next presence, which comes every few minutes.
         hub.ready();
         for name in ["a", kind.name] {
             hub.sh(&format!(
@@ -205,96 +208,107 @@ fn a_host_that_joins(hub: Host<'_>, kind: &Kind) {
         }
     }
     for address in ["192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5"] {
-        all_ban(&[hub], address);
+        assert_all_ban(&[hub], address);
     }
     assert!(!hub.bans("sshd", "192.0.2.1"));
 }
 
-/// By a command that comes and goes, on a host that holds bans of all others.
-fn the_fleet_is_seen(hub: Host<'_>, name: &str) {
-    let figures = |command: &str| -> serde_json::Value {
-        serde_json::from_str(&hub.sh(&format!("f2bmqtt {command} --json"))).unwrap()
-    };
-    let all = |list: &serde_json::Value, field: &str| -> Vec<String> {
-        let of = |one: &serde_json::Value| one[field].as_str().unwrap().to_owned();
-        list.as_array().unwrap().iter().map(of).collect()
-    };
-    let status = figures("status");
-    assert_eq!(all(&status["hosts"], "host"), ["a", name, "hub"]);
-    assert_eq!(all(&status["hosts"], "state"), ["online"; 3]);
-    // A busy RabbitMQ may hand out a part of it within the command's four seconds.
-    eventually("list has every ban", || {
-        all(&figures("list")["bans"], "ip") == ["192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5"]
+/// The JSON that a command prints.
+fn command_json(hub: Host<'_>, command: &str) -> serde_json::Value {
+    serde_json::from_str(&hub.sh(&format!("f2bmqtt {command} --json"))).unwrap()
+}
+
+/// The texts of one field of all entries in a list.
+fn texts<'a>(list: &'a serde_json::Value, field: &str) -> Vec<&'a str> {
+    list.as_array().unwrap().iter().map(|entry| entry[field].as_str().unwrap()).collect()
+}
+
+/// `status` and `list` show the whole fleet.
+fn test_commands(hub: Host<'_>, name: &str) {
+    let status = command_json(hub, "status");
+    assert_eq!(texts(&status["hosts"], "host"), ["a", name, "hub"]);
+    assert_eq!(texts(&status["hosts"], "state"), ["online"; 3]);
+    // A busy RabbitMQ may not deliver all shards within the command's four seconds.
+    eventually("list has each ban", || {
+        texts(&command_json(hub, "list")["bans"], "ip")
+            == ["192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5"]
     });
 }
 
-fn a_wrong_password(a: Host<'_>) {
+fn test_wrong_password(a: Host<'_>) {
     set(a, "MQTT_PASSWORD", "wrong");
-    let said = "the broker rejected the login; check MQTT_USER and MQTT_PASSWORD";
-    eventually(said, || a.journal().contains(said));
+    let line = "the broker rejected the login; check MQTT_USER and MQTT_PASSWORD";
+    eventually(line, || a.journal().contains(line));
     set(a, "MQTT_PASSWORD", "fail2ban");
-    eventually("it is let in", || a.journal().contains("connected to the broker"));
+    eventually("a is connected", || a.journal().contains("connected to the broker"));
 }
 
-/// `RabbitMQ` hangs up on whoever publishes where he may not: `check` finds out where that was.
-fn a_topic_that_is_forbidden(hub: Host<'_>, a: Host<'_>) {
+/// `RabbitMQ` closes the connection of a client that publishes without permission. `check` finds the topic.
+fn test_forbidden_topic(hub: Host<'_>, a: Host<'_>) {
     let cases =
         [("unban|state|host", "blacklist/ban"), ("ban|unban|state", "f2bmqtt/blacklist/host/a")];
     for (allowed, forbidden) in cases {
         hub.sh(&format!(
             "rabbitmqctl set_topic_permissions fail2ban amq.topic '^(f2bmqtt.)?blacklist.({allowed})' '^(f2bmqtt.)?blacklist'"
         ));
-        let said = format!("closes the connection when this host publishes on {forbidden}\n");
+        let line = format!("closes the connection when this host publishes on {forbidden}\n");
         let text = a.try_sh("f2bmqtt check").unwrap_err();
         let next = format!("    the broker's access rules must let fail2ban write {forbidden}\n");
-        assert!(text.contains(&said) && text.contains(&next), "{text}");
+        assert!(text.contains(&line) && text.contains(&next), "{text}");
     }
     hub.sh("rabbitmqctl clear_topic_permissions fail2ban");
-    eventually("it may again", || a.try_sh("f2bmqtt check").is_ok());
+    eventually("check finds no fault", || a.try_sh("f2bmqtt check").is_ok());
 }
 
-/// What is signed passes unchanged, and the topic, which is signed with it.
-fn signed(hub: Host<'_>, a: Host<'_>, b: Host<'_>, kind: &Kind) {
+/// The broker delivers signed messages unchanged, and on the signed topic.
+fn test_signing(hub: Host<'_>, a: Host<'_>, b: Host<'_>, kind: &Kind) {
     for host in [a, b] {
         set(host, "MQTT_SIGNING_KEY", "0123456789abcdef0123456789abcdef");
     }
     a.ready();
     b.ready();
     b.attack("auth", &["192.0.2.8"]);
-    all_ban(&[a, b], "192.0.2.8");
-    let part = || kept(hub, &format!("state/{}/0", kind.name));
-    eventually("b's part is signed", || part().contains("192.0.2.8") && part().contains("sig"));
+    assert_all_ban(&[a, b], "192.0.2.8");
+    eventually("b's shard is signed", || {
+        let shard = retained(hub, &format!("state/{}/0", kind.name));
+        shard.contains("192.0.2.8") && shard.contains("sig")
+    });
     let journal = a.journal();
     assert!(!journal.contains("the signature does not match"), "{journal}");
 }
 
 #[test]
-fn rabbitmq_3_10() {
-    carries_a_fleet(&RABBITMQ);
+fn fleet_works_on_rabbitmq_3_10() {
+    assert_carries_fleet(&RABBITMQ);
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn rabbitmq_4_0() {
-    carries_a_fleet(&Kind { suite: "trixie", ..RABBITMQ });
+fn fleet_works_on_rabbitmq_4_0() {
+    assert_carries_fleet(&Kind { suite: "trixie", ..RABBITMQ });
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn nats_2_9() {
-    carries_a_fleet(&NATS);
+fn fleet_works_on_nats_2_9() {
+    assert_carries_fleet(&NATS);
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn nats_2_10() {
-    carries_a_fleet(&Kind { suite: "trixie", name: "b.example.org", ..NATS });
+fn fleet_works_on_nats_2_10() {
+    assert_carries_fleet(&Kind { suite: "trixie", name: "b.example.org", ..NATS });
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn mosquitto_2_0() {
-    carries_a_fleet(&MOSQUITTO);
+fn fleet_works_on_mosquitto_2_0() {
+    assert_carries_fleet(&MOSQUITTO);
+}
+
+/// The address of a hub in the docs: 192.168.1.10, .20 and so on.
+fn hub_address(number: usize) -> String {
+    format!("192.168.1.{}", 10 * (number + 1))
 }
 
 /// Gives a host an address of the network in the docs.
@@ -302,20 +316,18 @@ fn address(host: Host<'_>, address: &str) {
     host.sh(&format!("ip addr add {address}/24 dev eth0"));
 }
 
-/// Hubs at 192.168.1.10, .20 and so on, by commands that know their names, and servers that know them all,
-/// each in an order of its own.
+/// Installs hubs, and servers that have all hubs in their settings, each in another order.
 fn hubs_and_servers(rig: &Rig, hubs: &[&str], install: impl Fn(Host<'_>), servers: &[&str]) {
-    let at = |number| format!("192.168.1.{}", 10 * (number + 1));
-    // A hub that still deals with a server's last connection sends it to the next hub.
+    // A server would go on to the next hub if its own hub still had its last connection.
     for server in rig.hosts(servers) {
         server.sh("systemctl stop f2bmqttsub");
     }
     for (number, hub) in rig.hosts(hubs).into_iter().enumerate() {
-        address(hub, &at(number));
+        address(hub, &hub_address(number));
     }
     rig.hosts(hubs).into_iter().for_each(install);
     for hub in rig.hosts(hubs) {
-        within(FAILOVER, "it takes messages", || {
+        within(FAILOVER_LIMIT, "the hub accepts messages", || {
             hub.try_sh(
                 "timeout 5 mosquitto_pub -h 127.0.0.1 -u fail2ban -P fail2ban -q 1 -t probe -m x",
             )
@@ -324,10 +336,11 @@ fn hubs_and_servers(rig: &Rig, hubs: &[&str], install: impl Fn(Host<'_>), server
     }
     for (number, server) in rig.hosts(servers).into_iter().enumerate() {
         address(server, &format!("192.168.1.{}", 101 + number));
-        let brokers: Vec<_> = (0..hubs.len()).map(|n| at((n + number) % hubs.len())).collect();
+        let brokers: Vec<_> =
+            (0..hubs.len()).map(|n| hub_address((n + number) % hubs.len())).collect();
         set(server, "MQTT_HOST", &brokers.join(","));
-        let what = format!("{} is at its own hub", server.name);
-        within(FAILOVER, &what, || is_connected(server, &brokers[0]));
+        let what = format!("{} is connected to its first hub", server.name);
+        within(FAILOVER_LIMIT, &what, || is_connected(server, &brokers[0]));
     }
 }
 
@@ -339,116 +352,116 @@ fn is_connected(host: Host<'_>, broker: &str) -> bool {
 }
 
 /// Makes a host one of two bridged hubs.
-fn bridged(hub: Host<'_>) {
+fn install_bridged(hub: Host<'_>) {
     install(hub, "mosquitto", &block("hub"));
     if hub.name == "hub2" {
         install(hub, "mosquitto", &block("bridge"));
     }
 }
 
-/// Two hubs with a bridge, and two servers that each have one of them: the first hub dies.
-fn one_of_two_bridged_dies(rig: &Rig) {
+/// Kills one of two bridged hubs, to each of which one server is connected.
+fn kill_one_bridged_hub(rig: &Rig) {
     let (hub1, hub2, a, b) = (rig.host("hub1"), rig.host("hub2"), rig.host("a"), rig.host("b"));
-    hubs_and_servers(rig, &["hub1", "hub2"], bridged, &["a", "b"]);
-    // Across the bridge, both ways, and once.
-    events(a, b);
-    let heard = b.journal().matches("Inbound: ban 192.0.2.2 ").count();
-    assert_eq!(heard, 1, "{}", b.journal());
+    hubs_and_servers(rig, &["hub1", "hub2"], install_bridged, &["a", "b"]);
+    // Each event crosses the bridge once, in both directions.
+    test_events(a, b);
+    let count = b.journal().matches("Inbound: ban 192.0.2.2 ").count();
+    assert_eq!(count, 1, "{}", b.journal());
     for hub in [hub1, hub2] {
-        eventually("both hubs keep it", || kept(hub, "state/a/0").contains("192.0.2.2"));
+        eventually("both hubs have the shard", || retained(hub, "state/a/0").contains("192.0.2.2"));
     }
-    a_host_that_was_away(hub2, a, b, "b");
+    test_offline_host(hub2, a, b, "b");
 
     hub1.rig("kill");
     a.attack("auth", &["192.0.2.5"]);
-    all_ban(&[a, b], "192.0.2.5");
+    assert_all_ban(&[a, b], "192.0.2.5");
     assert!(is_connected(a, "192.168.1.20"), "{}", a.journal());
-    eventually("a is online", || kept(hub2, "host/a").contains(r#""state":"online""#));
+    eventually("a is online", || has_state(hub2, "a", "online"));
     b.attack("auth", &["192.0.2.6"]);
-    all_ban(&[a, b], "192.0.2.6");
+    assert_all_ban(&[a, b], "192.0.2.6");
 }
 
 #[test]
-fn two_bridged_mosquittos_and_one_dies() {
-    one_of_two_bridged_dies(&boot("bookworm", &["hub1", "hub2", "a", "b"]));
+fn fleet_survives_death_of_one_bridged_mosquitto() {
+    kill_one_bridged_hub(&boot("bookworm", &["hub1", "hub2", "a", "b"]));
 }
 
 #[test]
 #[ignore = "takes up to ten minutes: tests/long"]
-fn a_bridged_hub_that_comes_back_has_all_again() {
+fn restarted_bridged_hub_receives_all_state_again() {
     let rig = boot("bookworm", &["hub1", "hub2", "a", "b"]);
     let (hub1, hub2, a, b) = (rig.host("hub1"), rig.host("hub2"), rig.host("a"), rig.host("b"));
-    one_of_two_bridged_dies(&rig);
-    // It comes back with what it knew before, or less.
+    kill_one_bridged_hub(&rig);
+    // The hub restarts with some or all of its earlier data.
     hub1.rig("boot");
     hub1.sh("systemctl stop f2bmqttsub fail2ban");
     hub1.sh("systemctl start mosquitto");
-    let whole = |hub| {
-        let (of_a, of_b) = (kept(hub, "state/a/0"), kept(hub, "state/b/0"));
-        of_a.contains("192.0.2.2")
-            && of_a.contains("192.0.2.5")
-            && of_b.contains("192.0.2.3")
-            && of_b.contains("192.0.2.6")
-            && ["a", "b"]
-                .iter()
-                .all(|host| kept(hub, &format!("host/{host}")).contains(r#""state":"online""#))
-    };
-    let all_kept = support::becomes(NEXT_SNAPSHOT, || whole(hub1) && whole(hub2));
-    let keep = |hub| ["state/a/0", "state/b/0", "host/a", "host/b"].map(|topic| kept(hub, topic));
-    assert!(
-        all_kept,
-        "{:#?}\n{:#?}\na: {}\nb: {}",
-        keep(hub1),
-        keep(hub2),
-        a.journal(),
-        b.journal()
-    );
+    let mut last = <[[String; 4]; 2]>::default();
+    let are_complete = support::becomes(SNAPSHOT_INTERVAL_MAX, || {
+        last = [hub1, hub2].map(retained_state);
+        last.iter().all(is_complete)
+    });
+    assert!(are_complete, "{last:#?}\na: {}\nb: {}", a.journal(), b.journal());
     for address in ["192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5", "192.0.2.6"] {
-        all_ban(&[a, b], address);
+        assert_all_ban(&[a, b], address);
     }
-    // Who joins there has it all, and its own words cross the bridge again.
+    // A host that joins at this hub has all bans, and its own bans cross the bridge.
     set(hub1, "MQTT_HOST", "192.168.1.10");
     hub1.sh("systemctl start fail2ban f2bmqttsub");
     for address in ["192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5", "192.0.2.6"] {
-        all_ban(&[hub1], address);
+        assert_all_ban(&[hub1], address);
     }
     hub1.attack("auth", &["192.0.2.7"]);
-    all_ban(&[a, b], "192.0.2.7");
+    assert_all_ban(&[a, b], "192.0.2.7");
 }
 
-/// A server that lost its link to one hub, and not its life, is seen as online.
+/// The retained shards and presences of `a` and `b` on a hub.
+fn retained_state(hub: Host<'_>) -> [String; 4] {
+    ["state/a/0", "state/b/0", "host/a", "host/b"].map(|topic| retained(hub, topic))
+}
+
+/// Whether a hub's state has the bans of the test that kills a hub, and both hosts online.
+fn is_complete([a, b, presence_a, presence_b]: &[String; 4]) -> bool {
+    let online = r#""state":"online""#;
+    ["192.0.2.2", "192.0.2.5"].iter().all(|address| a.contains(address))
+        && ["192.0.2.3", "192.0.2.6"].iter().all(|address| b.contains(address))
+        && presence_a.contains(online)
+        && presence_b.contains(online)
+}
+
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn a_last_will_of_another_hub_is_not_the_last_word() {
+fn stale_last_will_from_other_hub_is_corrected() {
     let rig = boot("bookworm", &["hub1", "hub2", "a"]);
     let (hub2, a) = (rig.host("hub2"), rig.host("a"));
     let (first, second) = ("192.168.1.10", "192.168.1.20");
-    hubs_and_servers(&rig, &["hub1", "hub2"], bridged, &["a"]);
-    let state = |state: &str| kept(hub2, "host/a").contains(&format!(r#""state":"{state}""#));
-    eventually("a is online", || state("online"));
+    hubs_and_servers(&rig, &["hub1", "hub2"], install_bridged, &["a"]);
+    eventually("a is online", || has_state(hub2, "a", "online"));
     a.sh(&format!("iptables -A OUTPUT -d {first} -j DROP; iptables -A INPUT -s {first} -j DROP"));
-    within(FAILOVER, "it is connected to the other", || is_connected(a, second));
-    // Both hubs' words on it have come by now.
+    within(FAILOVER_LIMIT, "a is connected to the other hub", || is_connected(a, second));
+    // By then the last will of the first hub has crossed the bridge.
     std::thread::sleep(Duration::from_secs(30));
-    assert!(state("online"), "{}", kept(hub2, "host/a"));
+    assert!(has_state(hub2, "a", "online"), "{}", retained(hub2, "host/a"));
+}
+
+/// Makes a host one of three NATS servers.
+fn install_cluster_node(hub: Host<'_>) {
+    let name = format!("server_name: {}", hub.name);
+    let commands = block("cluster").replace("server_name: hub1", &name);
+    install(hub, "nats", &commands);
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn three_nats_servers_and_one_dies() {
+fn fleet_survives_death_of_one_of_three_nats_servers() {
     let hubs = ["hub1", "hub2", "hub3"];
     let rig = boot("trixie", &[&hubs[..], &["a", "b"]].concat());
     let (a, b) = (rig.host("a"), rig.host("b"));
     let brokers = ["192.168.1.10", "192.168.1.20", "192.168.1.30"];
-    let node = |hub: Host<'_>| {
-        let name = format!("server_name: {}", hub.name);
-        let commands = block("cluster").replace("server_name: hub1", &name);
-        install(hub, "nats", &commands);
-    };
-    hubs_and_servers(&rig, &hubs, node, &["a", "b"]);
-    events(a, b);
-    a_host_that_was_away(rig.host("hub3"), a, b, "b");
-    // Bans happen all the while.
+    hubs_and_servers(&rig, &hubs, install_cluster_node, &["a", "b"]);
+    test_events(a, b);
+    test_offline_host(rig.host("hub3"), a, b, "b");
+    // A server dies while bans are published.
     let early: Vec<_> = (1..=20).map(|n| format!("198.51.100.{n}")).collect();
     let late: Vec<_> = (21..=40).map(|n| format!("198.51.100.{n}")).collect();
     for (n, address) in early.iter().enumerate() {
@@ -461,24 +474,26 @@ fn three_nats_servers_and_one_dies() {
         b.attack("auth", &[address]);
     }
     for address in early.iter().chain(&late) {
-        all_ban(&[a, b], address);
+        assert_all_ban(&[a, b], address);
     }
     assert!(!is_connected(a, brokers[0]));
-    // Who joins now has it all from the two that are left.
-    let joins = rig.host("hub3");
-    set(joins, "MQTT_HOST", brokers[2]);
-    joins.sh("systemctl start fail2ban f2bmqttsub");
+    // A host that joins gets all bans from the two remaining servers.
+    let joining = rig.host("hub3");
+    set(joining, "MQTT_HOST", brokers[2]);
+    joining.sh("systemctl start fail2ban f2bmqttsub");
     for address in early.iter().chain(&late) {
-        all_ban(&[joins], address);
+        assert_all_ban(&[joining], address);
     }
-    // The one that died comes back, and the next may die.
+    // The dead server comes back, and then another one may die.
     let first = rig.host("hub1");
     first.rig("boot");
     first.sh("systemctl stop f2bmqttsub fail2ban");
     first.sh("systemctl start nats-server");
-    eventually("it listens", || first.try_sh("ss -Hltn | grep -q :1883").is_ok());
-    within(FAILOVER, "it has caught up", || kept(first, "state/b/0").contains("198.51.100.40"));
+    eventually("the server listens", || first.try_sh("ss -Hltn | grep -q :1883").is_ok());
+    within(FAILOVER_LIMIT, "the server has caught up", || {
+        retained(first, "state/b/0").contains("198.51.100.40")
+    });
     rig.host("hub2").rig("kill");
     b.attack("auth", &["203.0.113.1"]);
-    all_ban(&[a, b], "203.0.113.1");
+    assert_all_ban(&[a, b], "203.0.113.1");
 }

@@ -7,7 +7,7 @@ use std::process::Output;
 
 use assert_cmd::Command;
 
-/// Runs the binary by one of its names.
+/// Runs the binary under one of its names.
 fn run(name: &str, arguments: &[&str], settings: Option<&Path>) -> Output {
     let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("f2bmqtt"));
     command.arg0(name).args(arguments);
@@ -23,7 +23,7 @@ fn shown(output: &Output) -> String {
 }
 
 #[test]
-fn each_name_has_its_help() {
+fn each_program_name_has_its_help() {
     let table = [
         ("f2bmqtt", &["--help"] as &[&str], "Makes a fleet of fail2ban servers ban as one"),
         ("f2bmqtt", &["notify", "--help"], "mqttnotifyban.sh <name> <ip> <bantime> ban"),
@@ -87,7 +87,7 @@ fn help_is_wrapped_to_the_width_of_the_terminal() {
 }
 
 #[test]
-fn wrong_usage_is_exit_code_2() {
+fn wrong_usage_exits_with_2() {
     let table = [
         ("f2bmqtt", &[] as &[&str], "Usage: f2bmqtt <COMMAND>"),
         ("f2bmqtt", &["nonsense"], "unrecognized subcommand 'nonsense'"),
@@ -136,7 +136,7 @@ fn wrong_usage_is_exit_code_2() {
 }
 
 #[test]
-fn what_is_nothing_to_tell_is_done_and_silent() {
+fn events_that_need_no_message_exit_silently_with_0() {
     for arguments in [
         &["sshd", "192.0.2.1", "600", "ban", "1", "3"] as &[&str],
         &["sshd", "192.0.2.1", "600", "ban", "0", "0", "1795342588.5"],
@@ -150,7 +150,7 @@ fn what_is_nothing_to_tell_is_done_and_silent() {
 }
 
 #[test]
-fn settings_that_cannot_be_used_are_exit_code_78() {
+fn unusable_settings_exit_with_78() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("mqtt.env");
     let output = run("mqttsubscribebans", &[], Some(&file));
@@ -180,7 +180,7 @@ fn settings_that_cannot_be_used_are_exit_code_78() {
 }
 
 #[test]
-fn check_tells_machines_of_every_fault_of_the_settings() {
+fn check_json_lists_each_settings_fault() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("mqtt.env");
     fs::write(&file, "MQTT_PORT=0\nMQTT_PASSWORD=hun ter2\n").unwrap();
@@ -188,17 +188,16 @@ fn check_tells_machines_of_every_fault_of_the_settings() {
     assert_eq!(output.status.code(), Some(78), "{}", shown(&output));
     let object: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(object["state"], "fault");
-    let of_settings = |check: &&serde_json::Value| check["id"] == "settings";
-    let found = object["checks"].as_array().unwrap().iter().filter(of_settings).count();
+    let checks = object["checks"].as_array().unwrap().iter();
+    let found = checks.filter(|check| check["id"] == "settings").count();
     assert_eq!(found, 4, "lines 1 and 2, MQTT_HOST, MQTT_TOPIC: {object:#}");
     assert!(!shown(&output).contains("hun"), "no password in an error");
 }
 
 #[test]
-fn the_shipped_settings_are_good() {
+fn shipped_settings_are_valid() {
     let text = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/mqtt.env")).unwrap();
-    let none = |_: &str| None;
-    let config = f2bmqtt::config::Config::parse(Path::new("f"), &text, &none, "web1").unwrap();
+    let config = f2bmqtt::config::Config::parse(Path::new("f"), &text, &|_| None, "web1").unwrap();
     assert_eq!(config.brokers[0].to_string(), "192.168.1.10:1883");
     assert_eq!(config.topic.below("ban"), "blacklist/ban");
     assert!(config.warnings.is_empty());

@@ -1,4 +1,4 @@
-//! The package's completions, in the shells that they are for: somebody types, and presses the tab key.
+//! The package's completions in real shells: the tests type a command line and press the tab key.
 
 mod support;
 
@@ -7,14 +7,14 @@ use f2bmqtt::cli::Cli;
 use support::terminal::Terminal;
 use support::{Rig, eventually, fleet_root};
 
-/// Each shell as it comes with Debian, with nobody's own settings; zsh's completion has to be asked for.
+/// Each shell with Debian's default settings. zsh needs a command to enable completion.
 const SHELLS: [(&str, &str); 3] = [
     ("bash", "bash --rcfile /usr/share/bash-completion/bash_completion"),
     ("zsh", "printf \"autoload -U compinit; compinit -u\\n\" >/root/.zshrc; zsh"),
     ("fish", "fish"),
 ];
 
-/// What is offered behind `f2bmqtt`, behind `f2bmqtt ban --`, and where a jail is to be named.
+/// Command lines, and the completions that the shells must offer.
 fn offered() -> [(&'static str, Vec<String>); 3] {
     let tree = Cli::command();
     let shown = tree.get_subcommands().filter(|command| !command.is_hide_set());
@@ -26,26 +26,26 @@ fn offered() -> [(&'static str, Vec<String>); 3] {
 }
 
 #[test]
-fn every_shell_offers_the_commands_and_their_options() {
+fn each_shell_completes_commands_and_options() {
     let root = fleet_root("bookworm", &["zsh", "fish", "bash-completion"]);
     let rig = Rig::up(&root, &["web1"]);
     eventually("fail2ban has its jails", || {
         let jails = rig.host("web1").try_sh("f2bmqtt names jails");
         jails.is_ok_and(|jails| jails == "both\nsshd\nweb")
     });
-    for (typed, words) in &offered() {
-        assert!(words.len() > 1, "{words:?}");
+    for (typed, offers) in &offered() {
+        assert!(offers.len() > 1, "{offers:?}");
         for (shell, command) in SHELLS {
             let terminal =
                 Terminal::open(rig.host("web1"), &format!("PS1=ready.; export PS1; {command}"));
-            terminal.shows(&format!("{shell} takes a line"), |screen| {
+            terminal.wait_for(&format!("{shell} takes a line"), |screen| {
                 screen.trim_end().ends_with(['#', '.', '$', '>', '%'])
             });
-            terminal.types(&[typed, "Tab", "Tab"]);
-            let what = format!("{shell} offers {words:?} behind {typed}");
-            terminal.shows(&what, |screen| {
+            terminal.type_keys(&[typed, "Tab", "Tab"]);
+            let what = format!("{shell} offers {offers:?} behind {typed}");
+            terminal.wait_for(&what, |screen| {
                 let offered: Vec<_> = screen.split_whitespace().collect();
-                words.iter().all(|word| offered.contains(&word.as_str()))
+                offers.iter().all(|offer| offered.contains(&offer.as_str()))
             });
         }
     }

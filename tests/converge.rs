@@ -1,5 +1,5 @@
-//! Whatever fails, every server ends with the same bans, and for as long as their origin: on real servers,
-//! with real fail2ban and mosquitto.
+//! After each fault all servers have the same bans, for as long as the origin of each ban: on real servers, with real
+//! fail2ban and mosquitto.
 
 mod support;
 
@@ -19,14 +19,14 @@ fn set(addresses: &[&str]) -> BTreeSet<String> {
     addresses.iter().map(|&address| address.to_owned()).collect()
 }
 
-/// Loses the broker's whole memory.
-fn forget_all(hub: Host<'_>) {
+/// Deletes all retained messages and sessions of the broker.
+fn lose_broker_data(hub: Host<'_>) {
     hub.sh("systemctl kill -s KILL mosquitto; systemctl stop mosquitto
             rm -f /var/lib/mosquitto/mosquitto.db; systemctl start mosquitto");
 }
 
 #[test]
-fn a_broker_that_forgets_everything_and_a_host_that_joins_get_all() {
+fn emptied_broker_and_new_host_receive_all_bans() {
     let rig = Rig::fleet(&["a", "b", "c"]);
     let (a, b, c, hub) = (rig.host("a"), rig.host("b"), rig.host("c"), rig.host("hub"));
     c.sh("systemctl stop f2bmqttsub");
@@ -34,31 +34,31 @@ fn a_broker_that_forgets_everything_and_a_host_that_joins_get_all() {
     b.attack("auth", &["192.0.2.3"]);
     let all = set(&["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
     eventually("a and b ban all", || banned(a) == all && banned(b) == all);
-    forget_all(hub);
-    // c was not there when these were told, and no session kept them for it.
+    lose_broker_data(hub);
+    // c was offline when the bans were published, and has no session on the broker.
     c.sh("rm -rf /var/lib/f2bmqtt/*; systemctl start f2bmqttsub || { journalctl -u f2bmqttsub -n 20; exit 1; }");
     eventually("c bans all", || banned(c) == all);
     assert!(banned(a) == all && banned(b) == all);
-    // What a host hears of no more because the broker lost it, it keeps; what was freed meanwhile, not.
+    // A host keeps bans that the broker lost, but not a ban that was released meanwhile.
     rig.host("b").rig("cut");
     a.sh("fail2ban-client set sshd unbanip 192.0.2.1");
-    eventually("c frees it", || !c.bans("sshd", "192.0.2.1"));
-    forget_all(hub);
+    eventually("c releases the ban", || !c.bans("sshd", "192.0.2.1"));
+    lose_broker_data(hub);
     b.rig("join");
-    eventually("b frees it, too", || banned(b) == set(&["192.0.2.2", "192.0.2.3"]));
+    eventually("b releases the ban", || banned(b) == set(&["192.0.2.2", "192.0.2.3"]));
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn a_fail2ban_that_stops_frees_nobody_and_an_operator_who_frees_all_does() {
+fn fail2ban_stop_releases_no_bans_but_unban_all_does() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
-    // Both detect one of them, before they hear of each other.
+    // Both hosts detect one address before they receive each other's events.
     a.sh("systemctl stop f2bmqttsub");
     b.sh("systemctl stop f2bmqttsub");
     for (host, addresses) in [(a, ["192.0.2.1", "192.0.2.2"]), (b, ["192.0.2.2", "192.0.2.3"])] {
         host.attack("auth", &addresses);
-        eventually("it detects them", || banned(host) == set(&addresses));
+        eventually("the host detects them", || banned(host) == set(&addresses));
     }
     a.sh("systemctl start f2bmqttsub");
     b.sh("systemctl start f2bmqttsub");
@@ -71,25 +71,27 @@ fn a_fail2ban_that_stops_frees_nobody_and_an_operator_who_frees_all_does() {
         sleep(Duration::from_secs(1));
     }
     a.sh("systemctl start fail2ban");
-    eventually("it restores its bans", || banned(a) == all);
+    eventually("a restores its bans", || banned(a) == all);
     assert_eq!(banned(b), all);
-    // What b detected, too, is lifted on a, and stays with b.
+    // The operator lifts the shared ban on a. b keeps its local ban.
     a.sh("fail2ban-client unban --all");
-    eventually("b frees what only a held", || banned(b) == set(&["192.0.2.2", "192.0.2.3"]));
+    eventually("b releases the bans that only a held", || {
+        banned(b) == set(&["192.0.2.2", "192.0.2.3"])
+    });
     sleep(Duration::from_secs(6));
-    assert_eq!(banned(a), set(&[]), "what its operator lifted does not come back");
-    assert_eq!(banned(b), set(&["192.0.2.2", "192.0.2.3"]), "what b detected no other frees");
+    assert_eq!(banned(a), set(&[]), "a lifted ban does not come back");
+    assert_eq!(banned(b), set(&["192.0.2.2", "192.0.2.3"]), "no peer releases a local ban");
 }
 
 #[test]
-fn what_an_operator_lifts_stays_lifted_over_restarts_of_everything() {
+fn manual_unban_survives_all_restarts() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
     b.sh("fail2ban-client set sshd banip 192.0.2.9");
     a.attack("auth", &["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.9"]);
     eventually("b bans them", || banned(b).len() == 4);
-    // One while the daemon runs, one while it does not.
-    eventually("fail2ban has written it down", || {
+    // The operator lifts one ban while the daemon runs, and one while it does not.
+    eventually("fail2ban has written the bans", || {
         b.sh("sqlite3 /var/lib/fail2ban/fail2ban.sqlite3 \"SELECT count(*) FROM bips\"") == "4"
     });
     sleep(Duration::from_secs(4));
@@ -103,22 +105,24 @@ fn what_an_operator_lifts_stays_lifted_over_restarts_of_everything() {
         host.sh("systemctl restart fail2ban f2bmqttsub");
         host.ready();
     }
-    forget_all(hub);
+    lose_broker_data(hub);
     eventually("both are connected", || {
         [a, b].iter().all(|host| host.journal().matches("connected to the broker").count() >= 2)
     });
     sleep(Duration::from_secs(8));
-    assert_eq!(banned(b), left, "over restarts of everything");
-    // A new ban of its origin counts again; the operator's own no other frees.
+    assert_eq!(banned(b), left, "the lifted bans survive all restarts");
+    // A new detection at the origin counts. No peer releases the operator's own ban.
     a.sh("fail2ban-client set sshd unbanip 192.0.2.1 192.0.2.9");
     sleep(Duration::from_secs(5));
     a.attack("auth", &["192.0.2.1"]);
-    eventually("a bans it anew", || a.bans("sshd", "192.0.2.1"));
-    eventually("and b", || banned(b) == set(&["192.0.2.1", "192.0.2.3", "192.0.2.9"]));
+    eventually("a bans the address again", || a.bans("sshd", "192.0.2.1"));
+    eventually("b imports the ban again", || {
+        banned(b) == set(&["192.0.2.1", "192.0.2.3", "192.0.2.9"])
+    });
 }
 
 #[test]
-fn a_fail2ban_that_lost_its_database_bans_for_the_others_again() {
+fn fail2ban_with_lost_database_reimports_bans() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     let all = set(&["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
@@ -126,7 +130,7 @@ fn a_fail2ban_that_lost_its_database_bans_for_the_others_again() {
     eventually("b bans them", || banned(b) == all);
     let database = "/var/lib/fail2ban/fail2ban.sqlite3";
     for lose in ["rm", "echo no database >"] {
-        eventually("fail2ban has written it down", || {
+        eventually("fail2ban has written the bans", || {
             b.sh(&format!("sqlite3 {database} 'SELECT count(*) FROM bips'")) == "3"
         });
         sleep(Duration::from_secs(4));
@@ -135,7 +139,7 @@ fn a_fail2ban_that_lost_its_database_bans_for_the_others_again() {
     }
     sleep(Duration::from_secs(4));
     assert_eq!(banned(b), all);
-    // What its operator lifts is lifted still.
+    // A manual unban still counts after the loss.
     b.sh("fail2ban-client set sshd unbanip 192.0.2.1");
     sleep(Duration::from_secs(4));
     b.sh("systemctl restart fail2ban f2bmqttsub");
@@ -145,7 +149,7 @@ fn a_fail2ban_that_lost_its_database_bans_for_the_others_again() {
 }
 
 #[test]
-fn a_fail2ban_without_jails_bans_nobody_for_the_fleet_and_answers_it() {
+fn fail2ban_without_jails_releases_bans_and_confirms_unban() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     a.attack("auth", &["192.0.2.1", "192.0.2.2"]);
@@ -154,40 +158,40 @@ fn a_fail2ban_without_jails_bans_nobody_for_the_fleet_and_answers_it() {
           printf '[both]\nenabled = false\n[sshd]\nenabled = false\n[web]\nenabled = false\n' \
             >/etc/fail2ban/jail.d/none.local
           systemctl restart fail2ban; until fail2ban-client ping; do sleep 0.1; done >/dev/null 2>&1");
-    // It started a while ago, and will make no more jails.
+    // fail2ban started two minutes ago, so the daemon expects no more jails.
     a.sh("touch -d '-2 minutes' /run/fail2ban/fail2ban.sock; systemctl start f2bmqttsub");
-    eventually("b frees them", || banned(b).is_empty());
+    eventually("b releases them", || banned(b).is_empty());
     let out = b.run("f2bmqtt unban 192.0.2.1");
     assert!(out.status.success(), "{out:?}");
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn a_jail_that_is_removed_bans_nobody_after_a_minute() {
+fn removed_jail_releases_bans_after_a_minute() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b) = (rig.host("a"), rig.host("b"));
     a.attack("auth", &["192.0.2.1", "192.0.2.2"]);
     eventually("b bans them", || banned(b).len() == 2);
-    sleep(Duration::from_mins(1)); // fail2ban starts no more
+    sleep(Duration::from_mins(1)); // after that, fail2ban no longer counts as starting
     a.sh("fail2ban-client stop sshd");
     let stopped = Instant::now();
     while stopped.elapsed() < Duration::from_secs(50) {
-        assert_eq!(banned(b).len(), 2, "after {:?}: it may be on its way up", stopped.elapsed());
+        assert_eq!(banned(b).len(), 2, "after {:?}: the jail may still start", stopped.elapsed());
         sleep(Duration::from_secs(1));
     }
-    eventually("b frees them", || banned(b).is_empty());
+    eventually("b releases them", || banned(b).is_empty());
     let out = b.run("f2bmqtt unban 192.0.2.1");
     assert!(out.status.success(), "{out:?}");
     a.sh("fail2ban-client reload");
     let left = set(&["192.0.2.2"]);
-    eventually("it is back, without what was freed for all", || banned(a) == left);
-    eventually("and b bans for it again", || banned(b) == left);
+    eventually("a restores its jail, except the fleet unban", || banned(a) == left);
+    eventually("b imports the ban again", || banned(b) == left);
     sleep(Duration::from_secs(6));
     assert!(banned(a) == left && banned(b) == left);
 }
 
 #[test]
-fn a_jail_that_is_not_up_yet_frees_nobody() {
+fn late_jail_releases_no_bans() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
     a.attack("auth", &["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
@@ -195,7 +199,7 @@ fn a_jail_that_is_not_up_yet_frees_nobody() {
     sleep(Duration::from_secs(4));
     b.sh("fail2ban-client set sshd unbanip 192.0.2.1");
     sleep(Duration::from_secs(4));
-    // As it is for a moment when both are restarted: fail2ban has some of its jails.
+    // fail2ban has only some of its jails, as for a moment after a restart of both.
     let record = rig.record();
     a.sh("systemctl stop f2bmqttsub; systemctl restart fail2ban");
     eventually("fail2ban restores its bans", || banned(a).len() == 3);
@@ -204,21 +208,21 @@ fn a_jail_that_is_not_up_yet_frees_nobody() {
     assert_eq!(banned(b), set(&["192.0.2.2", "192.0.2.3"]));
     fleet_unban(hub, "192.0.2.3");
     let left = set(&["192.0.2.2"]);
-    eventually("b frees what is freed for all", || banned(b) == left);
+    eventually("b applies the fleet unban", || banned(b) == left);
     sleep(Duration::from_secs(3));
     a.sh("fail2ban-client reload");
-    eventually("a frees it, too, once its jail is there", || {
+    eventually("a applies the fleet unban when its jail starts", || {
         banned(a) == set(&["192.0.2.1", "192.0.2.2"])
     });
     sleep(Duration::from_secs(6));
     assert_eq!(banned(b), left);
-    let messages = record.messages();
-    let parts = || messages.iter().filter(|line| line.starts_with("f2bmqtt/blacklist/state/a/0"));
-    assert!(parts().count() >= 2, "{messages:?}");
-    assert!(parts().all(|part| part.contains("192.0.2.1") && part.contains("192.0.2.2")));
+    let mut shards = record.messages();
+    shards.retain(|line| line.starts_with("f2bmqtt/blacklist/state/a/0"));
+    assert!(shards.len() >= 2, "{shards:?}");
+    assert!(shards.iter().all(|shard| shard.contains("192.0.2.1") && shard.contains("192.0.2.2")));
 }
 
-/// Publishes what `f2bmqtt unban` does.
+/// Publishes the event of `f2bmqtt unban`.
 fn fleet_unban(hub: Host<'_>, address: &str) {
     let millis = hub.sh("date +%s%3N");
     hub.publish(
@@ -230,7 +234,7 @@ fn fleet_unban(hub: Host<'_>, address: &str) {
 }
 
 #[test]
-fn a_fleet_unban_holds_also_for_a_host_that_was_cut_off() {
+fn fleet_unban_reaches_disconnected_host() {
     let rig = Rig::fleet(&["a", "b", "c"]);
     let (a, b, c, hub) = (rig.host("a"), rig.host("b"), rig.host("c"), rig.host("hub"));
     a.attack("auth", &["192.0.2.1", "192.0.2.2"]);
@@ -239,23 +243,23 @@ fn a_fleet_unban_holds_also_for_a_host_that_was_cut_off() {
     a.rig("cut");
     fleet_unban(hub, "192.0.2.1");
     let left = set(&["192.0.2.2"]);
-    eventually("it is free, also where it was banned by hand", || {
+    eventually("b and c release the ban, also b's manual one", || {
         banned(b) == left && banned(c) == left
     });
-    forget_all(hub);
+    lose_broker_data(hub);
     c.sh("systemctl restart f2bmqttsub");
     a.rig("join");
-    eventually("and at its origin, once that is back", || banned(a) == left);
+    eventually("the origin releases the ban after its reconnection", || banned(a) == left);
     sleep(Duration::from_secs(8));
     for host in [a, b, c] {
-        assert_eq!(banned(host), left, "it stays free");
+        assert_eq!(banned(host), left, "the ban does not come back");
     }
     a.attack("auth", &["192.0.2.1"]);
     eventually("a new detection counts", || [a, b, c].iter().all(|host| banned(*host).len() == 2));
 }
 
 #[test]
-fn five_bans_of_one_address_make_one_recidive_ban_a_host_at_most() {
+fn five_bans_of_address_cause_at_most_one_recidive_ban_per_host() {
     let rig = Rig::fleet(&["a", "b", "c"]);
     let hosts = rig.hosts(&["a", "b", "c"]);
     for host in &hosts {
@@ -271,14 +275,14 @@ fn five_bans_of_one_address_make_one_recidive_ban_a_host_at_most() {
         a.attack("auth", &["192.0.2.1"]);
         eventually("all ban it", || hosts.iter().all(|host| host.bans("sshd", "192.0.2.1")));
         a.sh("fail2ban-client set sshd unbanip 192.0.2.1");
-        eventually("all free it", || hosts.iter().all(|host| !host.bans("sshd", "192.0.2.1")));
+        eventually("all release it", || hosts.iter().all(|host| !host.bans("sshd", "192.0.2.1")));
     }
     eventually("all ban it for longer", || {
         hosts.iter().all(|host| host.bans("recidive", "192.0.2.1"))
     });
     sleep(Duration::from_secs(10));
     for host in ["a", "b", "c"] {
-        let told = record.count(&["blacklist/ban", "recidive", &format!(r#""host":"{host}""#)]);
-        assert!(told <= 1, "{host} told {told} times: {:#?}", record.events());
+        let count = record.count(&["blacklist/ban", "recidive", &format!(r#""host":"{host}""#)]);
+        assert!(count <= 1, "{host} published {count} times: {:#?}", record.events());
     }
 }

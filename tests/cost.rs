@@ -1,5 +1,5 @@
-//! What the most expensive messages that are known cost the daemon, beside a plain ban event. `tests/bench` runs it;
-//! the ratios of one run can be compared, the times depend on the machine.
+//! Measures what the most expensive known messages cost the daemon, compared with a plain ban event. `tests/bench` runs
+//! these tests. The ratios of one run are comparable; the times depend on the machine.
 
 use std::collections::BTreeSet;
 use std::hint::black_box;
@@ -16,11 +16,11 @@ use f2bmqtt::wire::{
 
 const NOW: i64 = 1_795_342_588_000;
 
-/// The most fleet unbans that a shard may list.
+/// How many fleet unbans a shard may list.
 const MAX_UNBANS: u32 = 1_000;
 
-/// The largest shard that a host reads, in bytes.
-const MAX_SHARD: usize = 192 * 1024;
+/// The size limit of a shard.
+const MAX_SHARD_BYTES: usize = 192 * 1024;
 
 fn address(n: u32) -> Address {
     Address::new(&Ipv4Addr::from(0x0b00_0000 + n).to_string()).unwrap()
@@ -37,7 +37,7 @@ fn shard(host: &str, stamp: i64, slice: ShardId, bans: Vec<ShardEntry>) -> Shard
     }
 }
 
-/// A snapshot of so many permanent bans in 512 shards, of which the first is left out.
+/// A snapshot with this number of permanent bans in 512 shards, without the first shard.
 fn snapshot(host: &str, stamp: i64, bans: u32) -> Vec<String> {
     let mut shards: Vec<Vec<ShardEntry>> = (0..512).map(|_| Vec::new()).collect();
     for n in 0..bans {
@@ -45,9 +45,11 @@ fn snapshot(host: &str, stamp: i64, bans: u32) -> Vec<String> {
         let listed = ShardEntry { jail, address, start: NOW / 1000, bantime: -1 };
         shards[ShardId::of(address, 512).index() as usize].push(listed);
     }
-    let encoded =
-        |(number, bans)| shard(host, stamp, ShardId::new(number, 512).unwrap(), bans).encode();
-    (0..).zip(shards).skip(1).map(encoded).collect()
+    let mut encoded = Vec::new();
+    for (index, bans) in (0..).zip(shards).skip(1) {
+        encoded.push(shard(host, stamp, ShardId::new(index, 512).unwrap(), bans).encode());
+    }
+    encoded
 }
 
 fn event(n: u32) -> String {
@@ -57,40 +59,41 @@ fn event(n: u32) -> String {
     )
 }
 
-/// A shard with as many fleet unbans as it has room for.
-fn unbans() -> String {
-    let mut part = shard("evil", NOW + 5_000, ShardId::new(0, 1).unwrap(), Vec::new());
-    let of = |n: u32| {
-        let id = UnbanId::new(&format!("e-{}", NOW + i64::from(n))).unwrap();
-        FleetUnban { scope: JailScope::All, address: address(n), id }
-    };
-    part.unbans.push(of(0));
-    let size = part.encode().len();
-    part.unbans.push(of(1));
-    let each = part.encode().len() - size + 3;
-    let room = u32::try_from((MAX_SHARD - size) / each).unwrap().min(MAX_UNBANS);
-    part.unbans = (0..room).map(of).collect();
-    part.encode()
+fn fleet_unban(n: u32) -> FleetUnban {
+    let id = UnbanId::new(&format!("e-{}", NOW + i64::from(n))).unwrap();
+    FleetUnban { scope: JailScope::All, address: address(n), id }
 }
 
-/// The processor time of this thread: what else runs on the machine does not count.
+/// A shard with as many fleet unbans as fit.
+fn unbans() -> String {
+    let mut shard = shard("evil", NOW + 5_000, ShardId::new(0, 1).unwrap(), Vec::new());
+    shard.unbans.push(fleet_unban(0));
+    let size = shard.encode().len();
+    shard.unbans.push(fleet_unban(1));
+    let each = shard.encode().len() - size + 3;
+    let count = u32::try_from((MAX_SHARD_BYTES - size) / each).unwrap().min(MAX_UNBANS);
+    shard.unbans = (0..count).map(fleet_unban).collect();
+    shard.encode()
+}
+
+/// The processor time of this thread, which other load on the machine does not change.
 fn processor_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::try_from(time).unwrap()
 }
 
-fn hear(fleet: &mut Controller, shard: &str) {
+fn apply_shard(fleet: &mut Controller, shard: &str) {
     black_box(fleet.apply_shard(&Shard::parse(shard.as_bytes()).unwrap(), NOW));
 }
 
-/// Works off what is to be done without fail2ban; answers the longest step.
+/// Runs all effects that need no fail2ban. Returns the time of the longest one.
 fn work(fleet: &mut Controller) -> Duration {
     let mut longest = Duration::ZERO;
     loop {
-        let begun = processor_time();
-        let step = fleet.next_effect(NOW);
-        longest = longest.max(processor_time().saturating_sub(begun));
-        match step {
+        let started = processor_time();
+        let effect = fleet.next_effect(NOW);
+        longest = longest.max(processor_time().saturating_sub(started));
+        match effect {
             Effect::Persist(_) => fleet.on_persisted(true, NOW),
             Effect::Idle => return longest,
             _ => {}
@@ -119,19 +122,19 @@ fn worst_messages_cost_little_more_than_their_size() {
         PersistedState::default(),
     );
     let (mine, slice) = (snapshot("evil", NOW + 1_000, 99_000), ShardId::new(0, 1).unwrap());
-    let begun = processor_time();
+    let started = processor_time();
     for shard in &mine {
-        hear(&mut fleet, shard);
+        apply_shard(&mut fleet, shard);
     }
-    let filled = processor_time().saturating_sub(begun);
+    let filled = processor_time().saturating_sub(started);
 
     let events: Vec<String> = (200_000..210_000).map(event).collect();
-    let begun = processor_time();
+    let started = processor_time();
     for event in &events {
         black_box(fleet.apply_event(&Event::parse(event.as_bytes()).unwrap(), NOW));
     }
     let costs =
-        Costs { plain: (processor_time().saturating_sub(begun)).as_secs_f64() * 1e6 / 10_000.0 };
+        Costs { plain: (processor_time().saturating_sub(started)).as_secs_f64() * 1e6 / 10_000.0 };
     println!(
         "Cost of one message: processor time, and times a plain ban event (99,000 bans are known)"
     );
@@ -140,38 +143,37 @@ fn worst_messages_cost_little_more_than_their_size() {
 
     let old: Vec<String> =
         (1..=300).map(|stamp| shard("evil", stamp, slice, Vec::new()).encode()).collect();
-    let begun = processor_time();
+    let started = processor_time();
     for shard in &old {
-        hear(&mut fleet, shard);
+        apply_shard(&mut fleet, shard);
     }
-    costs.print("one of 300 old shards of 80 bytes", 300, processor_time().saturating_sub(begun));
+    costs.print("one of 300 old shards of 80 bytes", 300, processor_time().saturating_sub(started));
 
     let last = shard("evil", NOW + 2_000, slice, Vec::new()).encode();
-    let begun = processor_time();
-    hear(&mut fleet, &last);
-    costs.print("a shard that releases all 99,000", 1, processor_time().saturating_sub(begun));
+    let started = processor_time();
+    apply_shard(&mut fleet, &last);
+    costs.print("a shard that releases all 99,000", 1, processor_time().saturating_sub(started));
     let longest = work(&mut fleet);
-    costs.print("the same, until all are released", 1, processor_time().saturating_sub(begun));
-    costs.print("the longest step on the way", 1, longest);
+    costs.print("the same, until all are released", 1, processor_time().saturating_sub(started));
+    costs.print("the longest effect of these", 1, longest);
 
     let unbans = unbans();
-    let begun = processor_time();
-    hear(&mut fleet, &unbans);
+    let started = processor_time();
+    apply_shard(&mut fleet, &unbans);
     let count = unbans.matches("e-").count();
     costs.print(
         &format!("a shard with {count} fleet unbans"),
         1,
-        processor_time().saturating_sub(begun),
+        processor_time().saturating_sub(started),
     );
 }
 
-/// What fail2ban answers that holds the bans of [`snapshot`], as its own detections.
-fn look(bans: u32) -> Observation {
-    let addresses = || (0..bans).map(address);
+/// The observation of a fail2ban that has detected the bans of [`snapshot`] itself.
+fn observation(bans: u32) -> Observation {
     let row = BipsRow { timeofban: NOW / 1000, bantime: -1, failures: 3 };
     Observation {
-        held: addresses().map(|address| (address, Some(-1))).collect(),
-        rows: addresses().map(|address| (address, row)).collect(),
+        held: (0..bans).map(|n| (address(n), Some(-1))).collect(),
+        rows: (0..bans).map(|n| (address(n), row)).collect(),
         database: Some(0),
         total: Some(bans.into()),
         bantime: 600,
@@ -181,17 +183,17 @@ fn look(bans: u32) -> Observation {
 
 #[test]
 #[ignore = "a measurement, which tests/bench makes"]
-fn restart_with_100_000_bans_that_others_claim_too_costs_seconds() {
+fn restart_with_100_000_shared_local_bans_takes_seconds() {
     const BANS: u32 = 100_000;
     let jail = Jail::new("sshd").unwrap();
-    let begun = processor_time();
+    let started = processor_time();
     let mut fleet = Controller::new(
         HostName::new("web1").unwrap(),
         Timing::default(),
         PersistedState::default(),
     );
     for shard in snapshot("web2", NOW + 1_000, BANS) {
-        hear(&mut fleet, &shard);
+        apply_shard(&mut fleet, &shard);
     }
     fleet.start_cycle(NOW);
     let server = ServerInstance { pid: 1, started: NOW / 1000 - 900 };
@@ -199,13 +201,13 @@ fn restart_with_100_000_bans_that_others_claim_too_costs_seconds() {
     fleet.on_heartbeat(pulse, BTreeSet::from([jail.clone()]), NOW);
     let (mut longest, mut banned) = (Duration::ZERO, 0);
     loop {
-        let step_begun = processor_time();
-        let step = fleet.next_effect(NOW);
-        longest = longest.max(processor_time().saturating_sub(step_begun));
-        match step {
+        let effect_started = processor_time();
+        let effect = fleet.next_effect(NOW);
+        longest = longest.max(processor_time().saturating_sub(effect_started));
+        match effect {
             Effect::Persist(_) => fleet.on_persisted(true, NOW),
             Effect::Observe(jail, of) => {
-                fleet.on_observation(&jail, of.as_deref(), look(BANS), NOW);
+                fleet.on_observation(&jail, of.as_deref(), observation(BANS), NOW);
             }
             Effect::Ban(_, work) => {
                 banned += work.len();
@@ -216,8 +218,8 @@ fn restart_with_100_000_bans_that_others_claim_too_costs_seconds() {
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(banned, 0, "fail2ban holds them all");
-    let all = processor_time().saturating_sub(begun);
-    println!("A restart with 100,000 bans of this host that another host claims, too, in one jail");
-    println!("  in all {all:.1?}, the longest step {longest:.1?}");
+    assert_eq!(banned, 0, "fail2ban holds all bans");
+    let all = processor_time().saturating_sub(started);
+    println!("A restart with 100,000 local bans that another host also claims, in one jail");
+    println!("  in all {all:.1?}, the longest effect {longest:.1?}");
 }

@@ -1,76 +1,75 @@
-//! Drop-in means drop-in: what people's jails, log watchers and other hosts saw of the scripts, case
-//! by case, on the installed package. Where a case differs, it does so on purpose, and docs/migrating-from-scripts.md
-//! says so.
+//! Compatibility with the scripts: the calls, log lines and messages on which jails, log watchers and other hosts depend.
+//! docs/migrating-from-scripts.md lists the intended differences.
 
 mod support;
 
 use support::{Host, Rig, eventually, package};
 
-/// One call of the notifier: its arguments, and what is published, if anything.
+/// A call of the notifier, and the message that it publishes, if any.
 struct Call {
     arguments: &'static str,
     published: Option<&'static str>,
     code: i32,
 }
 
-const fn tells(arguments: &'static str, published: &'static str) -> Call {
+const fn publishes(arguments: &'static str, published: &'static str) -> Call {
     Call { arguments, published: Some(published), code: 0 }
 }
 
-const fn silent(arguments: &'static str, code: i32) -> Call {
+const fn publishes_nothing(arguments: &'static str, code: i32) -> Call {
     Call { arguments, published: None, code }
 }
 
-/// Each address appears once, so that what is published can be matched with its call.
+/// Each address appears once, so that each message belongs to one call.
 const CALLS: [Call; 17] = [
-    tells(
+    publishes(
         "sshd 203.0.113.1 600 ban 0 3",
         r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"203.0.113.1","bantime":600,"host":"a","restored":0,"failures":3,"#,
     ),
-    tells(
+    publishes(
         "sshd 203.0.113.2 600 unban 0 3",
         r#"blacklist/unban {"action":"unban","ipmset":"sshd","ip":"203.0.113.2","bantime":600,"host":"a","restored":0,"failures":3,"#,
     ),
-    silent("sshd 203.0.113.3 600 ban 1 3", 0),
-    tells(
+    publishes_nothing("sshd 203.0.113.3 600 ban 1 3", 0),
+    publishes(
         "sshd 203.0.113.4 600 unban 1 3",
         r#"blacklist/unban {"action":"unban","ipmset":"sshd","ip":"203.0.113.4","bantime":600,"host":"a","restored":1,"failures":3,"#,
     ),
-    silent("sshd 203.0.113.5 600 ban 0 0", 0),
-    silent("sshd 203.0.113.6 600 unban 0 0", 0),
-    silent("sshd 203.0.113.7 600 ban 0 ''", 0),
-    silent("sshd 203.0.113.8 600 ban 0", 0),
-    silent("sshd 203.0.113.9 600 ban 0 'a[$(touch /root/ran)]'", 2),
-    tells(
+    publishes_nothing("sshd 203.0.113.5 600 ban 0 0", 0),
+    publishes_nothing("sshd 203.0.113.6 600 unban 0 0", 0),
+    publishes_nothing("sshd 203.0.113.7 600 ban 0 ''", 0),
+    publishes_nothing("sshd 203.0.113.8 600 ban 0", 0),
+    publishes_nothing("sshd 203.0.113.9 600 ban 0 'a[$(touch /root/ran)]'", 2),
+    publishes(
         "sshd 203.0.113.10 0 ban 0 3",
         r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"203.0.113.10","bantime":0,"host":"a","restored":0,"failures":3,"#,
     ),
-    tells(
+    publishes(
         "sshd 203.0.113.11 '' ban 0 3",
         r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"203.0.113.11","bantime":0,"host":"a","restored":0,"failures":3,"#,
     ),
-    tells(
+    publishes(
         "sshd 203.0.113.12 10m ban 0 3",
         r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"203.0.113.12","bantime":0,"host":"a","restored":0,"failures":3,"#,
     ),
-    silent("'ss\"hd' 203.0.113.13 600 ban 0 3", 2),
-    silent("sshd '203.0.113.14\"' 600 ban 0 3", 2),
-    tells(
+    publishes_nothing("'ss\"hd' 203.0.113.13 600 ban 0 3", 2),
+    publishes_nothing("sshd '203.0.113.14\"' 600 ban 0 3", 2),
+    publishes(
         "sshd 2001:DB8:0::1 600 ban 0 3",
         r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"2001:db8::1","bantime":600,"host":"a","restored":0,"failures":3,"#,
     ),
-    tells(
+    publishes(
         "sshd 203.0.113.15 600 ban 0 3 1795342588.4",
         r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"203.0.113.15","bantime":600,"host":"a","restored":0,"failures":3,"time":1795342588,"#,
     ),
-    tells(
+    publishes(
         "sshd 203.0.113.16 -1 ban 0 3",
         r#"blacklist/ban {"action":"ban","ipmset":"sshd","ip":"203.0.113.16","bantime":-1,"host":"a","restored":0,"failures":3,"#,
     ),
 ];
 
 #[test]
-fn the_notifier_publishes_what_the_script_published() {
+fn notify_publishes_same_messages_as_script() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     let record = rig.record();
@@ -82,26 +81,25 @@ fn the_notifier_publishes_what_the_script_published() {
             assert_eq!(run.stderr.is_empty(), call.code == 0, "{name} {}", call.arguments);
         }
         let expected: Vec<_> = CALLS.iter().filter_map(|call| call.published).collect();
-        eventually("all is published", || record.events().len() >= expected.len());
+        eventually("all events are published", || record.events().len() >= expected.len());
         for (event, expected) in record.events().iter().zip(&expected) {
             assert!(event.starts_with(expected) && event.ends_with('}'), "{event}\n{expected}");
         }
         a.sh("/etc/fail2ban/mqttnotifyban last 198.51.100.99 600 ban 0 1");
-        eventually("nothing else is published", || record.count(&["198.51.100.99"]) == 1);
+        eventually("the last event is published", || record.count(&["198.51.100.99"]) == 1);
         assert_eq!(record.events().len(), expected.len() + 1);
-        // The same calls again, by the other name: not within the seconds that make them repeats. What
-        // fail2ban does not know of would be told again.
-        eventually("all is settled", || a.sh("ls /var/lib/f2bmqtt/spool").is_empty());
+        // The same calls again under the other name, later than the time within which the daemon drops repeated events.
+        eventually("the spool is empty", || a.sh("ls /var/lib/f2bmqtt/spool").is_empty());
         hub.sh("systemctl stop record; rm /root/seen");
         a.sh("systemctl restart f2bmqttsub");
         a.ready();
         rig.record();
     }
     assert!(a.try_sh("test -e /root/ran").is_err(), "an argument ran as a command");
-    // Where the scripts did what nobody saw: as another user, and beside the service.
+    // Calls that failed silently with the scripts: as another user, and while the service runs.
     let table = [
         (
-            "runuser -u nobody -- /etc/fail2ban/mqttnotifyban sshd 203.0.113.17 600 ban 0 3",
+            "runuser -u games -- /etc/fail2ban/mqttnotifyban sshd 203.0.113.17 600 ban 0 3",
             "cannot write to the spool /var/lib/f2bmqtt/spool: Permission denied (os error 13). Run the command as root",
         ),
         ("/etc/fail2ban/mqttsubscribebans", "another f2bmqtt daemon is already running (PID "),
@@ -115,53 +113,55 @@ fn the_notifier_publishes_what_the_script_published() {
 }
 
 #[test]
-fn the_notifier_never_waits_and_loses_nothing_without_a_broker() {
+fn notify_without_broker_returns_at_once_and_loses_nothing() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
     hub.sh("systemctl stop mosquitto");
     a.sh("/etc/fail2ban/mqttnotifyban sshd 203.0.113.1 600 ban 0 3");
     assert_eq!(a.sh("ls /var/lib/f2bmqtt/spool | wc -l"), "1");
     hub.sh("systemctl start mosquitto");
-    eventually("b is told", || b.journal().contains("Inbound: ban 203.0.113.1 "));
-    removal_takes_a_host_out_of_the_fleet(hub, a, b);
+    eventually("b receives the event", || b.journal().contains("Inbound: ban 203.0.113.1 "));
+    test_removal(hub, a, b);
 }
 
-/// As for a host that goes back to the scripts: what it unbans from then on, it unbans by other means.
-fn removal_takes_a_host_out_of_the_fleet(hub: Host<'_>, a: Host<'_>, b: Host<'_>) {
-    let retained = || {
-        hub.sh("mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'f2bmqtt/blacklist/#' \
-                --retained-only -W 2 -F %t || true")
-    };
+/// All retained messages of the fleet.
+fn retained(hub: Host<'_>) -> String {
+    hub.sh("mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'f2bmqtt/blacklist/#' \
+            --retained-only -W 2 -F %t || true")
+}
+
+/// Removing the package removes the host from the fleet, because its later unbans are not published.
+fn test_removal(hub: Host<'_>, a: Host<'_>, b: Host<'_>) {
     a.attack("auth", &["203.0.113.2"]);
     eventually("b bans it, too", || b.bans("sshd", "203.0.113.2"));
-    eventually("the broker has the snapshot", || retained().contains("/state/a/"));
+    eventually("the broker has the snapshot", || retained(hub).contains("/state/a/"));
     a.push(&package(), "/root/f2bmqtt.deb");
-    let said = a.sh("apt-get install -y --reinstall /root/f2bmqtt.deb </dev/null 2>&1");
-    assert!(!said.contains("from the fleet"), "{said}");
+    let output = a.sh("apt-get install -y --reinstall /root/f2bmqtt.deb </dev/null 2>&1");
+    assert!(!output.contains("from the fleet"), "{output}");
     a.ready();
     assert!(b.bans("sshd", "203.0.113.2"), "an upgrade releases no ban");
-    let said = a.sh("apt-get remove -y f2bmqtt </dev/null 2>&1");
-    assert!(said.contains("removed a from the fleet: other hosts release its bans"), "{said}");
-    eventually("b frees it", || !b.bans("sshd", "203.0.113.2"));
-    assert!(a.bans("sshd", "203.0.113.2"), "fail2ban goes on");
-    let left = retained();
+    let output = a.sh("apt-get remove -y f2bmqtt </dev/null 2>&1");
+    assert!(output.contains("removed a from the fleet: other hosts release its bans"), "{output}");
+    eventually("b releases the ban", || !b.bans("sshd", "203.0.113.2"));
+    assert!(a.bans("sshd", "203.0.113.2"), "fail2ban keeps its bans");
+    let left = retained(hub);
     assert!(!left.contains("/a") && left.contains("/host/b"), "{left}");
-    // A broker that does not answer holds nothing up.
+    // The removal also ends if the broker does not answer.
     hub.rig("cut");
-    let said = b.sh("timeout 300 apt-get remove -y f2bmqtt </dev/null 2>&1");
-    assert!(said.contains("cannot remove b from the fleet: "), "{said}");
-    assert!(said.contains("on one of them: f2bmqtt forget b"), "{said}");
+    let output = b.sh("timeout 300 apt-get remove -y f2bmqtt </dev/null 2>&1");
+    assert!(output.contains("cannot remove b from the fleet: "), "{output}");
+    assert!(output.contains("on one of them: f2bmqtt forget b"), "{output}");
     b.sh("! dpkg -s f2bmqtt | grep -q '^Status: install ok installed'");
 }
 
-/// One message: who publishes what on which topic, and what the subscriber prints of it.
+/// A message, and the lines that the subscriber prints about it.
 struct Message {
     topic: &'static str,
     payload: &'static str,
     printed: &'static [&'static str],
 }
 
-/// What a message of a script looks like, on its own lines and all.
+/// A message as the script publishes it, with its line breaks.
 macro_rules! script {
     ($action:literal, $jail:literal, $ip:literal, $host:literal, $restored:literal) => {
         concat!(
@@ -195,7 +195,7 @@ const MESSAGES: &[Message] = &[
         payload: script!("ban", "sshd", "203.0.113.1", "old2", "0"),
         printed: &["Inbound: ban 203.0.113.1 - ipset sshd from old2 (Rest:=0, Fails:=3)"],
     },
-    // Another still holds it.
+    // Another host still holds the ban.
     Message {
         topic: "blacklist/unban",
         payload: script!("unban", "sshd", "203.0.113.1", "old", "0"),
@@ -227,7 +227,7 @@ const MESSAGES: &[Message] = &[
         payload: script!("ban", "sshd", "203.0.113.4", "a", "0"),
         printed: &["Inbound: ban 203.0.113.4 - ipset sshd from a (Rest:=0, Fails:=3)"],
     },
-    // Unknown jails, one of them a part of a known one's name.
+    // Unknown jails; the name of one is part of a known jail's name.
     Message {
         topic: "blacklist/ban",
         payload: script!("ban", "nginx", "203.0.113.5", "old", "1"),
@@ -265,7 +265,7 @@ const MESSAGES: &[Message] = &[
             "Unrecognised action reban",
         ],
     },
-    // Other order, further fields, no failures; any topic; the payload's action decides.
+    // Another order of the fields, extra fields, no failures, another topic: the payload's action decides.
     Message {
         topic: "blacklist/from-nodered",
         payload: r#"{"x":[1,{"y":2}],"host":"red","ip":"203.0.113.7","ipmset":"sshd","action":"ban"}"#,
@@ -291,7 +291,7 @@ const MESSAGES: &[Message] = &[
             "Ban 203.0.113.8 for ipset sshd reported by red",
         ],
     },
-    // What is no message, or would ban more than one address.
+    // Invalid messages, and messages that would ban more than one address.
     Message {
         topic: "blacklist/ban",
         payload: "not JSON",
@@ -341,7 +341,7 @@ const MESSAGES: &[Message] = &[
             "rejected ban of 10.213.77.12 in sshd from old: the address is this host's own",
         ],
     },
-    // As other programs write them; and a button that frees what its host does not hold.
+    // Messages of other programs; and an unban by a host that does not hold the ban.
     Message {
         topic: "blacklist",
         payload: r#"{"action":"ban","ipmset":"sshd","ip":"203.0.113.14","bantime":"10m","host":"red","restored":false,"time":"2026-11-22T10:16:28+01:00"}"#,
@@ -366,13 +366,13 @@ const MESSAGES: &[Message] = &[
             "UnBan 203.0.113.14 for ipset sshd reported by red",
         ],
     },
-    // Ours alone.
+    // A topic of f2bmqtt, which the scripts do not read.
     Message {
         topic: "f2bmqtt/blacklist/host/old",
         payload: script!("ban", "sshd", "203.0.113.11", "old", "0"),
         printed: &[],
     },
-    // An address whose ban was over, and whose row is still there, is banned again.
+    // An address whose ban has expired and still has a row.
     Message {
         topic: "blacklist/deeper/still",
         payload: script!("ban", "sshd", "203.0.113.12", "old", "0"),
@@ -384,20 +384,20 @@ const MESSAGES: &[Message] = &[
 ];
 
 #[test]
-fn the_subscriber_prints_and_does_what_the_script_did() {
+fn subscriber_prints_and_acts_like_script() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
-    // A fail2ban that has just started may still be adding jails; one that runs is asked.
-    settled(a);
-    // The last address was banned before, for two seconds.
+    // Until fail2ban has been running for a while, the daemon does not report unknown jails.
+    wait_for_jails(a);
+    // Ban the last address of the table for two seconds.
     a.sh("fail2ban-client set sshd bantime 2; fail2ban-client set sshd banip 203.0.113.12");
-    eventually("that ban is over", || !a.bans("sshd", "203.0.113.12"));
+    eventually("the ban has expired", || !a.bans("sshd", "203.0.113.12"));
     a.sh("fail2ban-client set sshd bantime 600");
     a.sh("fail2ban-client set sshd addignoreip 192.0.2.64/26");
     let mut expected: Vec<&str> = Vec::new();
     for message in MESSAGES {
         hub.publish(message.topic, message.payload);
-        // Each is worked off before the next, as the script did: one after the other.
+        // The script handles one message after the other, so wait for each.
         expected.extend(message.printed);
         eventually(&format!("{} is printed: {:?}", message.payload, message.printed), || {
             printed(a).len() >= expected.len()
@@ -407,8 +407,8 @@ fn the_subscriber_prints_and_does_what_the_script_did() {
     assert_eq!(a.sh("fail2ban-client get sshd banip"), "203.0.113.8 203.0.113.12");
 }
 
-/// Waits until the daemon tells unknown jails from those that are only being added.
-fn settled(host: Host<'_>) {
+/// Waits until the daemon reports unknown jails, because fail2ban no longer counts as starting.
+fn wait_for_jails(host: Host<'_>) {
     host.publish(
         "blacklist/ban",
         &script!("ban", "none", "198.51.100.1", "probe", "0").replace('\n', ""),
@@ -416,17 +416,18 @@ fn settled(host: Host<'_>) {
     eventually("jails are known", || host.journal().contains("Jail none not found"));
 }
 
-/// What the daemon printed of messages, but for the probe.
+/// The daemon's lines about messages, except about the probe.
 fn printed(host: Host<'_>) -> Vec<String> {
-    let about_messages = |line: &&str| {
-        let begins =
-            ["Inbound:", "Ban ", "UnBan ", "Jail ", "Unrecognised ", "rejected ", "ignored "];
-        begins.iter().any(|begin| line.starts_with(begin)) && !line.contains("198.51.100.1")
-    };
-    host.journal().lines().filter(about_messages).map(str::to_owned).collect()
+    let prefixes =
+        ["Inbound:", "Ban ", "UnBan ", "Jail ", "Unrecognised ", "rejected ", "ignored "];
+    let mut lines: Vec<_> = host.journal().lines().map(str::to_owned).collect();
+    lines.retain(|line| {
+        prefixes.iter().any(|prefix| line.starts_with(prefix)) && !line.contains("198.51.100.1")
+    });
+    lines
 }
 
-/// Settings files, and the password that bash makes of them: the broker's, each time.
+/// Settings files from which bash reads the broker's password.
 const SETTINGS: [&str; 10] = [
     "MQTT_PASSWORD='pa ss$1'",
     "export MQTT_PASSWORD='pa ss$1'",
@@ -443,7 +444,7 @@ const SETTINGS: [&str; 10] = [
 ];
 
 #[test]
-fn settings_are_read_as_bash_reads_them() {
+fn settings_are_parsed_like_bash() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     hub.sh(
@@ -464,7 +465,7 @@ fn settings_are_read_as_bash_reads_them() {
                 assert_eq!(bash, "pa ss$1", "{text}");
             }
             a.sh("systemctl restart f2bmqttsub");
-            eventually("the broker lets it in", || {
+            eventually("the daemon is connected", || {
                 a.journal().contains("connected to the broker 10.213.77.11:1883 as a")
             });
         }

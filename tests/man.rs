@@ -1,10 +1,11 @@
-//! The manual pages and the completions of shells say what the command line and the settings are: they
-//! are made from them. `BLESS=1 cargo test --locked --test man` writes them.
+//! The manual pages and the shell completions are generated from the command line and the settings.
+//! `BLESS=1 cargo test --locked --test man` writes them.
 
 #[path = "support/docs.rs"]
 mod docs;
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
 
@@ -19,19 +20,22 @@ fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("debian").join(name)
 }
 
-/// Compares a text with the one that is kept, or keeps it.
-fn is_kept(name: &str, made: &str) {
+/// Compares a generated text with the file below `debian/`, or writes the file.
+fn assert_matches_file(name: &str, generated: &str) {
     let path = path(name);
     if std::env::var_os("BLESS").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, made).unwrap();
+        std::fs::write(&path, generated).unwrap();
     }
-    let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(kept == made, "debian/{name} is outdated: run BLESS=1 cargo test --locked --test man");
+    let current = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        current == generated,
+        "debian/{name} is outdated: run BLESS=1 cargo test --locked --test man"
+    );
 }
 
-/// The commands that are for people and for fail2ban, and not for the program itself.
-fn shown(command: &Command) -> Vec<Command> {
+/// The commands for people and for fail2ban, without those that only the program itself calls.
+fn visible_commands(command: &Command) -> Vec<Command> {
     let commands = command.get_subcommands().filter(|command| !command.is_hide_set());
     commands.filter(|command| command.get_name() != "help").cloned().collect()
 }
@@ -45,13 +49,13 @@ fn section(render: impl Fn(&mut Vec<u8>) -> std::io::Result<()>) -> String {
     lines.filter(|line| !line.starts_with(".el")).flat_map(|line| [line, "\n"]).collect()
 }
 
-/// Text for roff: what it would act upon is not.
+/// Escapes text for roff.
 fn roff(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\*(Aq");
     if text.starts_with('.') { format!("\\&{text}") } else { text }
 }
 
-/// The commands' page: the tree in one, a section for each command.
+/// The page of all commands, with a section for each.
 fn commands() -> String {
     let mut tree = Cli::command().disable_help_subcommand(true);
     tree.build();
@@ -63,7 +67,7 @@ fn commands() -> String {
     man.render_description_section(&mut page).unwrap();
     let mut page = String::from_utf8(page).unwrap();
     page.push_str(".SH COMMANDS\n");
-    for command in shown(&tree) {
+    for command in visible_commands(&tree) {
         let usage = command.clone().render_usage().to_string();
         let usage = usage.strip_prefix("Usage: ").unwrap_or(&usage);
         page.extend([".SS ", &roff(usage), "\n"]);
@@ -85,13 +89,17 @@ fn commands() -> String {
     ascii(&page)
 }
 
-/// What is not ASCII, by its number: not every roff reads UTF-8.
+/// Replaces characters beyond ASCII by their code points: not each roff reads UTF-8.
 fn ascii(page: &str) -> String {
-    let name = |c: char| match c {
-        c if c.is_ascii() => c.to_string(),
-        c => format!("\\[u{:04X}]", u32::from(c)),
-    };
-    page.chars().map(name).collect()
+    let mut text = String::new();
+    for c in page.chars() {
+        if c.is_ascii() {
+            text.push(c);
+        } else {
+            write!(text, "\\[u{:04X}]", u32::from(c)).unwrap();
+        }
+    }
+    text
 }
 
 /// The section of the docs on the settings.
@@ -102,16 +110,17 @@ fn settings_section() -> String {
 /// The rows of the table of settings: keys, default, meaning.
 fn settings() -> Vec<[String; 3]> {
     let section = settings_section();
-    let rows = section.lines().filter(|line| line.starts_with("| `"));
-    let cells = |row: &str| -> [String; 3] {
-        let row = row.trim_matches(['|', ' ']).replace("\\|", "|");
-        let cells: Vec<_> = row.splitn(3, " |").map(|cell| cell.trim().to_owned()).collect();
-        cells.try_into().unwrap()
-    };
-    rows.map(|row| cells(row).map(|cell| unlinked(&cell))).collect()
+    section.lines().filter(|line| line.starts_with("| `")).map(cells).collect()
 }
 
-/// Bold what the docs have in backticks.
+/// The cells of a table row, without links.
+fn cells(row: &str) -> [String; 3] {
+    let row = row.trim_matches(['|', ' ']).replace("\\|", "|");
+    let cells: Vec<_> = row.splitn(3, " |").map(|cell| without_links(cell.trim())).collect();
+    cells.try_into().unwrap()
+}
+
+/// Makes code spans of Markdown bold.
 fn bold(markdown: &str) -> String {
     let parts = markdown.split('`').enumerate().map(|(number, part)| match number % 2 {
         0 => roff(part),
@@ -120,7 +129,7 @@ fn bold(markdown: &str) -> String {
     parts.collect()
 }
 
-/// The settings' page: the text of the docs, and the file as it is shipped.
+/// The page of the settings: the text of the docs, and the shipped file.
 fn settings_page() -> String {
     let version = env!("CARGO_PKG_VERSION");
     let mut page = format!(
@@ -131,7 +140,7 @@ fn settings_page() -> String {
     let section = settings_section();
     let (text, _) = section.split_once("\n\n|").unwrap();
     for line in text.lines() {
-        page.push_str(&bold(&unlinked(line)));
+        page.push_str(&bold(&without_links(line)));
         page.push('\n');
     }
     page.push_str(".SH SETTINGS\n");
@@ -141,7 +150,7 @@ fn settings_page() -> String {
             page.extend([".br\nDefault: ", &bold(&default), "\n"]);
         }
     }
-    page.push_str(".SH EXAMPLE\nThe file as it is shipped:\n.PP\n.nf\n");
+    page.push_str(".SH EXAMPLE\nThe shipped file:\n.PP\n.nf\n");
     for line in SAMPLE.lines() {
         page.push_str(&roff(line));
         page.push('\n');
@@ -152,27 +161,38 @@ fn settings_page() -> String {
     ascii(&page)
 }
 
-/// A shell's completion of the commands that are shown.
+/// A shell's completion of the visible commands.
 fn completion(shell: Shell) -> String {
     let tree = Cli::command();
-    let mut shown = Command::new("f2bmqtt")
+    let mut visible_commands = Command::new("f2bmqtt")
         .version(env!("CARGO_PKG_VERSION"))
         .args(tree.get_arguments().cloned())
-        .subcommands(shown(&tree));
+        .subcommands(visible_commands(&tree));
     let mut text = Vec::new();
-    generate(shell, &mut shown, "f2bmqtt", &mut text);
+    generate(shell, &mut visible_commands, "f2bmqtt", &mut text);
     let text = String::from_utf8(text).unwrap();
     let text: String = text.lines().flat_map(|line| [line.trim_end(), "\n"]).collect();
     with_names(shell, text)
 }
 
-/// What the arguments and options of commands name: clap's generators know no more than files.
+/// What the arguments of commands name. clap's generators only offer files.
 const NAMES: [(&str, &str); 4] =
     [("ban", "jails"), ("unban", "addresses"), ("list", "addresses"), ("forget", "hosts")];
 
-/// Adds the names that this host knows, which `f2bmqtt names` prints.
+/// The shell command that prints the known jails, addresses or hosts.
+fn names(of: &str) -> String {
+    format!("$(f2bmqtt names {of} 2>/dev/null)")
+}
+
+/// A line of fish that offers names for a command's argument or option.
+fn fish_line(command: &str, option: &str, of: &str) -> String {
+    format!(
+        "complete -c f2bmqtt -n \"__fish_f2bmqtt_using_subcommand {command}\" {option} -a \"(f2bmqtt names {of} 2>/dev/null)\"\n"
+    )
+}
+
+/// Adds the names that `f2bmqtt names` prints.
 fn with_names(shell: Shell, mut text: String) -> String {
-    let names = |of: &str| format!("$(f2bmqtt names {of} 2>/dev/null)");
     match shell {
         Shell::Bash => {
             for (command, of) in NAMES {
@@ -206,20 +226,15 @@ fn with_names(shell: Shell, mut text: String) -> String {
             }
         }
         _ => {
-            let line = |command: &str, option: &str, of: &str| {
-                format!(
-                    "complete -c f2bmqtt -n \"__fish_f2bmqtt_using_subcommand {command}\" {option} -a \"(f2bmqtt names {of} 2>/dev/null)\"\n"
-                )
-            };
             for (command, of) in NAMES {
-                text.push_str(&line(command, "-f", of));
+                text.push_str(&fish_line(command, "-f", of));
             }
             for (command, option, of) in [
                 ("list", "-l jail -x", "jails"),
                 ("list", "-l host -x", "hosts"),
                 ("unban", "-l jail -x", "jails"),
             ] {
-                text.push_str(&line(command, option, of));
+                text.push_str(&fish_line(command, option, of));
             }
         }
     }
@@ -227,27 +242,28 @@ fn with_names(shell: Shell, mut text: String) -> String {
 }
 
 #[test]
-fn the_manual_pages_are_made_from_the_command_line_and_the_settings() {
-    is_kept("f2bmqtt.8", &commands());
-    is_kept("mqtt.env.5", &settings_page());
+fn man_pages_match_command_line_and_settings() {
+    assert_matches_file("f2bmqtt.8", &commands());
+    assert_matches_file("mqtt.env.5", &settings_page());
 }
 
-/// A link of the docs as its text: a manual page has none.
-fn unlinked(markdown: &str) -> String {
+/// Replaces links by their texts: a manual page has no links.
+fn without_links(markdown: &str) -> String {
     let mut text = String::new();
     let mut rest = markdown;
     while let Some((before, link)) = rest.split_once('[') {
-        let parts =
-            link.split_once("](").and_then(|(shown, url)| Some((shown, url.split_once(')')?.1)));
-        let (shown, after) = parts.unwrap_or(("[", link));
-        text.extend([before, shown]);
+        let parts = link
+            .split_once("](")
+            .and_then(|(visible_commands, url)| Some((visible_commands, url.split_once(')')?.1)));
+        let (visible_commands, after) = parts.unwrap_or(("[", link));
+        text.extend([before, visible_commands]);
         rest = after;
     }
     text + rest
 }
 
-/// What groff says of a page at 80 columns, and the page.
-fn rendered(name: &str) -> (String, Vec<String>) {
+/// groff's warnings about a page at 80 columns, and the lines of the page.
+fn render_page(name: &str) -> (String, Vec<String>) {
     let mut groff = Process::new("groff");
     let out = groff
         .args(["-ww", "-mandoc", "-Tutf8", "-P-cbou", "-rLL=80n"])
@@ -259,17 +275,18 @@ fn rendered(name: &str) -> (String, Vec<String>) {
 }
 
 #[test]
-fn pages_are_clean_at_80_columns() {
+fn man_pages_fit_80_columns() {
     for name in ["f2bmqtt.8", "mqtt.env.5", "f2bmqttsub.8"] {
-        // The last one only names the first, where man(1) looks for it.
-        let (warnings, lines) = rendered(if name == "f2bmqttsub.8" { "f2bmqtt.8" } else { name });
+        // f2bmqttsub.8 only includes the first page, by a path that only man(1) resolves.
+        let (warnings, lines) =
+            render_page(if name == "f2bmqttsub.8" { "f2bmqtt.8" } else { name });
         assert_eq!(warnings, "", "{name}");
         for line in &lines {
             assert!(line.chars().count() <= 80 && !line.contains("]("), "{name}: {line}");
         }
     }
-    // A table's row is one line: its key, and what stands beside it.
-    let (_, lines) = rendered("f2bmqtt.8");
+    // A row of a table stays on one line.
+    let (_, lines) = render_page("f2bmqtt.8");
     for row in [
         "peers                     how many other hosts the daemon knows",
         "published            this host",
@@ -288,7 +305,7 @@ fn help_is_wrapped_to_80_columns() {
         for line in help.lines() {
             assert!(line.chars().count() <= 80, "{name}: {line}");
         }
-        // What is laid out in columns is not wrapped.
+        // Lines with columns are not wrapped.
         let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
         for line in after.lines().filter(|line| line.starts_with(' ')) {
             assert!(line.chars().count() <= 72, "{name}: {line}");
@@ -297,14 +314,14 @@ fn help_is_wrapped_to_80_columns() {
 }
 
 #[test]
-fn the_completions_are_made_from_the_command_line() {
-    is_kept("completions/f2bmqtt.bash", &completion(Shell::Bash));
-    is_kept("completions/_f2bmqtt", &completion(Shell::Zsh));
-    is_kept("completions/f2bmqtt.fish", &completion(Shell::Fish));
+fn completions_match_command_line() {
+    assert_matches_file("completions/f2bmqtt.bash", &completion(Shell::Bash));
+    assert_matches_file("completions/_f2bmqtt", &completion(Shell::Zsh));
+    assert_matches_file("completions/f2bmqtt.fish", &completion(Shell::Fish));
 }
 
 #[test]
-fn the_help_of_check_names_every_check() {
+fn check_help_lists_each_check() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/operator/check");
     let files = std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
     let code: String = files
@@ -356,14 +373,15 @@ fn bash_completes_commands_jails_hosts_and_addresses() {
 }
 
 #[test]
-fn the_sample_and_the_table_name_the_same_settings() {
-    let keys = |text: &str, ends: &[char]| -> BTreeSet<String> {
-        let found = text.split("MQTT_").skip(1);
-        found.map(|rest| rest.split(ends).next().unwrap().to_owned()).collect()
-    };
+fn sample_and_settings_table_list_same_settings() {
     let table: String = settings().into_iter().map(|[keys, ..]| keys).collect();
     let lines = SAMPLE.lines().filter(|line| line.trim_start_matches('#').starts_with("MQTT_"));
     let sample: String = lines.flat_map(|line| [line, "\n"]).collect();
-    let (table, sample) = (keys(&table, &['`']), keys(&sample, &['=']));
+    let (table, sample) = (setting_names(&table, '`'), setting_names(&sample, '='));
     assert_eq!(table, sample, "docs/configuration.md (left) and etc/mqtt.env (right) differ");
+}
+
+/// The names of settings in a text, each followed by `end`.
+fn setting_names(text: &str, end: char) -> BTreeSet<&str> {
+    text.split("MQTT_").skip(1).map(|rest| rest.split(end).next().unwrap()).collect()
 }

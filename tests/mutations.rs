@@ -1,5 +1,5 @@
-//! Every parser on what is in the fuzzers' corpus, and on some hundred thousand inputs that are made of it, the
-//! same ones in each run. `tests/fuzz/run` has millions of others.
+//! Runs each parser on the fuzzers' corpus, and on a hundred thousand mutations of it, the same ones in each run.
+//! `tests/fuzz/run` tries millions of others.
 
 #[path = "fuzz/parsers.rs"]
 mod parsers;
@@ -7,14 +7,14 @@ mod parsers;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How many inputs each parser gets, and for how long at most: a busy machine makes fewer of them.
-const INPUTS: u32 = 100_000;
-const LONGEST: Duration = Duration::from_secs(15);
-/// How many inputs each parser gets at least, however long they take.
+/// How many mutated inputs each parser gets, unless [`MAX_TIME_PER_PARSER`] has passed: a busy machine tries fewer.
+const MAX_INPUTS: u32 = 100_000;
+const MAX_TIME_PER_PARSER: Duration = Duration::from_secs(15);
+/// How many mutated inputs each parser gets at least, however long they take.
 const MIN_INPUTS: u32 = 1_000;
 
-/// What takes an interesting place.
-const WORDS: [&[u8]; 24] = [
+/// Byte strings that mutations insert, because parsers treat them specially.
+const TOKENS: [&[u8]; 24] = [
     b"\"",
     b"\\",
     b"\\u0000",
@@ -41,7 +41,7 @@ const WORDS: [&[u8]; 24] = [
     b"\n",
 ];
 
-/// A sequence of numbers that looks like chance (Marsaglia's xorshift).
+/// A pseudo-random number generator (Marsaglia's xorshift).
 struct Chance(u64);
 
 impl Chance {
@@ -53,7 +53,7 @@ impl Chance {
     }
 }
 
-/// Makes an input of one of the corpus, and of a piece of another.
+/// Mutates one input of the corpus, also with a piece of another one.
 fn mutate(corpus: &[Vec<u8>], chance: &mut Chance) -> Vec<u8> {
     let mut input = corpus[chance.below(corpus.len())].clone();
     for _ in 0..=chance.below(4) {
@@ -73,13 +73,13 @@ fn mutate(corpus: &[Vec<u8>], chance: &mut Chance) -> Vec<u8> {
                 let from = chance.below(other.len());
                 input.splice(at..end, other[from..].iter().copied().take(60));
             }
-            _ => drop(input.splice(at..end, WORDS[chance.below(WORDS.len())].iter().copied())),
+            _ => drop(input.splice(at..end, TOKENS[chance.below(TOKENS.len())].iter().copied())),
         }
     }
     input
 }
 
-fn holds(name: &str, parser: fn(&[u8])) {
+fn assert_parser_holds(name: &str, parser: fn(&[u8])) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(name);
     let mut files: Vec<_> = dir.read_dir().unwrap().map(|file| file.unwrap().path()).collect();
     files.sort();
@@ -90,11 +90,11 @@ fn holds(name: &str, parser: fn(&[u8])) {
     parser(b"");
     let (mut chance, started) = (Chance(0x9e37_79b9_7f4a_7c15), Instant::now());
     let mut done = 0;
-    while done < INPUTS && (done < MIN_INPUTS || started.elapsed() < LONGEST) {
+    while done < MAX_INPUTS && (done < MIN_INPUTS || started.elapsed() < MAX_TIME_PER_PARSER) {
         let input = mutate(&corpus, &mut chance);
         let before = Instant::now();
         parser(&input);
-        // A hang; a machine that does something else meanwhile looks alike, but not for so long.
+        // Other load on the machine may delay a parser, but not for as long as a hang.
         assert!(before.elapsed() < Duration::from_secs(20), "{}", input.escape_ascii());
         done += 1;
     }
@@ -105,7 +105,7 @@ macro_rules! parsers {
     ($($name:ident)*) => {
         $(#[test]
         fn $name() {
-            holds(stringify!($name), parsers::$name);
+            assert_parser_holds(stringify!($name), parsers::$name);
         })*
     };
 }

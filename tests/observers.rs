@@ -1,5 +1,4 @@
-//! Those who look at a server's figures: Prometheus' own tools, and Home Assistant's own code, with the
-//! installed package.
+//! The exporters: Prometheus' own tools and Home Assistant's own code, with the installed package.
 
 mod support;
 
@@ -16,14 +15,14 @@ fn repository(path: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// Starts Home Assistant's code on the hub. What it makes of the broker's messages it writes down.
+/// Starts Home Assistant's code on the hub. It writes its devices and states to a file.
 fn start_home(hub: Host<'_>) {
     hub.push(&repository("tests/support/home.py"), "/root/home.py");
     hub.sh("systemd-run -q -u home -p Restart=no -E PYTHONPATH=/opt/homeassistant \
             python3 /root/home.py /root/seen.json /root/home");
 }
 
-/// What Home Assistant shows.
+/// Home Assistant's devices, states and errors.
 fn home(hub: Host<'_>) -> Value {
     let text = hub.try_sh("cat /root/seen.json").unwrap_or_default();
     serde_json::from_str(&text).unwrap_or_default()
@@ -44,7 +43,7 @@ fn set(host: Host<'_>, settings: &str) {
 }
 
 #[test]
-fn home_assistant_and_prometheus_take_what_we_say() {
+fn home_assistant_and_prometheus_accept_exports() {
     let rig = Rig::fleet_from(&home_root(), &["a", "b.example"]);
     let (hub, a, b) = (rig.host("hub"), rig.host("a"), rig.host("b.example"));
     start_home(hub);
@@ -54,7 +53,7 @@ fn home_assistant_and_prometheus_take_what_we_say() {
     shows(hub, "sensor.fail2ban_on_a_bans", "0");
 
     a.attack("auth", &["203.0.113.9"]);
-    eventually("it is banned on both", || {
+    eventually("both hosts ban the address", || {
         a.bans("sshd", "203.0.113.9") && b.bans("sshd", "203.0.113.9")
     });
     for host in ["a", "b_example"] {
@@ -64,22 +63,18 @@ fn home_assistant_and_prometheus_take_what_we_say() {
         let version = format!("sensor.fail2ban_on_{host}_version");
         shows(hub, &version, env!("CARGO_PKG_VERSION"));
     }
-    let last =
-        |host: &str| home(hub)["states"][format!("event.fail2ban_on_{host}_last_ban")].clone();
-    eventually("the ban is an event where it was detected", || last("a")["ip"] == "203.0.113.9");
-    assert_eq!((&last("a")["event_type"], &last("a")["jail"]), (&"ban".into(), &"sshd".into()));
-    assert_eq!(last("b_example")["ip"], Value::Null, "and only there");
+    eventually("the origin has an event of the ban", || last_ban(hub, "a")["ip"] == "203.0.113.9");
+    let last = last_ban(hub, "a");
+    assert_eq!((&last["event_type"], &last["jail"]), (&"ban".into(), &"sshd".into()));
+    assert_eq!(last_ban(hub, "b_example")["ip"], Value::Null, "only the origin has the event");
 
-    // Home Assistant starts anew on a broker that has lost what it kept.
+    // Home Assistant restarts on a broker that has lost its retained messages.
     let lose =
         "mosquitto_pub -u fail2ban -P fail2ban -r -n -t homeassistant/device/f2bmqtt_a/config";
-    let device = |name: &str| {
-        home(hub)["devices"].as_array().is_some_and(|all| all.iter().any(|d| d["name"] == name))
-    };
-    // What a says of itself just then brings it back.
+    // If a publishes its configuration at the same moment, the device comes back.
     let gone = (0..3).any(|_| {
         hub.sh(lose);
-        becomes(Duration::from_secs(10), || !device("fail2ban on a"))
+        becomes(Duration::from_secs(10), || !has_device(hub, "a"))
     });
     assert!(gone, "without its topic the device is gone");
     hub.publish("homeassistant/status", "online");
@@ -89,14 +84,24 @@ fn home_assistant_and_prometheus_take_what_we_say() {
     shows(hub, "binary_sensor.fail2ban_on_b_example_connection", "off");
     shows(hub, "sensor.fail2ban_on_b_example_bans", "unavailable");
     a.sh("f2bmqtt forget b.example");
-    eventually("a host that is forgotten is no device", || !device("fail2ban on b.example"));
-    assert!(device("fail2ban on a"));
+    eventually("a removed host has no device", || !has_device(hub, "b.example"));
+    assert!(has_device(hub, "a"));
     assert_eq!(home(hub)["errors"], Value::Array(Vec::new()));
 
     prometheus(a);
 }
 
-/// promtool finds nothing to complain of, and the node exporter picks the file up.
+/// The last ban event of a host.
+fn last_ban(hub: Host<'_>, host: &str) -> Value {
+    home(hub)["states"][format!("event.fail2ban_on_{host}_last_ban")].clone()
+}
+
+fn has_device(hub: Host<'_>, host: &str) -> bool {
+    let name = format!("fail2ban on {host}");
+    home(hub)["devices"].as_array().is_some_and(|all| all.iter().any(|d| d["name"] == *name))
+}
+
+/// promtool accepts the metrics and the rules, and the node exporter exports the file.
 fn prometheus(a: Host<'_>) {
     let file = "/run/f2bmqtt/f2bmqtt.prom";
     eventually("the ban is counted", || {
@@ -113,29 +118,28 @@ fn prometheus(a: Host<'_>) {
     a.sh(&format!("cd /root; cp {EXAMPLES}/prometheus/f2bmqtt.rules.yml . && promtool test rules test.yml 2>&1"));
     a.sh(&format!("ln -s {file} /var/lib/prometheus/node-exporter/"));
     a.sh("systemctl start prometheus-node-exporter");
-    let scraped = || {
-        a.try_sh(
-            "python3 -c 'import urllib.request as u
+    let mut scraped = String::new();
+    eventually("the node exporter exports the file", || {
+        scraped = a
+            .try_sh(
+                "python3 -c 'import urllib.request as u
 print(u.urlopen(\"http://127.0.0.1:9100/metrics\").read().decode())'",
-        )
-    };
-    eventually("the node exporter passes it on", || {
-        scraped().is_ok_and(|text| text.contains("\nf2bmqtt_broker_connected 1\n"))
+            )
+            .unwrap_or_default();
+        scraped.contains("\nf2bmqtt_broker_connected 1\n")
     });
-    let errors = "node_textfile_scrape_error 0";
-    assert!(scraped().unwrap().contains(errors), "it could be read");
+    assert!(scraped.contains("node_textfile_scrape_error 0"), "{scraped}");
     a.sh("systemctl stop f2bmqttsub");
-    assert!(a.try_sh(&format!("cat {file}")).is_err(), "nobody takes old figures for new ones");
+    assert!(a.try_sh(&format!("cat {file}")).is_err(), "a stopped daemon leaves no old metrics");
 }
 
-/// Whatever is asked for in the examples is there to be asked for.
 #[test]
-fn dashboard_and_alerts_name_figures_that_there_are() {
+fn dashboard_and_alerts_use_existing_metrics() {
     let source = std::fs::read_to_string(repository("src/figures/metrics.rs")).unwrap();
     let dashboard = std::fs::read_to_string(repository("examples/grafana/f2bmqtt.json")).unwrap();
     let parsed: Value = serde_json::from_str(&dashboard).unwrap();
     assert!(parsed["panels"].as_array().unwrap().len() > 5);
-    // A stat without thresholds turns red from 80 on; a ban that two servers detected is one ban of the fleet.
+    // A stat panel without thresholds turns red at 80. A sum over hosts counts a ban of two servers twice.
     for panel in parsed["panels"].as_array().unwrap() {
         let (title, query) = (&panel["title"], panel["targets"][0]["expr"].as_str().unwrap());
         if panel["type"] == "stat" {
@@ -149,12 +153,14 @@ fn dashboard_and_alerts_name_figures_that_there_are() {
     let mut names = BTreeSet::new();
     for text in [&dashboard, &rules] {
         for after in text.split("f2bmqtt_").skip(1) {
-            let word = |c: &char| c.is_ascii_lowercase() || *c == '_' || c.is_ascii_digit();
-            names.insert(after.chars().take_while(word).collect::<String>());
+            let name = after
+                .chars()
+                .take_while(|c| c.is_ascii_lowercase() || *c == '_' || c.is_ascii_digit());
+            names.insert(name.collect::<String>());
         }
     }
     assert!(names.len() > 8, "{names:?}");
     for name in names {
-        assert!(source.contains(&format!("(\"{name}\"")), "there is no f2bmqtt_{name}");
+        assert!(source.contains(&format!("(\"{name}\"")), "no metric f2bmqtt_{name}");
     }
 }

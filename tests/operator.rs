@@ -1,4 +1,4 @@
-//! The operator's commands, on a fleet of real servers. What the docs show of them is what they print.
+//! The operator's commands on a fleet of real servers. Their output matches the blocks in the docs.
 
 mod support;
 
@@ -9,58 +9,65 @@ use support::docs::block;
 use support::reports::{jail_reports, reports_to_hub, taken};
 use support::{Host, Rig, eventually};
 
-/// What the docs show of a command, in the block of this name.
+/// The output of a command in the docs, in the block of this name.
 fn shown(name: &str, command: &str) -> String {
     let text = block(name);
     let begin = format!("$ {command}\n");
-    masked(text.strip_prefix(&begin).unwrap_or_else(|| panic!("{name} is not of {command}")))
+    mask_varying(text.strip_prefix(&begin).unwrap_or_else(|| panic!("{name} is not of {command}")))
 }
 
-/// Times, spans and processes differ each time: they become one word, and gaps one blank.
-fn masked(text: &str) -> String {
-    let is_span = |word: &str| {
-        let digits = word.trim_end_matches(['d', 'h', 'm', 's']);
-        !digits.is_empty()
-            && digits.len() < word.len()
-            && digits.bytes().all(|b| b.is_ascii_digit())
-    };
-    let mask = |word: &str| {
-        let bare = word.trim_end_matches([',', '.']);
-        let odd = bare.starts_with("20") && bare.matches('-').count() == 2
-            || bare.matches(':').count() == 2 && bare.len() == 8
-            || is_span(bare)
-            || bare.len() < 8 && bare.parse::<u32>().is_ok_and(|number| number > 10);
-        if odd { "*".to_owned() } else { word.to_owned() }
-    };
-    let line = |line: &str| {
-        let mut words: Vec<String> = line.split_whitespace().map(mask).collect();
-        words.dedup_by(|a, b| a == "*" && b == "*");
-        words.join(" ")
-    };
-    text.trim().lines().map(line).collect::<Vec<_>>().join("\n")
+/// Whether a word is a duration such as `5m`.
+fn is_duration(word: &str) -> bool {
+    let digits = word.trim_end_matches(['d', 'h', 'm', 's']);
+    !digits.is_empty() && digits.len() < word.len() && digits.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// Whether a word is a date, a time, a duration or a larger number.
+fn is_varying(word: &str) -> bool {
+    let word = word.trim_end_matches([',', '.']);
+    word.starts_with("20") && word.matches('-').count() == 2
+        || word.matches(':').count() == 2 && word.len() == 8
+        || is_duration(word)
+        || word.len() < 8 && word.parse::<u32>().is_ok_and(|number| number > 10)
+}
+
+/// Replaces times, durations and PIDs, which differ in each run, by one asterisk, and gaps by one blank.
+fn mask_varying(text: &str) -> String {
+    let mut lines = Vec::new();
+    for line in text.trim().lines() {
+        let mut fields: Vec<&str> = line.split_whitespace().collect();
+        for field in &mut fields {
+            if is_varying(field) {
+                *field = "*";
+            }
+        }
+        fields.dedup_by(|a, b| *a == "*" && *b == "*");
+        lines.push(fields.join(" "));
+    }
+    lines.join("\n")
 }
 
 /// A status without the counts that hosts publish at most once a minute: imported bans and rejected messages.
-fn counted(status: &str) -> String {
-    let status = masked(status);
-    let known = status.split("\n\nREJECTED BY").next().unwrap();
-    let line = |line: &str| {
-        let mut words: Vec<&str> = line.split(' ').collect();
-        if words.get(1) == Some(&"online") {
-            words[5] = "*";
+fn mask_counts(status: &str) -> String {
+    let status = mask_varying(status);
+    let mut lines = Vec::new();
+    for line in status.split("\n\nREJECTED BY").next().unwrap().lines() {
+        let mut fields: Vec<&str> = line.split(' ').collect();
+        if fields.get(1) == Some(&"online") {
+            fields[5] = "*";
         }
-        words.join(" ")
-    };
-    known.lines().map(line).collect::<Vec<_>>().join("\n")
+        lines.push(fields.join(" "));
+    }
+    lines.join("\n")
 }
 
-/// What a command prints on a terminal.
+/// The output of a command on a terminal.
 fn on_terminal(host: Host<'_>, command: &str) -> String {
     host.sh(&format!("script -qec 'NO_COLOR=1 {command}' /dev/null")).replace('\r', "")
 }
 
-/// A command's JSON, without what differs each time.
-fn figures(host: Host<'_>, command: &str) -> Value {
+/// A command's JSON, without the values that differ in each run.
+fn masked_json(host: Host<'_>, command: &str) -> Value {
     fn mask(value: &mut Value) {
         match value {
             Value::Object(fields) => {
@@ -82,52 +89,60 @@ fn figures(host: Host<'_>, command: &str) -> Value {
     value
 }
 
-/// web1 and web2 have the same jails, db1 has no `web`.
+/// Boots web1, web2 and db1; db1 has no jail `web`.
 fn fleet() -> Rig {
     let rig = Rig::fleet(&["web1", "web2", "db1"]);
     let db1 = rig.host("db1");
     db1.sh("printf '[web]\\nenabled = false\\n' >/etc/fail2ban/jail.d/no-web.local; fail2ban-client reload");
     eventually("db1 has no jail web", || {
-        figures(db1, "f2bmqtt status --json")["hosts"][0]["jails"] == json!(["both", "sshd"])
+        masked_json(db1, "f2bmqtt status --json")["hosts"][0]["jails"] == json!(["both", "sshd"])
     });
     rig
 }
 
-/// web1 detects one address, and web2 it and another.
-fn attacked(rig: &Rig) {
+/// web1 detects one address. web2 detects the same and another one.
+fn attack_hosts(rig: &Rig) {
     let (web1, web2, db1) = (rig.host("web1"), rig.host("web2"), rig.host("db1"));
     web1.attack("auth", &["203.0.113.9"]);
-    eventually("web2 bans it for web1", || web2.bans("sshd", "203.0.113.9"));
+    eventually("web2 imports the ban", || web2.bans("sshd", "203.0.113.9"));
     web2.sh("fail2ban-client set sshd unbanip 203.0.113.9");
     web2.attack("auth", &["203.0.113.9"]);
     web2.attack("web", &["203.0.113.20"]);
-    eventually("all is told of", || {
-        let list = figures(db1, "f2bmqtt list --json");
+    eventually("the snapshots list all bans", || {
+        let list = masked_json(db1, "f2bmqtt list --json");
         list["bans"].as_array().is_some_and(|bans| bans.len() == 2)
             && list["bans"][0]["also"] == json!(["web2"])
     });
-    eventually("it is banned everywhere", || {
+    eventually("all hosts ban the addresses", || {
         db1.bans("sshd", "203.0.113.9") && web1.bans("web", "203.0.113.20")
     });
 }
 
+/// The entry of a host in `status --json`.
+fn status_entry(name: &str, jails: &[&str], bans: usize) -> Value {
+    json!({
+        "host": name, "state": "online", "since": "*", "version": env!("CARGO_PKG_VERSION"), "jails": jails, "bans": bans,
+        "imported_bans": "*", "snapshot": "*", "parts": 1, "incomplete": 0, "rejected": {},
+    })
+}
+
+/// The entry of a ban in `list --json`.
+fn list_entry(ip: &str, jail: &str, host: &str, also: &[&str]) -> Value {
+    json!({ "ip": ip, "jail": jail, "host": host, "since": "*", "until": "*", "forever": false,
+        "also": also })
+}
+
 #[test]
-fn the_fleet_is_seen_from_any_host() {
+fn each_host_shows_whole_fleet() {
     let rig = fleet();
-    attacked(&rig);
+    attack_hosts(&rig);
     let (web1, web2, db1) = (rig.host("web1"), rig.host("web2"), rig.host("db1"));
     assert_eq!(
-        counted(&on_terminal(web1, "f2bmqtt status")),
-        counted(&shown("status", "f2bmqtt status"))
+        mask_counts(&on_terminal(web1, "f2bmqtt status")),
+        mask_counts(&shown("status", "f2bmqtt status"))
     );
-    let host = |name: &str, jails: &[&str], bans: usize| {
-        json!({
-            "host": name, "state": "online", "since": "*", "version": env!("CARGO_PKG_VERSION"), "jails": jails, "bans": bans,
-            "imported_bans": "*", "snapshot": "*", "parts": 1, "incomplete": 0, "rejected": {},
-        })
-    };
-    let mut status = figures(db1, "f2bmqtt status --json");
-    // db1 has heard of a ban in a jail that it has not.
+    let mut status = masked_json(db1, "f2bmqtt status --json");
+    // db1 rejected a ban in a jail that it does not have.
     status["hosts"][0]["rejected"] = json!({});
     assert_eq!(
         status,
@@ -140,36 +155,32 @@ fn the_fleet_is_seen_from_any_host() {
             "abuseipdb": {},
             "reporter": { "oldest": null, "last_call": null },
             "hosts": [
-                host("db1", &["both", "sshd"], 0),
-                host("web1", &["both", "sshd", "web"], 1),
-                host("web2", &["both", "sshd", "web"], 2),
+                status_entry("db1", &["both", "sshd"], 0),
+                status_entry("web1", &["both", "sshd", "web"], 1),
+                status_entry("web2", &["both", "sshd", "web"], 2),
             ],
             "jails": { "sshd": 1, "web": 1 },
             "bans": 2, "incomplete": [],
         })
     );
 
-    assert_eq!(masked(&on_terminal(web1, "f2bmqtt list")), shown("list", "f2bmqtt list"));
+    assert_eq!(mask_varying(&on_terminal(web1, "f2bmqtt list")), shown("list", "f2bmqtt list"));
     let piped = web1.sh("f2bmqtt list --host web2 --jail sshd");
     let row: Vec<&str> = piped.lines().nth(1).unwrap().split('\t').collect();
     assert_eq!((&row[..3], row[6], row.len()), (&["203.0.113.9", "sshd", "web1"][..], "web2", 7));
-    let ban = |ip: &str, jail: &str, host: &str, also: &[&str]| {
-        json!({ "ip": ip, "jail": jail, "host": host, "since": "*", "until": "*", "forever": false,
-            "also": also })
-    };
     assert_eq!(
-        figures(web1, "f2bmqtt list 203.0.113.0/28 --json"),
+        masked_json(web1, "f2bmqtt list 203.0.113.0/28 --json"),
         json!({
             "time": "*", "voided": [], "incomplete": [],
-            "bans": [ban("203.0.113.9", "sshd", "web1", &["web2"])],
+            "bans": [list_entry("203.0.113.9", "sshd", "web1", &["web2"])],
         })
     );
     assert_eq!(
-        figures(web1, "f2bmqtt list --jail web --json")["bans"],
-        json!([ban("203.0.113.20", "web", "web2", &[])])
+        masked_json(web1, "f2bmqtt list --jail web --json")["bans"],
+        json!([list_entry("203.0.113.20", "web", "web2", &[])])
     );
 
-    // What does not exist is no empty list.
+    // An unknown jail or host is an error, not an empty list.
     for (command, error) in [
         ("list --jail nope", "no such jail: nope; the fleet has both, sshd and web"),
         ("list --host nope", "no such host: nope; the fleet has db1, web1 and web2"),
@@ -180,37 +191,38 @@ fn the_fleet_is_seen_from_any_host() {
     ] {
         let out = web1.run(&format!("f2bmqtt {command}"));
         assert_eq!(out.status.code(), Some(1), "{command}");
-        let said = String::from_utf8_lossy(&out.stderr);
-        assert!(said.contains(error) && out.stdout.is_empty(), "{command}: {said}");
+        let output = String::from_utf8_lossy(&out.stderr);
+        assert!(output.contains(error) && out.stdout.is_empty(), "{command}: {output}");
     }
 
-    // Why, and what this host does with it.
+    // `list IP` explains the ban and this host's decision.
     assert_eq!(
-        masked(&db1.sh("f2bmqtt list 203.0.113.9")),
+        mask_varying(&db1.sh("f2bmqtt list 203.0.113.9")),
         shown("list-address", "f2bmqtt list 203.0.113.9")
     );
-    let why = |host: Host<'_>, ip: &str| host.sh(&format!("f2bmqtt list {ip}"));
-    assert!(why(db1, "203.0.113.20").contains("This host (db1): not banned (no jail `web`)."));
+    let explanation = db1.sh("f2bmqtt list 203.0.113.20");
+    assert!(explanation.contains("This host (db1): not banned (no jail `web`)."), "{explanation}");
     db1.sh("fail2ban-client set sshd unbanip 203.0.113.9");
-    eventually("db1's operator has lifted it", || {
-        why(db1, "203.0.113.9").contains("not banned (bans of web1, web2 lifted by hand here)")
+    eventually("list shows that db1's operator lifted the ban", || {
+        db1.sh("f2bmqtt list 203.0.113.9")
+            .contains("not banned (bans of web1, web2 lifted by hand here)")
     });
     web2.sh("fail2ban-client set sshd banip 203.0.113.77");
-    assert!(why(web2, "203.0.113.77").contains(
-        "No host's snapshot lists 203.0.113.77.\nThis host (web2): banned in jail `sshd` by a local ban"
-    ));
-    // What was banned by fail2ban alone the fleet can be told of later.
-    let told = web2.sh("f2bmqtt ban sshd 203.0.113.77");
-    assert!(told.starts_with("203.0.113.77 is banned in jail `sshd` for "), "{told}");
+    let explanation = web2.sh("f2bmqtt list 203.0.113.77");
+    let expected = "No host's snapshot lists 203.0.113.77.\nThis host (web2): banned in jail `sshd` by a local ban";
+    assert!(explanation.contains(expected), "{explanation}");
+    // A ban by fail2ban-client can be shared later.
+    let output = web2.sh("f2bmqtt ban sshd 203.0.113.77");
+    assert!(output.starts_with("203.0.113.77 is banned in jail `sshd` for "), "{output}");
     for host in [web1, db1] {
-        eventually("the fleet bans it", || host.bans("sshd", "203.0.113.77"));
+        eventually("the peers import the ban", || host.bans("sshd", "203.0.113.77"));
     }
 
-    // Who may not read the settings is told so; a broker that is away ends nothing else.
-    let nobody = web1.try_sh("su nobody -s /bin/sh -c 'f2bmqtt status'").unwrap_err();
+    // Unreadable settings are an error. Without a broker, the other parts of the status still work.
+    let denied = web1.try_sh("su games -s /bin/sh -c 'f2bmqtt status'").unwrap_err();
     assert!(
-        nobody.contains("Permission denied") && nobody.contains("Run the command as root"),
-        "{nobody}"
+        denied.contains("Permission denied") && denied.contains("Run the command as root"),
+        "{denied}"
     );
     rig.host("hub").sh("systemctl stop mosquitto");
     let alone = web1.try_sh("f2bmqtt status").unwrap_err();
@@ -223,19 +235,25 @@ fn the_fleet_is_seen_from_any_host() {
     assert!(alone.contains("fail2ban   running, jails: both, sshd, web"), "{alone}");
 }
 
+fn sorted_lines(text: &str) -> Vec<&str> {
+    let mut lines: Vec<_> = text.lines().collect();
+    lines.sort_unstable();
+    lines
+}
+
 #[test]
-fn what_the_operator_does_the_fleet_obeys() {
+fn operator_commands_take_effect_on_whole_fleet() {
     let rig = fleet();
-    attacked(&rig);
+    attack_hosts(&rig);
     let (web1, web2, db1) = (rig.host("web1"), rig.host("web2"), rig.host("db1"));
     let all = [web1, web2, db1];
 
     let ban = "f2bmqtt ban web 203.0.113.30";
-    assert_eq!(masked(&web1.sh(ban)), shown("ban", ban));
+    assert_eq!(mask_varying(&web1.sh(ban)), shown("ban", ban));
     eventually("web2 bans it", || web2.bans("web", "203.0.113.30"));
     assert!(!db1.bans("sshd", "203.0.113.30"));
     assert_eq!(
-        figures(web1, &format!("{ban} --json")),
+        masked_json(web1, &format!("{ban} --json")),
         json!({
             "jail": "web", "host": "web1", "published": true,
             "bans": [{
@@ -256,27 +274,23 @@ fn what_the_operator_does_the_fleet_obeys() {
         ("unban 198.51.100.{1..11}", "Unban 11 addresses on every host? Nothing was done"),
     ];
     for (arguments, what) in refused {
-        let said = web1.try_sh(&format!("bash -c 'f2bmqtt {arguments}'")).unwrap_err();
-        assert!(said.contains(what), "{arguments}: {said}");
+        let output = web1.try_sh(&format!("bash -c 'f2bmqtt {arguments}'")).unwrap_err();
+        assert!(output.contains(what), "{arguments}: {output}");
     }
     let lockout = "SSH_CONNECTION='203.0.113.31 4711 10.213.77.12 22' f2bmqtt ban web 203.0.113.31";
     assert!(web1.try_sh(lockout).unwrap_err().contains("would lock yourself out"));
 
-    // sudo takes it from the command's environment, and not from its shell's.
+    // sudo removes the variable from the command's environment, but not from that of the parent shell.
     let behind = "SSH_CONNECTION='203.0.113.31 4711 10.213.77.12 22' sh -c \
                   'env -u SSH_CONNECTION f2bmqtt ban web 203.0.113.31; exit $?'";
     assert!(web1.try_sh(behind).unwrap_err().contains("would lock yourself out"));
 
-    // Own bans of two hosts, and an operator's.
+    // Local bans of two hosts, and a manual ban.
     db1.sh("fail2ban-client set both banip 203.0.113.9");
     let unban = "f2bmqtt unban 203.0.113.9";
-    let (said, expected) = (masked(&db1.sh(unban)), shown("unban", unban));
-    let sorted = |text: &str| {
-        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
-        lines.sort();
-        lines
-    };
-    assert_eq!(sorted(&said), sorted(&expected));
+    // The hosts confirm in any order.
+    let output = mask_varying(&db1.sh(unban));
+    assert_eq!(sorted_lines(&output), sorted_lines(&shown("unban", unban)));
     for host in all {
         assert!(
             !host.bans("sshd", "203.0.113.9") && !host.bans("both", "203.0.113.9"),
@@ -286,7 +300,7 @@ fn what_the_operator_does_the_fleet_obeys() {
         assert!(!host.in_ipset("f2b-sshd", "203.0.113.9"), "{}", host.name);
     }
     assert_eq!(
-        figures(web1, "f2bmqtt unban --jail web --json 203.0.113.30"),
+        masked_json(web1, "f2bmqtt unban --jail web --json 203.0.113.30"),
         json!({
             "id": "*", "ips": ["203.0.113.30"], "jail": "web", "unbanned": ["db1", "web1", "web2"],
             "no_reply": [], "offline": [], "jails_left_out": 0,
@@ -294,30 +308,30 @@ fn what_the_operator_does_the_fleet_obeys() {
     );
     assert!(!web1.bans("web", "203.0.113.30") && !web2.bans("web", "203.0.113.30"));
 
-    // web2 goes for good, with a ban of its own.
+    // web2 is gone for good, and has a local ban.
     web2.sh("systemctl disable --now f2bmqttsub 2>&1");
-    eventually("web2 is seen to be away", || {
-        figures(web1, "f2bmqtt status --json")["hosts"][2]["state"] == "offline"
+    eventually("status shows that web2 is offline", || {
+        masked_json(web1, "f2bmqtt status --json")["hosts"][2]["state"] == "offline"
     });
-    let away = web1.try_sh("f2bmqtt unban 203.0.113.40").unwrap_err();
-    assert!(away.contains("web2: offline; applies the unban when it reconnects"), "{away}");
+    let error = web1.try_sh("f2bmqtt unban 203.0.113.40").unwrap_err();
+    assert!(error.contains("web2: offline; applies the unban when it reconnects"), "{error}");
     assert!(
         web1.try_sh("f2bmqtt forget web3").unwrap_err().contains("The fleet has db1, web1, web2")
     );
     assert!(web1.try_sh("f2bmqtt forget db1").unwrap_err().contains("db1 is connected"));
     assert!(web1.bans("web", "203.0.113.20"));
     assert_eq!(web1.sh("f2bmqtt forget web2"), shown("forget", "f2bmqtt forget web2"));
-    eventually("what it alone had banned ends", || !web1.bans("web", "203.0.113.20"));
+    eventually("web1 releases the ban that only web2 held", || !web1.bans("web", "203.0.113.20"));
     let left = rig
         .host("hub")
         .sh("mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'f2bmqtt/blacklist/#' -W 1 -F %t; true");
     assert!(left.contains("f2bmqtt/blacklist/host/web1") && !left.contains("web2"), "{left}");
 
-    hosts_that_do_not_exist(&rig);
-    renamed_host_clears_its_former_branch(&rig);
+    test_invented_hosts(&rig);
+    test_renamed_host(&rig);
 }
 
-fn renamed_host_clears_its_former_branch(rig: &Rig) {
+fn test_renamed_host(rig: &Rig) {
     let (web1, db1) = (rig.host("web1"), rig.host("db1"));
     web1.attack("auth", &["203.0.113.60"]);
     eventually("db1 imports the ban", || db1.bans("sshd", "203.0.113.60"));
@@ -326,24 +340,24 @@ fn renamed_host_clears_its_former_branch(rig: &Rig) {
         let line = "removed the snapshot of this host's former name, web1 on the topic blacklist";
         web1.journal().contains(line)
     });
-    assert!(db1.bans("sshd", "203.0.113.60"), "the ban goes on under the new name");
+    assert!(db1.bans("sshd", "203.0.113.60"), "the ban continues under the new name");
     web1.sh("fail2ban-client set sshd unbanip 203.0.113.60");
-    eventually("db1 frees it", || !db1.bans("sshd", "203.0.113.60"));
+    eventually("db1 releases the ban", || !db1.bans("sshd", "203.0.113.60"));
 }
 
-/// What invented hosts bring can be removed, and keeps nothing from working.
-fn hosts_that_do_not_exist(rig: &Rig) {
+/// The effects of invented hosts can be removed, and block no command.
+fn test_invented_hosts(rig: &Rig) {
     let (hub, web1) = (rig.host("hub"), rig.host("web1"));
-    // Hosts that do not exist: the broker keeps nothing of the first, and of the second what daemons reject.
+    // The broker has no retained message of the first host, and one that daemons reject of the second.
     hub.sh(r#"pub() { mosquitto_pub -h 127.0.0.1 -u fail2ban -P fail2ban "$@"; }
         pub -t blacklist/ban -m "{\"action\":\"ban\",\"ipmset\":\"web\",\"ip\":\"203.0.113.50\",\"bantime\":6000,\"host\":\"ghost1\",\"restored\":0,\"failures\":3,\"time\":$(date +%s),\"stamp\":$(date +%s)000}"
         pub -r -t f2bmqtt/blacklist/state/ghost2/3 -m "{\"v\":1,\"host\":\"ghost2\",\"stamp\":$(($(date +%s) + 200000))000,\"part\":3,\"parts\":4,\"bans\":[],\"unbans\":[]}""#);
     eventually("an event is enough for a ban", || web1.bans("web", "203.0.113.50"));
     assert!(!web1.sh("f2bmqtt status").contains("ghost"), "daemons reject its snapshot");
-    let asked = web1.try_sh("f2bmqtt forget ghost1 ghost2").unwrap_err();
-    assert!(asked.contains("the broker keeps nothing of ghost1. The fleet has "), "{asked}");
-    assert!(asked.contains("Use --yes to confirm"), "{asked}");
-    let forgotten = figures(web1, "f2bmqtt forget --yes --json ghost1 ghost2");
+    let error = web1.try_sh("f2bmqtt forget ghost1 ghost2").unwrap_err();
+    assert!(error.contains("the broker keeps nothing of ghost1. The fleet has "), "{error}");
+    assert!(error.contains("Use --yes to confirm"), "{error}");
+    let forgotten = masked_json(web1, "f2bmqtt forget --yes --json ghost1 ghost2");
     let expected = json!({"hosts": ["ghost1", "ghost2"], "unknown": ["ghost1"], "bans": 0});
     assert_eq!(forgotten, expected);
     eventually("the ban of ghost1 ends", || !web1.bans("web", "203.0.113.50"));
@@ -351,7 +365,7 @@ fn hosts_that_do_not_exist(rig: &Rig) {
         .sh("mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'f2bmqtt/#' -W 1 -F %t; true");
     assert!(!left.contains("ghost"), "{left}");
 
-    // Hosts that claim to have thousands of jails, and publish of the future.
+    // Hosts that list hundreds of jails each, and publish with stamps in the future.
     hub.sh(r#"pub() { mosquitto_pub -h 127.0.0.1 -u fail2ban -P fail2ban "$@"; }
         for n in 1 2 3; do
           pub -r -t f2bmqtt/blacklist/host/ghost$n -m "{\"v\":1,\"state\":\"offline\",\"jails\":[$(seq -s, -f "\"j$n-%.0f\"" 500)]}"
@@ -359,16 +373,16 @@ fn hosts_that_do_not_exist(rig: &Rig) {
         done"#);
     web1.attack("web", &["203.0.113.52"]);
     eventually("db1 has no such jail, web1 bans it", || web1.bans("web", "203.0.113.52"));
-    let freed = web1.run("f2bmqtt unban 203.0.113.52");
-    let (out, why) =
-        (String::from_utf8_lossy(&freed.stdout), String::from_utf8_lossy(&freed.stderr));
+    let unban = web1.run("f2bmqtt unban 203.0.113.52");
+    let (out, error) =
+        (String::from_utf8_lossy(&unban.stdout), String::from_utf8_lossy(&unban.stderr));
     assert!(
         out.contains("hosts that run the scripts get no unban for 503 jails: limit of 1000"),
         "{out}"
     );
     assert!(
-        out.contains("web1: unbanned") && why.contains("3 hosts have not confirmed the unban"),
-        "{out} {why}"
+        out.contains("web1: unbanned") && error.contains("3 hosts have not confirmed the unban"),
+        "{out} {error}"
     );
     assert!(!web1.bans("web", "203.0.113.52") && !web1.bans("web", "203.0.113.51"));
     let check = web1.run("f2bmqtt check");
@@ -389,11 +403,18 @@ fn hosts_that_do_not_exist(rig: &Rig) {
     web1.sh("systemctl stop f2bmqttsub; test ! -e /run/f2bmqtt/status.json");
 }
 
+/// The entry of a new ban in `ban --json`, with the acknowledgements of two hosts.
+fn ban_entry(ip: &str, web2: &str, db1: &str) -> Value {
+    json!({
+        "ip": ip, "already_banned": false, "seconds": 600, "acks": { "db1": db1, "web2": web2 },
+    })
+}
+
 #[test]
-fn each_host_acknowledges_what_it_did_with_a_ban_by_hand() {
+fn each_host_acknowledges_manual_ban_with_outcome() {
     let rig = fleet();
     let (web1, web2, db1) = (rig.host("web1"), rig.host("web2"), rig.host("db1"));
-    // Requests and acknowledgements are signed, as all else.
+    // Requests and acknowledgements are signed like all messages.
     for host in [web1, web2, db1] {
         host.sh("echo MQTT_SIGNING_KEY=7c7f0a5be0d5a2ffe8a2c5b1f0e4d3c2 >>/etc/fail2ban/mqtt.env");
     }
@@ -420,41 +441,40 @@ fn each_host_acknowledges_what_it_did_with_a_ban_by_hand() {
         ]
     );
     assert!(web2.bans("web", "203.0.113.42") && !web2.bans("web", "198.51.100.1"));
-    let ban = |ip: &str, web2: &str, db1: &str| json!({ "ip": ip, "already_banned": false, "seconds": 600, "acks": { "db1": db1, "web2": web2 } });
     assert_eq!(
-        figures(web1, "f2bmqtt ban --json sshd 198.51.100.2"),
+        masked_json(web1, "f2bmqtt ban --json sshd 198.51.100.2"),
         json!({
             "jail": "sshd", "host": "web1", "published": true,
-            "bans": [ban("198.51.100.2", "never_ban", "banned")],
+            "bans": [ban_entry("198.51.100.2", "never_ban", "banned")],
             "hosts": ["db1"], "without_jail": [], "rejected": { "web2": "never_ban" }, "pending": [],
             "no_reply": [], "offline": [],
         })
     );
     assert_eq!(
-        figures(web1, "f2bmqtt ban --json both 203.0.113.43")["bans"],
-        json!([ban("203.0.113.43", "not_shared", "banned")])
+        masked_json(web1, "f2bmqtt ban --json both 203.0.113.43")["bans"],
+        json!([ban_entry("203.0.113.43", "not_shared", "banned")])
     );
-    // In a jail whose actions tell nobody, the command does.
+    // In a jail without our action, the command publishes the ban itself.
     web1.sh("fail2ban-client set both delaction f2bmqtt");
     assert_eq!(
-        figures(web1, "f2bmqtt ban --json both 203.0.113.48")["bans"],
-        json!([ban("203.0.113.48", "not_shared", "banned")])
+        masked_json(web1, "f2bmqtt ban --json both 203.0.113.48")["bans"],
+        json!([ban_entry("203.0.113.48", "not_shared", "banned")])
     );
 
     // A ban that the operator made with fail2ban-client, which the fleet does not know.
     web1.sh("fail2ban-client set sshd banip 203.0.113.49");
     assert_eq!(
-        figures(web1, "f2bmqtt ban --json sshd 203.0.113.49")["bans"],
-        json!([ban("203.0.113.49", "banned", "banned")])
+        masked_json(web1, "f2bmqtt ban --json sshd 203.0.113.49")["bans"],
+        json!([ban_entry("203.0.113.49", "banned", "banned")])
     );
     assert!(db1.bans("sshd", "203.0.113.49"));
 
-    // More than a host acknowledges at once; without a daemon here, a child process publishes the ban.
+    // More bans than a host acknowledges in one message. Without a local daemon, a child process publishes the ban.
     let many = "bash -c 'f2bmqtt ban --yes --json sshd 203.0.113.{101..140}'";
-    assert_eq!(figures(web1, many)["hosts"], json!(["db1", "web2"]));
+    assert_eq!(masked_json(web1, many)["hosts"], json!(["db1", "web2"]));
     web1.sh("systemctl stop f2bmqttsub");
-    let said = web1.sh("f2bmqtt ban sshd 203.0.113.44");
-    assert!(said.ends_with("\ndb1: banned\nweb2: banned"), "{said}");
+    let output = web1.sh("f2bmqtt ban sshd 203.0.113.44");
+    assert!(output.ends_with("\ndb1: banned\nweb2: banned"), "{output}");
     web1.sh("systemctl start f2bmqttsub");
     web1.ready();
 
@@ -464,7 +484,7 @@ fn each_host_acknowledges_what_it_did_with_a_ban_by_hand() {
     let shown = web1.try_sh("f2bmqtt ban sshd 203.0.113.45").unwrap_err();
     db1.sh("systemctl kill -s CONT f2bmqttsub");
     let lines: Vec<&str> = shown.lines().skip(1).collect();
-    // The broker gives up a client that stopped about when the command gives up waiting.
+    // The broker's time limit for a stopped client is about that of the command.
     let no_reply = ["db1: no reply yet", "db1: offline; applies the ban when it reconnects"];
     assert!(lines.len() == 3 && no_reply.contains(&lines[0]), "{shown}");
     assert_eq!(
@@ -475,17 +495,17 @@ fn each_host_acknowledges_what_it_did_with_a_ban_by_hand() {
         ]
     );
     web2.sh("systemctl start fail2ban; systemctl stop f2bmqttsub");
-    let said = web1.try_sh("f2bmqtt ban --json sshd 203.0.113.46").unwrap_err();
-    let said: Value = serde_json::from_str(said.rsplit_once("\nf2bmqtt: ").unwrap().0).unwrap();
-    assert_eq!((&said["hosts"], &said["offline"]), (&json!(["db1"]), &json!(["web2"])));
+    let output = web1.try_sh("f2bmqtt ban --json sshd 203.0.113.46").unwrap_err();
+    let output: Value = serde_json::from_str(output.rsplit_once("\nf2bmqtt: ").unwrap().0).unwrap();
+    assert_eq!((&output["hosts"], &output["offline"]), (&json!(["db1"]), &json!(["web2"])));
     web2.sh("systemctl start f2bmqttsub");
-    eventually("web2 bans both, now that it is back", || {
+    eventually("web2 imports both bans after its reconnection", || {
         web2.bans("sshd", "203.0.113.45") && web2.bans("sshd", "203.0.113.46")
     });
 }
 
 #[test]
-fn twenty_thousand_bans_take_little_time_and_memory() {
+fn twenty_thousand_bans_are_listed_in_bounded_memory() {
     let rig = Rig::fleet(&["web1"]);
     let (web1, hub) = (rig.host("web1"), rig.host("hub"));
     web1.sh("systemctl stop f2bmqttsub");
@@ -505,32 +525,33 @@ print(round(time.monotonic() - started, 2), resource.getrusage(resource.RUSAGE_C
 }
 
 #[test]
-fn a_ban_by_hand_is_never_reported() {
+fn manual_ban_is_not_reported() {
     let rig = Rig::fleet(&["web1", "web2"]);
     let web1 = rig.host("web1");
     reports_to_hub(&rig, web1);
     jail_reports(web1, "abuseipdb_category=\"18,22\"");
     eventually("fail2ban has the jail again", || web1.ask("get sshd banip").is_ok());
     web1.sh("f2bmqtt ban sshd 192.31.196.50");
-    let log = || web1.sh("cat /var/log/abuseipdb/abuseipdb.log");
+    let show_log = "cat /var/log/abuseipdb/abuseipdb.log";
     eventually("the reporter was called", || {
-        log().contains(
+        web1.sh(show_log).contains(
             "IP 192.31.196.50 is not reported: the address was banned by hand (f2bmqtt ban).",
         )
     });
-    // What is detected is reported; by then the other would have been.
+    // A report of the manual ban would come before that of this detection.
     web1.attack("auth", &["192.31.196.51"]);
     eventually("a detection is reported", || !taken(&rig).is_empty());
-    // Banned again, after a start of fail2ban that passes on what it restores.
+    // The same after a restart of fail2ban that reports restored bans.
     web1.sh("sed -i 's/^BYPASS_FAIL2BAN = 0/BYPASS_FAIL2BAN = 1/' /etc/fail2ban/action.d/abuseipdb.local
              systemctl restart fail2ban");
-    eventually("it was restored", || {
-        log().matches("192.31.196.50 is not reported: the address was banned").count() == 2
+    eventually("the restored ban is not reported", || {
+        web1.sh(show_log).matches("192.31.196.50 is not reported: the address was banned").count()
+            == 2
     });
     web1.attack("auth", &["192.31.196.52"]);
     eventually("a detection is reported", || {
         taken(&rig).iter().any(|report| report[0] == "192.31.196.52")
     });
     assert!(taken(&rig).iter().all(|report| report[0] != "192.31.196.50"), "{:?}", taken(&rig));
-    assert!(rig.host("web2").bans("sshd", "192.31.196.50"), "the fleet bans it all the same");
+    assert!(rig.host("web2").bans("sshd", "192.31.196.50"), "the fleet shares the manual ban");
 }

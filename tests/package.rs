@@ -1,5 +1,5 @@
-//! The package on fresh, booted machines, by every way that it comes there: clean, over the scripts,
-//! as an upgrade, after remove, after purge. It never asks, and it always ends the same.
+//! The package on fresh, booted machines, on each install path: clean, over the scripts, as an upgrade, after remove,
+//! after purge. Each path ends in the same state, and none asks a question.
 
 mod support;
 
@@ -16,12 +16,12 @@ const LINKS: [&str; 5] = [
     "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh",
 ];
 
-/// The stand-ins for the scripts that the package takes the place of.
+/// The path of a stand-in for a script that the package replaces.
 fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/scripts").join(name)
 }
 
-/// Installs the package as the README says, with nobody to answer a question.
+/// Installs the package as in the README, without standard input.
 fn install(host: Host<'_>) -> String {
     host.push(&package(), "/root/f2bmqtt.deb");
     host.sh(
@@ -29,38 +29,39 @@ fn install(host: Host<'_>) -> String {
     )
 }
 
-/// The same with a standard input that is open and never says anything: a question would wait for
-/// ever.
-fn install_unanswered(host: Host<'_>, deb: &Path) {
+/// Installs the package with a standard input that stays open and empty, so that a question would block.
+fn install_without_answers(host: Host<'_>, deb: &Path) {
     host.push(deb, "/root/f2bmqtt.deb");
     host.sh("tail -f /dev/null | env -u DEBIAN_FRONTEND timeout 300 \
              apt-get install -y /root/f2bmqtt.deb 2>&1");
 }
 
-/// What lies on the host of ours, with owner, mode and the target of links; but not what the
-/// package keeps for an admin.
+/// The package's files on a host, with owner, mode and the target of links, without the administrator's files that the
+/// package keeps.
 fn files(host: Host<'_>) -> Vec<String> {
     let list = host.sh(
         "find /etc /usr /var/lib/f2bmqtt /run/f2bmqtt -xdev \\( -type f -o -type l -o -type d \\) \
          -printf '%M %u %p %l\\n' 2>/dev/null | sort -k3; true",
     );
-    let own = |line: &&str| {
-        let ours = [
-            "f2bmqtt",
-            "fail2ban/mqtt",
-            "/usr/local/bin",
-            "iptables-ipset.local",
-            "/abuseipdb.local",
-            "-abuseipdb",
-        ];
-        let kept = [".pre-f2bmqtt", ".ucf-dist", ".ucf-old", ".scripts-enabled", "/.made-"];
-        ours.iter().any(|word| line.contains(word)) && !kept.iter().any(|word| line.contains(word))
-    };
-    list.lines().filter(own).map(|line| line.trim_end().to_owned()).collect()
+    let of_package = [
+        "f2bmqtt",
+        "fail2ban/mqtt",
+        "/usr/local/bin",
+        "iptables-ipset.local",
+        "/abuseipdb.local",
+        "-abuseipdb",
+    ];
+    let kept = [".pre-f2bmqtt", ".ucf-dist", ".ucf-old", ".scripts-enabled", "/.made-"];
+    let mut files: Vec<_> = list.lines().map(|line| line.trim_end().to_owned()).collect();
+    files.retain(|line| {
+        of_package.iter().any(|part| line.contains(part))
+            && !kept.iter().any(|part| line.contains(part))
+    });
+    files
 }
 
-/// The state that every way ends in: links, modes, and a service that runs and waits.
-fn is_installed(host: Host<'_>) -> Vec<String> {
+/// Asserts the state after each install path: links, modes and a running service. Returns the package's files.
+fn assert_installed(host: Host<'_>) -> Vec<String> {
     assert_eq!(host.sh("systemctl is-enabled f2bmqttsub"), "enabled");
     assert_eq!(host.sh("systemctl is-active f2bmqttsub"), "active");
     let unit = "/usr/lib/systemd/system/f2bmqttsub.service";
@@ -73,18 +74,18 @@ fn is_installed(host: Host<'_>) -> Vec<String> {
         assert_eq!(host.sh(&format!("readlink {link}")), "/usr/bin/f2bmqtt");
         assert!(host.sh(&format!("{link} --version")).ends_with(env!("CARGO_PKG_VERSION")));
     }
-    // The package's name finds the service, its log and its page, too.
+    // The package's name is an alias of the service.
     assert_eq!(host.sh("systemctl show -P Id f2bmqtt"), "f2bmqttsub.service");
-    eventually("the daemon is at work", || host.journal().contains("to the broker"));
+    eventually("the daemon tries to connect", || host.journal().contains("to the broker"));
     for log in ["journalctl -u f2bmqtt -o cat", "journalctl -t mqttsubscribebans -o cat"] {
-        let said = host.sh(&format!("{log} --no-pager"));
-        assert!(said.contains("to the broker"), "{log}: {said}");
+        let output = host.sh(&format!("{log} --no-pager"));
+        assert!(output.contains("to the broker"), "{log}: {output}");
     }
     files(host)
 }
 
-/// Puts the scripts on a host, as people have them: running, at their paths, with their settings.
-fn with_scripts(host: Host<'_>) {
+/// Installs the scripts as administrators have them: running, at their usual paths, with settings.
+fn install_scripts(host: Host<'_>) {
     host.sh("printf 'MQTT_USER=fail2ban\\nMQTT_PASSWORD=fail2ban\\nMQTT_HOST=10.213.77.11\\nMQTT_TOPIC=mine\\n' \
              >/etc/fail2ban/mqtt.env; chmod 644 /etc/fail2ban/mqtt.env");
     for name in ["mqttnotifyban", "mqttsubscribebans"] {
@@ -104,7 +105,7 @@ fn with_scripts(host: Host<'_>) {
     );
 }
 
-fn scripts_run(host: Host<'_>) {
+fn assert_scripts_run(host: Host<'_>) {
     for name in ["mqttnotifyban", "mqttsubscribebans"] {
         host.sh(&format!(
             "grep -q '^# Stands in for' /etc/fail2ban/{name} && test -x /etc/fail2ban/{name}"
@@ -117,13 +118,13 @@ fn scripts_run(host: Host<'_>) {
     assert_eq!(host.sh("systemctl is-enabled f2bmqttsub"), "enabled");
     let shown = host.sh("systemctl show -P ExecStart f2bmqttsub");
     assert!(shown.contains("path=/etc/fail2ban/mqttsubscribebans"), "{shown}");
-    eventually("they run", || {
+    eventually("the scripts run", || {
         host.try_sh("pgrep -f '^/bin/bash /etc/fail2ban/mqttsubscribebans'").is_ok()
     });
     host.sh("/etc/fail2ban/mqttnotifyban sshd 192.0.2.9 600 ban 0 3");
-    eventually("the subscriber hears the notifier", || {
-        let heard = host.sh("journalctl -u f2bmqttsub -o cat --no-pager | tail -n 20");
-        heard.contains("Inbound: ban 192.0.2.9 - ipset sshd from")
+    eventually("the subscriber receives the notifier's message", || {
+        let journal = host.sh("journalctl -u f2bmqttsub -o cat --no-pager | tail -n 20");
+        journal.contains("Inbound: ban 192.0.2.9 - ipset sshd from")
     });
 }
 
@@ -138,7 +139,7 @@ fn next_version(dir: &Path) -> PathBuf {
     deb
 }
 
-/// What the package depends on, so that only the first way has to fetch it.
+/// The package's dependencies, so that only the first install path has to download them.
 const DEPENDENCIES: [&str; 12] = [
     "fail2ban",
     "ucf",
@@ -154,16 +155,16 @@ const DEPENDENCIES: [&str; 12] = [
     "logrotate",
 ];
 
-/// All ways, on one release.
-fn every_way(suite: &str) {
+/// Tests all install paths on one release.
+fn test_install_paths(suite: &str) {
     let bare = Rig::up(&root(suite, &[]), &["bare"]);
     let bare = bare.host("bare");
     let clean = files(bare);
-    let said = install(bare);
-    assert!(said.contains("set the broker in /etc/fail2ban/mqtt.env"), "{said}");
-    let expected = is_installed(bare);
+    let output = install(bare);
+    assert!(output.contains("set the broker in /etc/fail2ban/mqtt.env"), "{output}");
+    let expected = assert_installed(bare);
     if suite == "bookworm" {
-        // There fail2ban itself does not start: it finds no log for its sshd jail.
+        // On a bare bookworm fail2ban does not start: there is no log for its sshd jail.
         assert!(
             bare.journal().contains("fail2ban does not answer at /var/run/fail2ban/fail2ban.sock")
         );
@@ -174,66 +175,66 @@ fn every_way(suite: &str) {
     rig.host("hub")
         .sh("printf 'listener 1883\\nallow_anonymous true\\n' >/etc/mosquitto/conf.d/a.conf
                         systemctl restart mosquitto");
-    over_the_scripts(rig.host("over"), &expected);
-    over_an_edited_action(rig.host("edited"), &expected);
-    over_the_scripts_own_action(rig.host("known"), &expected);
-    as_an_upgrade(rig.host("upgrade"), &expected);
-    after_remove_and_purge(rig.host("again"), &expected);
+    install_over_scripts(rig.host("over"), &expected);
+    install_over_edited_action(rig.host("edited"), &expected);
+    install_over_script_action(rig.host("known"), &expected);
+    upgrade(rig.host("upgrade"), &expected);
+    reinstall_after_remove_and_purge(rig.host("again"), &expected);
 
     bare.sh("apt-get purge -y f2bmqtt 2>&1");
-    assert_eq!(files(bare), clean, "purged: as if it had never been there");
+    assert_eq!(files(bare), clean, "a purge removes all files of the package");
 }
 
-fn over_the_scripts(host: Host<'_>, expected: &[String]) {
-    with_scripts(host);
-    let said = install(host);
+fn install_over_scripts(host: Host<'_>, expected: &[String]) {
+    install_scripts(host);
+    let output = install(host);
     for kept in ["/etc/fail2ban/mqttnotifyban", "/etc/systemd/system/f2bmqttsub.service"] {
         assert!(
-            said.contains(&format!("f2bmqtt: moved existing {kept} to {kept}.pre-f2bmqtt")),
-            "{said}"
+            output.contains(&format!("f2bmqtt: moved existing {kept} to {kept}.pre-f2bmqtt")),
+            "{output}"
         );
     }
     assert!(
-        said.contains("mqtt.env contains a password: removed access for other users"),
-        "{said}"
+        output.contains("mqtt.env contains a password: removed access for other users"),
+        "{output}"
     );
-    assert_eq!(is_installed(host), expected);
+    assert_eq!(assert_installed(host), expected);
     assert_eq!(host.sh("grep TOPIC /etc/fail2ban/mqtt.env"), "MQTT_TOPIC=mine");
     assert!(
         host.try_sh("pgrep -f '^/bin/bash /etc/fail2ban/mqttsubscribebans'").is_err(),
         "the script was stopped"
     );
     host.sh("apt-get remove -y f2bmqtt 2>&1");
-    scripts_run(host);
-    // And back again, and away for good: the scripts are the admin's.
+    assert_scripts_run(host);
+    // Install again and purge: the scripts belong to the administrator.
     install(host);
-    assert_eq!(is_installed(host), expected);
+    assert_eq!(assert_installed(host), expected);
     host.sh("apt-get purge -y f2bmqtt 2>&1");
-    scripts_run(host);
+    assert_scripts_run(host);
     assert_eq!(host.sh("grep TOPIC /etc/fail2ban/mqtt.env"), "MQTT_TOPIC=mine");
 }
 
-fn over_an_edited_action(host: Host<'_>, expected: &[String]) {
-    with_scripts(host);
+fn install_over_edited_action(host: Host<'_>, expected: &[String]) {
+    install_scripts(host);
     let before = host.sh("cat /etc/fail2ban/action.d/iptables-ipset.local");
-    install_unanswered(host, &package());
-    assert_eq!(is_installed(host), expected);
+    install_without_answers(host, &package());
+    assert_eq!(assert_installed(host), expected);
     assert_eq!(host.sh("cat /etc/fail2ban/action.d/iptables-ipset.local"), before);
     host.sh("cmp /etc/fail2ban/action.d/iptables-ipset.local.ucf-dist \
                  /usr/share/f2bmqtt/action.d/iptables-ipset.local");
 }
 
-fn over_the_scripts_own_action(host: Host<'_>, expected: &[String]) {
-    with_scripts(host);
+fn install_over_script_action(host: Host<'_>, expected: &[String]) {
+    install_scripts(host);
     let before = host.sh("cat /etc/fail2ban/action.d/iptables-ipset.local");
     host.push(&package(), "/root/f2bmqtt.deb");
-    // The stand-ins have other checksums than the real files: make them known before they are looked for.
+    // The package recognises the real scripts' actions by their checksums. Add those of the stand-ins.
     host.sh("set -e; dpkg --unpack /root/f2bmqtt.deb 2>&1
              for file in iptables-ipset.local abuseipdb.local; do
                  md5sum </etc/fail2ban/action.d/$file >>/usr/share/f2bmqtt/action.d/$file.md5sum
              done
              dpkg --configure f2bmqtt </dev/null 2>&1");
-    assert_eq!(is_installed(host), expected);
+    assert_eq!(assert_installed(host), expected);
     host.sh("set -e; for file in iptables-ipset.local abuseipdb.local; do
                  cmp /etc/fail2ban/action.d/$file /usr/share/f2bmqtt/action.d/$file
              done");
@@ -241,19 +242,19 @@ fn over_the_scripts_own_action(host: Host<'_>, expected: &[String]) {
     assert_eq!(
         host.sh("cat /etc/fail2ban/action.d/iptables-ipset.local"),
         before,
-        "the scripts' own"
+        "the scripts' own action is restored"
     );
-    scripts_run(host);
+    assert_scripts_run(host);
 }
 
-fn as_an_upgrade(host: Host<'_>, expected: &[String]) {
+fn upgrade(host: Host<'_>, expected: &[String]) {
     install(host);
     let before = host.sh("systemctl show -P MainPID f2bmqttsub");
     host.sh("echo '# mine' >>/etc/fail2ban/mqtt.env; echo '# mine' >>/etc/fail2ban/action.d/f2bmqtt.conf");
     let dir = tempfile::tempdir().unwrap();
-    install_unanswered(host, &next_version(dir.path()));
+    install_without_answers(host, &next_version(dir.path()));
     assert!(host.sh("dpkg-query -W -f '${Version}' f2bmqtt").ends_with(".1"));
-    assert_eq!(is_installed(host), expected);
+    assert_eq!(assert_installed(host), expected);
     assert_ne!(host.sh("systemctl show -P MainPID f2bmqttsub"), before, "the new version runs");
     host.sh("mkdir -p /var/log/abuseipdb; echo line >/var/log/abuseipdb/abuseipdb.log
              logrotate -f /etc/logrotate.d/f2bmqtt");
@@ -263,67 +264,69 @@ fn as_an_upgrade(host: Host<'_>, expected: &[String]) {
     }
 }
 
-fn after_remove_and_purge(host: Host<'_>, expected: &[String]) {
+fn reinstall_after_remove_and_purge(host: Host<'_>, expected: &[String]) {
     install(host);
     host.sh("apt-get remove -y f2bmqtt 2>&1");
     assert_eq!(host.try_sh("systemctl is-active f2bmqttsub"), Err("inactive".to_owned()));
     for path in LINKS.iter().chain(&["/usr/bin/f2bmqtt"]) {
         assert!(host.try_sh(&format!("test -e {path} -o -L {path}")).is_err(), "{path}");
     }
-    // The actions that stay do nothing, quietly.
+    // The remaining actions do nothing, without an error.
     host.sh("touch /var/log/auth.log
              printf '[DEFAULT]\\nbanaction = iptables-ipset\\n[sshd]\\nenabled = true\\nbackend = polling\\n\
                      logpath = /var/log/auth.log\\naction = %%(action_)s\\n  f2bmqtt\\n  abuseipdb\\n' \
                >/etc/fail2ban/jail.local
              systemctl stop fail2ban; : >/var/log/fail2ban.log; systemctl start fail2ban");
-    let log = || host.sh("cat /var/log/fail2ban.log");
-    // A question that comes too early would be an error in the log, too.
-    eventually("the jail has started", || log().contains("Jail 'sshd' started"));
+    let show_log = "cat /var/log/fail2ban.log";
+    // A command before the jail's start would cause an error in the log.
+    eventually("the jail has started", || host.sh(show_log).contains("Jail 'sshd' started"));
     host.sh(
         "fail2ban-client set sshd banip 192.0.2.1 && fail2ban-client set sshd unbanip 192.0.2.1",
     );
-    eventually("it is logged", || log().contains("Unban 192.0.2.1"));
-    assert!(!log().contains("ERROR"), "{}", log());
+    eventually("fail2ban logs the unban", || host.sh(show_log).contains("Unban 192.0.2.1"));
+    let log = host.sh(show_log);
+    assert!(!log.contains("ERROR"), "{log}");
     install(host);
-    assert_eq!(is_installed(host), expected);
+    assert_eq!(assert_installed(host), expected);
     host.sh("/etc/fail2ban/action.d/fail2ban-abuseipdb.sh --actionstart");
     host.sh("ls /var/log/abuseipdb/abuseipdb.log /var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb");
-    let said = host.sh("apt-get purge -y f2bmqtt 2>&1");
+    let output = host.sh("apt-get purge -y f2bmqtt 2>&1");
     assert!(
-        said.contains(
+        output.contains(
             "f2bmqtt: kept an empty /etc/fail2ban/action.d/f2bmqtt.conf, because these files name the action: \
              /etc/fail2ban/jail.local"
         ),
-        "{said}"
+        "{output}"
     );
     host.sh("systemctl restart fail2ban; fail2ban-client -t");
     eventually("fail2ban starts", || host.try_sh("fail2ban-client status sshd").is_ok());
     let left = host.sh("ls -d /var/log/abuseipdb /var/lib/fail2ban/abuseipdb 2>/dev/null; true");
-    assert_eq!(left, "", "purge takes what the reporter made");
+    assert_eq!(left, "", "a purge removes the reporter's files");
     install(host);
-    assert_eq!(is_installed(host), expected);
+    assert_eq!(assert_installed(host), expected);
 }
 
 #[test]
-fn every_way_ends_the_same_on_debian_12() {
-    every_way("bookworm");
+fn each_install_path_ends_in_same_state_on_debian_12() {
+    test_install_paths("bookworm");
 }
 
 #[test]
-fn every_way_ends_the_same_on_debian_13() {
-    every_way("trixie");
+fn each_install_path_ends_in_same_state_on_debian_13() {
+    test_install_paths("trixie");
 }
 
 #[test]
-fn the_package_names_what_it_needs() {
-    let field = |name: &str| {
+fn package_lists_its_dependencies() {
+    for (field, expected) in [
+        ("Depends", "fail2ban (>= 0.11.2), libc6 (>= 2.35), ucf"),
+        ("Recommends", "ca-certificates, conntrack, ipset, iptables"),
+        ("Suggests", "mosquitto"),
+    ] {
         let mut show = Command::new("dpkg-deb");
-        let out = show.arg("-f").arg(package()).arg(name).output().unwrap();
-        String::from_utf8(out.stdout).unwrap().trim().to_owned()
-    };
-    assert_eq!(field("Depends"), "fail2ban (>= 0.11.2), libc6 (>= 2.35), ucf");
-    assert_eq!(field("Recommends"), "ca-certificates, conntrack, ipset, iptables");
-    assert_eq!(field("Suggests"), "mosquitto");
+        let out = show.arg("-f").arg(package()).arg(field).output().unwrap();
+        assert_eq!(String::from_utf8(out.stdout).unwrap().trim(), expected, "{field}");
+    }
 }
 
 #[test]
@@ -336,7 +339,7 @@ fn manual_page_is_found_by_the_service_s_name_too() {
 }
 
 #[test]
-fn purge_leaves_what_the_package_did_not_make() {
+fn purge_keeps_foreign_files() {
     let rig = Rig::up(&root("bookworm", &DEPENDENCIES), &["a"]);
     let a = rig.host("a");
     let stanza = "/var/log/abuseipdb/*.log {\nmissingok\n}";
@@ -345,8 +348,8 @@ fn purge_leaves_what_the_package_did_not_make() {
           echo MQTT_HOST=broker >/etc/fail2ban/mqtt.env
           echo 'echo script' >/etc/fail2ban/mqttnotifyban; chmod 755 /etc/fail2ban/mqttnotifyban
           mount -t tmpfs -o ro none /usr/local");
-    // Neither a link that cannot be made nor faults of the settings keep the package from being installed.
-    let said = install(a);
+    // Neither an impossible link nor invalid settings make the installation fail.
+    let output = install(a);
     assert_eq!(a.sh("dpkg-query -W -f '${Status}' f2bmqtt"), "install ok installed");
     a.sh("logrotate -d /etc/logrotate.conf 2>&1");
     for line in [
@@ -355,7 +358,7 @@ fn purge_leaves_what_the_package_did_not_make() {
         "f2bmqtt: the settings in /etc/fail2ban/mqtt.env cannot be used:",
         "  MQTT_TOPIC is not set",
     ] {
-        assert!(said.contains(line), "{line}\n{said}");
+        assert!(output.contains(line), "{line}\n{output}");
     }
     let text = a.try_sh("f2bmqtt check").unwrap_err();
     assert!(

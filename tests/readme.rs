@@ -1,5 +1,4 @@
-//! The documents: the README's commands, run as they stand there, on bare machines; and links, names and promises
-//! that lead somewhere.
+//! The documents: the tests run the README's commands unchanged on bare machines, and check links, names and promises.
 
 mod support;
 
@@ -12,31 +11,31 @@ use support::docs::{Document, block, documents, named_blocks, repository};
 use support::{Rig, eventually, package, root};
 
 #[test]
-fn a_hub_and_two_servers_are_installed_and_a_ban_crosses() {
+fn documented_install_lets_ban_cross() {
     let [hub, server, attack, look, report] =
         ["hub", "server", "attack", "look", "report"].map(block);
     let rig = Rig::up(&root("bookworm", &[]), &["hub", "web1", "web2"]);
     for host in rig.hosts(&["hub", "web1", "web2"]) {
-        // apt must not ask.
+        // apt must not ask questions.
         host.sh("echo 'APT::Get::Assume-Yes true;' >/etc/apt/apt.conf.d/yes; apt-get update");
     }
     rig.host("hub").sh("ip addr add 192.168.1.10/24 dev eth0");
     rig.host("hub").sh(&format!("set -e; {hub}"));
-    // On a hub that is in use, the same commands keep its users and its listeners.
+    // The same commands on a hub in use keep its users and its listeners.
     rig.host("hub").sh(&format!(
         "set -e; mosquitto_passwd -b /etc/mosquitto/passwd other secret; {hub}
          grep -q ^other: /etc/mosquitto/passwd; [ \"$(cat /etc/mosquitto/conf.d/*.conf | grep -c ^listener)\" = 1 ]"
     ));
     for (number, host) in rig.hosts(&["web1", "web2"]).into_iter().enumerate() {
         host.sh(&format!("ip addr add 192.168.1.{}/24 dev eth0", 11 + number));
-        // What a server with a jail has before: on a bare Debian fail2ban has no log to read.
+        // A server in use already has a working jail. On a bare Debian fail2ban has no log to read.
         host.sh("apt-get install fail2ban ipset iptables
             printf '[DEFAULT]\\nbackend = polling\\nbanaction = iptables-ipset\\n' >/etc/fail2ban/jail.local
             touch /var/log/auth.log; systemctl restart fail2ban");
         host.push(&package(), "/root/f2bmqtt.deb");
         eventually("fail2ban runs", || host.ask("ping").is_ok());
         host.sh(&format!("set -e; {server}"));
-        eventually("it is connected", || {
+        eventually("the host is connected", || {
             host.journal().contains("connected to the broker 192.168.1.10")
         });
     }
@@ -47,10 +46,12 @@ fn a_hub_and_two_servers_are_installed_and_a_ban_crosses() {
     let web1 = rig.host("web1");
     web1.sh("useradd ann; ip addr add 192.0.2.10/24 dev eth0");
     let expected = block("report-output");
-    let timeless = |text: &str| text.trim().rsplit_once("\ntimestamp=2026-").unwrap().0.to_owned();
-    assert_eq!(timeless(&web1.sh(&report)), timeless(&expected));
+    let output = web1.sh(&report);
+    let [output, expected] =
+        [&output, &expected].map(|text| text.trim().rsplit_once("\ntimestamp=2026-").unwrap().0);
+    assert_eq!(output, expected);
     rig.host("web1").sh("fail2ban-client set sshd unbanip 203.0.113.9");
-    eventually("it is free on web2", || {
+    eventually("web2 releases the ban", || {
         rig.host("web2").sh("fail2ban-client get sshd banip").is_empty()
     });
 }
@@ -63,9 +64,9 @@ fn message_for_a_button_is_a_fleet_unban() {
     assert_eq!(event.id.unwrap().to_string(), "button-1795342588123");
 }
 
-/// A test that runs a block, or compares it, has its name as a string.
+/// A test that uses a block contains the block's name as a string.
 #[test]
-fn every_name_of_a_block_is_unique_and_used_by_a_test() {
+fn block_names_are_unique_and_used_by_tests() {
     let mut names: Vec<_> =
         documents().iter().flat_map(named_blocks).map(|block| block.name).collect();
     names.sort();
@@ -77,17 +78,20 @@ fn every_name_of_a_block_is_unique_and_used_by_a_test() {
 }
 
 fn tests_text(dir: &Path) -> String {
-    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    let text = |path: PathBuf| match path.extension() {
-        _ if path.is_dir() => tests_text(&path),
-        Some(extension) if extension == "rs" => std::fs::read_to_string(&path).unwrap(),
-        _ => String::new(),
-    };
-    entries.map(text).collect()
+    let mut text = String::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            text += &tests_text(&path);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text += &std::fs::read_to_string(&path).unwrap();
+        }
+    }
+    text
 }
 
 #[test]
-fn every_relative_link_leads_to_a_document_and_a_heading() {
+fn relative_links_lead_to_document_and_heading() {
     let documents = documents();
     for Document { path, text } in &documents {
         for link in links(&prose(text)) {
@@ -116,7 +120,7 @@ fn every_relative_link_leads_to_a_document_and_a_heading() {
 }
 
 #[test]
-fn links_and_anchors_are_those_that_a_browser_shows() {
+fn links_and_anchors_match_rendered_page() {
     let text =
         "# A, `b` & c\n[x](a.md#b), `[no](c.md)`\n```\n[no](d.md)\n# no\n```\n## A, `b` & c\n";
     assert_eq!(links(&prose(text)), ["a.md#b"]);
@@ -124,7 +128,7 @@ fn links_and_anchors_are_those_that_a_browser_shows() {
     assert_eq!(normal(Path::new("docs/../README.md")), Path::new("README.md"));
 }
 
-/// A text without its blocks and without code within lines.
+/// A text without code blocks and code spans.
 fn prose(text: &str) -> String {
     let blocks = text.split("```").step_by(2);
     blocks.flat_map(|outside| outside.split('`').step_by(2)).collect()
@@ -135,14 +139,14 @@ fn links(prose: &str) -> Vec<String> {
     ends.map(|rest| rest.split(')').next().unwrap().to_owned()).collect()
 }
 
-/// The anchors that GitHub makes of headings: lower case, hyphens for blanks, no other punctuation.
+/// GitHub's anchors of the headings: lower case, hyphens for blanks, no other punctuation.
 fn anchors(text: &str) -> BTreeSet<String> {
     let mut anchors = BTreeSet::new();
     let outside: String = text.split("```").step_by(2).collect();
     for heading in outside.lines().filter(|line| line.starts_with('#')) {
-        let kept = |c: &char| c.is_alphanumeric() || " -_".contains(*c);
-        let title: String = heading.trim_start_matches('#').trim().chars().filter(kept).collect();
-        let anchor = title.to_lowercase().replace(' ', "-");
+        let mut title = heading.trim_start_matches('#').trim().to_lowercase();
+        title.retain(|c| c.is_alphanumeric() || " -_".contains(c));
+        let anchor = title.replace(' ', "-");
         let again = (1..).map(|number| format!("{anchor}-{number}"));
         let mut names = std::iter::once(anchor.clone()).chain(again);
         names.find(|name| anchors.insert(name.clone()));
@@ -162,7 +166,7 @@ fn normal(path: &Path) -> PathBuf {
     normal
 }
 
-/// The code within lines of a document of docs/.
+/// The code spans of a document.
 fn code_spans(path: &str) -> Vec<String> {
     let documents = documents();
     let document = documents.iter().find(|document| document.path == Path::new(path)).unwrap();
@@ -171,7 +175,7 @@ fn code_spans(path: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_promise_names_tests_that_exist() {
+fn each_promise_names_existing_tests() {
     let tests = tests_text(&repository().join("tests"));
     let named: Vec<_> = code_spans("docs/guarantees.md")
         .into_iter()
@@ -190,7 +194,7 @@ fn every_promise_names_tests_that_exist() {
 }
 
 #[test]
-fn the_architecture_names_modules_that_exist_and_each_rule_once() {
+fn architecture_names_existing_modules_and_each_rule_once() {
     let path = "docs/architecture.md";
     for span in code_spans(path).iter().filter(|span| span.starts_with("src/")) {
         assert!(repository().join(span).exists(), "{path}: {span}");
@@ -202,7 +206,7 @@ fn the_architecture_names_modules_that_exist_and_each_rule_once() {
 }
 
 #[test]
-fn every_reason_of_a_rejection_is_documented() {
+fn each_rejection_reason_is_documented() {
     let spans = code_spans("docs/security.md");
     for reason in RejectReason::ALL {
         assert!(
@@ -212,7 +216,7 @@ fn every_reason_of_a_rejection_is_documented() {
     }
 }
 
-/// What the steps of .github/workflows run, and the entries of a matrix that stands for it.
+/// The commands of the steps in .github/workflows, and the entries of a matrix of commands.
 fn commands_of_jobs() -> Vec<String> {
     let mut commands = Vec::new();
     for entry in std::fs::read_dir(repository().join(".github/workflows")).unwrap() {
@@ -229,7 +233,7 @@ fn commands_of_jobs() -> Vec<String> {
 }
 
 #[test]
-fn every_step_of_a_job_is_a_call_of_a_script() {
+fn each_ci_step_calls_a_script() {
     let commands = commands_of_jobs();
     assert!(commands.len() > 5, "{commands:?}");
     for command in commands {
@@ -240,7 +244,7 @@ fn every_step_of_a_job_is_a_call_of_a_script() {
 }
 
 #[test]
-fn every_script_below_tests_is_run_by_a_job() {
+fn each_test_script_is_run_by_ci() {
     let jobs = commands_of_jobs();
     let callers: String = [".ci/run", "tests/run", "tests/quick", "tests/demo"]
         .map(|path| std::fs::read_to_string(repository().join(path)).unwrap())
@@ -259,12 +263,11 @@ fn every_script_below_tests_is_run_by_a_job() {
 }
 
 #[test]
-fn the_changelogs_begin_with_this_version() {
+fn changelogs_start_with_current_version() {
     let version = env!("CARGO_PKG_VERSION");
-    let read = |path: &str| std::fs::read_to_string(repository().join(path)).unwrap();
-    let text = read("CHANGELOG.md");
+    let [text, debian] = ["CHANGELOG.md", "debian/changelog"]
+        .map(|path| std::fs::read_to_string(repository().join(path)).unwrap());
     let newest = text.lines().find_map(|line| line.strip_prefix("## ["));
     assert!(newest.is_some_and(|line| line.starts_with(&format!("{version}]"))), "{newest:?}");
-    let debian = read("debian/changelog");
     assert!(debian.starts_with(&format!("f2bmqtt ({version}-1) ")), "debian/changelog");
 }

@@ -1,5 +1,5 @@
-//! The AbuseIPDB reporter on the installed package: real fail2ban, and a server that plays
-//! api.abuseipdb.com behind the unchanged name, with a CA of its own in the host's trust store.
+//! The AbuseIPDB reporter with the installed package and real fail2ban. A local server simulates api.abuseipdb.com under
+//! the real name, with a test CA in the host's trust store.
 
 mod support;
 
@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::reports::{jail_reports, key, reports_to_hub, taken};
-use support::{Rig, eventually};
+use support::{Host, Rig, eventually};
 
 const CALL: &str = "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh";
-/// Ends a child that works the queue off, and waits until it is gone with its lock.
+/// Ends a child process that sends queued reports, and waits until its lock is released.
 const NO_CHILD: &str = "pkill -f '[f]2bmqtt work'; \
     while pgrep -f '[f]2bmqtt work' >/dev/null; do sleep 0.1; done";
 const LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
 
-/// The requests that the server got.
+/// The requests that the server received.
 fn calls(rig: &Rig) -> Vec<Value> {
     let calls = rig.host("hub").sh("cat /root/api/calls 2>/dev/null; true");
     calls.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -26,8 +26,8 @@ fn addresses(taken: &[[String; 4]]) -> BTreeSet<&str> {
     taken.iter().map(|report| report[0].as_str()).collect()
 }
 
-/// Waits for something that the reporter's own pauses hold up.
-fn at_last(what: &str, mut so: impl FnMut() -> bool) {
+/// Waits for a condition that the reporter's own pauses delay.
+fn within_reporter_delay(what: &str, mut so: impl FnMut() -> bool) {
     let started = Instant::now();
     while !so() {
         assert!(started.elapsed() < Duration::from_secs(150), "not seen: {what}");
@@ -36,7 +36,7 @@ fn at_last(what: &str, mut so: impl FnMut() -> bool) {
 }
 
 #[test]
-fn what_is_detected_here_is_reported_once_and_nothing_private_with_it() {
+fn local_detection_is_reported_once_without_private_data() {
     let rig = Rig::fleet(&["a"]);
     let a = rig.host("a");
     a.sh("useradd -m ann");
@@ -45,17 +45,17 @@ fn what_is_detected_here_is_reported_once_and_nothing_private_with_it() {
         a,
         r#"abuseipdb_category="18,22", BYPASS_FAIL2BAN=0, LOG_FILE="/var/log/abuseipdb/abuseipdb.log""#,
     );
-    // Another host's ban, and the operator's: they are no business of AbuseIPDB's.
+    // An imported and a manual ban, which must not be reported.
     rig.host("hub").publish_event("ban", "sshd", "192.31.196.5", "other");
     a.sh("fail2ban-client set sshd banip 192.31.196.6");
     a.sh("t=$(date '+%b %e %H:%M:%S')
           printf '%s a sshd[9]: Failed password for ann from 192.31.196.9 port 1 ssh2\\n' \
              \"$t\" \"$t\" \"$t\" >>/var/log/auth.log");
     eventually("the ban is reported", || taken(&rig).len() == 1);
-    eventually("and noted", || {
+    eventually("the report is logged", || {
         a.sh(&format!("cat {LOG} 2>/dev/null; true")).contains("SUCCESS: Reported 192.31.196.9")
     });
-    eventually("the import is banned", || a.bans("sshd", "192.31.196.5"));
+    eventually("a imports the ban", || a.bans("sshd", "192.31.196.5"));
 
     let calls = calls(&rig);
     assert_eq!(calls.len(), 2, "{calls:#?}");
@@ -86,13 +86,13 @@ fn what_is_detected_here_is_reported_once_and_nothing_private_with_it() {
     let quota = "sqlite3 /var/lib/f2bmqtt/reports.sqlite3 \
                  \"SELECT quota, remaining FROM calls WHERE name='report'\"";
     assert_eq!(a.sh(quota), "1000|777");
-    // A restart restores the bans, and tells nobody anew: the action is not even called.
+    // A restart restores the bans without new reports: fail2ban does not call the action.
     a.sh("systemctl restart f2bmqttsub fail2ban");
     a.ready();
     eventually("the bans are restored", || {
         ["192.31.196.5", "192.31.196.6", "192.31.196.9"].iter().all(|ip| a.bans("sshd", ip))
     });
-    // Log lines that are longer than an argument may be.
+    // Log lines beyond the kernel's limit of an argument.
     a.sh("t=$(date '+%b %e %H:%M:%S'); long=$(head -c 60000 /dev/zero | tr '\\0' x)
           for n in 1 2 3; do
               echo \"$t a sshd[9]: Failed password for invalid user $long from 192.31.196.8 port $n ssh2\"
@@ -102,14 +102,14 @@ fn what_is_detected_here_is_reported_once_and_nothing_private_with_it() {
     assert!(!log.contains("ERROR") && !log.contains("RESTART"), "{log}");
     for imported in ["192.31.196.5", "192.31.196.6"] {
         let line = format!("INFO: (BAN) IP {imported} has 0 failures so no action required");
-        assert_eq!(log.lines().filter(|told| told.ends_with(&line)).count(), 1, "{log}");
+        assert_eq!(log.lines().filter(|logged| logged.ends_with(&line)).count(), 1, "{log}");
     }
     let secret = key();
     let found = a.try_sh(&format!(
         "grep -rIl {secret} /var/log /run /etc /tmp /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null \
            | grep -v -e abuseipdb.apikey -e /proc/self -e /proc/$$; journalctl --no-pager | grep {secret}"
     ));
-    // The very search is a process, too.
+    // The search itself is a process with the key in its arguments.
     let found = found.unwrap_or_else(|text| text);
     assert!(!found.lines().any(|line| !line.contains("/proc/")), "the key is in {found}");
     key_in_the_stock_action_is_used(&rig);
@@ -128,8 +128,8 @@ fn key_in_the_stock_action_is_used(rig: &Rig) {
     eventually("the ban is reported with the key in abuseipdb.conf", || taken(rig).len() == 3);
 }
 
-/// One call of the script: its arguments, its exit code, what is done before it, and the lines that
-/// it logs, at once or when the server has answered. An asterisk stands for what follows.
+/// A call of the script: commands before it, its arguments, its exit code, and the lines that it logs, at once or after
+/// the server's response. An asterisk stands for any rest of a line.
 struct Case {
     before: &'static str,
     arguments: &'static str,
@@ -169,7 +169,7 @@ const CASES: [Case; 19] = [
         0,
         &["INFO: Initialization already completed. Skipping further checks."],
     ),
-    // What cannot be made is named; the next ban tries again by itself.
+    // A path that cannot be created is an error. The next ban tries again.
     case(
         "",
         "--actionstart /dev/null/db",
@@ -236,14 +236,14 @@ const CASES: [Case; 19] = [
         2,
         &["ERROR: FAILURES must be a number, 0 or more"],
     ),
-    // A comment is a comment, whatever it looks like.
+    // A comment may look like an option.
     case(
         "",
         "'' --help 192.31.196.4 18 600 1 0 '' '' 3",
         0,
         &["INFO: (RESTART) IP 192.31.196.4 was *"],
     ),
-    // Restored, and told to look again.
+    // A restored ban with bypass_fail2ban = 1.
     case(
         "",
         "'' x 192.31.196.5 18 10m 1 1 '' '' 3",
@@ -299,26 +299,34 @@ const CASES: [Case; 19] = [
     ),
 ];
 
+/// The lines of the reporter's log.
+fn log_lines(host: Host<'_>) -> Vec<String> {
+    let text = host.sh(&format!("cat {LOG} 2>/dev/null; true"));
+    text.lines().map(str::to_owned).collect()
+}
+
 #[test]
-fn the_script_s_calls_log_and_exit_as_they_did() {
+fn reporter_calls_log_and_exit_like_script() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     reports_to_hub(&rig, a);
-    let log = || a.sh(&format!("cat {LOG} 2>/dev/null; true"));
     for Case { before, arguments, code, logged } in &CASES {
-        // Each case begins with nothing in the queue, and no limit.
+        // Each case starts with an empty queue and without rate limits.
         a.sh("systemctl stop f2bmqttsub; rm -f /var/lib/f2bmqtt/reports.sqlite3*; systemctl start f2bmqttsub");
         match before.strip_prefix("hub: ") {
             Some(script) => hub.sh(script),
             None => a.sh(&format!("{before}\ntrue")),
         };
-        let known = log().lines().count();
+        let known = log_lines(a).len();
         let run = a.run(&format!("{CALL} {arguments}"));
         assert_eq!(run.status.code(), Some(*code), "{arguments}");
         assert!(run.stdout.is_empty() && run.stderr.is_empty() == (*code == 0), "{arguments}");
-        let lines = || log().lines().skip(known).map(str::to_owned).collect::<Vec<_>>();
-        eventually(arguments, || lines().len() >= logged.len());
-        for (line, expected) in lines().iter().zip(*logged) {
+        let mut lines = Vec::new();
+        eventually(arguments, || {
+            lines = log_lines(a).split_off(known);
+            lines.len() >= logged.len()
+        });
+        for (line, expected) in lines.iter().zip(*logged) {
             let (time, text) = line.split_once(" - ").unwrap();
             assert_eq!(time.len(), "2026-11-22 15:04:05".len());
             match expected.strip_suffix('*') {
@@ -326,7 +334,8 @@ fn the_script_s_calls_log_and_exit_as_they_did() {
                 None => assert_eq!(text, *expected, "{arguments}"),
             }
         }
-        assert_eq!(lines().len(), logged.len(), "{arguments}: {:#?}", lines());
+        let lines = log_lines(a).split_off(known);
+        assert_eq!(lines.len(), logged.len(), "{arguments}: {lines:#?}");
         hub.sh("rm -f /root/api/answer");
     }
     assert!(a.try_sh("test -e /root/ran").is_err(), "an argument ran as a command");
@@ -335,30 +344,30 @@ fn the_script_s_calls_log_and_exit_as_they_did() {
     let expected =
         "192.175.48.7|600\n192.31.196.4|600\n192.31.196.5|600\n192.31.196.7|600\n192.31.196.9|600";
     assert_eq!(ledger, expected);
-    // The check that failed and the limit that was reached were queued, and go when they can.
+    // The failed check and the report beyond the limit are queued.
     let waiting = "sqlite3 /var/lib/f2bmqtt/reports.sqlite3 'SELECT stage FROM queued_reports'";
     assert_eq!(a.sh(waiting), "check");
-    // Its pause is over.
+    // End the retry delay.
     a.sh("systemctl stop f2bmqttsub; sqlite3 /var/lib/f2bmqtt/reports.sqlite3 \
           'DELETE FROM calls; UPDATE queued_reports SET next = 0'; systemctl start f2bmqttsub");
-    eventually("the failed check is made again", || {
-        log().contains("192.175.48.7 has already been reported and remains")
-            && a.sh(waiting).is_empty()
+    eventually("the failed check is repeated", || {
+        let expected = "192.175.48.7 has already been reported and remains";
+        log_lines(a).iter().any(|line| line.contains(expected)) && a.sh(waiting).is_empty()
     });
     a.sh("rm /var/lib/fail2ban/abuseipdb/file");
     a.sh(&format!("{CALL} '' x 192.31.196.3 18 600 0 0 /var/lib/fail2ban/abuseipdb/file/db '' 3"));
-    eventually("what could not be made is made", || {
+    eventually("the report with the earlier invalid path is made", || {
         addresses(&taken(&rig)).contains("192.31.196.3")
     });
 }
 
 #[test]
-fn without_a_daemon_an_edited_action_goes_on_with_the_key_that_it_passes() {
+fn edited_action_without_daemon_reports_with_passed_key() {
     let rig = Rig::fleet(&["a"]);
     let a = rig.host("a");
     reports_to_hub(&rig, a);
     a.sh("systemctl stop f2bmqttsub; rm /etc/fail2ban/abuseipdb.apikey");
-    // As people have it from the scripts: the call in the background, quotes and all.
+    // The action of the scripts: the call in the background, with quotes.
     a.sh(&format!(
         r#"cat >/etc/fail2ban/action.d/abuseipdb.local <<'E'
 [Definition]
@@ -381,141 +390,133 @@ E"#
     a.attack("auth", &["192.31.196.9"]);
     eventually("the ban is reported", || taken(&rig).len() == 1);
     assert_eq!(taken(&rig)[0][1..3], ["22", "SSH brute force"]);
-    eventually("and noted", || {
+    eventually("the report is logged", || {
         a.sh("cat /var/log/own.log 2>/dev/null; true").contains("SUCCESS: Reported 192.31.196.9")
     });
     assert_eq!(
         a.sh("sqlite3 /var/lib/own/reported 'SELECT * FROM banned_ips'"),
         "192.31.196.9|600"
     );
-    eventually("the child is gone", || a.try_sh("pgrep -f '[f]2bmqtt work'").is_err());
-    // Two jails at once become one report, and one after the window.
+    eventually("the child process has ended", || a.try_sh("pgrep -f '[f]2bmqtt work'").is_err());
+    // A second report within 15 minutes waits until the end of that window.
     a.sh(&format!(
         "{CALL} {} 'web: probing' 192.31.196.9 21 600 0 0 /var/lib/own/reported /var/log/own.log 1",
         key()
     ));
-    eventually("a child waits for the window", || a.try_sh("pgrep -f '[f]2bmqtt work'").is_ok());
+    eventually("a child process waits for the window", || {
+        a.try_sh("pgrep -f '[f]2bmqtt work'").is_ok()
+    });
     // The daemon takes over.
     a.sh("systemctl start f2bmqttsub");
-    at_last("the child leaves it to the daemon", || a.try_sh("pgrep -f '[f]2bmqtt work'").is_err());
+    within_reporter_delay("the child process hands the report over to the daemon", || {
+        a.try_sh("pgrep -f '[f]2bmqtt work'").is_err()
+    });
     let waiting = "sqlite3 /var/lib/f2bmqtt/reports.sqlite3 'SELECT stage FROM queued_reports'";
     assert_eq!(a.sh(waiting), "due");
     assert_eq!(taken(&rig).len(), 1);
 }
 
 #[test]
-fn nothing_is_lost_or_told_twice_when_the_server_is_away_and_the_daemon_is_killed() {
+fn api_outage_and_daemon_kill_lose_and_repeat_no_report() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     reports_to_hub(&rig, a);
     hub.sh("systemctl stop api");
-    // All at once, as a burst of bans in many jails is.
+    // Many calls at once, as in a burst of bans.
     let codes = a.sh(&format!(
         "for i in $(seq 200); do ({CALL} '' x 192.31.196.$i 18 600 0 0 '' '' 3; echo $?) & done; wait"
     ));
     assert_eq!(codes.lines().filter(|code| *code == "0").count(), 200, "{codes}");
-    eventually("the server is missed", || {
+    eventually("the outage is logged", || {
         a.sh(&format!("cat {LOG} 2>/dev/null; true"))
             .contains("ERROR: No connection to api.abuseipdb.com")
     });
     hub.sh("systemctl reset-failed api 2>/dev/null; sh /root/abuseipdb.sh");
-    at_last("all are reported", || {
+    within_reporter_delay("all are reported", || {
         a.sh("systemctl kill -s KILL f2bmqttsub; true");
         std::thread::sleep(Duration::from_millis(700));
         addresses(&taken(&rig)).len() == 200
     });
     assert_eq!(taken(&rig).len(), 200);
     let waiting = "sqlite3 /var/lib/f2bmqtt/reports.sqlite3 'SELECT count(*) FROM queued_reports'";
-    at_last("nothing waits", || a.sh(waiting) == "0");
+    within_reporter_delay("the queue is empty", || a.sh(waiting) == "0");
     assert_eq!(taken(&rig).len(), 200);
     let bulk = calls(&rig).iter().filter(|call| call["call"] == "POST /api/v2/bulk-report").count();
     assert!((1..=2).contains(&bulk), "{bulk} bulk calls");
 }
 
 #[test]
-fn what_waits_survives_a_reboot_and_keeps_the_time_of_the_ban() {
+fn queued_report_survives_reboot_and_keeps_ban_time() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     reports_to_hub(&rig, a);
     hub.sh("systemctl stop api");
     let time = a.sh("echo $(($(date +%s) - 60))");
     a.sh(&format!("{CALL} '' x 192.31.196.9 18 600 0 0 '' '' 3 {time}.4"));
-    eventually("the server is missed", || {
+    eventually("the outage is logged", || {
         a.sh(&format!("cat {LOG} 2>/dev/null; true")).contains("ERROR: No connection to")
     });
     a.rig("kill");
     hub.sh("systemctl reset-failed api 2>/dev/null; sh /root/abuseipdb.sh");
     a.rig("boot");
-    at_last("it is reported", || taken(&rig).len() == 1);
+    within_reporter_delay("the ban is reported", || taken(&rig).len() == 1);
     assert_eq!(taken(&rig)[0][3], a.sh(&format!("date -u -d @{time} +%Y-%m-%dT%H:%M:%S+00:00")));
 }
 
+/// The server's response, commands that make a fault and undo it, and the logged error. In the error, ` * ` stands for
+/// any text.
+const CONNECTION_FAULTS: [(&str, &str, &str, &str); 9] = [
+    (
+        "",
+        "mv /usr/local/share/ca-certificates/tests.crt /root/; update-ca-certificates --fresh >/dev/null 2>&1",
+        "mv /root/tests.crt /usr/local/share/ca-certificates/; update-ca-certificates --fresh >/dev/null 2>&1",
+        "ERROR: No connection to api.abuseipdb.com: * UnknownIssuer",
+    ),
+    (
+        "",
+        "sed -i 's/^.* api.abuse/10.213.77.12 api.abuse/' /etc/hosts",
+        "sed -i 's/^.* api.abuse/10.213.77.11 api.abuse/' /etc/hosts",
+        "ERROR: No connection to api.abuseipdb.com: * refused",
+    ),
+    (
+        "",
+        "sed -i 's/api.abuse/not.abuse/' /etc/hosts",
+        "sed -i 's/not.abuse/api.abuse/' /etc/hosts",
+        "ERROR: No connection to api.abuseipdb.com: * lookup",
+    ),
+    ("500 <html>trouble</html>", "", "", "ERROR: HTTP 500. Response: <html>trouble"),
+    ("200 ", "", "", "ERROR: HTTP 200. Response: (nothing)"),
+    ("200 truncated", "", "", "ERROR: HTTP 200. Response: truncated... (cut off"),
+    ("200 endless", "", "", "ERROR: HTTP 200. Response: * (too long)"),
+    ("200 stalled", "", "", "ERROR: HTTP 200. Response: ... (cut off: * timed out"),
+    ("401 {}", "", "", "ERROR: HTTP 401. Response: {}"),
+];
+
 #[test]
-fn what_is_wrong_with_the_connection_or_the_answer_is_said() {
+fn connection_and_response_errors_are_logged() {
     let rig = Rig::fleet(&["a"]);
     let (a, hub) = (rig.host("a"), rig.host("hub"));
     reports_to_hub(&rig, a);
     a.sh("systemctl stop f2bmqttsub");
-    let trust = "update-ca-certificates --fresh >/dev/null 2>&1";
-    let ca = "/usr/local/share/ca-certificates/tests.crt";
-    let to = |address: &str| format!("sed -i 's/^.* api.abuse/{address} api.abuse/' /etc/hosts");
-    // What is done, how it is undone, and what the log says of it.
-    let answers = |text: &str| {
-        hub.sh(&format!("printf '{text}' >/root/api/answer"));
-        String::new()
-    };
-    let table: [(&dyn Fn() -> String, String, &str); 9] = [
-        (
-            &|| format!("mv {ca} /root/; {trust}"),
-            format!("mv /root/tests.crt {ca}; {trust}"),
-            "ERROR: No connection to api.abuseipdb.com: * UnknownIssuer",
-        ),
-        (
-            &|| to("10.213.77.12"),
-            to("10.213.77.11"),
-            "ERROR: No connection to api.abuseipdb.com: * refused",
-        ),
-        (
-            &|| "sed -i 's/api.abuse/not.abuse/' /etc/hosts".to_owned(),
-            "sed -i 's/not.abuse/api.abuse/' /etc/hosts".to_owned(),
-            "ERROR: No connection to api.abuseipdb.com: * lookup",
-        ),
-        (
-            &|| answers("500 <html>trouble</html>"),
-            String::new(),
-            "ERROR: HTTP 500. Response: <html>trouble",
-        ),
-        (&|| answers("200 "), String::new(), "ERROR: HTTP 200. Response: (nothing)"),
-        (
-            &|| answers("200 truncated"),
-            String::new(),
-            "ERROR: HTTP 200. Response: truncated... (cut off",
-        ),
-        (&|| answers("200 endless"), String::new(), "ERROR: HTTP 200. Response: * (too long)"),
-        (
-            &|| answers("200 stalled"),
-            String::new(),
-            "ERROR: HTTP 200. Response: ... (cut off: * timed out",
-        ),
-        (&|| answers("401 {}"), String::new(), "ERROR: HTTP 401. Response: {}"),
-    ];
-    for (make, undo, said) in table {
+    for (answer, make, undo, logged) in CONNECTION_FAULTS {
         a.sh(&format!("{NO_CHILD}; rm -f /var/lib/f2bmqtt/reports.sqlite3* {LOG}; true"));
-        let make = make();
-        a.sh(&make);
+        if !answer.is_empty() {
+            hub.sh(&format!("printf '{answer}' >/root/api/answer"));
+        }
+        a.sh(make);
         a.sh(&format!("{CALL} '' x 192.31.196.9 18 600 0 0 '' '' 3"));
-        let (first, last) = said.split_once(" * ").unwrap_or((said, ""));
+        let (first, last) = logged.split_once(" * ").unwrap_or((logged, ""));
         let mut log = String::new();
-        at_last(said, || {
+        within_reporter_delay(logged, || {
             log = a.sh(&format!("cat {LOG} 2>/dev/null; true"));
             log.lines().any(|line| line.contains(first) && line.contains(last))
         });
         assert!(log.len() < 4000, "{log}");
         hub.sh("rm -f /root/api/answer");
-        a.sh(&undo);
+        a.sh(undo);
     }
     assert_eq!(taken(&rig).len(), 0);
-    // And then, all is well.
+    // Without a fault, the ban is reported.
     a.sh(&format!("{NO_CHILD}; rm -f /var/lib/f2bmqtt/reports.sqlite3*"));
     a.sh(&format!("{CALL} '' x 192.31.196.9 18 600 0 0 '' '' 3"));
     eventually("the ban is reported", || taken(&rig).len() == 1);

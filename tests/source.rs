@@ -1,5 +1,4 @@
-//! The source as a whole: each type has a name of its own, and the rules that comments cite are those of
-//! docs/architecture.md.
+//! Checks over the whole source: each type name is unique, and the comments cite the rules of docs/architecture.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -8,7 +7,7 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All files of Rust code below a folder.
+/// All Rust files below a folder.
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -51,7 +50,7 @@ fn rule_ids(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn no_two_types_have_one_name() {
+fn type_names_are_unique() {
     let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for path in rust_files(&repository().join("src")) {
         for line in std::fs::read_to_string(&path).unwrap().lines() {
@@ -66,7 +65,7 @@ fn no_two_types_have_one_name() {
 }
 
 #[test]
-fn type_is_found_in_its_definition_only() {
+fn type_is_found_only_in_its_definition() {
     let table = [
         ("pub(super) struct Entry {", Some("Entry")),
         ("    enum Case<'a> {", Some("Case")),
@@ -81,7 +80,7 @@ fn type_is_found_in_its_definition_only() {
 }
 
 #[test]
-fn rules_in_comments_are_those_of_the_architecture() {
+fn rules_cited_in_comments_match_architecture() {
     let text = std::fs::read_to_string(repository().join("docs/architecture.md")).unwrap();
     let defined = rule_ids(&text);
     assert!(defined.len() > 20, "{defined:?}");

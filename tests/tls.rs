@@ -1,5 +1,4 @@
-//! TLS to real mosquittos: the hub of the example, made by the commands in the docs, and each way in
-//! which certificates go wrong.
+//! TLS with a real mosquitto: the hub of the example, set up by the commands in the docs, and each certificate error.
 
 mod support;
 
@@ -7,16 +6,16 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use support::docs::block;
-use support::{Host, Rig, SOON, eventually};
+use support::{CONDITION_LIMIT, Host, Rig, eventually};
 
-/// Copies the example to where the docs have it, as it was installed.
-fn example(host: Host<'_>) {
+/// Copies the installed example to the path that the docs use.
+fn copy_example(host: Host<'_>) {
     host.sh("cp -r /usr/share/doc/f2bmqtt/examples/mosquitto /root/fleet
              echo 'APT::Get::Assume-Yes true;' >/etc/apt/apt.conf.d/yes");
 }
 
-/// Brings files of the hub's `/root/fleet` to a host.
-fn carry(hub: Host<'_>, to: Host<'_>, files: &[&str], dir: &str) {
+/// Copies files from the hub's `/root/fleet` to a host.
+fn copy_files(hub: Host<'_>, to: Host<'_>, files: &[&str], dir: &str) {
     for file in files {
         let text = hub.sh(&format!("cat /root/fleet/{file}"));
         let dir = Path::new(dir).join(file).parent().unwrap().display().to_string();
@@ -25,20 +24,20 @@ fn carry(hub: Host<'_>, to: Host<'_>, files: &[&str], dir: &str) {
     }
 }
 
-/// The hub and servers of the docs, by their commands.
-fn fleet_of_the_example() -> Rig {
+/// The hub and the servers of the docs, set up by the commands there.
+fn example_fleet() -> Rig {
     let [hub_block, server_block] = ["tls-hub", "tls-server"].map(block);
     let rig = Rig::fleet(&["web1", "web2"]);
     let hub = rig.host("hub");
     hub.sh("ip addr add 192.168.1.10/24 dev eth0");
-    example(hub);
+    copy_example(hub);
     hub.sh(&format!("set -e; {hub_block}"));
     for (number, host) in rig.hosts(&["web1", "web2"]).into_iter().enumerate() {
         host.sh(&format!("ip addr add 192.168.1.{}/24 dev eth0", 11 + number));
         host.sh("sed -i 's/^MQTT_HOST=.*/MQTT_HOST=192.168.1.10/; /^MQTT_USER/d; /^MQTT_PASS/d' \
                  /etc/fail2ban/mqtt.env");
         let (certificate, key) = (format!("{}.crt", host.name), format!("{}.key", host.name));
-        carry(hub, host, &["ca.crt", &certificate, &key], "/root/certificates");
+        copy_files(hub, host, &["ca.crt", &certificate, &key], "/root/certificates");
         let commands = server_block.replace("web1", host.name);
         host.sh(&format!("set -e; cd /root/certificates; {commands}"));
         let connected = format!("connected to the broker 192.168.1.10:8883 as {}", host.name);
@@ -56,21 +55,23 @@ fn publish_as(hub: Host<'_>, name: &str, topic: &str, payload: &str) {
 }
 
 #[test]
-fn a_fleet_on_the_hub_of_the_example() {
-    let rig = fleet_of_the_example();
+fn fleet_works_on_example_hub() {
+    let rig = example_fleet();
     let (web1, web2) = (rig.host("web1"), rig.host("web2"));
     web1.attack("auth", &["192.0.2.1"]);
     eventually("web2 bans it", || web2.bans("sshd", "192.0.2.1"));
     web1.sh("fail2ban-client set sshd unbanip 192.0.2.1");
-    eventually("web2 frees it", || !web2.bans("sshd", "192.0.2.1"));
-    // Without a daemon, the notifier's child has the same protection.
+    eventually("web2 releases the ban", || !web2.bans("sshd", "192.0.2.1"));
+    // Without a daemon, the notifier's child process also uses TLS.
     web1.sh("systemctl stop f2bmqttsub");
     web1.attack("auth", &["192.0.2.2"]);
-    eventually("web2 bans what the child tells", || web2.bans("sshd", "192.0.2.2"));
+    eventually("web2 imports the ban that the child process publishes", || {
+        web2.bans("sshd", "192.0.2.2")
+    });
     eventually("the spool is empty", || web1.sh("ls /var/lib/f2bmqtt/spool").is_empty());
-    // One is shut out, the other stays.
+    // The hub revokes the certificate of one server. The other server stays connected.
     let hub = rig.host("hub");
-    hub.sh(&format!("cd /root/fleet; set -e; ./certificates revoke web2; {INSTALL}"));
+    hub.sh(&format!("cd /root/fleet; set -e; ./certificates revoke web2; {INSTALL_CERTIFICATES}"));
     let refused =
         "the broker rejected this host's certificate (MQTT_CERT): the certificate is revoked";
     eventually(refused, || web2.journal().contains(refused));
@@ -80,14 +81,14 @@ fn a_fleet_on_the_hub_of_the_example() {
 }
 
 #[test]
-fn a_host_that_publishes_as_another_is_refused_by_the_broker() {
-    let rig = fleet_of_the_example();
+fn publishing_as_other_host_is_refused_by_broker() {
+    let rig = example_fleet();
     let hub = rig.host("hub");
-    // A recorder reads all, as every host may.
+    // A recorder subscribes to all topics, as each host may.
     hub.sh("systemd-run -q -u record -p StandardOutput=append:/root/seen \
             --working-directory=/root/fleet mosquitto_sub -h 192.168.1.10 -p 8883 --cafile ca.crt \
             --cert web1.crt --key web1.key -q 1 -t '#' -v");
-    eventually("the recorder reads", || {
+    eventually("the recorder subscribes", || {
         publish_as(hub, "web1", "f2bmqtt/blacklist/host/web1", "probe");
         hub.try_sh("grep -q probe /root/seen").is_ok()
     });
@@ -106,24 +107,26 @@ fn a_host_that_publishes_as_another_is_refused_by_the_broker() {
     for (topic, _) in table {
         publish_as(hub, "web2", topic, "word-of-web2");
     }
-    // Sent last: whatever was let through has come before it.
+    // All accepted messages arrive before this one.
     publish_as(hub, "web2", "f2bmqtt/blacklist/host/web2", "last-of-web2");
-    eventually("the last is seen", || hub.try_sh("grep -q last-of-web2 /root/seen").is_ok());
+    eventually("the last message is recorded", || {
+        hub.try_sh("grep -q last-of-web2 /root/seen").is_ok()
+    });
     let seen = hub.sh("cat /root/seen");
     for (topic, passes) in table {
         let passed = seen.lines().any(|line| line == format!("{topic} word-of-web2"));
         assert_eq!(passed, passes, "{topic}\n{seen}");
     }
-    // Without a certificate of the CA, or without TLS, nobody gets in.
+    // The hub rejects clients without TLS or without a certificate of the CA.
     for arguments in ["-p 8883 --cafile ca.crt", "-p 8883", "-p 1883 -u fail2ban -P fail2ban"] {
-        let said = hub.try_sh(&format!(
+        let result = hub.try_sh(&format!(
             "cd /root/fleet; timeout 10 mosquitto_pub -h 192.168.1.10 {arguments} -t blacklist/ban -m x"
         ));
-        assert!(said.is_err(), "{arguments}");
+        assert!(result.is_err(), "{arguments}");
     }
 }
 
-/// Sets keys of a host's settings and starts the service anew; an empty value takes a key away.
+/// Changes settings of a host and restarts the service; an empty value removes a setting.
 fn set(host: Host<'_>, settings: &[(&str, &str)]) {
     let mut script = String::new();
     for (key, value) in settings {
@@ -135,14 +138,14 @@ fn set(host: Host<'_>, settings: &[(&str, &str)]) {
     host.sh(&format!("{script} systemctl restart f2bmqttsub"));
 }
 
-/// A way in which TLS goes wrong: what makes it so on the hub and on the host, and what is said.
-struct Trouble {
+/// A TLS fault: commands on the hub, settings of the host, and texts in a line of the journal.
+struct Fault {
     hub: &'static str,
     host: &'static [(&'static str, &'static str)],
-    said: &'static [&'static str],
+    logged: &'static [&'static str],
 }
 
-const GOOD: [(&str, &str); 6] = [
+const VALID_SETTINGS: [(&str, &str); 6] = [
     ("MQTT_HOST", "hub"),
     ("MQTT_PORT", ""),
     ("MQTT_TLS", ""),
@@ -151,95 +154,94 @@ const GOOD: [(&str, &str); 6] = [
     ("MQTT_KEY", "/etc/tls/a.key"),
 ];
 
-const TROUBLES: [Trouble; 12] = [
-    Trouble { hub: "", host: &[], said: &["connected to the broker hub:8883 as a"] },
-    Trouble {
+const FAULTS: [Fault; 12] = [
+    Fault { hub: "", host: &[], logged: &["connected to the broker hub:8883 as a"] },
+    Fault {
         hub: "",
         host: &[("MQTT_CAFILE", "/etc/tls/other/ca.crt")],
-        said: &[
+        logged: &[
             "hub:8883: the broker's certificate is signed by an unknown CA; MQTT_CAFILE must be",
         ],
     },
-    Trouble {
+    Fault {
         hub: "",
         host: &[("MQTT_CAFILE", ""), ("MQTT_TLS", "on")],
-        said: &[
+        logged: &[
             "hub:8883: the broker's certificate is signed by an unknown CA; MQTT_CAFILE must be",
         ],
     },
-    Trouble {
+    Fault {
         hub: "faketime '2020-01-01 12:00:00' ./certificates hub hub",
         host: &[],
-        said: &[
+        logged: &[
             "hub:8883: the broker's certificate expired on 2022-04-05T",
             "); renew the certificate on the broker",
         ],
     },
-    Trouble {
+    Fault {
         hub: "faketime '2030-01-01 12:00:00' ./certificates hub hub",
         host: &[],
-        said: &[
+        logged: &[
             "hub:8883: the broker's certificate is not valid before 2030-01-01T",
             "check the clocks of both",
         ],
     },
-    Trouble {
+    Fault {
         hub: "./certificates hub other.example 10.213.77.99",
         host: &[],
-        said: &[
+        logged: &[
             "hub:8883: the broker's certificate is for other.example, 10.213.77.99, not for hub; \
                  set MQTT_HOST to a name in the certificate",
         ],
     },
-    Trouble {
+    Fault {
         hub: "./certificates hub hub",
         host: &[("MQTT_HOST", "10.213.77.11")],
-        said: &[
+        logged: &[
             "10.213.77.11:8883: the broker's certificate is for hub, not for 10.213.77.11; set MQTT_HOST",
         ],
     },
-    Trouble {
+    Fault {
         hub: "",
         host: &[("MQTT_CERT", ""), ("MQTT_KEY", "")],
-        said: &["hub:8883: the broker requires a client certificate; set MQTT_CERT and MQTT_KEY"],
+        logged: &["hub:8883: the broker requires a client certificate; set MQTT_CERT and MQTT_KEY"],
     },
-    Trouble {
+    Fault {
         hub: "",
         host: &[("MQTT_CERT", "/etc/tls/other/a.crt"), ("MQTT_KEY", "/etc/tls/other/a.key")],
-        said: &["hub:8883: the broker rejected this host's certificate (MQTT_CERT): "],
+        logged: &["hub:8883: the broker rejected this host's certificate (MQTT_CERT): "],
     },
-    Trouble {
+    Fault {
         hub: "",
         host: &[("MQTT_CERT", "/etc/tls/old.crt"), ("MQTT_KEY", "/etc/tls/old.key")],
-        said: &[
+        logged: &[
             "hub:8883: the broker rejected this host's certificate (MQTT_CERT): the certificate has expired",
         ],
     },
-    Trouble {
+    Fault {
         hub: "",
         host: &[("MQTT_PORT", "1883")],
-        said: &["hub:1883: the broker does not speak TLS on this port; check MQTT_PORT"],
+        logged: &["hub:1883: the broker does not speak TLS on this port; check MQTT_PORT"],
     },
-    Trouble {
+    Fault {
         hub: "",
         host: &[("MQTT_CAFILE", ""), ("MQTT_CERT", ""), ("MQTT_KEY", ""), ("MQTT_PORT", "8883")],
-        said: &[
+        logged: &[
             "hub:8883: the broker closed the connection before the MQTT handshake; if the port is for TLS, \
              set MQTT_CAFILE",
         ],
     },
 ];
 
-const INSTALL: &str = "install -m 0644 ca.crt ca.crl hub.crt /etc/mosquitto/certs
+const INSTALL_CERTIFICATES: &str = "install -m 0644 ca.crt ca.crl hub.crt /etc/mosquitto/certs
      install -m 0400 -o mosquitto hub.key /etc/mosquitto/certs
      systemctl reset-failed mosquitto; systemctl restart mosquitto";
 
-/// The example's hub with a plain port beside the one with TLS, and a host with certificates, good
-/// and bad ones.
-fn hub_with_troubles() -> Rig {
+/// The hub of the example with a second port without TLS, and a host with valid and invalid certificates.
+fn hub_with_certificates() -> Rig {
     let rig = Rig::fleet(&["a"]);
     let (hub, a) = (rig.host("hub"), rig.host("a"));
-    example(hub);
+    copy_example(hub);
     hub.sh(&format!(
         "cd /root/fleet; set -e
          ./certificates ca; ./certificates hub hub; ./certificates host a
@@ -248,48 +250,46 @@ fn hub_with_troubles() -> Rig {
          install -m 0400 -o mosquitto fleet.acl /etc/mosquitto
          {{ echo per_listener_settings true; cat fleet.conf
             printf 'listener 1883\\nallow_anonymous true\\n'; }} >/etc/mosquitto/conf.d/fleet.conf
-         {INSTALL}"
+         {INSTALL_CERTIFICATES}"
     ));
-    carry(hub, a, &["ca.crt", "a.crt", "a.key", "old.crt", "old.key"], "/etc/tls");
-    carry(hub, a, &["other/ca.crt", "other/a.crt", "other/a.key"], "/etc/tls");
+    copy_files(hub, a, &["ca.crt", "a.crt", "a.key", "old.crt", "old.key"], "/etc/tls");
+    copy_files(hub, a, &["other/ca.crt", "other/a.crt", "other/a.key"], "/etc/tls");
     rig
 }
 
 #[test]
-fn each_trouble_with_certificates_is_said_in_plain_words() {
-    let rig = hub_with_troubles();
+fn each_certificate_error_is_explained() {
+    let rig = hub_with_certificates();
     let (hub, a) = (rig.host("hub"), rig.host("a"));
-    for trouble in &TROUBLES {
-        if !trouble.hub.is_empty() {
-            hub.sh(&format!("cd /root/fleet; set -e; {}; {INSTALL}", trouble.hub));
+    for fault in &FAULTS {
+        if !fault.hub.is_empty() {
+            hub.sh(&format!("cd /root/fleet; set -e; {}; {INSTALL_CERTIFICATES}", fault.hub));
         }
-        set(a, &[&GOOD, trouble.host].concat());
-        let said = || {
-            let journal = a.journal();
-            let holds = |line: &str| trouble.said.iter().all(|words| line.contains(words));
-            journal.lines().any(holds).then_some(()).ok_or(journal)
-        };
-        let mut last = String::new();
-        let found = support::becomes(SOON, || {
-            said().inspect_err(|journal| last.clone_from(journal)).is_ok()
+        set(a, &[&VALID_SETTINGS, fault.host].concat());
+        let mut journal = String::new();
+        let is_logged = support::becomes(CONDITION_LIMIT, || {
+            journal = a.journal();
+            journal.lines().any(|line| fault.logged.iter().all(|part| line.contains(part)))
         });
-        assert!(found, "{:?}\n{last}", trouble.said);
+        assert!(is_logged, "{:?}\n{journal}", fault.logged);
     }
 }
 
 #[test]
-fn a_certificate_that_was_renewed_counts_from_the_next_connection_on() {
-    let rig = hub_with_troubles();
+fn renewed_certificate_is_used_on_next_connection() {
+    let rig = hub_with_certificates();
     let a = rig.host("a");
     a.sh("cp /etc/tls/a.crt /etc/tls/new.crt; cp /etc/tls/a.key /etc/tls/new.key
           cp /etc/tls/old.crt /etc/tls/a.crt; cp /etc/tls/old.key /etc/tls/a.key");
-    set(a, &GOOD);
-    eventually("it is refused", || {
+    set(a, &VALID_SETTINGS);
+    eventually("the broker rejects the certificate", || {
         a.journal().contains("the broker rejected this host's certificate")
     });
-    // One file after the other: for a moment they do not belong together.
+    // The files change one after the other, so for a moment they do not match.
     a.sh("cp /etc/tls/new.crt /etc/tls/a.crt; sleep 1; cp /etc/tls/new.key /etc/tls/a.key");
-    eventually("it is connected", || a.journal().contains("connected to the broker hub:8883"));
+    eventually("the host is connected", || {
+        a.journal().contains("connected to the broker hub:8883")
+    });
     // The journal and check warn of a certificate that expires within 30 days.
     let hub = rig.host("hub");
     hub.sh("cd /root/fleet; DAYS=15 ./certificates host a");
@@ -302,40 +302,42 @@ fn a_certificate_that_was_renewed_counts_from_the_next_connection_on() {
     });
     let said = String::from_utf8(a.run("f2bmqtt check").stdout).unwrap();
     assert!(said.contains("! this host's certificate, MQTT_CERT (a) expires on 20"), "{said}");
-    // The example's access rules let a host in for Home Assistant, too.
-    set(a, &[&GOOD[..], &[("MQTT_HA_PREFIX", "homeassistant")]].concat());
-    eventually("the broker keeps what Home Assistant needs", || {
-        let said = a.run("f2bmqtt check").stdout;
+    // The example's access rules allow a host its topics for Home Assistant.
+    set(a, &[&VALID_SETTINGS[..], &[("MQTT_HA_PREFIX", "homeassistant")]].concat());
+    eventually("check finds the messages for Home Assistant", || {
+        let output = a.run("f2bmqtt check").stdout;
         let line = "✓ the broker hub:8883 keeps this host's messages for Home Assistant";
-        String::from_utf8_lossy(&said).contains(line)
+        String::from_utf8_lossy(&output).contains(line)
     });
 }
 
 #[test]
-fn the_system_s_cas_are_trusted_by_a_word() {
-    let rig = hub_with_troubles();
+fn system_cas_are_trusted_with_mqtt_tls() {
+    let rig = hub_with_certificates();
     let a = rig.host("a");
     a.sh("cp /etc/tls/ca.crt /usr/local/share/ca-certificates/; update-ca-certificates 2>&1");
-    set(a, &[&GOOD[..], &[("MQTT_CAFILE", ""), ("MQTT_TLS", "on")]].concat());
-    eventually("it is connected", || a.journal().contains("connected to the broker hub:8883"));
+    set(a, &[&VALID_SETTINGS[..], &[("MQTT_CAFILE", ""), ("MQTT_TLS", "on")]].concat());
+    eventually("the host is connected", || {
+        a.journal().contains("connected to the broker hub:8883")
+    });
 }
 
 #[test]
-fn settings_that_would_protect_nothing_stop_the_service() {
+fn ineffective_tls_settings_stop_service() {
     let rig = Rig::fleet(&["a"]);
     let a = rig.host("a");
     a.sh("openssl req -x509 -newkey rsa:2048 -noenc -subj /CN=x -keyout /etc/x.key -out /etc/x.crt 2>&1
-          chmod 600 /etc/x.key; chown nobody /etc/x.key
+          chmod 600 /etc/x.key; chown games /etc/x.key
           printf 'MQTT_TLS=insecure\\nMQTT_CAFILE=/etc/missing.crt\\nMQTT_CERT=/etc/x.crt\\nMQTT_KEY=/etc/x.key\\n' \
             >>/etc/fail2ban/mqtt.env; systemctl restart --no-block f2bmqttsub");
-    eventually("it gives up", || a.try_sh("systemctl is-failed f2bmqttsub").is_ok());
+    eventually("the service fails", || a.try_sh("systemctl is-failed f2bmqttsub").is_ok());
     let journal = a.journal();
-    for words in [
+    for line in [
         "MQTT_TLS must be on or off",
         "MQTT_CAFILE cannot be read: /etc/missing.crt: No such file or directory",
         "MQTT_KEY cannot be read: /etc/x.key: Permission denied (os error 13); the file must belong to root",
     ] {
-        assert!(journal.contains(words), "{words}\n{journal}");
+        assert!(journal.contains(line), "{line}\n{journal}");
     }
     assert_eq!(a.sh("systemctl show -P ExecMainStatus f2bmqttsub"), "78");
 }

@@ -1,5 +1,5 @@
-//! A local user plants files where an action lets root keep the reporter's: a journal that names a file to
-//! delete, a FIFO that nobody reads, a link. Nothing is deleted, and nothing hangs.
+//! A local user plants files at the reporter's paths that an action configures: a SQLite journal that names a file to
+//! delete, a FIFO without a reader, a symbolic link. The reporter deletes nothing and does not hang.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ const CALL: &str = "/etc/fail2ban/action.d/fail2ban-abuseipdb.sh";
 const LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
 
 #[test]
-fn planted_files_delete_nothing_and_hang_nothing() {
+fn planted_files_cause_no_deletion_and_no_hang() {
     let rig = Rig::fleet(&["a"]);
     let a = rig.host("a");
     let hot = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/hot.py");
@@ -33,26 +33,24 @@ fn planted_files_delete_nothing_and_hang_nothing() {
         let call = format!("timeout 20 {CALL} --actionstart {database} {log}");
         let failed = a.run(&call);
         assert_eq!(failed.status.code(), Some(1), "{call}: {failed:?}");
-        // A ban of a jail with such a setting ends, too.
+        // A call for a ban with such a path also ends.
         a.sh(&format!("timeout 20 {CALL} '' x 192.31.196.9 18 600 0 0 {database} {log} 3"));
-        let told = || a.sh(&format!("cat {LOG} 2>/dev/null; journalctl -o cat --no-pager"));
         eventually(cause, || {
-            told()
+            a.sh(&format!("cat {LOG} 2>/dev/null; journalctl -o cat --no-pager"))
                 .lines()
                 .any(|line| line.contains("Initialization failed!") && line.contains(cause))
         });
     }
-    // The daemon met them all, too.
+    // The daemon also meets the planted files.
     eventually("the reports wait", || {
         a.sh(&format!("cat {LOG}")).contains("waits: cannot open /srv/eve/db: ")
     });
     assert_eq!(a.sh("cat /root/victim"), "precious");
     a.sh("test -e /srv/eve/db-journal && test ! -e /srv/eve/new");
-    // A jail that is so configured is found, and what to do.
+    // check reports a jail with such paths, and the fix.
     jail_reports(a, "sqlite_db=/srv/eve/db, log_file=/srv/eve/link");
-    let check = || String::from_utf8(a.run("f2bmqtt check").stdout).unwrap();
     eventually("check names both", || {
-        let text = check();
+        let text = String::from_utf8(a.run("f2bmqtt check").stdout).unwrap();
         text.contains(
             "✗ the reporter cannot use /srv/eve/db: /srv/eve belongs to the user with UID",
         ) && text.contains("chown root:root /srv/eve")
@@ -60,6 +58,6 @@ fn planted_files_delete_nothing_and_hang_nothing() {
                 .contains("✗ the reporter cannot use /srv/eve/link: /srv/eve belongs to the user")
     });
     assert_eq!(a.sh("timeout 20 fail2ban-client ping"), "Server replied: pong");
-    // That the journal would have done it.
+    // The planted journal does delete the file if SQLite opens the database.
     a.sh("python3 -c \"import sqlite3; sqlite3.connect('/srv/eve/db').execute('SELECT * FROM banned_ips')\"; test ! -e /root/victim");
 }

@@ -1,4 +1,4 @@
-//! Attacks on real hosts.
+//! Attacks on a fleet of real hosts, by clients of the broker, brokers, local users and name servers.
 
 #[path = "../support/mod.rs"]
 mod support;

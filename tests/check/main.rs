@@ -1,5 +1,5 @@
-//! `f2bmqtt check` on real hosts: a sound one has nothing but ticks, and each fault that it knows is made
-//! and named, with what to do.
+//! `f2bmqtt check` on real hosts: a healthy host passes all checks. The tests make each fault that `check` knows, and
+//! expect the finding and the suggested fix.
 
 mod host;
 mod others;
@@ -10,57 +10,58 @@ mod way;
 
 use std::path::Path;
 
-use support::{Host, Rig, SOON, becomes, eventually};
+use support::{CONDITION_LIMIT, Host, Rig, becomes, eventually};
 
-/// What `check` printed, and its exit code.
+/// The output of `check`, and its exit code.
 fn check(host: Host<'_>) -> (String, i32) {
     let out = host.run("f2bmqtt check");
     let text = [out.stdout, out.stderr].concat();
     (String::from_utf8(text).unwrap(), out.status.code().unwrap())
 }
 
-fn is_sound(host: Host<'_>) {
+fn assert_sound(host: Host<'_>) {
     let mut last = (String::new(), 0);
-    let sound = becomes(SOON, || {
+    let sound = becomes(CONDITION_LIMIT, || {
         last = check(host);
-        // The only host of a rig is alone.
-        let alone = |line: &str| {
-            line.starts_with("! no other host with f2bmqtt is on")
-                || line.starts_with("    MQTT_TOPIC and")
-        };
-        last.1 == 0 && last.0.lines().all(|line| line.starts_with("✓ ") || alone(line))
+        // A rig with one host has no other host on the topic.
+        let expected = ["✓ ", "! no other host with f2bmqtt is on", "    MQTT_TOPIC and"];
+        last.1 == 0
+            && last.0.lines().all(|line| expected.iter().any(|start| line.starts_with(start)))
     });
     assert!(sound, "{}\nexit code {}", last.0, last.1);
 }
 
-/// A fault: how it is made on the hub and on the host, what is said of it, and how it is mended.
+/// A fault, and the findings about it.
 struct Case {
+    /// Scripts that make and repair the fault on the hub.
     hub: [&'static str; 2],
+    /// Scripts that make and repair the fault on the host.
     host: [&'static str; 2],
-    said: &'static [&'static str],
-    /// Commands, and what each prints.
+    findings: &'static [&'static str],
+    /// Commands, and a text in the output of each.
     shows: &'static [(&'static str, &'static str)],
     code: i32,
 }
 
-const FAULT: Case = Case { hub: ["", ""], host: ["", ""], said: &[], shows: &[], code: 1 };
+const DEFAULT_CASE: Case =
+    Case { hub: ["", ""], host: ["", ""], findings: &[], shows: &[], code: 1 };
 
-const RULES: &str = "chown mosquitto /etc/mosquitto/acl
+const APPLY_ACL: &str = "chown mosquitto /etc/mosquitto/acl
     echo 'acl_file /etc/mosquitto/acl' >>/etc/mosquitto/conf.d/fleet.conf; systemctl restart mosquitto";
-const NO_RULES: &str =
+const REMOVE_ACL: &str =
     "sed -i '/acl_file/d' /etc/mosquitto/conf.d/fleet.conf; systemctl restart mosquitto";
 
-fn is_named(case: &Case, hub: Host<'_>, host: Host<'_>) {
-    // What mended the fault before may have started it this moment.
+fn assert_reported(case: &Case, hub: Host<'_>, host: Host<'_>) {
+    // The repair of the previous fault may have restarted fail2ban a moment ago.
     eventually("fail2ban answers", || host.ask("ping").is_ok());
-    hub.sh(&case.hub[0].replace("RULES", RULES));
+    hub.sh(&case.hub[0].replace("APPLY_ACL", APPLY_ACL));
     host.sh(case.host[0]);
     let mut last = (String::new(), 0);
-    let named = becomes(SOON, || {
+    let named = becomes(CONDITION_LIMIT, || {
         last = check(host);
-        last.1 == case.code && case.said.iter().all(|words| last.0.contains(words))
+        last.1 == case.code && case.findings.iter().all(|text| last.0.contains(text))
     });
-    assert!(named, "{:?}\n{}\nexit code {}", case.said, last.0, last.1);
+    assert!(named, "{:?}\n{}\nexit code {}", case.findings, last.0, last.1);
     for (command, text) in case.shows {
         eventually(command, || host.sh(command).contains(text));
     }
@@ -69,10 +70,10 @@ fn is_named(case: &Case, hub: Host<'_>, host: Host<'_>) {
 }
 
 #[test]
-fn a_sound_host_has_ticks_alone_and_looking_leaves_nothing_behind() {
+fn healthy_host_passes_all_checks_and_check_leaves_no_trace() {
     let rig = Rig::fleet(&["web1", "web2"]);
     let (web1, web2, hub) = (rig.host("web1"), rig.host("web2"), rig.host("hub"));
-    // A host that runs the scripts hears it, too.
+    // A host that runs the scripts receives the messages of check, too.
     let script =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/scripts/mqttsubscribebans");
     web2.push(&script, "/srv/subscriber");
@@ -81,14 +82,7 @@ fn a_sound_host_has_ticks_alone_and_looking_leaves_nothing_behind() {
         hub.publish("blacklist/probe", r#"{"action":"probe"}"#);
         web2.sh("cat /root/lines").contains("probe")
     });
-    let retained = || {
-        let kept = hub.try_sh(
-            "mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'f2bmqtt/blacklist/#' -F '%t %p' \
-             --retained-only -W 1 | sort",
-        );
-        kept.unwrap_or_else(|kept| kept) // it ends by its time-out
-    };
-    is_sound(web1);
+    assert_sound(web1);
     eventually("both are online", || check(web1).0.contains("✓ other hosts online: web2"));
     let (text, _) = check(web1);
     for line in [
@@ -100,12 +94,19 @@ fn a_sound_host_has_ticks_alone_and_looking_leaves_nothing_behind() {
         "✓ jails `both`, `sshd` and `web` share their bans",
         "✓ fail2ban can write to /var/lib/f2bmqtt/spool",
     ] {
-        assert!(text.lines().any(|told| told == line), "{line}\n{text}");
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     }
-    let kept = retained();
-    assert!(kept.contains("f2bmqtt/blacklist/host/web1 ") && !kept.contains("check"), "{kept}");
-    // The daemons take no notice; the script prints a line, and bans nobody.
-    eventually("the script has heard it", || {
+    let retained = hub.try_sh(
+        "mosquitto_sub -h 127.0.0.1 -u fail2ban -P fail2ban -t 'f2bmqtt/blacklist/#' -F '%t %p' \
+         --retained-only -W 1 | sort",
+    );
+    let retained = retained.unwrap_or_else(|text| text); // mosquitto_sub ends by its time limit
+    assert!(
+        retained.contains("f2bmqtt/blacklist/host/web1 ") && !retained.contains("check"),
+        "{retained}"
+    );
+    // The daemons ignore the probe. The script prints a line and makes no ban.
+    eventually("the script prints the probe", || {
         web2.sh("cat /root/lines")
             .contains("Inbound: check 192.0.2.0 - ipset f2bmqtt-check from web1")
     });
@@ -141,9 +142,9 @@ fn a_sound_host_has_ticks_alone_and_looking_leaves_nothing_behind() {
     assert_eq!(ids, expected);
     let log = web1.sh("cat /var/log/fail2ban.log");
     assert!(!log.contains(" ERROR "), "{log}");
-    // It is for root alone.
-    let out = web1.run("setpriv --reuid nobody f2bmqtt check");
+    // Only root may run check.
+    let out = web1.run("setpriv --reuid games f2bmqtt check");
     assert_eq!(out.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&out.stderr).contains("check must run as root"));
-    readme::is_what_it_prints(&rig);
+    readme::assert_docs_match(&rig);
 }

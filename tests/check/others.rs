@@ -1,12 +1,11 @@
-//! Faults that show in what other hosts say.
+//! Faults of peers, and faults that only the peers' messages show.
 
 use std::time::Duration;
 
-use super::{Case, FAULT, check, is_named};
+use super::{Case, DEFAULT_CASE, assert_reported, check};
 use crate::support::{Host, Rig, becomes, eventually};
 
-/// Faults that show in what other hosts say.
-const OTHERS: [Case; 4] = [
+const PEER_FAULTS: [Case; 4] = [
     Case {
         hub: [
             "now=$(date +%s)
@@ -17,19 +16,19 @@ const OTHERS: [Case; 4] = [
                mosquitto_pub -h 127.0.0.1 -u fail2ban -P fail2ban -r -t f2bmqtt/blacklist/$topic -n
              done",
         ],
-        said: &["✗ the clock of far is at least ", "timedatectl"],
-        ..FAULT
+        findings: &["✗ the clock of far is at least ", "timedatectl"],
+        ..DEFAULT_CASE
     },
     Case {
         host: [
             "sed -i s/^MQTT_TOPIC=.*/MQTT_TOPIC=blakclist/ /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
             "sed -i s/^MQTT_TOPIC=.*/MQTT_TOPIC=blacklist/ /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
         ],
-        said: &[
+        findings: &[
             "! no other host with f2bmqtt is on the topic blakclist\n    other hosts are on blacklist: set MQTT_TOPIC in mqtt.env",
         ],
         code: 0,
-        ..FAULT
+        ..DEFAULT_CASE
     },
     Case {
         host: [
@@ -37,33 +36,33 @@ const OTHERS: [Case; 4] = [
              systemctl restart f2bmqttsub",
             "sed -i '/MQTT_SIGNING_KEY/d' /etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub",
         ],
-        said: &["✗ b does not sign its messages: this host rejects them\n", "the same MQTT_SIGNING_KEY"],
-        ..FAULT
+        findings: &["✗ b does not sign its messages: this host rejects them\n", "the same MQTT_SIGNING_KEY"],
+        ..DEFAULT_CASE
     },
     Case {
         host: ["echo MQTT_NODE=b >>/etc/fail2ban/mqtt.env; systemctl restart f2bmqttsub", ""],
-        said: &["✗ two machines have the name b and overwrite each other's snapshot\n", "set MQTT_NODE"],
-        ..FAULT
+        findings: &["✗ two machines have the name b and overwrite each other's snapshot\n", "set MQTT_NODE"],
+        ..DEFAULT_CASE
     },
 ];
 
 #[test]
-fn each_fault_that_others_show_is_named() {
+fn each_peer_fault_is_reported() {
     let rig = Rig::fleet(&["a", "b"]);
     let (a, b, hub) = (rig.host("a"), rig.host("b"), rig.host("hub"));
-    for case in &OTHERS {
-        is_named(case, hub, a);
+    for case in &PEER_FAULTS {
+        assert_reported(case, hub, a);
     }
-    // Both are connected.
+    // Both hosts stay connected and see the fault.
     for host in [a, b, a, b] {
         let (text, code) = check(host);
         assert!(code == 1 && text.contains("✗ two machines have the name b "), "{text}");
     }
-    clones_are_named_and_part(hub, a, b);
+    test_clone(hub, a, b);
 }
 
 /// A clone has the name, the machine ID and the client ID of its original.
-fn clones_are_named_and_part(hub: Host<'_>, a: Host<'_>, b: Host<'_>) {
+fn test_clone(hub: Host<'_>, a: Host<'_>, b: Host<'_>) {
     b.sh("systemctl stop f2bmqttsub");
     let original = a.sh("cd /; tar -cz etc/machine-id var/lib/f2bmqtt/fleet.sqlite3* | base64 -w0");
     b.sh(&format!(
@@ -83,15 +82,15 @@ fn clones_are_named_and_part(hub: Host<'_>, a: Host<'_>, b: Host<'_>) {
     eventually("one of them takes a new client ID", || {
         [a, b].iter().any(|host| host.journal().contains("switching to a new client ID"))
     });
-    // With one client ID, only one of them has each message.
+    // With the same client ID, only one of the two hosts would receive each message.
     let mut round = 0;
-    eventually("both hear the same message", || {
+    eventually("both receive the same message", || {
         round += 1;
         let line = format!("Inbound: ban 198.51.100.{round} ");
         hub.publish_event("ban", "sshd", &format!("198.51.100.{round}"), "far");
         [a, b].iter().all(|host| becomes(Duration::from_secs(5), || host.journal().contains(&line)))
     });
-    // Any other host sees the fault, too.
+    // A third host sees the fault, too.
     hub.sh("systemctl start f2bmqttsub");
     for host in [a, b, hub] {
         eventually("check names the clone", || {

@@ -1,43 +1,41 @@
-//! What the docs show of `f2bmqtt check` is what it prints, of a host with just these two faults.
+//! The output of `f2bmqtt check` in the docs is that of a host with exactly these two faults.
 
-use super::{NO_RULES, RULES, SOON, becomes, check};
+use super::{APPLY_ACL, CONDITION_LIMIT, REMOVE_ACL, becomes, check};
+use crate::support::Rig;
 use crate::support::docs::block;
-use crate::support::{Host, Rig};
 
-/// The block of the docs, without what differs: how much room there is.
+/// The block of the docs, without the numbers of free space.
 fn shown() -> String {
     let block = block("check");
-    unroomy(block.strip_prefix("# f2bmqtt check\n").unwrap())
+    without_free_space(block.strip_prefix("# f2bmqtt check\n").unwrap())
 }
 
-fn unroomy(text: &str) -> String {
-    let line = |line: &str| match line.split_once(" MiB are free ") {
+fn without_free_space(text: &str) -> String {
+    let lines = text.lines().map(|line| match line.split_once(" MiB are free ") {
         Some((_, place)) => format!("✓ N MiB are free {place}\n"),
         None => format!("{line}\n"),
-    };
-    text.lines().map(line).collect()
+    });
+    lines.collect()
 }
 
-/// Two hosts called web1 and web2 that nothing is amiss with.
-pub(super) fn is_what_it_prints(rig: &Rig) {
+/// The rig has two healthy hosts web1 and web2.
+pub(super) fn assert_docs_match(rig: &Rig) {
     let (hub, web1) = (rig.host("hub"), rig.host("web1"));
-    // The broker may not take bans, and fail2ban has not loaded what the jail's files name.
+    // The broker rejects bans, and fail2ban has not loaded the configured action of a jail.
     hub.sh(&format!(
         "{{ echo user fail2ban; echo 'topic read blacklist/#'
             echo 'topic write blacklist/unban'; echo 'topic f2bmqtt/blacklist/#'
-         }} >/etc/mosquitto/acl; {RULES}"
+         }} >/etc/mosquitto/acl; {APPLY_ACL}"
     ));
-    let reload = |host: Host<'_>, how: &str| host.sh(&format!("fail2ban-client reload {how}"));
     web1.sh("printf '[web]\nbanaction = nftables\naction = %%(action_)s\n' >/etc/fail2ban/jail.d/web.local");
-    reload(web1, "--restart web");
-    web1.sh("rm /etc/fail2ban/jail.d/web.local");
-    reload(web1, "");
+    web1.sh("fail2ban-client reload --restart web
+             rm /etc/fail2ban/jail.d/web.local; fail2ban-client reload");
     let mut last = (String::new(), 0);
-    let same = becomes(SOON, || {
+    let same = becomes(CONDITION_LIMIT, || {
         last = check(web1);
-        last.1 == 1 && unroomy(&last.0) == shown()
+        last.1 == 1 && without_free_space(&last.0) == shown()
     });
-    assert!(same, "the docs:\n{}\nwhat it prints:\n{}", shown(), last.0);
-    hub.sh(NO_RULES);
-    reload(web1, "--restart web");
+    assert!(same, "the docs:\n{}\ncheck prints:\n{}", shown(), last.0);
+    hub.sh(REMOVE_ACL);
+    web1.sh("fail2ban-client reload --restart web");
 }

@@ -1,5 +1,5 @@
-//! A small fleet that each message of the fuzzer reaches by the daemon's path: host `web1` with two peers, an
-//! import and a fleet unban. Whatever comes, the controller's invariants hold, and it finds an end to its work.
+//! A small fleet that receives each message of the fuzzer on the daemon's path: host `web1` with two peers, an import and
+//! a fleet unban. After each message the controller's invariants hold, and its effects end.
 
 #![allow(dead_code, reason = "each target uses a part of it")]
 
@@ -19,7 +19,7 @@ const NOW: i64 = 1_795_342_588_000;
 
 const ADDRESSES: [&str; 3] = ["203.0.113.7", "203.0.113.9", "2001:db8::1"];
 
-/// What `web1` knows before: a ban by event, one by shard that `web1` imported, and a fleet unban.
+/// The initial state of `web1`: a ban by event, an imported ban by shard, and a fleet unban.
 fn fleet() -> (Controller, PersistedState) {
     let me = HostName::new("web1").unwrap();
     let mut fleet = Controller::new(me, Timing::default(), PersistedState::default());
@@ -36,7 +36,7 @@ fn fleet() -> (Controller, PersistedState) {
     (fleet, disk)
 }
 
-/// One round on a fail2ban that bans nobody; ends when there is nothing more to do.
+/// Runs a cycle on a fail2ban without bans, until no effect is left.
 fn work(fleet: &mut Controller, disk: &mut PersistedState) {
     let server = ServerInstance { pid: 1, started: NOW / 1000 - 900 };
     fleet.start_cycle(NOW);
@@ -53,24 +53,24 @@ fn work(fleet: &mut Controller, disk: &mut PersistedState) {
                 fleet.on_persisted(true, NOW);
             }
             Effect::Observe(jail, of) => {
-                let look = Observation {
+                let observation = Observation {
                     database: Some(0),
                     bantime: 600,
                     total: Some(0),
                     ..Observation::default()
                 };
-                fleet.on_observation(&jail, of.as_deref(), look, NOW);
+                fleet.on_observation(&jail, of.as_deref(), observation, NOW);
             }
             Effect::Ban(_, work) => fleet.on_done(i64::try_from(work.len()).unwrap(), NOW),
             _ => fleet.on_done(1, NOW),
         }
     }
-    panic!("there is no end to its work");
+    panic!("the effects do not end");
 }
 
-/// All that counts of what a host knows: what it remembers, and what each peer claims.
+/// The relevant state of a host: its stored records, and the claims of each peer.
 fn known(fleet: &Controller, disk: &PersistedState) -> String {
-    // The stamp grows with each round.
+    // The stamp grows with each cycle.
     let disk = PersistedState { stamp: 0, ..disk.clone() };
     let mut text = format!("{disk:?} {}", fleet.claims());
     for host in ["web1", "web2", "web3"] {
@@ -78,23 +78,23 @@ fn known(fleet: &Controller, disk: &PersistedState) -> String {
             ["sshd", "web"].iter().flat_map(|jail| ADDRESSES.map(|ip| (jail, ip)))
         {
             let key = (Jail::new(jail).unwrap(), Address::new(address).unwrap());
-            let word = fleet.claim_state(&key, &HostName::new(host).unwrap());
-            let _ = write!(text, " {word:?}");
+            let state = fleet.claim_state(&key, &HostName::new(host).unwrap());
+            let _ = write!(text, " {state:?}");
         }
     }
     text
 }
 
-/// What the host knows to which no message came.
+/// The state of the host without any message.
 static UNTOUCHED: LazyLock<String> = LazyLock::new(|| {
     let (mut fleet, mut disk) = fleet();
     work(&mut fleet, &mut disk);
     known(&fleet, &disk)
 });
 
-/// A message comes; `needs_key`: nothing without the key may change what the host knows.
+/// Processes a message. With `needs_key`, a message without the key must not change the state.
 pub(crate) fn take(inbound: &Inbound, needs_key: bool, topic: &str, payload: &[u8]) {
-    // Most inputs end at the gate or the parser: that those change nothing is tried with one in 64.
+    // The gate or the parser rejects most inputs. To save time, only one in 64 of these is processed.
     if !inbound.reaches_fleet(topic, payload) && !payload.len().is_multiple_of(64) {
         return;
     }
@@ -105,6 +105,6 @@ pub(crate) fn take(inbound: &Inbound, needs_key: bool, topic: &str, payload: &[u
     fleet.check_invariants().unwrap();
     assert!(fleet.publications(NOW + 60_000).len() <= 1);
     if needs_key {
-        assert_eq!(known(&fleet, &disk), *UNTOUCHED, "it changed without the key");
+        assert_eq!(known(&fleet, &disk), *UNTOUCHED, "a message without the key changed the state");
     }
 }

@@ -1,5 +1,5 @@
-//! What must hold of each parser that reads what it does not control, whatever it is given. libFuzzer drives
-//! these in `targets/`, and `tests/mutations.rs` in every run of the tests.
+//! Properties of each parser of untrusted input. libFuzzer checks them in `targets/`, and `tests/mutations.rs` in each run
+//! of the tests.
 
 #![allow(dead_code, reason = "each target uses one of them")]
 
@@ -27,7 +27,7 @@ use f2bmqtt::wire::{Address, Event, HostName, Presence, Shard, SpooledEvent};
 
 use inbound::Inbound;
 
-/// An event, as it comes from the broker: what is taken is bounded, and means the same when it is sent on.
+/// An event from the broker: an accepted one is bounded, and encodes to an equal one.
 pub(crate) fn event(payload: &[u8]) {
     sealed(payload);
     if let Ok(event) = Event::parse(payload) {
@@ -38,7 +38,7 @@ pub(crate) fn event(payload: &[u8]) {
     }
 }
 
-/// A part of a snapshot: the same, and it lists only what belongs to it.
+/// A shard: the same, and it lists only its own addresses.
 pub(crate) fn part(payload: &[u8]) {
     sealed(payload);
     if let Ok(part) = Shard::parse(payload) {
@@ -51,7 +51,7 @@ pub(crate) fn part(payload: &[u8]) {
     }
 }
 
-/// What a host says of itself: the same.
+/// A presence: the same.
 pub(crate) fn presence(payload: &[u8]) {
     sealed(payload);
     if let Ok(presence) = Presence::parse(payload) {
@@ -63,7 +63,7 @@ pub(crate) fn presence(payload: &[u8]) {
     }
 }
 
-/// Hosts without a key, and with one: whether those accept what is unsigned.
+/// Hosts without a key (`None`), and with one: whether they accept unsigned messages.
 static HOSTS: LazyLock<[(Option<bool>, Inbound); 3]> = LazyLock::new(|| {
     [None, Some(true), Some(false)].map(|accepts| {
         let me = HostName::new("web1").expect("it is a name");
@@ -72,9 +72,8 @@ static HOSTS: LazyLock<[(Option<bool>, Inbound); 3]> = LazyLock::new(|| {
     })
 });
 
-/// A message as it comes, topic and payload with a line end between: nobody without the key gets past the gate
-/// of a fleet that has one, except with an empty payload; nothing in it is printed as it is; and what passes goes
-/// on into the tables of a small fleet, whose invariants hold.
+/// A message: topic and payload with a line end between. The gate of a host with a key admits only empty payloads from
+/// clients without the key. No error prints unsafe characters. Admitted messages keep the controller's invariants.
 pub(crate) fn gate(message: &[u8]) {
     let at = message.iter().position(|byte| *byte == b'\n').unwrap_or(message.len());
     let topic = String::from_utf8_lossy(&message[..at]);
@@ -83,7 +82,7 @@ pub(crate) fn gate(message: &[u8]) {
     for (accepts, inbound) in &*HOSTS {
         let accepts = *accepts;
         match inbound.gate.admit(&topic, payload.to_vec()) {
-            // A subscription beside the fleet's: whatever is said there is nothing of the fleet's.
+            // A message of a subscription outside the fleet's topics is no message of the fleet.
             Ok(admitted) if matches!(admitted.source(), Source::Other(_)) => {
                 assert_eq!(topic.replace('.', "/"), inbound::OTHER);
                 assert!(admitted.event().is_err() && admitted.presence().is_err());
@@ -95,9 +94,9 @@ pub(crate) fn gate(message: &[u8]) {
                 assert!(accepts != Some(false) || payload.is_empty());
                 let own = admitted.source().host() == Some(&me);
                 assert!(accepts.is_none() || payload.is_empty() || !own);
-                let event = admitted.event();
-                let is_ours = |event: &Event| event.host == me || event.id.is_some();
-                assert!(accepts.is_none() || !event.as_ref().is_ok_and(is_ours));
+                if let Ok(event) = admitted.event() {
+                    assert!(accepts.is_none() || event.host != me && event.id.is_none());
+                }
                 if let Ok(part) = admitted.shard(|_| false) {
                     assert!(accepts.is_none() || part.unbans.is_empty());
                     assert_eq!(admitted.source().host(), Some(&part.host));
@@ -112,7 +111,7 @@ pub(crate) fn gate(message: &[u8]) {
     }
 }
 
-/// A signature: nothing that was not signed is taken for it, and what is signed is.
+/// A signature: the key's owner accepts a signed message, and no other one.
 fn sealed(message: &[u8]) {
     const TOPIC: &str = "blacklist/ban";
     let keys = SigningKeys::new(["a secret that no input has"]);
@@ -129,51 +128,42 @@ fn sealed(message: &[u8]) {
     }
 }
 
-/// A reply of fail2ban's socket: a pickle, of which nothing but plain values is ever made.
+/// A reply of fail2ban's socket: the pickle only creates plain values.
 pub(crate) fn reply(reply: &[u8]) {
     fn count(value: &PickleValue) -> usize {
         1 + value.list().map_or(0, |list| list.iter().map(count).sum())
     }
     if let Ok(value) = read(reply) {
-        // A few bytes make no heap of values.
+        // A short pickle does not create many values.
         assert!(count(&value) <= 64 * 1024 + 16 * reply.len());
         let _ = (value.text(), value.int());
     }
 }
 
-/// A settings file: read whole or refused with all its faults, which never show a password.
+/// A settings file: errors never show a password.
 pub(crate) fn settings(text: &[u8]) {
-    let nothing = |_: &str| None;
     let secret = [b"MQTT_PASSWORD=pass4711word\nMQTT_SIGNING_KEY=pass4711word\n", text].concat();
-    let shown = match Config::parse(Path::new("mqtt.env"), &secret, &nothing, "node") {
+    let shown = match Config::parse(Path::new("mqtt.env"), &secret, &|_| None, "node") {
         Err(faults) => faults.to_string(),
         Ok(config) => format!("{config:?}"),
     };
-    // Whoever writes `$MQTT_PASSWORD` into another setting wants it there.
+    // A file may expand `$MQTT_PASSWORD` in another setting.
     assert!(text.contains(&b'$') || !shown.contains("pass4711word"));
-    let _ = Config::parse(Path::new("mqtt.env"), text, &nothing, "node");
+    let _ = Config::parse(Path::new("mqtt.env"), text, &|_| None, "node");
 }
 
-/// The arguments of notifier and reporter, between NUL bytes: whatever is taken can be written and read
-/// again.
-pub(crate) fn arguments(arguments: &[u8]) {
-    let text = String::from_utf8_lossy(arguments);
-    let words: Vec<&str> = text.split('\0').collect();
-    let word = |n: usize| words.get(n).copied().unwrap_or("");
-    let call = notify::NotifyCall {
-        jail: word(0),
-        address: word(1),
-        bantime: word(2),
-        action: word(3),
-        restored: word(4),
-        failures: word(5),
-        time: word(6),
-    };
-    if let Ok((Some(told), _)) = call.to_event() {
-        assert_eq!(SpooledEvent::parse(told.encode().as_bytes()), Ok(told));
+/// The arguments of notifier and reporter, separated by NUL bytes: accepted calls encode to equal ones.
+pub(crate) fn arguments(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let mut rest = text.split('\0');
+    let [jail, address, bantime, action, restored, failures, time] =
+        std::array::from_fn(|_| rest.next().unwrap_or_default());
+    let call = notify::NotifyCall { jail, address, bantime, action, restored, failures, time };
+    if let Ok((Some(event), _)) = call.to_event() {
+        assert_eq!(SpooledEvent::parse(event.encode().as_bytes()), Ok(event));
     }
-    let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
-    let call = call::ReportCall::from_args(&words);
+    let arguments: Vec<String> = text.split('\0').map(str::to_owned).collect();
+    let call = call::ReportCall::from_args(&arguments);
     if let Ok(ReportDecision::Report(report)) = call.decide(1) {
         let written = report.encode();
         let paths = call.ledger.len() + call.log.len();
@@ -182,17 +172,17 @@ pub(crate) fn arguments(arguments: &[u8]) {
     }
 }
 
-/// An answer of AbuseIPDB, or of whoever is between: a wait is bounded, and what is logged, too.
+/// A response of AbuseIPDB or of a proxy: its delay and its log text are bounded.
 pub(crate) fn answer(bytes: &[u8]) {
     let Some((head, body)) = bytes.split_first_chunk::<18>() else { return };
-    let number = |at: usize| {
+    let [retry_after, reset] = [2, 10].map(|at| {
         let eight: [u8; 8] = std::array::from_fn(|n| head[at + n]);
-        Some(i64::from_le_bytes(eight))
-    };
+        i64::from_le_bytes(eight)
+    });
     let answer = ApiResponse {
         status: [200, 400, 401, 422, 429, 500][usize::from(head[0]) % 6],
-        retry_after: number(2).filter(|_| head[1] & 1 == 0),
-        reset: number(10).filter(|_| head[1] & 2 == 0),
+        retry_after: (head[1] & 1 == 0).then_some(retry_after),
+        reset: (head[1] & 2 == 0).then_some(reset),
         body: body.to_vec(),
         ..ApiResponse::default()
     };
@@ -206,8 +196,7 @@ pub(crate) fn answer(bytes: &[u8]) {
     assert!(!answer.log_text("secret").contains("secret"));
 }
 
-/// A report's comment, of whatever an attacker writes into a log, in two texts with a NUL between: short,
-/// and with nothing private.
+/// A report's comment from two log texts with a NUL between: bounded, and without private data.
 pub(crate) fn comment(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let (first, second) = text.split_once('\0').unwrap_or((&text, ""));
@@ -220,11 +209,10 @@ pub(crate) fn comment(bytes: &[u8]) {
     let comment = compose([first, second].map(|text| (text, CommentSource::Log)), about, &private);
     assert!(comment.chars().count() <= MAX_COMMENT_CHARS);
     assert!(!comment.contains(|c: char| c.is_control() && c != '\n'));
-    let part = |c: char| c.is_alphanumeric() || c == '_';
-    let words = comment.to_ascii_lowercase();
+    let lower = comment.to_ascii_lowercase();
     let cut_off = comment.chars().count() == MAX_COMMENT_CHARS;
-    for word in words.split(|c| !part(c)) {
-        // What is cut at the end may become a name that was part of another word.
+    for word in lower.split(|c: char| !c.is_alphanumeric() && c != '_') {
+        // A cut at the end may leave a name that was the start of another word.
         assert!(cut_off || !["web1", "ann"].contains(&word), "{comment}");
     }
 }

@@ -1,15 +1,15 @@
-//! A model of a broker: retained messages, sessions, queues with a limit, and a network that delays,
-//! swaps, doubles and loses.
+//! A model of a broker: retained messages, sessions, bounded queues, and a network that delays, swaps, duplicates and
+//! loses messages.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::chance::Chance;
 
-/// A topic below the fleet's, and a payload.
+/// A topic relative to the fleet's, and a payload.
 pub(crate) type Message = (String, String);
 
-/// The most messages that wait for a client; what comes on top is dropped, and nobody told.
-const QUEUE: usize = 30;
+/// How many messages a client's queue holds. The broker silently drops further ones.
+const MAX_QUEUED_MESSAGES: usize = 30;
 
 #[derive(Default)]
 struct Session {
@@ -22,7 +22,7 @@ struct Session {
 pub(crate) struct Broker {
     retained: BTreeMap<String, String>,
     sessions: BTreeMap<String, Session>,
-    /// Everything that was published, and when.
+    /// All published messages, and when each was published.
     pub(crate) seen: Vec<(i64, Message)>,
 }
 
@@ -35,7 +35,7 @@ fn matches(filter: &str, topic: &str) -> bool {
 }
 
 impl Broker {
-    /// A client connects and asks for topics; `resume` keeps its session, where there is one.
+    /// Connects a client and subscribes to filters; with `resume`, an existing session continues.
     pub(crate) fn connect(&mut self, client: &str, filters: &[&str], resume: bool) {
         if !resume {
             self.sessions.remove(client);
@@ -56,7 +56,7 @@ impl Broker {
         let session = self.sessions.entry(client.to_owned()).or_default();
         session.filters.insert(filter.to_owned());
         for (topic, payload) in self.retained.iter().filter(|(topic, _)| matches(filter, topic)) {
-            if session.queue.len() < QUEUE {
+            if session.queue.len() < MAX_QUEUED_MESSAGES {
                 session.queue.push_back((topic.clone(), payload.clone()));
             }
         }
@@ -67,7 +67,7 @@ impl Broker {
         self.inject(topic, payload, retain);
     }
 
-    /// A message of which nobody keeps count.
+    /// Publishes a message that `seen` does not list.
     pub(crate) fn inject(&mut self, topic: &str, payload: &str, retain: bool) {
         let message = (topic.to_owned(), payload.to_owned());
         if retain && payload.is_empty() {
@@ -76,10 +76,10 @@ impl Broker {
             self.retained.insert(topic.to_owned(), payload.to_owned());
         }
         for (name, session) in &mut self.sessions {
-            // A script has no session that outlives its connection.
+            // The scripts connect with clean sessions.
             let queued = session.connected || !name.starts_with("script");
             let wants = session.filters.iter().any(|filter| matches(filter, topic));
-            if queued && wants && session.queue.len() < QUEUE {
+            if queued && wants && session.queue.len() < MAX_QUEUED_MESSAGES {
                 session.queue.push_back(message.clone());
             }
         }
@@ -89,7 +89,7 @@ impl Broker {
         self.retained.keys().cloned().collect()
     }
 
-    /// What reaches each client now.
+    /// Takes the messages that reach each client now.
     pub(crate) fn deliver(&mut self, chance: &mut Chance, faults: bool) -> Vec<(String, Message)> {
         let mut delivered = Vec::new();
         for (name, session) in &mut self.sessions {
@@ -118,7 +118,7 @@ impl Broker {
         delivered
     }
 
-    /// All clients lose their connection; the broker forgets everything or nothing.
+    /// Drops all connections, and without `with_data` all retained messages and sessions.
     pub(crate) fn restart(&mut self, with_data: bool) {
         for session in self.sessions.values_mut() {
             session.connected = false;

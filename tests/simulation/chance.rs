@@ -1,4 +1,4 @@
-//! Chance from a seed: the same seed, the same run (`SplitMix64`, by Steele, Lea and Flood).
+//! A random number generator whose seed determines the run (`SplitMix64`, by Steele, Lea and Flood).
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
@@ -23,7 +23,7 @@ impl Chance {
         from + i64::try_from(self.next() % span).unwrap()
     }
 
-    /// So many times in a thousand.
+    /// Returns true with this probability, in thousandths.
     pub(crate) fn often(&mut self, thousandths: i64) -> bool {
         self.within(0, 999) < thousandths
     }

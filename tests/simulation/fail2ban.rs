@@ -1,5 +1,5 @@
-//! A model of fail2ban 1.0.2, as its source has it and as it was measured: one jail, its tickets, its
-//! database, and what its actions call.
+//! A model of fail2ban 1.0.2, from its source and from measurements: one jail, its tickets, its database, and the
+//! calls of its actions.
 
 use std::collections::BTreeMap;
 
@@ -25,46 +25,47 @@ impl Ticket {
     }
 }
 
-/// What an action tells: it bans or unbans this.
-pub(crate) type Action = (&'static str, Address, Ticket);
+/// One call of the jail's actions: `ban` or `unban`.
+pub(crate) type ActionCall = (&'static str, Address, Ticket);
 
 #[expect(clippy::struct_excessive_bools, reason = "each is a thing of its own")]
 pub(crate) struct Fail2ban {
     pub(crate) bantime: i64,
     pub(crate) increment: bool,
-    /// Old rows are purged after so many seconds.
-    pub(crate) purge: i64,
-    /// How late at most its observer writes a row.
-    pub(crate) lag: i64,
-    /// Its actions flush: a stop calls no action for each ban.
-    pub(crate) flush: bool,
-    /// How far its clock is off, in seconds.
+    /// `dbpurgeage`, in seconds.
+    pub(crate) purge_age: i64,
+    /// How many seconds after a ban the observer thread writes the row, at most.
+    pub(crate) row_delay_max: i64,
+    /// Whether the action has an `actionflush`: a stop then calls no `actionunban`.
+    pub(crate) flushes: bool,
+    /// The host's clock minus the world's, in seconds.
     pub(crate) skew: i64,
-    /// Its disk is full: it writes no rows.
+    /// The disk is full: fail2ban writes no rows.
     pub(crate) full: bool,
     pub(crate) up: bool,
-    /// It answers, and has not made the jail yet, or has it no more.
-    pub(crate) coming: bool,
-    /// It was told to stop the jail.
-    pub(crate) removed: bool,
-    /// When it was last there again.
-    back: i64,
+    /// The server answers, but does not have the jail.
+    pub(crate) without_jail: bool,
+    /// An operator stopped the jail.
+    pub(crate) jail_removed: bool,
+    /// When the jail last came back after a removal.
+    jail_back_at: i64,
     pub(crate) pid: i32,
     pub(crate) started: i64,
     pub(crate) total: i64,
-    /// Changes with each write.
+    /// SQLite's `data_version`: changes with each write.
     pub(crate) version: i64,
     pub(crate) tickets: BTreeMap<Address, Ticket>,
     pub(crate) rows: BTreeMap<Address, BipsRow>,
-    /// When its database was made; it is lost before the next start.
-    pub(crate) made: i64,
-    pub(crate) lost: bool,
+    /// When the database was created.
+    pub(crate) created_at: i64,
+    /// The database is lost at the next start.
+    pub(crate) database_lost: bool,
     counts: BTreeMap<Address, i64>,
-    /// What the observer is to write, and when.
+    /// Rows that the observer thread has not written: when it will, the address, and the time of the ticket.
     pub(crate) pending: Vec<(i64, Address, i64)>,
-    /// What is to be restored, one by one.
+    /// Addresses that a start restores, one per second, from the last.
     pub(crate) restore: Vec<Address>,
-    pub(crate) told: Vec<Action>,
+    pub(crate) action_calls: Vec<ActionCall>,
     now: i64,
 }
 
@@ -73,37 +74,37 @@ impl Fail2ban {
         Self {
             bantime: *chance.pick(&[25, 60, 60, 60, 150, FOREVER]),
             increment: chance.often(300),
-            purge: *chance.pick(&[20, 1_000_000_000]),
-            lag: *chance.pick(&[0, 2]),
-            flush: chance.often(600),
+            purge_age: *chance.pick(&[20, 1_000_000_000]),
+            row_delay_max: *chance.pick(&[0, 2]),
+            flushes: chance.often(600),
             skew: chance.within(-20, 20),
             full: false,
             up: true,
-            coming: false,
-            removed: false,
-            back: i64::MIN,
+            without_jail: false,
+            jail_removed: false,
+            jail_back_at: i64::MIN,
             pid: 1,
             started: now - 100,
             total: 0,
             version: 0,
             tickets: BTreeMap::new(),
             rows: BTreeMap::new(),
-            made: now - 1000,
-            lost: false,
+            created_at: now - 1000,
+            database_lost: false,
             counts: BTreeMap::new(),
             pending: Vec::new(),
             restore: Vec::new(),
-            told: Vec::new(),
+            action_calls: Vec::new(),
             now,
         }
     }
 
-    /// The time by this host's clock.
+    /// The time of this host's clock.
     pub(crate) fn clock(&self) -> i64 {
         self.now + self.skew
     }
 
-    pub(crate) fn row_lasts(&self, address: Address) -> bool {
+    pub(crate) fn has_active_row(&self, address: Address) -> bool {
         self.rows.get(&address).is_some_and(|row| row.end().is_none_or(|end| end > self.clock()))
     }
 
@@ -111,14 +112,14 @@ impl Fail2ban {
         self.tickets.insert(address, ticket);
         self.total += 1;
         if !ticket.restored {
-            let at = self.now + chance.within(0, self.lag);
+            let at = self.now + chance.within(0, self.row_delay_max);
             self.pending.push((at, address, ticket.time));
         }
-        self.told.push(("ban", address, ticket));
+        self.action_calls.push(("ban", address, ticket));
     }
 
-    /// A ban of one that is banned already: it only ever makes it longer.
-    fn prolong(&mut self, address: Address) -> bool {
+    /// Bans an address that is already banned, which only ever makes the ban longer. Returns false if it is not banned.
+    fn extend_ban(&mut self, address: Address) -> bool {
         let (now, bantime) = (self.clock(), self.bantime);
         let Some(ticket) = self.tickets.get_mut(&address) else { return false };
         let end = if bantime == FOREVER { i64::MAX } else { now + bantime };
@@ -128,17 +129,17 @@ impl Fail2ban {
         true
     }
 
-    /// Enough failures came from an address.
+    /// The jail has found `maxretry` failures of an address.
     pub(crate) fn detect(&mut self, address: Address, chance: &mut Chance) {
-        if self.up && !self.prolong(address) {
+        if self.up && !self.extend_ban(address) {
             let (time, bantime) = (self.clock(), self.bantime);
             self.ban(address, Ticket { time, bantime, failures: 3, restored: false }, chance);
         }
     }
 
-    /// `set JAIL banip`: answers how many were new.
+    /// `set JAIL banip`: returns how many bans are new.
     pub(crate) fn banip(&mut self, address: Address, chance: &mut Chance) -> i64 {
-        if self.prolong(address) {
+        if self.extend_ban(address) {
             return 0;
         }
         let (time, bantime) = (self.clock(), self.bantime);
@@ -146,14 +147,14 @@ impl Fail2ban {
         1
     }
 
-    /// `set JAIL unbanip`: takes the address's history with it.
+    /// `set JAIL unbanip`: deletes the address's history, too.
     pub(crate) fn unbanip(&mut self, address: Address) {
         self.rows.remove(&address);
         self.counts.remove(&address);
         self.pending.retain(|(_, pending, _)| *pending != address);
         self.version += 1;
         if let Some(ticket) = self.tickets.remove(&address) {
-            self.told.push(("unban", address, ticket));
+            self.action_calls.push(("unban", address, ticket));
         }
     }
 
@@ -163,75 +164,75 @@ impl Fail2ban {
         self.counts.clear();
         self.pending.clear();
         self.version += 1;
-        self.tell_all(tickets);
+        self.call_unban_actions(tickets);
     }
 
-    fn tell_all(&mut self, tickets: BTreeMap<Address, Ticket>) {
-        if !self.flush {
-            self.told
+    fn call_unban_actions(&mut self, tickets: BTreeMap<Address, Ticket>) {
+        if !self.flushes {
+            self.action_calls
                 .extend(tickets.into_iter().map(|(address, ticket)| ("unban", address, ticket)));
         }
     }
 
     pub(crate) fn stop(&mut self) {
-        self.observe(true);
+        self.write_due_rows(true);
         let tickets = std::mem::take(&mut self.tickets);
-        (self.up, self.coming, self.removed) = (false, false, false);
+        (self.up, self.without_jail, self.jail_removed) = (false, false, false);
         self.restore.clear();
-        self.tell_all(tickets);
+        self.call_unban_actions(tickets);
     }
 
-    pub(crate) fn come(&mut self) {
-        self.coming = true;
+    pub(crate) fn start_server(&mut self) {
+        self.without_jail = true;
         self.pid += 1;
         self.started = self.clock();
-        if std::mem::take(&mut self.lost) {
+        if std::mem::take(&mut self.database_lost) {
             self.rows.clear();
             self.counts.clear();
             self.version += 1;
-            self.made = self.clock();
+            self.created_at = self.clock();
         }
     }
 
-    /// The jail was removed, and may not have been found again.
-    pub(crate) fn lacks_jail(&self) -> bool {
-        self.removed || self.now.saturating_sub(self.back) < 4
+    /// Whether the jail is removed, or has been back for less than the daemon's poll interval.
+    pub(crate) fn may_lack_jail(&self) -> bool {
+        self.jail_removed || self.now.saturating_sub(self.jail_back_at) < 4
     }
 
-    /// The jail is there.
+    /// Starts the jail.
     pub(crate) fn start(&mut self, chance: &mut Chance) {
-        if self.removed {
-            self.back = self.now;
+        if self.jail_removed {
+            self.jail_back_at = self.now;
         }
-        (self.coming, self.removed, self.up) = (false, false, true);
-        self.begin(chance);
+        (self.without_jail, self.jail_removed, self.up) = (false, false, true);
+        self.restore_bans(chance);
     }
 
-    /// `restart JAIL`: the server stays.
+    /// `restart JAIL`: the server keeps running.
     pub(crate) fn restart_jail(&mut self, chance: &mut Chance) {
         self.stop();
         self.up = true;
         self.version += 1; // its table of jails
-        self.begin(chance);
+        self.restore_bans(chance);
     }
 
-    /// `stop JAIL`: the server stays, without it.
+    /// `stop JAIL`: the server keeps running without the jail.
     pub(crate) fn remove_jail(&mut self) {
         self.stop();
-        (self.coming, self.removed) = (true, true);
+        (self.without_jail, self.jail_removed) = (true, true);
         self.version += 1;
     }
 
-    fn begin(&mut self, chance: &mut Chance) {
+    fn restore_bans(&mut self, chance: &mut Chance) {
         self.total = 0;
         self.purge_rows();
         self.restore =
-            self.rows.keys().copied().filter(|address| self.row_lasts(*address)).collect();
+            self.rows.keys().copied().filter(|address| self.has_active_row(*address)).collect();
         chance.shuffle(&mut self.restore);
     }
 
     fn purge_rows(&mut self) {
-        let old = self.clock() - self.purge;
+        let old = self.clock() - self.purge_age;
         let before = self.rows.len();
         self.rows.retain(|_, row| row.bantime < 0 || row.timeofban + 3 * row.bantime >= old);
         let rows = &self.rows;
@@ -239,8 +240,8 @@ impl Fail2ban {
         self.version += i64::from(self.rows.len() != before);
     }
 
-    /// The observer writes what is due, and makes bans of known addresses longer.
-    fn observe(&mut self, all: bool) {
+    /// The observer thread: writes due rows, or `all`, and extends bans of known addresses (`bantime.increment`).
+    fn write_due_rows(&mut self, all: bool) {
         let now = self.now;
         let due: Vec<_> = self.pending.extract_if(.., |(at, ..)| all || *at <= now).collect();
         for (_, address, time) in due {
@@ -265,7 +266,7 @@ impl Fail2ban {
     /// A second passes.
     pub(crate) fn tick(&mut self, now: i64, chance: &mut Chance) {
         self.now = now;
-        self.observe(false);
+        self.write_due_rows(false);
         if !self.up {
             return;
         }
@@ -274,7 +275,7 @@ impl Fail2ban {
         }
         if let Some(address) = self.restore.pop()
             && !self.tickets.contains_key(&address)
-            && self.row_lasts(address)
+            && self.has_active_row(address)
         {
             let row = self.rows[&address];
             let mut bantime = row.bantime;
@@ -291,14 +292,18 @@ impl Fail2ban {
             }
         }
         let clock = self.clock();
-        let over: Vec<_> = self.tickets.extract_if(.., |_, ticket| ticket.end() < clock).collect();
-        self.told.extend(over.into_iter().map(|(address, ticket)| ("unban", address, ticket)));
+        let expired: Vec<_> =
+            self.tickets.extract_if(.., |_, ticket| ticket.end() < clock).collect();
+        self.action_calls
+            .extend(expired.into_iter().map(|(address, ticket)| ("unban", address, ticket)));
     }
 
-    /// What the host detected and holds, with its start: what the fleet has to hold.
-    pub(crate) fn own(&self) -> BTreeMap<Address, i64> {
-        let rows =
-            self.rows.iter().filter(|(address, row)| row.failures > 0 && self.row_lasts(**address));
+    /// The bans that this host detected and still holds, with their starts. The whole fleet has to hold them.
+    pub(crate) fn local_bans(&self) -> BTreeMap<Address, i64> {
+        let rows = self
+            .rows
+            .iter()
+            .filter(|(address, row)| row.failures > 0 && self.has_active_row(**address));
         let rows = rows.map(|(address, row)| (*address, row.timeofban));
         if !self.up {
             return rows.collect();

@@ -1,5 +1,5 @@
-//! One host: the real fleet code, on a model of fail2ban, with what outlives a crash kept apart. It is
-//! driven as the daemon drives it, with a crash between any two steps.
+//! A simulated host: the real controller on a model of fail2ban. State that survives a crash is kept apart. The host
+//! calls the controller as the daemon does, and may crash between any two steps.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
@@ -11,16 +11,16 @@ use f2bmqtt::guard::RejectReason;
 use f2bmqtt::notify::NotifyCall;
 use f2bmqtt::wire::seal::SigningKeys;
 use f2bmqtt::wire::{
-    Action as Word, Address, Event, HostName as Name, Jail, Presence, Reason, SpooledEvent,
+    Action as EventAction, Address, Event, HostName, Jail, Presence, Reason, SpooledEvent,
 };
 
 use crate::broker::{Broker, Message};
 use crate::chance::Chance;
-use crate::fail2ban::{Action, Fail2ban};
+use crate::fail2ban::{ActionCall, Fail2ban};
 use crate::inbound::{Inbound, whole};
 
-/// What the model cannot do without, from one turn to the next.
-pub(crate) struct Around<'a> {
+/// The parts of the world that a host uses during its turn.
+pub(crate) struct Env<'a> {
     pub(crate) now: i64,
     pub(crate) faults: bool,
     pub(crate) chance: &'a mut Chance,
@@ -31,49 +31,49 @@ pub(crate) struct Around<'a> {
 /// The daemon's process died.
 pub(crate) struct Crash;
 
-/// A rule was broken: which, and where.
-pub(crate) type Broken = (&'static str, Address);
+/// A broken rule, and the address for which it was broken.
+pub(crate) type Violation = (&'static str, Address);
 
 #[allow(clippy::struct_excessive_bools, reason = "each may be with any other")]
-pub(crate) struct HostName {
+pub(crate) struct SimHost {
     pub(crate) name: String,
-    me: Name,
+    me: HostName,
     pub(crate) fail2ban: Fail2ban,
     inbound: Inbound,
-    /// What it signs with, in a fleet that has a key.
+    /// `None` in a fleet that does not sign.
     keys: Option<SigningKeys>,
-    /// The daemon, while it runs.
+    /// `None` while the daemon does not run.
     pub(crate) fleet: Option<Controller>,
     pub(crate) connected: bool,
-    /// What is on disk.
     pub(crate) disk: PersistedState,
-    /// What notify told.
     spool: VecDeque<SpooledEvent>,
-    /// Published, but written down nowhere else yet.
-    unwritten: VecDeque<SpooledEvent>,
-    /// The outbox of the daemon: it dies with it, and is read from the spool again.
-    waiting: VecDeque<Event>,
-    read: usize,
-    asked: i64,
-    /// fail2ban said which database is its own.
-    told: bool,
-    /// What this host's operator banned by hand, by the time of its ticket.
+    /// Published events that only the spool holds: fail2ban's database has no row of them.
+    unpersisted: VecDeque<SpooledEvent>,
+    /// Lost in a crash; the next daemon reads the spool again.
+    outbox: VecDeque<Event>,
+    /// How many events of the spool are in the outbox.
+    spool_read: usize,
+    polled_at: i64,
+    /// Whether this daemon knows the path of fail2ban's database.
+    database_confirmed: bool,
+    /// The ticket's time of each address that this host's operator banned.
     pub(crate) manual: BTreeMap<Address, i64>,
-    /// Banned by hand in place of an import that was lifted between two looks: documented.
-    pub(crate) muddled: BTreeSet<Address>,
-    /// What it frees, until that is written down; and what it had freed when it crashed.
-    freeing: BTreeSet<Address>,
-    pub(crate) torn: BTreeSet<Address>,
-    /// It crashed while its jail was away, and forgot which fleet unbans that is still to obey.
-    pub(crate) forgetful: bool,
-    pub(crate) broken: Option<Broken>,
+    /// Banned by hand after a lift of the import, both between two observations: a documented limit.
+    pub(crate) manual_after_lift: BTreeSet<Address>,
+    /// Unbans that are not written to the disk.
+    unpersisted_unbans: BTreeSet<Address>,
+    /// The unwritten unbans of earlier crashes.
+    pub(crate) crashed_mid_unban: BTreeSet<Address>,
+    /// The daemon crashed while the jail was missing, and so lost the fleet unbans deferred for that jail.
+    pub(crate) lost_deferred_tombstones: bool,
+    pub(crate) violation: Option<Violation>,
     pub(crate) gone: bool,
-    /// Marks, lifts or fleet unbans could not be written: it does not crash now, which would lose them.
-    pub(crate) unsaved: bool,
+    /// Imports, overrides or tombstones could not be written. A crash now would lose them, so none happens.
+    pub(crate) has_unpersisted: bool,
 }
 
-/// The simulation lives faster than servers do.
-fn pace() -> Timing {
+/// Shorter than a server's, so that all timeouts pass within the world's few minutes.
+fn timing() -> Timing {
     Timing {
         expiry_slack: 40,
         restore_grace: 12,
@@ -91,9 +91,9 @@ pub(crate) fn key(address: Address) -> BanKey {
     (jail(), address)
 }
 
-impl HostName {
+impl SimHost {
     pub(crate) fn new(name: &str, fail2ban: Fail2ban, keys: Option<SigningKeys>) -> Self {
-        let me = Name::new(name).unwrap();
+        let me = HostName::new(name).unwrap();
         Self {
             name: name.to_owned(),
             inbound: Inbound::new(&me, keys.clone(), false),
@@ -104,42 +104,42 @@ impl HostName {
             connected: false,
             disk: PersistedState::default(),
             spool: VecDeque::new(),
-            unwritten: VecDeque::new(),
-            waiting: VecDeque::new(),
-            read: 0,
-            asked: 0,
-            told: false,
+            unpersisted: VecDeque::new(),
+            outbox: VecDeque::new(),
+            spool_read: 0,
+            polled_at: 0,
+            database_confirmed: false,
             manual: BTreeMap::new(),
-            muddled: BTreeSet::new(),
-            freeing: BTreeSet::new(),
-            torn: BTreeSet::new(),
-            forgetful: false,
-            broken: None,
+            manual_after_lift: BTreeSet::new(),
+            unpersisted_unbans: BTreeSet::new(),
+            crashed_mid_unban: BTreeSet::new(),
+            lost_deferred_tombstones: false,
+            violation: None,
             gone: false,
-            unsaved: false,
+            has_unpersisted: false,
         }
     }
 
-    /// The time by this host's clock, in milliseconds.
+    /// The time of this host's own clock.
     fn millis(&self) -> i64 {
         self.fail2ban.clock() * 1000
     }
 
     pub(crate) fn start(&mut self) {
-        let fleet = Controller::new(self.me.clone(), pace(), self.disk.clone());
-        (self.fleet, self.asked, self.told) = (Some(fleet), 0, false);
-        // Of a jail that was removed while it did not run it knows nothing either.
-        self.forgetful |= self.fail2ban.lacks_jail();
+        let fleet = Controller::new(self.me.clone(), timing(), self.disk.clone());
+        (self.fleet, self.polled_at, self.database_confirmed) = (Some(fleet), 0, false);
+        // A daemon that did not run while its jail was removed knows no fleet unbans deferred for the jail either.
+        self.lost_deferred_tombstones |= self.fail2ban.may_lack_jail();
     }
 
     pub(crate) fn kill(&mut self, broker: &mut Broker) {
         self.fleet = None;
-        self.forgetful |= self.fail2ban.lacks_jail();
-        self.torn.append(&mut self.freeing);
-        self.waiting.clear();
-        self.read = 0;
-        for told in self.unwritten.drain(..).rev() {
-            self.spool.push_front(told);
+        self.lost_deferred_tombstones |= self.fail2ban.may_lack_jail();
+        self.crashed_mid_unban.append(&mut self.unpersisted_unbans);
+        self.outbox.clear();
+        self.spool_read = 0;
+        for event in self.unpersisted.drain(..).rev() {
+            self.spool.push_front(event);
         }
         self.cut(broker);
     }
@@ -161,40 +161,40 @@ impl HostName {
         }
     }
 
-    /// What fail2ban's actions call: the real notifier decides what there is to tell.
-    pub(crate) fn notified(&mut self, actions: Vec<Action>, around: &mut Around<'_>) {
+    /// Passes fail2ban's action calls to the real notifier, which decides what goes into the spool.
+    pub(crate) fn run_actions(&mut self, actions: Vec<ActionCall>, env: &mut Env<'_>) {
         for (action, address, ticket) in actions {
-            let text = |number: i64| number.to_string();
-            let (address, bantime, restored) =
-                (address.to_string(), text(ticket.bantime), text(i64::from(ticket.restored)));
-            let (failures, time) = (text(ticket.failures), text(ticket.time));
+            let address = address.to_string();
+            let numbers =
+                [ticket.bantime, i64::from(ticket.restored), ticket.failures, ticket.time];
+            let [bantime, restored, failures, time] = &numbers.map(|number| number.to_string());
             let call = NotifyCall {
                 jail: "sshd",
                 address: &address,
-                bantime: &bantime,
+                bantime,
                 action,
-                restored: &restored,
-                failures: &failures,
-                time: &time,
+                restored,
+                failures,
+                time,
             };
-            let Ok((Some(told), _)) = call.to_event() else { continue };
-            around.log.push(format!("{} {action} {address} {ticket:?}", self.name));
-            self.spool.push_back(told);
+            let Ok((Some(event), _)) = call.to_event() else { continue };
+            env.log.push(format!("{} {action} {address} {ticket:?}", self.name));
+            self.spool.push_back(event);
         }
     }
 
-    /// A message comes from the broker, on a topic below the fleet's.
-    pub(crate) fn hear(&mut self, (topic, payload): Message) -> Result<(), RejectReason> {
-        let result = self.hear_on(&whole(&topic), payload.as_bytes());
+    /// Takes a message from the broker. The topic is relative to the fleet's.
+    pub(crate) fn deliver(&mut self, (topic, payload): Message) -> Result<(), RejectReason> {
+        let result = self.receive(&whole(&topic), payload.as_bytes());
         if self.fleet.is_some() && result.is_ok() {
-            // Whatever comes in between two rounds is worked off at once.
-            self.asked = self.asked.min(self.millis() - 1000);
+            // The daemon handles a message between two cycles at once.
+            self.polled_at = self.polled_at.min(self.millis() - 1000);
         }
         result
     }
 
-    /// A message comes, on its whole topic; answers why it was rejected.
-    pub(crate) fn hear_on(&mut self, topic: &str, payload: &[u8]) -> Result<(), RejectReason> {
+    /// Takes a message on its whole topic. Returns why the message was rejected.
+    pub(crate) fn receive(&mut self, topic: &str, payload: &[u8]) -> Result<(), RejectReason> {
         let now = self.millis();
         let Some(fleet) = &mut self.fleet else { return Ok(()) };
         let result = self.inbound.take(fleet, topic, payload, now);
@@ -204,34 +204,34 @@ impl HostName {
         result
     }
 
-    /// What it publishes on a topic below the fleet's.
-    pub(crate) fn signs(&self, topic: &str, payload: String) -> String {
+    /// Signs a payload for a topic relative to the fleet's, if the fleet has a key.
+    pub(crate) fn sign_message(&self, topic: &str, payload: String) -> String {
         let Some(keys) = &self.keys else { return payload };
         let signed = keys.sign(&whole(topic), payload.into_bytes());
         String::from_utf8(signed).unwrap()
     }
 
-    /// The daemon does what there is to do.
-    pub(crate) fn turn(&mut self, around: &mut Around<'_>) -> Result<(), Crash> {
+    /// Runs the daemon for a second.
+    pub(crate) fn turn(&mut self, env: &mut Env<'_>) -> Result<(), Crash> {
         self.reserve_stamps();
-        self.scan();
+        self.drain_spool();
         let now = self.millis();
         if self.fail2ban.up {
-            if now - self.asked >= 2000
-                || self.fail2ban.restore.is_empty() && now - self.asked >= 1000
+            if now - self.polled_at >= 2000
+                || self.fail2ban.restore.is_empty() && now - self.polled_at >= 1000
             {
-                self.asked = now;
-                self.pulse();
+                self.polled_at = now;
+                self.poll();
             }
-            self.work(around)?;
-        } else if self.fail2ban.coming {
-            self.coming();
-            self.work(around)?;
+            self.run_effects(env)?;
+        } else if self.fail2ban.without_jail {
+            self.poll_without_jail();
+            self.run_effects(env)?;
         } else {
-            self.absent(around)?;
+            self.poll_offline(env)?;
         }
         if self.connected {
-            self.speak(around)?;
+            self.publish_pending(env)?;
         }
         Ok(())
     }
@@ -247,218 +247,230 @@ impl HostName {
         }
     }
 
-    fn step(&mut self, around: &mut Around<'_>) -> Result<(), Crash> {
-        if around.faults && !self.unsaved && around.chance.often(4) { Err(Crash) } else { Ok(()) }
+    fn maybe_crash(&mut self, env: &mut Env<'_>) -> Result<(), Crash> {
+        if env.faults && !self.has_unpersisted && env.chance.often(4) { Err(Crash) } else { Ok(()) }
     }
 
-    fn scan(&mut self) {
+    fn drain_spool(&mut self) {
         let now = self.millis();
         let Some(fleet) = &mut self.fleet else { return };
-        while let Some(told) = self.spool.get(self.read).cloned() {
-            let row = self.fail2ban.rows.get(&told.address).copied();
-            match fleet.on_local_event(&told, || Ok::<_, Infallible>(Some(row)), now) {
+        while let Some(spooled) = self.spool.get(self.spool_read).cloned() {
+            let row = self.fail2ban.rows.get(&spooled.address).copied();
+            match fleet.on_local_event(&spooled, || Ok::<_, Infallible>(Some(row)), now) {
                 Ok(Some(event)) => {
-                    self.waiting.push_back(event);
-                    self.read += 1;
+                    self.outbox.push_back(event);
+                    self.spool_read += 1;
                 }
-                Ok(None) => drop(self.spool.remove(self.read)),
+                Ok(None) => drop(self.spool.remove(self.spool_read)),
                 Err(never) => match never {},
             }
         }
-        self.unwritten.retain(|told| {
-            fleet.is_unpersisted(&told.clone().event(&self.me, 0, Reason::Detected))
+        self.unpersisted.retain(|spooled| {
+            fleet.is_unpersisted(&spooled.clone().event(&self.me, 0, Reason::Detected))
         });
     }
 
-    /// A round begins.
-    fn begin(&mut self) -> (i64, Heartbeat) {
+    fn start_cycle(&mut self) -> (i64, Heartbeat) {
         let now = self.millis();
         if let Some(fleet) = &mut self.fleet {
             fleet.start_cycle(now);
         }
-        self.scan();
+        self.drain_spool();
         let server = ServerInstance { pid: self.fail2ban.pid, started: self.fail2ban.started };
         (now, Heartbeat { server, data_version: Some(self.fail2ban.version) })
     }
 
-    fn pulse(&mut self) {
-        let (now, pulse) = self.begin();
+    fn poll(&mut self) {
+        let (now, heartbeat) = self.start_cycle();
         let Some(fleet) = &mut self.fleet else { return };
-        self.told = true;
-        fleet.on_heartbeat(pulse, BTreeSet::from([jail()]), now);
+        self.database_confirmed = true;
+        fleet.on_heartbeat(heartbeat, BTreeSet::from([jail()]), now);
     }
 
-    /// fail2ban has none of its jails yet or any more, or another only.
-    fn coming(&mut self) {
-        let (now, pulse) = self.begin();
-        let other = (pulse.server.pid % 2 == 0).then(|| Jail::new("web").unwrap());
+    /// A poll while fail2ban answers without the jail: it has no jails, or only another one.
+    fn poll_without_jail(&mut self) {
+        let (now, heartbeat) = self.start_cycle();
+        let other = (heartbeat.server.pid % 2 == 0).then(|| Jail::new("web").unwrap());
         let Some(fleet) = &mut self.fleet else { return };
-        let starting = fleet.is_starting(pulse.server, now);
-        self.told |= other.is_some() || !starting;
-        if !self.told {
+        let starting = fleet.is_starting(heartbeat.server, now);
+        self.database_confirmed |= other.is_some() || !starting;
+        if !self.database_confirmed {
             return;
         }
         let jails = other.into_iter().collect();
         let written =
             self.fail2ban.rows.keys().map(|_| jail()).take(usize::from(starting)).collect();
-        for jail in fleet.classify_missing_jails(&jails, &written, pulse.server, now) {
+        for jail in fleet.classify_missing_jails(&jails, &written, heartbeat.server, now) {
             let rows = self.fail2ban.rows.iter().map(|(address, row)| (*address, *row)).collect();
             fleet.observe_offline_jail(&jail, &rows, now);
         }
-        fleet.on_heartbeat(pulse, jails, now);
+        fleet.on_heartbeat(heartbeat, jails, now);
     }
 
-    fn absent(&mut self, around: &mut Around<'_>) -> Result<(), Crash> {
+    fn poll_offline(&mut self, env: &mut Env<'_>) -> Result<(), Crash> {
         let now = self.millis();
         let Some(fleet) = &mut self.fleet else { return Ok(()) };
         fleet.start_cycle(now);
         fleet.on_failed();
         let rows = self.fail2ban.rows.iter().map(|(address, row)| (*address, *row)).collect();
-        if self.told {
+        if self.database_confirmed {
             fleet.observe_offline_jail(&jail(), &rows, now);
         }
-        fleet.on_fail2ban_down(self.told);
+        fleet.on_fail2ban_down(self.database_confirmed);
         if let Effect::Persist(changes) = fleet.next_effect(now) {
             for change in changes {
                 self.disk.apply(change);
             }
             fleet.on_persisted(true, now);
         }
-        self.step(around)
+        self.maybe_crash(env)
     }
 
-    fn work(&mut self, around: &mut Around<'_>) -> Result<(), Crash> {
+    fn run_effects(&mut self, env: &mut Env<'_>) -> Result<(), Crash> {
         for _ in 0..200 {
             let now = self.millis();
             let Some(fleet) = &mut self.fleet else { return Ok(()) };
-            let step = fleet.next_effect(now);
+            let effect = fleet.next_effect(now);
             fleet.check_invariants().unwrap();
-            match step {
+            match effect {
                 Effect::Idle => return Ok(()),
                 Effect::Continue => continue,
-                Effect::Persist(changes) => {
-                    let well = !self.fail2ban.full;
-                    // Of a detection the spool knows.
-                    let lost = |change: &Record| {
-                        !matches!(change, Record::Stamp(_) | Record::PendingDetection(..))
-                    };
-                    self.unsaved = !well && changes.iter().any(lost);
-                    let news = changes.iter().filter(|change| !matches!(change, Record::Stamp(_)));
-                    around
-                        .log
-                        .extend(news.map(|change| format!("{} {well} {change:?}", self.name)));
-                    if well {
-                        self.freeing.clear();
-                        for change in changes {
-                            self.disk.apply(change);
-                        }
-                    }
-                    fleet.on_persisted(well, now);
-                }
+                Effect::Persist(records) => self.persist(records, env),
                 Effect::Observe(jail, of) => {
-                    let there = jail == self::jail();
-                    let look =
-                        if there { self.look(of.as_deref()) } else { Observation::default() };
-                    self.scan();
+                    let observation = if jail == self::jail() {
+                        self.observation(of.as_deref())
+                    } else {
+                        Observation::default()
+                    };
+                    self.drain_spool();
                     let fleet = self.fleet.as_mut().unwrap();
-                    fleet.on_observation(&jail, of.as_deref(), look, now);
+                    fleet.on_observation(&jail, of.as_deref(), observation, now);
                 }
-                order => self.obey(order, around)?,
+                effect => self.execute(effect, env)?,
             }
-            self.step(around)?;
+            self.maybe_crash(env)?;
         }
-        panic!("{}: there is no end to its work", self.name)
+        panic!("{}: the effects do not end", self.name)
     }
 
-    fn look(&self, of: Option<&[Address]>) -> Observation {
+    /// Writes records to the disk, unless it is full.
+    fn persist(&mut self, records: Vec<Record>, env: &mut Env<'_>) {
+        let now = self.millis();
+        let Some(fleet) = &mut self.fleet else { return };
+        let is_written = !self.fail2ban.full;
+        // The spool still has the event of a pending detection, so a crash does not lose the detection.
+        self.has_unpersisted = !is_written
+            && !records
+                .iter()
+                .all(|record| matches!(record, Record::Stamp(_) | Record::PendingDetection(..)));
+        for record in records.iter().filter(|record| !matches!(record, Record::Stamp(_))) {
+            env.log.push(format!("{} {is_written} {record:?}", self.name));
+        }
+        if is_written {
+            self.unpersisted_unbans.clear();
+            for record in records {
+                self.disk.apply(record);
+            }
+        }
+        fleet.on_persisted(is_written, now);
+    }
+
+    /// What fail2ban and its database show of some addresses, or of all.
+    fn observation(&self, of: Option<&[Address]>) -> Observation {
         let fail2ban = &self.fail2ban;
-        let asked = |address: &Address| of.is_none_or(|of| of.contains(address));
-        let tickets = fail2ban.tickets.iter().filter(|(address, _)| asked(address));
-        let rows = fail2ban.rows.iter().filter(|(address, _)| asked(address));
-        let length = |bantime| of.is_none().then_some(bantime);
+        let mut held: BTreeMap<_, _> = fail2ban
+            .tickets
+            .iter()
+            .map(|(address, ticket)| (*address, of.is_none().then_some(ticket.bantime)))
+            .collect();
+        let mut rows = fail2ban.rows.clone();
+        if let Some(of) = of {
+            held.retain(|address, _| of.contains(address));
+            rows.retain(|address, _| of.contains(address));
+        }
         Observation {
-            held: tickets.map(|(address, ticket)| (*address, length(ticket.bantime))).collect(),
-            rows: rows.map(|(address, row)| (*address, *row)).collect(),
-            database: Some(fail2ban.made),
+            held: held.into_iter().collect(),
+            rows: rows.into_iter().collect(),
+            database: Some(fail2ban.created_at),
             total: of.is_none().then_some(fail2ban.total),
             bantime: fail2ban.bantime,
-            purge_age: fail2ban.purge,
+            purge_age: fail2ban.purge_age,
             ..Observation::default()
         }
     }
 
-    /// Does to fail2ban what the fleet asks for, and watches over what is freed.
-    fn obey(&mut self, order: Effect, around: &mut Around<'_>) -> Result<(), Crash> {
-        around.log.push(format!("{} {order:?}", self.name));
-        // What is done while nothing can be written rests on what is not on disk.
-        self.unsaved |= self.fail2ban.full;
-        let mut answer = 0;
-        match order {
-            // The model has one jail; of another it does as it is told.
-            Effect::Ban(jail, work) if jail != self::jail() => {
-                answer = i64::try_from(work.len()).unwrap();
+    /// Executes an effect on fail2ban, and checks each unban.
+    fn execute(&mut self, effect: Effect, env: &mut Env<'_>) -> Result<(), Crash> {
+        env.log.push(format!("{} {effect:?}", self.name));
+        // An effect during a full disk may depend on records that are not written.
+        self.has_unpersisted |= self.fail2ban.full;
+        let mut changed = 0;
+        match effect {
+            // The model has one jail. Commands for another one succeed.
+            Effect::Ban(jail, targets) if jail != self::jail() => {
+                changed = i64::try_from(targets.len()).unwrap();
             }
             Effect::Unban(jail, _) | Effect::Renew(jail, _) if jail != self::jail() => {}
-            Effect::Unban(_, work) => {
-                for Target { address, .. } in work {
-                    self.watch(address);
-                    self.step(around)?;
+            Effect::Unban(_, targets) => {
+                for Target { address, .. } in targets {
+                    self.check_unban(address);
+                    self.maybe_crash(env)?;
                     self.fail2ban.unbanip(address);
-                    self.freeing.insert(address);
+                    self.unpersisted_unbans.insert(address);
                 }
             }
             Effect::ApplyTombstone(jail, addresses) if jail == self::jail() => {
                 for address in addresses {
                     self.manual.remove(&address);
-                    self.step(around)?;
+                    self.maybe_crash(env)?;
                     self.fail2ban.unbanip(address);
                 }
             }
-            Effect::Ban(_, work) => {
-                for Target { address, .. } in work {
-                    // In the second in which its operator banned it, and nobody hears that it was not new.
+            Effect::Ban(_, targets) => {
+                for Target { address, .. } in targets {
+                    // The operator banned the address within the last second. A crash now loses fail2ban's reply that
+                    // the ban was not new.
                     let by_hand = self.manual.get(&address).copied().unwrap_or(i64::MIN);
                     if by_hand >= self.fail2ban.clock() - 1 {
-                        self.muddled.insert(address);
+                        self.manual_after_lift.insert(address);
                     }
-                    answer += self.fail2ban.banip(address, around.chance);
-                    self.step(around)?;
+                    changed += self.fail2ban.banip(address, env.chance);
+                    self.maybe_crash(env)?;
                 }
             }
             Effect::Renew(_, addresses) => {
                 for address in addresses {
-                    answer += self.fail2ban.banip(address, around.chance);
+                    changed += self.fail2ban.banip(address, env.chance);
                 }
             }
             _ => {}
         }
-        self.step(around)?;
+        self.maybe_crash(env)?;
         let now = self.millis();
-        self.fleet.as_mut().unwrap().on_done(answer, now);
+        self.fleet.as_mut().unwrap().on_done(changed, now);
         Ok(())
     }
 
-    /// **P4, P5**: what the host detected and what its operator banned no other host frees.
-    fn watch(&mut self, address: Address) {
+    /// P4, P5: no peer releases a local ban or a ban by this host's operator.
+    fn check_unban(&mut self, address: Address) {
         let Some(ticket) = self.fail2ban.tickets.get(&address) else { return };
         if ticket.failures > 0 {
-            self.broken = Some(("P4: an own ban was freed", address));
-        } else if self.is_manual(address) && !self.muddled.contains(&address) {
-            self.broken = Some(("P5: the operator's ban was freed", address));
+            self.violation = Some(("P4: a local ban was released", address));
+        } else if self.is_manual(address) && !self.manual_after_lift.contains(&address) {
+            self.violation = Some(("P5: the operator's ban was released", address));
         }
     }
 
-    /// What there is to know of an address here, for whoever looks for what went wrong.
-    pub(crate) fn known(&self, address: Address) -> String {
+    /// The host's state of an address, for the log of a broken rule.
+    pub(crate) fn describe(&self, address: Address) -> String {
         let Self { name, fail2ban, fleet, gone, .. } = self;
-        let mark = fleet.as_ref().and_then(|fleet| fleet.import(&key(address)));
-        let words = ["a", "b", "c", "joiner"].map(|other| {
-            let word =
-                |fleet: &Controller| fleet.claim_state(&key(address), &Name::new(other).unwrap());
-            fleet.as_ref().map(word)
+        let import = fleet.as_ref().and_then(|fleet| fleet.import(&key(address)));
+        let states = ["a", "b", "c", "joiner"].map(|other| {
+            let other = HostName::new(other).unwrap();
+            fleet.as_ref().map(|fleet| fleet.claim_state(&key(address), &other))
         });
         format!(
-            "{name}: gone {gone}, clock {}, bantime {}, ticket {:?}, row {:?}, mark {mark:?}, words {words:?}, by hand {:?}",
+            "{name}: gone {gone}, clock {}, bantime {}, ticket {:?}, row {:?}, import {import:?}, claims {states:?}, by hand {:?}",
             fail2ban.clock(),
             fail2ban.bantime,
             fail2ban.tickets.get(&address),
@@ -467,30 +479,30 @@ impl HostName {
         )
     }
 
-    /// Whether what is held was banned by hand.
+    /// Whether the host's ban of an address is its operator's.
     pub(crate) fn is_manual(&self, address: Address) -> bool {
         let ticket = self.fail2ban.tickets.get(&address);
         ticket.is_some_and(|t| t.failures == 0 && self.manual.get(&address) == Some(&t.time))
     }
 
-    fn speak(&mut self, around: &mut Around<'_>) -> Result<(), Crash> {
-        while let Some(event) = self.waiting.pop_front() {
+    fn publish_pending(&mut self, env: &mut Env<'_>) -> Result<(), Crash> {
+        while let Some(event) = self.outbox.pop_front() {
             let topic = event.action.as_str();
-            let payload = self.signs(topic, event.encode());
-            around.broker.publish(around.now, topic, &payload, false);
-            // It dies before the acknowledgement: the event is told again.
-            self.step(around)?;
-            if let Some(told) = self.spool.pop_front()
-                && told.action == Word::Ban
+            let payload = self.sign_message(topic, event.encode());
+            env.broker.publish(env.now, topic, &payload, false);
+            // After a crash before the acknowledgement, the next daemon publishes the event again.
+            self.maybe_crash(env)?;
+            if let Some(event) = self.spool.pop_front()
+                && event.action == EventAction::Ban
             {
-                self.unwritten.push_back(told);
+                self.unpersisted.push_back(event);
             }
-            self.read -= 1;
+            self.spool_read -= 1;
         }
         let now = self.millis();
         let Some(fleet) = &mut self.fleet else { return Ok(()) };
         for topic in fleet.next_subscription(now).into_iter().flatten() {
-            around.broker.subscribe(&self.name, &topic);
+            env.broker.subscribe(&self.name, &topic);
         }
         let presence = fleet.presence(Presence::default, now);
         let mut published: Vec<_> = presence
@@ -503,9 +515,9 @@ impl HostName {
                 .push((topic, publication.content.map(|part| part.encode()).unwrap_or_default()));
         }
         for (topic, payload) in published {
-            let payload = self.signs(&topic, payload);
-            around.broker.publish(around.now, &topic, &payload, true);
+            let payload = self.sign_message(&topic, payload);
+            env.broker.publish(env.now, &topic, &payload, true);
         }
-        self.step(around)
+        self.maybe_crash(env)
     }
 }

@@ -1,5 +1,5 @@
-//! What the daemon does with a message, without its counters, rate limits and journal: through the real gate and
-//! guard into the controller. It follows `src/daemon/inbound.rs`.
+//! The daemon's inbound path without counters, rate limits and journal: through the real gate and guard into the
+//! controller. It mirrors `src/daemon/inbound.rs`.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
@@ -10,15 +10,15 @@ use f2bmqtt::guard::{Admission, Guard, JailFilter, RejectReason, is_bannable};
 use f2bmqtt::wire::seal::SigningKeys;
 use f2bmqtt::wire::{ACK_REQUEST, HostName, PROBE_ACTION};
 
-/// What a host subscribes to beside its fleet's topics.
+/// A topic outside the fleet's that a host subscribes to.
 pub(crate) const OTHER: &str = "homeassistant/status";
 
-/// The topic of every fleet in the tests.
+/// The fleet topic of these tests.
 pub(crate) fn topic() -> Topic {
     Topic::of_fleet("blacklist").unwrap()
 }
 
-/// The whole topic of one below the fleet's two branches.
+/// The whole topic of one that is relative to one of the fleet's two branches.
 pub(crate) fn whole(name: &str) -> String {
     let retained = ["host/", "state/"].iter().any(|branch| name.starts_with(branch));
     if retained { topic().retained(name) } else { topic().below(name) }
@@ -39,7 +39,7 @@ impl Inbound {
         Self { me: me.clone(), gate, guard }
     }
 
-    /// Takes a message on its whole topic. An error says that it was rejected; it may still have made the
+    /// Takes a message on its whole topic. An error is the reason of a rejection. Even a rejected message may make the
     /// controller publish this host's own shard again.
     pub(crate) fn take(
         &self,
@@ -112,7 +112,7 @@ impl Inbound {
             Admission::Reject(RejectReason::UnknownAction) => {
                 return Err(RejectReason::UnknownAction);
             }
-            // A jail may just have been added.
+            // An unknown jail may start in a moment, so the controller keeps the claim.
             Admission::Accept | Admission::Reject(RejectReason::UnknownJail) => {
                 if !fleet.apply_event(&event, now) {
                     return Err(RejectReason::TooMany);

@@ -1,5 +1,5 @@
-//! No sequence of messages without the key changes anything that a host with the key knows: what its peers sent is
-//! changed, moved to other topics, signed with another key or stripped of its signature, and comes in any order.
+//! Messages without the fleet's key change no state of a host that has the key. The test changes the peers' messages,
+//! moves them to other topics, signs them with another key or strips the signature, in any order.
 
 use std::collections::BTreeSet;
 
@@ -58,7 +58,7 @@ const TOPICS: [&str; 12] = [
     "state/web2/x",
 ];
 
-/// A round on a fail2ban that bans nobody.
+/// Runs a cycle on a fail2ban without bans.
 fn work(fleet: &mut Controller) {
     let server = ServerInstance { pid: 1, started: NOW / 1000 - 900 };
     fleet.start_cycle(NOW);
@@ -70,9 +70,9 @@ fn work(fleet: &mut Controller) {
             Effect::Continue => {}
             Effect::Persist(_) => fleet.on_persisted(true, NOW),
             Effect::Observe(jail, of) => {
-                let look =
+                let observation =
                     Observation { database: Some(0), bantime: 600, ..Observation::default() };
-                fleet.on_observation(&jail, of.as_deref(), look, NOW);
+                fleet.on_observation(&jail, of.as_deref(), observation, NOW);
             }
             Effect::Ban(_, work) => fleet.on_done(i64::try_from(work.len()).unwrap(), NOW),
             _ => fleet.on_done(1, NOW),
@@ -80,7 +80,7 @@ fn work(fleet: &mut Controller) {
     }
 }
 
-/// A payload with some bytes changed, left out, doubled or taken from another.
+/// A payload with some bytes changed, removed, duplicated or taken from another payload.
 fn change(chance: &mut Chance, payload: &str, other: &str) -> Vec<u8> {
     let mut bytes = payload.as_bytes().to_vec();
     for _ in 0..chance.within(1, 3) {
@@ -99,17 +99,18 @@ fn change(chance: &mut Chance, payload: &str, other: &str) -> Vec<u8> {
     bytes
 }
 
+fn sign(keys: &SigningKeys, topic: &str, payload: &str) -> String {
+    String::from_utf8(keys.sign(&whole(topic), payload.into())).unwrap()
+}
+
 #[test]
-fn messages_without_the_key_change_nothing() {
+fn messages_without_key_change_nothing() {
     let (keys, others) =
         (SigningKeys::new(["the fleet's own secret"]), SigningKeys::new(["another secret!!"]));
     let me = HostName::new("web1").unwrap();
     let inbound = Inbound::new(&me, Some(keys.clone()), false);
     let mut fleet = Controller::new(me, Timing::default(), PersistedState::default());
     fleet.on_connected(NOW);
-    let sign = |keys: &SigningKeys, topic: &str, payload: &str| {
-        String::from_utf8(keys.sign(&whole(topic), payload.into())).unwrap()
-    };
     let signed: Vec<(String, String)> = MESSAGES
         .iter()
         .map(|(topic, payload)| (whole(topic), sign(&keys, topic, payload)))

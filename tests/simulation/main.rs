@@ -1,11 +1,12 @@
-//! The fleet under deterministic simulation: the real code of many hosts, on models of fail2ban and of a
-//! broker, in virtual time, from a seed, under every fault that the design promises to survive.
+//! Deterministic simulation: the real code of several hosts, on models of fail2ban and of a broker, in virtual time,
+//! under each fault that the design promises to survive. A seed determines the world.
 //!
-//! What must hold: **P1** after the faults every host bans the union, minus what its operator lifted and what
-//! was freed for all; **P2** nothing echoes; **P3** a ban lasts as long as at its origin, with no gap; **P4** what a host detected no other frees; **P5** the operator wins.
+//! The rules: P1: after the faults each host bans the union of all local bans, minus its operator's overrides and fleet
+//! unbans. P2: no message causes an echo. P3: a ban lasts as long as at its origin, without a gap. P4: no peer releases
+//! a local ban. P5: the operator wins.
 //!
-//! A seed is a world. `tests/simulate RUNS [SEED]` runs as many as one likes; one that fails is told, and
-//! `tests/simulate 1 SEED` shows it line by line.
+//! `tests/simulate RUNS [SEED]` runs RUNS worlds and prints the seeds that fail. `tests/simulate 1 SEED` prints the log of
+//! one world.
 
 mod broker;
 mod chance;
@@ -22,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use world::World;
 
-/// Runs worlds on all processors; answers the seeds that failed, and which rule was broken.
+/// Runs worlds on all processors. Returns the seeds that failed, each with the broken rule.
 fn worlds(
     first: u64,
     count: u64,
@@ -38,7 +39,7 @@ fn worlds(
                     if seed >= first + count {
                         return;
                     }
-                    // What panics is a broken rule, too.
+                    // A panic also breaks a rule.
                     let rule = match std::panic::catch_unwind(|| live(seed)) {
                         Ok(Ok(())) => continue,
                         Ok(Err(rule)) => rule,
@@ -52,13 +53,13 @@ fn worlds(
     failed.into_inner().unwrap()
 }
 
-/// A number from the environment.
+/// The number in an environment variable.
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
 }
 
 #[test]
-fn a_fleet_converges_whatever_fails() {
+fn fleet_converges_after_faults() {
     let (first, count) = (number("SEED").unwrap_or(1), number("RUNS").unwrap_or(500));
     let failed = worlds(first, count, |seed| World::live(seed).1);
     let mut rules: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
@@ -74,7 +75,7 @@ fn a_fleet_converges_whatever_fails() {
         println!("{}", world.log.join("\n"));
     }
     println!("{count} worlds from {first} on, {} failed", failed.len());
-    assert!(failed.is_empty(), "tests/simulate 1 SEED shows what happened");
+    assert!(failed.is_empty(), "tests/simulate 1 SEED prints a world's log");
 }
 
 /// Worlds that failed once, and that the seeds above leave out.
@@ -91,9 +92,9 @@ fn worlds_that_failed_once_converge() {
 }
 
 #[test]
-fn stamps_grow_whatever_clock_crash_and_broker_do() {
-    let live = |seed| World::live_with_clock_set_back(seed).1;
-    let failed = worlds(number("SEED").unwrap_or(1), number("RUNS").unwrap_or(60), live);
+fn stamps_grow_despite_clock_crash_and_broker_faults() {
+    let (first, count) = (number("SEED").unwrap_or(1), number("RUNS").unwrap_or(60));
+    let failed = worlds(first, count, |seed| World::live_with_clock_set_back(seed).1);
     if let Some(seed) = failed.keys().next() {
         let (world, _) = World::live_with_clock_set_back(*seed);
         println!("{}", world.log.join("\n"));

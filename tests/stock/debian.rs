@@ -1,11 +1,13 @@
-//! Debian as it comes: its own jails, their logs, its own ban actions, and the package with its documented settings.
+//! An unmodified Debian: its own jails, logs and ban actions, and the package with the documented settings.
 
-use super::support::{Host, Rig, SOON, becomes, eventually, layer, package, server_root};
+use super::support::{
+    CONDITION_LIMIT, Host, Rig, becomes, eventually, layer, package, server_root,
+};
 use super::{banned, key, listed};
 
 const JAILS: [&str; 4] = ["asterisk", "nsd", "recidive", "sshd"];
 
-/// What differs between the releases.
+/// The differences between the releases.
 struct Release {
     suite: &'static str,
     fail2ban: &'static str,
@@ -35,7 +37,7 @@ const TRIXIE: Release = Release {
     ],
 };
 
-/// A hub and two servers, nothing edited but what the README says.
+/// A hub and two servers, with only the changes of the README.
 fn fleet(release: &Release) -> Rig {
     let base = server_root(release.suite);
     let root = layer(&base, include_str!("../support/stock.sh"), &[package()]);
@@ -51,10 +53,10 @@ fn fleet(release: &Release) -> Rig {
     rig
 }
 
-/// Has each jail's own filter detect an address: NET.1 in the first jail, and so on.
+/// Makes each jail's own filter detect an address: NET.1 in the first jail, and so on.
 fn attack(host: Host<'_>, net: &str) {
-    // sshd's filter takes from the journal what a process of this name logs. The process lives on, so that
-    // journald can look its name up.
+    // sshd's filter reads the journal's entries of a process with this name. The process keeps running, so that
+    // journald can look up its name.
     host.sh(&format!(
         r#"now=$(date '+%Y-%m-%d %H:%M:%S')
            for n in $(seq 10); do
@@ -74,8 +76,8 @@ fn attack(host: Host<'_>, net: &str) {
     ));
 }
 
-/// Waits until both hosts ban what one of them detected, each address in the jail that detected it.
-fn crosses(rig: &Rig, net: &str, origin: &str) {
+/// Waits until both hosts have the bans of one of them, each in the jail that detected the address.
+fn assert_crosses(rig: &Rig, net: &str, origin: &str) {
     let expected: Vec<_> =
         (1..).zip(JAILS).map(|(n, jail)| key(jail, &format!("{net}.{n}"))).collect();
     for host in rig.hosts(&["a", "b"]) {
@@ -90,7 +92,7 @@ fn crosses(rig: &Rig, net: &str, origin: &str) {
     });
 }
 
-/// The lines of `check` on a host where all works, but for the free space.
+/// The lines of `check` on a healthy host, without those about free space.
 fn lines(host: &str, other: &str, release: &Release, jails: &[String]) -> Vec<String> {
     let broker = "10.213.77.11:1883";
     let mut lines = vec![
@@ -118,11 +120,11 @@ fn lines(host: &str, other: &str, release: &Release, jails: &[String]) -> Vec<St
     lines
 }
 
-/// Each line of `check` is expected, and none is missing. What can be seen by other means is seen.
-fn check_is_true(host: Host<'_>, other: &str, release: &Release, jails: &[String]) {
+/// Asserts that `check` prints exactly the expected lines, and that some of them are true by other means.
+fn assert_check_is_accurate(host: Host<'_>, other: &str, release: &Release, jails: &[String]) {
     let expected = lines(host.name, other, release, jails);
     let mut text = String::new();
-    let matches = becomes(SOON, || {
+    let matches = becomes(CONDITION_LIMIT, || {
         text = host.try_sh("f2bmqtt check").unwrap_or_else(|text| text);
         let findings = text.lines().filter(|line| !line.starts_with("    "));
         let (free, found): (Vec<_>, Vec<_>) = findings.partition(|line| {
@@ -136,15 +138,15 @@ fn check_is_true(host: Host<'_>, other: &str, release: &Release, jails: &[String
     assert_eq!(host.sh("systemctl is-active f2bmqttsub"), "active");
 }
 
-/// Does what `check` says of each jail: appends its lines to jail.local, and runs its command.
-fn take_the_steps(host: Host<'_>) {
+/// Applies the suggested fix of `check` for each jail: adds the lines to jail.local, and runs the command.
+fn apply_check_steps(host: Host<'_>) {
     host.sh(r"f2bmqtt check >/root/check
           sed -n 's/^        //p' /root/check >>/etc/fail2ban/jail.local
           sed -n 's/^    then: //p' /root/check >/root/steps; [ $(wc -l </root/steps) = 4 ]
           sh -e /root/steps");
 }
 
-fn bans_cross_and_check_is_true(release: &Release) {
+fn test_stock_fleet(release: &Release) {
     let rig = fleet(release);
     let (a, b) = (rig.host("a"), rig.host("b"));
     let jails = JAILS.iter().zip(release.actions);
@@ -153,26 +155,27 @@ fn bans_cross_and_check_is_true(release: &Release) {
             format!("✓ jail `{jail}` shares its bans by snapshot, within seconds: its {its}")
         })
         .collect();
-    check_is_true(a, "b", release, &by_snapshot);
-    check_is_true(b, "a", release, &by_snapshot);
+    assert_check_is_accurate(a, "b", release, &by_snapshot);
+    assert_check_is_accurate(b, "a", release, &by_snapshot);
     attack(a, "192.0.2");
     attack(b, "198.51.100");
-    crosses(&rig, "192.0.2", "a");
-    crosses(&rig, "198.51.100", "b");
-    // Where the steps that `check` names are taken, bans cross at once, by events of the jails' own names.
+    assert_crosses(&rig, "192.0.2", "a");
+    assert_crosses(&rig, "198.51.100", "b");
+    // After the suggested fixes, bans are shared at once by events with the jails' own names.
     for host in [a, b] {
-        take_the_steps(host);
+        apply_check_steps(host);
     }
     let at_once = ["✓ jails `asterisk`, `nsd`, `recidive` and `sshd` share their bans".to_owned()];
-    check_is_true(a, "b", release, &at_once);
-    check_is_true(b, "a", release, &at_once);
+    assert_check_is_accurate(a, "b", release, &at_once);
+    assert_check_is_accurate(b, "a", release, &at_once);
     attack(b, "203.0.113");
-    crosses(&rig, "203.0.113", "b");
-    let event =
-        |n: usize, jail: &str| format!("Inbound: ban 203.0.113.{n} - ipset {jail} from b (");
-    eventually("a gets one event of each", || {
+    assert_crosses(&rig, "203.0.113", "b");
+    eventually("a receives one event of each ban", || {
         let journal = a.journal();
-        (1..).zip(JAILS).all(|(n, jail)| journal.matches(&event(n, jail)).count() == 1)
+        (1..).zip(JAILS).all(|(n, jail)| {
+            let event = format!("Inbound: ban 203.0.113.{n} - ipset {jail} from b (");
+            journal.matches(&event).count() == 1
+        })
     });
     for host in [a, b] {
         let journal = host.journal();
@@ -185,12 +188,12 @@ fn bans_cross_and_check_is_true(release: &Release) {
 }
 
 #[test]
-fn bans_cross_between_stock_bookworm_servers_and_check_is_true() {
-    bans_cross_and_check_is_true(&BOOKWORM);
+fn bans_cross_between_stock_bookworm_servers_and_check_is_accurate() {
+    test_stock_fleet(&BOOKWORM);
 }
 
 #[test]
 #[ignore = "takes minutes: tests/long"]
-fn bans_cross_between_stock_trixie_servers_and_check_is_true() {
-    bans_cross_and_check_is_true(&TRIXIE);
+fn bans_cross_between_stock_trixie_servers_and_check_is_accurate() {
+    test_stock_fleet(&TRIXIE);
 }

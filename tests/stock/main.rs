@@ -1,5 +1,5 @@
-//! Fleets as people have them: Debian's own jails, bantimes that grow, databases that somebody edited, and servers
-//! that still run the scripts.
+//! Fleets in realistic set-ups: Debian's own jails, growing bantimes, edited databases, and servers that still run the
+//! scripts.
 
 mod database;
 mod debian;
@@ -20,23 +20,24 @@ fn key(jail: &str, address: &str) -> Key {
     (jail.to_owned(), address.to_owned())
 }
 
-/// The bans of the fleet as a host lists them: who detected each, and its end in seconds since 1970.
+/// The fleet's bans in a host's `list`: the origin of each, and its end in seconds since 1970.
 fn listed(host: Host<'_>) -> BTreeMap<Key, (String, i64)> {
     let list: Value = serde_json::from_str(&host.sh("f2bmqtt list --json")).unwrap();
-    let text = |ban: &Value, name: &str| ban[name].as_str().unwrap().to_owned();
     let bans = list["bans"].as_array().unwrap().iter();
     bans.map(|ban| {
-        let until = ban["until"].as_i64().unwrap_or(-1);
-        ((text(ban, "jail"), text(ban, "ip")), (text(ban, "host"), until))
+        let [jail, ip, host] =
+            ["jail", "ip", "host"].map(|name| ban[name].as_str().unwrap().to_owned());
+        ((jail, ip), (host, ban["until"].as_i64().unwrap_or(-1)))
     })
     .collect()
 }
 
-/// What fail2ban bans in some jails.
+/// The bans of fail2ban in some jails.
 fn banned(host: Host<'_>, jails: &[&str]) -> BTreeSet<Key> {
-    let ask = |jail: &&str| {
+    let mut bans = BTreeSet::new();
+    for jail in jails {
         let list = host.ask(&format!("get {jail} banip")).unwrap_or_default();
-        list.split_whitespace().map(|address| key(jail, address)).collect::<Vec<_>>()
-    };
-    jails.iter().flat_map(ask).collect()
+        bans.extend(list.split_whitespace().map(|address| key(jail, address)));
+    }
+    bans
 }

@@ -1,33 +1,32 @@
 #!/usr/bin/python3
-# Plays api.abuseipdb.com: the three calls of its API v2 with their rules (docs.abuseipdb.com). Writes
-# each request and its answer to DIR/calls, a line of JSON each; what it took, to DIR/taken. A file
-# DIR/answer makes it answer something else for as long as it is there: "STATUS BODY", or "200" and
-# "endless", "stalled" or "truncated".
+# Simulates api.abuseipdb.com: three calls of its API v2 with their rules (docs.abuseipdb.com). Writes each request to
+# DIR/calls and each accepted report to DIR/taken, as one JSON value per line. While a file DIR/answer exists, all
+# responses come from it: "STATUS BODY", or "200" and "endless", "stalled" or "truncated".
 #   abuseipdb.py DIR CERTIFICATE PRIVATE-KEY [PORT]
 import csv, datetime, email, http.server, io, json, pathlib, ssl, sys, threading, time
 from urllib.parse import parse_qs, urlsplit
 
-where, certificate, private, port = pathlib.Path(sys.argv[1]), *sys.argv[2:4], int((sys.argv + ["443"])[4])
+directory, certificate, private_key, port = pathlib.Path(sys.argv[1]), *sys.argv[2:4], int((sys.argv + ["443"])[4])
 KEY = "a1" * 40
 lock, reported = threading.Lock(), {}
 
 
 def error(detail, status, parameter=None):
-    one = {"detail": detail, "status": status}
-    return status, {"errors": [one | ({"source": {"parameter": parameter}} if parameter else {})]}
+    entry = {"detail": detail, "status": status}
+    return status, {"errors": [entry | ({"source": {"parameter": parameter}} if parameter else {})]}
 
 
-def take(ip, categories, comment, when):
-    """Takes a report, or says why not."""
+def accept_report(ip, categories, comment, reported_at):
+    """Accepts a report, or returns the reason of its rejection."""
     with lock:
         if time.time() - reported.get(ip, 0) < 900:
             return "You can only report the same IP address (`%s`) once in 15 minutes." % ip
         if not categories or len(comment) > 1024:
             return "Invalid"
-        datetime.datetime.fromisoformat(when)
+        datetime.datetime.fromisoformat(reported_at)
         reported[ip] = time.time()
-        with (where / "taken").open("a") as taken:
-            taken.write(json.dumps([ip, categories, comment, when]) + "\n")
+        with (directory / "taken").open("a") as taken:
+            taken.write(json.dumps([ip, categories, comment, reported_at]) + "\n")
 
 
 class Api(http.server.BaseHTTPRequestHandler):
@@ -37,16 +36,16 @@ class Api(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        self.play(b"")
+        self.respond(b"")
 
     def do_POST(self):
-        self.play(self.rfile.read(int(self.headers["Content-Length"])))
+        self.respond(self.rfile.read(int(self.headers["Content-Length"])))
 
-    def play(self, body):
+    def respond(self, body):
         status, answer = self.answer(body)
         self.close_connection = True
-        # Written down first: whoever reads the answer may look.
-        with lock, (where / "calls").open("a") as calls:
+        # Write the call before the response: a test reads the file once it has the response.
+        with lock, (directory / "calls").open("a") as calls:
             calls.write(json.dumps({
                 "call": f"{self.command} {self.path}", "status": status,
                 "headers": {name.lower(): value for name, value in self.headers.items()},
@@ -66,8 +65,8 @@ class Api(http.server.BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def answer(self, body):
-        if (where / "answer").exists():
-            status, text = (where / "answer").read_text().split(" ", 1)
+        if (directory / "answer").exists():
+            status, text = (directory / "answer").read_text().split(" ", 1)
             return int(status), text
         if self.headers["Key"] != KEY or self.headers["Accept"] != "application/json":
             return error("Authentication failed. Your API key is either missing or incorrect.", 401)
@@ -80,9 +79,9 @@ class Api(http.server.BaseHTTPRequestHandler):
                                   "totalReports": int(listed), "reports": []}}
         if call == "POST /api/v2/report":
             form = {name: values[0] for name, values in parse_qs(body.decode()).items()}
-            why = take(form["ip"], form["categories"], form["comment"], form["timestamp"])
-            if why:
-                return error(why, 429, "ip")
+            rejection = accept_report(form["ip"], form["categories"], form["comment"], form["timestamp"])
+            if rejection:
+                return error(rejection, 429, "ip")
             return 200, {"data": {"ipAddress": form["ip"], "abuseConfidenceScore": 52}}
         if call == "POST /api/v2/bulk-report":
             head = f"Content-Type: {self.headers['Content-Type']}\n\n".encode()
@@ -90,17 +89,17 @@ class Api(http.server.BaseHTTPRequestHandler):
             file = next(part for part in parts if 'name="csv"' in part["Content-Disposition"])
             text = file.get_payload(decode=True).decode()
             rows = list(csv.DictReader(io.StringIO(text)))
-            refused = []
+            rejected = []
             for number, row in enumerate(rows, 1):
-                why = take(row["IP"], row["Categories"], row["Comment"], row["ReportDate"])
-                if why:
-                    refused.append({"error": why, "input": row["IP"], "rowNumber": number})
-            return 200, {"data": {"savedReports": len(rows) - len(refused), "invalidReports": refused}}
+                rejection = accept_report(row["IP"], row["Categories"], row["Comment"], row["ReportDate"])
+                if rejection:
+                    rejected.append({"error": rejection, "input": row["IP"], "rowNumber": number})
+            return 200, {"data": {"savedReports": len(rows) - len(rejected), "invalidReports": rejected}}
         return error("Not found", 404)
 
 
 server = http.server.ThreadingHTTPServer(("0.0.0.0", port), Api)
 tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-tls.load_cert_chain(certificate, private)
+tls.load_cert_chain(certificate, private_key)
 server.socket = tls.wrap_socket(server.socket, server_side=True)
 server.serve_forever()

@@ -1,5 +1,5 @@
-# Run on the hub: makes it the server that plays api.abuseipdb.com, with a CA of its own in
-# /root/ca.pem. What it took and what it was asked is in /root/api.
+# Runs on the hub: starts the simulated api.abuseipdb.com, with a test CA in /root/ca.pem. /root/api has the calls and
+# the accepted reports.
 # shellcheck shell=sh
 set -e
 cd /root

@@ -1,4 +1,4 @@
-"""Asks fail2ban over its socket, as fail2ban-client does, in a third of its time: for what is asked again and again."""
+"""Sends fail2ban a command over its socket like fail2ban-client, but three times as fast: for commands in loops."""
 import pickle
 import socket
 import sys

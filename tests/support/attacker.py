@@ -1,29 +1,29 @@
-"""Talks to servers from one address, as ordered on standard input, a line an order."""
+"""Connects to servers from one address; standard input has the commands, one per line."""
 import socket
 import sys
 
 source = sys.argv[1]
-opened = None
+connection = None
 
 
 def connect(host, port):
     return socket.create_connection((host, int(port)), timeout=3, source_address=(source, 0))
 
 
-for order in sys.stdin:
-    word, *rest = order.split()
+for line in sys.stdin:
+    command, *rest = line.split()
     try:
-        if word == "connect":
+        if command == "connect":
             connect(*rest).close()
             print("connected")
-        elif word == "open":
-            opened = connect(*rest)
+        elif command == "open":
+            connection = connect(*rest)
             print("open")
-        elif word == "echo":
-            opened.settimeout(1.5)
-            opened.sendall(b"hello\n")
-            print("answered" if opened.recv(100) else "closed")
+        elif command == "echo":
+            connection.settimeout(1.5)
+            connection.sendall(b"hello\n")
+            print("answered" if connection.recv(100) else "closed")
     except TimeoutError:
-        print("silence" if word == "echo" else "timeout")
+        print("silence" if command == "echo" else "timeout")
     except OSError:
-        print("silence" if word == "echo" else "refused")
+        print("silence" if command == "echo" else "refused")

@@ -1,4 +1,4 @@
-//! Somebody on the network who talks to servers: what a firewall lets through, whoever says what it bans.
+//! A client on the network that connects to servers, to test what their firewalls really block.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
@@ -6,10 +6,10 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 use crate::support::{Host, Rig, eventually};
 
-/// A host on the network that talks to servers, for tests of what their firewalls let through.
+/// A process that connects to servers from an address of its own.
 pub(crate) struct Attacker {
     child: Child,
-    orders: ChildStdin,
+    commands: ChildStdin,
     answers: BufReader<ChildStdout>,
 }
 
@@ -18,14 +18,14 @@ impl Attacker {
         rig.attacker(address);
         let mut command = rig.lan("python3", &["-u", "-c", include_str!("attacker.py"), address]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let orders = child.stdin.take().unwrap();
+        let commands = child.stdin.take().unwrap();
         let answers = BufReader::new(child.stdout.take().unwrap());
-        Self { child, orders, answers }
+        Self { child, commands, answers }
     }
 
-    /// Orders: `connect HOST PORT`, `open HOST PORT`, `echo`.
-    pub(crate) fn order(&mut self, order: &str) -> String {
-        writeln!(self.orders, "{order}").unwrap();
+    /// Runs a command: `connect HOST PORT`, `open HOST PORT` or `echo`. Returns the result.
+    pub(crate) fn send(&mut self, command: &str) -> String {
+        writeln!(self.commands, "{command}").unwrap();
         let mut answer = String::new();
         self.answers.read_line(&mut answer).unwrap();
         answer.trim().to_owned()
@@ -39,7 +39,7 @@ impl Drop for Attacker {
     }
 }
 
-/// Starts a server that answers every line with the same line.
+/// Starts a server that echoes each line.
 pub(crate) fn listen(host: Host<'_>, port: u16) {
     let echo = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/echo.py");
     host.push(&echo, "/root/echo.py");

@@ -1,14 +1,14 @@
-# Run as the service would be, in its sandbox: tries what a daemon that was taken over might try, and
-# prints a line for each thing that it could do.
+# Runs in the service's sandbox: tries what a compromised daemon might try, and prints for each attempt whether it
+# succeeded.
 import ctypes, mmap, os, resource, socket, subprocess
 
 
-def attempt(what, do):
+def attempt(what, action):
     try:
-        do()
+        action()
         print("can", what)
-    except Exception as why:
-        print("cannot", what, "-", why)
+    except Exception as error:
+        print("cannot", what, "-", error)
 
 
 def write(path):
@@ -23,8 +23,8 @@ def execute(path):
 
 
 def listen():
-    with socket.socket() as one:
-        one.listen()
+    with socket.socket() as server:
+        server.listen()
 
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -35,14 +35,14 @@ def call(name, *arguments):
         raise OSError(ctypes.get_errno(), name)
 
 
-OWN = ["/var/lib/f2bmqtt", "/run/f2bmqtt", "/var/lib/fail2ban/abuseipdb", "/var/log/abuseipdb",
+OWN_DIRECTORIES = ["/var/lib/f2bmqtt", "/run/f2bmqtt", "/var/lib/fail2ban/abuseipdb", "/var/log/abuseipdb",
        "/tmp", "/var/tmp"]
 for path in ["/x", "/etc/x", "/usr/x", "/usr/bin/x", "/usr/lib/x", "/boot/x", "/root/x", "/home/x",
              "/var/x", "/var/log/x", "/srv/x", "/opt/x", "/dev/shm/x", "/var/lib/fail2ban/x", "/var/lib/fail2ban/fail2ban.sqlite3", "/etc/fail2ban/mqtt.env",
              "/run/x", "/run/fail2ban/x", "/run/lock/x", "/sys/x", "/sys/fs/cgroup/x", "/dev/x",
              "/proc/sys/kernel/hostname"]:
     write(path)
-for path in OWN:
+for path in OWN_DIRECTORIES:
     write(path + "/x")
     attempt("execute in " + path, lambda: execute(path + "/program"))
 for path in ["/etc/shadow", "/etc/fail2ban/mqtt.env", "/var/lib/fail2ban/fail2ban.sqlite3"]:
@@ -69,7 +69,8 @@ attempt("signal another process", lambda: os.kill(1, 0) or os.kill(1, 18))
 attempt("look into another process", lambda: os.readlink("/proc/1/root"))
 attempt("trace", lambda: call("ptrace", 16, 1, None, None))
 attempt("raise its limits", lambda: resource.setrlimit(resource.RLIMIT_CORE, (1, 1)))
-print("run", *sorted(os.path.join(where, name)[5:] for where in ["/run", "/run/systemd"] for name in os.listdir(where)))
+visible = (os.path.join(directory, name) for directory in ["/run", "/run/systemd"] for name in os.listdir(directory))
+print("run", *sorted(path[5:] for path in visible))
 status = open("/proc/self/status").read()
 print("capabilities", *[line.split()[1].lstrip("0") or "none" for line in status.splitlines() if line.startswith("Cap")])
 print("core", *resource.getrlimit(resource.RLIMIT_CORE))

@@ -1,10 +1,9 @@
-"""A whole fleet on one machine: `crowd.py HOSTS BANS BROKER OTHERS` starts so many real daemons, each with directories
-of its own and a stand-in for its fail2ban, which bans at once and holds so many bans of its own from the beginning.
-OTHERS are the bans of hosts elsewhere.
+"""A fleet on one machine: `crowd.py HOSTS BANS BROKER OTHERS` starts HOSTS real daemons, each with its own directories
+and a stand-in for fail2ban that has BANS local bans and bans without delay. OTHERS is the number of other hosts' bans.
 
-Every second it writes into /run/crowd/state how many bans the hosts hold at least and at most, whether all hold the
-same, and the memory of the daemons in KiB (mean and largest). A file /run/crowd/burst with a number in it makes the
-first host detect so many more."""
+Each second it writes to /run/crowd/state the least and the most bans of a host, whether all hosts hold the same bans,
+and the mean and the largest memory of the daemons in KiB. A file /run/crowd/burst with a number makes the first host
+detect this number of further addresses."""
 
 import json
 import os
@@ -20,7 +19,7 @@ HOSTS, BANS, BROKER, OTHERS = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], i
 END = b"<F2B_END_COMMAND>"
 BANTIME = 86400
 TABLE = "CREATE TABLE bips(ip TEXT, jail TEXT, timeofban INTEGER, bantime INTEGER, bancount INTEGER, data JSON)"
-# What lies where the daemon expects it is each host's own.
+# Each host has its own directories at the paths that the daemon uses.
 START = """for d in var/lib/f2bmqtt run/f2bmqtt run/fail2ban; do mkdir -p /$d; mount --bind {dir}/$d /$d; done
 exec f2bmqtt subscribe >{dir}/log 2>&1"""
 
@@ -34,17 +33,17 @@ class Host:
         self.dir = f"/run/crowd/{number}"
         for path in ["var/lib/f2bmqtt/spool", "run/f2bmqtt", "run/fail2ban"]:
             os.makedirs(f"{self.dir}/{path}", exist_ok=True)
-        own = [address(number * BANS + n) for n in range(BANS)]
-        self.held = set(own)
+        local = [address(number * BANS + n) for n in range(BANS)]
+        self.held = set(local)
         self.database = sqlite3.connect(f"{self.dir}/run/fail2ban/database")
         self.database.execute(TABLE)
-        self.record(own)
+        self.write_rows(local)
         with open(f"{self.dir}/env", "w") as env:
             env.write(f"MQTT_HOST={BROKER}\nMQTT_USER=fail2ban\nMQTT_PASSWORD=fail2ban\nMQTT_TOPIC=blacklist\n"
                       f"MQTT_NODE=h{number}\n")
         os.chmod(f"{self.dir}/env", 0o600)
 
-    def record(self, addresses):
+    def write_rows(self, addresses):
         rows = [(ip, "sshd", int(time.time()), BANTIME, 1, '{"failures":3}') for ip in addresses]
         with self.database:
             self.database.executemany("INSERT INTO bips VALUES(?, ?, ?, ?, ?, ?)", rows)
@@ -56,20 +55,20 @@ class Host:
         self.process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL)
 
     def detect(self, addresses):
-        """As fail2ban and its action do: held, told, and written down."""
+        """Bans addresses, writes their events to the spool, and writes their rows to the database."""
         self.held.update(addresses)
         spool = f"{self.dir}/var/lib/f2bmqtt/spool"
         for n, ip in enumerate(addresses):
-            told = {"action": "ban", "bantime": BANTIME, "failures": 3, "ip": ip, "ipmset": "sshd", "restored": 0,
+            event = {"action": "ban", "bantime": BANTIME, "failures": 3, "ip": ip, "ipmset": "sshd", "restored": 0,
                     "time": int(time.time())}
             name = f"{time.time_ns():020}-{n:010}"
             with open(f"{spool}/.{name}", "w") as file:
-                json.dump(told, file, separators=(",", ":"))
+                json.dump(event, file, separators=(",", ":"))
             os.rename(f"{spool}/.{name}", f"{spool}/{name}.json")
-        self.record(addresses)
+        self.write_rows(addresses)
 
-    def answer(self, words):
-        match words:
+    def reply_to(self, command):
+        match command:
             case ["status"]:
                 return [("Number of jail", 1), ("Jail list", "sshd")]
             case ["status", _]:
@@ -95,7 +94,7 @@ class Host:
         return None
 
     def memory(self):
-        """Of its daemon, in KiB."""
+        """The memory of the daemon, in KiB."""
         try:
             with open(f"/proc/{self.process.pid}/status") as status:
                 return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
@@ -112,7 +111,7 @@ def serve(hosts):
         selector.register(listener, selectors.EVENT_READ, (host, None))
     for host in hosts:
         host.start()
-    told = extra = 0
+    written_at = extra = 0
     while True:
         for key, _ in selector.select(1):
             host, request = key.data
@@ -126,7 +125,7 @@ def serve(hosts):
                 continue
             request += data
             if request.endswith(END):
-                reply = pickle.dumps((0, host.answer(pickle.loads(request[: -len(END)]))), 5)
+                reply = pickle.dumps((0, host.reply_to(pickle.loads(request[: -len(END)]))), 5)
                 key.fileobj.sendall(reply + END)
                 request.clear()
         if os.path.exists("/run/crowd/burst"):
@@ -135,14 +134,14 @@ def serve(hosts):
             os.remove("/run/crowd/burst")
             hosts[0].detect([address(HOSTS * BANS + extra + n) for n in range(count)])
             extra += count
-        if time.time() - told >= 1:
+        if time.time() - written_at >= 1:
             counts = [len(host.held) for host in hosts]
             memory = [host.memory() for host in hosts]
             same = int(min(counts) == max(counts) == OTHERS + HOSTS * BANS + extra)
             with open("/run/crowd/state.new", "w") as state:
                 state.write(f"{min(counts)} {max(counts)} {same} {sum(memory) // HOSTS} {max(memory)}\n")
             os.rename("/run/crowd/state.new", "/run/crowd/state")
-            told = time.time()
+            written_at = time.time()
 
 
 os.makedirs("/run/crowd", exist_ok=True)

@@ -1,5 +1,5 @@
-//! Reads the documents for tests: the README and its siblings, and docs/. A block that a test runs or compares has a name, in a comment on the line
-//! before it: `<!-- test: NAME -->`. So a block may move within the documents, and its test still finds it.
+//! Reads the documents for tests: the README and its siblings, and docs/. A block that a test uses has a name in a
+//! comment on the line before: `<!-- test: NAME -->`. So the test finds the block wherever it moves.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
@@ -23,15 +23,15 @@ pub(crate) fn repository() -> &'static Path {
 
 /// The README and its siblings, and every page of docs/.
 pub(crate) fn documents() -> Vec<Document> {
-    let files = |dir: &'static str| {
-        let entries = std::fs::read_dir(repository().join(dir)).unwrap();
-        entries.map(move |entry| Path::new(dir).join(entry.unwrap().file_name()))
-    };
-    let mut paths: Vec<_> = files("").chain(files("docs")).collect();
+    let mut paths = Vec::new();
+    for dir in ["", "docs"] {
+        for entry in std::fs::read_dir(repository().join(dir)).unwrap() {
+            paths.push(Path::new(dir).join(entry.unwrap().file_name()));
+        }
+    }
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
     paths.sort();
-    let read = |path: PathBuf| Document { text: text(&path), path };
-    paths.into_iter().map(read).collect()
+    paths.into_iter().map(|path| Document { text: text(&path), path }).collect()
 }
 
 fn text(path: &Path) -> String {
@@ -39,20 +39,20 @@ fn text(path: &Path) -> String {
         .unwrap_or_else(|err| panic!("{}: {err}", path.display()))
 }
 
-/// The blocks of a document that have names.
+/// The named blocks of a document.
 pub(crate) fn named_blocks(document: &Document) -> Vec<Block> {
-    let parts = document.text.split("<!-- test: ").skip(1);
-    let block = |part: &str| {
+    let mut blocks = Vec::new();
+    for part in document.text.split("<!-- test: ").skip(1) {
         let (name, rest) = part.split_once(" -->\n").expect("a comment ends on its line");
         let fenced = rest.strip_prefix("```").and_then(|rest| rest.split_once('\n'));
         let (_, rest) = fenced.unwrap_or_else(|| panic!("no block directly after {name}"));
         let (text, _) = rest.split_once("```").expect("a block has an end");
-        Block { name: name.to_owned(), text: text.to_owned() }
-    };
-    parts.map(block).collect()
+        blocks.push(Block { name: name.to_owned(), text: text.to_owned() });
+    }
+    blocks
 }
 
-/// The block of this name, in whichever document.
+/// The block with this name in any document.
 pub(crate) fn block(name: &str) -> String {
     let blocks = documents().iter().flat_map(named_blocks).collect::<Vec<_>>();
     let found: Vec<_> = blocks.iter().filter(|block| block.name == name).collect();
@@ -60,7 +60,7 @@ pub(crate) fn block(name: &str) -> String {
     block.text.clone()
 }
 
-/// What a document has below a heading of the second level, without the heading.
+/// The section of a document below a heading of the second level, without the heading.
 pub(crate) fn section(path: &str, heading: &str) -> String {
     let text = text(Path::new(path));
     let begin = format!("\n## {heading}\n\n");

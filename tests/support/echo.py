@@ -1,4 +1,4 @@
-"""A server that answers every line with the same line, on the port that it is given."""
+"""A server on the port $1 that echoes each line."""
 import socketserver
 import sys
 

@@ -1,8 +1,8 @@
-"""Plays hosts that are not there, with so many bans each.
+"""Simulates HOSTS hosts with BANS bans each.
 
-far.py leave BROKER HOSTS BANS   publishes their presence and their snapshots, and ends
-far.py stay BROKER HOSTS BANS    keeps each of them connected: it hears all that the fleet says, publishes its
-                                 snapshot again every five to ten minutes, and on every connection"""
+far.py leave BROKER HOSTS BANS   publishes their presences and snapshots, and ends
+far.py stay BROKER HOSTS BANS    keeps the hosts connected: each receives all messages of the fleet, and publishes its
+                                 snapshot on each connection and every five to ten minutes"""
 
 import json
 import random
@@ -23,7 +23,7 @@ def fnv(text):
     return value
 
 
-def string(text):
+def encode_string(text):
     return struct.pack(">H", len(text)) + text.encode()
 
 
@@ -39,46 +39,46 @@ def packet(kind, body):
 class Host:
     def __init__(self, number):
         self.name, self.link = f"far{number}", None
-        parts = 1
-        while BANS * 44 / parts > 12 * 1024:
-            parts *= 2
-        self.bans = [[] for _ in range(parts)]
+        shard_count = 1
+        while BANS * 44 / shard_count > 12 * 1024:
+            shard_count *= 2
+        self.bans = [[] for _ in range(shard_count)]
         for n in range(number * BANS, (number + 1) * BANS):
             ip = f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}"
-            self.bans[fnv(ip) % parts].append(["sshd", ip, STARTED, 86400])
+            self.bans[fnv(ip) % shard_count].append(["sshd", ip, STARTED, 86400])
 
     def connect(self, topics):
-        """A session that outlives its connection, as a daemon's."""
+        """Connects with a persistent session, as a daemon does."""
         link = socket.create_connection((BROKER, 1883), timeout=20)
-        link.sendall(packet(0x10, string("MQTT") + b"\x04\xc0\x00\x3c" + string(f"f2bmqtt-{self.name}")
-                            + string("fail2ban") * 2))
+        link.sendall(packet(0x10, encode_string("MQTT") + b"\x04\xc0\x00\x3c" + encode_string(f"f2bmqtt-{self.name}")
+                            + encode_string("fail2ban") * 2))
         assert link.recv(4, socket.MSG_WAITALL)[3] == 0
         self.link, self.read = link, bytearray()
         for topic in topics:
-            link.sendall(packet(0x82, b"\x00\x01" + string(topic) + b"\x01"))
+            link.sendall(packet(0x82, b"\x00\x01" + encode_string(topic) + b"\x01"))
         return self.publish()
 
     def publish(self):
-        """All that it has to say. Answers how many bytes that is."""
+        """Publishes the presence and the snapshot. Returns the size of the payloads in bytes."""
         messages = [(f"host/{self.name}", {"v": 1, "state": "online", "version": "1.0.0", "jails": ["sshd"], "bans": BANS})]
-        for part, bans in enumerate(self.bans):
-            messages.append((f"state/{self.name}/{part}", {
-                "v": 1, "host": self.name, "stamp": time.time_ns() // 1_000_000, "part": part,
+        for index, bans in enumerate(self.bans):
+            messages.append((f"state/{self.name}/{index}", {
+                "v": 1, "host": self.name, "stamp": time.time_ns() // 1_000_000, "part": index,
                 "parts": len(self.bans), "bans": bans, "unbans": []}))
         self.next, size = time.monotonic() + random.uniform(300, 600), 0
         for topic, message in messages:
             payload = json.dumps(message, separators=(",", ":")).encode()
-            self.link.sendall(packet(0x33, string(f"f2bmqtt/blacklist/{topic}") + b"\x00\x02" + payload))
+            self.link.sendall(packet(0x33, encode_string(f"f2bmqtt/blacklist/{topic}") + b"\x00\x02" + payload))
             size += len(payload)
         return size
 
-    def hear(self):
-        """Acknowledges what has come."""
+    def acknowledge(self):
+        """Acknowledges the received messages."""
         data = self.link.recv(1 << 20)
         if not data:
             raise ConnectionError
         self.read += data
-        at, answers = 0, b""
+        at, acks = 0, b""
         while True:
             length, shift, body = 0, 0, at + 1
             while body < len(self.read):
@@ -92,16 +92,16 @@ class Host:
                 break
             if self.read[at] & 0xF6 == 0x32:
                 topic = int.from_bytes(self.read[body:body + 2])
-                answers += b"\x40\x02" + self.read[body + 2 + topic:body + 4 + topic]
+                acks += b"\x40\x02" + self.read[body + 2 + topic:body + 4 + topic]
             at = body + length
         del self.read[:at]
-        if answers:
-            self.link.sendall(answers)
+        if acks:
+            self.link.sendall(acks)
 
 
 def stay(hosts):
     selector = selectors.DefaultSelector()
-    alive = time.monotonic()
+    pinged_at = time.monotonic()
     while True:
         for host in hosts:
             if host.link is None:
@@ -113,15 +113,15 @@ def stay(hosts):
                     time.sleep(0.1)
                     break
         now = time.monotonic()
-        beat, alive = (True, now) if now - alive > 20 else (False, alive)
-        ready = [key.data for key, _ in selector.select(0.2)]
+        must_ping, pinged_at = (True, now) if now - pinged_at > 20 else (False, pinged_at)
+        readable = [key.data for key, _ in selector.select(0.2)]
         for host in hosts:
             try:
-                if host in ready:
-                    host.hear()
+                if host in readable:
+                    host.acknowledge()
                 if host.link and host.next < now:
                     host.publish()
-                if host.link and beat:
+                if host.link and must_ping:
                     host.link.sendall(b"\xc0\x00")
             except OSError:
                 selector.unregister(host.link)
@@ -135,10 +135,10 @@ if MODE == "stay":
 size = 0
 for host in hosts:
     size += host.connect([])
-    answered = 0
-    while answered < 1 + len(host.bans):
+    acknowledged = 0
+    while acknowledged < 1 + len(host.bans):
         host.link.recv(4, socket.MSG_WAITALL)
-        answered += 1
+        acknowledged += 1
     host.link.sendall(b"\xe0\x00")
     host.link.close()
 print(f"{HOSTS} hosts, {HOSTS * BANS} bans, {sum(len(host.bans) for host in hosts)} parts, {size} bytes")

@@ -1,5 +1,5 @@
-"""Home Assistant's own core and MQTT integration, with a broker on this machine: writes what it made of the
-devices that it discovered into the file $1, every half second, as {"devices":[…],"states":{…},"errors":[…]}."""
+"""Runs Home Assistant's own core and MQTT integration with a broker on this machine. Every half second it writes the
+discovered devices and their states to the file $1, as {"devices":[…],"states":{…},"errors":[…]}."""
 
 import asyncio
 import importlib.abc
@@ -11,8 +11,8 @@ import sys
 import types
 
 
-class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Packages that Home Assistant imports on its way, for its cloud and for Bluetooth, and that no MQTT needs."""
+class MissingPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Replaces packages for the cloud and Bluetooth, which Home Assistant imports and MQTT does not need."""
 
     NAMES = {"hass_nabucasa", "habluetooth", "bluetooth_data_tools", "home_assistant_bluetooth", "bleak"}
 
@@ -30,7 +30,7 @@ class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
-sys.meta_path.insert(0, Absent())
+sys.meta_path.insert(0, MissingPackages())
 
 from homeassistant import bootstrap, loader  # noqa: E402
 from homeassistant.auth import auth_manager_from_config  # noqa: E402
@@ -41,13 +41,13 @@ from homeassistant.helpers import device_registry  # noqa: E402
 ERRORS = []
 
 
-class Errors(logging.Handler):
+class ErrorCollector(logging.Handler):
     def emit(self, record):
         if record.levelno >= logging.WARNING and "mqtt" in record.name:
             ERRORS.append(record.getMessage())
 
 
-def seen(hass):
+def snapshot(hass):
     devices = device_registry.async_get(hass).devices.values()
     return {
         "devices": [
@@ -60,7 +60,7 @@ def seen(hass):
 
 async def main(out, folder):
     logging.basicConfig(level=logging.WARNING)
-    logging.getLogger().addHandler(Errors())
+    logging.getLogger().addHandler(ErrorCollector())
     hass = HomeAssistant(folder)
     os.makedirs(folder, exist_ok=True)
     open(os.path.join(folder, "configuration.yaml"), "a", encoding="utf-8").close()
@@ -79,7 +79,7 @@ async def main(out, folder):
     while True:
         await asyncio.sleep(0.5)
         with open(out + ".new", "w", encoding="utf-8") as file:
-            json.dump(seen(hass), file, default=str)
+            json.dump(snapshot(hass), file, default=str)
         os.rename(out + ".new", out)
 
 

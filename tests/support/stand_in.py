@@ -1,6 +1,6 @@
-"""Stands in for a fail2ban server that does everything at once: `stand_in.py SOCKET COUNT [OWN DATABASE]` answers on the
-socket what f2bmqtt asks, and writes into the file COUNT how many bans it holds, and since when. It keeps no database,
-or one in which it has detected OWN bans, of the same addresses as the first host of far.py."""
+"""A stand-in for a fail2ban server without delays: `stand_in.py SOCKET COUNT [LOCAL_BANS DATABASE]` answers f2bmqtt's
+commands on the socket, and writes to the file COUNT how many bans it holds, and since when. It has no database, or one
+with LOCAL_BANS detections of the same addresses as the first host of far.py."""
 
 import os
 import pickle
@@ -12,14 +12,14 @@ import time
 
 END = b"<F2B_END_COMMAND>"
 BANTIME = 86400
-OWN, DATABASE = (int(sys.argv[3]), sys.argv[4]) if len(sys.argv) > 3 else (0, None)
-held = {f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}": None for n in range(OWN)}
+LOCAL_BANS, DATABASE = (int(sys.argv[3]), sys.argv[4]) if len(sys.argv) > 3 else (0, None)
+held = {f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}": None for n in range(LOCAL_BANS)}
 lock = threading.Lock()
 replies = {}
 
 
-def detect():
-    """Writes the rows of the own bans."""
+def write_local_bans():
+    """Writes the rows of the local bans."""
     os.makedirs(os.path.dirname(DATABASE), exist_ok=True)
     with sqlite3.connect(DATABASE) as database:
         database.execute("DROP TABLE IF EXISTS bips")
@@ -29,8 +29,8 @@ def detect():
         database.executemany("INSERT INTO bips VALUES(?, 'sshd', ?, ?, 1, ?)", rows)
 
 
-def answer(words):
-    match words:
+def reply_to(command):
+    match command:
         case ["status"]:
             return [("Number of jail", 1), ("Jail list", "sshd")]
         case ["status", _]:
@@ -65,8 +65,8 @@ class Handler(socketserver.BaseRequestHandler):
             if request.endswith(END):
                 with lock:
                     before = len(held)
-                    # Long answers are made once.
-                    reply = replies.get(request) or pickle.dumps((0, answer(pickle.loads(request[: -len(END)]))), 5)
+                    # Long replies are built once.
+                    reply = replies.get(request) or pickle.dumps((0, reply_to(pickle.loads(request[: -len(END)]))), 5)
                     if len(reply) > 65536:
                         replies[request] = reply
                     if len(held) != before:
@@ -83,7 +83,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 
 if DATABASE:
-    detect()
+    write_local_bans()
 os.makedirs(os.path.dirname(sys.argv[1]), exist_ok=True)
 if os.path.exists(sys.argv[1]):
     os.remove(sys.argv[1])

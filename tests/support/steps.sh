@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# Steps with names, for tests/quick, tests/run and tests/demo. A step that takes long prints a line every nine seconds:
-# "still clippy, 36 s of usually 50 s". To be sourced.
+# Named steps for tests/quick, tests/run and tests/demo, which source this file. A long step prints a line every nine
+# seconds: "still clippy, 36 s of usually 50 s".
 
-# A folder for logs. `step` is what runs now; each file in `running` is a part of it that runs now.
+# A folder for logs. The file `step` names the current step, and each file in `running` a running part of it.
 log=$(mktemp -d)
 mkdir "$log/running"
 
-# Begins a step, and the lines about it. SECONDS is what it usually takes on two processors.
+# Starts a step and its lines. SECONDS is its usual time on two processors.
 step() {  # SECONDS NAME
     echo "$EPOCHSECONDS $*" >"$log/step"
     echo "== $2 (usually $1 s)"
@@ -29,7 +29,7 @@ end_steps() {
     beat=
 }
 
-# One check of the code's form: a command that succeeds and is silent, or shows what is wrong.
+# Runs one check of the code's form. Prints the output of a command that fails.
 check() {  # NAME COMMAND...
     local name=$1; shift
     touch "$log/running/$name"
@@ -41,7 +41,7 @@ check() {  # NAME COMMAND...
     rm "$log/running/$name"
 }
 
-# How the code is written: tests/quick and tests/run both check it.
+# The checks of the code's form, for tests/quick and tests/run.
 check_form() {
     check "formatting" cargo fmt --check
     check "clippy" cargo clippy -q --locked --all-targets -- -D warnings

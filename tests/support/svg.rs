@@ -1,27 +1,27 @@
-//! Draws a terminal's screen as an SVG, for the README: text as text, frames as lines, bars as rectangles.
+//! Draws a terminal's screen as an SVG for the README: text as text, frames as lines, bars as rectangles.
 
 use std::fmt::Write as _;
 
 /// The size of a cell, and the margin around the screen, in pixels.
-const WIDTH: usize = 8;
-const HEIGHT: usize = 17;
+const CELL_WIDTH: usize = 8;
+const CELL_HEIGHT: usize = 17;
 const MARGIN: usize = 12;
 
-/// What bars are made of, from an eighth of a cell to a whole one.
-const BARS: &str = "▁▂▃▄▅▆▇█";
+/// The characters of bars, from an eighth of a cell to a whole one.
+const BAR_CHARACTERS: &str = "▁▂▃▄▅▆▇█";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Style {
-    /// The number of the colour, of the terminal's first 16.
+    /// A number of the terminal's 16 colours.
     colour: Option<usize>,
     bold: bool,
 }
 
-/// The picture of what `tmux capture-pane -p -e` prints.
+/// The picture of a screen that `tmux capture-pane -p -e` prints.
 pub(crate) fn picture(capture: &str) -> String {
     let rows = rows(capture.trim_end());
-    let width = rows.iter().map(Vec::len).max().unwrap_or_default() * WIDTH + 2 * MARGIN;
-    let height = rows.len() * HEIGHT + 2 * MARGIN;
+    let width = rows.iter().map(Vec::len).max().unwrap_or_default() * CELL_WIDTH + 2 * MARGIN;
+    let height = rows.len() * CELL_HEIGHT + 2 * MARGIN;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" \
          height=\"{height}\" font-family=\"ui-monospace, monospace\" font-size=\"13\" shape-rendering=\"crispEdges\" fill=\"{}\">\n\
@@ -30,7 +30,7 @@ pub(crate) fn picture(capture: &str) -> String {
         colour(None)
     );
     for (number, row) in rows.iter().enumerate() {
-        let top = MARGIN + number * HEIGHT;
+        let top = MARGIN + number * CELL_HEIGHT;
         writeln!(svg, "<g transform=\"translate({MARGIN} {top})\">").unwrap();
         svg += &drawn(row);
         svg += &written(row);
@@ -39,24 +39,32 @@ pub(crate) fn picture(capture: &str) -> String {
     svg + "</svg>\n"
 }
 
-/// A picture without what differs each time: the times, and how fast bans came. The frame of the row that names that
-/// speed gives way to a number of two digits.
+/// A picture without the parts that differ in each run: times, bars, and the row with the peak rate, whose frame depends
+/// on the number of digits.
 pub(crate) fn timeless(svg: &str) -> Vec<String> {
-    let is_kept = |line: &&str| !line.contains("class=\"bar\"");
-    let rows = svg.split("</g>").filter(|row| !row.contains(" a second<"));
-    let lines = rows.flat_map(|row| row.lines().filter(is_kept));
-    lines.map(|line| line.split(' ').map(timeless_word).collect::<Vec<_>>().join(" ")).collect()
+    let mut lines = Vec::new();
+    for row in svg.split("</g>").filter(|row| !row.contains(" a second<")) {
+        for line in row.lines().filter(|line| !line.contains("class=\"bar\"")) {
+            lines.push(line.split(' ').map(timeless_word).collect::<Vec<_>>().join(" "));
+        }
+    }
+    lines
 }
 
-/// Zeros for the digits of a time or a date, which may have a tag before or behind it.
+/// Whether a text has digits where the pattern has zeros, and is otherwise the pattern.
+fn matches_pattern(text: &str, pattern: &str) -> bool {
+    text.len() == pattern.len()
+        && text
+            .chars()
+            .zip(pattern.chars())
+            .all(|(a, b)| if b == '0' { a.is_ascii_digit() } else { a == b })
+}
+
+/// Replaces the digits of a time or a date by zeros. A tag may precede or follow it.
 fn timeless_word(word: &str) -> String {
-    let is_like = |text: &str, pattern: &str| {
-        let like = |(a, b): (char, char)| if b == '0' { a.is_ascii_digit() } else { a == b };
-        text.len() == pattern.len() && text.chars().zip(pattern.chars()).all(like)
-    };
     let text = word.rsplit('>').find(|text| !text.is_empty()).unwrap_or_default();
     let text = text.split('<').next().unwrap_or_default();
-    match ["00:00:00", "0000-00-00"].into_iter().find(|pattern| is_like(text, pattern)) {
+    match ["00:00:00", "0000-00-00"].into_iter().find(|pattern| matches_pattern(text, pattern)) {
         Some(pattern) => word.replace(text, pattern),
         None => word.to_owned(),
     }
@@ -81,7 +89,7 @@ fn rows(capture: &str) -> Vec<Vec<(char, Style)>> {
     rows
 }
 
-/// A style after a sequence of numbers that select the next one ("SGR"); `38;5;N` and `3N` are colours.
+/// A style after an SGR sequence of numbers; `38;5;N` and `3N` are colours.
 fn styled(mut style: Style, sequence: &str) -> Style {
     let mut numbers = sequence.split(';').map(|number| number.parse::<usize>().unwrap_or_default());
     while let Some(number) = numbers.next() {
@@ -109,31 +117,31 @@ fn colour(number: Option<usize>) -> &'static str {
     }
 }
 
-/// The frames of a row, as one path of lines through the middles of its cells, and its bars.
+/// The frames of a row as one path through the middles of its cells, and its bars.
 fn drawn(row: &[(char, Style)]) -> String {
-    let (middle, half) = (HEIGHT / 2, WIDTH / 2);
+    let (middle, half) = (CELL_HEIGHT / 2, CELL_WIDTH / 2);
     let (mut frame, mut bars) = (String::new(), String::new());
     for (column, &(c, style)) in row.iter().enumerate() {
-        let left = column * WIDTH;
+        let left = column * CELL_WIDTH;
         let x = left + half;
         match c {
             '─' if column > 0 && row[column - 1].0 == '─' => {}
             '─' => {
                 let cells = row[column..].iter().take_while(|(c, _)| *c == '─').count();
-                write!(frame, "M{left} {middle}h{}", cells * WIDTH).unwrap();
+                write!(frame, "M{left} {middle}h{}", cells * CELL_WIDTH).unwrap();
             }
-            '│' => write!(frame, "M{x} 0v{HEIGHT}").unwrap(),
-            '┌' => write!(frame, "M{x} {HEIGHT}V{middle}h{half}").unwrap(),
-            '┐' => write!(frame, "M{left} {middle}h{half}V{HEIGHT}").unwrap(),
+            '│' => write!(frame, "M{x} 0v{CELL_HEIGHT}").unwrap(),
+            '┌' => write!(frame, "M{x} {CELL_HEIGHT}V{middle}h{half}").unwrap(),
+            '┐' => write!(frame, "M{left} {middle}h{half}V{CELL_HEIGHT}").unwrap(),
             '└' => write!(frame, "M{x} 0V{middle}h{half}").unwrap(),
             '┘' => write!(frame, "M{left} {middle}h{half}V0").unwrap(),
             c => {
-                if let Some(eighths) = BARS.chars().position(|bar| bar == c) {
-                    let height = HEIGHT * (eighths + 1) / 8;
-                    let (top, fill) = (HEIGHT - height, colour(style.colour));
+                if let Some(eighths) = BAR_CHARACTERS.chars().position(|bar| bar == c) {
+                    let height = CELL_HEIGHT * (eighths + 1) / 8;
+                    let (top, fill) = (CELL_HEIGHT - height, colour(style.colour));
                     writeln!(
                         bars,
-                        "<rect class=\"bar\" x=\"{left}\" y=\"{top}\" width=\"{WIDTH}\" height=\"{height}\" fill=\"{fill}\"/>"
+                        "<rect class=\"bar\" x=\"{left}\" y=\"{top}\" width=\"{CELL_WIDTH}\" height=\"{height}\" fill=\"{fill}\"/>"
                     )
                     .unwrap();
                 }
@@ -146,9 +154,13 @@ fn drawn(row: &[(char, Style)]) -> String {
     frame + &bars
 }
 
-/// The text of a row: a piece for each style, and for what stands behind two blanks or more.
+/// Whether a character belongs to neither a frame nor a bar.
+fn is_text(c: char) -> bool {
+    !"─│┌┐└┘".contains(c) && !BAR_CHARACTERS.contains(c)
+}
+
+/// The text of a row, in pieces of one style without two blanks in a row.
 fn written(row: &[(char, Style)]) -> String {
-    let is_text = |c: char| !"─│┌┐└┘".contains(c) && !BARS.contains(c);
     let mut svg = String::new();
     let mut column = 0;
     while column < row.len() {
@@ -161,7 +173,7 @@ fn written(row: &[(char, Style)]) -> String {
         let piece: String = piece.map(|(c, _)| c).collect();
         let piece = piece.split("  ").next().unwrap().trim_end();
         let length = piece.chars().count();
-        let (x, y, width) = (column * WIDTH, HEIGHT * 3 / 4, length * WIDTH);
+        let (x, y, width) = (column * CELL_WIDTH, CELL_HEIGHT * 3 / 4, length * CELL_WIDTH);
         let fill = style.colour.map(|number| format!(" fill=\"{}\"", colour(Some(number))));
         let weight = if style.bold { " font-weight=\"bold\"" } else { "" };
         let text = piece.replace('&', "&amp;").replace('<', "&lt;");
@@ -177,7 +189,7 @@ fn written(row: &[(char, Style)]) -> String {
 }
 
 #[test]
-fn a_screen_is_drawn_with_its_frames_bars_and_colours() {
+fn screen_is_drawn_with_frames_bars_and_colours() {
     let svg = picture("\x1b[1m┌ a  b\x1b[0m─┐\n\x1b[38;5;2mon\x1b[39m <█ 20:11:09\n");
     for drawn in [
         "<path fill=\"none\" stroke=\"#545d68\" d=\"M4 17V8h4M48 8h8M56 8h4V17\"/>",

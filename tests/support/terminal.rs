@@ -1,18 +1,17 @@
-//! A terminal of this machine, in which a command runs on a host, and somebody types and looks.
+//! A terminal on this machine, in which a command runs on a host. Tests type keys and read the screen.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{Host, SOON, becomes};
+use super::{CONDITION_LIMIT, Host, becomes};
 
-/// What frames and bars of a screen are drawn with.
-const DRAWN: &str = "│┌█";
+/// Characters of frames and bars.
+const DRAWING_CHARACTERS: &str = "│┌█";
 
 pub(crate) struct Terminal(String);
 
 impl Terminal {
-    /// 80 by 24, as terminals are, without colours. When the command is over, it says so, and how the terminal is
-    /// left.
+    /// Opens a terminal of 80 by 24 without colours. After the command has ended, it shows the terminal's settings.
     pub(crate) fn open(host: Host<'_>, command: &str) -> Self {
         Self::open_in_colour(host, &format!("export NO_COLOR=1; {command}"))
     }
@@ -32,8 +31,8 @@ impl Terminal {
         String::from_utf8(out.stdout).unwrap()
     }
 
-    /// Types words, or keys by their names.
-    pub(crate) fn types(&self, keys: &[&str]) {
+    /// Types texts, or keys by their names.
+    pub(crate) fn type_keys(&self, keys: &[&str]) {
         self.tmux(&[&["send-keys"], keys].concat());
     }
 
@@ -42,10 +41,10 @@ impl Terminal {
         self.tmux(&["resize-window", "-x", &width, "-y", &height]);
     }
 
-    /// Waits until the screen is so; answers it.
-    pub(crate) fn shows(&self, what: &str, so: impl Fn(&str) -> bool) -> String {
+    /// Waits until the screen matches. Returns the screen.
+    pub(crate) fn wait_for(&self, what: &str, so: impl Fn(&str) -> bool) -> String {
         let mut screen = String::new();
-        let seen = becomes(SOON, || {
+        let seen = becomes(CONDITION_LIMIT, || {
             screen = self.tmux(&["capture-pane", "-p"]);
             so(&screen)
         });
@@ -53,13 +52,13 @@ impl Terminal {
         screen
     }
 
-    /// Waits until the command is over: the screen is as it was before, and takes lines again. Answers it.
-    pub(crate) fn is_left_in_order(&self) -> String {
-        self.shows("it is over, and the terminal as before", |screen| {
+    /// Waits until the command has ended, with the screen and the line mode restored. Returns the screen.
+    pub(crate) fn assert_restored(&self) -> String {
+        self.wait_for("the command has ended and restored the terminal", |screen| {
             screen.contains("over")
                 && screen.contains(" icanon")
                 && screen.contains(" echo ")
-                && !screen.contains(|c| DRAWN.contains(c))
+                && !screen.contains(|c| DRAWING_CHARACTERS.contains(c))
         })
     }
 }

@@ -62,6 +62,7 @@ fn unresolved_name_refuses_imports_and_keeps_those_that_stand() {
         fleet.invalidate(&jail());
         assert_eq!(run_cycle(&mut fleet, now, &unresolved, &[IP]), []);
     }
+    assert_eq!(outcomes(&mut fleet, "web1", NOW + 8_000), ["banned"]);
     // The name resolves to the banned address.
     let mut friend = IgnoreList::default();
     friend.add(crate::ignored::network(IP).unwrap(), IgnoreReason::Jail);
@@ -71,7 +72,15 @@ fn unresolved_name_refuses_imports_and_keeps_those_that_stand() {
         matches!(effects[..], [Effect::Unban(..), Effect::LogRefused(_, _, IgnoreReason::Jail)]),
         "{effects:?}"
     );
-    fleet.request_ack(&event(Action::Ban, "web1", NOW), None, NOW + 10_000);
-    let acks = fleet.update_acks(NOW + 10_000);
-    assert_eq!(acks.iter().map(|ack| ack.outcome.as_str()).collect::<Vec<_>>(), ["ignored"]);
+    assert_eq!(outcomes(&mut fleet, "web3", NOW + 10_000), ["banned", "ignored"]);
+    // fail2ban has released the ban: nothing is left to do, and the acknowledgements stay.
+    fleet.invalidate(&jail());
+    assert_eq!(run_cycle(&mut fleet, NOW + 12_000, &friend, &[]), []);
+    assert_eq!(outcomes(&mut fleet, "web3", NOW + 12_000), ["banned", "ignored"]);
+}
+
+/// Requests an acknowledgement in the name of a host. Returns the outcomes of all requests.
+fn outcomes(fleet: &mut Controller, origin: &str, now: i64) -> Vec<String> {
+    fleet.request_ack(&event(Action::Ban, origin, NOW), None, now);
+    fleet.update_acks(now).into_iter().map(|ack| ack.outcome).collect()
 }

@@ -1,20 +1,20 @@
-//! A clock that is set back while the daemon dies and the broker loses its data: nobody but the host itself can know
-//! how far its stamps had come.
+//! A clock is set back while the daemon dies and the broker loses its data: then only the host's own disk has its last
+//! stamp.
 
 use super::World;
 use super::attack::Attack;
 
-/// When the others must ban what the host detects then, in seconds.
-const SOON: i64 = 12;
+/// Within how many seconds the peers must import a detection.
+const IMPORT_SECONDS: i64 = 12;
 
 impl World {
-    /// Answers which rule was broken. In the order of the seed the clock is set back, the daemon is killed or
-    /// stopped by a crash, and the broker loses its data.
+    /// Returns the broken rule. In an order that the seed determines, the clock is set back, the daemon is killed, and
+    /// the broker loses its data.
     pub(crate) fn live_with_clock_set_back(seed: u64) -> (Self, Result<(), String>) {
         let mut world = Self::new(seed);
         world.attacker.attack = Attack::None;
         world.faults = false;
-        // A ban that is over by the others' clocks when it begins is another matter.
+        // With long bans, no ban has expired by the peers' clocks when it starts.
         for host in &mut world.hosts {
             (host.fail2ban.bantime, host.fail2ban.increment) = (3_600, false);
         }
@@ -39,17 +39,17 @@ impl World {
                         }
                     }
                 }
-                self.say(format_args!("round {round}: {what} of [clock, kill, broker]"));
+                self.log_line(format_args!("round {round}: {what} of [clock, kill, broker]"));
                 let pause = self.chance.within(0, 3);
                 self.pass(pause)?;
             }
             self.pass(4)?;
             self.hosts[0].fail2ban.detect(address, &mut self.chance);
-            self.pass(SOON)?;
+            self.pass(IMPORT_SECONDS)?;
             for n in 1..self.hosts.len() {
                 if !self.hosts[n].fail2ban.tickets.contains_key(&address) {
                     let name = self.hosts[n].name.clone();
-                    return Err(self.breaks(
+                    return Err(self.report_violation(
                         "P1: a ban after a clock was set back",
                         &name,
                         address,

@@ -1,16 +1,16 @@
-//! What may happen in a world: attacks, operators, faults.
+//! The random events of a world: attacks, operators' commands, faults.
 
 use f2bmqtt::fleet::claims::ClaimState;
-use f2bmqtt::wire::{Action, Address, Event, HostName as Name, Reason, UnbanId};
+use f2bmqtt::wire::{Action, Address, Event, HostName, Reason, UnbanId};
 
-use super::{Origin, World};
+use super::World;
 use crate::fail2ban::Fail2ban;
 use crate::host::{jail, key};
 
 impl World {
-    /// Something happens.
-    pub(super) fn happen(&mut self) {
-        const HAPPENINGS: [(&str, i64); 17] = [
+    /// Makes one random event happen.
+    pub(super) fn inject_event(&mut self) {
+        const EVENT_WEIGHTS: [(&str, i64); 17] = [
             ("detect", 120),
             ("lift", 30),
             ("manual", 10),
@@ -29,9 +29,9 @@ impl World {
             ("full", 6),
             ("replay", 5),
         ];
-        let sum = HAPPENINGS.iter().map(|(_, weight)| weight).sum::<i64>();
+        let sum = EVENT_WEIGHTS.iter().map(|(_, weight)| weight).sum::<i64>();
         let mut left = self.chance.within(0, sum - 1);
-        let (what, _) = HAPPENINGS
+        let (what, _) = EVENT_WEIGHTS
             .iter()
             .find(|(_, weight)| {
                 left -= weight;
@@ -41,7 +41,7 @@ impl World {
         let n = self.chance.index(self.hosts.len());
         let address = *self.chance.pick(&self.addresses);
         let name = self.hosts[n].name.clone();
-        self.say(format_args!("{what} {name} {address}"));
+        self.log_line(format_args!("{what} {name} {address}"));
         match *what {
             "detect" => self.detect(n, address),
             "lift" => self.lift(n, &[address], |fail2ban| fail2ban.unbanip(address)),
@@ -51,22 +51,22 @@ impl World {
             }
             "manual" => self.ban_by_hand(n, address),
             "fleet" => self.fleet_unban(n, address),
-            // What a full disk kept out of the database a restart forgets: documented.
+            // fail2ban loses bans at a restart that a full disk kept out of its database: a documented limit.
             "stop" | "database lost" if self.was_full(n) => {}
             "stop" | "database lost" => {
                 self.hosts[n].fail2ban.stop();
                 if *what == "database lost" {
-                    self.hosts[n].fail2ban.lost = true;
-                    // Whether the daemon saw a lift before its trace was lost, nobody knows.
+                    self.hosts[n].fail2ban.database_lost = true;
+                    // The daemon may or may not have observed a lift before its trace was lost.
                     for address in self.addresses.clone() {
-                        self.doubt(n, address);
+                        self.mark_uncertain(n, address);
                     }
                 }
                 let away = self.now + self.chance.within(2, 15);
-                self.fail2ban_away.insert(n, away);
+                self.fail2ban_down_until.insert(n, away);
             }
             "restart jail" => {
-                // What a full disk kept out of the database a restart forgets: documented.
+                // fail2ban loses bans at a restart that a full disk kept out of its database: a documented limit.
                 if self.hosts[n].fail2ban.up && !self.was_full(n) {
                     self.hosts[n].fail2ban.restart_jail(&mut self.chance);
                 }
@@ -74,17 +74,17 @@ impl World {
             "jail removed" if self.hosts[n].fail2ban.up && !self.was_full(n) => self.remove_jail(n),
             "jail removed" => {}
             "kill" => {
-                if !self.hosts[n].unsaved {
+                if !self.hosts[n].has_unpersisted {
                     self.hosts[n].kill(&mut self.broker);
-                    self.attacker.forgets(&name);
+                    self.attacker.forget_deliveries(&name);
                 }
             }
             "cut" => {
                 let away = self.now + self.chance.within(3, 60);
-                self.links_away.insert(n, away);
+                self.links_down_until.insert(n, away);
             }
             "broker" => {
-                self.broker_away = self.now + self.chance.within(2, 10);
+                self.broker_down_until = self.now + self.chance.within(2, 10);
                 let with_data = self.chance.often(500);
                 self.broker.restart(with_data);
                 for host in &mut self.hosts {
@@ -109,19 +109,19 @@ impl World {
         }
     }
 
-    /// A jail is removed for a while.
+    /// Removes a jail for up to 40 seconds.
     fn remove_jail(&mut self, n: usize) {
         self.hosts[n].fail2ban.remove_jail();
         let away = self.now + self.chance.within(2, 40);
-        self.fail2ban_away.insert(n, away);
+        self.fail2ban_down_until.insert(n, away);
         self.returned.insert(n);
-        // What it bans may end meanwhile, and with it the others' lifts: documented.
-        let of = |(_, (origin, ..)): &(usize, Origin)| *origin == n;
-        let unsure: Vec<_> = self.lifted.extract_if(.., of).collect();
-        self.perhaps_lifted.extend(unsure);
+        // Its bans may end meanwhile, and with them the peers' overrides: a documented limit.
+        let uncertain: Vec<_> =
+            self.lifted.extract_if(.., |(_, (origin, ..))| *origin == n).collect();
+        self.maybe_lifted.extend(uncertain);
     }
 
-    /// Whether a host's disk was full a moment ago.
+    /// Whether a host's disk was full within the last ten seconds.
     fn was_full(&self, n: usize) -> bool {
         self.full.get(&n).is_some_and(|until| until + 10 > self.now)
     }
@@ -132,19 +132,22 @@ impl World {
         fail2ban.detect(address, &mut self.chance);
         let after = fail2ban.tickets.get(&address).map(|ticket| ticket.time);
         if before != after {
-            self.doubt(n, address);
+            self.mark_uncertain(n, address);
         }
     }
 
-    /// A lift and a new ban between two looks are like nothing: documented.
-    fn doubt(&mut self, n: usize, address: Address) {
-        let lifted = |(host, (_, lifted, _)): &(usize, Origin)| *host == n && *lifted == address;
-        let unsure: Vec<_> = self.lifted.extract_if(.., |lift| lifted(lift)).collect();
-        self.perhaps_lifted.extend(unsure);
+    /// A host's lifts of an address may not count: the daemon cannot see a lift and a new ban between two observations,
+    /// which is a documented limit.
+    fn mark_uncertain(&mut self, n: usize, address: Address) {
+        let uncertain: Vec<_> = self
+            .lifted
+            .extract_if(.., |(host, (_, lifted, _))| *host == n && *lifted == address)
+            .collect();
+        self.maybe_lifted.extend(uncertain);
     }
 
-    /// An operator lifts bans. It counts for sure where this host had seen what it lifts.
-    fn lift(&mut self, n: usize, addresses: &[Address], how: impl FnOnce(&mut Fail2ban)) {
+    /// An operator lifts bans. A lift certainly counts if the daemon had observed the import.
+    fn lift(&mut self, n: usize, addresses: &[Address], unban: impl FnOnce(&mut Fail2ban)) {
         if !self.hosts[n].fail2ban.up {
             return;
         }
@@ -155,27 +158,28 @@ impl World {
                 continue;
             }
             for other in (0..self.hosts.len()).filter(|other| *other != n) {
-                let Some(start) = self.hosts[other].fail2ban.own().get(&address).copied() else {
+                let Some(start) = self.hosts[other].fail2ban.local_bans().get(&address).copied()
+                else {
                     continue;
                 };
                 let lift = (n, (other, address, start));
-                // A fleet unban that comes a moment after a lift hides it: documented.
+                // A fleet unban a moment after a lift hides the lift: a documented limit.
                 let freed = self.freed.get(&address).is_some_and(|at| at + 60 > self.now);
                 if !freed
                     && !self.returned.contains(&other)
-                    && self.is_seen_through(n, other, address, start)
+                    && self.is_known_import(n, other, address, start)
                 {
                     self.lifted.insert(lift);
                 } else {
-                    self.perhaps_lifted.insert(lift);
+                    self.maybe_lifted.insert(lift);
                 }
             }
         }
-        how(&mut self.hosts[n].fail2ban);
+        unban(&mut self.hosts[n].fail2ban);
     }
 
-    /// Whether a host holds an import of another's ban, and knows so.
-    fn is_seen_through(&self, n: usize, other: usize, address: Address, start: i64) -> bool {
+    /// Whether a host holds an import of another's ban, and its daemon has observed the import.
+    fn is_known_import(&self, n: usize, other: usize, address: Address, start: i64) -> bool {
         let host = &self.hosts[n];
         let fail2ban = &host.fail2ban;
         let (Some(ticket), Some(row)) =
@@ -185,26 +189,26 @@ impl World {
         };
         if ticket.failures > 0
             || host.is_manual(address)
-            || fail2ban.pending.iter().any(|p| p.1 == address)
+            || fail2ban.pending.iter().any(|(_, pending, _)| *pending == address)
         {
             return false;
         }
-        let origin = Name::new(&self.hosts[other].name).unwrap();
-        let mark = match &host.fleet {
+        let origin = HostName::new(&self.hosts[other].name).unwrap();
+        let import = match &host.fleet {
             Some(fleet) => fleet.import(&key(address)).cloned(),
             None => host.disk.imports.get(&key(address)).cloned(),
         };
-        let Some(mark) = mark.filter(|mark| mark.is_applied() && mark.row_seen) else {
+        let Some(import) = import.filter(|import| import.is_applied() && import.row_seen) else {
             return false;
         };
         let claimed =
-            mark.sources.iter().any(|claim| claim.host == origin && claim.ban.start == start);
+            import.sources.iter().any(|claim| claim.host == origin && claim.ban.start == start);
         match &host.fleet {
             Some(fleet) => {
                 claimed
                     && matches!(fleet.claim_state(&key(address), &origin), ClaimState::Held(_, ban) if ban.start == start)
             }
-            // Its row must not be purged before somebody looks.
+            // fail2ban must not purge the row before the next daemon observes it.
             None => {
                 claimed && row.bantime >= 0 && row.timeofban + row.bantime > fail2ban.clock() - 15
             }
@@ -212,7 +216,7 @@ impl World {
     }
 
     fn ban_by_hand(&mut self, n: usize, address: Address) {
-        // What a full disk kept out of the database looks like what was detected before: documented.
+        // A manual ban that a full disk kept out of the database looks like an earlier detection: a documented limit.
         if self.was_full(n) {
             return;
         }
@@ -223,34 +227,34 @@ impl World {
         {
             return;
         }
-        let marked = match &host.fleet {
+        let has_import = match &host.fleet {
             Some(fleet) => fleet.import(&key(address)).is_some(),
             None => host.disk.imports.contains_key(&key(address)),
         };
         host.fail2ban.banip(address, &mut self.chance);
         host.manual.insert(address, host.fail2ban.clock());
-        // Lifted and banned between two looks: documented.
-        if marked {
-            host.muddled.insert(address);
-            self.doubt(n, address);
+        // A lift and a ban between two observations: a documented limit.
+        if has_import {
+            host.manual_after_lift.insert(address);
+            self.mark_uncertain(n, address);
         } else {
-            host.muddled.remove(&address);
+            host.manual_after_lift.remove(&address);
         }
     }
 
-    /// `f2bmqtt unban`, which waits until its own daemon has heard.
+    /// `f2bmqtt unban`, which waits for the local daemon's confirmation.
     fn fleet_unban(&mut self, n: usize, address: Address) {
         if !self.hosts[n].connected || self.hosts[n].fleet.is_none() {
             return;
         }
         for (other, host) in self.hosts.iter_mut().enumerate() {
-            if let Some(start) = host.fail2ban.own().get(&address) {
+            if let Some(start) = host.fail2ban.local_bans().get(&address) {
                 self.unbanned.insert((other, address, *start));
             }
             host.manual.remove(&address);
         }
-        self.scripts_heard.retain(|(_, heard), _| *heard != address);
-        let host = Name::new(&self.hosts[n].name).unwrap();
+        self.script_bans_seen.retain(|(_, banned), _| *banned != address);
+        let host = HostName::new(&self.hosts[n].name).unwrap();
         let millis = self.hosts[n].fail2ban.clock() * 1000 + self.now % 1000;
         let event = Event {
             action: Action::Unban,
@@ -267,20 +271,20 @@ impl World {
             all_jails: self.chance.often(500),
             unbans: Vec::new(),
         };
-        self.unbanner = Some(n);
+        self.last_unbanner = Some(n);
         self.freed.insert(address, self.now);
-        let payload = self.hosts[n].signs("unban", event.encode());
+        let payload = self.hosts[n].sign_message("unban", event.encode());
         self.broker.publish(self.now, "unban", &payload, false);
-        let heard = self.hosts[n].hear(("unban".to_owned(), payload));
-        assert_eq!(heard, Ok(()));
+        let result = self.hosts[n].deliver(("unban".to_owned(), payload));
+        assert_eq!(result, Ok(()));
     }
 
-    /// An old message of a daemon comes back from somewhere: a backup, a bridge.
+    /// Publishes an old message of a daemon again, as a backup or a bridge could.
     pub(super) fn replay(&mut self, kind: &str) {
         let old = self.broker.seen.iter().map(|(_, message)| message);
         let old =
             old.filter(|(topic, payload)| topic.starts_with(kind) && payload.contains("stamp"));
-        // Forged again would be another attack.
+        // A forged message again would be another attack.
         let old: Vec<_> = old.filter(|old| !self.attacker.forged.contains(*old)).cloned().collect();
         if !old.is_empty() {
             let (topic, payload) = self.chance.pick(&old).clone();

@@ -1,5 +1,5 @@
-//! A world from a seed: hosts, a broker, a network, whatever may go wrong with them, and then quiet, in
-//! which everything must come right.
+//! A world from a seed: hosts, a broker and a network, first with faults and then without. Without faults the fleet must
+//! converge.
 
 mod attack;
 mod clock;
@@ -11,51 +11,53 @@ use std::collections::{BTreeMap, BTreeSet};
 use attack::{Attack, Attacker};
 use f2bmqtt::fleet::claims::ClaimState;
 use f2bmqtt::guard::RejectReason;
-use f2bmqtt::wire::{Action, Address, Ban, Event, HostName as Name, Shard};
+use f2bmqtt::wire::{Action, Address, Ban, Event, HostName, Shard};
 
 use crate::broker::Broker;
 use crate::chance::Chance;
 use crate::fail2ban::{Fail2ban, Ticket};
-use crate::host::{Around, HostName, key};
+use crate::host::{Env, SimHost, key};
 
-/// When the world begins, in seconds.
-const BEGIN: i64 = 1_000_000;
-/// For how long things go wrong, and for how long nothing does, in seconds.
-const ACTIVE: i64 = 150;
-const QUIET: i64 = 190;
-/// When all must have come right, after the beginning of the quiet.
-const SETTLED: i64 = 90;
+/// The world's time at its start, in seconds.
+const START_TIME: i64 = 1_000_000;
+/// How long the world has faults, and then how long it has none.
+const FAULT_SECONDS: i64 = 150;
+const QUIET_SECONDS: i64 = 190;
+/// How long after the last fault the fleet must have converged.
+const SETTLE_SECONDS: i64 = 90;
 
-/// A ban that one host holds: where it was detected, and when it began there.
+/// A local ban: the number of its host, its address and its start.
 type Origin = (usize, Address, i64);
 
 pub(crate) struct World {
     chance: Chance,
     now: i64,
     faults: bool,
-    hosts: Vec<HostName>,
+    hosts: Vec<SimHost>,
     broker: Broker,
-    /// A host that runs the scripts.
+    /// The fail2ban of a host that runs the scripts.
     script: Option<Fail2ban>,
     addresses: Vec<Address>,
-    /// Until when something is away: the broker, a host's link, its fail2ban; and whose disk is full.
-    broker_away: i64,
-    links_away: BTreeMap<usize, i64>,
-    fail2ban_away: BTreeMap<usize, i64>,
+    broker_down_until: i64,
+    links_down_until: BTreeMap<usize, i64>,
+    fail2ban_down_until: BTreeMap<usize, i64>,
+    /// Until when a host's disk is full.
     full: BTreeMap<usize, i64>,
-    /// What a host's operator lifted for sure, or may have; what a fleet unban freed for sure.
+    /// Bans that a host's operator lifted, or may have lifted; and bans that a fleet unban released.
     lifted: BTreeSet<(usize, Origin)>,
-    perhaps_lifted: BTreeSet<(usize, Origin)>,
+    maybe_lifted: BTreeSet<(usize, Origin)>,
     unbanned: BTreeSet<Origin>,
-    /// Hosts whose jail was away for a while: their bans may have ended, and come back as they were.
+    /// Hosts whose jail was removed for a while: their bans may have ended and started again unchanged.
     returned: BTreeSet<usize>,
-    /// Who freed something for all last; and when what was.
-    unbanner: Option<usize>,
+    /// The host that made the last fleet unban.
+    last_unbanner: Option<usize>,
+    /// When an address was last released by a fleet unban.
     freed: BTreeMap<Address, i64>,
-    /// When a host last heard a script's ban.
-    scripts_heard: BTreeMap<(usize, Address), i64>,
-    /// What a host that is gone for good held, and until when.
-    left_behind: BTreeMap<(usize, Address), i64>,
+    /// When a host last received a script's ban.
+    script_bans_seen: BTreeMap<(usize, Address), i64>,
+    /// The ends of the bans of a host that is gone for good.
+    held_until: BTreeMap<(usize, Address), i64>,
+    /// For how many seconds a host's ban has been wrong; and the start of each import.
     wrong: BTreeMap<(usize, Address, &'static str), i64>,
     attacker: Attacker,
     pub(crate) log: Vec<String>,
@@ -67,48 +69,49 @@ impl World {
         let attacker = Attacker::new(seed);
         let keys = attacker.signed.then(attack::keys);
         let hosts = ["a", "b", "c"].map(|name| {
-            let mut host = HostName::new(name, Fail2ban::new(&mut chance, BEGIN), keys.clone());
+            let mut host = SimHost::new(name, Fail2ban::new(&mut chance, START_TIME), keys.clone());
             host.start();
             host
         });
         let mut broker = Broker::default();
-        // Scripts sign nothing.
+        // The scripts do not sign.
         let has_script = chance.often(500) && keys.is_none();
         let script = has_script.then(|| {
             broker.connect("script", &["#"], false);
-            let mut fail2ban = Fail2ban::new(&mut chance, BEGIN);
-            (fail2ban.bantime, fail2ban.lag, fail2ban.skew, fail2ban.increment) = (60, 0, 0, false);
+            let mut fail2ban = Fail2ban::new(&mut chance, START_TIME);
+            (fail2ban.bantime, fail2ban.row_delay_max, fail2ban.skew, fail2ban.increment) =
+                (60, 0, 0, false);
             fail2ban
         });
         let addresses = (1..=4).map(|n| Address::new(&format!("192.0.2.{n}")).unwrap()).collect();
         Self {
             chance,
-            now: BEGIN,
+            now: START_TIME,
             faults: true,
             hosts: hosts.into(),
             broker,
             script,
             addresses,
-            broker_away: 0,
-            links_away: BTreeMap::new(),
-            fail2ban_away: BTreeMap::new(),
+            broker_down_until: 0,
+            links_down_until: BTreeMap::new(),
+            fail2ban_down_until: BTreeMap::new(),
             full: BTreeMap::new(),
             lifted: BTreeSet::new(),
-            perhaps_lifted: BTreeSet::new(),
+            maybe_lifted: BTreeSet::new(),
             unbanned: BTreeSet::new(),
             returned: BTreeSet::new(),
-            unbanner: None,
+            last_unbanner: None,
             freed: BTreeMap::new(),
-            scripts_heard: BTreeMap::new(),
-            left_behind: BTreeMap::new(),
+            script_bans_seen: BTreeMap::new(),
+            held_until: BTreeMap::new(),
             wrong: BTreeMap::new(),
             attacker,
             log: Vec::new(),
         }
     }
 
-    /// Lives through the world of a seed, and through the same without the attacker where that must make no
-    /// difference. Answers which rule was broken.
+    /// Runs the world of a seed, and runs it again without the attacker where the attacker must make no difference.
+    /// Returns the broken rule.
     pub(crate) fn live(seed: u64) -> (Self, Result<(), String>) {
         let mut world = Self::new(seed);
         let mut result = world.run();
@@ -133,36 +136,38 @@ impl World {
         Err("A1: an attacker without the key made a difference".to_owned())
     }
 
-    /// Lives through it; answers which rule was broken.
+    /// Runs the world. Returns the broken rule.
     pub(crate) fn run(&mut self) -> Result<(), String> {
-        for _ in 0..ACTIVE {
+        for _ in 0..FAULT_SECONDS {
             if self.chance.often(250) {
-                self.happen();
+                self.inject_event();
             }
             self.attack();
             self.tick()?;
         }
         self.become_quiet();
         let quiet = self.now;
-        for _ in 0..QUIET {
+        for _ in 0..QUIET_SECONDS {
             self.attack();
             self.tick()?;
-            if [SETTLED, SETTLED + 20, SETTLED + 40].contains(&(self.now - quiet)) {
+            if [SETTLE_SECONDS, SETTLE_SECONDS + 20, SETTLE_SECONDS + 40]
+                .contains(&(self.now - quiet))
+            {
                 self.replay("ban");
                 self.replay("unban");
             }
-            if self.now - quiet > SETTLED {
+            if self.now - quiet > SETTLE_SECONDS {
                 self.check()?;
             }
         }
         self.check_chatter()
     }
 
-    fn say(&mut self, line: impl std::fmt::Display) {
-        self.log.push(format!("{} {line}", self.now - BEGIN));
+    fn log_line(&mut self, line: impl std::fmt::Display) {
+        self.log.push(format!("{} {line}", self.now - START_TIME));
     }
 
-    /// A second passes.
+    /// Lets a second pass.
     fn tick(&mut self) -> Result<(), String> {
         self.now += 1;
         for n in 0..self.hosts.len() {
@@ -174,16 +179,16 @@ impl World {
             host.fail2ban.full = full > self.now;
             host.fail2ban.tick(self.now, &mut self.chance);
             if !host.fail2ban.up
-                && self.fail2ban_away.get(&n).is_none_or(|until| *until <= self.now)
+                && self.fail2ban_down_until.get(&n).is_none_or(|until| *until <= self.now)
             {
-                if host.fail2ban.coming {
+                if host.fail2ban.without_jail {
                     host.fail2ban.start(&mut self.chance);
-                    self.say(format_args!("fail2ban has its jail on {n}"));
+                    self.log_line(format_args!("fail2ban has its jail on {n}"));
                 } else {
-                    host.fail2ban.come();
+                    host.fail2ban.start_server();
                     let jails = self.now + self.chance.within(0, 3);
-                    self.fail2ban_away.insert(n, jails);
-                    self.say(format_args!("fail2ban starts on {n}"));
+                    self.fail2ban_down_until.insert(n, jails);
+                    self.log_line(format_args!("fail2ban starts on {n}"));
                 }
             }
         }
@@ -202,8 +207,8 @@ impl World {
     }
 
     fn turn(&mut self, n: usize) -> Result<(), String> {
-        let away = self.broker_away > self.now
-            || self.links_away.get(&n).is_some_and(|until| *until > self.now);
+        let away = self.broker_down_until > self.now
+            || self.links_down_until.get(&n).is_some_and(|until| *until > self.now);
         let Self { hosts, chance, broker, now, faults, log, attacker, .. } = self;
         let host = &mut hosts[n];
         if host.gone {
@@ -221,52 +226,52 @@ impl World {
             host.connect(resume, broker);
             log.push(format!("{} connects", host.name));
         }
-        let mut around = Around { now: *now, faults: *faults, chance, broker, log };
-        if host.fleet.is_some() && host.turn(&mut around).is_err() {
-            around.log.push(format!("{} crashes", host.name));
+        let mut env = Env { now: *now, faults: *faults, chance, broker, log };
+        if host.fleet.is_some() && host.turn(&mut env).is_err() {
+            env.log.push(format!("{} crashes", host.name));
             host.kill(broker);
-            attacker.forgets(&host.name);
+            attacker.forget_deliveries(&host.name);
         }
         let name = host.name.clone();
-        let broken = host.broken.take();
+        let violation = host.violation.take();
         for line in &mut self.log[before..] {
-            line.insert_str(0, &format!("{} ", self.now - BEGIN));
+            line.insert_str(0, &format!("{} ", self.now - START_TIME));
         }
-        match broken {
-            Some((rule, address)) => Err(self.breaks(rule, &name, address)),
+        match violation {
+            Some((rule, address)) => Err(self.report_violation(rule, &name, address)),
             None => Ok(()),
         }
     }
 
-    fn breaks(&mut self, rule: &str, host: &str, address: Address) -> String {
-        self.say(format_args!("BROKEN {rule}: {host} {address}"));
-        let of = |(_, (_, lifted, _)): &&(usize, Origin)| *lifted == address;
-        let lifts: Vec<_> = self.lifted.iter().filter(of).collect();
-        let perhaps: Vec<_> = self.perhaps_lifted.iter().filter(of).collect();
-        let line = format!("lifted {lifts:?}, perhaps {perhaps:?}, unbanned {:?}", self.unbanned);
-        self.say(line);
+    fn report_violation(&mut self, rule: &str, host: &str, address: Address) -> String {
+        self.log_line(format_args!("BROKEN {rule}: {host} {address}"));
+        let [lifted, maybe] = [&self.lifted, &self.maybe_lifted].map(|lifts| {
+            lifts.iter().filter(|(_, (_, lifted, _))| *lifted == address).collect::<Vec<_>>()
+        });
+        let line = format!("lifted {lifted:?}, maybe {maybe:?}, unbanned {:?}", self.unbanned);
+        self.log_line(line);
         for n in 0..self.hosts.len() {
-            let known = self.hosts[n].known(address);
-            self.say(known);
+            let description = self.hosts[n].describe(address);
+            self.log_line(description);
         }
         rule.to_owned()
     }
 
-    /// What fail2ban's actions told.
+    /// Runs the action calls of all fail2bans.
     fn notify(&mut self) {
         let Self { hosts, chance, broker, now, faults, log, .. } = self;
         for host in hosts {
-            let told = std::mem::take(&mut host.fail2ban.told);
+            let calls = std::mem::take(&mut host.fail2ban.action_calls);
             let before = log.len();
-            host.notified(told, &mut Around { now: *now, faults: *faults, chance, broker, log });
+            host.run_actions(calls, &mut Env { now: *now, faults: *faults, chance, broker, log });
             for line in &mut log[before..] {
-                line.insert_str(0, &format!("{} ", *now - BEGIN));
+                line.insert_str(0, &format!("{} ", *now - START_TIME));
             }
         }
         let Some(script) = &mut self.script else { return };
-        for (action, address, ticket) in std::mem::take(&mut script.told) {
+        for (action, address, ticket) in std::mem::take(&mut script.action_calls) {
             let restored = action == "ban" && ticket.restored;
-            if ticket.failures > 0 && !restored && self.broker_away <= self.now {
+            if ticket.failures > 0 && !restored && self.broker_down_until <= self.now {
                 let payload = format!(
                     r#"{{"action":"{action}","ipmset":"sshd","ip":"{address}","bantime":{},"host":"script","restored":0,"failures":3}}"#,
                     ticket.bantime
@@ -277,7 +282,7 @@ impl World {
     }
 
     fn deliver(&mut self) {
-        if self.broker_away > self.now {
+        if self.broker_down_until > self.now {
             return;
         }
         if self.script.is_some() {
@@ -291,15 +296,15 @@ impl World {
                     && (event.stamp, event.action == Action::Ban) == (0, true)
                     && !self.attacker.signed
                 {
-                    self.scripts_heard.insert((n, event.address), self.now);
+                    self.script_bans_seen.insert((n, event.address), self.now);
                 }
                 let shown = format!("{client} {topic} {payload}");
                 let is_running = self.hosts[n].fleet.is_some();
-                let result = self.hosts[n].hear((topic, payload.clone()));
+                let result = self.hosts[n].deliver((topic, payload.clone()));
                 if is_running && result.is_ok() {
-                    self.attacker.is_heard(&client, &payload, self.now);
+                    self.attacker.record_delivery(&client, &payload, self.now);
                 }
-                // What honest hosts publish, no gate keeps out.
+                // The gate admits all messages of honest hosts.
                 let is_honest = !matches!(self.attacker.attack, Attack::Client | Attack::Open);
                 let is_taken = matches!(result, Ok(()) | Err(RejectReason::UnknownJail));
                 assert!(!is_honest || is_taken, "{result:?} {shown}");
@@ -307,7 +312,7 @@ impl World {
         }
     }
 
-    /// As mqttsubscribebans does.
+    /// Does what the script mqttsubscribebans does.
     fn deliver_to_script(&mut self, payload: &str) {
         let Some(script) = &mut self.script else { return };
         match Event::parse(payload.as_bytes()) {
@@ -322,35 +327,35 @@ impl World {
         }
     }
 
-    /// From now on nothing goes wrong; but a host may join, and one may be gone for good.
+    /// Ends the faults. A host may join, and one may be gone for good.
     fn become_quiet(&mut self) {
         self.faults = false;
-        self.broker_away = 0;
-        self.links_away.clear();
+        self.broker_down_until = 0;
+        self.links_down_until.clear();
         self.full.clear();
-        self.say("QUIET");
+        self.log_line("QUIET");
         if self.chance.often(500) {
             let keys = self.attacker.signed.then(attack::keys);
             let fail2ban = Fail2ban::new(&mut self.chance, self.now);
-            let mut host = HostName::new("joiner", fail2ban, keys);
+            let mut host = SimHost::new("joiner", fail2ban, keys);
             host.start();
             self.hosts.push(host);
-            self.say("a host joins");
+            self.log_line("a host joins");
         }
         if self.chance.often(300) {
             let n = self.chance.index(3);
-            // One that is gone before anybody heard it is not heard: documented.
-            if self.unbanner == Some(n) {
+            // A fleet unban is lost with its host if no peer received it: a documented limit.
+            if self.last_unbanner == Some(n) {
                 return;
             }
             let name = self.hosts[n].name.clone();
-            self.say(format_args!("{name} is gone for good"));
-            self.bury(n);
+            self.log_line(format_args!("{name} is gone for good"));
+            self.retire(n);
         }
     }
 
-    /// What others know of a host that is gone they hold until its end.
-    fn bury(&mut self, n: usize) {
+    /// Removes a host for good. The peers hold its bans until these expire.
+    fn retire(&mut self, n: usize) {
         self.hosts[n].kill(&mut self.broker);
         self.hosts[n].gone = true;
         let fail2ban = &self.hosts[n].fail2ban;
@@ -363,40 +368,46 @@ impl World {
             let end = left.entry(*address).or_insert(i64::MIN);
             *end = (*end).max(Ticket::end(ticket));
         }
-        let name = Name::new(&self.hosts[n].name).unwrap();
+        let name = HostName::new(&self.hosts[n].name).unwrap();
         for host in &self.hosts {
             for address in &self.addresses {
-                let word =
+                let state =
                     host.fleet.as_ref().map(|fleet| fleet.claim_state(&key(*address), &name));
-                if let Some(ClaimState::Held(_, ban)) = word {
+                if let Some(ClaimState::Held(_, ban)) = state {
                     let end = left.entry(*address).or_insert(i64::MIN);
                     *end = (*end).max(ban.end());
                 }
             }
         }
-        // What it told once may come back when nobody is left to say otherwise, and a permanent ban then
-        // needs `forget`.
-        let mut told = |address, ban: Ban| {
+        // A ban that the host once published may come back: no newer message of the host contradicts it. A permanent
+        // ban then needs `forget`.
+        for (address, ban) in self.published_bans(&name) {
             let end = left.entry(address).or_insert(i64::MIN);
             *end = (*end).max(ban.end());
-        };
-        for (_, (topic, payload)) in &self.broker.seen {
-            if topic.starts_with(&format!("state/{name}/"))
-                && let Ok(part) = Shard::parse(payload.as_bytes())
-            {
-                for ban in part.bans {
-                    told(ban.address, Ban { start: ban.start, bantime: ban.bantime });
-                }
-            } else if topic == "ban"
-                && let Ok(event) = Event::parse(payload.as_bytes())
-                && event.host == name
-            {
-                told(event.address, Ban { start: event.time, bantime: event.bantime });
-            }
         }
         for (address, end) in left {
-            self.left_behind.insert((n, address), end.saturating_sub(skew));
+            self.held_until.insert((n, address), end.saturating_sub(skew));
         }
         self.hosts[n].fail2ban.stop();
+    }
+
+    /// All bans that a host has published.
+    fn published_bans(&self, name: &HostName) -> Vec<(Address, Ban)> {
+        let mut bans = Vec::new();
+        for (_, (topic, payload)) in &self.broker.seen {
+            if topic.starts_with(&format!("state/{name}/"))
+                && let Ok(shard) = Shard::parse(payload.as_bytes())
+            {
+                bans.extend(shard.bans.into_iter().map(|listed| {
+                    (listed.address, Ban { start: listed.start, bantime: listed.bantime })
+                }));
+            } else if topic == "ban"
+                && let Ok(event) = Event::parse(payload.as_bytes())
+                && event.host == *name
+            {
+                bans.push((event.address, Ban { start: event.time, bantime: event.bantime }));
+            }
+        }
+        bans
     }
 }

@@ -1,7 +1,7 @@
-//! The messages that an attacker makes: of every kind, in anyone's name, with every kind of stamp.
+//! The attacker's messages: of each kind, in any name, with any stamp.
 
 use f2bmqtt::wire::{
-    ACK_REQUEST, Action, Address, Event, FleetUnban, HostName as Name, HostState, Jail, JailScope,
+    ACK_REQUEST, Action, Address, Event, FleetUnban, HostName, HostState, Jail, JailScope,
     Presence, Reason, Shard, ShardEntry, ShardId, UnbanId,
 };
 
@@ -13,15 +13,15 @@ pub(super) const ADDRESSES: [&str; 2] = ["198.51.100.66", "198.51.100.67"];
 
 pub(super) const DAY: i64 = 86_400_000;
 
-/// What `f2bmqtt forget` publishes first.
+/// The empty shard that `f2bmqtt forget` publishes first.
 pub(super) fn empty_shard(name: &str, stamp: i64) -> String {
-    let (host, slice) = (Name::new(name).unwrap(), ShardId::new(0, 1).unwrap());
-    Shard { host, stamp, time: 0, id: slice, bans: Vec::new(), unbans: Vec::new() }.encode()
+    let (host, id) = (HostName::new(name).unwrap(), ShardId::new(0, 1).unwrap());
+    Shard { host, stamp, time: 0, id, bans: Vec::new(), unbans: Vec::new() }.encode()
 }
 
 impl Attacker {
-    fn name(&mut self) -> Name {
-        Name::new(self.chance.pick::<&str>(&NAMES)).unwrap()
+    fn name(&mut self) -> HostName {
+        HostName::new(self.chance.pick::<&str>(&NAMES)).unwrap()
     }
 
     fn jail(&mut self) -> Jail {
@@ -36,7 +36,7 @@ impl Attacker {
         }
     }
 
-    /// Of the past, now, and up to a day ahead, which is the horizon of the hosts, and more; in milliseconds.
+    /// A stamp in milliseconds: in the past, now, or ahead, also by more than the day that hosts accept.
     fn stamp(&mut self, now: i64) -> i64 {
         let ago = *self.chance.pick(&[
             -3_600_000,
@@ -59,7 +59,7 @@ impl Attacker {
         now * 1000 + ago + self.chance.within(0, 999)
     }
 
-    /// When a ban began, in seconds, and how long it lasts.
+    /// The start and the length of a ban, in seconds.
     fn ban(&mut self, now: i64) -> (i64, i64) {
         let start = now + self.chance.within(-100, 20);
         let start = if self.chance.often(50) { now + 90_000 } else { start };
@@ -71,7 +71,7 @@ impl Attacker {
         UnbanId::made_by(&host, made)
     }
 
-    /// A topic below the fleet's.
+    /// A topic relative to the fleet's.
     pub(super) fn topic(&mut self) -> String {
         let name = self.name();
         match self.chance.within(0, 6) {
@@ -82,7 +82,7 @@ impl Attacker {
         }
     }
 
-    /// A message with a byte changed.
+    /// A payload with one byte changed.
     pub(super) fn change(&mut self, payload: &str) -> String {
         let mut bytes = payload.as_bytes().to_vec();
         if !bytes.is_empty() {
@@ -92,7 +92,7 @@ impl Attacker {
         String::from_utf8(bytes).unwrap_or_default()
     }
 
-    /// A message of its own.
+    /// A forged message of any kind.
     pub(super) fn forge(&mut self, addresses: &[Address], now: i64) -> Message {
         match self.chance.within(0, 9) {
             0..=2 => self.forge_event(addresses, now),
@@ -163,9 +163,9 @@ impl Attacker {
     }
 
     fn forge_shard(&mut self, addresses: &[Address], now: i64) -> Message {
-        let parts = *self.chance.pick(&[1, 1, 1, 2, 8]);
-        let part = u32::try_from(self.chance.within(0, i64::from(parts) - 1)).unwrap();
-        let slice = ShardId::new(part, parts).unwrap();
+        let count = *self.chance.pick(&[1, 1, 1, 2, 8]);
+        let index = u32::try_from(self.chance.within(0, i64::from(count) - 1)).unwrap();
+        let id = ShardId::new(index, count).unwrap();
         let (mut bans, mut unbans) = (Vec::new(), Vec::new());
         for _ in 0..self.chance.within(0, 4) {
             let (address, jail) = (self.address(addresses), self.jail());
@@ -176,10 +176,10 @@ impl Attacker {
                 unbans.push(FleetUnban { scope: JailScope::All, address, id: self.id(now) });
             }
         }
-        bans.retain(|ban| slice.covers(ban.address));
-        unbans.retain(|unban| slice.covers(unban.address));
+        bans.retain(|ban| id.covers(ban.address));
+        unbans.retain(|unban| id.covers(unban.address));
         let (host, stamp) = (self.name(), self.stamp(now));
-        let topic = format!("state/{host}/{part}");
-        (topic, Shard { host, stamp, time: 0, id: slice, bans, unbans }.encode())
+        let topic = format!("state/{host}/{index}");
+        (topic, Shard { host, stamp, time: 0, id, bans, unbans }.encode())
     }
 }
