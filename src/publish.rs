@@ -235,7 +235,7 @@ impl<'a> Publisher<'a> {
     fn on_link_event(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Published(name) => drop(self.outbox.on_published(&name)),
-            LinkEvent::Lost { broker, why } => {
+            LinkEvent::Lost { broker, why, .. } => {
                 self.outbox.on_lost();
                 self.link_error = Some(format!("{broker}: {why}"));
             }

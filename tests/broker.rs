@@ -119,7 +119,8 @@ fn oversized_message_does_not_block_host() {
     });
     eventually("a is connected again", || {
         let journal = a.journal();
-        let (_, after) = journal.rsplit_once("more than 256 KiB").unwrap_or_default();
+        // A later line may name the message again: a summary of lines that were suppressed.
+        let (_, after) = journal.split_once("more than 256 KiB").unwrap_or_default();
         after.contains("connected to the broker")
     });
     hub.publish_event("ban", "sshd", "192.0.2.1", "other");

@@ -293,8 +293,8 @@ fn renewed_certificate_is_used_on_next_connection() {
     // The journal and check warn of a certificate that expires within 30 days.
     let hub = rig.host("hub");
     hub.sh("cd /root/fleet; DAYS=15 ./certificates host a");
-    carry(hub, a, &["a.crt", "a.key"], "/etc/tls");
-    set(a, &GOOD);
+    copy_files(hub, a, &["a.crt", "a.key"], "/etc/tls");
+    set(a, &VALID_SETTINGS);
     eventually("the journal names the certificate", || {
         let line =
             "this host's certificate, MQTT_CERT (a) expires in 14 days; renew the certificate";

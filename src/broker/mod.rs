@@ -61,6 +61,8 @@ pub enum LinkEvent {
         broker: Broker,
         /// The cause, with a fix if one is known.
         why: DisconnectReason,
+        /// Whether a message that is too large ended the connection.
+        too_large: bool,
     },
 }
 
@@ -192,12 +194,6 @@ impl MqttLink {
         }
     }
 
-    /// Whether a message that is too large ended the connection.
-    #[must_use]
-    pub fn was_too_large(&self) -> bool {
-        self.purge_session
-    }
-
     /// Sends a message with QoS 1. It is sent once [`LinkEvent::Published`] has its name. Without capacity, or if the
     /// link goes down before that, the caller must send it again.
     pub fn publish(&mut self, name: String, topic: String, payload: Vec<u8>) {
@@ -302,7 +298,8 @@ impl MqttLink {
             SessionEvent::SubscribeRejected(topics) => Some(LinkEvent::SubscribeRejected(topics)),
             SessionEvent::QosLowered => Some(LinkEvent::QosLowered),
             SessionEvent::Ended { why, too_large } => {
-                self.purge_session = too_large && self.config.client.persistent;
+                // An attempt to purge the session may fail, too. Only a connection that succeeds purges the session.
+                self.purge_session |= too_large && self.config.client.persistent;
                 let uptime = match &self.state {
                     LinkPhase::Up { since, .. } => since.map(|since| since.elapsed()),
                     LinkPhase::Down { .. } => None,
@@ -317,7 +314,7 @@ impl MqttLink {
                 }
                 let pause = self.backoff.next(self.config.brokers.len());
                 self.state = LinkPhase::Down { until: Instant::now() + pause };
-                Some(LinkEvent::Lost { broker, why })
+                Some(LinkEvent::Lost { broker, why, too_large })
             }
         }
     }

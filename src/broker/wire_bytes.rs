@@ -30,10 +30,8 @@ async fn broker(listener: TcpListener) -> Vec<String> {
     packets
 }
 
-#[tokio::test]
-async fn packets_of_a_session_have_the_same_bytes() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
+/// A link of the daemon to a broker on this port.
+fn link_to(port: u16) -> MqttLink {
     let settings =
         format!("MQTT_HOST=127.0.0.1:{port}\nMQTT_TOPIC=t\nMQTT_USER=user\nMQTT_PASSWORD=secret\n");
     let path = Path::new("mqtt.env");
@@ -47,7 +45,13 @@ async fn packets_of_a_session_have_the_same_bytes() {
         others: Vec::new(),
         will,
     };
-    let mut link = MqttLink::new(&config, client);
+    MqttLink::new(&config, client)
+}
+
+#[tokio::test]
+async fn packets_of_a_session_have_the_same_bytes() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut link = link_to(listener.local_addr().unwrap().port());
     let broker = tokio::spawn(broker(listener));
     assert!(matches!(link.event().await, LinkEvent::Connected(_)));
     assert_eq!(link.peers().addresses(), [std::net::IpAddr::from([127, 0, 0, 1])]);
@@ -64,4 +68,38 @@ async fn packets_of_a_session_have_the_same_bytes() {
         r"\xe0\x00",
     ];
     assert_eq!(broker.await.unwrap(), expected);
+}
+
+#[tokio::test]
+async fn session_with_a_message_that_is_too_large_is_purged_until_that_succeeds() {
+    const ACCEPT: &[u8] = &[0x20, 2, 0, 0];
+    /// Accepts, and announces a message of 300,000 bytes.
+    const TOO_LARGE: &[u8] = &[0x20, 2, 0, 0, 0x32, 0xe0, 0xa7, 0x12];
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut link = link_to(listener.local_addr().unwrap().port());
+    let broker = tokio::spawn(async move {
+        let mut asks_for_clean_session = Vec::new();
+        // The second connection fails. The third one purges the session.
+        for answer in [TOO_LARGE, &[], ACCEPT, ACCEPT] {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut connect = [0; 10];
+            stream.read_exact(&mut connect).await.unwrap();
+            asks_for_clean_session.push(connect[9] & 2 != 0);
+            stream.write_all(answer).await.unwrap();
+            // The link closes the connection, except the second and the last one.
+            if asks_for_clean_session.len() % 2 == 1 {
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            }
+        }
+        asks_for_clean_session
+    });
+    let mut losses = Vec::new();
+    while !broker.is_finished() {
+        let event = tokio::time::timeout(Duration::from_secs(1), link.event()).await;
+        if let Ok(LinkEvent::Lost { too_large, .. }) = event {
+            losses.push(too_large);
+        }
+    }
+    assert_eq!(broker.await.unwrap(), [false, true, true, false]);
+    assert_eq!(losses[..2], [true, false]);
 }

@@ -60,7 +60,7 @@ impl Daemon {
                 self.warn("subscribe", &text);
             }
             LinkEvent::QosLowered => self.warn("qos", QOS_WARNING),
-            LinkEvent::Lost { broker, why } => self.on_lost(&broker, &why),
+            LinkEvent::Lost { broker, why, too_large } => self.on_lost(&broker, &why, too_large),
         }
     }
 
@@ -78,14 +78,14 @@ impl Daemon {
         self.certificates_checked_at = None;
     }
 
-    fn on_lost(&mut self, broker: &Broker, why: &DisconnectReason) {
+    fn on_lost(&mut self, broker: &Broker, why: &DisconnectReason, too_large: bool) {
         self.exporters.connected = false;
         self.own_name.on_lost(now_millis());
         {
             let mut state = self.memory.lock();
             state.outbox.on_lost();
             state.fleet.on_disconnected();
-            if self.link.was_too_large() {
+            if too_large {
                 state.rejections.count(RejectReason::TooLarge);
             }
         }

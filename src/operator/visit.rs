@@ -137,7 +137,7 @@ impl FleetClient {
                 Ok(self.fetch.apply(&message, elapsed_millis(self.connected_at), time))
             }
             LinkEvent::SubscribeRejected(_) => Err(subscription_error(&self.topic)),
-            LinkEvent::Lost { broker, why } => Err(connection_error(&broker, &why)),
+            LinkEvent::Lost { broker, why, .. } => Err(connection_error(&broker, &why)),
             // The view still knows that the broker keeps a message there, so that `forget` clears the topic.
             LinkEvent::Rejected(rejected) => {
                 if let (Some(host), Some(number)) = (rejected.host(), rejected.shard()) {
@@ -235,7 +235,7 @@ async fn connect_to_any(link: &mut MqttLink, config: &Config) -> Result<Broker, 
     loop {
         match link.event().await {
             LinkEvent::Connected(broker) => return Ok(broker),
-            LinkEvent::Lost { broker, why } => {
+            LinkEvent::Lost { broker, why, .. } => {
                 tried += 1;
                 if tried >= config.brokers.len() {
                     return Err(connection_error(&broker, &why));

@@ -53,6 +53,8 @@ class Api(http.server.BaseHTTPRequestHandler):
         text = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
+        # Without this line, a client may send its next request on the connection that ends.
+        self.send_header("Connection", "close")
         if answer in ("endless", "stalled"):
             self.end_headers()
             while answer == "endless":

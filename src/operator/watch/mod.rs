@@ -95,7 +95,7 @@ impl FeedListener {
                 self.model.connected(now_millis());
                 Some(WatchEvent::Connected(broker.to_string()))
             }
-            LinkEvent::Lost { broker, why } => {
+            LinkEvent::Lost { broker, why, .. } => {
                 Some(WatchEvent::Lost(format!("no connection to the broker {broker}: {why}")))
             }
             LinkEvent::SubscribeRejected(_) => {
