@@ -358,17 +358,17 @@ fn bash_completes_commands_jails_hosts_and_addresses() {
         ("unban 203", "203.0.113.9"),
         ("forget we", "web2"),
     ];
-    for (words, completed) in table {
+    for (typed, completed) in table {
         // `f2bmqtt names` asks the host for its names.
         let script = format!(
             "f2bmqtt() {{ case $2 in jails) echo sshd web ;; hosts) echo db1 web2 ;; *) echo 203.0.113.9 ;; esac; }}
-             source {}; COMP_WORDS=(f2bmqtt {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+             source {}; COMP_WORDS=(f2bmqtt {typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
              _f2bmqtt f2bmqtt \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD - 1]}}\"
              echo \"${{COMPREPLY[@]}}\"",
             file.display()
         );
         let out = Process::new("bash").args(["-c", &script]).output().unwrap();
-        assert_eq!(String::from_utf8(out.stdout).unwrap().trim(), completed, "f2bmqtt {words}");
+        assert_eq!(String::from_utf8(out.stdout).unwrap().trim(), completed, "f2bmqtt {typed}");
     }
 }
 
