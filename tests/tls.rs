@@ -300,8 +300,8 @@ fn renewed_certificate_is_used_on_next_connection() {
             "this host's certificate, MQTT_CERT (a) expires in 14 days; renew the certificate";
         a.journal().contains(line)
     });
-    let said = String::from_utf8(a.run("f2bmqtt check").stdout).unwrap();
-    assert!(said.contains("! this host's certificate, MQTT_CERT (a) expires on 20"), "{said}");
+    let findings = String::from_utf8(a.run("f2bmqtt check").stdout).unwrap();
+    assert!(findings.contains("! this host's certificate, MQTT_CERT (a) expires on 20"), "{findings}");
     // The example's access rules allow a host its topics for Home Assistant.
     set(a, &[&VALID_SETTINGS[..], &[("MQTT_HA_PREFIX", "homeassistant")]].concat());
     eventually("check finds the messages for Home Assistant", || {
