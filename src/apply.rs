@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use crate::clock::{millis, now_millis};
 use crate::fail2ban::database::unreadable;
 use crate::fail2ban::table::AddressMap;
 use crate::fail2ban::{Client, Fail2banError};
@@ -18,9 +17,11 @@ use crate::fleet::look::{Heartbeat, Observation, ServerInstance};
 use crate::fleet::work::{Effect, Target};
 use crate::guard::RejectReason;
 use crate::ignored::{IgnoreList, IgnoreListResolver};
-use crate::journal::{self, info};
 use crate::memory::{DaemonState, SharedState};
-use crate::paths::Paths;
+use crate::sys::clock::{millis, now_millis};
+use crate::sys::log;
+use crate::sys::log::info;
+use crate::sys::paths::Paths;
 use crate::wire::{Address, HostName, Jail};
 
 /// How often the driver asks fail2ban and its database for changes.
@@ -345,7 +346,7 @@ impl<'a> Driver<'a> {
                 let mut state = self.memory.lock();
                 state.rejections.count(RejectReason::UnknownJail);
                 let host = host_name(host.as_ref());
-                state.inbound.info(host, || journal::no_such_jail(&jail, address, host, 0));
+                state.inbound.info(host, || log::no_such_jail(&jail, address, host, 0));
                 0
             }
             Effect::Continue | Effect::Idle => return Ok(()),

@@ -36,14 +36,14 @@
 //! | [`fleet`] | claims, imports, overrides, tombstones; the controller that decides |
 //! | [`apply`], [`fail2ban`] | observe fail2ban, and execute what the controller decides |
 //! | [`memory`] | the state that the daemon's loop and `apply` share |
-//! | [`store`], [`files`], [`paths`], [`lock`] | what is on disk, where, and which process may use it |
-//! | [`cut`] | ends the open connections of a banned address |
+//! | [`store`], [`sys::private_files`], [`sys::paths`], [`lock`] | what is on disk, where, and which process may use it |
+//! | [`sys::conntrack`] | ends the open connections of a banned address |
 //! | [`abuseipdb`] | reports local detections to AbuseIPDB |
 //! | [`figures`] | metrics for Prometheus, and entities for Home Assistant |
 //! | [`operator`], [`cli`] | the operator's commands; the command line |
 //! | [`config`] | reads and validates the settings |
-//! | [`journal`], [`error`], [`text`] | log lines, errors with their exit codes, and text for people |
-//! | [`clock`], [`random`], [`runtime`], [`child`] | time, random numbers, threads, detached processes |
+//! | [`sys::log`], [`error`], [`text`] | log lines, errors with their exit codes, and text for people |
+//! | [`sys::clock`], [`sys::jitter`], [`sys::runtime`], [`sys::detach`] | time, random numbers, threads, detached processes |
 //!
 //! [`wire`], [`guard`] and [`fleet`] are pure: values in, values out. The caller passes the time. The daemon and the
 //! simulation in `tests/simulation/` drive the same code.
@@ -54,30 +54,23 @@
 pub mod abuseipdb;
 pub mod apply;
 pub mod broker;
-pub mod child;
 pub mod cli;
-pub mod clock;
 pub mod config;
-pub mod cut;
 pub mod daemon;
 pub mod error;
 pub mod fail2ban;
 pub mod figures;
-pub mod files;
 pub mod fleet;
 pub mod guard;
 pub mod ignored;
-pub mod journal;
 pub mod lock;
 pub mod memory;
 pub mod notify;
 pub mod operator;
 pub mod outbox;
-pub mod paths;
 pub mod publish;
-pub mod random;
-pub mod runtime;
 pub mod spool;
 pub mod store;
+pub mod sys;
 pub mod text;
 pub mod wire;

@@ -8,7 +8,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::files;
+use crate::sys::private_files;
 
 /// The shortest time for which [`Lock::take`] retries: [`is_held`] takes the lock for an instant.
 const MIN_TIMEOUT: Duration = Duration::from_millis(200);
@@ -121,7 +121,7 @@ fn handover_path(path: &Path) -> PathBuf {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    files::options().create(true).truncate(false).write(true).open(path)
+    private_files::options().create(true).truncate(false).write(true).open(path)
 }
 
 #[cfg(test)]

@@ -10,8 +10,9 @@ use f2bmqtt::cli::{Cli, Command, NotifyShim, ReportArgs, ReportShim, SubscribeSh
 use f2bmqtt::config::Config;
 use f2bmqtt::error::Error;
 use f2bmqtt::notify::{self, NotifyCall};
-use f2bmqtt::paths::Paths;
-use f2bmqtt::{cut, daemon, journal, operator, publish};
+use f2bmqtt::sys::paths::Paths;
+use f2bmqtt::sys::{conntrack, log};
+use f2bmqtt::{daemon, operator, publish};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 fn main() -> ExitCode {
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            journal::warn(format_args!("f2bmqtt: {error}"));
+            log::warn(format_args!("f2bmqtt: {error}"));
             ExitCode::from(error.exit_code())
         }
     }
@@ -50,7 +51,7 @@ fn run_parsed(called: Option<&str>, paths: &Paths) -> Result<(), Error> {
             Command::Operator(operation) => operator::run(&operation, paths),
             Command::Notify(args) => run_notify(&args.call(), paths),
             Command::Subscribe => daemon::run(paths),
-            Command::Cut { ip } => cut::run(&ip, paths),
+            Command::Cut { ip } => conntrack::run(&ip, paths),
             Command::Settings => settings(),
             Command::Publish => publish::run(paths),
             Command::Report(args) => report(&args, paths),
@@ -70,7 +71,7 @@ fn notify_call<'a>(name: &str, arguments: &'a [OsString]) -> Option<NotifyCall<'
 
 fn run_notify(call: &NotifyCall<'_>, paths: &Paths) -> Result<(), Error> {
     // fail2ban discards the standard error of its actions.
-    notify::run(call, paths).inspect_err(|error| journal::syslog(error))
+    notify::run(call, paths).inspect_err(|error| log::syslog(error))
 }
 
 /// Runs the reporter as the script's replacement. Arguments may be log lines, so an option counts only if it is the
@@ -90,11 +91,11 @@ fn report_ban(paths: &Paths) -> Result<(), Error> {
     if call.key == "--actionstart" {
         return call::start(&call.comment, &call.address);
     }
-    call::run(&call, paths).inspect_err(|error| journal::syslog(error))
+    call::run(&call, paths).inspect_err(|error| log::syslog(error))
 }
 
 fn settings() -> Result<(), Error> {
-    Config::load()?.warnings.iter().for_each(journal::warn);
+    Config::load()?.warnings.iter().for_each(log::warn);
     Ok(())
 }
 

@@ -3,7 +3,6 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::clock::now_millis;
 use crate::daemon::former::Former;
 use crate::error::Error;
 use crate::fail2ban::action_names::{ActionNames, Resolved};
@@ -11,9 +10,11 @@ use crate::fail2ban::database::{Database, unreadable};
 use crate::fleet::work::Effect;
 use crate::fleet::{Controller, Record};
 use crate::guard::{Guard, RejectCounters, RejectReason, is_bannable};
-use crate::journal::{self, InboundLog, RateLimitedLog};
 use crate::outbox::Outbox;
 use crate::store::{Identity, Store};
+use crate::sys::clock::now_millis;
+use crate::sys::log;
+use crate::sys::log::{InboundLog, RateLimitedLog};
 use crate::wire::{Event, JailScope, Shard, SpooledEvent};
 
 /// The state behind a lock. Hold the lock only for memory and database access, never across an `await`.
@@ -208,13 +209,13 @@ impl DaemonState {
     pub fn record_rejection_of(&mut self, host: &str, reason: RejectReason, text: &str) {
         self.rejections.count(reason);
         if let Some(line) = self.warnings.line(reason.name(), host, text, Instant::now()) {
-            journal::warn(line);
+            log::warn(line);
         }
     }
 
     /// Logs how many lines were suppressed.
     pub fn flush_suppressed_warnings(&mut self) {
-        self.warnings.take_suppressed(Instant::now()).iter().for_each(journal::warn);
+        self.warnings.take_suppressed(Instant::now()).iter().for_each(log::warn);
         self.inbound.flush();
         for row in self.database.take_unreadable() {
             self.warn("database row", &row);
@@ -224,7 +225,7 @@ impl DaemonState {
     /// Warns; lines of the same kind are rate-limited.
     pub fn warn(&mut self, kind: &'static str, text: &str) {
         if let Some(line) = self.warnings.line(kind, "", text, Instant::now()) {
-            journal::warn(line);
+            log::warn(line);
         }
     }
 }

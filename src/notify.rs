@@ -6,12 +6,12 @@ use std::time::SystemTime;
 
 use rustix::process::geteuid;
 
-use crate::child;
 use crate::error::Error;
-use crate::journal;
 use crate::lock;
-use crate::paths::Paths;
 use crate::spool::Written;
+use crate::sys::detach;
+use crate::sys::log;
+use crate::sys::paths::Paths;
 use crate::wire::{Action, Address, Jail, SpooledEvent};
 
 /// The arguments as fail2ban passes them, still text.
@@ -113,7 +113,7 @@ pub fn whole_seconds(time: &str) -> Option<i64> {
 pub fn run(call: &NotifyCall<'_>, paths: &Paths) -> Result<(), Error> {
     let (event, warning) = call.to_event()?;
     if let Some(warning) = warning {
-        journal::syslog(warning);
+        log::syslog(warning);
     }
     let Some(event) = event else { return Ok(()) };
     let spool = paths.spool();
@@ -122,7 +122,7 @@ pub fn run(call: &NotifyCall<'_>, paths: &Paths) -> Result<(), Error> {
         Ok(Written::Primary) => None,
         Ok(Written::Fallback(error)) => {
             let spool = spool.dir().display();
-            journal::syslog(format_args!(
+            log::syslog(format_args!(
                 "cannot write to the spool {spool}: {error}; keeping {address} in the second spool, which a \
                  reboot deletes"
             ));
@@ -134,16 +134,16 @@ pub fn run(call: &NotifyCall<'_>, paths: &Paths) -> Result<(), Error> {
         }
         Err(error) => {
             let spool = spool.dir().display();
-            journal::syslog(format_args!(
+            log::syslog(format_args!(
                 "cannot write to the spool {spool}: {error}; publishing {address} now, without retry"
             ));
             Some(event.encode())
         }
     };
     if (unspooled.is_some() || !lock::is_held(&paths.lock()))
-        && let Err(error) = child::spawn_detached("publish", unspooled)
+        && let Err(error) = detach::spawn_detached("publish", unspooled)
     {
-        journal::syslog(format_args!("cannot start the publisher: {error}"));
+        log::syslog(format_args!("cannot start the publisher: {error}"));
     }
     Ok(())
 }

@@ -9,7 +9,6 @@ use rustix::process::setsid;
 use tokio::time::timeout;
 
 use crate::broker::{ClientOptions, LinkEvent, MqttLink};
-use crate::clock::{now_millis, now_secs};
 use crate::config::Config;
 use crate::error::Error;
 use crate::fail2ban::action_names::{ActionNames, Resolved};
@@ -18,13 +17,14 @@ use crate::fail2ban::{self, Client as Fail2ban};
 use crate::fleet::Record;
 use crate::fleet::sequence::Sequencer;
 use crate::fleet::tell::LocalEventFilter;
-use crate::journal;
 use crate::lock::{self, Lock, Role};
 use crate::outbox::Outbox;
-use crate::paths::Paths;
-use crate::runtime;
 use crate::spool::{Item as _, Spool};
 use crate::store::Store;
+use crate::sys::clock::{now_millis, now_secs};
+use crate::sys::log;
+use crate::sys::paths::Paths;
+use crate::sys::runtime;
 use crate::wire::{Ban, Event, Jail, SpooledEvent};
 
 /// The longest run of a publisher.
@@ -51,7 +51,7 @@ pub fn run(paths: &Paths) -> Result<(), Error> {
     let _ = setsid();
     let result = publish_spool(paths);
     if let Err(error) = &result {
-        journal::syslog(format_args!("cannot publish bans: {error}"));
+        log::syslog(format_args!("cannot publish bans: {error}"));
     }
     result
 }
@@ -207,7 +207,7 @@ impl<'a> Publisher<'a> {
                 .scan(&mut |event| classifier.classify(event))
                 .map_err(Error::file("read", self.spool.dir()))?;
             // An empty warning means that the event waits for action names from fail2ban.
-            warnings.iter().filter(|text| !text.is_empty()).for_each(journal::syslog);
+            warnings.iter().filter(|text| !text.is_empty()).for_each(log::syslog);
         }
         Ok(())
     }
@@ -265,7 +265,7 @@ impl<'a> Publisher<'a> {
             } else {
                 "events wait in the spool for the next attempt"
             };
-            journal::syslog(format_args!("no connection to the broker {error}; {consequence}"));
+            log::syslog(format_args!("no connection to the broker {error}; {consequence}"));
         }
     }
 }

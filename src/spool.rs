@@ -14,7 +14,7 @@ use futures_util::{Stream, StreamExt as _};
 use inotify::{Inotify, WatchMask};
 
 use crate::error::Error;
-use crate::files;
+use crate::sys::private_files;
 use crate::wire::SpooledEvent;
 
 /// An item of a spool.
@@ -103,7 +103,7 @@ impl<T: Item> Spool<T> {
     ) -> Result<impl Stream<Item = io::Result<()>> + Unpin + Send + use<T>, Error> {
         let inotify = Inotify::init().map_err(Error::file("watch", &self.dir))?;
         for dir in self.dirs() {
-            files::make_dir(dir).map_err(Error::file("create", dir))?;
+            private_files::make_dir(dir).map_err(Error::file("create", dir))?;
             let added = inotify.watches().add(dir, WatchMask::MOVED_TO);
             added.map_err(Error::file("watch", dir))?;
         }
@@ -175,11 +175,11 @@ impl<T: Item> Spool<T> {
 }
 
 fn open(path: &Path) -> io::Result<fs::File> {
-    files::options().read(true).open(path)
+    private_files::options().read(true).open(path)
 }
 
 fn create_new(path: &Path) -> io::Result<fs::File> {
-    files::options().write(true).create_new(true).open(path)
+    private_files::options().write(true).create_new(true).open(path)
 }
 
 /// Writes a file under a temporary name and renames it; creates a missing directory for root only.
@@ -187,7 +187,7 @@ fn write(dir: &Path, name: &str, text: &str) -> io::Result<()> {
     let temporary = dir.join(format!(".{name}"));
     let file = match create_new(&temporary) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            files::make_dir(dir)?;
+            private_files::make_dir(dir)?;
             create_new(&temporary)
         }
         result => result,

@@ -392,7 +392,7 @@ fn excluded_jails_and_addresses_are_neither_sent_nor_imported() {
         "blacklist/unban",
         &format!(
             r#"{{"action":"unban","ipmset":"sshd","ip":"192.0.2.1","host":"c","reason":"fleet","id":"c-{}","jails":"*"}}"#,
-            f2bmqtt::clock::now_millis()
+            f2bmqtt::sys::clock::now_millis()
         ),
     );
     // The operator exempts an address for a while. Another address becomes the server's own.

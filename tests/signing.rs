@@ -98,7 +98,7 @@ fn new_shard(host: &str, bans: &str) -> String {
 }
 
 fn now() -> i64 {
-    f2bmqtt::clock::now_millis()
+    f2bmqtt::sys::clock::now_millis()
 }
 
 fn signed(key: &str, topic: &str, payload: &str) -> String {

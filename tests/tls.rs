@@ -301,7 +301,10 @@ fn renewed_certificate_is_used_on_next_connection() {
         a.journal().contains(line)
     });
     let findings = String::from_utf8(a.run("f2bmqtt check").stdout).unwrap();
-    assert!(findings.contains("! this host's certificate, MQTT_CERT (a) expires on 20"), "{findings}");
+    assert!(
+        findings.contains("! this host's certificate, MQTT_CERT (a) expires on 20"),
+        "{findings}"
+    );
     // The example's access rules allow a host its topics for Home Assistant.
     set(a, &[&VALID_SETTINGS[..], &[("MQTT_HA_PREFIX", "homeassistant")]].concat());
     eventually("check finds the messages for Home Assistant", || {

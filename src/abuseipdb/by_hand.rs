@@ -8,7 +8,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, params};
 
 use crate::error::Error;
-use crate::files;
+use crate::sys::private_files;
 use crate::wire::Address;
 
 /// How long after the command the ban may start: fail2ban may have many bans to make first.
@@ -42,7 +42,7 @@ impl ManualBanLog {
     /// [`Error::File`] or [`Error::Queue`].
     pub fn open(path: &Path) -> Result<Self, Error> {
         let failed = Error::queue(path);
-        let db = files::database(path, failed)?;
+        let db = private_files::database(path, failed)?;
         db.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
         db.execute_batch(SCHEMA).map_err(failed)?;
         Ok(Self { path: path.to_owned(), db })

@@ -12,18 +12,20 @@ use super::ledger::Ledger;
 use super::log::Log;
 use super::queue::MAX_QUEUED;
 use super::report::{Categories, CommentSource, Report, bounded};
-use super::times::Calendar;
-use crate::child;
-use crate::clock::now_secs;
 use crate::error::Error;
-use crate::files::mounts;
-use crate::files::trust::{self, DirContent};
 use crate::guard::is_reportable;
-use crate::journal::{self, info};
 use crate::lock;
 use crate::notify::whole_seconds;
-use crate::paths::Paths;
 use crate::spool::{Item as _, Spool};
+use crate::sys::calendar::Calendar;
+use crate::sys::clock::now_secs;
+use crate::sys::detach;
+use crate::sys::log;
+use crate::sys::log::info;
+use crate::sys::paths::Paths;
+use crate::sys::private_files::mounts;
+use crate::sys::private_files::trust;
+use crate::sys::private_files::trust::DirContent;
 use crate::wire::Address;
 use crate::wire::range::duration;
 
@@ -307,7 +309,7 @@ fn enqueue(report: &Report, log: &Log, paths: &Paths) -> bool {
     }
     let unqueued = inbox.write(report, SystemTime::now()).err();
     if let Some(error) = &unqueued {
-        journal::syslog(format_args!(
+        log::syslog(format_args!(
             "cannot write to the queue {}: {error}; reporting {} from memory",
             inbox.dir().display(),
             report.address
@@ -315,9 +317,9 @@ fn enqueue(report: &Report, log: &Log, paths: &Paths) -> bool {
     }
     let queued = unqueued.is_none();
     if (!queued || !lock::is_held(&paths.report_lock()))
-        && let Err(error) = child::spawn_detached("work", unqueued.map(|_| report.encode()))
+        && let Err(error) = detach::spawn_detached("work", unqueued.map(|_| report.encode()))
     {
-        journal::syslog(format_args!("cannot start the reporter: {error}"));
+        log::syslog(format_args!("cannot start the reporter: {error}"));
     }
     queued
 }
@@ -361,7 +363,7 @@ fn create_files(ledger: &Path, log: &Log, log_path: &Path) -> Result<(), Error> 
 /// Those of [`ReportCall::decide`], and [`Error::Report`] without a key or a queue.
 pub fn run_command(call: &ReportCall, dry_run: bool, paths: &Paths) -> Result<(), Error> {
     let file = KeyFile::read(&paths.api_key);
-    file.warning.iter().for_each(journal::warn);
+    file.warning.iter().for_each(log::warn);
     // A dry run needs no key.
     if file.key.is_none() && !dry_run {
         let path = paths.api_key.display();
@@ -396,7 +398,7 @@ pub fn run_command(call: &ReportCall, dry_run: bool, paths: &Paths) -> Result<()
     };
     info(form.to_string().trim_end());
     if file.key.is_none() {
-        journal::warn(format_args!("no API key is set in {}", paths.api_key.display()));
+        log::warn(format_args!("no API key is set in {}", paths.api_key.display()));
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use crate::error::Error;
-use crate::files;
+use crate::sys::private_files;
 use crate::wire::Address;
 
 const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;
@@ -23,7 +23,7 @@ impl Ledger {
     /// [`Error::File`] or [`Error::Ledger`].
     pub fn open(path: &Path) -> Result<Self, Error> {
         let failed = Error::ledger(path);
-        let connection = files::database(path, failed)?;
+        let connection = private_files::database(path, failed)?;
         connection.execute_batch(SCHEMA).map_err(failed)?;
         Ok(Self(connection))
     }

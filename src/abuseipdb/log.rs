@@ -3,11 +3,11 @@
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
-use super::times::Calendar;
-use crate::clock::now_secs;
 use crate::error::Error;
-use crate::files;
-use crate::journal;
+use crate::sys::calendar::Calendar;
+use crate::sys::clock::now_secs;
+use crate::sys::log;
+use crate::sys::private_files;
 use crate::text::is_unsafe_for_display;
 
 /// Longer lines are cut: some quote a server's response.
@@ -43,12 +43,12 @@ impl Log {
             .and_then(|mut file| file.write_all(format!("{time} - {text}\n").as_bytes()));
         if let Err(error) = written {
             let error = Error::file("write", &self.0)(error);
-            journal::syslog(format_args!("{text} ({error})"));
+            log::syslog(format_args!("{text} ({error})"));
         }
     }
 
     fn open(&self) -> io::Result<std::fs::File> {
-        files::log(&self.0)
+        private_files::log(&self.0)
     }
 }
 

@@ -14,7 +14,7 @@
 //! - [`api`]: the requests; [`answer`]: interprets the responses (pure).
 //! - [`comment`]: composes and redacts the text (pure); [`private`]: finds what to redact.
 //! - [`ledger`] and [`log`]: the script's database and log, whose formats are a contract; [`key`]: the API key;
-//!   [`times`]: converts times to text; [`glance`]: the queue's status for operators.
+//!   [`crate::sys::calendar`]: converts times to text; [`glance`]: the queue's status for operators.
 
 pub mod answer;
 pub mod api;
@@ -32,7 +32,6 @@ pub mod queue;
 pub mod report;
 mod sending;
 pub mod service;
-pub mod times;
 pub mod worker;
 
 #[cfg(test)]

@@ -10,9 +10,9 @@ use super::answer::{MAX_QUOTA_WAIT_SECS, Quota};
 use super::plan::{CallLimits, Id, QueuedReport, RecentReport, Stage};
 use super::report::{Categories, Report};
 use crate::error::Error;
-use crate::files;
 use crate::spool::{Item as _, Name};
 use crate::store;
+use crate::sys::private_files;
 use crate::wire::Address;
 
 /// The most reports in the queue, which is also `AbuseIPDB`'s limit for one bulk call.
@@ -78,10 +78,10 @@ impl ReportQueue {
     /// [`Error::File`] or [`Error::Queue`].
     pub fn open(path: &Path) -> Result<Self, Error> {
         let failed = Error::queue(path);
-        match Self::with(files::database(path, failed)?, path) {
+        match Self::with(private_files::database(path, failed)?, path) {
             Err(Error::Queue { source, .. }) if store::is_broken(&source) => {
                 store::move_aside(path, &source)?;
-                Self::with(files::database(path, failed)?, path)
+                Self::with(private_files::database(path, failed)?, path)
             }
             other => other,
         }

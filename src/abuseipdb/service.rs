@@ -15,16 +15,16 @@ use super::comment::Private;
 use super::queue::ReportQueue;
 use super::report::Report;
 use super::worker::{ReporterEnv, Wake, Worker};
-use crate::clock::now_secs;
 use crate::config::{Config, Secret};
 use crate::error::Error;
 use crate::fail2ban;
 use crate::fail2ban::database::Database;
-use crate::journal;
 use crate::lock::{self, Lock, Role};
-use crate::paths::Paths;
-use crate::runtime;
 use crate::spool::{Item as _, Spool};
+use crate::sys::clock::now_secs;
+use crate::sys::log;
+use crate::sys::paths::Paths;
+use crate::sys::runtime;
 
 /// The delay after a local failure, such as a full disk.
 const RETRY_INTERVAL: Duration = Duration::from_secs(30);
@@ -59,7 +59,7 @@ pub fn run_child(paths: &Paths) -> Result<(), Error> {
         }
     });
     if let Err(error) = &result {
-        journal::syslog(format_args!("cannot report to AbuseIPDB: {error}"));
+        log::syslog(format_args!("cannot report to AbuseIPDB: {error}"));
     }
     result
 }
@@ -77,7 +77,7 @@ pub async fn run_in_daemon(paths: Paths, database: FindDatabase, proxy: Option<S
                 let Err(error) = work(assets, IDLE_POLL_INTERVAL, |_| true).await else {
                     continue;
                 };
-                journal::warn(format_args!(
+                log::warn(format_args!(
                     "the AbuseIPDB reporter failed: {error}; retrying in {} s",
                     RETRY_INTERVAL.as_secs()
                 ));
@@ -87,7 +87,7 @@ pub async fn run_in_daemon(paths: Paths, database: FindDatabase, proxy: Option<S
             Ok(None) => sleep(LOCK_POLL_INTERVAL).await,
             Err(error) => {
                 let path = paths.report_lock();
-                journal::warn(format_args!("cannot lock {}: {error}", path.display()));
+                log::warn(format_args!("cannot lock {}: {error}", path.display()));
                 sleep(RETRY_INTERVAL).await;
             }
         }
@@ -157,7 +157,7 @@ async fn report_from_memory(
             Wake::Now if now_secs() < end => {}
             Wake::At(time) if time < end => sleep(time_until(time)).await,
             Wake::Now | Wake::At(_) => {
-                journal::syslog(format_args!(
+                log::syslog(format_args!(
                     "lost the report of {address} to AbuseIPDB: neither queued nor sent within {} minutes",
                     CHILD_LIFETIME_SECS / 60
                 ));
@@ -193,12 +193,12 @@ async fn work(
 }
 
 fn journal_warn(text: &str) {
-    journal::warn(text);
+    log::warn(text);
 }
 
 /// Warnings of a child go to the journal, because its standard error goes nowhere.
 fn syslog(text: &str) {
-    journal::syslog(text);
+    log::syslog(text);
 }
 
 fn make_worker(

@@ -12,10 +12,10 @@ use super::log::Log;
 use super::plan::{self, Id, Next, RecentReport, Stage};
 use super::queue::{MAX_QUEUED, ReportQueue};
 use super::report::{CommentSource, Report, bounded};
-use super::times::Calendar;
 use crate::error::Error;
-use crate::random;
 use crate::spool::{Name, Spool};
+use crate::sys::calendar::Calendar;
+use crate::sys::jitter;
 use crate::wire::Address;
 
 /// The pause after a first failure of the server; it doubles with each further one.
@@ -80,7 +80,7 @@ pub struct ReporterEnv {
 pub(super) fn retry_pause_secs(failures: u32) -> i64 {
     let pause = MIN_PAUSE_SECS << failures.saturating_sub(1).min(10);
     #[expect(clippy::cast_possible_truncation, reason = "a fifth of some minutes")]
-    let jitter = (f64::from(i32::try_from(MIN_PAUSE_SECS).unwrap_or(0)) * random::chance()) as i64;
+    let jitter = (f64::from(i32::try_from(MIN_PAUSE_SECS).unwrap_or(0)) * jitter::chance()) as i64;
     pause.min(MAX_PAUSE_SECS) + jitter
 }
 

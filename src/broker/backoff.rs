@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::random;
+use crate::sys::jitter;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const MAX_PAUSE: Duration = Duration::from_secs(10);
@@ -19,7 +19,7 @@ impl Backoff {
         let rounds = self.attempts / u32::try_from(brokers.max(1)).unwrap_or(1);
         self.attempts = self.attempts.saturating_add(1);
         let pause = FIRST_PAUSE.saturating_mul(1 << rounds.min(10)).min(MAX_PAUSE);
-        pause.mul_f64(0.5 + random::chance() / 2.0)
+        pause.mul_f64(0.5 + jitter::chance() / 2.0)
     }
 
     pub(super) fn reset(&mut self) {

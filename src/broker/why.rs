@@ -10,7 +10,7 @@ use rustls::{AlertDescription, CertificateError, InvalidMessage};
 
 use super::MAX_PACKET_BYTES;
 use super::session::CONNECT_TIMEOUT_SECS;
-use crate::abuseipdb::times::Calendar;
+use crate::sys::calendar::Calendar;
 
 /// How a connection was protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

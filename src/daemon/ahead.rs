@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::status::AheadHost;
-use crate::clock::is_within;
+use crate::sys::clock::is_within;
 use crate::wire::HostName;
 
 /// The most hosts that are kept (R21): any client that may publish can use more names.

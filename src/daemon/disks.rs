@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::status::DiskFull;
-use crate::clock::is_within;
-use crate::files::room::FullDisk;
+use crate::sys::clock::is_within;
+use crate::sys::private_files::room::FullDisk;
 
 /// How often the file systems are checked.
 const CHECK_MILLIS: i64 = 3_000;

@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 use super::machine;
-use crate::clock::now_millis;
 use crate::config::{Config, Topic};
 use crate::error::Error;
 use crate::figures::homeassistant;
-use crate::journal::{info, warn};
 use crate::memory::SharedState;
 use crate::operator::forget::{is_kept, retraction};
 use crate::operator::view::FleetView;
 use crate::operator::visit::{FleetClient, Message};
-use crate::paths::Paths;
+use crate::sys::clock::now_millis;
+use crate::sys::log::{info, warn};
+use crate::sys::paths::Paths;
 use crate::wire::{HostName, HostState, Presence};
 
 /// The pause between the first attempts, which wait for the new snapshot, and between later ones.

@@ -2,12 +2,12 @@
 
 use super::Daemon;
 use super::instances::Sighting;
-use crate::clock::now_millis as now;
 use crate::fleet::ShardError;
 use crate::fleet::limits::{BoundedTable, Limit, ReachedLimits};
 use crate::guard::gate::{Admitted, Rejected, Source};
 use crate::guard::{Admission, MessageKind, RejectReason};
-use crate::journal;
+use crate::sys::clock::now_millis as now;
+use crate::sys::log;
 use crate::wire::{ACK_REQUEST, Action, Event, HostName, HostState, PROBE_ACTION};
 
 /// Why a message is rejected because of its stamp.
@@ -155,7 +155,7 @@ impl Daemon {
             let text = format!("rejected {}: {}", describe_event(event), stamp_fault(reason));
             state.record_rejection_of(host, reason, &text);
             if reason == RejectReason::Ahead && is_trusted {
-                self.ahead_hosts.record(&event.host, now()).iter().for_each(journal::warn);
+                self.ahead_hosts.record(&event.host, now()).iter().for_each(log::warn);
             }
             return;
         }
@@ -165,9 +165,9 @@ impl Daemon {
         // A ban of another host waits for an observation of fail2ban, which may have a new jail.
         let is_pending = event.action == Action::Ban && admission != Admission::Echo;
         if is_unknown_jail && event.restored == 0 && !event.all_jails && !is_pending {
-            state.inbound.info(host, || {
-                journal::no_such_jail(&event.jail, event.address, host, event.restored)
-            });
+            state
+                .inbound
+                .info(host, || log::no_such_jail(&event.jail, event.address, host, event.restored));
         }
         match admission {
             Admission::Echo => state.fleet.apply_echo(event, now()),
@@ -180,7 +180,7 @@ impl Daemon {
                 if state.fleet.is_unban_of_another_s_ban(event) {
                     state
                         .inbound
-                        .info(host, || journal::ignored_unban(&event.jail, event.address, host));
+                        .info(host, || log::ignored_unban(&event.jail, event.address, host));
                 }
                 if !state.fleet.apply_event(event, now()) {
                     let limit = describe_limit(state.fleet.limits(), now());
@@ -233,7 +233,7 @@ impl Daemon {
         self.exporters.traffic.shards += 1;
         if let Some(reason) = state.guard.check_shard_time(&shard, now()) {
             if reason == RejectReason::Ahead && message.is_trusted() {
-                self.ahead_hosts.record(host, now()).iter().for_each(journal::warn);
+                self.ahead_hosts.record(host, now()).iter().for_each(log::warn);
             }
             return Err(message.reject(reason, WHAT, stamp_fault(reason).to_owned()));
         }
@@ -288,14 +288,14 @@ impl Daemon {
     fn change_client_id(&mut self) {
         match self.memory.lock().draw_client_id() {
             Ok((former, id)) => {
-                journal::warn(format_args!(
+                log::warn(format_args!(
                     "another machine connects with this host's client ID (a cloned disk?); switching to a \
                      new client ID"
                 ));
                 self.link.rename(id);
                 self.former_client_id = Some(former);
             }
-            Err(error) => journal::warn(error),
+            Err(error) => log::warn(error),
         }
     }
 }

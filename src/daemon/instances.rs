@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::status::Duplicate;
-use crate::clock::is_within;
+use crate::sys::clock::is_within;
 use crate::wire::{HostName, HostState, Presence};
 
 /// The most names that are kept (R21): any client that may publish can use more. Beyond that, all names are dropped.

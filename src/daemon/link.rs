@@ -11,11 +11,11 @@ use super::{
     offline_presence, presence,
 };
 use crate::broker::{DisconnectReason, LinkEvent};
-use crate::clock::now_millis;
 use crate::config::Broker;
 use crate::fleet::snapshot::RetainedShard;
 use crate::guard::RejectReason;
-use crate::journal::{info, warn};
+use crate::sys::clock::now_millis;
+use crate::sys::log::{info, warn};
 use crate::wire::Presence;
 
 /// The warning about a broker with Mosquitto's `max_qos 0`.

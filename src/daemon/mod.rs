@@ -28,26 +28,26 @@ use self::status::{DaemonStatus, LinkStatus, Reconnects, StatusFile};
 use crate::abuseipdb;
 use crate::apply::{self, Wakeups};
 use crate::broker::{self, ClientOptions, MqttLink};
-use crate::clock::{is_within, now_millis};
 use crate::config::{self, Config, Topic, bare};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::figures::Exporters;
-use crate::files::room::full_disks;
 use crate::fleet::provenance::Provenance;
 use crate::fleet::snapshot::RetainedShard;
 use crate::fleet::{Controller, PersistedState, Timing};
 use crate::guard::{Guard, RateLimiter};
 use crate::ignored::IgnoreListResolver;
-use crate::journal::{info, warn};
 use crate::lock::{self, Lock, Role};
 use crate::memory::{DaemonState, SharedState};
 use crate::outbox::Outbox;
-use crate::paths::Paths;
-use crate::random;
-use crate::runtime;
 use crate::spool::Spool;
 use crate::store::{Identity, Store};
+use crate::sys::clock::{is_within, now_millis};
+use crate::sys::jitter;
+use crate::sys::log::{info, warn};
+use crate::sys::paths::Paths;
+use crate::sys::private_files::room::full_disks;
+use crate::sys::runtime;
 use crate::text::count;
 use crate::wire::{Fnv1a64, HostName, HostState, Presence};
 
@@ -201,7 +201,7 @@ impl Daemon {
         let guard =
             Guard::new(config.node.clone(), config.signing.is_some(), config.sharing.clone());
         let outbox = Outbox::new(spool.clone(), config.topic.clone());
-        let (machine, instance) = (machine(), random::token().map_err(Error::Start)?);
+        let (machine, instance) = (machine(), jitter::token().map_err(Error::Start)?);
         // The controller subscribes to snapshots later, one peer at a time.
         let topics = vec![config.topic.events(), config.topic.presences()];
         let started_at = now_millis().div_euclid(1000);

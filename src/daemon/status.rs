@@ -17,9 +17,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::is_within;
-use crate::files;
 use crate::fleet::limits::{Limit, ReachedLimits};
+use crate::sys::clock::is_within;
+use crate::sys::private_files;
 
 /// The daemon writes the file at least this often, also if nothing changed. Presence has its own interval,
 /// `Timing::status_interval`.
@@ -227,7 +227,7 @@ impl StatusFile {
 
     fn write(&self, status: &DaemonStatus) -> io::Result<()> {
         let text = serde_json::to_string(status)?;
-        files::replace(&self.path, &format!("{text}\n"), 0o600)
+        private_files::replace(&self.path, &format!("{text}\n"), 0o600)
     }
 
     /// Removes the file, so that no reader mistakes it for the state of a running daemon.

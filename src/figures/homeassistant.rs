@@ -11,9 +11,9 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 
 use super::Metrics;
-use crate::clock::is_within;
 use crate::config::Topic;
 use crate::guard::gate::{Admitted, Source};
+use crate::sys::clock::is_within;
 use crate::wire::{Action, Event, Fnv1a64, HostName, Reason};
 
 /// The shortest time between two updates, in milliseconds.

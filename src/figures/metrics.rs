@@ -9,9 +9,9 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::Metrics;
-use crate::clock::is_within;
-use crate::files;
 use crate::guard::RejectReason;
+use crate::sys::clock::is_within;
+use crate::sys::private_files;
 
 /// The time between two writes of the file.
 const WRITE_INTERVAL_MS: i64 = 10_000;
@@ -43,7 +43,7 @@ impl TextfileWriter {
     pub fn write(&mut self, metrics: &Metrics, now: i64) -> Result<(), String> {
         self.written = now;
         let path = self.path.display();
-        files::replace(&self.path, &render(metrics), 0o644)
+        private_files::replace(&self.path, &render(metrics), 0o644)
             .map_err(|error| format!("cannot write {path}: {error}"))
     }
 

@@ -13,7 +13,7 @@ use crate::fleet::limits::{BoundedTable, ReachedLimits};
 use crate::guard::RejectCounters;
 use crate::guard::gate::Admitted;
 use crate::memory::DaemonState;
-use crate::paths::Paths;
+use crate::sys::paths::Paths;
 use crate::wire::{Event, Jail};
 
 /// The numbers of one jail of this host.

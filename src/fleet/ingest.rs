@@ -9,8 +9,8 @@ use super::limits::BoundedTable;
 use super::look::{JailState, PendingDetection};
 use super::remember::RecordKey;
 use super::{BanKey, Controller, GC_INTERVAL, Record, to_secs};
-use crate::clock::is_within;
 use crate::fail2ban::database::BipsRow;
+use crate::sys::clock::is_within;
 use crate::wire::{
     Action, Address, Ban, Event, FleetUnban, HostName, HostState, JailScope, Presence, Reason,
     Shard, ShardEntry, ShardId, SpooledEvent,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::claims::{MAX_CLAIMS_PER_KEY, MAX_CLAIMS_PER_PEER, MAX_LEGACY_CLAIMS};
-use crate::clock::is_within;
+use crate::sys::clock::is_within;
 
 /// For how long a reached limit is shown, in milliseconds.
 const DISPLAY_TIME: i64 = 86_400_000;

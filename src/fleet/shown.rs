@@ -3,8 +3,8 @@
 use super::Controller;
 use super::limits::ReachedLimits;
 use super::look::JailState;
-use crate::clock::is_within;
 use crate::figures::JailCounts;
+use crate::sys::clock::is_within;
 use crate::wire::{HostName, HostState, Presence};
 
 impl Controller {

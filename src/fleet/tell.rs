@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 
 use super::BanKey;
-use crate::clock::is_within;
 use crate::fail2ban::database::BipsRow;
+use crate::sys::clock::is_within;
 use crate::wire::{Action, Event, HostName, Reason, SpooledEvent, UnbanId};
 
 /// A repetition within this time is the same event from a second action of the jail, in milliseconds.

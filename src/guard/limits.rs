@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use crate::clock::is_within;
+use crate::sys::clock::is_within;
 use crate::wire::HostName;
 
 const WINDOW_MS: i64 = 60_000;

@@ -1,8 +1,8 @@
 //! Formats local times and remaining durations for people.
 
-use crate::abuseipdb::times::Calendar;
 use crate::error::Error;
 use crate::operator::view::Expiry;
+use crate::sys::calendar::Calendar;
 use crate::text::format_duration;
 
 /// The calendar of this host's time zone, and the current time.

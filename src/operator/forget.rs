@@ -11,14 +11,14 @@ use super::out;
 use super::view::{BanSummary, FleetView, HostView};
 use super::visit::{FleetClient, Message};
 use crate::cli::operator::ForgetArgs;
-use crate::clock::{now_millis, now_secs};
 use crate::config::Config;
 use crate::error::Error;
 use crate::figures::homeassistant;
 use crate::guard::is_ahead;
-use crate::journal::info;
-use crate::paths::Paths;
-use crate::runtime;
+use crate::sys::clock::{now_millis, now_secs};
+use crate::sys::log::info;
+use crate::sys::paths::Paths;
+use crate::sys::runtime;
 use crate::text::{count, list, sanitize};
 use crate::wire::{HostName, Shard, ShardId};
 

@@ -10,16 +10,16 @@ use super::forget::{is_kept, retraction};
 use super::view::{FleetView, HostView};
 use super::visit::{FleetClient, Message};
 use crate::broker;
-use crate::clock::now_millis;
 use crate::config::Config;
 use crate::daemon::machine;
 use crate::error::Error;
 use crate::figures::homeassistant;
-use crate::journal::info;
 use crate::lock;
-use crate::paths::Paths;
-use crate::runtime;
 use crate::store::Store;
+use crate::sys::clock::now_millis;
+use crate::sys::log::info;
+use crate::sys::paths::Paths;
+use crate::sys::runtime;
 use crate::wire::HostName;
 
 /// The time limit of the whole command: the removal of the package waits for it.

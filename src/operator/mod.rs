@@ -26,7 +26,7 @@ pub mod watch;
 use crate::cli::operator::Operation;
 use crate::config::Config;
 use crate::error::Error;
-use crate::paths::Paths;
+use crate::sys::paths::Paths;
 
 /// Runs one command.
 ///

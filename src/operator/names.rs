@@ -8,8 +8,8 @@ use super::out::BufferedStdout;
 use crate::cli::operator::Named;
 use crate::config::Config;
 use crate::error::Error;
-use crate::paths::Paths;
-use crate::runtime;
+use crate::sys::paths::Paths;
+use crate::sys::runtime;
 use crate::text::sanitize;
 
 /// The most names that are printed.

@@ -16,12 +16,12 @@ use super::out;
 use super::view::{FleetView, Update};
 use super::visit::{FleetClient, Message};
 use crate::cli::operator::UnbanArgs;
-use crate::clock::now_millis;
 use crate::config::Config;
 use crate::error::Error;
-use crate::journal::info;
-use crate::paths::Paths;
-use crate::runtime;
+use crate::sys::clock::now_millis;
+use crate::sys::log::info;
+use crate::sys::paths::Paths;
+use crate::sys::runtime;
 use crate::text::sanitize;
 use crate::wire::{Action, Address, Event, HostName, Jail, Reason, UnbanId};
 

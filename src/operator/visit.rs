@@ -9,11 +9,11 @@ use super::gather::{FetchStep, SnapshotFetch};
 use super::local;
 use super::view::{FleetView, Update};
 use crate::broker::{ClientOptions, LinkEvent, MqttLink};
-use crate::clock::now_millis;
 use crate::config::{Broker, Config, Topic};
 use crate::error::Error;
-use crate::paths::Paths;
-use crate::random;
+use crate::sys::clock::now_millis;
+use crate::sys::jitter;
+use crate::sys::paths::Paths;
 use crate::wire::HostName;
 
 /// How long a broker may take to acknowledge all messages.
@@ -218,7 +218,7 @@ pub fn client_options(config: &Config, topics: Vec<String>) -> ClientOptions {
         clippy::cast_sign_loss,
         reason = "any number will do"
     )]
-    let number = (random::chance() * f64::from(u32::MAX)) as u32;
+    let number = (jitter::chance() * f64::from(u32::MAX)) as u32;
     let id = format!("f2bmqtt-{}-{number:08x}", config.node);
     ClientOptions { id, persistent: false, topics, others: Vec::new(), will: None }
 }

@@ -8,7 +8,7 @@ use crate::daemon::former::Former;
 use crate::error::Error;
 use crate::fleet::Record;
 use crate::fleet::provenance::{Provenance, Trust};
-use crate::random;
+use crate::sys::jitter;
 use crate::wire::HostName;
 
 /// The identity of this host.
@@ -26,7 +26,7 @@ impl Identity {
     /// # Errors
     /// [`Error::Start`]: the system provides no random numbers.
     pub fn draw(provenance: Provenance) -> Result<Self, Error> {
-        Ok(Self { secret: random::token().map_err(Error::Start)?, provenance })
+        Ok(Self { secret: jitter::token().map_err(Error::Start)?, provenance })
     }
 
     /// The same client ID with other settings.

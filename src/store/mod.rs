@@ -9,12 +9,12 @@ use rusqlite::{Connection, ErrorCode, Row, ToSql, Transaction, TransactionBehavi
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
-use crate::files;
 use crate::fleet::claims::seen_tombstones;
 use crate::fleet::lifts::Override;
 use crate::fleet::marks::{Import, ImportSource, ImportSources, ImportState};
 use crate::fleet::{BanKey, PersistedState, Record};
-use crate::journal;
+use crate::sys::log;
+use crate::sys::private_files;
 use crate::wire::{Address, Ban, FleetUnban, HostName, Jail, JailScope, UnbanId};
 pub use identity::Identity;
 use identity::{SELECT_FORMER, SELECT_IDENTITY};
@@ -81,7 +81,7 @@ impl Store {
 
     fn try_open(path: &Path) -> Result<Self, Error> {
         let failed = Error::store("open", path);
-        let connection = files::database(path, failed)?;
+        let connection = private_files::database(path, failed)?;
         prepare_schema(&connection, SCHEMA_VERSION, SCHEMA).map_err(failed)?;
         let queries = [
             SELECT_IMPORTS,
@@ -132,7 +132,7 @@ impl Store {
                 Ok(record) => records.extend(record),
                 Err(error) if is_wrong_type(&error) => {
                     let path = self.path.display();
-                    journal::warn(format_args!("skipped a row of {path}: {error}"));
+                    log::warn(format_args!("skipped a row of {path}: {error}"));
                 }
                 Err(error) => return Err(error),
             }
@@ -200,9 +200,7 @@ pub fn move_aside(path: &Path, why: &rusqlite::Error) -> Result<(), Error> {
         let _ = std::fs::remove_file(path.with_extension(journal));
     }
     let (path, aside) = (path.display(), aside.display());
-    journal::warn(format_args!(
-        "cannot use {path}: {why}. Moved it to {aside} and created a new one"
-    ));
+    log::warn(format_args!("cannot use {path}: {why}. Moved it to {aside} and created a new one"));
     Ok(())
 }
 

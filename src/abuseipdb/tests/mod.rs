@@ -16,10 +16,10 @@ use super::ledger::Ledger;
 use super::plan::REPORT_INTERVAL_SECS;
 use super::queue::ReportQueue;
 use super::report::{Categories, CommentSource, Report};
-use super::times::Calendar;
 use super::worker::{ReporterEnv, Wake, Worker};
 use crate::config::Secret;
 use crate::spool::Spool;
+use crate::sys::calendar::Calendar;
 use crate::wire::Address;
 use server::{Server, SimulatedApi};
 

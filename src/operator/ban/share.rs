@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use crate::clock::now_secs;
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::fail2ban::table::AddressMap;
 use crate::fail2ban::{self, Client};
 use crate::notify::{self, NotifyCall};
 use crate::operator::local;
-use crate::paths::Paths;
+use crate::sys::clock::now_secs;
+use crate::sys::paths::Paths;
 use crate::wire::{Address, Jail};
 
 /// How long fail2ban may take to write the row of a new ban.

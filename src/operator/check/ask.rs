@@ -11,8 +11,8 @@ use super::look;
 use super::reports::is_reporter;
 use crate::abuseipdb::{call, key};
 use crate::fail2ban::{Client, Fail2banError};
-use crate::files::trust::DirContent;
 use crate::ignored::IgnoreListResolver;
+use crate::sys::private_files::trust::DirContent;
 use crate::wire::Jail;
 
 /// How long the server may take. A slower one hangs, or makes many bans.

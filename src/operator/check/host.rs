@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::finding::Finding;
-use crate::files::room::{FullDisk, Room};
 use crate::lock::{Owner, Role};
+use crate::sys::private_files::room::{FullDisk, Room};
 use crate::text::{count, format_duration};
 
 /// An older event in the spool shows a problem; in seconds.

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::finding::Finding;
-use crate::files::trust::DirContent;
 use crate::guard::JailFilter;
 use crate::notify::is_called_by;
+use crate::sys::private_files::trust::DirContent;
 use crate::text::list;
 use crate::wire::Jail;
 

@@ -12,11 +12,11 @@ use std::time::SystemTime;
 use super::host::{HostFacts, Script, SpoolVisibility, UnitState};
 use super::reports::KeyState;
 use crate::abuseipdb::key::KeyFile;
-use crate::files::mounts;
-use crate::files::room::{Room, full_disks};
 use crate::lock;
 use crate::operator::ask::parent;
-use crate::paths::Paths;
+use crate::sys::paths::Paths;
+use crate::sys::private_files::mounts;
+use crate::sys::private_files::room::{Room, full_disks};
 
 const LINKS_FILE: &str = "/usr/share/f2bmqtt/links";
 const BINARY_PATH: &str = "/usr/bin/f2bmqtt";

@@ -23,15 +23,16 @@ use rustix::process::geteuid;
 
 use self::finding::{Finding, Status};
 use crate::abuseipdb::glance::QueueStatus;
-use crate::clock::now_secs;
 use crate::config::{self, Config};
+use crate::daemon;
 use crate::daemon::status::DaemonStatus;
 use crate::error::Error;
-use crate::files::trust;
-use crate::journal::info;
-use crate::paths::Paths;
+use crate::sys::clock::now_secs;
+use crate::sys::log::info;
+use crate::sys::paths::Paths;
+use crate::sys::private_files::trust;
+use crate::sys::runtime;
 use crate::text::count;
-use crate::{daemon, runtime};
 
 /// Runs all checks, and prints the findings.
 ///

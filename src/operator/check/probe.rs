@@ -12,14 +12,14 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::broker::{BrokerProbe, BrokerReach, Port, ProbeEvent, ProbeResult, ShardProbe};
 use crate::broker::{self, ClientOptions, ConnectStage, DisconnectReason, LinkEvent, MqttLink};
-use crate::clock::now_millis;
 use crate::config::{self, Broker, Config, Topic};
 use crate::daemon;
 use crate::figures::homeassistant;
 use crate::fleet::snapshot::SHARD_BYTES;
 use crate::guard::RejectReason;
 use crate::guard::gate::{Admitted, Source};
-use crate::random;
+use crate::sys::clock::now_millis;
+use crate::sys::jitter;
 use crate::wire::{self, Action, Address, HostName, HostState, Jail, Presence};
 
 /// The time limit of a name lookup, and of a TCP connect.
@@ -62,7 +62,7 @@ async fn probe_broker(config: &Config, broker: &Broker, instance: &str) -> Broke
         return BrokerReach::NoPort(ports);
     }
     // A separate client ID leaves the daemon's connection alone. The mark is not a number, unlike shard indices.
-    let mark = format!("m{:x}", random::chance().to_bits() >> 28);
+    let mark = format!("m{:x}", jitter::chance().to_bits() >> 28);
     let id = format!("f2bmqtt-{}-check-{mark}", config.node);
     let test_topic = config.topic.retained(&format!("state/{}/check/{mark}", config.node));
     let only = Config { brokers: vec![broker.clone()], ..config.clone() };

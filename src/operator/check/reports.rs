@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::finding::Finding;
 use super::jails::{JailAction, RunningJail, jail_list};
 use crate::abuseipdb::glance::{LastCall, QueueStatus};
-use crate::files::trust::{DirContent, Fault};
+use crate::sys::private_files::trust::{DirContent, Fault};
 use crate::text::format_duration;
 
 /// An older pending report shows a problem; in seconds. AbuseIPDB accepts a second report of an address after 15 minutes.

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::finding::Finding;
-use crate::abuseipdb::times::Calendar;
 use crate::config::{Certificate, Config};
 use crate::error::Error;
+use crate::sys::calendar::Calendar;
 use crate::text::format_duration;
 
 /// The findings about the settings file.

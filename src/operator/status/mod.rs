@@ -10,11 +10,11 @@ use super::local::{self, LocalService};
 use super::out::{self, Out};
 use super::view::{BanSummary, FleetView};
 use super::visit::FleetClient;
-use crate::clock::now_secs;
 use crate::config::Config;
 use crate::error::Error;
-use crate::paths::Paths;
-use crate::runtime;
+use crate::sys::clock::now_secs;
+use crate::sys::paths::Paths;
+use crate::sys::runtime;
 use crate::wire::{HostName, Jail};
 
 /// Collects the state, and prints it.

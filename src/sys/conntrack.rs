@@ -16,8 +16,8 @@ use std::time::Duration;
 use rustix::process::setsid;
 
 use crate::error::Error;
-use crate::files;
-use crate::paths::Paths;
+use crate::sys::paths::Paths;
+use crate::sys::private_files;
 use crate::wire::Address;
 
 /// The pause between two rounds, so that a burst of bans needs only a few walks.
@@ -47,7 +47,7 @@ fn process_queue(
     if let Some(run) = queue.parent() {
         DirBuilder::new().recursive(true).mode(0o755).create(run)?;
     }
-    files::make_dir(queue)?;
+    private_files::make_dir(queue)?;
     create(&queue.join(address.to_string()))?;
     let lock = create(&queue.with_extension("lock"))?;
     loop {
@@ -71,7 +71,7 @@ fn process_queue(
 }
 
 fn create(path: &Path) -> io::Result<fs::File> {
-    files::options().create(true).truncate(false).write(true).open(path)
+    private_files::options().create(true).truncate(false).write(true).open(path)
 }
 
 /// Removes and returns all queued addresses.
