@@ -18,11 +18,11 @@ use crate::fleet::work::{Effect, Target};
 use crate::guard::RejectReason;
 use crate::ignored::{IgnoreList, IgnoreListResolver};
 use crate::memory::{DaemonState, SharedState};
+use crate::model::{Address, HostName, Jail};
 use crate::sys::clock::{millis, now_millis};
 use crate::sys::log;
 use crate::sys::log::info;
 use crate::sys::paths::Paths;
-use crate::wire::{Address, HostName, Jail};
 
 /// How often the driver asks fail2ban and its database for changes.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);

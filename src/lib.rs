@@ -42,7 +42,7 @@
 //! | [`figures`] | metrics for Prometheus, and entities for Home Assistant |
 //! | [`operator`], [`cli`] | the operator's commands; the command line |
 //! | [`config`] | reads and validates the settings |
-//! | [`sys::log`], [`error`], [`text`] | log lines, errors with their exit codes, and text for people |
+//! | [`sys::log`], [`error`], [`model::text`] | log lines, errors with their exit codes, and text for people |
 //! | [`sys::clock`], [`sys::jitter`], [`sys::runtime`], [`sys::detach`] | time, random numbers, threads, detached processes |
 //!
 //! [`wire`], [`guard`] and [`fleet`] are pure: values in, values out. The caller passes the time. The daemon and the
@@ -65,6 +65,7 @@ pub mod guard;
 pub mod ignored;
 pub mod lock;
 pub mod memory;
+pub mod model;
 pub mod notify;
 pub mod operator;
 pub mod outbox;
@@ -72,5 +73,4 @@ pub mod publish;
 pub mod spool;
 pub mod store;
 pub mod sys;
-pub mod text;
 pub mod wire;

@@ -10,12 +10,13 @@ use crate::fail2ban::database::{Database, unreadable};
 use crate::fleet::work::Effect;
 use crate::fleet::{Controller, Record};
 use crate::guard::{Guard, RejectCounters, RejectReason, is_bannable};
+use crate::model::JailScope;
 use crate::outbox::Outbox;
 use crate::store::{Identity, Store};
 use crate::sys::clock::now_millis;
 use crate::sys::log;
 use crate::sys::log::{InboundLog, RateLimitedLog};
-use crate::wire::{Event, JailScope, Shard, SpooledEvent};
+use crate::wire::{Event, Shard, SpooledEvent};
 
 /// The state behind a lock. Hold the lock only for memory and database access, never across an `await`.
 #[derive(Debug)]

@@ -8,11 +8,12 @@ use rustix::process::geteuid;
 
 use crate::error::Error;
 use crate::lock;
+use crate::model::{Address, Jail};
 use crate::spool::Written;
 use crate::sys::detach;
 use crate::sys::log;
 use crate::sys::paths::Paths;
-use crate::wire::{Action, Address, Jail, SpooledEvent};
+use crate::wire::{Action, SpooledEvent};
 
 /// The arguments as fail2ban passes them, still text.
 #[derive(Debug, Default, PartialEq, Eq)]

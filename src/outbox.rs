@@ -164,7 +164,8 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::wire::{Action, Address, HostName, Jail, Reason};
+    use crate::model::{Address, HostName, Jail};
+    use crate::wire::{Action, Reason};
 
     fn outbox(dir: &Path) -> Outbox {
         Outbox::new(Spool::new(dir.to_owned()), Topic::new("t").unwrap())

@@ -18,6 +18,7 @@ use crate::fleet::Record;
 use crate::fleet::sequence::Sequencer;
 use crate::fleet::tell::LocalEventFilter;
 use crate::lock::{self, Lock, Role};
+use crate::model::Jail;
 use crate::outbox::Outbox;
 use crate::spool::{Item as _, Spool};
 use crate::store::Store;
@@ -25,7 +26,7 @@ use crate::sys::clock::{now_millis, now_secs};
 use crate::sys::log;
 use crate::sys::paths::Paths;
 use crate::sys::runtime;
-use crate::wire::{Ban, Event, Jail, SpooledEvent};
+use crate::wire::{Ban, Event, SpooledEvent};
 
 /// The longest run of a publisher.
 const MAX_RUNTIME: Duration = Duration::from_secs(30);

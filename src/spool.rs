@@ -226,7 +226,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::wire::{Action, Address, Jail};
+    use crate::model::{Address, Jail};
+    use crate::wire::Action;
 
     fn event(ip: &str) -> SpooledEvent {
         SpooledEvent {

@@ -10,9 +10,8 @@ use f2bmqtt::fail2ban::database::BipsRow;
 use f2bmqtt::fleet::look::{Heartbeat, Observation, ServerInstance};
 use f2bmqtt::fleet::work::Effect;
 use f2bmqtt::fleet::{Controller, PersistedState, Timing};
-use f2bmqtt::wire::{
-    Address, Event, FleetUnban, HostName, Jail, JailScope, Shard, ShardEntry, ShardId, UnbanId,
-};
+use f2bmqtt::model::{Address, HostName, Jail, JailScope, UnbanId};
+use f2bmqtt::wire::{Event, FleetUnban, Shard, ShardEntry, ShardId};
 
 const NOW: i64 = 1_795_342_588_000;
 

@@ -212,7 +212,7 @@ fn malformed_messages_never_reach_fail2ban() {
     let journal = a.journal();
     assert!(journal.len() < 60_000, "{} bytes", journal.len());
     let is_printable =
-        journal.lines().all(|line| !line.contains(f2bmqtt::text::is_unsafe_for_display));
+        journal.lines().all(|line| !line.contains(f2bmqtt::model::text::is_unsafe_for_display));
     assert!(is_printable && !journal.contains("panicked"), "{journal}");
     assert!(journal.contains("rejected invalid event on blacklist/ban: missing field `ip`"));
     assert_eq!(a.sh("systemctl show -P NRestarts f2bmqttsub"), "0");

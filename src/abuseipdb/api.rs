@@ -9,7 +9,7 @@ use reqwest::{Client, RequestBuilder, Response, multipart, redirect};
 
 use super::answer::{ApiResponse, CutOff, Quota};
 use crate::config::Secret;
-use crate::wire::Address;
+use crate::model::Address;
 
 const BASE_URL: &str = "https://api.abuseipdb.com/api/v2";
 

@@ -10,7 +10,7 @@ use super::queue::Endpoint;
 use super::sending::{REJECTED_PAUSE_SECS, Reply, Submission};
 use super::worker::Worker;
 use crate::error::Error;
-use crate::wire::Address;
+use crate::model::Address;
 
 /// The size limit of a bulk report (docs.abuseipdb.com: 2 MB).
 const MAX_BULK_BYTES: usize = 1_900_000;

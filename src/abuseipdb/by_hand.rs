@@ -8,8 +8,8 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, params};
 
 use crate::error::Error;
+use crate::model::Address;
 use crate::sys::private_files;
-use crate::wire::Address;
 
 /// How long after the command the ban may start: fail2ban may have many bans to make first.
 const START_WINDOW_SECS: i64 = 600;

@@ -15,6 +15,7 @@ use super::report::{Categories, CommentSource, Report, bounded};
 use crate::error::Error;
 use crate::guard::is_reportable;
 use crate::lock;
+use crate::model::Address;
 use crate::notify::whole_seconds;
 use crate::spool::{Item as _, Spool};
 use crate::sys::calendar::Calendar;
@@ -26,7 +27,6 @@ use crate::sys::paths::Paths;
 use crate::sys::private_files::mounts;
 use crate::sys::private_files::trust;
 use crate::sys::private_files::trust::DirContent;
-use crate::wire::Address;
 use crate::wire::range::duration;
 
 /// The script's database, unless an action names another.

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::report::CommentSource;
-use crate::text::is_unsafe_for_display;
-use crate::wire::Address;
+use crate::model::Address;
+use crate::model::text::is_unsafe_for_display;
 
 /// `AbuseIPDB`'s limit for a comment (docs.abuseipdb.com, REPORT endpoint).
 pub const MAX_COMMENT_CHARS: usize = 1024;

@@ -6,8 +6,8 @@ use std::path::Path;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use crate::error::Error;
+use crate::model::Address;
 use crate::sys::private_files;
-use crate::wire::Address;
 
 const SCHEMA: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;
     CREATE TABLE IF NOT EXISTS banned_ips(ip TEXT PRIMARY KEY, bantime INTEGER);";

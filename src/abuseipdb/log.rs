@@ -4,11 +4,11 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use crate::error::Error;
+use crate::model::text::is_unsafe_for_display;
 use crate::sys::calendar::Calendar;
 use crate::sys::clock::now_secs;
 use crate::sys::log;
 use crate::sys::private_files;
-use crate::text::is_unsafe_for_display;
 
 /// Longer lines are cut: some quote a server's response.
 const MAX_LINE_CHARS: usize = 1000;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::report::{Categories, Report};
-use crate::wire::Address;
+use crate::model::Address;
 
 /// `AbuseIPDB` accepts one report per address in this time (docs.abuseipdb.com).
 pub const REPORT_INTERVAL_SECS: i64 = 15 * 60;

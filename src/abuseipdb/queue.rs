@@ -10,10 +10,10 @@ use super::answer::{MAX_QUOTA_WAIT_SECS, Quota};
 use super::plan::{CallLimits, Id, QueuedReport, RecentReport, Stage};
 use super::report::{Categories, Report};
 use crate::error::Error;
+use crate::model::Address;
 use crate::spool::{Item as _, Name};
 use crate::store;
 use crate::sys::private_files;
-use crate::wire::Address;
 
 /// The most reports in the queue, which is also `AbuseIPDB`'s limit for one bulk call.
 pub const MAX_QUEUED: usize = 10_000;

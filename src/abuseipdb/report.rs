@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Secret;
+use crate::model::Address;
 use crate::spool::Item;
-use crate::wire::Address;
 
 /// The rest of a longer text is ignored.
 const MAX_TEXT_BYTES: usize = 4 * 1024;

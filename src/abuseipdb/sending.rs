@@ -13,7 +13,7 @@ use super::report::{Categories, Report};
 use super::worker::{Worker, already_reported, retry_pause_secs};
 use crate::config::Secret;
 use crate::error::Error;
-use crate::wire::Address;
+use crate::model::Address;
 
 /// How long an endpoint is not called after the server denied this account the use of it.
 pub(super) const REJECTED_PAUSE_SECS: i64 = 3600;

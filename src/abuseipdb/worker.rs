@@ -13,10 +13,10 @@ use super::plan::{self, Id, Next, RecentReport, Stage};
 use super::queue::{MAX_QUEUED, ReportQueue};
 use super::report::{CommentSource, Report, bounded};
 use crate::error::Error;
+use crate::model::Address;
 use crate::spool::{Name, Spool};
 use crate::sys::calendar::Calendar;
 use crate::sys::jitter;
-use crate::wire::Address;
 
 /// The pause after a first failure of the server; it doubles with each further one.
 const MIN_PAUSE_SECS: i64 = 30;

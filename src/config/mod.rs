@@ -23,8 +23,8 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 
 use crate::error::Error;
-use crate::guard::JailFilter;
-use crate::wire::HostName;
+use crate::model::HostName;
+use crate::model::JailFilter;
 
 pub use certificate::Certificate;
 pub(crate) use line::read as read_line;

@@ -272,7 +272,7 @@ fn invalid_proxy_is_an_error_that_does_not_show_the_url() {
 
 #[test]
 fn jails_and_networks_are_lists() {
-    let [mail, ftp] = ["mail", "ftp"].map(|name| crate::wire::Jail::new(name).unwrap());
+    let [mail, ftp] = ["mail", "ftp"].map(|name| crate::model::Jail::new(name).unwrap());
     let all = parse(GOOD).unwrap();
     assert!(all.sharing.includes(&mail) && all.sharing.includes(&ftp) && all.never_ban.is_empty());
     let text = "MQTT_JAILS='sshd, web mail'\nMQTT_NEVER_BAN='192.0.2.1 2001:db8::/32,10.0.0.0/8'";

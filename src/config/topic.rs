@@ -1,7 +1,7 @@
 //! Makes all topics of a fleet: events are below `MQTT_TOPIC`, and retained messages below
 //! `f2bmqtt/MQTT_TOPIC`. Hosts that run the scripts subscribe to the first and never get the second.
 
-use crate::wire::HostName;
+use crate::model::HostName;
 
 /// With this limit, `f2bmqtt/<topic>/state/<host>/<index>` stays far below MQTT's 65,535 bytes.
 const MAX_TOPIC_BYTES: usize = 200;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use crate::ignored;
-use crate::wire::Jail;
+use crate::model::Jail;
 use crate::wire::seal::SigningKeys;
 
 /// The ports that IANA has registered for MQTT, without and with TLS.

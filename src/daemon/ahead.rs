@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::status::AheadHost;
+use crate::model::HostName;
 use crate::sys::clock::is_within;
-use crate::wire::HostName;
 
 /// The most hosts that are kept (R21): any client that may publish can use more names.
 const MAX_HOSTS: usize = 100;

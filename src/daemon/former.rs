@@ -11,13 +11,14 @@ use crate::config::{Config, Topic};
 use crate::error::Error;
 use crate::figures::homeassistant;
 use crate::memory::SharedState;
+use crate::model::HostName;
 use crate::operator::forget::{is_kept, retraction};
 use crate::operator::view::FleetView;
 use crate::operator::visit::{FleetClient, Message};
 use crate::sys::clock::now_millis;
 use crate::sys::log::{info, warn};
 use crate::sys::paths::Paths;
-use crate::wire::{HostName, HostState, Presence};
+use crate::wire::{HostState, Presence};
 
 /// The pause between the first attempts, which wait for the new snapshot, and between later ones.
 const FIRST_PAUSE: Duration = Duration::from_secs(3);

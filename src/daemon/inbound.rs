@@ -6,9 +6,10 @@ use crate::fleet::ShardError;
 use crate::fleet::limits::{BoundedTable, Limit, ReachedLimits};
 use crate::guard::gate::{Admitted, Rejected, Source};
 use crate::guard::{Admission, MessageKind, RejectReason};
+use crate::model::HostName;
 use crate::sys::clock::now_millis as now;
 use crate::sys::log;
-use crate::wire::{ACK_REQUEST, Action, Event, HostName, HostState, PROBE_ACTION};
+use crate::wire::{ACK_REQUEST, Action, Event, HostState, PROBE_ACTION};
 
 /// Why a message is rejected because of its stamp.
 const TOO_OLD: &str = "the message is too old: a replay, or the sender's clock is days behind";

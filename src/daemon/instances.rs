@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 
 use super::status::Duplicate;
+use crate::model::HostName;
 use crate::sys::clock::is_within;
-use crate::wire::{HostName, HostState, Presence};
+use crate::wire::{HostState, Presence};
 
 /// The most names that are kept (R21): any client that may publish can use more. Beyond that, all names are dropped.
 const MAX_HOSTS: usize = 1_000;

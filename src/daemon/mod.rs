@@ -39,6 +39,8 @@ use crate::guard::{Guard, RateLimiter};
 use crate::ignored::IgnoreListResolver;
 use crate::lock::{self, Lock, Role};
 use crate::memory::{DaemonState, SharedState};
+use crate::model::text::count;
+use crate::model::{Fnv1a64, HostName};
 use crate::outbox::Outbox;
 use crate::spool::Spool;
 use crate::store::{Identity, Store};
@@ -48,8 +50,7 @@ use crate::sys::log::{info, warn};
 use crate::sys::paths::Paths;
 use crate::sys::private_files::room::full_disks;
 use crate::sys::runtime;
-use crate::text::count;
-use crate::wire::{Fnv1a64, HostName, HostState, Presence};
+use crate::wire::{HostState, Presence};
 
 /// How long a publisher may take to release the lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::wire::Jail;
+use crate::model::Jail;
 
 /// The most unknown names in memory; any further name is taken as a jail's.
 const MAX_UNKNOWN: usize = 1_000;

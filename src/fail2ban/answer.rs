@@ -2,7 +2,7 @@
 
 use super::column;
 use super::pickle::PickleValue;
-use crate::wire::Address;
+use crate::model::Address;
 use crate::wire::range::{self, BANTIME_SECS};
 
 pub(super) fn read_number(answer: &PickleValue<'_>) -> Option<i64> {

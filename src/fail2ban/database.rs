@@ -17,8 +17,9 @@ use serde_json::Value;
 
 use super::column;
 use super::table::AddressMap;
+use crate::model::{Address, Jail};
+use crate::wire::SpooledEvent;
 use crate::wire::range::{self, BANTIME_SECS, TIME_SECS};
-use crate::wire::{Address, Jail, SpooledEvent};
 
 /// How long to wait while fail2ban has the database locked, which takes milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(250);

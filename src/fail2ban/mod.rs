@@ -22,7 +22,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::wire::{Address, Jail};
+use crate::model::{Address, Jail};
 use answer::{
     clamp_bantime, explain, field, ignoreip_entries, parse_ticket, read_number, read_texts,
     text_or_empty,

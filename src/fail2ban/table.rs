@@ -1,7 +1,7 @@
 //! A map from addresses to values as a sorted list, for the answers of fail2ban and its database about many addresses.
 //! A list is one block of memory, which goes back to the system as a whole; the nodes of a tree would leave holes.
 
-use crate::wire::Address;
+use crate::model::Address;
 
 /// Values by address, in the order of the addresses, each address once.
 #[derive(Clone, Debug, PartialEq, Eq)]

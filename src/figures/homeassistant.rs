@@ -13,8 +13,9 @@ use serde_json::{Map, Value, json};
 use super::Metrics;
 use crate::config::Topic;
 use crate::guard::gate::{Admitted, Source};
+use crate::model::{Fnv1a64, HostName};
 use crate::sys::clock::is_within;
-use crate::wire::{Action, Event, Fnv1a64, HostName, Reason};
+use crate::wire::{Action, Event, Reason};
 
 /// The shortest time between two updates, in milliseconds.
 const PUBLISH_INTERVAL_MS: i64 = 5_000;
@@ -238,7 +239,7 @@ mod tests {
     use super::*;
     use crate::figures::JailCounts;
     use crate::guard::gate::tests::admit;
-    use crate::wire::Jail;
+    use crate::model::Jail;
 
     fn home(host: &str) -> HomeAssistant {
         let [prefix, topic] = ["homeassistant", "blacklist"].map(|name| Topic::new(name).unwrap());

@@ -189,7 +189,7 @@ mod tests {
     use crate::config::Certificate;
     use crate::figures::JailCounts;
     use crate::fleet::limits::BoundedTable;
-    use crate::wire::Jail;
+    use crate::model::Jail;
 
     fn figures() -> Metrics {
         let jail = Jail::new("sshd").unwrap();

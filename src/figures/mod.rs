@@ -13,8 +13,9 @@ use crate::fleet::limits::{BoundedTable, ReachedLimits};
 use crate::guard::RejectCounters;
 use crate::guard::gate::Admitted;
 use crate::memory::DaemonState;
+use crate::model::Jail;
 use crate::sys::paths::Paths;
-use crate::wire::{Event, Jail};
+use crate::wire::Event;
 
 /// The numbers of one jail of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]

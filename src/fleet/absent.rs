@@ -8,7 +8,7 @@ use super::marks::Import;
 use super::{Controller, Record, own, to_secs};
 use crate::fail2ban::database::BipsRow;
 use crate::fail2ban::table::AddressMap;
-use crate::wire::{Address, Jail};
+use crate::model::{Address, Jail};
 
 impl Controller {
     /// Whether fail2ban started less than a minute ago, and may still create jails (R7). `now` is in milliseconds.
@@ -173,7 +173,8 @@ mod tests {
     use crate::fleet::look::{Heartbeat, Observation, PendingDetection};
     use crate::fleet::work::Effect;
     use crate::fleet::{PersistedState, Timing};
-    use crate::wire::{Action, Ban, Event, HostName, Reason, UnbanId};
+    use crate::model::{HostName, UnbanId};
+    use crate::wire::{Action, Ban, Event, Reason};
 
     const NOW: i64 = 1_000_000_000;
 

@@ -7,7 +7,8 @@ use std::collections::VecDeque;
 
 use super::{BanKey, Controller, to_secs};
 use crate::guard::RejectReason;
-use crate::wire::{Ack, Event, HostName, MAX_ACKS};
+use crate::model::HostName;
+use crate::wire::{Ack, Event, MAX_ACKS};
 
 /// How long presence lists an outcome, in milliseconds.
 const ACK_TTL: i64 = 600_000;
@@ -104,7 +105,7 @@ mod tests {
     use super::*;
     use crate::fleet::look::{Heartbeat, ServerInstance};
     use crate::fleet::{PersistedState, Timing};
-    use crate::wire::Jail;
+    use crate::model::Jail;
 
     const NOW: i64 = 1_795_342_588_000;
 

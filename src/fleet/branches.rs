@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::wire::HostName;
+use crate::model::HostName;
 
 /// A broker that delivers nothing for this long has no more retained messages, in milliseconds.
 const IDLE_TIMEOUT: i64 = 2_000;

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::ops::Bound::{Excluded, Included, Unbounded};
 
 use super::BanKey;
-use crate::wire::{Address, Jail, ShardId};
+use crate::model::{Address, Jail};
+use crate::wire::ShardId;
 
 /// The position of a key: the lowest 16 bits of its address's hash, reversed, so that addresses whose hashes
 /// agree in the lowest bits are neighbours (a shard fixes at most 9 of them); then the key itself. The start

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use super::limits::BoundedTable;
 use super::peers::{MAX_PEERS, PeerState, Released};
 use super::{BanKey, Controller, Record, Timing, to_secs};
-use crate::wire::{Ban, HostName, Jail, UnbanId};
+use crate::model::{HostName, Jail, UnbanId};
+use crate::wire::Ban;
 
 /// The latest message of one peer about one address.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -78,7 +78,8 @@ impl DirtyRecords {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Address, Ban, Jail};
+    use crate::model::{Address, Jail};
+    use crate::wire::Ban;
 
     fn record(n: u32, start: i64) -> Record {
         let address = Address::new(&std::net::Ipv4Addr::from(n).to_string()).unwrap();

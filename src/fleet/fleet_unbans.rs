@@ -9,7 +9,8 @@ use super::limits::BoundedTable;
 use super::tombstones::Usage;
 use super::work::Pending;
 use super::{BanKey, Controller, Record, to_secs};
-use crate::wire::{FleetUnban, Jail};
+use crate::model::Jail;
+use crate::wire::FleetUnban;
 
 /// How many addresses of fleet unbans are applied in one turn (R22).
 const TOMBSTONE_BATCH: usize = 100;

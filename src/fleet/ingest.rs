@@ -10,10 +10,11 @@ use super::look::{JailState, PendingDetection};
 use super::remember::RecordKey;
 use super::{BanKey, Controller, GC_INTERVAL, Record, to_secs};
 use crate::fail2ban::database::BipsRow;
+use crate::model::{Address, HostName, JailScope};
 use crate::sys::clock::is_within;
 use crate::wire::{
-    Action, Address, Ban, Event, FleetUnban, HostName, HostState, JailScope, Presence, Reason,
-    Shard, ShardEntry, ShardId, SpooledEvent,
+    Action, Ban, Event, FleetUnban, HostState, Presence, Reason, Shard, ShardEntry, ShardId,
+    SpooledEvent,
 };
 
 /// An echo of an own event counts as a detection only within this time, in milliseconds.

@@ -11,7 +11,7 @@ use super::claims::{
 use super::ingest::MAX_ECHOES;
 use super::queue::Ticket;
 use super::{BanKey, Controller};
-use crate::wire::HostName;
+use crate::model::HostName;
 
 /// Returns an error with this text unless the condition holds.
 macro_rules! holds {

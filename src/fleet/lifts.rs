@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use super::claims::ClaimState;
 use super::{BanKey, Record, Timing};
-use crate::wire::{Ban, HostName, Jail};
+use crate::model::{HostName, Jail};
+use crate::wire::Ban;
 
 /// The ban of one origin that the operator overrode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

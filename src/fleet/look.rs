@@ -13,7 +13,8 @@ use super::tombstones::{self, Usage};
 use crate::fail2ban::database::BipsRow;
 use crate::fail2ban::table::AddressMap;
 use crate::ignored::IgnoreList;
-use crate::wire::{Address, Ban, UnbanId};
+use crate::model::{Address, UnbanId};
+use crate::wire::Ban;
 
 /// The identity of one run of fail2ban's server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,8 @@ use smallvec::SmallVec;
 
 use super::claims::SeenTombstones;
 use crate::fail2ban::database::BipsRow;
-use crate::wire::{Ban, HostName};
+use crate::model::HostName;
+use crate::wire::Ban;
 
 /// The longest time until `banip` answers, in seconds: fail2ban kills an action after 60 s, and a batch runs a few.
 const ANSWER_TIMEOUT: i64 = 150;

@@ -71,7 +71,8 @@ use tell::LocalEventFilter;
 use tombstones::Tombstones;
 pub use tombstones::is_outlived;
 
-use crate::wire::{Address, Ban, FleetUnban, HostName, Jail, Presence};
+use crate::model::{Address, HostName, Jail};
+use crate::wire::{Ban, FleetUnban, Presence};
 
 /// How often claims without effect are dropped, in milliseconds.
 const GC_INTERVAL: i64 = 30_000;

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::claim_index::{ClaimIndex, Position};
 use super::invariants::holds;
 use super::{BanKey, to_secs};
-use crate::wire::{Address, HostName, MAX_SHARDS, ShardId};
+use crate::model::{Address, HostName};
+use crate::wire::{MAX_SHARDS, ShardId};
 
 /// The most peers that are kept.
 pub(super) const MAX_PEERS: usize = 1_000;
@@ -351,7 +352,7 @@ mod tests {
     fn peers_without_state_give_way_before_others() {
         const NOW: i64 = 10_000_000;
         let mut peers = Peers::default();
-        let key = (crate::wire::Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
+        let key = (crate::model::Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
         // Name, first message, last message, it has a snapshot, it has a claim.
         let table = [
             ("new-silent", NOW - 5_000, NOW - 3_000, false, true),
@@ -380,7 +381,7 @@ mod tests {
 
     #[test]
     fn peers_without_state_are_dropped() {
-        let key = (crate::wire::Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
+        let key = (crate::model::Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
         // It has a snapshot, a claim, milliseconds since its last message -> it is kept.
         let table = [
             (false, false, 0, false),

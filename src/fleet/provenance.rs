@@ -138,7 +138,8 @@ fn provisional(claim: &ImportSource, timing: &Timing, now: i64) -> ImportSource 
 mod tests {
     use super::*;
     use crate::fleet::claims::{Claim, seen_tombstones};
-    use crate::wire::{Address, FleetUnban, HostName, Jail, JailScope, UnbanId};
+    use crate::model::{Address, HostName, Jail, JailScope, UnbanId};
+    use crate::wire::FleetUnban;
 
     const NOW: i64 = 1_795_342_600;
 

@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 use std::ops::Bound::{Excluded, Unbounded};
 
 use super::BanKey;
-use crate::wire::{Address, HostName, Jail};
+use crate::model::{Address, HostName, Jail};
 
 /// How many removed entries a line keeps at least before they are dropped.
 const MAX_REMOVED: usize = 500;

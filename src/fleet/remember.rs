@@ -7,7 +7,8 @@ use super::BanKey;
 use super::lifts::Override;
 use super::marks::Import;
 use crate::guard::is_ahead;
-use crate::wire::{Ban, FleetUnban, HostName};
+use crate::model::HostName;
+use crate::wire::{Ban, FleetUnban};
 
 /// A change of one record; `None` deletes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,7 +113,7 @@ mod tests {
     use super::*;
     use crate::fleet::marks::{ImportSource, ImportSources};
     use crate::guard::HORIZON;
-    use crate::wire::{Address, Jail, JailScope, UnbanId};
+    use crate::model::{Address, Jail, JailScope, UnbanId};
 
     #[test]
     fn stamps_of_the_future_are_clamped() {

@@ -13,7 +13,8 @@ use super::work::Pending;
 use super::{BanKey, Controller, Record, lease, own, to_secs};
 use crate::fail2ban::database::BipsRow;
 use crate::ignored::IgnoreReason;
-use crate::wire::{Address, Ban, Jail};
+use crate::model::{Address, Jail};
+use crate::wire::Ban;
 
 /// How long before its end a local ban is observed once more, in seconds.
 const LAST_CHECK_LEAD: i64 = 10;

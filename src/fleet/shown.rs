@@ -4,8 +4,9 @@ use super::Controller;
 use super::limits::ReachedLimits;
 use super::look::JailState;
 use crate::figures::JailCounts;
+use crate::model::HostName;
 use crate::sys::clock::is_within;
-use crate::wire::{HostName, HostState, Presence};
+use crate::wire::{HostState, Presence};
 
 impl Controller {
     /// The presence to publish, if it changed on this connection. `itself` provides the fields that the controller does

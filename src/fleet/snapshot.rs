@@ -4,9 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{BanKey, Timing, to_secs};
-use crate::wire::{
-    Address, Ban, FleetUnban, Fnv1a64, HostName, MAX_SHARDS, Shard, ShardEntry, ShardId,
-};
+use crate::model::{Address, Fnv1a64, HostName};
+use crate::wire::{Ban, FleetUnban, MAX_SHARDS, Shard, ShardEntry, ShardId};
 
 /// The target size of a shard, in bytes. Brokers and their queues handle this size well.
 pub(crate) const SHARD_BYTES: usize = 16 * 1024;
@@ -301,7 +300,7 @@ impl Timing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Jail;
+    use crate::model::Jail;
 
     struct PublisherHarness {
         snapshots: SnapshotPublisher,

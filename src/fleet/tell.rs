@@ -5,8 +5,9 @@ use std::collections::HashMap;
 
 use super::BanKey;
 use crate::fail2ban::database::BipsRow;
+use crate::model::{HostName, UnbanId};
 use crate::sys::clock::is_within;
-use crate::wire::{Action, Event, HostName, Reason, SpooledEvent, UnbanId};
+use crate::wire::{Action, Event, Reason, SpooledEvent};
 
 /// A repetition within this time is the same event from a second action of the jail, in milliseconds.
 const REPEAT_WINDOW: i64 = 10_000;
@@ -131,7 +132,7 @@ fn reason<E>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Address, Jail};
+    use crate::model::{Address, Jail};
 
     fn spooled(action: Action, time: i64) -> SpooledEvent {
         SpooledEvent {

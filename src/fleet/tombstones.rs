@@ -19,7 +19,8 @@ use std::sync::Arc;
 use super::claims::Claim;
 use super::{BanKey, Record, Timing};
 use crate::guard::HORIZON;
-use crate::wire::{Address, FleetUnban, Jail, JailScope, UnbanId};
+use crate::model::{Address, Jail, JailScope, UnbanId};
+use crate::wire::FleetUnban;
 
 /// The most tombstones that are kept: in total, of one maker, and of one address.
 pub(super) const MAX_TOMBSTONES: usize = 20_000;

@@ -7,7 +7,7 @@ use super::marks::{Import, ImportState};
 use super::reconcile::{self, Decision};
 use super::{BanKey, Controller, Record, to_secs};
 use crate::ignored::IgnoreReason;
-use crate::wire::{Address, HostName, Jail};
+use crate::model::{Address, HostName, Jail};
 
 /// How many addresses one call bans. fail2ban makes about 130 bans a second, and answers no other call meanwhile.
 const BAN_BATCH: usize = 20;

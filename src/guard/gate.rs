@@ -5,11 +5,12 @@ use std::fmt;
 
 use super::RejectReason;
 use crate::config::{Signing, Topic};
-use crate::text::is_unsafe_for_display;
+use crate::model::HostName;
+use crate::model::text::is_unsafe_for_display;
 use crate::wire::seal::SignatureStatus;
 use crate::wire::{
-    Event, FleetUnban, HostName, MAX_EVENT_BYTES, MAX_PRESENCE_BYTES, MAX_SHARD_BYTES, MAX_SHARDS,
-    Malformed, Presence, Shard,
+    Event, FleetUnban, MAX_EVENT_BYTES, MAX_PRESENCE_BYTES, MAX_SHARD_BYTES, MAX_SHARDS, Malformed,
+    Presence, Shard,
 };
 
 /// The longest topic that is printed.

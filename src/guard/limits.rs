@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 
+use crate::model::HostName;
 use crate::sys::clock::is_within;
-use crate::wire::HostName;
 
 const WINDOW_MS: i64 = 60_000;
 

@@ -6,19 +6,18 @@
 pub mod gate;
 mod limits;
 mod refused;
-mod sharing;
 mod special;
 
 use std::collections::BTreeSet;
 
 pub use limits::{MessageKind, RateLimiter};
 pub use refused::{RejectCounters, RejectReason};
-pub use sharing::JailFilter;
 #[cfg(test)]
 pub(crate) use special::tests::forms;
 pub use special::{embedded_ipv4, is_bannable, is_reportable};
 
-use crate::wire::{Action, Event, HostName, Jail, Shard, UnbanId};
+use crate::model::{HostName, Jail, JailFilter, UnbanId};
+use crate::wire::{Action, Event, Shard};
 
 /// What to do with an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

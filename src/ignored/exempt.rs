@@ -14,7 +14,7 @@ use ipnet::{IpNet, Ipv4Net};
 use super::names::{MAX_NAMES, Names, Resolution};
 use super::{IgnoreList, IgnoreReason, network};
 use crate::broker::PeerAddresses;
-use crate::wire::Jail;
+use crate::model::Jail;
 
 const MAX_ADDRESS_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
@@ -237,7 +237,7 @@ fn parse_entries(text: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Address;
+    use crate::model::Address;
 
     fn jail() -> Jail {
         Jail::new("sshd").unwrap()

@@ -13,7 +13,7 @@ pub use exempt::{IgnoreListResolver, own_addresses};
 use ipnet::IpNet;
 
 use crate::guard::{RejectReason, embedded_ipv4};
-use crate::wire::Address;
+use crate::model::Address;
 
 /// Why an address is exempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -6,7 +6,7 @@ use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::net::IpAddr;
 
 use crate::error::Error;
-use crate::wire::Address;
+use crate::model::Address;
 
 /// Commands with more addresses need a confirmation.
 const MAX_UNCONFIRMED: usize = 10;

@@ -1,9 +1,9 @@
 //! Formats local times and remaining durations for people.
 
 use crate::error::Error;
+use crate::model::text::format_duration;
 use crate::operator::view::Expiry;
 use crate::sys::calendar::Calendar;
-use crate::text::format_duration;
 
 /// The calendar of this host's time zone, and the current time.
 #[derive(Debug)]

@@ -15,12 +15,13 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::figures::homeassistant;
 use crate::guard::is_ahead;
+use crate::model::HostName;
+use crate::model::text::{count, list, sanitize};
 use crate::sys::clock::{now_millis, now_secs};
 use crate::sys::log::info;
 use crate::sys::paths::Paths;
 use crate::sys::runtime;
-use crate::text::{count, list, sanitize};
-use crate::wire::{HostName, Shard, ShardId};
+use crate::wire::{Shard, ShardId};
 
 /// How long the broker may take to deliver the cleared topics.
 const CLEAR_TIMEOUT: Duration = Duration::from_secs(5);
@@ -162,7 +163,7 @@ pub(crate) fn retraction(host: &HostName, view: &FleetView, now: i64) -> Vec<Mes
 mod tests {
     use super::super::view::Expiry;
     use super::*;
-    use crate::wire::{Address, Jail};
+    use crate::model::{Address, Jail};
 
     const NOW: i64 = 1_795_342_600_000;
     const DAY: i64 = 86_400_000;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::view::{FleetView, Update};
 use crate::guard::gate::Admitted;
-use crate::wire::HostName;
+use crate::model::HostName;
 
 /// The most time that a fetch takes, in milliseconds.
 const FETCH_LIMIT_MS: i64 = 4_000;

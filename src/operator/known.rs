@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::view::FleetView;
 use crate::error::Error;
-use crate::text::{list, sanitize};
-use crate::wire::{HostName, Jail};
+use crate::model::text::{list, sanitize};
+use crate::model::{HostName, Jail};
 
 /// The most names that an error lists.
 const MAX_NAMES: usize = 20;

@@ -15,12 +15,12 @@ use crate::daemon::machine;
 use crate::error::Error;
 use crate::figures::homeassistant;
 use crate::lock;
+use crate::model::HostName;
 use crate::store::Store;
 use crate::sys::clock::now_millis;
 use crate::sys::log::info;
 use crate::sys::paths::Paths;
 use crate::sys::runtime;
-use crate::wire::HostName;
 
 /// The time limit of the whole command: the removal of the package waits for it.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);

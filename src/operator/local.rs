@@ -14,11 +14,11 @@ use crate::daemon;
 use crate::fail2ban::Client;
 use crate::ignored::IgnoreReason;
 use crate::lock::{self, Role};
+use crate::model::{Address, HostName, Jail};
 use crate::spool::Spool;
 use crate::store::decode_sources;
 use crate::sys::paths::Paths;
 use crate::sys::private_files::room::{FullDisk, full_disks};
-use crate::wire::{Address, HostName, Jail};
 
 /// How long a command waits for fail2ban. A fail2ban that makes many bans is busy for seconds, and then counts as busy.
 const QUERY_TIMEOUT: Duration = Duration::from_millis(700);

@@ -8,9 +8,9 @@ use super::out::BufferedStdout;
 use crate::cli::operator::Named;
 use crate::config::Config;
 use crate::error::Error;
+use crate::model::text::sanitize;
 use crate::sys::paths::Paths;
 use crate::sys::runtime;
-use crate::text::sanitize;
 
 /// The most names that are printed.
 const MAX_NAMES: usize = 1_000;

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal as _, Write as _};
 
-use crate::text::{is_unsafe_for_display, sanitize};
+use crate::model::text::{is_unsafe_for_display, sanitize};
 use serde_json::Value;
 use unicode_width::UnicodeWidthStr as _;
 

@@ -18,12 +18,13 @@ use super::visit::{FleetClient, Message};
 use crate::cli::operator::UnbanArgs;
 use crate::config::Config;
 use crate::error::Error;
+use crate::model::text::sanitize;
+use crate::model::{Address, HostName, Jail, UnbanId};
 use crate::sys::clock::now_millis;
 use crate::sys::log::info;
 use crate::sys::paths::Paths;
 use crate::sys::runtime;
-use crate::text::sanitize;
-use crate::wire::{Action, Address, Event, HostName, Jail, Reason, UnbanId};
+use crate::wire::{Action, Event, Reason};
 
 /// How long the command waits for confirmations. A host needs a second for the unban, and publishes its snapshot two
 /// seconds later; a busy fail2ban takes longer.

@@ -13,7 +13,8 @@ use crate::fleet::claims::is_held;
 use crate::fleet::{Timing, is_outlived};
 use crate::guard::gate::{Admitted, Source};
 use crate::guard::{check_shard_stamp, is_ahead, is_bannable};
-use crate::wire::{Address, Ban, FleetUnban, HostName, Jail, Shard, ShardEntry, UnbanId};
+use crate::model::{Address, HostName, Jail, UnbanId};
+use crate::wire::{Ban, FleetUnban, Shard, ShardEntry};
 pub use host::HostView;
 
 /// The most hosts and bans that the view stores (R21). Fleets are far smaller.

@@ -11,10 +11,10 @@ use super::view::{FleetView, Update};
 use crate::broker::{ClientOptions, LinkEvent, MqttLink};
 use crate::config::{Broker, Config, Topic};
 use crate::error::Error;
+use crate::model::HostName;
 use crate::sys::clock::now_millis;
 use crate::sys::jitter;
 use crate::sys::paths::Paths;
-use crate::wire::HostName;
 
 /// How long a broker may take to acknowledge all messages.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);

@@ -8,8 +8,8 @@ use crate::daemon::former::Former;
 use crate::error::Error;
 use crate::fleet::Record;
 use crate::fleet::provenance::{Provenance, Trust};
+use crate::model::HostName;
 use crate::sys::jitter;
-use crate::wire::HostName;
 
 /// The identity of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]

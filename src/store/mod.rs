@@ -13,9 +13,10 @@ use crate::fleet::claims::seen_tombstones;
 use crate::fleet::lifts::Override;
 use crate::fleet::marks::{Import, ImportSource, ImportSources, ImportState};
 use crate::fleet::{BanKey, PersistedState, Record};
+use crate::model::{Address, HostName, Jail, JailScope, UnbanId};
 use crate::sys::log;
 use crate::sys::private_files;
-use crate::wire::{Address, Ban, FleetUnban, HostName, Jail, JailScope, UnbanId};
+use crate::wire::{Ban, FleetUnban};
 pub use identity::Identity;
 use identity::{SELECT_FORMER, SELECT_IDENTITY};
 

@@ -16,9 +16,9 @@ use std::time::Duration;
 use rustix::process::setsid;
 
 use crate::error::Error;
+use crate::model::Address;
 use crate::sys::paths::Paths;
 use crate::sys::private_files;
-use crate::wire::Address;
 
 /// The pause between two rounds, so that a burst of bans needs only a few walks.
 const ROUND_PAUSE: Duration = Duration::from_millis(50);

@@ -7,7 +7,7 @@ use std::io::{self, Write as _};
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
-use crate::wire::{Address, Jail};
+use crate::model::{Address, Jail};
 
 /// Prints an informational line.
 pub fn info(line: impl fmt::Display) {

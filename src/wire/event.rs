@@ -5,9 +5,9 @@ use std::fmt;
 use serde::Serialize;
 
 use super::fields::{Malformed, StrictObject, write};
-use super::names::shown;
 use super::range::{self, BANTIME_SECS, COUNT, STAMP_MILLIS, TIME_SECS};
-use super::{Address, HostName, Jail, UnbanId};
+use crate::model::ids::shown;
+use crate::model::{Address, HostName, Jail, UnbanId};
 
 /// The largest event that is accepted, in bytes. An event of this program without fleet unbans has less than 400, one
 /// of a script less than 300.

@@ -12,7 +12,6 @@
 
 mod event;
 mod fields;
-mod names;
 mod part;
 mod presence;
 pub mod range;
@@ -22,7 +21,6 @@ mod spooled;
 pub(crate) use event::MAX_EVENT_BYTES;
 pub use event::{ACK_REQUEST, Action, Event, PROBE_ACTION, Reason};
 pub use fields::Malformed;
-pub use names::{Address, Fnv1a64, HostName, Jail, JailScope, UnbanId};
 pub(crate) use part::MAX_SHARD_BYTES;
 pub use part::{Ban, FleetUnban, MAX_SHARDS, Shard, ShardEntry, ShardId};
 pub(crate) use presence::MAX_PRESENCE_BYTES;

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::fields::{Malformed, StrictObject, is_zero, write};
 use super::range::{self, BANTIME_SECS, STAMP_MILLIS, TIME_SECS, within};
-use super::{Address, HostName, Jail, JailScope, UnbanId};
+use crate::model::{Address, HostName, Jail, JailScope, UnbanId};
 
 /// The largest shard that is accepted, in bytes. This program publishes shards of about 16 KiB.
 pub(crate) const MAX_SHARD_BYTES: usize = 192 * 1024;

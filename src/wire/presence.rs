@@ -13,9 +13,9 @@ use serde::{Deserialize as _, Serialize};
 use serde_json::{Value, json};
 
 use super::fields::{Malformed, StrictObject, is_zero, write};
-use super::names::shown;
 use super::range::{self, COUNT, STAMP_MILLIS, TIME_SECS};
-use super::{Address, HostName, Jail};
+use crate::model::ids::shown;
+use crate::model::{Address, HostName, Jail};
 
 /// The largest presence that is accepted, in bytes, and the most jails and reasons in it.
 pub(crate) const MAX_PRESENCE_BYTES: usize = 32 * 1024;

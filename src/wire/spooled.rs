@@ -3,7 +3,8 @@
 use serde_json::json;
 
 use super::fields::{Malformed, StrictObject};
-use super::{Action, Address, Event, HostName, Jail, Reason};
+use super::{Action, Event, Reason};
+use crate::model::{Address, HostName, Jail};
 
 /// One call of the notifier. The fields are those of [`Event`].
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,8 @@ use std::sync::LazyLock;
 use f2bmqtt::fleet::look::{Heartbeat, Observation, ServerInstance};
 use f2bmqtt::fleet::work::Effect;
 use f2bmqtt::fleet::{Controller, PersistedState, Timing};
-use f2bmqtt::wire::{Address, Event, HostName, Jail, Shard};
+use f2bmqtt::model::{Address, HostName, Jail};
+use f2bmqtt::wire::{Event, Shard};
 
 use super::inbound::Inbound;
 

@@ -19,11 +19,12 @@ use f2bmqtt::abuseipdb::report::Report;
 use f2bmqtt::config::Config;
 use f2bmqtt::fail2ban::pickle::{PickleValue, read};
 use f2bmqtt::guard::gate::Source;
+use f2bmqtt::model::text::is_unsafe_for_display;
+use f2bmqtt::model::{Address, HostName};
 use f2bmqtt::notify;
 use f2bmqtt::spool::Item;
-use f2bmqtt::text::is_unsafe_for_display;
 use f2bmqtt::wire::seal::{SignatureStatus, SigningKeys, split};
-use f2bmqtt::wire::{Address, Event, HostName, Presence, Shard, SpooledEvent};
+use f2bmqtt::wire::{Event, Presence, Shard, SpooledEvent};
 
 use inbound::Inbound;
 

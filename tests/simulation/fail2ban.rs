@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use f2bmqtt::fail2ban::database::BipsRow;
-use f2bmqtt::wire::Address;
+use f2bmqtt::model::Address;
 
 use crate::chance::Chance;
 

@@ -6,9 +6,11 @@
 use f2bmqtt::config::{Signing, Topic};
 use f2bmqtt::fleet::Controller;
 use f2bmqtt::guard::gate::{Admitted, Gate, Source};
-use f2bmqtt::guard::{Admission, Guard, JailFilter, RejectReason, is_bannable};
+use f2bmqtt::guard::{Admission, Guard, RejectReason, is_bannable};
+use f2bmqtt::model::HostName;
+use f2bmqtt::model::JailFilter;
 use f2bmqtt::wire::seal::SigningKeys;
-use f2bmqtt::wire::{ACK_REQUEST, HostName, PROBE_ACTION};
+use f2bmqtt::wire::{ACK_REQUEST, PROBE_ACTION};
 
 /// A topic outside the fleet's that a host subscribes to.
 pub(crate) const OTHER: &str = "homeassistant/status";

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use f2bmqtt::fleet::look::{Heartbeat, Observation, ServerInstance};
 use f2bmqtt::fleet::work::Effect;
 use f2bmqtt::fleet::{Controller, PersistedState, Timing};
+use f2bmqtt::model::{HostName, Jail};
 use f2bmqtt::wire::seal::SigningKeys;
-use f2bmqtt::wire::{HostName, Jail};
 
 use crate::chance::Chance;
 use crate::inbound::{Inbound, whole};

@@ -10,7 +10,7 @@ use crate::abuseipdb::glance::QueueStatus;
 use crate::abuseipdb::ledger::Ledger;
 use crate::abuseipdb::plan::REPORT_INTERVAL_SECS;
 use crate::abuseipdb::worker::Wake;
-use crate::wire::Address;
+use crate::model::Address;
 
 /// The effect of one response to a report.
 struct AnswerCase {

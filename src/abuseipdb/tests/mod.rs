@@ -18,9 +18,9 @@ use super::queue::ReportQueue;
 use super::report::{Categories, CommentSource, Report};
 use super::worker::{ReporterEnv, Wake, Worker};
 use crate::config::Secret;
+use crate::model::Address;
 use crate::spool::Spool;
 use crate::sys::calendar::Calendar;
-use crate::wire::Address;
 use server::{Server, SimulatedApi};
 
 const START: i64 = 1_795_342_588;

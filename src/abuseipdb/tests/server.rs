@@ -9,7 +9,7 @@ use crate::abuseipdb::answer::ApiResponse;
 use crate::abuseipdb::api::{Api, ApiRequest, Failure};
 use crate::abuseipdb::plan::REPORT_INTERVAL_SECS;
 use crate::config::Secret;
-use crate::wire::Address;
+use crate::model::Address;
 
 /// What goes wrong at the next call.
 #[derive(Clone)]

@@ -12,8 +12,9 @@ use super::look::{Observation, ServerInstance};
 use super::work::Effect;
 use super::*;
 use crate::fail2ban::database::BipsRow;
+use crate::model::UnbanId;
 use crate::wire::{
-    ACK_REQUEST, Action, Ban, Event, HostState, Shard, ShardEntry, ShardId, SpooledEvent, UnbanId,
+    ACK_REQUEST, Action, Ban, Event, HostState, Shard, ShardEntry, ShardId, SpooledEvent,
 };
 
 const IP: &str = "203.0.113.9";

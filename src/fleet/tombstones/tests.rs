@@ -1,7 +1,8 @@
 //! Tombstones: which claims they void, how they are applied, and how many are kept.
 
 use super::*;
-use crate::wire::{Ban, HostName};
+use crate::model::HostName;
+use crate::wire::Ban;
 
 const NOW: i64 = 10_000_000_000;
 const DAY: i64 = 86_400_000;

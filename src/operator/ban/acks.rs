@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::model::{Address, HostName, Jail};
 use crate::operator::view::{FleetView, HostView};
 use crate::operator::visit::Message;
-use crate::wire::{ACK_REQUEST, Ack, Action, Address, Event, HostName, Jail};
+use crate::wire::{ACK_REQUEST, Ack, Action, Event};
 
 /// The state of a ban on another host, the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -23,12 +23,13 @@ use crate::daemon;
 use crate::error::Error;
 use crate::fail2ban::Client;
 use crate::guard::is_bannable;
+use crate::model::text::{format_duration, sanitize};
+use crate::model::{Address, HostName, Jail};
 use crate::sys::clock::{now_millis, now_secs};
 use crate::sys::log::info;
 use crate::sys::paths::Paths;
 use crate::sys::runtime;
-use crate::text::{format_duration, sanitize};
-use crate::wire::{Address, HostName, Jail, MAX_ACKS};
+use crate::wire::MAX_ACKS;
 
 /// How long fail2ban may take: usually two seconds, longer if it has many bans to make.
 const BAN_TIMEOUT: Duration = Duration::from_secs(30);

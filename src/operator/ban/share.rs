@@ -9,11 +9,11 @@ use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::fail2ban::table::AddressMap;
 use crate::fail2ban::{self, Client};
+use crate::model::{Address, Jail};
 use crate::notify::{self, NotifyCall};
 use crate::operator::local;
 use crate::sys::clock::now_secs;
 use crate::sys::paths::Paths;
-use crate::wire::{Address, Jail};
 
 /// How long fail2ban may take to write the row of a new ban.
 const ROW_TIMEOUT: Duration = Duration::from_secs(5);

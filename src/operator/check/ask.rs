@@ -12,8 +12,8 @@ use super::reports::is_reporter;
 use crate::abuseipdb::{call, key};
 use crate::fail2ban::{Client, Fail2banError};
 use crate::ignored::IgnoreListResolver;
+use crate::model::Jail;
 use crate::sys::private_files::trust::DirContent;
-use crate::wire::Jail;
 
 /// How long the server may take. A slower one hangs, or makes many bans.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(4);

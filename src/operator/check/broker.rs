@@ -10,8 +10,9 @@ use crate::config::{Broker, Config};
 use crate::figures::homeassistant;
 use crate::fleet::snapshot::SHARD_BYTES;
 use crate::guard::RejectReason;
-use crate::text::list;
-use crate::wire::{HostName, Presence};
+use crate::model::HostName;
+use crate::model::text::list;
+use crate::wire::Presence;
 
 /// One broker, and how far the probe came.
 #[derive(Debug)]

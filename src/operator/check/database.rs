@@ -79,7 +79,7 @@ mod tests {
     use super::super::finding::Status;
     use super::super::jails::RunningJail;
     use super::*;
-    use crate::wire::Jail;
+    use crate::model::Jail;
 
     #[test]
     fn unreadable_database_is_a_fault_and_invalid_row_a_warning() {

@@ -1,6 +1,6 @@
 //! The result of a check, and its rendering: one line per check, followed by the suggested fix.
 
-use crate::text::sanitize;
+use crate::model::text::sanitize;
 use serde_json::{Value, json};
 
 /// The outcome of a check, the worst last.

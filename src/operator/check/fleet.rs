@@ -7,8 +7,9 @@ use super::finding::Finding;
 use super::host::HostFacts;
 use crate::config::Topic;
 use crate::guard::RejectReason;
-use crate::text::{format_duration, list};
-use crate::wire::{HostName, HostState};
+use crate::model::HostName;
+use crate::model::text::{format_duration, list};
+use crate::wire::HostState;
 
 /// Clocks that differ by less agree, because messages take time; in seconds.
 const CLOCK_TOLERANCE_SECS: i64 = 5;

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::finding::Finding;
 use crate::lock::{Owner, Role};
+use crate::model::text::{count, format_duration};
 use crate::sys::private_files::room::{FullDisk, Room};
-use crate::text::{count, format_duration};
 
 /// An older event in the spool shows a problem; in seconds.
 const MAX_SPOOL_AGE_SECS: u64 = 60;

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::finding::Finding;
-use crate::guard::JailFilter;
+use crate::model::Jail;
+use crate::model::JailFilter;
+use crate::model::text::list;
 use crate::notify::is_called_by;
 use crate::sys::private_files::trust::DirContent;
-use crate::text::list;
-use crate::wire::Jail;
 
 /// The first version whose socket answers all queries of f2bmqtt.
 const MIN_VERSION: [u32; 3] = [0, 11, 2];

@@ -27,12 +27,12 @@ use crate::config::{self, Config};
 use crate::daemon;
 use crate::daemon::status::DaemonStatus;
 use crate::error::Error;
+use crate::model::text::count;
 use crate::sys::clock::now_secs;
 use crate::sys::log::info;
 use crate::sys::paths::Paths;
 use crate::sys::private_files::trust;
 use crate::sys::runtime;
-use crate::text::count;
 
 /// Runs all checks, and prints the findings.
 ///

@@ -18,9 +18,11 @@ use crate::figures::homeassistant;
 use crate::fleet::snapshot::SHARD_BYTES;
 use crate::guard::RejectReason;
 use crate::guard::gate::{Admitted, Source};
+use crate::model::{Address, HostName, Jail};
 use crate::sys::clock::now_millis;
 use crate::sys::jitter;
-use crate::wire::{self, Action, Address, HostName, HostState, Jail, Presence};
+use crate::wire;
+use crate::wire::{Action, HostState, Presence};
 
 /// The time limit of a name lookup, and of a TCP connect.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);

@@ -8,8 +8,8 @@ use rustix::io::Errno;
 use super::finding::Finding;
 use super::jails::{JailAction, RunningJail, jail_list};
 use crate::abuseipdb::glance::{LastCall, QueueStatus};
+use crate::model::text::format_duration;
 use crate::sys::private_files::trust::{DirContent, Fault};
-use crate::text::format_duration;
 
 /// An older pending report shows a problem; in seconds. AbuseIPDB accepts a second report of an address after 15 minutes.
 const MAX_REPORT_AGE_SECS: i64 = 3600;
@@ -220,7 +220,7 @@ pub(super) fn findings(
 mod tests {
     use super::super::finding::Status;
     use super::*;
-    use crate::wire::Jail;
+    use crate::model::Jail;
 
     const NOW: i64 = 1_795_342_600;
 

@@ -5,8 +5,8 @@ use std::path::Path;
 use super::finding::Finding;
 use crate::config::{Certificate, Config};
 use crate::error::Error;
+use crate::model::text::format_duration;
 use crate::sys::calendar::Calendar;
-use crate::text::format_duration;
 
 /// The findings about the settings file.
 pub(super) fn findings(settings: &Result<Config, Error>, path: &Path) -> Vec<Finding> {

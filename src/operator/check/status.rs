@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::finding::Finding;
 use crate::daemon::status::{AheadHost, DaemonStatus, FullTable, LinkState, LinkStatus};
-use crate::text::{format_duration, list};
+use crate::model::text::{format_duration, list};
 
 /// The most hosts that a finding names.
 const MAX_NAMES: usize = 8;

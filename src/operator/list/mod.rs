@@ -17,11 +17,11 @@ use super::visit::FleetClient;
 use crate::cli::operator::ListArgs;
 use crate::config::Config;
 use crate::error::Error;
+use crate::model::text::count;
+use crate::model::{Address, HostName, Jail};
 use crate::sys::clock::now_secs;
 use crate::sys::paths::Paths;
 use crate::sys::runtime;
-use crate::text::count;
-use crate::wire::{Address, HostName, Jail};
 use why::Explanation;
 
 /// The bans that the command lists.

@@ -2,11 +2,11 @@
 
 use std::fmt::Write as _;
 
+use crate::model::text::sanitize;
+use crate::model::{Address, HostName, Jail};
 use crate::operator::clock::Clock;
 use crate::operator::local::LocalDecision;
 use crate::operator::view::{BanSummary, Expiry, FleetView, VoidedBan};
-use crate::text::sanitize;
-use crate::wire::{Address, HostName, Jail};
 
 /// The data of the explanation.
 pub(super) struct Explanation<'a> {

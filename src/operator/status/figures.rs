@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use super::FleetStatus;
 use crate::abuseipdb::glance::{CallQuota, QueueStatus};
+use crate::model::{HostName, Jail};
 use crate::operator::local::LocalService;
 use crate::operator::view::HostView;
-use crate::wire::{HostName, Jail};
 
 impl FleetStatus {
     pub(super) fn json(&self) -> Value {

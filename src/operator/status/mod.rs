@@ -12,10 +12,10 @@ use super::view::{BanSummary, FleetView};
 use super::visit::FleetClient;
 use crate::config::Config;
 use crate::error::Error;
+use crate::model::{HostName, Jail};
 use crate::sys::clock::now_secs;
 use crate::sys::paths::Paths;
 use crate::sys::runtime;
-use crate::wire::{HostName, Jail};
 
 /// Collects the state, and prints it.
 ///

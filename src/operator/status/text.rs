@@ -5,11 +5,12 @@ use std::fmt::{Display, Write as _};
 
 use super::FleetStatus;
 use crate::abuseipdb::glance::{CallQuota, LastCall};
+use crate::model::text::{count, format_duration};
+use crate::model::{HostName, Jail};
 use crate::operator::local::LocalService;
 use crate::operator::out::{Cell, Out, Row, Style};
 use crate::operator::view::HostView;
-use crate::text::{count, format_duration};
-use crate::wire::{HostName, HostState, Jail};
+use crate::wire::HostState;
 
 impl FleetStatus {
     pub(super) fn text(&self, out: Out) -> String {

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::wire::{Address, HostState, Jail, Presence, Shard, ShardEntry, ShardId, UnbanId};
+use crate::model::{Address, Jail, UnbanId};
+use crate::wire::{HostState, Presence, Shard, ShardEntry, ShardId};
 
 /// The retained messages of one host.
 #[derive(Debug, Default)]

@@ -19,10 +19,10 @@ use super::visit;
 use crate::broker::{LinkEvent, MqttLink};
 use crate::config::{Config, Topic};
 use crate::error::Error;
+use crate::model::text::sanitize;
 use crate::sys::clock::now_millis;
 use crate::sys::log::{info, warn};
 use crate::sys::runtime;
-use crate::text::sanitize;
 use screen::Screen;
 use seen::{FeedItem, WatchModel};
 

@@ -9,10 +9,10 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Sparkline};
 
 use super::seen::{BanCounts, FeedItem, RATE_SECONDS, WatchModel};
+use crate::model::HostName;
+use crate::model::text::{count, sanitize};
 use crate::operator::clock::Clock;
 use crate::operator::view::HostView;
-use crate::text::{count, sanitize};
-use crate::wire::HostName;
 
 /// The parts of the screen that the model does not have.
 #[derive(Debug)]

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::guard::gate::Admitted;
 use crate::guard::{check_event_stamp, is_bannable};
+use crate::model::text::format_duration;
+use crate::model::{Address, HostName, Jail};
 use crate::operator::gather::SnapshotFetch;
 use crate::operator::view::{FleetView, HostView, Update};
-use crate::text::format_duration;
-use crate::wire::{Action, Address, Event, HostName, HostState, Jail, Reason};
+use crate::wire::{Action, Event, HostState, Reason};
 
 /// The number of events that the model keeps.
 const MAX_ITEMS: usize = 500;

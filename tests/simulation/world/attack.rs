@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use f2bmqtt::fleet::claims::ClaimState;
+use f2bmqtt::model::{Address, HostName};
 use f2bmqtt::wire::seal::SigningKeys;
-use f2bmqtt::wire::{Action, Address, Event, HostName, Shard};
+use f2bmqtt::wire::{Action, Event, Shard};
 
 use super::{FAULT_SECONDS, QUIET_SECONDS, START_TIME, World};
 use crate::broker::Message;

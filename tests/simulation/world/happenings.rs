@@ -1,7 +1,8 @@
 //! The random events of a world: attacks, operators' commands, faults.
 
 use f2bmqtt::fleet::claims::ClaimState;
-use f2bmqtt::wire::{Action, Address, Event, HostName, Reason, UnbanId};
+use f2bmqtt::model::{Address, HostName, UnbanId};
+use f2bmqtt::wire::{Action, Event, Reason};
 
 use super::World;
 use crate::fail2ban::Fail2ban;

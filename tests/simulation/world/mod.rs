@@ -11,7 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use attack::{Attack, Attacker};
 use f2bmqtt::fleet::claims::ClaimState;
 use f2bmqtt::guard::RejectReason;
-use f2bmqtt::wire::{Action, Address, Ban, Event, HostName, Shard};
+use f2bmqtt::model::{Address, HostName};
+use f2bmqtt::wire::{Action, Ban, Event, Shard};
 
 use crate::broker::Broker;
 use crate::chance::Chance;

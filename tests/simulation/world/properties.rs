@@ -1,6 +1,6 @@
 //! The rules that hold in a world without faults.
 
-use f2bmqtt::wire::Address;
+use f2bmqtt::model::Address;
 
 use super::World;
 use super::attack::Attack;

@@ -1,8 +1,8 @@
 //! The attacker's messages: of each kind, in any name, with any stamp.
 
+use f2bmqtt::model::{Address, HostName, Jail, JailScope, UnbanId};
 use f2bmqtt::wire::{
-    ACK_REQUEST, Action, Address, Event, FleetUnban, HostName, HostState, Jail, JailScope,
-    Presence, Reason, Shard, ShardEntry, ShardId, UnbanId,
+    ACK_REQUEST, Action, Event, FleetUnban, HostState, Presence, Reason, Shard, ShardEntry, ShardId,
 };
 
 use super::{Attacker, NAMES};

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::wire::Jail;
+use crate::model::Jail;
 
 /// The settings `MQTT_JAILS` and `MQTT_NOT_JAILS`; by default, all jails are shared.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

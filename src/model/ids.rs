@@ -8,8 +8,9 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 use unicode_width::UnicodeWidthChar as _;
 
-use super::range::{self, STAMP_MILLIS};
-use crate::text::is_unsafe_for_display;
+use crate::model::text::is_unsafe_for_display;
+use crate::wire::range;
+use crate::wire::range::STAMP_MILLIS;
 
 /// The most combining marks on one letter: languages need two.
 const MAX_MARKS: usize = 2;
@@ -34,7 +35,7 @@ fn is_seen(text: &str) -> bool {
 }
 
 /// The visible characters of a text; `hidden` replaces the others.
-pub(super) fn shown(text: &str, hidden: Option<char>) -> impl Iterator<Item = char> {
+pub(crate) fn shown(text: &str, hidden: Option<char>) -> impl Iterator<Item = char> {
     seen(text).filter_map(move |(c, is_seen)| if is_seen { Some(c) } else { hidden })
 }
 
