@@ -6,7 +6,7 @@ mod support;
 use std::path::Path;
 use std::time::Duration;
 
-use f2bmqtt::wire::seal::SigningKeys;
+use f2bmqtt::wire::signature::SigningKeys;
 use support::{Host, Rig, eventually, within};
 
 const KEY: &str = "7c7f0a5be0d5a2ffe8a2c5b1f0e4d3c2";

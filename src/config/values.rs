@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::ignored;
 use crate::model::Jail;
-use crate::wire::seal::SigningKeys;
+use crate::wire::signature::SigningKeys;
 
 /// The ports that IANA has registered for MQTT, without and with TLS.
 pub(super) const PLAIN_PORT: u16 = 1883;

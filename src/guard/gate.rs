@@ -7,7 +7,7 @@ use super::RejectReason;
 use crate::config::{Signing, Topic};
 use crate::model::HostName;
 use crate::model::text::is_unsafe_for_display;
-use crate::wire::seal::SignatureStatus;
+use crate::wire::signature::SignatureStatus;
 use crate::wire::{
     Event, FleetUnban, MAX_EVENT_BYTES, MAX_PRESENCE_BYTES, MAX_SHARD_BYTES, MAX_SHARDS, Malformed,
     Presence, Shard,

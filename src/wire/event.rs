@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::fields::{Malformed, StrictObject, write};
+use super::json::{Malformed, StrictObject, write};
 use super::range::{self, BANTIME_SECS, COUNT, STAMP_MILLIS, TIME_SECS};
 use crate::model::ids::shown;
 use crate::model::{Address, HostName, Jail, UnbanId};

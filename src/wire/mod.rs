@@ -3,7 +3,7 @@
 //! - [`Event`]: a host banned or unbanned an address.
 //! - [`Shard`]: one shard of a host's snapshot, the bans that the host detected and holds.
 //! - [`Presence`]: whether a host is online, and its own account of its state.
-//! - [`seal`]: the signature of a message.
+//! - [`signature`]: the signature of a message.
 //! - [`range`]: the valid ranges of numbers.
 //! - [`SpooledEvent`]: a call of the notifier, which becomes an event.
 //!
@@ -11,18 +11,18 @@
 //! types are a contract, so that scripts and daemons understand each other.
 
 mod event;
-mod fields;
-mod part;
+mod json;
 mod presence;
 pub mod range;
-pub mod seal;
+mod shard;
+pub mod signature;
 mod spooled;
 
 pub(crate) use event::MAX_EVENT_BYTES;
 pub use event::{ACK_REQUEST, Action, Event, PROBE_ACTION, Reason};
-pub use fields::Malformed;
-pub(crate) use part::MAX_SHARD_BYTES;
-pub use part::{Ban, FleetUnban, MAX_SHARDS, Shard, ShardEntry, ShardId};
+pub use json::Malformed;
 pub(crate) use presence::MAX_PRESENCE_BYTES;
 pub use presence::{Ack, HostState, MAX_ACKS, Presence};
+pub(crate) use shard::MAX_SHARD_BYTES;
+pub use shard::{Ban, FleetUnban, MAX_SHARDS, Shard, ShardEntry, ShardId};
 pub use spooled::SpooledEvent;

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize as _, Serialize};
 use serde_json::{Value, json};
 
-use super::fields::{Malformed, StrictObject, is_zero, write};
+use super::json::{Malformed, StrictObject, is_zero, write};
 use super::range::{self, COUNT, STAMP_MILLIS, TIME_SECS};
 use crate::model::ids::shown;
 use crate::model::{Address, HostName, Jail};

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::fields::{Malformed, StrictObject};
+use super::json::{Malformed, StrictObject};
 use super::{Action, Event, Reason};
 use crate::model::{Address, HostName, Jail};
 

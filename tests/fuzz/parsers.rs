@@ -23,7 +23,7 @@ use f2bmqtt::model::text::is_unsafe_for_display;
 use f2bmqtt::model::{Address, HostName};
 use f2bmqtt::notify;
 use f2bmqtt::spool::Item;
-use f2bmqtt::wire::seal::{SignatureStatus, SigningKeys, split};
+use f2bmqtt::wire::signature::{SignatureStatus, SigningKeys, split};
 use f2bmqtt::wire::{Event, Presence, Shard, SpooledEvent};
 
 use inbound::Inbound;

@@ -9,7 +9,7 @@ use f2bmqtt::guard::gate::{Admitted, Gate, Source};
 use f2bmqtt::guard::{Admission, Guard, RejectReason, is_bannable};
 use f2bmqtt::model::HostName;
 use f2bmqtt::model::JailFilter;
-use f2bmqtt::wire::seal::SigningKeys;
+use f2bmqtt::wire::signature::SigningKeys;
 use f2bmqtt::wire::{ACK_REQUEST, PROBE_ACTION};
 
 /// A topic outside the fleet's that a host subscribes to.

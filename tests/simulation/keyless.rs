@@ -7,7 +7,7 @@ use f2bmqtt::fleet::look::{Heartbeat, Observation, ServerInstance};
 use f2bmqtt::fleet::work::Effect;
 use f2bmqtt::fleet::{Controller, PersistedState, Timing};
 use f2bmqtt::model::{HostName, Jail};
-use f2bmqtt::wire::seal::SigningKeys;
+use f2bmqtt::wire::signature::SigningKeys;
 
 use crate::chance::Chance;
 use crate::inbound::{Inbound, whole};

@@ -1,7 +1,7 @@
 //! Tests the gate with every form of topic, signed and unsigned messages, with and without a key.
 
 use super::*;
-use crate::wire::seal::SigningKeys;
+use crate::wire::signature::SigningKeys;
 
 const KEY: &str = "a secret of the whole fleet";
 

@@ -314,7 +314,7 @@ impl ProbeListener<'_> {
         }
         self.result.others = true;
         let host = self.unless_own(message.source().host());
-        if self.config.signing.is_none() && wire::seal::split(message.payload()).is_some() {
+        if self.config.signing.is_none() && wire::signature::split(message.payload()).is_some() {
             self.result.signed.extend(host.clone());
         }
         match (message.source(), host) {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use f2bmqtt::fleet::claims::ClaimState;
 use f2bmqtt::model::{Address, HostName};
-use f2bmqtt::wire::seal::SigningKeys;
+use f2bmqtt::wire::signature::SigningKeys;
 use f2bmqtt::wire::{Action, Event, Shard};
 
 use super::{FAULT_SECONDS, QUIET_SECONDS, START_TIME, World};

@@ -9,7 +9,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::fields::{Malformed, StrictObject, is_zero, write};
+use super::json::{Malformed, StrictObject, is_zero, write};
 use super::range::{self, BANTIME_SECS, STAMP_MILLIS, TIME_SECS, within};
 use crate::model::{Address, HostName, Jail, JailScope, UnbanId};
 
