@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use operator::Operation;
 
-use crate::notify::NotifyCall;
+use crate::spool::notify::NotifyCall;
 
 /// `f2bmqtt` and its commands.
 #[derive(Debug, Parser)]

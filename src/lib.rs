@@ -9,9 +9,9 @@
 //!                                     outbox ──> broker
 //! ```
 //!
-//! 1. fail2ban on one host detects an attack, bans the address, and calls [`notify`]. `notify` writes one file to
-//!    the [`spool`] and exits. If no daemon runs, `notify` starts [`publish`], which publishes the spool once.
-//! 2. The [`daemon`] reads the spool. Its [`outbox`] publishes an event, and keeps the event until the [`broker`]
+//! 1. fail2ban on one host detects an attack, bans the address, and calls [`spool::notify`]. `notify` writes one file to
+//!    the [`spool`] and exits. If no daemon runs, `notify` starts [`spool::publish_once`], which publishes the spool once.
+//! 2. The [`daemon`] reads the spool. Its [`spool::outbox`] publishes an event, and keeps the event until the [`broker`]
 //!    acknowledges it.
 //! 3. On every other host, [`guard::gate`] checks the topic, the size and the signature of the message. [`wire`]
 //!    parses the message. [`guard`] accepts or rejects the event. [`fleet`] records the claim that the event makes,
@@ -28,7 +28,7 @@
 //!
 //! | modules | what they do |
 //! |---|---|
-//! | [`notify`], [`spool`], [`outbox`], [`publish`] | from fail2ban's action to the broker |
+//! | [`spool::notify`], [`spool`], [`spool::outbox`], [`spool::publish_once`] | from fail2ban's action to the broker |
 //! | [`daemon`] | the service: one loop that serves the broker, the spool, the clock and the service manager |
 //! | [`broker`] | the MQTT connection: connect, retry, sign, publish, subscribe |
 //! | [`wire`] | the messages as types, and their JSON |
@@ -36,7 +36,7 @@
 //! | [`fleet`] | claims, imports, overrides, tombstones; the controller that decides |
 //! | [`apply`], [`fail2ban`] | observe fail2ban, and execute what the controller decides |
 //! | [`memory`] | the state that the daemon's loop and `apply` share |
-//! | [`store`], [`sys::private_files`], [`sys::paths`], [`lock`] | what is on disk, where, and which process may use it |
+//! | [`store`], [`sys::private_files`], [`sys::paths`], [`spool::owner_lock`] | what is on disk, where, and which process may use it |
 //! | [`sys::conntrack`] | ends the open connections of a banned address |
 //! | [`abuseipdb`] | reports local detections to AbuseIPDB |
 //! | [`figures`] | metrics for Prometheus, and entities for Home Assistant |
@@ -63,13 +63,9 @@ pub mod figures;
 pub mod fleet;
 pub mod guard;
 pub mod ignored;
-pub mod lock;
 pub mod memory;
 pub mod model;
-pub mod notify;
 pub mod operator;
-pub mod outbox;
-pub mod publish;
 pub mod spool;
 pub mod store;
 pub mod sys;

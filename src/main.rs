@@ -9,10 +9,12 @@ use f2bmqtt::abuseipdb::{call, service};
 use f2bmqtt::cli::{Cli, Command, NotifyShim, ReportArgs, ReportShim, SubscribeShim};
 use f2bmqtt::config::Config;
 use f2bmqtt::error::Error;
-use f2bmqtt::notify::{self, NotifyCall};
+use f2bmqtt::spool::notify;
+use f2bmqtt::spool::notify::NotifyCall;
+use f2bmqtt::spool::publish_once;
 use f2bmqtt::sys::paths::Paths;
 use f2bmqtt::sys::{conntrack, log};
-use f2bmqtt::{daemon, operator, publish};
+use f2bmqtt::{daemon, operator};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 fn main() -> ExitCode {
@@ -53,7 +55,7 @@ fn run_parsed(called: Option<&str>, paths: &Paths) -> Result<(), Error> {
             Command::Subscribe => daemon::run(paths),
             Command::Cut { ip } => conntrack::run(&ip, paths),
             Command::Settings => settings(),
-            Command::Publish => publish::run(paths),
+            Command::Publish => publish_once::run(paths),
             Command::Report(args) => report(&args, paths),
             Command::Work => service::run_child(paths),
         },

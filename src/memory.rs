@@ -11,7 +11,7 @@ use crate::fleet::work::Effect;
 use crate::fleet::{Controller, Record};
 use crate::guard::{Guard, RejectCounters, RejectReason, is_bannable};
 use crate::model::JailScope;
-use crate::outbox::Outbox;
+use crate::spool::outbox::Outbox;
 use crate::store::{Identity, Store};
 use crate::sys::clock::now_millis;
 use crate::sys::log;

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::api::Form;
-use super::by_hand;
 use super::comment::{self, Private};
 use super::key::{self, KeyFile};
 use super::ledger::Ledger;
@@ -14,9 +13,10 @@ use super::queue::MAX_QUEUED;
 use super::report::{Categories, CommentSource, Report, bounded};
 use crate::error::Error;
 use crate::guard::is_reportable;
-use crate::lock;
 use crate::model::Address;
-use crate::notify::whole_seconds;
+use crate::spool::manual_bans;
+use crate::spool::notify::whole_seconds;
+use crate::spool::owner_lock;
 use crate::spool::{Item as _, Spool};
 use crate::sys::calendar::Calendar;
 use crate::sys::clock::now_secs;
@@ -249,7 +249,7 @@ pub fn run(call: &ReportCall, paths: &Paths) -> Result<(), Error> {
 /// Whether an operator made the ban. If the record cannot be read, the ban is reported.
 fn is_manual_ban(report: &Report, log: &Log, paths: &Paths) -> bool {
     let path = paths.by_hand();
-    let is_recorded = by_hand::is_recorded(&path, report.address, report.time, now_secs());
+    let is_recorded = manual_bans::is_recorded(&path, report.address, report.time, now_secs());
     is_recorded.unwrap_or_else(|error| {
         log.line(format_args!("ERROR: cannot read {}: {error}", path.display()));
         false
@@ -260,7 +260,7 @@ fn is_manual_ban(report: &Report, log: &Log, paths: &Paths) -> bool {
 /// to the journal.
 fn sandbox_error(path: &Path, paths: &Paths) -> Option<String> {
     unwritable_path_error(path, |dir| {
-        mounts::is_read_only_for(lock::owner(&paths.report_lock())?.pid, dir)
+        mounts::is_read_only_for(owner_lock::owner(&paths.report_lock())?.pid, dir)
     })
 }
 
@@ -316,7 +316,7 @@ fn enqueue(report: &Report, log: &Log, paths: &Paths) -> bool {
         ));
     }
     let queued = unqueued.is_none();
-    if (!queued || !lock::is_held(&paths.report_lock()))
+    if (!queued || !owner_lock::is_held(&paths.report_lock()))
         && let Err(error) = detach::spawn_detached("work", unqueued.map(|_| report.encode()))
     {
         log::syslog(format_args!("cannot start the reporter: {error}"));

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! - [`call`]: the action's command. It applies the script's rules and queues a report.
-//!   [`by_hand`]: the operator's manual bans, which are not reported.
+//!   [`crate::spool::manual_bans`]: the operator's manual bans, which are not reported.
 //! - [`worker`]: processes the queue step by step; `sending` and `bulk`: the steps that call the server;
 //!   [`service`]: runs a worker in the daemon, or in a child that the action's command starts.
 //! - [`queue`]: queued reports on disk; [`plan`]: chooses the next step (pure).
@@ -19,7 +19,6 @@
 pub mod answer;
 pub mod api;
 mod bulk;
-pub mod by_hand;
 pub mod call;
 pub mod comment;
 pub mod glance;

@@ -19,7 +19,8 @@ use crate::config::{Config, Secret};
 use crate::error::Error;
 use crate::fail2ban;
 use crate::fail2ban::database::Database;
-use crate::lock::{self, Lock, Role};
+use crate::spool::owner_lock;
+use crate::spool::owner_lock::{Lock, Role};
 use crate::spool::{Item as _, Spool};
 use crate::sys::clock::now_secs;
 use crate::sys::log;
@@ -223,7 +224,7 @@ fn make_worker(
 }
 
 fn is_daemon_running(paths: &Paths) -> bool {
-    lock::owner(&paths.lock()).is_some_and(|owner| owner.role == Role::Daemon)
+    owner_lock::owner(&paths.lock()).is_some_and(|owner| owner.role == Role::Daemon)
 }
 
 fn time_until(time: i64) -> Duration {

@@ -37,12 +37,13 @@ use crate::fleet::snapshot::RetainedShard;
 use crate::fleet::{Controller, PersistedState, Timing};
 use crate::guard::{Guard, RateLimiter};
 use crate::ignored::IgnoreListResolver;
-use crate::lock::{self, Lock, Role};
 use crate::memory::{DaemonState, SharedState};
 use crate::model::text::count;
 use crate::model::{Fnv1a64, HostName};
-use crate::outbox::Outbox;
 use crate::spool::Spool;
+use crate::spool::outbox::Outbox;
+use crate::spool::owner_lock;
+use crate::spool::owner_lock::{Lock, Role};
 use crate::store::{Identity, Store};
 use crate::sys::clock::{is_within, now_millis};
 use crate::sys::jitter;
@@ -90,7 +91,7 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     let lock = Lock::take(&lock_path, Role::Daemon, LOCK_TIMEOUT)
         .map_err(Error::file("lock", &lock_path))?;
     let Some(_lock) = lock else {
-        return Err(Error::AlreadyRunning(lock::owner(&lock_path).map(|owner| owner.pid)));
+        return Err(Error::AlreadyRunning(owner_lock::owner(&lock_path).map(|owner| owner.pid)));
     };
     let mut sigterm = signal(SignalKind::terminate()).map_err(Error::Start)?;
     let mut sigint = signal(SignalKind::interrupt()).map_err(Error::Start)?;

@@ -14,8 +14,8 @@ use crate::config::Config;
 use crate::daemon::machine;
 use crate::error::Error;
 use crate::figures::homeassistant;
-use crate::lock;
 use crate::model::HostName;
+use crate::spool::owner_lock;
 use crate::store::Store;
 use crate::sys::clock::now_millis;
 use crate::sys::log::info;
@@ -37,7 +37,7 @@ pub(super) fn run(paths: &Paths) -> Result<(), Error> {
     if config.is_sample() {
         return Ok(());
     }
-    if lock::is_held(&paths.lock()) {
+    if owner_lock::is_held(&paths.lock()) {
         return Err(Error::Failed(
             "the service still runs, and would publish its bans again. First: systemctl stop f2bmqttsub"
                 .to_owned(),

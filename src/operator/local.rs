@@ -13,9 +13,10 @@ use crate::config::Config;
 use crate::daemon;
 use crate::fail2ban::Client;
 use crate::ignored::IgnoreReason;
-use crate::lock::{self, Role};
 use crate::model::{Address, HostName, Jail};
 use crate::spool::Spool;
+use crate::spool::owner_lock;
+use crate::spool::owner_lock::Role;
 use crate::store::decode_sources;
 use crate::sys::paths::Paths;
 use crate::sys::private_files::room::{FullDisk, full_disks};
@@ -42,7 +43,7 @@ impl LocalService {
     /// Reads the lock, the spools and the queues.
     #[must_use]
     pub fn read(paths: &Paths) -> Self {
-        let daemon = lock::owner(&paths.lock()).filter(|owner| owner.role == Role::Daemon);
+        let daemon = owner_lock::owner(&paths.lock()).filter(|owner| owner.role == Role::Daemon);
         let pid = daemon.map(|owner| owner.pid);
         let since = pid.and_then(|pid| start_time(&PathBuf::from(format!("/proc/{pid}"))));
         let inbox = Spool::<Report>::new(paths.reports()).list().unwrap_or_default().len();

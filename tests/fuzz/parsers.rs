@@ -21,8 +21,8 @@ use f2bmqtt::fail2ban::pickle::{PickleValue, read};
 use f2bmqtt::guard::gate::Source;
 use f2bmqtt::model::text::is_unsafe_for_display;
 use f2bmqtt::model::{Address, HostName};
-use f2bmqtt::notify;
 use f2bmqtt::spool::Item;
+use f2bmqtt::spool::notify;
 use f2bmqtt::wire::signature::{SignatureStatus, SigningKeys, split};
 use f2bmqtt::wire::{Event, Presence, Shard, SpooledEvent};
 

@@ -9,7 +9,7 @@ use f2bmqtt::fleet::work::{Effect, Target};
 use f2bmqtt::fleet::{BanKey, Controller, PersistedState, Record, Timing};
 use f2bmqtt::guard::RejectReason;
 use f2bmqtt::model::{Address, HostName, Jail};
-use f2bmqtt::notify::NotifyCall;
+use f2bmqtt::spool::notify::NotifyCall;
 use f2bmqtt::wire::signature::SigningKeys;
 use f2bmqtt::wire::{Action as EventAction, Event, Presence, Reason, SpooledEvent};
 

@@ -10,8 +10,9 @@ use crate::fail2ban::database::Database;
 use crate::fail2ban::table::AddressMap;
 use crate::fail2ban::{self, Client};
 use crate::model::{Address, Jail};
-use crate::notify::{self, NotifyCall};
 use crate::operator::local;
+use crate::spool::notify;
+use crate::spool::notify::NotifyCall;
 use crate::sys::clock::now_secs;
 use crate::sys::paths::Paths;
 

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::finding::Finding;
-use crate::lock::{Owner, Role};
 use crate::model::text::{count, format_duration};
+use crate::spool::owner_lock::{Owner, Role};
 use crate::sys::private_files::room::{FullDisk, Room};
 
 /// An older event in the spool shows a problem; in seconds.

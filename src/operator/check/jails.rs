@@ -7,7 +7,7 @@ use super::finding::Finding;
 use crate::model::Jail;
 use crate::model::JailFilter;
 use crate::model::text::list;
-use crate::notify::is_called_by;
+use crate::spool::notify::is_called_by;
 use crate::sys::private_files::trust::DirContent;
 
 /// The first version whose socket answers all queries of f2bmqtt.

@@ -12,8 +12,8 @@ use std::time::SystemTime;
 use super::host::{HostFacts, Script, SpoolVisibility, UnitState};
 use super::reports::KeyState;
 use crate::abuseipdb::key::KeyFile;
-use crate::lock;
 use crate::operator::ask::parent;
+use crate::spool::owner_lock;
 use crate::sys::paths::Paths;
 use crate::sys::private_files::mounts;
 use crate::sys::private_files::room::{Room, full_disks};
@@ -38,7 +38,7 @@ pub(super) fn command(program: &str, arguments: &[&str]) -> io::Result<Output> {
 
 pub(super) fn host(paths: &Paths, settings: &Path) -> HostFacts {
     let path = paths.lock();
-    let owner = lock::owner(&path);
+    let owner = owner_lock::owner(&path);
     let exe = owner.map(|owner| fs::read_link(format!("/proc/{}/exe", owner.pid)));
     let links = fs::read_to_string(LINKS_FILE).unwrap_or_default();
     let links = links.lines().map(PathBuf::from);

@@ -17,9 +17,10 @@ use crate::fail2ban::{self, Client as Fail2ban};
 use crate::fleet::Record;
 use crate::fleet::sequence::Sequencer;
 use crate::fleet::tell::LocalEventFilter;
-use crate::lock::{self, Lock, Role};
 use crate::model::Jail;
-use crate::outbox::Outbox;
+use crate::spool::outbox::Outbox;
+use crate::spool::owner_lock;
+use crate::spool::owner_lock::{Lock, Role};
 use crate::spool::{Item as _, Spool};
 use crate::store::Store;
 use crate::sys::clock::{now_millis, now_secs};
@@ -191,7 +192,7 @@ impl<'a> Publisher<'a> {
 
     /// Whether a daemon waits for the lock. A daemon can take over the spool, but not an event in memory.
     fn is_handover_requested(&self) -> bool {
-        !self.has_unspooled && lock::is_handover_requested(&self.lock_path)
+        !self.has_unspooled && owner_lock::is_handover_requested(&self.lock_path)
     }
 
     /// Moves the event from standard input and the events of the spool to the outbox.

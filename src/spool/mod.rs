@@ -4,6 +4,12 @@
 //!
 //! Files are not synced: after a power failure, fail2ban's database still has the bans.
 
+pub mod manual_bans;
+pub mod notify;
+pub mod outbox;
+pub mod owner_lock;
+pub mod publish_once;
+
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::marker::PhantomData;

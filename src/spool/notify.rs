@@ -7,9 +7,9 @@ use std::time::SystemTime;
 use rustix::process::geteuid;
 
 use crate::error::Error;
-use crate::lock;
 use crate::model::{Address, Jail};
 use crate::spool::Written;
+use crate::spool::owner_lock;
 use crate::sys::detach;
 use crate::sys::log;
 use crate::sys::paths::Paths;
@@ -141,7 +141,7 @@ pub fn run(call: &NotifyCall<'_>, paths: &Paths) -> Result<(), Error> {
             Some(event.encode())
         }
     };
-    if (unspooled.is_some() || !lock::is_held(&paths.lock()))
+    if (unspooled.is_some() || !owner_lock::is_held(&paths.lock()))
         && let Err(error) = detach::spawn_detached("publish", unspooled)
     {
         log::syslog(format_args!("cannot start the publisher: {error}"));
