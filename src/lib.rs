@@ -32,7 +32,7 @@
 //! | [`daemon`] | the service: one loop that serves the broker, the spool, the clock and the service manager |
 //! | [`broker`] | the MQTT connection: connect, retry, sign, publish, subscribe |
 //! | [`wire`] | the messages as types, and their JSON |
-//! | [`guard`], [`ignored`] | which messages and which addresses this host accepts |
+//! | [`guard`], [`guard::ignorelist`] | which messages and which addresses this host accepts |
 //! | [`fleet`] | claims, imports, overrides, tombstones; the controller that decides |
 //! | [`apply`], [`fail2ban`] | observe fail2ban, and execute what the controller decides |
 //! | [`memory`] | the state that the daemon's loop and `apply` share |
@@ -62,7 +62,6 @@ pub mod fail2ban;
 pub mod figures;
 pub mod fleet;
 pub mod guard;
-pub mod ignored;
 pub mod memory;
 pub mod model;
 pub mod operator;

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::IpAddr;
 
 use super::comment::Private;
-use crate::ignored::own_addresses;
+use crate::guard::own_addresses;
 
 /// The lowest UID of people's accounts (`UID_MIN` of login.defs(5) on Debian).
 const FIRST_UID: u32 = 1000;

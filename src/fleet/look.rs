@@ -12,7 +12,7 @@ use super::queue::Ticket;
 use super::tombstones::{self, Usage};
 use crate::fail2ban::database::BipsRow;
 use crate::fail2ban::table::AddressMap;
-use crate::ignored::IgnoreList;
+use crate::guard::ignorelist::IgnoreList;
 use crate::model::{Address, UnbanId};
 use crate::wire::Ban;
 

@@ -12,7 +12,7 @@ use super::reconcile::{self, Decision};
 use super::work::Pending;
 use super::{BanKey, Controller, Record, lease, own, to_secs};
 use crate::fail2ban::database::BipsRow;
-use crate::ignored::IgnoreReason;
+use crate::guard::ignorelist::IgnoreReason;
 use crate::model::{Address, Jail};
 use crate::wire::Ban;
 

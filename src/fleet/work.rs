@@ -6,7 +6,7 @@ use super::look::Heartbeat;
 use super::marks::{Import, ImportState};
 use super::reconcile::{self, Decision};
 use super::{BanKey, Controller, Record, to_secs};
-use crate::ignored::IgnoreReason;
+use crate::guard::ignorelist::IgnoreReason;
 use crate::model::{Address, HostName, Jail};
 
 /// How many addresses one call bans. fail2ban makes about 130 bans a second, and answers no other call meanwhile.

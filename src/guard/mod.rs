@@ -4,14 +4,17 @@
 //! special-purpose addresses.
 
 pub mod gate;
-mod limits;
-mod refused;
+pub mod ignorelist;
+mod rate;
+mod reject;
+pub(crate) mod resolver;
 mod special;
 
 use std::collections::BTreeSet;
 
-pub use limits::{MessageKind, RateLimiter};
-pub use refused::{RejectCounters, RejectReason};
+pub use rate::{MessageKind, RateLimiter};
+pub use reject::{RejectCounters, RejectReason};
+pub use resolver::{IgnoreListResolver, own_addresses};
 #[cfg(test)]
 pub(crate) use special::tests::forms;
 pub use special::{embedded_ipv4, is_bannable, is_reportable};

@@ -12,7 +12,7 @@ use crate::abuseipdb::report::Report;
 use crate::config::Config;
 use crate::daemon;
 use crate::fail2ban::Client;
-use crate::ignored::IgnoreReason;
+use crate::guard::ignorelist::IgnoreReason;
 use crate::model::{Address, HostName, Jail};
 use crate::spool::Spool;
 use crate::spool::owner_lock;

@@ -1,7 +1,7 @@
 //! A name in a jail's `ignoreip` that was never resolved holds imports back, and ends none.
 
 use super::*;
-use crate::ignored::{IgnoreList, IgnoreReason};
+use crate::guard::ignorelist::{IgnoreList, IgnoreReason};
 
 /// When the import is made, in seconds since 1970.
 const IMPORT_TIME: i64 = NOW / 1000 + 4;
@@ -65,7 +65,7 @@ fn unresolved_name_refuses_imports_and_keeps_those_that_stand() {
     assert_eq!(outcomes(&mut fleet, "web1", NOW + 8_000), ["banned"]);
     // The name resolves to the banned address.
     let mut friend = IgnoreList::default();
-    friend.add(crate::ignored::network(IP).unwrap(), IgnoreReason::Jail);
+    friend.add(crate::guard::ignorelist::network(IP).unwrap(), IgnoreReason::Jail);
     fleet.invalidate(&jail());
     let effects = run_cycle(&mut fleet, NOW + 10_000, &friend, &[IP]);
     assert!(

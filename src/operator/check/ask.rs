@@ -11,7 +11,7 @@ use super::look;
 use super::reports::is_reporter;
 use crate::abuseipdb::{call, key};
 use crate::fail2ban::{Client, Fail2banError};
-use crate::ignored::IgnoreListResolver;
+use crate::guard::IgnoreListResolver;
 use crate::model::Jail;
 use crate::sys::private_files::trust::DirContent;
 

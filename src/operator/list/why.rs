@@ -162,7 +162,7 @@ fn names(hosts: &[HostName]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ignored::IgnoreReason;
+    use crate::guard::ignorelist::IgnoreReason;
 
     const NOW: i64 = 1_795_342_600;
 

@@ -1,15 +1,13 @@
 //! Exempt addresses (R1): those in a jail's `ignoreip`, which `banip` bypasses, those in `MQTT_NEVER_BAN`, this host's
-//! own, and the broker's. [`IgnoreListResolver`] collects them.
+//! own, and the broker's. [`super::IgnoreListResolver`] collects them.
 
-mod exempt;
-mod names;
+pub(super) mod names;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::iter;
 use std::net::IpAddr;
 
-pub use exempt::{IgnoreListResolver, own_addresses};
 use ipnet::IpNet;
 
 use crate::guard::{RejectReason, embedded_ipv4};

@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 use if_addrs::IfAddr;
 use ipnet::{IpNet, Ipv4Net};
 
-use super::names::{MAX_NAMES, Names, Resolution};
-use super::{IgnoreList, IgnoreReason, network};
+use super::ignorelist::names::{MAX_NAMES, Names, Resolution};
+use super::ignorelist::{IgnoreList, IgnoreReason, network};
 use crate::broker::PeerAddresses;
 use crate::model::Jail;
 

@@ -23,11 +23,11 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 const MAX_LOOKUPS: usize = 2;
 
 /// The most names of a list that are looked up; a longer list is a mistake.
-pub(super) const MAX_NAMES: usize = 500;
+pub(in crate::guard) const MAX_NAMES: usize = 500;
 
 /// The result of a lookup.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Resolution {
+pub(in crate::guard) enum Resolution {
     /// The addresses of the last answer that had some.
     Addresses(Vec<IpAddr>),
     /// An authoritative answer: the name has no address.
@@ -91,7 +91,7 @@ fn unresolved(error: &str) -> Resolution {
 
 /// The names and their lookups. Invariant: at most one lookup of a name runs at a time.
 #[derive(Debug)]
-pub(super) struct Names {
+pub(in crate::guard) struct Names {
     entries: Arc<Mutex<HashMap<String, NameEntry>>>,
     lookups: Arc<Semaphore>,
     first_wait: Duration,
@@ -106,19 +106,19 @@ impl Default for Names {
 
 impl Names {
     /// Names with another first wait.
-    pub(super) fn with_first_wait(first_wait: Duration) -> Self {
+    pub(in crate::guard) fn with_first_wait(first_wait: Duration) -> Self {
         Self { first_wait, ..Self::default() }
     }
 
     /// Names without a name server.
     #[cfg(test)]
-    pub(super) fn unanswered() -> Self {
+    pub(in crate::guard) fn unanswered() -> Self {
         let lookups = Arc::new(Semaphore::new(0));
         Self { lookups, ..Self::with_first_wait(Duration::ZERO) }
     }
 
     /// Starts lookups of names without a valid answer. Waits only for new names, for a short time.
-    pub(super) async fn refresh(&self, names: impl IntoIterator<Item = &str>) {
+    pub(in crate::guard) async fn refresh(&self, names: impl IntoIterator<Item = &str>) {
         let mut first = Vec::new();
         for name in names.into_iter().collect::<HashSet<_>>() {
             let Some(is_new) = self.begin_lookup(name) else { continue };
@@ -154,7 +154,7 @@ impl Names {
     }
 
     /// The current result for a name.
-    pub(super) fn resolution(&self, name: &str) -> Resolution {
+    pub(in crate::guard) fn resolution(&self, name: &str) -> Resolution {
         let entries = lock(&self.entries);
         entries.get(name).map_or_else(
             || Resolution::Unknown("not resolved yet".to_owned()),
