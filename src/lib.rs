@@ -16,7 +16,7 @@
 //! 3. On every other host, [`guard::gate`] checks the topic, the size and the signature of the message. [`wire`]
 //!    parses the message. [`guard`] accepts or rejects the event. [`fleet`] records the claim that the event makes,
 //!    compares the desired with the observed bans, and decides what to do.
-//! 4. [`apply`] executes that decision on [`fail2ban`], which bans the address in its firewall.
+//! 4. [`daemon::driver`] executes that decision on [`fail2ban`], which bans the address in its firewall.
 //!
 //! An event may be lost, duplicated or late. Therefore each host also publishes a *snapshot*: all bans that the host
 //! detected and still holds. The broker retains the snapshot in one or more *shards*. A shard that arrives corrects
@@ -34,7 +34,7 @@
 //! | [`wire`] | the messages as types, and their JSON |
 //! | [`guard`], [`guard::ignorelist`] | which messages and which addresses this host accepts |
 //! | [`fleet`] | claims, imports, overrides, tombstones; the controller that decides |
-//! | [`apply`], [`fail2ban`] | observe fail2ban, and execute what the controller decides |
+//! | [`daemon::driver`], [`fail2ban`] | observe fail2ban, and execute what the controller decides |
 //! | [`memory`] | the state that the daemon's loop and `apply` share |
 //! | [`store`], [`sys::private_files`], [`sys::paths`], [`spool::owner_lock`] | what is on disk, where, and which process may use it |
 //! | [`sys::conntrack`] | ends the open connections of a banned address |
@@ -52,7 +52,6 @@
 //! messages.
 
 pub mod abuseipdb;
-pub mod apply;
 pub mod broker;
 pub mod cli;
 pub mod config;

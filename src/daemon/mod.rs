@@ -1,9 +1,10 @@
 //! `f2bmqtt subscribe`: the daemon. One loop serves the broker, the spool, the clock and the service manager. The driver
-//! in [`apply`] runs beside it. `link` handles the link to the broker, `inbound` inbound messages; [`status`] writes the
+//! in [`driver`] runs beside it. `link` handles the link to the broker, `inbound` inbound messages; [`status`] writes the
 //! status file.
 
 mod ahead;
 mod disks;
+pub mod driver;
 pub(crate) mod former;
 mod inbound;
 mod instances;
@@ -26,9 +27,9 @@ use self::disks::Disks;
 use self::instances::{Duplicates, OwnName};
 use self::status::{DaemonStatus, LinkStatus, Reconnects, StatusFile};
 use crate::abuseipdb;
-use crate::apply::{self, Wakeups};
 use crate::broker::{self, ClientOptions, MqttLink};
 use crate::config::{self, Config, Topic, bare};
+use crate::daemon::driver::Wakeups;
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::figures::Exporters;
@@ -101,7 +102,7 @@ async fn serve(config: &Config, paths: &Paths) -> Result<(), Error> {
     daemon.drain_spool();
     let (memory, wakeups) = (Arc::clone(&daemon.memory), Arc::clone(&daemon.wakeups));
     let exempt = exempt(config).with_peers(daemon.link.peers());
-    let mut driver = tokio::spawn(apply::run(memory, Arc::clone(&wakeups), paths.clone(), exempt));
+    let mut driver = tokio::spawn(driver::run(memory, Arc::clone(&wakeups), paths.clone(), exempt));
     let clearing = tokio::spawn(former::clear_all(
         config.clone(),
         paths.clone(),

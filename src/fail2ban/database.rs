@@ -15,8 +15,8 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
+use super::address_map::AddressMap;
 use super::column;
-use super::table::AddressMap;
 use crate::model::{Address, Jail};
 use crate::wire::SpooledEvent;
 use crate::wire::range::{self, BANTIME_SECS, TIME_SECS};

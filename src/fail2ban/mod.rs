@@ -5,12 +5,12 @@
 //! `protocol.py`).
 
 pub mod action_names;
+pub mod address_map;
 mod answer;
 mod column;
 pub mod database;
 pub mod pickle;
 pub mod settings;
-pub mod table;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -23,12 +23,12 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::model::{Address, Jail};
+use address_map::AddressMap;
 use answer::{
     clamp_bantime, explain, field, ignoreip_entries, parse_ticket, read_number, read_texts,
     text_or_empty,
 };
 use pickle::PickleValue;
-use table::AddressMap;
 
 const END_MARKER: &[u8] = b"<F2B_END_COMMAND>";
 

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use super::look::{LocalBan, Scan, ServerInstance};
 use super::marks::Import;
 use super::{Controller, Record, own, to_secs};
+use crate::fail2ban::address_map::AddressMap;
 use crate::fail2ban::database::BipsRow;
-use crate::fail2ban::table::AddressMap;
 use crate::model::{Address, Jail};
 
 impl Controller {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 use crate::error::Error;
+use crate::fail2ban::address_map::AddressMap;
 use crate::fail2ban::database::Database;
-use crate::fail2ban::table::AddressMap;
 use crate::fail2ban::{self, Client};
 use crate::model::{Address, Jail};
 use crate::operator::local;

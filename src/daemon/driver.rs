@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+use crate::fail2ban::address_map::AddressMap;
 use crate::fail2ban::database::unreadable;
-use crate::fail2ban::table::AddressMap;
 use crate::fail2ban::{Client, Fail2banError};
 use crate::fleet::look::{Heartbeat, Observation, ServerInstance};
 use crate::fleet::work::{Effect, Target};
