@@ -35,11 +35,11 @@
 //! | [`guard`], [`guard::ignorelist`] | which messages and which addresses this host accepts |
 //! | [`fleet`] | claims, imports, overrides, tombstones; the controller that decides |
 //! | [`daemon::driver`], [`fail2ban`] | observe fail2ban, and execute what the controller decides |
-//! | [`memory`] | the state that the daemon's loop and `apply` share |
+//! | [`daemon::state`] | the state that the daemon's loop and `apply` share |
 //! | [`store`], [`sys::private_files`], [`sys::paths`], [`spool::owner_lock`] | what is on disk, where, and which process may use it |
 //! | [`sys::conntrack`] | ends the open connections of a banned address |
 //! | [`abuseipdb`] | reports local detections to AbuseIPDB |
-//! | [`figures`] | metrics for Prometheus, and entities for Home Assistant |
+//! | [`daemon::exporters`] | metrics for Prometheus, and entities for Home Assistant |
 //! | [`operator`], [`cli`] | the operator's commands; the command line |
 //! | [`config`] | reads and validates the settings |
 //! | [`sys::log`], [`error`], [`model::text`] | log lines, errors with their exit codes, and text for people |
@@ -58,10 +58,8 @@ pub mod config;
 pub mod daemon;
 pub mod error;
 pub mod fail2ban;
-pub mod figures;
 pub mod fleet;
 pub mod guard;
-pub mod memory;
 pub mod model;
 pub mod operator;
 pub mod spool;

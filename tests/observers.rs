@@ -135,7 +135,7 @@ print(u.urlopen(\"http://127.0.0.1:9100/metrics\").read().decode())'",
 
 #[test]
 fn dashboard_and_alerts_use_existing_metrics() {
-    let source = std::fs::read_to_string(repository("src/figures/metrics.rs")).unwrap();
+    let source = std::fs::read_to_string(repository("src/daemon/exporters/prometheus.rs")).unwrap();
     let dashboard = std::fs::read_to_string(repository("examples/grafana/f2bmqtt.json")).unwrap();
     let parsed: Value = serde_json::from_str(&dashboard).unwrap();
     assert!(parsed["panels"].as_array().unwrap().len() > 5);

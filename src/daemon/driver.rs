@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+use crate::daemon::state::{DaemonState, SharedState};
 use crate::fail2ban::address_map::AddressMap;
 use crate::fail2ban::database::unreadable;
 use crate::fail2ban::{Client, Fail2banError};
@@ -18,7 +19,6 @@ use crate::fleet::work::{Effect, Target};
 use crate::guard::IgnoreListResolver;
 use crate::guard::RejectReason;
 use crate::guard::ignorelist::IgnoreList;
-use crate::memory::{DaemonState, SharedState};
 use crate::model::{Address, HostName, Jail};
 use crate::sys::clock::{millis, now_millis};
 use crate::sys::log;

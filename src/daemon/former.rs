@@ -8,9 +8,9 @@ use tokio::time::sleep;
 
 use super::machine;
 use crate::config::{Config, Topic};
+use crate::daemon::exporters::homeassistant;
+use crate::daemon::state::SharedState;
 use crate::error::Error;
-use crate::figures::homeassistant;
-use crate::memory::SharedState;
 use crate::model::HostName;
 use crate::operator::forget::{is_kept, retraction};
 use crate::operator::view::FleetView;

@@ -3,7 +3,7 @@
 use super::Controller;
 use super::limits::ReachedLimits;
 use super::look::JailState;
-use crate::figures::JailCounts;
+use crate::daemon::exporters::JailCounts;
 use crate::model::HostName;
 use crate::sys::clock::is_within;
 use crate::wire::{HostState, Presence};

@@ -7,7 +7,7 @@ use super::finding::Finding;
 use super::probe::CONNECT_TIMEOUT;
 use crate::broker::{ConnectStage, DisconnectReason};
 use crate::config::{Broker, Config};
-use crate::figures::homeassistant;
+use crate::daemon::exporters::homeassistant;
 use crate::fleet::snapshot::SHARD_BYTES;
 use crate::guard::RejectReason;
 use crate::model::HostName;

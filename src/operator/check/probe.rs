@@ -14,7 +14,7 @@ use super::broker::{BrokerProbe, BrokerReach, Port, ProbeEvent, ProbeResult, Sha
 use crate::broker::{self, ClientOptions, ConnectStage, DisconnectReason, LinkEvent, MqttLink};
 use crate::config::{self, Broker, Config, Topic};
 use crate::daemon;
-use crate::figures::homeassistant;
+use crate::daemon::exporters::homeassistant;
 use crate::fleet::snapshot::SHARD_BYTES;
 use crate::guard::RejectReason;
 use crate::guard::gate::{Admitted, Source};

@@ -187,7 +187,7 @@ mod tests {
     use crate::abuseipdb::answer::Quota;
     use crate::abuseipdb::glance::{CallQuota, QueueStatus};
     use crate::config::Certificate;
-    use crate::figures::JailCounts;
+    use crate::daemon::exporters::JailCounts;
     use crate::fleet::limits::BoundedTable;
     use crate::model::Jail;
 

@@ -1,18 +1,18 @@
 //! Exports the daemon's metrics to Prometheus and Home Assistant, both from one reading of its state.
 
 pub mod homeassistant;
-pub mod metrics;
+pub mod prometheus;
 
 use std::collections::BTreeMap;
 
 use self::homeassistant::{HomeAssistant, RetainedMessage};
-use self::metrics::TextfileWriter;
+use self::prometheus::TextfileWriter;
 use crate::abuseipdb::glance::QueueStatus;
 use crate::config::{Certificate, Config, Tls};
+use crate::daemon::state::DaemonState;
 use crate::fleet::limits::{BoundedTable, ReachedLimits};
 use crate::guard::RejectCounters;
 use crate::guard::gate::Admitted;
-use crate::memory::DaemonState;
 use crate::model::Jail;
 use crate::sys::paths::Paths;
 use crate::wire::Event;
