@@ -12,7 +12,7 @@ use super::{
 };
 use crate::broker::{DisconnectReason, LinkEvent};
 use crate::config::Broker;
-use crate::fleet::snapshot::RetainedShard;
+use crate::fleet::publisher::RetainedShard;
 use crate::guard::RejectReason;
 use crate::sys::clock::now_millis;
 use crate::sys::log::{info, warn};

@@ -37,7 +37,7 @@ use crate::daemon::state::{DaemonState, SharedState};
 use crate::error::Error;
 use crate::fail2ban::database::Database;
 use crate::fleet::provenance::Provenance;
-use crate::fleet::snapshot::RetainedShard;
+use crate::fleet::publisher::RetainedShard;
 use crate::fleet::{Controller, PersistedState, Timing};
 use crate::guard::IgnoreListResolver;
 use crate::guard::{Guard, RateLimiter};

@@ -7,7 +7,7 @@ use crate::daemon::former::Former;
 use crate::error::Error;
 use crate::fail2ban::action_names::{ActionNames, Resolved};
 use crate::fail2ban::database::{Database, unreadable};
-use crate::fleet::work::Effect;
+use crate::fleet::effects::Effect;
 use crate::fleet::{Controller, Record};
 use crate::guard::{Guard, RejectCounters, RejectReason, is_bannable};
 use crate::model::JailScope;

@@ -103,7 +103,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::fleet::look::{Heartbeat, ServerInstance};
+    use crate::fleet::jails::{Heartbeat, ServerInstance};
     use crate::fleet::{PersistedState, Timing};
     use crate::model::Jail;
 

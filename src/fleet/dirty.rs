@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::Record;
-use super::remember::RecordKey;
+use super::persist::RecordKey;
 
 /// The most changes that are written at once.
 const MAX_BATCH: usize = 2_000;

@@ -4,10 +4,10 @@
 use std::collections::BTreeSet;
 
 use super::claims::Claim;
-use super::lifts::Override;
+use super::effects::Pending;
 use super::limits::BoundedTable;
+use super::overrides::Override;
 use super::tombstones::Usage;
-use super::work::Pending;
 use super::{BanKey, Controller, Record, to_secs};
 use crate::model::Jail;
 use crate::wire::FleetUnban;

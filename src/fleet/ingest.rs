@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use super::branches::MAX_SUBSCRIPTIONS;
 use super::claims::{Claim, SeenTombstones, seen_tombstones};
+use super::jails::{JailState, PendingDetection};
 use super::limits::BoundedTable;
-use super::look::{JailState, PendingDetection};
-use super::remember::RecordKey;
+use super::peer_sync::MAX_SUBSCRIPTIONS;
+use super::persist::RecordKey;
 use super::{BanKey, Controller, GC_INTERVAL, Record, to_secs};
 use crate::fail2ban::database::BipsRow;
 use crate::model::{Address, HostName, JailScope};

@@ -3,13 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::branches::MAX_SUBSCRIPTIONS;
 use super::claims::{
     MAX_CLAIM_TOMBSTONES, MAX_CLAIMS, MAX_CLAIMS_PER_KEY, MAX_CLAIMS_PER_PEER, MAX_JAILS,
     MAX_LEGACY_CLAIMS, MAX_OTHER_JAILS,
 };
+use super::fair_queue::Ticket;
 use super::ingest::MAX_ECHOES;
-use super::queue::Ticket;
+use super::peer_sync::MAX_SUBSCRIPTIONS;
 use super::{BanKey, Controller};
 use crate::model::HostName;
 

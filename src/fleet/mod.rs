@@ -5,69 +5,69 @@
 //!
 //! - `claims`: the latest claim of each peer on an address (R2 to R4); `peers`: the state of each peer, and
 //!   `claim_index`, which finds a peer's claims by shard.
-//! - [`own`]: the bans that this host detected and holds (R6).
+//! - [`local_bans`]: the bans that this host detected and holds (R6).
 //! - `absent`: which bans count while fail2ban is down or has not created its jails (R7, R8).
-//! - [`marks`]: the records of imports, and whether fail2ban still holds them (R9, R10).
-//! - [`lifts`]: the bans of peers that this host's operator overrode (R14, R15).
+//! - [`imports`]: the records of imports, and whether fail2ban still holds them (R9, R10).
+//! - [`overrides`]: the bans of peers that this host's operator overrode (R14, R15).
 //! - `tombstones`: fleet unbans (R16, R17); `fleet_unbans` applies them to fail2ban.
 //! - [`limits`]: which bounded tables are full (R21).
 //! - [`reconcile`]: the decision on one address (R13, R19). [`lease`]: when to renew an import (R12).
-//! - [`sequence`]: the stamps of this host. [`tell`]: which local events it publishes (R18). [`snapshot`]: when to
+//! - [`sequence`]: the stamps of this host. [`local_events`]: which local events it publishes (R18). [`publisher`]: when to
 //!   publish which shard.
 //! - `shown`: when to publish the presence of this host, and the counts in it.
 //! - `acks`: acknowledges the bans that an operator made on another host.
-//! - [`branches`]: schedules the subscriptions to the snapshots of peers.
-//! - [`look`]: the observed state of a jail, and whether to observe the jail again.
+//! - [`peer_sync`]: schedules the subscriptions to the snapshots of peers.
+//! - [`jails`]: the observed state of a jail, and whether to observe the jail again.
 //! - `invariants`: checks the tables after every step of the simulation and the fuzzers.
-//! - [`remember`]: the state that survives a restart (R11); `dirty`: its records that are not on disk yet (R20).
+//! - [`persist`]: the state that survives a restart (R11); `dirty`: its records that are not on disk yet (R20).
 //!   [`provenance`]: which of that state counts under other settings.
 //!
 //! `ingest` applies messages, `seen` applies observations, and `work` returns the next effect.
 
-mod absent;
 mod acks;
-pub mod branches;
 mod claim_index;
 pub mod claims;
 mod dirty;
+pub mod effects;
+mod fair_queue;
 mod fleet_unbans;
+pub mod imports;
 mod ingest;
 mod invariants;
+pub mod jails;
 pub mod lease;
-pub mod lifts;
 pub mod limits;
-pub mod look;
-pub mod marks;
-pub mod own;
+pub mod local_bans;
+pub mod local_events;
+mod observe;
+mod offline;
+pub mod overrides;
+pub mod peer_sync;
 mod peers;
+pub mod persist;
 pub mod provenance;
-mod queue;
+pub mod publisher;
 pub mod reconcile;
-pub mod remember;
-mod seen;
 pub mod sequence;
-mod shown;
-pub mod snapshot;
-pub mod tell;
+mod status;
 mod tombstones;
-pub mod work;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use acks::AckTable;
-use branches::{Request, SubscriptionScheduler};
 use claims::{Claim, Counts};
 use dirty::DirtyRecords;
+use fair_queue::FairQueue;
 pub use ingest::ShardError;
-use lifts::Overrides;
+use jails::{Entry, Heartbeat, JailState, PendingDetection, Scan};
 use limits::ReachedLimits;
-use look::{Entry, Heartbeat, JailState, PendingDetection, Scan};
+use local_events::LocalEventFilter;
+use overrides::Overrides;
+use peer_sync::{Request, SubscriptionScheduler};
 use peers::{PeerState, Peers};
-use queue::FairQueue;
-pub use remember::{PersistedState, Record};
+pub use persist::{PersistedState, Record};
+use publisher::{RetainedShard, SnapshotPublisher};
 use sequence::Sequencer;
-use snapshot::{RetainedShard, SnapshotPublisher};
-use tell::LocalEventFilter;
 use tombstones::Tombstones;
 pub use tombstones::is_outlived;
 
@@ -183,8 +183,8 @@ pub struct Controller {
     /// Jails that the current scan has not observed yet.
     jails_to_observe: BTreeSet<Jail>,
     scan: Scan,
-    pending: VecDeque<work::Pending>,
-    in_flight: Option<work::Pending>,
+    pending: VecDeque<effects::Pending>,
+    in_flight: Option<effects::Pending>,
     heartbeat: Option<Heartbeat>,
     /// Addresses that were observed since the last heartbeat without the rest of their jail.
     spot_checked: BTreeMap<Jail, Vec<Address>>,
@@ -347,7 +347,7 @@ impl Controller {
 
     /// The import of an address, if this host imported it.
     #[must_use]
-    pub fn import(&self, key: &BanKey) -> Option<&marks::Import> {
+    pub fn import(&self, key: &BanKey) -> Option<&imports::Import> {
         self.jails.get(&key.0)?.entries.get(&key.1)?.import.as_deref()
     }
 

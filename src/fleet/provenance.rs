@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use super::marks::{Import, ImportSource, ImportSources};
+use super::imports::{Import, ImportSource, ImportSources};
 use super::{PersistedState, Record, Timing};
-use crate::fleet::lifts::Override;
+use crate::fleet::overrides::Override;
 use crate::wire::Ban;
 
 /// How long a claim that was learned under other settings may last unless its origin repeats it, in seconds.

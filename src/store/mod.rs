@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 
 use crate::error::Error;
 use crate::fleet::claims::seen_tombstones;
-use crate::fleet::lifts::Override;
-use crate::fleet::marks::{Import, ImportSource, ImportSources, ImportState};
+use crate::fleet::imports::{Import, ImportSource, ImportSources, ImportState};
+use crate::fleet::overrides::Override;
 use crate::fleet::{BanKey, PersistedState, Record};
 use crate::model::{Address, HostName, Jail, JailScope, UnbanId};
 use crate::sys::log;

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use super::*;
 use crate::config::Topic;
 use crate::daemon::former::Former;
-use crate::fleet::marks::ImportState;
+use crate::fleet::imports::ImportState;
 use crate::fleet::provenance::{Provenance, Trust};
 
 fn host(name: &str) -> HostName {

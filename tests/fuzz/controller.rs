@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
-use f2bmqtt::fleet::look::{Heartbeat, Observation, ServerInstance};
-use f2bmqtt::fleet::work::Effect;
+use f2bmqtt::fleet::effects::Effect;
+use f2bmqtt::fleet::jails::{Heartbeat, Observation, ServerInstance};
 use f2bmqtt::fleet::{Controller, PersistedState, Timing};
 use f2bmqtt::model::{Address, HostName, Jail};
 use f2bmqtt::wire::{Event, Shard};

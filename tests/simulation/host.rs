@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
 
-use f2bmqtt::fleet::look::{Heartbeat, Observation, ServerInstance};
-use f2bmqtt::fleet::work::{Effect, Target};
+use f2bmqtt::fleet::effects::{Effect, Target};
+use f2bmqtt::fleet::jails::{Heartbeat, Observation, ServerInstance};
 use f2bmqtt::fleet::{BanKey, Controller, PersistedState, Record, Timing};
 use f2bmqtt::guard::RejectReason;
 use f2bmqtt::model::{Address, HostName, Jail};

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use super::claims::ClaimState;
-use super::look::{Observation, ServerInstance};
-use super::work::Effect;
+use super::effects::Effect;
+use super::jails::{Observation, ServerInstance};
 use super::*;
 use crate::fail2ban::database::BipsRow;
 use crate::model::UnbanId;

@@ -8,7 +8,7 @@ use super::probe::CONNECT_TIMEOUT;
 use crate::broker::{ConnectStage, DisconnectReason};
 use crate::config::{Broker, Config};
 use crate::daemon::exporters::homeassistant;
-use crate::fleet::snapshot::SHARD_BYTES;
+use crate::fleet::publisher::SHARD_BYTES;
 use crate::guard::RejectReason;
 use crate::model::HostName;
 use crate::model::text::list;

@@ -15,7 +15,7 @@ use crate::broker::{self, ClientOptions, ConnectStage, DisconnectReason, LinkEve
 use crate::config::{self, Broker, Config, Topic};
 use crate::daemon;
 use crate::daemon::exporters::homeassistant;
-use crate::fleet::snapshot::SHARD_BYTES;
+use crate::fleet::publisher::SHARD_BYTES;
 use crate::guard::RejectReason;
 use crate::guard::gate::{Admitted, Source};
 use crate::model::{Address, HostName, Jail};

@@ -1,8 +1,8 @@
 //! Builds the presence of this host, and the counts for the status file and the exporters.
 
 use super::Controller;
+use super::jails::JailState;
 use super::limits::ReachedLimits;
-use super::look::JailState;
 use crate::daemon::exporters::JailCounts;
 use crate::model::HostName;
 use crate::sys::clock::is_within;

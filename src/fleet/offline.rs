@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use super::look::{LocalBan, Scan, ServerInstance};
-use super::marks::Import;
-use super::{Controller, Record, own, to_secs};
+use super::imports::Import;
+use super::jails::{LocalBan, Scan, ServerInstance};
+use super::{Controller, Record, local_bans, to_secs};
 use crate::fail2ban::address_map::AddressMap;
 use crate::fail2ban::database::BipsRow;
 use crate::model::{Address, Jail};
@@ -99,14 +99,14 @@ impl Controller {
             if pending.is_some_and(|ban| row.is_some_and(|row| row.timeofban >= ban.start)) {
                 written.push(address);
             }
-            let facts = own::LocalBanFacts {
+            let facts = local_bans::LocalBanFacts {
                 row,
                 pending,
                 away: true,
                 now: to_secs(now),
-                ..own::LocalBanFacts::default()
+                ..local_bans::LocalBanFacts::default()
             };
-            let ban = own::effective_ban(facts);
+            let ban = local_bans::effective_ban(facts);
             let last = jail_state.local_bans.get(&address).copied();
             if ban != last.map(|own| own.ban) {
                 touched.push(address);
@@ -170,8 +170,8 @@ impl Controller {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::look::{Heartbeat, Observation, PendingDetection};
-    use crate::fleet::work::Effect;
+    use crate::fleet::effects::Effect;
+    use crate::fleet::jails::{Heartbeat, Observation, PendingDetection};
     use crate::fleet::{PersistedState, Timing};
     use crate::model::{HostName, UnbanId};
     use crate::wire::{Action, Ban, Event, Reason};

@@ -3,14 +3,14 @@
 
 use std::collections::BTreeSet;
 
-use super::lifts::Override;
-use super::look::{Entry, Heartbeat, JailState, LocalBan, Observation, Scan};
-use super::marks::{
+use super::effects::Pending;
+use super::imports::{
     Import, ImportObservation, ImportSource, ImportSources, ImportStatus, MAX_WRITE_DELAY,
 };
+use super::jails::{Entry, Heartbeat, JailState, LocalBan, Observation, Scan};
+use super::overrides::Override;
 use super::reconcile::{self, Decision};
-use super::work::Pending;
-use super::{BanKey, Controller, Record, lease, own, to_secs};
+use super::{BanKey, Controller, Record, lease, local_bans, to_secs};
 use crate::fail2ban::database::BipsRow;
 use crate::guard::ignorelist::IgnoreReason;
 use crate::model::{Address, Jail};
@@ -67,7 +67,7 @@ impl Controller {
     }
 
     /// Handles a heartbeat: fail2ban answers, and has these jails. Jails that need an observation are requested as an
-    /// [`Effect`](super::work::Effect).
+    /// [`Effect`](super::effects::Effect).
     pub fn on_heartbeat(&mut self, heartbeat: Heartbeat, names: BTreeSet<Jail>, now: i64) {
         self.spot_checked.clear();
         let last = self.heartbeat.replace(heartbeat).filter(|last| last.server == heartbeat.server);
@@ -201,7 +201,7 @@ impl Controller {
         let pending = detection.map(|detection| detection.ban);
         let known_length = last.map(|own| own.ban.bantime).or(row.map(|row| row.bantime));
         let default_length = known_length.unwrap_or(observation.bantime);
-        let ban = own::effective_ban(own::LocalBanFacts {
+        let ban = local_bans::effective_ban(local_bans::LocalBanFacts {
             held: held.map(|length| length.unwrap_or(default_length)),
             row,
             pending,
@@ -251,7 +251,7 @@ impl Controller {
         });
         let is_removed = ended.is_some_and(|own| {
             let had_row = own.had_row_in(observation.database);
-            own::was_removed_by_operator(own.ban, had_row, row, now, observation.purge_age)
+            local_bans::was_removed_by_operator(own.ban, had_row, row, now, observation.purge_age)
         });
         if is_removed && observation.database.is_some() && !unseen && !was_imported {
             for source in self.import_sources(key, now) {

@@ -7,8 +7,8 @@ use smallvec::SmallVec;
 
 use super::Timing;
 use super::claims::Claim;
-use super::marks::Import;
-use super::queue::Ticket;
+use super::fair_queue::Ticket;
+use super::imports::Import;
 use super::tombstones::{self, Usage};
 use crate::fail2ban::address_map::AddressMap;
 use crate::fail2ban::database::BipsRow;

@@ -2,8 +2,8 @@
 //! between any two of them: a record is persisted before fail2ban acts on it (R20), and each decision uses a recent
 //! observation (R9, R19).
 
-use super::look::Heartbeat;
-use super::marks::{Import, ImportState};
+use super::imports::{Import, ImportState};
+use super::jails::Heartbeat;
 use super::reconcile::{self, Decision};
 use super::{BanKey, Controller, Record, to_secs};
 use crate::guard::ignorelist::IgnoreReason;

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::BanKey;
-use super::lifts::Override;
-use super::marks::Import;
+use super::imports::Import;
+use super::overrides::Override;
 use crate::guard::is_ahead;
 use crate::model::HostName;
 use crate::wire::{Ban, FleetUnban};
@@ -111,7 +111,7 @@ impl PersistedState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::marks::{ImportSource, ImportSources};
+    use crate::fleet::imports::{ImportSource, ImportSources};
     use crate::guard::HORIZON;
     use crate::model::{Address, Jail, JailScope, UnbanId};
 
