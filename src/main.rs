@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use f2bmqtt::abuseipdb::{call, service};
+use f2bmqtt::abuseipdb::{enqueue, service};
 use f2bmqtt::cli::{Cli, Command, NotifyShim, ReportArgs, ReportShim, SubscribeShim};
 use f2bmqtt::config::Config;
 use f2bmqtt::error::Error;
@@ -89,11 +89,11 @@ fn report_ban(paths: &Paths) -> Result<(), Error> {
     // Log lines need not be UTF-8.
     let arguments: Vec<_> =
         arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
-    let call = call::ReportCall::from_args(&arguments);
+    let call = enqueue::ReportCall::from_args(&arguments);
     if call.key == "--actionstart" {
-        return call::start(&call.comment, &call.address);
+        return enqueue::start(&call.comment, &call.address);
     }
-    call::run(&call, paths).inspect_err(|error| log::syslog(error))
+    enqueue::run(&call, paths).inspect_err(|error| log::syslog(error))
 }
 
 fn settings() -> Result<(), Error> {
@@ -102,13 +102,13 @@ fn settings() -> Result<(), Error> {
 }
 
 fn report(args: &ReportArgs, paths: &Paths) -> Result<(), Error> {
-    let call = call::ReportCall {
+    let call = enqueue::ReportCall {
         comment: args.comment.clone(),
         address: args.ip.clone(),
         categories: args.categories.clone(),
         bantime: args.bantime.clone(),
         failures: "1".to_owned(),
-        ..call::ReportCall::default()
+        ..enqueue::ReportCall::default()
     };
-    call::run_command(&call, args.dry_run, paths)
+    enqueue::run_command(&call, args.dry_run, paths)
 }

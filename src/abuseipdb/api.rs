@@ -7,7 +7,7 @@ use std::time::Duration;
 use reqwest::header::HeaderMap;
 use reqwest::{Client, RequestBuilder, Response, multipart, redirect};
 
-use super::answer::{ApiResponse, CutOff, Quota};
+use super::response::{ApiResponse, CutOff, Quota};
 use crate::config::Secret;
 use crate::model::Address;
 

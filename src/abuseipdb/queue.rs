@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, Result as SqlResult, Row, Transaction, params};
 
-use super::answer::{MAX_QUOTA_WAIT_SECS, Quota};
 use super::plan::{CallLimits, Id, QueuedReport, RecentReport, Stage};
 use super::report::{Categories, Report};
+use super::response::{MAX_QUOTA_WAIT_SECS, Quota};
 use crate::error::Error;
 use crate::model::Address;
 use crate::spool::{Item as _, Name};

@@ -11,8 +11,8 @@ use futures_util::StreamExt as _;
 use tokio::time::{sleep, timeout};
 
 use super::api::Https;
-use super::comment::Private;
 use super::queue::ReportQueue;
+use super::redact::text::Private;
 use super::report::Report;
 use super::worker::{ReporterEnv, Wake, Worker};
 use crate::config::{Config, Secret};

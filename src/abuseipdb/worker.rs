@@ -5,13 +5,14 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::api::Api;
-use super::comment::{self, Private};
 use super::key::ApiKeys;
-use super::ledger::Ledger;
 use super::log::Log;
 use super::plan::{self, Id, Next, RecentReport, Stage};
 use super::queue::{MAX_QUEUED, ReportQueue};
+use super::redact::text;
+use super::redact::text::Private;
 use super::report::{CommentSource, Report, bounded};
+use super::reported_db::Ledger;
 use crate::error::Error;
 use crate::model::Address;
 use crate::spool::{Name, Spool};
@@ -276,7 +277,7 @@ impl<A: Api> Worker<A> {
     /// Whether a report would have the same text as the accepted one.
     fn is_same_text(&self, report: &Report, recent: &RecentReport) -> bool {
         let text = (report.comment.as_str(), report.source);
-        let comment = comment::compose([text], report.address, &self.private);
+        let comment = text::compose([text], report.address, &self.private);
         recent.comment == comment
     }
 

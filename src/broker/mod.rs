@@ -10,10 +10,10 @@
 
 mod backoff;
 mod dial;
+mod disconnect;
 mod peers;
 mod purge;
 mod session;
-mod why;
 #[cfg(test)]
 mod wire_bytes;
 
@@ -25,11 +25,11 @@ use tokio::time::{Instant, sleep_until};
 use crate::config::{self, Broker, Config, Signing, Tls, Topic};
 use crate::guard::gate::{Admitted, Gate, Rejected};
 use backoff::Backoff;
+use disconnect::TlsMode;
+pub use disconnect::{ConnectStage, DisconnectReason};
 pub use peers::PeerAddresses;
 pub use purge::purge;
 use session::{Session, SessionEvent};
-use why::TlsMode;
-pub use why::{ConnectStage, DisconnectReason};
 
 /// The largest accepted MQTT packet, in bytes. rumqttc ends the connection at a larger one.
 const MAX_PACKET_BYTES: usize = 256 * 1024;

@@ -15,8 +15,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use super::dial::dial;
+use super::disconnect::{DisconnectReason, TlsMode, explain, is_too_large};
 use super::peers::PeerAddresses;
-use super::why::{DisconnectReason, TlsMode, explain, is_too_large};
 
 /// The most unacknowledged messages.
 const MAX_IN_FLIGHT: usize = 64;

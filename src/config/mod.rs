@@ -4,7 +4,7 @@
 //! precedence over the environment, and later lines over earlier ones.
 
 mod certificate;
-mod line;
+mod env_line;
 mod lines;
 mod nearest;
 mod options;
@@ -27,7 +27,7 @@ use crate::model::HostName;
 use crate::model::JailFilter;
 
 pub use certificate::Certificate;
-pub(crate) use line::read as read_line;
+pub(crate) use env_line::read as read_line;
 use lines::EnvLine;
 pub use tls::Tls;
 pub(crate) use tls::bare;
@@ -356,7 +356,7 @@ impl<'a> EnvFile<'a> {
     }
 
     /// Parses a line; also returns the variables that the line uses.
-    fn parse_line(&self, text: &str) -> (line::Parsed, BTreeSet<String>) {
+    fn parse_line(&self, text: &str) -> (env_line::Parsed, BTreeSet<String>) {
         let used = RefCell::new(BTreeSet::new());
         let parsed = match text {
             text if text.starts_with('\u{feff}') => {
@@ -364,7 +364,7 @@ impl<'a> EnvFile<'a> {
             }
             text if text.contains('\u{fffd}') => Err("is not UTF-8: save the file as UTF-8"),
             text if text.contains('\n') => Err("has a quote that is not closed on the same line"),
-            text => line::read(text, &|name| {
+            text => env_line::read(text, &|name| {
                 used.borrow_mut().insert(name.to_owned());
                 let earlier = self.values.get(name).map(|(_, value)| value.clone());
                 earlier.or_else(|| (self.environment)(name))

@@ -24,7 +24,8 @@ fn own_variable(name: &str) -> Option<String> {
 }
 
 fn value(line: &str) -> Result<String, &'static str> {
-    line::read(line, &own_variable).map(|entry| entry.map_or_else(String::new, |(_, value)| value))
+    env_line::read(line, &own_variable)
+        .map(|entry| entry.map_or_else(String::new, |(_, value)| value))
 }
 
 /// The value of `K` in bash after sourcing the line.

@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use rusqlite::{Connection, OpenFlags};
 use tokio::time::timeout;
 
-use crate::abuseipdb::glance::QueueStatus;
+use crate::abuseipdb::queue_status::QueueStatus;
 use crate::abuseipdb::report::Report;
 use crate::config::Config;
 use crate::daemon;

@@ -11,11 +11,12 @@ mod inbound;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use f2bmqtt::abuseipdb::answer::{Accepted, ApiError, ApiResponse, BulkAccepted, Listing};
-use f2bmqtt::abuseipdb::call::{self, ReportDecision};
-use f2bmqtt::abuseipdb::comment::{MAX_COMMENT_CHARS, Private, compose};
+use f2bmqtt::abuseipdb::enqueue;
+use f2bmqtt::abuseipdb::enqueue::ReportDecision;
+use f2bmqtt::abuseipdb::redact::text::{MAX_COMMENT_CHARS, Private, compose};
 use f2bmqtt::abuseipdb::report::CommentSource;
 use f2bmqtt::abuseipdb::report::Report;
+use f2bmqtt::abuseipdb::response::{Accepted, ApiError, ApiResponse, BulkAccepted, Listing};
 use f2bmqtt::config::Config;
 use f2bmqtt::fail2ban::pickle::{PickleValue, read};
 use f2bmqtt::guard::gate::Source;
@@ -164,7 +165,7 @@ pub(crate) fn arguments(bytes: &[u8]) {
         assert_eq!(SpooledEvent::parse(event.encode().as_bytes()), Ok(event));
     }
     let arguments: Vec<String> = text.split('\0').map(str::to_owned).collect();
-    let call = call::ReportCall::from_args(&arguments);
+    let call = enqueue::ReportCall::from_args(&arguments);
     if let Ok(ReportDecision::Report(report)) = call.decide(1) {
         let written = report.encode();
         let paths = call.ledger.len() + call.log.len();

@@ -4,11 +4,11 @@ use serde_json::json;
 
 use super::server::{ServerFault, data, quota_exhausted, response, too_soon};
 use super::{IP, ReporterHarness, START};
-use crate::abuseipdb::answer::{ApiResponse, CutOff};
 use crate::abuseipdb::api::Failure;
-use crate::abuseipdb::glance::QueueStatus;
-use crate::abuseipdb::ledger::Ledger;
 use crate::abuseipdb::plan::REPORT_INTERVAL_SECS;
+use crate::abuseipdb::queue_status::QueueStatus;
+use crate::abuseipdb::reported_db::Ledger;
+use crate::abuseipdb::response::{ApiResponse, CutOff};
 use crate::abuseipdb::worker::Wake;
 use crate::model::Address;
 

@@ -11,11 +11,11 @@ use std::time::{Duration, UNIX_EPOCH};
 use futures_util::FutureExt as _;
 use tempfile::TempDir;
 
-use super::comment::Private;
-use super::ledger::Ledger;
 use super::plan::REPORT_INTERVAL_SECS;
 use super::queue::ReportQueue;
+use super::redact::text::Private;
 use super::report::{Categories, CommentSource, Report};
+use super::reported_db::Ledger;
 use super::worker::{ReporterEnv, Wake, Worker};
 use crate::config::Secret;
 use crate::model::Address;

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
-use crate::abuseipdb::answer::ApiResponse;
 use crate::abuseipdb::api::{Api, ApiRequest, Failure};
 use crate::abuseipdb::plan::REPORT_INTERVAL_SECS;
+use crate::abuseipdb::response::ApiResponse;
 use crate::config::Secret;
 use crate::model::Address;
 

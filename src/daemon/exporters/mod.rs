@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use self::homeassistant::{HomeAssistant, RetainedMessage};
 use self::prometheus::TextfileWriter;
-use crate::abuseipdb::glance::QueueStatus;
+use crate::abuseipdb::queue_status::QueueStatus;
 use crate::config::{Certificate, Config, Tls};
 use crate::daemon::state::DaemonState;
 use crate::fleet::limits::{BoundedTable, ReachedLimits};

@@ -184,8 +184,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::abuseipdb::answer::Quota;
-    use crate::abuseipdb::glance::{CallQuota, QueueStatus};
+    use crate::abuseipdb::queue_status::{CallQuota, QueueStatus};
+    use crate::abuseipdb::response::Quota;
     use crate::config::Certificate;
     use crate::daemon::exporters::JailCounts;
     use crate::fleet::limits::BoundedTable;

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::jails::{self, Configured, JailAction, RunningFail2ban, RunningJail};
 use super::look;
 use super::reports::is_reporter;
-use crate::abuseipdb::{call, key};
+use crate::abuseipdb::{enqueue, key};
 use crate::fail2ban::{Client, Fail2banError};
 use crate::guard::IgnoreListResolver;
 use crate::model::Jail;
@@ -70,12 +70,12 @@ async fn query(socket: &Path) -> Result<(RunningFail2ban, Vec<Vec<String>>), Fai
             if is_reporter(&ban) {
                 // SQLITE_DB and LOG_FILE: fail2ban keeps the names of settings in lower case.
                 let settings = [
-                    ("sqlite_db", call::DEFAULT_LEDGER, DirContent::Database),
-                    ("log_file", call::DEFAULT_LOG, DirContent::Log),
+                    ("sqlite_db", enqueue::DEFAULT_LEDGER, DirContent::Database),
+                    ("log_file", enqueue::DEFAULT_LOG, DirContent::Log),
                 ];
                 for (setting, default, keeps) in settings {
                     let path = client.property(&name, &action, setting).await?;
-                    files.push((call::path_or_default(&path, default).into(), keeps));
+                    files.push((enqueue::path_or_default(&path, default).into(), keeps));
                 }
             }
             actions.push(JailAction { name: action, ban, key, files });

@@ -22,7 +22,7 @@ use std::io::{self, IsTerminal as _};
 use rustix::process::geteuid;
 
 use self::finding::{Finding, Status};
-use crate::abuseipdb::glance::QueueStatus;
+use crate::abuseipdb::queue_status::QueueStatus;
 use crate::config::{self, Config};
 use crate::daemon;
 use crate::daemon::status::DaemonStatus;

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::finding::Finding;
 use super::jails::{JailAction, RunningJail, jail_list};
-use crate::abuseipdb::glance::{LastCall, QueueStatus};
+use crate::abuseipdb::queue_status::{LastCall, QueueStatus};
 use crate::model::text::format_duration;
 use crate::sys::private_files::trust::{DirContent, Fault};
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::FleetStatus;
-use crate::abuseipdb::glance::{CallQuota, QueueStatus};
+use crate::abuseipdb::queue_status::{CallQuota, QueueStatus};
 use crate::model::{HostName, Jail};
 use crate::operator::local::LocalService;
 use crate::operator::view::HostView;

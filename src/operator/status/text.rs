@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::{Display, Write as _};
 
 use super::FleetStatus;
-use crate::abuseipdb::glance::{CallQuota, LastCall};
+use crate::abuseipdb::queue_status::{CallQuota, LastCall};
 use crate::model::text::{count, format_duration};
 use crate::model::{HostName, Jail};
 use crate::operator::local::LocalService;

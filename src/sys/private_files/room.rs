@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::StatVfsMountFlags;
 
-use crate::abuseipdb::call::{DEFAULT_LEDGER, DEFAULT_LOG};
+use crate::abuseipdb::enqueue::{DEFAULT_LEDGER, DEFAULT_LOG};
 use crate::sys::paths::Paths;
 
 /// The least free space on a disk and in memory (`/run`).

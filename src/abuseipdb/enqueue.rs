@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::api::Form;
-use super::comment::{self, Private};
 use super::key::{self, KeyFile};
-use super::ledger::Ledger;
 use super::log::Log;
 use super::queue::MAX_QUEUED;
+use super::redact::text;
+use super::redact::text::Private;
 use super::report::{Categories, CommentSource, Report, bounded};
+use super::reported_db::Ledger;
 use crate::error::Error;
 use crate::guard::is_reportable;
 use crate::model::Address;
@@ -393,7 +394,7 @@ pub fn run_command(call: &ReportCall, dry_run: bool, paths: &Paths) -> Result<()
     let form = Form {
         address: report.address,
         categories: report.categories.to_string(),
-        comment: comment::compose([(report.comment.as_str(), report.source)], address, &private),
+        comment: text::compose([(report.comment.as_str(), report.source)], address, &private),
         timestamp: Some(calendar.iso(report.time)),
     };
     info(form.to_string().trim_end());

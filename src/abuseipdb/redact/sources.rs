@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 
-use super::comment::Private;
+use super::text::Private;
 use crate::guard::own_addresses;
 
 /// The lowest UID of people's accounts (`UID_MIN` of login.defs(5) on Debian).

@@ -2,14 +2,14 @@
 
 use serde::de::DeserializeOwned;
 
-use super::answer::{Accepted, ApiError, ApiResponse, Listing, Quota};
 use super::api::{Api, ApiRequest, Failure, Form};
-use super::comment;
 use super::key::ApiKeys;
 use super::log::Log;
 use super::plan::{self, Id, QueuedReport, RecentReport, Stage};
 use super::queue::Endpoint;
+use super::redact::text;
 use super::report::{Categories, Report};
+use super::response::{Accepted, ApiError, ApiResponse, Listing, Quota};
 use super::worker::{Worker, already_reported, retry_pause_secs};
 use crate::config::Secret;
 use crate::error::Error;
@@ -87,7 +87,7 @@ impl<A: Api> Worker<A> {
         let form = Form {
             address,
             categories: categories.to_string(),
-            comment: comment::compose(comments, address, &self.private),
+            comment: text::compose(comments, address, &self.private),
             timestamp: Some(self.calendar.iso(time)),
         };
         Some(Submission {

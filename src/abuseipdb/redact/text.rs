@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::report::CommentSource;
+use crate::abuseipdb::report::CommentSource;
 use crate::model::Address;
 use crate::model::text::is_unsafe_for_display;
 

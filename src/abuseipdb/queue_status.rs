@@ -4,8 +4,8 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
-use super::answer::Quota;
 use super::report::Report;
+use super::response::Quota;
 use crate::spool::Item as _;
 
 /// A summary of the queue.

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::answer::{ApiError, BulkAccepted};
 use super::api::{Api, ApiRequest, BULK_HEADER};
 use super::log::Log;
 use super::plan::{self, Id, QueuedReport, Stage};
 use super::queue::Endpoint;
-use super::sending::{REJECTED_PAUSE_SECS, Reply, Submission};
+use super::response::{ApiError, BulkAccepted};
+use super::submit::{REJECTED_PAUSE_SECS, Reply, Submission};
 use super::worker::Worker;
 use crate::error::Error;
 use crate::model::Address;
