@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::ask;
-use super::out;
-use super::view::{BanSummary, FleetView, HostView};
-use super::visit::{FleetClient, Message};
+use super::confirm;
+use super::fleet_client::{FleetClient, Message};
+use super::fleet_view::{BanSummary, FleetView, HostView};
+use super::render;
 use crate::cli::operator::ForgetArgs;
 use crate::config::Config;
 use crate::daemon::exporters::homeassistant;
@@ -69,7 +69,7 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
         }
         client.end().await;
         if args.json {
-            out::print_json(&json!({
+            render::print_json(&json!({
                 "hosts": hosts.iter().map(HostName::as_str).collect::<Vec<_>>(),
                 "unknown": unknown.iter().map(HostName::as_str).collect::<Vec<_>>(),
                 "bans": bans,
@@ -99,7 +99,7 @@ fn confirm_unusual(hosts: &BTreeSet<HostName>, view: &FleetView) -> Result<(), E
         )));
     }
     let unknown: Vec<&HostName> = hosts.iter().filter(|host| !is_kept(host, view)).collect();
-    if unknown.is_empty() { Ok(()) } else { ask::confirm(&sanitize(&question(&unknown, view))) }
+    if unknown.is_empty() { Ok(()) } else { confirm::confirm(&sanitize(&question(&unknown, view))) }
 }
 
 fn question(unknown: &[&HostName], view: &FleetView) -> String {
@@ -161,7 +161,7 @@ pub(crate) fn retraction(host: &HostName, view: &FleetView, now: i64) -> Vec<Mes
 
 #[cfg(test)]
 mod tests {
-    use super::super::view::Expiry;
+    use super::super::fleet_view::Expiry;
     use super::*;
     use crate::model::{Address, Jail};
 

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
+use super::fleet_client::{FleetClient, Message};
+use super::fleet_view::{FleetView, HostView};
 use super::forget::{is_kept, retraction};
-use super::view::{FleetView, HostView};
-use super::visit::{FleetClient, Message};
 use crate::broker;
 use crate::config::Config;
 use crate::daemon::exporters::homeassistant;

@@ -1,26 +1,26 @@
 //! The operator's commands. They need no daemon: the broker keeps the state of the whole fleet.
 //!
-//! - [`visit`] connects to the broker. [`gather`] schedules the subscriptions, and [`view`] interprets the messages; both
-//!   are pure. [`local`] reads the state of this host.
+//! - [`fleet_client`] connects to the broker. [`fetch`] schedules the subscriptions, and [`fleet_view`] interprets the messages; both
+//!   are pure. [`local_host`] reads the state of this host.
 //! - [`status`], [`list`], [`watch`] and [`check`] show; [`ban`], [`unban`] and [`forget`] act, and show the result.
-//! - [`out`] and [`clock`] render text, tables, JSON and times; [`ask`] asks for confirmation.
+//! - [`render`] and [`time_format`] render text, tables, JSON and times; [`confirm`] asks for confirmation.
 
-pub mod ask;
 pub mod ban;
 pub mod check;
-pub mod clock;
+pub mod confirm;
+pub mod fetch;
+pub mod fleet_client;
+pub mod fleet_view;
 pub mod forget;
-pub mod gather;
 mod known;
 mod leave;
 pub mod list;
-pub mod local;
+pub mod local_host;
 mod names;
-pub mod out;
+pub mod render;
 pub mod status;
+pub mod time_format;
 pub mod unban;
-pub mod view;
-pub mod visit;
 pub mod watch;
 
 use crate::cli::operator::Operation;

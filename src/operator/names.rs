@@ -3,8 +3,8 @@
 
 use std::fmt::Write as _;
 
-use super::local;
-use super::out::BufferedStdout;
+use super::local_host;
+use super::render::BufferedStdout;
 use crate::cli::operator::Named;
 use crate::config::Config;
 use crate::error::Error;
@@ -22,14 +22,18 @@ const MAX_NAMES: usize = 1_000;
 pub(super) fn run(named: Named, paths: &Paths) -> Result<(), Error> {
     let list: Vec<String> = match named {
         Named::Jails => {
-            let jails = runtime::run(async { Ok(local::query_jails(paths).await) })?;
+            let jails = runtime::run(async { Ok(local_host::query_jails(paths).await) })?;
             jails.unwrap_or_default().iter().map(ToString::to_string).collect()
         }
         Named::Hosts => Config::load().map_or_else(
             |_| Vec::new(),
-            |config| local::read_hosts(&config, paths).iter().map(ToString::to_string).collect(),
+            |config| {
+                local_host::read_hosts(&config, paths).iter().map(ToString::to_string).collect()
+            },
         ),
-        Named::Addresses => local::read_addresses(paths).iter().map(ToString::to_string).collect(),
+        Named::Addresses => {
+            local_host::read_addresses(paths).iter().map(ToString::to_string).collect()
+        }
     };
     let mut to = BufferedStdout::default();
     for name in list.iter().take(MAX_NAMES) {

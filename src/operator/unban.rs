@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::ask;
+use super::confirm;
+use super::fleet_client::{FleetClient, Message};
+use super::fleet_view::{FleetView, Update};
 use super::known;
-use super::local;
-use super::out;
-use super::view::{FleetView, Update};
-use super::visit::{FleetClient, Message};
+use super::local_host;
+use super::render;
 use crate::cli::operator::UnbanArgs;
 use crate::config::Config;
 use crate::error::Error;
@@ -41,7 +41,7 @@ const FALLBACK_JAIL: &str = "sshd";
 /// # Errors
 /// Any [`Error`]; [`Error::Failed`] if a host has not confirmed.
 pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
-    let addresses = ask::parse_addresses(&args.addresses)?;
+    let addresses = confirm::parse_addresses(&args.addresses)?;
     let jail = args.jail.as_deref().map(Jail::new).transpose();
     let jail = jail.map_err(|what| Error::Usage(format!("--jail {what}")))?;
     let config = Config::load()?;
@@ -51,7 +51,7 @@ pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
             "{count} addresses exceed the limit of {MAX_EVENTS} per call"
         )));
     }
-    ask::confirm_bulk("Unban", &addresses, args.yes)?;
+    confirm::confirm_bulk("Unban", &addresses, args.yes)?;
     let millis = now_millis();
     let unban = Unban {
         me: config.node.clone(),
@@ -61,7 +61,7 @@ pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
     };
     runtime::run(async {
         let (client, local_jails) =
-            tokio::join!(FleetClient::connect(&config, paths), local::query_jails(paths));
+            tokio::join!(FleetClient::connect(&config, paths), local_host::query_jails(paths));
         let mut client = client?;
         let local_jails = local_jails.unwrap_or_default();
         if let Some(jail) = &unban.jail {
@@ -197,7 +197,7 @@ impl Unban {
             list.push(host.as_str());
         }
         if json {
-            out::print_json(&json!({
+            render::print_json(&json!({
                 "id": self.id.as_str(),
                 "ips": self.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "jail": self.jail.as_ref().map(Jail::as_str),

@@ -2,7 +2,7 @@
 //! shows the result on each host. The ban is never reported to AbuseIPDB (R23), because there was no attack.
 
 mod acks;
-mod share;
+mod notify;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -11,11 +11,11 @@ use acks::AckCollector;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::ask;
-use super::local;
-use super::out;
-use super::view::FleetView;
-use super::visit::FleetClient;
+use super::confirm;
+use super::fleet_client::FleetClient;
+use super::fleet_view::FleetView;
+use super::local_host;
+use super::render;
 use crate::cli::operator::BanArgs;
 use crate::config::Config;
 use crate::daemon;
@@ -48,7 +48,7 @@ const FAILURE_TEXT: &str = "banned by hand with f2bmqtt ban";
 /// Any [`Error`]
 pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
     let jail = Jail::new(&args.jail).map_err(|what| Error::Usage(format!("JAIL {what}")))?;
-    let addresses = ask::parse_addresses(&args.addresses)?;
+    let addresses = confirm::parse_addresses(&args.addresses)?;
     if let Some(address) = addresses.iter().find(|address| !is_bannable(address.ip())) {
         return Err(Error::Usage(format!("IP {address} is not an address of another machine")));
     }
@@ -72,7 +72,7 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
         if !args.yes {
             check_addresses(&config, &mut fail2ban, &jail, &addresses).await?;
         }
-        ask::confirm_bulk("Ban", &addresses, args.yes)?;
+        confirm::confirm_bulk("Ban", &addresses, args.yes)?;
         let mut ban = BanRun {
             acks: AckCollector::new(config.node.clone(), jail.clone(), now_millis()),
             jail,
@@ -82,7 +82,7 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
             slow: BTreeSet::new(),
         };
         // Without a daemon, a child of notify publishes the ban, and there is no snapshot to wait for.
-        let has_no_daemon = local::LocalService::read(paths).pid.is_none();
+        let has_no_daemon = local_host::LocalService::read(paths).pid.is_none();
         // A presence has room for MAX_ACKS acknowledgements.
         let mut batches = addresses.chunks(MAX_ACKS);
         let first = ban.issue(&mut fail2ban, batches.next().unwrap_or_default(), paths);
@@ -115,7 +115,7 @@ async fn check_addresses(
     addresses: &[Address],
 ) -> Result<(), Error> {
     let (exempt, _) = daemon::exempt(config).resolve(jail, &fail2ban.ignored(jail).await?).await;
-    let clients = ask::ssh_client_addresses();
+    let clients = confirm::ssh_client_addresses();
     for address in addresses {
         let why = if clients.contains(&address.ip()) {
             Some("you are connected from this address, and would lock yourself out".to_owned())
@@ -162,13 +162,13 @@ impl BanRun {
         let jail = &self.jail;
         let failures = fail2ban.max_retry(jail).await?.clamp(1, 100);
         let failures = vec![FAILURE_TEXT; usize::try_from(failures).unwrap_or(1)];
-        let shared = share::is_shared(fail2ban, jail).await?;
+        let shared = notify::is_shared(fail2ban, jail).await?;
         let before = fail2ban.bans(jail).await?;
         let (mut notes, since) = (ManualBanLog::open(&paths.by_hand())?, now_secs());
         let (existing, new): (BTreeSet<Address>, BTreeSet<Address>) =
             addresses.iter().partition(|address| before.has(**address));
         // A ban that the operator made with fail2ban-client is not shared; the command shares it now.
-        let local = share::banned_by_hand(fail2ban, jail, &existing, paths).await?;
+        let local = notify::banned_by_hand(fail2ban, jail, &existing, paths).await?;
         // Write all notes before the first attempt, because the reporter reads the notes on the first ban.
         for address in new.iter().chain(&local) {
             notes.record(*address, since)?;
@@ -200,9 +200,9 @@ impl BanRun {
             }
             self.issued.push(IssuedBan { address: *address, already_banned, seconds });
         }
-        share::notify_fleet_now(jail, &local, &held, failures.len(), paths)?;
+        notify::notify_fleet_now(jail, &local, &held, failures.len(), paths)?;
         if !shared {
-            share::notify_fleet(fail2ban, jail, &new, &held, (since, failures.len()), paths)
+            notify::notify_fleet(fail2ban, jail, &new, &held, (since, failures.len()), paths)
                 .await?;
         }
         Ok(())
@@ -265,7 +265,7 @@ impl BanRun {
             all["host"] = me.as_str().into();
             all["bans"] = bans.collect();
             all["published"] = self.published.into();
-            out::print_json(&all);
+            render::print_json(&all);
             return;
         }
         for IssuedBan { address, already_banned, seconds } in issued {

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use super::host::{HostFacts, Script, SpoolVisibility, UnitState};
 use super::reports::KeyState;
 use crate::abuseipdb::key::KeyFile;
-use crate::operator::ask::parent;
+use crate::operator::confirm::parent;
 use crate::spool::owner_lock;
 use crate::sys::paths::Paths;
 use crate::sys::private_files::mounts;

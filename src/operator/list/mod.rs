@@ -1,6 +1,6 @@
 //! `f2bmqtt list`: all bans of the fleet, or the explanation for one address.
 
-mod why;
+mod explain;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,12 +8,14 @@ use std::fmt;
 use ipnet::IpNet;
 use serde_json::json;
 
-use super::clock::Clock;
+use super::fleet_client::FleetClient;
+use super::fleet_view::{BanSummary, Expiry, FleetView, VoidedBan};
 use super::known;
-use super::local::{self, LocalDecision};
-use super::out::{self, BufferedStdout, Out, Row, Style};
-use super::view::{BanSummary, Expiry, FleetView, VoidedBan};
-use super::visit::FleetClient;
+use super::local_host;
+use super::local_host::LocalDecision;
+use super::render;
+use super::render::{BufferedStdout, Out, Row, Style};
+use super::time_format::Clock;
 use crate::cli::operator::ListArgs;
 use crate::config::Config;
 use crate::error::Error;
@@ -22,7 +24,7 @@ use crate::model::{Address, HostName, Jail};
 use crate::sys::clock::now_secs;
 use crate::sys::paths::Paths;
 use crate::sys::runtime;
-use why::Explanation;
+use explain::Explanation;
 
 /// The bans that the command lists.
 #[derive(Debug, Default)]
@@ -87,7 +89,7 @@ pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
         };
         let local_jails = async {
             match filter.jail {
-                Some(_) => local::query_jails(paths).await.unwrap_or_default(),
+                Some(_) => local_host::query_jails(paths).await.unwrap_or_default(),
                 None => BTreeSet::new(),
             }
         };
@@ -111,7 +113,7 @@ pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
         }
         (Some(address), Some(decision)) => {
             let explanation = Explanation { me: config.node, address, banned, view, decision };
-            out::print(&explanation.text(&clock));
+            render::print(&explanation.text(&clock));
         }
         _ => table(
             &mut BufferedStdout::default(),
@@ -138,7 +140,7 @@ fn write_json(
     let voided = voids.iter().map(|VoidedBan { jail, host, id, .. }| {
         json!({ "jail": jail.as_str(), "host": host.as_str(), "id": id.as_str() })
     });
-    let (voided, missing) = (out::json(&voided.collect()), out::json(&json!(missing)));
+    let (voided, missing) = (render::json(&voided.collect()), render::json(&json!(missing)));
     write!(to, "{{\"voided\":{voided},\"incomplete\":{missing},\"time\":{now},\"bans\":[")?;
     for (n, banned) in banned.iter().enumerate() {
         let comma = if n == 0 { "" } else { "," };
@@ -151,7 +153,7 @@ fn write_json(
             "forever": banned.until == Expiry::Never,
             "also": banned.also.iter().map(HostName::as_str).collect::<Vec<_>>(),
         });
-        write!(to, "{comma}{}", out::json(&ban))?;
+        write!(to, "{comma}{}", render::json(&ban))?;
     }
     writeln!(to, "]}}")
 }

@@ -1,15 +1,17 @@
 //! `f2bmqtt status`: the state of this host, the broker and every host of the fleet.
 
-mod figures;
+mod json;
 mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::clock::Clock;
-use super::local::{self, LocalService};
-use super::out::{self, Out};
-use super::view::{BanSummary, FleetView};
-use super::visit::FleetClient;
+use super::fleet_client::FleetClient;
+use super::fleet_view::{BanSummary, FleetView};
+use super::local_host;
+use super::local_host::LocalService;
+use super::render;
+use super::render::Out;
+use super::time_format::Clock;
 use crate::config::Config;
 use crate::error::Error;
 use crate::model::{HostName, Jail};
@@ -25,7 +27,7 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
     let config = Config::load()?;
     let status = runtime::run(async {
         let (client, jails) =
-            tokio::join!(FleetClient::connect(&config, paths), local::query_jails(paths));
+            tokio::join!(FleetClient::connect(&config, paths), local_host::query_jails(paths));
         let (broker, view, broker_error) = match client {
             Ok(mut client) => {
                 let view = client.take_view();
@@ -44,9 +46,9 @@ pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
         Ok(FleetStatus { me, service, broker, user, broker_error, jails, view, banned, clock })
     })?;
     if json {
-        out::print_json(&status.json());
+        render::print_json(&status.json());
     } else {
-        out::print(&status.text(Out::stdout()));
+        render::print(&status.text(Out::stdout()));
     }
     let faults = status.faults();
     if faults.is_empty() { Ok(()) } else { Err(Error::Failed(faults.join("; "))) }

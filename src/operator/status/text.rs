@@ -7,9 +7,9 @@ use super::FleetStatus;
 use crate::abuseipdb::queue_status::{CallQuota, LastCall};
 use crate::model::text::{count, format_duration};
 use crate::model::{HostName, Jail};
-use crate::operator::local::LocalService;
-use crate::operator::out::{Cell, Out, Row, Style};
-use crate::operator::view::HostView;
+use crate::operator::fleet_view::HostView;
+use crate::operator::local_host::LocalService;
+use crate::operator::render::{Cell, Out, Row, Style};
 use crate::wire::HostState;
 
 impl FleetStatus {

@@ -1,7 +1,7 @@
 //! `f2bmqtt watch`: a live screen on a terminal, or one line per event in a pipe.
 
+mod model;
 mod screen;
-mod seen;
 
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
@@ -12,10 +12,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::clock::Clock;
-use super::gather::FetchStep;
-use super::out::Out;
-use super::visit;
+use super::fetch::FetchStep;
+use super::fleet_client;
+use super::render::Out;
+use super::time_format::Clock;
 use crate::broker::{LinkEvent, MqttLink};
 use crate::config::{Config, Topic};
 use crate::error::Error;
@@ -23,8 +23,8 @@ use crate::model::text::sanitize;
 use crate::sys::clock::now_millis;
 use crate::sys::log::{info, warn};
 use crate::sys::runtime;
+use model::{FeedItem, WatchModel};
 use screen::Screen;
-use seen::{FeedItem, WatchModel};
 
 /// The least time between two frames.
 const FRAME_INTERVAL: Duration = Duration::from_millis(200);
@@ -68,8 +68,9 @@ enum WatchEvent {
 
 impl FeedListener {
     fn new(config: &Config) -> Self {
-        let topics = [vec![config.topic.events()], visit::initial_topics(&config.topic)].concat();
-        let link = MqttLink::new(config, visit::client_options(config, topics));
+        let topics =
+            [vec![config.topic.events()], fleet_client::initial_topics(&config.topic)].concat();
+        let link = MqttLink::new(config, fleet_client::client_options(config, topics));
         Self {
             link,
             topic: config.topic.clone(),

@@ -8,11 +8,11 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Sparkline};
 
-use super::seen::{BanCounts, FeedItem, RATE_SECONDS, WatchModel};
+use super::model::{BanCounts, FeedItem, RATE_SECONDS, WatchModel};
 use crate::model::HostName;
 use crate::model::text::{count, sanitize};
-use crate::operator::clock::Clock;
-use crate::operator::view::HostView;
+use crate::operator::fleet_view::HostView;
+use crate::operator::time_format::Clock;
 
 /// The parts of the screen that the model does not have.
 #[derive(Debug)]

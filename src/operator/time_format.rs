@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::model::text::format_duration;
-use crate::operator::view::Expiry;
+use crate::operator::fleet_view::Expiry;
 use crate::sys::calendar::Calendar;
 
 /// The calendar of this host's time zone, and the current time.

@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use crate::model::text::sanitize;
 use crate::model::{Address, HostName, Jail};
-use crate::operator::clock::Clock;
-use crate::operator::local::LocalDecision;
-use crate::operator::view::{BanSummary, Expiry, FleetView, VoidedBan};
+use crate::operator::fleet_view::{BanSummary, Expiry, FleetView, VoidedBan};
+use crate::operator::local_host::LocalDecision;
+use crate::operator::time_format::Clock;
 
 /// The data of the explanation.
 pub(super) struct Explanation<'a> {

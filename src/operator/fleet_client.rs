@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
-use super::gather::{FetchStep, SnapshotFetch};
-use super::local;
-use super::view::{FleetView, Update};
+use super::fetch::{FetchStep, SnapshotFetch};
+use super::fleet_view::{FleetView, Update};
+use super::local_host;
 use crate::broker::{ClientOptions, LinkEvent, MqttLink};
 use crate::config::{Broker, Config, Topic};
 use crate::error::Error;
@@ -64,7 +64,7 @@ impl FleetClient {
         if !client.view().hosts().contains_key(&config.node) {
             // The broker keeps at least this host's presence. It may deliver nothing for a wildcard, so request the exact
             // topics of all hosts known here.
-            client.request(&local::read_hosts(config, paths));
+            client.request(&local_host::read_hosts(config, paths));
             client.fetch.requested(elapsed_millis(connected_at));
             client.fetch_all().await?;
         }

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use super::FleetStatus;
 use crate::abuseipdb::queue_status::{CallQuota, QueueStatus};
 use crate::model::{HostName, Jail};
-use crate::operator::local::LocalService;
-use crate::operator::view::HostView;
+use crate::operator::fleet_view::HostView;
+use crate::operator::local_host::LocalService;
 
 impl FleetStatus {
     pub(super) fn json(&self) -> Value {

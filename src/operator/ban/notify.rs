@@ -10,7 +10,7 @@ use crate::fail2ban::address_map::AddressMap;
 use crate::fail2ban::database::Database;
 use crate::fail2ban::{self, Client};
 use crate::model::{Address, Jail};
-use crate::operator::local;
+use crate::operator::local_host;
 use crate::spool::notify;
 use crate::spool::notify::NotifyCall;
 use crate::sys::clock::now_secs;
@@ -59,7 +59,7 @@ pub(super) async fn banned_by_hand(
         .rows(jail, &by_hand)
         .map_err(|error| Error::Failed(format!("cannot read fail2ban's database: {error}")))?;
     let store = paths.store();
-    let imports = local::imports(&store, jail, addresses).map_err(|error| {
+    let imports = local_host::imports(&store, jail, addresses).map_err(|error| {
         Error::Failed(format!("cannot read the state database {}: {error}", store.display()))
     })?;
     by_hand.retain(|address| {

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::view::{FleetView, Update};
+use super::fleet_view::{FleetView, Update};
 use crate::guard::gate::Admitted;
 use crate::model::HostName;
 
