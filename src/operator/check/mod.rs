@@ -4,18 +4,9 @@
 //! fail2ban, `probe` from the brokers. Then pure rules turn the facts into findings (`finding`): `settings`, `broker`,
 //! `fleet`, `jails`, `database`, `reports`, `host`, `status`.
 
-mod ask;
-mod broker;
-mod database;
 mod finding;
-mod fleet;
-mod host;
-mod jails;
-mod look;
-mod probe;
-mod reports;
-mod settings;
-mod status;
+mod gather;
+mod rules;
 
 use std::io::{self, IsTerminal as _};
 
@@ -64,7 +55,9 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
     let path = config::path();
     let files = {
         let (paths, path) = (paths.clone(), path.clone());
-        std::thread::spawn(move || (look::host(&paths, &path), ask::configured()))
+        std::thread::spawn(move || {
+            (gather::host::host(&paths, &path), gather::fail2ban::configured())
+        })
     };
     let file = paths.status();
     let status = DaemonStatus::read(&file);
@@ -72,11 +65,11 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
     let (brokers, server) = runtime::run(async {
         let brokers = async {
             match config {
-                Ok(config) => probe::brokers(config, &instance).await,
+                Ok(config) => gather::broker::brokers(config, &instance).await,
                 Err(_) => Vec::new(),
             }
         };
-        Ok(tokio::join!(brokers, ask::server(&paths.fail2ban)))
+        Ok(tokio::join!(brokers, gather::fail2ban::server(&paths.fail2ban)))
     })?;
     let (mut host, configured) =
         files.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -92,17 +85,17 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         host.duplicates =
             status.duplicates.iter().map(|duplicate| duplicate.host.clone()).collect();
     }
-    let mut found = settings::findings(config, &path);
+    let mut found = rules::settings::findings(config, &path);
     if let Ok(config) = config {
         let works = brokers.iter().any(|reached| reached.result().is_some());
         // First, because it is the state right after the installation.
-        found.splice(0..0, settings::sample(config, works, &path));
+        found.splice(0..0, rules::settings::sample(config, works, &path));
         found.extend(brokers.iter().flat_map(|reached| reached.findings(config)));
         let certificates = config.tls.as_ref().map(config::Tls::certificates).unwrap_or_default();
-        found.extend(settings::certificates(&certificates, now_secs()));
-        let result = brokers.iter().find_map(broker::BrokerProbe::result);
+        found.extend(rules::settings::certificates(&certificates, now_secs()));
+        let result = brokers.iter().find_map(rules::broker::BrokerProbe::result);
         if let Some(result) = result {
-            found.extend(fleet::findings(
+            found.extend(rules::fleet::findings(
                 (&config.node, &config.topic),
                 &daemon::machine(),
                 result,
@@ -115,24 +108,37 @@ fn findings(config: &Result<Config, Error>, paths: &Paths) -> Result<Vec<Finding
         let database = server.as_ref().ok().and_then(|server| server.database.clone());
         let socket = Some(("fail2ban's socket", paths.fail2ban.clone()));
         let seen = socket.into_iter().chain(database.map(|path| ("fail2ban's database", path)));
-        let hidden = seen.filter(|(_, path)| look::is_hidden_from(owner.pid, path));
-        found.extend(hidden.map(|(what, path)| host::hidden(what, &path)));
+        let hidden = seen.filter(|(_, path)| gather::host::is_hidden_from(owner.pid, path));
+        found.extend(hidden.map(|(what, path)| rules::host::hidden(what, &path)));
     }
     if host.is_running() {
-        found.extend(status::findings(&status, &file, now_secs()));
+        found.extend(rules::status::findings(&status, &file, now_secs()));
     }
     let sharing = config.as_ref().map(|config| config.sharing.clone()).unwrap_or_default();
-    found.extend(jails::findings(&server, &configured, &sharing));
+    found.extend(rules::jails::findings(&server, &configured, &sharing));
     if let Ok(server) = &server {
-        found.extend(database::findings(server.database.as_deref(), &database::read(server)));
+        found.extend(rules::database::findings(
+            server.database.as_deref(),
+            &rules::database::read(server),
+        ));
         let spool = paths.spool();
-        let seen = look::spool_visibility(server.pid, spool.dir());
+        let seen = gather::host::spool_visibility(server.pid, spool.dir());
         found.extend(seen.map(|seen| seen.finding(spool.dir())));
-        let (key, warning) = look::key(&paths.api_key);
-        found.extend(reports::findings(&server.jails, &paths.api_key, &key, warning.as_deref()));
+        let (key, warning) = gather::host::key(&paths.api_key);
+        found.extend(rules::reports::findings(
+            &server.jails,
+            &paths.api_key,
+            &key,
+            warning.as_deref(),
+        ));
         let reports_queue = QueueStatus::of(&paths.report_queue());
-        found.extend(reports::queue(&server.jails, &reports_queue, &paths.api_key, now_secs()));
-        found.extend(reports::files(&server.jails, trust::inspect));
+        found.extend(rules::reports::queue(
+            &server.jails,
+            &reports_queue,
+            &paths.api_key,
+            now_secs(),
+        ));
+        found.extend(rules::reports::files(&server.jails, trust::inspect));
     }
     Ok(found)
 }

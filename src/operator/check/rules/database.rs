@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use super::finding::Finding;
 use super::jails::RunningFail2ban;
 use crate::fail2ban::database::Database;
+use crate::operator::check::finding::Finding;
 
 /// The result of a read of the database.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Contents {
+pub(in crate::operator::check) enum Contents {
     /// fail2ban keeps no database.
     Off,
     Missing,
@@ -18,7 +18,7 @@ pub(super) enum Contents {
 }
 
 /// Reads all rows of the server's jails.
-pub(super) fn read(server: &RunningFail2ban) -> Contents {
+pub(in crate::operator::check) fn read(server: &RunningFail2ban) -> Contents {
     let Some(path) = &server.database else { return Contents::Off };
     let mut database = Database::new(Some(path.clone()));
     if !database.exists() {
@@ -33,7 +33,10 @@ pub(super) fn read(server: &RunningFail2ban) -> Contents {
 }
 
 /// The findings about the database.
-pub(super) fn findings(path: Option<&Path>, contents: &Contents) -> Vec<Finding> {
+pub(in crate::operator::check) fn findings(
+    path: Option<&Path>,
+    contents: &Contents,
+) -> Vec<Finding> {
     let path = path.unwrap_or(Path::new("")).display();
     let finding = match contents {
         Contents::Off => {
@@ -76,10 +79,10 @@ pub(super) fn findings(path: Option<&Path>, contents: &Contents) -> Vec<Finding>
 mod tests {
     use rusqlite::Connection;
 
-    use super::super::finding::Status;
     use super::super::jails::RunningJail;
     use super::*;
     use crate::model::Jail;
+    use crate::operator::check::finding::Status;
 
     #[test]
     fn unreadable_database_is_a_fault_and_invalid_row_a_warning() {

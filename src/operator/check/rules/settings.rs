@@ -2,14 +2,17 @@
 
 use std::path::Path;
 
-use super::finding::Finding;
 use crate::config::{Certificate, Config};
 use crate::error::Error;
 use crate::model::text::format_duration;
+use crate::operator::check::finding::Finding;
 use crate::sys::calendar::Calendar;
 
 /// The findings about the settings file.
-pub(super) fn findings(settings: &Result<Config, Error>, path: &Path) -> Vec<Finding> {
+pub(in crate::operator::check) fn findings(
+    settings: &Result<Config, Error>,
+    path: &Path,
+) -> Vec<Finding> {
     let path = path.display();
     match settings {
         Ok(config) if config.warnings.is_empty() => {
@@ -37,7 +40,7 @@ pub(super) fn findings(settings: &Result<Config, Error>, path: &Path) -> Vec<Fin
 }
 
 /// The certificates that expire soon: an expired one makes connections fail.
-pub(super) fn certificates(all: &[Certificate], now: i64) -> Vec<Finding> {
+pub(in crate::operator::check) fn certificates(all: &[Certificate], now: i64) -> Vec<Finding> {
     let (soon, later): (Vec<_>, Vec<_>) =
         all.iter().partition(|certificate| certificate.ends_soon(now));
     let mut found: Vec<Finding> = soon
@@ -70,7 +73,11 @@ fn date(seconds: i64) -> String {
 
 /// The finding about sample settings. They may even work, in a network whose hub has the sample's address, but the
 /// password is public.
-pub(super) fn sample(config: &Config, works: bool, path: &Path) -> Option<Finding> {
+pub(in crate::operator::check) fn sample(
+    config: &Config,
+    works: bool,
+    path: &Path,
+) -> Option<Finding> {
     let path = path.display();
     match (config.is_sample(), works) {
         (false, _) => None,
@@ -94,9 +101,9 @@ pub(super) fn sample(config: &Config, works: bool, path: &Path) -> Option<Findin
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Status;
     use super::*;
     use crate::config::SAMPLE;
+    use crate::operator::check::finding::Status;
 
     const NOW: i64 = 1_795_342_600;
 

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::jails::{self, Configured, JailAction, RunningFail2ban, RunningJail};
-use super::look;
-use super::reports::is_reporter;
+use super::host;
 use crate::abuseipdb::{enqueue, key};
 use crate::fail2ban::{Client, Fail2banError};
 use crate::guard::IgnoreListResolver;
 use crate::model::Jail;
+use crate::operator::check::rules::jails;
+use crate::operator::check::rules::jails::{Configured, JailAction, RunningFail2ban, RunningJail};
+use crate::operator::check::rules::reports::is_reporter;
 use crate::sys::private_files::trust::DirContent;
 
 /// How long the server may take. A slower one hangs, or makes many bans.
@@ -22,7 +23,7 @@ const SERVER_TIMEOUT: Duration = Duration::from_secs(4);
 const NAME_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The facts from the server; `Err` is why it does not answer.
-pub(super) async fn server(socket: &Path) -> Result<RunningFail2ban, String> {
+pub(in crate::operator::check) async fn server(socket: &Path) -> Result<RunningFail2ban, String> {
     match timeout(SERVER_TIMEOUT, query(socket)).await {
         Ok(Ok((mut server, ignored))) => {
             check_ignoreip(&mut server, &ignored).await;
@@ -98,8 +99,8 @@ async fn query(socket: &Path) -> Result<(RunningFail2ban, Vec<Vec<String>>), Fai
 const MAX_CONFIG_ERRORS: usize = 5;
 
 /// The configuration on disk.
-pub(super) fn configured() -> Configured {
-    let output = match look::command("fail2ban-client", &["-d"]) {
+pub(in crate::operator::check) fn configured() -> Configured {
+    let output = match host::command("fail2ban-client", &["-d"]) {
         Ok(output) => output,
         Err(error) => return broken_configuration(format!("cannot run fail2ban-client: {error}")),
     };

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::finding::Finding;
 use crate::daemon::status::{AheadHost, DaemonStatus, FullTable, LinkState, LinkStatus};
 use crate::model::text::{format_duration, list};
+use crate::operator::check::finding::Finding;
 
 /// The most hosts that a finding names.
 const MAX_NAMES: usize = 8;
@@ -19,7 +19,7 @@ const STRANGERS_HELP: &str = "to keep strangers out: set MQTT_SIGNING_KEY in mqt
                         rules (/usr/share/doc/f2bmqtt/examples/mosquitto/fleet.acl)";
 
 /// The findings about the status file of a running daemon at `now`, in seconds since 1970.
-pub(super) fn findings(
+pub(in crate::operator::check) fn findings(
     status: &Result<DaemonStatus, String>,
     path: &Path,
     now: i64,
@@ -150,8 +150,8 @@ fn ahead(hosts: &[AheadHost], peers: usize) -> Option<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Status;
     use super::*;
+    use crate::operator::check::finding::Status;
 
     const NOW: i64 = 1_795_342_600;
 

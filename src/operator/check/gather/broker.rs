@@ -10,7 +10,6 @@ use serde_json::{Map, Value, json};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::broker::{BrokerProbe, BrokerReach, Port, ProbeEvent, ProbeResult, ShardProbe};
 use crate::broker::{self, ClientOptions, ConnectStage, DisconnectReason, LinkEvent, MqttLink};
 use crate::config::{self, Broker, Config, Topic};
 use crate::daemon;
@@ -19,13 +18,16 @@ use crate::fleet::publisher::SHARD_BYTES;
 use crate::guard::RejectReason;
 use crate::guard::gate::{Admitted, Source};
 use crate::model::{Address, HostName, Jail};
+use crate::operator::check::rules::broker::{
+    BrokerProbe, BrokerReach, Port, ProbeEvent, ProbeResult, ShardProbe,
+};
 use crate::sys::clock::now_millis;
 use crate::sys::jitter;
 use crate::wire;
 use crate::wire::{Action, HostState, Presence};
 
 /// The time limit of a name lookup, and of a TCP connect.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+pub(in crate::operator::check) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The retained messages count as complete after this silence, or after the gather timeout.
 const IDLE_TIMEOUT: Duration = Duration::from_millis(250);
@@ -46,7 +48,10 @@ const MARK_FIELD: &str = "check";
 const SHARD_PROBE: &str = "shard";
 
 /// Probes all brokers at once.
-pub(super) async fn brokers(config: &Config, instance: &str) -> Vec<BrokerProbe> {
+pub(in crate::operator::check) async fn brokers(
+    config: &Config,
+    instance: &str,
+) -> Vec<BrokerProbe> {
     let probes = config.brokers.iter().map(|broker| async {
         BrokerProbe { broker: broker.clone(), reach: probe_broker(config, broker, instance).await }
     });

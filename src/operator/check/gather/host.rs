@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::SystemTime;
 
-use super::host::{HostFacts, Script, SpoolVisibility, UnitState};
-use super::reports::KeyState;
 use crate::abuseipdb::key::KeyFile;
+use crate::operator::check::rules::host::{HostFacts, Script, SpoolVisibility, UnitState};
+use crate::operator::check::rules::reports::KeyState;
 use crate::operator::confirm::parent;
 use crate::spool::owner_lock;
 use crate::sys::paths::Paths;
@@ -26,7 +26,7 @@ const ACTIONS_DIR: &str = "/etc/fail2ban/action.d";
 const MAX_COUNTED_EVENTS: usize = 100_000;
 
 /// Runs a program for at most 8 seconds.
-pub(super) fn command(program: &str, arguments: &[&str]) -> io::Result<Output> {
+pub(in crate::operator::check) fn command(program: &str, arguments: &[&str]) -> io::Result<Output> {
     Command::new("timeout")
         .args(["8", program])
         .args(arguments)
@@ -36,7 +36,7 @@ pub(super) fn command(program: &str, arguments: &[&str]) -> io::Result<Output> {
         .output()
 }
 
-pub(super) fn host(paths: &Paths, settings: &Path) -> HostFacts {
+pub(in crate::operator::check) fn host(paths: &Paths, settings: &Path) -> HostFacts {
     let path = paths.lock();
     let owner = owner_lock::owner(&path);
     let exe = owner.map(|owner| fs::read_link(format!("/proc/{}/exe", owner.pid)));
@@ -178,14 +178,17 @@ fn age_secs(meta: &Metadata) -> Option<u64> {
 }
 
 /// Whether a path exists, but not in the mount namespace of a process.
-pub(super) fn is_hidden_from(pid: i32, path: &Path) -> bool {
+pub(in crate::operator::check) fn is_hidden_from(pid: i32, path: &Path) -> bool {
     let root = PathBuf::from(format!("/proc/{pid}/root"));
     let inside = path.strip_prefix("/").unwrap_or(path);
     path.exists() && root.exists() && !root.join(inside).exists()
 }
 
 /// How a process sees the spool.
-pub(super) fn spool_visibility(pid: i32, spool: &Path) -> Option<SpoolVisibility> {
+pub(in crate::operator::check) fn spool_visibility(
+    pid: i32,
+    spool: &Path,
+) -> Option<SpoolVisibility> {
     let user = fs::metadata(format!("/proc/{pid}/status")).ok()?.uid();
     if user != 0 {
         return Some(SpoolVisibility::User(user));
@@ -204,7 +207,7 @@ pub(super) fn spool_visibility(pid: i32, spool: &Path) -> Option<SpoolVisibility
 }
 
 /// The state of the key file, and a warning about it.
-pub(super) fn key(path: &Path) -> (KeyState, Option<String>) {
+pub(in crate::operator::check) fn key(path: &Path) -> (KeyState, Option<String>) {
     let KeyFile { key, is_broken, warning } = KeyFile::read(path);
     let state = match key {
         Some(_) => KeyState::Usable,

@@ -1,10 +1,8 @@
-//! Checks of a broker: name, port, TLS, login, topics, retained messages. Pure; [`probe`](super::probe) collects the facts.
+//! Checks of a broker: name, port, TLS, login, topics, retained messages. Pure; [`probe`](crate::operator::check::gather::broker) collects the facts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::finding::Finding;
-use super::probe::CONNECT_TIMEOUT;
 use crate::broker::{ConnectStage, DisconnectReason};
 use crate::config::{Broker, Config};
 use crate::daemon::exporters::homeassistant;
@@ -12,17 +10,19 @@ use crate::fleet::publisher::SHARD_BYTES;
 use crate::guard::RejectReason;
 use crate::model::HostName;
 use crate::model::text::list;
+use crate::operator::check::finding::Finding;
+use crate::operator::check::gather::broker::CONNECT_TIMEOUT;
 use crate::wire::Presence;
 
 /// One broker, and how far the probe came.
 #[derive(Debug)]
-pub(super) struct BrokerProbe {
-    pub(super) broker: Broker,
-    pub(super) reach: BrokerReach,
+pub(in crate::operator::check) struct BrokerProbe {
+    pub(in crate::operator::check) broker: Broker,
+    pub(in crate::operator::check) reach: BrokerReach,
 }
 
 #[derive(Debug)]
-pub(super) enum BrokerReach {
+pub(in crate::operator::check) enum BrokerReach {
     /// Its name does not resolve: why.
     NoName(String),
     /// None of its addresses answers.
@@ -35,7 +35,7 @@ pub(super) enum BrokerReach {
 
 /// The result of a TCP connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Port {
+pub(in crate::operator::check) enum Port {
     Open,
     /// The machine answers, but nothing listens.
     Refused,
@@ -47,65 +47,65 @@ pub(super) enum Port {
 
 /// The fate of a message that the probe published to itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ProbeEvent {
+pub(in crate::operator::check) struct ProbeEvent {
     /// The topic that the message tests; it may have been published below that topic.
-    pub(super) topic: String,
+    pub(in crate::operator::check) topic: String,
     /// The broker acknowledged the message.
-    pub(super) acknowledged: bool,
+    pub(in crate::operator::check) acknowledged: bool,
     /// The message came back.
-    pub(super) back: bool,
+    pub(in crate::operator::check) back: bool,
 }
 
 /// The fate of a retained message as large as a shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct ShardProbe {
+pub(in crate::operator::check) struct ShardProbe {
     /// The broker acknowledged the message.
-    pub(super) acknowledged: bool,
+    pub(in crate::operator::check) acknowledged: bool,
     /// How often the message came back: once after its publication, and again after the subscription to its topic.
-    pub(super) arrivals: usize,
+    pub(in crate::operator::check) arrivals: usize,
 }
 
 /// The facts from a connection.
 #[derive(Debug, Default)]
-pub(super) struct ProbeResult {
+pub(in crate::operator::check) struct ProbeResult {
     /// Why the broker refuses a persistent session with a retained last will, although it accepts a plain client.
-    pub(super) refused_as_daemon: Option<DisconnectReason>,
+    pub(in crate::operator::check) refused_as_daemon: Option<DisconnectReason>,
     /// The broker grants QoS 0 only.
-    pub(super) qos_lowered: bool,
+    pub(in crate::operator::check) qos_lowered: bool,
     /// `None` if the probe did not publish it.
-    pub(super) shard: Option<ShardProbe>,
+    pub(in crate::operator::check) shard: Option<ShardProbe>,
     /// Topics that the broker does not let this host subscribe to.
-    pub(super) refused: Vec<String>,
-    pub(super) probes: Vec<ProbeEvent>,
+    pub(in crate::operator::check) refused: Vec<String>,
+    pub(in crate::operator::check) probes: Vec<ProbeEvent>,
     /// A message arrived that the probe did not publish.
-    pub(super) others: bool,
+    pub(in crate::operator::check) others: bool,
     /// The topics of other fleets with presences that the broker delivers.
-    pub(super) other_topics: BTreeSet<String>,
+    pub(in crate::operator::check) other_topics: BTreeSet<String>,
     /// The topics for Home Assistant on which the broker keeps a message of this host.
-    pub(super) home: BTreeSet<String>,
+    pub(in crate::operator::check) home: BTreeSet<String>,
     /// The broker ended the connection.
-    pub(super) cut: bool,
+    pub(in crate::operator::check) cut: bool,
     /// All presences, in the order of arrival.
-    pub(super) presences: Vec<(HostName, Presence)>,
+    pub(in crate::operator::check) presences: Vec<(HostName, Presence)>,
     /// Other hosts whose messages lack a valid signature.
-    pub(super) refusals: BTreeMap<HostName, RejectReason>,
+    pub(in crate::operator::check) refusals: BTreeMap<HostName, RejectReason>,
     /// Other hosts that sign their messages, if this host has no key.
-    pub(super) signed: BTreeSet<HostName>,
+    pub(in crate::operator::check) signed: BTreeSet<HostName>,
     /// The newest stamp of other online hosts, in milliseconds since 1970 by their clocks, and the local time of its
     /// arrival.
-    pub(super) stamps: BTreeMap<HostName, (i64, i64)>,
+    pub(in crate::operator::check) stamps: BTreeMap<HostName, (i64, i64)>,
 }
 
 impl BrokerProbe {
     /// The facts from the connection, if there was one.
-    pub(super) fn result(&self) -> Option<&ProbeResult> {
+    pub(in crate::operator::check) fn result(&self) -> Option<&ProbeResult> {
         match &self.reach {
             BrokerReach::Connected { result, .. } => Some(result),
             _ => None,
         }
     }
 
-    pub(super) fn findings(&self, config: &Config) -> Vec<Finding> {
+    pub(in crate::operator::check) fn findings(&self, config: &Config) -> Vec<Finding> {
         let broker = &self.broker;
         let mut found = Vec::new();
         let (ports, why) = match &self.reach {

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
-use super::finding::Finding;
 use super::jails::{JailAction, RunningJail, jail_list};
 use crate::abuseipdb::queue_status::{LastCall, QueueStatus};
 use crate::model::text::format_duration;
+use crate::operator::check::finding::Finding;
 use crate::sys::private_files::trust::{DirContent, Fault};
 
 /// An older pending report shows a problem; in seconds. AbuseIPDB accepts a second report of an address after 15 minutes.
@@ -16,7 +16,7 @@ const MAX_REPORT_AGE_SECS: i64 = 3600;
 
 /// The state of the key file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum KeyState {
+pub(in crate::operator::check) enum KeyState {
     Missing,
     /// The file contains no key.
     None,
@@ -26,7 +26,7 @@ pub(super) enum KeyState {
 }
 
 /// Whether an `actionban` calls the reporter.
-pub(super) fn is_reporter(ban: &str) -> bool {
+pub(in crate::operator::check) fn is_reporter(ban: &str) -> bool {
     ban.contains("fail2ban-abuseipdb") || ban.contains("f2bmqtt report")
 }
 
@@ -35,7 +35,7 @@ fn reports(action: &JailAction) -> bool {
 }
 
 /// The findings about the reporter's database and log; `inspect` returns the warnings about a path.
-pub(super) fn files(
+pub(in crate::operator::check) fn files(
     jails: &[RunningJail],
     inspect: impl Fn(&Path, DirContent) -> io::Result<Vec<String>>,
 ) -> Vec<Finding> {
@@ -79,7 +79,7 @@ fn place(path: &Path, keeps: DirContent, inspection: io::Result<Vec<String>>) ->
 }
 
 /// The finding about pending reports, if a jail reports.
-pub(super) fn queue(
+pub(in crate::operator::check) fn queue(
     jails: &[RunningJail],
     reports_queue: &rusqlite::Result<QueueStatus>,
     key: &Path,
@@ -142,7 +142,7 @@ fn jails_with(jails: &[RunningJail], is_wanted: fn(&JailAction) -> bool) -> Vec<
 }
 
 /// The findings about the jails that report; `warning` is a fault of the key file.
-pub(super) fn findings(
+pub(in crate::operator::check) fn findings(
     jails: &[RunningJail],
     path: &Path,
     key: &KeyState,
@@ -218,9 +218,9 @@ pub(super) fn findings(
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Status;
     use super::*;
     use crate::model::Jail;
+    use crate::operator::check::finding::Status;
 
     const NOW: i64 = 1_795_342_600;
 

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use super::broker::ProbeResult;
-use super::finding::Finding;
 use super::host::HostFacts;
 use crate::config::Topic;
 use crate::guard::RejectReason;
 use crate::model::HostName;
 use crate::model::text::{format_duration, list};
+use crate::operator::check::finding::Finding;
 use crate::wire::HostState;
 
 /// Clocks that differ by less agree, because messages take time; in seconds.
@@ -25,7 +25,7 @@ const MAX_SNAPSHOT_AGE_SECS: i64 = 900;
 const MAX_SHOWN_SKEW_SECS: i64 = 3650 * 86_400;
 
 /// The findings about this host among the others.
-pub(super) fn findings(
+pub(in crate::operator::check) fn findings(
     (me, topic): (&HostName, &Topic),
     machine: &str,
     result: &ProbeResult,
@@ -160,8 +160,8 @@ fn skewed_clock(host: &str, ahead: i64, is_set: bool) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Status;
     use super::*;
+    use crate::operator::check::finding::Status;
     use crate::wire::Presence;
 
     fn host(name: &str) -> HostName {

@@ -1,9 +1,9 @@
-//! Checks of the installation and the service. Pure; [`look`](super::look) collects the facts.
+//! Checks of the installation and the service. Pure; [`look`](crate::operator::check::gather::host) collects the facts.
 
 use std::path::{Path, PathBuf};
 
-use super::finding::Finding;
 use crate::model::text::{count, format_duration};
+use crate::operator::check::finding::Finding;
 use crate::spool::owner_lock::{Owner, Role};
 use crate::sys::private_files::room::{FullDisk, Room};
 
@@ -12,64 +12,64 @@ const MAX_SPOOL_AGE_SECS: u64 = 60;
 
 /// The facts about this host.
 #[derive(Debug, Default)]
-pub(super) struct HostFacts {
+pub(in crate::operator::check) struct HostFacts {
     /// The state of the service's unit; `None` without systemd.
-    pub(super) service: Option<UnitState>,
+    pub(in crate::operator::check) service: Option<UnitState>,
     /// The process that holds the lock, and so publishes this host's bans.
-    pub(super) owner: Option<Owner>,
+    pub(in crate::operator::check) owner: Option<Owner>,
     /// The process runs a binary that was replaced.
-    pub(super) replaced: bool,
+    pub(in crate::operator::check) replaced: bool,
     /// For how many seconds the settings are newer than the service.
-    pub(super) settings_newer: Option<u64>,
+    pub(in crate::operator::check) settings_newer: Option<u64>,
     /// Scripts that subscribe beside the daemon.
-    pub(super) scripts: Vec<Script>,
+    pub(in crate::operator::check) scripts: Vec<Script>,
     /// Paths without the package's link, and whether another file is there.
-    pub(super) no_links: Vec<(PathBuf, bool)>,
+    pub(in crate::operator::check) no_links: Vec<(PathBuf, bool)>,
     /// Locally modified action files with a newer packaged version beside them.
-    pub(super) customised: Vec<PathBuf>,
+    pub(in crate::operator::check) customised: Vec<PathBuf>,
     /// Action files of the package that are missing.
-    pub(super) no_actions: Vec<PathBuf>,
+    pub(in crate::operator::check) no_actions: Vec<PathBuf>,
     /// The free space on the file system of the state directory.
-    pub(super) room: Option<Room>,
+    pub(in crate::operator::check) room: Option<Room>,
     /// Full file systems.
-    pub(super) disks_full: Vec<FullDisk>,
+    pub(in crate::operator::check) disks_full: Vec<FullDisk>,
     /// Private paths that users other than root can access, and their modes.
-    pub(super) exposed: Vec<(PathBuf, u32)>,
+    pub(in crate::operator::check) exposed: Vec<(PathBuf, u32)>,
     /// The number of events in the spool, and the age of the oldest in seconds.
-    pub(super) spool: (usize, u64),
+    pub(in crate::operator::check) spool: (usize, u64),
     /// systemd-timesyncd has set the clock.
-    pub(super) clock_is_set: bool,
+    pub(in crate::operator::check) clock_is_set: bool,
     /// The daemon saw another machine with this host's name.
-    pub(super) namesake: bool,
+    pub(in crate::operator::check) namesake: bool,
     /// Names of other hosts that two machines have.
-    pub(super) duplicates: Vec<String>,
+    pub(in crate::operator::check) duplicates: Vec<String>,
 }
 
 /// The state of the service's unit (systemctl show).
 #[derive(Debug, Default)]
-pub(super) struct UnitState {
+pub(in crate::operator::check) struct UnitState {
     /// `loaded`, `masked`, `not-found`.
-    pub(super) load: String,
+    pub(in crate::operator::check) load: String,
     /// `active`, `inactive`, `failed`, `activating`.
-    pub(super) active: String,
+    pub(in crate::operator::check) active: String,
     /// The unit's file.
-    pub(super) fragment: String,
+    pub(in crate::operator::check) fragment: String,
     /// Its last exit code.
-    pub(super) status: String,
+    pub(in crate::operator::check) status: String,
     /// `enabled`, `disabled`.
-    pub(super) enabled: String,
+    pub(in crate::operator::check) enabled: String,
 }
 
 /// A script that subscribes.
 #[derive(Debug)]
-pub(super) struct Script {
-    pub(super) pid: i32,
-    pub(super) unit: Option<String>,
+pub(in crate::operator::check) struct Script {
+    pub(in crate::operator::check) pid: i32,
+    pub(in crate::operator::check) unit: Option<String>,
 }
 
 /// fail2ban's view of the spool.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum SpoolVisibility {
+pub(in crate::operator::check) enum SpoolVisibility {
     /// fail2ban can write there, as far as its mounts and its user show.
     Same,
     ReadOnly,
@@ -85,11 +85,15 @@ const PACKAGE_UNITS: [&str; 2] =
 
 impl HostFacts {
     /// Whether the daemon holds the lock.
-    pub(super) fn is_running(&self) -> bool {
+    pub(in crate::operator::check) fn is_running(&self) -> bool {
         self.owner.is_some_and(|owner| owner.role == Role::Daemon)
     }
 
-    pub(super) fn findings(&self, state: &Path, settings: &Path) -> Vec<Finding> {
+    pub(in crate::operator::check) fn findings(
+        &self,
+        state: &Path,
+        settings: &Path,
+    ) -> Vec<Finding> {
         let mut found = self.service(settings);
         found.extend(self.scripts.iter().map(|Script { pid, unit }| {
             let text = format!("a script mqttsubscribebans still runs (PID {pid})");
@@ -271,7 +275,7 @@ fn full_disk(text: &str, path: &Path) -> Finding {
 }
 
 /// The fault that the service's sandbox hides a path of fail2ban.
-pub(super) fn hidden(what: &str, path: &Path) -> Finding {
+pub(in crate::operator::check) fn hidden(what: &str, path: &Path) -> Finding {
     let dir = path.parent().unwrap_or(path).display();
     let path = path.display();
     let text = format!("the service f2bmqttsub cannot see {what} {path}: its sandbox hides {dir}");
@@ -283,7 +287,7 @@ pub(super) fn hidden(what: &str, path: &Path) -> Finding {
 
 impl SpoolVisibility {
     /// Whether fail2ban's actions can write to the spool.
-    pub(super) fn finding(&self, spool: &Path) -> Finding {
+    pub(in crate::operator::check) fn finding(&self, spool: &Path) -> Finding {
         let path = spool.display();
         let why = match self {
             Self::Same => {
@@ -313,8 +317,8 @@ impl SpoolVisibility {
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Status;
     use super::*;
+    use crate::operator::check::finding::Status;
 
     fn sound() -> HostFacts {
         let service = UnitState {

@@ -1,12 +1,12 @@
-//! Checks of fail2ban and of its jails: whether they run and share their bans. Pure; [`ask`](super::ask) collects the facts.
+//! Checks of fail2ban and of its jails: whether they run and share their bans. Pure; [`ask`](crate::operator::check::gather::fail2ban) collects the facts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use super::finding::Finding;
 use crate::model::Jail;
 use crate::model::JailFilter;
 use crate::model::text::list;
+use crate::operator::check::finding::Finding;
 use crate::spool::notify::is_called_by;
 use crate::sys::private_files::trust::DirContent;
 
@@ -15,54 +15,54 @@ const MIN_VERSION: [u32; 3] = [0, 11, 2];
 
 /// The facts from a fail2ban server that answers.
 #[derive(Debug, Default)]
-pub(super) struct RunningFail2ban {
-    pub(super) version: String,
-    pub(super) pid: i32,
-    pub(super) jails: Vec<RunningJail>,
+pub(in crate::operator::check) struct RunningFail2ban {
+    pub(in crate::operator::check) version: String,
+    pub(in crate::operator::check) pid: i32,
+    pub(in crate::operator::check) jails: Vec<RunningJail>,
     /// Names of jails that a message must not contain.
-    pub(super) unusable: Vec<String>,
+    pub(in crate::operator::check) unusable: Vec<String>,
     /// The path of its database; `None` if fail2ban keeps none.
-    pub(super) database: Option<PathBuf>,
+    pub(in crate::operator::check) database: Option<PathBuf>,
 }
 
 /// A running jail.
 #[derive(Debug)]
-pub(super) struct RunningJail {
-    pub(super) name: Jail,
-    pub(super) actions: Vec<JailAction>,
+pub(in crate::operator::check) struct RunningJail {
+    pub(in crate::operator::check) name: Jail,
+    pub(in crate::operator::check) actions: Vec<JailAction>,
     /// The log files that it reads.
-    pub(super) logs: Vec<String>,
+    pub(in crate::operator::check) logs: Vec<String>,
     /// Its `ignorecommand`, if it has one.
-    pub(super) ignore_command: String,
+    pub(in crate::operator::check) ignore_command: String,
     /// The faults in its `ignoreip`.
-    pub(super) ignoreip_faults: Vec<String>,
+    pub(in crate::operator::check) ignoreip_faults: Vec<String>,
 }
 
 /// An action of a jail.
 #[derive(Debug)]
-pub(super) struct JailAction {
-    pub(super) name: String,
+pub(in crate::operator::check) struct JailAction {
+    pub(in crate::operator::check) name: String,
     /// Its `actionban`; empty for an action that is written in Python.
-    pub(super) ban: String,
+    pub(in crate::operator::check) ban: String,
     /// Whether the jail gives it a usable key for AbuseIPDB.
-    pub(super) key: bool,
+    pub(in crate::operator::check) key: bool,
     /// The database and the log of an action that reports to AbuseIPDB; empty for others.
-    pub(super) files: Vec<(PathBuf, DirContent)>,
+    pub(in crate::operator::check) files: Vec<(PathBuf, DirContent)>,
 }
 
 /// The configuration on disk, which the server may not have loaded yet.
 #[derive(Debug, Default)]
-pub(super) struct Configured {
+pub(in crate::operator::check) struct Configured {
     /// Each jail, and whether an action of the jail calls notify.
-    pub(super) jails: BTreeMap<Jail, bool>,
+    pub(in crate::operator::check) jails: BTreeMap<Jail, bool>,
     /// The errors that fail2ban reports.
-    pub(super) errors: Vec<String>,
+    pub(in crate::operator::check) errors: Vec<String>,
     /// fail2ban rejects the whole configuration.
-    pub(super) broken: bool,
+    pub(in crate::operator::check) broken: bool,
 }
 
 /// Reads the output of `fail2ban-client -d`: the commands that start a server, one Python list per line.
-pub(super) fn configured(dump: &str) -> BTreeMap<Jail, bool> {
+pub(in crate::operator::check) fn configured(dump: &str) -> BTreeMap<Jail, bool> {
     let mut jails = BTreeMap::new();
     for line in dump.lines() {
         let Some(line) = line.strip_prefix("['") else { continue };
@@ -99,7 +99,7 @@ fn action_ban(text: &str) -> Option<&str> {
 }
 
 /// The findings about fail2ban and its jails.
-pub(super) fn findings(
+pub(in crate::operator::check) fn findings(
     server: &Result<RunningFail2ban, String>,
     configured: &Configured,
     sharing: &JailFilter,
@@ -224,7 +224,7 @@ fn of_jails(
 }
 
 /// The jails as the subject of a sentence: "jail `sshd`", "jails `sshd` and `web`".
-pub(super) fn jail_list(jails: &[&RunningJail]) -> String {
+pub(in crate::operator::check) fn jail_list(jails: &[&RunningJail]) -> String {
     let names: Vec<String> = jails.iter().map(|jail| format!("`{}`", jail.name)).collect();
     format!("jail{} {}", if names.len() == 1 { "" } else { "s" }, list(&names))
 }
@@ -274,8 +274,8 @@ fn numbers(version: &str) -> [u32; 3] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Status;
     use super::*;
+    use crate::operator::check::finding::Status;
 
     fn jail(name: &str) -> Jail {
         Jail::new(name).unwrap()
