@@ -318,7 +318,7 @@ fn operator_commands_take_effect_on_whole_fleet() {
     assert!(
         web1.try_sh("f2bmqtt forget web3").unwrap_err().contains("The fleet has db1, web1, web2")
     );
-    assert!(web1.try_sh("f2bmqtt forget db1").unwrap_err().contains("db1 is connected"));
+    assert!(web1.try_sh("f2bmqtt forget db1").unwrap_err().contains("db1 is online"));
     assert!(web1.bans("web", "203.0.113.20"));
     assert_eq!(web1.sh("f2bmqtt forget web2"), shown("forget", "f2bmqtt forget web2"));
     eventually("web1 releases the ban that only web2 held", || !web1.bans("web", "203.0.113.20"));

@@ -1,14 +1,14 @@
 //! The reporter: reports this host's own detections to AbuseIPDB, once and redacted (R23).
 //!
 //! ```text
-//! fail2ban ── actionban ──> call ──> inbox ─ inotify ─> worker ──> api.abuseipdb.com
+//! fail2ban ── actionban ──> enqueue ──> inbox ─ inotify ─> worker ──> api.abuseipdb.com
 //!                        (rules)                       │  │ plan: next step
-//!                                                 queue┘  └ answer: result of a call
+//!                                                 queue┘  └ response: result of a call
 //! ```
 //!
 //! - [`enqueue`]: the action's command. It applies the script's rules and queues a report.
 //!   [`crate::spool::manual_bans`]: the operator's manual bans, which are not reported.
-//! - [`worker`]: processes the queue step by step; `sending` and `bulk`: the steps that call the server;
+//! - [`worker`]: processes the queue step by step; `submit` and `submit_bulk`: the steps that call the server;
 //!   [`service`]: runs a worker in the daemon, or in a child that the action's command starts.
 //! - [`queue`]: queued reports on disk; [`plan`]: chooses the next step (pure).
 //! - [`api`]: the requests; [`response`]: interprets the responses (pure).

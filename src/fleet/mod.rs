@@ -6,7 +6,7 @@
 //! - `claims`: the latest claim of each peer on an address (R2 to R4); `peers`: the state of each peer, and
 //!   `claim_index`, which finds a peer's claims by shard.
 //! - [`local_bans`]: the bans that this host detected and holds (R6).
-//! - `absent`: which bans count while fail2ban is down or has not created its jails (R7, R8).
+//! - `offline`: which bans count while fail2ban is down or has not created its jails (R7, R8).
 //! - [`imports`]: the records of imports, and whether fail2ban still holds them (R9, R10).
 //! - [`overrides`]: the bans of peers that this host's operator overrode (R14, R15).
 //! - `tombstones`: fleet unbans (R16, R17); `fleet_unbans` applies them to fail2ban.
@@ -14,7 +14,7 @@
 //! - [`reconcile`]: the decision on one address (R13, R19). [`lease`]: when to renew an import (R12).
 //! - [`sequence`]: the stamps of this host. [`local_events`]: which local events it publishes (R18). [`publisher`]: when to
 //!   publish which shard.
-//! - `shown`: when to publish the presence of this host, and the counts in it.
+//! - `status`: when to publish the presence of this host, and the counts in it.
 //! - `acks`: acknowledges the bans that an operator made on another host.
 //! - [`peer_sync`]: schedules the subscriptions to the snapshots of peers.
 //! - [`jails`]: the observed state of a jail, and whether to observe the jail again.
@@ -22,7 +22,7 @@
 //! - [`persist`]: the state that survives a restart (R11); `dirty`: its records that are not on disk yet (R20).
 //!   [`provenance`]: which of that state counts under other settings.
 //!
-//! `ingest` applies messages, `seen` applies observations, and `work` returns the next effect.
+//! `ingest` applies messages, `observe` applies observations, and `effects` returns the next effect.
 
 mod acks;
 mod claim_index;

@@ -1,8 +1,7 @@
 //! `f2bmqtt check`: diagnoses problems, and suggests fixes.
 //!
-//! First, three collectors gather facts at the same time, each within some seconds: `look` from this host, `ask` from
-//! fail2ban, `probe` from the brokers. Then pure rules turn the facts into findings (`finding`): `settings`, `broker`,
-//! `fleet`, `jails`, `database`, `reports`, `host`, `status`.
+//! First, the three collectors in `gather` get facts at the same time, each within some seconds: from this host, from
+//! fail2ban and from the brokers. Then the rules in `rules`, which are pure, turn the facts into findings (`finding`).
 
 mod finding;
 mod gather;
