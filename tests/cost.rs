@@ -6,10 +6,10 @@ use std::hint::black_box;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use f2bmqtt::fail2ban::database::BipsRow;
 use f2bmqtt::fleet::effects::Effect;
 use f2bmqtt::fleet::jails::{Heartbeat, Observation, ServerInstance};
 use f2bmqtt::fleet::{Controller, PersistedState, Timing};
+use f2bmqtt::model::BipsRow;
 use f2bmqtt::model::{Address, HostName, Jail, JailScope, UnbanId};
 use f2bmqtt::wire::{Event, FleetUnban, Shard, ShardEntry, ShardId};
 

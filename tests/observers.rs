@@ -161,6 +161,6 @@ fn dashboard_and_alerts_use_existing_metrics() {
     }
     assert!(names.len() > 8, "{names:?}");
     for name in names {
-        assert!(source.contains(&format!("(\"{name}\"")), "no metric f2bmqtt_{name}");
+        assert!(source.contains(&format!("\"{name}\"")), "no metric f2bmqtt_{name}");
     }
 }

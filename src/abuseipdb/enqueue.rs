@@ -15,6 +15,7 @@ use super::reported_db::Ledger;
 use crate::error::Error;
 use crate::guard::is_reportable;
 use crate::model::Address;
+use crate::model::range::duration;
 use crate::spool::manual_bans;
 use crate::spool::notify::whole_seconds;
 use crate::spool::owner_lock;
@@ -24,16 +25,12 @@ use crate::sys::clock::now_secs;
 use crate::sys::detach;
 use crate::sys::log;
 use crate::sys::log::info;
+use crate::sys::paths::DEFAULT_LEDGER;
+use crate::sys::paths::DEFAULT_LOG;
 use crate::sys::paths::Paths;
 use crate::sys::private_files::mounts;
 use crate::sys::private_files::trust;
 use crate::sys::private_files::trust::DirContent;
-use crate::wire::range::duration;
-
-/// The script's database, unless an action names another.
-pub const DEFAULT_LEDGER: &str = "/var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb";
-/// The script's log, unless an action names another.
-pub const DEFAULT_LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
 
 /// The unparsed arguments of one call, in the script's order; a missing one is empty. The names in backquotes are the
 /// action's settings and fail2ban's tags.

@@ -11,7 +11,6 @@
 mod backoff;
 mod dial;
 mod disconnect;
-mod peers;
 mod purge;
 mod session;
 #[cfg(test)]
@@ -24,10 +23,10 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::config::{self, Broker, Config, Signing, Tls, Topic};
 use crate::guard::gate::{Admitted, Gate, Rejected};
+use crate::sys::peer_addresses::PeerAddresses;
 use backoff::Backoff;
 use disconnect::TlsMode;
 pub use disconnect::{ConnectStage, DisconnectReason};
-pub use peers::PeerAddresses;
 pub use purge::purge;
 use session::{Session, SessionEvent};
 

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::dial::dial;
 use super::disconnect::{DisconnectReason, TlsMode, explain, is_too_large};
-use super::peers::PeerAddresses;
+use crate::sys::peer_addresses::PeerAddresses;
 
 /// The most unacknowledged messages.
 const MAX_IN_FLIGHT: usize = 64;

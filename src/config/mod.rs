@@ -14,7 +14,6 @@ mod values;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -22,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
+use crate::error::ConfigErrors;
 use crate::error::Error;
 use crate::model::HostName;
 use crate::model::JailFilter;
@@ -103,37 +103,6 @@ pub struct Config {
     pub https_proxy: Option<Secret>,
     /// Problems in the file that do not prevent its use.
     pub warnings: Vec<String>,
-}
-
-/// All errors in a settings file.
-#[derive(Debug, PartialEq, Eq)]
-pub struct ConfigErrors {
-    path: PathBuf,
-    /// Line number (0 if the error belongs to no line) and message, in the file's order.
-    faults: Vec<(usize, String)>,
-}
-
-impl fmt::Display for ConfigErrors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the settings in {} cannot be used:", self.path.display())?;
-        for (line, what) in &self.faults {
-            match line {
-                0 => write!(f, "\n  {what}")?,
-                _ => write!(f, "\n  line {line}: {what}")?,
-            }
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for ConfigErrors {}
-
-impl ConfigErrors {
-    /// Line number (0 if the error belongs to no line) and message of each error, in the file's order.
-    #[must_use]
-    pub fn list(&self) -> &[(usize, String)] {
-        &self.faults
-    }
 }
 
 impl Config {

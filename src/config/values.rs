@@ -8,7 +8,6 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
-use crate::guard::ignorelist;
 use crate::model::Jail;
 use crate::wire::signature::SigningKeys;
 
@@ -193,7 +192,7 @@ pub(super) fn jails(text: &str) -> Result<BTreeSet<Jail>, String> {
 
 /// Addresses and networks, separated by commas or blanks.
 pub(super) fn networks(text: &str) -> Result<Vec<IpNet>, String> {
-    let networks: Option<Vec<IpNet>> = list(text).map(ignorelist::network).collect();
+    let networks: Option<Vec<IpNet>> = list(text).map(crate::model::network).collect();
     networks.filter(|networks| !networks.is_empty()).ok_or_else(|| {
         "must be addresses and networks such as 192.0.2.0/24, separated by commas or blanks"
             .to_owned()

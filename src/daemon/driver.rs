@@ -11,14 +11,15 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use crate::daemon::state::{DaemonState, SharedState};
-use crate::fail2ban::address_map::AddressMap;
+use crate::error::Fail2banError;
+use crate::fail2ban::Client;
 use crate::fail2ban::database::unreadable;
-use crate::fail2ban::{Client, Fail2banError};
 use crate::fleet::effects::{Effect, Target};
 use crate::fleet::jails::{Heartbeat, Observation, ServerInstance};
 use crate::guard::IgnoreListResolver;
 use crate::guard::RejectReason;
 use crate::guard::ignorelist::IgnoreList;
+use crate::model::address_map::AddressMap;
 use crate::model::{Address, HostName, Jail};
 use crate::sys::clock::{millis, now_millis};
 use crate::sys::log;

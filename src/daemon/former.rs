@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 use super::machine;
-use crate::config::{Config, Topic};
+use crate::config::Config;
 use crate::daemon::exporters::homeassistant;
 use crate::daemon::state::SharedState;
 use crate::error::Error;
 use crate::model::HostName;
 use crate::operator::fleet_client::{FleetClient, Message};
 use crate::operator::fleet_view::FleetView;
-use crate::operator::forget::{is_kept, retraction};
+use crate::operator::retraction::{is_kept, retraction};
+use crate::store::Former;
 use crate::sys::clock::now_millis;
 use crate::sys::log::{info, warn};
 use crate::sys::paths::Paths;
@@ -29,15 +30,6 @@ const MAX_FIRST_ATTEMPTS: u32 = 20;
 
 /// How long the broker may take to confirm that topics are cleared.
 const CLEAR_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A former name and topic of this host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Former {
-    /// The former name of this host (`MQTT_NODE`).
-    pub node: HostName,
-    /// The fleet's topic at that time (`MQTT_TOPIC`).
-    pub topic: Topic,
-}
 
 /// The outcome of an attempt.
 #[derive(Debug, PartialEq, Eq)]
@@ -164,6 +156,7 @@ fn is_of_another_host(presence: &Presence, machine: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Topic;
 
     fn host(name: &str) -> HostName {
         HostName::new(name).unwrap()

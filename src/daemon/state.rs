@@ -3,7 +3,6 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::daemon::former::Former;
 use crate::error::Error;
 use crate::fail2ban::action_names::{ActionNames, Resolved};
 use crate::fail2ban::database::{Database, unreadable};
@@ -12,6 +11,7 @@ use crate::fleet::{Controller, Record};
 use crate::guard::{Guard, RejectCounters, RejectReason, is_bannable};
 use crate::model::JailScope;
 use crate::spool::outbox::Outbox;
+use crate::store::Former;
 use crate::store::{Identity, Store};
 use crate::sys::clock::now_millis;
 use crate::sys::log;

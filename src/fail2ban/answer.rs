@@ -3,7 +3,8 @@
 use super::column;
 use super::pickle::PickleValue;
 use crate::model::Address;
-use crate::wire::range::{self, BANTIME_SECS};
+use crate::model::range;
+use crate::model::range::BANTIME_SECS;
 
 pub(super) fn read_number(answer: &PickleValue<'_>) -> Option<i64> {
     answer.int()

@@ -15,42 +15,19 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
-use super::address_map::AddressMap;
 use super::column;
+use crate::model::BipsRow;
+use crate::model::address_map::AddressMap;
+use crate::model::range;
+use crate::model::range::{BANTIME_SECS, TIME_SECS};
 use crate::model::{Address, Jail};
 use crate::wire::SpooledEvent;
-use crate::wire::range::{self, BANTIME_SECS, TIME_SECS};
 
 /// How long to wait while fail2ban has the database locked, which takes milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// The most unreadable rows that one warning reports.
 const MAX_UNREADABLE: usize = 5;
-
-/// A row of table `bips`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BipsRow {
-    /// The start of the ban, in seconds since 1970.
-    pub timeofban: i64,
-    /// Bantime in seconds; -1: permanent.
-    pub bantime: i64,
-    /// The number of failures; 0 if this host did not detect the attack.
-    pub failures: i64,
-}
-
-impl BipsRow {
-    /// When the ban ends, in seconds since 1970; `None` for a permanent ban.
-    #[must_use]
-    pub fn end(&self) -> Option<i64> {
-        (self.bantime >= 0).then(|| self.timeofban.saturating_add(self.bantime))
-    }
-
-    /// Whether the ban has ended by `now`. fail2ban rounds times to the second, so its last second counts as over.
-    #[must_use]
-    pub fn is_over(&self, now: i64) -> bool {
-        self.end().is_some_and(|end| end <= now.saturating_add(1))
-    }
-}
 
 /// The database of a fail2ban server. It is empty if fail2ban keeps none (`dbfile = None`).
 #[derive(Debug)]

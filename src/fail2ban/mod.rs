@@ -5,7 +5,6 @@
 //! `protocol.py`).
 
 pub mod action_names;
-pub mod address_map;
 mod answer;
 mod column;
 pub mod database;
@@ -22,8 +21,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use crate::error::Fail2banError;
+use crate::model::address_map::AddressMap;
 use crate::model::{Address, Jail};
-use address_map::AddressMap;
 use answer::{
     clamp_bantime, explain, field, ignoreip_entries, parse_ticket, read_number, read_texts,
     text_or_empty,
@@ -40,58 +40,6 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// fail2ban kills an action after 60 s, and a batch runs a few of them.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(150);
-
-/// Why a command to fail2ban failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Fail2banError {
-    /// The connection could not be made, or broke.
-    #[error("fail2ban does not answer at {path}: {source}", path = path.display())]
-    Unreachable {
-        /// The socket.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// fail2ban did not answer in time.
-    #[error("fail2ban took more than {seconds} s to answer «{command}»")]
-    Timeout {
-        /// The command, shortened.
-        command: String,
-        /// The time-out, in seconds.
-        seconds: u64,
-    },
-    /// fail2ban answered with an error.
-    #[error("fail2ban rejected «{command}»: {why}")]
-    Rejected {
-        /// The jail, if the command is for one.
-        jail: Option<Jail>,
-        /// The command, shortened.
-        command: String,
-        /// fail2ban's message.
-        why: String,
-    },
-    /// The answer has an unexpected type.
-    #[error("cannot read fail2ban's answer to «{command}»: {why}")]
-    Unreadable {
-        /// The jail, if the command is for one.
-        jail: Option<Jail>,
-        /// The command, shortened.
-        command: String,
-        /// What is wrong with the answer.
-        why: String,
-    },
-}
-
-impl Fail2banError {
-    /// The jail that the error is limited to: the connection still works for other jails.
-    #[must_use]
-    pub fn jail(&self) -> Option<&Jail> {
-        match self {
-            Self::Rejected { jail, .. } | Self::Unreadable { jail, .. } => jail.as_ref(),
-            Self::Unreachable { .. } | Self::Timeout { .. } => None,
-        }
-    }
-}
 
 /// A connection to fail2ban's server.
 #[derive(Debug)]

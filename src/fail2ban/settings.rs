@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::sys::paths::Paths;
+
 /// fail2ban's directory on Debian.
 pub const SETTINGS_DIR: &str = "/etc/fail2ban";
 
@@ -79,6 +81,26 @@ fn collect(text: &str, keys: &mut Keys) {
     }
 }
 
+impl Paths {
+    /// These paths with the socket and the database that fail2ban's settings name. `socket` overrides fail2ban's
+    /// setting, for a fail2ban whose settings are elsewhere (in a container, or from pip).
+    #[must_use]
+    pub fn located(&self, socket: Option<&Path>) -> Self {
+        self.located_by(&Settings::read(Path::new(SETTINGS_DIR)), socket)
+    }
+
+    fn located_by(&self, settings: &Settings, socket: Option<&Path>) -> Self {
+        let mut paths = self.clone();
+        if let Some(socket) = socket.or(settings.socket.as_deref()) {
+            socket.clone_into(&mut paths.fail2ban);
+        }
+        if let Some(database) = &settings.database {
+            database.clone_into(&mut paths.database);
+        }
+        paths
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,6 +146,32 @@ mod tests {
         for (name, text, expected) in table {
             fs::write(dir.join(name), text).unwrap();
             assert_eq!(read_paths(dir), expected, "{name}");
+        }
+    }
+
+    /// fail2ban's settings with this socket; empty: without any.
+    fn settings(socket: &str) -> Settings {
+        Settings {
+            socket: (!socket.is_empty()).then(|| socket.into()),
+            database: (!socket.is_empty()).then(|| "/srv/db".into()),
+        }
+    }
+
+    #[test]
+    fn own_setting_overrides_fail2ban_s_which_overrides_the_default() {
+        let table = [
+            (
+                settings(""),
+                None,
+                "/run/fail2ban/fail2ban.sock",
+                "/var/lib/fail2ban/fail2ban.sqlite3",
+            ),
+            (settings("/srv/a"), None, "/srv/a", "/srv/db"),
+            (settings("/srv/a"), Some("/srv/b"), "/srv/b", "/srv/db"),
+        ];
+        for (settings, own, socket, database) in table {
+            let paths = Paths::default().located_by(&settings, own.map(Path::new));
+            assert_eq!((paths.fail2ban, paths.database), (socket.into(), database.into()));
         }
     }
 }

@@ -6,7 +6,7 @@ use tokio::net::UnixListener;
 
 use super::pickle::{Unreadable, read, write};
 use super::*;
-use crate::wire::range::BANTIME_SECS;
+use crate::model::range::BANTIME_SECS;
 
 fn bytes(hex: &str) -> Vec<u8> {
     (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()

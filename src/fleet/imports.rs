@@ -4,7 +4,7 @@
 use smallvec::SmallVec;
 
 use super::claims::SeenTombstones;
-use crate::fail2ban::database::BipsRow;
+use crate::model::BipsRow;
 use crate::model::HostName;
 use crate::wire::Ban;
 

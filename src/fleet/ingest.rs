@@ -9,7 +9,7 @@ use super::limits::BoundedTable;
 use super::peer_sync::MAX_SUBSCRIPTIONS;
 use super::persist::RecordKey;
 use super::{BanKey, Controller, GC_INTERVAL, Record, to_secs};
-use crate::fail2ban::database::BipsRow;
+use crate::model::BipsRow;
 use crate::model::{Address, HostName, JailScope};
 use crate::sys::clock::is_within;
 use crate::wire::{

@@ -10,9 +10,9 @@ use super::claims::Claim;
 use super::fair_queue::Ticket;
 use super::imports::Import;
 use super::tombstones::{self, Usage};
-use crate::fail2ban::address_map::AddressMap;
-use crate::fail2ban::database::BipsRow;
 use crate::guard::ignorelist::IgnoreList;
+use crate::model::BipsRow;
+use crate::model::address_map::AddressMap;
 use crate::model::{Address, UnbanId};
 use crate::wire::Ban;
 

@@ -1,6 +1,6 @@
 //! Local bans (R6): what this host itself detected and holds. Its snapshot lists these bans and no others.
 
-use crate::fail2ban::database::BipsRow;
+use crate::model::BipsRow;
 use crate::wire::Ban;
 
 /// The facts about one address that decide whether it is a local ban.

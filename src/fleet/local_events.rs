@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::BanKey;
-use crate::fail2ban::database::BipsRow;
+use crate::model::BipsRow;
 use crate::model::{HostName, UnbanId};
 use crate::sys::clock::is_within;
 use crate::wire::{Action, Event, Reason, SpooledEvent};

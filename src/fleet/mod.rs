@@ -68,6 +68,7 @@ use peers::{PeerState, Peers};
 pub use persist::{PersistedState, Record};
 use publisher::{RetainedShard, SnapshotPublisher};
 use sequence::Sequencer;
+pub use status::JailCounts;
 use tombstones::Tombstones;
 pub use tombstones::is_outlived;
 

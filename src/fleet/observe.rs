@@ -11,8 +11,8 @@ use super::jails::{Entry, Heartbeat, JailState, LocalBan, Observation, Scan};
 use super::overrides::Override;
 use super::reconcile::{self, Decision};
 use super::{BanKey, Controller, Record, lease, local_bans, to_secs};
-use crate::fail2ban::database::BipsRow;
 use crate::guard::ignorelist::IgnoreReason;
+use crate::model::BipsRow;
 use crate::model::{Address, Jail};
 use crate::wire::Ban;
 

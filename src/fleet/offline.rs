@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use super::imports::Import;
 use super::jails::{LocalBan, Scan, ServerInstance};
 use super::{Controller, Record, local_bans, to_secs};
-use crate::fail2ban::address_map::AddressMap;
-use crate::fail2ban::database::BipsRow;
+use crate::model::BipsRow;
+use crate::model::address_map::AddressMap;
 use crate::model::{Address, Jail};
 
 impl Controller {

@@ -3,10 +3,22 @@
 use super::Controller;
 use super::jails::JailState;
 use super::limits::ReachedLimits;
-use crate::daemon::exporters::JailCounts;
-use crate::model::HostName;
+use crate::model::{HostName, Jail};
 use crate::sys::clock::is_within;
 use crate::wire::{HostState, Presence};
+
+/// The numbers of one jail of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JailCounts {
+    /// The name of the jail.
+    pub jail: Jail,
+    /// Bans that this host detected.
+    pub detected: usize,
+    /// Bans imported from other hosts.
+    pub imported: usize,
+    /// Bans of other hosts that the operator removed here by hand.
+    pub overrides: usize,
+}
 
 impl Controller {
     /// The presence to publish, if it changed on this connection. `itself` provides the fields that the controller does

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 use unicode_width::UnicodeWidthChar as _;
 
+use crate::model::range;
+use crate::model::range::STAMP_MILLIS;
 use crate::model::text::is_unsafe_for_display;
-use crate::wire::range;
-use crate::wire::range::STAMP_MILLIS;
 
 /// The most combining marks on one letter: languages need two.
 const MAX_MARKS: usize = 2;

@@ -7,11 +7,11 @@ use tokio::time::timeout;
 
 use super::fetch::{FetchStep, SnapshotFetch};
 use super::fleet_view::{FleetView, Update};
-use super::local_host;
 use crate::broker::{ClientOptions, LinkEvent, MqttLink};
 use crate::config::{Broker, Config, Topic};
 use crate::error::Error;
 use crate::model::HostName;
+use crate::store::reader;
 use crate::sys::clock::now_millis;
 use crate::sys::jitter;
 use crate::sys::paths::Paths;
@@ -64,7 +64,9 @@ impl FleetClient {
         if !client.view().hosts().contains_key(&config.node) {
             // The broker keeps at least this host's presence. It may deliver nothing for a wildcard, so request the exact
             // topics of all hosts known here.
-            client.request(&local_host::read_hosts(config, paths));
+            let mut hosts = reader::origins(&paths.store()).unwrap_or_default();
+            hosts.insert(config.node.clone());
+            client.request(&hosts);
             client.fetch.requested(elapsed_millis(connected_at));
             client.fetch_all().await?;
         }

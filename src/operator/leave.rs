@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::fleet_client::{FleetClient, Message};
 use super::fleet_view::{FleetView, HostView};
-use super::forget::{is_kept, retraction};
+use super::retraction::{is_kept, retraction};
 use crate::broker;
 use crate::config::Config;
 use crate::daemon::exporters::homeassistant;

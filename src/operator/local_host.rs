@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use rusqlite::{Connection, OpenFlags};
 use tokio::time::timeout;
 
 use crate::abuseipdb::queue_status::QueueStatus;
@@ -17,7 +16,7 @@ use crate::model::{Address, HostName, Jail};
 use crate::spool::Spool;
 use crate::spool::owner_lock;
 use crate::spool::owner_lock::Role;
-use crate::store::decode_sources;
+use crate::store::reader;
 use crate::sys::paths::Paths;
 use crate::sys::private_files::room::{FullDisk, full_disks};
 
@@ -70,7 +69,7 @@ pub async fn query_jails(paths: &Paths) -> Result<BTreeSet<Jail>, String> {
 
 async fn with_timeout<T>(
     limit: Duration,
-    query: impl Future<Output = Result<T, crate::fail2ban::Fail2banError>>,
+    query: impl Future<Output = Result<T, crate::error::Fail2banError>>,
 ) -> Result<T, String> {
     match timeout(limit, query).await {
         Ok(answer) => answer.map_err(|error| error.to_string()),
@@ -118,104 +117,19 @@ impl LocalDecision {
             Ok(decision)
         };
         let mut decision = with_timeout(2 * QUERY_TIMEOUT, query).await?;
-        decision.imported = imported(&paths.store(), address).unwrap_or_default();
-        decision.lifted = lifted(&paths.store(), address).unwrap_or_default();
+        decision.imported = reader::imported(&paths.store(), address).unwrap_or_default();
+        decision.lifted = reader::overridden(&paths.store(), address).unwrap_or_default();
         Ok(decision)
     }
-}
-
-/// This host, and the origins of all imports.
-#[must_use]
-pub fn read_hosts(config: &Config, paths: &Paths) -> BTreeSet<HostName> {
-    let mut hosts = origins(&paths.store()).unwrap_or_default();
-    hosts.insert(config.node.clone());
-    hosts
 }
 
 /// All imported addresses, and the last 1,000 addresses in fail2ban's database.
 #[must_use]
 pub fn read_addresses(paths: &Paths) -> BTreeSet<Address> {
-    const IMPORTED_QUERY: &str = "SELECT DISTINCT ip FROM imports";
     const LAST_BANNED_QUERY: &str =
         "SELECT DISTINCT ip FROM bips ORDER BY timeofban DESC LIMIT 1000";
-    let mut addresses = select_addresses(&paths.store(), IMPORTED_QUERY).unwrap_or_default();
-    addresses.extend(select_addresses(&paths.database, LAST_BANNED_QUERY).unwrap_or_default());
+    let mut addresses = reader::imported_addresses(&paths.store()).unwrap_or_default();
     addresses
-}
-
-/// The valid addresses in the first column of a query.
-fn select_addresses(database: &Path, query: &str) -> rusqlite::Result<BTreeSet<Address>> {
-    let db = open(database)?;
-    let mut query = db.prepare(query)?;
-    let rows = query.query_map([], |row| row.get::<_, String>(0))?;
-    Ok(rows.flatten().filter_map(|ip| Address::new(&ip).ok()).collect())
-}
-
-fn origins(store: &Path) -> rusqlite::Result<BTreeSet<HostName>> {
-    let db = open(store)?;
-    let mut hosts = BTreeSet::new();
-    let mut query = db.prepare("SELECT claims FROM imports")?;
-    let mut rows = query.query([])?;
-    while let Some(row) = rows.next()? {
-        let claims = decode_sources(&row.get::<_, String>(0)?).unwrap_or_default();
-        hosts.extend(claims.into_iter().map(|claim| claim.host));
-    }
-    Ok(hosts)
-}
-
-fn open(store: &Path) -> rusqlite::Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    Connection::open_with_flags(store, flags)
-}
-
-/// The jails in which an address is imported, with the origins of the claims.
-fn imported(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, HostName)>> {
-    let db = open(store)?;
-    let mut query = db.prepare("SELECT jail, claims FROM imports WHERE ip = ?1")?;
-    let mut rows = query.query([address.to_string()])?;
-    let mut imported = BTreeSet::new();
-    while let Some(row) = rows.next()? {
-        let Ok(jail) = Jail::new(&row.get::<_, String>(0)?) else { continue };
-        let claims = decode_sources(&row.get::<_, String>(1)?).unwrap_or_default();
-        imported.extend(claims.into_iter().map(|claim| (jail.clone(), claim.host)));
-    }
-    Ok(imported)
-}
-
-/// The addresses among these that are imports in a jail. None is, if the daemon has never run.
-///
-/// # Errors
-/// Any error of SQLite.
-pub fn imports(
-    store: &Path,
-    jail: &Jail,
-    addresses: &BTreeSet<Address>,
-) -> rusqlite::Result<BTreeSet<Address>> {
-    if !store.exists() {
-        return Ok(BTreeSet::new());
-    }
-    let db = open(store)?;
-    let mut query = db.prepare("SELECT 1 FROM imports WHERE jail = ?1 AND ip = ?2")?;
-    let mut imports = BTreeSet::new();
-    for address in addresses {
-        if query.exists((jail.as_str(), address.to_string()))? {
-            imports.insert(*address);
-        }
-    }
-    Ok(imports)
-}
-
-/// The overrides of an address (R14): jail and origin.
-fn lifted(store: &Path, address: Address) -> rusqlite::Result<BTreeSet<(Jail, HostName)>> {
-    let db = open(store)?;
-    let mut query = db.prepare("SELECT jail, host FROM overrides WHERE ip = ?1")?;
-    let rows = query.query_map([address.to_string()], |row| {
-        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
-    })?;
-    let mut lifted = BTreeSet::new();
-    for row in rows {
-        let (jail, host) = row?;
-        lifted.extend(Jail::new(&jail).ok().zip(HostName::new(&host).ok()));
-    }
-    Ok(lifted)
+        .extend(reader::select_addresses(&paths.database, LAST_BANNED_QUERY).unwrap_or_default());
+    addresses
 }

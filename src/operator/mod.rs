@@ -18,6 +18,7 @@ pub mod list;
 pub mod local_host;
 mod names;
 pub mod render;
+pub mod retraction;
 pub mod status;
 pub mod time_format;
 pub mod unban;

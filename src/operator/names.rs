@@ -9,6 +9,7 @@ use crate::cli::operator::Named;
 use crate::config::Config;
 use crate::error::Error;
 use crate::model::text::sanitize;
+use crate::store::reader;
 use crate::sys::paths::Paths;
 use crate::sys::runtime;
 
@@ -28,7 +29,9 @@ pub(super) fn run(named: Named, paths: &Paths) -> Result<(), Error> {
         Named::Hosts => Config::load().map_or_else(
             |_| Vec::new(),
             |config| {
-                local_host::read_hosts(&config, paths).iter().map(ToString::to_string).collect()
+                let mut hosts = reader::origins(&paths.store()).unwrap_or_default();
+                hosts.insert(config.node);
+                hosts.iter().map(ToString::to_string).collect()
             },
         ),
         Named::Addresses => {

@@ -46,7 +46,7 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::range::{BANTIME_SECS, TIME_SECS};
+    use crate::model::range::{BANTIME_SECS, TIME_SECS};
 
     #[test]
     fn end_of_a_ban_is_a_time_or_never_or_unknown() {

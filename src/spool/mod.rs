@@ -20,6 +20,7 @@ use futures_util::{Stream, StreamExt as _};
 use inotify::{Inotify, WatchMask};
 
 use crate::error::Error;
+use crate::sys::paths::Paths;
 use crate::sys::private_files;
 use crate::wire::SpooledEvent;
 
@@ -225,6 +226,14 @@ fn list(dir: &Path, names: &mut Vec<Name>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+impl Paths {
+    /// Events that wait to be published: on disk, or in memory if the disk is full.
+    #[must_use]
+    pub fn spool(&self) -> Spool {
+        Spool::new(self.state.join("spool")).with_fallback(self.run.join("spool"))
+    }
 }
 
 #[cfg(test)]

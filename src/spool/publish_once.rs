@@ -11,9 +11,9 @@ use tokio::time::timeout;
 use crate::broker::{ClientOptions, LinkEvent, MqttLink};
 use crate::config::Config;
 use crate::error::Error;
+use crate::fail2ban::Client as Fail2ban;
 use crate::fail2ban::action_names::{ActionNames, Resolved};
 use crate::fail2ban::database::{Database, unreadable};
-use crate::fail2ban::{self, Client as Fail2ban};
 use crate::fleet::Record;
 use crate::fleet::local_events::LocalEventFilter;
 use crate::fleet::sequence::Sequencer;
@@ -293,7 +293,7 @@ fn client_options(config: &Config) -> ClientOptions {
 }
 
 /// The action names of all jails, each with its jail.
-async fn action_names(socket: &Path) -> Result<Vec<(Jail, Jail)>, fail2ban::Fail2banError> {
+async fn action_names(socket: &Path) -> Result<Vec<(Jail, Jail)>, crate::error::Fail2banError> {
     let mut client = Fail2ban::connect(socket).await?;
     let mut pairs = Vec::new();
     for jail in client.jails().await? {

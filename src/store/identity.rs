@@ -4,12 +4,20 @@ use rusqlite::{OptionalExtension as _, params};
 
 use super::{Store, write};
 use crate::config::{Broker, Config, Topic};
-use crate::daemon::former::Former;
 use crate::error::Error;
 use crate::fleet::Record;
 use crate::fleet::provenance::{Provenance, Trust};
 use crate::model::HostName;
 use crate::sys::jitter;
+
+/// A former name and topic of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Former {
+    /// The former name of this host (`MQTT_NODE`).
+    pub node: HostName,
+    /// The fleet's topic at that time (`MQTT_TOPIC`).
+    pub topic: Topic,
+}
 
 /// The identity of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 //! that must survive a restart (R11, R20). Each transaction is synced before the daemon relies on it.
 
 mod identity;
+pub mod reader;
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +18,7 @@ use crate::model::{Address, HostName, Jail, JailScope, UnbanId};
 use crate::sys::log;
 use crate::sys::private_files;
 use crate::wire::{Ban, FleetUnban};
-pub use identity::Identity;
+pub use identity::{Former, Identity};
 use identity::{SELECT_FORMER, SELECT_IDENTITY};
 
 /// The version of [`SCHEMA`], stored as `user_version`. A change of the schema increments it, and migrates released

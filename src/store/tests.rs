@@ -4,9 +4,9 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
 use crate::config::Topic;
-use crate::daemon::former::Former;
 use crate::fleet::imports::ImportState;
 use crate::fleet::provenance::{Provenance, Trust};
+use crate::store::Former;
 
 fn host(name: &str) -> HostName {
     HostName::new(name).unwrap()

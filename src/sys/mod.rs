@@ -7,5 +7,6 @@ pub mod detach;
 pub mod jitter;
 pub mod log;
 pub mod paths;
+pub(crate) mod peer_addresses;
 pub mod private_files;
 pub mod runtime;

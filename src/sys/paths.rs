@@ -1,9 +1,11 @@
 //! The paths of this program's files on a host, in one struct so that tests can pass others.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use crate::fail2ban::settings::{self, Settings};
-use crate::spool::Spool;
+/// The script's database, unless an action names another.
+pub const DEFAULT_LEDGER: &str = "/var/lib/fail2ban/abuseipdb/fail2ban_abuseipdb";
+/// The script's log, unless an action names another.
+pub const DEFAULT_LOG: &str = "/var/log/abuseipdb/abuseipdb.log";
 
 /// The directories and sockets that the program touches.
 #[derive(Clone, Debug)]
@@ -33,30 +35,6 @@ impl Default for Paths {
 }
 
 impl Paths {
-    /// These paths with the socket and the database that fail2ban's settings name. `socket` overrides fail2ban's
-    /// setting, for a fail2ban whose settings are elsewhere (in a container, or from pip).
-    #[must_use]
-    pub fn located(&self, socket: Option<&Path>) -> Self {
-        self.located_by(&Settings::read(Path::new(settings::SETTINGS_DIR)), socket)
-    }
-
-    fn located_by(&self, settings: &Settings, socket: Option<&Path>) -> Self {
-        let mut paths = self.clone();
-        if let Some(socket) = socket.or(settings.socket.as_deref()) {
-            socket.clone_into(&mut paths.fail2ban);
-        }
-        if let Some(database) = &settings.database {
-            database.clone_into(&mut paths.database);
-        }
-        paths
-    }
-
-    /// Events that wait to be published: on disk, or in memory if the disk is full.
-    #[must_use]
-    pub fn spool(&self) -> Spool {
-        Spool::new(self.state.join("spool")).with_fallback(self.run.join("spool"))
-    }
-
     /// The state database.
     #[must_use]
     pub fn store(&self) -> PathBuf {
@@ -103,36 +81,5 @@ impl Paths {
     #[must_use]
     pub fn report_lock(&self) -> PathBuf {
         self.run.join("report.lock")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// fail2ban's settings with this socket; empty: without any.
-    fn settings(socket: &str) -> Settings {
-        Settings {
-            socket: (!socket.is_empty()).then(|| socket.into()),
-            database: (!socket.is_empty()).then(|| "/srv/db".into()),
-        }
-    }
-
-    #[test]
-    fn own_setting_overrides_fail2ban_s_which_overrides_the_default() {
-        let table = [
-            (
-                settings(""),
-                None,
-                "/run/fail2ban/fail2ban.sock",
-                "/var/lib/fail2ban/fail2ban.sqlite3",
-            ),
-            (settings("/srv/a"), None, "/srv/a", "/srv/db"),
-            (settings("/srv/a"), Some("/srv/b"), "/srv/b", "/srv/db"),
-        ];
-        for (settings, own, socket, database) in table {
-            let paths = Paths::default().located_by(&settings, own.map(Path::new));
-            assert_eq!((paths.fail2ban, paths.database), (socket.into(), database.into()));
-        }
     }
 }

@@ -5,8 +5,9 @@ use std::fmt;
 use serde::Serialize;
 
 use super::json::{Malformed, StrictObject, write};
-use super::range::{self, BANTIME_SECS, COUNT, STAMP_MILLIS, TIME_SECS};
 use crate::model::ids::shown;
+use crate::model::range;
+use crate::model::range::{BANTIME_SECS, COUNT, STAMP_MILLIS, TIME_SECS};
 use crate::model::{Address, HostName, Jail, UnbanId};
 
 /// The largest event that is accepted, in bytes. An event of this program without fleet unbans has less than 400, one

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::Value;
 
-use super::range;
+use crate::model::range;
 
 const MISSING: &str = "is missing";
 

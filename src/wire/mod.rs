@@ -4,7 +4,7 @@
 //! - [`Shard`]: one shard of a host's snapshot, the bans that the host detected and holds.
 //! - [`Presence`]: whether a host is online, and its own account of its state.
 //! - [`signature`]: the signature of a message.
-//! - [`range`]: the valid ranges of numbers.
+//! - [`crate::model::range`]: the valid ranges of numbers.
 //! - [`SpooledEvent`]: a call of the notifier, which becomes an event.
 //!
 //! The first seven fields of an event are those of the scripts that this program replaces. Their names, order and
@@ -13,7 +13,6 @@
 mod event;
 mod json;
 mod presence;
-pub mod range;
 mod shard;
 pub mod signature;
 mod spooled;

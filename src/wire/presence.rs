@@ -13,8 +13,9 @@ use serde::{Deserialize as _, Serialize};
 use serde_json::{Value, json};
 
 use super::json::{Malformed, StrictObject, is_zero, write};
-use super::range::{self, COUNT, STAMP_MILLIS, TIME_SECS};
 use crate::model::ids::shown;
+use crate::model::range;
+use crate::model::range::{COUNT, STAMP_MILLIS, TIME_SECS};
 use crate::model::{Address, HostName, Jail};
 
 /// The largest presence that is accepted, in bytes, and the most jails and reasons in it.

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use f2bmqtt::fail2ban::database::BipsRow;
 use f2bmqtt::model::Address;
+use f2bmqtt::model::BipsRow;
 
 use crate::chance::Chance;
 

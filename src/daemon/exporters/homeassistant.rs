@@ -237,7 +237,7 @@ fn device(prefix: &Topic, topic: &Topic, host: &HostName, metrics: &Metrics) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::exporters::JailCounts;
+    use crate::fleet::JailCounts;
     use crate::guard::gate::tests::admit;
     use crate::model::Jail;
 

@@ -10,25 +10,12 @@ use self::prometheus::TextfileWriter;
 use crate::abuseipdb::queue_status::QueueStatus;
 use crate::config::{Certificate, Config, Tls};
 use crate::daemon::state::DaemonState;
+use crate::fleet::JailCounts;
 use crate::fleet::limits::{BoundedTable, ReachedLimits};
 use crate::guard::RejectCounters;
 use crate::guard::gate::Admitted;
-use crate::model::Jail;
 use crate::sys::paths::Paths;
 use crate::wire::Event;
-
-/// The numbers of one jail of this host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JailCounts {
-    /// The name of the jail.
-    pub jail: Jail,
-    /// Bans that this host detected.
-    pub detected: usize,
-    /// Bans imported from other hosts.
-    pub imported: usize,
-    /// Bans of other hosts that the operator removed here by hand.
-    pub overrides: usize,
-}
 
 /// Traffic with the broker since the daemon started. Received messages count if they are valid, including this
 /// host's own.

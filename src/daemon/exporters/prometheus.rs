@@ -187,7 +187,7 @@ mod tests {
     use crate::abuseipdb::queue_status::{CallQuota, QueueStatus};
     use crate::abuseipdb::response::Quota;
     use crate::config::Certificate;
-    use crate::daemon::exporters::JailCounts;
+    use crate::fleet::JailCounts;
     use crate::fleet::limits::BoundedTable;
     use crate::model::Jail;
 

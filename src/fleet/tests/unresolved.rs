@@ -65,7 +65,7 @@ fn unresolved_name_refuses_imports_and_keeps_those_that_stand() {
     assert_eq!(outcomes(&mut fleet, "web1", NOW + 8_000), ["banned"]);
     // The name resolves to the banned address.
     let mut friend = IgnoreList::default();
-    friend.add(crate::guard::ignorelist::network(IP).unwrap(), IgnoreReason::Jail);
+    friend.add(crate::model::network(IP).unwrap(), IgnoreReason::Jail);
     fleet.invalidate(&jail());
     let effects = run_cycle(&mut fleet, NOW + 10_000, &friend, &[IP]);
     assert!(

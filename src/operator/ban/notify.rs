@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 use crate::error::Error;
-use crate::fail2ban::address_map::AddressMap;
+use crate::fail2ban::Client;
 use crate::fail2ban::database::Database;
-use crate::fail2ban::{self, Client};
+use crate::model::address_map::AddressMap;
 use crate::model::{Address, Jail};
-use crate::operator::local_host;
 use crate::spool::notify;
 use crate::spool::notify::NotifyCall;
+use crate::store::reader;
 use crate::sys::clock::now_secs;
 use crate::sys::paths::Paths;
 
@@ -25,15 +25,15 @@ const START_TOLERANCE_SECS: i64 = 2;
 /// Whether an action of the jail calls notify.
 ///
 /// # Errors
-/// Any of [`fail2ban::Fail2banError`].
+/// Any of [`crate::error::Fail2banError`].
 pub(super) async fn is_shared(
     fail2ban: &mut Client,
     jail: &Jail,
-) -> Result<bool, fail2ban::Fail2banError> {
+) -> Result<bool, crate::error::Fail2banError> {
     for action in fail2ban.actions(jail).await? {
         match fail2ban.property(jail, &action, "actionban").await {
             Ok(text) if notify::is_called_by(&text) => return Ok(true),
-            Ok(_) | Err(fail2ban::Fail2banError::Rejected { .. }) => {}
+            Ok(_) | Err(crate::error::Fail2banError::Rejected { .. }) => {}
             Err(error) => return Err(error),
         }
     }
@@ -43,7 +43,7 @@ pub(super) async fn is_shared(
 /// The addresses among these that the operator banned with fail2ban-client: neither detected (R6) nor imported (R9).
 ///
 /// # Errors
-/// Any of [`fail2ban::Fail2banError`], or [`Error::Failed`].
+/// Any of [`crate::error::Fail2banError`], or [`Error::Failed`].
 pub(super) async fn banned_by_hand(
     fail2ban: &mut Client,
     jail: &Jail,
@@ -59,7 +59,7 @@ pub(super) async fn banned_by_hand(
         .rows(jail, &by_hand)
         .map_err(|error| Error::Failed(format!("cannot read fail2ban's database: {error}")))?;
     let store = paths.store();
-    let imports = local_host::imports(&store, jail, addresses).map_err(|error| {
+    let imports = reader::imports(&store, jail, addresses).map_err(|error| {
         Error::Failed(format!("cannot read the state database {}: {error}", store.display()))
     })?;
     by_hand.retain(|address| {

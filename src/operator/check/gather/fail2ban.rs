@@ -8,7 +8,8 @@ use tokio::time::timeout;
 
 use super::host;
 use crate::abuseipdb::{enqueue, key};
-use crate::fail2ban::{Client, Fail2banError};
+use crate::error::Fail2banError;
+use crate::fail2ban::Client;
 use crate::guard::IgnoreListResolver;
 use crate::model::Jail;
 use crate::operator::check::rules::jails;
@@ -71,8 +72,8 @@ async fn query(socket: &Path) -> Result<(RunningFail2ban, Vec<Vec<String>>), Fai
             if is_reporter(&ban) {
                 // SQLITE_DB and LOG_FILE: fail2ban keeps the names of settings in lower case.
                 let settings = [
-                    ("sqlite_db", enqueue::DEFAULT_LEDGER, DirContent::Database),
-                    ("log_file", enqueue::DEFAULT_LOG, DirContent::Log),
+                    ("sqlite_db", crate::sys::paths::DEFAULT_LEDGER, DirContent::Database),
+                    ("log_file", crate::sys::paths::DEFAULT_LOG, DirContent::Log),
                 ];
                 for (setting, default, keeps) in settings {
                     let path = client.property(&name, &action, setting).await?;

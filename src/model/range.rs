@@ -43,7 +43,7 @@ pub(crate) fn into(range: &RangeInclusive<i64>, number: i64) -> i64 {
 ///
 /// # Errors
 /// The range, as the end of a sentence.
-pub(super) fn within(range: &RangeInclusive<i64>, number: i64) -> Result<i64, String> {
+pub(crate) fn within(range: &RangeInclusive<i64>, number: i64) -> Result<i64, String> {
     if range.contains(&number) {
         Ok(number)
     } else {

@@ -1,12 +1,16 @@
 //! The errors that end a command. A text says what failed, on what object, why, and what to do; each kind has an
 //! exit code.
 
+mod config;
+mod fail2ban;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
 
-use crate::config::ConfigErrors;
+pub use config::ConfigErrors;
+pub use fail2ban::Fail2banError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +70,7 @@ pub enum Error {
     Report(String),
     /// A request to fail2ban failed. Exit code 1.
     #[error("{0}")]
-    Fail2ban(#[from] crate::fail2ban::Fail2banError),
+    Fail2ban(#[from] Fail2banError),
     /// The operator's command did not succeed; the text has the cause. Exit code 1.
     #[error("{0}")]
     Failed(String),
