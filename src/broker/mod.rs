@@ -11,7 +11,11 @@
 mod backoff;
 mod dial;
 mod disconnect;
+pub mod fetch;
+pub mod fleet_client;
+pub mod fleet_view;
 mod purge;
+pub mod retraction;
 mod session;
 #[cfg(test)]
 mod wire_bytes;

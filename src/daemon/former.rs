@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 use super::machine;
+use crate::broker::fleet_client::{FleetClient, Message};
+use crate::broker::fleet_view::FleetView;
+use crate::broker::retraction::{is_kept, retraction};
 use crate::config::Config;
 use crate::daemon::exporters::homeassistant;
 use crate::daemon::state::SharedState;
 use crate::error::Error;
 use crate::model::HostName;
-use crate::operator::fleet_client::{FleetClient, Message};
-use crate::operator::fleet_view::FleetView;
-use crate::operator::retraction::{is_kept, retraction};
 use crate::store::Former;
 use crate::sys::clock::now_millis;
 use crate::sys::log::{info, warn};

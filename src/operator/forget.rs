@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::confirm;
-use super::fleet_client::{FleetClient, Message};
-use super::fleet_view::{BanSummary, FleetView, HostView};
 use super::render;
-use super::retraction::{is_kept, retraction};
+use crate::broker::fleet_client::{FleetClient, Message};
+use crate::broker::fleet_view::{BanSummary, FleetView, HostView};
+use crate::broker::retraction::{is_kept, retraction};
 use crate::cli::operator::ForgetArgs;
 use crate::config::Config;
 use crate::daemon::exporters::homeassistant;
@@ -130,8 +130,8 @@ fn lines(hosts: &BTreeSet<HostName>, unknown: &[HostName], bans: usize) -> Vec<S
 
 #[cfg(test)]
 mod tests {
-    use super::super::fleet_view::Expiry;
     use super::*;
+    use crate::broker::fleet_view::Expiry;
     use crate::model::{Address, Jail};
 
     fn host(name: &str) -> HostName {

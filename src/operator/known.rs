@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::fleet_view::FleetView;
+use crate::broker::fleet_view::FleetView;
 use crate::error::Error;
 use crate::model::text::{list, sanitize};
 use crate::model::{HostName, Jail};

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
-use super::fleet_client::{FleetClient, Message};
-use super::fleet_view::{FleetView, HostView};
-use super::retraction::{is_kept, retraction};
 use crate::broker;
+use crate::broker::fleet_client::{FleetClient, Message};
+use crate::broker::fleet_view::{FleetView, HostView};
+use crate::broker::retraction::{is_kept, retraction};
 use crate::config::Config;
 use crate::daemon::exporters::homeassistant;
 use crate::daemon::machine;

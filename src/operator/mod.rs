@@ -1,6 +1,6 @@
 //! The operator's commands. They need no daemon: the broker keeps the state of the whole fleet.
 //!
-//! - [`fleet_client`] connects to the broker. [`fetch`] schedules the subscriptions, and [`fleet_view`] interprets the
+//! - [`crate::broker::fleet_client`] connects to the broker. [`crate::broker::fetch`] schedules the subscriptions, and [`crate::broker::fleet_view`] interprets the
 //!   messages; both are pure. [`local_host`] reads the state of this host.
 //! - [`status`], [`list`], [`watch`] and [`check`] show; [`ban`], [`unban`] and [`forget`] act, and show the result.
 //! - [`render`] and [`time_format`] render text, tables, JSON and times; [`confirm`] asks for confirmation.
@@ -8,9 +8,6 @@
 pub mod ban;
 pub mod check;
 pub mod confirm;
-pub mod fetch;
-pub mod fleet_client;
-pub mod fleet_view;
 pub mod forget;
 mod known;
 mod leave;
@@ -18,7 +15,6 @@ pub mod list;
 pub mod local_host;
 mod names;
 pub mod render;
-pub mod retraction;
 pub mod status;
 pub mod time_format;
 pub mod unban;

@@ -1,8 +1,8 @@
 //! Formats local times and remaining durations for people.
 
+use crate::broker::fleet_view::Expiry;
 use crate::error::Error;
 use crate::model::text::format_duration;
-use crate::operator::fleet_view::Expiry;
 use crate::sys::calendar::Calendar;
 
 /// The calendar of this host's time zone, and the current time.

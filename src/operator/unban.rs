@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::confirm;
-use super::fleet_client::{FleetClient, Message};
-use super::fleet_view::{FleetView, Update};
 use super::known;
 use super::local_host;
 use super::render;
+use crate::broker::fleet_client::{FleetClient, Message};
+use crate::broker::fleet_view::{FleetView, Update};
 use crate::cli::operator::UnbanArgs;
 use crate::config::Config;
 use crate::error::Error;

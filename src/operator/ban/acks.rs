@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::broker::fleet_client::Message;
+use crate::broker::fleet_view::{FleetView, HostView};
 use crate::model::{Address, HostName, Jail};
-use crate::operator::fleet_client::Message;
-use crate::operator::fleet_view::{FleetView, HostView};
 use crate::wire::{ACK_REQUEST, Ack, Action, Event};
 
 /// The state of a ban on another host, the best first.

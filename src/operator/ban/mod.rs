@@ -12,10 +12,10 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::confirm;
-use super::fleet_client::FleetClient;
-use super::fleet_view::FleetView;
 use super::local_host;
 use super::render;
+use crate::broker::fleet_client::FleetClient;
+use crate::broker::fleet_view::FleetView;
 use crate::cli::operator::BanArgs;
 use crate::config::Config;
 use crate::daemon;

@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
+use crate::broker::fleet_view::{BanSummary, Expiry, FleetView, VoidedBan};
 use crate::model::text::sanitize;
 use crate::model::{Address, HostName, Jail};
-use crate::operator::fleet_view::{BanSummary, Expiry, FleetView, VoidedBan};
 use crate::operator::local_host::LocalDecision;
 use crate::operator::time_format::Clock;
 

@@ -8,14 +8,14 @@ use std::fmt;
 use ipnet::IpNet;
 use serde_json::json;
 
-use super::fleet_client::FleetClient;
-use super::fleet_view::{BanSummary, Expiry, FleetView, VoidedBan};
 use super::known;
 use super::local_host;
 use super::local_host::LocalDecision;
 use super::render;
 use super::render::{BufferedStdout, Out, Row, Style};
 use super::time_format::Clock;
+use crate::broker::fleet_client::FleetClient;
+use crate::broker::fleet_view::{BanSummary, Expiry, FleetView, VoidedBan};
 use crate::cli::operator::ListArgs;
 use crate::config::Config;
 use crate::error::Error;

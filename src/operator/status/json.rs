@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::FleetStatus;
 use crate::abuseipdb::queue_status::{CallQuota, QueueStatus};
+use crate::broker::fleet_view::HostView;
 use crate::model::{HostName, Jail};
-use crate::operator::fleet_view::HostView;
 use crate::operator::local_host::LocalService;
 
 impl FleetStatus {

@@ -5,13 +5,13 @@ mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::fleet_client::FleetClient;
-use super::fleet_view::{BanSummary, FleetView};
 use super::local_host;
 use super::local_host::LocalService;
 use super::render;
 use super::render::Out;
 use super::time_format::Clock;
+use crate::broker::fleet_client::FleetClient;
+use crate::broker::fleet_view::{BanSummary, FleetView};
 use crate::config::Config;
 use crate::error::Error;
 use crate::model::{HostName, Jail};

@@ -5,9 +5,9 @@ use std::fmt::{Display, Write as _};
 
 use super::FleetStatus;
 use crate::abuseipdb::queue_status::{CallQuota, LastCall};
+use crate::broker::fleet_view::HostView;
 use crate::model::text::{count, format_duration};
 use crate::model::{HostName, Jail};
-use crate::operator::fleet_view::HostView;
 use crate::operator::local_host::LocalService;
 use crate::operator::render::{Cell, Out, Row, Style};
 use crate::wire::HostState;

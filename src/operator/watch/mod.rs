@@ -12,10 +12,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::fetch::FetchStep;
-use super::fleet_client;
 use super::render::Out;
 use super::time_format::Clock;
+use crate::broker::fetch::FetchStep;
+use crate::broker::fleet_client;
 use crate::broker::{LinkEvent, MqttLink};
 use crate::config::{Config, Topic};
 use crate::error::Error;

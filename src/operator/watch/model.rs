@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::broker::fetch::SnapshotFetch;
+use crate::broker::fleet_view::{FleetView, HostView, Update};
 use crate::guard::gate::Admitted;
 use crate::guard::{check_event_stamp, is_bannable};
 use crate::model::text::format_duration;
 use crate::model::{Address, HostName, Jail};
-use crate::operator::fetch::SnapshotFetch;
-use crate::operator::fleet_view::{FleetView, HostView, Update};
 use crate::wire::{Action, Event, HostState, Reason};
 
 /// The number of events that the model keeps.

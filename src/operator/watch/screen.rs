@@ -9,9 +9,9 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Sparkline};
 
 use super::model::{BanCounts, FeedItem, RATE_SECONDS, WatchModel};
+use crate::broker::fleet_view::HostView;
 use crate::model::HostName;
 use crate::model::text::{count, sanitize};
-use crate::operator::fleet_view::HostView;
 use crate::operator::time_format::Clock;
 
 /// The parts of the screen that the model does not have.
