@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! detecting host                                    every other host
-//! fail2ban ── actionban ──> notify ──> spool        ┌─> guard::gate ─> wire ─> guard ─> fleet ─> apply ─> fail2ban
+//! fail2ban ── actionban ──> notify ──> spool        ┌─> guard::gate ─> wire ─> guard ─> fleet ─> daemon::driver ─> fail2ban
 //!                                        │ inotify  │   (admits)      (parses)  (judges) (decides) (executes)
 //!                                     outbox ──> broker
 //! ```
@@ -26,24 +26,23 @@
 //!
 //! # Modules
 //!
-//! | modules | what they do |
-//! |---|---|
-//! | [`spool::notify`], [`spool`], [`spool::outbox`], [`spool::publish_once`] | from fail2ban's action to the broker |
-//! | [`daemon`] | the service: one loop that serves the broker, the spool, the clock and the service manager |
-//! | [`broker`] | the MQTT connection: connect, retry, sign, publish, subscribe |
-//! | [`wire`] | the messages as types, and their JSON |
-//! | [`guard`], [`guard::ignorelist`] | which messages and which addresses this host accepts |
-//! | [`fleet`] | claims, imports, overrides, tombstones; the controller that decides |
-//! | [`daemon::driver`], [`fail2ban`] | observe fail2ban, and execute what the controller decides |
-//! | [`daemon::state`] | the state that the daemon's loop and `apply` share |
-//! | [`store`], [`sys::private_files`], [`sys::paths`], [`spool::owner_lock`] | what is on disk, where, and which process may use it |
-//! | [`sys::conntrack`] | ends the open connections of a banned address |
-//! | [`abuseipdb`] | reports local detections to AbuseIPDB |
-//! | [`daemon::exporters`] | metrics for Prometheus, and entities for Home Assistant |
-//! | [`operator`], [`cli`] | the operator's commands; the command line |
-//! | [`config`] | reads and validates the settings |
-//! | [`sys::log`], [`error`], [`model::text`] | log lines, errors with their exit codes, and text for people |
-//! | [`sys::clock`], [`sys::jitter`], [`sys::runtime`], [`sys::detach`] | time, random numbers, threads, detached processes |
+//! Imports run down this table only; within a row, there is no circle (`tests/layers.rs`).
+//!
+//! | layer | modules | what they do |
+//! |---|---|---|
+//! | 6 | [`cli`], [`operator`] | the command line; the operator's commands |
+//! | 5 | [`daemon`] | the service: one loop for the broker, the spool, the clock and the service manager; the driver of fail2ban; metrics and Home Assistant |
+//! | 5 | [`abuseipdb`] | reports local detections to AbuseIPDB |
+//! | 4 | [`fail2ban`] | the client of fail2ban's socket, and its database |
+//! | 4 | [`broker`] | the MQTT connection: connect, retry, sign, publish, subscribe; the state that a broker retains |
+//! | 4 | [`store`] | the state database |
+//! | 4 | [`spool`] | from fail2ban's action to the broker: notify, spool, outbox, publish |
+//! | 3 | [`guard`] | which messages and which addresses this host accepts |
+//! | 3 | [`fleet`] | claims, imports, overrides, tombstones; the controller that decides |
+//! | 2 | [`wire`], [`config`] | the messages and their JSON; the settings |
+//! | 1 | [`model`] | names, addresses, rows of bans: the terms that all layers share |
+//! | 1 | [`sys`] | clock, private files, paths, log, threads, detached processes, open connections |
+//! | 1 | [`error`] | errors with their exit codes |
 //!
 //! [`wire`], [`guard`] and [`fleet`] are pure: values in, values out. The caller passes the time. The daemon and the
 //! simulation in `tests/simulation/` drive the same code.

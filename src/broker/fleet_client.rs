@@ -11,10 +11,8 @@ use crate::broker::{ClientOptions, LinkEvent, MqttLink};
 use crate::config::{Broker, Config, Topic};
 use crate::error::Error;
 use crate::model::HostName;
-use crate::store::reader;
 use crate::sys::clock::now_millis;
 use crate::sys::jitter;
-use crate::sys::paths::Paths;
 
 /// How long a broker may take to acknowledge all messages.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,11 +43,14 @@ pub struct FleetClient {
 }
 
 impl FleetClient {
-    /// Connects, and fetches the state of the fleet.
+    /// Connects, and fetches the state of the fleet. `known_hosts` reads the names of hosts that this host knows.
     ///
     /// # Errors
     /// [`Error::Failed`]: why there is no connection.
-    pub async fn connect(config: &Config, paths: &Paths) -> Result<Self, Error> {
+    pub async fn connect(
+        config: &Config,
+        known_hosts: impl FnOnce() -> BTreeSet<HostName>,
+    ) -> Result<Self, Error> {
         let mut link = MqttLink::new(config, client_options(config, initial_topics(&config.topic)));
         let connected_at = Instant::now();
         let broker = connect_to_any(&mut link, config).await?;
@@ -64,7 +65,7 @@ impl FleetClient {
         if !client.view().hosts().contains_key(&config.node) {
             // The broker keeps at least this host's presence. It may deliver nothing for a wildcard, so request the exact
             // topics of all hosts known here.
-            let mut hosts = reader::origins(&paths.store()).unwrap_or_default();
+            let mut hosts = known_hosts();
             hosts.insert(config.node.clone());
             client.request(&hosts);
             client.fetch.requested(elapsed_millis(connected_at));

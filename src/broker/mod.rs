@@ -7,6 +7,9 @@
 //!
 //! A link signs what it publishes on the fleet's topics if the fleet has a key. It delivers only messages that the
 //! [gate](crate::guard::gate) admits; no unchecked payload leaves this module.
+//!
+//! [`fleet_client`] reads what a broker retains of the fleet: [`fetch`] schedules the subscriptions, and [`fleet_view`]
+//! interprets the messages; both are pure. [`retraction`] removes what a broker retains of a host.
 
 mod backoff;
 mod dial;

@@ -16,6 +16,7 @@ use crate::daemon::state::SharedState;
 use crate::error::Error;
 use crate::model::HostName;
 use crate::store::Former;
+use crate::store::reader;
 use crate::sys::clock::now_millis;
 use crate::sys::log::{info, warn};
 use crate::sys::paths::Paths;
@@ -96,7 +97,7 @@ async fn clear(
     started_at: i64,
 ) -> Result<Outcome, Error> {
     let former_config = Config { topic: former.topic.clone(), ..config.clone() };
-    let mut client = FleetClient::connect(&former_config, paths).await?;
+    let mut client = FleetClient::connect(&former_config, || reader::origins(paths)).await?;
     let new_name = (former.topic == config.topic).then_some(&config.node);
     client.fetch_host(&config.node).await?;
     client.fetch_host(&former.node).await?;

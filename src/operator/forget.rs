@@ -17,6 +17,7 @@ use crate::daemon::exporters::homeassistant;
 use crate::error::Error;
 use crate::model::HostName;
 use crate::model::text::{count, list, sanitize};
+use crate::store::reader;
 use crate::sys::clock::{now_millis, now_secs};
 use crate::sys::log::info;
 use crate::sys::paths::Paths;
@@ -38,7 +39,7 @@ pub fn run(args: &ForgetArgs, paths: &Paths) -> Result<(), Error> {
     let hosts = hosts.map_err(|what| Error::Usage(format!("HOST {what}")))?;
     let config = Config::load()?;
     runtime::run(async {
-        let mut client = FleetClient::connect(&config, paths).await?;
+        let mut client = FleetClient::connect(&config, || reader::origins(paths)).await?;
         // Shards of an earlier, larger snapshot may be left on the broker, too.
         for host in &hosts {
             client.fetch_host(host).await?;

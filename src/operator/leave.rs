@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::model::HostName;
 use crate::spool::owner_lock;
 use crate::store::Store;
+use crate::store::reader;
 use crate::sys::clock::now_millis;
 use crate::sys::log::info;
 use crate::sys::paths::Paths;
@@ -67,7 +68,7 @@ fn not_removed(node: &HostName, why: &dyn Display) -> Error {
 }
 
 async fn clear_branch(config: &Config, paths: &Paths) -> Result<(), Error> {
-    let mut client = FleetClient::connect(config, paths).await?;
+    let mut client = FleetClient::connect(config, || reader::origins(paths)).await?;
     client.fetch_host(&config.node).await?;
     if is_owned_by_another_machine(client.view(), &config.node, &machine()) {
         return Err(Error::Failed("another machine has this name now".to_owned()));

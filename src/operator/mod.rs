@@ -1,7 +1,7 @@
 //! The operator's commands. They need no daemon: the broker keeps the state of the whole fleet.
 //!
-//! - [`crate::broker::fleet_client`] connects to the broker. [`crate::broker::fetch`] schedules the subscriptions, and [`crate::broker::fleet_view`] interprets the
-//!   messages; both are pure. [`local_host`] reads the state of this host.
+//! - [`broker::fleet_client`](crate::broker::fleet_client) connects to the broker, and reads the state of the fleet.
+//!   [`local_host`] reads the state of this host.
 //! - [`status`], [`list`], [`watch`] and [`check`] show; [`ban`], [`unban`] and [`forget`] act, and show the result.
 //! - [`render`] and [`time_format`] render text, tables, JSON and times; [`confirm`] asks for confirmation.
 

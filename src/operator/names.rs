@@ -29,7 +29,7 @@ pub(super) fn run(named: Named, paths: &Paths) -> Result<(), Error> {
         Named::Hosts => Config::load().map_or_else(
             |_| Vec::new(),
             |config| {
-                let mut hosts = reader::origins(&paths.store()).unwrap_or_default();
+                let mut hosts = reader::origins(paths);
                 hosts.insert(config.node);
                 hosts.iter().map(ToString::to_string).collect()
             },

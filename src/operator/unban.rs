@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::model::text::sanitize;
 use crate::model::{Address, HostName, Jail, UnbanId};
+use crate::store::reader;
 use crate::sys::clock::now_millis;
 use crate::sys::log::info;
 use crate::sys::paths::Paths;
@@ -60,8 +61,10 @@ pub fn run(args: &UnbanArgs, paths: &Paths) -> Result<(), Error> {
         addresses,
     };
     runtime::run(async {
-        let (client, local_jails) =
-            tokio::join!(FleetClient::connect(&config, paths), local_host::query_jails(paths));
+        let (client, local_jails) = tokio::join!(
+            FleetClient::connect(&config, || reader::origins(paths)),
+            local_host::query_jails(paths)
+        );
         let mut client = client?;
         let local_jails = local_jails.unwrap_or_default();
         if let Some(jail) = &unban.jail {

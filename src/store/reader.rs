@@ -7,6 +7,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::decode_sources;
 use crate::model::{Address, HostName, Jail};
+use crate::sys::paths::Paths;
 
 /// All imported addresses.
 ///
@@ -27,11 +28,13 @@ pub fn select_addresses(database: &Path, query: &str) -> rusqlite::Result<BTreeS
     Ok(rows.flatten().filter_map(|ip| Address::new(&ip).ok()).collect())
 }
 
-/// The origins of all imports.
-///
-/// # Errors
-/// Any error of SQLite.
-pub fn origins(store: &Path) -> rusqlite::Result<BTreeSet<HostName>> {
+/// The origins of all imports; none if the database cannot be read.
+#[must_use]
+pub fn origins(paths: &Paths) -> BTreeSet<HostName> {
+    read_origins(&paths.store()).unwrap_or_default()
+}
+
+fn read_origins(store: &Path) -> rusqlite::Result<BTreeSet<HostName>> {
     let db = open(store)?;
     let mut hosts = BTreeSet::new();
     let mut query = db.prepare("SELECT claims FROM imports")?;

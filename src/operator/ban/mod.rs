@@ -25,6 +25,7 @@ use crate::guard::is_bannable;
 use crate::model::text::{format_duration, sanitize};
 use crate::model::{Address, HostName, Jail};
 use crate::spool::manual_bans::ManualBanLog;
+use crate::store::reader;
 use crate::sys::clock::{now_millis, now_secs};
 use crate::sys::log::info;
 use crate::sys::paths::Paths;
@@ -87,7 +88,7 @@ pub fn run(args: &BanArgs, paths: &Paths) -> Result<(), Error> {
         let mut batches = addresses.chunks(MAX_ACKS);
         let first = ban.issue(&mut fail2ban, batches.next().unwrap_or_default(), paths);
         let (mut client, mut issued_batch) =
-            tokio::join!(FleetClient::connect(&config, paths), first);
+            tokio::join!(FleetClient::connect(&config, || reader::origins(paths)), first);
         loop {
             if let (Ok(connected), Ok(())) = (&mut client, &issued_batch)
                 && let Err(lost) = ban.collect(connected, has_no_daemon).await

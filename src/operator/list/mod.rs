@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::model::text::count;
 use crate::model::{Address, HostName, Jail};
+use crate::store::reader;
 use crate::sys::clock::now_secs;
 use crate::sys::paths::Paths;
 use crate::sys::runtime;
@@ -93,8 +94,11 @@ pub fn run(args: &ListArgs, paths: &Paths) -> Result<(), Error> {
                 None => BTreeSet::new(),
             }
         };
-        let (client, decision, local_jails) =
-            tokio::join!(FleetClient::connect(&config, paths), decision, local_jails);
+        let (client, decision, local_jails) = tokio::join!(
+            FleetClient::connect(&config, || reader::origins(paths)),
+            decision,
+            local_jails
+        );
         let mut client = client?;
         filter.check_names(client.view(), &local_jails)?;
         let view = client.take_view();

@@ -15,6 +15,7 @@ use crate::broker::fleet_view::{BanSummary, FleetView};
 use crate::config::Config;
 use crate::error::Error;
 use crate::model::{HostName, Jail};
+use crate::store::reader;
 use crate::sys::clock::now_secs;
 use crate::sys::paths::Paths;
 use crate::sys::runtime;
@@ -26,8 +27,10 @@ use crate::sys::runtime;
 pub fn run(json: bool, paths: &Paths) -> Result<(), Error> {
     let config = Config::load()?;
     let status = runtime::run(async {
-        let (client, jails) =
-            tokio::join!(FleetClient::connect(&config, paths), local_host::query_jails(paths));
+        let (client, jails) = tokio::join!(
+            FleetClient::connect(&config, || reader::origins(paths)),
+            local_host::query_jails(paths)
+        );
         let (broker, view, broker_error) = match client {
             Ok(mut client) => {
                 let view = client.take_view();
