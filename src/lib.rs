@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! detecting host                                    every other host
-//! fail2ban ── actionban ──> notify ──> spool        ┌─> guard::gate ─> wire ─> guard ─> fleet ─> daemon::driver ─> fail2ban
+//! fail2ban ── actionban ──> notify ──> spool        ┌─> guard::gate ─> wire ─> guard ─> fleet ─> driver ─> fail2ban
 //!                                        │ inotify  │   (admits)      (parses)  (judges) (decides) (executes)
 //!                                     outbox ──> broker
 //! ```

@@ -12,8 +12,8 @@
 //! - `tombstones`: fleet unbans (R16, R17); `fleet_unbans` applies them to fail2ban.
 //! - [`limits`]: which bounded tables are full (R21).
 //! - [`reconcile`]: the decision on one address (R13, R19). [`lease`]: when to renew an import (R12).
-//! - [`sequence`]: the stamps of this host. [`local_events`]: which local events it publishes (R18). [`publisher`]: when to
-//!   publish which shard.
+//! - [`sequence`]: the stamps of this host. [`local_events`]: which local events it publishes (R18). [`publisher`]: when
+//!   to publish which shard.
 //! - `status`: when to publish the presence of this host, and the counts in it.
 //! - `acks`: acknowledges the bans that an operator made on another host.
 //! - [`peer_sync`]: schedules the subscriptions to the snapshots of peers.

@@ -1,4 +1,5 @@
-//! Checks of a broker: name, port, TLS, login, topics, retained messages. Pure; [`probe`](crate::operator::check::gather::broker) collects the facts.
+//! Checks of a broker: name, port, TLS, login, topics, retained messages. Pure; `gather::broker`
+//! collects the facts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

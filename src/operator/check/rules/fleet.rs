@@ -17,8 +17,8 @@ const CLOCK_TOLERANCE_SECS: i64 = 5;
 /// A difference of clocks from which bans of other hosts end noticeably early or late, in seconds.
 const HARMFUL_SKEW_SECS: i64 = 300;
 
-/// The greatest age of an online host's snapshot, in seconds: hosts publish it at least every 10 minutes. The margin is for a host with
-/// many shards.
+/// The greatest age of an online host's snapshot, in seconds: hosts publish it at least every 10 minutes. The margin
+/// is for a host with many shards.
 const MAX_SNAPSHOT_AGE_SECS: i64 = 900;
 
 /// The longest difference that is shown exactly, in seconds.

@@ -1,4 +1,4 @@
-//! Checks of the installation and the service. Pure; [`look`](crate::operator::check::gather::host) collects the facts.
+//! Checks of the installation and the service. Pure; `gather::host` collects the facts.
 
 use std::path::{Path, PathBuf};
 

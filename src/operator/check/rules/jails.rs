@@ -1,4 +1,5 @@
-//! Checks of fail2ban and of its jails: whether they run and share their bans. Pure; [`ask`](crate::operator::check::gather::fail2ban) collects the facts.
+//! Checks of fail2ban and of its jails: whether they run and share their bans. Pure;
+//! `gather::fail2ban` collects the facts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
