@@ -156,7 +156,7 @@ pub(super) const MAX_JAILS: usize = 500;
 /// At the total limit, the peer with the most claims loses this many.
 const RELEASED_CLAIMS: usize = 256;
 
-/// At the limit of peers, this many new ones without a snapshot give way.
+/// At the limit of peers, this many new peers without a snapshot are dropped.
 const DROPPED_PEERS: usize = 50;
 
 /// How many claims are searched in one step for those that a shard released.
@@ -287,8 +287,8 @@ impl Controller {
         gives_way
     }
 
-    /// The least claim on an address gives way to one that counts more: first an expired one, then that of the least
-    /// senior peer (R21).
+    /// Makes room for a new claim on an address at the limit (R21): drops an expired claim, or else the claim of the
+    /// least senior peer, if the new claim ranks above that.
     fn make_room_on(&mut self, key: &BanKey, claim: &Claim, now: i64) -> bool {
         self.limits.reached(
             BoundedTable::Claims,

@@ -406,8 +406,8 @@ impl Controller {
         self.dirty.next_batch(now).map(Effect::Persist)
     }
 
-    /// The [stamp to reserve](super::sequence::Sequencer::stamp_to_reserve) on disk now, if any. It is not an effect: it
-    /// must not wait for fail2ban or for a batch of records.
+    /// The [stamp to reserve](super::sequence::Sequencer::stamp_to_reserve) on disk now, if any. A reservation is
+    /// no effect, because it must not wait for fail2ban or for a batch of records.
     #[must_use]
     pub fn stamp_to_reserve(&self, now: i64) -> Option<i64> {
         self.sequencer.stamp_to_reserve(now)

@@ -97,8 +97,8 @@ impl PeerState {
         shard_count > 0 && self.stamps_of(shard_count).count() == shard_count as usize
     }
 
-    /// The indexes of the shards to request: those of the newest snapshot that did not arrive. If all arrived, or none,
-    /// it is all of them.
+    /// The indexes of the shards to request: the shards of the newest snapshot that did not arrive. If all or none of
+    /// them arrived, the result is all shards.
     pub(super) fn missing_shards(&self) -> Vec<u32> {
         let (shard_count, _) = self.latest_layout();
         let is_complete = self.is_complete();
@@ -382,7 +382,7 @@ mod tests {
     #[test]
     fn peers_without_state_are_dropped() {
         let key = (crate::model::Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
-        // It has a snapshot, a claim, milliseconds since its last message -> it is kept.
+        // The peer has a snapshot, has a claim, milliseconds since its last message; whether the peer is kept.
         let table = [
             (false, false, 0, false),
             (false, true, 9 * IDLE_TTL, true),

@@ -145,7 +145,7 @@ impl SnapshotPublisher {
         self.republish.extend(0..self.shard_count);
     }
 
-    /// Schedules all shards with smaller stamps than before, because the published ones were of the future.
+    /// Schedules all shards again, with smaller stamps than before, because the published stamps were in the future.
     pub(super) fn republish_all(&mut self) {
         self.published.clear();
         self.invalidate_all();

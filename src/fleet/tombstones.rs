@@ -6,8 +6,8 @@
 //! old snapshot revives the ban. Only a ban that began more than an hour after the tombstone counts without it: no
 //! clock is so far off that it could be the old ban.
 //!
-//! Anyone who may publish can make tombstones, so their number is bounded in total, per maker and per address (R21).
-//! Beyond that, a new tombstone replaces the oldest one of the maker with the most. They are applied in batches, in
+//! Anyone who may publish can make tombstones, so their number is bounded in total, per maker and per address (R21). At
+//! a limit, a new tombstone replaces the oldest one of the maker with the most. Tombstones are applied in batches, in
 //! turns between makers (R22). A tombstone that no host's ban needs is dropped after an hour.
 
 mod invariants;
@@ -390,9 +390,9 @@ impl Tombstones {
     }
 
     /// Drops some tombstones that no ban needs. Returns their records, and whether more remain to be checked; after the
-    /// end of the table the next call starts over. They are kept 30 days, longer while a claim lacks them, and only an
-    /// hour if no host bans the address (R17). `idle`: this host has been connected for that hour, and so knows the
-    /// snapshots.
+    /// end of the table the next call starts over. A tombstone is kept 30 days, longer while a claim lacks the
+    /// tombstone, and only an hour if no host bans the address (R17). `idle`: this host has been connected for that
+    /// hour, and so knows the snapshots.
     pub(super) fn gc(
         &mut self,
         now: i64,

@@ -53,7 +53,8 @@ pub struct Lock {
 
 impl Lock {
     /// Takes the lock, or returns `None` if another process holds the lock. A daemon waits up to `timeout` for a
-    /// publisher, which [sees](is_handover_requested) the daemon and ends. It does not wait for another daemon.
+    /// publisher, which [notices](is_handover_requested) the daemon and ends. A daemon does not wait for another
+    /// daemon.
     ///
     /// # Errors
     /// The lock file cannot be used.
