@@ -369,7 +369,7 @@ fn not_connected() -> io::Error {
     io::ErrorKind::NotConnected.into()
 }
 
-/// The approximate memory of a queued packet in bytes, at most [`MAX_QUEUED_BYTES`], whatever its kind.
+/// The approximate memory of a queued packet in bytes, at most [`MAX_QUEUED_BYTES`].
 fn bytes(event: &Read) -> u32 {
     let packet = match event {
         Ok(rumqttc::Event::Incoming(packet)) => packet.size(),

@@ -40,7 +40,7 @@ enum Outcome {
     Absent,
     /// Another host uses the name.
     Taken,
-    /// The bans are not published under the new name so far.
+    /// This host has not published its bans under the new name so far.
     TooEarly,
 }
 

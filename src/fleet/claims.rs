@@ -261,8 +261,8 @@ impl Controller {
         !gone.is_empty()
     }
 
-    /// The state of a peer, new if the peer is new. At the limit, other peers give way, and their claims are released
-    /// (R21).
+    /// The state of a peer, new if the peer is new. At the limit, other peers are dropped, and their claims are
+    /// released (R21).
     pub(super) fn admit_peer(&mut self, host: &HostName, now: i64) -> &mut PeerState {
         if !self.peers.contains(host) && self.peers.is_full() {
             self.limits.reached(BoundedTable::Peers, MAX_PEERS, None, now);

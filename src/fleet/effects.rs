@@ -424,7 +424,7 @@ impl Controller {
         self.sequencer.last()
     }
 
-    /// The records were written, or not. If not, bans are made all the same, and the write is retried (R20).
+    /// Notes whether the records were written. If not, the controller bans from memory and retries the write (R20).
     pub fn on_persisted(&mut self, is_written: bool, now: i64) {
         self.dirty.on_written(is_written, now);
     }

@@ -16,7 +16,7 @@ use crate::model::BipsRow;
 use crate::model::{Address, Jail};
 use crate::wire::Ban;
 
-/// How long before its end a local ban is observed once more, in seconds.
+/// How long before its end the daemon observes a local ban again, in seconds.
 const LAST_CHECK_LEAD: i64 = 10;
 
 /// How often a ban with an unknown end is observed, in seconds.
@@ -431,8 +431,8 @@ impl Controller {
 }
 
 impl Entry {
-    /// Updates the import record by an observation (R10, R14). Returns whether the record changed, and the sources of an
-    /// import that the operator removed.
+    /// Updates the import record by an observation (R10, R14). Returns whether the record changed, and the sources of
+    /// an import that the operator removed.
     fn observe_import(&mut self, seen: ImportObservation) -> (bool, Vec<ImportSource>) {
         let Some(import) = &mut self.import else { return (false, Vec::new()) };
         match import.classify(seen) {

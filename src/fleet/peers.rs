@@ -17,7 +17,7 @@ pub(super) const MAX_PEERS: usize = 1_000;
 /// its snapshot at least every ten minutes.
 const IDLE_TTL: i64 = 3_600_000;
 
-/// A peer that is known for less than this time gives way before others, in milliseconds.
+/// A peer that is known for less than this time is dropped before others at the limit of peers; in milliseconds.
 const ESTABLISHED_AGE: i64 = 600_000;
 
 /// The state of one peer.
@@ -150,8 +150,8 @@ impl PeerState {
         Some(Released { host: host.clone(), keys, finished })
     }
 
-    /// The order in which peers give way, smallest first: new peers without a snapshot, then established ones, each by
-    /// their last message; then peers without claims; then the others, the latest first.
+    /// The order in which peers are dropped at the limit, smallest first: new peers without a snapshot, then
+    /// established ones, each by their last message; then peers without claims; then the others, the latest first.
     fn rank(&self, now: i64) -> (u8, i64) {
         let established = now.saturating_sub(self.first_seen) >= ESTABLISHED_AGE;
         match (self.shard_stamps.is_empty(), established, self.claims.is_empty()) {
@@ -223,7 +223,7 @@ impl Peers {
         self.known.len() >= MAX_PEERS
     }
 
-    /// The peers that give way to new ones: at most `max` new ones without a snapshot, or else one peer.
+    /// The peers to drop at the limit: at most `max` new peers without a snapshot, or else one peer.
     pub(super) fn least(&self, max: usize, now: i64) -> Vec<HostName> {
         let ranks = self.known.iter().map(|(host, peer)| (peer.rank(now), host));
         let mut ranks: Vec<_> = ranks.collect();
@@ -283,7 +283,7 @@ impl Peers {
         self.known.retain(|_, peer| !peer.is_idle(now));
     }
 
-    /// Lowers times of the future after the clock was set back.
+    /// Lowers times in the future after the clock was set back.
     pub(super) fn on_clock_rollback(&mut self, now: i64) {
         for peer in self.known.values_mut() {
             peer.first_seen = peer.first_seen.min(now);

@@ -177,8 +177,8 @@ impl Tombstones {
         self.learn(fleet_unban, now, timing)
     }
 
-    /// Learns a tombstone and returns the records to persist: none if it is known, too old, or of the future. `now` is
-    /// in milliseconds.
+    /// Learns a tombstone and returns the records to persist: none if it is known, too old, or from the future. `now`
+    /// is in milliseconds.
     pub(super) fn learn(
         &mut self,
         fleet_unban: &FleetUnban,
@@ -200,7 +200,7 @@ impl Tombstones {
         records
     }
 
-    /// The tombstone that has to give way to a new one, if a limit is reached (R21).
+    /// The tombstone to drop for a new one, if a limit is reached (R21).
     fn victim(&self, fleet_unban: &FleetUnban) -> Option<FleetUnban> {
         let of_address = self
             .known
